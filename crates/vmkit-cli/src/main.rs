@@ -1,0 +1,2 @@
+//! The command `vmkit`.
+fn main() {}

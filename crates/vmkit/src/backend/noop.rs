@@ -1,0 +1,160 @@
+//! The contract's reference: a backend in memory, where nothing runs and which can be told to fail.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::handle::{BackendDetails, BackendTag, ConsoleEndpoint, RunInfo, VmHandle};
+use crate::hypervisor::{Backend, Capabilities, Hypervisor};
+use crate::lifecycle::{FailureCause, Operation, VmState, next};
+use crate::spec::{VmName, VmSpec};
+
+/// A hypervisor that only keeps the books; clones share them.
+///
+/// # Examples
+/// ```
+/// use vmkit::{Hypervisor, NoopHypervisor, lifecycle::Operation};
+/// # use vmkit::spec::{Boot, Kernel, VmName, VmSpec};
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> vmkit::Result<()> {
+/// # let kernel = Kernel { path: "/boot/vmlinuz".into(), initrd: None, cmdline: String::new() };
+/// # let spec = VmSpec::builder(VmName::new("web")?).boot(Boot::Kernel(kernel)).build()?;
+/// let hypervisor = NoopHypervisor::new();
+/// hypervisor.fail_next(Operation::Start, "no more electricity");
+/// let vm = hypervisor.prepare(&spec).await?;
+/// assert!(hypervisor.start(&vm).await.is_err());
+/// assert_eq!(hypervisor.state(&vm).await?.name(), "prepared");
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct NoopHypervisor {
+    books: Arc<Mutex<Books>>,
+}
+
+#[derive(Debug, Default)]
+struct Books {
+    vms: BTreeMap<Uuid, (VmName, VmState)>,
+    failures: VecDeque<(Operation, String)>,
+}
+
+impl NoopHypervisor {
+    /// Makes one with empty books.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Makes the next call of `operation` fail with this message, the VM unchanged. Calls add up.
+    pub fn fail_next(&self, operation: Operation, message: &str) {
+        self.books().failures.push_back((operation, message.to_owned()));
+    }
+
+    /// Makes a VM fail, as a guest's panic would.
+    ///
+    /// # Errors
+    /// `NotFound` where there is no such VM.
+    pub fn break_vm(&self, vm: &VmHandle, cause: FailureCause) -> Result<()> {
+        match self.books().vms.get_mut(&vm.id) {
+            Some((_, state)) => *state = VmState::Failed { cause },
+            None => return Err(missing(vm)),
+        }
+        Ok(())
+    }
+
+    fn books(&self) -> MutexGuard<'_, Books> {
+        self.books.lock().expect("nothing panics while it holds the books")
+    }
+
+    fn change(&self, vm: &VmHandle, operation: Operation) -> Result<VmHandle> {
+        let mut books = self.books();
+        books.take_failure(operation)?;
+        let (_, state) = books.vms.get_mut(&vm.id).ok_or_else(|| missing(vm))?;
+        *state = next(state, operation)?;
+        let state = state.clone();
+        drop(books);
+        let mut handle = vm.clone().in_state(state);
+        if handle.state.is_live() {
+            handle.run.get_or_insert_with(RunInfo::default);
+        }
+        Ok(handle)
+    }
+}
+
+impl Books {
+    fn take_failure(&mut self, operation: Operation) -> Result<()> {
+        let Some(at) = self.failures.iter().position(|(planned, _)| *planned == operation) else {
+            return Ok(());
+        };
+        let message = self.failures.remove(at).map(|(_, message)| message).unwrap_or_default();
+        Err(Error::Backend { message, kind: ErrorKind::Hypervisor, source: None })
+    }
+}
+
+impl Hypervisor for NoopHypervisor {
+    async fn prepare(&self, spec: &VmSpec) -> Result<VmHandle> {
+        let id = spec.id().unwrap_or_else(Uuid::new_v4);
+        let mut books = self.books();
+        books.take_failure(Operation::Prepare)?;
+        if books.vms.iter().any(|(other, (name, _))| name == spec.name() || *other == id) {
+            return Err(Error::AlreadyExists { what: "VM", name: spec.name().to_string() });
+        }
+        books.vms.insert(id, (spec.name().clone(), VmState::Prepared));
+        drop(books);
+        let mut handle = VmHandle::preparing(id, BackendTag::Noop, spec.clone().with_id(id));
+        handle.details = BackendDetails { version: 1, data: serde_json::Value::Null };
+        Ok(handle.in_state(VmState::Prepared))
+    }
+
+    async fn start(&self, vm: &VmHandle) -> Result<VmHandle> {
+        self.change(vm, Operation::Start)
+    }
+
+    async fn stop(&self, vm: &VmHandle, _timeout: Duration) -> Result<VmHandle> {
+        self.change(vm, Operation::Stop)
+    }
+
+    async fn suspend(&self, vm: &VmHandle) -> Result<VmHandle> {
+        self.change(vm, Operation::Suspend)
+    }
+
+    async fn resume(&self, vm: &VmHandle) -> Result<VmHandle> {
+        self.change(vm, Operation::Resume)
+    }
+
+    async fn destroy(&self, vm: VmHandle) -> Result<()> {
+        let mut books = self.books();
+        books.take_failure(Operation::Destroy)?;
+        books.vms.remove(&vm.id);
+        Ok(())
+    }
+
+    async fn state(&self, vm: &VmHandle) -> Result<VmState> {
+        Ok(self.books().vms.get(&vm.id).map_or(VmState::Destroyed, |(_, state)| state.clone()))
+    }
+
+    async fn guest_ip(&self, vm: &VmHandle) -> Result<String> {
+        match self.state(vm).await? {
+            VmState::Running | VmState::Suspended => Ok("127.0.0.1".to_owned()),
+            _ => Err(Error::NotFound { what: "address of VM", name: vm.name().to_string() }),
+        }
+    }
+
+    fn console_endpoint(&self, _vm: &VmHandle) -> Result<ConsoleEndpoint> {
+        Ok(ConsoleEndpoint::None)
+    }
+}
+
+impl Backend for NoopHypervisor {
+    fn tag(&self) -> BackendTag {
+        BackendTag::Noop
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::all().without_console().without_guest_agent()
+    }
+}
+
+fn missing(vm: &VmHandle) -> Error {
+    Error::NotFound { what: "VM", name: vm.name().to_string() }
+}

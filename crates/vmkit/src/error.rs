@@ -1,0 +1,281 @@
+//! The one error type of the library, and the few kinds that callers act on.
+//!
+//! Pure: this module knows nothing of the host. A text names the field or the path, the value and what would be right;
+//! it never repeats its source, so print the chain (`std::error::Error::source`) once, at the edge.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::handle::BackendTag;
+use crate::lifecycle::InvalidTransition;
+
+/// The result of every fallible call of this library.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Everything that can go wrong, with the facts a caller or a reader needs.
+///
+/// Match on [`Error::kind`] to act; match on a variant only for its fields.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A value that somebody gave is not acceptable.
+    #[error("{field}: {value:?}: {expected}")]
+    Invalid {
+        /// The field as the user knows it, such as `cpus` or `network.forwards`.
+        field: Cow<'static, str>,
+        /// The value as it was given.
+        value: String,
+        /// What is wrong with it and what would be right.
+        expected: String,
+    },
+    /// What should be made is there already.
+    #[error("{what} `{name}` already exists")]
+    AlreadyExists {
+        /// What kind of thing, such as `VM`.
+        what: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// What was asked for is not there.
+    #[error("{what} `{name}` does not exist")]
+    NotFound {
+        /// What kind of thing, such as `VM`.
+        what: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// The operation is not legal in the state the VM is in.
+    #[error(transparent)]
+    Transition(#[from] InvalidTransition),
+    /// The backend can't do this, ever; its `Capabilities` say so beforehand.
+    #[error("the backend `{backend}` does not support {what}")]
+    Unsupported {
+        /// The backend that was asked.
+        backend: BackendTag,
+        /// What it can't do.
+        what: String,
+    },
+    /// No backend with this tag is registered.
+    #[error("no backend `{tag}` is registered here; known: {}", Names(known))]
+    UnknownBackend {
+        /// The tag that was asked for.
+        tag: BackendTag,
+        /// The tags that are registered.
+        known: Vec<BackendTag>,
+    },
+    /// Somebody else holds what is needed.
+    #[error("{what} is in use{}", Holder(*holder))]
+    Busy {
+        /// What is held.
+        what: String,
+        /// The process that holds it, where it is known.
+        holder: Option<u32>,
+    },
+    /// A deadline passed.
+    #[error("waited {:.1} s for {awaited}{}", after.as_secs_f64(), Tail("the console's last lines", console))]
+    TimedOut {
+        /// What was awaited.
+        awaited: String,
+        /// How long it was awaited.
+        after: Duration,
+        /// The console's last lines, where there is a console.
+        console: String,
+    },
+    /// A record or another file of vmkit's own can't be used.
+    #[error("{}: {problem}", path.display())]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The host lacks something that the operation needs.
+    #[error("{needed}: {problem}")]
+    Host {
+        /// What is needed, such as `qemu-system-x86_64` or `/dev/kvm`.
+        needed: String,
+        /// What was found instead, and what would be right.
+        problem: String,
+    },
+    /// QEMU ended when it should not have.
+    #[error("QEMU ended: {status} (its log: {}){}", log.display(), Tail("it said", stderr))]
+    QemuExited {
+        /// How it ended: its exit code or the signal.
+        status: String,
+        /// The last lines of its standard error.
+        stderr: String,
+        /// Where the whole log is.
+        log: PathBuf,
+    },
+    /// QEMU or the guest agent answered a command with an error.
+    #[error("{peer} refused `{command}`: {description} ({class})")]
+    Refused {
+        /// Who answered: `QEMU` or `the guest agent`.
+        peer: &'static str,
+        /// The command.
+        command: String,
+        /// The error class that it named.
+        class: String,
+        /// What it said.
+        description: String,
+    },
+    /// A peer broke the protocol or went away.
+    #[error("{peer}: {problem}")]
+    Protocol {
+        /// Who: `QEMU`, `the guest agent`, `the keeper`.
+        peer: &'static str,
+        /// What it did.
+        problem: String,
+        /// The I/O error below, if any.
+        #[source]
+        source: Option<io::Error>,
+    },
+    /// The system refused a file operation.
+    #[error("cannot {verb} {}", path.display())]
+    Io {
+        /// What was tried, such as `create` or `read`.
+        verb: &'static str,
+        /// On which path.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// A backend outside this crate failed in its own way.
+    #[error("{message}")]
+    Backend {
+        /// What it says.
+        message: String,
+        /// Which kind this is to a caller.
+        kind: ErrorKind,
+        /// Its own error.
+        #[source]
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    },
+}
+
+/// What a caller can do about an error. The CLI's exit codes come from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// What was given is wrong: change it and call again.
+    InvalidInput,
+    /// The name is taken.
+    AlreadyExists,
+    /// There is no such thing.
+    NotFound,
+    /// Not legal in this state: another operation has to come first.
+    InvalidState,
+    /// This backend will never do it.
+    Unsupported,
+    /// Somebody else holds it now: trying again later may help.
+    Busy,
+    /// A deadline passed; nothing is known to be dead.
+    TimedOut,
+    /// A file of vmkit's own is unreadable, foreign or from a newer version.
+    Record,
+    /// The host lacks something: a program, a device, permission or space.
+    Host,
+    /// The hypervisor failed.
+    Hypervisor,
+    /// What runs in the guest failed.
+    Guest,
+    /// The system failed in another way.
+    Io,
+}
+
+impl Error {
+    /// Answers what a caller can do about this error.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Error::Invalid { .. } => ErrorKind::InvalidInput,
+            Error::AlreadyExists { .. } => ErrorKind::AlreadyExists,
+            Error::NotFound { .. } => ErrorKind::NotFound,
+            Error::Transition(_) => ErrorKind::InvalidState,
+            Error::Unsupported { .. } => ErrorKind::Unsupported,
+            Error::UnknownBackend { .. } | Error::Host { .. } => ErrorKind::Host,
+            Error::Busy { .. } => ErrorKind::Busy,
+            Error::TimedOut { .. } => ErrorKind::TimedOut,
+            Error::Record { .. } => ErrorKind::Record,
+            Error::QemuExited { .. } => ErrorKind::Hypervisor,
+            Error::Refused { peer, .. } | Error::Protocol { peer, .. } => {
+                if *peer == GUEST_AGENT {
+                    ErrorKind::Guest
+                } else {
+                    ErrorKind::Hypervisor
+                }
+            }
+            Error::Io { source, .. } => match source.kind() {
+                io::ErrorKind::StorageFull
+                | io::ErrorKind::QuotaExceeded
+                | io::ErrorKind::ReadOnlyFilesystem
+                | io::ErrorKind::PermissionDenied => ErrorKind::Host,
+                _ => ErrorKind::Io,
+            },
+            Error::Backend { kind, .. } => *kind,
+        }
+    }
+
+    /// Makes the error for a value that can't be accepted.
+    pub fn invalid(
+        field: impl Into<Cow<'static, str>>,
+        value: impl fmt::Display,
+        expected: impl Into<String>,
+    ) -> Self {
+        Error::Invalid { field: field.into(), value: value.to_string(), expected: expected.into() }
+    }
+
+    /// Answers a function for `map_err` that wraps an I/O error with what was tried on which path.
+    pub fn io(verb: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Error {
+        let path = path.into();
+        move |source| Error::Io { verb, path, source }
+    }
+}
+
+/// The peer's name in the errors that the guest agent causes.
+pub(crate) const GUEST_AGENT: &str = "the guest agent";
+
+struct Names<'a>(&'a [BackendTag]);
+
+impl fmt::Display for Names<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str("none");
+        }
+        for (index, tag) in self.0.iter().enumerate() {
+            let comma = if index == 0 { "" } else { ", " };
+            write!(f, "{comma}`{tag}`")?;
+        }
+        Ok(())
+    }
+}
+
+struct Holder(Option<u32>);
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(pid) => write!(f, " by process {pid}"),
+            None => Ok(()),
+        }
+    }
+}
+
+struct Tail<'a>(&'static str, &'a str);
+
+impl fmt::Display for Tail<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = self.1.trim_end();
+        if text.is_empty() {
+            return Ok(());
+        }
+        write!(f, "; {}:", self.0)?;
+        for line in text.lines() {
+            write!(f, "\n    {line}")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,230 @@
+//! A VM that exists: [`VmHandle`] and what hangs on it.
+//!
+//! Pure: plain data. A handle of a backend that is missing on this host still loads and prints.
+
+use std::fmt;
+use std::net::SocketAddrV4;
+use std::num::NonZeroU16;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::error::Error;
+use crate::lifecycle::VmState;
+use crate::spec::{Protocol, VmName, VmSpec};
+
+/// Names the backend that a VM belongs to; in data it is a bare string.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+#[non_exhaustive]
+pub enum BackendTag {
+    /// Nothing runs: the contract's reference.
+    Noop,
+    /// QEMU on Linux.
+    Qemu,
+    /// Propolis (bhyve) on illumos.
+    Propolis,
+    /// Somebody else's backend.
+    Custom(CustomTag),
+}
+
+/// The name of a backend outside this crate: `[a-z][a-z0-9-]{0,31}` and none of the built-in names.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CustomTag(String);
+
+impl CustomTag {
+    /// Answers the name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl BackendTag {
+    /// Makes the tag of a backend outside this crate.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a name that is built in, or not `[a-z][a-z0-9-]{0,31}`.
+    pub fn custom(name: &str) -> Result<Self, Error> {
+        match name.parse()? {
+            tag @ BackendTag::Custom(_) => Ok(tag),
+            _ => Err(Error::invalid("backend", name, "this is the name of a built-in backend")),
+        }
+    }
+
+    /// Answers the tag's text.
+    pub fn as_str(&self) -> &str {
+        match self {
+            BackendTag::Noop => "noop",
+            BackendTag::Qemu => "qemu",
+            BackendTag::Propolis => "propolis",
+            BackendTag::Custom(tag) => tag.as_str(),
+        }
+    }
+}
+
+impl FromStr for BackendTag {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        match text {
+            "noop" => return Ok(BackendTag::Noop),
+            "qemu" => return Ok(BackendTag::Qemu),
+            "propolis" => return Ok(BackendTag::Propolis),
+            _ => {}
+        }
+        let head = text.starts_with(|c: char| c.is_ascii_lowercase());
+        let clean = text.chars().all(|c| matches!(c, 'a'..='z' | '0'..='9' | '-'));
+        if head && clean && text.len() <= 32 {
+            return Ok(BackendTag::Custom(CustomTag(text.to_owned())));
+        }
+        let value: String = text.chars().take(40).collect();
+        Err(Error::invalid(
+            "backend",
+            value,
+            "a backend is named by 1 to 32 of a-z, 0-9 and -, a letter first",
+        ))
+    }
+}
+
+impl TryFrom<String> for BackendTag {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self, Error> {
+        text.parse()
+    }
+}
+
+impl From<BackendTag> for String {
+    fn from(tag: BackendTag) -> String {
+        tag.as_str().to_owned()
+    }
+}
+
+impl fmt::Display for BackendTag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// A VM that exists, as it was when the answer was given.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmHandle {
+    /// The identity, for the life of the VM.
+    pub id: Uuid,
+    /// Whose VM it is.
+    pub backend: BackendTag,
+    /// What was wanted.
+    pub spec: VmSpec,
+    /// Where it was in its life; ask the backend's `state` for now.
+    #[serde(flatten)]
+    pub state: VmState,
+    /// What is known while it runs.
+    pub run: Option<RunInfo>,
+    /// What only its backend reads.
+    pub details: BackendDetails,
+}
+
+impl VmHandle {
+    /// Makes the handle of a VM whose `prepare` has not ended: enough for `destroy` to find what it made.
+    pub fn preparing(id: Uuid, backend: BackendTag, spec: VmSpec) -> Self {
+        Self { id, backend, spec, state: VmState::Preparing, run: None, details: BackendDetails::default() }
+    }
+
+    /// Answers the VM's name.
+    pub fn name(&self) -> &VmName {
+        self.spec.name()
+    }
+
+    /// Answers the same handle in another state; what is known of a run is dropped when the VM no longer lives.
+    #[must_use]
+    pub fn in_state(mut self, state: VmState) -> Self {
+        if !state.is_live() {
+            self.run = None;
+        }
+        self.state = state;
+        self
+    }
+}
+
+/// What is known of a VM while it runs.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct RunInfo {
+    /// The hypervisor's process.
+    pub pid: Option<u32>,
+    /// Where the console is.
+    pub console: ConsoleEndpoint,
+    /// Where the screen is.
+    pub vnc: Option<VncAddress>,
+    /// The forwarded ports, the host's side as it really is.
+    pub forwards: Vec<ActiveForward>,
+}
+
+/// Where a VM's serial console can be attached to.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ConsoleEndpoint {
+    /// QEMU's serial console.
+    UnixSocket(PathBuf),
+    /// Propolis's console.
+    WebSocket(String),
+    /// The no-op backend has none.
+    #[default]
+    None,
+}
+
+/// Where a VM's screen can be seen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum VncAddress {
+    /// A Unix socket of this user alone.
+    Unix(PathBuf),
+    /// A TCP port of loopback; the password lies in a file of this user alone.
+    Tcp {
+        /// The address.
+        addr: SocketAddrV4,
+        /// The file with the password.
+        password_file: PathBuf,
+    },
+}
+
+/// A forward as it is in force.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ActiveForward {
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// Where the host listens.
+    pub host: SocketAddrV4,
+    /// The guest's port.
+    pub guest_port: NonZeroU16,
+}
+
+/// What only the VM's own backend reads, with the version of its shape.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct BackendDetails {
+    /// The version of the shape; 0 means: nothing yet.
+    pub version: u32,
+    /// The data.
+    pub data: serde_json::Value,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_custom_tag_can_not_alias_a_built_in_one() {
+        assert!(BackendTag::custom("qemu").is_err());
+        assert!(BackendTag::custom("Qemu").is_err());
+        assert_eq!(BackendTag::custom("cloud-hypervisor").unwrap().as_str(), "cloud-hypervisor");
+    }
+
+    #[test]
+    fn a_tag_is_a_bare_string_in_data() {
+        let tag = BackendTag::custom("mine").unwrap();
+        assert_eq!(serde_json::to_string(&tag).unwrap(), "\"mine\"");
+        assert_eq!(serde_json::from_str::<BackendTag>("\"qemu\"").unwrap(), BackendTag::Qemu);
+    }
+}

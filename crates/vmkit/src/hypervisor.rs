@@ -1,0 +1,250 @@
+//! The trait [`Hypervisor`], which is the contract of every backend, and [`DynHypervisor`], which erases the backend's type.
+//!
+//! Every backend, whoever wrote it, passes the conformance suite of `vmkit-testkit`; what the suite can't see is written
+//! here with MUST. The states and the legal operations are [`lifecycle::next`](crate::lifecycle::next)'s, nobody else's.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::Result;
+use crate::handle::{BackendTag, ConsoleEndpoint, VmHandle};
+use crate::lifecycle::VmState;
+use crate::spec::VmSpec;
+
+/// Runs virtual machines of one kind.
+///
+/// # State
+/// | | Prepared | Running | Suspended | Stopped | Failed |
+/// | --- | --- | --- | --- | --- | --- |
+/// | `start` | Running | same | error, says `resume` | Running | Running |
+/// | `stop` | Stopped | Stopped | Stopped | same | Stopped |
+/// | `suspend` | error | Suspended | same | error | error |
+/// | `resume` | error | same | Running | error | error |
+/// | `destroy` | Destroyed | Destroyed | Destroyed | Destroyed | Destroyed |
+///
+/// "same" is success. The state that counts is the real one, asked by the operation itself, never the one in the
+/// handle: a handle may be old. An operation that fails leaves the VM in the state that [`state`](Self::state) then
+/// answers, and never half way.
+///
+/// # Concurrency
+/// A backend MUST NOT let two operations on one VM make two guests on one disk, from one process or from several. Beyond
+/// that it may leave the order of simultaneous operations on one VM to its caller; `VmManager` takes a lock for each.
+///
+/// # Cancel safety
+/// A dropped future leaves nothing behind that `destroy` does not find: `destroy` of
+/// [`VmHandle::preparing`] with the id and the spec of an unfinished `prepare` removes what that made.
+///
+/// # Errors
+/// Every method answers `InvalidState` where the table says error, `Unsupported` for what its [`Capabilities`] deny,
+/// `TimedOut` with what it waited for, and `Hypervisor` or `Host` where those fail. None waits without a bound.
+pub trait Hypervisor: Send + Sync {
+    /// Allocates all that the spec needs and answers a handle in `Prepared`.
+    ///
+    /// The identity is the spec's, or a new one where it has none. Nothing runs yet. On an error everything made is
+    /// removed again.
+    ///
+    /// # Errors
+    /// `AlreadyExists` where this backend holds a VM of that name; `InvalidInput` and `Host` for what only the host can
+    /// tell, such as an image that is not there; `Unsupported` for a spec that this backend can't run.
+    fn prepare(&self, spec: &VmSpec) -> impl Future<Output = Result<VmHandle>> + Send;
+
+    /// Boots the VM and answers a handle that carries what is known at run time.
+    ///
+    /// Returns once the hypervisor answers, not once the guest is up; bounded by the backend's start limit (30 s unless
+    /// set otherwise). On a running VM it answers a handle with the facts of that run, so a caller who lost them gets
+    /// them back. On `Failed` what is left of the last run is ended first.
+    fn start(&self, vm: &VmHandle) -> impl Future<Output = Result<VmHandle>> + Send;
+
+    /// Asks the guest to power down, and kills by force once `timeout` has passed.
+    ///
+    /// A `timeout` of zero kills at once. A suspended guest is woken to hear the request. Bounded by `timeout` and a
+    /// grace of a few seconds for the force to take effect.
+    fn stop(&self, vm: &VmHandle, timeout: Duration) -> impl Future<Output = Result<VmHandle>> + Send;
+
+    /// Pauses the vCPUs; the guest is not shut down, its memory stays.
+    fn suspend(&self, vm: &VmHandle) -> impl Future<Output = Result<VmHandle>> + Send;
+
+    /// Unpauses the vCPUs.
+    fn resume(&self, vm: &VmHandle) -> impl Future<Output = Result<VmHandle>> + Send;
+
+    /// Stops the VM by force if it runs, and removes everything that `prepare` and `start` made.
+    ///
+    /// Succeeds on what is gone already, and on the remains of an interrupted `prepare`.
+    fn destroy(&self, vm: VmHandle) -> impl Future<Output = Result<()>> + Send;
+
+    /// Asks reality where the VM is in its life: the process first, then its monitor.
+    ///
+    /// Changes nothing. Of a VM that was destroyed it answers `Destroyed`. Bounded by a second or two: a hypervisor that
+    /// does not answer is `TimedOut`, never taken for dead.
+    fn state(&self, vm: &VmHandle) -> impl Future<Output = Result<VmState>> + Send;
+
+    /// Answers the address at which the host reaches the guest, asked anew at each call.
+    ///
+    /// # Errors
+    /// `InvalidState` unless the VM lives; `Unsupported` without a network; `NotFound` while no address is known yet.
+    fn guest_ip(&self, vm: &VmHandle) -> impl Future<Output = Result<String>> + Send;
+
+    /// Answers where the VM's console is, from the handle alone.
+    ///
+    /// # Errors
+    /// `Record` where the handle is not this backend's.
+    fn console_endpoint(&self, vm: &VmHandle) -> Result<ConsoleEndpoint>;
+}
+
+/// A hypervisor that names itself and tells beforehand what it can do: what a router registers.
+pub trait Backend: Hypervisor {
+    /// Answers the tag that its handles carry.
+    fn tag(&self) -> BackendTag;
+
+    /// Answers what it can do.
+    fn capabilities(&self) -> Capabilities;
+}
+
+/// What a backend can do, as data, so that a caller need not try.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Capabilities {
+    /// Whether `suspend` and `resume` work.
+    pub suspend: bool,
+    /// Whether `stop` can ask the guest; without it, it kills at the deadline.
+    pub graceful_stop: bool,
+    /// Whether there is a serial console.
+    pub console: bool,
+    /// Whether `guest_ip` can find an address.
+    pub guest_ip: bool,
+    /// Whether a guest agent can be reached.
+    pub guest_agent: bool,
+}
+
+impl Capabilities {
+    /// Answers the abilities of a backend that can do everything.
+    pub fn all() -> Self {
+        Self { suspend: true, graceful_stop: true, console: true, guest_ip: true, guest_agent: true }
+    }
+
+    /// Answers the same without `suspend` and `resume`.
+    #[must_use]
+    pub fn without_suspend(self) -> Self {
+        Self { suspend: false, ..self }
+    }
+
+    /// Answers the same without a console.
+    #[must_use]
+    pub fn without_console(self) -> Self {
+        Self { console: false, ..self }
+    }
+
+    /// Answers the same without a guest agent.
+    #[must_use]
+    pub fn without_guest_agent(self) -> Self {
+        Self { guest_agent: false, ..self }
+    }
+}
+
+/// Any hypervisor, its type erased; it is a [`Hypervisor`] again.
+///
+/// # Examples
+/// ```
+/// use vmkit::{DynHypervisor, Hypervisor, NoopHypervisor, spec::{Kernel, Boot, VmName, VmSpec}};
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> vmkit::Result<()> {
+/// let hypervisor: DynHypervisor = DynHypervisor::new(NoopHypervisor::new());
+/// let kernel = Kernel { path: "/boot/vmlinuz".into(), initrd: None, cmdline: String::new() };
+/// let spec = VmSpec::builder(VmName::new("web")?).boot(Boot::Kernel(kernel)).build()?;
+/// let vm = hypervisor.prepare(&spec).await?;
+/// assert_eq!(hypervisor.start(&vm).await?.state.name(), "running");
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct DynHypervisor(Arc<dyn Erased>);
+
+impl DynHypervisor {
+    /// Erases the type of a hypervisor.
+    pub fn new(hypervisor: impl Hypervisor + 'static) -> Self {
+        Self(Arc::new(hypervisor))
+    }
+}
+
+impl std::fmt::Debug for DynHypervisor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("DynHypervisor")
+    }
+}
+
+type Boxed<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
+
+/// The object-safe twin of [`Hypervisor`]; other names, or every call on a backend would be ambiguous.
+trait Erased: Send + Sync {
+    fn prepare_dyn<'a>(&'a self, spec: &'a VmSpec) -> Boxed<'a, VmHandle>;
+    fn start_dyn<'a>(&'a self, vm: &'a VmHandle) -> Boxed<'a, VmHandle>;
+    fn stop_dyn<'a>(&'a self, vm: &'a VmHandle, timeout: Duration) -> Boxed<'a, VmHandle>;
+    fn suspend_dyn<'a>(&'a self, vm: &'a VmHandle) -> Boxed<'a, VmHandle>;
+    fn resume_dyn<'a>(&'a self, vm: &'a VmHandle) -> Boxed<'a, VmHandle>;
+    fn destroy_dyn(&self, vm: VmHandle) -> Boxed<'_, ()>;
+    fn state_dyn<'a>(&'a self, vm: &'a VmHandle) -> Boxed<'a, VmState>;
+    fn guest_ip_dyn<'a>(&'a self, vm: &'a VmHandle) -> Boxed<'a, String>;
+    fn console_endpoint_dyn(&self, vm: &VmHandle) -> Result<ConsoleEndpoint>;
+}
+
+impl<H: Hypervisor> Erased for H {
+    fn prepare_dyn<'a>(&'a self, spec: &'a VmSpec) -> Boxed<'a, VmHandle> {
+        Box::pin(self.prepare(spec))
+    }
+    fn start_dyn<'a>(&'a self, vm: &'a VmHandle) -> Boxed<'a, VmHandle> {
+        Box::pin(self.start(vm))
+    }
+    fn stop_dyn<'a>(&'a self, vm: &'a VmHandle, timeout: Duration) -> Boxed<'a, VmHandle> {
+        Box::pin(self.stop(vm, timeout))
+    }
+    fn suspend_dyn<'a>(&'a self, vm: &'a VmHandle) -> Boxed<'a, VmHandle> {
+        Box::pin(self.suspend(vm))
+    }
+    fn resume_dyn<'a>(&'a self, vm: &'a VmHandle) -> Boxed<'a, VmHandle> {
+        Box::pin(self.resume(vm))
+    }
+    fn destroy_dyn(&self, vm: VmHandle) -> Boxed<'_, ()> {
+        Box::pin(self.destroy(vm))
+    }
+    fn state_dyn<'a>(&'a self, vm: &'a VmHandle) -> Boxed<'a, VmState> {
+        Box::pin(self.state(vm))
+    }
+    fn guest_ip_dyn<'a>(&'a self, vm: &'a VmHandle) -> Boxed<'a, String> {
+        Box::pin(self.guest_ip(vm))
+    }
+    fn console_endpoint_dyn(&self, vm: &VmHandle) -> Result<ConsoleEndpoint> {
+        self.console_endpoint(vm)
+    }
+}
+
+impl Hypervisor for DynHypervisor {
+    async fn prepare(&self, spec: &VmSpec) -> Result<VmHandle> {
+        self.0.prepare_dyn(spec).await
+    }
+    async fn start(&self, vm: &VmHandle) -> Result<VmHandle> {
+        self.0.start_dyn(vm).await
+    }
+    async fn stop(&self, vm: &VmHandle, timeout: Duration) -> Result<VmHandle> {
+        self.0.stop_dyn(vm, timeout).await
+    }
+    async fn suspend(&self, vm: &VmHandle) -> Result<VmHandle> {
+        self.0.suspend_dyn(vm).await
+    }
+    async fn resume(&self, vm: &VmHandle) -> Result<VmHandle> {
+        self.0.resume_dyn(vm).await
+    }
+    async fn destroy(&self, vm: VmHandle) -> Result<()> {
+        self.0.destroy_dyn(vm).await
+    }
+    async fn state(&self, vm: &VmHandle) -> Result<VmState> {
+        self.0.state_dyn(vm).await
+    }
+    async fn guest_ip(&self, vm: &VmHandle) -> Result<String> {
+        self.0.guest_ip_dyn(vm).await
+    }
+    fn console_endpoint(&self, vm: &VmHandle) -> Result<ConsoleEndpoint> {
+        self.0.console_endpoint_dyn(vm)
+    }
+}

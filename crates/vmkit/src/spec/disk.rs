@@ -1,0 +1,37 @@
+//! Disks: the root overlay over an image, and further disks.
+//!
+//! Pure.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::spec::Mib;
+
+/// The root disk: a qcow2 overlay over an image that is never written to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RootDisk {
+    /// The base image on the host, raw or qcow2; which, is found by looking.
+    pub image: PathBuf,
+    /// The size the guest sees; the image's own where none is given. Never smaller than the image.
+    pub size: Option<Mib>,
+}
+
+/// A further disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum DataDisk {
+    /// A new empty disk, made by `prepare` and removed by `destroy`.
+    Fresh {
+        /// Its size.
+        size: Mib,
+    },
+    /// An existing image that stays the user's: attached as it is, never removed.
+    Existing {
+        /// The image on the host, raw or qcow2.
+        path: PathBuf,
+        /// Whether the guest may only read it.
+        readonly: bool,
+    },
+}

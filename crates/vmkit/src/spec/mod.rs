@@ -1,0 +1,340 @@
+//! What is wanted: [`VmSpec`] and its parts, one file each.
+//!
+//! Pure. A spec is always valid once built; what only the host can tell (does the image exist?) is asked when it is planned.
+
+mod boot;
+mod cloud_init;
+mod disk;
+mod name;
+mod network;
+mod size;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+pub use boot::{Accel, Arch, Boot, Firmware, Kernel, Machine};
+pub use cloud_init::{CloudConfig, CloudInitConfig, GuestFile, SshHostKey, User, UserData};
+pub use disk::{DataDisk, RootDisk};
+pub use name::{BridgeName, UserName, VmName};
+pub use network::{NetworkConfig, PortForward, Protocol, UserNetwork};
+pub use size::Mib;
+
+use crate::error::{Error, Result};
+use crate::handle::BackendTag;
+
+/// What a VM shall be. Made by [`VmSpec::builder`], valid from then on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "VmSpecBuilder", into = "VmSpecBuilder")]
+pub struct VmSpec(VmSpecBuilder);
+
+/// Collects what a VM shall be; [`build`](VmSpecBuilder::build) checks it as a whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[must_use]
+pub struct VmSpecBuilder {
+    name: VmName,
+    id: Option<Uuid>,
+    backend: Option<BackendTag>,
+    cpus: u32,
+    memory: Mib,
+    machine: Machine,
+    boot: Boot,
+    accel: Accel,
+    disk: Option<RootDisk>,
+    data_disks: Vec<DataDisk>,
+    network: NetworkConfig,
+    cloud_init: Option<CloudInitConfig>,
+    vnc: Vnc,
+    console_log: Mib,
+    run_as: Option<UserName>,
+}
+
+/// Where the guest's screen is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Vnc {
+    /// On a Unix socket in the VM's runtime directory.
+    #[default]
+    Unix,
+    /// On a TCP port of loopback that QEMU chooses, with a password made at each start.
+    Loopback,
+    /// Nowhere.
+    Off,
+}
+
+impl VmSpec {
+    /// The most CPUs a VM may have.
+    pub const MAX_CPUS: u32 = 255;
+    /// The most further disks a VM may have.
+    pub const MAX_DATA_DISKS: usize = 16;
+    /// The longest kernel command line in bytes (`COMMAND_LINE_SIZE` of Linux on x86).
+    pub const MAX_CMDLINE_BYTES: usize = 2048;
+
+    /// Begins a spec: 1 CPU, 512 MiB, `q35` with BIOS, `accel = auto`, user network with SSH forwarded.
+    pub fn builder(name: VmName) -> VmSpecBuilder {
+        VmSpecBuilder {
+            name,
+            id: None,
+            backend: None,
+            cpus: 1,
+            memory: Mib::new(512).expect("512 MiB is a size"),
+            machine: Machine::default(),
+            boot: Boot::Firmware(Firmware::Bios),
+            accel: Accel::default(),
+            disk: None,
+            data_disks: Vec::new(),
+            network: NetworkConfig::default(),
+            cloud_init: None,
+            vnc: Vnc::default(),
+            console_log: Mib::new(4).expect("4 MiB is a size"),
+            run_as: None,
+        }
+    }
+
+    /// Answers the name.
+    pub fn name(&self) -> &VmName {
+        &self.0.name
+    }
+
+    /// Answers the identity, where one was given already; `prepare` gives one otherwise.
+    pub fn id(&self) -> Option<Uuid> {
+        self.0.id
+    }
+
+    /// Answers the same spec with this identity.
+    #[must_use]
+    pub fn with_id(mut self, id: Uuid) -> Self {
+        self.0.id = Some(id);
+        self
+    }
+
+    /// Answers the backend that shall run it, where one was named.
+    pub fn backend(&self) -> Option<&BackendTag> {
+        self.0.backend.as_ref()
+    }
+
+    /// Answers the number of virtual CPUs.
+    pub fn cpus(&self) -> u32 {
+        self.0.cpus
+    }
+
+    /// Answers the guest's memory.
+    pub fn memory(&self) -> Mib {
+        self.0.memory
+    }
+
+    /// Answers the machine.
+    pub fn machine(&self) -> Machine {
+        self.0.machine
+    }
+
+    /// Answers what brings up the guest.
+    pub fn boot(&self) -> &Boot {
+        &self.0.boot
+    }
+
+    /// Answers how the guest's code shall be run.
+    pub fn accel(&self) -> Accel {
+        self.0.accel
+    }
+
+    /// Answers the root disk, where there is one.
+    pub fn disk(&self) -> Option<&RootDisk> {
+        self.0.disk.as_ref()
+    }
+
+    /// Answers the further disks.
+    pub fn data_disks(&self) -> &[DataDisk] {
+        &self.0.data_disks
+    }
+
+    /// Answers the network.
+    pub fn network(&self) -> &NetworkConfig {
+        &self.0.network
+    }
+
+    /// Answers what cloud-init is told, where it is told anything.
+    pub fn cloud_init(&self) -> Option<&CloudInitConfig> {
+        self.0.cloud_init.as_ref()
+    }
+
+    /// Answers where the screen is shown.
+    pub fn vnc(&self) -> Vnc {
+        self.0.vnc
+    }
+
+    /// Answers how much of the serial console's output is kept on disk at the most.
+    pub fn console_log(&self) -> Mib {
+        self.0.console_log
+    }
+
+    /// Answers the host's user that the hypervisor shall run as, where vmkit is root.
+    pub fn run_as(&self) -> Option<&UserName> {
+        self.0.run_as.as_ref()
+    }
+}
+
+/// Writes one setter a field, each taking what the field takes.
+macro_rules! setters {
+    ($($(#[$doc:meta])* $name:ident: $type:ty),* $(,)?) => {$(
+        $(#[$doc])*
+        pub fn $name(mut self, $name: $type) -> Self {
+            self.$name = $name.into();
+            self
+        }
+    )*};
+}
+
+impl VmSpecBuilder {
+    setters! {
+        /// Sets the identity, so that whoever prepares it can find it again.
+        id: Uuid,
+        /// Sets the backend that shall run it.
+        backend: BackendTag,
+        /// Sets the number of virtual CPUs, 1 to 255.
+        cpus: u32,
+        /// Sets the guest's memory.
+        memory: Mib,
+        /// Sets the machine.
+        machine: Machine,
+        /// Sets what brings up the guest.
+        boot: Boot,
+        /// Sets how the guest's code is run.
+        accel: Accel,
+        /// Sets the root disk.
+        disk: RootDisk,
+        /// Sets the further disks.
+        data_disks: Vec<DataDisk>,
+        /// Sets the network.
+        network: NetworkConfig,
+        /// Sets what cloud-init is told.
+        cloud_init: CloudInitConfig,
+        /// Sets where the screen is shown.
+        vnc: Vnc,
+        /// Sets how much of the serial console's output is kept on disk.
+        console_log: Mib,
+        /// Sets the host's user that the hypervisor runs as.
+        run_as: UserName,
+    }
+
+    /// Checks the whole and answers the spec.
+    ///
+    /// # Errors
+    /// `InvalidInput` with the field, the value and what would be right.
+    pub fn build(self) -> Result<VmSpec> {
+        if !(1..=VmSpec::MAX_CPUS).contains(&self.cpus) {
+            let bound = format!("a VM has 1 to {} CPUs", VmSpec::MAX_CPUS);
+            return Err(Error::invalid("cpus", self.cpus, bound));
+        }
+        if self.data_disks.len() > VmSpec::MAX_DATA_DISKS {
+            let bound = format!("a VM has at most {} further disks", VmSpec::MAX_DATA_DISKS);
+            return Err(Error::invalid("data_disks", self.data_disks.len(), bound));
+        }
+        self.check_boot()?;
+        self.check_forwards()?;
+        Ok(VmSpec(self))
+    }
+
+    fn check_boot(&self) -> Result<()> {
+        match (&self.boot, self.machine) {
+            (Boot::Kernel(kernel), _) if kernel.cmdline.len() > VmSpec::MAX_CMDLINE_BYTES => {
+                let (most, found) = (VmSpec::MAX_CMDLINE_BYTES, kernel.cmdline.len());
+                let bound = format!("a kernel's command line has at most {most} bytes, this has {found}");
+                let shown: String = kernel.cmdline.chars().take(40).collect();
+                Err(Error::invalid("cmdline", format!("{shown}…"), bound))
+            }
+            (Boot::Kernel(_), _) => Ok(()),
+            (Boot::Firmware(_), Machine::Microvm) => Err(Error::invalid(
+                "machine",
+                "microvm",
+                "this machine boots a kernel directly: give a kernel, or take q35",
+            )),
+            (Boot::Firmware(Firmware::Bios), Machine::Virt) => Err(Error::invalid(
+                "firmware",
+                "bios",
+                "the virt machine has none: take uefi or give a kernel",
+            )),
+            (Boot::Firmware(_), _) if self.disk.is_none() && self.data_disks.is_empty() => {
+                Err(Error::invalid("image", "", "nothing to boot from: give an image, or a kernel"))
+            }
+            (Boot::Firmware(_), _) => Ok(()),
+        }
+    }
+
+    fn check_forwards(&self) -> Result<()> {
+        let NetworkConfig::User(user) = &self.network else {
+            return Ok(());
+        };
+        let named = |f: &PortForward| f.host_port.map(|port| (f.protocol, f.host_addr, port));
+        for (index, forward) in user.forwards.iter().enumerate() {
+            let taken = |other: &PortForward| {
+                other == forward || (named(other).is_some() && named(other) == named(forward))
+            };
+            if user.forwards[..index].iter().any(taken) {
+                return Err(Error::invalid(
+                    "forward",
+                    forward,
+                    "the same forward or host port is named twice",
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl TryFrom<VmSpecBuilder> for VmSpec {
+    type Error = Error;
+
+    fn try_from(builder: VmSpecBuilder) -> Result<Self> {
+        builder.build()
+    }
+}
+
+impl From<VmSpec> for VmSpecBuilder {
+    fn from(spec: VmSpec) -> Self {
+        spec.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn builder() -> VmSpecBuilder {
+        VmSpec::builder(VmName::new("web").unwrap())
+            .disk(RootDisk { image: "/images/debian.qcow2".into(), size: None })
+    }
+
+    fn refusal(builder: VmSpecBuilder) -> String {
+        builder.build().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn cpus_out_of_range_are_refused() {
+        assert_eq!(refusal(builder().cpus(0)), "cpus: \"0\": a VM has 1 to 255 CPUs");
+        assert_eq!(refusal(builder().cpus(10_000)), "cpus: \"10000\": a VM has 1 to 255 CPUs");
+    }
+
+    #[test]
+    fn a_vm_without_image_and_kernel_is_refused() {
+        let bare = VmSpec::builder(VmName::new("web").unwrap());
+        assert!(refusal(bare).contains("give an image, or a kernel"));
+    }
+
+    #[test]
+    fn one_host_port_twice_is_refused() {
+        let forwards = ["8080:80", "8080:81"].map(|text| text.parse().unwrap());
+        let network = NetworkConfig::User(UserNetwork::with_ssh(forwards.into()));
+        assert!(refusal(builder().network(network)).contains("named twice"));
+    }
+
+    #[test]
+    fn a_spec_survives_its_text_and_is_checked_again() {
+        let spec = builder().build().unwrap();
+        let text = serde_json::to_string(&spec).unwrap();
+        assert_eq!(serde_json::from_str::<VmSpec>(&text).unwrap(), spec);
+        let broken = text.replace("\"cpus\":1", "\"cpus\":0");
+        assert!(serde_json::from_str::<VmSpec>(&broken).unwrap_err().to_string().contains("1 to 255"));
+    }
+}

@@ -1,0 +1,177 @@
+//! Names: of a VM, of a bridge, of a user. A checked name is safe as one path component and in every command line.
+//!
+//! Pure.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+
+/// The name of a VM: `[a-z0-9][a-z0-9-]{0,62}`, so it is a path component and a host name at once.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct VmName(String);
+
+impl VmName {
+    /// The longest name, in bytes: a DNS label.
+    pub const MAX_BYTES: usize = 63;
+
+    /// Checks a name.
+    ///
+    /// # Errors
+    /// `InvalidInput` when it is empty, too long, or has a character outside `a-z0-9-`.
+    pub fn new(name: impl Into<String>) -> Result<Self, Error> {
+        let name = name.into();
+        let expected = if name.is_empty() {
+            "a name has at least one character".to_owned()
+        } else if name.len() > Self::MAX_BYTES {
+            format!("a name has at most {} bytes, this has {}", Self::MAX_BYTES, name.len())
+        } else if name.starts_with('-') {
+            "a name begins with a letter or a digit".to_owned()
+        } else if let Some(bad) = name.chars().find(|c| !matches!(c, 'a'..='z' | '0'..='9' | '-')) {
+            format!("a name has only a-z, 0-9 and -, not {bad:?}")
+        } else {
+            return Ok(Self(name));
+        };
+        Err(Error::invalid("name", shortened(&name), expected))
+    }
+
+    /// Answers the name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// The name of an existing network bridge on the host, as the kernel allows it (1 to 15 bytes).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct BridgeName(String);
+
+impl BridgeName {
+    /// Checks a bridge's name.
+    ///
+    /// # Errors
+    /// `InvalidInput` when no network interface can have it.
+    pub fn new(name: impl Into<String>) -> Result<Self, Error> {
+        let name = name.into();
+        let fits = (1..=15).contains(&name.len());
+        let clean = name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
+        if fits && clean && name != "." && name != ".." {
+            return Ok(Self(name));
+        }
+        Err(Error::invalid(
+            "network.bridge",
+            shortened(&name),
+            "a bridge has a name of 1 to 15 letters, digits, dots, dashes or underscores",
+        ))
+    }
+
+    /// Answers the name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// The name of a local user on the host, for QEMU to run as.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct UserName(String);
+
+impl UserName {
+    /// Checks a user's name: `[a-z_][a-z0-9_-]{0,31}`, as Debian's adduser takes it.
+    ///
+    /// # Errors
+    /// `InvalidInput` for any other text.
+    pub fn new(name: impl Into<String>) -> Result<Self, Error> {
+        let name = name.into();
+        let head = name.starts_with(|c: char| c.is_ascii_lowercase() || c == '_');
+        let clean = name.chars().all(|c| matches!(c, 'a'..='z' | '0'..='9' | '_' | '-'));
+        if head && clean && name.len() <= 32 {
+            return Ok(Self(name));
+        }
+        Err(Error::invalid(
+            "user",
+            shortened(&name),
+            "a user has a name of 1 to 32 of a-z, 0-9, _ and -, and begins with a letter or _",
+        ))
+    }
+
+    /// Answers the name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Cuts a hostile value so that the error about it stays readable.
+fn shortened(value: &str) -> String {
+    const MOST: usize = 80;
+    if value.chars().count() <= MOST {
+        return value.to_owned();
+    }
+    value.chars().take(MOST).chain(['…']).collect()
+}
+
+macro_rules! text_newtype {
+    ($($name:ident),*) => {$(
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(&self.0)
+            }
+        }
+        impl FromStr for $name {
+            type Err = Error;
+            fn from_str(text: &str) -> Result<Self, Error> {
+                Self::new(text)
+            }
+        }
+        impl TryFrom<String> for $name {
+            type Error = Error;
+            fn try_from(text: String) -> Result<Self, Error> {
+                Self::new(text)
+            }
+        }
+        impl From<$name> for String {
+            fn from(name: $name) -> String {
+                name.0
+            }
+        }
+    )*};
+}
+
+text_newtype!(VmName, BridgeName, UserName);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn hostile_names_are_refused_with_the_reason() {
+        for (name, reason) in [
+            ("", "at least one"),
+            ("a/b", "not '/'"),
+            ("..", "not '.'"),
+            ("A", "not 'A'"),
+            ("-x", "begins with"),
+            ("a\0", "not '\\0'"),
+            (&"x".repeat(300), "at most 63 bytes, this has 300"),
+        ] {
+            let error = VmName::new(name).unwrap_err().to_string();
+            assert!(error.starts_with("name: ") && error.contains(reason), "{error}");
+            assert!(error.len() < 250, "{error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn an_accepted_name_is_one_path_component(name in "\\PC{0,70}") {
+            if let Ok(name) = VmName::new(name) {
+                let path = std::path::Path::new(name.as_str());
+                prop_assert_eq!(path.components().count(), 1);
+                prop_assert!(path.file_name().is_some());
+            }
+        }
+    }
+}
