@@ -122,6 +122,10 @@ pub struct VmHandle {
     pub state: VmState,
     /// What is known while it runs.
     pub run: Option<RunInfo>,
+    /// Where the serial console's output is kept, at most `spec.console_log` of it.
+    pub console_log: Option<PathBuf>,
+    /// Where the hypervisor's own words are kept.
+    pub hypervisor_log: Option<PathBuf>,
     /// What only its backend reads.
     pub details: BackendDetails,
 }
@@ -155,6 +159,10 @@ pub struct RunInfo {
     pub pid: Option<u32>,
     /// Where the console is.
     pub console: ConsoleEndpoint,
+    /// The socket of the guest agent's channel.
+    pub agent: Option<PathBuf>,
+    /// The socket of a monitor for people; vmkit itself uses another.
+    pub monitor: Option<PathBuf>,
     /// Where the screen is.
     pub vnc: Option<VncAddress>,
     /// The forwarded ports, the host's side as it really is.

@@ -1,11 +1,18 @@
 //! Runs virtual machines.
 
 mod backend;
+pub mod cloud_init;
 mod error;
 mod handle;
+pub mod host;
 mod hypervisor;
+pub mod image;
 pub mod lifecycle;
+mod manager;
+pub mod network;
 pub mod spec;
+mod steps;
+pub mod store;
 
 pub use backend::noop::NoopHypervisor;
 pub use backend::router::RouterHypervisor;
@@ -15,3 +22,5 @@ pub use handle::{
 };
 pub use hypervisor::{Backend, Capabilities, DynHypervisor, Hypervisor};
 pub use lifecycle::VmState;
+#[doc(hidden)]
+pub use steps::set_step_hook;

@@ -1,4 +1,5 @@
 //! The backends: what makes the contract true on some kind of hypervisor.
 
-pub mod noop;
-pub mod router;
+pub(crate) mod noop;
+pub(crate) mod qemu;
+pub(crate) mod router;

@@ -1,0 +1,1 @@
+//! The client of QEMU's guest agent.

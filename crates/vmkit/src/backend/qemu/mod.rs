@@ -1,0 +1,4 @@
+//! QEMU on Linux.
+
+pub(crate) mod agent;
+pub(crate) mod qmp;

@@ -1,0 +1,1 @@
+//! The NoCloud seed: its documents, and the ISO that carries them.

@@ -1,0 +1,1 @@
+//! Disk images: what a file is, and making overlays and empty disks.

@@ -1,0 +1,1 @@
+//! The operations that the command and any other program call.

@@ -1,0 +1,1 @@
+//! The host's side of a guest's network: MAC addresses, taps, neighbours, leases.

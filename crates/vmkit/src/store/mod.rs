@@ -1,0 +1,1 @@
+//! Where VMs are kept on disk: one directory each.
