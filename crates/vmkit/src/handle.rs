@@ -133,7 +133,16 @@ pub struct VmHandle {
 impl VmHandle {
     /// Makes the handle of a VM whose `prepare` has not ended: enough for `destroy` to find what it made.
     pub fn preparing(id: Uuid, backend: BackendTag, spec: VmSpec) -> Self {
-        Self { id, backend, spec, state: VmState::Preparing, run: None, details: BackendDetails::default() }
+        Self {
+            id,
+            backend,
+            spec,
+            state: VmState::Preparing,
+            run: None,
+            console_log: None,
+            hypervisor_log: None,
+            details: BackendDetails::default(),
+        }
     }
 
     /// Answers the VM's name.
