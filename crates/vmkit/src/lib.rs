@@ -13,6 +13,7 @@ pub mod network;
 pub mod spec;
 mod steps;
 pub mod store;
+mod sys;
 
 pub use backend::noop::NoopHypervisor;
 pub use backend::router::RouterHypervisor;

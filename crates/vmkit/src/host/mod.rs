@@ -1,1 +1,3 @@
-//! What the host is like, probed once: `HostFacts`.
+//! What this host is like, and what runs on it.
+
+pub(crate) mod process;

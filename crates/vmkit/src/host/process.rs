@@ -1,0 +1,303 @@
+//! Processes that are named without doubt: [`ProcessId`], and [`ProcessFd`] to signal and await one.
+//!
+//! A PID alone names nothing: the process may have ended and its number gone to a stranger. The PID, the start time and
+//! the boot together are never used twice. Even those are compared only after a pidfd was opened, since from then on the
+//! kernel itself keeps the descriptor bound to that one process.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, timeout_at};
+use uuid::Uuid;
+
+use crate::error::{Error, Result};
+use crate::sys;
+
+/// Names one process of one boot, for as long as anybody remembers it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct ProcessId {
+    /// The number; never to be signalled by itself.
+    pub(crate) pid: u32,
+    /// When the process began, in clock ticks after the boot.
+    pub(crate) start_time: u64,
+    /// The boot in which the number and the time mean anything.
+    pub(crate) boot_id: Uuid,
+}
+
+/// Holds one process, so that its number can't come to mean another.
+///
+/// It does not keep the process alive, and dropping it does nothing to the process.
+#[derive(Debug)]
+pub(crate) struct ProcessFd {
+    id: ProcessId,
+    fd: OwnedFd,
+}
+
+impl ProcessId {
+    /// Answers the full identity of the process that has this number now, or `None` where none has it.
+    ///
+    /// A zombie counts as gone. The answer is only as good as the caller's knowledge of whose number this is: ask for
+    /// one's own child before it is waited for, or for oneself.
+    ///
+    /// # Errors
+    /// `Io` when `/proc` can't be read.
+    pub(crate) fn of(pid: u32) -> Result<Option<Self>> {
+        let boot_id = boot_id()?;
+        Ok(match read_stat(pid)? {
+            Some(stat) if !stat.is_dead() => Some(Self { pid, start_time: stat.start_time, boot_id }),
+            _ => None,
+        })
+    }
+
+    /// Takes hold of the process, or answers `None` when it has ended: reaped, a zombie, or of an earlier boot.
+    ///
+    /// # Errors
+    /// `Io` when the kernel can't tell.
+    pub(crate) fn open(&self) -> Result<Option<ProcessFd>> {
+        if self.boot_id != boot_id()? {
+            return Ok(None);
+        }
+        let number = i32::try_from(self.pid).ok().and_then(Pid::from_raw);
+        let Some(number) = number else { return Ok(None) };
+        let fd = match pidfd_open(number, PidfdFlags::empty()) {
+            Ok(fd) => fd,
+            // The number is nobody's, or by now that of a thread: EINVAL up to Linux 6.8, ENOENT from then on.
+            Err(Errno::SRCH | Errno::INVAL | Errno::NOENT) => return Ok(None),
+            Err(errno) => return Err(self.error("watch")(errno)),
+        };
+        let held = ProcessFd { id: *self, fd };
+        // Read after the descriptor was opened: whoever still has the number and this start time had it then.
+        let same = read_stat(self.pid)?.is_some_and(|stat| stat.start_time == self.start_time);
+        Ok(if same && held.is_alive()? { Some(held) } else { None })
+    }
+
+    fn error(&self, verb: &'static str) -> impl FnOnce(Errno) -> Error {
+        let path = proc_dir(self.pid);
+        move |errno| Error::io(verb, path)(io::Error::from(errno))
+    }
+}
+
+impl ProcessFd {
+    /// Answers which process this is.
+    pub(crate) fn id(&self) -> ProcessId {
+        self.id
+    }
+
+    /// Sends the process a signal; that it has ended already is success.
+    ///
+    /// # Errors
+    /// `Host` when this user may not signal it.
+    pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
+        match pidfd_send_signal(&self.fd, signal) {
+            Ok(()) | Err(Errno::SRCH) => Ok(()),
+            Err(errno) => Err(self.id.error("signal")(errno)),
+        }
+    }
+
+    /// Answers whether the process has not ended yet; a zombie has.
+    ///
+    /// # Errors
+    /// `Io` when the kernel can't tell.
+    pub(crate) fn is_alive(&self) -> Result<bool> {
+        let mut polled = [PollFd::new(&self.fd, PollFlags::IN)];
+        loop {
+            match poll(&mut polled, Some(&Timespec::default())) {
+                Ok(ended) => return Ok(ended == 0),
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(self.id.error("watch")(errno)),
+            }
+        }
+    }
+
+    /// Waits until the process has ended or the deadline has passed, and answers whether it has ended.
+    ///
+    /// Runs on a tokio runtime with I/O and time enabled. Any number of tasks may wait at once.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost: waiting again gives the same answer.
+    ///
+    /// # Errors
+    /// `Io` when the kernel can't tell.
+    pub(crate) async fn wait(&self, deadline: Instant) -> Result<bool> {
+        // A descriptor of its own, since epoll refuses the same one twice.
+        let fd = self.fd.try_clone().map_err(Error::io("watch", proc_dir(self.id.pid)))?;
+        let fd = sys::watch_readable(fd).map_err(Error::io("watch", proc_dir(self.id.pid)))?;
+        while self.is_alive()? {
+            let Ok(ready) = timeout_at(deadline, fd.readable()).await else {
+                return Ok(!self.is_alive()?);
+            };
+            ready.map_err(Error::io("watch", proc_dir(self.id.pid)))?.clear_ready();
+        }
+        Ok(true)
+    }
+}
+
+/// Answers the id of this boot of the host, which the kernel draws at random.
+///
+/// Source: random(4).
+///
+/// # Errors
+/// `Io` when it can't be read, `Host` when it is not a UUID.
+pub(crate) fn boot_id() -> Result<Uuid> {
+    const PATH: &str = "/proc/sys/kernel/random/boot_id";
+    static BOOT_ID: OnceLock<Uuid> = OnceLock::new();
+    if let Some(id) = BOOT_ID.get() {
+        return Ok(*id);
+    }
+    let text = fs::read_to_string(PATH).map_err(Error::io("read", PATH))?;
+    let id = text.trim().parse().map_err(|_| Error::Host {
+        needed: PATH.to_owned(),
+        problem: format!("{:?} is not a UUID", text.trim()),
+    })?;
+    Ok(*BOOT_ID.get_or_init(|| id))
+}
+
+/// The two fields of `/proc/PID/stat` that tell one process from another.
+#[derive(Debug, PartialEq, Eq)]
+struct Stat {
+    state: char,
+    start_time: u64,
+}
+
+impl Stat {
+    /// Reads a line of `/proc/PID/stat`.
+    ///
+    /// The second field is the program's name in parentheses, and may itself hold spaces, parentheses and line ends; so
+    /// the fields are counted from the last closing one.
+    ///
+    /// Source: proc_pid_stat(5).
+    fn parse(line: &str) -> Option<Self> {
+        let (_, fields) = line.rsplit_once(')')?;
+        let mut fields = fields.split_ascii_whitespace();
+        let state = fields.next().filter(|state| state.len() == 1)?.chars().next()?;
+        // `start_time` is field 22 and `state` was field 3, so 18 lie between.
+        let start_time = fields.nth(18)?.parse().ok()?;
+        Some(Self { state, start_time })
+    }
+
+    /// Answers whether the process has ended and only its number is left.
+    fn is_dead(&self) -> bool {
+        matches!(self.state, 'Z' | 'X' | 'x')
+    }
+}
+
+fn read_stat(pid: u32) -> Result<Option<Stat>> {
+    let path = proc_dir(pid).join("stat");
+    let bytes = match fs::read(&path) {
+        Ok(bytes) => bytes,
+        // ESRCH: it ended between the opening and the reading.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => return Ok(None),
+        Err(error) => return Err(Error::io("read", path)(error)),
+    };
+    match Stat::parse(&String::from_utf8_lossy(&bytes)) {
+        Some(stat) => Ok(Some(stat)),
+        None => Err(Error::io("read", path)(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "not a line of proc_pid_stat(5)",
+        ))),
+    }
+}
+
+fn proc_dir(pid: u32) -> PathBuf {
+    PathBuf::from(format!("/proc/{pid}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::process::{Child, Command, Stdio};
+    use std::time::Duration;
+
+    fn sleeper() -> (Child, ProcessId) {
+        let child = Command::new("sleep").arg("300").stdin(Stdio::null()).spawn().unwrap();
+        let id = ProcessId::of(child.id()).unwrap().unwrap();
+        (child, id)
+    }
+
+    fn in_a_minute() -> Instant {
+        Instant::now() + Duration::from_secs(60)
+    }
+
+    #[test]
+    fn this_process_is_alive_and_its_identity_survives_json() {
+        let me = ProcessId::of(std::process::id()).unwrap().unwrap();
+        let text = serde_json::to_string(&me).unwrap();
+        assert_eq!(serde_json::from_str::<ProcessId>(&text).unwrap(), me);
+        assert!(me.open().unwrap().unwrap().is_alive().unwrap());
+    }
+
+    #[test]
+    fn a_number_with_another_start_time_or_boot_is_another_process() {
+        let me = ProcessId::of(std::process::id()).unwrap().unwrap();
+        assert!(ProcessId { start_time: me.start_time + 1, ..me }.open().unwrap().is_none());
+        assert!(ProcessId { boot_id: Uuid::nil(), ..me }.open().unwrap().is_none());
+    }
+
+    #[test]
+    fn a_number_that_can_not_be_a_process_is_nobody() {
+        let me = ProcessId::of(std::process::id()).unwrap().unwrap();
+        for pid in [0, u32::MAX, i32::MAX as u32, 1 << 31] {
+            assert!(ProcessId { pid, ..me }.open().unwrap().is_none(), "{pid}");
+            assert_eq!(ProcessId::of(pid).unwrap(), None, "{pid}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_zombie_is_gone_and_signalling_it_is_no_error() {
+        let (mut child, id) = sleeper();
+        let held = id.open().unwrap().unwrap();
+        held.signal(Signal::KILL).unwrap();
+        assert!(held.wait(in_a_minute()).await.unwrap());
+        // Not waited for yet, so this is a zombie.
+        assert!(!held.is_alive().unwrap());
+        assert_eq!(ProcessId::of(child.id()).unwrap(), None);
+        assert!(id.open().unwrap().is_none());
+        held.signal(Signal::TERM).unwrap();
+        child.wait().unwrap();
+        assert!(!held.is_alive().unwrap());
+        held.signal(Signal::TERM).unwrap();
+    }
+
+    #[tokio::test]
+    async fn waiting_ends_at_the_deadline_and_again_at_the_end() {
+        let (mut child, id) = sleeper();
+        let held = id.open().unwrap().unwrap();
+        assert!(!held.wait(Instant::now() + Duration::from_millis(20)).await.unwrap());
+        assert!(!held.wait(Instant::now() - Duration::from_secs(1)).await.unwrap());
+        let two = async { tokio::join!(held.wait(in_a_minute()), held.wait(in_a_minute())) };
+        let (waited, ()) = tokio::join!(two, async { held.signal(Signal::TERM).unwrap() });
+        assert!(waited.0.unwrap() && waited.1.unwrap());
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_hostile_program_name_does_not_shift_the_fields() {
+        let fields = "S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4711 20";
+        for name in ["sleep", "a b", ") Z 1 2 3", "((", "\n) R 0"] {
+            let stat = Stat::parse(&format!("42 ({name}) {fields}\n")).unwrap();
+            assert_eq!(stat, Stat { state: 'S', start_time: 4711 }, "{name:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_without_panic(text in any::<String>()) {
+            let _ = Stat::parse(&text);
+        }
+
+        #[test]
+        fn the_fields_are_found_behind_any_name(name in any::<String>(), start_time: u64) {
+            let line = format!("1 ({name}) R{} {start_time} 0 0\n", " 7".repeat(18));
+            prop_assert_eq!(Stat::parse(&line), Some(Stat { state: 'R', start_time }));
+        }
+    }
+}
