@@ -16,6 +16,7 @@ pub mod store;
 mod sys;
 
 pub use backend::noop::NoopHypervisor;
+pub use backend::qemu::agent::{ExecOutput, GuestAgent, GuestExit, GuestInterface, ShutdownMode};
 pub use backend::router::RouterHypervisor;
 pub use error::{Error, ErrorKind, Result};
 pub use handle::{

@@ -1,1 +1,543 @@
 //! The client of QEMU's guest agent.
+//!
+//! The agent speaks like QEMU's monitor but has no ids, and whatever an earlier client left in the channel is still in
+//! there. So nothing is taken for an answer until the agent has answered a `guest-sync-delimited` with a number that was
+//! never used before; and after every call that did not end with its answer, that is done again.
+//!
+//! ```text
+//!    Lost ──sync──▶ InSync ──request──▶ Lost ──answer──▶ InSync
+//! ```
+//!
+//! The guest is not trusted: what it sends is bounded in size, and only data.
+//!
+//! Source: QEMU, `qga/qapi-schema.json`.
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use serde_json::{Map, Value, json};
+use tokio::time::{Instant, sleep};
+use uuid::Uuid;
+
+use super::qmp::codec::{Malformed, object, text};
+use super::qmp::wire::{Wire, within};
+use crate::error::{Error, GUEST_AGENT, Result};
+
+/// The longest line that is read, in bytes. The agent keeps at most 16 MiB of each of a program's two streams; in base64
+/// and in one line they make 43 MiB.
+const LINE_LIMIT_BYTES: usize = 48 * 1024 * 1024;
+/// Never part of UTF-8, so a line can't hold it by chance: it ends what was half said.
+const DELIMITER: u8 = 0xFF;
+
+/// A guest agent that is listened to. One client at a time: QEMU keeps others waiting.
+///
+/// # Cancel safety
+/// Any call may be dropped anywhere, or run into its deadline; the client stays usable. What the guest was told may or
+/// may not be carried out.
+#[derive(Debug)]
+pub struct GuestAgent {
+    wire: Wire,
+    in_sync: bool,
+}
+
+/// A network interface as the guest knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct GuestInterface {
+    /// Its name in the guest.
+    pub name: String,
+    /// Its MAC address as the guest writes it, where it has one.
+    pub mac: Option<String>,
+    /// Its addresses.
+    pub addrs: Vec<IpAddr>,
+}
+
+/// What became of a program that ran in the guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ExecOutput {
+    /// How it ended.
+    pub exit: GuestExit,
+    /// What it wrote to its standard output.
+    pub stdout: Vec<u8>,
+    /// What it wrote to its standard error.
+    pub stderr: Vec<u8>,
+    /// Whether the agent kept only the beginning of one of them (16 MiB each).
+    pub truncated: bool,
+}
+
+/// How a program in the guest ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GuestExit {
+    /// By itself, with this code.
+    Code(i32),
+    /// By this signal.
+    Signal(i32),
+}
+
+/// What the guest shall do at its shutdown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ShutdownMode {
+    /// Power off.
+    PowerDown,
+    /// Stop, the power still on.
+    Halt,
+    /// Boot again.
+    Reboot,
+}
+
+impl GuestAgent {
+    /// Connects to the agent's channel, which is `agent` in a VM's [`RunInfo`](crate::RunInfo), and waits for the agent.
+    ///
+    /// # Errors
+    /// `Io` where nobody listens at `path`; `TimedOut` while the guest has not come up or has no agent, or another client
+    /// holds the channel.
+    pub async fn connect(path: &Path, deadline: Instant) -> Result<Self> {
+        let wire = Wire::connect(path, GUEST_AGENT, LINE_LIMIT_BYTES, deadline).await?;
+        let mut agent = Self { wire, in_sync: false };
+        let awaited = "the guest agent: the guest is not up, has none, or another client holds the channel";
+        within(deadline, || awaited.to_owned(), agent.sync()).await?;
+        Ok(agent)
+    }
+
+    /// Asks whether the agent is there.
+    ///
+    /// # Errors
+    /// `TimedOut` where it does not answer; `Guest` where it breaks the protocol.
+    pub async fn ping(&mut self, deadline: Instant) -> Result<()> {
+        self.execute("guest-ping", None, deadline).await.map(drop)
+    }
+
+    /// Asks for the guest's network interfaces, the loopback one among them.
+    ///
+    /// # Errors
+    /// As [`ping`](Self::ping); `Guest` where the agent refuses.
+    pub async fn interfaces(&mut self, deadline: Instant) -> Result<Vec<GuestInterface>> {
+        let answer = self.execute("guest-network-get-interfaces", None, deadline).await?;
+        interfaces(&answer)
+            .ok_or_else(|| self.wire.problem(format!("its interfaces make no sense: {answer}")))
+    }
+
+    /// Runs a program in the guest, and answers its output once it has ended.
+    ///
+    /// `program` is looked up in the agent's `PATH` and gets no shell. `stdin` is all of its standard input; without one it
+    /// is empty. A program that is still running at the deadline keeps running.
+    ///
+    /// # Errors
+    /// `Guest` where the program can't be run or the agent refuses; `TimedOut`.
+    pub async fn exec(
+        &mut self,
+        program: &str,
+        args: &[impl AsRef<str>],
+        stdin: Option<&[u8]>,
+        deadline: Instant,
+    ) -> Result<ExecOutput> {
+        let args: Vec<&str> = args.iter().map(AsRef::as_ref).collect();
+        let mut request = json!({ "path": program, "arg": args, "capture-output": true });
+        if let Some(stdin) = stdin {
+            request["input-data"] = BASE64_STANDARD.encode(stdin).into();
+        }
+        let answer = self.execute("guest-exec", Some(request), deadline).await?;
+        let Some(pid) = answer.get("pid").and_then(Value::as_i64) else {
+            return Err(self.wire.problem(format!("it ran `{program}` but told no pid: {answer}")));
+        };
+        let awaited = || format!("the end of `{program}` in the guest (its process {pid})");
+        within(deadline, awaited, self.outcome(pid)).await
+    }
+
+    /// Tells the guest to shut down. It is not down yet when this returns: wait for the VM's process.
+    ///
+    /// # Errors
+    /// `Guest` where the agent refuses. `TimedOut` where the guest takes the agent down before it can say that all is
+    /// well: then nothing is known.
+    pub async fn shutdown(&mut self, mode: ShutdownMode, deadline: Instant) -> Result<()> {
+        let awaited = || "the guest agent's answer to `guest-shutdown`".to_owned();
+        within(deadline, awaited, self.tell_shutdown(mode)).await
+    }
+
+    async fn tell_shutdown(&mut self, mode: ShutdownMode) -> Result<()> {
+        const COMMAND: &str = "guest-shutdown";
+        self.sync().await?;
+        self.in_sync = false;
+        // Success has no answer, so a sync goes right behind: only an error can come before its answer. There is no
+        // delimiter in front of it, for the agent would answer that with an error too.
+        let mark = fresh_number();
+        self.wire.queue(&request(COMMAND, Some(json!({ "mode": mode.as_str() }))));
+        self.wire.queue(&request("guest-sync-delimited", Some(json!({ "id": mark }))));
+        self.wire.flush().await?;
+        loop {
+            match decode(&self.wire.line().await?) {
+                Ok(Reply::Synced(number)) if number == mark => {
+                    self.in_sync = true;
+                    return Ok(());
+                }
+                Ok(Reply::Error { class, desc }) => return Err(refused(COMMAND, class, desc)),
+                _ => {}
+            }
+        }
+    }
+
+    /// Waits for a program's end.
+    ///
+    /// The agent has no event for it and holds no answer back until it happens, so there is nothing to wait on: all that
+    /// is left is to ask again, soon at first, for most programs are short, and then every 100 ms.
+    async fn outcome(&mut self, pid: i64) -> Result<ExecOutput> {
+        let mut pause = Duration::from_millis(5);
+        loop {
+            let status = self.converse("guest-exec-status", Some(json!({ "pid": pid }))).await?;
+            match exec_status(&status) {
+                Some(ExecStatus::Running) => {}
+                Some(ExecStatus::Ended(output)) => return Ok(output),
+                None => {
+                    return Err(self.wire.problem(format!("the status of process {pid} makes no sense")));
+                }
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(100));
+        }
+    }
+
+    async fn execute(&mut self, command: &str, arguments: Option<Value>, deadline: Instant) -> Result<Value> {
+        let awaited = || format!("the guest agent's answer to `{command}`");
+        within(deadline, awaited, self.converse(command, arguments)).await
+    }
+
+    /// Sends a command and takes its answer. A future dropped meanwhile leaves the client out of sync.
+    async fn converse(&mut self, command: &str, arguments: Option<Value>) -> Result<Value> {
+        self.sync().await?;
+        self.in_sync = false;
+        self.wire.queue(&request(command, arguments));
+        self.wire.flush().await?;
+        let line = self.wire.line().await?;
+        let answer = match decode(&line) {
+            Ok(Reply::Return(value)) => Ok(value),
+            Ok(Reply::Error { class, desc }) => Err(refused(command, class, desc)),
+            Ok(Reply::Synced(_) | Reply::Other) => {
+                return Err(self.wire.problem(format!("it did not answer `{command}`")));
+            }
+            Err(Malformed(problem)) => return Err(self.wire.problem(problem)),
+        };
+        self.in_sync = true;
+        answer
+    }
+
+    /// Drops everything that earlier conversations left in the channel.
+    async fn sync(&mut self) -> Result<()> {
+        if self.in_sync {
+            return Ok(());
+        }
+        let mark = fresh_number();
+        // What an earlier call left half written must not be finished now; the delimiter makes the agent forget it.
+        self.wire.forget_unsent();
+        self.wire.queue(&[DELIMITER]);
+        self.wire.queue(&request("guest-sync-delimited", Some(json!({ "id": mark }))));
+        self.wire.flush().await?;
+        while !matches!(decode(&self.wire.line().await?), Ok(Reply::Synced(number)) if number == mark) {}
+        self.in_sync = true;
+        Ok(())
+    }
+}
+
+impl ShutdownMode {
+    fn as_str(self) -> &'static str {
+        match self {
+            ShutdownMode::PowerDown => "powerdown",
+            ShutdownMode::Halt => "halt",
+            ShutdownMode::Reboot => "reboot",
+        }
+    }
+}
+
+/// What the agent says, one line each.
+#[derive(Debug, Clone, PartialEq)]
+enum Reply {
+    /// A command succeeded.
+    Return(Value),
+    /// `guest-sync-delimited` succeeded: the delimiter came before the answer.
+    Synced(i64),
+    /// A command failed, or was not understood as one.
+    Error { class: String, desc: String },
+    /// An object that is none of these.
+    Other,
+}
+
+/// Answers what a line says; everything up to the last delimiter in it is dropped.
+fn decode(line: &[u8]) -> Result<Reply, Malformed> {
+    let delimiter = line.iter().rposition(|byte| *byte == DELIMITER);
+    let mut map = object(&line[delimiter.map_or(0, |at| at + 1)..])?;
+    if let Some(Value::Object(error)) = map.get("error") {
+        return Ok(Reply::Error { class: text(error, "class"), desc: text(error, "desc") });
+    }
+    Ok(match (map.remove("return"), delimiter) {
+        (Some(value), Some(_)) => value.as_i64().map_or(Reply::Other, Reply::Synced),
+        (Some(value), None) => Reply::Return(value),
+        (None, _) => Reply::Other,
+    })
+}
+
+fn request(command: &str, arguments: Option<Value>) -> Vec<u8> {
+    let mut request = json!({ "execute": command });
+    if let Some(arguments) = arguments {
+        request["arguments"] = arguments;
+    }
+    let mut line = request.to_string().into_bytes();
+    line.push(b'\n');
+    line
+}
+
+fn refused(command: &str, class: String, description: String) -> Error {
+    Error::Refused { peer: GUEST_AGENT, command: command.to_owned(), class, description }
+}
+
+/// Answers a number that no earlier client of the channel can have used, of 48 bits: JSON keeps those exactly.
+fn fresh_number() -> i64 {
+    (Uuid::new_v4().as_u128() & 0xFFFF_FFFF_FFFF) as i64
+}
+
+fn interfaces(answer: &Value) -> Option<Vec<GuestInterface>> {
+    let interface = |it: &Value| {
+        let addrs = it.get("ip-addresses").and_then(Value::as_array).into_iter().flatten();
+        Some(GuestInterface {
+            name: it.get("name")?.as_str()?.to_owned(),
+            mac: it.get("hardware-address").and_then(Value::as_str).map(str::to_owned),
+            addrs: addrs.filter_map(|it| it.get("ip-address")?.as_str()?.parse().ok()).collect(),
+        })
+    };
+    answer.as_array()?.iter().map(interface).collect()
+}
+
+#[derive(Debug, PartialEq)]
+enum ExecStatus {
+    Running,
+    Ended(ExecOutput),
+}
+
+fn exec_status(status: &Value) -> Option<ExecStatus> {
+    let status = status.as_object()?;
+    if !status.get("exited")?.as_bool()? {
+        return Some(ExecStatus::Running);
+    }
+    let number = |key| status.get(key).and_then(Value::as_i64).and_then(|it| i32::try_from(it).ok());
+    let exit = match number("exitcode") {
+        Some(code) => GuestExit::Code(code),
+        None => GuestExit::Signal(number("signal")?),
+    };
+    let cut = |key| status.get(key).and_then(Value::as_bool).unwrap_or(false);
+    Some(ExecStatus::Ended(ExecOutput {
+        exit,
+        stdout: data(status, "out-data")?,
+        stderr: data(status, "err-data")?,
+        truncated: cut("out-truncated") || cut("err-truncated"),
+    }))
+}
+
+fn data(status: &Map<String, Value>, key: &str) -> Option<Vec<u8>> {
+    match status.get(key) {
+        None => Some(Vec::new()),
+        Some(value) => BASE64_STANDARD.decode(value.as_str()?).ok(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufStream};
+    use tokio::net::UnixStream;
+
+    use super::*;
+    use crate::error::ErrorKind;
+
+    fn in_ms(millis: u64) -> Instant {
+        Instant::now() + Duration::from_millis(millis)
+    }
+
+    fn in_time() -> Instant {
+        in_ms(20_000)
+    }
+
+    /// The agent's side of the channel, played by a test.
+    struct Peer(BufStream<UnixStream>);
+
+    fn pair() -> (GuestAgent, Peer) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let wire = Wire::new(ours, GUEST_AGENT, 64 * 1024);
+        (GuestAgent { wire, in_sync: false }, Peer(BufStream::new(theirs)))
+    }
+
+    impl Peer {
+        async fn say(&mut self, bytes: impl AsRef<[u8]>) {
+            self.0.write_all(bytes.as_ref()).await.unwrap();
+            self.0.flush().await.unwrap();
+        }
+
+        async fn hear(&mut self) -> Value {
+            let mut line = Vec::new();
+            self.0.read_until(b'\n', &mut line).await.unwrap();
+            let from = line.iter().rposition(|byte| *byte == DELIMITER).map_or(0, |at| at + 1);
+            serde_json::from_slice(&line[from..]).unwrap()
+        }
+
+        async fn sync(&mut self) {
+            let heard = self.hear().await;
+            assert_eq!(heard["execute"], "guest-sync-delimited");
+            self.say("\n").await;
+            self.say([DELIMITER]).await;
+            self.say(format!("{{\"return\": {}}}\n", heard["arguments"]["id"])).await;
+        }
+
+        async fn answer(&mut self, command: &str, answer: Value) -> Value {
+            let heard = self.hear().await;
+            assert_eq!(heard["execute"], command);
+            self.say(format!("{answer}\n")).await;
+            heard
+        }
+    }
+
+    #[tokio::test]
+    async fn what_an_earlier_client_left_is_no_answer() {
+        let (mut agent, mut peer) = pair();
+        let script = tokio::spawn(async move {
+            peer.say("{\"return\": {\"pid\": 1}}\nhalf a li").await;
+            peer.sync().await;
+            peer.answer("guest-ping", json!({"return": {}})).await;
+            peer.answer("guest-ping", json!({"error": {"class": "GenericError", "desc": "no"}})).await;
+            peer.answer("guest-ping", json!({"return": {}})).await;
+        });
+        agent.ping(in_time()).await.unwrap();
+        let error = agent.ping(in_time()).await.unwrap_err();
+        assert_eq!(error.to_string(), "the guest agent refused `guest-ping`: no (GenericError)");
+        agent.ping(in_time()).await.expect("a refusal is an answer: no sync in between");
+        script.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_comes_too_late_is_dropped() {
+        let (mut agent, mut peer) = pair();
+        let (late, mut go) = tokio::sync::oneshot::channel::<()>();
+        let script = tokio::spawn(async move {
+            peer.sync().await;
+            assert_eq!(peer.hear().await["execute"], "guest-network-get-interfaces");
+            (&mut go).await.unwrap();
+            peer.say("{\"return\": [{\"name\": \"late\"}]}\n").await;
+            peer.sync().await;
+            peer.answer("guest-network-get-interfaces", json!({"return": [{"name": "fresh"}]})).await;
+        });
+        let error = agent.interfaces(in_ms(50)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TimedOut);
+        late.send(()).unwrap();
+        assert_eq!(agent.interfaces(in_time()).await.unwrap()[0].name, "fresh");
+        script.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_program_is_asked_for_until_it_has_ended() {
+        let (mut agent, mut peer) = pair();
+        let script = tokio::spawn(async move {
+            peer.sync().await;
+            let request = peer.answer("guest-exec", json!({"return": {"pid": 7}})).await;
+            for _ in 0..3 {
+                let asked = peer.answer("guest-exec-status", json!({"return": {"exited": false}})).await;
+                assert_eq!(asked["arguments"]["pid"], 7);
+            }
+            let end = json!({"exited": true, "exitcode": 3, "out-data": "aGk=", "out-truncated": true});
+            peer.answer("guest-exec-status", json!({ "return": end })).await;
+            request
+        });
+        let output = agent.exec("/bin/cat", &["-n"], Some(b"hi"), in_time()).await.unwrap();
+        assert_eq!((output.exit, output.stdout.as_slice()), (GuestExit::Code(3), b"hi".as_slice()));
+        assert!(output.truncated && output.stderr.is_empty());
+        let request = script.await.unwrap();
+        let expected =
+            json!({"path": "/bin/cat", "arg": ["-n"], "capture-output": true, "input-data": "aGk="});
+        assert_eq!(request["arguments"], expected);
+    }
+
+    #[tokio::test]
+    async fn a_shutdown_that_is_refused_is_told_from_one_that_is_under_way() {
+        let (mut agent, mut peer) = pair();
+        let script = tokio::spawn(async move {
+            peer.sync().await;
+            peer.answer("guest-shutdown", json!({"error": {"class": "GenericError", "desc": "no init"}}))
+                .await;
+            peer.sync().await;
+            peer.sync().await;
+            assert_eq!(peer.hear().await["arguments"]["mode"], "reboot");
+            peer.sync().await;
+        });
+        let error = agent.shutdown(ShutdownMode::PowerDown, in_time()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Guest);
+        agent.shutdown(ShutdownMode::Reboot, in_time()).await.unwrap();
+        script.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_floods_or_leaves_is_a_protocol_error() {
+        let (mut agent, mut peer) = pair();
+        let script = tokio::spawn(async move {
+            peer.hear().await;
+            peer.say(vec![b'x'; 128 * 1024]).await;
+        });
+        let error = agent.ping(in_time()).await.unwrap_err();
+        assert_eq!(error.to_string(), "the guest agent: it sent a line of more than 65536 bytes");
+        script.await.unwrap();
+
+        let (mut agent, peer) = pair();
+        drop(peer);
+        assert_eq!(agent.ping(in_time()).await.unwrap_err().kind(), ErrorKind::Guest);
+    }
+
+    #[test]
+    fn what_an_agent_of_7_2_says_of_its_interfaces_is_understood() {
+        let answer = json!([
+            {"name": "lo", "ip-addresses": [{"ip-address-type": "ipv4", "ip-address": "127.0.0.1", "prefix": 8}]},
+            {"name": "eth0", "hardware-address": "52:54:00:12:34:56", "ip-addresses": [
+                {"ip-address-type": "ipv4", "ip-address": "10.0.2.15", "prefix": 24},
+                {"ip-address-type": "ipv6", "ip-address": "fec0::5054:ff:fe12:3456", "prefix": 64}]},
+        ]);
+        let found = interfaces(&answer).unwrap();
+        assert_eq!((found[0].name.as_str(), &found[0].mac), ("lo", &None));
+        assert_eq!(found[1].mac.as_deref(), Some("52:54:00:12:34:56"));
+        let expected: Vec<IpAddr> =
+            vec!["10.0.2.15".parse().unwrap(), "fec0::5054:ff:fe12:3456".parse().unwrap()];
+        assert_eq!(found[1].addrs, expected);
+    }
+
+    #[test]
+    fn a_program_killed_by_a_signal_says_so() {
+        let status = json!({"exited": true, "signal": 9});
+        let Some(ExecStatus::Ended(output)) = exec_status(&status) else { panic!("no output") };
+        assert_eq!(output.exit, GuestExit::Signal(9));
+        assert_eq!(exec_status(&json!({"exited": true})), None);
+        assert_eq!(exec_status(&json!({"exited": true, "exitcode": 0, "out-data": "%"})), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_decoder_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = decode(&bytes);
+        }
+
+        #[test]
+        fn a_sync_is_found_behind_any_rubbish(rubbish in prop::collection::vec(any::<u8>(), 0..100), mark: i64) {
+            let mut line = rubbish;
+            line.push(DELIMITER);
+            line.extend(json!({ "return": mark }).to_string().into_bytes());
+            prop_assert_eq!(decode(&line), Ok(Reply::Synced(mark)));
+        }
+
+        #[test]
+        fn output_survives_its_way(out: Vec<u8>, err: Vec<u8>, code: i32) {
+            let status = json!({
+                "exited": true, "exitcode": code,
+                "out-data": BASE64_STANDARD.encode(&out), "err-data": BASE64_STANDARD.encode(&err),
+            });
+            let expected = ExecOutput { exit: GuestExit::Code(code), stdout: out, stderr: err, truncated: false };
+            prop_assert_eq!(exec_status(&status), Some(ExecStatus::Ended(expected)));
+        }
+    }
+}

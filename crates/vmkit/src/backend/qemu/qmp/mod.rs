@@ -1,1 +1,9 @@
-//! The QEMU Machine Protocol: its lines, and a client.
+//! The QEMU Machine Protocol: its lines, what HMP says in prose, and a client.
+//!
+//! [`codec`] and [`usernet`] are pure. [`wire`] moves lines over a socket, for the guest agent too; [`client`] holds the
+//! conversation.
+
+pub(crate) mod client;
+pub(crate) mod codec;
+pub(crate) mod usernet;
+pub(crate) mod wire;

@@ -1,0 +1,499 @@
+//! A conversation with QEMU's monitor.
+//!
+//! Edge. QEMU takes one client at a time on a monitor, so a client is made for one operation and dropped after it.
+
+use std::collections::VecDeque;
+use std::io;
+use std::path::Path;
+
+use serde_json::{Value, json};
+use tokio::net::UnixStream;
+use tokio::time::Instant;
+
+use super::codec::{Event, Malformed, Message, decode, encode};
+use super::usernet;
+use super::wire::{Wire, within};
+use crate::error::{Error, Result};
+use crate::handle::ActiveForward;
+
+/// The peer's name in the errors that QEMU causes.
+const QEMU: &str = "QEMU";
+/// The longest line that is read, in bytes. The longest real one, of `query-qmp-schema`, has 200 kB.
+const LINE_LIMIT_BYTES: usize = 4 * 1024 * 1024;
+/// How many events wait for [`QmpClient::next_event`]; beyond that the oldest is dropped.
+const EVENTS_LIMIT: usize = 256;
+
+/// A monitor that answers.
+///
+/// # Cancel safety
+/// Any call may be dropped anywhere. A command whose call was dropped may or may not be carried out; its late answer is
+/// passed over, and the client stays usable. The same holds after a deadline.
+#[derive(Debug)]
+pub(crate) struct QmpClient {
+    wire: Wire,
+    events: VecDeque<Event>,
+    last_id: u64,
+}
+
+impl QmpClient {
+    /// Connects to the monitor at `path` and negotiates.
+    ///
+    /// # Errors
+    /// `Io` where nobody listens there; `TimedOut` where no greeting comes, which happens while another client holds the
+    /// monitor too.
+    pub(crate) async fn connect(path: &Path, deadline: Instant) -> Result<Self> {
+        let wire = Wire::connect(path, QEMU, LINE_LIMIT_BYTES, deadline).await?;
+        Self::negotiate(wire, deadline).await
+    }
+
+    /// Negotiates over a stream that is connected to a monitor.
+    ///
+    /// # Errors
+    /// `TimedOut` and `Protocol`.
+    pub(crate) async fn from_stream(stream: UnixStream, deadline: Instant) -> Result<Self> {
+        Self::negotiate(Wire::new(stream, QEMU, LINE_LIMIT_BYTES), deadline).await
+    }
+
+    async fn negotiate(wire: Wire, deadline: Instant) -> Result<Self> {
+        let mut client = Self { wire, events: VecDeque::new(), last_id: 0 };
+        let awaited = "QEMU's greeting: another client holds the monitor, or QEMU does not answer";
+        match within(deadline, || awaited.to_owned(), client.message()).await? {
+            Message::Greeting { .. } => {}
+            other => return Err(client.wire.problem(format!("it began without a greeting: {other:?}"))),
+        }
+        client.execute("qmp_capabilities", None, deadline).await?;
+        Ok(client)
+    }
+
+    /// Runs a command and answers what it returns. Events that come meanwhile are kept for [`next_event`](Self::next_event).
+    ///
+    /// # Errors
+    /// `Refused` where QEMU says no; `TimedOut`; `Protocol` where it closes or breaks the connection.
+    pub(crate) async fn execute(
+        &mut self,
+        command: &str,
+        arguments: Option<Value>,
+        deadline: Instant,
+    ) -> Result<Value> {
+        let awaited = || format!("QEMU's answer to `{command}`");
+        within(deadline, awaited, self.converse(command, arguments)).await
+    }
+
+    async fn converse(&mut self, command: &str, arguments: Option<Value>) -> Result<Value> {
+        self.last_id += 1;
+        let ours = self.last_id;
+        self.wire.queue(&encode(ours, command, arguments));
+        self.wire.flush().await?;
+        loop {
+            match self.message().await? {
+                Message::Return { id: Some(id), value } if id == ours => return Ok(value),
+                // Without an id QEMU could not read a command, and only one is under way.
+                Message::Error { id, class, desc } if id.is_none_or(|id| id == ours) => {
+                    let command = command.to_owned();
+                    return Err(Error::Refused { peer: QEMU, command, class, description: desc });
+                }
+                Message::Event(event) => self.keep(event),
+                Message::Return { .. } | Message::Error { .. } => {
+                    tracing::debug!(command, "passed over a late answer of QEMU");
+                }
+                Message::Greeting { .. } | Message::Other(_) => {
+                    tracing::debug!(command, "passed over a line of QEMU that is no answer");
+                }
+            }
+        }
+    }
+
+    /// Answers the oldest event that nobody has taken yet, or waits for one.
+    ///
+    /// # Errors
+    /// `TimedOut`; `Protocol` where QEMU closes or breaks the connection.
+    pub(crate) async fn next_event(&mut self, deadline: Instant) -> Result<Event> {
+        if let Some(event) = self.events.pop_front() {
+            return Ok(event);
+        }
+        let coming = async {
+            loop {
+                if let Message::Event(event) = self.message().await? {
+                    return Ok(event);
+                }
+            }
+        };
+        within(deadline, || "an event of QEMU".to_owned(), coming).await
+    }
+
+    /// Answers where QEMU is.
+    ///
+    /// # Errors
+    /// As [`execute`](Self::execute).
+    pub(crate) async fn status(&mut self, deadline: Instant) -> Result<RunState> {
+        let answer = self.execute("query-status", None, deadline).await?;
+        match answer.get("status").and_then(Value::as_str) {
+            Some(status) => Ok(RunState::from(status)),
+            None => Err(self.wire.problem(format!("its status says nothing: {answer}"))),
+        }
+    }
+
+    /// Pauses the vCPUs; on paused ones it does nothing.
+    ///
+    /// # Errors
+    /// As [`execute`](Self::execute).
+    pub(crate) async fn pause(&mut self, deadline: Instant) -> Result<()> {
+        self.execute("stop", None, deadline).await.map(drop)
+    }
+
+    /// Lets the vCPUs run; on running ones it does nothing.
+    ///
+    /// # Errors
+    /// As [`execute`](Self::execute); `Refused` where the state must not go on, such as after a panic.
+    pub(crate) async fn cont(&mut self, deadline: Instant) -> Result<()> {
+        self.execute("cont", None, deadline).await.map(drop)
+    }
+
+    /// Presses the guest's power button. Whether the guest listens shows only later, in a `SHUTDOWN` event.
+    ///
+    /// # Errors
+    /// As [`execute`](Self::execute).
+    pub(crate) async fn power_down(&mut self, deadline: Instant) -> Result<()> {
+        self.execute("system_powerdown", None, deadline).await.map(drop)
+    }
+
+    /// Tells QEMU to end at once. The process is gone a little later.
+    ///
+    /// # Errors
+    /// As [`execute`](Self::execute), but a connection that QEMU closes before or after its answer is success.
+    pub(crate) async fn quit(mut self, deadline: Instant) -> Result<()> {
+        match self.execute("quit", None, deadline).await {
+            Err(Error::Protocol { source: Some(source), .. }) if closed(&source) => Ok(()),
+            result => result.map(drop),
+        }
+    }
+
+    /// Runs a command of the monitor for people and answers what it prints; its errors are in there too.
+    ///
+    /// # Errors
+    /// As [`execute`](Self::execute).
+    pub(crate) async fn hmp(&mut self, command: &str, deadline: Instant) -> Result<String> {
+        let arguments = json!({ "command-line": command });
+        match self.execute("human-monitor-command", Some(arguments), deadline).await? {
+            Value::String(text) => Ok(text),
+            other => Err(self.wire.problem(format!("`{command}` printed no text: {other}"))),
+        }
+    }
+
+    /// Answers the forwards of user networks that are in force, with the host ports that the kernel chose.
+    ///
+    /// # Errors
+    /// As [`execute`](Self::execute).
+    pub(crate) async fn user_forwards(&mut self, deadline: Instant) -> Result<Vec<ActiveForward>> {
+        Ok(usernet::forwards(&self.hmp("info usernet", deadline).await?))
+    }
+
+    async fn message(&mut self) -> Result<Message> {
+        let line = self.wire.line().await?;
+        decode(&line).map_err(|Malformed(text)| self.wire.problem(text))
+    }
+
+    fn keep(&mut self, event: Event) {
+        if self.events.len() == EVENTS_LIMIT {
+            self.events.pop_front();
+        }
+        self.events.push_back(event);
+    }
+}
+
+fn closed(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), UnexpectedEof | BrokenPipe | ConnectionReset)
+}
+
+/// Where QEMU is, as `query-status` names it.
+///
+/// Source: QEMU, `qapi/run-state.json`, `RunState`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum RunState {
+    /// The vCPUs run.
+    Running,
+    /// They are paused by a command.
+    Paused,
+    /// Not started yet (`-S`).
+    Prelaunch,
+    /// It waits for a migration to come in.
+    InMigrate,
+    /// The guest has shut down, and QEMU was told to stay.
+    Shutdown,
+    /// The guest sleeps (ACPI S3).
+    Suspended,
+    /// The virtualisation failed in a way that it can't go on from.
+    InternalError,
+    /// A disk failed, and its error policy is to pause.
+    IoError,
+    /// The guest's kernel panicked, told by pvpanic.
+    GuestPanicked,
+    /// The guest's watchdog fired.
+    Watchdog,
+    /// A debugger holds it.
+    Debug,
+    /// One of the short states around migrations and snapshots.
+    Migrating,
+    /// A state that this program has never heard of.
+    Unknown(String),
+}
+
+impl From<&str> for RunState {
+    fn from(status: &str) -> Self {
+        match status {
+            "running" => RunState::Running,
+            "paused" => RunState::Paused,
+            "prelaunch" => RunState::Prelaunch,
+            "inmigrate" => RunState::InMigrate,
+            "shutdown" => RunState::Shutdown,
+            "suspended" => RunState::Suspended,
+            "internal-error" => RunState::InternalError,
+            "io-error" => RunState::IoError,
+            "guest-panicked" => RunState::GuestPanicked,
+            "watchdog" => RunState::Watchdog,
+            "debug" => RunState::Debug,
+            "postmigrate" | "finish-migrate" | "restore-vm" | "save-vm" | "colo" => RunState::Migrating,
+            other => RunState::Unknown(other.to_owned()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+    use std::os::fd::OwnedFd;
+    use std::process::Stdio;
+    use std::time::Duration;
+
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufStream};
+    use tokio::process::{Child, Command};
+
+    use super::*;
+    use crate::error::ErrorKind;
+    use crate::spec::Protocol;
+
+    const GREETING: &str = r#"{"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}}}}"#;
+
+    fn in_ms(millis: u64) -> Instant {
+        Instant::now() + Duration::from_millis(millis)
+    }
+
+    fn in_time() -> Instant {
+        in_ms(20_000)
+    }
+
+    /// QEMU's side of the monitor, played by a test.
+    struct Peer(BufStream<UnixStream>);
+
+    impl Peer {
+        async fn say(&mut self, line: impl std::fmt::Display) {
+            self.0.write_all(format!("{line}\r\n").as_bytes()).await.unwrap();
+            self.0.flush().await.unwrap();
+        }
+
+        async fn hear(&mut self) -> Value {
+            let mut line = String::new();
+            self.0.read_line(&mut line).await.unwrap();
+            serde_json::from_str(&line).unwrap()
+        }
+
+        async fn answer(&mut self, value: Value) {
+            let id = self.hear().await["id"].clone();
+            self.say(json!({ "return": value, "id": id })).await;
+        }
+    }
+
+    /// Answers a client whose peer has greeted and then follows `script`.
+    async fn greeted<F>(script: impl FnOnce(Peer) -> F + Send + 'static) -> QmpClient
+    where
+        F: Future<Output = ()> + Send,
+    {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        tokio::spawn(async move {
+            let mut peer = Peer(BufStream::new(theirs));
+            peer.say(GREETING).await;
+            peer.answer(json!({})).await;
+            script(peer).await;
+        });
+        QmpClient::from_stream(ours, in_time()).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_monitor_that_does_not_greet_may_be_held_by_another_client() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let error = QmpClient::from_stream(ours, in_ms(20)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TimedOut);
+        assert!(error.to_string().contains("another client holds the monitor"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_is_no_qemu_is_told_so() {
+        for (said, expected) in [
+            ("SSH-2.0-OpenSSH_9.2\n", "QEMU: `SSH-2.0-OpenSSH_9.2` is not JSON"),
+            ("{\"hello\": 1}\n", "QEMU: it began without a greeting"),
+            ("{\"QMP\"", "QEMU: it closed the connection"),
+            ("", "QEMU: it closed the connection"),
+        ] {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            theirs.write_all(said.as_bytes()).await.unwrap();
+            drop(theirs);
+            let error = QmpClient::from_stream(ours, in_time()).await.unwrap_err();
+            assert!(error.to_string().starts_with(expected), "{said:?}: {error}");
+            assert_eq!(error.kind(), ErrorKind::Hypervisor);
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_comes_too_late_is_dropped() {
+        let mut client = greeted(|mut peer| async move {
+            let late = peer.hear().await["id"].clone();
+            let now = peer.hear().await["id"].clone();
+            peer.say(json!({"return": {"status": "paused"}, "id": late})).await;
+            peer.say(json!({"return": {"status": "paused"}, "id": "not ours"})).await;
+            peer.say(json!({"return": {"status": "running"}, "id": now})).await;
+        })
+        .await;
+        let error = client.status(in_ms(50)).await.unwrap_err();
+        assert!(error.to_string().ends_with("s for QEMU's answer to `query-status`"), "{error}");
+        assert_eq!(client.status(in_time()).await.unwrap(), RunState::Running);
+    }
+
+    #[tokio::test]
+    async fn events_met_on_the_way_are_kept_and_bounded() {
+        let mut client = greeted(|mut peer| async move {
+            for number in 0..EVENTS_LIMIT + 10 {
+                peer.say(json!({"event": "NEVER_HEARD_OF", "data": number})).await;
+            }
+            peer.answer(json!({"status": "comatose"})).await;
+            peer.say(json!({"event": "SHUTDOWN"})).await;
+        })
+        .await;
+        assert_eq!(client.status(in_time()).await.unwrap(), RunState::Unknown("comatose".into()));
+        assert_eq!(client.next_event(in_time()).await.unwrap().data, 10, "the oldest ten are dropped");
+        for _ in 1..EVENTS_LIMIT {
+            assert_eq!(client.next_event(in_time()).await.unwrap().name, "NEVER_HEARD_OF");
+        }
+        assert_eq!(client.next_event(in_time()).await.unwrap().name, "SHUTDOWN");
+    }
+
+    #[tokio::test]
+    async fn an_error_without_an_id_is_an_answer_to_the_command_under_way() {
+        let mut client = greeted(|mut peer| async move {
+            peer.hear().await;
+            peer.say(r#"{"error": {"class": "GenericError", "desc": "JSON parse error"}}"#).await;
+        })
+        .await;
+        let error = client.pause(in_time()).await.unwrap_err();
+        assert_eq!(error.to_string(), "QEMU refused `stop`: JSON parse error (GenericError)");
+    }
+
+    #[tokio::test]
+    async fn junk_and_endless_lines_are_protocol_errors() {
+        let mut client = greeted(|mut peer| async move {
+            peer.hear().await;
+            peer.say("\u{1b}[31mFATAL").await;
+        })
+        .await;
+        let error = client.pause(in_time()).await.unwrap_err();
+        assert!(error.to_string().starts_with(r"QEMU: `\x1b[31mFATAL` is not JSON"), "{error}");
+
+        let mut client = greeted(|mut peer| async move {
+            // The client hangs up in the middle of it.
+            let _ = peer.0.write_all(&vec![b'['; LINE_LIMIT_BYTES + 1024 * 1024]).await;
+        })
+        .await;
+        let error = client.pause(in_time()).await.unwrap_err();
+        assert_eq!(error.to_string(), "QEMU: it sent a line of more than 4194304 bytes");
+    }
+
+    #[tokio::test]
+    async fn quit_succeeds_however_the_connection_ends() {
+        let answered = greeted(|mut peer| async move { peer.answer(json!({})).await }).await;
+        answered.quit(in_time()).await.unwrap();
+        let unanswered = greeted(|mut peer| async move { drop(peer.hear().await) }).await;
+        unanswered.quit(in_time()).await.unwrap();
+        let gone = greeted(|peer| async move { drop(peer) }).await;
+        gone.quit(in_time()).await.unwrap();
+        let stuck = greeted(|mut peer| async move {
+            peer.hear().await;
+            std::future::pending().await
+        })
+        .await;
+        assert_eq!(stuck.quit(in_ms(20)).await.unwrap_err().kind(), ErrorKind::TimedOut);
+    }
+
+    /// Starts the real QEMU, without a guest, on a monitor that is its standard input.
+    async fn real_qemu(args: &[&str], fd: OwnedFd, server: &str) -> Child {
+        Command::new("qemu-system-x86_64")
+            .args(["-nodefaults", "-display", "none", "-accel", "tcg", "-S"])
+            .args(["-chardev", &format!("socket,id=qmp,fd=0{server}"), "-mon", "chardev=qmp,mode=control"])
+            .args(args)
+            .stdin(Stdio::from(fd))
+            .kill_on_drop(true)
+            .spawn()
+            .expect("the tests need QEMU: cargo xtask setup")
+    }
+
+    #[tokio::test]
+    async fn the_real_qemu_is_understood() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let theirs = OwnedFd::from(theirs.into_std().unwrap());
+        let net = "user,id=n,hostfwd=tcp:127.0.0.1:0-:22,hostfwd=udp:127.0.0.1:0-:53";
+        let args = ["-M", "microvm", "-netdev", net, "-device", "virtio-net-device,netdev=n"];
+        let mut qemu = real_qemu(&args, theirs, "").await;
+        let mut client = QmpClient::from_stream(ours, in_time()).await.unwrap();
+
+        assert_eq!(client.status(in_time()).await.unwrap(), RunState::Prelaunch);
+        client.cont(in_time()).await.unwrap();
+        assert_eq!(client.status(in_time()).await.unwrap(), RunState::Running);
+        client.cont(in_time()).await.expect("again is no error");
+        client.pause(in_time()).await.unwrap();
+        client.pause(in_time()).await.expect("again is no error");
+        assert_eq!(client.status(in_time()).await.unwrap(), RunState::Paused);
+        let names = [
+            client.next_event(in_time()).await.unwrap().name,
+            client.next_event(in_time()).await.unwrap().name,
+        ];
+        assert_eq!(names, ["RESUME", "STOP"]);
+
+        let forwards = client.user_forwards(in_time()).await.unwrap();
+        let found: Vec<_> = forwards.iter().map(|it| (it.protocol, it.guest_port.get())).collect();
+        assert_eq!(found, [(Protocol::Tcp, 22), (Protocol::Udp, 53)]);
+        assert!(forwards.iter().all(|it| *it.host.ip() == Ipv4Addr::LOCALHOST && it.host.port() != 0));
+
+        let error = client.execute("make-coffee", None, in_time()).await.unwrap_err();
+        assert!(error.to_string().ends_with("has not been found (CommandNotFound)"), "{error}");
+        client.quit(in_time()).await.unwrap();
+        assert!(qemu.wait().await.unwrap().success());
+    }
+
+    #[tokio::test]
+    async fn the_real_qemu_serves_one_client_after_the_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("qmp");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let mut qemu = real_qemu(&["-M", "none"], listener.into(), ",server=on,wait=off").await;
+
+        let first = QmpClient::connect(&path, in_time()).await.unwrap();
+        let error = QmpClient::connect(&path, in_ms(100)).await.unwrap_err();
+        assert!(error.to_string().contains("another client holds the monitor"), "{error}");
+
+        let many: Vec<_> = (0..10)
+            .map(|_| {
+                let path = path.clone();
+                tokio::spawn(
+                    async move { QmpClient::connect(&path, in_time()).await?.status(in_time()).await },
+                )
+            })
+            .collect();
+        drop(first);
+        for one in many {
+            assert_eq!(one.await.unwrap().unwrap(), RunState::Prelaunch);
+        }
+        QmpClient::connect(&path, in_time()).await.unwrap().quit(in_time()).await.unwrap();
+        qemu.wait().await.unwrap();
+        let error = QmpClient::connect(&path, in_time()).await.unwrap_err();
+        assert!(matches!(error, Error::Io { .. }), "{error}");
+    }
+}

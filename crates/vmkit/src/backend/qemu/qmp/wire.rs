@@ -1,0 +1,217 @@
+//! Moves lines over a Unix socket, for QEMU's monitor and for the guest agent.
+//!
+//! What was read and what is not yet written are kept in [`Wire`], not in the futures: each may be dropped anywhere and
+//! not a byte is lost or sent twice.
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::time::{Instant, timeout_at};
+
+use super::codec::{LineBuffer, TooLong};
+use crate::error::{Error, Result};
+
+/// How much is read at least in one go, in bytes.
+const READ_BYTES: usize = 8 * 1024;
+
+/// A connection that carries lines.
+#[derive(Debug)]
+pub(crate) struct Wire {
+    stream: UnixStream,
+    incoming: LineBuffer,
+    outgoing: Vec<u8>,
+    peer: &'static str,
+}
+
+impl Wire {
+    /// Wraps a connected stream; no line may have more than `line_limit` bytes, and errors call the other side `peer`.
+    pub(crate) fn new(stream: UnixStream, peer: &'static str, line_limit: usize) -> Self {
+        Self { stream, incoming: LineBuffer::new(line_limit), outgoing: Vec::new(), peer }
+    }
+
+    /// Connects to the socket at `path`.
+    pub(crate) async fn connect(
+        path: &Path,
+        peer: &'static str,
+        line_limit: usize,
+        deadline: Instant,
+    ) -> Result<Self> {
+        let stream = match UnixStream::connect(path).await {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => connect_in_turn(path, deadline).await,
+            result => result.map_err(Error::io("connect to", path)),
+        }?;
+        Ok(Self::new(stream, peer, line_limit))
+    }
+
+    /// Appends to what will be written; nothing is, until [`flush`](Self::flush).
+    pub(crate) fn queue(&mut self, bytes: &[u8]) {
+        self.outgoing.extend_from_slice(bytes);
+    }
+
+    /// Forgets what was queued and not yet written.
+    pub(crate) fn forget_unsent(&mut self) {
+        self.outgoing.clear();
+    }
+
+    /// Writes what is queued.
+    ///
+    /// # Cancel safety
+    /// What a dropped call left unwritten is written by the next one.
+    pub(crate) async fn flush(&mut self) -> Result<()> {
+        while !self.outgoing.is_empty() {
+            let written = self.stream.write(&self.outgoing).await.map_err(|source| self.broke(source))?;
+            self.outgoing.drain(..written);
+        }
+        Ok(())
+    }
+
+    /// Waits for the next line.
+    ///
+    /// # Cancel safety
+    /// A dropped call loses nothing.
+    ///
+    /// # Errors
+    /// `Protocol` when the peer closes the connection or sends a line beyond the limit.
+    pub(crate) async fn line(&mut self) -> Result<Vec<u8>> {
+        loop {
+            match self.incoming.next_line() {
+                Ok(Some(line)) => return Ok(line),
+                Ok(None) => {}
+                Err(TooLong { limit }) => {
+                    return Err(self.problem(format!("it sent a line of more than {limit} bytes")));
+                }
+            }
+            let tail = self.incoming.tail();
+            tail.reserve(READ_BYTES);
+            match self.stream.read_buf(tail).await {
+                Ok(0) => {
+                    return Err(self.broke(io::ErrorKind::UnexpectedEof.into()));
+                }
+                Ok(_) => {}
+                Err(source) => return Err(self.broke(source)),
+            }
+        }
+    }
+
+    /// Answers the error for something that the peer must not do.
+    pub(crate) fn problem(&self, problem: impl Into<String>) -> Error {
+        Error::Protocol { peer: self.peer, problem: problem.into(), source: None }
+    }
+
+    fn broke(&self, source: io::Error) -> Error {
+        let problem = "it closed the connection".to_owned();
+        Error::Protocol { peer: self.peer, problem, source: Some(source) }
+    }
+}
+
+/// Waits for `future` until `deadline`.
+///
+/// # Errors
+/// `TimedOut`, which says what was `awaited`.
+pub(crate) async fn within<T>(
+    deadline: Instant,
+    awaited: impl FnOnce() -> String,
+    future: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    let start = Instant::now();
+    match timeout_at(deadline, future).await {
+        Ok(result) => result,
+        Err(_) => Err(Error::TimedOut { awaited: awaited(), after: start.elapsed(), console: String::new() }),
+    }
+}
+
+/// Connects where so many wait already that the kernel refuses one more.
+///
+/// QEMU takes one client at a time and lets one more wait. Beyond that a connect that must not block fails at once with
+/// EAGAIN, and no event tells when to try again; one that may block is woken by the kernel, or by its send timeout. So it
+/// is made on a thread for blocking calls; if this future is dropped, it ends by itself at the deadline.
+///
+/// Source: unix(7), EAGAIN of connect(2); `SO_SNDTIMEO` in socket(7).
+async fn connect_in_turn(path: &Path, deadline: Instant) -> Result<UnixStream> {
+    let start = Instant::now();
+    let address =
+        SocketAddrUnix::new(path).map_err(io::Error::from).map_err(Error::io("connect to", path))?;
+    // The kernel takes a timeout of zero for none at all.
+    let timeout = deadline.saturating_duration_since(start).max(Duration::from_millis(1));
+    let connecting = tokio::task::spawn_blocking(move || {
+        let socket =
+            rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        set_socket_timeout(&socket, Timeout::Send, Some(timeout))?;
+        rustix::net::connect(&socket, &address)?;
+        set_socket_timeout(&socket, Timeout::Send, None)?;
+        Ok(std::os::unix::net::UnixStream::from(socket))
+    });
+    let stream = match connecting.await.map_err(io::Error::from).flatten() {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            let awaited = format!("a turn on {}, where other clients wait too", path.display());
+            return Err(Error::TimedOut { awaited, after: start.elapsed(), console: String::new() });
+        }
+        result => result.map_err(Error::io("connect to", path))?,
+    };
+    stream.set_nonblocking(true).map_err(Error::io("connect to", path))?;
+    UnixStream::from_std(stream).map_err(Error::io("connect to", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_millis(100)
+    }
+
+    #[tokio::test]
+    async fn a_line_half_read_by_a_dropped_call_is_whole_in_the_next() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut wire = Wire::new(ours, "QEMU", 100);
+        theirs.write_all(b"hello, ").await.unwrap();
+        let error = within(soon(), || "a line".into(), wire.line()).await.unwrap_err();
+        assert!(matches!(error, Error::TimedOut { .. }), "{error}");
+        theirs.write_all(b"world\n").await.unwrap();
+        assert_eq!(wire.line().await.unwrap(), b"hello, world");
+    }
+
+    #[tokio::test]
+    async fn bytes_half_written_by_a_dropped_call_are_written_once() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut wire = Wire::new(ours, "QEMU", 100);
+        let sent = vec![b'x'; 4 * 1024 * 1024];
+        wire.queue(&sent);
+        assert!(within(soon(), || "room".into(), wire.flush()).await.is_err(), "nobody reads yet");
+        let reader = tokio::spawn(async move {
+            let mut found = Vec::new();
+            theirs.read_to_end(&mut found).await.unwrap();
+            found
+        });
+        wire.flush().await.unwrap();
+        drop(wire);
+        assert!(reader.await.unwrap() == sent);
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_of_clients_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let listener = UnixListener::bind(&path).unwrap();
+        rustix::net::listen(&listener, 0).unwrap();
+        let _first = UnixStream::connect(&path).await.unwrap();
+        assert_eq!(UnixStream::connect(&path).await.unwrap_err().kind(), io::ErrorKind::WouldBlock);
+
+        let error = Wire::connect(&path, "QEMU", 100, soon()).await.unwrap_err();
+        assert!(error.to_string().contains("a turn on"), "{error}");
+
+        let waiting = tokio::spawn(async move {
+            Wire::connect(&path, "QEMU", 100, Instant::now() + Duration::from_secs(20)).await
+        });
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let _first_served = listener.accept().unwrap();
+        waiting.await.unwrap().unwrap();
+    }
+}
