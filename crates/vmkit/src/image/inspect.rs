@@ -1,0 +1,390 @@
+//! Finds out what an image file is by looking at its bytes, never by its name.
+
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
+use serde::{Deserialize, Serialize};
+
+use super::qcow2_header::{self, Backing, Qcow2Header};
+use crate::error::{Error, Result};
+
+/// What an image is, found by looking.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageFacts {
+    /// The image: absolute, without symbolic links, so it stays the same file when a link is moved.
+    pub path: PathBuf,
+    /// The format.
+    pub format: ImageFormat,
+    /// The size of the disk as the guest sees it, a multiple of 512.
+    pub virtual_size_bytes: u64,
+    /// The length of the file.
+    pub file_bytes: u64,
+}
+
+/// A format of disk images that vmkit uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum ImageFormat {
+    /// The bytes of the disk as they are.
+    Raw,
+    /// QEMU's own format, version 2 or 3.
+    Qcow2,
+}
+
+impl ImageFormat {
+    /// Answers the name that QEMU gives it: `raw` or `qcow2`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ImageFormat::Raw => "raw",
+            ImageFormat::Qcow2 => "qcow2",
+        }
+    }
+}
+
+impl fmt::Display for ImageFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// The smallest unit of a disk in bytes; QEMU rounds odd lengths up to it.
+pub(super) const SECTOR_BYTES: u64 = 512;
+
+/// Tells what the image at `path` is: raw or qcow2, and how large a disk.
+///
+/// Of a qcow2 it reads the header, the L1 table and the L2 table that lies furthest back, which finds an interrupted
+/// download; it does not check the rest as `qemu-img check` does. It never waits: a FIFO or a device is refused unopened.
+///
+/// # Errors
+/// `InvalidInput` on `image` where there is no file, no regular file, nothing in it, or nothing that may be read; where it is
+/// of another format or compressed as a whole; and for a qcow2 that is damaged, encrypted, keeps its data in another file,
+/// or has a backing file: an image from outside could name any file of the host there.
+pub fn inspect(path: &Path) -> Result<ImageFacts> {
+    let refused = |why: String| Error::invalid("image", path.display(), why);
+    let (file, found, file_bytes) = open(path, &refused)?;
+    let head = read_range(&file, 0, 4096).map_err(Error::io("read", path))?;
+    if !head.starts_with(&qcow2_header::MAGIC) {
+        if let Some(other) = foreign_format(&head) {
+            return Err(refused(other));
+        }
+        return Ok(ImageFacts {
+            path: found,
+            format: ImageFormat::Raw,
+            virtual_size_bytes: file_bytes.next_multiple_of(SECTOR_BYTES),
+            file_bytes,
+        });
+    }
+    let head = read_range(&file, 0, qcow2_header::MAX_CLUSTER_BYTES).map_err(Error::io("read", path))?;
+    let damaged = |why: String| refused(format!("a qcow2 image that can't be used: {why}"));
+    let header = qcow2_header::parse(&head, file_bytes).map_err(damaged)?;
+    check_use(&header, &found).map_err(refused)?;
+    check_whole(&file, &header, file_bytes).map_err(Error::io("read", path))?.map_err(damaged)?;
+    Ok(ImageFacts {
+        path: found,
+        format: ImageFormat::Qcow2,
+        virtual_size_bytes: header.virtual_size_bytes.next_multiple_of(SECTOR_BYTES),
+        file_bytes,
+    })
+}
+
+/// Opens a regular file that is not empty, and answers its real path and its length.
+fn open(path: &Path, refused: &impl Fn(String) -> Error) -> Result<(File, PathBuf, u64)> {
+    let failed = |source: io::Error| match source.kind() {
+        io::ErrorKind::NotFound => refused("there is no such file".to_owned()),
+        io::ErrorKind::NotADirectory => refused("a part of this path is not a directory".to_owned()),
+        io::ErrorKind::PermissionDenied => refused("this user may not read it".to_owned()),
+        _ => Error::io("open", path)(source),
+    };
+    let found = path.canonicalize().map_err(failed)?;
+    // Asked before it is opened, since opening alone has effects on some devices, and after, since only that is certain.
+    check_type(&found.metadata().map_err(failed)?).map_err(refused)?;
+    let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits().cast_signed();
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(&found).map_err(failed)?;
+    let metadata = file.metadata().map_err(Error::io("examine", path))?;
+    check_type(&metadata).map_err(refused)?;
+    match metadata.len() {
+        0 => Err(refused("the file is empty: was it downloaded whole?".to_owned())),
+        file_bytes => Ok((file, found, file_bytes)),
+    }
+}
+
+fn check_type(metadata: &std::fs::Metadata) -> Result<(), String> {
+    let kind = metadata.file_type();
+    let what = if kind.is_file() {
+        return Ok(());
+    } else if kind.is_dir() {
+        "a directory"
+    } else if kind.is_fifo() {
+        "a named pipe"
+    } else if kind.is_socket() {
+        "a socket"
+    } else {
+        "a device"
+    };
+    Err(format!("this is {what}: name a regular file that holds a raw or qcow2 image"))
+}
+
+/// Refuses what a qcow2 image may ask for and an image from outside does not get.
+fn check_use(header: &Qcow2Header, image: &Path) -> Result<(), String> {
+    if header.marked_corrupt {
+        return Err("a qcow2 image that is marked corrupt: repair a copy with `qemu-img check -r all`".into());
+    }
+    if header.encrypted {
+        return Err("an encrypted qcow2 image: decrypt it with `qemu-img convert` first".into());
+    }
+    if header.external_data_file {
+        return Err(
+            "a qcow2 image whose data lie in another file: make it whole with `qemu-img convert -O qcow2`"
+                .into(),
+        );
+    }
+    if let Some(backing) = &header.backing {
+        return Err(backing_refusal(backing, image));
+    }
+    if header.virtual_size_bytes == 0 {
+        return Err("a qcow2 image of a disk of 0 bytes: nothing can be on it".into());
+    }
+    Ok(())
+}
+
+fn backing_refusal(backing: &Backing, image: &Path) -> String {
+    let name = Path::new(std::ffi::OsStr::from_bytes(&backing.name));
+    // A colon before any slash makes it a protocol to QEMU, so it names no file.
+    let protocol = backing.name.split(|&byte| byte == b'/').next().is_some_and(|head| head.contains(&b':'));
+    let beside = image.parent().unwrap_or(Path::new("/")).join(name);
+    let missing = if !protocol && !beside.exists() { ", which is missing" } else { "" };
+    let format = backing.format.as_deref().map(|format| format!(" ({format})")).unwrap_or_default();
+    format!(
+        "a qcow2 image that is only the difference to {name:?}{format}{missing}: an image has to be whole; if you trust it, \
+         make it so with `qemu-img convert -O qcow2 IMAGE NEW` or `qemu-img rebase -b \"\" IMAGE`"
+    )
+}
+
+/// Checks that what the tables of a qcow2 refer to lies within the file.
+fn check_whole(file: &File, header: &Qcow2Header, file_bytes: u64) -> io::Result<Result<(), String>> {
+    let l1_table = read_range(file, header.l1_offset, u64::from(header.l1_entries) * 8)?;
+    let furthest = match qcow2_header::furthest_l2_table(&l1_table, header, file_bytes) {
+        Ok(Some(offset)) => offset,
+        Ok(None) => return Ok(Ok(())),
+        Err(problem) => return Ok(Err(problem)),
+    };
+    let l2_table = read_range(file, furthest, header.cluster_bytes())?;
+    Ok(qcow2_header::check_l2_table(&l2_table, header, file_bytes))
+}
+
+/// Reads so many bytes, or fewer where the file ends before.
+fn read_range(file: &File, offset: u64, most_bytes: u64) -> io::Result<Vec<u8>> {
+    struct At<'a>(&'a File, u64);
+    impl Read for At<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let count = self.0.read_at(buffer, self.1)?;
+            self.1 += count as u64;
+            Ok(count)
+        }
+    }
+    let mut bytes = Vec::new();
+    At(file, offset).take(most_bytes).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// What vmkit can't use: where its mark lies, the mark, and what to call it.
+const FOREIGN_IMAGES: &[(usize, &[u8], &str)] = &[
+    (0, b"KDMV", "a VMDK image"),
+    (0, b"COWD", "a VMDK image"),
+    (0, b"# Disk DescriptorFile", "the descriptor of a VMDK image"),
+    (64, b"\x7f\x10\xda\xbe", "a VDI image"),
+    (0, b"vhdxfile", "a VHDX image"),
+    (0, b"conectix", "a VHD image"),
+    (0, b"QED\0", "a QED image"),
+    (0, b"WithoutFreeSpace", "a Parallels image"),
+    (0, b"WithouFreSpacExt", "a Parallels image"),
+];
+
+/// Files that hold an image, once they are unpacked.
+const PACKED: &[(usize, &[u8], &str)] = &[
+    (0, b"\x1f\x8b", "compressed with gzip: unpack it with `gunzip`"),
+    (0, b"\xfd7zXZ\0", "compressed with xz: unpack it with `unxz`"),
+    (0, b"\x28\xb5\x2f\xfd", "compressed with Zstandard: unpack it with `unzstd`"),
+    (0, b"BZh", "compressed with bzip2: unpack it with `bunzip2`"),
+    (0, b"\x04\x22\x4d\x18", "compressed with LZ4: unpack it with `unlz4`"),
+    (0, b"PK\x03\x04", "a zip archive: unpack it with `unzip`"),
+    (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive: unpack it with `7z x`"),
+    (257, b"ustar", "a tar archive (an .ova is one): unpack it with `tar -x`"),
+];
+
+/// Says what a file is that is neither raw nor qcow2, as far as its first bytes tell.
+fn foreign_format(head: &[u8]) -> Option<String> {
+    let begins = |(at, mark, _): &&(usize, &[u8], &str)| head.get(*at..).is_some_and(|h| h.starts_with(mark));
+    if let Some((_, _, what)) = FOREIGN_IMAGES.iter().find(begins) {
+        return Some(format!("{what}: convert it with `qemu-img convert -O qcow2 IMAGE NEW`"));
+    }
+    if let Some((_, _, what)) = PACKED.iter().find(begins) {
+        return Some(format!("this is {what}, then name what comes out"));
+    }
+    let text = head.trim_ascii_start().get(..9)?.to_ascii_lowercase();
+    let page = text.starts_with(b"<!doctype") || text.starts_with(b"<html");
+    page.then(|| "a web page, not an image: the download went wrong".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+    use crate::image::tests::qemu_img;
+    use rustix::fs::{CWD, FileType, Mode};
+
+    fn refusal(path: &Path) -> String {
+        let error = inspect(path).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+        let text = error.to_string();
+        assert!(text.starts_with("image: ") && text.contains(path.to_str().unwrap()), "{text}");
+        text
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_refused_without_waiting() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(refusal(&dir.path().join("none.img")).contains("no such file"));
+        assert!(refusal(dir.path()).contains("a directory"));
+        assert!(refusal(Path::new("/dev/null")).contains("a device"));
+        let fifo = dir.path().join("fifo");
+        rustix::fs::mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        assert!(refusal(&fifo).contains("a named pipe"));
+        let file = dir.path().join("empty.img");
+        std::fs::write(&file, "").unwrap();
+        assert!(refusal(&file).contains("the file is empty"));
+        assert!(refusal(&file.join("below")).contains("not a directory"));
+    }
+
+    #[test]
+    fn an_unreadable_image_is_refused() {
+        if rustix::process::geteuid().is_root() {
+            println!("SKIP: root reads everything");
+            return;
+        }
+        let file = tempfile::NamedTempFile::new().unwrap();
+        rustix::fs::fchmod(file.as_file(), Mode::empty()).unwrap();
+        assert!(refusal(file.path()).contains("may not read it"));
+    }
+
+    #[test]
+    fn other_formats_are_named_with_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("image");
+        for (at, mark, what) in FOREIGN_IMAGES.iter().chain(PACKED) {
+            let mut bytes = vec![0; 4096];
+            bytes[*at..at + mark.len()].copy_from_slice(mark);
+            std::fs::write(&image, bytes).unwrap();
+            let text = refusal(&image);
+            assert!(text.contains(what), "{text}");
+            assert!(text.contains("convert -O qcow2") || text.contains("unpack it with"), "{text}");
+        }
+        std::fs::write(&image, "\n<!DOCTYPE html><title>404</title>").unwrap();
+        assert!(refusal(&image).contains("a web page"));
+    }
+
+    #[test]
+    fn a_raw_image_is_known_by_its_bytes_and_rounded_up_to_sectors() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("liar.qcow2");
+        std::fs::write(&image, [0xEB; 1000]).unwrap();
+        let link = dir.path().join("latest");
+        std::os::unix::fs::symlink("liar.qcow2", &link).unwrap();
+        let facts = inspect(&link).unwrap();
+        assert_eq!(facts.path, image.canonicalize().unwrap());
+        assert_eq!(
+            (facts.format, facts.virtual_size_bytes, facts.file_bytes),
+            (ImageFormat::Raw, 1024, 1000)
+        );
+    }
+
+    #[test]
+    fn images_of_qemu_img_are_read_in_every_shape() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+        for options in [
+            "compat=1.1",
+            "compat=0.10",
+            "cluster_size=512",
+            "cluster_size=2M",
+            "extended_l2=on",
+            "preallocation=metadata",
+            "lazy_refcounts=on,refcount_bits=1",
+        ] {
+            let image = path(options);
+            if !qemu_img(&["create", "-q", "-f", "qcow2", "-o", options, &image, "100M"]) {
+                return;
+            }
+            let facts = inspect(Path::new(&image)).unwrap();
+            assert_eq!(
+                (facts.format, facts.virtual_size_bytes),
+                (ImageFormat::Qcow2, 100 << 20),
+                "{options}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_qcow2_that_is_cut_off_anywhere_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+        let (raw, whole, cut) = (path("raw"), path("whole"), path("cut"));
+        let noise: Vec<u8> = (0..8u32 << 20).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+        std::fs::write(&raw, noise).unwrap();
+        for compressed in [&[][..], &["-c"]] {
+            let mut arguments = vec!["convert", "-f", "raw", "-O", "qcow2"];
+            arguments.extend(compressed);
+            arguments.extend([raw.as_str(), whole.as_str()]);
+            if !qemu_img(&arguments) {
+                return;
+            }
+            inspect(Path::new(&whole)).unwrap();
+            let bytes = std::fs::read(&whole).unwrap();
+            for percent in [1, 10, 50, 90, 98] {
+                std::fs::write(&cut, &bytes[..bytes.len() * percent / 100]).unwrap();
+                assert!(refusal(Path::new(&cut)).contains("cut off"), "{percent} %");
+            }
+        }
+    }
+
+    #[test]
+    fn a_qcow2_that_leads_elsewhere_is_refused_with_the_way_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+        let (base, image, data) = (path("base"), path("image"), path("data"));
+        std::fs::write(&base, vec![0; 1 << 20]).unwrap();
+        let backed = ["create", "-q", "-f", "qcow2", "-F", "raw", "-b", "base", &image];
+        if !qemu_img(&backed) {
+            return;
+        }
+        let text = refusal(Path::new(&image));
+        assert!(text.contains("difference to \"base\" (raw): an image"), "{text}");
+        std::fs::remove_file(&base).unwrap();
+        let text = refusal(Path::new(&image));
+        assert!(text.contains("which is missing") && text.contains("qemu-img convert -O qcow2"), "{text}");
+
+        let external = format!("data_file={data}");
+        assert!(qemu_img(&["create", "-q", "-f", "qcow2", "-o", &external, &image, "1M"]));
+        assert!(refusal(Path::new(&image)).contains("data lie in another file"));
+
+        let secret = ["--object", "secret,id=s,data=x"];
+        let luks = ["-f", "qcow2", "-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"];
+        let arguments = [&["create", "-q"][..], &secret, &luks, &[&image, "1M"]].concat();
+        assert!(qemu_img(&arguments));
+        assert!(refusal(Path::new(&image)).contains("an encrypted qcow2"));
+    }
+
+    #[test]
+    fn a_spoilt_header_is_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("image");
+        std::fs::write(&image, [&b"QFI\xfb"[..], &[0xFF; 600]].concat()).unwrap();
+        assert!(refusal(&image).contains("qcow2 version is 4294967295"));
+    }
+}

@@ -1,0 +1,429 @@
+//! Reads the header of a qcow2 image, which came from anywhere and may say anything.
+//!
+//! Pure: bytes in, facts or the reason for a refusal out. It refuses what QEMU refuses, so that the user hears it when
+//! the VM is made and not when it starts.
+//!
+//! Source: QEMU's `docs/interop/qcow2.txt` and the limits in `block/qcow2.h`.
+
+/// The first four bytes of every qcow2 image.
+pub(super) const MAGIC: [u8; 4] = *b"QFI\xfb";
+
+/// The largest cluster, 2 MiB: whatever the header has to say lies within so many bytes.
+pub(super) const MAX_CLUSTER_BYTES: u64 = 1 << 21;
+
+const V2_HEADER_BYTES: u32 = 72;
+const V3_HEADER_BYTES: u32 = 104;
+const MAX_BACKING_NAME_BYTES: u32 = 1023;
+const MAX_L1_BYTES: u64 = 32 << 20;
+const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
+
+const EXTENSION_END: u32 = 0;
+const EXTENSION_BACKING_FORMAT: u32 = 0xE279_2ACA;
+
+const INCOMPATIBLE_CORRUPT: u64 = 1 << 1;
+const INCOMPATIBLE_DATA_FILE: u64 = 1 << 2;
+const INCOMPATIBLE_EXTENDED_L2: u64 = 1 << 4;
+const INCOMPATIBLE_KNOWN: u64 = (1 << 5) - 1;
+
+/// What a qcow2 header says, checked against itself and against the length of its file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Qcow2Header {
+    /// 2 or 3.
+    pub(super) version: u32,
+    /// The size of the disk that the guest sees.
+    pub(super) virtual_size_bytes: u64,
+    /// The base-2 logarithm of the cluster's size in bytes, 9 to 21.
+    pub(super) cluster_bits: u32,
+    /// Where the L1 table begins.
+    pub(super) l1_offset: u64,
+    /// How many entries of 8 bytes the L1 table has.
+    pub(super) l1_entries: u32,
+    /// The image that this one is a difference to.
+    pub(super) backing: Option<Backing>,
+    /// Whether the guest's data lie in another file.
+    pub(super) external_data_file: bool,
+    /// Whether the guest's data are encrypted.
+    pub(super) encrypted: bool,
+    /// Whether somebody found it corrupt and marked it so.
+    pub(super) marked_corrupt: bool,
+    /// Whether an entry of an L2 table has 16 bytes, not 8.
+    pub(super) extended_l2: bool,
+}
+
+/// The backing image as the header names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Backing {
+    /// The name, which may be a relative path, a protocol with a colon, or rubbish.
+    pub(super) name: Vec<u8>,
+    /// The format, where the image says it.
+    pub(super) format: Option<String>,
+}
+
+impl Qcow2Header {
+    /// Answers the size of a cluster in bytes.
+    pub(super) fn cluster_bytes(&self) -> u64 {
+        1 << self.cluster_bits
+    }
+
+    /// Answers how many bytes of the disk one entry of the L1 table stands for.
+    fn bytes_per_l1_entry(&self) -> u64 {
+        let l2_entry_bytes = if self.extended_l2 { 16 } else { 8 };
+        self.cluster_bytes() * (self.cluster_bytes() / l2_entry_bytes)
+    }
+}
+
+/// Reads the header from the first bytes of a file of `file_bytes`.
+///
+/// Give it the first [`MAX_CLUSTER_BYTES`] of the file, or all of a shorter one.
+///
+/// # Errors
+/// What is wrong with the image, for a person to read.
+pub(super) fn parse(bytes: &[u8], file_bytes: u64) -> Result<Qcow2Header, String> {
+    let fields = Fields(bytes);
+    if bytes.get(..4) != Some(&MAGIC) {
+        return Err("it does not begin as a qcow2 image does".to_owned());
+    }
+    let version = fields.u32(4)?;
+    let (header_bytes, incompatible) = match version {
+        2 => (V2_HEADER_BYTES, 0),
+        3 => (fields.u32(100)?, fields.u64(72)?),
+        1 => return Err("it is a qcow image of version 1, which is too old".to_owned()),
+        other => return Err(format!("its qcow2 version is {other}, and only 2 and 3 are known")),
+    };
+    let unknown = incompatible & !INCOMPATIBLE_KNOWN;
+    if unknown != 0 {
+        return Err(format!("it needs features that are not known (incompatible_features {unknown:#x})"));
+    }
+    let cluster_bits = fields.u32(20)?;
+    if !(9..=21).contains(&cluster_bits) {
+        return Err(format!("its cluster_bits is {cluster_bits}, and 9 to 21 is right"));
+    }
+    let least = if version == 2 { V2_HEADER_BYTES } else { V3_HEADER_BYTES };
+    if header_bytes < least || u64::from(header_bytes) > 1 << cluster_bits {
+        return Err(format!("its header_length is {header_bytes}, and {least} to one cluster is right"));
+    }
+    let header = Qcow2Header {
+        version,
+        virtual_size_bytes: fields.u64(24)?,
+        cluster_bits,
+        l1_offset: fields.u64(40)?,
+        l1_entries: fields.u32(36)?,
+        backing: backing(&fields, header_bytes, cluster_bits)?,
+        external_data_file: incompatible & INCOMPATIBLE_DATA_FILE != 0,
+        encrypted: fields.u32(32)? != 0,
+        marked_corrupt: incompatible & INCOMPATIBLE_CORRUPT != 0,
+        extended_l2: incompatible & INCOMPATIBLE_EXTENDED_L2 != 0,
+    };
+    if version == 3 {
+        let order = fields.u32(96)?;
+        if order > 6 {
+            return Err(format!("its refcount_order is {order}, and 0 to 6 is right"));
+        }
+    }
+    check_refcount_table(&header, fields.u64(48)?, fields.u32(56)?, file_bytes)?;
+    check_l1_table(&header, file_bytes)?;
+    Ok(header)
+}
+
+/// Reads the backing file's name and, from the header's extensions, its format.
+fn backing(fields: &Fields<'_>, header_bytes: u32, cluster_bits: u32) -> Result<Option<Backing>, String> {
+    let (offset, length) = (fields.u64(8)?, fields.u32(16)?);
+    if offset == 0 || length == 0 {
+        return Ok(None);
+    }
+    if length > MAX_BACKING_NAME_BYTES {
+        let most = MAX_BACKING_NAME_BYTES;
+        return Err(format!("its backing file's name has {length} bytes, and at most {most} are right"));
+    }
+    let end = offset.checked_add(length.into()).filter(|&end| end <= 1 << cluster_bits);
+    let end = end.ok_or("its backing file's name lies outside the first cluster")?;
+    let name = fields.bytes(offset, end)?.to_vec();
+    let mut at = u64::from(header_bytes);
+    let mut format = None;
+    while at + 8 <= offset {
+        let (kind, length) = (fields.u32(at)?, u64::from(fields.u32(at + 4)?));
+        if kind == EXTENSION_END {
+            break;
+        }
+        let data = at + 8;
+        if data + length > offset {
+            return Err(format!("its header extension {kind:#010x} has {length} bytes and does not fit"));
+        }
+        if kind == EXTENSION_BACKING_FORMAT {
+            format = Some(String::from_utf8_lossy(fields.bytes(data, data + length)?).into_owned());
+        }
+        at = data + length.next_multiple_of(8);
+    }
+    Ok(Some(Backing { name, format }))
+}
+
+fn check_refcount_table(
+    header: &Qcow2Header,
+    offset: u64,
+    clusters: u32,
+    file_bytes: u64,
+) -> Result<(), String> {
+    let bytes = u64::from(clusters) * header.cluster_bytes();
+    if bytes == 0 || bytes > MAX_REFCOUNT_TABLE_BYTES {
+        let most = MAX_REFCOUNT_TABLE_BYTES;
+        return Err(format!("its refcount table has {bytes} bytes, and 1 to {most} are right"));
+    }
+    check_table(header, "refcount table", offset, bytes, file_bytes)
+}
+
+fn check_l1_table(header: &Qcow2Header, file_bytes: u64) -> Result<(), String> {
+    let bytes = u64::from(header.l1_entries) * 8;
+    if bytes > MAX_L1_BYTES {
+        return Err(format!("its L1 table has {bytes} bytes, and at most {MAX_L1_BYTES} are right"));
+    }
+    let needed = header.virtual_size_bytes.div_ceil(header.bytes_per_l1_entry());
+    if u64::from(header.l1_entries) < needed {
+        let (size, found) = (header.virtual_size_bytes, header.l1_entries);
+        return Err(format!("its L1 table has {found} entries, and a disk of {size} bytes needs {needed}"));
+    }
+    if bytes == 0 {
+        return Ok(());
+    }
+    check_table(header, "L1 table", header.l1_offset, bytes, file_bytes)
+}
+
+fn check_table(
+    header: &Qcow2Header,
+    what: &str,
+    offset: u64,
+    bytes: u64,
+    file_bytes: u64,
+) -> Result<(), String> {
+    if offset == 0 || !offset.is_multiple_of(header.cluster_bytes()) {
+        return Err(format!("its {what} begins at byte {offset}, which is not where a cluster begins"));
+    }
+    match offset.checked_add(bytes) {
+        Some(end) if end <= file_bytes => Ok(()),
+        _ => Err(format!(
+            "it is cut off: its {what} lies at bytes {offset} to {}, and the file has {file_bytes}",
+            offset.saturating_add(bytes)
+        )),
+    }
+}
+
+/// Finds among the L2 tables that the L1 table names the one that lies furthest back in the file.
+///
+/// # Errors
+/// The first table that reaches behind the end of a file of `file_bytes`.
+pub(super) fn furthest_l2_table(
+    l1_table: &[u8],
+    header: &Qcow2Header,
+    file_bytes: u64,
+) -> Result<Option<u64>, String> {
+    let mut furthest = None;
+    for entry in l1_table.chunks_exact(8) {
+        let offset = be_u64(entry) & OFFSET_MASK;
+        if offset == 0 {
+            continue;
+        }
+        check_table(header, "L2 table", offset, header.cluster_bytes(), file_bytes)?;
+        furthest = furthest.max(Some(offset));
+    }
+    Ok(furthest)
+}
+
+/// Checks that everything an L2 table refers to begins within a file of `file_bytes`.
+///
+/// Tables with extended entries pass unread: whether their clusters hold data is told elsewhere.
+///
+/// # Errors
+/// The first reference that does not.
+pub(super) fn check_l2_table(l2_table: &[u8], header: &Qcow2Header, file_bytes: u64) -> Result<(), String> {
+    if header.extended_l2 {
+        return Ok(());
+    }
+    for entry in l2_table.chunks_exact(8) {
+        let entry = be_u64(entry);
+        let offset = if entry & COMPRESSED != 0 {
+            entry & ((1 << (62 - (header.cluster_bits - 8))) - 1)
+        } else if entry & ALL_ZEROES != 0 {
+            continue;
+        } else {
+            entry & OFFSET_MASK
+        };
+        if offset >= file_bytes {
+            return Err(format!("it is cut off: data lie at byte {offset}, and the file has {file_bytes}"));
+        }
+    }
+    Ok(())
+}
+
+/// Bits 9 to 55 of an entry of an L1 or L2 table: where the cluster begins.
+const OFFSET_MASK: u64 = 0x00FF_FFFF_FFFF_FE00;
+/// The bit of an L2 entry whose cluster is compressed, so that its offset is packed otherwise.
+const COMPRESSED: u64 = 1 << 62;
+/// The bit of an L2 entry whose cluster reads as zeroes, wherever it points.
+const ALL_ZEROES: u64 = 1;
+
+fn be_u64(bytes: &[u8]) -> u64 {
+    u64::from_be_bytes(bytes.try_into().expect("the caller cut eight bytes"))
+}
+
+/// The bytes of the header, read big-endian and never past their end.
+struct Fields<'a>(&'a [u8]);
+
+impl Fields<'_> {
+    fn bytes(&self, from: u64, to: u64) -> Result<&[u8], String> {
+        let range = usize::try_from(from).ok().zip(usize::try_from(to).ok());
+        let found = range.and_then(|(from, to)| self.0.get(from..to));
+        found.ok_or_else(|| format!("it is cut off: it ends before byte {to} of its header"))
+    }
+
+    fn u32(&self, at: u64) -> Result<u32, String> {
+        let bytes = self.bytes(at, at + 4)?;
+        Ok(u32::from_be_bytes(bytes.try_into().expect("the range has four bytes")))
+    }
+
+    fn u64(&self, at: u64) -> Result<u64, String> {
+        Ok(be_u64(self.bytes(at, at + 8)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const FILE_BYTES: u64 = 4 * 65536;
+
+    /// Builds a sound version 3 header of a 1 GiB disk, for the tests to spoil.
+    fn sound() -> Vec<u8> {
+        let mut bytes = vec![0; 65536];
+        put(&mut bytes, 0, &MAGIC);
+        put(&mut bytes, 4, &3u32.to_be_bytes());
+        put(&mut bytes, 20, &16u32.to_be_bytes());
+        put(&mut bytes, 24, &(1u64 << 30).to_be_bytes());
+        put(&mut bytes, 36, &2u32.to_be_bytes());
+        put(&mut bytes, 40, &(3u64 * 65536).to_be_bytes());
+        put(&mut bytes, 48, &65536u64.to_be_bytes());
+        put(&mut bytes, 56, &1u32.to_be_bytes());
+        put(&mut bytes, 96, &4u32.to_be_bytes());
+        put(&mut bytes, 100, &104u32.to_be_bytes());
+        bytes
+    }
+
+    fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
+        bytes[at..at + value.len()].copy_from_slice(value);
+    }
+
+    #[test]
+    fn a_sound_header_is_read() {
+        let header = parse(&sound(), FILE_BYTES).unwrap();
+        assert_eq!((header.version, header.virtual_size_bytes), (3, 1 << 30));
+        assert_eq!((header.cluster_bytes(), header.l1_entries), (65536, 2));
+        assert_eq!(header.backing, None);
+        assert!(!header.encrypted && !header.external_data_file && !header.marked_corrupt);
+    }
+
+    #[test]
+    fn the_backing_file_and_its_format_are_read() {
+        let mut bytes = sound();
+        put(&mut bytes, 104, &0x6803_F857u32.to_be_bytes());
+        put(&mut bytes, 108, &3u32.to_be_bytes());
+        put(&mut bytes, 120, &EXTENSION_BACKING_FORMAT.to_be_bytes());
+        put(&mut bytes, 124, &3u32.to_be_bytes());
+        put(&mut bytes, 128, b"raw");
+        put(&mut bytes, 144, b"nbd:x");
+        put(&mut bytes, 8, &144u64.to_be_bytes());
+        put(&mut bytes, 16, &5u32.to_be_bytes());
+        let backing = parse(&bytes, FILE_BYTES).unwrap().backing.unwrap();
+        assert_eq!((backing.name.as_slice(), backing.format.as_deref()), (&b"nbd:x"[..], Some("raw")));
+    }
+
+    #[test]
+    fn every_absurd_value_is_refused_with_what_is_wrong() {
+        let four = |value: u32| value.to_be_bytes().to_vec();
+        let eight = |value: u64| value.to_be_bytes().to_vec();
+        for (at, value, reason) in [
+            (0, b"QFI".to_vec(), ""),
+            (0, four(7), "does not begin as"),
+            (4, four(1), "version 1"),
+            (4, four(9), "version is 9"),
+            (20, four(8), "cluster_bits is 8"),
+            (20, four(63), "cluster_bits is 63"),
+            (24, eight(u64::MAX), "needs"),
+            (36, four(u32::MAX), "at most 33554432"),
+            (36, four(1), "needs 2"),
+            (40, eight(65537), "not where a cluster begins"),
+            (40, eight(0), "not where a cluster begins"),
+            (40, eight(!0xFFFF), "cut off"),
+            (48, eight(65536 * 4), "cut off"),
+            (56, four(0), "refcount table has 0"),
+            (56, four(u32::MAX), "refcount table has"),
+            (72, eight(1 << 40), "incompatible_features 0x10000000000"),
+            (96, four(7), "refcount_order is 7"),
+            (100, four(100), "header_length is 100"),
+            (100, four(1 << 30), "header_length is 1073741824"),
+            (8, eight(u64::MAX), "backing"),
+        ] {
+            let mut bytes = sound();
+            put(&mut bytes, 16, &4u32.to_be_bytes());
+            put(&mut bytes, at, &value);
+            match parse(&bytes, FILE_BYTES) {
+                Ok(_) => assert_eq!(reason, "", "accepted {value:?} at {at}"),
+                Err(problem) => assert!(!reason.is_empty() && problem.contains(reason), "{problem}"),
+            }
+        }
+        let mut bytes = sound();
+        put(&mut bytes, 8, &200u64.to_be_bytes());
+        put(&mut bytes, 16, &1024u32.to_be_bytes());
+        assert!(parse(&bytes, FILE_BYTES).unwrap_err().contains("1024 bytes, and at most 1023"));
+    }
+
+    #[test]
+    fn a_header_that_is_cut_off_is_refused_at_every_length() {
+        for length in 0..104 {
+            let problem = parse(&sound()[..length], length as u64).unwrap_err();
+            assert!(problem.contains("cut off") || problem.contains("does not begin"), "{length}: {problem}");
+        }
+    }
+
+    #[test]
+    fn references_behind_the_end_of_the_file_are_found() {
+        let header = parse(&sound(), FILE_BYTES).unwrap();
+        let l1 = [0, 65536u64 | 1 << 63].map(u64::to_be_bytes).concat();
+        assert_eq!(furthest_l2_table(&l1, &header, FILE_BYTES), Ok(Some(65536)));
+        assert!(furthest_l2_table(&l1, &header, 65536).unwrap_err().contains("cut off"));
+        for (entry, sound) in [
+            (0, true),
+            (3 * 65536, true),
+            (4 * 65536, false),
+            ((4 * 65536) | ALL_ZEROES, true),
+            (COMPRESSED | 1000, true),
+            (COMPRESSED | (4 * 65536 + 1), false),
+        ] {
+            let l2 = u64::to_be_bytes(entry);
+            assert_eq!(check_l2_table(&l2, &header, FILE_BYTES).is_ok(), sound, "{entry:#x}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), file_bytes: u64) {
+            let _ = parse(&bytes, file_bytes);
+        }
+
+        #[test]
+        fn no_spoilt_header_makes_it_panic(
+            spoilt in prop::collection::vec((0usize..200, any::<u64>()), 1..6),
+            file_bytes: u64,
+        ) {
+            let mut bytes = sound();
+            for (at, value) in spoilt {
+                put(&mut bytes, at, &value.to_be_bytes());
+            }
+            put(&mut bytes, 0, &MAGIC);
+            if let Ok(header) = parse(&bytes, file_bytes) {
+                prop_assert!(u64::from(header.l1_entries) * 8 <= MAX_L1_BYTES);
+                prop_assert!((9..=21).contains(&header.cluster_bits));
+                let _ = furthest_l2_table(&bytes, &header, file_bytes);
+                let _ = check_l2_table(&bytes, &header, file_bytes);
+            }
+        }
+    }
+}
