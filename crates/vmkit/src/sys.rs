@@ -4,9 +4,14 @@
     reason = "KVM memory, the tun ioctl and passing descriptors through exec have no safe wrapper"
 )]
 
+use std::ffi::c_void;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::ptr::{self, NonNull};
 
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -17,4 +22,90 @@ use tokio::io::unix::AsyncFd;
 pub(crate) fn watch_readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` is open and keeps its number and its file until it is dropped, and the `AsyncFd` owns it.
     unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(Into::into)
+}
+
+/// A virtual machine of KVM's with one vCPU and a little memory at guest address 0.
+///
+/// It exists to hold the three together: the kernel writes to the memory for as long as the vCPU may run.
+pub(crate) struct TinyGuest {
+    // Dropped in this order: the memory goes last.
+    vcpu: VcpuFd,
+    _vm: VmFd,
+    memory: Mapping,
+}
+
+impl TinyGuest {
+    /// Makes the machine with so many bytes of zeroed memory, a multiple of the page size.
+    pub(crate) fn new(kvm: &Kvm, memory_bytes: usize) -> io::Result<Self> {
+        let memory = Mapping::new(memory_bytes)?;
+        let vm = kvm.create_vm().map_err(io::Error::from)?;
+        let slot = kvm_userspace_memory_region {
+            slot: 0,
+            flags: 0,
+            guest_phys_addr: 0,
+            memory_size: memory_bytes as u64,
+            userspace_addr: memory.start.as_ptr() as u64,
+        };
+        // SAFETY: the mapping is valid for all of its length, it is the only slot, and it outlives the VM and its vCPU.
+        unsafe { vm.set_user_memory_region(slot) }.map_err(io::Error::from)?;
+        let vcpu = vm.create_vcpu(0).map_err(io::Error::from)?;
+        Ok(Self { vcpu, _vm: vm, memory })
+    }
+
+    /// Answers the vCPU.
+    pub(crate) fn vcpu(&mut self) -> &mut VcpuFd {
+        &mut self.vcpu
+    }
+
+    /// Writes into the guest's memory.
+    ///
+    /// # Panics
+    /// Where the bytes would not fit.
+    pub(crate) fn write(&mut self, address: usize, bytes: &[u8]) {
+        let end = address.checked_add(bytes.len()).expect("an address in the tiny guest");
+        assert!(end <= self.memory.len, "{end:#x} lies behind the guest's memory");
+        // SAFETY: the range was checked; `&mut self` means that the vCPU is not running.
+        unsafe {
+            let target = self.memory.start.as_ptr().cast::<u8>().add(address);
+            ptr::copy_nonoverlapping(bytes.as_ptr(), target, bytes.len());
+        }
+    }
+
+    /// Reads 16 bytes of the guest's memory.
+    ///
+    /// # Panics
+    /// Where they lie behind its end.
+    pub(crate) fn read_u128(&mut self, address: usize) -> u128 {
+        let end = address.checked_add(size_of::<u128>()).expect("an address in the tiny guest");
+        assert!(end <= self.memory.len, "{end:#x} lies behind the guest's memory");
+        // SAFETY: the range was checked; `&mut self` means that the vCPU is not running; any bytes are a u128.
+        unsafe { self.memory.start.as_ptr().cast::<u8>().add(address).cast::<u128>().read_unaligned() }
+    }
+}
+
+/// Zeroed private memory of this process, page by page.
+struct Mapping {
+    start: NonNull<c_void>,
+    len: usize,
+}
+
+// SAFETY: the memory belongs to whoever has the value; nothing ties it to a thread.
+unsafe impl Send for Mapping {}
+
+impl Mapping {
+    fn new(len: usize) -> io::Result<Self> {
+        // SAFETY: the kernel chooses the place, so no other mapping is touched.
+        let start = unsafe {
+            mmap_anonymous(ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE)
+        }?;
+        Ok(Self { start: NonNull::new(start).expect("mmap answers an address or an error"), len })
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: this is the mapping that `new` made, whole, and nobody borrows from it any more.
+        // It fails only for an address that was never mapped.
+        let _ = unsafe { munmap(self.start.as_ptr(), self.len) };
+    }
 }
