@@ -128,6 +128,8 @@ fn hint(state: &VmState, operation: &Operation) -> &'static str {
         (Operation::Start, VmState::Suspended) => ": resume it",
         (Operation::Suspend | Operation::Resume, VmState::Prepared | VmState::Stopped) => ": start it first",
         (Operation::Suspend | Operation::Resume, VmState::Failed { .. }) => ": start it again",
+        (Operation::Destroy, VmState::Running | VmState::Suspended) => ": stop it first, or use force",
+        (_, VmState::Destroyed) => ": its removal was begun, remove it",
         (_, VmState::Preparing) => ": its making was cut off, destroy it",
         _ => "",
     }

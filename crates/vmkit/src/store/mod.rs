@@ -1,1 +1,299 @@
-//! Where VMs are kept on disk: one directory each.
+//! Where VMs are kept on disk: one directory each, and never one file for all.
+//!
+//! Edge: files and locks. It knows records; what they mean for a VM is the manager's.
+//!
+//! ```text
+//! <vms>/NAME/vm.json    the VM as it was made: synced to the disk, and never written again
+//! <vms>/NAME/run.json   the VM as it is since, with what is being done to it; not synced
+//! <vms>/NAME/lock       held while somebody works on the VM; has that process's PID
+//! <vms>/NAME/…          what its backend keeps
+//! ```
+//!
+//! What happens to a VM after it was made matters as long as the host runs, and the page cache lives as long: a killed
+//! process loses nothing of `run.json`. A power cut may, but it has ended the guest as well; the VM is then as it was made,
+//! and reality is asked anyway. So no start, stop, suspend or resume waits for a disk, which would cost more than they do.
+
+mod home;
+mod lock;
+mod record;
+
+use std::ffi::OsStr;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
+use tokio::time::Instant;
+
+pub use home::Home;
+pub use record::{Intent, VmRecord};
+
+use crate::error::{Error, Result};
+use crate::spec::VmName;
+use crate::steps::step;
+
+const MADE: &str = "vm.json";
+const SINCE: &str = "run.json";
+const LOCK: &str = "lock";
+/// What a file is called until it is whole. One name is enough: only the lock's holder writes.
+const UNFINISHED: [(&str, &str); 2] = [(MADE, "vm.json.new"), (SINCE, "run.json.new")];
+
+/// More than any record has: a file that is bigger is not one, and isn't read whole to find that out.
+const MOST_RECORD_BYTES: u64 = 4 << 20;
+
+/// The records of all VMs of one home.
+#[derive(Debug, Clone)]
+pub(crate) struct Store {
+    home: Home,
+}
+
+/// The directory of one VM, locked until this is dropped.
+#[derive(Debug)]
+pub(crate) struct LockedVm {
+    name: VmName,
+    dir: PathBuf,
+    _lock: File,
+}
+
+impl Store {
+    pub(crate) fn new(home: Home) -> Self {
+        Self { home }
+    }
+
+    pub(crate) fn home(&self) -> &Home {
+        &self.home
+    }
+
+    /// Answers the names of all directories that may be a VM's, in order.
+    pub(crate) fn names(&self) -> Result<Vec<VmName>> {
+        let vms = self.home.vms();
+        let entries = match fs::read_dir(vms) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(Error::io("read", vms)(error)),
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(Error::io("read", vms))?;
+            if let Some(name) = entry.file_name().to_str().and_then(|name| VmName::new(name).ok()) {
+                names.push(name);
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// Reads a VM's record without its lock.
+    ///
+    /// # Errors
+    /// `NotFound` without a VM of that name, `Record` for a record that can't be used.
+    pub(crate) fn read(&self, name: &VmName) -> Result<VmRecord> {
+        read(&self.home.vm(name), name)?.ok_or_else(|| missing(name))
+    }
+
+    /// Tells whether somebody works on the VM right now.
+    pub(crate) fn is_locked(&self, name: &VmName) -> bool {
+        lock::is_held(&self.home.vm(name).join(LOCK))
+    }
+
+    /// Locks an existing VM.
+    ///
+    /// # Errors
+    /// `NotFound` without a VM of that name, `Busy` once the deadline has passed.
+    pub(crate) async fn lock(&self, name: &VmName, deadline: Instant) -> Result<LockedVm> {
+        let dir = self.home.vm(name);
+        match lock::acquire(&dir.join(LOCK), deadline).await? {
+            Some(lock) => Ok(LockedVm { name: name.clone(), dir, _lock: lock }),
+            None => Err(missing(name)),
+        }
+    }
+
+    /// Locks a name for a new VM; the directory is made if need be.
+    ///
+    /// # Errors
+    /// `Busy` once the deadline has passed; `Host` where the home can't be written.
+    pub(crate) async fn lock_new(&self, name: &VmName, deadline: Instant) -> Result<LockedVm> {
+        self.home.create()?;
+        let dir = self.home.vm(name);
+        loop {
+            let made =
+                step("create the VM's directory").and_then(|()| DirBuilder::new().mode(0o700).create(&dir));
+            let is_new = match made {
+                Ok(()) => true,
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
+                Err(error) => return Err(Error::io("create", &dir)(error)),
+            };
+            match lock::acquire(&dir.join(LOCK), deadline).await {
+                Ok(Some(lock)) => return Ok(LockedVm { name: name.clone(), dir, _lock: lock }),
+                // Whoever removed a VM of this name took the directory along; each turn waits for such a holder.
+                Ok(None) => {}
+                Err(error) => {
+                    if is_new {
+                        let _ = fs::remove_dir(&dir);
+                    }
+                    return Err(error);
+                }
+            }
+        }
+    }
+}
+
+impl LockedVm {
+    /// Reads the record, and sweeps what a killed process left half-written.
+    pub(crate) fn record(&self) -> Result<Option<VmRecord>> {
+        for (_, unfinished) in UNFINISHED {
+            remove_file(&self.dir.join(unfinished))?;
+        }
+        read(&self.dir, &self.name)
+    }
+
+    /// Answers the first thing in the directory that is not of the store, if any.
+    pub(crate) fn stranger(&self) -> Result<Option<PathBuf>> {
+        stranger(&self.dir)
+    }
+
+    /// Writes the record of a VM that is being made, so that it outlives a power cut.
+    pub(crate) fn write_made(&self, record: &VmRecord) -> Result<()> {
+        self.replace(UNFINISHED[0], record, true)
+    }
+
+    /// Writes the record of a VM that was made before, so that it outlives this process.
+    pub(crate) fn write_since(&self, record: &VmRecord) -> Result<()> {
+        self.replace(UNFINISHED[1], record, false)
+    }
+
+    fn replace(&self, (name, unfinished): (&str, &str), record: &VmRecord, synced: bool) -> Result<()> {
+        let (path, unfinished) = (self.dir.join(name), self.dir.join(unfinished));
+        let bytes = record.encode()?;
+        let written = self.replace_bytes(&path, &unfinished, &bytes, synced);
+        if written.is_err() {
+            let _ = fs::remove_file(&unfinished);
+        }
+        written.map_err(Error::io("write", path))
+    }
+
+    fn replace_bytes(&self, path: &Path, unfinished: &Path, bytes: &[u8], synced: bool) -> io::Result<()> {
+        step("write the record")?;
+        let mut file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(unfinished)?;
+        file.write_all(bytes)?;
+        if synced {
+            step("sync the record")?;
+            file.sync_all()?;
+        }
+        step("rename the record")?;
+        fs::rename(unfinished, path)?;
+        if synced {
+            step("sync the VM's directory")?;
+            File::open(&self.dir)?.sync_all()?;
+            File::open(self.dir.parent().unwrap_or(&self.dir))?.sync_all()?;
+        }
+        Ok(())
+    }
+
+    /// Removes the directory and all that is in it: the record last, so that until then the VM can be found.
+    ///
+    /// What is gone already is success.
+    pub(crate) fn remove(self) -> Result<()> {
+        let entries = fs::read_dir(&self.dir).map_err(Error::io("read", &self.dir))?;
+        for entry in entries {
+            let entry = entry.map_err(Error::io("read", &self.dir))?;
+            let path = entry.path();
+            if [MADE, SINCE, LOCK].iter().any(|own| entry.file_name() == *own) {
+                continue;
+            }
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                step("remove a directory")
+                    .and_then(|()| fs::remove_dir_all(&path))
+                    .map_err(Error::io("remove", &path))?;
+            } else {
+                remove_file(&path)?;
+            }
+        }
+        for own in [MADE, SINCE, LOCK] {
+            remove_file(&self.dir.join(own))?;
+        }
+        let removed = step("remove the VM's directory").and_then(|()| fs::remove_dir(&self.dir));
+        match removed {
+            // Somebody has begun to make a VM of the same name since the lock's file went.
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed.map_err(Error::io("remove", &self.dir)),
+        }
+    }
+}
+
+/// Reads a VM's record: as it is since it was made, or else as it was made. `None`: there is no record.
+fn read(dir: &Path, name: &VmName) -> Result<Option<VmRecord>> {
+    let path = dir.join(MADE);
+    let Some(bytes) = read_bytes(&path)? else { return Ok(None) };
+    let made = VmRecord::decode(&path, &bytes)?;
+    if made.handle.name() != name {
+        let problem = format!("this is the record of the VM `{}`", made.handle.name());
+        return Err(Error::Record { path, problem });
+    }
+    let path = dir.join(SINCE);
+    let Some(bytes) = read_bytes(&path)? else { return Ok(Some(made)) };
+    match VmRecord::decode(&path, &bytes) {
+        Ok(since) if since.handle.id == made.handle.id => Ok(Some(since)),
+        Err(error) if VmRecord::is_newer(&bytes) => Err(error),
+        // Cut off with the power, or another VM's: what was made is still true.
+        _ => Ok(Some(made)),
+    }
+}
+
+/// Reads a file of the store; one that is a pipe, or bigger than any record, is refused instead of waited for.
+fn read_bytes(path: &Path) -> Result<Option<Vec<u8>>> {
+    let nonblocking = i32::try_from(OFlags::NONBLOCK.bits()).expect("the flag is a small number");
+    let file = match OpenOptions::new().read(true).custom_flags(nonblocking).open(path) {
+        Ok(file) => file,
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(None);
+        }
+        Err(error) => return Err(Error::io("open", path)(error)),
+    };
+    let mut bytes = Vec::with_capacity(4096);
+    file.take(MOST_RECORD_BYTES + 1).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
+    if u64::try_from(bytes.len()).is_ok_and(|found| found > MOST_RECORD_BYTES) {
+        let problem = format!("this is not a record of a VM: it has more than {MOST_RECORD_BYTES} bytes");
+        return Err(Error::Record { path: path.to_owned(), problem });
+    }
+    Ok(Some(bytes))
+}
+
+/// Answers the first thing in a VM's directory that is not of the store.
+pub(crate) fn stranger(dir: &Path) -> Result<Option<PathBuf>> {
+    let own = |name: &OsStr| {
+        [MADE, SINCE, LOCK].iter().any(|own| name == *own) || UNFINISHED.iter().any(|(_, own)| name == *own)
+    };
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(None);
+        }
+        Err(error) => return Err(Error::io("read", dir)(error)),
+    };
+    for entry in entries {
+        let entry = entry.map_err(Error::io("read", dir))?;
+        if !own(&entry.file_name()) {
+            return Ok(Some(entry.path()));
+        }
+    }
+    Ok(None)
+}
+
+fn remove_file(path: &Path) -> Result<()> {
+    let is_there = fs::symlink_metadata(path).is_ok();
+    if !is_there {
+        return Ok(());
+    }
+    match step("remove a file").and_then(|()| fs::remove_file(path)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed.map_err(Error::io("remove", path)),
+    }
+}
+
+fn missing(name: &VmName) -> Error {
+    Error::NotFound { what: "VM", name: name.to_string() }
+}

@@ -1,1 +1,0 @@
-//! The operations that the command and any other program call.

@@ -1,0 +1,94 @@
+//! All VMs at a glance, none of them waited for.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
+
+use crate::error::{Error, Result};
+use crate::handle::VmHandle;
+use crate::hypervisor::Hypervisor;
+use crate::spec::VmName;
+use crate::store::{Intent, VmRecord, stranger};
+
+use super::VmManager;
+
+/// How long all VMs together have to answer.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// One VM in a list, or what is there in its place.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Listed {
+    /// The VM's name.
+    pub name: VmName,
+    /// The VM's directory.
+    pub path: PathBuf,
+    /// The VM with the state that it has now, or why that can't be told.
+    pub handle: Result<VmHandle>,
+    /// The VM as it was recorded, where its state can't be told.
+    pub recorded: Option<VmHandle>,
+    /// What somebody is doing with it, or was when it was cut off.
+    pub intent: Option<Intent>,
+    /// Whether that was cut off: nobody is at work on the VM.
+    pub interrupted: bool,
+}
+
+impl<H: Hypervisor + 'static> VmManager<H> {
+    /// Answers all VMs in the order of their names, each with the state that it has now.
+    ///
+    /// Takes no lock and asks all at the same time; a VM that has not answered after a second is listed with `TimedOut`,
+    /// and one whose record can't be used with what is wrong.
+    ///
+    /// # Errors
+    /// `Io` or `Host` when the home can't be read; never for a single VM.
+    pub async fn list(&self) -> Result<Vec<Listed>> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut listed: Vec<Option<Listed>> = Vec::new();
+        let mut asked = JoinSet::new();
+        for name in self.store.names()? {
+            match self.store.read(&name) {
+                Ok(record) => {
+                    let (manager, place) = (self.clone(), listed.len());
+                    asked.spawn(async move { (place, manager.listed(name, record, deadline).await) });
+                    listed.push(None);
+                }
+                Err(error) => listed.extend(self.unread(name, error).map(Some)),
+            }
+        }
+        while let Some(answer) = asked.join_next().await {
+            match answer {
+                Ok((place, answer)) => listed[place] = Some(answer),
+                Err(error) => std::panic::resume_unwind(error.into_panic()),
+            }
+        }
+        Ok(listed.into_iter().flatten().collect())
+    }
+
+    async fn listed(&self, name: VmName, record: VmRecord, deadline: Instant) -> Listed {
+        let intent = record.intent.clone();
+        let interrupted = intent.is_some() && !self.store.is_locked(&name);
+        let recorded = record.handle.clone();
+        let handle = timeout_at(deadline, self.look(record)).await.unwrap_or_else(|_| {
+            let awaited = format!("the state of the VM `{name}`");
+            Err(Error::TimedOut { awaited, after: PATIENCE, console: String::new() })
+        });
+        let recorded = handle.is_err().then_some(recorded);
+        Listed { path: self.home().vm(&name), name, handle, recorded, intent, interrupted }
+    }
+
+    /// Answers what to list for a directory whose record can't be read; nothing where there is nothing of a VM.
+    fn unread(&self, name: VmName, error: Error) -> Option<Listed> {
+        let path = self.home().vm(&name);
+        let error = match error {
+            Error::NotFound { .. } => {
+                let left = stranger(&path).ok()??;
+                let problem = "this lies in a VM's directory, and there is no record".to_owned();
+                Error::Record { path: left, problem }
+            }
+            error => error,
+        };
+        Some(Listed { name, path, handle: Err(error), recorded: None, intent: None, interrupted: false })
+    }
+}

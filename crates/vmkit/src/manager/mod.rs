@@ -1,0 +1,424 @@
+//! The operations that the command and any other program call: [`VmManager`].
+//!
+//! It keeps one record for each VM and lets one operation at a time work on a VM. What it is about to do it writes down
+//! first, so that whoever comes next after a crash can finish it or undo it. The state in a record is only what was
+//! known; reality is asked of the hypervisor.
+//!
+//! ```text
+//! lock ─▶ settle what was cut off ─▶ write the intent ─▶ hypervisor ─▶ write what came of it ─▶ unlock
+//! ```
+
+mod list;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::time::Instant;
+use tracing::warn;
+use uuid::Uuid;
+
+pub use list::Listed;
+
+use crate::error::{Error, Result};
+use crate::handle::{BackendTag, ConsoleEndpoint, VmHandle};
+use crate::hypervisor::Hypervisor;
+use crate::lifecycle::{FailureKind, InvalidTransition, Operation, VmState};
+use crate::spec::{VmName, VmSpec};
+use crate::store::{Home, Intent, LockedVm, Store, VmRecord};
+
+/// How long an operation waits for another one on the same VM; a stop may itself take its timeout.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Creates, runs, finds and removes VMs that outlive the process, over any hypervisor.
+///
+/// # Concurrency
+/// Any number of managers in any number of processes may work on one home. Operations on one VM wait for each other, 30 s
+/// at most (`stop` and `restart`: their timeout more), and answer `Busy` with the holder's PID after that. What only reads
+/// waits for nobody.
+///
+/// # Cancel safety
+/// A dropped future, like a killed process, leaves a record of what was being done. The next operation on the VM finishes
+/// it or undoes it.
+///
+/// # Examples
+/// ```
+/// use vmkit::{BackendTag, NoopHypervisor, VmManager, store::Home};
+/// # use vmkit::spec::{Boot, Kernel, VmName, VmSpec};
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> vmkit::Result<()> {
+/// # let temp = tempfile::tempdir().unwrap();
+/// # let home = temp.path();
+/// # let kernel = Kernel { path: "/boot/vmlinuz".into(), initrd: None, cmdline: String::new() };
+/// # let spec = VmSpec::builder(VmName::new("web")?).boot(Boot::Kernel(kernel)).build()?;
+/// let manager = VmManager::new(NoopHypervisor::new(), BackendTag::Noop, Home::at(home)?);
+/// let vm = manager.create(spec).await?;
+/// manager.start(vm.name()).await?;
+/// assert_eq!(manager.info(vm.name()).await?.state.name(), "running");
+/// manager.remove(vm.name(), true).await?;
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+pub struct VmManager<H> {
+    hypervisor: Arc<H>,
+    backend: BackendTag,
+    store: Store,
+}
+
+impl<H> Clone for VmManager<H> {
+    fn clone(&self) -> Self {
+        Self {
+            hypervisor: Arc::clone(&self.hypervisor),
+            backend: self.backend.clone(),
+            store: self.store.clone(),
+        }
+    }
+}
+
+/// An operation on a VM that exists, with what it needs.
+#[derive(Debug, Clone, Copy)]
+enum Order {
+    Start,
+    Stop(Duration),
+    Suspend,
+    Resume,
+}
+
+impl Order {
+    fn operation(self) -> Operation {
+        match self {
+            Order::Start => Operation::Start,
+            Order::Stop(_) => Operation::Stop,
+            Order::Suspend => Operation::Suspend,
+            Order::Resume => Operation::Resume,
+        }
+    }
+}
+
+impl<H: Hypervisor + 'static> VmManager<H> {
+    /// Makes a manager of the VMs in a home; `backend` is whose VM it is when a spec names no backend.
+    ///
+    /// Touches nothing.
+    pub fn new(hypervisor: H, backend: BackendTag, home: Home) -> Self {
+        Self { hypervisor: Arc::new(hypervisor), backend, store: Store::new(home) }
+    }
+
+    /// Answers where the VMs are kept.
+    pub fn home(&self) -> &Home {
+        self.store.home()
+    }
+
+    /// Answers the hypervisor that runs the VMs.
+    pub fn hypervisor(&self) -> &H {
+        &self.hypervisor
+    }
+
+    /// Makes a VM and answers it in `Prepared`; nothing runs yet.
+    ///
+    /// What an interrupted `create` or `remove` left under this name is removed first.
+    ///
+    /// # Errors
+    /// `AlreadyExists` for a name in use; otherwise those of [`Hypervisor::prepare`], and of the home. Nothing is left behind.
+    pub async fn create(&self, spec: VmSpec) -> Result<VmHandle> {
+        self.check_id(&spec)?;
+        let locked = self.store.lock_new(spec.name(), Instant::now() + PATIENCE).await?;
+        match locked.record()? {
+            Some(record) if record.is_unfinished() => self.hypervisor.destroy(record.handle).await?,
+            Some(_) => return Err(Error::AlreadyExists { what: "VM", name: spec.name().to_string() }),
+            None => {}
+        }
+        if let Some(path) = locked.stranger()? {
+            let problem = format!(
+                "this lies where the VM `{}` would be kept, and no record says whose it is",
+                spec.name()
+            );
+            return Err(Error::Record { path, problem });
+        }
+        self.make(locked, spec).await
+    }
+
+    async fn make(&self, locked: LockedVm, spec: VmSpec) -> Result<VmHandle> {
+        let id = spec.id().unwrap_or_else(Uuid::new_v4);
+        let spec = spec.with_id(id);
+        let backend = spec.backend().unwrap_or(&self.backend).clone();
+        let preparing = VmHandle::preparing(id, backend, spec);
+        let intending = VmRecord::intending(preparing.clone(), intent(Operation::Prepare));
+        if let Err(error) = locked.write_made(&intending) {
+            give_up(locked);
+            return Err(error);
+        }
+        let made = self.hypervisor.prepare(&preparing.spec).await.and_then(|vm| {
+            locked.write_made(&VmRecord::settled(vm.clone()))?;
+            Ok(vm)
+        });
+        if made.is_err() {
+            match self.hypervisor.destroy(preparing).await {
+                Ok(()) => give_up(locked),
+                // The record stays, with its intent: whoever removes the VM tries again.
+                Err(error) => warn!(%error, "cannot remove what was made before the failure"),
+            }
+        }
+        made
+    }
+
+    /// Refuses an identity that another VM has: undoing a failed `create` would destroy that one.
+    fn check_id(&self, spec: &VmSpec) -> Result<()> {
+        let Some(id) = spec.id() else { return Ok(()) };
+        for name in self.store.names()? {
+            let other = self.store.read(&name);
+            if other.is_ok_and(|other| other.handle.id == id && !other.is_unfinished()) {
+                return Err(Error::AlreadyExists { what: "VM", name: id.to_string() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Boots a VM; on a running one it succeeds and answers the facts of that run.
+    ///
+    /// # Errors
+    /// `InvalidState` for a suspended VM, and those of [`Hypervisor::start`].
+    pub async fn start(&self, name: &VmName) -> Result<VmHandle> {
+        self.operate(name, &[Order::Start]).await
+    }
+
+    /// Shuts a VM down, by force once `timeout` has passed; zero is by force at once.
+    ///
+    /// # Errors
+    /// Those of [`Hypervisor::stop`].
+    pub async fn stop(&self, name: &VmName, timeout: Duration) -> Result<VmHandle> {
+        self.operate(name, &[Order::Stop(timeout)]).await
+    }
+
+    /// Stops a VM and boots it again, with nobody in between.
+    ///
+    /// # Errors
+    /// Those of [`Hypervisor::stop`] and [`Hypervisor::start`].
+    pub async fn restart(&self, name: &VmName, timeout: Duration) -> Result<VmHandle> {
+        self.operate(name, &[Order::Stop(timeout), Order::Start]).await
+    }
+
+    /// Pauses a VM's vCPUs.
+    ///
+    /// # Errors
+    /// `InvalidState` unless it lives, and those of [`Hypervisor::suspend`].
+    pub async fn suspend(&self, name: &VmName) -> Result<VmHandle> {
+        self.operate(name, &[Order::Suspend]).await
+    }
+
+    /// Unpauses a VM's vCPUs.
+    ///
+    /// # Errors
+    /// `InvalidState` unless it lives, and those of [`Hypervisor::resume`].
+    pub async fn resume(&self, name: &VmName) -> Result<VmHandle> {
+        self.operate(name, &[Order::Resume]).await
+    }
+
+    /// Removes a VM and all that belongs to it; a VM that lives only with `force`.
+    ///
+    /// Removes what an interrupted `create` or `remove` left, too.
+    ///
+    /// # Errors
+    /// `InvalidState` for a VM that lives, without `force`; those of [`Hypervisor::destroy`].
+    pub async fn remove(&self, name: &VmName, force: bool) -> Result<()> {
+        let locked = self.store.lock(name, Instant::now() + PATIENCE).await?;
+        let Some(record) = locked.record()? else { return sweep(locked) };
+        if !force && !record.is_unfinished() {
+            let state = self.hypervisor.state(&record.handle).await?;
+            if state.is_live() {
+                return Err(InvalidTransition { state, operation: Operation::Destroy }.into());
+            }
+        }
+        let vm = record.handle;
+        let begun = VmRecord::intending(vm.clone(), intent(Operation::Destroy));
+        if let Err(error) = locked.write_since(&begun) {
+            // On a full disk this is what makes room, and a removal that is cut off can be begun again in any case.
+            warn!(%error, "cannot write down that the VM is being removed");
+        }
+        match self.hypervisor.destroy(vm.clone()).await {
+            Ok(()) => locked.remove(),
+            Err(error) => {
+                self.write_truth(&locked, vm, Operation::Destroy).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Answers a VM with the state that it has now.
+    ///
+    /// # Errors
+    /// `NotFound`; `Record`; `TimedOut` when its hypervisor does not answer.
+    pub async fn info(&self, name: &VmName) -> Result<VmHandle> {
+        let record = self.store.read(name)?;
+        self.look(record).await
+    }
+
+    /// Answers the address at which the host reaches the guest, asked anew.
+    ///
+    /// # Errors
+    /// Those of [`Hypervisor::guest_ip`].
+    pub async fn guest_ip(&self, name: &VmName) -> Result<String> {
+        self.hypervisor.guest_ip(&self.store.read(name)?.handle).await
+    }
+
+    /// Answers where the VM's console is.
+    ///
+    /// # Errors
+    /// Those of [`Hypervisor::console_endpoint`].
+    pub fn console_endpoint(&self, name: &VmName) -> Result<ConsoleEndpoint> {
+        self.hypervisor.console_endpoint(&self.store.read(name)?.handle)
+    }
+
+    /// Answers the file that keeps what the guest's serial console said.
+    ///
+    /// # Errors
+    /// `NotFound` where the backend keeps none.
+    pub fn console_log(&self, name: &VmName) -> Result<PathBuf> {
+        let log = self.store.read(name)?.handle.console_log;
+        log.ok_or_else(|| Error::NotFound { what: "console log of VM", name: name.to_string() })
+    }
+
+    /// Answers the file that keeps what the hypervisor said.
+    ///
+    /// # Errors
+    /// `NotFound` where the backend keeps none.
+    pub fn hypervisor_log(&self, name: &VmName) -> Result<PathBuf> {
+        let log = self.store.read(name)?.handle.hypervisor_log;
+        log.ok_or_else(|| Error::NotFound { what: "hypervisor log of VM", name: name.to_string() })
+    }
+
+    async fn operate(&self, name: &VmName, orders: &[Order]) -> Result<VmHandle> {
+        let patience = orders.iter().fold(PATIENCE, |patience, order| match order {
+            Order::Stop(timeout) => patience.saturating_add(*timeout),
+            _ => patience,
+        });
+        let locked = self.store.lock(name, later(patience)).await?;
+        let Some(record) = locked.record()? else {
+            sweep(locked)?;
+            return Err(Error::NotFound { what: "VM", name: name.to_string() });
+        };
+        let mut vm = self.settle(record, orders[0]).await?;
+        for order in orders {
+            vm = self.carry_out(&locked, vm, *order).await?;
+        }
+        Ok(vm)
+    }
+
+    /// Does one operation on a VM whose lock is held: intent, effect, outcome.
+    async fn carry_out(&self, locked: &LockedVm, vm: VmHandle, order: Order) -> Result<VmHandle> {
+        let operation = order.operation();
+        match locked.write_since(&VmRecord::intending(vm.clone(), intent(operation))) {
+            Ok(()) => {}
+            // A full disk is no reason to leave a guest running; a stop that is cut off needs no finishing.
+            Err(error) if operation == Operation::Stop => {
+                warn!(%error, "cannot write down that the VM is being stopped")
+            }
+            Err(error) => return Err(error),
+        }
+        let done = match order {
+            Order::Start => self.hypervisor.start(&vm).await,
+            Order::Stop(timeout) => self.hypervisor.stop(&vm, timeout).await,
+            Order::Suspend => self.hypervisor.suspend(&vm).await,
+            Order::Resume => self.hypervisor.resume(&vm).await,
+        };
+        match done {
+            Ok(vm) => {
+                write_outcome(locked, &vm);
+                Ok(vm)
+            }
+            Err(error) => {
+                self.write_truth(locked, vm, operation).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Finishes what a killed process had begun, as far as `order` builds on it.
+    ///
+    /// Stop, suspend and resume need nothing: done or not, what the VM is now is true, and a start and a stop go on from
+    /// anywhere. Only an unrecorded start has something that nobody else knows: the facts of the run.
+    ///
+    /// # Errors
+    /// `InvalidState` for a VM that can only be removed.
+    async fn settle(&self, record: VmRecord, order: Order) -> Result<VmHandle> {
+        let VmRecord { handle: vm, intent: begun, .. } = record;
+        let state = match begun.map(|intent| intent.operation) {
+            Some(Operation::Prepare) => VmState::Preparing,
+            Some(Operation::Destroy) => VmState::Destroyed,
+            Some(Operation::Start) if matches!(order, Order::Suspend | Order::Resume) => {
+                return match self.hypervisor.state(&vm).await? {
+                    VmState::Running => self.hypervisor.start(&vm).await,
+                    _ => Ok(vm),
+                };
+            }
+            _ => return Ok(vm),
+        };
+        Err(InvalidTransition { state, operation: order.operation() }.into())
+    }
+
+    /// Records what is true of a VM after an operation on it failed.
+    async fn write_truth(&self, locked: &LockedVm, vm: VmHandle, failed: Operation) {
+        match self.hypervisor.state(&vm).await {
+            // It runs after all, and what is known of the run is lost: the intent stays, for the next one to ask.
+            Ok(state) if failed == Operation::Start && state.is_live() => {}
+            Ok(state) => write_outcome(locked, &vm.in_state(state)),
+            // Nothing is known, so the intent stays.
+            Err(error) => warn!(%error, "cannot tell what the failed operation left"),
+        }
+    }
+
+    /// Answers the VM of a record with the state that it has now.
+    async fn look(&self, record: VmRecord) -> Result<VmHandle> {
+        let vm = record.handle;
+        let cut_off = match record.intent.map(|intent| intent.operation) {
+            Some(Operation::Prepare) => "its making was interrupted: remove it",
+            Some(Operation::Destroy) => "its removal was interrupted: remove it again",
+            _ => {
+                let state = self.hypervisor.state(&vm).await?;
+                return Ok(vm.in_state(state));
+            }
+        };
+        if self.store.is_locked(vm.name()) {
+            return Ok(vm);
+        }
+        Ok(vm.in_state(VmState::failed(FailureKind::Interrupted, cut_off)))
+    }
+}
+
+/// Records what an operation led to.
+///
+/// Failing to do so changes nothing about the VM, so it is no failure of the operation: least of all is a healthy guest
+/// ended for it. The intent that stays makes the next operation ask again.
+fn write_outcome(locked: &LockedVm, vm: &VmHandle) {
+    if let Err(error) = locked.write_since(&VmRecord::settled(vm.clone())) {
+        warn!(vm = %vm.name(), state = %vm.state, %error, "the VM is in this state, but that can't be recorded; the next command will");
+    }
+}
+
+/// Removes a directory in which a `create` or a `remove` was cut off while there was no record.
+fn sweep(locked: LockedVm) -> Result<()> {
+    match locked.stranger()? {
+        None => locked.remove(),
+        Some(path) => {
+            let problem =
+                "this lies in a VM's directory without a record, so nobody knows how to remove it".into();
+            Err(Error::Record { path, problem })
+        }
+    }
+}
+
+/// Removes what a failed `create` wrote itself.
+fn give_up(locked: LockedVm) {
+    if let Err(error) = locked.remove() {
+        warn!(%error, "cannot remove the directory of a VM that was not made");
+    }
+}
+
+fn intent(operation: Operation) -> Intent {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    Intent { operation, since, pid: std::process::id() }
+}
+
+/// Answers the instant after this long; what can't be reckoned any more is ten years, which is as good as never.
+fn later(after: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_add(after).unwrap_or(now + Duration::from_secs(10 * 365 * 86_400))
+}
