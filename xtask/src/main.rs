@@ -1,2 +1,50 @@
 //! Tasks of the workspace: `cargo xtask …`.
-fn main() {}
+//!
+//! Each task is a module with a `run`. What a task reads goes to standard output only if it is data; progress
+//! goes to standard error. The exit code is 0, 1 for a task that failed, 2 for a machine or a command line that must change first.
+
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command of developers talks to its terminal"
+)]
+
+mod error;
+mod guest;
+mod host;
+mod programs;
+mod setup;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Tasks of the vmkit workspace.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Installs what this machine lacks: QEMU, firmware, and what builds the guests.
+    Setup,
+    /// Builds the guests that tests boot, unless they are cached, and prints where they are.
+    Guest(guest::Arguments),
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().task {
+        Task::Setup => setup::run(),
+        Task::Guest(arguments) => guest::run(&arguments),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error}");
+            ExitCode::from(error.exit_code)
+        }
+    }
+}
