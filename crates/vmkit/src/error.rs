@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::handle::BackendTag;
-use crate::lifecycle::InvalidTransition;
+use crate::lifecycle::{InvalidTransition, VmState};
 
 /// The result of every fallible call of this library.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -81,6 +81,20 @@ pub enum Error {
         awaited: String,
         /// How long it was awaited.
         after: Duration,
+        /// The console's last lines, where there is a console.
+        console: String,
+    },
+    /// A VM ended while something else was awaited of it.
+    #[error(
+        "waited for {awaited}, and it is {state}{}{}",
+        Cause(state),
+        Tail("the console's last lines", console)
+    )]
+    Ended {
+        /// What was awaited.
+        awaited: String,
+        /// Where the VM is in its life now.
+        state: VmState,
         /// The console's last lines, where there is a console.
         console: String,
     },
@@ -194,7 +208,7 @@ impl Error {
             Error::Invalid { .. } => ErrorKind::InvalidInput,
             Error::AlreadyExists { .. } => ErrorKind::AlreadyExists,
             Error::NotFound { .. } => ErrorKind::NotFound,
-            Error::Transition(_) => ErrorKind::InvalidState,
+            Error::Transition(_) | Error::Ended { .. } => ErrorKind::InvalidState,
             Error::Unsupported { .. } => ErrorKind::Unsupported,
             Error::UnknownBackend { .. } | Error::Host { .. } => ErrorKind::Host,
             Error::Busy { .. } => ErrorKind::Busy,
@@ -260,6 +274,17 @@ impl fmt::Display for Holder {
         match self.0 {
             Some(pid) => write!(f, " by process {pid}"),
             None => Ok(()),
+        }
+    }
+}
+
+struct Cause<'a>(&'a VmState);
+
+impl fmt::Display for Cause<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            VmState::Failed { cause } => write!(f, ": {cause}"),
+            _ => Ok(()),
         }
     }
 }

@@ -24,6 +24,6 @@ pub use handle::{
 };
 pub use hypervisor::{Backend, Capabilities, DynHypervisor, Hypervisor};
 pub use lifecycle::VmState;
-pub use manager::{Listed, VmManager};
+pub use manager::{Condition, Listed, VmManager};
 #[doc(hidden)]
 pub use steps::set_step_hook;

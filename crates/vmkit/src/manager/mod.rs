@@ -9,6 +9,7 @@
 //! ```
 
 mod list;
+mod wait;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use tracing::warn;
 use uuid::Uuid;
 
 pub use list::Listed;
+pub use wait::Condition;
 
 use crate::error::{Error, Result};
 use crate::handle::{BackendTag, ConsoleEndpoint, VmHandle};

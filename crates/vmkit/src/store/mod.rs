@@ -13,6 +13,7 @@
 //! process loses nothing of `run.json`. A power cut may, but it has ended the guest as well; the VM is then as it was made,
 //! and reality is asked anyway. So no start, stop, suspend or resume waits for a disk, which would cost more than they do.
 
+mod changes;
 mod home;
 mod lock;
 mod record;
@@ -26,6 +27,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 use tokio::time::Instant;
 
+pub(crate) use changes::Changes;
 pub use home::Home;
 pub use record::{Intent, VmRecord};
 
@@ -95,6 +97,11 @@ impl Store {
     /// Tells whether somebody works on the VM right now.
     pub(crate) fn is_locked(&self, name: &VmName) -> bool {
         lock::is_held(&self.home.vm(name).join(LOCK))
+    }
+
+    /// Begins to watch a VM's record.
+    pub(crate) fn changes(&self, name: &VmName) -> Result<Changes> {
+        Changes::of(&self.home.vm(name))
     }
 
     /// Locks an existing VM.

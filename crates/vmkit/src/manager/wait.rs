@@ -1,0 +1,279 @@
+//! Waiting until a VM is as somebody needs it.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::str::FromStr;
+use std::time::Duration;
+
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+
+use crate::backend::qemu::agent::GuestAgent;
+use crate::error::{Error, ErrorKind, Result};
+use crate::handle::VmHandle;
+use crate::host::process::{ProcessFd, ProcessId};
+use crate::hypervisor::Hypervisor;
+use crate::lifecycle::VmState;
+use crate::spec::{Protocol, VmName};
+use crate::store::Changes;
+
+use super::{VmManager, later};
+
+/// How long one attempt to reach the guest may take. A guest without KVM on a busy host needs seconds to say a word.
+const ATTEMPT: Duration = Duration::from_secs(10);
+/// After how long the state is asked again though nothing was heard. A guest's panic, or a pause by somebody else's
+/// monitor, ends no process and changes no record: nothing that this process could wait for tells of it.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
+/// The shortest and the longest pause between two attempts to reach the guest's SSH server.
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// The port that an SSH server listens at.
+const SSH: u16 = 22;
+
+/// What one can wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Condition {
+    /// The vCPUs run.
+    Running,
+    /// The guest agent answers.
+    Agent,
+    /// The guest's SSH server says its first words.
+    Ssh,
+    /// No guest lives, and it did not fail.
+    Stopped,
+}
+
+impl Condition {
+    /// All conditions, for whoever lists them.
+    pub const ALL: [Condition; 4] =
+        [Condition::Running, Condition::Agent, Condition::Ssh, Condition::Stopped];
+
+    /// Answers the condition's name, such as `running`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Condition::Running => "running",
+            Condition::Agent => "agent",
+            Condition::Ssh => "ssh",
+            Condition::Stopped => "stopped",
+        }
+    }
+}
+
+impl fmt::Display for Condition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl FromStr for Condition {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let found = Self::ALL.into_iter().find(|condition| condition.as_str() == text);
+        found.ok_or_else(|| Error::invalid("condition", text, "wait for running, agent, ssh or stopped"))
+    }
+}
+
+/// What is to be done about a VM in some state by one who waits.
+enum Next {
+    /// The condition holds.
+    Done,
+    /// The guest has to be asked.
+    Ask,
+    /// Something has to happen first.
+    Wait,
+    /// It will not hold any more.
+    Never,
+}
+
+/// Tells what comes next; `lived` says that the VM was seen alive before.
+fn next(state: &VmState, condition: Condition, lived: bool) -> Next {
+    match (state, condition) {
+        (VmState::Running, Condition::Running) => Next::Done,
+        (VmState::Running, Condition::Agent | Condition::Ssh) => Next::Ask,
+        (VmState::Prepared | VmState::Stopped, Condition::Stopped) => Next::Done,
+        (VmState::Failed { .. } | VmState::Destroyed, _) => Next::Never,
+        (VmState::Prepared | VmState::Stopped, _) if lived => Next::Never,
+        _ => Next::Wait,
+    }
+}
+
+impl<H: Hypervisor + 'static> VmManager<H> {
+    /// Waits until the condition holds, and answers the VM as it is then.
+    ///
+    /// `timeout` bounds the whole wait. For a VM that does not live yet it waits for somebody to start it.
+    ///
+    /// # Cancel safety
+    /// Nothing is changed by waiting.
+    ///
+    /// # Errors
+    /// `TimedOut` with the console's last lines; `InvalidState` as soon as the VM fails or ends while something else was
+    /// awaited, with the cause; `NotFound` without the VM.
+    pub async fn wait(&self, name: &VmName, condition: Condition, timeout: Duration) -> Result<VmHandle> {
+        let mut last = None;
+        let waited = timeout_at(later(timeout), self.fulfilled(name, condition, &mut last)).await;
+        waited.unwrap_or_else(|_| {
+            let last = last.as_ref();
+            let state = last.map_or(String::new(), |vm: &VmHandle| format!(", which is {}", vm.state));
+            let awaited = format!("{}{state}", awaited(name, condition));
+            Err(Error::TimedOut {
+                awaited,
+                after: timeout,
+                console: last.map(console_tail).unwrap_or_default(),
+            })
+        })
+    }
+
+    async fn fulfilled(
+        &self,
+        name: &VmName,
+        condition: Condition,
+        last: &mut Option<VmHandle>,
+    ) -> Result<VmHandle> {
+        // Read first, since only a VM has a directory to watch.
+        self.store.read(name)?;
+        let changes = self.store.changes(name)?;
+        let mut lived = false;
+        let mut pause = BACK_OFF.0;
+        loop {
+            // In this order, since a PID that belonged to a live VM after the descriptor was opened did so before.
+            let record = self.store.read(name)?;
+            let process = hold(&record.handle)?;
+            let vm = match self.look(record).await {
+                // It is too busy to say how it is.
+                Err(error) if error.kind() == ErrorKind::TimedOut => {
+                    happened(&changes, process.as_ref(), LOOK_AGAIN).await?;
+                    continue;
+                }
+                vm => vm?,
+            };
+            lived |= vm.state.is_live();
+            *last = Some(vm.clone());
+            match next(&vm.state, condition, lived) {
+                Next::Done => return Ok(vm),
+                Next::Never => {
+                    let (awaited, console) = (awaited(name, condition), console_tail(&vm));
+                    return Err(Error::Ended { awaited, state: vm.state, console });
+                }
+                Next::Wait => happened(&changes, process.as_ref(), LOOK_AGAIN).await?,
+                Next::Ask => tokio::select! {
+                    answer = self.reach(&vm, condition) => {
+                        if answer? {
+                            return Ok(vm);
+                        }
+                        // The host accepts on the guest's behalf long before the guest listens, and a guest has no way
+                        // to tell the host that it does: so there is nothing to wait for but time.
+                        happened(&changes, process.as_ref(), pause).await?;
+                        pause = (pause * 2).min(BACK_OFF.1);
+                    }
+                    ended = happened(&changes, process.as_ref(), ATTEMPT) => ended?,
+                },
+            }
+        }
+    }
+
+    /// Tries once to reach what is awaited in the guest, and answers whether it could.
+    async fn reach(&self, vm: &VmHandle, condition: Condition) -> Result<bool> {
+        match condition {
+            Condition::Ssh => {
+                let Some(address) = self.ssh_address(vm).await? else { return Ok(false) };
+                Ok(timeout(ATTEMPT, greets_as_ssh(address))
+                    .await
+                    .is_ok_and(|greeting| greeting.unwrap_or(false)))
+            }
+            _ => {
+                let Some(path) = vm.run.as_ref().and_then(|run| run.agent.as_ref()) else {
+                    return Err(Error::Unsupported {
+                        backend: vm.backend.clone(),
+                        what: format!("a guest agent in the VM `{}`", vm.name()),
+                    });
+                };
+                let deadline = Instant::now() + ATTEMPT;
+                match GuestAgent::connect(path, deadline).await {
+                    Ok(mut agent) => Ok(agent.ping(deadline).await.is_ok()),
+                    Err(_) => Ok(false),
+                }
+            }
+        }
+    }
+
+    /// Answers where the guest's SSH server can be reached, once that is known.
+    async fn ssh_address(&self, vm: &VmHandle) -> Result<Option<SocketAddr>> {
+        let mut forwards = vm.run.iter().flat_map(|run| &run.forwards);
+        let forward = forwards.find(|f| f.protocol == Protocol::Tcp && f.guest_port.get() == SSH);
+        if let Some(forward) = forward {
+            return Ok(Some(forward.host.into()));
+        }
+        match self.hypervisor.guest_ip(vm).await {
+            Ok(address) => Ok(address.parse().ok().map(|ip: IpAddr| SocketAddr::new(ip, SSH))),
+            Err(error) if error.kind() == ErrorKind::Unsupported => Err(error),
+            Err(_) => Ok(None),
+        }
+    }
+}
+
+fn awaited(name: &VmName, condition: Condition) -> String {
+    format!("`{condition}` of the VM `{name}`")
+}
+
+/// Takes hold of the process that the VM was last known to run in, where there is one.
+fn hold(vm: &VmHandle) -> Result<Option<ProcessFd>> {
+    let Some(pid) = vm.run.as_ref().and_then(|run| run.pid) else { return Ok(None) };
+    match ProcessId::of(pid)? {
+        Some(process) => process.open(),
+        None => Ok(None),
+    }
+}
+
+/// Waits until the VM's record changes, its process ends, or the time has passed.
+async fn happened(changes: &Changes, process: Option<&ProcessFd>, at_most: Duration) -> Result<()> {
+    let deadline = Instant::now() + at_most;
+    let ended = async {
+        match process {
+            Some(process) => process.wait(deadline).await.map(drop),
+            None => {
+                sleep_until(deadline).await;
+                Ok(())
+            }
+        }
+    };
+    tokio::select! {
+        changed = changes.next() => changed,
+        ended = ended => ended,
+    }
+}
+
+/// Connects, and answers whether an SSH server is the one who speaks first.
+///
+/// Source: RFC 4253, section 4.2: lines may come before the one that begins with `SSH-`, but servers send none.
+async fn greets_as_ssh(address: SocketAddr) -> io::Result<bool> {
+    let mut stream = TcpStream::connect(address).await?;
+    let mut greeting = [0; 4];
+    stream.read_exact(&mut greeting).await?;
+    Ok(&greeting == b"SSH-")
+}
+
+/// Answers the last lines of a VM's console, as far as they can be read.
+fn console_tail(vm: &VmHandle) -> String {
+    vm.console_log.as_deref().and_then(|path| last_lines(path).ok()).unwrap_or_default()
+}
+
+/// Answers the last lines of a log, fit to be shown on a terminal.
+fn last_lines(path: &Path) -> io::Result<String> {
+    const MOST_BYTES: u64 = 4096;
+    const MOST_LINES: usize = 10;
+    let mut file = File::open(path)?;
+    let bytes = file.metadata()?.len();
+    file.seek(SeekFrom::Start(bytes.saturating_sub(MOST_BYTES)))?;
+    let mut tail = Vec::new();
+    file.take(MOST_BYTES).read_to_end(&mut tail)?;
+    let text = String::from_utf8_lossy(&tail);
+    // What the guest prints is not trusted with the reader's terminal.
+    let clean: String = text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect();
+    let lines: Vec<&str> = clean.lines().filter(|line| !line.trim().is_empty()).collect();
+    Ok(lines[lines.len().saturating_sub(MOST_LINES)..].join("\n"))
+}
