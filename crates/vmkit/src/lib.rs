@@ -7,6 +7,7 @@ mod handle;
 pub mod host;
 mod hypervisor;
 pub mod image;
+mod input_file;
 pub mod lifecycle;
 mod manager;
 pub mod network;

@@ -1,17 +1,17 @@
 //! Finds out what an image file is by looking at its bytes, never by its name.
 
 use std::fmt;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
 use super::qcow2_header::{self, Backing, Qcow2Header};
 use crate::error::{Error, Result};
+use crate::input_file::InputFile;
 
 /// What an image is, found by looking.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,7 +67,10 @@ pub(super) const SECTOR_BYTES: u64 = 512;
 /// or has a backing file: an image from outside could name any file of the host there.
 pub fn inspect(path: &Path) -> Result<ImageFacts> {
     let refused = |why: String| Error::invalid("image", path.display(), why);
-    let (file, found, file_bytes) = open(path, &refused)?;
+    let InputFile { file, path: found, bytes: file_bytes } = InputFile::open("image", path)?;
+    if file_bytes == 0 {
+        return Err(refused("the file is empty: was it downloaded whole?".to_owned()));
+    }
     let head = read_range(&file, 0, 4096).map_err(Error::io("read", path))?;
     if !head.starts_with(&qcow2_header::MAGIC) {
         if let Some(other) = foreign_format(&head) {
@@ -91,43 +94,6 @@ pub fn inspect(path: &Path) -> Result<ImageFacts> {
         virtual_size_bytes: header.virtual_size_bytes.next_multiple_of(SECTOR_BYTES),
         file_bytes,
     })
-}
-
-/// Opens a regular file that is not empty, and answers its real path and its length.
-fn open(path: &Path, refused: &impl Fn(String) -> Error) -> Result<(File, PathBuf, u64)> {
-    let failed = |source: io::Error| match source.kind() {
-        io::ErrorKind::NotFound => refused("there is no such file".to_owned()),
-        io::ErrorKind::NotADirectory => refused("a part of this path is not a directory".to_owned()),
-        io::ErrorKind::PermissionDenied => refused("this user may not read it".to_owned()),
-        _ => Error::io("open", path)(source),
-    };
-    let found = path.canonicalize().map_err(failed)?;
-    // Asked before it is opened, since opening alone has effects on some devices, and after, since only that is certain.
-    check_type(&found.metadata().map_err(failed)?).map_err(refused)?;
-    let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits().cast_signed();
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(&found).map_err(failed)?;
-    let metadata = file.metadata().map_err(Error::io("examine", path))?;
-    check_type(&metadata).map_err(refused)?;
-    match metadata.len() {
-        0 => Err(refused("the file is empty: was it downloaded whole?".to_owned())),
-        file_bytes => Ok((file, found, file_bytes)),
-    }
-}
-
-fn check_type(metadata: &std::fs::Metadata) -> Result<(), String> {
-    let kind = metadata.file_type();
-    let what = if kind.is_file() {
-        return Ok(());
-    } else if kind.is_dir() {
-        "a directory"
-    } else if kind.is_fifo() {
-        "a named pipe"
-    } else if kind.is_socket() {
-        "a socket"
-    } else {
-        "a device"
-    };
-    Err(format!("this is {what}: name a regular file that holds a raw or qcow2 image"))
 }
 
 /// Refuses what a qcow2 image may ask for and an image from outside does not get.
@@ -372,12 +338,20 @@ mod tests {
         let external = format!("data_file={data}");
         assert!(qemu_img(&["create", "-q", "-f", "qcow2", "-o", &external, &image, "1M"]));
         assert!(refusal(Path::new(&image)).contains("data lie in another file"));
+    }
 
-        let secret = ["--object", "secret,id=s,data=x"];
-        let luks = ["-f", "qcow2", "-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"];
-        let arguments = [&["create", "-q"][..], &secret, &luks, &[&image, "1M"]].concat();
-        assert!(qemu_img(&arguments));
-        assert!(refusal(Path::new(&image)).contains("an encrypted qcow2"));
+    #[test]
+    fn a_qcow2_that_is_encrypted_or_marked_corrupt_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("image");
+        for (at, byte, what) in [(35, 2, "an encrypted qcow2"), (79, 2, "marked corrupt")] {
+            crate::image::create_blank(&image, crate::spec::Mib::new(1).unwrap()).unwrap();
+            let mut bytes = std::fs::read(&image).unwrap();
+            bytes[at] = byte;
+            std::fs::write(&image, bytes).unwrap();
+            assert!(refusal(&image).contains(what));
+            std::fs::remove_file(&image).unwrap();
+        }
     }
 
     #[test]

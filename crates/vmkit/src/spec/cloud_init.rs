@@ -2,9 +2,14 @@
 //!
 //! Pure. How it is rendered and where it lies is `crate::cloud_init`'s business.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::spec::UserName;
+use crate::spec::name::shortened;
 
 /// The seed that cloud-init finds at its first boot (NoCloud).
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -81,7 +86,7 @@ pub struct GuestFile {
     /// Its permission bits, such as `0o644`.
     #[serde(default = "default_mode")]
     pub mode: u32,
-    /// `USER:GROUP`; root's where none is given.
+    /// `USER` or `USER:GROUP`; root's where none is given. A file of anybody else is written last, when the users are there.
     #[serde(default)]
     pub owner: Option<String>,
 }
@@ -100,9 +105,364 @@ pub struct SshHostKey {
     pub public: String,
 }
 
-impl std::fmt::Debug for SshHostKey {
+impl fmt::Debug for SshHostKey {
     /// Shows the public half only: a private key has no place in a log.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SshHostKey").field("public", &self.public).finish_non_exhaustive()
+    }
+}
+
+impl CloudInitConfig {
+    /// The most bytes that the user-data, or the network-config, may have: 1 MiB.
+    ///
+    /// An ISO could hold more; this is a bound that every backend can keep.
+    pub const MAX_BYTES: usize = 1 << 20;
+
+    /// Checks every field, as [`VmSpecBuilder::build`](crate::spec::VmSpecBuilder::build) does.
+    ///
+    /// cloud-init itself skips what it can't use and says so in a log inside the guest, which is where nobody looks.
+    ///
+    /// # Errors
+    /// `InvalidInput` on the very field, such as `cloud_init.users[0].name`; on `user_data` for raw text that is longer
+    /// than [`MAX_BYTES`](Self::MAX_BYTES) or begins as nothing that cloud-init knows.
+    pub fn check(&self) -> Result<()> {
+        if let Some(hostname) = &self.hostname {
+            check_hostname(hostname)?;
+        }
+        if let Some(network) = &self.network_config {
+            Self::check_bytes("network_config", network.len())?;
+        }
+        match &self.user_data {
+            UserData::Typed(typed) => typed.check(),
+            UserData::Raw(text) => check_raw(text),
+        }
+    }
+
+    pub(crate) fn check_bytes(field: &'static str, bytes: usize) -> Result<()> {
+        if bytes <= Self::MAX_BYTES {
+            return Ok(());
+        }
+        let bound = format!("it may have {} bytes at the most", Self::MAX_BYTES);
+        Err(Error::invalid(field, format!("{bytes} bytes"), bound))
+    }
+}
+
+/// What raw user-data may begin with, in any case and after any space.
+///
+/// Source: `INCLUSION_TYPES_MAP` in cloud-init's `handlers/__init__.py`; the longer names there begin with these.
+const RAW_BEGINNINGS: &[&str] =
+    &["#cloud-config", "#!", "#include", "#cloud-boothook", "#part-handler", "## template: jinja"];
+
+fn check_raw(text: &str) -> Result<()> {
+    CloudInitConfig::check_bytes("user_data", text.len())?;
+    let begins_with = |beginning: &&str| {
+        let head = text.trim_start().as_bytes().get(..beginning.len());
+        head.is_some_and(|head| head.eq_ignore_ascii_case(beginning.as_bytes()))
+    };
+    // MIME parts are known by this header, wherever it is in the first 4096 bytes.
+    let head = &text.as_bytes()[..text.len().min(4096)];
+    let mime = b"mime-version:";
+    let is_mime = head.windows(mime.len()).any(|window| window.eq_ignore_ascii_case(mime));
+    if is_mime || RAW_BEGINNINGS.iter().any(|beginning| begins_with(beginning)) {
+        return Ok(());
+    }
+    let line: String = text.trim_start().lines().next().unwrap_or_default().chars().take(40).collect();
+    Err(Error::invalid(
+        "user_data",
+        line,
+        format!(
+            "begin it with one of `{}`, or have MIME parts with `MIME-Version:`",
+            RAW_BEGINNINGS.join("`, `")
+        ),
+    ))
+}
+
+fn check_hostname(hostname: &str) -> Result<()> {
+    let clean = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    let sound = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.chars().all(clean)
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    if hostname.len() <= 253 && hostname.split('.').all(sound) {
+        return Ok(());
+    }
+    Err(Error::invalid(
+        "cloud_init.hostname",
+        shortened(hostname),
+        "a host name has up to 253 bytes in labels of 1 to 63 letters, digits and dashes, joined by dots; no label \
+         begins or ends with a dash",
+    ))
+}
+
+impl CloudConfig {
+    fn check(&self) -> Result<()> {
+        for (index, user) in self.users.iter().enumerate() {
+            let at = At(format!("cloud_init.users[{index}]"));
+            user.check(&at)?;
+            if self.users[..index].iter().any(|other| other.name == user.name) {
+                return Err(at.refused("name", &user.name, "the same user is named twice"));
+            }
+        }
+        for (index, package) in self.packages.iter().enumerate() {
+            let clean = package.chars().all(|c| c.is_ascii_graphic());
+            if !clean || package.is_empty() || package.starts_with('-') {
+                let field = format!("cloud_init.packages[{index}]");
+                let expected = "a package is one word and does not begin with a dash";
+                return Err(Error::invalid(field, shortened(package), expected));
+            }
+        }
+        for (index, file) in self.files.iter().enumerate() {
+            file.check(&At(format!("cloud_init.files[{index}]")))?;
+        }
+        for (index, command) in self.commands.iter().enumerate() {
+            let field = format!("cloud_init.commands[{index}]");
+            if command.first().is_none_or(String::is_empty) {
+                return Err(Error::invalid(field, "", "a command names its program first"));
+            }
+            if let Some(bad) = command.iter().find(|argument| argument.contains('\0')) {
+                return Err(Error::invalid(field, shortened(bad), "no argument can hold a zero byte"));
+            }
+        }
+        self.ssh_host_key.as_ref().map_or(Ok(()), SshHostKey::check)
+    }
+}
+
+/// A place in the config, to name the fields in it.
+struct At(String);
+
+impl At {
+    fn refused(&self, field: &str, value: &str, expected: &str) -> Error {
+        Error::invalid(format!("{}.{field}", self.0), shortened(value), expected)
+    }
+}
+
+impl User {
+    fn check(&self, at: &At) -> Result<()> {
+        if UserName::new(&self.name).is_err() {
+            let expected = "a user has a name of 1 to 32 of a-z, 0-9, _ and -, and begins with a letter or _";
+            return Err(at.refused("name", &self.name, expected));
+        }
+        if self.name == "default" {
+            let expected =
+                "cloud-init calls the image's own user so, and it stays anyway: choose another name";
+            return Err(at.refused("name", &self.name, expected));
+        }
+        for (index, key) in self.ssh_keys.iter().enumerate() {
+            check_public_key(at, &format!("ssh_keys[{index}]"), key)?;
+        }
+        match &self.shell {
+            Some(shell) if !is_guest_path(shell) => {
+                Err(at.refused("shell", shell, "a shell is an absolute path in the guest, such as /bin/bash"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl GuestFile {
+    fn check(&self, at: &At) -> Result<()> {
+        let shown = self.path.to_string_lossy();
+        if !self.path.to_str().is_some_and(is_guest_path) || shown.ends_with('/') {
+            let expected =
+                "a file has an absolute path in the guest, in UTF-8 and without control characters";
+            return Err(at.refused("path", &shown, expected));
+        }
+        if self.mode > 0o7777 {
+            let expected = "permission bits are 0 to 0o7777";
+            return Err(at.refused("mode", &format!("{:#o}", self.mode), expected));
+        }
+        let name = |part: &str| {
+            !part.is_empty() && part.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+        };
+        match &self.owner {
+            Some(owner) if owner.split(':').count() > 2 || !owner.split(':').all(name) => {
+                Err(at.refused("owner", owner, "an owner is USER or USER:GROUP"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl SshHostKey {
+    fn check(&self) -> Result<()> {
+        const PRIVATE_HEAD: &str = "-----BEGIN OPENSSH PRIVATE KEY-----\n";
+        const PRIVATE_TAIL: &str = "-----END OPENSSH PRIVATE KEY-----";
+        let at = At("cloud_init.ssh_host_key".to_owned());
+        if !self.public.starts_with("ssh-ed25519 ") {
+            return Err(at.refused("public", &self.public, "the public key is one line `ssh-ed25519 KEY`"));
+        }
+        check_public_key(&at, "public", &self.public)?;
+        if self.private.starts_with(PRIVATE_HEAD) && self.private.trim_end().ends_with(PRIVATE_TAIL) {
+            return Ok(());
+        }
+        Err(at.refused(
+            "private",
+            "(not shown)",
+            "the private key is the whole file that `ssh-keygen` writes",
+        ))
+    }
+}
+
+/// Tells whether the guest can take this as the path of a file.
+fn is_guest_path(path: &str) -> bool {
+    path.starts_with('/') && path.len() < 4096 && !path.chars().any(char::is_control)
+}
+
+/// The types of public keys that OpenSSH takes in `authorized_keys`.
+///
+/// Source: sshd(8), AUTHORIZED_KEYS FILE FORMAT.
+const KEY_TYPES: &[&str] = &[
+    "ssh-ed25519",
+    "ssh-rsa",
+    "ecdsa-sha2-nistp256",
+    "ecdsa-sha2-nistp384",
+    "ecdsa-sha2-nistp521",
+    "sk-ssh-ed25519@openssh.com",
+    "sk-ecdsa-sha2-nistp256@openssh.com",
+];
+
+fn check_public_key(at: &At, field: &str, key: &str) -> Result<()> {
+    // Never more of it than its type: somebody may have given the private key by mistake.
+    let shown: String = key.chars().take(30).collect();
+    if key.trim_end().contains(char::is_control) {
+        return Err(at.refused(field, &shown, "a public key is one line; is this the private one?"));
+    }
+    let mut words = key.split_ascii_whitespace();
+    if !words.next().is_some_and(|word| KEY_TYPES.contains(&word)) {
+        let expected = format!("a public key begins with one of `{}`", KEY_TYPES.join("`, `"));
+        return Err(at.refused(field, &shown, &expected));
+    }
+    let base64 = |c: char| c.is_ascii_alphanumeric() || "+/=".contains(c);
+    // Every key begins with the length of its type's name, three bytes of which are zero.
+    if words.next().is_some_and(|word| word.starts_with("AAAA") && word.chars().all(base64)) {
+        return Ok(());
+    }
+    Err(at.refused(field, &shown, "after its type a public key has its value, which begins with `AAAA`"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ me@host";
+
+    fn sound() -> CloudConfig {
+        let user = User {
+            name: "ada".into(),
+            ssh_keys: vec![KEY.into()],
+            sudo: true,
+            shell: Some("/bin/sh".into()),
+        };
+        let file = GuestFile {
+            path: "/etc/motd".into(),
+            content: "hello".into(),
+            mode: 0o644,
+            owner: Some("ada:ada".into()),
+        };
+        CloudConfig {
+            users: vec![user],
+            packages: vec!["nginx=1.2".into()],
+            files: vec![file],
+            commands: vec![vec!["touch".into(), "/a b".into(), String::new()]],
+            ssh_host_key: Some(SshHostKey {
+                private: "-----BEGIN OPENSSH PRIVATE KEY-----\nx\n-----END OPENSSH PRIVATE KEY-----\n".into(),
+                public: KEY.into(),
+            }),
+        }
+    }
+
+    fn typed(typed: CloudConfig) -> CloudInitConfig {
+        CloudInitConfig { user_data: UserData::Typed(typed), ..CloudInitConfig::default() }
+    }
+
+    #[test]
+    fn a_sound_config_passes() {
+        typed(sound()).check().unwrap();
+        CloudInitConfig::default().check().unwrap();
+    }
+
+    #[test]
+    fn every_field_is_refused_by_its_own_name() {
+        type Spoil = fn(&mut CloudConfig);
+        let cases: &[(&str, Spoil)] = &[
+            ("cloud_init.users[0].name: \"Ada\"", |c| c.users[0].name = "Ada".into()),
+            ("cloud_init.users[0].name: \"\"", |c| c.users[0].name.clear()),
+            ("cloud_init.users[0].name: \"a\\nb\"", |c| c.users[0].name = "a\nb".into()),
+            ("cloud_init.users[0].name: \"default\"", |c| c.users[0].name = "default".into()),
+            ("cloud_init.users[1].name: \"ada\": the same", |c| c.users.push(c.users[0].clone())),
+            ("cloud_init.users[0].shell: \"sh\"", |c| c.users[0].shell = Some("sh".into())),
+            ("cloud_init.users[0].ssh_keys[1]: \"\"", |c| c.users[0].ssh_keys.push(String::new())),
+            ("cloud_init.users[0].ssh_keys[0]", |c| c.users[0].ssh_keys[0] += "\nssh-rsa AAAA"),
+            ("cloud_init.users[0].ssh_keys[0]", |c| c.users[0].ssh_keys[0] = "ssh-rsa".into()),
+            ("cloud_init.users[0].ssh_keys[0]", |c| c.users[0].ssh_keys[0] = "ssh-x AAAA".into()),
+            ("cloud_init.packages[0]: \"-y\"", |c| c.packages[0] = "-y".into()),
+            ("cloud_init.packages[0]: \"\"", |c| c.packages[0].clear()),
+            ("cloud_init.packages[0]: \"a b\"", |c| c.packages[0] = "a b".into()),
+            ("cloud_init.files[0].path: \"motd\"", |c| c.files[0].path = "motd".into()),
+            ("cloud_init.files[0].path: \"/etc/\"", |c| c.files[0].path = "/etc/".into()),
+            ("cloud_init.files[0].mode: \"0o10000\"", |c| c.files[0].mode = 0o10000),
+            ("cloud_init.files[0].owner: \"a:b:c\"", |c| c.files[0].owner = Some("a:b:c".into())),
+            ("cloud_init.files[0].owner: \":b\"", |c| c.files[0].owner = Some(":b".into())),
+            ("cloud_init.commands[0]: \"\"", |c| c.commands[0].clear()),
+            ("cloud_init.commands[0]", |c| c.commands[0][1] = "a\0b".into()),
+        ];
+        for (expected, spoil) in cases {
+            let mut config = sound();
+            spoil(&mut config);
+            let error = typed(config).check().unwrap_err().to_string();
+            assert!(error.starts_with(expected), "{expected}: {error}");
+        }
+    }
+
+    #[test]
+    fn no_private_key_is_shown_in_an_error() {
+        let mut config = sound();
+        config.users[0].ssh_keys[0] = config.ssh_host_key.clone().unwrap().private + "SECRET";
+        let error = typed(config.clone()).check().unwrap_err().to_string();
+        assert!(error.contains("is this the private one?") && !error.contains("SECRET"), "{error}");
+        config.users.clear();
+        config.ssh_host_key.as_mut().unwrap().private = "SECRET".into();
+        let error = typed(config).check().unwrap_err().to_string();
+        assert!(error.starts_with("cloud_init.ssh_host_key.private") && !error.contains("SECRET"), "{error}");
+    }
+
+    #[test]
+    fn host_names_are_those_of_rfc_1123() {
+        let check = |hostname: &str| {
+            CloudInitConfig { hostname: Some(hostname.into()), ..CloudInitConfig::default() }.check()
+        };
+        for good in ["web", "Web-1.example.com", "1", &"a".repeat(63)] {
+            check(good).unwrap();
+        }
+        let long = ["a"; 128].join(".");
+        for bad in ["", "-a", "a-", "a..b", "a.", "a_b", "ü", "a b", &"a".repeat(64), &long] {
+            let error = check(bad).unwrap_err().to_string();
+            assert!(error.starts_with("cloud_init.hostname: "), "{error}");
+        }
+    }
+
+    #[test]
+    fn raw_user_data_has_to_begin_as_cloud_init_expects() {
+        let check = |text: String| {
+            CloudInitConfig { user_data: UserData::Raw(text), ..CloudInitConfig::default() }.check()
+        };
+        for good in [
+            "#cloud-config\n{}",
+            "\n #Cloud-Config",
+            "#!/bin/sh",
+            "#include http://a",
+            "## template: jinja\n#cloud-config",
+            "Content-Type: multipart/mixed; boundary=x\nMIME-Version: 1.0\n",
+        ] {
+            check(good.into()).unwrap();
+        }
+        for bad in ["", "users: []", "\u{feff}#cloud-config", "# cloud-config", "Content-Type: text/plain"] {
+            let error = check(bad.into()).unwrap_err().to_string();
+            assert!(error.starts_with("user_data: ") && error.contains("`#cloud-config`"), "{error}");
+        }
+        let error = check("#!".to_owned() + &"x".repeat(1 << 20)).unwrap_err().to_string();
+        assert_eq!(error, "user_data: \"1048578 bytes\": it may have 1048576 bytes at the most");
     }
 }

@@ -233,6 +233,7 @@ impl VmSpecBuilder {
         }
         self.check_boot()?;
         self.check_forwards()?;
+        self.cloud_init.as_ref().map_or(Ok(()), CloudInitConfig::check)?;
         Ok(VmSpec(self))
     }
 

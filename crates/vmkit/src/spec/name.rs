@@ -105,7 +105,7 @@ impl UserName {
 }
 
 /// Cuts a hostile value so that the error about it stays readable.
-fn shortened(value: &str) -> String {
+pub(super) fn shortened(value: &str) -> String {
     const MOST: usize = 80;
     if value.chars().count() <= MOST {
         return value.to_owned();
