@@ -1,1 +1,15 @@
 //! The NoCloud seed: its documents, and the ISO that carries them.
+//!
+//! [`render`] turns what the spec says into three documents, [`write_seed`] puts them where cloud-init finds them by their
+//! volume's label, and [`read_user_data`] takes a document that the user wrote. What a spec may say is checked in
+//! [`spec`](crate::spec).
+//!
+//! Source: cloud-init's documentation, "NoCloud".
+
+mod documents;
+mod from_file;
+mod iso;
+
+pub use documents::{Seed, render};
+pub use from_file::read_user_data;
+pub use iso::write_seed;

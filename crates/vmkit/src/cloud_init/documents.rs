@@ -1,0 +1,493 @@
+//! The three documents of the seed.
+//!
+//! Pure. They are YAML written by a serializer and never by joining text, so nothing a user types can become syntax.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::error::{Error, Result};
+use crate::network::MacAddr;
+use crate::spec::{CloudConfig, CloudInitConfig, GuestFile, SshHostKey, User, UserData, VmName};
+
+/// The documents that cloud-init reads from a NoCloud seed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Seed {
+    /// What the guest shall become.
+    pub user_data: String,
+    /// Which instance this is, and its name.
+    pub meta_data: String,
+    /// How its network is set up.
+    pub network_config: String,
+}
+
+impl fmt::Debug for Seed {
+    /// Shows lengths only: user-data may hold a private key, which has no place in a log.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Seed")
+            .field("user_data_bytes", &self.user_data.len())
+            .field("meta_data_bytes", &self.meta_data.len())
+            .field("network_config_bytes", &self.network_config.len())
+            .finish()
+    }
+}
+
+/// Renders the seed of the VM `name` with this identity, and with this network device where it has one.
+///
+/// The same input gives the same text. cloud-init runs once for each instance-id, which is `id` and the config's
+/// [`run`](CloudInitConfig::run). A network-config that the config does not give is DHCP over IPv4 on the device with `mac`:
+/// a guest that is told to expect DHCPv6 waits a minute for it where there is none.
+///
+/// # Errors
+/// `InvalidInput` as [`CloudInitConfig::check`], and on `user_data` where the typed form has become too long.
+pub fn render(config: &CloudInitConfig, name: &VmName, id: Uuid, mac: Option<MacAddr>) -> Result<Seed> {
+    config.check()?;
+    let user_data = match &config.user_data {
+        UserData::Raw(text) => text.clone(),
+        UserData::Typed(typed) => format!("#cloud-config\n{}", yaml("user_data", &Document::of(typed))?),
+    };
+    CloudInitConfig::check_bytes("user_data", user_data.len())?;
+    let meta_data = MetaData {
+        instance_id: format!("{id}-{}", config.run),
+        local_hostname: config.hostname.as_deref().unwrap_or(name.as_str()),
+    };
+    let network_config = match &config.network_config {
+        Some(text) => text.clone(),
+        None => yaml("network_config", &Network::dhcp(mac))?,
+    };
+    Ok(Seed { user_data, meta_data: yaml("meta_data", &meta_data)?, network_config })
+}
+
+fn yaml(field: &'static str, document: &impl Serialize) -> Result<String> {
+    serde_saphyr::to_string(document)
+        .map_err(|error| Error::invalid(field, "", format!("it can't be written as YAML: {error}")))
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct MetaData<'a> {
+    instance_id: String,
+    local_hostname: &'a str,
+}
+
+/// A network-config of version 2.
+#[derive(Serialize)]
+struct Network {
+    version: u32,
+    ethernets: BTreeMap<&'static str, Ethernet>,
+}
+
+#[derive(Serialize)]
+struct Ethernet {
+    #[serde(rename = "match")]
+    device: Match,
+    dhcp4: bool,
+    dhcp6: bool,
+}
+
+#[derive(Serialize)]
+struct Match {
+    macaddress: String,
+}
+
+impl Network {
+    /// IPv6 comes by router advertisement where there is a router: the kernel's own default, for which nothing waits.
+    fn dhcp(mac: Option<MacAddr>) -> Self {
+        let ethernet = |mac: MacAddr| Ethernet {
+            device: Match { macaddress: mac.to_string() },
+            dhcp4: true,
+            dhcp6: false,
+        };
+        Self { version: 2, ethernets: mac.map(|mac| ("primary", ethernet(mac))).into_iter().collect() }
+    }
+}
+
+/// A cloud-config document; a field that says nothing is left out, since cloud-init takes an empty list for a mistake.
+#[derive(Serialize)]
+struct Document<'a> {
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    users: Vec<UserEntry<'a>>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    packages: &'a [String],
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    write_files: Vec<FileEntry<'a>>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    runcmd: &'a [Vec<String>],
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    host_keys: Option<HostKeys<'a>>,
+}
+
+impl<'a> Document<'a> {
+    fn of(config: &'a CloudConfig) -> Self {
+        let mut users: Vec<_> = config.users.iter().map(UserEntry::named).collect();
+        if !users.is_empty() {
+            // A list of users replaces the image's own one, unless it is in the list.
+            users.insert(0, UserEntry::Default("default"));
+        }
+        Self {
+            users,
+            packages: &config.packages,
+            write_files: config.files.iter().map(FileEntry::of).collect(),
+            runcmd: &config.commands,
+            host_keys: config.ssh_host_key.as_ref().map(HostKeys::of),
+        }
+    }
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum UserEntry<'a> {
+    Default(&'static str),
+    Named {
+        name: &'a str,
+        shell: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        sudo: Option<&'static str>,
+        #[serde(skip_serializing_if = "<[_]>::is_empty")]
+        ssh_authorized_keys: &'a [String],
+    },
+}
+
+impl<'a> UserEntry<'a> {
+    fn named(user: &'a User) -> Self {
+        UserEntry::Named {
+            name: &user.name,
+            shell: user.shell.as_deref().unwrap_or("/bin/bash"),
+            sudo: user.sudo.then_some("ALL=(ALL) NOPASSWD:ALL"),
+            ssh_authorized_keys: &user.ssh_keys,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct FileEntry<'a> {
+    path: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    encoding: Option<&'static str>,
+    content: String,
+    permissions: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    owner: Option<&'a str>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    defer: bool,
+}
+
+impl<'a> FileEntry<'a> {
+    fn of(file: &'a GuestFile) -> Self {
+        // Anything else would survive as YAML too, but a person who reads the seed could not see what is in it.
+        let plain = file.content.chars().all(|c| matches!(c, ' '..='~' | '\n'));
+        let owner = file.owner.as_deref();
+        Self {
+            path: file.path.to_str().expect("the check let UTF-8 pass only"),
+            encoding: (!plain).then_some("b64"),
+            content: if plain { file.content.clone() } else { BASE64.encode(&file.content) },
+            permissions: format!("{:04o}", file.mode),
+            owner,
+            // Files are written before users are made, except those that are deferred.
+            defer: owner.is_some_and(|owner| owner.split(':').any(|name| name != "root")),
+        }
+    }
+}
+
+/// A host key that is handed in, so that cloud-init makes none, and the removal of those that the image came with.
+#[derive(Serialize)]
+struct HostKeys<'a> {
+    ssh_deletekeys: bool,
+    ssh_keys: KeyPair<'a>,
+}
+
+#[derive(Serialize)]
+struct KeyPair<'a> {
+    ed25519_private: String,
+    ed25519_public: &'a str,
+}
+
+impl<'a> HostKeys<'a> {
+    fn of(key: &'a SshHostKey) -> Self {
+        // Without the last line's end OpenSSH takes the file for damaged.
+        let ed25519_private = format!("{}\n", key.private.trim_end());
+        let ssh_keys = KeyPair { ed25519_private, ed25519_public: key.public.trim_end() };
+        Self { ssh_deletekeys: true, ssh_keys }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+    use serde_json::{Value, json};
+    use std::io::Write;
+    use std::process::{Command, Stdio};
+
+    /// What YAML readers have been known to take for something else.
+    const HOSTILE: &[&str] = &[
+        "",
+        " ",
+        "yes",
+        "No",
+        "on",
+        "y",
+        "null",
+        "~",
+        "true",
+        "1",
+        "-1",
+        "1_000",
+        "0o17",
+        "017",
+        "0x1f",
+        "1e3",
+        ".inf",
+        ".nan",
+        "12:30:45",
+        "2024-01-01",
+        "a: b",
+        "a:",
+        ": a",
+        "- a",
+        "-",
+        "---",
+        "...",
+        "# a",
+        "a # b",
+        "#cloud-config",
+        "%TAG",
+        "|",
+        ">",
+        "|-",
+        "&a",
+        "*a",
+        "!a",
+        "!!str",
+        "@a",
+        "`a",
+        "{a",
+        "[a",
+        "}",
+        "]",
+        ",",
+        "?",
+        "? a",
+        "=",
+        "<<",
+        "'",
+        "\"",
+        "it's",
+        "\\",
+        "\\n",
+        " lead",
+        "trail ",
+        "\tlead",
+        "trail\t",
+        "\n",
+        "\n\n",
+        "a\nb",
+        "a\nb\n",
+        "a\n\n",
+        "\na",
+        " a\n  b\n c",
+        "a \nb",
+        "a\r\nb",
+        "\r",
+        "\0",
+        "\u{7}",
+        "\u{7f}",
+        "\u{85}",
+        "\u{a0}",
+        "\u{2028}",
+        "\u{2029}",
+        "\u{feff}",
+        "\u{fffe}",
+        "ü",
+        "日本",
+        "😀",
+        "{{ x }}",
+        "$HOME",
+        "${x}",
+        "a\u{301}",
+    ];
+
+    const ID: Uuid = Uuid::from_u128(0x1234_5678_9abc_4def_8123_4567_89ab_cdef);
+
+    fn seed(config: &CloudInitConfig) -> Seed {
+        render(config, &VmName::new("web").unwrap(), ID, Some(MacAddr::of_vm(ID))).unwrap()
+    }
+
+    fn typed(typed: CloudConfig) -> CloudInitConfig {
+        CloudInitConfig { user_data: UserData::Typed(typed), ..CloudInitConfig::default() }
+    }
+
+    /// Reads YAML as cloud-init does, with PyYAML; answers nothing, and says so, where this host has none.
+    fn py_yaml(document: &str) -> Option<Value> {
+        const READER: &str =
+            "import json, sys, yaml\njson.dump(yaml.safe_load(sys.stdin.buffer), sys.stdout)";
+        if !Command::new("python3").args(["-c", "import yaml"]).output().is_ok_and(|o| o.status.success()) {
+            println!("SKIP: PyYAML is not installed");
+            return None;
+        }
+        let mut python = Command::new("python3");
+        let mut python =
+            python.args(["-c", READER]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        python.stdin.take().unwrap().write_all(document.as_bytes()).unwrap();
+        let output = python.wait_with_output().unwrap();
+        assert!(output.status.success(), "PyYAML refused:\n{document}");
+        Some(serde_json::from_slice(&output.stdout).unwrap())
+    }
+
+    #[test]
+    fn every_field_is_written_as_cloud_init_expects_it() {
+        let file = |content: &str, owner: Option<&str>| GuestFile {
+            path: "/srv/a, b".into(),
+            content: content.into(),
+            mode: 0o4755,
+            owner: owner.map(Into::into),
+        };
+        let config = typed(CloudConfig {
+            users: vec![
+                User { name: "ada".into(), ssh_keys: vec!["ssh-rsa AAAAB3".into()], sudo: true, shell: None },
+                User { name: "null".into(), ssh_keys: vec![], sudo: false, shell: Some("/bin/sh".into()) },
+            ],
+            packages: vec!["nginx".into()],
+            files: vec![file("a\nb\n", Some("root:root")), file("ü", Some("ada"))],
+            commands: vec![vec!["echo".into(), "a b".into()]],
+            ssh_host_key: Some(SshHostKey {
+                private: "-----BEGIN OPENSSH PRIVATE KEY-----\nx\n-----END OPENSSH PRIVATE KEY-----".into(),
+                public: "ssh-ed25519 AAAAC3\n".into(),
+            }),
+        });
+        let seed = seed(&config);
+        assert!(seed.user_data.starts_with("#cloud-config\n"));
+        let Some(read) = py_yaml(&seed.user_data) else { return };
+        let expected = json!({
+            "users": [
+                "default",
+                {
+                    "name": "ada",
+                    "shell": "/bin/bash",
+                    "sudo": "ALL=(ALL) NOPASSWD:ALL",
+                    "ssh_authorized_keys": ["ssh-rsa AAAAB3"],
+                },
+                { "name": "null", "shell": "/bin/sh" },
+            ],
+            "packages": ["nginx"],
+            "write_files": [
+                { "path": "/srv/a, b", "content": "a\nb\n", "permissions": "4755", "owner": "root:root" },
+                {
+                    "path": "/srv/a, b",
+                    "encoding": "b64",
+                    "content": "w7w=",
+                    "permissions": "4755",
+                    "owner": "ada",
+                    "defer": true,
+                },
+            ],
+            "runcmd": [["echo", "a b"]],
+            "ssh_deletekeys": true,
+            "ssh_keys": {
+                "ed25519_private":
+                    "-----BEGIN OPENSSH PRIVATE KEY-----\nx\n-----END OPENSSH PRIVATE KEY-----\n",
+                "ed25519_public": "ssh-ed25519 AAAAC3",
+            },
+        });
+        assert_eq!(read, expected);
+    }
+
+    #[test]
+    fn hostile_texts_are_read_back_as_they_were() {
+        let arguments: Vec<String> = HOSTILE.iter().map(ToString::to_string).collect();
+        // A zero byte can be in no argument, and the check says so.
+        let command = [vec!["echo".to_owned()], arguments.clone()].concat();
+        let command: Vec<String> = command.into_iter().filter(|text| !text.contains('\0')).collect();
+        let file = |content: &String| GuestFile {
+            path: "/f".into(),
+            content: content.clone(),
+            mode: 0,
+            owner: None,
+        };
+        let config = typed(CloudConfig {
+            files: arguments.iter().map(file).collect(),
+            commands: vec![command.clone()],
+            ..CloudConfig::default()
+        });
+        let Some(read) = py_yaml(&seed(&config).user_data) else { return };
+        assert_eq!(read["runcmd"], json!([command]));
+        for (wanted, found) in HOSTILE.iter().zip(read["write_files"].as_array().unwrap()) {
+            let content = found["content"].as_str().unwrap();
+            match found["encoding"].as_str() {
+                Some("b64") => assert_eq!(BASE64.decode(content).unwrap(), wanted.as_bytes()),
+                _ => assert_eq!(content, *wanted),
+            }
+        }
+    }
+
+    #[test]
+    fn an_empty_config_is_still_a_cloud_config() {
+        assert_eq!(seed(&CloudInitConfig::default()).user_data, "#cloud-config\n{}\n");
+    }
+
+    #[test]
+    fn the_meta_data_names_the_instance_anew_for_each_run() {
+        let config = CloudInitConfig { run: 3, ..CloudInitConfig::default() };
+        let first = seed(&CloudInitConfig::default());
+        let Some(read) = py_yaml(&first.meta_data) else { return };
+        assert_eq!(
+            read,
+            json!({ "instance-id": "12345678-9abc-4def-8123-456789abcdef-0", "local-hostname": "web" })
+        );
+        assert_eq!(py_yaml(&seed(&config).meta_data).unwrap()["instance-id"], format!("{ID}-3"));
+    }
+
+    #[test]
+    fn host_names_that_look_like_numbers_or_nothing_stay_text() {
+        for hostname in ["123", "1e3", "null", "yes", "0x1f", "1.5"] {
+            let config = CloudInitConfig { hostname: Some(hostname.into()), ..CloudInitConfig::default() };
+            let Some(read) = py_yaml(&seed(&config).meta_data) else { return };
+            assert_eq!(read["local-hostname"], hostname);
+        }
+    }
+
+    #[test]
+    fn the_network_is_dhcp_on_the_device_of_the_vm() {
+        let mac = MacAddr::of_vm(ID);
+        let Some(read) = py_yaml(&seed(&CloudInitConfig::default()).network_config) else { return };
+        let device = json!({ "match": { "macaddress": mac.to_string() }, "dhcp4": true, "dhcp6": false });
+        assert_eq!(read, json!({ "version": 2, "ethernets": { "primary": device } }));
+
+        let none = render(&CloudInitConfig::default(), &VmName::new("web").unwrap(), ID, None).unwrap();
+        assert_eq!(py_yaml(&none.network_config).unwrap(), json!({ "version": 2, "ethernets": {} }));
+    }
+
+    #[test]
+    fn raw_documents_go_in_unchanged() {
+        let config = CloudInitConfig {
+            user_data: UserData::Raw("#!/bin/sh\r\necho \u{fc}".into()),
+            network_config: Some("version: 1\nconfig: disabled".into()),
+            ..CloudInitConfig::default()
+        };
+        let seed = seed(&config);
+        assert_eq!(seed.user_data, "#!/bin/sh\r\necho \u{fc}");
+        assert_eq!(seed.network_config, "version: 1\nconfig: disabled");
+    }
+
+    #[test]
+    fn typed_user_data_over_the_limit_is_refused_with_the_bound() {
+        let content = "ü".repeat(CloudInitConfig::MAX_BYTES / 2);
+        let file = GuestFile { path: "/f".into(), content, mode: 0o644, owner: None };
+        let config = typed(CloudConfig { files: vec![file], ..CloudConfig::default() });
+        let error = render(&config, &VmName::new("web").unwrap(), ID, None).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+        let text = error.to_string();
+        assert!(text.starts_with("user_data: ") && text.contains("1048576 bytes at the most"), "{text}");
+    }
+
+    #[test]
+    fn no_secret_is_in_what_a_seed_shows_of_itself() {
+        let config =
+            CloudInitConfig { user_data: UserData::Raw("#!SECRET".into()), ..CloudInitConfig::default() };
+        assert!(!format!("{:?}", seed(&config)).contains("SECRET"));
+    }
+}

@@ -1,0 +1,86 @@
+//! Takes user-data that the user wrote into a file.
+
+use std::io::Read;
+use std::path::Path;
+
+use crate::error::{Error, Result};
+use crate::input_file::InputFile;
+use crate::spec::{CloudInitConfig, UserData};
+
+/// Reads raw user-data from a file, at most [`CloudInitConfig::MAX_BYTES`] of it, and checks how it begins.
+///
+/// # Errors
+/// `InvalidInput` on `user_data` where there is no regular file that may be read, or it is longer, is not UTF-8, or begins as
+/// nothing that cloud-init knows.
+pub fn read_user_data(path: &Path) -> Result<CloudInitConfig> {
+    let InputFile { file, bytes, .. } = InputFile::open("user_data", path)?;
+    let of_file = |expected: String| Error::invalid("user_data", path.display(), expected);
+    let most = CloudInitConfig::MAX_BYTES as u64;
+    let mut content = Vec::new();
+    // One byte more, since a file can grow after its length was asked.
+    file.take(most + 1).read_to_end(&mut content).map_err(Error::io("read", path))?;
+    if content.len() as u64 > most {
+        let found = bytes.max(content.len() as u64);
+        return Err(of_file(format!("the file has {found} bytes, and may have {most} at the most")));
+    }
+    let text = String::from_utf8(content).map_err(|error| {
+        let valid = error.utf8_error().valid_up_to();
+        of_file(format!("the file is not UTF-8 from its byte {valid} on: write it as plain text"))
+    })?;
+    let config = CloudInitConfig { user_data: UserData::Raw(text), ..CloudInitConfig::default() };
+    config.check().map_err(|error| match error {
+        Error::Invalid { value, expected, .. } => {
+            of_file(format!("the file begins with {value:?}: {expected}"))
+        }
+        other => other,
+    })?;
+    Ok(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+    use std::fs;
+
+    #[test]
+    fn a_file_is_taken_as_it_is() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), "#!/bin/sh\ntrue\n").unwrap();
+        let config = read_user_data(file.path()).unwrap();
+        assert_eq!(config.user_data, UserData::Raw("#!/bin/sh\ntrue\n".into()));
+    }
+
+    #[test]
+    fn unusable_files_are_refused_by_path_and_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("user,data");
+        let refusal = |path: &Path| {
+            let error = read_user_data(path).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidInput);
+            let text = error.to_string();
+            assert!(text.starts_with("user_data: ") && text.contains(path.to_str().unwrap()), "{text}");
+            text
+        };
+        assert!(refusal(&path).contains("no such file"));
+        assert!(refusal(dir.path()).contains("a directory"));
+        assert!(refusal(Path::new("/dev/zero")).contains("a device"));
+        for (content, reason) in [
+            (b"#cloud-config\n\xff".to_vec(), "not UTF-8 from its byte 14 on"),
+            (b"users: []".to_vec(), "begins with \"users: []\""),
+            (Vec::new(), "`#cloud-config`"),
+            (vec![b'#'; (1 << 20) + 5], "has 1048581 bytes, and may have 1048576"),
+        ] {
+            fs::write(&path, content).unwrap();
+            let text = refusal(&path);
+            assert!(text.contains(reason), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_file_of_exactly_the_limit_is_taken() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), format!("#!{}", "x".repeat((1 << 20) - 2))).unwrap();
+        read_user_data(file.path()).unwrap();
+    }
+}
