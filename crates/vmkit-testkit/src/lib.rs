@@ -1,1 +1,33 @@
-//! The conformance suite that any backend can run.
+//! What tests of vmkit and of its backends have in common.
+//!
+//! [`conformance`] checks that a backend keeps the contract of [`vmkit::Hypervisor`], whoever wrote it:
+//!
+//! ```
+//! use vmkit::NoopHypervisor;
+//! use vmkit_testkit::{Conformance, conformance, paper_spec};
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() {
+//! let hypervisor = NoopHypervisor::new();
+//! let report = conformance::run(move || hypervisor.clone(), Conformance::new(paper_spec)).await;
+//! report.assert();
+//! # }
+//! ```
+//!
+//! [`walk`] does the same along any sequence of operations, for property tests. [`fake_qemu`] tells the program
+//! `vmkit-fake-qemu` how to behave.
+
+pub mod conformance;
+mod described;
+pub mod fake_qemu;
+pub mod walk;
+
+pub use conformance::Conformance;
+pub use described::Described;
+
+use vmkit::spec::{Boot, Kernel, VmName, VmSpec};
+
+/// Answers a spec for a backend that runs nothing: what it names need not be there.
+pub fn paper_spec(name: VmName) -> VmSpec {
+    let kernel = Kernel { path: "/boot/vmlinuz".into(), initrd: None, cmdline: String::new() };
+    VmSpec::builder(name).boot(Boot::Kernel(kernel)).build().expect("a kernel is all that a spec must have")
+}

@@ -50,6 +50,14 @@ pub enum Error {
     /// The operation is not legal in the state the VM is in.
     #[error(transparent)]
     Transition(#[from] InvalidTransition),
+    /// What was asked is there only while the VM lives.
+    #[error("{what} is known only while the VM runs, and it is {state}")]
+    NotLive {
+        /// What was asked.
+        what: &'static str,
+        /// The state the VM is in.
+        state: VmState,
+    },
     /// The backend can't do this, ever; its `Capabilities` say so beforehand.
     #[error("the backend `{backend}` does not support {what}")]
     Unsupported {
@@ -208,7 +216,7 @@ impl Error {
             Error::Invalid { .. } => ErrorKind::InvalidInput,
             Error::AlreadyExists { .. } => ErrorKind::AlreadyExists,
             Error::NotFound { .. } => ErrorKind::NotFound,
-            Error::Transition(_) | Error::Ended { .. } => ErrorKind::InvalidState,
+            Error::Transition(_) | Error::Ended { .. } | Error::NotLive { .. } => ErrorKind::InvalidState,
             Error::Unsupported { .. } => ErrorKind::Unsupported,
             Error::UnknownBackend { .. } | Error::Host { .. } => ErrorKind::Host,
             Error::Busy { .. } => ErrorKind::Busy,

@@ -136,11 +136,15 @@ impl Hypervisor for NoopHypervisor {
     async fn guest_ip(&self, vm: &VmHandle) -> Result<String> {
         match self.state(vm).await? {
             VmState::Running | VmState::Suspended => Ok("127.0.0.1".to_owned()),
-            _ => Err(Error::NotFound { what: "address of VM", name: vm.name().to_string() }),
+            state => Err(Error::NotLive { what: "the guest's address", state }),
         }
     }
 
-    fn console_endpoint(&self, _vm: &VmHandle) -> Result<ConsoleEndpoint> {
+    fn console_endpoint(&self, vm: &VmHandle) -> Result<ConsoleEndpoint> {
+        if vm.backend != BackendTag::Noop {
+            let problem = format!("the handle belongs to the backend `{}`, not `noop`", vm.backend);
+            return Err(Error::Record { path: vm.name().as_str().into(), problem });
+        }
         Ok(ConsoleEndpoint::None)
     }
 }

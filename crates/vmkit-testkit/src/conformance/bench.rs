@@ -1,0 +1,304 @@
+//! What a case works on: the backend, and the VMs that the case has made of it.
+
+use std::fmt::Write;
+use std::future::Future;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::time::timeout;
+use uuid::Uuid;
+use vmkit::lifecycle::{Operation, VmState, next};
+use vmkit::spec::{VmName, VmSpec};
+use vmkit::{Backend, Capabilities, Error, ErrorKind, VmHandle};
+
+use super::{Conformance, Verdict};
+
+/// Why a case ends early.
+#[derive(Debug)]
+pub(crate) enum Stop {
+    /// The backend does not keep the contract.
+    Failed(String),
+    /// This can't be tried here.
+    Skipped(String),
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Stop::Failed(format!("it failed: {}", chain(&error)))
+    }
+}
+
+/// Fails with what `otherwise` says, unless `holds`.
+pub(crate) fn check(holds: bool, otherwise: impl FnOnce() -> String) -> Verdict {
+    if holds { Ok(()) } else { Err(Stop::Failed(otherwise())) }
+}
+
+fn chain(error: &Error) -> String {
+    let mut text = format!("{error} [{:?}]", error.kind());
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        let _ = write!(text, ": {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+/// What the contract says of an operation in a state.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Expected {
+    /// It succeeds and leads there.
+    To(VmState),
+    /// It fails as one of these kinds.
+    Refusal(&'static [ErrorKind]),
+}
+
+/// Answers what the contract says of `operation` in `state`.
+pub(crate) fn expected(capabilities: &Capabilities, state: &VmState, operation: Operation) -> Expected {
+    let denied = matches!(operation, Operation::Suspend | Operation::Resume) && !capabilities.suspend;
+    match (next(state, operation), state) {
+        // Nothing is left that could tell which state it was in.
+        (Err(_), VmState::Destroyed | VmState::Preparing) if !denied => {
+            Expected::Refusal(&[ErrorKind::InvalidState, ErrorKind::NotFound])
+        }
+        (Err(_), VmState::Destroyed | VmState::Preparing) => {
+            Expected::Refusal(&[ErrorKind::InvalidState, ErrorKind::NotFound, ErrorKind::Unsupported])
+        }
+        (Err(_), _) if denied => Expected::Refusal(&[ErrorKind::InvalidState, ErrorKind::Unsupported]),
+        (Err(_), _) => Expected::Refusal(&[ErrorKind::InvalidState]),
+        (Ok(_), _) if denied => Expected::Refusal(&[ErrorKind::Unsupported]),
+        (Ok(state), _) => Expected::To(state),
+    }
+}
+
+/// Runs one operation other than `prepare`; `destroy` answers the handle in `Destroyed`.
+///
+/// Fails the case where the operation does not end in its time.
+pub(crate) async fn apply<H: Backend>(
+    backend: &H,
+    options: &Conformance,
+    vm: &VmHandle,
+    operation: Operation,
+) -> Result<vmkit::Result<VmHandle>, Stop> {
+    let grace = options.grace;
+    match operation {
+        Operation::Start => within("start", options.start_limit + grace, backend.start(vm)).await,
+        Operation::Stop => {
+            let timeout = options.stop_timeout;
+            within("stop", timeout + grace, backend.stop(vm, timeout)).await
+        }
+        Operation::Suspend => within("suspend", grace, backend.suspend(vm)).await,
+        Operation::Resume => within("resume", grace, backend.resume(vm)).await,
+        Operation::Destroy => {
+            let gone = within("destroy", grace, backend.destroy(vm.clone())).await?;
+            Ok(gone.map(|()| vm.clone().in_state(VmState::Destroyed)))
+        }
+        Operation::Prepare => within("prepare", grace, backend.prepare(&vm.spec)).await,
+    }
+}
+
+/// Compares what an operation answered with what the contract says, and with what the backend then says of the VM.
+///
+/// `vm` is the handle that the operation was given, `before` the state that the VM really was in.
+pub(crate) async fn judge<H: Backend>(
+    backend: &H,
+    options: &Conformance,
+    (vm, before, operation): (&VmHandle, &VmState, Operation),
+    answer: vmkit::Result<VmHandle>,
+) -> Result<Option<VmHandle>, Stop> {
+    let what = format!("{operation} of a VM that is {before}");
+    let (after, handle) = match (expected(&backend.capabilities(), before, operation), answer) {
+        (Expected::To(state), Ok(handle)) => (state, Some(handle)),
+        (Expected::To(state), Err(error)) => {
+            return Err(Stop::Failed(format!("{what} must lead to {state}, but failed: {}", chain(&error))));
+        }
+        (Expected::Refusal(kinds), Ok(handle)) => {
+            return Err(Stop::Failed(format!("{what} must fail ({kinds:?}), but led to {}", handle.state)));
+        }
+        (Expected::Refusal(kinds), Err(error)) => {
+            check(kinds.contains(&error.kind()), || {
+                format!("{what} must fail as one of {kinds:?}, but: {}", chain(&error))
+            })?;
+            (before.clone(), None)
+        }
+    };
+    if let Some(handle) = &handle {
+        check(handle.state == after, || format!("{what} answered a handle in {}", handle.state))?;
+        check(handle.id == vm.id, || format!("{what} answered a handle of another VM, {}", handle.id))?;
+        check(handle.spec == vm.spec, || format!("{what} answered a handle with another spec"))?;
+        check(handle.backend == backend.tag(), || {
+            format!("{what} answered a handle of the backend {}", handle.backend)
+        })?;
+        // What a suspend or resume knows of the run is what it was given.
+        let told = operation == Operation::Start || vm.run.is_some();
+        check(if after.is_live() { handle.run.is_some() || !told } else { handle.run.is_none() }, || {
+            format!("{what} answered a handle in {after} with the run {:?}", handle.run)
+        })?;
+    }
+    let found = within("state", options.grace, backend.state(vm)).await??;
+    check(found == after, || format!("after {what} the backend says {found:?}, not {after:?}"))?;
+    Ok(handle)
+}
+
+pub(crate) async fn within<T>(
+    what: &str,
+    limit: Duration,
+    future: impl Future<Output = T>,
+) -> Result<T, Stop> {
+    let endless = |_| Stop::Failed(format!("{what} has not ended after {} s", limit.as_secs_f64()));
+    timeout(limit, future).await.map_err(endless)
+}
+
+/// A state that a case can bring a VM to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Situation {
+    Prepared,
+    Running,
+    Suspended,
+    Stopped,
+    Failed,
+}
+
+impl Situation {
+    pub(crate) const ALL: [Situation; 5] =
+        [Self::Prepared, Self::Running, Self::Suspended, Self::Stopped, Self::Failed];
+}
+
+/// The backend under test and what the case has made of it.
+pub(crate) struct Bench<H> {
+    pub(crate) backend: H,
+    pub(crate) options: Conformance,
+    make: Arc<dyn Fn() -> H + Send + Sync>,
+    made: Mutex<Vec<VmHandle>>,
+}
+
+impl<H: Backend> Bench<H> {
+    pub(super) fn new(make: Arc<dyn Fn() -> H + Send + Sync>, options: Conformance) -> Self {
+        Self { backend: make(), options, make, made: Mutex::default() }
+    }
+
+    /// Answers another instance over the same VMs.
+    pub(crate) fn another(&self) -> H {
+        (self.make)()
+    }
+
+    /// Answers a spec with a name that no other VM has, and without an identity.
+    pub(crate) fn spec(&self) -> VmSpec {
+        static LAST: AtomicU32 = AtomicU32::new(0);
+        let number = LAST.fetch_add(1, Ordering::Relaxed);
+        let name = format!("conformance-{}-{number}", std::process::id());
+        (self.options.spec)(VmName::new(name).expect("letters, digits and hyphens, short"))
+    }
+
+    /// Has the end of the case destroy this VM too.
+    pub(crate) fn remember(&self, vm: &VmHandle) {
+        self.made.lock().expect("nothing panics while it holds the list").push(vm.clone());
+    }
+
+    /// Prepares a VM.
+    pub(crate) async fn prepare(&self, spec: &VmSpec) -> Result<vmkit::Result<VmHandle>, Stop> {
+        let prepared = within("prepare", self.options.grace, self.backend.prepare(spec)).await?;
+        if let Ok(vm) = &prepared {
+            self.remember(vm);
+        }
+        Ok(prepared)
+    }
+
+    /// Prepares a VM with a new name.
+    pub(crate) async fn prepared(&self) -> Result<VmHandle, Stop> {
+        Ok(self.prepare(&self.spec()).await??)
+    }
+
+    /// Brings a new VM to a state and answers its newest handle, with the state that the backend says it is in.
+    ///
+    /// Skips the case where the backend has no way there.
+    pub(crate) async fn bring_to(&self, situation: Situation) -> Result<VmHandle, Stop> {
+        let vm = self.prepared().await?;
+        let vm = match situation {
+            Situation::Prepared => vm,
+            Situation::Running => self.apply(&vm, Operation::Start).await??,
+            Situation::Suspended => {
+                if !self.backend.capabilities().suspend {
+                    return Err(Stop::Skipped("the backend can't suspend".into()));
+                }
+                let vm = self.apply(&vm, Operation::Start).await??;
+                self.apply(&vm, Operation::Suspend).await??
+            }
+            Situation::Stopped => {
+                let vm = self.apply(&vm, Operation::Start).await??;
+                within("stop", self.options.grace, self.backend.stop(&vm, Duration::ZERO)).await??
+            }
+            Situation::Failed => {
+                let Some(break_vm) = &self.options.break_vm else {
+                    return Err(Stop::Skipped("nobody told the suite how to make a VM fail".into()));
+                };
+                let vm = self.apply(&vm, Operation::Start).await??;
+                break_vm(&vm);
+                let state = self.state(&vm).await?;
+                vm.in_state(state)
+            }
+        };
+        let found = self.state(&vm).await?;
+        let wanted = format!("{situation:?}").to_lowercase();
+        check(found.name() == wanted, || format!("a VM brought to {wanted} says it is {found:?}"))?;
+        Ok(vm)
+    }
+
+    /// Runs an operation in its time.
+    pub(crate) async fn apply(
+        &self,
+        vm: &VmHandle,
+        operation: Operation,
+    ) -> Result<vmkit::Result<VmHandle>, Stop> {
+        apply(&self.backend, &self.options, vm, operation).await
+    }
+
+    /// Runs an operation and judges its answer, which is the newest handle where there is one.
+    pub(crate) async fn try_out(
+        &self,
+        vm: &VmHandle,
+        before: &VmState,
+        operation: Operation,
+    ) -> Result<Option<VmHandle>, Stop> {
+        let answer = self.apply(vm, operation).await?;
+        judge(&self.backend, &self.options, (vm, before, operation), answer).await
+    }
+
+    /// Asks the backend for a VM's state.
+    pub(crate) async fn state(&self, vm: &VmHandle) -> Result<VmState, Stop> {
+        Ok(within("state", self.options.grace, self.backend.state(vm)).await??)
+    }
+
+    /// Fails unless `wanted` guests run for a VM, where somebody can count them.
+    pub(crate) fn check_guests(&self, vm: &VmHandle, wanted: usize) -> Verdict {
+        let Some(count) = &self.options.count_guests else { return Ok(()) };
+        let found = count(vm);
+        check(found == wanted, || format!("{found} guests run for the VM, not {wanted}"))
+    }
+
+    /// Destroys a VM and fails unless it is gone, by its handle and by what an unfinished `prepare` leaves of one.
+    pub(crate) async fn check_destroyed(&self, vm: &VmHandle) -> Verdict {
+        self.apply(vm, Operation::Destroy).await??;
+        let found = self.state(vm).await?;
+        check(found == VmState::Destroyed, || format!("after destroy the VM is {found:?}"))?;
+        self.check_guests(vm, 0)
+    }
+
+    /// Answers the handle that a caller has of a `prepare` that has not ended.
+    pub(crate) fn preparing(&self, spec: &VmSpec, id: Uuid) -> VmHandle {
+        VmHandle::preparing(id, self.backend.tag(), spec.clone().with_id(id))
+    }
+
+    /// Destroys all that the case has made, and fails where that fails or leaves something behind.
+    pub(super) async fn clean(&self) -> Verdict {
+        let made = std::mem::take(&mut *self.made.lock().expect("nothing panics while it holds the list"));
+        let mut verdict = Ok(());
+        for vm in made {
+            let destroyed = self.check_destroyed(&vm).await;
+            verdict = verdict.and(destroyed);
+        }
+        verdict?;
+        let left = self.options.find_leftovers.as_ref().map(|find| find()).unwrap_or_default();
+        check(left.is_empty(), || format!("all VMs are destroyed, and this is left:\n{}", left.join("\n")))
+    }
+}

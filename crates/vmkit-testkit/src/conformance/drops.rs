@@ -1,0 +1,133 @@
+//! A future that is dropped in the middle leaves nothing behind that `destroy` does not find.
+//!
+//! Each operation is polled once and dropped, then twice, and so on until it ends by itself.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::Poll;
+
+use uuid::Uuid;
+use vmkit::lifecycle::{Operation, VmState};
+use vmkit::{Backend, VmHandle};
+
+use super::bench::{Bench, Situation, check};
+use super::{Case, Verdict};
+
+pub(super) fn cases<H: Backend + 'static>() -> Vec<Case<H>> {
+    let operations = [
+        (Operation::Start, Situation::Prepared),
+        (Operation::Stop, Situation::Running),
+        (Operation::Suspend, Situation::Running),
+        (Operation::Resume, Situation::Suspended),
+        (Operation::Destroy, Situation::Running),
+    ];
+    let mut cases: Vec<Case<H>> = vec![Case {
+        name: "a dropped prepare leaves nothing that destroy does not find".into(),
+        run: Box::new(|bench| Box::pin(async move { dropped_prepare(&bench).await })),
+    }];
+    cases.extend(operations.map(|(operation, situation)| Case {
+        name: format!("a dropped {operation} leaves nothing that destroy does not find"),
+        run: Box::new(move |bench: std::sync::Arc<Bench<H>>| {
+            Box::pin(async move { dropped(&bench, operation, situation).await })
+        }),
+    }));
+    cases
+}
+
+async fn dropped_prepare<H: Backend>(bench: &Bench<H>) -> Verdict {
+    for polls in polls(bench.options.polls) {
+        let (spec, id) = (bench.spec(), Uuid::new_v4());
+        let preparing = bench.preparing(&spec, id);
+        bench.remember(&preparing);
+        let ended = poll_then_drop(bench.backend.prepare(&preparing.spec), polls).await.transpose()?;
+        bench.check_destroyed(&preparing).await?;
+        check_name_is_free(bench, &preparing).await?;
+        if ended.is_some() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+async fn dropped<H: Backend>(bench: &Bench<H>, operation: Operation, situation: Situation) -> Verdict {
+    for polls in polls(bench.options.polls) {
+        let mut ended = false;
+        for again in [false, true] {
+            let vm = bench.bring_to(situation).await?;
+            let applied = poll_then_drop(bench.apply(&vm, operation), polls).await;
+            ended = match applied {
+                Some(answer) => answer?.is_ok(),
+                None => false,
+            };
+            let found = bench.state(&vm).await?;
+            check(found != VmState::Destroyed || operation == Operation::Destroy, || {
+                format!("after {polls} polls of {operation} the VM is gone")
+            })?;
+            if again {
+                // Whoever comes next need not know that somebody was here.
+                let after = bench.apply(&vm, operation).await??.state;
+                let found = bench.state(&vm).await?;
+                check(found == after, || {
+                    format!("after {polls} polls of {operation} and a whole one the VM is {found:?}")
+                })?;
+                bench.check_guests(&vm, usize::from(after.is_live()))?;
+            }
+            bench.check_destroyed(&vm).await?;
+            check_name_is_free(bench, &vm).await?;
+        }
+        if ended {
+            break;
+        }
+    }
+    Ok(())
+}
+
+async fn check_name_is_free<H: Backend>(bench: &Bench<H>, vm: &VmHandle) -> Verdict {
+    let spec = vm.spec.clone().with_id(Uuid::new_v4());
+    let vm = bench.prepare(&spec).await??;
+    bench.check_destroyed(&vm).await
+}
+
+/// Answers how often a future is polled, try by try: each number at first, then in growing steps.
+fn polls(limit: usize) -> impl Iterator<Item = usize> {
+    std::iter::successors(Some(1), |polls| Some(polls + 1 + polls / 8))
+        .take_while(move |polls| *polls <= limit)
+}
+
+/// Polls a future at most `polls` times and drops it; answers its output if it came so far.
+async fn poll_then_drop<F: Future>(future: F, polls: usize) -> Option<F::Output> {
+    let mut future = pin!(future);
+    let mut left = polls;
+    poll_fn(|context| {
+        left = left.saturating_sub(1);
+        match future.as_mut().poll(context) {
+            Poll::Ready(output) => Poll::Ready(Some(output)),
+            Poll::Pending if left == 0 => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_future_is_dropped_after_so_many_polls() {
+        let yields = |times| async move {
+            for _ in 0..times {
+                tokio::task::yield_now().await;
+            }
+            times
+        };
+        assert_eq!(poll_then_drop(yields(0), 1).await, Some(0));
+        assert_eq!(poll_then_drop(yields(2), 2).await, None);
+        assert_eq!(poll_then_drop(yields(2), 3).await, Some(2));
+    }
+
+    #[test]
+    fn small_numbers_of_polls_are_all_tried() {
+        assert_eq!(polls(12).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6, 7, 8, 10, 12]);
+    }
+}

@@ -1,0 +1,158 @@
+//! The conformance suite: every backend passes it, whoever wrote it.
+//!
+//! [`run`] runs a list of named cases against a backend and answers a [`Report`]. Each case makes VMs of its own and
+//! destroys them. The legal operations come from [`vmkit::lifecycle::next`], so the suite has no table of its own to get
+//! out of step.
+//!
+//! What the suite can't see from inside the trait, it asks hooks for: [`Conformance::breaking`], without which no VM
+//! becomes `Failed` and those cases are skipped; [`Conformance::counting_guests`] and [`Conformance::finding_leftovers`],
+//! without which "one guest" and "nothing left behind" mean only what the backend itself says.
+
+mod bench;
+mod contract;
+mod drops;
+mod report;
+mod together;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use vmkit::spec::{VmName, VmSpec};
+use vmkit::{Backend, VmHandle};
+
+use bench::Bench;
+pub(crate) use bench::{Stop, apply, check, judge};
+pub use report::{CaseReport, Outcome, Report};
+
+type Hook<A, R> = Arc<dyn Fn(A) -> R + Send + Sync>;
+
+/// What the suite has to know of a backend.
+#[derive(Clone)]
+pub struct Conformance {
+    pub(crate) spec: Hook<VmName, VmSpec>,
+    pub(crate) start_limit: Duration,
+    pub(crate) stop_timeout: Duration,
+    pub(crate) grace: Duration,
+    pub(crate) polls: usize,
+    break_vm: Option<Arc<dyn Fn(&VmHandle) + Send + Sync>>,
+    count_guests: Option<Arc<dyn Fn(&VmHandle) -> usize + Send + Sync>>,
+    find_leftovers: Option<Arc<dyn Fn() -> Vec<String> + Send + Sync>>,
+}
+
+impl Conformance {
+    /// Makes the options for a backend that can run what `spec` answers for a name.
+    pub fn new(spec: impl Fn(VmName) -> VmSpec + Send + Sync + 'static) -> Self {
+        Self {
+            spec: Arc::new(spec),
+            start_limit: Duration::from_secs(60),
+            stop_timeout: Duration::from_millis(500),
+            grace: Duration::from_secs(20),
+            polls: 200,
+            break_vm: None,
+            count_guests: None,
+            find_leftovers: None,
+        }
+    }
+
+    /// Bounds `start`; 60 s unless set.
+    #[must_use]
+    pub fn start_limit(self, start_limit: Duration) -> Self {
+        Self { start_limit, ..self }
+    }
+
+    /// Sets how long `stop` lets a guest shut itself down; 0.5 s unless set, for most guests are still booting then.
+    #[must_use]
+    pub fn stop_timeout(self, stop_timeout: Duration) -> Self {
+        Self { stop_timeout, ..self }
+    }
+
+    /// Sets by how much any call may outlast its own bound before it counts as endless; 20 s unless set, so that a busy
+    /// machine is not taken for a broken backend.
+    #[must_use]
+    pub fn grace(self, grace: Duration) -> Self {
+        Self { grace, ..self }
+    }
+
+    /// Sets after how many polls of a future the suite stops to try what a drop leaves behind; 200 unless set.
+    #[must_use]
+    pub fn polls(self, polls: usize) -> Self {
+        Self { polls, ..self }
+    }
+
+    /// Names the way to make a running VM fail, such as to kill its process. It has failed once `break_vm` returns.
+    #[must_use]
+    pub fn breaking(self, break_vm: impl Fn(&VmHandle) + Send + Sync + 'static) -> Self {
+        Self { break_vm: Some(Arc::new(break_vm)), ..self }
+    }
+
+    /// Names the way to count the guests that really run for a VM.
+    #[must_use]
+    pub fn counting_guests(self, count: impl Fn(&VmHandle) -> usize + Send + Sync + 'static) -> Self {
+        Self { count_guests: Some(Arc::new(count)), ..self }
+    }
+
+    /// Names the way to list what is on the host because of the backend: it must list nothing once all VMs are destroyed.
+    #[must_use]
+    pub fn finding_leftovers(self, find: impl Fn() -> Vec<String> + Send + Sync + 'static) -> Self {
+        Self { find_leftovers: Some(Arc::new(find)), ..self }
+    }
+}
+
+/// Runs the whole suite, one case after the other.
+///
+/// `make` is called often, and each answer must stand for the same VMs, as two processes over one store do: for a backend
+/// that keeps its books in memory, clone one.
+///
+/// A case that fails or panics does not end the run; it is in the report.
+pub async fn run<H>(make: impl Fn() -> H + Send + Sync + 'static, options: Conformance) -> Report
+where
+    H: Backend + 'static,
+{
+    let make: Arc<dyn Fn() -> H + Send + Sync> = Arc::new(make);
+    let mut cases = contract::cases();
+    cases.extend(together::cases());
+    cases.extend(drops::cases());
+    let mut report = Report::default();
+    for case in cases {
+        let bench = Arc::new(Bench::new(Arc::clone(&make), options.clone()));
+        let start = Instant::now();
+        let verdict = guarded((case.run)(Arc::clone(&bench))).await;
+        let cleaned = guarded(async move { bench.clean().await }).await;
+        let outcome = match (verdict, cleaned) {
+            (Err(Stop::Failed(what)), _) | (_, Err(Stop::Failed(what))) => Outcome::Failed(what),
+            (Err(Stop::Skipped(why)), _) | (_, Err(Stop::Skipped(why))) => Outcome::Skipped(why),
+            (Ok(()), Ok(())) => Outcome::Passed,
+        };
+        report.cases.push(CaseReport { name: case.name, outcome, took: start.elapsed() });
+    }
+    report
+}
+
+/// Runs a part of a case as a task of its own: a panic ends the task, not the run.
+async fn guarded(part: impl Future<Output = Verdict> + Send + 'static) -> Verdict {
+    let ended = tokio::spawn(part).await;
+    ended.unwrap_or_else(|error| Err(Stop::Failed(format!("it panicked: {error}"))))
+}
+
+pub(crate) type Verdict = Result<(), Stop>;
+
+type Running = Pin<Box<dyn Future<Output = Verdict> + Send>>;
+
+/// One named check.
+struct Case<H> {
+    name: String,
+    run: Box<dyn FnOnce(Arc<Bench<H>>) -> Running + Send>,
+}
+
+/// Makes cases of functions; a function's name, as a sentence, is the case's.
+macro_rules! cases {
+    ($($function:ident),* $(,)?) => {
+        vec![$(crate::conformance::Case {
+            name: stringify!($function).replace('_', " "),
+            run: Box::new(|bench| Box::pin(async move { $function(&bench).await })),
+        }),*]
+    };
+}
+use cases;
