@@ -4,13 +4,14 @@
     reason = "KVM memory, the tun ioctl and passing descriptors through exec have no safe wrapper"
 )]
 
-use std::ffi::c_void;
+use std::ffi::{c_int, c_void};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::{self, NonNull};
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use rustix::ioctl::{Opcode, Updater, ioctl, opcode};
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -22,6 +23,48 @@ use tokio::io::unix::AsyncFd;
 pub(crate) fn watch_readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` is open and keeps its number and its file until it is dropped, and the `AsyncFd` owns it.
     unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(Into::into)
+}
+
+/// Makes a descriptor of `/dev/net/tun` one end of a new tap, and answers the tap's name.
+///
+/// The name may hold one `%d`, for which the kernel takes the first free number. The tap carries bare Ethernet frames, each
+/// behind a virtio-net header, and is gone with the last copy of the descriptor.
+///
+/// Source: the kernel's networking/tuntap.rst.
+pub(crate) fn make_tap(tun: impl AsFd, name: &str) -> io::Result<String> {
+    /// `struct ifreq`: a name of 16 bytes and a union of 24, of which only the flags are used.
+    #[repr(C, align(8))]
+    struct IfReq {
+        name: [u8; 16],
+        flags: u16,
+        rest: [u8; 22],
+    }
+    const IFF_TAP: u16 = 0x0002;
+    const IFF_NO_PI: u16 = 0x1000;
+    const IFF_VNET_HDR: u16 = 0x4000;
+    // Without it the kernel would hand out somebody's lasting tap of this name.
+    const IFF_TUN_EXCL: u16 = 0x8000;
+    const TUNSETIFF: Opcode = opcode::write::<c_int>(b'T', 202);
+
+    let mut request =
+        IfReq { name: [0; 16], flags: IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | IFF_TUN_EXCL, rest: [0; 22] };
+    // The last byte stays zero.
+    if name.len() >= request.name.len() || name.contains('\0') {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    }
+    request.name[..name.len()].copy_from_slice(name.as_bytes());
+    // SAFETY: TUNSETIFF reads and writes one `struct ifreq`, whose size and layout `IfReq` has, and keeps no pointer to it.
+    unsafe { ioctl(tun, Updater::<TUNSETIFF, IfReq>::new(&mut request)) }?;
+    let name = request.name.split(|byte| *byte == 0).next().unwrap_or_default();
+    Ok(String::from_utf8_lossy(name).into_owned())
+}
+
+/// Gives this thread, and the threads and processes that it starts from now on, a network of their own.
+#[cfg(test)]
+pub(crate) fn leave_the_network() -> io::Result<()> {
+    // SAFETY: only descriptor tables are dangerous to part from, and this parts from none.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }?;
+    Ok(())
 }
 
 /// A virtual machine of KVM's with one vCPU and a little memory at guest address 0.

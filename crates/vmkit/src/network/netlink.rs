@@ -1,0 +1,172 @@
+//! A conversation with the kernel about network interfaces and neighbours.
+
+use std::future::Future;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+
+use futures_util::TryStreamExt;
+use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use rtnetlink::packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+};
+use rtnetlink::{Handle, LinkUnspec};
+use rustix::io::Errno;
+use tokio::time::timeout;
+
+use crate::error::{Error, Result};
+use crate::network::MacAddr;
+use crate::spec::BridgeName;
+
+/// How long an answer may take. The kernel answers at once, unless something holds its lock on all networking.
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// A netlink socket in the network namespace of the thread that opened it.
+pub(super) struct Netlink(Handle);
+
+/// A bridge, as it was when it was asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Bridge {
+    pub(super) index: u32,
+    pub(super) up: bool,
+}
+
+impl Netlink {
+    /// Opens the socket; a task of the tokio runtime serves it until this is dropped.
+    pub(super) fn open() -> Result<Self> {
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(|error| Error::Host {
+            needed: "netlink".to_owned(),
+            problem: format!("cannot open a socket: {error}"),
+        })?;
+        tokio::spawn(connection);
+        Ok(Self(handle))
+    }
+
+    /// Looks up an existing bridge.
+    ///
+    /// # Errors
+    /// `Host` when there is no interface of this name, or it is not a bridge.
+    pub(super) async fn bridge(&self, name: &BridgeName) -> Result<Bridge> {
+        let refused = |problem: String| Error::Host { needed: format!("the bridge `{name}`"), problem };
+        let link = match self.link(name.as_str()).await? {
+            Ok(link) => link,
+            Err(Errno::NODEV) => return Err(refused("this host has no such network interface".to_owned())),
+            Err(errno) => return Err(refused(io::Error::from(errno).to_string())),
+        };
+        match kind(&link) {
+            Some(InfoKind::Bridge) => {}
+            Some(other) => return Err(refused(format!("that network interface is a {other}, not a bridge"))),
+            None => return Err(refused("that network interface is not a bridge".to_owned())),
+        }
+        Ok(Bridge { index: link.header.index, up: link.header.flags.contains(LinkFlags::Up) })
+    }
+
+    /// Makes a tap a port of a bridge and sets it up.
+    ///
+    /// Its own address, which no frame of the guest's carries, is set to begin with 0xfe: a bridge without an address of
+    /// its own takes the lowest of its ports', and would lose the host's connections when a VM starts or stops.
+    pub(super) async fn attach(&self, tap: &str, bridge: &Bridge) -> Result<()> {
+        let refused = |errno: Errno| Error::Host {
+            needed: format!("the tap `{tap}`"),
+            problem: format!("it can't be attached to its bridge: {}", io::Error::from(errno)),
+        };
+        let link = self.link(tap).await?.map_err(refused)?;
+        let address = link.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::Address(address) => Some(address.clone()),
+            _ => None,
+        });
+        let mut address = address.unwrap_or_else(|| vec![0; 6]);
+        if let Some(first) = address.first_mut() {
+            *first = 0xfe;
+        }
+        let change = LinkUnspec::new_with_index(link.header.index)
+            .address(address)
+            .controller(bridge.index)
+            .up()
+            .build();
+        bounded(self.0.link().set(change).execute()).await?.map_err(refused)
+    }
+
+    /// Answers the addresses at which a neighbour on this bridge was seen: those last confirmed first, IPv4 before IPv6.
+    pub(super) async fn neighbours(&self, mac: MacAddr, bridge: &Bridge) -> Result<Vec<IpAddr>> {
+        let known = bounded(self.0.neighbours().get().execute().try_collect::<Vec<_>>()).await?;
+        let known = known.map_err(|errno| Error::Host {
+            needed: "the neighbour table".to_owned(),
+            problem: io::Error::from(errno).to_string(),
+        })?;
+        let mut found: Vec<_> =
+            known.iter().filter_map(|neighbour| seen(neighbour, mac, bridge.index)).collect();
+        found.sort();
+        Ok(found.into_iter().map(|(_, address)| address).collect())
+    }
+
+    async fn link(&self, name: &str) -> Result<Result<LinkMessage, Errno>> {
+        let mut answers = std::pin::pin!(self.0.link().get().match_name(name).execute());
+        Ok(bounded(answers.try_next()).await?.and_then(|link| link.ok_or(Errno::NODEV)))
+    }
+}
+
+/// Waits for an answer until the deadline, and reduces the kernel's refusals to their numbers.
+async fn bounded<T>(
+    answer: impl Future<Output = std::result::Result<T, rtnetlink::Error>>,
+) -> Result<Result<T, Errno>> {
+    match timeout(DEADLINE, answer).await {
+        Ok(Ok(answer)) => Ok(Ok(answer)),
+        Ok(Err(rtnetlink::Error::NetlinkError(message))) => {
+            Ok(Err(Errno::from_raw_os_error(message.raw_code().saturating_abs())))
+        }
+        Ok(Err(other)) => {
+            Err(Error::Host { needed: "netlink".to_owned(), problem: format!("unexpected answer: {other}") })
+        }
+        Err(_) => Err(Error::TimedOut {
+            awaited: "the kernel's answer about its network interfaces".to_owned(),
+            after: DEADLINE,
+            console: String::new(),
+        }),
+    }
+}
+
+fn kind(link: &LinkMessage) -> Option<&InfoKind> {
+    link.attributes
+        .iter()
+        .filter_map(|attribute| match attribute {
+            LinkAttribute::LinkInfo(infos) => Some(infos),
+            _ => None,
+        })
+        .flatten()
+        .find_map(|info| match info {
+            LinkInfo::Kind(kind) => Some(kind),
+            _ => None,
+        })
+}
+
+/// How good an address is, the lowest the best: whether it is old, and whether it is IPv6.
+type Rank = (bool, bool);
+
+fn seen(neighbour: &NeighbourMessage, mac: MacAddr, interface: u32) -> Option<(Rank, IpAddr)> {
+    let old = match neighbour.header.state {
+        NeighbourState::Incomplete | NeighbourState::Failed | NeighbourState::None => return None,
+        NeighbourState::Stale => true,
+        _ => false,
+    };
+    let is_its = neighbour.attributes.contains(&NeighbourAttribute::LinkLayerAddress(mac.bytes().to_vec()));
+    if !is_its || neighbour.header.ifindex != interface {
+        return None;
+    }
+    let address = neighbour.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some(IpAddr::from(*address)),
+        NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => Some(IpAddr::from(*address)),
+        _ => None,
+    })?;
+    is_reachable(address).then_some(((old, address.is_ipv6()), address))
+}
+
+/// Answers whether the address alone says where to connect to: a link-local one needs its interface, too.
+fn is_reachable(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address != Ipv4Addr::UNSPECIFIED && !address.is_multicast(),
+        IpAddr::V6(address) => {
+            address != Ipv6Addr::UNSPECIFIED && !address.is_multicast() && !address.is_unicast_link_local()
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! Taps: network interfaces whose other end is a descriptor, for QEMU to hold.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::OwnedFd;
+
+use rustix::io::Errno;
+
+use crate::error::{Error, Result};
+use crate::host::TUN;
+use crate::network::netlink::Netlink;
+use crate::spec::BridgeName;
+use crate::steps::step;
+use crate::sys;
+
+/// A tap that lives as long as somebody holds a copy of its descriptor.
+///
+/// Nobody has to remove it: when the last holder ends, however it ends, the kernel does.
+#[derive(Debug)]
+pub(crate) struct Tap {
+    /// The guest's end: Ethernet frames, each behind a virtio-net header.
+    pub(crate) fd: OwnedFd,
+    /// The name of the host's end.
+    pub(crate) name: String,
+}
+
+/// Makes a tap and attaches it to a bridge that exists.
+///
+/// `name` has at most 15 bytes and may hold one `%d`, for which the kernel takes the first free number.
+///
+/// # Cancel safety
+/// Nothing is left behind.
+///
+/// # Errors
+/// `Host` naming the bridge when it does not exist or is something else; naming `/dev/net/tun` when that is missing, or
+/// when this user lacks CAP_NET_ADMIN. `Busy` when there is an interface of this name.
+pub(crate) async fn open_tap(bridge: &BridgeName, name: &str) -> Result<Tap> {
+    let netlink = Netlink::open()?;
+    let found = netlink.bridge(bridge).await?;
+    if !found.up {
+        tracing::warn!(%bridge, "the bridge is down: nothing passes through it until it is set up");
+    }
+    let tun = OpenOptions::new().read(true).write(true).open(TUN).map_err(|error| lacking(&error))?;
+    step("make the tap").map_err(Error::io("make a tap with", TUN))?;
+    let name = match sys::make_tap(&tun, name) {
+        Ok(name) => name,
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::BUSY) => {
+            return Err(Error::Busy { what: format!("the network interface `{name}`"), holder: None });
+        }
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+            let problem = "the name of a network interface has 1 to 15 bytes";
+            return Err(Error::invalid("tap", name, problem));
+        }
+        Err(error) => return Err(lacking(&error)),
+    };
+    let tap = Tap { fd: tun.into(), name };
+    step("attach the tap").map_err(Error::io("attach a tap of", TUN))?;
+    netlink.attach(&tap.name, &found).await?;
+    Ok(tap)
+}
+
+fn lacking(error: &io::Error) -> Error {
+    let problem = match error.kind() {
+        io::ErrorKind::NotFound => "it is not there; load the module tun".to_owned(),
+        io::ErrorKind::PermissionDenied => {
+            "this user may not make network interfaces (CAP_NET_ADMIN); run vmkit as root".to_owned()
+        }
+        _ => error.to_string(),
+    };
+    Error::Host { needed: TUN.to_owned(), problem }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::network::testing::{in_own_network, ip};
+
+    fn bridge(name: &str) -> BridgeName {
+        BridgeName::new(name).unwrap()
+    }
+
+    #[test]
+    fn a_tap_is_a_port_of_its_bridge_until_its_descriptor_is_closed() {
+        in_own_network(async || {
+            ip("link add br0 type bridge");
+            ip("link set br0 up");
+            let tap = open_tap(&bridge("br0"), "vmkit%d").await.unwrap();
+            assert_eq!(tap.name, "vmkit0");
+            let shown = ip("-d link show vmkit0");
+            for part in ["master br0", "UP", "link/ether fe:", "tun type tap", "vnet_hdr on", "persist off"] {
+                assert!(shown.contains(part), "{part}: {shown}");
+            }
+            let copy = tap.fd.try_clone().unwrap();
+            drop(tap);
+            assert!(ip("link show").contains("vmkit0"));
+            drop(copy);
+            assert!(!ip("link show").contains("vmkit0"));
+        });
+    }
+
+    #[test]
+    fn a_bridge_keeps_its_address_when_taps_come_and_go() {
+        in_own_network(async || {
+            ip("link add br0 type bridge");
+            ip("tuntap add dev port0 mode tap");
+            ip("link set port0 address 52:54:00:00:00:01 master br0");
+            assert!(ip("link show br0").contains("link/ether 52:54:00:00:00:01"));
+            for _ in 0..16 {
+                let _tap = open_tap(&bridge("br0"), "vmkit%d").await.unwrap();
+                let shown = ip("link show br0");
+                assert!(shown.contains("link/ether 52:54:00:00:00:01"), "{shown}");
+            }
+        });
+    }
+
+    #[test]
+    fn a_bridge_that_is_not_there_or_is_none_is_named() {
+        in_own_network(async || {
+            ip("tuntap add dev theirs mode tap");
+            for (name, reason) in [
+                ("br7", "the bridge `br7`: this host has no such network interface"),
+                ("theirs", "the bridge `theirs`: that network interface is a tun, not a bridge"),
+                ("lo", "the bridge `lo`: that network interface is not a bridge"),
+            ] {
+                let error = open_tap(&bridge(name), "vmkit%d").await.unwrap_err();
+                assert_eq!(error.to_string(), reason);
+            }
+            assert!(!ip("link show").contains("vmkit"));
+        });
+    }
+
+    #[test]
+    fn a_name_in_use_is_refused_even_if_the_interface_is_a_lasting_tap() {
+        in_own_network(async || {
+            ip("link add br0 type bridge");
+            ip("tuntap add dev theirs mode tap vnet_hdr");
+            let error = open_tap(&bridge("br0"), "theirs").await.unwrap_err();
+            assert_eq!(error.to_string(), "the network interface `theirs` is in use");
+            let error = open_tap(&bridge("br0"), "sixteen-bytes-xx").await.unwrap_err();
+            assert!(error.to_string().contains("1 to 15 bytes"), "{error}");
+        });
+    }
+}
