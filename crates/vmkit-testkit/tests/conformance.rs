@@ -31,7 +31,6 @@ fn routed(noop: &NoopHypervisor) -> impl Backend + use<> {
 fn all_passed(report: &Report) {
     report.assert();
     assert_eq!(report.skipped(), 0, "{report}");
-    println!("{report}");
 }
 
 #[tokio::test]

@@ -14,6 +14,9 @@ use vmkit::{Backend, Capabilities, Error, ErrorKind, VmHandle};
 
 use super::{Conformance, Verdict};
 
+/// Why the cases about `Suspended` are skipped where they are.
+pub(crate) const CANT_SUSPEND: &str = "the backend can't suspend";
+
 /// Why a case ends early.
 #[derive(Debug)]
 pub(crate) enum Stop {
@@ -219,7 +222,7 @@ impl<H: Backend> Bench<H> {
             Situation::Running => self.apply(&vm, Operation::Start).await??,
             Situation::Suspended => {
                 if !self.backend.capabilities().suspend {
-                    return Err(Stop::Skipped("the backend can't suspend".into()));
+                    return Err(Stop::Skipped(CANT_SUSPEND.into()));
                 }
                 let vm = self.apply(&vm, Operation::Start).await??;
                 self.apply(&vm, Operation::Suspend).await??

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use vmkit::lifecycle::{Operation, VmState};
 use vmkit::{Backend, VmHandle};
 
-use super::bench::{Bench, Situation, check};
+use super::bench::{Bench, CANT_SUSPEND, Situation, Stop, check};
 use super::{Case, Verdict};
 
 pub(super) fn cases<H: Backend + 'static>() -> Vec<Case<H>> {
@@ -50,15 +50,15 @@ async fn dropped_prepare<H: Backend>(bench: &Bench<H>) -> Verdict {
 }
 
 async fn dropped<H: Backend>(bench: &Bench<H>, operation: Operation, situation: Situation) -> Verdict {
+    if operation == Operation::Suspend && !bench.backend.capabilities().suspend {
+        return Err(Stop::Skipped(CANT_SUSPEND.into()));
+    }
     for polls in polls(bench.options.polls) {
         let mut ended = false;
         for again in [false, true] {
             let vm = bench.bring_to(situation).await?;
             let applied = poll_then_drop(bench.apply(&vm, operation), polls).await;
-            ended = match applied {
-                Some(answer) => answer?.is_ok(),
-                None => false,
-            };
+            ended = applied.transpose()?.transpose()?.is_some();
             let found = bench.state(&vm).await?;
             check(found != VmState::Destroyed || operation == Operation::Destroy, || {
                 format!("after {polls} polls of {operation} the VM is gone")

@@ -26,19 +26,22 @@ use bench::Bench;
 pub(crate) use bench::{Stop, apply, check, judge};
 pub use report::{CaseReport, Outcome, Report};
 
-type Hook<A, R> = Arc<dyn Fn(A) -> R + Send + Sync>;
+type MakeSpec = Arc<dyn Fn(VmName) -> VmSpec + Send + Sync>;
+type BreakVm = Arc<dyn Fn(&VmHandle) + Send + Sync>;
+type CountGuests = Arc<dyn Fn(&VmHandle) -> usize + Send + Sync>;
+type FindLeftovers = Arc<dyn Fn() -> Vec<String> + Send + Sync>;
 
 /// What the suite has to know of a backend.
 #[derive(Clone)]
 pub struct Conformance {
-    pub(crate) spec: Hook<VmName, VmSpec>,
+    pub(crate) spec: MakeSpec,
     pub(crate) start_limit: Duration,
     pub(crate) stop_timeout: Duration,
     pub(crate) grace: Duration,
     pub(crate) polls: usize,
-    break_vm: Option<Arc<dyn Fn(&VmHandle) + Send + Sync>>,
-    count_guests: Option<Arc<dyn Fn(&VmHandle) -> usize + Send + Sync>>,
-    find_leftovers: Option<Arc<dyn Fn() -> Vec<String> + Send + Sync>>,
+    break_vm: Option<BreakVm>,
+    count_guests: Option<CountGuests>,
+    find_leftovers: Option<FindLeftovers>,
 }
 
 impl Conformance {
