@@ -362,11 +362,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let begun = Instant::now();
         let first = probe(Some(dir.path()), Uuid::nil(), "test").await;
-        assert!(begun.elapsed() < DEADLINE * 2, "{:?}", begun.elapsed());
+        // The deadline, and what a busy host may add to it.
+        assert!(begun.elapsed() < DEADLINE + Duration::from_secs(5), "{:?}", begun.elapsed());
         println!("{first}, after {:?}", begun.elapsed());
-        assert_eq!(probe(Some(dir.path()), Uuid::nil(), "test").await, first);
-        if let Some(cached) = cache::load::<Cached>(dir.path(), CACHE) {
-            assert_eq!(cached.verdict, first);
+        match cache::load::<Cached>(dir.path(), CACHE) {
+            Some(cached) => {
+                assert_eq!(cached.verdict, first);
+                assert_eq!(probe(Some(dir.path()), Uuid::nil(), "test").await, first);
+            }
+            None => assert_ne!(first, KvmVerdict::Usable),
         }
     }
 
