@@ -462,6 +462,14 @@ mod tests {
     }
 
     #[test]
+    fn an_address_of_digits_alone_is_not_taken_for_a_number_in_base_60() {
+        let mac = MacAddr::from([0x52, 0x10, 0x20, 0x30, 0x40, 0x50]);
+        let document = yaml("network_config", &Network::dhcp(Some(mac))).unwrap();
+        let Some(read) = py_yaml(&document) else { return };
+        assert_eq!(read["ethernets"]["primary"]["match"]["macaddress"], "52:10:20:30:40:50");
+    }
+
+    #[test]
     fn raw_documents_go_in_unchanged() {
         let config = CloudInitConfig {
             user_data: UserData::Raw("#!/bin/sh\r\necho \u{fc}".into()),

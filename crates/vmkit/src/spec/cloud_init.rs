@@ -163,7 +163,7 @@ fn check_raw(text: &str) -> Result<()> {
     let head = &text.as_bytes()[..text.len().min(4096)];
     let mime = b"mime-version:";
     let is_mime = head.windows(mime.len()).any(|window| window.eq_ignore_ascii_case(mime));
-    if is_mime || RAW_BEGINNINGS.iter().any(|beginning| begins_with(beginning)) {
+    if is_mime || RAW_BEGINNINGS.iter().any(begins_with) {
         return Ok(());
     }
     let line: String = text.trim_start().lines().next().unwrap_or_default().chars().take(40).collect();
