@@ -19,6 +19,7 @@
 pub mod conformance;
 mod described;
 pub mod fake_qemu;
+pub mod guest;
 pub mod walk;
 
 pub use conformance::Conformance;

@@ -1,4 +1,540 @@
-//! QEMU on Linux.
+//! QEMU on Linux: [`QemuHypervisor`].
+//!
+//! It reads like the contract: facts and spec make a plan, the plan is applied, what came of it is a handle.
+//!
+//! ```text
+//! HostFacts ─┐
+//! VmSpec ────┴▶ plan() ─▶ QemuPlan ─▶ prepare: files        start: sockets, keeper ─▶ QEMU
+//!               (pure: plan, argv, switch)     state: run file ─▶ process ─▶ QMP
+//! ```
+//!
+//! Nothing of a VM lives in this process: a handle, the work directory and the kernel know everything, so any number of
+//! programs may hold a `QemuHypervisor` over the same directories, and any of them may die.
 
 pub(crate) mod agent;
+mod argv;
+#[cfg(test)]
+mod argv_tests;
+mod boundedlog;
+pub(crate) mod keeper;
+mod layout;
+mod plan;
+mod prepare;
+mod process;
 pub(crate) mod qmp;
+mod runfile;
+mod spawn;
+mod start;
+mod stop;
+mod switch;
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+pub use boundedlog::tail_of_log;
+pub use plan::{FirmwareFiles, PrepareStep, QemuPlan, SocketPlan};
+pub use switch::Accelerator;
+
+use self::layout::Layout;
+use self::plan::{Media, QemuFacts};
+use self::process::Found;
+use self::qmp::client::{QmpClient, RunState};
+use crate::error::{Error, Result};
+use crate::handle::{BackendDetails, BackendTag, ConsoleEndpoint, RunInfo, VmHandle};
+use crate::host::{HostFacts, KvmVerdict, ProbeOptions};
+use crate::hypervisor::{Backend, Capabilities, Hypervisor};
+use crate::lifecycle::{FailureKind, InvalidTransition, Operation, VmState, next};
+use crate::network::{MacAddr, addresses_of, default_lease_files};
+use crate::spec::{Accel, Boot, Firmware, NetworkConfig, PortForward, VmSpec};
+
+/// How long a QEMU may take from its start until it answers, unless set otherwise. A quiet host needs 30 ms.
+const START_LIMIT: Duration = Duration::from_secs(30);
+/// How long a question to a monitor may take.
+const ASK_LIMIT: Duration = Duration::from_secs(1);
+/// How long a QEMU that no longer answers is given to end, before it counts as one that hangs.
+const ENDING_LIMIT: Duration = Duration::from_millis(500);
+/// Where programs are looked for unless set otherwise.
+const SYSTEM_PATH: [&str; 4] = ["/usr/local/bin", "/usr/bin", "/bin", "/usr/libexec"];
+/// The version of the shape of [`Details`].
+const DETAILS_VERSION: u32 = 1;
+
+/// Runs VMs in QEMU.
+///
+/// Every VM has a directory `NAME` below the work root, kept from `prepare` to `destroy`, and while it runs one below the
+/// runtime root for its sockets. Both are private to the user.
+///
+/// # Examples
+/// ```no_run
+/// use std::time::Duration;
+/// use vmkit::spec::{RootDisk, VmName, VmSpec};
+/// use vmkit::{Hypervisor, QemuHypervisor};
+///
+/// #[tokio::main(flavor = "current_thread")]
+/// async fn main() -> vmkit::Result<()> {
+///     let qemu = QemuHypervisor::builder("/var/lib/ci/vms".into(), "/run/ci".into()).build();
+///     let disk = RootDisk { image: "/images/debian-12.qcow2".into(), size: None };
+///     let spec = VmSpec::builder(VmName::new("job-17")?).disk(disk).cpus(2).build()?;
+///     let vm = qemu.prepare(&spec).await?;
+///     let vm = qemu.start(&vm).await?;
+///     println!("console: {:?}", qemu.console_endpoint(&vm)?);
+///     let vm = qemu.stop(&vm, Duration::from_secs(30)).await?;
+///     qemu.destroy(vm).await
+/// }
+/// ```
+#[derive(Debug, Clone)]
+pub struct QemuHypervisor(Arc<Settings>);
+
+#[derive(Debug)]
+struct Settings {
+    work_root: PathBuf,
+    run_root: PathBuf,
+    search_path: Vec<PathBuf>,
+    program: Option<PathBuf>,
+    cache_dir: Option<PathBuf>,
+    keeper: Option<PathBuf>,
+    start_limit: Duration,
+    lease_files: Vec<PathBuf>,
+    /// One start at a time for each VM of this process: the second finds the first one's guest.
+    starting: Mutex<BTreeMap<Uuid, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+/// Sets up a [`QemuHypervisor`].
+#[derive(Debug)]
+#[must_use]
+pub struct QemuHypervisorBuilder(Settings);
+
+impl QemuHypervisorBuilder {
+    /// Sets the directories that programs are looked for in, as `PATH` has them. Without it: the usual system ones.
+    pub fn search_path(mut self, path: &OsStr) -> Self {
+        self.0.search_path = std::env::split_paths(path).collect();
+        self
+    }
+
+    /// Names the QEMU program, whatever the guest's architecture, instead of looking for one.
+    pub fn program(mut self, path: PathBuf) -> Self {
+        self.0.program = Some(path);
+        self
+    }
+
+    /// Sets the directory where what was found out about the host is remembered. Without it, it is found out anew.
+    pub fn cache_dir(mut self, dir: PathBuf) -> Self {
+        self.0.cache_dir = Some(dir);
+        self
+    }
+
+    /// Names the program that becomes each VM's keeper.
+    ///
+    /// Without it: this program itself if it called [`run_if_keeper`](crate::run_if_keeper), else `vmkit-keeper` beside it.
+    pub fn keeper(mut self, path: PathBuf) -> Self {
+        self.0.keeper = Some(path);
+        self
+    }
+
+    /// Sets how long QEMU may take from its start until it answers; 30 s without it.
+    pub fn start_limit(mut self, limit: Duration) -> Self {
+        self.0.start_limit = limit;
+        self
+    }
+
+    /// Sets the lease files of dnsmasq that are asked for a tap guest's address, instead of the usual ones.
+    pub fn lease_files(mut self, files: Vec<PathBuf>) -> Self {
+        self.0.lease_files = files;
+        self
+    }
+
+    /// Answers the hypervisor. Touches nothing.
+    pub fn build(self) -> QemuHypervisor {
+        QemuHypervisor(Arc::new(self.0))
+    }
+}
+
+/// What this backend keeps in a handle for itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Details {
+    layout: Layout,
+    media: Media,
+}
+
+impl QemuHypervisor {
+    /// Begins a hypervisor over these two directories; they are made when they are needed.
+    ///
+    /// The runtime root has to be short: a Unix socket's path has at most 107 bytes.
+    pub fn builder(work_root: PathBuf, run_root: PathBuf) -> QemuHypervisorBuilder {
+        QemuHypervisorBuilder(Settings {
+            work_root,
+            run_root,
+            search_path: SYSTEM_PATH.map(PathBuf::from).to_vec(),
+            program: None,
+            cache_dir: None,
+            keeper: None,
+            start_limit: START_LIMIT,
+            lease_files: Vec::new(),
+            starting: Mutex::default(),
+        })
+    }
+
+    /// Answers what `prepare` and `start` would do for a spec, and changes nothing.
+    ///
+    /// # Errors
+    /// Those of `prepare` that can be told without making anything: `InvalidInput`, `Host`.
+    pub async fn plan(&self, spec: &VmSpec) -> Result<QemuPlan> {
+        let id = spec.id().unwrap_or_else(Uuid::new_v4);
+        let layout = self.layout(spec, id)?;
+        let looked = prepare::look_at_files(spec)?;
+        prepare::check_network(spec)?;
+        let facts = self.facts(spec).await?;
+        Ok(plan::plan(spec, id, &layout, &facts, &looked.media))
+    }
+
+    fn layout(&self, spec: &VmSpec, id: Uuid) -> Result<Layout> {
+        Layout::of(&self.0.work_root, &self.0.run_root, spec.name(), id)
+    }
+
+    /// Answers what the handle says of its VM's place; of an interrupted `prepare` it says nothing yet.
+    fn details(&self, vm: &VmHandle) -> Result<Details> {
+        let foreign =
+            |problem: String| Error::Record { path: self.0.work_root.join(vm.name().as_str()), problem };
+        if vm.backend != BackendTag::Qemu {
+            return Err(foreign(format!("the handle belongs to the backend `{}`, not `qemu`", vm.backend)));
+        }
+        match vm.details.version {
+            0 => Ok(Details { layout: self.layout(&vm.spec, vm.id)?, media: Media::default() }),
+            DETAILS_VERSION => serde_json::from_value(vm.details.data.clone())
+                .map_err(|error| foreign(format!("the handle's details can't be read: {error}"))),
+            version => Err(foreign(format!(
+                "the handle's details have version {version}; this program knows {DETAILS_VERSION}"
+            ))),
+        }
+    }
+
+    /// Picks from the host's facts what this spec needs, and refuses what the host can't do.
+    async fn facts(&self, spec: &VmSpec) -> Result<QemuFacts> {
+        let arch = spec.machine().arch();
+        let uefi = matches!(spec.boot(), Boot::Firmware(Firmware::Uefi));
+        let mut options = ProbeOptions::new(self.0.search_path.clone());
+        options.qemu = self.0.program.clone().map(|path| (arch, path));
+        options.cache_dir = self.0.cache_dir.clone();
+        options.archs = vec![arch];
+        options.kvm = wants_kvm(spec)?;
+        if !uefi {
+            options.firmware_dirs.clear();
+        }
+        let host = HostFacts::probe(&options).await?;
+        let program = host.qemu(arch)?;
+        let version = program
+            .version
+            .clone()
+            .map_err(|problem| Error::Host { needed: program.path.display().to_string(), problem })?;
+        let firmware = if uefi {
+            let found = host.uefi(arch)?;
+            Some(FirmwareFiles { code: found.code.clone(), vars: found.vars.clone() })
+        } else {
+            None
+        };
+        Ok(QemuFacts {
+            program: program.path.clone(),
+            version: (version.major, version.minor),
+            accel: accelerator(spec, host.kvm.as_ref())?,
+            firmware,
+            host_memory: Some(host.memory),
+        })
+    }
+
+    fn lease_files(&self) -> Vec<PathBuf> {
+        if self.0.lease_files.is_empty() { default_lease_files() } else { self.0.lease_files.clone() }
+    }
+
+    fn start_lock(&self, id: Uuid) -> Arc<tokio::sync::Mutex<()>> {
+        let mut starting = self.0.starting.lock().expect("nothing panics while it holds the map");
+        Arc::clone(starting.entry(id).or_default())
+    }
+
+    /// Asks reality, and refuses what the table refuses.
+    async fn allowed(&self, vm: &VmHandle, operation: Operation) -> Result<(VmState, VmState)> {
+        let state = self.state(vm).await?;
+        let to = next(&state, operation)?;
+        if state == VmState::Destroyed && operation != Operation::Destroy {
+            return Err(InvalidTransition { state, operation }.into());
+        }
+        Ok((state, to))
+    }
+
+    fn handle(vm: &VmHandle, state: VmState, layout: &Layout, run: Option<RunInfo>) -> VmHandle {
+        let mut handle = vm.clone().in_state(state);
+        if run.is_some() {
+            handle.run = run;
+        }
+        handle.console_log = Some(layout.console_log());
+        handle.hypervisor_log = Some(layout.qemu_log());
+        handle
+    }
+}
+
+impl Hypervisor for QemuHypervisor {
+    async fn prepare(&self, spec: &VmSpec) -> Result<VmHandle> {
+        let id = spec.id().unwrap_or_else(Uuid::new_v4);
+        let spec = spec.clone().with_id(id);
+        let layout = self.layout(&spec, id)?;
+        if prepare::owner(&layout)?.is_some() {
+            return Err(Error::AlreadyExists { what: "VM", name: spec.name().to_string() });
+        }
+        let looked = prepare::look_at_files(&spec)?;
+        prepare::check_network(&spec)?;
+        let facts = self.facts(&spec).await?;
+        let plan = plan::plan(&spec, id, &layout, &facts, &looked.media);
+        for warning in &plan.warnings {
+            tracing::warn!(vm = %spec.name(), "{warning}");
+        }
+        prepare::make(&spec, id, &layout, &plan, looked.root.as_ref())?;
+        let details = Details { layout: layout.clone(), media: looked.media };
+        let data = serde_json::to_value(&details).map_err(|_| {
+            Error::invalid("path", layout.work.display(), "vmkit keeps its VMs below paths of UTF-8")
+        })?;
+        let mut vm = VmHandle::preparing(id, BackendTag::Qemu, spec);
+        vm.details = BackendDetails { version: DETAILS_VERSION, data };
+        Ok(Self::handle(&vm, VmState::Prepared, &layout, None))
+    }
+
+    async fn start(&self, vm: &VmHandle) -> Result<VmHandle> {
+        let Details { layout, media } = self.details(vm)?;
+        let deadline = Instant::now() + self.0.start_limit;
+        let lock = self.start_lock(vm.id);
+        let _one = lock.lock().await;
+        let (state, to) = self.allowed(vm, Operation::Start).await?;
+        if state == to {
+            let run = start::adopt(vm, &layout, deadline).await?;
+            return Ok(Self::handle(vm, to, &layout, Some(run)));
+        }
+        if matches!(state, VmState::Failed { .. }) {
+            // A panicked guest's QEMU is still there.
+            process::kill(&layout).await?;
+        }
+        prepare::check_network(&vm.spec)?;
+        let keeper = spawn::keeper_program(self.0.keeper.as_deref())?;
+        let facts = self.facts(&vm.spec).await?;
+        let plan = plan::plan(&vm.spec, vm.id, &layout, &facts, &media);
+        let Some(alive) = start::take_alive_lock(&layout)? else {
+            let run = start::adopt(vm, &layout, deadline).await?;
+            return Ok(Self::handle(vm, to, &layout, Some(run)));
+        };
+        let run = start::start(vm, &layout, &plan, &keeper, alive, deadline).await?;
+        Ok(Self::handle(vm, to, &layout, Some(run)))
+    }
+
+    async fn stop(&self, vm: &VmHandle, timeout: Duration) -> Result<VmHandle> {
+        let Details { layout, .. } = self.details(vm)?;
+        let owner = prepare::owner(&layout)?;
+        if owner != Some(vm.id) {
+            return Err(InvalidTransition { state: VmState::Destroyed, operation: Operation::Stop }.into());
+        }
+        stop::stop(&layout, timeout).await?;
+        Ok(Self::handle(vm, VmState::Stopped, &layout, None))
+    }
+
+    async fn suspend(&self, vm: &VmHandle) -> Result<VmHandle> {
+        let Details { layout, .. } = self.details(vm)?;
+        let (state, to) = self.allowed(vm, Operation::Suspend).await?;
+        if state != to {
+            let limit = Instant::now() + ASK_LIMIT;
+            QmpClient::connect(&layout.qmp_socket(), limit).await?.pause(limit).await?;
+        }
+        Ok(Self::handle(vm, to, &layout, None))
+    }
+
+    async fn resume(&self, vm: &VmHandle) -> Result<VmHandle> {
+        let Details { layout, .. } = self.details(vm)?;
+        let (state, to) = self.allowed(vm, Operation::Resume).await?;
+        if state != to {
+            let limit = Instant::now() + ASK_LIMIT;
+            QmpClient::connect(&layout.qmp_socket(), limit).await?.cont(limit).await?;
+        }
+        Ok(Self::handle(vm, to, &layout, None))
+    }
+
+    async fn destroy(&self, vm: VmHandle) -> Result<()> {
+        let Details { layout, .. } = self.details(&vm)?;
+        match prepare::owner(&layout)? {
+            // The name has been given to another VM since: this one is gone.
+            Some(owner) if owner != vm.id => return Ok(()),
+            _ => {}
+        }
+        if layout.work.exists() {
+            process::kill(&layout).await?;
+        }
+        prepare::remove(&vm.spec, &layout)?;
+        self.0.starting.lock().expect("nothing panics while it holds the map").remove(&vm.id);
+        Ok(())
+    }
+
+    async fn state(&self, vm: &VmHandle) -> Result<VmState> {
+        let Details { layout, .. } = self.details(vm)?;
+        match prepare::owner(&layout)? {
+            Some(owner) if owner == vm.id => {}
+            _ => return Ok(VmState::Destroyed),
+        }
+        if vm.details.version == 0 {
+            return Ok(VmState::Preparing);
+        }
+        let asked = layout.stop_mark().exists();
+        let found = process::look(&layout).await?;
+        let found = match found {
+            // The sockets were bound before the keeper began: the greeting is the event that it has started QEMU.
+            Found::Starting(_) => match ask(&layout).await {
+                Ok(state) => return Ok(state),
+                Err(_) => process::look(&layout).await?,
+            },
+            found => found,
+        };
+        match found {
+            Found::Nothing if asked => Ok(VmState::Stopped),
+            Found::Nothing => Ok(VmState::Prepared),
+            Found::Rebooted => Ok(VmState::Stopped),
+            Found::Starting(_) => Err(Error::Busy { what: format!("VM `{}`", vm.name()), holder: None }),
+            Found::Live(process) => match ask(&layout).await {
+                Ok(state) => Ok(state),
+                // A QEMU that is ending closes its monitor first: what counts then is how it ends.
+                Err(error) => match process.wait(Instant::now() + ENDING_LIMIT).await? {
+                    true => ended_now(&layout).await,
+                    false => Err(error),
+                },
+            },
+            Found::Ended(ended) => Ok(ended_state(&layout, ended, asked)),
+        }
+    }
+
+    async fn guest_ip(&self, vm: &VmHandle) -> Result<String> {
+        let Details { layout, .. } = self.details(vm)?;
+        let state = self.state(vm).await?;
+        let unknown = || Error::NotFound { what: "address of VM", name: vm.name().to_string() };
+        match (vm.spec.network(), state.is_live()) {
+            (NetworkConfig::None, _) => Err(Error::Unsupported {
+                backend: BackendTag::Qemu,
+                what: "an address without a network".to_owned(),
+            }),
+            (_, false) => Err(Error::NotLive { what: "the guest's address", state }),
+            (NetworkConfig::User(_), true) => Ok(PortForward::LOOPBACK.to_string()),
+            (NetworkConfig::Tap { bridge }, true) => {
+                let mac = MacAddr::of_vm(vm.id);
+                if let Some(addr) = agent_address(&layout, mac).await {
+                    return Ok(addr);
+                }
+                let leases = self.lease_files();
+                let found = addresses_of(mac, bridge, &leases).await?;
+                found.first().map(ToString::to_string).ok_or_else(unknown)
+            }
+        }
+    }
+
+    fn console_endpoint(&self, vm: &VmHandle) -> Result<ConsoleEndpoint> {
+        Ok(ConsoleEndpoint::UnixSocket(self.details(vm)?.layout.console_socket()))
+    }
+}
+
+impl Backend for QemuHypervisor {
+    fn tag(&self) -> BackendTag {
+        BackendTag::Qemu
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::all()
+    }
+}
+
+/// Tells whether KVM has to be tried for this spec.
+fn wants_kvm(spec: &VmSpec) -> Result<bool> {
+    let guest = spec.machine().arch().as_str();
+    let same_arch = guest == std::env::consts::ARCH;
+    match spec.accel() {
+        Accel::Tcg => Ok(false),
+        Accel::Auto => Ok(same_arch),
+        Accel::Kvm if same_arch => Ok(true),
+        Accel::Kvm => {
+            let why =
+                format!("KVM runs guests of the host's own kind, {}, not {guest}", std::env::consts::ARCH);
+            Err(Error::invalid("accel", "kvm", why))
+        }
+    }
+}
+
+fn accelerator(spec: &VmSpec, verdict: Option<&KvmVerdict>) -> Result<Accelerator> {
+    match (verdict, spec.accel()) {
+        (Some(verdict), _) if verdict.is_usable() => Ok(Accelerator::Kvm),
+        (Some(verdict), Accel::Kvm) => {
+            Err(Error::invalid("accel", "kvm", format!("{verdict}; take tcg or auto")))
+        }
+        _ => Ok(Accelerator::Tcg),
+    }
+}
+
+/// Asks a living QEMU where its guest is.
+async fn ask(layout: &Layout) -> Result<VmState> {
+    let limit = Instant::now() + ASK_LIMIT;
+    let state = QmpClient::connect(&layout.qmp_socket(), limit).await?.status(limit).await?;
+    Ok(match state {
+        RunState::Paused | RunState::Prelaunch | RunState::InMigrate => VmState::Suspended,
+        RunState::GuestPanicked => VmState::failed(FailureKind::GuestPanic, "the guest's kernel panicked"),
+        RunState::InternalError => VmState::failed(
+            FailureKind::InternalError,
+            format!("KVM could not go on with the guest; {}", start::last_words(layout)),
+        ),
+        RunState::IoError => {
+            VmState::failed(FailureKind::DiskError, "a disk of the guest failed, or its host is full")
+        }
+        RunState::Shutdown => VmState::Stopped,
+        RunState::Running
+        | RunState::Suspended
+        | RunState::Watchdog
+        | RunState::Debug
+        | RunState::Migrating
+        | RunState::Unknown(_) => VmState::Running,
+    })
+}
+
+/// Answers what came of a run that has just ended.
+async fn ended_now(layout: &Layout) -> Result<VmState> {
+    process::settled(layout).await?;
+    let asked = layout.stop_mark().exists();
+    match process::look(layout).await? {
+        Found::Ended(ended) => Ok(ended_state(layout, ended, asked)),
+        _ => Ok(ended_state(layout, None, asked)),
+    }
+}
+
+/// Answers what an ended run means: asked for or clean is `Stopped`, all else is `Failed` with its cause.
+fn ended_state(layout: &Layout, ended: Option<runfile::Ended>, asked: bool) -> VmState {
+    let Some(ended) = ended else {
+        let vanished = "QEMU is gone, and its keeper was killed before it could write down why";
+        return if asked { VmState::Stopped } else { VmState::failed(FailureKind::Vanished, vanished) };
+    };
+    if asked || ended.code == Some(0) {
+        return VmState::Stopped;
+    }
+    let words = start::last_words(layout);
+    let words = words.lines().next_back().unwrap_or_default();
+    let colon = if words.is_empty() { "" } else { ": " };
+    let kind =
+        if ended.signal.is_some() { FailureKind::HypervisorKilled } else { FailureKind::HypervisorExited };
+    VmState::failed(kind, format!("QEMU ended, {ended}{colon}{words}"))
+}
+
+/// Asks the guest agent for the address of the network device with this MAC; silence is no error here.
+async fn agent_address(layout: &Layout, mac: MacAddr) -> Option<String> {
+    let limit = Instant::now() + ASK_LIMIT;
+    let mac = mac.to_string();
+    let mut agent = agent::GuestAgent::connect(&layout.agent_socket(), limit).await.ok()?;
+    let interfaces = agent.interfaces(limit).await.ok()?;
+    let ours = interfaces.into_iter().find(|interface| interface.mac.as_deref() == Some(mac.as_str()))?;
+    let usable = |addr: &&std::net::IpAddr| match addr {
+        std::net::IpAddr::V4(addr) => !addr.is_link_local() && !addr.is_loopback(),
+        std::net::IpAddr::V6(addr) => !addr.is_loopback() && !addr.is_unicast_link_local(),
+    };
+    let found = ours.addrs.iter().find(|addr| addr.is_ipv4() && usable(addr));
+    found.or_else(|| ours.addrs.iter().find(usable)).map(ToString::to_string)
+}

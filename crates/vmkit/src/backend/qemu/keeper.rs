@@ -1,0 +1,277 @@
+//! The keeper: a small process, the parent of one QEMU, for as long as that runs.
+//!
+//! A QEMU outlives the `vmkit` that started it, and only a parent learns how a process ended. So a keeper stands between
+//! them, as conmon does for containers. It starts QEMU, writes down its identity, keeps the console's log within its bound,
+//! and when QEMU has ended writes how, removes the run's sockets and goes. It decides nothing and listens to nobody. If it is
+//! killed, QEMU goes on; only the cause of its end and further console output are lost.
+//!
+//! ```text
+//!   library ──spawn──▶ keeper ──spawn──▶ QEMU          stdin of the keeper is a socket pair: one message goes in,
+//!      │  launch + descriptors  │  ◀── stderr, console ──┘   with the descriptors that QEMU shall inherit, one comes back.
+//!      ◀────── process ─────────┘
+//! ```
+//!
+//! It runs no async runtime and one thread, so that it can hand descriptors on without a race and stays small.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::{self, BufRead, BufReader, IoSliceMut, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::{Errno, FdFlags};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
+use serde::{Deserialize, Serialize};
+
+use super::boundedlog::BoundedLog;
+use super::runfile::{Ended, RunFile};
+
+/// The name that a process gives itself (as its first argument) to be a keeper.
+pub(crate) const ARG0: &str = "vmkit-keeper";
+
+/// The keeper's name in errors.
+pub(crate) const PEER: &str = "the keeper";
+
+/// The most descriptors that one launch carries.
+pub(crate) const MAX_DESCRIPTORS: usize = 16;
+
+/// What the keeper is told, once.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Launch {
+    pub(crate) program: PathBuf,
+    pub(crate) args: Vec<OsString>,
+    /// For each descriptor that came along, the number it has in QEMU.
+    pub(crate) descriptors: Vec<i32>,
+    /// The number that the write end of the console's log has in QEMU.
+    pub(crate) console_log_descriptor: Option<i32>,
+    pub(crate) console_log: PathBuf,
+    pub(crate) console_log_bytes: u64,
+    pub(crate) qemu_log: PathBuf,
+    pub(crate) qemu_log_bytes: u64,
+    pub(crate) run_file: PathBuf,
+    /// What is removed once QEMU has ended: files, then the directory they lie in.
+    pub(crate) sockets: Vec<PathBuf>,
+    pub(crate) run_dir: PathBuf,
+}
+
+/// What the keeper answers, once.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Answer {
+    Started { pid: u32 },
+    Failed { what: String },
+}
+
+/// Becomes a VM's keeper if this process was started as one, and then never returns.
+///
+/// A program that embeds vmkit calls this first in `main`, before it starts a thread, so that [`QemuHypervisor`] can start
+/// the program itself once more as the keeper of each VM. A program that does not, needs the program `vmkit-keeper` beside
+/// it or in the path; see [`QemuHypervisorBuilder::keeper`].
+///
+/// [`QemuHypervisor`]: crate::QemuHypervisor
+/// [`QemuHypervisorBuilder::keeper`]: crate::QemuHypervisorBuilder::keeper
+pub fn run_if_keeper() {
+    let asked = std::env::args_os()
+        .next()
+        .is_some_and(|arg0| arg0.to_string_lossy().starts_with(&format!("{ARG0}: ")));
+    if asked {
+        std::process::exit(main());
+    }
+    super::spawn::SELF_IS_KEEPER.store(true, std::sync::atomic::Ordering::Relaxed);
+}
+
+/// Does a keeper's whole work and answers its exit code.
+fn main() -> i32 {
+    // A session of its own: no terminal's Ctrl-C and no hang-up reaches the keeper or its QEMU.
+    let _ = rustix::process::setsid();
+    let Ok(control) = io::stdin().as_fd().try_clone_to_owned() else {
+        return 1;
+    };
+    let mut control = UnixStream::from(control);
+    let (launch, descriptors) = match receive(&control) {
+        Ok(received) => received,
+        // The library died before it had said anything: nothing was started, nothing is owed.
+        Err(_) => return 1,
+    };
+    let mut kept = match Kept::start(&launch, descriptors) {
+        Ok(kept) => kept,
+        Err(what) => {
+            remove_sockets(&launch);
+            answer(&mut control, &Answer::Failed { what });
+            return 1;
+        }
+    };
+    answer(&mut control, &Answer::Started { pid: kept.child.id() });
+    drop(control);
+    let ended = kept.watch();
+    kept.finish(&launch, &ended)
+}
+
+fn answer(control: &mut UnixStream, answer: &Answer) {
+    let mut line = serde_json::to_vec(answer).expect("an answer is plain data");
+    line.push(b'\n');
+    // Nobody may be listening any more; the run file says the same to whoever comes next.
+    let _ = control.write_all(&line);
+}
+
+/// Receives the launch and its descriptors: they come with the first bytes of one line.
+fn receive(control: &UnixStream) -> io::Result<(Launch, Vec<OwnedFd>)> {
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut head = vec![0; 64 << 10];
+    let received = rustix::net::recvmsg(
+        control,
+        &mut [IoSliceMut::new(&mut head)],
+        &mut ancillary,
+        RecvFlags::CMSG_CLOEXEC,
+    )?;
+    let mut descriptors = Vec::new();
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            descriptors.extend(rights);
+        }
+    }
+    head.truncate(received.bytes);
+    let mut line = Vec::new();
+    BufReader::new(head.chain(control)).read_until(b'\n', &mut line)?;
+    Ok((serde_json::from_slice(&line)?, descriptors))
+}
+
+/// QEMU and all that hangs on it.
+struct Kept {
+    child: Child,
+    run_file: RunFile,
+    pidfd: OwnedFd,
+    logs: Vec<(OwnedFd, BoundedLog)>,
+    /// Held to the end: the lock tells others that this run is not over until how it ended is written down.
+    _descriptors: Vec<OwnedFd>,
+}
+
+impl Kept {
+    fn start(launch: &Launch, descriptors: Vec<OwnedFd>) -> Result<Self, String> {
+        if descriptors.len() != launch.descriptors.len() {
+            return Err(format!("{} descriptors came, not {}", descriptors.len(), launch.descriptors.len()));
+        }
+        let mut logs = Vec::new();
+        let (console_read, console_write) = pipe()?;
+        let (qemu_read, qemu_write) = pipe()?;
+        let open = |path: &PathBuf, bytes| {
+            BoundedLog::open(path, bytes).map_err(|e| format!("cannot open {}: {e}", path.display()))
+        };
+        logs.push((console_read, open(&launch.console_log, launch.console_log_bytes)?));
+        logs.push((qemu_read, open(&launch.qemu_log, launch.qemu_log_bytes)?));
+        let mut run_file = RunFile::create(&launch.run_file)
+            .map_err(|e| format!("cannot write {}: {e}", launch.run_file.display()))?;
+
+        let mut inherited = Vec::new();
+        for (descriptor, number) in descriptors.iter().zip(&launch.descriptors) {
+            inherited.push(inheritable(descriptor, *number)?);
+        }
+        if let Some(number) = launch.console_log_descriptor {
+            inherited.push(inheritable(&console_write, number)?);
+        }
+        let stderr = qemu_write.try_clone().map_err(|e| format!("cannot copy a pipe: {e}"))?;
+        let child = Command::new(&launch.program)
+            .args(&launch.args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::from(qemu_write))
+            .stderr(Stdio::from(stderr))
+            .spawn()
+            .map_err(|e| {
+                let _ = run_file.ended(&Ended { code: None, signal: None });
+                format!("cannot start {}: {e}", launch.program.display())
+            })?;
+        drop((inherited, console_write));
+        let pidfd = rustix::process::Pid::from_child(&child);
+        let pidfd = rustix::process::pidfd_open(pidfd, rustix::process::PidfdFlags::empty());
+        let pidfd = pidfd.map_err(|e| format!("cannot watch QEMU's process: {e}"))?;
+        // A run file that can't be written does not kill a healthy guest: the file has its size since it was created,
+        // and the lock tells that something runs.
+        let _ = run_file.started(child.id());
+        Ok(Self { child, run_file, pidfd, logs, _descriptors: descriptors })
+    }
+
+    /// Copies output into the logs until QEMU has ended, and answers how.
+    fn watch(&mut self) -> Ended {
+        let mut buffer = vec![0; 16 << 10];
+        loop {
+            let mut waited = vec![PollFd::new(&self.pidfd, PollFlags::IN)];
+            waited.extend(self.logs.iter().map(|(pipe, _)| PollFd::new(pipe, PollFlags::IN)));
+            match poll(&mut waited, None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(_) => break,
+            }
+            let ready: Vec<bool> = waited.iter().map(|fd| !fd.revents().is_empty()).collect();
+            self.logs = std::mem::take(&mut self.logs)
+                .into_iter()
+                .zip(&ready[1..])
+                .filter_map(|((pipe, mut log), ready)| {
+                    let open = !*ready || copy_some(&pipe, &mut log, &mut buffer);
+                    open.then_some((pipe, log))
+                })
+                .collect();
+            if ready[0] {
+                break;
+            }
+        }
+        let ended = self.child.wait();
+        // What QEMU wrote last lies in the pipes still.
+        for (pipe, log) in &mut self.logs {
+            while rustix::io::ioctl_fionread(&*pipe).is_ok_and(|bytes| bytes > 0)
+                && copy_some(pipe, log, &mut buffer)
+            {}
+        }
+        match ended {
+            Ok(status) => Ended { code: status.code(), signal: status.signal() },
+            Err(_) => Ended { code: None, signal: None },
+        }
+    }
+
+    fn finish(&mut self, launch: &Launch, ended: &Ended) -> i32 {
+        let written = self.run_file.ended(ended);
+        remove_sockets(launch);
+        i32::from(written.is_err())
+    }
+}
+
+/// Removes the sockets of the run. What can't be removed here, the next start or `destroy` removes, and reports.
+fn remove_sockets(launch: &Launch) {
+    for socket in &launch.sockets {
+        let _ = fs::remove_file(socket);
+    }
+    let _ = fs::remove_dir(&launch.run_dir);
+}
+
+/// Copies what is there from a pipe to its log; answers whether the pipe is still open.
+fn copy_some(pipe: &OwnedFd, log: &mut BoundedLog, buffer: &mut [u8]) -> bool {
+    match rustix::io::read(pipe, &mut *buffer) {
+        Ok(0) => false,
+        Ok(bytes) => {
+            log.append(&buffer[..bytes]);
+            true
+        }
+        Err(Errno::INTR | Errno::AGAIN) => true,
+        Err(_) => false,
+    }
+}
+
+fn pipe() -> Result<(OwnedFd, OwnedFd), String> {
+    rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| format!("cannot make a pipe: {e}"))
+}
+
+/// Copies a descriptor to this very number, for a child to inherit.
+fn inheritable(descriptor: &OwnedFd, number: i32) -> Result<OwnedFd, String> {
+    let copy = rustix::io::fcntl_dupfd_cloexec(descriptor, number)
+        .map_err(|e| format!("cannot copy a descriptor to {number}: {e}"))?;
+    if copy.as_raw_fd() != number {
+        return Err(format!(
+            "the descriptor {number} is taken: the program that embeds vmkit leaks it to its children"
+        ));
+    }
+    rustix::io::fcntl_setfd(&copy, FdFlags::empty()).map_err(|e| format!("cannot hand on {number}: {e}"))?;
+    Ok(copy)
+}

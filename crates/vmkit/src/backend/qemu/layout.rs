@@ -1,0 +1,158 @@
+//! Where everything of one VM lies.
+//!
+//! Pure: paths only. Two directories a VM: the work directory is kept from `prepare` to `destroy`, the runtime directory has
+//! the sockets of one run, on a path short enough for them.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::error::{Error, Result};
+use crate::spec::VmName;
+
+/// The most bytes of a Unix socket's path (`sun_path` less its NUL). Source: unix(7).
+pub(crate) const MAX_SOCKET_PATH_BYTES: usize = 107;
+
+/// The paths of one VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Layout {
+    /// The work directory: disks, seed, logs, the record of the run.
+    pub work: PathBuf,
+    /// The runtime directory: sockets.
+    pub run: PathBuf,
+}
+
+impl Layout {
+    /// Answers the paths of a VM below the backend's two roots.
+    ///
+    /// # Errors
+    /// `InvalidInput` where the runtime root is too long for a socket.
+    pub(crate) fn of(work_root: &Path, run_root: &Path, name: &VmName, id: Uuid) -> Result<Self> {
+        let short = &id.simple().to_string()[..8];
+        let layout = Self { work: work_root.join(name.as_str()), run: run_root.join(short) };
+        let longest = layout.console_socket();
+        let bytes = longest.as_os_str().len();
+        if bytes > MAX_SOCKET_PATH_BYTES {
+            let bound = format!(
+                "a socket below it would have a path of {bytes} bytes, and a Unix socket's path has at most \
+                 {MAX_SOCKET_PATH_BYTES}: choose a shorter home"
+            );
+            return Err(Error::invalid("home", run_root.display(), bound));
+        }
+        Ok(layout)
+    }
+
+    pub(crate) fn root_disk(&self) -> PathBuf {
+        self.work.join("root.qcow2")
+    }
+
+    pub(crate) fn data_disk(&self, index: usize) -> PathBuf {
+        self.work.join(format!("data-{index}.qcow2"))
+    }
+
+    pub(crate) fn seed(&self) -> PathBuf {
+        self.work.join("seed.iso")
+    }
+
+    pub(crate) fn efi_vars(&self) -> PathBuf {
+        self.work.join("efivars.fd")
+    }
+
+    /// The console's log; what was before the last cut lies beside it, see [`older_log`].
+    pub(crate) fn console_log(&self) -> PathBuf {
+        self.work.join("console.log")
+    }
+
+    pub(crate) fn qemu_log(&self) -> PathBuf {
+        self.work.join("qemu.log")
+    }
+
+    /// The record of the last run, written by the keeper.
+    pub(crate) fn run_file(&self) -> PathBuf {
+        self.work.join("run.json")
+    }
+
+    /// Locked by whoever runs the VM; QEMU itself inherits the lock, so it is free exactly when nothing runs.
+    pub(crate) fn alive_lock(&self) -> PathBuf {
+        self.work.join("alive")
+    }
+
+    /// Its presence says that the end of the run was asked for.
+    pub(crate) fn stop_mark(&self) -> PathBuf {
+        self.work.join("stop-asked")
+    }
+
+    /// Its presence says that `prepare` began here, and for which VM.
+    pub(crate) fn owner_mark(&self) -> PathBuf {
+        self.work.join("owner")
+    }
+
+    pub(crate) fn qmp_socket(&self) -> PathBuf {
+        self.run.join("qmp.sock")
+    }
+
+    pub(crate) fn monitor_socket(&self) -> PathBuf {
+        self.run.join("monitor.sock")
+    }
+
+    pub(crate) fn agent_socket(&self) -> PathBuf {
+        self.run.join("agent.sock")
+    }
+
+    pub(crate) fn console_socket(&self) -> PathBuf {
+        self.run.join("console.sock")
+    }
+
+    pub(crate) fn vnc_socket(&self) -> PathBuf {
+        self.run.join("vnc.sock")
+    }
+
+    pub(crate) fn vnc_password(&self) -> PathBuf {
+        self.run.join("vnc.password")
+    }
+
+    /// Every file that this backend may have made in the work directory, the owner's mark last.
+    pub(crate) fn work_files(&self, data_disks: usize) -> Vec<PathBuf> {
+        let mut files = vec![self.root_disk(), self.seed(), self.efi_vars()];
+        files.extend((0..data_disks).map(|index| self.data_disk(index)));
+        for log in [self.console_log(), self.qemu_log()] {
+            files.push(older_log(&log));
+            files.push(log);
+        }
+        files.extend([self.run_file(), self.stop_mark(), self.alive_lock(), self.owner_mark()]);
+        files
+    }
+
+    /// Every file of the runtime directory.
+    pub(crate) fn run_files(&self) -> Vec<PathBuf> {
+        vec![
+            self.qmp_socket(),
+            self.monitor_socket(),
+            self.agent_socket(),
+            self.console_socket(),
+            self.vnc_socket(),
+            self.vnc_password(),
+        ]
+    }
+}
+
+/// Answers where the older half of a bounded log lies.
+pub(crate) fn older_log(log: &Path) -> PathBuf {
+    let mut name = log.as_os_str().to_owned();
+    name.push(".1");
+    PathBuf::from(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_runtime_root_too_long_for_a_socket_is_refused_with_both_numbers() {
+        let name = VmName::new("web").unwrap();
+        let root = PathBuf::from(format!("/{}", "r".repeat(100)));
+        let error = Layout::of(Path::new("/w"), &root, &name, Uuid::nil()).unwrap_err().to_string();
+        assert!(error.contains("123 bytes") && error.contains("at most 107"), "{error}");
+    }
+}

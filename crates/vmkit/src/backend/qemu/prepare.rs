@@ -1,0 +1,270 @@
+//! Making and removing what a VM has on disk: the steps of a plan, each with its undo.
+
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
+
+use super::layout::Layout;
+use super::plan::{Media, PrepareStep, QemuPlan};
+use crate::cloud_init;
+use crate::error::{Error, Result};
+use crate::host::ports::port_is_free;
+use crate::image::{ImageFacts, create_blank, create_overlay, inspect};
+use crate::network::MacAddr;
+use crate::spec::{Boot, DataDisk, NetworkConfig, VmSpec};
+use crate::steps::step;
+
+/// The images of a spec, looked at: what only the host can tell.
+pub(super) struct Looked {
+    pub(super) root: Option<ImageFacts>,
+    pub(super) media: Media,
+}
+
+/// Looks at every file that the spec names, before anything is made.
+///
+/// # Errors
+/// `InvalidInput` with the field and the path.
+pub(super) fn look_at_files(spec: &VmSpec) -> Result<Looked> {
+    let root = spec.disk().map(|disk| inspect(&disk.image)).transpose()?;
+    let formats = spec.data_disks().iter().map(|disk| match disk {
+        DataDisk::Fresh { .. } => Ok(None),
+        DataDisk::Existing { path, .. } => inspect(path).map(|facts| Some(facts.format)),
+    });
+    let data_formats = formats.collect::<Result<_>>()?;
+    if let Boot::Kernel(kernel) = spec.boot() {
+        check_readable("kernel", &kernel.path)?;
+        if let Some(initrd) = &kernel.initrd {
+            check_readable("initrd", initrd)?;
+        }
+    }
+    Ok(Looked { root, media: Media { data_formats } })
+}
+
+/// Checks what else the spec asks of this host: the bridge, and the ports that it names.
+///
+/// # Errors
+/// `InvalidInput` with the field and the value. A port that is taken after this is QEMU's to refuse.
+pub(super) fn check_network(spec: &VmSpec) -> Result<()> {
+    match spec.network() {
+        NetworkConfig::Tap { bridge } => {
+            let dir = Path::new("/sys/class/net").join(bridge.as_str());
+            if !dir.exists() {
+                return Err(Error::invalid("network.bridge", bridge, "no such network device on this host"));
+            }
+            if !dir.join("bridge").exists() {
+                return Err(Error::invalid("network.bridge", bridge, "this network device is no bridge"));
+            }
+        }
+        NetworkConfig::User(user) => {
+            for forward in &user.forwards {
+                if let Some(port) = forward.host_port
+                    && !port_is_free(forward.protocol, forward.host_addr.into(), port)?
+                {
+                    let why =
+                        format!("the host's port {port} is in use; name another, or none to have one chosen");
+                    return Err(Error::invalid("forward", forward, why));
+                }
+            }
+        }
+        NetworkConfig::None => {}
+    }
+    Ok(())
+}
+
+/// Checks that a path is a regular, readable file with something in it.
+fn check_readable(field: &'static str, path: &Path) -> Result<()> {
+    let refused = |why: String| Err(Error::invalid(field, path.display(), why));
+    // The kind first: opening a FIFO would wait for a writer.
+    match fs::metadata(path) {
+        Err(error) => return refused(format!("cannot be read: {error}")),
+        Ok(meta) if meta.is_dir() => return refused("a directory, not a file".to_owned()),
+        Ok(meta) if !meta.is_file() => return refused("not a regular file".to_owned()),
+        Ok(meta) if meta.len() == 0 => return refused("the file is empty".to_owned()),
+        Ok(_) => {}
+    }
+    match fs::File::open(path) {
+        Ok(_) => Ok(()),
+        Err(error) => refused(format!("cannot be read: {error}")),
+    }
+}
+
+/// Makes what the plan says. On an error everything made is removed again.
+///
+/// # Errors
+/// `AlreadyExists` where another VM lives in the directory; `Io` and `InvalidInput` from the steps.
+pub(super) fn make(
+    spec: &VmSpec,
+    id: Uuid,
+    layout: &Layout,
+    plan: &QemuPlan,
+    root: Option<&ImageFacts>,
+) -> Result<()> {
+    let undo = Undo { layout, spec, id, armed: true };
+    make_private_dir(&layout.work)?;
+    claim(spec, id, layout)?;
+    for one in &plan.prepare {
+        match one {
+            PrepareStep::Directory { path } => make_private_dir(path)?,
+            PrepareStep::Overlay { path, size, .. } => {
+                let image =
+                    root.expect("a plan with an overlay comes from a spec with a disk that was looked at");
+                create_overlay(image, path, *size)?;
+            }
+            PrepareStep::Disk { path, size } => create_blank(path, *size)?,
+            PrepareStep::FirmwareVariables { template, path } => copy_private(template, path)?,
+            PrepareStep::Seed { path } => {
+                let config = spec.cloud_init().expect("a plan with a seed comes from a spec with cloud-init");
+                let mac = match spec.network() {
+                    NetworkConfig::None => None,
+                    NetworkConfig::User(_) | NetworkConfig::Tap { .. } => Some(MacAddr::of_vm(id)),
+                };
+                let seed = cloud_init::render(config, spec.name(), id, mac)?;
+                cloud_init::write_seed(&seed, path)?;
+            }
+        }
+    }
+    undo.disarm();
+    Ok(())
+}
+
+/// Writes down whose directory this is, so that nobody takes over, or removes, another VM's.
+fn claim(spec: &VmSpec, id: Uuid, layout: &Layout) -> Result<()> {
+    let mark = layout.owner_mark();
+    step("prepare: claim").map_err(Error::io("create", &mark))?;
+    let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&mark);
+    match made {
+        Ok(mut file) => writeln!(file, "{id}").map_err(Error::io("write", &mark)),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            Err(Error::AlreadyExists { what: "VM", name: spec.name().to_string() })
+        }
+        Err(error) => Err(Error::io("create", &mark)(error)),
+    }
+}
+
+/// Answers whose directory this is; `None` where nobody has claimed it.
+///
+/// # Errors
+/// `Io` where the mark can't be read. A mark cut short by a crash counts as nobody's claim.
+pub(super) fn owner(layout: &Layout) -> Result<Option<Uuid>> {
+    let mark = layout.owner_mark();
+    match fs::read_to_string(&mark) {
+        Ok(text) => Ok(text.trim().parse().ok()),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Ok(None)
+        }
+        Err(error) => Err(Error::io("read", &mark)(error)),
+    }
+}
+
+/// Removes everything that `prepare` and `start` may have made, and the directories when nothing else is in them.
+///
+/// # Errors
+/// `Io` for what can't be removed.
+pub(super) fn remove(spec: &VmSpec, layout: &Layout) -> Result<()> {
+    remove_run_dir(layout)?;
+    let mut files = layout.work_files(spec.data_disks().len());
+    // The mark goes last: until then the directory is known to be this VM's.
+    let mark = files.pop();
+    files.extend(left_over_temporaries(&layout.work));
+    files.extend(mark);
+    for file in files {
+        remove_file(&file)?;
+    }
+    remove_dir(&layout.work)
+}
+
+/// Removes the sockets of a run and their directory.
+pub(super) fn remove_run_dir(layout: &Layout) -> Result<()> {
+    for file in layout.run_files() {
+        remove_file(&file)?;
+    }
+    remove_dir(&layout.run)
+}
+
+/// Temporaries that a killed process left: names with `.tmp` that no other part of vmkit uses.
+fn left_over_temporaries(dir: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(dir) else {
+        return Vec::new();
+    };
+    let ours = |path: &PathBuf| {
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        ["seed.iso", "run.json", "root.qcow2", "efivars.fd"].iter().any(|stem| name.starts_with(stem))
+            || name.starts_with(".seed.iso")
+    };
+    entries.flatten().map(|entry| entry.path()).filter(ours).collect()
+}
+
+fn remove_file(path: &Path) -> Result<()> {
+    step("destroy: remove").map_err(Error::io("remove", path))?;
+    match fs::remove_file(path) {
+        Err(error) if !gone(&error) => Err(Error::io("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Removes a directory; one that somebody else's files lie in stays.
+fn remove_dir(path: &Path) -> Result<()> {
+    step("destroy: remove directory").map_err(Error::io("remove", path))?;
+    match fs::remove_dir(path) {
+        Err(error) if !gone(&error) && error.kind() != io::ErrorKind::DirectoryNotEmpty => {
+            Err(Error::io("remove", path)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn gone(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
+/// Makes a directory of this user alone, with its parents.
+pub(super) fn make_private_dir(path: &Path) -> Result<()> {
+    step("make directory").map_err(Error::io("create", path))?;
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(Error::io("create", path))
+}
+
+fn copy_private(template: &Path, path: &Path) -> Result<()> {
+    step("prepare: copy").map_err(Error::io("create", path))?;
+    let bytes = fs::read(template).map_err(Error::io("read", template))?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(Error::io("create", path))?;
+    file.write_all(&bytes).map_err(Error::io("write", path))
+}
+
+/// Removes what was made, unless the whole came off.
+struct Undo<'a> {
+    layout: &'a Layout,
+    spec: &'a VmSpec,
+    id: Uuid,
+    armed: bool,
+}
+
+impl Undo<'_> {
+    fn disarm(mut self) {
+        self.armed = false;
+    }
+}
+
+impl Drop for Undo<'_> {
+    fn drop(&mut self) {
+        if !self.armed {
+            return;
+        }
+        // Another VM's directory is left alone; one that was never claimed holds nothing but, perhaps, itself.
+        let removed = match owner(self.layout) {
+            Ok(Some(owner)) if owner != self.id => return,
+            Ok(_) => remove(self.spec, self.layout),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = removed {
+            tracing::warn!(work = %self.layout.work.display(), %error, "could not undo a failed prepare; destroy will");
+        }
+    }
+}

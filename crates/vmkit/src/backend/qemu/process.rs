@@ -1,0 +1,157 @@
+//! What really runs for a VM: from the run file to a process that is certainly ours, and its end.
+//!
+//! ```text
+//!  run file        keeper   QEMU     →  Found
+//!  none                                 Nothing
+//!  keeper only     alive    -           Starting    (it is about to start QEMU, or just has)
+//!  keeper only     dead     ?           Live if some process holds the lock's descriptor, else Ended(None)
+//!  both, no end    any      alive       Live
+//!  both, no end    alive    dead        wait for the keeper to write the end, look again
+//!  both, no end    dead     dead        Ended(None): nobody is left who knows how
+//!  an end                   dead        Ended(Some)
+//!  another boot's                       Rebooted
+//! ```
+
+use std::fs;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use tokio::time::Instant;
+
+use super::layout::Layout;
+use super::plan::descriptor;
+use super::runfile::{self, Ended, Run};
+use crate::error::{Error, Result};
+use crate::host::process::{ProcessFd, ProcessId, boot_id};
+
+/// How long a keeper may take to write down an end: it has nothing else to do.
+const KEEPER_GRACE: Duration = Duration::from_secs(2);
+
+/// What was found to run.
+#[derive(Debug)]
+pub(crate) enum Found {
+    /// It has never been started.
+    Nothing,
+    /// A keeper is about to start it.
+    Starting(ProcessFd),
+    /// QEMU runs.
+    Live(ProcessFd),
+    /// The last run is over; how, where somebody wrote it down.
+    Ended(Option<Ended>),
+    /// The host has been rebooted since.
+    Rebooted,
+}
+
+/// Looks what runs for a VM.
+///
+/// # Errors
+/// `Record` for a run file that is none, `Io` where the system does not tell.
+pub(crate) async fn look(layout: &Layout) -> Result<Found> {
+    let Some(run) = runfile::read(&layout.run_file())? else {
+        return Ok(Found::Nothing);
+    };
+    if run.ended.is_some() {
+        return Ok(Found::Ended(run.ended));
+    }
+    if let Some(process) = open(run.qemu)? {
+        return Ok(Found::Live(process));
+    }
+    if let Some(keeper) = open(run.keeper)? {
+        if run.qemu.is_none() {
+            return Ok(Found::Starting(keeper));
+        }
+        keeper.wait(Instant::now() + KEEPER_GRACE).await?;
+        return Ok(Found::Ended(runfile::read(&layout.run_file())?.and_then(|run| run.ended)));
+    }
+    // The keeper may have written the end, and gone, between our reading and our asking.
+    let again = runfile::read(&layout.run_file())?;
+    if again.as_ref() != Some(&run) {
+        return Ok(Found::Ended(again.and_then(|run| run.ended)));
+    }
+    if rebooted_since(&run)? {
+        return Ok(Found::Rebooted);
+    }
+    if run.qemu.is_none()
+        && let Some(process) = orphan(layout)?
+    {
+        return Ok(Found::Live(process));
+    }
+    Ok(Found::Ended(None))
+}
+
+fn open(process: Option<ProcessId>) -> Result<Option<ProcessFd>> {
+    match process {
+        Some(process) => process.open(),
+        None => Ok(None),
+    }
+}
+
+fn rebooted_since(run: &Run) -> Result<bool> {
+    let now = boot_id()?;
+    Ok(run.keeper.iter().chain(&run.qemu).any(|process| process.boot_id != now))
+}
+
+/// Finds a QEMU whose keeper was killed before it could write down whom it had started: it has the lock's file open under
+/// the number that only vmkit gives it.
+pub(crate) fn orphan(layout: &Layout) -> Result<Option<ProcessFd>> {
+    let lock = layout.alive_lock();
+    let entries = fs::read_dir("/proc").map_err(Error::io("read", "/proc"))?;
+    for entry in entries.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        let held = entry.path().join("fd").join(descriptor::ALIVE.to_string());
+        if fs::read_link(&held).is_ok_and(|target| target == lock) {
+            let process = ProcessId::of(pid)?;
+            if let Some(process) = open(process)? {
+                return Ok(Some(process));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Waits until the keeper has written down the end of the run, so that whoever looks next sees it settled.
+pub(crate) async fn settled(layout: &Layout) -> Result<()> {
+    if let Some(run) = runfile::read(&layout.run_file())?
+        && let Some(keeper) = open(run.keeper)?
+    {
+        keeper.wait(Instant::now() + KEEPER_GRACE).await?;
+    }
+    Ok(())
+}
+
+/// Kills whatever runs for a VM and waits until it is gone.
+///
+/// # Errors
+/// `TimedOut` where a process survives SIGKILL (it hangs in the kernel).
+pub(crate) async fn kill(layout: &Layout) -> Result<()> {
+    let mut found = look(layout).await?;
+    if let Found::Starting(keeper) = &found {
+        // First the keeper, so that it starts nothing more; then what it may have started.
+        end(keeper, Signal::KILL, KEEPER_GRACE).await?;
+        found = match orphan(layout)? {
+            Some(process) => Found::Live(process),
+            None => Found::Ended(None),
+        };
+    }
+    if let Found::Live(process) = &found {
+        const GRACE: Duration = Duration::from_secs(5);
+        if !end(process, Signal::KILL, GRACE).await? {
+            return Err(Error::TimedOut {
+                awaited: format!("QEMU (process {}) to end after SIGKILL", process.id().pid),
+                after: GRACE,
+                console: String::new(),
+            });
+        }
+        settled(layout).await?;
+    }
+    Ok(())
+}
+
+/// Signals a process and waits for its end; answers whether it has ended.
+pub(crate) async fn end(process: &ProcessFd, signal: Signal, grace: Duration) -> Result<bool> {
+    crate::steps::step("process: signal").map_err(Error::io("signal", "/proc"))?;
+    process.signal(signal)?;
+    process.wait(Instant::now() + grace).await
+}

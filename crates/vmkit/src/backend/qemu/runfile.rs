@@ -1,0 +1,160 @@
+//! The record of the last run: which process it was and how it ended. Written by the keeper alone, read by everybody.
+//!
+//! It has its full size from the beginning and is overwritten in place, so that the cause of an end can be written on a full
+//! disk. Its truth is bound to a boot: the process identity has the boot's id in it.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::host::process::ProcessId;
+
+/// The file's size, always: far more than its JSON needs, less than a page, so that one write replaces all of it.
+const SIZE_BYTES: usize = 1024;
+
+/// What is known of a run.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub(crate) struct Run {
+    /// QEMU's process.
+    pub(crate) qemu: Option<ProcessId>,
+    /// The keeper's process.
+    pub(crate) keeper: Option<ProcessId>,
+    /// How QEMU ended, once it has.
+    pub(crate) ended: Option<Ended>,
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Ended {
+    pub(crate) code: Option<i32>,
+    pub(crate) signal: Option<i32>,
+}
+
+impl std::fmt::Display for Ended {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (self.code, self.signal) {
+            (Some(code), _) => write!(f, "exit code {code}"),
+            (None, Some(signal)) => write!(f, "killed by signal {signal}{}", signal_name(signal)),
+            (None, None) => f.write_str("nobody knows how"),
+        }
+    }
+}
+
+fn signal_name(signal: i32) -> &'static str {
+    match signal {
+        4 => " (SIGILL)",
+        6 => " (SIGABRT)",
+        7 => " (SIGBUS)",
+        9 => " (SIGKILL)",
+        11 => " (SIGSEGV)",
+        15 => " (SIGTERM)",
+        31 => " (SIGSYS: the sandbox forbade a system call)",
+        _ => "",
+    }
+}
+
+/// The keeper's side: the file, open for the whole run.
+#[derive(Debug)]
+pub(crate) struct RunFile {
+    file: File,
+    run: Run,
+}
+
+impl RunFile {
+    /// Creates the file anew with its full size, under its name at once, and with only the keeper in it.
+    pub(crate) fn create(path: &Path) -> io::Result<Self> {
+        let temporary = path.with_extension("json.tmp");
+        let mut file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        let run = Run { keeper: identify(std::process::id()), ..Run::default() };
+        file.write_all(&padded(&run))?;
+        fs::rename(&temporary, path)?;
+        Ok(Self { file, run })
+    }
+
+    /// Writes down which process runs.
+    pub(crate) fn started(&mut self, pid: u32) -> io::Result<()> {
+        self.run.qemu = identify(pid);
+        self.write()
+    }
+
+    /// Writes down how it ended.
+    pub(crate) fn ended(&mut self, ended: &Ended) -> io::Result<()> {
+        self.run.ended = Some(*ended);
+        self.write()
+    }
+
+    fn write(&self) -> io::Result<()> {
+        self.file.write_all_at(&padded(&self.run), 0)
+    }
+}
+
+fn identify(pid: u32) -> Option<ProcessId> {
+    ProcessId::of(pid).ok().flatten()
+}
+
+fn padded(run: &Run) -> Vec<u8> {
+    let mut bytes = serde_json::to_vec(run).expect("a run is plain data");
+    assert!(bytes.len() < SIZE_BYTES, "a run's record fits its file");
+    bytes.resize(SIZE_BYTES - 1, b' ');
+    bytes.push(b'\n');
+    bytes
+}
+
+/// Reads the record of the last run; `None` where there was none.
+///
+/// # Errors
+/// `Record` where the file is not one.
+pub(crate) fn read(path: &Path) -> Result<Option<Run>> {
+    // The keeper may be overwriting it: a torn read is read again, a bad file stays bad.
+    let mut problem = String::new();
+    for _ in 0..3 {
+        let bytes = match fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Error::io("read", path)(error)),
+        };
+        match serde_json::from_slice(&bytes) {
+            Ok(run) => return Ok(Some(run)),
+            Err(error) => problem = format!("not the record of a run: {error}"),
+        }
+    }
+    Err(Error::Record { path: path.to_owned(), problem })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_run_is_read_back_as_it_was_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run.json");
+        assert_eq!(read(&path).unwrap(), None);
+        let mut file = RunFile::create(&path).unwrap();
+        let fresh = read(&path).unwrap().unwrap();
+        assert!(fresh.keeper.is_some() && fresh.qemu.is_none() && fresh.ended.is_none());
+        file.started(std::process::id()).unwrap();
+        let ended = Ended { code: None, signal: Some(9) };
+        file.ended(&ended).unwrap();
+        let run = read(&path).unwrap().unwrap();
+        assert_eq!(run.qemu, run.keeper);
+        assert_eq!(run.ended.unwrap().to_string(), "killed by signal 9 (SIGKILL)");
+        assert_eq!(fs::metadata(&path).unwrap().len(), SIZE_BYTES as u64);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..2000)) {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("run.json");
+            fs::write(&path, &bytes).unwrap();
+            let _ = read(&path);
+        }
+    }
+}

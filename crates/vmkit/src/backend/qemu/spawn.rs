@@ -1,0 +1,140 @@
+//! Starting a keeper with its QEMU: the library's side of what `keeper` says.
+
+use std::ffi::OsStr;
+use std::io::{self, IoSlice, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::time::Instant;
+
+use super::keeper::{ARG0, Answer, Launch, MAX_DESCRIPTORS, PEER};
+use crate::error::{Error, Result};
+
+/// Whether this very program can be started as a keeper: it has called `run_if_keeper`.
+pub(super) static SELF_IS_KEEPER: AtomicBool = AtomicBool::new(false);
+
+/// Finds the program that becomes a keeper: the one that was named, this program itself, or `vmkit-keeper` beside it.
+///
+/// # Errors
+/// `Host` where there is none, with what to do.
+pub(crate) fn keeper_program(named: Option<&Path>) -> Result<PathBuf> {
+    if let Some(path) = named {
+        return Ok(path.to_owned());
+    }
+    if SELF_IS_KEEPER.load(Ordering::Relaxed) {
+        // The link, not the path: it names this very program even after an upgrade has replaced the file.
+        return Ok(PathBuf::from("/proc/self/exe"));
+    }
+    let own = std::env::current_exe().map_err(Error::io("read", "/proc/self/exe"))?;
+    let beside = own.ancestors().skip(1).take(2).map(|dir| dir.join(ARG0));
+    beside.into_iter().find(|path| path.is_file()).ok_or_else(|| Error::Host {
+        needed: ARG0.to_owned(),
+        problem: "call vmkit::run_if_keeper() first in main, or install vmkit-keeper beside this program"
+            .to_owned(),
+    })
+}
+
+/// A keeper that was told what to do and has not answered yet.
+#[derive(Debug)]
+pub(crate) struct Launched {
+    answers: UnixStream,
+    program: PathBuf,
+    qemu: PathBuf,
+}
+
+/// Starts a keeper and tells it what to start.
+///
+/// From here on QEMU runs, whoever waits for it or not; there is no point at which a dropped future leaves a keeper that was
+/// half told. One that was told nothing, since this process was killed just then, ends by itself.
+///
+/// # Errors
+/// `Protocol` where the keeper can't be started.
+pub(crate) fn launch(program: &Path, launch: &Launch, descriptors: &[OwnedFd]) -> Result<Launched> {
+    let failed = failure(program);
+    let (ours, theirs) = UnixStream::pair().map_err(&failed)?;
+    crate::steps::step("keeper: spawn").map_err(&failed)?;
+    let child = tokio::process::Command::new(program)
+        .arg0(name_of(launch))
+        .env_clear()
+        .current_dir("/")
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(&failed)?;
+    // Whoever polls the runtime reaps the keeper; after this process has ended, init does.
+    drop(child);
+    crate::steps::step("keeper: launch").map_err(&failed)?;
+    send(&ours, launch, descriptors).map_err(&failed)?;
+    Ok(Launched { answers: ours, program: program.to_owned(), qemu: launch.program.clone() })
+}
+
+impl Launched {
+    /// Waits until QEMU's process is there, and answers its id.
+    ///
+    /// # Errors
+    /// `Host` where QEMU can't be started, `TimedOut` at the deadline, `Protocol` from a program that is no keeper.
+    pub(crate) async fn started(self, deadline: Instant) -> Result<u32> {
+        let failed = failure(&self.program);
+        self.answers.set_nonblocking(true).map_err(&failed)?;
+        let answers = tokio::net::UnixStream::from_std(self.answers).map_err(&failed)?;
+        let mut line = String::new();
+        let began = Instant::now();
+        match tokio::time::timeout_at(deadline, BufReader::new(answers).read_line(&mut line)).await {
+            Ok(read) => read.map_err(&failed)?,
+            Err(_) => {
+                return Err(Error::TimedOut {
+                    awaited: "the keeper to start QEMU".to_owned(),
+                    after: began.elapsed(),
+                    console: String::new(),
+                });
+            }
+        };
+        match serde_json::from_str(&line) {
+            Ok(Answer::Started { pid }) => Ok(pid),
+            Ok(Answer::Failed { what }) => {
+                Err(Error::Host { needed: self.qemu.display().to_string(), problem: what })
+            }
+            Err(_) => Err(Error::Protocol {
+                peer: PEER,
+                problem: format!(
+                    "{} ended without a word: it is no vmkit-keeper, or it was killed",
+                    self.program.display()
+                ),
+                source: None,
+            }),
+        }
+    }
+}
+
+fn failure(program: &Path) -> impl Fn(io::Error) -> Error {
+    let problem = format!("cannot start {}", program.display());
+    move |source| Error::Protocol { peer: PEER, problem: problem.clone(), source: Some(source) }
+}
+
+/// The keeper's name in the process list: whose keeper it is.
+fn name_of(launch: &Launch) -> std::ffi::OsString {
+    let vm = launch.run_file.parent().and_then(Path::file_name).unwrap_or(OsStr::new("?"));
+    let mut name = std::ffi::OsString::from(format!("{ARG0}: "));
+    name.push(vm);
+    name
+}
+
+/// Sends one line, the descriptors along with its first bytes.
+fn send(stream: &UnixStream, launch: &Launch, descriptors: &[OwnedFd]) -> io::Result<()> {
+    let mut line = serde_json::to_vec(launch)?;
+    line.push(b'\n');
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+    if !ancillary.push(SendAncillaryMessage::ScmRights(&borrowed)) {
+        return Err(io::Error::other(format!("more than {MAX_DESCRIPTORS} descriptors for one QEMU")));
+    }
+    let sent = rustix::net::sendmsg(stream, &[IoSlice::new(&line)], &mut ancillary, SendFlags::NOSIGNAL)?;
+    (&*stream).write_all(&line[sent..])
+}

@@ -1,0 +1,259 @@
+//! Bringing a planned VM to life: lock, sockets, tap, keeper, greeting, in this order, each with its undo.
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+use serde_json::json;
+use tokio::time::Instant;
+
+use super::boundedlog::tail_of_log;
+use super::keeper::Launch;
+use super::layout::Layout;
+use super::plan::{QemuPlan, descriptor};
+use super::prepare::{make_private_dir, remove_run_dir};
+use super::process::{self, Found};
+use super::qmp::client::QmpClient;
+use super::spawn;
+use crate::error::{Error, ErrorKind, Result};
+use crate::handle::{ConsoleEndpoint, RunInfo, VmHandle, VncAddress};
+use crate::network::open_tap;
+use crate::spec::{Machine, NetworkConfig, VmSpec, Vnc};
+use crate::steps::step;
+
+/// The bound of QEMU's own log.
+const QEMU_LOG_BYTES: u64 = 1 << 20;
+/// How much of QEMU's last words goes into an error.
+const LAST_WORDS_BYTES: u64 = 2048;
+
+/// Takes the lock that says something runs; `None` where something does.
+pub(super) fn take_alive_lock(layout: &Layout) -> Result<Option<OwnedFd>> {
+    let path = layout.alive_lock();
+    step("start: lock").map_err(Error::io("lock", &path))?;
+    let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+    let file: File = open.map_err(Error::io("open", &path))?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(file.into())),
+        Err(Errno::WOULDBLOCK) => Ok(None),
+        Err(errno) => Err(Error::io("lock", &path)(errno.into())),
+    }
+}
+
+/// Starts QEMU by its plan and answers what is known of the run.
+///
+/// # Errors
+/// `QemuExited` with QEMU's last words; `Host`, `Io` for what the host refused; `TimedOut` when QEMU does not answer by the
+/// deadline, in which case it is killed.
+pub(super) async fn start(
+    vm: &VmHandle,
+    layout: &Layout,
+    plan: &QemuPlan,
+    keeper: &Path,
+    alive: OwnedFd,
+    deadline: Instant,
+) -> Result<RunInfo> {
+    // What an earlier run, or a crash, left: nothing runs now, for the lock is ours.
+    remove_run_dir(layout)?;
+    remove_stop_mark(layout)?;
+    make_private_dir(&layout.run)?;
+    let undo = UndoRunDir { layout, armed: true };
+    let mut descriptors = vec![(alive, descriptor::ALIVE)];
+    for socket in &plan.sockets {
+        descriptors.push((listen(&socket.path)?, socket.descriptor));
+    }
+    if let Some(bridge) = &plan.bridge {
+        step("start: tap").map_err(Error::io("open", "/dev/net/tun"))?;
+        let tap = open_tap(bridge, &tap_name(vm)).await?;
+        descriptors.push((tap.fd, descriptor::TAP));
+    }
+    let launch = launch(&vm.spec, layout, plan, descriptors.iter().map(|(_, number)| *number).collect());
+    let fds: Vec<OwnedFd> = descriptors.into_iter().map(|(fd, _)| fd).collect();
+    let launched = spawn::launch(keeper, &launch, &fds)?;
+    // From here on the sockets are the keeper's, and the lock: ours would keep both alive.
+    undo.disarm();
+    drop(fds);
+    let pid = launched.started(deadline).await?;
+    match greet(vm, layout, pid, deadline).await {
+        Ok(run) => Ok(run),
+        Err(error) => Err(refused(layout, error).await),
+    }
+}
+
+/// Answers what is known of a run that somebody else began, or is just beginning.
+///
+/// # Errors
+/// `Busy` where nothing listens for the VM yet, or no more.
+pub(super) async fn adopt(vm: &VmHandle, layout: &Layout, deadline: Instant) -> Result<RunInfo> {
+    let busy = || Error::Busy { what: format!("VM `{}`", vm.name()), holder: None };
+    // The sockets are bound before QEMU begins, so its greeting is the event that it is there.
+    let mut qmp =
+        QmpClient::connect(&layout.qmp_socket(), deadline).await.map_err(|error| match error.kind() {
+            ErrorKind::Io | ErrorKind::Hypervisor => busy(),
+            _ => error,
+        })?;
+    match process::look(layout).await? {
+        Found::Live(process) => run_info(vm, layout, process.id().pid, &mut qmp, deadline).await,
+        Found::Nothing | Found::Starting(_) | Found::Ended(_) | Found::Rebooted => Err(busy()),
+    }
+}
+
+async fn greet(vm: &VmHandle, layout: &Layout, pid: u32, deadline: Instant) -> Result<RunInfo> {
+    let mut qmp = QmpClient::connect(&layout.qmp_socket(), deadline).await?;
+    if vm.spec.vnc() == Vnc::Loopback && has_screen(&vm.spec) {
+        set_vnc_password(layout, &mut qmp, deadline).await?;
+    }
+    run_info(vm, layout, pid, &mut qmp, deadline).await
+}
+
+async fn run_info(
+    vm: &VmHandle,
+    layout: &Layout,
+    pid: u32,
+    qmp: &mut QmpClient,
+    deadline: Instant,
+) -> Result<RunInfo> {
+    let forwards = match vm.spec.network() {
+        NetworkConfig::User(user) if !user.forwards.is_empty() => qmp.user_forwards(deadline).await?,
+        NetworkConfig::User(_) | NetworkConfig::Tap { .. } | NetworkConfig::None => Vec::new(),
+    };
+    Ok(RunInfo {
+        pid: Some(pid),
+        console: ConsoleEndpoint::UnixSocket(layout.console_socket()),
+        agent: Some(layout.agent_socket()),
+        monitor: Some(layout.monitor_socket()),
+        vnc: vnc_address(&vm.spec, layout, qmp, deadline).await?,
+        forwards,
+    })
+}
+
+fn has_screen(spec: &VmSpec) -> bool {
+    spec.machine() != Machine::Microvm
+}
+
+async fn vnc_address(
+    spec: &VmSpec,
+    layout: &Layout,
+    qmp: &mut QmpClient,
+    deadline: Instant,
+) -> Result<Option<VncAddress>> {
+    match spec.vnc() {
+        _ if !has_screen(spec) => Ok(None),
+        Vnc::Off => Ok(None),
+        Vnc::Unix => Ok(Some(VncAddress::Unix(layout.vnc_socket()))),
+        Vnc::Loopback => {
+            let answer = qmp.execute("query-vnc", None, deadline).await?;
+            let port = answer["service"].as_str().and_then(|port| port.parse().ok());
+            let port = port.ok_or_else(|| Error::Protocol {
+                peer: "QEMU",
+                problem: format!("query-vnc told no port: {answer}"),
+                source: None,
+            })?;
+            let addr = SocketAddrV4::new(Ipv4Addr::LOCALHOST, port);
+            Ok(Some(VncAddress::Tcp { addr, password_file: layout.vnc_password() }))
+        }
+    }
+}
+
+/// Sets a password drawn for this run; VNC takes eight characters of it.
+async fn set_vnc_password(layout: &Layout, qmp: &mut QmpClient, deadline: Instant) -> Result<()> {
+    let password = uuid::Uuid::new_v4().simple().to_string()[..8].to_owned();
+    let path = layout.vnc_password();
+    step("start: vnc password").map_err(Error::io("create", &path))?;
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+    let written = file.and_then(|mut file| file.write_all(password.as_bytes()));
+    written.map_err(Error::io("write", &path))?;
+    let arguments = json!({"protocol": "vnc", "password": password});
+    qmp.execute("set_password", Some(arguments), deadline).await.map(drop)
+}
+
+/// Makes sense of a start that failed after QEMU was spawned, and leaves nothing running.
+async fn refused(layout: &Layout, error: Error) -> Error {
+    // A QEMU that refuses its arguments closes everything and goes: wait for its last words to be written down.
+    let found = match process::look(layout).await {
+        Ok(Found::Live(_)) if matches!(error, Error::Protocol { .. }) => {
+            let _ = process::settled(layout).await;
+            process::look(layout).await
+        }
+        found => found,
+    };
+    if let Ok(Found::Ended(ended)) = found {
+        let status = ended.map_or_else(|| "nobody knows how".to_owned(), |ended| ended.to_string());
+        return Error::QemuExited { status, stderr: last_words(layout), log: layout.qemu_log() };
+    }
+    if let Err(kill) = process::kill(layout).await {
+        tracing::warn!(%kill, "could not end a QEMU that failed to start");
+    }
+    error
+}
+
+/// Answers the end of QEMU's own log.
+pub(super) fn last_words(layout: &Layout) -> String {
+    let tail = tail_of_log(&layout.qemu_log(), LAST_WORDS_BYTES).unwrap_or_default();
+    String::from_utf8_lossy(&tail).trim().to_owned()
+}
+
+fn launch(spec: &VmSpec, layout: &Layout, plan: &QemuPlan, descriptors: Vec<i32>) -> Launch {
+    Launch {
+        program: plan.program.clone(),
+        args: plan.args.clone(),
+        descriptors,
+        console_log_descriptor: Some(descriptor::CONSOLE_LOG),
+        console_log: layout.console_log(),
+        console_log_bytes: spec.console_log().bytes(),
+        qemu_log: layout.qemu_log(),
+        qemu_log_bytes: QEMU_LOG_BYTES,
+        run_file: layout.run_file(),
+        sockets: layout.run_files(),
+        run_dir: layout.run.clone(),
+    }
+}
+
+/// Binds a socket of this user alone, listening before anybody can look for it.
+fn listen(path: &PathBuf) -> Result<OwnedFd> {
+    step("start: listen").map_err(Error::io("listen on", path))?;
+    let listener = UnixListener::bind(path).map_err(Error::io("listen on", path))?;
+    fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(Error::io("protect", path))?;
+    Ok(listener.into())
+}
+
+/// Names the tap after the VM's id: an interface's name has 15 bytes.
+fn tap_name(vm: &VmHandle) -> String {
+    format!("vmk{}", &vm.id.simple().to_string()[..8])
+}
+
+/// Forgets that the end of an earlier run was asked for.
+fn remove_stop_mark(layout: &Layout) -> Result<()> {
+    let mark = layout.stop_mark();
+    match fs::remove_file(&mark) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", &mark)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Removes the run's directory when the start failed before a keeper had it.
+struct UndoRunDir<'a> {
+    layout: &'a Layout,
+    armed: bool,
+}
+
+impl UndoRunDir<'_> {
+    fn disarm(mut self) {
+        self.armed = false;
+    }
+}
+
+impl Drop for UndoRunDir<'_> {
+    fn drop(&mut self) {
+        if self.armed
+            && let Err(error) = remove_run_dir(self.layout)
+        {
+            tracing::warn!(run = %self.layout.run.display(), %error, "could not remove a run's directory; the next start will");
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! Ending a run: ask the guest, then QEMU, then the kernel; always waiting on the process itself.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use tokio::time::{Instant, timeout_at};
+
+use super::layout::Layout;
+use super::process::{self, Found};
+use super::qmp::client::{QmpClient, RunState};
+use crate::error::{Error, Result};
+use crate::host::process::ProcessFd;
+use crate::steps::step;
+
+/// How long QEMU may take to obey `quit`, and then SIGTERM: it flushes its disks.
+const FORCE_GRACE: Duration = Duration::from_secs(2);
+/// How long one word with the monitor may take while the guest is asked.
+const MONITOR_LIMIT: Duration = Duration::from_secs(2);
+/// How often the power button is pressed: a guest that is still booting hears only a later press, and there is no event
+/// for "the guest listens to its button now".
+const PRESS_EVERY: Duration = Duration::from_secs(1);
+
+/// Stops what runs, by force once `timeout` has passed.
+///
+/// # Errors
+/// `TimedOut` where the process survives even SIGKILL.
+pub(super) async fn stop(layout: &Layout, timeout: Duration) -> Result<()> {
+    let deadline = Instant::now() + timeout;
+    mark_asked(layout)?;
+    let process = match process::look(layout).await? {
+        Found::Live(process) => process,
+        Found::Starting(_) => return process::kill(layout).await,
+        Found::Nothing | Found::Ended(_) | Found::Rebooted => return Ok(()),
+    };
+    if timeout.is_zero() {
+        return process::kill(layout).await;
+    }
+    let ended = ask_guest(layout, &process, deadline).await? || force(layout, &process).await?;
+    if ended { process::settled(layout).await } else { process::kill(layout).await }
+}
+
+/// Writes down that the end was asked for, so that even an end by force counts as `Stopped`.
+pub(super) fn mark_asked(layout: &Layout) -> Result<()> {
+    let mark = layout.stop_mark();
+    step("stop: mark").map_err(Error::io("create", &mark))?;
+    let opened = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&mark);
+    opened.map(drop).map_err(Error::io("create", &mark))
+}
+
+/// Presses the power button until the guest has gone or the deadline has passed; answers whether it has gone.
+async fn ask_guest(layout: &Layout, process: &ProcessFd, deadline: Instant) -> Result<bool> {
+    loop {
+        let press = timeout_at(deadline, press_button(layout)).await;
+        let next = match press {
+            // A guest that can't hear any more need not be waited for.
+            Ok(Ok(Pressed::Deaf)) => return Ok(false),
+            Ok(Ok(Pressed::Yes)) => Instant::now() + PRESS_EVERY,
+            Ok(Err(error)) => {
+                // The monitor goes away together with a QEMU that is just ending, and a busy one may answer later.
+                tracing::debug!(%error, "the power button could not be pressed");
+                Instant::now() + PRESS_EVERY
+            }
+            Err(_) => deadline,
+        };
+        if process.wait(next.min(deadline)).await? {
+            return Ok(true);
+        }
+        if Instant::now() >= deadline {
+            return Ok(false);
+        }
+    }
+}
+
+enum Pressed {
+    Yes,
+    Deaf,
+}
+
+async fn press_button(layout: &Layout) -> Result<Pressed> {
+    let limit = Instant::now() + MONITOR_LIMIT;
+    let mut qmp = QmpClient::connect(&layout.qmp_socket(), limit).await?;
+    match qmp.status(limit).await? {
+        RunState::Paused | RunState::Prelaunch => {
+            qmp.cont(limit).await?;
+        }
+        RunState::GuestPanicked | RunState::InternalError | RunState::Shutdown | RunState::IoError => {
+            return Ok(Pressed::Deaf);
+        }
+        _ => {}
+    }
+    qmp.power_down(limit).await?;
+    Ok(Pressed::Yes)
+}
+
+/// Ends QEMU itself: `quit`, then SIGTERM; answers whether it has ended. What is left is SIGKILL.
+async fn force(layout: &Layout, process: &ProcessFd) -> Result<bool> {
+    let limit = Instant::now() + FORCE_GRACE;
+    let quit = async { QmpClient::connect(&layout.qmp_socket(), limit).await?.quit(limit).await };
+    match quit.await {
+        Ok(()) => {
+            if process.wait(limit).await? {
+                return Ok(true);
+            }
+        }
+        Err(error) => tracing::debug!(%error, "QEMU did not take `quit`"),
+    }
+    process::end(process, Signal::TERM, FORCE_GRACE).await
+}

@@ -1,0 +1,42 @@
+//! The host's side of the guest's network: `-netdev`.
+//!
+//! Pure.
+
+use std::num::NonZero;
+
+use super::{Args, Props};
+use crate::spec::UserNetwork;
+
+/// `-netdev`, always `net0`.
+pub(crate) enum Netdev<'a> {
+    User(&'a UserNetwork),
+    /// A tap device, handed down by number.
+    Tap {
+        descriptor: i32,
+    },
+}
+
+impl Netdev<'_> {
+    pub(crate) fn add_to(&self, args: &mut Args) {
+        let props = match self {
+            Netdev::User(user) => {
+                let mut props = Props::new("user").with("id", "net0");
+                if user.restrict {
+                    props = props.with("restrict", "on");
+                }
+                for forward in &user.forwards {
+                    // Port 0 has the kernel choose; `info usernet` tells which.
+                    let host = forward.host_port.map_or(0, NonZero::get);
+                    let (protocol, addr) = (forward.protocol.as_str(), forward.host_addr);
+                    let guest = forward.guest_port;
+                    props = props.with("hostfwd", format!("{protocol}:{addr}:{host}-:{guest}"));
+                }
+                props
+            }
+            Netdev::Tap { descriptor } => {
+                Props::new("tap").with("id", "net0").with("fd", descriptor.to_string())
+            }
+        };
+        args.props("-netdev", props);
+    }
+}

@@ -1,0 +1,236 @@
+//! The QEMU backend on the real QEMU: every kind of command line is accepted, and the tiny guest lives its whole life.
+
+use vmkit::spec;
+mod cases;
+
+use std::path::Path;
+use std::time::Duration;
+
+use vmkit::spec::Machine;
+use vmkit::{FailureKind, Hypervisor, QemuHypervisor, VmHandle, VmState, tail_of_log};
+use vmkit_testkit::{Conformance, conformance, guest};
+
+fn hypervisor(dir: &Path) -> QemuHypervisor {
+    QemuHypervisor::builder(dir.join("vms"), dir.join("run"))
+        .cache_dir(dir.join("cache"))
+        .keeper(env!("CARGO_BIN_EXE_vmkit-keeper").into())
+        .build()
+}
+
+fn entries(dir: &Path) -> Vec<String> {
+    let names = std::fs::read_dir(dir).map(|entries| {
+        entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    });
+    names.unwrap_or_default()
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn the_real_qemu_accepts_every_golden_command_line() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, bytes) in
+        [("base.img", 8 << 20), ("extra, with comma.img", 1 << 20), ("vmlinuz", 1 << 20), ("initrd", 512)]
+    {
+        std::fs::write(dir.path().join(name), vec![0x90; bytes]).unwrap();
+    }
+    // A kernel for x86 has a header that QEMU reads; an empty one does not load.
+    let guest = guest::tiny();
+    std::fs::copy(&guest.kernel, dir.path().join("vmlinuz")).unwrap();
+    let qemu = hypervisor(dir.path());
+    for case in cases::cases(dir.path()) {
+        let vm = qemu.prepare(&case.spec).await;
+        let vm = vm.unwrap_or_else(|error| panic!("{}: prepare: {error}", case.name));
+        let vm = qemu.start(&vm).await.unwrap_or_else(|error| panic!("{}: start: {error}", case.name));
+        assert_eq!(qemu.state(&vm).await.unwrap(), VmState::Running, "{}", case.name);
+        qemu.destroy(vm).await.unwrap_or_else(|error| panic!("{}: destroy: {error}", case.name));
+        assert_eq!(entries(&dir.path().join("vms")), Vec::<String>::new(), "{}", case.name);
+        assert_eq!(entries(&dir.path().join("run")), Vec::<String>::new(), "{}", case.name);
+    }
+}
+
+fn qemu_processes(vm: &VmHandle) -> usize {
+    let id = vm.id.to_string();
+    let running = |entry: &std::fs::DirEntry| {
+        let cmdline = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let cmdline = String::from_utf8_lossy(&cmdline).into_owned();
+        cmdline.contains("qemu-system") && cmdline.contains(&id)
+    };
+    std::fs::read_dir("/proc").unwrap().flatten().filter(running).count()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_real_qemu_keeps_the_contract() {
+    let dir = tempfile::tempdir().unwrap();
+    let qemu = hypervisor(dir.path());
+    let tiny = guest::tiny();
+    let roots = [dir.path().join("vms"), dir.path().join("run")];
+    let options = Conformance::new(move |name| {
+        let builder = tiny.spec(name.as_str(), Machine::Q35, "");
+        builder.build().expect("the tiny guest's spec is valid")
+    })
+    .polls(40)
+    .counting_guests(qemu_processes)
+    .breaking(|vm| {
+        // From outside, as an operator's mistake or the kernel's out-of-memory killer would.
+        let pid = vm.run.as_ref().and_then(|run| run.pid).expect("a running VM has a process");
+        let pid = rustix::process::Pid::from_raw(pid as i32).unwrap();
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    })
+    .finding_leftovers(move || roots.iter().flat_map(|root| entries(root)).collect());
+    conformance::run(move || qemu.clone(), options).await.assert();
+}
+
+async fn console_says(vm: &VmHandle, words: &str, limit: Duration) {
+    let log = vm.console_log.clone().unwrap();
+    let deadline = tokio::time::Instant::now() + limit;
+    loop {
+        let text = String::from_utf8_lossy(&tail_of_log(&log, 1 << 20).unwrap()).into_owned();
+        if text.contains(words) {
+            return;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "no {words:?} on the console:\n{text}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_guest_that_powers_itself_off_is_stopped() {
+    let dir = tempfile::tempdir().unwrap();
+    let qemu = hypervisor(dir.path());
+    for machine in [Machine::Q35, Machine::Microvm] {
+        let spec = guest::tiny().spec("off", machine, "vmkit.poweroff").build().unwrap();
+        let vm = qemu.start(&qemu.prepare(&spec).await.unwrap()).await.unwrap();
+        ended(&vm).await;
+        assert_eq!(qemu.state(&vm).await.unwrap(), VmState::Stopped, "{machine:?}");
+        qemu.destroy(vm).await.unwrap();
+    }
+}
+
+/// Waits until the VM's QEMU is gone.
+async fn ended(vm: &VmHandle) {
+    let pid = vm.run.as_ref().and_then(|run| run.pid).expect("a running VM has a process");
+    let pid = rustix::process::Pid::from_raw(pid as i32).unwrap();
+    let Ok(fd) = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) else {
+        return;
+    };
+    let wait = tokio::task::spawn_blocking(move || {
+        let mut polled = [rustix::event::PollFd::new(&fd, rustix::event::PollFlags::IN)];
+        let limit = rustix::event::Timespec { tv_sec: 120, tv_nsec: 0 };
+        rustix::event::poll(&mut polled, Some(&limit)).unwrap()
+    });
+    assert_eq!(wait.await.unwrap(), 1, "QEMU is still there after two minutes");
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_panicked_guest_is_failed_and_starts_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let qemu = hypervisor(dir.path());
+    let spec = guest::tiny().spec("panic", Machine::Q35, "vmkit.panic").build().unwrap();
+    let vm = qemu.start(&qemu.prepare(&spec).await.unwrap()).await.unwrap();
+    console_says(&vm, "Kernel panic", Duration::from_secs(120)).await;
+    let VmState::Failed { cause } = state_other_than(&qemu, &vm, &VmState::Running).await else {
+        panic!("a panicked guest is not failed");
+    };
+    assert_eq!(cause.kind, FailureKind::GuestPanic);
+    let again = qemu.start(&vm).await.unwrap();
+    assert_ne!(again.run.as_ref().unwrap().pid, vm.run.as_ref().unwrap().pid);
+    qemu.destroy(again).await.unwrap();
+}
+
+async fn state_other_than(qemu: &QemuHypervisor, vm: &VmHandle, left: &VmState) -> VmState {
+    for _ in 0..500 {
+        let state = qemu.state(vm).await.unwrap();
+        if state != *left {
+            return state;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("still {left} after ten seconds");
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_qemu_killed_from_outside_is_failed_with_the_signal() {
+    let dir = tempfile::tempdir().unwrap();
+    let qemu = hypervisor(dir.path());
+    let spec = guest::tiny().spec("shot", Machine::Q35, "").build().unwrap();
+    let vm = qemu.start(&qemu.prepare(&spec).await.unwrap()).await.unwrap();
+    let pid = rustix::process::Pid::from_raw(vm.run.as_ref().unwrap().pid.unwrap() as i32).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    let VmState::Failed { cause } = state_other_than(&qemu, &vm, &VmState::Running).await else {
+        panic!("a killed QEMU is not failed");
+    };
+    assert_eq!(cause.kind, FailureKind::HypervisorKilled);
+    assert!(cause.detail.contains("signal 9 (SIGKILL)"), "{}", cause.detail);
+    assert!(
+        !dir.path().join("run").join(&vm.id.simple().to_string()[..8]).exists(),
+        "the keeper removed the sockets"
+    );
+    let vm = qemu.start(&vm).await.unwrap();
+    assert_eq!(qemu.state(&vm).await.unwrap(), VmState::Running);
+    qemu.destroy(vm).await.unwrap();
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_stop_right_after_a_start_is_heard_by_a_guest_that_is_still_booting() {
+    let dir = tempfile::tempdir().unwrap();
+    let qemu = hypervisor(dir.path());
+    for machine in [Machine::Q35, Machine::Microvm] {
+        let spec = guest::tiny().spec("early", machine, "").build().unwrap();
+        let vm = qemu.start(&qemu.prepare(&spec).await.unwrap()).await.unwrap();
+        let vm = qemu.stop(&vm, Duration::from_secs(120)).await.unwrap();
+        let log = tail_of_log(vm.console_log.as_ref().unwrap(), 1 << 20).unwrap();
+        let log = String::from_utf8_lossy(&log);
+        assert!(log.contains("powering off: power button"), "{machine:?}: it was not asked:\n{log}");
+        qemu.destroy(vm).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_guest_deaf_to_its_button_ends_soon_after_the_deadline() {
+    let dir = tempfile::tempdir().unwrap();
+    let qemu = hypervisor(dir.path());
+    let spec = guest::tiny().spec("deaf", Machine::Q35, "vmkit.nobutton").build().unwrap();
+    let vm = qemu.start(&qemu.prepare(&spec).await.unwrap()).await.unwrap();
+    let began = std::time::Instant::now();
+    let vm = qemu.stop(&vm, Duration::from_secs(2)).await.unwrap();
+    assert!(began.elapsed() >= Duration::from_secs(2), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+    assert_eq!(qemu.state(&vm).await.unwrap(), VmState::Stopped);
+    qemu.destroy(vm).await.unwrap();
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_chattering_guest_does_not_outgrow_its_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let qemu = hypervisor(dir.path());
+    let bound = vmkit::spec::Mib::new(1).unwrap();
+    let spec = guest::tiny().spec("spam", Machine::Q35, "vmkit.spam").console_log(bound).build().unwrap();
+    let vm = qemu.start(&qemu.prepare(&spec).await.unwrap()).await.unwrap();
+    let log = vm.console_log.clone().unwrap();
+    let older = log.with_extension("log.1");
+    let size = |path: &Path| std::fs::metadata(path).map_or(0, |meta| meta.len());
+    for _ in 0..6000 {
+        assert!(size(&log) + size(&older) <= bound.bytes());
+        if size(&older) > 0 {
+            qemu.destroy(vm).await.unwrap();
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("the guest wrote only {} bytes in two minutes", size(&log));
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_kernel_that_qemu_refuses_is_told_in_its_own_words() {
+    let dir = tempfile::tempdir().unwrap();
+    let qemu = hypervisor(dir.path());
+    let junk = dir.path().join("junk");
+    std::fs::write(&junk, "not a kernel").unwrap();
+    let kernel = spec::Kernel { path: junk, initrd: None, cmdline: String::new() };
+    let name = spec::VmName::new("junk").unwrap();
+    let spec =
+        spec::VmSpec::builder(name).boot(spec::Boot::Kernel(kernel)).accel(spec::Accel::Tcg).build().unwrap();
+    let vm = qemu.prepare(&spec).await.unwrap();
+    let error = qemu.start(&vm).await.unwrap_err().to_string();
+    assert!(error.contains("exit code 1") && error.contains("kernel"), "{error}");
+    qemu.destroy(vm).await.unwrap();
+}
