@@ -51,6 +51,11 @@ const NEEDS: &[Need] = &[
         package: "uidmap",
         reason: "builds the debian guest without being root",
     },
+    Need {
+        trace: Trace::ProgramForUsers("fakeroot"),
+        package: "fakeroot",
+        reason: "builds the debian guest without being root",
+    },
     program("mke2fs", "e2fsprogs", "makes the file system of the debian guest"),
     program("xz", "xz-utils", "unpacks kernel modules"),
     program("zstd", "zstd", "unpacks kernel modules"),

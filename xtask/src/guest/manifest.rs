@@ -13,9 +13,10 @@
 //!   "disk": { "path": "disk.qcow2", "format": "qcow2", "virtual_bytes": 3221225472 },
 //!   "memory_mib": 512,
 //!   "machines": {
+//!     "microvm": { "cmdline": "root=LABEL=root ro console=ttyS0 tsc_early_khz=2600000" },
 //!     "q35": { "cmdline": "root=LABEL=root ro console=ttyS0 no_timer_check" }
 //!   },
-//!   "ready_line": "…"
+//!   "ready_line": "vmkit-guest: ready"
 //! }
 //! ```
 //!
@@ -24,7 +25,11 @@
 //! - `memory_mib` is enough memory.
 //! - `machines` names each QEMU machine the guest was made for, with its kernel command line. A console other than `ttyS0`
 //!   works: replace the word `console=ttyS0`.
-//! - `ready_line` appears on the console, at the start of a line, when the guest does what its recipe promises.
+//! - `ready_line` is text that appears on the console, perhaps with something before it in its line, when the guest does what
+//!   its recipe promises: `tiny` listens to its power button and gives a shell, `debian` is through with cloud-init.
+//!
+//! The directory is reached by a link that the next build replaces. Whoever makes an overlay of `disk` resolves the
+//! link first, or the overlay's backing file changes under it.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

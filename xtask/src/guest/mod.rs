@@ -1,7 +1,7 @@
 //! The guests that tests boot, built from the distribution's packages into a cache.
 //!
 //! The cache is `$VMKIT_GUESTS`, else `$XDG_CACHE_HOME/vmkit/guests`, else `~/.cache/vmkit/guests`, so it outlives a
-//! clean clone. In it, `tiny` is a symbolic link to a directory that is named after a hash of the recipe:
+//! clean clone. In it, `tiny` and `debian` are symbolic links to directories that are named after a hash of the recipe:
 //!
 //! ```text
 //! guests/lock                     held by flock while a guest is built: two builds at once are one
@@ -9,6 +9,8 @@
 //! guests/tiny-9f0c…/guest.json    written last; the module `manifest` documents it
 //! ```
 
+mod cmdline;
+mod debian;
 mod initramfs;
 mod manifest;
 mod modules;
@@ -37,6 +39,7 @@ pub(crate) struct Arguments {
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Which {
     Tiny,
+    Debian,
     All,
 }
 
@@ -45,12 +48,16 @@ enum Which {
 pub(crate) enum Guest {
     /// A kernel and an initramfs; two seconds to userspace under TCG.
     Tiny,
+    /// A whole distribution with cloud-init and SSH.
+    Debian,
 }
 
 /// Builds what the arguments name and prints the directories.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let guests = match arguments.which {
-        Which::Tiny | Which::All => vec![Guest::Tiny],
+        Which::Tiny => vec![Guest::Tiny],
+        Which::Debian => vec![Guest::Debian],
+        Which::All => vec![Guest::Tiny, Guest::Debian],
     };
     for guest in guests {
         println!("{}", ensure_built(guest, arguments.rebuild)?.display());
@@ -89,6 +96,7 @@ fn build(guest: Guest, recipe: &str, cache: &Path, directory: &str) -> Result<()
     fs::create_dir(&output).at("create", &output)?;
     let manifest = match guest {
         Guest::Tiny => tiny::build(scratch.path(), &output)?,
+        Guest::Debian => debian::build(scratch.path(), &output)?,
     };
     write_manifest(&output, &GuestFile { schema: 1, name: guest.name(), recipe, manifest: &manifest })?;
     publish(guest, scratch.path(), cache, directory)?;
@@ -169,12 +177,14 @@ impl Guest {
     fn name(self) -> &'static str {
         match self {
             Self::Tiny => "tiny",
+            Self::Debian => "debian",
         }
     }
 
     fn usual_duration(self) -> &'static str {
         match self {
             Self::Tiny => "a few seconds, and a download of 35 MB",
+            Self::Debian => "one or two minutes, and a download of 150 MB",
         }
     }
 
@@ -182,6 +192,7 @@ impl Guest {
     fn recipe_hash(self, distribution: &Distribution) -> String {
         let parts = match self {
             Self::Tiny => tiny::RECIPE,
+            Self::Debian => debian::RECIPE,
         };
         let shared = [include_str!("manifest.rs"), distribution.id.as_str(), distribution.codename.as_str()];
         format!("{:016x}", fnv1a(parts.iter().copied().chain(shared)))

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use crate::error::{Error, PathContext, Result};
+use crate::host::Distribution;
 use crate::{programs, setup};
 
 /// Answers the packages that these depend on directly, without alternatives that are virtual.
@@ -54,8 +55,17 @@ pub(super) fn unpack(packages: &[String], downloads: &Path, root: &Path) -> Resu
     Ok(())
 }
 
+/// Answers the package that depends on the newest kernel for virtual machines.
+pub(super) fn newest_kernel(distribution: &Distribution) -> Result<String> {
+    let architecture = architecture()?;
+    Ok(match distribution.id.as_str() {
+        "ubuntu" => "linux-image-virtual".to_owned(),
+        _ => format!("linux-image-cloud-{architecture}"),
+    })
+}
+
 /// Answers the architecture in the words of dpkg, such as `amd64`.
-pub(super) fn architecture() -> Result<String> {
+fn architecture() -> Result<String> {
     let text = programs::capture_text(programs::command("dpkg")?.arg("--print-architecture"))?;
     match text.trim() {
         "amd64" => Ok("amd64".to_owned()),

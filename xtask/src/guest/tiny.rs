@@ -6,9 +6,9 @@
 use std::path::{Path, PathBuf};
 
 use super::initramfs::Initramfs;
-use super::manifest::{Machine, Manifest};
+use super::manifest::Manifest;
 use super::modules::{Modules, modules_dep};
-use super::{only_entry, packages};
+use super::{cmdline, only_entry, packages};
 use crate::error::{Error, PathContext, Result};
 use crate::host::Distribution;
 use crate::programs;
@@ -27,6 +27,7 @@ pub(super) const RECIPE: &[&str] = &[
     UDHCPC,
     INETD_CONF,
     include_str!("tiny.rs"),
+    include_str!("cmdline.rs"),
     include_str!("initramfs.rs"),
     include_str!("modules.rs"),
     include_str!("packages.rs"),
@@ -83,32 +84,20 @@ pub(super) fn build(scratch: &Path, output: &Path) -> Result<Manifest> {
 }
 
 fn manifest(distribution: &Distribution) -> Manifest {
-    // Under TCG on a busy machine the kernel's test of the timer can fail, and then it panics.
-    let q35 = "console=ttyS0 no_timer_check".to_owned();
-    // microvm has no HPET and no PM timer, and with hardware-reduced ACPI Linux leaves the PIT's interrupt alone. When the
-    // host is busy, calibrating the TSC by reading the PIT fails, and Linux hangs for want of any clock.
-    // A rate known beforehand cures that. If it is a little wrong, so is the guest's clock.
-    let microvm = format!("console=ttyS0 tsc_early_khz={}", tsc_khz());
-    let machine = |cmdline| Machine { cmdline };
     Manifest {
         os: distribution.pretty_name.clone(),
         kernel: PathBuf::from("vmlinuz"),
         initrd: PathBuf::from("initrd"),
         disk: None,
         memory_mib: 256,
-        machines: [("q35".to_owned(), machine(q35)), ("microvm".to_owned(), machine(microvm))].into(),
+        machines: cmdline::machines(&[]),
         ready_line: "vmkit-guest: ready".to_owned(),
     }
 }
 
 /// Answers the kernel's packages: the image, and the modules where they are packed apart.
 fn kernel_packages(distribution: &Distribution) -> Result<Vec<String>> {
-    let architecture = packages::architecture()?;
-    let newest = match distribution.id.as_str() {
-        "ubuntu" => "linux-image-virtual".to_owned(),
-        _ => format!("linux-image-cloud-{architecture}"),
-    };
-    let mut found = packages::dependencies(&[newest])?;
+    let mut found = packages::dependencies(&[packages::newest_kernel(distribution)?])?;
     found.retain(|name| name.starts_with("linux-image-"));
     let mut modules = packages::dependencies(&found)?;
     modules.retain(|name| name.starts_with("linux-modules-"));
@@ -211,34 +200,6 @@ fn add_modules(initramfs: &mut Initramfs, root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Guesses the rate of the host's time-stamp counter: what the processor calls itself, else its clock right now.
-fn tsc_khz() -> u32 {
-    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    parse_tsc_khz(&cpuinfo).unwrap_or(2_000_000)
-}
-
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "a clock rate in kHz fits, whatever the text"
-)]
-fn parse_tsc_khz(cpuinfo: &str) -> Option<u32> {
-    let field = |key: &str| {
-        cpuinfo
-            .lines()
-            .find_map(|line| line.split_once(':').filter(|(name, _)| name.trim() == key))
-            .map(|(_, value)| value.trim())
-    };
-    let nominal = field("model name")
-        .and_then(|name| name.rsplit_once("@ ")?.1.strip_suffix("GHz")?.trim().parse::<f64>().ok());
-    let current = field("cpu MHz").and_then(|clock| clock.parse::<f64>().ok());
-    nominal
-        .map(|ghz| ghz * 1e6)
-        .or(current.map(|mhz| mhz * 1e3))
-        .map(|khz| khz.round() as u32)
-        .filter(|khz| *khz > 0)
-}
-
 fn first_existing(root: &Path, candidates: &[&str]) -> Result<PathBuf> {
     let found = candidates.iter().map(|candidate| root.join(candidate)).find(|path| path.exists());
     found.ok_or_else(|| Error::failed(format!("none of {} in {}", candidates.join(", "), root.display())))
@@ -246,17 +207,4 @@ fn first_existing(root: &Path, candidates: &[&str]) -> Result<PathBuf> {
 
 fn read(path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).at("read", path)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_clock_a_processor_is_sold_with_counts_before_the_one_it_runs_at() {
-        let laptop = "model name\t: Intel(R) Core(TM) i7-8565U CPU @ 1.80GHz\ncpu MHz\t\t: 700.012\n";
-        assert_eq!(parse_tsc_khz(laptop), Some(1_800_000));
-        assert_eq!(parse_tsc_khz("model name\t: AMD EPYC\ncpu MHz\t\t: 2596.118\n"), Some(2_596_118));
-        assert_eq!(parse_tsc_khz(""), None);
-    }
 }
