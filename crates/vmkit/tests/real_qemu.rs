@@ -1,4 +1,5 @@
 //! The QEMU backend on the real QEMU: every kind of command line is accepted, and the tiny guest lives its whole life.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use vmkit::spec;
 mod cases;
