@@ -2,15 +2,13 @@
 //!
 //! Edge. QEMU takes one client at a time on a monitor, so a client is made for one operation and dropped after it.
 
-use std::collections::VecDeque;
 use std::io;
 use std::path::Path;
 
 use serde_json::{Value, json};
-use tokio::net::UnixStream;
 use tokio::time::Instant;
 
-use super::codec::{Event, Malformed, Message, decode, encode};
+use super::codec::{Malformed, Message, decode, encode};
 use super::usernet;
 use super::wire::{Wire, within};
 use crate::error::{Error, Result};
@@ -20,8 +18,6 @@ use crate::handle::ActiveForward;
 const QEMU: &str = "QEMU";
 /// The longest line that is read, in bytes. The longest real one, of `query-qmp-schema`, has 200 kB.
 const LINE_LIMIT_BYTES: usize = 4 * 1024 * 1024;
-/// How many events wait for [`QmpClient::next_event`]; beyond that the oldest is dropped.
-const EVENTS_LIMIT: usize = 256;
 
 /// A monitor that answers.
 ///
@@ -31,7 +27,6 @@ const EVENTS_LIMIT: usize = 256;
 #[derive(Debug)]
 pub(crate) struct QmpClient {
     wire: Wire,
-    events: VecDeque<Event>,
     last_id: u64,
 }
 
@@ -47,15 +42,13 @@ impl QmpClient {
     }
 
     /// Negotiates over a stream that is connected to a monitor.
-    ///
-    /// # Errors
-    /// `TimedOut` and `Protocol`.
-    pub(crate) async fn from_stream(stream: UnixStream, deadline: Instant) -> Result<Self> {
+    #[cfg(test)]
+    async fn from_stream(stream: tokio::net::UnixStream, deadline: Instant) -> Result<Self> {
         Self::negotiate(Wire::new(stream, QEMU, LINE_LIMIT_BYTES), deadline).await
     }
 
     async fn negotiate(wire: Wire, deadline: Instant) -> Result<Self> {
-        let mut client = Self { wire, events: VecDeque::new(), last_id: 0 };
+        let mut client = Self { wire, last_id: 0 };
         let awaited = "QEMU's greeting: another client holds the monitor, or QEMU does not answer";
         match within(deadline, || awaited.to_owned(), client.message()).await? {
             Message::Greeting { .. } => {}
@@ -65,7 +58,8 @@ impl QmpClient {
         Ok(client)
     }
 
-    /// Runs a command and answers what it returns. Events that come meanwhile are kept for [`next_event`](Self::next_event).
+    /// Runs a command and answers what it returns. Events that come meanwhile pass by: what vmkit waits for is a process,
+    /// and a client is gone before long.
     ///
     /// # Errors
     /// `Refused` where QEMU says no; `TimedOut`; `Protocol` where it closes or breaks the connection.
@@ -92,7 +86,7 @@ impl QmpClient {
                     let command = command.to_owned();
                     return Err(Error::Refused { peer: QEMU, command, class, description: desc });
                 }
-                Message::Event(event) => self.keep(event),
+                Message::Event(event) => tracing::trace!(event = event.name, "passed over an event"),
                 Message::Return { .. } | Message::Error { .. } => {
                     tracing::debug!(command, "passed over a late answer of QEMU");
                 }
@@ -101,24 +95,6 @@ impl QmpClient {
                 }
             }
         }
-    }
-
-    /// Answers the oldest event that nobody has taken yet, or waits for one.
-    ///
-    /// # Errors
-    /// `TimedOut`; `Protocol` where QEMU closes or breaks the connection.
-    pub(crate) async fn next_event(&mut self, deadline: Instant) -> Result<Event> {
-        if let Some(event) = self.events.pop_front() {
-            return Ok(event);
-        }
-        let coming = async {
-            loop {
-                if let Message::Event(event) = self.message().await? {
-                    return Ok(event);
-                }
-            }
-        };
-        within(deadline, || "an event of QEMU".to_owned(), coming).await
     }
 
     /// Answers where QEMU is.
@@ -192,13 +168,6 @@ impl QmpClient {
         let line = self.wire.line().await?;
         decode(&line).map_err(|Malformed(text)| self.wire.problem(text))
     }
-
-    fn keep(&mut self, event: Event) {
-        if self.events.len() == EVENTS_LIMIT {
-            self.events.pop_front();
-        }
-        self.events.push_back(event);
-    }
 }
 
 fn closed(error: &io::Error) -> bool {
@@ -267,6 +236,7 @@ mod tests {
     use std::time::Duration;
 
     use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufStream};
+    use tokio::net::UnixStream;
     use tokio::process::{Child, Command};
 
     use super::*;
@@ -360,21 +330,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn events_met_on_the_way_are_kept_and_bounded() {
+    async fn unknown_events_and_states_pass() {
         let mut client = greeted(|mut peer| async move {
-            for number in 0..EVENTS_LIMIT + 10 {
+            for number in 0..300 {
                 peer.say(json!({"event": "NEVER_HEARD_OF", "data": number})).await;
             }
             peer.answer(json!({"status": "comatose"})).await;
-            peer.say(json!({"event": "SHUTDOWN"})).await;
         })
         .await;
         assert_eq!(client.status(in_time()).await.unwrap(), RunState::Unknown("comatose".into()));
-        assert_eq!(client.next_event(in_time()).await.unwrap().data, 10, "the oldest ten are dropped");
-        for _ in 1..EVENTS_LIMIT {
-            assert_eq!(client.next_event(in_time()).await.unwrap().name, "NEVER_HEARD_OF");
-        }
-        assert_eq!(client.next_event(in_time()).await.unwrap().name, "SHUTDOWN");
     }
 
     #[tokio::test]
@@ -451,11 +415,6 @@ mod tests {
         client.pause(in_time()).await.unwrap();
         client.pause(in_time()).await.expect("again is no error");
         assert_eq!(client.status(in_time()).await.unwrap(), RunState::Paused);
-        let names = [
-            client.next_event(in_time()).await.unwrap().name,
-            client.next_event(in_time()).await.unwrap().name,
-        ];
-        assert_eq!(names, ["RESUME", "STOP"]);
 
         let forwards = client.user_forwards(in_time()).await.unwrap();
         let found: Vec<_> = forwards.iter().map(|it| (it.protocol, it.guest_port.get())).collect();
