@@ -70,7 +70,7 @@ impl Layout {
 
     /// The record of the last run, written by the keeper.
     pub(crate) fn run_file(&self) -> PathBuf {
-        self.work.join("run.json")
+        self.work.join("qemu.json")
     }
 
     /// Locked by whoever runs the VM; QEMU itself inherits the lock, so it is free exactly when nothing runs.
@@ -104,6 +104,11 @@ impl Layout {
         self.run.join("console.sock")
     }
 
+    /// Locked by whoever is at the console; it has their PID.
+    pub(crate) fn console_lock(&self) -> PathBuf {
+        self.run.join("console.sock.lock")
+    }
+
     pub(crate) fn vnc_socket(&self) -> PathBuf {
         self.run.join("vnc.sock")
     }
@@ -131,6 +136,7 @@ impl Layout {
             self.monitor_socket(),
             self.agent_socket(),
             self.console_socket(),
+            self.console_lock(),
             self.vnc_socket(),
             self.vnc_password(),
         ]

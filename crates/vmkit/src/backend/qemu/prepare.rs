@@ -191,7 +191,7 @@ fn left_over_temporaries(dir: &Path) -> Vec<PathBuf> {
     };
     let ours = |path: &PathBuf| {
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        ["seed.iso", "run.json", "root.qcow2", "efivars.fd"].iter().any(|stem| name.starts_with(stem))
+        ["seed.iso", "qemu.json", "root.qcow2", "efivars.fd"].iter().any(|stem| name.starts_with(stem))
             || name.starts_with(".seed.iso")
     };
     entries.flatten().map(|entry| entry.path()).filter(ours).collect()

@@ -134,7 +134,7 @@ mod tests {
     #[test]
     fn a_run_is_read_back_as_it_was_written() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("run.json");
+        let path = dir.path().join("qemu.json");
         assert_eq!(read(&path).unwrap(), None);
         let mut file = RunFile::create(&path).unwrap();
         let fresh = read(&path).unwrap().unwrap();
@@ -152,7 +152,7 @@ mod tests {
         #[test]
         fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..2000)) {
             let dir = tempfile::tempdir().unwrap();
-            let path = dir.path().join("run.json");
+            let path = dir.path().join("qemu.json");
             fs::write(&path, &bytes).unwrap();
             let _ = read(&path);
         }
