@@ -9,6 +9,7 @@
     reason = "a command of developers talks to its terminal"
 )]
 
+mod check;
 mod error;
 mod guest;
 mod host;
@@ -33,12 +34,15 @@ enum Task {
     Setup,
     /// Builds the guests that tests boot, unless they are cached, and prints where they are.
     Guest(guest::Arguments),
+    /// Sets up, checks and tests everything; the last line counts what passed, failed and was skipped.
+    Test,
 }
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().task {
         Task::Setup => setup::run(),
         Task::Guest(arguments) => guest::run(&arguments),
+        Task::Test => check::run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
