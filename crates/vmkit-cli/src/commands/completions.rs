@@ -1,0 +1,24 @@
+//! `vmkit completions`.
+
+use clap::Args;
+use clap_complete::Shell;
+
+use crate::failure::Failure;
+use crate::output;
+
+/// Prints a script that lets a shell complete the arguments of vmkit.
+///
+/// For bash: `vmkit completions bash > ~/.local/share/bash-completion/completions/vmkit`
+#[derive(Debug, Args)]
+pub(crate) struct Completions {
+    /// Names the shell.
+    shell: Shell,
+}
+
+impl Completions {
+    pub(crate) fn run(self) -> Result<(), Failure> {
+        let mut script = Vec::new();
+        clap_complete::generate(self.shell, &mut crate::command(), "vmkit", &mut script);
+        output::bytes(&script)
+    }
+}

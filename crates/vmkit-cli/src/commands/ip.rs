@@ -1,0 +1,35 @@
+//! `vmkit ip`.
+
+use clap::Args;
+use vmkit::spec::VmName;
+
+use crate::context::Context;
+use crate::failure::Failure;
+use crate::{json, output};
+
+/// Prints the address at which this host reaches the guest, asked anew.
+///
+/// With user networking that is loopback, and what can be reached are the forwarded ports, which `info` shows.
+#[derive(Debug, Args)]
+pub(crate) struct Ip {
+    /// Names the VM.
+    name: VmName,
+    /// Prints a JSON object, with the forwarded ports.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Ip {
+    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+        let manager = context.manager()?;
+        context.block_on(async {
+            let address = manager.guest_ip(&self.name).await?;
+            if !self.json {
+                return output::text(output::printable(address));
+            }
+            let vm = manager.info(&self.name).await?;
+            let forwards = json::forwards(&vm);
+            output::json(&json::Address { name: self.name.as_str(), address, forwards })
+        })
+    }
+}

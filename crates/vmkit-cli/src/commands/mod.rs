@@ -1,0 +1,113 @@
+//! The commands, a file for each.
+
+mod completions;
+mod console;
+mod create;
+mod doctor;
+mod info;
+mod ip;
+mod logs;
+mod ls;
+mod plan;
+mod restart;
+mod resume;
+mod rm;
+mod start;
+mod stop;
+mod suspend;
+mod wait;
+
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use vmkit::VmHandle;
+use vmkit::spec::VmName;
+
+use crate::arguments::seconds;
+use crate::context::{Context, Manager};
+use crate::failure::Failure;
+use crate::{human, json, output, several};
+
+/// Everything that can be asked.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Create(Box<create::Create>),
+    Start(start::Start),
+    Stop(stop::Stop),
+    Restart(restart::Restart),
+    Suspend(suspend::Suspend),
+    Resume(resume::Resume),
+    Rm(rm::Rm),
+    Ls(ls::Ls),
+    Info(info::Info),
+    Ip(ip::Ip),
+    Wait(wait::Wait),
+    Console(console::Console),
+    Logs(logs::Logs),
+    Doctor(doctor::Doctor),
+    Completions(completions::Completions),
+}
+
+impl Command {
+    /// Does it.
+    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+        match self {
+            Command::Create(command) => command.run(context),
+            Command::Start(command) => command.run(context),
+            Command::Stop(command) => command.run(context),
+            Command::Restart(command) => command.run(context),
+            Command::Suspend(command) => command.run(context),
+            Command::Resume(command) => command.run(context),
+            Command::Rm(command) => command.run(context),
+            Command::Ls(command) => command.run(context),
+            Command::Info(command) => command.run(context),
+            Command::Ip(command) => command.run(context),
+            Command::Wait(command) => command.run(context),
+            Command::Console(command) => command.run(context),
+            Command::Logs(command) => command.run(context),
+            Command::Doctor(command) => command.run(context),
+            Command::Completions(command) => command.run(),
+        }
+    }
+}
+
+/// The VMs that a command changes, and how it tells of them.
+#[derive(Debug, Args)]
+pub(crate) struct Targets {
+    /// Names the VMs.
+    #[arg(value_name = "NAME", required = true)]
+    names: Vec<VmName>,
+    /// Prints each VM as it is then, one JSON object a line.
+    #[arg(long)]
+    json: bool,
+}
+
+/// How long a guest has to shut down.
+#[derive(Debug, Args)]
+pub(crate) struct Patience {
+    /// How long the guest has to shut down before it is ended by force; 0 is by force at once.
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    #[arg(allow_negative_numbers = true)]
+    timeout: Duration,
+}
+
+impl Targets {
+    /// Does an operation on each, and tells of each.
+    fn operate<F>(self, context: &Context, operation: impl Fn(Manager, VmName) -> F) -> Result<(), Failure>
+    where
+        F: Future<Output = vmkit::Result<VmHandle>> + Send + 'static,
+    {
+        let manager = context.manager()?;
+        let json = self.json;
+        context.block_on(several::each(&manager, self.names, operation, |_, vm| tell(&vm, json)))
+    }
+}
+
+/// Tells of a VM that something was done to: to a program if it asked, and to a person who looks on.
+fn tell(vm: &VmHandle, json: bool) -> Result<(), Failure> {
+    if json {
+        return output::json(&json::Vm::of(vm));
+    }
+    output::progress(format_args!("{}: {}", vm.name(), human::with_ports(vm)));
+    Ok(())
+}

@@ -1,0 +1,44 @@
+//! `--dry-run`: what would be done.
+
+use vmkit::spec::VmSpec;
+use vmkit::{BackendTag, Error, ErrorKind};
+
+use crate::context::{Context, Manager};
+use crate::failure::Failure;
+use crate::output;
+
+/// Prints the plan of a VM that is not there yet.
+///
+/// # Errors
+/// Those that `create` would have, as far as they can be told without doing it.
+pub(super) async fn print_new(
+    context: &Context,
+    manager: &Manager,
+    spec: &VmSpec,
+    json: bool,
+) -> Result<(), Failure> {
+    match manager.info(spec.name()).await {
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(error.into()),
+        Ok(_) => return Err(Error::AlreadyExists { what: "VM", name: spec.name().to_string() }.into()),
+    }
+    print(context, spec.backend().unwrap_or(&BackendTag::Qemu), spec, json).await
+}
+
+/// Prints the plan of a VM.
+pub(super) async fn print(
+    context: &Context,
+    backend: &BackendTag,
+    spec: &VmSpec,
+    json: bool,
+) -> Result<(), Failure> {
+    if *backend != BackendTag::Qemu {
+        return Err(Error::Unsupported { backend: backend.clone(), what: "a dry run".to_owned() }.into());
+    }
+    let plan = context.planner()?.plan(spec).await?;
+    plan.warnings.iter().for_each(output::warning);
+    match json {
+        true => output::json(&plan),
+        false => output::text(output::printable(&plan)),
+    }
+}

@@ -1,0 +1,20 @@
+//! `vmkit resume`.
+
+use clap::Args;
+
+use crate::commands::Targets;
+use crate::context::Context;
+use crate::failure::Failure;
+
+/// Lets the vCPUs of suspended VMs run again.
+#[derive(Debug, Args)]
+pub(crate) struct Resume {
+    #[command(flatten)]
+    targets: Targets,
+}
+
+impl Resume {
+    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+        self.targets.operate(context, |manager, name| async move { manager.resume(&name).await })
+    }
+}

@@ -1,0 +1,33 @@
+//! `vmkit start`.
+
+use clap::Args;
+
+use crate::commands::{Targets, plan};
+use crate::context::Context;
+use crate::failure::Failure;
+
+/// Boots VMs; one that runs already is left as it is.
+#[derive(Debug, Args)]
+pub(crate) struct Start {
+    #[command(flatten)]
+    targets: Targets,
+    /// Prints what would be done, and changes nothing.
+    #[arg(long)]
+    dry_run: bool,
+}
+
+impl Start {
+    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+        if !self.dry_run {
+            return self.targets.operate(context, |manager, name| async move { manager.start(&name).await });
+        }
+        let manager = context.manager()?;
+        context.block_on(async {
+            for name in &self.targets.names {
+                let vm = manager.info(name).await?;
+                plan::print(context, &vm.backend, &vm.spec, self.targets.json).await?;
+            }
+            Ok(())
+        })
+    }
+}

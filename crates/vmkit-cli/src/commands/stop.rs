@@ -1,0 +1,23 @@
+//! `vmkit stop`.
+
+use clap::Args;
+
+use crate::commands::{Patience, Targets};
+use crate::context::Context;
+use crate::failure::Failure;
+
+/// Shuts VMs down: asks the guest to power off, and ends it by force at the deadline.
+#[derive(Debug, Args)]
+pub(crate) struct Stop {
+    #[command(flatten)]
+    targets: Targets,
+    #[command(flatten)]
+    patience: Patience,
+}
+
+impl Stop {
+    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+        let timeout = self.patience.timeout;
+        self.targets.operate(context, move |manager, name| async move { manager.stop(&name, timeout).await })
+    }
+}

@@ -1,0 +1,20 @@
+//! `vmkit suspend`.
+
+use clap::Args;
+
+use crate::commands::Targets;
+use crate::context::Context;
+use crate::failure::Failure;
+
+/// Pauses the vCPUs of VMs; the guests keep their memory, and hear nothing of it.
+#[derive(Debug, Args)]
+pub(crate) struct Suspend {
+    #[command(flatten)]
+    targets: Targets,
+}
+
+impl Suspend {
+    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+        self.targets.operate(context, |manager, name| async move { manager.suspend(&name).await })
+    }
+}

@@ -1,0 +1,50 @@
+//! `vmkit wait`.
+
+use std::time::Duration;
+
+use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use vmkit::Condition;
+use vmkit::spec::VmName;
+
+use crate::arguments::seconds;
+use crate::context::Context;
+use crate::failure::Failure;
+use crate::{json, output};
+
+/// Waits until a condition holds; a VM that is not started yet is waited for, too.
+///
+/// `running`: the vCPUs run. `agent`: the guest agent answers. `ssh`: the guest's SSH server says its first words.
+/// `stopped`: no guest lives.
+#[derive(Debug, Args)]
+pub(crate) struct Wait {
+    /// Names the VM.
+    name: VmName,
+    /// What is awaited.
+    #[arg(value_parser = conditions())]
+    condition: Condition,
+    /// How long to wait, all in all.
+    #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = seconds)]
+    #[arg(allow_negative_numbers = true)]
+    timeout: Duration,
+    /// Prints the VM as it is then, as a JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Wait {
+    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+        let manager = context.manager()?;
+        output::progress(format_args!("{}: waiting until it is `{}` …", self.name, self.condition));
+        let vm =
+            context.block_on(async { Ok(manager.wait(&self.name, self.condition, self.timeout).await?) })?;
+        match self.json {
+            true => output::json(&json::Vm::of(&vm)),
+            false => Ok(()),
+        }
+    }
+}
+
+fn conditions() -> impl TypedValueParser<Value = Condition> {
+    PossibleValuesParser::new(Condition::ALL.map(Condition::as_str)).try_map(|name| name.parse::<Condition>())
+}

@@ -1,0 +1,265 @@
+//! A person, or a pipe, at a VM's serial console.
+//!
+//! One thread and one `poll`: the terminal, the console's socket, the signals. The terminal is raw meanwhile, and is
+//! itself again on every way out: the escape, the VM's end, an error, a signal, a panic.
+//!
+//! ```text
+//! hold ─▶ connect ─▶ raw mode ─▶ history ─▶ poll: input ⇄ socket ─▶ terminal restored ─▶ say why it ended
+//! ```
+
+mod holder;
+mod signals;
+mod terminal;
+
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use vmkit::Error;
+use vmkit::spec::VmName;
+
+use crate::failure::Failure;
+use crate::output;
+use signals::Signals;
+use terminal::RawMode;
+
+/// The byte that Ctrl-] sends: it leaves the console.
+const ESCAPE: u8 = 0x1d;
+/// How much of the console's past is shown.
+const HISTORY_BYTES: u64 = 64 << 10;
+/// How much input waits for a guest that reads slowly before no more is taken.
+const MOST_PENDING_BYTES: usize = 64 << 10;
+/// After how long a silent console is looked at: whether somebody else holds it.
+const SILENCE: Duration = Duration::from_secs(1);
+
+/// Why somebody is no longer at the console.
+enum Ending {
+    /// They left.
+    Left,
+    /// The VM has ended.
+    Closed,
+    /// The input has ended, and so has the time after it.
+    TimeOver,
+    /// This process was told to end.
+    Signal(i32),
+}
+
+/// Attaches to the console at `socket` until the person leaves or the VM ends.
+///
+/// `linger` is how long to go on after an input that is no terminal has ended; without it, until the VM ends.
+///
+/// # Errors
+/// `Busy` with the process that holds the console; `Io` where it can't be reached.
+pub(crate) fn attach(
+    vm: &VmName,
+    socket: &Path,
+    log: Option<&Path>,
+    linger: Option<Duration>,
+) -> Result<(), Failure> {
+    let _held = holder::hold(vm, socket)?;
+    let signals = Signals::catch().map_err(Error::io("watch for signals at", socket))?;
+    let stream = connected(vm, socket)?;
+    let terminal = RawMode::enter().map_err(Error::io("set up", "the terminal"))?;
+    if terminal.is_some() {
+        output::notice(format_args!("at the console of {vm}; Ctrl-] leaves"));
+    }
+    // Read after connecting: what was said in between is shown twice rather than not at all.
+    let ended = history(log).and_then(|()| {
+        Session {
+            path: socket,
+            stream,
+            signals,
+            is_terminal: terminal.is_some(),
+            input_open: true,
+            pending: Vec::new(),
+            look_at: Some(Instant::now() + SILENCE),
+            leave_at: None,
+            linger,
+        }
+        .run()
+    });
+    let was_terminal = terminal.is_some();
+    drop(terminal);
+    match ended? {
+        Ending::Left if was_terminal => output::notice(format_args!("left the console of {vm}")),
+        Ending::Left | Ending::TimeOver => {}
+        Ending::Closed => output::notice(format_args!("the console of {vm} has closed: the VM has ended")),
+        Ending::Signal(signal) => signals::die_of(signal),
+    }
+    Ok(())
+}
+
+/// Connects without waiting: where nobody accepts and the queue is full, `connect` would block for good.
+fn connected(vm: &VmName, path: &Path) -> Result<UnixStream, Error> {
+    let failed = || Error::io("connect to", path);
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+        .map_err(|errno| failed()(errno.into()))?;
+    let address = SocketAddrUnix::new(path).map_err(|errno| failed()(errno.into()))?;
+    match connect(&socket, &address) {
+        Ok(()) => Ok(socket.into()),
+        Err(Errno::AGAIN) => Err(holder::busy(vm, None)),
+        Err(errno) => Err(failed()(errno.into())),
+    }
+}
+
+/// Prints the console's recent past, from the beginning of a line.
+fn history(log: Option<&Path>) -> Result<(), Failure> {
+    let Some(log) = log else { return Ok(()) };
+    let tail = vmkit::tail_of_log(log, HISTORY_BYTES).map_err(Error::io("read", log))?;
+    let is_cut = tail.len() as u64 == HISTORY_BYTES;
+    let line = if is_cut { tail.iter().position(|&byte| byte == b'\n').map_or(0, |at| at + 1) } else { 0 };
+    output::bytes(&tail[line..])
+}
+
+struct Session<'a> {
+    path: &'a Path,
+    stream: UnixStream,
+    signals: Signals,
+    is_terminal: bool,
+    input_open: bool,
+    /// What was typed and not taken by the guest yet.
+    pending: Vec<u8>,
+    /// When to look whether somebody else holds the console; nothing once it has spoken, or was looked at.
+    look_at: Option<Instant>,
+    /// When to go, after the input has ended.
+    leave_at: Option<Instant>,
+    linger: Option<Duration>,
+}
+
+/// What `poll` found.
+struct Ready {
+    stream: bool,
+    room: bool,
+    signal: bool,
+    input: bool,
+}
+
+impl Session<'_> {
+    fn run(mut self) -> Result<Ending, Failure> {
+        loop {
+            let ready = self.wait().map_err(Error::io("wait at", self.path))?;
+            if ready.signal
+                && let Some(signal) = self.signals.caught()
+            {
+                return Ok(Ending::Signal(signal));
+            }
+            if ready.room {
+                self.send()?;
+            }
+            if ready.stream
+                && let Some(ending) = self.receive()?
+            {
+                return Ok(ending);
+            }
+            if ready.input
+                && let Some(ending) = self.take_input()?
+            {
+                return Ok(ending);
+            }
+            let now = Instant::now();
+            if self.leave_at.is_some_and(|at| at <= now) {
+                return Ok(Ending::TimeOver);
+            }
+            if self.look_at.is_some_and(|at| at <= now) {
+                self.look_at = None;
+                if holder::somebody_else_has_it(self.path) {
+                    output::notice("another program holds this console; it is yours as soon as that lets go");
+                }
+            }
+        }
+    }
+
+    fn wait(&self) -> io::Result<Ready> {
+        let room = if self.pending.is_empty() { PollFlags::empty() } else { PollFlags::OUT };
+        // A terminal is always listened to, or nobody could leave a guest that reads nothing.
+        let listens = self.input_open && (self.is_terminal || self.pending.len() < MOST_PENDING_BYTES);
+        let stdin = io::stdin();
+        let mut polled =
+            vec![PollFd::new(&self.stream, PollFlags::IN | room), PollFd::new(&self.signals, PollFlags::IN)];
+        if listens {
+            polled.push(PollFd::from_borrowed_fd(stdin.as_fd(), PollFlags::IN));
+        }
+        let next = [self.look_at, self.leave_at].into_iter().flatten().min();
+        let timeout = next.map(|at| at.saturating_duration_since(Instant::now()));
+        let timeout = timeout.and_then(|left| Timespec::try_from(left).ok());
+        match poll(&mut polled, timeout.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        let found = |at: usize| polled.get(at).map_or(PollFlags::empty(), PollFd::revents);
+        Ok(Ready {
+            stream: found(0).intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR),
+            room: found(0).contains(PollFlags::OUT),
+            signal: !found(1).is_empty(),
+            input: !found(2).is_empty(),
+        })
+    }
+
+    /// Prints what the guest said.
+    fn receive(&mut self) -> Result<Option<Ending>, Failure> {
+        let mut said = [0; 16 << 10];
+        match self.stream.read(&mut said) {
+            Ok(0) => Ok(Some(Ending::Closed)),
+            Ok(bytes) => {
+                self.look_at = None;
+                output::bytes(&said[..bytes])?;
+                Ok(None)
+            }
+            Err(error) if is_later(&error) => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(Some(Ending::Closed)),
+            Err(error) => Err(Error::io("read", self.path)(error).into()),
+        }
+    }
+
+    /// Hands the guest as much of what was typed as it takes now.
+    fn send(&mut self) -> Result<(), Failure> {
+        match self.stream.write(&self.pending) {
+            Ok(bytes) => {
+                self.pending.drain(..bytes);
+            }
+            Err(error) if is_later(&error) => {}
+            // The next read says so, and what the guest said last is still to be read.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => self.pending.clear(),
+            Err(error) => return Err(Error::io("write to", self.path)(error).into()),
+        }
+        Ok(())
+    }
+
+    /// Takes what was typed, up to the escape where there is a person to type it.
+    fn take_input(&mut self) -> Result<Option<Ending>, Failure> {
+        let mut typed = [0; 4096];
+        let typed = match rustix::io::read(io::stdin(), &mut typed) {
+            // A terminal that is gone answers with an error.
+            Ok(0) | Err(Errno::IO) => return Ok(self.end_of_input()),
+            Ok(bytes) => &typed[..bytes],
+            Err(Errno::AGAIN | Errno::INTR) => return Ok(None),
+            Err(errno) => return Err(Error::io("read", "standard input")(errno.into()).into()),
+        };
+        let escape = typed.iter().position(|&byte| self.is_terminal && byte == ESCAPE);
+        let taken = &typed[..escape.unwrap_or(typed.len())];
+        if self.pending.len() + taken.len() <= MOST_PENDING_BYTES || !self.is_terminal {
+            self.pending.extend_from_slice(taken);
+        }
+        self.send()?;
+        Ok(escape.map(|_| Ending::Left))
+    }
+
+    fn end_of_input(&mut self) -> Option<Ending> {
+        self.input_open = false;
+        if self.is_terminal {
+            return Some(Ending::Left);
+        }
+        self.leave_at = self.linger.and_then(|linger| Instant::now().checked_add(linger));
+        None
+    }
+}
+
+fn is_later(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+}

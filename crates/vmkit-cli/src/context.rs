@@ -1,0 +1,65 @@
+//! What commands work with: the home, the manager over all backends of this host, and the runtime, each made when a
+//! command first asks for it.
+
+use std::env;
+use std::path::PathBuf;
+
+use tokio::runtime;
+use vmkit::store::Home;
+use vmkit::{BackendTag, Error, QemuHypervisor, QemuHypervisorBuilder, RouterHypervisor, VmManager};
+
+use crate::failure::Failure;
+use crate::places;
+
+/// The manager of this program.
+pub(crate) type Manager = VmManager<RouterHypervisor>;
+
+/// Where and with what a command works.
+#[derive(Debug)]
+pub(crate) struct Context {
+    named_home: Option<PathBuf>,
+}
+
+impl Context {
+    /// Makes a context; nothing is read or written before it is used.
+    pub(crate) fn new(named_home: Option<PathBuf>) -> Self {
+        Self { named_home }
+    }
+
+    /// Answers where VMs are kept.
+    pub(crate) fn home(&self) -> Result<Home, Error> {
+        places::home(self.named_home.clone())
+    }
+
+    /// Answers the manager of the VMs.
+    pub(crate) fn manager(&self) -> Result<Manager, Error> {
+        let home = self.home()?;
+        let qemu = qemu(&home).cache_dir(home.cache().into()).build();
+        let router = RouterHypervisor::new(BackendTag::Qemu).with(qemu);
+        Ok(VmManager::new(router, BackendTag::Qemu, home))
+    }
+
+    /// Answers a hypervisor to plan with; it has no cache, so that planning writes nothing at all.
+    pub(crate) fn planner(&self) -> Result<QemuHypervisor, Error> {
+        Ok(qemu(&self.home()?).build())
+    }
+
+    /// Answers the directories that programs are looked for in.
+    pub(crate) fn search_path(&self) -> Vec<PathBuf> {
+        env::var_os("PATH").map(|path| env::split_paths(&path).collect()).unwrap_or_default()
+    }
+
+    /// Runs a future to its end on this thread.
+    pub(crate) fn block_on<T>(&self, future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+        let runtime = runtime::Builder::new_current_thread().enable_all().build();
+        runtime.map_err(Error::io("make", "the event loop"))?.block_on(future)
+    }
+}
+
+fn qemu(home: &Home) -> QemuHypervisorBuilder {
+    let qemu = QemuHypervisor::builder(home.vms().into(), home.run().into());
+    match env::var_os("PATH") {
+        Some(path) => qemu.search_path(&path),
+        None => qemu,
+    }
+}

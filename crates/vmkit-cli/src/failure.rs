@@ -1,0 +1,153 @@
+//! What a command ends with when it does not succeed, and the exit code of each.
+
+use std::io;
+
+use vmkit::ErrorKind;
+use vmkit::spec::VmName;
+
+use crate::output;
+
+/// Why a command did not do what it was asked.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The library said so; the VM is named where the command was given several.
+    Library { vm: Option<VmName>, error: vmkit::Error },
+    /// The arguments were not understood, or were a plea for help.
+    Usage(clap::Error),
+    /// What there was to say can't be written.
+    Output(io::Error),
+    /// A check failed, and that was printed already as the command's answer.
+    Unfit,
+    /// Some of several VMs failed, each with its failure.
+    Several(Vec<Failure>),
+}
+
+/// The exit codes, as `--help` and `docs/exit-codes.md` list them.
+pub(crate) const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  the operation failed: the hypervisor, the guest or the system
+  2  bad input, or a host that can't do it
+  3  there is no such VM, or not yet what was asked of it
+  4  not legal in the state that the VM is in
+  5  a deadline passed
+  6  somebody else holds the VM or its console
+  7  the VM's backend does not support it";
+
+impl Failure {
+    /// Answers the exit code; of several failures it is the first one's.
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
+            Failure::Library { error, .. } => of_error(error),
+            // Clap answers 0 for help and version, and 2 otherwise.
+            Failure::Usage(error) => u8::try_from(error.exit_code()).unwrap_or(2),
+            // Whoever closed the pipe has read what it wanted.
+            Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => 0,
+            Failure::Output(_) => 1,
+            Failure::Unfit => 2,
+            Failure::Several(failures) => failures.first().map_or(0, Failure::exit_code),
+        }
+    }
+
+    /// Prints what went wrong, then what may be done about it.
+    pub(crate) fn report(&self) {
+        let mut hints = Vec::new();
+        self.tell(&mut hints);
+        hints.dedup();
+        hints.into_iter().for_each(output::hint);
+    }
+
+    fn tell(&self, hints: &mut Vec<&'static str>) {
+        match self {
+            Failure::Library { vm, error } => {
+                output::error(vm.as_ref(), error);
+                hints.extend(hint(error));
+            }
+            Failure::Usage(error) => output::usage(error),
+            Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+            Failure::Output(error) => output::unwritten(error),
+            Failure::Unfit => {}
+            Failure::Several(failures) => failures.iter().for_each(|failure| failure.tell(hints)),
+        }
+    }
+}
+
+impl From<vmkit::Error> for Failure {
+    fn from(error: vmkit::Error) -> Self {
+        Failure::Library { vm: None, error }
+    }
+}
+
+fn of_error(error: &vmkit::Error) -> u8 {
+    if matches!(error, vmkit::Error::QemuExited { .. }) {
+        // It refused what it was given.
+        return 2;
+    }
+    match error.kind() {
+        ErrorKind::InvalidInput | ErrorKind::AlreadyExists | ErrorKind::Record | ErrorKind::Host => 2,
+        ErrorKind::NotFound => 3,
+        ErrorKind::InvalidState => 4,
+        ErrorKind::TimedOut => 5,
+        ErrorKind::Busy => 6,
+        ErrorKind::Unsupported => 7,
+        // Hypervisor, guest and I/O, and what a later library may add.
+        _ => 1,
+    }
+}
+
+fn hint(error: &vmkit::Error) -> Option<&'static str> {
+    match error.kind() {
+        ErrorKind::Host => Some("`vmkit doctor` tells what this host lacks"),
+        ErrorKind::Record => Some("the file was left as it is: mend it, or move it away"),
+        ErrorKind::TimedOut => {
+            Some("`vmkit logs NAME` prints the whole console; `vmkit info NAME` asks again")
+        }
+        ErrorKind::Hypervisor => Some("`vmkit logs --hypervisor NAME` prints all that it said"),
+        ErrorKind::NotFound if matches!(error, vmkit::Error::NotFound { what: "VM", .. }) => {
+            Some("`vmkit ls` lists the VMs")
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_has_its_exit_code() {
+        let of_kind = |kind| of_error(&vmkit::Error::Backend { message: String::new(), kind, source: None });
+        for (kind, code) in [
+            (ErrorKind::InvalidInput, 2),
+            (ErrorKind::AlreadyExists, 2),
+            (ErrorKind::NotFound, 3),
+            (ErrorKind::InvalidState, 4),
+            (ErrorKind::Unsupported, 7),
+            (ErrorKind::Busy, 6),
+            (ErrorKind::TimedOut, 5),
+            (ErrorKind::Record, 2),
+            (ErrorKind::Host, 2),
+            (ErrorKind::Hypervisor, 1),
+            (ErrorKind::Guest, 1),
+            (ErrorKind::Io, 1),
+        ] {
+            assert_eq!(of_kind(kind), code, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn a_qemu_that_refuses_to_start_is_bad_input() {
+        let error = vmkit::Error::QemuExited {
+            status: "exit code 1".into(),
+            stderr: String::new(),
+            log: "/log".into(),
+        };
+        assert_eq!(of_error(&error), 2);
+    }
+
+    #[test]
+    fn a_reader_who_left_is_no_failure() {
+        assert_eq!(Failure::Output(io::ErrorKind::BrokenPipe.into()).exit_code(), 0);
+        assert_eq!(Failure::Output(io::ErrorKind::StorageFull.into()).exit_code(), 1);
+    }
+}

@@ -1,0 +1,178 @@
+//! How a VM looks to a person: tables and lines, without a promise.
+
+use vmkit::spec::{Boot, DataDisk, Firmware, NetworkConfig, Protocol};
+use vmkit::{ConsoleEndpoint, Listed, VmHandle, VmState, VncAddress};
+
+use crate::output::{Table, printable};
+
+/// Answers the table of all VMs.
+pub(crate) fn list(listed: &[Listed]) -> Table {
+    let mut table = Table::new(&["NAME", "STATE", "CPUS", "MEMORY", "BACKEND", "PORTS", "NOTE"]);
+    for one in listed {
+        let known = one.handle.as_ref().ok();
+        let vm = known.or(one.recorded.as_ref());
+        let of_vm = |show: fn(&VmHandle) -> String| vm.map_or_else(|| "-".to_owned(), show);
+        table.row([
+            one.name.to_string(),
+            known.map_or("unknown", |vm| vm.state.name()).to_owned(),
+            of_vm(|vm| vm.spec.cpus().to_string()),
+            of_vm(|vm| vm.spec.memory().to_string()),
+            of_vm(|vm| vm.backend.to_string()),
+            known.map_or_else(|| "-".to_owned(), network),
+            note(one),
+        ]);
+    }
+    table
+}
+
+/// Answers what else there is to know of a VM in the list.
+fn note(listed: &Listed) -> String {
+    let what = match &listed.handle {
+        Err(error) => error.to_string(),
+        Ok(VmHandle { state: VmState::Failed { cause }, .. }) => {
+            cause.detail.lines().next().unwrap_or_default().to_owned()
+        }
+        Ok(_) => String::new(),
+    };
+    let work = match &listed.intent {
+        Some(intent) if listed.interrupted => format!("{} was interrupted", intent.operation),
+        Some(intent) => format!("{}, by process {}", intent.operation, intent.pid),
+        None => return what,
+    };
+    if what.is_empty() { work } else { format!("{work}; {what}") }
+}
+
+/// Answers how the guest is reached, in a few characters.
+fn network(vm: &VmHandle) -> String {
+    let ports = ports(vm);
+    match vm.spec.network() {
+        NetworkConfig::Tap { bridge } => format!("bridge {bridge}"),
+        _ if ports.is_empty() => "-".to_owned(),
+        _ => ports.join(" "),
+    }
+}
+
+/// Answers the forwards that are in force, such as `127.0.0.1:40001->22`.
+fn ports(vm: &VmHandle) -> Vec<String> {
+    let forwards = vm.run.iter().flat_map(|run| &run.forwards);
+    forwards
+        .map(|forward| {
+            let protocol = match forward.protocol {
+                Protocol::Tcp => "",
+                Protocol::Udp => "/udp",
+            };
+            format!("{}->{}{protocol}", forward.host, forward.guest_port)
+        })
+        .collect()
+}
+
+/// Answers a VM's state and, where there are any, its ports.
+pub(crate) fn with_ports(vm: &VmHandle) -> String {
+    let ports = ports(vm);
+    match ports.is_empty() {
+        true => vm.state.to_string(),
+        false => format!("{}, {}", vm.state, ports.join(" ")),
+    }
+}
+
+/// Answers all that is known of a VM, a line each.
+pub(crate) fn details(vm: &VmHandle) -> String {
+    let spec = &vm.spec;
+    let mut lines = Lines::default();
+    lines.add("name", vm.name());
+    lines.add("state", &vm.state);
+    if let VmState::Failed { cause } = &vm.state {
+        lines.add("cause", &cause.detail);
+    }
+    lines.add("id", vm.id);
+    lines.add("backend", &vm.backend);
+    lines.add("cpus", spec.cpus());
+    lines.add("memory", spec.memory());
+    lines.add("machine", spec.machine().as_str());
+    boot(&mut lines, spec.boot());
+    if let Some(disk) = spec.disk() {
+        let size = disk.size.map_or(String::new(), |size| format!(", {size}"));
+        lines.add("disk", format_args!("{}{size}", disk.image.display()));
+    }
+    for disk in spec.data_disks() {
+        match disk {
+            DataDisk::Fresh { size } => lines.add("data disk", size),
+            DataDisk::Existing { path, readonly } => {
+                let readonly = if *readonly { ", read-only" } else { "" };
+                lines.add("data disk", format_args!("{}{readonly}", path.display()));
+            }
+            _ => {}
+        }
+    }
+    match spec.network() {
+        NetworkConfig::User(user) if user.restrict => lines.add("network", "user, restricted"),
+        NetworkConfig::User(_) => lines.add("network", "user"),
+        NetworkConfig::Tap { bridge } => lines.add("network", format_args!("bridge {bridge}")),
+        _ => lines.add("network", "none"),
+    }
+    run(&mut lines, vm);
+    lines.0
+}
+
+fn boot(lines: &mut Lines, boot: &Boot) {
+    match boot {
+        Boot::Firmware(Firmware::Bios) => lines.add("firmware", "bios"),
+        Boot::Firmware(Firmware::Uefi) => lines.add("firmware", "uefi"),
+        Boot::Kernel(kernel) => {
+            lines.add("kernel", kernel.path.display());
+            if let Some(initrd) = &kernel.initrd {
+                lines.add("initrd", initrd.display());
+            }
+            if !kernel.cmdline.is_empty() {
+                lines.add("cmdline", &kernel.cmdline);
+            }
+        }
+        _ => {}
+    }
+}
+
+fn run(lines: &mut Lines, vm: &VmHandle) {
+    for port in ports(vm) {
+        lines.add("port", port);
+    }
+    if let Some(run) = &vm.run {
+        if let Some(pid) = run.pid {
+            lines.add("process", pid);
+        }
+        match &run.console {
+            ConsoleEndpoint::UnixSocket(path) => lines.add("console", path.display()),
+            ConsoleEndpoint::WebSocket(url) => lines.add("console", url),
+            ConsoleEndpoint::None => {}
+        }
+        for (label, path) in [("agent", &run.agent), ("monitor", &run.monitor)] {
+            if let Some(path) = path {
+                lines.add(label, path.display());
+            }
+        }
+        match &run.vnc {
+            Some(VncAddress::Unix(path)) => lines.add("vnc", path.display()),
+            Some(VncAddress::Tcp { addr, password_file }) => {
+                lines.add("vnc", format_args!("{addr}, password in {}", password_file.display()));
+            }
+            _ => {}
+        }
+    }
+    for (label, path) in [("console log", &vm.console_log), ("hypervisor log", &vm.hypervisor_log)] {
+        if let Some(path) = path {
+            lines.add(label, path.display());
+        }
+    }
+}
+
+/// Labels and values, aligned; the further lines of a value stand below its first.
+#[derive(Default)]
+struct Lines(String);
+
+impl Lines {
+    fn add(&mut self, label: &str, value: impl std::fmt::Display) {
+        const WIDTH: usize = "hypervisor log:".len() + 1;
+        let value = printable(value).replace('\n', &format!("\n{:WIDTH$}", ""));
+        let label = format!("{label}:");
+        self.0.push_str(&format!("{label:WIDTH$}{value}\n"));
+    }
+}

@@ -1,0 +1,317 @@
+//! The shapes that `--json` prints. They are promised: `docs/json.md` describes them, and a test compares.
+//!
+//! They are not the records on disk, which may change, and they leave out what is secret: keys, and the user-data that may
+//! have some.
+
+use std::net::SocketAddrV4;
+use std::path::Path;
+
+use serde::Serialize;
+use vmkit::lifecycle::{FailureCause, Operation, VmState};
+use vmkit::spec::{Accel, Boot, DataDisk, Firmware, Machine, NetworkConfig, Protocol, Vnc};
+use vmkit::{ActiveForward, ConsoleEndpoint, ErrorKind, Listed, RunInfo, VmHandle, VncAddress};
+
+/// A VM, whole: `info`, and what `create`, `start` and the like answer.
+#[derive(Serialize)]
+pub(crate) struct Vm<'a> {
+    name: &'a str,
+    id: String,
+    backend: &'a str,
+    state: &'static str,
+    cause: Option<&'a FailureCause>,
+    cpus: u32,
+    memory_mib: u64,
+    machine: Machine,
+    accel: Accel,
+    boot: BootWay<'a>,
+    disk: Option<Disk<'a>>,
+    data_disks: Vec<Disk<'a>>,
+    network: Network<'a>,
+    cloud_init: bool,
+    vnc: Vnc,
+    run_as: Option<&'a str>,
+    run: Option<Run<'a>>,
+    console_log: Option<&'a Path>,
+    hypervisor_log: Option<&'a Path>,
+}
+
+#[derive(Serialize)]
+struct BootWay<'a> {
+    firmware: Option<Firmware>,
+    kernel: Option<&'a Path>,
+    initrd: Option<&'a Path>,
+    cmdline: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct Disk<'a> {
+    image: Option<&'a Path>,
+    size_mib: Option<u64>,
+    readonly: bool,
+}
+
+#[derive(Serialize)]
+struct Network<'a> {
+    mode: &'static str,
+    bridge: Option<&'a str>,
+    restrict: bool,
+    forwards: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct Run<'a> {
+    pid: Option<u32>,
+    console: Console<'a>,
+    agent: Option<&'a Path>,
+    monitor: Option<&'a Path>,
+    vnc: Option<Screen<'a>>,
+    forwards: Vec<Forward>,
+}
+
+/// Where a console is.
+#[derive(Serialize)]
+pub(crate) struct Console<'a> {
+    kind: &'static str,
+    path: Option<&'a Path>,
+    url: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct Screen<'a> {
+    kind: &'static str,
+    path: Option<&'a Path>,
+    address: Option<SocketAddrV4>,
+    password_file: Option<&'a Path>,
+}
+
+/// A forward as it is in force.
+#[derive(Serialize)]
+pub(crate) struct Forward {
+    protocol: Protocol,
+    host: SocketAddrV4,
+    guest_port: u16,
+}
+
+/// Where the host reaches the guest.
+#[derive(Serialize)]
+pub(crate) struct Address<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) address: String,
+    pub(crate) forwards: Vec<Forward>,
+}
+
+/// A VM in a list, or what is there in its place.
+#[derive(Serialize)]
+pub(crate) struct Row<'a> {
+    name: &'a str,
+    /// `unknown` where it can't be told.
+    state: &'static str,
+    cause: Option<&'a FailureCause>,
+    cpus: Option<u32>,
+    memory_mib: Option<u64>,
+    backend: Option<&'a str>,
+    pid: Option<u32>,
+    forwards: Vec<Forward>,
+    bridge: Option<&'a str>,
+    operation: Option<Work>,
+    error: Option<Problem>,
+    path: &'a Path,
+}
+
+/// What somebody is doing with a VM, or was when it was cut off.
+#[derive(Serialize)]
+struct Work {
+    operation: Operation,
+    /// Seconds since 1970.
+    since: u64,
+    pid: u32,
+    interrupted: bool,
+}
+
+#[derive(Serialize)]
+struct Problem {
+    kind: &'static str,
+    message: String,
+}
+
+impl<'a> Vm<'a> {
+    /// Shows a VM.
+    pub(crate) fn of(vm: &'a VmHandle) -> Self {
+        let spec = &vm.spec;
+        Self {
+            name: vm.name().as_str(),
+            id: vm.id.to_string(),
+            backend: vm.backend.as_str(),
+            state: vm.state.name(),
+            cause: cause(&vm.state),
+            cpus: spec.cpus(),
+            memory_mib: spec.memory().mib(),
+            machine: spec.machine(),
+            accel: spec.accel(),
+            boot: boot(spec.boot()),
+            disk: spec.disk().map(|disk| Disk {
+                image: Some(&disk.image),
+                size_mib: disk.size.map(|size| size.mib()),
+                readonly: false,
+            }),
+            data_disks: spec.data_disks().iter().map(data_disk).collect(),
+            network: network(spec.network()),
+            cloud_init: spec.cloud_init().is_some(),
+            vnc: spec.vnc(),
+            run_as: spec.run_as().map(|user| user.as_str()),
+            run: vm.run.as_ref().map(run),
+            console_log: vm.console_log.as_deref(),
+            hypervisor_log: vm.hypervisor_log.as_deref(),
+        }
+    }
+}
+
+impl<'a> Row<'a> {
+    /// Shows a VM in a list.
+    pub(crate) fn of(listed: &'a Listed) -> Self {
+        let known = listed.handle.as_ref().ok();
+        let vm = known.or(listed.recorded.as_ref());
+        Self {
+            name: listed.name.as_str(),
+            state: known.map_or("unknown", |vm| vm.state.name()),
+            cause: known.and_then(|vm| cause(&vm.state)),
+            cpus: vm.map(|vm| vm.spec.cpus()),
+            memory_mib: vm.map(|vm| vm.spec.memory().mib()),
+            backend: vm.map(|vm| vm.backend.as_str()),
+            pid: known.and_then(|vm| vm.run.as_ref()?.pid),
+            forwards: known.map(forwards).unwrap_or_default(),
+            bridge: vm.and_then(|vm| bridge(vm.spec.network())),
+            operation: listed.intent.as_ref().map(|intent| Work {
+                operation: intent.operation,
+                since: intent.since,
+                pid: intent.pid,
+                interrupted: listed.interrupted,
+            }),
+            error: listed
+                .handle
+                .as_ref()
+                .err()
+                .map(|error| Problem { kind: kind(error.kind()), message: error.to_string() }),
+            path: &listed.path,
+        }
+    }
+}
+
+impl<'a> Console<'a> {
+    /// Shows where a console is.
+    pub(crate) fn of(endpoint: &'a ConsoleEndpoint) -> Self {
+        match endpoint {
+            ConsoleEndpoint::UnixSocket(path) => Self { kind: "unix-socket", path: Some(path), url: None },
+            ConsoleEndpoint::WebSocket(url) => Self { kind: "web-socket", path: None, url: Some(url) },
+            ConsoleEndpoint::None => Self { kind: "none", path: None, url: None },
+        }
+    }
+}
+
+impl Forward {
+    fn of(forward: &ActiveForward) -> Self {
+        Self { protocol: forward.protocol, host: forward.host, guest_port: forward.guest_port.get() }
+    }
+}
+
+/// Answers the forwards that are in force.
+pub(crate) fn forwards(vm: &VmHandle) -> Vec<Forward> {
+    vm.run.iter().flat_map(|run| &run.forwards).map(Forward::of).collect()
+}
+
+/// Answers the bridge that the VM is attached to.
+pub(crate) fn bridge(network: &NetworkConfig) -> Option<&str> {
+    match network {
+        NetworkConfig::Tap { bridge } => Some(bridge.as_str()),
+        _ => None,
+    }
+}
+
+fn cause(state: &VmState) -> Option<&FailureCause> {
+    match state {
+        VmState::Failed { cause } => Some(cause),
+        _ => None,
+    }
+}
+
+fn boot(boot: &Boot) -> BootWay<'_> {
+    match boot {
+        Boot::Kernel(kernel) => BootWay {
+            firmware: None,
+            kernel: Some(&kernel.path),
+            initrd: kernel.initrd.as_deref(),
+            cmdline: Some(&kernel.cmdline),
+        },
+        Boot::Firmware(firmware) => {
+            BootWay { firmware: Some(*firmware), kernel: None, initrd: None, cmdline: None }
+        }
+        _ => BootWay { firmware: None, kernel: None, initrd: None, cmdline: None },
+    }
+}
+
+fn data_disk(disk: &DataDisk) -> Disk<'_> {
+    match disk {
+        DataDisk::Fresh { size } => Disk { image: None, size_mib: Some(size.mib()), readonly: false },
+        DataDisk::Existing { path, readonly } => {
+            Disk { image: Some(path), size_mib: None, readonly: *readonly }
+        }
+        _ => Disk { image: None, size_mib: None, readonly: false },
+    }
+}
+
+fn network(network: &NetworkConfig) -> Network<'_> {
+    match network {
+        NetworkConfig::User(user) => Network {
+            mode: "user",
+            bridge: None,
+            restrict: user.restrict,
+            forwards: user.forwards.iter().map(ToString::to_string).collect(),
+        },
+        NetworkConfig::Tap { bridge } => {
+            Network { mode: "tap", bridge: Some(bridge.as_str()), restrict: false, forwards: Vec::new() }
+        }
+        _ => Network { mode: "none", bridge: None, restrict: false, forwards: Vec::new() },
+    }
+}
+
+fn run(run: &RunInfo) -> Run<'_> {
+    Run {
+        pid: run.pid,
+        console: Console::of(&run.console),
+        agent: run.agent.as_deref(),
+        monitor: run.monitor.as_deref(),
+        vnc: run.vnc.as_ref().and_then(screen),
+        forwards: run.forwards.iter().map(Forward::of).collect(),
+    }
+}
+
+fn screen(vnc: &VncAddress) -> Option<Screen<'_>> {
+    match vnc {
+        VncAddress::Unix(path) => {
+            Some(Screen { kind: "unix-socket", path: Some(path), address: None, password_file: None })
+        }
+        VncAddress::Tcp { addr, password_file } => {
+            Some(Screen { kind: "tcp", path: None, address: Some(*addr), password_file: Some(password_file) })
+        }
+        _ => None,
+    }
+}
+
+/// Answers the kind of an error as `--json` names it.
+fn kind(kind: ErrorKind) -> &'static str {
+    match kind {
+        ErrorKind::InvalidInput => "invalid-input",
+        ErrorKind::AlreadyExists => "already-exists",
+        ErrorKind::NotFound => "not-found",
+        ErrorKind::InvalidState => "invalid-state",
+        ErrorKind::Unsupported => "unsupported",
+        ErrorKind::Busy => "busy",
+        ErrorKind::TimedOut => "timed-out",
+        ErrorKind::Record => "record",
+        ErrorKind::Host => "host",
+        ErrorKind::Hypervisor => "hypervisor",
+        ErrorKind::Guest => "guest",
+        ErrorKind::Io => "io",
+        _ => "other",
+    }
+}

@@ -1,0 +1,60 @@
+//! The command `vmkit`: arguments, output and exit codes over the library, and no logic of its own.
+//!
+//! There is a file for each command below `commands`. Only `output` prints. This is a library so that the manual pages, the
+//! completions and the reference are made from the same [`command`] that reads the arguments.
+
+mod arguments;
+mod commands;
+mod console;
+mod context;
+mod failure;
+mod follow;
+mod human;
+mod json;
+mod output;
+mod places;
+mod reference;
+mod several;
+mod warnings;
+
+use std::error::Error as _;
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+
+use crate::arguments::Arguments;
+use crate::failure::Failure;
+
+pub use crate::reference::reference;
+
+/// Answers the description of all arguments.
+pub fn command() -> clap::Command {
+    Arguments::command()
+}
+
+/// Runs the command with these arguments, the program's own name first, and answers its exit code.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    warnings::print_from_now_on();
+    let outcome = match Arguments::try_parse_from(arguments) {
+        Ok(arguments) => arguments.run(),
+        Err(error) => Err(refused(error)),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            failure.report();
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+/// Answers what the library says about a value, and what clap says about everything else.
+fn refused(error: clap::Error) -> Failure {
+    match error.source().and_then(|source| source.downcast_ref::<vmkit::Error>()) {
+        Some(vmkit::Error::Invalid { field, value, expected }) => {
+            vmkit::Error::invalid(field.clone(), value, expected).into()
+        }
+        _ => Failure::Usage(error),
+    }
+}

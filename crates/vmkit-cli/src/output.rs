@@ -1,0 +1,152 @@
+//! The only place that prints: data on standard output, everything else on standard error.
+
+#![expect(clippy::print_stderr, reason = "this is the module that talks to the terminal")]
+
+use std::error::Error;
+use std::fmt::{self, Display};
+use std::io::{self, IsTerminal, Write};
+
+use serde::Serialize;
+use vmkit::spec::VmName;
+
+use crate::failure::Failure;
+
+/// Prints text that is the command's answer; a line feed is added where it ends without one.
+pub(crate) fn text(text: impl Display) -> Result<(), Failure> {
+    let mut text = text.to_string();
+    if !text.is_empty() && !text.ends_with('\n') {
+        text.push('\n');
+    }
+    bytes(text.as_bytes())
+}
+
+/// Prints one JSON document on a line of its own.
+pub(crate) fn json(value: &impl Serialize) -> Result<(), Failure> {
+    let mut line = serde_json::to_vec(value).map_err(|error| Failure::Output(error.into()))?;
+    line.push(b'\n');
+    bytes(&line)
+}
+
+/// Writes bytes as they are, at once.
+pub(crate) fn bytes(bytes: &[u8]) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(bytes).and_then(|()| stdout.flush()).map_err(Failure::Output)
+}
+
+/// Prints an error and what caused it, each once.
+pub(crate) fn error(vm: Option<&VmName>, error: &(dyn Error + 'static)) {
+    match vm {
+        Some(vm) => eprintln!("error: {vm}: {}", printable(error)),
+        None => eprintln!("error: {}", printable(error)),
+    }
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        eprintln!("  caused by: {}", printable(error));
+        cause = error.source();
+    }
+}
+
+/// Prints that the command's answer can't be written.
+pub(crate) fn unwritten(error: &io::Error) {
+    eprintln!("error: cannot write to standard output\n  caused by: {error}");
+}
+
+/// Prints what somebody may do about the error before.
+pub(crate) fn hint(hint: &str) {
+    eprintln!("hint: {hint}");
+}
+
+/// Prints what is probably not meant, and was done nevertheless.
+pub(crate) fn warning(warning: impl Display) {
+    eprintln!("warning: {}", printable(warning));
+}
+
+/// Prints how it goes, to a person only.
+pub(crate) fn progress(progress: impl Display) {
+    if io::stderr().is_terminal() {
+        eprintln!("{}", printable(progress));
+    }
+}
+
+/// Prints what a person at the console has to know. In raw mode a line feed alone does not return the carriage.
+pub(crate) fn notice(notice: impl Display) {
+    eprint!("[vmkit: {}]\r\n", printable(notice));
+}
+
+/// Prints what clap says: help and version as data, a refusal as an error.
+pub(crate) fn usage(error: &clap::Error) {
+    // Whoever closed the pipe does not want to read it.
+    let _ = error.print();
+}
+
+/// Answers the text so that it can't command the terminal: a guest or a file may have had a hand in it.
+pub(crate) fn printable(text: impl Display) -> String {
+    let mut printable = String::new();
+    for char in text.to_string().chars() {
+        match char {
+            '\n' | '\t' => printable.push(char),
+            _ if char.is_control() => printable.extend(char.escape_default()),
+            _ => printable.push(char),
+        }
+    }
+    printable
+}
+
+/// Rows with aligned columns; the last column is never padded.
+#[derive(Debug)]
+pub(crate) struct Table {
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    /// Makes a table with this head.
+    pub(crate) fn new(head: &[&str]) -> Self {
+        Self { rows: vec![head.iter().map(|&cell| cell.to_owned()).collect()] }
+    }
+
+    /// Adds a row; what would break the alignment or command the terminal is escaped.
+    pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+        let one_line = |cell: String| printable(cell).replace(['\n', '\t'], " ");
+        self.rows.push(cells.into_iter().map(one_line).collect());
+    }
+}
+
+impl Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
+        let width = |column: usize| {
+            self.rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max()
+        };
+        let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
+        for row in &self.rows {
+            let mut line = String::new();
+            for (cell, width) in row.iter().zip(&widths) {
+                line.push_str(&format!("{cell:width$}  "));
+            }
+            writeln!(f, "{}", line.trim_end())?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_can_not_command_the_terminal() {
+        assert_eq!(printable("a\x1b[2Jb\tc\r\nd\u{9b}e"), "a\\u{1b}[2Jb\tc\\r\nd\\u{9b}e");
+    }
+
+    #[test]
+    fn columns_are_aligned_and_lines_end_without_blanks() {
+        let mut table = Table::new(&["NAME", "STATE"]);
+        table.row(["web-server".to_owned(), "running".to_owned()]);
+        table.row(["db".to_owned(), "line\nbreak".to_owned()]);
+        table.row(["none".to_owned(), String::new()]);
+        assert_eq!(
+            table.to_string(),
+            "NAME        STATE\nweb-server  running\ndb          line break\nnone\n"
+        );
+    }
+}

@@ -1,0 +1,56 @@
+//! One operation on several VMs at once.
+
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+use vmkit::spec::VmName;
+
+use crate::context::Manager;
+use crate::failure::Failure;
+
+/// How many are worked on at the same time: each needs a handful of descriptors, and a process has 1024.
+const AT_ONCE: usize = 32;
+
+/// Does the same to all VMs and tells of each, in the order given.
+///
+/// One that fails keeps no other from its turn.
+///
+/// # Errors
+/// `Several` with the failures; with one VM the failure itself.
+pub(crate) async fn each<T, F>(
+    manager: &Manager,
+    names: Vec<VmName>,
+    operation: impl Fn(Manager, VmName) -> F,
+    tell: impl Fn(&VmName, T) -> Result<(), Failure>,
+) -> Result<(), Failure>
+where
+    T: Send + 'static,
+    F: Future<Output = vmkit::Result<T>> + Send + 'static,
+{
+    let several = names.len() > 1;
+    let turns = Arc::new(Semaphore::new(AT_ONCE));
+    let mut begun = Vec::new();
+    for name in names {
+        let (turns, work) = (Arc::clone(&turns), operation(manager.clone(), name.clone()));
+        let task = tokio::spawn(async move {
+            let _turn = turns.acquire_owned().await.expect("nobody closes the semaphore");
+            work.await
+        });
+        begun.push((name, task));
+    }
+    let mut failures = Vec::new();
+    // A reader who left is no reason to leave a VM half way: what was begun is done to its end.
+    let mut told = Ok(());
+    for (name, task) in begun {
+        match task.await {
+            Ok(Ok(done)) => told = told.and_then(|()| tell(&name, done)),
+            Ok(Err(error)) => failures.push(Failure::Library { vm: several.then_some(name), error }),
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
+    }
+    match failures.len() {
+        0 => told,
+        1 => Err(failures.remove(0)),
+        _ => Err(Failure::Several(failures)),
+    }
+}
