@@ -14,9 +14,10 @@
 //! ```
 //!
 //! [`walk`] does the same along any sequence of operations, for property tests. [`fake_qemu`] tells the program
-//! `vmkit-fake-qemu` how to behave.
+//! `vmkit-fake-qemu` how to behave. [`crash`] cuts an operation before each of its steps, by a kill or by an error.
 
 pub mod conformance;
+pub mod crash;
 mod described;
 pub mod fake_qemu;
 pub mod guest;

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tracing::warn;
 use uuid::Uuid;
 
@@ -31,6 +31,8 @@ use crate::store::{Home, Intent, LockedVm, Store, VmRecord};
 
 /// How long an operation waits for another one on the same VM; a stop may itself take its timeout.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a backend has to answer where a VM is in its life; the contract gives it a second or two.
+const STATE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Creates, runs, finds and removes VMs that outlive the process, over any hypervisor.
 ///
@@ -223,10 +225,15 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     pub async fn remove(&self, name: &VmName, force: bool) -> Result<()> {
         let locked = self.store.lock(name, Instant::now() + PATIENCE).await?;
         let Some(record) = locked.record()? else { return sweep(locked) };
-        if !force && !record.is_unfinished() {
-            let state = self.hypervisor.state(&record.handle).await?;
-            if state.is_live() {
-                return Err(InvalidTransition { state, operation: Operation::Destroy }.into());
+        if !record.is_unfinished() {
+            match self.state(&record.handle).await {
+                Ok(state) if state.is_live() && !force => {
+                    return Err(InvalidTransition { state, operation: Operation::Destroy }.into());
+                }
+                Ok(_) => {}
+                // Force is for a hypervisor that is sick, and can do nothing with one that is missing here.
+                Err(error) if !force || matches!(error, Error::UnknownBackend { .. }) => return Err(error),
+                Err(error) => warn!(%error, "cannot tell whether the VM lives; removing it by force"),
             }
         }
         let vm = record.handle;
@@ -235,13 +242,9 @@ impl<H: Hypervisor + 'static> VmManager<H> {
             // On a full disk this is what makes room, and a removal that is cut off can be begun again in any case.
             warn!(%error, "cannot write down that the VM is being removed");
         }
-        match self.hypervisor.destroy(vm.clone()).await {
-            Ok(()) => locked.remove(),
-            Err(error) => {
-                self.write_truth(&locked, vm, Operation::Destroy).await;
-                Err(error)
-            }
-        }
+        // Where this fails the intent stays: what is left may lack a part, and is fit for nothing but to be removed.
+        self.hypervisor.destroy(vm).await?;
+        locked.remove()
     }
 
     /// Answers a VM with the state that it has now.
@@ -346,7 +349,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
             Some(Operation::Prepare) => VmState::Preparing,
             Some(Operation::Destroy) => VmState::Destroyed,
             Some(Operation::Start) if matches!(order, Order::Suspend | Order::Resume) => {
-                return match self.hypervisor.state(&vm).await? {
+                return match self.state(&vm).await? {
                     VmState::Running => self.hypervisor.start(&vm).await,
                     _ => Ok(vm),
                 };
@@ -356,9 +359,17 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         Err(InvalidTransition { state, operation: order.operation() }.into())
     }
 
+    /// Asks reality; a backend that breaks its promise to answer soon is not waited for.
+    async fn state(&self, vm: &VmHandle) -> Result<VmState> {
+        timeout(STATE_PATIENCE, self.hypervisor.state(vm)).await.unwrap_or_else(|_| {
+            let awaited = format!("the state of the VM `{}`", vm.name());
+            Err(Error::TimedOut { awaited, after: STATE_PATIENCE, console: String::new() })
+        })
+    }
+
     /// Records what is true of a VM after an operation on it failed.
     async fn write_truth(&self, locked: &LockedVm, vm: VmHandle, failed: Operation) {
-        match self.hypervisor.state(&vm).await {
+        match self.state(&vm).await {
             // It runs after all, and what is known of the run is lost: the intent stays, for the next one to ask.
             Ok(state) if failed == Operation::Start && state.is_live() => {}
             Ok(state) => write_outcome(locked, &vm.in_state(state)),
@@ -373,15 +384,16 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         let cut_off = match record.intent.map(|intent| intent.operation) {
             Some(Operation::Prepare) => "its making was interrupted: remove it",
             Some(Operation::Destroy) => "its removal was interrupted: remove it again",
-            _ => {
-                let state = self.hypervisor.state(&vm).await?;
-                return Ok(vm.in_state(state));
-            }
+            _ => "",
         };
-        if self.store.is_locked(vm.name()) {
-            return Ok(vm);
+        let is_idle = !cut_off.is_empty() && !self.store.is_locked(vm.name());
+        let state = self.state(&vm).await?;
+        if is_idle && !state.is_live() {
+            return Ok(vm.in_state(VmState::failed(FailureKind::Interrupted, cut_off)));
         }
-        Ok(vm.in_state(VmState::failed(FailureKind::Interrupted, cut_off)))
+        // While it is being made, what is there already looks like more than there is.
+        let is_making = vm.state == VmState::Preparing;
+        Ok(if is_making { vm } else { vm.in_state(state) })
     }
 }
 

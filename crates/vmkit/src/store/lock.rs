@@ -14,20 +14,31 @@ use tokio::time::{Instant, timeout_at};
 use crate::error::{Error, Result};
 use crate::steps::step;
 
+/// The lock of one VM, held until this is dropped.
+#[derive(Debug)]
+pub(super) struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing is not enough: a child that another thread is just spawning has the file, too, until it execs.
+        let _ = flock(&self.0, FlockOperation::Unlock);
+    }
+}
+
 /// Opens the lock file, made if need be, and waits for the lock. `None`: the directory it lies in is not there.
 ///
 /// The file may have been removed with its VM while this waited; then the lock of the new file counts.
 ///
 /// # Errors
 /// `Busy` with the holder's PID once the deadline has passed.
-pub(super) async fn acquire(path: &Path, deadline: Instant) -> Result<Option<File>> {
+pub(super) async fn acquire(path: &Path, deadline: Instant) -> Result<Option<Lock>> {
     loop {
         let Some(file) = open(path)? else { return Ok(None) };
-        let mut file = locked(file, path, deadline).await?;
-        if is_at(&file, path)? {
+        let mut lock = locked(file, path, deadline).await?;
+        if is_at(&lock.0, path)? {
             // A PID that can't be written is missing in somebody's message and nowhere else.
-            let _ = sign(&mut file);
-            return Ok(Some(file));
+            let _ = sign(&mut lock.0);
+            return Ok(Some(lock));
         }
     }
 }
@@ -35,7 +46,13 @@ pub(super) async fn acquire(path: &Path, deadline: Instant) -> Result<Option<Fil
 /// Tells whether somebody works on the VM right now. Changes nothing, and lets go of the lock at once.
 pub(super) fn is_held(path: &Path) -> bool {
     let Ok(file) = File::open(path) else { return false };
-    flock(&file, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK)
+    match flock(&file, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => {
+            drop(Lock(file));
+            false
+        }
+        Err(errno) => errno == Errno::WOULDBLOCK,
+    }
 }
 
 fn open(path: &Path) -> Result<Option<File>> {
@@ -57,9 +74,9 @@ fn open(path: &Path) -> Result<Option<File>> {
 /// `flock` has no deadline and no descriptor to poll, so a thread waits in it and hands over the locked file. When nobody
 /// is there any more to take it, dropping the file frees the lock: a thread that was given up ends with its turn. It is
 /// not one of the runtime's threads, since the runtime would wait for it at its end.
-async fn locked(file: File, path: &Path, deadline: Instant) -> Result<File> {
+async fn locked(file: File, path: &Path, deadline: Instant) -> Result<Lock> {
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => return Ok(file),
+        Ok(()) => return Ok(Lock(file)),
         Err(Errno::WOULDBLOCK) => {}
         Err(errno) => return Err(Error::io("lock", path)(errno.into())),
     }
@@ -68,7 +85,7 @@ async fn locked(file: File, path: &Path, deadline: Instant) -> Result<File> {
         let outcome = loop {
             match flock(&file, FlockOperation::LockExclusive) {
                 Err(Errno::INTR) => {}
-                outcome => break outcome.map(|()| file),
+                outcome => break outcome.map(|()| Lock(file)),
             }
         };
         let _ = sender.send(outcome);

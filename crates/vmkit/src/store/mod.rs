@@ -55,7 +55,7 @@ pub(crate) struct Store {
 pub(crate) struct LockedVm {
     name: VmName,
     dir: PathBuf,
-    _lock: File,
+    _lock: lock::Lock,
 }
 
 impl Store {

@@ -1,0 +1,185 @@
+//! Every step of an operation, cut: by a kill of the process, or by an error of the system.
+//!
+//! A step is an effect that outlives the process; vmkit announces each of them beforehand, and so may a backend under test,
+//! by [`step`]. The loops here know nothing of VMs: they say where to cut and how often, the test says what must be true
+//! afterwards.
+//!
+//! A killed process can't be the test's own. So a test that is to be killed is an ordinary one, which passes when nobody
+//! kills it; [`kill_at_every_step`] runs it again, alone and in a process of its own, with the step to die at in the
+//! environment.
+
+use std::cell::{Cell, RefCell};
+use std::env;
+use std::io::{self, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::rc::Rc;
+
+use rustix::process::{Signal, getpid, kill_process};
+
+const DIR: &str = "VMKIT_CRASH_DIR";
+const SCENARIO: &str = "VMKIT_CRASH_SCENARIO";
+const AT: &str = "VMKIT_CRASH_AT";
+
+type Hook = Rc<RefCell<dyn FnMut(&'static str) -> io::Result<()>>>;
+
+thread_local! {
+    static HOOK: RefCell<Option<Hook>> = const { RefCell::new(None) };
+}
+
+/// Announces an effect of a backend under test.
+///
+/// # Errors
+/// What the loop in charge has chosen.
+pub fn step(name: &'static str) -> io::Result<()> {
+    let hook = HOOK.with_borrow(Clone::clone);
+    hook.map_or(Ok(()), |hook| (hook.borrow_mut())(name))
+}
+
+fn set_hook(hook: impl FnMut(&'static str) -> io::Result<()> + 'static) {
+    HOOK.set(Some(Rc::new(RefCell::new(hook))));
+    vmkit::set_step_hook(Some(Box::new(step)));
+}
+
+fn clear_hook() {
+    vmkit::set_step_hook(None);
+    HOOK.set(None);
+}
+
+/// What a test is to do in a process of its own.
+#[derive(Debug)]
+pub struct Task {
+    /// Where it shall work.
+    pub dir: PathBuf,
+    /// What it shall do there; the words are the test's own.
+    pub scenario: String,
+    at: u64,
+}
+
+/// Answers the task of this process, or `None` where it is an ordinary test run.
+pub fn task() -> Option<Task> {
+    let dir = env::var_os(DIR)?.into();
+    let at = env::var(AT).ok()?.parse().ok()?;
+    Some(Task { dir, scenario: env::var(SCENARIO).ok()?, at })
+}
+
+impl Task {
+    /// Has the kernel kill this process before the step at which it is to die, of those that this thread takes from now.
+    pub fn arm(&self) {
+        let (mut taken, at) = (0, self.at);
+        set_hook(move |name| {
+            taken += 1;
+            if taken == at {
+                // The parent shows it when what it finds is wrong.
+                let _ = writeln!(io::stderr(), "killed before step {taken}, `{name}`");
+                let _ = kill_process(getpid(), Signal::KILL);
+            }
+            Ok(())
+        });
+    }
+}
+
+/// Begins `test` of this test executable in a process of its own, to be killed before step `at`; 0: not at all.
+///
+/// # Errors
+/// `Io` when it can't be run.
+pub fn spawn(test: &str, scenario: &str, dir: &Path, at: u64) -> io::Result<Child> {
+    Command::new(env::current_exe()?)
+        .args(["--exact", test, "--nocapture", "--test-threads=1"])
+        .env(DIR, dir)
+        .env(SCENARIO, scenario)
+        .env(AT, at.to_string())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+}
+
+/// Runs `test` with `scenario` again and again, killed before its first step, its second, and so on, until it lives to its
+/// end. Answers how many steps there were.
+///
+/// `prepare` fills an empty directory before each run; `check` looks at what the killed process left, and is told where
+/// it was killed.
+///
+/// # Panics
+/// When a run neither is killed as planned nor passes, or no step was taken at all.
+pub fn kill_at_every_step(
+    test: &str,
+    scenario: &str,
+    mut prepare: impl FnMut(&Path),
+    mut check: impl FnMut(&Path, &str),
+) -> u64 {
+    for at in 1.. {
+        let temp = tempfile::tempdir().expect("a test has a directory for temporary files");
+        prepare(temp.path());
+        let child = spawn(test, scenario, temp.path(), at).expect("a test can run its own executable");
+        let output = child.wait_with_output().expect("a child can be waited for");
+        let said = String::from_utf8_lossy(&output.stderr);
+        if output.status.signal() != Some(Signal::KILL.as_raw()) {
+            assert_passed(&output);
+            assert!(at > 1, "`{scenario}` took no step, so nothing was tried");
+            return at - 1;
+        }
+        let place = said.lines().rev().find(|line| line.starts_with("killed before")).unwrap_or("killed");
+        check(temp.path(), &format!("{scenario}, {place}"));
+    }
+    unreachable!("an operation has an end");
+}
+
+/// Checks that a process begun by [`spawn`] ran its test, and that it passed.
+///
+/// # Panics
+/// When it did not.
+pub fn assert_passed(output: &Output) {
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    // A misspelt name runs no test at all, and that passes.
+    let ran = stdout.contains("1 passed");
+    assert!(output.status.success() && ran, "{}\n{stdout}\n{stderr}", output.status);
+}
+
+/// How long a fault lasts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lasting {
+    /// One step fails, the next ones succeed.
+    Once,
+    /// Every step from there on fails, as on a full disk.
+    FromThenOn,
+}
+
+/// A fault in this thread's steps, until it is dropped.
+#[derive(Debug)]
+pub struct Fault {
+    name: Rc<Cell<Option<&'static str>>>,
+}
+
+impl Fault {
+    /// Makes step `at` of this thread fail, the first being 1.
+    pub fn at(at: u64, lasting: Lasting, kind: io::ErrorKind) -> Self {
+        let name = Rc::new(Cell::new(None));
+        let (mut taken, seen) = (0, Rc::clone(&name));
+        set_hook(move |step| {
+            taken += 1;
+            let fails = if lasting == Lasting::Once { taken == at } else { taken >= at };
+            if !fails {
+                return Ok(());
+            }
+            if seen.get().is_none() {
+                seen.set(Some(step));
+            }
+            Err(kind.into())
+        });
+        Self { name }
+    }
+
+    /// Answers the first step that failed, or `None` where there were fewer steps.
+    pub fn failed(&self) -> Option<&'static str> {
+        self.name.get()
+    }
+}
+
+impl Drop for Fault {
+    fn drop(&mut self) {
+        clear_hook();
+    }
+}

@@ -1,0 +1,389 @@
+//! What the manager promises about many VMs, many callers, and what it finds on the disk.
+
+mod common;
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use common::{FileHypervisor, World, named, spec, web};
+use tokio::time::{sleep, timeout};
+use uuid::Uuid;
+use vmkit::lifecycle::Operation;
+use vmkit::spec::{VmName, VmSpec};
+use vmkit::store::{Home, Intent, VmRecord};
+use vmkit::{
+    BackendTag, Condition, ConsoleEndpoint, ErrorKind, Hypervisor, NoopHypervisor, Result, RouterHypervisor,
+    VmHandle, VmManager, VmState,
+};
+
+const SOON: Duration = Duration::from_secs(20);
+
+fn name(text: &str) -> VmName {
+    VmName::new(text).unwrap()
+}
+
+fn noop(temp: &tempfile::TempDir) -> (NoopHypervisor, VmManager<NoopHypervisor>) {
+    let hypervisor = NoopHypervisor::new();
+    let home = Home::at(temp.path()).unwrap();
+    (hypervisor.clone(), VmManager::new(hypervisor, BackendTag::Noop, home))
+}
+
+/// A backend of which one VM's monitor never answers.
+struct Sick(FileHypervisor, VmName);
+
+impl Hypervisor for Sick {
+    async fn prepare(&self, spec: &VmSpec) -> Result<VmHandle> {
+        self.0.prepare(spec).await
+    }
+    async fn start(&self, vm: &VmHandle) -> Result<VmHandle> {
+        self.0.start(vm).await
+    }
+    async fn stop(&self, vm: &VmHandle, timeout: Duration) -> Result<VmHandle> {
+        self.0.stop(vm, timeout).await
+    }
+    async fn suspend(&self, vm: &VmHandle) -> Result<VmHandle> {
+        self.0.suspend(vm).await
+    }
+    async fn resume(&self, vm: &VmHandle) -> Result<VmHandle> {
+        self.0.resume(vm).await
+    }
+    async fn destroy(&self, vm: VmHandle) -> Result<()> {
+        self.0.destroy(vm).await
+    }
+    async fn state(&self, vm: &VmHandle) -> Result<VmState> {
+        if *vm.name() == self.1 {
+            std::future::pending::<()>().await;
+        }
+        self.0.state(vm).await
+    }
+    async fn guest_ip(&self, vm: &VmHandle) -> Result<String> {
+        self.0.guest_ip(vm).await
+    }
+    fn console_endpoint(&self, vm: &VmHandle) -> Result<ConsoleEndpoint> {
+        self.0.console_endpoint(vm)
+    }
+}
+
+#[tokio::test]
+async fn a_list_never_waits_for_a_sick_vm() {
+    let temp = tempfile::tempdir().unwrap();
+    let world = World::at(temp.path());
+    for vm in ["sick", "well"] {
+        world.manager.create(named(name(vm))).await.unwrap();
+        world.manager.start(&name(vm)).await.unwrap();
+    }
+    let sick = Sick(FileHypervisor::new(temp.path().join("fake")), name("sick"));
+    let home = world.manager.home().clone();
+    let manager = VmManager::new(sick, BackendTag::Noop, home.clone());
+    let begun = Instant::now();
+    let list = manager.list().await.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    let [sick, well] = &list[..] else { panic!("{list:?}") };
+    assert_eq!(sick.handle.as_ref().unwrap_err().kind(), ErrorKind::TimedOut);
+    assert_eq!(sick.recorded.as_ref().unwrap().state, VmState::Running);
+    assert_eq!(sick.path, home.vm(&name("sick")));
+    assert_eq!(well.handle.as_ref().unwrap().state, VmState::Running);
+    // By force, the sick one can be stopped and removed all the same.
+    manager.stop(&name("sick"), Duration::ZERO).await.unwrap();
+    manager.remove(&name("sick"), true).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_unusable_record_hides_only_its_own_vm_and_is_kept() {
+    let temp = tempfile::tempdir().unwrap();
+    let (_, manager) = noop(&temp);
+    for vm in ["alone", "copied", "cut", "future", "well"] {
+        manager.create(named(name(vm))).await.unwrap();
+    }
+    let path = |vm: &str| manager.home().vm(&name(vm)).join("vm.json");
+    let whole = fs::read_to_string(path("cut")).unwrap();
+    fs::write(path("cut"), &whole[..100]).unwrap();
+    fs::write(path("future"), whole.replace("\"version\": 1,", "\"version\": 9,")).unwrap();
+    fs::copy(path("well"), path("copied")).unwrap();
+    fs::remove_file(path("alone")).unwrap();
+    fs::write(path("alone").with_file_name("disk.qcow2"), "a disk").unwrap();
+    fs::create_dir(manager.home().vms().join("empty")).unwrap();
+    fs::write(manager.home().vms().join("note"), "not a directory").unwrap();
+
+    let list = manager.list().await.unwrap();
+    let shown = list.iter().map(|listed| match &listed.handle {
+        Ok(vm) => format!("{} {}", listed.name, vm.state),
+        Err(error) => format!("{} {error}", listed.name),
+    });
+    let shown: Vec<_> = shown.collect();
+    let at = |vm: &str| path(vm).display().to_string();
+    assert_eq!(
+        shown,
+        [
+            format!(
+                "alone {}: this lies in a VM's directory, and there is no record",
+                at("alone").replace("vm.json", "disk.qcow2")
+            ),
+            format!("copied {}: this is the record of the VM `well`", at("copied")),
+            format!("cut {}: the record is cut off after 100 bytes", at("cut")),
+            format!("future {}: the record has version 9, and this vmkit reads version 1", at("future")),
+            "well prepared".to_owned(),
+        ]
+    );
+    for vm in ["alone", "copied", "cut", "future"] {
+        let before = fs::read(path(vm)).ok();
+        for outcome in [
+            manager.start(&name(vm)).await.map(drop),
+            manager.remove(&name(vm), true).await,
+            manager.create(named(name(vm))).await.map(drop),
+        ] {
+            assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Record, "{vm}");
+        }
+        assert_eq!(fs::read(path(vm)).ok(), before, "{vm}");
+    }
+    assert!(path("alone").with_file_name("disk.qcow2").exists());
+}
+
+#[tokio::test]
+async fn what_a_power_cut_leaves_of_the_later_record_is_as_if_it_were_not_there() {
+    let temp = tempfile::tempdir().unwrap();
+    let (_, manager) = noop(&temp);
+    manager.create(spec()).await.unwrap();
+    manager.start(&web()).await.unwrap();
+    let later = manager.home().vm(&web()).join("run.json");
+    for left in ["", "{\"version\": 1, \"han", "\0\0\0\0"] {
+        fs::write(&later, left).unwrap();
+        assert_eq!(manager.info(&web()).await.unwrap().state, VmState::Running, "{left:?}");
+    }
+    fs::write(&later, "{\"version\": 2}").unwrap();
+    let error = manager.info(&web()).await.unwrap_err().to_string();
+    assert!(error.ends_with("run.json: the record has version 2, and this vmkit reads version 1"), "{error}");
+}
+
+#[tokio::test]
+async fn a_vm_that_lives_is_removed_only_by_force() {
+    let temp = tempfile::tempdir().unwrap();
+    let (_, manager) = noop(&temp);
+    manager.create(spec()).await.unwrap();
+    manager.start(&web()).await.unwrap();
+    let error = manager.remove(&web(), false).await.unwrap_err();
+    assert_eq!(error.to_string(), "cannot destroy a VM that is running: stop it first, or use force");
+    manager.remove(&web(), true).await.unwrap();
+    assert_eq!(manager.remove(&web(), true).await.unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(fs::read_dir(manager.home().vms()).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn a_name_or_an_identity_in_use_is_refused_and_its_vm_is_unharmed() {
+    let temp = tempfile::tempdir().unwrap();
+    let world = World::at(temp.path());
+    let id = Uuid::from_u128(7);
+    world.manager.create(spec().with_id(id)).await.unwrap();
+    world.manager.start(&web()).await.unwrap();
+    for twin in [spec(), named(name("twin")).with_id(id)] {
+        let error = world.manager.create(twin).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::AlreadyExists);
+    }
+    assert_eq!(world.manager.list().await.unwrap().len(), 1);
+    assert_eq!(world.manager.info(&web()).await.unwrap().state, VmState::Running);
+}
+
+#[tokio::test]
+async fn a_failed_creation_leaves_nothing() {
+    let temp = tempfile::tempdir().unwrap();
+    let (hypervisor, manager) = noop(&temp);
+    hypervisor.fail_next(Operation::Prepare, "no more electricity");
+    assert_eq!(manager.create(spec()).await.unwrap_err().to_string(), "no more electricity");
+    assert_eq!(fs::read_dir(manager.home().vms()).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn a_failed_start_leaves_a_vm_that_starts() {
+    let temp = tempfile::tempdir().unwrap();
+    let (hypervisor, manager) = noop(&temp);
+    manager.create(spec()).await.unwrap();
+    hypervisor.fail_next(Operation::Start, "no more electricity");
+    assert_eq!(manager.start(&web()).await.unwrap_err().to_string(), "no more electricity");
+    let listed = manager.list().await.unwrap().remove(0);
+    assert_eq!((listed.handle.unwrap().state, listed.intent), (VmState::Prepared, None));
+    manager.start(&web()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_failed_removal_can_only_be_repeated() {
+    let temp = tempfile::tempdir().unwrap();
+    let (hypervisor, manager) = noop(&temp);
+    manager.create(spec()).await.unwrap();
+    hypervisor.fail_next(Operation::Destroy, "no more electricity");
+    manager.remove(&web(), false).await.unwrap_err();
+    let listed = manager.list().await.unwrap().remove(0);
+    let VmState::Failed { cause } = listed.handle.unwrap().state else { panic!("not failed") };
+    assert_eq!(cause.detail, "its removal was interrupted: remove it again");
+    let error = manager.start(&web()).await.unwrap_err().to_string();
+    assert_eq!(error, "cannot start a VM that is destroyed: its removal was begun, remove it");
+    manager.remove(&web(), false).await.unwrap();
+    assert!(manager.list().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_vm_of_a_missing_backend_is_listed_and_stays_as_it_is() {
+    let temp = tempfile::tempdir().unwrap();
+    let (_, manager) = noop(&temp);
+    manager.create(spec()).await.unwrap();
+    let nobody = RouterHypervisor::new(BackendTag::Qemu);
+    let elsewhere = VmManager::new(nobody, BackendTag::Qemu, manager.home().clone());
+    let listed = elsewhere.list().await.unwrap().remove(0);
+    assert!(listed.handle.unwrap_err().to_string().contains("no backend `noop`"));
+    assert_eq!(listed.recorded.unwrap().backend, BackendTag::Noop);
+    for force in [false, true] {
+        assert_eq!(elsewhere.remove(&web(), force).await.unwrap_err().kind(), ErrorKind::Host);
+    }
+    assert_eq!(manager.info(&web()).await.unwrap().state, VmState::Prepared);
+}
+
+/// Takes the VM's lock as another process would, and answers what holds it.
+fn hold(home: &Home) -> fs::File {
+    let lock = fs::OpenOptions::new().write(true).open(home.vm(&web()).join("lock")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
+    lock
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vm_that_stays_locked_is_busy_and_its_holder_is_named() {
+    let temp = tempfile::tempdir().unwrap();
+    let (_, manager) = noop(&temp);
+    manager.create(spec()).await.unwrap();
+    let held = hold(manager.home());
+    let error = manager.start(&web()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Busy);
+    assert!(error.to_string().ends_with(&format!("in use by process {}", std::process::id())), "{error}");
+    // Who only reads waits for nobody.
+    assert_eq!(manager.info(&web()).await.unwrap().state, VmState::Prepared);
+    assert_eq!(manager.list().await.unwrap().len(), 1);
+    drop(held);
+}
+
+#[tokio::test]
+async fn whoever_waited_for_a_removed_vm_does_not_work_on_what_is_gone() {
+    let temp = tempfile::tempdir().unwrap();
+    let World { manager, .. } = World::at(temp.path());
+    let first = manager.create(spec()).await.unwrap();
+    let held = hold(manager.home());
+    let starting = {
+        let manager = manager.clone();
+        tokio::spawn(async move { manager.start(&web()).await })
+    };
+    let creating = {
+        let manager = manager.clone();
+        tokio::spawn(async move { manager.create(spec()).await })
+    };
+    // Time for both to stand in the queue. If they don't, the test tries less, and passes.
+    sleep(Duration::from_millis(100)).await;
+    fs::remove_dir_all(manager.home().vm(&web())).unwrap();
+    drop(held);
+    let started = timeout(SOON, starting).await.unwrap().unwrap();
+    let created = timeout(SOON, creating).await.unwrap().unwrap().unwrap();
+    assert_ne!(created.id, first.id);
+    match started {
+        Ok(vm) => assert_eq!(vm.id, created.id),
+        Err(error) => assert_eq!(error.kind(), ErrorKind::NotFound),
+    }
+}
+
+#[tokio::test]
+async fn twenty_tasks_that_start_one_vm_boot_it_once() {
+    let temp = tempfile::tempdir().unwrap();
+    let world = World::at(temp.path());
+    world.manager.create(spec()).await.unwrap();
+    let tasks: Vec<_> = (0..20)
+        .map(|_| {
+            let manager = world.manager.clone();
+            tokio::spawn(async move { manager.start(&web()).await })
+        })
+        .collect();
+    for task in tasks {
+        assert_eq!(task.await.unwrap().unwrap().state, VmState::Running);
+    }
+    assert_eq!(world.boots(), 1);
+}
+
+#[tokio::test]
+async fn an_interrupted_creation_is_shown_refused_and_replaced() {
+    let temp = tempfile::tempdir().unwrap();
+    let (_, manager) = noop(&temp);
+    manager.create(named(name("other"))).await.unwrap();
+    let dir = manager.home().vm(&web());
+    fs::create_dir(&dir).unwrap();
+    let preparing =
+        VmHandle::preparing(Uuid::from_u128(9), BackendTag::Noop, spec().with_id(Uuid::from_u128(9)));
+    let intent = Intent { operation: Operation::Prepare, since: 1, pid: 1 };
+    fs::write(dir.join("vm.json"), VmRecord::intending(preparing, intent).encode().unwrap()).unwrap();
+
+    let listed = manager.list().await.unwrap().remove(1);
+    assert!(listed.interrupted);
+    let VmState::Failed { cause } = listed.handle.unwrap().state else { panic!("not failed") };
+    assert_eq!(cause.detail, "its making was interrupted: remove it");
+    let error = manager.start(&web()).await.unwrap_err().to_string();
+    assert_eq!(error, "cannot start a VM that is preparing: its making was cut off, destroy it");
+    let vm = manager.create(spec()).await.unwrap();
+    assert_ne!(vm.id, Uuid::from_u128(9));
+}
+
+#[tokio::test]
+async fn a_wait_hears_of_what_another_manager_does() {
+    let temp = tempfile::tempdir().unwrap();
+    let (_, manager) = noop(&temp);
+    manager.create(spec()).await.unwrap();
+    for (condition, is_start) in [(Condition::Running, true), (Condition::Stopped, false)] {
+        let waiting = {
+            let manager = manager.clone();
+            tokio::spawn(async move { manager.wait(&web(), condition, SOON).await })
+        };
+        sleep(Duration::from_millis(50)).await;
+        match is_start {
+            true => manager.start(&web()).await.unwrap(),
+            false => manager.stop(&web(), SOON).await.unwrap(),
+        };
+        let begun = Instant::now();
+        let vm = waiting.await.unwrap().unwrap();
+        assert_eq!(vm.state.name(), condition.as_str());
+        assert!(begun.elapsed() < Duration::from_secs(1), "heard of by the event, not at the next look");
+    }
+}
+
+#[tokio::test]
+async fn a_wait_ends_at_its_deadline_with_the_consoles_last_lines() {
+    let temp = tempfile::tempdir().unwrap();
+    let world = World::at(temp.path());
+    let vm = world.manager.create(spec()).await.unwrap();
+    fs::write(vm.console_log.unwrap(), "first\n\x1b[2Jlast words\r\n").unwrap();
+    let error = world.manager.wait(&web(), Condition::Ssh, Duration::from_millis(300)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TimedOut);
+    let expected = "waited 0.3 s for `ssh` of the VM `web`, which is prepared; the console's last lines:\n    first\n    [2Jlast words";
+    assert_eq!(error.to_string(), expected);
+}
+
+#[tokio::test]
+async fn a_wait_ends_at_once_when_the_vm_fails() {
+    let temp = tempfile::tempdir().unwrap();
+    let (hypervisor, manager) = noop(&temp);
+    manager.create(spec()).await.unwrap();
+    let vm = manager.start(&web()).await.unwrap();
+    let VmState::Failed { cause } =
+        VmState::failed(vmkit::lifecycle::FailureKind::GuestPanic, "the guest panicked")
+    else {
+        unreachable!()
+    };
+    hypervisor.break_vm(&vm, cause).unwrap();
+    let error = manager.wait(&web(), Condition::Stopped, SOON).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidState);
+    assert_eq!(
+        error.to_string(),
+        "waited for `stopped` of the VM `web`, and it is failed: the guest panicked"
+    );
+}
+
+#[tokio::test]
+async fn waiting_for_an_agent_that_the_backend_has_not_is_refused() {
+    let temp = tempfile::tempdir().unwrap();
+    let (_, manager) = noop(&temp);
+    manager.create(spec()).await.unwrap();
+    manager.start(&web()).await.unwrap();
+    let error = manager.wait(&web(), Condition::Agent, SOON).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+}
