@@ -15,6 +15,7 @@ mod guest;
 mod host;
 mod programs;
 mod setup;
+mod tidy;
 
 use std::process::ExitCode;
 
@@ -36,6 +37,8 @@ enum Task {
     Guest(guest::Arguments),
     /// Sets up, checks and tests everything; the last line counts what passed, failed and was skipped.
     Test,
+    /// Checks the rules of the house that the compiler does not.
+    Tidy,
 }
 
 fn main() -> ExitCode {
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Task::Setup => setup::run(),
         Task::Guest(arguments) => guest::run(&arguments),
         Task::Test => check::run(),
+        Task::Tidy => tidy::run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -6,13 +6,16 @@ use std::process::{Command, Output, Stdio};
 
 use crate::error::{Error, Result};
 
-/// Finds a program in `PATH`, and in the `sbin` directories that Debian leaves out of a user's `PATH`.
+/// Finds a program in [`search_path`].
 pub(crate) fn find(program: &str) -> Option<PathBuf> {
+    search_path().map(|directory| directory.join(program)).find(|candidate| candidate.is_file())
+}
+
+/// Answers the directories of `PATH`, and the `sbin` directories that Debian leaves out of a user's `PATH`.
+fn search_path() -> impl Iterator<Item = PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .chain(["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from))
-        .map(|directory| directory.join(program))
-        .find(|candidate| candidate.is_file())
+    let own: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    own.into_iter().chain(["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from))
 }
 
 /// Makes the command of a program that [`find`] finds.
@@ -27,6 +30,9 @@ pub(crate) fn command(program: &str) -> Result<Command> {
     let mut command = Command::new(found);
     // What is parsed here is parsed in English.
     command.env("LC_ALL", "C.UTF-8").stdin(Stdio::null());
+    if let Ok(path) = std::env::join_paths(search_path()) {
+        command.env("PATH", path);
+    }
     Ok(command)
 }
 
@@ -60,10 +66,12 @@ pub(crate) fn capture_text(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&capture(command)?).into_owned())
 }
 
-/// Writes the command as a shell would take it, as long as no argument needs quotes.
+/// Writes the command as a shell would take it, as long as no argument needs quotes. A script is shown as `…`.
 pub(crate) fn show(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
-    words.map(OsStr::to_string_lossy).collect::<Vec<_>>().join(" ")
+    let words =
+        words.map(OsStr::to_string_lossy).map(|word| if word.contains('\n') { "…".into() } else { word });
+    words.collect::<Vec<_>>().join(" ")
 }
 
 fn cannot_run(command: &Command, error: &std::io::Error) -> Error {
