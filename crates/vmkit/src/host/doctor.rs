@@ -297,31 +297,14 @@ mod tests {
             facts.qemu[0].version = version;
             facts
         };
+        let with_kvm = |kvm| HostFacts { kvm, ..good.clone() };
         let broken = KvmVerdict::Broken { reason: "KVM_EXIT_INTERNAL_ERROR".to_owned() };
         let denied = KvmVerdict::Denied { problem: "Permission denied".to_owned() };
         for (facts, name, status, found, advice) in [
-            (
-                HostFacts { kvm: Some(KvmVerdict::Missing), ..good.clone() },
-                "kvm",
-                Status::Warn,
-                "no /dev/kvm",
-                "firmware",
-            ),
-            (
-                HostFacts { kvm: Some(denied), ..good.clone() },
-                "kvm",
-                Status::Warn,
-                "Permission denied",
-                "group kvm",
-            ),
-            (
-                HostFacts { kvm: Some(broken), ..good.clone() },
-                "kvm",
-                Status::Warn,
-                "INTERNAL_ERROR",
-                "nested",
-            ),
-            (HostFacts { kvm: None, ..good.clone() }, "kvm", Status::Warn, "nobody tried", "kvm"),
+            (with_kvm(Some(KvmVerdict::Missing)), "kvm", Status::Warn, "no /dev/kvm", "firmware"),
+            (with_kvm(Some(denied)), "kvm", Status::Warn, "Permission denied", "group kvm"),
+            (with_kvm(Some(broken)), "kvm", Status::Warn, "INTERNAL_ERROR", "nested"),
+            (with_kvm(None), "kvm", Status::Warn, "nobody tried", "kvm"),
             (
                 HostFacts { qemu: Vec::new(), ..good.clone() },
                 "qemu-system-x86_64",
