@@ -10,6 +10,7 @@
 )]
 
 mod check;
+mod demo;
 mod error;
 mod guest;
 mod host;
@@ -35,6 +36,8 @@ enum Task {
     Setup,
     /// Builds the guests that tests boot, unless they are cached, and prints where they are.
     Guest(guest::Arguments),
+    /// Sets up, then plays the whole life of a VM with Debian in it and shows how long each part took.
+    Demo,
     /// Sets up, checks and tests everything; the last line counts what passed, failed and was skipped.
     Test,
     /// Checks the rules of the house that the compiler does not.
@@ -42,9 +45,12 @@ enum Task {
 }
 
 fn main() -> ExitCode {
+    // This program is the keeper of the demo's VM, too.
+    vmkit::run_if_keeper();
     let result = match Arguments::parse().task {
         Task::Setup => setup::run(),
         Task::Guest(arguments) => guest::run(&arguments),
+        Task::Demo => demo::run(),
         Task::Test => check::run(),
         Task::Tidy => tidy::run(),
     };

@@ -30,10 +30,15 @@ pub struct Guest {
 struct GuestFile {
     kernel: PathBuf,
     initrd: PathBuf,
-    disk: Option<PathBuf>,
+    disk: Option<DiskFile>,
     memory_mib: u64,
     machines: BTreeMap<String, MachineFile>,
     ready_line: String,
+}
+
+#[derive(Deserialize)]
+struct DiskFile {
+    path: PathBuf,
 }
 
 #[derive(Deserialize)]
@@ -96,7 +101,7 @@ fn load(name: &str) -> Guest {
     Guest {
         kernel: dir.join(read.kernel),
         initrd: dir.join(read.initrd),
-        disk: read.disk.map(|disk| dir.join(disk)),
+        disk: read.disk.map(|disk| dir.join(disk.path)),
         memory: Mib::new(read.memory_mib).expect("a guest's memory is a size"),
         ready_line: read.ready_line,
         cmdlines: read.machines.into_iter().map(|(name, machine)| (name, machine.cmdline)).collect(),

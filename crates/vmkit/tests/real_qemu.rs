@@ -14,7 +14,7 @@ use vmkit_testkit::{Conformance, conformance, guest};
 fn hypervisor(dir: &Path) -> QemuHypervisor {
     QemuHypervisor::builder(dir.join("vms"), dir.join("run"))
         .cache_dir(dir.join("cache"))
-        .keeper(env!("CARGO_BIN_EXE_vmkit-keeper").into())
+        .keeper(env!("CARGO_BIN_EXE_vmkit-keeper"))
         .build()
 }
 

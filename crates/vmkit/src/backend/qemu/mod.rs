@@ -78,7 +78,7 @@ const DETAILS_VERSION: u32 = 1;
 ///
 /// #[tokio::main(flavor = "current_thread")]
 /// async fn main() -> vmkit::Result<()> {
-///     let qemu = QemuHypervisor::builder("/var/lib/ci/vms".into(), "/run/ci".into()).build();
+///     let qemu = QemuHypervisor::builder("/var/lib/ci/vms", "/run/ci").build();
 ///     let disk = RootDisk { image: "/images/debian-12.qcow2".into(), size: None };
 ///     let spec = VmSpec::builder(VmName::new("job-17")?).disk(disk).cpus(2).build()?;
 ///     let vm = qemu.prepare(&spec).await?;
@@ -118,22 +118,22 @@ impl QemuHypervisorBuilder {
     }
 
     /// Names the QEMU program, whatever the guest's architecture, instead of looking for one.
-    pub fn program(mut self, path: PathBuf) -> Self {
-        self.0.program = Some(path);
+    pub fn program(mut self, path: impl Into<PathBuf>) -> Self {
+        self.0.program = Some(path.into());
         self
     }
 
     /// Sets the directory where what was found out about the host is remembered. Without it, it is found out anew.
-    pub fn cache_dir(mut self, dir: PathBuf) -> Self {
-        self.0.cache_dir = Some(dir);
+    pub fn cache_dir(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.0.cache_dir = Some(dir.into());
         self
     }
 
     /// Names the program that becomes each VM's keeper.
     ///
     /// Without it: this program itself if it called [`run_if_keeper`](crate::run_if_keeper), else `vmkit-keeper` beside it.
-    pub fn keeper(mut self, path: PathBuf) -> Self {
-        self.0.keeper = Some(path);
+    pub fn keeper(mut self, path: impl Into<PathBuf>) -> Self {
+        self.0.keeper = Some(path.into());
         self
     }
 
@@ -166,10 +166,10 @@ impl QemuHypervisor {
     /// Begins a hypervisor over these two directories; they are made when they are needed.
     ///
     /// The runtime root has to be short: a Unix socket's path has at most 107 bytes.
-    pub fn builder(work_root: PathBuf, run_root: PathBuf) -> QemuHypervisorBuilder {
+    pub fn builder(work_root: impl Into<PathBuf>, run_root: impl Into<PathBuf>) -> QemuHypervisorBuilder {
         QemuHypervisorBuilder(Settings {
-            work_root,
-            run_root,
+            work_root: work_root.into(),
+            run_root: run_root.into(),
             search_path: SYSTEM_PATH.map(PathBuf::from).to_vec(),
             program: None,
             cache_dir: None,
