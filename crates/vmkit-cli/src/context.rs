@@ -34,7 +34,7 @@ impl Context {
     /// Answers the manager of the VMs.
     pub(crate) fn manager(&self) -> Result<Manager, Error> {
         let home = self.home()?;
-        let qemu = qemu(&home).cache_dir(home.cache().into()).build();
+        let qemu = qemu(&home).cache_dir(home.cache()).build();
         let router = RouterHypervisor::new(BackendTag::Qemu).with(qemu);
         Ok(VmManager::new(router, BackendTag::Qemu, home))
     }
@@ -57,7 +57,7 @@ impl Context {
 }
 
 fn qemu(home: &Home) -> QemuHypervisorBuilder {
-    let qemu = QemuHypervisor::builder(home.vms().into(), home.run().into());
+    let qemu = QemuHypervisor::builder(home.vms(), home.run());
     match env::var_os("PATH") {
         Some(path) => qemu.search_path(&path),
         None => qemu,
