@@ -12,4 +12,4 @@ pub use mac::MacAddr;
 
 pub(crate) use leases::default_lease_files;
 pub(crate) use neighbours::addresses_of;
-pub(crate) use tap::open_tap;
+pub(crate) use tap::{check_bridge, open_tap};

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::network::MacAddr;
 use crate::network::leases::leased_to;
 use crate::network::netlink::Netlink;
@@ -21,7 +21,8 @@ pub(crate) async fn addresses_of(
     lease_files: &[PathBuf],
 ) -> Result<Vec<IpAddr>> {
     let netlink = Netlink::open()?;
-    let bridge = netlink.bridge(bridge).await?;
+    let gone = |problem| Error::Host { needed: format!("the bridge `{bridge}`"), problem };
+    let bridge = netlink.bridge(bridge).await?.map_err(gone)?;
     let mut addresses = netlink.neighbours(mac, &bridge).await?;
     match leased_to(mac, lease_files) {
         Ok(leased) => {

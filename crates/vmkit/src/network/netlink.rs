@@ -42,23 +42,23 @@ impl Netlink {
         Ok(Self(handle))
     }
 
-    /// Looks up an existing bridge.
+    /// Looks up an existing bridge, or answers why there is none of this name.
     ///
     /// # Errors
-    /// `Host` when there is no interface of this name, or it is not a bridge.
-    pub(super) async fn bridge(&self, name: &BridgeName) -> Result<Bridge> {
-        let refused = |problem: String| Error::Host { needed: format!("the bridge `{name}`"), problem };
+    /// `Host` when the kernel does not tell.
+    pub(super) async fn bridge(&self, name: &BridgeName) -> Result<Result<Bridge, String>> {
         let link = match self.link(name.as_str()).await? {
             Ok(link) => link,
-            Err(Errno::NODEV) => return Err(refused("this host has no such network interface".to_owned())),
-            Err(errno) => return Err(refused(io::Error::from(errno).to_string())),
+            Err(Errno::NODEV) => return Ok(Err("this host has no such network interface".to_owned())),
+            Err(errno) => return Ok(Err(io::Error::from(errno).to_string())),
         };
-        match kind(&link) {
-            Some(InfoKind::Bridge) => {}
-            Some(other) => return Err(refused(format!("that network interface is a {other}, not a bridge"))),
-            None => return Err(refused("that network interface is not a bridge".to_owned())),
-        }
-        Ok(Bridge { index: link.header.index, up: link.header.flags.contains(LinkFlags::Up) })
+        Ok(match kind(&link) {
+            Some(InfoKind::Bridge) => {
+                Ok(Bridge { index: link.header.index, up: link.header.flags.contains(LinkFlags::Up) })
+            }
+            Some(other) => Err(format!("that network interface is a {other}, not a bridge")),
+            None => Err("that network interface is not a bridge".to_owned()),
+        })
     }
 
     /// Makes a tap a port of a bridge and sets it up.

@@ -8,7 +8,7 @@ use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 use crate::host::TUN;
-use crate::network::netlink::Netlink;
+use crate::network::netlink::{Bridge, Netlink};
 use crate::spec::BridgeName;
 use crate::steps::step;
 use crate::sys;
@@ -24,6 +24,21 @@ pub(crate) struct Tap {
     pub(crate) name: String,
 }
 
+/// Checks that there is a bridge of this name.
+///
+/// It asks the kernel, not `/sys`: that shows the network in which it was mounted, which need not be this process's.
+///
+/// # Errors
+/// `InvalidInput` naming the bridge when it does not exist or is something else.
+pub(crate) async fn check_bridge(bridge: &BridgeName) -> Result<()> {
+    find_bridge(&Netlink::open()?, bridge).await.map(drop)
+}
+
+async fn find_bridge(netlink: &Netlink, name: &BridgeName) -> Result<Bridge> {
+    let found = netlink.bridge(name).await?;
+    found.map_err(|problem| Error::invalid("network.bridge", name, problem))
+}
+
 /// Makes a tap and attaches it to a bridge that exists.
 ///
 /// `name` has at most 15 bytes and may hold one `%d`, for which the kernel takes the first free number.
@@ -32,11 +47,11 @@ pub(crate) struct Tap {
 /// Nothing is left behind.
 ///
 /// # Errors
-/// `Host` naming the bridge when it does not exist or is something else; naming `/dev/net/tun` when that is missing, or
-/// when this user lacks CAP_NET_ADMIN. `Busy` when there is an interface of this name.
+/// `InvalidInput` naming the bridge when it does not exist or is something else; `Host` naming `/dev/net/tun` when that is
+/// missing, or when this user lacks CAP_NET_ADMIN. `Busy` when there is an interface of this name.
 pub(crate) async fn open_tap(bridge: &BridgeName, name: &str) -> Result<Tap> {
     let netlink = Netlink::open()?;
-    let found = netlink.bridge(bridge).await?;
+    let found = find_bridge(&netlink, bridge).await?;
     if !found.up {
         tracing::warn!(%bridge, "the bridge is down: nothing passes through it until it is set up");
     }
@@ -118,9 +133,9 @@ mod tests {
         in_own_network(async || {
             ip("tuntap add dev theirs mode tap");
             for (name, reason) in [
-                ("br7", "the bridge `br7`: this host has no such network interface"),
-                ("theirs", "the bridge `theirs`: that network interface is a tun, not a bridge"),
-                ("lo", "the bridge `lo`: that network interface is not a bridge"),
+                ("br7", "network.bridge: \"br7\": this host has no such network interface"),
+                ("theirs", "network.bridge: \"theirs\": that network interface is a tun, not a bridge"),
+                ("lo", "network.bridge: \"lo\": that network interface is not a bridge"),
             ] {
                 let error = open_tap(&bridge(name), "vmkit%d").await.unwrap_err();
                 assert_eq!(error.to_string(), reason);

@@ -188,7 +188,7 @@ impl QemuHypervisor {
         let id = spec.id().unwrap_or_else(Uuid::new_v4);
         let layout = self.layout(spec, id)?;
         let looked = prepare::look_at_files(spec)?;
-        prepare::check_network(spec)?;
+        prepare::check_network(spec).await?;
         let facts = self.facts(spec).await?;
         Ok(plan::plan(spec, id, &layout, &facts, &looked.media))
     }
@@ -286,7 +286,7 @@ impl Hypervisor for QemuHypervisor {
             return Err(Error::AlreadyExists { what: "VM", name: spec.name().to_string() });
         }
         let looked = prepare::look_at_files(&spec)?;
-        prepare::check_network(&spec)?;
+        prepare::check_network(&spec).await?;
         let facts = self.facts(&spec).await?;
         let plan = plan::plan(&spec, id, &layout, &facts, &looked.media);
         for warning in &plan.warnings {
@@ -316,7 +316,7 @@ impl Hypervisor for QemuHypervisor {
             // A panicked guest's QEMU is still there.
             process::kill(&layout).await?;
         }
-        prepare::check_network(&vm.spec)?;
+        prepare::check_network(&vm.spec).await?;
         let keeper = spawn::keeper_program(self.0.keeper.as_deref())?;
         let facts = self.facts(&vm.spec).await?;
         let plan = plan::plan(&vm.spec, vm.id, &layout, &facts, &media);

@@ -13,7 +13,7 @@ use crate::cloud_init;
 use crate::error::{Error, Result};
 use crate::host::ports::port_is_free;
 use crate::image::{ImageFacts, create_blank, create_overlay, inspect};
-use crate::network::MacAddr;
+use crate::network::{MacAddr, check_bridge};
 use crate::spec::{Boot, DataDisk, NetworkConfig, VmSpec};
 use crate::steps::step;
 
@@ -47,17 +47,9 @@ pub(super) fn look_at_files(spec: &VmSpec) -> Result<Looked> {
 ///
 /// # Errors
 /// `InvalidInput` with the field and the value. A port that is taken after this is QEMU's to refuse.
-pub(super) fn check_network(spec: &VmSpec) -> Result<()> {
+pub(super) async fn check_network(spec: &VmSpec) -> Result<()> {
     match spec.network() {
-        NetworkConfig::Tap { bridge } => {
-            let dir = Path::new("/sys/class/net").join(bridge.as_str());
-            if !dir.exists() {
-                return Err(Error::invalid("network.bridge", bridge, "no such network device on this host"));
-            }
-            if !dir.join("bridge").exists() {
-                return Err(Error::invalid("network.bridge", bridge, "this network device is no bridge"));
-            }
-        }
+        NetworkConfig::Tap { bridge } => check_bridge(bridge).await?,
         NetworkConfig::User(user) => {
             for forward in &user.forwards {
                 if let Some(port) = forward.host_port
