@@ -315,3 +315,66 @@ fn kind(kind: ErrorKind) -> &'static str {
         _ => "other",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vmkit::BackendTag;
+    use vmkit::lifecycle::FailureKind;
+    use vmkit::spec::{BridgeName, Kernel, UserName, VmName, VmSpec};
+
+    fn assert_golden(name: &str, vm: &VmHandle) {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+        let found = format!("{}\n", serde_json::to_string(&Vm::of(vm)).unwrap());
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            std::fs::write(&path, &found).unwrap();
+        }
+        assert_eq!(std::fs::read_to_string(&path).unwrap_or_default(), found, "{}", path.display());
+    }
+
+    fn vm(network: NetworkConfig) -> VmHandle {
+        let kernel = Kernel {
+            path: "/boot/vmlinuz".into(),
+            initrd: Some("/boot/initrd".into()),
+            cmdline: "console=ttyS0".into(),
+        };
+        let id = "5f0c2b1e-0000-4000-8000-000000000001".parse().unwrap();
+        let spec = VmSpec::builder(VmName::new("web").unwrap())
+            .id(id)
+            .boot(Boot::Kernel(kernel))
+            .network(network)
+            .run_as(UserName::new("nobody").unwrap())
+            .vnc(Vnc::Loopback)
+            .build()
+            .unwrap();
+        VmHandle::preparing(id, BackendTag::Qemu, spec)
+    }
+
+    #[test]
+    fn a_running_vm_has_the_promised_shape() {
+        let mut vm = vm(NetworkConfig::default()).in_state(VmState::Running);
+        vm.run = Some(RunInfo {
+            pid: Some(4242),
+            console: ConsoleEndpoint::UnixSocket("/run/5f0c2b1e/console.sock".into()),
+            agent: Some("/run/5f0c2b1e/agent.sock".into()),
+            monitor: Some("/run/5f0c2b1e/monitor.sock".into()),
+            vnc: Some(VncAddress::Tcp {
+                addr: "127.0.0.1:5901".parse().unwrap(),
+                password_file: "/run/5f0c2b1e/vnc.password".into(),
+            }),
+            forwards: vec![ActiveForward {
+                protocol: Protocol::Tcp,
+                host: "127.0.0.1:40001".parse().unwrap(),
+                guest_port: 22.try_into().unwrap(),
+            }],
+        });
+        assert_golden("vm-running.json", &vm);
+    }
+
+    #[test]
+    fn a_failed_vm_has_the_promised_shape() {
+        let bridge = BridgeName::new("br0").unwrap();
+        let state = VmState::failed(FailureKind::GuestPanic, "the guest's kernel panicked");
+        assert_golden("vm-failed.json", &vm(NetworkConfig::Tap { bridge }).in_state(state));
+    }
+}

@@ -50,8 +50,11 @@ impl Console {
                 let what = format!("a terminal on its console; a client for WebSockets reaches it at {url}");
                 Err(unsupported(&what).into())
             }
-            ConsoleEndpoint::UnixSocket(path) => {
+            ConsoleEndpoint::UnixSocket(path) if path.exists() || vm.state.is_live() => {
                 console::attach(&self.name, &path, vm.console_log.as_deref(), self.timeout)
+            }
+            ConsoleEndpoint::UnixSocket(_) => {
+                Err(Error::NotLive { what: "the console", state: vm.state }.into())
             }
         }
     }

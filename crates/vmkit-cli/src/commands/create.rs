@@ -29,7 +29,7 @@ pub(crate) struct Create {
     #[arg(long, value_name = "PATH")]
     image: Option<PathBuf>,
     /// Sets the number of virtual CPUs, 1 to 255.
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value = "1", value_parser = cpus, allow_negative_numbers = true)]
     cpus: u32,
     /// Sets the guest's memory.
     #[arg(long, value_name = "SIZE", default_value = "512MiB", value_parser = |text: &str| size("memory", text))]
@@ -60,10 +60,6 @@ pub(crate) struct Create {
     /// Chooses what runs the guest's code; auto is KVM where it really works, else TCG.
     #[arg(long, value_enum, default_value_t = AccelName::Auto)]
     accel: AccelName,
-    #[command(flatten)]
-    network: Network,
-    #[command(flatten)]
-    guest: Guest,
     /// Shows the screen on a Unix socket, on a port of loopback with a password, or nowhere.
     #[arg(long, value_enum, default_value_t = VncName::Unix)]
     vnc: VncName,
@@ -79,6 +75,11 @@ pub(crate) struct Create {
     /// Prints the VM as a JSON object.
     #[arg(long)]
     json: bool,
+    // Last, since what follows a heading stands below it.
+    #[command(flatten)]
+    network: Network,
+    #[command(flatten)]
+    guest: Guest,
 }
 
 /// How the guest is connected.
@@ -271,6 +272,13 @@ fn public_keys(path: &Path) -> Result<Vec<String>, Error> {
         None if keys.is_empty() => Err(refused("there is no key in this file".to_owned())),
         None => Ok(keys),
     }
+}
+
+fn cpus(text: &str) -> Result<u32, Error> {
+    text.parse().map_err(|_| {
+        let value: String = text.chars().take(40).collect();
+        Error::invalid("cpus", value, format!("a VM has 1 to {} CPUs", VmSpec::MAX_CPUS))
+    })
 }
 
 fn mode(text: &str) -> Result<Mode, Error> {

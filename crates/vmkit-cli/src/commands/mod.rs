@@ -85,7 +85,7 @@ pub(crate) struct Targets {
 /// How long a guest has to shut down.
 #[derive(Debug, Args)]
 pub(crate) struct Patience {
-    /// How long the guest has to shut down before it is ended by force; 0 is by force at once.
+    /// Gives the guest so long to shut down before it is ended by force; 0 is by force at once.
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
     #[arg(allow_negative_numbers = true)]
     timeout: Duration,

@@ -20,10 +20,10 @@ use crate::{json, output};
 pub(crate) struct Wait {
     /// Names the VM.
     name: VmName,
-    /// What is awaited.
+    /// Names what is awaited.
     #[arg(value_parser = conditions())]
     condition: Condition,
-    /// How long to wait, all in all.
+    /// Waits so long, all in all.
     #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = seconds)]
     #[arg(allow_negative_numbers = true)]
     timeout: Duration,

@@ -1,0 +1,8 @@
+//! The reference of the command line is a page that is always true.
+
+mod support;
+
+#[test]
+fn the_page_says_what_help_says() {
+    support::assert_golden("../../docs/cli.md", &vmkit_cli::reference());
+}
