@@ -62,6 +62,12 @@ const NEEDS: &[Need] = &[
     program("ip", "iproute2", "makes the network namespaces of the tap tests"),
     program("dnsmasq", "dnsmasq-base", "serves DHCP in the tap tests"),
     program("ssh", "openssh-client", "checks guests from outside"),
+    program("isoinfo", "genisoimage", "reads our cloud-init seeds back"),
+    Need {
+        trace: Trace::AnyFile(&["/usr/lib/python3/dist-packages/yaml/__init__.py"]),
+        package: "python3-yaml",
+        reason: "reads our cloud-config back",
+    },
     program("ssh-keygen", "openssh-client", "makes the keys of the end-to-end tests"),
 ];
 

@@ -1,4 +1,5 @@
 //! What the command prints and which exit code it answers, as far as nothing has to run for it.
+#![allow(clippy::unwrap_used, reason = "a test may panic, and says aloud what it skips")]
 
 mod support;
 

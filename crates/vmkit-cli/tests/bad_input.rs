@@ -1,4 +1,9 @@
 //! Bad input: refused with the field, the value and the bound, exit code 2, and nothing left behind.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test may panic, and says aloud what it skips"
+)]
 
 mod support;
 
@@ -328,7 +333,7 @@ fn a_dry_run_changes_nothing() {
 fn an_unreadable_kernel_is_refused_by_path() {
     let host = host();
     fs::write(host.file("secret"), "kernel").unwrap();
-    fs::set_permissions(host.file("secret"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(host.file("secret"), fs::Permissions::from_mode(0o000)).unwrap();
     if fs::read(host.file("secret")).is_ok() {
         eprintln!("SKIP: this user reads everything");
         return;

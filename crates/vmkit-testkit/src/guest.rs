@@ -92,7 +92,9 @@ pub fn debian() -> Guest {
 }
 
 fn load(name: &str) -> Guest {
-    let dir = guests_dir().join(name);
+    let link = guests_dir().join(name);
+    // The link itself leads to another guest after the next build, and an overlay keeps the path of its image.
+    let dir = fs::canonicalize(&link).unwrap_or(link);
     let file = dir.join("guest.json");
     let text = fs::read_to_string(&file)
         .unwrap_or_else(|error| panic!("{}: {error}; `cargo xtask guest {name}` builds it", file.display()));

@@ -1,4 +1,5 @@
 //! The backends that run nothing keep the contract, and the suite finds those that don't.
+#![allow(clippy::unwrap_used, reason = "a test may panic, and says aloud what it skips")]
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
 //! The manager is killed before every single step of every operation, and its files fail one by one.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! What the manager promises about many VMs, many callers, and what it finds on the disk.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 

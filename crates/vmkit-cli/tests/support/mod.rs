@@ -1,5 +1,5 @@
 //! The command in a home of its own, on a host whose QEMU is what the test says.
-
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 #![allow(dead_code, reason = "each test program uses what it needs of it")]
 
 use std::collections::BTreeMap;

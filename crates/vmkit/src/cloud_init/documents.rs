@@ -325,11 +325,15 @@ mod tests {
     fn py_yaml(document: &str) -> Option<Value> {
         const READER: &str =
             "import json, sys, yaml\njson.dump(yaml.safe_load(sys.stdin.buffer), sys.stdout)";
-        if !Command::new("python3").args(["-c", "import yaml"]).output().is_ok_and(|o| o.status.success()) {
+        if !Command::new("/usr/bin/python3")
+            .args(["-c", "import yaml"])
+            .output()
+            .is_ok_and(|o| o.status.success())
+        {
             println!("SKIP: PyYAML is not installed");
             return None;
         }
-        let mut python = Command::new("python3");
+        let mut python = Command::new("/usr/bin/python3");
         let mut python =
             python.args(["-c", READER]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         python.stdin.take().unwrap().write_all(document.as_bytes()).unwrap();

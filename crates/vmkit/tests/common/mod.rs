@@ -1,4 +1,5 @@
 //! A backend whose VMs are files, so that they outlive the process that made them, as real ones do.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 #![allow(dead_code, reason = "every test executable uses its own part")]
 
 use std::fs::{self, File, OpenOptions};
