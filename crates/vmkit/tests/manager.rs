@@ -4,17 +4,21 @@
 mod common;
 
 use std::fs;
+use std::net::SocketAddr;
+use std::num::NonZeroU16;
 use std::time::{Duration, Instant};
 
 use common::{FileHypervisor, World, named, spec, web};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpListener;
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 use vmkit::lifecycle::Operation;
-use vmkit::spec::{VmName, VmSpec};
+use vmkit::spec::{Protocol, VmName, VmSpec};
 use vmkit::store::{Home, Intent, VmRecord};
 use vmkit::{
-    BackendTag, Condition, ConsoleEndpoint, ErrorKind, Hypervisor, NoopHypervisor, Result, RouterHypervisor,
-    VmHandle, VmManager, VmState,
+    ActiveForward, BackendTag, Condition, ConsoleEndpoint, ErrorKind, Hypervisor, NoopHypervisor, Result,
+    RouterHypervisor, RunInfo, VmHandle, VmManager, VmState,
 };
 
 const SOON: Duration = Duration::from_secs(20);
@@ -387,4 +391,54 @@ async fn waiting_for_an_agent_that_the_backend_has_not_is_refused() {
     manager.start(&web()).await.unwrap();
     let error = manager.wait(&web(), Condition::Agent, SOON).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported);
+}
+
+/// Makes and starts a VM with these facts of its run.
+async fn running(dir: &std::path::Path, run: RunInfo) -> VmManager<FileHypervisor> {
+    let hypervisor = FileHypervisor::new(dir.join("fake")).with_run(run);
+    let manager = VmManager::new(hypervisor, BackendTag::Noop, Home::at(dir.join("home")).unwrap());
+    manager.create(spec()).await.unwrap();
+    manager.start(&web()).await.unwrap();
+    manager
+}
+
+#[tokio::test]
+async fn ssh_is_there_when_the_server_speaks_not_when_the_host_accepts() {
+    let temp = tempfile::tempdir().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let SocketAddr::V4(host) = listener.local_addr().unwrap() else { unreachable!() };
+    let forward = ActiveForward { protocol: Protocol::Tcp, host, guest_port: NonZeroU16::new(22).unwrap() };
+    let manager = running(temp.path(), RunInfo { forwards: vec![forward], ..RunInfo::default() }).await;
+    let guest = tokio::spawn(async move {
+        // As slirp does while the guest does not listen yet, and a server that is no SSH server.
+        for greeting in ["", "", "220 mail\r\n", "SSH-2.0-test\r\n"] {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.write_all(greeting.as_bytes()).await.unwrap();
+        }
+    });
+    manager.wait(&web(), Condition::Ssh, SOON).await.unwrap();
+    guest.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_wait_hears_of_the_end_of_the_hypervisors_process() {
+    let temp = tempfile::tempdir().unwrap();
+    let mut child = tokio::process::Command::new("sleep").arg("60").kill_on_drop(true).spawn().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let SocketAddr::V4(host) = listener.local_addr().unwrap() else { unreachable!() };
+    let forward = ActiveForward { protocol: Protocol::Tcp, host, guest_port: NonZeroU16::new(22).unwrap() };
+    let run = RunInfo { pid: child.id(), forwards: vec![forward], ..RunInfo::default() };
+    let manager = running(temp.path(), run).await;
+    let vm = manager.info(&web()).await.unwrap();
+    let waiting = tokio::spawn(async move { manager.wait(&web(), Condition::Ssh, SOON).await });
+    // The host accepts, and nobody says a word: the wait is in the middle of an attempt.
+    let silent = listener.accept().await.unwrap();
+    let guest = vm.run.unwrap().monitor.unwrap();
+    fs::remove_file(guest).unwrap();
+    let begun = Instant::now();
+    child.kill().await.unwrap();
+    let error = waiting.await.unwrap().unwrap_err();
+    assert_eq!(error.to_string(), "waited for `ssh` of the VM `web`, and it is stopped");
+    assert!(begun.elapsed() < Duration::from_secs(3), "heard of by the event, not at the attempt's end");
+    drop(silent);
 }

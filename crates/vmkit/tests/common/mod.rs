@@ -20,13 +20,19 @@ use vmkit_testkit::crash::step;
 /// Keeps one directory for each VM. There, `disk` says that it was prepared, `guest` that it lives, `paused` that its vCPUs
 /// stand still, `ran` that it was started once; `boots` has a line for each start.
 #[derive(Debug, Clone)]
-pub struct FileHypervisor {
+pub(crate) struct FileHypervisor {
     root: PathBuf,
+    run: RunInfo,
 }
 
 impl FileHypervisor {
-    pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into() }
+    pub(crate) fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into(), run: RunInfo::default() }
+    }
+
+    /// Gives every run these facts, for who waits for a guest.
+    pub(crate) fn with_run(self, run: RunInfo) -> Self {
+        Self { run, ..self }
     }
 
     fn dir(&self, id: Uuid) -> PathBuf {
@@ -85,7 +91,7 @@ impl FileHypervisor {
         }
         let mut vm = vm.clone();
         if operation == Operation::Start {
-            vm.run = Some(RunInfo { monitor: Some(dir.join("guest")), ..RunInfo::default() });
+            vm.run = Some(RunInfo { monitor: Some(dir.join("guest")), ..self.run.clone() });
         }
         self.handle(&vm)
     }
@@ -172,32 +178,32 @@ impl Backend for FileHypervisor {
 }
 
 /// One home below `dir`, over VMs that are files below it, too.
-pub struct World {
-    pub dir: PathBuf,
-    pub manager: VmManager<FileHypervisor>,
+pub(crate) struct World {
+    pub(crate) dir: PathBuf,
+    pub(crate) manager: VmManager<FileHypervisor>,
 }
 
 impl World {
-    pub fn at(dir: &Path) -> Self {
+    pub(crate) fn at(dir: &Path) -> Self {
         let home = Home::at(dir.join("home")).unwrap();
         let manager = VmManager::new(FileHypervisor::new(dir.join("fake")), BackendTag::Noop, home);
         Self { dir: dir.to_owned(), manager }
     }
 
     /// Answers everything that is left of any VM, for a message.
-    pub fn remains(&self) -> Vec<PathBuf> {
+    pub(crate) fn remains(&self) -> Vec<PathBuf> {
         ["home/vms", "home/run", "fake"].iter().flat_map(|part| paths_below(&self.dir.join(part))).collect()
     }
 
     /// Answers how often the one VM was booted.
-    pub fn boots(&self) -> usize {
+    pub(crate) fn boots(&self) -> usize {
         let logs = paths_below(&self.dir.join("fake"));
         let logs = logs.iter().filter(|path| path.ends_with("boots"));
         logs.map(|log| fs::read_to_string(log).unwrap().lines().count()).sum()
     }
 
     /// Answers the files that were being written when their writer was cut off.
-    pub fn temporaries(&self) -> Vec<PathBuf> {
+    pub(crate) fn temporaries(&self) -> Vec<PathBuf> {
         let mut left = paths_below(&self.dir.join("home"));
         left.retain(|path| path.extension().is_some_and(|extension| extension == "new"));
         left
@@ -210,21 +216,21 @@ fn paths_below(dir: &Path) -> Vec<PathBuf> {
     paths.flat_map(|path| paths_below(&path).into_iter().chain([path])).collect()
 }
 
-pub fn web() -> VmName {
+pub(crate) fn web() -> VmName {
     VmName::new("web").unwrap()
 }
 
-pub fn spec() -> VmSpec {
+pub(crate) fn spec() -> VmSpec {
     named(web())
 }
 
-pub fn named(name: VmName) -> VmSpec {
+pub(crate) fn named(name: VmName) -> VmSpec {
     let kernel = Kernel { path: "/boot/vmlinuz".into(), initrd: None, cmdline: String::new() };
     VmSpec::builder(name).boot(Boot::Kernel(kernel)).build().unwrap()
 }
 
 /// Does one operation by its word.
-pub async fn operate(manager: &VmManager<FileHypervisor>, word: &str) -> Result<()> {
+pub(crate) async fn operate(manager: &VmManager<FileHypervisor>, word: &str) -> Result<()> {
     let (name, soon) = (web(), Duration::from_secs(5));
     match word {
         "create" => manager.create(spec()).await.map(drop),
@@ -239,7 +245,7 @@ pub async fn operate(manager: &VmManager<FileHypervisor>, word: &str) -> Result<
 }
 
 /// What is done before an operation so that it has its full way to go, and the states that it may leave when it is cut.
-pub const LIVES: [(&str, &[&str], &[&str]); 9] = [
+pub(crate) const LIVES: [(&str, &[&str], &[&str]); 9] = [
     ("create", &[], &["", "failed", "prepared"]),
     ("start", &["create"], &["prepared", "stopped", "running"]),
     ("start", &["create", "start", "suspend", "stop"], &["stopped", "running"]),
