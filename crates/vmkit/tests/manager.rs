@@ -291,6 +291,27 @@ async fn whoever_waited_for_a_removed_vm_does_not_work_on_what_is_gone() {
 }
 
 #[tokio::test]
+async fn the_lock_of_a_removed_vm_does_not_open_the_next_one_of_its_name() {
+    let temp = tempfile::tempdir().unwrap();
+    let World { manager, .. } = World::at(temp.path());
+    manager.create(spec()).await.unwrap();
+    let first = hold(manager.home());
+    let mut starting = {
+        let manager = manager.clone();
+        tokio::spawn(async move { manager.start(&web()).await })
+    };
+    sleep(Duration::from_millis(100)).await;
+    fs::remove_dir_all(manager.home().vm(&web())).unwrap();
+    let next = manager.create(spec()).await.unwrap();
+    let second = hold(manager.home());
+    drop(first);
+    let early = timeout(Duration::from_millis(300), &mut starting).await;
+    assert!(early.is_err(), "started under the lock of a VM that is gone");
+    drop(second);
+    assert_eq!(timeout(SOON, starting).await.unwrap().unwrap().unwrap().id, next.id);
+}
+
+#[tokio::test]
 async fn twenty_tasks_that_start_one_vm_boot_it_once() {
     let temp = tempfile::tempdir().unwrap();
     let world = World::at(temp.path());
