@@ -12,6 +12,7 @@
 //!
 //! Source: QEMU, `qga/qapi-schema.json`.
 
+use std::io;
 use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
@@ -169,7 +170,12 @@ impl GuestAgent {
         self.wire.queue(&request("guest-sync-delimited", Some(json!({ "id": mark }))));
         self.wire.flush().await?;
         loop {
-            match decode(&self.wire.line().await?) {
+            let line = match self.wire.line().await {
+                // A guest can be down, and its QEMU gone, before the agent says another word.
+                Err(error) if mode == ShutdownMode::PowerDown && has_hung_up(&error) => return Ok(()),
+                line => line?,
+            };
+            match decode(&line) {
                 Ok(Reply::Synced(number)) if number == mark => {
                     self.in_sync = true;
                     return Ok(());
@@ -276,6 +282,15 @@ fn decode(line: &[u8]) -> Result<Reply, Malformed> {
         (Some(value), None) => Reply::Return(value),
         (None, _) => Reply::Other,
     })
+}
+
+/// Tells whether the error is that the channel's other end is gone.
+fn has_hung_up(error: &Error) -> bool {
+    let kind = match error {
+        Error::Protocol { source: Some(source), .. } => source.kind(),
+        _ => return false,
+    };
+    matches!(kind, io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
 }
 
 fn request(command: &str, arguments: Option<Value>) -> Vec<u8> {
@@ -472,6 +487,17 @@ mod tests {
         let error = agent.shutdown(ShutdownMode::PowerDown, in_time()).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Guest);
         agent.shutdown(ShutdownMode::Reboot, in_time()).await.unwrap();
+        script.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_is_down_before_its_agent_can_answer_was_shut_down() {
+        let (mut agent, mut peer) = pair();
+        let script = tokio::spawn(async move {
+            peer.sync().await;
+            peer.hear().await;
+        });
+        agent.shutdown(ShutdownMode::PowerDown, in_time()).await.unwrap();
         script.await.unwrap();
     }
 
