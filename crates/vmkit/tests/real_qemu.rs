@@ -1,33 +1,21 @@
 //! The QEMU backend on the real QEMU: every kind of command line is accepted, and the tiny guest lives its whole life.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use vmkit::spec;
 mod cases;
+mod real;
 
 use std::path::Path;
 use std::time::Duration;
 
-use vmkit::spec::Machine;
-use vmkit::{FailureKind, Hypervisor, QemuHypervisor, VmHandle, VmState, tail_of_log};
+use vmkit::spec::{self, Machine};
+use vmkit::{FailureKind, Hypervisor, VmHandle, VmState, tail_of_log};
 use vmkit_testkit::{Conformance, conformance, guest};
 
-fn hypervisor(dir: &Path) -> QemuHypervisor {
-    QemuHypervisor::builder(dir.join("vms"), dir.join("run"))
-        .cache_dir(dir.join("cache"))
-        .keeper(env!("CARGO_BIN_EXE_vmkit-keeper"))
-        .build()
-}
-
-fn entries(dir: &Path) -> Vec<String> {
-    let names = std::fs::read_dir(dir).map(|entries| {
-        entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
-    });
-    names.unwrap_or_default()
-}
+use real::{Place, console_says, entries, gone, pid, state_becomes};
 
 #[tokio::test(flavor = "current_thread")]
 async fn the_real_qemu_accepts_every_golden_command_line() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = Place::new();
     for (name, bytes) in
         [("base.img", 8 << 20), ("extra, with comma.img", 1 << 20), ("vmlinuz", 1 << 20), ("initrd", 512)]
     {
@@ -36,8 +24,8 @@ async fn the_real_qemu_accepts_every_golden_command_line() {
     // A kernel for x86 has a header that QEMU reads; an empty one does not load.
     let guest = guest::tiny();
     std::fs::copy(&guest.kernel, dir.path().join("vmlinuz")).unwrap();
-    let qemu = hypervisor(dir.path());
     for case in cases::cases(dir.path()) {
+        let qemu = dir.hypervisor_for(case.spec.machine());
         let vm = qemu.prepare(&case.spec).await;
         let vm = vm.unwrap_or_else(|error| panic!("{}: prepare: {error}", case.name));
         let vm = qemu.start(&vm).await.unwrap_or_else(|error| panic!("{}: start: {error}", case.name));
@@ -60,8 +48,8 @@ fn qemu_processes(vm: &VmHandle) -> usize {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_real_qemu_keeps_the_contract() {
-    let dir = tempfile::tempdir().unwrap();
-    let qemu = hypervisor(dir.path());
+    let dir = Place::new();
+    let qemu = dir.hypervisor();
     let tiny = guest::tiny();
     let roots = [dir.path().join("vms"), dir.path().join("run")];
     let options = Conformance::new(move |name| {
@@ -80,55 +68,28 @@ async fn the_real_qemu_keeps_the_contract() {
     conformance::run(move || qemu.clone(), options).await.assert();
 }
 
-async fn console_says(vm: &VmHandle, words: &str, limit: Duration) {
-    let log = vm.console_log.clone().unwrap();
-    let deadline = tokio::time::Instant::now() + limit;
-    loop {
-        let text = String::from_utf8_lossy(&tail_of_log(&log, 1 << 20).unwrap()).into_owned();
-        if text.contains(words) {
-            return;
-        }
-        assert!(tokio::time::Instant::now() < deadline, "no {words:?} on the console:\n{text}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
 #[tokio::test(flavor = "current_thread")]
 async fn a_guest_that_powers_itself_off_is_stopped() {
-    let dir = tempfile::tempdir().unwrap();
-    let qemu = hypervisor(dir.path());
+    let dir = Place::new();
+    let qemu = dir.hypervisor();
     for machine in [Machine::Q35, Machine::Microvm] {
         let spec = guest::tiny().spec("off", machine, "vmkit.poweroff").build().unwrap();
         let vm = qemu.start(&qemu.prepare(&spec).await.unwrap()).await.unwrap();
-        ended(&vm).await;
+        gone(pid(&vm)).await;
         assert_eq!(qemu.state(&vm).await.unwrap(), VmState::Stopped, "{machine:?}");
         qemu.destroy(vm).await.unwrap();
     }
 }
 
-/// Waits until the VM's QEMU is gone.
-async fn ended(vm: &VmHandle) {
-    let pid = vm.run.as_ref().and_then(|run| run.pid).expect("a running VM has a process");
-    let pid = rustix::process::Pid::from_raw(pid as i32).unwrap();
-    let Ok(fd) = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) else {
-        return;
-    };
-    let wait = tokio::task::spawn_blocking(move || {
-        let mut polled = [rustix::event::PollFd::new(&fd, rustix::event::PollFlags::IN)];
-        let limit = rustix::event::Timespec { tv_sec: 120, tv_nsec: 0 };
-        rustix::event::poll(&mut polled, Some(&limit)).unwrap()
-    });
-    assert_eq!(wait.await.unwrap(), 1, "QEMU is still there after two minutes");
-}
-
 #[tokio::test(flavor = "current_thread")]
 async fn a_panicked_guest_is_failed_and_starts_again() {
-    let dir = tempfile::tempdir().unwrap();
-    let qemu = hypervisor(dir.path());
+    let dir = Place::new();
+    let qemu = dir.hypervisor();
     let spec = guest::tiny().spec("panic", Machine::Q35, "vmkit.panic").build().unwrap();
     let vm = qemu.start(&qemu.prepare(&spec).await.unwrap()).await.unwrap();
-    console_says(&vm, "Kernel panic", Duration::from_secs(120)).await;
-    let VmState::Failed { cause } = state_other_than(&qemu, &vm, &VmState::Running).await else {
+    console_says(&vm, "Kernel panic").await;
+    let VmState::Failed { cause } = state_becomes(&qemu, &vm, |state| *state != VmState::Running).await
+    else {
         panic!("a panicked guest is not failed");
     };
     assert_eq!(cause.kind, FailureKind::GuestPanic);
@@ -137,26 +98,15 @@ async fn a_panicked_guest_is_failed_and_starts_again() {
     qemu.destroy(again).await.unwrap();
 }
 
-async fn state_other_than(qemu: &QemuHypervisor, vm: &VmHandle, left: &VmState) -> VmState {
-    for _ in 0..500 {
-        let state = qemu.state(vm).await.unwrap();
-        if state != *left {
-            return state;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    panic!("still {left} after ten seconds");
-}
-
 #[tokio::test(flavor = "current_thread")]
 async fn a_qemu_killed_from_outside_is_failed_with_the_signal() {
-    let dir = tempfile::tempdir().unwrap();
-    let qemu = hypervisor(dir.path());
+    let dir = Place::new();
+    let qemu = dir.hypervisor();
     let spec = guest::tiny().spec("shot", Machine::Q35, "").build().unwrap();
     let vm = qemu.start(&qemu.prepare(&spec).await.unwrap()).await.unwrap();
-    let pid = rustix::process::Pid::from_raw(vm.run.as_ref().unwrap().pid.unwrap() as i32).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-    let VmState::Failed { cause } = state_other_than(&qemu, &vm, &VmState::Running).await else {
+    rustix::process::kill_process(pid(&vm), rustix::process::Signal::KILL).unwrap();
+    let VmState::Failed { cause } = state_becomes(&qemu, &vm, |state| *state != VmState::Running).await
+    else {
         panic!("a killed QEMU is not failed");
     };
     assert_eq!(cause.kind, FailureKind::HypervisorKilled);
@@ -172,8 +122,8 @@ async fn a_qemu_killed_from_outside_is_failed_with_the_signal() {
 
 #[tokio::test(flavor = "current_thread")]
 async fn a_stop_right_after_a_start_is_heard_by_a_guest_that_is_still_booting() {
-    let dir = tempfile::tempdir().unwrap();
-    let qemu = hypervisor(dir.path());
+    let dir = Place::new();
+    let qemu = dir.hypervisor();
     for machine in [Machine::Q35, Machine::Microvm] {
         let spec = guest::tiny().spec("early", machine, "").build().unwrap();
         let vm = qemu.start(&qemu.prepare(&spec).await.unwrap()).await.unwrap();
@@ -187,8 +137,8 @@ async fn a_stop_right_after_a_start_is_heard_by_a_guest_that_is_still_booting() 
 
 #[tokio::test(flavor = "current_thread")]
 async fn a_guest_deaf_to_its_button_ends_soon_after_the_deadline() {
-    let dir = tempfile::tempdir().unwrap();
-    let qemu = hypervisor(dir.path());
+    let dir = Place::new();
+    let qemu = dir.hypervisor();
     let spec = guest::tiny().spec("deaf", Machine::Q35, "vmkit.nobutton").build().unwrap();
     let vm = qemu.start(&qemu.prepare(&spec).await.unwrap()).await.unwrap();
     let began = std::time::Instant::now();
@@ -201,8 +151,8 @@ async fn a_guest_deaf_to_its_button_ends_soon_after_the_deadline() {
 
 #[tokio::test(flavor = "current_thread")]
 async fn a_chattering_guest_does_not_outgrow_its_log() {
-    let dir = tempfile::tempdir().unwrap();
-    let qemu = hypervisor(dir.path());
+    let dir = Place::new();
+    let qemu = dir.hypervisor();
     let bound = vmkit::spec::Mib::new(1).unwrap();
     let spec = guest::tiny().spec("spam", Machine::Q35, "vmkit.spam").console_log(bound).build().unwrap();
     let vm = qemu.start(&qemu.prepare(&spec).await.unwrap()).await.unwrap();
@@ -222,8 +172,8 @@ async fn a_chattering_guest_does_not_outgrow_its_log() {
 
 #[tokio::test(flavor = "current_thread")]
 async fn a_kernel_that_qemu_refuses_is_told_in_its_own_words() {
-    let dir = tempfile::tempdir().unwrap();
-    let qemu = hypervisor(dir.path());
+    let dir = Place::new();
+    let qemu = dir.hypervisor();
     let junk = dir.path().join("junk");
     std::fs::write(&junk, "not a kernel").unwrap();
     let kernel = spec::Kernel { path: junk, initrd: None, cmdline: String::new() };

@@ -10,7 +10,6 @@
 
 mod real;
 
-use std::env;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -23,43 +22,11 @@ use vmkit::spec::{BridgeName, Machine, NetworkConfig, VmSpec};
 use vmkit::{ErrorKind, Hypervisor, QemuHypervisor, VmHandle, VmState};
 use vmkit_testkit::guest;
 
-use real::{LONG, Place, agent, booted, builder, echoes, gone, keeper_pid, pid, started, until};
+use real::{
+    LONG, Place, agent, booted, builder, echoes, gone, in_own_namespaces, keeper_pid, pid, started, until,
+};
 
-/// Tells the test that it is the one in the namespaces.
-const INSIDE: &str = "VMKIT_TEST_INSIDE";
 const BRIDGE: &str = "br0";
-
-/// Runs the test in a network of its own, or says aloud why it is skipped.
-fn in_own_network<F: AsyncFnOnce()>(test: F) {
-    if env::var_os(INSIDE).is_some() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        return runtime.block_on(test());
-    }
-    let apart = |program: &Path| {
-        // When this process dies without a word, so does what it began.
-        let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "unshare", "--net", "--mount", "--pid", "--fork"]);
-        command.args(["--kill-child", "--mount-proc"]).arg(program);
-        command
-    };
-    let tried = apart(Path::new("true")).output().expect("util-linux is installed");
-    if !tried.status.success() {
-        let why = String::from_utf8_lossy(&tried.stderr).into_owned();
-        return eprintln!("SKIP: namespaces of its own can't be had: {}", why.trim());
-    }
-    // The closure's type is named after the function that it stands in.
-    let name = std::any::type_name::<F>().trim_end_matches("::{{closure}}");
-    let name = name.split_once("::").unwrap().1;
-    let mut command = apart(&env::current_exe().unwrap());
-    command.args(["--exact", name, "--nocapture", "--test-threads=1"]).env(INSIDE, "1");
-    let output = command.output().unwrap();
-    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success() && printed.contains("1 passed"), "{name}: {printed}\n{said}");
-    for line in said.lines().filter(|line| line.starts_with("SKIP")) {
-        eprintln!("{line}");
-    }
-}
 
 /// Runs `ip` and answers what it prints.
 fn ip(args: &str) -> String {
@@ -135,7 +102,7 @@ fn echo_port(addr: Ipv4Addr) -> SocketAddr {
 
 #[test]
 fn a_guest_on_a_bridge_is_found_by_its_agent_the_neighbour_table_and_its_lease() {
-    in_own_network(async || {
+    in_own_namespaces(async || {
         let place = Place::new();
         let bridge = Bridge::new(&place);
         let (deaf, qemu) = (with_leases(&place, Path::new("/none")), with_leases(&place, &bridge.leases));
@@ -170,7 +137,7 @@ fn a_guest_on_a_bridge_is_found_by_its_agent_the_neighbour_table_and_its_lease()
 
 #[test]
 fn two_guests_on_one_bridge_have_their_own_addresses_and_both_answer() {
-    in_own_network(async || {
+    in_own_namespaces(async || {
         let place = Place::new();
         let bridge = Bridge::new(&place);
         let qemu = with_leases(&place, &bridge.leases);
@@ -190,7 +157,7 @@ fn two_guests_on_one_bridge_have_their_own_addresses_and_both_answer() {
 
 #[test]
 fn a_tap_is_gone_when_its_vm_is_however_that_ended() {
-    in_own_network(async || {
+    in_own_namespaces(async || {
         let place = Place::new();
         let _bridge = Bridge::new(&place);
         let qemu = place.hypervisor();
@@ -231,7 +198,7 @@ fn a_tap_is_gone_when_its_vm_is_however_that_ended() {
 
 #[test]
 fn a_bridge_that_is_not_there_or_is_none_is_refused_by_name_and_leaves_nothing() {
-    in_own_network(async || {
+    in_own_namespaces(async || {
         let place = Place::new();
         let _bridge = Bridge::new(&place);
         let qemu = place.hypervisor();
@@ -257,7 +224,7 @@ fn a_bridge_that_is_not_there_or_is_none_is_refused_by_name_and_leaves_nothing()
 
 #[test]
 fn a_user_who_may_not_make_taps_is_told_what_is_lacking() {
-    in_own_network(async || {
+    in_own_namespaces(async || {
         let place = Place::new();
         let _bridge = Bridge::new(&place);
         let qemu = place.hypervisor();

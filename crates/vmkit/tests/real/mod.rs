@@ -1,15 +1,18 @@
 //! What the tests on the real QEMU share: a place to run VMs in that leaves none behind, and ways to wait.
 #![allow(dead_code, reason = "each test program takes what it needs")]
+#![allow(clippy::print_stderr, reason = "a test says aloud what it skips")]
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
-use tokio::time::{Instant, sleep, timeout_at};
-use vmkit::spec::VmSpec;
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::{Instant, sleep, timeout};
+use vmkit::spec::{Arch, Machine, VmSpec};
 use vmkit::{
     ConsoleEndpoint, GuestAgent, Hypervisor, QemuHypervisor, QemuHypervisorBuilder, RunInfo, VmHandle,
     VmState, tail_of_log,
@@ -17,6 +20,9 @@ use vmkit::{
 
 /// How long anything may take that an emulated guest does on a busy machine.
 pub(crate) const LONG: Duration = Duration::from_secs(180);
+
+/// Tells a test that it is the one in its own namespaces.
+const INSIDE: &str = "VMKIT_TEST_INSIDE";
 
 /// The lock's number in every QEMU of vmkit's.
 const ALIVE: &str = "fd/200";
@@ -36,6 +42,14 @@ impl Place {
     /// Answers a QEMU hypervisor that keeps everything in here.
     pub(crate) fn hypervisor(&self) -> QemuHypervisor {
         builder(self.path()).build()
+    }
+
+    /// Answers one for guests of this machine.
+    pub(crate) fn hypervisor_for(&self, machine: Machine) -> QemuHypervisor {
+        match machine.arch() {
+            Arch::X86_64 => self.hypervisor(),
+            Arch::Aarch64 => plain_builder(self.path()).build(),
+        }
     }
 
     /// Answers the VM's work directory.
@@ -69,14 +83,51 @@ impl Drop for Place {
     }
 }
 
-/// Begins a hypervisor below `dir`, on the QEMU that `$VMKIT_TEST_QEMU` names if it does.
+/// Begins a hypervisor below `dir`, on the QEMU for x86-64 that `$VMKIT_TEST_QEMU` names if it does.
 pub(crate) fn builder(dir: &Path) -> QemuHypervisorBuilder {
-    let builder = QemuHypervisor::builder(dir.join("vms"), dir.join("run"))
-        .cache_dir(dir.join("cache"))
-        .keeper(env!("CARGO_BIN_EXE_vmkit-keeper"));
     match std::env::var_os("VMKIT_TEST_QEMU") {
-        Some(program) => builder.program(program),
-        None => builder,
+        Some(program) => plain_builder(dir).program(program),
+        None => plain_builder(dir),
+    }
+}
+
+fn plain_builder(dir: &Path) -> QemuHypervisorBuilder {
+    QemuHypervisor::builder(dir.join("vms"), dir.join("run"))
+        .cache_dir(dir.join("cache"))
+        .keeper(env!("CARGO_BIN_EXE_vmkit-keeper"))
+}
+
+/// Runs the test once more in a process with network, mounts and process ids of its own, or says aloud why it is skipped.
+///
+/// With that process everything in the namespaces ends, however it ends.
+pub(crate) fn in_own_namespaces<F: AsyncFnOnce()>(test: F) {
+    if std::env::var_os(INSIDE).is_some() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        return runtime.block_on(test());
+    }
+    let apart = |program: &Path| {
+        // When this process dies without a word, so does what it began.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "unshare", "--net", "--mount", "--pid", "--fork"]);
+        command.args(["--kill-child", "--mount-proc"]).arg(program);
+        command
+    };
+    let tried = apart(Path::new("true")).output().expect("util-linux is installed");
+    if !tried.status.success() {
+        let why = String::from_utf8_lossy(&tried.stderr).into_owned();
+        return eprintln!("SKIP: namespaces of its own can't be had: {}", why.trim());
+    }
+    // The closure's type is named after the function that it stands in.
+    let name = std::any::type_name::<F>().trim_end_matches("::{{closure}}");
+    let name = name.split_once("::").unwrap().1;
+    let mut command = apart(&std::env::current_exe().unwrap());
+    command.args(["--exact", name, "--nocapture", "--test-threads=1"]).env(INSIDE, "1");
+    let output = command.output().unwrap();
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && printed.contains("1 passed"), "{name}: {printed}\n{said}");
+    for line in said.lines().filter(|line| line.starts_with("SKIP")) {
+        eprintln!("{line}");
     }
 }
 
@@ -191,15 +242,19 @@ pub(crate) async fn console(qemu: &QemuHypervisor, vm: &VmHandle) -> UnixStream 
 }
 
 /// Says something to the guest's service on port 7 and answers whether its banner and its echo come back.
-pub(crate) async fn echoes(addr: std::net::SocketAddr) -> bool {
+///
+/// The guest's inetd goes to the background before it listens, so a first call may come too early.
+pub(crate) async fn echoes(addr: SocketAddr) -> bool {
     const BANNER: &str = "vmkit-guest: hello\n";
     const SAID: &str = "once more\n";
-    let talk = async {
-        let mut stream = tokio::net::TcpStream::connect(addr).await?;
+    let talk = async || {
+        let mut stream = TcpStream::connect(addr).await?;
         stream.write_all(SAID.as_bytes()).await?;
         let mut heard = vec![0; BANNER.len() + SAID.len()];
         stream.read_exact(&mut heard).await?;
-        std::io::Result::Ok(heard == format!("{BANNER}{SAID}").as_bytes())
+        std::io::Result::Ok(heard)
     };
-    matches!(timeout_at(Instant::now() + Duration::from_secs(20), talk).await, Ok(Ok(true)))
+    let answer = async || timeout(Duration::from_secs(20), talk()).await.ok()?.ok();
+    let heard = until(Duration::from_secs(20), answer).await;
+    heard.is_some_and(|heard| heard == format!("{BANNER}{SAID}").as_bytes())
 }
