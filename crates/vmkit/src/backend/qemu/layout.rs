@@ -117,7 +117,8 @@ impl Layout {
         self.run.join("vnc.password")
     }
 
-    /// Every file that this backend may have made in the work directory, the owner's mark last.
+    /// Every file that this backend may have made in the work directory, those that a killed process left unfinished among
+    /// them. The owner's mark is last: until it goes, the directory is known to be this VM's.
     pub(crate) fn work_files(&self, data_disks: usize) -> Vec<PathBuf> {
         let mut files = vec![self.root_disk(), self.seed(), self.efi_vars()];
         files.extend((0..data_disks).map(|index| self.data_disk(index)));
@@ -125,6 +126,7 @@ impl Layout {
             files.push(older_log(&log));
             files.push(log);
         }
+        files.extend([unfinished(&self.seed()), unfinished(&self.run_file())]);
         files.extend([self.run_file(), self.stop_mark(), self.alive_lock(), self.owner_mark()]);
         files
     }
@@ -145,8 +147,17 @@ impl Layout {
 
 /// Answers where the older half of a bounded log lies.
 pub(crate) fn older_log(log: &Path) -> PathBuf {
-    let mut name = log.as_os_str().to_owned();
-    name.push(".1");
+    with_suffix(log, ".1")
+}
+
+/// Answers where a file lies until it is whole.
+pub(crate) fn unfinished(file: &Path) -> PathBuf {
+    with_suffix(file, ".unfinished")
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
     PathBuf::from(name)
 }
 

@@ -3,7 +3,7 @@
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use uuid::Uuid;
 
@@ -157,12 +157,7 @@ pub(super) fn owner(layout: &Layout) -> Result<Option<Uuid>> {
 /// `Io` for what can't be removed.
 pub(super) fn remove(spec: &VmSpec, layout: &Layout) -> Result<()> {
     remove_run_dir(layout)?;
-    let mut files = layout.work_files(spec.data_disks().len());
-    // The mark goes last: until then the directory is known to be this VM's.
-    let mark = files.pop();
-    files.extend(left_over_temporaries(&layout.work));
-    files.extend(mark);
-    for file in files {
+    for file in layout.work_files(spec.data_disks().len()) {
         remove_file(&file)?;
     }
     remove_dir(&layout.work)
@@ -174,19 +169,6 @@ pub(super) fn remove_run_dir(layout: &Layout) -> Result<()> {
         remove_file(&file)?;
     }
     remove_dir(&layout.run)
-}
-
-/// Temporaries that a killed process left: names with `.tmp` that no other part of vmkit uses.
-fn left_over_temporaries(dir: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(dir) else {
-        return Vec::new();
-    };
-    let ours = |path: &PathBuf| {
-        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        ["seed.iso", "qemu.json", "root.qcow2", "efivars.fd"].iter().any(|stem| name.starts_with(stem))
-            || name.starts_with(".seed.iso")
-    };
-    entries.flatten().map(|entry| entry.path()).filter(ours).collect()
 }
 
 fn remove_file(path: &Path) -> Result<()> {

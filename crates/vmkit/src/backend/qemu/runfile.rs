@@ -67,7 +67,7 @@ pub(crate) struct RunFile {
 impl RunFile {
     /// Creates the file anew with its full size, under its name at once, and with only the keeper in it.
     pub(crate) fn create(path: &Path) -> io::Result<Self> {
-        let temporary = path.with_extension("json.tmp");
+        let temporary = super::layout::unfinished(path);
         let mut file =
             OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         let run = Run { keeper: identify(std::process::id()), ..Run::default() };
