@@ -23,6 +23,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::Mode;
 use rustix::io::{Errno, FdFlags};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use serde::{Deserialize, Serialize};
@@ -88,6 +89,8 @@ pub fn run_if_keeper() {
 fn main() -> i32 {
     // A session of its own: no terminal's Ctrl-C and no hang-up reaches the keeper or its QEMU.
     let _ = rustix::process::setsid();
+    // What QEMU makes itself, its screen's socket above all, is the owner's alone, whatever the caller's mask was.
+    rustix::process::umask(Mode::from_raw_mode(0o177));
     let Ok(control) = io::stdin().as_fd().try_clone_to_owned() else {
         return 1;
     };
