@@ -1,0 +1,165 @@
+//! A QEMU without a guest, for tests: it takes the command lines that vmkit makes, speaks QMP, and can misbehave on demand.
+//!
+//! Real, as measured with QEMU 7.2.22:
+//! - the sockets that were handed down by number, one client at a time each; the greeting, the negotiation, ids, events and
+//!   their order before the answer; the refusals of unknown commands and of what is no JSON;
+//! - `query-status`, `stop`, `cont`, `system_powerdown`, `quit`, `human-monitor-command` with `info usernet` and
+//!   `info status`, `query-chardev`, `query-version`, `query-name`, `query-uuid`, `query-commands`, `query-vnc`,
+//!   `set_password`;
+//! - the states `prelaunch`, `running`, `paused`, `guest-panicked`, `internal-error`, `io-error`, and which of them `cont`
+//!   refuses; a button pressed while it is paused is noticed when it runs again;
+//! - SIGTERM, SIGINT and SIGHUP end it with code 0; its last words on standard error for an unknown switch, a missing kernel
+//!   or image, a port in use, an image in use;
+//! - the host's ports of the forwards are bound, the VNC socket too.
+//!
+//! Fake:
+//! - there is no guest. It answers its power button after a while, prints one text on its console and then echoes what is
+//!   typed, and has no agent: that channel stays silent;
+//! - a property list is only looked at where one of the above needs it, so a misspelt device passes;
+//! - images are locked against other fakes only; a forwarded port accepts nobody;
+//! - a command is one line, where QEMU takes any white space.
+//!
+//! How it behaves: [`vmkit_testkit::fake_qemu::Behaviour`], as JSON in `VMKIT_FAKE_QEMU` or in a file named there, else in the
+//! file `NAME.json` beside the name it was called as. SIGUSR1 makes the guest panic, SIGUSR2 the virtualisation fail.
+
+mod args;
+mod host;
+mod machine;
+mod monitor;
+
+use std::cell::RefCell;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::net::UnixStream;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::{LocalSet, spawn_local};
+use tokio::time::sleep;
+use vmkit_testkit::fake_qemu::{Behaviour, Blow, VARIABLE, behaviour_of};
+
+use args::{Chardev, CommandLine};
+use machine::{End, Machine};
+
+/// What this program says its version is.
+const VERSION: &str = "QEMU emulator version 7.2.22 (vmkit-fake-qemu)";
+
+fn main() {
+    let mut args = std::env::args_os();
+    let program = PathBuf::from(args.next().unwrap_or_default());
+    let result = CommandLine::parse(args).and_then(|line| {
+        if line.version {
+            return writeln!(io::stdout(), "{VERSION}").map_err(|error| error.to_string());
+        }
+        let behaviour = behaviour_of(&program, std::env::var_os(VARIABLE))
+            .map_err(|error| format!("its behaviour can't be read: {error}"))?;
+        run(&line, behaviour)
+    });
+    if let Err(problem) = result {
+        say(&problem);
+        std::process::exit(1);
+    }
+}
+
+/// Says something on the standard error as QEMU does.
+fn say(text: &str) {
+    // Where nobody listens, nobody misses it.
+    let _ = writeln!(io::stderr(), "qemu-system-x86_64: {text}");
+}
+
+fn run(line: &CommandLine, behaviour: Behaviour) -> Result<(), String> {
+    if let Some(refusal) = &behaviour.refusal {
+        let _ = io::stderr().write_all(refusal.stderr.as_bytes());
+        std::process::exit(refusal.code);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("no runtime: {error}"))?;
+    LocalSet::new().block_on(&runtime, async {
+        // What is held here is let go of by the end of the process.
+        let held = host::Held::take(line)?;
+        let machine = Rc::new(RefCell::new(Machine::new(line, behaviour, &held)));
+        for chardev in &line.chardevs {
+            serve(line, chardev, &machine)?;
+        }
+        spawn_local(machine::guest(Rc::clone(&machine)));
+        spawn_local(fate(Rc::clone(&machine)));
+        let end = machine::ended(&machine, signals()?).await;
+        drop(held);
+        match end {
+            End::Exit(code) => std::process::exit(code),
+            End::Signal(number) => host::die_by(number),
+        }
+    })
+}
+
+/// Serves one channel: a monitor, or what stands for the guest's end of it.
+fn serve(line: &CommandLine, chardev: &Chardev, machine: &Rc<RefCell<Machine>>) -> Result<(), String> {
+    let listener = host::inherited_listener(chardev.fd)?;
+    if line.monitors.contains(&chardev.id) {
+        spawn_local(monitor::serve(listener, Rc::clone(machine)));
+        return Ok(());
+    }
+    let is_console = line.console.as_deref() == Some(chardev.id.as_str());
+    let log = line.log_of(chardev).map(host::inherited_file).transpose()?;
+    if let (Some(log), true) = (&log, is_console) {
+        write_log(log, machine.borrow().behaviour().console.as_bytes());
+    }
+    spawn_local(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let _ = guest_side(client, log.as_ref(), is_console).await;
+        }
+    });
+    Ok(())
+}
+
+/// The guest's end of a channel: its console echoes, anything else is silent.
+async fn guest_side(client: UnixStream, log: Option<&std::fs::File>, echo: bool) -> io::Result<()> {
+    let mut buffer = [0; 4096];
+    loop {
+        client.readable().await?;
+        let bytes = match client.try_read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            Err(error) => return Err(error),
+        };
+        if !echo {
+            continue;
+        }
+        if let Some(log) = log {
+            write_log(log, &buffer[..bytes]);
+        }
+        client.writable().await?;
+        // A client that types without reading loses its echo, as on a real line.
+        let _ = client.try_write(&buffer[..bytes]);
+    }
+}
+
+fn write_log(mut log: &std::fs::File, text: &[u8]) {
+    // Like QEMU, which goes on when its log can't be written.
+    let _ = log.write_all(text);
+}
+
+/// Deals the blow that the behaviour has in store.
+async fn fate(machine: Rc<RefCell<Machine>>) {
+    let Some(fate) = machine.borrow().behaviour().fate.clone() else { return };
+    sleep(Duration::from_millis(fate.after_ms)).await;
+    machine.borrow_mut().suffer(fate.what);
+}
+
+/// Answers the signals that mean something: those that end it, and those that are blows.
+fn signals() -> Result<Vec<(i32, Option<Blow>, Signal)>, String> {
+    let kinds = [
+        (SignalKind::terminate(), None),
+        (SignalKind::interrupt(), None),
+        (SignalKind::hangup(), None),
+        (SignalKind::user_defined1(), Some(Blow::Panic)),
+        (SignalKind::user_defined2(), Some(Blow::InternalError)),
+    ];
+    let listen = |(kind, blow): (SignalKind, Option<Blow>)| Ok((kind.as_raw_value(), blow, signal(kind)?));
+    let signals: io::Result<Vec<_>> = kinds.into_iter().map(listen).collect();
+    signals.map_err(|error| format!("no signals: {error}"))
+}
