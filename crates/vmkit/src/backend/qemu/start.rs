@@ -218,6 +218,9 @@ fn launch(spec: &VmSpec, layout: &Layout, plan: &QemuPlan, descriptors: Vec<i32>
 fn listen(path: &PathBuf) -> Result<OwnedFd> {
     step("start: listen").map_err(Error::io("listen on", path))?;
     let listener = UnixListener::bind(path).map_err(Error::io("listen on", path))?;
+    // QEMU takes a listener as it is, and now and then accepts a client that another of its threads has taken already: one
+    // that blocks would stop its main loop for good (seen with 7.2.22: the main thread sat in accept4, `quit` unread).
+    listener.set_nonblocking(true).map_err(Error::io("listen on", path))?;
     fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(Error::io("protect", path))?;
     Ok(listener.into())
 }

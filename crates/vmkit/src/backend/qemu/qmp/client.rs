@@ -432,6 +432,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("qmp");
         let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        // As `start` hands it down, and for the same reason.
+        listener.set_nonblocking(true).unwrap();
         let mut qemu = real_qemu(&["-M", "none"], listener.into(), ",server=on,wait=off").await;
 
         let first = QmpClient::connect(&path, in_time()).await.unwrap();
