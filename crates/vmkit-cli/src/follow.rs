@@ -4,12 +4,12 @@
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Seek};
 use std::mem::MaybeUninit;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::io::Errno;
 use vmkit::Error;
 
@@ -119,28 +119,34 @@ impl Log {
     }
 }
 
-/// The changes in a log's directory.
+/// The changes in a log's directory, and its end.
+///
+/// While one of its files is open, a directory that is removed tells nobody: so the one above is watched, too.
 #[derive(Debug)]
 struct Changes {
-    inotify: rustix::fd::OwnedFd,
+    inotify: OwnedFd,
+    dir: File,
     path: PathBuf,
 }
 
 impl Changes {
     fn watch(log: &Path) -> Result<Self, Error> {
-        let dir = log.parent().unwrap_or(Path::new("/"));
-        let watch = || {
-            let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-            let interest = WatchFlags::MODIFY | WatchFlags::CREATE | WatchFlags::MOVED_TO;
-            inotify::add_watch(&inotify, dir, interest | WatchFlags::DELETE_SELF | WatchFlags::ONLYDIR)?;
-            Ok(inotify)
-        };
-        let inotify = watch().map_err(|errno: Errno| Error::io("watch", dir)(errno.into()))?;
-        Ok(Self { inotify, path: dir.to_owned() })
+        let path = log.parent().unwrap_or(Path::new("/"));
+        let failed = |errno: Errno| Error::io("watch", path)(errno.into());
+        let dir = File::open(path).map_err(Error::io("open", path))?;
+        let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).map_err(failed)?;
+        let written = WatchFlags::MODIFY | WatchFlags::CREATE | WatchFlags::MOVED_TO;
+        inotify::add_watch(&inotify, path, written).map_err(failed)?;
+        if let Some(above) = path.parent() {
+            inotify::add_watch(&inotify, above, WatchFlags::DELETE | WatchFlags::MOVED_FROM)
+                .map_err(failed)?;
+        }
+        Ok(Self { inotify, dir, path: path.to_owned() })
     }
 
     /// Waits for a change; false when the directory is gone, or nobody reads standard output any more.
     fn wait(&self) -> Result<bool, Error> {
+        let failed = |errno: Errno| Error::io("watch", &self.path)(errno.into());
         let stdout = io::stdout();
         let mut polled = [
             PollFd::new(&self.inotify, PollFlags::IN),
@@ -149,7 +155,7 @@ impl Changes {
         match poll(&mut polled, None) {
             Ok(_) => {}
             Err(Errno::INTR) => return Ok(true),
-            Err(errno) => return Err(Error::io("watch", &self.path)(errno.into())),
+            Err(errno) => return Err(failed(errno)),
         }
         if polled[1].revents().contains(PollFlags::ERR) {
             return Ok(false);
@@ -157,13 +163,14 @@ impl Changes {
         let mut space = [MaybeUninit::uninit(); 4096];
         let mut events = inotify::Reader::new(&self.inotify, &mut space);
         loop {
+            // What happened does not matter: the files are looked at anyway.
             match events.next() {
-                Ok(event) if event.events().contains(ReadFlags::IGNORED) => return Ok(false),
                 Ok(_) => {}
-                Err(Errno::AGAIN | Errno::INTR) => return Ok(true),
-                Err(errno) => return Err(Error::io("watch", &self.path)(errno.into())),
+                Err(Errno::AGAIN | Errno::INTR) => break,
+                Err(errno) => return Err(failed(errno)),
             }
         }
+        Ok(self.path.exists() && is_at(Some(&self.dir), &self.path)?)
     }
 }
 

@@ -137,6 +137,8 @@ struct Ready {
     stream: bool,
     room: bool,
     signal: bool,
+    /// Nobody reads standard output any more.
+    unheard: bool,
     input: bool,
 }
 
@@ -148,6 +150,9 @@ impl Session<'_> {
                 && let Some(signal) = self.signals.caught()
             {
                 return Ok(Ending::Signal(signal));
+            }
+            if ready.unheard {
+                return Ok(Ending::Left);
             }
             if ready.room {
                 self.send()?;
@@ -179,9 +184,12 @@ impl Session<'_> {
         let room = if self.pending.is_empty() { PollFlags::empty() } else { PollFlags::OUT };
         // A terminal is always listened to, or nobody could leave a guest that reads nothing.
         let listens = self.input_open && (self.is_terminal || self.pending.len() < MOST_PENDING_BYTES);
-        let stdin = io::stdin();
-        let mut polled =
-            vec![PollFd::new(&self.stream, PollFlags::IN | room), PollFd::new(&self.signals, PollFlags::IN)];
+        let (stdin, stdout) = (io::stdin(), io::stdout());
+        let mut polled = vec![
+            PollFd::new(&self.stream, PollFlags::IN | room),
+            PollFd::new(&self.signals, PollFlags::IN),
+            PollFd::from_borrowed_fd(stdout.as_fd(), PollFlags::empty()),
+        ];
         if listens {
             polled.push(PollFd::from_borrowed_fd(stdin.as_fd(), PollFlags::IN));
         }
@@ -197,7 +205,8 @@ impl Session<'_> {
             stream: found(0).intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR),
             room: found(0).contains(PollFlags::OUT),
             signal: !found(1).is_empty(),
-            input: !found(2).is_empty(),
+            unheard: found(2).contains(PollFlags::ERR),
+            input: !found(3).is_empty(),
         })
     }
 

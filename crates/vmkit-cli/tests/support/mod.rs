@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 #![allow(dead_code, reason = "each test program uses what it needs of it")]
 
+pub(crate) mod stream;
+
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
