@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use crate::error::{Error, Result};
 use crate::guest::{self, Guest};
-use crate::setup;
+use crate::{setup, tidy};
 
 /// Runs it all, and ends at the first step that fails.
 pub(crate) fn run() -> Result<()> {
@@ -17,6 +17,8 @@ pub(crate) fn run() -> Result<()> {
     setup::run()?;
     step("format", cargo(&["fmt", "--all", "--check"]))?;
     step("clippy", cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))?;
+    announce("tidy");
+    tidy::run()?;
     let mut doc = cargo(&["doc", "--workspace", "--no-deps", "--locked"]);
     doc.env("RUSTDOCFLAGS", "-D warnings");
     step("documentation", doc)?;

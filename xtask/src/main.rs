@@ -12,6 +12,7 @@
 mod check;
 mod demo;
 mod error;
+mod generate;
 mod guest;
 mod host;
 mod programs;
@@ -40,6 +41,12 @@ enum Task {
     Demo,
     /// Sets up, checks and tests everything; the last line counts what passed, failed and was skipped.
     Test,
+    /// Writes the manual pages.
+    Man(generate::Arguments),
+    /// Writes the completions for every shell.
+    Completions(generate::Arguments),
+    /// Writes the page docs/cli.md anew.
+    Reference,
     /// Checks the rules of the house that the compiler does not.
     Tidy,
 }
@@ -50,6 +57,9 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().task {
         Task::Setup => setup::run(),
         Task::Guest(arguments) => guest::run(&arguments),
+        Task::Man(arguments) => generate::manual(&arguments),
+        Task::Completions(arguments) => generate::completions(&arguments),
+        Task::Reference => generate::reference(),
         Task::Demo => demo::run(),
         Task::Test => check::run(),
         Task::Tidy => tidy::run(),
