@@ -46,6 +46,8 @@ use machine::{End, Machine};
 const VERSION: &str = "QEMU emulator version 7.2.22 (vmkit-fake-qemu)";
 
 fn main() {
+    // So that tests need one program only: called as a VM's keeper, it is a keeper, and a real one.
+    vmkit::run_if_keeper();
     let mut args = std::env::args_os();
     let program = PathBuf::from(args.next().unwrap_or_default());
     let result = CommandLine::parse(args).and_then(|line| {

@@ -1,0 +1,285 @@
+//! The QEMU backend on the fake QEMU: it keeps the contract, and it ends well whatever QEMU does.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+use vmkit::spec::{Accel, Boot, Kernel, NetworkConfig, PortForward, Protocol, UserNetwork, VmName, VmSpec};
+use vmkit::{Error, ErrorKind, FailureKind, Hypervisor, QemuHypervisor, VmHandle, VmState};
+use vmkit_testkit::fake_qemu::{Behaviour, Blow, FakeQemu, Fate, Refusal};
+use vmkit_testkit::{Conformance, conformance, walk};
+
+const FAKE: &str = env!("CARGO_BIN_EXE_vmkit-fake-qemu");
+
+/// A home for VMs whose QEMU is a fake.
+struct Home {
+    dir: TempDir,
+}
+
+impl Home {
+    fn new(behaviour: &Behaviour) -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        fs::write(dir.path().join("vmlinuz"), "no kernel").expect("a file");
+        let qemu = FakeQemu::install(FAKE.as_ref(), dir.path()).expect("a link");
+        qemu.behave(behaviour).expect("a file");
+        Self { dir }
+    }
+
+    /// Answers a hypervisor as a new process would make it.
+    fn hypervisor(&self) -> QemuHypervisor {
+        over(self.dir.path(), Duration::from_secs(30))
+    }
+
+    fn spec(&self, name: VmName) -> VmSpec {
+        spec(self.dir.path(), name)
+    }
+
+    async fn prepared(&self, qemu: &QemuHypervisor) -> VmHandle {
+        let name = VmName::new("web").expect("a name");
+        qemu.prepare(&self.spec(name)).await.unwrap_or_else(|error| panic!("prepare: {error}"))
+    }
+
+    async fn started(&self, qemu: &QemuHypervisor) -> VmHandle {
+        let vm = self.prepared(qemu).await;
+        qemu.start(&vm).await.unwrap_or_else(|error| panic!("start: {error}"))
+    }
+
+    /// Destroys a VM and fails unless nothing of it is left.
+    async fn clear(&self, qemu: &QemuHypervisor, vm: VmHandle) {
+        let id = vm.id.to_string();
+        qemu.destroy(vm).await.unwrap_or_else(|error| panic!("destroy: {error}"));
+        assert_eq!(guests(&id), 0);
+        assert_eq!(left(self.dir.path()), Vec::<String>::new());
+    }
+}
+
+fn over(dir: &Path, start_limit: Duration) -> QemuHypervisor {
+    QemuHypervisor::builder(dir.join("vms"), dir.join("run"))
+        .cache_dir(dir.join("cache"))
+        .program(dir.join("qemu-system-x86_64"))
+        .keeper(FAKE)
+        .start_limit(start_limit)
+        .build()
+}
+
+fn spec(dir: &Path, name: VmName) -> VmSpec {
+    let kernel = Kernel { path: dir.join("vmlinuz"), initrd: None, cmdline: String::new() };
+    let forward = |protocol| PortForward {
+        protocol,
+        host_addr: PortForward::LOOPBACK,
+        host_port: None,
+        guest_port: 22.try_into().expect("not 0"),
+    };
+    let forwards = vec![forward(Protocol::Tcp), forward(Protocol::Udp)];
+    VmSpec::builder(name)
+        .boot(Boot::Kernel(kernel))
+        .accel(Accel::Tcg)
+        .network(NetworkConfig::User(UserNetwork { forwards, ..UserNetwork::default() }))
+        .build()
+        .expect("a valid spec")
+}
+
+/// Counts the QEMUs that run for a VM's id.
+fn guests(id: &str) -> usize {
+    let runs = |entry: &fs::DirEntry| {
+        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).into_owned();
+        line.contains("qemu-system") && line.contains(id)
+    };
+    fs::read_dir("/proc").expect("proc").flatten().filter(runs).count()
+}
+
+/// Lists what is left of VMs below a home.
+fn left(dir: &Path) -> Vec<String> {
+    let roots = [dir.join("vms"), dir.join("run")];
+    let entries = roots.iter().filter_map(|root| fs::read_dir(root).ok()).flatten().flatten();
+    entries.map(|entry| entry.path().display().to_string()).collect()
+}
+
+fn kill(vm: &VmHandle, signal: Signal) {
+    let pid = vm.run.as_ref().and_then(|run| run.pid).expect("it runs");
+    let pid = Pid::from_raw(i32::try_from(pid).expect("a pid")).expect("a pid");
+    kill_process(pid, signal).expect("it runs");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_qemu_backend_keeps_the_contract() {
+    let home = Home::new(&Behaviour::default());
+    let (specs, vms, leftovers) =
+        (home.dir.path().to_owned(), home.dir.path().to_owned(), home.dir.path().to_owned());
+    let options = Conformance::new(move |name| spec(&specs, name))
+        .breaking(|vm| kill(vm, Signal::KILL))
+        .counting_guests(|vm| guests(&vm.id.to_string()))
+        .finding_leftovers(move || left(&leftovers));
+    let report = conformance::run(move || over(&vms, Duration::from_secs(30)), options).await;
+    report.assert();
+    assert_eq!(report.skipped(), 0, "{report}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
+    #[test]
+    fn the_qemu_backend_keeps_to_the_table_along_any_walk(steps in walk::steps(10)) {
+        let home = Home::new(&Behaviour::default());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let dir = home.dir.path().to_owned();
+        let options = Conformance::new(move |name| spec(&dir, name));
+        let name = VmName::new("walk").expect("a name");
+        let walked = runtime.block_on(walk::along(&home.hypervisor(), &options, name, &steps));
+        walked.map_err(TestCaseError::fail)?;
+        prop_assert_eq!(left(home.dir.path()), Vec::<String>::new());
+    }
+}
+
+#[tokio::test]
+async fn what_qemu_says_when_it_refuses_to_start_reaches_the_caller() {
+    let refusal = Refusal { stderr: "qemu: the moon is wrong\n".into(), code: 1 };
+    let home = Home::new(&Behaviour { refusal: Some(refusal), ..Behaviour::default() });
+    let qemu = home.hypervisor();
+    let vm = home.prepared(&qemu).await;
+    let error = qemu.start(&vm).await.expect_err("it refuses");
+    assert!(matches!(&error, Error::QemuExited { .. }), "{error:?}");
+    assert!(error.to_string().contains("the moon is wrong"), "{error}");
+    home.clear(&qemu, vm).await;
+}
+
+#[tokio::test]
+async fn a_monitor_that_never_gets_ready_ends_the_start_and_its_qemu() {
+    let silent = Behaviour { greet: false, ..Behaviour::default() };
+    let stalled = Behaviour { mute: vec!["qmp_capabilities".into()], ..Behaviour::default() };
+    for behaviour in [silent, stalled] {
+        let home = Home::new(&behaviour);
+        let qemu = over(home.dir.path(), Duration::from_millis(700));
+        let vm = home.prepared(&qemu).await;
+        let error = qemu.start(&vm).await.expect_err("it never gets ready");
+        assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
+        assert_eq!(guests(&vm.id.to_string()), 0);
+        home.clear(&qemu, vm).await;
+    }
+}
+
+#[tokio::test]
+async fn a_monitor_that_speaks_no_json_ends_the_start_and_its_qemu() {
+    let home = Home::new(&Behaviour { greeting: Some("HTTP/1.1 200 OK".into()), ..Behaviour::default() });
+    let qemu = home.hypervisor();
+    let vm = home.prepared(&qemu).await;
+    let error = qemu.start(&vm).await.expect_err("that is no greeting");
+    assert!(error.to_string().contains("HTTP/1.1"), "{error}");
+    assert_eq!(guests(&vm.id.to_string()), 0);
+    home.clear(&qemu, vm).await;
+}
+
+#[tokio::test]
+async fn a_qemu_that_answers_no_more_is_not_taken_for_dead() {
+    let home = Home::new(&Behaviour { mute: vec!["query-status".into()], ..Behaviour::default() });
+    let qemu = home.hypervisor();
+    let vm = home.started(&qemu).await;
+    let asked = Instant::now();
+    let error = qemu.state(&vm).await.expect_err("nobody answers");
+    assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
+    assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
+    assert_eq!(guests(&vm.id.to_string()), 1);
+    home.clear(&qemu, vm).await;
+}
+
+#[tokio::test]
+async fn a_panic_and_an_internal_error_are_failures_that_start_mends() {
+    for (signal, kind) in
+        [(Signal::USR1, FailureKind::GuestPanic), (Signal::USR2, FailureKind::InternalError)]
+    {
+        let home = Home::new(&Behaviour::default());
+        let qemu = home.hypervisor();
+        let vm = home.started(&qemu).await;
+        kill(&vm, signal);
+        let asked = Instant::now();
+        let state = loop {
+            // The signal is on its way; the fake takes it between two commands.
+            let state = qemu.state(&vm).await.unwrap_or_else(|error| panic!("state: {error}"));
+            if state != VmState::Running || asked.elapsed() > Duration::from_secs(20) {
+                break state;
+            }
+        };
+        assert!(matches!(&state, VmState::Failed { cause } if cause.kind == kind), "{state:?}");
+        let vm = qemu.start(&vm).await.unwrap_or_else(|error| panic!("start: {error}"));
+        assert_eq!(guests(&vm.id.to_string()), 1);
+        home.clear(&qemu, vm).await;
+    }
+}
+
+#[tokio::test]
+async fn how_qemu_ended_by_itself_is_told() {
+    for (what, kind, word) in [
+        (Blow::Signal(6), FailureKind::HypervisorKilled, "SIGABRT"),
+        (Blow::Exit(3), FailureKind::HypervisorExited, "3"),
+    ] {
+        let home = Home::new(&Behaviour { fate: Some(Fate { after_ms: 300, what }), ..Behaviour::default() });
+        let qemu = home.hypervisor();
+        let vm = home.started(&qemu).await;
+        let asked = Instant::now();
+        while guests(&vm.id.to_string()) > 0 && asked.elapsed() < Duration::from_secs(20) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let state = qemu.state(&vm).await.unwrap_or_else(|error| panic!("state: {error}"));
+        let VmState::Failed { cause } = &state else { panic!("{what:?}: {state:?}") };
+        assert_eq!(cause.kind, kind, "{cause}");
+        assert!(cause.detail.contains(word), "{cause}");
+        home.clear(&qemu, vm).await;
+    }
+}
+
+#[tokio::test]
+async fn a_qemu_that_ignores_everything_is_stopped_by_force() {
+    let home = Home::new(&Behaviour {
+        ignore_power_down: true,
+        ignore_sigterm: true,
+        mute: vec!["quit".into()],
+        ..Behaviour::default()
+    });
+    let qemu = home.hypervisor();
+    let vm = home.started(&qemu).await;
+    let asked = Instant::now();
+    let stopped = qemu.stop(&vm, Duration::from_millis(300)).await;
+    let stopped = stopped.unwrap_or_else(|error| panic!("stop: {error}"));
+    assert_eq!(stopped.state, VmState::Stopped);
+    assert!(asked.elapsed() < Duration::from_secs(15), "{:?}", asked.elapsed());
+    assert_eq!(guests(&vm.id.to_string()), 0);
+    home.clear(&qemu, vm).await;
+}
+
+#[tokio::test]
+async fn a_guest_that_hears_its_button_late_still_ends_by_itself() {
+    let home = Home::new(&Behaviour {
+        deaf_ms: 1500,
+        // Only the guest itself can end it.
+        ignore_sigterm: true,
+        mute: vec!["quit".into()],
+        ..Behaviour::default()
+    });
+    let qemu = home.hypervisor();
+    let vm = home.started(&qemu).await;
+    let asked = Instant::now();
+    let stopped = qemu.stop(&vm, Duration::from_secs(60)).await;
+    assert_eq!(stopped.unwrap_or_else(|error| panic!("stop: {error}")).state, VmState::Stopped);
+    assert!(
+        asked.elapsed() < Duration::from_secs(30),
+        "the guest listens after 1.5 s: {:?}",
+        asked.elapsed()
+    );
+    home.clear(&qemu, vm).await;
+}
+
+#[tokio::test]
+async fn the_ports_that_the_kernel_chose_are_in_the_handle() {
+    let home = Home::new(&Behaviour::default());
+    let qemu = home.hypervisor();
+    let vm = home.started(&qemu).await;
+    let forwards = &vm.run.as_ref().expect("it runs").forwards;
+    let found: Vec<_> = forwards.iter().map(|it| (it.protocol, it.guest_port.get())).collect();
+    assert_eq!(found, [(Protocol::Tcp, 22), (Protocol::Udp, 22)]);
+    let taken = std::net::TcpListener::bind(forwards[0].host).expect_err("the fake holds it");
+    assert_eq!(taken.kind(), std::io::ErrorKind::AddrInUse);
+    home.clear(&qemu, vm).await;
+}
