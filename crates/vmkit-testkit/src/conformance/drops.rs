@@ -1,16 +1,18 @@
 //! A future that is dropped in the middle leaves nothing behind that `destroy` does not find.
 //!
-//! Each operation is polled once and dropped, then twice, and so on until it ends by itself.
+//! Each operation is polled once and dropped, then twice, and so on until it ends by itself. Whoever comes right behind may
+//! be told `Busy` for a moment, but for `destroy`, which must succeed at once.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::task::Poll;
+use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 use vmkit::lifecycle::{Operation, VmState};
-use vmkit::{Backend, VmHandle};
+use vmkit::{Backend, ErrorKind, VmHandle};
 
-use super::bench::{Bench, CANT_SUSPEND, Situation, Stop, check};
+use super::bench::{Bench, CANT_SUSPEND, Situation, Stop, check, within};
 use super::{Case, Verdict};
 
 pub(super) fn cases<H: Backend + 'static>() -> Vec<Case<H>> {
@@ -59,13 +61,14 @@ async fn dropped<H: Backend>(bench: &Bench<H>, operation: Operation, situation: 
             let vm = bench.bring_to(situation).await?;
             let applied = poll_then_drop(bench.apply(&vm, operation), polls).await;
             ended = applied.transpose()?.transpose()?.is_some();
-            let found = bench.state(&vm).await?;
+            let found =
+                settled(bench, || within("state", bench.options.grace, bench.backend.state(&vm))).await?;
             check(found != VmState::Destroyed || operation == Operation::Destroy, || {
                 format!("after {polls} polls of {operation} the VM is gone")
             })?;
             if again {
                 // Whoever comes next need not know that somebody was here.
-                let after = bench.apply(&vm, operation).await??.state;
+                let after = settled(bench, || bench.apply(&vm, operation)).await?.state;
                 let found = bench.state(&vm).await?;
                 check(found == after, || {
                     format!("after {polls} polls of {operation} and a whole one the VM is {found:?}")
@@ -80,6 +83,23 @@ async fn dropped<H: Backend>(bench: &Bench<H>, operation: Operation, situation: 
         }
     }
     Ok(())
+}
+
+/// Asks again for as long as the answer is `Busy`, within the grace: what a dropped future had begun may still be ending.
+async fn settled<H, T, F>(bench: &Bench<H>, mut ask: impl FnMut() -> F) -> Result<T, Stop>
+where
+    H: Backend,
+    F: Future<Output = Result<vmkit::Result<T>, Stop>>,
+{
+    let start = Instant::now();
+    loop {
+        match ask().await? {
+            Err(error) if error.kind() == ErrorKind::Busy && start.elapsed() < bench.options.grace => {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            answer => return Ok(answer?),
+        }
+    }
 }
 
 async fn check_name_is_free<H: Backend>(bench: &Bench<H>, vm: &VmHandle) -> Verdict {
