@@ -15,7 +15,9 @@ use tokio::net::{TcpStream, UdpSocket, UnixStream};
 use tokio::time::{Instant, timeout};
 use vmkit::network::MacAddr;
 use vmkit::spec::{Machine, NetworkConfig, Protocol, UserNetwork, VmSpecBuilder, Vnc};
-use vmkit::{ErrorKind, GuestAgent, GuestExit, Hypervisor, ShutdownMode, VmHandle, VmState, VncAddress};
+use vmkit::{
+    ErrorKind, GuestAgent, GuestExit, Hypervisor, QemuHypervisor, ShutdownMode, VmHandle, VmState, VncAddress,
+};
 use vmkit_testkit::guest;
 
 use real::{LONG, Place, agent, booted, console, echoes, run, started, until};
@@ -123,7 +125,13 @@ async fn a_restricted_guest_does_not_reach_the_host_but_is_reached_by_its_forwar
 async fn the_agent_tells_the_guest_s_addresses_runs_programs_and_shuts_it_down() {
     let place = Place::new();
     let qemu = place.hypervisor();
-    let vm = booted(&qemu, &tiny("agent").build().unwrap()).await;
+    for machine in [Machine::Q35, Machine::Microvm] {
+        let vm = booted(&qemu, &guest::tiny().spec("agent", machine, "").build().unwrap()).await;
+        agent_works(&qemu, vm).await;
+    }
+}
+
+async fn agent_works(qemu: &QemuHypervisor, vm: VmHandle) {
     real::console_says(&vm, "eth0 has 10.0.2.15").await;
     let mut guest = agent(&vm).await;
     let limit = Instant::now() + LONG;
@@ -157,6 +165,26 @@ async fn the_agent_tells_the_guest_s_addresses_runs_programs_and_shuts_it_down()
     let error = GuestAgent::connect(&old, Instant::now() + LONG).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Io, "{error}");
     qemu.destroy(vm).await.unwrap();
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_guest_that_boots_again_is_the_same_running_vm() {
+    let place = Place::new();
+    let qemu = place.hypervisor();
+    for machine in [Machine::Q35, Machine::Microvm] {
+        let vm = booted(&qemu, &guest::tiny().spec("again", machine, "").build().unwrap()).await;
+        // This guest may be down before its agent says another word, which then never comes.
+        let soon = Instant::now() + Duration::from_secs(5);
+        let told = agent(&vm).await.shutdown(ShutdownMode::Reboot, soon).await;
+        assert!(told.as_ref().is_err_and(|it| it.kind() == ErrorKind::TimedOut) || told.is_ok(), "{told:?}");
+        let twice =
+            async || (real::console_text(&vm).matches("vmkit-guest: ready").count() == 2).then_some(());
+        assert!(until(LONG, twice).await.is_some(), "{machine:?}: {}", real::console_text(&vm));
+        assert_eq!(qemu.state(&vm).await.unwrap(), VmState::Running);
+        assert_eq!(run(&qemu.start(&vm).await.unwrap()), run(&vm));
+        agent(&vm).await.ping(Instant::now() + LONG).await.unwrap();
+        qemu.destroy(vm).await.unwrap();
+    }
 }
 
 #[tokio::test(flavor = "current_thread")]

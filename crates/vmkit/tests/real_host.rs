@@ -259,6 +259,47 @@ fn a_full_disk_of_the_host_s_fails_the_vm_which_starts_again_when_there_is_room(
 }
 
 #[tokio::test(flavor = "current_thread")]
+async fn a_vm_outlives_its_keeper_and_only_the_cause_of_its_end_is_lost() {
+    let place = Place::new();
+    let qemu = place.hypervisor();
+    let vm = booted(&qemu, &tiny("orphan").build().unwrap()).await;
+    let process = pid(&vm);
+    let keeper = real::keeper_pid(process);
+    rustix::process::kill_process(keeper, Signal::KILL).unwrap();
+    real::gone(keeper).await;
+    // More than a pipe holds: a console that nobody copies any more must not hold up the guest.
+    in_guest(&vm, "yes | head -c 100000 >/dev/console").await;
+    assert_eq!(qemu.state(&vm).await.unwrap(), VmState::Running);
+    assert_eq!(real::run(&qemu.start(&vm).await.unwrap()), real::run(&vm));
+    rustix::process::kill_process(process, Signal::KILL).unwrap();
+    real::gone(process).await;
+    let VmState::Failed { cause } = qemu.state(&vm).await.unwrap() else { panic!("it is not failed") };
+    assert_eq!(cause.kind, FailureKind::Vanished);
+
+    let vm = qemu.start(&vm).await.unwrap();
+    let keeper = real::keeper_pid(pid(&vm));
+    rustix::process::kill_process(keeper, Signal::KILL).unwrap();
+    real::gone(keeper).await;
+    let vm = qemu.stop(&vm, LONG).await.unwrap();
+    assert_eq!(qemu.state(&vm).await.unwrap(), VmState::Stopped);
+    qemu.destroy(vm).await.unwrap();
+    assert_eq!(place.leftovers(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_user_that_the_host_does_not_have_is_named() {
+    let place = Place::new();
+    let qemu = place.hypervisor();
+    let spec = tiny("nobody-there").run_as(UserName::new("no-such-user").unwrap()).build().unwrap();
+    let vm = qemu.prepare(&spec).await.unwrap();
+    let error = qemu.start(&vm).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Hypervisor, "{error}");
+    assert!(error.to_string().contains("no-such-user"), "{error}");
+    assert!(!place.run_dir(&vm).exists());
+    qemu.destroy(vm).await.unwrap();
+}
+
+#[tokio::test(flavor = "current_thread")]
 async fn a_qemu_that_hangs_is_not_waited_for_without_end_and_still_stops() {
     let place = Place::new();
     let qemu = place.hypervisor();
