@@ -116,8 +116,8 @@ fn a_person_sees_the_past_talks_to_the_guest_and_leaves() {
     attached.terminal.type_in(b"x\x1dnot sent");
     assert_eq!(ended(&mut attached.child).code(), Some(0));
     assert!(attached.terminal.is_cooked());
-    assert!(attached.notes.to_end().contains("left the console of web"));
-    assert!(guest.to_end().ends_with('x'));
+    assert!(attached.notes.rest().contains("left the console of web"));
+    assert!(guest.rest().ends_with('x'));
 }
 
 #[test]
@@ -144,7 +144,7 @@ fn the_end_of_the_vm_gives_the_terminal_back_with_a_note() {
     drop(guest);
     assert_eq!(ended(&mut attached.child).code(), Some(0));
     assert!(attached.terminal.is_cooked());
-    assert!(attached.notes.to_end().contains("the console of web has closed: the VM has ended"));
+    assert!(attached.notes.rest().contains("the console of web has closed: the VM has ended"));
 }
 
 #[test]

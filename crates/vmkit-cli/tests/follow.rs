@@ -55,7 +55,7 @@ fn every_line_is_printed_once_across_a_turn_and_the_removal_ends_it() {
     followed.said.until("six\n");
     followed.host.must(["rm", "web"]);
     assert_eq!(ended(&mut followed.child).code(), Some(0));
-    assert_eq!(followed.said.to_end(), "one\ntwo\nthree\nfour\nfive\nsix\n");
+    assert_eq!(followed.said.rest(), "one\ntwo\nthree\nfour\nfive\nsix\n");
 }
 
 #[test]

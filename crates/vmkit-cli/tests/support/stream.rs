@@ -31,7 +31,7 @@ impl<R: Read + AsFd> Heard<R> {
     }
 
     /// Reads to the end.
-    pub(crate) fn to_end(mut self) -> String {
+    pub(crate) fn rest(mut self) -> String {
         let deadline = Instant::now() + DEADLINE;
         while self.more(deadline) {}
         self.text
