@@ -1,4 +1,5 @@
 //! The console at a terminal and at a pipe, with a socket of the test in QEMU's place.
+#![allow(clippy::unwrap_used, reason = "a test may panic, and says aloud what it skips")]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! A log that is followed while it is written, turned, and removed.
+#![allow(clippy::unwrap_used, reason = "a test may panic, and says aloud what it skips")]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! The life of a real VM by its commands. The guest runs under TCG, so it takes its time.
+#![allow(clippy::unwrap_used, reason = "a test may panic, and says aloud what it skips")]
 
 mod support;
 
@@ -142,4 +143,19 @@ fn a_vm_whose_qemu_was_killed_is_failed_with_the_cause_and_starts_again() {
     assert!(listed.contains("failed") && listed.contains("SIGKILL"), "{listed}");
     vm.host.must(["start", "web"]);
     assert_eq!(vm.info()["state"], "running");
+}
+
+#[test]
+fn a_vm_that_does_not_answer_is_listed_as_unknown_and_ends_by_force() {
+    let vm = Vm::started();
+    let pid = vm.info()["run"]["pid"].as_i64().unwrap();
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+    let listed: Value = serde_json::from_str(&vm.host.must(["ls", "--json"])).unwrap();
+    let row = &listed[0];
+    assert_eq!((&row["state"], &row["error"]["kind"]), (&"unknown".into(), &"timed-out".into()), "{row}");
+    assert_eq!(row["memory_mib"], 256, "what was recorded is shown");
+    assert_eq!(vm.host.vmkit(["info", "web"]).code, Some(5));
+    vm.host.must(["stop", "web", "--timeout", "0"]);
+    assert_eq!(vm.info()["state"], "stopped");
 }

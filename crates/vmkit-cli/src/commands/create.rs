@@ -15,7 +15,12 @@ use crate::arguments::size;
 use crate::commands::{plan, tell};
 use crate::context::Context;
 use crate::failure::Failure;
+use crate::output;
 use crate::places::absolute;
+
+/// What is left where making a VM succeeds and starting it does not.
+const NOT_STARTED: &str =
+    "the VM was made, and did not start: `vmkit start` tries again, `vmkit rm` removes it";
 
 /// Makes a VM; nothing runs yet unless `--start` is given.
 ///
@@ -158,7 +163,8 @@ impl Create {
             }
             let mut vm = manager.create(spec).await?;
             if self.start {
-                vm = manager.start(vm.name()).await?;
+                let started = manager.start(vm.name()).await;
+                vm = started.inspect_err(|_| output::warning(NOT_STARTED))?;
             }
             tell(&vm, self.json)
         })

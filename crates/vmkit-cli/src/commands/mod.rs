@@ -92,13 +92,21 @@ pub(crate) struct Patience {
 }
 
 impl Targets {
-    /// Does an operation on each, and tells of each.
-    fn operate<F>(self, context: &Context, operation: impl Fn(Manager, VmName) -> F) -> Result<(), Failure>
+    /// Does an operation on each, and tells of each; `doing` names it while it is done.
+    fn operate<F>(
+        self,
+        context: &Context,
+        doing: &str,
+        operation: impl Fn(Manager, VmName) -> F,
+    ) -> Result<(), Failure>
     where
         F: Future<Output = vmkit::Result<VmHandle>> + Send + 'static,
     {
         let manager = context.manager()?;
         let json = self.json;
+        for name in &self.names {
+            output::progress(format_args!("{name}: {doing} …"));
+        }
         context.block_on(several::each(&manager, self.names, operation, |_, vm| tell(&vm, json)))
     }
 }

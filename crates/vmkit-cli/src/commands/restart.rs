@@ -18,7 +18,8 @@ pub(crate) struct Restart {
 impl Restart {
     pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
         let timeout = self.patience.timeout;
-        self.targets
-            .operate(context, move |manager, name| async move { manager.restart(&name, timeout).await })
+        self.targets.operate(context, "restarting", move |manager, name| async move {
+            manager.restart(&name, timeout).await
+        })
     }
 }

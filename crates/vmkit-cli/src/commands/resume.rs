@@ -15,6 +15,6 @@ pub(crate) struct Resume {
 
 impl Resume {
     pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
-        self.targets.operate(context, |manager, name| async move { manager.resume(&name).await })
+        self.targets.operate(context, "resuming", |manager, name| async move { manager.resume(&name).await })
     }
 }

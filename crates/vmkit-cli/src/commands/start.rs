@@ -19,7 +19,9 @@ pub(crate) struct Start {
 impl Start {
     pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
         if !self.dry_run {
-            return self.targets.operate(context, |manager, name| async move { manager.start(&name).await });
+            return self
+                .targets
+                .operate(context, "starting", |manager, name| async move { manager.start(&name).await });
         }
         let manager = context.manager()?;
         context.block_on(async {

@@ -18,6 +18,8 @@ pub(crate) struct Stop {
 impl Stop {
     pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
         let timeout = self.patience.timeout;
-        self.targets.operate(context, move |manager, name| async move { manager.stop(&name, timeout).await })
+        self.targets.operate(context, "stopping", move |manager, name| async move {
+            manager.stop(&name, timeout).await
+        })
     }
 }

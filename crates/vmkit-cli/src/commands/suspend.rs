@@ -15,6 +15,10 @@ pub(crate) struct Suspend {
 
 impl Suspend {
     pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
-        self.targets.operate(context, |manager, name| async move { manager.suspend(&name).await })
+        self.targets.operate(
+            context,
+            "suspending",
+            |manager, name| async move { manager.suspend(&name).await },
+        )
     }
 }
