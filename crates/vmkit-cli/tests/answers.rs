@@ -14,7 +14,8 @@ fn steady(host: &Host, text: &str) -> String {
     let mut text = text.replace(host.dir.path().to_str().unwrap(), "/DIR");
     let info: serde_json::Value = serde_json::from_str(&host.must(["info", "web", "--json"])).unwrap();
     let id = info["id"].as_str().unwrap();
-    for (found, steady) in [(id, "ID"), (&id[..8], "SHORT-ID")] {
+    let mac = vmkit::network::MacAddr::of_vm(id.parse().unwrap()).to_string().replace(':', "");
+    for (found, steady) in [(id, "ID"), (&mac[2..], "SHORT-ID")] {
         text = text.replace(found, steady);
     }
     text

@@ -287,6 +287,20 @@ async fn a_vm_outlives_its_keeper_and_only_the_cause_of_its_end_is_lost() {
 }
 
 #[tokio::test(flavor = "current_thread")]
+async fn vms_whose_ids_begin_alike_do_not_meet() {
+    let place = Place::new();
+    let qemu = place.hypervisor();
+    let one = started(&qemu, &tiny("one").id(uuid::Uuid::from_u128(1)).build().unwrap()).await;
+    let two = started(&qemu, &tiny("two").id(uuid::Uuid::from_u128(2)).build().unwrap()).await;
+    for vm in [&one, &two] {
+        assert_eq!(qemu.state(vm).await.unwrap(), VmState::Running, "{}", vm.name());
+    }
+    qemu.destroy(one).await.unwrap();
+    assert_eq!(qemu.state(&two).await.unwrap(), VmState::Running);
+    qemu.destroy(two).await.unwrap();
+}
+
+#[tokio::test(flavor = "current_thread")]
 async fn a_user_that_the_host_does_not_have_is_named() {
     let place = Place::new();
     let qemu = place.hypervisor();

@@ -111,10 +111,7 @@ async fn a_qemu_killed_from_outside_is_failed_with_the_signal() {
     };
     assert_eq!(cause.kind, FailureKind::HypervisorKilled);
     assert!(cause.detail.contains("signal 9 (SIGKILL)"), "{}", cause.detail);
-    assert!(
-        !dir.path().join("run").join(&vm.id.simple().to_string()[..8]).exists(),
-        "the keeper removed the sockets"
-    );
+    assert!(!dir.run_dir(&vm).exists(), "the keeper removed the sockets");
     let vm = qemu.start(&vm).await.unwrap();
     assert_eq!(qemu.state(&vm).await.unwrap(), VmState::Running);
     qemu.destroy(vm).await.unwrap();

@@ -88,7 +88,7 @@ fn on_bridge(name: &str, bridge: &str) -> VmSpec {
 }
 
 fn tap_of(vm: &VmHandle) -> String {
-    format!("vmk{}", &vm.id.simple().to_string()[..8])
+    format!("vmk{}", real::short_id(vm))
 }
 
 /// Answers the hypervisor with this file of leases alone.

@@ -12,6 +12,7 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, sleep, timeout};
+use vmkit::network::MacAddr;
 use vmkit::spec::{Arch, Machine, VmSpec};
 use vmkit::{
     ConsoleEndpoint, GuestAgent, Hypervisor, QemuHypervisor, QemuHypervisorBuilder, RunInfo, VmHandle,
@@ -59,7 +60,7 @@ impl Place {
 
     /// Answers the VM's runtime directory.
     pub(crate) fn run_dir(&self, vm: &VmHandle) -> PathBuf {
-        self.path().join("run").join(&vm.id.simple().to_string()[..8])
+        self.path().join("run").join(short_id(vm))
     }
 
     /// Answers what is left of VMs on disk.
@@ -154,6 +155,11 @@ pub(crate) async fn booted(qemu: &QemuHypervisor, spec: &VmSpec) -> VmHandle {
 
 pub(crate) fn run(vm: &VmHandle) -> &RunInfo {
     vm.run.as_ref().expect("a running VM has a run")
+}
+
+/// Answers what the VM's runtime directory and its tap are named after.
+pub(crate) fn short_id(vm: &VmHandle) -> String {
+    MacAddr::of_vm(vm.id).to_string().replace(':', "")[2..].to_owned()
 }
 
 /// Answers QEMU's process.

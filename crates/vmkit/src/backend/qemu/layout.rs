@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::error::{Error, Result};
+use crate::network::MacAddr;
 use crate::spec::VmName;
 
 /// The most bytes of a Unix socket's path (`sun_path` less its NUL). Source: unix(7).
@@ -29,8 +30,7 @@ impl Layout {
     /// # Errors
     /// `InvalidInput` where the runtime root is too long for a socket.
     pub(crate) fn of(work_root: &Path, run_root: &Path, name: &VmName, id: Uuid) -> Result<Self> {
-        let short = &id.simple().to_string()[..8];
-        let layout = Self { work: work_root.join(name.as_str()), run: run_root.join(short) };
+        let layout = Self { work: work_root.join(name.as_str()), run: run_root.join(short_id(id)) };
         let longest = layout.console_socket();
         let bytes = longest.as_os_str().len();
         if bytes > MAX_SOCKET_PATH_BYTES {
@@ -145,6 +145,14 @@ impl Layout {
     }
 }
 
+/// Answers ten letters for names that may have few: what tells the VM's MAC address from others.
+///
+/// They come from the whole id: ids that were made one after the other begin, or end, alike.
+pub(crate) fn short_id(id: Uuid) -> String {
+    let [_, own @ ..] = MacAddr::of_vm(id).bytes();
+    own.map(|byte| format!("{byte:02x}")).concat()
+}
+
 /// Answers where the older half of a bounded log lies.
 pub(crate) fn older_log(log: &Path) -> PathBuf {
     with_suffix(log, ".1")
@@ -166,10 +174,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn ids_that_begin_alike_have_different_runtime_directories() {
+        let name = VmName::new("web").unwrap();
+        let of = |id| Layout::of(Path::new("/w"), Path::new("/r"), &name, Uuid::from_u128(id)).unwrap();
+        assert_ne!(of(1).run, of(2).run);
+        assert_ne!(of(1 << 127).run, of(1 << 127 | 1 << 126).run);
+        assert_eq!(of(1), of(1));
+    }
+
+    #[test]
     fn a_runtime_root_too_long_for_a_socket_is_refused_with_both_numbers() {
         let name = VmName::new("web").unwrap();
         let root = PathBuf::from(format!("/{}", "r".repeat(100)));
         let error = Layout::of(Path::new("/w"), &root, &name, Uuid::nil()).unwrap_err().to_string();
-        assert!(error.contains("123 bytes") && error.contains("at most 107"), "{error}");
+        assert!(error.contains("125 bytes") && error.contains("at most 107"), "{error}");
     }
 }

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::boundedlog::tail_of_log;
 use super::keeper::Launch;
-use super::layout::Layout;
+use super::layout::{Layout, short_id};
 use super::plan::{QemuPlan, descriptor};
 use super::prepare::{make_private_dir, remove_run_dir};
 use super::process::{self, Found};
@@ -227,7 +227,7 @@ fn listen(path: &PathBuf) -> Result<OwnedFd> {
 
 /// Names the tap after the VM's id: an interface's name has 15 bytes.
 fn tap_name(vm: &VmHandle) -> String {
-    format!("vmk{}", &vm.id.simple().to_string()[..8])
+    format!("vmk{}", short_id(vm.id))
 }
 
 /// Forgets that the end of an earlier run was asked for.
