@@ -29,6 +29,8 @@ pub(super) struct Netlink(Handle);
 pub(super) struct Bridge {
     pub(super) index: u32,
     pub(super) up: bool,
+    /// The longest packet that passes, in bytes.
+    pub(super) mtu: Option<u32>,
 }
 
 impl Netlink {
@@ -54,7 +56,11 @@ impl Netlink {
         };
         Ok(match kind(&link) {
             Some(InfoKind::Bridge) => {
-                Ok(Bridge { index: link.header.index, up: link.header.flags.contains(LinkFlags::Up) })
+                let mtu = link.attributes.iter().find_map(|attribute| match attribute {
+                    LinkAttribute::Mtu(mtu) => Some(*mtu),
+                    _ => None,
+                });
+                Ok(Bridge { index: link.header.index, up: link.header.flags.contains(LinkFlags::Up), mtu })
             }
             Some(other) => Err(format!("that network interface is a {other}, not a bridge")),
             None => Err("that network interface is not a bridge".to_owned()),
@@ -64,7 +70,8 @@ impl Netlink {
     /// Makes a tap a port of a bridge and sets it up.
     ///
     /// Its own address, which no frame of the guest's carries, is set to begin with 0xfe: a bridge without an address of
-    /// its own takes the lowest of its ports', and would lose the host's connections when a VM starts or stops.
+    /// its own takes the lowest of its ports', and would lose the host's connections when a VM starts or stops. Its longest
+    /// packet is made the bridge's for the same reason: a bridge takes the shortest of its ports'.
     pub(super) async fn attach(&self, tap: &str, bridge: &Bridge) -> Result<()> {
         let refused = |errno: Errno| Error::Host {
             needed: format!("the tap `{tap}`"),
@@ -79,12 +86,12 @@ impl Netlink {
         if let Some(first) = address.first_mut() {
             *first = 0xfe;
         }
-        let change = LinkUnspec::new_with_index(link.header.index)
-            .address(address)
-            .controller(bridge.index)
-            .up()
-            .build();
-        bounded(self.0.link().set(change).execute()).await?.map_err(refused)
+        let mut change =
+            LinkUnspec::new_with_index(link.header.index).address(address).controller(bridge.index).up();
+        if let Some(mtu) = bridge.mtu {
+            change = change.mtu(mtu);
+        }
+        bounded(self.0.link().set(change.build()).execute()).await?.map_err(refused)
     }
 
     /// Answers the addresses at which a neighbour on this bridge was seen: those last confirmed first, IPv4 before IPv6.

@@ -129,6 +129,21 @@ mod tests {
     }
 
     #[test]
+    fn a_bridge_of_long_packets_stays_one() {
+        in_own_network(async || {
+            ip("link add br0 type bridge");
+            ip("tuntap add dev port0 mode tap");
+            ip("link set port0 mtu 9000 master br0");
+            assert!(ip("link show br0").contains("mtu 9000"));
+            let tap = open_tap(&bridge("br0"), "vmkit%d").await.unwrap();
+            for device in ["br0", &tap.name] {
+                let shown = ip(&format!("link show {device}"));
+                assert!(shown.contains("mtu 9000"), "{shown}");
+            }
+        });
+    }
+
+    #[test]
     fn a_bridge_that_is_not_there_or_is_none_is_named() {
         in_own_network(async || {
             ip("tuntap add dev theirs mode tap");
