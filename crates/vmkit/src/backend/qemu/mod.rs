@@ -476,7 +476,7 @@ fn accelerator(spec: &VmSpec, verdict: Option<&KvmVerdict>) -> Result<Accelerato
 /// Asks a living QEMU where its guest is.
 async fn ask(layout: &Layout) -> Result<VmState> {
     let limit = Instant::now() + ASK_LIMIT;
-    let state = QmpClient::connect(&layout.qmp_socket(), limit).await?.status(limit).await?;
+    let (_, state) = QmpClient::with_status(&layout.qmp_socket(), limit).await?;
     Ok(match state {
         RunState::Paused | RunState::Prelaunch | RunState::InMigrate => VmState::Suspended,
         RunState::GuestPanicked => VmState::failed(FailureKind::GuestPanic, "the guest's kernel panicked"),

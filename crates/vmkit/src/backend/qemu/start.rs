@@ -22,7 +22,7 @@ use super::process::{self, Found};
 use super::qmp::client::QmpClient;
 use super::spawn;
 use crate::error::{Error, ErrorKind, Result};
-use crate::handle::{ConsoleEndpoint, RunInfo, VmHandle, VncAddress};
+use crate::handle::{ActiveForward, ConsoleEndpoint, RunInfo, VmHandle, VncAddress};
 use crate::network::open_tap;
 use crate::spec::{Machine, NetworkConfig, VmSpec, Vnc};
 use crate::steps::step;
@@ -92,43 +92,58 @@ pub(super) async fn start(
 pub(super) async fn adopt(vm: &VmHandle, layout: &Layout, deadline: Instant) -> Result<RunInfo> {
     let busy = || Error::Busy { what: format!("VM `{}`", vm.name()), holder: None };
     // The sockets are bound before QEMU begins, so its greeting is the event that it is there.
-    let mut qmp =
-        QmpClient::connect(&layout.qmp_socket(), deadline).await.map_err(|error| match error.kind() {
-            ErrorKind::Io | ErrorKind::Hypervisor => busy(),
-            _ => error,
-        })?;
+    let met = meet(vm, layout, deadline).await.map_err(|error| match error.kind() {
+        ErrorKind::Io | ErrorKind::Hypervisor => busy(),
+        _ => error,
+    })?;
     match process::look(layout).await? {
-        Found::Live(process) => run_info(vm, layout, process.id().pid, &mut qmp, deadline).await,
+        Found::Live(process) => run_info(vm, layout, process.id().pid, met, deadline).await,
         Found::Nothing | Found::Starting(_) | Found::Ended(_) | Found::Rebooted => Err(busy()),
     }
 }
 
 async fn greet(vm: &VmHandle, layout: &Layout, pid: u32, deadline: Instant) -> Result<RunInfo> {
-    let mut qmp = QmpClient::connect(&layout.qmp_socket(), deadline).await?;
+    let mut met = meet(vm, layout, deadline).await?;
     if vm.spec.vnc() == Vnc::Loopback && has_screen(&vm.spec) {
-        set_vnc_password(layout, &mut qmp, deadline).await?;
+        set_vnc_password(layout, &mut met.qmp, deadline).await?;
     }
-    run_info(vm, layout, pid, &mut qmp, deadline).await
+    run_info(vm, layout, pid, met, deadline).await
+}
+
+/// A QEMU that has greeted, and what it said of its network.
+struct Met {
+    qmp: QmpClient,
+    forwards: Vec<ActiveForward>,
+}
+
+async fn meet(vm: &VmHandle, layout: &Layout, deadline: Instant) -> Result<Met> {
+    let socket = layout.qmp_socket();
+    match vm.spec.network() {
+        NetworkConfig::User(user) if !user.forwards.is_empty() => {
+            let (qmp, forwards) = QmpClient::with_user_forwards(&socket, deadline).await?;
+            Ok(Met { qmp, forwards })
+        }
+        NetworkConfig::User(_) | NetworkConfig::Tap { .. } | NetworkConfig::None => {
+            let qmp = QmpClient::connect(&socket, deadline).await?;
+            Ok(Met { qmp, forwards: Vec::new() })
+        }
+    }
 }
 
 async fn run_info(
     vm: &VmHandle,
     layout: &Layout,
     pid: u32,
-    qmp: &mut QmpClient,
+    mut met: Met,
     deadline: Instant,
 ) -> Result<RunInfo> {
-    let forwards = match vm.spec.network() {
-        NetworkConfig::User(user) if !user.forwards.is_empty() => qmp.user_forwards(deadline).await?,
-        NetworkConfig::User(_) | NetworkConfig::Tap { .. } | NetworkConfig::None => Vec::new(),
-    };
     Ok(RunInfo {
         pid: Some(pid),
         console: ConsoleEndpoint::UnixSocket(layout.console_socket()),
         agent: Some(layout.agent_socket()),
         monitor: Some(layout.monitor_socket()),
-        vnc: vnc_address(&vm.spec, layout, qmp, deadline).await?,
-        forwards,
+        vnc: vnc_address(&vm.spec, layout, &mut met.qmp, deadline).await?,
+        forwards: met.forwards,
     })
 }
 

@@ -80,8 +80,8 @@ enum Pressed {
 
 async fn press_button(layout: &Layout) -> Result<Pressed> {
     let limit = Instant::now() + MONITOR_LIMIT;
-    let mut qmp = QmpClient::connect(&layout.qmp_socket(), limit).await?;
-    match qmp.status(limit).await? {
+    let (mut qmp, state) = QmpClient::with_status(&layout.qmp_socket(), limit).await?;
+    match state {
         RunState::Paused | RunState::Prelaunch => {
             qmp.cont(limit).await?;
         }

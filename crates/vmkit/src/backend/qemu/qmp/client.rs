@@ -19,6 +19,13 @@ const QEMU: &str = "QEMU";
 /// The longest line that is read, in bytes. The longest real one, of `query-qmp-schema`, has 200 kB.
 const LINE_LIMIT_BYTES: usize = 4 * 1024 * 1024;
 
+/// The command that tells where QEMU is.
+const STATUS: &str = "query-status";
+/// The command that runs one of the monitor for people.
+const HMP: &str = "human-monitor-command";
+/// The command for people that prints the forwards, which no other does.
+const USERNET: &str = "info usernet";
+
 /// A monitor that answers.
 ///
 /// # Cancel safety
@@ -38,24 +45,68 @@ impl QmpClient {
     /// monitor too.
     pub(crate) async fn connect(path: &Path, deadline: Instant) -> Result<Self> {
         let wire = Wire::connect(path, QEMU, LINE_LIMIT_BYTES, deadline).await?;
-        Self::negotiate(wire, deadline).await
+        Self::negotiate(wire, None, deadline).await.map(|(client, _)| client)
+    }
+
+    /// Connects to the monitor at `path`, and asks in the same breath where QEMU is.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect) and [`execute`](Self::execute).
+    pub(crate) async fn with_status(path: &Path, deadline: Instant) -> Result<(Self, RunState)> {
+        let wire = Wire::connect(path, QEMU, LINE_LIMIT_BYTES, deadline).await?;
+        let (client, answer) = Self::negotiate(wire, Some((STATUS, None)), deadline).await?;
+        let state = client.run_state(&answer)?;
+        Ok((client, state))
+    }
+
+    /// Connects to the monitor at `path`, and asks in the same breath for the forwards of user networks that are in force,
+    /// with the host ports that the kernel chose.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect) and [`execute`](Self::execute).
+    pub(crate) async fn with_user_forwards(
+        path: &Path,
+        deadline: Instant,
+    ) -> Result<(Self, Vec<ActiveForward>)> {
+        let wire = Wire::connect(path, QEMU, LINE_LIMIT_BYTES, deadline).await?;
+        let question = (HMP, Some(json!({ "command-line": USERNET })));
+        let (client, answer) = Self::negotiate(wire, Some(question), deadline).await?;
+        let forwards = client.forwards(&answer)?;
+        Ok((client, forwards))
     }
 
     /// Negotiates over a stream that is connected to a monitor.
     #[cfg(test)]
     async fn from_stream(stream: tokio::net::UnixStream, deadline: Instant) -> Result<Self> {
-        Self::negotiate(Wire::new(stream, QEMU, LINE_LIMIT_BYTES), deadline).await
+        let wire = Wire::new(stream, QEMU, LINE_LIMIT_BYTES);
+        Self::negotiate(wire, None, deadline).await.map(|(client, _)| client)
     }
 
-    async fn negotiate(wire: Wire, deadline: Instant) -> Result<Self> {
+    /// Negotiates, puts a question behind it, and answers what came back.
+    ///
+    /// Everything is sent before QEMU greets, since each turn of the conversation waits for a main loop that is busy with
+    /// the guest. QEMU reads it when this client's turn comes, even if the client has given up by then: so only what
+    /// changes nothing may be asked like this.
+    async fn negotiate(
+        wire: Wire,
+        question: Option<(&str, Option<Value>)>,
+        deadline: Instant,
+    ) -> Result<(Self, Value)> {
         let mut client = Self { wire, last_id: 0 };
+        let negotiation = client.queue("qmp_capabilities", None);
+        let question = question.map(|(command, arguments)| (command, client.queue(command, arguments)));
+        // Whoever has hung up already may have said why.
+        let _ = within(deadline, || "QEMU to listen".to_owned(), client.wire.flush()).await;
         let awaited = "QEMU's greeting: another client holds the monitor, or QEMU does not answer";
         match within(deadline, || awaited.to_owned(), client.message()).await? {
             Message::Greeting { .. } => {}
             other => return Err(client.wire.problem(format!("it began without a greeting: {other:?}"))),
         }
-        client.execute("qmp_capabilities", None, deadline).await?;
-        Ok(client)
+        let mut answer = client.answer("qmp_capabilities", negotiation, deadline).await?;
+        if let Some((command, id)) = question {
+            answer = client.answer(command, id, deadline).await?;
+        }
+        Ok((client, answer))
     }
 
     /// Runs a command and answers what it returns. Events that come meanwhile pass by: what vmkit waits for is a process,
@@ -69,14 +120,24 @@ impl QmpClient {
         arguments: Option<Value>,
         deadline: Instant,
     ) -> Result<Value> {
-        let awaited = || format!("QEMU's answer to `{command}`");
-        within(deadline, awaited, self.converse(command, arguments)).await
+        let id = self.queue(command, arguments);
+        self.answer(command, id, deadline).await
     }
 
-    async fn converse(&mut self, command: &str, arguments: Option<Value>) -> Result<Value> {
+    /// Puts a command behind those that are not sent yet, and answers the id that its answer will have.
+    fn queue(&mut self, command: &str, arguments: Option<Value>) -> u64 {
         self.last_id += 1;
-        let ours = self.last_id;
-        self.wire.queue(&encode(ours, command, arguments));
+        self.wire.queue(&encode(self.last_id, command, arguments));
+        self.last_id
+    }
+
+    /// Sends what is queued, and waits for the answer with this id.
+    async fn answer(&mut self, command: &str, id: u64, deadline: Instant) -> Result<Value> {
+        let awaited = || format!("QEMU's answer to `{command}`");
+        within(deadline, awaited, self.converse(command, id)).await
+    }
+
+    async fn converse(&mut self, command: &str, ours: u64) -> Result<Value> {
         self.wire.flush().await?;
         loop {
             match self.message().await? {
@@ -97,12 +158,13 @@ impl QmpClient {
         }
     }
 
-    /// Answers where QEMU is.
-    ///
-    /// # Errors
-    /// As [`execute`](Self::execute).
-    pub(crate) async fn status(&mut self, deadline: Instant) -> Result<RunState> {
-        let answer = self.execute("query-status", None, deadline).await?;
+    #[cfg(test)]
+    async fn status(&mut self, deadline: Instant) -> Result<RunState> {
+        let answer = self.execute(STATUS, None, deadline).await?;
+        self.run_state(&answer)
+    }
+
+    fn run_state(&self, answer: &Value) -> Result<RunState> {
         match answer.get("status").and_then(Value::as_str) {
             Some(status) => Ok(RunState::from(status)),
             None => Err(self.wire.problem(format!("its status says nothing: {answer}"))),
@@ -144,24 +206,11 @@ impl QmpClient {
         }
     }
 
-    /// Runs a command of the monitor for people and answers what it prints; its errors are in there too.
-    ///
-    /// # Errors
-    /// As [`execute`](Self::execute).
-    pub(crate) async fn hmp(&mut self, command: &str, deadline: Instant) -> Result<String> {
-        let arguments = json!({ "command-line": command });
-        match self.execute("human-monitor-command", Some(arguments), deadline).await? {
-            Value::String(text) => Ok(text),
-            other => Err(self.wire.problem(format!("`{command}` printed no text: {other}"))),
+    fn forwards(&self, answer: &Value) -> Result<Vec<ActiveForward>> {
+        match answer {
+            Value::String(text) => Ok(usernet::forwards(text)),
+            other => Err(self.wire.problem(format!("`{USERNET}` printed no text: {other}"))),
         }
-    }
-
-    /// Answers the forwards of user networks that are in force, with the host ports that the kernel chose.
-    ///
-    /// # Errors
-    /// As [`execute`](Self::execute).
-    pub(crate) async fn user_forwards(&mut self, deadline: Instant) -> Result<Vec<ActiveForward>> {
-        Ok(usernet::forwards(&self.hmp("info usernet", deadline).await?))
     }
 
     async fn message(&mut self) -> Result<Message> {
@@ -416,7 +465,9 @@ mod tests {
         client.pause(in_time()).await.expect("again is no error");
         assert_eq!(client.status(in_time()).await.unwrap(), RunState::Paused);
 
-        let forwards = client.user_forwards(in_time()).await.unwrap();
+        let usernet = json!({ "command-line": USERNET });
+        let printed = client.execute(HMP, Some(usernet), in_time()).await.unwrap();
+        let forwards = client.forwards(&printed).unwrap();
         let found: Vec<_> = forwards.iter().map(|it| (it.protocol, it.guest_port.get())).collect();
         assert_eq!(found, [(Protocol::Tcp, 22), (Protocol::Udp, 53)]);
         assert!(forwards.iter().all(|it| *it.host.ip() == Ipv4Addr::LOCALHOST && it.host.port() != 0));
@@ -444,7 +495,7 @@ mod tests {
             .map(|_| {
                 let path = path.clone();
                 tokio::spawn(
-                    async move { QmpClient::connect(&path, in_time()).await?.status(in_time()).await },
+                    async move { QmpClient::with_status(&path, in_time()).await.map(|(_, state)| state) },
                 )
             })
             .collect();
