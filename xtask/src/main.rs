@@ -9,6 +9,7 @@
     reason = "a command of developers talks to its terminal"
 )]
 
+mod bench;
 mod check;
 mod demo;
 mod error;
@@ -41,6 +42,8 @@ enum Task {
     Demo,
     /// Sets up, checks and tests everything; the last line counts what passed, failed and was skipped.
     Test,
+    /// Sets up, then measures vmkit against the same work done by hand.
+    Bench(bench::Arguments),
     /// Writes the manual pages.
     Man(generate::Arguments),
     /// Writes the completions for every shell.
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().task {
         Task::Setup => setup::run(),
         Task::Guest(arguments) => guest::run(&arguments),
+        Task::Bench(arguments) => bench::run(&arguments),
         Task::Man(arguments) => generate::manual(&arguments),
         Task::Completions(arguments) => generate::completions(&arguments),
         Task::Reference => generate::reference(),

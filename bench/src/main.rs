@@ -1,0 +1,97 @@
+//! Measures vmkit against the same work done by hand, in one run on one machine.
+//!
+//! Each figure is a pair: what vmkit takes, and what nobody can do without. The two take turns, and which goes first takes
+//! turns too, so that a machine that grows slower slows both. `docs/performance.md` says what each pair is.
+//!
+//! `cargo xtask bench` builds what this needs, optimised, and runs it.
+
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command of developers talks to its terminal"
+)]
+
+mod by_hand;
+mod figures;
+mod guests;
+mod operations;
+mod program;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use figures::Figure;
+use guests::Bench;
+use program::Program;
+
+/// The failure of a measurement: a text for whoever reads it.
+type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask bench")]
+struct Arguments {
+    /// Prints the figures as JSON on standard output.
+    #[arg(long)]
+    json: bool,
+    /// How often each side of a pair is measured.
+    #[arg(long, default_value_t = 21, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    runs: u32,
+    /// Measures only the figures whose names begin like this.
+    #[arg(long, default_value = "")]
+    only: String,
+}
+
+fn main() -> ExitCode {
+    // The VMs of this process are kept by this very program, as those of any program that embeds vmkit.
+    vmkit::run_if_keeper();
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error}");
+            let mut source = error.source();
+            while let Some(cause) = source {
+                eprintln!("bench: because: {cause}");
+                source = cause.source();
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
+    let bench = Bench::new()?;
+    let mut program = Program::new(bench.dir())?;
+    let mut figures: Vec<Figure> = Vec::new();
+    let mut measure = |name: &'static str, pair: &mut dyn FnMut() -> Result<Figure>| -> Result<()> {
+        if name.starts_with(&arguments.only) {
+            eprintln!("bench: {name}");
+            figures.push(pair()?);
+        }
+        Ok(())
+    };
+    let runs = arguments.runs;
+    // The program first: a process inherits the peak of the one that spawned it, and this one grows.
+    measure("version", &mut || program.version(runs))?;
+    if arguments.only.is_empty() {
+        eprintln!("bench: the memory of each verb");
+        program.every_verb()?;
+    }
+    measure("start", &mut || operations::start(&bench, runs))?;
+    measure("stop_idle", &mut || operations::stop_idle(&bench, runs))?;
+    measure("suspend", &mut || operations::suspend(&bench, runs))?;
+    measure("resume", &mut || operations::resume(&bench, runs))?;
+    measure("prepare", &mut || operations::prepare(&bench, runs))?;
+    measure("ls_500_stopped", &mut || program.ls_500_stopped(runs))?;
+    measure("ls_20_running", &mut || program.ls_20_running(runs))?;
+
+    figures.sort_by_key(|figure| figures::NAMES.iter().position(|name| *name == figure.name));
+    let table = format!("{}\n{}", figures::table(&figures), program.memory_table());
+    if arguments.json {
+        eprint!("{table}");
+        println!("{}", serde_json::to_string_pretty(&figures)?);
+    } else {
+        print!("{table}");
+    }
+    Ok(())
+}
