@@ -6,8 +6,8 @@ use std::ffi::OsString;
 
 use uuid::Uuid;
 
+use super::facts::{Media, QemuFacts, descriptor};
 use super::layout::Layout;
-use super::plan::{Media, QemuFacts, descriptor};
 use super::switch::{
     Args, Blockdev, Chardev, Cpu, Device, Direct, MachineType, Monitor, Netdev, Props, Rng, Sandbox,
     VncServer,

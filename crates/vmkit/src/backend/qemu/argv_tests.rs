@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
+use super::facts::{FirmwareFiles, Media, QemuFacts};
 use super::layout::Layout;
-use super::plan::{FirmwareFiles, Media, QemuFacts, plan};
+use super::plan::plan;
 use super::switch::Accelerator;
 use crate::image::ImageFormat;
 use crate::spec::{self, Arch, BridgeName, NetworkConfig, VmName, VmSpec};

@@ -21,6 +21,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::Mode;
@@ -39,6 +40,8 @@ pub(crate) const PEER: &str = "the keeper";
 
 /// The most descriptors that one launch carries.
 pub(crate) const MAX_DESCRIPTORS: usize = 16;
+
+static HAS_ASKED: AtomicBool = AtomicBool::new(false);
 
 /// What the keeper is told, once.
 #[derive(Debug, Serialize, Deserialize)]
@@ -82,7 +85,12 @@ pub fn run_if_keeper() {
     if asked {
         std::process::exit(main());
     }
-    super::spawn::SELF_IS_KEEPER.store(true, std::sync::atomic::Ordering::Relaxed);
+    HAS_ASKED.store(true, Ordering::Relaxed);
+}
+
+/// Tells whether this very program, started once more, would become a keeper: it has called [`run_if_keeper`].
+pub(crate) fn this_program_can_be_one() -> bool {
+    HAS_ASKED.load(Ordering::Relaxed)
 }
 
 /// Does a keeper's whole work and answers its exit code.

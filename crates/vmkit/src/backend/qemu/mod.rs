@@ -16,6 +16,7 @@ mod argv;
 #[cfg(test)]
 mod argv_tests;
 mod boundedlog;
+mod facts;
 pub(crate) mod keeper;
 mod layout;
 mod plan;
@@ -39,11 +40,12 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 pub use boundedlog::tail_of_log;
-pub use plan::{FirmwareFiles, PrepareStep, QemuPlan, SocketPlan};
+pub use facts::FirmwareFiles;
+pub use plan::{PrepareStep, QemuPlan, SocketPlan};
 pub use switch::Accelerator;
 
+use self::facts::{Media, QemuFacts};
 use self::layout::Layout;
-use self::plan::{Media, QemuFacts};
 use self::process::Found;
 use self::qmp::client::{QmpClient, RunState};
 use crate::error::{Error, Result};

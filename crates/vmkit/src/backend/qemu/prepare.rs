@@ -7,12 +7,14 @@ use std::path::Path;
 
 use uuid::Uuid;
 
+use super::facts::Media;
 use super::layout::Layout;
-use super::plan::{Media, PrepareStep, QemuPlan};
+use super::plan::{PrepareStep, QemuPlan};
 use crate::cloud_init;
 use crate::error::{Error, Result};
 use crate::host::ports::port_is_free;
 use crate::image::{ImageFacts, create_blank, create_overlay, inspect};
+use crate::input_file::InputFile;
 use crate::network::{MacAddr, check_bridge};
 use crate::spec::{Boot, DataDisk, NetworkConfig, VmSpec};
 use crate::steps::step;
@@ -68,18 +70,9 @@ pub(super) async fn check_network(spec: &VmSpec) -> Result<()> {
 
 /// Checks that a path is a regular, readable file with something in it.
 fn check_readable(field: &'static str, path: &Path) -> Result<()> {
-    let refused = |why: String| Err(Error::invalid(field, path.display(), why));
-    // The kind first: opening a FIFO would wait for a writer.
-    match fs::metadata(path) {
-        Err(error) => return refused(format!("cannot be read: {error}")),
-        Ok(meta) if meta.is_dir() => return refused("a directory, not a file".to_owned()),
-        Ok(meta) if !meta.is_file() => return refused("not a regular file".to_owned()),
-        Ok(meta) if meta.len() == 0 => return refused("the file is empty".to_owned()),
-        Ok(_) => {}
-    }
-    match fs::File::open(path) {
-        Ok(_) => Ok(()),
-        Err(error) => refused(format!("cannot be read: {error}")),
+    match InputFile::open(field, path)?.bytes {
+        0 => Err(Error::invalid(field, path.display(), "the file is empty")),
+        _ => Ok(()),
     }
 }
 

@@ -18,8 +18,8 @@ use std::time::Duration;
 use rustix::process::Signal;
 use tokio::time::Instant;
 
+use super::facts::descriptor;
 use super::layout::Layout;
-use super::plan::descriptor;
 use super::runfile::{self, Ended, Run};
 use crate::error::{Error, Result};
 use crate::host::process::{ProcessFd, ProcessId, boot_id};

@@ -6,17 +6,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::time::Instant;
 
-use super::keeper::{ARG0, Answer, Launch, MAX_DESCRIPTORS, PEER};
+use super::keeper::{self, ARG0, Answer, Launch, MAX_DESCRIPTORS, PEER};
 use crate::error::{Error, Result};
-
-/// Whether this very program can be started as a keeper: it has called `run_if_keeper`.
-pub(super) static SELF_IS_KEEPER: AtomicBool = AtomicBool::new(false);
 
 /// Finds the program that becomes a keeper: the one that was named, this program itself, or `vmkit-keeper` beside it.
 ///
@@ -26,7 +22,7 @@ pub(crate) fn keeper_program(named: Option<&Path>) -> Result<PathBuf> {
     if let Some(path) = named {
         return Ok(path.to_owned());
     }
-    if SELF_IS_KEEPER.load(Ordering::Relaxed) {
+    if keeper::this_program_can_be_one() {
         // The link, not the path: it names this very program even after an upgrade has replaced the file.
         return Ok(PathBuf::from("/proc/self/exe"));
     }

@@ -14,9 +14,10 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::boundedlog::tail_of_log;
+use super::facts::descriptor;
 use super::keeper::Launch;
 use super::layout::{Layout, short_id};
-use super::plan::{QemuPlan, descriptor};
+use super::plan::QemuPlan;
 use super::prepare::{make_private_dir, remove_run_dir};
 use super::process::{self, Found};
 use super::qmp::client::QmpClient;
