@@ -99,8 +99,8 @@ pub fn spawn(test: &str, scenario: &str, dir: &Path, at: u64) -> io::Result<Chil
 /// Runs `test` with `scenario` again and again, killed before its first step, its second, and so on, until it lives to its
 /// end. Answers how many steps there were.
 ///
-/// `prepare` fills an empty directory before each run; `check` looks at what the killed process left, and is told where
-/// it was killed.
+/// `prepare` fills an empty directory before each run; `check` looks at what the process left, and is told where it was killed;
+/// the last one was not.
 ///
 /// # Panics
 /// When a run neither is killed as planned nor passes, or no step was taken at all.
@@ -119,6 +119,8 @@ pub fn kill_at_every_step(
         if output.status.signal() != Some(Signal::KILL.as_raw()) {
             assert_passed(&output);
             assert!(at > 1, "`{scenario}` took no step, so nothing was tried");
+            // What it left alive is for the check to remove, too.
+            check(temp.path(), &format!("{scenario}, lived to its end"));
             return at - 1;
         }
         let place = said.lines().rev().find(|line| line.starts_with("killed before")).unwrap_or("killed");
