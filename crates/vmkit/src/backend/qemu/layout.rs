@@ -118,7 +118,8 @@ impl Layout {
     }
 
     /// Every file that this backend may have made in the work directory, those that a killed process left unfinished among
-    /// them. The owner's mark is last: until it goes, the directory is known to be this VM's.
+    /// them. The owner's mark comes late: until it goes, the directory is known to be this VM's. The lock is last: whoever
+    /// gets a new one finds no owner any more.
     pub(crate) fn work_files(&self, data_disks: usize) -> Vec<PathBuf> {
         let mut files = vec![self.root_disk(), self.seed(), self.efi_vars()];
         files.extend((0..data_disks).map(|index| self.data_disk(index)));
@@ -127,7 +128,7 @@ impl Layout {
             files.push(log);
         }
         files.extend([unfinished(&self.seed()), unfinished(&self.run_file())]);
-        files.extend([self.run_file(), self.stop_mark(), self.alive_lock(), self.owner_mark()]);
+        files.extend([self.run_file(), self.stop_mark(), self.owner_mark(), self.alive_lock()]);
         files
     }
 

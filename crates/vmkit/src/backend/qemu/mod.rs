@@ -12,6 +12,7 @@
 //! programs may hold a `QemuHypervisor` over the same directories, and any of them may die.
 
 pub(crate) mod agent;
+mod alive;
 mod argv;
 #[cfg(test)]
 mod argv_tests;
@@ -48,7 +49,7 @@ use self::facts::{Media, QemuFacts};
 use self::layout::Layout;
 use self::process::Found;
 use self::qmp::client::{QmpClient, RunState};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::handle::{BackendDetails, BackendTag, ConsoleEndpoint, RunInfo, VmHandle};
 use crate::host::{HostFacts, KvmVerdict, ProbeOptions};
 use crate::hypervisor::{Backend, Capabilities, Hypervisor};
@@ -259,13 +260,17 @@ impl QemuHypervisor {
     }
 
     /// Asks reality, and refuses what the table refuses.
-    async fn allowed(&self, vm: &VmHandle, operation: Operation) -> Result<(VmState, VmState)> {
+    async fn allowed(&self, vm: &VmHandle, operation: Operation) -> Result<VmState> {
         let state = self.state(vm).await?;
-        let to = next(&state, operation)?;
-        if state == VmState::Destroyed && operation != Operation::Destroy {
-            return Err(InvalidTransition { state, operation }.into());
+        next(&state, operation)?;
+        Ok(state)
+    }
+
+    fn check_owner(&self, vm: &VmHandle, layout: &Layout, operation: Operation) -> Result<()> {
+        if prepare::owner(layout)? == Some(vm.id) {
+            return Ok(());
         }
-        Ok((state, to))
+        Err(InvalidTransition { state: VmState::Destroyed, operation }.into())
     }
 
     fn handle(vm: &VmHandle, state: VmState, layout: &Layout, run: Option<RunInfo>) -> VmHandle {
@@ -309,41 +314,44 @@ impl Hypervisor for QemuHypervisor {
         let deadline = Instant::now() + self.0.start_limit;
         let lock = self.start_lock(vm.id);
         let _one = lock.lock().await;
-        let (state, to) = self.allowed(vm, Operation::Start).await?;
-        if state == to {
-            let run = start::adopt(vm, &layout, deadline).await?;
-            return Ok(Self::handle(vm, to, &layout, Some(run)));
-        }
-        if matches!(state, VmState::Failed { .. }) {
+        let to = VmState::Running;
+        match self.allowed(vm, Operation::Start).await {
+            Ok(state) if state == to => {
+                let run = start::adopt(vm, &layout, deadline).await?;
+                return Ok(Self::handle(vm, to, &layout, Some(run)));
+            }
             // A panicked guest's QEMU is still there.
-            process::kill(&layout).await?;
+            Ok(VmState::Failed { .. }) => process::kill(&layout).await?,
+            Ok(_) => {}
+            // Somebody else's start is under way: the lock will tell what came of it.
+            Err(error) if error.kind() == ErrorKind::Busy => {}
+            Err(error) => return Err(error),
         }
         prepare::check_network(&vm.spec).await?;
         let keeper = spawn::keeper_program(self.0.keeper.as_deref())?;
         let facts = self.facts(&vm.spec).await?;
         let plan = plan::plan(&vm.spec, vm.id, &layout, &facts, &media);
-        let Some(alive) = start::take_alive_lock(&layout)? else {
+        let Some(alive) = alive::take_unless_live(&layout, deadline).await? else {
             let run = start::adopt(vm, &layout, deadline).await?;
             return Ok(Self::handle(vm, to, &layout, Some(run)));
         };
+        // Whoever removed the VM meanwhile held the lock for it.
+        self.check_owner(vm, &layout, Operation::Start)?;
         let run = start::start(vm, &layout, &plan, &keeper, alive, deadline).await?;
         Ok(Self::handle(vm, to, &layout, Some(run)))
     }
 
     async fn stop(&self, vm: &VmHandle, timeout: Duration) -> Result<VmHandle> {
         let Details { layout, .. } = self.details(vm)?;
-        let owner = prepare::owner(&layout)?;
-        if owner != Some(vm.id) {
-            return Err(InvalidTransition { state: VmState::Destroyed, operation: Operation::Stop }.into());
-        }
+        self.check_owner(vm, &layout, Operation::Stop)?;
         stop::stop(&layout, timeout).await?;
         Ok(Self::handle(vm, VmState::Stopped, &layout, None))
     }
 
     async fn suspend(&self, vm: &VmHandle) -> Result<VmHandle> {
         let Details { layout, .. } = self.details(vm)?;
-        let (state, to) = self.allowed(vm, Operation::Suspend).await?;
-        if state != to {
+        let to = VmState::Suspended;
+        if self.allowed(vm, Operation::Suspend).await? != to {
             let limit = Instant::now() + ASK_LIMIT;
             QmpClient::connect(&layout.qmp_socket(), limit).await?.pause(limit).await?;
         }
@@ -352,8 +360,8 @@ impl Hypervisor for QemuHypervisor {
 
     async fn resume(&self, vm: &VmHandle) -> Result<VmHandle> {
         let Details { layout, .. } = self.details(vm)?;
-        let (state, to) = self.allowed(vm, Operation::Resume).await?;
-        if state != to {
+        let to = VmState::Running;
+        if self.allowed(vm, Operation::Resume).await? != to {
             let limit = Instant::now() + ASK_LIMIT;
             QmpClient::connect(&layout.qmp_socket(), limit).await?.cont(limit).await?;
         }
@@ -368,9 +376,14 @@ impl Hypervisor for QemuHypervisor {
             _ => {}
         }
         if layout.work.exists() {
-            process::kill(&layout).await?;
+            let _still = alive::take_and_silence(&layout, Instant::now() + self.0.start_limit).await?;
+            // Asked again under the lock: somebody else may have removed it, and another VM have come.
+            if prepare::owner(&layout)?.is_none_or(|owner| owner == vm.id) {
+                prepare::remove(&vm.spec, &layout)?;
+            }
+        } else {
+            prepare::remove_run_dir(&layout)?;
         }
-        prepare::remove(&vm.spec, &layout)?;
         self.0.starting.lock().expect("nothing panics while it holds the map").remove(&vm.id);
         Ok(())
     }
@@ -388,7 +401,7 @@ impl Hypervisor for QemuHypervisor {
         let found = process::look(&layout).await?;
         let found = match found {
             // The sockets were bound before the keeper began: the greeting is the event that it has started QEMU.
-            Found::Starting(_) => match ask(&layout).await {
+            Found::Launching | Found::Starting(_) => match ask(&layout).await {
                 Ok(state) => return Ok(state),
                 Err(_) => process::look(&layout).await?,
             },
@@ -398,7 +411,9 @@ impl Hypervisor for QemuHypervisor {
             Found::Nothing if asked => Ok(VmState::Stopped),
             Found::Nothing => Ok(VmState::Prepared),
             Found::Rebooted => Ok(VmState::Stopped),
-            Found::Starting(_) => Err(Error::Busy { what: format!("VM `{}`", vm.name()), holder: None }),
+            Found::Launching | Found::Starting(_) => {
+                Err(Error::Busy { what: format!("VM `{}`", vm.name()), holder: None })
+            }
             Found::Live(process) => match ask(&layout).await {
                 Ok(state) => Ok(state),
                 // A QEMU that is ending closes its monitor first: what counts then is how it ends.

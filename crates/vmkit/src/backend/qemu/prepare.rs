@@ -2,11 +2,13 @@
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
 use uuid::Uuid;
 
+use super::alive;
 use super::facts::Media;
 use super::layout::Layout;
 use super::plan::{PrepareStep, QemuPlan};
@@ -87,8 +89,13 @@ pub(super) fn make(
     plan: &QemuPlan,
     root: Option<&ImageFacts>,
 ) -> Result<()> {
-    let undo = Undo { layout, spec, id, armed: true };
+    let mut undo = Undo { layout, spec, id, armed: true, alone: None };
     make_private_dir(&layout.work)?;
+    undo.alone = alive::try_take(layout)?;
+    if undo.alone.is_none() {
+        undo.disarm();
+        return Err(Error::Busy { what: format!("the directory of VM `{}`", spec.name()), holder: None });
+    }
     claim(spec, id, layout)?;
     for one in &plan.prepare {
         match one {
@@ -211,6 +218,8 @@ struct Undo<'a> {
     spec: &'a VmSpec,
     id: Uuid,
     armed: bool,
+    /// Held until all is made, or removed again.
+    alone: Option<OwnedFd>,
 }
 
 impl Undo<'_> {

@@ -10,6 +10,7 @@
 //!  both, no end    dead     dead        Ended(None): nobody is left who knows how
 //!  an end                   dead        Ended(Some)
 //!  another boot's                       Rebooted
+//!  nothing that lives, but the runtime directory is there and the lock is held:  Launching
 //! ```
 
 use std::fs;
@@ -18,6 +19,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use tokio::time::Instant;
 
+use super::alive;
 use super::facts::descriptor;
 use super::layout::Layout;
 use super::runfile::{self, Ended, Run};
@@ -32,6 +34,8 @@ const KEEPER_GRACE: Duration = Duration::from_secs(2);
 pub(crate) enum Found {
     /// It has never been started.
     Nothing,
+    /// Somebody holds the lock to start it, or has just told a keeper to.
+    Launching,
     /// A keeper is about to start it.
     Starting(ProcessFd),
     /// QEMU runs.
@@ -47,6 +51,20 @@ pub(crate) enum Found {
 /// # Errors
 /// `Record` for a run file that is none, `Io` where the system does not tell.
 pub(crate) async fn look(layout: &Layout) -> Result<Found> {
+    let recorded = recorded(layout).await?;
+    let lives = matches!(recorded, Found::Live(_) | Found::Starting(_));
+    // A VM at rest has no runtime directory, so the lock is asked only where a start is under way or was cut off.
+    if !lives && layout.run.exists() && alive::is_held(layout)? {
+        // The run file may have come while we looked elsewhere.
+        return match self::recorded(layout).await? {
+            found @ (Found::Live(_) | Found::Starting(_)) => Ok(found),
+            _ => Ok(Found::Launching),
+        };
+    }
+    Ok(recorded)
+}
+
+async fn recorded(layout: &Layout) -> Result<Found> {
     let Some(run) = runfile::read(&layout.run_file())? else {
         return Ok(Found::Nothing);
     };

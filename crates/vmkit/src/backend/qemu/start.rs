@@ -1,6 +1,6 @@
 //! Bringing a planned VM to life: lock, sockets, tap, keeper, greeting, in this order, each with its undo.
 
-use std::fs::{self, File, OpenOptions, Permissions};
+use std::fs::{self, OpenOptions, Permissions};
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::OwnedFd;
@@ -8,8 +8,6 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::FlockOperation;
-use rustix::io::Errno;
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -32,19 +30,6 @@ use crate::steps::step;
 const QEMU_LOG_BYTES: u64 = 1 << 20;
 /// How much of QEMU's last words goes into an error.
 const LAST_WORDS_BYTES: u64 = 2048;
-
-/// Takes the lock that says something runs; `None` where something does.
-pub(super) fn take_alive_lock(layout: &Layout) -> Result<Option<OwnedFd>> {
-    let path = layout.alive_lock();
-    step("start: lock").map_err(Error::io("lock", &path))?;
-    let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
-    let file: File = open.map_err(Error::io("open", &path))?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Some(file.into())),
-        Err(Errno::WOULDBLOCK) => Ok(None),
-        Err(errno) => Err(Error::io("lock", &path)(errno.into())),
-    }
-}
 
 /// Starts QEMU by its plan and answers what is known of the run.
 ///
@@ -99,7 +84,7 @@ pub(super) async fn adopt(vm: &VmHandle, layout: &Layout, deadline: Instant) -> 
     })?;
     match process::look(layout).await? {
         Found::Live(process) => run_info(vm, layout, process.id().pid, met, deadline).await,
-        Found::Nothing | Found::Starting(_) | Found::Ended(_) | Found::Rebooted => Err(busy()),
+        _ => Err(busy()),
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use tokio::time::{Instant, timeout_at};
 
+use super::alive;
 use super::layout::Layout;
 use super::process::{self, Found};
 use super::qmp::client::{QmpClient, RunState};
@@ -18,6 +19,8 @@ use crate::steps::step;
 const FORCE_GRACE: Duration = Duration::from_secs(2);
 /// How long one word with the monitor may take while the guest is asked.
 const MONITOR_LIMIT: Duration = Duration::from_secs(2);
+/// How long a start that is under way may hold the lock before it shows a process.
+const LAUNCH_LIMIT: Duration = Duration::from_secs(10);
 /// How often the power button is pressed: a guest that is still booting hears only a later press, and there is no event
 /// for "the guest listens to its button now".
 const PRESS_EVERY: Duration = Duration::from_secs(1);
@@ -31,7 +34,10 @@ pub(super) async fn stop(layout: &Layout, timeout: Duration) -> Result<()> {
     mark_asked(layout)?;
     let process = match process::look(layout).await? {
         Found::Live(process) => process,
-        Found::Starting(_) => return process::kill(layout).await,
+        // Nothing to ask yet, and nothing to lose: it ends before it has begun.
+        Found::Launching | Found::Starting(_) => {
+            return alive::take_and_silence(layout, Instant::now() + LAUNCH_LIMIT).await.map(drop);
+        }
         Found::Nothing | Found::Ended(_) | Found::Rebooted => return Ok(()),
     };
     if timeout.is_zero() {
