@@ -65,6 +65,11 @@ fn open(path: &Path) -> Result<Option<File>> {
     match opened {
         Ok(file) => Ok(Some(file)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        // A lock needs no writing, and what runs in a home that has become read-only must be stopped all the same.
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => match File::open(path) {
+            Ok(file) => Ok(Some(file)),
+            Err(_) => Err(Error::io("create", path)(error)),
+        },
         Err(error) => Err(Error::io("create", path)(error)),
     }
 }

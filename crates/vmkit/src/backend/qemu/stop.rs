@@ -31,7 +31,11 @@ const PRESS_EVERY: Duration = Duration::from_secs(1);
 /// `TimedOut` where the process survives even SIGKILL.
 pub(super) async fn stop(layout: &Layout, timeout: Duration) -> Result<()> {
     let deadline = Instant::now() + timeout;
-    mark_asked(layout)?;
+    if let Err(error) = mark_asked(layout) {
+        // A full or a read-only disk is no reason to leave a guest running. If it has to be killed in the end, it will look
+        // like a kill from outside.
+        tracing::warn!(%error, "cannot write down that the end of the VM was asked for");
+    }
     let process = match process::look(layout).await? {
         Found::Live(process) => process,
         // Nothing to ask yet, and nothing to lose: it ends before it has begun.
@@ -48,7 +52,7 @@ pub(super) async fn stop(layout: &Layout, timeout: Duration) -> Result<()> {
 }
 
 /// Writes down that the end was asked for, so that even an end by force counts as `Stopped`.
-pub(super) fn mark_asked(layout: &Layout) -> Result<()> {
+fn mark_asked(layout: &Layout) -> Result<()> {
     let mark = layout.stop_mark();
     step("stop: mark").map_err(Error::io("create", &mark))?;
     let opened = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&mark);
