@@ -1,4 +1,34 @@
 //! Runs virtual machines.
+//!
+//! The heart is one trait, [`Hypervisor`]: prepare, start, stop, suspend, resume, destroy, state, guest_ip, console_endpoint.
+//! [`QemuHypervisor`] implements it on Linux, [`NoopHypervisor`] in memory, [`RouterHypervisor`] over several, and anybody's
+//! own backend beside them. [`VmManager`] adds what outlives a process: a record, a lock and an intent for each VM.
+//!
+//! What is wanted is a [`spec::VmSpec`], which is valid once it is built. What exists is a [`VmHandle`], which is plain data.
+//! Where a VM is in its life is asked of reality, and [`lifecycle::next`] alone says what is legal there.
+//!
+//! The library prints nothing, reads no environment and keeps no state of its own. It runs on any tokio runtime with I/O
+//! and time enabled.
+//!
+//! # Examples
+//! A VM's whole life, on the backend that runs nothing; for QEMU only the first line differs, see [`QemuHypervisor`].
+//! ```
+//! use std::time::Duration;
+//! use vmkit::spec::{Boot, Kernel, VmName, VmSpec};
+//! use vmkit::{Hypervisor, NoopHypervisor, VmState};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> vmkit::Result<()> {
+//! let hypervisor = NoopHypervisor::new();
+//! let kernel = Kernel { path: "/boot/vmlinuz".into(), initrd: None, cmdline: "console=ttyS0".into() };
+//! let spec = VmSpec::builder(VmName::new("job-17")?).boot(Boot::Kernel(kernel)).cpus(2).build()?;
+//! let vm = hypervisor.prepare(&spec).await?;
+//! let vm = hypervisor.start(&vm).await?;
+//! assert_eq!(hypervisor.state(&vm).await?, VmState::Running);
+//! let vm = hypervisor.stop(&vm, Duration::from_secs(30)).await?;
+//! hypervisor.destroy(vm).await
+//! # }
+//! ```
 
 mod backend;
 pub mod cloud_init;
