@@ -347,3 +347,28 @@ async fn a_qemu_that_hangs_is_not_waited_for_without_end_and_still_stops() {
 fn skip(why: &str) {
     eprintln!("SKIP: {why}");
 }
+
+#[tokio::test(flavor = "current_thread")]
+async fn cloud_init_gets_another_instance_id_when_it_is_asked_to_run_again_and_only_then() {
+    let place = Place::new();
+    let home = vmkit::store::Home::at(place.path()).unwrap();
+    let manager = vmkit::VmManager::new(place.hypervisor(), vmkit::BackendTag::Qemu, home);
+    let vm =
+        manager.create(tiny("again").cloud_init(CloudInitConfig::default()).build().unwrap()).await.unwrap();
+    let seed = manager.home().vm(vm.name()).join("seed.iso");
+    let instance = |run: u32| format!("{}-{run}", vm.id);
+    let names = |run: u32| {
+        let seed = fs::read(&seed).unwrap();
+        let wanted = instance(run);
+        seed.windows(wanted.len()).any(|bytes| bytes == wanted.as_bytes())
+    };
+    for run in [0, 0, 1, 1, 2] {
+        if !names(run) {
+            manager.rerun_cloud_init(vm.name()).await.unwrap();
+        }
+        manager.start(vm.name()).await.unwrap();
+        assert!(names(run), "run {run}");
+        manager.stop(vm.name(), Duration::ZERO).await.unwrap();
+    }
+    manager.remove(vm.name(), false).await.unwrap();
+}

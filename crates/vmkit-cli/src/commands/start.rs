@@ -14,14 +14,21 @@ pub(crate) struct Start {
     /// Prints what would be done, and changes nothing.
     #[arg(long)]
     dry_run: bool,
+    /// Has cloud-init run again, as on a new machine; a VM that runs already does so at its next start.
+    #[arg(long)]
+    rerun_cloud_init: bool,
 }
 
 impl Start {
     pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
         if !self.dry_run {
-            return self
-                .targets
-                .operate(context, "starting", |manager, name| async move { manager.start(&name).await });
+            let again = self.rerun_cloud_init;
+            return self.targets.operate(context, "starting", move |manager, name| async move {
+                if again {
+                    manager.rerun_cloud_init(&name).await?;
+                }
+                manager.start(&name).await
+            });
         }
         let manager = context.manager()?;
         context.block_on(async {

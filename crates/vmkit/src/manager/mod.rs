@@ -200,6 +200,25 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         self.operate(name, &[Order::Stop(timeout), Order::Start]).await
     }
 
+    /// Has cloud-init run again at the VM's next start, as on a new machine: with another instance-id.
+    ///
+    /// Changes nothing about a VM that runs until it is started anew, and nothing at all about one without cloud-init.
+    ///
+    /// # Errors
+    /// `NotFound`; `Busy`; `InvalidState` for a VM that can only be removed; `Io` and `Host` where it can't be recorded.
+    pub async fn rerun_cloud_init(&self, name: &VmName) -> Result<VmHandle> {
+        let locked = self.store.lock(name, Instant::now() + PATIENCE).await?;
+        let Some(mut record) = locked.record()? else {
+            sweep(locked)?;
+            return Err(Error::NotFound { what: "VM", name: name.to_string() });
+        };
+        // Only to refuse what can only be removed: an intent that is there stays for the operation that comes next.
+        self.settle(record.clone(), Order::Start).await?;
+        record.handle.spec = record.handle.spec.with_cloud_init_again();
+        locked.write_since(&record)?;
+        Ok(record.handle)
+    }
+
     /// Pauses a VM's vCPUs.
     ///
     /// # Errors

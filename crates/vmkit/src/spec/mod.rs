@@ -159,6 +159,15 @@ impl VmSpec {
         self.0.cloud_init.as_ref()
     }
 
+    /// Answers the same spec, with cloud-init to run again at the next start; without cloud-init, the same.
+    #[must_use]
+    pub fn with_cloud_init_again(mut self) -> Self {
+        if let Some(config) = &mut self.0.cloud_init {
+            config.run = config.run.wrapping_add(1);
+        }
+        self
+    }
+
     /// Answers where the screen is shown.
     pub fn vnc(&self) -> Vnc {
         self.0.vnc

@@ -163,6 +163,24 @@ impl QemuHypervisorBuilder {
 struct Details {
     layout: Layout,
     media: Media,
+    /// Which run of cloud-init the seed on disk asks for.
+    #[serde(default)]
+    seed_run: u32,
+}
+
+impl Details {
+    fn keep_in(&self, vm: &mut VmHandle) -> Result<()> {
+        let data = serde_json::to_value(self).map_err(|_| {
+            Error::invalid("path", self.layout.work.display(), "vmkit keeps its VMs below paths of UTF-8")
+        })?;
+        vm.details = BackendDetails { version: DETAILS_VERSION, data };
+        Ok(())
+    }
+}
+
+/// Answers which run of cloud-init a spec asks for.
+fn wanted_run(spec: &VmSpec) -> u32 {
+    spec.cloud_init().map_or(0, |config| config.run)
 }
 
 impl QemuHypervisor {
@@ -208,7 +226,7 @@ impl QemuHypervisor {
             return Err(foreign(format!("the handle belongs to the backend `{}`, not `qemu`", vm.backend)));
         }
         match vm.details.version {
-            0 => Ok(Details { layout: self.layout(&vm.spec, vm.id)?, media: Media::default() }),
+            0 => Ok(Details { layout: self.layout(&vm.spec, vm.id)?, media: Media::default(), seed_run: 0 }),
             DETAILS_VERSION => serde_json::from_value(vm.details.data.clone())
                 .map_err(|error| foreign(format!("the handle's details can't be read: {error}"))),
             version => Err(foreign(format!(
@@ -300,17 +318,15 @@ impl Hypervisor for QemuHypervisor {
             tracing::warn!(vm = %spec.name(), "{warning}");
         }
         prepare::make(&spec, id, &layout, &plan, looked.root.as_ref())?;
-        let details = Details { layout: layout.clone(), media: looked.media };
-        let data = serde_json::to_value(&details).map_err(|_| {
-            Error::invalid("path", layout.work.display(), "vmkit keeps its VMs below paths of UTF-8")
-        })?;
+        let details = Details { layout: layout.clone(), media: looked.media, seed_run: wanted_run(&spec) };
         let mut vm = VmHandle::preparing(id, BackendTag::Qemu, spec);
-        vm.details = BackendDetails { version: DETAILS_VERSION, data };
+        details.keep_in(&mut vm)?;
         Ok(Self::handle(&vm, VmState::Prepared, &layout, None))
     }
 
     async fn start(&self, vm: &VmHandle) -> Result<VmHandle> {
-        let Details { layout, media } = self.details(vm)?;
+        let mut details = self.details(vm)?;
+        let Details { layout, media, seed_run } = details.clone();
         let deadline = Instant::now() + self.0.start_limit;
         let lock = self.start_lock(vm.id);
         let _one = lock.lock().await;
@@ -337,8 +353,14 @@ impl Hypervisor for QemuHypervisor {
         };
         // Whoever removed the VM meanwhile held the lock for it.
         self.check_owner(vm, &layout, Operation::Start)?;
+        let mut started = vm.clone();
+        if seed_run != wanted_run(&vm.spec) {
+            prepare::write_seed(&vm.spec, vm.id, &layout.seed())?;
+            details.seed_run = wanted_run(&vm.spec);
+            details.keep_in(&mut started)?;
+        }
         let run = start::start(vm, &layout, &plan, &keeper, alive, deadline).await?;
-        Ok(Self::handle(vm, to, &layout, Some(run)))
+        Ok(Self::handle(&started, to, &layout, Some(run)))
     }
 
     async fn stop(&self, vm: &VmHandle, timeout: Duration) -> Result<VmHandle> {

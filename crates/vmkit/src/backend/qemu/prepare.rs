@@ -107,19 +107,23 @@ pub(super) fn make(
             }
             PrepareStep::Disk { path, size } => create_blank(path, *size)?,
             PrepareStep::FirmwareVariables { template, path } => copy_private(template, path)?,
-            PrepareStep::Seed { path } => {
-                let config = spec.cloud_init().expect("a plan with a seed comes from a spec with cloud-init");
-                let mac = match spec.network() {
-                    NetworkConfig::None => None,
-                    NetworkConfig::User(_) | NetworkConfig::Tap { .. } => Some(MacAddr::of_vm(id)),
-                };
-                let seed = cloud_init::render(config, spec.name(), id, mac)?;
-                cloud_init::write_seed(&seed, path)?;
-            }
+            PrepareStep::Seed { path } => write_seed(spec, id, path)?,
         }
     }
     undo.disarm();
     Ok(())
+}
+
+/// Writes the cloud-init seed of a spec that has one, over an earlier one.
+pub(super) fn write_seed(spec: &VmSpec, id: Uuid, path: &Path) -> Result<()> {
+    let Some(config) = spec.cloud_init() else {
+        return Ok(());
+    };
+    let mac = match spec.network() {
+        NetworkConfig::None => None,
+        NetworkConfig::User(_) | NetworkConfig::Tap { .. } => Some(MacAddr::of_vm(id)),
+    };
+    cloud_init::write_seed(&cloud_init::render(config, spec.name(), id, mac)?, path)
 }
 
 /// Writes down whose directory this is, so that nobody takes over, or removes, another VM's.
