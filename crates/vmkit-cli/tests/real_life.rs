@@ -315,6 +315,27 @@ fn a_removal_waits_for_a_stop_at_work_but_not_for_ever() {
 }
 
 #[test]
+fn a_stop_that_was_cut_off_makes_no_later_kill_look_asked_for() {
+    let life = Life::new();
+    life.make("web", "vmkit.nobutton");
+    life.must(["start", "web"]);
+    let stop = life.begin(&["stop", "web", "--timeout", "150"]);
+    assert!(until(LONG, || life.row("web")["operation"]["operation"] == "stop"));
+    sleep(Duration::from_millis(500));
+    stop.kill();
+    assert_eq!(life.state("web"), "running");
+    kill_process(life.qemu("web"), Signal::KILL).unwrap();
+    let row = life.row("web");
+    assert_eq!(
+        (&row["state"], &row["cause"]["kind"]),
+        (&"failed".into(), &"hypervisor-killed".into()),
+        "{row}"
+    );
+    life.must(["stop", "web"]);
+    assert_eq!(life.state("web"), "stopped", "what has failed is stopped by `stop`");
+}
+
+#[test]
 fn a_list_waits_for_no_qemu_that_hangs() {
     let life = Life::new();
     for name in ["hung", "well"] {

@@ -11,7 +11,7 @@ use super::alive;
 use super::layout::Layout;
 use super::process::{self, Found};
 use super::qmp::client::{QmpClient, RunState};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::host::process::ProcessFd;
 use crate::steps::step;
 
@@ -31,11 +31,16 @@ const PRESS_EVERY: Duration = Duration::from_secs(1);
 /// `TimedOut` where the process survives even SIGKILL.
 pub(super) async fn stop(layout: &Layout, timeout: Duration) -> Result<()> {
     let deadline = Instant::now() + timeout;
-    if let Err(error) = mark_asked(layout) {
-        // A full or a read-only disk is no reason to leave a guest running. If it has to be killed in the end, it will look
-        // like a kill from outside.
-        tracing::warn!(%error, "cannot write down that the end of the VM was asked for");
+    if let Found::Live(process) = process::look(layout).await?
+        && !timeout.is_zero()
+        && ask_guest(layout, &process, deadline).await?
+    {
+        process::settled(layout).await?;
+        mark_asked(layout);
+        return Ok(());
     }
+    // Not before: if this is cut off while the guest is asked, a later kill from outside is still one from outside.
+    mark_asked(layout);
     let process = match process::look(layout).await? {
         Found::Live(process) => process,
         // Nothing to ask yet, and nothing to lose: it ends before it has begun.
@@ -44,19 +49,20 @@ pub(super) async fn stop(layout: &Layout, timeout: Duration) -> Result<()> {
         }
         Found::Nothing | Found::Ended(_) | Found::Rebooted => return Ok(()),
     };
-    if timeout.is_zero() {
-        return process::kill(layout).await;
-    }
-    let ended = ask_guest(layout, &process, deadline).await? || force(layout, &process).await?;
+    let ended = !timeout.is_zero() && force(layout, &process).await?;
     if ended { process::settled(layout).await } else { process::kill(layout).await }
 }
 
 /// Writes down that the end was asked for, so that even an end by force counts as `Stopped`.
-fn mark_asked(layout: &Layout) -> Result<()> {
+///
+/// A full or a read-only disk is no reason to leave a guest running: then an end by force looks like one from outside.
+fn mark_asked(layout: &Layout) {
     let mark = layout.stop_mark();
-    step("stop: mark").map_err(Error::io("create", &mark))?;
-    let opened = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&mark);
-    opened.map(drop).map_err(Error::io("create", &mark))
+    let opened = step("stop: mark")
+        .and_then(|()| OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&mark));
+    if let Err(error) = opened {
+        tracing::warn!(%error, "cannot create {}, which says that the end was asked for", mark.display());
+    }
 }
 
 /// Presses the power button until the guest has gone or the deadline has passed; answers whether it has gone.
