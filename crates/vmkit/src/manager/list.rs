@@ -47,34 +47,38 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         let deadline = Instant::now() + PATIENCE;
         let mut listed: Vec<Option<Listed>> = Vec::new();
         let mut asked = JoinSet::new();
-        for name in self.store.names()? {
-            match self.store.read(&name) {
-                Ok(record) => {
-                    let (manager, place) = (self.clone(), listed.len());
-                    asked.spawn(async move { (place, manager.listed(name, record, deadline).await) });
-                    listed.push(None);
-                }
-                Err(error) => listed.extend(self.unread(name, error).map(Some)),
-            }
+        for (place, name) in self.store.names()?.into_iter().enumerate() {
+            let manager = self.clone();
+            listed.push(None);
+            asked.spawn(async move { (place, manager.list_one(name, deadline).await) });
         }
         while let Some(answer) = asked.join_next().await {
             match answer {
-                Ok((place, answer)) => listed[place] = Some(answer),
+                Ok((place, answer)) => listed[place] = answer,
                 Err(error) => std::panic::resume_unwind(error.into_panic()),
             }
         }
         Ok(listed.into_iter().flatten().collect())
     }
 
+    async fn list_one(&self, name: VmName, deadline: Instant) -> Option<Listed> {
+        match self.store.read(&name) {
+            Ok(record) => Some(self.listed(name, record, deadline).await),
+            Err(error) => self.unread(name, error),
+        }
+    }
+
     async fn listed(&self, name: VmName, record: VmRecord, deadline: Instant) -> Listed {
         let intent = record.intent.clone();
         let interrupted = intent.is_some() && !self.store.is_locked(&name);
-        let recorded = record.handle.clone();
-        let handle = timeout_at(deadline, self.look(record)).await.unwrap_or_else(|_| {
+        let state = timeout_at(deadline, self.look(&record)).await.unwrap_or_else(|_| {
             let awaited = format!("the state of the VM `{name}`");
             Err(Error::TimedOut { awaited, after: PATIENCE, console: String::new() })
         });
-        let recorded = handle.is_err().then_some(recorded);
+        let (handle, recorded) = match state {
+            Ok(state) => (Ok(record.handle.in_state(state)), None),
+            Err(error) => (Err(error), Some(record.handle)),
+        };
         Listed { path: self.home().vm(&name), name, handle, recorded, intent, interrupted }
     }
 

@@ -272,7 +272,8 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     /// `NotFound`; `Record`; `TimedOut` when its hypervisor does not answer.
     pub async fn info(&self, name: &VmName) -> Result<VmHandle> {
         let record = self.store.read(name)?;
-        self.look(record).await
+        let state = self.look(&record).await?;
+        Ok(record.handle.in_state(state))
     }
 
     /// Answers the address at which the host reaches the guest, asked anew.
@@ -397,22 +398,22 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         }
     }
 
-    /// Answers the VM of a record with the state that it has now.
-    async fn look(&self, record: VmRecord) -> Result<VmHandle> {
-        let vm = record.handle;
-        let cut_off = match record.intent.map(|intent| intent.operation) {
+    /// Answers the state that the VM of a record has now.
+    async fn look(&self, record: &VmRecord) -> Result<VmState> {
+        let vm = &record.handle;
+        let cut_off = match record.intent.as_ref().map(|intent| intent.operation) {
             Some(Operation::Prepare) => "its making was interrupted: remove it",
             Some(Operation::Destroy) => "its removal was interrupted: remove it again",
             _ => "",
         };
         let is_idle = !cut_off.is_empty() && !self.store.is_locked(vm.name());
-        let state = self.state(&vm).await?;
+        let state = self.state(vm).await?;
         if is_idle && !state.is_live() {
-            return Ok(vm.in_state(VmState::failed(FailureKind::Interrupted, cut_off)));
+            return Ok(VmState::failed(FailureKind::Interrupted, cut_off));
         }
         // While it is being made, what is there already looks like more than there is.
         let is_making = vm.state == VmState::Preparing;
-        Ok(if is_making { vm } else { vm.in_state(state) })
+        Ok(if is_making { VmState::Preparing } else { state })
     }
 }
 

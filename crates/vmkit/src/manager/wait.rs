@@ -143,14 +143,15 @@ impl<H: Hypervisor + 'static> VmManager<H> {
             // In this order, since a PID that belonged to a live VM after the descriptor was opened did so before.
             let record = self.store.read(name)?;
             let process = hold(&record.handle)?;
-            let vm = match self.look(record).await {
+            let state = match self.look(&record).await {
                 // It is too busy to say how it is.
                 Err(error) if error.kind() == ErrorKind::TimedOut => {
                     happened(&changes, process.as_ref(), LOOK_AGAIN).await?;
                     continue;
                 }
-                vm => vm?,
+                state => state?,
             };
+            let vm = record.handle.in_state(state);
             lived |= vm.state.is_live();
             *last = Some(vm.clone());
             match next(&vm.state, condition, lived) {

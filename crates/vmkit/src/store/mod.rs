@@ -235,19 +235,26 @@ impl LockedVm {
 fn read(dir: &Path, name: &VmName) -> Result<Option<VmRecord>> {
     let path = dir.join(MADE);
     let Some(bytes) = read_bytes(&path)? else { return Ok(None) };
+    let since = read_bytes(&dir.join(SINCE))?;
+    // Where the newer record is good, all that matters of the older one is that both are of the same VM.
+    if let Some(since) = &since
+        && let Some((id, of)) = VmRecord::whose(&bytes)
+        && of == *name
+    {
+        let path = dir.join(SINCE);
+        match VmRecord::decode(&path, since) {
+            Ok(since) if since.handle.id == id => return Ok(Some(since)),
+            Err(error) if VmRecord::is_newer(since) => return Err(error),
+            // Cut off with the power, or another VM's: what was made is still true.
+            _ => {}
+        }
+    }
     let made = VmRecord::decode(&path, &bytes)?;
     if made.handle.name() != name {
         let problem = format!("this is the record of the VM `{}`", made.handle.name());
         return Err(Error::Record { path, problem });
     }
-    let path = dir.join(SINCE);
-    let Some(bytes) = read_bytes(&path)? else { return Ok(Some(made)) };
-    match VmRecord::decode(&path, &bytes) {
-        Ok(since) if since.handle.id == made.handle.id => Ok(Some(since)),
-        Err(error) if VmRecord::is_newer(&bytes) => Err(error),
-        // Cut off with the power, or another VM's: what was made is still true.
-        _ => Ok(Some(made)),
-    }
+    Ok(Some(made))
 }
 
 /// Reads a file of the store; one that is a pipe, or bigger than any record, is refused instead of waited for.

@@ -5,10 +5,12 @@
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::error::{Error, Result};
 use crate::handle::VmHandle;
 use crate::lifecycle::Operation;
+use crate::spec::VmName;
 
 /// A handle as it lies on disk, with what is being done to the VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,10 +78,35 @@ impl VmRecord {
         Err(Error::Record { path: path.to_owned(), problem })
     }
 
+    /// Answers which VM these bytes are the record of, if they are a record of this version; the rest is not looked at.
+    pub(super) fn whose(bytes: &[u8]) -> Option<(Uuid, VmName)> {
+        let whose =
+            serde_json::from_slice::<Whose>(bytes).ok().filter(|whose| whose.version == Self::VERSION);
+        whose.map(|whose| (whose.handle.id, whose.handle.spec.name))
+    }
+
     /// Tells whether these bytes say that they are a record of a version that this vmkit does not read.
     pub(super) fn is_newer(bytes: &[u8]) -> bool {
         serde_json::from_slice::<Head>(bytes).is_ok_and(|head| head.version > u64::from(Self::VERSION))
     }
+}
+
+/// The part of a record that says whose it is.
+#[derive(Deserialize)]
+struct Whose {
+    version: u32,
+    handle: WhoseHandle,
+}
+
+#[derive(Deserialize)]
+struct WhoseHandle {
+    id: Uuid,
+    spec: WhoseSpec,
+}
+
+#[derive(Deserialize)]
+struct WhoseSpec {
+    name: VmName,
 }
 
 /// The part of the shape that every version keeps.
@@ -129,6 +156,7 @@ mod tests {
     fn a_record_of_an_unknown_backend_survives_its_bytes() {
         let bytes = record().encode().unwrap();
         assert_eq!(VmRecord::decode(Path::new("x"), &bytes).unwrap(), record());
+        assert_eq!(VmRecord::whose(&bytes), Some((record().handle.id, record().handle.name().clone())));
     }
 
     #[test]

@@ -227,7 +227,7 @@ impl QemuHypervisor {
         }
         match vm.details.version {
             0 => Ok(Details { layout: self.layout(&vm.spec, vm.id)?, media: Media::default(), seed_run: 0 }),
-            DETAILS_VERSION => serde_json::from_value(vm.details.data.clone())
+            DETAILS_VERSION => Details::deserialize(&vm.details.data)
                 .map_err(|error| foreign(format!("the handle's details can't be read: {error}"))),
             version => Err(foreign(format!(
                 "the handle's details have version {version}; this program knows {DETAILS_VERSION}"

@@ -1,7 +1,7 @@
 //! Making and removing what a VM has on disk: the steps of a plan, each with its undo.
 
 use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
@@ -20,6 +20,9 @@ use crate::input_file::InputFile;
 use crate::network::{MacAddr, check_bridge};
 use crate::spec::{Boot, DataDisk, NetworkConfig, VmSpec};
 use crate::steps::step;
+
+/// More than an owner's mark has: an id, and the end of the line.
+const MARK_BYTES: usize = 64;
 
 /// The images of a spec, looked at: what only the host can tell.
 pub(super) struct Looked {
@@ -146,8 +149,9 @@ fn claim(spec: &VmSpec, id: Uuid, layout: &Layout) -> Result<()> {
 /// `Io` where the mark can't be read. A mark cut short by a crash counts as nobody's claim.
 pub(super) fn owner(layout: &Layout) -> Result<Option<Uuid>> {
     let mark = layout.owner_mark();
-    match fs::read_to_string(&mark) {
-        Ok(text) => Ok(text.trim().parse().ok()),
+    let mut text = [0; MARK_BYTES];
+    match fs::File::open(&mark).and_then(|mut file| file.read(&mut text)) {
+        Ok(read) => Ok(std::str::from_utf8(&text[..read]).ok().and_then(|text| text.trim().parse().ok())),
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
             Ok(None)
         }

@@ -4,7 +4,7 @@
 //! disk. Its truth is bound to a boot: the process identity has the boot's id in it.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -113,7 +113,7 @@ pub(crate) fn read(path: &Path) -> Result<Option<Run>> {
     // The keeper may be overwriting it: a torn read is read again, a bad file stays bad.
     let mut problem = String::new();
     for _ in 0..3 {
-        let bytes = match fs::read(path) {
+        let bytes = match read_once(path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(Error::io("read", path)(error)),
@@ -124,6 +124,14 @@ pub(crate) fn read(path: &Path) -> Result<Option<Run>> {
         }
     }
     Err(Error::Record { path: path.to_owned(), problem })
+}
+
+/// Reads as much as the file has, and a byte more where it is none of ours, in one call: two might see two records.
+fn read_once(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; SIZE_BYTES + 1];
+    let read = File::open(path)?.read(&mut bytes)?;
+    bytes.truncate(read);
+    Ok(bytes)
 }
 
 #[cfg(test)]
