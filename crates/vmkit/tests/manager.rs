@@ -256,7 +256,7 @@ async fn a_vm_that_stays_locked_is_busy_and_its_holder_is_named() {
     let held = hold(manager.home());
     let error = manager.start(&web()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Busy);
-    assert!(error.to_string().ends_with(&format!("in use by process {}", std::process::id())), "{error}");
+    assert_eq!(error.to_string(), format!("VM `web` is in use by process {}", std::process::id()));
     // Who only reads waits for nobody.
     assert_eq!(manager.info(&web()).await.unwrap().state, VmState::Prepared);
     assert_eq!(manager.list().await.unwrap().len(), 1);

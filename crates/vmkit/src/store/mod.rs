@@ -110,7 +110,7 @@ impl Store {
     /// `NotFound` without a VM of that name, `Busy` once the deadline has passed.
     pub(crate) async fn lock(&self, name: &VmName, deadline: Instant) -> Result<LockedVm> {
         let dir = self.home.vm(name);
-        match lock::acquire(&dir.join(LOCK), deadline).await? {
+        match acquire(name, &dir, deadline).await? {
             Some(lock) => Ok(LockedVm { name: name.clone(), dir, _lock: lock }),
             None => Err(missing(name)),
         }
@@ -131,7 +131,7 @@ impl Store {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
                 Err(error) => return Err(Error::io("create", &dir)(error)),
             };
-            match lock::acquire(&dir.join(LOCK), deadline).await {
+            match acquire(name, &dir, deadline).await {
                 Ok(Some(lock)) => return Ok(LockedVm { name: name.clone(), dir, _lock: lock }),
                 // Whoever removed a VM of this name took the directory along; each turn waits for such a holder.
                 Ok(None) => {}
@@ -229,6 +229,14 @@ impl LockedVm {
             removed => removed.map_err(Error::io("remove", &self.dir)),
         }
     }
+}
+
+/// Waits for a VM's lock; whoever waits in vain learns of which VM, not of which file.
+async fn acquire(name: &VmName, dir: &Path, deadline: Instant) -> Result<Option<lock::Lock>> {
+    lock::acquire(&dir.join(LOCK), deadline).await.map_err(|error| match error {
+        Error::Busy { holder, .. } => Error::Busy { what: format!("VM `{name}`"), holder },
+        error => error,
+    })
 }
 
 /// Reads a VM's record: as it is since it was made, or else as it was made. `None`: there is no record.
