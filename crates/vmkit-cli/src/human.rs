@@ -25,10 +25,16 @@ pub(crate) fn list(listed: &[Listed]) -> Table {
     table
 }
 
+/// Answers an error and what caused it on one line.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
 /// Answers what else there is to know of a VM in the list.
 fn note(listed: &Listed) -> String {
     let what = match &listed.handle {
-        Err(error) => error.to_string(),
+        Err(error) => with_causes(error),
         Ok(VmHandle { state: VmState::Failed { cause }, .. }) => {
             cause.detail.lines().next().unwrap_or_default().to_owned()
         }

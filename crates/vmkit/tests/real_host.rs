@@ -372,3 +372,17 @@ async fn cloud_init_gets_another_instance_id_when_it_is_asked_to_run_again_and_o
     }
     manager.remove(vm.name(), false).await.unwrap();
 }
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_vm_whose_run_file_is_lost_is_still_found_and_ended() {
+    let place = Place::new();
+    let qemu = place.hypervisor();
+    for spoil in [|path: &Path| fs::write(path, "junk"), |path: &Path| fs::remove_file(path)] {
+        let vm = started(&qemu, &tiny("lost").build().unwrap()).await;
+        spoil(&place.work_dir(&vm).join("qemu.json")).unwrap();
+        assert_eq!(qemu.state(&vm).await.unwrap(), VmState::Running);
+        let vm = qemu.stop(&vm, Duration::ZERO).await.unwrap();
+        assert!(!qemu.state(&vm).await.unwrap().is_live());
+        qemu.destroy(vm).await.unwrap();
+    }
+}

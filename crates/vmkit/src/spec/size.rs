@@ -11,7 +11,7 @@ use crate::error::Error;
 
 /// A number of mebibytes (2^20 bytes), never zero.
 ///
-/// Its text is `512MiB`, `2GiB`, `1TiB`, or a bare number of MiB; in data it is a number of MiB or such a text.
+/// Its text is `512MiB`, `2GiB`, `1TiB`, the same with `M`, `G`, `T` as QEMU has them, or a bare number of MiB; in data it is a number of MiB or such a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "MibText", into = "u64")]
 pub struct Mib(u64);
@@ -69,9 +69,9 @@ impl FromStr for Mib {
             return Err(refused("a size begins with a number"));
         }
         let factor: u64 = match unit {
-            "" | "MiB" => 1,
-            "GiB" => 1 << 10,
-            "TiB" => 1 << 20,
+            "" | "MiB" | "M" => 1,
+            "GiB" | "G" => 1 << 10,
+            "TiB" | "T" => 1 << 20,
             _ => {
                 return Err(refused(&format!(
                     "unknown unit {:?}",
@@ -122,7 +122,7 @@ mod tests {
 
     #[test]
     fn sizes_are_read_with_their_units() {
-        for (text, mib) in [("512MiB", 512), ("2GiB", 2048), ("1TiB", 1 << 20), ("300", 300)] {
+        for (text, mib) in [("512MiB", 512), ("2GiB", 2048), ("2G", 2048), ("1TiB", 1 << 20), ("300", 300)] {
             assert_eq!(text.parse::<Mib>().unwrap().mib(), mib);
         }
     }

@@ -248,6 +248,9 @@ impl QemuHypervisor {
             options.firmware_dirs.clear();
         }
         let host = HostFacts::probe(&options).await?;
+        if let Some(user) = spec.run_as().filter(|_| host.euid != 0) {
+            return Err(Error::invalid("run_as", user, "only root can have QEMU run as another user"));
+        }
         let program = host.qemu(arch)?;
         let version = program
             .version

@@ -23,7 +23,7 @@ use super::alive;
 use super::facts::descriptor;
 use super::layout::Layout;
 use super::runfile::{self, Ended, Run};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::host::process::{ProcessFd, ProcessId, boot_id};
 
 /// How long a keeper may take to write down an end: it has nothing else to do.
@@ -49,24 +49,32 @@ pub(crate) enum Found {
 /// Looks what runs for a VM.
 ///
 /// # Errors
-/// `Record` for a run file that is none, `Io` where the system does not tell.
+/// `Io` where the system does not tell.
 pub(crate) async fn look(layout: &Layout) -> Result<Found> {
     let recorded = recorded(layout).await?;
     let lives = matches!(recorded, Found::Live(_) | Found::Starting(_));
     // A VM at rest has no runtime directory, so the lock is asked only where a start is under way or was cut off.
     if !lives && layout.run.exists() && alive::is_held(layout)? {
         // The run file may have come while we looked elsewhere.
-        return match self::recorded(layout).await? {
-            found @ (Found::Live(_) | Found::Starting(_)) => Ok(found),
-            _ => Ok(Found::Launching),
-        };
+        if let found @ (Found::Live(_) | Found::Starting(_)) = self::recorded(layout).await? {
+            return Ok(found);
+        }
+        // Or it was lost, and QEMU runs on: then it is the one that has the lock.
+        return Ok(orphan(layout)?.map_or(Found::Launching, Found::Live));
     }
     Ok(recorded)
 }
 
 async fn recorded(layout: &Layout) -> Result<Found> {
-    let Some(run) = runfile::read(&layout.run_file())? else {
-        return Ok(Found::Nothing);
+    let run = match runfile::read(&layout.run_file()) {
+        Ok(Some(run)) => run,
+        Ok(None) => return Ok(Found::Nothing),
+        // What can't be read tells nothing, and stops nobody from ending what runs; the next start writes it anew.
+        Err(error) if error.kind() == ErrorKind::Record => {
+            tracing::warn!(%error, "the record of the VM's last run is lost");
+            return Ok(Found::Ended(None));
+        }
+        Err(error) => return Err(error),
     };
     if run.ended.is_some() {
         return Ok(Found::Ended(run.ended));
@@ -131,7 +139,7 @@ pub(crate) fn orphan(layout: &Layout) -> Result<Option<ProcessFd>> {
 
 /// Waits until the keeper has written down the end of the run, so that whoever looks next sees it settled.
 pub(crate) async fn settled(layout: &Layout) -> Result<()> {
-    if let Some(run) = runfile::read(&layout.run_file())?
+    if let Ok(Some(run)) = runfile::read(&layout.run_file())
         && let Some(keeper) = open(run.keeper)?
     {
         keeper.wait(Instant::now() + KEEPER_GRACE).await?;

@@ -49,6 +49,9 @@ pub(super) async fn stop(layout: &Layout, timeout: Duration) -> Result<()> {
         }
         Found::Nothing | Found::Ended(_) | Found::Rebooted => return Ok(()),
     };
+    if !timeout.is_zero() {
+        tracing::warn!("the guest did not power itself off in time, so it is ended by force");
+    }
     let ended = !timeout.is_zero() && force(layout, &process).await?;
     if ended { process::settled(layout).await } else { process::kill(layout).await }
 }
