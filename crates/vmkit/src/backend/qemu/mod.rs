@@ -422,7 +422,6 @@ impl Hypervisor for QemuHypervisor {
         if vm.details.version == 0 {
             return Ok(VmState::Preparing);
         }
-        let asked = layout.stop_mark().exists();
         let found = process::look(&layout).await?;
         let found = match found {
             // The sockets were bound before the keeper began: the greeting is the event that it has started QEMU.
@@ -433,7 +432,7 @@ impl Hypervisor for QemuHypervisor {
             found => found,
         };
         match found {
-            Found::Nothing if asked => Ok(VmState::Stopped),
+            Found::Nothing if layout.stop_mark().exists() => Ok(VmState::Stopped),
             Found::Nothing => Ok(VmState::Prepared),
             Found::Rebooted => Ok(VmState::Stopped),
             Found::Launching | Found::Starting(_) => {
@@ -447,7 +446,7 @@ impl Hypervisor for QemuHypervisor {
                     false => Err(error),
                 },
             },
-            Found::Ended(ended) => Ok(ended_state(&layout, ended, asked)),
+            Found::Ended(ended) => Ok(ended_state(&layout, ended)),
         }
     }
 
@@ -542,22 +541,22 @@ async fn ask(layout: &Layout) -> Result<VmState> {
 /// Answers what came of a run that has just ended.
 async fn ended_now(layout: &Layout) -> Result<VmState> {
     process::settled(layout).await?;
-    let asked = layout.stop_mark().exists();
     match process::look(layout).await? {
-        Found::Ended(ended) => Ok(ended_state(layout, ended, asked)),
-        _ => Ok(ended_state(layout, None, asked)),
+        Found::Ended(ended) => Ok(ended_state(layout, ended)),
+        _ => Ok(ended_state(layout, None)),
     }
 }
 
 /// Answers what an ended run means: asked for or clean is `Stopped`, all else is `Failed` with its cause.
-fn ended_state(layout: &Layout, ended: Option<runfile::Ended>, asked: bool) -> VmState {
-    let Some(ended) = ended else {
-        let vanished = "QEMU is gone, and its keeper was killed before it could write down why";
-        return if asked { VmState::Stopped } else { VmState::failed(FailureKind::Vanished, vanished) };
-    };
-    if asked || ended.code == Some(0) {
+fn ended_state(layout: &Layout, ended: Option<runfile::Ended>) -> VmState {
+    let clean = ended.is_some_and(|ended| ended.code == Some(0));
+    if clean || layout.stop_mark().exists() {
         return VmState::Stopped;
     }
+    let Some(ended) = ended else {
+        let vanished = "QEMU is gone, and its keeper was killed before it could write down why";
+        return VmState::failed(FailureKind::Vanished, vanished);
+    };
     let words = start::last_words(layout);
     let words = words.lines().next_back().unwrap_or_default();
     let colon = if words.is_empty() { "" } else { ": " };
