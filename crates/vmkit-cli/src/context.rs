@@ -11,6 +11,9 @@ use vmkit::{BackendTag, Error, QemuHypervisor, QemuHypervisorBuilder, RouterHype
 use crate::failure::Failure;
 use crate::places;
 
+/// How many threads look at many VMs. What they look at is files in memory: more would cost more than they bring.
+const THREADS: usize = 2;
+
 /// The manager of this program.
 pub(crate) type Manager = VmManager<RouterHypervisor>;
 
@@ -52,6 +55,15 @@ impl Context {
     /// Runs a future to its end on this thread.
     pub(crate) fn block_on<T>(&self, future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
         let runtime = runtime::Builder::new_current_thread().enable_all().build();
+        runtime.map_err(Error::io("make", "the event loop"))?.block_on(future)
+    }
+
+    /// Runs a future to its end, and what it spawns on other threads: worth their start where it looks at many VMs.
+    pub(crate) fn block_on_threads<T>(
+        &self,
+        future: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        let runtime = runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build();
         runtime.map_err(Error::io("make", "the event loop"))?.block_on(future)
     }
 }

@@ -20,7 +20,7 @@ pub(crate) struct Ls {
 impl Ls {
     pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
         let manager = context.manager()?;
-        let listed = context.block_on(async { Ok(manager.list().await?) })?;
+        let listed = context.block_on_threads(async { Ok(manager.list().await?) })?;
         match self.json {
             true => output::json(&listed.iter().map(json::Row::of).collect::<Vec<_>>()),
             false => output::text(human::list(&listed)),

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet, yield_now};
 use tokio::time::{Instant, timeout_at};
 
 use crate::error::{Error, Result};
@@ -16,6 +16,9 @@ use super::VmManager;
 
 /// How long all VMs together have to answer.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How many VMs are asked before the first answers are taken.
+const BATCH: usize = 16;
 
 /// One VM in a list, or what is there in its place.
 #[derive(Debug)]
@@ -45,18 +48,27 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     /// `Io` or `Host` when the home can't be read; never for a single VM.
     pub async fn list(&self) -> Result<Vec<Listed>> {
         let deadline = Instant::now() + PATIENCE;
+        let names = self.store.names()?;
         let mut listed: Vec<Option<Listed>> = Vec::new();
+        listed.resize_with(names.len(), || None);
         let mut asked = JoinSet::new();
-        for (place, name) in self.store.names()?.into_iter().enumerate() {
+        let mut take = |answer: std::result::Result<(usize, Option<Listed>), JoinError>| match answer {
+            Ok((place, answer)) => listed[place] = answer,
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        };
+        for (place, name) in names.into_iter().enumerate() {
             let manager = self.clone();
-            listed.push(None);
             asked.spawn(async move { (place, manager.list_one(name, deadline).await) });
+            // Most answer at once, and the memory of their questions is needed again for the next ones.
+            if place % BATCH == BATCH - 1 {
+                yield_now().await;
+                while let Some(answer) = asked.try_join_next() {
+                    take(answer);
+                }
+            }
         }
         while let Some(answer) = asked.join_next().await {
-            match answer {
-                Ok((place, answer)) => listed[place] = answer,
-                Err(error) => std::panic::resume_unwind(error.into_panic()),
-            }
+            take(answer);
         }
         Ok(listed.into_iter().flatten().collect())
     }
