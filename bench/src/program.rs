@@ -65,8 +65,14 @@ impl Program {
         let path = |path: &Path| path.to_str().map(str::to_owned).ok_or("a path that is not UTF-8");
         let (kernel, initrd) = (path(&guest.kernel)?, path(&guest.initrd)?);
         let cmdline = guest.cmdline(Machine::Q35);
-        let create = ["create", "one", "--kernel", &kernel, "--initrd", &initrd, "--cmdline", cmdline];
-        self.run("create", &home, &[&create[..], &["--accel", "tcg"]].concat())?;
+        let create = ["create", "one", "--accel", "tcg"];
+        let create =
+            [&create[..], &["--kernel", &kernel, "--initrd", &initrd, "--cmdline", cmdline]].concat();
+        // The first time, the program asks QEMU for its version, and what a child needed would count as its own.
+        self.run("", &home, &create)?;
+        self.run("", &home, &["rm", "one"])?;
+        self.peaks.remove("");
+        self.run("create", &home, &create)?;
         let began = self.verbs_of_one(&home);
         let removed = self.run("rm", &home, &["rm", "one", "--force"]);
         began.and(removed.map(drop))
