@@ -38,7 +38,7 @@ impl Context {
     pub(crate) fn manager(&self) -> Result<Manager, Error> {
         let home = self.home()?;
         let qemu = qemu(&home).cache_dir(home.cache()).build();
-        let router = RouterHypervisor::new(BackendTag::Qemu).with(qemu);
+        let router = RouterHypervisor::of_this_host(qemu);
         Ok(VmManager::new(router, BackendTag::Qemu, home))
     }
 

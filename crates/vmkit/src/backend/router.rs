@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+#[cfg(target_os = "linux")]
+use crate::backend::qemu::QemuHypervisor;
 use crate::error::{Error, Result};
 use crate::handle::{BackendTag, ConsoleEndpoint, VmHandle};
 use crate::hypervisor::{Backend, Capabilities, DynHypervisor, Hypervisor};
@@ -20,6 +22,12 @@ impl RouterHypervisor {
     /// Makes a router without backends; a spec that names none goes to `default`.
     pub fn new(default: BackendTag) -> Self {
         Self { default, routes: BTreeMap::new() }
+    }
+
+    /// Makes a router over what vmkit itself has for this kind of host: QEMU on Linux, which is also the default.
+    #[cfg(target_os = "linux")]
+    pub fn of_this_host(qemu: QemuHypervisor) -> Self {
+        Self::new(BackendTag::Qemu).with(qemu)
     }
 
     /// Adds a backend, or replaces the one with the same tag.
