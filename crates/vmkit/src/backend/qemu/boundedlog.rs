@@ -29,6 +29,13 @@ impl BoundedLog {
         })
     }
 
+    /// Moves what is there to the older half, so that the newer one has only what is written from now on.
+    pub(crate) fn begin_anew(&mut self) {
+        if self.written_bytes > 0 {
+            self.cut();
+        }
+    }
+
     /// Appends, cutting where the bound says. A full disk loses log lines and nothing else: the guest goes on.
     pub(crate) fn append(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
@@ -71,7 +78,8 @@ pub fn tail_of_log(path: &Path, most_bytes: u64) -> io::Result<Vec<u8>> {
     Ok(both)
 }
 
-fn tail_of_file(path: &Path, most_bytes: u64) -> io::Result<Vec<u8>> {
+/// Reads the last `most_bytes` of one file; nothing where there is none.
+pub(super) fn tail_of_file(path: &Path, most_bytes: u64) -> io::Result<Vec<u8>> {
     let mut file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -108,6 +116,18 @@ mod tests {
             prop_assert!(all.ends_with(&tail));
             prop_assert!(tail.len() as u64 >= (BOUND / 2).min(all.len() as u64));
         }
+    }
+
+    #[test]
+    fn a_log_begun_anew_keeps_what_was_there_in_its_older_half() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("qemu.log");
+        BoundedLog::open(&path, 100).unwrap().append(b"first run ");
+        let mut log = BoundedLog::open(&path, 100).unwrap();
+        log.begin_anew();
+        log.append(b"second run");
+        assert_eq!(tail_of_file(&path, 100).unwrap(), b"second run");
+        assert_eq!(tail_of_log(&path, 100).unwrap(), b"first run second run");
     }
 
     #[test]

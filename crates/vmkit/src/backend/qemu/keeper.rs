@@ -174,7 +174,10 @@ impl Kept {
             BoundedLog::open(path, bytes).map_err(|e| format!("cannot open {}: {e}", path.display()))
         };
         logs.push((console_read, open(&launch.console_log, launch.console_log_bytes)?));
-        logs.push((qemu_read, open(&launch.qemu_log, launch.qemu_log_bytes)?));
+        let mut qemu_log = open(&launch.qemu_log, launch.qemu_log_bytes)?;
+        // The last words of an earlier run are not this one's.
+        qemu_log.begin_anew();
+        logs.push((qemu_read, qemu_log));
         let mut run_file = RunFile::create(&launch.run_file)
             .map_err(|e| format!("cannot write {}: {e}", launch.run_file.display()))?;
 

@@ -14,6 +14,8 @@
 //! ```
 
 use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -120,14 +122,20 @@ fn rebooted_since(run: &Run) -> Result<bool> {
 /// Finds a QEMU whose keeper was killed before it could write down whom it had started: it has the lock's file open under
 /// the number that only vmkit gives it.
 pub(crate) fn orphan(layout: &Layout) -> Result<Option<ProcessFd>> {
-    let lock = layout.alive_lock();
+    let path = layout.alive_lock();
+    // By the file, not by its name: a home may be reached through a symbolic link.
+    let lock = match fs::metadata(&path) {
+        Ok(lock) => lock,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::io("examine", path)(error)),
+    };
     let entries = fs::read_dir("/proc").map_err(Error::io("read", "/proc"))?;
     for entry in entries.flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
             continue;
         };
         let held = entry.path().join("fd").join(descriptor::ALIVE.to_string());
-        if fs::read_link(&held).is_ok_and(|target| target == lock) {
+        if fs::metadata(&held).is_ok_and(|file| (file.dev(), file.ino()) == (lock.dev(), lock.ino())) {
             let process = ProcessId::of(pid)?;
             if let Some(process) = open(process)? {
                 return Ok(Some(process));

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::boundedlog::tail_of_log;
+use super::boundedlog::tail_of_file;
 use super::facts::descriptor;
 use super::keeper::Launch;
 use super::layout::{Layout, short_id};
@@ -193,9 +193,9 @@ async fn refused(layout: &Layout, error: Error) -> Error {
     error
 }
 
-/// Answers the end of QEMU's own log.
+/// Answers what QEMU said last in its last run.
 pub(super) fn last_words(layout: &Layout) -> String {
-    let tail = tail_of_log(&layout.qemu_log(), LAST_WORDS_BYTES).unwrap_or_default();
+    let tail = tail_of_file(&layout.qemu_log(), LAST_WORDS_BYTES).unwrap_or_default();
     String::from_utf8_lossy(&tail).trim().to_owned()
 }
 
