@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use vmkit::spec::{CloudConfig, CloudInitConfig, Machine, SshHostKey, User, UserData, VmName, VmSpec};
+use vmkit::spec::{CloudConfig, CloudInitConfig, Machine, SshKeyPair, User, UserData, VmName, VmSpec};
 use vmkit::store::Home;
 use vmkit::{ActiveForward, BackendTag, Condition, GuestAgent, QemuHypervisor, VmHandle, VmManager};
 use vmkit_testkit::guest;
@@ -114,7 +114,7 @@ fn spec(name: &VmName, keys: &Keys) -> Result<VmSpec> {
 struct Keys {
     user_private: PathBuf,
     user_public: String,
-    host: SshHostKey,
+    host: SshKeyPair,
     known_hosts: PathBuf,
 }
 
@@ -130,7 +130,7 @@ impl Keys {
         }
         let read = |path: &Path| std::fs::read_to_string(path).at("read", path);
         let public = |path: &Path| read(&path.with_extension("pub")).map(|text| text.trim().to_owned());
-        let host = SshHostKey { private: read(&host_private)?, public: public(&host_private)? };
+        let host = SshKeyPair { private: read(&host_private)?, public: public(&host_private)? };
         std::fs::write(&known_hosts, format!("vmkit-demo {}\n", host.public)).at("write", &known_hosts)?;
         Ok(Self { user_public: public(&user_private)?, user_private, host, known_hosts })
     }

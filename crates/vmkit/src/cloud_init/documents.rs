@@ -10,9 +10,10 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::Serialize;
 use uuid::Uuid;
 
+use crate::cloud_init::mime;
 use crate::error::{Error, Result};
 use crate::network::MacAddr;
-use crate::spec::{CloudConfig, CloudInitConfig, GuestFile, SshHostKey, User, UserData, VmName};
+use crate::spec::{CloudConfig, CloudInitConfig, GuestAccess, GuestFile, SshKeyPair, User, UserData, VmName};
 
 /// The documents that cloud-init reads from a NoCloud seed.
 #[derive(Clone, PartialEq, Eq)]
@@ -46,9 +47,12 @@ impl fmt::Debug for Seed {
 /// `InvalidInput` as [`CloudInitConfig::check`], and on `user_data` where the typed form has become too long.
 pub fn render(config: &CloudInitConfig, name: &VmName, id: Uuid, mac: Option<MacAddr>) -> Result<Seed> {
     config.check()?;
-    let user_data = match &config.user_data {
-        UserData::Raw(text) => text.clone(),
-        UserData::Typed(typed) => format!("#cloud-config\n{}", yaml("user_data", &Document::of(typed))?),
+    let user_data = match (&config.user_data, &config.access) {
+        (UserData::Raw(text), None) => text.clone(),
+        (UserData::Raw(text), Some(access)) => {
+            mime::joined(text, &cloud_config(&Document::beside(text, access))?)
+        }
+        (UserData::Typed(typed), access) => cloud_config(&Document::of(typed, access.as_ref()))?,
     };
     CloudInitConfig::check_bytes("user_data", user_data.len())?;
     let meta_data = MetaData {
@@ -60,6 +64,10 @@ pub fn render(config: &CloudInitConfig, name: &VmName, id: Uuid, mac: Option<Mac
         None => yaml("network_config", &Network::dhcp(mac))?,
     };
     Ok(Seed { user_data, meta_data: yaml("meta_data", &meta_data)?, network_config })
+}
+
+fn cloud_config(document: &Document<'_>) -> Result<String> {
+    Ok(format!("#cloud-config\n{}", yaml("user_data", document)?))
 }
 
 fn yaml(field: &'static str, document: &impl Serialize) -> Result<String> {
@@ -107,7 +115,7 @@ impl Network {
 }
 
 /// A cloud-config document; a field that says nothing is left out, since cloud-init takes an empty list for a mistake.
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 struct Document<'a> {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     users: Vec<UserEntry<'a>>,
@@ -119,23 +127,59 @@ struct Document<'a> {
     runcmd: &'a [Vec<String>],
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     host_keys: Option<HostKeys<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    merge_how: Option<[MergeHow; 3]>,
 }
 
 impl<'a> Document<'a> {
-    fn of(config: &'a CloudConfig) -> Self {
+    fn of(config: &'a CloudConfig, access: Option<&'a GuestAccess>) -> Self {
         let mut users: Vec<_> = config.users.iter().map(UserEntry::named).collect();
+        users.extend(access.map(UserEntry::of_access));
         if !users.is_empty() {
             // A list of users replaces the image's own one, unless it is in the list.
             users.insert(0, UserEntry::Default("default"));
         }
+        let host_key = config.ssh_host_key.as_ref().or(access.map(|access| &access.host_key));
         Self {
             users,
             packages: &config.packages,
             write_files: config.files.iter().map(FileEntry::of).collect(),
             runcmd: &config.commands,
-            host_keys: config.ssh_host_key.as_ref().map(HostKeys::of),
+            host_keys: host_key.map(HostKeys::of),
+            merge_how: None,
         }
     }
+
+    /// What vmkit itself needs, as a part beside somebody's own user-data.
+    fn beside(raw: &str, access: &'a GuestAccess) -> Self {
+        let mut document = Self { merge_how: Some(MergeHow::ADDING), ..Self::default() };
+        // Where theirs has a list of users, whether the image's own one is in it is theirs to say.
+        let lists_users = raw.lines().any(|line| line.starts_with("users:"));
+        if !lists_users {
+            document.users.push(UserEntry::Default("default"));
+        }
+        document.users.push(UserEntry::of_access(access));
+        document.host_keys = Some(HostKeys::of(&access.host_key));
+        document
+    }
+}
+
+/// How cloud-init joins a document with those before it.
+///
+/// Source: cloud-init's documentation, "Merging user-data sections".
+#[derive(Serialize)]
+struct MergeHow {
+    name: &'static str,
+    settings: &'static [&'static str],
+}
+
+impl MergeHow {
+    /// Lists are added to, and what was there before stays.
+    const ADDING: [MergeHow; 3] = [
+        MergeHow { name: "list", settings: &["append"] },
+        MergeHow { name: "dict", settings: &["no_replace", "recurse_list", "recurse_dict"] },
+        MergeHow { name: "str", settings: &[] },
+    ];
 }
 
 #[derive(Serialize)]
@@ -152,13 +196,25 @@ enum UserEntry<'a> {
     },
 }
 
+const DEFAULT_SHELL: &str = "/bin/bash";
+const SUDO: &str = "ALL=(ALL) NOPASSWD:ALL";
+
 impl<'a> UserEntry<'a> {
     fn named(user: &'a User) -> Self {
         UserEntry::Named {
             name: &user.name,
-            shell: user.shell.as_deref().unwrap_or("/bin/bash"),
-            sudo: user.sudo.then_some("ALL=(ALL) NOPASSWD:ALL"),
+            shell: user.shell.as_deref().unwrap_or(DEFAULT_SHELL),
+            sudo: user.sudo.then_some(SUDO),
             ssh_authorized_keys: &user.ssh_keys,
+        }
+    }
+
+    fn of_access(access: &'a GuestAccess) -> Self {
+        UserEntry::Named {
+            name: &access.user,
+            shell: DEFAULT_SHELL,
+            sudo: Some(SUDO),
+            ssh_authorized_keys: std::slice::from_ref(&access.login_key.public),
         }
     }
 }
@@ -207,7 +263,7 @@ struct KeyPair<'a> {
 }
 
 impl<'a> HostKeys<'a> {
-    fn of(key: &'a SshHostKey) -> Self {
+    fn of(key: &'a SshKeyPair) -> Self {
         // Without the last line's end OpenSSH takes the file for damaged.
         let ed25519_private = format!("{}\n", key.private.trim_end());
         let ssh_keys = KeyPair { ed25519_private, ed25519_public: key.public.trim_end() };
@@ -358,7 +414,7 @@ mod tests {
             packages: vec!["nginx".into()],
             files: vec![file("a\nb\n", Some("root:root")), file("ü", Some("ada"))],
             commands: vec![vec!["echo".into(), "a b".into()]],
-            ssh_host_key: Some(SshHostKey {
+            ssh_host_key: Some(SshKeyPair {
                 private: "-----BEGIN OPENSSH PRIVATE KEY-----\nx\n-----END OPENSSH PRIVATE KEY-----".into(),
                 public: "ssh-ed25519 AAAAC3\n".into(),
             }),

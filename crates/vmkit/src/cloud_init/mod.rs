@@ -6,9 +6,12 @@
 //!
 //! Source: cloud-init's documentation, "NoCloud".
 
+#[cfg(test)]
+mod access_tests;
 mod documents;
 mod from_file;
 mod iso;
+mod mime;
 
 pub use documents::{Seed, render};
 pub use from_file::read_user_data;

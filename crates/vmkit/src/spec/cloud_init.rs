@@ -23,6 +23,21 @@ pub struct CloudInitConfig {
     pub network_config: Option<String>,
     /// Counts up to make cloud-init run again: it is part of the instance-id.
     pub run: u32,
+    /// How vmkit itself gets into the guest; told to cloud-init beside the user-data, typed or raw.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub access: Option<GuestAccess>,
+}
+
+/// How vmkit itself gets into a guest over SSH, both sides known beforehand.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GuestAccess {
+    /// The user that cloud-init makes for it, who may become root.
+    pub user: String,
+    /// The key that logs in.
+    pub login_key: SshKeyPair,
+    /// The Ed25519 key that the guest's SSH server proves itself with: handed in, so that nobody trusts it on first use.
+    pub host_key: SshKeyPair,
 }
 
 /// The user-data, typed or raw.
@@ -55,7 +70,7 @@ pub struct CloudConfig {
     /// Commands to run once at the first boot, in order; each is a program and its arguments, no shell between.
     pub commands: Vec<Vec<String>>,
     /// An Ed25519 host key for the guest's SSH server, so that it makes none and its identity is known beforehand.
-    pub ssh_host_key: Option<SshHostKey>,
+    pub ssh_host_key: Option<SshKeyPair>,
 }
 
 /// A user of the guest.
@@ -95,20 +110,20 @@ fn default_mode() -> u32 {
     0o644
 }
 
-/// A host key pair of the guest's SSH server.
+/// A pair of Ed25519 keys, as OpenSSH writes them.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct SshHostKey {
+pub struct SshKeyPair {
     /// The private key in OpenSSH's format.
     pub private: String,
     /// The public key, one `ssh-ed25519 …` line.
     pub public: String,
 }
 
-impl fmt::Debug for SshHostKey {
+impl fmt::Debug for SshKeyPair {
     /// Shows the public half only: a private key has no place in a log.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SshHostKey").field("public", &self.public).finish_non_exhaustive()
+        f.debug_struct("SshKeyPair").field("public", &self.public).finish_non_exhaustive()
     }
 }
 
@@ -133,9 +148,10 @@ impl CloudInitConfig {
             Self::check_bytes("network_config", network.len())?;
         }
         match &self.user_data {
-            UserData::Typed(typed) => typed.check(),
-            UserData::Raw(text) => check_raw(text),
+            UserData::Typed(typed) => typed.check()?,
+            UserData::Raw(text) => check_raw(text)?,
         }
+        self.access.as_ref().map_or(Ok(()), |access| access.check(&self.user_data))
     }
 
     pub(crate) fn check_bytes(field: &'static str, bytes: usize) -> Result<()> {
@@ -225,7 +241,31 @@ impl CloudConfig {
                 return Err(Error::invalid(field, shortened(bad), "no argument can hold a zero byte"));
             }
         }
-        self.ssh_host_key.as_ref().map_or(Ok(()), SshHostKey::check)
+        self.ssh_host_key.as_ref().map_or(Ok(()), |key| key.check(&At("cloud_init.ssh_host_key".to_owned())))
+    }
+}
+
+impl GuestAccess {
+    fn check(&self, beside: &UserData) -> Result<()> {
+        let at = At("cloud_init.access".to_owned());
+        let user = User { name: self.user.clone(), ssh_keys: Vec::new(), sudo: true, shell: None };
+        user.check(&at)?;
+        self.login_key.check(&At("cloud_init.access.login_key".to_owned()))?;
+        self.host_key.check(&At("cloud_init.access.host_key".to_owned()))?;
+        let UserData::Typed(typed) = beside else { return Ok(()) };
+        if typed.users.iter().any(|other| other.name == self.user) {
+            return Err(at.refused(
+                "user",
+                &self.user,
+                "the same user is named twice: vmkit makes this one itself",
+            ));
+        }
+        match typed.ssh_host_key {
+            Some(_) => {
+                Err(at.refused("host_key", "(not shown)", "a host key is given in `ssh_host_key` as well"))
+            }
+            None => Ok(()),
+        }
     }
 }
 
@@ -285,15 +325,14 @@ impl GuestFile {
     }
 }
 
-impl SshHostKey {
-    fn check(&self) -> Result<()> {
+impl SshKeyPair {
+    fn check(&self, at: &At) -> Result<()> {
         const PRIVATE_HEAD: &str = "-----BEGIN OPENSSH PRIVATE KEY-----\n";
         const PRIVATE_TAIL: &str = "-----END OPENSSH PRIVATE KEY-----";
-        let at = At("cloud_init.ssh_host_key".to_owned());
         if !self.public.starts_with("ssh-ed25519 ") {
             return Err(at.refused("public", &self.public, "the public key is one line `ssh-ed25519 KEY`"));
         }
-        check_public_key(&at, "public", &self.public)?;
+        check_public_key(at, "public", &self.public)?;
         if self.private.starts_with(PRIVATE_HEAD) && self.private.trim_end().ends_with(PRIVATE_TAIL) {
             return Ok(());
         }
@@ -366,7 +405,7 @@ mod tests {
             packages: vec!["nginx=1.2".into()],
             files: vec![file],
             commands: vec![vec!["touch".into(), "/a b".into(), String::new()]],
-            ssh_host_key: Some(SshHostKey {
+            ssh_host_key: Some(SshKeyPair {
                 private: "-----BEGIN OPENSSH PRIVATE KEY-----\nx\n-----END OPENSSH PRIVATE KEY-----\n".into(),
                 public: KEY.into(),
             }),

@@ -5,6 +5,7 @@
 mod boot;
 mod cloud_init;
 mod disk;
+mod labels;
 mod name;
 mod network;
 mod size;
@@ -13,8 +14,9 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 pub use boot::{Accel, Arch, Boot, Firmware, Kernel, Machine};
-pub use cloud_init::{CloudConfig, CloudInitConfig, GuestFile, SshHostKey, User, UserData};
+pub use cloud_init::{CloudConfig, CloudInitConfig, GuestAccess, GuestFile, SshKeyPair, User, UserData};
 pub use disk::{DataDisk, RootDisk};
+pub use labels::Labels;
 pub use name::{BridgeName, UserName, VmName};
 pub use network::{NetworkConfig, PortForward, Protocol, UserNetwork};
 pub use size::Mib;
@@ -47,6 +49,8 @@ pub struct VmSpecBuilder {
     vnc: Vnc,
     console_log: Mib,
     run_as: Option<UserName>,
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    labels: Labels,
 }
 
 /// Where the guest's screen is shown.
@@ -89,6 +93,7 @@ impl VmSpec {
             vnc: Vnc::default(),
             console_log: Mib::new(4).expect("4 MiB is a size"),
             run_as: None,
+            labels: Labels::default(),
         }
     }
 
@@ -182,6 +187,11 @@ impl VmSpec {
     pub fn run_as(&self) -> Option<&UserName> {
         self.0.run_as.as_ref()
     }
+
+    /// Answers what its owner wrote on it.
+    pub fn labels(&self) -> &Labels {
+        &self.0.labels
+    }
 }
 
 /// Writes one setter a field, each taking what the field takes.
@@ -225,6 +235,8 @@ impl VmSpecBuilder {
         console_log: Mib,
         /// Sets the host's user that the hypervisor runs as.
         run_as: UserName,
+        /// Sets what its owner writes on it.
+        labels: Labels,
     }
 
     /// Checks the whole and answers the spec.

@@ -16,6 +16,7 @@ use crate::steps::step;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Home {
     vms: PathBuf,
+    images: PathBuf,
     run: PathBuf,
     cache: PathBuf,
 }
@@ -35,7 +36,7 @@ impl Home {
     /// `InvalidInput` for a path that is relative, is not UTF-8, or is too long for the sockets below it.
     pub fn at(root: impl AsRef<Path>) -> Result<Self> {
         let root = root.as_ref();
-        Self::checked(root.join("vms"), root.join("run"), root.join("cache"))
+        Self::checked(root, root.join("run"), root.join("cache"))
     }
 
     /// Puts what is kept below `data`, the sockets below `runtime`, and what can be made again below `cache`.
@@ -43,10 +44,11 @@ impl Home {
     /// # Errors
     /// As for [`at`](Self::at).
     pub fn split(data: impl AsRef<Path>, runtime: impl AsRef<Path>, cache: impl AsRef<Path>) -> Result<Self> {
-        Self::checked(data.as_ref().join("vms"), runtime.as_ref().into(), cache.as_ref().into())
+        Self::checked(data.as_ref(), runtime.as_ref().into(), cache.as_ref().into())
     }
 
-    fn checked(vms: PathBuf, run: PathBuf, cache: PathBuf) -> Result<Self> {
+    fn checked(data: &Path, run: PathBuf, cache: PathBuf) -> Result<Self> {
+        let (vms, images) = (data.join("vms"), data.join("images"));
         for path in [&vms, &run, &cache] {
             // Paths are kept in records and handed to QEMU's monitor, and both are JSON.
             if path.to_str().is_none() {
@@ -64,7 +66,7 @@ impl Home {
             );
             return Err(Error::invalid("home", run.display(), bound));
         }
-        Ok(Self { vms, run, cache })
+        Ok(Self { vms, images, run, cache })
     }
 
     /// Answers the directory that has one directory for each VM.
@@ -75,6 +77,17 @@ impl Home {
     /// Answers the directory of one VM: its record, its lock, and what its backend keeps.
     pub fn vm(&self, name: &VmName) -> PathBuf {
         self.vms.join(name.as_str())
+    }
+
+    /// Answers the directory of the small files that belong to a VM beside its backend's: the key that logs in, what was
+    /// provisioned. They are removed with the VM.
+    pub fn kept(&self, name: &VmName) -> PathBuf {
+        self.vm(name).join("kept")
+    }
+
+    /// Answers the directory of the images that were pulled or imported.
+    pub fn images(&self) -> &Path {
+        &self.images
     }
 
     /// Answers the directory of the sockets; it may be gone after a reboot.

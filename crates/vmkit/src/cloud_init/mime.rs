@@ -1,0 +1,57 @@
+//! Joins user-data of several authors into one document of MIME parts.
+//!
+//! Pure. Source: cloud-init's documentation, "MIME multi-part archive"; RFC 2046, section 5.1.
+
+/// Joins somebody's user-data with a cloud-config of vmkit's own, which comes last.
+///
+/// cloud-init looks at what a part of the type `text/plain` begins with, as it does with a whole document. Theirs goes in byte
+/// by byte; where it has MIME parts itself, they become parts of a part, which cloud-init walks through.
+pub(super) fn joined(theirs: &str, ours: &str) -> String {
+    let boundary = boundary(&[theirs, ours]);
+    let theirs = match is_mime(theirs) {
+        true => theirs.trim_start().to_owned(),
+        false => part(theirs),
+    };
+    format!(
+        "Content-Type: multipart/mixed; boundary=\"{boundary}\"\nMIME-Version: 1.0\n\n\
+         --{boundary}\n{theirs}\n--{boundary}\n{}\n--{boundary}--\n",
+        part(ours)
+    )
+}
+
+fn part(text: &str) -> String {
+    format!(
+        "Content-Type: text/plain; charset=\"utf-8\"\nMIME-Version: 1.0\nContent-Transfer-Encoding: 8bit\n\n{text}"
+    )
+}
+
+/// Tells whether the text is a MIME document: header lines come first, and `MIME-Version` is one of them.
+fn is_mime(text: &str) -> bool {
+    let mut headers = text.trim_start().lines().take_while(|line| !line.is_empty());
+    headers.any(|line| line.to_ascii_lowercase().starts_with("mime-version:"))
+}
+
+/// Answers a boundary that is nowhere in the texts; the same texts get the same.
+fn boundary(texts: &[&str]) -> String {
+    (0_u64..)
+        .map(|number| format!("==vmkit-{number}=="))
+        .find(|boundary| texts.iter().all(|text| !text.contains(boundary.as_str())))
+        .expect("a text of finite length lacks one of endlessly many")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_boundary_that_is_in_the_text_is_not_used() {
+        let joined = joined("#cloud-config\n# ==vmkit-0==\n", "#cloud-config\n");
+        assert!(joined.starts_with("Content-Type: multipart/mixed; boundary=\"==vmkit-1==\"\n"), "{joined}");
+    }
+
+    #[test]
+    fn a_script_that_prints_a_mime_header_is_not_taken_for_a_mime_document() {
+        assert!(!is_mime("#!/bin/sh\n\necho MIME-Version: 1.0\n"));
+        assert!(is_mime("\nContent-Type: multipart/mixed; boundary=x\nMIME-version: 1.0\n\n--x"));
+    }
+}
