@@ -12,7 +12,8 @@ use crate::spec::{CloudConfig, CloudInitConfig, GuestAccess, SshKeyPair, User, U
 /// Prints what each part of a document begins with, and what the last one says, read by Python's own libraries.
 const READER: &str = "
 import email, json, sys, yaml
-message = email.message_from_bytes(sys.stdin.buffer.read())
+# As cloud-init does it: from text, and a part's bytes by its transfer encoding.
+message = email.message_from_string(sys.stdin.buffer.read().decode())
 parts = [part.get_payload(decode=True).decode() for part in message.walk() if not part.is_multipart()]
 heads = [part.splitlines()[0] for part in parts]
 json.dump({'heads': heads, 'first': parts[0], 'last': yaml.safe_load(parts[-1])}, sys.stdout)
@@ -74,7 +75,7 @@ fn typed_user_data_has_our_user_among_the_others_and_the_host_key() {
 
 #[test]
 fn raw_user_data_stays_as_it_is_and_ours_is_added_to_it() {
-    let raw = "#cloud-config\nhostname: 12:30:45\nruncmd:\n- echo --==vmkit-0==-- \u{fc}\n";
+    let raw = "#cloud-config\nhostname: 12:30:45\nruncmd:\n- echo --==vmkit-0==-- \u{fc} \u{1f600}\n";
     let Some(read) = parts(&user_data(UserData::Raw(raw.into()))) else { return };
     assert_eq!(read["first"].as_str().unwrap().trim_end(), raw.trim_end());
     assert_eq!(read["last"]["users"], json!(["default", our_user()]));

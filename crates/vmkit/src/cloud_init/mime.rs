@@ -2,10 +2,13 @@
 //!
 //! Pure. Source: cloud-init's documentation, "MIME multi-part archive"; RFC 2046, section 5.1.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+
 /// Joins somebody's user-data with a cloud-config of vmkit's own, which comes last.
 ///
-/// cloud-init looks at what a part of the type `text/plain` begins with, as it does with a whole document. Theirs goes in byte
-/// by byte; where it has MIME parts itself, they become parts of a part, which cloud-init walks through.
+/// cloud-init looks at what a part of the type `text/plain` begins with, as it does with a whole document. Theirs goes in
+/// unchanged; where it has MIME parts itself, they become parts of a part, which cloud-init walks through.
 pub(super) fn joined(theirs: &str, ours: &str) -> String {
     let boundary = boundary(&[theirs, ours]);
     let theirs = match is_mime(theirs) {
@@ -19,10 +22,25 @@ pub(super) fn joined(theirs: &str, ours: &str) -> String {
     )
 }
 
+/// Writes a text as a part: readable where it is ASCII. cloud-init reads the document as text and not as bytes, and Python's
+/// `email` then makes another letter, or nothing, of one that stands there by itself.
 fn part(text: &str) -> String {
+    let (encoding, body) = match text.is_ascii() {
+        true => ("7bit", text.to_owned()),
+        false => ("base64", wrapped(&BASE64.encode(text))),
+    };
     format!(
-        "Content-Type: text/plain; charset=\"utf-8\"\nMIME-Version: 1.0\nContent-Transfer-Encoding: 8bit\n\n{text}"
+        "Content-Type: text/plain; charset=\"utf-8\"\nMIME-Version: 1.0\n\
+         Content-Transfer-Encoding: {encoding}\n\n{body}"
     )
+}
+
+/// Breaks lines as RFC 2045, section 6.8, asks for.
+fn wrapped(base64: &str) -> String {
+    const LINE: usize = 76;
+    let lines =
+        base64.as_bytes().chunks(LINE).map(|line| std::str::from_utf8(line).expect("Base64 is ASCII"));
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 /// Tells whether the text is a MIME document: header lines come first, and `MIME-Version` is one of them.
