@@ -463,3 +463,37 @@ async fn a_wait_hears_of_the_end_of_the_hypervisors_process() {
     assert!(begun.elapsed() < Duration::from_secs(3), "heard of by the event, not at the attempt's end");
     drop(silent);
 }
+
+#[tokio::test]
+async fn a_vm_whose_record_is_spoilt_can_still_be_ended() {
+    let temp = tempfile::tempdir().unwrap();
+    let (hypervisor, manager) = noop(&temp);
+    let vm = web();
+    manager.create(spec()).await.unwrap();
+    let running = manager.start(&vm).await.unwrap();
+    let record = manager.home().vm(&vm).join("vm.json");
+    fs::write(&record, "{\"version\": 1, \"hand").unwrap();
+
+    // What it is can't be told, and nothing but its end is asked of what is left.
+    assert_eq!(manager.info(&vm).await.unwrap_err().kind(), ErrorKind::Record);
+    assert_eq!(manager.start(&vm).await.unwrap_err().kind(), ErrorKind::Record);
+    assert_eq!(manager.remove(&vm, false).await.unwrap_err().kind(), ErrorKind::Record);
+    manager.stop(&vm, Duration::ZERO).await.unwrap();
+    assert_eq!(hypervisor.state(&running).await.unwrap(), VmState::Stopped);
+    assert_eq!(fs::read_to_string(&record).unwrap(), "{\"version\": 1, \"hand");
+
+    manager.remove(&vm, true).await.unwrap();
+    assert_eq!(hypervisor.state(&running).await.unwrap(), VmState::Destroyed);
+    assert!(!manager.home().vm(&vm).exists());
+}
+
+#[tokio::test]
+async fn a_record_of_a_newer_vmkit_is_not_taken_for_a_spoilt_one() {
+    let temp = tempfile::tempdir().unwrap();
+    let (_, manager) = noop(&temp);
+    manager.create(spec()).await.unwrap();
+    manager.start(&web()).await.unwrap();
+    fs::write(manager.home().vm(&web()).join("vm.json"), "{\"version\": 9, \"vm\": {}}").unwrap();
+    assert_eq!(manager.stop(&web(), Duration::ZERO).await.unwrap_err().kind(), ErrorKind::Record);
+    assert_eq!(manager.remove(&web(), true).await.unwrap_err().kind(), ErrorKind::Record);
+}

@@ -186,6 +186,8 @@ impl<H: Hypervisor + 'static> VmManager<H> {
 
     /// Shuts a VM down, by force once `timeout` has passed; zero is by force at once.
     ///
+    /// A VM that runs is stopped even where the record of its making is spoilt: what was written since tells how.
+    ///
     /// # Errors
     /// Those of [`Hypervisor::stop`].
     pub async fn stop(&self, name: &VmName, timeout: Duration) -> Result<VmHandle> {
@@ -237,13 +239,14 @@ impl<H: Hypervisor + 'static> VmManager<H> {
 
     /// Removes a VM and all that belongs to it; a VM that lives only with `force`.
     ///
-    /// Removes what an interrupted `create` or `remove` left, too.
+    /// Removes what an interrupted `create` or `remove` left, too; with `force` a VM whose record is spoilt as well, as long as
+    /// what was written since its making can be read.
     ///
     /// # Errors
     /// `InvalidState` for a VM that lives, without `force`; those of [`Hypervisor::destroy`].
     pub async fn remove(&self, name: &VmName, force: bool) -> Result<()> {
         let locked = self.store.lock(name, Instant::now() + PATIENCE).await?;
-        let Some(record) = locked.record()? else { return sweep(locked) };
+        let Some(record) = found(&locked, force)? else { return sweep(locked) };
         if !record.is_unfinished() {
             match self.state(&record.handle).await {
                 Ok(state) if state.is_live() && !force => {
@@ -316,7 +319,8 @@ impl<H: Hypervisor + 'static> VmManager<H> {
             _ => patience,
         });
         let locked = self.store.lock(name, later(patience)).await?;
-        let Some(record) = locked.record()? else {
+        let only_stops = orders.iter().all(|order| matches!(order, Order::Stop(_)));
+        let Some(record) = found(&locked, only_stops)? else {
             sweep(locked)?;
             return Err(Error::NotFound { what: "VM", name: name.to_string() });
         };
@@ -415,6 +419,14 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         let is_making = vm.state == VmState::Preparing;
         Ok(if is_making { VmState::Preparing } else { state })
     }
+}
+
+/// Reads a VM's record; for what ends a VM, `in_need`, what was last known of it will do.
+fn found(locked: &LockedVm, in_need: bool) -> Result<Option<VmRecord>> {
+    locked.record().or_else(|error| match error {
+        Error::Record { .. } if in_need => locked.last_known().map(Some).ok_or(error),
+        error => Err(error),
+    })
 }
 
 /// Records what an operation led to.

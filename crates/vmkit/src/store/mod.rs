@@ -155,6 +155,18 @@ impl LockedVm {
         read(&self.dir, &self.name)
     }
 
+    /// Answers the VM as it was since it was made, where the record of its making is spoilt: enough to end what runs.
+    pub(crate) fn last_known(&self) -> Option<VmRecord> {
+        let made = read_bytes(&self.dir.join(MADE)).ok()??;
+        // Somebody else's record, or a newer vmkit's, is not spoilt.
+        if VmRecord::whose(&made).is_some() || VmRecord::is_newer(&made) {
+            return None;
+        }
+        let path = self.dir.join(SINCE);
+        let bytes = read_bytes(&path).ok()??;
+        VmRecord::decode(&path, &bytes).ok().filter(|record| *record.handle.name() == self.name)
+    }
+
     /// Answers the first thing in the directory that is not of the store, if any.
     pub(crate) fn stranger(&self) -> Result<Option<PathBuf>> {
         stranger(&self.dir)
