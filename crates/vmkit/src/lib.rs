@@ -31,6 +31,7 @@
 //! ```
 
 mod backend;
+mod boundedlog;
 pub mod cloud_init;
 mod error;
 mod handle;
@@ -51,9 +52,9 @@ pub use backend::qemu::agent::{ExecOutput, GuestAgent, GuestExit, GuestInterface
 pub use backend::qemu::keeper::run_if_keeper;
 pub use backend::qemu::{
     Accelerator, FirmwareFiles, PrepareStep, QemuHypervisor, QemuHypervisorBuilder, QemuPlan, SocketPlan,
-    tail_of_log,
 };
 pub use backend::router::RouterHypervisor;
+pub use boundedlog::tail_of_log;
 pub use error::{Error, ErrorKind, Result};
 pub use handle::{
     ActiveForward, BackendDetails, BackendTag, ConsoleEndpoint, CustomTag, RunInfo, VmHandle, VncAddress,

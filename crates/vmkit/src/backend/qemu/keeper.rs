@@ -29,8 +29,8 @@ use rustix::io::{Errno, FdFlags};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use serde::{Deserialize, Serialize};
 
-use super::boundedlog::BoundedLog;
 use super::runfile::{Ended, RunFile};
+use crate::boundedlog::BoundedLog;
 
 /// The name that a process gives itself (as its first argument) to be a keeper.
 pub(crate) const ARG0: &str = "vmkit-keeper";

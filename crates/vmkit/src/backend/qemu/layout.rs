@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::boundedlog::older_log;
 use crate::error::{Error, Result};
 use crate::network::MacAddr;
 use crate::spec::VmName;
@@ -152,11 +153,6 @@ impl Layout {
 pub(crate) fn short_id(id: Uuid) -> String {
     let [_, own @ ..] = MacAddr::of_vm(id).bytes();
     own.map(|byte| format!("{byte:02x}")).concat()
-}
-
-/// Answers where the older half of a bounded log lies.
-pub(crate) fn older_log(log: &Path) -> PathBuf {
-    with_suffix(log, ".1")
 }
 
 /// Answers where a file lies until it is whole.

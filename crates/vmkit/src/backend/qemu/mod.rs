@@ -16,7 +16,6 @@ mod alive;
 mod argv;
 #[cfg(test)]
 mod argv_tests;
-mod boundedlog;
 mod facts;
 pub(crate) mod keeper;
 mod layout;
@@ -40,7 +39,6 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-pub use boundedlog::tail_of_log;
 pub use facts::FirmwareFiles;
 pub use plan::{PrepareStep, QemuPlan, SocketPlan};
 pub use switch::Accelerator;

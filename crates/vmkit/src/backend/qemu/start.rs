@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::boundedlog::tail_of_file;
 use super::facts::descriptor;
 use super::keeper::Launch;
 use super::layout::{Layout, short_id};
@@ -20,6 +19,7 @@ use super::prepare::{make_private_dir, remove_run_dir};
 use super::process::{self, Found};
 use super::qmp::client::QmpClient;
 use super::spawn;
+use crate::boundedlog::tail_of_file;
 use crate::error::{Error, ErrorKind, Result};
 use crate::handle::{ActiveForward, ConsoleEndpoint, RunInfo, VmHandle, VncAddress};
 use crate::network::open_tap;

@@ -5,8 +5,6 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use super::layout::older_log;
-
 /// Appends to `path`, and moves it to `path.1` whenever it has reached half of the bound.
 #[derive(Debug)]
 pub(crate) struct BoundedLog {
@@ -62,6 +60,13 @@ impl BoundedLog {
     }
 }
 
+/// Answers where the older half of a bounded log lies.
+pub(crate) fn older_log(log: &Path) -> PathBuf {
+    let mut path = log.as_os_str().to_owned();
+    path.push(".1");
+    path.into()
+}
+
 fn append_to(path: &Path) -> io::Result<File> {
     OpenOptions::new().append(true).create(true).mode(0o600).open(path)
 }
@@ -79,7 +84,7 @@ pub fn tail_of_log(path: &Path, most_bytes: u64) -> io::Result<Vec<u8>> {
 }
 
 /// Reads the last `most_bytes` of one file; nothing where there is none.
-pub(super) fn tail_of_file(path: &Path, most_bytes: u64) -> io::Result<Vec<u8>> {
+pub(crate) fn tail_of_file(path: &Path, most_bytes: u64) -> io::Result<Vec<u8>> {
     let mut file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
