@@ -166,6 +166,10 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// A file of machines has something wrong in it.
+    #[cfg(feature = "vmfile")]
+    #[error(transparent)]
+    Vmfile(#[from] Box<crate::vmfile::VmfileError>),
     /// A backend outside this crate failed in its own way.
     #[error("{message}")]
     Backend {
@@ -214,6 +218,8 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Error::Invalid { .. } => ErrorKind::InvalidInput,
+            #[cfg(feature = "vmfile")]
+            Error::Vmfile(_) => ErrorKind::InvalidInput,
             Error::AlreadyExists { .. } => ErrorKind::AlreadyExists,
             Error::NotFound { .. } => ErrorKind::NotFound,
             Error::Transition(_) | Error::Ended { .. } | Error::NotLive { .. } => ErrorKind::InvalidState,
@@ -254,6 +260,13 @@ impl Error {
     pub fn io(verb: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Error {
         let path = path.into();
         move |source| Error::Io { verb, path, source }
+    }
+}
+
+#[cfg(feature = "vmfile")]
+impl From<crate::vmfile::VmfileError> for Error {
+    fn from(error: crate::vmfile::VmfileError) -> Self {
+        Error::Vmfile(Box::new(error))
     }
 }
 

@@ -46,6 +46,8 @@ pub mod spec;
 mod steps;
 pub mod store;
 mod sys;
+#[cfg(feature = "vmfile")]
+pub mod vmfile;
 
 pub use backend::noop::NoopHypervisor;
 pub use backend::qemu::agent::{ExecOutput, GuestAgent, GuestExit, GuestInterface, ShutdownMode};

@@ -1,0 +1,304 @@
+//! The texts that have a form of their own: durations, modes, disks, networks, commands.
+//!
+//! Pure. What the command line has too is written as it is there.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use schemars::{Schema, SchemaGenerator, json_schema};
+use toml::de::DeValue;
+
+use super::problem::Problem;
+use super::project::Run;
+use super::read::{Node, Read, number, quantities, texts, unknown_word, words};
+use crate::error::Error;
+use crate::handle::BackendTag;
+use crate::spec::{Accel, BridgeName, Firmware, Machine, Mib, PortForward, UserName, Vnc};
+
+/// How long something may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Limit(pub(super) Duration);
+
+impl Limit {
+    const MOST: Duration = Duration::from_secs(7 * 86_400);
+}
+
+impl FromStr for Limit {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let refused = |why: &str| {
+            let value: String = text.chars().take(40).collect();
+            Error::invalid(
+                "timeout",
+                value,
+                format!("{why}; write \"30s\", \"5m\", \"2h\" or a number of seconds"),
+            )
+        };
+        let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+        let (amount, unit) = text.split_at(digits);
+        let factor = match unit {
+            "ms" => 0.001,
+            "" | "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            _ => return Err(refused("this is not how long something takes")),
+        };
+        let seconds = amount.parse::<f64>().map_err(|_| refused("this is not how long something takes"))?;
+        match Duration::try_from_secs_f64(seconds * factor) {
+            Ok(limit) if limit.is_zero() => Err(refused("it has to be longer than nothing")),
+            Ok(limit) if limit <= Self::MOST => Ok(Self(limit)),
+            _ => Err(refused("it is 7 days at the most")),
+        }
+    }
+}
+
+/// The permission bits of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Mode(pub(super) u32);
+
+impl FromStr for Mode {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let octal = (3..=4).contains(&text.len()) && text.bytes().all(|b| (b'0'..=b'7').contains(&b));
+        let bits = octal.then(|| u32::from_str_radix(text, 8).ok()).flatten();
+        bits.map(Self).ok_or_else(|| {
+            Error::invalid("mode", "", "permission bits are written in octal, such as \"0644\"")
+        })
+    }
+}
+
+/// A further disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Disk {
+    Fresh(Mib),
+    Existing { path: String, readonly: bool },
+}
+
+impl FromStr for Disk {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        if text.starts_with(|c: char| c.is_ascii_digit()) && !text.contains('/') {
+            return text.parse().map(Disk::Fresh);
+        }
+        let (path, readonly) = match text.strip_suffix(":ro") {
+            Some(path) => (path, true),
+            None => (text, false),
+        };
+        if path.is_empty() {
+            return Err(Error::invalid("data_disks", text, "a disk is a size, or the path of an image"));
+        }
+        Ok(Disk::Existing { path: path.to_owned(), readonly })
+    }
+}
+
+/// How the guest is connected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Network {
+    User,
+    Tap(BridgeName),
+    None,
+}
+
+impl FromStr for Network {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        match text {
+            "user" => Ok(Network::User),
+            "none" => Ok(Network::None),
+            _ => match text.strip_prefix("tap:") {
+                Some(bridge) => BridgeName::new(bridge).map(Network::Tap),
+                None => Err(Error::invalid("network", "", "write \"user\", \"tap:BRIDGE\" or \"none\"")),
+            },
+        }
+    }
+}
+
+/// A path on the host that is not empty.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct HostPath(pub(super) String);
+
+impl FromStr for HostPath {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let expected = match text {
+            "" => "a path has at least one character",
+            _ if text.contains('\0') => "no path can hold a zero byte",
+            _ if text == "~" || text.starts_with("~/") => {
+                "`~` is not expanded here: write the whole path, or one relative to this file"
+            }
+            _ => return Ok(Self(text.to_owned())),
+        };
+        Err(Error::invalid("path", text, expected))
+    }
+}
+
+/// An absolute path in the guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct GuestPath(pub(super) String);
+
+impl FromStr for GuestPath {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        if text.starts_with('/') && text.len() < 4096 && !text.contains(char::is_control) {
+            return Ok(Self(text.to_owned()));
+        }
+        let expected = "a path in the guest begins with / and has no control characters";
+        Err(Error::invalid("path", text, expected))
+    }
+}
+
+/// A text of one line with something in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Line(pub(super) String);
+
+impl FromStr for Line {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let most = 200;
+        if !text.trim().is_empty() && text.len() <= most && !text.contains(char::is_control) {
+            return Ok(Self(text.to_owned()));
+        }
+        Err(Error::invalid("name", "", format!("it is one line of 1 to {most} bytes")))
+    }
+}
+
+/// What a shell is given: any text but an empty one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Shell(pub(super) String);
+
+impl FromStr for Shell {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let expected = match text {
+            _ if text.trim().is_empty() => "there is nothing to run",
+            _ if text.contains('\0') => "no command can hold a zero byte",
+            _ if text.len() > 128 << 10 => "it has 128 KiB at the most: make it a `script`",
+            _ => return Ok(Self(text.to_owned())),
+        };
+        Err(Error::invalid("shell", "", expected))
+    }
+}
+
+texts! {
+    Disk: "a size such as \"10GiB\", or the path of an image, with :ro behind it to be read only",
+        { "type": "string", "minLength": 1 };
+    Network: "\"user\", \"tap:BRIDGE\" or \"none\"",
+        { "type": "string", "pattern": "^(user|none|tap:[A-Za-z0-9._-]{1,15})$" };
+    PortForward: "a forward such as \"8080:80\"",
+        { "type": "string", "pattern": "^(([0-9.]+:)?[0-9]{1,5}:)?[0-9]{1,5}(/tcp|/udp)?$" };
+    HostPath: "a path, relative to this file or absolute",
+        { "type": "string", "minLength": 1 };
+    GuestPath: "an absolute path in the guest",
+        { "type": "string", "pattern": "^/" };
+    Mode: "permission bits in quotes, such as \"0644\"",
+        { "type": "string", "pattern": "^[0-7]{3,4}$" };
+    Line: "a text of one line, in quotes",
+        { "type": "string", "minLength": 1, "maxLength": 200 };
+    Shell: "a text in quotes, for /bin/sh in the guest",
+        { "type": "string", "minLength": 1 };
+    UserName: "the name of a user",
+        { "type": "string", "pattern": "^[a-z_][a-z0-9_-]{0,31}$" };
+    BackendTag: "the name of a backend: \"qemu\", \"propolis\", \"noop\" or your own",
+        { "type": "string", "pattern": "^[a-z][a-z0-9-]{0,31}$" };
+}
+
+quantities! {
+    Mib: "a size such as \"2GiB\", or a number of MiB", number, {
+        "anyOf": [
+            { "type": "string", "pattern": "^[0-9]+(MiB|M|GiB|G|TiB|T)?$" },
+            { "type": "integer", "minimum": 1 },
+        ]
+    };
+    Limit: "how long, such as \"30s\", \"5m\" or a number of seconds", number, {
+        "anyOf": [
+            { "type": "string", "pattern": "^[0-9]+(\\.[0-9]+)?(ms|s|m|h)?$" },
+            { "type": "number", "exclusiveMinimum": 0, "maximum": 604_800 },
+        ]
+    };
+}
+
+words! {
+    Machine: "\"q35\", \"microvm\" or \"virt\"" {
+        "q35" => Machine::Q35, "microvm" => Machine::Microvm, "virt" => Machine::Virt,
+    }
+    Firmware: "\"bios\" or \"uefi\"" { "bios" => Firmware::Bios, "uefi" => Firmware::Uefi }
+    Accel: "\"auto\", \"kvm\" or \"tcg\"" {
+        "auto" => Accel::Auto, "kvm" => Accel::Kvm, "tcg" => Accel::Tcg,
+    }
+    Vnc: "\"unix\", \"loopback\" or \"off\"" {
+        "unix" => Vnc::Unix, "loopback" => Vnc::Loopback, "off" => Vnc::Off,
+    }
+    Run: "\"once\", \"always\" or \"changed\"" {
+        "once" => Run::Once, "always" => Run::Always, "changed" => Run::Changed,
+    }
+}
+
+/// A command for cloud-init: a text for the shell, or a program and its arguments.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Command(pub(super) Vec<String>);
+
+impl Read for Command {
+    const WHAT: &'static str = "a text for the shell, or a list of a program and its arguments";
+
+    fn read(node: &Node<'_>, problems: &mut Vec<Problem>) -> Option<Self> {
+        match node.value.get_ref() {
+            DeValue::String(_) => {
+                let Shell(text) = Shell::read(node, problems)?;
+                Some(Self(vec!["/bin/sh".to_owned(), "-c".to_owned(), text]))
+            }
+            DeValue::Array(_) => Vec::<String>::read(node, problems).map(Self),
+            _ => {
+                node.wrong_type(Self::WHAT, problems);
+                None
+            }
+        }
+    }
+
+    fn schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "anyOf": [
+                { "type": "string", "minLength": 1 },
+                { "type": "array", "items": { "type": "string" }, "minItems": 1 },
+            ]
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_read_with_their_units() {
+        for (text, millis) in
+            [("30s", 30_000), ("0.5", 500), ("250ms", 250), ("5m", 300_000), ("2h", 7_200_000)]
+        {
+            assert_eq!(text.parse::<Limit>().unwrap().0, Duration::from_millis(millis), "{text}");
+        }
+    }
+
+    #[test]
+    fn rubbish_limits_are_refused_with_what_would_be_right() {
+        for text in ["", "s", "0", "0s", "-1", "1d", "8000000", "1e3", "nan", "inf", "1.2.3s", "٣s"] {
+            let error = text.parse::<Limit>().unwrap_err().to_string();
+            assert!(error.contains("write \"30s\""), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_mode_is_octal() {
+        assert_eq!("0644".parse::<Mode>().unwrap().0, 0o644);
+        assert_eq!("755".parse::<Mode>().unwrap().0, 0o755);
+        for text in ["", "0o644", "888", "64", "01777777", "rw-"] {
+            assert!(text.parse::<Mode>().is_err(), "{text}");
+        }
+    }
+}

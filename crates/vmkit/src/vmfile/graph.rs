@@ -1,0 +1,90 @@
+//! What depends on what: that every machine is there, and that nothing goes in a circle.
+//!
+//! Pure.
+
+use super::problem::Problem;
+use super::project::MachinePlan;
+use super::resolve::which_machine;
+
+/// Answers what is wrong with the machines' `depends_on`.
+pub(super) fn problems(machines: &[MachinePlan]) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for machine in machines {
+        for (index, name) in machine.depends_on.iter().enumerate() {
+            if !machines.iter().any(|other| other.name == *name) {
+                let shown: String = name.chars().take(60).collect();
+                let message = format!(
+                    "`{}` depends on `{}`, and there is no such machine",
+                    machine.name,
+                    shown.escape_debug()
+                );
+                let problem = Problem::new(message).at(machine.place(&format!("depends_on[{index}]")), "");
+                problems.push(problem.help(which_machine(name, machines)));
+            }
+        }
+    }
+    if problems.is_empty() {
+        problems.extend(circle(machines));
+    }
+    problems
+}
+
+/// How far the search has come with a machine.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mark {
+    New,
+    /// On the way that is being followed.
+    Open,
+    /// Leads into no circle.
+    Done,
+}
+
+/// Answers the first circle, with every machine on it.
+fn circle(machines: &[MachinePlan]) -> Option<Problem> {
+    let index_of = |name: &String| machines.iter().position(|machine| machine.name == *name);
+    let below: Vec<Vec<usize>> =
+        machines.iter().map(|machine| machine.depends_on.iter().filter_map(index_of).collect()).collect();
+    let mut marks = vec![Mark::New; machines.len()];
+    for start in 0..machines.len() {
+        // The way from `start`, each with how many of its dependencies were followed; a long way must not exhaust the stack.
+        let mut way: Vec<(usize, usize)> = Vec::new();
+        if marks[start] == Mark::New {
+            marks[start] = Mark::Open;
+            way.push((start, 0));
+        }
+        while let Some((machine, followed)) = way.last_mut() {
+            let Some(&next) = below[*machine].get(*followed) else {
+                marks[*machine] = Mark::Done;
+                way.pop();
+                continue;
+            };
+            *followed += 1;
+            match marks[next] {
+                Mark::Done => {}
+                Mark::New => {
+                    marks[next] = Mark::Open;
+                    way.push((next, 0));
+                }
+                Mark::Open => {
+                    let from = way.iter().position(|(machine, _)| *machine == next).unwrap_or_default();
+                    return Some(told(machines, &way[from..]));
+                }
+            }
+        }
+    }
+    None
+}
+
+fn told(machines: &[MachinePlan], circle: &[(usize, usize)]) -> Problem {
+    let name = |index: usize| machines[index].name.as_str();
+    let mut names: Vec<&str> = circle.iter().map(|(machine, _)| name(*machine)).collect();
+    names.extend(names.first().copied());
+    let place = |(machine, followed): &(usize, usize)| {
+        let nth = followed.saturating_sub(1);
+        machines[*machine].place(&format!("depends_on[{nth}]"))
+    };
+    let problem =
+        Problem::new(format!("the machines depend on each other in a circle: {}", names.join(" → ")));
+    let problem = problem.at(place(&circle[0]), "").help("take one of them out of `depends_on`");
+    circle[1..].iter().fold(problem, |problem, step| problem.also(place(step), ""))
+}

@@ -1,0 +1,40 @@
+//! Files that describe machines: `vmkit.toml`, from its text to [`Project`].
+//!
+//! ```text
+//! text ─ toml ─▶ values with their places ─ read ─▶ raw ─ resolve ─▶ Project ─▶ VmSpec, changes
+//! ```
+//!
+//! It knows the format, what it means and how to point into it. It knows nothing of VMs that exist: the manager has those,
+//! and [`spec::changes`](crate::spec::changes) says what lies between the two. All of it is pure but [`load`], which reads
+//! the file. The format's reference is `docs/vmkit-toml.md`.
+//!
+//! # Examples
+//! ```
+//! use std::path::Path;
+//! use vmkit::vmfile::{Found, parse};
+//!
+//! let text = "version = 1\n[machine.web]\nimage = 'debian:12'\nforwards = ['8080:80']\n";
+//! let project = parse(Path::new("/home/me/shop/vmkit.toml"), text, &|_| Err("not read here".into()))?;
+//! let web = project.machine("web").expect("the file describes it");
+//! assert_eq!(web.vm.as_str(), "shop-web");
+//! let spec = web.spec(Found { image: Some("/images/debian.qcow2".into()), ..Found::default() })?;
+//! assert_eq!(spec.cpus(), 1);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod document;
+mod forms;
+mod graph;
+mod load;
+mod problem;
+mod project;
+mod raw;
+mod read;
+mod resolve;
+mod schema;
+
+pub use load::load;
+pub use problem::{Place, Problem, VmfileError};
+pub use project::{Action, Copy, Found, MachinePlan, Project, Ready, Run, Step};
+pub use resolve::{ReadText, parse};
+pub use schema::schema;

@@ -1,0 +1,278 @@
+//! What a file of machines comes to: [`Project`] and its parts.
+//!
+//! Pure: every path is absolute, every default is filled in, and what only the host can tell stays open until a VM is made.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::problem::{Problem, VmfileError};
+use crate::error::{Error, Result};
+use crate::spec::{Boot, Firmware, GuestAccess, RootDisk, VmName, VmSpec, VmSpecBuilder};
+
+/// The machines that one file describes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Project {
+    /// Its name, which the name of each VM begins with.
+    pub name: String,
+    /// The file, absolute.
+    pub file: PathBuf,
+    /// The machines, in the order of the file.
+    pub machines: Vec<MachinePlan>,
+    pub(super) text: Arc<str>,
+}
+
+/// One machine: what it shall be, and what shall be done in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MachinePlan {
+    /// Its name in the file.
+    pub name: String,
+    /// The name of its VM: `PROJECT-MACHINE`.
+    pub vm: VmName,
+    /// Its image as the file has it, a path made absolute; `None` for a machine that has only a kernel.
+    pub image: Option<String>,
+    /// The machines that have to be ready and provisioned before this one is started.
+    pub depends_on: Vec<String>,
+    /// When it counts as ready.
+    pub ready: Ready,
+    /// What is copied into the guest before the steps, in order.
+    pub files: Vec<Copy>,
+    /// What is done in the guest, in order; no two have one name.
+    pub steps: Vec<Step>,
+    /// Valid but for its image, which is the text of the file.
+    pub(super) spec: VmSpec,
+    /// Whether the file says which firmware, rather than leaving it to the image.
+    pub(super) names_firmware: bool,
+    /// Where each key stands in the text, by its path in the machine; the machine's own name is the empty one.
+    pub(super) places: BTreeMap<String, Range<usize>>,
+}
+
+/// When a machine counts as ready: once all of it is true.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Ready {
+    /// Whether its SSH server has to let vmkit in.
+    pub ssh: bool,
+    /// Whether cloud-init has to have finished without an error.
+    pub cloud_init: bool,
+    /// The TCP ports of the guest that have to answer.
+    pub tcp: Vec<u16>,
+    /// The command that has to succeed in the guest: a text for `/bin/sh -c`, run as root.
+    pub command: Option<String>,
+    /// How long all of it may take.
+    pub timeout: Duration,
+}
+
+/// A file or a folder of the host, to be copied into the guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Copy {
+    /// Where it is on the host, absolute.
+    pub from: PathBuf,
+    /// Where it is put in the guest, absolute.
+    pub to: String,
+    /// The permission bits of its files; as on the host where none are given.
+    pub mode: Option<u32>,
+    /// Whose it is, `USER` or `USER:GROUP`; root's where nobody is named.
+    pub owner: Option<String>,
+}
+
+/// A provision step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Step {
+    /// Its name.
+    pub name: String,
+    /// What it does.
+    pub action: Action,
+    /// When it is run.
+    pub run: Run,
+    /// The guest's user that it runs as.
+    pub user: String,
+    /// Its environment.
+    pub env: BTreeMap<String, String>,
+    /// The folder of the guest that it runs in; the user's home where none is given.
+    pub dir: Option<String>,
+    /// How long it may take.
+    pub timeout: Duration,
+}
+
+/// What a provision step does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Action {
+    /// Has `/bin/sh -e` run this text.
+    Shell(String),
+    /// Runs a file of the host, absolute, in the guest.
+    Script(PathBuf),
+    /// Copies.
+    Copy(Copy),
+}
+
+/// When a provision step is run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Run {
+    /// Until it has succeeded once.
+    Once,
+    /// At every `up`.
+    Always,
+    /// Until it has succeeded as it is now: again when its text, its files or anything else about it changes.
+    Changed,
+}
+
+/// What only the host can tell of a machine, when its VM is made.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Found {
+    /// Where the image lies; needed for a machine that has one.
+    pub image: Option<PathBuf>,
+    /// The firmware that the image needs, for a machine whose file names none.
+    pub firmware: Option<Firmware>,
+    /// How vmkit gets into the guest; only of use to a machine with cloud-init.
+    pub access: Option<GuestAccess>,
+}
+
+impl Project {
+    /// The label of a VM that says which file it is of: the file's absolute path.
+    pub const LABEL: &'static str = "vmkit.project";
+
+    /// Answers the machine with this name.
+    pub fn machine(&self, name: &str) -> Option<&MachinePlan> {
+        self.machines.iter().find(|machine| machine.name == name)
+    }
+
+    /// Answers the machines so that each comes after all that it depends on, and else in the order of the file.
+    pub fn in_order(&self) -> Vec<&MachinePlan> {
+        let mut ordered: Vec<&MachinePlan> = Vec::with_capacity(self.machines.len());
+        while ordered.len() < self.machines.len() {
+            let before = ordered.len();
+            for machine in &self.machines {
+                let placed = |name: &str| ordered.iter().any(|other| other.name == name);
+                if !placed(&machine.name) && machine.depends_on.iter().all(|name| placed(name)) {
+                    ordered.push(machine);
+                }
+            }
+            assert!(ordered.len() > before, "a file with a circle never becomes a project");
+        }
+        ordered
+    }
+
+    /// Makes an error that points at a key of a machine, such as `image` or `provision[0].script`; at the nearest one
+    /// around it where the file does not have it.
+    pub fn error_at(&self, machine: &MachinePlan, key: &str, problem: Problem) -> VmfileError {
+        let label = problem.place.as_ref().map(|place| place.label.clone()).unwrap_or_default();
+        let problem = problem.at(machine.place(key), label);
+        VmfileError::new(&self.file, Arc::clone(&self.text), vec![problem])
+    }
+
+    /// Answers the same error, pointing into the file where it is about something that this machine says there.
+    pub fn blamed(&self, machine: &MachinePlan, error: Error) -> Error {
+        match error {
+            Error::Invalid { field, value, expected } => {
+                let (key, message) = machine.blame(&field, &value, &expected);
+                self.error_at(machine, &key, Problem::new(message)).into()
+            }
+            error => error,
+        }
+    }
+}
+
+impl MachinePlan {
+    /// The label of a VM that says which machine of its project it is.
+    pub const LABEL: &'static str = "vmkit.machine";
+    /// The label of a VM that keeps [`MachinePlan::image`]: where an image lies may change when it is pulled again, and
+    /// that makes no VM another one.
+    pub const IMAGE_LABEL: &'static str = "vmkit.image";
+
+    /// Answers the spec to make this machine's VM from.
+    ///
+    /// # Errors
+    /// `InvalidInput` where what was found does not go with the file, and for a machine with an image that none was found for.
+    pub fn spec(&self, found: Found) -> Result<VmSpec> {
+        let mut builder = VmSpecBuilder::from(self.spec.clone());
+        if let Some(disk) = self.spec.disk() {
+            let image = found.image.ok_or_else(|| {
+                let image = self.image.as_deref().unwrap_or_default();
+                Error::invalid("image", image, "it is not there yet: pull it first")
+            })?;
+            builder = builder.disk(RootDisk { image, size: disk.size });
+        }
+        if let (false, Some(firmware), Boot::Firmware(_)) =
+            (self.names_firmware, found.firmware, self.spec.boot())
+        {
+            builder = builder.boot(Boot::Firmware(firmware));
+        }
+        if let (Some(access), Some(config)) = (found.access, self.spec.cloud_init()) {
+            let mut config = config.clone();
+            config.access = Some(access);
+            builder = builder.cloud_init(config);
+        }
+        builder.build()
+    }
+
+    /// Answers what this machine's VM, made from `recorded`, would be now: what only the host can tell stays as it was.
+    ///
+    /// What [`changes`](crate::spec::changes) finds between the two is what the file changed.
+    ///
+    /// # Errors
+    /// As [`spec`](Self::spec).
+    pub fn spec_over(&self, recorded: &VmSpec) -> Result<VmSpec> {
+        let firmware = match recorded.boot() {
+            Boot::Firmware(firmware) => Some(*firmware),
+            Boot::Kernel(_) => None,
+        };
+        let spec = self.spec(Found {
+            image: recorded
+                .disk()
+                .map(|disk| disk.image.clone())
+                .or_else(|| self.image.as_ref().map(PathBuf::from)),
+            firmware,
+            access: recorded.cloud_init().and_then(|config| config.access.clone()),
+        })?;
+        Ok(match recorded.id() {
+            Some(id) => spec.with_id(id),
+            None => spec,
+        })
+    }
+
+    /// Answers where a key stands, or the nearest one around it.
+    pub(super) fn place(&self, key: &str) -> Range<usize> {
+        place_of(&self.places, key)
+    }
+
+    /// Answers which key of the file an error on a spec's field is about, and what to say there.
+    pub(super) fn blame(&self, field: &str, value: &str, expected: &str) -> (String, String) {
+        blame(field, value, expected)
+    }
+}
+
+/// Answers where a key of a machine stands, or the nearest one around it; the machine's name at the outermost.
+pub(super) fn place_of(places: &BTreeMap<String, Range<usize>>, key: &str) -> Range<usize> {
+    let mut key = key;
+    loop {
+        if let Some(place) = places.get(key) {
+            return place.clone();
+        }
+        key = &key[..key.rfind(['.', '[']).unwrap_or(0)];
+    }
+}
+
+/// Answers which key of the file an error on a spec's field is about, and what to say there.
+pub(super) fn blame(field: &str, value: &str, expected: &str) -> (String, String) {
+    let key = match field {
+        "forward" => "forwards",
+        "network.bridge" => "network",
+        "data-disk" => "data_disks",
+        "user_data" => "cloud_init.user_data",
+        "network_config" => "cloud_init.network_config",
+        field => field,
+    };
+    let message = match value {
+        "" => format!("`{key}`: {expected}"),
+        value => format!("`{key}`: {value:?}: {expected}"),
+    };
+    (key.to_owned(), message)
+}

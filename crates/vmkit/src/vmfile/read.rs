@@ -1,0 +1,437 @@
+//! From TOML's values to Rust's: [`Read`], and the macro [`table`] that writes it for the tables of the format.
+//!
+//! Pure. It reads on after a mistake, so that all of them are told at once, and knows the place of each. The JSON Schema is
+//! made from the same types, so the two can't differ.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::str::FromStr;
+
+use schemars::{Schema, SchemaGenerator, json_schema};
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::problem::Problem;
+use crate::error::Error;
+
+/// Something that the file can say.
+pub(super) trait Read: Sized {
+    /// What has to be written, such as `a whole number`.
+    const WHAT: &'static str;
+
+    /// Reads a value, or notes what is wrong with it.
+    fn read(node: &Node<'_>, problems: &mut Vec<Problem>) -> Option<Self>;
+
+    /// Answers the JSON Schema of what can be read.
+    fn schema(generator: &mut SchemaGenerator) -> Schema;
+}
+
+/// A value, with the key that it stands behind.
+#[derive(Clone, Copy)]
+pub(super) struct Node<'a> {
+    pub(super) key: &'a str,
+    pub(super) value: &'a Spanned<DeValue<'a>>,
+}
+
+impl Node<'_> {
+    /// Notes that something else has to be written here.
+    pub(super) fn wrong_type(&self, what: &str, problems: &mut Vec<Problem>) {
+        let found = match self.value.get_ref() {
+            DeValue::String(_) => "a text",
+            DeValue::Integer(_) => "a whole number",
+            DeValue::Float(_) => "a number with a fraction",
+            DeValue::Boolean(_) => "true or false",
+            DeValue::Datetime(_) => "a date or a time",
+            DeValue::Array(_) => "a list",
+            DeValue::Table(_) => "a table",
+        };
+        problems.push(self.problem(format!("`{}` is {what}", self.key), format!("this is {found}")));
+    }
+
+    pub(super) fn problem(&self, message: String, label: impl Into<String>) -> Problem {
+        Problem::new(message).at(self.value.span(), label)
+    }
+
+    /// Reads what has a text of its own, through the type that knows it.
+    pub(super) fn parsed<T: FromStr<Err = Error>>(
+        &self,
+        text: &str,
+        problems: &mut Vec<Problem>,
+    ) -> Option<T> {
+        text.parse().map_err(|error| problems.push(self.refused(&error))).ok()
+    }
+
+    /// Says of this value what the type that it is meant for says.
+    fn refused(&self, error: &Error) -> Problem {
+        let why = match error {
+            Error::Invalid { expected, .. } => expected.clone(),
+            other => other.to_string(),
+        };
+        self.problem(format!("`{}`: {why}", self.key), "")
+    }
+
+    fn integer(&self) -> Option<i128> {
+        let integer = self.value.get_ref().as_integer()?;
+        // What does not fit is far out of every range that there is here.
+        let most = if integer.as_str().starts_with('-') { i128::MIN } else { i128::MAX };
+        Some(i128::from_str_radix(integer.as_str(), integer.radix()).unwrap_or(most))
+    }
+}
+
+/// Writes `Read` for a type whose text `FromStr` knows.
+macro_rules! texts {
+    ($($type:ty: $what:literal, $schema:tt;)*) => {$(
+        impl Read for $type {
+            const WHAT: &'static str = $what;
+
+            fn read(node: &Node<'_>, problems: &mut Vec<Problem>) -> Option<Self> {
+                match node.value.get_ref().as_str() {
+                    Some(text) => node.parsed(text, problems),
+                    None => {
+                        node.wrong_type(Self::WHAT, problems);
+                        None
+                    }
+                }
+            }
+
+            fn schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!($schema)
+            }
+        }
+    )*};
+}
+pub(super) use texts;
+
+impl Read for String {
+    const WHAT: &'static str = "a text in quotes";
+
+    fn read(node: &Node<'_>, problems: &mut Vec<Problem>) -> Option<Self> {
+        let text = node.value.get_ref().as_str().map(str::to_owned);
+        if text.is_none() {
+            node.wrong_type(Self::WHAT, problems);
+        }
+        text
+    }
+
+    fn schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string" })
+    }
+}
+
+impl Read for bool {
+    const WHAT: &'static str = "true or false";
+
+    fn read(node: &Node<'_>, problems: &mut Vec<Problem>) -> Option<Self> {
+        let value = node.value.get_ref().as_bool();
+        if value.is_none() {
+            node.wrong_type("true or false, without quotes", problems);
+        }
+        value
+    }
+
+    fn schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "boolean" })
+    }
+}
+
+/// A whole number within bounds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Whole<const LEAST: u32, const MOST: u32>(pub(super) u32);
+
+impl<const LEAST: u32, const MOST: u32> Read for Whole<LEAST, MOST> {
+    const WHAT: &'static str = "a whole number";
+
+    fn read(node: &Node<'_>, problems: &mut Vec<Problem>) -> Option<Self> {
+        let Some(number) = node.integer() else {
+            node.wrong_type("a whole number, without quotes", problems);
+            return None;
+        };
+        match u32::try_from(number) {
+            Ok(number) if (LEAST..=MOST).contains(&number) => Some(Self(number)),
+            _ => {
+                problems.push(node.problem(format!("`{}` is {LEAST} to {MOST}", node.key), ""));
+                None
+            }
+        }
+    }
+
+    fn schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "integer", "minimum": LEAST, "maximum": MOST })
+    }
+}
+
+/// What can be written as a number as well as a text.
+macro_rules! quantities {
+    ($($type:ty: $what:literal, $number:expr, $schema:tt;)*) => {$(
+        impl Read for $type {
+            const WHAT: &'static str = $what;
+
+            fn read(node: &Node<'_>, problems: &mut Vec<Problem>) -> Option<Self> {
+                match node.value.get_ref() {
+                    DeValue::String(text) => node.parsed(text, problems),
+                    DeValue::Integer(_) | DeValue::Float(_) => {
+                        // A number is read as its text is, so that both have the same bounds and units.
+                        node.parsed(&$number(node), problems)
+                    }
+                    _ => {
+                        node.wrong_type(Self::WHAT, problems);
+                        None
+                    }
+                }
+            }
+
+            fn schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!($schema)
+            }
+        }
+    )*};
+}
+pub(super) use quantities;
+
+/// Answers a number's text as TOML's grammar has cleaned it.
+pub(super) fn number(node: &Node<'_>) -> String {
+    match node.value.get_ref() {
+        DeValue::Float(float) => float.as_str().to_owned(),
+        _ => node.integer().map(|number| number.to_string()).unwrap_or_default(),
+    }
+}
+
+impl<T: Read> Read for Vec<T> {
+    const WHAT: &'static str = "a list";
+
+    fn read(node: &Node<'_>, problems: &mut Vec<Problem>) -> Option<Self> {
+        let Some(array) = node.value.get_ref().as_array() else {
+            node.wrong_type(&format!("a list; each item is {}", T::WHAT), problems);
+            return None;
+        };
+        let items = array.iter().map(|value| T::read(&Node { key: node.key, value }, problems));
+        // Every item is looked at before the first bad one counts.
+        items.collect::<Vec<_>>().into_iter().collect()
+    }
+
+    fn schema(generator: &mut SchemaGenerator) -> Schema {
+        let items = T::schema(generator);
+        json_schema!({ "type": "array", "items": items })
+    }
+}
+
+impl<T: Read> Read for BTreeMap<String, T> {
+    const WHAT: &'static str = "a table";
+
+    fn read(node: &Node<'_>, problems: &mut Vec<Problem>) -> Option<Self> {
+        let Some(table) = node.value.get_ref().as_table() else {
+            node.wrong_type(&format!("a table; each value is {}", T::WHAT), problems);
+            return None;
+        };
+        let mut map = Self::new();
+        for (key, value) in table {
+            let name: &str = key.get_ref();
+            if let Some(value) = T::read(&Node { key: name, value }, problems) {
+                map.insert(name.to_owned(), value);
+            }
+        }
+        Some(map)
+    }
+
+    fn schema(generator: &mut SchemaGenerator) -> Schema {
+        let values = T::schema(generator);
+        json_schema!({ "type": "object", "additionalProperties": values })
+    }
+}
+
+/// A table being read: keys are taken out one by one, and what is left is unknown.
+pub(super) struct Fields<'a> {
+    what: &'static str,
+    table: &'a DeTable<'a>,
+    span: Range<usize>,
+}
+
+impl<'a> Fields<'a> {
+    pub(super) fn of(what: &'static str, node: &Node<'a>, problems: &mut Vec<Problem>) -> Option<Self> {
+        let table = node.value.get_ref().as_table();
+        if table.is_none() {
+            node.wrong_type(what, problems);
+        }
+        table.map(|table| Self { what, table, span: node.value.span() })
+    }
+
+    pub(super) fn optional<T: Read>(&self, key: &'a str, problems: &mut Vec<Problem>) -> Option<T> {
+        self.table.get(key).and_then(|value| T::read(&Node { key, value }, problems))
+    }
+
+    pub(super) fn required<T: Read>(&self, key: &'a str, problems: &mut Vec<Problem>) -> Option<T> {
+        if !self.table.contains_key(key) {
+            let missing = Problem::new(format!("{} has `{key}`, and it is missing here", self.what));
+            problems.push(missing.at(self.span.clone(), "").help(format!("add `{key}`, {}", T::WHAT)));
+        }
+        self.optional(key, problems)
+    }
+
+    /// Notes every key that nobody asked for, with what was probably meant.
+    pub(super) fn refuse_others(&self, known: &[&str], problems: &mut Vec<Problem>) {
+        for key in self.table.keys().filter(|key| !known.contains(&key.get_ref().as_ref())) {
+            let name: String = key.get_ref().chars().take(60).collect();
+            let problem = Problem::new(format!("{} has no key `{}`", self.what, name.escape_debug()));
+            let help = match meant(&name, known) {
+                Some(meant) => format!("did you mean `{meant}`?"),
+                None => format!("its keys are {}", listed(known)),
+            };
+            problems.push(problem.at(key.span(), "unknown key").help(help));
+        }
+    }
+}
+
+/// What other tools call things, and where the thing is here.
+const ELSEWHERE: &[(&str, &str)] = &[
+    ("base", "image"),
+    ("box", "image"),
+    ("cpu", "cpus"),
+    ("disks", "data_disks"),
+    ("env", "provision.env"),
+    ("hostname", "cloud_init.hostname"),
+    ("machines", "machine"),
+    ("mem", "memory"),
+    ("packages", "cloud_init.packages"),
+    ("ports", "forwards"),
+    ("probes", "ready"),
+    ("ram", "memory"),
+    ("services", "machine"),
+    ("user_data", "cloud_init.user_data"),
+    ("users", "cloud_init.users"),
+    ("vcpus", "cpus"),
+    ("vm", "machine"),
+    ("vms", "machine"),
+];
+
+/// Answers which of the known words was probably meant.
+pub(super) fn meant<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+    let word = word.to_lowercase().replace('-', "_");
+    let elsewhere = ELSEWHERE.iter().find(|(other, _)| *other == word).map(|(_, here)| *here);
+    if let Some(here) = elsewhere
+        && known.contains(&here.split('.').next().unwrap_or_default())
+    {
+        return Some(here);
+    }
+    let distance = |known: &&&str| strsim::damerau_levenshtein(&word, known);
+    let nearest = known.iter().min_by_key(distance)?;
+    let most = nearest.len().max(3) / 3;
+    (distance(&nearest) <= most).then_some(nearest)
+}
+
+/// Answers the words in one line.
+pub(super) fn listed(words: &[&str]) -> String {
+    let words: Vec<String> = words.iter().map(|word| format!("`{word}`")).collect();
+    words.join(", ")
+}
+
+/// Describes a table of the format: its fields with their docs, from which come `Read` and the JSON Schema.
+///
+/// A field is `Option` unless `= required` stands behind its type.
+macro_rules! table {
+    (
+        $(#[doc = $doc:literal])*
+        struct $name:ident = $what:literal {
+            $($(#[doc = $field_doc:literal])* $field:ident: $type:ty $(= $required:ident)?,)*
+        }
+    ) => {
+        $(#[doc = $doc])*
+        #[derive(Debug, Clone)]
+        pub(super) struct $name {
+            $($(#[doc = $field_doc])* pub(super) $field: table!(@type $type $(, $required)?),)*
+        }
+
+        impl Read for $name {
+            const WHAT: &'static str = $what;
+
+            fn read(node: &Node<'_>, problems: &mut Vec<Problem>) -> Option<Self> {
+                let fields = Fields::of(Self::WHAT, node, problems)?;
+                fields.refuse_others(&[$(stringify!($field)),*], problems);
+                // Every field is read before a missing one counts.
+                $(let $field = table!(@read fields, problems, $field $(, $required)?);)*
+                Some(Self { $($field: table!(@take $field $(, $required)?),)* })
+            }
+
+            fn schema(generator: &mut SchemaGenerator) -> Schema {
+                generator.subschema_for::<Self>()
+            }
+        }
+
+        impl JsonSchema for $name {
+            fn schema_name() -> std::borrow::Cow<'static, str> {
+                stringify!($name).into()
+            }
+
+            fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+                let properties = serde_json::Map::from_iter([$((
+                    stringify!($field).to_owned(),
+                    described(<$type as Read>::schema(generator), concat!($($field_doc),*)).to_value(),
+                )),*]);
+                let required: &[&str] = &[$($(table!(@name $field, $required),)?)*];
+                described(
+                    json_schema!({
+                        "type": "object",
+                        "properties": properties,
+                        "required": required,
+                        "additionalProperties": false,
+                    }),
+                    concat!($($doc),*),
+                )
+            }
+        }
+    };
+    (@type $type:ty) => { Option<$type> };
+    (@type $type:ty, required) => { $type };
+    (@read $fields:ident, $problems:ident, $field:ident) => {
+        $fields.optional(stringify!($field), $problems)
+    };
+    (@read $fields:ident, $problems:ident, $field:ident, required) => {
+        $fields.required(stringify!($field), $problems)
+    };
+    (@take $field:ident) => { $field };
+    (@take $field:ident, required) => { $field? };
+    (@name $field:ident, required) => { stringify!($field) };
+}
+pub(super) use table;
+
+/// Answers the schema with this description, as a doc comment has it.
+pub(super) fn described(mut schema: Schema, doc: &str) -> Schema {
+    schema.insert("description".to_owned(), doc.trim().into());
+    schema
+}
+
+/// Reads a word out of a few, each for one of the library's own values.
+macro_rules! words {
+    ($($type:ty: $what:literal { $($word:literal => $value:expr),* $(,)? })*) => {$(
+        impl Read for $type {
+            const WHAT: &'static str = $what;
+
+            fn read(node: &Node<'_>, problems: &mut Vec<Problem>) -> Option<Self> {
+                let Some(text) = node.value.get_ref().as_str() else {
+                    node.wrong_type(Self::WHAT, problems);
+                    return None;
+                };
+                match text {
+                    $($word => Some($value),)*
+                    _ => {
+                        problems.push(unknown_word(node, text, Self::WHAT, &[$($word),*]));
+                        None
+                    }
+                }
+            }
+
+            fn schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!({ "enum": [$($word),*] })
+            }
+        }
+    )*};
+}
+pub(super) use words;
+
+/// Says of a word that it is none of the few that are known.
+pub(super) fn unknown_word(node: &Node<'_>, word: &str, what: &str, known: &[&str]) -> Problem {
+    let problem = node.problem(format!("`{}` is {what}", node.key), "");
+    match meant(word, known) {
+        Some(meant) => problem.help(format!("did you mean \"{meant}\"?")),
+        None => problem,
+    }
+}

@@ -1,0 +1,537 @@
+//! From what is written to what is meant: [`parse`].
+//!
+//! Pure: what it needs of the host (the text of a file that the file names) it asks of whoever calls it.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::document::{Named, Whole, read_file, toml_of};
+use super::forms::{Disk, Limit, Mode, Network};
+use super::graph;
+use super::problem::{Problem, VmfileError};
+use super::project::{self, Action, MachinePlan, Project, Ready, Run, blame, place_of};
+use super::raw;
+use super::read::{listed, meant};
+use crate::error::Error;
+use crate::spec::{
+    Boot, CloudConfig, CloudInitConfig, DataDisk, Firmware, GuestFile, Kernel, Labels, Machine as Board,
+    NetworkConfig, RootDisk, User, UserData, UserNetwork, VmName, VmSpec,
+};
+
+/// How long a step, or a machine that gets ready, may take where the file does not say.
+const USUAL_LIMIT: Duration = Duration::from_secs(600);
+/// The ends of files that are images more often than names.
+const FILE_ENDS: &[&str] =
+    &[".qcow2", ".img", ".raw", ".qcow", ".vmdk", ".vdi", ".iso", ".gz", ".xz", ".zst", ".bz2"];
+/// More problems than anybody reads at once.
+const MOST_PROBLEMS: usize = 50;
+
+/// Answers the text of a file of the host, or what to say of it, such as `there is no such file`.
+pub type ReadText<'a> = &'a dyn Fn(&Path) -> Result<String, String>;
+
+/// Reads the text of a file of machines; `file` is where it lies, absolute, and `read` reads the files that it names.
+///
+/// # Errors
+/// [`VmfileError`] with everything that is wrong: at first what is not TOML; then unknown keys and wrong values; and where
+/// there are none, what does not go together.
+pub fn parse(file: &Path, text: &str, read: ReadText<'_>) -> Result<Project, VmfileError> {
+    let text: Arc<str> = text.into();
+    let failed = |mut problems: Vec<Problem>| {
+        problems.truncate(MOST_PROBLEMS);
+        VmfileError::new(file, Arc::clone(&text), problems)
+    };
+    let document = toml_of(&text).map_err(failed)?;
+    let mut problems = Vec::new();
+    let whole = read_file(&document, &mut problems);
+    let Some(whole) = whole.filter(|_| problems.is_empty()) else { return Err(failed(problems)) };
+    let mut resolver = Resolver { folder: file.parent().unwrap_or(Path::new("/")), file, read, problems };
+    let (name, machines) = resolver.project(whole);
+    let problems = resolver.problems;
+    if !problems.is_empty() {
+        return Err(failed(problems));
+    }
+    Ok(Project { name, file: file.to_owned(), machines, text: Arc::clone(&text) })
+}
+
+struct Resolver<'a> {
+    file: &'a Path,
+    folder: &'a Path,
+    read: ReadText<'a>,
+    problems: Vec<Problem>,
+}
+
+/// A machine whose parts are being put together, to point at them.
+struct Place<'a> {
+    places: &'a BTreeMap<String, Range<usize>>,
+}
+
+impl Place<'_> {
+    fn of(&self, key: &str) -> Range<usize> {
+        place_of(self.places, key)
+    }
+}
+
+impl Resolver<'_> {
+    fn project(&mut self, whole: Whole) -> (String, Vec<MachinePlan>) {
+        let name = self.project_name(whole.project, whole.project_span);
+        let mut machines = Vec::with_capacity(whole.machines.len());
+        for machine in whole.machines {
+            machines.extend(self.machine(&name, machine));
+        }
+        if self.problems.is_empty() {
+            self.problems.extend(graph::problems(&machines));
+            self.problems.extend(ports_twice(&machines));
+        }
+        (name, machines)
+    }
+
+    fn project_name(&mut self, given: Option<String>, span: Range<usize>) -> String {
+        let Some(name) = given else { return fit_name(self.folder) };
+        if let Err(Error::Invalid { expected, .. }) = VmName::new(&name) {
+            self.problems.push(Problem::new(format!("the project's name: {expected}")).at(span, ""));
+        }
+        name
+    }
+
+    fn machine(&mut self, project: &str, named: Named) -> Option<MachinePlan> {
+        let Named { name, raw, places } = named;
+        let at = Place { places: &places };
+        let problems_before = self.problems.len();
+        let vm = match VmName::new(&name).and_then(|_| VmName::new(format!("{project}-{name}"))) {
+            Ok(vm) => Some(vm),
+            Err(error) => {
+                self.refuse_name(&error, &at);
+                None
+            }
+        };
+        let image = raw.image.as_ref().map(|image| self.image(&image.0));
+        let ready = ready(&raw, &at, &mut self.problems);
+        let files = raw.files.iter().flatten().map(|copy| self.copy(copy)).collect();
+        let steps = self.steps(&raw, &at);
+        let spec = self.spec(&name, vm?, &raw, image.as_deref(), &at);
+        if self.problems.len() > problems_before {
+            return None;
+        }
+        let spec = spec?;
+        Some(MachinePlan {
+            vm: spec.name().clone(),
+            name,
+            image,
+            depends_on: raw.depends_on.unwrap_or_default(),
+            ready,
+            files,
+            steps,
+            spec,
+            names_firmware: raw.firmware.is_some(),
+            places,
+        })
+    }
+
+    fn refuse_name(&mut self, error: &Error, at: &Place<'_>) {
+        let Error::Invalid { value, expected, .. } = error else { return };
+        let message = format!("no VM can be called {value:?}: {expected}");
+        self.problems.push(Problem::new(message).at(at.of(""), "").help("the VM is called PROJECT-MACHINE"));
+    }
+
+    /// Answers the path seen from the file's folder.
+    fn absolute(&self, path: &str) -> PathBuf {
+        let mut absolute = self.folder.to_owned();
+        // So that `./a` and `../a` are what a person would write.
+        for part in Path::new(path).components() {
+            match part {
+                std::path::Component::CurDir => {}
+                std::path::Component::ParentDir if absolute.file_name().is_some() => {
+                    absolute.pop();
+                }
+                part => absolute.push(part),
+            }
+        }
+        absolute
+    }
+
+    /// Answers the image's text, a path made absolute: only a name or an address means the same everywhere.
+    fn image(&self, text: &str) -> String {
+        let is_address = text.contains("://") || text.starts_with("file:");
+        let is_file = FILE_ENDS.iter().any(|end| text.to_ascii_lowercase().ends_with(end));
+        if is_address || !(text.contains('/') || is_file) {
+            return text.to_owned();
+        }
+        self.absolute(text).to_string_lossy().into_owned()
+    }
+
+    fn copy(&self, raw: &raw::Copy) -> project::Copy {
+        project::Copy {
+            from: self.absolute(&raw.from.0),
+            to: raw.to.0.clone(),
+            mode: raw.mode.map(|Mode(bits)| bits),
+            owner: raw.owner.as_ref().map(|owner| owner.0.clone()),
+        }
+    }
+
+    fn steps(&mut self, raw: &raw::Machine, at: &Place<'_>) -> Vec<project::Step> {
+        let mut steps: Vec<project::Step> = Vec::new();
+        for (index, step) in raw.provision.iter().flatten().enumerate() {
+            let key = format!("provision[{index}]");
+            let action = match (&step.shell, &step.script, &step.copy) {
+                (Some(shell), None, None) => Action::Shell(shell.0.clone()),
+                (None, Some(script), None) => Action::Script(self.absolute(&script.0)),
+                (None, None, Some(copy)) => Action::Copy(self.copy(copy)),
+                (shell, script, copy) => {
+                    let given = [shell.is_some(), script.is_some(), copy.is_some()];
+                    let count = given.iter().filter(|given| **given).count();
+                    let name = &step.name.0;
+                    let message = format!("the step `{name}` has {count} of `shell`, `script` and `copy`");
+                    let problem = Problem::new(message).at(at.of(&key), "");
+                    self.problems.push(problem.help("a step does one thing: give it one of them"));
+                    continue;
+                }
+            };
+            if let Some(first) = steps.iter().position(|other| other.name == step.name.0) {
+                let problem = Problem::new(format!("two steps are called `{}`", step.name.0))
+                    .at(at.of(&format!("{key}.name")), "again here")
+                    .also(at.of(&format!("provision[{first}].name")), "first here");
+                self.problems
+                    .push(problem.help("what has been done is kept by the steps' names: give each its own"));
+            }
+            let usual = if matches!(action, Action::Copy(_)) { Run::Changed } else { Run::Once };
+            steps.push(project::Step {
+                name: step.name.0.clone(),
+                action,
+                run: step.run.unwrap_or(usual),
+                user: step.user.as_ref().map_or("root".to_owned(), ToString::to_string),
+                env: self.environment(step, &key, at),
+                dir: step.dir.as_ref().map(|dir| dir.0.clone()),
+                timeout: step.timeout.map_or(USUAL_LIMIT, |Limit(limit)| limit),
+            });
+        }
+        steps
+    }
+
+    fn environment(&mut self, step: &raw::Step, key: &str, at: &Place<'_>) -> BTreeMap<String, String> {
+        let env = step.env.clone().unwrap_or_default();
+        for (name, value) in &env {
+            let head = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+            let clean = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+            if !head || !clean || value.contains('\0') {
+                let message = format!("`{}` can't be in an environment", name.escape_debug());
+                let problem = Problem::new(message).at(at.of(&format!("{key}.env.{name}")), "");
+                self.problems.push(
+                    problem.help("a variable's name is letters, digits and _, and no value has a zero byte"),
+                );
+            }
+        }
+        env
+    }
+
+    fn spec(
+        &mut self,
+        name: &str,
+        vm: VmName,
+        raw: &raw::Machine,
+        image: Option<&str>,
+        at: &Place<'_>,
+    ) -> Option<VmSpec> {
+        let cloud_init = self.cloud_init(name, raw, at);
+        let labels = self.labels(name, raw, image, at);
+        let board = raw.machine.unwrap_or_default();
+        let mut builder = VmSpec::builder(vm)
+            .machine(board)
+            .boot(self.boot(raw, board, at))
+            .accel(raw.accel.unwrap_or_default())
+            .vnc(raw.vnc.unwrap_or_default())
+            .network(network(raw, at, &mut self.problems))
+            .data_disks(raw.data_disks.iter().flatten().map(|disk| self.data_disk(disk)).collect())
+            .labels(labels);
+        if let Some(raw::Cpus { 0: cpus }) = raw.cpus {
+            builder = builder.cpus(cpus);
+        }
+        if let Some(memory) = raw.memory {
+            builder = builder.memory(memory);
+        }
+        if let Some(size) = raw.console_log {
+            builder = builder.console_log(size);
+        }
+        if let Some(image) = image {
+            builder = builder.disk(RootDisk { image: image.into(), size: raw.disk });
+        } else if raw.disk.is_some() {
+            self.needs("disk", "image", at);
+        }
+        if let Some(backend) = &raw.backend {
+            builder = builder.backend(backend.clone());
+        }
+        if let Some(user) = &raw.run_as {
+            builder = builder.run_as(user.clone());
+        }
+        // An image is told who may come in; a bare kernel has nobody to tell.
+        if image.is_some() || raw.cloud_init.is_some() {
+            builder = builder.cloud_init(cloud_init);
+        }
+        match builder.build() {
+            Ok(spec) => Some(spec),
+            Err(error) => {
+                self.refuse(&error, at);
+                None
+            }
+        }
+    }
+
+    /// Notes what the spec says of a value, where it stands in the file.
+    fn refuse(&mut self, error: &Error, at: &Place<'_>) {
+        let (key, message) = match error {
+            Error::Invalid { field, value, expected } => blame(field, value, expected),
+            error => (String::new(), error.to_string()),
+        };
+        self.problems.push(Problem::new(message).at(at.of(&key), ""));
+    }
+
+    fn needs(&mut self, key: &str, needed: &str, at: &Place<'_>) {
+        let problem = Problem::new(format!("`{key}` goes with `{needed}`, and there is none"));
+        self.problems.push(problem.at(at.of(key), ""));
+    }
+
+    fn boot(&mut self, raw: &raw::Machine, board: Board, at: &Place<'_>) -> Boot {
+        if let Some(kernel) = &raw.kernel {
+            if raw.firmware.is_some() {
+                let problem = Problem::new(
+                    "`kernel` and `firmware` do not go together: a kernel is loaded without one",
+                );
+                self.problems.push(problem.at(at.of("firmware"), "").also(at.of("kernel"), "the kernel"));
+            }
+            return Boot::Kernel(Kernel {
+                path: self.absolute(&kernel.0),
+                initrd: raw.initrd.as_ref().map(|initrd| self.absolute(&initrd.0)),
+                cmdline: raw.cmdline.clone().unwrap_or_default(),
+            });
+        }
+        for (key, given) in [("initrd", raw.initrd.is_some()), ("cmdline", raw.cmdline.is_some())] {
+            if given {
+                self.needs(key, "kernel", at);
+            }
+        }
+        let usual = if board == Board::Virt { Firmware::Uefi } else { Firmware::Bios };
+        Boot::Firmware(raw.firmware.unwrap_or(usual))
+    }
+
+    fn data_disk(&self, disk: &Disk) -> DataDisk {
+        match disk {
+            Disk::Fresh(size) => DataDisk::Fresh { size: *size },
+            Disk::Existing { path, readonly } => {
+                DataDisk::Existing { path: self.absolute(path), readonly: *readonly }
+            }
+        }
+    }
+
+    fn labels(&mut self, name: &str, raw: &raw::Machine, image: Option<&str>, at: &Place<'_>) -> Labels {
+        let mut labels = Labels::default();
+        let file = self.file.to_string_lossy();
+        let own = [
+            (Project::LABEL, Some(&*file)),
+            (MachinePlan::LABEL, Some(name)),
+            (MachinePlan::IMAGE_LABEL, image),
+        ];
+        for (key, value) in own.into_iter().filter_map(|(key, value)| Some((key, value?))) {
+            if let Err(error) = labels.set(key, value) {
+                self.refuse(&error, at);
+            }
+        }
+        for (key, value) in raw.labels.iter().flatten() {
+            let place = at.of(&format!("labels.{key}"));
+            if key.starts_with("vmkit.") {
+                let problem = Problem::new("labels that begin with `vmkit.` are vmkit's own");
+                self.problems.push(problem.at(place, "").help("give it another name"));
+            } else if let Err(Error::Invalid { expected, .. }) = labels.set(key, value) {
+                self.problems.push(Problem::new(format!("the label {key:?}: {expected}")).at(place, ""));
+            }
+        }
+        labels
+    }
+
+    fn cloud_init(&mut self, name: &str, raw: &raw::Machine, at: &Place<'_>) -> CloudInitConfig {
+        let Some(raw) = &raw.cloud_init else {
+            return CloudInitConfig { hostname: Some(name.to_owned()), ..CloudInitConfig::default() };
+        };
+        let typed = [
+            ("users", raw.users.is_some()),
+            ("packages", raw.packages.is_some()),
+            ("files", raw.files.is_some()),
+            ("commands", raw.commands.is_some()),
+        ];
+        let own = self.document("user_data", raw.user_data.as_deref(), raw.user_data_file.as_ref(), at);
+        if let (Some(_), Some((key, _))) = (&own, typed.iter().find(|(_, given)| *given)) {
+            let message = format!("`{key}` and user-data of your own do not go together");
+            let problem = Problem::new(message).at(at.of(&format!("cloud_init.{key}")), "");
+            self.problems.push(problem.help("say all of it in one of the two ways"));
+        }
+        CloudInitConfig {
+            hostname: Some(raw.hostname.clone().unwrap_or_else(|| name.to_owned())),
+            user_data: own.map_or_else(|| UserData::Typed(typed_config(raw)), UserData::Raw),
+            network_config: self.document(
+                "network_config",
+                raw.network_config.as_deref(),
+                raw.network_config_file.as_ref(),
+                at,
+            ),
+            ..CloudInitConfig::default()
+        }
+    }
+
+    /// Answers a document that is written in the file, or in one that it names.
+    fn document(
+        &mut self,
+        key: &str,
+        inline: Option<&str>,
+        file: Option<&super::forms::HostPath>,
+        at: &Place<'_>,
+    ) -> Option<String> {
+        let Some(path) = file else { return inline.map(str::to_owned) };
+        let place = at.of(&format!("cloud_init.{key}_file"));
+        if inline.is_some() {
+            let problem = Problem::new(format!("`{key}` and `{key}_file` do not go together")).at(place, "");
+            self.problems.push(problem.also(at.of(&format!("cloud_init.{key}")), "and here"));
+            return None;
+        }
+        let path = self.absolute(&path.0);
+        match (self.read)(&path) {
+            Ok(text) => Some(text),
+            Err(why) => {
+                self.problems
+                    .push(Problem::new(format!("`{key}_file`: {}: {why}", path.display())).at(place, ""));
+                None
+            }
+        }
+    }
+}
+
+fn typed_config(raw: &raw::CloudInit) -> CloudConfig {
+    CloudConfig {
+        users: raw
+            .users
+            .iter()
+            .flatten()
+            .map(|user| User {
+                name: user.name.to_string(),
+                ssh_keys: user.ssh_keys.clone().unwrap_or_default(),
+                sudo: user.sudo.unwrap_or_default(),
+                shell: user.shell.as_ref().map(|shell| shell.0.clone()),
+            })
+            .collect(),
+        packages: raw.packages.clone().unwrap_or_default(),
+        files: raw
+            .files
+            .iter()
+            .flatten()
+            .map(|file| GuestFile {
+                path: file.path.0.clone().into(),
+                content: file.content.clone(),
+                mode: file.mode.map_or(0o644, |Mode(bits)| bits),
+                owner: file.owner.clone(),
+            })
+            .collect(),
+        commands: raw.commands.iter().flatten().map(|command| command.0.clone()).collect(),
+        ssh_host_key: None,
+    }
+}
+
+fn network(raw: &raw::Machine, at: &Place<'_>, problems: &mut Vec<Problem>) -> NetworkConfig {
+    let other = match raw.network.as_ref().unwrap_or(&Network::User) {
+        Network::User => {
+            let network = UserNetwork::with_ssh(raw.forwards.clone().unwrap_or_default());
+            return NetworkConfig::User(UserNetwork {
+                restrict: raw.restrict.unwrap_or_default(),
+                ..network
+            });
+        }
+        Network::Tap(bridge) => NetworkConfig::Tap { bridge: bridge.clone() },
+        Network::None => NetworkConfig::None,
+    };
+    let given = [
+        ("forwards", raw.forwards.as_ref().is_some_and(|forwards| !forwards.is_empty())),
+        ("restrict", raw.restrict == Some(true)),
+    ];
+    for (key, _) in given.into_iter().filter(|(_, given)| *given) {
+        let problem = Problem::new(format!("`{key}` goes with the network \"user\" only")).at(at.of(key), "");
+        problems.push(problem.also(at.of("network"), "the network"));
+    }
+    other
+}
+
+fn ready(raw: &raw::Machine, at: &Place<'_>, problems: &mut Vec<Problem>) -> Ready {
+    let none = matches!(raw.network, Some(Network::None));
+    let reachable = raw.image.is_some() && !none;
+    let table = raw.ready.as_ref();
+    let ssh = table.and_then(|ready| ready.ssh).unwrap_or(reachable);
+    let cloud_init = table.and_then(|ready| ready.cloud_init).unwrap_or(ssh);
+    let tcp: Vec<u16> = table
+        .iter()
+        .flat_map(|ready| ready.tcp.iter().flatten())
+        .filter_map(|port| port.0.try_into().ok())
+        .collect();
+    for (key, asked) in [("ssh", ssh), ("tcp", !tcp.is_empty())] {
+        if none && asked {
+            let problem = Problem::new(format!("`{key}` needs a network, and the machine has none"));
+            problems
+                .push(problem.at(at.of(&format!("ready.{key}")), "").also(at.of("network"), "the network"));
+        }
+    }
+    Ready {
+        ssh,
+        cloud_init,
+        tcp,
+        command: table.and_then(|ready| ready.command.as_ref()).map(|command| command.0.clone()),
+        timeout: table.and_then(|ready| ready.timeout).map_or(USUAL_LIMIT, |Limit(limit)| limit),
+    }
+}
+
+/// Says of every port of the host that two machines want it.
+fn ports_twice(machines: &[MachinePlan]) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let mut taken = Vec::new();
+    for machine in machines {
+        let NetworkConfig::User(user) = machine.spec.network() else { continue };
+        for (index, forward) in user.forwards.iter().enumerate() {
+            let Some(port) = forward.host_port else { continue };
+            let place = machine.place(&format!("forwards[{index}]"));
+            let same = |(other, at, _): &&(&crate::spec::PortForward, Range<usize>, &str)| {
+                let anywhere = other.host_addr.is_unspecified() || forward.host_addr.is_unspecified();
+                *at != place
+                    && other.protocol == forward.protocol
+                    && other.host_port == Some(port)
+                    && (anywhere || other.host_addr == forward.host_addr)
+            };
+            if let Some((_, first, of)) = taken.iter().find(same) {
+                let (name, protocol) = (&machine.name, forward.protocol.as_str());
+                let message =
+                    format!("the machines `{of}` and `{name}` both want the host's {protocol} port {port}");
+                let problem = Problem::new(message).at(place.clone(), "again here");
+                problems
+                    .push(problem.also(first.clone(), "first here").help("give one of them another port"));
+            }
+            taken.push((forward, place, machine.name.as_str()));
+        }
+    }
+    problems
+}
+
+/// Answers the folder's name, made fit for the name of a VM to begin with.
+fn fit_name(folder: &Path) -> String {
+    const MOST: usize = 30;
+    let name = folder.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+    let fit = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
+    let name: String = name.chars().map(fit).take(MOST).collect();
+    match name.trim_matches('-') {
+        "" => "project".to_owned(),
+        name => name.to_owned(),
+    }
+}
+
+/// Answers what to say of a name that no machine has.
+pub(super) fn which_machine(name: &str, machines: &[MachinePlan]) -> String {
+    let names: Vec<&str> = machines.iter().map(|machine| machine.name.as_str()).collect();
+    match meant(name, &names) {
+        Some(meant) => format!("did you mean `{meant}`?"),
+        None => format!("the machines are {}", listed(&names)),
+    }
+}
