@@ -53,6 +53,7 @@ fn network(vm: &VmHandle) -> String {
     let ports = ports(vm);
     match vm.spec.network() {
         NetworkConfig::Tap { bridge } => format!("bridge {bridge}"),
+        NetworkConfig::Vnic { link } => format!("link {link}"),
         _ if ports.is_empty() => "-".to_owned(),
         _ => ports.join(" "),
     }
@@ -114,6 +115,7 @@ pub(crate) fn details(vm: &VmHandle) -> String {
         NetworkConfig::User(user) if user.restrict => lines.add("network", "user, restricted"),
         NetworkConfig::User(_) => lines.add("network", "user"),
         NetworkConfig::Tap { bridge } => lines.add("network", format_args!("bridge {bridge}")),
+        NetworkConfig::Vnic { link } => lines.add("network", format_args!("link {link}")),
         _ => lines.add("network", "none"),
     }
     run(&mut lines, vm);

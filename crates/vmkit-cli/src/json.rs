@@ -54,6 +54,8 @@ struct Disk<'a> {
 struct Network<'a> {
     mode: &'static str,
     bridge: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    link: Option<&'a str>,
     restrict: bool,
     forwards: Vec<String>,
 }
@@ -260,17 +262,18 @@ fn data_disk(disk: &DataDisk) -> Disk<'_> {
 }
 
 fn network(network: &NetworkConfig) -> Network<'_> {
+    let none = Network { mode: "none", bridge: None, link: None, restrict: false, forwards: Vec::new() };
     match network {
         NetworkConfig::User(user) => Network {
             mode: "user",
             bridge: None,
+            link: None,
             restrict: user.restrict,
             forwards: user.forwards.iter().map(ToString::to_string).collect(),
         },
-        NetworkConfig::Tap { bridge } => {
-            Network { mode: "tap", bridge: Some(bridge.as_str()), restrict: false, forwards: Vec::new() }
-        }
-        _ => Network { mode: "none", bridge: None, restrict: false, forwards: Vec::new() },
+        NetworkConfig::Tap { bridge } => Network { mode: "tap", bridge: Some(bridge.as_str()), ..none },
+        NetworkConfig::Vnic { link } => Network { mode: "vnic", link: Some(link.as_str()), ..none },
+        _ => none,
     }
 }
 

@@ -133,7 +133,7 @@ fn sizes_and_counts_are_refused_with_their_bounds() {
         (["--data-disk", "0"], "data-disk: \"0\": a size is at least 1 MiB"),
         (["--network", "tap:no-such-br"], "network.bridge: \"no-such-br\": "),
         (["--network", "tap:a/b"], "network.bridge: \"a/b\": "),
-        (["--network", "wifi"], "network: \"wifi\": write user, tap:BRIDGE or none"),
+        (["--network", "wifi"], "network: \"wifi\": write user, tap:BRIDGE, vnic:LINK or none"),
         (["--forward", "0:22"], "forward: \"0:22\": the host's port \"0\" is not 1 to 65535"),
         (["--forward", "70000:22"], "forward: \"70000:22\": the host's port \"70000\" is not 1 to 65535"),
         (["--run-as", "no:body"], "user: \"no:body\": "),

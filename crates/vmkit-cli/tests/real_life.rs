@@ -275,7 +275,7 @@ fn what_another_boot_left_blocks_nothing_and_names_no_process() {
     let mut stranger = Command::new("sleep").arg("600").spawn().unwrap();
     let file = life.home().join("vms/web/qemu.json");
     let mut run: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
-    for process in ["qemu", "keeper"] {
+    for process in ["hypervisor", "keeper"] {
         run[process]["boot_id"] = "6b1f4f0e-0000-4000-8000-000000000000".into();
         run[process]["pid"] = stranger.id().into();
     }

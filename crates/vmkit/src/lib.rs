@@ -51,11 +51,11 @@ pub mod vmfile;
 
 pub use backend::noop::NoopHypervisor;
 pub use backend::qemu::agent::{ExecOutput, GuestAgent, GuestExit, GuestInterface, ShutdownMode};
-pub use backend::qemu::keeper::run_if_keeper;
 pub use backend::qemu::{
     Accelerator, FirmwareFiles, PrepareStep, QemuHypervisor, QemuHypervisorBuilder, QemuPlan, SocketPlan,
 };
 pub use backend::router::RouterHypervisor;
+pub use backend::supervise::keeper::run_if_keeper;
 pub use boundedlog::tail_of_log;
 pub use error::{Error, ErrorKind, Result};
 pub use handle::{

@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use vmkit::Error;
 use vmkit::spec::{
-    Accel, Boot, BridgeName, CloudConfig, CloudInitConfig, DataDisk, Firmware, Kernel, Machine, Mib,
-    NetworkConfig, PortForward, RootDisk, User, UserData, UserName, UserNetwork, VmName, VmSpec, Vnc,
+    Accel, BackendOptions, Boot, BridgeName, CloudConfig, CloudInitConfig, DataDisk, Firmware, Kernel,
+    LinkName, Machine, Mib, NetworkConfig, PortForward, RootDisk, User, UserData, UserName, UserNetwork,
+    VmName, VmSpec, Vnc,
 };
 
 use crate::arguments::size;
@@ -71,6 +72,9 @@ pub(crate) struct Create {
     /// Runs the hypervisor as this user of the host; only root can ask for that.
     #[arg(long, value_name = "USER")]
     run_as: Option<UserName>,
+    /// Sets an option that only the VM's backend understands. May be repeated.
+    #[arg(long = "backend-option", value_name = "KEY=VALUE", value_parser = backend_option)]
+    backend_options: Vec<(String, String)>,
     /// Boots the VM at once.
     #[arg(long)]
     start: bool,
@@ -91,8 +95,8 @@ pub(crate) struct Create {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Network")]
 struct Network {
-    /// Connects the guest: user, tap:BRIDGE or none.
-    #[arg(long, value_name = "user|tap:BRIDGE|none", default_value = "user", value_parser = mode)]
+    /// Connects the guest: user, tap:BRIDGE, vnic:LINK (illumos) or none.
+    #[arg(long, value_name = "user|tap:BRIDGE|vnic:LINK|none", default_value = "user", value_parser = mode)]
     network: Mode,
     /// Leads a port of the host into the guest, with user networking. May be repeated.
     ///
@@ -128,6 +132,7 @@ struct Guest {
 enum Mode {
     User,
     Tap(BridgeName),
+    Vnic(LinkName),
     None,
 }
 
@@ -181,7 +186,7 @@ impl Create {
             .network(self.network.config()?)
             .vnc(self.vnc.into());
         if let Some(image) = &self.image {
-            spec = spec.disk(RootDisk { image: absolute("image", image)?, size: self.disk });
+            spec = spec.disk(RootDisk { image: image_path(image)?, size: self.disk });
         }
         if let Some(config) = self.guest.config()? {
             spec = spec.cloud_init(config);
@@ -189,7 +194,11 @@ impl Create {
         if let Some(user) = &self.run_as {
             spec = spec.run_as(user.clone());
         }
-        spec.build()
+        let mut options = BackendOptions::default();
+        for (key, value) in &self.backend_options {
+            options.set(key, value)?;
+        }
+        spec.backend_options(options).build()
     }
 
     fn boot(&self) -> Result<Boot, Error> {
@@ -216,6 +225,7 @@ impl Network {
                 return Ok(NetworkConfig::User(UserNetwork { restrict: self.restrict, ..network }));
             }
             Mode::Tap(bridge) => NetworkConfig::Tap { bridge: bridge.clone() },
+            Mode::Vnic(link) => NetworkConfig::Vnic { link: link.clone() },
             Mode::None => NetworkConfig::None,
         };
         if let Some(forward) = self.forwards.first() {
@@ -291,14 +301,28 @@ fn mode(text: &str) -> Result<Mode, Error> {
     match text {
         "user" => Ok(Mode::User),
         "none" => Ok(Mode::None),
-        _ => match text.strip_prefix("tap:") {
-            Some(bridge) => BridgeName::new(bridge).map(Mode::Tap),
-            None => {
+        _ => match text.split_once(':') {
+            Some(("tap", bridge)) => BridgeName::new(bridge).map(Mode::Tap),
+            Some(("vnic", link)) => LinkName::new(link).map(Mode::Vnic),
+            _ => {
                 let value: String = text.chars().take(40).collect();
-                Err(Error::invalid("network", value, "write user, tap:BRIDGE or none"))
+                Err(Error::invalid("network", value, "write user, tap:BRIDGE, vnic:LINK or none"))
             }
         },
     }
+}
+
+fn backend_option(text: &str) -> Result<(String, String), Error> {
+    let option = text.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned()));
+    option.ok_or_else(|| Error::invalid("backend-option", text, "write KEY=VALUE"))
+}
+
+/// Makes a path absolute; the snapshot of a ZFS volume is no path.
+fn image_path(image: &Path) -> Result<PathBuf, Error> {
+    if image.as_os_str().as_encoded_bytes().starts_with(b"zfs:") {
+        return Ok(image.to_owned());
+    }
+    absolute("image", image)
 }
 
 fn data_disk(text: &str) -> Result<DataDisk, Error> {

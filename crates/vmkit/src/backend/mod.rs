@@ -3,3 +3,4 @@
 pub(crate) mod noop;
 pub(crate) mod qemu;
 pub(crate) mod router;
+pub(crate) mod supervise;

@@ -1,4 +1,4 @@
-//! Disks: the root overlay over an image, and further disks.
+//! Disks: the root disk over an image, and further disks.
 //!
 //! Pure.
 
@@ -8,10 +8,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::spec::Mib;
 
-/// The root disk: a qcow2 overlay over an image that is never written to.
+/// The root disk: the VM's own, over an image that is never written to. In QEMU a qcow2 overlay.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RootDisk {
-    /// The base image on the host, raw or qcow2; which, is found by looking.
+    /// The base image on the host, raw or qcow2; which, is found by looking. For Propolis raw, or `zfs:DATASET@SNAPSHOT` to
+    /// clone a volume's snapshot.
     pub image: PathBuf,
     /// The size the guest sees; the image's own where none is given. Never smaller than the image.
     pub size: Option<Mib>,

@@ -8,6 +8,7 @@ mod disk;
 mod labels;
 mod name;
 mod network;
+mod options;
 mod size;
 
 use serde::{Deserialize, Serialize};
@@ -17,8 +18,9 @@ pub use boot::{Accel, Arch, Boot, Firmware, Kernel, Machine};
 pub use cloud_init::{CloudConfig, CloudInitConfig, GuestAccess, GuestFile, SshKeyPair, User, UserData};
 pub use disk::{DataDisk, RootDisk};
 pub use labels::Labels;
-pub use name::{BridgeName, UserName, VmName};
+pub use name::{BridgeName, LinkName, UserName, VmName};
 pub use network::{NetworkConfig, PortForward, Protocol, UserNetwork};
+pub use options::BackendOptions;
 pub use size::Mib;
 
 use crate::error::{Error, Result};
@@ -51,6 +53,8 @@ pub struct VmSpecBuilder {
     run_as: Option<UserName>,
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     labels: Labels,
+    #[serde(default, skip_serializing_if = "BackendOptions::is_empty")]
+    backend_options: BackendOptions,
 }
 
 /// Where the guest's screen is shown.
@@ -94,6 +98,7 @@ impl VmSpec {
             console_log: Mib::new(4).expect("4 MiB is a size"),
             run_as: None,
             labels: Labels::default(),
+            backend_options: BackendOptions::default(),
         }
     }
 
@@ -192,6 +197,11 @@ impl VmSpec {
     pub fn labels(&self) -> &Labels {
         &self.0.labels
     }
+
+    /// Answers what only its backend understands.
+    pub fn backend_options(&self) -> &BackendOptions {
+        &self.0.backend_options
+    }
 }
 
 /// Writes one setter a field, each taking what the field takes.
@@ -237,6 +247,8 @@ impl VmSpecBuilder {
         run_as: UserName,
         /// Sets what its owner writes on it.
         labels: Labels,
+        /// Sets what only its backend understands.
+        backend_options: BackendOptions,
     }
 
     /// Checks the whole and answers the spec.

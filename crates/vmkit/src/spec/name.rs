@@ -1,4 +1,4 @@
-//! Names: of a VM, of a bridge, of a user. A checked name is safe as one path component and in every command line.
+//! Names: of a VM, of a bridge, of a link, of a user. A checked name is safe as one path component and in every command line.
 //!
 //! Pure.
 
@@ -74,6 +74,43 @@ impl BridgeName {
     }
 }
 
+/// The name of a data link of an illumos host, such as `net0`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct LinkName(String);
+
+impl LinkName {
+    /// The longest name, in bytes.
+    pub const MAX_BYTES: usize = 31;
+
+    /// Checks a link's name: a letter first, then letters, digits, `.`, `_` and `-`, a digit last, at most 31 bytes.
+    ///
+    /// Source: dladm(8), "Datalink names".
+    ///
+    /// # Errors
+    /// `InvalidInput` for any other text.
+    pub fn new(name: impl Into<String>) -> Result<Self, Error> {
+        let name = name.into();
+        let clean = name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
+        let head = name.starts_with(|c: char| c.is_ascii_alphabetic());
+        let tail = name.ends_with(|c: char| c.is_ascii_digit());
+        if head && clean && tail && name.len() <= Self::MAX_BYTES {
+            return Ok(Self(name));
+        }
+        let (most, bytes) = (Self::MAX_BYTES, name.len());
+        let bound = format!(
+            "a link has a name of at most {most} letters, digits, dots, dashes or underscores that begins with a letter \
+             and ends with a digit; this has {bytes}"
+        );
+        Err(Error::invalid("network.link", shortened(&name), bound))
+    }
+
+    /// Answers the name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
 /// The name of a local user on the host, for QEMU to run as.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -140,12 +177,23 @@ macro_rules! text_newtype {
     )*};
 }
 
-text_newtype!(VmName, BridgeName, UserName);
+text_newtype!(VmName, BridgeName, LinkName, UserName);
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_link_that_is_too_long_or_ends_in_no_digit_is_refused() {
+        for name in ["net", "", "0", "0net0", "net 0", "net0/", &format!("{}0", "n".repeat(31))] {
+            let error = LinkName::new(name).unwrap_err().to_string();
+            assert!(error.contains("at most 31") && error.contains("ends with a digit"), "{error}");
+        }
+        for name in ["net0", "ixgbe1", "stub_a.b-c9", &format!("{}0", "n".repeat(30))] {
+            LinkName::new(name).unwrap();
+        }
+    }
 
     #[test]
     fn hostile_names_are_refused_with_the_reason() {

@@ -10,7 +10,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
-use crate::spec::BridgeName;
+use crate::spec::{BridgeName, LinkName};
 
 /// The network of a VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +23,11 @@ pub enum NetworkConfig {
     Tap {
         /// The bridge.
         bridge: BridgeName,
+    },
+    /// A VNIC of the VM's own over a data link of an illumos host.
+    Vnic {
+        /// The link below it: a NIC, an aggregation, an etherstub.
+        link: LinkName,
     },
     /// No network device at all.
     None,

@@ -132,7 +132,8 @@ fn network(spec: &VmSpec, id: Uuid, args: &mut Args) {
     match spec.network() {
         NetworkConfig::User(user) => Netdev::User(user).add_to(args),
         NetworkConfig::Tap { .. } => Netdev::Tap { descriptor: descriptor::TAP }.add_to(args),
-        NetworkConfig::None => return,
+        // Refused before anything is planned.
+        NetworkConfig::Vnic { .. } | NetworkConfig::None => return,
     }
     Device::Net { mac: MacAddr::of_vm(id) }.add_to(spec.machine(), args);
 }

@@ -12,8 +12,10 @@ use crate::spec::Mib;
 
 /// The numbers that handed-down descriptors have in QEMU: high, so that they meet no other.
 pub(crate) mod descriptor {
+    use crate::backend::supervise::ALIVE_DESCRIPTOR;
+
     /// The lock that is held while anything runs.
-    pub(crate) const ALIVE: i32 = 200;
+    pub(crate) const ALIVE: i32 = ALIVE_DESCRIPTOR;
     /// The monitor of vmkit.
     pub(crate) const QMP: i32 = 201;
     /// The monitor for people.

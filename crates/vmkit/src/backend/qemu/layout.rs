@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::backend::supervise::{Place, unfinished};
 use crate::boundedlog::older_log;
 use crate::error::{Error, Result};
 use crate::network::MacAddr;
@@ -42,6 +43,16 @@ impl Layout {
             return Err(Error::invalid("home", run_root.display(), bound));
         }
         Ok(layout)
+    }
+
+    /// Answers where the run is supervised.
+    pub(crate) fn place(&self) -> Place {
+        Place {
+            alive: self.alive_lock(),
+            run_file: self.run_file(),
+            run_dir: self.run.clone(),
+            program: "QEMU",
+        }
     }
 
     pub(crate) fn root_disk(&self) -> PathBuf {
@@ -153,17 +164,6 @@ impl Layout {
 pub(crate) fn short_id(id: Uuid) -> String {
     let [_, own @ ..] = MacAddr::of_vm(id).bytes();
     own.map(|byte| format!("{byte:02x}")).concat()
-}
-
-/// Answers where a file lies until it is whole.
-pub(crate) fn unfinished(file: &Path) -> PathBuf {
-    with_suffix(file, ".unfinished")
-}
-
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    PathBuf::from(name)
 }
 
 #[cfg(test)]

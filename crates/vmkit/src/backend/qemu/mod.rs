@@ -12,19 +12,14 @@
 //! programs may hold a `QemuHypervisor` over the same directories, and any of them may die.
 
 pub(crate) mod agent;
-mod alive;
 mod argv;
 #[cfg(test)]
 mod argv_tests;
 mod facts;
-pub(crate) mod keeper;
 mod layout;
 mod plan;
 mod prepare;
-mod process;
 pub(crate) mod qmp;
-mod runfile;
-mod spawn;
 mod start;
 mod stop;
 mod switch;
@@ -45,8 +40,10 @@ pub use switch::Accelerator;
 
 use self::facts::{Media, QemuFacts};
 use self::layout::Layout;
-use self::process::Found;
 use self::qmp::client::{QmpClient, RunState};
+use crate::backend::supervise::process::{self, Found};
+use crate::backend::supervise::runfile::Ended;
+use crate::backend::supervise::{alive, spawn};
 use crate::error::{Error, ErrorKind, Result};
 use crate::handle::{BackendDetails, BackendTag, ConsoleEndpoint, RunInfo, VmHandle};
 use crate::host::{HostFacts, KvmVerdict, ProbeOptions};
@@ -204,6 +201,7 @@ impl QemuHypervisor {
     /// # Errors
     /// Those of `prepare` that can be told without making anything: `InvalidInput`, `Host`.
     pub async fn plan(&self, spec: &VmSpec) -> Result<QemuPlan> {
+        spec.backend_options().check_known(&[])?;
         let id = spec.id().unwrap_or_else(Uuid::new_v4);
         let layout = self.layout(spec, id)?;
         let looked = prepare::look_at_files(spec)?;
@@ -305,6 +303,7 @@ impl QemuHypervisor {
 
 impl Hypervisor for QemuHypervisor {
     async fn prepare(&self, spec: &VmSpec) -> Result<VmHandle> {
+        spec.backend_options().check_known(&[])?;
         let id = spec.id().unwrap_or_else(Uuid::new_v4);
         let spec = spec.clone().with_id(id);
         let layout = self.layout(&spec, id)?;
@@ -338,7 +337,7 @@ impl Hypervisor for QemuHypervisor {
                 return Ok(Self::handle(vm, to, &layout, Some(run)));
             }
             // A panicked guest's QEMU is still there.
-            Ok(VmState::Failed { .. }) => process::kill(&layout).await?,
+            Ok(VmState::Failed { .. }) => process::kill(&layout.place()).await?,
             Ok(_) => {}
             // Somebody else's start is under way: the lock will tell what came of it.
             Err(error) if error.kind() == ErrorKind::Busy => {}
@@ -348,7 +347,7 @@ impl Hypervisor for QemuHypervisor {
         let keeper = spawn::keeper_program(self.0.keeper.as_deref())?;
         let facts = self.facts(&vm.spec).await?;
         let plan = plan::plan(&vm.spec, vm.id, &layout, &facts, &media);
-        let Some(alive) = alive::take_unless_live(&layout, deadline).await? else {
+        let Some(alive) = alive::take_unless_live(&layout.place(), deadline).await? else {
             let run = start::adopt(vm, &layout, deadline).await?;
             return Ok(Self::handle(vm, to, &layout, Some(run)));
         };
@@ -399,7 +398,8 @@ impl Hypervisor for QemuHypervisor {
             _ => {}
         }
         if layout.work.exists() {
-            let _still = alive::take_and_silence(&layout, Instant::now() + self.0.start_limit).await?;
+            let _still =
+                alive::take_and_silence(&layout.place(), Instant::now() + self.0.start_limit).await?;
             // Asked again under the lock: somebody else may have removed it, and another VM have come.
             if prepare::owner(&layout)?.is_none_or(|owner| owner == vm.id) {
                 prepare::remove(&vm.spec, &layout)?;
@@ -420,12 +420,12 @@ impl Hypervisor for QemuHypervisor {
         if vm.details.version == 0 {
             return Ok(VmState::Preparing);
         }
-        let found = process::look(&layout).await?;
+        let found = process::look(&layout.place()).await?;
         let found = match found {
             // The sockets were bound before the keeper began: the greeting is the event that it has started QEMU.
             Found::Launching | Found::Starting(_) => match ask(&layout).await {
                 Ok(state) => return Ok(state),
-                Err(_) => process::look(&layout).await?,
+                Err(_) => process::look(&layout.place()).await?,
             },
             found => found,
         };
@@ -453,7 +453,7 @@ impl Hypervisor for QemuHypervisor {
         let state = self.state(vm).await?;
         let unknown = || Error::NotFound { what: "address of VM", name: vm.name().to_string() };
         match (vm.spec.network(), state.is_live()) {
-            (NetworkConfig::None, _) => Err(Error::Unsupported {
+            (NetworkConfig::Vnic { .. } | NetworkConfig::None, _) => Err(Error::Unsupported {
                 backend: BackendTag::Qemu,
                 what: "an address without a network".to_owned(),
             }),
@@ -538,15 +538,15 @@ async fn ask(layout: &Layout) -> Result<VmState> {
 
 /// Answers what came of a run that has just ended.
 async fn ended_now(layout: &Layout) -> Result<VmState> {
-    process::settled(layout).await?;
-    match process::look(layout).await? {
+    process::settled(&layout.place()).await?;
+    match process::look(&layout.place()).await? {
         Found::Ended(ended) => Ok(ended_state(layout, ended)),
         _ => Ok(ended_state(layout, None)),
     }
 }
 
 /// Answers what an ended run means: asked for or clean is `Stopped`, all else is `Failed` with its cause.
-fn ended_state(layout: &Layout, ended: Option<runfile::Ended>) -> VmState {
+fn ended_state(layout: &Layout, ended: Option<Ended>) -> VmState {
     let clean = ended.is_some_and(|ended| ended.code == Some(0));
     if clean || layout.stop_mark().exists() {
         return VmState::Stopped;

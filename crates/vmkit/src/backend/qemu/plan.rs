@@ -100,7 +100,7 @@ pub(crate) fn plan(spec: &VmSpec, id: Uuid, layout: &Layout, facts: &QemuFacts, 
         ],
         bridge: match spec.network() {
             NetworkConfig::Tap { bridge } => Some(bridge.clone()),
-            NetworkConfig::User(_) | NetworkConfig::None => None,
+            NetworkConfig::User(_) | NetworkConfig::Vnic { .. } | NetworkConfig::None => None,
         },
         accel: facts.accel,
         warnings: warnings(spec, facts),

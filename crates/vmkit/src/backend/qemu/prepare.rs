@@ -8,10 +8,10 @@ use std::path::Path;
 
 use uuid::Uuid;
 
-use super::alive;
 use super::facts::Media;
 use super::layout::Layout;
 use super::plan::{PrepareStep, QemuPlan};
+use crate::backend::supervise::alive;
 use crate::cloud_init;
 use crate::error::{Error, Result};
 use crate::host::ports::port_is_free;
@@ -68,6 +68,10 @@ pub(super) async fn check_network(spec: &VmSpec) -> Result<()> {
                 }
             }
         }
+        NetworkConfig::Vnic { link } => {
+            let there = "illumos has VNICs, and QEMU on Linux has none; take user, or a tap on a bridge";
+            return Err(Error::invalid("network.link", link, there));
+        }
         NetworkConfig::None => {}
     }
     Ok(())
@@ -94,7 +98,7 @@ pub(super) fn make(
 ) -> Result<()> {
     let mut undo = Undo { layout, spec, id, armed: true, alone: None };
     make_private_dir(&layout.work)?;
-    undo.alone = alive::try_take(layout)?;
+    undo.alone = alive::try_take(&layout.place())?;
     if undo.alone.is_none() {
         undo.disarm();
         return Err(Error::Busy { what: format!("the directory of VM `{}`", spec.name()), holder: None });
@@ -124,7 +128,9 @@ pub(super) fn write_seed(spec: &VmSpec, id: Uuid, path: &Path) -> Result<()> {
     };
     let mac = match spec.network() {
         NetworkConfig::None => None,
-        NetworkConfig::User(_) | NetworkConfig::Tap { .. } => Some(MacAddr::of_vm(id)),
+        NetworkConfig::User(_) | NetworkConfig::Tap { .. } | NetworkConfig::Vnic { .. } => {
+            Some(MacAddr::of_vm(id))
+        }
     };
     cloud_init::write_seed(&cloud_init::render(config, spec.name(), id, mac)?, path)
 }

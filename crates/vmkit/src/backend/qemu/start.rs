@@ -12,13 +12,13 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::facts::descriptor;
-use super::keeper::Launch;
 use super::layout::{Layout, short_id};
 use super::plan::QemuPlan;
 use super::prepare::{make_private_dir, remove_run_dir};
-use super::process::{self, Found};
 use super::qmp::client::QmpClient;
-use super::spawn;
+use crate::backend::supervise::keeper::Launch;
+use crate::backend::supervise::process::{self, Found};
+use crate::backend::supervise::spawn;
 use crate::boundedlog::tail_of_file;
 use crate::error::{Error, ErrorKind, Result};
 use crate::handle::{ActiveForward, ConsoleEndpoint, RunInfo, VmHandle, VncAddress};
@@ -82,7 +82,7 @@ pub(super) async fn adopt(vm: &VmHandle, layout: &Layout, deadline: Instant) -> 
         ErrorKind::Io | ErrorKind::Hypervisor => busy(),
         _ => error,
     })?;
-    match process::look(layout).await? {
+    match process::look(&layout.place()).await? {
         Found::Live(process) => run_info(vm, layout, process.id().pid, met, deadline).await,
         _ => Err(busy()),
     }
@@ -109,7 +109,10 @@ async fn meet(vm: &VmHandle, layout: &Layout, deadline: Instant) -> Result<Met> 
             let (qmp, forwards) = QmpClient::with_user_forwards(&socket, deadline).await?;
             Ok(Met { qmp, forwards })
         }
-        NetworkConfig::User(_) | NetworkConfig::Tap { .. } | NetworkConfig::None => {
+        NetworkConfig::User(_)
+        | NetworkConfig::Tap { .. }
+        | NetworkConfig::Vnic { .. }
+        | NetworkConfig::None => {
             let qmp = QmpClient::connect(&socket, deadline).await?;
             Ok(Met { qmp, forwards: Vec::new() })
         }
@@ -176,10 +179,10 @@ async fn set_vnc_password(layout: &Layout, qmp: &mut QmpClient, deadline: Instan
 /// Makes sense of a start that failed after QEMU was spawned, and leaves nothing running.
 async fn refused(layout: &Layout, error: Error) -> Error {
     // A QEMU that refuses its arguments closes everything and goes: wait for its last words to be written down.
-    let found = match process::look(layout).await {
+    let found = match process::look(&layout.place()).await {
         Ok(Found::Live(_)) if matches!(error, Error::Protocol { .. }) => {
-            let _ = process::settled(layout).await;
-            process::look(layout).await
+            let _ = process::settled(&layout.place()).await;
+            process::look(&layout.place()).await
         }
         found => found,
     };
@@ -187,7 +190,7 @@ async fn refused(layout: &Layout, error: Error) -> Error {
         let status = ended.map_or_else(|| "nobody knows how".to_owned(), |ended| ended.to_string());
         return Error::QemuExited { status, stderr: last_words(layout), log: layout.qemu_log() };
     }
-    if let Err(kill) = process::kill(layout).await {
+    if let Err(kill) = process::kill(&layout.place()).await {
         tracing::warn!(%kill, "could not end a QEMU that failed to start");
     }
     error
@@ -207,8 +210,8 @@ fn launch(spec: &VmSpec, layout: &Layout, plan: &QemuPlan, descriptors: Vec<i32>
         console_log_descriptor: Some(descriptor::CONSOLE_LOG),
         console_log: layout.console_log(),
         console_log_bytes: spec.console_log().bytes(),
-        qemu_log: layout.qemu_log(),
-        qemu_log_bytes: QEMU_LOG_BYTES,
+        log: layout.qemu_log(),
+        log_bytes: QEMU_LOG_BYTES,
         run_file: layout.run_file(),
         sockets: layout.run_files(),
         run_dir: layout.run.clone(),

@@ -7,10 +7,10 @@ use std::time::Duration;
 use rustix::process::Signal;
 use tokio::time::{Instant, timeout_at};
 
-use super::alive;
 use super::layout::Layout;
-use super::process::{self, Found};
 use super::qmp::client::{QmpClient, RunState};
+use crate::backend::supervise::alive;
+use crate::backend::supervise::process::{self, Found};
 use crate::error::Result;
 use crate::host::process::ProcessFd;
 use crate::steps::step;
@@ -31,21 +31,21 @@ const PRESS_EVERY: Duration = Duration::from_secs(1);
 /// `TimedOut` where the process survives even SIGKILL.
 pub(super) async fn stop(layout: &Layout, timeout: Duration) -> Result<()> {
     let deadline = Instant::now() + timeout;
-    if let Found::Live(process) = process::look(layout).await?
+    if let Found::Live(process) = process::look(&layout.place()).await?
         && !timeout.is_zero()
         && ask_guest(layout, &process, deadline).await?
     {
-        process::settled(layout).await?;
+        process::settled(&layout.place()).await?;
         mark_asked(layout);
         return Ok(());
     }
     // Not before: if this is cut off while the guest is asked, a later kill from outside is still one from outside.
     mark_asked(layout);
-    let process = match process::look(layout).await? {
+    let process = match process::look(&layout.place()).await? {
         Found::Live(process) => process,
         // Nothing to ask yet, and nothing to lose: it ends before it has begun.
         Found::Launching | Found::Starting(_) => {
-            return alive::take_and_silence(layout, Instant::now() + LAUNCH_LIMIT).await.map(drop);
+            return alive::take_and_silence(&layout.place(), Instant::now() + LAUNCH_LIMIT).await.map(drop);
         }
         Found::Nothing | Found::Ended(_) | Found::Rebooted => return Ok(()),
     };
@@ -53,7 +53,7 @@ pub(super) async fn stop(layout: &Layout, timeout: Duration) -> Result<()> {
         tracing::warn!("the guest did not power itself off in time, so it is ended by force");
     }
     let ended = !timeout.is_zero() && force(layout, &process).await?;
-    if ended { process::settled(layout).await } else { process::kill(layout).await }
+    if ended { process::settled(&layout.place()).await } else { process::kill(&layout.place()).await }
 }
 
 /// Writes down that the end was asked for, so that even an end by force counts as `Stopped`.

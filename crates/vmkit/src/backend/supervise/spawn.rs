@@ -1,4 +1,4 @@
-//! Starting a keeper with its QEMU: the library's side of what `keeper` says.
+//! Starting a keeper with its hypervisor: the library's side of what `keeper` says.
 
 use std::ffi::OsStr;
 use std::io::{self, IoSlice, Write};
@@ -40,12 +40,12 @@ pub(crate) fn keeper_program(named: Option<&Path>) -> Result<PathBuf> {
 pub(crate) struct Launched {
     answers: UnixStream,
     program: PathBuf,
-    qemu: PathBuf,
+    hypervisor: PathBuf,
 }
 
 /// Starts a keeper and tells it what to start.
 ///
-/// From here on QEMU runs, whoever waits for it or not; there is no point at which a dropped future leaves a keeper that was
+/// From here on the hypervisor runs, whoever waits for it or not; there is no point at which a dropped future leaves a keeper that was
 /// half told. One that was told nothing, since this process was killed just then, ends by itself.
 ///
 /// # Errors
@@ -67,14 +67,14 @@ pub(crate) fn launch(program: &Path, launch: &Launch, descriptors: &[OwnedFd]) -
     drop(child);
     crate::steps::step("keeper: launch").map_err(&failed)?;
     send(&ours, launch, descriptors).map_err(&failed)?;
-    Ok(Launched { answers: ours, program: program.to_owned(), qemu: launch.program.clone() })
+    Ok(Launched { answers: ours, program: program.to_owned(), hypervisor: launch.program.clone() })
 }
 
 impl Launched {
-    /// Waits until QEMU's process is there, and answers its id.
+    /// Waits until the hypervisor's process is there, and answers its id.
     ///
     /// # Errors
-    /// `Host` where QEMU can't be started, `TimedOut` at the deadline, `Protocol` from a program that is no keeper.
+    /// `Host` where the hypervisor can't be started, `TimedOut` at the deadline, `Protocol` from a program that is no keeper.
     pub(crate) async fn started(self, deadline: Instant) -> Result<u32> {
         let failed = failure(&self.program);
         self.answers.set_nonblocking(true).map_err(&failed)?;
@@ -85,7 +85,7 @@ impl Launched {
             Ok(read) => read.map_err(&failed)?,
             Err(_) => {
                 return Err(Error::TimedOut {
-                    awaited: "the keeper to start QEMU".to_owned(),
+                    awaited: format!("the keeper to start {}", self.hypervisor.display()),
                     after: began.elapsed(),
                     console: String::new(),
                 });
@@ -94,7 +94,7 @@ impl Launched {
         match serde_json::from_str(&line) {
             Ok(Answer::Started { pid }) => Ok(pid),
             Ok(Answer::Failed { what }) => {
-                Err(Error::Host { needed: self.qemu.display().to_string(), problem: what })
+                Err(Error::Host { needed: self.hypervisor.display().to_string(), problem: what })
             }
             Err(_) => Err(Error::Protocol {
                 peer: PEER,
@@ -129,7 +129,7 @@ fn send(stream: &UnixStream, launch: &Launch, descriptors: &[OwnedFd]) -> io::Re
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
     if !ancillary.push(SendAncillaryMessage::ScmRights(&borrowed)) {
-        return Err(io::Error::other(format!("more than {MAX_DESCRIPTORS} descriptors for one QEMU")));
+        return Err(io::Error::other(format!("more than {MAX_DESCRIPTORS} descriptors for one process")));
     }
     let sent = rustix::net::sendmsg(stream, &[IoSlice::new(&line)], &mut ancillary, SendFlags::NOSIGNAL)?;
     (&*stream).write_all(&line[sent..])

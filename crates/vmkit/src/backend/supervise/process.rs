@@ -1,9 +1,9 @@
 //! What really runs for a VM: from the run file to a process that is certainly ours, and its end.
 //!
 //! ```text
-//!  run file        keeper   QEMU     →  Found
+//!  run file        keeper   process  →  Found
 //!  none                                 Nothing
-//!  keeper only     alive    -           Starting    (it is about to start QEMU, or just has)
+//!  keeper only     alive    -           Starting    (it is about to start the hypervisor, or just has)
 //!  keeper only     dead     ?           Live if some process holds the lock's descriptor, else Ended(None)
 //!  both, no end    any      alive       Live
 //!  both, no end    alive    dead        wait for the keeper to write the end, look again
@@ -22,9 +22,8 @@ use rustix::process::Signal;
 use tokio::time::Instant;
 
 use super::alive;
-use super::facts::descriptor;
-use super::layout::Layout;
 use super::runfile::{self, Ended, Run};
+use super::{ALIVE_DESCRIPTOR, Place};
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::process::{ProcessFd, ProcessId, boot_id};
 
@@ -40,7 +39,7 @@ pub(crate) enum Found {
     Launching,
     /// A keeper is about to start it.
     Starting(ProcessFd),
-    /// QEMU runs.
+    /// The hypervisor runs.
     Live(ProcessFd),
     /// The last run is over; how, where somebody wrote it down.
     Ended(Option<Ended>),
@@ -52,23 +51,23 @@ pub(crate) enum Found {
 ///
 /// # Errors
 /// `Io` where the system does not tell.
-pub(crate) async fn look(layout: &Layout) -> Result<Found> {
-    let recorded = recorded(layout).await?;
+pub(crate) async fn look(place: &Place) -> Result<Found> {
+    let recorded = recorded(place).await?;
     let lives = matches!(recorded, Found::Live(_) | Found::Starting(_));
     // A VM at rest has no runtime directory, so the lock is asked only where a start is under way or was cut off.
-    if !lives && layout.run.exists() && alive::is_held(layout)? {
+    if !lives && place.run_dir.exists() && alive::is_held(place)? {
         // The run file may have come while we looked elsewhere.
-        if let found @ (Found::Live(_) | Found::Starting(_)) = self::recorded(layout).await? {
+        if let found @ (Found::Live(_) | Found::Starting(_)) = self::recorded(place).await? {
             return Ok(found);
         }
-        // Or it was lost, and QEMU runs on: then it is the one that has the lock.
-        return Ok(orphan(layout)?.map_or(Found::Launching, Found::Live));
+        // Or it was lost, and the hypervisor runs on: then it is the one that has the lock.
+        return Ok(orphan(place)?.map_or(Found::Launching, Found::Live));
     }
     Ok(recorded)
 }
 
-async fn recorded(layout: &Layout) -> Result<Found> {
-    let run = match runfile::read(&layout.run_file()) {
+async fn recorded(place: &Place) -> Result<Found> {
+    let run = match runfile::read(&place.run_file) {
         Ok(Some(run)) => run,
         Ok(None) => return Ok(Found::Nothing),
         // What can't be read tells nothing, and stops nobody from ending what runs; the next start writes it anew.
@@ -81,26 +80,26 @@ async fn recorded(layout: &Layout) -> Result<Found> {
     if run.ended.is_some() {
         return Ok(Found::Ended(run.ended));
     }
-    if let Some(process) = open(run.qemu)? {
+    if let Some(process) = open(run.hypervisor)? {
         return Ok(Found::Live(process));
     }
     if let Some(keeper) = open(run.keeper)? {
-        if run.qemu.is_none() {
+        if run.hypervisor.is_none() {
             return Ok(Found::Starting(keeper));
         }
         keeper.wait(Instant::now() + KEEPER_GRACE).await?;
-        return Ok(Found::Ended(runfile::read(&layout.run_file())?.and_then(|run| run.ended)));
+        return Ok(Found::Ended(runfile::read(&place.run_file)?.and_then(|run| run.ended)));
     }
     // The keeper may have written the end, and gone, between our reading and our asking.
-    let again = runfile::read(&layout.run_file())?;
+    let again = runfile::read(&place.run_file)?;
     if again.as_ref() != Some(&run) {
         return Ok(Found::Ended(again.and_then(|run| run.ended)));
     }
     if rebooted_since(&run)? {
         return Ok(Found::Rebooted);
     }
-    if run.qemu.is_none()
-        && let Some(process) = orphan(layout)?
+    if run.hypervisor.is_none()
+        && let Some(process) = orphan(place)?
     {
         return Ok(Found::Live(process));
     }
@@ -116,15 +115,15 @@ fn open(process: Option<ProcessId>) -> Result<Option<ProcessFd>> {
 
 fn rebooted_since(run: &Run) -> Result<bool> {
     let now = boot_id()?;
-    Ok(run.keeper.iter().chain(&run.qemu).any(|process| process.boot_id != now))
+    Ok(run.keeper.iter().chain(&run.hypervisor).any(|process| process.boot_id != now))
 }
 
-/// Finds a QEMU whose keeper was killed before it could write down whom it had started: it has the lock's file open under
+/// Finds a hypervisor whose keeper was killed before it could write down whom it had started: it has the lock's file open under
 /// the number that only vmkit gives it.
-pub(crate) fn orphan(layout: &Layout) -> Result<Option<ProcessFd>> {
-    let path = layout.alive_lock();
+pub(crate) fn orphan(place: &Place) -> Result<Option<ProcessFd>> {
+    let path = &place.alive;
     // By the file, not by its name: a home may be reached through a symbolic link.
-    let lock = match fs::metadata(&path) {
+    let lock = match fs::metadata(path) {
         Ok(lock) => lock,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(Error::io("examine", path)(error)),
@@ -134,7 +133,7 @@ pub(crate) fn orphan(layout: &Layout) -> Result<Option<ProcessFd>> {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
             continue;
         };
-        let held = entry.path().join("fd").join(descriptor::ALIVE.to_string());
+        let held = entry.path().join("fd").join(ALIVE_DESCRIPTOR.to_string());
         if fs::metadata(&held).is_ok_and(|file| (file.dev(), file.ino()) == (lock.dev(), lock.ino())) {
             let process = ProcessId::of(pid)?;
             if let Some(process) = open(process)? {
@@ -146,8 +145,8 @@ pub(crate) fn orphan(layout: &Layout) -> Result<Option<ProcessFd>> {
 }
 
 /// Waits until the keeper has written down the end of the run, so that whoever looks next sees it settled.
-pub(crate) async fn settled(layout: &Layout) -> Result<()> {
-    if let Ok(Some(run)) = runfile::read(&layout.run_file())
+pub(crate) async fn settled(place: &Place) -> Result<()> {
+    if let Ok(Some(run)) = runfile::read(&place.run_file)
         && let Some(keeper) = open(run.keeper)?
     {
         keeper.wait(Instant::now() + KEEPER_GRACE).await?;
@@ -159,12 +158,12 @@ pub(crate) async fn settled(layout: &Layout) -> Result<()> {
 ///
 /// # Errors
 /// `TimedOut` where a process survives SIGKILL (it hangs in the kernel).
-pub(crate) async fn kill(layout: &Layout) -> Result<()> {
-    let mut found = look(layout).await?;
+pub(crate) async fn kill(place: &Place) -> Result<()> {
+    let mut found = look(place).await?;
     if let Found::Starting(keeper) = &found {
         // First the keeper, so that it starts nothing more; then what it may have started.
         end(keeper, Signal::KILL, KEEPER_GRACE).await?;
-        found = match orphan(layout)? {
+        found = match orphan(place)? {
             Some(process) => Found::Live(process),
             None => Found::Ended(None),
         };
@@ -173,12 +172,12 @@ pub(crate) async fn kill(layout: &Layout) -> Result<()> {
         const GRACE: Duration = Duration::from_secs(5);
         if !end(process, Signal::KILL, GRACE).await? {
             return Err(Error::TimedOut {
-                awaited: format!("QEMU (process {}) to end after SIGKILL", process.id().pid),
+                awaited: format!("{} (process {}) to end after SIGKILL", place.program, process.id().pid),
                 after: GRACE,
                 console: String::new(),
             });
         }
-        settled(layout).await?;
+        settled(place).await?;
     }
     Ok(())
 }

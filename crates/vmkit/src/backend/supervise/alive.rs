@@ -1,5 +1,5 @@
 //! The lock that is held while anything of a VM runs, or is about to: by whoever makes, starts or removes it, then by the
-//! keeper and QEMU, which inherit it. The kernel frees it when the last of them is gone, however that came.
+//! keeper and the hypervisor, which inherit it. The kernel frees it when the last of them is gone, however that came.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
-use super::layout::Layout;
+use super::Place;
 use super::process::{self, Found};
 use crate::error::{Error, Result};
 use crate::steps::step;
@@ -25,19 +25,19 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 ///
 /// # Errors
 /// `Io` where the work directory is not there, or not writable.
-pub(super) fn try_take(layout: &Layout) -> Result<Option<OwnedFd>> {
-    let file = open(layout)?;
+pub(crate) fn try_take(place: &Place) -> Result<Option<OwnedFd>> {
+    let file = open(place)?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(Some(file.into())),
         Err(Errno::WOULDBLOCK) => Ok(None),
-        Err(errno) => Err(Error::io("lock", layout.alive_lock())(errno.into())),
+        Err(errno) => Err(Error::io("lock", &place.alive)(errno.into())),
     }
 }
 
 /// Tells whether anybody holds the lock, without taking it for longer than the question lasts.
-pub(super) fn is_held(layout: &Layout) -> Result<bool> {
-    let path = layout.alive_lock();
-    let file = match File::open(&path) {
+pub(crate) fn is_held(place: &Place) -> Result<bool> {
+    let path = &place.alive;
+    let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(Error::io("open", path)(error)),
@@ -53,19 +53,19 @@ pub(super) fn is_held(layout: &Layout) -> Result<bool> {
 ///
 /// # Errors
 /// `Busy` where neither comes true by the deadline.
-pub(super) async fn take_unless_live(layout: &Layout, deadline: Instant) -> Result<Option<OwnedFd>> {
-    if let Some(lock) = try_take(layout)? {
+pub(crate) async fn take_unless_live(place: &Place, deadline: Instant) -> Result<Option<OwnedFd>> {
+    if let Some(lock) = try_take(place)? {
         return Ok(Some(lock));
     }
-    let mut waiting = Waiting::begin(layout)?;
+    let mut waiting = Waiting::begin(place)?;
     loop {
-        if let Some(lock) = waiting.for_a_moment(layout).await? {
+        if let Some(lock) = waiting.for_a_moment(place).await? {
             return Ok(Some(lock));
         }
-        if matches!(process::look(layout).await?, Found::Live(_)) {
+        if matches!(process::look(place).await?, Found::Live(_)) {
             return Ok(None);
         }
-        held_at(deadline, layout)?;
+        held_at(deadline, place)?;
     }
 }
 
@@ -73,27 +73,26 @@ pub(super) async fn take_unless_live(layout: &Layout, deadline: Instant) -> Resu
 ///
 /// # Errors
 /// `Busy` where the lock does not become free by the deadline, `TimedOut` where a process survives SIGKILL.
-pub(super) async fn take_and_silence(layout: &Layout, deadline: Instant) -> Result<OwnedFd> {
-    process::kill(layout).await?;
-    if let Some(lock) = try_take(layout)? {
+pub(crate) async fn take_and_silence(place: &Place, deadline: Instant) -> Result<OwnedFd> {
+    process::kill(place).await?;
+    if let Some(lock) = try_take(place)? {
         return Ok(lock);
     }
-    let mut waiting = Waiting::begin(layout)?;
+    let mut waiting = Waiting::begin(place)?;
     loop {
-        if let Some(lock) = waiting.for_a_moment(layout).await? {
+        if let Some(lock) = waiting.for_a_moment(place).await? {
             return Ok(lock);
         }
-        process::kill(layout).await?;
-        held_at(deadline, layout)?;
+        process::kill(place).await?;
+        held_at(deadline, place)?;
     }
 }
 
-fn held_at(deadline: Instant, layout: &Layout) -> Result<()> {
+fn held_at(deadline: Instant, place: &Place) -> Result<()> {
     if Instant::now() < deadline {
         return Ok(());
     }
-    let what =
-        format!("{}, which tells that the VM is being started or ended,", layout.alive_lock().display());
+    let what = format!("{}, which tells that the VM is being started or ended,", place.alive.display());
     Err(Error::Busy { what, holder: None })
 }
 
@@ -101,8 +100,8 @@ fn held_at(deadline: Instant, layout: &Layout) -> Result<()> {
 struct Waiting(oneshot::Receiver<io::Result<OwnedFd>>);
 
 impl Waiting {
-    fn begin(layout: &Layout) -> Result<Self> {
-        let file = open(layout)?;
+    fn begin(place: &Place) -> Result<Self> {
+        let file = open(place)?;
         let (taken, answer) = oneshot::channel();
         // A thread of its own: a runtime that ends would wait for one of its blocking threads.
         std::thread::spawn(move || {
@@ -112,8 +111,8 @@ impl Waiting {
         Ok(Self(answer))
     }
 
-    async fn for_a_moment(&mut self, layout: &Layout) -> Result<Option<OwnedFd>> {
-        let failed = || Error::io("lock", layout.alive_lock());
+    async fn for_a_moment(&mut self, place: &Place) -> Result<Option<OwnedFd>> {
+        let failed = || Error::io("lock", &place.alive);
         match timeout(LOOK_AGAIN, &mut self.0).await {
             Ok(Ok(lock)) => lock.map(Some).map_err(failed()),
             Ok(Err(gone)) => Err(failed()(io::Error::other(gone))),
@@ -122,10 +121,10 @@ impl Waiting {
     }
 }
 
-fn open(layout: &Layout) -> Result<File> {
-    let path = layout.alive_lock();
-    step("alive: lock").map_err(Error::io("lock", &path))?;
+fn open(place: &Place) -> Result<File> {
+    let path = &place.alive;
+    step("alive: lock").map_err(Error::io("lock", path))?;
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600);
-    options.open(&path).map_err(Error::io("open", &path))
+    options.open(path).map_err(Error::io("open", path))
 }

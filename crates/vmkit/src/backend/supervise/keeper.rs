@@ -1,13 +1,13 @@
-//! The keeper: a small process, the parent of one QEMU, for as long as that runs.
+//! The keeper: a small process, the parent of one hypervisor, for as long as that runs.
 //!
-//! A QEMU outlives the `vmkit` that started it, and only a parent learns how a process ended. So a keeper stands between
-//! them, as conmon does for containers. It starts QEMU, writes down its identity, keeps the console's log within its bound,
-//! and when QEMU has ended writes how, removes the run's sockets and goes. It decides nothing and listens to nobody. If it is
-//! killed, QEMU goes on; only the cause of its end and further console output are lost.
+//! A hypervisor outlives the `vmkit` that started it, and only a parent learns how a process ended. So a keeper stands between
+//! them, as conmon does for containers. It starts the hypervisor, writes down its identity, keeps the console's log within its bound,
+//! and when that has ended writes how, removes the run's sockets and goes. It decides nothing and listens to nobody. If it is
+//! killed, the hypervisor goes on; only the cause of its end and further console output are lost.
 //!
 //! ```text
-//!   library ──spawn──▶ keeper ──spawn──▶ QEMU          stdin of the keeper is a socket pair: one message goes in,
-//!      │  launch + descriptors  │  ◀── stderr, console ──┘   with the descriptors that QEMU shall inherit, one comes back.
+//!   library ──spawn──▶ keeper ──spawn──▶ hypervisor    stdin of the keeper is a socket pair: one message goes in,
+//!      │  launch + descriptors  │  ◀── stderr, console ──┘   with the descriptors that it shall inherit, one comes back.
 //!      ◀────── process ─────────┘
 //! ```
 //!
@@ -48,16 +48,16 @@ static HAS_ASKED: AtomicBool = AtomicBool::new(false);
 pub(crate) struct Launch {
     pub(crate) program: PathBuf,
     pub(crate) args: Vec<OsString>,
-    /// For each descriptor that came along, the number it has in QEMU.
+    /// For each descriptor that came along, the number it has in the hypervisor.
     pub(crate) descriptors: Vec<i32>,
-    /// The number that the write end of the console's log has in QEMU.
+    /// The number that the write end of the console's log has in the hypervisor.
     pub(crate) console_log_descriptor: Option<i32>,
     pub(crate) console_log: PathBuf,
     pub(crate) console_log_bytes: u64,
-    pub(crate) qemu_log: PathBuf,
-    pub(crate) qemu_log_bytes: u64,
+    pub(crate) log: PathBuf,
+    pub(crate) log_bytes: u64,
     pub(crate) run_file: PathBuf,
-    /// What is removed once QEMU has ended: files, then the directory they lie in.
+    /// What is removed once the hypervisor has ended: files, then the directory they lie in.
     pub(crate) sockets: Vec<PathBuf>,
     pub(crate) run_dir: PathBuf,
 }
@@ -95,9 +95,9 @@ pub(crate) fn this_program_can_be_one() -> bool {
 
 /// Does a keeper's whole work and answers its exit code.
 fn main() -> i32 {
-    // A session of its own: no terminal's Ctrl-C and no hang-up reaches the keeper or its QEMU.
+    // A session of its own: no terminal's Ctrl-C and no hang-up reaches the keeper or its hypervisor.
     let _ = rustix::process::setsid();
-    // What QEMU makes itself, its screen's socket above all, is the owner's alone, whatever the caller's mask was.
+    // What the hypervisor makes itself, such as a screen's socket, is the owner's alone, whatever the caller's mask was.
     rustix::process::umask(Mode::from_raw_mode(0o177));
     let Ok(control) = io::stdin().as_fd().try_clone_to_owned() else {
         return 1;
@@ -152,7 +152,7 @@ fn receive(control: &UnixStream) -> io::Result<(Launch, Vec<OwnedFd>)> {
     Ok((serde_json::from_slice(&line)?, descriptors))
 }
 
-/// QEMU and all that hangs on it.
+/// The hypervisor and all that hangs on it.
 struct Kept {
     child: Child,
     run_file: RunFile,
@@ -169,15 +169,15 @@ impl Kept {
         }
         let mut logs = Vec::new();
         let (console_read, console_write) = pipe()?;
-        let (qemu_read, qemu_write) = pipe()?;
+        let (log_read, log_write) = pipe()?;
         let open = |path: &PathBuf, bytes| {
             BoundedLog::open(path, bytes).map_err(|e| format!("cannot open {}: {e}", path.display()))
         };
         logs.push((console_read, open(&launch.console_log, launch.console_log_bytes)?));
-        let mut qemu_log = open(&launch.qemu_log, launch.qemu_log_bytes)?;
+        let mut log = open(&launch.log, launch.log_bytes)?;
         // The last words of an earlier run are not this one's.
-        qemu_log.begin_anew();
-        logs.push((qemu_read, qemu_log));
+        log.begin_anew();
+        logs.push((log_read, log));
         let mut run_file = RunFile::create(&launch.run_file)
             .map_err(|e| format!("cannot write {}: {e}", launch.run_file.display()))?;
 
@@ -188,11 +188,11 @@ impl Kept {
         if let Some(number) = launch.console_log_descriptor {
             inherited.push(inheritable(&console_write, number)?);
         }
-        let stderr = qemu_write.try_clone().map_err(|e| format!("cannot copy a pipe: {e}"))?;
+        let stderr = log_write.try_clone().map_err(|e| format!("cannot copy a pipe: {e}"))?;
         let child = Command::new(&launch.program)
             .args(&launch.args)
             .stdin(Stdio::null())
-            .stdout(Stdio::from(qemu_write))
+            .stdout(Stdio::from(log_write))
             .stderr(Stdio::from(stderr))
             .spawn()
             .map_err(|e| {
@@ -202,14 +202,14 @@ impl Kept {
         drop((inherited, console_write));
         let pidfd = rustix::process::Pid::from_child(&child);
         let pidfd = rustix::process::pidfd_open(pidfd, rustix::process::PidfdFlags::empty());
-        let pidfd = pidfd.map_err(|e| format!("cannot watch QEMU's process: {e}"))?;
+        let pidfd = pidfd.map_err(|e| format!("cannot watch the hypervisor's process: {e}"))?;
         // A run file that can't be written does not kill a healthy guest: the file has its size since it was created,
         // and the lock tells that something runs.
         let _ = run_file.started(child.id());
         Ok(Self { child, run_file, pidfd, logs, _descriptors: descriptors })
     }
 
-    /// Copies output into the logs until QEMU has ended, and answers how.
+    /// Copies output into the logs until the hypervisor has ended, and answers how.
     fn watch(&mut self) -> Ended {
         let mut buffer = vec![0; 16 << 10];
         loop {
@@ -233,7 +233,7 @@ impl Kept {
             }
         }
         let ended = self.child.wait();
-        // What QEMU wrote last lies in the pipes still.
+        // What it wrote last lies in the pipes still.
         for (pipe, log) in &mut self.logs {
             while rustix::io::ioctl_fionread(&*pipe).is_ok_and(|bytes| bytes > 0)
                 && copy_some(pipe, log, &mut buffer)

@@ -19,11 +19,12 @@ const SIZE_BYTES: usize = 1024;
 /// What is known of a run.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(crate) struct Run {
-    /// QEMU's process.
-    pub(crate) qemu: Option<ProcessId>,
+    /// The hypervisor's process.
+    #[serde(alias = "qemu")]
+    pub(crate) hypervisor: Option<ProcessId>,
     /// The keeper's process.
     pub(crate) keeper: Option<ProcessId>,
-    /// How QEMU ended, once it has.
+    /// How the hypervisor ended, once it has.
     pub(crate) ended: Option<Ended>,
 }
 
@@ -67,7 +68,7 @@ pub(crate) struct RunFile {
 impl RunFile {
     /// Creates the file anew with its full size, under its name at once, and with only the keeper in it.
     pub(crate) fn create(path: &Path) -> io::Result<Self> {
-        let temporary = super::layout::unfinished(path);
+        let temporary = super::unfinished(path);
         let mut file =
             OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         let run = Run { keeper: identify(std::process::id()), ..Run::default() };
@@ -78,7 +79,7 @@ impl RunFile {
 
     /// Writes down which process runs.
     pub(crate) fn started(&mut self, pid: u32) -> io::Result<()> {
-        self.run.qemu = identify(pid);
+        self.run.hypervisor = identify(pid);
         self.write()
     }
 
@@ -142,16 +143,16 @@ mod tests {
     #[test]
     fn a_run_is_read_back_as_it_was_written() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("qemu.json");
+        let path = dir.path().join("run.json");
         assert_eq!(read(&path).unwrap(), None);
         let mut file = RunFile::create(&path).unwrap();
         let fresh = read(&path).unwrap().unwrap();
-        assert!(fresh.keeper.is_some() && fresh.qemu.is_none() && fresh.ended.is_none());
+        assert!(fresh.keeper.is_some() && fresh.hypervisor.is_none() && fresh.ended.is_none());
         file.started(std::process::id()).unwrap();
         let ended = Ended { code: None, signal: Some(9) };
         file.ended(&ended).unwrap();
         let run = read(&path).unwrap().unwrap();
-        assert_eq!(run.qemu, run.keeper);
+        assert_eq!(run.hypervisor, run.keeper);
         assert_eq!(run.ended.unwrap().to_string(), "killed by signal 9 (SIGKILL)");
         assert_eq!(fs::metadata(&path).unwrap().len(), SIZE_BYTES as u64);
     }
@@ -160,7 +161,7 @@ mod tests {
         #[test]
         fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..2000)) {
             let dir = tempfile::tempdir().unwrap();
-            let path = dir.path().join("qemu.json");
+            let path = dir.path().join("run.json");
             fs::write(&path, &bytes).unwrap();
             let _ = read(&path);
         }
