@@ -34,6 +34,7 @@ mod backend;
 mod boundedlog;
 pub mod cloud_init;
 mod error;
+mod forwarding;
 mod handle;
 pub mod host;
 mod hypervisor;
@@ -58,6 +59,7 @@ pub use backend::router::RouterHypervisor;
 pub use backend::supervise::keeper::run_if_keeper;
 pub use boundedlog::tail_of_log;
 pub use error::{Error, ErrorKind, Result};
+pub use forwarding::PortForwarding;
 pub use handle::{
     ActiveForward, BackendDetails, BackendTag, ConsoleEndpoint, CustomTag, RunInfo, VmHandle, VncAddress,
 };

@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::{Builder, Runtime};
-use vmkit::spec::{CloudInitConfig, DataDisk, Machine, Mib, RootDisk, VmName};
+use vmkit::spec::{CloudInitConfig, DataDisk, Machine, Mib, PortForward, RootDisk, VmName};
 use vmkit::store::Home;
 use vmkit::{BackendTag, ErrorKind, QemuHypervisor, Result, VmManager};
 use vmkit_testkit::crash::{self, Fault, Lasting};
 use vmkit_testkit::guest;
 
 /// What is done before an operation so that it has its full way to go, and the states that it may leave when it is cut.
-const LIVES: [(&str, &[&str], &[&str]); 8] = [
+const LIVES: [(&str, &[&str], &[&str]); 10] = [
     ("create", &[], &["", "failed", "prepared"]),
     ("start", &["create"], &["prepared", "stopped", "running"]),
     ("start", &["create", "start", "stop"], &["stopped", "running"]),
@@ -22,6 +22,8 @@ const LIVES: [(&str, &[&str], &[&str]); 8] = [
     ("stop", &["create", "start"], &["running", "stopped"]),
     ("suspend", &["create", "start"], &["running", "suspended"]),
     ("resume", &["create", "start", "suspend"], &["suspended", "running"]),
+    ("forward", &["create", "start"], &["running"]),
+    ("unforward", &["create", "start", "forward"], &["running"]),
     ("remove", &["create", "start"], &["running", "stopped", "failed", ""]),
     ("remove", &["create"], &["prepared", "stopped", "failed", ""]),
 ];
@@ -66,6 +68,8 @@ impl World {
             "stop" => self.manager.stop(&name, soon).await.map(drop),
             "suspend" => self.manager.suspend(&name).await.map(drop),
             "resume" => self.manager.resume(&name).await.map(drop),
+            "forward" => self.manager.add_forward(&name, &echo()).await.map(drop),
+            "unforward" => self.manager.remove_forward(&name, &echo()).await.map(drop),
             "remove" => self.manager.remove(&name, true).await,
             _ => panic!("no operation `{word}`"),
         }
@@ -122,7 +126,7 @@ impl World {
 
     fn go_on(&self, word: &str, state: &str, place: &str) {
         let again = runtime().block_on(self.operate(word));
-        let is_done = matches!((word, state), ("create", "prepared") | ("remove", ""));
+        let is_done = matches!((word, state), ("create", "prepared") | ("remove", "") | ("unforward", _));
         match again {
             Err(error) if is_done => {
                 let kinds = [ErrorKind::AlreadyExists, ErrorKind::NotFound];
@@ -132,7 +136,7 @@ impl World {
         }
         let (reached, qemus) = match word {
             "create" => ("prepared", 0),
-            "start" | "resume" => ("running", 1),
+            "start" | "resume" | "forward" | "unforward" => ("running", 1),
             "stop" => ("stopped", 0),
             "suspend" => ("suspended", 1),
             _ => ("", 0),
@@ -141,9 +145,16 @@ impl World {
         assert_eq!(self.qemus(), qemus, "{place}");
         if qemus == 1 {
             let vm = runtime().block_on(self.manager.info(&web())).unwrap();
-            assert!(vm.run.is_some(), "{place}: the facts of the run are lost");
+            let run = vm.run.unwrap_or_else(|| panic!("{place}: the facts of the run are lost"));
+            let forwards = run.forwards.iter().filter(|it| it.guest_port == echo().guest_port).count();
+            assert_eq!(forwards, usize::from(word == "forward"), "{place}: {:?}", run.forwards);
         }
     }
+}
+
+/// A forward to the guest's port 7.
+fn echo() -> PortForward {
+    "7".parse().unwrap()
 }
 
 fn web() -> VmName {

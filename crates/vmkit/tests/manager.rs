@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 use vmkit::lifecycle::Operation;
-use vmkit::spec::{Protocol, VmName, VmSpec};
+use vmkit::spec::{NetworkConfig, Protocol, VmName, VmSpec};
 use vmkit::store::{Home, Intent, VmRecord};
 use vmkit::{
     ActiveForward, BackendTag, Condition, ConsoleEndpoint, ErrorKind, Hypervisor, NoopHypervisor, Result,
@@ -31,6 +31,51 @@ fn noop(temp: &tempfile::TempDir) -> (NoopHypervisor, VmManager<NoopHypervisor>)
     let hypervisor = NoopHypervisor::new();
     let home = Home::at(temp.path()).unwrap();
     (hypervisor.clone(), VmManager::new(hypervisor, BackendTag::Noop, home))
+}
+
+fn forwards(vm: &VmHandle) -> (Vec<String>, Vec<u16>) {
+    let NetworkConfig::User(user) = vm.spec.network() else { panic!("a user network") };
+    let active = vm.run.iter().flat_map(|run| &run.forwards).map(|forward| forward.host.port());
+    (user.forwards.iter().map(ToString::to_string).collect(), active.collect())
+}
+
+#[tokio::test]
+async fn a_forward_is_wanted_from_then_on_and_in_force_while_the_vm_lives() {
+    let temp = tempfile::tempdir().unwrap();
+    let (_, manager) = noop(&temp);
+    let (http, dns) = ("8080:80".parse().unwrap(), "53/udp".parse().unwrap());
+    manager.create(spec()).await.unwrap();
+    let vm = manager.add_forward(&web(), &http).await.unwrap();
+    assert_eq!(forwards(&vm), (vec!["22".into(), "8080:80".into()], vec![]));
+    manager.start(&web()).await.unwrap();
+    for _ in 0..2 {
+        let vm = manager.add_forward(&web(), &dns).await.unwrap();
+        assert_eq!(forwards(&vm), (vec!["22".into(), "8080:80".into(), "53/udp".into()], vec![53]));
+    }
+    assert_eq!(forwards(&manager.info(&web()).await.unwrap()).1, [53]);
+
+    let error = manager.add_forward(&web(), &"8080:81".parse().unwrap()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+    let chosen = "53:53/udp".parse().unwrap();
+    let vm = manager.remove_forward(&web(), &chosen).await.unwrap();
+    assert_eq!(forwards(&vm), (vec!["22".into(), "8080:80".into()], vec![]));
+    let error = manager.remove_forward(&web(), &chosen).await.unwrap_err();
+    assert_eq!(error.to_string(), "forward `53:53/udp` does not exist");
+    manager.suspend(&web()).await.unwrap();
+    let vm = manager.remove_forward(&web(), &http).await.unwrap();
+    assert_eq!(forwards(&vm), (vec!["22".into()], vec![]));
+}
+
+#[tokio::test]
+async fn a_backend_that_can_not_forward_while_a_vm_runs_says_so_and_nothing_is_recorded() {
+    let temp = tempfile::tempdir().unwrap();
+    let router = RouterHypervisor::new(BackendTag::Noop).with(NoopHypervisor::new());
+    let manager = VmManager::new(router, BackendTag::Noop, Home::at(temp.path()).unwrap());
+    manager.create(spec()).await.unwrap();
+    manager.start(&web()).await.unwrap();
+    let error = manager.add_forward(&web(), &"80".parse().unwrap()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+    assert_eq!(forwards(&manager.info(&web()).await.unwrap()).0, ["22"]);
 }
 
 /// A backend of which one VM's monitor never answers.

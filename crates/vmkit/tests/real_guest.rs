@@ -16,7 +16,8 @@ use tokio::time::{Instant, timeout};
 use vmkit::network::MacAddr;
 use vmkit::spec::{Machine, NetworkConfig, Protocol, UserNetwork, VmSpecBuilder, Vnc};
 use vmkit::{
-    ErrorKind, GuestAgent, GuestExit, Hypervisor, QemuHypervisor, ShutdownMode, VmHandle, VmState, VncAddress,
+    ErrorKind, GuestAgent, GuestExit, Hypervisor, PortForwarding, QemuHypervisor, ShutdownMode, VmHandle,
+    VmState, VncAddress,
 };
 use vmkit_testkit::guest;
 
@@ -98,6 +99,40 @@ async fn a_named_host_port_that_is_in_use_is_refused_by_its_number() {
     drop(taken);
     let vm = qemu.start(&vm).await.unwrap();
     assert_eq!(forward_to(&vm, Protocol::Tcp, 7).port(), port);
+    qemu.destroy(vm).await.unwrap();
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_forward_that_comes_while_the_guest_runs_leads_into_it_and_is_gone_when_taken_away() {
+    let place = Place::new();
+    let qemu = place.hypervisor();
+    let vm = booted(&qemu, &forwarding("late", &[], false).build().unwrap()).await;
+    real::console_says(&vm, "eth0 has 10.0.2.15").await;
+    let (tcp, udp) = ("7".parse().unwrap(), "7/udp".parse().unwrap());
+    let once = qemu.add_forward(&vm, &tcp).await.unwrap();
+    let vm = qemu.add_forward(&once, &udp).await.unwrap();
+    assert_eq!(run(&vm).forwards.len(), 2, "{:?}", run(&vm).forwards);
+    let again = qemu.add_forward(&vm, &tcp).await.unwrap();
+    assert_eq!(run(&again), run(&vm));
+    let host = forward_to(&vm, Protocol::Tcp, 7);
+    assert!(echoes(host).await, "no echo by TCP");
+    assert!(echoes_datagrams(forward_to(&vm, Protocol::Udp, 7)).await, "no echo by UDP");
+
+    let same = format!("{}:9", host.port()).parse().unwrap();
+    let error = qemu.add_forward(&vm, &same).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
+    let pid = run(&vm).pid.unwrap();
+    let expected = format!("the host's port {} is in use by the VM `late` (process {pid})", host.port());
+    assert!(error.to_string().contains(&expected), "{error}");
+
+    qemu.suspend(&vm).await.unwrap();
+    let vm = qemu.remove_forward(&vm, &tcp).await.unwrap();
+    assert_eq!(run(&qemu.remove_forward(&vm, &tcp).await.unwrap()), run(&vm));
+    assert_eq!(run(&vm).forwards.iter().map(|it| it.protocol).collect::<Vec<_>>(), [Protocol::Udp]);
+    assert!(TcpStream::connect(host).await.is_err(), "somebody listens still");
+    let vm = qemu.stop(&vm, Duration::ZERO).await.unwrap();
+    let error = qemu.add_forward(&vm, &tcp).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidState, "{error}");
     qemu.destroy(vm).await.unwrap();
 }
 

@@ -1,16 +1,18 @@
 //! The contract's reference: a backend in memory, where nothing runs and which can be told to fail.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddrV4;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use uuid::Uuid;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::handle::{BackendDetails, BackendTag, ConsoleEndpoint, RunInfo, VmHandle};
+use crate::forwarding::PortForwarding;
+use crate::handle::{ActiveForward, BackendDetails, BackendTag, ConsoleEndpoint, RunInfo, VmHandle};
 use crate::hypervisor::{Backend, Capabilities, Hypervisor};
 use crate::lifecycle::{FailureCause, Operation, VmState, next};
-use crate::spec::{VmName, VmSpec};
+use crate::spec::{PortForward, VmName, VmSpec};
 
 /// A hypervisor that only keeps the books; clones share them.
 ///
@@ -147,6 +149,42 @@ impl Hypervisor for NoopHypervisor {
         }
         Ok(ConsoleEndpoint::None)
     }
+}
+
+/// Nothing listens: a forward is in the handle's `run` and nowhere else, and the port that a kernel would have chosen is
+/// the guest's.
+impl PortForwarding for NoopHypervisor {
+    async fn add_forward(&self, vm: &VmHandle, forward: &PortForward) -> Result<VmHandle> {
+        self.forwarding(vm, |active| {
+            let added = pretended(forward);
+            if !active.contains(&added) {
+                active.push(added);
+            }
+        })
+    }
+
+    async fn remove_forward(&self, vm: &VmHandle, forward: &PortForward) -> Result<VmHandle> {
+        self.forwarding(vm, |active| active.retain(|it| *it != pretended(forward)))
+    }
+}
+
+impl NoopHypervisor {
+    fn forwarding(&self, vm: &VmHandle, change: impl FnOnce(&mut Vec<ActiveForward>)) -> Result<VmHandle> {
+        let state =
+            self.books().vms.get(&vm.id).map(|(_, state)| state.clone()).ok_or_else(|| missing(vm))?;
+        if !state.is_live() {
+            return Err(Error::NotLive { what: "what a port leads to", state });
+        }
+        let mut handle = vm.clone();
+        change(&mut handle.run.get_or_insert_with(RunInfo::default).forwards);
+        Ok(handle)
+    }
+}
+
+fn pretended(forward: &PortForward) -> ActiveForward {
+    let port = forward.host_port.unwrap_or(forward.guest_port).get();
+    let host = SocketAddrV4::new(forward.host_addr, port);
+    ActiveForward { protocol: forward.protocol, host, guest_port: forward.guest_port }
 }
 
 impl Backend for NoopHypervisor {

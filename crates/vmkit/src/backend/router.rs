@@ -6,16 +6,25 @@ use std::time::Duration;
 #[cfg(target_os = "linux")]
 use crate::backend::qemu::QemuHypervisor;
 use crate::error::{Error, Result};
+use crate::forwarding::{DynPortForwarding, PortForwarding};
 use crate::handle::{BackendTag, ConsoleEndpoint, VmHandle};
 use crate::hypervisor::{Backend, Capabilities, DynHypervisor, Hypervisor};
 use crate::lifecycle::VmState;
-use crate::spec::VmSpec;
+use crate::spec::{PortForward, VmSpec};
 
 /// A hypervisor over several: a handle's tag says whose VM it is, a spec's `backend` who shall make it.
 #[derive(Debug, Clone)]
 pub struct RouterHypervisor {
     default: BackendTag,
-    routes: BTreeMap<BackendTag, (DynHypervisor, Capabilities)>,
+    routes: BTreeMap<BackendTag, Route>,
+}
+
+/// A backend, and what else it has beside the contract.
+#[derive(Debug, Clone)]
+struct Route {
+    hypervisor: DynHypervisor,
+    capabilities: Capabilities,
+    forwarding: Option<DynPortForwarding>,
 }
 
 impl RouterHypervisor {
@@ -27,7 +36,7 @@ impl RouterHypervisor {
     /// Makes a router over what vmkit itself has for this kind of host: QEMU on Linux, which is also the default.
     #[cfg(target_os = "linux")]
     pub fn of_this_host(qemu: QemuHypervisor) -> Self {
-        Self::new(BackendTag::Qemu).with(qemu)
+        Self::new(BackendTag::Qemu).with_forwarding(qemu)
     }
 
     /// Adds a backend, or replaces the one with the same tag.
@@ -37,10 +46,22 @@ impl RouterHypervisor {
         self
     }
 
+    /// Adds a backend that can also forward ports of a VM that runs, or replaces the one with the same tag.
+    #[must_use]
+    pub fn with_forwarding(mut self, backend: impl Backend + PortForwarding + Clone + 'static) -> Self {
+        let tag = backend.tag();
+        self.register(backend.clone());
+        if let Some(route) = self.routes.get_mut(&tag) {
+            route.forwarding = Some(DynPortForwarding::new(backend));
+        }
+        self
+    }
+
     /// Adds a backend at run time, or replaces the one with the same tag.
     pub fn register(&mut self, backend: impl Backend + 'static) {
         let (tag, capabilities) = (backend.tag(), backend.capabilities());
-        self.routes.insert(tag, (DynHypervisor::new(backend), capabilities));
+        let hypervisor = DynHypervisor::new(backend);
+        self.routes.insert(tag, Route { hypervisor, capabilities, forwarding: None });
     }
 
     /// Answers the tags of the registered backends, in order.
@@ -53,25 +74,31 @@ impl RouterHypervisor {
     /// # Errors
     /// `Host` for a tag that is not registered; the error names those that are.
     pub fn capabilities(&self, tag: &BackendTag) -> Result<&Capabilities> {
-        self.route(tag).map(|(_, capabilities)| capabilities)
+        self.route(tag).map(|route| &route.capabilities)
     }
 
-    fn route(&self, tag: &BackendTag) -> Result<&(DynHypervisor, Capabilities)> {
+    fn route(&self, tag: &BackendTag) -> Result<&Route> {
         self.routes.get(tag).ok_or_else(|| Error::UnknownBackend {
             tag: tag.clone(),
             known: self.routes.keys().cloned().collect(),
         })
     }
 
+    fn forwarding_of(&self, vm: &VmHandle) -> Result<&DynPortForwarding> {
+        self.route(&vm.backend)?.forwarding.as_ref().ok_or_else(|| Error::Unsupported {
+            backend: vm.backend.clone(),
+            what: "forwards in a VM that is there already".to_owned(),
+        })
+    }
+
     fn of(&self, vm: &VmHandle) -> Result<&DynHypervisor> {
-        self.route(&vm.backend).map(|(hypervisor, _)| hypervisor)
+        self.route(&vm.backend).map(|route| &route.hypervisor)
     }
 }
 
 impl Hypervisor for RouterHypervisor {
     async fn prepare(&self, spec: &VmSpec) -> Result<VmHandle> {
-        let (hypervisor, _) = self.route(spec.backend().unwrap_or(&self.default))?;
-        hypervisor.prepare(spec).await
+        self.route(spec.backend().unwrap_or(&self.default))?.hypervisor.prepare(spec).await
     }
 
     async fn start(&self, vm: &VmHandle) -> Result<VmHandle> {
@@ -104,6 +131,16 @@ impl Hypervisor for RouterHypervisor {
 
     fn console_endpoint(&self, vm: &VmHandle) -> Result<ConsoleEndpoint> {
         self.of(vm)?.console_endpoint(vm)
+    }
+}
+
+impl PortForwarding for RouterHypervisor {
+    async fn add_forward(&self, vm: &VmHandle, forward: &PortForward) -> Result<VmHandle> {
+        self.forwarding_of(vm)?.add(vm, forward).await
+    }
+
+    async fn remove_forward(&self, vm: &VmHandle, forward: &PortForward) -> Result<VmHandle> {
+        self.forwarding_of(vm)?.remove(vm, forward).await
     }
 }
 

@@ -1,8 +1,11 @@
-//! Whether a port of the host is free.
+//! Whether a port of the host is free, and who has it otherwise.
 
+use std::fmt;
+use std::fs;
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::num::NonZeroU16;
+use std::path::Path;
 
 use crate::error::{Error, Result};
 use crate::spec::Protocol;
@@ -36,10 +39,77 @@ pub(crate) fn port_is_free(protocol: Protocol, addr: IpAddr, port: NonZeroU16) -
     }
 }
 
+/// Who has a port of the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PortHolder {
+    pid: u32,
+    program: String,
+    /// The VM that the process runs, if it is a QEMU that was told its guest's name.
+    vm: Option<String>,
+}
+
+impl fmt::Display for PortHolder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.vm {
+            Some(vm) => write!(f, "the VM `{vm}` (process {})", self.pid),
+            None => write!(f, "process {} ({})", self.pid, self.program),
+        }
+    }
+}
+
+/// Answers who has this port, as far as this user may know: another user's processes don't show their sockets.
+///
+/// Source: proc_pid_net(5) and proc_pid_fd(5).
+pub(crate) fn port_holder(protocol: Protocol, addr: Ipv4Addr, port: NonZeroU16) -> Option<PortHolder> {
+    let name = protocol.as_str();
+    let tables = [format!("/proc/self/net/{name}"), format!("/proc/self/net/{name}6")];
+    let inode =
+        tables.iter().find_map(|table| inode_in(&fs::read_to_string(table).ok()?, protocol, addr, port));
+    let socket = format!("socket:[{}]", inode?);
+    let has_it = |process: &Path| {
+        let mut opened = fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
+        opened.any(|fd| fs::read_link(fd.path()).is_ok_and(|target| target == Path::new(&socket)))
+    };
+    for process in fs::read_dir("/proc").ok()?.flatten() {
+        let pid = process.file_name().to_str().and_then(|name| name.parse().ok());
+        if let Some(pid) = pid.filter(|_| has_it(&process.path())) {
+            let program = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+            let cmdline = fs::read(process.path().join("cmdline")).unwrap_or_default();
+            return Some(PortHolder { pid, program: program.trim().to_owned(), vm: guest_name(&cmdline) });
+        }
+    }
+    None
+}
+
+/// Finds in a table of the kernel's the socket that has this port, and answers its inode.
+fn inode_in(table: &str, protocol: Protocol, addr: Ipv4Addr, port: NonZeroU16) -> Option<u64> {
+    /// The state of a TCP socket that listens; of UDP every socket counts.
+    const LISTENS: &str = "0A";
+    let ours = format!("{:08X}", u32::from_ne_bytes(addr.octets()));
+    let is_it = |row: &&str| {
+        let mut columns = row.split_ascii_whitespace().skip(1);
+        let (Some(local), state) = (columns.next(), columns.nth(1)) else { return false };
+        let Some((address, number)) = local.split_once(':') else { return false };
+        // The last word of an IPv6 address is the IPv4 one that is mapped into it.
+        let address = &address[address.len().saturating_sub(8)..];
+        u16::from_str_radix(number, 16) == Ok(port.get())
+            && (protocol == Protocol::Udp || state == Some(LISTENS))
+            && (addr.is_unspecified() || address == ours || address == "00000000")
+    };
+    table.lines().skip(1).find(is_it)?.split_ascii_whitespace().nth(9)?.parse().ok()
+}
+
+/// Answers what a QEMU's command line names its guest.
+fn guest_name(cmdline: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(cmdline);
+    let mut words = text.split('\0').skip_while(|word| *word != "-name").skip(1);
+    let name = words.next()?.strip_prefix("guest=")?;
+    name.split(',').next().map(str::to_owned)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::Ipv4Addr;
 
     const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
@@ -50,6 +120,25 @@ mod tests {
         assert!(!port_is_free(Protocol::Tcp, LOOPBACK, port).unwrap());
         drop(listener);
         assert!(port_is_free(Protocol::Tcp, LOOPBACK, port).unwrap());
+    }
+
+    #[test]
+    fn who_has_a_port_is_told() {
+        let listener = TcpListener::bind((LOOPBACK, 0)).unwrap();
+        let port = NonZeroU16::new(listener.local_addr().unwrap().port()).unwrap();
+        for addr in [Ipv4Addr::LOCALHOST, Ipv4Addr::UNSPECIFIED] {
+            let holder = port_holder(Protocol::Tcp, addr, port).expect("this process has it");
+            assert_eq!((holder.pid, holder.vm.as_deref()), (std::process::id(), None));
+            assert!(!holder.program.is_empty());
+        }
+        assert_eq!(port_holder(Protocol::Tcp, Ipv4Addr::new(127, 0, 0, 9), port), None);
+        assert_eq!(port_holder(Protocol::Udp, Ipv4Addr::LOCALHOST, port), None);
+    }
+
+    #[test]
+    fn a_qemu_is_known_by_the_guest_that_it_runs() {
+        assert_eq!(guest_name(b"qemu\0-name\0guest=web,debug-threads=on\0").as_deref(), Some("web"));
+        assert_eq!(guest_name(b"nginx\0-name"), None);
     }
 
     #[test]

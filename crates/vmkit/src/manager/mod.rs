@@ -8,6 +8,7 @@
 //! lock ─▶ settle what was cut off ─▶ write the intent ─▶ hypervisor ─▶ write what came of it ─▶ unlock
 //! ```
 
+mod forward;
 mod list;
 mod wait;
 
@@ -209,11 +210,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     /// # Errors
     /// `NotFound`; `Busy`; `InvalidState` for a VM that can only be removed; `Io` and `Host` where it can't be recorded.
     pub async fn rerun_cloud_init(&self, name: &VmName) -> Result<VmHandle> {
-        let locked = self.store.lock(name, Instant::now() + PATIENCE).await?;
-        let Some(mut record) = locked.record()? else {
-            sweep(locked)?;
-            return Err(Error::NotFound { what: "VM", name: name.to_string() });
-        };
+        let (locked, mut record) = self.take(name, Instant::now() + PATIENCE).await?;
         // Only to refuse what can only be removed: an intent that is there stays for the operation that comes next.
         self.settle(record.clone(), Order::Start).await?;
         record.handle.spec = record.handle.spec.with_cloud_init_again();
@@ -311,6 +308,21 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     pub fn hypervisor_log(&self, name: &VmName) -> Result<PathBuf> {
         let log = self.store.read(name)?.handle.hypervisor_log;
         log.ok_or_else(|| Error::NotFound { what: "hypervisor log of VM", name: name.to_string() })
+    }
+
+    /// Locks a VM and reads its record; what is left of one without a record is removed.
+    ///
+    /// # Errors
+    /// `NotFound` without a VM of that name; `Busy`; `Record`.
+    async fn take(&self, name: &VmName, deadline: Instant) -> Result<(LockedVm, VmRecord)> {
+        let locked = self.store.lock(name, deadline).await?;
+        match locked.record()? {
+            Some(record) => Ok((locked, record)),
+            None => {
+                sweep(locked)?;
+                Err(Error::NotFound { what: "VM", name: name.to_string() })
+            }
+        }
     }
 
     async fn operate(&self, name: &VmName, orders: &[Order]) -> Result<VmHandle> {

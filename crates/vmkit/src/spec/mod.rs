@@ -178,6 +178,29 @@ impl VmSpec {
         self
     }
 
+    /// Answers the same spec with this forward as well; where it has it already, the same.
+    ///
+    /// # Errors
+    /// `InvalidInput` where the network is not the user one, or another forward names the same port of the host.
+    pub fn with_forward(mut self, forward: PortForward) -> Result<Self> {
+        let NetworkConfig::User(user) = &mut self.0.network else {
+            return Err(Error::invalid("forward", forward, "only user networking forwards ports"));
+        };
+        if !user.forwards.contains(&forward) {
+            user.forwards.push(forward);
+        }
+        self.0.build()
+    }
+
+    /// Answers the same spec without this forward.
+    #[must_use]
+    pub fn without_forward(mut self, forward: &PortForward) -> Self {
+        if let NetworkConfig::User(user) = &mut self.0.network {
+            user.forwards.retain(|other| other != forward);
+        }
+        self
+    }
+
     /// Answers where the screen is shown.
     pub fn vnc(&self) -> Vnc {
         self.0.vnc

@@ -16,6 +16,7 @@ mod argv;
 #[cfg(test)]
 mod argv_tests;
 mod facts;
+mod forward;
 mod layout;
 mod plan;
 mod prepare;

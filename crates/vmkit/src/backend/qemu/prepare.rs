@@ -14,11 +14,11 @@ use super::plan::{PrepareStep, QemuPlan};
 use crate::backend::supervise::alive;
 use crate::cloud_init;
 use crate::error::{Error, Result};
-use crate::host::ports::port_is_free;
+use crate::host::ports::{port_holder, port_is_free};
 use crate::image::{ImageFacts, create_blank, create_overlay, inspect};
 use crate::input_file::InputFile;
 use crate::network::{MacAddr, check_bridge};
-use crate::spec::{Boot, DataDisk, NetworkConfig, VmSpec};
+use crate::spec::{Boot, DataDisk, NetworkConfig, PortForward, VmSpec};
 use crate::steps::step;
 
 /// More than an owner's mark has: an id, and the end of the line.
@@ -59,13 +59,7 @@ pub(super) async fn check_network(spec: &VmSpec) -> Result<()> {
         NetworkConfig::Tap { bridge } => check_bridge(bridge).await?,
         NetworkConfig::User(user) => {
             for forward in &user.forwards {
-                if let Some(port) = forward.host_port
-                    && !port_is_free(forward.protocol, forward.host_addr.into(), port)?
-                {
-                    let why =
-                        format!("the host's port {port} is in use; name another, or none to have one chosen");
-                    return Err(Error::invalid("forward", forward, why));
-                }
+                check_port(forward)?;
             }
         }
         NetworkConfig::Vnic { link } => {
@@ -75,6 +69,18 @@ pub(super) async fn check_network(spec: &VmSpec) -> Result<()> {
         NetworkConfig::None => {}
     }
     Ok(())
+}
+
+/// Refuses a forward whose port of the host somebody else has.
+pub(super) fn check_port(forward: &PortForward) -> Result<()> {
+    let Some(port) = forward.host_port else { return Ok(()) };
+    if port_is_free(forward.protocol, forward.host_addr.into(), port)? {
+        return Ok(());
+    }
+    let holder = port_holder(forward.protocol, forward.host_addr, port);
+    let by = holder.map_or_else(String::new, |holder| format!(" by {holder}"));
+    let why = format!("the host's port {port} is in use{by}; name another, or none to have one chosen");
+    Err(Error::invalid("forward", forward, why))
 }
 
 /// Checks that a path is a regular, readable file with something in it.

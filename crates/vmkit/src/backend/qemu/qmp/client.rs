@@ -195,6 +195,23 @@ impl QmpClient {
         self.execute("system_powerdown", None, deadline).await.map(drop)
     }
 
+    /// Answers the forwards of user networks that are in force.
+    ///
+    /// # Errors
+    /// As [`execute`](Self::execute).
+    pub(crate) async fn user_forwards(&mut self, deadline: Instant) -> Result<Vec<ActiveForward>> {
+        self.hmp(USERNET, deadline).await.map(|table| usernet::forwards(&table))
+    }
+
+    /// Runs a command of the monitor for people, and answers what it printed.
+    ///
+    /// # Errors
+    /// As [`execute`](Self::execute); what such a command has to complain of is only printed.
+    pub(crate) async fn hmp(&mut self, line: &str, deadline: Instant) -> Result<String> {
+        let answer = self.execute(HMP, Some(json!({ "command-line": line })), deadline).await?;
+        self.printed(line, &answer).map(str::to_owned)
+    }
+
     /// Tells QEMU to end at once. The process is gone a little later.
     ///
     /// # Errors
@@ -207,10 +224,12 @@ impl QmpClient {
     }
 
     fn forwards(&self, answer: &Value) -> Result<Vec<ActiveForward>> {
-        match answer {
-            Value::String(text) => Ok(usernet::forwards(text)),
-            other => Err(self.wire.problem(format!("`{USERNET}` printed no text: {other}"))),
-        }
+        self.printed(USERNET, answer).map(usernet::forwards)
+    }
+
+    fn printed<'a>(&self, command: &str, answer: &'a Value) -> Result<&'a str> {
+        let problem = || self.wire.problem(format!("`{command}` printed no text: {answer}"));
+        answer.as_str().ok_or_else(problem)
     }
 
     async fn message(&mut self) -> Result<Message> {

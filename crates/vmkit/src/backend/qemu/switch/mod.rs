@@ -18,7 +18,7 @@ pub(crate) use chardev::{Chardev, Monitor, VncServer};
 pub(crate) use device::{Blockdev, Device, Rng};
 pub use machine::Accelerator;
 pub(crate) use machine::{Cpu, Direct, MachineType, Sandbox};
-pub(crate) use netdev::Netdev;
+pub(crate) use netdev::{Netdev, hostfwd};
 
 /// The arguments of one QEMU, in order.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

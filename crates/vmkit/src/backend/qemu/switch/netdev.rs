@@ -5,7 +5,7 @@
 use std::num::NonZero;
 
 use super::{Args, Props};
-use crate::spec::UserNetwork;
+use crate::spec::{PortForward, UserNetwork};
 
 /// `-netdev`, always `net0`.
 pub(crate) enum Netdev<'a> {
@@ -25,11 +25,7 @@ impl Netdev<'_> {
                     props = props.with("restrict", "on");
                 }
                 for forward in &user.forwards {
-                    // Port 0 has the kernel choose; `info usernet` tells which.
-                    let host = forward.host_port.map_or(0, NonZero::get);
-                    let (protocol, addr) = (forward.protocol.as_str(), forward.host_addr);
-                    let guest = forward.guest_port;
-                    props = props.with("hostfwd", format!("{protocol}:{addr}:{host}-:{guest}"));
+                    props = props.with("hostfwd", hostfwd(forward));
                 }
                 props
             }
@@ -39,4 +35,12 @@ impl Netdev<'_> {
         };
         args.props("-netdev", props);
     }
+}
+
+/// Answers a forward as `hostfwd` takes it, here and in the monitor.
+pub(crate) fn hostfwd(forward: &PortForward) -> String {
+    // Port 0 has the kernel choose; `info usernet` tells which.
+    let host = forward.host_port.map_or(0, NonZero::get);
+    let (protocol, addr, guest) = (forward.protocol.as_str(), forward.host_addr, forward.guest_port);
+    format!("{protocol}:{addr}:{host}-:{guest}")
 }

@@ -1,0 +1,89 @@
+//! Forwards of a VM that is there already.
+//!
+//! The spec says which are wanted, the run which are in force. The spec is written first, so it is the intent as well: of
+//! a change that was cut off, the next start has it, and so has whoever asks for it again.
+
+use tokio::time::Instant;
+
+use super::{Order, PATIENCE, VmManager, write_outcome};
+use crate::error::{Error, Result};
+use crate::forwarding::{PortForwarding, in_force};
+use crate::handle::VmHandle;
+use crate::spec::{NetworkConfig, PortForward, VmName};
+use crate::store::{LockedVm, VmRecord};
+
+impl<H: PortForwarding + 'static> VmManager<H> {
+    /// Leads a port of the host into a VM from now on: at once if it lives, and at each start.
+    ///
+    /// # State
+    /// Any, which stays. A forward that is there already is success.
+    ///
+    /// # Errors
+    /// `InvalidInput` where the VM's network has no forwards, or the host's port is in use, by whom if that can be
+    /// known; `Unsupported` by a backend without the ability. The VM's forwards are then as they were.
+    pub async fn add_forward(&self, name: &VmName, forward: &PortForward) -> Result<VmHandle> {
+        let (locked, before) = self.take_to_forward(name).await?;
+        let mut vm = before.clone();
+        vm.spec = vm.spec.with_forward(forward.clone())?;
+        locked.write_since(&VmRecord::settled(vm.clone()))?;
+        if !vm.state.is_live() {
+            return Ok(vm);
+        }
+        let added = self.hypervisor.add_forward(&vm, forward).await;
+        // A forward that the host refuses now would keep the VM from starting later.
+        write_outcome(&locked, added.as_ref().unwrap_or(&before));
+        added
+    }
+
+    /// Leads a port of the host into a VM no more; connections that are open stay so.
+    ///
+    /// `forward` is one as it was asked for, or with the host's port that was chosen for it.
+    ///
+    /// # State
+    /// Any, which stays.
+    ///
+    /// # Errors
+    /// `NotFound` for a forward that is neither wanted nor in force.
+    pub async fn remove_forward(&self, name: &VmName, forward: &PortForward) -> Result<VmHandle> {
+        let (locked, mut vm) = self.take_to_forward(name).await?;
+        let wanted = wanted(&vm, forward);
+        if wanted.is_none() && !is_active(&vm, forward) {
+            return Err(Error::NotFound { what: "forward", name: forward.to_string() });
+        }
+        if let Some(wanted) = wanted {
+            vm.spec = vm.spec.without_forward(&wanted);
+            locked.write_since(&VmRecord::settled(vm.clone()))?;
+        }
+        if !vm.state.is_live() {
+            return Ok(vm);
+        }
+        let removed = self.hypervisor.remove_forward(&vm, forward).await?;
+        write_outcome(&locked, &removed);
+        Ok(removed)
+    }
+
+    /// Locks a VM and answers it with the state that it has now, and the facts of its run if it lives.
+    async fn take_to_forward(&self, name: &VmName) -> Result<(LockedVm, VmHandle)> {
+        let (locked, record) = self.take(name, Instant::now() + PATIENCE).await?;
+        // What can only be removed is refused as a start is; else an unrecorded run becomes known, as for `resume`.
+        let order = if record.is_unfinished() { Order::Start } else { Order::Resume };
+        let vm = self.settle(record, order).await?;
+        let state = self.state(&vm).await?;
+        Ok((locked, vm.in_state(state)))
+    }
+}
+
+/// Answers which forward of the VM's spec is meant.
+fn wanted(vm: &VmHandle, forward: &PortForward) -> Option<PortForward> {
+    let NetworkConfig::User(user) = vm.spec.network() else { return None };
+    if user.forwards.contains(forward) {
+        return Some(forward.clone());
+    }
+    let unnamed = PortForward { host_port: None, ..forward.clone() };
+    (is_active(vm, forward) && user.forwards.contains(&unnamed)).then_some(unnamed)
+}
+
+/// Tells whether the host listens for this forward, as far as is known.
+fn is_active(vm: &VmHandle, forward: &PortForward) -> bool {
+    vm.run.as_ref().is_some_and(|run| in_force(&vm.spec, forward, &run.forwards).is_some())
+}
