@@ -14,13 +14,15 @@
 //! ```
 //!
 //! [`walk`] does the same along any sequence of operations, for property tests. [`fake_qemu`] tells the program
-//! `vmkit-fake-qemu` how to behave. [`crash`] cuts an operation before each of its steps, by a kill or by an error.
+//! `vmkit-fake-qemu` how to behave, and `propolis` (a feature) has a server to talk to. [`crash`] cuts an operation before each of its steps, by a kill or by an error.
 
 pub mod conformance;
 pub mod crash;
 mod described;
 pub mod fake_qemu;
 pub mod guest;
+#[cfg(feature = "propolis")]
+pub mod propolis;
 pub mod walk;
 
 pub use conformance::Conformance;

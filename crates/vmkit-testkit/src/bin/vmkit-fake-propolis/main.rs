@@ -1,0 +1,119 @@
+//! A Propolis server without a hypervisor, for tests: the real one's command line, API and log.
+//!
+//! What of it is real and what is fake stands in [`vmkit_testkit::propolis`]. It takes from its environment how it behaves
+//! (`VMKIT_FAKE_PROPOLIS`, JSON), the directory of the stand-ins for the host's tools (`VMKIT_FAKE_ILLUMOS`), and what stands for
+//! `/dev/vmm` (`VMKIT_FAKE_VMM`; else it is in that directory, else in the working directory).
+
+use std::env;
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::str::FromStr;
+
+use slog::Level;
+use vmkit_testkit::propolis::illumos::{self, Illumos};
+use vmkit_testkit::propolis::server::{Options, serve};
+use vmkit_testkit::propolis::{BEHAVIOUR, Behaviour};
+
+const USAGE: &str = "\
+Usage: propolis-server run [OPTIONS] <BOOTROM_PATH> <PROPOLIS_ADDR> [VNC_ADDR]
+
+Options:
+      --bootrom-version <BOOTROM_VERSION>
+      --metric-addr <METRIC_ADDR>          [default: disable]
+      --log-level <LOG_LEVEL>              [default: info]
+";
+
+fn main() -> ExitCode {
+    let result = behaviour().and_then(|behaviour| match &behaviour.refusal {
+        Some(refusal) => Err((1, refusal.clone())),
+        None => run(behaviour),
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err((code, problem)) => {
+            // Where nobody listens, nobody misses it.
+            let _ = writeln!(io::stderr(), "{problem}");
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn behaviour() -> Result<Behaviour, (u8, String)> {
+    match env::var(BEHAVIOUR) {
+        Ok(text) => serde_json::from_str(&text).map_err(|error| (1, format!("{BEHAVIOUR}: {error}"))),
+        Err(_) => Ok(Behaviour::default()),
+    }
+}
+
+fn run(behaviour: Behaviour) -> Result<(), (u8, String)> {
+    let line =
+        Line::parse(env::args().skip(1)).map_err(|problem| (2, format!("error: {problem}\n\n{USAGE}")))?;
+    let failed = |error: String| (1, format!("Error: {error}"));
+    let cwd = env::current_dir().map_err(|error| failed(error.to_string()))?;
+    let illumos = env::var_os(illumos::DIR).map(PathBuf::from);
+    let of_illumos = illumos.as_ref().map(|dir| Illumos::at(dir.clone()).vmm());
+    let options = Options {
+        address: line.address,
+        bootrom: line.bootrom,
+        vmm: env::var_os(illumos::VMM).map(PathBuf::from).or(of_illumos).unwrap_or_else(|| cwd.join("vmm")),
+        cwd,
+        illumos,
+        vnc: line.vnc,
+        behaviour,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| failed(error.to_string()))?;
+    runtime.block_on(serve(options, line.level, io::stdout())).map_err(failed)
+}
+
+/// What was typed.
+struct Line {
+    bootrom: PathBuf,
+    address: SocketAddr,
+    vnc: Option<SocketAddr>,
+    level: Level,
+}
+
+impl Line {
+    fn parse(mut args: impl Iterator<Item = String>) -> Result<Self, String> {
+        match args.next().as_deref() {
+            Some("run") => {}
+            Some(other) => return Err(format!("unrecognized subcommand '{other}'")),
+            None => return Err("'propolis-server' requires a subcommand but one was not provided".to_owned()),
+        }
+        let mut level = Level::Info;
+        let mut rest = Vec::new();
+        while let Some(arg) = args.next() {
+            let mut value = || args.next().ok_or_else(|| format!("a value is required for '{arg}'"));
+            match arg.as_str() {
+                "--bootrom-version" => drop(value()?),
+                "--metric-addr" => match value()?.as_str() {
+                    "disable" | "dns" => {}
+                    address => drop(parsed::<SocketAddr>("--metric-addr", address)?),
+                },
+                "--log-level" => level = parsed("--log-level", &value()?)?,
+                option if option.starts_with("--") => {
+                    return Err(format!("unexpected argument '{option}' found"));
+                }
+                _ => rest.push(arg),
+            }
+        }
+        let vnc = |text: &String| parsed("[VNC_ADDR]", text);
+        match rest.as_slice() {
+            [bootrom, address, more @ ..] if more.len() < 2 => Ok(Self {
+                bootrom: bootrom.into(),
+                address: parsed("<PROPOLIS_ADDR>", address)?,
+                vnc: more.first().map(vnc).transpose()?,
+                level,
+            }),
+            [_, _, _, more, ..] => Err(format!("unexpected argument '{more}' found")),
+            _ => Err("the following required arguments were not provided".to_owned()),
+        }
+    }
+}
+
+fn parsed<T: FromStr>(name: &str, text: &str) -> Result<T, String> {
+    text.parse().map_err(|_| format!("invalid value '{text}' for '{name}'"))
+}

@@ -1,0 +1,360 @@
+//! A fake server in a test's hands, as a thread of the test or as a process.
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use serde_json::Value;
+use slog::Level;
+use tempfile::TempDir;
+use tokio::sync::{OwnedMutexGuard, mpsc};
+
+use super::behaviour::{BEHAVIOUR, Behaviour, Gate};
+use super::guest::{GuestEvent, Order};
+use super::illumos;
+use super::machine::{Gates, Machine};
+use super::server::{self, Options};
+
+/// How long a server may take to listen, on the slowest of machines.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How a fake server is to be made.
+///
+/// Without more it listens on any port of the loopback address, has a directory of its own for everything, and behaves well.
+#[derive(Debug, Default)]
+pub struct Setup {
+    behaviour: Behaviour,
+    address: Option<SocketAddr>,
+    vmm: Option<PathBuf>,
+    illumos: Option<PathBuf>,
+}
+
+impl Setup {
+    /// Has it behave so.
+    pub fn behaviour(mut self, behaviour: Behaviour) -> Self {
+        self.behaviour = behaviour;
+        self
+    }
+
+    /// Has it listen there.
+    pub fn address(mut self, address: SocketAddr) -> Self {
+        self.address = Some(address);
+        self
+    }
+
+    /// Has the kernel's VMs be entries of `vmm`, so that several servers share one kernel.
+    pub fn vmm(mut self, vmm: &Path) -> Self {
+        self.vmm = Some(vmm.to_owned());
+        self
+    }
+
+    /// Has it live on the host whose stand-ins are in `dir`; the kernel's VMs are there too.
+    pub fn illumos(mut self, dir: &Path) -> Self {
+        self.illumos = Some(dir.to_owned());
+        self
+    }
+
+    fn options(&self, dir: &Path) -> io::Result<Options> {
+        let bootrom = dir.join("OVMF_CODE.fd");
+        std::fs::write(&bootrom, b"no firmware")?;
+        let of_illumos = self.illumos.as_ref().map(|dir| illumos::Illumos::at(dir.clone()).vmm());
+        Ok(Options {
+            address: self.address.unwrap_or_else(|| (Ipv4Addr::LOCALHOST, 0).into()),
+            bootrom,
+            cwd: dir.to_owned(),
+            vmm: self.vmm.clone().or(of_illumos).unwrap_or_else(|| dir.join("vmm")),
+            illumos: self.illumos.clone(),
+            vnc: None,
+            behaviour: self.behaviour.clone(),
+        })
+    }
+
+    /// Starts it as a thread of this process.
+    ///
+    /// What would end the process of the real server ends the thread: its connections break off, and what it holds of the
+    /// kernel leaks.
+    ///
+    /// # Errors
+    /// Whatever keeps it from listening.
+    pub fn spawn(self) -> io::Result<FakePropolis> {
+        let dir = tempfile::tempdir()?;
+        let options = self.options(dir.path())?;
+        let vmm = options.vmm.clone();
+        let log = SharedLog::default();
+        let (started, starts) = channel();
+        let (end, ended) = mpsc::unbounded_channel();
+        let gates = Gates::default();
+        let thread = {
+            let (log, gates, end) = (log.clone(), gates.clone(), end.clone());
+            std::thread::spawn(move || run(options, log, gates, end, ended, &started))
+        };
+        let (address, machine) = starts
+            .recv_timeout(PATIENCE)
+            .map_err(|error| io::Error::new(io::ErrorKind::TimedOut, error))?
+            .map_err(io::Error::other)?;
+        let how = How::Thread { end, thread: Some(thread), machine, gates };
+        Ok(FakePropolis { address, vmm, log, how, _dir: dir })
+    }
+
+    /// Starts the program `vmkit-fake-propolis`, which an integration test of this crate finds at
+    /// `env!("CARGO_BIN_EXE_vmkit-fake-propolis")`.
+    ///
+    /// # Errors
+    /// Whatever keeps it from listening.
+    pub fn spawn_process(self, program: &Path) -> io::Result<FakePropolis> {
+        let dir = tempfile::tempdir()?;
+        let options = self.options(dir.path())?;
+        let mut command = Command::new(program);
+        command.arg("run").arg(&options.bootrom).arg(options.address.to_string());
+        command.current_dir(&options.cwd).env(BEHAVIOUR, serde_json::to_string(&options.behaviour)?);
+        command.env(illumos::VMM, &options.vmm);
+        match &options.illumos {
+            Some(dir) => command.env(illumos::DIR, dir),
+            None => command.env_remove(illumos::DIR),
+        };
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+        let stdout = child.stdout.take().expect("it was asked for");
+        let log = SharedLog::default();
+        let found = read_log(stdout, log.clone());
+        let how = How::Process { child: Some(child) };
+        let unspecified = (Ipv4Addr::UNSPECIFIED, 0).into();
+        // From here on, its end is the child's.
+        let mut fake = FakePropolis { address: unspecified, vmm: options.vmm, log, how, _dir: dir };
+        fake.address = found
+            .recv_timeout(PATIENCE)
+            .map_err(|_| io::Error::other(format!("it does not listen: {}", fake.log())))?;
+        Ok(fake)
+    }
+}
+
+/// Runs a server and a runtime of its own until it is to end.
+fn run(
+    options: Options,
+    log: SharedLog,
+    gates: Gates,
+    end: mpsc::UnboundedSender<()>,
+    mut ended: mpsc::UnboundedReceiver<()>,
+    started: &std::sync::mpsc::Sender<Result<(SocketAddr, Arc<Machine>), String>>,
+) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => return drop(started.send(Err(error.to_string()))),
+    };
+    runtime.block_on(async {
+        // An end that nobody waits for is one already.
+        let die = Arc::new(move |_: &str| {
+            let _ = end.send(());
+        });
+        let logger = server::logger(Level::Debug, log);
+        match server::start(options, logger, die, gates) {
+            Ok((server, machine)) => {
+                if started.send(Ok((server.local_addr(), machine))).is_ok() {
+                    ended.recv().await;
+                }
+            }
+            Err(problem) => drop(started.send(Err(problem))),
+        }
+    });
+    // Not by dropping it, which would wait for whoever blocks.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+}
+
+/// Reads a server's log for good, and answers where it listens once it says so.
+fn read_log(stdout: std::process::ChildStdout, mut log: SharedLog) -> Receiver<SocketAddr> {
+    let (found, finds) = channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            let _ = writeln!(log, "{line}");
+            let event: Value = serde_json::from_str(&line).unwrap_or_default();
+            if event["msg"] == "listening"
+                && let Some(address) = event["local_addr"].as_str().and_then(|text| text.parse().ok())
+            {
+                // Whoever asked may have given up.
+                let _ = found.send(address);
+            }
+        }
+    });
+    finds
+}
+
+/// A log that can be read while it is written.
+#[derive(Debug, Clone, Default)]
+struct SharedLog(Arc<Mutex<Vec<u8>>>);
+
+impl Write for SharedLog {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().expect("no holder panics").write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A fake Propolis server. Dropped, it ends as by a kill.
+#[derive(Debug)]
+pub struct FakePropolis {
+    address: SocketAddr,
+    vmm: PathBuf,
+    log: SharedLog,
+    how: How,
+    _dir: TempDir,
+}
+
+enum How {
+    Thread {
+        end: mpsc::UnboundedSender<()>,
+        thread: Option<JoinHandle<()>>,
+        machine: Arc<Machine>,
+        gates: Gates,
+    },
+    Process {
+        child: Option<Child>,
+    },
+}
+
+impl std::fmt::Debug for How {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Thread { .. } => f.write_str("Thread"),
+            Self::Process { child } => f.debug_tuple("Process").field(child).finish(),
+        }
+    }
+}
+
+/// Holds a server at a [`Gate`]; dropped, it goes on.
+#[derive(Debug)]
+pub struct Held(#[expect(dead_code, reason = "it is its drop that counts")] OwnedMutexGuard<()>);
+
+impl FakePropolis {
+    /// Starts a thread that behaves so.
+    ///
+    /// # Errors
+    /// Whatever keeps it from listening.
+    pub fn spawn(behaviour: Behaviour) -> io::Result<Self> {
+        Setup::default().behaviour(behaviour).spawn()
+    }
+
+    /// Answers where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Answers what stands for `/dev/vmm`: each entry is a VM of the kernel.
+    pub fn vmm(&self) -> &Path {
+        &self.vmm
+    }
+
+    /// Answers the names of the kernel's VMs, in order.
+    pub fn kernel_vms(&self) -> Vec<String> {
+        illumos::names_in(&self.vmm)
+    }
+
+    /// Answers what the server has logged so far: a line of JSON for each event.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&self.log.0.lock().expect("no holder panics")).into_owned()
+    }
+
+    /// Answers the process's id, where it is a process.
+    pub fn pid(&self) -> Option<u32> {
+        match &self.how {
+            How::Process { child } => child.as_ref().map(Child::id),
+            How::Thread { .. } => None,
+        }
+    }
+
+    /// Ends it without any cleaning up, and waits until it has ended.
+    pub fn kill(&mut self) {
+        match &mut self.how {
+            How::Thread { end, thread, .. } => {
+                // It may have died by itself.
+                let _ = end.send(());
+                if let Some(thread) = thread.take() {
+                    thread.join().expect("the server's thread does not panic");
+                }
+            }
+            How::Process { child } => {
+                if let Some(mut child) = child.take() {
+                    // It may have died by itself; it is reaped in any case.
+                    let _ = child.kill();
+                    let _ = child.wait();
+                }
+            }
+        }
+    }
+
+    /// Waits until it has ended by itself, and answers how; a thread has ended as by SIGABRT.
+    ///
+    /// # Errors
+    /// Whatever the system says to waiting for a child.
+    pub fn wait(&mut self) -> io::Result<ExitStatus> {
+        match &mut self.how {
+            How::Thread { thread, .. } => {
+                if let Some(thread) = thread.take() {
+                    thread.join().expect("the server's thread does not panic");
+                }
+                Ok(ExitStatus::from_raw(6))
+            }
+            How::Process { child } => match child.take() {
+                Some(mut child) => child.wait(),
+                None => Ok(ExitStatus::from_raw(9)),
+            },
+        }
+    }
+
+    /// Holds it at a gate, from the next time it comes there.
+    ///
+    /// # Panics
+    /// Where the server is a process of its own.
+    pub async fn hold(&self, gate: Gate) -> Held {
+        match &self.how {
+            How::Thread { gates, .. } => Held(gates.of(gate).lock_owned().await),
+            How::Process { .. } => panic!("only a server in this process can be held"),
+        }
+    }
+
+    /// Has the guest print something; answers whether there is one.
+    ///
+    /// # Panics
+    /// Where the server is a process of its own: type `flood N` there.
+    pub fn print(&self, bytes: &[u8]) -> bool {
+        self.machine().order(Order::Print(bytes.to_vec()))
+    }
+
+    /// Has the guest shut itself down; answers whether there is one.
+    ///
+    /// # Panics
+    /// Where the server is a process of its own: type `poweroff` there.
+    pub fn power_off(&self) -> bool {
+        self.machine().order(Order::Raise(GuestEvent::Halt))
+    }
+
+    /// Tells every client of the serial port that the VM moves to `destination`; answers whether there is a VM.
+    ///
+    /// # Panics
+    /// Where the server is a process of its own.
+    pub fn say_migrating(&self, destination: SocketAddr) -> bool {
+        let serial = self.machine().serial();
+        serial.map(|serial| serial.say_migrating(destination)).is_some()
+    }
+
+    fn machine(&self) -> &Machine {
+        match &self.how {
+            How::Thread { machine, .. } => machine,
+            How::Process { .. } => panic!("only a server in this process has a guest at hand"),
+        }
+    }
+}
+
+impl Drop for FakePropolis {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}

@@ -1,0 +1,241 @@
+//! What the server takes of its host: disks, links, the kernel's VM, the firmware.
+//!
+//! The host's own tools are stood in for by `vmkit-fake-illumos`, whose state is looked at where it is there.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use tokio::net::UnixStream;
+use uuid::Uuid;
+
+use super::illumos::{Illumos, State};
+use super::wire::{
+    BlobStorageBackend, Component, FileStorageBackend, InstanceSpec, PciPath, SerialPortNumber,
+};
+
+/// How many CPUs one VM may have.
+const MOST_CPUS: u8 = 32;
+
+/// Where the server finds what it takes.
+#[derive(Debug, Clone)]
+pub(super) struct Host {
+    /// What stands for `/dev/vmm`.
+    pub(super) vmm: PathBuf,
+    /// The stand-ins' state, where there are stand-ins; without it any link is there.
+    pub(super) illumos: Option<Illumos>,
+    pub(super) bootrom: PathBuf,
+    /// The server's working directory.
+    pub(super) cwd: PathBuf,
+}
+
+/// Why a VM can't be made.
+#[derive(Debug)]
+pub(super) enum Refusal {
+    /// The server says so, in its log only.
+    Fails(String),
+    /// The server panics, and with it its process.
+    Panics(String),
+}
+
+impl From<String> for Refusal {
+    fn from(text: String) -> Self {
+        Self::Fails(text)
+    }
+}
+
+/// What a VM holds of its host.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) kernel: KernelVm,
+    _disks: Vec<File>,
+}
+
+impl Host {
+    /// Takes what a VM needs, the kernel's VM first.
+    ///
+    /// As in the real server, a failure afterwards lets go of everything again, and a panic of nothing.
+    pub(super) fn take(&self, id: Uuid, spec: &InstanceSpec) -> Result<Held, Refusal> {
+        if spec.board.cpus == 0 || spec.board.cpus > MOST_CPUS {
+            return Err(format!("failed to set up {} vCPUs: Invalid argument", spec.board.cpus).into());
+        }
+        let kernel = KernelVm::create(&self.vmm, id)
+            .map_err(|error| format!("failed to create kernel VM {id}: {error}"))?;
+        match self.take_rest(spec) {
+            Ok(disks) => Ok(Held { kernel, _disks: disks }),
+            Err(Refusal::Fails(text)) => {
+                kernel.destroy().map_err(|error| format!("{text}, and the kernel keeps {id}: {error}"))?;
+                Err(Refusal::Fails(text))
+            }
+            Err(panics) => Err(panics),
+        }
+    }
+
+    fn take_rest(&self, spec: &InstanceSpec) -> Result<Vec<File>, Refusal> {
+        File::open(&self.bootrom)
+            .map_err(|error| Refusal::Panics(format!("bootrom {}: {error}", self.bootrom.display())))?;
+        let com1 = |component: &Component| matches!(component, Component::SerialPort(port) if port.num == SerialPortNumber::Com1);
+        if !spec.components.values().any(com1) {
+            return Err(Refusal::Panics("com1 must be in the spec".to_owned()));
+        }
+        File::create(self.cwd.join("debug.out"))
+            .and_then(|mut file| file.write_all(b"no firmware runs here\n"))
+            .map_err(|error| format!("failed to create debug.out: {error}"))?;
+        let mut disks = Vec::new();
+        for (key, component) in &spec.components {
+            if let Some(path) = slot(component)
+                && matches!((path.bus, path.device, path.function), (0, 0, 0) | (0, 1, 0 | 3))
+            {
+                return Err(Refusal::Panics(format!("{key} is where the chipset is: {path:?}")));
+            }
+            match component {
+                Component::FileStorageBackend(backend) => disks.push(self.open(backend)?),
+                Component::BlobStorageBackend(backend) => check_blob(backend)?,
+                Component::CrucibleStorageBackend(_) => {
+                    return Err(format!("{key}: this server is a fake and has no Crucible").into());
+                }
+                Component::VirtioNetworkBackend(backend) => self.check_link(&backend.vnic_name)?,
+                _ => {}
+            }
+        }
+        Ok(disks)
+    }
+
+    fn open(&self, backend: &FileStorageBackend) -> Result<File, String> {
+        let problem = |error: io::Error| format!("failed to open file {}: {error}", backend.path);
+        let path = self.here(Path::new(&backend.path));
+        let file = OpenOptions::new().read(true).write(!backend.readonly).open(path).map_err(problem)?;
+        // So that the stand-in for `zfs` knows that it is in use.
+        flock(&file, FlockOperation::NonBlockingLockShared).map_err(|error| problem(error.into()))?;
+        let bytes = file.metadata().map_err(problem)?.len();
+        let block_size = u64::from(backend.block_size);
+        if !block_size.is_power_of_two() || block_size < 512 {
+            return Err(format!("unsupported block size {block_size} for {}", backend.path));
+        }
+        if bytes == 0 || !bytes.is_multiple_of(block_size) {
+            return Err(format!("{}: {bytes} bytes are not whole blocks of {block_size}", backend.path));
+        }
+        Ok(file)
+    }
+
+    /// Answers where a device of the host lies for the stand-ins.
+    fn here(&self, path: &Path) -> PathBuf {
+        match (&self.illumos, path.strip_prefix("/dev")) {
+            (Some(illumos), Ok(rest)) => illumos.dev().join(rest),
+            _ => path.to_owned(),
+        }
+    }
+
+    fn check_link(&self, name: &str) -> Result<(), String> {
+        let Some(illumos) = &self.illumos else { return Ok(()) };
+        let state = State::load(illumos).map_err(|error| format!("the stand-ins' state: {error}"))?;
+        match state.links.contains_key(name) {
+            true => Ok(()),
+            false => {
+                Err(format!("failed to create viona device {name}: No such file or directory (os error 2)"))
+            }
+        }
+    }
+}
+
+fn slot(component: &Component) -> Option<PciPath> {
+    match component {
+        Component::VirtioDisk(disk) => Some(disk.pci_path),
+        Component::NvmeDisk(disk) => Some(disk.pci_path),
+        Component::VirtioNic(nic) => Some(nic.pci_path),
+        Component::PciPciBridge(bridge) => Some(bridge.pci_path),
+        Component::VirtioSocket(socket) => Some(socket.pci_path),
+        _ => None,
+    }
+}
+
+fn check_blob(backend: &BlobStorageBackend) -> Result<(), String> {
+    let bytes = BASE64_STANDARD
+        .decode(&backend.base64)
+        .map_err(|error| format!("failed to decode base64 contents of a blob: {error}"))?;
+    match bytes.is_empty() || !bytes.len().is_multiple_of(512) {
+        true => Err(format!("{} bytes are not whole blocks of 512", bytes.len())),
+        false => Ok(()),
+    }
+}
+
+/// A VM in the kernel: an entry in what stands for `/dev/vmm`, which stays when its server dies.
+#[derive(Debug)]
+pub(super) struct KernelVm {
+    path: PathBuf,
+    entry: Arc<File>,
+    /// At its end as soon as the entry has no name any more.
+    alive: UnixStream,
+}
+
+impl KernelVm {
+    /// Makes one, and takes away by force what has its name.
+    fn create(vmm: &Path, id: Uuid) -> io::Result<Self> {
+        std::fs::create_dir_all(vmm)?;
+        let path = vmm.join(id.to_string());
+        let entry = loop {
+            match OpenOptions::new().write(true).create_new(true).open(&path) {
+                Ok(entry) => break Arc::new(entry),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    match std::fs::remove_file(&path) {
+                        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                        _ => {}
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        };
+        let changes = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+        // The entry and not the path: whoever takes the name next must not be seen.
+        let opened = format!("/proc/self/fd/{}", entry.as_raw_fd());
+        inotify::add_watch(&changes, opened, WatchFlags::ATTRIB | WatchFlags::DELETE_SELF)?;
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        let watched = Arc::clone(&entry);
+        std::thread::spawn(move || until_nameless(&watched, &changes, theirs));
+        Ok(Self { path, entry, alive: UnixStream::from_std(ours)? })
+    }
+
+    /// Comes back once it is destroyed.
+    pub(super) async fn gone(&self) {
+        // Nothing is ever sent there: what can be read is its end.
+        let _ = self.alive.readable().await;
+    }
+
+    /// Destroys it, unless somebody else has.
+    pub(super) fn destroy(&self) -> io::Result<()> {
+        if is_nameless(&self.entry) {
+            return Ok(());
+        }
+        std::fs::remove_file(&self.path)
+    }
+}
+
+fn is_nameless(file: &File) -> bool {
+    file.metadata().is_ok_and(|metadata| metadata.nlink() == 0)
+}
+
+/// Blocks until a file has no name any more, or until nobody is at the other end of `held`.
+fn until_nameless(file: &File, changes: &OwnedFd, held: std::os::unix::net::UnixStream) {
+    while !is_nameless(file) {
+        let mut fds = [PollFd::new(changes, PollFlags::IN), PollFd::new(&held, PollFlags::IN)];
+        match poll(&mut fds, None) {
+            Err(Errno::INTR) => continue,
+            Err(_) => return,
+            Ok(_) if !fds[1].revents().is_empty() => return,
+            Ok(_) => {}
+        }
+        let mut buffer = [std::mem::MaybeUninit::uninit(); 512];
+        let mut events = inotify::Reader::new(changes, &mut buffer);
+        while events.next().is_ok() {}
+    }
+}

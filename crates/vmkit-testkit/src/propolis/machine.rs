@@ -1,0 +1,391 @@
+//! The VM of a server, from the request that makes it to the end that everybody can ask about.
+//!
+//! ```text
+//! NoVm ──ensure──▶ WaitingForInit ──▶ Active ──stop──▶ Rundown ──▶ RundownComplete
+//!                        │                                               │  ▲
+//!                        └────────────────── failed ────────────────────▶┘  │
+//!                        ▲────────────────── ensure ─────────────────────┘──┘
+//! ```
+//!
+//! One task drives a VM: it makes it, takes requests and the guest's events one by one, and says what became of it. What
+//! everybody sees is the state that it published last, with a generation that grows by one each time; whoever looks seldom
+//! misses states.
+//!
+//! Source: propolis-server's `vm` module.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use slog::{Logger, error, info};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::behaviour::{Behaviour, Death, Gate};
+use super::guest::{self, GuestEvent, Order};
+use super::host::{Held, Host, Refusal};
+use super::queue::{Change, Denied, Queue};
+use super::serial::{Serial, SerialTask, UART_BYTES};
+use super::wire::{
+    Cpuid, CpuidEntry, CpuidVendor, InstanceEnsureRequest, InstanceInitializationMethod,
+    InstanceMigrateInitiateResponse, InstanceMigrateStatusResponse, InstanceMigrationStatus,
+    InstanceProperties, InstanceSpec, InstanceSpecGetResponse, InstanceSpecStatus, InstanceState,
+    InstanceStateMonitorResponse, InstanceStateRequested, MigrationState,
+};
+
+/// Ends the server as a panic does, without any cleaning up.
+pub(super) type Die = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// The server's one VM, if it has one.
+pub(super) struct Machine {
+    log: Logger,
+    host: Host,
+    behaviour: Behaviour,
+    die: Die,
+    gates: Gates,
+    now: Mutex<Now>,
+}
+
+/// Held by a test, the machine waits there.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Gates {
+    ensure: Arc<tokio::sync::Mutex<()>>,
+    event: Arc<tokio::sync::Mutex<()>>,
+    release: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl Gates {
+    pub(super) fn of(&self, gate: Gate) -> Arc<tokio::sync::Mutex<()>> {
+        match gate {
+            Gate::Ensure => Arc::clone(&self.ensure),
+            Gate::Event => Arc::clone(&self.event),
+            Gate::Release => Arc::clone(&self.release),
+        }
+    }
+
+    async fn pass(&self, gate: Gate) {
+        drop(self.of(gate).lock_owned().await);
+    }
+}
+
+#[derive(Debug, Default)]
+struct Now {
+    stage: Stage,
+    vm: Option<Vm>,
+    active: Option<Active>,
+    /// Of a VM that was never made: it is still there, so that whoever waits for its next state waits on.
+    failed: Option<Publisher>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Stage {
+    #[default]
+    NoVm,
+    WaitingForInit,
+    Active,
+    Rundown,
+    RundownComplete,
+}
+
+/// What is known of a VM at any time.
+#[derive(Debug)]
+struct Vm {
+    properties: InstanceProperties,
+    spec: InstanceSpecStatus,
+    states: watch::Receiver<InstanceStateMonitorResponse>,
+}
+
+/// What an active VM can be asked.
+#[derive(Debug)]
+struct Active {
+    queue: Queue,
+    events: mpsc::UnboundedSender<Event>,
+    orders: mpsc::UnboundedSender<Order>,
+    serial: Serial,
+}
+
+#[derive(Debug)]
+enum Event {
+    Request(InstanceStateRequested),
+    Guest(GuestEvent),
+}
+
+/// Why there is no new VM.
+#[derive(Debug)]
+pub(super) enum EnsureError {
+    /// There is one.
+    Taken,
+    /// It could not be made; only the log says why.
+    Failed(String),
+}
+
+#[derive(Debug)]
+struct Publisher(watch::Sender<InstanceStateMonitorResponse>);
+
+impl Publisher {
+    fn publish(&self, state: InstanceState) {
+        self.0.send_modify(|now| {
+            now.r#gen += 1;
+            now.state = state;
+        });
+    }
+}
+
+impl Machine {
+    pub(super) fn new(log: Logger, host: Host, behaviour: Behaviour, die: Die, gates: Gates) -> Arc<Self> {
+        Arc::new(Self { log, host, behaviour, die, gates, now: Mutex::default() })
+    }
+
+    fn now(&self) -> MutexGuard<'_, Now> {
+        self.now.lock().expect("no holder panics")
+    }
+
+    /// Makes a VM, and comes back once it is there or can't be.
+    pub(super) async fn ensure(
+        self: &Arc<Self>,
+        request: InstanceEnsureRequest,
+    ) -> Result<Option<InstanceMigrateInitiateResponse>, EnsureError> {
+        let InstanceEnsureRequest { properties, init } = request;
+        let migration_id = match &init {
+            InstanceInitializationMethod::Spec { .. } => None,
+            InstanceInitializationMethod::MigrationTarget { migration_id, .. } => Some(*migration_id),
+        };
+        let first = InstanceStateMonitorResponse {
+            r#gen: 1,
+            state: migration_id.map_or(InstanceState::Creating, |_| InstanceState::Migrating),
+            migration: InstanceMigrateStatusResponse {
+                migration_in: migration_id
+                    .map(|id| InstanceMigrationStatus { id, state: MigrationState::Sync }),
+                migration_out: None,
+            },
+        };
+        let (states, seen) = watch::channel(first);
+        let (answer, answered) = oneshot::channel();
+        {
+            let mut now = self.now();
+            if !matches!(now.stage, Stage::NoVm | Stage::RundownComplete) {
+                return Err(EnsureError::Taken);
+            }
+            let spec = match &init {
+                InstanceInitializationMethod::Spec { spec } => InstanceSpecStatus::Present(filled_in(spec)),
+                InstanceInitializationMethod::MigrationTarget { .. } => {
+                    InstanceSpecStatus::WaitingForMigrationSource
+                }
+            };
+            now.stage = Stage::WaitingForInit;
+            now.failed = None;
+            now.vm = Some(Vm { properties: properties.clone(), spec, states: seen });
+            let driver = Driver { machine: Arc::clone(self), states: Publisher(states) };
+            tokio::spawn(driver.run(properties, init, answer));
+        }
+        match answered.await {
+            Ok(Ok(())) => {
+                Ok(migration_id.map(|migration_id| InstanceMigrateInitiateResponse { migration_id }))
+            }
+            Ok(Err(text)) => Err(EnsureError::Failed(text)),
+            Err(_) => Err(EnsureError::Failed("VM operation result channel unexpectedly closed".to_owned())),
+        }
+    }
+
+    /// Answers the VM that there is or was last.
+    pub(super) fn get(&self) -> Option<InstanceSpecGetResponse> {
+        let now = self.now();
+        let vm = now.vm.as_ref()?;
+        let state = vm.states.borrow().state;
+        Some(InstanceSpecGetResponse { properties: vm.properties.clone(), state, spec: vm.spec.clone() })
+    }
+
+    /// Answers where the states of the VM that there is or was last can be watched.
+    pub(super) fn states(&self) -> Option<watch::Receiver<InstanceStateMonitorResponse>> {
+        Some(self.now().vm.as_ref()?.states.clone())
+    }
+
+    /// Queues a request, or answers `None` where no VM is active.
+    pub(super) fn request(&self, request: InstanceStateRequested) -> Option<Result<(), Denied>> {
+        let mut now = self.now();
+        let active = now.active.as_mut()?;
+        let queued = active.queue.ask(request).map(|do_it| {
+            if do_it {
+                // Its driver takes events for as long as a VM is active.
+                let _ = active.events.send(Event::Request(request));
+            }
+        });
+        Some(queued)
+    }
+
+    /// Answers the first serial port of the active VM.
+    pub(super) fn serial(&self) -> Option<Serial> {
+        Some(self.now().active.as_ref()?.serial.clone())
+    }
+
+    /// Gives the guest of the active VM an order; without one, nobody hears it.
+    pub(super) fn order(&self, order: Order) -> bool {
+        self.now().active.as_ref().is_some_and(|active| active.orders.send(order).is_ok())
+    }
+}
+
+/// Answers the spec as the server tells it: with what the host would say of its CPUs.
+fn filled_in(spec: &InstanceSpec) -> InstanceSpec {
+    let mut spec = spec.clone();
+    let leaf = |leaf, eax, ebx, ecx, edx| CpuidEntry { leaf, subleaf: None, eax, ebx, ecx, edx };
+    spec.board.cpuid.get_or_insert_with(|| Cpuid {
+        vendor: CpuidVendor::Amd,
+        entries: vec![
+            leaf(0, 1, 0x6874_7541, 0x444D_4163, 0x6974_6E65),
+            leaf(1, 0x00A0_0F11, 0, 0, 0x178B_FBFF),
+            leaf(0x8000_0000, 0x8000_0000, 0x6874_7541, 0x444D_4163, 0x6974_6E65),
+        ],
+    });
+    spec
+}
+
+/// Drives one VM.
+struct Driver {
+    machine: Arc<Machine>,
+    states: Publisher,
+}
+
+impl Driver {
+    async fn run(
+        self,
+        properties: InstanceProperties,
+        init: InstanceInitializationMethod,
+        answer: oneshot::Sender<Result<(), String>>,
+    ) {
+        let machine = Arc::clone(&self.machine);
+        machine.gates.pass(Gate::Ensure).await;
+        let made = match init {
+            InstanceInitializationMethod::Spec { spec } => self.take(properties.id, &spec).await,
+            InstanceInitializationMethod::MigrationTarget { src_addr, .. } => {
+                Err(format!("this server is a fake and takes no VM over from {src_addr}"))
+            }
+        };
+        let held = match made {
+            Ok(held) => held,
+            Err(text) => {
+                error!(machine.log, "failed to create VM objects"; "error" => &text);
+                self.states.publish(InstanceState::Failed);
+                let mut now = machine.now();
+                now.stage = Stage::RundownComplete;
+                now.failed = Some(self.states);
+                drop(now);
+                let _ = answer.send(Err(text));
+                return;
+            }
+        };
+        if machine.behaviour.dies == Some(Death::Ensure) {
+            self.die("asked to die at ensure").await;
+        }
+        let (events, received) = mpsc::unbounded_channel();
+        let (ours, theirs) = tokio::io::duplex(UART_BYTES);
+        let (orders, taken) = mpsc::unbounded_channel();
+        let raised = events.clone();
+        let raise = move |event| drop(raised.send(Event::Guest(event)));
+        tokio::spawn(guest::run(theirs, taken, raise, machine.behaviour.clone()));
+        let (serial, serial_task) = Serial::serve(ours);
+        {
+            let mut now = machine.now();
+            now.stage = Stage::Active;
+            now.active = Some(Active { queue: Queue::new(), events, orders: orders.clone(), serial });
+        }
+        let _ = answer.send(Ok(()));
+        self.drive(&held, received, &orders).await;
+        self.run_down(held, serial_task).await;
+    }
+
+    /// Takes what the VM needs of its host, in a thread that may block.
+    async fn take(&self, id: uuid::Uuid, spec: &InstanceSpec) -> Result<Held, String> {
+        if let Some(text) = &self.machine.behaviour.ensure_fails {
+            return Err(text.clone());
+        }
+        let (machine, spec) = (Arc::clone(&self.machine), spec.clone());
+        let taken = tokio::task::spawn_blocking(move || machine.host.take(id, &spec)).await;
+        match taken {
+            Ok(Ok(held)) => Ok(held),
+            Ok(Err(Refusal::Fails(text))) => Err(text),
+            Ok(Err(Refusal::Panics(text))) => self.die(&text).await,
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// Ends the server; what comes after it never runs.
+    async fn die(&self, why: &str) -> ! {
+        (self.machine.die)(why);
+        std::future::pending().await
+    }
+
+    fn tell(&self, change: Change) {
+        if let Some(active) = &mut self.machine.now().active {
+            active.queue.tell(change);
+        }
+    }
+
+    /// Takes events until the VM has stopped.
+    async fn drive(
+        &self,
+        held: &Held,
+        mut events: mpsc::UnboundedReceiver<Event>,
+        orders: &mpsc::UnboundedSender<Order>,
+    ) {
+        let machine = &self.machine;
+        loop {
+            let event = tokio::select! {
+                biased;
+                () = held.kernel.gone() => Event::Guest(GuestEvent::Halt),
+                Some(event) = events.recv() => event,
+            };
+            machine.gates.pass(Gate::Event).await;
+            info!(machine.log, "state driver handling event"; "event" => ?event);
+            match event {
+                Event::Request(InstanceStateRequested::Run) => self.start(orders).await,
+                Event::Request(InstanceStateRequested::Reboot) | Event::Guest(GuestEvent::Reset) => {
+                    self.states.publish(InstanceState::Rebooting);
+                    let _ = orders.send(Order::Boot);
+                    self.tell(Change::Rebooted);
+                    self.states.publish(InstanceState::Running);
+                }
+                Event::Request(InstanceStateRequested::Stop) | Event::Guest(GuestEvent::Halt) => {
+                    self.states.publish(InstanceState::Stopping);
+                    if machine.behaviour.dies == Some(Death::Stop) {
+                        self.die("asked to die at stop").await;
+                    }
+                    let _ = orders.send(Order::Halt);
+                    self.tell(Change::Stopped);
+                    self.states.publish(InstanceState::Stopped);
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn start(&self, orders: &mpsc::UnboundedSender<Order>) {
+        self.states.publish(InstanceState::Starting);
+        if self.machine.behaviour.dies == Some(Death::Start) {
+            self.die("asked to die at start").await;
+        }
+        if self.machine.behaviour.start_fails {
+            error!(self.machine.log, "failed to start devices"; "error" => "asked to fail");
+            self.tell(Change::Failed);
+            self.states.publish(InstanceState::Failed);
+            return;
+        }
+        let _ = orders.send(Order::Boot);
+        self.tell(Change::Running);
+        self.states.publish(InstanceState::Running);
+    }
+
+    /// Lets go of everything, and only then says that the VM is no more.
+    async fn run_down(self, held: Held, serial: SerialTask) {
+        let machine = &self.machine;
+        {
+            let mut now = machine.now();
+            now.stage = Stage::Rundown;
+            now.active = None;
+        }
+        serial.stop().await;
+        machine.gates.pass(Gate::Release).await;
+        if let Err(error) = held.kernel.destroy() {
+            error!(machine.log, "failed to destroy the kernel VM"; "error" => %error);
+        }
+        drop(held);
+        machine.now().stage = Stage::RundownComplete;
+        self.states.publish(InstanceState::Destroyed);
+    }
+}

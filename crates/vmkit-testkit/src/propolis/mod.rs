@@ -1,0 +1,47 @@
+//! A Propolis server without a hypervisor, and the tools of the host that it lives on, for tests.
+//!
+//! ```no_run
+//! use vmkit_testkit::propolis::{Behaviour, FakePropolis};
+//! # fn main() -> std::io::Result<()> {
+//! let server = FakePropolis::spawn(Behaviour::default())?;
+//! // Talk to `http://{server.address()}` as if it were a propolis-server; afterwards:
+//! assert!(server.kernel_vms().is_empty(), "it has left a VM in the kernel");
+//! # Ok(()) }
+//! ```
+//!
+//! Real, as read in its source or from its published description:
+//! - the framework, dropshot: versions of the API and what is said of wrong ones, request ids, limits, the words for bodies that
+//!   don't parse, upgrades to WebSocket, the log;
+//! - which request is taken, ignored or denied in which state, with which words; the states, their generations, the long
+//!   poll that blocks and skips; that failures of the server are told to its log alone;
+//! - that a VM is `Destroyed` only after it has let go of everything; that a second one of the same id takes the first one's place
+//!   in the kernel; that a killed server leaves its VM there;
+//! - the serial port: what is kept of its history, several clients, and one who does not read and stalls them all;
+//! - what kills it: no `com1`, no firmware, a device where the chipset is.
+//!
+//! Fake:
+//! - there is no guest; see the text that it prints and the lines that it obeys in [`Behaviour`];
+//! - there is no Crucible, no migration, no VNC: what asks for them fails, or nobody answers;
+//! - memory and CPUs are only counted. What a VM says whose kernel half was destroyed by another is not known; here it halts.
+//!
+//! Source: the sources of propolis-server and its API description 5.0.0, which is kept below `data/propolis/`. Nothing of
+//! this was compared with a server on illumos.
+
+mod api;
+mod behaviour;
+mod description;
+mod fake;
+mod guest;
+mod history;
+mod host;
+pub mod illumos;
+mod machine;
+mod queue;
+mod serial;
+pub mod server;
+mod spec;
+mod wire;
+
+pub use behaviour::{BEHAVIOUR, Behaviour, Death, Gate};
+pub use description::{check_answer, check_ensure_request, description};
+pub use fake::{FakePropolis, Held, Setup};

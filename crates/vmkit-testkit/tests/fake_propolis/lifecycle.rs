@@ -1,0 +1,288 @@
+//! From the request that makes a VM to the end that everybody can ask about.
+
+use serde_json::{Value, json};
+use vmkit_testkit::propolis::{Behaviour, FakePropolis, Gate, Setup};
+
+use crate::client::*;
+
+fn fake() -> FakePropolis {
+    FakePropolis::spawn(Behaviour::default()).unwrap()
+}
+
+/// Acts from another thread than the runtime's, which the requests would block.
+fn held<T>(fake: &FakePropolis, gate: Gate, act: impl FnOnce() -> T) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let held = runtime.block_on(fake.hold(gate));
+    let answer = act();
+    drop(held);
+    answer
+}
+
+fn state(fake: &FakePropolis) -> Value {
+    ask(fake, "GET", "/instance", None).json()["instance"]["state"].clone()
+}
+
+#[test]
+fn there_is_no_instance_before_the_first_ensure() {
+    let fake = fake();
+    let generation = json!({ "gen": 0 });
+    for (method, path, body) in [
+        ("GET", "/instance", None),
+        ("GET", "/instance/spec", None),
+        ("PUT", "/instance/state", Some(&json!("Run"))),
+        ("GET", "/instance/state-monitor", Some(&generation)),
+        ("GET", "/instance/serial/history?from_start=0", None),
+        ("GET", "/instance/migration-status", None),
+        ("POST", "/instance/nmi", None),
+    ] {
+        let answer = ask(&fake, method, path, body);
+        assert_eq!((answer.status, answer.code()), (424, Some("NoInstance")), "{method} {path}");
+        assert_eq!(answer.message(), "Server not initialized (no instance)");
+    }
+}
+
+#[test]
+fn a_life_from_creating_to_destroyed() {
+    let fake = fake();
+    ensure_well(&fake);
+    assert_eq!(monitor(&fake, 0).json()["state"], "Creating");
+    assert_eq!(monitor(&fake, 1).json()["gen"], 1);
+    assert_eq!(fake.kernel_vms(), [ID]);
+    assert_eq!(put_state(&fake, "Run").status, 204);
+    assert_eq!(wait_for(&fake, "Running"), 3, "Creating, Starting, Running");
+    assert_eq!(put_state(&fake, "Reboot").status, 204);
+    assert_eq!(monitor(&fake, 5).json()["state"], "Running", "Rebooting, Running");
+    assert_eq!(put_state(&fake, "Stop").status, 204);
+    assert_eq!(wait_for(&fake, "Destroyed"), 8, "Stopping, Stopped, Destroyed");
+    assert_eq!(fake.kernel_vms(), [""; 0]);
+    assert_eq!(state(&fake), "Destroyed");
+}
+
+#[test]
+fn a_request_for_a_state_is_queued_and_not_awaited() {
+    let fake = fake();
+    ensure_well(&fake);
+    held(&fake, Gate::Event, || {
+        assert_eq!(put_state(&fake, "Run").status, 204);
+        assert_eq!(state(&fake), "Creating");
+    });
+    wait_for(&fake, "Running");
+}
+
+#[test]
+fn a_second_ensure_is_refused_with_409_in_every_stage_of_a_life() {
+    let fake = fake();
+    let refused = || {
+        let answer = ensure(&fake, &spec());
+        assert_eq!((answer.status, answer.code()), (409, Some("AlreadyInitialized")));
+    };
+    std::thread::scope(|scope| {
+        held(&fake, Gate::Ensure, || {
+            let first = scope.spawn(|| ensure_well(&fake));
+            // The first of the two that comes makes it; the other is refused at once.
+            while ask(&fake, "GET", "/instance", None).status != 200 {
+                std::thread::yield_now();
+            }
+            refused();
+            assert_eq!(state(&fake), "Creating");
+            first
+        })
+        .join()
+        .unwrap();
+    });
+    refused();
+    held(&fake, Gate::Release, || {
+        assert_eq!(put_state(&fake, "Stop").status, 204);
+        wait_for(&fake, "Stopped");
+        refused();
+    });
+    wait_for(&fake, "Destroyed");
+    ensure_well(&fake);
+    assert_eq!(monitor(&fake, 0).json()["gen"], 1, "generations begin again");
+}
+
+#[test]
+fn a_client_that_gave_up_finds_the_instance_that_it_asked_for() {
+    let fake = fake();
+    held(&fake, Gate::Ensure, || {
+        let body = ensure_body(&spec()).to_string();
+        let request = format!(
+            "PUT /instance HTTP/1.1\r\nhost: x\r\napi-version: 5.0.0\r\ncontent-type: application/json\r\n\
+             content-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let mut client = std::net::TcpStream::connect(fake.address()).unwrap();
+        std::io::Write::write_all(&mut client, request.as_bytes()).unwrap();
+        while ask(&fake, "GET", "/instance", None).status != 200 {
+            std::thread::yield_now();
+        }
+    });
+    while put_state(&fake, "Run").status != 204 {
+        std::thread::yield_now();
+    }
+    wait_for(&fake, "Running");
+}
+
+#[test]
+fn a_state_is_forbidden_with_403_and_its_reason_where_the_code_should_be() {
+    let fake = fake();
+    ensure_well(&fake);
+    let forbidden = |state: &str, why: &str| {
+        let answer = put_state(&fake, state);
+        let code = format!("instance state change not allowed: {why}");
+        assert_eq!((answer.status, answer.code()), (403, Some(code.as_str())));
+        assert_eq!(answer.message(), "Forbidden");
+    };
+    forbidden("Reboot", "Operation requires an active instance");
+    held(&fake, Gate::Event, || {
+        assert_eq!(put_state(&fake, "Run").status, 204);
+        assert_eq!(put_state(&fake, "Run").status, 204, "asked twice is asked once");
+        forbidden("Reboot", "Instance is currently starting");
+    });
+    wait_for(&fake, "Running");
+    held(&fake, Gate::Event, || {
+        assert_eq!(put_state(&fake, "Stop").status, 204);
+        assert_eq!(put_state(&fake, "Stop").status, 204, "asked twice is asked once");
+        forbidden("Run", "Instance is preparing to stop");
+        forbidden("Reboot", "Instance is preparing to stop");
+    });
+    wait_for(&fake, "Destroyed");
+}
+
+#[test]
+fn nothing_can_be_asked_of_a_vm_that_is_run_down_but_its_last_state() {
+    let fake = fake();
+    run(&fake);
+    let last = held(&fake, Gate::Release, || {
+        assert_eq!(put_state(&fake, "Stop").status, 204);
+        let last = wait_for(&fake, "Stopped");
+        let mut answer = put_state(&fake, "Run");
+        // It is stopped a moment before it is run down.
+        while answer.status == 403 {
+            answer = put_state(&fake, "Run");
+        }
+        assert_eq!((answer.status, answer.code()), (424, Some("NoInstance")));
+        assert_eq!(ask(&fake, "GET", "/instance/serial/history?from_start=0", None).status, 424);
+        assert_eq!(fake.kernel_vms(), [ID], "it is not destroyed before it has let go");
+        last
+    });
+    assert_eq!(wait_for(&fake, "Destroyed"), last + 1);
+    assert_eq!(monitor(&fake, last + 1).status, 200);
+    let answer = monitor(&fake, last + 2);
+    assert_eq!((answer.status, answer.code()), (410, Some("NoInstance")));
+    assert_eq!(answer.message(), format!("No instance present; will never reach generation {}", last + 2));
+}
+
+#[test]
+fn the_long_poll_waits_for_its_generation_and_may_skip_states() {
+    let fake = fake();
+    ensure_well(&fake);
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| monitor(&fake, 2));
+        assert_eq!(put_state(&fake, "Stop").status, 204);
+        let answer = waiting.join().unwrap();
+        assert!(answer.json()["gen"].as_u64().unwrap() >= 2);
+        wait_for(&fake, "Destroyed");
+        assert_eq!(monitor(&fake, 2).json()["gen"], 4, "whoever asks late sees the latest alone");
+    });
+}
+
+#[test]
+fn a_vm_that_was_never_started_can_be_stopped() {
+    let fake = fake();
+    ensure_well(&fake);
+    assert_eq!(put_state(&fake, "Stop").status, 204);
+    wait_for(&fake, "Destroyed");
+}
+
+#[test]
+fn a_failed_ensure_hides_its_reason_and_leaves_a_failed_instance() {
+    let behaviour = Behaviour { ensure_fails: Some("the moon is full".to_owned()), ..Behaviour::default() };
+    let fake = FakePropolis::spawn(behaviour).unwrap();
+    let answer = ensure(&fake, &spec());
+    assert_eq!(
+        (answer.status, answer.code(), answer.message()),
+        (500, Some("Internal"), "Internal Server Error")
+    );
+    assert!(!answer.text.contains("moon"));
+    let told = fake.log().lines().any(|line| {
+        let event: Value = serde_json::from_str(line).unwrap();
+        event["error_message_internal"] == "VM initialization failed: the moon is full"
+            && event["req_id"].as_str() == answer.request_id.as_deref()
+    });
+    assert!(told, "the log tells it:\n{}", fake.log());
+    assert_eq!(state(&fake), "Failed");
+    assert_eq!(monitor(&fake, 0).json()["gen"], 2);
+    assert_eq!(put_state(&fake, "Run").status, 424);
+    assert_eq!(fake.kernel_vms(), [""; 0]);
+}
+
+#[test]
+fn a_vm_whose_devices_do_not_start_is_failed_and_can_be_stopped() {
+    let fake = FakePropolis::spawn(Behaviour { start_fails: true, ..Behaviour::default() }).unwrap();
+    ensure_well(&fake);
+    assert_eq!(put_state(&fake, "Run").status, 204);
+    wait_for(&fake, "Failed");
+    assert_eq!(
+        put_state(&fake, "Reboot").code(),
+        Some("instance state change not allowed: Instance failed to start or halted due to a failure")
+    );
+    assert_eq!(put_state(&fake, "Stop").status, 204);
+    wait_for(&fake, "Destroyed");
+}
+
+#[test]
+fn a_guest_that_shuts_itself_down_ends_its_vm() {
+    let fake = fake();
+    run(&fake);
+    assert!(fake.power_off());
+    wait_for(&fake, "Destroyed");
+    assert_eq!(fake.kernel_vms(), [""; 0]);
+}
+
+#[test]
+fn a_killed_server_leaves_its_vm_in_the_kernel() {
+    let mut fake = fake();
+    run(&fake);
+    fake.kill();
+    assert_eq!(fake.kernel_vms(), [ID]);
+    assert!(std::net::TcpStream::connect(fake.address()).is_err());
+}
+
+#[test]
+fn a_second_vm_of_the_same_id_takes_the_first_ones_place_in_the_kernel() {
+    let first = fake();
+    run(&first);
+    let second = Setup::default().vmm(first.vmm()).spawn().unwrap();
+    run(&second);
+    wait_for(&first, "Destroyed");
+    assert_eq!(first.kernel_vms(), [ID], "it is the second one's");
+    assert_eq!(state(&second), "Running");
+}
+
+#[test]
+fn the_spec_comes_back_with_the_cpus_that_the_host_has() {
+    let fake = fake();
+    ensure_well(&fake);
+    let answer = ask(&fake, "GET", "/instance/spec", None);
+    let told = &answer.json()["spec"]["value"];
+    assert_eq!(told["components"], spec()["components"]);
+    assert!(told["board"]["cpuid"]["entries"].is_array(), "it is filled in: {told}");
+    assert!(told["board"].get("guest_hv_interface").is_none(), "what is the default is not told");
+}
+
+#[test]
+fn old_clients_get_the_shapes_that_they_know() {
+    let fake = fake();
+    let body = ensure_body(&spec()).to_string();
+    let ask_old = |request: &str, version: &str, body: &[u8]| {
+        let head = format!("{request} HTTP/1.1\r\napi-version: {version}\r\ncontent-type: application/json");
+        ask_raw(&fake, &head, body)
+    };
+    assert_eq!(ask_old("PUT /instance", "1.0.0", body.as_bytes()).status, 201);
+    let oldest = ask_old("GET /instance/spec", "1.0.0", b"");
+    assert_eq!(oldest.json()["spec"]["value"]["version"], "V0");
+    assert_eq!(oldest.json()["spec"]["value"]["spec"]["components"], spec()["components"]);
+    let old = ask_old("GET /instance/spec", "2.0.0", b"");
+    assert_eq!(old.json()["spec"]["value"]["components"], spec()["components"]);
+}

@@ -1,0 +1,8 @@
+//! The fake Propolis server keeps the rules of the real one, and every one of its answers fits the published description.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod client;
+mod errors;
+mod lifecycle;
+mod serial;
