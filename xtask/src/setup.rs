@@ -62,6 +62,11 @@ const NEEDS: &[Need] = &[
     program("ip", "iproute2", "makes the network namespaces of the tap tests"),
     program("dnsmasq", "dnsmasq-base", "serves DHCP in the tap tests"),
     program("ssh", "openssh-client", "checks guests from outside"),
+    Need {
+        trace: Trace::AnyFile(&["/usr/sbin/sshd"]),
+        package: "openssh-server",
+        reason: "is what our SSH sessions are tested against",
+    },
     program("isoinfo", "genisoimage", "reads our cloud-init seeds back"),
     Need {
         trace: Trace::AnyFile(&["/usr/lib/python3/dist-packages/yaml/__init__.py"]),

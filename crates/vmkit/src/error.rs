@@ -155,6 +155,42 @@ pub enum Error {
         #[source]
         source: Option<io::Error>,
     },
+    /// A guest's SSH server refused, failed or went away.
+    #[error("SSH to {target}: {problem}")]
+    Ssh {
+        /// Where to and as whom, such as `vmkit@web (127.0.0.1:2222)`.
+        target: String,
+        /// What went wrong.
+        problem: String,
+        /// The error below, if any.
+        #[source]
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    },
+    /// A guest's SSH server proved itself with another key than the one that is known.
+    #[error("SSH to {target}: the server has the host key {found}, and {expected} is the one that is known")]
+    HostKey {
+        /// Where to and as whom.
+        target: String,
+        /// The fingerprint of the key that is known.
+        expected: String,
+        /// The fingerprint of the key that the server has.
+        found: String,
+    },
+    /// A file can't be copied into a guest or out of it.
+    #[error("cannot copy {from} to {to}: {problem}")]
+    Copy {
+        /// What is copied, such as `web:/etc/hosts`.
+        from: String,
+        /// Where to.
+        to: String,
+        /// What went wrong, and at which end.
+        problem: String,
+        /// Which kind this is to a caller.
+        kind: ErrorKind,
+        /// The error below, if any.
+        #[source]
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    },
     /// The system refused a file operation.
     #[error("cannot {verb} {}", path.display())]
     Io {
@@ -243,7 +279,8 @@ impl Error {
                 | io::ErrorKind::PermissionDenied => ErrorKind::Host,
                 _ => ErrorKind::Io,
             },
-            Error::Backend { kind, .. } => *kind,
+            Error::Ssh { .. } | Error::HostKey { .. } => ErrorKind::Guest,
+            Error::Copy { kind, .. } | Error::Backend { kind, .. } => *kind,
         }
     }
 

@@ -44,6 +44,8 @@ pub mod lifecycle;
 mod manager;
 pub mod network;
 pub mod spec;
+#[cfg(feature = "ssh")]
+pub mod ssh;
 mod steps;
 pub mod store;
 mod sys;

@@ -10,6 +10,8 @@
 
 mod forward;
 mod list;
+#[cfg(feature = "ssh")]
+mod ssh;
 mod wait;
 
 use std::path::PathBuf;

@@ -203,7 +203,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     }
 
     /// Answers where the guest's SSH server can be reached, once that is known.
-    async fn ssh_address(&self, vm: &VmHandle) -> Result<Option<SocketAddr>> {
+    pub(super) async fn ssh_address(&self, vm: &VmHandle) -> Result<Option<SocketAddr>> {
         let mut forwards = vm.run.iter().flat_map(|run| &run.forwards);
         let forward = forwards.find(|f| f.protocol == Protocol::Tcp && f.guest_port.get() == SSH);
         if let Some(forward) = forward {

@@ -29,6 +29,8 @@ use tokio::time::Instant;
 
 pub(crate) use changes::Changes;
 pub use home::Home;
+#[cfg(feature = "ssh")]
+pub(crate) use home::create_private;
 pub use record::{Intent, VmRecord};
 
 use crate::error::{Error, Result};

@@ -1,0 +1,88 @@
+//! The way into a guest over SSH, as a VM's record tells it.
+
+use tokio::time::Instant;
+
+use super::{PATIENCE, VmManager};
+use crate::error::{Error, Result};
+use crate::handle::VmHandle;
+use crate::hypervisor::Hypervisor;
+use crate::lifecycle::VmState;
+use crate::spec::{GuestAccess, UserData, VmName};
+use crate::ssh::{HostKey, Identity, Login, SshConfig, Target};
+
+impl<H: Hypervisor + 'static> VmManager<H> {
+    /// Answers how to log in to a guest that runs; what `login` has goes before what the VM's record has.
+    ///
+    /// Its SSH server may not listen yet: [`wait`](Self::wait) for [`Condition::Ssh`](crate::Condition::Ssh).
+    ///
+    /// # Errors
+    /// `NotFound` without the VM, or where neither says which key logs in, as whom, or which host key the server has;
+    /// `InvalidState` unless the VM runs; `Unsupported` for a VM without a network; `Guest` where its address is not known.
+    pub async fn ssh_target(&self, name: &VmName, login: &Login) -> Result<Target> {
+        let vm = self.info(name).await?;
+        let access = access(&vm);
+        let missing = |what| Error::NotFound { what, name: name.to_string() };
+        let identity = match (&login.identity, access) {
+            (Some(identity), _) => identity.clone(),
+            (None, Some(access)) => Identity::of(&access.login_key)?,
+            (None, None) => return Err(missing("SSH key of vmkit's own for the VM")),
+        };
+        let user = login.user.clone().or(access.map(|access| access.user.clone()));
+        let user = user.ok_or_else(|| missing("user of vmkit's own in the VM"))?;
+        let host_key = match (&login.host_key, known_host_key(&vm)) {
+            (Some(host_key), _) => host_key.clone(),
+            (None, Some(line)) => HostKey::known(line)?,
+            (None, None) => return Err(missing("known SSH host key of the VM")),
+        };
+        let address = self.live_ssh_address(&vm).await?;
+        Ok(Target { name: name.to_string(), address, user, identity, host_key })
+    }
+
+    /// Writes what OpenSSH's programs need for a guest that runs, and answers the block that tells them.
+    ///
+    /// The files lie in [`Home::kept`](crate::store::Home::kept), and are removed with the VM. The address is that of this
+    /// run of the VM: with user networking the kernel may choose another port at the next start.
+    ///
+    /// # Errors
+    /// Those of [`ssh_target`](Self::ssh_target); `Busy`; `Host` and `Io` where the files can't be written.
+    pub async fn ssh_config(&self, name: &VmName) -> Result<SshConfig> {
+        let vm = self.info(name).await?;
+        let Some(access) = access(&vm) else {
+            let what = "SSH key of vmkit's own for the VM";
+            return Err(Error::NotFound { what, name: name.to_string() });
+        };
+        let address = self.live_ssh_address(&vm).await?;
+        // Held, so that nobody removes the VM and leaves what is written here.
+        let _locked = self.store.lock(name, Instant::now() + PATIENCE).await?;
+        if self.store.read(name)?.handle.id != vm.id {
+            return Err(Error::NotFound { what: "VM", name: name.to_string() });
+        }
+        SshConfig::write(name, vm.id, address, access, &self.home().kept(name))
+    }
+
+    async fn live_ssh_address(&self, vm: &VmHandle) -> Result<std::net::SocketAddr> {
+        if vm.state != VmState::Running {
+            return Err(Error::NotLive { what: "the way in over SSH", state: vm.state.clone() });
+        }
+        self.ssh_address(vm).await?.ok_or_else(|| Error::Ssh {
+            target: vm.name().to_string(),
+            problem: "the guest's address is not known, and no port of the host leads to its SSH server"
+                .to_owned(),
+            source: None,
+        })
+    }
+}
+
+fn access(vm: &VmHandle) -> Option<&GuestAccess> {
+    vm.spec.cloud_init()?.access.as_ref()
+}
+
+/// Answers the host key that was handed to the guest.
+fn known_host_key(vm: &VmHandle) -> Option<&str> {
+    let config = vm.spec.cloud_init()?;
+    match (&config.access, &config.user_data) {
+        (Some(access), _) => Some(&access.host_key.public),
+        (None, UserData::Typed(typed)) => typed.ssh_host_key.as_ref().map(|key| key.public.as_str()),
+        (None, UserData::Raw(_)) => None,
+    }
+}

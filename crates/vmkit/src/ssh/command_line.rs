@@ -1,0 +1,153 @@
+//! What is to run in the guest, and how that is written for its login shell.
+//!
+//! Pure. SSH has no way to hand over arguments: a server gives one line to the user's login shell. So each argument is
+//! quoted for a POSIX shell, and arrives as it was given. Source: RFC 4254, section 6.5; POSIX, "Shell Command Language".
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+
+use super::Terminal;
+use crate::error::{Error, Result};
+
+/// A program to run in a guest, or its user's login shell.
+#[derive(Debug, Clone, Default)]
+pub struct Command {
+    /// The program and its arguments, no shell between; none of them is the user's login shell.
+    pub argv: Vec<OsString>,
+    /// Variables that it has beside those that a login has.
+    pub env: Vec<(String, OsString)>,
+    /// The directory that it runs in; the user's home where none is given.
+    pub dir: Option<OsString>,
+    /// The terminal that it runs at; pipes where none is given.
+    pub terminal: Option<Terminal>,
+}
+
+impl Command {
+    /// Makes a command of a program and its arguments.
+    pub fn new<S: Into<OsString>>(argv: impl IntoIterator<Item = S>) -> Self {
+        Self { argv: argv.into_iter().map(Into::into).collect(), ..Self::default() }
+    }
+
+    /// Answers the line for the login shell; nothing where the login shell itself is all that is wanted.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a zero byte, which no argument can hold, and for a variable that no shell could name.
+    pub(super) fn line(&self) -> Result<Option<Vec<u8>>> {
+        if self.argv.is_empty() && self.env.is_empty() && self.dir.is_none() {
+            return Ok(None);
+        }
+        let mut line = Vec::new();
+        if let Some(dir) = &self.dir {
+            line.extend_from_slice(b"cd -- ");
+            quote("workdir", dir, &mut line)?;
+            line.extend_from_slice(b" && ");
+        }
+        for (name, value) in &self.env {
+            check_name(name)?;
+            line.extend_from_slice(format!("export {name}=").as_bytes());
+            quote("env", value, &mut line)?;
+            line.extend_from_slice(b" && ");
+        }
+        // Nothing stays between the server and the program: a signal that ends it is reported as one.
+        line.extend_from_slice(b"exec");
+        if self.argv.is_empty() {
+            line.extend_from_slice(b" \"${SHELL:-/bin/sh}\" -l");
+        }
+        for argument in &self.argv {
+            line.push(b' ');
+            quote("command", argument, &mut line)?;
+        }
+        Ok(Some(line))
+    }
+}
+
+/// Appends a word as a POSIX shell reads it back.
+fn quote(field: &'static str, word: &OsStr, line: &mut Vec<u8>) -> Result<()> {
+    let bytes = word.as_bytes();
+    if bytes.contains(&0) {
+        return Err(Error::invalid(field, word.display(), "no argument can hold a zero byte"));
+    }
+    // `=` is not among them: zsh expands a word that begins with it.
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_./:,+@%".contains(byte);
+    if !bytes.is_empty() && bytes.iter().all(plain) {
+        line.extend_from_slice(bytes);
+        return Ok(());
+    }
+    line.push(b'\'');
+    for &byte in bytes {
+        match byte {
+            b'\'' => line.extend_from_slice(b"'\\''"),
+            byte => line.push(byte),
+        }
+    }
+    line.push(b'\'');
+    Ok(())
+}
+
+fn check_name(name: &str) -> Result<()> {
+    let head = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+    if head && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
+        return Ok(());
+    }
+    let shown: String = name.chars().take(40).collect();
+    let expected = "a variable is named by letters, digits and _, no digit first, and set by NAME=VALUE";
+    Err(Error::invalid("env", shown, expected))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn line(command: &Command) -> String {
+        String::from_utf8(command.line().unwrap().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn plain_words_stay_plain_and_all_others_are_quoted() {
+        let command = Command::new(["echo", "a b", "", "it's", "$HOME;", "=x", "-n"]);
+        assert_eq!(line(&command), r"exec echo 'a b' '' 'it'\''s' '$HOME;' '=x' -n");
+    }
+
+    #[test]
+    fn directory_and_variables_come_before_the_program() {
+        let mut command = Command::new(["env"]);
+        command.dir = Some("-odd dir".into());
+        command.env = vec![("A".into(), "1 2".into())];
+        assert_eq!(line(&command), "cd -- '-odd dir' && export A='1 2' && exec env");
+    }
+
+    #[test]
+    fn a_login_shell_needs_a_line_only_for_what_is_set_before_it() {
+        let mut command = Command::default();
+        assert_eq!(command.line().unwrap(), None);
+        command.dir = Some("/srv".into());
+        assert_eq!(line(&command), "cd -- /srv && exec \"${SHELL:-/bin/sh}\" -l");
+    }
+
+    #[test]
+    fn what_no_shell_could_take_is_refused() {
+        let error = Command::new(["a\0b"]).line().unwrap_err().to_string();
+        assert!(error.starts_with("command: ") && error.contains("zero byte"), "{error}");
+        for name in ["", "1A", "A-B", "A B", "A;rm"] {
+            let mut command = Command::new(["true"]);
+            command.env = vec![(name.to_owned(), "x".into())];
+            assert!(command.line().is_err(), "{name:?}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn a_real_shell_reads_every_argument_back(words in prop::collection::vec("[^\0]{0,12}", 1..6)) {
+            let mut argv = vec!["printf".to_owned(), "%s\\0".to_owned()];
+            argv.extend(words.iter().cloned());
+            let line = line(&Command::new(argv));
+            let output = std::process::Command::new("sh").args(["-c", &line]).output().unwrap();
+            let expected: String = words.iter().flat_map(|word| [word.as_str(), "\0"]).collect();
+            prop_assert_eq!(String::from_utf8(output.stdout).unwrap(), expected);
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! The keys of both sides: made, read from files, compared.
+
+use std::fmt;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use russh::keys::key::safe_rng;
+use russh::keys::ssh_key::{self, LineEnding};
+use russh::keys::{Algorithm, HashAlg, PrivateKey, PublicKey, decode_secret_key};
+
+use crate::error::{Error, Result};
+use crate::input_file::InputFile;
+use crate::spec::{GuestAccess, SshKeyPair};
+
+/// More than any file with one private key has, in bytes.
+const MOST_KEY_BYTES: u64 = 64 * 1024;
+
+impl GuestAccess {
+    /// Makes vmkit's own way into a guest that is to be made: a login key and a host key, both Ed25519 and new.
+    ///
+    /// # Errors
+    /// `Host` where the system has no random numbers.
+    pub fn generate(user: impl Into<String>) -> Result<Self> {
+        Ok(Self { user: user.into(), login_key: new_pair("vmkit")?, host_key: new_pair("")? })
+    }
+}
+
+fn new_pair(comment: &str) -> Result<SshKeyPair> {
+    let failed = |error: ssh_key::Error| Error::Host {
+        needed: "a new SSH key".to_owned(),
+        problem: error.to_string(),
+    };
+    let mut key = PrivateKey::random(&mut safe_rng(), Algorithm::Ed25519).map_err(failed)?;
+    key.set_comment(comment);
+    Ok(SshKeyPair {
+        private: key.to_openssh(LineEnding::LF).map_err(failed)?.to_string(),
+        public: key.public_key().to_openssh().map_err(failed)?,
+    })
+}
+
+/// A private key that logs in.
+#[derive(Clone)]
+pub struct Identity {
+    key: Arc<PrivateKey>,
+    origin: String,
+}
+
+impl Identity {
+    /// Takes the key of a VM's record.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a text that is no private key without a passphrase.
+    pub fn of(pair: &SshKeyPair) -> Result<Self> {
+        Self::parse(&pair.private, "the key in the VM's record")
+    }
+
+    /// Reads the key in a file, as `ssh -i` does.
+    ///
+    /// # Errors
+    /// `InvalidInput` on `identity` for a file that is missing, may be read by others, is protected by a passphrase, or has
+    /// no private key of a kind that vmkit can use.
+    pub fn read(path: &Path) -> Result<Self> {
+        let refused = |why: String| Error::invalid("identity", path.display(), why);
+        let input = InputFile::open("identity", path)?;
+        let mode = input.file.metadata().map_err(Error::io("examine", path))?.mode() & 0o777;
+        if mode & 0o077 != 0 {
+            let why = format!("others may use this key too (its mode is {mode:04o}): `chmod 600` it");
+            return Err(refused(why));
+        }
+        if input.bytes > MOST_KEY_BYTES {
+            return Err(refused(format!("this is no key: it has {} bytes", input.bytes)));
+        }
+        let mut text = String::new();
+        let read = input.file.take(MOST_KEY_BYTES).read_to_string(&mut text);
+        read.map_err(|_| refused("this is no private key: it is not text".to_owned()))?;
+        Self::parse(&text, &path.display().to_string())
+    }
+
+    fn parse(text: &str, origin: &str) -> Result<Self> {
+        let refused = |why: &str| Error::invalid("identity", origin, why);
+        let key = match decode_secret_key(text, None) {
+            Ok(key) if key.is_encrypted() => return Err(refused(PASSPHRASE)),
+            Ok(key) => key,
+            Err(russh::keys::Error::KeyIsEncrypted) => return Err(refused(PASSPHRASE)),
+            Err(_) if PublicKey::from_openssh(text.trim()).is_ok() => {
+                return Err(refused("this is the public half: name the private one"));
+            }
+            Err(russh::keys::Error::UnsupportedKeyType { key_type_string, .. }) => {
+                return Err(refused(&format!(
+                    "{key_type_string} keys are not supported: use an Ed25519 key"
+                )));
+            }
+            Err(_) => return Err(refused("this is no private key that could be read")),
+        };
+        if matches!(key.algorithm(), Algorithm::Rsa { .. } | Algorithm::Dsa) {
+            let why = format!("{} keys are not supported: use an Ed25519 key", key.algorithm());
+            return Err(refused(&why));
+        }
+        Ok(Self { key: Arc::new(key), origin: origin.to_owned() })
+    }
+
+    pub(super) fn key(&self) -> Arc<PrivateKey> {
+        Arc::clone(&self.key)
+    }
+
+    /// Answers the fingerprint of its public half, such as `SHA256:…`.
+    pub fn fingerprint(&self) -> String {
+        self.key.fingerprint(HashAlg::Sha256).to_string()
+    }
+}
+
+const PASSPHRASE: &str = "it is protected by a passphrase, and vmkit can't ask for it: name a key without one, or \
+                          take the passphrase off a copy with `ssh-keygen -p`";
+
+impl fmt::Debug for Identity {
+    /// Shows which key it is, and nothing of it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Identity({}, {})", self.origin, self.fingerprint())
+    }
+}
+
+/// What an SSH server has to prove itself with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostKey(Option<PublicKey>);
+
+impl HostKey {
+    /// Takes the one key that the server may have: a line such as `ssh-ed25519 AAAA…`.
+    ///
+    /// # Errors
+    /// `InvalidInput` on `host_key` for a text that is no public key.
+    pub fn known(line: &str) -> Result<Self> {
+        let key = PublicKey::from_openssh(line.trim()).map_err(|_| {
+            let shown: String = line.trim().chars().take(40).collect();
+            Error::invalid("host_key", shown, "this is no public key: it is one line, `ssh-ed25519 AAAA…`")
+        })?;
+        Ok(Self(Some(key)))
+    }
+
+    /// Takes whatever key the server shows. Whoever has taken the server's place is believed.
+    pub fn any() -> Self {
+        Self(None)
+    }
+
+    /// Answers the fingerprint of the one that is known.
+    pub fn fingerprint(&self) -> Option<String> {
+        self.0.as_ref().map(fingerprint)
+    }
+
+    pub(super) fn accepts(&self, shown: &PublicKey) -> bool {
+        self.0.as_ref().is_none_or(|known| known.key_data() == shown.key_data())
+    }
+
+    pub(super) fn algorithm(&self) -> Option<Algorithm> {
+        self.0.as_ref().map(PublicKey::algorithm)
+    }
+}
+
+pub(super) fn fingerprint(key: &PublicKey) -> String {
+    key.fingerprint(HashAlg::Sha256).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+    use std::process::Command;
+
+    fn refusal(text: &str, mode: u32) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        Identity::read(&path).unwrap_err().to_string()
+    }
+
+    fn keygen(arguments: &[&str]) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        let mut keygen = Command::new("ssh-keygen");
+        assert!(keygen.arg("-q").args(arguments).arg("-f").arg(&path).status().unwrap().success());
+        fs::read_to_string(path).unwrap()
+    }
+
+    #[test]
+    fn two_accesses_have_four_different_keys_that_the_spec_accepts() {
+        let (one, two) = (GuestAccess::generate("vmkit").unwrap(), GuestAccess::generate("vmkit").unwrap());
+        let mut all: Vec<_> = [&one, &two].iter().flat_map(|a| [&a.login_key, &a.host_key]).collect();
+        all.sort_by(|a, b| a.public.cmp(&b.public));
+        all.dedup();
+        assert_eq!(all.len(), 4);
+        let identity = Identity::of(&one.login_key).unwrap();
+        assert_eq!(
+            HostKey::known(&one.login_key.public).unwrap().fingerprint(),
+            Some(identity.fingerprint())
+        );
+        let config = crate::spec::CloudInitConfig { access: Some(one), ..Default::default() };
+        config.check().unwrap();
+    }
+
+    #[test]
+    fn a_key_that_others_may_read_is_refused_with_its_mode() {
+        let text = GuestAccess::generate("vmkit").unwrap().login_key.private;
+        let error = refusal(&text, 0o640);
+        assert!(error.contains("0640") && error.contains("chmod 600"), "{error}");
+        assert!(!error.contains("PRIVATE"), "{error}");
+    }
+
+    #[test]
+    fn every_file_that_is_no_usable_key_is_refused_for_what_it_is() {
+        let public = GuestAccess::generate("vmkit").unwrap().login_key.public;
+        assert!(refusal(&public, 0o600).contains("the public half"));
+        assert!(refusal("hello", 0o600).contains("no private key"));
+        assert!(refusal(&keygen(&["-t", "ed25519", "-N", "secret"]), 0o600).contains("passphrase"));
+        let rsa = refusal(&keygen(&["-t", "rsa", "-b", "2048", "-N", ""]), 0o600);
+        assert!(rsa.contains("not supported: use an Ed25519 key"), "{rsa}");
+        let pem = refusal(&keygen(&["-t", "rsa", "-m", "PEM", "-b", "2048", "-N", ""]), 0o600);
+        assert!(pem.contains("not supported: use an Ed25519 key"), "{pem}");
+        let error = Identity::read(Path::new("/nowhere/key")).unwrap_err().to_string();
+        assert!(error.starts_with("identity: \"/nowhere/key\"") && error.contains("no such file"), "{error}");
+    }
+
+    #[test]
+    fn no_identity_shows_its_key() {
+        let pair = GuestAccess::generate("vmkit").unwrap().login_key;
+        let shown = format!("{:?}", Identity::of(&pair).unwrap());
+        assert!(shown.contains("SHA256:") && !shown.contains("PRIVATE"), "{shown}");
+    }
+}

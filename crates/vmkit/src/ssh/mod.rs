@@ -1,0 +1,30 @@
+//! Sessions in a guest over SSH: programs, terminals, files.
+//!
+//! It knows SSH and nothing of VMs but a [`Target`], which [`VmManager::ssh_target`](crate::VmManager::ssh_target) makes
+//! from a VM's record: where its server listens, which key logs in, and which host key the server has to prove itself
+//! with. Both keys are made by [`GuestAccess::generate`](crate::spec::GuestAccess::generate) before the guest is, so nobody is
+//! ever trusted on first use.
+//!
+//! ```text
+//! Target ──connect──▶ Session ──spawn──▶ Process: Input, Output
+//!                        └─────sftp────▶ copies
+//! ```
+//!
+//! Every call that waits for the guest has a deadline, except those of a [`Process`]: how long a program runs is its own
+//! affair. There a guest that died is noticed by keep-alive messages.
+
+mod command_line;
+mod keys;
+mod outside;
+mod process;
+mod session;
+mod target;
+mod terminal;
+
+pub use command_line::Command;
+pub use keys::{HostKey, Identity};
+pub use outside::SshConfig;
+pub use process::{Captured, Event, Exit, Input, Output, Process};
+pub use session::Session;
+pub use target::{Login, Target};
+pub use terminal::{Terminal, TerminalSize};

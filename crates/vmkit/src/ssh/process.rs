@@ -1,0 +1,335 @@
+//! A program in a guest: what goes into it, what comes out of it, how it ends.
+
+use std::fmt;
+use std::pin::Pin;
+
+use russh::client::Msg;
+use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Sig};
+use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::time::Instant;
+
+use super::session::Fate;
+use super::{Command, Session, TerminalSize};
+use crate::error::{Error, Result};
+
+/// The kind of extended data that is standard error. Source: RFC 4254, section 5.2.
+const STDERR: u32 = 1;
+
+/// How a program in a guest ended.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Exit {
+    /// By itself, with this code.
+    Code(u32),
+    /// By the signal of this name, such as `KILL`.
+    Signal(String),
+}
+
+impl Exit {
+    /// Answers what a shell shows of it: the code, or 128 and the signal's number on Linux; 255 for a signal without one.
+    pub fn shell_code(&self) -> u8 {
+        match self {
+            Exit::Code(code) => u8::try_from(*code).unwrap_or(u8::MAX),
+            Exit::Signal(name) => signal_number(name).map_or(u8::MAX, |number| 128 + number),
+        }
+    }
+
+    /// Tells whether the program said that all went well.
+    pub fn is_success(&self) -> bool {
+        *self == Exit::Code(0)
+    }
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Exit::Code(code) => write!(f, "exit code {code}"),
+            Exit::Signal(name) => write!(f, "signal {name}"),
+        }
+    }
+}
+
+/// The signals that SSH has names for. Source: RFC 4254, section 6.10; signal(7).
+fn signal_number(name: &str) -> Option<u8> {
+    const NUMBERS: [(&str, u8); 13] = [
+        ("HUP", 1),
+        ("INT", 2),
+        ("QUIT", 3),
+        ("ILL", 4),
+        ("TRAP", 5),
+        ("ABRT", 6),
+        ("FPE", 8),
+        ("KILL", 9),
+        ("USR1", 10),
+        ("SEGV", 11),
+        ("PIPE", 13),
+        ("ALRM", 14),
+        ("TERM", 15),
+    ];
+    NUMBERS.iter().find(|(known, _)| *known == name).map(|(_, number)| *number)
+}
+
+/// What a program that has ended left.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Captured {
+    /// How it ended.
+    pub exit: Exit,
+    /// What it wrote to its standard output.
+    pub stdout: Vec<u8>,
+    /// What it wrote to its standard error.
+    pub stderr: Vec<u8>,
+    /// Whether only the beginning of one of them was kept: [`Session::MOST_CAPTURED_BYTES`] each.
+    pub truncated: bool,
+}
+
+/// A program that runs in a guest. Dropped, it is left to itself: the server closes its streams.
+#[derive(Debug)]
+pub struct Process {
+    input: Input,
+    output: Output,
+}
+
+/// What goes into a program.
+pub struct Input {
+    half: ChannelWriteHalf<Msg>,
+    stdin: Pin<Box<dyn AsyncWrite + Send + Sync>>,
+    target: String,
+    fate: Fate,
+}
+
+/// What comes out of a program, in the order in which it came.
+pub struct Output {
+    half: ChannelReadHalf,
+    exit: Option<Exit>,
+    target: String,
+    fate: Fate,
+}
+
+/// Something that came out of a program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// It wrote this to its standard output.
+    Stdout(Vec<u8>),
+    /// It wrote this to its standard error.
+    Stderr(Vec<u8>),
+    /// It has ended, and all that it wrote has been told.
+    Ended(Exit),
+}
+
+impl Session {
+    /// How much [`output`](Self::output) keeps of each stream: 16 MiB.
+    pub const MOST_CAPTURED_BYTES: usize = 16 << 20;
+
+    /// Begins a program, and answers once the server has begun it.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a command that no shell could be told; `Guest` where the server refuses it; `TimedOut`.
+    pub async fn spawn(&self, command: &Command, deadline: Instant) -> Result<Process> {
+        let line = command.line()?;
+        self.within(deadline, "the beginning of a program", self.begin(command, line)).await
+    }
+
+    async fn begin(&self, command: &Command, line: Option<Vec<u8>>) -> Result<Process> {
+        let channel = self.channel().await?;
+        let (mut reading, writing) = channel.split();
+        let failed = |error| self.failed("cannot begin a program", error);
+        // All is asked for at once, and then the answers are waited for: one way to the guest and back.
+        let mut asked = vec!["the server runs no program"];
+        if let Some(terminal) = &command.terminal {
+            let (columns, rows) = (u32::from(terminal.size.columns), u32::from(terminal.size.rows));
+            let modes = terminal.modes();
+            writing.request_pty(true, &terminal.term, columns, rows, 0, 0, modes).await.map_err(failed)?;
+            asked.insert(0, "the server gives no terminal");
+        }
+        match line {
+            Some(line) => writing.exec(true, line).await,
+            None => writing.request_shell(true).await,
+        }
+        .map_err(failed)?;
+        for refusal in asked {
+            loop {
+                match reading.wait().await {
+                    Some(ChannelMsg::Success) => break,
+                    Some(ChannelMsg::Failure) => return Err(self.problem(refusal)),
+                    Some(ChannelMsg::Close) | None => {
+                        return Err(self.fate().lost(self.target(), "cannot begin a program"));
+                    }
+                    // Windows that grow; no output comes before the answer.
+                    Some(_) => {}
+                }
+            }
+        }
+        let stdin = Box::pin(writing.make_writer());
+        let input = Input { half: writing, stdin, target: self.target().to_owned(), fate: self.fate() };
+        let output =
+            Output { half: reading, exit: None, target: self.target().to_owned(), fate: self.fate() };
+        Ok(Process { input, output })
+    }
+
+    /// Runs a program to its end with this as its whole standard input, and answers what it left.
+    ///
+    /// A program that still runs at the deadline keeps running, its streams closed.
+    ///
+    /// # Errors
+    /// Those of [`spawn`](Self::spawn); `Guest` where the connection is lost before its end.
+    pub async fn output(&self, command: &Command, stdin: &[u8], deadline: Instant) -> Result<Captured> {
+        let (mut input, mut output) = self.spawn(command, deadline).await?.split();
+        let feed = async {
+            // Whoever ends without having read everything is no error.
+            let _ = input.write(stdin).await;
+            let _ = input.end().await;
+            std::future::pending().await
+        };
+        let collect = async {
+            let mut captured =
+                Captured { exit: Exit::Code(0), stdout: Vec::new(), stderr: Vec::new(), truncated: false };
+            loop {
+                let (kept, data) = match output.next().await? {
+                    Event::Stdout(data) => (&mut captured.stdout, data),
+                    Event::Stderr(data) => (&mut captured.stderr, data),
+                    Event::Ended(exit) => {
+                        captured.exit = exit;
+                        return Ok(captured);
+                    }
+                };
+                let room = Self::MOST_CAPTURED_BYTES - kept.len();
+                captured.truncated |= data.len() > room;
+                kept.extend_from_slice(&data[..data.len().min(room)]);
+            }
+        };
+        let run = async {
+            tokio::select! {
+                captured = collect => captured,
+                never = feed => never,
+            }
+        };
+        self.within(deadline, "the end of a program", run).await
+    }
+}
+
+impl Process {
+    /// Answers both sides, to be used at the same time: a program that nobody listens to may stop reading.
+    pub fn split(self) -> (Input, Output) {
+        (self.input, self.output)
+    }
+}
+
+impl Input {
+    /// Hands the program all of this, as fast as it reads.
+    ///
+    /// A program that has ended reads nothing more: wait for [`Output::next`] at the same time.
+    ///
+    /// # Errors
+    /// `Guest` where the connection is gone.
+    pub async fn write(&mut self, data: &[u8]) -> Result<()> {
+        if data.is_empty() {
+            return Ok(());
+        }
+        let written = self.stdin.write_all(data).await;
+        written.map_err(|_| self.fate.lost(&self.target, "cannot write to the program"))
+    }
+
+    /// Tells the program that nothing more comes.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub async fn end(&mut self) -> Result<()> {
+        let told = self.half.eof().await;
+        told.map_err(|error| self.fate.failed(&self.target, "cannot end the program's input", error))
+    }
+
+    /// Tells the program's terminal that it has another size now.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub async fn resize(&self, size: TerminalSize) -> Result<()> {
+        let told = self.half.window_change(size.columns.into(), size.rows.into(), 0, 0).await;
+        told.map_err(|error| self.fate.failed(&self.target, "cannot resize the terminal", error))
+    }
+
+    /// Sends the program the signal of this name, such as `TERM`. Some servers pass none on.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub async fn signal(&self, name: &str) -> Result<()> {
+        let told = self.half.signal(signal(name)).await;
+        told.map_err(|error| self.fate.failed(&self.target, "cannot send a signal", error))
+    }
+}
+
+impl Output {
+    /// Waits for what comes next. Nothing comes after [`Event::Ended`].
+    ///
+    /// While it is not called, the program is held back once a few hundred KiB wait.
+    ///
+    /// # Cancel safety
+    /// A dropped call loses nothing.
+    ///
+    /// # Errors
+    /// `Guest` where the connection is lost before the program's end was told.
+    pub async fn next(&mut self) -> Result<Event> {
+        loop {
+            match self.half.wait().await {
+                Some(ChannelMsg::Data { data }) => return Ok(Event::Stdout(data.into())),
+                Some(ChannelMsg::ExtendedData { data, ext: STDERR }) => {
+                    return Ok(Event::Stderr(data.into()));
+                }
+                Some(ChannelMsg::ExitStatus { exit_status }) => self.exit = Some(Exit::Code(exit_status)),
+                Some(ChannelMsg::ExitSignal { signal_name, .. }) => {
+                    self.exit = Some(Exit::Signal(name(signal_name)));
+                }
+                // The server may have more to tell between the exit and the close.
+                Some(ChannelMsg::Close) | None => {
+                    let lost = || self.fate.lost(&self.target, "the program's end is not known");
+                    return self.exit.take().map(Event::Ended).ok_or_else(lost);
+                }
+                Some(_) => {}
+            }
+        }
+    }
+}
+
+fn name(signal: Sig) -> String {
+    match signal {
+        // OpenSSH's way to say that SSH has no name for it is `SIG@openssh.com`.
+        Sig::Custom(name) => name,
+        signal => format!("{signal:?}"),
+    }
+}
+
+fn signal(name: &str) -> Sig {
+    match name {
+        "ABRT" => Sig::ABRT,
+        "ALRM" => Sig::ALRM,
+        "FPE" => Sig::FPE,
+        "HUP" => Sig::HUP,
+        "ILL" => Sig::ILL,
+        "INT" => Sig::INT,
+        "KILL" => Sig::KILL,
+        "PIPE" => Sig::PIPE,
+        "QUIT" => Sig::QUIT,
+        "SEGV" => Sig::SEGV,
+        "TERM" => Sig::TERM,
+        "USR1" => Sig::USR1,
+        other => Sig::Custom(other.to_owned()),
+    }
+}
+
+impl fmt::Debug for Input {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Input({})", self.target)
+    }
+}
+
+impl fmt::Debug for Output {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Output({})", self.target)
+    }
+}
+
+/// Makes sure at compile time that a program can be handled on any thread.
+const _: fn() = || {
+    fn send<T: Send>() {}
+    send::<Process>();
+    send::<Error>();
+};

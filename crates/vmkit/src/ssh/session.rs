@@ -1,0 +1,269 @@
+//! A connection to a guest's SSH server, on which programs run and files are copied.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use russh::client::{self, AuthResult, DisconnectReason, Handle, Msg};
+use russh::keys::{Algorithm, PrivateKeyWithHashAlg, PublicKeyOrCertificate};
+use russh::{Channel, Disconnect, Preferred, kex};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout_at};
+
+use super::keys::fingerprint;
+use super::{HostKey, Target};
+use crate::error::{Error, Result};
+
+/// After how long a silent server is asked whether it is still there.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+/// How many such questions in a row may stay without an answer.
+const MOST_UNANSWERED: usize = 3;
+
+/// A session of a user in a guest, logged in.
+///
+/// A guest that no longer answers is given up after a minute; one whose VM ended at once.
+///
+/// # Cancel safety
+/// Every call may be dropped; what the server was told meanwhile may or may not be carried out.
+pub struct Session {
+    handle: Handle<Guard>,
+    target: String,
+    fate: Fate,
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Session({})", self.target)
+    }
+}
+
+impl Session {
+    /// Connects, has the server prove itself, and logs in.
+    ///
+    /// # Errors
+    /// `TimedOut` with what was awaited; `Guest` where nobody listens, the server has another host key (with both
+    /// fingerprints), does not take the key, or goes away.
+    pub async fn connect(target: &Target, deadline: Instant) -> Result<Self> {
+        let to = target.to_string();
+        let fate = Fate::default();
+        let guard = Guard { host_key: target.host_key.clone(), fate: fate.clone() };
+        let began = Instant::now();
+        let stage = std::cell::Cell::new("the connection");
+        let opened = timeout_at(deadline, async {
+            let stream = TcpStream::connect(target.address).await.map_err(russh::Error::IO)?;
+            // Keys that somebody types have to leave at once.
+            stream.set_nodelay(true).map_err(russh::Error::IO)?;
+            stage.set("the server's side of the key exchange");
+            let mut handle =
+                client::connect_stream(Arc::new(config(&target.host_key)), stream, guard).await?;
+            stage.set("the login");
+            let key = PrivateKeyWithHashAlg::new(target.identity.key(), None);
+            let answer = handle.authenticate_publickey(&target.user, key).await?;
+            Ok::<_, russh::Error>((handle, answer))
+        });
+        let (handle, answer) = match opened.await {
+            Ok(Ok(opened)) => opened,
+            Ok(Err(error)) => return Err(fate.explain(target, &to, stage.get(), error)),
+            Err(_) => {
+                let awaited = format!("{} of SSH to {to}", stage.get());
+                return Err(Error::TimedOut { awaited, after: began.elapsed(), console: String::new() });
+            }
+        };
+        let session = Self { handle, target: to, fate };
+        match answer {
+            AuthResult::Success => Ok(session),
+            AuthResult::Failure { remaining_methods, .. } => {
+                let offered: Vec<_> = remaining_methods.iter().map(Into::<&'static str>::into).collect();
+                let problem = format!(
+                    "the server does not take the key {} for the user `{}`; it would take: {}",
+                    target.identity.fingerprint(),
+                    target.user,
+                    if offered.is_empty() { "nothing".to_owned() } else { offered.join(", ") }
+                );
+                Err(session.problem(problem))
+            }
+        }
+    }
+
+    /// Ends the session in order. Dropping it ends it as well, and the server learns so from the connection.
+    pub async fn close(self) {
+        // A server that is gone needs no goodbye.
+        let _ = self.handle.disconnect(Disconnect::ByApplication, "", "").await;
+    }
+
+    /// Opens a channel for one program.
+    pub(super) async fn channel(&self) -> Result<Channel<Msg>> {
+        let opened = self.handle.channel_open_session().await;
+        opened.map_err(|error| self.failed("the server opens no channel", error))
+    }
+
+    /// Answers why the session has ended, where that is known.
+    pub(super) fn fate(&self) -> Fate {
+        self.fate.clone()
+    }
+
+    pub(super) fn target(&self) -> &str {
+        &self.target
+    }
+
+    pub(super) fn problem(&self, problem: impl Into<String>) -> Error {
+        Error::Ssh { target: self.target.clone(), problem: problem.into(), source: None }
+    }
+
+    pub(super) fn failed(&self, what: &str, error: russh::Error) -> Error {
+        self.fate.failed(&self.target, what, error)
+    }
+
+    /// Waits for something of this session until the deadline.
+    pub(super) async fn within<T>(
+        &self,
+        deadline: Instant,
+        awaited: &str,
+        future: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let began = Instant::now();
+        timeout_at(deadline, future).await.unwrap_or_else(|_| {
+            let awaited = format!("{awaited} of SSH to {}", self.target);
+            Err(Error::TimedOut { awaited, after: began.elapsed(), console: String::new() })
+        })
+    }
+}
+
+fn config(host_key: &HostKey) -> client::Config {
+    let mut preferred = Preferred::default();
+    // The cheapest first: the guest may be emulated, and whoever could break it later is on this host already.
+    let mut exchanges = vec![kex::CURVE25519];
+    exchanges.extend(preferred.kex.iter().filter(|&&other| other != kex::CURVE25519));
+    preferred.kex = Cow::Owned(exchanges);
+    if let Some(known) = host_key.algorithm() {
+        // Others are offered as well, or a server without such a key could not be told from one with a wrong one.
+        let is_other = |other: &&Algorithm| **other != known;
+        let others: Vec<_> = preferred.key.iter().filter(is_other).cloned().collect();
+        preferred.key = Cow::Owned([vec![known.clone()], others].concat());
+    }
+    client::Config {
+        preferred,
+        keepalive_interval: Some(KEEPALIVE),
+        keepalive_max: MOST_UNANSWERED,
+        nodelay: true,
+        ..client::Config::default()
+    }
+}
+
+/// What became of a connection, for whoever finds it gone.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Fate(Arc<Mutex<Known>>);
+
+#[derive(Debug, Default)]
+struct Known {
+    /// The fingerprint of a host key that was refused.
+    refused_key: Option<String>,
+    /// Why the connection has ended.
+    ended: Option<String>,
+}
+
+impl Fate {
+    fn write(&self, write: impl FnOnce(&mut Known)) {
+        write(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn ended(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).ended.clone()
+    }
+
+    /// Makes the error for a connection that is gone.
+    pub(super) fn lost(&self, target: &str, what: &str) -> Error {
+        let why = self.ended().unwrap_or_else(|| "the connection is gone".to_owned());
+        Error::Ssh { target: target.to_owned(), problem: format!("{what}: {why}"), source: None }
+    }
+
+    /// Makes the error for something that failed on the way.
+    pub(super) fn failed(&self, target: &str, what: &str, error: russh::Error) -> Error {
+        match error {
+            russh::Error::SendError | russh::Error::Disconnect | russh::Error::RecvError => {
+                self.lost(target, what)
+            }
+            error => Error::Ssh {
+                target: target.to_owned(),
+                problem: what.to_owned(),
+                source: Some(Box::new(error)),
+            },
+        }
+    }
+
+    fn closed(&self, to: &str, stage: &str) -> Error {
+        let problem = format!("the server closed the connection during {stage}");
+        Error::Ssh { target: to.to_owned(), problem, source: None }
+    }
+
+    /// Makes the error for a connection that never came about.
+    fn explain(&self, target: &Target, to: &str, stage: &str, error: russh::Error) -> Error {
+        let refused = self.0.lock().unwrap_or_else(PoisonError::into_inner).refused_key.take();
+        if let Some(found) = refused {
+            let expected = target.host_key.fingerprint().unwrap_or_default();
+            return Error::HostKey { target: to.to_owned(), expected, found };
+        }
+        match error {
+            russh::Error::IO(source) if stage == "the connection" => Error::Ssh {
+                target: to.to_owned(),
+                problem: "cannot connect".to_owned(),
+                source: Some(Box::new(source)),
+            },
+            russh::Error::HUP | russh::Error::Disconnect => self.closed(to, stage),
+            russh::Error::IO(source)
+                if matches!(
+                    source.kind(),
+                    io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::UnexpectedEof
+                ) =>
+            {
+                self.closed(to, stage)
+            }
+            error => self.failed(to, &format!("it broke during {stage}"), error),
+        }
+    }
+}
+
+/// Has the server prove itself, and remembers how the connection ended.
+struct Guard {
+    host_key: HostKey,
+    fate: Fate,
+}
+
+impl client::Handler for Guard {
+    type Error = russh::Error;
+
+    async fn check_server_key(&mut self, shown: &PublicKeyOrCertificate) -> Result<bool, russh::Error> {
+        let key = match shown {
+            PublicKeyOrCertificate::PublicKey { key, .. } => key.clone(),
+            // None was offered to be taken.
+            PublicKeyOrCertificate::Certificate(certificate) => {
+                russh::keys::PublicKey::from(certificate.public_key().clone())
+            }
+        };
+        let accepted = self.host_key.accepts(&key);
+        if !accepted {
+            self.fate.write(|known| known.refused_key = Some(fingerprint(&key)));
+        }
+        Ok(accepted)
+    }
+
+    async fn disconnected(&mut self, reason: DisconnectReason<russh::Error>) -> Result<(), russh::Error> {
+        let why = match reason {
+            DisconnectReason::ReceivedDisconnect(info) => format!("the server said {:?}", info.message),
+            DisconnectReason::Error(russh::Error::KeepaliveTimeout) => {
+                format!(
+                    "the guest did not answer for {} s",
+                    KEEPALIVE.as_secs() * (MOST_UNANSWERED as u64 + 1)
+                )
+            }
+            DisconnectReason::Error(russh::Error::HUP | russh::Error::Disconnect) => {
+                "the server closed the connection".to_owned()
+            }
+            DisconnectReason::Error(error) => error.to_string(),
+        };
+        self.fate.write(|known| known.ended = Some(why));
+        Ok(())
+    }
+}

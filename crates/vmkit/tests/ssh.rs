@@ -1,0 +1,272 @@
+//! Sessions and programs, with OpenSSH's real server on loopback.
+#![cfg(feature = "ssh")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may panic, and tells its figures")]
+
+mod sshd;
+
+use std::ffi::OsString;
+use std::net::TcpListener;
+use std::time::{Duration, Instant as Clock};
+
+use rustix::process::Signal;
+use tokio::time::{Instant, timeout};
+use vmkit::spec::GuestAccess;
+use vmkit::ssh::{Captured, Command, Event, Exit, HostKey, Identity, Session, Terminal, TerminalSize};
+use vmkit::{Error, ErrorKind};
+
+use sshd::{Sshd, soon};
+
+fn in_ms(millis: u64) -> Instant {
+    Instant::now() + Duration::from_millis(millis)
+}
+
+async fn run(session: &Session, argv: &[&str]) -> Captured {
+    session.output(&Command::new(argv.iter().copied()), b"", soon()).await.unwrap()
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+#[tokio::test]
+async fn a_program_says_how_it_ended() {
+    let sshd = Sshd::new();
+    let session = sshd.session().await;
+    assert_eq!(run(&session, &["true"]).await.exit, Exit::Code(0));
+    assert_eq!(run(&session, &["sh", "-c", "exit 37"]).await.exit, Exit::Code(37));
+    assert_eq!(run(&session, &["/no/such/program"]).await.exit, Exit::Code(127));
+    let killed = run(&session, &["sh", "-c", "kill -KILL $$"]).await;
+    assert_eq!((killed.exit.shell_code(), killed.exit), (137, Exit::Signal("KILL".into())));
+    let output = run(&session, &["sh", "-c", "echo out; echo err >&2"]).await;
+    assert_eq!((text(&output.stdout), text(&output.stderr)), ("out\n", "err\n"));
+    session.close().await;
+}
+
+#[tokio::test]
+async fn arguments_variables_and_directory_arrive_as_they_were_given() {
+    let sshd = Sshd::new();
+    let session = sshd.session().await;
+    let mut command = Command::new(["printf", "%s|", "a  b", "", "it's", "$(id)", "*", "-n", "\n", "ü"]);
+    let output = session.output(&command, b"", soon()).await.unwrap();
+    assert_eq!(text(&output.stdout), "a  b||it's|$(id)|*|-n|\n|ü|");
+    command = Command::new(["sh", "-c", "printf '%s,%s' \"$PWD\" \"$COLOUR\""]);
+    command.dir = Some("/usr/bin".into());
+    command.env = vec![("COLOUR".into(), OsString::from("it's $blue"))];
+    let output = session.output(&command, b"", soon()).await.unwrap();
+    assert_eq!(text(&output.stdout), "/usr/bin,it's $blue");
+    command.dir = Some("/no/such/dir".into());
+    let output = session.output(&command, b"", soon()).await.unwrap();
+    assert_ne!(output.exit, Exit::Code(0));
+    assert!(text(&output.stderr).contains("/no/such/dir"), "{output:?}");
+}
+
+#[tokio::test]
+async fn standard_input_is_handed_over_to_its_end() {
+    let sshd = Sshd::new();
+    let session = sshd.session().await;
+    let sent = "line\n".repeat(1000);
+    let output = session.output(&Command::new(["cat"]), sent.as_bytes(), soon()).await.unwrap();
+    assert_eq!(text(&output.stdout), sent);
+    assert_eq!(text(&run(&session, &["wc", "-c"]).await.stdout), "0\n");
+}
+
+#[tokio::test]
+async fn a_program_that_reads_nothing_ends_all_the_same() {
+    let sshd = Sshd::new();
+    let session = sshd.session().await;
+    // More than the window, so that the rest of it waits for a reader who never comes.
+    let sent = vec![0; 16 << 20];
+    let output = session.output(&Command::new(["sh", "-c", "exit 3"]), &sent, soon()).await.unwrap();
+    assert_eq!(output.exit, Exit::Code(3));
+}
+
+#[tokio::test]
+async fn a_hundred_megabytes_pass_each_way_unharmed() {
+    const BYTES: usize = 100 << 20;
+    let sshd = Sshd::new();
+    let session = sshd.session().await;
+    let began = Clock::now();
+    let count = Command::new(["head", "-c", &BYTES.to_string(), "/dev/zero"]);
+    let (_input, mut output) = session.spawn(&count, soon()).await.unwrap().split();
+    let mut received = 0;
+    loop {
+        match timeout(Duration::from_secs(60), output.next()).await.unwrap().unwrap() {
+            Event::Stdout(data) => received += data.len(),
+            Event::Stderr(data) => panic!("{:?}", text(&data)),
+            Event::Ended(exit) => break assert_eq!(exit, Exit::Code(0)),
+        }
+    }
+    assert_eq!(received, BYTES);
+    let down = began.elapsed();
+    let began = Clock::now();
+    let counted = session.output(&Command::new(["wc", "-c"]), &vec![7; BYTES], soon()).await.unwrap();
+    assert_eq!(text(&counted.stdout), format!("{BYTES}\n"));
+    eprintln!("100 MiB: {down:?} out of the guest, {:?} into it", began.elapsed());
+}
+
+#[tokio::test]
+async fn a_program_is_held_back_while_nobody_listens() {
+    let sshd = Sshd::new();
+    let session = sshd.session().await;
+    let progress = sshd.dir.path().join("progress");
+    let script = format!(
+        "i=0; while dd if=/dev/zero bs=1M count=1 2>/dev/null; do i=$((i+1)); echo $i > {}; done",
+        progress.display()
+    );
+    let (_input, output) = session.spawn(&Command::new(["sh", "-c", &script]), soon()).await.unwrap().split();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let written = || std::fs::read_to_string(&progress).unwrap().trim().parse::<u32>().unwrap();
+    let first = written();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(written(), first, "it went on writing");
+    assert!(first < 64, "{first} MiB lie about between the two");
+    drop(output);
+}
+
+#[tokio::test]
+async fn a_terminal_has_the_size_it_was_given_and_takes_another() {
+    let sshd = Sshd::new();
+    let session = sshd.session().await;
+    let mut command = Command::new([
+        "sh",
+        "-c",
+        "trap 'stty size; exit 5' WINCH; tty; stty size; while :; do sleep 0.1; done",
+    ]);
+    command.terminal = Some(Terminal::new("xterm", TerminalSize { columns: 91, rows: 33 }));
+    let (input, mut output) = session.spawn(&command, soon()).await.unwrap().split();
+    let mut said = String::new();
+    let exit = loop {
+        match timeout(Duration::from_secs(60), output.next()).await.unwrap().unwrap() {
+            Event::Stdout(data) => said.push_str(text(&data)),
+            Event::Stderr(data) => panic!("{:?}", text(&data)),
+            Event::Ended(exit) => break exit,
+        }
+        if said.ends_with("33 91\r\n") {
+            input.resize(TerminalSize { columns: 100, rows: 40 }).await.unwrap();
+        }
+    };
+    assert_eq!(exit, Exit::Code(5));
+    assert!(said.starts_with("/dev/pts/") && said.ends_with("40 100\r\n"), "{said:?}");
+}
+
+#[tokio::test]
+async fn a_login_shell_at_a_terminal_answers_what_is_typed() {
+    let sshd = Sshd::new();
+    let began = Clock::now();
+    let session = sshd.session().await;
+    let terminal = Some(Terminal::new("dumb", TerminalSize { columns: 80, rows: 24 }));
+    let command = Command { terminal, ..Command::default() };
+    let (mut input, mut output) = session.spawn(&command, soon()).await.unwrap().split();
+    let Event::Stdout(_) = timeout(Duration::from_secs(60), output.next()).await.unwrap().unwrap() else {
+        panic!("a shell begins with its prompt")
+    };
+    eprintln!("a prompt after {:?}", began.elapsed());
+    input.write(b"exit 9\n").await.unwrap();
+    loop {
+        if let Event::Ended(exit) = timeout(Duration::from_secs(60), output.next()).await.unwrap().unwrap() {
+            break assert_eq!(exit, Exit::Code(9));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_signal_reaches_the_program() {
+    if rustix::process::geteuid().is_root() {
+        return eprintln!("SKIP: OpenSSH passes no signals on to the programs of root");
+    }
+    let sshd = Sshd::new();
+    let session = sshd.session().await;
+    let (input, mut output) = session.spawn(&Command::new(["sleep", "600"]), soon()).await.unwrap().split();
+    input.signal("TERM").await.unwrap();
+    let ended = timeout(Duration::from_secs(60), output.next()).await.unwrap().unwrap();
+    assert_eq!(ended, Event::Ended(Exit::Signal("TERM".into())));
+}
+
+#[tokio::test]
+async fn a_server_with_another_host_key_is_refused_with_both_fingerprints() {
+    let sshd = Sshd::new();
+    let other = GuestAccess::generate("other").unwrap();
+    let mut target = sshd.target();
+    let found = target.host_key.fingerprint().unwrap();
+    target.host_key = HostKey::known(&other.host_key.public).unwrap();
+    let error = Session::connect(&target, soon()).await.unwrap_err();
+    assert!(matches!(error, Error::HostKey { .. }) && error.kind() == ErrorKind::Guest, "{error:?}");
+    let (error, expected) = (error.to_string(), target.host_key.fingerprint().unwrap());
+    assert!(error.contains(&found) && error.contains(&expected), "{error}");
+    target.host_key = HostKey::any();
+    Session::connect(&target, soon()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_server_whose_key_is_of_another_kind_is_refused_with_both_fingerprints() {
+    let sshd = Sshd::new();
+    let path = sshd.dir.path().join("ecdsa");
+    let mut keygen = std::process::Command::new("ssh-keygen");
+    assert!(keygen.args(["-q", "-t", "ecdsa", "-N", "", "-f"]).arg(&path).status().unwrap().success());
+    let mut target = sshd.target();
+    let public = std::fs::read_to_string(path.with_extension("pub")).unwrap();
+    target.host_key = HostKey::known(&public).unwrap();
+    let error = Session::connect(&target, soon()).await.unwrap_err();
+    assert!(matches!(error, Error::HostKey { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_key_that_the_server_does_not_take_is_named_with_what_it_would_take() {
+    let sshd = Sshd::new();
+    let mut target = sshd.target();
+    target.identity = Identity::of(&GuestAccess::generate("other").unwrap().login_key).unwrap();
+    let error = Session::connect(&target, soon()).await.unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains(&target.identity.fingerprint()) && text.contains("publickey"), "{text}");
+    assert_eq!(error.kind(), ErrorKind::Guest);
+}
+
+#[tokio::test]
+async fn a_server_that_dies_midway_is_noticed_at_once() {
+    let sshd = Sshd::new();
+    let session = sshd.session().await;
+    let (_input, mut output) = session.spawn(&Command::new(["sleep", "600"]), soon()).await.unwrap().split();
+    sshd.signal(Signal::KILL);
+    let error = timeout(Duration::from_secs(30), output.next()).await.unwrap().unwrap_err();
+    assert!(error.to_string().contains("the program's end is not known"), "{error}");
+    let error = session.output(&Command::new(["true"]), b"", soon()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Guest, "{error}");
+}
+
+#[tokio::test]
+async fn a_server_that_stalls_keeps_nobody_beyond_the_deadline() {
+    let sshd = Sshd::new();
+    let session = sshd.session().await;
+    sshd.signal(Signal::STOP);
+    let error = session.output(&Command::new(["true"]), b"", in_ms(300)).await.unwrap_err();
+    assert!(matches!(error, Error::TimedOut { .. }), "{error}");
+    sshd.signal(Signal::CONT);
+    assert_eq!(
+        run(&session, &["true"]).await.exit,
+        Exit::Code(0),
+        "and when it goes on, so does the session"
+    );
+
+    let mute = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut target = sshd.target();
+    target.address = mute.local_addr().unwrap();
+    let error = Session::connect(&target, in_ms(300)).await.unwrap_err();
+    assert!(error.to_string().contains("key exchange of SSH to"), "{error}");
+}
+
+#[tokio::test]
+async fn a_port_where_nobody_or_something_else_listens_is_told_apart() {
+    let sshd = Sshd::new();
+    let mut target = sshd.target();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    target.address = listener.local_addr().unwrap();
+    drop(listener);
+    let error = Session::connect(&target, soon()).await.unwrap_err();
+    assert!(error.to_string().ends_with("cannot connect"), "{error}");
+
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    target.address = listener.local_addr().unwrap();
+    std::thread::spawn(move || drop(listener.accept()));
+    let error = Session::connect(&target, soon()).await.unwrap_err();
+    assert!(error.to_string().contains("closed the connection"), "{error}");
+}
