@@ -117,6 +117,9 @@ pub struct VmHandle {
     pub backend: BackendTag,
     /// What was wanted.
     pub spec: VmSpec,
+    /// What is wanted from the next start on, where that differs: it takes the place of `spec` then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_spec: Option<Box<VmSpec>>,
     /// Where it was in its life; ask the backend's `state` for now.
     #[serde(flatten)]
     pub state: VmState,
@@ -137,6 +140,7 @@ impl VmHandle {
             id,
             backend,
             spec,
+            next_spec: None,
             state: VmState::Preparing,
             run: None,
             console_log: None,

@@ -6,6 +6,7 @@ mod common;
 use std::fs;
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
+use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 use common::{FileHypervisor, World, named, spec, web};
@@ -14,7 +15,7 @@ use tokio::net::TcpListener;
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 use vmkit::lifecycle::Operation;
-use vmkit::spec::{NetworkConfig, Protocol, VmName, VmSpec};
+use vmkit::spec::{CloudInitConfig, Labels, NetworkConfig, Protocol, VmName, VmSpec, VmSpecBuilder};
 use vmkit::store::{Home, Intent, VmRecord};
 use vmkit::{
     ActiveForward, BackendTag, Condition, ConsoleEndpoint, ErrorKind, Hypervisor, NoopHypervisor, Result,
@@ -541,4 +542,70 @@ async fn a_record_of_a_newer_vmkit_is_not_taken_for_a_spoilt_one() {
     fs::write(manager.home().vm(&web()).join("vm.json"), "{\"version\": 9, \"vm\": {}}").unwrap();
     assert_eq!(manager.stop(&web(), Duration::ZERO).await.unwrap_err().kind(), ErrorKind::Record);
     assert_eq!(manager.remove(&web(), true).await.unwrap_err().kind(), ErrorKind::Record);
+}
+
+fn with_cpus(cpus: u32) -> VmSpec {
+    VmSpecBuilder::from(spec()).cpus(cpus).build().unwrap()
+}
+
+#[tokio::test]
+async fn what_a_running_vm_shall_be_waits_for_its_next_start() {
+    let temp = tempfile::tempdir().unwrap();
+    let (_, manager) = noop(&temp);
+    let made = manager.create(spec()).await.unwrap();
+    manager.start(&web()).await.unwrap();
+    let vm = manager.reconfigure(&web(), with_cpus(3)).await.unwrap();
+    assert_eq!((vm.spec.cpus(), vm.next_spec.unwrap().cpus()), (1, 3));
+    // Neither another operation nor a start of what runs already makes it so, or loses it.
+    manager.suspend(&web()).await.unwrap();
+    manager.resume(&web()).await.unwrap();
+    assert_eq!(manager.start(&web()).await.unwrap().spec.cpus(), 1);
+    let vm = manager.restart(&web(), Duration::ZERO).await.unwrap();
+    assert_eq!((vm.spec.cpus(), vm.next_spec), (3, None));
+    assert_eq!((vm.id, vm.spec.id()), (made.id, Some(made.id)));
+    assert_eq!(manager.info(&web()).await.unwrap().spec.cpus(), 3);
+}
+
+#[tokio::test]
+async fn what_a_stopped_vm_shall_be_it_is_at_once() {
+    let temp = tempfile::tempdir().unwrap();
+    let (_, manager) = noop(&temp);
+    manager.create(spec()).await.unwrap();
+    let vm = manager.reconfigure(&web(), with_cpus(3)).await.unwrap();
+    assert_eq!((vm.spec.cpus(), vm.next_spec), (3, None));
+    let record = fs::metadata(manager.home().vm(&web()).join("run.json")).unwrap();
+    let again = manager.reconfigure(&web(), with_cpus(3)).await.unwrap();
+    assert_eq!(again.spec.cpus(), 3);
+    let unwritten = fs::metadata(manager.home().vm(&web()).join("run.json")).unwrap();
+    assert_eq!(unwritten.ino(), record.ino(), "the record was written again");
+}
+
+#[tokio::test]
+async fn labels_are_written_while_the_vm_runs_and_a_wish_can_be_taken_back() {
+    let temp = tempfile::tempdir().unwrap();
+    let (_, manager) = noop(&temp);
+    manager.create(spec()).await.unwrap();
+    manager.start(&web()).await.unwrap();
+    let mut labels = Labels::default();
+    labels.set("team", "web").unwrap();
+    let labelled = VmSpecBuilder::from(with_cpus(3)).labels(labels.clone()).build().unwrap();
+    let vm = manager.reconfigure(&web(), labelled).await.unwrap();
+    assert_eq!(vm.spec.labels(), &labels);
+    assert_eq!(vm.next_spec.unwrap().labels(), &labels);
+    let vm = manager.reconfigure(&web(), spec()).await.unwrap();
+    assert_eq!((vm.spec.cpus(), vm.next_spec), (1, None));
+}
+
+#[tokio::test]
+async fn what_needs_a_vm_made_anew_is_refused_and_nothing_is_changed() {
+    let temp = tempfile::tempdir().unwrap();
+    let (_, manager) = noop(&temp);
+    manager.create(spec()).await.unwrap();
+    let other = VmSpecBuilder::from(with_cpus(3)).cloud_init(CloudInitConfig::default()).build().unwrap();
+    let error = manager.reconfigure(&web(), other).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
+    assert!(error.to_string().starts_with("cloud_init: \"given\": "), "{error}");
+    assert_eq!(manager.info(&web()).await.unwrap().spec.cpus(), 1);
+    let error = manager.reconfigure(&name("none"), spec()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
 }

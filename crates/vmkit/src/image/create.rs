@@ -6,7 +6,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use imago::file::File as ImagoFile;
-use imago::qcow2::Qcow2CreateBuilder;
+use imago::format::PreallocateMode;
+use imago::qcow2::{Qcow2, Qcow2CreateBuilder};
 use imago::{FormatAccess, FormatCreateBuilder};
 
 use super::ImageFacts;
@@ -73,13 +74,48 @@ pub fn create_blank(path: &Path, size: Mib) -> Result<()> {
     create(path, size.bytes(), |image| image)
 }
 
+/// Grows the disk of a qcow2 file that nobody has open, an overlay or not, to `size`; one of that size already stays as it is.
+///
+/// # Errors
+/// `InvalidInput` on `disk` for a size below what the disk has, or above [`MAX_DISK_BYTES`]; `Host` or `Io` where the file can't
+/// be read or written.
+pub fn grow_disk(path: &Path, size: Mib) -> Result<()> {
+    check_bound(size.bytes())?;
+    // Whoever is cut off here leaves a disk of the old size: the size in the header is written last.
+    let grow = || -> io::Result<Result<()>> {
+        let file = OpenOptions::new().read(true).write(true).open(path)?;
+        // The image below is not opened: nothing of it is read for this.
+        let disk = FormatAccess::new(Qcow2::<ImagoFile>::open_image(ImagoFile::try_from(file)?, true)?);
+        let bytes = disk.size();
+        if size.bytes() < bytes {
+            let least = Mib::holding(bytes);
+            let expected = format!(
+                "the disk has {bytes} bytes already, and is never made smaller: name at least {least}"
+            );
+            return Ok(Err(Error::invalid("disk", size, expected)));
+        }
+        if size.bytes() > bytes {
+            step("image: grow")?;
+            disk.resize_grow(size.bytes(), PreallocateMode::None)?;
+            disk.flush()?;
+        }
+        Ok(Ok(()))
+    };
+    grow().map_err(Error::io("grow", path))?
+}
+
+fn check_bound(disk_bytes: u64) -> Result<()> {
+    if disk_bytes <= MAX_DISK_BYTES {
+        return Ok(());
+    }
+    let bound = format!("a disk has at most {}", Mib::holding(MAX_DISK_BYTES));
+    Err(Error::invalid("disk", format!("{disk_bytes} bytes"), bound))
+}
+
 type Builder = Qcow2CreateBuilder<ImagoFile, FormatAccess<ImagoFile>>;
 
 fn create(path: &Path, disk_bytes: u64, options: impl FnOnce(Builder) -> Builder) -> Result<()> {
-    if disk_bytes > MAX_DISK_BYTES {
-        let bound = format!("a disk has at most {}", Mib::holding(MAX_DISK_BYTES));
-        return Err(Error::invalid("disk", format!("{disk_bytes} bytes"), bound));
-    }
+    check_bound(disk_bytes)?;
     let new = || {
         step("image: create")?;
         OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)
@@ -116,6 +152,30 @@ mod tests {
     fn raw_image(path: &Path, file_bytes: u64) -> ImageFacts {
         fs::File::create(path).unwrap().set_len(file_bytes).unwrap();
         inspect(path).unwrap()
+    }
+
+    #[test]
+    fn a_disk_grows_and_never_shrinks() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = raw_image(&dir.path().join("base"), 4 * MIB);
+        let overlay = dir.path().join("overlay");
+        let name = overlay.to_str().unwrap();
+        let mib = |mib| Mib::new(mib).unwrap();
+        create_overlay(&base, &overlay, None).unwrap();
+        // Beyond 32 TiB the first table is moved; the steps before it fit where it is.
+        for size in [4, 5, 512, 10 * 1024, 10 * 1024, 2 << 20, 64 << 20] {
+            grow_disk(&overlay, mib(size)).unwrap();
+            if !qemu_img(&["check", "-q", "-f", "qcow2", name]) {
+                return;
+            }
+            let info = qemu_img_info(name);
+            assert_eq!(info["virtual-size"], size * MIB);
+            assert_eq!(info["backing-filename"], base.path.to_str().unwrap());
+        }
+        let error = grow_disk(&overlay, mib(5)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+        assert!(error.to_string().contains("never made smaller"), "{error}");
+        assert_eq!(qemu_img_info(name)["virtual-size"], (64 << 20) * MIB);
     }
 
     #[test]

@@ -1,14 +1,14 @@
 //! Disk images: what a file is, and making overlays and empty disks.
 //!
 //! [`inspect`] looks at an image that came from outside and trusts nothing in it. [`create_overlay`] and
-//! [`create_blank`] make the qcow2 files that belong to a VM. Nothing here ever writes to an image that is there already,
-//! takes QEMU's image locks, or runs a program; converting and rebasing are left to `qemu-img`.
+//! [`create_blank`] make the qcow2 files that belong to a VM, [`grow_disk`] makes one of those larger. Nothing here ever
+//! writes to an image that is nobody's disk, takes QEMU's image locks, or runs a program; converting and rebasing are left to `qemu-img`.
 
 mod create;
 mod inspect;
 mod qcow2_header;
 
-pub use create::{MAX_DISK_BYTES, create_blank, create_overlay};
+pub use create::{MAX_DISK_BYTES, create_blank, create_overlay, grow_disk};
 pub use inspect::{ImageFacts, ImageFormat, inspect};
 
 #[cfg(test)]

@@ -10,6 +10,7 @@
 
 mod forward;
 mod list;
+mod reconfigure;
 #[cfg(feature = "ssh")]
 mod ssh;
 mod wait;
@@ -348,6 +349,10 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     /// Does one operation on a VM whose lock is held: intent, effect, outcome.
     async fn carry_out(&self, locked: &LockedVm, vm: VmHandle, order: Order) -> Result<VmHandle> {
         let operation = order.operation();
+        let vm = match order {
+            Order::Start => self.as_it_shall_start(vm).await?,
+            _ => vm,
+        };
         match locked.write_since(&VmRecord::intending(vm.clone(), intent(operation))) {
             Ok(()) => {}
             // A full disk is no reason to leave a guest running; a stop that is cut off needs no finishing.

@@ -3,6 +3,7 @@
 //! Pure. A spec is always valid once built; what only the host can tell (does the image exist?) is asked when it is planned.
 
 mod boot;
+mod changes;
 mod cloud_init;
 mod disk;
 mod labels;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 pub use boot::{Accel, Arch, Boot, Firmware, Kernel, Machine};
+pub use changes::{Applies, Change, changes};
 pub use cloud_init::{CloudConfig, CloudInitConfig, GuestAccess, GuestFile, SshKeyPair, User, UserData};
 pub use disk::{DataDisk, RootDisk};
 pub use labels::Labels;
@@ -198,6 +200,22 @@ impl VmSpec {
         if let NetworkConfig::User(user) = &mut self.0.network {
             user.forwards.retain(|other| other != forward);
         }
+        self
+    }
+
+    /// Answers the same spec for the VM of another one: with its name, its identity and its count of cloud-init's runs.
+    pub(crate) fn in_place_of(mut self, recorded: &VmSpec) -> Self {
+        self.0.name = recorded.0.name.clone();
+        self.0.id = recorded.0.id;
+        if let (Some(config), Some(recorded)) = (&mut self.0.cloud_init, &recorded.0.cloud_init) {
+            config.run = recorded.run;
+        }
+        self
+    }
+
+    /// Answers the same spec with these labels.
+    pub(crate) fn with_labels(mut self, labels: Labels) -> Self {
+        self.0.labels = labels;
         self
     }
 

@@ -13,7 +13,7 @@ use super::project::Run;
 use super::read::{Node, Read, number, quantities, texts, unknown_word, words};
 use crate::error::Error;
 use crate::handle::BackendTag;
-use crate::spec::{Accel, BridgeName, Firmware, Machine, Mib, PortForward, UserName, Vnc};
+use crate::spec::{Accel, BridgeName, Firmware, LinkName, Machine, Mib, PortForward, UserName, Vnc};
 
 /// How long something may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,6 +99,7 @@ impl FromStr for Disk {
 pub(super) enum Network {
     User,
     Tap(BridgeName),
+    Vnic(LinkName),
     None,
 }
 
@@ -109,9 +110,14 @@ impl FromStr for Network {
         match text {
             "user" => Ok(Network::User),
             "none" => Ok(Network::None),
-            _ => match text.strip_prefix("tap:") {
-                Some(bridge) => BridgeName::new(bridge).map(Network::Tap),
-                None => Err(Error::invalid("network", "", "write \"user\", \"tap:BRIDGE\" or \"none\"")),
+            _ => match text.split_once(':') {
+                Some(("tap", bridge)) => BridgeName::new(bridge).map(Network::Tap),
+                Some(("vnic", link)) => LinkName::new(link).map(Network::Vnic),
+                _ => Err(Error::invalid(
+                    "network",
+                    "",
+                    "write \"user\", \"tap:BRIDGE\", \"vnic:LINK\" or \"none\"",
+                )),
             },
         }
     }
@@ -190,8 +196,8 @@ impl FromStr for Shell {
 texts! {
     Disk: "a size such as \"10GiB\", or the path of an image, with :ro behind it to be read only",
         { "type": "string", "minLength": 1 };
-    Network: "\"user\", \"tap:BRIDGE\" or \"none\"",
-        { "type": "string", "pattern": "^(user|none|tap:[A-Za-z0-9._-]{1,15})$" };
+    Network: "\"user\", \"tap:BRIDGE\", \"vnic:LINK\" or \"none\"",
+        { "type": "string", "pattern": "^(user|none|tap:[A-Za-z0-9._-]{1,15}|vnic:[A-Za-z]([A-Za-z0-9._-]{0,29}[0-9]))$" };
     PortForward: "a forward such as \"8080:80\"",
         { "type": "string", "pattern": "^(([0-9.]+:)?[0-9]{1,5}:)?[0-9]{1,5}(/tcp|/udp)?$" };
     HostPath: "a path, relative to this file or absolute",

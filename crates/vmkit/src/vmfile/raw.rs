@@ -56,7 +56,7 @@ table! {
         disk: Mib,
         /// Further disks: a size for a new one, or the path of an image, with :ro behind it to be read only.
         data_disks: Vec<Disk>,
-        /// How the guest is connected: user, tap:BRIDGE or none. Default: user.
+        /// How the guest is connected: user, tap:BRIDGE, vnic:LINK or none. Default: user.
         network: Network,
         /// Whether the guest is kept from everything but its forwards; with the network user. Default: false.
         restrict: bool,
@@ -80,6 +80,8 @@ table! {
         console_log: Mib,
         /// The backend that runs the machine. Default: the host's own.
         backend: BackendTag,
+        /// Options that only the backend knows.
+        backend_options: BTreeMap<String, String>,
         /// The host's user that the hypervisor runs as; only root can ask for that.
         run_as: UserName,
         /// What cloud-init in the guest is told at its first boot.

@@ -17,8 +17,8 @@ use super::raw;
 use super::read::{listed, meant};
 use crate::error::Error;
 use crate::spec::{
-    Boot, CloudConfig, CloudInitConfig, DataDisk, Firmware, GuestFile, Kernel, Labels, Machine as Board,
-    NetworkConfig, RootDisk, User, UserData, UserNetwork, VmName, VmSpec,
+    BackendOptions, Boot, CloudConfig, CloudInitConfig, DataDisk, Firmware, GuestFile, Kernel, Labels,
+    Machine as Board, NetworkConfig, RootDisk, User, UserData, UserNetwork, VmName, VmSpec,
 };
 
 /// How long a step, or a machine that gets ready, may take where the file does not say.
@@ -236,6 +236,7 @@ impl Resolver<'_> {
     ) -> Option<VmSpec> {
         let cloud_init = self.cloud_init(name, raw, at);
         let labels = self.labels(name, raw, image, at);
+        let options = self.backend_options(raw, at);
         let board = raw.machine.unwrap_or_default();
         let mut builder = VmSpec::builder(vm)
             .machine(board)
@@ -244,7 +245,8 @@ impl Resolver<'_> {
             .vnc(raw.vnc.unwrap_or_default())
             .network(network(raw, at, &mut self.problems))
             .data_disks(raw.data_disks.iter().flatten().map(|disk| self.data_disk(disk)).collect())
-            .labels(labels);
+            .labels(labels)
+            .backend_options(options);
         if let Some(raw::Cpus { 0: cpus }) = raw.cpus {
             builder = builder.cpus(cpus);
         }
@@ -349,6 +351,16 @@ impl Resolver<'_> {
         labels
     }
 
+    fn backend_options(&mut self, raw: &raw::Machine, at: &Place<'_>) -> BackendOptions {
+        let mut options = BackendOptions::default();
+        for (key, value) in raw.backend_options.iter().flatten() {
+            if let Err(error) = options.set(key, value) {
+                self.refuse(&error, at);
+            }
+        }
+        options
+    }
+
     fn cloud_init(&mut self, name: &str, raw: &raw::Machine, at: &Place<'_>) -> CloudInitConfig {
         let Some(raw) = &raw.cloud_init else {
             return CloudInitConfig { hostname: Some(name.to_owned()), ..CloudInitConfig::default() };
@@ -444,6 +456,7 @@ fn network(raw: &raw::Machine, at: &Place<'_>, problems: &mut Vec<Problem>) -> N
                 ..network
             });
         }
+        Network::Vnic(link) => NetworkConfig::Vnic { link: link.clone() },
         Network::Tap(bridge) => NetworkConfig::Tap { bridge: bridge.clone() },
         Network::None => NetworkConfig::None,
     };

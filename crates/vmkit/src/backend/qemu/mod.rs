@@ -49,9 +49,10 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::handle::{BackendDetails, BackendTag, ConsoleEndpoint, RunInfo, VmHandle};
 use crate::host::{HostFacts, KvmVerdict, ProbeOptions};
 use crate::hypervisor::{Backend, Capabilities, Hypervisor};
+use crate::image::grow_disk;
 use crate::lifecycle::{FailureKind, InvalidTransition, Operation, VmState, next};
 use crate::network::{MacAddr, addresses_of, default_lease_files};
-use crate::spec::{Accel, Boot, Firmware, NetworkConfig, PortForward, VmSpec};
+use crate::spec::{Accel, Boot, Firmware, Mib, NetworkConfig, PortForward, VmSpec};
 
 /// How long a QEMU may take from its start until it answers, unless set otherwise. A quiet host needs 30 ms.
 const START_LIMIT: Duration = Duration::from_secs(30);
@@ -162,6 +163,9 @@ struct Details {
     /// Which run of cloud-init the seed on disk asks for.
     #[serde(default)]
     seed_run: u32,
+    /// The size that the root disk on disk was made or grown to, where one was wanted.
+    #[serde(default)]
+    disk: Option<Mib>,
 }
 
 impl Details {
@@ -177,6 +181,11 @@ impl Details {
 /// Answers which run of cloud-init a spec asks for.
 fn wanted_run(spec: &VmSpec) -> u32 {
     spec.cloud_init().map_or(0, |config| config.run)
+}
+
+/// Answers which size a spec asks for the root disk.
+fn wanted_disk(spec: &VmSpec) -> Option<Mib> {
+    spec.disk().and_then(|disk| disk.size)
 }
 
 impl QemuHypervisor {
@@ -223,7 +232,12 @@ impl QemuHypervisor {
             return Err(foreign(format!("the handle belongs to the backend `{}`, not `qemu`", vm.backend)));
         }
         match vm.details.version {
-            0 => Ok(Details { layout: self.layout(&vm.spec, vm.id)?, media: Media::default(), seed_run: 0 }),
+            0 => Ok(Details {
+                layout: self.layout(&vm.spec, vm.id)?,
+                media: Media::default(),
+                seed_run: 0,
+                disk: None,
+            }),
             DETAILS_VERSION => Details::deserialize(&vm.details.data)
                 .map_err(|error| foreign(format!("the handle's details can't be read: {error}"))),
             version => Err(foreign(format!(
@@ -319,7 +333,12 @@ impl Hypervisor for QemuHypervisor {
             tracing::warn!(vm = %spec.name(), "{warning}");
         }
         prepare::make(&spec, id, &layout, &plan, looked.root.as_ref())?;
-        let details = Details { layout: layout.clone(), media: looked.media, seed_run: wanted_run(&spec) };
+        let details = Details {
+            layout: layout.clone(),
+            media: looked.media,
+            seed_run: wanted_run(&spec),
+            disk: wanted_disk(&spec),
+        };
         let mut vm = VmHandle::preparing(id, BackendTag::Qemu, spec);
         details.keep_in(&mut vm)?;
         Ok(Self::handle(&vm, VmState::Prepared, &layout, None))
@@ -327,7 +346,7 @@ impl Hypervisor for QemuHypervisor {
 
     async fn start(&self, vm: &VmHandle) -> Result<VmHandle> {
         let mut details = self.details(vm)?;
-        let Details { layout, media, seed_run } = details.clone();
+        let Details { layout, media, seed_run, disk } = details.clone();
         let deadline = Instant::now() + self.0.start_limit;
         let lock = self.start_lock(vm.id);
         let _one = lock.lock().await;
@@ -358,6 +377,11 @@ impl Hypervisor for QemuHypervisor {
         if seed_run != wanted_run(&vm.spec) {
             prepare::write_seed(&vm.spec, vm.id, &layout.seed())?;
             details.seed_run = wanted_run(&vm.spec);
+            details.keep_in(&mut started)?;
+        }
+        if let Some(size) = wanted_disk(&vm.spec).filter(|size| disk != Some(*size)) {
+            grow_disk(&layout.root_disk(), size)?;
+            details.disk = Some(size);
             details.keep_in(&mut started)?;
         }
         let run = start::start(vm, &layout, &plan, &keeper, alive, deadline).await?;
