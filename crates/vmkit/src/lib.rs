@@ -48,12 +48,15 @@ pub mod spec;
 pub mod ssh;
 mod steps;
 pub mod store;
+#[cfg(target_os = "linux")]
 mod sys;
 #[cfg(feature = "vmfile")]
 pub mod vmfile;
 
 pub use backend::noop::NoopHypervisor;
+#[cfg(all(target_os = "linux", feature = "qemu"))]
 pub use backend::qemu::agent::{ExecOutput, GuestAgent, GuestExit, GuestInterface, ShutdownMode};
+#[cfg(all(target_os = "linux", feature = "qemu"))]
 pub use backend::qemu::{
     Accelerator, FirmwareFiles, PrepareStep, QemuHypervisor, QemuHypervisorBuilder, QemuPlan, SocketPlan,
 };

@@ -1,20 +1,19 @@
-//! The one file with `unsafe`: what the kernel offers and no safe crate wraps.
+//! The one file with `unsafe`: what the kernel offers and no safe crate wraps. All of it is Linux's.
 #![expect(
     unsafe_code,
     reason = "KVM memory, the tun ioctl and passing descriptors through exec have no safe wrapper"
 )]
 
-use std::ffi::{c_int, c_void};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::ptr::{self, NonNull};
+use std::os::fd::OwnedFd;
 
-use kvm_bindings::kvm_userspace_memory_region;
-use kvm_ioctls::{Kvm, VcpuFd, VmFd};
-use rustix::ioctl::{Opcode, Updater, ioctl, opcode};
-use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+#[cfg(feature = "qemu")]
+pub(crate) use guest::TinyGuest;
+#[cfg(feature = "qemu")]
+pub(crate) use tap::make_tap;
 
 /// Has tokio's reactor watch a descriptor for being readable.
 ///
@@ -25,130 +24,152 @@ pub(crate) fn watch_readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(Into::into)
 }
 
-/// Makes a descriptor of `/dev/net/tun` one end of a new tap, and answers the tap's name.
-///
-/// The name may hold one `%d`, for which the kernel takes the first free number. The tap carries bare Ethernet frames, each
-/// behind a virtio-net header, and is gone with the last copy of the descriptor.
-///
-/// Source: the kernel's networking/tuntap.rst.
-pub(crate) fn make_tap(tun: impl AsFd, name: &str) -> io::Result<String> {
-    /// `struct ifreq`: a name of 16 bytes and a union of 24, of which only the flags are used.
-    #[repr(C, align(8))]
-    struct IfReq {
-        name: [u8; 16],
-        flags: u16,
-        rest: [u8; 22],
-    }
-    const IFF_TAP: u16 = 0x0002;
-    const IFF_NO_PI: u16 = 0x1000;
-    const IFF_VNET_HDR: u16 = 0x4000;
-    // Without it the kernel would hand out somebody's lasting tap of this name.
-    const IFF_TUN_EXCL: u16 = 0x8000;
-    const TUNSETIFF: Opcode = opcode::write::<c_int>(b'T', 202);
-
-    let mut request =
-        IfReq { name: [0; 16], flags: IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | IFF_TUN_EXCL, rest: [0; 22] };
-    // The last byte stays zero.
-    if name.len() >= request.name.len() || name.contains('\0') {
-        return Err(io::Error::from(io::ErrorKind::InvalidInput));
-    }
-    request.name[..name.len()].copy_from_slice(name.as_bytes());
-    // SAFETY: TUNSETIFF reads and writes one `struct ifreq`, whose size and layout `IfReq` has, and keeps no pointer to it.
-    unsafe { ioctl(tun, Updater::<TUNSETIFF, IfReq>::new(&mut request)) }?;
-    let name = request.name.split(|byte| *byte == 0).next().unwrap_or_default();
-    Ok(String::from_utf8_lossy(name).into_owned())
-}
-
 /// Gives this thread, and the threads and processes that it starts from now on, a network of their own.
-#[cfg(test)]
+#[cfg(all(test, feature = "qemu"))]
 pub(crate) fn leave_the_network() -> io::Result<()> {
     // SAFETY: only descriptor tables are dangerous to part from, and this parts from none.
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }?;
     Ok(())
 }
 
-/// A virtual machine of KVM's with one vCPU and a little memory at guest address 0.
-///
-/// It exists to hold the three together: the kernel writes to the memory for as long as the vCPU may run.
-pub(crate) struct TinyGuest {
-    // Dropped in this order: the memory goes last.
-    vcpu: VcpuFd,
-    _vm: VmFd,
-    memory: Mapping,
+/// Taps.
+#[cfg(feature = "qemu")]
+mod tap {
+    use std::ffi::c_int;
+    use std::io;
+    use std::os::fd::AsFd;
+
+    use rustix::ioctl::{Opcode, Updater, ioctl, opcode};
+
+    /// Makes a descriptor of `/dev/net/tun` one end of a new tap, and answers the tap's name.
+    ///
+    /// The name may hold one `%d`, for which the kernel takes the first free number. The tap carries bare Ethernet frames, each
+    /// behind a virtio-net header, and is gone with the last copy of the descriptor.
+    ///
+    /// Source: the kernel's networking/tuntap.rst.
+    pub(crate) fn make_tap(tun: impl AsFd, name: &str) -> io::Result<String> {
+        /// `struct ifreq`: a name of 16 bytes and a union of 24, of which only the flags are used.
+        #[repr(C, align(8))]
+        struct IfReq {
+            name: [u8; 16],
+            flags: u16,
+            rest: [u8; 22],
+        }
+        const IFF_TAP: u16 = 0x0002;
+        const IFF_NO_PI: u16 = 0x1000;
+        const IFF_VNET_HDR: u16 = 0x4000;
+        // Without it the kernel would hand out somebody's lasting tap of this name.
+        const IFF_TUN_EXCL: u16 = 0x8000;
+        const TUNSETIFF: Opcode = opcode::write::<c_int>(b'T', 202);
+
+        let mut request =
+            IfReq { name: [0; 16], flags: IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | IFF_TUN_EXCL, rest: [0; 22] };
+        // The last byte stays zero.
+        if name.len() >= request.name.len() || name.contains('\0') {
+            return Err(io::Error::from(io::ErrorKind::InvalidInput));
+        }
+        request.name[..name.len()].copy_from_slice(name.as_bytes());
+        // SAFETY: TUNSETIFF reads and writes one `struct ifreq`, whose size and layout `IfReq` has, and keeps no pointer to it.
+        unsafe { ioctl(tun, Updater::<TUNSETIFF, IfReq>::new(&mut request)) }?;
+        let name = request.name.split(|byte| *byte == 0).next().unwrap_or_default();
+        Ok(String::from_utf8_lossy(name).into_owned())
+    }
 }
 
-impl TinyGuest {
-    /// Makes the machine with so many bytes of zeroed memory, a multiple of the page size.
-    pub(crate) fn new(kvm: &Kvm, memory_bytes: usize) -> io::Result<Self> {
-        let memory = Mapping::new(memory_bytes)?;
-        let vm = kvm.create_vm().map_err(io::Error::from)?;
-        let slot = kvm_userspace_memory_region {
-            slot: 0,
-            flags: 0,
-            guest_phys_addr: 0,
-            memory_size: memory_bytes as u64,
-            userspace_addr: memory.start.as_ptr() as u64,
-        };
-        // SAFETY: the mapping is valid for all of its length, it is the only slot, and it outlives the VM and its vCPU.
-        unsafe { vm.set_user_memory_region(slot) }.map_err(io::Error::from)?;
-        let vcpu = vm.create_vcpu(0).map_err(io::Error::from)?;
-        Ok(Self { vcpu, _vm: vm, memory })
-    }
+/// Guests that tell what KVM is good for.
+#[cfg(feature = "qemu")]
+mod guest {
+    use std::ffi::c_void;
+    use std::io;
+    use std::ptr::{self, NonNull};
 
-    /// Answers the vCPU.
-    pub(crate) fn vcpu(&mut self) -> &mut VcpuFd {
-        &mut self.vcpu
-    }
+    use kvm_bindings::kvm_userspace_memory_region;
+    use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+    use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
-    /// Writes into the guest's memory.
+    /// A virtual machine of KVM's with one vCPU and a little memory at guest address 0.
     ///
-    /// # Panics
-    /// Where the bytes would not fit.
-    pub(crate) fn write(&mut self, address: usize, bytes: &[u8]) {
-        let end = address.checked_add(bytes.len()).expect("an address in the tiny guest");
-        assert!(end <= self.memory.len, "{end:#x} lies behind the guest's memory");
-        // SAFETY: the range was checked; `&mut self` means that the vCPU is not running.
-        unsafe {
-            let target = self.memory.start.as_ptr().cast::<u8>().add(address);
-            ptr::copy_nonoverlapping(bytes.as_ptr(), target, bytes.len());
+    /// It exists to hold the three together: the kernel writes to the memory for as long as the vCPU may run.
+    pub(crate) struct TinyGuest {
+        // Dropped in this order: the memory goes last.
+        vcpu: VcpuFd,
+        _vm: VmFd,
+        memory: Mapping,
+    }
+
+    impl TinyGuest {
+        /// Makes the machine with so many bytes of zeroed memory, a multiple of the page size.
+        pub(crate) fn new(kvm: &Kvm, memory_bytes: usize) -> io::Result<Self> {
+            let memory = Mapping::new(memory_bytes)?;
+            let vm = kvm.create_vm().map_err(io::Error::from)?;
+            let slot = kvm_userspace_memory_region {
+                slot: 0,
+                flags: 0,
+                guest_phys_addr: 0,
+                memory_size: memory_bytes as u64,
+                userspace_addr: memory.start.as_ptr() as u64,
+            };
+            // SAFETY: the mapping is valid for all of its length, it is the only slot, and it outlives the VM and its vCPU.
+            unsafe { vm.set_user_memory_region(slot) }.map_err(io::Error::from)?;
+            let vcpu = vm.create_vcpu(0).map_err(io::Error::from)?;
+            Ok(Self { vcpu, _vm: vm, memory })
+        }
+
+        /// Answers the vCPU.
+        pub(crate) fn vcpu(&mut self) -> &mut VcpuFd {
+            &mut self.vcpu
+        }
+
+        /// Writes into the guest's memory.
+        ///
+        /// # Panics
+        /// Where the bytes would not fit.
+        pub(crate) fn write(&mut self, address: usize, bytes: &[u8]) {
+            let end = address.checked_add(bytes.len()).expect("an address in the tiny guest");
+            assert!(end <= self.memory.len, "{end:#x} lies behind the guest's memory");
+            // SAFETY: the range was checked; `&mut self` means that the vCPU is not running.
+            unsafe {
+                let target = self.memory.start.as_ptr().cast::<u8>().add(address);
+                ptr::copy_nonoverlapping(bytes.as_ptr(), target, bytes.len());
+            }
+        }
+
+        /// Reads 16 bytes of the guest's memory.
+        ///
+        /// # Panics
+        /// Where they lie behind its end.
+        pub(crate) fn read_u128(&mut self, address: usize) -> u128 {
+            let end = address.checked_add(size_of::<u128>()).expect("an address in the tiny guest");
+            assert!(end <= self.memory.len, "{end:#x} lies behind the guest's memory");
+            // SAFETY: the range was checked; `&mut self` means that the vCPU is not running; any bytes are a u128.
+            unsafe { self.memory.start.as_ptr().cast::<u8>().add(address).cast::<u128>().read_unaligned() }
         }
     }
 
-    /// Reads 16 bytes of the guest's memory.
-    ///
-    /// # Panics
-    /// Where they lie behind its end.
-    pub(crate) fn read_u128(&mut self, address: usize) -> u128 {
-        let end = address.checked_add(size_of::<u128>()).expect("an address in the tiny guest");
-        assert!(end <= self.memory.len, "{end:#x} lies behind the guest's memory");
-        // SAFETY: the range was checked; `&mut self` means that the vCPU is not running; any bytes are a u128.
-        unsafe { self.memory.start.as_ptr().cast::<u8>().add(address).cast::<u128>().read_unaligned() }
+    /// Zeroed private memory of this process, page by page.
+    struct Mapping {
+        start: NonNull<c_void>,
+        len: usize,
     }
-}
 
-/// Zeroed private memory of this process, page by page.
-struct Mapping {
-    start: NonNull<c_void>,
-    len: usize,
-}
+    // SAFETY: the memory belongs to whoever has the value; nothing ties it to a thread.
+    unsafe impl Send for Mapping {}
 
-// SAFETY: the memory belongs to whoever has the value; nothing ties it to a thread.
-unsafe impl Send for Mapping {}
-
-impl Mapping {
-    fn new(len: usize) -> io::Result<Self> {
-        // SAFETY: the kernel chooses the place, so no other mapping is touched.
-        let start = unsafe {
-            mmap_anonymous(ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE)
-        }?;
-        Ok(Self { start: NonNull::new(start).expect("mmap answers an address or an error"), len })
+    impl Mapping {
+        fn new(len: usize) -> io::Result<Self> {
+            // SAFETY: the kernel chooses the place, so no other mapping is touched.
+            let start = unsafe {
+                mmap_anonymous(ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE)
+            }?;
+            Ok(Self { start: NonNull::new(start).expect("mmap answers an address or an error"), len })
+        }
     }
-}
 
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: this is the mapping that `new` made, whole, and nobody borrows from it any more.
-        // It fails only for an address that was never mapped.
-        let _ = unsafe { munmap(self.start.as_ptr(), self.len) };
+    impl Drop for Mapping {
+        fn drop(&mut self) {
+            // SAFETY: this is the mapping that `new` made, whole, and nobody borrows from it any more.
+            // It fails only for an address that was never mapped.
+            let _ = unsafe { munmap(self.start.as_ptr(), self.len) };
+        }
     }
 }

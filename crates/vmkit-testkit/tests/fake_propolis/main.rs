@@ -4,7 +4,5 @@
 
 mod client;
 mod errors;
-mod host;
 mod lifecycle;
-mod process;
 mod serial;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", feature = "qemu"))]
 use crate::backend::qemu::QemuHypervisor;
 use crate::error::{Error, Result};
 use crate::forwarding::{DynPortForwarding, PortForwarding};
@@ -34,7 +34,7 @@ impl RouterHypervisor {
     }
 
     /// Makes a router over what vmkit itself has for this kind of host: QEMU on Linux, which is also the default.
-    #[cfg(target_os = "linux")]
+    #[cfg(all(target_os = "linux", feature = "qemu"))]
     pub fn of_this_host(qemu: QemuHypervisor) -> Self {
         Self::new(BackendTag::Qemu).with_forwarding(qemu)
     }

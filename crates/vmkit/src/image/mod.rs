@@ -4,10 +4,12 @@
 //! [`create_blank`] make the qcow2 files that belong to a VM, [`grow_disk`] makes one of those larger. Nothing here ever
 //! writes to an image that is nobody's disk, takes QEMU's image locks, or runs a program; converting and rebasing are left to `qemu-img`.
 
+#[cfg(all(target_os = "linux", feature = "qemu"))]
 mod create;
 mod inspect;
 mod qcow2_header;
 
+#[cfg(all(target_os = "linux", feature = "qemu"))]
 pub use create::{MAX_DISK_BYTES, create_blank, create_overlay, grow_disk};
 pub use inspect::{ImageFacts, ImageFormat, inspect};
 

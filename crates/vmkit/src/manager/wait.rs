@@ -12,6 +12,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
+#[cfg(all(target_os = "linux", feature = "qemu"))]
 use crate::backend::qemu::agent::GuestAgent;
 use crate::error::{Error, ErrorKind, Result};
 use crate::handle::VmHandle;
@@ -193,11 +194,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
                         what: format!("a guest agent in the VM `{}`", vm.name()),
                     });
                 };
-                let deadline = Instant::now() + ATTEMPT;
-                match GuestAgent::connect(path, deadline).await {
-                    Ok(mut agent) => Ok(agent.ping(deadline).await.is_ok()),
-                    Err(_) => Ok(false),
-                }
+                Ok(agent_answers(path).await)
             }
         }
     }
@@ -246,6 +243,22 @@ async fn happened(changes: &Changes, process: Option<&ProcessFd>, at_most: Durat
         changed = changes.next() => changed,
         ended = ended => ended,
     }
+}
+
+/// Tries once whether a guest agent answers at this socket.
+#[cfg(all(target_os = "linux", feature = "qemu"))]
+async fn agent_answers(socket: &Path) -> bool {
+    let deadline = Instant::now() + ATTEMPT;
+    match GuestAgent::connect(socket, deadline).await {
+        Ok(mut agent) => agent.ping(deadline).await.is_ok(),
+        Err(_) => false,
+    }
+}
+
+/// Answers no: only QEMU's guests have an agent.
+#[cfg(not(all(target_os = "linux", feature = "qemu")))]
+async fn agent_answers(_socket: &Path) -> bool {
+    false
 }
 
 /// Connects, and answers whether an SSH server is the one who speaks first.

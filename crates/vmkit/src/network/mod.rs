@@ -1,15 +1,23 @@
 //! The host's side of a guest's network: MAC addresses, taps, neighbours, leases.
 
+#[cfg(all(target_os = "linux", feature = "qemu"))]
 mod leases;
 mod mac;
+#[cfg(all(target_os = "linux", feature = "qemu"))]
 mod neighbours;
+#[cfg(all(target_os = "linux", feature = "qemu"))]
 mod netlink;
+#[cfg(all(target_os = "linux", feature = "qemu"))]
 mod tap;
+#[cfg(all(target_os = "linux", feature = "qemu"))]
 #[cfg(test)]
 mod testing;
 
 pub use mac::MacAddr;
 
+#[cfg(all(target_os = "linux", feature = "qemu"))]
 pub(crate) use leases::default_lease_files;
+#[cfg(all(target_os = "linux", feature = "qemu"))]
 pub(crate) use neighbours::addresses_of;
+#[cfg(all(target_os = "linux", feature = "qemu"))]
 pub(crate) use tap::{check_bridge, open_tap};

@@ -31,6 +31,7 @@ use serde::{Deserialize, Serialize};
 
 use super::runfile::{Ended, RunFile};
 use crate::boundedlog::BoundedLog;
+use crate::host::process::{ProcessFd, ProcessId};
 
 /// The name that a process gives itself (as its first argument) to be a keeper.
 pub(crate) const ARG0: &str = "vmkit-keeper";
@@ -134,17 +135,17 @@ fn receive(control: &UnixStream) -> io::Result<(Launch, Vec<OwnedFd>)> {
     let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let mut head = vec![0; 64 << 10];
-    let received = rustix::net::recvmsg(
-        control,
-        &mut [IoSliceMut::new(&mut head)],
-        &mut ancillary,
-        RecvFlags::CMSG_CLOEXEC,
-    )?;
+    let received =
+        rustix::net::recvmsg(control, &mut [IoSliceMut::new(&mut head)], &mut ancillary, RecvFlags::empty())?;
     let mut descriptors = Vec::new();
     for message in ancillary.drain() {
         if let RecvAncillaryMessage::ScmRights(rights) = message {
             descriptors.extend(rights);
         }
+    }
+    for descriptor in &descriptors {
+        // Not every system marks them as they come in; this process has one thread, so nothing is started in between.
+        rustix::io::fcntl_setfd(descriptor, FdFlags::CLOEXEC)?;
     }
     head.truncate(received.bytes);
     let mut line = Vec::new();
@@ -156,7 +157,8 @@ fn receive(control: &UnixStream) -> io::Result<(Launch, Vec<OwnedFd>)> {
 struct Kept {
     child: Child,
     run_file: RunFile,
-    pidfd: OwnedFd,
+    /// Nothing where it had ended before anybody could take hold of it.
+    process: Option<ProcessFd>,
     logs: Vec<(OwnedFd, BoundedLog)>,
     /// Held to the end: the lock tells others that this run is not over until how it ended is written down.
     _descriptors: Vec<OwnedFd>,
@@ -200,20 +202,19 @@ impl Kept {
                 format!("cannot start {}: {e}", launch.program.display())
             })?;
         drop((inherited, console_write));
-        let pidfd = rustix::process::Pid::from_child(&child);
-        let pidfd = rustix::process::pidfd_open(pidfd, rustix::process::PidfdFlags::empty());
-        let pidfd = pidfd.map_err(|e| format!("cannot watch the hypervisor's process: {e}"))?;
+        let process = ProcessId::of(child.id()).and_then(|id| id.map_or(Ok(None), |id| id.open()));
+        let process = process.map_err(|e| format!("cannot watch the hypervisor's process: {e}"))?;
         // A run file that can't be written does not kill a healthy guest: the file has its size since it was created,
         // and the lock tells that something runs.
         let _ = run_file.started(child.id());
-        Ok(Self { child, run_file, pidfd, logs, _descriptors: descriptors })
+        Ok(Self { child, run_file, process, logs, _descriptors: descriptors })
     }
 
     /// Copies output into the logs until the hypervisor has ended, and answers how.
     fn watch(&mut self) -> Ended {
         let mut buffer = vec![0; 16 << 10];
-        loop {
-            let mut waited = vec![PollFd::new(&self.pidfd, PollFlags::IN)];
+        while let Some(process) = &self.process {
+            let mut waited = vec![process.end()];
             waited.extend(self.logs.iter().map(|(pipe, _)| PollFd::new(pipe, PollFlags::IN)));
             match poll(&mut waited, None) {
                 Ok(_) | Err(Errno::INTR) => {}

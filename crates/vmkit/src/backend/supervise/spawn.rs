@@ -22,11 +22,14 @@ pub(crate) fn keeper_program(named: Option<&Path>) -> Result<PathBuf> {
     if let Some(path) = named {
         return Ok(path.to_owned());
     }
-    if keeper::this_program_can_be_one() {
-        // The link, not the path: it names this very program even after an upgrade has replaced the file.
+    // The link, not the path: it names this very program even after an upgrade has replaced the file.
+    if keeper::this_program_can_be_one() && cfg!(target_os = "linux") {
         return Ok(PathBuf::from("/proc/self/exe"));
     }
-    let own = std::env::current_exe().map_err(Error::io("read", "/proc/self/exe"))?;
+    let own = std::env::current_exe().map_err(Error::io("find", "this program"))?;
+    if keeper::this_program_can_be_one() {
+        return Ok(own);
+    }
     let beside = own.ancestors().skip(1).take(2).map(|dir| dir.join(ARG0));
     beside.into_iter().find(|path| path.is_file()).ok_or_else(|| Error::Host {
         needed: ARG0.to_owned(),

@@ -23,7 +23,7 @@ impl Changes {
     ///
     /// # Errors
     /// `NotFound`-like `Io` without the directory, and `Io` where the system has no watches left.
-    pub(super) fn of(dir: &Path) -> Result<Self> {
+    pub(in crate::store) fn of(dir: &Path) -> Result<Self> {
         let watched = || {
             let fd = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
             inotify::add_watch(

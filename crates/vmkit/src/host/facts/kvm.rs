@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use crate::host::cache;
+use crate::host::facts::cache;
 
 /// The device.
 pub(crate) const DEVICE: &str = "/dev/kvm";

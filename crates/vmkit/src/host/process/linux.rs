@@ -1,8 +1,4 @@
-//! Processes that are named without doubt: [`ProcessId`], and [`ProcessFd`] to signal and await one.
-//!
-//! A PID alone names nothing: the process may have ended and its number gone to a stranger. The PID, the start time and
-//! the boot together are never used twice. Even those are compared only after a pidfd was opened, since from then on the
-//! kernel itself keeps the descriptor bound to that one process.
+//! Processes as Linux has them: a pidfd holds one, and `/proc` tells when it began.
 
 use std::fs;
 use std::io;
@@ -13,23 +9,12 @@ use std::sync::OnceLock;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
+use super::ProcessId;
 use crate::error::{Error, Result};
 use crate::sys;
-
-/// Names one process of one boot, for as long as anybody remembers it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub(crate) struct ProcessId {
-    /// The number; never to be signalled by itself.
-    pub(crate) pid: u32,
-    /// When the process began, in clock ticks after the boot.
-    pub(crate) start_time: u64,
-    /// The boot in which the number and the time mean anything.
-    pub(crate) boot_id: Uuid,
-}
 
 /// Holds one process, so that its number can't come to mean another.
 ///
@@ -101,12 +86,17 @@ impl ProcessFd {
         }
     }
 
+    /// Answers what to poll for the end of the process: any event is its end.
+    pub(crate) fn end(&self) -> PollFd<'_> {
+        PollFd::new(&self.fd, PollFlags::IN)
+    }
+
     /// Answers whether the process has not ended yet; a zombie has.
     ///
     /// # Errors
     /// `Io` when the kernel can't tell.
     pub(crate) fn is_alive(&self) -> Result<bool> {
-        let mut polled = [PollFd::new(&self.fd, PollFlags::IN)];
+        let mut polled = [self.end()];
         loop {
             match poll(&mut polled, Some(&Timespec::default())) {
                 Ok(ended) => return Ok(ended == 0),
@@ -214,70 +204,6 @@ fn proc_dir(pid: u32) -> PathBuf {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::process::{Child, Command, Stdio};
-    use std::time::Duration;
-
-    fn sleeper() -> (Child, ProcessId) {
-        let child = Command::new("sleep").arg("300").stdin(Stdio::null()).spawn().unwrap();
-        let id = ProcessId::of(child.id()).unwrap().unwrap();
-        (child, id)
-    }
-
-    fn in_a_minute() -> Instant {
-        Instant::now() + Duration::from_secs(60)
-    }
-
-    #[test]
-    fn this_process_is_alive_and_its_identity_survives_json() {
-        let me = ProcessId::of(std::process::id()).unwrap().unwrap();
-        let text = serde_json::to_string(&me).unwrap();
-        assert_eq!(serde_json::from_str::<ProcessId>(&text).unwrap(), me);
-        assert!(me.open().unwrap().unwrap().is_alive().unwrap());
-    }
-
-    #[test]
-    fn a_number_with_another_start_time_or_boot_is_another_process() {
-        let me = ProcessId::of(std::process::id()).unwrap().unwrap();
-        assert!(ProcessId { start_time: me.start_time + 1, ..me }.open().unwrap().is_none());
-        assert!(ProcessId { boot_id: Uuid::nil(), ..me }.open().unwrap().is_none());
-    }
-
-    #[test]
-    fn a_number_that_can_not_be_a_process_is_nobody() {
-        let me = ProcessId::of(std::process::id()).unwrap().unwrap();
-        for pid in [0, u32::MAX, i32::MAX as u32, 1 << 31] {
-            assert!(ProcessId { pid, ..me }.open().unwrap().is_none(), "{pid}");
-            assert_eq!(ProcessId::of(pid).unwrap(), None, "{pid}");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_zombie_is_gone_and_signalling_it_is_no_error() {
-        let (mut child, id) = sleeper();
-        let held = id.open().unwrap().unwrap();
-        held.signal(Signal::KILL).unwrap();
-        assert!(held.wait(in_a_minute()).await.unwrap());
-        // Not waited for yet, so this is a zombie.
-        assert!(!held.is_alive().unwrap());
-        assert_eq!(ProcessId::of(child.id()).unwrap(), None);
-        assert!(id.open().unwrap().is_none());
-        held.signal(Signal::TERM).unwrap();
-        child.wait().unwrap();
-        assert!(!held.is_alive().unwrap());
-        held.signal(Signal::TERM).unwrap();
-    }
-
-    #[tokio::test]
-    async fn waiting_ends_at_the_deadline_and_again_at_the_end() {
-        let (mut child, id) = sleeper();
-        let held = id.open().unwrap().unwrap();
-        assert!(!held.wait(Instant::now() + Duration::from_millis(20)).await.unwrap());
-        assert!(!held.wait(Instant::now() - Duration::from_secs(1)).await.unwrap());
-        let two = async { tokio::join!(held.wait(in_a_minute()), held.wait(in_a_minute())) };
-        let (waited, ()) = tokio::join!(two, async { held.signal(Signal::TERM).unwrap() });
-        assert!(waited.0.unwrap() && waited.1.unwrap());
-        child.wait().unwrap();
-    }
 
     #[test]
     fn a_hostile_program_name_does_not_shift_the_fields() {

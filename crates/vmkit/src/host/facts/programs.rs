@@ -14,7 +14,7 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use crate::error::Error;
-use crate::host::cache;
+use crate::host::facts::cache;
 use crate::spec::Arch;
 
 const CACHE: &str = "qemu.json";

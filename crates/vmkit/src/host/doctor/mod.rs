@@ -1,0 +1,218 @@
+//! Whether this host is fit to run VMs, and what to do where it is not.
+
+#[cfg(all(target_os = "linux", feature = "qemu"))]
+mod qemu;
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Access, StatVfsMountFlags, access, statvfs};
+use serde::Serialize;
+
+#[cfg(all(target_os = "linux", feature = "qemu"))]
+pub use self::qemu::diagnose;
+
+/// Less room than this for VMs is worth a warning.
+const LITTLE_ROOM_BYTES: u64 = 2 << 30;
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Check {
+    /// What it is about, such as `kvm`.
+    pub name: String,
+    /// How it stands.
+    pub status: Status,
+    /// What was found.
+    pub found: String,
+    /// What to do about it, where there is something to do.
+    pub advice: Option<String>,
+}
+
+/// How a thing that was looked at stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// As it should be.
+    Ok,
+    /// VMs run, and something is slower or can't be had.
+    Warn,
+    /// VMs don't run.
+    Fail,
+}
+
+/// What a directory that vmkit keeps its things in is like.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct DirFacts {
+    /// The directory.
+    pub path: PathBuf,
+    /// Its owner and permission bits, where it is there already.
+    pub present: Option<Ownership>,
+    /// Why nothing can be made in it, or in the directory that it would be made in.
+    pub unwritable: Option<String>,
+    /// The room on its file system that this user may fill, in bytes.
+    pub free_bytes: Option<u64>,
+}
+
+/// Whose a directory is and who else may use it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Ownership {
+    /// The owner's user id.
+    pub uid: u32,
+    /// The permission bits.
+    pub mode: u32,
+}
+
+impl DirFacts {
+    /// Looks at a directory; where it is not there yet, at the nearest one above, which it would be made in.
+    pub fn probe(path: &Path) -> Self {
+        let mut unwritable = None;
+        let mut free_bytes = None;
+        match path.ancestors().find(|above| above.symlink_metadata().is_ok()) {
+            None => unwritable = Some("nothing of this path exists".to_owned()),
+            Some(above) if !above.is_dir() => {
+                unwritable = Some(format!("{} is not a directory", above.display()))
+            }
+            Some(above) => {
+                if let Err(errno) = access(above, Access::WRITE_OK | Access::EXEC_OK) {
+                    unwritable = Some(format!("{}: {}", above.display(), std::io::Error::from(errno)));
+                }
+                if let Ok(found) = statvfs(above) {
+                    free_bytes = Some(found.f_bavail.saturating_mul(found.f_frsize));
+                    // Root may write everywhere but here.
+                    if found.f_flag.contains(StatVfsMountFlags::RDONLY) {
+                        unwritable = Some(format!("{} is on a read-only file system", above.display()));
+                    }
+                }
+            }
+        }
+        let present = fs::metadata(path).ok();
+        let present = present.map(|found| Ownership { uid: found.uid(), mode: found.mode() & 0o7777 });
+        Self { path: path.to_owned(), present, unwritable, free_bytes }
+    }
+}
+
+/// Judges the two directories in which VMs are kept and run; `euid` is the user that this process acts as.
+pub fn places(home: &DirFacts, runtime: &DirFacts, euid: u32) -> Vec<Check> {
+    vec![writable("home", home), private(runtime, euid), room(home)]
+}
+
+fn ok(name: impl Into<String>, found: impl Into<String>) -> Check {
+    Check { name: name.into(), status: Status::Ok, found: found.into(), advice: None }
+}
+
+fn bad(
+    name: impl Into<String>,
+    status: Status,
+    found: impl Into<String>,
+    advice: impl Into<String>,
+) -> Check {
+    Check { name: name.into(), status, found: found.into(), advice: Some(advice.into()) }
+}
+
+fn writable(name: &str, dir: &DirFacts) -> Check {
+    let path = dir.path.display();
+    match &dir.unwritable {
+        None if dir.present.is_some() => ok(name, format!("{path} is writable")),
+        None => ok(name, format!("{path} is not there yet and can be made")),
+        Some(problem) => bad(
+            name,
+            Status::Fail,
+            format!("{path} can't be written to: {problem}"),
+            "give this user the directory, or choose another",
+        ),
+    }
+}
+
+/// Sockets lie there that are as good as a root shell in the guest, so nobody else may come in.
+fn private(dir: &DirFacts, euid: u32) -> Check {
+    let check = writable("runtime", dir);
+    let Some(Ownership { uid, mode }) = dir.present else { return check };
+    let path = dir.path.display();
+    if uid != euid {
+        return bad(
+            "runtime",
+            Status::Fail,
+            format!("{path} belongs to user {uid}, not to user {euid}"),
+            "remove it or choose another",
+        );
+    }
+    if mode & 0o077 != 0 {
+        return bad(
+            "runtime",
+            Status::Fail,
+            format!("{path} is open to others (mode {mode:04o})"),
+            format!("run `chmod 0700 {path}`"),
+        );
+    }
+    check
+}
+
+fn room(home: &DirFacts) -> Check {
+    let path = home.path.display();
+    let Some(free) = home.free_bytes else {
+        return bad("room", Status::Warn, format!("the free room of {path} is not known"), "look with `df`");
+    };
+    let found = format!("{:.1} GiB free for {path}", free as f64 / (1u64 << 30) as f64);
+    if free < LITTLE_ROOM_BYTES {
+        return bad("room", Status::Warn, found, "make room: disks of guests grow as they are written to");
+    }
+    ok("room", found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt;
+
+    pub(super) fn dir(path: &str) -> DirFacts {
+        DirFacts {
+            path: path.into(),
+            present: Some(Ownership { uid: 1000, mode: 0o700 }),
+            unwritable: None,
+            free_bytes: Some(LITTLE_ROOM_BYTES),
+        }
+    }
+
+    #[test]
+    fn directories_that_are_foreign_open_full_or_unwritable_are_named() {
+        let good = dir("/d");
+        let foreign = DirFacts { present: Some(Ownership { uid: 0, mode: 0o700 }), ..good.clone() };
+        let open = DirFacts { present: Some(Ownership { uid: 1000, mode: 0o755 }), ..good.clone() };
+        let sealed = DirFacts { unwritable: Some("read-only".to_owned()), ..good.clone() };
+        let full = DirFacts { free_bytes: Some(LITTLE_ROOM_BYTES - 1), ..good.clone() };
+        for (home, runtime, name, status, found) in [
+            (&good, &foreign, "runtime", Status::Fail, "belongs to user 0"),
+            (&good, &open, "runtime", Status::Fail, "mode 0755"),
+            (&good, &sealed, "runtime", Status::Fail, "read-only"),
+            (&sealed, &good, "home", Status::Fail, "read-only"),
+            (&full, &good, "room", Status::Warn, "2.0 GiB free"),
+        ] {
+            let check = places(home, runtime, 1000).into_iter().find(|check| check.name == name).unwrap();
+            assert!(check.status == status && check.found.contains(found), "{check:?}");
+            assert!(check.advice.is_some(), "{check:?}");
+        }
+    }
+
+    #[test]
+    fn a_directory_that_is_not_there_is_judged_by_the_one_above() {
+        let above = tempfile::tempdir().unwrap();
+        let facts = DirFacts::probe(&above.path().join("a/b/c"));
+        assert_eq!((facts.present, facts.unwritable), (None, None));
+        assert!(facts.free_bytes.is_some());
+        fs::write(above.path().join("file"), "").unwrap();
+        let facts = DirFacts::probe(&above.path().join("file/vms"));
+        assert!(facts.unwritable.unwrap().contains("file is not a directory"));
+    }
+
+    #[test]
+    fn the_owner_and_the_mode_of_a_directory_are_seen() {
+        let home = tempfile::tempdir().unwrap();
+        fs::set_permissions(home.path(), Permissions::from_mode(0o750)).unwrap();
+        let present = DirFacts::probe(home.path()).present.unwrap();
+        assert_eq!(present, Ownership { uid: rustix::process::geteuid().as_raw(), mode: 0o750 });
+    }
+}

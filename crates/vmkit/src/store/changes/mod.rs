@@ -1,0 +1,11 @@
+//! The event that a VM's record was replaced.
+
+#[cfg(target_os = "linux")]
+mod linux;
+#[cfg(any(not(target_os = "linux"), test))]
+mod portable;
+
+#[cfg(target_os = "linux")]
+pub(crate) use linux::Changes;
+#[cfg(not(target_os = "linux"))]
+pub(crate) use portable::Changes;
