@@ -33,6 +33,8 @@
 mod backend;
 mod boundedlog;
 pub mod cloud_init;
+#[cfg(feature = "propolis")]
+pub mod console;
 mod error;
 mod forwarding;
 mod handle;
