@@ -99,10 +99,8 @@ fn hint(error: &vmkit::Error) -> Option<&'static str> {
     match error.kind() {
         ErrorKind::Host => Some("`vmkit doctor` tells what this host lacks"),
         ErrorKind::Record => Some("the file was left as it is: mend it, or move it away"),
-        ErrorKind::TimedOut => {
-            Some("`vmkit logs NAME` prints the whole console; `vmkit info NAME` asks again")
-        }
-        ErrorKind::Hypervisor => Some("`vmkit logs --hypervisor NAME` prints all that it said"),
+        ErrorKind::TimedOut => Some("`vmkit logs` prints the whole console, `vmkit info` how the VM is now"),
+        ErrorKind::Hypervisor => Some("`vmkit logs --hypervisor` prints all that it said"),
         ErrorKind::NotFound if matches!(error, vmkit::Error::NotFound { what: "VM", .. }) => {
             Some("`vmkit ls` lists the VMs")
         }

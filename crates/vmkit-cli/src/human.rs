@@ -73,6 +73,11 @@ fn ports(vm: &VmHandle) -> Vec<String> {
         .collect()
 }
 
+/// Answers the forwards that are in force, a line each.
+pub(crate) fn forwards(vm: &VmHandle) -> String {
+    ports(vm).join("\n")
+}
+
 /// Answers a VM's state and, where there are any, its ports.
 pub(crate) fn with_ports(vm: &VmHandle) -> String {
     let ports = ports(vm);

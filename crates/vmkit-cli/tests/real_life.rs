@@ -6,7 +6,8 @@ mod support;
 
 use std::fs::{self, File, OpenOptions};
 use std::hash::{BuildHasher, RandomState};
-use std::io::Write;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -459,4 +460,38 @@ fn twenty_starts_at_once_are_one_qemu() {
     pids.dedup();
     assert_eq!(pids.len(), 1, "{pids:?}");
     assert_eq!(life.qemus().len(), 1, "{:?}", life.qemus());
+}
+
+#[test]
+fn a_port_is_led_into_a_vm_that_runs_and_outlives_its_restart() {
+    let life = Life::new();
+    life.boot("vm", "");
+    life.says("vm", "eth0 has 10.0.2.15");
+    let lines = |text: String| text.lines().map(str::to_owned).collect::<Vec<_>>();
+    let forwarded = lines(life.must(["forward", "vm", "7"]));
+    let echo = forwarded.iter().find_map(|line| line.strip_suffix("->7")).expect("a line for the port");
+    let greets = || {
+        let mut stream = TcpStream::connect(echo)?;
+        stream.set_read_timeout(Some(LONG))?;
+        let mut greeting = [0; 18];
+        stream.read_exact(&mut greeting)?;
+        std::io::Result::Ok(&greeting == b"vmkit-guest: hello")
+    };
+    assert!(until(LONG, || greets().unwrap_or(false)), "nobody greets at {echo}");
+    assert_eq!(lines(life.must(["forward", "vm"])), forwarded, "it is listed");
+    assert_eq!(lines(life.must(["forward", "vm", "7"])), forwarded, "once more is the same");
+
+    life.create("other");
+    let port = echo.rsplit(':').next().unwrap();
+    let taken = life.vmkit(["forward", "vm", &format!("{port}:9")]);
+    assert_eq!(taken.code, Some(2), "{taken:?}");
+    assert!(taken.stderr.contains(&format!("the host's port {port} is in use by the VM `vm`")), "{taken:?}");
+    life.must(["restart", "vm", "--timeout", "0"]);
+    assert!(life.must(["forward", "vm"]).contains("->7"), "it is there after a restart");
+    let left = life.must(["forward", "vm", "7", "--remove"]);
+    assert!(!left.contains("->7"), "{left}");
+    let gone = life.vmkit(["forward", "vm", "7", "--remove"]);
+    assert_eq!((gone.code, gone.stderr.as_str()), (Some(3), "error: forward `7` does not exist\n"));
+    life.must(["rm", "--force", "vm", "other"]);
+    life.assert_empty("after rm");
 }

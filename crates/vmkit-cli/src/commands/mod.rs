@@ -4,10 +4,12 @@ mod completions;
 mod console;
 mod create;
 mod doctor;
+mod forward;
 mod info;
 mod ip;
 mod logs;
 mod ls;
+mod machine;
 mod plan;
 mod restart;
 mod resume;
@@ -42,6 +44,7 @@ pub(crate) enum Command {
     Info(info::Info),
     Ip(ip::Ip),
     Wait(wait::Wait),
+    Forward(forward::Forward),
     Console(console::Console),
     Logs(logs::Logs),
     Doctor(doctor::Doctor),
@@ -63,6 +66,7 @@ impl Command {
             Command::Info(command) => command.run(context),
             Command::Ip(command) => command.run(context),
             Command::Wait(command) => command.run(context),
+            Command::Forward(command) => command.run(context),
             Command::Console(command) => command.run(context),
             Command::Logs(command) => command.run(context),
             Command::Doctor(command) => command.run(context),

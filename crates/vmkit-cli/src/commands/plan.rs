@@ -3,6 +3,7 @@
 use vmkit::spec::VmSpec;
 use vmkit::{BackendTag, Error, ErrorKind};
 
+use crate::commands::Targets;
 use crate::context::{Context, Manager};
 use crate::failure::Failure;
 use crate::output;
@@ -25,13 +26,20 @@ pub(super) async fn print_new(
     print(context, spec.backend().unwrap_or(&BackendTag::Qemu), spec, json).await
 }
 
+/// Prints what starting these VMs would do.
+pub(super) fn print_start(context: &Context, targets: Targets) -> Result<(), Failure> {
+    let manager = context.manager()?;
+    context.block_on(async {
+        for name in &targets.names {
+            let vm = manager.info(name).await?;
+            print(context, &vm.backend, &vm.spec, targets.json).await?;
+        }
+        Ok(())
+    })
+}
+
 /// Prints the plan of a VM.
-pub(super) async fn print(
-    context: &Context,
-    backend: &BackendTag,
-    spec: &VmSpec,
-    json: bool,
-) -> Result<(), Failure> {
+async fn print(context: &Context, backend: &BackendTag, spec: &VmSpec, json: bool) -> Result<(), Failure> {
     if *backend != BackendTag::Qemu {
         return Err(Error::Unsupported { backend: backend.clone(), what: "a dry run".to_owned() }.into());
     }

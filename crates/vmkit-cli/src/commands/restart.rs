@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use crate::commands::{Patience, Targets};
+use crate::commands::{Patience, Targets, plan};
 use crate::context::Context;
 use crate::failure::Failure;
 
@@ -13,10 +13,16 @@ pub(crate) struct Restart {
     targets: Targets,
     #[command(flatten)]
     patience: Patience,
+    /// Prints what the start would do, and changes nothing.
+    #[arg(long)]
+    dry_run: bool,
 }
 
 impl Restart {
     pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+        if self.dry_run {
+            return plan::print_start(context, self.targets);
+        }
         let timeout = self.patience.timeout;
         self.targets.operate(context, "restarting", move |manager, name| async move {
             manager.restart(&name, timeout).await

@@ -21,22 +21,15 @@ pub(crate) struct Start {
 
 impl Start {
     pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
-        if !self.dry_run {
-            let again = self.rerun_cloud_init;
-            return self.targets.operate(context, "starting", move |manager, name| async move {
-                if again {
-                    manager.rerun_cloud_init(&name).await?;
-                }
-                manager.start(&name).await
-            });
+        if self.dry_run {
+            return plan::print_start(context, self.targets);
         }
-        let manager = context.manager()?;
-        context.block_on(async {
-            for name in &self.targets.names {
-                let vm = manager.info(name).await?;
-                plan::print(context, &vm.backend, &vm.spec, self.targets.json).await?;
+        let again = self.rerun_cloud_init;
+        self.targets.operate(context, "starting", move |manager, name| async move {
+            if again {
+                manager.rerun_cloud_init(&name).await?;
             }
-            Ok(())
+            manager.start(&name).await
         })
     }
 }

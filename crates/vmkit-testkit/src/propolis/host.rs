@@ -36,6 +36,8 @@ pub(super) struct Host {
     pub(super) bootrom: PathBuf,
     /// The server's working directory.
     pub(super) cwd: PathBuf,
+    /// Says on the stand-ins' host that this server runs.
+    pub(super) _alive: Option<Arc<File>>,
 }
 
 /// Why a VM can't be made.
@@ -57,7 +59,7 @@ impl From<String> for Refusal {
 #[derive(Debug)]
 pub(super) struct Held {
     pub(super) kernel: KernelVm,
-    _disks: Vec<File>,
+    _opened: Vec<File>,
 }
 
 impl Host {
@@ -71,7 +73,7 @@ impl Host {
         let kernel = KernelVm::create(&self.vmm, id)
             .map_err(|error| format!("failed to create kernel VM {id}: {error}"))?;
         match self.take_rest(spec) {
-            Ok(disks) => Ok(Held { kernel, _disks: disks }),
+            Ok(opened) => Ok(Held { kernel, _opened: opened }),
             Err(Refusal::Fails(text)) => {
                 kernel.destroy().map_err(|error| format!("{text}, and the kernel keeps {id}: {error}"))?;
                 Err(Refusal::Fails(text))
@@ -90,7 +92,7 @@ impl Host {
         File::create(self.cwd.join("debug.out"))
             .and_then(|mut file| file.write_all(b"no firmware runs here\n"))
             .map_err(|error| format!("failed to create debug.out: {error}"))?;
-        let mut disks = Vec::new();
+        let mut opened = Vec::new();
         for (key, component) in &spec.components {
             if let Some(path) = slot(component)
                 && matches!((path.bus, path.device, path.function), (0, 0, 0) | (0, 1, 0 | 3))
@@ -98,16 +100,18 @@ impl Host {
                 return Err(Refusal::Panics(format!("{key} is where the chipset is: {path:?}")));
             }
             match component {
-                Component::FileStorageBackend(backend) => disks.push(self.open(backend)?),
+                Component::FileStorageBackend(backend) => opened.push(self.open(backend)?),
                 Component::BlobStorageBackend(backend) => check_blob(backend)?,
                 Component::CrucibleStorageBackend(_) => {
                     return Err(format!("{key}: this server is a fake and has no Crucible").into());
                 }
-                Component::VirtioNetworkBackend(backend) => self.check_link(&backend.vnic_name)?,
+                Component::VirtioNetworkBackend(backend) => {
+                    opened.extend(self.open_link(&backend.vnic_name)?)
+                }
                 _ => {}
             }
         }
-        Ok(disks)
+        Ok(opened)
     }
 
     fn open(&self, backend: &FileStorageBackend) -> Result<File, String> {
@@ -135,15 +139,15 @@ impl Host {
         }
     }
 
-    fn check_link(&self, name: &str) -> Result<(), String> {
-        let Some(illumos) = &self.illumos else { return Ok(()) };
+    /// Takes a link into use, so that the stand-in for `dladm` knows that it is.
+    fn open_link(&self, name: &str) -> Result<Option<File>, String> {
+        let Some(illumos) = &self.illumos else { return Ok(None) };
         let state = State::load(illumos).map_err(|error| format!("the stand-ins' state: {error}"))?;
-        match state.links.contains_key(name) {
-            true => Ok(()),
-            false => {
-                Err(format!("failed to create viona device {name}: No such file or directory (os error 2)"))
-            }
+        let problem = |error: io::Error| format!("failed to create viona device {name}: {error}");
+        if !state.links.contains_key(name) {
+            return Err(problem(Errno::NOENT.into()));
         }
+        illumos.use_link(name).map(Some).map_err(problem)
     }
 }
 

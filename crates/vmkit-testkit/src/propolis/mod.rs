@@ -24,6 +24,8 @@
 //! - there is no Crucible, no migration, no VNC: what asks for them fails, or nobody answers;
 //! - memory and CPUs are only counted. What a VM says whose kernel half was destroyed by another is not known; here it halts.
 //!
+//! [`FaultProxy`] is a network in front of it that misbehaves; [`illumos`] has the tools of its host.
+//!
 //! Source: the sources of propolis-server and its API description 5.0.0, which is kept below `data/propolis/`. Nothing of
 //! this was compared with a server on illumos.
 
@@ -36,6 +38,7 @@ mod history;
 mod host;
 pub mod illumos;
 mod machine;
+mod proxy;
 mod queue;
 mod serial;
 pub mod server;
@@ -45,3 +48,4 @@ mod wire;
 pub use behaviour::{BEHAVIOUR, Behaviour, Death, Gate};
 pub use description::{check_answer, check_ensure_request, description};
 pub use fake::{FakePropolis, Held, Setup};
+pub use proxy::{FaultProxy, NetworkFault};

@@ -67,9 +67,13 @@ pub(super) fn start(
     die: Die,
     gates: Gates,
 ) -> Result<(HttpServer<Arc<Machine>>, Arc<Machine>), String> {
+    let illumos = options.illumos.map(Illumos::at);
+    let alive =
+        illumos.as_ref().map(Illumos::register_server).transpose().map_err(|error| error.to_string())?;
     let host = Host {
         vmm: options.vmm,
-        illumos: options.illumos.map(Illumos::at),
+        illumos,
+        _alive: alive.map(Arc::new),
         bootrom: options.bootrom,
         cwd: options.cwd,
     };

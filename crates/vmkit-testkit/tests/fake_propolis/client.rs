@@ -1,7 +1,7 @@
 //! A client that knows nothing of the server's types, and holds every answer against the published description.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::time::Duration;
 
@@ -183,10 +183,13 @@ pub(crate) struct Console {
 
 impl Console {
     pub(crate) fn open(fake: &FakePropolis, query: &str) -> Self {
-        let stream = TcpStream::connect(fake.address()).unwrap();
+        Self::open_at(fake.address(), query)
+    }
+
+    pub(crate) fn open_at(address: SocketAddr, query: &str) -> Self {
+        let stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut request =
-            format!("ws://{}/instance/serial{query}", fake.address()).into_client_request().unwrap();
+        let mut request = format!("ws://{address}/instance/serial{query}").into_client_request().unwrap();
         request.headers_mut().insert("api-version", "5.0.0".parse().unwrap());
         let (socket, _) = tungstenite::client(request, stream).unwrap();
         Self { socket, heard: Vec::new(), frames: Vec::new() }

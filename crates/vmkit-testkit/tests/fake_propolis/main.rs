@@ -4,5 +4,7 @@
 
 mod client;
 mod errors;
+mod host;
 mod lifecycle;
+mod process;
 mod serial;

@@ -1,8 +1,9 @@
 //! A Propolis server without a hypervisor, for tests: the real one's command line, API and log.
 //!
 //! What of it is real and what is fake stands in [`vmkit_testkit::propolis`]. It takes from its environment how it behaves
-//! (`VMKIT_FAKE_PROPOLIS`, JSON), the directory of the stand-ins for the host's tools (`VMKIT_FAKE_ILLUMOS`), and what stands for
-//! `/dev/vmm` (`VMKIT_FAKE_VMM`; else it is in that directory, else in the working directory).
+//! (`VMKIT_FAKE_PROPOLIS`, JSON; else the host's `propolis.json` says it), the directory of the stand-ins for the host's tools
+//! (`VMKIT_FAKE_ILLUMOS`; else it is where this program was found), and what stands for `/dev/vmm` (`VMKIT_FAKE_VMM`; else it is
+//! in that directory, else in the working directory).
 
 use std::env;
 use std::io::{self, Write};
@@ -26,9 +27,10 @@ Options:
 ";
 
 fn main() -> ExitCode {
-    let result = behaviour().and_then(|behaviour| match &behaviour.refusal {
+    let host = host();
+    let result = behaviour(host.as_ref()).and_then(|behaviour| match &behaviour.refusal {
         Some(refusal) => Err((1, refusal.clone())),
-        None => run(behaviour),
+        None => run(host, behaviour),
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -40,26 +42,34 @@ fn main() -> ExitCode {
     }
 }
 
-fn behaviour() -> Result<Behaviour, (u8, String)> {
-    match env::var(BEHAVIOUR) {
-        Ok(text) => serde_json::from_str(&text).map_err(|error| (1, format!("{BEHAVIOUR}: {error}"))),
-        Err(_) => Ok(Behaviour::default()),
+fn host() -> Option<Illumos> {
+    let found = || {
+        let program = PathBuf::from(env::args_os().next()?);
+        Illumos::of_program(&program, env::var_os("PATH").as_deref())
+    };
+    env::var_os(illumos::DIR).map(|dir| Illumos::at(dir.into())).or_else(found)
+}
+
+fn behaviour(host: Option<&Illumos>) -> Result<Behaviour, (u8, String)> {
+    let kept = || host.and_then(|host| std::fs::read_to_string(host.behaviour_file()).ok());
+    match env::var(BEHAVIOUR).ok().or_else(kept) {
+        Some(text) => serde_json::from_str(&text).map_err(|error| (1, format!("its behaviour: {error}"))),
+        None => Ok(Behaviour::default()),
     }
 }
 
-fn run(behaviour: Behaviour) -> Result<(), (u8, String)> {
+fn run(host: Option<Illumos>, behaviour: Behaviour) -> Result<(), (u8, String)> {
     let line =
         Line::parse(env::args().skip(1)).map_err(|problem| (2, format!("error: {problem}\n\n{USAGE}")))?;
     let failed = |error: String| (1, format!("Error: {error}"));
     let cwd = env::current_dir().map_err(|error| failed(error.to_string()))?;
-    let illumos = env::var_os(illumos::DIR).map(PathBuf::from);
-    let of_illumos = illumos.as_ref().map(|dir| Illumos::at(dir.clone()).vmm());
+    let vmm = env::var_os(illumos::VMM).map(PathBuf::from).or_else(|| Some(host.as_ref()?.vmm()));
     let options = Options {
         address: line.address,
         bootrom: line.bootrom,
-        vmm: env::var_os(illumos::VMM).map(PathBuf::from).or(of_illumos).unwrap_or_else(|| cwd.join("vmm")),
+        vmm: vmm.unwrap_or_else(|| cwd.join("vmm")),
         cwd,
-        illumos,
+        illumos: host.map(|host| host.dir().to_owned()),
         vnc: line.vnc,
         behaviour,
     };

@@ -2,7 +2,12 @@
 //!
 //! The program `vmkit-fake-illumos` is all of them, by the name that it is called as.
 
+mod bhyvectl;
+mod call;
+mod dladm;
+mod fake;
 mod state;
+mod zfs;
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -10,6 +15,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
+pub use call::{Fault, Said};
+pub use fake::FakeIllumos;
 pub use state::{Dataset, Kind, Link, LinkClass, State};
 
 /// The variable that names the directory in which the stand-ins keep their state.
@@ -28,6 +35,24 @@ impl Illumos {
     /// Answers the host whose directory is `dir`.
     pub fn at(dir: PathBuf) -> Self {
         Self { dir }
+    }
+
+    /// Answers the host on which a program was found that was called as `program`, a path or a name in `path`.
+    ///
+    /// A host's programs are links in its directory `bin`.
+    pub fn of_program(program: &Path, path: Option<&std::ffi::OsStr>) -> Option<Self> {
+        let found = if program.components().count() > 1 {
+            program.to_owned()
+        } else {
+            std::env::split_paths(path?).map(|dir| dir.join(program)).find(|path| path.exists())?
+        };
+        let dir = found.parent()?.parent()?;
+        dir.join("state.json").exists().then(|| Self::at(dir.to_owned()))
+    }
+
+    /// Answers the directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// Answers what stands for `/dev`.

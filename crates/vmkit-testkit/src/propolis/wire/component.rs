@@ -132,7 +132,6 @@ objects! {
         block_size: u32,
         path: String,
         readonly: bool,
-        #[serde(default)]
         workers: Option<NonZeroUsize>,
     }
     BlobStorageBackend { base64: String, readonly: bool }
@@ -263,7 +262,6 @@ objects! {
     Cpuid { entries: Vec<CpuidEntry>, vendor: CpuidVendor }
     CpuidEntry {
         leaf: u32,
-        #[serde(default)]
         subleaf: Option<u32>,
         eax: u32,
         ebx: u32,

@@ -1,0 +1,338 @@
+//! What a VM is made of, as it is typed for `create` and `launch`.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use vmkit::Error;
+use vmkit::spec::{
+    Accel, BackendOptions, Boot, BridgeName, CloudConfig, CloudInitConfig, DataDisk, Firmware, Kernel,
+    LinkName, Machine, Mib, NetworkConfig, PortForward, User, UserData, UserName, UserNetwork, VmName,
+    VmSpec, VmSpecBuilder, Vnc,
+};
+
+use crate::arguments::size;
+use crate::places::absolute;
+
+/// What a VM is made of, besides its name and its image.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Sets the number of virtual CPUs, 1 to 255.
+    #[arg(long, value_name = "N", default_value = "1", value_parser = cpus, allow_negative_numbers = true)]
+    cpus: u32,
+    /// Sets the guest's memory.
+    #[arg(long, value_name = "SIZE", default_value = "512MiB", value_parser = |text: &str| size("memory", text))]
+    memory: Mib,
+    /// Sets the size of the root disk, at least the image's [default: the image's].
+    #[arg(long, value_name = "SIZE", requires = "image", value_parser = |text: &str| size("disk", text))]
+    disk: Option<Mib>,
+    /// Adds a disk: a new one of this size, or an image as it is. May be repeated.
+    ///
+    /// What begins with a digit and has no slash is a size. After :ro the guest may only read.
+    #[arg(long = "data-disk", value_name = "SIZE|PATH[:ro]", value_parser = data_disk)]
+    data_disks: Vec<DataDisk>,
+    /// Boots this kernel directly.
+    #[arg(long, value_name = "PATH")]
+    kernel: Option<PathBuf>,
+    /// Gives the kernel this initial ramdisk.
+    #[arg(long, value_name = "PATH", requires = "kernel")]
+    initrd: Option<PathBuf>,
+    /// Gives the kernel this command line.
+    #[arg(long, value_name = "STRING", requires = "kernel", allow_hyphen_values = true)]
+    cmdline: Option<String>,
+    /// Chooses the machine; virt is the one for aarch64 guests.
+    #[arg(long, value_enum, default_value_t = MachineName::Q35)]
+    machine: MachineName,
+    /// Chooses the firmware [default: bios, on virt uefi].
+    #[arg(long, value_enum, conflicts_with = "kernel")]
+    firmware: Option<FirmwareName>,
+    /// Chooses what runs the guest's code; auto is KVM where it really works, else TCG.
+    #[arg(long, value_enum, default_value_t = AccelName::Auto)]
+    accel: AccelName,
+    /// Shows the screen on a Unix socket, on a port of loopback with a password, or nowhere.
+    #[arg(long, value_enum, default_value_t = VncName::Unix)]
+    vnc: VncName,
+    /// Runs the hypervisor as this user of the host; only root can ask for that.
+    #[arg(long, value_name = "USER")]
+    run_as: Option<UserName>,
+    /// Sets an option that only the VM's backend understands. May be repeated.
+    #[arg(long = "backend-option", value_name = "KEY=VALUE", value_parser = backend_option)]
+    backend_options: Vec<(String, String)>,
+    // Last, since what follows a heading stands below it.
+    #[command(flatten)]
+    network: Network,
+    #[command(flatten)]
+    guest: Guest,
+}
+
+/// How the guest is connected.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Network")]
+struct Network {
+    /// Connects the guest: user, tap:BRIDGE, vnic:LINK (illumos) or none.
+    #[arg(long, value_name = "user|tap:BRIDGE|vnic:LINK|none", default_value = "user", value_parser = mode)]
+    network: Mode,
+    /// Leads a port of the host into the guest, with user networking. May be repeated.
+    ///
+    /// Without HOST the host's port is chosen at each start. ADDR is 127.0.0.1 unless given. Port 22 of the guest is
+    /// always forwarded.
+    #[arg(long = "forward", value_name = "[[ADDR:]HOST:]GUEST[/udp]")]
+    forwards: Vec<PortForward>,
+    /// Keeps the guest from everything but its forwards, with user networking.
+    #[arg(long)]
+    restrict: bool,
+}
+
+/// What cloud-init in the guest is told.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Cloud-init")]
+struct Guest {
+    /// Hands this user-data to cloud-init in the guest, as it is.
+    #[arg(long, value_name = "FILE")]
+    cloud_init: Option<PathBuf>,
+    /// Has cloud-init make a user that these public keys may log in as.
+    #[arg(long, value_name = "FILE", conflicts_with = "cloud_init")]
+    ssh_key: Option<PathBuf>,
+    /// Names that user, who may become root.
+    #[arg(long, value_name = "USER", requires = "ssh_key", default_value = "vmkit")]
+    user: UserName,
+    /// Sets the guest's host name by cloud-init [default: the VM's name].
+    #[arg(long, value_name = "NAME")]
+    hostname: Option<String>,
+}
+
+/// A network as it is typed.
+#[derive(Debug, Clone)]
+enum Mode {
+    User,
+    Tap(BridgeName),
+    Vnic(LinkName),
+    None,
+}
+
+/// Mirrors an enumeration of the library, so that clap lists and completes its values.
+macro_rules! names {
+    ($name:ident => $of:ident: $($variant:ident),*) => {
+        #[derive(Debug, Clone, Copy, ValueEnum)]
+        enum $name {
+            $($variant),*
+        }
+        impl From<$name> for $of {
+            fn from(name: $name) -> $of {
+                match name {
+                    $($name::$variant => $of::$variant),*
+                }
+            }
+        }
+    };
+}
+
+names!(MachineName => Machine: Q35, Microvm, Virt);
+names!(FirmwareName => Firmware: Bios, Uefi);
+names!(AccelName => Accel: Auto, Kvm, Tcg);
+names!(VncName => Vnc: Unix, Loopback, Off);
+
+impl Options {
+    /// Answers the size that the root disk shall have.
+    pub(crate) fn disk(&self) -> Option<Mib> {
+        self.disk
+    }
+
+    /// Begins the spec: everything but the root disk. `usual` is the firmware where none is named.
+    pub(crate) fn spec(&self, name: VmName, usual: Option<Firmware>) -> Result<VmSpecBuilder, Error> {
+        let mut spec = VmSpec::builder(name)
+            .cpus(self.cpus)
+            .memory(self.memory)
+            .machine(self.machine.into())
+            .boot(self.boot(usual)?)
+            .accel(self.accel.into())
+            .data_disks(self.data_disks.clone())
+            .network(self.network.config()?)
+            .vnc(self.vnc.into());
+        if let Some(user) = &self.run_as {
+            spec = spec.run_as(user.clone());
+        }
+        let mut options = BackendOptions::default();
+        for (key, value) in &self.backend_options {
+            options.set(key, value)?;
+        }
+        Ok(spec.backend_options(options))
+    }
+
+    /// Answers what cloud-init in the guest is told, where it is told anything.
+    pub(crate) fn cloud_init(&self) -> Result<Option<CloudInitConfig>, Error> {
+        self.guest.config()
+    }
+
+    fn boot(&self, usual: Option<Firmware>) -> Result<Boot, Error> {
+        let Some(kernel) = &self.kernel else {
+            let usual = match self.machine {
+                MachineName::Virt => Firmware::Uefi,
+                MachineName::Q35 | MachineName::Microvm => usual.unwrap_or(Firmware::Bios),
+            };
+            return Ok(Boot::Firmware(self.firmware.map_or(usual, Firmware::from)));
+        };
+        Ok(Boot::Kernel(Kernel {
+            path: absolute("kernel", kernel)?,
+            initrd: self.initrd.as_ref().map(|initrd| absolute("initrd", initrd)).transpose()?,
+            cmdline: self.cmdline.clone().unwrap_or_default(),
+        }))
+    }
+}
+
+impl Network {
+    fn config(&self) -> Result<NetworkConfig, Error> {
+        let other = match &self.network {
+            Mode::User => {
+                let network = UserNetwork::with_ssh(self.forwards.clone());
+                return Ok(NetworkConfig::User(UserNetwork { restrict: self.restrict, ..network }));
+            }
+            Mode::Tap(bridge) => NetworkConfig::Tap { bridge: bridge.clone() },
+            Mode::Vnic(link) => NetworkConfig::Vnic { link: link.clone() },
+            Mode::None => NetworkConfig::None,
+        };
+        if let Some(forward) = self.forwards.first() {
+            return Err(Error::invalid("forward", forward, "only user networking forwards ports"));
+        }
+        if self.restrict {
+            return Err(Error::invalid("restrict", true, "only user networking can restrict the guest"));
+        }
+        Ok(other)
+    }
+}
+
+impl Guest {
+    fn config(&self) -> Result<Option<CloudInitConfig>, Error> {
+        let config = match (&self.cloud_init, &self.ssh_key) {
+            (Some(file), _) => vmkit::cloud_init::read_user_data(&absolute("cloud-init", file)?)?,
+            (None, Some(file)) => CloudInitConfig {
+                user_data: UserData::Typed(CloudConfig {
+                    users: vec![User {
+                        name: self.user.to_string(),
+                        ssh_keys: public_keys(file)?,
+                        sudo: true,
+                        shell: None,
+                    }],
+                    ..CloudConfig::default()
+                }),
+                ..CloudInitConfig::default()
+            },
+            (None, None) if self.hostname.is_none() => return Ok(None),
+            (None, None) => CloudInitConfig::default(),
+        };
+        Ok(Some(CloudInitConfig { hostname: self.hostname.clone(), ..config }))
+    }
+}
+
+/// Reads public keys from a file, one a line.
+///
+/// # Errors
+/// `InvalidInput` where the file can't be read or has anything else: a private key handed to a guest would be given away.
+fn public_keys(path: &Path) -> Result<Vec<String>, Error> {
+    /// More than any list of keys has.
+    const MOST_BYTES: u64 = 64 << 10;
+    let refused = |why: String| Error::invalid("ssh-key", path.display(), why);
+    let mut text = String::new();
+    File::open(path)
+        .and_then(|file| file.take(MOST_BYTES).read_to_string(&mut text))
+        .map_err(|error| refused(format!("the file can't be read: {error}")))?;
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let keys: Vec<String> = lines.map(str::to_owned).collect();
+    let kinds = ["ssh-", "ecdsa-", "sk-ssh-", "sk-ecdsa-"];
+    let is_key = |line: &String| kinds.iter().any(|kind| line.starts_with(kind));
+    match keys.iter().find(|line| !is_key(line)) {
+        Some(line) if line.contains("PRIVATE KEY") => {
+            Err(refused("this is a private key: give the public one, which ends in .pub".to_owned()))
+        }
+        Some(line) => {
+            let line: String = line.chars().take(40).collect();
+            Err(refused(format!("a public key begins with ssh-, ecdsa- or sk-, not {line:?}")))
+        }
+        None if keys.is_empty() => Err(refused("there is no key in this file".to_owned())),
+        None => Ok(keys),
+    }
+}
+
+fn cpus(text: &str) -> Result<u32, Error> {
+    text.parse().map_err(|_| {
+        let value: String = text.chars().take(40).collect();
+        Error::invalid("cpus", value, format!("a VM has 1 to {} CPUs", VmSpec::MAX_CPUS))
+    })
+}
+
+fn mode(text: &str) -> Result<Mode, Error> {
+    match text {
+        "user" => Ok(Mode::User),
+        "none" => Ok(Mode::None),
+        _ => match text.split_once(':') {
+            Some(("tap", bridge)) => BridgeName::new(bridge).map(Mode::Tap),
+            Some(("vnic", link)) => LinkName::new(link).map(Mode::Vnic),
+            _ => {
+                let value: String = text.chars().take(40).collect();
+                Err(Error::invalid("network", value, "write user, tap:BRIDGE, vnic:LINK or none"))
+            }
+        },
+    }
+}
+
+fn backend_option(text: &str) -> Result<(String, String), Error> {
+    let option = text.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned()));
+    option.ok_or_else(|| Error::invalid("backend-option", text, "write KEY=VALUE"))
+}
+
+/// Makes a path absolute; the snapshot of a ZFS volume is no path.
+pub(crate) fn image_path(image: &Path) -> Result<PathBuf, Error> {
+    if image.as_os_str().as_encoded_bytes().starts_with(b"zfs:") {
+        return Ok(image.to_owned());
+    }
+    absolute("image", image)
+}
+
+fn data_disk(text: &str) -> Result<DataDisk, Error> {
+    if text.starts_with(|c: char| c.is_ascii_digit()) && !text.contains('/') {
+        return Ok(DataDisk::Fresh { size: size("data-disk", text)? });
+    }
+    let (path, readonly) = match text.strip_suffix(":ro") {
+        Some(path) => (path, true),
+        None => (text, false),
+    };
+    if path.is_empty() {
+        return Err(Error::invalid("data-disk", text, "write a size, or the path of an image"));
+    }
+    Ok(DataDisk::Existing { path: absolute("data-disk", Path::new(path))?, readonly })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_data_disk_is_a_size_or_a_path() {
+        let size = Mib::new(2048).unwrap();
+        assert_eq!(data_disk("2GiB").unwrap(), DataDisk::Fresh { size });
+        let existing = |path: &str, readonly| DataDisk::Existing { path: path.into(), readonly };
+        assert_eq!(data_disk("/d/a,b.raw").unwrap(), existing("/d/a,b.raw", false));
+        assert_eq!(data_disk("/d/1.raw:ro").unwrap(), existing("/d/1.raw", true));
+        let here = std::env::current_dir().unwrap().join("10");
+        assert_eq!(data_disk("./10").unwrap(), existing(here.to_str().unwrap(), false));
+        for (text, field) in [("0", "data-disk: \"0\""), (":ro", "data-disk: "), ("2GB", "unknown unit")] {
+            let error = data_disk(text).unwrap_err().to_string();
+            assert!(error.contains(field), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_private_key_is_never_handed_to_a_guest() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let refusal = |content: &str| {
+            std::fs::write(file.path(), content).unwrap();
+            public_keys(file.path()).unwrap_err().to_string()
+        };
+        assert!(refusal("-----BEGIN OPENSSH PRIVATE KEY-----\nabc\n").contains("ends in .pub"));
+        assert!(refusal("\n# nothing\n").contains("no key"));
+        assert!(refusal("hello").contains("begins with ssh-"));
+        std::fs::write(file.path(), "# mine\nssh-ed25519 AAAA me@host\n\n").unwrap();
+        assert_eq!(public_keys(file.path()).unwrap(), ["ssh-ed25519 AAAA me@host"]);
+    }
+}

@@ -1,0 +1,168 @@
+//! One call of a stand-in: what was typed, what it says, and the faults that a test has in store for it.
+
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Illumos, State, bhyvectl, dladm, zfs};
+
+/// What a tool said, and how it ended.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Said {
+    /// What it printed.
+    pub stdout: String,
+    /// What it complained of.
+    pub stderr: String,
+    /// Its exit code.
+    pub code: u8,
+}
+
+impl Said {
+    /// Answers what a tool says that did what was asked.
+    pub(super) fn ok(stdout: impl Into<String>) -> Self {
+        Self { stdout: stdout.into(), ..Self::default() }
+    }
+
+    /// Answers what a tool says that could not.
+    pub(super) fn failed(code: u8, stderr: impl AsRef<str>) -> Self {
+        Self { stderr: format!("{}\n", stderr.as_ref()), code, ..Self::default() }
+    }
+}
+
+/// What happens to a call.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub enum Fault {
+    /// It says this and ends with this code, and does nothing.
+    Fail {
+        /// What it says on its standard error.
+        stderr: String,
+        /// The exit code.
+        code: u8,
+    },
+    /// It does what it shall, and then says this and ends with this code.
+    FailAfterwards {
+        /// What it says on its standard error.
+        stderr: String,
+        /// The exit code.
+        code: u8,
+    },
+    /// It does nothing, and never ends.
+    Hang,
+}
+
+/// The fault of one call.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Planned {
+    pub(super) call: u64,
+    pub(super) fault: Fault,
+}
+
+impl Illumos {
+    /// Calls a tool; `None` means that it hangs.
+    ///
+    /// # Errors
+    /// Whatever the system says to the directory in which the host lives.
+    pub fn call(&self, tool: &str, args: &[String]) -> io::Result<Option<Said>> {
+        let planned = self.planned()?;
+        State::change(self, |state| {
+            state.calls += 1;
+            self.record(tool, args)?;
+            let fault =
+                planned.into_iter().find(|planned| planned.call == state.calls).map(|planned| planned.fault);
+            match fault {
+                Some(Fault::Hang) => return Ok(None),
+                Some(Fault::Fail { stderr, code }) => return Ok(Some(Said::failed(code, stderr))),
+                _ => {}
+            }
+            let said = match tool {
+                "zfs" => zfs::run(self, state, args)?,
+                "dladm" => dladm::run(self, state, args),
+                "bhyvectl" => bhyvectl::run(self, args)?,
+                other => Said::failed(127, format!("{other}: no stand-in has this name")),
+            };
+            Ok(Some(match fault {
+                Some(Fault::FailAfterwards { stderr, code }) => Said::failed(code, stderr),
+                _ => said,
+            }))
+        })?
+    }
+
+    /// Answers the faults that are in store.
+    pub(super) fn planned(&self) -> io::Result<Vec<Planned>> {
+        match std::fs::read(self.dir.join("faults.json")) {
+            Ok(text) => Ok(serde_json::from_slice(&text)?),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn record(&self, tool: &str, args: &[String]) -> io::Result<()> {
+        let words: Vec<&str> = std::iter::once(tool).chain(args.iter().map(String::as_str)).collect();
+        let mut log = OpenOptions::new().create(true).append(true).open(self.dir.join("calls.log"))?;
+        writeln!(log, "{}", serde_json::to_string(&words)?)
+    }
+}
+
+/// What was typed behind a subcommand, as `getopt` takes it apart: options first, operands afterwards.
+#[derive(Debug, Default)]
+pub(super) struct Typed {
+    options: Vec<(char, Option<String>)>,
+    pub(super) operands: Vec<String>,
+}
+
+impl Typed {
+    /// Takes apart; `known` names the options, each that takes a value followed by a colon.
+    ///
+    /// # Errors
+    /// Answers the option that is not known, or the one that misses its value.
+    pub(super) fn parse(args: &[String], known: &str) -> Result<Self, Wrong> {
+        let mut typed = Self::default();
+        let mut args = args.iter();
+        while let Some(arg) = args.next() {
+            let Some(letters) = arg.strip_prefix('-').filter(|letters| !letters.is_empty()) else {
+                typed.operands.push(arg.clone());
+                typed.operands.extend(args.cloned());
+                break;
+            };
+            let mut rest = letters.chars();
+            while let Some(letter) = rest.next() {
+                let Some(at) = known.find(letter).filter(|_| letter != ':') else {
+                    return Err(Wrong::Unknown(letter));
+                };
+                if !known[at + 1..].starts_with(':') {
+                    typed.options.push((letter, None));
+                    continue;
+                }
+                let glued: String = rest.by_ref().collect();
+                let value = if glued.is_empty() { args.next().cloned() } else { Some(glued) };
+                typed.options.push((letter, Some(value.ok_or(Wrong::NoValue(letter))?)));
+            }
+        }
+        Ok(typed)
+    }
+
+    pub(super) fn has(&self, letter: char) -> bool {
+        self.options.iter().any(|(option, _)| *option == letter)
+    }
+
+    /// Answers the last value of an option.
+    pub(super) fn value(&self, letter: char) -> Option<&str> {
+        self.values(letter).last()
+    }
+
+    pub(super) fn values(&self, letter: char) -> impl Iterator<Item = &str> {
+        self.options
+            .iter()
+            .filter(move |(option, _)| *option == letter)
+            .filter_map(|(_, value)| value.as_deref())
+    }
+}
+
+/// What `getopt` does not like.
+#[derive(Debug)]
+pub(super) enum Wrong {
+    Unknown(char),
+    NoValue(char),
+}

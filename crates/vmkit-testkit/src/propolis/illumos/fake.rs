@@ -1,0 +1,224 @@
+//! A host in a test's hands.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+
+use super::call::Planned;
+use super::{Dataset, Fault, Illumos, Kind, Link, LinkClass, State, names_in};
+use crate::propolis::Behaviour;
+
+/// The names under which the stand-ins are called.
+const TOOLS: [&str; 4] = ["bhyvectl", "dladm", "pfexec", "zfs"];
+
+/// A host whose tools are stand-ins, in a directory.
+///
+/// ```no_run
+/// use vmkit_testkit::propolis::illumos::FakeIllumos;
+/// # fn main() -> std::io::Result<()> {
+/// # let dir = std::path::Path::new("/tmp/host");
+/// // In an integration test of this crate, the binaries are `env!("CARGO_BIN_EXE_vmkit-fake-illumos")` and so on.
+/// let host = FakeIllumos::new(dir, "target/debug/vmkit-fake-illumos".as_ref(), "target/debug/vmkit-fake-propolis".as_ref())?;
+/// host.add_pool("rpool")?;
+/// host.add_link("igb0")?;
+/// host.add_volume("rpool/img", b"a raw image")?;
+/// host.add_snapshot("rpool/img@base")?;
+/// // Run the programs in `host.path()`; afterwards:
+/// assert_eq!(host.leftovers()?, [""; 0]);
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone)]
+pub struct FakeIllumos {
+    illumos: Illumos,
+}
+
+impl FakeIllumos {
+    /// Makes a host in `dir`, with links to the two programs under the names of the host's tools.
+    ///
+    /// # Errors
+    /// Whatever the system says to new files in `dir`.
+    pub fn new(dir: &Path, tools: &Path, propolis: &Path) -> io::Result<Self> {
+        let illumos = Illumos::at(dir.to_owned());
+        let fake = Self { illumos };
+        for made in [fake.path(), fake.illumos.vmm(), fake.illumos.dev().join("zvol/rdsk")] {
+            std::fs::create_dir_all(made)?;
+        }
+        symlink("rdsk", fake.illumos.dev().join("zvol/dsk"))?;
+        for tool in TOOLS {
+            symlink(tools, fake.path().join(tool))?;
+        }
+        symlink(propolis, fake.path().join("propolis-server"))?;
+        std::fs::write(fake.bootrom(), b"no firmware")?;
+        State::change(&fake.illumos, |_| ())?;
+        Ok(fake)
+    }
+
+    /// Answers the directory to have in `PATH`: it has `zfs`, `dladm`, `bhyvectl`, `pfexec` and `propolis-server`.
+    ///
+    /// Each finds its host by the variable [`DIR`](super::DIR), else by where it was found itself.
+    pub fn path(&self) -> PathBuf {
+        self.illumos.dir.join("bin")
+    }
+
+    /// Answers the directory that is the host.
+    pub fn dir(&self) -> &Path {
+        &self.illumos.dir
+    }
+
+    /// Answers what stands for `/dev`; it has `vmm` and `zvol/rdsk`.
+    pub fn dev(&self) -> PathBuf {
+        self.illumos.dev()
+    }
+
+    /// Answers a file that a server takes for its firmware.
+    pub fn bootrom(&self) -> PathBuf {
+        self.illumos.dir.join("OVMF_CODE.fd")
+    }
+
+    /// Tells every server that is started from now on how to behave.
+    ///
+    /// # Errors
+    /// Whatever the system says to a new file in the host's directory.
+    pub fn behave(&self, behaviour: &Behaviour) -> io::Result<()> {
+        std::fs::write(self.illumos.behaviour_file(), serde_json::to_vec_pretty(behaviour)?)
+    }
+
+    fn give(&self, name: &str, dataset: Dataset) -> io::Result<()> {
+        let dataset = Dataset { given: true, ..dataset };
+        State::change(&self.illumos, |state| drop(state.datasets.insert(name.to_owned(), dataset)))
+    }
+
+    /// Gives the host a pool, or a file system in one.
+    ///
+    /// # Errors
+    /// Whatever the system says to the host's files; so it is with the following.
+    pub fn add_pool(&self, name: &str) -> io::Result<()> {
+        self.give(name, Dataset::new(Kind::Filesystem))
+    }
+
+    /// Gives the host a volume with these contents, of whole mebibytes.
+    ///
+    /// # Errors
+    /// Whatever the system says to the host's files.
+    pub fn add_volume(&self, name: &str, contents: &[u8]) -> io::Result<()> {
+        let mut file = self.illumos.make_volume(name)?;
+        io::Write::write_all(&mut file, contents)?;
+        let size = (contents.len() as u64).next_multiple_of(1024 * 1024).max(1024 * 1024);
+        file.set_len(size)?;
+        self.give(name, Dataset { volsize: Some(size), ..Dataset::new(Kind::Volume) })
+    }
+
+    /// Gives the host a snapshot, `VOLUME@NAME`, of a volume that it has.
+    ///
+    /// # Errors
+    /// Whatever the system says to the host's files, and [`io::ErrorKind::InvalidInput`] for what `zfs` refuses.
+    pub fn add_snapshot(&self, name: &str) -> io::Result<()> {
+        let calls = self.calls()?.len();
+        let said = self.illumos.run_zfs(&["snapshot", name])?;
+        if said.code != 0 {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, said.stderr));
+        }
+        debug_assert_eq!(calls, self.calls()?.len(), "a test's own doing is no call");
+        State::change(&self.illumos, |state| {
+            state.datasets.entry(name.to_owned()).and_modify(|dataset| dataset.given = true);
+        })
+    }
+
+    /// Gives the host a network card.
+    ///
+    /// # Errors
+    /// Whatever the system says to the host's files.
+    pub fn add_link(&self, name: &str) -> io::Result<()> {
+        let link = Link { given: true, ..Link::bare(LinkClass::Phys, "0:1b:21:0:0:1".to_owned(), false) };
+        State::change(&self.illumos, |state| drop(state.links.insert(name.to_owned(), link)))
+    }
+
+    /// Answers what the host has.
+    ///
+    /// # Errors
+    /// Whatever the system says to the host's files.
+    pub fn state(&self) -> io::Result<State> {
+        State::load(&self.illumos)
+    }
+
+    /// Answers every call so far, in order: the tool's name, then its arguments.
+    ///
+    /// # Errors
+    /// Whatever the system says to the host's files.
+    pub fn calls(&self) -> io::Result<Vec<Vec<String>>> {
+        match File::open(self.illumos.dir.join("calls.log")) {
+            Ok(file) => BufReader::new(file).lines().map(|line| Ok(serde_json::from_str(&line?)?)).collect(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Has the `nth` call from now meet with a fault; the next one is the first.
+    ///
+    /// # Errors
+    /// Whatever the system says to the host's files.
+    pub fn plan_fault(&self, nth: u64, fault: Fault) -> io::Result<()> {
+        let mut planned = self.illumos.planned()?;
+        planned.push(Planned { call: self.state()?.calls + nth, fault });
+        std::fs::write(self.illumos.dir.join("faults.json"), serde_json::to_vec_pretty(&planned)?)
+    }
+
+    /// Takes back all faults that have not happened yet.
+    ///
+    /// # Errors
+    /// Whatever the system says to the host's files.
+    pub fn forget_faults(&self) -> io::Result<()> {
+        std::fs::write(self.illumos.dir.join("faults.json"), b"[]")
+    }
+
+    /// Answers what is there that the test did not give the host: datasets, links, VMs of the kernel, servers that run.
+    ///
+    /// # Errors
+    /// Whatever the system says to the host's files.
+    pub fn leftovers(&self) -> io::Result<Vec<String>> {
+        let state = self.state()?;
+        let mut left = Vec::new();
+        let datasets = state.datasets.iter().filter(|(_, dataset)| !dataset.given);
+        left.extend(datasets.map(|(name, _)| format!("dataset {name}")));
+        let links = state.links.iter().filter(|(_, link)| !link.given);
+        left.extend(links.map(|(name, _)| format!("link {name}")));
+        left.extend(names_in(&self.illumos.vmm()).into_iter().map(|name| format!("kernel VM {name}")));
+        left.extend(self.illumos.servers().into_iter().map(|pid| format!("server {pid}")));
+        Ok(left)
+    }
+}
+
+impl Illumos {
+    /// Answers where a server on this host finds how to behave.
+    pub fn behaviour_file(&self) -> PathBuf {
+        self.dir.join("propolis.json")
+    }
+
+    /// Says that a server lives on this host, for as long as the file is held.
+    pub(crate) fn register_server(&self) -> io::Result<File> {
+        let dir = self.dir.join("servers");
+        std::fs::create_dir_all(&dir)?;
+        let file = File::create(dir.join(std::process::id().to_string()))?;
+        flock(&file, FlockOperation::NonBlockingLockShared)?;
+        Ok(file)
+    }
+
+    /// Answers the process ids of the servers that run.
+    fn servers(&self) -> Vec<String> {
+        let dir = self.dir.join("servers");
+        let runs = |pid: &String| {
+            let file = File::open(dir.join(pid));
+            file.is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockExclusive).is_err())
+        };
+        names_in(&dir).into_iter().filter(runs).collect()
+    }
+
+    /// Runs `zfs` without anybody noticing.
+    fn run_zfs(&self, args: &[&str]) -> io::Result<super::Said> {
+        let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
+        State::change(self, |state| super::zfs::run(self, state, &args))?
+    }
+}

@@ -1,0 +1,253 @@
+//! A network that misbehaves: a proxy in front of any server, of which tests say what goes wrong.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy, copy_bidirectional, sink};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+/// What goes wrong with a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NetworkFault {
+    /// It is refused.
+    Refuse,
+    /// It breaks off once so many bytes of the answers have passed.
+    DropAfter(u64),
+    /// What is asked arrives, and no answer comes back.
+    Stall,
+    /// Whatever is asked, this is the answer, and then the end.
+    Junk(Vec<u8>),
+    /// Whatever is asked, the answer is a page for people, with status 200.
+    Html,
+    /// It ends right behind the answer that it is a WebSocket from now on.
+    HangUpAfterUpgrade,
+}
+
+/// A page that no client of an API wants.
+const PAGE: &str = "<!doctype html><title>Sign in</title><p>This network wants to know who you are.";
+
+/// The most that is read of an answer's head, in bytes.
+const LONGEST_HEAD: usize = 64 * 1024;
+
+/// A proxy in front of a server. Without a fault it passes everything on.
+#[derive(Debug)]
+pub struct FaultProxy {
+    address: SocketAddr,
+    now: Arc<Mutex<Now>>,
+    orders: Option<mpsc::UnboundedSender<Order>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug, Clone)]
+struct Now {
+    upstream: SocketAddr,
+    fault: Option<NetworkFault>,
+}
+
+#[derive(Debug)]
+enum Order {
+    Listen(Sender<io::Result<()>>),
+    Refuse(Sender<io::Result<()>>),
+    Cut(Sender<io::Result<()>>),
+}
+
+impl FaultProxy {
+    /// Makes one in front of `upstream`.
+    ///
+    /// # Errors
+    /// Whatever the system says to a new listening socket.
+    pub fn new(upstream: SocketAddr) -> io::Result<Self> {
+        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        let now = Arc::new(Mutex::new(Now { upstream, fault: None }));
+        let (orders, taken) = mpsc::unbounded_channel();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let thread = {
+            let now = Arc::clone(&now);
+            std::thread::spawn(move || runtime.block_on(run(listener, now, taken)))
+        };
+        Ok(Self { address, now, orders: Some(orders), thread: Some(thread) })
+    }
+
+    /// Answers where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Has this happen to every connection that is made from now on.
+    ///
+    /// # Errors
+    /// Whatever the system says when it is to listen again after it has refused.
+    pub fn set(&self, fault: Option<NetworkFault>) -> io::Result<()> {
+        let refuse = fault == Some(NetworkFault::Refuse);
+        self.now.lock().expect("no holder panics").fault = fault;
+        self.order(if refuse { Order::Refuse } else { Order::Listen })
+    }
+
+    /// Has another server behind it for every connection that is made from now on, and breaks off those that there are: what
+    /// was one server has been started again, and has forgotten everything.
+    ///
+    /// # Errors
+    /// None but that the proxy has ended.
+    pub fn replace(&self, upstream: SocketAddr) -> io::Result<()> {
+        self.now.lock().expect("no holder panics").upstream = upstream;
+        self.cut()
+    }
+
+    /// Breaks off every connection that there is.
+    ///
+    /// # Errors
+    /// None but that the proxy has ended.
+    pub fn cut(&self) -> io::Result<()> {
+        self.order(Order::Cut)
+    }
+
+    fn order(&self, order: impl FnOnce(Sender<io::Result<()>>) -> Order) -> io::Result<()> {
+        let gone = || io::Error::other("the proxy has ended");
+        let (done, waits) = channel();
+        self.orders.as_ref().ok_or_else(gone)?.send(order(done)).map_err(|_| gone())?;
+        waits.recv().unwrap_or_else(|_| Err(gone()))
+    }
+}
+
+impl Drop for FaultProxy {
+    fn drop(&mut self) {
+        self.orders = None;
+        if let Some(thread) = self.thread.take() {
+            // It has nothing to tell.
+            let _ = thread.join();
+        }
+    }
+}
+
+async fn run(
+    listener: std::net::TcpListener,
+    now: Arc<Mutex<Now>>,
+    mut orders: mpsc::UnboundedReceiver<Order>,
+) {
+    let Ok(address) = listener.local_addr() else { return };
+    let Ok(listener) = TcpListener::from_std(listener) else { return };
+    let mut listener = Some(listener);
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            biased;
+            order = orders.recv() => match order {
+                None => return,
+                Some(Order::Refuse(done)) => {
+                    listener = None;
+                    let _ = done.send(Ok(()));
+                }
+                Some(Order::Listen(done)) => {
+                    let listens = match &listener {
+                        Some(_) => Ok(()),
+                        None => TcpListener::bind(address).await.map(|again| listener = Some(again)),
+                    };
+                    let _ = done.send(listens);
+                }
+                Some(Order::Cut(done)) => {
+                    connections.shutdown().await;
+                    let _ = done.send(Ok(()));
+                }
+            },
+            Some(client) = accept(listener.as_ref()) => {
+                let now = now.lock().expect("no holder panics").clone();
+                connections.spawn(async move {
+                    // A connection that breaks is what this is for.
+                    let _ = serve(client, now).await;
+                });
+            }
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}
+
+async fn accept(listener: Option<&TcpListener>) -> Option<TcpStream> {
+    match listener {
+        Some(listener) => listener.accept().await.ok().map(|(client, _)| client),
+        None => None,
+    }
+}
+
+async fn serve(mut client: TcpStream, now: Now) -> io::Result<()> {
+    match now.fault {
+        // Who was let in before connections were refused is passed on.
+        None | Some(NetworkFault::Refuse) => {
+            let mut server = TcpStream::connect(now.upstream).await?;
+            copy_bidirectional(&mut client, &mut server).await?;
+        }
+        Some(NetworkFault::Junk(junk)) => return answer(client, &junk).await,
+        Some(NetworkFault::Html) => {
+            let head = format!(
+                "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: {}\r\n\r\n",
+                PAGE.len()
+            );
+            return answer(client, format!("{head}{PAGE}").as_bytes()).await;
+        }
+        Some(NetworkFault::Stall) => {
+            let mut server = TcpStream::connect(now.upstream).await?;
+            copy(&mut client, &mut server).await?;
+        }
+        Some(NetworkFault::DropAfter(bytes)) => {
+            let mut server = TcpStream::connect(now.upstream).await?;
+            let ((mut answers, mut asked), (mut asks, mut answered)) = (server.split(), client.split());
+            let mut limited = (&mut answers).take(bytes);
+            tokio::select! {
+                passed = copy(&mut limited, &mut answered) => drop(passed?),
+                broken = pass_on(&mut asks, &mut asked) => broken?,
+            }
+        }
+        Some(NetworkFault::HangUpAfterUpgrade) => {
+            let mut server = TcpStream::connect(now.upstream).await?;
+            hang_up_after_upgrade(&mut client, &mut server).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Reads something of what is asked, and answers without having understood it.
+async fn answer(mut client: TcpStream, text: &[u8]) -> io::Result<()> {
+    let mut asked = [0; 4096];
+    let _ = client.read(&mut asked).await?;
+    client.write_all(text).await?;
+    client.shutdown().await?;
+    // What is still asked must not reset what was answered.
+    copy(&mut client, &mut sink()).await.map(drop)
+}
+
+/// Passes on what is asked, and goes on waiting where nothing more is: the answer is still to come.
+async fn pass_on(
+    from: &mut (impl AsyncReadExt + Unpin),
+    to: &mut (impl AsyncWriteExt + Unpin),
+) -> io::Result<()> {
+    copy(from, to).await?;
+    std::future::pending().await
+}
+
+async fn hang_up_after_upgrade(client: &mut TcpStream, server: &mut TcpStream) -> io::Result<()> {
+    let mut head = Vec::new();
+    {
+        let ((mut answers, mut asked), (mut asks, _)) = (server.split(), client.split());
+        let read = async {
+            while !head.ends_with(b"\r\n\r\n") && head.len() < LONGEST_HEAD {
+                head.push(answers.read_u8().await?);
+            }
+            io::Result::Ok(())
+        };
+        tokio::select! {
+            read = read => read?,
+            broken = pass_on(&mut asks, &mut asked) => broken?,
+        }
+    }
+    client.write_all(&head).await?;
+    if !head.starts_with(b"HTTP/1.1 101") {
+        copy_bidirectional(client, server).await?;
+    }
+    Ok(())
+}
