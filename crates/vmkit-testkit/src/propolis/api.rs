@@ -192,7 +192,7 @@ async fn instance_serial(
     let serial = context.context().serial().ok_or("no active VM")?;
     let query = query.into_inner();
     let socket = WebSocketStream::from_raw_socket(connection.into_inner(), Role::Server, None).await;
-    Ok(serial.attach(socket, Offset::of(query.from_start, query.most_recent)).await?)
+    Ok(serial.attach(socket, Offset::of(query.from_start, query.most_recent))?)
 }
 
 #[channel { protocol = WEBSOCKETS, path = "/instance/migrate/{migration_id}/start" }]

@@ -118,8 +118,8 @@ impl Host {
         let problem = |error: io::Error| format!("failed to open file {}: {error}", backend.path);
         let path = self.here(Path::new(&backend.path));
         let file = OpenOptions::new().read(true).write(!backend.readonly).open(path).map_err(problem)?;
-        // So that the stand-in for `zfs` knows that it is in use.
-        flock(&file, FlockOperation::NonBlockingLockShared).map_err(|error| problem(error.into()))?;
+        // So that the stand-in for `zfs` knows that it is in use; who looks whether it is holds it for a moment only.
+        flock(&file, FlockOperation::LockShared).map_err(|error| problem(error.into()))?;
         let bytes = file.metadata().map_err(problem)?.len();
         let block_size = u64::from(backend.block_size);
         if !block_size.is_power_of_two() || block_size < 512 {

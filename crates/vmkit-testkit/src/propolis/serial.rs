@@ -47,8 +47,8 @@ pub(super) struct SerialTask {
 }
 
 enum Control {
-    /// Here is one who wants to watch, and how far it has the history where it wants that.
-    Attach(Box<Socket>, Option<u64>),
+    /// Here is one who wants to watch, and from where on it wants the history.
+    Attach(Box<Socket>, Option<Offset>),
     /// One is no longer there.
     Detach(u64),
     /// The VM moves.
@@ -90,19 +90,13 @@ impl Serial {
     /// Takes a client on, which is first sent the history from an offset on.
     ///
     /// # Errors
-    /// Says that this part of the history is lost, or what is wrong with the connection.
-    pub(super) async fn attach(&self, mut socket: Socket, offset: Option<Offset>) -> Result<(), String> {
-        let mut at = None;
+    /// Says that this part of the history is lost, or that the port has ended.
+    pub(super) fn attach(&self, socket: Socket, offset: Option<Offset>) -> Result<(), String> {
         if let Some(offset) = offset {
-            let (mut data, mut end) = self.read(offset, DEFAULT_BYTES)?;
-            while !data.is_empty() {
-                socket.send(Message::binary(data)).await.map_err(|error| error.to_string())?;
-                (data, end) = self.read(Offset::FromStart(end), DEFAULT_BYTES)?;
-            }
-            at = Some(end);
+            self.read(offset, 0)?;
         }
         let gone = |_| "the serial task has ended".to_owned();
-        self.control.send(Control::Attach(Box::new(socket), at)).map_err(gone)
+        self.control.send(Control::Attach(Box::new(socket), offset)).map_err(gone)
     }
 
     /// Tells every client where the VM moves, as a migration does.
@@ -180,7 +174,7 @@ impl Port {
 
     async fn obey(&mut self, order: Control) {
         match order {
-            Control::Attach(socket, at) => self.welcome(*socket, at).await,
+            Control::Attach(socket, offset) => self.welcome(*socket, offset).await,
             Control::Detach(gone) => {
                 if let Some(index) = self.clients.iter().position(|(client, _)| *client == gone) {
                     let (_, mut client) = self.clients.remove(index);
@@ -196,26 +190,30 @@ impl Port {
         }
     }
 
-    async fn welcome(&mut self, socket: Socket, at: Option<u64>) {
-        let (mut sink, stream) = socket.split();
-        if let Some(mut at) = at {
-            // What was said since its history was sent.
-            loop {
-                let rest = self.serial.read(Offset::FromStart(at), DEFAULT_BYTES);
-                let Ok((data, end)) = rest else { return };
-                if data.is_empty() {
-                    break;
-                }
-                if sink.send(Message::binary(data)).await.is_err() {
-                    return;
-                }
-                at = end;
-            }
-        }
-        let client = self.next_client;
+    /// Takes a client on before it hears anything: whoever hears something hears the farewell, too.
+    async fn welcome(&mut self, socket: Socket, offset: Option<Offset>) {
+        let (sink, stream) = socket.split();
+        let id = self.next_client;
         self.next_client += 1;
-        self.clients.push((client, sink));
-        tokio::spawn(listen(stream, client, self.typed.clone(), self.serial.control.clone()));
+        self.clients.push((id, sink));
+        if let Some(offset) = offset
+            && self.send_history(offset).await.is_err()
+        {
+            self.clients.pop();
+            return;
+        }
+        tokio::spawn(listen(stream, id, self.typed.clone(), self.serial.control.clone()));
+    }
+
+    /// Sends the history to the client who came last.
+    async fn send_history(&mut self, offset: Offset) -> Result<(), String> {
+        let Some((_, client)) = self.clients.last_mut() else { return Ok(()) };
+        let (mut data, mut end) = self.serial.read(offset, DEFAULT_BYTES)?;
+        while !data.is_empty() {
+            client.send(Message::binary(data)).await.map_err(|error| error.to_string())?;
+            (data, end) = self.serial.read(Offset::FromStart(end), DEFAULT_BYTES)?;
+        }
+        Ok(())
     }
 
     /// Sends something to all, and drops those who can't be reached.

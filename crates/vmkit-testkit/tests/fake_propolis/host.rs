@@ -145,6 +145,13 @@ fn zfs_refuses_in_its_own_words() {
 }
 
 #[test]
+fn a_pool_is_not_destroyed() {
+    let said = "cannot destroy 'tank': operation does not apply to pools\nuse 'zfs destroy -r tank' to destroy all datasets in \
+                the pool\nuse 'zpool destroy tank' to destroy the pool itself";
+    Host::new().fails("zfs destroy tank", 1, said);
+}
+
+#[test]
 fn vnics_are_made_shown_and_deleted() {
     let host = Host::new();
     host.ok("pfexec dladm create-vnic -t -l igb0 -m 52:54:00:0a:0b:0c -p mtu=9000 vm0");
@@ -307,4 +314,15 @@ fn a_server_of_the_host_behaves_as_the_host_says() {
     let host = Host::new();
     host.fake.behave(&Behaviour { refusal: Some("no viona".to_owned()), ..Behaviour::default() }).unwrap();
     host.fails("pfexec propolis-server run /nowhere 127.0.0.1:0", 1, "no viona");
+}
+
+#[test]
+fn a_host_that_is_dropped_ends_the_servers_that_run_on_it() {
+    let host = Host::new();
+    let mut fake = server(&host);
+    run(&fake);
+    drop(FakeIllumos::open(host.fake.dir()));
+    assert_eq!(ask(&fake, "GET", "/instance", None).status, 200, "the host is somebody else's");
+    drop(host.fake);
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&fake.wait().unwrap()), Some(9));
 }

@@ -218,6 +218,22 @@ fn a_failed_ensure_hides_its_reason_and_leaves_a_failed_instance() {
 }
 
 #[test]
+fn whoever_asks_for_the_state_after_a_failed_ensure_waits_until_the_next_one() {
+    let behaviour = Behaviour { ensure_fails: Some("no".to_owned()), ..Behaviour::default() };
+    let fake = FakePropolis::spawn(behaviour).unwrap();
+    assert_eq!(ensure(&fake, &spec()).status, 500);
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| monitor(&fake, 3));
+        assert!(!waiting.is_finished());
+        // It may be yet to come, and then waits for the end of one of these.
+        while !waiting.is_finished() {
+            assert_eq!(ensure(&fake, &spec()).status, 500);
+        }
+        assert_eq!(waiting.join().unwrap().status, 410, "what it waited for is no more");
+    });
+}
+
+#[test]
 fn a_vm_whose_devices_do_not_start_is_failed_and_can_be_stopped() {
     let fake = FakePropolis::spawn(Behaviour { start_fails: true, ..Behaviour::default() }).unwrap();
     ensure_well(&fake);

@@ -262,7 +262,7 @@ impl Illumos {
     pub(crate) fn use_link(&self, name: &str) -> std::io::Result<std::fs::File> {
         std::fs::create_dir_all(self.dir.join("links"))?;
         let file = std::fs::File::create(self.dir.join("links").join(name))?;
-        flock(&file, FlockOperation::NonBlockingLockShared)?;
+        flock(&file, FlockOperation::LockShared)?;
         Ok(file)
     }
 

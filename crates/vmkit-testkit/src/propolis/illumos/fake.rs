@@ -6,6 +6,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::call::Planned;
 use super::{Dataset, Fault, Illumos, Kind, Link, LinkClass, State, names_in};
@@ -30,9 +31,12 @@ const TOOLS: [&str; 4] = ["bhyvectl", "dladm", "pfexec", "zfs"];
 /// assert_eq!(host.leftovers()?, [""; 0]);
 /// # Ok(()) }
 /// ```
-#[derive(Debug, Clone)]
+///
+/// When the one who made it drops it, the servers that still run on it are killed.
+#[derive(Debug)]
 pub struct FakeIllumos {
     illumos: Illumos,
+    ends_servers: bool,
 }
 
 impl FakeIllumos {
@@ -42,7 +46,7 @@ impl FakeIllumos {
     /// Whatever the system says to new files in `dir`.
     pub fn new(dir: &Path, tools: &Path, propolis: &Path) -> io::Result<Self> {
         let illumos = Illumos::at(dir.to_owned());
-        let fake = Self { illumos };
+        let fake = Self { illumos, ends_servers: true };
         for made in [fake.path(), fake.illumos.vmm(), fake.illumos.dev().join("zvol/rdsk")] {
             std::fs::create_dir_all(made)?;
         }
@@ -54,6 +58,11 @@ impl FakeIllumos {
         std::fs::write(fake.bootrom(), b"no firmware")?;
         State::change(&fake.illumos, |_| ())?;
         Ok(fake)
+    }
+
+    /// Answers the host that somebody else has made in `dir`, such as the parent of a process that is to be killed.
+    pub fn open(dir: &Path) -> Self {
+        Self { illumos: Illumos::at(dir.to_owned()), ends_servers: false }
     }
 
     /// Answers the directory to have in `PATH`: it has `zfs`, `dladm`, `bhyvectl`, `pfexec` and `propolis-server`.
@@ -191,7 +200,27 @@ impl FakeIllumos {
     }
 }
 
+impl Drop for FakeIllumos {
+    fn drop(&mut self) {
+        let this = std::process::id().to_string();
+        for pid in self.illumos.servers().into_iter().filter(|pid| self.ends_servers && *pid != this) {
+            self.illumos.end_server(&pid);
+        }
+    }
+}
+
 impl Illumos {
+    /// Kills a server, if it still runs.
+    fn end_server(&self, pid: &str) {
+        let process = pid.parse().ok().and_then(Pid::from_raw);
+        let opened = process.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+        // Asked again behind the pidfd, which names one process for good.
+        if let (Some(process), true) = (opened, self.servers().iter().any(|other| other == pid)) {
+            // It may have ended by itself.
+            let _ = pidfd_send_signal(process, Signal::KILL);
+        }
+    }
+
     /// Answers where a server on this host finds how to behave.
     pub fn behaviour_file(&self) -> PathBuf {
         self.dir.join("propolis.json")
@@ -202,7 +231,7 @@ impl Illumos {
         let dir = self.dir.join("servers");
         std::fs::create_dir_all(&dir)?;
         let file = File::create(dir.join(std::process::id().to_string()))?;
-        flock(&file, FlockOperation::NonBlockingLockShared)?;
+        flock(&file, FlockOperation::LockShared)?;
         Ok(file)
     }
 

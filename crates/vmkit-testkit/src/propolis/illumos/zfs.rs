@@ -239,6 +239,13 @@ impl Zfs<'_> {
             self.open(name.split('@').next().unwrap_or_default())?;
             return fails("could not find any snapshots to destroy; check snapshot names.");
         }
+        if pool(name) == name {
+            self.open(name)?;
+            return fails(format!(
+                "cannot destroy '{name}': operation does not apply to pools\nuse 'zfs destroy -r {name}' to destroy all \
+                 datasets in the pool\nuse 'zpool destroy {name}' to destroy the pool itself"
+            ));
+        }
         let what = match self.open(name)?.kind {
             Kind::Filesystem => "filesystem",
             Kind::Volume => "volume",
