@@ -5,11 +5,12 @@ use std::env;
 use std::path::PathBuf;
 
 use tokio::runtime;
+use vmkit::image::ImageStore;
 use vmkit::store::Home;
 use vmkit::{BackendTag, Error, QemuHypervisor, QemuHypervisorBuilder, RouterHypervisor, VmManager};
 
 use crate::failure::Failure;
-use crate::places;
+use crate::{images, places};
 
 /// How many threads look at many VMs. What they look at is files in memory: more would cost more than they bring.
 const THREADS: usize = 2;
@@ -40,6 +41,11 @@ impl Context {
         let qemu = qemu(&home).cache_dir(home.cache()).build();
         let router = RouterHypervisor::of_this_host(qemu);
         Ok(VmManager::new(router, BackendTag::Qemu, home))
+    }
+
+    /// Answers the store of images.
+    pub(crate) fn images(&self) -> Result<ImageStore, Error> {
+        images::store(&self.home()?)
     }
 
     /// Answers a hypervisor to plan with; it has no cache, so that planning writes nothing at all.

@@ -90,7 +90,7 @@ fn of_error(error: &vmkit::Error) -> u8 {
         ErrorKind::TimedOut => 5,
         ErrorKind::Busy => 6,
         ErrorKind::Unsupported => 7,
-        // Hypervisor, guest and I/O, and what a later library may add.
+        // Hypervisor, guest, servers and I/O, and what a later library may add.
         _ => 1,
     }
 }
@@ -128,6 +128,7 @@ mod tests {
             (ErrorKind::Hypervisor, 1),
             (ErrorKind::Guest, 1),
             (ErrorKind::Io, 1),
+            (ErrorKind::Remote, 1),
         ] {
             assert_eq!(of_kind(kind), code, "{kind:?}");
         }

@@ -179,10 +179,16 @@ fn run(lines: &mut Lines, vm: &VmHandle) {
 
 /// Labels and values, aligned; the further lines of a value stand below its first.
 #[derive(Default)]
-struct Lines(String);
+pub(crate) struct Lines(String);
 
 impl Lines {
-    fn add(&mut self, label: &str, value: impl std::fmt::Display) {
+    /// Answers the lines as they were added.
+    pub(crate) fn into_text(self) -> String {
+        self.0
+    }
+
+    /// Adds a line, or several where the value has them.
+    pub(crate) fn add(&mut self, label: &str, value: impl std::fmt::Display) {
         const WIDTH: usize = "hypervisor log:".len() + 1;
         let value = printable(value).replace('\n', &format!("\n{:WIDTH$}", ""));
         let label = format!("{label}:");

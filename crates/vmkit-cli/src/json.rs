@@ -312,6 +312,7 @@ fn kind(kind: ErrorKind) -> &'static str {
         ErrorKind::TimedOut => "timed-out",
         ErrorKind::Record => "record",
         ErrorKind::Host => "host",
+        ErrorKind::Remote => "remote",
         ErrorKind::Hypervisor => "hypervisor",
         ErrorKind::Guest => "guest",
         ErrorKind::Io => "io",

@@ -206,6 +206,27 @@ pub enum Error {
     #[cfg(feature = "vmfile")]
     #[error(transparent)]
     Vmfile(#[from] Box<crate::vmfile::VmfileError>),
+    /// Something could not be fetched from a server.
+    #[error("cannot fetch {url}: {problem}")]
+    Fetch {
+        /// From where.
+        url: String,
+        /// What went wrong, or what the server answered.
+        problem: String,
+        /// The status that it answered with, where its answer was the problem.
+        status: Option<u16>,
+        /// What the connection failed of, if it did.
+        #[source]
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    },
+    /// What was fetched is not what its publisher says it is, or that can't be told. It was not kept.
+    #[error("{what} is not to be trusted: {problem}")]
+    Untrusted {
+        /// What was fetched.
+        what: String,
+        /// What is wrong: both checksums, or what the signature lacks.
+        problem: String,
+    },
     /// A backend outside this crate failed in its own way.
     #[error("{message}")]
     Backend {
@@ -241,6 +262,8 @@ pub enum ErrorKind {
     Record,
     /// The host lacks something: a program, a device, permission or space.
     Host,
+    /// A server failed, or gave what is not to be trusted.
+    Remote,
     /// The hypervisor failed.
     Hypervisor,
     /// What runs in the guest failed.
@@ -281,6 +304,8 @@ impl Error {
             },
             Error::Ssh { .. } | Error::HostKey { .. } => ErrorKind::Guest,
             Error::Copy { kind, .. } | Error::Backend { kind, .. } => *kind,
+            Error::Fetch { status: Some(404 | 410), .. } => ErrorKind::NotFound,
+            Error::Fetch { .. } | Error::Untrusted { .. } => ErrorKind::Remote,
         }
     }
 

@@ -115,7 +115,7 @@ enum Mode {
 macro_rules! names {
     ($name:ident => $of:ident: $($variant:ident),*) => {
         #[derive(Debug, Clone, Copy, ValueEnum)]
-        enum $name {
+        pub(crate) enum $name {
             $($variant),*
         }
         impl From<$name> for $of {

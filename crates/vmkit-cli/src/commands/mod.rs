@@ -5,6 +5,7 @@ mod console;
 mod create;
 mod doctor;
 mod forward;
+mod image;
 mod info;
 mod ip;
 mod logs;
@@ -47,6 +48,7 @@ pub(crate) enum Command {
     Forward(forward::Forward),
     Console(console::Console),
     Logs(logs::Logs),
+    Image(image::Image),
     Doctor(doctor::Doctor),
     Completions(completions::Completions),
 }
@@ -69,6 +71,7 @@ impl Command {
             Command::Forward(command) => command.run(context),
             Command::Console(command) => command.run(context),
             Command::Logs(command) => command.run(context),
+            Command::Image(command) => command.run(context),
             Command::Doctor(command) => command.run(context),
             Command::Completions(command) => command.run(),
         }

@@ -147,9 +147,7 @@ impl SerialConsole {
     pub async fn history(&self, since: Since) -> Result<Past> {
         match self.ask(&self.address, since, KEPT_BYTES).await? {
             Asked::Had(past) => Ok(past),
-            Asked::Expired => {
-                Err(Error::NotFound { what: "console output", name: format!("{since:?}") })
-            }
+            Asked::Expired => Err(Error::NotFound { what: "console output", name: format!("{since:?}") }),
             Asked::NoVm => Err(no_vm(&self.address)),
         }
     }

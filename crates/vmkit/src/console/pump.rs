@@ -15,8 +15,8 @@ use tokio_tungstenite::{WebSocketStream, client_async};
 
 use super::address::{Address, Control};
 use super::{
-    ANSWER_LIMIT, API_VERSION, Asked, Ending, Event, KEPT_BYTES, PEER, Past, SerialConsole, Since, foreign, no_vm,
-    slow,
+    ANSWER_LIMIT, API_VERSION, Asked, Ending, Event, KEPT_BYTES, PEER, Past, SerialConsole, Since, foreign,
+    no_vm, slow,
 };
 use crate::error::{Error, Result};
 

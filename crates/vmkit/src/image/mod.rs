@@ -1,17 +1,76 @@
-//! Disk images: what a file is, and making overlays and empty disks.
+//! Disk images: what a file is, making overlays and empty disks, and images by name.
 //!
 //! [`inspect`] looks at an image that came from outside and trusts nothing in it. [`create_overlay`] and
 //! [`create_blank`] make the qcow2 files that belong to a VM, [`grow_disk`] makes one of those larger. Nothing here ever
 //! writes to an image that is nobody's disk, takes QEMU's image locks, or runs a program; converting and rebasing are left to `qemu-img`.
+//!
+//! With the feature `images`, an [`ImageRef`] names an image, a [`Catalogue`] knows where it lies, and an [`ImageStore`]
+//! fetches, checks and keeps it:
+//!
+//! ```text
+//! ImageRef ─▶ Catalogue ─▶ pull: checksums, signature ─▶ remote ─▶ intake: hash, unpack ─▶ store
+//!                                                       (HTTP)     (threads)              (files, locks)
+//! ```
 
+#[cfg(feature = "images")]
+mod arch;
+#[cfg(feature = "images")]
+mod catalogue;
+#[cfg(feature = "images")]
+mod checksums;
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 mod create;
+#[cfg(feature = "images")]
+mod digest;
+#[cfg(feature = "images")]
+mod downloads;
+#[cfg(feature = "images")]
+mod import;
 mod inspect;
+#[cfg(feature = "images")]
+mod intake;
+#[cfg(feature = "images")]
+mod kept;
+#[cfg(feature = "images")]
+mod progress;
+#[cfg(feature = "images")]
+mod pull;
+#[cfg(all(test, feature = "images", feature = "qemu"))]
+mod pull_tests;
 mod qcow2_header;
+#[cfg(feature = "images")]
+mod reference;
+#[cfg(feature = "images")]
+mod registry;
+#[cfg(feature = "images")]
+mod remote;
+#[cfg(feature = "images")]
+mod signature;
+#[cfg(feature = "images")]
+mod store;
+#[cfg(all(test, feature = "images"))]
+mod store_tests;
+#[cfg(all(test, feature = "images", feature = "qemu"))]
+mod test_server;
 
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 pub use create::{MAX_DISK_BYTES, create_blank, create_overlay, grow_disk};
 pub use inspect::{ImageFacts, ImageFormat, inspect};
+
+#[cfg(feature = "images")]
+pub use catalogue::{Catalogue, CatalogueEntry, OpenPgpKey, Published, PublishedSignature, Signed};
+#[cfg(feature = "images")]
+pub use digest::{Digest, DigestAlgorithm};
+#[cfg(feature = "images")]
+pub use kept::{KeptImage, KeptName, Verified};
+#[cfg(feature = "images")]
+pub use progress::{PullProgress, PullStage, unwatched};
+#[cfg(feature = "images")]
+pub use reference::{ImageName, ImageRef, ImageUrl, OciRef};
+#[cfg(feature = "images")]
+pub use registry::RegistryCredentials;
+#[cfg(feature = "images")]
+pub use store::{ImageInUse, ImageStore, Import, PullPolicy, RemovedImage};
 
 #[cfg(test)]
 mod tests {

@@ -1,4 +1,4 @@
-//! The lock of one VM: held by the kernel for a process, so it dies with it.
+//! A lock in a file, as each VM has one: held by the kernel for a process, so it dies with it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -14,9 +14,35 @@ use tokio::time::{Instant, timeout_at};
 use crate::error::{Error, Result};
 use crate::steps::step;
 
-/// The lock of one VM, held until this is dropped.
+/// A lock, held until this is dropped.
 #[derive(Debug)]
-pub(super) struct Lock(File);
+pub(crate) struct Lock(File);
+
+/// Whether others may hold the lock at the same time.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Hold {
+    /// Nobody else may.
+    Alone,
+    /// Those may who hold it so themselves.
+    #[cfg_attr(not(feature = "images"), expect(dead_code, reason = "only images are held by several"))]
+    Shared,
+}
+
+impl Hold {
+    fn at_once(self) -> FlockOperation {
+        match self {
+            Hold::Alone => FlockOperation::NonBlockingLockExclusive,
+            Hold::Shared => FlockOperation::NonBlockingLockShared,
+        }
+    }
+
+    fn waiting(self) -> FlockOperation {
+        match self {
+            Hold::Alone => FlockOperation::LockExclusive,
+            Hold::Shared => FlockOperation::LockShared,
+        }
+    }
+}
 
 impl Drop for Lock {
     fn drop(&mut self) {
@@ -31,13 +57,15 @@ impl Drop for Lock {
 ///
 /// # Errors
 /// `Busy` with the holder's PID once the deadline has passed.
-pub(super) async fn acquire(path: &Path, deadline: Instant) -> Result<Option<Lock>> {
+pub(crate) async fn acquire(path: &Path, hold: Hold, deadline: Instant) -> Result<Option<Lock>> {
     loop {
         let Some(file) = open(path)? else { return Ok(None) };
-        let mut lock = locked(file, path, deadline).await?;
+        let mut lock = locked(file, path, hold, deadline).await?;
         if is_at(&lock.0, path)? {
-            // A PID that can't be written is missing in somebody's message and nowhere else.
-            let _ = sign(&mut lock.0);
+            if matches!(hold, Hold::Alone) {
+                // A PID that can't be written is missing in somebody's message and nowhere else.
+                let _ = sign(&mut lock.0);
+            }
             return Ok(Some(lock));
         }
     }
@@ -79,8 +107,8 @@ fn open(path: &Path) -> Result<Option<File>> {
 /// `flock` has no deadline and no descriptor to poll, so a thread waits in it and hands over the locked file. When nobody
 /// is there any more to take it, dropping the file frees the lock: a thread that was given up ends with its turn. It is
 /// not one of the runtime's threads, since the runtime would wait for it at its end.
-async fn locked(file: File, path: &Path, deadline: Instant) -> Result<Lock> {
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+async fn locked(file: File, path: &Path, hold: Hold, deadline: Instant) -> Result<Lock> {
+    match flock(&file, hold.at_once()) {
         Ok(()) => return Ok(Lock(file)),
         Err(Errno::WOULDBLOCK) => {}
         Err(errno) => return Err(Error::io("lock", path)(errno.into())),
@@ -88,7 +116,7 @@ async fn locked(file: File, path: &Path, deadline: Instant) -> Result<Lock> {
     let (sender, receiver) = oneshot::channel();
     let wait = move || {
         let outcome = loop {
-            match flock(&file, FlockOperation::LockExclusive) {
+            match flock(&file, hold.waiting()) {
                 Err(Errno::INTR) => {}
                 outcome => break outcome.map(|()| Lock(file)),
             }

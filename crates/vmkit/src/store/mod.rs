@@ -15,7 +15,7 @@
 
 mod changes;
 mod home;
-mod lock;
+pub(crate) mod lock;
 mod record;
 
 use std::ffi::OsStr;
@@ -29,7 +29,7 @@ use tokio::time::Instant;
 
 pub(crate) use changes::Changes;
 pub use home::Home;
-#[cfg(feature = "ssh")]
+#[cfg(any(feature = "images", feature = "ssh"))]
 pub(crate) use home::create_private;
 pub use record::{Intent, VmRecord};
 
@@ -247,7 +247,7 @@ impl LockedVm {
 
 /// Waits for a VM's lock; whoever waits in vain learns of which VM, not of which file.
 async fn acquire(name: &VmName, dir: &Path, deadline: Instant) -> Result<Option<lock::Lock>> {
-    lock::acquire(&dir.join(LOCK), deadline).await.map_err(|error| match error {
+    lock::acquire(&dir.join(LOCK), lock::Hold::Alone, deadline).await.map_err(|error| match error {
         Error::Busy { holder, .. } => Error::Busy { what: format!("VM `{name}`"), holder },
         error => error,
     })

@@ -24,13 +24,22 @@ impl Changes {
     /// # Errors
     /// `NotFound`-like `Io` without the directory, and `Io` where the system has no watches left.
     pub(in crate::store) fn of(dir: &Path) -> Result<Self> {
+        Self::watch(dir, WatchFlags::MOVED_TO)
+    }
+
+    /// Begins to watch the files in a directory for being written to.
+    ///
+    /// # Errors
+    /// As for [`of`](Self::of).
+    #[cfg(feature = "images")]
+    pub(crate) fn of_files(dir: &Path) -> Result<Self> {
+        Self::watch(dir, WatchFlags::MOVED_TO | WatchFlags::MODIFY)
+    }
+
+    fn watch(dir: &Path, what: WatchFlags) -> Result<Self> {
         let watched = || {
             let fd = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-            inotify::add_watch(
-                &fd,
-                dir,
-                WatchFlags::MOVED_TO | WatchFlags::DELETE_SELF | WatchFlags::ONLYDIR,
-            )?;
+            inotify::add_watch(&fd, dir, what | WatchFlags::DELETE_SELF | WatchFlags::ONLYDIR)?;
             sys::watch_readable(fd)
         };
         let inotify = watched().map_err(Error::io("watch", dir))?;

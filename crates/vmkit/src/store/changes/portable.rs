@@ -38,6 +38,15 @@ impl Changes {
         Ok(Self { dir: dir.to_owned(), seen: Mutex::new(seen) })
     }
 
+    /// Begins to watch a directory; that a file in it grows is not seen here, only that it comes and goes.
+    ///
+    /// # Errors
+    /// As for [`of`](Self::of).
+    #[cfg(all(feature = "images", not(target_os = "linux")))]
+    pub(crate) fn of_files(dir: &Path) -> Result<Self> {
+        Self::of(dir)
+    }
+
     /// Waits for the next change; several at once are one. That the directory was removed is one, too.
     ///
     /// # Cancel safety

@@ -1,0 +1,60 @@
+//! `vmkit image import`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use vmkit::image::ImageName;
+use vmkit::spec::{Arch, UserName};
+
+use crate::commands::machine::FirmwareName;
+use crate::context::Context;
+use crate::failure::Failure;
+use crate::{images, json_image, output};
+
+/// Keeps a copy of a file as an image, unpacked if it is packed, so that VMs can be made of it by name.
+#[derive(Debug, Args)]
+pub(crate) struct Import {
+    /// Names the file: raw or qcow2, as it is or packed with gzip, xz, zstd or bzip2.
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// Names the image from now on; a name of the catalogue then means this one.
+    #[arg(long)]
+    name: ImageName,
+    /// Says which architecture it is for [default: this host's].
+    #[arg(long, value_name = "x86_64|aarch64", value_parser = images::arch)]
+    arch: Option<Arch>,
+    /// Says which user its cloud-init makes.
+    #[arg(long, value_name = "USER")]
+    user: Option<UserName>,
+    /// Says which firmware it boots with.
+    #[arg(long, value_enum)]
+    firmware: Option<FirmwareName>,
+    /// Prints the image as a JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Import {
+    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+        let store = context.images()?;
+        let name = self.name.to_string();
+        let import = vmkit::image::Import {
+            name: self.name,
+            arch: self.arch.unwrap_or_else(images::host_arch),
+            user: self.user,
+            firmware: self.firmware.map(Into::into),
+        };
+        context.block_on(async {
+            let kept =
+                images::watched(&name, async |progress| store.import(&self.file, import, progress).await);
+            let kept = kept.await?;
+            match self.json {
+                true => output::json(&json_image::Kept::of(&kept)),
+                false => {
+                    output::progress(format_args!("{name}: here"));
+                    Ok(())
+                }
+            }
+        })
+    }
+}

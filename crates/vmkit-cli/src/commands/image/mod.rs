@@ -1,0 +1,49 @@
+//! `vmkit image`: the images that VMs are made from.
+
+mod import;
+mod inspect;
+mod ls;
+mod prune;
+mod pull;
+mod rm;
+mod verify;
+
+use clap::{Args, Subcommand};
+
+use crate::context::Context;
+use crate::failure::Failure;
+
+/// Fetches, lists, checks and removes the images that VMs are made from.
+///
+/// An image is named as debian:12 is, or by a file, an https:// address, or oci://REGISTRY/NAME:TAG. `image ls --available`
+/// lists the names there are.
+#[derive(Debug, Args)]
+pub(crate) struct Image {
+    #[command(subcommand)]
+    command: ImageCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum ImageCommand {
+    Ls(ls::Ls),
+    Inspect(inspect::Inspect),
+    Pull(pull::Pull),
+    Import(import::Import),
+    Verify(verify::Verify),
+    Rm(rm::Rm),
+    Prune(prune::Prune),
+}
+
+impl Image {
+    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+        match self.command {
+            ImageCommand::Ls(command) => command.run(context),
+            ImageCommand::Inspect(command) => command.run(context),
+            ImageCommand::Pull(command) => command.run(context),
+            ImageCommand::Import(command) => command.run(context),
+            ImageCommand::Verify(command) => command.run(context),
+            ImageCommand::Rm(command) => command.run(context),
+            ImageCommand::Prune(command) => command.run(context),
+        }
+    }
+}

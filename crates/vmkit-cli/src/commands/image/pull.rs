@@ -1,0 +1,49 @@
+//! `vmkit image pull`.
+
+use clap::Args;
+use vmkit::spec::Arch;
+
+use crate::context::Context;
+use crate::failure::Failure;
+use crate::{images, json_image, output};
+
+/// Fetches images, or looks whether there are newer ones.
+///
+/// What was fetched before an interruption is not fetched again. The checksum is verified, and the signature where the
+/// publisher signs and vmkit has the key.
+#[derive(Debug, Args)]
+pub(crate) struct Pull {
+    /// Names the images: debian:12, an https:// address, oci://REGISTRY/NAME:TAG.
+    #[arg(value_name = "IMAGE", required = true)]
+    images: Vec<String>,
+    /// Chooses the architecture [default: this host's].
+    #[arg(long, value_name = "x86_64|aarch64", value_parser = images::arch)]
+    arch: Option<Arch>,
+    /// Prints each image as it is then, one JSON object a line.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Pull {
+    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+        let store = context.images()?;
+        let arch = self.arch.unwrap_or_else(images::host_arch);
+        // All are read before the first is fetched, so that a slip in the last does not come too late.
+        let wanted = self.images.iter().map(|text| images::image(text)).collect::<Result<Vec<_>, _>>()?;
+        context.block_on(async {
+            for image in &wanted {
+                let name = image.to_string();
+                let kept =
+                    images::watched(&name, async |progress| store.pull(image, arch, progress).await).await?;
+                if self.json {
+                    output::json(&json_image::Kept::of(&kept))?;
+                    continue;
+                }
+                let verified = kept.names.iter().max_by_key(|name| name.since).map(|name| &name.verified);
+                let verified = verified.map(|verified| format!(", {verified}")).unwrap_or_default();
+                output::progress(format_args!("{name}: here{verified}"));
+            }
+            Ok(())
+        })
+    }
+}

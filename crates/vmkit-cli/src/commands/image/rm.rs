@@ -1,0 +1,38 @@
+//! `vmkit image rm`.
+
+use clap::Args;
+use vmkit::spec::Arch;
+
+use crate::context::Context;
+use crate::failure::Failure;
+use crate::{images, output, progress};
+
+/// Removes images; one that a VM's disk hangs on stays, and the VM is named.
+#[derive(Debug, Args)]
+pub(crate) struct Rm {
+    /// Names the images: a name, an address, or sha256: and at least 6 digits for an image with all its names.
+    #[arg(value_name = "IMAGE", required = true)]
+    images: Vec<String>,
+    /// Removes only those for this architecture.
+    #[arg(long, value_name = "x86_64|aarch64", value_parser = images::arch)]
+    arch: Option<Arch>,
+}
+
+impl Rm {
+    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+        let store = context.images()?;
+        context.block_on(async {
+            let mut failures = Vec::new();
+            for image in &self.images {
+                match store.remove(image, self.arch).await {
+                    Ok(removed) => {
+                        let freed = progress::bytes(removed.freed_bytes);
+                        output::progress(format_args!("{image}: removed, {freed} are free again"));
+                    }
+                    Err(error) => failures.push(Failure::from(error)),
+                }
+            }
+            if failures.is_empty() { Ok(()) } else { Err(Failure::Several(failures)) }
+        })
+    }
+}

@@ -1,0 +1,56 @@
+//! `vmkit image verify`.
+
+use clap::Args;
+use vmkit::spec::Arch;
+
+use crate::context::Context;
+use crate::failure::Failure;
+use crate::output::{self, Table};
+use crate::{images, json_image};
+
+/// Reads kept images whole, and tells whether they are still what they were; without a name, all of them.
+#[derive(Debug, Args)]
+pub(crate) struct Verify {
+    /// Names the images: a name, an address, or sha256: and at least 6 digits.
+    #[arg(value_name = "IMAGE")]
+    images: Vec<String>,
+    /// Verifies only those for this architecture.
+    #[arg(long, value_name = "x86_64|aarch64", value_parser = images::arch)]
+    arch: Option<Arch>,
+    /// Prints a JSON array.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Verify {
+    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+        let store = context.images()?;
+        let mut kept = Vec::new();
+        if self.images.is_empty() {
+            let (images, unreadable) = store.list()?;
+            unreadable.iter().for_each(output::warning);
+            kept = images;
+        }
+        for image in &self.images {
+            kept.extend(store.find(image, self.arch)?);
+        }
+        let verdicts = context.block_on(async {
+            let mut verdicts = Vec::new();
+            for image in &kept {
+                let name = image.names.first().map_or_else(|| image.id.to_string(), |name| name.name.clone());
+                let found = images::watched(&name, async |progress| store.rehash(&image.id, progress).await);
+                verdicts.push(json_image::Verdict::of(&name, image, found.await?));
+            }
+            Ok(verdicts)
+        })?;
+        if self.json {
+            output::json(&verdicts)?;
+        } else {
+            let mut table = Table::new(&["NAME", "ID", "VERDICT"]);
+            verdicts.iter().for_each(|verdict| table.row(verdict.row()));
+            output::text(table)?;
+        }
+        // What is damaged was just printed as the answer.
+        if verdicts.iter().all(json_image::Verdict::is_good) { Ok(()) } else { Err(Failure::Unfit) }
+    }
+}

@@ -1,0 +1,70 @@
+//! How an image looks to a person: tables and lines, without a promise.
+
+use vmkit::image::{ImageFacts, KeptImage};
+use vmkit::spec::{Firmware, VmName};
+
+use crate::human::Lines;
+use crate::output::Table;
+use crate::progress::bytes;
+
+/// As much of an identity as tells images apart.
+const SHORT_ID: usize = 12;
+
+/// Answers the table of kept images, a line for each name.
+pub(crate) fn list(images: &[KeptImage]) -> Table {
+    let mut table = Table::new(&["NAME", "ARCH", "FORMAT", "DISK", "FILE", "ID", "VERIFIED"]);
+    for image in images {
+        let id = format!("sha256:{}", &image.id.hex()[..SHORT_ID]);
+        let row = |name: String, arch: &str, verified: String| {
+            let facts = &image.facts;
+            let (disk, file) = (bytes(facts.virtual_size_bytes), bytes(facts.file_bytes));
+            [name, arch.to_owned(), facts.format.to_string(), disk, file, id.clone(), verified]
+        };
+        for name in &image.names {
+            table.row(row(name.name.clone(), name.arch.as_str(), name.verified.to_string()));
+        }
+        if image.names.is_empty() {
+            table.row(row("-".to_owned(), image.arch.map_or("-", |arch| arch.as_str()), String::new()));
+        }
+    }
+    table
+}
+
+/// Answers all that is known of an image, a line each.
+pub(crate) fn details(image: &KeptImage, vms: &[VmName]) -> String {
+    let mut lines = Lines::default();
+    lines.add("id", &image.id);
+    facts(&mut lines, &image.facts);
+    if let Some(arch) = image.arch {
+        lines.add("arch", arch.as_str());
+    }
+    for name in &image.names {
+        lines.add("name", format_args!("{} for {}", name.name, name.arch.as_str()));
+        lines.add("source", &name.source);
+        lines.add("verified", &name.verified);
+        if let Some(user) = &name.user {
+            lines.add("user", user);
+        }
+        if let Some(firmware) = name.firmware {
+            lines.add("firmware", if firmware == Firmware::Uefi { "uefi" } else { "bios" });
+        }
+    }
+    for vm in vms {
+        lines.add("used by", vm);
+    }
+    lines.into_text()
+}
+
+/// Answers what a file is, a line each.
+pub(crate) fn file(found: &ImageFacts) -> String {
+    let mut lines = Lines::default();
+    facts(&mut lines, found);
+    lines.into_text()
+}
+
+fn facts(lines: &mut Lines, facts: &ImageFacts) {
+    lines.add("path", facts.path.display());
+    lines.add("format", facts.format);
+    lines.add("disk", bytes(facts.virtual_size_bytes));
+    lines.add("file", bytes(facts.file_bytes));
+}

@@ -1,0 +1,142 @@
+//! The store of images as this user has it: with an own catalogue, mirrors, logins at registries and a proxy, each found
+//! where the environment says. The library never reads the environment.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use tokio::sync::watch;
+use vmkit::Error;
+use vmkit::image::{Catalogue, ImageRef, ImageStore, PullProgress, RegistryCredentials};
+use vmkit::spec::Arch;
+use vmkit::store::Home;
+
+/// Answers the store of the images in a home.
+///
+/// # Errors
+/// `Record` for an own catalogue that can't be used; `InvalidInput` for a mirror or a proxy that is no address.
+pub(crate) fn store(home: &Home) -> Result<ImageStore, Error> {
+    let mut catalogue = Catalogue::built_in();
+    if let Some(file) = config_file(var)
+        && let Some(text) = read(&file)?
+    {
+        catalogue = catalogue.extended(&text, &file)?;
+    }
+    if let Some(mirrors) = text("VMKIT_MIRROR") {
+        catalogue = catalogue.with_mirrors(&mirrors)?;
+    }
+    let mut store = ImageStore::new(home, catalogue);
+    for file in login_files(var) {
+        if let Some(text) = read(&file)? {
+            store = store.with_registry_credentials(RegistryCredentials::from_docker_config(&text)?);
+            break;
+        }
+    }
+    // The names that curl and others read; http_proxy alone would be for http:// only, and images come by https://.
+    if let Some(proxy) = ["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"].into_iter().find_map(text) {
+        let except = ["no_proxy", "NO_PROXY"].into_iter().find_map(text).unwrap_or_default();
+        store = store.with_proxy(&proxy, &except)?;
+    }
+    Ok(store)
+}
+
+/// Answers the architecture of this host.
+pub(crate) fn host_arch() -> Arch {
+    if cfg!(target_arch = "aarch64") { Arch::Aarch64 } else { Arch::X86_64 }
+}
+
+/// Reads the name of an architecture.
+pub(crate) fn arch(text: &str) -> Result<Arch, Error> {
+    match text {
+        "x86_64" | "amd64" => Ok(Arch::X86_64),
+        "aarch64" | "arm64" => Ok(Arch::Aarch64),
+        _ => Err(Error::invalid("arch", text, "write x86_64 or aarch64")),
+    }
+}
+
+/// Reads an image as it was typed; a relative path is seen from here.
+pub(crate) fn image(text: &str) -> Result<ImageRef, Error> {
+    let image: ImageRef = text.parse()?;
+    let here = env::current_dir().map_err(Error::io("find", "the current directory"))?;
+    Ok(image.seen_from(&here))
+}
+
+/// Does what sends progress, and shows it to a person meanwhile.
+pub(crate) async fn watched<T>(
+    what: &str,
+    work: impl AsyncFnOnce(&watch::Sender<PullProgress>) -> Result<T, Error>,
+) -> Result<T, Error> {
+    let (sender, receiver) = watch::channel(PullProgress::default());
+    let bar = crate::progress::Bar::new(what);
+    tokio::select! {
+        biased;
+        done = work(&sender) => done,
+        () = bar.follow(receiver) => unreachable!("it is followed until the work is done"),
+    }
+}
+
+fn var(name: &str) -> Option<OsString> {
+    env::var_os(name).filter(|value| !value.is_empty())
+}
+
+fn text(name: &str) -> Option<String> {
+    env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// Answers the user's own catalogue: `$XDG_CONFIG_HOME/vmkit/images.toml`.
+fn config_file(var: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    // A relative path in this variable is to be ignored. Source: the XDG Base Directory Specification.
+    let named = var("XDG_CONFIG_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+    let config = named.or_else(|| var("HOME").map(|home| Path::new(&home).join(".config")))?;
+    Some(config.join("vmkit/images.toml"))
+}
+
+/// Answers where logins at registries may be, the first that is there counts.
+///
+/// Source: containers-auth.json(5), and Docker's documentation of `DOCKER_CONFIG`.
+fn login_files(var: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
+    let below = |name: &str, file: &str| var(name).map(|dir| Path::new(&dir).join(file));
+    let files = [
+        var("REGISTRY_AUTH_FILE").map(PathBuf::from),
+        below("DOCKER_CONFIG", "config.json"),
+        below("XDG_RUNTIME_DIR", "containers/auth.json"),
+        below("HOME", ".docker/config.json"),
+    ];
+    files.into_iter().flatten().collect()
+}
+
+fn read(path: &Path) -> Result<Option<String>, Error> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Ok(None)
+        }
+        Err(error) => Err(Error::io("read", path)(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_own_catalogue_is_found_by_the_xdg_directories() {
+        let found = |variables: &'static [(&str, &str)]| {
+            config_file(|name| {
+                variables.iter().find(|(other, _)| *other == name).map(|(_, value)| value.into())
+            })
+        };
+        let path = |text: &str| Some(PathBuf::from(text));
+        assert_eq!(found(&[("XDG_CONFIG_HOME", "/c"), ("HOME", "/u")]), path("/c/vmkit/images.toml"));
+        assert_eq!(found(&[("XDG_CONFIG_HOME", "c"), ("HOME", "/u")]), path("/u/.config/vmkit/images.toml"));
+        assert_eq!(found(&[]), None);
+    }
+
+    #[test]
+    fn both_names_of_an_architecture_are_read() {
+        assert_eq!(arch("arm64").unwrap(), arch("aarch64").unwrap());
+        assert!(arch("mips").unwrap_err().to_string().contains("x86_64 or aarch64"));
+    }
+}

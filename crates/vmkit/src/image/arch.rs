@@ -1,0 +1,220 @@
+//! Tells for which architecture a disk was made, as far as the disk tells it.
+//!
+//! Edge: reads a disk, raw or qcow2. It looks at what a loader looks at: the types of the GPT partitions, and the name of
+//! the loader that UEFI starts from the EFI system partition. A disk that says nothing is for any architecture.
+//!
+//! Source: the UEFI Specification, "GPT Disk Layout" and "Removable Media Boot Behavior"; the Discoverable Partitions
+//! Specification for the types of root partitions.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+#[cfg(target_os = "linux")]
+use imago::{FormatAccess, file::File as ImagoFile, qcow2::Qcow2};
+
+use super::inspect::{ImageFacts, ImageFormat};
+use crate::error::{Error, Result};
+use crate::spec::Arch;
+
+const SECTOR: u64 = 512;
+/// The most partitions that are looked at; a GPT has 128.
+const MOST_PARTITIONS: usize = 128;
+const ENTRY_BYTES: usize = 128;
+/// How far into the EFI system partition its directories are looked for.
+const ESP_BYTES: u64 = 4 << 20;
+const ESP: &str = "c12a7328-f81f-11d2-ba4b-00a0c93ec93b";
+
+/// Types of partitions that only one architecture has.
+const TYPES: &[(&str, Arch)] = &[
+    // BIOS boot: what GRUB puts its second stage into on a PC.
+    ("21686148-6449-6e6f-744e-656564454649", Arch::X86_64),
+    // Root and /usr, as the Discoverable Partitions Specification numbers them.
+    ("4f68bce3-e8cd-4db1-96e7-fbcaf984b709", Arch::X86_64),
+    ("8484680c-9521-48c6-9c11-b0720656f69e", Arch::X86_64),
+    ("b921b045-1df0-41c3-af44-4c6f280d3fae", Arch::Aarch64),
+    ("b0e01050-ee5f-4390-949a-9101b17104e9", Arch::Aarch64),
+    // FreeBSD's boot code for the BIOS.
+    ("83bd6b9d-7f41-11dc-be0b-001560b84f0f", Arch::X86_64),
+];
+
+/// The loaders that UEFI starts by itself, as a FAT directory has them.
+const LOADERS: &[(&[u8; 11], Arch)] = &[(b"BOOTX64 EFI", Arch::X86_64), (b"BOOTAA64EFI", Arch::Aarch64)];
+
+/// Answers the architecture of a disk; `None` where it tells none, or two.
+///
+/// # Errors
+/// `Io` where the disk can't be read.
+pub(super) fn of_disk(facts: &ImageFacts) -> Result<Option<Arch>> {
+    let read = || -> io::Result<Option<Arch>> {
+        let Some(disk) = Disk::open(facts)? else { return Ok(None) };
+        let mut found = Vec::new();
+        for partition in partitions(&disk)? {
+            match TYPES.iter().find(|(kind, _)| *kind == partition.kind) {
+                Some((_, arch)) => found.push(*arch),
+                None if partition.kind == ESP => found.extend(loaders(&disk, &partition)?),
+                None => {}
+            }
+        }
+        found.dedup();
+        Ok(match found[..] {
+            [arch] => Some(arch),
+            _ => None,
+        })
+    };
+    read().map_err(Error::io("read", &facts.path))
+}
+
+/// A disk as the guest sees it.
+enum Disk {
+    Raw(File, u64),
+    #[cfg(target_os = "linux")]
+    Qcow2(FormatAccess<ImagoFile>),
+}
+
+impl Disk {
+    /// Opens a disk; `None` where what reads qcow2 does not run on this system.
+    fn open(facts: &ImageFacts) -> io::Result<Option<Self>> {
+        match facts.format {
+            ImageFormat::Raw => Ok(Some(Self::Raw(File::open(&facts.path)?, facts.file_bytes))),
+            #[cfg(not(target_os = "linux"))]
+            ImageFormat::Qcow2 => Ok(None),
+            #[cfg(target_os = "linux")]
+            ImageFormat::Qcow2 => {
+                let file = ImagoFile::try_from(File::open(&facts.path)?)?;
+                let image: Qcow2<ImagoFile, FormatAccess<ImagoFile>> = Qcow2::open_image(file, false)?;
+                Ok(Some(Self::Qcow2(FormatAccess::new(image))))
+            }
+        }
+    }
+
+    /// Reads so many bytes, fewer where the disk ends before.
+    fn read(&self, offset: u64, most_bytes: u64) -> io::Result<Vec<u8>> {
+        let size = match self {
+            Self::Raw(_, size) => *size,
+            #[cfg(target_os = "linux")]
+            Self::Qcow2(image) => image.size(),
+        };
+        let bytes = most_bytes.min(size.saturating_sub(offset));
+        let mut buffer = vec![0; usize::try_from(bytes).unwrap_or(0)];
+        match self {
+            Self::Raw(file, _) => file.read_exact_at(&mut buffer, offset)?,
+            #[cfg(target_os = "linux")]
+            Self::Qcow2(image) => image.read(&mut buffer[..], offset)?,
+        }
+        Ok(buffer)
+    }
+}
+
+struct Partition {
+    /// Its type in the usual form of a UUID.
+    kind: String,
+    offset: u64,
+    bytes: u64,
+}
+
+/// Answers the partitions of a GPT; a disk without one has none.
+fn partitions(disk: &Disk) -> io::Result<Vec<Partition>> {
+    let header = disk.read(SECTOR, SECTOR)?;
+    if !header.starts_with(b"EFI PART") || number(&header, 84, 4) != Some(ENTRY_BYTES as u64) {
+        return Ok(Vec::new());
+    }
+    let (Some(first), Some(count)) = (number(&header, 72, 8), number(&header, 80, 4)) else {
+        return Ok(Vec::new());
+    };
+    let count = usize::try_from(count).unwrap_or(MOST_PARTITIONS).min(MOST_PARTITIONS);
+    let Some(offset) = first.checked_mul(SECTOR) else { return Ok(Vec::new()) };
+    let table = disk.read(offset, (count * ENTRY_BYTES) as u64)?;
+    let partition = |entry: &[u8]| {
+        let (first, last) = (number(entry, 32, 8)?, number(entry, 40, 8)?);
+        let bytes = last.checked_sub(first)?.checked_add(1)?.checked_mul(SECTOR)?;
+        Some(Partition { kind: guid(entry)?, offset: first.checked_mul(SECTOR)?, bytes })
+    };
+    Ok(table.chunks_exact(ENTRY_BYTES).filter_map(partition).collect())
+}
+
+/// Answers the architectures of the loaders in an EFI system partition.
+///
+/// A directory of a FAT has the names in entries of 32 bytes, and lies near the beginning of a partition as small as these.
+fn loaders(disk: &Disk, partition: &Partition) -> io::Result<Vec<Arch>> {
+    let bytes = disk.read(partition.offset, partition.bytes.min(ESP_BYTES))?;
+    let has = |name: &[u8; 11]| bytes.chunks_exact(32).any(|entry| entry.starts_with(name));
+    Ok(LOADERS.iter().filter(|(name, _)| has(name)).map(|(_, arch)| *arch).collect())
+}
+
+/// Reads a little-endian number of `length` bytes.
+fn number(bytes: &[u8], at: usize, length: usize) -> Option<u64> {
+    let bytes = bytes.get(at..at + length)?;
+    Some(bytes.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte)))
+}
+
+/// Writes a GUID as a UUID: its first three groups are little-endian numbers.
+fn guid(bytes: &[u8]) -> Option<String> {
+    let fields = uuid::Uuid::from_bytes_le(bytes.get(..16)?.try_into().ok()?);
+    Some(fields.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::inspect;
+    use crate::image::tests::qemu_img;
+    use proptest::prelude::*;
+    use std::path::Path;
+
+    /// Writes a raw disk with a GPT of one partition of this type.
+    fn disk(path: &Path, kind: &str, loader: Option<&[u8; 11]>) -> ImageFacts {
+        let mut bytes = vec![0; 1 << 20];
+        bytes[512..520].copy_from_slice(b"EFI PART");
+        bytes[512 + 72] = 2;
+        bytes[512 + 80] = 4;
+        bytes[512 + 84] = 128;
+        let kind: uuid::Uuid = kind.parse().unwrap();
+        bytes[1024..1040].copy_from_slice(&kind.to_bytes_le());
+        bytes[1024 + 32] = 64;
+        bytes[1024 + 41] = 4;
+        if let Some(loader) = loader {
+            bytes[96 * 512..96 * 512 + 11].copy_from_slice(loader);
+        }
+        std::fs::write(path, bytes).unwrap();
+        inspect(path).unwrap()
+    }
+
+    #[test]
+    fn the_types_of_partitions_and_the_loader_tell_the_architecture() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        for (kind, arch) in TYPES {
+            assert_eq!(of_disk(&disk(&path, kind, None)).unwrap(), Some(*arch), "{kind}");
+        }
+        for (loader, arch) in LOADERS {
+            assert_eq!(of_disk(&disk(&path, ESP, Some(loader))).unwrap(), Some(*arch));
+        }
+        assert_eq!(of_disk(&disk(&path, ESP, None)).unwrap(), None);
+        std::fs::write(&path, [1; 5000]).unwrap();
+        assert_eq!(of_disk(&inspect(&path).unwrap()).unwrap(), None);
+    }
+
+    #[test]
+    fn a_compressed_qcow2_tells_it_as_well() {
+        let dir = tempfile::tempdir().unwrap();
+        let (raw, image) = (dir.path().join("raw"), dir.path().join("image"));
+        disk(&raw, ESP, Some(b"BOOTAA64EFI"));
+        let names = [raw.to_str().unwrap(), image.to_str().unwrap()];
+        if qemu_img(&["convert", "-c", "-f", "raw", "-O", "qcow2", names[0], names[1]]) {
+            assert_eq!(of_disk(&inspect(&image).unwrap()).unwrap(), Some(Arch::Aarch64));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_partition_table_is_read_without_panic(table in proptest::collection::vec(any::<u8>(), 0..2048)) {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            let mut bytes = vec![0; 512];
+            bytes.extend_from_slice(b"EFI PART");
+            bytes.extend(table);
+            std::fs::write(file.path(), bytes).unwrap();
+            let _ = of_disk(&inspect(file.path()).unwrap());
+        }
+    }
+}

@@ -1,0 +1,611 @@
+//! The catalogue: which names there are, where their images lie, and how each is known to be the real one.
+//!
+//! Pure. It is data, `catalogue.toml`, which is part of the program; a user's own file of the same form adds to it and
+//! replaces what it names anew. `docs/images.md` describes the form.
+
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::Deserialize;
+
+use super::digest::Digest;
+use super::reference::ImageName;
+use crate::error::{Error, Result};
+use crate::spec::{Arch, Firmware, UserName};
+
+/// The catalogue that comes with vmkit.
+const BUILT_IN: &str = include_str!("catalogue.toml");
+
+/// The version of the form that this vmkit reads.
+const VERSION: u32 = 1;
+
+/// Images by name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Catalogue {
+    images: BTreeMap<String, Image>,
+    keys: BTreeMap<String, OpenPgpKey>,
+    mirrors: Vec<Mirror>,
+}
+
+/// What is known of an image for one architecture: where it lies and how it is checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Published {
+    /// The whole name, with its version.
+    pub name: ImageName,
+    /// The architecture of the guest.
+    pub arch: Arch,
+    /// Where it lies, a mirror taken into account.
+    pub url: String,
+    /// What it must hash to, where the catalogue itself says so.
+    pub digest: Option<Digest>,
+    /// The file that says what it must hash to.
+    pub checksums: Option<String>,
+    /// The signature, where the publisher signs and vmkit has the key.
+    pub signature: Option<PublishedSignature>,
+    /// The user that cloud-init in the image makes, where there is one.
+    pub user: Option<UserName>,
+    /// The firmware that it boots with.
+    pub firmware: Firmware,
+}
+
+/// What is signed, where the signature lies, and whose it must be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublishedSignature {
+    /// What is signed.
+    pub signed: Signed,
+    /// Where the signature lies.
+    pub url: String,
+    /// The keys of which any may have made it.
+    pub keys: Vec<OpenPgpKey>,
+}
+
+/// What a signature is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Signed {
+    /// The file of checksums; the signature is another file.
+    Checksums,
+    /// The file of checksums, which has the signature in itself.
+    Inline,
+    /// The image; the signature is another file.
+    Image,
+}
+
+/// A public key.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OpenPgpKey {
+    /// The fingerprint of the primary key, in upper-case hexadecimal digits.
+    pub fingerprint: String,
+    /// The key, in ASCII armour.
+    pub public: String,
+}
+
+/// A beginning of addresses, and what stands in its place.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Mirror {
+    /// Empty: every address; its host then stays as the first directory.
+    #[serde(default)]
+    from: String,
+    to: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawCatalogue {
+    version: u32,
+    #[serde(default)]
+    key: BTreeMap<String, OpenPgpKey>,
+    #[serde(default)]
+    mirror: Vec<Mirror>,
+    #[serde(default)]
+    image: BTreeMap<String, Image>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Image {
+    title: Option<String>,
+    user: Option<UserName>,
+    newest: Option<String>,
+    #[serde(default)]
+    release: BTreeMap<String, Release>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Release {
+    #[serde(default)]
+    names: Vec<String>,
+    checksums: Option<String>,
+    signature: Option<String>,
+    signed: Option<Signed>,
+    #[serde(default)]
+    keys: Vec<String>,
+    x86_64: Option<File>,
+    aarch64: Option<File>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    url: String,
+    checksums: Option<String>,
+    signature: Option<String>,
+    digest: Option<Digest>,
+    firmware: Option<Firmware>,
+}
+
+/// A name of the catalogue, for a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CatalogueEntry {
+    /// The whole name, with its version.
+    pub name: ImageName,
+    /// What it is called by people.
+    pub title: String,
+    /// The architectures that it exists for.
+    pub arches: Vec<Arch>,
+    /// Whether the name without a version means this one.
+    pub newest: bool,
+}
+
+impl Catalogue {
+    /// Answers the catalogue that comes with vmkit.
+    pub fn built_in() -> Self {
+        let empty = Self { images: BTreeMap::new(), keys: BTreeMap::new(), mirrors: Vec::new() };
+        empty
+            .extended(BUILT_IN, Path::new("catalogue.toml"))
+            .expect("a test reads the catalogue that is part of the program")
+    }
+
+    /// Answers this catalogue with a user's own; `file` is where the text came from.
+    ///
+    /// A release of the same name is replaced as a whole, and so is a key. Mirrors of later files are tried first.
+    ///
+    /// # Errors
+    /// `Record` with the file, the line and what is wrong there.
+    pub fn extended(mut self, text: &str, file: &Path) -> Result<Self> {
+        let refused = |problem: String| Error::Record { path: file.to_owned(), problem };
+        let raw: RawCatalogue = toml::from_str(text).map_err(|error| refused(explain(text, &error)))?;
+        if raw.version != VERSION {
+            return Err(refused(format!(
+                "the catalogue has version {}, and this vmkit reads version {VERSION}",
+                raw.version
+            )));
+        }
+        for (name, key) in &raw.key {
+            let is_fingerprint = matches!(key.fingerprint.len(), 40 | 64)
+                && key.fingerprint.bytes().all(|b| b.is_ascii_digit() || (b'A'..=b'F').contains(&b));
+            if !is_fingerprint {
+                let why = "a fingerprint has 40 or 64 digits, 0-9 and A-F, without blanks";
+                return Err(refused(format!("key `{name}`: {:?}: {why}", key.fingerprint)));
+            }
+        }
+        self.keys.extend(raw.key);
+        self.mirrors.splice(0..0, raw.mirror);
+        for (name, image) in raw.image {
+            image.check(&name, &self.keys).map_err(refused)?;
+            match self.images.get_mut(&name) {
+                Some(known) => known.replace(image),
+                None => drop(self.images.insert(name, image)),
+            }
+        }
+        Ok(self)
+    }
+
+    /// Answers this catalogue with mirrors as an environment variable has them: entries with blanks between, each
+    /// `FROM=TO` for addresses that begin with FROM, or `TO` for all, to which the server's name and the path are added.
+    ///
+    /// # Errors
+    /// `InvalidInput` on `mirror` for what is no address.
+    pub fn with_mirrors(mut self, text: &str) -> Result<Self> {
+        let mirrors: Result<Vec<Mirror>> = text.split_whitespace().map(mirror).collect();
+        self.mirrors.splice(0..0, mirrors?);
+        Ok(self)
+    }
+
+    /// Answers the whole name that a name stands for: with the newest version where none was named, and the version's own
+    /// name for another one, such as `debian:12` for `debian:bookworm`. `None` for a name of which nothing is known.
+    pub fn whole_name(&self, name: &ImageName) -> Option<ImageName> {
+        let image = self.images.get(name.name())?;
+        let version = match name.version() {
+            Some(version) => image.release_named(version)?.0,
+            None => image.newest()?,
+        };
+        ImageName::new(&format!("{}:{version}", name.name())).ok()
+    }
+
+    /// Answers where an image lies and how it is checked.
+    ///
+    /// # Errors
+    /// `InvalidInput` on `image` for a name that is unknown, with the nearest; for a version, with those there are; and for
+    /// an architecture that it does not exist for.
+    pub fn find(&self, name: &ImageName, arch: Arch) -> Result<Published> {
+        let refused = |why: String| Err(Error::invalid("image", name, why));
+        let Some(image) = self.images.get(name.name()) else { return refused(self.unknown(name.name())) };
+        let versions = || image.versions().join(", ");
+        let Some(version) = name.version().or(image.newest()) else {
+            return refused("the catalogue has no version of it".to_owned());
+        };
+        let Some((version, release)) = image.release_named(version) else {
+            return refused(format!("there is no such version; there are {}", versions()));
+        };
+        let Some(file) = release.file(arch) else {
+            let others: Vec<&str> = release.arches().into_iter().map(Arch::as_str).collect();
+            let why = format!("it does not exist for {}, only for {}", arch.as_str(), others.join(", "));
+            return refused(why);
+        };
+        let beside = |reference: &String| self.mirrored(&beside(&file.url, reference));
+        let checksums = file.checksums.as_ref().or(release.checksums.as_ref());
+        let keys: Vec<OpenPgpKey> =
+            release.keys.iter().filter_map(|key| self.keys.get(key)).cloned().collect();
+        let signature = match (release.signed, file.signature.as_ref().or(release.signature.as_ref())) {
+            (Some(signed), Some(signature)) if !keys.is_empty() => Some((signed, beside(signature))),
+            (Some(Signed::Inline), None) if !keys.is_empty() => {
+                checksums.map(|checksums| (Signed::Inline, beside(checksums)))
+            }
+            _ => None,
+        };
+        let usual = match arch {
+            Arch::X86_64 => Firmware::Bios,
+            Arch::Aarch64 => Firmware::Uefi,
+        };
+        Ok(Published {
+            name: ImageName::new(&format!("{}:{version}", name.name()))?,
+            arch,
+            url: self.mirrored(&file.url),
+            digest: file.digest.clone(),
+            checksums: checksums.map(beside),
+            signature: signature.map(|(signed, url)| PublishedSignature { signed, url, keys }),
+            user: image.user.clone(),
+            firmware: file.firmware.unwrap_or(usual),
+        })
+    }
+
+    /// Answers all names with their versions, in order.
+    pub fn entries(&self) -> Vec<CatalogueEntry> {
+        let mut entries = Vec::new();
+        for (name, image) in &self.images {
+            for version in image.versions() {
+                let Ok(whole) = ImageName::new(&format!("{name}:{version}")) else { continue };
+                entries.push(CatalogueEntry {
+                    name: whole,
+                    title: image.title.clone().unwrap_or_else(|| name.clone()),
+                    arches: image.release[version].arches(),
+                    newest: image.newest() == Some(version),
+                });
+            }
+        }
+        entries
+    }
+
+    fn unknown(&self, name: &str) -> String {
+        let names: Vec<&str> = self.images.keys().map(String::as_str).collect();
+        let near = names.iter().map(|other| (strsim::damerau_levenshtein(name, other), other));
+        let nearest = near.min().filter(|(distance, _)| *distance <= name.len().div_ceil(3).max(1));
+        match nearest {
+            Some((_, other)) => {
+                let versions = self.images[*other].versions().join(", ");
+                format!("no image has this name; did you mean {other} ({versions})?")
+            }
+            None => {
+                format!("no image has this name; there are {}; a file is written ./{name}", names.join(", "))
+            }
+        }
+    }
+
+    /// Answers an address with its beginning replaced by the first mirror that fits.
+    fn mirrored(&self, url: &str) -> String {
+        let fitting = self.mirrors.iter().find_map(|mirror| match mirror.from.as_str() {
+            "" => {
+                url.split_once("://").map(|(_, rest)| format!("{}/{rest}", mirror.to.trim_end_matches('/')))
+            }
+            from => url.strip_prefix(from).map(|rest| format!("{}{rest}", mirror.to)),
+        });
+        fitting.unwrap_or_else(|| url.to_owned())
+    }
+}
+
+impl Image {
+    /// Checks what serde can't.
+    fn check(&self, name: &str, keys: &BTreeMap<String, OpenPgpKey>) -> Result<(), String> {
+        for (version, release) in &self.release {
+            let here = format!("image.{name}.release.{version}");
+            for word in release.names.iter().chain([version]) {
+                ImageName::new(&format!("{name}:{word}")).map_err(|error| format!("{here}: {error}"))?;
+            }
+            if release.arches().is_empty() {
+                return Err(format!("{here}: it lies nowhere: give x86_64 or aarch64 a url"));
+            }
+            if let Some(key) = release.keys.iter().find(|key| !keys.contains_key(*key)) {
+                return Err(format!("{here}: there is no key `{key}`"));
+            }
+            if !release.keys.is_empty() && release.signed.is_none() {
+                return Err(format!("{here}: it has keys: say what is signed, checksums, inline or image"));
+            }
+            for arch in release.arches() {
+                let file = release.file(arch).expect("this architecture was found in it");
+                if !is_address(&file.url) {
+                    return Err(format!(
+                        "{here}: {:?} is no address: it begins with https:// or http://",
+                        file.url
+                    ));
+                }
+            }
+        }
+        if let Some(newest) = &self.newest
+            && !self.release.is_empty()
+            && self.release_named(newest).is_none()
+        {
+            return Err(format!("image.{name}: newest is {newest:?}, and there is no such release"));
+        }
+        Ok(())
+    }
+
+    fn replace(&mut self, other: Image) {
+        self.title = other.title.or(self.title.take());
+        self.user = other.user.or(self.user.take());
+        self.newest = other.newest.or(self.newest.take());
+        self.release.extend(other.release);
+    }
+
+    fn release_named(&self, version: &str) -> Option<(&str, &Release)> {
+        let named = |(own, release): &(&String, &Release)| {
+            *own == version || release.names.iter().any(|name| name == version)
+        };
+        self.release.iter().find(named).map(|(own, release)| (own.as_str(), release))
+    }
+
+    fn newest(&self) -> Option<&str> {
+        let named = self.newest.as_deref().and_then(|newest| self.release_named(newest));
+        named.map(|(version, _)| version).or_else(|| self.versions().last().copied())
+    }
+
+    /// Answers the versions from the oldest to the newest, as numbers are read.
+    fn versions(&self) -> Vec<&str> {
+        let mut versions: Vec<&str> = self.release.keys().map(String::as_str).collect();
+        versions.sort_by(|a, b| by_number(a, b));
+        versions
+    }
+}
+
+impl Release {
+    fn file(&self, arch: Arch) -> Option<&File> {
+        match arch {
+            Arch::X86_64 => self.x86_64.as_ref(),
+            Arch::Aarch64 => self.aarch64.as_ref(),
+        }
+    }
+
+    fn arches(&self) -> Vec<Arch> {
+        [Arch::X86_64, Arch::Aarch64].into_iter().filter(|arch| self.file(*arch).is_some()).collect()
+    }
+}
+
+/// Compares versions by the numbers in them, so that 9 comes before 10.
+fn by_number(a: &str, b: &str) -> Ordering {
+    let parts = |text: &str| -> Vec<(u64, String)> {
+        let part = |part: &str| (part.parse().unwrap_or(u64::MAX), part.to_owned());
+        text.split(['.', '-', '_']).map(part).collect()
+    };
+    parts(a).cmp(&parts(b))
+}
+
+/// Answers the address of a file named beside another: `{file}` stands for that one's own name.
+fn beside(url: &str, reference: &str) -> String {
+    let (dir, file) = url.rsplit_once('/').unwrap_or((url, ""));
+    let reference = reference.replace("{file}", file);
+    if is_address(&reference) { reference } else { format!("{dir}/{reference}") }
+}
+
+fn is_address(text: &str) -> bool {
+    let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    rest.is_some_and(|rest| !rest.is_empty() && !text.contains(char::is_whitespace))
+}
+
+fn mirror(entry: &str) -> Result<Mirror> {
+    let (from, to) = match entry.split_once("=http") {
+        Some((from, rest)) => (from, &entry[entry.len() - rest.len() - "http".len()..]),
+        None => ("", entry),
+    };
+    if !is_address(to) || !(from.is_empty() || is_address(from)) {
+        let why = "a mirror is an address, or FROM=TO with two of them, and blanks stand between mirrors";
+        return Err(Error::invalid("mirror", entry, why));
+    }
+    Ok(Mirror { from: from.to_owned(), to: to.to_owned() })
+}
+
+/// Says where in the text the error is, and what it is, on one line.
+fn explain(text: &str, error: &toml::de::Error) -> String {
+    let message = error.message().trim().replace('\n', "; ");
+    match error.span() {
+        Some(span) => {
+            let before = text.get(..span.start).unwrap_or_default();
+            let line = before.matches('\n').count() + 1;
+            let column = before.rsplit('\n').next().map_or(0, |line| line.chars().count()) + 1;
+            format!("line {line}, column {column}: {message}")
+        }
+        None => message,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+    use proptest::prelude::*;
+
+    fn name(text: &str) -> ImageName {
+        ImageName::new(text).unwrap()
+    }
+
+    fn refusal(text: &str) -> String {
+        let catalogue = Catalogue::built_in();
+        let error = catalogue.find(&name(text), Arch::X86_64).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+        error.to_string()
+    }
+
+    fn extended(text: &str) -> Result<Catalogue> {
+        Catalogue::built_in().extended(text, Path::new("/c/images.toml"))
+    }
+
+    #[test]
+    fn everything_in_the_catalogue_can_be_found_and_is_checked() {
+        let catalogue = Catalogue::built_in();
+        let entries = catalogue.entries();
+        for distribution in [
+            "debian",
+            "ubuntu",
+            "fedora",
+            "rocky",
+            "alma",
+            "centos-stream",
+            "opensuse",
+            "arch",
+            "alpine",
+            "freebsd",
+            "omnios",
+        ] {
+            let newest = entries.iter().filter(|entry| entry.name.name() == distribution && entry.newest);
+            assert_eq!(newest.count(), 1, "{distribution}");
+        }
+        for entry in &entries {
+            for arch in &entry.arches {
+                let found = catalogue.find(&entry.name, *arch).unwrap();
+                assert!(found.url.starts_with("https://"), "{}", found.url);
+                let checksums = found.checksums.unwrap();
+                assert!(checksums.starts_with("https://") && !checksums.contains('{'), "{checksums}");
+                assert!(found.user.is_some(), "{}", entry.name);
+                let word = match arch {
+                    Arch::X86_64 => ["x86_64", "amd64", "omnios"],
+                    Arch::Aarch64 => ["aarch64", "arm64", "arm64"],
+                };
+                assert!(word.iter().any(|word| found.url.contains(word)), "{}", found.url);
+            }
+        }
+    }
+
+    #[test]
+    fn a_name_without_a_version_is_the_newest_and_code_names_are_names() {
+        let catalogue = Catalogue::built_in();
+        for (asked, whole) in
+            [("debian", "debian:13"), ("debian:bookworm", "debian:12"), ("ubuntu:noble", "ubuntu:24.04")]
+        {
+            assert_eq!(catalogue.whole_name(&name(asked)), Some(name(whole)));
+        }
+        assert_eq!(catalogue.whole_name(&name("mine")), None);
+        let found = catalogue.find(&name("debian:12"), Arch::Aarch64).unwrap();
+        assert_eq!(
+            found.checksums.unwrap(),
+            "https://cloud.debian.org/images/cloud/bookworm/latest/SHA512SUMS"
+        );
+        assert_eq!((found.user.unwrap().as_str(), found.firmware), ("debian", Firmware::Uefi));
+    }
+
+    #[test]
+    fn an_unknown_name_or_version_is_refused_with_what_there_is() {
+        assert!(refusal("debain").contains("did you mean debian (12, 13)?"), "{}", refusal("debain"));
+        assert!(refusal("ubunut:24.04").contains("did you mean ubuntu"));
+        assert!(refusal("debian:7").contains("no such version; there are 12, 13"));
+        assert!(refusal("windows").contains("there are alma, alpine, arch"));
+        let error = Catalogue::built_in().find(&name("arch"), Arch::Aarch64).unwrap_err().to_string();
+        assert!(error.contains("does not exist for aarch64, only for x86_64"), "{error}");
+    }
+
+    #[test]
+    fn a_users_own_catalogue_adds_and_replaces() {
+        let catalogue = extended(
+            "version = 1\n[image.debian]\nuser = \"me\"\n[image.debian.release.12]\n\
+             x86_64 = { url = \"http://here/d.img\", firmware = \"uefi\" }\n\
+             [image.mine.release.9]\naarch64 = { url = \"http://here/9\" }\n\
+             [image.mine.release.10]\naarch64 = { url = \"http://here/10\" }\n",
+        )
+        .unwrap();
+        let found = catalogue.find(&name("debian:12"), Arch::X86_64).unwrap();
+        assert_eq!(
+            (found.url.as_str(), found.checksums, found.firmware),
+            ("http://here/d.img", None, Firmware::Uefi)
+        );
+        assert_eq!(found.user.unwrap().as_str(), "me");
+        assert!(catalogue.find(&name("debian:13"), Arch::X86_64).is_ok(), "what it does not name stays");
+        assert_eq!(catalogue.whole_name(&name("mine")), Some(name("mine:10")), "10 is newer than 9");
+    }
+
+    #[test]
+    fn a_signature_is_verified_only_with_a_key() {
+        let ubuntu = name("ubuntu:24.04");
+        assert_eq!(Catalogue::built_in().find(&ubuntu, Arch::X86_64).unwrap().signature, None);
+        let fingerprint = "A".repeat(40);
+        let text = format!(
+            "version = 1\n[key.k]\nfingerprint = \"{fingerprint}\"\npublic = \"…\"\n[image.test.release.1]\n\
+             checksums = \"SUMS\"\nsigned = \"SIGNED\"\nsignature = \"SUMS.gpg\"\nkeys = [\"k\"]\n\
+             x86_64 = {{ url = \"http://here/d.img\" }}\n"
+        );
+        for signed in ["checksums", "image", "inline"] {
+            let catalogue = extended(&text.replace("SIGNED", signed)).unwrap();
+            let signature = catalogue.find(&name("test"), Arch::X86_64).unwrap().signature.unwrap();
+            assert_eq!((signature.url.as_str(), signature.keys.len()), ("http://here/SUMS.gpg", 1));
+        }
+    }
+
+    #[test]
+    fn a_bad_catalogue_is_refused_with_the_place() {
+        for (text, why) in [
+            ("version = 2", "version 2, and this vmkit reads version 1"),
+            ("", "missing field `version`"),
+            ("version = 1\n[image.a]\nusr = \"x\"\n", "line 3, column 1: unknown field `usr`"),
+            ("version = 1\n[image.a.release.1]\nx86_64 = 1\n", "line 3"),
+            ("version = 1\n[image.a.release.1]\n", "it lies nowhere"),
+            ("version = 1\n[image.A.release.1]\nx86_64 = { url = \"http://h/x\" }", "a-z"),
+            ("version = 1\n[image.a.release.1]\nx86_64 = { url = \"ftp://h/x\" }", "https:// or http://"),
+            (
+                "version = 1\n[image.a.release.1]\nkeys = [\"k\"]\nx86_64 = { url = \"http://h/x\" }",
+                "no key `k`",
+            ),
+            ("version = 1\n[key.k]\nfingerprint = \"12\"\npublic = \"\"", "40 or 64 digits"),
+            (
+                "version = 1\n[image.a]\nnewest = \"2\"\n[image.a.release.1]\nx86_64 = { url = \"http://h/x\" }",
+                "newest is \"2\"",
+            ),
+        ] {
+            let error = extended(text).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Record);
+            let error = error.to_string();
+            assert!(error.starts_with("/c/images.toml: ") && error.contains(why), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn mirrors_replace_the_beginning_of_addresses() {
+        let url = |mirrors: &str| {
+            let catalogue = Catalogue::built_in().with_mirrors(mirrors).unwrap();
+            catalogue.find(&name("debian:12"), Arch::X86_64).unwrap().checksums.unwrap()
+        };
+        let all = "http://m.lan/vm";
+        assert_eq!(url(all), "http://m.lan/vm/cloud.debian.org/images/cloud/bookworm/latest/SHA512SUMS");
+        let some = "https://cloud.debian.org/images/=http://d.lan/ https://x.invalid/=http://x.lan/";
+        assert_eq!(url(some), "http://d.lan/cloud/bookworm/latest/SHA512SUMS");
+        assert!(url(&format!("{some} {all}")).starts_with("http://d.lan/"), "the first that fits counts");
+        for bad in ["m.lan", "ftp://x", "=http://x y"] {
+            assert!(Catalogue::built_in().with_mirrors(bad).is_err(), "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn reading_any_catalogue_never_panics(text in "(?s)(version = 1\n)?.{0,200}", mirrors in ".{0,60}") {
+            let _ = extended(&text);
+            let _ = Catalogue::built_in().with_mirrors(&mirrors);
+        }
+
+        #[test]
+        fn any_name_is_looked_up_without_panic(text in "[a-z0-9][a-z0-9-]{0,20}(:[a-z0-9.]{1,8})?") {
+            if let Ok(name) = ImageName::new(&text) {
+                let _ = Catalogue::built_in().find(&name, Arch::X86_64);
+            }
+        }
+    }
+}

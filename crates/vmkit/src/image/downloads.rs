@@ -1,0 +1,128 @@
+//! Downloads under way: a directory each, and a turn for whoever wants the same.
+//!
+//! Edge: files, locks and their events. Who has the lock of a download fetches it; the others watch it grow, and take over
+//! if its process dies.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::intake::DOWNLOAD;
+use super::progress::{PullProgress, PullStage};
+use super::pull::Source;
+use super::store::{ImageStore, entries, remove_file};
+use crate::error::{Error, Result};
+use crate::steps::step;
+use crate::store::lock::{self, Hold, Lock};
+use crate::store::{Changes, create_private};
+
+/// The lock of a download, in its directory.
+const LOCK: &str = "lock";
+/// How long a download of somebody else's may stand still: longer than it can take to give up.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// Whose turn it is to fetch.
+pub(super) enum Turn {
+    /// This one's, as long as it holds the lock.
+    Mine {
+        /// The download's directory.
+        dir: PathBuf,
+        _lock: Lock,
+    },
+    /// Somebody else's, who has come to an end.
+    Over,
+}
+
+impl ImageStore {
+    /// Waits for the turn to fetch from a source.
+    ///
+    /// # Errors
+    /// `Busy` where somebody else fetches it, and nothing has come for ten minutes.
+    pub(super) async fn turn(&self, source: &Source, progress: &watch::Sender<PullProgress>) -> Result<Turn> {
+        let dir = self.downloads().join(source.key());
+        create_private(&dir)?;
+        let path = dir.join(LOCK);
+        match lock::acquire(&path, Hold::Alone, Instant::now()).await {
+            Ok(Some(lock)) => return Ok(Turn::Mine { dir, _lock: lock }),
+            Ok(None) => return Ok(Turn::Over),
+            Err(Error::Busy { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        let mut seen_bytes = grown(&dir);
+        loop {
+            progress.send_modify(|progress| progress.stage = PullStage::Waiting);
+            let lock = tokio::select! {
+                lock = lock::acquire(&path, Hold::Alone, Instant::now() + PATIENCE) => lock,
+                error = show_growth(&dir, progress) => return Err(error),
+            };
+            match lock {
+                // Whoever had it is done, or has failed or died.
+                Ok(Some(lock)) => return Ok(Turn::Mine { dir, _lock: lock }),
+                Ok(None) => return Ok(Turn::Over),
+                Err(Error::Busy { .. }) if grown(&dir) != seen_bytes => seen_bytes = grown(&dir),
+                Err(Error::Busy { holder, .. }) => {
+                    return Err(Error::Busy { what: format!("the download of {}", source.url), holder });
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Removes the downloads that nobody works on, and answers how much room that made.
+    pub(super) async fn prune_downloads(&self) -> Result<u64> {
+        let mut freed_bytes = 0;
+        for entry in entries(&self.downloads())? {
+            let dir = self.downloads().join(entry);
+            match lock::acquire(&dir.join(LOCK), Hold::Alone, Instant::now()).await {
+                Ok(Some(_lock)) => freed_bytes += remove_dir(&dir)?,
+                Ok(None) | Err(Error::Busy { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(freed_bytes)
+    }
+}
+
+/// Locks a download's directory that nobody else knows.
+pub(super) async fn lock(dir: &Path) -> Result<Lock> {
+    let lock = lock::acquire(&dir.join(LOCK), Hold::Alone, Instant::now() + PATIENCE).await?;
+    lock.ok_or_else(|| Error::NotFound { what: "directory", name: dir.display().to_string() })
+}
+
+/// Shows how a download of somebody else's grows, for as long as it is polled; answers only an error.
+async fn show_growth(dir: &Path, progress: &watch::Sender<PullProgress>) -> Error {
+    let changes = match Changes::of_files(dir) {
+        Ok(changes) => changes,
+        Err(error) => return error,
+    };
+    loop {
+        progress.send_modify(|progress| progress.done_bytes = grown(dir));
+        if let Err(error) = changes.next().await {
+            return error;
+        }
+    }
+}
+
+/// Answers how much of a download is there.
+fn grown(dir: &Path) -> u64 {
+    fs::metadata(dir.join(DOWNLOAD)).map_or(0, |metadata| metadata.len())
+}
+
+/// Removes a download's directory, its lock last, and answers how much room that made.
+pub(super) fn remove_dir(dir: &Path) -> Result<u64> {
+    let mut freed_bytes = 0;
+    for entry in entries(dir)?.into_iter().filter(|entry| entry != LOCK) {
+        freed_bytes += remove_file(&dir.join(entry))?;
+    }
+    remove_file(&dir.join(LOCK))?;
+    step("image: remove the download's directory").map_err(Error::io("remove", dir))?;
+    match fs::remove_dir(dir) {
+        // Somebody has begun to fetch it again since the lock's file went.
+        Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty => Ok(freed_bytes),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(freed_bytes),
+        removed => removed.map(|()| freed_bytes).map_err(Error::io("remove", dir)),
+    }
+}

@@ -1,0 +1,444 @@
+//! Takes in an image as its bytes come: keeps them, hashes them and unpacks them, all at the same time.
+//!
+//! ```text
+//! take() ──▶ keeper ──▶ `download`, sparse          each arrow is a bounded channel, so that memory
+//!              ├──────▶ hash of what came           stays small and the slowest sets the pace
+//!              └──────▶ unpacker ──▶ `disk`, sparse, and its hash
+//! ```
+//!
+//! What came is kept as it came, so that a download that was cut off goes on where it ended, even in another process: the
+//! keeper then reads what is there once more. Whether it is packed is found by looking at its first bytes. An image that is
+//! not packed is its own disk.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead, Read};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc as threads;
+use std::thread;
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+
+use super::digest::{Digest, DigestAlgorithm, Hasher};
+use crate::error::{Error, Result};
+use crate::steps::step;
+
+/// How many pieces may wait between two threads. A piece that came from the network has at most some 400 KiB.
+const PIECES: usize = 8;
+/// How much is read or unpacked at a time.
+const BLOCK_BYTES: usize = 256 << 10;
+/// The largest run of zeros that is written out: the size of a qcow2 cluster, and no file system's blocks are larger.
+const HOLE_BYTES: usize = 64 << 10;
+/// As much of the beginning as tells what it is.
+const HEAD_BYTES: usize = 512;
+
+/// The file that has what came, as it came.
+pub(super) const DOWNLOAD: &str = "download";
+/// The file that has what was unpacked of it.
+const DISK: &str = "disk";
+
+/// An image on its way in.
+#[derive(Debug)]
+pub(super) struct Intake {
+    sender: mpsc::Sender<Piece>,
+    outcome: oneshot::Receiver<Result<Taken>>,
+}
+
+/// An image that is all there.
+#[derive(Debug)]
+pub(super) struct Taken {
+    /// The file with the disk; it is not synced yet.
+    pub(super) disk: PathBuf,
+    /// What the disk hashes to.
+    pub(super) disk_digest: Digest,
+    /// What it hashes to as it came.
+    pub(super) digest: Digest,
+}
+
+#[derive(Debug)]
+enum Piece {
+    Bytes(Bytes),
+    /// There is no more: without it, whoever sent has gone away in the middle.
+    End,
+}
+
+impl Intake {
+    /// Begins to take in an image, in a directory of its own; what came is hashed by `algorithm`.
+    ///
+    /// The first `kept_bytes` are there already from an earlier try.
+    ///
+    /// # Errors
+    /// `Io` and `Host` where the files can't be written.
+    pub(super) fn begin(dir: &Path, algorithm: DigestAlgorithm, kept_bytes: u64) -> Result<Self> {
+        let path = dir.join(DOWNLOAD);
+        let open = || {
+            step("image: create the download")?;
+            if kept_bytes == 0 {
+                // Another file, so that an intake that was given up and has not ended yet does no harm.
+                match fs::remove_file(&path) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
+            }
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path)
+        };
+        let file = open().map_err(Error::io("create", &path))?;
+        let (sender, receiver) = mpsc::channel(PIECES);
+        let (answer, outcome) = oneshot::channel();
+        let dir = dir.to_owned();
+        spawn("vmkit-keep", move || {
+            if let Some(taken) = keep(&dir, file, algorithm, kept_bytes, receiver).transpose() {
+                // Whoever asked may have gone away; what was kept stays for the next try.
+                let _ = answer.send(taken);
+            }
+        })?;
+        Ok(Self { sender, outcome })
+    }
+
+    /// Takes in what comes next; answers false where it can't be taken, and then [`finish`](Self::finish) tells why.
+    pub(super) async fn take(&mut self, bytes: Bytes) -> bool {
+        self.sender.send(Piece::Bytes(bytes)).await.is_ok()
+    }
+
+    /// Ends the intake: nothing more comes.
+    ///
+    /// # Errors
+    /// `Host` and `Io` where it could not be written; `InvalidInput` on `image` where it can't be unpacked or is a web page.
+    pub(super) async fn finish(self) -> Result<Taken> {
+        // Where the keeper has ended already, its outcome says why.
+        let _ = self.sender.send(Piece::End).await;
+        self.outcome.await.expect("the keeper answers after the end")
+    }
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
+    let spawned = thread::Builder::new().name(name.to_owned()).spawn(work);
+    spawned.map(drop).map_err(Error::io("begin", "a thread that takes in the image"))
+}
+
+/// Keeps, hashes and hands on what comes. `None`: whoever sent it went away.
+fn keep(
+    dir: &Path,
+    file: File,
+    algorithm: DigestAlgorithm,
+    kept_bytes: u64,
+    mut receiver: mpsc::Receiver<Piece>,
+) -> Result<Option<Taken>> {
+    let path = dir.join(DOWNLOAD);
+    let mut download = SparseFile { file, end: 0 };
+    let mut branches = Branches::new(dir, algorithm)?;
+    while download.end < kept_bytes {
+        let wanted = usize::try_from(kept_bytes - download.end).unwrap_or(BLOCK_BYTES).min(BLOCK_BYTES);
+        let mut block = vec![0; wanted];
+        download.file.read_exact_at(&mut block, download.end).map_err(Error::io("read", &path))?;
+        download.end += wanted as u64;
+        branches.feed(Bytes::from(block))?;
+    }
+    loop {
+        match receiver.blocking_recv() {
+            Some(Piece::Bytes(bytes)) => {
+                download.append(&bytes).map_err(Error::io("write", &path))?;
+                branches.feed(bytes)?;
+            }
+            Some(Piece::End) => break,
+            None => {
+                download.finish().map_err(Error::io("write", &path))?;
+                return Ok(None);
+            }
+        }
+    }
+    download.finish().map_err(Error::io("write", &path))?;
+    branches.finish(path).map(Some)
+}
+
+/// Where what comes goes besides the file.
+struct Branches {
+    dir: PathBuf,
+    /// What came while it was too little to tell what it is.
+    head: Option<Vec<u8>>,
+    digest: Branch<Digest>,
+    /// The hash of an image that is its own disk, where it is another than the one asked for.
+    disk_digest: Option<Branch<Digest>>,
+    unpacked: Option<Branch<Digest>>,
+}
+
+impl Branches {
+    fn new(dir: &Path, algorithm: DigestAlgorithm) -> Result<Self> {
+        let digest = Branch::hash(algorithm)?;
+        let disk_digest = match algorithm {
+            DigestAlgorithm::Sha256 => None,
+            DigestAlgorithm::Sha512 => Some(Branch::hash(DigestAlgorithm::Sha256)?),
+        };
+        Ok(Self { dir: dir.to_owned(), head: Some(Vec::new()), digest, disk_digest, unpacked: None })
+    }
+
+    fn feed(&mut self, bytes: Bytes) -> Result<()> {
+        let bytes = match self.head.take() {
+            None => bytes,
+            Some(mut head) => {
+                head.extend_from_slice(&bytes);
+                if head.len() < HEAD_BYTES {
+                    self.head = Some(head);
+                    return Ok(());
+                }
+                self.begin(&head)?;
+                Bytes::from(head)
+            }
+        };
+        self.send(bytes)
+    }
+
+    /// Looks at what it is, and begins to unpack it if need be.
+    fn begin(&mut self, head: &[u8]) -> Result<()> {
+        if is_web_page(head) {
+            return Err(Error::invalid("image", "a web page", "this came in the place of an image"));
+        }
+        if let Some(packing) = Packing::of(head) {
+            self.disk_digest = None;
+            self.unpacked = Some(Branch::unpack(packing, self.dir.join(DISK))?);
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, bytes: Bytes) -> Result<()> {
+        if let Some(hash) = &mut self.disk_digest {
+            hash.send(bytes.clone())?;
+        }
+        if let Some(unpacker) = &mut self.unpacked {
+            unpacker.send(bytes.clone())?;
+        }
+        self.digest.send(bytes)
+    }
+
+    fn finish(mut self, download: PathBuf) -> Result<Taken> {
+        if let Some(head) = self.head.take() {
+            self.begin(&head)?;
+            self.send(Bytes::from(head))?;
+        }
+        let digest = self.digest.finish()?;
+        let (disk, disk_digest) = match (self.unpacked, self.disk_digest) {
+            (Some(unpacked), _) => (self.dir.join(DISK), unpacked.finish()?),
+            (None, Some(hash)) => (download, hash.finish()?),
+            (None, None) => (download, digest.clone()),
+        };
+        Ok(Taken { disk, disk_digest, digest })
+    }
+}
+
+/// A thread that is fed and answers once, at the end or when it fails.
+struct Branch<T> {
+    feed: Option<threads::SyncSender<Bytes>>,
+    answer: threads::Receiver<Result<T>>,
+    /// What it answered before it was fed to the end.
+    early: Option<T>,
+}
+
+impl Branch<Digest> {
+    fn hash(algorithm: DigestAlgorithm) -> Result<Self> {
+        Self::spawn("vmkit-hash", move |pieces| {
+            let mut hasher = Hasher::new(algorithm);
+            pieces.into_iter().for_each(|bytes| hasher.update(&bytes));
+            Ok(hasher.finish())
+        })
+    }
+
+    fn unpack(packing: Packing, path: PathBuf) -> Result<Self> {
+        Self::spawn("vmkit-unpack", move |pieces| unpack(packing, pieces, &path))
+    }
+}
+
+impl<T: Send + 'static> Branch<T> {
+    fn spawn(
+        name: &str,
+        work: impl FnOnce(threads::Receiver<Bytes>) -> Result<T> + Send + 'static,
+    ) -> Result<Self> {
+        let (feed, fed) = threads::sync_channel(PIECES);
+        let (answers, answer) = threads::sync_channel(1);
+        spawn(name, move || {
+            // The keeper may have failed meanwhile, and then nobody asks.
+            let _ = answers.send(work(fed));
+        })?;
+        Ok(Self { feed: Some(feed), answer, early: None })
+    }
+
+    /// Feeds it; where it has ended before its time, this answers why.
+    fn send(&mut self, bytes: Bytes) -> Result<()> {
+        if let Some(feed) = &self.feed
+            && feed.send(bytes).is_err()
+        {
+            self.feed = None;
+            self.early = Some(self.outcome()?);
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<T> {
+        self.feed = None;
+        match self.early.take() {
+            Some(answer) => Ok(answer),
+            None => self.outcome(),
+        }
+    }
+
+    fn outcome(&self) -> Result<T> {
+        self.answer.recv().expect("the thread answers before it ends")
+    }
+}
+
+/// Unpacks what comes into a sparse file, and answers what that hashes to.
+fn unpack(packing: Packing, pieces: threads::Receiver<Bytes>, path: &Path) -> Result<Digest> {
+    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path);
+    let mut disk = SparseFile { file: file.map_err(Error::io("create", path))?, end: 0 };
+    let mut hash = Branch::hash(DigestAlgorithm::Sha256)?;
+    let mut reader = packing.reader(Pieces { pieces, current: Bytes::new() });
+    let damaged = |error: io::Error| {
+        let why = format!("what came can't be unpacked as {}: {error}", packing.name());
+        Error::invalid("image", packing.name(), why)
+    };
+    loop {
+        let mut block = Vec::with_capacity(BLOCK_BYTES);
+        reader.by_ref().take(BLOCK_BYTES as u64).read_to_end(&mut block).map_err(damaged)?;
+        if block.is_empty() {
+            break;
+        }
+        disk.append(&block).map_err(Error::io("write", path))?;
+        hash.send(Bytes::from(block))?;
+    }
+    disk.finish().map_err(Error::io("write", path))?;
+    hash.finish()
+}
+
+/// Reads what comes through a channel; the end is where the sender is gone.
+struct Pieces {
+    pieces: threads::Receiver<Bytes>,
+    current: Bytes,
+}
+
+impl BufRead for Pieces {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        while self.current.is_empty() {
+            match self.pieces.recv() {
+                Ok(piece) => self.current = piece,
+                Err(threads::RecvError) => break,
+            }
+        }
+        Ok(&self.current)
+    }
+
+    fn consume(&mut self, amount: usize) {
+        drop(self.current.split_to(amount));
+    }
+}
+
+impl Read for Pieces {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let available = self.fill_buf()?;
+        let count = available.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&available[..count]);
+        self.consume(count);
+        Ok(count)
+    }
+}
+
+/// How an image is packed for its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Packing {
+    Gzip,
+    Xz,
+    Zstandard,
+    Bzip2,
+}
+
+impl Packing {
+    /// Tells how this is packed, by its first bytes.
+    fn of(head: &[u8]) -> Option<Self> {
+        match head {
+            [0x1f, 0x8b, 8, ..] => Some(Self::Gzip),
+            [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Some(Self::Xz),
+            [0x28, 0xb5, 0x2f, 0xfd, ..] => Some(Self::Zstandard),
+            [b'B', b'Z', b'h', b'1'..=b'9', 0x31, 0x41, 0x59, 0x26, ..] => Some(Self::Bzip2),
+            _ => None,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Gzip => "gzip",
+            Self::Xz => "xz",
+            Self::Zstandard => "Zstandard",
+            Self::Bzip2 => "bzip2",
+        }
+    }
+
+    /// Answers a reader of what was packed; several streams behind each other are one.
+    fn reader(self, packed: Pieces) -> Box<dyn Read> {
+        match self {
+            Self::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(packed)),
+            Self::Xz => Box::new(liblzma::bufread::XzDecoder::new_multi_decoder(packed)),
+            Self::Bzip2 => Box::new(bzip2::bufread::MultiBzDecoder::new(packed)),
+            Self::Zstandard => match zstd::stream::read::Decoder::with_buffer(packed) {
+                Ok(decoder) => Box::new(decoder),
+                Err(error) => Box::new(Failing(Some(error))),
+            },
+        }
+    }
+}
+
+/// A reader that could not be made.
+struct Failing(Option<io::Error>);
+
+impl Read for Failing {
+    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        self.0.take().map_or(Ok(0), Err)
+    }
+}
+
+/// A file that is written from the beginning to the end and has holes for long runs of zeros.
+struct SparseFile {
+    file: File,
+    /// How much of it is written, holes at its end among it.
+    end: u64,
+}
+
+impl SparseFile {
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        // The pieces end where the file's blocks end, or a hole would be no hole.
+        let to_boundary = HOLE_BYTES - usize::try_from(self.end % HOLE_BYTES as u64).unwrap_or(0);
+        let (first, rest) = bytes.split_at(to_boundary.min(bytes.len()));
+        let mut run_start = 0;
+        let mut at = 0;
+        for piece in std::iter::once(first).chain(rest.chunks(HOLE_BYTES)) {
+            if is_zero(piece) {
+                self.write(&bytes[run_start..at], run_start)?;
+                run_start = at + piece.len();
+            }
+            at += piece.len();
+        }
+        self.write(&bytes[run_start..], run_start)?;
+        self.end += bytes.len() as u64;
+        Ok(())
+    }
+
+    fn write(&self, bytes: &[u8], offset: usize) -> io::Result<()> {
+        self.file.write_all_at(bytes, self.end + offset as u64)
+    }
+
+    /// Gives the file its length, which a hole at its end does not.
+    fn finish(self) -> io::Result<()> {
+        self.file.set_len(self.end)
+    }
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    // In words, which the compiler makes vectors of; most bytes that are not zero end it at once.
+    let (chunks, rest) = bytes.as_chunks::<64>();
+    chunks.iter().all(|chunk| *chunk == [0; 64]) && rest.iter().all(|byte| *byte == 0)
+}
+
+/// Tells whether these bytes begin a web page: what a login or an error page looks like in the place of an image.
+fn is_web_page(head: &[u8]) -> bool {
+    let head = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head).trim_ascii_start();
+    let begins = |mark: &[u8]| head.get(..mark.len()).is_some_and(|head| head.eq_ignore_ascii_case(mark));
+    begins(b"<!doctype") || begins(b"<html") || begins(b"<?xml")
+}

@@ -1,0 +1,273 @@
+//! The images that are kept, as they lie on disk: what is written beside a disk, and beside a name.
+//!
+//! Pure.
+//!
+//! ```text
+//! <images>/sha256-HEX/disk.qcow2   or disk.raw: the disk, 0444; HEX is what it hashes to
+//! <images>/sha256-HEX/image.json   what it is; written last, so that without it there is no image
+//! <images>/sha256-HEX/lock         held by those who make VMs of it, and alone by whoever removes it
+//! <images>/names/NAME@ARCH.json    which image a name stands for, where it came from, how it was checked
+//! <images>/downloads/KEY/          a download that is under way, or was cut off
+//! ```
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::digest::{Digest, DigestAlgorithm};
+use super::inspect::{ImageFacts, ImageFormat};
+use crate::error::{Error, Result};
+use crate::spec::{Arch, Firmware, UserName};
+
+/// The version of both shapes that this vmkit writes, and the newest that it reads.
+const VERSION: u32 = 1;
+
+/// An image that is kept, with all its names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeptImage {
+    /// What its disk hashes to: its identity.
+    pub id: Digest,
+    /// What it is.
+    pub facts: ImageFacts,
+    /// The architecture of the guest, where the disk tells it.
+    pub arch: Option<Arch>,
+    /// When it was kept first, in seconds after the beginning of 1970 (UTC).
+    pub kept_at: u64,
+    /// Its names; an image that was replaced by a newer one may have none any more.
+    pub names: Vec<KeptName>,
+}
+
+/// A name of a kept image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptName {
+    version: u32,
+    /// The name: of the catalogue, of an import, or an address.
+    pub name: String,
+    /// The architecture that was asked for.
+    pub arch: Arch,
+    /// The image that it stands for.
+    pub image: Digest,
+    /// Where it came from: an address or a path.
+    pub source: String,
+    /// When it came, in seconds after the beginning of 1970 (UTC).
+    pub since: u64,
+    /// What it hashed to as it came, packed or not.
+    pub download: Digest,
+    /// How it was checked.
+    pub verified: Verified,
+    /// The user that cloud-init in the image makes, where that is known.
+    pub user: Option<UserName>,
+    /// The firmware that it boots with, where that is known.
+    pub firmware: Option<Firmware>,
+}
+
+/// How an image was known to be the one that was wanted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Verified {
+    /// By the publisher's signature.
+    Signature {
+        /// The fingerprint of the key.
+        fingerprint: String,
+    },
+    /// By a checksum that lies beside it; no better than the way from that server.
+    Checksum {
+        /// The address of the checksum.
+        from: String,
+    },
+    /// By a checksum that the catalogue, a registry's manifest or whoever asked has named.
+    Digest,
+    /// Not at all: nobody said what was to come.
+    Nothing,
+}
+
+/// What lies beside a disk.
+#[derive(Debug, Serialize, Deserialize)]
+struct ImageRecord {
+    version: u32,
+    format: ImageFormat,
+    virtual_size_bytes: u64,
+    file_bytes: u64,
+    arch: Option<Arch>,
+    kept_at: u64,
+}
+
+/// What a new name is made of.
+#[derive(Debug)]
+pub(super) struct NewName {
+    pub(super) name: String,
+    pub(super) arch: Arch,
+    pub(super) source: String,
+    pub(super) verified: Verified,
+    pub(super) user: Option<UserName>,
+    pub(super) firmware: Option<Firmware>,
+}
+
+impl NewName {
+    /// Answers the name as it is kept from now on.
+    pub(super) fn of(self, image: Digest, download: Digest, since: u64) -> KeptName {
+        let Self { name, arch, source, verified, user, firmware } = self;
+        KeptName { version: VERSION, name, arch, image, source, since, download, verified, user, firmware }
+    }
+}
+
+impl fmt::Display for Verified {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Verified::Signature { fingerprint } => write!(f, "signature by {fingerprint}"),
+            Verified::Checksum { from } => write!(f, "checksum of {from}"),
+            Verified::Digest => f.write_str("checksum"),
+            Verified::Nothing => f.write_str("not verified"),
+        }
+    }
+}
+
+impl KeptName {
+    /// Answers its bytes.
+    pub(super) fn encode(&self) -> Vec<u8> {
+        encode(self)
+    }
+
+    /// Reads a name from the bytes of its file.
+    ///
+    /// # Errors
+    /// `Record` with the file and what is wrong with it.
+    pub(super) fn decode(path: &Path, bytes: &[u8]) -> Result<Self> {
+        decode(path, bytes, |name: &Self| name.version)
+    }
+
+    /// Answers the name of its file.
+    pub(super) fn file_name(&self) -> String {
+        file_name(&self.name, self.arch)
+    }
+}
+
+impl KeptImage {
+    /// Answers the bytes of the record beside its disk.
+    pub(super) fn encode(&self) -> Vec<u8> {
+        encode(&ImageRecord {
+            version: VERSION,
+            format: self.facts.format,
+            virtual_size_bytes: self.facts.virtual_size_bytes,
+            file_bytes: self.facts.file_bytes,
+            arch: self.arch,
+            kept_at: self.kept_at,
+        })
+    }
+
+    /// Reads an image from the bytes of the record in its directory; its names are not in it.
+    ///
+    /// # Errors
+    /// `Record` with the file and what is wrong with it.
+    pub(super) fn decode(id: Digest, dir: &Path, bytes: &[u8]) -> Result<Self> {
+        let record = decode(&dir.join(RECORD), bytes, |record: &ImageRecord| record.version)?;
+        let facts = ImageFacts {
+            path: dir.join(disk_name(record.format)),
+            format: record.format,
+            virtual_size_bytes: record.virtual_size_bytes,
+            file_bytes: record.file_bytes,
+        };
+        Ok(Self { id, facts, arch: record.arch, kept_at: record.kept_at, names: Vec::new() })
+    }
+}
+
+/// The file that says what a kept image is.
+pub(super) const RECORD: &str = "image.json";
+
+/// Answers the file of a disk in its directory.
+pub(super) fn disk_name(format: ImageFormat) -> PathBuf {
+    Path::new("disk").with_extension(format.as_str())
+}
+
+/// Answers the directory of an image below that of all.
+pub(super) fn dir_name(id: &Digest) -> String {
+    format!("{}-{}", id.algorithm(), id.hex())
+}
+
+/// Answers whose directory this is; `None` for what is no image's.
+pub(super) fn id_of_dir(name: &str) -> Option<Digest> {
+    let id = name.split_once('-').and_then(|(kind, hex)| Digest::new(kind, hex))?;
+    (id.algorithm() == DigestAlgorithm::Sha256 && dir_name(&id) == name).then_some(id)
+}
+
+/// Answers the file of a name: what is not plain is written `%XX`, and what is too long for a file is hashed.
+pub(super) fn file_name(name: &str, arch: Arch) -> String {
+    use super::digest::Hasher;
+    const MOST_BYTES: usize = 200;
+
+    let mut escaped = String::new();
+    for byte in name.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b':' => {
+                escaped.push(char::from(byte))
+            }
+            _ => escaped.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    if escaped.len() > MOST_BYTES || escaped.starts_with('.') {
+        escaped = format!("%{}", Hasher::digest(DigestAlgorithm::Sha256, name.as_bytes()).hex());
+    }
+    format!("{escaped}@{}.json", arch.as_str())
+}
+
+fn encode(record: &impl Serialize) -> Vec<u8> {
+    let mut bytes = serde_json::to_vec_pretty(record).expect("it has only text, numbers and lists");
+    bytes.push(b'\n');
+    bytes
+}
+
+fn decode<T: for<'a> Deserialize<'a>>(path: &Path, bytes: &[u8], version: fn(&T) -> u32) -> Result<T> {
+    #[derive(Deserialize)]
+    struct Head {
+        version: u32,
+    }
+    let refused = |problem: String| Err(Error::Record { path: path.to_owned(), problem });
+    match serde_json::from_slice::<T>(bytes) {
+        Ok(record) if version(&record) == VERSION => Ok(record),
+        parsed => match (serde_json::from_slice::<Head>(bytes), parsed) {
+            (Ok(head), _) if head.version != VERSION => refused(format!(
+                "the record has version {}, and this vmkit reads version {VERSION}",
+                head.version
+            )),
+            (_, Err(error)) => refused(format!("this is not a record of an image: {error}")),
+            (_, Ok(_)) => refused("this is not a record of an image".to_owned()),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn names_become_files_that_stay_apart() {
+        assert_eq!(file_name("debian:12", Arch::X86_64), "debian:12@x86_64.json");
+        assert_eq!(file_name("https://h/a b", Arch::Aarch64), "https:%2F%2Fh%2Fa%20b@aarch64.json");
+        let long = |end: char| file_name(&format!("https://h/{}{end}", "x".repeat(300)), Arch::X86_64);
+        assert!(long('a').len() < 255 && long('a') != long('b'));
+    }
+
+    #[test]
+    fn a_record_of_another_version_is_named_with_ours() {
+        let error = KeptName::decode(Path::new("/n"), br#"{"version": 2}"#).unwrap_err().to_string();
+        assert_eq!(error, "/n: the record has version 2, and this vmkit reads version 1");
+        let error = KeptName::decode(Path::new("/n"), b"{").unwrap_err().to_string();
+        assert!(error.starts_with("/n: this is not a record"), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn a_file_name_is_always_one_component(name in ".{0,300}") {
+            let file = file_name(&name, Arch::X86_64);
+            prop_assert!(file.len() < 255 && !file.contains('/') && !file.starts_with('.'));
+        }
+
+        #[test]
+        fn reading_any_bytes_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..256)) {
+            let _ = KeptName::decode(Path::new("/n"), &bytes);
+        }
+    }
+}

@@ -1,0 +1,319 @@
+//! Brings an image here: finds out what must come, fetches it, checks it, and hands it to the store.
+//!
+//! ```text
+//! checksums ─▶ their signature ─▶ what it must hash to ─▶ kept already? ─yes─▶ its name again
+//!                                                            │no
+//!                            the lock of this download ◀─────┘
+//!                            fetch, hashed on the way ─▶ compare ─▶ keep, and name
+//! ```
+//!
+//! Nothing is believed before it is compared, and nothing has a name before that.
+
+use std::fs::File;
+use std::path::Path;
+
+use tokio::sync::watch;
+
+use super::catalogue::{Published, Signed};
+use super::checksums;
+use super::digest::{Digest, DigestAlgorithm, Hasher};
+use super::downloads::{Turn, remove_dir};
+use super::kept::{KeptImage, NewName, Verified};
+use super::progress::PullProgress;
+use super::reference::{ImageRef, ImageUrl};
+use super::remote::Wanted;
+use super::signature::{self, MOST_SIGNATURE_BYTES};
+use super::store::{ImageInUse, ImageStore, PullPolicy, seconds_since_1970};
+use crate::error::{Error, Result};
+use crate::spec::Arch;
+
+/// The largest file of checksums.
+const MOST_CHECKSUM_BYTES: usize = 4 << 20;
+/// How often a download that did not hash to what it must is begun anew: once, where a part of it was from an earlier try.
+const FRESH_TRIES: u32 = 1;
+
+/// A file to fetch, and how it is known to be the right one.
+#[derive(Debug)]
+pub(super) struct Source {
+    pub(super) url: String,
+    pub(super) authorization: Option<String>,
+    /// What it must hash to as it comes.
+    pub(super) digest: Option<Digest>,
+    pub(super) verified: Verified,
+    /// A signature over the very file, which is checked once it is here.
+    pub(super) signed_file: Option<super::catalogue::PublishedSignature>,
+}
+
+impl ImageStore {
+    /// Answers an image that a VM can be made of, fetched if need be, and held against removal while the answer lives.
+    ///
+    /// A file is taken where it lies. For anything else, `policy` says whether it is fetched.
+    ///
+    /// # Cancel safety
+    /// What was fetched stays, and the next call goes on from there.
+    ///
+    /// # Errors
+    /// `InvalidInput` on `image` for an unknown name, an image of another architecture or format; `NotFound` for one that
+    /// is not here and may not be fetched; `Remote` where it can't be fetched or is not to be trusted; `Host` and `Io`
+    /// where it can't be kept; `TimedOut`.
+    pub async fn resolve(
+        &self,
+        image: &ImageRef,
+        arch: Arch,
+        policy: PullPolicy,
+        progress: &watch::Sender<PullProgress>,
+    ) -> Result<ImageInUse> {
+        if let ImageRef::Path(path) = image {
+            let found = self.use_file(path).await?;
+            return match found.arch {
+                Some(other) if other != arch => {
+                    let why = format!(
+                        "this is an image for {}, and {} was asked for",
+                        other.as_str(),
+                        arch.as_str()
+                    );
+                    Err(Error::invalid("image", path.display(), why))
+                }
+                _ => Ok(found),
+            };
+        }
+        let name = self.kept_name(image);
+        if policy != PullPolicy::Newer
+            && let Some(found) = self.use_kept(&name, arch).await?
+        {
+            return Ok(found);
+        }
+        if policy == PullPolicy::Never {
+            // A name that nobody knows is told apart from one that is only not here.
+            if let ImageRef::Name(name) = image {
+                self.catalogue.find(name, arch)?;
+            }
+            return Err(Error::NotFound { what: "image", name });
+        }
+        loop {
+            self.pull(image, arch, progress).await?;
+            // It may have been removed in between.
+            if let Some(found) = self.use_kept(&name, arch).await? {
+                return Ok(found);
+            }
+        }
+    }
+
+    /// Fetches an image, or finds that the kept one is what would come.
+    ///
+    /// # Cancel safety
+    /// As for [`resolve`](Self::resolve).
+    ///
+    /// # Errors
+    /// As for [`resolve`](Self::resolve); `InvalidInput` on `image` for a file, which is imported instead.
+    pub async fn pull(
+        &self,
+        image: &ImageRef,
+        arch: Arch,
+        progress: &watch::Sender<PullProgress>,
+    ) -> Result<KeptImage> {
+        progress.send_replace(PullProgress::default());
+        let name = self.kept_name(image);
+        match image {
+            ImageRef::Name(asked) => {
+                let published = match self.catalogue.find(asked, arch) {
+                    Ok(published) => published,
+                    // An import has no address that a newer one could come from.
+                    Err(error) => match self.find(&asked.to_string(), Some(arch)) {
+                        Ok(mut kept) => return Ok(kept.remove(0)),
+                        Err(_) => return Err(error),
+                    },
+                };
+                let source = self.published_source(&published).await?;
+                let user = published.user.clone();
+                self.bring(source, name, arch, user, Some(published.firmware), progress).await
+            }
+            ImageRef::Url(url) => self.bring(url_source(url), name, arch, None, None, progress).await,
+            ImageRef::Oci(oci) => {
+                let source = self.registry_source(oci, arch).await?;
+                self.bring(source, name, arch, None, None, progress).await
+            }
+            ImageRef::Path(path) => {
+                let why =
+                    "this is a file: it is used where it lies, or kept under a name with `image import`";
+                Err(Error::invalid("image", path.display(), why))
+            }
+        }
+    }
+
+    /// Finds out what an image of the catalogue must hash to.
+    async fn published_source(&self, published: &Published) -> Result<Source> {
+        let mut source = Source {
+            url: published.url.clone(),
+            authorization: None,
+            digest: published.digest.clone(),
+            verified: if published.digest.is_some() { Verified::Digest } else { Verified::Nothing },
+            signed_file: published.signature.clone().filter(|one| one.signed == Signed::Image),
+        };
+        let Some(checksums) = published.checksums.as_ref().filter(|_| source.digest.is_none()) else {
+            return Ok(source);
+        };
+        let mut bytes = self.remote.small_file(checksums, MOST_CHECKSUM_BYTES).await?;
+        source.verified = Verified::Checksum { from: checksums.clone() };
+        let untrusted = |problem: String| Error::Untrusted { what: checksums.clone(), problem };
+        match &published.signature {
+            Some(one) if one.signed == Signed::Checksums => {
+                let signature = self.remote.small_file(&one.url, MOST_SIGNATURE_BYTES).await?;
+                let fingerprint = signature::verify_detached(&signature, &one.keys, || Ok(&bytes[..]));
+                source.verified = Verified::Signature { fingerprint: fingerprint.map_err(untrusted)? };
+            }
+            Some(one) if one.signed == Signed::Inline => {
+                // What was signed counts, and nothing that stands around it.
+                let (fingerprint, text) = signature::verify_inline(&bytes, &one.keys).map_err(untrusted)?;
+                source.verified = Verified::Signature { fingerprint };
+                bytes = text.into_bytes();
+            }
+            _ => {}
+        }
+        let file = published.url.rsplit('/').next().unwrap_or_default();
+        let found = checksums::find(&String::from_utf8_lossy(&bytes), file);
+        source.digest = Some(found.ok_or_else(|| Error::Untrusted {
+            what: checksums.clone(),
+            problem: format!("it has no SHA-256 or SHA-512 checksum of {file}"),
+        })?);
+        Ok(source)
+    }
+
+    /// Fetches what a source has, once for all who want it, and keeps it under a name.
+    async fn bring(
+        &self,
+        source: Source,
+        name: String,
+        arch: Arch,
+        user: Option<crate::spec::UserName>,
+        firmware: Option<crate::spec::Firmware>,
+        progress: &watch::Sender<PullProgress>,
+    ) -> Result<KeptImage> {
+        let begun = seconds_since_1970();
+        let new_name = |verified: Verified| NewName {
+            name: name.clone(),
+            arch,
+            source: source.url.clone(),
+            verified,
+            user: user.clone(),
+            firmware,
+        };
+        let mut tries = 0;
+        loop {
+            if let Some(kept) = self.already_here(&source, &name, arch, begun)?
+                && let Some(image) = self.name_again(kept, new_name(source.verified.clone())).await?
+            {
+                return Ok(image);
+            }
+            // Somebody else may have fetched it while this waited for its turn: look again.
+            let Turn::Mine { dir, _lock } = self.turn(&source, progress).await? else { continue };
+            let fetched = self.remote.fetch(&source.wanted(), &dir, progress).await;
+            let fetched = match fetched {
+                Ok(fetched) => fetched,
+                Err(error) => return Err(give_up(&dir, error)),
+            };
+            let verified = match source.check(&fetched.taken.digest, &fetched.taken.disk, self, &dir).await {
+                Ok(verified) => verified,
+                Err(error) => {
+                    remove_dir(&dir)?;
+                    if fetched.is_resumed && tries < FRESH_TRIES {
+                        // A power cut can spoil what an earlier try had written.
+                        tries += 1;
+                        continue;
+                    }
+                    return Err(error);
+                }
+            };
+            let kept = self.keep(fetched.taken, new_name(verified)).await;
+            remove_dir(&dir)?;
+            return kept;
+        }
+    }
+
+    /// Answers the kept image that is what would come.
+    fn already_here(
+        &self,
+        source: &Source,
+        name: &str,
+        arch: Arch,
+        begun: u64,
+    ) -> Result<Option<super::kept::KeptName>> {
+        if let Some(digest) = &source.digest {
+            return self.kept_download(digest);
+        }
+        // Nobody said what must come: only what came since this was asked for is as new.
+        let images = self.find(name, Some(arch)).unwrap_or_default();
+        let names = images.into_iter().flat_map(|image| image.names);
+        Ok(names.into_iter().find(|kept| kept.name == name && kept.arch == arch && kept.since >= begun))
+    }
+}
+
+impl Source {
+    fn wanted(&self) -> Wanted<'_> {
+        Wanted {
+            url: &self.url,
+            algorithm: self.digest.as_ref().map_or(DigestAlgorithm::Sha256, Digest::algorithm),
+            is_checked: self.digest.is_some(),
+            authorization: self.authorization.as_deref(),
+        }
+    }
+
+    /// Answers what this download is known by: those with one name share it.
+    pub(super) fn key(&self) -> String {
+        let text = self.digest.as_ref().map_or_else(|| self.url.clone(), Digest::to_string);
+        let hex = Hasher::digest(DigestAlgorithm::Sha256, text.as_bytes());
+        hex.hex()[..32].to_owned()
+    }
+
+    /// Compares what came with what had to come, and answers how it was verified.
+    async fn check(
+        &self,
+        found: &Digest,
+        download: &Path,
+        store: &ImageStore,
+        dir: &Path,
+    ) -> Result<Verified> {
+        if let Some(wanted) = self.digest.as_ref().filter(|wanted| *wanted != found) {
+            let problem = format!(
+                "it hashes to {found}, and has to hash to {wanted}: it was damaged on its way, or replaced"
+            );
+            return Err(Error::Untrusted { what: self.url.clone(), problem });
+        }
+        let Some(signed) = &self.signed_file else { return Ok(self.verified.clone()) };
+        let signature = store.remote.small_file(&signed.url, MOST_SIGNATURE_BYTES).await?;
+        let (keys, file) = (signed.keys.clone(), dir.join(super::intake::DOWNLOAD));
+        // An image that is packed was signed so.
+        let file = if file.exists() { file } else { download.to_owned() };
+        let checked = tokio::task::spawn_blocking(move || {
+            signature::verify_detached(&signature, &keys, || File::open(&file))
+        });
+        let fingerprint = checked.await.expect("checking a signature does not panic");
+        let fingerprint =
+            fingerprint.map_err(|problem| Error::Untrusted { what: self.url.clone(), problem })?;
+        Ok(Verified::Signature { fingerprint })
+    }
+}
+
+fn url_source(url: &ImageUrl) -> Source {
+    Source {
+        url: url.as_str().to_owned(),
+        authorization: None,
+        digest: url.digest().cloned(),
+        verified: if url.digest().is_some() { Verified::Digest } else { Verified::Nothing },
+        signed_file: None,
+    }
+}
+
+/// Removes what came of a download that can't be gone on with, or that filled the disk; what else came stays.
+fn give_up(dir: &Path, error: Error) -> Error {
+    use crate::error::ErrorKind;
+
+    let is_useless = match error.kind() {
+        ErrorKind::InvalidInput | ErrorKind::Host | ErrorKind::NotFound => true,
+        _ => matches!(error, Error::Fetch { status: Some(_), .. }),
+    };
+    if is_useless && let Err(second) = remove_dir(dir) {
+        tracing::warn!(error = %second, "cannot remove what came of a download");
+    }
+    error
+}

@@ -1,0 +1,534 @@
+//! Pulls from a server that does all that servers do.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::digest::{DigestAlgorithm, Hasher};
+use super::remote::Patience;
+use super::test_server::{Page, TestServer};
+use super::*;
+use crate::error::{Error, ErrorKind};
+use crate::spec::Arch;
+use crate::store::Home;
+
+const ARCH: Arch = Arch::X86_64;
+
+/// A server, and a store that is patient for a moment only.
+struct Scene {
+    dir: tempfile::TempDir,
+    server: TestServer,
+    store: ImageStore,
+}
+
+impl Scene {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let server = TestServer::new().await;
+        let mut store = ImageStore::new(&Home::at(dir.path()).unwrap(), Catalogue::built_in());
+        store.remote.patience = Patience {
+            connect: Duration::from_secs(20),
+            idle: Duration::from_secs(20),
+            tries: 2,
+            pause: Duration::from_millis(1),
+        };
+        Self { dir, server, store }
+    }
+
+    /// Adds an image `test:1` to the catalogue, which lies on the server.
+    fn publish(&mut self, release: &str) {
+        let text = format!(
+            "version = 1\n[image.test.release.1]\n{release}\nx86_64 = {{ url = \"{}\" }}\n",
+            self.server.url("/test.img")
+        );
+        self.store.catalogue = self.store.catalogue.clone().extended(&text, Path::new("test.toml")).unwrap();
+    }
+
+    async fn pull(&self, image: &str) -> crate::Result<KeptImage> {
+        self.store.pull(&image.parse().unwrap(), ARCH, &unwatched()).await
+    }
+
+    async fn pull_url(&self, path: &str) -> crate::Result<KeptImage> {
+        self.pull(&self.server.url(path)).await
+    }
+
+    fn images(&self) -> PathBuf {
+        self.dir.path().join("images")
+    }
+
+    /// Asserts that no image has come to be, and that nothing of a download is left.
+    fn assert_nothing_kept(&self) {
+        let (images, unreadable) = self.store.list().unwrap();
+        assert!(images.is_empty() && unreadable.is_empty(), "{images:?} {unreadable:?}");
+        let left = store::entries(&self.images().join("downloads")).unwrap();
+        assert!(left.is_empty(), "{left:?}");
+    }
+}
+
+/// Answers a disk with something in it, holes among it.
+fn disk(bytes: usize) -> Vec<u8> {
+    let mut disk = vec![0; bytes];
+    let mut state = 1_u32;
+    for (index, byte) in disk.iter_mut().enumerate() {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        // Every other 128 KiB is a hole.
+        if index >> 17 & 1 == 0 {
+            *byte = (state >> 24) as u8;
+        }
+    }
+    disk
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    Hasher::digest(DigestAlgorithm::Sha256, bytes).hex().to_owned()
+}
+
+fn packed(kind: &str, disk: &[u8]) -> Vec<u8> {
+    use std::io::{Read, Write};
+    let mut packed = Vec::new();
+    match kind {
+        "gz" => {
+            let mut encoder = flate2::write::GzEncoder::new(&mut packed, flate2::Compression::fast());
+            encoder.write_all(disk).unwrap();
+            encoder.finish().unwrap();
+        }
+        "xz" => drop(liblzma::read::XzEncoder::new(disk, 1).read_to_end(&mut packed).unwrap()),
+        "bz2" => {
+            let mut encoder = bzip2::read::BzEncoder::new(disk, bzip2::Compression::fast());
+            encoder.read_to_end(&mut packed).unwrap();
+        }
+        _ => packed = zstd::stream::encode_all(disk, 1).unwrap(),
+    }
+    packed
+}
+
+#[tokio::test]
+async fn a_pulled_image_is_the_disk_whatever_it_was_packed_with() {
+    let scene = Scene::new().await;
+    let disk = disk(900_001);
+    for kind in ["gz", "xz", "bz2", "zst", ""] {
+        let path = format!("/disk.{kind}");
+        let body = if kind.is_empty() { disk.clone() } else { packed(kind, &disk) };
+        scene.server.put(&path, Page::new(body));
+        let kept = scene.pull_url(&path).await.unwrap();
+        assert_eq!(fs::read(&kept.facts.path).unwrap(), disk, "{kind}");
+        assert_eq!(kept.id.hex(), sha256(&disk));
+        assert_eq!(kept.facts.format, ImageFormat::Raw);
+    }
+    let (images, _) = scene.store.list().unwrap();
+    assert_eq!((images.len(), images[0].names.len()), (1, 5), "one disk with five names is kept once");
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    let metadata = fs::metadata(&images[0].facts.path).unwrap();
+    assert_eq!(metadata.permissions().mode() & 0o777, 0o444);
+    assert!(metadata.blocks() * 512 < 600_000, "the holes are holes: {} blocks", metadata.blocks());
+}
+
+#[tokio::test]
+async fn a_download_that_is_cut_off_at_any_place_goes_on_from_there() {
+    let mut scene = Scene::new().await;
+    for kind in ["", "zst"] {
+        let disk = disk(700_000);
+        let body = if kind.is_empty() { disk.clone() } else { packed(kind, &disk) };
+        let cuts: Vec<usize> = vec![0, 1, 5, 511, 512, 4096, 65_535, 65_536, 100_000, 0, 1];
+        let page = Page { cuts: cuts.clone(), ..Page::new(body.clone()) };
+        scene.server.put("/test.img", page);
+        scene.server.put("/SUMS", Page::new(format!("{}  test.img\n", sha256(&body))));
+        scene.publish("checksums = \"SUMS\"");
+        let kept = scene.pull("test:1").await.unwrap();
+        assert_eq!(fs::read(&kept.facts.path).unwrap(), disk);
+        let asked = scene.server.asked("/test.img");
+        let ranges: Vec<&str> =
+            asked.iter().filter_map(|asked| asked.headers.get("range").map(String::as_str)).collect();
+        assert!(ranges.contains(&"bytes=1-") && ranges.contains(&"bytes=6-"), "{ranges:?}");
+        assert!(asked.last().unwrap().headers.contains_key("if-range"));
+        scene.store.remove("test:1", None).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_pull_that_was_given_up_goes_on_in_another_one() {
+    let scene = Scene::new().await;
+    let disk = disk(2_000_000);
+    let body = packed("zst", &disk);
+    scene.server.put("/d.zst", Page { cuts: vec![300_000], stalls: true, ..Page::new(body) });
+    let progress = unwatched();
+    let mut seen = progress.subscribe();
+    let image = scene.server.url("/d.zst").parse().unwrap();
+    tokio::select! {
+        _ = scene.store.pull(&image, ARCH, &progress) => panic!("the server has fallen silent"),
+        _ = seen.wait_for(|progress| progress.done_bytes == 300_000) => {}
+    }
+    let kept = scene.pull_url("/d.zst").await.unwrap();
+    assert_eq!(fs::read(&kept.facts.path).unwrap(), disk);
+    let asked = scene.server.asked("/d.zst");
+    let from: usize =
+        asked[1].headers["range"].strip_prefix("bytes=").unwrap().trim_end_matches('-').parse().unwrap();
+    assert!(from > 0 && from <= 300_000, "it went on from {from}");
+}
+
+#[tokio::test]
+async fn a_server_without_ranges_or_with_another_file_by_now_is_asked_for_the_whole() {
+    let scene = Scene::new().await;
+    let disk = disk(300_000);
+    scene.server.put("/a", Page { etag: None, cuts: vec![100_000], ..Page::new(disk.clone()) });
+    let kept = scene.pull_url("/a").await.unwrap();
+    assert_eq!(kept.id.hex(), sha256(&disk));
+
+    // Half of one file is here when the other takes its place.
+    let first = Page { cuts: vec![100_000, 0, 0, 0], ..Page::new(vec![7; 300_000]) };
+    scene.server.put("/b", first);
+    scene.pull_url("/b").await.unwrap_err();
+    scene.server.put("/b", Page { etag: Some("\"two\"".into()), ..Page::new(disk.clone()) });
+    assert_eq!(scene.pull_url("/b").await.unwrap().id.hex(), sha256(&disk));
+}
+
+#[tokio::test]
+async fn a_body_of_unknown_length_is_taken_to_its_end() {
+    let scene = Scene::new().await;
+    let disk = disk(200_000);
+    scene.server.put("/d", Page { tells_length: false, ..Page::new(disk.clone()) });
+    assert_eq!(scene.pull_url("/d").await.unwrap().id.hex(), sha256(&disk));
+}
+
+#[tokio::test]
+async fn a_wrong_checksum_keeps_nothing() {
+    let mut scene = Scene::new().await;
+    scene.server.put("/test.img", Page::new(disk(100_000)));
+    scene.server.put("/SUMS", Page::new(format!("{}  test.img\n", "0".repeat(64))));
+    scene.publish("checksums = \"SUMS\"");
+    let error = scene.pull("test:1").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Remote);
+    let text = error.to_string();
+    assert!(text.contains(&sha256(&disk(100_000))) && text.contains(&"0".repeat(64)), "{text}");
+    scene.assert_nothing_kept();
+
+    let url = format!("{}#sha256={}", scene.server.url("/test.img"), "0".repeat(64));
+    assert!(matches!(scene.pull(&url).await, Err(Error::Untrusted { .. })));
+    scene.assert_nothing_kept();
+}
+
+#[tokio::test]
+async fn a_checksum_that_is_missing_is_no_reason_to_trust() {
+    let mut scene = Scene::new().await;
+    scene.server.put("/test.img", Page::new(disk(100_000)));
+    scene.server.put("/SUMS", Page::new(format!("{}  other.img\n", "0".repeat(64))));
+    scene.publish("checksums = \"SUMS\"");
+    let text = scene.pull("test:1").await.unwrap_err().to_string();
+    assert!(text.contains("no SHA-256 or SHA-512 checksum of test.img"), "{text}");
+    assert!(scene.server.asked("/test.img").is_empty(), "the image is not even fetched");
+    scene.server.put("/SUMS", Page::status("404 Not Found"));
+    assert_eq!(scene.pull("test:1").await.unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+#[tokio::test]
+async fn what_an_earlier_try_spoilt_is_fetched_once_more() {
+    let mut scene = Scene::new().await;
+    let disk = disk(400_000);
+    scene.server.put("/test.img", Page { cuts: vec![200_000, 0, 0, 0], ..Page::new(disk.clone()) });
+    scene.server.put("/SUMS", Page::new(format!("{}  test.img\n", sha256(&disk))));
+    scene.publish("checksums = \"SUMS\"");
+    scene.pull("test:1").await.unwrap_err();
+    let downloads = scene.images().join("downloads");
+    let dir = downloads.join(&store::entries(&downloads).unwrap()[0]);
+    fs::write(dir.join("download"), vec![9; 150_000]).unwrap();
+    assert_eq!(fs::read(scene.pull("test:1").await.unwrap().facts.path).unwrap(), disk);
+}
+
+#[tokio::test]
+async fn what_is_no_image_is_refused_and_not_kept() {
+    let scene = Scene::new().await;
+    let html = "<!DOCTYPE html><html>Please log in</html>".repeat(50);
+    let headers = vec![("Content-Type".to_owned(), "text/html; charset=utf-8".to_owned())];
+    scene.server.put("/told", Page { headers, ..Page::new(html.clone()) });
+    scene.server.put("/untold", Page::new(html));
+    scene.server.put("/empty", Page::new(""));
+    scene.server.put("/vmdk", Page::new([&b"KDMV"[..], &[0; 5000]].concat()));
+    scene.server.put("/short.gz", Page::new(&packed("gz", &disk(300_000))[..100_000]));
+    for (path, why) in [
+        ("/told", "a web page"),
+        ("/untold", "a web page"),
+        ("/empty", "the file is empty"),
+        ("/vmdk", "VMDK"),
+        ("/short.gz", "can't be unpacked as gzip"),
+        ("/missing", "no such file on the server"),
+    ] {
+        let text = scene.pull_url(path).await.unwrap_err().to_string();
+        assert!(text.contains(why), "{path}: {text}");
+        scene.assert_nothing_kept();
+    }
+}
+
+#[tokio::test]
+async fn a_qcow2_that_hangs_on_another_file_is_refused() {
+    let scene = Scene::new().await;
+    let (base, overlay) = (scene.dir.path().join("base"), scene.dir.path().join("overlay"));
+    fs::write(&base, vec![1; 1 << 20]).unwrap();
+    create_overlay(&inspect(&base).unwrap(), &overlay, None).unwrap();
+    scene.server.put("/o.qcow2", Page::new(fs::read(&overlay).unwrap()));
+    let text = scene.pull_url("/o.qcow2").await.unwrap_err().to_string();
+    assert!(text.contains("only the difference to"), "{text}");
+    scene.assert_nothing_kept();
+}
+
+#[tokio::test]
+async fn redirects_are_followed_but_not_for_ever() {
+    let scene = Scene::new().await;
+    let to = |path: &str| {
+        let headers = vec![("Location".to_owned(), scene.server.url(path))];
+        Page { headers, ..Page::status("302 Found") }
+    };
+    let disk = disk(50_000);
+    scene.server.put("/disk", Page { cuts: vec![10_000], ..Page::new(disk.clone()) });
+    scene.server.put("/there", to("/disk"));
+    scene.server.put("/here", to("/there"));
+    assert_eq!(scene.pull_url("/here").await.unwrap().id.hex(), sha256(&disk));
+    scene.server.put("/round", to("/round"));
+    let error = scene.pull_url("/round").await.unwrap_err();
+    assert!(error.to_string().contains("leads somewhere"), "{error}");
+    assert!(scene.server.asked("/round").len() <= 12);
+}
+
+#[tokio::test]
+async fn a_server_that_falls_silent_is_given_up_after_its_tries() {
+    let mut scene = Scene::new().await;
+    scene.store.remote.patience.idle = Duration::from_millis(100);
+    let page = Page { cuts: vec![1000, 0, 0, 0], stalls: true, ..Page::new(disk(100_000)) };
+    scene.server.put("/d", page);
+    let error = scene.pull_url("/d").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
+    assert!(error.to_string().contains("to send the next byte"), "{error}");
+    assert!(scene.store.list().unwrap().0.is_empty());
+}
+
+#[tokio::test]
+async fn a_slow_server_is_waited_for() {
+    let mut scene = Scene::new().await;
+    scene.store.remote.patience.idle = Duration::from_secs(5);
+    let disk = disk(40_000);
+    scene.server.put("/d", Page { pause: Duration::from_millis(20), ..Page::new(disk.clone()) });
+    assert_eq!(scene.pull_url("/d").await.unwrap().id.hex(), sha256(&disk));
+}
+
+#[tokio::test]
+async fn an_overloaded_server_is_asked_again_and_a_forbidden_file_is_not() {
+    let scene = Scene::new().await;
+    scene.server.put("/busy", Page::status("503 Service Unavailable"));
+    let error = scene.pull_url("/busy").await.unwrap_err();
+    assert!(error.to_string().contains("503"), "{error}");
+    assert_eq!(scene.server.asked("/busy").len(), 3);
+    scene.server.put("/closed", Page::status("403 Forbidden"));
+    assert_eq!(scene.pull_url("/closed").await.unwrap_err().kind(), ErrorKind::Remote);
+    assert_eq!(scene.server.asked("/closed").len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pulls_of_one_image_at_once_share_one_download() {
+    let scene = Scene::new().await;
+    let disk = disk(200_000);
+    scene.server.put("/d", Page { pause: Duration::from_millis(5), ..Page::new(disk.clone()) });
+    let url = scene.server.url("/d");
+    let pulls = (0..4).map(|_| {
+        // Each a store of its own, as in processes of their own.
+        let store = ImageStore::new(&Home::at(scene.dir.path()).unwrap(), Catalogue::built_in());
+        let image = url.parse().unwrap();
+        tokio::spawn(async move { store.pull(&image, ARCH, &unwatched()).await })
+    });
+    let pulls: Vec<_> = pulls.collect();
+    for pull in pulls {
+        assert_eq!(pull.await.unwrap().unwrap().id.hex(), sha256(&disk));
+    }
+    assert_eq!(scene.server.asked("/d").len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_who_waits_sees_it_come_and_takes_over() {
+    let scene = Scene::new().await;
+    let disk = disk(300_000);
+    scene.server.put("/d", Page { cuts: vec![100_000], stalls: true, ..Page::new(disk.clone()) });
+    let (store, image) = (scene.store.clone(), scene.server.url("/d").parse().unwrap());
+    let first_progress = unwatched();
+    let mut first_seen = first_progress.subscribe();
+    let first = tokio::spawn(async move { store.pull(&image, ARCH, &first_progress).await });
+    first_seen.wait_for(|progress| progress.done_bytes == 100_000).await.unwrap();
+    let progress = unwatched();
+    let mut seen = progress.subscribe();
+    let (store, image) = (scene.store.clone(), scene.server.url("/d").parse().unwrap());
+    let second = tokio::spawn(async move { store.pull(&image, ARCH, &progress).await });
+    seen.wait_for(|progress| progress.stage == PullStage::Waiting && progress.done_bytes > 0).await.unwrap();
+    first.abort();
+    assert_eq!(second.await.unwrap().unwrap().id.hex(), sha256(&disk));
+    assert_eq!(scene.server.asked("/d").len(), 2);
+}
+
+#[tokio::test]
+async fn a_kept_image_is_found_without_the_network_and_not_fetched_twice() {
+    let mut scene = Scene::new().await;
+    let disk = disk(100_000);
+    scene.server.put("/test.img", Page::new(disk.clone()));
+    scene.server.put("/SUMS", Page::new(format!("{}  test.img\n", sha256(&disk))));
+    scene.publish("checksums = \"SUMS\"");
+    let image: ImageRef = "test".parse().unwrap();
+    let missing = scene.store.resolve(&image, ARCH, PullPolicy::Never, &unwatched()).await.unwrap_err();
+    assert_eq!(missing.to_string(), "image `test:1` does not exist");
+    for policy in [PullPolicy::Missing, PullPolicy::Missing, PullPolicy::Newer, PullPolicy::Never] {
+        let found = scene.store.resolve(&image, ARCH, policy, &unwatched()).await.unwrap();
+        assert_eq!((found.name.as_str(), found.facts.virtual_size_bytes), ("test:1", 100_352));
+    }
+    assert_eq!(scene.server.asked("/test.img").len(), 1);
+    assert_eq!(scene.server.asked("/SUMS").len(), 2, "once for each time it may be newer");
+    let other = scene.store.resolve(&image, Arch::Aarch64, PullPolicy::Missing, &unwatched()).await;
+    assert!(other.unwrap_err().to_string().contains("does not exist for aarch64, only for x86_64"));
+}
+
+#[tokio::test]
+async fn an_image_for_another_architecture_is_refused() {
+    let scene = Scene::new().await;
+    let mut disk = vec![0; 1 << 20];
+    disk[512..520].copy_from_slice(b"EFI PART");
+    (disk[512 + 72], disk[512 + 80], disk[512 + 84]) = (2, 1, 128);
+    let kind: uuid::Uuid = "b921b045-1df0-41c3-af44-4c6f280d3fae".parse().unwrap();
+    disk[1024..1040].copy_from_slice(&kind.to_bytes_le());
+    (disk[1056], disk[1064]) = (64, 128);
+    scene.server.put("/d", Page::new(disk));
+    let text = scene.pull_url("/d").await.unwrap_err().to_string();
+    assert!(text.contains("an image for aarch64, and x86_64 was asked for"), "{text}");
+    scene.assert_nothing_kept();
+}
+
+#[tokio::test]
+async fn a_mirror_stands_in_for_the_publisher() {
+    let mut scene = Scene::new().await;
+    let disk = disk(10_000);
+    let mirror = format!("https://never.invalid/={}", scene.server.url("/mirror/"));
+    let text = "version = 1\n[image.test.release.1]\nchecksums = \"SUMS\"\n\
+        x86_64 = { url = \"https://never.invalid/a/test.img\" }\n";
+    let catalogue = Catalogue::built_in().extended(text, Path::new("t")).unwrap();
+    scene.store.catalogue = catalogue.with_mirrors(&mirror).unwrap();
+    scene.server.put("/mirror/a/test.img", Page::new(disk.clone()));
+    scene.server.put("/mirror/a/SUMS", Page::new(format!("{}  test.img\n", sha256(&disk))));
+    assert_eq!(scene.pull("test").await.unwrap().id.hex(), sha256(&disk));
+}
+
+/// Puts an artifact `disks/web:1` with this disk behind a token for everybody who asks with the right login.
+fn put_artifact(server: &TestServer, disk: &[u8], login: Option<&str>) -> String {
+    let realm = server.url("/token");
+    let challenge = format!("Bearer realm=\"{realm}\",service=\"test\",scope=\"repository:disks/web:pull\"");
+    let guarded = Some(("Bearer let-me-in".to_owned(), challenge));
+    let digest = format!("sha256:{}", sha256(disk));
+    let manifest = serde_json::json!({
+        "schemaVersion": 2,
+        "layers": [{"mediaType": "application/octet-stream", "digest": digest, "size": disk.len()}],
+    })
+    .to_string();
+    let manifest_digest = format!("sha256:{}", sha256(manifest.as_bytes()));
+    let index = serde_json::json!({"schemaVersion": 2, "manifests": [
+        {"mediaType": "x", "digest": format!("sha256:{}", "0".repeat(64)), "platform": {"architecture": "arm64"}},
+        {"mediaType": "x", "digest": manifest_digest, "platform": {"architecture": "amd64"}},
+    ]})
+    .to_string();
+    let page = |body: &[u8]| Page { guarded: guarded.clone(), ..Page::new(body) };
+    server.put("/v2/disks/web/manifests/1", page(manifest.as_bytes()));
+    server.put("/v2/disks/web/manifests/index", page(index.as_bytes()));
+    server.put(&format!("/v2/disks/web/manifests/{manifest_digest}"), page(manifest.as_bytes()));
+    server.put(&format!("/v2/disks/web/blobs/{digest}"), Page { cuts: vec![1000], ..page(disk) });
+    let token = Page::new(r#"{"token": "let-me-in"}"#);
+    let guarded = login.map(|login| (login.to_owned(), "Basic realm=\"test\"".to_owned()));
+    server.put("/token", Page { guarded, ..token });
+    format!("oci://{}/disks/web", server.host())
+}
+
+#[tokio::test]
+async fn a_disk_is_pulled_from_a_registry_that_wants_a_token() {
+    let scene = Scene::new().await;
+    let disk = disk(50_000);
+    let image = put_artifact(&scene.server, &disk, None);
+    for tag in [":1", ":index", ""] {
+        let pulled = scene.pull(&format!("{image}{tag}")).await;
+        if tag.is_empty() {
+            assert_eq!(pulled.unwrap_err().kind(), ErrorKind::NotFound, "there is no latest");
+            continue;
+        }
+        let kept = pulled.unwrap();
+        assert_eq!(kept.id.hex(), sha256(&disk));
+        assert_eq!(kept.names.last().unwrap().verified, Verified::Digest);
+    }
+    let asked = scene.server.asked("/token");
+    assert_eq!(asked[0].query, "scope=repository:disks/web:pull&service=test");
+    assert!(!asked[0].headers.contains_key("authorization"));
+    let blob = scene.server.asked(&format!("/v2/disks/web/blobs/sha256:{}", sha256(&disk)));
+    assert_eq!(blob.len(), 2, "cut once, and not fetched again under another name");
+    assert_eq!(blob[1].headers["range"], "bytes=1000-");
+}
+
+#[tokio::test]
+async fn a_registry_that_wants_a_login_is_shown_it() {
+    let mut scene = Scene::new().await;
+    let disk = disk(20_000);
+    let image = put_artifact(&scene.server, &disk, Some("Basic dTpw"));
+    let error = scene.pull(&format!("{image}:1")).await.unwrap_err();
+    assert!(error.to_string().contains("does not give it to everybody"), "{error}");
+    let config = format!(r#"{{"auths": {{"{}": {{"auth": "dTpw"}}}}}}"#, scene.server.host());
+    scene.store = scene
+        .store
+        .clone()
+        .with_registry_credentials(RegistryCredentials::from_docker_config(&config).unwrap());
+    assert_eq!(scene.pull(&format!("{image}:1")).await.unwrap().id.hex(), sha256(&disk));
+}
+
+#[tokio::test]
+async fn a_registry_that_gives_another_manifest_or_blob_is_not_believed() {
+    let scene = Scene::new().await;
+    let disk = disk(20_000);
+    let image = put_artifact(&scene.server, &disk, None);
+    let error = scene.pull(&format!("{image}@sha256:{}", "1".repeat(64))).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+    let path = format!("/v2/disks/web/manifests/sha256:{}", "1".repeat(64));
+    scene.server.put(&path, Page::new(r#"{"layers": []}"#));
+    let error = scene.pull(&format!("{image}@sha256:{}", "1".repeat(64))).await.unwrap_err();
+    assert!(matches!(error, Error::Untrusted { .. }), "{error}");
+    scene.server.put(&format!("/v2/disks/web/blobs/sha256:{}", sha256(&disk)), Page::new(vec![3; 20_000]));
+    let error = scene.pull(&format!("{image}:1")).await.unwrap_err();
+    assert!(matches!(error, Error::Untrusted { .. }), "{error}");
+    scene.assert_nothing_kept();
+}
+
+#[tokio::test]
+async fn a_signature_over_checksums_or_the_image_is_verified() {
+    let mut scene = Scene::new().await;
+    let fingerprint = "5A88DABF613BE576F30FF9839CE137947B24AC90";
+    let public = include_str!("../../tests/signatures/one.pub");
+    let key = format!("[key.one]\nfingerprint = \"{fingerprint}\"\npublic = '''\n{public}'''\n");
+    // The signed file stands in for an image: any bytes are a raw disk.
+    let signed = include_bytes!("../../tests/signatures/SUMS");
+    let signature = include_bytes!("../../tests/signatures/one.sig");
+    let of_image = "signed = \"image\"\nsignature = \"{file}.sig\"\nkeys = [\"one\"]";
+    scene.store.catalogue =
+        scene.store.catalogue.clone().extended(&format!("version = 1\n{key}"), Path::new("k")).unwrap();
+    scene.publish(of_image);
+    scene.server.put("/test.img", Page::new(&signed[..]));
+    scene.server.put("/test.img.sig", Page::new(&signature[..]));
+    let kept = scene.pull("test:1").await.unwrap();
+    assert_eq!(kept.names[0].verified, Verified::Signature { fingerprint: fingerprint.to_owned() });
+    scene.store.remove("test:1", None).await.unwrap();
+
+    scene.server.put("/test.img", Page::new(&b"another"[..]));
+    let error = scene.pull("test:1").await.unwrap_err();
+    assert!(error.to_string().contains("no good signature by 5A88DABF"), "{error}");
+    scene.assert_nothing_kept();
+
+    scene.publish("checksums = \"SUMS\"\nsigned = \"checksums\"\nsignature = \"SUMS.sig\"\nkeys = [\"one\"]");
+    scene.server.put("/SUMS", Page::new(format!("{}  test.img\n", sha256(b"another"))));
+    scene.server.put("/SUMS.sig", Page::new(&signature[..]));
+    let error = scene.pull("test:1").await.unwrap_err();
+    assert!(matches!(error, Error::Untrusted { .. }), "{error}");
+    scene.server.put("/SUMS", Page::new(&signed[..]));
+    let error = scene.pull("test:1").await.unwrap_err();
+    assert!(error.to_string().contains("has to hash to sha256:aaaa"), "the signature is good: {error}");
+
+    scene.publish("checksums = \"CHECKSUM\"\nsigned = \"inline\"\nkeys = [\"one\"]");
+    scene.server.put("/CHECKSUM", Page::new(&include_bytes!("../../tests/signatures/CHECKSUM.inline")[..]));
+    let error = scene.pull("test:1").await.unwrap_err();
+    assert!(error.to_string().contains("has to hash to sha256:aaaa"), "the signature is good: {error}");
+    scene.assert_nothing_kept();
+}

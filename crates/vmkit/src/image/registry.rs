@@ -1,0 +1,387 @@
+//! Disks in OCI registries: finds the layer that is the disk, and shows the registry who asks.
+//!
+//! Edge: the network. It knows manifests and tokens; the disk itself is a file like any other, fetched and checked by the
+//! digest that the manifest has for it.
+//!
+//! What counts as a disk: an artifact with a single layer, whatever its media type, or with a single one whose media type
+//! speaks of a disk or whose title ends as images do. Container images, which keep a disk in a tar (`/disk/…`), are refused
+//! with what to do.
+//!
+//! Source: the OCI Image and Distribution Specifications; the Docker Registry token authentication specification.
+
+use std::collections::BTreeMap;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::Deserialize;
+
+use super::digest::{Digest, Hasher};
+use super::kept::Verified;
+use super::pull::Source;
+use super::reference::OciRef;
+use super::remote::Answer;
+use super::store::ImageStore;
+use crate::error::{Error, Result};
+use crate::spec::Arch;
+
+/// The largest manifest: the size that the specification has registries accept.
+const MOST_MANIFEST_BYTES: usize = 4 << 20;
+const MOST_TOKEN_BYTES: usize = 1 << 20;
+/// What manifests are asked for as; the lists of several come last.
+const MANIFESTS: &str = "application/vnd.oci.image.manifest.v1+json, \
+    application/vnd.docker.distribution.manifest.v2+json, \
+    application/vnd.oci.image.index.v1+json, \
+    application/vnd.docker.distribution.manifest.list.v2+json";
+/// The ends of titles that are disks.
+const DISK_ENDS: &[&str] = &[".qcow2", ".raw", ".img", ".gz", ".xz", ".zst", ".bz2"];
+
+/// Who asks registries: what a `config.json` of Docker's has.
+#[derive(Clone, Default, Deserialize)]
+pub struct RegistryCredentials {
+    #[serde(default)]
+    auths: BTreeMap<String, Login>,
+}
+
+#[derive(Clone, Deserialize)]
+struct Login {
+    /// `USER:PASSWORD` in Base64.
+    auth: Option<String>,
+    username: Option<String>,
+    password: Option<String>,
+}
+
+impl std::fmt::Debug for RegistryCredentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The passwords stay out of logs.
+        f.debug_set().entries(self.auths.keys()).finish()
+    }
+}
+
+impl RegistryCredentials {
+    /// Reads the text of a `config.json` as `docker login`, `podman login` and `oras login` write it.
+    ///
+    /// Helpers that keep passwords elsewhere (`credsStore`, `credHelpers`) are programs, and not run.
+    ///
+    /// # Errors
+    /// `InvalidInput` on `registry credentials` for what is not of that form.
+    pub fn from_docker_config(text: &str) -> Result<Self> {
+        // Only the place of the error: what stands there is secret.
+        serde_json::from_str(text).map_err(|error| {
+            let place = format!("line {}, column {}", error.line(), error.column());
+            Error::invalid("registry credentials", place, "this is not a config.json of Docker's")
+        })
+    }
+
+    /// Answers what a registry is shown by who has a login there: `Basic …`.
+    fn basic(&self, registry: &str) -> Option<String> {
+        let host = |key: &str| {
+            let key = key.split_once("://").map_or(key, |(_, rest)| rest);
+            key.split('/').next().unwrap_or_default().to_owned()
+        };
+        let (_, login) = self.auths.iter().find(|(key, _)| host(key) == registry)?;
+        let auth = match (&login.auth, &login.username, &login.password) {
+            (Some(auth), _, _) if !auth.is_empty() => auth.clone(),
+            (_, Some(user), Some(password)) => STANDARD.encode(format!("{user}:{password}")),
+            _ => return None,
+        };
+        Some(format!("Basic {auth}"))
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Manifest {
+    #[serde(default)]
+    manifests: Vec<Descriptor>,
+    #[serde(default)]
+    layers: Vec<Descriptor>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Descriptor {
+    #[serde(default)]
+    media_type: String,
+    digest: String,
+    platform: Option<Platform>,
+    #[serde(default)]
+    annotations: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct Platform {
+    architecture: String,
+}
+
+#[derive(Deserialize)]
+struct Token {
+    token: Option<String>,
+    access_token: Option<String>,
+}
+
+/// How a registry wants to be shown who asks: `Bearer realm="…",service="…"`.
+#[derive(Debug, PartialEq, Eq)]
+struct Challenge {
+    scheme: String,
+    parameters: BTreeMap<String, String>,
+}
+
+impl ImageStore {
+    /// Finds the disk that a name in a registry stands for.
+    ///
+    /// # Errors
+    /// `Remote`, `NotFound`; `InvalidInput` on `image` where there is no disk, or none of this architecture.
+    pub(super) async fn registry_source(&self, image: &OciRef, arch: Arch) -> Result<Source> {
+        let mut session = Session { store: self, image, authorization: None };
+        let refused = |why: String| Err(Error::invalid("image", image, why));
+        let mut manifest = session.manifest(&image.reference(), image.digest()).await?;
+        if !manifest.manifests.is_empty() {
+            let name = oci_name(arch);
+            let of_arch = |one: &&Descriptor| one.platform.as_ref().is_some_and(|p| p.architecture == name);
+            let Some(found) = manifest.manifests.iter().find(of_arch) else {
+                let platforms = manifest.manifests.iter().filter_map(|one| one.platform.as_ref());
+                let there: Vec<&str> = platforms.map(|platform| platform.architecture.as_str()).collect();
+                return refused(format!("it does not exist for {name}, only for {}", there.join(", ")));
+            };
+            let digest = checked(image, &found.digest)?;
+            manifest = session.manifest(&digest.to_string(), Some(&digest)).await?;
+        }
+        let disk = match disk_of(&manifest) {
+            Ok(disk) => disk,
+            Err(why) => return refused(why),
+        };
+        let digest = checked(image, &disk.digest)?;
+        let url = format!("{}/blobs/{digest}", session.base());
+        Ok(Source {
+            url,
+            authorization: session.authorization,
+            digest: Some(digest),
+            verified: Verified::Digest,
+            signed_file: None,
+        })
+    }
+}
+
+/// A conversation with one registry about one repository.
+struct Session<'a> {
+    store: &'a ImageStore,
+    image: &'a OciRef,
+    authorization: Option<String>,
+}
+
+impl Session<'_> {
+    /// Answers where the repository is. Registries on this host speak without TLS, as everybody's tools take for granted.
+    fn base(&self) -> String {
+        let registry = self.image.registry();
+        let host = registry.rsplit_once(':').map_or(registry, |(host, _)| host);
+        let is_here = matches!(host, "localhost" | "127.0.0.1" | "[::1]");
+        let scheme = if is_here { "http" } else { "https" };
+        format!("{scheme}://{registry}/v2/{}", self.image.repository())
+    }
+
+    async fn manifest(&mut self, reference: &str, digest: Option<&Digest>) -> Result<Manifest> {
+        let url = format!("{}/manifests/{reference}", self.base());
+        let bytes = self.ask(&url).await?.body(&url)?;
+        let untrusted = |problem: String| Error::Untrusted { what: self.image.to_string(), problem };
+        if let Some(wanted) = digest {
+            let found = Hasher::digest(wanted.algorithm(), &bytes);
+            if found != *wanted {
+                return Err(untrusted(format!(
+                    "its manifest hashes to {found}, and has to hash to {wanted}"
+                )));
+            }
+        }
+        serde_json::from_slice(&bytes)
+            .map_err(|error| untrusted(format!("its manifest can't be read: {error}")))
+    }
+
+    /// Asks, and shows who asks if the registry wants that.
+    async fn ask(&mut self, url: &str) -> Result<Answer> {
+        let remote = &self.store.remote;
+        let answer =
+            remote.ask(url, Some(MANIFESTS), self.authorization.as_deref(), MOST_MANIFEST_BYTES).await?;
+        let Some(challenge) = answer.challenge().map(challenge) else { return Ok(answer) };
+        let basic = self.store.credentials.basic(self.image.registry());
+        self.authorization = match challenge.scheme.as_str() {
+            "basic" => basic,
+            "bearer" => Some(self.token(&challenge, basic.as_deref()).await?),
+            _ => None,
+        };
+        if self.authorization.is_none() {
+            return Ok(answer);
+        }
+        remote.ask(url, Some(MANIFESTS), self.authorization.as_deref(), MOST_MANIFEST_BYTES).await
+    }
+
+    /// Fetches a token for reading this repository, for whoever asks or for anybody.
+    async fn token(&self, challenge: &Challenge, basic: Option<&str>) -> Result<String> {
+        let untrusted = |problem: &str| Error::Untrusted {
+            what: format!("the registry {}", self.image.registry()),
+            problem: problem.to_owned(),
+        };
+        let parameter = |name: &str| challenge.parameters.get(name).map(String::as_str);
+        let realm = parameter("realm").unwrap_or_default();
+        // A password is shown to nobody by a way that others can listen on.
+        if !realm.starts_with("https://") && !self.base().starts_with("http://") {
+            return Err(untrusted("it wants the password shown without TLS"));
+        }
+        let scope = format!("repository:{}:pull", self.image.repository());
+        let mut url =
+            format!("{realm}{}scope={}", if realm.contains('?') { '&' } else { '?' }, escaped(&scope));
+        if let Some(service) = parameter("service") {
+            url.push_str(&format!("&service={}", escaped(service)));
+        }
+        let answer = self.store.remote.ask(&url, None, basic, MOST_TOKEN_BYTES).await?;
+        let bytes = answer.body(&url)?;
+        let token: Token =
+            serde_json::from_slice(&bytes).map_err(|_| untrusted("its token can't be read"))?;
+        let token = token.token.or(token.access_token).ok_or_else(|| untrusted("it gave no token"))?;
+        Ok(format!("Bearer {token}"))
+    }
+}
+
+/// Answers the layer that is a disk.
+fn disk_of(manifest: &Manifest) -> Result<&Descriptor, String> {
+    let is_container = |layer: &Descriptor| {
+        layer.media_type.starts_with("application/vnd.oci.image.layer.v1.tar")
+            || layer.media_type.starts_with("application/vnd.docker.image.rootfs.diff.tar")
+    };
+    let is_disk = |layer: &&Descriptor| {
+        let title = layer.annotations.get("org.opencontainers.image.title");
+        layer.media_type.contains("disk")
+            || title
+                .is_some_and(|title| DISK_ENDS.iter().any(|end| title.to_ascii_lowercase().ends_with(end)))
+    };
+    let plain: Vec<&Descriptor> = manifest.layers.iter().filter(|layer| !is_container(layer)).collect();
+    match plain[..] {
+        [] if manifest.layers.is_empty() => Err("there is nothing in it".to_owned()),
+        [] => Err("this is an image of a container, not the disk of a machine: unpack the disk that may lie in it, \
+                   and push that, as `oras push NAME:TAG disk.qcow2` does"
+            .to_owned()),
+        [disk] => Ok(disk),
+        _ => {
+            let disks: Vec<&&Descriptor> = plain.iter().filter(|layer| is_disk(layer)).collect();
+            match disks[..] {
+                [disk] => Ok(disk),
+                _ => Err(format!("it has {} files, and which one is the disk can't be told", plain.len())),
+            }
+        }
+    }
+}
+
+fn checked(image: &OciRef, digest: &str) -> Result<Digest> {
+    let parsed = digest.split_once(':').and_then(|(kind, hex)| Digest::new(kind, hex));
+    parsed.ok_or_else(|| Error::Untrusted {
+        what: image.to_string(),
+        problem: format!("its manifest has the digest {digest:?}, which is none"),
+    })
+}
+
+/// Answers the name of an architecture in manifests, which is that of Go.
+fn oci_name(arch: Arch) -> &'static str {
+    match arch {
+        Arch::X86_64 => "amd64",
+        Arch::Aarch64 => "arm64",
+    }
+}
+
+/// Reads what a server wants to be shown: a scheme, then names with values in quotes or without.
+///
+/// Source: RFC 9110, "WWW-Authenticate".
+fn challenge(header: &str) -> Challenge {
+    let (scheme, mut rest) = header.trim().split_once(' ').unwrap_or((header.trim(), ""));
+    let mut parameters = BTreeMap::new();
+    while let Some((name, value)) = rest.split_once('=') {
+        let name = name.trim_matches([' ', ',']).to_ascii_lowercase();
+        let (value, after) = match value.strip_prefix('"') {
+            Some(quoted) => quoted.split_once('"').unwrap_or((quoted, "")),
+            None => value.split_once(',').unwrap_or((value, "")),
+        };
+        parameters.insert(name, value.trim().to_owned());
+        rest = after;
+    }
+    Challenge { scheme: scheme.to_ascii_lowercase(), parameters }
+}
+
+/// Writes what has a meaning in an address as `%XX`.
+fn escaped(text: &str) -> String {
+    let mut escaped = String::new();
+    for byte in text.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' | b':' | b'/' => {
+                escaped.push(char::from(byte))
+            }
+            _ => escaped.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn manifest(layers: &[(&str, &str)]) -> Manifest {
+        let layers = layers.iter().map(|(media_type, title)| {
+            serde_json::json!({
+                "mediaType": media_type,
+                "digest": format!("sha256:{title}"),
+                "annotations": {"org.opencontainers.image.title": title},
+            })
+        });
+        serde_json::from_value(serde_json::json!({"layers": layers.collect::<Vec<_>>()})).unwrap()
+    }
+
+    #[test]
+    fn the_layer_that_is_a_disk_is_found() {
+        let tar = "application/vnd.oci.image.layer.v1.tar+gzip";
+        for (layers, expected) in [
+            (&[("application/octet-stream", "a")][..], Ok("sha256:a")),
+            (&[("text/plain", "README.md"), ("x/y", "d.qcow2")], Ok("sha256:d.qcow2")),
+            (&[("x/config", "a"), ("application/vnd.cirruslabs.tart.disk.v1", "b")], Ok("sha256:b")),
+            (&[("x/y", "a.raw"), ("x/y", "b.raw")], Err("which one is the disk")),
+            (&[(tar, "rootfs")], Err("image of a container")),
+            (&[], Err("nothing in it")),
+        ] {
+            let manifest = manifest(layers);
+            let found = disk_of(&manifest).map(|disk| disk.digest.as_str());
+            match expected {
+                Ok(digest) => assert_eq!(found, Ok(digest)),
+                Err(why) => assert!(found.unwrap_err().contains(why), "{layers:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_challenge_is_read_with_commas_in_its_values() {
+        let found =
+            challenge(r#"Bearer realm="https://a/t",service="r.example",scope="repository:x:pull,push""#);
+        assert_eq!(found.scheme, "bearer");
+        assert_eq!(found.parameters["scope"], "repository:x:pull,push");
+        assert_eq!(found.parameters["realm"], "https://a/t");
+        assert_eq!(challenge("Basic realm=plain").parameters["realm"], "plain");
+        assert_eq!(challenge("Negotiate").scheme, "negotiate");
+    }
+
+    #[test]
+    fn a_login_is_found_by_its_registry_and_never_shown() {
+        let text = r#"{"auths": {"https://r.example/v1/": {"auth": "dTpw"},
+            "localhost:5000": {"username": "u", "password": "geheim"}, "none": {}}}"#;
+        let credentials = RegistryCredentials::from_docker_config(text).unwrap();
+        assert_eq!(credentials.basic("r.example").as_deref(), Some("Basic dTpw"));
+        assert_eq!(credentials.basic("localhost:5000").as_deref(), Some("Basic dTpnZWhlaW0="));
+        assert_eq!((credentials.basic("none"), credentials.basic("other")), (None, None));
+        assert!(!format!("{credentials:?}").contains("dTpw"));
+        let error = RegistryCredentials::from_docker_config(r#"{"auths": {"r": {"auth": 17}}}"#).unwrap_err();
+        assert!(error.to_string().contains("line 1") && !error.to_string().contains("17}"), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn any_challenge_and_any_login_file_are_read_without_panic(text in ".*") {
+            let _ = challenge(&text);
+            let _ = RegistryCredentials::from_docker_config(&text);
+        }
+    }
+}

@@ -1,0 +1,538 @@
+//! Asks servers: small files whole, and images into an [`Intake`], going on where a cut left off.
+//!
+//! Edge: the network. It knows HTTP and nothing of what an image is or how it is checked.
+//!
+//! Every wait is bounded: for a connection, and for the next byte. A cut, a silence or a server that is overloaded is tried
+//! again after a while; what has come stays, and the rest is asked for with `Range` and `If-Range`. Where the server can't
+//! do that, or has another file by now, it begins anew. Tries count from the last byte that came.
+
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use reqwest::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderMap, HeaderValue, IF_RANGE,
+    LAST_MODIFIED, RANGE, WWW_AUTHENTICATE,
+};
+use reqwest::{Client, NoProxy, Proxy, RequestBuilder, Response, StatusCode, redirect};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+
+use super::digest::DigestAlgorithm;
+use super::intake::{DOWNLOAD, Intake, Taken};
+use super::progress::{PullProgress, PullStage};
+use super::store::{read_bytes, replace};
+use crate::error::{Error, Result};
+
+/// The most servers that an address may lead to one after the other.
+const MOST_REDIRECTS: usize = 10;
+/// The file that says what is being downloaded, beside what came of it.
+const STATE: &str = "state.json";
+
+/// How servers are asked.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Remote {
+    pub(super) patience: Patience,
+    proxy: Option<Proxy>,
+    client: Arc<OnceLock<Client>>,
+}
+
+/// How long a server is waited for, and how often it is asked again.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Patience {
+    pub(super) connect: Duration,
+    /// How long no byte may come.
+    pub(super) idle: Duration,
+    /// How often it is tried again without a byte in between.
+    pub(super) tries: u32,
+    /// How long is waited before the first of these; twice as long before each further one.
+    pub(super) pause: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(30),
+            idle: Duration::from_secs(60),
+            tries: 5,
+            pause: Duration::from_secs(1),
+        }
+    }
+}
+
+/// A file to download.
+#[derive(Debug)]
+pub(super) struct Wanted<'a> {
+    pub(super) url: &'a str,
+    /// What it is hashed by.
+    pub(super) algorithm: DigestAlgorithm,
+    /// Whether what it must hash to is known, so that it may go on from an earlier try without the server's word that the
+    /// file is the same.
+    pub(super) is_checked: bool,
+    pub(super) authorization: Option<&'a str>,
+}
+
+/// What came of a download.
+#[derive(Debug)]
+pub(super) struct Fetched {
+    pub(super) taken: Taken,
+    /// Whether a part of it came in an earlier try of perhaps another process.
+    pub(super) is_resumed: bool,
+}
+
+/// What is known of a download that has begun.
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct State {
+    url: String,
+    /// A strong ETag or a date: what the server knows this very file by.
+    validator: Option<String>,
+    total_bytes: Option<u64>,
+}
+
+/// Why a try did not come to the end.
+enum Cut {
+    /// It may be tried again.
+    Again(Error),
+    /// The server has no more of this file: begin anew.
+    Anew(Error),
+    /// That will not change.
+    Final(Error),
+}
+
+/// What a server answered where a registry's client has to look at it.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Vec<u8>,
+}
+
+impl Answer {
+    /// Answers how the server wants to be shown who asks, where it does.
+    pub(super) fn challenge(&self) -> Option<&str> {
+        (self.status == StatusCode::UNAUTHORIZED)
+            .then(|| self.headers.get(WWW_AUTHENTICATE)?.to_str().ok())
+            .flatten()
+    }
+
+    /// Answers the body of a success.
+    ///
+    /// # Errors
+    /// `Remote` and `NotFound` for any other status.
+    pub(super) fn body(self, url: &str) -> Result<Vec<u8>> {
+        if self.status.is_success() { Ok(self.body) } else { Err(refusal(url, self.status)) }
+    }
+}
+
+impl Remote {
+    /// Answers the same, asking through a proxy.
+    ///
+    /// # Errors
+    /// `InvalidInput` on `proxy`.
+    pub(super) fn through(self, url: &str, except: &str) -> Result<Self> {
+        // The address may have a password, so it is not repeated.
+        let proxy = Proxy::all(url).map_err(|_| {
+            Error::invalid("proxy", "…", "write the address of a proxy, such as http://HOST:PORT")
+        })?;
+        let proxy = proxy.no_proxy(NoProxy::from_string(except));
+        Ok(Self { proxy: Some(proxy), client: Arc::default(), ..self })
+    }
+
+    /// Asks for a small file.
+    ///
+    /// # Errors
+    /// `Remote` where the server can't be reached, refuses, or has more than `most_bytes` to say; `NotFound`.
+    pub(super) async fn small_file(&self, url: &str, most_bytes: usize) -> Result<Vec<u8>> {
+        let answer = self.ask(url, None, None, most_bytes).await?;
+        let is_page = is_web_page(&answer.headers);
+        let body = answer.body(url)?;
+        if is_page {
+            return Err(fetch_error(url, "the server answered with a web page"));
+        }
+        Ok(body)
+    }
+
+    /// Asks and answers what came, whatever its status.
+    ///
+    /// # Errors
+    /// `Remote` where the server can't be reached or has more than `most_bytes` to say.
+    pub(super) async fn ask(
+        &self,
+        url: &str,
+        accept: Option<&str>,
+        authorization: Option<&str>,
+        most_bytes: usize,
+    ) -> Result<Answer> {
+        let mut tries = Tries::new(self.patience);
+        loop {
+            match self.ask_once(url, accept, authorization, most_bytes).await {
+                Ok(answer) => return Ok(answer),
+                Err(Cut::Final(error)) => return Err(error),
+                Err(Cut::Again(error) | Cut::Anew(error)) => tries.pause(error).await?,
+            }
+        }
+    }
+
+    async fn ask_once(
+        &self,
+        url: &str,
+        accept: Option<&str>,
+        authorization: Option<&str>,
+        most_bytes: usize,
+    ) -> Result<Answer, Cut> {
+        let mut request = self.client().map_err(Cut::Final)?.get(url);
+        if let Some(accept) = accept {
+            request = request.header(ACCEPT, accept);
+        }
+        let mut response = self.send(url, with(request, authorization)).await?;
+        if is_passing(response.status()) {
+            return Err(Cut::Again(refusal(url, response.status())));
+        }
+        let (status, headers) = (response.status(), response.headers().clone());
+        let mut body = Vec::new();
+        while let Some(bytes) = self.next(url, &mut response).await? {
+            body.extend_from_slice(&bytes);
+            if body.len() > most_bytes {
+                let problem = format!("more than {most_bytes} bytes came, and this should be a small file");
+                return Err(Cut::Final(fetch_error(url, &problem)));
+            }
+        }
+        Ok(Answer { status, headers, body })
+    }
+
+    /// Downloads a file into a directory of its own, or goes on with what is there of it.
+    ///
+    /// # Cancel safety
+    /// What came stays in the directory, and the next call goes on from there.
+    ///
+    /// # Errors
+    /// `Remote`, `NotFound`; `Host` without room for it; otherwise those of the [`Intake`].
+    pub(super) async fn fetch(
+        &self,
+        wanted: &Wanted<'_>,
+        dir: &Path,
+        progress: &watch::Sender<PullProgress>,
+    ) -> Result<Fetched> {
+        let state = read_bytes(&dir.join(STATE))?.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let state = state.filter(|state: &State| {
+            state.url == wanted.url && (state.validator.is_some() || wanted.is_checked)
+        });
+        let kept_bytes = match &state {
+            Some(_) => std::fs::metadata(dir.join(DOWNLOAD)).map_or(0, |metadata| metadata.len()),
+            None => 0,
+        };
+        let intake = Intake::begin(dir, wanted.algorithm, kept_bytes)?;
+        let mut download = Download {
+            remote: self,
+            wanted,
+            dir,
+            progress,
+            state: state.unwrap_or_default(),
+            intake,
+            got_bytes: kept_bytes,
+        };
+        let mut tries = Tries::new(self.patience);
+        let mut is_resumed = kept_bytes > 0;
+        while download.got_bytes == 0 || download.state.total_bytes != Some(download.got_bytes) {
+            let before = download.got_bytes;
+            let error = match download.run().await {
+                Ok(()) => break,
+                Err(Cut::Final(error)) => {
+                    return Err(error);
+                }
+                Err(Cut::Again(error)) => error,
+                Err(Cut::Anew(error)) => {
+                    is_resumed = false;
+                    download.begin_anew()?;
+                    error
+                }
+            };
+            if download.got_bytes > before {
+                tries = Tries::new(self.patience);
+            }
+            tries.pause(error).await?;
+        }
+        progress.send_modify(|progress| progress.stage = PullStage::Finishing);
+        Ok(Fetched { taken: download.intake.finish().await?, is_resumed })
+    }
+
+    async fn send(&self, url: &str, request: RequestBuilder) -> Result<Response, Cut> {
+        match timeout(self.patience.connect + self.patience.idle, request.send()).await {
+            Ok(Ok(response)) => Ok(response),
+            // What was asked for, or where it led to, is wrong, and will be.
+            Ok(Err(error)) if error.is_redirect() || error.is_builder() => {
+                Err(Cut::Final(fetch_error_of(url, error)))
+            }
+            Ok(Err(error)) => Err(Cut::Again(fetch_error_of(url, error))),
+            Err(_) => Err(Cut::Again(self.silence(url))),
+        }
+    }
+
+    async fn next(&self, url: &str, response: &mut Response) -> Result<Option<bytes::Bytes>, Cut> {
+        match timeout(self.patience.idle, response.chunk()).await {
+            Ok(Ok(bytes)) => Ok(bytes),
+            Ok(Err(error)) => Err(Cut::Again(fetch_error_of(url, error))),
+            Err(_) => Err(Cut::Again(self.silence(url))),
+        }
+    }
+
+    fn silence(&self, url: &str) -> Error {
+        let awaited = format!("{} to send the next byte", shown(url));
+        Error::TimedOut { awaited, after: self.patience.idle, console: String::new() }
+    }
+
+    fn client(&self) -> Result<&Client> {
+        if let Some(client) = self.client.get() {
+            return Ok(client);
+        }
+        let client = self.new_client()?;
+        Ok(self.client.get_or_init(|| client))
+    }
+
+    fn new_client(&self) -> Result<Client> {
+        use rustls_platform_verifier::BuilderVerifierExt;
+
+        let refused = |problem: String| Error::Host { needed: "TLS".to_owned(), problem };
+        // Handed over, so that no provider is installed for the whole process, which is not the library's to do.
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .and_then(BuilderVerifierExt::with_platform_verifier)
+            .map_err(|error| refused(format!("the system's certificates can't be used: {error}")))?
+            .with_no_client_auth();
+        let follow = redirect::Policy::custom(|attempt| {
+            let was_safe = attempt.previous().last().is_some_and(|url| url.scheme() == "https");
+            if attempt.previous().len() > MOST_REDIRECTS {
+                return attempt.error(format!("it leads on and on, {MOST_REDIRECTS} times and more"));
+            }
+            if was_safe && attempt.url().scheme() != "https" {
+                return attempt.error("it leads from https:// to an address that is not safe");
+            }
+            attempt.follow()
+        });
+        let mut builder = Client::builder()
+            .tls_backend_preconfigured(tls)
+            .redirect(follow)
+            .connect_timeout(self.patience.connect)
+            .no_proxy()
+            .user_agent(concat!("vmkit/", env!("CARGO_PKG_VERSION")));
+        if let Some(proxy) = &self.proxy {
+            builder = builder.proxy(proxy.clone());
+        }
+        builder.build().map_err(|error| refused(error.to_string()))
+    }
+}
+
+/// A download under way.
+struct Download<'a> {
+    remote: &'a Remote,
+    wanted: &'a Wanted<'a>,
+    dir: &'a Path,
+    progress: &'a watch::Sender<PullProgress>,
+    state: State,
+    intake: Intake,
+    got_bytes: u64,
+}
+
+impl Download<'_> {
+    /// Asks for what is missing, and takes it in until the end or a cut.
+    async fn run(&mut self) -> Result<(), Cut> {
+        let url = self.wanted.url;
+        let mut request = with(self.remote.client().map_err(Cut::Final)?.get(url), self.wanted.authorization);
+        if self.got_bytes > 0 {
+            request = request.header(RANGE, format!("bytes={}-", self.got_bytes));
+            if let Some(validator) = &self.state.validator {
+                request = request.header(IF_RANGE, validator);
+            }
+        }
+        let mut response = self.remote.send(url, request).await?;
+        self.accept(&response)?;
+        while let Some(bytes) = self.remote.next(url, &mut response).await? {
+            let count = bytes.len() as u64;
+            if !self.intake.take(bytes).await {
+                // The intake has failed, and says why when it is ended; there is nothing more to fetch.
+                return Ok(());
+            }
+            self.got_bytes += count;
+            self.show();
+        }
+        match self.state.total_bytes {
+            Some(total) if total != self.got_bytes => {
+                let problem = format!("{} of {total} bytes came", self.got_bytes);
+                Err(Cut::Again(fetch_error(url, &problem)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Looks at the head of an answer: whether the rest comes, or the whole, or nothing of use.
+    fn accept(&mut self, response: &Response) -> Result<(), Cut> {
+        let (url, status) = (self.wanted.url, response.status());
+        match status {
+            StatusCode::OK => {
+                if self.got_bytes > 0 {
+                    // It knows no ranges, or has another file by now: it sends the whole.
+                    self.begin_anew().map_err(Cut::Final)?;
+                }
+            }
+            StatusCode::PARTIAL_CONTENT => {
+                let range = response.headers().get(CONTENT_RANGE).and_then(|range| range.to_str().ok());
+                if range.and_then(first_of_range) != Some(self.got_bytes) {
+                    return Err(Cut::Anew(fetch_error(
+                        url,
+                        "the server sent another part than was asked for",
+                    )));
+                }
+            }
+            StatusCode::RANGE_NOT_SATISFIABLE if self.got_bytes > 0 => {
+                return Err(Cut::Anew(refusal(url, status)));
+            }
+            _ if is_passing(status) => return Err(Cut::Again(refusal(url, status))),
+            _ => return Err(Cut::Final(refusal(url, status))),
+        }
+        if is_web_page(response.headers()) {
+            let (status, problem) =
+                (Some(status.as_u16()), "the server answered with a web page, not an image");
+            let (url, problem) = (shown(url), problem.to_owned());
+            return Err(Cut::Final(Error::Fetch { url, problem, status, source: None }));
+        }
+        let total_bytes = response.content_length().map(|rest| self.got_bytes + rest);
+        let state = State { url: url.to_owned(), validator: validator(response.headers()), total_bytes };
+        if state != self.state {
+            let bytes = serde_json::to_vec(&state).expect("it has only text and numbers");
+            replace(&self.dir.join(STATE), &bytes).map_err(Cut::Final)?;
+            self.state = state;
+        }
+        check_room(self.dir, self.state.total_bytes.map(|total| total - self.got_bytes))
+            .map_err(Cut::Final)?;
+        self.show();
+        Ok(())
+    }
+
+    fn begin_anew(&mut self) -> Result<()> {
+        self.intake = Intake::begin(self.dir, self.wanted.algorithm, 0)?;
+        self.got_bytes = 0;
+        self.state = State::default();
+        Ok(())
+    }
+
+    fn show(&self) {
+        let (done_bytes, total_bytes) = (self.got_bytes, self.state.total_bytes);
+        self.progress.send_replace(PullProgress { stage: PullStage::Fetching, done_bytes, total_bytes });
+    }
+}
+
+/// Counts tries, and waits longer between each two.
+struct Tries {
+    patience: Patience,
+    failed: u32,
+}
+
+impl Tries {
+    fn new(patience: Patience) -> Self {
+        Self { patience, failed: 0 }
+    }
+
+    /// Waits before the next try; the error is final where there were enough.
+    async fn pause(&mut self, error: Error) -> Result<()> {
+        if self.failed >= self.patience.tries {
+            return Err(error);
+        }
+        tracing::debug!(%error, "trying again");
+        sleep(self.patience.pause * 2_u32.pow(self.failed.min(5))).await;
+        self.failed += 1;
+        Ok(())
+    }
+}
+
+fn with(request: RequestBuilder, authorization: Option<&str>) -> RequestBuilder {
+    // Marked, so that it is in no log; the client takes it away where it is led to another server.
+    match authorization.map(HeaderValue::from_str) {
+        Some(Ok(mut value)) => {
+            value.set_sensitive(true);
+            request.header(AUTHORIZATION, value)
+        }
+        _ => request,
+    }
+}
+
+/// Answers what the server knows this very file by: a strong ETag, else a date.
+///
+/// Source: RFC 9110, "If-Range": a weak ETag is not to be used there.
+fn validator(headers: &HeaderMap) -> Option<String> {
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    let strong = text(ETAG).filter(|etag| etag.starts_with('"'));
+    strong.or_else(|| text(LAST_MODIFIED)).map(str::to_owned)
+}
+
+/// Answers where a part begins: `bytes FIRST-LAST/TOTAL`.
+fn first_of_range(range: &str) -> Option<u64> {
+    range.strip_prefix("bytes ")?.split_once('-')?.0.trim().parse().ok()
+}
+
+/// Tells whether a refusal may be none in a moment.
+fn is_passing(status: StatusCode) -> bool {
+    status.is_server_error() || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT)
+}
+
+fn is_web_page(headers: &HeaderMap) -> bool {
+    headers
+        .get(CONTENT_TYPE)
+        .is_some_and(|kind| kind.as_bytes().to_ascii_lowercase().starts_with(b"text/html"))
+}
+
+/// Refuses what there is no room for, before it is fetched.
+fn check_room(dir: &Path, bytes: Option<u64>) -> Result<()> {
+    let Some(bytes) = bytes else { return Ok(()) };
+    let system = rustix::fs::statvfs(dir).map_err(|errno| Error::io("examine", dir)(errno.into()))?;
+    let free_bytes = system.f_bavail.saturating_mul(system.f_frsize);
+    if bytes > free_bytes {
+        let problem = format!(
+            "{} MiB are still to come, and {} MiB are free there",
+            bytes.div_ceil(1 << 20),
+            free_bytes >> 20
+        );
+        return Err(Error::Host { needed: format!("room in {}", dir.display()), problem });
+    }
+    Ok(())
+}
+
+fn fetch_error(url: &str, problem: &str) -> Error {
+    Error::Fetch { url: shown(url), problem: problem.to_owned(), status: None, source: None }
+}
+
+fn fetch_error_of(url: &str, error: reqwest::Error) -> Error {
+    let problem = match () {
+        () if error.is_connect() => "the server can't be reached",
+        () if error.is_redirect() => "it leads somewhere that is not followed",
+        () if error.is_builder() => "this is no address",
+        () => "the connection broke",
+    };
+    Error::Fetch {
+        url: shown(url),
+        problem: problem.to_owned(),
+        status: None,
+        // The address is in the error already.
+        source: Some(Box::new(error.without_url())),
+    }
+}
+
+fn refusal(url: &str, status: StatusCode) -> Error {
+    let problem = match status {
+        StatusCode::NOT_FOUND | StatusCode::GONE => "there is no such file on the server".to_owned(),
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+            format!("the server does not give it to everybody ({status})")
+        }
+        _ => format!("the server answered {status}"),
+    };
+    Error::Fetch { url: shown(url), problem, status: Some(status.as_u16()), source: None }
+}
+
+/// Answers an address without what may be secret in it: signed addresses have their signature behind a `?`.
+fn shown(url: &str) -> String {
+    match url.split_once('?') {
+        Some((address, _)) => format!("{address}?…"),
+        None => url.to_owned(),
+    }
+}

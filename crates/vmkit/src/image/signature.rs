@@ -1,0 +1,295 @@
+//! Checks OpenPGP signatures: over a file, or within a text.
+//!
+//! Pure: whoever calls it brings the bytes. A signature counts if a key of the catalogue made it while that key was valid,
+//! or a subkey that the key bound for signing; if the key was not revoked; and if the hash is none that can be forged. A
+//! key that has expired since does not undo what it signed before.
+//!
+//! Source: RFC 9580.
+
+use std::io::Read;
+
+use pgp::composed::{CleartextSignedMessage, Deserializable, DetachedSignature, SignedPublicKey};
+use pgp::crypto::hash::HashAlgorithm;
+use pgp::packet::{PublicKey, PublicSubkey, Signature, SignatureType};
+use pgp::types::KeyDetails;
+
+use super::catalogue::OpenPgpKey;
+use super::digest::hex;
+
+/// The largest signature: a file may have several, and none is near this.
+pub(super) const MOST_SIGNATURE_BYTES: usize = 64 << 10;
+
+/// Checks a signature that lies in a file of its own; `open` answers the signed bytes, from the beginning each time.
+///
+/// Answers the fingerprint of the key.
+///
+/// # Errors
+/// What is wrong: with the signature, with a key, or that nobody trusted has signed.
+pub(super) fn verify_detached<R: Read>(
+    signature: &[u8],
+    keys: &[OpenPgpKey],
+    mut open: impl FnMut() -> std::io::Result<R>,
+) -> Result<String, String> {
+    let is_armored = signature.trim_ascii_start().starts_with(b"-----BEGIN");
+    let parsed = if is_armored {
+        DetachedSignature::from_armor_many(signature).map(|(all, _)| all.collect::<Vec<_>>())
+    } else {
+        DetachedSignature::from_bytes_many(signature).map(Iterator::collect)
+    };
+    let signatures = parsed
+        .and_then(|all| all.into_iter().collect::<Result<Vec<_>, _>>())
+        .map_err(|error| format!("the signature can't be read: {error}"))?;
+    let signatures: Vec<&Signature> = signatures.iter().map(|one| &one.signature).collect();
+    trusted(&signatures, keys, |signature, signer| match open() {
+        Ok(data) => signer.has_made(signature, data),
+        Err(_) => false,
+    })
+}
+
+/// Checks a text with the signature in itself, and answers the key's fingerprint and what was signed.
+///
+/// # Errors
+/// As for [`verify_detached`].
+pub(super) fn verify_inline(text: &[u8], keys: &[OpenPgpKey]) -> Result<(String, String), String> {
+    let (message, _) = CleartextSignedMessage::from_armor(text)
+        .map_err(|error| format!("there is no signature in it that can be read: {error}"))?;
+    let signed = message.signed_text();
+    let signatures: Vec<&Signature> = message.signatures().iter().collect();
+    let fingerprint =
+        trusted(&signatures, keys, |signature, signer| signer.has_made(signature, signed.as_bytes()))?;
+    Ok((fingerprint, signed))
+}
+
+/// A key that may have signed.
+#[derive(Clone, Copy)]
+enum Signer<'a> {
+    Primary(&'a PublicKey),
+    Subkey(&'a PublicSubkey),
+}
+
+impl Signer<'_> {
+    fn has_made(self, signature: &Signature, data: impl Read) -> bool {
+        match self {
+            Signer::Primary(key) => signature.verify(key, data).is_ok(),
+            Signer::Subkey(key) => signature.verify(key, data).is_ok(),
+        }
+    }
+}
+
+/// Answers the fingerprint of the first key that has made one of the signatures.
+fn trusted(
+    signatures: &[&Signature],
+    keys: &[OpenPgpKey],
+    mut verify: impl FnMut(&Signature, Signer<'_>) -> bool,
+) -> Result<String, String> {
+    if signatures.is_empty() {
+        return Err("there is no signature in it".to_owned());
+    }
+    let strong: Vec<&&Signature> = signatures.iter().filter(|one| is_strong(one)).collect();
+    if strong.is_empty() {
+        return Err("it is signed by a hash that can be forged".to_owned());
+    }
+    for key in keys {
+        let certificate = certificate(key)?;
+        for signature in &strong {
+            let Some(made) = signature.created() else { continue };
+            for signer in signers(&certificate, made.as_secs()) {
+                if verify(signature, signer) {
+                    return Ok(key.fingerprint.clone());
+                }
+            }
+        }
+    }
+    let wanted: Vec<&str> = keys.iter().map(|key| key.fingerprint.as_str()).collect();
+    let by: Vec<String> = signatures
+        .iter()
+        .flat_map(|one| one.issuer_key_id())
+        .map(|id| id.to_string().to_uppercase())
+        .collect();
+    let by = if by.is_empty() { "nobody it names".to_owned() } else { by.join(", ") };
+    Err(format!("no good signature by {}; it is signed by {by}", wanted.join(" or ")))
+}
+
+/// Reads a key of the catalogue, which must be the one it is said to be, and not revoked.
+fn certificate(key: &OpenPgpKey) -> Result<SignedPublicKey, String> {
+    let of = &key.fingerprint;
+    let (certificate, _) = SignedPublicKey::from_armor_single(key.public.as_bytes())
+        .map_err(|error| format!("the key {of} can't be read: {error}"))?;
+    let found = hex(certificate.fingerprint().as_bytes()).to_uppercase();
+    if found != *of {
+        return Err(format!("the key {of} is not that one, but {found}"));
+    }
+    if !certificate.details.revocation_signatures.is_empty() {
+        return Err(format!("the key {of} is revoked"));
+    }
+    certificate.verify_bindings().map_err(|error| format!("the key {of} is damaged: {error}"))?;
+    Ok(certificate)
+}
+
+/// Answers the keys of a certificate that might have signed at this time, in seconds since 1970.
+fn signers(certificate: &SignedPublicKey, made: u32) -> Vec<Signer<'_>> {
+    let in_time = |created: u32, expires_after: Option<u32>| {
+        made >= created && expires_after.is_none_or(|after| after == 0 || made - created < after)
+    };
+    let mut signers = Vec::new();
+    let own = certificate.details.users.iter().flat_map(|user| &user.signatures);
+    let own = own.chain(&certificate.details.direct_signatures);
+    let newest = own.max_by_key(|one| one.created().map(|time| time.as_secs()));
+    let expires_after = newest.and_then(|one| one.key_expiration_time()).map(|time| time.as_secs());
+    let created = certificate.primary_key.created_at().as_secs();
+    if !in_time(created, expires_after) {
+        return signers;
+    }
+    signers.push(Signer::Primary(&certificate.primary_key));
+    for subkey in &certificate.public_subkeys {
+        let is_revoked = |one: &Signature| one.typ() == Some(SignatureType::SubkeyRevocation);
+        let binding = subkey.signatures.iter().max_by_key(|one| one.created().map(|time| time.as_secs()));
+        let Some(binding) = binding else { continue };
+        let expires_after = binding.key_expiration_time().map(|time| time.as_secs());
+        let created = subkey.key.created_at().as_secs();
+        if binding.key_flags().sign()
+            && !subkey.signatures.iter().any(is_revoked)
+            && in_time(created, expires_after)
+        {
+            signers.push(Signer::Subkey(&subkey.key));
+        }
+    }
+    signers
+}
+
+fn is_strong(signature: &Signature) -> bool {
+    matches!(
+        signature.hash_alg(),
+        Some(
+            HashAlgorithm::Sha224
+                | HashAlgorithm::Sha256
+                | HashAlgorithm::Sha384
+                | HashAlgorithm::Sha512
+                | HashAlgorithm::Sha3_256
+                | HashAlgorithm::Sha3_512
+        )
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    macro_rules! fixture {
+        ($name:literal) => {
+            include_bytes!(concat!("../../tests/signatures/", $name))
+        };
+    }
+
+    const ONE: &str = "5A88DABF613BE576F30FF9839CE137947B24AC90";
+    const TWO: &str = "019F3568F6EFDF23AF1094D4DC0C8ACEB8D03BE9";
+    const EXPIRING: &str = "8DCCD14D59A172887544C5868BBB458E0E7684A2";
+    const REVOKED: &str = "F7C0D129A9191C7ACC3C96336D0166C35F065AFC";
+    const SUMS: &[u8] = fixture!("SUMS");
+
+    fn key(fingerprint: &str) -> OpenPgpKey {
+        let public: &[u8] = match fingerprint {
+            ONE => fixture!("one.pub"),
+            TWO => fixture!("two.pub"),
+            EXPIRING => fixture!("expiring.pub"),
+            _ => fixture!("revoked.pub"),
+        };
+        let public = String::from_utf8(public.to_vec()).unwrap();
+        OpenPgpKey { fingerprint: fingerprint.to_owned(), public }
+    }
+
+    fn verified(signature: &[u8], data: &[u8], fingerprint: &str) -> Result<String, String> {
+        verify_detached(signature, &[key(fingerprint)], || Ok(data))
+    }
+
+    #[test]
+    fn what_gnupg_signed_is_verified() {
+        for (signature, fingerprint) in [
+            (&fixture!("one.asc")[..], ONE),
+            (fixture!("one.sig"), ONE),
+            (fixture!("two.sig"), TWO),
+            (fixture!("both.sig"), ONE),
+            (fixture!("both.sig"), TWO),
+            // The key has expired since, and was valid when it signed.
+            (fixture!("expiring.sig"), EXPIRING),
+        ] {
+            assert_eq!(verified(signature, SUMS, fingerprint).as_deref(), Ok(fingerprint));
+        }
+    }
+
+    #[test]
+    fn what_was_changed_or_signed_by_another_is_refused() {
+        let mut changed = SUMS.to_vec();
+        changed[0] = b'c';
+        for (signature, data, fingerprint, why) in [
+            (&fixture!("one.sig")[..], &changed[..], ONE, "no good signature by 5A88DABF"),
+            (fixture!("one.sig"), SUMS, TWO, "it is signed by 9CE137947B24AC90"),
+            (fixture!("revoked.sig"), SUMS, REVOKED, "is revoked"),
+            (fixture!("sha1.sig"), SUMS, TWO, "can be forged"),
+            (b"", SUMS, ONE, "no signature"),
+            (b"<html>", SUMS, ONE, "can't be read"),
+            (
+                b"-----BEGIN PGP SIGNATURE-----\n\n!!!!\n-----END PGP SIGNATURE-----\n",
+                SUMS,
+                ONE,
+                "can't be read",
+            ),
+        ] {
+            let refusal = verified(signature, data, fingerprint).unwrap_err();
+            assert!(refusal.contains(why), "{why}: {refusal}");
+        }
+    }
+
+    #[test]
+    fn a_key_must_be_the_one_it_is_said_to_be() {
+        let impostor = OpenPgpKey { fingerprint: TWO.to_owned(), ..key(ONE) };
+        let refusal = verify_detached(fixture!("one.sig"), &[impostor], || Ok(SUMS)).unwrap_err();
+        assert!(refusal.contains("is not that one, but 5A88DABF"), "{refusal}");
+    }
+
+    #[test]
+    fn a_key_signs_only_while_it_is_valid() {
+        let certificate = certificate(&key(EXPIRING)).unwrap();
+        let at = |seconds: u32| signers(&certificate, seconds).len();
+        let (before, during, after) = (1_700_000_000, 1_709_251_200, 1_720_000_000);
+        assert_eq!((at(before), at(during), at(after)), (0, 1, 0));
+    }
+
+    #[test]
+    fn of_a_text_with_its_signature_only_what_was_signed_is_read() {
+        let text = fixture!("CHECKSUM.inline");
+        let (fingerprint, signed) = verify_inline(text, &[key(ONE)]).unwrap();
+        assert_eq!(fingerprint, ONE);
+        let lines = |text: &str| text.lines().map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(lines(&signed), lines(std::str::from_utf8(fixture!("CHECKSUM")).unwrap()));
+
+        let text = String::from_utf8(text.to_vec()).unwrap();
+        let before = format!("SHA256 (test.img) = {}\n{text}", "f".repeat(64));
+        let within = text.replace("(test.img) = a", "(test.img) = b");
+        for forged in [before.as_str(), &within, "", "SHA256 (test.img) = 00"] {
+            assert!(verify_inline(forged.as_bytes(), &[key(ONE)]).is_err(), "{forged}");
+        }
+        let behind = format!("{text}SHA256 (other.img) = {}\n", "f".repeat(64));
+        if let Ok((_, signed)) = verify_inline(behind.as_bytes(), &[key(ONE)]) {
+            assert!(!signed.contains("other.img"));
+        }
+    }
+
+    proptest::proptest! {
+        // Each case verifies with RSA, which takes its time without optimisation.
+        #![proptest_config(proptest::prelude::ProptestConfig::with_cases(32))]
+
+        #[test]
+        fn reading_any_signature_never_panics(
+            bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300),
+            damage in proptest::prelude::any::<(proptest::sample::Index, u8)>(),
+        ) {
+            let _ = verified(&bytes, SUMS, ONE);
+            let _ = verify_inline(&bytes, &[key(ONE)]);
+            let mut damaged = fixture!("two.sig").to_vec();
+            let at = damage.0.index(damaged.len());
+            damaged[at] = damage.1;
+            let _ = verified(&damaged, SUMS, TWO);
+        }
+    }
+}

@@ -1,0 +1,597 @@
+//! The images that are kept: [`ImageStore`].
+//!
+//! Edge: files and locks; what lies where is drawn in `kept.rs`. An image is named by what its disk hashes to, so two names
+//! of one image share it, and it is never written to again. Whoever makes a VM of an image holds its lock together with
+//! others; whoever removes it holds it alone, and looks at all VMs under it: so no image goes while a VM needs it.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustix::fs::Mode;
+use tokio::time::Instant;
+
+use super::catalogue::Catalogue;
+use super::digest::Digest;
+use super::inspect::{ImageFacts, inspect};
+use super::intake::Taken;
+use super::kept::{self, KeptImage, KeptName, NewName, RECORD};
+use super::reference::{ImageName, ImageRef};
+use super::registry::RegistryCredentials;
+use super::remote::Remote;
+use crate::error::{Error, Result};
+use crate::spec::{Arch, DataDisk, Firmware, UserName, VmName};
+use crate::steps::step;
+use crate::store::lock::{self, Hold, Lock};
+use crate::store::{Home, Store, create_private};
+
+/// How long one who removes an image waits for those who are just making a VM of it, and the other way round.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// More than any record has.
+const MOST_RECORD_BYTES: u64 = 1 << 20;
+/// The lock of an image, in its directory.
+const LOCK: &str = "lock";
+
+/// The images of one home: found, pulled, imported, checked and removed.
+///
+/// # Concurrency
+/// Any number of stores in any number of processes may work on one home.
+///
+/// # Cancel safety
+/// A dropped future, like a killed process, leaves no half image under any name. What was downloaded stays, and the next
+/// pull goes on from there.
+///
+/// # Examples
+/// ```
+/// use vmkit::image::{Catalogue, ImageStore, PullPolicy, unwatched};
+/// use vmkit::spec::Arch;
+/// use vmkit::store::Home;
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> vmkit::Result<()> {
+/// # let temp = tempfile::tempdir().unwrap();
+/// # std::fs::write(temp.path().join("disk.raw"), [1; 512]).unwrap();
+/// # let (home, disk) = (temp.path(), temp.path().join("disk.raw").to_str().unwrap().to_owned());
+/// let store = ImageStore::new(&Home::at(home)?, Catalogue::built_in());
+/// let image = store.resolve(&disk.parse()?, Arch::X86_64, PullPolicy::Missing, &unwatched()).await?;
+/// assert_eq!(image.facts.virtual_size_bytes, 512);
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone)]
+pub struct ImageStore {
+    home: Home,
+    pub(super) catalogue: Catalogue,
+    pub(super) remote: Remote,
+    pub(super) credentials: RegistryCredentials,
+}
+
+/// Whether an image may be, or has to be, fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum PullPolicy {
+    /// What is kept is taken as it is, however old; what is missing is fetched.
+    #[default]
+    Missing,
+    /// The server is asked whether there is a newer one.
+    Newer,
+    /// Nothing is fetched.
+    Never,
+}
+
+/// An image that a VM can be made of now: as long as this lives, nobody removes it.
+#[derive(Debug)]
+pub struct ImageInUse {
+    /// The whole name it was found by: with its version, or as it was given.
+    pub name: String,
+    /// What it is, and where.
+    pub facts: ImageFacts,
+    /// The image's identity, where it is a kept one.
+    pub id: Option<Digest>,
+    /// The architecture of the guest, where the disk tells it.
+    pub arch: Option<Arch>,
+    /// The user that cloud-init in the image makes, where that is known.
+    pub user: Option<UserName>,
+    /// The firmware that it boots with, where that is known.
+    pub firmware: Option<Firmware>,
+    _lock: Option<Lock>,
+}
+
+/// What an import says of the image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Import {
+    /// The name that it has from now on.
+    pub name: ImageName,
+    /// The architecture of the guest.
+    pub arch: Arch,
+    /// The user that cloud-init in the image makes, where that is known.
+    pub user: Option<UserName>,
+    /// The firmware that it boots with, where that is known.
+    pub firmware: Option<Firmware>,
+}
+
+/// What removing a name led to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RemovedImage {
+    /// The names that are gone.
+    pub names: Vec<String>,
+    /// How much room that made; 0 while the image has another name.
+    pub freed_bytes: u64,
+}
+
+impl ImageStore {
+    /// Makes a store of the images in a home. Touches nothing.
+    pub fn new(home: &Home, catalogue: Catalogue) -> Self {
+        let (remote, credentials) = (Remote::default(), RegistryCredentials::default());
+        Self { home: home.clone(), catalogue, remote, credentials }
+    }
+
+    /// Answers the same store, which shows registries who asks.
+    #[must_use]
+    pub fn with_registry_credentials(mut self, credentials: RegistryCredentials) -> Self {
+        self.credentials = credentials;
+        self
+    }
+
+    /// Answers the same store, which asks all servers through a proxy, but for the hosts that `except` lists with commas.
+    ///
+    /// # Errors
+    /// `InvalidInput` on `proxy` for what is no address of one.
+    pub fn with_proxy(mut self, url: &str, except: &str) -> Result<Self> {
+        self.remote = self.remote.through(url, except)?;
+        Ok(self)
+    }
+
+    /// Answers the catalogue that names are looked up in.
+    pub fn catalogue(&self) -> &Catalogue {
+        &self.catalogue
+    }
+
+    /// Answers all kept images in the order of their names, those without one last; and what could not be read.
+    ///
+    /// # Errors
+    /// `Io` where the directory can't be read.
+    pub fn list(&self) -> Result<(Vec<KeptImage>, Vec<Error>)> {
+        let mut unreadable = Vec::new();
+        let mut images = BTreeMap::new();
+        for name in entries(self.home.images())? {
+            let Some(id) = kept::id_of_dir(&name) else { continue };
+            match self.read(&id) {
+                Ok(Some(image)) => drop(images.insert(id.hex().to_owned(), image)),
+                Ok(None) => {}
+                Err(error) => unreadable.push(error),
+            }
+        }
+        for file in entries(&self.names_dir())?.into_iter().filter(|file| file.ends_with(".json")) {
+            match self.read_name(&self.names_dir().join(file)) {
+                Ok(Some(name)) => {
+                    if let Some(image) = images.get_mut(name.image.hex()) {
+                        image.names.push(name);
+                    }
+                }
+                Ok(None) => {}
+                Err(error) => unreadable.push(error),
+            }
+        }
+        let mut images: Vec<KeptImage> = images.into_values().collect();
+        let key = |image: &KeptImage| {
+            let name = image.names.first().map(|name| name.name.clone());
+            (name.is_none(), name, image.id.hex().to_owned())
+        };
+        images.sort_by_key(key);
+        Ok((images, unreadable))
+    }
+
+    /// Answers the kept images that a text means: a name or an address, for one architecture or all, or the beginning of
+    /// an identity, `sha256:` and at least 6 digits.
+    ///
+    /// # Errors
+    /// `NotFound` where there is none, `InvalidInput` where an identity's beginning fits several.
+    pub fn find(&self, text: &str, arch: Option<Arch>) -> Result<Vec<KeptImage>> {
+        let missing = || Error::NotFound { what: "image", name: text.to_owned() };
+        let (images, _) = self.list()?;
+        if let Some(hex) = text.strip_prefix("sha256:") {
+            let hex = hex.to_ascii_lowercase();
+            if hex.len() < 6 {
+                return Err(Error::invalid(
+                    "image",
+                    text,
+                    "an identity is named by at least 6 of its digits",
+                ));
+            }
+            let found: Vec<KeptImage> =
+                images.into_iter().filter(|image| image.id.hex().starts_with(&hex)).collect();
+            return match found.len() {
+                0 => Err(missing()),
+                1 => Ok(found),
+                several => Err(Error::invalid(
+                    "image",
+                    text,
+                    format!("{several} images begin so: write more digits"),
+                )),
+            };
+        }
+        let name = self.kept_name(&text.parse()?);
+        let is_meant = |kept: &KeptName| kept.name == name && arch.is_none_or(|arch| arch == kept.arch);
+        let found: Vec<KeptImage> =
+            images.into_iter().filter(|image| image.names.iter().any(is_meant)).collect();
+        if found.is_empty() { Err(missing()) } else { Ok(found) }
+    }
+
+    /// Answers the names of the VMs whose disks hang on an image.
+    ///
+    /// # Errors
+    /// `Record` where a VM's record can't be read, since that VM may be one.
+    pub fn users(&self, id: &Digest) -> Result<Vec<VmName>> {
+        let dir = self.dir(id);
+        let dir = dir.canonicalize().unwrap_or(dir);
+        let within = |path: &Path| {
+            path.starts_with(&dir) || path.canonicalize().is_ok_and(|path| path.starts_with(&dir))
+        };
+        let store = Store::new(self.home.clone());
+        let mut users = Vec::new();
+        for name in store.names()? {
+            let spec = match store.read(&name) {
+                Ok(record) => record.handle.spec,
+                Err(Error::NotFound { .. }) => continue,
+                Err(error) => return Err(error),
+            };
+            let existing = |disk: &DataDisk| match disk {
+                DataDisk::Existing { path, .. } => within(path),
+                DataDisk::Fresh { .. } => false,
+            };
+            if spec.disk().is_some_and(|disk| within(&disk.image)) || spec.data_disks().iter().any(existing) {
+                users.push(name);
+            }
+        }
+        Ok(users)
+    }
+
+    /// Removes a name, and its image where that was its last; an identity is removed with all its names.
+    ///
+    /// # Errors
+    /// `Busy` while a VM's disk hangs on the image, with the VMs, or while one is being made of it; `NotFound`; `Record`
+    /// where a VM's record can't be read, since that VM may need the image.
+    pub async fn remove(&self, text: &str, arch: Option<Arch>) -> Result<RemovedImage> {
+        let found = self.find(text, arch)?;
+        let of_identity = text.starts_with("sha256:");
+        let name = if of_identity { String::new() } else { self.kept_name(&text.parse()?) };
+        let goes =
+            |kept: &KeptName| of_identity || (kept.name == name && arch.is_none_or(|arch| arch == kept.arch));
+        let mut removed = RemovedImage { names: Vec::new(), freed_bytes: 0 };
+        for image in found {
+            let Some(lock) = self.hold(&image.id, Hold::Alone).await? else { continue };
+            // Read again now that nobody changes it.
+            let names = self.names_of(&image.id)?;
+            let (going, staying): (Vec<_>, Vec<_>) = names.into_iter().partition(goes);
+            if staying.is_empty() {
+                self.refuse_if_used(&image.id)?;
+            }
+            for name in &going {
+                remove_file(&self.names_dir().join(name.file_name()))?;
+            }
+            if staying.is_empty() {
+                removed.freed_bytes += self.remove_content(&image.id, lock)?;
+            }
+            removed
+                .names
+                .extend(going.into_iter().map(|name| format!("{}@{}", name.name, name.arch.as_str())));
+        }
+        Ok(removed)
+    }
+
+    /// Removes the images that have no name and that no VM needs, with `all` those with a name, too; and what is left of
+    /// downloads that nobody works on. Answers how many images went, and how much room that made.
+    ///
+    /// # Errors
+    /// As for [`remove`](Self::remove), except that an image in use is left alone.
+    pub async fn prune(&self, all: bool) -> Result<(usize, u64)> {
+        let (mut count, mut freed_bytes) = (0, 0);
+        for entry in entries(self.home.images())? {
+            let Some(id) = kept::id_of_dir(&entry) else { continue };
+            let lock = match self.hold_until(&id, Hold::Alone, Instant::now()).await {
+                Ok(Some(lock)) => lock,
+                Ok(None) | Err(Error::Busy { .. }) => continue,
+                Err(error) => return Err(error),
+            };
+            let names = self.names_of(&id)?;
+            if !(all || names.is_empty()) || !self.users(&id)?.is_empty() {
+                continue;
+            }
+            for name in names {
+                remove_file(&self.names_dir().join(name.file_name()))?;
+            }
+            freed_bytes += self.remove_content(&id, lock)?;
+            count += 1;
+        }
+        freed_bytes += self.prune_downloads().await?;
+        Ok((count, freed_bytes))
+    }
+
+    /// Answers the whole name under which an image is kept.
+    pub(super) fn kept_name(&self, image: &ImageRef) -> String {
+        match image {
+            ImageRef::Name(name) => {
+                self.catalogue.whole_name(name).unwrap_or_else(|| name.clone()).to_string()
+            }
+            other => other.to_string(),
+        }
+    }
+
+    /// Answers the image that a name stands for, held against removal; `None` where none is kept.
+    pub(super) async fn use_kept(&self, name: &str, arch: Arch) -> Result<Option<ImageInUse>> {
+        let path = self.names_dir().join(kept::file_name(name, arch));
+        loop {
+            let Some(kept) = self.read_name(&path)? else { return Ok(None) };
+            let lock = self.hold(&kept.image, Hold::Shared).await?;
+            // It may have become another image's name, or gone, while this waited.
+            if self.read_name(&path)?.as_ref() != Some(&kept) {
+                continue;
+            }
+            let (Some(lock), Some(image)) = (lock, self.read(&kept.image)?) else { return Ok(None) };
+            return Ok(Some(ImageInUse {
+                name: kept.name,
+                facts: inspect(&image.facts.path)?,
+                id: Some(kept.image),
+                arch: image.arch,
+                user: kept.user,
+                firmware: kept.firmware,
+                _lock: Some(lock),
+            }));
+        }
+    }
+
+    /// Answers an image that is a file of the user's; one that lies in the store is held against removal.
+    pub(super) async fn use_file(&self, path: &Path) -> Result<ImageInUse> {
+        let facts = inspect(path)?;
+        let images = self.home.images();
+        let images = images.canonicalize().unwrap_or_else(|_| images.to_owned());
+        let first = facts.path.strip_prefix(&images).ok().and_then(|below| below.components().next());
+        let id = first.and_then(|dir| kept::id_of_dir(dir.as_os_str().to_str()?));
+        let lock = match &id {
+            Some(id) => self.hold(id, Hold::Shared).await?,
+            None => None,
+        };
+        let arch = super::arch::of_disk(&facts)?;
+        let name = path.display().to_string();
+        Ok(ImageInUse { name, facts, id, arch, user: None, firmware: None, _lock: lock })
+    }
+
+    /// Puts a disk that was taken in among the images, and names it.
+    ///
+    /// The disk is synced before it has its place, and the record beside it is written last.
+    ///
+    /// # Errors
+    /// `InvalidInput` on `image` for what is no disk of this architecture; `Host` and `Io`.
+    pub(super) async fn keep(&self, taken: Taken, name: NewName) -> Result<KeptImage> {
+        let facts = inspect(&taken.disk)?;
+        let found = super::arch::of_disk(&facts)?;
+        if let Some(found) = found.filter(|found| *found != name.arch) {
+            let why =
+                format!("this is an image for {}, and {} was asked for", found.as_str(), name.arch.as_str());
+            return Err(Error::invalid("image", &name.name, why));
+        }
+        let id = taken.disk_digest;
+        let dir = self.dir(&id);
+        let lock = loop {
+            create_private(&dir)?;
+            if let Some(lock) = self.hold(&id, Hold::Alone).await? {
+                break lock;
+            }
+        };
+        let now = seconds_since_1970();
+        let image = match self.read(&id)? {
+            Some(image) => image,
+            None => {
+                let path = dir.join(kept::disk_name(facts.format));
+                settle(&taken.disk, &path)?;
+                let image = KeptImage {
+                    id: id.clone(),
+                    facts: ImageFacts { path, ..facts },
+                    arch: found,
+                    kept_at: now,
+                    names: Vec::new(),
+                };
+                replace(&dir.join(RECORD), &image.encode())?;
+                sync_dir(self.home.images())?;
+                image
+            }
+        };
+        create_private(&self.names_dir())?;
+        let name = name.of(id.clone(), taken.digest, now);
+        replace(&self.names_dir().join(name.file_name()), &name.encode())?;
+        drop(lock);
+        Ok(KeptImage { names: self.names_of(&id)?, ..image })
+    }
+
+    /// Answers the kept image with this name whose download had this checksum: then there is nothing to fetch.
+    pub(super) fn kept_download(&self, download: &Digest) -> Result<Option<KeptName>> {
+        for file in entries(&self.names_dir())? {
+            let name = self.read_name(&self.names_dir().join(file));
+            // A record that can't be read is somebody else's trouble: then the image is fetched.
+            if let Ok(Some(name)) = name
+                && name.download == *download
+                && self.read(&name.image)?.is_some()
+            {
+                return Ok(Some(name));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Gives a kept image a further name.
+    pub(super) async fn name_again(&self, kept: KeptName, name: NewName) -> Result<Option<KeptImage>> {
+        let Some(_lock) = self.hold(&kept.image, Hold::Alone).await? else { return Ok(None) };
+        let Some(image) = self.read(&kept.image)? else { return Ok(None) };
+        let name = name.of(kept.image.clone(), kept.download, seconds_since_1970());
+        replace(&self.names_dir().join(name.file_name()), &name.encode())?;
+        Ok(Some(KeptImage { names: self.names_of(&kept.image)?, ..image }))
+    }
+
+    /// Answers where the downloads are.
+    pub(super) fn downloads(&self) -> PathBuf {
+        self.home.images().join("downloads")
+    }
+
+    /// Reads a kept image without its names; `None` where there is none.
+    pub(super) fn read(&self, id: &Digest) -> Result<Option<KeptImage>> {
+        let dir = self.dir(id);
+        match read_bytes(&dir.join(RECORD))? {
+            Some(bytes) => KeptImage::decode(id.clone(), &dir, &bytes).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    fn dir(&self, id: &Digest) -> PathBuf {
+        self.home.images().join(kept::dir_name(id))
+    }
+
+    fn names_dir(&self) -> PathBuf {
+        self.home.images().join("names")
+    }
+
+    fn read_name(&self, path: &Path) -> Result<Option<KeptName>> {
+        read_bytes(path)?.map(|bytes| KeptName::decode(path, &bytes)).transpose()
+    }
+
+    fn names_of(&self, id: &Digest) -> Result<Vec<KeptName>> {
+        let mut names = Vec::new();
+        for file in entries(&self.names_dir())?.into_iter().filter(|file| file.ends_with(".json")) {
+            if let Some(name) = self.read_name(&self.names_dir().join(file))?
+                && name.image == *id
+            {
+                names.push(name);
+            }
+        }
+        Ok(names)
+    }
+
+    /// Holds an image; `None` where there is none, not even its directory.
+    pub(super) async fn hold(&self, id: &Digest, hold: Hold) -> Result<Option<Lock>> {
+        self.hold_until(id, hold, Instant::now() + PATIENCE).await
+    }
+
+    async fn hold_until(&self, id: &Digest, hold: Hold, deadline: Instant) -> Result<Option<Lock>> {
+        lock::acquire(&self.dir(id).join(LOCK), hold, deadline).await.map_err(|error| match error {
+            Error::Busy { holder, .. } => Error::Busy { what: format!("image {id}"), holder },
+            error => error,
+        })
+    }
+
+    fn refuse_if_used(&self, id: &Digest) -> Result<()> {
+        let users = self.users(id)?;
+        if users.is_empty() {
+            return Ok(());
+        }
+        let names: Vec<String> = users.iter().map(|name| format!("`{name}`")).collect();
+        let what = format!("image {id}: the disk of VM {} hangs on it, and so it", names.join(", "));
+        Err(Error::Busy { what, holder: None })
+    }
+
+    /// Removes an image that is held alone: the record first, since without it there is none.
+    fn remove_content(&self, id: &Digest, lock: Lock) -> Result<u64> {
+        let dir = self.dir(id);
+        let mut freed_bytes = 0;
+        remove_file(&dir.join(RECORD))?;
+        for entry in entries(&dir)?.into_iter().filter(|entry| entry != LOCK) {
+            freed_bytes += remove_file(&dir.join(entry))?;
+        }
+        remove_file(&dir.join(LOCK))?;
+        drop(lock);
+        step("image: remove the directory").map_err(Error::io("remove", &dir))?;
+        match fs::remove_dir(&dir) {
+            // Somebody has begun to keep the same image again since the lock's file went.
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(freed_bytes),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(freed_bytes),
+            removed => removed.map(|()| freed_bytes).map_err(Error::io("remove", &dir)),
+        }
+    }
+}
+
+/// Moves a disk to its place: synced, for reading only.
+fn settle(disk: &Path, place: &Path) -> Result<()> {
+    let settled = || {
+        let file = File::open(disk)?;
+        step("image: protect the disk")?;
+        rustix::fs::fchmod(&file, Mode::RUSR | Mode::RGRP | Mode::ROTH)?;
+        step("image: sync the disk")?;
+        file.sync_all()?;
+        step("image: move the disk to its place")?;
+        fs::rename(disk, place)
+    };
+    settled().map_err(Error::io("keep", place))
+}
+
+/// Writes a record in the place of an earlier one, so that there is always a whole one.
+pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+    // Two processes may write at once, and each renames its own.
+    let mut unfinished = path.as_os_str().to_owned();
+    unfinished.push(format!(".{}.new", std::process::id()));
+    let unfinished = PathBuf::from(unfinished);
+    let write = || {
+        step("image: write a record")?;
+        let mut file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        step("image: rename a record")?;
+        fs::rename(&unfinished, path)?;
+        File::open(path.parent().unwrap_or(path))?.sync_all()
+    };
+    write().map_err(|error| {
+        let _ = fs::remove_file(&unfinished);
+        Error::io("write", path)(error)
+    })
+}
+
+fn sync_dir(path: &Path) -> Result<()> {
+    File::open(path).and_then(|dir| dir.sync_all()).map_err(Error::io("sync", path))
+}
+
+/// Reads a record; one that is bigger than any is refused.
+pub(super) fn read_bytes(path: &Path) -> Result<Option<Vec<u8>>> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(None);
+        }
+        Err(error) => return Err(Error::io("open", path)(error)),
+    };
+    let mut bytes = Vec::new();
+    file.take(MOST_RECORD_BYTES).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
+    Ok(Some(bytes))
+}
+
+/// Answers the names in a directory, in order; one that is not there has none.
+pub(super) fn entries(dir: &Path) -> Result<Vec<String>> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(Error::io("read", dir)(error)),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        // What vmkit writes here is plain text; other names are not its own.
+        if let Ok(name) = entry.map_err(Error::io("read", dir))?.file_name().into_string() {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Removes a file and answers how much room it took; what is gone already took none.
+pub(super) fn remove_file(path: &Path) -> Result<u64> {
+    use std::os::unix::fs::MetadataExt;
+
+    let Ok(metadata) = fs::symlink_metadata(path) else { return Ok(0) };
+    match step("image: remove a file").and_then(|()| fs::remove_file(path)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+        // A file's blocks are counted in 512 bytes, whatever the file system's own are.
+        removed => removed.map(|()| metadata.blocks() * 512).map_err(Error::io("remove", path)),
+    }
+}
+
+pub(super) fn seconds_since_1970() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
