@@ -1,4 +1,5 @@
-//! What is made from the description of the command's arguments: manual pages, completions, and the page `docs/cli.md`.
+//! What is made from the description of the command's arguments: manual pages, completions, and the page `docs/cli.md`;
+//! and the schema of the files that the command reads.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -46,9 +47,18 @@ pub(crate) fn completions(arguments: &Arguments) -> Result<()> {
 
 /// Writes `docs/cli.md`; a test of the command keeps it true.
 pub(crate) fn reference() -> Result<()> {
+    write_page("docs/cli.md", &vmkit_cli::reference())
+}
+
+/// Writes `docs/vmkit.schema.json`; a test of the command keeps it true.
+pub(crate) fn schema() -> Result<()> {
+    write_page("docs/vmkit.schema.json", &vmkit_cli::schema())
+}
+
+fn write_page(path: &str, content: &str) -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace");
-    let page = root.join("docs/cli.md");
-    fs::write(&page, vmkit_cli::reference()).at("write", &page)?;
+    let page = root.join(path);
+    fs::write(&page, content).at("write", &page)?;
     println!("{}", page.display());
     Ok(())
 }

@@ -50,6 +50,8 @@ enum Task {
     Completions(generate::Arguments),
     /// Writes the page docs/cli.md anew.
     Reference,
+    /// Writes docs/vmkit.schema.json, the JSON Schema of vmkit.toml, anew.
+    Schema,
     /// Checks the rules of the house that the compiler does not.
     Tidy,
 }
@@ -64,6 +66,7 @@ fn main() -> ExitCode {
         Task::Man(arguments) => generate::manual(&arguments),
         Task::Completions(arguments) => generate::completions(&arguments),
         Task::Reference => generate::reference(),
+        Task::Schema => generate::schema(),
         Task::Demo => demo::run(),
         Task::Test => check::run(),
         Task::Tidy => tidy::run(),

@@ -59,6 +59,7 @@ impl Failure {
 
     fn tell(&self, hints: &mut Vec<&'static str>) {
         match self {
+            Failure::Library { error: vmkit::Error::Vmfile(error), .. } => output::vmfile(error),
             Failure::Library { vm, error } => {
                 output::error(vm.as_ref(), error);
                 hints.extend(hint(error));

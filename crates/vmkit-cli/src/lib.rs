@@ -7,6 +7,7 @@ mod arguments;
 mod commands;
 mod console;
 mod context;
+mod diagnostic;
 mod failure;
 mod follow;
 mod human;
@@ -30,7 +31,7 @@ use clap::{CommandFactory, Parser};
 use crate::arguments::Arguments;
 use crate::failure::Failure;
 
-pub use crate::reference::reference;
+pub use crate::reference::{reference, schema};
 
 /// Answers the description of all arguments.
 pub fn command() -> clap::Command {

@@ -2,13 +2,16 @@
 
 #![expect(clippy::print_stderr, reason = "this is the module that talks to the terminal")]
 
+use std::env;
 use std::error::Error;
 use std::fmt::{self, Display};
 use std::io::{self, IsTerminal, Write};
 
 use serde::Serialize;
 use vmkit::spec::VmName;
+use vmkit::vmfile::VmfileError;
 
+use crate::diagnostic::{self, Look};
 use crate::failure::Failure;
 
 /// Prints text that is the command's answer; a line feed is added where it ends without one.
@@ -44,6 +47,17 @@ pub(crate) fn error(vm: Option<&VmName>, error: &(dyn Error + 'static)) {
         eprintln!("  caused by: {}", printable(error));
         cause = error.source();
     }
+}
+
+/// Prints what is wrong with a file of machines.
+pub(crate) fn vmfile(error: &VmfileError) {
+    let look = match io::stderr().is_terminal() {
+        false => Look::Plain,
+        // Source: no-color.org; an empty value counts as none.
+        true if env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()) => Look::Lines,
+        true => Look::Colours,
+    };
+    eprint!("{}", diagnostic::report(error, look));
 }
 
 /// Prints that the command's answer can't be written.

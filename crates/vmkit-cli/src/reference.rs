@@ -1,4 +1,4 @@
-//! The reference of the command line as a page of Markdown.
+//! The references that are made and never written by hand: the page of the command line, the schema of vmkit.toml.
 
 use clap::Command;
 
@@ -12,6 +12,11 @@ pub fn reference() -> String {
     command.build();
     describe(&mut page, &mut command, 2);
     page
+}
+
+/// Answers the JSON Schema of `vmkit.toml`, which is `docs/vmkit.schema.json`.
+pub fn schema() -> String {
+    format!("{:#}\n", vmkit::vmfile::schema())
 }
 
 fn describe(page: &mut String, command: &mut Command, level: usize) {

@@ -7,3 +7,8 @@ mod support;
 fn the_page_says_what_help_says() {
     support::assert_golden("../../docs/cli.md", &vmkit_cli::reference());
 }
+
+#[test]
+fn the_schema_in_the_docs_is_the_one_that_reads_files() {
+    support::assert_golden("../../docs/vmkit.schema.json", &vmkit_cli::schema());
+}

@@ -15,6 +15,7 @@ mod plan;
 mod restart;
 mod resume;
 mod rm;
+mod schema;
 mod start;
 mod stop;
 mod suspend;
@@ -51,6 +52,7 @@ pub(crate) enum Command {
     Image(image::Image),
     Doctor(doctor::Doctor),
     Completions(completions::Completions),
+    Schema(schema::Schema),
 }
 
 impl Command {
@@ -74,6 +76,7 @@ impl Command {
             Command::Image(command) => command.run(context),
             Command::Doctor(command) => command.run(context),
             Command::Completions(command) => command.run(),
+            Command::Schema(command) => command.run(),
         }
     }
 }

@@ -8,6 +8,7 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::forms::Version;
 use super::problem::Problem;
 use super::raw;
 use super::read::{Node, Read};
@@ -50,14 +51,23 @@ fn not_toml(text: &str, errors: &[toml::de::Error]) -> Vec<Problem> {
     });
     let before =
         |error: &&&toml::de::Error| others.first().is_none_or(|first| span(error).start < span(first).start);
-    let twice = twice.iter().filter(before).map(|error| duplicate(text, span(error)));
-    twice.chain(first).collect()
+    let is_header = |error: &&&toml::de::Error| line_of(text, span(error).start).starts_with('[');
+    // In a table that stands there twice so does every key.
+    let headers = twice.iter().any(|error| is_header(&error));
+    let twice = twice.iter().filter(before).filter(|error| !headers || is_header(error));
+    twice.map(|error| duplicate(text, span(error))).chain(first).collect()
+}
+
+/// Answers the line that a byte is in, without the blanks around it.
+fn line_of(text: &str, byte: usize) -> &str {
+    let start = text[..byte].rfind('\n').map_or(0, |end| end + 1);
+    text[start..].lines().next().unwrap_or_default().trim()
 }
 
 /// Says of a key that it stands there a second time, and where the first one is.
 fn duplicate(text: &str, span: Range<usize>) -> Problem {
     let line_start = text[..span.start].rfind('\n').map_or(0, |end| end + 1);
-    let line = text[line_start..].lines().next().unwrap_or_default().trim();
+    let line = line_of(text, span.start);
     let key = &text[span.clone()];
     let (message, help) = match line.strip_prefix("[machine.") {
         Some(_) => (format!("two machines are called `{key}`"), "give each machine a name of its own"),
@@ -89,10 +99,10 @@ fn newer_version(table: &DeTable<'_>) -> Option<Problem> {
     let number = value.get_ref().as_integer()?.as_str().parse::<u64>().ok()?;
     let problem = Problem::new(format!(
         "this file has version {number}, and this vmkit reads version {}",
-        raw::VERSION
+        Version::NUMBER
     ));
     let help = "take a newer vmkit, or write the file for this one";
-    (number > raw::VERSION.into()).then(|| problem.at(value.span(), "").help(help))
+    (number > Version::NUMBER.into()).then(|| problem.at(value.span(), "").help(help))
 }
 
 /// A file as it was read, with the machines' defaults laid under them.
@@ -111,7 +121,7 @@ pub(super) struct Named {
 }
 
 pub(super) fn read_file(document: &Spanned<DeValue<'_>>, problems: &mut Vec<Problem>) -> Option<Whole> {
-    let node = Node { key: "the file", value: document };
+    let node = Node::behind("the file", document);
     // The whole is read for its mistakes; each machine is read again below, with the defaults under it.
     let raw::File { version: _version, project, defaults: _defaults, machine: _machines } =
         raw::File::read(&node, problems)?;
@@ -137,7 +147,7 @@ pub(super) fn read_file(document: &Spanned<DeValue<'_>>, problems: &mut Vec<Prob
         }
         let mut places = BTreeMap::from([(String::new(), name.span())]);
         note_places(&value, "", &mut places);
-        let raw = raw::Machine::read(&Node { key: name.get_ref(), value: &value }, problems)?;
+        let raw = raw::Machine::read(&Node::behind(name.get_ref(), &value), problems)?;
         named.push(Named { name: name.get_ref().to_string(), raw, places });
     }
     named.sort_by_key(|machine| machine.places[""].start);

@@ -10,7 +10,7 @@ use toml::de::DeValue;
 
 use super::problem::Problem;
 use super::project::Run;
-use super::read::{Node, Read, number, quantities, texts, unknown_word, words};
+use super::read::{Node, Read, Whole, number, quantities, texts, unknown_word, words};
 use crate::error::Error;
 use crate::handle::BackendTag;
 use crate::spec::{Accel, BridgeName, Firmware, LinkName, Machine, Mib, PortForward, UserName, Vnc};
@@ -167,7 +167,7 @@ impl FromStr for Line {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        let most = 200;
+        let most = 1000;
         if !text.trim().is_empty() && text.len() <= most && !text.contains(char::is_control) {
             return Ok(Self(text.to_owned()));
         }
@@ -207,7 +207,7 @@ texts! {
     Mode: "permission bits in quotes, such as \"0644\"",
         { "type": "string", "pattern": "^[0-7]{3,4}$" };
     Line: "a text of one line, in quotes",
-        { "type": "string", "minLength": 1, "maxLength": 200 };
+        { "type": "string", "minLength": 1, "maxLength": 1000 };
     Shell: "a text in quotes, for /bin/sh in the guest",
         { "type": "string", "minLength": 1 };
     UserName: "the name of a user",
@@ -244,6 +244,27 @@ words! {
     }
     Run: "\"once\", \"always\" or \"changed\"" {
         "once" => Run::Once, "always" => Run::Always, "changed" => Run::Changed,
+    }
+}
+
+/// The version of the format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Version;
+
+impl Version {
+    /// The one that there is.
+    pub(super) const NUMBER: u32 = 1;
+}
+
+impl Read for Version {
+    const WHAT: &'static str = "the number 1";
+
+    fn read(node: &Node<'_>, problems: &mut Vec<Problem>) -> Option<Self> {
+        Whole::<{ Self::NUMBER }, { Self::NUMBER }>::read(node, problems).map(|_| Self)
+    }
+
+    fn schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "const": Self::NUMBER })
     }
 }
 

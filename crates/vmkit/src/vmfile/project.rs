@@ -2,7 +2,7 @@
 //!
 //! Pure: every path is absolute, every default is filled in, and what only the host can tell stays open until a VM is made.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -147,11 +147,12 @@ impl Project {
     /// Answers the machines so that each comes after all that it depends on, and else in the order of the file.
     pub fn in_order(&self) -> Vec<&MachinePlan> {
         let mut ordered: Vec<&MachinePlan> = Vec::with_capacity(self.machines.len());
+        let mut placed = BTreeSet::new();
         while ordered.len() < self.machines.len() {
             let before = ordered.len();
             for machine in &self.machines {
-                let placed = |name: &str| ordered.iter().any(|other| other.name == name);
-                if !placed(&machine.name) && machine.depends_on.iter().all(|name| placed(name)) {
+                let is_next = machine.depends_on.iter().all(|name| placed.contains(name.as_str()));
+                if is_next && placed.insert(machine.name.as_str()) {
                     ordered.push(machine);
                 }
             }
@@ -253,7 +254,8 @@ impl MachinePlan {
 pub(super) fn place_of(places: &BTreeMap<String, Range<usize>>, key: &str) -> Range<usize> {
     let mut key = key;
     loop {
-        if let Some(place) = places.get(key) {
+        // A document can lie in a file that is named instead.
+        if let Some(place) = places.get(key).or_else(|| places.get(&format!("{key}_file"))) {
             return place.clone();
         }
         key = &key[..key.rfind(['.', '[']).unwrap_or(0)];

@@ -6,15 +6,12 @@ use std::collections::BTreeMap;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
-use super::forms::{Command, Disk, GuestPath, HostPath, Limit, Line, Mode, Network, Shell};
+use super::forms::{Command, Disk, GuestPath, HostPath, Limit, Line, Mode, Network, Shell, Version};
 use super::problem::Problem;
 use super::project::Run;
 use super::read::{Fields, Node, Read, Whole, described, table};
 use crate::handle::BackendTag;
 use crate::spec::{Accel, Firmware, Machine as Board, Mib, PortForward, UserName, VmSpec, Vnc};
-
-/// The version of the format.
-pub(super) const VERSION: u32 = 1;
 
 /// How many CPUs a machine has.
 pub(super) type Cpus = Whole<1, { VmSpec::MAX_CPUS }>;
@@ -25,7 +22,7 @@ table! {
     /// Machines for vmkit to make and to run: `vmkit up` in this file's folder.
     struct File = "the file" {
         /// The version of this format: 1.
-        version: Whole<1, VERSION> = required,
+        version: Version = required,
         /// What the machines are, together.
         project: Project,
         /// What a machine is where it does not say otherwise. Tables are joined key by key; all else is replaced.

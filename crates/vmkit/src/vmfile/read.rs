@@ -30,10 +30,22 @@ pub(super) trait Read: Sized {
 #[derive(Clone, Copy)]
 pub(super) struct Node<'a> {
     pub(super) key: &'a str,
+    /// Whether it is one of several in a list there.
+    pub(super) item: bool,
     pub(super) value: &'a Spanned<DeValue<'a>>,
 }
 
-impl Node<'_> {
+impl<'a> Node<'a> {
+    pub(super) fn behind(key: &'a str, value: &'a Spanned<DeValue<'a>>) -> Self {
+        Self { key, item: false, value }
+    }
+
+    /// Answers what to call the value.
+    pub(super) fn name(&self) -> String {
+        let key = self.key.escape_debug();
+        if self.item { format!("an item of `{key}`") } else { format!("`{key}`") }
+    }
+
     /// Notes that something else has to be written here.
     pub(super) fn wrong_type(&self, what: &str, problems: &mut Vec<Problem>) {
         let found = match self.value.get_ref() {
@@ -45,7 +57,7 @@ impl Node<'_> {
             DeValue::Array(_) => "a list",
             DeValue::Table(_) => "a table",
         };
-        problems.push(self.problem(format!("`{}` is {what}", self.key), format!("this is {found}")));
+        problems.push(self.problem(format!("{} is {what}", self.name()), format!("this is {found}")));
     }
 
     pub(super) fn problem(&self, message: String, label: impl Into<String>) -> Problem {
@@ -67,7 +79,7 @@ impl Node<'_> {
             Error::Invalid { expected, .. } => expected.clone(),
             other => other.to_string(),
         };
-        self.problem(format!("`{}`: {why}", self.key), "")
+        self.problem(format!("{}: {why}", self.name()), "")
     }
 
     fn integer(&self) -> Option<i128> {
@@ -149,7 +161,7 @@ impl<const LEAST: u32, const MOST: u32> Read for Whole<LEAST, MOST> {
         match u32::try_from(number) {
             Ok(number) if (LEAST..=MOST).contains(&number) => Some(Self(number)),
             _ => {
-                problems.push(node.problem(format!("`{}` is {LEAST} to {MOST}", node.key), ""));
+                problems.push(node.problem(format!("{} is {LEAST} to {MOST}", node.name()), ""));
                 None
             }
         }
@@ -204,7 +216,7 @@ impl<T: Read> Read for Vec<T> {
             node.wrong_type(&format!("a list; each item is {}", T::WHAT), problems);
             return None;
         };
-        let items = array.iter().map(|value| T::read(&Node { key: node.key, value }, problems));
+        let items = array.iter().map(|value| T::read(&Node { key: node.key, item: true, value }, problems));
         // Every item is looked at before the first bad one counts.
         items.collect::<Vec<_>>().into_iter().collect()
     }
@@ -226,7 +238,7 @@ impl<T: Read> Read for BTreeMap<String, T> {
         let mut map = Self::new();
         for (key, value) in table {
             let name: &str = key.get_ref();
-            if let Some(value) = T::read(&Node { key: name, value }, problems) {
+            if let Some(value) = T::read(&Node::behind(name, value), problems) {
                 map.insert(name.to_owned(), value);
             }
         }
@@ -250,19 +262,20 @@ impl<'a> Fields<'a> {
     pub(super) fn of(what: &'static str, node: &Node<'a>, problems: &mut Vec<Problem>) -> Option<Self> {
         let table = node.value.get_ref().as_table();
         if table.is_none() {
-            node.wrong_type(what, problems);
+            node.wrong_type("a table", problems);
         }
         table.map(|table| Self { what, table, span: node.value.span() })
     }
 
     pub(super) fn optional<T: Read>(&self, key: &'a str, problems: &mut Vec<Problem>) -> Option<T> {
-        self.table.get(key).and_then(|value| T::read(&Node { key, value }, problems))
+        self.table.get(key).and_then(|value| T::read(&Node::behind(key, value), problems))
     }
 
     pub(super) fn required<T: Read>(&self, key: &'a str, problems: &mut Vec<Problem>) -> Option<T> {
         if !self.table.contains_key(key) {
-            let missing = Problem::new(format!("{} has `{key}`, and it is missing here", self.what));
-            problems.push(missing.at(self.span.clone(), "").help(format!("add `{key}`, {}", T::WHAT)));
+            let missing = Problem::new(format!("{} needs `{key}`", self.what));
+            let help = format!("add `{key}`, {}", T::WHAT);
+            problems.push(missing.at(self.span.clone(), "it is missing here").help(help));
         }
         self.optional(key, problems)
     }
@@ -429,7 +442,7 @@ pub(super) use words;
 
 /// Says of a word that it is none of the few that are known.
 pub(super) fn unknown_word(node: &Node<'_>, word: &str, what: &str, known: &[&str]) -> Problem {
-    let problem = node.problem(format!("`{}` is {what}", node.key), "");
+    let problem = node.problem(format!("{} is {what}", node.name()), "");
     match meant(word, known) {
         Some(meant) => problem.help(format!("did you mean \"{meant}\"?")),
         None => problem,

@@ -38,7 +38,8 @@ pub type ReadText<'a> = &'a dyn Fn(&Path) -> Result<String, String>;
 /// [`VmfileError`] with everything that is wrong: at first what is not TOML; then unknown keys and wrong values; and where
 /// there are none, what does not go together.
 pub fn parse(file: &Path, text: &str, read: ReadText<'_>) -> Result<Project, VmfileError> {
-    let text: Arc<str> = text.into();
+    // A script that was written on Windows would not run in a guest with the line ends from there.
+    let text: Arc<str> = text.replace("\r\n", "\n").into();
     let failed = |mut problems: Vec<Problem>| {
         problems.truncate(MOST_PROBLEMS);
         VmfileError::new(file, Arc::clone(&text), problems)

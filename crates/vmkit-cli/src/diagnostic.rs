@@ -1,0 +1,196 @@
+//! What is wrong with a file of machines, with the lines that it is about.
+
+use std::fmt;
+
+use miette::{
+    Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, NamedSource, Severity, SourceCode,
+};
+use vmkit::vmfile::{Place, Problem, VmfileError};
+
+/// How wide a report is at the most.
+const COLUMNS: usize = 100;
+/// A longer line is no line that a person wrote, and is not shown.
+const MOST_LINE_BYTES: usize = 1000;
+
+/// How a report looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Look {
+    /// Letters alone, for files and other programs.
+    Plain,
+    /// Lines, for a terminal without colours.
+    Lines,
+    /// Lines and colours.
+    Colours,
+}
+
+/// Answers the report: each problem, the lines it is about, and what may be done.
+pub(crate) fn report(error: &VmfileError, look: Look) -> String {
+    let theme = match look {
+        Look::Plain => GraphicalTheme::none(),
+        Look::Lines => GraphicalTheme::unicode_nocolor(),
+        Look::Colours => GraphicalTheme::unicode(),
+    };
+    let handler = GraphicalReportHandler::new_themed(theme).with_width(COLUMNS).with_links(false);
+    let source = NamedSource::new(harmless(&error.file().to_string_lossy()), harmless(error.text()));
+    let count = match error.problems().len() {
+        1 => "a mistake".to_owned(),
+        count => format!("{count} mistakes"),
+    };
+    let mut text = format!("error: {} has {count}\n", harmless(&error.file().to_string_lossy()));
+    for problem in error.problems() {
+        text.push('\n');
+        let shown = Shown { error, problem, source: &source, message: harmless(&message(error, problem)) };
+        // Writing to a string can't fail, and neither can reading from one.
+        let _ = handler.render_report(&mut text, &shown);
+    }
+    text
+}
+
+/// Answers what to say above the lines; without lines, with the place.
+fn message(error: &VmfileError, problem: &Problem) -> String {
+    let file = error.file().display();
+    match &problem.place {
+        None => format!("{file}: {}", problem.message),
+        Some(place) if !is_shown(error, place) => {
+            let (line, column) = error.line_and_column(place.span.start);
+            format!("{file}:{line}:{column}: {}", problem.message)
+        }
+        Some(_) => problem.message.clone(),
+    }
+}
+
+fn is_shown(error: &VmfileError, place: &Place) -> bool {
+    let text = error.text();
+    let start = text[..place.span.start].rfind('\n').map_or(0, |end| end + 1);
+    let end = text[place.span.end..].find('\n').map_or(text.len(), |end| place.span.end + end);
+    !text.is_empty() && text[start..end].lines().all(|line| line.len() <= MOST_LINE_BYTES)
+}
+
+/// Answers the text with every byte in its place, and nothing in it that could command a terminal or turn its lines around.
+fn harmless(text: &str) -> String {
+    let stands_for = |c: char| match (c, c.len_utf8()) {
+        ('\n' | '\r' | '\t', _) => c,
+        (c, 1) if c.is_control() => '?',
+        (c, 2) if c.is_control() => '¿',
+        ('\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}', _) => {
+            '\u{fffd}'
+        }
+        _ => c,
+    };
+    text.chars().map(stands_for).collect()
+}
+
+/// A problem as miette shows it.
+#[derive(Debug)]
+struct Shown<'a> {
+    error: &'a VmfileError,
+    problem: &'a Problem,
+    source: &'a NamedSource<String>,
+    message: String,
+}
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Shown<'_> {}
+
+impl Diagnostic for Shown<'_> {
+    fn severity(&self) -> Option<Severity> {
+        Some(Severity::Error)
+    }
+
+    fn help<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {
+        self.problem.help.as_deref().map(|help| Box::new(harmless(help)) as Box<dyn fmt::Display>)
+    }
+
+    fn source_code(&self) -> Option<&dyn SourceCode> {
+        let place = self.problem.place.as_ref()?;
+        is_shown(self.error, place).then_some(self.source as &dyn SourceCode)
+    }
+
+    fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
+        let label = |place: &Place| {
+            let text = (!place.label.is_empty()).then(|| harmless(&place.label));
+            LabeledSpan::new_with_span(text, place.span.clone())
+        };
+        let place = self.problem.place.as_ref()?;
+        let primary =
+            LabeledSpan::new_primary_with_span(label(place).label().map(str::to_owned), place.span.clone());
+        Some(Box::new(std::iter::once(primary).chain(self.problem.also.iter().map(label))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::path::{Path, PathBuf};
+
+    const CASES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../vmkit/tests/vmfile");
+    const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/vmfile");
+
+    fn refusal(name: &str, text: &str) -> VmfileError {
+        vmkit::vmfile::parse(Path::new(name), text, &|_| Err("there is no such file".to_owned())).unwrap_err()
+    }
+
+    fn bad_files() -> Vec<PathBuf> {
+        let mut files = Vec::new();
+        for dir in ["shape", "sense", "toml"] {
+            files
+                .extend(fs::read_dir(Path::new(CASES).join(dir)).unwrap().map(|entry| entry.unwrap().path()));
+        }
+        files.sort();
+        files
+    }
+
+    #[test]
+    fn every_bad_file_is_reported_as_golden() {
+        let mut differ = Vec::new();
+        for file in bad_files() {
+            let name = Path::new("/shop").join(file.file_name().unwrap());
+            let error = refusal(name.to_str().unwrap(), &fs::read_to_string(&file).unwrap());
+            let found = report(&error, Look::Plain);
+            let golden = Path::new(GOLDEN).join(file.file_stem().unwrap()).with_extension("txt");
+            if std::env::var_os("UPDATE_GOLDEN").is_some() {
+                fs::create_dir_all(GOLDEN).unwrap();
+                fs::write(&golden, &found).unwrap();
+            }
+            if fs::read_to_string(&golden).unwrap_or_default() != found {
+                differ.push(format!("{}:\n{found}", golden.display()));
+            }
+        }
+        assert!(
+            differ.is_empty(),
+            "not as golden (UPDATE_GOLDEN=1 writes them anew):\n{}",
+            differ.join("\n")
+        );
+    }
+
+    #[test]
+    fn colours_are_for_those_who_asked_for_them() {
+        let error = refusal("vmkit.toml", "version = 3\n");
+        assert!(report(&error, Look::Colours).contains("\u{1b}["));
+        for look in [Look::Plain, Look::Lines] {
+            assert!(!report(&error, look).contains('\u{1b}'), "{look:?}");
+        }
+        assert!(report(&error, Look::Plain).is_ascii());
+    }
+
+    #[test]
+    fn a_file_can_not_command_the_terminal() {
+        let hostile =
+            "version = 1\n[machine.web]\nimage = 'a\u{9b}2J\u{202e}b'\n\"a\\u001b[2J\" = 1\ncpus = 0\n";
+        let text = report(&refusal("vm\u{1b}[2Jkit.toml", hostile), Look::Plain);
+        assert!(!text.contains(['\u{1b}', '\u{9b}', '\u{202e}']), "{text:?}");
+    }
+
+    #[test]
+    fn a_line_nobody_wrote_is_not_shown() {
+        let text = format!("version = 1\n[machine.web]\nimage = '{}'\n", "x".repeat(900_000));
+        let report = report(&refusal("/p/vmkit.toml", &text), Look::Plain);
+        assert!(report.contains("/p/vmkit.toml:3:9: ") && report.len() < 1000, "{report}");
+    }
+}
