@@ -79,6 +79,43 @@ async fn a_backend_that_can_not_forward_while_a_vm_runs_says_so_and_nothing_is_r
     assert_eq!(forwards(&manager.info(&web()).await.unwrap()).0, ["22"]);
 }
 
+#[tokio::test]
+async fn an_ephemeral_vm_is_there_as_long_as_its_owner_and_then_anybodys_to_remove() {
+    let temp = tempfile::tempdir().unwrap();
+    let (noop, manager) = noop(&temp);
+    let other = VmManager::new(noop, BackendTag::Noop, Home::at(temp.path()).unwrap());
+    manager.create(named(name("kept"))).await.unwrap();
+    let (_, owner) = manager.create_ephemeral(spec()).await.unwrap();
+    manager.start(&web()).await.unwrap();
+    assert_eq!(other.remove_orphans().await.unwrap(), []);
+    let listed = other.list().await.unwrap();
+    assert_eq!(listed.iter().map(|vm| vm.is_ephemeral()).collect::<Vec<_>>(), [false, true]);
+
+    drop(owner);
+    let locked = hold(manager.home());
+    assert_eq!(other.remove_orphans().await.unwrap(), [], "somebody is at work on it");
+    drop(locked);
+    assert_eq!(other.remove_orphans().await.unwrap(), [web()]);
+    assert!(!temp.path().join("vms/web").exists());
+    let (_, owner) = manager.create_ephemeral(spec()).await.unwrap();
+    manager.remove(&web(), false).await.unwrap();
+    drop(owner);
+    manager.create(spec()).await.unwrap();
+    assert_eq!(other.remove_orphans().await.unwrap(), [], "the name is another VM's by now");
+}
+
+#[tokio::test]
+async fn an_ephemeral_vm_whose_making_was_cut_off_is_removed_as_well() {
+    let temp = tempfile::tempdir().unwrap();
+    let (noop, manager) = noop(&temp);
+    noop.fail_next(Operation::Prepare, "cut");
+    noop.fail_next(Operation::Destroy, "cut");
+    assert!(manager.create_ephemeral(spec()).await.is_err());
+    assert!(temp.path().join("vms/web").exists(), "its record is there");
+    assert_eq!(manager.remove_orphans().await.unwrap(), [web()]);
+    assert!(!temp.path().join("vms/web").exists());
+}
+
 /// A backend of which one VM's monitor never answers.
 struct Sick(FileHypervisor, VmName);
 

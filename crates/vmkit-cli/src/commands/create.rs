@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use vmkit::Error;
-use vmkit::spec::{RootDisk, VmName, VmSpec};
+use vmkit::spec::{Boot, RootDisk, VmName, VmSpec};
 
 use crate::commands::machine::{Options, image_path};
 use crate::commands::{plan, tell};
@@ -59,7 +59,8 @@ impl Create {
     }
 
     fn spec(&self) -> Result<VmSpec, Error> {
-        let mut spec = self.options.spec(self.name.clone(), None)?;
+        let usual = Boot::Firmware(self.options.machine().usual_firmware());
+        let mut spec = self.options.spec(self.name.clone())?.boot(self.options.boot()?.unwrap_or(usual));
         if let Some(image) = &self.image {
             spec = spec.disk(RootDisk { image: image_path(image)?, size: self.options.disk() });
         }

@@ -1,6 +1,7 @@
 //! `vmkit ls`.
 
 use clap::Args;
+use vmkit::Listed;
 
 use crate::context::Context;
 use crate::failure::Failure;
@@ -9,7 +10,7 @@ use crate::{human, json, output};
 /// Lists all VMs, each with the state that it has now.
 ///
 /// No VM is waited for: one that does not answer within a second is listed as unknown, and so is one whose record can't
-/// be read, with the path of that record.
+/// be read, with the path of that record. What a killed `launch --rm` left is removed first.
 #[derive(Debug, Args)]
 pub(crate) struct Ls {
     /// Prints a JSON array.
@@ -20,7 +21,14 @@ pub(crate) struct Ls {
 impl Ls {
     pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
         let manager = context.manager()?;
-        let listed = context.block_on_threads(async { Ok(manager.list().await?) })?;
+        let listed = context.block_on_threads(async {
+            let listed = manager.list().await?;
+            // The VMs of a command that was killed are nobody's, and here somebody looks at them.
+            if listed.iter().any(Listed::is_ephemeral) && !manager.remove_orphans().await?.is_empty() {
+                return Ok(manager.list().await?);
+            }
+            Ok(listed)
+        })?;
         match self.json {
             true => output::json(&listed.iter().map(json::Row::of).collect::<Vec<_>>()),
             false => output::text(human::list(&listed)),

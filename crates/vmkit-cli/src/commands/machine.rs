@@ -139,13 +139,17 @@ impl Options {
         self.disk
     }
 
-    /// Begins the spec: everything but the root disk. `usual` is the firmware where none is named.
-    pub(crate) fn spec(&self, name: VmName, usual: Option<Firmware>) -> Result<VmSpecBuilder, Error> {
+    /// Answers the machine.
+    pub(crate) fn machine(&self) -> Machine {
+        self.machine.into()
+    }
+
+    /// Begins the spec: everything but the root disk, what it boots, and what cloud-init is told.
+    pub(crate) fn spec(&self, name: VmName) -> Result<VmSpecBuilder, Error> {
         let mut spec = VmSpec::builder(name)
             .cpus(self.cpus)
             .memory(self.memory)
             .machine(self.machine.into())
-            .boot(self.boot(usual)?)
             .accel(self.accel.into())
             .data_disks(self.data_disks.clone())
             .network(self.network.config()?)
@@ -165,19 +169,16 @@ impl Options {
         self.guest.config()
     }
 
-    fn boot(&self, usual: Option<Firmware>) -> Result<Boot, Error> {
+    /// Answers what it boots, where that was said.
+    pub(crate) fn boot(&self) -> Result<Option<Boot>, Error> {
         let Some(kernel) = &self.kernel else {
-            let usual = match self.machine {
-                MachineName::Virt => Firmware::Uefi,
-                MachineName::Q35 | MachineName::Microvm => usual.unwrap_or(Firmware::Bios),
-            };
-            return Ok(Boot::Firmware(self.firmware.map_or(usual, Firmware::from)));
+            return Ok(self.firmware.map(|firmware| Boot::Firmware(firmware.into())));
         };
-        Ok(Boot::Kernel(Kernel {
+        Ok(Some(Boot::Kernel(Kernel {
             path: absolute("kernel", kernel)?,
             initrd: self.initrd.as_ref().map(|initrd| absolute("initrd", initrd)).transpose()?,
             cmdline: self.cmdline.clone().unwrap_or_default(),
-        }))
+        })))
     }
 }
 

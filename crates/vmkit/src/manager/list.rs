@@ -13,6 +13,7 @@ use crate::spec::VmName;
 use crate::store::{Intent, VmRecord, stranger};
 
 use super::VmManager;
+use super::ephemeral::is_ephemeral;
 
 /// How long all VMs together have to answer.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -36,6 +37,14 @@ pub struct Listed {
     pub intent: Option<Intent>,
     /// Whether that was cut off: nobody is at work on the VM.
     pub interrupted: bool,
+}
+
+impl Listed {
+    /// Tells whether the VM is one that goes with its owner: `remove_orphans` may have work to do.
+    pub fn is_ephemeral(&self) -> bool {
+        let vm = self.handle.as_ref().ok().or(self.recorded.as_ref());
+        vm.is_some_and(|vm| is_ephemeral(&vm.spec))
+    }
 }
 
 impl<H: Hypervisor + 'static> VmManager<H> {

@@ -8,6 +8,7 @@
 //! lock ─▶ settle what was cut off ─▶ write the intent ─▶ hypervisor ─▶ write what came of it ─▶ unlock
 //! ```
 
+mod ephemeral;
 mod forward;
 mod list;
 mod reconfigure;
@@ -31,7 +32,7 @@ use crate::handle::{BackendTag, ConsoleEndpoint, VmHandle};
 use crate::hypervisor::Hypervisor;
 use crate::lifecycle::{FailureKind, InvalidTransition, Operation, VmState};
 use crate::spec::{VmName, VmSpec};
-use crate::store::{Home, Intent, LockedVm, Store, VmRecord};
+use crate::store::{Home, Intent, LockedVm, Owner, Store, VmRecord};
 
 /// How long an operation waits for another one on the same VM; a stop may itself take its timeout.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -127,6 +128,11 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     /// # Errors
     /// `AlreadyExists` for a name in use; otherwise those of [`Hypervisor::prepare`], and of the home. Nothing is left behind.
     pub async fn create(&self, spec: VmSpec) -> Result<VmHandle> {
+        self.create_owned(spec).await.map(|(vm, _)| vm)
+    }
+
+    /// Makes a VM, and with it its owner if it is one that goes with its owner.
+    async fn create_owned(&self, spec: VmSpec) -> Result<(VmHandle, Option<Owner>)> {
         self.check_id(&spec)?;
         let locked = self.store.lock_new(spec.name(), Instant::now() + PATIENCE).await?;
         match locked.record()? {
@@ -144,7 +150,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         self.make(locked, spec).await
     }
 
-    async fn make(&self, locked: LockedVm, spec: VmSpec) -> Result<VmHandle> {
+    async fn make(&self, locked: LockedVm, spec: VmSpec) -> Result<(VmHandle, Option<Owner>)> {
         let id = spec.id().unwrap_or_else(Uuid::new_v4);
         let spec = spec.with_id(id);
         let backend = spec.backend().unwrap_or(&self.backend).clone();
@@ -154,10 +160,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
             give_up(locked);
             return Err(error);
         }
-        let made = self.hypervisor.prepare(&preparing.spec).await.and_then(|vm| {
-            locked.write_made(&VmRecord::settled(vm.clone()))?;
-            Ok(vm)
-        });
+        let made = self.prepare(&locked, &preparing.spec).await;
         if made.is_err() {
             match self.hypervisor.destroy(preparing).await {
                 Ok(()) => give_up(locked),
@@ -166,6 +169,13 @@ impl<H: Hypervisor + 'static> VmManager<H> {
             }
         }
         made
+    }
+
+    async fn prepare(&self, locked: &LockedVm, spec: &VmSpec) -> Result<(VmHandle, Option<Owner>)> {
+        let owner = ephemeral::is_ephemeral(spec).then(|| locked.own()).transpose()?;
+        let vm = self.hypervisor.prepare(spec).await?;
+        locked.write_made(&VmRecord::settled(vm.clone()))?;
+        Ok((vm, owner))
     }
 
     /// Refuses an identity that another VM has: undoing a failed `create` would destroy that one.
@@ -246,7 +256,13 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     /// `InvalidState` for a VM that lives, without `force`; those of [`Hypervisor::destroy`].
     pub async fn remove(&self, name: &VmName, force: bool) -> Result<()> {
         let locked = self.store.lock(name, Instant::now() + PATIENCE).await?;
-        let Some(record) = found(&locked, force)? else { return sweep(locked) };
+        match found(&locked, force)? {
+            Some(record) => self.remove_locked(locked, record, force).await,
+            None => sweep(locked),
+        }
+    }
+
+    async fn remove_locked(&self, locked: LockedVm, record: VmRecord, force: bool) -> Result<()> {
         if !record.is_unfinished() {
             match self.state(&record.handle).await {
                 Ok(state) if state.is_live() && !force => {

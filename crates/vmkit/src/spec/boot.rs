@@ -40,6 +40,14 @@ impl Machine {
         }
     }
 
+    /// Answers the firmware that it boots with where none is named.
+    pub fn usual_firmware(self) -> Firmware {
+        match self {
+            Machine::Q35 | Machine::Microvm => Firmware::Bios,
+            Machine::Virt => Firmware::Uefi,
+        }
+    }
+
     /// Answers QEMU's name of the machine.
     pub fn as_str(self) -> &'static str {
         match self {

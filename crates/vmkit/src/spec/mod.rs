@@ -239,6 +239,15 @@ impl VmSpec {
         &self.0.labels
     }
 
+    /// Answers the same spec with one more label.
+    ///
+    /// # Errors
+    /// Those of [`Labels::set`].
+    pub fn with_label(mut self, key: &str, value: &str) -> Result<Self> {
+        self.0.labels.set(key, value)?;
+        Ok(self)
+    }
+
     /// Answers what only its backend understands.
     pub fn backend_options(&self) -> &BackendOptions {
         &self.0.backend_options
@@ -258,6 +267,8 @@ macro_rules! setters {
 
 impl VmSpecBuilder {
     setters! {
+        /// Sets the name.
+        name: VmName,
         /// Sets the identity, so that whoever prepares it can find it again.
         id: Uuid,
         /// Sets the backend that shall run it.

@@ -5,6 +5,7 @@
 //! ```text
 //! <vms>/NAME/vm.json    the VM as it was made: synced to the disk, and never written again
 //! <vms>/NAME/run.json   the VM as it is since, with what is being done to it; not synced
+//! <vms>/NAME/owner.lock held by the process that a VM is to go with
 //! <vms>/NAME/lock       held while somebody works on the VM; has that process's PID
 //! <vms>/NAME/…          what its backend keeps
 //! ```
@@ -16,6 +17,7 @@
 mod changes;
 mod home;
 pub(crate) mod lock;
+mod owner;
 mod record;
 
 use std::ffi::OsStr;
@@ -31,8 +33,10 @@ pub(crate) use changes::Changes;
 pub use home::Home;
 #[cfg(any(feature = "images", feature = "ssh"))]
 pub(crate) use home::create_private;
+pub use owner::Owner;
 pub use record::{Intent, VmRecord};
 
+use self::owner::OWNER;
 use crate::error::{Error, Result};
 use crate::spec::VmName;
 use crate::steps::step;
@@ -40,6 +44,8 @@ use crate::steps::step;
 const MADE: &str = "vm.json";
 const SINCE: &str = "run.json";
 const LOCK: &str = "lock";
+/// What is the store's in a VM's directory, in the order in which it is removed.
+const OWN: [&str; 4] = [OWNER, MADE, SINCE, LOCK];
 /// What a file is called until it is whole. One name is enough: only the lock's holder writes.
 const UNFINISHED: [(&str, &str); 2] = [(MADE, "vm.json.new"), (SINCE, "run.json.new")];
 
@@ -221,7 +227,7 @@ impl LockedVm {
         for entry in entries {
             let entry = entry.map_err(Error::io("read", &self.dir))?;
             let path = entry.path();
-            if [MADE, SINCE, LOCK].iter().any(|own| entry.file_name() == *own) {
+            if OWN.iter().any(|own| entry.file_name() == *own) {
                 continue;
             }
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
@@ -232,7 +238,7 @@ impl LockedVm {
                 remove_file(&path)?;
             }
         }
-        for own in [MADE, SINCE, LOCK] {
+        for own in OWN {
             remove_file(&self.dir.join(own))?;
         }
         let removed = step("remove the VM's directory").and_then(|()| fs::remove_dir(&self.dir));
@@ -300,9 +306,8 @@ fn read_bytes(path: &Path) -> Result<Option<Vec<u8>>> {
 
 /// Answers the first thing in a VM's directory that is not of the store.
 pub(crate) fn stranger(dir: &Path) -> Result<Option<PathBuf>> {
-    let own = |name: &OsStr| {
-        [MADE, SINCE, LOCK].iter().any(|own| name == *own) || UNFINISHED.iter().any(|(_, own)| name == *own)
-    };
+    let own =
+        |name: &OsStr| OWN.iter().any(|own| name == *own) || UNFINISHED.iter().any(|(_, own)| name == *own);
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {

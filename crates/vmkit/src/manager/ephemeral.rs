@@ -1,0 +1,70 @@
+//! VMs that live no longer than the process that made them.
+//!
+//! Such a process removes its VM itself. For the one that was killed, whoever comes next does: the VM is marked by a label
+//! from its first record on, and its owner holds a lock that dies with it.
+
+use tokio::time::Instant;
+use tracing::warn;
+
+use super::VmManager;
+use crate::error::{ErrorKind, Result};
+use crate::handle::VmHandle;
+use crate::hypervisor::Hypervisor;
+use crate::spec::{VmName, VmSpec};
+use crate::store::Owner;
+
+/// The label of a VM that is to go with its owner.
+const EPHEMERAL: &str = "vmkit.ephemeral";
+
+/// Tells whether a VM is to go with the process that made it.
+pub(super) fn is_ephemeral(spec: &VmSpec) -> bool {
+    spec.labels().get(EPHEMERAL).is_some()
+}
+
+impl<H: Hypervisor + 'static> VmManager<H> {
+    /// Makes a VM that goes with its owner: once the answered [`Owner`] is dropped, or this process has ended however it
+    /// did, [`remove_orphans`](Self::remove_orphans) removes it, running or not.
+    ///
+    /// # Errors
+    /// Those of [`create`](Self::create).
+    pub async fn create_ephemeral(&self, spec: VmSpec) -> Result<(VmHandle, Owner)> {
+        let spec = spec.with_label(EPHEMERAL, "")?;
+        let (vm, owner) = self.create_owned(spec).await?;
+        Ok((vm, owner.expect("a VM with the label has an owner when it is made")))
+    }
+
+    /// Removes the VMs whose owner has ended, and answers their names; one that somebody works on is left alone.
+    ///
+    /// What can't be removed is warned of, and stays for the next one to try.
+    ///
+    /// # Errors
+    /// `Io` or `Host` when the home can't be read; never for a single VM.
+    pub async fn remove_orphans(&self) -> Result<Vec<VmName>> {
+        let mut removed = Vec::new();
+        for name in self.store.names()? {
+            let record = self.store.read(&name);
+            if !record.is_ok_and(|record| is_ephemeral(&record.handle.spec)) {
+                continue;
+            }
+            match self.remove_orphan(&name).await {
+                Ok(true) => removed.push(name),
+                Ok(false) => {}
+                Err(error) if matches!(error.kind(), ErrorKind::Busy | ErrorKind::NotFound) => {}
+                Err(error) => warn!(vm = %name, %error, "cannot remove a VM whose owner has ended"),
+            }
+        }
+        Ok(removed)
+    }
+
+    async fn remove_orphan(&self, name: &VmName) -> Result<bool> {
+        let locked = self.store.lock(name, Instant::now()).await?;
+        // Read again under the lock: another VM may have the name by now.
+        match locked.record()? {
+            Some(record) if is_ephemeral(&record.handle.spec) && !locked.has_owner()? => {
+                self.remove_locked(locked, record, true).await?;
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
+    }
+}
