@@ -61,6 +61,7 @@ const NEEDS: &[Need] = &[
     program("zstd", "zstd", "unpacks kernel modules"),
     program("ip", "iproute2", "makes the network namespaces of the tap tests"),
     program("dnsmasq", "dnsmasq-base", "serves DHCP in the tap tests"),
+    program("docker-registry", "docker-registry", "serves disks in the registry test"),
     program("ssh", "openssh-client", "checks guests from outside"),
     Need {
         trace: Trace::AnyFile(&["/usr/sbin/sshd"]),

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -24,16 +25,34 @@ const LOCK: &str = "lock";
 /// How long a download of somebody else's may stand still: longer than it can take to give up.
 const PATIENCE: Duration = Duration::from_secs(600);
 
+/// The directory of a download, held as long as anything works in it: the threads of an intake that was given up, too.
+#[derive(Debug, Clone)]
+pub(super) struct Place {
+    pub(super) dir: PathBuf,
+    _lock: Arc<Lock>,
+}
+
 /// Whose turn it is to fetch.
 pub(super) enum Turn {
-    /// This one's, as long as it holds the lock.
-    Mine {
-        /// The download's directory.
-        dir: PathBuf,
-        _lock: Lock,
-    },
+    /// This one's, in this place.
+    Mine(Place),
     /// Somebody else's, who has come to an end.
     Over,
+}
+
+impl Place {
+    fn held(dir: &Path, lock: Lock) -> Self {
+        Self { dir: dir.to_owned(), _lock: Arc::new(lock) }
+    }
+
+    /// Makes a place that nobody else knows.
+    pub(super) async fn new(dir: &Path) -> Result<Self> {
+        create_private(dir)?;
+        match lock::acquire(&dir.join(LOCK), Hold::Alone, Instant::now() + PATIENCE).await? {
+            Some(lock) => Ok(Self::held(dir, lock)),
+            None => Err(Error::NotFound { what: "directory", name: dir.display().to_string() }),
+        }
+    }
 }
 
 impl ImageStore {
@@ -46,7 +65,7 @@ impl ImageStore {
         create_private(&dir)?;
         let path = dir.join(LOCK);
         match lock::acquire(&path, Hold::Alone, Instant::now()).await {
-            Ok(Some(lock)) => return Ok(Turn::Mine { dir, _lock: lock }),
+            Ok(Some(lock)) => return Ok(Turn::Mine(Place::held(&dir, lock))),
             Ok(None) => return Ok(Turn::Over),
             Err(Error::Busy { .. }) => {}
             Err(error) => return Err(error),
@@ -60,7 +79,7 @@ impl ImageStore {
             };
             match lock {
                 // Whoever had it is done, or has failed or died.
-                Ok(Some(lock)) => return Ok(Turn::Mine { dir, _lock: lock }),
+                Ok(Some(lock)) => return Ok(Turn::Mine(Place::held(&dir, lock))),
                 Ok(None) => return Ok(Turn::Over),
                 Err(Error::Busy { .. }) if grown(&dir) != seen_bytes => seen_bytes = grown(&dir),
                 Err(Error::Busy { holder, .. }) => {
@@ -84,12 +103,6 @@ impl ImageStore {
         }
         Ok(freed_bytes)
     }
-}
-
-/// Locks a download's directory that nobody else knows.
-pub(super) async fn lock(dir: &Path) -> Result<Lock> {
-    let lock = lock::acquire(&dir.join(LOCK), Hold::Alone, Instant::now() + PATIENCE).await?;
-    lock.ok_or_else(|| Error::NotFound { what: "directory", name: dir.display().to_string() })
 }
 
 /// Shows how a download of somebody else's grows, for as long as it is polled; answers only an error.

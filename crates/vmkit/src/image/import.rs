@@ -7,14 +7,13 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use super::digest::{Digest, DigestAlgorithm, Hasher};
-use super::downloads::remove_dir;
+use super::downloads::{Place, remove_dir};
 use super::intake::Intake;
 use super::kept::{KeptImage, NewName, Verified};
 use super::progress::{PullProgress, PullStage};
 use super::store::{ImageStore, Import};
 use crate::error::{Error, Result};
 use crate::input_file::InputFile;
-use crate::store::create_private;
 use crate::store::lock::Hold;
 
 const BLOCK_BYTES: usize = 1 << 20;
@@ -33,22 +32,20 @@ impl ImageStore {
         let input = InputFile::open("image", path)?;
         // A directory of its own, so that two imports at once do not meet.
         let dir = self.downloads().join(format!("import-{}", uuid::Uuid::new_v4().simple()));
-        create_private(&dir)?;
-        let kept = self.import_within(&dir, input, import, progress).await;
+        let place = Place::new(&dir).await?;
+        let kept = self.import_within(&place, input, import, progress).await;
         remove_dir(&dir)?;
         kept
     }
 
     async fn import_within(
         &self,
-        dir: &Path,
+        place: &Place,
         input: InputFile,
         import: Import,
         progress: &watch::Sender<PullProgress>,
     ) -> Result<KeptImage> {
-        // Held like a download, so that nobody clears it away meanwhile.
-        let _lock = super::downloads::lock(dir).await?;
-        let mut intake = Intake::begin(dir, DigestAlgorithm::Sha256, 0)?;
+        let mut intake = Intake::begin(place, DigestAlgorithm::Sha256, 0)?;
         let InputFile { mut file, path, bytes } = input;
         let mut done_bytes = 0;
         loop {

@@ -21,6 +21,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
 use super::digest::{Digest, DigestAlgorithm, Hasher};
+use super::downloads::Place;
 use crate::error::{Error, Result};
 use crate::steps::step;
 
@@ -70,25 +71,22 @@ impl Intake {
     ///
     /// # Errors
     /// `Io` and `Host` where the files can't be written.
-    pub(super) fn begin(dir: &Path, algorithm: DigestAlgorithm, kept_bytes: u64) -> Result<Self> {
-        let path = dir.join(DOWNLOAD);
+    pub(super) fn begin(place: &Place, algorithm: DigestAlgorithm, kept_bytes: u64) -> Result<Self> {
+        let path = place.dir.join(DOWNLOAD);
         let open = || {
             step("image: create the download")?;
             if kept_bytes == 0 {
-                // Another file, so that an intake that was given up and has not ended yet does no harm.
-                match fs::remove_file(&path) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                    _ => {}
-                }
+                remove_earlier(&path)?;
             }
             OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path)
         };
         let file = open().map_err(Error::io("create", &path))?;
         let (sender, receiver) = mpsc::channel(PIECES);
         let (answer, outcome) = oneshot::channel();
-        let dir = dir.to_owned();
+        // Held by the thread, so that nobody else writes there before it has ended.
+        let place = place.clone();
         spawn("vmkit-keep", move || {
-            if let Some(taken) = keep(&dir, file, algorithm, kept_bytes, receiver).transpose() {
+            if let Some(taken) = keep(&place.dir, file, algorithm, kept_bytes, receiver).transpose() {
                 // Whoever asked may have gone away; what was kept stays for the next try.
                 let _ = answer.send(taken);
             }
@@ -109,6 +107,14 @@ impl Intake {
         // Where the keeper has ended already, its outcome says why.
         let _ = self.sender.send(Piece::End).await;
         self.outcome.await.expect("the keeper answers after the end")
+    }
+}
+
+/// Removes a file of an earlier try: what is written now is another one, and whoever still writes the old does no harm.
+fn remove_earlier(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -288,8 +294,11 @@ impl<T: Send + 'static> Branch<T> {
 
 /// Unpacks what comes into a sparse file, and answers what that hashes to.
 fn unpack(packing: Packing, pieces: threads::Receiver<Bytes>, path: &Path) -> Result<Digest> {
-    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path);
-    let mut disk = SparseFile { file: file.map_err(Error::io("create", path))?, end: 0 };
+    let open = || {
+        remove_earlier(path)?;
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
+    };
+    let mut disk = SparseFile { file: open().map_err(Error::io("create", path))?, end: 0 };
     let mut hash = Branch::hash(DigestAlgorithm::Sha256)?;
     let mut reader = packing.reader(Pieces { pieces, current: Bytes::new() });
     let damaged = |error: io::Error| {

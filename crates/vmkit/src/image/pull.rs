@@ -205,17 +205,22 @@ impl ImageStore {
             {
                 return Ok(image);
             }
-            // Somebody else may have fetched it while this waited for its turn: look again.
-            let Turn::Mine { dir, _lock } = self.turn(&source, progress).await? else { continue };
-            let fetched = self.remote.fetch(&source.wanted(), &dir, progress).await;
+            // Where somebody else has just come to an end, this looks again.
+            let Turn::Mine(place) = self.turn(&source, progress).await? else { continue };
+            let dir = &place.dir;
+            if self.already_here(&source, &name, arch, begun)?.is_some() {
+                remove_dir(dir)?;
+                continue;
+            }
+            let fetched = self.remote.fetch(&source.wanted(), &place, progress).await;
             let fetched = match fetched {
                 Ok(fetched) => fetched,
-                Err(error) => return Err(give_up(&dir, error)),
+                Err(error) => return Err(give_up(dir, error)),
             };
-            let verified = match source.check(&fetched.taken.digest, &fetched.taken.disk, self, &dir).await {
+            let verified = match source.check(&fetched.taken.digest, &fetched.taken.disk, self, dir).await {
                 Ok(verified) => verified,
                 Err(error) => {
-                    remove_dir(&dir)?;
+                    remove_dir(dir)?;
                     if fetched.is_resumed && tries < FRESH_TRIES {
                         // A power cut can spoil what an earlier try had written.
                         tries += 1;
@@ -225,7 +230,7 @@ impl ImageStore {
                 }
             };
             let kept = self.keep(fetched.taken, new_name(verified)).await;
-            remove_dir(&dir)?;
+            remove_dir(dir)?;
             return kept;
         }
     }

@@ -14,12 +14,13 @@ use reqwest::header::{
     ACCEPT, AUTHORIZATION, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderMap, HeaderValue, IF_RANGE,
     LAST_MODIFIED, RANGE, WWW_AUTHENTICATE,
 };
-use reqwest::{Client, NoProxy, Proxy, RequestBuilder, Response, StatusCode, redirect};
+use reqwest::{Client, NoProxy, Proxy, RequestBuilder, Response, StatusCode, Url, redirect};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use super::digest::DigestAlgorithm;
+use super::downloads::Place;
 use super::intake::{DOWNLOAD, Intake, Taken};
 use super::progress::{PullProgress, PullStage};
 use super::store::{read_bytes, replace};
@@ -94,6 +95,8 @@ struct State {
 enum Cut {
     /// It may be tried again.
     Again(Error),
+    /// The server can't be reached: worth another try only where it was there a moment ago.
+    Unreachable(Error),
     /// The server has no more of this file: begin anew.
     Anew(Error),
     /// That will not change.
@@ -168,7 +171,7 @@ impl Remote {
         loop {
             match self.ask_once(url, accept, authorization, most_bytes).await {
                 Ok(answer) => return Ok(answer),
-                Err(Cut::Final(error)) => return Err(error),
+                Err(Cut::Final(error) | Cut::Unreachable(error)) => return Err(error),
                 Err(Cut::Again(error) | Cut::Anew(error)) => tries.pause(error).await?,
             }
         }
@@ -211,9 +214,10 @@ impl Remote {
     pub(super) async fn fetch(
         &self,
         wanted: &Wanted<'_>,
-        dir: &Path,
+        place: &Place,
         progress: &watch::Sender<PullProgress>,
     ) -> Result<Fetched> {
+        let dir = &place.dir;
         let state = read_bytes(&dir.join(STATE))?.and_then(|bytes| serde_json::from_slice(&bytes).ok());
         let state = state.filter(|state: &State| {
             state.url == wanted.url && (state.validator.is_some() || wanted.is_checked)
@@ -222,11 +226,11 @@ impl Remote {
             Some(_) => std::fs::metadata(dir.join(DOWNLOAD)).map_or(0, |metadata| metadata.len()),
             None => 0,
         };
-        let intake = Intake::begin(dir, wanted.algorithm, kept_bytes)?;
+        let intake = Intake::begin(place, wanted.algorithm, kept_bytes)?;
         let mut download = Download {
             remote: self,
             wanted,
-            dir,
+            place,
             progress,
             state: state.unwrap_or_default(),
             intake,
@@ -238,10 +242,9 @@ impl Remote {
             let before = download.got_bytes;
             let error = match download.run().await {
                 Ok(()) => break,
-                Err(Cut::Final(error)) => {
-                    return Err(error);
-                }
-                Err(Cut::Again(error)) => error,
+                Err(Cut::Final(error)) => return Err(error),
+                Err(Cut::Unreachable(error)) if before == 0 => return Err(error),
+                Err(Cut::Again(error) | Cut::Unreachable(error)) => error,
                 Err(Cut::Anew(error)) => {
                     is_resumed = false;
                     download.begin_anew()?;
@@ -264,6 +267,7 @@ impl Remote {
             Ok(Err(error)) if error.is_redirect() || error.is_builder() => {
                 Err(Cut::Final(fetch_error_of(url, error)))
             }
+            Ok(Err(error)) if error.is_connect() => Err(Cut::Unreachable(fetch_error_of(url, error))),
             Ok(Err(error)) => Err(Cut::Again(fetch_error_of(url, error))),
             Err(_) => Err(Cut::Again(self.silence(url))),
         }
@@ -301,16 +305,11 @@ impl Remote {
             .and_then(BuilderVerifierExt::with_platform_verifier)
             .map_err(|error| refused(format!("the system's certificates can't be used: {error}")))?
             .with_no_client_auth();
-        let follow = redirect::Policy::custom(|attempt| {
-            let was_safe = attempt.previous().last().is_some_and(|url| url.scheme() == "https");
-            if attempt.previous().len() > MOST_REDIRECTS {
-                return attempt.error(format!("it leads on and on, {MOST_REDIRECTS} times and more"));
-            }
-            if was_safe && attempt.url().scheme() != "https" {
-                return attempt.error("it leads from https:// to an address that is not safe");
-            }
-            attempt.follow()
-        });
+        let follow =
+            redirect::Policy::custom(|attempt| match refusal_to_follow(attempt.previous(), attempt.url()) {
+                Some(why) => attempt.error(why),
+                None => attempt.follow(),
+            });
         let mut builder = Client::builder()
             .tls_backend_preconfigured(tls)
             .redirect(follow)
@@ -328,7 +327,7 @@ impl Remote {
 struct Download<'a> {
     remote: &'a Remote,
     wanted: &'a Wanted<'a>,
-    dir: &'a Path,
+    place: &'a Place,
     progress: &'a watch::Sender<PullProgress>,
     state: State,
     intake: Intake,
@@ -401,17 +400,17 @@ impl Download<'_> {
         let state = State { url: url.to_owned(), validator: validator(response.headers()), total_bytes };
         if state != self.state {
             let bytes = serde_json::to_vec(&state).expect("it has only text and numbers");
-            replace(&self.dir.join(STATE), &bytes).map_err(Cut::Final)?;
+            replace(&self.place.dir.join(STATE), &bytes).map_err(Cut::Final)?;
             self.state = state;
         }
-        check_room(self.dir, self.state.total_bytes.map(|total| total - self.got_bytes))
+        check_room(&self.place.dir, self.state.total_bytes.map(|total| total - self.got_bytes))
             .map_err(Cut::Final)?;
         self.show();
         Ok(())
     }
 
     fn begin_anew(&mut self) -> Result<()> {
-        self.intake = Intake::begin(self.dir, self.wanted.algorithm, 0)?;
+        self.intake = Intake::begin(self.place, self.wanted.algorithm, 0)?;
         self.got_bytes = 0;
         self.state = State::default();
         Ok(())
@@ -469,6 +468,16 @@ fn validator(headers: &HeaderMap) -> Option<String> {
 /// Answers where a part begins: `bytes FIRST-LAST/TOTAL`.
 fn first_of_range(range: &str) -> Option<u64> {
     range.strip_prefix("bytes ")?.split_once('-')?.0.trim().parse().ok()
+}
+
+/// Answers why one is not led on to this address from those before, if so.
+fn refusal_to_follow(before: &[Url], next: &Url) -> Option<String> {
+    if before.len() > MOST_REDIRECTS {
+        return Some(format!("it leads on and on, {MOST_REDIRECTS} times and more"));
+    }
+    let was_safe = before.last().is_some_and(|url| url.scheme() == "https");
+    (was_safe && next.scheme() != "https")
+        .then(|| "it leads from https:// to an address that is not safe".to_owned())
 }
 
 /// Tells whether a refusal may be none in a moment.
@@ -534,5 +543,41 @@ fn shown(url: &str) -> String {
     match url.split_once('?') {
         Some((address, _)) => format!("{address}?…"),
         None => url.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_led_from_a_safe_address_to_one_that_is_not() {
+        let url = |text: &str| text.parse::<Url>().unwrap();
+        let refused = |from: &str, to: &str| refusal_to_follow(&[url(from)], &url(to)).is_some();
+        assert!(refused("https://a/x", "http://a/x") && refused("https://a/x", "ftp://a/x"));
+        for (from, to) in
+            [("https://a/x", "https://b/x"), ("http://a", "https://a"), ("http://a", "http://b")]
+        {
+            assert!(!refused(from, to), "{from} {to}");
+        }
+        assert!(refusal_to_follow(&vec![url("https://a"); 11], &url("https://a")).is_some());
+    }
+
+    #[test]
+    fn only_what_names_one_file_is_a_validator() {
+        let headers = |all: &[(&'static str, &str)]| -> HeaderMap {
+            all.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
+        };
+        let date = "Mon, 01 Jan 2024 00:00:00 GMT";
+        assert_eq!(validator(&headers(&[("etag", "\"a\""), ("last-modified", date)])).unwrap(), "\"a\"");
+        assert_eq!(validator(&headers(&[("etag", "W/\"a\""), ("last-modified", date)])).unwrap(), date);
+        assert_eq!(validator(&headers(&[("etag", "W/\"a\"")])), None);
+    }
+
+    #[test]
+    fn what_may_be_secret_in_an_address_is_not_shown() {
+        assert_eq!(shown("https://h/x?sig=secret"), "https://h/x?…");
+        assert_eq!(first_of_range("bytes 17-99/100"), Some(17));
+        assert_eq!(first_of_range("bytes */100"), None);
     }
 }
