@@ -18,6 +18,10 @@ pub(crate) enum Failure {
     Output(io::Error),
     /// A check failed, and that was printed already as the command's answer.
     Unfit,
+    /// What ran in the guest ended with this code, and has told the rest itself.
+    Exit(u8),
+    /// A failure of vmkit's own where the exit code is otherwise that of what runs in the guest.
+    Own { code: u8, failure: Box<Failure> },
     /// Some of several VMs failed, each with its failure.
     Several(Vec<Failure>),
 }
@@ -32,9 +36,18 @@ Exit codes:
   4  not legal in the state that the VM is in
   5  a deadline passed
   6  somebody else holds the VM or its console
-  7  the VM's backend does not support it";
+  7  the VM's backend does not support it
+`exec`, `shell` and `launch … -- COMMAND` answer the command's own code, and 255 where it was lost.";
+
+/// The exit code of a program whose end is not known.
+const UNKNOWN: u8 = 255;
 
 impl Failure {
+    /// Makes the failure for something that was lost while it ran in the guest: how it ended is not known.
+    pub(crate) fn unknown(error: vmkit::Error) -> Self {
+        Failure::Own { code: UNKNOWN, failure: Box::new(error.into()) }
+    }
+
     /// Answers the exit code; of several failures it is the first one's.
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
@@ -45,6 +58,7 @@ impl Failure {
             Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => 0,
             Failure::Output(_) => 1,
             Failure::Unfit => 2,
+            Failure::Exit(code) | Failure::Own { code, .. } => *code,
             Failure::Several(failures) => failures.first().map_or(0, Failure::exit_code),
         }
     }
@@ -67,7 +81,8 @@ impl Failure {
             Failure::Usage(error) => output::usage(error),
             Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
             Failure::Output(error) => output::unwritten(error),
-            Failure::Unfit => {}
+            Failure::Unfit | Failure::Exit(_) => {}
+            Failure::Own { failure, .. } => failure.tell(hints),
             Failure::Several(failures) => failures.iter().for_each(|failure| failure.tell(hints)),
         }
     }
@@ -102,9 +117,16 @@ fn hint(error: &vmkit::Error) -> Option<&'static str> {
         ErrorKind::Record => Some("the file was left as it is: mend it, or move it away"),
         ErrorKind::TimedOut => Some("`vmkit logs` prints the whole console, `vmkit info` how the VM is now"),
         ErrorKind::Hypervisor => Some("`vmkit logs --hypervisor` prints all that it said"),
-        ErrorKind::NotFound if matches!(error, vmkit::Error::NotFound { what: "VM", .. }) => {
-            Some("`vmkit ls` lists the VMs")
-        }
+        ErrorKind::NotFound => match error {
+            vmkit::Error::NotFound { what: "VM", .. } => Some("`vmkit ls` lists the VMs"),
+            vmkit::Error::NotFound { what, .. } if what.contains("of vmkit's own") => {
+                Some("this VM was made without; say who logs in: --user NAME --identity FILE")
+            }
+            vmkit::Error::NotFound { what, .. } if what.contains("SSH host key") => {
+                Some("say what the server has: --host-key, or --any-host-key to believe whoever answers")
+            }
+            _ => None,
+        },
         _ => None,
     }
 }

@@ -382,3 +382,27 @@ mod tests {
         assert_golden("vm-failed.json", &vm(NetworkConfig::Tap { bridge }).in_state(state));
     }
 }
+
+/// A block of `ssh-config`.
+#[derive(Serialize)]
+pub(crate) struct SshConfig<'a> {
+    host: &'a str,
+    address: std::net::SocketAddr,
+    user: &'a str,
+    identity_file: &'a Path,
+    known_hosts: &'a Path,
+    host_key_alias: &'a str,
+}
+
+impl<'a> SshConfig<'a> {
+    pub(crate) fn of(block: &'a vmkit::ssh::SshConfig) -> Self {
+        Self {
+            host: block.host.as_str(),
+            address: block.address,
+            user: &block.user,
+            identity_file: &block.identity_file,
+            known_hosts: &block.known_hosts,
+            host_key_alias: &block.host_key_alias,
+        }
+    }
+}

@@ -19,6 +19,7 @@ mod output;
 mod places;
 mod progress;
 mod reference;
+mod remote;
 mod several;
 mod warnings;
 

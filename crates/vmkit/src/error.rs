@@ -289,7 +289,7 @@ impl Error {
             Error::Record { .. } => ErrorKind::Record,
             Error::QemuExited { .. } => ErrorKind::Hypervisor,
             Error::Refused { peer, .. } | Error::Protocol { peer, .. } => {
-                if *peer == GUEST_AGENT {
+                if [GUEST_AGENT, SSH_SERVER].contains(peer) {
                     ErrorKind::Guest
                 } else {
                     ErrorKind::Hypervisor
@@ -334,6 +334,9 @@ impl From<crate::vmfile::VmfileError> for Error {
 
 /// The peer's name in the errors that the guest agent causes.
 pub(crate) const GUEST_AGENT: &str = "the guest agent";
+
+/// The name of a guest's SSH server as a peer in errors.
+pub(crate) const SSH_SERVER: &str = "the SSH server";
 
 struct Names<'a>(&'a [BackendTag]);
 

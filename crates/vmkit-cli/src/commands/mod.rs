@@ -2,8 +2,10 @@
 
 mod completions;
 mod console;
+mod cp;
 mod create;
 mod doctor;
+mod exec;
 mod forward;
 mod image;
 mod info;
@@ -16,6 +18,8 @@ mod restart;
 mod resume;
 mod rm;
 mod schema;
+mod shell;
+mod ssh_config;
 mod start;
 mod stop;
 mod suspend;
@@ -47,6 +51,10 @@ pub(crate) enum Command {
     Ip(ip::Ip),
     Wait(wait::Wait),
     Forward(forward::Forward),
+    Shell(shell::Shell),
+    Exec(Box<exec::Exec>),
+    Cp(Box<cp::Cp>),
+    SshConfig(ssh_config::SshConfig),
     Console(console::Console),
     Logs(logs::Logs),
     Image(image::Image),
@@ -71,6 +79,10 @@ impl Command {
             Command::Ip(command) => command.run(context),
             Command::Wait(command) => command.run(context),
             Command::Forward(command) => command.run(context),
+            Command::Shell(command) => command.run(context),
+            Command::Exec(command) => command.run(context),
+            Command::Cp(command) => command.run(context),
+            Command::SshConfig(command) => command.run(context),
             Command::Console(command) => command.run(context),
             Command::Logs(command) => command.run(context),
             Command::Image(command) => command.run(context),

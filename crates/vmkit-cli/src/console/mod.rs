@@ -8,8 +8,8 @@
 //! ```
 
 mod holder;
-mod signals;
-mod terminal;
+pub(crate) mod signals;
+pub(crate) mod terminal;
 
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;

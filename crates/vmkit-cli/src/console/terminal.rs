@@ -11,11 +11,11 @@ static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
 
 /// Standard input in raw mode until this is dropped.
 #[derive(Debug)]
-pub(super) struct RawMode(());
+pub(crate) struct RawMode(());
 
 impl RawMode {
     /// Sets the terminal at standard input to raw mode; nothing where there is none.
-    pub(super) fn enter() -> io::Result<Option<Self>> {
+    pub(crate) fn enter() -> io::Result<Option<Self>> {
         let stdin = io::stdin();
         if !isatty(&stdin) {
             return Ok(None);

@@ -10,6 +10,7 @@
 
 mod ephemeral;
 mod forward;
+mod knock;
 mod list;
 mod reconfigure;
 #[cfg(feature = "ssh")]

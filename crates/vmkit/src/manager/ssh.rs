@@ -1,14 +1,22 @@
 //! The way into a guest over SSH, as a VM's record tells it.
 
+use std::net::SocketAddr;
+use std::time::Duration;
+
 use tokio::time::Instant;
 
-use super::{PATIENCE, VmManager};
+use super::{Condition, PATIENCE, VmManager, later};
 use crate::error::{Error, Result};
 use crate::handle::VmHandle;
 use crate::hypervisor::Hypervisor;
 use crate::lifecycle::VmState;
 use crate::spec::{GuestAccess, UserData, VmName};
-use crate::ssh::{HostKey, Identity, Login, SshConfig, Target};
+use crate::ssh::{HostKey, Identity, Login, Session, SshConfig, Target};
+
+/// How long a guest may be silent at first, before a guest counts as one that is still booting.
+const FIRST_TRY: Duration = Duration::from_secs(2);
+/// How often one tries to log in to a guest whose server speaks and then breaks off.
+const TRIES: u32 = 4;
 
 impl<H: Hypervisor + 'static> VmManager<H> {
     /// Answers how to log in to a guest that runs; what `login` has goes before what the VM's record has.
@@ -38,6 +46,35 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         Ok(Target { name: name.to_string(), address, user, identity, host_key })
     }
 
+    /// Logs in to a guest that runs; where its SSH server is not up yet, waits for that.
+    ///
+    /// `timeout` bounds all of it.
+    ///
+    /// # Errors
+    /// Those of [`ssh_target`](Self::ssh_target), [`Session::connect`] and [`wait`](Self::wait).
+    pub async fn ssh_session(&self, name: &VmName, login: &Login, timeout: Duration) -> Result<Session> {
+        let deadline = later(timeout);
+        let target = self.ssh_target(name, login).await?;
+        let mut reached = Session::reach(&target, deadline.min(Instant::now() + FIRST_TRY)).await;
+        let mut tries_left = TRIES;
+        loop {
+            tries_left -= 1;
+            let connected = match reached {
+                Ok(stream) => Session::over(stream, &target, deadline).await,
+                Err(error) => Err(error),
+            };
+            match connected {
+                // It may be about to come up, or turn away more than it can take now.
+                Err(Error::Ssh { .. } | Error::TimedOut { .. })
+                    if tries_left > 0 && Instant::now() < deadline => {}
+                connected => return connected,
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            self.wait(name, Condition::Ssh, left).await?;
+            reached = Session::reach(&target, deadline).await;
+        }
+    }
+
     /// Writes what OpenSSH's programs need for a guest that runs, and answers the block that tells them.
     ///
     /// The files lie in [`Home::kept`](crate::store::Home::kept), and are removed with the VM. The address is that of this
@@ -60,7 +97,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         SshConfig::write(name, vm.id, address, access, &self.home().kept(name))
     }
 
-    async fn live_ssh_address(&self, vm: &VmHandle) -> Result<std::net::SocketAddr> {
+    async fn live_ssh_address(&self, vm: &VmHandle) -> Result<SocketAddr> {
         if vm.state != VmState::Running {
             return Err(Error::NotLive { what: "the way in over SSH", state: vm.state.clone() });
         }

@@ -8,9 +8,7 @@ use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
 
-use tokio::io::AsyncReadExt;
-use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 use crate::backend::qemu::agent::GuestAgent;
@@ -22,6 +20,7 @@ use crate::lifecycle::VmState;
 use crate::spec::{Protocol, VmName};
 use crate::store::Changes;
 
+use super::knock::Knocker;
 use super::{VmManager, later};
 
 /// How long one attempt to reach the guest may take. A guest without KVM on a busy host needs seconds to say a word.
@@ -29,8 +28,8 @@ const ATTEMPT: Duration = Duration::from_secs(10);
 /// After how long the state is asked again though nothing was heard. A guest's panic, or a pause by somebody else's
 /// monitor, ends no process and changes no record: nothing that this process could wait for tells of it.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
-/// The shortest and the longest pause between two attempts to reach the guest's SSH server.
-const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// The shortest and the longest pause between two questions for what has no event.
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(250));
 /// The port that an SSH server listens at.
 const SSH: u16 = 22;
 
@@ -140,6 +139,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         let changes = self.store.changes(name)?;
         let mut lived = false;
         let mut pause = BACK_OFF.0;
+        let mut knocker = None;
         loop {
             // In this order, since a PID that belonged to a live VM after the descriptor was opened did so before.
             let record = self.store.read(name)?;
@@ -163,12 +163,11 @@ impl<H: Hypervisor + 'static> VmManager<H> {
                 }
                 Next::Wait => happened(&changes, process.as_ref(), LOOK_AGAIN).await?,
                 Next::Ask => tokio::select! {
-                    answer = self.reach(&vm, condition) => {
+                    answer = self.reach(&vm, condition, &mut knocker) => {
                         if answer? {
                             return Ok(vm);
                         }
-                        // The host accepts on the guest's behalf long before the guest listens, and a guest has no way
-                        // to tell the host that it does: so there is nothing to wait for but time.
+                        // No event tells that a guest has an address, or that its agent answers.
                         happened(&changes, process.as_ref(), pause).await?;
                         pause = (pause * 2).min(BACK_OFF.1);
                     }
@@ -178,14 +177,24 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         }
     }
 
-    /// Tries once to reach what is awaited in the guest, and answers whether it could.
-    async fn reach(&self, vm: &VmHandle, condition: Condition) -> Result<bool> {
+    /// Tries to reach what is awaited in the guest, and answers whether it could; for SSH it goes on trying.
+    async fn reach(
+        &self,
+        vm: &VmHandle,
+        condition: Condition,
+        knocker: &mut Option<Knocker>,
+    ) -> Result<bool> {
         match condition {
             Condition::Ssh => {
                 let Some(address) = self.ssh_address(vm).await? else { return Ok(false) };
-                Ok(timeout(ATTEMPT, greets_as_ssh(address))
-                    .await
-                    .is_ok_and(|greeting| greeting.unwrap_or(false)))
+                // At another address it begins anew; else what it holds may be answered any moment.
+                if knocker.as_ref().is_none_or(|knocker| knocker.address() != address) {
+                    *knocker = Some(Knocker::new(address));
+                }
+                if let Some(knocker) = knocker {
+                    knocker.greeted().await;
+                }
+                Ok(true)
             }
             _ => {
                 let Some(path) = vm.run.as_ref().and_then(|run| run.agent.as_ref()) else {
@@ -259,16 +268,6 @@ async fn agent_answers(socket: &Path) -> bool {
 #[cfg(not(all(target_os = "linux", feature = "qemu")))]
 async fn agent_answers(_socket: &Path) -> bool {
     false
-}
-
-/// Connects, and answers whether an SSH server is the one who speaks first.
-///
-/// Source: RFC 4253, section 4.2: lines may come before the one that begins with `SSH-`, but servers send none.
-async fn greets_as_ssh(address: SocketAddr) -> io::Result<bool> {
-    let mut stream = TcpStream::connect(address).await?;
-    let mut greeting = [0; 4];
-    stream.read_exact(&mut greeting).await?;
-    Ok(&greeting == b"SSH-")
 }
 
 /// Answers the last lines of a VM's console, as far as they can be read.

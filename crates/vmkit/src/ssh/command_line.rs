@@ -28,11 +28,11 @@ impl Command {
         Self { argv: argv.into_iter().map(Into::into).collect(), ..Self::default() }
     }
 
-    /// Answers the line for the login shell; nothing where the login shell itself is all that is wanted.
+    /// Answers the line for a POSIX shell; nothing where the login shell itself is all that is wanted.
     ///
     /// # Errors
     /// `InvalidInput` for a zero byte, which no argument can hold, and for a variable that no shell could name.
-    pub(super) fn line(&self) -> Result<Option<Vec<u8>>> {
+    pub fn line(&self) -> Result<Option<Vec<u8>>> {
         if self.argv.is_empty() && self.env.is_empty() && self.dir.is_none() {
             return Ok(None);
         }

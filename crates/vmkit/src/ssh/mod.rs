@@ -7,13 +7,15 @@
 //!
 //! ```text
 //! Target ──connect──▶ Session ──spawn──▶ Process: Input, Output
-//!                        └─────sftp────▶ copies
+//!                        └─────files───▶ Files: upload, download
 //! ```
 //!
 //! Every call that waits for the guest has a deadline, except those of a [`Process`]: how long a program runs is its own
 //! affair. There a guest that died is noticed by keep-alive messages.
 
+mod cloud_init;
 mod command_line;
+mod files;
 mod keys;
 mod outside;
 mod process;
@@ -21,7 +23,9 @@ mod session;
 mod target;
 mod terminal;
 
+pub use cloud_init::{CloudInit, CloudInitProgress};
 pub use command_line::Command;
+pub use files::{Copied, Files, Progress, Report};
 pub use keys::{HostKey, Identity};
 pub use outside::SshConfig;
 pub use process::{Captured, Event, Exit, Input, Output, Process};

@@ -9,12 +9,13 @@ use std::time::Duration;
 use russh::client::{self, AuthResult, DisconnectReason, Handle, Msg};
 use russh::keys::{Algorithm, PrivateKeyWithHashAlg, PublicKeyOrCertificate};
 use russh::{Channel, Disconnect, Preferred, kex};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
 use super::keys::fingerprint;
 use super::{HostKey, Target};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, SSH_SERVER};
 
 /// After how long a silent server is asked whether it is still there.
 const KEEPALIVE: Duration = Duration::from_secs(15);
@@ -46,16 +47,43 @@ impl Session {
     /// `TimedOut` with what was awaited; `Guest` where nobody listens, the server has another host key (with both
     /// fingerprints), does not take the key, or goes away.
     pub async fn connect(target: &Target, deadline: Instant) -> Result<Self> {
+        Self::over(Self::reach(target, deadline).await?, target, deadline).await
+    }
+
+    /// Connects, and waits until the server has begun to speak.
+    pub(crate) async fn reach(target: &Target, deadline: Instant) -> Result<TcpStream> {
+        let broken = |problem: &str, source: Option<io::Error>| Error::Ssh {
+            target: target.to_string(),
+            problem: problem.to_owned(),
+            source: source.map(Into::into),
+        };
+        let reached = async {
+            let connected = TcpStream::connect(target.address).await;
+            let stream = connected.map_err(|error| broken("cannot connect", Some(error)))?;
+            // The host accepts for a guest that does not listen yet: only words tell.
+            match stream.peek(&mut [0]).await {
+                Ok(bytes) if bytes > 0 => Ok(stream),
+                Ok(_) => Err(broken("the server closed the connection without a word", None)),
+                Err(error) => Err(broken("the server closed the connection without a word", Some(error))),
+            }
+        };
+        let began = Instant::now();
+        timeout_at(deadline, reached).await.unwrap_or_else(|_| {
+            let awaited = format!("the server's greeting of SSH to {target}");
+            Err(Error::TimedOut { awaited, after: began.elapsed(), console: String::new() })
+        })
+    }
+
+    /// Has the server prove itself, and logs in.
+    pub(crate) async fn over(stream: TcpStream, target: &Target, deadline: Instant) -> Result<Self> {
         let to = target.to_string();
         let fate = Fate::default();
         let guard = Guard { host_key: target.host_key.clone(), fate: fate.clone() };
         let began = Instant::now();
-        let stage = std::cell::Cell::new("the connection");
+        let stage = std::cell::Cell::new("the key exchange");
         let opened = timeout_at(deadline, async {
-            let stream = TcpStream::connect(target.address).await.map_err(russh::Error::IO)?;
             // Keys that somebody types have to leave at once.
             stream.set_nodelay(true).map_err(russh::Error::IO)?;
-            stage.set("the server's side of the key exchange");
             let mut handle =
                 client::connect_stream(Arc::new(config(&target.host_key)), stream, guard).await?;
             stage.set("the login");
@@ -74,15 +102,23 @@ impl Session {
         let session = Self { handle, target: to, fate };
         match answer {
             AuthResult::Success => Ok(session),
+            // The answer that is given for one that never came.
+            AuthResult::Failure { remaining_methods, .. } if remaining_methods.is_empty() => {
+                Err(session.fate.lost(&session.target, "the server broke off the login"))
+            }
             AuthResult::Failure { remaining_methods, .. } => {
                 let offered: Vec<_> = remaining_methods.iter().map(Into::<&'static str>::into).collect();
-                let problem = format!(
-                    "the server does not take the key {} for the user `{}`; it would take: {}",
-                    target.identity.fingerprint(),
-                    target.user,
-                    if offered.is_empty() { "nothing".to_owned() } else { offered.join(", ") }
-                );
-                Err(session.problem(problem))
+                let offered = offered.join(", ");
+                Err(Error::Refused {
+                    peer: SSH_SERVER,
+                    command: format!("log in as {}", session.target),
+                    class: "publickey".to_owned(),
+                    description: format!(
+                        "it does not take the key {} for the user `{}`, and would take: {offered}",
+                        target.identity.fingerprint(),
+                        target.user
+                    ),
+                })
             }
         }
     }
@@ -91,6 +127,24 @@ impl Session {
     pub async fn close(self) {
         // A server that is gone needs no goodbye.
         let _ = self.handle.disconnect(Disconnect::ByApplication, "", "").await;
+    }
+
+    /// Has the guest connect to a port that it reaches, and answers the connection.
+    ///
+    /// # Errors
+    /// `Guest` where the guest can't connect, or its server forwards nothing; `TimedOut`.
+    pub async fn dial(
+        &self,
+        host: &str,
+        port: u16,
+        deadline: Instant,
+    ) -> Result<impl AsyncRead + AsyncWrite + Send + Unpin + use<>> {
+        let dialled = async {
+            let opened = self.handle.channel_open_direct_tcpip(host, port.into(), "127.0.0.1", 0).await;
+            let what = || format!("the guest can't connect to {host}:{port}");
+            Ok(opened.map_err(|error| self.failed(&what(), error))?.into_stream())
+        };
+        self.within(deadline, "the guest's own connection", dialled).await
     }
 
     /// Opens a channel for one program.
@@ -206,11 +260,6 @@ impl Fate {
             return Error::HostKey { target: to.to_owned(), expected, found };
         }
         match error {
-            russh::Error::IO(source) if stage == "the connection" => Error::Ssh {
-                target: to.to_owned(),
-                problem: "cannot connect".to_owned(),
-                source: Some(Box::new(source)),
-            },
             russh::Error::HUP | russh::Error::Disconnect => self.closed(to, stage),
             russh::Error::IO(source)
                 if matches!(

@@ -1,0 +1,146 @@
+//! `vmkit exec`.
+
+use std::env;
+use std::ffi::OsString;
+use std::io;
+
+use clap::{Args, ValueEnum};
+use vmkit::spec::VmName;
+use vmkit::ssh::{Command, Terminal};
+use vmkit::{Error, ErrorKind, VmState};
+
+use crate::context::{Context, Manager};
+use crate::failure::Failure;
+use crate::remote::way::Way;
+use crate::remote::{self, agent};
+
+/// Runs a program in a guest, with this command's streams, and answers its exit code.
+///
+/// The arguments arrive as they were typed, and no shell of the guest reads them: for pipes and variables of the guest run
+/// `sh -c '…'`. A terminal is made where there is one here; a new line and `~.` leave it. A program that a signal ended answers
+/// 128 and the signal's number.
+#[derive(Debug, Args)]
+pub(crate) struct Exec {
+    /// Names the VM.
+    name: VmName,
+    #[command(flatten)]
+    way: Way,
+    #[command(flatten)]
+    surroundings: Surroundings,
+    /// Runs it at a terminal though there is none here.
+    #[arg(long, short = 't', conflicts_with = "no_tty")]
+    tty: bool,
+    /// Runs it without a terminal though there is one here.
+    #[arg(long, short = 'T')]
+    no_tty: bool,
+    /// Gives it no standard input.
+    #[arg(long, short = 'n')]
+    no_stdin: bool,
+    /// Goes this way.
+    #[arg(long, value_enum, default_value_t = Via::Auto)]
+    via: Via,
+    /// Answers this exit code for every failure of vmkit's own, to tell it from the program's.
+    #[arg(long, value_name = "CODE")]
+    error_code: Option<u8>,
+    /// Names the program and its arguments.
+    #[arg(value_name = "COMMAND", required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    command: Vec<OsString>,
+}
+
+/// What a program finds around it.
+#[derive(Debug, Args)]
+pub(crate) struct Surroundings {
+    /// Runs it in this directory of the guest [else: the user's home].
+    #[arg(long, short = 'w', value_name = "DIR")]
+    workdir: Option<OsString>,
+    /// Sets a variable for it; may be given more than once.
+    #[arg(long, short = 'e', value_name = "NAME=VALUE")]
+    env: Vec<String>,
+}
+
+/// The ways into a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Via {
+    /// SSH; the guest agent where the VM has no network, or no key to log in with.
+    Auto,
+    /// SSH.
+    Ssh,
+    /// The guest agent: needs no network, and tells all at the end.
+    Agent,
+}
+
+impl Surroundings {
+    /// Puts the program into them.
+    pub(crate) fn around(self, argv: Vec<OsString>) -> Result<Command, Error> {
+        let mut command = Command::new(argv);
+        command.dir = self.workdir;
+        for variable in self.env {
+            let Some((name, value)) = variable.split_once('=') else {
+                return Err(Error::invalid("env", variable, "write NAME=VALUE"));
+            };
+            command.env.push((name.to_owned(), value.into()));
+        }
+        Ok(command)
+    }
+}
+
+/// Makes a terminal for a guest that is like the one of this process.
+pub(crate) fn terminal() -> Terminal {
+    let term = env::var("TERM").unwrap_or_else(|_| "xterm".to_owned());
+    let size = vmkit::ssh::TerminalSize { columns: 80, rows: 24 };
+    Terminal::like(io::stdin(), &term).unwrap_or_else(|_| Terminal::new(term, size))
+}
+
+impl Exec {
+    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+        let own_code = self.error_code;
+        match self.exit_code(context) {
+            Ok(0) => Ok(()),
+            Ok(code) => Err(Failure::Exit(code)),
+            Err(failure) => Err(match own_code {
+                Some(code) => Failure::Own { code, failure: Box::new(failure) },
+                None => failure,
+            }),
+        }
+    }
+
+    fn exit_code(self, context: &Context) -> Result<u8, Failure> {
+        let mut command = self.surroundings.around(self.command)?;
+        // Looked at before anything is reached.
+        command.line()?;
+        let at_terminal = self.tty || (!self.no_tty && remote::is_at_terminal());
+        let manager = context.manager()?;
+        context.block_on(async {
+            if self.via == Via::Agent || goes_by_agent(self.via, &self.way, &manager, &self.name).await? {
+                let vm = manager.info(&self.name).await?;
+                if vm.state != VmState::Running {
+                    return Err(Error::NotLive { what: "the guest agent", state: vm.state }.into());
+                }
+                return agent::run(&vm, &command, !self.no_stdin, self.way.timeout()).await;
+            }
+            let session = self.way.session(&manager, &self.name).await?;
+            command.terminal = at_terminal.then(terminal);
+            Ok(remote::run(&session, &command, !self.no_stdin).await?.shell_code())
+        })
+    }
+}
+
+/// Tells whether SSH has no way in, and the guest agent may have one.
+async fn goes_by_agent(via: Via, way: &Way, manager: &Manager, name: &VmName) -> Result<bool, Failure> {
+    if via != Via::Auto {
+        return Ok(false);
+    }
+    let error = match manager.ssh_target(name, &way.login()?).await {
+        Ok(_) => return Ok(false),
+        Err(error) => error,
+    };
+    let no_vm = matches!(error, Error::NotFound { what: "VM", .. });
+    if no_vm || !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Unsupported) {
+        return Err(error.into());
+    }
+    let vm = manager.info(name).await?;
+    match vm.run.and_then(|run| run.agent) {
+        Some(_) => Ok(true),
+        None => Err(error.into()),
+    }
+}

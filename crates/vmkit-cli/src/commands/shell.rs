@@ -1,0 +1,41 @@
+//! `vmkit shell`.
+
+use clap::Args;
+use vmkit::spec::VmName;
+
+use super::exec::{Surroundings, terminal};
+use crate::context::Context;
+use crate::failure::Failure;
+use crate::remote;
+use crate::remote::way::Way;
+
+/// Opens a shell in a guest, and answers its exit code.
+///
+/// A guest that still boots is waited for. A new line and `~.` leave a shell that no longer answers. Where standard input is no
+/// terminal, it is what the shell runs.
+#[derive(Debug, Args)]
+pub(crate) struct Shell {
+    /// Names the VM.
+    name: VmName,
+    #[command(flatten)]
+    way: Way,
+    #[command(flatten)]
+    surroundings: Surroundings,
+}
+
+impl Shell {
+    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+        let mut command = self.surroundings.around(Vec::new())?;
+        command.line()?;
+        let manager = context.manager()?;
+        let exit = context.block_on(async {
+            let session = self.way.session(&manager, &self.name).await?;
+            command.terminal = remote::is_at_terminal().then(terminal);
+            remote::run(&session, &command, true).await
+        })?;
+        match exit.shell_code() {
+            0 => Ok(()),
+            code => Err(Failure::Exit(code)),
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! `vmkit ssh-config`.
+
+use clap::Args;
+use vmkit::ErrorKind;
+use vmkit::spec::VmName;
+
+use crate::context::Context;
+use crate::failure::Failure;
+use crate::{json, output};
+
+/// Prints what `ssh`, `scp`, `rsync` and editors need to get into guests, as a block for `~/.ssh/config`.
+///
+/// Without a name: for all VMs that run and that vmkit has a key for. The key and the host key lie in files beside the VM and go
+/// with it. A VM with user networking may have another port after its next start: print the block again.
+#[derive(Debug, Args)]
+pub(crate) struct SshConfig {
+    /// Names the VMs.
+    #[arg(value_name = "NAME")]
+    names: Vec<VmName>,
+    /// Prints a JSON array instead.
+    #[arg(long)]
+    json: bool,
+}
+
+impl SshConfig {
+    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+        let manager = context.manager()?;
+        context.block_on(async {
+            let mut blocks = Vec::new();
+            if self.names.is_empty() {
+                for listed in manager.list().await? {
+                    match manager.ssh_config(&listed.name).await {
+                        Ok(block) => blocks.push(block),
+                        // Not one of those that were asked for.
+                        Err(error) if is_elsewhere(error.kind()) => {}
+                        Err(error) => return Err(error.into()),
+                    }
+                }
+            }
+            for name in &self.names {
+                blocks.push(manager.ssh_config(name).await?);
+            }
+            if self.json {
+                return output::json(&blocks.iter().map(json::SshConfig::of).collect::<Vec<_>>());
+            }
+            blocks.into_iter().try_for_each(output::text)
+        })
+    }
+}
+
+fn is_elsewhere(kind: ErrorKind) -> bool {
+    use ErrorKind::{InvalidState, NotFound, Record, Unsupported};
+    matches!(kind, NotFound | InvalidState | Unsupported | Record)
+}

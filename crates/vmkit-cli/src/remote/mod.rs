@@ -1,0 +1,175 @@
+//! A program in a guest with this process's own streams, terminal and signals.
+//!
+//! One loop on one thread; standard input is read, and both outputs are written, by threads that may block. Whatever is
+//! slow holds the others back: nothing is kept beyond a few pieces. The terminal is itself again on every way out.
+
+pub(crate) mod agent;
+mod escape;
+mod streams;
+pub(crate) mod way;
+
+use std::io::{self, IsTerminal};
+use std::time::Duration;
+
+use tokio::time::timeout;
+use vmkit::Error;
+use vmkit::ssh::{Command, Event, Exit, Input, Output, Session, TerminalSize};
+
+use crate::console::signals::{Resizes, Signals, die_of, name_of};
+use crate::console::terminal::RawMode;
+use crate::failure::Failure;
+use crate::output;
+use escape::{Escape, Typed};
+use streams::{Reader, Writer};
+
+/// How long the guest is told of a signal that ends this process.
+const GOODBYE: Duration = Duration::from_millis(200);
+/// How long the guest has to begin a program: more than a loaded one needs, less than a person waits for.
+const BEGIN: Duration = Duration::from_secs(60);
+
+/// Answers whether there is a person at both ends of this process.
+pub(crate) fn is_at_terminal() -> bool {
+    io::stdin().is_terminal() && io::stdout().is_terminal()
+}
+
+/// Why the loop has ended.
+enum Ending {
+    /// The program has.
+    Exit(Exit),
+    /// This process was told to end.
+    Signal(i32),
+    /// The person left.
+    Left,
+}
+
+/// Runs the command with this process's streams, and answers how it ended.
+///
+/// # Errors
+/// Those of the session; `Output` where nobody reads what the program writes. `Own` where the connection is lost on the
+/// way.
+pub(crate) async fn run(session: &Session, command: &Command, feed_stdin: bool) -> Result<Exit, Failure> {
+    let at_terminal = command.terminal.is_some();
+    let mut signals = Signals::catch().map_err(Error::io("watch for", "signals"))?;
+    let (input, output) = session.spawn(command, tokio::time::Instant::now() + BEGIN).await?.split();
+    let raw = if at_terminal { RawMode::enter().map_err(Error::io("set up", "the terminal"))? } else { None };
+    let is_raw = raw.is_some();
+    let attached = Attached {
+        input,
+        output,
+        reader: feed_stdin.then(Reader::of_stdin),
+        writer: Writer::new(),
+        escape: is_raw.then(Escape::new),
+        follows_size: is_raw,
+    };
+    let ended = attached.run(&mut signals).await;
+    drop(raw);
+    match ended? {
+        Ending::Exit(exit) => Ok(exit),
+        Ending::Left => {
+            output::notice("left; what ran there was hung up");
+            Ok(Exit::Signal("HUP".to_owned()))
+        }
+        Ending::Signal(signal) => {
+            die_of(signal);
+            Ok(Exit::Code(255))
+        }
+    }
+}
+
+struct Attached {
+    input: Input,
+    output: Output,
+    /// Standard input until its end.
+    reader: Option<Reader>,
+    writer: Writer,
+    escape: Option<Escape>,
+    follows_size: bool,
+}
+
+/// What happened first.
+enum Happened {
+    Output(Event),
+    Input(Option<Vec<u8>>),
+    Resized,
+    Signal(i32),
+}
+
+impl Attached {
+    async fn run(self, signals: &mut Signals) -> Result<Ending, Failure> {
+        let Self { mut input, mut output, mut reader, mut writer, mut escape, follows_size } = self;
+        let caught = signals.bell().map_err(Error::io("watch for", "signals"))?;
+        let resizes =
+            follows_size.then(Resizes::catch).transpose().map_err(Error::io("watch for", "signals"))?;
+        let (pieces, mut taken) = tokio::sync::mpsc::channel::<Option<Vec<u8>>>(1);
+        // Its own future, so that a guest that reads nothing keeps neither output nor signals waiting.
+        let (resized, mut sizes) = tokio::sync::mpsc::channel::<TerminalSize>(1);
+        let feed = async {
+            loop {
+                tokio::select! {
+                    Some(size) = sizes.recv() => input.resize(size).await?,
+                    piece = taken.recv() => match piece {
+                        Some(Some(piece)) => input.write(&piece).await?,
+                        Some(None) => input.end().await?,
+                        None => return Ok::<_, Error>(()),
+                    },
+                }
+            }
+        };
+        let mut feed = Box::pin(feed);
+        let mut is_fed = false;
+        let ending = loop {
+            let room = pieces.clone();
+            let happened = tokio::select! {
+                event = output.next() => Happened::Output(event.map_err(Failure::unknown)?),
+                // A lost connection is told by the output, which has more to say about it.
+                _ = &mut feed, if !is_fed => { is_fed = true; continue }
+                piece = Reader::next(&mut reader, room) => Happened::Input(piece),
+                () = Resizes::next(resizes.as_ref()) => Happened::Resized,
+                signal = signals.next(&caught) => Happened::Signal(signal),
+            };
+            match happened {
+                Happened::Output(event) => {
+                    // Whoever reads slowly, or not at all, can still have this ended.
+                    tokio::select! {
+                        written = write(&mut writer, event) => if let Some(exit) = written? {
+                            break Ending::Exit(exit);
+                        },
+                        signal = signals.next(&caught) => break Ending::Signal(signal),
+                    }
+                }
+                Happened::Input(None) => {
+                    reader = None;
+                    let _ = pieces.try_send(None);
+                }
+                Happened::Input(Some(piece)) => match escape.as_mut().map(|escape| escape.take(&piece)) {
+                    Some(Typed::Left) => break Ending::Left,
+                    Some(Typed::Pass(piece)) => drop(pieces.try_send(Some(piece))),
+                    None => drop(pieces.try_send(Some(piece))),
+                },
+                Happened::Resized => {
+                    if let Ok(size) = TerminalSize::of(io::stdin()) {
+                        let _ = resized.try_send(size);
+                    }
+                }
+                Happened::Signal(signal) => break Ending::Signal(signal),
+            }
+        };
+        drop(feed);
+        if let Ending::Signal(signal) = &ending
+            && let Some(name) = name_of(*signal)
+        {
+            // A guest that can't be told learns it from the connection.
+            let _ = timeout(GOODBYE, input.signal(name)).await;
+        }
+        Ok(ending)
+    }
+}
+
+/// Writes what came out of the program; at its end all of it, and answers how it ended.
+async fn write(writer: &mut Writer, event: Event) -> Result<Option<Exit>, Failure> {
+    match event {
+        Event::Stdout(data) => writer.write(false, data).await.map(|()| None),
+        Event::Stderr(data) => writer.write(true, data).await.map(|()| None),
+        Event::Ended(exit) => writer.finish().await.map(|()| Some(exit)),
+    }
+}

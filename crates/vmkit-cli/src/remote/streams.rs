@@ -1,0 +1,108 @@
+//! This process's streams, read and written by threads: they may be files or terminals, for which the system has no
+//! other way to wait.
+
+use std::io::{self, Read, Write};
+use std::thread;
+
+use tokio::sync::mpsc::{Receiver, Sender, channel};
+use tokio::sync::oneshot;
+
+use crate::failure::Failure;
+
+/// How much is read in one go.
+const PIECE_BYTES: usize = 32 << 10;
+/// How many pieces wait for whoever is slower.
+const PIECES: usize = 4;
+
+/// Standard input, read by a thread that ends with the process: nobody can wake it from its read.
+#[derive(Debug)]
+pub(super) struct Reader(Receiver<Vec<u8>>);
+
+impl Reader {
+    pub(super) fn of_stdin() -> Self {
+        let (sender, receiver) = channel(PIECES);
+        thread::spawn(move || {
+            let mut piece = vec![0; PIECE_BYTES];
+            loop {
+                match io::stdin().read(&mut piece) {
+                    Ok(bytes) if bytes > 0 => {
+                        if sender.blocking_send(piece[..bytes].to_vec()).is_err() {
+                            return;
+                        }
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    // A terminal that is gone answers with an error.
+                    Ok(_) | Err(_) => return,
+                }
+            }
+        });
+        Self(receiver)
+    }
+
+    /// Waits for room in `to`, and then for the next piece; nothing at the end, and for ever where there is no reader.
+    ///
+    /// # Cancel safety
+    /// A dropped call loses nothing.
+    pub(super) async fn next<T>(reader: &mut Option<Self>, to: Sender<T>) -> Option<Vec<u8>> {
+        let Some(reader) = reader else { return std::future::pending().await };
+        // Whoever took the last piece away has to be through with it.
+        let Ok(_room) = to.reserve().await else { return std::future::pending().await };
+        reader.0.recv().await
+    }
+}
+
+/// Standard output and standard error, written in the order in which it came.
+#[derive(Debug)]
+pub(super) struct Writer {
+    pieces: Option<Sender<(bool, Vec<u8>)>>,
+    ended: oneshot::Receiver<io::Result<()>>,
+}
+
+impl Writer {
+    pub(super) fn new() -> Self {
+        let (sender, mut receiver) = channel::<(bool, Vec<u8>)>(PIECES);
+        let (tell, ended) = oneshot::channel();
+        thread::spawn(move || {
+            let mut write = || {
+                while let Some((is_error, piece)) = receiver.blocking_recv() {
+                    if is_error {
+                        io::stderr().write_all(&piece)?;
+                    } else {
+                        let mut stdout = io::stdout().lock();
+                        stdout.write_all(&piece).and_then(|()| stdout.flush())?;
+                    }
+                }
+                Ok(())
+            };
+            let written = write();
+            drop(receiver);
+            // Nobody asks any more where the process is ending.
+            let _ = tell.send(written);
+        });
+        Self { pieces: Some(sender), ended }
+    }
+
+    /// Hands a piece over, as soon as there is room.
+    ///
+    /// # Errors
+    /// `Output` where a piece before could not be written.
+    pub(super) async fn write(&mut self, is_error: bool, piece: Vec<u8>) -> Result<(), Failure> {
+        let pieces = self.pieces.as_ref().expect("only the last method takes it");
+        match pieces.send((is_error, piece)).await {
+            Ok(()) => Ok(()),
+            Err(_) => self.finish().await,
+        }
+    }
+
+    /// Waits until all is written.
+    ///
+    /// # Errors
+    /// `Output` where it can't be.
+    pub(super) async fn finish(&mut self) -> Result<(), Failure> {
+        self.pieces = None;
+        let written = (&mut self.ended).await;
+        written
+            .unwrap_or_else(|_| Err(io::Error::other("the writing thread is gone")))
+            .map_err(Failure::Output)
+    }
+}

@@ -1,0 +1,260 @@
+//! Files copied into a guest and out of it, over the server's SFTP.
+//!
+//! What is being written has a name of its own, in the directory where it is going to be, and gets its real one when it is
+//! whole. The guest is not trusted with this host: below the directory that somebody named, everything is opened relative to
+//! its parent and no symbolic link is ever walked through.
+//!
+//! Source: draft-ietf-secsh-filexfer-02, which is SFTP version 3; OpenSSH's `PROTOCOL` for the extensions.
+
+mod download;
+mod upload;
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use russh_sftp::client::{Config, RawSftpSession, error::Error as SftpError};
+use russh_sftp::protocol::{FileAttributes, Packet, StatusCode};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::Session;
+use crate::error::{Error, ErrorKind, Result};
+
+/// How much one request carries. Every server takes this much.
+const CHUNK_BYTES: u32 = 32 * 1024;
+/// How many requests are on their way at the same time: 2 MiB, which is SSH's window.
+const IN_FLIGHT: usize = 64;
+/// How long one request may stay without an answer.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// OpenSSH's rename that replaces what is there.
+const POSIX_RENAME: &str = "posix-rename@openssh.com";
+
+/// The files of a guest, as the user of the session may use them.
+pub struct Files {
+    raw: Arc<RawSftpSession>,
+    /// What errors call the guest.
+    name: String,
+    replaces: bool,
+    /// The file in the guest that is being written.
+    unfinished: Mutex<Option<String>>,
+}
+
+/// How far a copy is.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Progress {
+    /// The file that is being copied, at the end that it comes from.
+    pub file: String,
+    /// How much of it has been copied, in bytes; holes count.
+    pub file_bytes: u64,
+    /// How long it is, in bytes.
+    pub file_size: u64,
+    /// What was copied all in all.
+    pub total: Copied,
+}
+
+/// What was copied.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Copied {
+    /// How many files, symbolic links among them.
+    pub files: u64,
+    /// How many bytes of them; holes count.
+    pub bytes: u64,
+    /// What was left out: neither file nor directory nor symbolic link.
+    pub skipped: Vec<String>,
+}
+
+/// Tells of the progress of a copy.
+pub type Report<'a> = &'a mut (dyn FnMut(&Progress) + Send);
+
+impl Session {
+    /// Begins to use the guest's files.
+    ///
+    /// # Errors
+    /// `Guest` where its server has no SFTP; `TimedOut`.
+    pub async fn files(&self, name: &str, deadline: Instant) -> Result<Files> {
+        self.within(deadline, "the guest's SFTP server", self.begin_files(name)).await
+    }
+
+    async fn begin_files(&self, name: &str) -> Result<Files> {
+        let mut channel = self.channel().await?;
+        let failed = |error| self.failed("cannot begin SFTP", error);
+        channel.request_subsystem(true, "sftp").await.map_err(failed)?;
+        loop {
+            match channel.wait().await {
+                Some(russh::ChannelMsg::Success) => break,
+                Some(russh::ChannelMsg::Failure | russh::ChannelMsg::Close) | None => {
+                    return Err(self.problem(
+                        "the guest's SSH server has no SFTP, which copies need: install `openssh-sftp-server` in the guest",
+                    ));
+                }
+                Some(_) => {}
+            }
+        }
+        let config = Config { request_timeout_secs: PATIENCE.as_secs(), ..Config::default() };
+        let raw = RawSftpSession::new_with_config(channel.into_stream(), config);
+        let hello =
+            raw.init().await.map_err(|error| self.problem(format!("SFTP does not begin: {error}")))?;
+        let replaces = hello.extensions.contains_key(POSIX_RENAME);
+        Ok(Files { raw: Arc::new(raw), name: name.to_owned(), replaces, unfinished: Mutex::default() })
+    }
+}
+
+impl fmt::Debug for Files {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Files({})", self.name)
+    }
+}
+
+impl Files {
+    /// Removes what a dropped copy has left half-written in the guest, if anything.
+    pub async fn tidy_up(&self) {
+        let unfinished = self.unfinished.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(unfinished) = unfinished {
+            // Whoever removes it later finds by its name what it is.
+            let _ = self.raw.remove(unfinished).await;
+        }
+    }
+
+    fn set_unfinished(&self, path: Option<String>) {
+        *self.unfinished.lock().unwrap_or_else(PoisonError::into_inner) = path;
+    }
+
+    /// Answers the path as the server knows it: below the user's home where it is relative.
+    fn path(path: &str) -> &str {
+        match path.strip_prefix("~/").unwrap_or(path) {
+            "" | "~" => ".",
+            path => path,
+        }
+    }
+
+    /// Answers what lies at a path, its last link followed; nothing where there is nothing.
+    async fn look(&self, path: &str, ends: &Ends) -> Result<Option<FileAttributes>> {
+        match self.raw.stat(path).await {
+            Ok(found) => Ok(Some(found.attrs)),
+            Err(SftpError::Status(status)) if status.status_code == StatusCode::NoSuchFile => Ok(None),
+            Err(error) => Err(ends.remote("look at", path, error)),
+        }
+    }
+
+    /// Answers the path without any symbolic link in it.
+    async fn resolved(&self, path: &str, ends: &Ends) -> Result<String> {
+        let answer = self.raw.realpath(path).await.map_err(|error| ends.remote("find", path, error))?;
+        let found = answer.files.into_iter().next().map(|file| file.filename);
+        found.ok_or_else(|| ends.problem(ErrorKind::Guest, format!("the guest has no path for {path:?}")))
+    }
+
+    /// Gives a file its name, in the place of what has it.
+    async fn rename(&self, from: &str, to: &str) -> Result<(), SftpError> {
+        if self.replaces {
+            let mut data = Vec::new();
+            for path in [from, to] {
+                let bytes = u32::try_from(path.len()).map_err(|_| SftpError::Limited("a path".to_owned()))?;
+                data.extend_from_slice(&bytes.to_be_bytes());
+                data.extend_from_slice(path.as_bytes());
+            }
+            return match self.raw.extended(POSIX_RENAME, data).await? {
+                Packet::Status(status) if status.status_code == StatusCode::Ok => Ok(()),
+                Packet::Status(status) => Err(SftpError::Status(status)),
+                _ => Err(SftpError::UnexpectedPacket),
+            };
+        }
+        match self.raw.remove(to).await {
+            Err(SftpError::Status(status)) if status.status_code == StatusCode::NoSuchFile => {}
+            removed => drop(removed?),
+        }
+        self.raw.rename(from, to).await.map(drop)
+    }
+}
+
+/// What a file of the guest is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    File,
+    Dir,
+    Link,
+    Other,
+}
+
+/// Tells what this is, by the type in the mode, which is a number and not a set of flags: a socket has the bits of both a
+/// file and a directory.
+fn kind(found: &FileAttributes) -> Kind {
+    match found.permissions.map(|mode| mode & 0o170_000) {
+        Some(0o100_000) => Kind::File,
+        Some(0o040_000) => Kind::Dir,
+        Some(0o120_000) => Kind::Link,
+        _ => Kind::Other,
+    }
+}
+
+/// A name for what is not whole yet, beside what it will be.
+fn unfinished(name: &str) -> String {
+    let mark = Uuid::new_v4().simple().to_string();
+    // A file's name has 255 bytes at the most.
+    let mut cut = name.len().min(200);
+    while !name.is_char_boundary(cut) {
+        cut -= 1;
+    }
+    format!(".{}.vmkit-{}", &name[..cut], &mark[..8])
+}
+
+fn joined(dir: &str, name: &str) -> String {
+    if dir.ends_with('/') { format!("{dir}{name}") } else { format!("{dir}/{name}") }
+}
+
+fn parent_and_name(path: &str) -> (&str, &str) {
+    match path.rsplit_once('/') {
+        None => (".", path),
+        Some(("", name)) => ("/", name),
+        Some((parent, name)) => (parent, name),
+    }
+}
+
+/// Both ends of a copy, for errors.
+#[derive(Debug, Clone)]
+struct Ends {
+    from: String,
+    to: String,
+}
+
+impl Ends {
+    fn problem(&self, kind: ErrorKind, problem: impl Into<String>) -> Error {
+        Error::Copy {
+            from: self.from.clone(),
+            to: self.to.clone(),
+            problem: problem.into(),
+            kind,
+            source: None,
+        }
+    }
+
+    /// Makes the error for something that this host refused.
+    fn local(&self, verb: &'static str, path: &Path, source: io::Error) -> Error {
+        let kind = Error::io(verb, path)(io::Error::from(source.kind())).kind();
+        Error::Copy {
+            from: self.from.clone(),
+            to: self.to.clone(),
+            problem: format!("cannot {verb} {} on this host", path.display()),
+            kind,
+            source: Some(Box::new(source)),
+        }
+    }
+
+    /// Makes the error for something that the guest refused.
+    fn remote(&self, verb: &str, path: &str, error: SftpError) -> Error {
+        let (kind, why) = match &error {
+            SftpError::Status(status) => match status.status_code {
+                StatusCode::NoSuchFile => (ErrorKind::NotFound, "no such file or directory".to_owned()),
+                StatusCode::PermissionDenied => (ErrorKind::InvalidInput, "permission denied".to_owned()),
+                _ => (ErrorKind::Guest, format!("its SFTP server says {:?}", status.error_message)),
+            },
+            SftpError::Timeout => (ErrorKind::TimedOut, format!("no answer for {} s", PATIENCE.as_secs())),
+            error => (ErrorKind::Guest, format!("the connection broke: {error}")),
+        };
+        self.problem(kind, format!("cannot {verb} {path} in the guest: {why}"))
+    }
+}

@@ -1,0 +1,263 @@
+//! From this host into the guest.
+
+use std::collections::VecDeque;
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use russh_sftp::client::error::Error as SftpError;
+use russh_sftp::protocol::{FileAttributes, OpenFlags, StatusCode};
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
+use tokio::task::JoinHandle;
+
+use super::{
+    CHUNK_BYTES, Copied, Ends, Files, IN_FLIGHT, Kind, Progress, Report, joined, kind, parent_and_name,
+    unfinished,
+};
+use crate::error::{ErrorKind, Result};
+use crate::input_file::InputFile;
+
+impl Files {
+    /// Copies a file, or with `recursive` a directory and all below it, into the guest.
+    ///
+    /// Where `to` is a directory, it is copied into that, under its own name; else `to` is its name there. Permission bits go
+    /// along; holes stay holes; a symbolic link below a directory is copied as one, whatever it leads to. A file that is there
+    /// is replaced as a whole.
+    ///
+    /// # Cancel safety
+    /// A dropped copy leaves whole files, and may leave one that [`tidy_up`](Self::tidy_up) removes.
+    ///
+    /// # Errors
+    /// `Copy` with both ends, what was tried and at which of them.
+    pub async fn upload(&self, from: &Path, to: &str, recursive: bool, report: Report<'_>) -> Result<Copied> {
+        let mut progress = Progress::default();
+        let ends = Ends { from: from.display().to_string(), to: format!("{}:{to}", self.name) };
+        let local = |verb, source| ends.local(verb, from, source);
+        let from = from.canonicalize().map_err(|source| local("find", source))?;
+        let metadata = from.metadata().map_err(|source| local("look at", source))?;
+        let name = from.file_name().and_then(|name| name.to_str()).ok_or_else(|| {
+            ends.problem(ErrorKind::InvalidInput, "what is copied needs a name, and one in UTF-8")
+        })?;
+        if metadata.is_dir() && !recursive {
+            return Err(ends.problem(ErrorKind::InvalidInput, "this is a directory: copy it recursively"));
+        }
+        let to = Self::path(to);
+        let place = match self.look(to, &ends).await? {
+            Some(found) if kind(&found) == Kind::Dir => joined(to, name),
+            Some(_) if metadata.is_dir() => {
+                return Err(
+                    ends.problem(ErrorKind::InvalidInput, "a file of that name is in the guest already")
+                );
+            }
+            None if to.ends_with("/.") || (to.ends_with('/') && !metadata.is_dir()) => {
+                return Err(ends.problem(ErrorKind::NotFound, "there is no such directory in the guest"));
+            }
+            _ => to.trim_end_matches('/').to_owned(),
+        };
+        if metadata.is_dir() {
+            self.upload_tree(from, place, &mut progress, report).await?;
+        } else {
+            self.upload_file(&from, &place, &mut progress, report).await?;
+        }
+        Ok(progress.total)
+    }
+
+    async fn upload_tree(
+        &self,
+        from: PathBuf,
+        to: String,
+        progress: &mut Progress,
+        report: Report<'_>,
+    ) -> Result<()> {
+        let mut ahead = vec![(from, to)];
+        while let Some((from, to)) = ahead.pop() {
+            let ends = Ends { from: from.display().to_string(), to: format!("{}:{to}", self.name) };
+            let local = |verb, source| ends.local(verb, &from, source);
+            let mode = from.metadata().map_err(|source| local("look at", source))?.mode();
+            self.make_dir(&to, mode, &ends).await?;
+            for entry in fs::read_dir(&from).map_err(|source| local("read", source))? {
+                let entry = entry.map_err(|source| local("read", source))?;
+                let path = entry.path();
+                let kind = entry.file_type().map_err(|source| ends.local("look at", &path, source))?;
+                let Some(name) = entry.file_name().to_str().map(str::to_owned) else {
+                    let problem = format!("the name of {} is not UTF-8, and SFTP needs that", path.display());
+                    return Err(ends.problem(ErrorKind::InvalidInput, problem));
+                };
+                let place = joined(&to, &name);
+                if kind.is_dir() {
+                    ahead.push((path, place));
+                } else if kind.is_symlink() {
+                    self.upload_link(&path, &place, &ends).await?;
+                    progress.total.files += 1;
+                } else if kind.is_file() {
+                    self.upload_file(&path, &place, progress, report).await?;
+                } else {
+                    progress.total.skipped.push(path.display().to_string());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a directory that its owner can use, unless it is there.
+    async fn make_dir(&self, path: &str, mode: u32, ends: &Ends) -> Result<()> {
+        let attrs = FileAttributes { permissions: Some(mode & 0o777 | 0o700), ..FileAttributes::default() };
+        let Err(error) = self.raw.mkdir(path, attrs).await else { return Ok(()) };
+        match self.look(path, ends).await? {
+            Some(found) if kind(&found) == Kind::Dir => Ok(()),
+            _ => Err(ends.remote("make the directory", path, error)),
+        }
+    }
+
+    async fn upload_link(&self, from: &Path, to: &str, ends: &Ends) -> Result<()> {
+        let target = fs::read_link(from).map_err(|source| ends.local("read", from, source))?;
+        let Some(target) = target.to_str() else {
+            return Err(ends.problem(ErrorKind::InvalidInput, "what the link leads to is not UTF-8"));
+        };
+        let (dir, name) = parent_and_name(to);
+        let part = joined(dir, &unfinished(name));
+        // OpenSSH takes the two the other way round than the draft has them. Source: OpenSSH, `PROTOCOL`, section 4.1.
+        let made = self.raw.symlink(target, &part).await;
+        made.map_err(|error| ends.remote("make the link", to, error))?;
+        if let Err(error) = self.rename(&part, to).await {
+            let _ = self.raw.remove(&part).await;
+            return Err(ends.remote("make the link", to, error));
+        }
+        Ok(())
+    }
+
+    async fn upload_file(
+        &self,
+        from: &Path,
+        to: &str,
+        progress: &mut Progress,
+        report: Report<'_>,
+    ) -> Result<()> {
+        let ends = Ends { from: from.display().to_string(), to: format!("{}:{to}", self.name) };
+        let input = InputFile::open("source", from)?;
+        let mode = input.file.metadata().map_err(|source| ends.local("look at", from, source))?.mode();
+        let place = match self.look(to, &ends).await? {
+            // A link to a file is kept, and what it leads to is replaced.
+            Some(found) if kind(&found) == Kind::File => self.resolved(to, &ends).await?,
+            Some(_) => {
+                return Err(
+                    ends.problem(ErrorKind::InvalidInput, "what is in the guest is not a regular file")
+                );
+            }
+            None => to.to_owned(),
+        };
+        let (dir, name) = parent_and_name(&place);
+        let part = joined(dir, &unfinished(name));
+        self.set_unfinished(Some(part.clone()));
+        progress.file = ends.from.clone();
+        (progress.file_bytes, progress.file_size) = (0, input.bytes);
+        let copied = self.write_part(&input.file, mode, &part, &ends, progress, report).await;
+        let placed = match copied {
+            Ok(()) => {
+                let renamed = self.rename(&part, &place).await;
+                renamed.map_err(|error| ends.remote("give its name to", &place, error))
+            }
+            Err(error) => Err(error),
+        };
+        match placed {
+            Ok(()) => self.set_unfinished(None),
+            Err(_) => self.tidy_up().await,
+        }
+        placed?;
+        progress.total.files += 1;
+        Ok(())
+    }
+
+    async fn write_part(
+        &self,
+        file: &File,
+        mode: u32,
+        part: &str,
+        ends: &Ends,
+        progress: &mut Progress,
+        report: Report<'_>,
+    ) -> Result<()> {
+        let flags = OpenFlags::WRITE | OpenFlags::CREATE | OpenFlags::EXCLUDE;
+        let private = FileAttributes { permissions: Some(0o600), ..FileAttributes::default() };
+        let opened = self.raw.open(part, flags, private).await;
+        let handle = opened.map_err(|error| ends.remote("create a file for", &ends.to, error))?.handle;
+        let failed = |error| ends.remote("write", &ends.to, error);
+        let local = |source: std::io::Error| ends.local("read", Path::new(&ends.from), source);
+        let mut flying: VecDeque<JoinHandle<Result<u64, SftpError>>> = VecDeque::new();
+        let mut offset = 0;
+        while let Some((begin, end)) = next_data(file, offset).map_err(local)? {
+            self.tell(progress, begin - offset, report);
+            offset = begin;
+            while offset < end {
+                let bytes = u64::from(CHUNK_BYTES).min(end - offset);
+                let mut chunk = vec![0; usize::try_from(bytes).expect("a chunk is small")];
+                let read = file.read_at(&mut chunk, offset).map_err(local)?;
+                if read == 0 {
+                    // It was cut off meanwhile.
+                    break;
+                }
+                chunk.truncate(read);
+                if flying.len() >= IN_FLIGHT {
+                    self.land(&mut flying, progress, report).await.map_err(failed)?;
+                }
+                let (raw, handle) = (self.raw.clone(), handle.clone());
+                flying.push_back(tokio::spawn(async move {
+                    raw.write(handle, offset, chunk).await.map(|_| read as u64)
+                }));
+                offset += read as u64;
+            }
+            if offset < end {
+                break;
+            }
+        }
+        while !flying.is_empty() {
+            self.land(&mut flying, progress, report).await.map_err(failed)?;
+        }
+        let size = file.metadata().map_err(local)?.len();
+        self.tell(progress, size.saturating_sub(progress.file_bytes), report);
+        let attrs =
+            FileAttributes { size: Some(size), permissions: Some(mode & 0o777), ..FileAttributes::default() };
+        self.raw.fsetstat(&handle, attrs).await.map_err(failed)?;
+        self.raw.close(handle).await.map_err(failed)?;
+        Ok(())
+    }
+
+    /// Waits for the oldest of the requests on their way.
+    async fn land(
+        &self,
+        flying: &mut VecDeque<JoinHandle<Result<u64, SftpError>>>,
+        progress: &mut Progress,
+        report: Report<'_>,
+    ) -> Result<(), SftpError> {
+        if let Some(oldest) = flying.pop_front() {
+            let written =
+                oldest.await.map_err(|error| SftpError::UnexpectedBehavior(error.to_string()))??;
+            self.tell(progress, written, report);
+        }
+        Ok(())
+    }
+
+    pub(super) fn tell(&self, progress: &mut Progress, bytes: u64, report: Report<'_>) {
+        progress.file_bytes += bytes;
+        progress.total.bytes += bytes;
+        report(progress);
+    }
+}
+
+/// Answers where the next data of a file begins and ends; nothing where only a hole is left.
+///
+/// Source: lseek(2), `SEEK_DATA` and `SEEK_HOLE`; a file system without holes answers one stretch.
+fn next_data(file: &File, offset: u64) -> std::io::Result<Option<(u64, u64)>> {
+    let begin = match rustix::fs::seek(file, SeekFrom::Data(offset)) {
+        Ok(begin) => begin,
+        Err(Errno::NXIO) => return Ok(None),
+        Err(errno) => return Err(errno.into()),
+    };
+    Ok(Some((begin, rustix::fs::seek(file, SeekFrom::Hole(begin))?)))
+}
+
+/// Tells whether the server has nothing more.
+pub(super) fn is_end(error: &SftpError) -> bool {
+    matches!(error, SftpError::Status(status) if status.status_code == StatusCode::Eof)
+}
