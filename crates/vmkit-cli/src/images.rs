@@ -69,7 +69,7 @@ pub(crate) async fn watched<T>(
     work: impl AsyncFnOnce(&watch::Sender<PullProgress>) -> Result<T, Error>,
 ) -> Result<T, Error> {
     let (sender, receiver) = watch::channel(PullProgress::default());
-    let bar = crate::progress::Bar::new(what);
+    let mut bar = crate::progress::Bar::new(what);
     tokio::select! {
         biased;
         done = work(&sender) => done,

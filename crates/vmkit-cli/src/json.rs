@@ -5,8 +5,10 @@
 
 use std::net::SocketAddrV4;
 use std::path::Path;
+use std::time::Duration;
 
 use serde::Serialize;
+use vmkit::launch::LaunchStage;
 use vmkit::lifecycle::{FailureCause, Operation, VmState};
 use vmkit::spec::{Accel, Boot, DataDisk, Firmware, Machine, NetworkConfig, Protocol, Vnc};
 use vmkit::{ActiveForward, ConsoleEndpoint, ErrorKind, Listed, RunInfo, VmHandle, VncAddress};
@@ -33,6 +35,32 @@ pub(crate) struct Vm<'a> {
     run: Option<Run<'a>>,
     console_log: Option<&'a Path>,
     hypervisor_log: Option<&'a Path>,
+}
+
+/// A VM that was launched.
+#[derive(Serialize)]
+pub(crate) struct Launched<'a> {
+    vm: Vm<'a>,
+    image: &'a str,
+    /// How long each stage took, in seconds.
+    stages: Vec<Stage>,
+}
+
+#[derive(Serialize)]
+struct Stage {
+    stage: &'static str,
+    seconds: f64,
+}
+
+impl<'a> Launched<'a> {
+    /// Shows a VM, what it was made of, and how long that took.
+    pub(crate) fn of(vm: &'a VmHandle, image: &'a str, stages: &[(LaunchStage, Duration)]) -> Self {
+        let stage = |(stage, took): &(LaunchStage, Duration)| Stage {
+            stage: stage.as_str(),
+            seconds: took.as_secs_f64(),
+        };
+        Self { vm: Vm::of(vm), image, stages: stages.iter().map(stage).collect() }
+    }
 }
 
 #[derive(Serialize)]

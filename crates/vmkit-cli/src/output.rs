@@ -82,6 +82,11 @@ pub(crate) fn progress(progress: impl Display) {
     }
 }
 
+/// Prints how far it is, to whoever reads along.
+pub(crate) fn status(status: impl Display) {
+    eprintln!("{}", printable(status));
+}
+
 /// Prints what a person at the console has to know. In raw mode a line feed alone does not return the carriage.
 pub(crate) fn notice(notice: impl Display) {
     eprint!("[vmkit: {}]\r\n", printable(notice));

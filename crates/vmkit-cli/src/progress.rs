@@ -15,6 +15,8 @@ const WAITING: &str = "{msg}  {spinner}";
 pub(crate) struct Bar {
     bar: ProgressBar,
     what: String,
+    /// What the bar's form was made for.
+    shown: Option<(PullStage, Option<u64>)>,
 }
 
 impl Bar {
@@ -22,16 +24,14 @@ impl Bar {
     pub(crate) fn new(what: &str) -> Self {
         // Where standard error is no terminal, it shows nothing.
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
-        Self { bar, what: crate::output::printable(what) }
+        Self { bar, what: crate::output::printable(what), shown: None }
     }
 
     /// Shows what comes, for as long as it is polled.
-    pub(crate) async fn follow(&self, mut progress: watch::Receiver<PullProgress>) {
-        let mut shown = None;
+    pub(crate) async fn follow(&mut self, mut progress: watch::Receiver<PullProgress>) {
         loop {
             let now = *progress.borrow_and_update();
-            self.show(now, shown != Some((now.stage, now.total_bytes)));
-            shown = Some((now.stage, now.total_bytes));
+            self.show(now);
             if progress.changed().await.is_err() {
                 // Whoever sends is done, and so is whoever polls this in a moment.
                 std::future::pending::<()>().await;
@@ -39,8 +39,9 @@ impl Bar {
         }
     }
 
-    fn show(&self, now: PullProgress, is_new: bool) {
-        if is_new {
+    /// Shows how far it is.
+    pub(crate) fn show(&mut self, now: PullProgress) {
+        if self.shown.replace((now.stage, now.total_bytes)) != Some((now.stage, now.total_bytes)) {
             let (template, doing) = match now.stage {
                 PullStage::Asking => (WAITING, "asking"),
                 PullStage::Waiting if now.done_bytes == 0 => (WAITING, "waiting for another process"),

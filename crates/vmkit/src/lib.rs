@@ -42,6 +42,8 @@ pub mod host;
 mod hypervisor;
 pub mod image;
 mod input_file;
+#[cfg(all(feature = "images", feature = "ssh"))]
+pub mod launch;
 pub mod lifecycle;
 mod manager;
 pub mod network;

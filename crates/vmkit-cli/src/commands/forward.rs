@@ -1,16 +1,28 @@
 //! `vmkit forward`.
 
-use clap::Args;
-use vmkit::spec::{PortForward, VmName};
+use std::net::SocketAddrV4;
+use std::num::NonZeroU16;
+use std::sync::Arc;
+use std::time::Duration;
 
-use crate::context::Context;
+use clap::Args;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use vmkit::spec::{PortForward, Protocol, VmName};
+use vmkit::ssh::Login;
+use vmkit::{Condition, Error};
+
+use crate::context::{Context, Manager};
 use crate::failure::Failure;
 use crate::{human, json, output};
 
+/// How long the guest has to let one in.
+const LOGIN: Duration = Duration::from_secs(120);
+
 /// Leads ports of the host into a VM, at once and at each of its starts; without ports, lists those in force.
 ///
-/// A VM that runs goes on meanwhile. This is for user networking: a guest on a bridge has an address of its own, which
-/// `ip` prints.
+/// A VM that runs goes on meanwhile. This is for user networking; a guest on a bridge has an address of its own, which `ip`
+/// prints, and `--foreground` leads into any guest that SSH reaches.
 #[derive(Debug, Args)]
 pub(crate) struct Forward {
     /// Names the VM.
@@ -21,6 +33,9 @@ pub(crate) struct Forward {
     /// Takes these forwards away; connections that are open stay so.
     #[arg(long, requires = "forwards")]
     remove: bool,
+    /// Leads there over SSH, and only while this command runs: on any network, TCP only.
+    #[arg(long, requires = "forwards", conflicts_with_all = ["remove", "json"])]
+    foreground: bool,
     /// Prints the VM as a JSON object.
     #[arg(long)]
     json: bool,
@@ -29,6 +44,9 @@ pub(crate) struct Forward {
 impl Forward {
     pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
         let manager = context.manager()?;
+        if self.foreground {
+            return context.block_on(self.over_ssh(&manager));
+        }
         let vm = context.block_on(async {
             let mut vm = manager.info(&self.name).await?;
             for forward in &self.forwards {
@@ -50,5 +68,38 @@ impl Forward {
             ));
         }
         output::text(human::forwards(&vm))
+    }
+
+    /// Leads the ports over one session, until the VM or the session ends.
+    async fn over_ssh(self, manager: &Manager) -> Result<(), Failure> {
+        if let Some(udp) = self.forwards.iter().find(|forward| forward.protocol == Protocol::Udp) {
+            return Err(Error::invalid(
+                "forward",
+                udp,
+                "SSH leads TCP only; without --foreground UDP works too",
+            )
+            .into());
+        }
+        // In the order of what is cheap: ports that are taken are told before anybody logs in.
+        let mut listeners = Vec::new();
+        for forward in &self.forwards {
+            let address = SocketAddrV4::new(forward.host_addr, forward.host_port.map_or(0, NonZeroU16::get));
+            let taken =
+                |error| Error::invalid("forward", forward, format!("cannot listen at {address}: {error}"));
+            let listener = TcpListener::bind(address).await.map_err(taken)?;
+            listeners.push((listener, forward.guest_port));
+        }
+        let session = Arc::new(manager.ssh_session(&self.name, &Login::default(), LOGIN).await?);
+        let mut led = JoinSet::new();
+        for (listener, guest_port) in listeners {
+            let address = listener.local_addr().map_err(Error::io("listen at", "a forwarded port"))?;
+            output::text(format_args!("{address}->{guest_port}"))?;
+            let session = Arc::clone(&session);
+            led.spawn(async move { session.forward(&listener, guest_port).await });
+        }
+        tokio::select! {
+            Some(ended) = led.join_next() => match ended.expect("leading a port does not panic")? {},
+            ended = manager.wait(&self.name, Condition::Stopped, Duration::MAX) => ended.map(drop).map_err(Failure::from),
+        }
     }
 }

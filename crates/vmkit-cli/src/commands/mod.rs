@@ -10,6 +10,7 @@ mod forward;
 mod image;
 mod info;
 mod ip;
+mod launch;
 mod logs;
 mod ls;
 mod machine;
@@ -39,6 +40,7 @@ use crate::{human, json, output, several};
 /// Everything that can be asked.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    Launch(Box<launch::Launch>),
     Create(Box<create::Create>),
     Start(start::Start),
     Stop(stop::Stop),
@@ -67,6 +69,7 @@ impl Command {
     /// Does it.
     pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
         match self {
+            Command::Launch(command) => command.run(context),
             Command::Create(command) => command.run(context),
             Command::Start(command) => command.run(context),
             Command::Stop(command) => command.run(context),

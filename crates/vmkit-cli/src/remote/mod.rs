@@ -48,6 +48,29 @@ enum Ending {
 /// Those of the session; `Output` where nobody reads what the program writes. `Own` where the connection is lost on the
 /// way.
 pub(crate) async fn run(session: &Session, command: &Command, feed_stdin: bool) -> Result<Exit, Failure> {
+    match attend(session, command, feed_stdin).await? {
+        Attended::Exit(exit) => Ok(exit),
+        Attended::Signal(signal) => {
+            die_of(signal);
+            Ok(Exit::Code(255))
+        }
+    }
+}
+
+/// What ended first.
+pub(crate) enum Attended {
+    /// The program, or the person's stay with it.
+    Exit(Exit),
+    /// This process is to, by this signal, once it has tidied up.
+    Signal(i32),
+}
+
+/// Runs the command as [`run`] does, and leaves it to the caller to die of a signal.
+pub(crate) async fn attend(
+    session: &Session,
+    command: &Command,
+    feed_stdin: bool,
+) -> Result<Attended, Failure> {
     let at_terminal = command.terminal.is_some();
     let mut signals = Signals::catch().map_err(Error::io("watch for", "signals"))?;
     let (input, output) = session.spawn(command, tokio::time::Instant::now() + BEGIN).await?.split();
@@ -64,15 +87,12 @@ pub(crate) async fn run(session: &Session, command: &Command, feed_stdin: bool) 
     let ended = attached.run(&mut signals).await;
     drop(raw);
     match ended? {
-        Ending::Exit(exit) => Ok(exit),
+        Ending::Exit(exit) => Ok(Attended::Exit(exit)),
         Ending::Left => {
             output::notice("left; what ran there was hung up");
-            Ok(Exit::Signal("HUP".to_owned()))
+            Ok(Attended::Exit(Exit::Signal("HUP".to_owned())))
         }
-        Ending::Signal(signal) => {
-            die_of(signal);
-            Ok(Exit::Code(255))
-        }
+        Ending::Signal(signal) => Ok(Attended::Signal(signal)),
     }
 }
 

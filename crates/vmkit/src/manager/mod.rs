@@ -27,6 +27,8 @@ use uuid::Uuid;
 
 pub use list::Listed;
 pub use wait::Condition;
+#[cfg(all(feature = "ssh", feature = "images"))]
+pub(crate) use wait::console_tail;
 
 use crate::error::{Error, Result};
 use crate::handle::{BackendTag, ConsoleEndpoint, VmHandle};

@@ -271,7 +271,7 @@ async fn agent_answers(_socket: &Path) -> bool {
 }
 
 /// Answers the last lines of a VM's console, as far as they can be read.
-fn console_tail(vm: &VmHandle) -> String {
+pub(crate) fn console_tail(vm: &VmHandle) -> String {
     vm.console_log.as_deref().and_then(|path| last_lines(path).ok()).unwrap_or_default()
 }
 

@@ -16,6 +16,7 @@
 mod cloud_init;
 mod command_line;
 mod files;
+mod forward;
 mod keys;
 mod outside;
 mod process;

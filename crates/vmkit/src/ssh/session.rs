@@ -147,6 +147,11 @@ impl Session {
         self.within(deadline, "the guest's own connection", dialled).await
     }
 
+    /// Tells whether the connection is gone.
+    pub(super) fn has_ended(&self) -> bool {
+        self.handle.is_closed()
+    }
+
     /// Opens a channel for one program.
     pub(super) async fn channel(&self) -> Result<Channel<Msg>> {
         let opened = self.handle.channel_open_session().await;

@@ -1,0 +1,195 @@
+//! `vmkit launch`.
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use vmkit::Error;
+use vmkit::image::{ImageRef, PullPolicy};
+use vmkit::launch::{LaunchFailed, LaunchUntil, Launched, launch};
+use vmkit::spec::VmName;
+use vmkit::ssh::Command;
+
+use crate::arguments::seconds;
+use crate::commands::exec::terminal;
+use crate::commands::machine::Options;
+use crate::console::signals::{Signals, die_of};
+use crate::context::{Context, Manager};
+use crate::failure::Failure;
+use crate::launching::Launching;
+use crate::remote::{self, Attended};
+use crate::{human, json, output};
+
+/// From an image to a shell: makes a VM of the image, boots it, and waits until one can log in and cloud-init is through.
+///
+/// The image is fetched if it is not kept already. The VM has a key and a host key of its own, so `vmkit shell` and `vmkit exec`
+/// need nothing else. What fails says why, and leaves the VM to be looked into.
+#[derive(Debug, Args)]
+pub(crate) struct Launch {
+    /// Names the image: debian:12, a file, an https:// address, or oci://REGISTRY/NAME:TAG.
+    #[arg(value_name = "IMAGE")]
+    image: ImageRef,
+    /// Names the VM [else: after its image, such as debian-1].
+    name: Option<VmName>,
+    /// Runs this in the guest once it is ready, and answers its exit code.
+    #[arg(value_name = "COMMAND", last = true)]
+    command: Vec<OsString>,
+    /// Removes the VM once COMMAND has ended, or however else this ends.
+    #[arg(long, requires = "command")]
+    rm: bool,
+    /// Only boots it.
+    #[arg(long, conflicts_with_all = ["command", "timeout"])]
+    no_wait: bool,
+    /// Gives the guest so long from its start until it is ready.
+    #[arg(long, value_name = "SECONDS", default_value = "600", value_parser = seconds)]
+    #[arg(allow_negative_numbers = true)]
+    timeout: Duration,
+    /// Says when the image is fetched.
+    #[arg(long, value_enum, default_value_t = Pull::Missing)]
+    pull: Pull,
+    /// Prints the VM and how long each stage took, as a JSON object.
+    #[arg(long, conflicts_with = "command")]
+    json: bool,
+    // Last, since what follows a heading stands below it.
+    #[command(flatten)]
+    options: Options,
+}
+
+/// When an image is fetched.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Pull {
+    /// If it is not kept already.
+    Missing,
+    /// If the server has a newer one.
+    Newer,
+    /// Not at all.
+    Never,
+}
+
+/// How the command ended.
+enum Ended {
+    /// As it should, with this exit code.
+    Well(u8),
+    /// By a signal to this process.
+    Signal(i32),
+}
+
+impl Launch {
+    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+        let manager = context.manager()?;
+        let ended = context.block_on(async {
+            for name in manager.remove_orphans().await? {
+                output::progress(format_args!(
+                    "{name}: removed, for the command that it belonged to has ended"
+                ));
+            }
+            let mut signals = Signals::catch().map_err(Error::io("watch for", "signals"))?;
+            self.with_signals(context, &manager, &mut signals).await
+        })?;
+        match ended {
+            Ended::Well(0) => Ok(()),
+            Ended::Well(code) => Err(Failure::Exit(code)),
+            Ended::Signal(signal) => {
+                die_of(signal);
+                Err(Failure::Exit(255))
+            }
+        }
+    }
+
+    /// Launches, runs the command, and removes what is to be removed, whatever happens on the way.
+    async fn with_signals(
+        self,
+        context: &Context,
+        manager: &Manager,
+        signals: &mut Signals,
+    ) -> Result<Ended, Failure> {
+        let (rm, mut show) = (self.rm, Launching::new(&self.image));
+        let bell = signals.bell().map_err(Error::io("watch for", "signals"))?;
+        let (json, mut command) = (self.json, Command::new(self.command.clone()));
+        // Looked at before anything is made.
+        command.line()?;
+        let (store, request) = (context.images()?, self.request()?);
+        let mut hear = |event| show.hear(event);
+        let outcome = tokio::select! {
+            launched = launch(manager, &store, request, &mut hear) => Ok(launched),
+            signal = signals.next(&bell) => Err(signal),
+        };
+        show.finish();
+        let ended = match outcome {
+            Err(signal) => Ok(Ended::Signal(signal)),
+            Ok(Err(failure)) => Err(failed(failure, rm)),
+            Ok(Ok(launched)) if command.argv.is_empty() => tell(&launched, &show, json),
+            Ok(Ok(launched)) => run_in(&launched, &mut command).await,
+        };
+        if rm {
+            // Its owner went with what was launched; a VM of somebody else's is never removed like this.
+            manager.remove_orphans().await?;
+        } else if let (Ok(Ended::Signal(_)), Some(name)) = (&ended, show.vm()) {
+            output::warning(format_args!("interrupted; {}", left(name)));
+        }
+        ended
+    }
+
+    fn request(self) -> Result<vmkit::launch::Launch, Error> {
+        let here = std::env::current_dir().map_err(Error::io("find", "."))?;
+        // The name is the launch's to give where none is given here.
+        let unnamed = VmName::new("unnamed").expect("it is a name");
+        Ok(vmkit::launch::Launch {
+            image: self.image.seen_from(&here),
+            pull: match self.pull {
+                Pull::Missing => PullPolicy::Missing,
+                Pull::Newer => PullPolicy::Newer,
+                Pull::Never => PullPolicy::Never,
+            },
+            spec: self.options.spec(self.name.clone().unwrap_or(unnamed))?,
+            name: self.name,
+            machine: self.options.machine(),
+            disk: self.options.disk(),
+            boot: self.options.boot()?,
+            cloud_init: self.options.cloud_init()?,
+            until: if self.no_wait { LaunchUntil::Booted } else { LaunchUntil::Ready },
+            timeout: self.timeout,
+            ephemeral: self.rm,
+        })
+    }
+}
+
+/// Says where the VM is.
+fn tell(launched: &Launched, show: &Launching, json: bool) -> Result<Ended, Failure> {
+    let vm = &launched.vm;
+    if json {
+        output::json(&json::Launched::of(vm, &launched.image, show.stages()))?;
+    } else {
+        output::progress(format_args!("{}: {}", vm.name(), human::with_ports(vm)));
+        output::text(vm.name())?;
+    }
+    Ok(Ended::Well(0))
+}
+
+/// Runs the command in the VM, on the session that waited for it.
+async fn run_in(launched: &Launched, command: &mut Command) -> Result<Ended, Failure> {
+    let vm = &launched.vm;
+    let Some(session) = &launched.session else {
+        let what = format!("a command in the VM `{}`, which has no network", vm.name());
+        return Err(Error::Unsupported { backend: vm.backend.clone(), what }.into());
+    };
+    command.terminal = remote::is_at_terminal().then(terminal);
+    Ok(match remote::attend(session, command, true).await? {
+        Attended::Exit(exit) => Ended::Well(exit.shell_code()),
+        Attended::Signal(signal) => Ended::Signal(signal),
+    })
+}
+
+/// Answers the failure of a launch, and says first what is left of it.
+fn failed(failed: LaunchFailed, rm: bool) -> Failure {
+    if let Some(name) = failed.vm.as_ref().filter(|_| !rm) {
+        output::warning(format_args!("{failed}; {}", left(name)));
+    }
+    failed.error.into()
+}
+
+fn left(name: &VmName) -> String {
+    format!(
+        "`vmkit logs {name}` and `vmkit info {name}` tell of the VM, `vmkit rm --force {name}` removes it"
+    )
+}

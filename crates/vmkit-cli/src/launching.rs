@@ -1,0 +1,75 @@
+//! Shows how far a launch is: what runs on a terminal, and a line for each stage that has ended.
+
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use vmkit::image::ImageRef;
+use vmkit::launch::{LaunchEvent, LaunchStage};
+use vmkit::spec::VmName;
+
+use crate::output;
+use crate::progress::Bar;
+
+/// What is known of a launch that is under way.
+pub(crate) struct Launching {
+    image: String,
+    vm: Option<VmName>,
+    pull: Option<Bar>,
+    /// Where standard error is no terminal, it shows nothing.
+    spinner: ProgressBar,
+    stages: Vec<(LaunchStage, Duration)>,
+}
+
+impl Launching {
+    /// Shows nothing yet.
+    pub(crate) fn new(image: &ImageRef) -> Self {
+        let style = ProgressStyle::with_template("{msg}  {spinner} {elapsed}");
+        let spinner = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10))
+            .with_style(style.expect("the template is part of the program"));
+        let image = output::printable(image);
+        Self { image, vm: None, pull: None, spinner, stages: Vec::new() }
+    }
+
+    /// Takes an event, and shows it.
+    pub(crate) fn hear(&mut self, event: LaunchEvent) {
+        match event {
+            LaunchEvent::Named(vm) => self.vm = Some(vm),
+            LaunchEvent::Began(LaunchStage::Image) => {}
+            LaunchEvent::Began(stage) => {
+                self.spinner.set_message(stage.to_string());
+                self.spinner.reset_elapsed();
+                self.spinner.enable_steady_tick(Duration::from_millis(200));
+            }
+            LaunchEvent::Pulling(progress) => {
+                let image = &self.image;
+                self.pull.get_or_insert_with(|| Bar::new(image)).show(progress);
+            }
+            LaunchEvent::CloudInit(stage) => {
+                self.spinner.set_message(output::printable(format_args!("cloud-init: {stage}")));
+            }
+            LaunchEvent::Ended(stage, took) => {
+                self.pull = None;
+                self.stages.push((stage, took));
+                let line = format!("{stage:<10} {:>6.1} s", took.as_secs_f64());
+                self.spinner.suspend(|| output::status(line));
+            }
+            _ => {}
+        }
+    }
+
+    /// Takes what moves from the screen.
+    pub(crate) fn finish(&mut self) {
+        self.pull = None;
+        self.spinner.finish_and_clear();
+    }
+
+    /// Answers the VM, once it may be there.
+    pub(crate) fn vm(&self) -> Option<&VmName> {
+        self.vm.as_ref()
+    }
+
+    /// Answers how long each stage took.
+    pub(crate) fn stages(&self) -> &[(LaunchStage, Duration)] {
+        &self.stages
+    }
+}

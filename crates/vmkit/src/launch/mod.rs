@@ -1,0 +1,330 @@
+//! From an image's name to a guest that is ready: [`launch`].
+//!
+//! It only puts together what the image store, the manager and SSH have each alone, and tells how far it is as data. What
+//! it makes is an ordinary VM: whatever ends a launch half way, `remove` removes it, and a name whose making was cut off
+//! can be launched again.
+//!
+//! ```text
+//! image ─▶ disk ─▶ boot ─▶ network ─▶ ssh ─▶ cloud-init
+//! ```
+
+mod report;
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+
+pub use report::{LaunchEvent, LaunchFailed, LaunchStage};
+
+use self::report::Reporter;
+use crate::error::{Error, ErrorKind, Result};
+use crate::handle::VmHandle;
+use crate::hypervisor::Hypervisor;
+use crate::image::{ImageInUse, ImageRef, ImageStore, PullPolicy, PullProgress};
+use crate::manager::{Condition, VmManager, console_tail};
+use crate::spec::{
+    Boot, CloudInitConfig, Firmware, GuestAccess, Machine, Mib, NetworkConfig, RootDisk, UserData, VmName,
+    VmSpecBuilder,
+};
+use crate::ssh::{CloudInit, Login, Session};
+use crate::store::Owner;
+
+/// The user that vmkit makes for itself in a guest whose image has none of its own.
+const USER: &str = "vmkit";
+/// How long after its first words an SSH server may still refuse the login: cloud-init may be about to make the user.
+const LOGIN_PATIENCE: Duration = Duration::from_secs(60);
+/// The pause between two looks at what no event tells of: a guest's address, and that it has made a user.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// What is to be launched.
+#[derive(Debug, Clone)]
+pub struct Launch {
+    /// The image of the root disk.
+    pub image: ImageRef,
+    /// Whether the image may be fetched.
+    pub pull: PullPolicy,
+    /// The name; where none is given, one is made of the image's, such as `debian-1`.
+    pub name: Option<VmName>,
+    /// The VM. Its name, its root disk, what it boots and its cloud-init are set by what stands here beside it.
+    pub spec: VmSpecBuilder,
+    /// The machine of that spec, which decides the architecture of the image.
+    pub machine: Machine,
+    /// The size of the root disk; the image's where none is given.
+    pub disk: Option<Mib>,
+    /// What it boots; where none is given, the image by the firmware that is known to suit it.
+    pub boot: Option<Boot>,
+    /// What cloud-init is told beside vmkit's own way in.
+    pub cloud_init: Option<CloudInitConfig>,
+    /// How far the launch goes.
+    pub until: LaunchUntil,
+    /// How long the guest may take from its start until it is ready.
+    pub timeout: Duration,
+    /// Whether the VM goes with the answer's [`Owner`].
+    pub ephemeral: bool,
+}
+
+/// How far a launch goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum LaunchUntil {
+    /// Until the guest's CPUs run.
+    Booted,
+    /// Until somebody can log in, and cloud-init is through; a VM without a network is only booted.
+    #[default]
+    Ready,
+}
+
+/// A VM that was launched.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Launched {
+    /// The VM.
+    pub vm: VmHandle,
+    /// The whole name of its image, or its path.
+    pub image: String,
+    /// A session of vmkit's own user, where the launch went as far.
+    pub session: Option<Session>,
+    /// What cloud-init did, where it was asked.
+    pub cloud_init: Option<CloudInit>,
+    /// Keeps an ephemeral VM; dropped, the VM is whoever's who comes next to remove.
+    pub owner: Option<Owner>,
+}
+
+/// Makes a VM of an image, boots it, and waits until it is ready; `tell` hears of each step.
+///
+/// # Cancel safety
+/// What an image's pull has fetched stays. A VM that is there already stays, in whatever state it is; an ephemeral one is
+/// left without its owner.
+///
+/// # Errors
+/// Those of the steps, with the stage and, where it is there, the VM: [`ImageStore::resolve`]; `AlreadyExists` for a name in
+/// use and [`VmManager::create`]'s; [`VmManager::start`]'s; `TimedOut` and `InvalidState` with the console's last lines, or
+/// `Guest` with what its SSH server answered or cloud-init's own errors.
+pub async fn launch<H: Hypervisor + 'static>(
+    manager: &VmManager<H>,
+    store: &ImageStore,
+    launch: Launch,
+    tell: &mut (dyn FnMut(LaunchEvent) + Send),
+) -> std::result::Result<Launched, LaunchFailed> {
+    let mut report = Reporter::new(tell);
+    let launched = carry_out(manager, store, launch, &mut report).await;
+    launched.map_err(|error| report.failed(error))
+}
+
+async fn carry_out<H: Hypervisor + 'static>(
+    manager: &VmManager<H>,
+    store: &ImageStore,
+    launch: Launch,
+    report: &mut Reporter<'_>,
+) -> Result<Launched> {
+    report.begin(LaunchStage::Image);
+    let image = resolve(store, &launch, report).await?;
+    report.begin(LaunchStage::Disk);
+    let (until, timeout) = (launch.until, launch.timeout);
+    let (vm, owner) = create(manager, launch, &image, report).await?;
+    let name = vm.name().clone();
+    // The VM's own record holds the image from here on.
+    let image = image.name.clone();
+    report.begin(LaunchStage::Boot);
+    let vm = manager.start(&name).await?;
+    let mut launched = Launched { vm, image, session: None, cloud_init: None, owner };
+    let has_network = !matches!(launched.vm.spec.network(), NetworkConfig::None);
+    if until == LaunchUntil::Ready && has_network {
+        let deadline = Instant::now() + timeout;
+        make_ready(manager, &mut launched, deadline, report).await?;
+    }
+    report.end();
+    Ok(launched)
+}
+
+/// Fetches the image if need be, and tells of its progress.
+async fn resolve(store: &ImageStore, launch: &Launch, report: &mut Reporter<'_>) -> Result<ImageInUse> {
+    let (sender, mut progress) = watch::channel(PullProgress::default());
+    let resolved = store.resolve(&launch.image, launch.machine.arch(), launch.pull, &sender);
+    tokio::pin!(resolved);
+    loop {
+        tokio::select! {
+            // The end first: the last progress is no news then.
+            biased;
+            image = &mut resolved => return image,
+            Ok(()) = progress.changed() => {
+                let now = *progress.borrow_and_update();
+                report.tell(LaunchEvent::Pulling(now));
+            }
+        }
+    }
+}
+
+/// Makes the VM, under the next free name where none was given.
+async fn create<H: Hypervisor + 'static>(
+    manager: &VmManager<H>,
+    launch: Launch,
+    image: &ImageInUse,
+    report: &mut Reporter<'_>,
+) -> Result<(VmHandle, Option<Owner>)> {
+    let usual = match launch.machine.usual_firmware() {
+        Firmware::Bios => image.firmware.unwrap_or(Firmware::Bios),
+        only => only,
+    };
+    let disk = RootDisk { image: image.facts.path.clone(), size: launch.disk };
+    let boot = launch.boot.unwrap_or(Boot::Firmware(usual));
+    let config = with_access(launch.cloud_init.unwrap_or_default(), image)?;
+    let spec = launch.spec.disk(disk).boot(boot).cloud_init(config);
+    let mut numbers = 1..=u32::MAX;
+    loop {
+        let name = match &launch.name {
+            Some(name) => name.clone(),
+            None => free_name(manager, &image.name, &mut numbers)?,
+        };
+        let spec = spec.clone().name(name).build()?;
+        let made = match launch.ephemeral {
+            true => manager.create_ephemeral(spec).await.map(|(vm, owner)| (vm, Some(owner))),
+            false => manager.create(spec).await.map(|vm| (vm, None)),
+        };
+        match made {
+            // Somebody else was quicker with this number.
+            Err(error) if error.kind() == ErrorKind::AlreadyExists && launch.name.is_none() => {}
+            Err(error) => return Err(error),
+            Ok((vm, owner)) => {
+                report.name(vm.name());
+                return Ok((vm, owner));
+            }
+        }
+    }
+}
+
+/// Adds vmkit's own way in, as the image's own user unless the user-data names that one as well.
+fn with_access(mut config: CloudInitConfig, image: &ImageInUse) -> Result<CloudInitConfig> {
+    if config.access.is_none() {
+        let usual = image.user.as_ref().map(ToString::to_string);
+        let is_free = |user: &String| match &config.user_data {
+            UserData::Typed(typed) => !typed.users.iter().any(|other| other.name == *user),
+            UserData::Raw(_) => true,
+        };
+        let names = [usual, Some(USER.to_owned())].into_iter().flatten();
+        let user = names.into_iter().find(is_free).unwrap_or_else(|| format!("{USER}-access"));
+        config.access = Some(GuestAccess::generate(user)?);
+    }
+    Ok(config)
+}
+
+/// Answers the first name after the image's that no VM has, such as `debian-1`.
+fn free_name<H: Hypervisor + 'static>(
+    manager: &VmManager<H>,
+    image: &str,
+    numbers: &mut impl Iterator<Item = u32>,
+) -> Result<VmName> {
+    let stem = stem(image);
+    for number in numbers {
+        let name = VmName::new(format!("{stem}-{number}"))?;
+        if !manager.home().vm(&name).exists() {
+            return Ok(name);
+        }
+    }
+    Err(Error::AlreadyExists { what: "VM", name: format!("{stem}-{}", u32::MAX) })
+}
+
+/// Answers what VMs of this image are called: the name of the distribution, or of the file.
+fn stem(image: &str) -> String {
+    let file = image.rsplit('/').find(|part| !part.is_empty()).unwrap_or_default();
+    let word = file.split(['.', ':', '@', '#', '?']).next().unwrap_or_default();
+    let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
+    let text: String = word.chars().map(plain).take(32).collect();
+    match text.trim_matches('-') {
+        "" => "vm".to_owned(),
+        stem => stem.to_owned(),
+    }
+}
+
+/// Waits until the guest is as somebody needs it who wants to log in.
+async fn make_ready<H: Hypervisor + 'static>(
+    manager: &VmManager<H>,
+    launched: &mut Launched,
+    deadline: Instant,
+    report: &mut Reporter<'_>,
+) -> Result<()> {
+    let name = launched.vm.name().clone();
+    let left = || deadline.saturating_duration_since(Instant::now());
+    report.begin(LaunchStage::Network);
+    await_address(manager, &name, deadline).await;
+    report.begin(LaunchStage::Ssh);
+    launched.vm = manager.wait(&name, Condition::Ssh, left()).await?;
+    let session =
+        log_in(manager, &name, deadline).await.map_err(|error| with_console(error, &launched.vm))?;
+    report.begin(LaunchStage::CloudInit);
+    let mut stage = None;
+    let done = session.cloud_init_done(deadline, |now| {
+        if now.stage.is_some() && now.stage != stage {
+            stage.clone_from(&now.stage);
+            report.tell(LaunchEvent::CloudInit(now.stage.clone().unwrap_or_default()));
+        }
+    });
+    let done = done.await.map_err(|error| with_console(error, &launched.vm))?;
+    if !done.errors.is_empty() {
+        let message = format!("cloud-init in the VM `{name}` failed: {}", done.errors.join("; "));
+        return Err(Error::Backend { message, kind: ErrorKind::Guest, source: None });
+    }
+    launched.session = Some(session);
+    launched.cloud_init = Some(done);
+    Ok(())
+}
+
+/// Waits until the guest's address is known. Nothing tells when: it shows in tables of the host's and the guest's own.
+///
+/// Whatever goes wrong meanwhile, waiting for SSH says it as well, with the console's last lines.
+async fn await_address<H: Hypervisor + 'static>(manager: &VmManager<H>, name: &VmName, deadline: Instant) {
+    let is_unknown = |error: Error| error.kind() == ErrorKind::NotFound;
+    while manager.guest_ip(name).await.is_err_and(is_unknown) && Instant::now() + PAUSE < deadline {
+        sleep_until(Instant::now() + PAUSE).await;
+    }
+}
+
+/// Adds the console's last lines to a deadline that passed.
+fn with_console(error: Error, vm: &VmHandle) -> Error {
+    match error {
+        Error::TimedOut { awaited, after, console } if console.is_empty() => {
+            Error::TimedOut { awaited, after, console: console_tail(vm) }
+        }
+        error => error,
+    }
+}
+
+/// Logs in; a server that is there before the user is asked again for a while.
+async fn log_in<H: Hypervisor + 'static>(
+    manager: &VmManager<H>,
+    name: &VmName,
+    deadline: Instant,
+) -> Result<Session> {
+    let patience = deadline.min(Instant::now() + LOGIN_PATIENCE);
+    loop {
+        let target = manager.ssh_target(name, &Login::default()).await?;
+        match Session::connect(&target, deadline).await {
+            Err(error) if error.kind() == ErrorKind::Guest && Instant::now() + PAUSE < patience => {
+                sleep_until(Instant::now() + PAUSE).await;
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vm_without_a_name_is_called_after_its_image() {
+        for (image, expected) in [
+            ("debian:12", "debian"),
+            ("/srv/images/My_Disk.v2.qcow2", "my-disk"),
+            ("https://host/a/b.raw.zst?x=1", "b"),
+            ("oci://registry:5000/team/web:v1", "web"),
+            ("/", "vm"),
+            ("./-.img", "vm"),
+        ] {
+            assert_eq!(stem(image), expected, "{image}");
+            VmName::new(format!("{}-{}", stem(image), u32::MAX)).unwrap();
+        }
+        VmName::new(format!("{}-{}", stem(&"x".repeat(200)), u32::MAX)).unwrap();
+    }
+}
