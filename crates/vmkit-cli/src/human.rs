@@ -101,6 +101,13 @@ pub(crate) fn details(vm: &VmHandle) -> String {
     lines.add("cpus", spec.cpus());
     lines.add("memory", spec.memory());
     lines.add("machine", spec.machine().as_str());
+    let accel = vm.run.as_ref().and_then(|run| run.accel);
+    match accel.filter(|accel| *accel != spec.accel()) {
+        Some(chosen) => {
+            lines.add("accel", format_args!("{}, now {}", spec.accel().as_str(), chosen.as_str()))
+        }
+        None => lines.add("accel", spec.accel().as_str()),
+    }
     boot(&mut lines, spec.boot());
     if let Some(disk) = spec.disk() {
         let size = disk.size.map_or(String::new(), |size| format!(", {size}"));

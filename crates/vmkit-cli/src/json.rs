@@ -91,6 +91,7 @@ struct Network<'a> {
 #[derive(Serialize)]
 struct Run<'a> {
     pid: Option<u32>,
+    accel: Option<Accel>,
     console: Console<'a>,
     agent: Option<&'a Path>,
     monitor: Option<&'a Path>,
@@ -308,6 +309,7 @@ fn network(network: &NetworkConfig) -> Network<'_> {
 fn run(run: &RunInfo) -> Run<'_> {
     Run {
         pid: run.pid,
+        accel: run.accel,
         console: Console::of(&run.console),
         agent: run.agent.as_deref(),
         monitor: run.monitor.as_deref(),
@@ -387,6 +389,7 @@ mod tests {
         let mut vm = vm(NetworkConfig::default()).in_state(VmState::Running);
         vm.run = Some(RunInfo {
             pid: Some(4242),
+            accel: Some(Accel::Tcg),
             console: ConsoleEndpoint::UnixSocket("/run/5f0c2b1e/console.sock".into()),
             agent: Some("/run/5f0c2b1e/agent.sock".into()),
             monitor: Some("/run/5f0c2b1e/monitor.sock".into()),

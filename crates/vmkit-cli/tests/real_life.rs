@@ -27,6 +27,7 @@ fn a_vm_is_made_run_paused_and_shut_down() {
     life.must(["wait", "web", "running"]);
     life.must(["wait", "web", "agent", "--timeout", "180"]);
     the_commands_that_read_agree(&life);
+    assert_eq!(life.info("web")["run"]["accel"], "tcg");
 
     life.must(["suspend", "web"]);
     assert_eq!(life.row("web")["state"], "suspended");

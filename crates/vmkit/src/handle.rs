@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::error::Error;
 use crate::lifecycle::VmState;
-use crate::spec::{Protocol, VmName, VmSpec};
+use crate::spec::{Accel, Protocol, VmName, VmSpec};
 
 /// Names the backend that a VM belongs to; in data it is a bare string.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -170,6 +170,9 @@ impl VmHandle {
 pub struct RunInfo {
     /// The hypervisor's process.
     pub pid: Option<u32>,
+    /// What really runs the guest's code, where the backend has a choice: never `auto`, which only a spec asks for.
+    #[serde(default)]
+    pub accel: Option<Accel>,
     /// Where the console is.
     pub console: ConsoleEndpoint,
     /// The socket of the guest agent's channel.

@@ -113,3 +113,14 @@ pub enum Accel {
     /// QEMU's own translator: slow, and works everywhere.
     Tcg,
 }
+
+impl Accel {
+    /// Answers its name, such as `auto`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Accel::Auto => "auto",
+            Accel::Kvm => "kvm",
+            Accel::Tcg => "tcg",
+        }
+    }
+}

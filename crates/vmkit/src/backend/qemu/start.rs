@@ -23,7 +23,7 @@ use crate::boundedlog::tail_of_file;
 use crate::error::{Error, ErrorKind, Result};
 use crate::handle::{ActiveForward, ConsoleEndpoint, RunInfo, VmHandle, VncAddress};
 use crate::network::open_tap;
-use crate::spec::{Machine, NetworkConfig, VmSpec, Vnc};
+use crate::spec::{Accel, Machine, NetworkConfig, VmSpec, Vnc};
 use crate::steps::step;
 
 /// The bound of QEMU's own log.
@@ -128,12 +128,27 @@ async fn run_info(
 ) -> Result<RunInfo> {
     Ok(RunInfo {
         pid: Some(pid),
+        accel: accel_of(pid),
         console: ConsoleEndpoint::UnixSocket(layout.console_socket()),
         agent: Some(layout.agent_socket()),
         monitor: Some(layout.monitor_socket()),
         vnc: vnc_address(&vm.spec, layout, &mut met.qmp, deadline).await?,
         forwards: met.forwards,
     })
+}
+
+/// Answers what QEMU was told to run the guest's code with, as its own command line has it: true of a run that somebody
+/// else began, too.
+///
+/// Source: proc_pid_cmdline(5).
+fn accel_of(pid: u32) -> Option<Accel> {
+    let cmdline = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let mut words = cmdline.split(|byte| *byte == 0).skip_while(|word| *word != b"-accel").skip(1);
+    match words.next()? {
+        b"kvm" => Some(Accel::Kvm),
+        b"tcg" => Some(Accel::Tcg),
+        _ => None,
+    }
 }
 
 fn has_screen(spec: &VmSpec) -> bool {
