@@ -58,6 +58,11 @@ mod sys;
 pub mod vmfile;
 
 pub use backend::noop::NoopHypervisor;
+#[cfg(feature = "propolis")]
+pub use backend::propolis::{
+    HostStep, PowerOff, PropolisHypervisor, PropolisHypervisorBuilder, PropolisPlan, ServerPlan,
+    instance_spec,
+};
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 pub use backend::qemu::agent::{ExecOutput, GuestAgent, GuestExit, GuestInterface, ShutdownMode};
 #[cfg(all(target_os = "linux", feature = "qemu"))]

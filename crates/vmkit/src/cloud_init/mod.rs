@@ -9,10 +9,14 @@
 #[cfg(test)]
 mod access_tests;
 mod documents;
+#[cfg(feature = "propolis")]
+mod fat;
 mod from_file;
 mod iso;
 mod mime;
 
 pub use documents::{Seed, render};
+#[cfg(feature = "propolis")]
+pub(crate) use fat::volume as fat_volume;
 pub use from_file::read_user_data;
 pub use iso::write_seed;

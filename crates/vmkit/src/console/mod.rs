@@ -23,22 +23,21 @@ mod pump;
 
 use std::time::Duration;
 
-use serde::Deserialize;
 use tokio::net::UnixStream;
+use tokio::time::Instant;
 
 pub use address::Since;
 
-use self::address::Address;
+use crate::backend::propolis::client::{Client, Failure, From, PEER};
 use crate::error::{Error, Result};
+use crate::lifecycle::VmState;
 
 /// The lowest version of the API that has all of this.
 const API_VERSION: &str = "1.0.0";
 /// How long the server may take for one answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
-/// How much past the server keeps at its end, in bytes, and so the most that is worth asking for at once.
+/// How much the server keeps of the beginning, and as much of the end, in bytes.
 const KEPT_BYTES: u64 = 1 << 20;
-/// The peer's name in errors.
-const PEER: &str = "the Propolis server";
 
 /// A serial console at a WebSocket.
 ///
@@ -55,17 +54,18 @@ const PEER: &str = "the Propolis server";
 /// ```
 #[derive(Debug, Clone)]
 pub struct SerialConsole {
-    address: Address,
-    http: reqwest::Client,
+    client: Client,
 }
 
 /// Some of what a console has said.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Past {
-    /// What it said.
+    /// What it said; without the middle, where the server no longer has that.
     pub bytes: Vec<u8>,
     /// How many bytes it had said at the end of these, since the boot.
     pub end: u64,
+    /// How many bytes the middle has that is missing.
+    pub missed: u64,
 }
 
 /// Why a console has nothing more to say.
@@ -89,7 +89,7 @@ pub enum Event {
     /// The VM goes on at another server.
     Moved {
         /// Its address.
-        server: String,
+        server: std::net::SocketAddr,
     },
     /// The server no longer has what was said meanwhile.
     Missed {
@@ -98,25 +98,17 @@ pub enum Event {
     },
 }
 
-/// The server's answer about the past.
-#[derive(Debug, Deserialize)]
-struct History {
-    data: Vec<u8>,
-    last_byte_offset: u64,
-}
-
-/// The server's answer where it refuses.
-#[derive(Debug, Default, Deserialize)]
-struct Refusal {
-    #[serde(default)]
-    error_code: Option<String>,
-    #[serde(default)]
-    message: String,
+/// A piece of the past without a gap.
+#[derive(Debug)]
+struct Page {
+    bytes: Vec<u8>,
+    end: u64,
 }
 
 /// What can be had of the past.
+#[derive(Debug)]
 enum Asked {
-    Had(Past),
+    Had(Page),
     /// These bytes are no longer kept.
     Expired,
     /// No VM is active there.
@@ -127,29 +119,27 @@ impl SerialConsole {
     /// Makes the client of the console at this URL. Touches nothing.
     ///
     /// # Errors
-    /// `InvalidInput` for a URL that is no console's; `Host` where the system can't make an HTTP client.
+    /// `InvalidInput` for a URL that is no Propolis VM's console.
     pub fn at(url: &str) -> Result<Self> {
-        let address = Address::parse(url)?;
-        // Straight to the server: what proxies the environment names is no business of this library.
-        let http = reqwest::Client::builder().no_proxy().connect_timeout(ANSWER_LIMIT).build();
-        let http = http.map_err(|error| Error::Host {
-            needed: "an HTTP client".to_owned(),
-            problem: error.to_string(),
-        })?;
-        Ok(Self { address, http })
+        Ok(Self { client: Client { address: address::server(url)?, version: API_VERSION } })
     }
 
-    /// Answers what the console has said, at most the MiB that the server keeps.
+    /// Answers what the console has said, as far as the server keeps it: the first and the last MiB.
     ///
     /// # Errors
-    /// `InvalidState` where no VM is active there; `NotFound` where these bytes are no longer kept; `TimedOut`, and
-    /// `Hypervisor` for a server that can't be reached or speaks something else.
+    /// `InvalidState` where no VM is active there; `TimedOut`, and `Hypervisor` for a server that can't be reached or speaks
+    /// something else.
     pub async fn history(&self, since: Since) -> Result<Past> {
-        match self.ask(&self.address, since, KEPT_BYTES).await? {
-            Asked::Had(past) => Ok(past),
-            Asked::Expired => Err(Error::NotFound { what: "console output", name: format!("{since:?}") }),
-            Asked::NoVm => Err(no_vm(&self.address)),
-        }
+        let mut past = Past { bytes: Vec::new(), end: 0, missed: 0 };
+        let active = pages(&self.client, since, |page| {
+            let begin = page.end.saturating_sub(page.bytes.len() as u64);
+            if !past.bytes.is_empty() {
+                past.missed += begin.saturating_sub(past.end);
+            }
+            past.bytes.extend(page.bytes);
+            past.end = page.end;
+        });
+        if active.await? { Ok(past) } else { Err(no_vm(&self.client)) }
     }
 
     /// Carries the console from byte `next` on to `stream`, and what comes from there to the guest, until one of both ends.
@@ -170,63 +160,54 @@ impl SerialConsole {
         stream: UnixStream,
         tell: impl FnMut(Event) + Send,
     ) -> Result<Ending> {
-        pump::Pump::new(self, next, stream, tell).run().await
-    }
-
-    async fn ask(&self, address: &Address, since: Since, most_bytes: u64) -> Result<Asked> {
-        let failed = |error: reqwest::Error| {
-            if error.is_timeout() {
-                return slow(address);
-            }
-            Error::Protocol {
-                peer: PEER,
-                problem: format!("{}: it does not answer about its console", address.server),
-                source: Some(std::io::Error::other(error)),
-            }
-        };
-        let request = self.http.get(address.history(since, most_bytes)).header("api-version", API_VERSION);
-        let response = request.timeout(ANSWER_LIMIT).send().await.map_err(failed)?;
-        let status = response.status();
-        let body = response.bytes().await.map_err(failed)?;
-        if status.is_success() {
-            let History { data, last_byte_offset: end } =
-                serde_json::from_slice(&body).map_err(|_| foreign(address))?;
-            return Ok(Asked::Had(Past { bytes: data, end }));
-        }
-        let refusal: Refusal = serde_json::from_slice(&body).map_err(|_| foreign(address))?;
-        match status.as_u16() {
-            424 => Ok(Asked::NoVm),
-            400 if refusal.message.contains("no longer cached") => Ok(Asked::Expired),
-            _ => Err(Error::Refused {
-                peer: PEER,
-                command: "serial/history".to_owned(),
-                class: refusal.error_code.unwrap_or_else(|| status.as_str().to_owned()),
-                description: refusal.message,
-            }),
-        }
+        pump::Pump::new(self.client, next, stream, tell).run().await
     }
 }
 
-fn no_vm(address: &Address) -> Error {
+/// Takes the past page by page, a gap where the server no longer has the middle; answers whether a VM is active there.
+///
+/// A guest that speaks faster than it is asked is not followed for good: all that the server keeps is enough.
+async fn pages(client: &Client, since: Since, mut take: impl FnMut(Page)) -> Result<bool> {
+    let (mut since, mut taken) = (since, 0);
+    while taken < 2 * KEPT_BYTES {
+        match page(client, since).await? {
+            Asked::Had(page) if page.bytes.is_empty() => {
+                take(page);
+                return Ok(true);
+            }
+            Asked::Had(page) => {
+                taken += page.bytes.len() as u64;
+                since = Since::Start(page.end);
+                take(page);
+            }
+            Asked::Expired if matches!(since, Since::Start(_)) => since = Since::MostRecent(KEPT_BYTES),
+            // The end is pushed out by what comes behind it; nearer to the end there is time.
+            Asked::Expired => since = Since::MostRecent(KEPT_BYTES / 2),
+            Asked::NoVm => return Ok(false),
+        }
+    }
+    Ok(true)
+}
+
+async fn page(client: &Client, since: Since) -> Result<Asked> {
+    let from = match since {
+        Since::Start(bytes) => From::Start(bytes),
+        Since::MostRecent(bytes) => From::End(bytes),
+    };
+    match client.history(from, Instant::now() + ANSWER_LIMIT).await {
+        Ok(history) => Ok(Asked::Had(Page { bytes: history.data, end: history.last_byte_offset })),
+        Err(failure) if failure.is_no_instance() => Ok(Asked::NoVm),
+        Err(Failure::Denied { refusal, .. }) if refusal.message.contains("no longer cached") => {
+            Ok(Asked::Expired)
+        }
+        Err(failure) => Err(failure.into_error(client, "tell of its console", None)),
+    }
+}
+
+fn no_vm(client: &Client) -> Error {
     Error::Ended {
-        awaited: format!("the console at {}", address.server),
-        state: crate::lifecycle::VmState::Stopped,
-        console: String::new(),
-    }
-}
-
-fn foreign(address: &Address) -> Error {
-    Error::Protocol {
-        peer: PEER,
-        problem: format!("{} does not answer as a Propolis server does", address.server),
-        source: None,
-    }
-}
-
-fn slow(address: &Address) -> Error {
-    Error::TimedOut {
-        awaited: format!("an answer of the Propolis server at {}", address.server),
-        after: ANSWER_LIMIT,
+        awaited: format!("the console at {}", client.address),
+        state: VmState::Stopped,
         console: String::new(),
     }
 }

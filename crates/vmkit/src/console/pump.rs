@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
@@ -13,11 +14,9 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_tungstenite::{WebSocketStream, client_async};
 
-use super::address::{Address, Control};
-use super::{
-    ANSWER_LIMIT, API_VERSION, Asked, Ending, Event, KEPT_BYTES, PEER, Past, SerialConsole, Since, foreign,
-    no_vm, slow,
-};
+use super::address::Control;
+use super::{ANSWER_LIMIT, API_VERSION, Ending, Event, Page, Since, no_vm, pages};
+use crate::backend::propolis::client::{Client, PEER};
 use crate::error::{Error, Result};
 
 /// How much waits for a slow reader before the connection is given up; less than the server keeps, so that nothing is lost
@@ -39,7 +38,7 @@ enum Turn {
     /// It was given up, since the reader is too slow.
     Full,
     /// The VM goes on elsewhere.
-    Moved(String),
+    Moved(SocketAddr),
 }
 
 /// What a try to connect led to.
@@ -49,9 +48,9 @@ enum Tried {
     NoVm,
 }
 
-pub(super) struct Pump<'a, T> {
-    console: &'a SerialConsole,
-    address: Address,
+pub(super) struct Pump<T> {
+    /// The server that the VM is at now.
+    client: Client,
     /// The number of the first byte that was not received yet.
     next: u64,
     /// What was received, and not taken by the reader yet.
@@ -63,17 +62,16 @@ pub(super) struct Pump<'a, T> {
     trouble: Option<(Instant, Duration)>,
 }
 
-impl<'a, T: FnMut(Event) + Send> Pump<'a, T> {
-    pub(super) fn new(console: &'a SerialConsole, next: u64, stream: UnixStream, tell: T) -> Self {
+impl<T: FnMut(Event) + Send> Pump<T> {
+    pub(super) fn new(client: Client, next: u64, stream: UnixStream, tell: T) -> Self {
         let (typed, reader) = stream.into_split();
-        let (address, spool) = (console.address.clone(), VecDeque::new());
-        Self { console, address, next, spool, reader, typed, tell, trouble: None }
+        Self { client, next, spool: VecDeque::new(), reader, typed, tell, trouble: None }
     }
 
     pub(super) async fn run(mut self) -> Result<Ending> {
         let mut socket = match self.connect(Instant::now() + ANSWER_LIMIT).await? {
             Tried::Live(socket) => socket,
-            Tried::NoVm => return Err(no_vm(&self.address)),
+            Tried::NoVm => return Err(no_vm(&self.client)),
         };
         loop {
             let (before, began) = (self.next, Instant::now());
@@ -84,7 +82,7 @@ impl<'a, T: FnMut(Event) + Send> Pump<'a, T> {
             match turn {
                 Turn::Ended(ending) => return self.drained(ending).await,
                 Turn::Moved(server) => {
-                    self.address = self.address.at(&server);
+                    self.client.address = server;
                     (self.tell)(Event::Moved { server });
                 }
                 Turn::Full => {
@@ -106,45 +104,36 @@ impl<'a, T: FnMut(Event) + Send> Pump<'a, T> {
     /// A server without an active VM takes the connection and drops it, so its word about the past is asked for first; the
     /// bytes that are missing by now come with it.
     async fn connect(&mut self, deadline: Instant) -> Result<Tried> {
-        let console = self.console;
-        let past = match console.ask(&self.address, Since::Start(self.next), KEPT_BYTES).await? {
-            Asked::NoVm => return Ok(Tried::NoVm),
-            Asked::Had(past) => past,
-            Asked::Expired => {
-                match console.ask(&self.address, Since::MostRecent(KEPT_BYTES), KEPT_BYTES).await? {
-                    Asked::Had(past) => past,
-                    Asked::NoVm => return Ok(Tried::NoVm),
-                    Asked::Expired => return Err(foreign(&self.address)),
-                }
-            }
-        };
-        self.take_past(past);
-        let url = self.address.live(Since::Start(self.next));
+        let client = self.client;
+        if !pages(&client, Since::Start(self.next), |page| self.take(page)).await? {
+            return Ok(Tried::NoVm);
+        }
+        let url = format!("{}?from_start={}", client.console_url(), self.next);
         let uri = url.parse().map_err(|_| Error::invalid("console", url, "this is no URL"))?;
         let request = ClientRequestBuilder::new(uri).with_header("api-version", API_VERSION);
         let opening = async {
-            let stream = TcpStream::connect(&self.address.server).await.map_err(tungstenite::Error::Io)?;
+            let stream = TcpStream::connect(client.address).await.map_err(tungstenite::Error::Io)?;
             stream.set_nodelay(true).map_err(tungstenite::Error::Io)?;
             client_async(request, stream).await
         };
         match timeout_at(deadline, opening).await {
             Ok(Ok((socket, _))) => Ok(Tried::Live(Box::new(socket))),
-            Ok(Err(tungstenite::Error::Io(source))) => Err(unreachable(&self.address, source)),
-            Ok(Err(_)) => Err(foreign(&self.address)),
-            Err(_) => Err(slow(&self.address)),
+            Ok(Err(tungstenite::Error::Io(source))) => Err(broken(&client, "its console can't be reached", Some(source))),
+            Ok(Err(_)) => Err(broken(&client, "it does not serve a console", None)),
+            Err(_) => Err(slow(&client)),
         }
     }
 
     /// Takes what was said since, and tells of what nobody has any more.
-    fn take_past(&mut self, past: Past) {
-        let first = past.end.saturating_sub(past.bytes.len() as u64);
-        if first > self.next {
+    fn take(&mut self, page: Page) {
+        let first = page.end.saturating_sub(page.bytes.len() as u64);
+        if first > self.next && !page.bytes.is_empty() {
             (self.tell)(Event::Missed { bytes: first - self.next });
         }
-        // Of a past that begins earlier only the rest is new.
+        // Of a page that begins earlier only the rest is new.
         let known = usize::try_from(self.next.saturating_sub(first)).unwrap_or(usize::MAX);
-        self.spool.extend(past.bytes.iter().skip(known));
-        self.next = self.next.max(past.end);
+        self.spool.extend(page.bytes.into_iter().skip(known));
+        self.next = self.next.max(page.end);
     }
 
     /// Tries to connect again until it succeeds; nothing where the VM has ended meanwhile.
@@ -167,7 +156,7 @@ impl<'a, T: FnMut(Event) + Send> Pump<'a, T> {
                     Ok(Tried::NoVm) => return Ok(None),
                     Err(problem) => problem,
                 },
-                Err(_) => dropping(&self.address),
+                Err(_) => broken(&self.client, "it takes every connection to its console and drops it", None),
             };
             if Instant::now() + pause >= deadline {
                 return Err(problem);
@@ -282,12 +271,11 @@ fn hand_over(spool: &mut VecDeque<u8>, reader: &OwnedWriteHalf) -> Result<bool> 
     }
 }
 
-fn unreachable(address: &Address, source: io::Error) -> Error {
-    let problem = format!("{}: its console can't be reached", address.server);
-    Error::Protocol { peer: PEER, problem, source: Some(source) }
+fn broken(client: &Client, how: &str, source: Option<io::Error>) -> Error {
+    Error::Protocol { peer: PEER, problem: format!("{}: {how}", client.address), source }
 }
 
-fn dropping(address: &Address) -> Error {
-    let problem = format!("{}: it takes every connection to its console and drops it", address.server);
-    Error::Protocol { peer: PEER, problem, source: None }
+fn slow(client: &Client) -> Error {
+    let awaited = format!("the console of the Propolis server at {}", client.address);
+    Error::TimedOut { awaited, after: ANSWER_LIMIT, console: String::new() }
 }

@@ -64,7 +64,7 @@ pub(super) async fn start(
     // From here on the sockets are the keeper's, and the lock: ours would keep both alive.
     undo.disarm();
     drop(fds);
-    let pid = launched.started(deadline).await?;
+    let (pid, _) = launched.started(deadline).await?;
     match greet(vm, layout, pid, deadline).await {
         Ok(run) => Ok(run),
         Err(error) => Err(refused(layout, error).await),
@@ -221,6 +221,8 @@ fn launch(spec: &VmSpec, layout: &Layout, plan: &QemuPlan, descriptors: Vec<i32>
     Launch {
         program: plan.program.clone(),
         args: plan.args.clone(),
+        work_dir: None,
+        copy_log: false,
         descriptors,
         console_log_descriptor: Some(descriptor::CONSOLE_LOG),
         console_log: layout.console_log(),

@@ -19,7 +19,7 @@ use std::io::{self, BufRead, BufReader, IoSliceMut, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -49,6 +49,10 @@ static HAS_ASKED: AtomicBool = AtomicBool::new(false);
 pub(crate) struct Launch {
     pub(crate) program: PathBuf,
     pub(crate) args: Vec<OsString>,
+    /// Where the hypervisor works; `/` unless named.
+    pub(crate) work_dir: Option<PathBuf>,
+    /// Whether what it says goes to the library, too, for as long as that listens.
+    pub(crate) copy_log: bool,
     /// For each descriptor that came along, the number it has in the hypervisor.
     pub(crate) descriptors: Vec<i32>,
     /// The number that the write end of the console's log has in the hypervisor.
@@ -118,7 +122,12 @@ fn main() -> i32 {
         }
     };
     answer(&mut control, &Answer::Started { pid: kept.child.id() });
-    drop(control);
+    // Never waited for: a library that does not listen loses the copy.
+    if launch.copy_log && control.set_nonblocking(true).is_ok() {
+        kept.own_log().copy = Some(control);
+    } else {
+        drop(control);
+    }
     let ended = kept.watch();
     kept.finish(&launch, &ended)
 }
@@ -159,9 +168,36 @@ struct Kept {
     run_file: RunFile,
     /// Nothing where it had ended before anybody could take hold of it.
     process: Option<ProcessFd>,
-    logs: Vec<(OwnedFd, BoundedLog)>,
+    /// The console's, then the hypervisor's own; gone once their pipe is closed.
+    logs: Vec<Log>,
     /// Held to the end: the lock tells others that this run is not over until how it ended is written down.
     _descriptors: Vec<OwnedFd>,
+}
+
+/// Output on its way from a pipe to a log.
+struct Log {
+    pipe: OwnedFd,
+    log: BoundedLog,
+    /// Who gets a copy, for as long as they take it.
+    copy: Option<UnixStream>,
+}
+
+impl Log {
+    /// Copies what is there from the pipe; answers whether that is still open.
+    fn copy_some(&mut self, buffer: &mut [u8]) -> bool {
+        match rustix::io::read(&self.pipe, &mut *buffer) {
+            Ok(0) => false,
+            Ok(bytes) => {
+                self.log.append(&buffer[..bytes]);
+                if self.copy.as_mut().is_some_and(|copy| copy.write_all(&buffer[..bytes]).is_err()) {
+                    self.copy = None;
+                }
+                true
+            }
+            Err(Errno::INTR | Errno::AGAIN) => true,
+            Err(_) => false,
+        }
+    }
 }
 
 impl Kept {
@@ -175,11 +211,12 @@ impl Kept {
         let open = |path: &PathBuf, bytes| {
             BoundedLog::open(path, bytes).map_err(|e| format!("cannot open {}: {e}", path.display()))
         };
-        logs.push((console_read, open(&launch.console_log, launch.console_log_bytes)?));
+        let console = open(&launch.console_log, launch.console_log_bytes)?;
+        logs.push(Log { pipe: console_read, log: console, copy: None });
         let mut log = open(&launch.log, launch.log_bytes)?;
         // The last words of an earlier run are not this one's.
         log.begin_anew();
-        logs.push((log_read, log));
+        logs.push(Log { pipe: log_read, log, copy: None });
         let mut run_file = RunFile::create(&launch.run_file)
             .map_err(|e| format!("cannot write {}: {e}", launch.run_file.display()))?;
 
@@ -193,6 +230,7 @@ impl Kept {
         let stderr = log_write.try_clone().map_err(|e| format!("cannot copy a pipe: {e}"))?;
         let child = Command::new(&launch.program)
             .args(&launch.args)
+            .current_dir(launch.work_dir.as_deref().unwrap_or(Path::new("/")))
             .stdin(Stdio::null())
             .stdout(Stdio::from(log_write))
             .stderr(Stdio::from(stderr))
@@ -210,34 +248,35 @@ impl Kept {
         Ok(Self { child, run_file, process, logs, _descriptors: descriptors })
     }
 
+    /// Answers the log of what the hypervisor itself says.
+    fn own_log(&mut self) -> &mut Log {
+        self.logs.last_mut().expect("the pipe is looked at only once the hypervisor is watched")
+    }
+
     /// Copies output into the logs until the hypervisor has ended, and answers how.
     fn watch(&mut self) -> Ended {
         let mut buffer = vec![0; 16 << 10];
         while let Some(process) = &self.process {
             let mut waited = vec![process.end()];
-            waited.extend(self.logs.iter().map(|(pipe, _)| PollFd::new(pipe, PollFlags::IN)));
+            waited.extend(self.logs.iter().map(|log| PollFd::new(&log.pipe, PollFlags::IN)));
             match poll(&mut waited, None) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(_) => break,
             }
             let ready: Vec<bool> = waited.iter().map(|fd| !fd.revents().is_empty()).collect();
-            self.logs = std::mem::take(&mut self.logs)
-                .into_iter()
-                .zip(&ready[1..])
-                .filter_map(|((pipe, mut log), ready)| {
-                    let open = !*ready || copy_some(&pipe, &mut log, &mut buffer);
-                    open.then_some((pipe, log))
-                })
-                .collect();
+            let mut log_is_ready = ready[1..].iter();
+            self.logs.retain_mut(|log| {
+                !log_is_ready.next().is_some_and(|ready| *ready) || log.copy_some(&mut buffer)
+            });
             if ready[0] {
                 break;
             }
         }
         let ended = self.child.wait();
         // What it wrote last lies in the pipes still.
-        for (pipe, log) in &mut self.logs {
-            while rustix::io::ioctl_fionread(&*pipe).is_ok_and(|bytes| bytes > 0)
-                && copy_some(pipe, log, &mut buffer)
+        for log in &mut self.logs {
+            while rustix::io::ioctl_fionread(&log.pipe).is_ok_and(|bytes| bytes > 0)
+                && log.copy_some(&mut buffer)
             {}
         }
         match ended {
@@ -259,19 +298,6 @@ fn remove_sockets(launch: &Launch) {
         let _ = fs::remove_file(socket);
     }
     let _ = fs::remove_dir(&launch.run_dir);
-}
-
-/// Copies what is there from a pipe to its log; answers whether the pipe is still open.
-fn copy_some(pipe: &OwnedFd, log: &mut BoundedLog, buffer: &mut [u8]) -> bool {
-    match rustix::io::read(pipe, &mut *buffer) {
-        Ok(0) => false,
-        Ok(bytes) => {
-            log.append(&buffer[..bytes]);
-            true
-        }
-        Err(Errno::INTR | Errno::AGAIN) => true,
-        Err(_) => false,
-    }
 }
 
 fn pipe() -> Result<(OwnedFd, OwnedFd), String> {

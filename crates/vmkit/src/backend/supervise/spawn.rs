@@ -38,6 +38,9 @@ pub(crate) fn keeper_program(named: Option<&Path>) -> Result<PathBuf> {
     })
 }
 
+/// What a keeper says on: a copy of its hypervisor's output, where that was asked for.
+pub(crate) type Words = BufReader<tokio::net::UnixStream>;
+
 /// A keeper that was told what to do and has not answered yet.
 #[derive(Debug)]
 pub(crate) struct Launched {
@@ -74,17 +77,18 @@ pub(crate) fn launch(program: &Path, launch: &Launch, descriptors: &[OwnedFd]) -
 }
 
 impl Launched {
-    /// Waits until the hypervisor's process is there, and answers its id.
+    /// Waits until the hypervisor's process is there, and answers its id, with what the keeper says from then on.
     ///
     /// # Errors
     /// `Host` where the hypervisor can't be started, `TimedOut` at the deadline, `Protocol` from a program that is no keeper.
-    pub(crate) async fn started(self, deadline: Instant) -> Result<u32> {
+    pub(crate) async fn started(self, deadline: Instant) -> Result<(u32, Words)> {
         let failed = failure(&self.program);
         self.answers.set_nonblocking(true).map_err(&failed)?;
         let answers = tokio::net::UnixStream::from_std(self.answers).map_err(&failed)?;
+        let mut words = BufReader::new(answers);
         let mut line = String::new();
         let began = Instant::now();
-        match tokio::time::timeout_at(deadline, BufReader::new(answers).read_line(&mut line)).await {
+        match tokio::time::timeout_at(deadline, words.read_line(&mut line)).await {
             Ok(read) => read.map_err(&failed)?,
             Err(_) => {
                 return Err(Error::TimedOut {
@@ -95,7 +99,7 @@ impl Launched {
             }
         };
         match serde_json::from_str(&line) {
-            Ok(Answer::Started { pid }) => Ok(pid),
+            Ok(Answer::Started { pid }) => Ok((pid, words)),
             Ok(Answer::Failed { what }) => {
                 Err(Error::Host { needed: self.hypervisor.display().to_string(), problem: what })
             }

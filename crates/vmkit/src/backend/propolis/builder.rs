@@ -1,0 +1,157 @@
+//! Setting up a [`PropolisHypervisor`], and what it is set up with.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::future::Future;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::PropolisHypervisor;
+use super::host::Host;
+use super::options::Defaults;
+use crate::error::Result;
+use crate::handle::VmHandle;
+
+/// How long a server may take from its start until its guest runs, unless set otherwise.
+const START_LIMIT: Duration = Duration::from_secs(30);
+/// Where programs are looked for unless set otherwise.
+const SYSTEM_PATH: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/opt/oxide/propolis-server/bin"];
+
+/// Asks a guest to power itself off, which Propolis has no button for.
+///
+/// Set by [`PropolisHypervisorBuilder::with_power_off`]; without one, `stop` is hard at once.
+pub trait PowerOff: Send + Sync {
+    /// Asks once, from within or by whatever the guest listens to, and comes back when it has heard.
+    ///
+    /// It need not wait for the guest's end; the backend does. On an error it is called again until the stop's deadline, since
+    /// a guest that is still booting hears only later.
+    ///
+    /// # Errors
+    /// Anything, where the guest could not be asked.
+    fn power_off<'a>(
+        &'a self,
+        vm: &'a VmHandle,
+        address: IpAddr,
+        deadline: Instant,
+    ) -> Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>>;
+}
+
+/// What a hypervisor was set up with.
+pub(super) struct Settings {
+    pub(super) work_root: PathBuf,
+    pub(super) host: Host,
+    pub(super) defaults: Defaults,
+    pub(super) dev_vmm: PathBuf,
+    pub(super) zvol_dir: PathBuf,
+    pub(super) keeper: Option<PathBuf>,
+    pub(super) start_limit: Duration,
+    pub(super) power_off: Option<Arc<dyn PowerOff>>,
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings")
+            .field("work_root", &self.work_root)
+            .field("host", &self.host)
+            .field("defaults", &self.defaults)
+            .field("start_limit", &self.start_limit)
+            .field("graceful_stop", &self.power_off.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Sets up a [`PropolisHypervisor`].
+#[derive(Debug)]
+#[must_use]
+pub struct PropolisHypervisorBuilder(Settings);
+
+impl PropolisHypervisorBuilder {
+    pub(super) fn new(work_root: PathBuf) -> Self {
+        Self(Settings {
+            work_root,
+            host: Host { search_path: SYSTEM_PATH.map(PathBuf::from).to_vec(), pfexec: false },
+            defaults: Defaults::default(),
+            dev_vmm: "/dev/vmm".into(),
+            zvol_dir: "/dev/zvol/rdsk".into(),
+            keeper: None,
+            start_limit: START_LIMIT,
+            power_off: None,
+        })
+    }
+
+    /// Sets the directories that programs are looked for in, as `PATH` has them. Without it: the usual system ones.
+    pub fn search_path(mut self, path: &OsStr) -> Self {
+        self.0.host.search_path = std::env::split_paths(path).collect();
+        self
+    }
+
+    /// Has every program of the host run by `pfexec`, which gives it the privileges of the user's profiles.
+    pub fn pfexec(mut self, wanted: bool) -> Self {
+        self.0.host.pfexec = wanted;
+        self
+    }
+
+    /// Names the server's program; without it `propolis-server` is looked for. A VM's option `program` goes before.
+    pub fn program(mut self, path: impl Into<PathBuf>) -> Self {
+        self.0.defaults.program = Some(path.into());
+        self
+    }
+
+    /// Names the firmware's file; without it `/var/ovmf/OVMF_CODE.fd`. A VM's option `bootrom` goes before.
+    pub fn bootrom(mut self, path: impl Into<PathBuf>) -> Self {
+        self.0.defaults.bootrom = Some(path.into());
+        self
+    }
+
+    /// Names the dataset below which volumes are made; without it `POOL/vmkit`, in the pool of the VM's image. A VM's option
+    /// `dataset` goes before.
+    pub fn dataset(mut self, name: impl Into<String>) -> Self {
+        self.0.defaults.dataset = Some(name.into());
+        self
+    }
+
+    /// Has VMs run at a server that runs already, one at a time. A VM's option `address` goes before.
+    pub fn address(mut self, address: SocketAddr) -> Self {
+        self.0.defaults.address = Some(address);
+        self
+    }
+
+    /// Names the directory in which the kernel's VMs are seen; `/dev/vmm` without it.
+    pub fn dev_vmm(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.0.dev_vmm = dir.into();
+        self
+    }
+
+    /// Names the directory of the devices of ZFS volumes; `/dev/zvol/rdsk` without it.
+    pub fn zvol_dir(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.0.zvol_dir = dir.into();
+        self
+    }
+
+    /// Names the program that becomes each server's keeper; see
+    /// [`QemuHypervisorBuilder::keeper`](crate::QemuHypervisorBuilder::keeper).
+    pub fn keeper(mut self, path: impl Into<PathBuf>) -> Self {
+        self.0.keeper = Some(path.into());
+        self
+    }
+
+    /// Sets how long a server may take from its start until its guest runs; 30 s without it.
+    pub fn start_limit(mut self, limit: Duration) -> Self {
+        self.0.start_limit = limit;
+        self
+    }
+
+    /// Names who asks guests to power themselves off, so that `stop` can be graceful.
+    pub fn with_power_off(mut self, power_off: impl PowerOff + 'static) -> Self {
+        self.0.power_off = Some(Arc::new(power_off));
+        self
+    }
+
+    /// Answers the hypervisor. Touches nothing.
+    pub fn build(self) -> PropolisHypervisor {
+        PropolisHypervisor(Arc::new(self.0))
+    }
+}

@@ -1,0 +1,97 @@
+//! The lock of an operation: whoever changes something of a VM holds it, and so does every program that it runs on the host.
+//!
+//! A program has the lock's file as its standard input. So the lock is not free before the last of them has ended, even where
+//! the future that ran it was dropped or its process killed: a `zfs clone` that is still at work can't finish behind a
+//! `destroy` that found nothing to destroy.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+use std::thread;
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout_at};
+
+use crate::error::{Error, Result};
+use crate::steps::step;
+
+/// The lock, held until this and every copy of it is closed.
+#[derive(Debug)]
+pub(super) struct Hold(File);
+
+impl Hold {
+    /// Waits for the lock, whose file is made if need be; `None` where the directory is not there.
+    ///
+    /// # Errors
+    /// `Busy` once the deadline has passed.
+    pub(super) async fn take(path: &Path, deadline: Instant) -> Result<Option<Self>> {
+        loop {
+            step("operation: lock").map_err(Error::io("lock", path))?;
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).create(true).truncate(false).mode(0o600);
+            let file = match options.open(path) {
+                Ok(file) => file,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+                Err(error) => return Err(Error::io("open", path)(error)),
+            };
+            let file = locked(file, path, deadline).await?;
+            // It may have been removed with its VM meanwhile; then the lock of the new file counts.
+            let held = file.metadata().map_err(Error::io("examine", path))?;
+            if fs::metadata(path).is_ok_and(|named| (named.dev(), named.ino()) == (held.dev(), held.ino())) {
+                return Ok(Some(Self(file)));
+            }
+        }
+    }
+
+    /// Answers a copy for the standard input of a program.
+    pub(super) fn as_input(&self) -> io::Result<File> {
+        self.0.try_clone()
+    }
+}
+
+/// Tells whether an operation is at work.
+pub(super) fn is_held(path: &Path) -> Result<bool> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(Error::io("open", path)(error)),
+    };
+    match flock(&file, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => Ok(false),
+        Err(Errno::WOULDBLOCK) => Ok(true),
+        Err(errno) => Err(Error::io("lock", path)(errno.into())),
+    }
+}
+
+/// Waits in the kernel, on a thread of its own: `flock` has no deadline. One that is given up ends with its turn.
+async fn locked(file: File, path: &Path, deadline: Instant) -> Result<File> {
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => return Ok(file),
+        Err(Errno::WOULDBLOCK) => {}
+        Err(errno) => return Err(Error::io("lock", path)(errno.into())),
+    }
+    let (taken, answer) = oneshot::channel();
+    let wait = move || {
+        let locked = loop {
+            match flock(&file, FlockOperation::LockExclusive) {
+                Err(Errno::INTR) => {}
+                outcome => break outcome,
+            }
+        };
+        // Dropped with the file where nobody waits any more.
+        let _ = taken.send(locked.map(|()| file));
+    };
+    thread::Builder::new().name("vmkit-lock".into()).spawn(wait).map_err(Error::io("wait for", path))?;
+    match timeout_at(deadline, answer).await {
+        Ok(locked) => locked
+            .expect("the thread sends before it ends")
+            .map_err(|errno| Error::io("lock", path)(errno.into())),
+        Err(_) => Err(Error::Busy {
+            what: format!("{}, which tells that an operation is at work on the VM,", path.display()),
+            holder: None,
+        }),
+    }
+}

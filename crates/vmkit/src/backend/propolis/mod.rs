@@ -1,0 +1,513 @@
+//! Propolis (bhyve) on illumos: [`PropolisHypervisor`].
+//!
+//! It reads like the contract: options and spec make a plan, the plan is applied, what came of it is a handle.
+//!
+//! ```text
+//! options ─┐
+//! VmSpec ──┴▶ plan() ─▶ PropolisPlan ─▶ prepare: zfs, dladm, files     start: keeper ─▶ propolis-server ─▶ PUT /instance, Run
+//!             (pure: plan, instance_spec)      state: run file ─▶ process ─▶ GET /instance ─▶ /dev/vmm
+//! ```
+//!
+//! Every VM has a server of its own, which lives from `start` to `stop`; or it runs at one that is there already, named by an
+//! address. The host's programs are data of the plan and found on a search path, so all of this is the same code on every OS.
+//!
+//! Nothing of a VM lives in this process: the claim in its directory, the kernel and the server know everything. Whoever changes
+//! something holds the VM's lock, see [`hold`].
+//!
+//! It was never run on illumos by this project. Source: the sources of Propolis, and of the agents that drive it.
+
+mod builder;
+pub(crate) mod client;
+mod console;
+mod files;
+mod hold;
+mod host;
+pub mod instance_spec;
+mod layout;
+mod log;
+mod monitor;
+mod neighbours;
+mod options;
+mod plan;
+mod prepare;
+mod start;
+mod state;
+mod stop;
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+pub use builder::{PowerOff, PropolisHypervisorBuilder};
+pub use plan::{HostStep, PropolisPlan, ServerPlan};
+
+use self::builder::Settings;
+use self::client::Client;
+use self::files::Claim;
+use self::hold::Hold;
+use self::host::{Done, Host};
+use self::instance_spec::{InstanceState, Requested};
+use self::layout::Layout;
+use self::options::Options;
+use self::plan::Facts;
+use self::prepare::NotMade;
+use self::state::{Asker, observe};
+use crate::backend::supervise::process::{self, Found};
+use crate::backend::supervise::spawn;
+use crate::cloud_init;
+use crate::error::{Error, ErrorKind, Result};
+use crate::handle::{BackendDetails, BackendTag, ConsoleEndpoint, RunInfo, VmHandle};
+use crate::hypervisor::{Backend, Capabilities, Hypervisor};
+use crate::input_file::InputFile;
+use crate::lifecycle::{InvalidTransition, Operation, VmState, next};
+use crate::network::MacAddr;
+use crate::spec::{NetworkConfig, VmSpec};
+
+/// The version of the shape of [`Details`].
+const DETAILS_VERSION: u32 = 1;
+/// The server's program, where none is named.
+const PROGRAM: &str = "propolis-server";
+/// The firmware, where none is named.
+///
+/// Source: where falcon puts it.
+const BOOTROM: &str = "/var/ovmf/OVMF_CODE.fd";
+/// How long an operation waits for another one on the same VM, beside what that may itself take.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Runs VMs in Propolis.
+///
+/// Every VM has a directory `NAME` below the work root, kept from `prepare` to `destroy`. What a VM asks for in particular
+/// stands in its [`backend_options`](VmSpec::backend_options): `address` of a server that runs already, `bootrom`, `dataset`,
+/// `guest-ip`, `program`, `serial-number` and `vnic`. What it does not say is what the builder was given when it was prepared.
+///
+/// A VM's root disk is a clone where its image is named `zfs:POOL/DATASET@SNAPSHOT`, and a copy of a raw file otherwise. Its
+/// network is [`NetworkConfig::Vnic`] or none. Its firmware is the bootrom, which is UEFI, whatever the spec says.
+///
+/// It can't suspend. `stop` is graceful only with a [`PowerOff`].
+///
+/// # Examples
+/// ```no_run
+/// use std::time::Duration;
+/// use vmkit::spec::{NetworkConfig, RootDisk, VmName, VmSpec};
+/// use vmkit::{Hypervisor, PropolisHypervisor};
+///
+/// #[tokio::main(flavor = "current_thread")]
+/// async fn main() -> vmkit::Result<()> {
+///     let propolis = PropolisHypervisor::builder("/var/lib/ci/vms").pfexec(true).build();
+///     let disk = RootDisk { image: "zfs:tank/img/debian-12@base".into(), size: None };
+///     let network = NetworkConfig::Vnic { link: "net0".parse()? };
+///     let spec = VmSpec::builder(VmName::new("job-17")?).disk(disk).network(network).build()?;
+///     let vm = propolis.prepare(&spec).await?;
+///     let vm = propolis.start(&vm).await?;
+///     println!("console: {:?}", propolis.console_endpoint(&vm)?);
+///     let vm = propolis.stop(&vm, Duration::from_secs(30)).await?;
+///     propolis.destroy(vm).await
+/// }
+/// ```
+#[derive(Debug, Clone)]
+pub struct PropolisHypervisor(Arc<Settings>);
+
+/// What this backend keeps in a handle for itself; the rest is in the VM's claim.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Details {
+    layout: Layout,
+}
+
+/// One VM that exists, and the ground that it stands on.
+struct Site<'a> {
+    settings: &'a Settings,
+    vm: &'a VmHandle,
+    layout: Layout,
+    claim: Claim,
+}
+
+impl Site<'_> {
+    fn host(&self) -> &Host {
+        &self.settings.host
+    }
+
+    /// Answers where the kernel's half of the VM is seen.
+    fn kernel_vm(&self) -> PathBuf {
+        self.settings.dev_vmm.join(self.vm.id.to_string())
+    }
+
+    fn client(&self, address: SocketAddr) -> Client {
+        Client { address, version: plan::api_version(&self.claim.options) }
+    }
+
+    /// Answers the server that the last run was at, or the one that is elsewhere.
+    fn server(&self) -> Result<Option<Client>> {
+        let address = match self.claim.options.address {
+            Some(address) => Some(address),
+            None => files::server(&self.layout)?.map(|server| server.address),
+        };
+        Ok(address.map(|address| self.client(address)))
+    }
+
+    /// Has the process that runs for the VM, and its server, tell what is known of the run.
+    async fn run_info(&self) -> Result<RunInfo> {
+        let busy = || Error::Busy { what: format!("VM `{}`", self.vm.name()), holder: None };
+        let client = self.server()?.ok_or_else(busy)?;
+        if self.claim.options.address.is_some() {
+            return Ok(start::run_info(&client));
+        }
+        match process::look(&self.layout.place()).await? {
+            Found::Live(process) => Ok(RunInfo { pid: Some(process.id().pid), ..start::run_info(&client) }),
+            _ => Err(busy()),
+        }
+    }
+}
+
+impl Settings {
+    /// Answers where the guest is reached.
+    ///
+    /// # Errors
+    /// `Unsupported` without a network, `NotFound` while no address is known.
+    async fn guest_address(&self, vm: &VmHandle, claim: &Claim) -> Result<IpAddr> {
+        if let Some(address) = claim.options.guest_ip {
+            return Ok(address);
+        }
+        if matches!(vm.spec.network(), NetworkConfig::None) {
+            let what = "an address without a network".to_owned();
+            return Err(Error::Unsupported { backend: BackendTag::Propolis, what });
+        }
+        let unknown = || Error::NotFound { what: "address of VM", name: vm.name().to_string() };
+        match self.host.ask(&neighbours::COMMAND).await {
+            Ok(Done::Well(table)) => {
+                let found = neighbours::addresses_of(MacAddr::of_vm(vm.id), &table);
+                found.first().copied().ok_or_else(unknown)
+            }
+            Ok(Done::Failed(why)) => {
+                tracing::debug!(why, "the host's neighbour table can't be read");
+                Err(unknown())
+            }
+            Err(error) => {
+                tracing::debug!(%error, "the host has no neighbour table");
+                Err(unknown())
+            }
+        }
+    }
+
+    /// Finds out what a plan has to know of the host; `image_bytes` is known of a VM that was prepared.
+    async fn facts(&self, spec: &VmSpec, id: Uuid, options: &Options, image: Option<u64>) -> Result<Facts> {
+        let image_bytes = match image {
+            Some(bytes) => bytes,
+            None => prepare::image_bytes(spec, &self.host).await?,
+        };
+        prepare::check_disks(spec, options.address.is_some())?;
+        let bootrom = options.bootrom.clone().unwrap_or_else(|| BOOTROM.into());
+        let server = match options.address {
+            Some(_) => Vec::new(),
+            None => {
+                // A server without its firmware panics, and leaves its VM in the kernel.
+                InputFile::open("bootrom", &bootrom)?;
+                let program = options.program.as_ref().map(|path| path.to_string_lossy().into_owned());
+                self.host.line(&[program.unwrap_or_else(|| PROGRAM.to_owned())])?
+            }
+        };
+        let seed = spec.cloud_init().map(|config| {
+            let mac = (*spec.network() != NetworkConfig::None && options.vnic.is_none())
+                .then(|| MacAddr::of_vm(id));
+            let seed = cloud_init::render(config, spec.name(), id, mac)?;
+            cloud_init::fat_volume(&seed)
+                .map_err(|_| Error::invalid("cloud_init", "its documents", "together they have at most 2 MB"))
+        });
+        Ok(Facts { server, bootrom, image_bytes, seed: seed.transpose()?, zvol_dir: self.zvol_dir.clone() })
+    }
+}
+
+impl PropolisHypervisor {
+    /// Begins a hypervisor over this directory; it is made when it is needed.
+    pub fn builder(work_root: impl Into<PathBuf>) -> PropolisHypervisorBuilder {
+        PropolisHypervisorBuilder::new(work_root.into())
+    }
+
+    /// Answers what `prepare` and `start` would do for a spec, and changes nothing.
+    ///
+    /// # Errors
+    /// Those of `prepare` that can be told without making anything: `InvalidInput`, `Unsupported`, `Host`.
+    pub async fn plan(&self, spec: &VmSpec) -> Result<PropolisPlan> {
+        let id = spec.id().unwrap_or_else(Uuid::new_v4);
+        self.planned(spec, id).await.map(|(_, plan, _)| plan)
+    }
+
+    async fn planned(&self, spec: &VmSpec, id: Uuid) -> Result<(Options, PropolisPlan, u64)> {
+        let options = Options::of(spec, &self.0.defaults)?;
+        plan::check(spec, &options)?;
+        plan::dataset(spec, &options)?;
+        let facts = self.0.facts(spec, id, &options, None).await?;
+        let layout = Layout::of(&self.0.work_root, spec.name());
+        let plan = plan::plan(spec, id, &options, &layout, &facts)?;
+        Ok((options, plan, facts.image_bytes))
+    }
+
+    /// Answers where a VM's files are; of an interrupted `prepare` the handle says nothing yet.
+    fn layout(&self, vm: &VmHandle) -> Result<Layout> {
+        let foreign =
+            |problem: String| Error::Record { path: self.0.work_root.join(vm.name().as_str()), problem };
+        if vm.backend != BackendTag::Propolis {
+            return Err(foreign(format!(
+                "the handle belongs to the backend `{}`, not `propolis`",
+                vm.backend
+            )));
+        }
+        match vm.details.version {
+            0 => Ok(Layout::of(&self.0.work_root, vm.name())),
+            DETAILS_VERSION => Details::deserialize(&vm.details.data)
+                .map(|details| details.layout)
+                .map_err(|error| foreign(format!("the handle's details can't be read: {error}"))),
+            version => Err(foreign(format!(
+                "the handle's details have version {version}; this program knows {DETAILS_VERSION}"
+            ))),
+        }
+    }
+
+    /// Answers the VM's ground; `None` where its directory is nobody's or another VM's by now.
+    fn site<'a>(&'a self, vm: &'a VmHandle) -> Result<Option<Site<'a>>> {
+        let layout = self.layout(vm)?;
+        let claim = files::claim(&layout)?.filter(|claim| claim.id == vm.id);
+        Ok(claim.map(|claim| Site { settings: &self.0, vm, layout, claim }))
+    }
+
+    /// Takes the VM's lock for an operation, and only then looks at what there is.
+    async fn work_on<'a>(
+        &'a self,
+        vm: &'a VmHandle,
+        operation: Operation,
+        patience: Duration,
+    ) -> Result<(Site<'a>, Hold)> {
+        let gone = || Error::from(InvalidTransition { state: VmState::Destroyed, operation });
+        let layout = self.layout(vm)?;
+        if !layout.work.exists() {
+            return Err(gone());
+        }
+        let deadline = Instant::now() + patience;
+        let hold = Hold::take(&layout.operation_lock(), deadline).await?.ok_or_else(gone)?;
+        let site = self.site(vm)?;
+        if site.is_none() && files::claim(&layout)?.is_none() {
+            // The lock's file was ours alone, made for a VM that is gone.
+            prepare::remove_files(&vm.spec, &layout)?;
+        }
+        let site = site.ok_or_else(gone)?;
+        if vm.details.version == 0 {
+            return Err(InvalidTransition { state: VmState::Preparing, operation }.into());
+        }
+        Ok((site, hold))
+    }
+
+    fn handle(vm: &VmHandle, state: VmState, layout: &Layout, run: Option<RunInfo>) -> VmHandle {
+        let mut handle = vm.clone().in_state(state);
+        if run.is_some() {
+            handle.run = run;
+        }
+        handle.console_log = Some(layout.console_log());
+        handle.hypervisor_log = Some(layout.server_log());
+        handle
+    }
+
+    /// What this backend will never do; in a state in which nobody could, that is said.
+    async fn never(&self, vm: &VmHandle, operation: Operation) -> Result<VmHandle> {
+        next(&self.state(vm).await?, operation)?;
+        let what = format!("{operation}: a VM of Propolis can't be paused");
+        Err(Error::Unsupported { backend: BackendTag::Propolis, what })
+    }
+}
+
+impl Hypervisor for PropolisHypervisor {
+    async fn prepare(&self, spec: &VmSpec) -> Result<VmHandle> {
+        let id = spec.id().unwrap_or_else(Uuid::new_v4);
+        let spec = spec.clone().with_id(id);
+        let layout = Layout::of(&self.0.work_root, spec.name());
+        let taken = || Error::AlreadyExists { what: "VM", name: spec.name().to_string() };
+        if files::claim(&layout)?.is_some() {
+            return Err(taken());
+        }
+        let (options, plan, image_bytes) = self.planned(&spec, id).await?;
+        files::make_dir(&layout.work)?;
+        let hold = match Hold::take(&layout.operation_lock(), Instant::now() + PATIENCE).await {
+            Ok(Some(hold)) => hold,
+            Ok(None) => {
+                let what = format!("the directory of VM `{}`", spec.name());
+                return Err(Error::Busy { what, holder: None });
+            }
+            Err(error) => {
+                prepare::remove_unclaimed(&layout);
+                return Err(error);
+            }
+        };
+        if files::claim(&layout)?.is_some() {
+            return Err(taken());
+        }
+        let claim = Claim { id, options, steps: plan.prepare, image_bytes };
+        let made = match files::write(&layout.claim(), &claim) {
+            Ok(()) => prepare::make(&self.0.host, &claim, &hold).await,
+            Err(error) => Err(NotMade { error, is_undone: true }),
+        };
+        if let Err(NotMade { error, is_undone }) = made {
+            // The claim is what the rest is found by.
+            if is_undone {
+                prepare::give_up(&spec, &layout);
+            }
+            return Err(error);
+        }
+        let data = serde_json::to_value(Details { layout: layout.clone() }).map_err(|_| {
+            Error::invalid("path", layout.work.display(), "vmkit keeps its VMs below paths of UTF-8")
+        })?;
+        let mut vm = VmHandle::preparing(id, BackendTag::Propolis, spec);
+        vm.details = BackendDetails { version: DETAILS_VERSION, data };
+        Ok(Self::handle(&vm, VmState::Prepared, &layout, None))
+    }
+
+    async fn start(&self, vm: &VmHandle) -> Result<VmHandle> {
+        let (site, hold) = self.work_on(vm, Operation::Start, self.0.start_limit + PATIENCE).await?;
+        let deadline = Instant::now() + self.0.start_limit;
+        let state = observe(&site, Asker::Operation).await?;
+        let to = next(&state, Operation::Start)?;
+        if state == to {
+            let run = site.run_info().await?;
+            return Ok(Self::handle(vm, to, &site.layout, Some(run)));
+        }
+        let options = &site.claim.options;
+        let facts = self.0.facts(&vm.spec, vm.id, options, Some(site.claim.image_bytes)).await?;
+        let plan = plan::plan(&vm.spec, vm.id, options, &site.layout, &facts)?;
+        let run = match options.address {
+            Some(address) => start::elsewhere(&site, &site.client(address), &plan, &hold, deadline).await?,
+            None => {
+                let keeper = spawn::keeper_program(self.0.keeper.as_deref())?;
+                start::owned(&site, &plan, &keeper, &hold, deadline).await?
+            }
+        };
+        Ok(Self::handle(vm, to, &site.layout, Some(run)))
+    }
+
+    async fn stop(&self, vm: &VmHandle, timeout: Duration) -> Result<VmHandle> {
+        let patience = self.0.start_limit + PATIENCE;
+        let (site, hold) = self.work_on(vm, Operation::Stop, patience).await?;
+        let state = match observe(&site, Asker::Operation).await {
+            // A server that does not answer has nothing to ask; its end is what is wanted.
+            Err(error) if site.claim.options.address.is_none() => {
+                tracing::warn!(%error, "the server does not tell its state, so it is ended by force");
+                VmState::Stopped
+            }
+            state => state?,
+        };
+        next(&state, Operation::Stop)?;
+        if state == VmState::Running
+            && let Some(client) = site.server()?
+        {
+            stop::stop_guest(&site, &client, timeout).await?;
+        }
+        stop::clear(&site, &hold).await?;
+        Ok(Self::handle(vm, VmState::Stopped, &site.layout, None))
+    }
+
+    async fn suspend(&self, vm: &VmHandle) -> Result<VmHandle> {
+        self.never(vm, Operation::Suspend).await
+    }
+
+    async fn resume(&self, vm: &VmHandle) -> Result<VmHandle> {
+        self.never(vm, Operation::Resume).await
+    }
+
+    async fn destroy(&self, vm: VmHandle) -> Result<()> {
+        let layout = self.layout(&vm)?;
+        if !layout.work.exists() || files::claim(&layout)?.is_some_and(|claim| claim.id != vm.id) {
+            return Ok(());
+        }
+        let deadline = Instant::now() + self.0.start_limit + PATIENCE;
+        let Some(hold) = Hold::take(&layout.operation_lock(), deadline).await? else { return Ok(()) };
+        // Asked again under the lock: somebody else may have removed it, and another VM have come.
+        let claim = files::claim(&layout)?;
+        if claim.as_ref().is_some_and(|claim| claim.id != vm.id) {
+            return Ok(());
+        }
+        if let Some(claim) = claim {
+            let site = Site { settings: &self.0, vm: &vm, layout: layout.clone(), claim };
+            match site.claim.options.address {
+                Some(address) => end_elsewhere(&site, &site.client(address)).await?,
+                None => start::end_server(&site, &self.0.host, &hold).await?,
+            }
+            prepare::undo(&self.0.host, &site.claim.steps, &hold).await?;
+        }
+        prepare::remove_files(&vm.spec, &layout)
+    }
+
+    async fn state(&self, vm: &VmHandle) -> Result<VmState> {
+        let Some(site) = self.site(vm)? else { return Ok(VmState::Destroyed) };
+        if vm.details.version == 0 {
+            return Ok(VmState::Preparing);
+        }
+        observe(&site, Asker::Anybody).await
+    }
+
+    async fn guest_ip(&self, vm: &VmHandle) -> Result<String> {
+        let state = self.state(vm).await?;
+        match self.site(vm)? {
+            Some(site) if state.is_live() => {
+                self.0.guest_address(vm, &site.claim).await.map(|address| address.to_string())
+            }
+            _ => Err(Error::NotLive { what: "the guest's address", state }),
+        }
+    }
+
+    fn console_endpoint(&self, vm: &VmHandle) -> Result<ConsoleEndpoint> {
+        let layout = self.layout(vm)?;
+        if let Some(run) = &vm.run {
+            return Ok(run.console.clone());
+        }
+        // The handle may be older than the run.
+        let server = files::server(&layout)?;
+        Ok(server.map_or(ConsoleEndpoint::None, |server| {
+            let client = Client { address: server.address, version: "1.0.0" };
+            ConsoleEndpoint::WebSocket(client.console_url())
+        }))
+    }
+}
+
+/// Ends the VM at a server that stays. One where nobody listens any more has none.
+async fn end_elsewhere(site: &Site<'_>, client: &Client) -> Result<()> {
+    let deadline = Instant::now() + state::ASK_LIMIT;
+    match client.instance(deadline).await {
+        Ok(instance) if instance.properties.id == site.vm.id && !instance.state.is_last() => {}
+        Ok(_) => return Ok(()),
+        Err(failure) if failure.is_no_instance() => return Ok(()),
+        Err(failure) if failure.is_unreachable() => {
+            tracing::warn!(%failure, "the VM's server can't be reached, so it is taken for gone");
+            return Ok(());
+        }
+        Err(failure) => return Err(failure.into_error(client, "tell its state", None)),
+    }
+    let limit = Instant::now() + PATIENCE;
+    let halted = match client.request(Requested::Stop, limit).await {
+        Ok(()) => monitor::until(client, InstanceState::is_last, limit).await.map(drop),
+        Err(failure) => Err(failure),
+    };
+    match halted {
+        Err(failure) if !failure.is_no_instance() => {
+            let error = failure.into_error(client, "stop the VM", None);
+            if error.kind() == ErrorKind::TimedOut { Err(error) } else { warn_of(error) }
+        }
+        _ => Ok(()),
+    }
+}
+
+fn warn_of(error: Error) -> Result<()> {
+    tracing::warn!(%error, "the VM's server did not stop it");
+    Ok(())
+}
+
+impl Backend for PropolisHypervisor {
+    fn tag(&self) -> BackendTag {
+        BackendTag::Propolis
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        let graceful_stop = self.0.power_off.is_some();
+        Capabilities { graceful_stop, ..Capabilities::all().without_suspend().without_guest_agent() }
+    }
+}

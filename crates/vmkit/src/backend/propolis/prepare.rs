@@ -1,0 +1,212 @@
+//! Looking at the host for a VM, making what its plan says, and undoing it.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use super::files::{self, Claim};
+use super::hold::Hold;
+use super::host::{Done, Host, failed};
+use super::layout::Layout;
+use super::options::Snapshot;
+use super::plan::HostStep;
+use crate::error::{Error, Result};
+use crate::image::{ImageFormat, inspect};
+use crate::spec::{DataDisk, Mib, VmSpec};
+use crate::steps::step;
+
+/// The size of a disk's sectors in bytes; a disk has whole ones.
+const SECTOR_BYTES: u64 = 512;
+
+/// Answers the size of the root disk's image.
+///
+/// # Errors
+/// `InvalidInput` on `image` where it is not there, or is no raw disk.
+pub(super) async fn image_bytes(spec: &VmSpec, host: &Host) -> Result<u64> {
+    let Some(disk) = spec.disk() else { return Ok(0) };
+    let Some(snapshot) = Snapshot::of(&disk.image)? else {
+        return raw_bytes("image", &disk.image);
+    };
+    let refused = |why: &str| Error::invalid("image", disk.image.display(), why);
+    match host.ask(&["zfs", "get", "-H", "-p", "-o", "value", "volsize", snapshot.as_str()]).await? {
+        Done::Well(said) => said.trim().parse().map_err(|_| refused("this is not the snapshot of a volume")),
+        Done::Failed(why) => Err(refused(&why)),
+    }
+}
+
+/// Checks the further disks that exist already; of a server elsewhere only those that are here, too, can be looked at.
+///
+/// # Errors
+/// `InvalidInput` on `image` where one is not there, or is no raw disk.
+pub(super) fn check_disks(spec: &VmSpec, elsewhere: bool) -> Result<()> {
+    for disk in spec.data_disks() {
+        let DataDisk::Existing { path, .. } = disk else { continue };
+        let is_device = path.metadata().is_ok_and(|found| !found.is_file() && !found.is_dir());
+        if is_device || (elsewhere && !path.exists()) {
+            continue;
+        }
+        raw_bytes("data-disk", path)?;
+    }
+    Ok(())
+}
+
+fn raw_bytes(field: &'static str, path: &Path) -> Result<u64> {
+    let facts = inspect(path)?;
+    if facts.format == ImageFormat::Raw {
+        return Ok(facts.virtual_size_bytes);
+    }
+    let format = facts.format;
+    let why = format!(
+        "this is a {format} image, and Propolis takes raw ones: convert it with `qemu-img convert -O raw {} NEW.raw`",
+        path.display()
+    );
+    Err(Error::invalid(field, path.display(), why))
+}
+
+/// What could not be made, and whether all that was made before is gone again.
+pub(super) struct NotMade {
+    pub(super) error: Error,
+    pub(super) is_undone: bool,
+}
+
+/// Makes what a claim says. On an error all that was made is undone, but for the claim.
+///
+/// # Errors
+/// `Host` with what a program said.
+pub(super) async fn make(host: &Host, claim: &Claim, hold: &Hold) -> Result<(), NotMade> {
+    for (index, one) in claim.steps.iter().enumerate() {
+        let Err(Unmade { error, touched }) = carry_out(host, one, hold).await else { continue };
+        let made = &claim.steps[..index + usize::from(touched)];
+        let undone = undo(host, made, hold).await;
+        if let Err(undo) = &undone {
+            tracing::warn!(%undo, "could not undo a failed prepare; destroy will");
+        }
+        return Err(NotMade { error, is_undone: undone.is_ok() });
+    }
+    Ok(())
+}
+
+/// Why a step was not done, and whether it may have left something.
+struct Unmade {
+    error: Error,
+    touched: bool,
+}
+
+async fn carry_out(host: &Host, one: &HostStep, hold: &Hold) -> Result<(), Unmade> {
+    let touched = |error| Unmade { error, touched: true };
+    match one {
+        HostStep::Command { run, .. } => {
+            // A program that is not there has made nothing, and could not undo it.
+            host.line(run).map_err(|error| Unmade { error, touched: false })?;
+            let done = host.change(run, hold).await.map_err(touched)?;
+            let is_there = done.is_there();
+            match done {
+                Done::Well(_) => Ok(()),
+                Done::Failed(why) => Err(Unmade { error: failed(run, why), touched: !is_there }),
+            }
+        }
+        HostStep::Copy { image, path, size } => copy(image, path, *size, hold).await.map_err(touched),
+        HostStep::Blank { path, size } => blank(path, *size).map_err(touched),
+    }
+}
+
+/// Does again what a reboot has undone.
+///
+/// # Errors
+/// `Host` with what a program said.
+pub(super) async fn make_again(host: &Host, claim: &Claim, hold: &Hold) -> Result<()> {
+    for one in &claim.steps {
+        let HostStep::Command { run, at_every_start: true, .. } = one else { continue };
+        let done = host.change(run, hold).await?;
+        if !done.is_there()
+            && let Done::Failed(why) = done
+        {
+            return Err(failed(run, why));
+        }
+    }
+    Ok(())
+}
+
+/// Undoes steps, from the last to the first; what is gone already is success. One that can't be undone keeps none of the
+/// others from it.
+///
+/// # Errors
+/// The first that came up.
+pub(super) async fn undo(host: &Host, steps: &[HostStep], hold: &Hold) -> Result<()> {
+    let mut outcome = Ok(());
+    for one in steps.iter().rev() {
+        let undone = match one {
+            HostStep::Command { undo: Some(undo), .. } => take_away(host, undo, hold).await,
+            HostStep::Command { undo: None, .. } => Ok(()),
+            HostStep::Copy { path, .. } | HostStep::Blank { path, .. } => files::remove(path),
+        };
+        outcome = outcome.and(undone);
+    }
+    outcome
+}
+
+async fn take_away(host: &Host, undo: &[String], hold: &Hold) -> Result<()> {
+    match host.change(undo, hold).await? {
+        Done::Failed(why) if !Done::Failed(why.clone()).is_gone() => Err(failed(undo, why)),
+        _ => Ok(()),
+    }
+}
+
+/// Takes away a VM that a killed server left in the kernel.
+///
+/// # Errors
+/// `Host` with what the program said.
+pub(super) async fn destroy_kernel_vm(host: &Host, entry: &Path, hold: &Hold) -> Result<()> {
+    let Some(name) = entry.file_name().filter(|_| entry.exists()) else { return Ok(()) };
+    let run = vec!["bhyvectl".to_owned(), "--destroy".to_owned(), format!("--vm={}", name.to_string_lossy())];
+    match host.change(&run, hold).await? {
+        Done::Failed(why) if entry.exists() => Err(failed(&run, why)),
+        _ => Ok(()),
+    }
+}
+
+/// Copies a raw image on a thread, which holds the operation's lock until it is done, whoever waits for it.
+async fn copy(image: &Path, path: &Path, size: Option<Mib>, hold: &Hold) -> Result<()> {
+    step("prepare: copy").map_err(Error::io("create", path))?;
+    let lock = hold.as_input().map_err(Error::io("create", path))?;
+    let (from, to) = (image.to_owned(), path.to_owned());
+    let copied = tokio::task::spawn_blocking(move || {
+        let _lock = lock;
+        let mut source = File::open(&from)?;
+        let mut target = create(&to)?;
+        let bytes = io::copy(&mut source, &mut target)?.next_multiple_of(SECTOR_BYTES);
+        target.set_len(size.map_or(bytes, |size| size.bytes().max(bytes)))
+    });
+    copied.await.map_err(io::Error::other).flatten().map_err(Error::io("copy to", path))
+}
+
+fn blank(path: &Path, size: Mib) -> Result<()> {
+    step("prepare: make a disk").map_err(Error::io("create", path))?;
+    create(path).and_then(|file| file.set_len(size.bytes())).map_err(Error::io("create", path))
+}
+
+fn create(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
+}
+
+/// Removes everything of a VM but what the host's programs made.
+///
+/// # Errors
+/// `Io`, `Host`.
+pub(super) fn remove_files(spec: &VmSpec, layout: &Layout) -> Result<()> {
+    files::remove_all(layout, spec.data_disks().len())
+}
+
+/// Removes the files of a `prepare` that failed, the claim among them unless something could not be undone.
+pub(super) fn give_up(spec: &VmSpec, layout: &Layout) {
+    if let Err(error) = remove_files(spec, layout) {
+        tracing::warn!(work = %layout.work.display(), %error, "could not undo a failed prepare; destroy will");
+    }
+}
+
+/// Removes the directory of a VM that was never begun, if nothing is in it.
+pub(super) fn remove_unclaimed(layout: &Layout) {
+    // What lies there is somebody else's, or the next one's to remove.
+    let _ = std::fs::remove_dir(&layout.work);
+}

@@ -1,0 +1,264 @@
+//! Bringing a VM to life: a server, its VM, its guest, in this order, each undone where the next one fails.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use tokio::io::AsyncBufReadExt;
+use tokio::time::{Instant, timeout_at};
+
+use super::Site;
+use super::client::{Client, Failure, PEER};
+use super::files::{self, ServerFile};
+use super::hold::Hold;
+use super::host::Host;
+use super::instance_spec::{InstanceState, Requested};
+use super::log;
+use super::monitor;
+use super::plan::{PropolisPlan, ServerPlan};
+use super::prepare::{destroy_kernel_vm, make_again};
+use super::state::last_words;
+use crate::backend::supervise::keeper::Launch;
+use crate::backend::supervise::spawn::Words;
+use crate::backend::supervise::{ALIVE_DESCRIPTOR, alive, process, spawn};
+use crate::error::{Error, ErrorKind, Result};
+use crate::handle::{ConsoleEndpoint, RunInfo};
+use crate::steps::step;
+
+/// The bound of a server's log.
+const SERVER_LOG_BYTES: u64 = 4 << 20;
+/// How long the log may take to tell why a request failed.
+const WHY_LIMIT: Duration = Duration::from_secs(1);
+/// How long a VM that could not be started may take to end.
+const END_LIMIT: Duration = Duration::from_secs(2);
+
+/// Starts a server for the VM and its guest on it.
+///
+/// # Errors
+/// `Host`, `Io` for what the host refused, `Hypervisor` with the server's words, `TimedOut` at the deadline. Nothing runs then.
+pub(super) async fn owned(
+    site: &Site<'_>,
+    plan: &PropolisPlan,
+    keeper: &Path,
+    hold: &Hold,
+    deadline: Instant,
+) -> Result<RunInfo> {
+    let ServerPlan::Owned { run, .. } = &plan.server else {
+        unreachable!("a VM without a server elsewhere has one of its own");
+    };
+    // What an earlier run, or a crash, left.
+    let alive = alive::take_and_silence(&site.layout.place(), deadline).await?;
+    destroy_kernel_vm(site.host(), &site.kernel_vm(), hold).await?;
+    files::remove(&site.layout.server_file())?;
+    files::remove(&site.layout.console_mark())?;
+    make_again(site.host(), &site.claim, hold).await?;
+    files::make_dir(&site.layout.server_dir())?;
+    let launched = spawn::launch(keeper, &launch(site, run), &[alive])?;
+    let begun = async {
+        let (pid, mut words) = launched.started(deadline).await?;
+        let address = listening(site, &mut words, deadline).await?;
+        let client = site.client(address);
+        ensure(site, &client, plan, Some(&mut words), deadline).await?;
+        run_guest(site, &client, deadline).await?;
+        Ok(RunInfo { pid: Some(pid), ..run_info(&client) })
+    };
+    match begun.await {
+        Ok(info) => Ok(info),
+        Err(error) => {
+            if let Err(failure) = end_server(site, site.host(), hold).await {
+                tracing::warn!(%failure, "could not end a server that failed to start its VM");
+            }
+            // The guest never ran: what the record of the run says is no failure of the VM's.
+            if let Err(failure) = files::mark(&site.layout.stop_mark()) {
+                tracing::debug!(%failure, "cannot write down that the run was ended");
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Has a server that runs already make the VM and run its guest.
+///
+/// # Errors
+/// `Busy` where it has another VM that lives; otherwise those of [`owned`].
+pub(super) async fn elsewhere(
+    site: &Site<'_>,
+    client: &Client,
+    plan: &PropolisPlan,
+    hold: &Hold,
+    deadline: Instant,
+) -> Result<RunInfo> {
+    make_again(site.host(), &site.claim, hold).await?;
+    files::remove(&site.layout.console_mark())?;
+    let there = match client.instance(deadline).await {
+        Ok(instance) => Some(instance),
+        Err(failure) if failure.is_no_instance() => None,
+        Err(failure) => return Err(failure.into_error(client, "tell its state", None)),
+    };
+    match there {
+        Some(there) if there.state.is_last() => ensure(site, client, plan, None, deadline).await?,
+        // A start that was cut off came as far as this.
+        Some(there) if there.properties.id == site.vm.id => {}
+        Some(there) => {
+            let what =
+                format!("the Propolis server at {}: it has the VM {},", client.address, there.properties.id);
+            return Err(Error::Busy { what, holder: None });
+        }
+        None => ensure(site, client, plan, None, deadline).await?,
+    }
+    if let Err(error) = run_guest(site, client, deadline).await {
+        let limit = Instant::now() + END_LIMIT;
+        let ended = client.request(Requested::Stop, limit).await;
+        if ended.is_ok() {
+            let _ = monitor::until(client, InstanceState::is_last, limit).await;
+        }
+        files::mark(&site.layout.stop_mark())?;
+        return Err(error);
+    }
+    Ok(run_info(client))
+}
+
+/// Answers what is known of a run from its server.
+pub(super) fn run_info(client: &Client) -> RunInfo {
+    RunInfo { console: ConsoleEndpoint::WebSocket(client.console_url()), ..RunInfo::default() }
+}
+
+fn launch(site: &Site<'_>, run: &[String]) -> Launch {
+    let (program, args) = run.split_first().expect("a server has a program");
+    let place = site.layout.place();
+    Launch {
+        program: program.into(),
+        args: args.iter().map(OsString::from).collect(),
+        work_dir: Some(site.layout.server_dir()),
+        copy_log: true,
+        descriptors: vec![ALIVE_DESCRIPTOR],
+        console_log_descriptor: None,
+        console_log: site.layout.console_log(),
+        console_log_bytes: site.vm.spec.console_log().bytes(),
+        log: site.layout.server_log(),
+        log_bytes: SERVER_LOG_BYTES,
+        run_file: place.run_file,
+        sockets: Vec::new(),
+        run_dir: place.run_dir,
+    }
+}
+
+/// Waits until the server says where it listens.
+async fn listening(site: &Site<'_>, words: &mut Words, deadline: Instant) -> Result<SocketAddr> {
+    let began = Instant::now();
+    let mut line = String::new();
+    loop {
+        line.clear();
+        match timeout_at(deadline, words.read_line(&mut line)).await {
+            Ok(Ok(bytes)) if bytes > 0 => {
+                if let Some(address) = log::listening(&line) {
+                    return Ok(address);
+                }
+            }
+            // It has ended, and its keeper with it, once that was written down.
+            Ok(_) => return Err(ended(site).await),
+            Err(_) => {
+                let awaited =
+                    format!("propolis-server to listen (its log: {})", site.layout.server_log().display());
+                return Err(Error::TimedOut { awaited, after: began.elapsed(), console: String::new() });
+            }
+        }
+    }
+}
+
+async fn ended(site: &Site<'_>) -> Error {
+    let _ = process::settled(&site.layout.place()).await;
+    let words = last_words(site);
+    let log = site.layout.server_log();
+    let problem = format!(
+        "it ended before it listened (its log: {}); it said:\n    {}",
+        log.display(),
+        words.replace('\n', "\n    ")
+    );
+    Error::Protocol { peer: "propolis-server", problem, source: None }
+}
+
+async fn ensure(
+    site: &Site<'_>,
+    client: &Client,
+    plan: &PropolisPlan,
+    words: Option<&mut Words>,
+    deadline: Instant,
+) -> Result<()> {
+    step("server: make the VM").map_err(|source| lost(client, source))?;
+    let Err(failure) = client.ensure(&plan.request, deadline).await else { return Ok(()) };
+    if failure.is_taken() {
+        let what = format!("the Propolis server at {}: it has a VM already,", client.address);
+        return Err(Error::Busy { what, holder: None });
+    }
+    let why = match (failure.hidden(), words) {
+        (Some(id), Some(words)) => why(words, id).await,
+        _ => None,
+    };
+    let died = failure.is_unreachable() && site.claim.options.address.is_none();
+    let error = failure.into_error(client, "make the VM", why);
+    if !died {
+        return Err(error);
+    }
+    // A panic of the server's ends it: what it said of it is worth more than that it hung up.
+    let _ = process::settled(&site.layout.place()).await;
+    let problem =
+        format!("it ended while it made the VM; it said:\n    {}", last_words(site).replace('\n', "\n    "));
+    Err(Error::Protocol { peer: "propolis-server", problem, source: None })
+}
+
+/// Reads the log on for why a request failed.
+async fn why(words: &mut Words, request_id: &str) -> Option<String> {
+    let deadline = Instant::now() + WHY_LIMIT;
+    let mut line = String::new();
+    loop {
+        line.clear();
+        match timeout_at(deadline, words.read_line(&mut line)).await {
+            Ok(Ok(bytes)) if bytes > 0 => {
+                if let Some(why) = log::why(&line, request_id) {
+                    return Some(why);
+                }
+            }
+            _ => return None,
+        }
+    }
+}
+
+/// Runs the guest of a VM that was made, and waits until it does.
+async fn run_guest(site: &Site<'_>, client: &Client, deadline: Instant) -> Result<()> {
+    files::write(&site.layout.server_file(), &ServerFile { address: client.address })?;
+    files::remove(&site.layout.stop_mark())?;
+    step("server: run the VM").map_err(|source| lost(client, source))?;
+    let explained = |failure: Failure| failure.into_error(client, "run the VM", None);
+    client.request(Requested::Run, deadline).await.map_err(explained)?;
+    let running = |state| matches!(state, InstanceState::Running);
+    match monitor::until(client, running, deadline).await.map_err(explained)? {
+        InstanceState::Running => Ok(()),
+        // A guest that ended at once did run.
+        InstanceState::Destroyed => Ok(()),
+        state => {
+            let words = last_words(site);
+            let message = format!("the guest did not come to run: its server says {state:?}; {words}");
+            Err(Error::Backend { message, kind: ErrorKind::Hypervisor, source: None })
+        }
+    }
+}
+
+fn lost(client: &Client, source: std::io::Error) -> Error {
+    Error::Protocol {
+        peer: PEER,
+        problem: format!("the connection to {} failed", client.address),
+        source: Some(source),
+    }
+}
+
+/// Ends the server of a VM and takes away what it left in the kernel.
+///
+/// # Errors
+/// `TimedOut` where the process survives even SIGKILL, `Busy` where the lock of what lives does not get free.
+pub(super) async fn end_server(site: &Site<'_>, host: &Host, hold: &Hold) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    drop(alive::take_and_silence(&site.layout.place(), deadline).await?);
+    destroy_kernel_vm(host, &site.kernel_vm(), hold).await
+}

@@ -1,0 +1,132 @@
+//! Ending a run: ask the guest, then the server, then the kernel; and keep what the console says to its end.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use super::Site;
+use super::client::Client;
+use super::console::Keeping;
+use super::files;
+use super::hold::Hold;
+use super::instance_spec::{InstanceState, Requested};
+use super::monitor;
+use super::start::end_server;
+use crate::error::{Error, Result};
+use crate::steps::step;
+
+/// How long a VM may take to halt once its server was told: it lets go of disks and links.
+const HALT_LIMIT: Duration = Duration::from_secs(10);
+/// How long the console may take to tell its last words once the VM is gone.
+const LAST_WORDS_LIMIT: Duration = Duration::from_millis(500);
+/// How often the guest is asked again: one that is still booting hears only a later question, and there is no event for "the
+/// guest can be reached now".
+const ASK_EVERY: Duration = Duration::from_secs(1);
+
+/// Stops a guest that lives at its server, gracefully until `timeout` has passed.
+///
+/// # Errors
+/// `TimedOut` where a server elsewhere does not end its VM; one of vmkit's own is ended then.
+pub(super) async fn stop_guest(site: &Site<'_>, client: &Client, timeout: Duration) -> Result<()> {
+    let mut keeping = Keeping::begin(*client, &site.layout, site.vm.spec.console_log());
+    if let Some(keeping) = &mut keeping {
+        keeping.history().await;
+    }
+    let ending = end_guest(site, client, timeout);
+    let Some(mut keeping) = keeping else { return ending.await };
+    let followed = Instant::now() + timeout + HALT_LIMIT + LAST_WORDS_LIMIT;
+    let following = keeping.follow(followed);
+    tokio::pin!(ending, following);
+    let ended = tokio::select! {
+        ended = &mut ending => ended,
+        () = &mut following => return ending.await,
+    };
+    let _ = timeout_at(Instant::now() + LAST_WORDS_LIMIT, following).await;
+    ended
+}
+
+async fn end_guest(site: &Site<'_>, client: &Client, timeout: Duration) -> Result<()> {
+    if !timeout.is_zero() && ask_guest(site, client, Instant::now() + timeout).await {
+        mark_asked(site);
+        return Ok(());
+    }
+    // Not before: if this is cut off while the guest is asked, a later end from outside is still one from outside.
+    mark_asked(site);
+    step("server: stop the VM").map_err(Error::io("stop the VM of", &site.layout.work))?;
+    let deadline = Instant::now() + HALT_LIMIT;
+    let halted = match client.request(Requested::Stop, deadline).await {
+        Ok(()) => monitor::until(client, InstanceState::is_last, deadline).await.map(drop),
+        Err(failure) if failure.is_no_instance() => Ok(()),
+        Err(failure) => Err(failure),
+    };
+    match halted {
+        Err(failure) if site.claim.options.address.is_some() => {
+            if failure.is_no_instance() {
+                return Ok(());
+            }
+            Err(failure.into_error(client, "stop the VM", None))
+        }
+        // Its end by force follows in any case.
+        Err(failure) => {
+            tracing::warn!(%failure, "the server did not stop its VM, so it is ended by force");
+            Ok(())
+        }
+        Ok(()) => Ok(()),
+    }
+}
+
+/// Asks the guest to power itself off until it has, or the deadline has passed; answers whether it has.
+async fn ask_guest(site: &Site<'_>, client: &Client, deadline: Instant) -> bool {
+    let Some(power_off) = &site.settings.power_off else { return false };
+    let gone = monitor::until(client, InstanceState::is_last, deadline);
+    let asking = async {
+        loop {
+            let again = Instant::now() + ASK_EVERY;
+            match site.settings.guest_address(site.vm, &site.claim).await {
+                Ok(address) => match power_off.power_off(site.vm, address, deadline.into_std()).await {
+                    Ok(()) => break,
+                    Err(error) => tracing::debug!(%error, "the guest could not be asked to power off"),
+                },
+                Err(error) => tracing::debug!(%error, "it is not known where the guest can be asked"),
+            }
+            if again >= deadline {
+                break;
+            }
+            sleep_until(again).await;
+        }
+    };
+    tokio::pin!(gone);
+    let ended = tokio::select! {
+        ended = &mut gone => ended,
+        // The guest was asked, or can't be: what comes of it the monitor tells.
+        _ = timeout_at(deadline, asking) => gone.await,
+    };
+    match ended {
+        Ok(_) => true,
+        Err(failure) => {
+            tracing::debug!(%failure, "the guest did not power itself off in time");
+            failure.is_no_instance()
+        }
+    }
+}
+
+/// Writes down that the end was asked for, so that even an end by force counts as `Stopped`.
+///
+/// A full or a read-only disk is no reason to leave a guest running: then an end by force looks like one from outside.
+pub(super) fn mark_asked(site: &Site<'_>) {
+    if let Err(error) = files::mark(&site.layout.stop_mark()) {
+        tracing::warn!(%error, "cannot write down that the VM is being stopped");
+    }
+}
+
+/// Ends whatever is left of a run, the guest's or only the server's.
+///
+/// # Errors
+/// Those of the programs that are needed for it.
+pub(super) async fn clear(site: &Site<'_>, hold: &Hold) -> Result<()> {
+    mark_asked(site);
+    if site.claim.options.address.is_some() {
+        return Ok(());
+    }
+    end_server(site, site.host(), hold).await
+}
