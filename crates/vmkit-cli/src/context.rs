@@ -7,10 +7,16 @@ use std::path::PathBuf;
 use tokio::runtime;
 use vmkit::image::ImageStore;
 use vmkit::store::Home;
-use vmkit::{BackendTag, Error, QemuHypervisor, QemuHypervisorBuilder, RouterHypervisor, VmManager};
+use vmkit::{BackendTag, Error, PropolisHypervisor, RouterHypervisor, VmManager};
+#[cfg(target_os = "linux")]
+use vmkit::{QemuHypervisor, QemuHypervisorBuilder};
 
 use crate::failure::Failure;
-use crate::{images, places};
+use crate::{images, places, propolis};
+
+/// Whose VM it is when nobody says.
+pub(crate) const DEFAULT_BACKEND: BackendTag =
+    if cfg!(target_os = "illumos") { BackendTag::Propolis } else { BackendTag::Qemu };
 
 /// How many threads look at many VMs. What they look at is files in memory: more would cost more than they bring.
 const THREADS: usize = 2;
@@ -35,12 +41,16 @@ impl Context {
         places::home(self.named_home.clone())
     }
 
-    /// Answers the manager of the VMs.
+    /// Answers the manager of the VMs, of all backends that this host can have.
     pub(crate) fn manager(&self) -> Result<Manager, Error> {
         let home = self.home()?;
-        let qemu = qemu(&home).cache_dir(home.cache()).build();
-        let router = RouterHypervisor::of_this_host(qemu);
-        Ok(VmManager::new(router, BackendTag::Qemu, home))
+        let propolis = self.propolis()?;
+        #[cfg(target_os = "linux")]
+        let router =
+            RouterHypervisor::of_this_host(qemu(&home).cache_dir(home.cache()).build()).with(propolis);
+        #[cfg(not(target_os = "linux"))]
+        let router = RouterHypervisor::new(DEFAULT_BACKEND).with(propolis);
+        Ok(VmManager::new(router, DEFAULT_BACKEND, home))
     }
 
     /// Answers the store of images.
@@ -48,9 +58,15 @@ impl Context {
         images::store(&self.home()?)
     }
 
-    /// Answers a hypervisor to plan with; it has no cache, so that planning writes nothing at all.
-    pub(crate) fn planner(&self) -> Result<QemuHypervisor, Error> {
+    /// Answers QEMU to plan with; it has no cache, so that planning writes nothing at all.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn qemu_planner(&self) -> Result<QemuHypervisor, Error> {
         Ok(qemu(&self.home()?).build())
+    }
+
+    /// Answers Propolis, as the environment has it.
+    pub(crate) fn propolis(&self) -> Result<PropolisHypervisor, Error> {
+        propolis::hypervisor(&self.home()?)
     }
 
     /// Answers the directories that programs are looked for in.
@@ -74,6 +90,7 @@ impl Context {
     }
 }
 
+#[cfg(target_os = "linux")]
 fn qemu(home: &Home) -> QemuHypervisorBuilder {
     let qemu = QemuHypervisor::builder(home.vms(), home.run());
     match env::var_os("PATH") {

@@ -19,6 +19,7 @@ mod launching;
 mod output;
 mod places;
 mod progress;
+mod propolis;
 mod reference;
 mod remote;
 mod several;

@@ -161,6 +161,19 @@ fn a_signal_gives_the_terminal_back_and_is_died_of() {
 }
 
 #[test]
+fn a_terminal_that_takes_no_output_keeps_nobody_from_ending_it() {
+    let served = Served::new();
+    let mut attached = served.attach();
+    let mut guest = served.accept();
+    // Nobody reads the terminal from here on; once the socket is full, too, the program has stopped taking.
+    guest.stream().set_nonblocking(true).unwrap();
+    while guest.stream().write(&[b'x'; 4096]).is_ok() {}
+    kill_process(Pid::from_child(&attached.child), Signal::TERM).unwrap();
+    assert_eq!(ended(&mut attached.child).signal(), Some(Signal::TERM.as_raw()));
+    assert!(attached.terminal.is_cooked());
+}
+
+#[test]
 fn a_guest_that_reads_nothing_keeps_nobody() {
     let served = Served::new();
     let mut attached = served.attach();

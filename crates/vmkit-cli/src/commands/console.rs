@@ -7,7 +7,7 @@ use vmkit::spec::VmName;
 use vmkit::{ConsoleEndpoint, Error};
 
 use crate::arguments::seconds;
-use crate::console;
+use crate::console::{self, At};
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::{json, output};
@@ -15,8 +15,8 @@ use crate::{json, output};
 /// Attaches the terminal to a VM's serial console; Ctrl-] leaves.
 ///
 /// The recent past of the console is shown first. All keys but Ctrl-] go to the guest. Where standard input is no
-/// terminal, it is sent to the guest as it is, and what the guest says is printed until the VM ends, or until --timeout
-/// after the end of the input.
+/// terminal, it is sent to the guest as it is, and what the guest says is printed until the VM ends: a pipe that has ended
+/// ends nothing, so name a --timeout where the VM goes on.
 #[derive(Debug, Args)]
 pub(crate) struct Console {
     /// Names the VM.
@@ -40,20 +40,20 @@ impl Console {
         if self.json {
             return output::json(&json::Console::of(&endpoint));
         }
-        let unsupported =
-            |what: &str| Error::Unsupported { backend: vm.backend.clone(), what: what.to_owned() };
         match endpoint {
-            ConsoleEndpoint::None => Err(unsupported("a console").into()),
+            ConsoleEndpoint::None => {
+                Err(Error::Unsupported { backend: vm.backend, what: "a console".to_owned() }.into())
+            }
             ConsoleEndpoint::UnixSocket(path) if self.print_endpoint => output::text(path.display()),
             ConsoleEndpoint::WebSocket(url) if self.print_endpoint => output::text(url),
-            ConsoleEndpoint::WebSocket(url) => {
-                let what = format!("a terminal on its console; a client for WebSockets reaches it at {url}");
-                Err(unsupported(&what).into())
+            ConsoleEndpoint::WebSocket(url) if vm.state.is_live() => {
+                console::attach(&self.name, At::WebSocket(&url), self.timeout)
             }
             ConsoleEndpoint::UnixSocket(path) if path.exists() || vm.state.is_live() => {
-                console::attach(&self.name, &path, vm.console_log.as_deref(), self.timeout)
+                let at = At::Socket { path: &path, log: vm.console_log.as_deref() };
+                console::attach(&self.name, at, self.timeout)
             }
-            ConsoleEndpoint::UnixSocket(_) => {
+            ConsoleEndpoint::UnixSocket(_) | ConsoleEndpoint::WebSocket(_) => {
                 Err(Error::NotLive { what: "the console", state: vm.state }.into())
             }
         }

@@ -1,30 +1,67 @@
 //! `vmkit doctor`.
 
-use clap::Args;
-use vmkit::host::doctor::{DirFacts, Status, diagnose};
-use vmkit::host::{HostFacts, ProbeOptions};
+use clap::{Args, ValueEnum};
+use vmkit::host::doctor::{Check, DirFacts, Status, diagnose_propolis, places};
+#[cfg(target_os = "linux")]
+use vmkit::host::{HostFacts, ProbeOptions, doctor::diagnose};
 
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::output::{self, Table};
+use crate::propolis;
 
 /// Checks whether this host is fit to run VMs, and says what to do where it is not.
 ///
 /// KVM is tried by running guest code. The exit code is 2 where a check fails; a warning is no failure.
 #[derive(Debug, Args)]
 pub(crate) struct Doctor {
+    /// Checks what this backend needs [default: qemu, on illumos propolis].
+    #[arg(long, value_enum, value_name = "NAME")]
+    backend: Option<Backend>,
     /// Prints a JSON array.
     #[arg(long)]
     json: bool,
 }
 
+/// A backend that needs something of the host.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Backend {
+    #[cfg(target_os = "linux")]
+    Qemu,
+    Propolis,
+}
+
+impl Backend {
+    fn usual() -> Self {
+        #[cfg(target_os = "linux")]
+        return Backend::Qemu;
+        #[cfg(not(target_os = "linux"))]
+        Backend::Propolis
+    }
+
+    fn checks(self, context: &Context) -> Result<Vec<Check>, Failure> {
+        let home = context.home()?;
+        let (kept, run) = (DirFacts::probe(home.vms()), DirFacts::probe(home.run()));
+        match self {
+            #[cfg(target_os = "linux")]
+            Backend::Qemu => {
+                let mut options = ProbeOptions::new(context.search_path());
+                options.kvm = true;
+                let facts = context.block_on(async { Ok(HostFacts::probe(&options).await?) })?;
+                Ok(diagnose(&facts, &kept, &run))
+            }
+            Backend::Propolis => {
+                let mut checks = diagnose_propolis(&propolis::host(context.search_path())?);
+                checks.extend(places(&kept, &run, rustix::process::geteuid().as_raw()));
+                Ok(checks)
+            }
+        }
+    }
+}
+
 impl Doctor {
     pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
-        let home = context.home()?;
-        let mut options = ProbeOptions::new(context.search_path());
-        options.kvm = true;
-        let facts = context.block_on(async { Ok(HostFacts::probe(&options).await?) })?;
-        let checks = diagnose(&facts, &DirFacts::probe(home.vms()), &DirFacts::probe(home.run()));
+        let checks = self.backend.unwrap_or_else(Backend::usual).checks(context)?;
         if self.json {
             output::json(&checks)?;
         } else {

@@ -1,22 +1,27 @@
 //! `vmkit logs`.
 
+use std::io::Read;
 use std::path::PathBuf;
 
 use clap::Args;
+use vmkit::console::{Past, Since};
 use vmkit::spec::VmName;
+use vmkit::{BackendTag, ConsoleEndpoint, Error};
 
-use crate::context::Context;
+use crate::console::websocket;
+use crate::context::{Context, Manager};
 use crate::failure::Failure;
-use crate::follow;
+use crate::{follow, output};
 
 /// Prints what a VM's serial console said, as far back as it is kept.
 ///
-/// It is printed as the guest wrote it, colours and cursor movements included.
+/// It is printed as the guest wrote it, colours and cursor movements included. Of a Propolis VM that runs it is what its
+/// server keeps of this run, the first and the last MiB; once the VM has stopped, it is in the log like any other's.
 #[derive(Debug, Args)]
 pub(crate) struct Logs {
     /// Names the VM.
     name: VmName,
-    /// Goes on with what is said from now on, until the VM is removed.
+    /// Goes on with what is said from now on, until the VM is removed; with Propolis, until it stops.
     #[arg(short, long)]
     follow: bool,
     /// Begins with the last lines, so many of them.
@@ -30,6 +35,11 @@ pub(crate) struct Logs {
 impl Logs {
     pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
         let manager = context.manager()?;
+        if !self.hypervisor
+            && let Some(url) = served(context, &manager, &self.name)?
+        {
+            return self.print_served(&url);
+        }
         let log: PathBuf = match self.hypervisor {
             true => manager.hypervisor_log(&self.name)?,
             false => manager.console_log(&self.name)?,
@@ -38,5 +48,77 @@ impl Logs {
             true => follow::follow(&log, self.tail),
             false => follow::print(&log, self.tail),
         }
+    }
+
+    /// Prints what the server of a VM that runs keeps.
+    fn print_served(&self, url: &str) -> Result<(), Failure> {
+        let (past, mut stream, carrier) = websocket::open(url, Since::Start(0), output::warning)?;
+        print(&past, self.tail)?;
+        if !self.follow {
+            return Ok(());
+        }
+        let failed = || Error::io("read", url);
+        stream.set_nonblocking(false).map_err(failed())?;
+        let mut words = vec![0; 16 << 10];
+        loop {
+            match stream.read(&mut words).map_err(failed())? {
+                0 => break,
+                bytes => output::bytes(&words[..bytes])?,
+            }
+        }
+        websocket::outcome(carrier)?;
+        Ok(())
+    }
+}
+
+/// Answers where the console of a VM is served that keeps no log of its own while it runs.
+fn served(context: &Context, manager: &Manager, name: &VmName) -> Result<Option<String>, Failure> {
+    // No other backend's console is at a server, and its VMs need not be asked how they are.
+    let endpoint = manager.console_endpoint(name)?;
+    let ConsoleEndpoint::WebSocket(url) = endpoint else { return Ok(None) };
+    let vm = context.block_on(async { Ok(manager.info(name).await?) })?;
+    Ok((vm.backend == BackendTag::Propolis && vm.state.is_live()).then_some(url))
+}
+
+fn print(past: &Past, tail: Option<usize>) -> Result<(), Failure> {
+    if past.missed > 0 {
+        output::warning(format_args!(
+            "{} bytes between the first and the last MiB are missing: the server no longer has them",
+            past.missed
+        ));
+    }
+    output::bytes(last_lines(&past.bytes, tail))
+}
+
+/// Answers the last lines, the last one even if it is not ended.
+fn last_lines(bytes: &[u8], tail: Option<usize>) -> &[u8] {
+    let Some(lines) = tail else { return bytes };
+    let ended = bytes.strip_suffix(b"\n").unwrap_or(bytes);
+    let ends = ended.iter().enumerate().rev().filter(|&(_, &byte)| byte == b'\n');
+    match (lines, ends.map(|(at, _)| at + 1).nth(lines.saturating_sub(1))) {
+        (0, _) => &[],
+        (_, begin) => &bytes[begin.unwrap_or(0)..],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_lines_are_counted_with_the_one_that_is_not_ended() {
+        let text: &[u8] = b"one\ntwo\nthree";
+        for (tail, expected) in [
+            (None, "one\ntwo\nthree"),
+            (Some(0), ""),
+            (Some(1), "three"),
+            (Some(2), "two\nthree"),
+            (Some(3), "one\ntwo\nthree"),
+            (Some(9), "one\ntwo\nthree"),
+        ] {
+            assert_eq!(last_lines(text, tail), expected.as_bytes(), "{tail:?}");
+        }
+        assert_eq!(last_lines(b"one\ntwo\n", Some(1)), b"two\n");
+        assert_eq!(last_lines(b"", Some(1)), b"");
     }
 }

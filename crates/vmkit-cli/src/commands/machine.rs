@@ -5,12 +5,13 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use vmkit::Error;
 use vmkit::spec::{
     Accel, BackendOptions, Boot, BridgeName, CloudConfig, CloudInitConfig, DataDisk, Firmware, Kernel,
     LinkName, Machine, Mib, NetworkConfig, PortForward, User, UserData, UserName, UserNetwork, VmName,
     VmSpec, VmSpecBuilder, Vnc,
 };
+
+use vmkit::{BackendTag, Error};
 
 use crate::arguments::size;
 use crate::places::absolute;
@@ -56,6 +57,9 @@ pub(crate) struct Options {
     /// Runs the hypervisor as this user of the host; only root can ask for that.
     #[arg(long, value_name = "USER")]
     run_as: Option<UserName>,
+    /// Chooses what runs the VM: qemu or propolis [default: qemu, on illumos propolis].
+    #[arg(long, value_name = "NAME")]
+    backend: Option<BackendTag>,
     /// Sets an option that only the VM's backend understands. May be repeated.
     #[arg(long = "backend-option", value_name = "KEY=VALUE", value_parser = backend_option)]
     backend_options: Vec<(String, String)>,
@@ -156,6 +160,9 @@ impl Options {
             .vnc(self.vnc.into());
         if let Some(user) = &self.run_as {
             spec = spec.run_as(user.clone());
+        }
+        if let Some(backend) = &self.backend {
+            spec = spec.backend(backend.clone());
         }
         let mut options = BackendOptions::default();
         for (key, value) in &self.backend_options {

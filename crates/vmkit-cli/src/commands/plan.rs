@@ -1,10 +1,13 @@
 //! `--dry-run`: what would be done.
 
+use std::fmt::Display;
+
+use serde::Serialize;
 use vmkit::spec::VmSpec;
 use vmkit::{BackendTag, Error, ErrorKind};
 
 use crate::commands::Targets;
-use crate::context::{Context, Manager};
+use crate::context::{Context, DEFAULT_BACKEND, Manager};
 use crate::failure::Failure;
 use crate::output;
 
@@ -23,7 +26,7 @@ pub(super) async fn print_new(
         Err(error) => return Err(error.into()),
         Ok(_) => return Err(Error::AlreadyExists { what: "VM", name: spec.name().to_string() }.into()),
     }
-    print(context, spec.backend().unwrap_or(&BackendTag::Qemu), spec, json).await
+    print(context, spec.backend().unwrap_or(&DEFAULT_BACKEND), spec, json).await
 }
 
 /// Prints what starting these VMs would do.
@@ -40,13 +43,21 @@ pub(super) fn print_start(context: &Context, targets: Targets) -> Result<(), Fai
 
 /// Prints the plan of a VM.
 async fn print(context: &Context, backend: &BackendTag, spec: &VmSpec, json: bool) -> Result<(), Failure> {
-    if *backend != BackendTag::Qemu {
-        return Err(Error::Unsupported { backend: backend.clone(), what: "a dry run".to_owned() }.into());
+    match backend {
+        #[cfg(target_os = "linux")]
+        BackendTag::Qemu => {
+            let plan = context.qemu_planner()?.plan(spec).await?;
+            plan.warnings.iter().for_each(output::warning);
+            tell(&plan, json)
+        }
+        BackendTag::Propolis => tell(&context.propolis()?.plan(spec).await?, json),
+        _ => Err(Error::Unsupported { backend: backend.clone(), what: "a dry run".to_owned() }.into()),
     }
-    let plan = context.planner()?.plan(spec).await?;
-    plan.warnings.iter().for_each(output::warning);
+}
+
+fn tell(plan: &(impl Serialize + Display), json: bool) -> Result<(), Failure> {
     match json {
-        true => output::json(&plan),
-        false => output::text(output::printable(&plan)),
+        true => output::json(plan),
+        false => output::text(output::printable(plan)),
     }
 }

@@ -1,32 +1,38 @@
 //! A person, or a pipe, at a VM's serial console.
 //!
 //! One thread and one `poll`: the terminal, the console's socket, the signals. The terminal is raw meanwhile, and is
-//! itself again on every way out: the escape, the VM's end, an error, a signal, a panic.
+//! itself again on every way out: the escape, the VM's end, an error, a signal, a panic. What is printed is printed by a
+//! second thread, and a console at a WebSocket is carried to a socket by a third.
 //!
 //! ```text
 //! hold ─▶ connect ─▶ raw mode ─▶ history ─▶ poll: input ⇄ socket ─▶ terminal restored ─▶ say why it ended
 //! ```
 
 mod holder;
+mod printer;
 pub(crate) mod signals;
 pub(crate) mod terminal;
+pub(crate) mod websocket;
 
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use vmkit::Error;
+use vmkit::console::Since;
 use vmkit::spec::VmName;
 
 use crate::failure::Failure;
 use crate::output;
+use printer::Printer;
 use signals::Signals;
 use terminal::RawMode;
+use websocket::Carrier;
 
 /// The byte that Ctrl-] sends: it leaves the console.
 const ESCAPE: u8 = 0x1d;
@@ -41,7 +47,7 @@ const SILENCE: Duration = Duration::from_secs(1);
 enum Ending {
     /// They left.
     Left,
-    /// The VM has ended.
+    /// The VM has ended, or its console was lost.
     Closed,
     /// The input has ended, and so has the time after it.
     TimeOver,
@@ -49,49 +55,101 @@ enum Ending {
     Signal(i32),
 }
 
-/// Attaches to the console at `socket` until the person leaves or the VM ends.
+/// Where a console is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum At<'a> {
+    /// At a socket that serves one client, beside a log of its past.
+    Socket { path: &'a Path, log: Option<&'a Path> },
+    /// At a server that serves many, and keeps the past itself.
+    WebSocket(&'a str),
+}
+
+/// A console that was reached, whatever it is behind.
+struct Reached {
+    stream: UnixStream,
+    past: Vec<u8>,
+    carrier: Option<Carrier>,
+}
+
+/// Attaches to a console until the person leaves or the VM ends.
 ///
 /// `linger` is how long to go on after an input that is no terminal has ended; without it, until the VM ends.
 ///
 /// # Errors
-/// `Busy` with the process that holds the console; `Io` where it can't be reached.
-pub(crate) fn attach(
-    vm: &VmName,
-    socket: &Path,
-    log: Option<&Path>,
-    linger: Option<Duration>,
-) -> Result<(), Failure> {
-    let _held = holder::hold(vm, socket)?;
-    let signals = Signals::catch().map_err(Error::io("watch for signals at", socket))?;
-    let stream = connected(vm, socket)?;
+/// `Busy` with the process that holds the console; `Io` and `Hypervisor` where it can't be reached, or no longer.
+pub(crate) fn attach(vm: &VmName, at: At, linger: Option<Duration>) -> Result<(), Failure> {
+    let held = match at {
+        At::Socket { path, .. } => Some(holder::hold(vm, path)?),
+        At::WebSocket(_) => None,
+    };
+    let place = match at {
+        At::Socket { path, .. } => path.to_owned(),
+        At::WebSocket(url) => url.into(),
+    };
+    let signals = Signals::catch().map_err(Error::io("watch for signals at", &place))?;
+    let printer = Printer::start().map_err(Error::io("make", "the thread that prints"))?;
+    let Reached { stream, past, carrier } = Reached::reach(vm, at, &printer)?;
     let terminal = RawMode::enter().map_err(Error::io("set up", "the terminal"))?;
-    if terminal.is_some() {
-        output::notice(format_args!("at the console of {vm}; Ctrl-] leaves"));
-    }
-    // Read after connecting: what was said in between is shown twice rather than not at all.
-    let ended = history(log).and_then(|()| {
-        Session {
-            path: socket,
-            stream,
-            signals,
-            is_terminal: terminal.is_some(),
-            input_open: true,
-            pending: Vec::new(),
-            look_at: Some(Instant::now() + SILENCE),
-            leave_at: None,
-            linger,
-        }
-        .run()
-    });
     let was_terminal = terminal.is_some();
+    if was_terminal {
+        printer.notice(format!("at the console of {vm}; Ctrl-] leaves"));
+    }
+    printer.words(&past);
+    let mut session = Session {
+        place,
+        stream,
+        signals,
+        printer,
+        is_terminal: was_terminal,
+        input_open: true,
+        closed: false,
+        pending: Vec::new(),
+        look_at: held.is_some().then(|| Instant::now() + SILENCE),
+        leave_at: None,
+        linger,
+    };
+    let ended = session.run().and_then(|ending| session.last_words(ending));
+    let Session { printer, stream, .. } = session;
+    // Nobody reads what is carried any more.
+    drop(stream);
     drop(terminal);
     match ended? {
-        Ending::Left if was_terminal => output::notice(format_args!("left the console of {vm}")),
-        Ending::Left | Ending::TimeOver => {}
-        Ending::Closed => output::notice(format_args!("the console of {vm} has closed: the VM has ended")),
         Ending::Signal(signal) => signals::die_of(signal),
+        ending => {
+            printer.outcome()?;
+            match ending {
+                Ending::Left if was_terminal => output::notice(format_args!("left the console of {vm}")),
+                Ending::Closed => {
+                    if let Some(carrier) = carrier {
+                        websocket::outcome(carrier)?;
+                    }
+                    output::notice(format_args!("the console of {vm} has closed: the VM has ended"));
+                }
+                _ => {}
+            }
+        }
     }
     Ok(())
+}
+
+impl Reached {
+    fn reach(vm: &VmName, at: At, printer: &Printer) -> Result<Self, Error> {
+        match at {
+            At::Socket { path, log } => {
+                let stream = connected(vm, path)?;
+                // Read after connecting: what was said in between is shown twice rather than not at all.
+                let past = history(log)?;
+                Ok(Self { stream, past, carrier: None })
+            }
+            At::WebSocket(url) => {
+                let (past, stream, carrier) =
+                    websocket::open(url, Since::MostRecent(HISTORY_BYTES), printer.teller())?;
+                let is_cut = past.end > past.bytes.len() as u64;
+                let past = whole_lines(past.bytes, is_cut);
+                Ok(Self { stream, past, carrier: Some(carrier) })
+            }
+        }
+    }
 }
 
 /// Connects without waiting: where nobody accepts and the queue is full, `connect` would block for good.
@@ -108,21 +166,31 @@ fn connected(vm: &VmName, path: &Path) -> Result<UnixStream, Error> {
     }
 }
 
-/// Prints the console's recent past, from the beginning of a line.
-fn history(log: Option<&Path>) -> Result<(), Failure> {
-    let Some(log) = log else { return Ok(()) };
+/// Answers the console's recent past, from the beginning of a line.
+fn history(log: Option<&Path>) -> Result<Vec<u8>, Error> {
+    let Some(log) = log else { return Ok(Vec::new()) };
     let tail = vmkit::tail_of_log(log, HISTORY_BYTES).map_err(Error::io("read", log))?;
     let is_cut = tail.len() as u64 == HISTORY_BYTES;
-    let line = if is_cut { tail.iter().position(|&byte| byte == b'\n').map_or(0, |at| at + 1) } else { 0 };
-    output::bytes(&tail[line..])
+    Ok(whole_lines(tail, is_cut))
 }
 
-struct Session<'a> {
-    path: &'a Path,
+fn whole_lines(mut tail: Vec<u8>, is_cut: bool) -> Vec<u8> {
+    if is_cut && let Some(end) = tail.iter().position(|&byte| byte == b'\n') {
+        tail.drain(..=end);
+    }
+    tail
+}
+
+struct Session {
+    /// What errors call the console.
+    place: PathBuf,
     stream: UnixStream,
     signals: Signals,
+    printer: Printer,
     is_terminal: bool,
     input_open: bool,
+    /// Whether the console has said its last word.
+    closed: bool,
     /// What was typed and not taken by the guest yet.
     pending: Vec<u8>,
     /// When to look whether somebody else holds the console; nothing once it has spoken, or was looked at.
@@ -139,19 +207,20 @@ struct Ready {
     signal: bool,
     /// Nobody reads standard output any more.
     unheard: bool,
+    printed: bool,
     input: bool,
 }
 
-impl Session<'_> {
-    fn run(mut self) -> Result<Ending, Failure> {
+impl Session {
+    fn run(&mut self) -> Result<Ending, Failure> {
         loop {
-            let ready = self.wait().map_err(Error::io("wait at", self.path))?;
+            let ready = self.wait().map_err(Error::io("wait at", &self.place))?;
             if ready.signal
                 && let Some(signal) = self.signals.caught()
             {
                 return Ok(Ending::Signal(signal));
             }
-            if ready.unheard {
+            if ready.unheard || ready.printed && !self.printer.hear() {
                 return Ok(Ending::Left);
             }
             if ready.room {
@@ -173,27 +242,54 @@ impl Session<'_> {
             }
             if self.look_at.is_some_and(|at| at <= now) {
                 self.look_at = None;
-                if holder::somebody_else_has_it(self.path) {
-                    output::notice("another program holds this console; it is yours as soon as that lets go");
+                if holder::somebody_else_has_it(&self.place) {
+                    let notice = "another program holds this console; it is yours as soon as that lets go";
+                    self.printer.notice(notice);
                 }
             }
         }
     }
 
+    /// Waits until everything is printed; a signal, and a person who leaves, end even that.
+    fn last_words(&mut self, ending: Ending) -> Result<Ending, Failure> {
+        if let Ending::Signal(_) = ending {
+            return Ok(ending);
+        }
+        self.printer.finish();
+        self.closed = true;
+        loop {
+            let ready = self.wait().map_err(Error::io("wait at", &self.place))?;
+            if ready.signal
+                && let Some(signal) = self.signals.caught()
+            {
+                return Ok(Ending::Signal(signal));
+            }
+            if ready.printed && !self.printer.hear() {
+                return Ok(ending);
+            }
+        }
+    }
+
     fn wait(&self) -> io::Result<Ready> {
+        // What the terminal does not take is not read either, so that it waits where it is bounded.
+        let hears = if self.printer.has_room() { PollFlags::IN } else { PollFlags::empty() };
         let room = if self.pending.is_empty() { PollFlags::empty() } else { PollFlags::OUT };
         // A terminal is always listened to, or nobody could leave a guest that reads nothing.
         let listens = self.input_open && (self.is_terminal || self.pending.len() < MOST_PENDING_BYTES);
         let (stdin, stdout) = (io::stdin(), io::stdout());
-        let mut polled = vec![
-            PollFd::new(&self.stream, PollFlags::IN | room),
-            PollFd::new(&self.signals, PollFlags::IN),
-            PollFd::from_borrowed_fd(stdout.as_fd(), PollFlags::empty()),
-        ];
-        if listens {
+        let mut polled =
+            vec![PollFd::new(&self.signals, PollFlags::IN), PollFd::new(&self.printer, PollFlags::IN)];
+        if !self.closed {
+            polled.push(PollFd::from_borrowed_fd(stdout.as_fd(), PollFlags::empty()));
+            // A console that has closed says so whatever is asked, and would be heard again and again.
+            let wanted = hears | room;
+            let nothing = PollFd::new(&self.signals, PollFlags::IN);
+            polled.push(if wanted.is_empty() { nothing } else { PollFd::new(&self.stream, wanted) });
+        }
+        if listens && !self.closed {
             polled.push(PollFd::from_borrowed_fd(stdin.as_fd(), PollFlags::IN));
         }
-        let next = [self.look_at, self.leave_at].into_iter().flatten().min();
+        let next = [self.look_at, self.leave_at].into_iter().flatten().min().filter(|_| !self.closed);
         let timeout = next.map(|at| at.saturating_duration_since(Instant::now()));
         let timeout = timeout.and_then(|left| Timespec::try_from(left).ok());
         match poll(&mut polled, timeout.as_ref()) {
@@ -201,28 +297,30 @@ impl Session<'_> {
             Err(errno) => return Err(errno.into()),
         }
         let found = |at: usize| polled.get(at).map_or(PollFlags::empty(), PollFd::revents);
+        let has_said = found(3).intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR);
         Ok(Ready {
-            stream: found(0).intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR),
-            room: found(0).contains(PollFlags::OUT),
-            signal: !found(1).is_empty(),
+            signal: !found(0).is_empty(),
+            printed: !found(1).is_empty(),
             unheard: found(2).contains(PollFlags::ERR),
-            input: !found(3).is_empty(),
+            stream: has_said && !hears.is_empty(),
+            room: found(3).contains(PollFlags::OUT),
+            input: !found(4).is_empty(),
         })
     }
 
-    /// Prints what the guest said.
+    /// Has printed what the guest said.
     fn receive(&mut self) -> Result<Option<Ending>, Failure> {
         let mut said = [0; 16 << 10];
         match self.stream.read(&mut said) {
             Ok(0) => Ok(Some(Ending::Closed)),
             Ok(bytes) => {
                 self.look_at = None;
-                output::bytes(&said[..bytes])?;
+                self.printer.words(&said[..bytes]);
                 Ok(None)
             }
             Err(error) if is_later(&error) => Ok(None),
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(Some(Ending::Closed)),
-            Err(error) => Err(Error::io("read", self.path)(error).into()),
+            Err(error) => Err(Error::io("read", &self.place)(error).into()),
         }
     }
 
@@ -235,7 +333,7 @@ impl Session<'_> {
             Err(error) if is_later(&error) => {}
             // The next read says so, and what the guest said last is still to be read.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => self.pending.clear(),
-            Err(error) => return Err(Error::io("write to", self.path)(error).into()),
+            Err(error) => return Err(Error::io("write to", &self.place)(error).into()),
         }
         Ok(())
     }

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+#[cfg(all(target_os = "illumos", feature = "propolis"))]
+use crate::backend::propolis::PropolisHypervisor;
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 use crate::backend::qemu::QemuHypervisor;
 use crate::error::{Error, Result};
@@ -37,6 +39,12 @@ impl RouterHypervisor {
     #[cfg(all(target_os = "linux", feature = "qemu"))]
     pub fn of_this_host(qemu: QemuHypervisor) -> Self {
         Self::new(BackendTag::Qemu).with_forwarding(qemu)
+    }
+
+    /// Makes a router over what vmkit itself has for this kind of host: Propolis on illumos, which is also the default.
+    #[cfg(all(target_os = "illumos", feature = "propolis"))]
+    pub fn of_this_host(propolis: PropolisHypervisor) -> Self {
+        Self::new(BackendTag::Propolis).with(propolis)
     }
 
     /// Adds a backend, or replaces the one with the same tag.

@@ -60,7 +60,9 @@ mod tests {
 
     #[test]
     fn other_urls_are_refused_with_what_is_right() {
-        for url in ["http://127.0.0.1:1/instance/serial", "/run/console.sock", "ws://", "ws://host/instance/serial"] {
+        for url in
+            ["http://127.0.0.1:1/instance/serial", "/run/console.sock", "ws://", "ws://host/instance/serial"]
+        {
             let error = server(url).unwrap_err().to_string();
             assert!(error.starts_with("console: ") && error.contains("ws://IP:PORT/"), "{url}: {error}");
         }

@@ -28,7 +28,7 @@ use tokio::time::Instant;
 
 pub use address::Since;
 
-use crate::backend::propolis::client::{Client, Failure, From, PEER};
+use crate::backend::propolis::client::{Client, Failure, From};
 use crate::error::{Error, Result};
 use crate::lifecycle::VmState;
 

@@ -73,12 +73,15 @@ impl<T: FnMut(Event) + Send> Pump<T> {
             Tried::Live(socket) => socket,
             Tried::NoVm => return Err(no_vm(&self.client)),
         };
+        // How far it had come when the connection was last lost: what is gained while it is made anew counts, too.
+        let mut had = self.next;
         loop {
-            let (before, began) = (self.next, Instant::now());
+            let began = Instant::now();
             let turn = self.carry(*socket).await?;
-            if self.next > before || began.elapsed() > RECONNECT_LIMIT {
+            if self.next > had || began.elapsed() > RECONNECT_LIMIT {
                 self.trouble = None;
             }
+            had = self.next;
             match turn {
                 Turn::Ended(ending) => return self.drained(ending).await,
                 Turn::Moved(server) => {
@@ -118,7 +121,9 @@ impl<T: FnMut(Event) + Send> Pump<T> {
         };
         match timeout_at(deadline, opening).await {
             Ok(Ok((socket, _))) => Ok(Tried::Live(Box::new(socket))),
-            Ok(Err(tungstenite::Error::Io(source))) => Err(broken(&client, "its console can't be reached", Some(source))),
+            Ok(Err(tungstenite::Error::Io(source))) => {
+                Err(broken(&client, "its console can't be reached", Some(source)))
+            }
             Ok(Err(_)) => Err(broken(&client, "it does not serve a console", None)),
             Err(_) => Err(slow(&client)),
         }

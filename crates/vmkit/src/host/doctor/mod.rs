@@ -1,5 +1,7 @@
 //! Whether this host is fit to run VMs, and what to do where it is not.
 
+#[cfg(feature = "propolis")]
+mod propolis;
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 mod qemu;
 
@@ -10,6 +12,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Access, StatVfsMountFlags, access, statvfs};
 use serde::Serialize;
 
+#[cfg(feature = "propolis")]
+pub use self::propolis::{PropolisHost, diagnose_propolis};
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 pub use self::qemu::diagnose;
 

@@ -1,0 +1,143 @@
+//! VMs in Propolis by the command, with a fake server that runs already.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod support;
+
+use std::io::Write;
+use std::process::Stdio;
+
+use support::stream::{Heard, ended};
+use support::{Answer, Host};
+use vmkit_testkit::propolis::{Behaviour, FakePropolis};
+
+/// What the fake's guest says first.
+const BOOT: &str = "no guest runs here\r\nlogin: ";
+
+/// A host whose VMs run at a server that is there.
+struct Served {
+    host: Host,
+    server: FakePropolis,
+}
+
+impl Served {
+    fn new() -> Self {
+        let host = Host::with_refusing_qemu();
+        Self { host, server: FakePropolis::spawn(Behaviour::default()).unwrap() }
+    }
+
+    fn create(&self, name: &str, more: &[&str]) -> Answer {
+        let address = format!("address={}", self.server.address());
+        let mut arguments = vec!["create", name, "--backend", "propolis", "--backend-option", &address];
+        arguments.extend(["--image", "base.img", "--network", "none"]);
+        arguments.extend(more);
+        self.host.vmkit(arguments)
+    }
+}
+
+#[test]
+fn a_vm_lives_its_whole_life_by_the_command() {
+    let served = Served::new();
+    let Served { host, server } = &served;
+    assert_eq!(served.create("web", &[]).code, Some(0));
+    host.create("qemu-vm");
+    host.must(["start", "web"]);
+    let list = host.must(["ls"]);
+    assert!(list.contains("web") && list.contains("propolis") && list.contains("qemu-vm"), "{list}");
+
+    let url = host.must(["console", "web", "--print-endpoint"]);
+    assert_eq!(url.trim_end(), format!("ws://{}/instance/serial", server.address()));
+
+    let mut console = host.command(["console", "web"]);
+    let mut console =
+        console.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut heard = Heard::new(console.stdout.take().unwrap());
+    heard.until(BOOT);
+    console.stdin.as_mut().unwrap().write_all(b"hello\r").unwrap();
+    heard.until("hello\r\n");
+    assert!(host.must(["logs", "web"]).starts_with(&format!("{BOOT}hello\r\n")));
+    assert_eq!(host.must(["logs", "web", "--tail", "1"]), "login: hello\r\n");
+
+    host.must(["stop", "web", "--timeout", "0"]);
+    assert_eq!(ended(&mut console).code(), Some(0));
+    let said = Heard::new(console.stderr.take().unwrap()).rest();
+    assert!(said.contains("the VM has ended"), "{said}");
+    // What the server has forgotten by now lies in the log.
+    assert!(host.must(["logs", "web"]).starts_with(&format!("{BOOT}hello\r\n")));
+    let answer = host.vmkit(["console", "web"]);
+    assert_eq!(answer.code, Some(4), "{answer:?}");
+    host.must(["rm", "web"]);
+    assert!(server.kernel_vms().is_empty());
+}
+
+#[test]
+fn what_propolis_can_not_do_is_said_before_anything_is_made() {
+    let served = Served::new();
+    for (more, code, said) in [
+        (&["--network", "user"][..], 2, "network"),
+        (&["--network", "vnic:network-without-digit"], 2, "ends with a digit"),
+        (&["--network", "vnic:a234567890123456789012345678901234567890"], 2, "31"),
+        (&["--cpus", "33"], 2, "32"),
+        (&["--backend-option", "pool=tank"], 2, "backend_options.pool"),
+        (&["--backend-option", "address=server:1"], 2, "IP:PORT"),
+    ] {
+        let address = format!("address={}", served.server.address());
+        let mut arguments = vec!["create", "web", "--backend", "propolis", "--image", "base.img"];
+        if !more.iter().any(|word| word.contains("address=")) {
+            arguments.extend(["--backend-option", &address]);
+        }
+        if !more.contains(&"--network") {
+            arguments.extend(["--network", "none"]);
+        }
+        arguments.extend(more);
+        let answer = served.host.vmkit(arguments);
+        assert_eq!(answer.code, Some(code), "{more:?}: {answer:?}");
+        assert!(answer.stderr.contains(said), "{more:?}: {answer:?}");
+        assert!(!served.host.must(["ls", "--json"]).contains("web"), "{more:?}");
+    }
+}
+
+#[test]
+fn an_address_at_which_nobody_listens_is_named() {
+    let mut served = Served::new();
+    let answer = served.create("web", &[]);
+    assert_eq!(answer.code, Some(0), "{answer:?}");
+    served.server.kill();
+    let answer = served.host.vmkit(["start", "web"]);
+    assert_eq!(answer.code, Some(1), "{answer:?}");
+    assert!(answer.stderr.contains(&served.server.address().to_string()), "{answer:?}");
+    served.host.must(["rm", "--force", "web"]);
+}
+
+#[test]
+fn suspending_is_said_to_be_unsupported() {
+    let served = Served::new();
+    assert_eq!(served.create("web", &["--start"]).code, Some(0));
+    let answer = served.host.vmkit(["suspend", "web"]);
+    assert_eq!(answer.code, Some(7), "{answer:?}");
+    served.host.must(["rm", "--force", "web"]);
+}
+
+#[test]
+fn the_doctor_tells_what_propolis_lacks_here_only_when_asked() {
+    let host = Host::with_refusing_qemu();
+    assert!(!host.vmkit(["doctor"]).stdout.contains("propolis-server"));
+    let answer = host.vmkit(["doctor", "--backend", "propolis"]);
+    assert_eq!(answer.code, Some(2), "{answer:?}");
+    for lacking in ["propolis-server", "zfs", "dladm", "bhyvectl", "bootrom", "vmmctl", "viona"] {
+        assert!(answer.stdout.contains(lacking), "{answer:?}");
+    }
+    let mut command = host.command(["ls"]);
+    let output = command.env("VMKIT_PROPOLIS_PFEXEC", "maybe").output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("VMKIT_PROPOLIS_PFEXEC"), "{output:?}");
+}
+
+#[test]
+fn a_dry_run_prints_the_request_and_changes_nothing() {
+    let served = Served::new();
+    let before = served.host.snapshot();
+    let answer = served.create("web", &["--dry-run", "--json"]);
+    assert_eq!(answer.code, Some(0), "{answer:?}");
+    assert!(answer.stdout.contains("serial_port"), "{answer:?}");
+    assert_eq!(served.host.snapshot(), before);
+}

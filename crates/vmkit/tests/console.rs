@@ -1,0 +1,259 @@
+//! The console of a Propolis VM, over connections that break and readers that are slow.
+#![cfg(feature = "propolis")]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::io::{Read, Write};
+use std::net::SocketAddr;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use vmkit::console::{Ending, Event, SerialConsole, Since};
+use vmkit::{ErrorKind, Result};
+use vmkit_testkit::propolis::{Behaviour, FakePropolis, FaultProxy, NetworkFault};
+
+/// What the fake's guest says first.
+const BOOT: &str = "no guest runs here\r\nlogin: ";
+const MIB: usize = 1 << 20;
+/// How long anything may take that must happen, on the slowest of machines.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn put(server: SocketAddr, path: &str, body: &Value) {
+    let mut stream = std::net::TcpStream::connect(server).unwrap();
+    let body = body.to_string();
+    let head = "host: x\r\nconnection: close\r\ncontent-type: application/json\r\napi-version: 1.0.0";
+    write!(stream, "PUT {path} HTTP/1.1\r\n{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 20"), "{answer}");
+}
+
+/// Starts a server whose guest has said its first words.
+async fn running() -> FakePropolis {
+    let fake = FakePropolis::spawn(Behaviour::default()).unwrap();
+    let nil = "00000000-0000-0000-0000-000000000000";
+    let metadata = json!({
+        "silo_id": nil, "project_id": nil, "sled_id": nil,
+        "sled_serial": "none", "sled_revision": 0, "sled_model": "none",
+    });
+    let properties = json!({
+        "id": "6f0cf4d5-4b8c-4d2e-9d3a-7a0f4a0c9c11", "name": "web", "description": "", "metadata": metadata,
+    });
+    let chipset = json!({ "type": "i440_fx", "value": { "enable_pcie": false } });
+    let spec = json!({
+        "board": { "cpus": 1, "memory_mb": 512, "chipset": chipset },
+        "components": { "com1": { "type": "serial_port", "component": { "num": "com1" } } },
+    });
+    let init = json!({ "method": "Spec", "value": { "spec": spec } });
+    put(fake.address(), "/instance", &json!({ "properties": properties, "init": init }));
+    put(fake.address(), "/instance/state", &json!("Run"));
+    let mut console = Pumped::begin(fake.address(), 0);
+    console.hears(BOOT.len()).await;
+    assert_eq!(console.heard, BOOT.as_bytes());
+    fake
+}
+
+fn console_at(server: SocketAddr) -> SerialConsole {
+    SerialConsole::at(&format!("ws://{server}/instance/serial")).unwrap()
+}
+
+/// A console that is carried, and the end that a person would hold.
+struct Pumped {
+    ours: UnixStream,
+    heard: Vec<u8>,
+    carrier: JoinHandle<Result<Ending>>,
+    events: Receiver<Event>,
+}
+
+impl Pumped {
+    fn begin(server: SocketAddr, next: u64) -> Self {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (tell, events) = channel();
+        let carrier = tokio::spawn(async move {
+            console_at(server).pump(next, theirs, move |event| drop(tell.send(event))).await
+        });
+        Self { ours, heard: Vec::new(), carrier, events }
+    }
+
+    /// Reads until so many bytes were heard.
+    async fn hears(&mut self, bytes: usize) {
+        while self.heard.len() < bytes {
+            let read = timeout(PATIENCE, self.ours.read_buf(&mut self.heard)).await;
+            let tail =
+                || String::from_utf8_lossy(&self.heard[self.heard.len().saturating_sub(80)..]).into_owned();
+            assert!(
+                read.unwrap_or_else(|_| panic!("silent after {}", tail())).unwrap() > 0,
+                "ends at {}",
+                tail()
+            );
+        }
+    }
+
+    /// Waits until the server has taken it on: its history comes before that.
+    async fn is_live(&mut self) {
+        let heard = self.heard.len();
+        self.ours.write_all(b"x").await.unwrap();
+        self.hears(heard + 1).await;
+        self.heard.truncate(heard);
+    }
+
+    async fn ending(self) -> Result<Ending> {
+        timeout(PATIENCE, self.carrier).await.unwrap().unwrap()
+    }
+
+    fn missed(&self) -> u64 {
+        let missed = |event| if let Event::Missed { bytes } = event { bytes } else { 0 };
+        self.events.try_iter().map(missed).sum()
+    }
+}
+
+#[tokio::test]
+async fn what_is_typed_reaches_the_guest_and_its_words_come_back() {
+    let fake = running().await;
+    let mut console = Pumped::begin(fake.address(), BOOT.len() as u64);
+    console.ours.write_all(b"hello\r").await.unwrap();
+    console.hears(7).await;
+    assert_eq!(console.heard, b"hello\r\n");
+    drop(console.ours);
+    assert_eq!(timeout(PATIENCE, console.carrier).await.unwrap().unwrap().unwrap(), Ending::Left);
+}
+
+#[tokio::test]
+async fn a_connection_that_breaks_again_and_again_loses_and_doubles_nothing() {
+    let fake = running().await;
+    let proxy = FaultProxy::new(fake.address()).unwrap();
+    let mut console = Pumped::begin(proxy.address(), 0);
+    console.hears(BOOT.len()).await;
+    let mut expected = BOOT.as_bytes().to_vec();
+    for round in 0..20 {
+        let said = format!("round {round} {}\r\n", "x".repeat(5000));
+        assert!(fake.print(said.as_bytes()));
+        expected.extend(said.as_bytes());
+        console.hears(expected.len() - round * 200).await;
+        proxy.cut().unwrap();
+    }
+    console.hears(expected.len()).await;
+    assert!(console.heard == expected, "something was lost or doubled");
+    assert_eq!(console.missed(), 0);
+}
+
+#[tokio::test]
+async fn a_reader_that_takes_nothing_stalls_nobody_and_learns_what_it_missed() {
+    let fake = running().await;
+    let mut slow = Pumped::begin(fake.address(), 0);
+    let mut quick = Pumped::begin(fake.address(), 0);
+    quick.hears(BOOT.len()).await;
+    let order = format!("flood {}\r", 4 * MIB);
+    quick.ours.write_all(order.as_bytes()).await.unwrap();
+    let all = BOOT.len() + order.len() + 1 + 4 * MIB;
+    quick.hears(all).await;
+
+    // It reads at last: the bytes that it has, and those that it was told to be missing, are all.
+    let missed = || slow.missed() as usize;
+    let mut known = missed();
+    loop {
+        let mut chunk = vec![0; 64 << 10];
+        let read = timeout(PATIENCE, slow.ours.read(&mut chunk)).await.unwrap().unwrap();
+        slow.heard.extend(&chunk[..read]);
+        known += slow.missed() as usize;
+        if slow.heard.len() + known >= all {
+            break;
+        }
+    }
+    assert_eq!(slow.heard.len() + known, all);
+    assert!(known > 0 && slow.heard.len() > MIB, "{known}, {}", slow.heard.len());
+    assert!(quick.heard.ends_with(&slow.heard[slow.heard.len() - MIB / 2..]));
+}
+
+#[tokio::test]
+async fn the_end_of_the_vm_is_the_end_of_the_console_and_all_is_handed_over_before() {
+    let fake = running().await;
+    let mut console = Pumped::begin(fake.address(), 0);
+    console.hears(BOOT.len()).await;
+    console.is_live().await;
+    assert!(fake.print(b"last words"));
+    put(fake.address(), "/instance/state", &json!("Stop"));
+    console.hears(BOOT.len() + 10).await;
+    assert!(console.heard.ends_with(b"last words"));
+    assert_eq!(console.ending().await.unwrap(), Ending::Stopped);
+}
+
+#[tokio::test]
+async fn a_vm_that_moves_is_followed() {
+    let (here, there) = (running().await, running().await);
+    let mut console = Pumped::begin(here.address(), 0);
+    console.hears(BOOT.len()).await;
+    console.is_live().await;
+    // It goes on where it was: behind the byte that only the first one has said.
+    assert!(there.print(b"xI am there"));
+    assert!(here.say_migrating(there.address()));
+    console.hears(BOOT.len() + 10).await;
+    assert_eq!(String::from_utf8_lossy(&console.heard), format!("{BOOT}I am there"));
+    let events: Vec<Event> = console.events.try_iter().collect();
+    assert_eq!(events, [Event::Moved { server: there.address() }, Event::Restored]);
+}
+
+#[tokio::test]
+async fn a_server_that_has_forgotten_its_vm_ends_the_console() {
+    let (before, after) = (running().await, FakePropolis::spawn(Behaviour::default()).unwrap());
+    let proxy = FaultProxy::new(before.address()).unwrap();
+    let mut console = Pumped::begin(proxy.address(), 0);
+    console.hears(BOOT.len()).await;
+    proxy.replace(after.address()).unwrap();
+    assert_eq!(console.ending().await.unwrap(), Ending::Stopped);
+}
+
+#[tokio::test]
+async fn a_server_that_hangs_up_after_every_upgrade_is_not_tried_for_good() {
+    let fake = running().await;
+    let proxy = FaultProxy::new(fake.address()).unwrap();
+    proxy.set(Some(NetworkFault::HangUpAfterUpgrade)).unwrap();
+    let error = Pumped::begin(proxy.address(), 0).ending().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Hypervisor);
+    assert!(error.to_string().contains("drops it"), "{error}");
+}
+
+#[tokio::test]
+async fn without_an_active_vm_there_is_no_console() {
+    let fake = FakePropolis::spawn(Behaviour::default()).unwrap();
+    let error = Pumped::begin(fake.address(), 0).ending().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidState, "{error}");
+    let error = console_at(fake.address()).history(Since::Start(0)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidState, "{error}");
+}
+
+#[tokio::test]
+async fn an_address_that_refuses_or_speaks_something_else_is_told_apart() {
+    let fake = running().await;
+    let proxy = FaultProxy::new(fake.address()).unwrap();
+    for (fault, text) in [
+        (NetworkFault::Refuse, "nobody listens"),
+        (NetworkFault::Html, "no Propolis server"),
+        (NetworkFault::Junk(b"SSH-2.0-OpenSSH\r\n".to_vec()), "no Propolis server"),
+    ] {
+        proxy.set(Some(fault)).unwrap();
+        let error = Pumped::begin(proxy.address(), 0).ending().await.unwrap_err();
+        assert!(error.to_string().contains(text), "{error}");
+        assert_eq!(error.kind(), ErrorKind::Hypervisor);
+    }
+}
+
+#[tokio::test]
+async fn the_past_has_the_first_and_the_last_mebibyte_and_says_what_is_missing() {
+    let fake = running().await;
+    let past = console_at(fake.address()).history(Since::MostRecent(7)).await.unwrap();
+    assert_eq!((past.bytes.as_slice(), past.end, past.missed), (&b"login: "[..], BOOT.len() as u64, 0));
+    let mut console = Pumped::begin(fake.address(), 0);
+    let order = format!("flood {}\r", 3 * MIB);
+    console.ours.write_all(order.as_bytes()).await.unwrap();
+    let all = BOOT.len() + order.len() + 1 + 3 * MIB;
+    console.hears(all).await;
+    let past = console_at(fake.address()).history(Since::Start(0)).await.unwrap();
+    assert_eq!((past.end, past.bytes.len() as u64 + past.missed), (all as u64, all as u64));
+    assert_eq!(past.bytes[..MIB], console.heard[..MIB]);
+    assert_eq!(past.bytes[past.bytes.len() - MIB..], console.heard[all - MIB..]);
+}
