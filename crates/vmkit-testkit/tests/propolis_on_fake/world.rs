@@ -1,0 +1,244 @@
+//! Hosts for VMs whose Propolis is a fake.
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::Path;
+use std::pin::Pin;
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use futures_util::{SinkExt, StreamExt};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use vmkit::spec::{BackendOptions, DataDisk, Mib, NetworkConfig, RootDisk, VmName, VmSpec, VmSpecBuilder};
+use vmkit::{
+    ConsoleEndpoint, Hypervisor, PowerOff, PropolisHypervisor, PropolisHypervisorBuilder, VmHandle, VmState,
+};
+use vmkit_testkit::propolis::illumos::FakeIllumos;
+use vmkit_testkit::propolis::{Behaviour, FakePropolis, FaultProxy};
+
+const TOOLS: &str = env!("CARGO_BIN_EXE_vmkit-fake-illumos");
+const SERVER: &str = env!("CARGO_BIN_EXE_vmkit-fake-propolis");
+/// It becomes a keeper where it is called as one.
+const KEEPER: &str = env!("CARGO_BIN_EXE_vmkit-fake-qemu");
+
+/// How long the slowest of machines may take for what takes a moment.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A host with a pool, an image and a link, on which each VM has a server of its own.
+#[derive(Clone)]
+pub(crate) struct World {
+    dir: Arc<TempDir>,
+    host: Arc<FakeIllumos>,
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let host =
+            Arc::new(FakeIllumos::new(&dir.path().join("host"), TOOLS.as_ref(), SERVER.as_ref()).unwrap());
+        for dataset in ["tank", "tank/img", "tank/vm"] {
+            host.add_pool(dataset).unwrap();
+        }
+        host.add_volume("tank/img/debian", &vec![7; 1 << 20]).unwrap();
+        host.add_snapshot("tank/img/debian@base").unwrap();
+        host.add_link("net0").unwrap();
+        Self { dir: Arc::new(dir), host }
+    }
+
+    pub(crate) fn host(&self) -> &FakeIllumos {
+        &self.host
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub(crate) fn builder(&self) -> PropolisHypervisorBuilder {
+        PropolisHypervisor::builder(self.dir.path().join("vms"))
+            .search_path(self.host.path().as_os_str())
+            .bootrom(self.host.bootrom())
+            .dataset("tank/vm")
+            .dev_vmm(self.host.dev().join("vmm"))
+            .keeper(KEEPER)
+    }
+
+    /// Answers a hypervisor as a new process would make it.
+    pub(crate) fn hypervisor(&self) -> PropolisHypervisor {
+        self.builder().build()
+    }
+
+    pub(crate) fn bare(&self, name: VmName) -> VmSpecBuilder {
+        let disk = RootDisk { image: "zfs:tank/img/debian@base".into(), size: Some(Mib::new(2).unwrap()) };
+        let network = NetworkConfig::Vnic { link: "net0".parse().unwrap() };
+        VmSpec::builder(name).disk(disk).network(network)
+    }
+
+    pub(crate) fn spec(&self, name: VmName) -> VmSpec {
+        let mut options = BackendOptions::default();
+        options.set("guest-ip", "127.0.0.1").unwrap();
+        let fresh = DataDisk::Fresh { size: Mib::new(1).unwrap() };
+        self.bare(name).data_disks(vec![fresh]).backend_options(options).build().unwrap()
+    }
+
+    /// Counts the guests that run for a VM: what the kernel has without a server runs no more.
+    pub(crate) fn guests(&self, vm: &VmHandle) -> usize {
+        let dir = self.dir.path().join("vms").join(vm.name().as_str()).join("server");
+        let works_there =
+            |entry: &fs::DirEntry| fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd == dir);
+        let servers = fs::read_dir("/proc").unwrap().flatten().filter(works_there).count();
+        if self.kernel_has(vm) { servers } else { 0 }
+    }
+
+    /// Tells whether the kernel has a VM, with a server or without.
+    pub(crate) fn kernel_has(&self, vm: &VmHandle) -> bool {
+        self.host.dev().join("vmm").join(vm.id.to_string()).exists()
+    }
+
+    /// Lists what is left of VMs on the host and in their directory.
+    pub(crate) fn left(&self) -> Vec<String> {
+        let mut left = self.host.leftovers().unwrap();
+        left.extend(files_in(&self.dir.path().join("vms")));
+        left
+    }
+
+    /// Runs a tool of the host, as somebody else would.
+    pub(crate) fn run(&self, tool: &str, args: &[&str]) {
+        let output = Command::new(self.host.path().join(tool)).args(args).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+/// A host on which one server runs already, with a network in between that can fail.
+#[derive(Clone)]
+pub(crate) struct Remote {
+    dir: Arc<TempDir>,
+    server: Arc<Mutex<FakePropolis>>,
+    pub(crate) proxy: Arc<FaultProxy>,
+}
+
+impl Remote {
+    pub(crate) fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("disk.raw"), vec![7; 1 << 20]).unwrap();
+        let server = FakePropolis::spawn(Behaviour::default()).unwrap();
+        let proxy = FaultProxy::new(server.address()).unwrap();
+        Self { dir: Arc::new(dir), server: Arc::new(Mutex::new(server)), proxy: Arc::new(proxy) }
+    }
+
+    pub(crate) fn hypervisor(&self) -> PropolisHypervisor {
+        PropolisHypervisor::builder(self.dir.path().join("vms")).search_path("/nonexistent".as_ref()).build()
+    }
+
+    pub(crate) fn spec(&self, name: VmName) -> VmSpec {
+        let mut options = BackendOptions::default();
+        options.set("address", self.proxy.address().to_string()).unwrap();
+        options.set("guest-ip", "10.0.0.9").unwrap();
+        let disk = DataDisk::Existing { path: self.dir.path().join("disk.raw"), readonly: false };
+        let spec = VmSpec::builder(name).data_disks(vec![disk]).network(NetworkConfig::None);
+        spec.backend_options(options).build().unwrap()
+    }
+
+    /// Has the server forget its VM, as one that was started anew.
+    pub(crate) fn forget(&self) {
+        let fresh = FakePropolis::spawn(Behaviour::default()).unwrap();
+        self.proxy.replace(fresh.address()).unwrap();
+        self.proxy.cut().unwrap();
+        *self.server.lock().unwrap() = fresh;
+    }
+
+    pub(crate) fn guests(&self, vm: &VmHandle) -> usize {
+        let vms = self.server.lock().unwrap().kernel_vms();
+        vms.iter().filter(|name| **name == vm.id.to_string()).count()
+    }
+
+    pub(crate) fn left(&self) -> Vec<String> {
+        let mut left = files_in(&self.dir.path().join("vms"));
+        left.extend(self.server.lock().unwrap().kernel_vms());
+        left
+    }
+}
+
+fn files_in(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path().display().to_string()).collect()
+}
+
+/// Kills a process that is not a child of this one, and waits until it has ended.
+pub(crate) fn kill(pid: u32) {
+    let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    kill_process(pid, Signal::KILL).unwrap();
+}
+
+/// Waits until the VM is in a state; nothing tells a test when.
+pub(crate) async fn wait_for_state(propolis: &PropolisHypervisor, vm: &VmHandle, wanted: &VmState) {
+    let began = Instant::now();
+    loop {
+        let found = propolis.state(vm).await.unwrap();
+        if found == *wanted {
+            return;
+        }
+        assert!(began.elapsed() < PATIENCE, "it is {found:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+type Console = tokio_tungstenite::WebSocketStream<tokio_tungstenite::MaybeTlsStream<tokio::net::TcpStream>>;
+
+async fn console(url: &str) -> Console {
+    let mut request = format!("{url}?from_start=0").into_client_request().unwrap();
+    request.headers_mut().insert("api-version", "1.0.0".parse().unwrap());
+    tokio_tungstenite::connect_async(request).await.unwrap().0
+}
+
+fn url_of(propolis: &PropolisHypervisor, vm: &VmHandle) -> String {
+    match propolis.console_endpoint(vm).unwrap() {
+        ConsoleEndpoint::WebSocket(url) => url,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Waits until the guest has said something.
+pub(crate) async fn wait_for_console(propolis: &PropolisHypervisor, vm: &VmHandle, wanted: &str) {
+    let mut console = console(&url_of(propolis, vm)).await;
+    let mut said = String::new();
+    let heard = async {
+        while !said.contains(wanted) {
+            match console.next().await.expect("the guest lives").unwrap() {
+                Message::Binary(bytes) => said.push_str(&String::from_utf8_lossy(&bytes)),
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, heard).await.unwrap();
+}
+
+pub(crate) async fn type_at_console(propolis: &PropolisHypervisor, vm: &VmHandle, text: &str) {
+    let mut console = console(&url_of(propolis, vm)).await;
+    console.send(Message::binary(text.as_bytes().to_vec())).await.unwrap();
+    // Whoever goes away at once may take what was typed along: the guest's echo tells that it has heard.
+    let _ = tokio::time::timeout(PATIENCE, console.next()).await;
+}
+
+/// Powers a guest off by typing at its console.
+pub(crate) struct TypesPowerOff;
+
+impl PowerOff for TypesPowerOff {
+    fn power_off<'a>(
+        &'a self,
+        vm: &'a VmHandle,
+        _address: IpAddr,
+        _deadline: Instant,
+    ) -> Pin<Box<dyn Future<Output = vmkit::Result<()>> + Send + 'a>> {
+        Box::pin(async move {
+            let ConsoleEndpoint::WebSocket(url) = vm.run.clone().unwrap().console else { panic!("{vm:?}") };
+            let mut console = console(&url).await;
+            console.send(Message::binary(b"poweroff\r".to_vec())).await.unwrap();
+            let _ = console.next().await;
+            Ok(())
+        })
+    }
+}
