@@ -194,7 +194,7 @@ fn ssh_port(vm: &VmHandle) -> Result<u16> {
     found.ok_or_else(|| Error::failed("no port leads to the guest's SSH"))
 }
 
-fn failed(error: vmkit::Error) -> Error {
+pub(crate) fn failed(error: vmkit::Error) -> Error {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(&error);
     while let Some(error) = source {
@@ -205,13 +205,13 @@ fn failed(error: vmkit::Error) -> Error {
 }
 
 /// Prints how long each part took.
-struct Laps {
+pub(crate) struct Laps {
     began: Instant,
     last: Instant,
 }
 
 impl Laps {
-    fn begin() -> Self {
+    pub(crate) fn begin() -> Self {
         Self { began: Instant::now(), last: Instant::now() }
     }
 
@@ -219,7 +219,7 @@ impl Laps {
         self.last = Instant::now();
     }
 
-    fn lap(&mut self, what: &str) {
+    pub(crate) fn lap(&mut self, what: &str) {
         println!("{:>9}  {what}", seconds(self.last.elapsed()));
         self.skip();
     }

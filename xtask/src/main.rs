@@ -12,6 +12,7 @@
 mod bench;
 mod check;
 mod demo;
+mod demo_propolis;
 mod error;
 mod generate;
 mod guest;
@@ -39,7 +40,11 @@ enum Task {
     /// Builds the guests that tests boot, unless they are cached, and prints where they are.
     Guest(guest::Arguments),
     /// Sets up, then plays the whole life of a VM with Debian in it and shows how long each part took.
-    Demo,
+    Demo {
+        /// Plays it in Propolis, at the test kit's fake server, and sets up nothing.
+        #[arg(long)]
+        propolis: bool,
+    },
     /// Sets up, checks and tests everything; the last line counts what passed, failed and was skipped.
     Test,
     /// Sets up, then measures vmkit against the same work done by hand.
@@ -67,7 +72,8 @@ fn main() -> ExitCode {
         Task::Completions(arguments) => generate::completions(&arguments),
         Task::Reference => generate::reference(),
         Task::Schema => generate::schema(),
-        Task::Demo => demo::run(),
+        Task::Demo { propolis: false } => demo::run(),
+        Task::Demo { propolis: true } => demo_propolis::run(),
         Task::Test => check::run(),
         Task::Tidy => tidy::run(),
     };
