@@ -48,6 +48,18 @@ impl Failure {
         Failure::Own { code: UNKNOWN, failure: Box::new(error.into()) }
     }
 
+    /// Ends a command that may have failed several times.
+    ///
+    /// # Errors
+    /// `Several` with the failures; a single one as it is; none where there is none.
+    pub(crate) fn of(mut failures: Vec<Failure>) -> Result<(), Failure> {
+        match failures.len() {
+            0 => Ok(()),
+            1 => Err(failures.remove(0)),
+            _ => Err(Failure::Several(failures)),
+        }
+    }
+
     /// Answers the exit code; of several failures it is the first one's.
     pub(crate) fn exit_code(&self) -> u8 {
         match self {

@@ -60,7 +60,7 @@ fn network(vm: &VmHandle) -> String {
 }
 
 /// Answers the forwards that are in force, such as `127.0.0.1:40001->22`.
-fn ports(vm: &VmHandle) -> Vec<String> {
+pub(crate) fn ports(vm: &VmHandle) -> Vec<String> {
     let forwards = vm.run.iter().flat_map(|run| &run.forwards);
     forwards
         .map(|forward| {

@@ -159,10 +159,18 @@ struct Work {
     interrupted: bool,
 }
 
+/// An error.
 #[derive(Serialize)]
-struct Problem {
+pub(crate) struct Problem {
     kind: &'static str,
     message: String,
+}
+
+impl Problem {
+    /// Shows an error.
+    pub(crate) fn of(error: &vmkit::Error) -> Self {
+        Self { kind: kind(error.kind()), message: error.to_string() }
+    }
 }
 
 impl<'a> Vm<'a> {
@@ -218,11 +226,7 @@ impl<'a> Row<'a> {
                 pid: intent.pid,
                 interrupted: listed.interrupted,
             }),
-            error: listed
-                .handle
-                .as_ref()
-                .err()
-                .map(|error| Problem { kind: kind(error.kind()), message: error.to_string() }),
+            error: listed.handle.as_ref().err().map(Problem::of),
             path: &listed.path,
         }
     }

@@ -15,6 +15,7 @@ mod human_image;
 mod images;
 mod json;
 mod json_image;
+mod json_project;
 mod launching;
 mod output;
 mod places;

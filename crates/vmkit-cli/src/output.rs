@@ -75,6 +75,11 @@ pub(crate) fn warning(warning: impl Display) {
     eprintln!("warning: {}", printable(warning));
 }
 
+/// Prints a line of what is done elsewhere, whoever looks on.
+pub(crate) fn line(line: impl Display) {
+    eprintln!("{}", printable(line));
+}
+
 /// Prints how it goes, to a person only.
 pub(crate) fn progress(progress: impl Display) {
     if io::stderr().is_terminal() {

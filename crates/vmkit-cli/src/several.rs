@@ -48,9 +48,5 @@ where
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         }
     }
-    match failures.len() {
-        0 => told,
-        1 => Err(failures.remove(0)),
-        _ => Err(Failure::Several(failures)),
-    }
+    Failure::of(failures).and(told)
 }

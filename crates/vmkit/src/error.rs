@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use crate::handle::BackendTag;
 use crate::lifecycle::{InvalidTransition, VmState};
+use crate::spec::VmName;
 
 /// The result of every fallible call of this library.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -227,6 +228,26 @@ pub enum Error {
         /// What is wrong: both checksums, or what the signature lacks.
         problem: String,
     },
+    /// A VM has the name that a machine's VM would have, and is not the machine's.
+    #[error("the VM `{vm}` is there already, and {owner}")]
+    Foreign {
+        /// The VM.
+        vm: VmName,
+        /// Whose it is.
+        owner: String,
+    },
+    /// A step of a machine's provisioning failed in its guest.
+    #[error("the step `{step}` of the machine `{machine}` failed: {how} (its log: {})", log.display())]
+    Step {
+        /// The machine, by its name in the file.
+        machine: String,
+        /// The step.
+        step: String,
+        /// How it ended, such as `exit code 3`.
+        how: Box<str>,
+        /// Where what it printed is kept.
+        log: PathBuf,
+    },
     /// A backend outside this crate failed in its own way.
     #[error("{message}")]
     Backend {
@@ -279,7 +300,8 @@ impl Error {
             Error::Invalid { .. } => ErrorKind::InvalidInput,
             #[cfg(feature = "vmfile")]
             Error::Vmfile(_) => ErrorKind::InvalidInput,
-            Error::AlreadyExists { .. } => ErrorKind::AlreadyExists,
+            Error::AlreadyExists { .. } | Error::Foreign { .. } => ErrorKind::AlreadyExists,
+            Error::Step { .. } => ErrorKind::Guest,
             Error::NotFound { .. } => ErrorKind::NotFound,
             Error::Transition(_) | Error::Ended { .. } | Error::NotLive { .. } => ErrorKind::InvalidState,
             Error::Unsupported { .. } => ErrorKind::Unsupported,

@@ -47,6 +47,8 @@ pub mod launch;
 pub mod lifecycle;
 mod manager;
 pub mod network;
+#[cfg(all(feature = "images", feature = "ssh", feature = "vmfile"))]
+pub mod project;
 pub mod spec;
 #[cfg(feature = "ssh")]
 pub mod ssh;

@@ -15,6 +15,7 @@ mod logs;
 mod ls;
 mod machine;
 mod plan;
+mod project;
 mod restart;
 mod resume;
 mod rm;
@@ -57,6 +58,12 @@ pub(crate) enum Command {
     Exec(Box<exec::Exec>),
     Cp(Box<cp::Cp>),
     SshConfig(ssh_config::SshConfig),
+    Up(project::up::Up),
+    Down(project::down::Down),
+    Plan(project::plan::Plan),
+    Reload(project::reload::Reload),
+    Provision(project::provision::Provision),
+    Status(project::status::Status),
     Console(console::Console),
     Logs(logs::Logs),
     Image(image::Image),
@@ -86,6 +93,12 @@ impl Command {
             Command::Exec(command) => command.run(context),
             Command::Cp(command) => command.run(context),
             Command::SshConfig(command) => command.run(context),
+            Command::Up(command) => command.run(context),
+            Command::Down(command) => command.run(context),
+            Command::Plan(command) => command.run(context),
+            Command::Reload(command) => command.run(context),
+            Command::Provision(command) => command.run(context),
+            Command::Status(command) => command.run(context),
             Command::Console(command) => command.run(context),
             Command::Logs(command) => command.run(context),
             Command::Image(command) => command.run(context),

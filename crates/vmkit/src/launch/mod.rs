@@ -291,7 +291,7 @@ fn with_console(error: Error, vm: &VmHandle) -> Error {
 }
 
 /// Logs in; a server that is there before the user is asked again for a while.
-async fn log_in<H: Hypervisor + 'static>(
+pub(crate) async fn log_in<H: Hypervisor + 'static>(
     manager: &VmManager<H>,
     name: &VmName,
     deadline: Instant,

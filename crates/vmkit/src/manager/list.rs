@@ -82,6 +82,11 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         Ok(listed.into_iter().flatten().collect())
     }
 
+    /// Answers one VM as [`list`](Self::list) does, or `None` where there is nothing of that name.
+    pub async fn find(&self, name: &VmName) -> Option<Listed> {
+        self.list_one(name.clone(), Instant::now() + PATIENCE).await
+    }
+
     async fn list_one(&self, name: VmName, deadline: Instant) -> Option<Listed> {
         match self.store.read(&name) {
             Ok(record) => Some(self.listed(name, record, deadline).await),

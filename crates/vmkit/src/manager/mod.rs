@@ -139,7 +139,10 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         self.check_id(&spec)?;
         let locked = self.store.lock_new(spec.name(), Instant::now() + PATIENCE).await?;
         match locked.record()? {
-            Some(record) if record.is_unfinished() => self.hypervisor.destroy(record.handle).await?,
+            Some(record) if record.is_unfinished() => {
+                self.hypervisor.destroy(record.handle).await?;
+                locked.remove_kept()?;
+            }
             Some(_) => return Err(Error::AlreadyExists { what: "VM", name: spec.name().to_string() }),
             None => {}
         }

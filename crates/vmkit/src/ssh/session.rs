@@ -80,22 +80,28 @@ impl Session {
         let fate = Fate::default();
         let guard = Guard { host_key: target.host_key.clone(), fate: fate.clone() };
         let began = Instant::now();
-        let stage = std::cell::Cell::new("the key exchange");
+        // A lock rather than a cell, so that the future can go from thread to thread.
+        let stage = Mutex::new("the key exchange");
+        let stage = |next: Option<&'static str>| {
+            let mut stage = stage.lock().unwrap_or_else(PoisonError::into_inner);
+            *stage = next.unwrap_or(*stage);
+            *stage
+        };
         let opened = timeout_at(deadline, async {
             // Keys that somebody types have to leave at once.
             stream.set_nodelay(true).map_err(russh::Error::IO)?;
             let mut handle =
                 client::connect_stream(Arc::new(config(&target.host_key)), stream, guard).await?;
-            stage.set("the login");
+            stage(Some("the login"));
             let key = PrivateKeyWithHashAlg::new(target.identity.key(), None);
             let answer = handle.authenticate_publickey(&target.user, key).await?;
             Ok::<_, russh::Error>((handle, answer))
         });
         let (handle, answer) = match opened.await {
             Ok(Ok(opened)) => opened,
-            Ok(Err(error)) => return Err(fate.explain(target, &to, stage.get(), error)),
+            Ok(Err(error)) => return Err(fate.explain(target, &to, stage(None), error)),
             Err(_) => {
-                let awaited = format!("{} of SSH to {to}", stage.get());
+                let awaited = format!("{} of SSH to {to}", stage(None));
                 return Err(Error::TimedOut { awaited, after: began.elapsed(), console: String::new() });
             }
         };

@@ -10,6 +10,9 @@ use crate::error::{Error, Result};
 use crate::spec::VmName;
 use crate::steps::step;
 
+/// What the directory of a VM's small files is called.
+pub(super) const KEPT: &str = "kept";
+
 /// The directories below which vmkit keeps what it makes. Nothing is created before something is put there.
 ///
 /// The library never reads the environment: whoever calls it chooses the places.
@@ -17,6 +20,7 @@ use crate::steps::step;
 pub struct Home {
     vms: PathBuf,
     images: PathBuf,
+    projects: PathBuf,
     run: PathBuf,
     cache: PathBuf,
 }
@@ -48,7 +52,7 @@ impl Home {
     }
 
     fn checked(data: &Path, run: PathBuf, cache: PathBuf) -> Result<Self> {
-        let (vms, images) = (data.join("vms"), data.join("images"));
+        let [vms, images, projects] = ["vms", "images", "projects"].map(|below| data.join(below));
         for path in [&vms, &run, &cache] {
             // Paths are kept in records and handed to QEMU's monitor, and both are JSON.
             if path.to_str().is_none() {
@@ -66,7 +70,7 @@ impl Home {
             );
             return Err(Error::invalid("home", run.display(), bound));
         }
-        Ok(Self { vms, images, run, cache })
+        Ok(Self { vms, images, projects, run, cache })
     }
 
     /// Answers the directory that has one directory for each VM.
@@ -82,12 +86,17 @@ impl Home {
     /// Answers the directory of the small files that belong to a VM beside its backend's: the key that logs in, what was
     /// provisioned. They are removed with the VM.
     pub fn kept(&self, name: &VmName) -> PathBuf {
-        self.vm(name).join("kept")
+        self.vm(name).join(KEPT)
     }
 
     /// Answers the directory of the images that were pulled or imported.
     pub fn images(&self) -> &Path {
         &self.images
+    }
+
+    /// Answers the directory of the locks that keep two operations on one project apart.
+    pub fn projects(&self) -> &Path {
+        &self.projects
     }
 
     /// Answers the directory of the sockets; it may be gone after a reboot.

@@ -219,6 +219,15 @@ impl LockedVm {
         Ok(())
     }
 
+    /// Removes what was kept of a VM that is gone, so that a new one begins with nothing.
+    pub(crate) fn remove_kept(&self) -> Result<()> {
+        let kept = self.dir.join(home::KEPT);
+        match step("remove what was kept").and_then(|()| fs::remove_dir_all(&kept)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed.map_err(Error::io("remove", kept)),
+        }
+    }
+
     /// Removes the directory and all that is in it: the record last, so that until then the VM can be found.
     ///
     /// What is gone already is success.

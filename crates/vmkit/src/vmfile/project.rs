@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::problem::{Problem, VmfileError};
 use crate::error::{Error, Result};
-use crate::spec::{Boot, Firmware, GuestAccess, RootDisk, VmName, VmSpec, VmSpecBuilder};
+use crate::spec::{Boot, Firmware, GuestAccess, Machine, RootDisk, VmName, VmSpec, VmSpecBuilder};
 
 /// The machines that one file describes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -187,6 +187,11 @@ impl MachinePlan {
     /// The label of a VM that keeps [`MachinePlan::image`]: where an image lies may change when it is pulled again, and
     /// that makes no VM another one.
     pub const IMAGE_LABEL: &'static str = "vmkit.image";
+
+    /// Answers the machine that its guest sees.
+    pub fn machine(&self) -> Machine {
+        self.spec.machine()
+    }
 
     /// Answers the spec to make this machine's VM from.
     ///

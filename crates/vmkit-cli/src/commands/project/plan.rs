@@ -1,0 +1,82 @@
+//! `vmkit plan`.
+
+use clap::Args;
+use vmkit::project::{PlannedAction, PlannedMachine, ProjectPlan};
+use vmkit::spec::VmName;
+
+use super::{Which, engine};
+use crate::context::Context;
+use crate::failure::Failure;
+use crate::{json_project, output};
+
+/// Shows what `vmkit up` would do, and changes nothing.
+///
+/// For each change it tells whether it counts at once, at the next start, or only when the machine is made anew.
+#[derive(Debug, Args)]
+pub(crate) struct Plan {
+    #[command(flatten)]
+    which: Which,
+    /// Prints the plan as a JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Plan {
+    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+        let (project, engine) = (self.which.project()?, engine(context)?);
+        let options = self.which.options();
+        let plan = context.block_on_threads(async { Ok(engine.plan(&project, &options).await?) })?;
+        match self.json {
+            true => output::json(&json_project::Plan::of(&plan))?,
+            false => output::text(output::printable(text(&plan)))?,
+        }
+        let failed = plan.machines.into_iter().filter_map(|machine| {
+            let vm = VmName::new(&machine.machine).ok();
+            machine.action.err().map(|error| Failure::Library { vm, error })
+        });
+        Failure::of(failed.collect())
+    }
+}
+
+fn text(plan: &ProjectPlan) -> String {
+    let width = plan.machines.iter().map(|machine| machine.machine.chars().count()).max().unwrap_or(0);
+    let mut text = String::new();
+    for machine in &plan.machines {
+        text.push_str(&format!("{:width$}  {}\n", machine.machine, headline(machine)));
+        let mut below = |line: String| text.push_str(&format!("{:width$}    {line}\n", ""));
+        for change in &machine.changes {
+            let (from, to) = (shown(&change.from), shown(&change.to));
+            below(format!("{}: {from} -> {to}, {}", change.field, change.applies));
+        }
+        for field in &machine.pending {
+            below(format!("{field}: changed, and counts from the next start on: `vmkit reload`"));
+        }
+        for step in &machine.steps {
+            below(format!("run `{}`: {}", step.name, step.why));
+        }
+    }
+    for left in &plan.left {
+        let state = left.state.as_ref().map_or("unknown", |state| state.name());
+        text.push_str(&format!(
+            "{:width$}  no longer in the file, and its VM `{}` is {state}: `vmkit up --prune` removes it\n",
+            left.machine, left.vm
+        ));
+    }
+    text
+}
+
+fn headline(machine: &PlannedMachine) -> &'static str {
+    match &machine.action {
+        Ok(PlannedAction::Make) => "make and start",
+        Ok(PlannedAction::Recreate) => "make anew, with --recreate only: its disks are lost",
+        Ok(PlannedAction::Start) => "start",
+        Ok(PlannedAction::Resume) => "resume",
+        Ok(_) if machine.is_unchanged() => "unchanged",
+        Ok(_) => "change",
+        Err(_) => "can't be told",
+    }
+}
+
+fn shown(value: &str) -> &str {
+    if value.is_empty() { "nothing" } else { value }
+}

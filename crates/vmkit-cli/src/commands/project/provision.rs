@@ -1,0 +1,37 @@
+//! `vmkit provision`.
+
+use clap::Args;
+use vmkit::project::Provision as What;
+
+use super::{Which, engine, printer, tell};
+use crate::context::Context;
+use crate::failure::Failure;
+
+/// Does what is still to be done in the guests of machines that run: copies and steps, as `vmkit up` would.
+#[derive(Debug, Args)]
+pub(crate) struct Provision {
+    #[command(flatten)]
+    which: Which,
+    /// Does only this step. May be repeated.
+    #[arg(long = "step", value_name = "STEP")]
+    steps: Vec<String>,
+    /// Does what was done already, too.
+    #[arg(long)]
+    force: bool,
+    /// Prints what was done as a JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Provision {
+    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+        let (project, engine) = (self.which.project()?, engine(context)?);
+        let mut what = What::default();
+        what.steps = self.steps;
+        what.force = self.force;
+        let options = self.which.options();
+        let provision = engine.provision(&project, &what, &options, printer(&project));
+        let report = context.block_on(async { Ok(provision.await?) })?;
+        tell(&project, report, self.json)
+    }
+}

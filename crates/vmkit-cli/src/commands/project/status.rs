@@ -1,0 +1,95 @@
+//! `vmkit status`.
+
+use std::time::Duration;
+
+use clap::Args;
+use vmkit::VmState;
+use vmkit::project::MachineStatus;
+use vmkit::spec::VmName;
+
+use super::{Which, engine};
+use crate::arguments::seconds;
+use crate::context::Context;
+use crate::failure::Failure;
+use crate::output::Table;
+use crate::{human, json_project, output};
+
+/// Shows how the machines of a file are.
+#[derive(Debug, Args)]
+pub(crate) struct Status {
+    #[command(flatten)]
+    which: Which,
+    /// Asks each guest so long whether it is ready.
+    #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = seconds)]
+    #[arg(allow_negative_numbers = true)]
+    timeout: Duration,
+    /// Prints an array, a machine each.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Status {
+    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+        let (project, engine) = (self.which.project()?, engine(context)?);
+        let options = self.which.options();
+        let statuses =
+            context.block_on(async { Ok(engine.status(&project, &options, self.timeout).await?) })?;
+        match self.json {
+            true => output::json(&json_project::statuses(&statuses))?,
+            false => output::text(table(&statuses))?,
+        }
+        let failed = statuses.into_iter().filter_map(|status| {
+            let vm = VmName::new(&status.machine).ok();
+            status.handle.err().map(|error| Failure::Library { vm, error })
+        });
+        Failure::of(failed.collect())
+    }
+}
+
+fn table(statuses: &[MachineStatus]) -> Table {
+    let mut table = Table::new(&["MACHINE", "STATE", "READY", "PROVISIONED", "ADDRESS", "PORTS", "NOTE"]);
+    let none = || "-".to_owned();
+    for status in statuses {
+        let vm = status.handle.as_ref().ok().and_then(Option::as_ref);
+        let state = match (&status.handle, vm) {
+            (Err(_), _) => "unknown",
+            (Ok(_), None) => "missing",
+            (Ok(_), Some(vm)) => vm.state.name(),
+        };
+        let ready = status.ready.map_or("-", |ready| if ready { "yes" } else { "no" });
+        let ports = vm.map(human::ports).filter(|ports| !ports.is_empty());
+        table.row([
+            status.machine.clone(),
+            state.to_owned(),
+            ready.to_owned(),
+            provisioned(status).unwrap_or_else(none),
+            status.address.clone().unwrap_or_else(none),
+            ports.map_or_else(none, |ports| ports.join(" ")),
+            note(status),
+        ]);
+    }
+    table
+}
+
+fn provisioned(status: &MachineStatus) -> Option<String> {
+    let provisioning = status.provisioning.as_ref()?;
+    let is_done = |name: &String| provisioning.done.contains(name);
+    let left = provisioning.to_do.iter().filter(|step| !is_done(&step.name)).count();
+    let all = provisioning.done.len() + left;
+    (all > 0).then(|| format!("{}/{all}", provisioning.done.len()))
+}
+
+fn note(status: &MachineStatus) -> String {
+    let failed = status.provisioning.as_ref().and_then(|provisioning| provisioning.failed.as_ref());
+    let mut notes = Vec::new();
+    if let Ok(Some(vm)) = &status.handle
+        && let VmState::Failed { cause } = &vm.state
+    {
+        notes.push(cause.detail.lines().next().unwrap_or_default().to_owned());
+    }
+    notes.extend(failed.map(|(step, how)| format!("`{step}` failed: {how}")));
+    if !status.pending.is_empty() {
+        notes.push(format!("{} from the next start on", status.pending.join(", ")));
+    }
+    notes.join("; ")
+}

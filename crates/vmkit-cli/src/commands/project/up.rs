@@ -1,0 +1,43 @@
+//! `vmkit up`.
+
+use clap::Args;
+
+use super::{Which, engine, printer, tell};
+use crate::commands::Patience;
+use crate::context::Context;
+use crate::failure::Failure;
+
+/// Makes the machines of a file be as it says: makes what is missing, starts what is stopped, changes what changed.
+///
+/// Machines come up after those that they depend on, and side by side otherwise; what is right is left alone. A change that
+/// a running machine can't take is kept for its next start: `vmkit reload` does that. Interrupted at any point, it goes on
+/// when it is run again.
+#[derive(Debug, Args)]
+pub(crate) struct Up {
+    #[command(flatten)]
+    which: Which,
+    /// Makes machines anew where a change needs that; their disks are lost.
+    #[arg(long)]
+    recreate: bool,
+    /// Removes the VMs of machines that the file no longer has.
+    #[arg(long)]
+    prune: bool,
+    #[command(flatten)]
+    patience: Patience,
+    /// Prints what was done as a JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Up {
+    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+        let (project, engine) = (self.which.project()?, engine(context)?);
+        let mut options = self.which.options();
+        options.recreate = self.recreate;
+        options.prune = self.prune;
+        options.stop_timeout = self.patience.timeout;
+        let report =
+            context.block_on(async { Ok(engine.up(&project, &options, printer(&project)).await?) })?;
+        tell(&project, report, self.json)
+    }
+}

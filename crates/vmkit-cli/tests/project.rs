@@ -1,0 +1,124 @@
+//! The commands for a file of machines, as far as they need no QEMU that runs: what would be done, and what is refused.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod support;
+
+use std::fs;
+
+use serde_json::Value;
+use support::Host;
+
+const SHOP: &str = "version = 1
+[project]
+name = 'shop'
+
+[machine.db]
+kernel = 'vmlinuz'
+accel = 'tcg'
+provision = [{ name = 'install', shell = 'true' }, { name = 'load', script = 'load.sh' }]
+
+[machine.web]
+image = 'base.img'
+depends_on = ['db']
+";
+
+fn shop() -> Host {
+    let host = Host::with_refusing_qemu();
+    write(&host, SHOP);
+    fs::write(host.file("load.sh"), "echo loaded").unwrap();
+    host
+}
+
+fn write(host: &Host, text: &str) {
+    fs::write(host.file("vmkit.toml"), text).unwrap();
+}
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+#[test]
+fn a_plan_shows_what_is_missing_and_changes_nothing() {
+    let host = shop();
+    let text = host.must(["plan"]);
+    assert_eq!(
+        text,
+        "db   make and start\n       run `install`: new\n       run `load`: new\nweb  make and start\n"
+    );
+    assert!(!host.home().join("vms").exists() && !host.home().join("projects").exists());
+    let plan = json(&host.must(["plan", "--json", "db"]));
+    assert_eq!((plan["project"].as_str(), plan["machines"].as_array().unwrap().len()), (Some("shop"), 1));
+    let db = &plan["machines"][0];
+    assert_eq!(
+        (db["vm"].as_str(), db["action"].as_str(), &db["state"]),
+        (Some("shop-db"), Some("make"), &Value::Null)
+    );
+    assert_eq!(db["steps"][1]["why"], "new");
+}
+
+#[test]
+fn the_file_is_found_from_below_or_named() {
+    let host = shop();
+    let below = host.dir.path().join("a/b");
+    fs::create_dir_all(&below).unwrap();
+    let from = |arguments: &[&str]| {
+        let output = host.command(arguments).current_dir(&below).output().unwrap();
+        support::answer(output)
+    };
+    assert_eq!(
+        from(&["plan", "web"]).stdout,
+        "db   make and start\n       run `install`: new\n       run `load`: new\nweb  make and start\n"
+    );
+    assert_eq!(from(&["plan", "-f", "../../vmkit.toml", "db"]).code, Some(0));
+    let missing = from(&["plan", "-f", "other.toml"]);
+    assert_eq!(missing.code, Some(2), "{missing:?}");
+    fs::remove_file(host.file("vmkit.toml")).unwrap();
+    let nowhere = from(&["up"]);
+    assert!(nowhere.code == Some(2) && nowhere.stderr.contains("--file"), "{nowhere:?}");
+}
+
+#[test]
+fn a_wish_that_can_not_be_fulfilled_is_shown_where_it_stands() {
+    let host = shop();
+    write(&host, &SHOP.replace("base.img", "no-such.img").replace("depends_on = ['db']", ""));
+    let answer = host.vmkit(["up", "web"]);
+    assert_eq!(answer.code, Some(2), "{answer:?}");
+    for words in ["vmkit.toml", "no-such.img", "image = "] {
+        assert!(answer.stderr.contains(words), "{answer:?}");
+    }
+    fs::remove_file(host.file("load.sh")).unwrap();
+    let answer = host.vmkit(["plan", "db"]);
+    assert_eq!(answer.code, Some(2), "{answer:?}");
+    assert!(
+        answer.stderr.contains("script = 'load.sh'") && answer.stderr.contains("can't be read"),
+        "{answer:?}"
+    );
+}
+
+#[test]
+fn an_unknown_machine_or_step_is_named() {
+    let host = shop();
+    for arguments in
+        [&["up", "wep"][..], &["down", "wep"], &["status", "wep"], &["provision", "--step", "lode"]]
+    {
+        let answer = host.vmkit(arguments);
+        assert_eq!(answer.code, Some(3), "{answer:?}");
+        assert!(answer.stderr.contains("does not exist"), "{answer:?}");
+    }
+}
+
+#[test]
+fn what_fails_is_told_and_those_that_depend_on_it_are_skipped() {
+    let host = shop();
+    let answer = host.vmkit(["up", "--json"]);
+    assert_eq!(answer.code, Some(2), "{answer:?}");
+    assert!(answer.stderr.contains("error: db: "), "{answer:?}");
+    let outcome = json(&answer.stdout);
+    assert_eq!(outcome["machines"][0]["outcome"], "failed");
+    assert_eq!(outcome["machines"][1]["outcome"], "skipped");
+    assert_eq!(outcome["machines"][1]["skipped_for"], "db");
+    let status = json(&host.must(["status", "--json"]));
+    assert_eq!((&status[1]["machine"], &status[1]["state"]), (&"web".into(), &Value::Null));
+    host.must(["down", "--rm"]);
+    assert_eq!(json(&host.must(["status", "--json"]))[0]["state"], Value::Null);
+}

@@ -1,0 +1,122 @@
+//! `down`: machines stopped, and removed where that is asked for, each before those that it depends on.
+
+use super::event::{Done, End, Event, Happening, Listener, MachineReport, Report};
+use super::look::Found;
+use super::order::{Ended, in_order};
+use super::plan::{Leftover, leftovers};
+use super::up::{Turn, Work};
+use super::{Guests, Options, ProjectManager, chosen, dependencies, reversed};
+use crate::error::{Error, ErrorKind, Result};
+use crate::forwarding::PortForwarding;
+use crate::vmfile::{MachinePlan, Project};
+
+impl<H: PortForwarding + 'static, G: Guests> ProjectManager<H, G> {
+    /// Shuts down the machines that were chosen, those first that depend on others; removes their VMs with `remove`.
+    ///
+    /// Without a choice it does so to the VMs of machines that the file no longer has, too. A machine that does not go down
+    /// keeps no other up.
+    ///
+    /// # Errors
+    /// `NotFound` for a name that no machine has, or had; `Busy`; those of the home. What went wrong with a machine is in
+    /// the report.
+    pub async fn down(
+        &self,
+        project: &Project,
+        remove: bool,
+        options: &Options,
+        listener: Listener,
+    ) -> Result<Report> {
+        let gone = |name: &&String| project.machine(name).is_none();
+        let former: Vec<String> = options.machines.iter().filter(gone).cloned().collect();
+        let named: Vec<String> = options.machines.iter().filter(|name| !gone(name)).cloned().collect();
+        let all = options.machines.is_empty();
+        let machines = if all || !named.is_empty() { chosen(project, &named)? } else { Vec::new() };
+        let _lock = self.lock(project, options).await?;
+        let left = leftovers(project, &self.manager().list().await?);
+        if let Some(unknown) = former.iter().find(|name| left.iter().all(|left| left.machine != **name)) {
+            return Err(Error::NotFound { what: "machine", name: unknown.clone() });
+        }
+        let work = Work::new(project, options, listener);
+        let mut report = self.take_down(&work, machines, remove).await;
+        for leftover in left.iter().filter(|left| all || former.contains(&left.machine)) {
+            report.machines.push(self.take_down_leftover(&work, leftover, remove).await);
+        }
+        Ok(report)
+    }
+
+    /// Takes down these machines, the project's lock held.
+    pub(super) async fn take_down(&self, work: &Work, machines: Vec<&MachinePlan>, remove: bool) -> Report {
+        let after = reversed(&dependencies(&machines));
+        let begin = |place: usize| {
+            let mut turn = Turn::new(self, work, machines[place]);
+            async move {
+                let end = turn.down(remove).await;
+                turn.report(end)
+            }
+        };
+        let ended = in_order(&after, work.options.at_once, |_| true, begin).await;
+        let reports = ended.into_iter().map(|ended| match ended {
+            Ended::Done(report) => report,
+            Ended::Skipped { .. } => unreachable!("nothing that fails skips another here"),
+        });
+        Report { machines: reports.collect() }
+    }
+
+    /// Removes the VMs of machines that the file no longer has.
+    pub(super) async fn remove_leftovers(&self, work: &Work) -> Result<Vec<MachineReport>> {
+        let mut reports = Vec::new();
+        for leftover in leftovers(&work.project, &self.manager().list().await?) {
+            reports.push(self.take_down_leftover(work, &leftover, true).await);
+        }
+        Ok(reports)
+    }
+
+    async fn take_down_leftover(&self, work: &Work, leftover: &Leftover, remove: bool) -> MachineReport {
+        let mut done = Vec::new();
+        let tell = |what| (work.listener)(Event { machine: leftover.machine.clone(), what });
+        let steps = async {
+            if leftover.state.as_ref().is_some_and(|state| state.is_live()) {
+                tell(Happening::Stopping);
+                self.manager().stop(&leftover.vm, work.options.stop_timeout).await?;
+                done.push(Done::Stopped);
+            }
+            if remove {
+                tell(Happening::Removing);
+                self.manager().remove(&leftover.vm, true).await?;
+                done.push(Done::Removed);
+            }
+            Ok(())
+        };
+        let end = steps.await.map_or_else(End::Failed, |()| End::Fine);
+        MachineReport { machine: leftover.machine.clone(), vm: leftover.vm.clone(), done, end }
+    }
+}
+
+impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
+    async fn down(&mut self, remove: bool) -> Result<()> {
+        let manager = self.engine.manager().clone();
+        let vm = match self.engine.look(&self.work.project, &self.machine).await {
+            Ok(Found::Vm { vm, .. }) => vm,
+            // What was cut off while it was made or removed is removed as any other.
+            Ok(Found::Nothing) if remove => {
+                return match manager.remove(&self.machine.vm, true).await {
+                    Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+                    removed => removed,
+                };
+            }
+            Ok(Found::Nothing) => return Ok(()),
+            // Somebody else's VM is none of the project's, so it has nothing to go down.
+            Err(Error::Foreign { .. }) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        if remove {
+            return self.remove(&vm).await;
+        }
+        if vm.state.is_live() {
+            self.tell(Happening::Stopping);
+            manager.stop(&self.machine.vm, self.work.options.stop_timeout).await?;
+            self.done.push(Done::Stopped);
+        }
+        Ok(())
+    }
+}

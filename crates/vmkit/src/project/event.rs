@@ -1,0 +1,141 @@
+//! What happens while a project is worked on, as it happens, and what came of it in the end.
+//!
+//! Pure: data for whoever prints it.
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::provisioned::Why;
+use crate::error::Error;
+use crate::image::PullProgress;
+use crate::spec::VmName;
+
+/// Something that happens on one machine.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Event {
+    /// The machine, by its name in the file.
+    pub machine: String,
+    /// What happens.
+    pub what: Happening,
+}
+
+/// What can happen on a machine.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum Happening {
+    /// Its image is looked for, and fetched where it is missing.
+    Image,
+    /// Its image is being fetched, and has come so far.
+    Pulling(PullProgress),
+    /// Its VM is being made.
+    Making,
+    /// Its VM is being removed.
+    Removing,
+    /// It is being started.
+    Starting,
+    /// It is being stopped.
+    Stopping,
+    /// It is awaited; this says what for.
+    Awaiting(String),
+    /// A step is begun.
+    Step {
+        /// The step.
+        name: String,
+        /// Why it is run.
+        why: Why,
+    },
+    /// A step printed a line.
+    Output {
+        /// The step.
+        step: String,
+        /// What it printed, without the end of the line.
+        line: String,
+    },
+}
+
+/// Takes events as they come; it is called from where the work is done, and should not take long.
+pub type Listener = Arc<dyn Fn(Event) + Send + Sync>;
+
+/// What came of the work on a project, a machine each in the order of the file.
+#[derive(Debug, Default)]
+#[non_exhaustive]
+pub struct Report {
+    /// The machines.
+    pub machines: Vec<MachineReport>,
+}
+
+/// What came of the work on one machine.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct MachineReport {
+    /// Its name in the file.
+    pub machine: String,
+    /// The name of its VM.
+    pub vm: VmName,
+    /// What was done to it, in order; nothing where it was right already.
+    pub done: Vec<Done>,
+    /// How that ended.
+    pub end: End,
+}
+
+/// How the work on a machine ended.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum End {
+    /// All of it was done, or there was nothing to do.
+    Fine,
+    /// Something failed, and what would have come next on this machine was not tried.
+    Failed(Error),
+    /// Nothing was tried, since it depends on this machine, which failed or was skipped itself.
+    Skipped(String),
+}
+
+/// Something that was done to a machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Done {
+    /// Its VM was made.
+    Made,
+    /// Its VM was removed.
+    Removed,
+    /// It was started.
+    Started,
+    /// It was resumed.
+    Resumed,
+    /// It was stopped.
+    Stopped,
+    /// These fields of it were changed, and that counts already.
+    Changed(Vec<String>),
+    /// These fields of it were changed, and that counts from its next start on.
+    Recorded(Vec<String>),
+    /// This step was run.
+    Ran(String),
+}
+
+impl Report {
+    /// Tells whether everything was right already.
+    pub fn is_unchanged(&self) -> bool {
+        self.machines.iter().all(|machine| machine.done.is_empty() && matches!(machine.end, End::Fine))
+    }
+
+    /// Tells whether all of it was done.
+    pub fn is_fine(&self) -> bool {
+        self.machines.iter().all(|machine| matches!(machine.end, End::Fine))
+    }
+}
+
+impl fmt::Display for Done {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Done::Made => f.write_str("made"),
+            Done::Removed => f.write_str("removed"),
+            Done::Started => f.write_str("started"),
+            Done::Resumed => f.write_str("resumed"),
+            Done::Stopped => f.write_str("stopped"),
+            Done::Changed(fields) => write!(f, "changed {}", fields.join(", ")),
+            Done::Recorded(fields) => write!(f, "changed {} from the next start on", fields.join(", ")),
+            Done::Ran(step) => write!(f, "ran `{step}`"),
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! What the engine needs of a guest: [`Guests`] lets it in, and a [`Guest`] runs what it is told.
+
+use std::pin::Pin;
+
+use tokio::io::AsyncRead;
+use tokio::time::Instant;
+
+use crate::error::Result;
+use crate::spec::VmName;
+use crate::ssh::Exit;
+
+/// What is sent to a command, to its end.
+pub type GuestInput = Pin<Box<dyn AsyncRead + Send>>;
+
+/// Takes what a command prints, both streams as they come.
+pub type GuestOutput<'a> = &'a mut (dyn FnMut(&[u8]) + Send);
+
+/// The ways into the guests of one home.
+pub trait Guests: Send + Sync + 'static {
+    /// A way into one guest.
+    type Guest: Guest;
+
+    /// Waits until the guest lets vmkit in, and answers the way.
+    ///
+    /// # Errors
+    /// `TimedOut` at the deadline; `InvalidState` when the VM ends meanwhile; `Guest` where there is no way in.
+    fn enter(&self, vm: &VmName, deadline: Instant) -> impl Future<Output = Result<Self::Guest>> + Send;
+}
+
+/// A guest that was entered.
+pub trait Guest: Send + Sync {
+    /// Answers the user that commands run as.
+    fn user(&self) -> &str;
+
+    /// Waits until cloud-init has ended in the guest.
+    ///
+    /// # Errors
+    /// `Guest` with cloud-init's own error where it failed; `TimedOut` at the deadline.
+    fn cloud_init(&self, deadline: Instant) -> impl Future<Output = Result<()>> + Send;
+
+    /// Runs a command to its end.
+    ///
+    /// # Errors
+    /// `TimedOut` at the deadline; `Guest` where the command's end is not known. That it fails is no error.
+    fn run(
+        &self,
+        argv: Vec<String>,
+        input: GuestInput,
+        output: GuestOutput<'_>,
+        deadline: Instant,
+    ) -> impl Future<Output = Result<Exit>> + Send;
+}

@@ -1,0 +1,72 @@
+//! What there is of a machine.
+
+use super::{Guests, ProjectManager};
+use crate::error::{Error, Result};
+use crate::handle::VmHandle;
+use crate::hypervisor::Hypervisor;
+use crate::lifecycle::Operation;
+use crate::manager::Listed;
+use crate::vmfile::{MachinePlan, Project};
+
+/// What there is of a machine.
+#[derive(Debug)]
+pub(super) enum Found {
+    /// No VM; or one whose making or removal was cut off, which is swept when it is made.
+    Nothing,
+    /// Its VM, with the state that it has now.
+    Vm {
+        /// The VM.
+        vm: Box<VmHandle>,
+        /// Whether an operation on it was cut off; the next one settles what that left.
+        unsettled: bool,
+    },
+}
+
+impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
+    /// Looks for a machine's VM.
+    ///
+    /// # Errors
+    /// `AlreadyExists` for a VM of its name that is somebody else's; `Record`, `TimedOut` where it can't be told.
+    pub(super) async fn look(&self, project: &Project, machine: &MachinePlan) -> Result<Found> {
+        match self.manager().find(&machine.vm).await {
+            Some(listed) => found(project, machine, listed),
+            None => Ok(Found::Nothing),
+        }
+    }
+}
+
+/// Answers what a VM that was listed is to a machine whose VM has that name.
+///
+/// # Errors
+/// As for [`ProjectManager::look`].
+pub(super) fn found(project: &Project, machine: &MachinePlan, listed: Listed) -> Result<Found> {
+    if let Some(vm) = listed.handle.as_ref().ok().or(listed.recorded.as_ref()) {
+        check_owner(project, machine, vm)?;
+    }
+    let vm = Box::new(listed.handle?);
+    let unsettled = listed.interrupted;
+    let operation = listed.intent.map(|intent| intent.operation);
+    match operation {
+        Some(Operation::Prepare | Operation::Destroy) => Ok(Found::Nothing),
+        _ => Ok(Found::Vm { vm, unsettled }),
+    }
+}
+
+/// Tells which machine of the project a VM is, by its labels.
+pub(super) fn machine_of<'a>(project: &Project, vm: &'a VmHandle) -> Option<&'a str> {
+    let labels = vm.spec.labels();
+    let is_ours = labels.get(Project::LABEL).is_some_and(|file| project.file.as_os_str() == file);
+    labels.get(MachinePlan::LABEL).filter(|_| is_ours)
+}
+
+fn check_owner(project: &Project, machine: &MachinePlan, vm: &VmHandle) -> Result<()> {
+    if machine_of(project, vm) == Some(&machine.name) {
+        return Ok(());
+    }
+    let labels = vm.spec.labels();
+    let owner = match (labels.get(Project::LABEL), labels.get(MachinePlan::LABEL)) {
+        (Some(file), Some(name)) => format!("it is the machine `{name}` of {file}"),
+        _ => "it is of no project".to_owned(),
+    };
+    Err(Error::Foreign { vm: machine.vm.clone(), owner })
+}

@@ -1,0 +1,190 @@
+//! The machines that a file describes, brought to be as it says: [`ProjectManager`].
+//!
+//! It works over [`VmManager`], which keeps each VM safe by itself, and over [`Guests`], the ways into them. What a machine
+//! shall be is the file's, what it is is asked of reality; nothing about a project as a whole is kept, so there is nothing
+//! that could be wrong after a crash. Whoever runs `up` again finds each machine where it was left.
+//!
+//! ```text
+//!           missing ─▶ make ──▶ ┐
+//! machine ─▶ changed ─▶ change ▶ ├▶ start ─▶ enter ─▶ provision ─▶ ready ─▶ those that depend on it
+//!           right ────────────▶ ┘
+//! ```
+//!
+//! A machine is known by the labels of its VM: the file's absolute path, and its name there. A VM without them is never
+//! touched, whatever it is called.
+
+mod archive;
+mod down;
+mod event;
+mod guests;
+mod kept;
+mod look;
+mod order;
+mod plan;
+mod provision;
+mod provisioned;
+mod reload;
+mod script;
+mod ssh_guests;
+mod status;
+mod task;
+mod up;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+pub use event::{Done, End, Event, Happening, Listener, MachineReport, Report};
+pub use guests::{Guest, GuestInput, GuestOutput, Guests};
+pub use plan::{Leftover, PlannedAction, PlannedMachine, PlannedStep, ProjectPlan};
+pub use provisioned::Why;
+pub use ssh_guests::{SshGuest, SshGuests};
+pub use status::{MachineStatus, Provisioning};
+
+use crate::error::{Error, Result};
+use crate::hypervisor::Hypervisor;
+use crate::image::ImageStore;
+use crate::manager::VmManager;
+use crate::store::create_private;
+use crate::store::lock::{Hold, Lock, acquire};
+use crate::vmfile::{MachinePlan, Project};
+
+/// Brings the machines of a project up and down, over any hypervisor and any way into its guests.
+///
+/// # Concurrency
+/// One operation at a time changes the machines of a project; a second one waits for the first, as long as its
+/// [`patience`](Options::patience) lasts. What only reads waits for nobody.
+///
+/// # Cancel safety
+/// A dropped future, like a killed process, leaves each machine where it was. The same call again goes on from there: a step
+/// that was cut off is run again.
+#[derive(Debug)]
+pub struct ProjectManager<H, G> {
+    shared: Arc<Shared<H, G>>,
+}
+
+#[derive(Debug)]
+struct Shared<H, G> {
+    manager: VmManager<H>,
+    guests: G,
+    images: ImageStore,
+}
+
+impl<H, G> Clone for ProjectManager<H, G> {
+    fn clone(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared) }
+    }
+}
+
+/// What is to be done, and how far.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Options {
+    /// The machines, by their names in the file; all of them where none is named.
+    pub machines: Vec<String>,
+    /// Makes machines anew where the file changed what can't be changed otherwise. Their disks are lost.
+    pub recreate: bool,
+    /// Removes the VMs of machines that the file no longer has.
+    pub prune: bool,
+    /// How many machines are worked on at the same time.
+    pub at_once: usize,
+    /// How long a guest has to shut down.
+    pub stop_timeout: Duration,
+    /// How long another operation on the same project is waited for.
+    pub patience: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            machines: Vec::new(),
+            recreate: false,
+            prune: false,
+            at_once: 8,
+            stop_timeout: Duration::from_secs(30),
+            patience: Duration::from_secs(600),
+        }
+    }
+}
+
+/// What to provision, and when.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct Provision {
+    /// The steps, by their names; all of them where none is named.
+    pub steps: Vec<String>,
+    /// Runs them whatever was done before.
+    pub force: bool,
+}
+
+impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
+    /// Makes a manager of projects whose VMs are in `manager`'s home. Touches nothing.
+    pub fn new(manager: VmManager<H>, guests: G, images: ImageStore) -> Self {
+        Self { shared: Arc::new(Shared { manager, guests, images }) }
+    }
+
+    /// Answers the manager of the VMs.
+    pub fn manager(&self) -> &VmManager<H> {
+        &self.shared.manager
+    }
+
+    /// Waits until nobody else changes the machines of the project.
+    async fn lock(&self, project: &Project, options: &Options) -> Result<Lock> {
+        let dir = self.manager().home().projects();
+        create_private(dir)?;
+        let path = dir.join(format!("{}.lock", project.name));
+        let deadline = Instant::now() + options.patience;
+        let lock = acquire(&path, Hold::Alone, deadline).await.map_err(|error| match error {
+            Error::Busy { holder, .. } => {
+                Error::Busy { what: format!("the project `{}`", project.name), holder }
+            }
+            error => error,
+        });
+        lock?.ok_or_else(|| Error::io("create", &path)(std::io::ErrorKind::NotFound.into()))
+    }
+}
+
+/// Answers the machines that were named, in the order of the file; all of them where none was.
+///
+/// # Errors
+/// `NotFound` for a name that no machine has.
+fn chosen<'a>(project: &'a Project, names: &[String]) -> Result<Vec<&'a MachinePlan>> {
+    if let Some(unknown) = names.iter().find(|name| project.machine(name).is_none()) {
+        return Err(Error::NotFound { what: "machine", name: unknown.clone() });
+    }
+    let is_chosen = |machine: &&MachinePlan| names.is_empty() || names.contains(&machine.name);
+    Ok(project.machines.iter().filter(is_chosen).collect())
+}
+
+/// Answers the same machines and all that they depend on, however far.
+fn with_dependencies<'a>(project: &'a Project, machines: Vec<&'a MachinePlan>) -> Vec<&'a MachinePlan> {
+    let mut names: Vec<&str> = machines.iter().map(|machine| machine.name.as_str()).collect();
+    let mut looked = 0;
+    while let Some(machine) = names.get(looked).and_then(|name| project.machine(name)) {
+        for name in &machine.depends_on {
+            if !names.contains(&name.as_str()) {
+                names.push(name);
+            }
+        }
+        looked += 1;
+    }
+    project.machines.iter().filter(|machine| names.contains(&machine.name.as_str())).collect()
+}
+
+/// Answers, for each of the machines, the places of those among them that it depends on.
+fn dependencies(machines: &[&MachinePlan]) -> Vec<Vec<usize>> {
+    let place = |name: &String| machines.iter().position(|machine| machine.name == *name);
+    machines.iter().map(|machine| machine.depends_on.iter().filter_map(place).collect()).collect()
+}
+
+/// Turns an order round: what came after comes before.
+fn reversed(after: &[Vec<usize>]) -> Vec<Vec<usize>> {
+    let mut reversed = vec![Vec::new(); after.len()];
+    for (place, before) in after.iter().enumerate() {
+        for other in before {
+            reversed[*other].push(place);
+        }
+    }
+    reversed
+}

@@ -1,0 +1,223 @@
+//! What [`up`](super::ProjectManager::up) would do, without doing it.
+
+use std::path::PathBuf;
+
+use super::kept::Kept;
+use super::look::{Found, found, machine_of};
+use super::task::{tasks, to_do};
+use super::{Guests, Options, ProjectManager, Why, chosen, with_dependencies};
+
+use crate::error::Result;
+use crate::handle::VmHandle;
+use crate::hypervisor::Hypervisor;
+use crate::lifecycle::VmState;
+use crate::manager::Listed;
+use crate::spec::{Applies, Change, VmName, changes};
+use crate::vmfile::{MachinePlan, Project};
+
+/// What would be done about the machines of a project.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct ProjectPlan {
+    /// The project's name.
+    pub project: String,
+    /// Its file.
+    pub file: PathBuf,
+    /// The machines, in the order of the file.
+    pub machines: Vec<PlannedMachine>,
+    /// The VMs of machines that the file no longer has.
+    pub left: Vec<Leftover>,
+}
+
+/// What would be done about one machine.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct PlannedMachine {
+    /// Its name in the file.
+    pub machine: String,
+    /// The name of its VM.
+    pub vm: VmName,
+    /// Where its VM is in its life; `None` where there is none.
+    pub state: Option<VmState>,
+    /// What would be done about its VM, or why nothing can be.
+    pub action: Result<PlannedAction>,
+    /// What the file changed, and when each change would count.
+    pub changes: Vec<Change>,
+    /// The fields that were changed already, and count from its next start on.
+    pub pending: Vec<String>,
+    /// The copies and steps that would be run.
+    pub steps: Vec<PlannedStep>,
+}
+
+/// What would be done about a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PlannedAction {
+    /// It is made and started.
+    Make,
+    /// It has to be removed and made anew, which is done only when asked for.
+    Recreate,
+    /// It is started.
+    Start,
+    /// It is resumed.
+    Resume,
+    /// It runs, and stays as it is but for its changes.
+    Keep,
+}
+
+/// A copy or a step that would be run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PlannedStep {
+    /// Its name.
+    pub name: String,
+    /// Why it would be run.
+    pub why: Why,
+}
+
+/// The VM of a machine that the file no longer has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Leftover {
+    /// The name that the machine had.
+    pub machine: String,
+    /// The name of its VM.
+    pub vm: VmName,
+    /// Where the VM is in its life; `None` where that can't be told.
+    pub state: Option<VmState>,
+}
+
+impl PlannedAction {
+    /// Answers it in a word, such as `make`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            PlannedAction::Make => "make",
+            PlannedAction::Recreate => "recreate",
+            PlannedAction::Start => "start",
+            PlannedAction::Resume => "resume",
+            PlannedAction::Keep => "keep",
+        }
+    }
+}
+
+impl PlannedMachine {
+    /// Tells whether everything about this machine is right already.
+    pub fn is_unchanged(&self) -> bool {
+        matches!(self.action, Ok(PlannedAction::Keep)) && self.changes.is_empty() && self.steps.is_empty()
+    }
+}
+
+/// Answers what is to be done about a VM that is there.
+pub(super) fn action(state: &VmState, changes: &[Change]) -> PlannedAction {
+    match state {
+        _ if changes.iter().any(|change| change.applies == Applies::Anew) => PlannedAction::Recreate,
+        VmState::Running => PlannedAction::Keep,
+        VmState::Suspended => PlannedAction::Resume,
+        _ => PlannedAction::Start,
+    }
+}
+
+/// Answers what the file changed about a machine whose VM is there, since that was written down.
+pub(super) fn changes_of(project: &Project, machine: &MachinePlan, vm: &VmHandle) -> Result<Vec<Change>> {
+    let wanted = machine.spec_over(&vm.spec).map_err(|error| project.blamed(machine, error))?;
+    Ok(changes(vm.next_spec.as_deref().unwrap_or(&vm.spec), &wanted, vm.state.is_live()))
+}
+
+/// Answers which fields were changed already, and count from the VM's next start on.
+pub(super) fn pending(vm: &VmHandle) -> Vec<String> {
+    let next = vm.next_spec.iter().flat_map(|next| changes(&vm.spec, next, false));
+    next.map(|change| change.field.to_owned()).collect()
+}
+
+impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
+    /// Answers what `up` would do now. Changes nothing, fetches nothing and waits for nobody.
+    ///
+    /// Files of the host that steps copy or run are read where their content decides.
+    ///
+    /// # Errors
+    /// `NotFound` for a name that no machine has; `Io` where the home can't be read. What is wrong with a machine is told
+    /// in its place.
+    pub async fn plan(&self, project: &Project, options: &Options) -> Result<ProjectPlan> {
+        let machines = with_dependencies(project, chosen(project, &options.machines)?);
+        let mut listed = self.manager().list().await?;
+        let left = leftovers(project, &listed);
+        let mut planned = Vec::with_capacity(machines.len());
+        for machine in machines {
+            let place = listed.binary_search_by(|listed| listed.name.cmp(&machine.vm));
+            let listed = place.ok().map(|place| listed.remove(place));
+            planned.push(self.plan_machine(project, machine, listed));
+        }
+        Ok(ProjectPlan { project: project.name.clone(), file: project.file.clone(), machines: planned, left })
+    }
+
+    fn plan_machine(
+        &self,
+        project: &Project,
+        machine: &MachinePlan,
+        listed: Option<Listed>,
+    ) -> PlannedMachine {
+        let mut planned = PlannedMachine {
+            machine: machine.name.clone(),
+            vm: machine.vm.clone(),
+            state: None,
+            action: Ok(PlannedAction::Make),
+            changes: Vec::new(),
+            pending: Vec::new(),
+            steps: Vec::new(),
+        };
+        let filled = self.fill(&mut planned, project, machine, listed);
+        if let Err(error) = filled {
+            planned.action = Err(error);
+        }
+        planned
+    }
+
+    fn fill(
+        &self,
+        planned: &mut PlannedMachine,
+        project: &Project,
+        machine: &MachinePlan,
+        listed: Option<Listed>,
+    ) -> Result<()> {
+        let found = listed.map_or(Ok(Found::Nothing), |listed| found(project, machine, listed))?;
+        if let Found::Vm { vm, .. } = found {
+            planned.changes = changes_of(project, machine, &vm)?;
+            planned.action = Ok(action(&vm.state, &planned.changes));
+            planned.pending = pending(&vm);
+            planned.state = Some(vm.state);
+        }
+        planned.steps = self.planned_steps(project, machine, &planned.action)?;
+        Ok(())
+    }
+
+    fn planned_steps(
+        &self,
+        project: &Project,
+        machine: &MachinePlan,
+        action: &Result<PlannedAction>,
+    ) -> Result<Vec<PlannedStep>> {
+        let is_new = matches!(action, Ok(PlannedAction::Make | PlannedAction::Recreate));
+        let provisioned = match is_new {
+            true => super::provisioned::Provisioned::default(),
+            false => Kept::of(self.manager().home(), &machine.vm).provisioned()?,
+        };
+        let steps = to_do(tasks(machine), &provisioned, false)
+            .map_err(|unreadable| project.blamed(machine, unreadable.into_error()))?;
+        Ok(steps.into_iter().map(|step| PlannedStep { name: step.task.name, why: step.why }).collect())
+    }
+}
+
+/// Answers the VMs that were machines of the project, and are none any more.
+pub(super) fn leftovers(project: &Project, listed: &[Listed]) -> Vec<Leftover> {
+    let left = |listed: &Listed| {
+        let known = listed.handle.as_ref().ok();
+        let machine = machine_of(project, known.or(listed.recorded.as_ref())?)?;
+        let is_machine = project.machine(machine).is_some_and(|machine| machine.vm == listed.name);
+        (!is_machine).then(|| Leftover {
+            machine: machine.to_owned(),
+            vm: listed.name.clone(),
+            state: known.map(|vm| vm.state.clone()),
+        })
+    };
+    listed.iter().filter_map(left).collect()
+}

@@ -1,0 +1,293 @@
+//! What is done inside a guest: it is entered, provisioned, and found ready.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use super::archive::Archive;
+use super::event::{Done, Event, Happening, Listener, Report};
+use super::guests::{Guest, GuestInput};
+use super::look::Found;
+use super::provisioned::{Provisioned, StepEnd, StepRecord};
+use super::script::{self, Script};
+use super::task::{Task, ToDo, What, tasks, to_do};
+use super::up::{Turn, Work};
+use super::{Guests, Options, ProjectManager, Provision, chosen};
+use crate::boundedlog::BoundedLog;
+use crate::error::{Error, ErrorKind, Result};
+use crate::forwarding::PortForwarding;
+use crate::lifecycle::VmState;
+use crate::steps::step;
+use crate::vmfile::{Project, Ready};
+
+/// The shortest and the longest pause between two questions whether a guest is ready. A service that begins to answer tells
+/// nobody outside of the guest, so there is nothing to wait for but time.
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// The longest line that is told as one.
+const MOST_LINE_BYTES: usize = 4096;
+
+impl<H: PortForwarding + 'static, G: Guests> ProjectManager<H, G> {
+    /// Provisions machines that run: those that were chosen, and nothing but that.
+    ///
+    /// # Errors
+    /// `NotFound` for a name that no machine, or none of the chosen ones' steps, has; `Busy`; those of the home.
+    pub async fn provision(
+        &self,
+        project: &Project,
+        what: &Provision,
+        options: &Options,
+        listener: Listener,
+    ) -> Result<Report> {
+        let machines = chosen(project, &options.machines)?;
+        let is_known = |name: &&String| {
+            machines.iter().any(|machine| tasks(machine).iter().any(|task| task.name == **name))
+        };
+        if let Some(unknown) = what.steps.iter().find(|name| !is_known(name)) {
+            return Err(Error::NotFound { what: "step", name: unknown.clone() });
+        }
+        let _lock = self.lock(project, options).await?;
+        let what = Arc::new(what.clone());
+        let work = Work::new(project, options, listener);
+        let report = self.in_turn(&work, machines, |mut turn| {
+            let what = Arc::clone(&what);
+            async move {
+                let end = turn.provision_running(&what).await;
+                turn.report(end)
+            }
+        });
+        Ok(report.await)
+    }
+}
+
+impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
+    async fn provision_running(&mut self, what: &Provision) -> Result<()> {
+        let state = match self.engine.look(&self.work.project, &self.machine).await? {
+            Found::Vm { vm, .. } => vm.state,
+            Found::Nothing => {
+                return Err(Error::NotFound { what: "VM", name: self.machine.vm.to_string() });
+            }
+        };
+        if state != VmState::Running {
+            return Err(Error::NotLive { what: "the way into the guest", state });
+        }
+        let to_do = self.to_do(what).await?;
+        if to_do.is_empty() {
+            return Ok(());
+        }
+        let guest = self.enter(Instant::now() + self.machine.ready.timeout).await?;
+        self.provision(&guest, to_do).await
+    }
+
+    /// Has a machine that runs be provisioned and ready.
+    pub(super) async fn fit(&mut self) -> Result<()> {
+        let to_do = self.to_do(&Provision::default()).await?;
+        let ready = self.machine.ready.clone();
+        if to_do.is_empty() && !asks_guest(&ready) {
+            return Ok(());
+        }
+        let guest = self.enter(Instant::now() + ready.timeout).await?;
+        self.provision(&guest, to_do).await?;
+        if !ready.tcp.is_empty() || ready.command.is_some() {
+            self.tell(Happening::Awaiting("that it is ready".to_owned()));
+            answers(&guest, &ready, Instant::now() + ready.timeout).await?;
+        }
+        Ok(())
+    }
+
+    /// Answers what is to be done in the guest; files of the host are looked at on a thread that may wait for them.
+    async fn to_do(&self, what: &Provision) -> Result<Vec<ToDo>> {
+        let (kept, what) = (self.kept(), what.clone());
+        let mut tasks = tasks(&self.machine);
+        if !what.steps.is_empty() {
+            tasks.retain(|task| what.steps.contains(&task.name));
+        }
+        let provisioned = kept.provisioned()?;
+        let looked = tokio::task::spawn_blocking(move || to_do(tasks, &provisioned, what.force)).await;
+        match looked {
+            Ok(found) => found.map_err(|unreadable| unreadable.into_error()),
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
+    }
+
+    /// Waits until the guest can be worked in.
+    async fn enter(&self, deadline: Instant) -> Result<G::Guest> {
+        self.tell(Happening::Awaiting("SSH".to_owned()));
+        let guest = self.engine.shared.guests.enter(&self.machine.vm, deadline).await?;
+        if self.machine.ready.cloud_init {
+            self.tell(Happening::Awaiting("cloud-init".to_owned()));
+            guest.cloud_init(deadline).await?;
+        }
+        Ok(guest)
+    }
+
+    /// Does what is to be done, in order, until something fails.
+    async fn provision(&mut self, guest: &G::Guest, to_do: Vec<ToDo>) -> Result<()> {
+        if to_do.is_empty() {
+            return Ok(());
+        }
+        let kept = self.kept();
+        let mut log = kept.log()?;
+        let mut provisioned = kept.provisioned()?;
+        for ToDo { task, why, digest } in to_do {
+            let name = task.name.clone();
+            self.tell(Happening::Step { name: name.clone(), why });
+            let script = task.script().map_err(|unreadable| unreadable.into_error())?;
+            let record = |end: StepEnd, provisioned: &mut Provisioned| {
+                provisioned.set(&task.key, StepRecord { digest: digest.clone(), end, at: now() });
+                kept.write(provisioned)
+            };
+            record(StepEnd::Begun, &mut provisioned)?;
+            log.append(format!("--- {name}: begun\n").as_bytes());
+            let printer = Printer::new(&name, &self.machine.name, &self.work.listener, &mut log);
+            let ended = self.carry_out(guest, &task, &script, printer).await;
+            let end = match &ended {
+                Ok(None) => StepEnd::Done,
+                Ok(Some(how)) => StepEnd::Failed(how.clone()),
+                Err(error) => StepEnd::Failed(error.to_string()),
+            };
+            log.append(
+                match &end {
+                    StepEnd::Failed(how) => format!("--- {name}: failed: {how}\n").into_bytes(),
+                    _ => format!("--- {name}: done\n").into_bytes(),
+                }
+                .as_slice(),
+            );
+            record(end, &mut provisioned)?;
+            if let Some(how) = ended? {
+                let (machine, log) = (self.machine.name.clone(), kept.log_path());
+                return Err(Error::Step { machine, step: name, how: how.into(), log });
+            }
+            self.done.push(Done::Ran(name));
+        }
+        Ok(())
+    }
+
+    /// Does one thing in the guest; answers how it failed, if it did.
+    async fn carry_out(
+        &self,
+        guest: &G::Guest,
+        task: &Task,
+        script: &Script,
+        mut printer: Printer<'_>,
+    ) -> Result<Option<String>> {
+        step("run a step in the guest").map_err(Error::io("run", &self.machine.name))?;
+        let argv = script.argv_for(guest.user());
+        let deadline = Instant::now() + task.limit;
+        let exit = match &task.what {
+            What::Copy(copy) => {
+                let (input, archive) = Archive::of(copy).map_err(Error::io("archive", &copy.from))?;
+                let exit =
+                    guest.run(argv, Box::pin(input), &mut |bytes| printer.print(bytes), deadline).await;
+                if let Some((path, error)) = archive.failure() {
+                    return Err(task.unreadable("from", &path, error).into_error());
+                }
+                exit
+            }
+            What::Run { .. } => {
+                let input: GuestInput = Box::pin(std::io::Cursor::new(script.input.clone()));
+                guest.run(argv, input, &mut |bytes| printer.print(bytes), deadline).await
+            }
+        };
+        printer.end();
+        match exit {
+            Ok(exit) => Ok((!exit.is_success()).then(|| exit.to_string())),
+            Err(error) if error.kind() == ErrorKind::TimedOut => {
+                Ok(Some(format!("it did not end within {} s", task.limit.as_secs())))
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Tells whether a machine's readiness is asked of its guest.
+pub(super) fn asks_guest(ready: &Ready) -> bool {
+    ready.ssh || ready.cloud_init || !ready.tcp.is_empty() || ready.command.is_some()
+}
+
+/// Waits until the ports of a guest answer and the command of the file succeeds.
+pub(super) async fn answers(guest: &impl Guest, ready: &Ready, deadline: Instant) -> Result<()> {
+    for port in &ready.tcp {
+        let awaited = format!("the guest's TCP port {port}");
+        succeeds(guest, &script::listens(*port), &awaited, deadline).await?;
+    }
+    match &ready.command {
+        Some(text) => {
+            succeeds(guest, &script::of_command(text), "the ready command to succeed", deadline).await
+        }
+        None => Ok(()),
+    }
+}
+
+/// Runs a command again and again until it succeeds.
+async fn succeeds(guest: &impl Guest, script: &Script, awaited: &str, deadline: Instant) -> Result<()> {
+    let began = Instant::now();
+    let mut pause = BACK_OFF.0;
+    let mut last = String::new();
+    let tries = async {
+        loop {
+            let input: GuestInput = Box::pin(tokio::io::empty());
+            let mut said = Vec::new();
+            let mut take = |bytes: &[u8]| said.extend_from_slice(&bytes[..bytes.len().min(MOST_LINE_BYTES)]);
+            let exit = guest.run(script.argv_for(guest.user()), input, &mut take, deadline).await?;
+            if exit.is_success() {
+                return Ok(());
+            }
+            let line = String::from_utf8_lossy(&said).trim().lines().last().unwrap_or_default().to_owned();
+            last = if line.is_empty() { exit.to_string() } else { format!("{exit}: {line}") };
+            sleep_until(Instant::now() + pause).await;
+            pause = (pause * 2).min(BACK_OFF.1);
+        }
+    };
+    timeout_at(deadline, tries).await.unwrap_or_else(|_| {
+        let awaited = match last.is_empty() {
+            true => awaited.to_owned(),
+            false => format!("{awaited} (last: {last})"),
+        };
+        Err(Error::TimedOut { awaited, after: began.elapsed(), console: String::new() })
+    })
+}
+
+/// Makes lines of what a step prints, for whoever listens and for the log.
+struct Printer<'a> {
+    step: &'a str,
+    machine: &'a str,
+    listener: &'a Listener,
+    log: &'a mut BoundedLog,
+    line: Vec<u8>,
+}
+
+impl<'a> Printer<'a> {
+    fn new(step: &'a str, machine: &'a str, listener: &'a Listener, log: &'a mut BoundedLog) -> Self {
+        Self { step, machine, listener, log, line: Vec::new() }
+    }
+
+    fn print(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            if byte == b'\n' || self.line.len() >= MOST_LINE_BYTES {
+                self.flush();
+            }
+            if byte != b'\n' {
+                self.line.push(byte);
+            }
+        }
+    }
+
+    fn end(&mut self) {
+        if !self.line.is_empty() {
+            self.flush();
+        }
+    }
+
+    fn flush(&mut self) {
+        let line = String::from_utf8_lossy(&self.line).trim_end_matches('\r').to_owned();
+        self.line.clear();
+        self.log.append(format!("{line}\n").as_bytes());
+        let what = Happening::Output { step: self.step.to_owned(), line };
+        (self.listener)(Event { machine: self.machine.to_owned(), what });
+    }
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}

@@ -1,0 +1,200 @@
+//! What was done of a machine's provisioning, and what is still to do.
+//!
+//! Pure. Where it lies on disk is `kept`'s business.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::vmfile::Run;
+
+/// The steps that were begun on one machine, by their names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Provisioned {
+    version: u32,
+    steps: BTreeMap<String, StepRecord>,
+}
+
+/// What is known of one step.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct StepRecord {
+    /// What the step consisted of, as a SHA-256.
+    pub(super) digest: String,
+    /// How far it came.
+    pub(super) end: StepEnd,
+    /// When that was, in seconds after the beginning of 1970 (UTC).
+    pub(super) at: u64,
+}
+
+/// How far a step came.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum StepEnd {
+    /// It was about to begin; whoever began it did not live to say more.
+    Begun,
+    /// It succeeded.
+    Done,
+    /// It failed in this way.
+    Failed(String),
+}
+
+/// Why a step is to be run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Why {
+    /// It never was.
+    New,
+    /// It was begun, and nobody knows how it ended.
+    CutOff,
+    /// It failed the last time.
+    Failed,
+    /// It is not what it was when it was run.
+    Changed,
+    /// It is run every time.
+    Always,
+    /// It was asked for, whatever was done before.
+    Forced,
+}
+
+impl Why {
+    /// Answers it in a word or two, such as `cut off`.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Why::New => "new",
+            Why::CutOff => "cut off",
+            Why::Failed => "failed before",
+            Why::Changed => "changed",
+            Why::Always => "every time",
+            Why::Forced => "forced",
+        }
+    }
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl Default for Provisioned {
+    fn default() -> Self {
+        Self { version: Self::VERSION, steps: BTreeMap::new() }
+    }
+}
+
+impl Provisioned {
+    /// The version that this vmkit writes, and the newest that it reads.
+    const VERSION: u32 = 1;
+
+    /// Reads it from its bytes; `path` is where they came from.
+    ///
+    /// # Errors
+    /// `Record` for what is not one, or is of a newer version.
+    pub(super) fn decode(path: &Path, bytes: &[u8]) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct Version {
+            version: u32,
+        }
+        let refused = |problem: String| Error::Record { path: path.to_owned(), problem };
+        let read = |error: serde_json::Error| refused(format!("this is no record of provisioning: {error}"));
+        let Version { version } = serde_json::from_slice(bytes).map_err(read)?;
+        if version > Self::VERSION {
+            let newest = Self::VERSION;
+            return Err(refused(format!(
+                "it was written by a newer vmkit: it has version {version}, and this one reads up to {newest}"
+            )));
+        }
+        serde_json::from_slice(bytes).map_err(read)
+    }
+
+    /// Answers its bytes.
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut bytes = serde_json::to_vec_pretty(self).expect("strings and numbers can be written as JSON");
+        bytes.push(b'\n');
+        bytes
+    }
+
+    /// Answers why a step is to be run now, or `None` where it is not.
+    ///
+    /// `digest` answers what the step consists of now; it is asked only where that matters, since it may have to read
+    /// files.
+    pub(super) fn why<E>(
+        &self,
+        step: &str,
+        run: Run,
+        digest: impl FnOnce() -> std::result::Result<String, E>,
+    ) -> std::result::Result<Option<Why>, E> {
+        let Some(record) = self.steps.get(step) else { return Ok(Some(Why::New)) };
+        Ok(match (&record.end, run) {
+            (StepEnd::Begun, _) => Some(Why::CutOff),
+            (StepEnd::Failed(_), _) => Some(Why::Failed),
+            (StepEnd::Done, Run::Once) => None,
+            (StepEnd::Done, Run::Always) => Some(Why::Always),
+            (StepEnd::Done, Run::Changed) => (digest()? != record.digest).then_some(Why::Changed),
+        })
+    }
+
+    /// Writes down how far a step came.
+    pub(super) fn set(&mut self, step: &str, record: StepRecord) {
+        self.steps.insert(step.to_owned(), record);
+    }
+
+    /// Answers what is known of a step.
+    pub(super) fn get(&self, step: &str) -> Option<&StepRecord> {
+        self.steps.get(step)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::convert::Infallible;
+
+    fn why(end: StepEnd, run: Run, digest: &str) -> Option<Why> {
+        let mut provisioned = Provisioned::default();
+        provisioned.set("install", StepRecord { digest: "a".into(), end, at: 0 });
+        let Ok(why) = provisioned.why("install", run, || Ok::<_, Infallible>(digest.to_owned()));
+        why
+    }
+
+    #[test]
+    fn a_step_is_run_again_as_its_rule_says() {
+        for (run, same, other) in [
+            (Run::Once, None, None),
+            (Run::Changed, None, Some(Why::Changed)),
+            (Run::Always, Some(Why::Always), Some(Why::Always)),
+        ] {
+            assert_eq!(why(StepEnd::Done, run, "a"), same);
+            assert_eq!(why(StepEnd::Done, run, "b"), other);
+        }
+    }
+
+    #[test]
+    fn a_step_that_did_not_succeed_is_run_again_whatever_its_rule() {
+        for run in [Run::Once, Run::Changed, Run::Always] {
+            assert_eq!(why(StepEnd::Begun, run, "a"), Some(Why::CutOff));
+            assert_eq!(why(StepEnd::Failed("exit code 1".into()), run, "a"), Some(Why::Failed));
+            let Ok(new) = Provisioned::default().why("install", run, || Ok::<_, Infallible>(String::new()));
+            assert_eq!(new, Some(Why::New));
+        }
+    }
+
+    #[test]
+    fn a_record_survives_its_bytes_and_a_newer_one_is_refused() {
+        let mut provisioned = Provisioned::default();
+        let end = StepEnd::Failed("exit code 3".into());
+        provisioned.set("install", StepRecord { digest: "a".into(), end, at: 7 });
+        let (path, bytes) = (Path::new("/p.json"), provisioned.encode());
+        assert_eq!(Provisioned::decode(path, &bytes).unwrap(), provisioned);
+        let newer = String::from_utf8(bytes).unwrap().replace("\"version\": 1", "\"version\": 2");
+        let error = Provisioned::decode(path, newer.as_bytes()).unwrap_err().to_string();
+        assert!(error.contains("version 2") && error.contains("reads up to 1"), "{error}");
+        assert!(Provisioned::decode(path, b"[]").unwrap_err().to_string().starts_with("/p.json: "));
+    }
+}

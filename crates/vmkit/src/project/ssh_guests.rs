@@ -1,0 +1,106 @@
+//! The way into guests by SSH: [`SshGuests`].
+
+use tokio::io::AsyncReadExt;
+use tokio::time::{Instant, timeout_at};
+
+use super::guests::{Guest, GuestInput, GuestOutput, Guests};
+use crate::error::{Error, ErrorKind, Result};
+use crate::hypervisor::Hypervisor;
+use crate::launch::log_in;
+use crate::manager::{Condition, VmManager};
+use crate::spec::VmName;
+use crate::ssh::{Command, Event, Exit, Login, Session};
+
+/// How much of what is sent is read at once.
+const CHUNK_BYTES: usize = 32 << 10;
+
+/// Enters guests by SSH, with the keys that are in the records of their VMs.
+#[derive(Debug)]
+pub struct SshGuests<H> {
+    manager: VmManager<H>,
+}
+
+/// A guest that was entered by SSH.
+#[derive(Debug)]
+pub struct SshGuest {
+    session: Session,
+    user: String,
+}
+
+impl<H: Hypervisor + 'static> SshGuests<H> {
+    /// Makes the ways into the guests of this manager's VMs.
+    pub fn new(manager: VmManager<H>) -> Self {
+        Self { manager }
+    }
+}
+
+impl<H: Hypervisor + 'static> Guests for SshGuests<H> {
+    type Guest = SshGuest;
+
+    async fn enter(&self, vm: &VmName, deadline: Instant) -> Result<SshGuest> {
+        self.manager.wait(vm, Condition::Ssh, deadline - Instant::now()).await?;
+        let user = self.manager.ssh_target(vm, &Login::default()).await?.user;
+        let session = log_in(&self.manager, vm, deadline).await?;
+        Ok(SshGuest { session, user })
+    }
+}
+
+impl Guest for SshGuest {
+    fn user(&self) -> &str {
+        &self.user
+    }
+
+    async fn cloud_init(&self, deadline: Instant) -> Result<()> {
+        let done = self.session.cloud_init_done(deadline, |_| ()).await?;
+        if done.errors.is_empty() {
+            return Ok(());
+        }
+        let message = format!("cloud-init failed in the guest: {}", done.errors.join("; "));
+        Err(Error::Backend { message, kind: ErrorKind::Guest, source: None })
+    }
+
+    async fn run(
+        &self,
+        argv: Vec<String>,
+        mut input: GuestInput,
+        output: GuestOutput<'_>,
+        deadline: Instant,
+    ) -> Result<Exit> {
+        let began = Instant::now();
+        let (mut to, mut from) = self.session.spawn(&Command::new(argv), deadline).await?.split();
+        let feed = async {
+            let mut buffer = vec![0; CHUNK_BYTES];
+            loop {
+                match input.read(&mut buffer).await {
+                    Ok(0) | Err(_) => break,
+                    // Whoever ends without having read everything tells so by how it ends.
+                    Ok(read) => {
+                        if to.write(&buffer[..read]).await.is_err() {
+                            break;
+                        }
+                    }
+                }
+            }
+            let _ = to.end().await;
+            std::future::pending::<Exit>().await
+        };
+        let listen = async {
+            loop {
+                match from.next().await? {
+                    Event::Stdout(bytes) | Event::Stderr(bytes) => output(&bytes),
+                    Event::Ended(exit) => return Ok(exit),
+                }
+            }
+        };
+        let run = async {
+            tokio::select! {
+                exit = listen => exit,
+                exit = feed => Ok(exit),
+            }
+        };
+        timeout_at(deadline, run).await.unwrap_or_else(|_| {
+            let awaited = "the end of a command in the guest".to_owned();
+            Err(Error::TimedOut { awaited, after: began.elapsed(), console: String::new() })
+        })
+    }
+}

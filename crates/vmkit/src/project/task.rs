@@ -1,0 +1,242 @@
+//! What is done in a guest, one after the other: a machine's copies and then its steps, as [`Task`]s.
+//!
+//! It knows how a task is told to a guest's shell, and what a task consists of, to see whether it changed. Reading the host's
+//! files is its only effect.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+
+use super::provisioned::{Provisioned, Why};
+use super::script;
+use crate::error::Error;
+use crate::vmfile::{Action, Copy, MachinePlan, Run, Step};
+
+/// How long a copy of `files` may take; a step has its own limit.
+const COPY_LIMIT: Duration = Duration::from_secs(600);
+
+/// One thing to do in a guest.
+#[derive(Debug, Clone)]
+pub(super) struct Task {
+    /// What it is kept under: it stays the same while the file calls it the same.
+    pub(super) key: String,
+    /// What a person knows it by.
+    pub(super) name: String,
+    /// Where the file describes it, such as `provision[0]`.
+    pub(super) place: String,
+    pub(super) run: Run,
+    pub(super) limit: Duration,
+    pub(super) what: What,
+}
+
+/// What a task does.
+#[derive(Debug, Clone)]
+pub(super) enum What {
+    Copy(Copy),
+    Run { step: Step, from: Option<PathBuf> },
+}
+
+/// A task that is to be done now.
+#[derive(Debug, Clone)]
+pub(super) struct ToDo {
+    pub(super) task: Task,
+    pub(super) why: Why,
+    /// What the task consists of now.
+    pub(super) digest: String,
+}
+
+/// A file or a folder of the host that a task needs can't be read.
+#[derive(Debug)]
+pub(super) struct Unreadable {
+    /// Where the file names it, such as `provision[0].script`.
+    pub(super) place: String,
+    pub(super) path: PathBuf,
+    pub(super) error: io::Error,
+}
+
+impl Unreadable {
+    /// Answers it as an error on the key that names the path.
+    pub(super) fn into_error(self) -> Error {
+        let Unreadable { place, path, error } = self;
+        Error::invalid(place, path.display(), format!("it can't be read: {error}"))
+    }
+}
+
+/// Answers what is to be done in a machine's guest, in order.
+pub(super) fn tasks(machine: &MachinePlan) -> Vec<Task> {
+    let copies = machine.files.iter().enumerate().map(|(index, copy)| Task {
+        key: format!("copy {} {}", copy.from.display(), copy.to),
+        name: format!("copy to {}", copy.to),
+        place: format!("files[{index}]"),
+        run: Run::Changed,
+        limit: COPY_LIMIT,
+        what: What::Copy(copy.clone()),
+    });
+    let steps = machine.steps.iter().enumerate().map(|(index, step)| Task {
+        key: format!("step {}", step.name),
+        name: step.name.clone(),
+        place: format!("provision[{index}]"),
+        run: step.run,
+        limit: step.timeout,
+        what: match &step.action {
+            Action::Copy(copy) => What::Copy(copy.clone()),
+            Action::Script(path) => What::Run { step: step.clone(), from: Some(path.clone()) },
+            Action::Shell(_) => What::Run { step: step.clone(), from: None },
+        },
+    });
+    copies.chain(steps).collect()
+}
+
+/// Answers which of the tasks are to be done, and why; `forced` does all of them.
+///
+/// # Errors
+/// For a file of the host that has to be looked at and can't be.
+pub(super) fn to_do(
+    tasks: Vec<Task>,
+    provisioned: &Provisioned,
+    forced: bool,
+) -> std::result::Result<Vec<ToDo>, Unreadable> {
+    let mut found = Vec::new();
+    for task in tasks {
+        let mut looked = None;
+        let mut look = || {
+            let digest = task.digest()?;
+            looked = Some(digest.clone());
+            Ok(digest)
+        };
+        let why = match forced {
+            true => Some(Why::Forced),
+            false => provisioned.why(&task.key, task.run, &mut look)?,
+        };
+        let Some(why) = why else { continue };
+        let digest = match looked {
+            Some(digest) => digest,
+            None => task.digest()?,
+        };
+        found.push(ToDo { task, why, digest });
+    }
+    Ok(found)
+}
+
+impl Task {
+    /// Answers what has to be said to the guest to have it done, and as whom.
+    ///
+    /// # Errors
+    /// For a script of the host that can't be read.
+    pub(super) fn script(&self) -> std::result::Result<script::Script, Unreadable> {
+        match &self.what {
+            What::Copy(copy) => Ok(script::of_copy(copy)),
+            What::Run { step, from: Some(path) } => {
+                let text = fs::read(path).map_err(|error| self.unreadable("script", path, error))?;
+                Ok(script::of_step(step, text))
+            }
+            What::Run { step, from: None } => {
+                let Action::Shell(text) = &step.action else {
+                    unreachable!("a step without a file is a text")
+                };
+                Ok(script::of_step(step, text.clone().into_bytes()))
+            }
+        }
+    }
+
+    /// Answers a SHA-256 over everything that makes this task what it is.
+    pub(super) fn digest(&self) -> std::result::Result<String, Unreadable> {
+        let mut parts = Parts(Sha256::new());
+        match &self.what {
+            What::Copy(copy) => {
+                parts.add(b"copy");
+                parts.add(copy.to.as_bytes());
+                parts.add(format!("{:?} {:?}", copy.mode, copy.owner).as_bytes());
+                parts.add_path(&copy.from).map_err(|(path, error)| self.unreadable("from", &path, error))?;
+            }
+            What::Run { step, from } => {
+                parts.add(b"run");
+                parts.add(step.user.as_bytes());
+                parts.add(step.dir.as_deref().unwrap_or_default().as_bytes());
+                for (name, value) in &step.env {
+                    parts.add(name.as_bytes());
+                    parts.add(value.as_bytes());
+                }
+                match (&step.action, from) {
+                    (Action::Shell(text), _) => parts.add(text.as_bytes()),
+                    (_, Some(path)) => {
+                        parts.add_file(path).map_err(|error| self.unreadable("script", path, error))?
+                    }
+                    (_, None) => {}
+                }
+            }
+        }
+        Ok(parts.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    pub(super) fn unreadable(&self, key: &str, path: &Path, error: io::Error) -> Unreadable {
+        let inside = match &self.what {
+            What::Copy(_) if self.place.starts_with("provision") => "copy.",
+            _ => "",
+        };
+        Unreadable { place: format!("{}.{inside}{key}", self.place), path: path.to_owned(), error }
+    }
+}
+
+/// A hash over parts, each with its length before it, so that nothing of one can be taken for the next.
+struct Parts(Sha256);
+
+impl Parts {
+    fn add(&mut self, part: &[u8]) {
+        self.0.update((part.len() as u64).to_le_bytes());
+        self.0.update(part);
+    }
+
+    fn add_file(&mut self, path: &Path) -> io::Result<()> {
+        let mut file = File::open(path)?;
+        let mut content = Sha256::new();
+        let mut buffer = vec![0; 64 << 10];
+        loop {
+            match file.read(&mut buffer)? {
+                0 => break,
+                read => content.update(&buffer[..read]),
+            }
+        }
+        self.add(&content.finalize());
+        Ok(())
+    }
+
+    /// Adds a file, or a folder with all that is in it, in the order of the names.
+    fn add_path(&mut self, path: &Path) -> std::result::Result<(), (PathBuf, io::Error)> {
+        let failed = |error| (path.to_owned(), error);
+        // What a link at the top leads to is what gets copied.
+        let kind = fs::metadata(path).map_err(failed)?;
+        self.add_entry(path, kind)
+    }
+
+    fn add_entry(
+        &mut self,
+        path: &Path,
+        kind: fs::Metadata,
+    ) -> std::result::Result<(), (PathBuf, io::Error)> {
+        let failed = |error| (path.to_owned(), error);
+        self.add(&kind.permissions().mode().to_le_bytes());
+        if kind.is_symlink() {
+            let target = fs::read_link(path).map_err(failed)?;
+            self.add(target.as_os_str().as_bytes());
+        } else if kind.is_file() {
+            self.add_file(path).map_err(failed)?;
+        } else if kind.is_dir() {
+            let entries = fs::read_dir(path).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+            let mut entries = entries.map_err(failed)?;
+            entries.sort_by_key(fs::DirEntry::file_name);
+            self.add(&(entries.len() as u64).to_le_bytes());
+            for entry in entries {
+                self.add(entry.file_name().as_bytes());
+                let kind = entry.metadata().map_err(|error| (entry.path(), error))?;
+                self.add_entry(&entry.path(), kind)?;
+            }
+        }
+        Ok(())
+    }
+}

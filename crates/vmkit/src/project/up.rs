@@ -1,0 +1,288 @@
+//! `up`: every machine made, started, provisioned and ready, each after those that it depends on.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::event::{Done, End, Event, Happening, Listener, MachineReport, Report};
+use super::kept::Kept;
+use super::look::Found;
+use super::order::{Ended, in_order};
+use super::plan::{PlannedAction, action, changes_of};
+use super::{Guests, Options, ProjectManager, chosen, dependencies, with_dependencies};
+use crate::error::{Error, Result};
+use crate::forwarding::PortForwarding;
+use crate::handle::VmHandle;
+use crate::image::{ImageInUse, PullPolicy, PullProgress};
+use crate::lifecycle::VmState;
+use crate::spec::{Applies, Change, CloudInitConfig, GuestAccess, NetworkConfig, UserData, UserName};
+use crate::vmfile::{Found as OnHost, MachinePlan, Problem, Project};
+
+/// The user that vmkit itself logs in as, where the image has none of its own.
+const USER: &str = "vmkit";
+
+/// What all turns of one operation share.
+#[derive(Clone)]
+pub(super) struct Work {
+    pub(super) project: Arc<Project>,
+    pub(super) options: Arc<Options>,
+    pub(super) listener: Listener,
+}
+
+/// The work on one machine, and what it has led to.
+pub(super) struct Turn<H, G> {
+    pub(super) engine: ProjectManager<H, G>,
+    pub(super) work: Work,
+    pub(super) machine: MachinePlan,
+    pub(super) done: Vec<Done>,
+}
+
+impl Work {
+    pub(super) fn new(project: &Project, options: &Options, listener: Listener) -> Self {
+        Self { project: Arc::new(project.clone()), options: Arc::new(options.clone()), listener }
+    }
+}
+
+impl<H: PortForwarding + 'static, G: Guests> ProjectManager<H, G> {
+    /// Brings up the machines that were chosen and all that they depend on: makes what is missing, starts what is stopped,
+    /// changes what the file changed, provisions, waits until each is ready, and leaves alone what is right.
+    ///
+    /// One that fails keeps only those from their turn that depend on it.
+    ///
+    /// # Errors
+    /// `NotFound` for a name that no machine has; `Busy` where somebody else works on the project for too long; those of the
+    /// home. What went wrong with a machine is in the report.
+    pub async fn up(&self, project: &Project, options: &Options, listener: Listener) -> Result<Report> {
+        let machines = with_dependencies(project, chosen(project, &options.machines)?);
+        let _lock = self.lock(project, options).await?;
+        let work = Work::new(project, options, listener);
+        let mut report = self.bring_up(&work, machines).await;
+        if options.prune {
+            report.machines.extend(self.remove_leftovers(&work).await?);
+        }
+        Ok(report)
+    }
+
+    /// Brings up these machines, the project's lock held.
+    pub(super) async fn bring_up(&self, work: &Work, machines: Vec<&MachinePlan>) -> Report {
+        self.in_turn(work, machines, |mut turn| async move {
+            let end = turn.up().await;
+            turn.report(end)
+        })
+        .await
+    }
+
+    /// Does something to each of the machines, after those that it depends on.
+    pub(super) async fn in_turn<F>(
+        &self,
+        work: &Work,
+        machines: Vec<&MachinePlan>,
+        what: impl Fn(Turn<H, G>) -> F,
+    ) -> Report
+    where
+        F: Future<Output = MachineReport> + Send + 'static,
+    {
+        let begin = |place: usize| what(Turn::new(self, work, machines[place]));
+        let is_fine = |report: &MachineReport| matches!(report.end, End::Fine);
+        let ended = in_order(&dependencies(&machines), work.options.at_once, is_fine, begin).await;
+        let reports = ended.into_iter().zip(&machines).map(|(ended, machine)| match ended {
+            Ended::Done(report) => report,
+            Ended::Skipped { because } => MachineReport {
+                machine: machine.name.clone(),
+                vm: machine.vm.clone(),
+                done: Vec::new(),
+                end: End::Skipped(machines[because].name.clone()),
+            },
+        });
+        Report { machines: reports.collect() }
+    }
+}
+
+impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
+    pub(super) fn new(engine: &ProjectManager<H, G>, work: &Work, machine: &MachinePlan) -> Self {
+        Self { engine: engine.clone(), work: work.clone(), machine: machine.clone(), done: Vec::new() }
+    }
+
+    pub(super) fn tell(&self, what: Happening) {
+        (self.work.listener)(Event { machine: self.machine.name.clone(), what });
+    }
+
+    /// Ends the turn; an error that is about something in the file points there.
+    pub(super) fn report(self, end: Result<()>) -> MachineReport {
+        let end = end.map_err(|error| self.work.project.blamed(&self.machine, error));
+        MachineReport {
+            machine: self.machine.name.clone(),
+            vm: self.machine.vm.clone(),
+            done: self.done,
+            end: end.map_or_else(End::Failed, |()| End::Fine),
+        }
+    }
+
+    pub(super) fn kept(&self) -> Kept {
+        Kept::of(self.engine.manager().home(), &self.machine.vm)
+    }
+
+    pub(super) async fn up(&mut self) -> Result<()> {
+        let vm = match self.engine.look(&self.work.project, &self.machine).await? {
+            Found::Nothing => self.make().await?,
+            Found::Vm { mut vm, unsettled } => {
+                if unsettled && vm.state == VmState::Running {
+                    // What is known of its run may not have been written down any more.
+                    *vm = self.engine.manager().start(&self.machine.vm).await?;
+                }
+                self.change(*vm).await?
+            }
+        };
+        self.run(&vm).await?;
+        self.fit().await
+    }
+
+    /// Starts or resumes what does not run.
+    async fn run(&mut self, vm: &VmHandle) -> Result<()> {
+        let (manager, name) = (self.engine.manager(), &self.machine.vm);
+        let done = match vm.state {
+            VmState::Running => return Ok(()),
+            VmState::Suspended => {
+                self.tell(Happening::Starting);
+                manager.resume(name).await?;
+                Done::Resumed
+            }
+            _ => {
+                self.tell(Happening::Starting);
+                manager.start(name).await?;
+                Done::Started
+            }
+        };
+        self.done.push(done);
+        Ok(())
+    }
+
+    async fn make(&mut self) -> Result<VmHandle> {
+        let image = self.image().await?;
+        let mut found = OnHost {
+            image: image.as_ref().map(|image| image.facts.path.clone()),
+            firmware: image.as_ref().and_then(|image| image.firmware),
+            access: None,
+        };
+        let mut spec = self.machine.spec(found.clone())?;
+        if let Some(config) = spec.cloud_init() {
+            let own = image.as_ref().and_then(|image| image.user.as_ref());
+            found.access = Some(GuestAccess::generate(login(config, own))?);
+            spec = self.machine.spec(found)?;
+        }
+        self.tell(Happening::Making);
+        let vm = self.engine.manager().create(spec).await?;
+        self.done.push(Done::Made);
+        // Only now does the VM itself keep the image from being removed.
+        drop(image);
+        Ok(vm)
+    }
+
+    /// Finds the machine's image, fetched where it is missing.
+    async fn image(&self) -> Result<Option<ImageInUse>> {
+        let Some(text) = &self.machine.image else { return Ok(None) };
+        self.tell(Happening::Image);
+        let (sender, mut progress) = watch::channel(PullProgress::default());
+        let (image, arch) = (text.parse()?, self.machine.machine().arch());
+        let resolved = self.engine.shared.images.resolve(&image, arch, PullPolicy::Missing, &sender);
+        tokio::pin!(resolved);
+        let resolved = loop {
+            tokio::select! {
+                biased;
+                resolved = &mut resolved => break resolved,
+                Ok(()) = progress.changed() => {
+                    let now = *progress.borrow_and_update();
+                    self.tell(Happening::Pulling(now));
+                }
+            }
+        };
+        resolved.map(Some).map_err(|error| match error {
+            // Which of the file's words it is about, nothing else says.
+            error @ (Error::NotFound { .. } | Error::Io { .. }) => {
+                let why = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
+                Error::invalid("image", text, format!("{error}{}", why.unwrap_or_default()))
+            }
+            error => error,
+        })
+    }
+
+    /// Has the machine be as the file says, as far as that is allowed.
+    async fn change(&mut self, vm: VmHandle) -> Result<VmHandle> {
+        let changes = changes_of(&self.work.project, &self.machine, &vm)?;
+        if action(&vm.state, &changes) == PlannedAction::Recreate {
+            if !self.work.options.recreate {
+                return Err(needs_anew(&self.work.project, &self.machine, &changes));
+            }
+            self.remove(&vm).await?;
+            return self.make().await;
+        }
+        if changes.is_empty() {
+            return Ok(vm);
+        }
+        let wanted = self.machine.spec_over(&vm.spec)?;
+        if vm.state.is_live() {
+            self.change_forwards(vm.spec.network(), wanted.network()).await?;
+        }
+        let vm = self.engine.manager().reconfigure(&self.machine.vm, wanted).await?;
+        let (later, now): (Vec<&Change>, Vec<&Change>) =
+            changes.iter().partition(|change| vm.state.is_live() && change.applies == Applies::NextStart);
+        for (changes, done) in [(now, Done::Changed as fn(_) -> _), (later, Done::Recorded)] {
+            if !changes.is_empty() {
+                self.done.push(done(changes.iter().map(|change| change.field.to_owned()).collect()));
+            }
+        }
+        Ok(vm)
+    }
+
+    /// Changes the forwards of a VM that lives, where both networks have them.
+    async fn change_forwards(&self, from: &NetworkConfig, to: &NetworkConfig) -> Result<()> {
+        let (NetworkConfig::User(from), NetworkConfig::User(to)) = (from, to) else { return Ok(()) };
+        let manager = self.engine.manager();
+        // What goes makes room for what comes.
+        for forward in from.forwards.iter().filter(|forward| !to.forwards.contains(forward)) {
+            manager.remove_forward(&self.machine.vm, forward).await?;
+        }
+        for forward in to.forwards.iter().filter(|forward| !from.forwards.contains(forward)) {
+            manager.add_forward(&self.machine.vm, forward).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes the machine's VM; a guest gets the chance to shut down.
+    pub(super) async fn remove(&mut self, vm: &VmHandle) -> Result<()> {
+        let (manager, name) = (self.engine.manager(), &self.machine.vm);
+        if vm.state.is_live() {
+            self.tell(Happening::Stopping);
+            manager.stop(name, self.work.options.stop_timeout).await?;
+            self.done.push(Done::Stopped);
+        }
+        let manager = self.engine.manager();
+        self.tell(Happening::Removing);
+        manager.remove(name, true).await?;
+        self.done.push(Done::Removed);
+        Ok(())
+    }
+}
+
+/// Answers whom vmkit logs in as: the image's own user, unless the file makes one of that name.
+fn login(config: &CloudInitConfig, own: Option<&UserName>) -> String {
+    let is_free = |name: &String| match &config.user_data {
+        UserData::Typed(typed) => typed.users.iter().all(|user| user.name != *name),
+        UserData::Raw(_) => true,
+    };
+    let names = [own.map(ToString::to_string), Some(USER.to_owned())];
+    names.into_iter().flatten().find(is_free).unwrap_or_else(|| format!("{USER}-access"))
+}
+
+/// Says what can't be changed about a VM that is there, where the file says it.
+pub(super) fn needs_anew(project: &Project, machine: &MachinePlan, changes: &[Change]) -> Error {
+    let anew: Vec<&Change> = changes.iter().filter(|change| change.applies == Applies::Anew).collect();
+    let told: Vec<String> = anew.iter().map(|change| format!("`{}`", change.field)).collect();
+    let problem = Problem::new(format!(
+        "{} of a machine that is there can't be changed: it has to be made anew",
+        told.join(", ")
+    ));
+    let problem = problem.help("`--recreate` does so, and its disks are lost");
+    let key = anew.first().map_or("", |change| change.field);
+    project.error_at(machine, key, problem).into()
+}
