@@ -47,7 +47,7 @@ pub use builder::{PowerOff, PropolisHypervisorBuilder};
 pub use plan::{HostStep, PropolisPlan, ServerPlan};
 
 use self::builder::Settings;
-use self::client::Client;
+use self::client::{Answer, Client};
 use self::files::Claim;
 use self::hold::Hold;
 use self::host::{Done, Host};
@@ -483,7 +483,7 @@ async fn end_elsewhere(site: &Site<'_>, client: &Client) -> Result<()> {
         Err(failure) => return Err(failure.into_error(client, "tell its state", None)),
     }
     let limit = Instant::now() + PATIENCE;
-    let halted = match client.request(Requested::Stop, limit).await {
+    let halted = match told_to_stop(site, client, limit).await {
         Ok(()) => monitor::until(client, InstanceState::is_last, limit).await.map(drop),
         Err(failure) => Err(failure),
     };
@@ -493,6 +493,24 @@ async fn end_elsewhere(site: &Site<'_>, client: &Client) -> Result<()> {
             if error.kind() == ErrorKind::TimedOut { Err(error) } else { warn_of(error) }
         }
         _ => Ok(()),
+    }
+}
+
+/// Tells a server to stop its VM, again while it is still making it: until then it denies to have one. No event tells that a
+/// VM is made, since it is `Creating` before and after.
+async fn told_to_stop(site: &Site<'_>, client: &Client, limit: Instant) -> Answer<()> {
+    const AGAIN: Duration = Duration::from_millis(100);
+    loop {
+        match client.request(Requested::Stop, limit).await {
+            Err(failure) if failure.is_no_instance() && Instant::now() + AGAIN < limit => {
+                let now = client.instance(limit).await?;
+                if now.properties.id != site.vm.id || now.state != InstanceState::Creating {
+                    return Err(failure);
+                }
+                tokio::time::sleep(AGAIN).await;
+            }
+            told => return told,
+        }
     }
 }
 

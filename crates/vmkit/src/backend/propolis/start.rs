@@ -9,7 +9,7 @@ use tokio::io::AsyncBufReadExt;
 use tokio::time::{Instant, timeout_at};
 
 use super::Site;
-use super::client::{Client, Failure, PEER};
+use super::client::{Answer, Client, Failure, PEER};
 use super::files::{self, ServerFile};
 use super::hold::Hold;
 use super::host::Host;
@@ -59,7 +59,7 @@ pub(super) async fn owned(
         let (pid, mut words) = launched.started(deadline).await?;
         let address = listening(site, &mut words, deadline).await?;
         let client = site.client(address);
-        ensure(site, &client, plan, Some(&mut words), deadline).await?;
+        ensure(site, &client, plan, Some(&mut words), None, deadline).await?;
         run_guest(site, &client, deadline).await?;
         Ok(RunInfo { pid: Some(pid), ..run_info(&client) })
     };
@@ -97,7 +97,9 @@ pub(super) async fn elsewhere(
         Err(failure) => return Err(failure.into_error(client, "tell its state", None)),
     };
     match there {
-        Some(there) if there.state.is_last() => ensure(site, client, plan, None, deadline).await?,
+        Some(there) if there.state.is_last() => {
+            ensure(site, client, plan, None, Some(hold), deadline).await?
+        }
         // A start that was cut off came as far as this.
         Some(there) if there.properties.id == site.vm.id => {}
         Some(there) => {
@@ -105,7 +107,7 @@ pub(super) async fn elsewhere(
                 format!("the Propolis server at {}: it has the VM {},", client.address, there.properties.id);
             return Err(Error::Busy { what, holder: None });
         }
-        None => ensure(site, client, plan, None, deadline).await?,
+        None => ensure(site, client, plan, None, Some(hold), deadline).await?,
     }
     if let Err(error) = run_guest(site, client, deadline).await {
         let limit = Instant::now() + END_LIMIT;
@@ -184,10 +186,15 @@ async fn ensure(
     client: &Client,
     plan: &PropolisPlan,
     words: Option<&mut Words>,
+    hold: Option<&Hold>,
     deadline: Instant,
 ) -> Result<()> {
     step("server: make the VM").map_err(|source| lost(client, source))?;
-    let Err(failure) = client.ensure(&plan.request, deadline).await else { return Ok(()) };
+    let made = match hold {
+        Some(hold) => detached(client, plan, hold, deadline).await?,
+        None => client.ensure(&plan.request, deadline).await,
+    };
+    let Err(failure) = made else { return Ok(()) };
     if failure.is_taken() {
         let what = format!("the Propolis server at {}: it has a VM already,", client.address);
         return Err(Error::Busy { what, holder: None });
@@ -206,6 +213,25 @@ async fn ensure(
     let problem =
         format!("it ended while it made the VM; it said:\n    {}", last_words(site).replace('\n', "\n    "));
     Err(Error::Protocol { peer: "propolis-server", problem, source: None })
+}
+
+/// Has a server elsewhere make the VM, in a task that holds the operation's lock until it has answered.
+///
+/// The server makes the VM whoever waits for it, and nobody could end its process: were this future dropped and the lock free,
+/// a `destroy` would find no VM yet, and leave it behind.
+async fn detached(
+    client: &Client,
+    plan: &PropolisPlan,
+    hold: &Hold,
+    deadline: Instant,
+) -> Result<Answer<()>> {
+    let lock = hold.as_input().map_err(|source| lost(client, source))?;
+    let (client, request) = (*client, plan.request.clone());
+    let made = tokio::spawn(async move {
+        let _lock = lock;
+        client.ensure(&request, deadline).await
+    });
+    made.await.map_err(|error| lost(&client, std::io::Error::other(error)))
 }
 
 /// Reads the log on for why a request failed.
