@@ -344,7 +344,7 @@ mod tests {
     #[tokio::test]
     async fn both_shapes_of_a_refusal_tell_their_reason() {
         let code = error_of(
-            b"HTTP/1.1 403 Forbidden\r\ncontent-length: 82\r\n\r\n{\"request_id\":\"1\",\"error_code\":\"instance state change\
+            b"HTTP/1.1 403 Forbidden\r\ncontent-length: 82\r\n\r\n{\"request_id\":\"1\",\"error_code\":\"instance state change \
               not allowed\",\"message\":\"No\"}",
         )
         .await;
