@@ -1,6 +1,6 @@
 //! How a VM looks to a person: tables and lines, without a promise.
 
-use vmkit::spec::{Boot, DataDisk, Firmware, NetworkConfig, Protocol};
+use vmkit::spec::{Boot, DataDisk, Firmware, NetworkConfig, Protocol, changes};
 use vmkit::{ConsoleEndpoint, Listed, VmHandle, VmState, VncAddress};
 
 use crate::output::{Table, printable};
@@ -130,8 +130,19 @@ pub(crate) fn details(vm: &VmHandle) -> String {
         NetworkConfig::Vnic { link } => lines.add("network", format_args!("link {link}")),
         _ => lines.add("network", "none"),
     }
+    for change in vm.next_spec.iter().flat_map(|next| changes(spec, next, false)) {
+        lines.add(
+            "next start",
+            format_args!("{}: {} → {}", change.field, shown(&change.from), shown(&change.to)),
+        );
+    }
     run(&mut lines, vm);
     lines.0
+}
+
+/// Answers a value as a person reads it who has to see that there is none.
+fn shown(value: &str) -> &str {
+    if value.is_empty() { "none" } else { value }
 }
 
 fn boot(lines: &mut Lines, boot: &Boot) {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde::Serialize;
 use vmkit::launch::LaunchStage;
 use vmkit::lifecycle::{FailureCause, Operation, VmState};
-use vmkit::spec::{Accel, Boot, DataDisk, Firmware, Machine, NetworkConfig, Protocol, Vnc};
+use vmkit::spec::{Accel, Boot, Change, DataDisk, Firmware, Machine, NetworkConfig, Protocol, Vnc, changes};
 use vmkit::{ActiveForward, ConsoleEndpoint, ErrorKind, Listed, RunInfo, VmHandle, VncAddress};
 
 /// A VM, whole: `info`, and what `create`, `start` and the like answer.
@@ -32,6 +32,7 @@ pub(crate) struct Vm<'a> {
     cloud_init: bool,
     vnc: Vnc,
     run_as: Option<&'a str>,
+    next_start: Vec<NextStart>,
     run: Option<Run<'a>>,
     console_log: Option<&'a Path>,
     hypervisor_log: Option<&'a Path>,
@@ -60,6 +61,20 @@ impl<'a> Launched<'a> {
             seconds: took.as_secs_f64(),
         };
         Self { vm: Vm::of(vm), image, stages: stages.iter().map(stage).collect() }
+    }
+}
+
+/// What waits for the next start.
+#[derive(Serialize)]
+struct NextStart {
+    field: &'static str,
+    from: String,
+    to: String,
+}
+
+impl NextStart {
+    fn of(change: Change) -> Self {
+        Self { field: change.field, from: change.from, to: change.to }
     }
 }
 
@@ -198,6 +213,12 @@ impl<'a> Vm<'a> {
             cloud_init: spec.cloud_init().is_some(),
             vnc: spec.vnc(),
             run_as: spec.run_as().map(|user| user.as_str()),
+            next_start: vm
+                .next_spec
+                .iter()
+                .flat_map(|next| changes(spec, next, false))
+                .map(NextStart::of)
+                .collect(),
             run: vm.run.as_ref().map(run),
             console_log: vm.console_log.as_deref(),
             hypervisor_log: vm.hypervisor_log.as_deref(),

@@ -26,7 +26,7 @@ fn host() -> Host {
     let options =
         ["--image", "base.img", "--disk", "1GiB", "--data-disk", "64MiB", "--data-disk", "./base.img:ro"];
     let create =
-        ["create", "web", "--accel", "tcg", "--cpus", "2", "--forward", "8080:80", "--hostname", "web1"];
+        ["create", "web", "--accel", "tcg", "--cpus", "2", "--forward", "28080:80", "--hostname", "web1"];
     host.must([&create[..], &options].concat());
     host
 }

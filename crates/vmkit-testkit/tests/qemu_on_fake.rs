@@ -7,7 +7,10 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
-use vmkit::spec::{Accel, Boot, Kernel, NetworkConfig, PortForward, Protocol, UserNetwork, VmName, VmSpec};
+use vmkit::spec::{
+    Accel, Boot, Kernel, Mib, NetworkConfig, PortForward, Protocol, RootDisk, UserNetwork, VmName, VmSpec,
+    VmSpecBuilder,
+};
 use vmkit::{Error, ErrorKind, FailureKind, Hypervisor, QemuHypervisor, VmHandle, VmState};
 use vmkit_testkit::fake_qemu::{Behaviour, Blow, FakeQemu, Fate, Refusal};
 use vmkit_testkit::{Conformance, conformance, walk};
@@ -281,5 +284,36 @@ async fn the_ports_that_the_kernel_chose_are_in_the_handle() {
     assert_eq!(found, [(Protocol::Tcp, 22), (Protocol::Udp, 22)]);
     let taken = std::net::TcpListener::bind(forwards[0].host).expect_err("the fake holds it");
     assert_eq!(taken.kind(), std::io::ErrorKind::AddrInUse);
+    home.clear(&qemu, vm).await;
+}
+
+#[tokio::test]
+async fn a_disk_that_shall_be_larger_grows_at_the_start() {
+    let home = Home::new(&Behaviour::default());
+    let qemu = home.hypervisor();
+    let image = home.dir.path().join("base.img");
+    fs::File::create(&image).and_then(|file| file.set_len(4 << 20)).expect("an image");
+    let sized = |mib: u64| {
+        let size = Some(Mib::new(mib).expect("a size"));
+        let name = VmName::new("web").expect("a name");
+        let spec = VmSpecBuilder::from(home.spec(name)).disk(RootDisk { image: image.clone(), size });
+        spec.build().expect("a spec")
+    };
+    let vm = qemu.prepare(&sized(8)).await.unwrap_or_else(|error| panic!("prepare: {error}"));
+    let overlay = home.dir.path().join("vms/web/root.qcow2");
+    // Source: QEMU's docs/interop/qcow2: the size is at byte 24, big-endian.
+    let bytes = || {
+        let header = fs::read(&overlay).expect("the overlay");
+        u64::from_be_bytes(header[24..32].try_into().expect("eight bytes"))
+    };
+    assert_eq!(bytes(), 8 << 20);
+    let with_disk = |vm: &VmHandle, mib| VmHandle { spec: sized(mib).with_id(vm.id), ..vm.clone() };
+    let vm = qemu.start(&with_disk(&vm, 64)).await.unwrap_or_else(|error| panic!("start: {error}"));
+    assert_eq!(bytes(), 64 << 20);
+    let vm = qemu.stop(&vm, Duration::ZERO).await.unwrap_or_else(|error| panic!("stop: {error}"));
+    let error = qemu.start(&with_disk(&vm, 16)).await.expect_err("it would lose what is behind");
+    assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+    assert_eq!(bytes(), 64 << 20);
+    let vm = qemu.start(&vm).await.unwrap_or_else(|error| panic!("start: {error}"));
     home.clear(&qemu, vm).await;
 }

@@ -86,7 +86,7 @@ fn go_on(world: &World, word: &str, state: &str, place: &str) {
     }
     let reached = match word {
         "create" => "prepared",
-        "start" | "restart" | "resume" => "running",
+        "start" | "restart" | "resume" | "reconfigure" => "running",
         "stop" => "stopped",
         "suspend" => "suspended",
         _ => "",
@@ -97,6 +97,23 @@ fn go_on(world: &World, word: &str, state: &str, place: &str) {
         let vm = runtime().block_on(world.manager.info(&web())).unwrap();
         assert!(vm.run.is_some(), "{place}: the facts of the run are lost");
     }
+}
+
+#[test]
+fn what_waits_for_the_next_start_outlives_a_kill_at_any_step_of_it() {
+    let check = |dir: &Path, place: &str| {
+        let world = World::at(dir);
+        let vm = runtime().block_on(world.manager.info(&web())).unwrap();
+        let is_so = vm.spec.cpus() == 2 && vm.next_spec.is_none();
+        let waits = vm.spec.cpus() == 1 && vm.next_spec.is_some_and(|next| next.cpus() == 2);
+        assert!(is_so || waits, "{place}");
+        runtime().block_on(operate(&world.manager, "restart")).unwrap();
+        let vm = runtime().block_on(world.manager.info(&web())).unwrap();
+        assert_eq!((vm.spec.cpus(), vm.next_spec), (2, None), "{place}");
+        assert_removable(&world, place);
+    };
+    let prepare = |dir: &Path| drop(prepared(dir, &["create", "start", "reconfigure"]));
+    crash::kill_at_every_step("a_whole_life_leaves_nothing", "restart", prepare, check);
 }
 
 #[test]

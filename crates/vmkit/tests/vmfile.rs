@@ -148,6 +148,32 @@ fn paths_are_seen_from_the_file_and_names_stay() {
     assert_eq!(kernel.initrd.as_deref(), Some(Path::new("/home/me/shop/initrd")));
 }
 
+#[cfg(feature = "images")]
+#[test]
+fn a_path_is_a_path_to_the_images_as_well() {
+    use vmkit::image::ImageRef;
+    for text in [
+        "debian",
+        "debian:12",
+        "x.img",
+        "x.QCOW2",
+        "./x",
+        "../x:1",
+        "/srv/x",
+        "a/b",
+        "disk.tar.gz",
+        "https://example.org/x.img",
+        "oci://registry/name:tag",
+        "file:///srv/x.raw",
+        "noble",
+    ] {
+        let project = read(&format!("version = 1\n[machine.a]\nimage = '{text}'\n")).unwrap();
+        let is_path = matches!(text.parse().unwrap(), ImageRef::Path(_)) && !text.starts_with("file:");
+        let image = project.machines[0].image.as_deref().unwrap();
+        assert_eq!(image != text || text.starts_with('/'), is_path, "{text}: {image}");
+    }
+}
+
 #[test]
 fn readiness_and_steps_have_their_defaults() {
     let project = read(

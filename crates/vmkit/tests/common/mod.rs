@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 use vmkit::lifecycle::{Operation, next};
-use vmkit::spec::{Boot, Kernel, VmName, VmSpec};
+use vmkit::spec::{Boot, Kernel, VmName, VmSpec, VmSpecBuilder};
 use vmkit::store::Home;
 use vmkit::{
     Backend, BackendTag, Capabilities, ConsoleEndpoint, Error, Hypervisor, Result, RunInfo, VmHandle,
@@ -239,13 +239,17 @@ pub(crate) async fn operate(manager: &VmManager<FileHypervisor>, word: &str) -> 
         "restart" => manager.restart(&name, soon).await.map(drop),
         "suspend" => manager.suspend(&name).await.map(drop),
         "resume" => manager.resume(&name).await.map(drop),
+        "reconfigure" => {
+            let spec = VmSpecBuilder::from(spec()).cpus(2).build()?;
+            manager.reconfigure(&name, spec).await.map(drop)
+        }
         "remove" => manager.remove(&name, true).await,
         _ => panic!("no operation `{word}`"),
     }
 }
 
 /// What is done before an operation so that it has its full way to go, and the states that it may leave when it is cut.
-pub(crate) const LIVES: [(&str, &[&str], &[&str]); 9] = [
+pub(crate) const LIVES: [(&str, &[&str], &[&str]); 10] = [
     ("create", &[], &["", "failed", "prepared"]),
     ("start", &["create"], &["prepared", "stopped", "running"]),
     ("start", &["create", "start", "suspend", "stop"], &["stopped", "running"]),
@@ -253,6 +257,7 @@ pub(crate) const LIVES: [(&str, &[&str], &[&str]); 9] = [
     ("restart", &["create", "start"], &["running", "stopped"]),
     ("suspend", &["create", "start"], &["running", "suspended"]),
     ("resume", &["create", "start", "suspend"], &["suspended", "running"]),
+    ("reconfigure", &["create", "start"], &["running"]),
     ("remove", &["create", "start"], &["running", "failed", ""]),
     ("remove", &["create"], &["prepared", "failed", ""]),
 ];
