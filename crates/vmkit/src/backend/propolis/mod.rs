@@ -29,6 +29,8 @@ mod monitor;
 mod neighbours;
 mod options;
 mod plan;
+#[cfg(test)]
+mod plan_tests;
 mod prepare;
 mod start;
 mod state;
