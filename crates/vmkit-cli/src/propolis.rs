@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use vmkit::host::doctor::PropolisHost;
+use vmkit::ssh::SshPowerOff;
 use vmkit::store::Home;
 use vmkit::{Error, PropolisHypervisor};
 
@@ -29,7 +30,9 @@ struct Settings {
 /// `InvalidInput` with the variable whose value makes no sense.
 pub(crate) fn hypervisor(home: &Home) -> Result<PropolisHypervisor, Error> {
     let settings = Settings::read(env::var_os)?;
-    let mut propolis = PropolisHypervisor::builder(home.vms()).pfexec(settings.pfexec);
+    let mut propolis = PropolisHypervisor::builder(home.vms())
+        .pfexec(settings.pfexec)
+        .with_power_off(SshPowerOff::default());
     if let Some(path) = env::var_os("PATH") {
         propolis = propolis.search_path(&path);
     }

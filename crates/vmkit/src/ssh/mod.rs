@@ -19,6 +19,8 @@ mod files;
 mod forward;
 mod keys;
 mod outside;
+#[cfg(feature = "propolis")]
+mod power_off;
 mod process;
 mod session;
 mod target;
@@ -29,6 +31,8 @@ pub use command_line::Command;
 pub use files::{Copied, Files, Progress, Report};
 pub use keys::{HostKey, Identity};
 pub use outside::SshConfig;
+#[cfg(feature = "propolis")]
+pub use power_off::SshPowerOff;
 pub use process::{Captured, Event, Exit, Input, Output, Process};
 pub use session::Session;
 pub use target::{Login, Target};

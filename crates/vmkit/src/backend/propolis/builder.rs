@@ -30,7 +30,8 @@ pub trait PowerOff: Send + Sync {
     /// a guest that is still booting hears only later.
     ///
     /// # Errors
-    /// Anything, where the guest could not be asked.
+    /// `Unsupported` where this guest can never be asked: then `stop` is hard at once. Anything else, where it could not be
+    /// asked this time.
     fn power_off<'a>(
         &'a self,
         vm: &'a VmHandle,

@@ -12,7 +12,7 @@ use super::hold::Hold;
 use super::instance_spec::{InstanceState, Requested};
 use super::monitor;
 use super::start::end_server;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::steps::step;
 
 /// How long a VM may take to halt once its server was told: it lets go of disks and links.
@@ -82,15 +82,18 @@ async fn ask_guest(site: &Site<'_>, client: &Client, deadline: Instant) -> bool 
     let asking = async {
         loop {
             let again = Instant::now() + ASK_EVERY;
-            match site.settings.guest_address(site.vm, &site.claim).await {
-                Ok(address) => match power_off.power_off(site.vm, address, deadline.into_std()).await {
-                    Ok(()) => break,
-                    Err(error) => tracing::debug!(%error, "the guest could not be asked to power off"),
-                },
-                Err(error) => tracing::debug!(%error, "it is not known where the guest can be asked"),
+            let asked = async {
+                let address = site.settings.guest_address(site.vm, &site.claim).await?;
+                power_off.power_off(site.vm, address, deadline.into_std()).await
+            };
+            match asked.await {
+                Ok(()) => return true,
+                // Waiting would not give the guest an ear.
+                Err(error) if error.kind() == ErrorKind::Unsupported => return false,
+                Err(error) => tracing::debug!(%error, "the guest could not be asked to power off"),
             }
             if again >= deadline {
-                break;
+                return true;
             }
             sleep_until(again).await;
         }
@@ -98,8 +101,11 @@ async fn ask_guest(site: &Site<'_>, client: &Client, deadline: Instant) -> bool 
     tokio::pin!(gone);
     let ended = tokio::select! {
         ended = &mut gone => ended,
-        // The guest was asked, or can't be: what comes of it the monitor tells.
-        _ = timeout_at(deadline, asking) => gone.await,
+        asked = timeout_at(deadline, asking) => match asked {
+            Ok(false) => return false,
+            // The guest was asked, or did not hear in time: what comes of it the monitor tells.
+            _ => gone.await,
+        },
     };
     match ended {
         Ok(_) => true,
