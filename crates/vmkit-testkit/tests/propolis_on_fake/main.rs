@@ -155,3 +155,23 @@ async fn a_vnic_that_a_reboot_took_is_made_again() {
     propolis.destroy(vm).await.unwrap();
     assert_eq!(world.left(), Vec::<String>::new());
 }
+
+#[tokio::test]
+async fn a_guest_is_found_by_the_neighbour_table_or_else_by_its_lease() {
+    let world = World::new();
+    let leases = world.path().join("dnsmasq.leases");
+    let propolis = world.builder().lease_files(vec![leases.clone()]).build();
+    let spec = world.bare(VmName::new("web").unwrap()).build().unwrap();
+    let vm = propolis.prepare(&spec).await.unwrap();
+    let vm = propolis.start(&vm).await.unwrap();
+    let mac = vmkit::network::MacAddr::of_vm(vm.id).to_string();
+    assert_eq!(propolis.guest_ip(&vm).await.unwrap_err().kind(), vmkit::ErrorKind::NotFound);
+
+    std::fs::write(&leases, format!("0 {mac} 10.0.0.7 web *\n")).unwrap();
+    assert_eq!(propolis.guest_ip(&vm).await.unwrap(), "10.0.0.7");
+
+    // What the kernel knows goes before what was promised once.
+    world.say_neighbour("10.0.0.9", &mac);
+    assert_eq!(propolis.guest_ip(&vm).await.unwrap(), "10.0.0.9");
+    propolis.destroy(vm).await.unwrap();
+}

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::pin::Pin;
 use std::process::Command;
@@ -103,6 +104,14 @@ impl World {
         let mut left = self.host.leftovers().unwrap();
         left.extend(files_in(&self.dir.path().join("vms")));
         left
+    }
+
+    /// Gives the host a neighbour table with this one guest in it, as `arp -an` of illumos prints it.
+    pub(crate) fn say_neighbour(&self, address: &str, mac: &str) {
+        let table = format!("net0   {address}  255.255.255.255          {mac}");
+        let program = self.host.path().join("arp");
+        fs::write(&program, format!("#!/bin/sh\n[ \"$*\" = -an ] && echo '{table}'\n")).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
     }
 
     /// Runs a tool of the host, as somebody else would.

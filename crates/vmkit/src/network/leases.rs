@@ -65,7 +65,7 @@ pub(crate) fn default_lease_files() -> Vec<PathBuf> {
 ///
 /// # Errors
 /// `Io` when a file can't be read.
-pub(super) fn leased_to(mac: MacAddr, files: &[PathBuf]) -> Result<Vec<IpAddr>> {
+pub(crate) fn leased_to(mac: MacAddr, files: &[PathBuf]) -> Result<Vec<IpAddr>> {
     // A clock before 1970 leaves every lease in force.
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let mut found = Vec::new();

@@ -1,6 +1,6 @@
 //! The host's side of a guest's network: MAC addresses, taps, neighbours, leases.
 
-#[cfg(all(target_os = "linux", feature = "qemu"))]
+#[cfg(any(feature = "propolis", all(target_os = "linux", feature = "qemu")))]
 mod leases;
 mod mac;
 #[cfg(all(target_os = "linux", feature = "qemu"))]
@@ -15,8 +15,10 @@ mod testing;
 
 pub use mac::MacAddr;
 
-#[cfg(all(target_os = "linux", feature = "qemu"))]
+#[cfg(any(feature = "propolis", all(target_os = "linux", feature = "qemu")))]
 pub(crate) use leases::default_lease_files;
+#[cfg(feature = "propolis")]
+pub(crate) use leases::leased_to;
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 pub(crate) use neighbours::addresses_of;
 #[cfg(all(target_os = "linux", feature = "qemu"))]

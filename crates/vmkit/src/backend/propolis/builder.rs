@@ -50,6 +50,7 @@ pub(super) struct Settings {
     pub(super) keeper: Option<PathBuf>,
     pub(super) start_limit: Duration,
     pub(super) power_off: Option<Arc<dyn PowerOff>>,
+    pub(super) lease_files: Option<Vec<PathBuf>>,
 }
 
 impl fmt::Debug for Settings {
@@ -80,6 +81,7 @@ impl PropolisHypervisorBuilder {
             keeper: None,
             start_limit: START_LIMIT,
             power_off: None,
+            lease_files: None,
         })
     }
 
@@ -142,6 +144,13 @@ impl PropolisHypervisorBuilder {
     /// Sets how long a server may take from its start until its guest runs; 30 s without it.
     pub fn start_limit(mut self, limit: Duration) -> Self {
         self.0.start_limit = limit;
+        self
+    }
+
+    /// Sets the lease files of dnsmasq that are asked for a guest's address where the neighbour table does not know it, instead
+    /// of the usual ones.
+    pub fn lease_files(mut self, files: Vec<PathBuf>) -> Self {
+        self.0.lease_files = Some(files);
         self
     }
 

@@ -67,7 +67,7 @@ use crate::handle::{BackendDetails, BackendTag, ConsoleEndpoint, RunInfo, VmHand
 use crate::hypervisor::{Backend, Capabilities, Hypervisor};
 use crate::input_file::InputFile;
 use crate::lifecycle::{InvalidTransition, Operation, VmState, next};
-use crate::network::MacAddr;
+use crate::network::{MacAddr, default_lease_files, leased_to};
 use crate::spec::{NetworkConfig, VmSpec};
 
 /// The version of the shape of [`Details`].
@@ -178,21 +178,28 @@ impl Settings {
             let what = "an address without a network".to_owned();
             return Err(Error::Unsupported { backend: BackendTag::Propolis, what });
         }
-        let unknown = || Error::NotFound { what: "address of VM", name: vm.name().to_string() };
-        match self.host.ask(&neighbours::COMMAND).await {
-            Ok(Done::Well(table)) => {
-                let found = neighbours::addresses_of(MacAddr::of_vm(vm.id), &table);
-                found.first().copied().ok_or_else(unknown)
-            }
+        let mac = MacAddr::of_vm(vm.id);
+        let found = match self.host.ask(&neighbours::COMMAND).await {
+            Ok(Done::Well(table)) => neighbours::addresses_of(mac, &table),
             Ok(Done::Failed(why)) => {
                 tracing::debug!(why, "the host's neighbour table can't be read");
-                Err(unknown())
+                Vec::new()
             }
             Err(error) => {
                 tracing::debug!(%error, "the host has no neighbour table");
-                Err(unknown())
+                Vec::new()
             }
+        };
+        if let Some(address) = found.first() {
+            return Ok(*address);
         }
+        // The host has not spoken with the guest of late, or never: whoever gave it an address may know it.
+        let files = self.lease_files.clone().unwrap_or_else(default_lease_files);
+        let leased = leased_to(mac, &files)?;
+        leased
+            .first()
+            .copied()
+            .ok_or_else(|| Error::NotFound { what: "address of VM", name: vm.name().to_string() })
     }
 
     /// Finds out what a plan has to know of the host; `image_bytes` is known of a VM that was prepared.
