@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
 use super::Place;
-use super::process::{self, Found};
+use super::process;
 use crate::error::{Error, Result};
 use crate::steps::step;
 
@@ -53,6 +53,7 @@ pub(crate) fn is_held(place: &Place) -> Result<bool> {
 ///
 /// # Errors
 /// `Busy` where neither comes true by the deadline.
+#[cfg(all(target_os = "linux", feature = "qemu"))]
 pub(crate) async fn take_unless_live(place: &Place, deadline: Instant) -> Result<Option<OwnedFd>> {
     if let Some(lock) = try_take(place)? {
         return Ok(Some(lock));
@@ -62,7 +63,7 @@ pub(crate) async fn take_unless_live(place: &Place, deadline: Instant) -> Result
         if let Some(lock) = waiting.for_a_moment(place).await? {
             return Ok(Some(lock));
         }
-        if matches!(process::look(place).await?, Found::Live(_)) {
+        if matches!(process::look(place).await?, process::Found::Live(_)) {
             return Ok(None);
         }
         held_at(deadline, place)?;
