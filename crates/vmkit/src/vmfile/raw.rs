@@ -85,7 +85,7 @@ table! {
         cloud_init: CloudInit,
         /// Files and folders of the host to copy into the guest, before the provision steps, again whenever they change.
         files: Vec<Copy>,
-        /// What is done in the guest once it is ready, in order.
+        /// What is done in the guest once it can be entered, in order.
         provision: Vec<Step>,
         /// The machines that have to be ready and provisioned before this one is started.
         depends_on: Vec<String>,
