@@ -196,3 +196,27 @@ fn an_own_catalogue_and_a_mirror_are_taken_from_the_environment() {
     assert_eq!(refused.code, Some(2));
     assert!(refused.stderr.contains("images.toml: line 3, column 1: unknown field `usr`"), "{refused:?}");
 }
+
+#[test]
+fn a_vm_is_made_of_an_image_by_its_name_and_the_image_is_kept_for_it() {
+    let host = Host::with_refusing_qemu();
+    host.must(["image", "import", "base.img", "--name", "mine:1"]);
+    host.must(["create", "web", "--image", "mine:1", "--accel", "tcg"]);
+    let info: serde_json::Value = serde_json::from_str(&host.must(["info", "web", "--json"])).unwrap();
+    assert!(info["disk"]["image"].as_str().unwrap().contains("/images/"), "{info}");
+    let refused = host.vmkit(["image", "rm", "mine:1"]);
+    assert!(refused.code != Some(0) && refused.stderr.contains("web"), "{refused:?}");
+    host.must(["rm", "web"]);
+    host.must(["image", "rm", "mine:1"]);
+}
+
+#[test]
+fn a_misspelt_image_makes_no_vm_and_a_dry_run_fetches_none() {
+    let host = Host::with_refusing_qemu();
+    let misspelt = host.vmkit(["create", "web", "--image", "debain:12"]);
+    assert_ne!(misspelt.code, Some(0), "{misspelt:?}");
+    assert!(misspelt.stderr.contains("debian"), "{misspelt:?}");
+    let dry = host.vmkit(["create", "web", "--image", "debian:12", "--dry-run"]);
+    assert_eq!(dry.code, Some(3), "{dry:?}");
+    assert!(!host.home().join("vms/web").exists());
+}

@@ -1,16 +1,17 @@
 //! `vmkit create`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use vmkit::Error;
+use vmkit::image::{ImageInUse, ImageRef, PullPolicy};
 use vmkit::spec::{Boot, RootDisk, VmName, VmSpec};
 
-use crate::commands::machine::{Options, image_path};
+use crate::commands::machine::{Options, ZFS, image_path};
 use crate::commands::{plan, tell};
 use crate::context::Context;
 use crate::failure::Failure;
-use crate::output;
+use crate::{images, output};
 
 /// What is left where making a VM succeeds and starting it does not.
 const NOT_STARTED: &str =
@@ -24,8 +25,9 @@ const NOT_STARTED: &str =
 pub(crate) struct Create {
     /// Names the VM: a-z, 0-9 and -, at most 63 characters.
     name: VmName,
-    /// Makes the root disk an overlay over this image, raw or qcow2, which is never written to.
-    #[arg(long, value_name = "PATH")]
+    /// Makes the root disk an overlay over this image, which is never written to: a file, raw or qcow2, or what `vmkit launch`
+    /// takes, such as debian:12. It is fetched if it is not kept already.
+    #[arg(long, value_name = "IMAGE")]
     image: Option<PathBuf>,
     /// Boots the VM at once.
     #[arg(long)]
@@ -44,8 +46,10 @@ pub(crate) struct Create {
 impl Create {
     pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
         let manager = context.manager()?;
-        let spec = self.spec()?;
         context.block_on(async {
+            // It holds the image until there is a VM that hangs on it.
+            let image = self.found(context).await?;
+            let spec = self.spec(image.as_ref())?;
             if self.dry_run {
                 return plan::print_new(context, &manager, &spec, self.json).await;
             }
@@ -58,11 +62,29 @@ impl Create {
         })
     }
 
-    fn spec(&self) -> Result<VmSpec, Error> {
-        let usual = Boot::Firmware(self.options.machine().usual_firmware());
+    /// Finds the image in the store, or fetches it, where it is named by anything but the path of a file.
+    async fn found(&self, context: &Context) -> Result<Option<ImageInUse>, Error> {
+        let Some(text) = self.image.as_ref().and_then(|image| image.to_str()) else { return Ok(None) };
+        if text.starts_with(ZFS) || Path::new(text).exists() {
+            return Ok(None);
+        }
+        let image = images::image(text)?;
+        if matches!(image, ImageRef::Path(_)) {
+            return Ok(None);
+        }
+        let policy = if self.dry_run { PullPolicy::Never } else { PullPolicy::Missing };
+        let (store, arch) = (context.images()?, self.options.machine().arch());
+        let work = async |progress: &_| store.resolve(&image, arch, policy, progress).await;
+        images::watched(text, work).await.map(Some)
+    }
+
+    fn spec(&self, found: Option<&ImageInUse>) -> Result<VmSpec, Error> {
+        let firmware = found.and_then(|image| image.firmware);
+        let usual = Boot::Firmware(firmware.unwrap_or(self.options.machine().usual_firmware()));
         let mut spec = self.options.spec(self.name.clone())?.boot(self.options.boot()?.unwrap_or(usual));
         if let Some(image) = &self.image {
-            spec = spec.disk(RootDisk { image: image_path(image)?, size: self.options.disk() });
+            let image = found.map_or_else(|| image_path(image), |found| Ok(found.facts.path.clone()))?;
+            spec = spec.disk(RootDisk { image, size: self.options.disk() });
         }
         if let Some(config) = self.options.cloud_init()? {
             spec = spec.cloud_init(config);

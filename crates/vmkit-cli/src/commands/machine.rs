@@ -289,9 +289,12 @@ fn backend_option(text: &str) -> Result<(String, String), Error> {
     option.ok_or_else(|| Error::invalid("backend-option", text, "write KEY=VALUE"))
 }
 
+/// Begins the name of an image that is the snapshot of a ZFS volume.
+pub(crate) const ZFS: &str = "zfs:";
+
 /// Makes a path absolute; the snapshot of a ZFS volume is no path.
 pub(crate) fn image_path(image: &Path) -> Result<PathBuf, Error> {
-    if image.as_os_str().as_encoded_bytes().starts_with(b"zfs:") {
+    if image.as_os_str().as_encoded_bytes().starts_with(ZFS.as_bytes()) {
         return Ok(image.to_owned());
     }
     absolute("image", image)
