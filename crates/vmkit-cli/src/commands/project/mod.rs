@@ -7,12 +7,14 @@ pub(super) mod reload;
 pub(super) mod status;
 pub(super) mod up;
 
+use std::collections::BTreeMap;
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use clap::Args;
+use vmkit::image::PullProgress;
 use vmkit::project::{End, Happening, Listener, MachineReport, Options, ProjectManager, Report, SshGuests};
 use vmkit::spec::VmName;
 use vmkit::vmfile::{self, Project};
@@ -21,7 +23,7 @@ use vmkit::{Error, RouterHypervisor};
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::places::absolute;
-use crate::{images, json_project, output};
+use crate::{images, json_project, output, progress};
 
 /// What a file of machines is called where none is named.
 const FILE: &str = "vmkit.toml";
@@ -82,6 +84,7 @@ fn engine(context: &Context) -> Result<ProjectManager<RouterHypervisor, SshGuest
 /// Answers who prints what happens: the lines of the steps in any case, all else to a person.
 fn printer(project: &Project) -> Listener {
     let width = project.machines.iter().map(|machine| machine.name.chars().count()).max().unwrap_or(0);
+    let pulls = Mutex::new(BTreeMap::new());
     Arc::new(move |event| {
         let machine = event.machine;
         match event.what {
@@ -90,6 +93,15 @@ fn printer(project: &Project) -> Listener {
                 output::line(format_args!("{machine:width$} > {name} ({why})"));
             }
             Happening::Image => output::progress(format_args!("{machine:width$} : looking for its image …")),
+            Happening::Pulling(now) => {
+                let mut pulls = pulls.lock().unwrap_or_else(PoisonError::into_inner);
+                let told = pulls.entry(machine.clone()).or_insert(0);
+                if let Some(tenths) = tenths(now).filter(|tenths| tenths > told) {
+                    *told = tenths;
+                    let total = progress::bytes(now.total_bytes.unwrap_or_default());
+                    output::progress(format_args!("{machine:width$} : {tenths}0% of {total} fetched"));
+                }
+            }
             Happening::Making => output::progress(format_args!("{machine:width$} : making …")),
             Happening::Removing => output::progress(format_args!("{machine:width$} : removing …")),
             Happening::Starting => output::progress(format_args!("{machine:width$} : starting …")),
@@ -100,6 +112,13 @@ fn printer(project: &Project) -> Listener {
             _ => {}
         }
     })
+}
+
+/// Answers how many tenths of an image are there. A line is printed for each: machines that fetch side by side leave no room for
+/// bars.
+fn tenths(now: PullProgress) -> Option<u64> {
+    let total = now.total_bytes.filter(|total| *total > 0)?;
+    Some(now.done_bytes.min(total).saturating_mul(10) / total)
 }
 
 /// Tells what came of it, and fails where something did.
