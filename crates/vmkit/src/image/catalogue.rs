@@ -536,8 +536,10 @@ mod tests {
 
     #[test]
     fn a_signature_is_verified_only_with_a_key() {
-        let ubuntu = name("ubuntu:24.04");
-        assert_eq!(Catalogue::built_in().find(&ubuntu, Arch::X86_64).unwrap().signature, None);
+        let signature = |of| Catalogue::built_in().find(&name(of), Arch::X86_64).unwrap().signature;
+        assert_eq!(signature("alpine:3.23"), None, "it is signed, and the key does not come with vmkit");
+        let url = "https://cloud-images.ubuntu.com/releases/noble/release/SHA256SUMS.gpg";
+        assert_eq!(signature("ubuntu:24.04").unwrap().url, url);
         let fingerprint = "A".repeat(40);
         let text = format!(
             "version = 1\n[key.k]\nfingerprint = \"{fingerprint}\"\npublic = \"…\"\n[image.test.release.1]\n\

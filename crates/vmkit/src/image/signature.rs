@@ -174,6 +174,7 @@ fn is_strong(signature: &Signature) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::Catalogue;
 
     macro_rules! fixture {
         ($name:literal) => {
@@ -273,6 +274,40 @@ mod tests {
         if let Ok((_, signed)) = verify_inline(behind.as_bytes(), &[key(ONE)]) {
             assert!(!signed.contains("other.img"));
         }
+    }
+
+    #[test]
+    fn the_keys_that_come_with_vmkit_are_whole_and_may_sign() {
+        let catalogue = Catalogue::built_in();
+        let now = u32::try_from(
+            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs(),
+        );
+        let mut signed = Vec::new();
+        for entry in catalogue.entries() {
+            for arch in entry.arches {
+                let Some(signature) = catalogue.find(&entry.name, arch).unwrap().signature else { continue };
+                for key in &signature.keys {
+                    let certificate = certificate(key).unwrap_or_else(|error| panic!("{}: {error}", entry.name));
+                    assert!(!signers(&certificate, now.unwrap()).is_empty(), "{}: its key has expired", entry.name);
+                }
+                signed.push(entry.name.name().to_owned());
+            }
+        }
+        signed.dedup();
+        assert_eq!(signed, ["alma", "fedora", "opensuse", "ubuntu"]);
+    }
+
+    #[test]
+    fn what_fedora_really_signs_is_verified_by_the_key_that_comes_with_vmkit() {
+        let name = crate::image::ImageName::new("fedora:44").unwrap();
+        let found = Catalogue::built_in().find(&name, crate::spec::Arch::Aarch64).unwrap();
+        let keys = found.signature.unwrap().keys;
+        let (fingerprint, signed) =
+            verify_inline(fixture!("Fedora-Cloud-44-1.7-aarch64-CHECKSUM"), &keys).unwrap();
+        assert_eq!(fingerprint, "36F612DCF27F7D1A48A835E4DBFCF71C6D9F90A6");
+        let image = found.url.rsplit('/').next().unwrap();
+        let line = signed.lines().find(|line| line.starts_with(&format!("SHA256 ({image}) = "))).unwrap();
+        assert!(line.ends_with("55c60a3b80d3616a08705afd0459e75fe9f03c54aba7a46e4002a41a72fa0d5b"), "{line}");
     }
 
     proptest::proptest! {
