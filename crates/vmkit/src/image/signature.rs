@@ -287,8 +287,13 @@ mod tests {
             for arch in entry.arches {
                 let Some(signature) = catalogue.find(&entry.name, arch).unwrap().signature else { continue };
                 for key in &signature.keys {
-                    let certificate = certificate(key).unwrap_or_else(|error| panic!("{}: {error}", entry.name));
-                    assert!(!signers(&certificate, now.unwrap()).is_empty(), "{}: its key has expired", entry.name);
+                    let certificate =
+                        certificate(key).unwrap_or_else(|error| panic!("{}: {error}", entry.name));
+                    assert!(
+                        !signers(&certificate, now.unwrap()).is_empty(),
+                        "{}: its key has expired",
+                        entry.name
+                    );
                 }
                 signed.push(entry.name.name().to_owned());
             }

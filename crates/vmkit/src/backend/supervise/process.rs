@@ -56,14 +56,27 @@ pub(crate) async fn look(place: &Place) -> Result<Found> {
     let lives = matches!(recorded, Found::Live(_) | Found::Starting(_));
     // A VM at rest has no runtime directory, so the lock is asked only where a start is under way or was cut off.
     if !lives && place.run_dir.exists() && alive::is_held(place)? {
+        leave_taken(place).await?;
         // The run file may have come while we looked elsewhere.
-        if let found @ (Found::Live(_) | Found::Starting(_)) = self::recorded(place).await? {
-            return Ok(found);
+        let recorded = self::recorded(place).await?;
+        if matches!(recorded, Found::Live(_) | Found::Starting(_)) || !alive::is_held(place)? {
+            return Ok(recorded);
         }
         // Or it was lost, and the hypervisor runs on: then it is the one that has the lock.
         return Ok(orphan(place)?.map_or(Found::Launching, Found::Live));
     }
     Ok(recorded)
+}
+
+/// Waits for a keeper that has written down the end of its run: it has the lock still while it removes the sockets.
+async fn leave_taken(place: &Place) -> Result<()> {
+    if let Ok(Some(run)) = runfile::read(&place.run_file)
+        && run.ended.is_some()
+        && let Some(keeper) = open(run.keeper)?
+    {
+        keeper.wait(Instant::now() + KEEPER_GRACE).await?;
+    }
+    Ok(())
 }
 
 async fn recorded(place: &Place) -> Result<Found> {
@@ -187,4 +200,52 @@ pub(crate) async fn end(process: &ProcessFd, signal: Signal, grace: Duration) ->
     crate::steps::step("process: signal").map_err(Error::io("signal", "/proc"))?;
     process.signal(signal)?;
     process.wait(Instant::now() + grace).await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+    use std::process::{Command, Stdio};
+
+    use super::*;
+    use crate::backend::supervise::runfile::Run;
+
+    /// A place whose lock is held, and which tells of a start or of an end.
+    fn place(dir: &std::path::Path) -> (Place, OwnedFd) {
+        let place = Place {
+            alive: dir.join("alive"),
+            run_file: dir.join("run.json"),
+            run_dir: dir.join("run"),
+            program: "QEMU",
+        };
+        fs::create_dir(&place.run_dir).unwrap();
+        let lock = alive::try_take(&place).unwrap().unwrap();
+        (place, lock)
+    }
+
+    #[tokio::test]
+    async fn a_keeper_that_has_written_the_end_and_still_has_the_lock_is_no_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let (place, lock) = place(dir.path());
+        // Stands in for a keeper that is slow to remove its sockets: it has the lock as its standard input.
+        let mut keeper = Command::new("sleep").arg("0.3").stdin(Stdio::from(lock)).spawn().unwrap();
+        let ended = Some(Ended { code: Some(0), signal: None });
+        let run = Run { keeper: ProcessId::of(keeper.id()).unwrap(), ended, ..Run::default() };
+        fs::write(&place.run_file, serde_json::to_vec(&run).unwrap()).unwrap();
+        assert!(alive::is_held(&place).unwrap());
+        let found = look(&place).await.unwrap();
+        assert!(matches!(found, Found::Ended(Some(Ended { code: Some(0), .. }))), "{found:?}");
+        keeper.wait().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_lock_that_somebody_holds_for_a_start_is_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let (place, lock) = place(dir.path());
+        let ended = Some(Ended { code: Some(0), signal: None });
+        fs::write(&place.run_file, serde_json::to_vec(&Run { ended, ..Run::default() }).unwrap()).unwrap();
+        assert!(matches!(look(&place).await.unwrap(), Found::Launching));
+        drop(lock);
+        assert!(matches!(look(&place).await.unwrap(), Found::Ended(Some(_))));
+    }
 }
