@@ -106,6 +106,8 @@ pub enum Blow {
     InternalError,
     /// A disk fails.
     IoError,
+    /// The guest goes to sleep (ACPI S3), where it does not hear its power button until `system_wakeup`.
+    Sleep,
     /// QEMU ends with this code.
     Exit(i32),
     /// QEMU kills itself by this signal.

@@ -317,3 +317,179 @@ async fn a_disk_that_shall_be_larger_grows_at_the_start() {
     let vm = qemu.start(&vm).await.unwrap_or_else(|error| panic!("start: {error}"));
     home.clear(&qemu, vm).await;
 }
+
+/// Waits until the VM is in a state that fits.
+async fn until(qemu: &QemuHypervisor, vm: &VmHandle, fits: impl Fn(&VmState) -> bool) {
+    let began = Instant::now();
+    loop {
+        let state = qemu.state(vm).await;
+        if state.as_ref().is_ok_and(&fits) {
+            return;
+        }
+        assert!(began.elapsed() < Duration::from_secs(30), "{state:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn ends_by_itself_only(what: Blow) -> Behaviour {
+    Behaviour {
+        fate: Some(Fate { after_ms: 100, what }),
+        // Only the guest itself can end it.
+        ignore_sigterm: true,
+        mute: vec!["quit".into()],
+        ..Behaviour::default()
+    }
+}
+
+#[tokio::test]
+async fn a_guest_that_waits_for_room_on_its_disk_goes_on_at_the_next_start_or_stop() {
+    let home = Home::new(&ends_by_itself_only(Blow::IoError));
+    let qemu = home.hypervisor();
+    let vm = home.started(&qemu).await;
+    let pid = |vm: &VmHandle| vm.run.as_ref().and_then(|run| run.pid);
+    let is_out_of_room =
+        |state: &VmState| matches!(state, VmState::Failed { cause } if cause.kind == FailureKind::DiskError);
+    until(&qemu, &vm, is_out_of_room).await;
+    let again = qemu.start(&vm).await.unwrap_or_else(|error| panic!("start: {error}"));
+    assert_eq!((pid(&again), qemu.state(&vm).await.ok()), (pid(&vm), Some(VmState::Running)));
+    home.clear(&qemu, again).await;
+
+    let vm = home.started(&qemu).await;
+    until(&qemu, &vm, is_out_of_room).await;
+    let stopped = qemu.stop(&vm, Duration::from_secs(60)).await;
+    assert_eq!(stopped.unwrap_or_else(|error| panic!("stop: {error}")).state, VmState::Stopped);
+    home.clear(&qemu, vm).await;
+}
+
+#[tokio::test]
+async fn a_guest_that_sleeps_is_woken_to_be_stopped() {
+    let home = Home::new(&ends_by_itself_only(Blow::Sleep));
+    let qemu = home.hypervisor();
+    let vm = home.started(&qemu).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let asked = Instant::now();
+    let stopped = qemu.stop(&vm, Duration::from_secs(60)).await;
+    assert_eq!(stopped.unwrap_or_else(|error| panic!("stop: {error}")).state, VmState::Stopped);
+    assert!(asked.elapsed() < Duration::from_secs(30), "{:?}", asked.elapsed());
+    home.clear(&qemu, vm).await;
+}
+
+#[tokio::test]
+async fn what_the_program_left_open_for_its_children_does_not_reach_the_hypervisor() {
+    let home = Home::new(&Behaviour::default());
+    let qemu = home.hypervisor();
+    let (read, write) = rustix::pipe::pipe().expect("a pipe, handed on to every child");
+    rustix::io::fcntl_setfd(&read, rustix::io::FdFlags::CLOEXEC).expect("a flag");
+    let vm = home.started(&qemu).await;
+    drop(write);
+    // Whatever else is a child by chance lets go of it soon; a guest would have it for as long as it runs.
+    let mut waited = [rustix::event::PollFd::new(&read, rustix::event::PollFlags::IN)];
+    let limit = rustix::event::Timespec { tv_sec: 30, tv_nsec: 0 };
+    assert_eq!(rustix::event::poll(&mut waited, Some(&limit)), Ok(1), "nobody has the other end any more");
+    assert_eq!(guests(&vm.id.to_string()), 1);
+    home.clear(&qemu, vm).await;
+}
+
+#[tokio::test]
+async fn a_start_that_comes_to_nothing_leaves_a_stopped_vm_stopped() {
+    let home = Home::new(&Behaviour::default());
+    let qemu = home.hypervisor();
+    let vm = home.started(&qemu).await;
+    let vm = qemu.stop(&vm, Duration::ZERO).await.unwrap_or_else(|error| panic!("stop: {error}"));
+    let run = home.dir.path().join("run");
+    fs::remove_dir(&run).and_then(|()| fs::write(&run, "in the way")).expect("a file");
+    qemu.start(&vm).await.expect_err("there is nowhere to put sockets");
+    assert_eq!(qemu.state(&vm).await.expect("a state"), VmState::Stopped);
+    fs::remove_file(&run).expect("it goes");
+    let program = home.dir.path().join("qemu-system-x86_64");
+    let hidden = program.with_extension("hidden");
+    fs::rename(&program, &hidden).and_then(|()| fs::write(&program, "no program")).expect("a file");
+    qemu.start(&vm).await.expect_err("there is nothing to start");
+    assert_eq!(qemu.state(&vm).await.expect("a state"), VmState::Stopped);
+    fs::rename(&hidden, &program).expect("it comes back");
+    let vm = qemu.start(&vm).await.unwrap_or_else(|error| panic!("start: {error}"));
+    home.clear(&qemu, vm).await;
+}
+
+#[tokio::test]
+async fn a_start_that_is_not_heard_of_in_time_leaves_nothing_running() {
+    for limit in [1, 5, 20] {
+        let home = Home::new(&Behaviour { greet: false, ..Behaviour::default() });
+        let qemu = over(home.dir.path(), Duration::from_millis(limit));
+        let vm = home.prepared(&qemu).await;
+        let error = qemu.start(&vm).await.expect_err("it never greets");
+        assert!(matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::Busy), "{error}");
+        assert_eq!(guests(&vm.id.to_string()), 0, "after {limit} ms: {error}");
+        home.clear(&qemu, vm).await;
+    }
+}
+
+#[tokio::test]
+async fn a_vm_is_started_from_a_session_with_another_runtime_directory() {
+    let home = Home::new(&Behaviour::default());
+    let qemu = home.hypervisor();
+    let vm = home.started(&qemu).await;
+    let old = qemu.stop(&vm, Duration::from_secs(20)).await.unwrap_or_else(|error| panic!("stop: {error}"));
+    // As a session's directory is after the session: gone, and not to be made again.
+    let run = home.dir.path().join("run");
+    fs::remove_dir(&run).and_then(|()| fs::write(&run, "in the way")).expect("a file");
+    let elsewhere = home.dir.path().join("run2");
+    let other = QemuHypervisor::builder(home.dir.path().join("vms"), &elsewhere)
+        .cache_dir(home.dir.path().join("cache"))
+        .program(home.dir.path().join("qemu-system-x86_64"))
+        .keeper(FAKE)
+        .build();
+    let vm = other.start(&old).await.unwrap_or_else(|error| panic!("start: {error}"));
+    let console = vm.run.as_ref().expect("it runs").console.clone();
+    assert!(matches!(console, vmkit::ConsoleEndpoint::UnixSocket(path) if path.starts_with(&elsewhere)));
+    // Nobody needs the new handle, or the new directory, to find it.
+    assert_eq!(qemu.state(&old).await.expect("a state"), VmState::Running);
+    qemu.suspend(&old).await.unwrap_or_else(|error| panic!("suspend: {error}"));
+    qemu.destroy(old).await.unwrap_or_else(|error| panic!("destroy: {error}"));
+    assert_eq!(guests(&vm.id.to_string()), 0);
+    assert_eq!(fs::read_dir(&elsewhere).map(Iterator::count).unwrap_or(0), 0);
+}
+
+#[tokio::test]
+async fn a_screen_whose_password_was_never_set_gets_one_from_whoever_comes_next() {
+    let home = Home::new(&Behaviour::default());
+    let qemu = home.hypervisor();
+    let name = VmName::new("web").expect("a name");
+    let spec = VmSpecBuilder::from(home.spec(name)).vnc(vmkit::spec::Vnc::Loopback).build().expect("a spec");
+    let vm = qemu.prepare(&spec).await.unwrap_or_else(|error| panic!("prepare: {error}"));
+    let vm = qemu.start(&vm).await.unwrap_or_else(|error| panic!("start: {error}"));
+    let Some(vmkit::VncAddress::Tcp { password_file, .. }) = vm.run.as_ref().and_then(|run| run.vnc.clone())
+    else {
+        panic!("{:?}", vm.run)
+    };
+    let first = fs::read_to_string(&password_file).expect("a password");
+    assert_eq!(first.len(), 8, "{first:?}");
+    for cut in [None, Some("half")] {
+        fs::remove_file(&password_file).expect("it goes");
+        if let Some(text) = cut {
+            fs::write(&password_file, text).expect("a file");
+        }
+        qemu.start(&vm).await.unwrap_or_else(|error| panic!("start: {error}"));
+        let drawn = fs::read_to_string(&password_file).expect("a password");
+        assert!(drawn.len() == 8 && drawn != first, "{drawn:?}");
+    }
+    home.clear(&qemu, vm).await;
+}
+
+#[tokio::test]
+async fn relative_paths_are_refused_before_anything_is_made() {
+    let home = Home::new(&Behaviour::default());
+    let dir = home.dir.path();
+    let name = || VmName::new("web").expect("a name");
+    for (work, run) in [("vms".into(), dir.join("run")), (dir.join("vms"), "run".into())] {
+        let qemu = QemuHypervisor::builder(work, run).keeper(FAKE).build();
+        let error = qemu.prepare(&home.spec(name())).await.expect_err("it is relative");
+        assert!(error.to_string().contains("must be absolute"), "{error}");
+    }
+    let qemu = home.hypervisor();
+    let kernel = Kernel { path: "vmlinuz".into(), initrd: None, cmdline: String::new() };
+    let spec = VmSpecBuilder::from(home.spec(name())).boot(Boot::Kernel(kernel)).build().expect("a spec");
+    let error = qemu.prepare(&spec).await.expect_err("it is relative");
+    assert!(error.to_string().starts_with("kernel: \"vmlinuz\": the path must be absolute"), "{error}");
+    assert_eq!(left(dir), Vec::<String>::new());
+}

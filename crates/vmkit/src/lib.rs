@@ -11,7 +11,8 @@
 //! and time enabled.
 //!
 //! # Examples
-//! A VM's whole life, on the backend that runs nothing; for QEMU only the first line differs, see [`QemuHypervisor`].
+//! A VM's whole life, on the backend that runs nothing. For QEMU another hypervisor is made, and [`run_if_keeper`] called first in
+//! `main`: see [`QemuHypervisor`].
 //! ```
 //! use std::time::Duration;
 //! use vmkit::spec::{Boot, Kernel, VmName, VmSpec};
@@ -54,7 +55,6 @@ pub mod spec;
 pub mod ssh;
 mod steps;
 pub mod store;
-#[cfg(target_os = "linux")]
 mod sys;
 #[cfg(feature = "vmfile")]
 pub mod vmfile;

@@ -1,31 +1,58 @@
-//! The one file with `unsafe`: what the kernel offers and no safe crate wraps. All of it is Linux's.
+//! The one file with `unsafe`: what the kernel offers and no safe crate wraps. All but the closing of descriptors is Linux's.
 #![expect(
     unsafe_code,
     reason = "KVM memory, the tun ioctl and passing descriptors through exec have no safe wrapper"
 )]
 
+use std::fs;
 use std::io;
+#[cfg(target_os = "linux")]
 use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, RawFd};
 
+use rustix::io::FdFlags;
+#[cfg(target_os = "linux")]
 use tokio::io::Interest;
+#[cfg(target_os = "linux")]
 use tokio::io::unix::AsyncFd;
 
-#[cfg(feature = "qemu")]
+#[cfg(all(target_os = "linux", feature = "qemu"))]
 pub(crate) use guest::TinyGuest;
-#[cfg(feature = "qemu")]
+#[cfg(all(target_os = "linux", feature = "qemu"))]
 pub(crate) use tap::make_tap;
+
+/// Closes the descriptors from this number on that the process was given at its exec: those that whoever started it did not mean
+/// to hand on.
+///
+/// What this program opens itself is not among them, for it is marked to be closed at an exec: std, tokio and rustix do so.
+pub(crate) fn close_inherited(first: RawFd) -> io::Result<()> {
+    let numbers: Vec<RawFd> = fs::read_dir("/proc/self/fd")?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|number| *number >= first)
+        .collect();
+    for number in numbers {
+        // SAFETY: the number is only asked for its flags, and one that is not open is answered by an error.
+        let flags = rustix::io::fcntl_getfd(unsafe { BorrowedFd::borrow_raw(number) });
+        if flags.is_ok_and(|flags| !flags.contains(FdFlags::CLOEXEC)) {
+            // SAFETY: it came with the exec, so no value of this program owns it.
+            unsafe { rustix::io::close(number) };
+        }
+    }
+    Ok(())
+}
 
 /// Has tokio's reactor watch a descriptor for being readable.
 ///
 /// # Panics
 /// Outside a tokio runtime, and on one without I/O.
+#[cfg(target_os = "linux")]
 pub(crate) fn watch_readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` is open and keeps its number and its file until it is dropped, and the `AsyncFd` owns it.
     unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(Into::into)
 }
 
 /// Gives this thread, and the threads and processes that it starts from now on, a network of their own.
-#[cfg(all(test, feature = "qemu"))]
+#[cfg(all(test, target_os = "linux", feature = "qemu"))]
 pub(crate) fn leave_the_network() -> io::Result<()> {
     // SAFETY: only descriptor tables are dangerous to part from, and this parts from none.
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }?;
@@ -33,7 +60,7 @@ pub(crate) fn leave_the_network() -> io::Result<()> {
 }
 
 /// Taps.
-#[cfg(feature = "qemu")]
+#[cfg(all(target_os = "linux", feature = "qemu"))]
 mod tap {
     use std::ffi::c_int;
     use std::io;
@@ -77,7 +104,7 @@ mod tap {
 }
 
 /// Guests that tell what KVM is good for.
-#[cfg(feature = "qemu")]
+#[cfg(all(target_os = "linux", feature = "qemu"))]
 mod guest {
     use std::ffi::c_void;
     use std::io;

@@ -253,7 +253,16 @@ fn a_full_disk_of_the_host_s_fails_the_vm_which_starts_again_when_there_is_room(
         mount("remount,size=64m");
         let vm = qemu.start(&vm).await.unwrap();
         in_guest(&vm, "dd if=/dev/urandom of=/dev/vda bs=1M count=16 conv=fsync 2>/dev/null").await;
-        qemu.destroy(vm).await.unwrap();
+
+        mount("remount,size=24m");
+        let mut console = real::console(&qemu, &vm).await;
+        console.write_all(b"dd if=/dev/urandom of=/dev/vda bs=1M count=30 conv=fsync\n").await.unwrap();
+        state_becomes(&qemu, &vm, |it| *it != VmState::Running).await;
+        mount("remount,size=64m");
+        let again = qemu.start(&vm).await.unwrap();
+        assert_eq!(pid(&again), pid(&vm), "the same guest goes on, with all that it had in memory");
+        assert_eq!(in_guest(&again, "wc -c < /dev/vda").await, (32 << 20).to_string());
+        qemu.destroy(again).await.unwrap();
         assert_eq!(place.leftovers(), Vec::<String>::new());
     });
 }

@@ -32,7 +32,7 @@ impl Home {
     pub const MAX_SOCKET_PATH_BYTES: usize = 107;
 
     /// The longest path below a VM's runtime directory, to see beforehand that it will fit.
-    const LONGEST_SOCKET: &'static str = "/01234567/console.sock";
+    const LONGEST_SOCKET: &'static str = "/0123456789/console.sock";
 
     /// Puts everything below one directory.
     ///

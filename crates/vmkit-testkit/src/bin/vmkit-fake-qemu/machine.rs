@@ -94,6 +94,15 @@ impl Machine {
             }
             "stop" => self.pause("paused"),
             "cont" => self.go_on()?,
+            "system_wakeup" if self.state == "suspended" => {
+                self.state = "running";
+                self.tell("WAKEUP", Value::Null);
+                self.changed.notify_waiters();
+            }
+            "system_wakeup" => {
+                let text = "Unable to wake up: guest is not in suspended state";
+                return Err(("GenericError", text.to_owned()));
+            }
             "system_powerdown" => {
                 self.tell("POWERDOWN", Value::Null);
                 self.press();
@@ -147,6 +156,10 @@ impl Machine {
                 self.tell("BLOCK_IO_ERROR", json!({ "device": "", "action": "stop", "operation": "write" }));
                 self.pause("io-error");
             }
+            Blow::Sleep => {
+                self.tell("SUSPEND", Value::Null);
+                self.pause("suspended");
+            }
             Blow::Exit(code) => self.finish(End::Exit(code)),
             Blow::Signal(number) => self.finish(End::Signal(number)),
         }
@@ -178,7 +191,7 @@ impl Machine {
 
     fn press(&mut self) {
         let deaf = Duration::from_millis(self.behaviour.deaf_ms);
-        if !self.behaviour.ignore_power_down && self.since.elapsed() >= deaf {
+        if self.state != "suspended" && !self.behaviour.ignore_power_down && self.since.elapsed() >= deaf {
             self.pressed = true;
             self.changed.notify_waiters();
         }
@@ -234,12 +247,13 @@ impl Machine {
 }
 
 /// The commands that are known, as `query-commands` lists them.
-const COMMANDS: [&str; 14] = [
+const COMMANDS: [&str; 15] = [
     "qmp_capabilities",
     "query-status",
     "stop",
     "cont",
     "system_powerdown",
+    "system_wakeup",
     "quit",
     "set_password",
     "human-monitor-command",

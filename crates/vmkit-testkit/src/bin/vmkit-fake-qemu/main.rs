@@ -6,7 +6,7 @@
 //! - `query-status`, `stop`, `cont`, `system_powerdown`, `quit`, `human-monitor-command` with `info usernet` and
 //!   `info status`, `query-chardev`, `query-version`, `query-name`, `query-uuid`, `query-commands`, `query-vnc`,
 //!   `set_password`;
-//! - the states `prelaunch`, `running`, `paused`, `guest-panicked`, `internal-error`, `io-error`, and which of them `cont`
+//! - the states `prelaunch`, `running`, `paused`, `guest-panicked`, `internal-error`, `io-error`, `suspended`, and which of them `cont`
 //!   refuses; a button pressed while it is paused is noticed when it runs again;
 //! - SIGTERM, SIGINT and SIGHUP end it with code 0; its last words on standard error for an unknown switch, a missing kernel
 //!   or image, a port in use, an image in use;

@@ -30,8 +30,17 @@ impl Layout {
     /// Answers the paths of a VM below the backend's two roots.
     ///
     /// # Errors
-    /// `InvalidInput` where the runtime root is too long for a socket.
+    /// `InvalidInput` where a root is relative or not UTF-8, or the runtime root is too long for a socket.
     pub(crate) fn of(work_root: &Path, run_root: &Path, name: &VmName, id: Uuid) -> Result<Self> {
+        for root in [work_root, run_root] {
+            // The keeper works in `/`, and paths are kept in handles and told to QEMU's monitor, which are JSON.
+            if !root.is_absolute() {
+                return Err(Error::invalid("home", root.display(), "the path must be absolute"));
+            }
+            if root.to_str().is_none() {
+                return Err(Error::invalid("home", root.display(), "the path must be UTF-8"));
+            }
+        }
         let layout = Self { work: work_root.join(name.as_str()), run: run_root.join(short_id(id)) };
         let longest = layout.console_socket();
         let bytes = longest.as_os_str().len();
@@ -177,6 +186,21 @@ mod tests {
         assert_ne!(of(1).run, of(2).run);
         assert_ne!(of(1 << 127).run, of(1 << 127 | 1 << 126).run);
         assert_eq!(of(1), of(1));
+    }
+
+    #[test]
+    fn a_root_that_means_another_place_elsewhere_is_refused() {
+        use std::ffi::OsStr;
+        use std::os::unix::ffi::OsStrExt;
+        let name = VmName::new("web").unwrap();
+        let absolute = Path::new("/w");
+        for (root, why) in [(Path::new("vms"), "absolute"), (Path::new(OsStr::from_bytes(b"/\xff")), "UTF-8")]
+        {
+            for (work, run) in [(root, absolute), (absolute, root)] {
+                let error = Layout::of(work, run, &name, Uuid::nil()).unwrap_err().to_string();
+                assert!(error.contains(why), "{error}");
+            }
+        }
     }
 
     #[test]

@@ -43,7 +43,7 @@ use self::facts::{Media, QemuFacts};
 use self::layout::Layout;
 use self::qmp::client::{QmpClient, RunState};
 use crate::backend::supervise::process::{self, Found};
-use crate::backend::supervise::runfile::Ended;
+use crate::backend::supervise::runfile::{self, Ended};
 use crate::backend::supervise::{alive, spawn};
 use crate::error::{Error, ErrorKind, Result};
 use crate::handle::{BackendDetails, BackendTag, ConsoleEndpoint, RunInfo, VmHandle};
@@ -58,6 +58,8 @@ use crate::spec::{Accel, Boot, Firmware, Mib, NetworkConfig, PortForward, VmSpec
 const START_LIMIT: Duration = Duration::from_secs(30);
 /// How long a question to a monitor may take.
 const ASK_LIMIT: Duration = Duration::from_secs(1);
+/// How long QEMU may take to pause a guest or let it go on: it writes out what its disks have in flight first.
+const PAUSE_LIMIT: Duration = Duration::from_secs(30);
 /// How long a QEMU that no longer answers is given to end, before it counts as one that hangs.
 const ENDING_LIMIT: Duration = Duration::from_millis(500);
 /// Where programs are looked for unless set otherwise.
@@ -76,8 +78,13 @@ const DETAILS_VERSION: u32 = 1;
 /// use vmkit::spec::{RootDisk, VmName, VmSpec};
 /// use vmkit::{Hypervisor, QemuHypervisor};
 ///
-/// #[tokio::main(flavor = "current_thread")]
-/// async fn main() -> vmkit::Result<()> {
+/// fn main() -> vmkit::Result<()> {
+///     vmkit::run_if_keeper(); // first: this program is also started as the parent of each QEMU
+///     run()
+/// }
+///
+/// #[tokio::main]
+/// async fn run() -> vmkit::Result<()> {
 ///     let qemu = QemuHypervisor::builder("/var/lib/ci/vms", "/run/ci").build();
 ///     let disk = RootDisk { image: "/images/debian-12.qcow2".into(), size: None };
 ///     let spec = VmSpec::builder(VmName::new("job-17")?).disk(disk).cpus(2).build()?;
@@ -169,12 +176,10 @@ struct Details {
 }
 
 impl Details {
-    fn keep_in(&self, vm: &mut VmHandle) -> Result<()> {
-        let data = serde_json::to_value(self).map_err(|_| {
-            Error::invalid("path", self.layout.work.display(), "vmkit keeps its VMs below paths of UTF-8")
-        })?;
+    fn keep_in(&self, vm: &mut VmHandle) {
+        let data =
+            serde_json::to_value(self).expect("a layout's paths are UTF-8, and the rest is plain data");
         vm.details = BackendDetails { version: DETAILS_VERSION, data };
-        Ok(())
     }
 }
 
@@ -238,8 +243,12 @@ impl QemuHypervisor {
                 seed_run: 0,
                 disk: None,
             }),
-            DETAILS_VERSION => Details::deserialize(&vm.details.data)
-                .map_err(|error| foreign(format!("the handle's details can't be read: {error}"))),
+            DETAILS_VERSION => {
+                let mut details = Details::deserialize(&vm.details.data)
+                    .map_err(|error| foreign(format!("the handle's details can't be read: {error}")))?;
+                details.layout.run = run_dir(&details.layout);
+                Ok(details)
+            }
             version => Err(foreign(format!(
                 "the handle's details have version {version}; this program knows {DETAILS_VERSION}"
             ))),
@@ -298,6 +307,35 @@ impl QemuHypervisor {
         Ok(state)
     }
 
+    /// Removes the sockets that a start of this host's may have left before its keeper wrote down where they are.
+    fn remove_sockets(&self, vm: &VmHandle) -> Result<()> {
+        match self.layout(&vm.spec, vm.id) {
+            Ok(layout) => prepare::remove_run_dir(&layout),
+            // Nothing can have been started in a directory that is refused.
+            Err(error) if error.kind() == ErrorKind::InvalidInput => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Does to a VM that does not run what its spec, or this host, has come to ask for since it was prepared.
+    fn bring_up_to_date(&self, vm: &VmHandle, details: &mut Details) -> Result<()> {
+        let now = self.layout(&vm.spec, vm.id)?.run;
+        if details.layout.run != now {
+            // Another session's directory, which may be gone with it.
+            prepare::remove_run_dir(&details.layout)?;
+            details.layout.run = now;
+        }
+        if details.seed_run != wanted_run(&vm.spec) {
+            prepare::write_seed(&vm.spec, vm.id, &details.layout.seed())?;
+            details.seed_run = wanted_run(&vm.spec);
+        }
+        if let Some(size) = wanted_disk(&vm.spec).filter(|size| details.disk != Some(*size)) {
+            grow_disk(&details.layout.root_disk(), size)?;
+            details.disk = Some(size);
+        }
+        Ok(())
+    }
+
     fn check_owner(&self, vm: &VmHandle, layout: &Layout, operation: Operation) -> Result<()> {
         if prepare::owner(layout)? == Some(vm.id) {
             return Ok(());
@@ -327,6 +365,8 @@ impl Hypervisor for QemuHypervisor {
         }
         let looked = prepare::look_at_files(&spec)?;
         prepare::check_network(&spec).await?;
+        // What could never be started is not prepared.
+        spawn::keeper_program(self.0.keeper.as_deref())?;
         let facts = self.facts(&spec).await?;
         let plan = plan::plan(&spec, id, &layout, &facts, &looked.media);
         for warning in &plan.warnings {
@@ -340,52 +380,53 @@ impl Hypervisor for QemuHypervisor {
             disk: wanted_disk(&spec),
         };
         let mut vm = VmHandle::preparing(id, BackendTag::Qemu, spec);
-        details.keep_in(&mut vm)?;
+        details.keep_in(&mut vm);
         Ok(Self::handle(&vm, VmState::Prepared, &layout, None))
     }
 
     async fn start(&self, vm: &VmHandle) -> Result<VmHandle> {
         let mut details = self.details(vm)?;
-        let Details { layout, media, seed_run, disk } = details.clone();
         let deadline = Instant::now() + self.0.start_limit;
         let lock = self.start_lock(vm.id);
         let _one = lock.lock().await;
         let to = VmState::Running;
+        let adopted = |run, details: &Details| Ok(Self::handle(vm, to.clone(), &details.layout, Some(run)));
         match self.allowed(vm, Operation::Start).await {
             Ok(state) if state == to => {
-                let run = start::adopt(vm, &layout, deadline).await?;
-                return Ok(Self::handle(vm, to, &layout, Some(run)));
+                let run = start::adopt(vm, &details.layout, deadline).await?;
+                return adopted(run, &details);
+            }
+            // The guest waits for room on its disk, with all that it has not written yet.
+            Ok(VmState::Failed { cause })
+                if cause.kind == FailureKind::DiskError && go_on(&details.layout).await =>
+            {
+                let run = start::adopt(vm, &details.layout, deadline).await?;
+                return adopted(run, &details);
             }
             // A panicked guest's QEMU is still there.
-            Ok(VmState::Failed { .. }) => process::kill(&layout.place()).await?,
+            Ok(VmState::Failed { .. }) => process::kill(&details.layout.place()).await?,
             Ok(_) => {}
             // Somebody else's start is under way: the lock will tell what came of it.
             Err(error) if error.kind() == ErrorKind::Busy => {}
             Err(error) => return Err(error),
         }
-        prepare::check_network(&vm.spec).await?;
         let keeper = spawn::keeper_program(self.0.keeper.as_deref())?;
         let facts = self.facts(&vm.spec).await?;
-        let plan = plan::plan(&vm.spec, vm.id, &layout, &facts, &media);
-        let Some(alive) = alive::take_unless_live(&layout.place(), deadline).await? else {
-            let run = start::adopt(vm, &layout, deadline).await?;
-            return Ok(Self::handle(vm, to, &layout, Some(run)));
+        let Some(alive) = alive::take_unless_live(&details.layout.place(), deadline).await? else {
+            // By the other start it may be elsewhere.
+            let details = self.details(vm)?;
+            let run = start::adopt(vm, &details.layout, deadline).await?;
+            return adopted(run, &details);
         };
         // Whoever removed the VM meanwhile held the lock for it.
-        self.check_owner(vm, &layout, Operation::Start)?;
+        self.check_owner(vm, &details.layout, Operation::Start)?;
+        prepare::check_network(&vm.spec).await?;
+        self.bring_up_to_date(vm, &mut details)?;
+        let plan = plan::plan(&vm.spec, vm.id, &details.layout, &facts, &details.media);
+        let run = start::start(vm, &details.layout, &plan, &keeper, alive, deadline).await?;
         let mut started = vm.clone();
-        if seed_run != wanted_run(&vm.spec) {
-            prepare::write_seed(&vm.spec, vm.id, &layout.seed())?;
-            details.seed_run = wanted_run(&vm.spec);
-            details.keep_in(&mut started)?;
-        }
-        if let Some(size) = wanted_disk(&vm.spec).filter(|size| disk != Some(*size)) {
-            grow_disk(&layout.root_disk(), size)?;
-            details.disk = Some(size);
-            details.keep_in(&mut started)?;
-        }
-        let run = start::start(vm, &layout, &plan, &keeper, alive, deadline).await?;
-        Ok(Self::handle(&started, to, &layout, Some(run)))
+        details.keep_in(&mut started);
+        Ok(Self::handle(&started, to, &details.layout, Some(run)))
     }
 
     async fn stop(&self, vm: &VmHandle, timeout: Duration) -> Result<VmHandle> {
@@ -399,7 +440,7 @@ impl Hypervisor for QemuHypervisor {
         let Details { layout, .. } = self.details(vm)?;
         let to = VmState::Suspended;
         if self.allowed(vm, Operation::Suspend).await? != to {
-            let limit = Instant::now() + ASK_LIMIT;
+            let limit = Instant::now() + PAUSE_LIMIT;
             QmpClient::connect(&layout.qmp_socket(), limit).await?.pause(limit).await?;
         }
         Ok(Self::handle(vm, to, &layout, None))
@@ -409,7 +450,7 @@ impl Hypervisor for QemuHypervisor {
         let Details { layout, .. } = self.details(vm)?;
         let to = VmState::Running;
         if self.allowed(vm, Operation::Resume).await? != to {
-            let limit = Instant::now() + ASK_LIMIT;
+            let limit = Instant::now() + PAUSE_LIMIT;
             QmpClient::connect(&layout.qmp_socket(), limit).await?.cont(limit).await?;
         }
         Ok(Self::handle(vm, to, &layout, None))
@@ -427,9 +468,11 @@ impl Hypervisor for QemuHypervisor {
                 alive::take_and_silence(&layout.place(), Instant::now() + self.0.start_limit).await?;
             // Asked again under the lock: somebody else may have removed it, and another VM have come.
             if prepare::owner(&layout)?.is_none_or(|owner| owner == vm.id) {
+                self.remove_sockets(&vm)?;
                 prepare::remove(&vm.spec, &layout)?;
             }
         } else {
+            self.remove_sockets(&vm)?;
             prepare::remove_run_dir(&layout)?;
         }
         self.0.starting.lock().expect("nothing panics while it holds the map").remove(&vm.id);
@@ -511,6 +554,13 @@ impl Backend for QemuHypervisor {
     }
 }
 
+/// Answers where the sockets of a VM's last run are: its keeper has written down where they were made. The handle, which may be
+/// older, only says where they would have been.
+fn run_dir(layout: &Layout) -> PathBuf {
+    let run = runfile::read(&layout.run_file()).ok().flatten();
+    run.and_then(|run| run.run_dir).map_or_else(|| layout.run.clone(), PathBuf::from)
+}
+
 /// Tells whether KVM has to be tried for this spec.
 fn wants_kvm(spec: &VmSpec) -> Result<bool> {
     let guest = spec.machine().arch().as_str();
@@ -535,6 +585,17 @@ fn accelerator(spec: &VmSpec, verdict: Option<&KvmVerdict>) -> Result<Accelerato
         }
         _ => Ok(Accelerator::Tcg),
     }
+}
+
+/// Has a guest go on whose disk had failed, and answers whether it does.
+async fn go_on(layout: &Layout) -> bool {
+    let limit = Instant::now() + PAUSE_LIMIT;
+    let went_on = async { QmpClient::connect(&layout.qmp_socket(), limit).await?.cont(limit).await };
+    if let Err(error) = went_on.await {
+        tracing::debug!(%error, "a guest with a failed disk does not go on");
+        return false;
+    }
+    ask(layout).await.is_ok_and(|state| state == VmState::Running)
 }
 
 /// Asks a living QEMU where its guest is.

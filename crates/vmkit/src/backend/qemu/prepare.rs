@@ -85,6 +85,9 @@ pub(super) fn check_port(forward: &PortForward) -> Result<()> {
 
 /// Checks that a path is a regular, readable file with something in it.
 fn check_readable(field: &'static str, path: &Path) -> Result<()> {
+    if !path.is_absolute() {
+        return Err(Error::invalid(field, path.display(), "the path must be absolute: QEMU works in `/`"));
+    }
     match InputFile::open(field, path)?.bytes {
         0 => Err(Error::invalid(field, path.display(), "the file is empty")),
         _ => Ok(()),

@@ -16,6 +16,8 @@ use super::layout::{Layout, short_id};
 use super::plan::QemuPlan;
 use super::prepare::{make_private_dir, remove_run_dir};
 use super::qmp::client::QmpClient;
+use super::stop::{LAUNCH_LIMIT, mark_asked};
+use crate::backend::supervise::alive;
 use crate::backend::supervise::keeper::Launch;
 use crate::backend::supervise::process::{self, Found};
 use crate::backend::supervise::spawn;
@@ -28,6 +30,8 @@ use crate::steps::step;
 
 /// The bound of QEMU's own log.
 const QEMU_LOG_BYTES: u64 = 1 << 20;
+/// How many letters of a password VNC looks at. Source: RFC 6143, 7.2.2.
+const VNC_PASSWORD_LETTERS: usize = 8;
 /// How much of QEMU's last words goes into an error.
 const LAST_WORDS_BYTES: u64 = 2048;
 
@@ -46,7 +50,6 @@ pub(super) async fn start(
 ) -> Result<RunInfo> {
     // What an earlier run, or a crash, left: nothing runs now, for the lock is ours.
     remove_run_dir(layout)?;
-    remove_stop_mark(layout)?;
     make_private_dir(&layout.run)?;
     let undo = UndoRunDir { layout, armed: true };
     let mut descriptors = vec![(alive, descriptor::ALIVE)];
@@ -60,11 +63,32 @@ pub(super) async fn start(
     }
     let launch = launch(&vm.spec, layout, plan, descriptors.iter().map(|(_, number)| *number).collect());
     let fds: Vec<OwnedFd> = descriptors.into_iter().map(|(fd, _)| fd).collect();
-    let launched = spawn::launch(keeper, &launch, &fds)?;
+    // Not before: a start that comes to nothing changes nothing of how the run before it ended.
+    let was_asked = remove_stop_mark(layout)?;
+    let launched = match spawn::launch(keeper, &launch, &fds) {
+        Ok(launched) => launched,
+        Err(error) => {
+            if was_asked {
+                mark_asked(layout);
+            }
+            return Err(error);
+        }
+    };
     // From here on the sockets are the keeper's, and the lock: ours would keep both alive.
     undo.disarm();
     drop(fds);
-    let (pid, _) = launched.started(deadline).await?;
+    let pid = match launched.started(deadline).await {
+        Ok((pid, _)) => pid,
+        // The keeper says that nothing was started.
+        Err(error) if error.kind() == ErrorKind::Host => {
+            if was_asked {
+                mark_asked(layout);
+            }
+            return Err(error);
+        }
+        // It says nothing, and may have started QEMU all the same.
+        Err(error) => return Err(refused(layout, error).await),
+    };
     match greet(vm, layout, pid, deadline).await {
         Ok(run) => Ok(run),
         Err(error) => Err(refused(layout, error).await),
@@ -78,10 +102,11 @@ pub(super) async fn start(
 pub(super) async fn adopt(vm: &VmHandle, layout: &Layout, deadline: Instant) -> Result<RunInfo> {
     let busy = || Error::Busy { what: format!("VM `{}`", vm.name()), holder: None };
     // The sockets are bound before QEMU begins, so its greeting is the event that it is there.
-    let met = meet(vm, layout, deadline).await.map_err(|error| match error.kind() {
+    let mut met = meet(vm, layout, deadline).await.map_err(|error| match error.kind() {
         ErrorKind::Io | ErrorKind::Hypervisor => busy(),
         _ => error,
     })?;
+    protect_screen(vm, layout, &mut met.qmp, deadline).await?;
     match process::look(&layout.place()).await? {
         Found::Live(process) => run_info(vm, layout, process.id().pid, met, deadline).await,
         _ => Err(busy()),
@@ -90,9 +115,7 @@ pub(super) async fn adopt(vm: &VmHandle, layout: &Layout, deadline: Instant) -> 
 
 async fn greet(vm: &VmHandle, layout: &Layout, pid: u32, deadline: Instant) -> Result<RunInfo> {
     let mut met = meet(vm, layout, deadline).await?;
-    if vm.spec.vnc() == Vnc::Loopback && has_screen(&vm.spec) {
-        set_vnc_password(layout, &mut met.qmp, deadline).await?;
-    }
+    protect_screen(vm, layout, &mut met.qmp, deadline).await?;
     run_info(vm, layout, pid, met, deadline).await
 }
 
@@ -179,16 +202,47 @@ async fn vnc_address(
     }
 }
 
-/// Sets a password drawn for this run; VNC takes eight characters of it.
-async fn set_vnc_password(layout: &Layout, qmp: &mut QmpClient, deadline: Instant) -> Result<()> {
-    let password = uuid::Uuid::new_v4().simple().to_string()[..8].to_owned();
-    let path = layout.vnc_password();
-    step("start: vnc password").map_err(Error::io("create", &path))?;
-    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
-    let written = file.and_then(|mut file| file.write_all(password.as_bytes()));
-    written.map_err(Error::io("write", &path))?;
+/// Sets the password of this run where the screen is to be had by TCP: nobody gets in before one is set. Whoever began the run may
+/// have been killed before that.
+async fn protect_screen(
+    vm: &VmHandle,
+    layout: &Layout,
+    qmp: &mut QmpClient,
+    deadline: Instant,
+) -> Result<()> {
+    if vm.spec.vnc() != Vnc::Loopback || !has_screen(&vm.spec) {
+        return Ok(());
+    }
+    let password = vnc_password(layout)?;
     let arguments = json!({"protocol": "vnc", "password": password});
     qmp.execute("set_password", Some(arguments), deadline).await.map(drop)
+}
+
+/// Answers the password of this run, drawn at the first question.
+fn vnc_password(layout: &Layout) -> Result<String> {
+    let path = layout.vnc_password();
+    match fs::read_to_string(&path) {
+        Ok(password) if password.len() == VNC_PASSWORD_LETTERS => return Ok(password),
+        // Its writer was killed half way.
+        Ok(_) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(Error::io("read", &path)(error)),
+    }
+    let password = draw_password();
+    step("start: vnc password").map_err(Error::io("create", &path))?;
+    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path);
+    let written = file.and_then(|mut file| file.write_all(password.as_bytes()));
+    written.map_err(Error::io("write", &path))?;
+    Ok(password)
+}
+
+/// Draws a password of 48 random bits, the most that VNC's eight letters hold when they are easily typed.
+fn draw_password() -> String {
+    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let random = uuid::Uuid::new_v4().into_bytes();
+    // The bytes 6 and 8 of such an id are not all random.
+    let drawn = random[..6].iter().chain(&random[9..]).take(VNC_PASSWORD_LETTERS);
+    drawn.map(|byte| char::from(LETTERS[usize::from(byte % 64)])).collect()
 }
 
 /// Makes sense of a start that failed after QEMU was spawned, and leaves nothing running.
@@ -205,8 +259,9 @@ async fn refused(layout: &Layout, error: Error) -> Error {
         let status = ended.map_or_else(|| "nobody knows how".to_owned(), |ended| ended.to_string());
         return Error::QemuExited { status, stderr: last_words(layout), log: layout.qemu_log() };
     }
-    if let Err(kill) = process::kill(&layout.place()).await {
-        tracing::warn!(%kill, "could not end a QEMU that failed to start");
+    // Not only what shows now: a keeper that is slow to begin would start QEMU after we have said that it does not run.
+    if let Err(kill) = alive::take_and_silence(&layout.place(), Instant::now() + LAUNCH_LIMIT).await {
+        tracing::warn!(work = %layout.work.display(), %kill, "could not end a QEMU that failed to start");
     }
     error
 }
@@ -251,12 +306,13 @@ fn tap_name(vm: &VmHandle) -> String {
     format!("vmk{}", short_id(vm.id))
 }
 
-/// Forgets that the end of an earlier run was asked for.
-fn remove_stop_mark(layout: &Layout) -> Result<()> {
+/// Forgets that the end of an earlier run was asked for, and answers whether it was.
+fn remove_stop_mark(layout: &Layout) -> Result<bool> {
     let mark = layout.stop_mark();
     match fs::remove_file(&mark) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", &mark)(error)),
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(Error::io("remove", &mark)(error)),
     }
 }
 

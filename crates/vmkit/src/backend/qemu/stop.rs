@@ -20,7 +20,7 @@ const FORCE_GRACE: Duration = Duration::from_secs(2);
 /// How long one word with the monitor may take while the guest is asked.
 const MONITOR_LIMIT: Duration = Duration::from_secs(2);
 /// How long a start that is under way may hold the lock before it shows a process.
-const LAUNCH_LIMIT: Duration = Duration::from_secs(10);
+pub(super) const LAUNCH_LIMIT: Duration = Duration::from_secs(10);
 /// How often the power button is pressed: a guest that is still booting hears only a later press, and there is no event
 /// for "the guest listens to its button now".
 const PRESS_EVERY: Duration = Duration::from_secs(1);
@@ -59,7 +59,7 @@ pub(super) async fn stop(layout: &Layout, timeout: Duration) -> Result<()> {
 /// Writes down that the end was asked for, so that even an end by force counts as `Stopped`.
 ///
 /// A full or a read-only disk is no reason to leave a guest running: then an end by force looks like one from outside.
-fn mark_asked(layout: &Layout) {
+pub(super) fn mark_asked(layout: &Layout) {
     let mark = layout.stop_mark();
     let opened = step("stop: mark")
         .and_then(|()| OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&mark));
@@ -70,8 +70,9 @@ fn mark_asked(layout: &Layout) {
 
 /// Presses the power button until the guest has gone or the deadline has passed; answers whether it has gone.
 async fn ask_guest(layout: &Layout, process: &ProcessFd, deadline: Instant) -> Result<bool> {
+    let mut has_room = true;
     loop {
-        let press = timeout_at(deadline, press_button(layout)).await;
+        let press = timeout_at(deadline, press_button(layout, &mut has_room)).await;
         let next = match press {
             // A guest that can't hear any more need not be waited for.
             Ok(Ok(Pressed::Deaf)) => return Ok(false),
@@ -97,12 +98,22 @@ enum Pressed {
     Deaf,
 }
 
-async fn press_button(layout: &Layout) -> Result<Pressed> {
+/// Presses the button; `has_room` says whether the disks of a guest that waits for room are worth another try.
+async fn press_button(layout: &Layout, has_room: &mut bool) -> Result<Pressed> {
     let limit = Instant::now() + MONITOR_LIMIT;
     let (mut qmp, state) = QmpClient::with_status(&layout.qmp_socket(), limit).await?;
     match state {
         RunState::Paused | RunState::Prelaunch => {
             qmp.cont(limit).await?;
+        }
+        // There may be room by now. If not, it is back here before the next press.
+        RunState::IoError if *has_room => {
+            *has_room = false;
+            qmp.cont(limit).await?;
+        }
+        // The button does not wake a guest that sleeps.
+        RunState::Suspended => {
+            qmp.wake(limit).await?;
         }
         RunState::GuestPanicked | RunState::InternalError | RunState::Shutdown | RunState::IoError => {
             return Ok(Pressed::Deaf);

@@ -1,10 +1,10 @@
 //! The lock that is held while anything of a VM runs, or is about to: by whoever makes, starts or removes it, then by the
 //! keeper and the hypervisor, which inherit it. The kernel frees it when the last of them is gone, however that came.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::time::Duration;
 
 use rustix::fs::FlockOperation;
@@ -26,11 +26,15 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// # Errors
 /// `Io` where the work directory is not there, or not writable.
 pub(crate) fn try_take(place: &Place) -> Result<Option<OwnedFd>> {
-    let file = open(place)?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Some(file.into())),
-        Err(Errno::WOULDBLOCK) => Ok(None),
-        Err(errno) => Err(Error::io("lock", &place.alive)(errno.into())),
+    loop {
+        let file = open(place)?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) if is_the_lock(&file, place)? => return Ok(Some(file.into())),
+            // The VM was removed, and another made, between our opening and our locking.
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => return Ok(None),
+            Err(errno) => return Err(Error::io("lock", &place.alive)(errno.into())),
+        }
     }
 }
 
@@ -98,27 +102,52 @@ fn held_at(deadline: Instant, place: &Place) -> Result<()> {
 }
 
 /// A thread that waits in the kernel for the lock. One that is given up ends when it gets the lock, and drops it.
-struct Waiting(oneshot::Receiver<io::Result<OwnedFd>>);
+struct Waiting(oneshot::Receiver<io::Result<File>>);
 
 impl Waiting {
     fn begin(place: &Place) -> Result<Self> {
         let file = open(place)?;
         let (taken, answer) = oneshot::channel();
+        let wait = move || {
+            let locked = loop {
+                match rustix::fs::flock(&file, FlockOperation::LockExclusive) {
+                    Err(Errno::INTR) => {}
+                    locked => break locked,
+                }
+            };
+            let _ = taken.send(locked.map(|()| file).map_err(io::Error::from));
+        };
         // A thread of its own: a runtime that ends would wait for one of its blocking threads.
-        std::thread::spawn(move || {
-            let locked = rustix::fs::flock(&file, FlockOperation::LockExclusive);
-            let _ = taken.send(locked.map(|()| OwnedFd::from(file)).map_err(io::Error::from));
-        });
+        let thread = std::thread::Builder::new().name("vmkit-lock".into());
+        thread.spawn(wait).map_err(Error::io("wait for", &place.alive))?;
         Ok(Self(answer))
     }
 
     async fn for_a_moment(&mut self, place: &Place) -> Result<Option<OwnedFd>> {
         let failed = || Error::io("lock", &place.alive);
         match timeout(LOOK_AGAIN, &mut self.0).await {
-            Ok(Ok(lock)) => lock.map(Some).map_err(failed()),
+            Ok(Ok(lock)) => {
+                let lock = lock.map_err(failed())?;
+                if is_the_lock(&lock, place)? {
+                    return Ok(Some(lock.into()));
+                }
+                *self = Self::begin(place)?;
+                Ok(None)
+            }
             Ok(Err(gone)) => Err(failed()(io::Error::other(gone))),
             Err(_) => Ok(None),
         }
+    }
+}
+
+/// Tells whether an open file is the one that the lock's path names now.
+fn is_the_lock(file: &File, place: &Place) -> Result<bool> {
+    let path = &place.alive;
+    let held = file.metadata().map_err(Error::io("examine", path))?;
+    match fs::metadata(path) {
+        Ok(named) => Ok((named.dev(), named.ino()) == (held.dev(), held.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(Error::io("examine", path)(error)),
     }
 }
 

@@ -27,6 +27,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::Mode;
 use rustix::io::{Errno, FdFlags};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 
 use super::runfile::{Ended, RunFile};
@@ -77,9 +78,24 @@ pub(crate) enum Answer {
 
 /// Becomes a VM's keeper if this process was started as one, and then never returns.
 ///
-/// A program that embeds vmkit calls this first in `main`, before it starts a thread, so that [`QemuHypervisor`] can start
-/// the program itself once more as the keeper of each VM. A program that does not, needs the program `vmkit-keeper` beside
-/// it or in the path; see [`QemuHypervisorBuilder::keeper`].
+/// A program that embeds vmkit calls this first in `main`, before it starts a thread or a runtime, so that [`QemuHypervisor`]
+/// can start the program itself once more as the keeper of each VM. A program that does not (a test program has no `main` of its
+/// own) needs the program `vmkit-keeper` beside it or one directory up; or it names one, see
+/// [`QemuHypervisorBuilder::keeper`].
+///
+/// # Examples
+/// ```no_run
+/// fn main() -> vmkit::Result<()> {
+///     vmkit::run_if_keeper();
+///     run()
+/// }
+///
+/// // A runtime that was there first would be started with each keeper, too, and its threads would stay for as long as the VM.
+/// #[tokio::main]
+/// async fn run() -> vmkit::Result<()> {
+///     Ok(())
+/// }
+/// ```
 ///
 /// [`QemuHypervisor`]: crate::QemuHypervisor
 /// [`QemuHypervisorBuilder::keeper`]: crate::QemuHypervisorBuilder::keeper
@@ -104,6 +120,12 @@ fn main() -> i32 {
     let _ = rustix::process::setsid();
     // What the hypervisor makes itself, such as a screen's socket, is the owner's alone, whatever the caller's mask was.
     rustix::process::umask(Mode::from_raw_mode(0o177));
+    // Whatever the library's program left open for its children is neither the keeper's nor the hypervisor's: a lock or a pipe
+    // would stay in use for as long as the guest runs.
+    if crate::sys::close_inherited(3).is_err() {
+        return 1;
+    }
+    raise_descriptor_limit();
     let Ok(control) = io::stdin().as_fd().try_clone_to_owned() else {
         return 1;
     };
@@ -162,6 +184,14 @@ fn receive(control: &UnixStream) -> io::Result<(Launch, Vec<OwnedFd>)> {
     Ok((serde_json::from_slice(&line)?, descriptors))
 }
 
+/// Lets this process and the hypervisor open as many descriptors as the system allows: a shell's soft limit may be below the
+/// numbers that the hypervisor gets its sockets under.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    // Where it is refused, what needs it says so.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+}
+
 /// The hypervisor and all that hangs on it.
 struct Kept {
     child: Child,
@@ -217,9 +247,6 @@ impl Kept {
         // The last words of an earlier run are not this one's.
         log.begin_anew();
         logs.push(Log { pipe: log_read, log, copy: None });
-        let mut run_file = RunFile::create(&launch.run_file)
-            .map_err(|e| format!("cannot write {}: {e}", launch.run_file.display()))?;
-
         let mut inherited = Vec::new();
         for (descriptor, number) in descriptors.iter().zip(&launch.descriptors) {
             inherited.push(inheritable(descriptor, *number)?);
@@ -228,20 +255,21 @@ impl Kept {
             inherited.push(inheritable(&console_write, number)?);
         }
         let stderr = log_write.try_clone().map_err(|e| format!("cannot copy a pipe: {e}"))?;
+        let mut run_file = RunFile::create(&launch.run_file, &launch.run_dir)
+            .map_err(|e| format!("cannot write {}: {e}", launch.run_file.display()))?;
         let child = Command::new(&launch.program)
             .args(&launch.args)
             .current_dir(launch.work_dir.as_deref().unwrap_or(Path::new("/")))
             .stdin(Stdio::null())
             .stdout(Stdio::from(log_write))
             .stderr(Stdio::from(stderr))
-            .spawn()
-            .map_err(|e| {
-                let _ = run_file.ended(&Ended { code: None, signal: None });
-                format!("cannot start {}: {e}", launch.program.display())
-            })?;
+            .spawn();
         drop((inherited, console_write));
-        let process = ProcessId::of(child.id()).and_then(|id| id.map_or(Ok(None), |id| id.open()));
-        let process = process.map_err(|e| format!("cannot watch the hypervisor's process: {e}"))?;
+        let held =
+            child.map_err(|e| format!("cannot start {}: {e}", launch.program.display())).and_then(held);
+        let (child, process) = held.inspect_err(|_| {
+            let _ = run_file.ended(&Ended { code: None, signal: None });
+        })?;
         // A run file that can't be written does not kill a healthy guest: the file has its size since it was created,
         // and the lock tells that something runs.
         let _ = run_file.started(child.id());
@@ -289,6 +317,20 @@ impl Kept {
         let written = self.run_file.ended(ended);
         remove_sockets(launch);
         i32::from(written.is_err())
+    }
+}
+
+/// Takes hold of a process that was just started; one that can't be held is ended again, for nobody could watch it.
+fn held(mut child: Child) -> Result<(Child, Option<ProcessFd>), String> {
+    let process = ProcessId::of(child.id()).and_then(|id| id.map_or(Ok(None), |id| id.open()));
+    match process {
+        Ok(process) => Ok((child, process)),
+        Err(error) => {
+            // It is our own child and not waited for, so the number is its.
+            let _ = child.kill();
+            let _ = child.wait();
+            Err(format!("cannot watch the hypervisor's process: {error}"))
+        }
     }
 }
 

@@ -16,6 +16,7 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -131,8 +132,8 @@ fn rebooted_since(run: &Run) -> Result<bool> {
     Ok(run.keeper.iter().chain(&run.hypervisor).any(|process| process.boot_id != now))
 }
 
-/// Finds a hypervisor whose keeper was killed before it could write down whom it had started: it has the lock's file open under
-/// the number that only vmkit gives it.
+/// Finds a hypervisor whose keeper was killed before it could write down whom it had started: it has inherited the lock's file
+/// under the number that only vmkit gives it. Who has opened the file itself, and happened upon that number, is another.
 pub(crate) fn orphan(place: &Place) -> Result<Option<ProcessFd>> {
     let path = &place.alive;
     // By the file, not by its name: a home may be reached through a symbolic link.
@@ -141,20 +142,46 @@ pub(crate) fn orphan(place: &Place) -> Result<Option<ProcessFd>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(Error::io("examine", path)(error)),
     };
+    let keeper = runfile::read(&place.run_file).ok().flatten().and_then(|run| run.keeper);
     let entries = fs::read_dir("/proc").map_err(Error::io("read", "/proc"))?;
     for entry in entries.flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
             continue;
         };
         let held = entry.path().join("fd").join(ALIVE_DESCRIPTOR.to_string());
-        if fs::metadata(&held).is_ok_and(|file| (file.dev(), file.ino()) == (lock.dev(), lock.ino())) {
+        if fs::metadata(&held).is_ok_and(|file| (file.dev(), file.ino()) == (lock.dev(), lock.ino()))
+            && is_inherited(&entry.path())
+        {
             let process = ProcessId::of(pid)?;
-            if let Some(process) = open(process)? {
+            // The keeper has a copy for as long as it takes to start the hypervisor.
+            if process != keeper
+                && let Some(process) = open(process)?
+            {
                 return Ok(Some(process));
             }
         }
     }
     Ok(None)
+}
+
+/// Tells whether a process, by its directory in `/proc`, would hand the lock's descriptor on as it was handed it: whatever opens a
+/// file for itself marks it to be closed at an exec.
+///
+/// Source: proc_pid_fdinfo(5): the flags are octal.
+#[cfg(target_os = "linux")]
+fn is_inherited(process: &Path) -> bool {
+    let info = fs::read_to_string(process.join("fdinfo").join(ALIVE_DESCRIPTOR.to_string()));
+    let flags = info.ok().and_then(|info| {
+        let flags = info.lines().find_map(|line| line.strip_prefix("flags:"))?;
+        u32::from_str_radix(flags.trim(), 8).ok()
+    });
+    flags.is_some_and(|flags| flags & rustix::fs::OFlags::CLOEXEC.bits() == 0)
+}
+
+/// Answers yes: elsewhere the flags of another process's descriptors are not asked for.
+#[cfg(not(target_os = "linux"))]
+fn is_inherited(_process: &Path) -> bool {
+    true
 }
 
 /// Waits until the keeper has written down the end of the run, so that whoever looks next sees it settled.
@@ -211,7 +238,7 @@ mod tests {
     use crate::backend::supervise::runfile::Run;
 
     /// A place whose lock is held, and which tells of a start or of an end.
-    fn place(dir: &std::path::Path) -> (Place, OwnedFd) {
+    fn place(dir: &Path) -> (Place, OwnedFd) {
         let place = Place {
             alive: dir.join("alive"),
             run_file: dir.join("run.json"),
@@ -236,6 +263,18 @@ mod tests {
         let found = look(&place).await.unwrap();
         assert!(matches!(found, Found::Ended(Some(Ended { code: Some(0), .. }))), "{found:?}");
         keeper.wait().unwrap();
+    }
+
+    #[test]
+    fn whoever_has_opened_the_lock_under_the_same_number_is_no_hypervisor() {
+        let dir = tempfile::tempdir().unwrap();
+        let (place, lock) = place(dir.path());
+        let own = rustix::io::fcntl_dupfd_cloexec(&lock, ALIVE_DESCRIPTOR).unwrap();
+        assert!(orphan(&place).unwrap().is_none(), "it would be killed");
+        // As an inherited one is.
+        rustix::io::fcntl_setfd(&own, rustix::io::FdFlags::empty()).unwrap();
+        let found = orphan(&place).unwrap().map(|process| process.id().pid);
+        assert_eq!(found, Some(std::process::id()), "the number is taken: {own:?}");
     }
 
     #[tokio::test]

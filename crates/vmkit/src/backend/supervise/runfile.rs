@@ -26,6 +26,9 @@ pub(crate) struct Run {
     pub(crate) keeper: Option<ProcessId>,
     /// How the hypervisor ended, once it has.
     pub(crate) ended: Option<Ended>,
+    /// Where the sockets of this run are, which may be elsewhere than those of the run before.
+    #[serde(default)]
+    pub(crate) run_dir: Option<String>,
 }
 
 /// How a process ended.
@@ -67,11 +70,12 @@ pub(crate) struct RunFile {
 
 impl RunFile {
     /// Creates the file anew with its full size, under its name at once, and with only the keeper in it.
-    pub(crate) fn create(path: &Path) -> io::Result<Self> {
+    pub(crate) fn create(path: &Path, run_dir: &Path) -> io::Result<Self> {
         let temporary = super::unfinished(path);
         let mut file =
             OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-        let run = Run { keeper: identify(std::process::id()), ..Run::default() };
+        let run_dir = run_dir.to_str().map(str::to_owned);
+        let run = Run { keeper: identify(std::process::id()), run_dir, ..Run::default() };
         file.write_all(&padded(&run))?;
         fs::rename(&temporary, path)?;
         Ok(Self { file, run })
@@ -145,7 +149,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run.json");
         assert_eq!(read(&path).unwrap(), None);
-        let mut file = RunFile::create(&path).unwrap();
+        let mut file = RunFile::create(&path, Path::new("/run/vm")).unwrap();
         let fresh = read(&path).unwrap().unwrap();
         assert!(fresh.keeper.is_some() && fresh.hypervisor.is_none() && fresh.ended.is_none());
         file.started(std::process::id()).unwrap();
@@ -153,6 +157,7 @@ mod tests {
         file.ended(&ended).unwrap();
         let run = read(&path).unwrap().unwrap();
         assert_eq!(run.hypervisor, run.keeper);
+        assert_eq!(run.run_dir.as_deref(), Some("/run/vm"));
         assert_eq!(run.ended.unwrap().to_string(), "killed by signal 9 (SIGKILL)");
         assert_eq!(fs::metadata(&path).unwrap().len(), SIZE_BYTES as u64);
     }

@@ -17,10 +17,14 @@ use crate::error::{Error, Result};
 /// Finds the program that becomes a keeper: the one that was named, this program itself, or `vmkit-keeper` beside it.
 ///
 /// # Errors
-/// `Host` where there is none, with what to do.
+/// `Host` where there is none, with what to do; `InvalidInput` on `keeper` for a path that is relative.
 pub(crate) fn keeper_program(named: Option<&Path>) -> Result<PathBuf> {
     if let Some(path) = named {
-        return Ok(path.to_owned());
+        // It is started in `/`.
+        return match path.is_absolute() {
+            true => Ok(path.to_owned()),
+            false => Err(Error::invalid("keeper", path.display(), "the path must be absolute")),
+        };
     }
     // The link, not the path: it names this very program even after an upgrade has replaced the file.
     if keeper::this_program_can_be_one() && cfg!(target_os = "linux") {

@@ -187,6 +187,14 @@ impl QmpClient {
         self.execute("cont", None, deadline).await.map(drop)
     }
 
+    /// Wakes a guest that sleeps (ACPI S3).
+    ///
+    /// # Errors
+    /// As [`execute`](Self::execute); `Refused` where it does not sleep, or can't.
+    pub(crate) async fn wake(&mut self, deadline: Instant) -> Result<()> {
+        self.execute("system_wakeup", None, deadline).await.map(drop)
+    }
+
     /// Presses the guest's power button. Whether the guest listens shows only later, in a `SHUTDOWN` event.
     ///
     /// # Errors
