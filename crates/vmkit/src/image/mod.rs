@@ -42,6 +42,8 @@ mod qcow2_header;
 mod reference;
 #[cfg(feature = "images")]
 mod registry;
+#[cfg(all(test, feature = "images", feature = "qemu"))]
+mod registry_tests;
 #[cfg(feature = "images")]
 mod remote;
 #[cfg(feature = "images")]

@@ -1,0 +1,90 @@
+//! Pulls from a registry that wants tokens and logins, forgets them, and gives other things than it said.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use super::pull_tests::{Scene, disk, sha256};
+use super::test_server::{Page, TestServer};
+use super::*;
+use crate::error::{Error, ErrorKind};
+
+/// Puts an artifact `disks/web:1` with this disk behind a token for everybody who asks with the right login.
+fn put_artifact(server: &TestServer, disk: &[u8], login: Option<&str>) -> String {
+    let realm = server.url("/token");
+    let challenge = format!("Bearer realm=\"{realm}\",service=\"test\",scope=\"repository:disks/web:pull\"");
+    let guarded = Some(("Bearer let-me-in".to_owned(), challenge));
+    let digest = format!("sha256:{}", sha256(disk));
+    let manifest = serde_json::json!({
+        "schemaVersion": 2,
+        "layers": [{"mediaType": "application/octet-stream", "digest": digest, "size": disk.len()}],
+    })
+    .to_string();
+    let manifest_digest = format!("sha256:{}", sha256(manifest.as_bytes()));
+    let index = serde_json::json!({"schemaVersion": 2, "manifests": [
+        {"mediaType": "x", "digest": format!("sha256:{}", "0".repeat(64)), "platform": {"architecture": "arm64"}},
+        {"mediaType": "x", "digest": manifest_digest, "platform": {"architecture": "amd64"}},
+    ]})
+    .to_string();
+    let page = |body: &[u8]| Page { guarded: guarded.clone(), ..Page::new(body) };
+    server.put("/v2/disks/web/manifests/1", page(manifest.as_bytes()));
+    server.put("/v2/disks/web/manifests/index", page(index.as_bytes()));
+    server.put(&format!("/v2/disks/web/manifests/{manifest_digest}"), page(manifest.as_bytes()));
+    server.put(&format!("/v2/disks/web/blobs/{digest}"), Page { cuts: vec![1000], ..page(disk) });
+    let token = Page::new(r#"{"token": "let-me-in"}"#);
+    let guarded = login.map(|login| (login.to_owned(), "Basic realm=\"test\"".to_owned()));
+    server.put("/token", Page { guarded, ..token });
+    format!("oci://{}/disks/web", server.host())
+}
+
+#[tokio::test]
+async fn a_disk_is_pulled_from_a_registry_that_wants_a_token() {
+    let scene = Scene::new().await;
+    let disk = disk(50_000);
+    let image = put_artifact(&scene.server, &disk, None);
+    for tag in [":1", ":index", ""] {
+        let pulled = scene.pull(&format!("{image}{tag}")).await;
+        if tag.is_empty() {
+            assert_eq!(pulled.unwrap_err().kind(), ErrorKind::NotFound, "there is no latest");
+            continue;
+        }
+        let kept = pulled.unwrap();
+        assert_eq!(kept.id.hex(), sha256(&disk));
+        assert_eq!(kept.names.last().unwrap().verified, Verified::Digest);
+    }
+    let asked = scene.server.asked("/token");
+    assert_eq!(asked[0].query, "scope=repository:disks/web:pull&service=test");
+    assert!(!asked[0].headers.contains_key("authorization"));
+    let blob = scene.server.asked(&format!("/v2/disks/web/blobs/sha256:{}", sha256(&disk)));
+    assert_eq!(blob.len(), 2, "cut once, and not fetched again under another name");
+    assert_eq!(blob[1].headers["range"], "bytes=1000-");
+}
+
+#[tokio::test]
+async fn a_registry_that_wants_a_login_is_shown_it() {
+    let mut scene = Scene::new().await;
+    let disk = disk(20_000);
+    let image = put_artifact(&scene.server, &disk, Some("Basic dTpw"));
+    let error = scene.pull(&format!("{image}:1")).await.unwrap_err();
+    assert!(error.to_string().contains("does not give it to everybody"), "{error}");
+    let config = format!(r#"{{"auths": {{"{}": {{"auth": "dTpw"}}}}}}"#, scene.server.host());
+    scene.store = scene
+        .store
+        .clone()
+        .with_registry_credentials(RegistryCredentials::from_docker_config(&config).unwrap());
+    assert_eq!(scene.pull(&format!("{image}:1")).await.unwrap().id.hex(), sha256(&disk));
+}
+
+#[tokio::test]
+async fn a_registry_that_gives_another_manifest_or_blob_is_not_believed() {
+    let scene = Scene::new().await;
+    let disk = disk(20_000);
+    let image = put_artifact(&scene.server, &disk, None);
+    let error = scene.pull(&format!("{image}@sha256:{}", "1".repeat(64))).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+    let path = format!("/v2/disks/web/manifests/sha256:{}", "1".repeat(64));
+    scene.server.put(&path, Page::new(r#"{"layers": []}"#));
+    let error = scene.pull(&format!("{image}@sha256:{}", "1".repeat(64))).await.unwrap_err();
+    assert!(matches!(error, Error::Untrusted { .. }), "{error}");
+    scene.server.put(&format!("/v2/disks/web/blobs/sha256:{}", sha256(&disk)), Page::new(vec![3; 20_000]));
+    let error = scene.pull(&format!("{image}:1")).await.unwrap_err();
+    assert!(matches!(error, Error::Untrusted { .. }), "{error}");
+    scene.assert_nothing_kept();
+}
