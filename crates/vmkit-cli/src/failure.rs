@@ -125,6 +125,16 @@ fn of_error(error: &vmkit::Error) -> u8 {
 
 fn hint(error: &vmkit::Error) -> Option<&'static str> {
     match error.kind() {
+        ErrorKind::InvalidInput => match error {
+            vmkit::Error::Invalid { expected, .. } if expected.contains("takes raw ones") => {
+                Some("`vmkit image convert IMAGE FILE` writes its disk as a raw file")
+            }
+            _ => None,
+        },
+        ErrorKind::AlreadyExists => match error {
+            vmkit::Error::AlreadyExists { what: "file", .. } => Some("--force replaces it"),
+            _ => None,
+        },
         ErrorKind::Host => Some("`vmkit doctor` tells what this host lacks"),
         ErrorKind::Record => Some("the file was left as it is: mend it, or move it away"),
         ErrorKind::TimedOut => Some("`vmkit logs` prints the whole console, `vmkit info` how the VM is now"),

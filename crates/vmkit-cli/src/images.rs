@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use tokio::sync::watch;
 use vmkit::Error;
-use vmkit::image::{Catalogue, ImageRef, ImageStore, PullProgress, RegistryCredentials};
+use vmkit::image::{Catalogue, ImageRef, ImageStore, PullProgress};
 use vmkit::spec::Arch;
 use vmkit::store::Home;
 
@@ -27,13 +27,7 @@ pub(crate) fn store(home: &Home) -> Result<ImageStore, Error> {
     if let Some(mirrors) = text("VMKIT_MIRROR") {
         catalogue = catalogue.with_mirrors(&mirrors)?;
     }
-    let mut store = ImageStore::new(home, catalogue);
-    for file in login_files(var) {
-        if let Some(text) = read(&file)? {
-            store = store.with_registry_credentials(RegistryCredentials::from_docker_config(&text)?);
-            break;
-        }
-    }
+    let mut store = ImageStore::new(home, catalogue).with_login_files(login_files(var));
     // The names that curl and others read; http_proxy alone would be for http:// only, and images come by https://.
     if let Some(proxy) = ["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"].into_iter().find_map(text) {
         let except = ["no_proxy", "NO_PROXY"].into_iter().find_map(text).unwrap_or_default();
@@ -63,10 +57,13 @@ pub(crate) fn image(text: &str) -> Result<ImageRef, Error> {
     Ok(image.seen_from(&here))
 }
 
+/// Where whoever works on an image tells how far it is.
+pub(crate) type Progress = watch::Sender<PullProgress>;
+
 /// Does what sends progress, and shows it to a person meanwhile.
 pub(crate) async fn watched<T>(
     what: &str,
-    work: impl AsyncFnOnce(&watch::Sender<PullProgress>) -> Result<T, Error>,
+    work: impl AsyncFnOnce(&Progress) -> Result<T, Error>,
 ) -> Result<T, Error> {
     let (sender, receiver) = watch::channel(PullProgress::default());
     let mut bar = crate::progress::Bar::new(what);

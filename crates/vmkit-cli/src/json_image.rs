@@ -58,6 +58,14 @@ pub(crate) struct Verdict {
     good: bool,
 }
 
+/// A file that an image was converted to.
+#[derive(Serialize)]
+pub(crate) struct Converted<'a> {
+    path: &'a Path,
+    format: ImageFormat,
+    bytes: u64,
+}
+
 /// What was pruned.
 #[derive(Serialize)]
 pub(crate) struct Pruned {
@@ -81,6 +89,12 @@ impl<'a> File<'a> {
     pub(crate) fn of(facts: &'a ImageFacts) -> Self {
         let ImageFacts { path, format, virtual_size_bytes, file_bytes } = facts;
         Self { path, format: *format, virtual_size_bytes: *virtual_size_bytes, file_bytes: *file_bytes }
+    }
+}
+
+impl<'a> Converted<'a> {
+    pub(crate) fn raw(path: &'a Path, bytes: u64) -> Self {
+        Self { path, format: ImageFormat::Raw, bytes }
     }
 }
 

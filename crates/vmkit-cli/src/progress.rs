@@ -48,7 +48,11 @@ impl Bar {
                 PullStage::Waiting => (WITHOUT_TOTAL, "waiting for another process"),
                 PullStage::Finishing if now.total_bytes.is_none() => (WAITING, "finishing"),
                 stage => {
-                    let doing = if stage == PullStage::Finishing { "checking" } else { "fetching" };
+                    let doing = match stage {
+                        PullStage::Finishing => "checking",
+                        PullStage::Converting => "converting",
+                        _ => "fetching",
+                    };
                     (if now.total_bytes.is_some() { WITH_TOTAL } else { WITHOUT_TOTAL }, doing)
                 }
             };

@@ -1,17 +1,22 @@
 //! `vmkit image`, against a web server on loopback: what a person sees, what is promised to programs, and what a kill leaves.
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test may panic, and says aloud what it skips"
+)]
 
 mod support;
 
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::path::Path;
 use std::process::Command;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use support::{Host, answer};
+use support::{Answer, Host, answer};
 
 /// Serves one file under every path, in pieces, and tells where each answer began; answers its address.
 fn serve(body: Vec<u8>, piece: usize, pause: Duration) -> (String, mpsc::Receiver<usize>) {
@@ -123,37 +128,220 @@ fn a_pull_that_was_killed_goes_on_where_it_was() {
     assert!(fs::read(shown[0]["path"].as_str().unwrap()).unwrap() == disk());
 }
 
-#[test]
-fn a_full_disk_is_told_and_keeps_nothing() {
+/// Runs a script with a file system of this size mounted at a directory, `$0` the command; `None`, said aloud, where nobody may.
+fn on_a_small_disk(host: &Host, at: &Path, size: &str, script: &str) -> Option<Answer> {
     if !rustix::process::geteuid().is_root() {
         println!("SKIP: only root can mount a small file system");
-        return;
+        return None;
     }
-    let host = Host::with_real_qemu();
-    fs::create_dir_all(host.home().join("images")).unwrap();
-    // Packed, so that what comes fits and what is unpacked does not.
+    fs::create_dir_all(at).unwrap();
+    let script = format!("mount -t tmpfs -o size={size} tmpfs {} && {{ {script}; }}", at.display());
+    let command = host.command::<&str>([]);
+    let mut unshared = Command::new("unshare");
+    unshared.args(["--mount", "sh", "-c", &script]).arg(command.get_program());
+    unshared.env_clear().envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let answer = answer(unshared.output().unwrap());
+    if answer.stderr.contains("Operation not permitted") {
+        println!("SKIP: this host lets nobody mount");
+        return None;
+    }
+    Some(answer)
+}
+
+/// Answers 20 MB of noise, packed, so that what comes fits where what is unpacked does not.
+fn packed_noise(host: &Host) -> String {
     let packed = host.file("disk.gz");
     let write = format!("head -c 20000000 /dev/urandom | gzip -1 > {packed}");
     assert!(Command::new("sh").args(["-c", &write]).status().unwrap().success());
-    for (name, size) in [("whole", "8m"), ("unpacked", "30m")] {
+    packed
+}
+
+#[test]
+fn a_full_disk_is_told_and_keeps_nothing() {
+    let host = Host::with_real_qemu();
+    let packed = packed_noise(&host);
+    let images = host.home().join("images");
+    let (address, _) = serve(fs::read(&packed).unwrap(), 1 << 20, Duration::ZERO);
+    for (command, size, why) in [
+        (format!("import {packed} --name x"), "8m", "No space left on device"),
+        (format!("import {packed} --name x"), "30m", "No space left on device"),
+        // Known before the first byte, and found out while it is unpacked.
+        (format!("pull {address}/disk.gz"), "8m", "are still to come"),
+        (format!("pull {address}/disk.gz"), "30m", "No space left on device"),
+    ] {
         let script = format!(
-            "mount -t tmpfs -o size={size} tmpfs {home}/images && \"$0\" image import {packed} --name x; \
-             code=$?; ls {home}/images/downloads; \"$0\" image ls --json; exit $code",
-            home = host.home().display()
+            "\"$0\" image {command}; code=$?; ls {}/downloads; \"$0\" image ls --json; exit $code",
+            images.display()
         );
-        let command = host.command::<&str>([]);
-        let mut unshared = Command::new("unshare");
-        unshared.args(["--mount", "sh", "-c", &script]).arg(command.get_program());
-        unshared.env_clear().envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        let answer = answer(unshared.output().unwrap());
-        if answer.stderr.contains("Operation not permitted") {
-            println!("SKIP: this host lets nobody mount");
+        let Some(answer) = on_a_small_disk(&host, &images, size, &script) else { return };
+        assert_eq!(answer.code, Some(2), "{command} {size}: {answer:?}");
+        assert!(answer.stderr.contains(why), "{command} {size}: {answer:?}");
+        assert_eq!(answer.stdout, "[]\n", "{command} {size}: {answer:?}");
+    }
+}
+
+#[test]
+fn an_image_is_converted_to_a_raw_file_which_nothing_overwrites_by_chance() {
+    let host = Host::with_refusing_qemu();
+    let (address, _) = serve(disk(), 1 << 20, Duration::ZERO);
+    let url = format!("{address}/disk.raw");
+    // Whole sectors: a guest sees no others.
+    let mut expected = disk();
+    expected.resize(disk().len().next_multiple_of(512), 0);
+    let answer: serde_json::Value =
+        serde_json::from_str(&host.must(["image", "convert", &url, "new.raw", "--json"])).unwrap();
+    let new = host.file("new.raw");
+    assert_eq!(answer, serde_json::json!({"path": new, "format": "raw", "bytes": expected.len()}));
+    assert!(fs::read(&new).unwrap() == expected);
+    let refused = host.vmkit(["image", "convert", &url, "new.raw"]);
+    assert_eq!(refused.code, Some(2), "{refused:?}");
+    assert!(refused.stderr.contains("already exists") && refused.stderr.contains("--force"), "{refused:?}");
+    fs::write(&new, "old").unwrap();
+    let kept: serde_json::Value = serde_json::from_str(&host.must(["image", "ls", "--json"])).unwrap();
+    for image in [&url, kept[0]["id"].as_str().unwrap(), kept[0]["path"].as_str().unwrap()] {
+        host.must(["image", "convert", image, "new.raw", "--force"]);
+        assert!(fs::read(&new).unwrap() == expected, "{image}");
+        fs::write(&new, "old").unwrap();
+    }
+    for (image, file, why) in [
+        ("debain:12", "other.raw", "did you mean debian"),
+        ("sha256:000000", "other.raw", "does not exist"),
+        ("base.img", "none/other.raw", "there is no such directory"),
+        ("base.img", "base.img", "this is the image itself"),
+    ] {
+        let refused = host.vmkit(["image", "convert", image, file, "--force"]);
+        assert_ne!(refused.code, Some(0), "{refused:?}");
+        assert!(refused.stderr.contains(why), "{image} {file}: {refused:?}");
+    }
+    assert!(!Path::new(&host.file("other.raw")).exists());
+}
+
+#[test]
+fn a_conversion_that_fills_the_disk_says_so_and_leaves_nothing() {
+    let host = Host::with_real_qemu();
+    let noise = host.file("noise.raw");
+    let write = format!("head -c 20000000 /dev/urandom > {noise}");
+    assert!(Command::new("sh").args(["-c", &write]).status().unwrap().success());
+    let small = host.dir.path().join("small");
+    let script =
+        format!("\"$0\" image convert {noise} {0}/new.raw; code=$?; ls {0}; exit $code", small.display());
+    let Some(answer) = on_a_small_disk(&host, &small, "8m", &script) else { return };
+    assert_eq!((answer.code, answer.stdout.as_str()), (Some(2), ""), "{answer:?}");
+    assert!(answer.stderr.contains("new.raw") && answer.stderr.contains("No space left"), "{answer:?}");
+}
+
+#[test]
+fn a_conversion_that_was_killed_is_done_by_the_next() {
+    let host = Host::with_refusing_qemu();
+    let large = fs::File::create(host.file("large.raw")).unwrap();
+    for place in 0..64 {
+        std::os::unix::fs::FileExt::write_all_at(&large, &vec![place + 1; 4 << 20], u64::from(place) << 22)
+            .unwrap();
+    }
+    let mut killed = host.command(["image", "convert", "large.raw", "new.raw"]).spawn().unwrap();
+    let unfinished = host.file("new.raw.unfinished");
+    while fs::metadata(&unfinished).map_or(0, |file| file.len()) == 0
+        && !Path::new(&host.file("new.raw")).exists()
+    {
+        thread::sleep(Duration::from_millis(1));
+    }
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    if !Path::new(&host.file("new.raw")).exists() {
+        host.must(["image", "convert", "large.raw", "new.raw"]);
+    }
+    assert!(fs::read(host.file("new.raw")).unwrap() == fs::read(host.file("large.raw")).unwrap());
+    assert!(!Path::new(&unfinished).exists());
+}
+
+#[test]
+fn a_block_device_is_written_where_it_is_if_the_disk_fits() {
+    let host = Host::with_real_qemu();
+    let (store, image) = (host.file("store"), host.file("image.raw"));
+    fs::write(&store, vec![0xaa; 4 << 20]).unwrap();
+    let mut content = vec![0; 2 << 20];
+    content[..70_000].fill(5);
+    fs::write(&image, &content).unwrap();
+    fs::write(host.file("large"), vec![1; 5 << 20]).unwrap();
+    let attached = Command::new("losetup").args(["--find", "--show", &store]).output();
+    let device = match &attached {
+        Ok(output) if output.status.success() => String::from_utf8_lossy(&output.stdout).trim().to_owned(),
+        _ => {
+            println!("SKIP: there is no loop device to be had: {attached:?}");
             return;
         }
-        assert_eq!(answer.code, Some(2), "{name}: {answer:?}");
-        assert!(answer.stderr.contains("No space left on device"), "{name}: {answer:?}");
-        assert_eq!(answer.stdout, "[]\n", "{name}: {answer:?}");
+    };
+    let answers = [
+        host.vmkit(["image", "convert", "image.raw", &device]),
+        host.vmkit(["image", "convert", "image.raw", &device, "--force"]),
+        host.vmkit(["image", "convert", "./large", &device, "--force"]),
+    ];
+    assert!(Command::new("losetup").args(["--detach", &device]).status().unwrap().success());
+    let [refused, written, too_small] = answers;
+    assert!(refused.code == Some(2) && refused.stderr.contains("already exists"), "{refused:?}");
+    assert_eq!(written.code, Some(0), "{written:?}");
+    assert!(too_small.stderr.contains("this device has 4194304 bytes"), "{too_small:?}");
+    let found = fs::read(&store).unwrap();
+    assert!(found[..2 << 20] == content && found[2 << 20..].iter().all(|byte| *byte == 0xaa));
+}
+
+#[test]
+fn a_login_file_of_somebody_elses_hinders_no_image_that_needs_no_login() {
+    let host = Host::with_refusing_qemu();
+    let (address, _) = serve(disk(), 1 << 20, Duration::ZERO);
+    let docker = host.dir.path().join("user/.docker");
+    fs::create_dir_all(&docker).unwrap();
+    fs::write(docker.join("config.json"), r#"{"auths": ["odd"]}"#).unwrap();
+    let vmkit = |arguments: &[&str]| {
+        let mut command = host.command(arguments);
+        answer(command.env("HOME", host.dir.path().join("user")).output().unwrap())
+    };
+    for arguments in [&["image", "ls"][..], &["image", "pull", &format!("{address}/disk.raw")]] {
+        let answer = vmkit(arguments);
+        assert_eq!(answer.code, Some(0), "{arguments:?}: {answer:?}");
     }
+    // Only where a registry asks.
+    let registry = TcpListener::bind("127.0.0.1:0").unwrap();
+    let image = format!("oci://{}/disks/web:1", registry.local_addr().unwrap());
+    thread::spawn(move || {
+        for stream in registry.incoming() {
+            let mut stream = stream.unwrap();
+            let mut head = [0; 4096];
+            let _ = stream.read(&mut head);
+            let refusal = "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"x\"\r\n\
+                Content-Length: 0\r\nConnection: close\r\n\r\n";
+            let _ = stream.write_all(refusal.as_bytes());
+        }
+    });
+    let refused = vmkit(&["image", "pull", &image]);
+    assert_eq!(refused.code, Some(2), "{refused:?}");
+    assert!(refused.stderr.contains(".docker/config.json, line 1"), "{refused:?}");
+}
+
+#[test]
+fn a_file_for_another_architecture_is_refused_and_a_directory_is_no_image() {
+    let host = Host::with_refusing_qemu();
+    // A GPT with a root partition of aarch64.
+    let mut disk = vec![0; 1 << 20];
+    disk[512..520].copy_from_slice(b"EFI PART");
+    (disk[512 + 72], disk[512 + 80], disk[512 + 84]) = (2, 1, 128);
+    let kind = "45b021b9f01dc341af444c6f280d3fae";
+    for (at, byte) in (0..16).map(|at| (at, u8::from_str_radix(&kind[2 * at..2 * at + 2], 16).unwrap())) {
+        disk[1024 + at] = byte;
+    }
+    (disk[1056], disk[1064]) = (64, 128);
+    fs::write(host.file("arm.img"), disk).unwrap();
+    let refused = host.vmkit(["create", "web", "--image", "arm.img", "--accel", "tcg"]);
+    assert_eq!(refused.code, Some(2), "{refused:?}");
+    assert!(refused.stderr.contains("an image for aarch64, and x86_64 was asked for"), "{refused:?}");
+    // A name is a name, whatever lies here beside.
+    fs::create_dir(host.file("debian")).unwrap();
+    let refused = host.vmkit(["create", "web", "--image", "debian", "--dry-run"]);
+    assert!(refused.stderr.contains("image `debian:13` does not exist"), "{refused:?}");
+    // Which image is at fault is said.
+    let refused = host.vmkit(["create", "web", "--image", "base.img", "--data-disk", "./none.img"]);
+    assert_eq!(refused.code, Some(2), "{refused:?}");
+    assert!(refused.stderr.contains("data_disks: ") && refused.stderr.contains("none.img"), "{refused:?}");
 }
 
 #[test]

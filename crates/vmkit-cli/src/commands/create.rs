@@ -1,6 +1,6 @@
 //! `vmkit create`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use vmkit::Error;
@@ -25,8 +25,8 @@ const NOT_STARTED: &str =
 pub(crate) struct Create {
     /// Names the VM: a-z, 0-9 and -, at most 63 characters.
     name: VmName,
-    /// Makes the root disk an overlay over this image, which is never written to: a file, raw or qcow2, or what `vmkit launch`
-    /// takes, such as debian:12. It is fetched if it is not kept already.
+    /// Makes the root disk an overlay over this image, which is never written to: debian:12, a file, raw or qcow2, an https://
+    /// address, or oci://REGISTRY/NAME:TAG. It is fetched if it is not kept already.
     #[arg(long, value_name = "IMAGE")]
     image: Option<PathBuf>,
     /// Boots the VM at once.
@@ -62,14 +62,14 @@ impl Create {
         })
     }
 
-    /// Finds the image in the store, or fetches it, where it is named by anything but the path of a file.
+    /// Finds the image here, or fetches it. A path that is not here may be one at a server elsewhere: the backend tells.
     async fn found(&self, context: &Context) -> Result<Option<ImageInUse>, Error> {
         let Some(text) = self.image.as_ref().and_then(|image| image.to_str()) else { return Ok(None) };
-        if text.starts_with(ZFS) || Path::new(text).exists() {
+        if text.starts_with(ZFS) {
             return Ok(None);
         }
         let image = images::image(text)?;
-        if matches!(image, ImageRef::Path(_)) {
+        if matches!(&image, ImageRef::Path(path) if !path.exists()) {
             return Ok(None);
         }
         let policy = if self.dry_run { PullPolicy::Never } else { PullPolicy::Missing };

@@ -6,14 +6,10 @@
 //! Source: the UEFI Specification, "GPT Disk Layout" and "Removable Media Boot Behavior"; the Discoverable Partitions
 //! Specification for the types of root partitions.
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 
-#[cfg(target_os = "linux")]
-use imago::{FormatAccess, file::File as ImagoFile, qcow2::Qcow2};
-
-use super::inspect::{ImageFacts, ImageFormat};
+use super::disk::Disk;
+use super::inspect::ImageFacts;
 use crate::error::{Error, Result};
 use crate::spec::Arch;
 
@@ -47,12 +43,12 @@ const LOADERS: &[(&[u8; 11], Arch)] = &[(b"BOOTX64 EFI", Arch::X86_64), (b"BOOTA
 /// `Io` where the disk can't be read.
 pub(super) fn of_disk(facts: &ImageFacts) -> Result<Option<Arch>> {
     let read = || -> io::Result<Option<Arch>> {
-        let Some(disk) = Disk::open(facts)? else { return Ok(None) };
+        let mut disk = Disk::open(facts)?;
         let mut found = Vec::new();
-        for partition in partitions(&disk)? {
+        for partition in partitions(&mut disk)? {
             match TYPES.iter().find(|(kind, _)| *kind == partition.kind) {
                 Some((_, arch)) => found.push(*arch),
-                None if partition.kind == ESP => found.extend(loaders(&disk, &partition)?),
+                None if partition.kind == ESP => found.extend(loaders(&mut disk, &partition)?),
                 None => {}
             }
         }
@@ -65,47 +61,6 @@ pub(super) fn of_disk(facts: &ImageFacts) -> Result<Option<Arch>> {
     read().map_err(Error::io("read", &facts.path))
 }
 
-/// A disk as the guest sees it.
-enum Disk {
-    Raw(File, u64),
-    #[cfg(target_os = "linux")]
-    Qcow2(FormatAccess<ImagoFile>),
-}
-
-impl Disk {
-    /// Opens a disk; `None` where what reads qcow2 does not run on this system.
-    fn open(facts: &ImageFacts) -> io::Result<Option<Self>> {
-        match facts.format {
-            ImageFormat::Raw => Ok(Some(Self::Raw(File::open(&facts.path)?, facts.file_bytes))),
-            #[cfg(not(target_os = "linux"))]
-            ImageFormat::Qcow2 => Ok(None),
-            #[cfg(target_os = "linux")]
-            ImageFormat::Qcow2 => {
-                let file = ImagoFile::try_from(File::open(&facts.path)?)?;
-                let image: Qcow2<ImagoFile, FormatAccess<ImagoFile>> = Qcow2::open_image(file, false)?;
-                Ok(Some(Self::Qcow2(FormatAccess::new(image))))
-            }
-        }
-    }
-
-    /// Reads so many bytes, fewer where the disk ends before.
-    fn read(&self, offset: u64, most_bytes: u64) -> io::Result<Vec<u8>> {
-        let size = match self {
-            Self::Raw(_, size) => *size,
-            #[cfg(target_os = "linux")]
-            Self::Qcow2(image) => image.size(),
-        };
-        let bytes = most_bytes.min(size.saturating_sub(offset));
-        let mut buffer = vec![0; usize::try_from(bytes).unwrap_or(0)];
-        match self {
-            Self::Raw(file, _) => file.read_exact_at(&mut buffer, offset)?,
-            #[cfg(target_os = "linux")]
-            Self::Qcow2(image) => image.read(&mut buffer[..], offset)?,
-        }
-        Ok(buffer)
-    }
-}
-
 struct Partition {
     /// Its type in the usual form of a UUID.
     kind: String,
@@ -114,7 +69,7 @@ struct Partition {
 }
 
 /// Answers the partitions of a GPT; a disk without one has none.
-fn partitions(disk: &Disk) -> io::Result<Vec<Partition>> {
+fn partitions(disk: &mut Disk) -> io::Result<Vec<Partition>> {
     let header = disk.read(SECTOR, SECTOR)?;
     if !header.starts_with(b"EFI PART") || number(&header, 84, 4) != Some(ENTRY_BYTES as u64) {
         return Ok(Vec::new());
@@ -136,7 +91,7 @@ fn partitions(disk: &Disk) -> io::Result<Vec<Partition>> {
 /// Answers the architectures of the loaders in an EFI system partition.
 ///
 /// A directory of a FAT has the names in entries of 32 bytes, and lies near the beginning of a partition as small as these.
-fn loaders(disk: &Disk, partition: &Partition) -> io::Result<Vec<Arch>> {
+fn loaders(disk: &mut Disk, partition: &Partition) -> io::Result<Vec<Arch>> {
     let bytes = disk.read(partition.offset, partition.bytes.min(ESP_BYTES))?;
     let has = |name: &[u8; 11]| bytes.chunks_exact(32).any(|entry| entry.starts_with(name));
     Ok(LOADERS.iter().filter(|(name, _)| has(name)).map(|(_, arch)| *arch).collect())

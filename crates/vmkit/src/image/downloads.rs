@@ -3,6 +3,7 @@
 //! Edge: files, locks and their events. Who has the lock of a download fetches it; the others watch it grow, and take over
 //! if its process dies.
 
+use std::convert::Infallible;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -75,7 +76,7 @@ impl ImageStore {
             progress.send_modify(|progress| progress.stage = PullStage::Waiting);
             let lock = tokio::select! {
                 lock = lock::acquire(&path, Hold::Alone, Instant::now() + PATIENCE) => lock,
-                error = show_growth(&dir, progress) => return Err(error),
+                never = show_growth(&dir, progress) => match never {},
             };
             match lock {
                 // Whoever had it is done, or has failed or died.
@@ -105,18 +106,21 @@ impl ImageStore {
     }
 }
 
-/// Shows how a download of somebody else's grows, for as long as it is polled; answers only an error.
-async fn show_growth(dir: &Path, progress: &watch::Sender<PullProgress>) -> Error {
-    let changes = match Changes::of_files(dir) {
-        Ok(changes) => changes,
-        Err(error) => return error,
-    };
-    loop {
-        progress.send_modify(|progress| progress.done_bytes = grown(dir));
-        if let Err(error) = changes.next().await {
-            return error;
+/// Shows how a download of somebody else's grows, for as long as it is polled.
+///
+/// Where that can't be watched, it is not shown any more: the one who fetches may just have removed the directory, and
+/// whoever waits for the lock hears of that.
+async fn show_growth(dir: &Path, progress: &watch::Sender<PullProgress>) -> Infallible {
+    let watched = async {
+        let changes = Changes::of_files(dir)?;
+        loop {
+            progress.send_modify(|progress| progress.done_bytes = grown(dir));
+            changes.next().await?;
         }
-    }
+    };
+    let Err::<Infallible, Error>(error) = watched.await;
+    tracing::debug!(%error, "cannot watch how a download grows");
+    std::future::pending().await
 }
 
 /// Answers how much of a download is there.
@@ -137,5 +141,36 @@ pub(super) fn remove_dir(dir: &Path) -> Result<u64> {
         Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty => Ok(freed_bytes),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(freed_bytes),
         removed => removed.map(|()| freed_bytes).map_err(Error::io("remove", dir)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_place_is_held_until_nobody_writes_there_any_more() {
+        use crate::image::DigestAlgorithm;
+        use crate::image::intake::Intake;
+
+        let dir = tempfile::tempdir().unwrap();
+        let place = Place::new(dir.path()).await.unwrap();
+        let intake = Intake::begin(&place, DigestAlgorithm::Sha256, 0).unwrap();
+        drop(place);
+        let lock = dir.path().join(LOCK);
+        let busy = lock::acquire(&lock, Hold::Alone, Instant::now()).await;
+        assert!(matches!(busy, Err(Error::Busy { .. })), "{busy:?}");
+        drop(intake);
+        lock::acquire(&lock, Hold::Alone, Instant::now() + PATIENCE).await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn who_waits_goes_on_waiting_where_nothing_can_be_watched() {
+        let dir = tempfile::tempdir().unwrap();
+        let gone = dir.path().join("gone");
+        let progress = crate::image::unwatched();
+        // The lock, or its deadline, is what ends it.
+        let watched = tokio::time::timeout(Duration::from_millis(100), show_growth(&gone, &progress)).await;
+        assert!(watched.is_err());
     }
 }

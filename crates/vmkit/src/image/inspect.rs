@@ -66,8 +66,13 @@ pub(super) const SECTOR_BYTES: u64 = 512;
 /// of another format or compressed as a whole; and for a qcow2 that is damaged, encrypted, keeps its data in another file,
 /// or has a backing file: an image from outside could name any file of the host there.
 pub fn inspect(path: &Path) -> Result<ImageFacts> {
-    let refused = |why: String| Error::invalid("image", path.display(), why);
-    let InputFile { file, path: found, bytes: file_bytes } = InputFile::open("image", path)?;
+    inspect_for("image", path)
+}
+
+/// As [`inspect`], for another field than `image`.
+pub(crate) fn inspect_for(field: &'static str, path: &Path) -> Result<ImageFacts> {
+    let refused = |why: String| Error::invalid(field, path.display(), why);
+    let InputFile { file, path: found, bytes: file_bytes } = InputFile::open(field, path)?;
     if file_bytes == 0 {
         return Err(refused("the file is empty: was it downloaded whole?".to_owned()));
     }

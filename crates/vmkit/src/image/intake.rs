@@ -12,7 +12,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, Read};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc as threads;
 use std::thread;
@@ -22,6 +22,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::digest::{Digest, DigestAlgorithm, Hasher};
 use super::downloads::Place;
+use super::sparse::SparseFile;
 use crate::error::{Error, Result};
 use crate::steps::step;
 
@@ -29,8 +30,9 @@ use crate::steps::step;
 const PIECES: usize = 8;
 /// How much is read or unpacked at a time.
 const BLOCK_BYTES: usize = 256 << 10;
-/// The largest run of zeros that is written out: the size of a qcow2 cluster, and no file system's blocks are larger.
-const HOLE_BYTES: usize = 64 << 10;
+/// The largest window, or dictionary, that what is unpacked may have: what came is not verified before its end, and could ask for
+/// gigabytes. `xz -9` has 64 MiB, `zstd --ultra` 128 MiB.
+const MOST_WINDOW_BYTES: u64 = 128 << 20;
 /// As much of the beginning as tells what it is.
 const HEAD_BYTES: usize = 512;
 
@@ -83,9 +85,11 @@ impl Intake {
         let file = open().map_err(Error::io("create", &path))?;
         let (sender, receiver) = mpsc::channel(PIECES);
         let (answer, outcome) = oneshot::channel();
-        // Held by the thread, so that nobody else writes there before it has ended.
         let place = place.clone();
         spawn("vmkit-keep", move || {
+            // Held whole by the thread, so that nobody else writes there before it has ended: of a field alone, the closure
+            // would have no more than that.
+            let place = place;
             if let Some(taken) = keep(&place.dir, file, algorithm, kept_bytes, receiver).transpose() {
                 // Whoever asked may have gone away; what was kept stays for the next try.
                 let _ = answer.send(taken);
@@ -132,13 +136,12 @@ fn keep(
     mut receiver: mpsc::Receiver<Piece>,
 ) -> Result<Option<Taken>> {
     let path = dir.join(DOWNLOAD);
-    let mut download = SparseFile { file, end: 0 };
+    let mut download = SparseFile::new(file);
     let mut branches = Branches::new(dir, algorithm)?;
-    while download.end < kept_bytes {
-        let wanted = usize::try_from(kept_bytes - download.end).unwrap_or(BLOCK_BYTES).min(BLOCK_BYTES);
+    while download.end() < kept_bytes {
+        let wanted = usize::try_from(kept_bytes - download.end()).unwrap_or(BLOCK_BYTES).min(BLOCK_BYTES);
         let mut block = vec![0; wanted];
-        download.file.read_exact_at(&mut block, download.end).map_err(Error::io("read", &path))?;
-        download.end += wanted as u64;
+        download.reread(&mut block).map_err(Error::io("read", &path))?;
         branches.feed(Bytes::from(block))?;
     }
     loop {
@@ -149,12 +152,12 @@ fn keep(
             }
             Some(Piece::End) => break,
             None => {
-                download.finish().map_err(Error::io("write", &path))?;
+                drop(download.finish().map_err(Error::io("write", &path))?);
                 return Ok(None);
             }
         }
     }
-    download.finish().map_err(Error::io("write", &path))?;
+    drop(download.finish().map_err(Error::io("write", &path))?);
     branches.finish(path).map(Some)
 }
 
@@ -298,11 +301,18 @@ fn unpack(packing: Packing, pieces: threads::Receiver<Bytes>, path: &Path) -> Re
         remove_earlier(path)?;
         OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
     };
-    let mut disk = SparseFile { file: open().map_err(Error::io("create", path))?, end: 0 };
+    let mut disk = SparseFile::new(open().map_err(Error::io("create", path))?);
     let mut hash = Branch::hash(DigestAlgorithm::Sha256)?;
     let mut reader = packing.reader(Pieces { pieces, current: Bytes::new() });
     let damaged = |error: io::Error| {
-        let why = format!("what came can't be unpacked as {}: {error}", packing.name());
+        let why = match needs_too_much_memory(&error) {
+            true => format!(
+                "what came can't be unpacked: its {} needs more than {} MiB of memory",
+                packing.name(),
+                MOST_WINDOW_BYTES >> 20
+            ),
+            false => format!("what came can't be unpacked as {}: {error}", packing.name()),
+        };
         Error::invalid("image", packing.name(), why)
     };
     loop {
@@ -314,7 +324,7 @@ fn unpack(packing: Packing, pieces: threads::Receiver<Bytes>, path: &Path) -> Re
         disk.append(&block).map_err(Error::io("write", path))?;
         hash.send(Bytes::from(block))?;
     }
-    disk.finish().map_err(Error::io("write", path))?;
+    drop(disk.finish().map_err(Error::io("write", path))?);
     hash.finish()
 }
 
@@ -384,14 +394,34 @@ impl Packing {
     fn reader(self, packed: Pieces) -> Box<dyn Read> {
         match self {
             Self::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(packed)),
-            Self::Xz => Box::new(liblzma::bufread::XzDecoder::new_multi_decoder(packed)),
+            Self::Xz => {
+                use liblzma::stream::{CONCATENATED, Stream};
+                // The decoder has some KiB besides its window.
+                match Stream::new_stream_decoder(MOST_WINDOW_BYTES + (1 << 20), CONCATENATED) {
+                    Ok(stream) => Box::new(liblzma::bufread::XzDecoder::new_stream(packed, stream)),
+                    Err(error) => Box::new(Failing(Some(error.into()))),
+                }
+            }
             Self::Bzip2 => Box::new(bzip2::bufread::MultiBzDecoder::new(packed)),
-            Self::Zstandard => match zstd::stream::read::Decoder::with_buffer(packed) {
-                Ok(decoder) => Box::new(decoder),
-                Err(error) => Box::new(Failing(Some(error))),
-            },
+            Self::Zstandard => {
+                let bounded = zstd::stream::read::Decoder::with_buffer(packed).and_then(|mut decoder| {
+                    decoder.window_log_max(MOST_WINDOW_BYTES.ilog2())?;
+                    Ok(decoder)
+                });
+                match bounded {
+                    Ok(decoder) => Box::new(decoder),
+                    Err(error) => Box::new(Failing(Some(error))),
+                }
+            }
         }
     }
+}
+
+/// Tells whether this is what a decoder says that is not allowed the memory it needs.
+fn needs_too_much_memory(error: &io::Error) -> bool {
+    let of_xz = error.get_ref().and_then(|error| error.downcast_ref::<liblzma::stream::Error>());
+    // zstd has nothing but a text: that of ZSTD_error_frameParameter_windowTooLarge.
+    of_xz == Some(&liblzma::stream::Error::MemLimit) || error.to_string().contains("requires too much memory")
 }
 
 /// A reader that could not be made.
@@ -401,48 +431,6 @@ impl Read for Failing {
     fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
         self.0.take().map_or(Ok(0), Err)
     }
-}
-
-/// A file that is written from the beginning to the end and has holes for long runs of zeros.
-struct SparseFile {
-    file: File,
-    /// How much of it is written, holes at its end among it.
-    end: u64,
-}
-
-impl SparseFile {
-    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        // The pieces end where the file's blocks end, or a hole would be no hole.
-        let to_boundary = HOLE_BYTES - usize::try_from(self.end % HOLE_BYTES as u64).unwrap_or(0);
-        let (first, rest) = bytes.split_at(to_boundary.min(bytes.len()));
-        let mut run_start = 0;
-        let mut at = 0;
-        for piece in std::iter::once(first).chain(rest.chunks(HOLE_BYTES)) {
-            if is_zero(piece) {
-                self.write(&bytes[run_start..at], run_start)?;
-                run_start = at + piece.len();
-            }
-            at += piece.len();
-        }
-        self.write(&bytes[run_start..], run_start)?;
-        self.end += bytes.len() as u64;
-        Ok(())
-    }
-
-    fn write(&self, bytes: &[u8], offset: usize) -> io::Result<()> {
-        self.file.write_all_at(bytes, self.end + offset as u64)
-    }
-
-    /// Gives the file its length, which a hole at its end does not.
-    fn finish(self) -> io::Result<()> {
-        self.file.set_len(self.end)
-    }
-}
-
-fn is_zero(bytes: &[u8]) -> bool {
-    // In words, which the compiler makes vectors of; most bytes that are not zero end it at once.
-    let (chunks, rest) = bytes.as_chunks::<64>();
-    chunks.iter().all(|chunk| *chunk == [0; 64]) && rest.iter().all(|byte| *byte == 0)
 }
 
 /// Tells whether these bytes begin a web page: what a login or an error page looks like in the place of an image.

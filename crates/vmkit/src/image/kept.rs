@@ -7,6 +7,7 @@
 //! <images>/sha256-HEX/image.json   what it is; written last, so that without it there is no image
 //! <images>/sha256-HEX/lock         held by those who make VMs of it, and alone by whoever removes it
 //! <images>/names/NAME@ARCH.json    which image a name stands for, where it came from, how it was checked
+//! <images>/names/lock              held by whoever writes one of them
 //! <images>/downloads/KEY/          a download that is under way, or was cut off
 //! ```
 

@@ -2,10 +2,10 @@
 //!
 //! [`inspect`] looks at an image that came from outside and trusts nothing in it. [`create_overlay`] and
 //! [`create_blank`] make the qcow2 files that belong to a VM, [`grow_disk`] makes one of those larger. Nothing here ever
-//! writes to an image that is nobody's disk, takes QEMU's image locks, or runs a program; converting and rebasing are left to `qemu-img`.
+//! writes to an image that is nobody's disk, takes QEMU's image locks, or runs a program; rebasing is left to `qemu-img`.
 //!
-//! With the feature `images`, an [`ImageRef`] names an image, a [`Catalogue`] knows where it lies, and an [`ImageStore`]
-//! fetches, checks and keeps it:
+//! With the feature `images`, [`convert`](fn@convert) makes a raw file of an image, an [`ImageRef`] names one, a [`Catalogue`] knows where
+//! it lies, and an [`ImageStore`] fetches, checks and keeps it:
 //!
 //! ```text
 //! ImageRef ─▶ Catalogue ─▶ pull: checksums, signature ─▶ remote ─▶ intake: hash, unpack ─▶ store
@@ -18,10 +18,16 @@ mod arch;
 mod catalogue;
 #[cfg(feature = "images")]
 mod checksums;
+#[cfg(feature = "images")]
+mod convert;
+#[cfg(all(test, feature = "images"))]
+mod convert_tests;
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 mod create;
 #[cfg(feature = "images")]
 mod digest;
+#[cfg(feature = "images")]
+mod disk;
 #[cfg(feature = "images")]
 mod downloads;
 #[cfg(feature = "images")]
@@ -49,6 +55,8 @@ mod remote;
 #[cfg(feature = "images")]
 mod signature;
 #[cfg(feature = "images")]
+mod sparse;
+#[cfg(feature = "images")]
 mod store;
 #[cfg(all(test, feature = "images"))]
 mod store_tests;
@@ -57,10 +65,14 @@ mod test_server;
 
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 pub use create::{MAX_DISK_BYTES, create_blank, create_overlay, grow_disk};
+#[cfg(any(feature = "propolis", all(target_os = "linux", feature = "qemu")))]
+pub(crate) use inspect::inspect_for;
 pub use inspect::{ImageFacts, ImageFormat, inspect};
 
 #[cfg(feature = "images")]
 pub use catalogue::{Catalogue, CatalogueEntry, OpenPgpKey, Published, PublishedSignature, Signed};
+#[cfg(feature = "images")]
+pub use convert::{Existing, convert};
 #[cfg(feature = "images")]
 pub use digest::{Digest, DigestAlgorithm};
 #[cfg(feature = "images")]

@@ -26,6 +26,8 @@ pub enum PullStage {
     Waiting,
     /// It comes, and is hashed and unpacked on the way.
     Fetching,
+    /// It is written in another form; the bytes are those of the disk.
+    Converting,
     /// It is all here; what it hashed to is compared, and it is written through to the disk.
     Finishing,
 }

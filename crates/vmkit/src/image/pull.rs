@@ -14,18 +14,19 @@ use std::path::Path;
 
 use tokio::sync::watch;
 
-use super::catalogue::{Published, Signed};
+use super::catalogue::{OpenPgpKey, Published, Signed};
 use super::checksums;
 use super::digest::{Digest, DigestAlgorithm, Hasher};
-use super::downloads::{Turn, remove_dir};
-use super::kept::{KeptImage, NewName, Verified};
+use super::downloads::{Place, Turn, remove_dir};
+use super::kept::{KeptImage, KeptName, NewName, Verified};
 use super::progress::PullProgress;
-use super::reference::{ImageRef, ImageUrl};
-use super::remote::Wanted;
+use super::reference::{ImageRef, ImageUrl, OciRef};
+use super::remote::{Fetched, Wanted, may_go_on_later};
 use super::signature::{self, MOST_SIGNATURE_BYTES};
 use super::store::{ImageInUse, ImageStore, PullPolicy, seconds_since_1970};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::spec::Arch;
+use crate::store::lock::Hold;
 
 /// The largest file of checksums.
 const MOST_CHECKSUM_BYTES: usize = 4 << 20;
@@ -36,12 +37,20 @@ const FRESH_TRIES: u32 = 1;
 #[derive(Debug)]
 pub(super) struct Source {
     pub(super) url: String,
-    pub(super) authorization: Option<String>,
+    /// The name in a registry that it is from, and what the registry was shown so far by who asks.
+    pub(super) registry: Option<(OciRef, Option<String>)>,
     /// What it must hash to as it comes.
     pub(super) digest: Option<Digest>,
     pub(super) verified: Verified,
     /// A signature over the very file, which is checked once it is here.
-    pub(super) signed_file: Option<super::catalogue::PublishedSignature>,
+    pub(super) signed_file: Option<FileSignature>,
+}
+
+/// A signature over a file, and who may have made it.
+#[derive(Debug, Clone)]
+pub(super) struct FileSignature {
+    signature: Vec<u8>,
+    keys: Vec<OpenPgpKey>,
 }
 
 impl ImageStore {
@@ -145,11 +154,16 @@ impl ImageStore {
     async fn published_source(&self, published: &Published) -> Result<Source> {
         let mut source = Source {
             url: published.url.clone(),
-            authorization: None,
+            registry: None,
             digest: published.digest.clone(),
             verified: if published.digest.is_some() { Verified::Digest } else { Verified::Nothing },
-            signed_file: published.signature.clone().filter(|one| one.signed == Signed::Image),
+            signed_file: None,
         };
+        // Before the image, which can't be used without it.
+        if let Some(one) = published.signature.as_ref().filter(|one| one.signed == Signed::Image) {
+            let signature = self.remote.small_file(&one.url, MOST_SIGNATURE_BYTES).await?;
+            source.signed_file = Some(FileSignature { signature, keys: one.keys.clone() });
+        }
         let Some(checksums) = published.checksums.as_ref().filter(|_| source.digest.is_none()) else {
             return Ok(source);
         };
@@ -200,24 +214,20 @@ impl ImageStore {
         };
         let mut tries = 0;
         loop {
-            if let Some(kept) = self.already_here(&source, &name, arch, begun)?
-                && let Some(image) = self.name_again(kept, new_name(source.verified.clone())).await?
+            if let Some((kept, verified)) = self.already_here(&source, &name, arch, begun).await?
+                && let Some(image) = self.name_again(kept, new_name(verified)).await?
             {
                 return Ok(image);
             }
             // Where somebody else has just come to an end, this looks again.
             let Turn::Mine(place) = self.turn(&source, progress).await? else { continue };
             let dir = &place.dir;
-            if self.already_here(&source, &name, arch, begun)?.is_some() {
+            if self.already_here(&source, &name, arch, begun).await?.is_some() {
                 remove_dir(dir)?;
                 continue;
             }
-            let fetched = self.remote.fetch(&source.wanted(), &place, progress).await;
-            let fetched = match fetched {
-                Ok(fetched) => fetched,
-                Err(error) => return Err(give_up(dir, error)),
-            };
-            let verified = match source.check(&fetched.taken.digest, &fetched.taken.disk, self, dir).await {
+            let fetched = self.fetch(&source, &place, progress).await?;
+            let verified = match source.check(&fetched.taken.digest, &fetched.taken.disk, dir).await {
                 Ok(verified) => verified,
                 Err(error) => {
                     remove_dir(dir)?;
@@ -235,21 +245,80 @@ impl ImageStore {
         }
     }
 
-    /// Answers the kept image that is what would come.
-    fn already_here(
+    /// Fetches what a source has, and shows a registry anew who asks where what it was shown has run out meanwhile.
+    ///
+    /// Where it fails, what came stays only where it can be gone on with.
+    async fn fetch(
+        &self,
+        source: &Source,
+        place: &Place,
+        progress: &watch::Sender<PullProgress>,
+    ) -> Result<Fetched> {
+        let wanted = source.wanted();
+        let (image, authorization) = source.registry.clone().unzip();
+        let mut download = self.remote.download(&wanted, place, authorization.flatten(), progress)?;
+        let mut shown_at = None;
+        loop {
+            let error = match download.run().await {
+                Ok(()) => return download.finish().await.map_err(|error| give_up(&place.dir, error)),
+                Err(error) => error,
+            };
+            let (got_bytes, challenge) = (download.got_bytes(), download.challenge());
+            // A registry that refuses at once what it has just been shown will not change its mind.
+            let is_new = shown_at.replace(got_bytes) != Some(got_bytes);
+            download.authorization = match (&image, challenge) {
+                (Some(image), Some(challenge)) if is_new => {
+                    self.registry_authorization(image, &challenge).await?
+                }
+                _ => None,
+            };
+            if download.authorization.is_none() {
+                drop(download);
+                if got_bytes == 0 {
+                    remove_dir(&place.dir)?;
+                }
+                return Err(give_up(&place.dir, error));
+            }
+        }
+    }
+
+    /// Answers the kept image that is what would come, and how it is verified.
+    async fn already_here(
         &self,
         source: &Source,
         name: &str,
         arch: Arch,
         begun: u64,
-    ) -> Result<Option<super::kept::KeptName>> {
-        if let Some(digest) = &source.digest {
-            return self.kept_download(digest);
+    ) -> Result<Option<(KeptName, Verified)>> {
+        let mut names = match &source.digest {
+            Some(digest) => self.kept_downloads(digest)?,
+            // Nobody said what must come: only what came since this was asked for is as new.
+            None => {
+                let images = self.find(name, Some(arch)).unwrap_or_default();
+                let is_new = |kept: &KeptName| kept.name == name && kept.arch == arch && kept.since >= begun;
+                images.into_iter().flat_map(|image| image.names).filter(is_new).collect()
+            }
+        };
+        let Some(signed) = &source.signed_file else {
+            return Ok(names.pop().map(|kept| (kept, source.verified.clone())));
+        };
+        let by_one_of_the_keys = |kept: &KeptName| match &kept.verified {
+            Verified::Signature { fingerprint } => {
+                signed.keys.iter().any(|key| key.fingerprint == *fingerprint)
+            }
+            _ => false,
+        };
+        if let Some(at) = names.iter().position(by_one_of_the_keys) {
+            let kept = names.swap_remove(at);
+            let verified = kept.verified.clone();
+            return Ok(Some((kept, verified)));
         }
-        // Nobody said what must come: only what came since this was asked for is as new.
-        let images = self.find(name, Some(arch)).unwrap_or_default();
-        let names = images.into_iter().flat_map(|image| image.names);
-        Ok(names.into_iter().find(|kept| kept.name == name && kept.arch == arch && kept.since >= begun))
+        // A checksum alone is no signature. What is kept may be the very file that was signed; where it is what was unpacked of
+        // that, it can't tell, and the file is fetched once more.
+        let Some(kept) = names.pop() else { return Ok(None) };
+        let Some(_lock) = self.hold(&kept.image, Hold::Shared).await? else { return Ok(None) };
+        let Some(image) = self.read(&kept.image)? else { return Ok(None) };
+        Ok(signed.verify(&image.facts.path).await.ok().map(|verified| (kept, verified)))
     }
 }
 
@@ -259,7 +328,6 @@ impl Source {
             url: &self.url,
             algorithm: self.digest.as_ref().map_or(DigestAlgorithm::Sha256, Digest::algorithm),
             is_checked: self.digest.is_some(),
-            authorization: self.authorization.as_deref(),
         }
     }
 
@@ -271,13 +339,7 @@ impl Source {
     }
 
     /// Compares what came with what had to come, and answers how it was verified.
-    async fn check(
-        &self,
-        found: &Digest,
-        download: &Path,
-        store: &ImageStore,
-        dir: &Path,
-    ) -> Result<Verified> {
+    async fn check(&self, found: &Digest, download: &Path, dir: &Path) -> Result<Verified> {
         if let Some(wanted) = self.digest.as_ref().filter(|wanted| *wanted != found) {
             let problem = format!(
                 "it hashes to {found}, and has to hash to {wanted}: it was damaged on its way, or replaced"
@@ -285,16 +347,25 @@ impl Source {
             return Err(Error::Untrusted { what: self.url.clone(), problem });
         }
         let Some(signed) = &self.signed_file else { return Ok(self.verified.clone()) };
-        let signature = store.remote.small_file(&signed.url, MOST_SIGNATURE_BYTES).await?;
-        let (keys, file) = (signed.keys.clone(), dir.join(super::intake::DOWNLOAD));
+        let file = dir.join(super::intake::DOWNLOAD);
         // An image that is packed was signed so.
-        let file = if file.exists() { file } else { download.to_owned() };
+        let file = if file.exists() { &file } else { download };
+        let verified = signed.verify(file).await;
+        verified.map_err(|problem| Error::Untrusted { what: self.url.clone(), problem })
+    }
+}
+
+impl FileSignature {
+    /// Checks the signature over a file.
+    ///
+    /// # Errors
+    /// Why it is not good, for a person to read.
+    async fn verify(&self, file: &Path) -> std::result::Result<Verified, String> {
+        let (Self { signature, keys }, file) = (self.clone(), file.to_owned());
         let checked = tokio::task::spawn_blocking(move || {
             signature::verify_detached(&signature, &keys, || File::open(&file))
         });
-        let fingerprint = checked.await.expect("checking a signature does not panic");
-        let fingerprint =
-            fingerprint.map_err(|problem| Error::Untrusted { what: self.url.clone(), problem })?;
+        let fingerprint = checked.await.expect("checking a signature does not panic")?;
         Ok(Verified::Signature { fingerprint })
     }
 }
@@ -302,7 +373,7 @@ impl Source {
 fn url_source(url: &ImageUrl) -> Source {
     Source {
         url: url.as_str().to_owned(),
-        authorization: None,
+        registry: None,
         digest: url.digest().cloned(),
         verified: if url.digest().is_some() { Verified::Digest } else { Verified::Nothing },
         signed_file: None,
@@ -311,11 +382,9 @@ fn url_source(url: &ImageUrl) -> Source {
 
 /// Removes what came of a download that can't be gone on with, or that filled the disk; what else came stays.
 fn give_up(dir: &Path, error: Error) -> Error {
-    use crate::error::ErrorKind;
-
-    let is_useless = match error.kind() {
-        ErrorKind::InvalidInput | ErrorKind::Host | ErrorKind::NotFound => true,
-        _ => matches!(error, Error::Fetch { status: Some(_), .. }),
+    let is_useless = match &error {
+        Error::Fetch { status: Some(status), .. } => !may_go_on_later(*status),
+        error => matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Host | ErrorKind::NotFound),
     };
     if is_useless && let Err(second) = remove_dir(dir) {
         tracing::warn!(error = %second, "cannot remove what came of a download");

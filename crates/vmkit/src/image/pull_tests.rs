@@ -322,6 +322,81 @@ async fn an_overloaded_server_is_asked_again_and_a_forbidden_file_is_not() {
     assert_eq!(scene.server.asked("/closed").len(), 1);
 }
 
+#[tokio::test]
+async fn what_came_outlives_a_server_that_refuses_for_a_while() {
+    let scene = Scene::new().await;
+    let disk = disk(400_000);
+    let html = || vec![("Content-Type".to_owned(), "text/html".to_owned())];
+    for (index, refusal) in [
+        Page::status("503 Service Unavailable"),
+        Page::status("429 Too Many Requests"),
+        Page::status("403 Forbidden"),
+        Page::status("401 Unauthorized"),
+        // The page of a network that wants a login first.
+        Page { headers: html(), etag: None, ..Page::new("<html>Please log in</html>") },
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let path = format!("/{index}");
+        scene.server.put(&path, Page { cuts: vec![300_000, 0, 0, 0], ..Page::new(disk.clone()) });
+        scene.pull_url(&path).await.unwrap_err();
+        let status = refusal.status;
+        scene.server.put(&path, refusal);
+        scene.pull_url(&path).await.unwrap_err();
+        scene.server.put(&path, Page::new(disk.clone()));
+        assert_eq!(scene.pull_url(&path).await.unwrap().id.hex(), sha256(&disk));
+        let asked = scene.server.asked(&path);
+        let range = asked.last().unwrap().headers.get("range").map(String::as_str);
+        assert_eq!(range, Some("bytes=300000-"), "{status}: {asked:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_came_of_a_file_that_is_gone_is_removed() {
+    let scene = Scene::new().await;
+    scene.server.put("/d", Page { cuts: vec![300_000, 0, 0, 0], ..Page::new(disk(400_000)) });
+    scene.pull_url("/d").await.unwrap_err();
+    scene.server.put("/d", Page::status("404 Not Found"));
+    assert_eq!(scene.pull_url("/d").await.unwrap_err().kind(), ErrorKind::NotFound);
+    scene.assert_nothing_kept();
+}
+
+#[tokio::test]
+async fn a_window_that_would_take_too_much_memory_is_refused() {
+    use liblzma::stream::{Check, Filters, LzmaOptions, Stream};
+    use std::io::{Read, Write};
+
+    let scene = Scene::new().await;
+    let disk = disk(300_000);
+    let xz = |dictionary: u32| {
+        let mut options = LzmaOptions::new_preset(0).unwrap();
+        let mut filters = Filters::new();
+        filters.lzma2(options.dict_size(dictionary));
+        let stream = Stream::new_stream_encoder(&filters, Check::Crc32).unwrap();
+        let mut packed = Vec::new();
+        liblzma::read::XzEncoder::new_stream(&disk[..], stream).read_to_end(&mut packed).unwrap();
+        packed
+    };
+    let zst = |window_log: u32| {
+        let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
+        encoder.window_log(window_log).unwrap();
+        encoder.write_all(&disk).unwrap();
+        encoder.finish().unwrap()
+    };
+    // The largest that `xz -9` and `zstd --ultra` write.
+    for (path, body) in [("/xz-9", xz(64 << 20)), ("/zst-ultra", zst(27))] {
+        scene.server.put(path, Page::new(body));
+        assert_eq!(scene.pull_url(path).await.unwrap().id.hex(), sha256(&disk));
+    }
+    for (path, body) in [("/xz", xz(256 << 20)), ("/zst", zst(28))] {
+        scene.server.put(path, Page::new(body));
+        let error = scene.pull_url(path).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+        assert!(error.to_string().contains("more than 128 MiB of memory"), "{path}: {error}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn pulls_of_one_image_at_once_share_one_download() {
     let scene = Scene::new().await;
@@ -410,23 +485,68 @@ async fn a_mirror_stands_in_for_the_publisher() {
     assert_eq!(scene.pull("test").await.unwrap().id.hex(), sha256(&disk));
 }
 
+/// Of the key `one` that the tests of signatures have: what it is, and a file that it signed, which stands in for an image.
+const ONE: &str = "5A88DABF613BE576F30FF9839CE137947B24AC90";
+const SIGNED: &[u8] = include_bytes!("../../tests/signatures/SUMS");
+const SIGNATURE: &[u8] = include_bytes!("../../tests/signatures/one.sig");
+
+impl Scene {
+    /// Publishes an image `test:1` with this release, and knows the key `one`.
+    fn publish_signed(&mut self, release: &str) {
+        let public = include_str!("../../tests/signatures/one.pub");
+        let key = format!("version = 1\n[key.one]\nfingerprint = \"{ONE}\"\npublic = '''\n{public}'''\n");
+        self.store.catalogue = self.store.catalogue.clone().extended(&key, Path::new("k")).unwrap();
+        self.publish(release);
+    }
+}
+
+const OF_IMAGE: &str = "signed = \"image\"\nsignature = \"{file}.sig\"\nkeys = [\"one\"]";
+
+#[tokio::test]
+async fn a_signature_of_the_image_is_asked_for_before_the_image() {
+    let mut scene = Scene::new().await;
+    scene.publish_signed(OF_IMAGE);
+    scene.server.put("/test.img", Page::new(SIGNED));
+    assert_eq!(scene.pull("test:1").await.unwrap_err().kind(), ErrorKind::NotFound);
+    scene.server.put("/test.img.sig", Page::status("503 Service Unavailable"));
+    scene.pull("test:1").await.unwrap_err();
+    assert!(scene.server.asked("/test.img").is_empty(), "without it, nothing is fetched");
+}
+
+#[tokio::test]
+async fn a_kept_image_gets_a_signed_name_only_by_its_signature() {
+    let mut scene = Scene::new().await;
+    scene.publish_signed(&format!("checksums = \"SUMS\"\n{OF_IMAGE}"));
+    scene.server.put("/test.img.sig", Page::new(SIGNATURE));
+    // Here already by an address, verified by no key.
+    scene.server.put("/test.img", Page::new(SIGNED));
+    scene.server.put("/SUMS", Page::new(format!("{}  test.img\n", sha256(SIGNED))));
+    scene.pull_url("/test.img").await.unwrap();
+    for _ in 0..2 {
+        let kept = scene.pull("test:1").await.unwrap();
+        let name = kept.names.iter().find(|name| name.name == "test:1").unwrap();
+        assert_eq!(name.verified, Verified::Signature { fingerprint: ONE.to_owned() });
+        assert_eq!(scene.server.asked("/test.img").len(), 1, "what was signed is here");
+    }
+    // What is kept of this one is unpacked, and can't tell whether what it came as was signed: it is fetched once more.
+    let other = packed("gz", b"another disk");
+    scene.server.put("/test.img", Page::new(other.clone()));
+    scene.server.put("/SUMS", Page::new(format!("{}  test.img\n", sha256(&other))));
+    scene.server.put("/other", Page::new(other));
+    scene.pull_url("/other").await.unwrap();
+    let error = scene.pull("test:1").await.unwrap_err();
+    assert!(error.to_string().contains("no good signature by 5A88DABF"), "{error}");
+    assert_eq!(scene.server.asked("/test.img").len(), 2);
+}
+
 #[tokio::test]
 async fn a_signature_over_checksums_or_the_image_is_verified() {
     let mut scene = Scene::new().await;
-    let fingerprint = "5A88DABF613BE576F30FF9839CE137947B24AC90";
-    let public = include_str!("../../tests/signatures/one.pub");
-    let key = format!("[key.one]\nfingerprint = \"{fingerprint}\"\npublic = '''\n{public}'''\n");
-    // The signed file stands in for an image: any bytes are a raw disk.
-    let signed = include_bytes!("../../tests/signatures/SUMS");
-    let signature = include_bytes!("../../tests/signatures/one.sig");
-    let of_image = "signed = \"image\"\nsignature = \"{file}.sig\"\nkeys = [\"one\"]";
-    scene.store.catalogue =
-        scene.store.catalogue.clone().extended(&format!("version = 1\n{key}"), Path::new("k")).unwrap();
-    scene.publish(of_image);
-    scene.server.put("/test.img", Page::new(&signed[..]));
-    scene.server.put("/test.img.sig", Page::new(&signature[..]));
+    scene.publish_signed(OF_IMAGE);
+    scene.server.put("/test.img", Page::new(SIGNED));
+    scene.server.put("/test.img.sig", Page::new(SIGNATURE));
     let kept = scene.pull("test:1").await.unwrap();
-    assert_eq!(kept.names[0].verified, Verified::Signature { fingerprint: fingerprint.to_owned() });
+    assert_eq!(kept.names[0].verified, Verified::Signature { fingerprint: ONE.to_owned() });
     scene.store.remove("test:1", None).await.unwrap();
 
     scene.server.put("/test.img", Page::new(&b"another"[..]));
@@ -436,10 +556,10 @@ async fn a_signature_over_checksums_or_the_image_is_verified() {
 
     scene.publish("checksums = \"SUMS\"\nsigned = \"checksums\"\nsignature = \"SUMS.sig\"\nkeys = [\"one\"]");
     scene.server.put("/SUMS", Page::new(format!("{}  test.img\n", sha256(b"another"))));
-    scene.server.put("/SUMS.sig", Page::new(&signature[..]));
+    scene.server.put("/SUMS.sig", Page::new(SIGNATURE));
     let error = scene.pull("test:1").await.unwrap_err();
     assert!(matches!(error, Error::Untrusted { .. }), "{error}");
-    scene.server.put("/SUMS", Page::new(&signed[..]));
+    scene.server.put("/SUMS", Page::new(SIGNED));
     let error = scene.pull("test:1").await.unwrap_err();
     assert!(error.to_string().contains("has to hash to sha256:aaaa"), "the signature is good: {error}");
 

@@ -22,6 +22,7 @@ const EXTENSION_BACKING_FORMAT: u32 = 0xE279_2ACA;
 
 const INCOMPATIBLE_CORRUPT: u64 = 1 << 1;
 const INCOMPATIBLE_DATA_FILE: u64 = 1 << 2;
+const INCOMPATIBLE_COMPRESSION: u64 = 1 << 3;
 const INCOMPATIBLE_EXTENDED_L2: u64 = 1 << 4;
 const INCOMPATIBLE_KNOWN: u64 = (1 << 5) - 1;
 
@@ -48,6 +49,15 @@ pub(super) struct Qcow2Header {
     pub(super) marked_corrupt: bool,
     /// Whether an entry of an L2 table has 16 bytes, not 8.
     pub(super) extended_l2: bool,
+    /// How its compressed clusters are compressed, if it has any.
+    pub(super) compression: Compression,
+}
+
+/// How clusters are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Compression {
+    Deflate,
+    Zstandard,
 }
 
 /// The backing image as the header names it.
@@ -102,6 +112,14 @@ pub(super) fn parse(bytes: &[u8], file_bytes: u64) -> Result<Qcow2Header, String
     if header_bytes < least || u64::from(header_bytes) > 1 << cluster_bits {
         return Err(format!("its header_length is {header_bytes}, and {least} to one cluster is right"));
     }
+    // Without the bit the field may be missing.
+    let compression = match incompatible & INCOMPATIBLE_COMPRESSION {
+        0 => Compression::Deflate,
+        _ => match fields.bytes(104, 105)? {
+            [1] => Compression::Zstandard,
+            other => return Err(format!("its compression_type is {}, and 1 is right", other[0])),
+        },
+    };
     let header = Qcow2Header {
         version,
         virtual_size_bytes: fields.u64(24)?,
@@ -113,6 +131,7 @@ pub(super) fn parse(bytes: &[u8], file_bytes: u64) -> Result<Qcow2Header, String
         encrypted: fields.u32(32)? != 0,
         marked_corrupt: incompatible & INCOMPATIBLE_CORRUPT != 0,
         extended_l2: incompatible & INCOMPATIBLE_EXTENDED_L2 != 0,
+        compression,
     };
     if version == 3 {
         let order = fields.u32(96)?;
@@ -240,7 +259,7 @@ pub(super) fn check_l2_table(l2_table: &[u8], header: &Qcow2Header, file_bytes: 
     for entry in l2_table.chunks_exact(8) {
         let entry = be_u64(entry);
         let offset = if entry & COMPRESSED != 0 {
-            entry & ((1 << (62 - (header.cluster_bits - 8))) - 1)
+            packed_place(entry, header.cluster_bits).0
         } else if entry & ALL_ZEROES != 0 {
             continue;
         } else {
@@ -254,13 +273,21 @@ pub(super) fn check_l2_table(l2_table: &[u8], header: &Qcow2Header, file_bytes: 
 }
 
 /// Bits 9 to 55 of an entry of an L1 or L2 table: where the cluster begins.
-const OFFSET_MASK: u64 = 0x00FF_FFFF_FFFF_FE00;
+pub(super) const OFFSET_MASK: u64 = 0x00FF_FFFF_FFFF_FE00;
 /// The bit of an L2 entry whose cluster is compressed, so that its offset is packed otherwise.
-const COMPRESSED: u64 = 1 << 62;
+pub(super) const COMPRESSED: u64 = 1 << 62;
 /// The bit of an L2 entry whose cluster reads as zeroes, wherever it points.
-const ALL_ZEROES: u64 = 1;
+pub(super) const ALL_ZEROES: u64 = 1;
 
-fn be_u64(bytes: &[u8]) -> u64 {
+/// Answers where the bytes of a compressed cluster begin, and how many there are at most.
+pub(super) fn packed_place(entry: u64, cluster_bits: u32) -> (u64, u64) {
+    let shift = 62 - (cluster_bits - 8);
+    let offset = entry & ((1 << shift) - 1);
+    let sectors = (entry >> shift & ((1 << (cluster_bits - 8)) - 1)) + 1;
+    (offset, sectors * 512 - offset % 512)
+}
+
+pub(super) fn be_u64(bytes: &[u8]) -> u64 {
     u64::from_be_bytes(bytes.try_into().expect("the caller cut eight bytes"))
 }
 

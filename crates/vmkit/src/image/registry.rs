@@ -10,6 +10,7 @@
 //! Source: the OCI Image and Distribution Specifications; the Docker Registry token authentication specification.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -32,6 +33,8 @@ const MANIFESTS: &str = "application/vnd.oci.image.manifest.v1+json, \
     application/vnd.docker.distribution.manifest.v2+json, \
     application/vnd.oci.image.index.v1+json, \
     application/vnd.docker.distribution.manifest.list.v2+json";
+/// The server of Docker Hub, which everybody calls docker.io, and whose login is kept for index.docker.io.
+const DOCKER_HUB: &str = "registry-1.docker.io";
 /// The ends of titles that are disks.
 const DISK_ENDS: &[&str] = &[".qcow2", ".raw", ".img", ".gz", ".xz", ".zst", ".bz2"];
 
@@ -39,7 +42,7 @@ const DISK_ENDS: &[&str] = &[".qcow2", ".raw", ".img", ".gz", ".xz", ".zst", ".b
 #[derive(Clone, Default, Deserialize)]
 pub struct RegistryCredentials {
     #[serde(default)]
-    auths: BTreeMap<String, Login>,
+    auths: Option<BTreeMap<String, Login>>,
 }
 
 #[derive(Clone, Deserialize)]
@@ -53,7 +56,7 @@ struct Login {
 impl std::fmt::Debug for RegistryCredentials {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // The passwords stay out of logs.
-        f.debug_set().entries(self.auths.keys()).finish()
+        f.debug_set().entries(self.auths.iter().flatten().map(|(registry, _)| registry)).finish()
     }
 }
 
@@ -72,13 +75,29 @@ impl RegistryCredentials {
         })
     }
 
+    /// Reads a file of logins.
+    pub(super) fn from_file(path: &Path, bytes: &[u8]) -> Result<Self> {
+        Self::from_docker_config(&String::from_utf8_lossy(bytes)).map_err(|error| match error {
+            Error::Invalid { field, value, expected } => {
+                Error::Invalid { field, value: format!("{}, {value}", path.display()), expected }
+            }
+            error => error,
+        })
+    }
+
+    /// Tells whether there are none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.auths.as_ref().is_none_or(BTreeMap::is_empty)
+    }
+
     /// Answers what a registry is shown by who has a login there: `Basic …`.
     fn basic(&self, registry: &str) -> Option<String> {
         let host = |key: &str| {
             let key = key.split_once("://").map_or(key, |(_, rest)| rest);
             key.split('/').next().unwrap_or_default().to_owned()
         };
-        let (_, login) = self.auths.iter().find(|(key, _)| host(key) == registry)?;
+        let is_same = |other: &str| other == registry || (is_docker_hub(other) && is_docker_hub(registry));
+        let (_, login) = self.auths.iter().flatten().find(|(key, _)| is_same(&host(key)))?;
         let auth = match (&login.auth, &login.username, &login.password) {
             (Some(auth), _, _) if !auth.is_empty() => auth.clone(),
             (_, Some(user), Some(password)) => STANDARD.encode(format!("{user}:{password}")),
@@ -154,11 +173,23 @@ impl ImageStore {
         let url = format!("{}/blobs/{digest}", session.base());
         Ok(Source {
             url,
-            authorization: session.authorization,
+            registry: Some((image.clone(), session.authorization)),
             digest: Some(digest),
             verified: Verified::Digest,
             signed_file: None,
         })
+    }
+
+    /// Answers what a registry is shown that has asked who wants this image; `None` where there is nothing to show.
+    ///
+    /// # Errors
+    /// `Remote` where it gives no token.
+    pub(super) async fn registry_authorization(
+        &self,
+        image: &OciRef,
+        challenge: &str,
+    ) -> Result<Option<String>> {
+        Session { store: self, image, authorization: None }.answer(challenge).await
     }
 }
 
@@ -176,7 +207,17 @@ impl Session<'_> {
         let host = registry.rsplit_once(':').map_or(registry, |(host, _)| host);
         let is_here = matches!(host, "localhost" | "127.0.0.1" | "[::1]");
         let scheme = if is_here { "http" } else { "https" };
-        format!("{scheme}://{registry}/v2/{}", self.image.repository())
+        let server = if is_docker_hub(registry) { DOCKER_HUB } else { registry };
+        format!("{scheme}://{server}/v2/{}", self.repository())
+    }
+
+    /// Answers the repository as the registry knows it.
+    fn repository(&self) -> String {
+        let repository = self.image.repository();
+        match is_docker_hub(self.image.registry()) && !repository.contains('/') {
+            true => format!("library/{repository}"),
+            false => repository.to_owned(),
+        }
     }
 
     async fn manifest(&mut self, reference: &str, digest: Option<&Digest>) -> Result<Manifest> {
@@ -200,17 +241,23 @@ impl Session<'_> {
         let remote = &self.store.remote;
         let answer =
             remote.ask(url, Some(MANIFESTS), self.authorization.as_deref(), MOST_MANIFEST_BYTES).await?;
-        let Some(challenge) = answer.challenge().map(challenge) else { return Ok(answer) };
-        let basic = self.store.credentials.basic(self.image.registry());
-        self.authorization = match challenge.scheme.as_str() {
-            "basic" => basic,
-            "bearer" => Some(self.token(&challenge, basic.as_deref()).await?),
-            _ => None,
-        };
+        let Some(challenge) = &answer.challenge else { return Ok(answer) };
+        self.authorization = self.answer(challenge).await?;
         if self.authorization.is_none() {
             return Ok(answer);
         }
         remote.ask(url, Some(MANIFESTS), self.authorization.as_deref(), MOST_MANIFEST_BYTES).await
+    }
+
+    /// Answers what the registry is shown that wants to know who asks.
+    async fn answer(&self, header: &str) -> Result<Option<String>> {
+        let challenge = challenge(header);
+        let basic = self.store.logins()?.basic(self.image.registry());
+        Ok(match challenge.scheme.as_str() {
+            "basic" => basic,
+            "bearer" => Some(self.token(&challenge, basic.as_deref()).await?),
+            _ => None,
+        })
     }
 
     /// Fetches a token for reading this repository, for whoever asks or for anybody.
@@ -225,7 +272,7 @@ impl Session<'_> {
         if !realm.starts_with("https://") && !self.base().starts_with("http://") {
             return Err(untrusted("it wants the password shown without TLS"));
         }
-        let scope = format!("repository:{}:pull", self.image.repository());
+        let scope = format!("repository:{}:pull", self.repository());
         let mut url =
             format!("{realm}{}scope={}", if realm.contains('?') { '&' } else { '?' }, escaped(&scope));
         if let Some(service) = parameter("service") {
@@ -238,6 +285,11 @@ impl Session<'_> {
         let token = token.token.or(token.access_token).ok_or_else(|| untrusted("it gave no token"))?;
         Ok(format!("Bearer {token}"))
     }
+}
+
+/// Tells whether this is Docker Hub, by any of the names that it has had.
+fn is_docker_hub(registry: &str) -> bool {
+    matches!(registry, "docker.io" | "index.docker.io" | DOCKER_HUB)
 }
 
 /// Answers the layer that is a disk.
@@ -375,6 +427,26 @@ mod tests {
         assert!(!format!("{credentials:?}").contains("dTpw"));
         let error = RegistryCredentials::from_docker_config(r#"{"auths": {"r": {"auth": 17}}}"#).unwrap_err();
         assert!(error.to_string().contains("line 1") && !error.to_string().contains("17}"), "{error}");
+    }
+
+    #[test]
+    fn docker_hub_is_one_registry_by_all_its_names() {
+        let text = r#"{"auths": {"https://index.docker.io/v1/": {"auth": "dTpw"}}, "credsStore": "x"}"#;
+        let credentials = RegistryCredentials::from_docker_config(text).unwrap();
+        for (name, base) in [
+            ("oci://docker.io/me/disk:1", "https://registry-1.docker.io/v2/me/disk"),
+            ("oci://docker.io/disk:1", "https://registry-1.docker.io/v2/library/disk"),
+            ("oci://index.docker.io/me/disk:1", "https://registry-1.docker.io/v2/me/disk"),
+            ("oci://registry-1.docker.io/me/disk:1", "https://registry-1.docker.io/v2/me/disk"),
+        ] {
+            let image: OciRef = name.parse().unwrap();
+            let dir = tempfile::tempdir().unwrap();
+            let home = crate::store::Home::at(dir.path()).unwrap();
+            let store = ImageStore::new(&home, crate::image::Catalogue::built_in());
+            let session = Session { store: &store, image: &image, authorization: None };
+            assert_eq!(session.base(), base);
+            assert_eq!(credentials.basic(image.registry()).as_deref(), Some("Basic dTpw"), "{name}");
+        }
     }
 
     proptest! {

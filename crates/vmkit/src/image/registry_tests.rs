@@ -1,7 +1,7 @@
 //! Pulls from a registry that wants tokens and logins, forgets them, and gives other things than it said.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use super::pull_tests::{Scene, disk, sha256};
+use super::pull_tests::{ARCH, Scene, disk, sha256};
 use super::test_server::{Page, TestServer};
 use super::*;
 use crate::error::{Error, ErrorKind};
@@ -87,4 +87,69 @@ async fn a_registry_that_gives_another_manifest_or_blob_is_not_believed() {
     let error = scene.pull(&format!("{image}:1")).await.unwrap_err();
     assert!(matches!(error, Error::Untrusted { .. }), "{error}");
     scene.assert_nothing_kept();
+}
+
+#[tokio::test]
+async fn a_token_that_runs_out_in_the_middle_is_renewed() {
+    let scene = Scene::new().await;
+    let disk = disk(50_000);
+    let image = put_artifact(&scene.server, &disk, None);
+    let blob = format!("/v2/disks/web/blobs/sha256:{}", sha256(&disk));
+    let realm = scene.server.url("/token");
+    let challenge = format!("Bearer realm=\"{realm}\",service=\"test\"");
+    // The blob is guarded by another token than the manifest: what was shown first is worth nothing here.
+    scene.server.put("/token", Page::new(r#"{"token": "let-me-in"}"#));
+    let page = Page { guarded: Some(("Bearer second".to_owned(), challenge)), ..Page::new(disk.clone()) };
+    let (server, progress) = (scene.server.clone(), unwatched());
+    // The first half comes with the first token, which has run out when the connection breaks.
+    let first = Page { guarded: None, cuts: vec![20_000], stalls: true, ..page.clone() };
+    server.put(&blob, first);
+    let mut seen = progress.subscribe();
+    let image = format!("{image}:1").parse().unwrap();
+    let mut store = scene.store.clone();
+    store.remote.patience.idle = std::time::Duration::from_millis(500);
+    let (pulled, ()) = tokio::join!(store.pull(&image, ARCH, &progress), async {
+        seen.wait_for(|progress| progress.done_bytes == 20_000).await.unwrap();
+        server.put("/token", Page::new(r#"{"token": "second"}"#));
+        server.put(&blob, page);
+    });
+    assert_eq!(pulled.unwrap().id.hex(), sha256(&disk));
+    let asked = scene.server.asked(&blob);
+    let shown: Vec<&str> = asked.iter().map(|asked| asked.headers["authorization"].as_str()).collect();
+    assert_eq!(shown, ["Bearer let-me-in", "Bearer let-me-in", "Bearer second"]);
+    assert_eq!(asked[2].headers["range"], "bytes=20000-", "what came stays");
+}
+
+#[tokio::test]
+async fn a_registry_that_refuses_every_token_is_not_asked_for_ever() {
+    let scene = Scene::new().await;
+    let disk = disk(50_000);
+    let image = put_artifact(&scene.server, &disk, None);
+    let blob = format!("/v2/disks/web/blobs/sha256:{}", sha256(&disk));
+    let challenge = format!("Bearer realm=\"{}\"", scene.server.url("/token"));
+    scene
+        .server
+        .put(&blob, Page { guarded: Some(("Bearer never".to_owned(), challenge)), ..Page::new(disk) });
+    let error = scene.pull(&format!("{image}:1")).await.unwrap_err();
+    assert!(error.to_string().contains("does not give it to everybody"), "{error}");
+    assert_eq!(scene.server.asked(&blob).len(), 2);
+}
+
+#[tokio::test]
+async fn a_login_is_not_shown_to_a_server_that_the_registry_leads_to() {
+    let mut scene = Scene::new().await;
+    let other = TestServer::new().await;
+    let disk = disk(20_000);
+    let image = put_artifact(&scene.server, &disk, Some("Basic dTpw"));
+    let config = format!(r#"{{"auths": {{"{}": {{"auth": "dTpw"}}}}}}"#, scene.server.host());
+    let credentials = RegistryCredentials::from_docker_config(&config).unwrap();
+    scene.store = scene.store.clone().with_registry_credentials(credentials);
+    let challenge = format!("Bearer realm=\"{}\"", other.url("/token"));
+    other.put("/blob", Page { guarded: Some(("Bearer x".to_owned(), challenge)), ..Page::new("x") });
+    let led = vec![("Location".to_owned(), other.url("/blob"))];
+    let blob = format!("/v2/disks/web/blobs/sha256:{}", sha256(&disk));
+    scene.server.put(&blob, Page { headers: led, ..Page::status("302 Found") });
+    scene.pull(&format!("{image}:1")).await.unwrap_err();
+    assert!(other.asked("/token").is_empty());
+    assert!(!other.asked("/blob")[0].headers.contains_key("authorization"));
 }

@@ -71,7 +71,6 @@ pub(super) struct Wanted<'a> {
     /// Whether what it must hash to is known, so that it may go on from an earlier try without the server's word that the
     /// file is the same.
     pub(super) is_checked: bool,
-    pub(super) authorization: Option<&'a str>,
 }
 
 /// What came of a download.
@@ -108,17 +107,12 @@ enum Cut {
 pub(super) struct Answer {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
+    /// How the server wants to be shown who asks, where it does.
+    pub(super) challenge: Option<String>,
     pub(super) body: Vec<u8>,
 }
 
 impl Answer {
-    /// Answers how the server wants to be shown who asks, where it does.
-    pub(super) fn challenge(&self) -> Option<&str> {
-        (self.status == StatusCode::UNAUTHORIZED)
-            .then(|| self.headers.get(WWW_AUTHENTICATE)?.to_str().ok())
-            .flatten()
-    }
-
     /// Answers the body of a success.
     ///
     /// # Errors
@@ -192,7 +186,8 @@ impl Remote {
         if is_passing(response.status()) {
             return Err(Cut::Again(refusal(url, response.status())));
         }
-        let (status, headers) = (response.status(), response.headers().clone());
+        let (status, headers, challenge) =
+            (response.status(), response.headers().clone(), challenge(url, &response));
         let mut body = Vec::new();
         while let Some(bytes) = self.next(url, &mut response).await? {
             body.extend_from_slice(&bytes);
@@ -201,22 +196,20 @@ impl Remote {
                 return Err(Cut::Final(fetch_error(url, &problem)));
             }
         }
-        Ok(Answer { status, headers, body })
+        Ok(Answer { status, headers, challenge, body })
     }
 
-    /// Downloads a file into a directory of its own, or goes on with what is there of it.
-    ///
-    /// # Cancel safety
-    /// What came stays in the directory, and the next call goes on from there.
+    /// Begins to download a file into a directory of its own, or to go on with what is there of it.
     ///
     /// # Errors
-    /// `Remote`, `NotFound`; `Host` without room for it; otherwise those of the [`Intake`].
-    pub(super) async fn fetch(
-        &self,
-        wanted: &Wanted<'_>,
-        place: &Place,
-        progress: &watch::Sender<PullProgress>,
-    ) -> Result<Fetched> {
+    /// Those of [`Intake::begin`].
+    pub(super) fn download<'a>(
+        &'a self,
+        wanted: &'a Wanted<'a>,
+        place: &'a Place,
+        authorization: Option<String>,
+        progress: &'a watch::Sender<PullProgress>,
+    ) -> Result<Download<'a>> {
         let dir = &place.dir;
         let state = read_bytes(&dir.join(STATE))?.and_then(|bytes| serde_json::from_slice(&bytes).ok());
         let state = state.filter(|state: &State| {
@@ -227,37 +220,18 @@ impl Remote {
             None => 0,
         };
         let intake = Intake::begin(place, wanted.algorithm, kept_bytes)?;
-        let mut download = Download {
+        Ok(Download {
             remote: self,
             wanted,
             place,
             progress,
+            authorization,
+            challenge: None,
             state: state.unwrap_or_default(),
             intake,
             got_bytes: kept_bytes,
-        };
-        let mut tries = Tries::new(self.patience);
-        let mut is_resumed = kept_bytes > 0;
-        while download.got_bytes == 0 || download.state.total_bytes != Some(download.got_bytes) {
-            let before = download.got_bytes;
-            let error = match download.run().await {
-                Ok(()) => break,
-                Err(Cut::Final(error)) => return Err(error),
-                Err(Cut::Unreachable(error)) if before == 0 => return Err(error),
-                Err(Cut::Again(error) | Cut::Unreachable(error)) => error,
-                Err(Cut::Anew(error)) => {
-                    is_resumed = false;
-                    download.begin_anew()?;
-                    error
-                }
-            };
-            if download.got_bytes > before {
-                tries = Tries::new(self.patience);
-            }
-            tries.pause(error).await?;
-        }
-        progress.send_modify(|progress| progress.stage = PullStage::Finishing);
-        Ok(Fetched { taken: download.intake.finish().await?, is_resumed })
+            is_resumed: kept_bytes > 0,
+        })
     }
 
     async fn send(&self, url: &str, request: RequestBuilder) -> Result<Response, Cut> {
@@ -324,21 +298,74 @@ impl Remote {
 }
 
 /// A download under way.
-struct Download<'a> {
+///
+/// # Cancel safety
+/// What came stays in its directory, and the next one goes on from there.
+pub(super) struct Download<'a> {
     remote: &'a Remote,
     wanted: &'a Wanted<'a>,
     place: &'a Place,
     progress: &'a watch::Sender<PullProgress>,
+    /// What the server is shown; another one counts from the next [`run`](Self::run).
+    pub(super) authorization: Option<String>,
+    challenge: Option<String>,
     state: State,
     intake: Intake,
     got_bytes: u64,
+    is_resumed: bool,
 }
 
 impl Download<'_> {
+    /// Answers how much is here.
+    pub(super) fn got_bytes(&self) -> u64 {
+        self.got_bytes
+    }
+
+    /// Answers how the server wanted to be shown who asks, where it refused for that; only once.
+    pub(super) fn challenge(&mut self) -> Option<String> {
+        self.challenge.take()
+    }
+
+    /// Fetches until all is here. After an error it may be called again, and goes on.
+    ///
+    /// # Errors
+    /// `Remote`, `NotFound`; `Host` without room for it.
+    pub(super) async fn run(&mut self) -> Result<()> {
+        let mut tries = Tries::new(self.remote.patience);
+        while self.got_bytes == 0 || self.state.total_bytes != Some(self.got_bytes) {
+            let before = self.got_bytes;
+            let error = match self.try_once().await {
+                Ok(()) => break,
+                Err(Cut::Final(error)) => return Err(error),
+                Err(Cut::Unreachable(error)) if before == 0 => return Err(error),
+                Err(Cut::Again(error) | Cut::Unreachable(error)) => error,
+                Err(Cut::Anew(error)) => {
+                    self.begin_anew()?;
+                    error
+                }
+            };
+            if self.got_bytes > before {
+                tries = Tries::new(self.remote.patience);
+            }
+            tries.pause(error).await?;
+        }
+        Ok(())
+    }
+
+    /// Answers what came, once all is here.
+    ///
+    /// # Errors
+    /// Those of [`Intake::finish`].
+    pub(super) async fn finish(self) -> Result<Fetched> {
+        self.progress.send_modify(|progress| progress.stage = PullStage::Finishing);
+        Ok(Fetched { taken: self.intake.finish().await?, is_resumed: self.is_resumed })
+    }
+
     /// Asks for what is missing, and takes it in until the end or a cut.
-    async fn run(&mut self) -> Result<(), Cut> {
+    async fn try_once(&mut self) -> Result<(), Cut> {
         let url = self.wanted.url;
-        let mut request = with(self.remote.client().map_err(Cut::Final)?.get(url), self.wanted.authorization);
+        let request = self.remote.client().map_err(Cut::Final)?.get(url);
+        let mut request = with(request, self.authorization.as_deref());
         if self.got_bytes > 0 {
             request = request.header(RANGE, format!("bytes={}-", self.got_bytes));
             if let Some(validator) = &self.state.validator {
@@ -368,6 +395,13 @@ impl Download<'_> {
     /// Looks at the head of an answer: whether the rest comes, or the whole, or nothing of use.
     fn accept(&mut self, response: &Response) -> Result<(), Cut> {
         let (url, status) = (self.wanted.url, response.status());
+        // Before what came earlier is dropped for it: a network that wants a login first answers so.
+        if status.is_success() && is_web_page(response.headers()) {
+            let (status, problem) =
+                (Some(status.as_u16()), "the server answered with a web page, not an image");
+            let (url, problem) = (shown(url), problem.to_owned());
+            return Err(Cut::Final(Error::Fetch { url, problem, status, source: None }));
+        }
         match status {
             StatusCode::OK => {
                 if self.got_bytes > 0 {
@@ -388,13 +422,10 @@ impl Download<'_> {
                 return Err(Cut::Anew(refusal(url, status)));
             }
             _ if is_passing(status) => return Err(Cut::Again(refusal(url, status))),
-            _ => return Err(Cut::Final(refusal(url, status))),
-        }
-        if is_web_page(response.headers()) {
-            let (status, problem) =
-                (Some(status.as_u16()), "the server answered with a web page, not an image");
-            let (url, problem) = (shown(url), problem.to_owned());
-            return Err(Cut::Final(Error::Fetch { url, problem, status, source: None }));
+            _ => {
+                self.challenge = challenge(url, response);
+                return Err(Cut::Final(refusal(url, status)));
+            }
         }
         let total_bytes = response.content_length().map(|rest| self.got_bytes + rest);
         let state = State { url: url.to_owned(), validator: validator(response.headers()), total_bytes };
@@ -412,6 +443,7 @@ impl Download<'_> {
     fn begin_anew(&mut self) -> Result<()> {
         self.intake = Intake::begin(self.place, self.wanted.algorithm, 0)?;
         self.got_bytes = 0;
+        self.is_resumed = false;
         self.state = State::default();
         Ok(())
     }
@@ -478,6 +510,20 @@ fn refusal_to_follow(before: &[Url], next: &Url) -> Option<String> {
     let was_safe = before.last().is_some_and(|url| url.scheme() == "https");
     (was_safe && next.scheme() != "https")
         .then(|| "it leads from https:// to an address that is not safe".to_owned())
+}
+
+/// Answers how a server wants to be shown who asks, where it refused for that; a server that was led to is told nothing.
+fn challenge(url: &str, response: &Response) -> Option<String> {
+    let is_asked = Url::parse(url).is_ok_and(|asked| asked.origin() == response.url().origin());
+    let header = response.headers().get(WWW_AUTHENTICATE)?.to_str().ok()?;
+    (is_asked && response.status() == StatusCode::UNAUTHORIZED).then(|| header.to_owned())
+}
+
+/// Tells whether what came is worth keeping after a refusal with this status: whoever logs in, or asks later, may get the rest.
+///
+/// A page of the wrong kind (200) is what a network shows that wants a login first.
+pub(super) fn may_go_on_later(status: u16) -> bool {
+    matches!(status, 200 | 401 | 403 | 407) || StatusCode::from_u16(status).is_ok_and(is_passing)
 }
 
 /// Tells whether a refusal may be none in a moment.

@@ -34,6 +34,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const MOST_RECORD_BYTES: u64 = 1 << 20;
 /// The lock of an image, in its directory.
 const LOCK: &str = "lock";
+/// The end of a record's name while it is being written.
+const UNFINISHED: &str = ".new";
 
 /// The images of one home: found, pulled, imported, checked and removed.
 ///
@@ -63,7 +65,8 @@ pub struct ImageStore {
     home: Home,
     pub(super) catalogue: Catalogue,
     pub(super) remote: Remote,
-    pub(super) credentials: RegistryCredentials,
+    credentials: RegistryCredentials,
+    login_files: Vec<PathBuf>,
 }
 
 /// Whether an image may be, or has to be, fetched.
@@ -123,13 +126,21 @@ impl ImageStore {
     /// Makes a store of the images in a home. Touches nothing.
     pub fn new(home: &Home, catalogue: Catalogue) -> Self {
         let (remote, credentials) = (Remote::default(), RegistryCredentials::default());
-        Self { home: home.clone(), catalogue, remote, credentials }
+        Self { home: home.clone(), catalogue, remote, credentials, login_files: Vec::new() }
     }
 
     /// Answers the same store, which shows registries who asks.
     #[must_use]
     pub fn with_registry_credentials(mut self, credentials: RegistryCredentials) -> Self {
         self.credentials = credentials;
+        self
+    }
+
+    /// Answers the same store, which looks for logins in the first of these files that is there, once a registry asks who asks:
+    /// each is what [`RegistryCredentials::from_docker_config`] reads. Logins that were handed over count before.
+    #[must_use]
+    pub fn with_login_files(mut self, files: Vec<PathBuf>) -> Self {
+        self.login_files = files;
         self
     }
 
@@ -140,6 +151,22 @@ impl ImageStore {
     pub fn with_proxy(mut self, url: &str, except: &str) -> Result<Self> {
         self.remote = self.remote.through(url, except)?;
         Ok(self)
+    }
+
+    /// Answers the logins at registries.
+    ///
+    /// # Errors
+    /// `InvalidInput` on `registry credentials` for a file that is something else; `Io` for one that can't be read.
+    pub(super) fn logins(&self) -> Result<RegistryCredentials> {
+        if !self.credentials.is_empty() {
+            return Ok(self.credentials.clone());
+        }
+        for path in &self.login_files {
+            if let Some(bytes) = read_bytes(path)? {
+                return RegistryCredentials::from_file(path, &bytes);
+            }
+        }
+        Ok(RegistryCredentials::default())
     }
 
     /// Answers the catalogue that names are looked up in.
@@ -294,6 +321,7 @@ impl ImageStore {
                 Ok(None) | Err(Error::Busy { .. }) => continue,
                 Err(error) => return Err(error),
             };
+            sweep(&self.dir(&id))?;
             let names = self.names_of(&id)?;
             if !(all || names.is_empty()) || !self.users(&id)?.is_empty() {
                 continue;
@@ -303,6 +331,9 @@ impl ImageStore {
             }
             freed_bytes += self.remove_content(&id, lock)?;
             count += 1;
+        }
+        if self.names_dir().exists() {
+            drop(self.hold_names().await?);
         }
         freed_bytes += self.prune_downloads().await?;
         Ok((count, freed_bytes))
@@ -379,6 +410,7 @@ impl ImageStore {
                 break lock;
             }
         };
+        sweep(&dir)?;
         let now = seconds_since_1970();
         let image = match self.read(&id)? {
             Some(image) => image,
@@ -397,35 +429,56 @@ impl ImageStore {
                 image
             }
         };
-        create_private(&self.names_dir())?;
-        let name = name.of(id.clone(), taken.digest, now);
-        replace(&self.names_dir().join(name.file_name()), &name.encode())?;
+        self.write_name(&name.of(id.clone(), taken.digest, now)).await?;
         drop(lock);
         Ok(KeptImage { names: self.names_of(&id)?, ..image })
     }
 
-    /// Answers the kept image with this name whose download had this checksum: then there is nothing to fetch.
-    pub(super) fn kept_download(&self, download: &Digest) -> Result<Option<KeptName>> {
-        for file in entries(&self.names_dir())? {
+    /// Answers the names of kept images whose download had this checksum: then there is nothing to fetch.
+    pub(super) fn kept_downloads(&self, download: &Digest) -> Result<Vec<KeptName>> {
+        let mut names = Vec::new();
+        for file in entries(&self.names_dir())?.into_iter().filter(|file| file.ends_with(".json")) {
             let name = self.read_name(&self.names_dir().join(file));
             // A record that can't be read is somebody else's trouble: then the image is fetched.
             if let Ok(Some(name)) = name
                 && name.download == *download
                 && self.read(&name.image)?.is_some()
             {
-                return Ok(Some(name));
+                names.push(name);
             }
         }
-        Ok(None)
+        Ok(names)
     }
 
     /// Gives a kept image a further name.
     pub(super) async fn name_again(&self, kept: KeptName, name: NewName) -> Result<Option<KeptImage>> {
         let Some(_lock) = self.hold(&kept.image, Hold::Alone).await? else { return Ok(None) };
         let Some(image) = self.read(&kept.image)? else { return Ok(None) };
-        let name = name.of(kept.image.clone(), kept.download, seconds_since_1970());
-        replace(&self.names_dir().join(name.file_name()), &name.encode())?;
+        self.write_name(&name.of(kept.image.clone(), kept.download, seconds_since_1970())).await?;
         Ok(Some(KeptImage { names: self.names_of(&kept.image)?, ..image }))
+    }
+
+    /// Writes down what a name stands for.
+    async fn write_name(&self, name: &KeptName) -> Result<()> {
+        let _lock = self.hold_names().await?;
+        replace(&self.names_dir().join(name.file_name()), &name.encode())
+    }
+
+    /// Holds the names against others who write one, and removes what such a one left who died.
+    async fn hold_names(&self) -> Result<Lock> {
+        let dir = self.names_dir();
+        loop {
+            create_private(&dir)?;
+            let lock = lock::acquire(&dir.join(LOCK), Hold::Alone, Instant::now() + PATIENCE).await;
+            let lock = lock.map_err(|error| match error {
+                Error::Busy { holder, .. } => Error::Busy { what: "the names of images".to_owned(), holder },
+                error => error,
+            })?;
+            if let Some(lock) = lock {
+                sweep(&dir)?;
+                return Ok(lock);
+            }
+        }
     }
 
     /// Answers where the downloads are.
@@ -524,14 +577,13 @@ fn settle(disk: &Path, place: &Path) -> Result<()> {
 
 /// Writes a record in the place of an earlier one, so that there is always a whole one.
 pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
-    // Two processes may write at once, and each renames its own.
+    // Two may write at once, and each renames its own.
     let mut unfinished = path.as_os_str().to_owned();
-    unfinished.push(format!(".{}.new", std::process::id()));
+    unfinished.push(format!(".{}{UNFINISHED}", uuid::Uuid::new_v4().simple()));
     let unfinished = PathBuf::from(unfinished);
     let write = || {
         step("image: write a record")?;
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         step("image: rename a record")?;
@@ -542,6 +594,14 @@ pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
         let _ = fs::remove_file(&unfinished);
         Error::io("write", path)(error)
     })
+}
+
+/// Removes what is left in a directory of records that were being written; whoever calls it holds the lock that each writer does.
+fn sweep(dir: &Path) -> Result<()> {
+    for left in entries(dir)?.into_iter().filter(|file| file.ends_with(UNFINISHED)) {
+        remove_file(&dir.join(left))?;
+    }
+    Ok(())
 }
 
 fn sync_dir(path: &Path) -> Result<()> {

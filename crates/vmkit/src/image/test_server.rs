@@ -146,8 +146,9 @@ async fn answer(
     }
     let range = headers.get("range").and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-'));
     let is_same = headers.get("if-range").is_none_or(|validator| Some(validator) == page.etag.as_ref());
-    let from =
-        range.and_then(|from| from.parse().ok()).filter(|_| page.etag.is_some() && is_same).unwrap_or(0);
+    // A refusal has no parts.
+    let has_parts = page.status == "200 OK" && page.etag.is_some() && is_same;
+    let from = range.and_then(|from| from.parse().ok()).filter(|_| has_parts).unwrap_or(0);
     let body = page.body.get(from..).unwrap_or_default();
     if from > 0 && body.is_empty() {
         answer

@@ -1,5 +1,6 @@
 //! `vmkit image`: the images that VMs are made from.
 
+mod convert;
 mod import;
 mod inspect;
 mod ls;
@@ -13,7 +14,7 @@ use clap::{Args, Subcommand};
 use crate::context::Context;
 use crate::failure::Failure;
 
-/// Fetches, lists, checks and removes the images that VMs are made from.
+/// Fetches, lists, checks, converts and removes the images that VMs are made from.
 ///
 /// An image is named as debian:12 is, or by a file, an https:// address, or oci://REGISTRY/NAME:TAG. `image ls --available`
 /// lists the names there are.
@@ -29,6 +30,7 @@ enum ImageCommand {
     Inspect(inspect::Inspect),
     Pull(pull::Pull),
     Import(import::Import),
+    Convert(convert::Convert),
     Verify(verify::Verify),
     Rm(rm::Rm),
     Prune(prune::Prune),
@@ -41,6 +43,7 @@ impl Image {
             ImageCommand::Inspect(command) => command.run(context),
             ImageCommand::Pull(command) => command.run(context),
             ImageCommand::Import(command) => command.run(context),
+            ImageCommand::Convert(command) => command.run(context),
             ImageCommand::Verify(command) => command.run(context),
             ImageCommand::Rm(command) => command.run(context),
             ImageCommand::Prune(command) => command.run(context),

@@ -12,7 +12,7 @@ use super::layout::Layout;
 use super::options::Snapshot;
 use super::plan::HostStep;
 use crate::error::{Error, Result};
-use crate::image::{ImageFormat, inspect};
+use crate::image::{ImageFormat, inspect_for};
 use crate::spec::{DataDisk, Mib, VmSpec};
 use crate::steps::step;
 
@@ -52,15 +52,11 @@ pub(super) fn check_disks(spec: &VmSpec, elsewhere: bool) -> Result<()> {
 }
 
 fn raw_bytes(field: &'static str, path: &Path) -> Result<u64> {
-    let facts = inspect(path)?;
+    let facts = inspect_for(field, path)?;
     if facts.format == ImageFormat::Raw {
         return Ok(facts.virtual_size_bytes);
     }
-    let format = facts.format;
-    let why = format!(
-        "this is a {format} image, and Propolis takes raw ones: convert it with `qemu-img convert -O raw {} NEW.raw`",
-        path.display()
-    );
+    let why = format!("this is a {} image, and Propolis takes raw ones", facts.format);
     Err(Error::invalid(field, path.display(), why))
 }
 

@@ -15,7 +15,7 @@ use crate::backend::supervise::alive;
 use crate::cloud_init;
 use crate::error::{Error, Result};
 use crate::host::ports::{port_holder, port_is_free};
-use crate::image::{ImageFacts, create_blank, create_overlay, inspect};
+use crate::image::{ImageFacts, create_blank, create_overlay, inspect, inspect_for};
 use crate::input_file::InputFile;
 use crate::network::{MacAddr, check_bridge};
 use crate::spec::{Boot, DataDisk, NetworkConfig, PortForward, VmSpec};
@@ -38,7 +38,7 @@ pub(super) fn look_at_files(spec: &VmSpec) -> Result<Looked> {
     let root = spec.disk().map(|disk| inspect(&disk.image)).transpose()?;
     let formats = spec.data_disks().iter().map(|disk| match disk {
         DataDisk::Fresh { .. } => Ok(None),
-        DataDisk::Existing { path, .. } => inspect(path).map(|facts| Some(facts.format)),
+        DataDisk::Existing { path, .. } => inspect_for("data_disks", path).map(|facts| Some(facts.format)),
     });
     let data_formats = formats.collect::<Result<_>>()?;
     if let Boot::Kernel(kernel) = spec.boot() {

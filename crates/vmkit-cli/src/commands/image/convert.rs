@@ -1,0 +1,73 @@
+//! `vmkit image convert`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use vmkit::Error;
+use vmkit::image::{Existing, ImageFacts, ImageRef, PullPolicy};
+use vmkit::spec::Arch;
+
+use crate::context::Context;
+use crate::failure::Failure;
+use crate::places::absolute;
+use crate::{images, json_image, output, progress};
+
+/// Writes the disk of an image as a raw file: the form that Propolis takes.
+///
+/// The file has holes for the disk's zeros, and no name before it is whole. Interrupted, this leaves FILE.unfinished, which the
+/// next one for the same file takes over.
+#[derive(Debug, Args)]
+pub(crate) struct Convert {
+    /// Names the image: what `vmkit launch` takes, or sha256: and at least 6 digits. It is fetched if it is not kept already.
+    #[arg(value_name = "IMAGE")]
+    image: String,
+    /// Names the file to write; or a block device that is large enough, with --force.
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// Replaces the file if there is one, and overwrites a block device.
+    #[arg(long)]
+    force: bool,
+    /// Chooses the architecture [default: this host's].
+    #[arg(long, value_name = "x86_64|aarch64", value_parser = images::arch)]
+    arch: Option<Arch>,
+    /// Prints the file as a JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Convert {
+    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+        let to = absolute("file", &self.file)?;
+        let existing = if self.force { Existing::Replaced } else { Existing::Stays };
+        context.block_on(async {
+            let converted = images::watched(&self.image, async |progress| {
+                let image = self.found(context, progress).await?;
+                vmkit::image::convert(&image, &to, existing, progress).await
+            });
+            let bytes = converted.await?;
+            match self.json {
+                true => output::json(&json_image::Converted::raw(&to, bytes)),
+                false => {
+                    let disk = progress::bytes(bytes);
+                    output::progress(format_args!("{}: a raw disk of {disk}", to.display()));
+                    Ok(())
+                }
+            }
+        })
+    }
+
+    /// Finds the image. A file is looked at where it lies, whatever it is for: nothing is to be booted here.
+    async fn found(&self, context: &Context, progress: &images::Progress) -> Result<ImageFacts, Error> {
+        if self.image.starts_with("sha256:") {
+            let found = context.images()?.find(&self.image, None)?;
+            return Ok(found.into_iter().next().expect("it answers one, or an error").facts);
+        }
+        match images::image(&self.image)? {
+            ImageRef::Path(path) => vmkit::image::inspect(&path),
+            image => {
+                let (store, arch) = (context.images()?, self.arch.unwrap_or_else(images::host_arch));
+                Ok(store.resolve(&image, arch, PullPolicy::Missing, progress).await?.facts)
+            }
+        }
+    }
+}

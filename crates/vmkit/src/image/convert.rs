@@ -1,0 +1,298 @@
+//! Writes the disk of an image as a raw file: [`convert`].
+//!
+//! Edge: files. What is written stands beside its place under another name until all of it is there and synced; a writer that is
+//! killed leaves that, and the next one for the same place takes it over. A block device is written where it is.
+//!
+//! ```text
+//! image ─▶ Disk ─▶ FILE.unfinished, sparse ─▶ sync ─▶ FILE
+//! ```
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+
+use rustix::fs::{FlockOperation, OFlags};
+use rustix::io::Errno;
+use tokio::sync::watch;
+
+use super::disk::{Disk, Piece};
+use super::inspect::ImageFacts;
+use super::progress::{PullProgress, PullStage};
+use super::sparse::SparseFile;
+use crate::error::{Error, Result};
+use crate::steps::step;
+
+/// How much is read at a time.
+const BLOCK_BYTES: usize = 1 << 20;
+/// The end of a file's name while it is being written.
+const UNFINISHED: &str = ".unfinished";
+
+/// What becomes of a file that is there already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Existing {
+    /// It stays, and nothing is written.
+    Stays,
+    /// It is replaced, once all is written.
+    Replaced,
+}
+
+/// Writes the disk of an image as a raw file, with holes for its zeros, and answers the disk's size in bytes.
+///
+/// Nothing has the name `to` before it is whole and synced. What is written before that is called the same with `.unfinished`
+/// behind it. A block device that is large enough is written in place, zeros too, and keeps its name throughout; what lies behind
+/// the disk's end there stays.
+///
+/// # Cancel safety
+/// A dropped future ends the writing, which removes what it wrote of a file. After a kill that stays, until somebody converts to
+/// the same file again.
+///
+/// # Errors
+/// `InvalidInput` on `file` for what is no place for one: a directory, the image itself, a device that is too small or none for
+/// blocks; `AlreadyExists`; `Busy` while somebody else writes there; `Host` on a full disk, otherwise `Io`.
+pub async fn convert(
+    image: &ImageFacts,
+    to: &Path,
+    existing: Existing,
+    progress: &watch::Sender<PullProgress>,
+) -> Result<u64> {
+    let to_place = place(image, to, existing)?;
+    let failed = || Error::io("write", to);
+    let (mut target, unfinished) = if fs::metadata(&to_place).is_ok_and(|at| at.file_type().is_block_device())
+    {
+        (Target::Device(device(image, to)?), None)
+    } else {
+        let unfinished = Unfinished::begin(&to_place, to)?;
+        (Target::File(SparseFile::new(unfinished.file.try_clone().map_err(failed())?)), Some(unfinished))
+    };
+    let asker = Arc::new(());
+    let work = Work {
+        image: image.clone(),
+        to: to.to_owned(),
+        progress: progress.clone(),
+        asker: Arc::downgrade(&asker),
+    };
+    // Handed over and back, so that it is removed only once nobody writes to it any more.
+    let copied = tokio::task::spawn_blocking(move || {
+        let copied = work.copy(&mut target).and_then(|size| {
+            work.progress.send_modify(|progress| progress.stage = PullStage::Finishing);
+            target.finish().map_err(Error::io("write", &work.to))?;
+            Ok(size)
+        });
+        (copied, unfinished)
+    });
+    let (copied, unfinished) = copied.await.expect("copying a disk does not panic");
+    drop(asker);
+    let size = copied?;
+    if let Some(unfinished) = unfinished {
+        unfinished.name(&to_place, existing).map_err(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => {
+                Error::AlreadyExists { what: "file", name: to.display().to_string() }
+            }
+            _ => failed()(error),
+        })?;
+    }
+    Ok(size)
+}
+
+/// Looks at the place, and answers it without the links that lead there.
+fn place(image: &ImageFacts, to: &Path, existing: Existing) -> Result<PathBuf> {
+    let refused = |why: &str| Error::invalid("file", to.display(), why);
+    let Some(name) = to.file_name() else { return Err(refused("this is no name of a file")) };
+    if existing == Existing::Stays && fs::symlink_metadata(to).is_ok() {
+        return Err(Error::AlreadyExists { what: "file", name: to.display().to_string() });
+    }
+    match to.canonicalize() {
+        Ok(found) if found == image.path => Err(refused("this is the image itself")),
+        Ok(found) => {
+            let kind = found.metadata().map_err(Error::io("examine", to))?.file_type();
+            match () {
+                () if kind.is_file() || kind.is_block_device() => Ok(found),
+                () if kind.is_dir() => Err(refused("this is a directory: name a file in it")),
+                () if kind.is_char_device() => {
+                    Err(refused("this is a device without blocks: name a file, or a block device"))
+                }
+                () => Err(refused("this is a pipe or a socket: name a file, or a block device")),
+            }
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let parent = to.parent().filter(|parent| !parent.as_os_str().is_empty());
+            match parent.unwrap_or(Path::new(".")).canonicalize() {
+                Ok(parent) => Ok(parent.join(name)),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    Err(refused("there is no such directory"))
+                }
+                Err(error) => Err(Error::io("examine", to)(error)),
+            }
+        }
+        Err(error) => Err(Error::io("examine", to)(error)),
+    }
+}
+
+/// Opens a block device that the disk fits on.
+fn device(image: &ImageFacts, to: &Path) -> Result<File> {
+    let open = || {
+        step("image: write to a device")?;
+        // Refused by Linux while it is mounted, or while somebody else has opened it so.
+        let flags = OFlags::EXCL.bits().cast_signed();
+        let mut device = OpenOptions::new().read(true).write(true).custom_flags(flags).open(to)?;
+        let room = device.seek(SeekFrom::End(0))?;
+        Ok((device, room))
+    };
+    let (device, room) = open().map_err(Error::io("write", to))?;
+    let needed = image.virtual_size_bytes;
+    if room < needed {
+        let why = format!("this device has {room} bytes, and the disk {needed}");
+        return Err(Error::invalid("file", to.display(), why));
+    }
+    Ok(device)
+}
+
+/// A file that is being written; removed when dropped, unless it got its name.
+#[derive(Debug)]
+struct Unfinished {
+    path: PathBuf,
+    file: File,
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        // Held until after this, so it is nobody else's; after it got its name there is none.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+impl Unfinished {
+    /// Opens the file, empty, and holds it against others who would write the same.
+    fn begin(place: &Path, to: &Path) -> Result<Self> {
+        let mut path = place.as_os_str().to_owned();
+        path.push(UNFINISHED);
+        let path = PathBuf::from(path);
+        let failed = || Error::io("write", to);
+        let open = || {
+            step("image: create the converted disk")?;
+            let flags = OFlags::NOFOLLOW.bits().cast_signed();
+            OpenOptions::new().write(true).create(true).truncate(false).custom_flags(flags).open(&path)
+        };
+        loop {
+            let file = open().map_err(failed())?;
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                Err(Errno::WOULDBLOCK) => {
+                    return Err(Error::Busy { what: to.display().to_string(), holder: None });
+                }
+                Err(errno) => return Err(failed()(errno.into())),
+            }
+            // Whoever had it a moment ago may have given it its name.
+            let opened = file.metadata().map_err(failed())?;
+            let is_it = |at: fs::Metadata| (at.dev(), at.ino()) == (opened.dev(), opened.ino());
+            if fs::symlink_metadata(&path).is_ok_and(is_it) {
+                file.set_len(0).map_err(failed())?;
+                return Ok(Self { path, file });
+            }
+        }
+    }
+
+    /// Gives it its name.
+    fn name(self, place: &Path, existing: Existing) -> io::Result<()> {
+        step("image: name the converted disk")?;
+        match existing {
+            Existing::Replaced => fs::rename(&self.path, place)?,
+            Existing::Stays => rename_to_nothing(&self.path, place)?,
+        }
+        File::open(place.parent().unwrap_or(place))?.sync_all()
+    }
+}
+
+/// Renames a file, unless there is one of that name by now.
+fn rename_to_nothing(from: &Path, to: &Path) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+            // Not every file system can.
+            Err(Errno::INVAL | Errno::NOSYS) => {}
+            renamed => return Ok(renamed?),
+        }
+    }
+    match fs::symlink_metadata(to) {
+        Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
+        Err(_) => fs::rename(from, to),
+    }
+}
+
+/// A copy under way.
+struct Work {
+    image: ImageFacts,
+    to: PathBuf,
+    progress: watch::Sender<PullProgress>,
+    /// Gone where nobody waits for the outcome any more.
+    asker: Weak<()>,
+}
+
+/// Where the disk goes.
+enum Target {
+    File(SparseFile),
+    /// A device has no holes: what was there before has to be overwritten.
+    Device(File),
+}
+
+impl Work {
+    /// Copies the whole disk.
+    fn copy(&self, target: &mut Target) -> Result<u64> {
+        let failed_to_read = || Error::io("read", &self.image.path);
+        let mut disk = Disk::open(&self.image).map_err(failed_to_read())?;
+        let (size, mut offset) = (disk.size(), 0);
+        let mut buffer = vec![0; BLOCK_BYTES];
+        while offset < size {
+            if self.asker.strong_count() == 0 {
+                return Err(Error::io("write", &self.to)(io::ErrorKind::Interrupted.into()));
+            }
+            let piece = disk.piece(offset, &mut buffer).map_err(failed_to_read())?;
+            let written = match piece {
+                Piece::Zeros(count) => target.zeros(offset, count).map(|()| count),
+                Piece::Read(count) => target.write(offset, &buffer[..count]).map(|()| count as u64),
+            };
+            offset += written.map_err(Error::io("write", &self.to))?;
+            let (stage, total_bytes) = (PullStage::Converting, Some(size));
+            self.progress.send_replace(PullProgress { stage, done_bytes: offset, total_bytes });
+        }
+        Ok(size)
+    }
+}
+
+impl Target {
+    fn write(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Target::File(file) => file.append(bytes),
+            Target::Device(device) => device.write_all_at(bytes, offset),
+        }
+    }
+
+    /// Gives it its length, and waits until it is on the disk.
+    fn finish(self) -> io::Result<()> {
+        match self {
+            Target::File(file) => file.finish()?.sync_all(),
+            Target::Device(device) => device.sync_all(),
+        }
+    }
+
+    fn zeros(&mut self, mut offset: u64, mut count: u64) -> io::Result<()> {
+        let device = match self {
+            Target::File(file) => {
+                file.skip(count);
+                return Ok(());
+            }
+            Target::Device(device) => device,
+        };
+        let zeros = vec![0; BLOCK_BYTES];
+        while count > 0 {
+            let most = usize::try_from(count).unwrap_or(BLOCK_BYTES).min(BLOCK_BYTES);
+            device.write_all_at(&zeros[..most], offset)?;
+            offset += most as u64;
+            count -= most as u64;
+        }
+        Ok(())
+    }
+}
