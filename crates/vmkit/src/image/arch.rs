@@ -156,8 +156,11 @@ mod tests {
         let (raw, image) = (dir.path().join("raw"), dir.path().join("image"));
         disk(&raw, ESP, Some(b"BOOTAA64EFI"));
         let names = [raw.to_str().unwrap(), image.to_str().unwrap()];
-        if qemu_img(&["convert", "-c", "-f", "raw", "-O", "qcow2", names[0], names[1]]) {
-            assert_eq!(of_disk(&inspect(&image).unwrap()).unwrap(), Some(Arch::Aarch64));
+        for options in ["compression_type=zlib", "compression_type=zstd", "extended_l2=on"] {
+            let how = ["convert", "-c", "-f", "raw", "-O", "qcow2", "-o", options];
+            if qemu_img(&[&how[..], &names].concat()) {
+                assert_eq!(of_disk(&inspect(&image).unwrap()).unwrap(), Some(Arch::Aarch64), "{options}");
+            }
         }
     }
 
