@@ -188,7 +188,10 @@ enum UserEntry<'a> {
     Default(&'static str),
     Named {
         name: &'a str,
-        shell: &'a str,
+        /// Where none is given, the system gives it its own: a server lets nobody in whose shell is missing, and not every
+        /// system has the same ones.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        shell: Option<&'a str>,
         #[serde(skip_serializing_if = "Option::is_none")]
         sudo: Option<&'static str>,
         #[serde(skip_serializing_if = "<[_]>::is_empty")]
@@ -196,14 +199,13 @@ enum UserEntry<'a> {
     },
 }
 
-const DEFAULT_SHELL: &str = "/bin/bash";
 const SUDO: &str = "ALL=(ALL) NOPASSWD:ALL";
 
 impl<'a> UserEntry<'a> {
     fn named(user: &'a User) -> Self {
         UserEntry::Named {
             name: &user.name,
-            shell: user.shell.as_deref().unwrap_or(DEFAULT_SHELL),
+            shell: user.shell.as_deref(),
             sudo: user.sudo.then_some(SUDO),
             ssh_authorized_keys: &user.ssh_keys,
         }
@@ -212,7 +214,7 @@ impl<'a> UserEntry<'a> {
     fn of_access(access: &'a GuestAccess) -> Self {
         UserEntry::Named {
             name: &access.user,
-            shell: DEFAULT_SHELL,
+            shell: None,
             sudo: Some(SUDO),
             ssh_authorized_keys: std::slice::from_ref(&access.login_key.public),
         }
@@ -427,7 +429,6 @@ mod tests {
                 "default",
                 {
                     "name": "ada",
-                    "shell": "/bin/bash",
                     "sudo": "ALL=(ALL) NOPASSWD:ALL",
                     "ssh_authorized_keys": ["ssh-rsa AAAAB3"],
                 },

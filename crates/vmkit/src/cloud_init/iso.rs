@@ -15,8 +15,10 @@ use crate::cloud_init::Seed;
 use crate::error::{Error, Result};
 use crate::steps::step;
 
-/// The label by which cloud-init finds the volume.
-const VOLUME_LABEL: &str = "CIDATA";
+/// The label by which cloud-init finds the volume. It takes capitals as well, and FreeBSD's nuageinit does not.
+///
+/// Source: cloud-init's documentation, "NoCloud"; FreeBSD, `libexec/nuageinit` and `libexec/rc/rc.d/nuageinit`.
+const VOLUME_LABEL: &str = "cidata";
 
 /// Writes the seed to `path` as an ISO 9660 volume with Rock Ridge and Joliet names.
 ///
@@ -124,7 +126,7 @@ mod tests {
             let seed = seed(user_data);
             write_seed(&seed, &path).unwrap();
             let Some(described) = isoinfo(&["-d"], &path) else { return };
-            assert!(described.contains("Volume id: CIDATA"), "{described}");
+            assert!(described.contains("Volume id: cidata"), "{described}");
             assert!(
                 described.contains("Rock Ridge signatures") && described.contains("Joliet"),
                 "{described}"
@@ -153,6 +155,19 @@ mod tests {
         assert_eq!(volume.len() % 2048, 0);
         let blocks = u32::from_le_bytes(volume[32848..32852].try_into().unwrap());
         assert_eq!(u64::from(blocks) * 2048, volume.len() as u64);
+    }
+
+    #[test]
+    fn the_system_that_boots_finds_the_volume_by_its_label() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("seed.iso");
+        write_seed(&seed("#!"), &path).unwrap();
+        let blkid =
+            Command::new("/usr/sbin/blkid").args(["-p", "-o", "value", "-s", "LABEL"]).arg(&path).output();
+        match blkid {
+            Ok(found) => assert_eq!(String::from_utf8_lossy(&found.stdout), "cidata\n", "{found:?}"),
+            Err(error) => println!("SKIP: blkid can't be run: {error}"),
+        }
     }
 
     #[test]

@@ -85,7 +85,7 @@ pub struct User {
     /// Whether the user may become root without a password.
     #[serde(default)]
     pub sudo: bool,
-    /// The login shell; `/bin/bash` where none is given.
+    /// The login shell; where none is given, the one that the guest gives a new user.
     #[serde(default)]
     pub shell: Option<String>,
 }

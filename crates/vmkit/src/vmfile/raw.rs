@@ -129,7 +129,7 @@ table! {
         ssh_keys: Vec<String>,
         /// Whether the user may become root without a password. Default: false.
         sudo: bool,
-        /// The login shell. Default: /bin/bash.
+        /// The login shell. Default: the one that the guest gives a new user.
         shell: GuestPath,
     }
 }
