@@ -105,6 +105,30 @@ async fn an_ephemeral_vm_is_there_as_long_as_its_owner_and_then_anybodys_to_remo
 }
 
 #[tokio::test]
+async fn an_owner_waits_for_whoever_works_on_its_vm_and_sees_a_removal_that_fails() {
+    let temp = tempfile::tempdir().unwrap();
+    let (noop, manager) = noop(&temp);
+    let (_, owner) = manager.create_ephemeral(spec()).await.unwrap();
+    assert!(!manager.remove_orphan(&web()).await.unwrap(), "its owner is there");
+    drop(owner);
+    noop.fail_next(Operation::Destroy, "a sick backend");
+    let error = manager.remove_orphan(&web()).await.unwrap_err();
+    assert!(error.to_string().contains("a sick backend"), "{error}");
+    let locked = hold(manager.home());
+    let other = tokio::spawn({
+        let manager = manager.clone();
+        async move { manager.remove_orphan(&web()).await }
+    });
+    sleep(Duration::from_millis(200)).await;
+    assert!(!other.is_finished(), "somebody is at work on it");
+    drop(locked);
+    assert!(timeout(SOON, other).await.unwrap().unwrap().unwrap());
+    assert!(!manager.remove_orphan(&web()).await.unwrap(), "it is gone");
+    manager.create(spec()).await.unwrap();
+    assert!(!manager.remove_orphan(&web()).await.unwrap(), "the name is another VM's by now");
+}
+
+#[tokio::test]
 async fn an_ephemeral_vm_whose_making_was_cut_off_is_removed_as_well() {
     let temp = tempfile::tempdir().unwrap();
     let (noop, manager) = noop(&temp);

@@ -183,6 +183,94 @@ async fn a_signal_reaches_the_program() {
 }
 
 #[tokio::test]
+async fn a_program_ends_by_a_signal_that_the_server_does_not_pass_on() {
+    let sshd = Sshd::new();
+    let session = sshd.session().await;
+    assert_eq!(session.user(), sshd.access.user);
+    let script = Command::new(["sh", "-c", "sleep 1000 & echo $! $$; wait"]);
+    let (_input, mut output) = session.spawn(&script, soon()).await.unwrap().split();
+    let Event::Stdout(pids) = timeout(Duration::from_secs(60), output.next()).await.unwrap().unwrap() else {
+        panic!("it tells its processes")
+    };
+    session.signal_all("TERM", soon()).await.unwrap();
+    let ended = timeout(Duration::from_secs(60), output.next()).await.unwrap().unwrap();
+    assert_eq!(ended, Event::Ended(Exit::Signal("TERM".into())));
+    for pid in text(&pids).split_ascii_whitespace() {
+        let began = Clock::now();
+        while std::path::Path::new("/proc").join(pid).exists() {
+            assert!(began.elapsed() < Duration::from_secs(30), "{pid} still runs");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+    assert_eq!(run(&session, &["true"]).await.exit, Exit::Code(0), "the session goes on");
+}
+
+#[tokio::test]
+async fn a_connection_that_is_slow_to_be_led_keeps_no_other_waiting() {
+    let sshd = Sshd::new();
+    let session = sshd.session().await;
+    // A server that takes nobody: once its backlog is full, the kernel lets further ones wait.
+    let full =
+        rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None).unwrap();
+    rustix::net::bind(&full, &"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap()).unwrap();
+    rustix::net::listen(&full, 0).unwrap();
+    let server = TcpListener::from(full);
+    let address = server.local_addr().unwrap();
+    let mut filling = Vec::new();
+    while let Ok(filled) = std::net::TcpStream::connect_timeout(&address, Duration::from_millis(200)) {
+        filling.push(filled);
+    }
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let door = listener.local_addr().unwrap();
+    let test = async {
+        let _waiting = tokio::net::TcpStream::connect(door).await.unwrap();
+        // By now the kernel tries again every few seconds only.
+        tokio::time::sleep(Duration::from_millis(3500)).await;
+        std::thread::spawn(move || {
+            for mut stream in server.incoming().flatten() {
+                let _ = std::io::Write::write_all(&mut stream, b"hello");
+                filling.push(stream);
+            }
+        });
+        let began = Clock::now();
+        let mut second = tokio::net::TcpStream::connect(door).await.unwrap();
+        let mut hello = [0; 5];
+        tokio::io::AsyncReadExt::read_exact(&mut second, &mut hello).await.unwrap();
+        began.elapsed()
+    };
+    let port = std::num::NonZeroU16::new(address.port()).unwrap();
+    tokio::select! {
+        ended = session.forward(&listener, port) => panic!("{ended:?}"),
+        took = test => assert!(took < Duration::from_secs(2), "it waited for another one: {took:?}"),
+    }
+}
+
+#[tokio::test]
+async fn keys_are_exchanged_anew_in_the_middle_of_much_output_and_input() {
+    const BYTES: usize = 40 << 20;
+    let sshd = Sshd::with("RekeyLimit 4M");
+    let session = sshd.session().await;
+    let sent: Vec<u8> = (0..BYTES / 4).flat_map(|word| (word as u32).to_le_bytes()).collect();
+    let (mut input, mut output) = session.spawn(&Command::new(["cat"]), soon()).await.unwrap().split();
+    let feed = async {
+        input.write(&sent).await.unwrap();
+        input.end().await.unwrap();
+    };
+    let listen = async {
+        let mut received = Vec::with_capacity(BYTES);
+        loop {
+            match timeout(Duration::from_secs(60), output.next()).await.unwrap().unwrap() {
+                Event::Stdout(data) => received.extend(data),
+                Event::Stderr(data) => panic!("{:?}", text(&data)),
+                Event::Ended(exit) => break assert_eq!(exit, Exit::Code(0)),
+            }
+        }
+        assert!(received == sent);
+    };
+    tokio::join!(feed, listen);
+}
+
+#[tokio::test]
 async fn a_server_with_another_host_key_is_refused_with_both_fingerprints() {
     let sshd = Sshd::new();
     let other = GuestAccess::generate("other").unwrap();
@@ -218,10 +306,97 @@ async fn a_key_that_the_server_does_not_take_is_named_with_what_it_would_take() 
     let error = Session::connect(&target, soon()).await.unwrap_err();
     let text = error.to_string();
     assert!(
-        text.contains(&target.identity.fingerprint()) && text.contains("would take: publickey"),
+        text.contains(&target.identity.fingerprint().unwrap()) && text.contains("would take: publickey"),
         "{text}"
     );
     assert_eq!(error.kind(), ErrorKind::Guest);
+}
+
+/// Makes a key of this kind that the server takes besides the one that it has, and answers its file.
+fn another_key(sshd: &Sshd, arguments: &[&str]) -> std::path::PathBuf {
+    use std::io::Write;
+    let path = sshd.dir.path().join(format!("another{}", arguments.concat()));
+    let mut keygen = std::process::Command::new("ssh-keygen");
+    assert!(keygen.args(["-q", "-N", ""]).args(arguments).arg("-f").arg(&path).status().unwrap().success());
+    let mut public = path.clone().into_os_string();
+    public.push(".pub");
+    let authorized = sshd.dir.path().join("authorized_keys");
+    let mut authorized = std::fs::OpenOptions::new().append(true).open(authorized).unwrap();
+    writeln!(authorized, "\n{}", std::fs::read_to_string(public).unwrap()).unwrap();
+    path
+}
+
+#[tokio::test]
+async fn keys_of_every_usual_kind_log_in() {
+    let sshd = Sshd::new();
+    for kind in [&["-t", "rsa", "-b", "3072"][..], &["-t", "rsa", "-m", "PEM"], &["-t", "ecdsa"]] {
+        let mut target = sshd.target();
+        target.identity = Identity::read(&another_key(&sshd, kind)).unwrap();
+        Session::connect(&target, soon()).await.unwrap_or_else(|error| panic!("{kind:?}: {error}"));
+    }
+}
+
+#[tokio::test]
+async fn a_server_with_an_rsa_key_alone_proves_itself_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("host");
+    let mut keygen = std::process::Command::new("ssh-keygen");
+    assert!(keygen.args(["-q", "-t", "rsa", "-N", "", "-f"]).arg(&path).status().unwrap().success());
+    let sshd = Sshd::with(&format!("HostKey {}\nHostKeyAlgorithms rsa-sha2-256", path.display()));
+    let mut target = sshd.target();
+    let public = std::fs::read_to_string(path.with_extension("pub")).unwrap();
+    target.host_key = HostKey::known(&public).unwrap();
+    Session::connect(&target, soon()).await.unwrap();
+}
+
+/// An agent without keys; ended with the test.
+struct Agent(std::process::Child, std::path::PathBuf);
+
+impl Agent {
+    fn new(dir: &std::path::Path) -> Self {
+        let socket = dir.join("agent.sock");
+        let mut agent = std::process::Command::new("ssh-agent");
+        let agent =
+            agent.arg("-D").arg("-a").arg(&socket).stdout(std::process::Stdio::null()).spawn().unwrap();
+        while !socket.exists() {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Self(agent, socket)
+    }
+
+    fn add(&self, key: &std::path::Path) {
+        let mut add = std::process::Command::new("ssh-add");
+        assert!(add.arg("-q").arg(key).env("SSH_AUTH_SOCK", &self.1).status().unwrap().success());
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test]
+async fn the_keys_of_an_ssh_agent_log_in_though_nobody_sees_them() {
+    let sshd = Sshd::new();
+    let agent = Agent::new(sshd.dir.path());
+    let mut target = sshd.target();
+    target.identity = Identity::agent(&agent.1);
+    let error = Session::connect(&target, soon()).await.unwrap_err();
+    assert!(error.to_string().contains("it has no keys"), "{error}");
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
+    // One that the server does not take, and then one that it does.
+    let elsewhere = Sshd::new();
+    agent.add(&another_key(&elsewhere, &["-t", "ed25519"]));
+    let error = Session::connect(&target, soon()).await.unwrap_err();
+    assert!(error.to_string().contains("does not take any key of the SSH agent"), "{error}");
+    agent.add(&another_key(&sshd, &["-t", "rsa"]));
+    let session = Session::connect(&target, soon()).await.unwrap();
+    assert_eq!(run(&session, &["true"]).await.exit, Exit::Code(0));
+    target.identity = Identity::agent("/no/such/socket");
+    let error = Session::connect(&target, soon()).await.unwrap_err();
+    assert!(error.to_string().contains("/no/such/socket"), "{error}");
 }
 
 #[tokio::test]

@@ -195,6 +195,11 @@ async fn every_refusal_names_both_ends_and_what_was_wrong() {
     assert!(text.contains("not a regular file"), "{text}");
     let (_, text) = refusal(both.download(Path::new("/dev/null"), &both.here("to")).await);
     assert!(text.contains("not a regular file"), "{text}");
+    for no_dir in [both.here("new/"), both.here("new/.")] {
+        let (kind, text) = refusal(both.download(Path::new("/etc/passwd"), &no_dir).await);
+        assert_eq!(kind, ErrorKind::NotFound, "{text}");
+        assert!(text.contains("no such directory on this host"), "{text}");
+    }
     let (_, text) = refusal(both.download(Path::new("/etc/passwd"), Path::new("/no/such/dir/file")).await);
     assert!(text.contains("/no/such/dir") && text.contains("on this host"), "{text}");
     assert_eq!(names(&both.here("")), ["dir", "file"]);

@@ -13,7 +13,7 @@ mod report;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
 pub use report::{LaunchEvent, LaunchFailed, LaunchStage};
 
@@ -22,7 +22,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::handle::VmHandle;
 use crate::hypervisor::Hypervisor;
 use crate::image::{ImageInUse, ImageRef, ImageStore, PullPolicy, PullProgress};
-use crate::manager::{Condition, VmManager, console_tail};
+use crate::manager::{Condition, Guest, VmManager, console_tail};
 use crate::spec::{
     Boot, CloudInitConfig, Firmware, GuestAccess, Machine, Mib, NetworkConfig, RootDisk, UserData, VmName,
     VmSpecBuilder,
@@ -32,10 +32,6 @@ use crate::store::Owner;
 
 /// The user that vmkit makes for itself in a guest whose image has none of its own.
 const USER: &str = "vmkit";
-/// How long after its first words an SSH server may still refuse the login: cloud-init may be about to make the user.
-const LOGIN_PATIENCE: Duration = Duration::from_secs(60);
-/// The pause between two looks at what no event tells of: a guest's address, and that it has made a user.
-const PAUSE: Duration = Duration::from_millis(250);
 
 /// What is to be launched.
 #[derive(Debug, Clone)]
@@ -247,11 +243,11 @@ async fn make_ready<H: Hypervisor + 'static>(
     let name = launched.vm.name().clone();
     let left = || deadline.saturating_duration_since(Instant::now());
     report.begin(LaunchStage::Network);
-    await_address(manager, &name, deadline).await;
+    manager.address_known(&launched.vm, deadline).await;
     report.begin(LaunchStage::Ssh);
     launched.vm = manager.wait(&name, Condition::Ssh, left()).await?;
-    let session =
-        log_in(manager, &name, deadline).await.map_err(|error| with_console(error, &launched.vm))?;
+    let session = manager.log_in(&name, &Login::default(), deadline, Guest::New).await;
+    let session = session.map_err(|error| with_console(error, &launched.vm))?;
     report.begin(LaunchStage::CloudInit);
     let mut stage = None;
     let done = session.cloud_init_done(deadline, |now| {
@@ -270,16 +266,6 @@ async fn make_ready<H: Hypervisor + 'static>(
     Ok(())
 }
 
-/// Waits until the guest's address is known. Nothing tells when: it shows in tables of the host's and the guest's own.
-///
-/// Whatever goes wrong meanwhile, waiting for SSH says it as well, with the console's last lines.
-async fn await_address<H: Hypervisor + 'static>(manager: &VmManager<H>, name: &VmName, deadline: Instant) {
-    let is_unknown = |error: Error| error.kind() == ErrorKind::NotFound;
-    while manager.guest_ip(name).await.is_err_and(is_unknown) && Instant::now() + PAUSE < deadline {
-        sleep_until(Instant::now() + PAUSE).await;
-    }
-}
-
 /// Adds the console's last lines to a deadline that passed.
 fn with_console(error: Error, vm: &VmHandle) -> Error {
     match error {
@@ -287,24 +273,6 @@ fn with_console(error: Error, vm: &VmHandle) -> Error {
             Error::TimedOut { awaited, after, console: console_tail(vm) }
         }
         error => error,
-    }
-}
-
-/// Logs in; a server that is there before the user is asked again for a while.
-pub(crate) async fn log_in<H: Hypervisor + 'static>(
-    manager: &VmManager<H>,
-    name: &VmName,
-    deadline: Instant,
-) -> Result<Session> {
-    let patience = deadline.min(Instant::now() + LOGIN_PATIENCE);
-    loop {
-        let target = manager.ssh_target(name, &Login::default()).await?;
-        match Session::connect(&target, deadline).await {
-            Err(error) if error.kind() == ErrorKind::Guest && Instant::now() + PAUSE < patience => {
-                sleep_until(Instant::now() + PAUSE).await;
-            }
-            outcome => return outcome,
-        }
     }
 }
 

@@ -6,8 +6,8 @@
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::VmManager;
-use crate::error::{ErrorKind, Result};
+use super::{PATIENCE, VmManager};
+use crate::error::{Error, ErrorKind, Result};
 use crate::handle::VmHandle;
 use crate::hypervisor::Hypervisor;
 use crate::spec::{VmName, VmSpec};
@@ -46,7 +46,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
             if !record.is_ok_and(|record| is_ephemeral(&record.handle.spec)) {
                 continue;
             }
-            match self.remove_orphan(&name).await {
+            match self.remove_orphan_by(&name, Instant::now()).await {
                 Ok(true) => removed.push(name),
                 Ok(false) => {}
                 Err(error) if matches!(error.kind(), ErrorKind::Busy | ErrorKind::NotFound) => {}
@@ -56,8 +56,22 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         Ok(removed)
     }
 
-    async fn remove_orphan(&self, name: &VmName) -> Result<bool> {
-        let locked = self.store.lock(name, Instant::now()).await?;
+    /// Removes the VM of this name if its owner has ended, and waits for whoever works on it; answers whether it was there.
+    ///
+    /// For the owner itself, which lets go of the VM first and then sees it removed. A VM of the name that is somebody
+    /// else's by now is left alone.
+    ///
+    /// # Errors
+    /// `Busy` after 30 s; those of [`Hypervisor::destroy`]. The VM is then left to [`remove_orphans`](Self::remove_orphans).
+    pub async fn remove_orphan(&self, name: &VmName) -> Result<bool> {
+        match self.remove_orphan_by(name, Instant::now() + PATIENCE).await {
+            Err(Error::NotFound { what: "VM", .. }) => Ok(false),
+            removed => removed,
+        }
+    }
+
+    async fn remove_orphan_by(&self, name: &VmName, deadline: Instant) -> Result<bool> {
+        let locked = self.store.lock(name, deadline).await?;
         // Read again under the lock: another VM may have the name by now.
         match locked.record()? {
             Some(record) if is_ephemeral(&record.handle.spec) && !locked.has_owner()? => {

@@ -7,13 +7,19 @@
 //! ```text
 //! nothing yet ──a refusal──▶ the guest is up: every 20 ms ──accepted──▶ wait for the greeting
 //!  ever more rarely: after a quarter of the silence, 100 ms to 2 s
+//!  and when the guest prints on its console, a few times in a row
 //! ```
 //!
-//! A connection that is accepted late still brings the greeting, so those before it are held meanwhile. They stay few, since
-//! OpenSSH turns away whom it has seen come and go too often (`MaxStartups`, `PerSourcePenalties`).
+//! A guest that boots prints, and is silent on its console when it waits for something, so what it prints is the best hint
+//! that its network may be up by now. A connection that is accepted late still brings the greeting, so those before it are held
+//! meanwhile. They stay few, since OpenSSH turns away whom it has seen come and go too often: `MaxStartups`, and from 9.8 on
+//! `PerSourcePenalties`, 1 s for each visitor who leaves without a login, and out at 15 s. Of those that knock at a silent guest
+//! all of the last 6 s may come to that, so these are 15 at the most.
 //!
 //! Source: libslirp 4.7, `tcp_timer.h` and `socket.c`; sshd_config(5).
 
+use std::fmt;
+use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -23,22 +29,52 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use crate::store::Changes;
+
 /// After how long a guest that refuses is asked again.
 const REFUSED: Duration = Duration::from_millis(20);
+/// The longest pause after which one is asked again that answers something else than SSH.
+const ANSWERED: Duration = Duration::from_secs(2);
 /// The shortest and the longest pause after which a silent guest is asked again.
 const SILENT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// How soon after a knock what the guest prints leads to another.
+const PRINTED: Duration = Duration::from_millis(40);
+/// How many knocks in a row what the guest prints may lead to, and after how long there is one more of them.
+const SPARE: (u32, Duration) = (6, Duration::from_secs(2));
 /// How long one connection is held. A guest without KVM on a busy host needs seconds to say a word.
 const HELD: Duration = Duration::from_secs(10);
+/// How much of another answer than a greeting is kept, in bytes.
+const MOST_WORDS: usize = 120;
 
 /// What a knock was answered with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Answer {
     /// An SSH server's greeting.
     Greeting,
     /// The guest is up, and nobody listens.
     Refusal,
+    /// Somebody listens who says this instead.
+    Words(String),
     /// Nothing that tells anything.
     Silence,
+}
+
+/// What was heard last at an address where no SSH server greets.
+#[derive(Debug)]
+pub(super) struct Heard<'a> {
+    address: SocketAddr,
+    words: Option<&'a str>,
+}
+
+impl fmt::Display for Heard<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.words {
+            Some(words) => {
+                write!(f, "what answers at {} is no SSH server that lets one in: {words:?}", self.address)
+            }
+            None => write!(f, "the guest is up, and nothing in it listens at {}", self.address),
+        }
+    }
 }
 
 /// Knocks at one address until an SSH server greets.
@@ -48,15 +84,32 @@ pub(super) struct Knocker {
     held: JoinSet<Answer>,
     silent_since: Instant,
     next: Instant,
+    /// When it knocked last.
+    knocked: Instant,
+    /// How many knocks what the guest prints may still lead to, and since when.
+    spare: (u32, Instant),
+    /// How often somebody else than an SSH server has answered.
+    answered: u32,
     /// It has refused: what is silent after that has been accepted.
     is_up: bool,
+    last_answer: Option<Answer>,
 }
 
 impl Knocker {
     /// Begins with the first knock.
     pub(super) fn new(address: SocketAddr) -> Self {
         let now = Instant::now();
-        Self { address, held: JoinSet::new(), silent_since: now, next: now, is_up: false }
+        Self {
+            address,
+            held: JoinSet::new(),
+            silent_since: now,
+            next: now,
+            knocked: now,
+            spare: (SPARE.0, now),
+            answered: 0,
+            is_up: false,
+            last_answer: None,
+        }
     }
 
     /// Answers where it knocks.
@@ -64,32 +117,65 @@ impl Knocker {
         self.address
     }
 
-    /// Waits until the server greets. It has no end of its own.
+    /// Answers what was heard last, where it was no greeting and not nothing.
+    pub(super) fn heard(&self) -> Option<Heard<'_>> {
+        let words = match self.last_answer.as_ref()? {
+            Answer::Words(words) => Some(words.as_str()),
+            _ => None,
+        };
+        Some(Heard { address: self.address, words })
+    }
+
+    /// Waits until the server greets, hinted at by the console's log where there is one. It has no end of its own.
     ///
     /// # Cancel safety
     /// A dropped call goes on in the next: what is held stays held.
-    pub(super) async fn greeted(&mut self) {
+    pub(super) async fn greeted(&mut self, console: Option<&Changes>) {
         loop {
             tokio::select! {
                 Some(answer) = self.held.join_next() => {
-                    match answer {
-                        Ok(Answer::Greeting) => return,
-                        Ok(Answer::Refusal) => self.refused(Instant::now()),
-                        Ok(Answer::Silence) | Err(_) => {}
+                    if self.hear(answer.unwrap_or(Answer::Silence), Instant::now()) {
+                        return;
                     }
                 }
                 () = sleep_until(self.next) => {
                     self.held.spawn(knock(self.address));
-                    self.next = Instant::now() + self.pause(Instant::now());
+                    (self.knocked, self.next) = (Instant::now(), Instant::now() + self.pause(Instant::now()));
                 }
+                () = printed(console), if !self.is_up => self.hint(Instant::now()),
             }
         }
     }
 
-    fn refused(&mut self, now: Instant) {
-        self.is_up = true;
-        self.silent_since = now;
-        self.next = now + REFUSED;
+    /// Takes an answer, and tells whether it was the greeting.
+    fn hear(&mut self, answer: Answer, now: Instant) -> bool {
+        let pause = match answer {
+            Answer::Greeting => return true,
+            Answer::Silence => return false,
+            Answer::Refusal => REFUSED,
+            Answer::Words(_) => {
+                self.answered += 1;
+                (REFUSED * 2u32.saturating_pow(self.answered)).min(ANSWERED)
+            }
+        };
+        (self.is_up, self.silent_since, self.next) = (true, now, now + pause);
+        self.last_answer = Some(answer);
+        false
+    }
+
+    /// Knocks soon, since the guest has printed something; a guest that prints without end is knocked at no more often for it.
+    fn hint(&mut self, now: Instant) {
+        let (left, since) = self.spare;
+        let more = now.saturating_duration_since(since).as_millis() / SPARE.1.as_millis();
+        let more = u32::try_from(more).unwrap_or(u32::MAX);
+        if more > 0 {
+            self.spare = (left.saturating_add(more).min(SPARE.0), now);
+        }
+        let soon = now.max(self.knocked + PRINTED);
+        if self.spare.0 > 0 && soon < self.next {
+            self.spare.0 -= 1;
+            self.next = soon;
+        }
     }
 
     fn pause(&self, now: Instant) -> Duration {
@@ -100,10 +186,18 @@ impl Knocker {
     }
 }
 
+/// Waits until the guest prints something.
+async fn printed(console: Option<&Changes>) {
+    match console {
+        Some(console) if console.next().await.is_ok() => {}
+        // Nobody tells.
+        _ => pending().await,
+    }
+}
+
 async fn knock(address: SocketAddr) -> Answer {
-    match timeout(HELD, greeting(address)).await {
-        Ok(Ok(true)) => Answer::Greeting,
-        Ok(Ok(false)) => Answer::Refusal,
+    match timeout(HELD, answer(address)).await {
+        Ok(Ok(answer)) => answer,
         Ok(Err(error)) => match error.kind() {
             io::ErrorKind::ConnectionRefused
             | io::ErrorKind::ConnectionReset
@@ -114,14 +208,27 @@ async fn knock(address: SocketAddr) -> Answer {
     }
 }
 
-/// Connects, and answers whether an SSH server is the one who speaks first.
+/// Connects, and answers what the one who listens says first, if it is as much as a word.
 ///
 /// Source: RFC 4253, section 4.2: lines may come before the one that begins with `SSH-`, but servers send none.
-async fn greeting(address: SocketAddr) -> io::Result<bool> {
+async fn answer(address: SocketAddr) -> io::Result<Answer> {
     let mut stream = TcpStream::connect(address).await?;
-    let mut greeting = [0; 4];
-    stream.read_exact(&mut greeting).await?;
-    Ok(&greeting == b"SSH-")
+    let mut said = Vec::new();
+    let mut piece = [0; MOST_WORDS];
+    loop {
+        let bytes = stream.read(&mut piece).await?;
+        said.extend_from_slice(&piece[..bytes]);
+        if said.starts_with(b"SSH-") {
+            return Ok(Answer::Greeting);
+        }
+        if bytes == 0 || said.contains(&b'\n') || said.len() >= MOST_WORDS {
+            break;
+        }
+    }
+    said.truncate(MOST_WORDS);
+    let words = String::from_utf8_lossy(&said);
+    let words: String = words.trim().chars().filter(|c| !c.is_control()).collect();
+    Ok(if said.is_empty() { Answer::Refusal } else { Answer::Words(words) })
 }
 
 #[cfg(test)]
@@ -149,11 +256,12 @@ mod tests {
                 let mut held = Vec::new();
                 for mut stream in listener.incoming().flatten() {
                     counts.fetch_add(1, Ordering::SeqCst);
-                    let mood = *feels.lock().unwrap();
+                    let mood = feels.lock().unwrap().clone();
                     match mood {
                         Answer::Silence => held.push(stream),
                         Answer::Refusal => drop(stream),
                         Answer::Greeting => stream.write_all(b"SSH-2.0-test\r\n").unwrap(),
+                        Answer::Words(words) => stream.write_all(words.as_bytes()).unwrap(),
                     }
                 }
             });
@@ -166,7 +274,7 @@ mod tests {
     }
 
     async fn knocked(knocker: &mut Knocker, millis: u64) -> bool {
-        timeout(Duration::from_millis(millis), knocker.greeted()).await.is_ok()
+        timeout(Duration::from_millis(millis), knocker.greeted(None)).await.is_ok()
     }
 
     #[tokio::test]
@@ -204,5 +312,94 @@ mod tests {
         let knocks = guest.knocks.load(Ordering::SeqCst);
         assert!(!knocked(&mut knocker, 1000).await);
         assert!(guest.knocks.load(Ordering::SeqCst) <= knocks + 1, "it knocks again and again");
+    }
+
+    #[tokio::test]
+    async fn somebody_else_s_words_are_kept_and_asked_for_ever_more_rarely() {
+        let guest = Guest::new();
+        guest.turns(Answer::Words("Not allowed\u{1b}[31m at this time\r\n".into()));
+        let mut knocker = Knocker::new(guest.address);
+        assert!(!knocked(&mut knocker, 2000).await);
+        let knocks = guest.knocks.load(Ordering::SeqCst);
+        assert!((3..=10).contains(&knocks), "{knocks} knocks in two seconds");
+        let heard = knocker.heard().unwrap().to_string();
+        assert!(heard.ends_with("\"Not allowed[31m at this time\""), "{heard}");
+        guest.turns(Answer::Words("x".repeat(1 << 20)));
+        assert!(!knocked(&mut knocker, 5000).await);
+        assert!(knocker.heard().unwrap().to_string().len() < 250);
+        guest.turns(Answer::Greeting);
+        assert!(knocked(&mut knocker, 30_000).await);
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_told_as_one_and_silence_as_nothing() {
+        let guest = Guest::new();
+        let mut knocker = Knocker::new(guest.address);
+        assert!(!knocked(&mut knocker, 300).await);
+        assert!(knocker.heard().is_none());
+        guest.turns(Answer::Refusal);
+        assert!(!knocked(&mut knocker, 3000).await);
+        let heard = knocker.heard().unwrap().to_string();
+        assert!(heard.contains("nothing in it listens at 127.0.0.1:"), "{heard}");
+    }
+
+    /// Measures how late the greeting is heard of a guest that changes its mind at a known moment.
+    async fn lateness(before: &Answer, console: Option<&std::path::Path>) -> Duration {
+        let guest = Guest::new();
+        guest.turns(before.clone());
+        let changes = console.map(|path| Changes::of_log(path).unwrap());
+        let mut knocker = Knocker::new(guest.address);
+        // Long enough that the pauses between two knocks have grown.
+        let waited = timeout(Duration::from_millis(1500), knocker.greeted(changes.as_ref())).await;
+        assert!(waited.is_err());
+        guest.turns(Answer::Greeting);
+        let began = Instant::now();
+        if let Some(path) = console {
+            std::fs::OpenOptions::new().append(true).open(path).unwrap().write_all(b"up\n").unwrap();
+        }
+        timeout(Duration::from_secs(30), knocker.greeted(changes.as_ref())).await.unwrap();
+        began.elapsed()
+    }
+
+    async fn median_lateness(before: Answer, console: Option<&std::path::Path>) -> Duration {
+        let mut all = Vec::new();
+        for _ in 0..7 {
+            all.push(lateness(&before, console).await);
+        }
+        all.sort();
+        all[all.len() / 2]
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_has_refused_is_heard_within_fifty_milliseconds() {
+        let late = median_lateness(Answer::Refusal, None).await;
+        assert!(late < Duration::from_millis(50), "{late:?}");
+    }
+
+    #[tokio::test]
+    async fn a_silent_guest_that_prints_is_heard_within_fifty_milliseconds() {
+        let log = tempfile::NamedTempFile::new().unwrap();
+        let late = median_lateness(Answer::Silence, Some(log.path())).await;
+        assert!(late < Duration::from_millis(50), "{late:?}");
+    }
+
+    #[test]
+    fn a_guest_that_prints_without_end_is_not_knocked_at_more_than_openssh_bears() {
+        let mut knocker = Knocker::new("127.0.0.1:1".parse().unwrap());
+        let (began, mut knocks) = (Instant::now(), Vec::new());
+        for ms in (0..60_000).step_by(10) {
+            let now = began + Duration::from_millis(ms);
+            knocker.hint(now);
+            if knocker.next <= now {
+                knocks.push(now);
+                (knocker.knocked, knocker.next) = (now, now + knocker.pause(now));
+            }
+        }
+        let last = knocks.iter().filter(|&&knock| knock > began + Duration::from_secs(10));
+        for knock in last {
+            let in_six_seconds =
+                knocks.iter().filter(|&&other| other <= *knock && *knock - other < Duration::from_secs(6));
+            assert!(in_six_seconds.count() <= 15);
+        }
     }
 }

@@ -12,6 +12,8 @@ mod ephemeral;
 mod forward;
 mod knock;
 mod list;
+#[cfg(feature = "ssh")]
+mod login;
 mod reconfigure;
 #[cfg(feature = "ssh")]
 mod ssh;
@@ -26,6 +28,8 @@ use tracing::warn;
 use uuid::Uuid;
 
 pub use list::Listed;
+#[cfg(all(feature = "ssh", feature = "images"))]
+pub(crate) use login::Guest;
 pub use wait::Condition;
 #[cfg(all(feature = "ssh", feature = "images"))]
 pub(crate) use wait::console_tail;

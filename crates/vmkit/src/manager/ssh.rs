@@ -1,22 +1,16 @@
 //! The way into a guest over SSH, as a VM's record tells it.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Condition, PATIENCE, VmManager, later};
+use super::{PATIENCE, VmManager};
 use crate::error::{Error, Result};
 use crate::handle::VmHandle;
 use crate::hypervisor::Hypervisor;
 use crate::lifecycle::VmState;
 use crate::spec::{GuestAccess, UserData, VmName};
-use crate::ssh::{HostKey, Identity, Login, Session, SshConfig, Target};
-
-/// How long a guest may be silent at first, before a guest counts as one that is still booting.
-const FIRST_TRY: Duration = Duration::from_secs(2);
-/// How often one tries to log in to a guest whose server speaks and then breaks off.
-const TRIES: u32 = 4;
+use crate::ssh::{HostKey, Identity, Login, SshConfig, Target};
 
 impl<H: Hypervisor + 'static> VmManager<H> {
     /// Answers how to log in to a guest that runs; what `login` has goes before what the VM's record has.
@@ -27,8 +21,12 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     /// `NotFound` without the VM, or where neither says which key logs in, as whom, or which host key the server has;
     /// `InvalidState` unless the VM runs; `Unsupported` for a VM without a network; `Guest` where its address is not known.
     pub async fn ssh_target(&self, name: &VmName, login: &Login) -> Result<Target> {
-        let vm = self.info(name).await?;
-        let access = access(&vm);
+        self.target_of(&self.info(name).await?, login).await
+    }
+
+    /// Answers how to log in to this guest.
+    pub(super) async fn target_of(&self, vm: &VmHandle, login: &Login) -> Result<Target> {
+        let (name, access) = (vm.name(), access(vm));
         let missing = |what| Error::NotFound { what, name: name.to_string() };
         let identity = match (&login.identity, access) {
             (Some(identity), _) => identity.clone(),
@@ -37,42 +35,13 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         };
         let user = login.user.clone().or(access.map(|access| access.user.clone()));
         let user = user.ok_or_else(|| missing("user of vmkit's own in the VM"))?;
-        let host_key = match (&login.host_key, known_host_key(&vm)) {
+        let host_key = match (&login.host_key, known_host_key(vm)) {
             (Some(host_key), _) => host_key.clone(),
             (None, Some(line)) => HostKey::known(line)?,
             (None, None) => return Err(missing("known SSH host key of the VM")),
         };
-        let address = self.live_ssh_address(&vm).await?;
+        let address = self.live_ssh_address(vm).await?;
         Ok(Target { name: name.to_string(), address, user, identity, host_key })
-    }
-
-    /// Logs in to a guest that runs; where its SSH server is not up yet, waits for that.
-    ///
-    /// `timeout` bounds all of it.
-    ///
-    /// # Errors
-    /// Those of [`ssh_target`](Self::ssh_target), [`Session::connect`] and [`wait`](Self::wait).
-    pub async fn ssh_session(&self, name: &VmName, login: &Login, timeout: Duration) -> Result<Session> {
-        let deadline = later(timeout);
-        let target = self.ssh_target(name, login).await?;
-        let mut reached = Session::reach(&target, deadline.min(Instant::now() + FIRST_TRY)).await;
-        let mut tries_left = TRIES;
-        loop {
-            tries_left -= 1;
-            let connected = match reached {
-                Ok(stream) => Session::over(stream, &target, deadline).await,
-                Err(error) => Err(error),
-            };
-            match connected {
-                // It may be about to come up, or turn away more than it can take now.
-                Err(Error::Ssh { .. } | Error::TimedOut { .. })
-                    if tries_left > 0 && Instant::now() < deadline => {}
-                connected => return connected,
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            self.wait(name, Condition::Ssh, left).await?;
-            reached = Session::reach(&target, deadline).await;
-        }
     }
 
     /// Writes what OpenSSH's programs need for a guest that runs, and answers the block that tells them.

@@ -17,7 +17,8 @@ use crate::handle::VmHandle;
 use crate::host::process::{ProcessFd, ProcessId};
 use crate::hypervisor::Hypervisor;
 use crate::lifecycle::VmState;
-use crate::spec::{Protocol, VmName};
+use crate::network::{Arrivals, MacAddr};
+use crate::spec::{NetworkConfig, Protocol, VmName};
 use crate::store::Changes;
 
 use super::knock::Knocker;
@@ -114,12 +115,14 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     /// `TimedOut` with the console's last lines; `InvalidState` as soon as the VM fails or ends while something else was
     /// awaited, with the cause; `NotFound` without the VM.
     pub async fn wait(&self, name: &VmName, condition: Condition, timeout: Duration) -> Result<VmHandle> {
-        let mut last = None;
-        let waited = timeout_at(later(timeout), self.fulfilled(name, condition, &mut last)).await;
+        let (mut last, mut ways) = (None, Ways::default());
+        let waited = timeout_at(later(timeout), self.fulfilled(name, condition, &mut last, &mut ways)).await;
         waited.unwrap_or_else(|_| {
             let last = last.as_ref();
             let state = last.map_or(String::new(), |vm: &VmHandle| format!(", which is {}", vm.state));
-            let awaited = format!("{}{state}", awaited(name, condition));
+            let heard = ways.knocker.as_ref().and_then(Knocker::heard);
+            let heard = heard.map_or(String::new(), |heard| format!("; {heard}"));
+            let awaited = format!("{}{state}{heard}", awaited(name, condition));
             Err(Error::TimedOut {
                 awaited,
                 after: timeout,
@@ -133,20 +136,20 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         name: &VmName,
         condition: Condition,
         last: &mut Option<VmHandle>,
+        ways: &mut Ways,
     ) -> Result<VmHandle> {
         // Read first, since only a VM has a directory to watch.
         self.store.read(name)?;
         let changes = self.store.changes(name)?;
         let mut lived = false;
         let mut pause = BACK_OFF.0;
-        let mut knocker = None;
         loop {
             // In this order, since a PID that belonged to a live VM after the descriptor was opened did so before.
             let record = self.store.read(name)?;
             let process = hold(&record.handle)?;
             let state = match self.look(&record).await {
-                // It is too busy to say how it is.
-                Err(error) if error.kind() == ErrorKind::TimedOut => {
+                // It is too busy to say how it is, or between two states.
+                Err(error) if matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::Busy) => {
                     happened(&changes, process.as_ref(), LOOK_AGAIN).await?;
                     continue;
                 }
@@ -163,12 +166,15 @@ impl<H: Hypervisor + 'static> VmManager<H> {
                 }
                 Next::Wait => happened(&changes, process.as_ref(), LOOK_AGAIN).await?,
                 Next::Ask => tokio::select! {
-                    answer = self.reach(&vm, condition, &mut knocker) => {
+                    answer = self.reach(&vm, condition, ways) => {
                         if answer? {
                             return Ok(vm);
                         }
-                        // No event tells that a guest has an address, or that its agent answers.
-                        happened(&changes, process.as_ref(), pause).await?;
+                        // No event tells that an agent answers, nor of every address that a guest may get.
+                        tokio::select! {
+                            ended = happened(&changes, process.as_ref(), pause) => ended?,
+                            () = ways.arrivals(&vm).next() => {}
+                        }
                         pause = (pause * 2).min(BACK_OFF.1);
                     }
                     ended = happened(&changes, process.as_ref(), ATTEMPT) => ended?,
@@ -178,22 +184,21 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     }
 
     /// Tries to reach what is awaited in the guest, and answers whether it could; for SSH it goes on trying.
-    async fn reach(
-        &self,
-        vm: &VmHandle,
-        condition: Condition,
-        knocker: &mut Option<Knocker>,
-    ) -> Result<bool> {
+    async fn reach(&self, vm: &VmHandle, condition: Condition, ways: &mut Ways) -> Result<bool> {
         match condition {
             Condition::Ssh => {
-                let Some(address) = self.ssh_address(vm).await? else { return Ok(false) };
+                let address = tokio::select! {
+                    address = self.ssh_address(vm) => address?,
+                    // Asked again: a guest agent that is not there takes its time to say so.
+                    () = ways.arrivals(vm).next() => self.ssh_address(vm).await?,
+                };
+                let Some(address) = address else { return Ok(false) };
                 // At another address it begins anew; else what it holds may be answered any moment.
-                if knocker.as_ref().is_none_or(|knocker| knocker.address() != address) {
-                    *knocker = Some(Knocker::new(address));
-                }
-                if let Some(knocker) = knocker {
-                    knocker.greeted().await;
-                }
+                let knocker = match ways.knocker.take_if(|knocker| knocker.address() == address) {
+                    Some(knocker) => knocker,
+                    None => Knocker::new(address),
+                };
+                ways.knocker.insert(knocker).greeted(ways.console.of(vm)).await;
                 Ok(true)
             }
             _ => {
@@ -206,6 +211,28 @@ impl<H: Hypervisor + 'static> VmManager<H> {
                 Ok(agent_answers(path).await)
             }
         }
+    }
+
+    /// Waits until the guest's address is known, or the deadline has passed.
+    ///
+    /// Whatever goes wrong meanwhile, waiting for SSH says it as well, with the console's last lines.
+    #[cfg(all(feature = "ssh", feature = "images"))]
+    pub(crate) async fn address_known(&self, vm: &VmHandle, deadline: Instant) {
+        let mut ways = Ways::default();
+        let known = async {
+            loop {
+                let asked = tokio::select! {
+                    asked = self.hypervisor.guest_ip(vm) => asked,
+                    () = ways.arrivals(vm).next() => continue,
+                };
+                if !asked.is_err_and(|error| error.kind() == ErrorKind::NotFound) {
+                    return;
+                }
+                // Not every address that a guest may get is told of.
+                let _ = timeout_at(Instant::now() + BACK_OFF.1, ways.arrivals(vm).next()).await;
+            }
+        };
+        let _ = timeout_at(deadline, known).await;
     }
 
     /// Answers where the guest's SSH server can be reached, once that is known.
@@ -223,12 +250,44 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     }
 }
 
+/// What has been learnt on the ways to the guest, from one look to the next.
+#[derive(Default)]
+struct Ways {
+    knocker: Option<Knocker>,
+    console: Console,
+    arrivals: Option<Arrivals>,
+}
+
+impl Ways {
+    /// Answers what tells that the guest has shown itself on its bridge.
+    fn arrivals(&mut self, vm: &VmHandle) -> &mut Arrivals {
+        self.arrivals.get_or_insert_with(|| match vm.spec.network() {
+            NetworkConfig::Tap { .. } => Arrivals::of(MacAddr::of_vm(vm.id)),
+            _ => Arrivals::none(),
+        })
+    }
+}
+
+/// The console's log as something that grows while the guest boots.
+#[derive(Default)]
+struct Console(Option<Changes>);
+
+impl Console {
+    /// Answers what tells of it, once there is a log.
+    fn of(&mut self, vm: &VmHandle) -> Option<&Changes> {
+        if self.0.is_none() {
+            self.0 = vm.console_log.as_deref().and_then(|log| Changes::of_log(log).ok());
+        }
+        self.0.as_ref()
+    }
+}
+
 fn awaited(name: &VmName, condition: Condition) -> String {
     format!("`{condition}` of the VM `{name}`")
 }
 
 /// Takes hold of the process that the VM was last known to run in, where there is one.
-fn hold(vm: &VmHandle) -> Result<Option<ProcessFd>> {
+pub(super) fn hold(vm: &VmHandle) -> Result<Option<ProcessFd>> {
     let Some(pid) = vm.run.as_ref().and_then(|run| run.pid) else { return Ok(None) };
     match ProcessId::of(pid)? {
         Some(process) => process.open(),

@@ -1,5 +1,6 @@
 //! The host's side of a guest's network: MAC addresses, taps, neighbours, leases.
 
+mod arrivals;
 #[cfg(any(feature = "propolis", all(target_os = "linux", feature = "qemu")))]
 mod leases;
 mod mac;
@@ -14,6 +15,8 @@ mod tap;
 mod testing;
 
 pub use mac::MacAddr;
+
+pub(crate) use arrivals::Arrivals;
 
 #[cfg(any(feature = "propolis", all(target_os = "linux", feature = "qemu")))]
 pub(crate) use leases::default_lease_files;

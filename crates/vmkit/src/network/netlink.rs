@@ -3,14 +3,17 @@
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::pin::Pin;
 use std::time::Duration;
 
-use futures_util::TryStreamExt;
+use futures_util::{Stream, StreamExt, TryStreamExt};
+use rtnetlink::packet_core::NetlinkPayload;
+use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
-use rtnetlink::{Handle, LinkUnspec};
+use rtnetlink::{Handle, LinkUnspec, MulticastGroup};
 use rustix::io::Errno;
 use tokio::time::timeout;
 
@@ -110,6 +113,42 @@ impl Netlink {
     async fn link(&self, name: &str) -> Result<Result<LinkMessage, Errno>> {
         let mut answers = std::pin::pin!(self.0.link().get().match_name(name).execute());
         Ok(bounded(answers.try_next()).await?.and_then(|link| link.ok_or(Errno::NODEV)))
+    }
+}
+
+/// What the kernel tells of the neighbours with one Ethernet address.
+pub(super) struct Neighbours {
+    mac: MacAddr,
+    told: Pin<Box<dyn Stream<Item = RouteNetlinkMessage> + Send>>,
+    /// The socket is served for as long as this is there.
+    _handle: Handle,
+}
+
+impl Neighbours {
+    /// Begins to listen, in the network namespace of this thread.
+    pub(super) fn watch(mac: MacAddr) -> io::Result<Self> {
+        let (connection, handle, messages) = rtnetlink::new_multicast_connection(&[MulticastGroup::Neigh])?;
+        tokio::spawn(connection);
+        let told = messages.filter_map(async |(message, _)| match message.payload {
+            NetlinkPayload::InnerMessage(told) => Some(told),
+            _ => None,
+        });
+        Ok(Self { mac, told: Box::pin(told), _handle: handle })
+    }
+
+    /// Waits until one of them can be reached; answers false once nothing more will be told.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost.
+    pub(super) async fn next(&mut self) -> bool {
+        while let Some(told) = self.told.next().await {
+            if let RouteNetlinkMessage::NewNeighbour(neighbour) = told
+                && seen(&neighbour, self.mac, neighbour.header.ifindex).is_some()
+            {
+                return true;
+            }
+        }
+        false
     }
 }
 

@@ -6,8 +6,7 @@ use tokio::time::{Instant, timeout_at};
 use super::guests::{Guest, GuestInput, GuestOutput, Guests};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hypervisor::Hypervisor;
-use crate::launch::log_in;
-use crate::manager::{Condition, VmManager};
+use crate::manager::{self, Condition, VmManager};
 use crate::spec::VmName;
 use crate::ssh::{Command, Event, Exit, Login, Session};
 
@@ -40,7 +39,8 @@ impl<H: Hypervisor + 'static> Guests for SshGuests<H> {
     async fn enter(&self, vm: &VmName, deadline: Instant) -> Result<SshGuest> {
         self.manager.wait(vm, Condition::Ssh, deadline - Instant::now()).await?;
         let user = self.manager.ssh_target(vm, &Login::default()).await?.user;
-        let session = log_in(&self.manager, vm, deadline).await?;
+        let login = Login::default();
+        let session = self.manager.log_in(vm, &login, deadline, manager::Guest::Known).await?;
         Ok(SshGuest { session, user })
     }
 }

@@ -4,9 +4,10 @@ use std::convert::Infallible;
 use std::num::NonZeroU16;
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use tokio::io::copy_bidirectional;
-use tokio::net::TcpListener;
-use tokio::task::JoinSet;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 use tracing::warn;
 
@@ -27,23 +28,33 @@ impl Session {
     /// # Errors
     /// `Guest` once the session has ended; `Io` where the listener fails.
     pub async fn forward(&self, listener: &TcpListener, guest_port: NonZeroU16) -> Result<Infallible> {
-        let mut led = JoinSet::new();
+        // In one task with the listener, so that whoever is slow to be reached keeps nobody else waiting.
+        let mut led = FuturesUnordered::new();
         loop {
-            let (mut stream, _) = tokio::select! {
-                accepted = listener.accept() => accepted.map_err(Error::io("listen at", "a forwarded port"))?,
-                // What has ended is forgotten.
-                Some(_) = led.join_next() => continue,
-            };
-            match self.dial("localhost", guest_port.get(), Instant::now() + REACH).await {
-                Ok(mut channel) => {
-                    led.spawn(async move {
-                        // However a connection ends is for its two ends to tell.
-                        let _ = copy_bidirectional(&mut stream, &mut channel).await;
-                    });
+            tokio::select! {
+                accepted = listener.accept() => {
+                    let (stream, _) = accepted.map_err(Error::io("listen at", "a forwarded port"))?;
+                    led.push(self.lead(stream, guest_port));
                 }
-                Err(error) if self.has_ended() => return Err(error),
-                Err(error) => warn!(%error, "a connection was closed again"),
+                // What has ended is forgotten.
+                Some(ended) = led.next() => ended?,
             }
         }
+    }
+
+    /// Leads one connection for as long as it lasts.
+    ///
+    /// # Errors
+    /// `Guest` where the session itself has ended.
+    async fn lead(&self, mut stream: TcpStream, guest_port: NonZeroU16) -> Result<()> {
+        match self.dial("localhost", guest_port.get(), Instant::now() + REACH).await {
+            Ok(mut channel) => {
+                // However a connection ends is for its two ends to tell.
+                let _ = copy_bidirectional(&mut stream, &mut channel).await;
+            }
+            Err(error) if self.has_ended() => return Err(error),
+            Err(error) => warn!(%error, "a connection was closed again"),
+        }
+        Ok(())
     }
 }

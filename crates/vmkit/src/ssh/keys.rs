@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use russh::keys::key::safe_rng;
@@ -40,11 +40,20 @@ fn new_pair(comment: &str) -> Result<SshKeyPair> {
     })
 }
 
-/// A private key that logs in.
+/// What logs in: a private key, or those that an SSH agent has.
 #[derive(Clone)]
 pub struct Identity {
-    key: Arc<PrivateKey>,
+    pub(super) keys: Keys,
     origin: String,
+}
+
+/// Whose keys log in.
+#[derive(Clone)]
+pub(super) enum Keys {
+    /// This one.
+    Own(Arc<PrivateKey>),
+    /// Those of the agent at this socket, which never leave it.
+    Agent(PathBuf),
 }
 
 impl Identity {
@@ -54,6 +63,12 @@ impl Identity {
     /// `InvalidInput` for a text that is no private key without a passphrase.
     pub fn of(pair: &SshKeyPair) -> Result<Self> {
         Self::parse(&pair.private, "the key in the VM's record")
+    }
+
+    /// Takes the keys of the SSH agent at this socket, which `SSH_AUTH_SOCK` names; nothing is asked of it yet.
+    pub fn agent(socket: impl Into<PathBuf>) -> Self {
+        let socket = socket.into();
+        Self { origin: format!("the SSH agent at {}", socket.display()), keys: Keys::Agent(socket) }
     }
 
     /// Reads the key in a file, as `ssh -i` does.
@@ -88,27 +103,39 @@ impl Identity {
                 return Err(refused("this is the public half: name the private one"));
             }
             Err(russh::keys::Error::UnsupportedKeyType { key_type_string, .. }) => {
-                return Err(refused(&format!(
-                    "{key_type_string} keys are not supported: use an Ed25519 key"
-                )));
+                return Err(refused(&unsupported(&key_type_string)));
             }
             Err(_) => return Err(refused("this is no private key that could be read")),
         };
-        if matches!(key.algorithm(), Algorithm::Rsa { .. } | Algorithm::Dsa) {
-            let why = format!("{} keys are not supported: use an Ed25519 key", key.algorithm());
-            return Err(refused(&why));
+        if key.algorithm() == Algorithm::Dsa {
+            return Err(refused(&unsupported(key.algorithm().as_str())));
         }
-        Ok(Self { key: Arc::new(key), origin: origin.to_owned() })
+        Ok(Self { keys: Keys::Own(Arc::new(key)), origin: origin.to_owned() })
     }
 
-    pub(super) fn key(&self) -> Arc<PrivateKey> {
-        Arc::clone(&self.key)
+    /// Answers the fingerprint of the key's public half, such as `SHA256:…`; none for an agent, which may have several keys.
+    pub fn fingerprint(&self) -> Option<String> {
+        match &self.keys {
+            Keys::Own(key) => Some(key.fingerprint(HashAlg::Sha256).to_string()),
+            Keys::Agent(_) => None,
+        }
     }
 
-    /// Answers the fingerprint of its public half, such as `SHA256:…`.
-    pub fn fingerprint(&self) -> String {
-        self.key.fingerprint(HashAlg::Sha256).to_string()
+    pub(super) fn origin(&self) -> &str {
+        &self.origin
     }
+
+    /// Answers what errors call it.
+    pub(super) fn described(&self) -> String {
+        match self.fingerprint() {
+            Some(fingerprint) => format!("the key {fingerprint}"),
+            None => format!("any key of {}", self.origin),
+        }
+    }
+}
+
+fn unsupported(kind: &str) -> String {
+    format!("{kind} keys are not supported: use an Ed25519 key")
 }
 
 const PASSPHRASE: &str = "it is protected by a passphrase, and vmkit can't ask for it: name a key without one, or \
@@ -117,7 +144,7 @@ const PASSPHRASE: &str = "it is protected by a passphrase, and vmkit can't ask f
 impl fmt::Debug for Identity {
     /// Shows which key it is, and nothing of it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Identity({}, {})", self.origin, self.fingerprint())
+        write!(f, "Identity({}, {})", self.origin, self.fingerprint().unwrap_or_default())
     }
 }
 
@@ -192,10 +219,7 @@ mod tests {
         all.dedup();
         assert_eq!(all.len(), 4);
         let identity = Identity::of(&one.login_key).unwrap();
-        assert_eq!(
-            HostKey::known(&one.login_key.public).unwrap().fingerprint(),
-            Some(identity.fingerprint())
-        );
+        assert_eq!(HostKey::known(&one.login_key.public).unwrap().fingerprint(), identity.fingerprint());
         let config = crate::spec::CloudInitConfig { access: Some(one), ..Default::default() };
         config.check().unwrap();
     }
@@ -214,10 +238,7 @@ mod tests {
         assert!(refusal(&public, 0o600).contains("the public half"));
         assert!(refusal("hello", 0o600).contains("no private key"));
         assert!(refusal(&keygen(&["-t", "ed25519", "-N", "secret"]), 0o600).contains("passphrase"));
-        let rsa = refusal(&keygen(&["-t", "rsa", "-b", "2048", "-N", ""]), 0o600);
-        assert!(rsa.contains("not supported: use an Ed25519 key"), "{rsa}");
-        let pem = refusal(&keygen(&["-t", "rsa", "-m", "PEM", "-b", "2048", "-N", ""]), 0o600);
-        assert!(pem.contains("not supported: use an Ed25519 key"), "{pem}");
+        assert!(refusal(&keygen(&["-t", "rsa", "-N", "secret"]), 0o600).contains("passphrase"));
         let error = Identity::read(Path::new("/nowhere/key")).unwrap_err().to_string();
         assert!(error.starts_with("identity: \"/nowhere/key\"") && error.contains("no such file"), "{error}");
     }

@@ -13,11 +13,13 @@
 //! Every call that waits for the guest has a deadline, except those of a [`Process`]: how long a program runs is its own
 //! affair. There a guest that died is noticed by keep-alive messages.
 
+mod auth;
 mod cloud_init;
 mod command_line;
 mod files;
 mod forward;
 mod keys;
+mod line;
 mod outside;
 #[cfg(feature = "propolis")]
 mod power_off;
@@ -30,7 +32,9 @@ pub use cloud_init::{CloudInit, CloudInitProgress};
 pub use command_line::Command;
 pub use files::{Copied, Files, Progress, Report};
 pub use keys::{HostKey, Identity};
+pub(crate) use line::Lifeline;
 pub use outside::SshConfig;
+pub(crate) use outside::keep;
 #[cfg(feature = "propolis")]
 pub use power_off::SshPowerOff;
 pub use process::{Captured, Event, Exit, Input, Output, Process};

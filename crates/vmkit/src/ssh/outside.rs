@@ -91,7 +91,7 @@ impl fmt::Display for SshConfig {
 }
 
 /// Writes a file for this user alone, unless it has this content already; a reader finds the old one or the new one.
-fn keep(path: &Path, content: &str) -> Result<()> {
+pub(crate) fn keep(path: &Path, content: &str) -> Result<()> {
     if fs::read_to_string(path).is_ok_and(|found| found == content) {
         return Ok(());
     }

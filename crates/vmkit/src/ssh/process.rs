@@ -207,6 +207,26 @@ impl Session {
     }
 }
 
+/// Signals the process group of each program that the server's process for this connection has begun, but for the one
+/// that runs this.
+///
+/// A server begins each program in a session of its own, so its group is all that it has started. `pgrep` is for guests
+/// whose kernel does not list children.
+const SIGNAL_ALL: &str = "for p in $(cat /proc/$PPID/task/$PPID/children 2>/dev/null || pgrep -P $PPID); do \
+    [ \"$p\" = $$ ] || kill -s \"$1\" -- \"-$p\" 2>/dev/null || kill -s \"$1\" \"$p\" 2>/dev/null; done; :";
+
+impl Session {
+    /// Sends the signal of this name, such as `TERM`, to all programs that run on this session, by a program in the guest.
+    ///
+    /// For a server that passes no signals on, as OpenSSH's does not to the programs of root; else see [`Input::signal`].
+    ///
+    /// # Errors
+    /// Those of [`output`](Self::output).
+    pub async fn signal_all(&self, name: &str, deadline: Instant) -> Result<()> {
+        self.output(&Command::new(["sh", "-c", SIGNAL_ALL, "sh", name]), b"", deadline).await.map(drop)
+    }
+}
+
 impl Process {
     /// Answers both sides, to be used at the same time: a program that nobody listens to may stop reading.
     pub fn split(self) -> (Input, Output) {

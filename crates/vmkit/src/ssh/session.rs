@@ -7,13 +7,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use russh::client::{self, AuthResult, DisconnectReason, Handle, Msg};
-use russh::keys::{Algorithm, PrivateKeyWithHashAlg, PublicKeyOrCertificate};
+use russh::keys::{Algorithm, PublicKeyOrCertificate};
 use russh::{Channel, Disconnect, Preferred, kex};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
+use super::auth;
 use super::keys::fingerprint;
+use super::line::{self, Lifeline, Line};
 use super::{HostKey, Target};
 use crate::error::{Error, Result, SSH_SERVER};
 
@@ -24,13 +26,15 @@ const MOST_UNANSWERED: usize = 3;
 
 /// A session of a user in a guest, logged in.
 ///
-/// A guest that no longer answers is given up after a minute; one whose VM ended at once.
+/// A guest that no longer answers is given up after a minute. A VM that ended is noticed at once by a session of
+/// [`VmManager::ssh_session`](crate::VmManager::ssh_session), where the VM is a process of this host.
 ///
 /// # Cancel safety
 /// Every call may be dropped; what the server was told meanwhile may or may not be carried out.
 pub struct Session {
     handle: Handle<Guard>,
     target: String,
+    user: String,
     fate: Fate,
 }
 
@@ -47,7 +51,7 @@ impl Session {
     /// `TimedOut` with what was awaited; `Guest` where nobody listens, the server has another host key (with both
     /// fingerprints), does not take the key, or goes away.
     pub async fn connect(target: &Target, deadline: Instant) -> Result<Self> {
-        Self::over(Self::reach(target, deadline).await?, target, deadline).await
+        Self::over(Self::reach(target, deadline).await?, target, None, deadline).await
     }
 
     /// Connects, and waits until the server has begun to speak.
@@ -74,8 +78,13 @@ impl Session {
         })
     }
 
-    /// Has the server prove itself, and logs in.
-    pub(crate) async fn over(stream: TcpStream, target: &Target, deadline: Instant) -> Result<Self> {
+    /// Has the server prove itself, and logs in; the session ends with the lifeline, where it has one.
+    pub(crate) async fn over(
+        stream: TcpStream,
+        target: &Target,
+        lifeline: Option<Lifeline>,
+        deadline: Instant,
+    ) -> Result<Self> {
         let to = target.to_string();
         let fate = Fate::default();
         let guard = Guard { host_key: target.host_key.clone(), fate: fate.clone() };
@@ -90,22 +99,26 @@ impl Session {
         let opened = timeout_at(deadline, async {
             // Keys that somebody types have to leave at once.
             stream.set_nodelay(true).map_err(russh::Error::IO)?;
-            let mut handle =
-                client::connect_stream(Arc::new(config(&target.host_key)), stream, guard).await?;
+            let line = Line::new(stream, lifeline);
+            let mut handle = client::connect_stream(Arc::new(config(&target.host_key)), line, guard).await?;
             stage(Some("the login"));
-            let key = PrivateKeyWithHashAlg::new(target.identity.key(), None);
-            let answer = handle.authenticate_publickey(&target.user, key).await?;
-            Ok::<_, russh::Error>((handle, answer))
+            let answer = auth::log_in(&mut handle, target).await?;
+            Ok::<_, auth::Failed>((handle, answer))
         });
         let (handle, answer) = match opened.await {
             Ok(Ok(opened)) => opened,
-            Ok(Err(error)) => return Err(fate.explain(target, &to, stage(None), error)),
+            Ok(Err(auth::Failed::Session(error))) => {
+                return Err(fate.explain(target, &to, stage(None), error));
+            }
+            Ok(Err(auth::Failed::Agent(problem))) => {
+                return Err(Error::invalid("identity", target.identity.origin(), problem));
+            }
             Err(_) => {
                 let awaited = format!("{} of SSH to {to}", stage(None));
                 return Err(Error::TimedOut { awaited, after: began.elapsed(), console: String::new() });
             }
         };
-        let session = Self { handle, target: to, fate };
+        let session = Self { handle, target: to, user: target.user.clone(), fate };
         match answer {
             AuthResult::Success => Ok(session),
             // The answer that is given for one that never came.
@@ -120,13 +133,18 @@ impl Session {
                     command: format!("log in as {}", session.target),
                     class: "publickey".to_owned(),
                     description: format!(
-                        "it does not take the key {} for the user `{}`, and would take: {offered}",
-                        target.identity.fingerprint(),
+                        "it does not take {} for the user `{}`, and would take: {offered}",
+                        target.identity.described(),
                         target.user
                     ),
                 })
             }
         }
+    }
+
+    /// Answers who is logged in.
+    pub fn user(&self) -> &str {
+        &self.user
     }
 
     /// Ends the session in order. Dropping it ends it as well, and the server learns so from the connection.
@@ -202,11 +220,16 @@ fn config(host_key: &HostKey) -> client::Config {
     let mut exchanges = vec![kex::CURVE25519];
     exchanges.extend(preferred.kex.iter().filter(|&&other| other != kex::CURVE25519));
     preferred.kex = Cow::Owned(exchanges);
+    // With SHA-1 nothing is proved any more.
+    preferred.key.to_mut().retain(|kind| *kind != Algorithm::Rsa { hash: None });
     if let Some(known) = host_key.algorithm() {
         // Others are offered as well, or a server without such a key could not be told from one with a wrong one.
-        let is_other = |other: &&Algorithm| **other != known;
-        let others: Vec<_> = preferred.key.iter().filter(is_other).cloned().collect();
-        preferred.key = Cow::Owned([vec![known.clone()], others].concat());
+        let is_known = |kind: &Algorithm| match (kind, &known) {
+            (Algorithm::Rsa { .. }, Algorithm::Rsa { .. }) => true,
+            (kind, known) => kind == known,
+        };
+        let (first, others): (Vec<_>, Vec<_>) = preferred.key.iter().cloned().partition(is_known);
+        preferred.key = Cow::Owned([first, others].concat());
     }
     client::Config {
         preferred,
@@ -286,7 +309,7 @@ impl Fate {
 }
 
 /// Has the server prove itself, and remembers how the connection ended.
-struct Guard {
+pub(super) struct Guard {
     host_key: HostKey,
     fate: Fate,
 }
@@ -318,6 +341,7 @@ impl client::Handler for Guard {
                     KEEPALIVE.as_secs() * (MOST_UNANSWERED as u64 + 1)
                 )
             }
+            DisconnectReason::Error(russh::Error::IO(error)) if line::is_cut(&error) => error.to_string(),
             DisconnectReason::Error(russh::Error::HUP | russh::Error::Disconnect) => {
                 "the server closed the connection".to_owned()
             }

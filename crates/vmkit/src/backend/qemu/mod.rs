@@ -32,7 +32,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
 pub use facts::FirmwareFiles;
@@ -60,6 +60,8 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 const ASK_LIMIT: Duration = Duration::from_secs(1);
 /// How long QEMU may take to pause a guest or let it go on: it writes out what its disks have in flight first.
 const PAUSE_LIMIT: Duration = Duration::from_secs(30);
+/// How long the guest agent has to name an address where another is known already.
+const AGENT_GRACE: Duration = Duration::from_millis(30);
 /// How long a QEMU that no longer answers is given to end, before it counts as one that hangs.
 const ENDING_LIMIT: Duration = Duration::from_millis(500);
 /// Where programs are looked for unless set otherwise.
@@ -529,12 +531,15 @@ impl Hypervisor for QemuHypervisor {
             (NetworkConfig::User(_), true) => Ok(PortForward::LOOPBACK.to_string()),
             (NetworkConfig::Tap { bridge }, true) => {
                 let mac = MacAddr::of_vm(vm.id);
-                if let Some(addr) = agent_address(&layout, mac).await {
+                let leases = self.lease_files();
+                let found = addresses_of(mac, bridge, &leases).await;
+                // The agent knows best, and is silent in most guests: what the host knows waits for it a moment only.
+                let is_known = found.as_ref().is_ok_and(|found| !found.is_empty());
+                let patience = if is_known { AGENT_GRACE } else { ASK_LIMIT };
+                if let Ok(Some(addr)) = timeout(patience, agent_address(&layout, mac)).await {
                     return Ok(addr);
                 }
-                let leases = self.lease_files();
-                let found = addresses_of(mac, bridge, &leases).await?;
-                found.first().map(ToString::to_string).ok_or_else(unknown)
+                found?.first().map(ToString::to_string).ok_or_else(unknown)
             }
         }
     }

@@ -62,6 +62,15 @@ impl ProcessId {
     }
 }
 
+impl ProcessId {
+    /// Answers for how long the process has lived, or would have.
+    #[cfg(feature = "ssh")]
+    pub(crate) fn age(&self) -> std::time::Duration {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        now.saturating_sub(std::time::Duration::from_nanos(self.start_time))
+    }
+}
+
 impl ProcessFd {
     /// Answers which process this is.
     pub(crate) fn id(&self) -> ProcessId {

@@ -5,10 +5,16 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::OnceLock;
+#[cfg(feature = "ssh")]
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+#[cfg(feature = "ssh")]
+use rustix::param::clock_ticks_per_second;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+#[cfg(feature = "ssh")]
+use rustix::time::{ClockId, clock_gettime};
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
@@ -61,6 +67,15 @@ impl ProcessId {
         // Read after the descriptor was opened: whoever still has the number and this start time had it then.
         let same = read_stat(self.pid)?.is_some_and(|stat| stat.start_time == self.start_time);
         Ok(if same && held.is_alive()? { Some(held) } else { None })
+    }
+
+    /// Answers for how long the process has lived, or would have, if it is of this boot.
+    #[cfg(feature = "ssh")]
+    pub(crate) fn age(&self) -> Duration {
+        let now = clock_gettime(ClockId::Boottime);
+        let now = Duration::new(now.tv_sec.try_into().unwrap_or(0), now.tv_nsec.try_into().unwrap_or(0));
+        let ticks = clock_ticks_per_second().max(1);
+        now.saturating_sub(Duration::from_millis(self.start_time.saturating_mul(1000) / ticks))
     }
 
     fn error(&self, verb: &'static str) -> impl FnOnce(Errno) -> Error {

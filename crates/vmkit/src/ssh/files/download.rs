@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,6 +25,10 @@ use crate::steps::step;
 
 /// The smallest stretch of zeros that becomes a hole: a block of every usual file system.
 const HOLE_BYTES: usize = 4096;
+/// How many names one directory of the guest may have, and how many bytes they may have together: a guest that never stops
+/// naming files would fill this process's memory.
+const MOST_NAMES: usize = 1_000_000;
+const MOST_NAME_BYTES: usize = 64 << 20;
 
 /// A directory of this host, held open, and how it is called.
 #[derive(Debug)]
@@ -76,6 +81,10 @@ impl Files {
             return Err(ends.problem(ErrorKind::InvalidInput, "this is a directory: copy it recursively"));
         }
         let into_dir = to.is_dir();
+        let names_dir = [&b"/"[..], b"/."].iter().any(|end| to.as_os_str().as_bytes().ends_with(end));
+        if names_dir && !into_dir && kind(&found) != Kind::Dir {
+            return Err(ends.problem(ErrorKind::NotFound, "there is no such directory on this host"));
+        }
         let place = if into_dir {
             let resolved = self.resolved(from, &ends).await?;
             // A link's own name is the one that somebody typed.
@@ -125,6 +134,11 @@ impl Files {
             for (name, found) in self.list(&from, &ends).await? {
                 let place = joined(&from, &name);
                 if kind(&found) == Kind::Dir {
+                    if ahead.len() >= MOST_NAMES {
+                        let problem =
+                            format!("the guest has more than {MOST_NAMES} directories side by side");
+                        return Err(ends.problem(ErrorKind::Guest, problem));
+                    }
                     ahead.push((place, Arc::clone(&dir), name, found.permissions));
                 } else if kind(&found) == Kind::Link {
                     self.download_link(&place, &dir, &name, &ends).await?;
@@ -143,10 +157,20 @@ impl Files {
     async fn list(&self, path: &str, ends: &Ends) -> Result<Vec<(String, FileAttributes)>> {
         let failed = |error| ends.remote("read", path, error);
         let handle = self.raw.opendir(path).await.map_err(failed)?.handle;
-        let mut found = Vec::new();
+        let (mut found, mut bytes) = (Vec::new(), 0);
         loop {
             match self.raw.readdir(&handle).await {
-                Ok(names) => found.extend(names.files.into_iter().map(|file| (file.filename, file.attrs))),
+                Ok(names) => {
+                    bytes += names.files.iter().map(|file| file.filename.len()).sum::<usize>();
+                    found.extend(names.files.into_iter().map(|file| (file.filename, file.attrs)));
+                    if found.len() > MOST_NAMES || bytes > MOST_NAME_BYTES {
+                        let problem = format!(
+                            "the guest names more than {MOST_NAMES} files, or {} MiB of names, in the directory {path}",
+                            MOST_NAME_BYTES >> 20
+                        );
+                        return Err(ends.problem(ErrorKind::Guest, problem));
+                    }
+                }
                 Err(error) if is_end(&error) => break,
                 Err(error) => return Err(failed(error)),
             }
@@ -303,6 +327,8 @@ fn check_name(name: &str, ends: &Ends) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use russh_sftp::client::RawSftpSession;
+    use russh_sftp::protocol::{File as SftpFile, Handle, Name, StatusCode};
 
     #[test]
     fn no_name_from_the_guest_leads_out_of_a_directory() {
@@ -311,6 +337,44 @@ mod tests {
             assert!(check_name(name, &ends).is_err(), "{name:?}");
         }
         check_name("...", &ends).unwrap();
+    }
+
+    /// A guest whose directory has no end.
+    struct Endless;
+
+    impl russh_sftp::server::Handler for Endless {
+        type Error = StatusCode;
+
+        fn unimplemented(&self) -> StatusCode {
+            StatusCode::OpUnsupported
+        }
+
+        async fn opendir(&mut self, id: u32, _path: String) -> Result<Handle, StatusCode> {
+            Ok(Handle { id, handle: "d".to_owned() })
+        }
+
+        async fn readdir(&mut self, id: u32, _handle: String) -> Result<Name, StatusCode> {
+            let files = (0..2000).map(|number| SftpFile::dummy(format!("file-{number}"))).collect();
+            Ok(Name { id, files })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_directory_without_an_end_is_given_up_with_the_bound() {
+        let (ours, theirs) = tokio::io::duplex(1 << 20);
+        russh_sftp::server::run(theirs, Endless).await;
+        let raw = RawSftpSession::new(ours);
+        raw.init().await.unwrap();
+        let files = Files {
+            raw: Arc::new(raw),
+            name: "web".to_owned(),
+            replaces: false,
+            unfinished: std::sync::Mutex::default(),
+        };
+        let ends = Ends { from: "web:/d".into(), to: "d".into() };
+        let error = files.list("/d", &ends).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Guest);
+        assert!(error.to_string().contains("more than 1000000 files"), "{error}");
     }
 
     #[test]

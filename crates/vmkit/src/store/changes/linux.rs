@@ -14,9 +14,13 @@ use crate::sys;
 /// The changes of one VM's records from now on.
 #[derive(Debug)]
 pub(crate) struct Changes {
-    dir: PathBuf,
+    path: PathBuf,
     inotify: AsyncFd<OwnedFd>,
+    is_log: bool,
 }
+
+/// What happens to a log: it grows, and is moved away when it has grown too much.
+const LOG: WatchFlags = WatchFlags::MODIFY.union(WatchFlags::MOVE_SELF);
 
 impl Changes {
     /// Begins to watch a VM's directory. Look at the VM after this: what happened before raises no event.
@@ -36,14 +40,24 @@ impl Changes {
         Self::watch(dir, WatchFlags::MOVED_TO | WatchFlags::MODIFY)
     }
 
-    fn watch(dir: &Path, what: WatchFlags) -> Result<Self> {
+    /// Begins to watch one file for being written to, also when another takes its place.
+    ///
+    /// # Errors
+    /// As for [`of`](Self::of).
+    pub(crate) fn of_log(file: &Path) -> Result<Self> {
+        Self::watch(file, LOG)
+    }
+
+    fn watch(path: &Path, what: WatchFlags) -> Result<Self> {
+        let is_log = what == LOG;
+        let kind = if is_log { WatchFlags::empty() } else { WatchFlags::DELETE_SELF | WatchFlags::ONLYDIR };
         let watched = || {
             let fd = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-            inotify::add_watch(&fd, dir, what | WatchFlags::DELETE_SELF | WatchFlags::ONLYDIR)?;
+            inotify::add_watch(&fd, path, what | kind)?;
             sys::watch_readable(fd)
         };
-        let inotify = watched().map_err(Error::io("watch", dir))?;
-        Ok(Self { dir: dir.to_owned(), inotify })
+        let inotify = watched().map_err(Error::io("watch", path))?;
+        Ok(Self { path: path.to_owned(), inotify, is_log })
     }
 
     /// Waits for the next change; several at once are one.
@@ -52,7 +66,7 @@ impl Changes {
     /// Nothing is lost.
     pub(crate) async fn next(&self) -> Result<()> {
         loop {
-            let mut ready = self.inotify.readable().await.map_err(Error::io("watch", &self.dir))?;
+            let mut ready = self.inotify.readable().await.map_err(Error::io("watch", &self.path))?;
             let mut buffer = [MaybeUninit::uninit(); 1024];
             let mut seen = false;
             let mut events = inotify::Reader::new(self.inotify.get_ref(), &mut buffer);
@@ -63,9 +77,15 @@ impl Changes {
                 }
             };
             match end {
-                Errno::AGAIN if seen => return Ok(()),
+                Errno::AGAIN if seen => {
+                    if self.is_log {
+                        // The same watch as before, but for a new log; one that is not there yet is found the next time.
+                        let _ = inotify::add_watch(self.inotify.get_ref(), &self.path, LOG);
+                    }
+                    return Ok(());
+                }
                 Errno::AGAIN => ready.clear_ready(),
-                errno => return Err(Error::io("watch", &self.dir)(errno.into())),
+                errno => return Err(Error::io("watch", &self.path)(errno.into())),
             }
         }
     }

@@ -47,6 +47,15 @@ impl Changes {
         Self::of(dir)
     }
 
+    /// Begins to watch one file for being written to, also when another takes its place.
+    ///
+    /// # Errors
+    /// As for [`of`](Self::of).
+    #[cfg(not(target_os = "linux"))]
+    pub(crate) fn of_log(file: &Path) -> Result<Self> {
+        Self::of(file)
+    }
+
     /// Waits for the next change; several at once are one. That the directory was removed is one, too.
     ///
     /// # Cancel safety

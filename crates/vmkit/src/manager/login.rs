@@ -1,0 +1,254 @@
+//! Logging in to a guest that may still be booting.
+//!
+//! A guest lets nobody in before cloud-init has made its users and put its host key in place, and on some systems its SSH
+//! server listens before that. So what a young guest refuses is asked again, and what an old one refuses is refused:
+//!
+//! ```text
+//! nobody listens ──────────────▶ wait for the greeting ─┐
+//! greeted, and broken off ─────▶ a few times, then told ├─▶ try again, until the deadline
+//! refused, still booting ──────▶ ever more rarely ──────┘
+//! refused, otherwise ──────────▶ told at once
+//! ```
+//!
+//! OpenSSH (9.8 and later) lays 5 s of penalty on whoever was refused, and turns away whom it has laid more than 15 s on. The
+//! pauses between two logins keep below that. Source: sshd_config(5), `PerSourcePenalties`.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout_at};
+
+use super::wait::{console_tail, hold};
+use super::{Condition, VmManager, later};
+use crate::error::{Error, Result};
+use crate::handle::VmHandle;
+use crate::host::process::ProcessId;
+use crate::hypervisor::Hypervisor;
+use crate::spec::VmName;
+use crate::ssh::{Lifeline, Login, Session, Target, keep};
+use crate::store::create_private;
+
+/// How long a guest may be silent at first, before it counts as one that is still booting.
+const FIRST_TRY: Duration = Duration::from_secs(2);
+/// How long one login may take at first. One that took longer may take twice as long the next time: a guest without KVM on a
+/// busy host needs seconds for its cryptography.
+const ATTEMPT: Duration = Duration::from_secs(15);
+/// How often one tries to log in to a guest whose server speaks and then breaks off.
+const TRIES: u32 = 4;
+/// How long after the start of a VM that nobody has been let into yet cloud-init may still be about to make its users.
+const BOOTING: Duration = Duration::from_secs(10 * 60);
+/// The pauses after the first refusals, and after all further ones.
+const PAUSES: [Duration; 4] =
+    [Duration::from_millis(500), Duration::from_secs(2), Duration::from_secs(4), Duration::from_secs(5)];
+/// Below what is kept of a VM: the run of cloud-init after which somebody was let in.
+const ENTERED: &str = "entered";
+
+/// Whether a refusal may be one of a guest that has not made its users yet.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Guest {
+    /// As its record and its age tell.
+    Known,
+    /// It has been made, or made to run cloud-init again, just now.
+    #[cfg(feature = "images")]
+    New,
+}
+
+impl Guest {
+    fn is_new(self) -> bool {
+        match self {
+            Guest::Known => false,
+            #[cfg(feature = "images")]
+            Guest::New => true,
+        }
+    }
+}
+
+/// What is to be done after a login that failed.
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    /// It is told.
+    Fail,
+    /// It is tried again as soon as the server greets.
+    Knock,
+    /// It is tried again after a pause.
+    Pause(Duration),
+}
+
+/// How often it was tried in vain.
+#[derive(Debug, Default)]
+struct Failures {
+    all: u32,
+    refused: usize,
+}
+
+impl Failures {
+    fn next(&mut self, error: &Error, has_greeted: bool, is_booting: bool) -> Next {
+        self.all += 1;
+        match error {
+            Error::Ssh { .. } | Error::TimedOut { .. } if is_booting || self.all < TRIES => match has_greeted
+            {
+                true => Next::Pause(PAUSES[0]),
+                false => Next::Knock,
+            },
+            Error::Refused { .. } | Error::HostKey { .. } if is_booting => {
+                self.refused += 1;
+                Next::Pause(PAUSES[(self.refused - 1).min(PAUSES.len() - 1)])
+            }
+            _ => Next::Fail,
+        }
+    }
+}
+
+impl<H: Hypervisor + 'static> VmManager<H> {
+    /// Logs in to a guest that runs; where its SSH server is not up yet, or its users are not made yet, waits for that.
+    ///
+    /// `timeout` bounds all of it. The session ends with the VM's process, where that is one of this host.
+    ///
+    /// # Errors
+    /// Those of [`ssh_target`](Self::ssh_target), [`Session::connect`] and [`wait`](Self::wait); what a guest that has let
+    /// somebody in before, or runs for ten minutes, refuses is told at once.
+    pub async fn ssh_session(&self, name: &VmName, login: &Login, timeout: Duration) -> Result<Session> {
+        self.log_in(name, login, later(timeout), Guest::Known).await
+    }
+
+    /// Logs in as [`ssh_session`](Self::ssh_session) does.
+    pub(crate) async fn log_in(
+        &self,
+        name: &VmName,
+        login: &Login,
+        deadline: Instant,
+        guest: Guest,
+    ) -> Result<Session> {
+        let (mut failures, mut limit) = (Failures::default(), ATTEMPT);
+        let mut silence = FIRST_TRY;
+        loop {
+            let vm = self.info(name).await?;
+            let target = self.target_of(&vm, login).await?;
+            let until = deadline.min(Instant::now() + limit);
+            let reached = Session::reach(&target, until.min(Instant::now() + silence)).await;
+            let has_greeted = reached.is_ok();
+            let connected = match reached {
+                Ok(stream) => over(stream, &vm, &target, until).await,
+                Err(error) => Err(error),
+            };
+            let error = match connected {
+                Ok(session) => {
+                    self.note_entered(&vm).await;
+                    return Ok(session);
+                }
+                Err(error) => error,
+            };
+            let is_booting = guest.is_new() || self.is_booting(&vm);
+            match failures.next(&error, has_greeted, is_booting) {
+                Next::Pause(pause) if Instant::now() + pause < deadline => self.pause(name, pause).await?,
+                Next::Knock if Instant::now() < deadline => {}
+                _ => return Err(error),
+            }
+            if has_greeted && matches!(error, Error::TimedOut { .. }) {
+                limit *= 2;
+            }
+            silence = limit;
+            self.wait(name, Condition::Ssh, deadline.saturating_duration_since(Instant::now())).await?;
+        }
+    }
+
+    /// Lets time pass, unless the VM ends.
+    async fn pause(&self, name: &VmName, pause: Duration) -> Result<()> {
+        match timeout_at(Instant::now() + pause, self.wait(name, Condition::Stopped, Duration::MAX)).await {
+            Err(_) => Ok(()),
+            Ok(ended) => {
+                let vm = ended?;
+                let (awaited, console) = (format!("the login in the VM `{name}`"), console_tail(&vm));
+                Err(Error::Ended { awaited, state: vm.state, console })
+            }
+        }
+    }
+
+    /// Tells whether cloud-init may still be about to make the users of this guest.
+    fn is_booting(&self, vm: &VmHandle) -> bool {
+        let Some(run) = vm.spec.cloud_init().map(|config| config.run) else { return false };
+        let entered = std::fs::read_to_string(self.home().kept(vm.name()).join(ENTERED));
+        let process =
+            vm.run.as_ref().and_then(|run| run.pid).and_then(|pid| ProcessId::of(pid).ok().flatten());
+        !entered.is_ok_and(|entered| entered == entry(run)) && process.is_some_and(|it| it.age() < BOOTING)
+    }
+
+    /// Remembers that the guest's users are made. What can't be written costs a later login its patience only.
+    async fn note_entered(&self, vm: &VmHandle) {
+        let Some(run) = vm.spec.cloud_init().map(|config| config.run) else { return };
+        let kept = self.home().kept(vm.name());
+        let path = kept.join(ENTERED);
+        if std::fs::read_to_string(&path).is_ok_and(|entered| entered == entry(run)) {
+            return;
+        }
+        // Held, so that nobody removes the VM and leaves what is written here; whoever has it may be doing just that.
+        let Ok(_locked) = self.store.lock(vm.name(), Instant::now()).await else { return };
+        if self.store.read(vm.name()).is_ok_and(|record| record.handle.id == vm.id) {
+            let written = create_private(&kept).and_then(|()| keep(&path, &entry(run)));
+            if let Err(error) = written {
+                tracing::debug!(%error, "cannot write down that the guest has let somebody in");
+            }
+        }
+    }
+}
+
+fn entry(run: u32) -> String {
+    format!("{run}\n")
+}
+
+/// Logs in over a connection that was greeted; the session ends with the VM's process.
+async fn over(
+    stream: tokio::net::TcpStream,
+    vm: &VmHandle,
+    target: &Target,
+    until: Instant,
+) -> Result<Session> {
+    let lifeline = hold(vm)?.map(|process| -> Lifeline {
+        Box::pin(async move {
+            // What can't be told ends nothing: the keep-alive does.
+            if !matches!(process.wait(later(Duration::MAX)).await, Ok(true)) {
+                std::future::pending::<()>().await;
+            }
+        })
+    });
+    Session::over(stream, target, lifeline, until).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused() -> Error {
+        let refused = String::new;
+        Error::Refused { peer: "it", command: refused(), class: refused(), description: refused() }
+    }
+
+    #[test]
+    fn a_guest_that_is_up_refuses_once_and_one_that_boots_is_asked_ever_more_rarely() {
+        assert_eq!(Failures::default().next(&refused(), true, false), Next::Fail);
+        let mut failures = Failures::default();
+        let pauses: Vec<_> = (0..6).map(|_| failures.next(&refused(), true, true)).collect();
+        let expected = [500, 2000, 4000, 5000, 5000, 5000].map(|ms| Next::Pause(Duration::from_millis(ms)));
+        assert_eq!(pauses, expected);
+    }
+
+    #[test]
+    fn no_series_of_refusals_gathers_more_penalty_than_openssh_bears() {
+        let (mut failures, mut penalty) = (Failures::default(), Duration::ZERO);
+        for _ in 0..1000 {
+            penalty += Duration::from_secs(5);
+            assert!(penalty < Duration::from_secs(15), "{penalty:?}");
+            let Next::Pause(pause) = failures.next(&refused(), true, true) else { panic!("it gives up") };
+            penalty = penalty.saturating_sub(pause);
+        }
+    }
+
+    #[test]
+    fn a_server_that_breaks_off_is_tried_a_few_times_and_in_a_young_guest_for_as_long_as_it_takes() {
+        let broken = Error::Ssh { target: String::new(), problem: String::new(), source: None };
+        let tries = |is_booting| {
+            let mut failures = Failures::default();
+            (0..100).take_while(|_| failures.next(&broken, true, is_booting) != Next::Fail).count()
+        };
+        assert_eq!((tries(false), tries(true)), (3, 100));
+    }
+}

@@ -1,0 +1,85 @@
+//! The login: by a key that is at hand, or by those of an SSH agent.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use russh::AgentAuthError;
+use russh::client::{AuthResult, Handle};
+use russh::keys::agent::AgentIdentity;
+use russh::keys::agent::client::AgentClient;
+use russh::keys::{Algorithm, HashAlg, PrivateKeyWithHashAlg, PublicKey};
+
+use super::Target;
+use super::keys::Keys;
+use super::session::Guard;
+
+/// How many keys of an agent are tried: OpenSSH's server breaks off at the sixth that it does not take (`MaxAuthTries`).
+const MOST_KEYS: usize = 5;
+
+/// Why no login came about.
+pub(super) enum Failed {
+    /// The connection to the guest.
+    Session(russh::Error),
+    /// The agent of this host.
+    Agent(String),
+}
+
+impl From<russh::Error> for Failed {
+    fn from(error: russh::Error) -> Self {
+        Failed::Session(error)
+    }
+}
+
+/// Logs in, and answers what the server said to the last key.
+pub(super) async fn log_in(handle: &mut Handle<Guard>, target: &Target) -> Result<AuthResult, Failed> {
+    match &target.identity.keys {
+        Keys::Own(key) => {
+            let hash = hash(handle, &key.algorithm()).await?;
+            let key = PrivateKeyWithHashAlg::new(Arc::clone(key), hash);
+            Ok(handle.authenticate_publickey(&target.user, key).await?)
+        }
+        Keys::Agent(socket) => by_agent(handle, &target.user, socket).await,
+    }
+}
+
+async fn by_agent(handle: &mut Handle<Guard>, user: &str, socket: &Path) -> Result<AuthResult, Failed> {
+    let failed = |error: russh::keys::Error| Failed::Agent(format!("it does not answer: {error}"));
+    let mut agent = AgentClient::connect_uds(socket).await.map_err(failed)?;
+    let keys: Vec<PublicKey> =
+        agent.request_identities().await.map_err(failed)?.into_iter().filter_map(plain).collect();
+    let mut last = None;
+    for key in keys.into_iter().take(MOST_KEYS) {
+        let hash = hash(handle, &key.algorithm()).await?;
+        let answer = handle.authenticate_publickey_with(user, key, hash, &mut agent).await;
+        match answer {
+            Ok(AuthResult::Failure { remaining_methods, partial_success })
+                if !remaining_methods.is_empty() =>
+            {
+                last = Some(AuthResult::Failure { remaining_methods, partial_success });
+            }
+            Ok(answer) => return Ok(answer),
+            Err(AgentAuthError::Send(_)) => return Err(Failed::Session(russh::Error::SendError)),
+            Err(AgentAuthError::Key(error)) => {
+                return Err(Failed::Agent(format!("it does not sign: {error}")));
+            }
+        }
+    }
+    last.ok_or_else(|| Failed::Agent("it has no keys: `ssh-add` gives it one".to_owned()))
+}
+
+/// Answers the key, unless it comes with a certificate: nobody signs one for a guest of vmkit's.
+fn plain(identity: AgentIdentity) -> Option<PublicKey> {
+    match identity {
+        AgentIdentity::PublicKey { key, .. } => Some(key),
+        AgentIdentity::Certificate { .. } => None,
+    }
+}
+
+/// Answers what a signature by this kind of key is made with, where there is a choice: what the server knows, SHA-256 where it
+/// does not say.
+async fn hash(handle: &Handle<Guard>, kind: &Algorithm) -> Result<Option<HashAlg>, russh::Error> {
+    match kind {
+        Algorithm::Rsa { .. } => Ok(handle.best_supported_rsa_hash().await?.unwrap_or(Some(HashAlg::Sha256))),
+        _ => Ok(None),
+    }
+}

@@ -1,0 +1,110 @@
+//! The connection to a guest, which ends with the guest.
+//!
+//! On a bridge nothing closes the connection to a VM whose process has ended: the host would send into the void until the
+//! keep-alive gives up. So whoever knows the VM hands over a future that is over when the VM is.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+/// Is over once the guest is.
+pub(crate) type Lifeline = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+const CUT: &str = "the VM has ended";
+
+/// Tells whether this is what a connection fails with whose guest is over.
+pub(super) fn is_cut(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::ConnectionAborted
+        && error.get_ref().is_some_and(|cause| cause.to_string() == CUT)
+}
+
+/// A connection that breaks once its lifeline is over, and all that came before has been read.
+pub(super) struct Line {
+    stream: TcpStream,
+    lifeline: Option<Lifeline>,
+    is_cut: bool,
+}
+
+impl Line {
+    pub(super) fn new(stream: TcpStream, lifeline: Option<Lifeline>) -> Self {
+        Self { stream, lifeline, is_cut: false }
+    }
+
+    /// Answers the failure where the guest is over, and has this task woken when it will be.
+    fn cut<T>(&mut self, context: &mut Context<'_>) -> Poll<io::Result<T>> {
+        if let Some(lifeline) = &mut self.lifeline
+            && lifeline.as_mut().poll(context).is_ready()
+        {
+            (self.lifeline, self.is_cut) = (None, true);
+        }
+        match self.is_cut {
+            true => Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, CUT))),
+            false => Poll::Pending,
+        }
+    }
+}
+
+impl AsyncRead for Line {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match Pin::new(&mut self.stream).poll_read(context, buffer) {
+            Poll::Pending => self.cut(context),
+            read => read,
+        }
+    }
+}
+
+impl AsyncWrite for Line {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match Pin::new(&mut self.stream).poll_write(context, data) {
+            Poll::Pending => self.cut(context),
+            written => written,
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+    use tokio::sync::oneshot;
+
+    #[tokio::test]
+    async fn what_came_before_the_end_is_read_and_then_the_line_is_cut() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut guest, _) = listener.accept().await.unwrap();
+        let (end, ended) = oneshot::channel::<()>();
+        let mut line = Line::new(stream, Some(Box::pin(async { drop(ended.await) })));
+        guest.write_all(b"last words").await.unwrap();
+        line.stream.readable().await.unwrap();
+        drop(end);
+        let mut words = [0; 10];
+        line.read_exact(&mut words).await.unwrap();
+        assert_eq!(&words, b"last words");
+        for _ in 0..2 {
+            let error = line.read(&mut words).await.unwrap_err();
+            assert!(is_cut(&error), "{error:?}");
+        }
+        drop(guest);
+    }
+}
