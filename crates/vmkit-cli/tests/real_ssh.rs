@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 
 use std::io::Read;
 
-use real::Life;
+use real::{LONG, Life, until};
+use rustix::process::{Signal, kill_process};
 use support::answer;
 use vmkit::spec::{Accel, Boot, CloudInitConfig, GuestAccess, Kernel, Machine, RootDisk, VmName, VmSpec};
 use vmkit::ssh::{CloudInitProgress, Event, Login, Session, Terminal, TerminalSize};
@@ -126,6 +127,7 @@ fn a_guest_with_vmkits_own_key_is_entered_in_every_way() {
     });
 
     programs(&life);
+    signals(&life);
     files(&life);
     openssh(&life);
     life.must(["rm", "--force", "deb"]);
@@ -166,6 +168,20 @@ fn programs(life: &Life) {
     // A login may be greeted first.
     assert_eq!(shell.code, Some(3), "{shell:?}");
     assert!(shell.stdout.ends_with("from a shell\n"), "{shell:?}");
+}
+
+/// What this process is told to end by, its program in the guest ends by as well: OpenSSH itself passes it on.
+fn signals(life: &Life) {
+    for signal in [Signal::INT, Signal::TERM] {
+        let mut begun = life.begin(&["exec", "deb", "--", "sh", "-c", "echo up; exec sleep 1234"]);
+        begun.output().hears("up");
+        kill_process(begun.pid(), signal).unwrap();
+        assert_eq!(begun.ended(LONG).code, None);
+        let gone = || {
+            life.must(["exec", "-n", "deb", "--", "sh", "-c", "ps -e -o args | grep -c '^sleep 1234' || :"])
+        };
+        assert!(until(LONG, || gone() == "0\n"), "{signal:?} did not reach the program");
+    }
 }
 
 fn files(life: &Life) {

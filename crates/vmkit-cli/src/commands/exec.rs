@@ -112,6 +112,7 @@ impl Exec {
         let manager = context.manager()?;
         context.block_on(async {
             if self.via == Via::Agent || goes_by_agent(self.via, &self.way, &manager, &self.name).await? {
+                check_for_agent(&self.way, self.tty)?;
                 let vm = manager.info(&self.name).await?;
                 if vm.state != VmState::Running {
                     return Err(Error::NotLive { what: "the guest agent", state: vm.state }.into());
@@ -123,6 +124,14 @@ impl Exec {
             Ok(remote::run(&session, &command, !self.no_stdin).await?.shell_code())
         })
     }
+}
+
+/// Refuses what the guest agent would leave undone: it runs everything as root, and at no terminal.
+fn check_for_agent(way: &Way, tty: bool) -> Result<(), Error> {
+    let asked = way.asked().or(tty.then(|| ("tty", "true".to_owned())));
+    let Some((option, value)) = asked else { return Ok(()) };
+    let expected = "the guest agent runs everything as root, without a login and without a terminal, and there is no way in by SSH: leave this out";
+    Err(Error::invalid(option, value, expected))
 }
 
 /// Tells whether SSH has no way in, and the guest agent may have one.

@@ -115,15 +115,15 @@ impl Launch {
             signal = signals.next(&bell) => Err(signal),
         };
         show.finish();
-        let ended = match outcome {
+        let mut ended = match outcome {
             Err(signal) => Ok(Ended::Signal(signal)),
             Ok(Err(failure)) => Err(failed(failure, rm)),
             Ok(Ok(launched)) if command.argv.is_empty() => tell(&launched, &show, json),
             Ok(Ok(launched)) => run_in(&launched, &mut command).await,
         };
         if rm {
-            // Its owner went with what was launched; a VM of somebody else's is never removed like this.
-            manager.remove_orphans().await?;
+            // Its owner went with what was launched.
+            ended = removed(manager, show.vm(), ended).await;
         } else if let (Ok(Ended::Signal(_)), Some(name)) = (&ended, show.vm()) {
             output::warning(format_args!("interrupted; {}", left(name)));
         }
@@ -151,6 +151,28 @@ impl Launch {
             timeout: self.timeout,
             ephemeral: self.rm,
         })
+    }
+}
+
+/// Removes the VM of a launch that is over, and answers how the launch ended; that the VM is still there is a failure.
+async fn removed(
+    manager: &Manager,
+    vm: Option<&VmName>,
+    ended: Result<Ended, Failure>,
+) -> Result<Ended, Failure> {
+    let removed = match vm {
+        Some(name) => manager.remove_orphan(name).await.map(drop),
+        // It was cut off while the VM was made, if it was.
+        None => manager.remove_orphans().await.map(drop),
+    };
+    let Err(error) = removed else { return ended };
+    match ended {
+        Ok(Ended::Well(_)) => Err(error.into()),
+        ended => {
+            let name = vm.map_or_else(|| "the VM".to_owned(), ToString::to_string);
+            output::warning(format_args!("{name} is not removed, the next `vmkit ls` tries again: {error}"));
+            ended
+        }
     }
 }
 

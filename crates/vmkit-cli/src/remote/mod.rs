@@ -11,7 +11,7 @@ pub(crate) mod way;
 use std::io::{self, IsTerminal};
 use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use vmkit::Error;
 use vmkit::ssh::{Command, Event, Exit, Input, Output, Session, TerminalSize};
 
@@ -22,8 +22,10 @@ use crate::output;
 use escape::{Escape, Typed};
 use streams::{Reader, Writer};
 
-/// How long the guest is told of a signal that ends this process.
-const GOODBYE: Duration = Duration::from_millis(200);
+/// How long the program in the guest has to end after a signal that ends this process.
+const GOODBYE: Duration = Duration::from_secs(2);
+/// Whose programs OpenSSH passes no signals on to. Source: OpenSSH, `session.c`, `session_signal_req`.
+const ROOT: &str = "root";
 /// How long the guest has to begin a program: more than a loaded one needs, less than a person waits for.
 const BEGIN: Duration = Duration::from_secs(60);
 
@@ -73,7 +75,11 @@ pub(crate) async fn attend(
 ) -> Result<Attended, Failure> {
     let at_terminal = command.terminal.is_some();
     let mut signals = Signals::catch().map_err(Error::io("watch for", "signals"))?;
-    let (input, output) = session.spawn(command, tokio::time::Instant::now() + BEGIN).await?.split();
+    let (mut input, output) = session.spawn(command, Instant::now() + BEGIN).await?.split();
+    if !feed_stdin {
+        // Else whoever reads it would wait for ever.
+        input.end().await?;
+    }
     let raw = if at_terminal { RawMode::enter().map_err(Error::io("set up", "the terminal"))? } else { None };
     let is_raw = raw.is_some();
     let attached = Attached {
@@ -84,7 +90,7 @@ pub(crate) async fn attend(
         escape: is_raw.then(Escape::new),
         follows_size: is_raw,
     };
-    let ended = attached.run(&mut signals).await;
+    let ended = attached.run(session, &mut signals).await;
     drop(raw);
     match ended? {
         Ending::Exit(exit) => Ok(Attended::Exit(exit)),
@@ -115,11 +121,11 @@ enum Happened {
 }
 
 impl Attached {
-    async fn run(self, signals: &mut Signals) -> Result<Ending, Failure> {
+    async fn run(self, session: &Session, signals: &mut Signals) -> Result<Ending, Failure> {
         let Self { mut input, mut output, mut reader, mut writer, mut escape, follows_size } = self;
-        let caught = signals.bell().map_err(Error::io("watch for", "signals"))?;
-        let resizes =
-            follows_size.then(Resizes::catch).transpose().map_err(Error::io("watch for", "signals"))?;
+        let unwatched = || Error::io("watch for", "signals");
+        let caught = signals.bell().map_err(unwatched())?;
+        let resizes = follows_size.then(Resizes::catch).transpose().map_err(unwatched())?;
         let (pieces, mut taken) = tokio::sync::mpsc::channel::<Option<Vec<u8>>>(1);
         // Its own future, so that a guest that reads nothing keeps neither output nor signals waiting.
         let (resized, mut sizes) = tokio::sync::mpsc::channel::<TerminalSize>(1);
@@ -166,11 +172,7 @@ impl Attached {
                     Some(Typed::Pass(piece)) => drop(pieces.try_send(Some(piece))),
                     None => drop(pieces.try_send(Some(piece))),
                 },
-                Happened::Resized => {
-                    if let Ok(size) = TerminalSize::of(io::stdin()) {
-                        let _ = resized.try_send(size);
-                    }
-                }
+                Happened::Resized => drop(TerminalSize::of(io::stdin()).map(|size| resized.try_send(size))),
                 Happened::Signal(signal) => break Ending::Signal(signal),
             }
         };
@@ -178,10 +180,32 @@ impl Attached {
         if let Ending::Signal(signal) = &ending
             && let Some(name) = name_of(*signal)
         {
-            // A guest that can't be told learns it from the connection.
-            let _ = timeout(GOODBYE, input.signal(name)).await;
+            tokio::select! {
+                // A guest that can't be told learns it from the connection.
+                _ = timeout(GOODBYE, end(session, name, &input, &mut output, &mut writer)) => {}
+                // Whoever asks twice waits no longer.
+                _ = signals.next(&caught) => {}
+            }
         }
         Ok(ending)
+    }
+}
+
+/// Has the program end by a signal, and writes what it says until it has.
+///
+/// The signal is only queued by the call: it is on its way while the end is waited for.
+async fn end(session: &Session, signal: &str, input: &Input, output: &mut Output, writer: &mut Writer) {
+    let told = match session.user() {
+        ROOT => session.signal_all(signal, Instant::now() + GOODBYE).await,
+        _ => input.signal(signal).await,
+    };
+    if told.is_err() {
+        return;
+    }
+    while let Ok(event) = output.next().await {
+        if !matches!(write(writer, event).await, Ok(None)) {
+            return;
+        }
     }
 }
 

@@ -1,7 +1,8 @@
 //! The way into a guest, as it can be typed.
 
+use std::env;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -21,6 +22,9 @@ pub(crate) struct Way {
     /// Logs in with the key in this file [else: the one that vmkit made].
     #[arg(long, short = 'i', value_name = "FILE")]
     identity: Option<PathBuf>,
+    /// Logs in with the keys of the SSH agent that SSH_AUTH_SOCK names.
+    #[arg(long, conflicts_with = "identity")]
+    ssh_agent: bool,
     /// Believes a server with this host key, given as a line or a file [else: the one that vmkit made].
     #[arg(long, value_name = "KEY|FILE", conflicts_with = "any_host_key")]
     host_key: Option<String>,
@@ -47,7 +51,11 @@ impl Way {
                 Some(HostKey::known(text.lines().next().unwrap_or_default())?)
             }
         };
-        let identity = self.identity.as_deref().map(|path: &Path| Identity::read(path)).transpose()?;
+        let identity = match (&self.identity, self.ssh_agent) {
+            (Some(path), _) => Some(Identity::read(path)?),
+            (None, true) => Some(ssh_agent()?),
+            (None, false) => None,
+        };
         Ok(Login { user: self.user.clone(), identity, host_key })
     }
 
@@ -59,8 +67,23 @@ impl Way {
         manager.ssh_session(name, &self.login()?, self.timeout).await
     }
 
+    /// Answers what was said of the login, as an option and its value: the guest agent knows no logins.
+    pub(crate) fn asked(&self) -> Option<(&'static str, String)> {
+        let user = self.user.as_ref().map(|user| ("user", user.clone()));
+        let identity = self.identity.as_ref().map(|path| ("identity", path.display().to_string()));
+        let host_key = self.host_key.as_ref().map(|key| ("host-key", key.clone()));
+        let agent = self.ssh_agent.then(|| ("ssh-agent", "true".to_owned()));
+        user.or(identity).or(agent).or(host_key)
+    }
+
     /// Answers how long it may take.
     pub(crate) fn timeout(&self) -> Duration {
         self.timeout
     }
+}
+
+fn ssh_agent() -> Result<Identity, Error> {
+    let socket = env::var_os("SSH_AUTH_SOCK").filter(|socket| !socket.is_empty());
+    let expected = "SSH_AUTH_SOCK names no SSH agent: start one with `eval $(ssh-agent)` and `ssh-add`";
+    socket.map(Identity::agent).ok_or_else(|| Error::invalid("ssh-agent", "true", expected))
 }

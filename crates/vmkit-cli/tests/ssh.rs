@@ -1,0 +1,192 @@
+//! Into a guest that is none: a QEMU with nothing to boot, and OpenSSH's real server on loopback where its guest's would be.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod real;
+#[path = "../../vmkit/tests/sshd/mod.rs"]
+mod sshd;
+mod support;
+
+use std::fs;
+use std::io::Write;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use real::{LONG, Life, until};
+use rustix::process::{Signal, kill_process};
+use serde_json::Value;
+use sshd::Sshd;
+use support::answer;
+use vmkit::spec::{Accel, CloudInitConfig, NetworkConfig, RootDisk, UserNetwork, VmName, VmSpec};
+use vmkit::store::Home;
+use vmkit::{BackendTag, QemuHypervisor, VmManager};
+
+/// A running VM whose SSH server is the one of the test.
+struct Web {
+    life: Life,
+    sshd: Sshd,
+}
+
+impl Web {
+    fn new() -> Self {
+        let (life, sshd) = (Life::new(), Sshd::new());
+        let config = CloudInitConfig { access: Some(sshd.access.clone()), ..CloudInitConfig::default() };
+        let network = NetworkConfig::User(UserNetwork::with_ssh(Vec::new()));
+        make(&life, |spec| spec.network(network).cloud_init(config));
+        life.must(["start", "web"]);
+        lead_to(&life, sshd.address);
+        Self { life, sshd }
+    }
+
+    fn keys(&self) -> std::path::PathBuf {
+        self.sshd.dir.path().join("authorized_keys")
+    }
+}
+
+/// Makes the VM `web`, by the library, which can be told the keys.
+fn make(life: &Life, with: impl FnOnce(vmkit::spec::VmSpecBuilder) -> vmkit::spec::VmSpecBuilder) {
+    let home = Home::at(life.home()).unwrap();
+    let qemu = QemuHypervisor::builder(home.vms(), home.run()).keeper(env!("CARGO_BIN_EXE_vmkit")).build();
+    let manager = VmManager::new(qemu, BackendTag::Qemu, home);
+    let disk = RootDisk { image: life.file("base.img").into(), size: None };
+    let spec = VmSpec::builder(VmName::new("web").unwrap()).disk(disk).accel(Accel::Tcg);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(manager.create(with(spec).build().unwrap())).unwrap();
+}
+
+/// Writes into the record of the run that the guest's SSH server is reached here.
+fn lead_to(life: &Life, address: SocketAddr) {
+    let path = life.home().join("vms/web/run.json");
+    let mut record: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    forwards(&mut record).unwrap()[0]["host"] = address.to_string().into();
+    fs::write(&path, serde_json::to_vec(&record).unwrap()).unwrap();
+}
+
+/// Finds the forwards that are in force, wherever the record has its run.
+fn forwards(value: &mut Value) -> Option<&mut Value> {
+    match value {
+        Value::Object(fields) => {
+            if fields.get("run").is_some_and(|run| run.get("forwards").is_some()) {
+                return fields.get_mut("run")?.get_mut("forwards");
+            }
+            fields.values_mut().find_map(forwards)
+        }
+        _ => None,
+    }
+}
+
+fn is_alive(pid: &str) -> bool {
+    Path::new("/proc").join(pid).exists()
+}
+
+#[test]
+fn a_program_without_standard_input_finds_its_end_at_once() {
+    let web = Web::new();
+    // Open for as long as the command runs: what is not read has no end either.
+    let begun = web.life.begin(&["exec", "-n", "web", "--", "cat"]);
+    let answer = begun.ended(LONG);
+    assert_eq!((answer.code, answer.stdout.as_str()), (Some(0), ""), "{answer:?}");
+}
+
+#[test]
+fn a_signal_to_the_command_ends_the_program_in_the_guest() {
+    let web = Web::new();
+    for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
+        let script = "echo up $$; exec sleep 1000";
+        let mut begun = web.life.begin(&["exec", "web", "--", "sh", "-c", script]);
+        let mut ear = begun.output();
+        ear.hears("\n");
+        let pid = ear.heard.trim().strip_prefix("up ").unwrap().to_owned();
+        kill_process(begun.pid(), signal).unwrap();
+        let answer = begun.ended(Duration::from_secs(30));
+        assert_eq!(answer.code, None, "it dies of {signal:?}: {answer:?}");
+        assert!(until(LONG, || !is_alive(&pid)), "{signal:?} did not reach the program");
+    }
+}
+
+#[test]
+fn a_young_guest_may_refuse_until_its_users_are_made_and_one_that_has_let_somebody_in_may_not() {
+    let web = Web::new();
+    let keys = fs::read_to_string(web.keys()).unwrap();
+    fs::write(web.keys(), "").unwrap();
+    let begun = web.life.begin(&["exec", "-n", "web", "--", "echo", "in"]);
+    std::thread::sleep(Duration::from_secs(2));
+    fs::write(web.keys(), keys).unwrap();
+    let answer = begun.ended(LONG);
+    assert_eq!((answer.code, answer.stdout.as_str()), (Some(0), "in\n"), "{answer:?}");
+
+    fs::write(web.keys(), "").unwrap();
+    let (refused, took) = web.life.timed(&["exec", "-n", "web", "--", "true"]);
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(refused.stderr.contains("does not take the key"), "{refused:?}");
+    assert!(took < Duration::from_secs(60), "{took:?}");
+}
+
+#[test]
+fn a_young_guest_that_never_lets_one_in_is_told_of_by_what_it_refused() {
+    let web = Web::new();
+    fs::write(web.keys(), "").unwrap();
+    let refused = web.life.vmkit(["exec", "--timeout", "4", "web", "--", "true"]);
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(refused.stderr.contains("does not take the key"), "{refused:?}");
+}
+
+#[test]
+fn a_vm_that_ends_ends_what_is_done_in_it_even_where_its_connection_stays() {
+    let web = Web::new();
+    let mut begun = web.life.begin(&["exec", "web", "--", "sh", "-c", "echo up; exec sleep 1000"]);
+    begun.output().hears("up");
+    web.life.must(["stop", "web", "--timeout", "0"]);
+    let began = Instant::now();
+    let answer = begun.ended(Duration::from_secs(50));
+    assert_eq!(answer.code, Some(255), "{answer:?}");
+    assert!(answer.stderr.contains("the VM has ended"), "{answer:?} after {:?}", began.elapsed());
+}
+
+#[test]
+fn what_answers_instead_of_an_ssh_server_is_told() {
+    let web = Web::new();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    lead_to(&web.life, listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let _ = stream.write_all(b"220 mail.example ESMTP\r\n");
+        }
+    });
+    let waited = web.life.vmkit(["wait", "web", "ssh", "--timeout", "3"]);
+    assert_eq!(waited.code, Some(5), "{waited:?}");
+    assert!(waited.stderr.contains("220 mail.example ESMTP"), "{waited:?}");
+}
+
+#[test]
+fn nothing_that_the_guest_agent_can_not_do_is_left_undone() {
+    let life = Life::new();
+    make(&life, |spec| spec.network(NetworkConfig::None));
+    life.must(["start", "web"]);
+    let key = life.file("key");
+    let mut keygen = std::process::Command::new("ssh-keygen");
+    assert!(keygen.args(["-q", "-t", "ed25519", "-N", "", "-f", &key]).status().unwrap().success());
+    for (option, name) in [
+        (vec!["--user", "nobody"], "user"),
+        (vec!["--identity", &key, "--user", "x", "--any-host-key"], "user"),
+        (vec!["--tty"], "tty"),
+        (vec!["--via", "agent", "--identity", &key], "identity"),
+    ] {
+        let refused = life.vmkit([&["exec"], option.as_slice(), &["web", "--", "true"]].concat());
+        assert_eq!(refused.code, Some(2), "{refused:?}");
+        assert!(refused.stderr.contains(&format!("{name}: ")), "{refused:?}");
+        assert!(refused.stderr.contains("as root"), "{refused:?}");
+    }
+}
+
+#[test]
+fn a_hang_up_in_the_middle_of_output_leaves_what_was_said() {
+    let web = Web::new();
+    let mut command = web.life.command(["exec", "web", "--", "sh", "-c", "echo said; kill -HUP $$"]);
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    assert_eq!(output.status.signal(), None);
+    let answer = answer(output);
+    assert_eq!((answer.code, answer.stdout.as_str()), (Some(129), "said\n"), "{answer:?}");
+}
