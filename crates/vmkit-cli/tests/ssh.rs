@@ -182,6 +182,16 @@ fn nothing_that_the_guest_agent_can_not_do_is_left_undone() {
 }
 
 #[test]
+fn an_ssh_agent_that_is_not_there_is_told_before_anything_is_tried() {
+    let web = Web::new();
+    let refused = web.life.vmkit(["exec", "--ssh-agent", "web", "--", "true"]);
+    assert_eq!(refused.code, Some(2), "{refused:?}");
+    assert!(refused.stderr.contains("SSH_AUTH_SOCK"), "{refused:?}");
+    let both = web.life.vmkit(["exec", "--ssh-agent", "--identity", "key", "web", "--", "true"]);
+    assert_eq!(both.code, Some(2), "{both:?}");
+}
+
+#[test]
 fn a_hang_up_in_the_middle_of_output_leaves_what_was_said() {
     let web = Web::new();
     let mut command = web.life.command(["exec", "web", "--", "sh", "-c", "echo said; kill -HUP $$"]);

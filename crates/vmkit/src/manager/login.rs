@@ -10,8 +10,9 @@
 //! refused, otherwise ──────────▶ told at once
 //! ```
 //!
-//! OpenSSH (9.8 and later) lays 5 s of penalty on whoever was refused, and turns away whom it has laid more than 15 s on. The
-//! pauses between two logins keep below that. Source: sshd_config(5), `PerSourcePenalties`.
+//! OpenSSH (9.8 and later) lays 5 s of penalty on whoever was refused and 1 s on whoever has left without a login, as one does
+//! who knocks; and it turns away whom it has laid more than 15 s on. The pauses between two logins keep below that, and nobody
+//! knocks in between. Source: sshd_config(5), `PerSourcePenalties`.
 
 use std::time::Duration;
 
@@ -37,8 +38,7 @@ const TRIES: u32 = 4;
 /// How long after the start of a VM that nobody has been let into yet cloud-init may still be about to make its users.
 const BOOTING: Duration = Duration::from_secs(10 * 60);
 /// The pauses after the first refusals, and after all further ones.
-const PAUSES: [Duration; 4] =
-    [Duration::from_millis(500), Duration::from_secs(2), Duration::from_secs(4), Duration::from_secs(5)];
+const PAUSES: [Duration; 3] = [Duration::from_millis(500), Duration::from_secs(3), Duration::from_secs(5)];
 /// Below what is kept of a VM: the run of cloud-init after which somebody was let in.
 const ENTERED: &str = "entered";
 
@@ -77,22 +77,21 @@ enum Next {
 #[derive(Debug, Default)]
 struct Failures {
     all: u32,
-    refused: usize,
+    greeted: usize,
 }
 
 impl Failures {
     fn next(&mut self, error: &Error, has_greeted: bool, is_booting: bool) -> Next {
         self.all += 1;
+        self.greeted += usize::from(has_greeted);
+        let pause = PAUSES[self.greeted.saturating_sub(1).min(PAUSES.len() - 1)];
         match error {
             Error::Ssh { .. } | Error::TimedOut { .. } if is_booting || self.all < TRIES => match has_greeted
             {
-                true => Next::Pause(PAUSES[0]),
+                true => Next::Pause(pause),
                 false => Next::Knock,
             },
-            Error::Refused { .. } | Error::HostKey { .. } if is_booting => {
-                self.refused += 1;
-                Next::Pause(PAUSES[(self.refused - 1).min(PAUSES.len() - 1)])
-            }
+            Error::Refused { .. } | Error::HostKey { .. } if is_booting => Next::Pause(pause),
             _ => Next::Fail,
         }
     }
@@ -140,14 +139,16 @@ impl<H: Hypervisor + 'static> VmManager<H> {
             let is_booting = guest.is_new() || self.is_booting(&vm);
             match failures.next(&error, has_greeted, is_booting) {
                 Next::Pause(pause) if Instant::now() + pause < deadline => self.pause(name, pause).await?,
-                Next::Knock if Instant::now() < deadline => {}
+                Next::Knock if Instant::now() < deadline => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    self.wait(name, Condition::Ssh, left).await?;
+                }
                 _ => return Err(error),
             }
             if has_greeted && matches!(error, Error::TimedOut { .. }) {
                 limit *= 2;
             }
             silence = limit;
-            self.wait(name, Condition::Ssh, deadline.saturating_duration_since(Instant::now())).await?;
         }
     }
 
@@ -227,13 +228,14 @@ mod tests {
         assert_eq!(Failures::default().next(&refused(), true, false), Next::Fail);
         let mut failures = Failures::default();
         let pauses: Vec<_> = (0..6).map(|_| failures.next(&refused(), true, true)).collect();
-        let expected = [500, 2000, 4000, 5000, 5000, 5000].map(|ms| Next::Pause(Duration::from_millis(ms)));
+        let expected = [500, 3000, 5000, 5000, 5000, 5000].map(|ms| Next::Pause(Duration::from_millis(ms)));
         assert_eq!(pauses, expected);
     }
 
     #[test]
     fn no_series_of_refusals_gathers_more_penalty_than_openssh_bears() {
-        let (mut failures, mut penalty) = (Failures::default(), Duration::ZERO);
+        // Somebody has knocked before.
+        let (mut failures, mut penalty) = (Failures::default(), Duration::from_secs(2));
         for _ in 0..1000 {
             penalty += Duration::from_secs(5);
             assert!(penalty < Duration::from_secs(15), "{penalty:?}");
