@@ -36,6 +36,7 @@ mod boundedlog;
 pub mod cloud_init;
 #[cfg(feature = "propolis")]
 pub mod console;
+mod deadline;
 mod error;
 mod forwarding;
 mod handle;

@@ -198,6 +198,27 @@ async fn a_vm_that_moves_is_followed() {
 }
 
 #[tokio::test]
+async fn a_vm_that_has_not_come_yet_to_where_it_moves_is_waited_for() {
+    let (here, later) = (running().await, running().await);
+    let empty = FakePropolis::spawn(Behaviour::default()).unwrap();
+    let there = FaultProxy::new(empty.address()).unwrap();
+    let mut console = Pumped::begin(here.address(), 0);
+    console.hears(BOOT.len()).await;
+    console.is_live().await;
+    assert!(later.print(b"xI am there"));
+    assert!(here.say_migrating(there.address()));
+    let denials = async {
+        while empty.log().matches(r#""response_code":424"#).count() < 2 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, denials).await.expect("it is asked, and asked again");
+    there.replace(later.address()).unwrap();
+    console.hears(BOOT.len() + 10).await;
+    assert_eq!(String::from_utf8_lossy(&console.heard), format!("{BOOT}I am there"));
+}
+
+#[tokio::test]
 async fn a_server_that_has_forgotten_its_vm_ends_the_console() {
     let (before, after) = (running().await, FakePropolis::spawn(Behaviour::default()).unwrap());
     let proxy = FaultProxy::new(before.address()).unwrap();

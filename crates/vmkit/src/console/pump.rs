@@ -58,6 +58,8 @@ pub(super) struct Pump<T> {
     reader: OwnedWriteHalf,
     typed: OwnedReadHalf,
     tell: T,
+    /// Whether the VM was said to be here from now on, and has not been seen here yet.
+    is_coming: bool,
     /// Until when, and after which pause, a connection is tried anew; nothing since one was good for something.
     trouble: Option<(Instant, Duration)>,
 }
@@ -65,7 +67,7 @@ pub(super) struct Pump<T> {
 impl<T: FnMut(Event) + Send> Pump<T> {
     pub(super) fn new(client: Client, next: u64, stream: UnixStream, tell: T) -> Self {
         let (typed, reader) = stream.into_split();
-        Self { client, next, spool: VecDeque::new(), reader, typed, tell, trouble: None }
+        Self { client, next, spool: VecDeque::new(), reader, typed, tell, is_coming: false, trouble: None }
     }
 
     pub(super) async fn run(mut self) -> Result<Ending> {
@@ -86,6 +88,7 @@ impl<T: FnMut(Event) + Send> Pump<T> {
                 Turn::Ended(ending) => return self.drained(ending).await,
                 Turn::Moved(server) => {
                     self.client.address = server;
+                    self.is_coming = true;
                     (self.tell)(Event::Moved { server });
                 }
                 Turn::Full => {
@@ -155,8 +158,13 @@ impl<T: FnMut(Event) + Send> Pump<T> {
             let problem = match timeout_at(deadline, sleep(pause)).await {
                 Ok(()) => match self.connect(deadline).await {
                     Ok(Tried::Live(socket)) => {
+                        self.is_coming = false;
                         (self.tell)(Event::Restored);
                         return Ok(Some(socket));
+                    }
+                    // The one who sends it tells of the move before the one who gets it has it.
+                    Ok(Tried::NoVm) if self.is_coming => {
+                        broken(&self.client, "the VM moves there, and has not come", None)
                     }
                     Ok(Tried::NoVm) => return Ok(None),
                     Err(problem) => problem,

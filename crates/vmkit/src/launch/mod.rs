@@ -18,6 +18,7 @@ use tokio::time::Instant;
 pub use report::{LaunchEvent, LaunchFailed, LaunchStage};
 
 use self::report::Reporter;
+use crate::deadline::later;
 use crate::error::{Error, ErrorKind, Result};
 use crate::handle::VmHandle;
 use crate::hypervisor::Hypervisor;
@@ -127,7 +128,7 @@ async fn carry_out<H: Hypervisor + 'static>(
     let mut launched = Launched { vm, image, session: None, cloud_init: None, owner };
     let has_network = !matches!(launched.vm.spec.network(), NetworkConfig::None);
     if until == LaunchUntil::Ready && has_network {
-        let deadline = Instant::now() + timeout;
+        let deadline = later(timeout);
         make_ready(manager, &mut launched, deadline, report).await?;
     }
     report.end();
@@ -246,8 +247,10 @@ async fn make_ready<H: Hypervisor + 'static>(
     manager.address_known(&launched.vm, deadline).await;
     report.begin(LaunchStage::Ssh);
     launched.vm = manager.wait(&name, Condition::Ssh, left()).await?;
-    let session = manager.log_in(&name, &Login::default(), deadline, Guest::New).await;
-    let session = session.map_err(|error| with_console(error, &launched.vm))?;
+    let session = match manager.log_in(&name, &Login::default(), deadline, Guest::New).await {
+        Err(error) => return Err(with_console(error, &launched.vm).await),
+        session => session?,
+    };
     report.begin(LaunchStage::CloudInit);
     let mut stage = None;
     let done = session.cloud_init_done(deadline, |now| {
@@ -256,7 +259,10 @@ async fn make_ready<H: Hypervisor + 'static>(
             report.tell(LaunchEvent::CloudInit(now.stage.clone().unwrap_or_default()));
         }
     });
-    let done = done.await.map_err(|error| with_console(error, &launched.vm))?;
+    let done = match done.await {
+        Err(error) => return Err(with_console(error, &launched.vm).await),
+        done => done?,
+    };
     if !done.errors.is_empty() {
         let message = format!("cloud-init in the VM `{name}` failed: {}", done.errors.join("; "));
         return Err(Error::Backend { message, kind: ErrorKind::Guest, source: None });
@@ -267,10 +273,10 @@ async fn make_ready<H: Hypervisor + 'static>(
 }
 
 /// Adds the console's last lines to a deadline that passed.
-fn with_console(error: Error, vm: &VmHandle) -> Error {
+async fn with_console(error: Error, vm: &VmHandle) -> Error {
     match error {
         Error::TimedOut { awaited, after, console } if console.is_empty() => {
-            Error::TimedOut { awaited, after, console: console_tail(vm) }
+            Error::TimedOut { awaited, after, console: console_tail(vm).await }
         }
         error => error,
     }

@@ -18,7 +18,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
-use super::wait::{console_tail, hold};
+use super::tail::console_tail;
+use super::wait::hold;
 use super::{Condition, VmManager, later};
 use crate::error::{Error, Result};
 use crate::handle::VmHandle;
@@ -158,7 +159,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
             Err(_) => Ok(()),
             Ok(ended) => {
                 let vm = ended?;
-                let (awaited, console) = (format!("the login in the VM `{name}`"), console_tail(&vm));
+                let (awaited, console) = (format!("the login in the VM `{name}`"), console_tail(&vm).await);
                 Err(Error::Ended { awaited, state: vm.state, console })
             }
         }

@@ -17,6 +17,7 @@ mod login;
 mod reconfigure;
 #[cfg(feature = "ssh")]
 mod ssh;
+mod tail;
 mod wait;
 
 use std::path::PathBuf;
@@ -30,10 +31,11 @@ use uuid::Uuid;
 pub use list::Listed;
 #[cfg(all(feature = "ssh", feature = "images"))]
 pub(crate) use login::Guest;
-pub use wait::Condition;
 #[cfg(all(feature = "ssh", feature = "images"))]
-pub(crate) use wait::console_tail;
+pub(crate) use tail::console_tail;
+pub use wait::Condition;
 
+use crate::deadline::later;
 use crate::error::{Error, Result};
 use crate::handle::{BackendTag, ConsoleEndpoint, VmHandle};
 use crate::hypervisor::Hypervisor;
@@ -506,10 +508,4 @@ fn give_up(locked: LockedVm) {
 fn intent(operation: Operation) -> Intent {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     Intent { operation, since, pid: std::process::id() }
-}
-
-/// Answers the instant after this long; what can't be reckoned any more is ten years, which is as good as never.
-fn later(after: Duration) -> Instant {
-    let now = Instant::now();
-    now.checked_add(after).unwrap_or(now + Duration::from_secs(10 * 365 * 86_400))
 }

@@ -1,8 +1,6 @@
 //! Waiting until a VM is as somebody needs it.
 
 use std::fmt;
-use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::str::FromStr;
@@ -12,6 +10,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 use crate::backend::qemu::agent::GuestAgent;
+use crate::deadline::later;
 use crate::error::{Error, ErrorKind, Result};
 use crate::handle::VmHandle;
 use crate::host::process::{ProcessFd, ProcessId};
@@ -21,8 +20,9 @@ use crate::network::{Arrivals, MacAddr};
 use crate::spec::{NetworkConfig, Protocol, VmName};
 use crate::store::Changes;
 
+use super::VmManager;
 use super::knock::Knocker;
-use super::{VmManager, later};
+use super::tail::console_tail;
 
 /// How long one attempt to reach the guest may take. A guest without KVM on a busy host needs seconds to say a word.
 const ATTEMPT: Duration = Duration::from_secs(10);
@@ -117,18 +117,19 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     pub async fn wait(&self, name: &VmName, condition: Condition, timeout: Duration) -> Result<VmHandle> {
         let (mut last, mut ways) = (None, Ways::default());
         let waited = timeout_at(later(timeout), self.fulfilled(name, condition, &mut last, &mut ways)).await;
-        waited.unwrap_or_else(|_| {
-            let last = last.as_ref();
-            let state = last.map_or(String::new(), |vm: &VmHandle| format!(", which is {}", vm.state));
-            let heard = ways.knocker.as_ref().and_then(Knocker::heard);
-            let heard = heard.map_or(String::new(), |heard| format!("; {heard}"));
-            let awaited = format!("{}{state}{heard}", awaited(name, condition));
-            Err(Error::TimedOut {
-                awaited,
-                after: timeout,
-                console: last.map(console_tail).unwrap_or_default(),
-            })
-        })
+        if let Ok(fulfilled) = waited {
+            return fulfilled;
+        }
+        let last = last.as_ref();
+        let state = last.map_or(String::new(), |vm: &VmHandle| format!(", which is {}", vm.state));
+        let heard = ways.knocker.as_ref().and_then(Knocker::heard);
+        let heard = heard.map_or(String::new(), |heard| format!("; {heard}"));
+        let awaited = format!("{}{state}{heard}", awaited(name, condition));
+        let console = match last {
+            Some(vm) => console_tail(vm).await,
+            None => String::new(),
+        };
+        Err(Error::TimedOut { awaited, after: timeout, console })
     }
 
     async fn fulfilled(
@@ -148,7 +149,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
             let record = self.store.read(name)?;
             let process = hold(&record.handle)?;
             let state = match self.look(&record).await {
-                // It is too busy to say how it is, or between two states.
+                // It is too busy to say how it is, or just being started.
                 Err(error) if matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::Busy) => {
                     happened(&changes, process.as_ref(), LOOK_AGAIN).await?;
                     continue;
@@ -161,7 +162,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
             match next(&vm.state, condition, lived) {
                 Next::Done => return Ok(vm),
                 Next::Never => {
-                    let (awaited, console) = (awaited(name, condition), console_tail(&vm));
+                    let (awaited, console) = (awaited(name, condition), console_tail(&vm).await);
                     return Err(Error::Ended { awaited, state: vm.state, console });
                 }
                 Next::Wait => happened(&changes, process.as_ref(), LOOK_AGAIN).await?,
@@ -327,25 +328,4 @@ async fn agent_answers(socket: &Path) -> bool {
 #[cfg(not(all(target_os = "linux", feature = "qemu")))]
 async fn agent_answers(_socket: &Path) -> bool {
     false
-}
-
-/// Answers the last lines of a VM's console, as far as they can be read.
-pub(crate) fn console_tail(vm: &VmHandle) -> String {
-    vm.console_log.as_deref().and_then(|path| last_lines(path).ok()).unwrap_or_default()
-}
-
-/// Answers the last lines of a log, fit to be shown on a terminal.
-fn last_lines(path: &Path) -> io::Result<String> {
-    const MOST_BYTES: u64 = 4096;
-    const MOST_LINES: usize = 10;
-    let mut file = File::open(path)?;
-    let bytes = file.metadata()?.len();
-    file.seek(SeekFrom::Start(bytes.saturating_sub(MOST_BYTES)))?;
-    let mut tail = Vec::new();
-    file.take(MOST_BYTES).read_to_end(&mut tail)?;
-    let text = String::from_utf8_lossy(&tail);
-    // What the guest prints is not trusted with the reader's terminal.
-    let clean: String = text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect();
-    let lines: Vec<&str> = clean.lines().filter(|line| !line.trim().is_empty()).collect();
-    Ok(lines[lines.len().saturating_sub(MOST_LINES)..].join("\n"))
 }

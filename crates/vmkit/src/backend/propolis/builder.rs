@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::PropolisHypervisor;
-use super::host::Host;
+use super::host::{self, Host};
 use super::options::Defaults;
 use crate::error::Result;
 use crate::handle::VmHandle;
@@ -74,7 +74,11 @@ impl PropolisHypervisorBuilder {
     pub(super) fn new(work_root: PathBuf) -> Self {
         Self(Settings {
             work_root,
-            host: Host { search_path: SYSTEM_PATH.map(PathBuf::from).to_vec(), pfexec: false },
+            host: Host {
+                search_path: SYSTEM_PATH.map(PathBuf::from).to_vec(),
+                pfexec: false,
+                limit: host::LIMIT,
+            },
             defaults: Defaults::default(),
             dev_vmm: "/dev/vmm".into(),
             zvol_dir: "/dev/zvol/rdsk".into(),
@@ -94,6 +98,12 @@ impl PropolisHypervisorBuilder {
     /// Has every program of the host run by `pfexec`, which gives it the privileges of the user's profiles.
     pub fn pfexec(mut self, wanted: bool) -> Self {
         self.0.host.pfexec = wanted;
+        self
+    }
+
+    /// Sets how long a program of the host may take, such as `zfs`; 120 s without it. One that takes longer is killed.
+    pub fn program_limit(mut self, limit: Duration) -> Self {
+        self.0.host.limit = limit;
         self
     }
 

@@ -46,8 +46,10 @@ pub(crate) struct Client {
 /// Why there is no answer.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// Nobody listens there.
+    /// Nobody listens there: the host itself says so.
     Refused(io::Error),
+    /// There is no way there, or nothing comes back: whether somebody listens there is not known.
+    Unreached(io::Error),
     /// The connection broke off.
     Lost(String),
     /// The deadline has passed; the server may have done what it was asked.
@@ -71,9 +73,9 @@ impl Failure {
         matches!(self, Failure::Denied { status, .. } if *status == StatusCode::CONFLICT)
     }
 
-    /// Tells whether nobody is there to answer.
-    pub(super) fn is_unreachable(&self) -> bool {
-        matches!(self, Failure::Refused(_) | Failure::Lost(_))
+    /// Tells whether the network failed, which says nothing of the server: it may be asked again.
+    pub(super) fn is_of_the_network(&self) -> bool {
+        matches!(self, Failure::Unreached(_) | Failure::Lost(_))
     }
 
     /// Answers the request's id, by which the server's log tells more of a failure that it hides.
@@ -91,6 +93,11 @@ impl Failure {
             Failure::Refused(source) => Error::Protocol {
                 peer: PEER,
                 problem: format!("nobody listens at {address}: is the address right, and does it run?"),
+                source: Some(source),
+            },
+            Failure::Unreached(source) => Error::Protocol {
+                peer: PEER,
+                problem: format!("{address} can't be reached, so nobody knows what is there"),
                 source: Some(source),
             },
             Failure::Lost(how) => Error::Protocol {
@@ -141,6 +148,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Failure::Refused(error) => write!(f, "nobody listens: {error}"),
+            Failure::Unreached(error) => write!(f, "it can't be reached: {error}"),
             Failure::Lost(how) => write!(f, "the connection broke off: {how}"),
             Failure::TimedOut(after) => write!(f, "no answer within {:.1} s", after.as_secs_f64()),
             Failure::Foreign(what) => write!(f, "no Propolis server answers: {what}"),
@@ -207,7 +215,7 @@ impl Client {
     }
 
     async fn converse(&self, method: Method, path: &str, body: Option<Vec<u8>>) -> Answer<Bytes> {
-        let stream = TcpStream::connect(self.address).await.map_err(Failure::Refused)?;
+        let stream = TcpStream::connect(self.address).await.map_err(unconnected)?;
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
         let mut request = Request::builder()
@@ -246,6 +254,14 @@ impl Client {
             Ok(refusal) => Err(Failure::Denied { status, refusal }),
             Err(_) => Err(Failure::Foreign(format!("it says {status} and {}", shown(&bytes)))),
         }
+    }
+}
+
+/// Tells a server that is not there from a network that does not lead there.
+fn unconnected(error: io::Error) -> Failure {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => Failure::Refused(error),
+        _ => Failure::Unreached(error),
     }
 }
 
@@ -363,9 +379,19 @@ mod tests {
         let client = Client { address: listener.local_addr().unwrap(), version: "1.0.0" };
         drop(listener);
         let failure = client.instance(soon()).await.unwrap_err();
-        assert!(failure.is_unreachable());
+        assert!(matches!(failure, Failure::Refused(_)), "{failure:?}");
         let error = failure.into_error(&client, "tell its state", None).to_string();
         assert!(error.contains("nobody listens at 127.0.0.1:"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_host_that_no_way_leads_to_is_not_taken_for_one_where_nobody_listens() {
+        // No connection to everybody at once can be made: the kernel says that there is no way.
+        let client = Client { address: "255.255.255.255:12400".parse().unwrap(), version: "1.0.0" };
+        let failure = client.instance(soon()).await.unwrap_err();
+        assert!(matches!(failure, Failure::Unreached(_)), "{failure:?}");
+        let error = failure.into_error(&client, "tell its state", None).to_string();
+        assert!(error.contains("can't be reached"), "{error}");
     }
 
     #[tokio::test]

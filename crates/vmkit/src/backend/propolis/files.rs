@@ -28,14 +28,35 @@ pub(super) struct Claim {
     pub(super) options: Options,
     /// What was made, in order.
     pub(super) steps: Vec<HostStep>,
+    /// What is being made for a VM that was changed since, and may be there or not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) pending: Vec<HostStep>,
     /// How large the image was.
     pub(super) image_bytes: u64,
 }
 
-/// Says where the server of the last run listens.
+impl Claim {
+    /// Tells whether the root disk is a copy that was made here.
+    pub(super) fn has_copy(&self) -> bool {
+        self.steps.iter().any(|step| matches!(step, HostStep::Copy { .. }))
+    }
+}
+
+/// Says where the server of the last run listens, and which run that was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct ServerFile {
     pub(super) address: SocketAddr,
+    /// Another one for each run.
+    pub(super) run: Uuid,
+    /// Whether the server was told to run the guest; else it may have been asked to make the VM, and no more.
+    pub(super) is_begun: bool,
+}
+
+impl ServerFile {
+    /// Begins a run at this server.
+    pub(super) fn of_new_run(address: SocketAddr) -> Self {
+        Self { address, run: Uuid::new_v4(), is_begun: false }
+    }
 }
 
 /// Answers whose the directory is; `None` where nobody has claimed it, or was killed while it did.
@@ -46,7 +67,7 @@ pub(super) fn claim(layout: &Layout) -> Result<Option<Claim>> {
     read(&layout.claim())
 }
 
-/// Answers where the server of the last run listens, if its guest was about to run.
+/// Answers where the server of the last run listens, if one was asked for anything.
 ///
 /// # Errors
 /// `Io` where it can't be read.
@@ -54,20 +75,65 @@ pub(super) fn server(layout: &Layout) -> Result<Option<ServerFile>> {
     read(&layout.server_file())
 }
 
+/// Tells whether something of the last run may still be at its server, for all that this host knows.
+///
+/// # Errors
+/// `Io` where it can't be read.
+pub(super) fn may_run(layout: &Layout) -> Result<bool> {
+    Ok(server(layout)?.is_some_and(|server| !has_ended(layout, &server)))
+}
+
+/// Tells whether somebody has seen this run end.
+pub(super) fn has_ended(layout: &Layout, server: &ServerFile) -> bool {
+    // What can't be read tells nothing.
+    read(&layout.ended_mark()).is_ok_and(|ended: Option<Uuid>| ended == Some(server.run))
+}
+
+/// Remembers that this run was seen to end: its server forgets that, with the next VM or with its process.
+pub(super) fn remember_end(layout: &Layout, server: &ServerFile) {
+    if has_ended(layout, server) {
+        return;
+    }
+    if let Err(error) = write(&layout.ended_mark(), &server.run) {
+        tracing::debug!(%error, "that the run has ended can't be kept");
+    }
+}
+
 /// Writes one of these files, whole or not at all.
 ///
 /// # Errors
 /// `Io`, `Host`.
 pub(super) fn write(path: &Path, content: &impl Serialize) -> Result<()> {
+    replace(path, content, false).map_err(Error::io("write", path))
+}
+
+/// Writes one of these files so that it outlives a power cut: what it tells of does.
+///
+/// # Errors
+/// `Io`, `Host`.
+pub(super) fn write_synced(path: &Path, content: &impl Serialize) -> Result<()> {
+    replace(path, content, true).map_err(Error::io("write", path))
+}
+
+fn replace(path: &Path, content: &impl Serialize, synced: bool) -> io::Result<()> {
     let bytes = serde_json::to_vec(content).expect("plain data of UTF-8 paths");
     let temporary = unfinished(path);
-    step("write a file").map_err(Error::io("write", path))?;
+    step("write a file")?;
     let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true).mode(0o600);
-    let written = options.open(&temporary).and_then(|mut file| file.write_all(&bytes));
-    written.map_err(Error::io("write", path))?;
-    step("rename a file").map_err(Error::io("write", path))?;
-    fs::rename(&temporary, path).map_err(Error::io("write", path))
+    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    file.write_all(&bytes)?;
+    if synced {
+        step("sync a file")?;
+        file.sync_all()?;
+    }
+    step("rename a file")?;
+    fs::rename(&temporary, path)?;
+    if let Some(dir) = path.parent().filter(|_| synced) {
+        step("sync a directory")?;
+        File::open(dir)?.sync_all()?;
+        File::open(dir.parent().unwrap_or(dir))?.sync_all()?;
+    }
+    Ok(())
 }
 
 fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
@@ -124,9 +190,18 @@ pub(super) fn remove_all(layout: &Layout, data_disks: usize) -> Result<()> {
     // The claim and the locks: they go when the server's directory has gone.
     let last = files.split_off(files.len() - 3);
     files.iter().try_for_each(|file| remove(file))?;
-    remove_dir(&layout.server_dir())?;
+    remove_whole(&layout.server_dir())?;
     last.iter().try_for_each(|file| remove(file))?;
     remove_dir(&layout.work)
+}
+
+/// Removes a directory of this VM's server with all that this has left there, such as a core dump.
+fn remove_whole(path: &Path) -> Result<()> {
+    step("remove a directory").map_err(Error::io("remove", path))?;
+    match fs::remove_dir_all(path) {
+        Err(error) if !gone(&error) => Err(Error::io("remove", path)(error)),
+        _ => Ok(()),
+    }
 }
 
 /// Removes a directory; one that somebody else's files lie in stays.

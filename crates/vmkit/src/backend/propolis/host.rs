@@ -3,20 +3,25 @@
 //! What is run is data that [`plan`](super::plan) made. The environment is cleared: the programs speak English, and nothing of
 //! the caller's reaches them.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
 use rustix::fs::{Access, access};
-use tokio::process::Command;
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
 use super::hold::Hold;
+use crate::backend::supervise::process::kill_by;
 use crate::error::{Error, Result};
 use crate::steps::step;
 
-/// How long a program may take: to destroy a large volume takes a while.
-const LIMIT: Duration = Duration::from_secs(120);
+/// How long a program may take, unless set otherwise: to destroy a large volume takes a while.
+pub(super) const LIMIT: Duration = Duration::from_secs(120);
+/// How long one that is killed may take to end: what it has begun in the kernel goes on till it is done.
+const KILL_LIMIT: Duration = Duration::from_secs(5);
 
 /// What a program says of what it should make and is there, or should take away and is not.
 ///
@@ -30,6 +35,8 @@ pub(super) struct Host {
     pub(super) search_path: Vec<PathBuf>,
     /// Whether `pfexec` stands before each.
     pub(super) pfexec: bool,
+    /// How long each may take.
+    pub(super) limit: Duration,
 }
 
 /// How a program ended.
@@ -39,6 +46,8 @@ pub(super) enum Done {
     Well(String),
     /// It failed, and this was the reason.
     Failed(String),
+    /// It did not end in time, and not when it was killed either: what it does, and will have done, nobody knows.
+    Endless,
 }
 
 impl Done {
@@ -50,6 +59,22 @@ impl Done {
     /// Tells whether it failed since what it is about is not there.
     pub(super) fn is_gone(&self) -> bool {
         matches!(self, Done::Failed(why) if GONE.iter().any(|text| why.contains(text)))
+    }
+
+    /// Answers what it said; `words` is what was run.
+    ///
+    /// # Errors
+    /// `Host` with why it failed, `TimedOut` where it does not end.
+    pub(super) fn well(self, words: &[String]) -> Result<String> {
+        match self {
+            Done::Well(said) => Ok(said),
+            Done::Failed(why) => Err(Error::Host { needed: format!("`{}`", words.join(" ")), problem: why }),
+            Done::Endless => Err(Error::TimedOut {
+                awaited: format!("`{}` to end, even by a kill", words.join(" ")),
+                after: KILL_LIMIT,
+                console: String::new(),
+            }),
+        }
     }
 }
 
@@ -89,7 +114,7 @@ impl Host {
     /// A program that was begun goes on; until it has ended the lock is held.
     ///
     /// # Errors
-    /// `Host` where it can't be run, `TimedOut` where it does not end.
+    /// `Host` where it can't be run; `TimedOut` where it took too long, and has ended since it was killed.
     pub(super) async fn change(&self, words: &[String], hold: &Hold) -> Result<Done> {
         let line = self.line(words)?;
         step("host: run a program").map_err(Error::io("run", &line[0]))?;
@@ -108,30 +133,60 @@ impl Host {
     }
 
     async fn run(&self, words: &[String], line: &[String], input: Stdio, kill: bool) -> Result<Done> {
+        let failed =
+            |error| Error::Host { needed: line[0].clone(), problem: format!("it can't be run: {error}") };
         let mut command = Command::new(&line[0]);
         command.args(&line[1..]).env_clear().env("LC_ALL", "C").stdin(input).kill_on_drop(kill);
-        let output = match timeout(LIMIT, command.output()).await {
-            Ok(output) => output.map_err(|error| Error::Host {
-                needed: line[0].clone(),
-                problem: format!("it can't be run: {error}"),
-            })?,
-            Err(_) => {
-                let awaited = format!("`{}` to end", words.join(" "));
-                return Err(Error::TimedOut { awaited, after: LIMIT, console: String::new() });
-            }
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(failed)?;
+        let (mut stdout, mut stderr) = (child.stdout.take(), child.stderr.take());
+        let ending = async {
+            let (said, complained, ended) =
+                tokio::join!(all_of(stdout.as_mut()), all_of(stderr.as_mut()), child.wait());
+            Ok((said?, complained?, ended?))
         };
-        if output.status.success() {
-            return Ok(Done::Well(String::from_utf8_lossy(&output.stdout).into_owned()));
+        let (said, complained, status) = match timeout(self.limit, ending).await {
+            Ok(ended) => ended.map_err(failed)?,
+            Err(_) if self.killed(&mut child).await => {
+                let awaited = format!("`{}` to end, which was killed then", words.join(" "));
+                return Err(Error::TimedOut { awaited, after: self.limit, console: String::new() });
+            }
+            Err(_) => return Ok(Done::Endless),
+        };
+        if status.success() {
+            return Ok(Done::Well(String::from_utf8_lossy(&said).into_owned()));
         }
-        let said = String::from_utf8_lossy(&output.stderr);
-        let said: String = said.trim().chars().take(2000).collect();
-        Ok(Done::Failed(if said.is_empty() { output.status.to_string() } else { said }))
+        let complained = String::from_utf8_lossy(&complained);
+        let complained: String = complained.trim().chars().take(2000).collect();
+        Ok(Done::Failed(if complained.is_empty() { status.to_string() } else { complained }))
+    }
+
+    /// Kills a program, and answers whether it has ended.
+    async fn killed(&self, child: &mut Child) -> bool {
+        let killed = child.start_kill().map_err(Error::io("kill", "/proc"));
+        let killed = match (killed, child.id(), self.killer()) {
+            // One that pfexec gave more privileges than this user has; its number is its own until it is waited for.
+            (Err(_), Some(pid), Some(killer)) => kill_by(&killer, pid).await,
+            (killed, ..) => killed,
+        };
+        if let Err(error) = killed {
+            tracing::warn!(%error, "a program that took too long can't be killed");
+        }
+        matches!(timeout(KILL_LIMIT, child.wait()).await, Ok(Ok(_)))
+    }
+
+    /// Answers what kills a process that runs with more privileges than this user's, where there is such a thing.
+    pub(super) fn killer(&self) -> Option<Vec<String>> {
+        let words = ["kill", "-9"].map(str::to_owned);
+        self.pfexec.then(|| self.line(&words).ok()).flatten()
     }
 }
 
-/// Makes the error of a program that failed.
-pub(super) fn failed(words: &[String], why: String) -> Error {
-    Error::Host { needed: format!("`{}`", words.join(" ")), problem: why }
+async fn all_of(pipe: Option<&mut (impl AsyncRead + Unpin)>) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    if let Some(pipe) = pipe {
+        pipe.read_to_end(&mut bytes).await?;
+    }
+    Ok(bytes)
 }
 
 fn text(path: &Path) -> String {

@@ -214,13 +214,6 @@ pub(crate) enum InstanceState {
     Unknown,
 }
 
-impl InstanceState {
-    /// Tells whether nothing comes after it.
-    pub(crate) fn is_last(self) -> bool {
-        matches!(self, Self::Failed | Self::Destroyed)
-    }
-}
-
 /// What a VM can be told to become.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub(crate) enum Requested {

@@ -48,6 +48,11 @@ impl Layout {
         self.work.join("server")
     }
 
+    /// Says which run was seen to end.
+    pub(super) fn ended_mark(&self) -> PathBuf {
+        self.work.join("run-ended")
+    }
+
     pub(super) fn console_log(&self) -> PathBuf {
         self.work.join("console.log")
     }
@@ -76,6 +81,7 @@ impl Layout {
             run_file: self.work.join("propolis.json"),
             run_dir: self.server_dir(),
             program: "propolis-server",
+            killer: None,
         }
     }
 
@@ -89,11 +95,16 @@ impl Layout {
             files.push(older_log(&log));
             files.push(log);
         }
-        files.push(self.server_dir().join("debug.out"));
-        for file in [self.server_file(), self.console_mark(), place.run_file.clone(), self.claim()] {
-            files.push(unfinished(&file));
-        }
+        let written = [
+            self.server_file(),
+            self.console_mark(),
+            self.ended_mark(),
+            place.run_file.clone(),
+            self.claim(),
+        ];
+        files.extend(written.iter().map(|file| unfinished(file)));
         files.extend([self.console_mark(), self.server_file(), place.run_file, self.stop_mark()]);
+        files.push(self.ended_mark());
         files.extend([self.claim(), place.alive, self.operation_lock()]);
         files
     }

@@ -19,6 +19,7 @@
 mod builder;
 pub(crate) mod client;
 mod console;
+mod end;
 mod files;
 mod hold;
 mod host;
@@ -32,6 +33,7 @@ mod plan;
 #[cfg(test)]
 mod plan_tests;
 mod prepare;
+mod reshape;
 mod start;
 mod state;
 mod stop;
@@ -49,18 +51,17 @@ pub use builder::{PowerOff, PropolisHypervisorBuilder};
 pub use plan::{HostStep, PropolisPlan, ServerPlan};
 
 use self::builder::Settings;
-use self::client::{Answer, Client};
+use self::client::Client;
 use self::files::Claim;
 use self::hold::Hold;
-use self::host::{Done, Host};
-use self::instance_spec::{InstanceState, Requested};
+use self::host::Host;
 use self::layout::Layout;
 use self::options::Options;
 use self::plan::Facts;
 use self::prepare::NotMade;
-use self::state::{Asker, observe};
+use self::state::{ASK_LIMIT, Asker, LOOK_LIMIT, observe};
 use crate::backend::supervise::process::{self, Found};
-use crate::backend::supervise::spawn;
+use crate::backend::supervise::{Place, spawn};
 use crate::cloud_init;
 use crate::error::{Error, ErrorKind, Result};
 use crate::handle::{BackendDetails, BackendTag, ConsoleEndpoint, RunInfo, VmHandle};
@@ -133,6 +134,11 @@ impl Site<'_> {
         &self.settings.host
     }
 
+    /// Answers where the server's process is supervised.
+    fn place(&self) -> Place {
+        Place { killer: self.settings.host.killer(), ..self.layout.place() }
+    }
+
     /// Answers where the kernel's half of the VM is seen.
     fn kernel_vm(&self) -> PathBuf {
         self.settings.dev_vmm.join(self.vm.id.to_string())
@@ -158,7 +164,7 @@ impl Site<'_> {
         if self.claim.options.address.is_some() {
             return Ok(start::run_info(&client));
         }
-        match process::look(&self.layout.place()).await? {
+        match process::look(&self.place()).await? {
             Found::Live(process) => Ok(RunInfo { pid: Some(process.id().pid), ..start::run_info(&client) }),
             _ => Err(busy()),
         }
@@ -178,15 +184,17 @@ impl Settings {
             let what = "an address without a network".to_owned();
             return Err(Error::Unsupported { backend: BackendTag::Propolis, what });
         }
-        let mac = MacAddr::of_vm(vm.id);
-        let found = match self.host.ask(&neighbours::COMMAND).await {
-            Ok(Done::Well(table)) => neighbours::addresses_of(mac, &table),
-            Ok(Done::Failed(why)) => {
-                tracing::debug!(why, "the host's neighbour table can't be read");
-                Vec::new()
-            }
+        if claim.options.address.is_some_and(|address| !address.ip().is_loopback()) {
+            let what =
+                "finding a guest at a server elsewhere: say where it is by the option guest-ip".to_owned();
+            return Err(Error::Unsupported { backend: BackendTag::Propolis, what });
+        }
+        let mac = self.mac(vm, claim).await?;
+        let words = neighbours::COMMAND.map(str::to_owned);
+        let found = match self.host.ask(&neighbours::COMMAND).await.and_then(|done| done.well(&words)) {
+            Ok(table) => neighbours::addresses_of(mac, &table),
             Err(error) => {
-                tracing::debug!(%error, "the host has no neighbour table");
+                tracing::debug!(%error, "the host's neighbour table can't be read");
                 Vec::new()
             }
         };
@@ -202,13 +210,33 @@ impl Settings {
             .ok_or_else(|| Error::NotFound { what: "address of VM", name: vm.name().to_string() })
     }
 
-    /// Finds out what a plan has to know of the host; `image_bytes` is known of a VM that was prepared.
-    async fn facts(&self, spec: &VmSpec, id: Uuid, options: &Options, image: Option<u64>) -> Result<Facts> {
-        let image_bytes = match image {
-            Some(bytes) => bytes,
-            None => prepare::image_bytes(spec, &self.host).await?,
+    /// Answers the Ethernet address of the guest's card: that of a VNIC that was there before is its own.
+    async fn mac(&self, vm: &VmHandle, claim: &Claim) -> Result<MacAddr> {
+        let Some(vnic) = &claim.options.vnic else { return Ok(MacAddr::of_vm(vm.id)) };
+        let words = ["dladm", "show-vnic", "-p", "-o", "macaddress", vnic.as_str()];
+        let said = self.host.ask(&words).await?.well(&words.map(str::to_owned))?;
+        neighbours::ethernet_of(said.trim()).ok_or_else(|| Error::Host {
+            needed: format!("the address of the VNIC {vnic}"),
+            problem: format!("dladm says {:?}", said.trim()),
+        })
+    }
+
+    /// Finds out what a plan has to know of the host; of a VM that was prepared, its claim knows where the image is.
+    async fn facts(
+        &self,
+        spec: &VmSpec,
+        id: Uuid,
+        options: &Options,
+        claim: Option<&Claim>,
+    ) -> Result<Facts> {
+        let (image_bytes, is_image_there) = match claim {
+            Some(claim) => (claim.image_bytes, options.address.is_some() && !claim.has_copy()),
+            None => {
+                let is_there = spec.disk().is_some_and(|disk| prepare::is_there(&disk.image, options));
+                (prepare::image_bytes(spec, options, &self.host).await?, is_there)
+            }
         };
-        prepare::check_disks(spec, options.address.is_some())?;
+        prepare::check_disks(spec, options)?;
         let bootrom = options.bootrom.clone().unwrap_or_else(|| BOOTROM.into());
         let server = match options.address {
             Some(_) => Vec::new(),
@@ -226,7 +254,14 @@ impl Settings {
             cloud_init::fat_volume(&seed)
                 .map_err(|_| Error::invalid("cloud_init", "its documents", "together they have at most 2 MB"))
         });
-        Ok(Facts { server, bootrom, image_bytes, seed: seed.transpose()?, zvol_dir: self.zvol_dir.clone() })
+        Ok(Facts {
+            server,
+            bootrom,
+            image_bytes,
+            is_image_there,
+            seed: seed.transpose()?,
+            zvol_dir: self.zvol_dir.clone(),
+        })
     }
 }
 
@@ -352,8 +387,9 @@ impl Hypervisor for PropolisHypervisor {
         if files::claim(&layout)?.is_some() {
             return Err(taken());
         }
-        let claim = Claim { id, options, steps: plan.prepare, image_bytes };
-        let made = match files::write(&layout.claim(), &claim) {
+        let claim = Claim { id, options, steps: plan.prepare, pending: Vec::new(), image_bytes };
+        // What is made next outlives a power cut, and so must what it is found by.
+        let made = match files::write_synced(&layout.claim(), &claim) {
             Ok(()) => prepare::make(&self.0.host, &claim, &hold).await,
             Err(error) => Err(NotMade { error, is_undone: true }),
         };
@@ -375,14 +411,14 @@ impl Hypervisor for PropolisHypervisor {
     async fn start(&self, vm: &VmHandle) -> Result<VmHandle> {
         let (site, hold) = self.work_on(vm, Operation::Start, self.0.start_limit + PATIENCE).await?;
         let deadline = Instant::now() + self.0.start_limit;
-        let state = observe(&site, Asker::Operation).await?;
+        let state = observe(&site, Asker::Operation, ASK_LIMIT).await?;
         let to = next(&state, Operation::Start)?;
         if state == to {
             let run = site.run_info().await?;
             return Ok(Self::handle(vm, to, &site.layout, Some(run)));
         }
         let options = &site.claim.options;
-        let facts = self.0.facts(&vm.spec, vm.id, options, Some(site.claim.image_bytes)).await?;
+        let facts = self.0.facts(&vm.spec, vm.id, options, Some(&site.claim)).await?;
         let plan = plan::plan(&vm.spec, vm.id, options, &site.layout, &facts)?;
         let run = match options.address {
             Some(address) => start::elsewhere(&site, &site.client(address), &plan, &hold, deadline).await?,
@@ -397,11 +433,13 @@ impl Hypervisor for PropolisHypervisor {
     async fn stop(&self, vm: &VmHandle, timeout: Duration) -> Result<VmHandle> {
         let patience = self.0.start_limit + PATIENCE;
         let (site, hold) = self.work_on(vm, Operation::Stop, patience).await?;
-        let state = match observe(&site, Asker::Operation).await {
-            // A server that does not answer has nothing to ask; its end is what is wanted.
-            Err(error) if site.claim.options.address.is_none() => {
-                tracing::warn!(%error, "the server does not tell its state, so it is ended by force");
-                VmState::Stopped
+        // Who wants a hard stop does not wait for long before it.
+        let limit = timeout.clamp(LOOK_LIMIT, ASK_LIMIT);
+        let state = match observe(&site, Asker::Operation, limit).await {
+            // It may be slow, or the network bad: the guest is asked all the same, and force comes last.
+            Err(error) if matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::Hypervisor) => {
+                tracing::warn!(%error, "the server does not tell its state; it is stopped as one that runs its guest");
+                VmState::Running
             }
             state => state?,
         };
@@ -438,10 +476,14 @@ impl Hypervisor for PropolisHypervisor {
         if let Some(claim) = claim {
             let site = Site { settings: &self.0, vm: &vm, layout: layout.clone(), claim };
             match site.claim.options.address {
-                Some(address) => end_elsewhere(&site, &site.client(address)).await?,
+                Some(address) if files::may_run(&layout)? => {
+                    stop::end_elsewhere(&site, &site.client(address), Instant::now() + PATIENCE).await?;
+                }
+                Some(_) => {}
                 None => start::end_server(&site, &self.0.host, &hold).await?,
             }
-            prepare::undo(&self.0.host, &site.claim.steps, &hold).await?;
+            let made = [&site.claim.steps[..], &site.claim.pending].concat();
+            prepare::undo(&self.0.host, &made, &hold).await?;
         }
         prepare::remove_files(&vm.spec, &layout)
     }
@@ -451,7 +493,7 @@ impl Hypervisor for PropolisHypervisor {
         if vm.details.version == 0 {
             return Ok(VmState::Preparing);
         }
-        observe(&site, Asker::Anybody).await
+        observe(&site, Asker::Anybody, LOOK_LIMIT).await
     }
 
     async fn guest_ip(&self, vm: &VmHandle) -> Result<String> {
@@ -476,56 +518,6 @@ impl Hypervisor for PropolisHypervisor {
             ConsoleEndpoint::WebSocket(client.console_url())
         }))
     }
-}
-
-/// Ends the VM at a server that stays. One where nobody listens any more has none.
-async fn end_elsewhere(site: &Site<'_>, client: &Client) -> Result<()> {
-    let deadline = Instant::now() + state::ASK_LIMIT;
-    match client.instance(deadline).await {
-        Ok(instance) if instance.properties.id == site.vm.id && !instance.state.is_last() => {}
-        Ok(_) => return Ok(()),
-        Err(failure) if failure.is_no_instance() => return Ok(()),
-        Err(failure) if failure.is_unreachable() => {
-            tracing::warn!(%failure, "the VM's server can't be reached, so it is taken for gone");
-            return Ok(());
-        }
-        Err(failure) => return Err(failure.into_error(client, "tell its state", None)),
-    }
-    let limit = Instant::now() + PATIENCE;
-    let halted = match told_to_stop(site, client, limit).await {
-        Ok(()) => monitor::until(client, InstanceState::is_last, limit).await.map(drop),
-        Err(failure) => Err(failure),
-    };
-    match halted {
-        Err(failure) if !failure.is_no_instance() => {
-            let error = failure.into_error(client, "stop the VM", None);
-            if error.kind() == ErrorKind::TimedOut { Err(error) } else { warn_of(error) }
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Tells a server to stop its VM, again while it is still making it: until then it denies to have one. No event tells that a
-/// VM is made, since it is `Creating` before and after.
-async fn told_to_stop(site: &Site<'_>, client: &Client, limit: Instant) -> Answer<()> {
-    const AGAIN: Duration = Duration::from_millis(100);
-    loop {
-        match client.request(Requested::Stop, limit).await {
-            Err(failure) if failure.is_no_instance() && Instant::now() + AGAIN < limit => {
-                let now = client.instance(limit).await?;
-                if now.properties.id != site.vm.id || now.state != InstanceState::Creating {
-                    return Err(failure);
-                }
-                tokio::time::sleep(AGAIN).await;
-            }
-            told => return told,
-        }
-    }
-}
-
-fn warn_of(error: Error) -> Result<()> {
-    tracing::warn!(%error, "the VM's server did not stop it");
-    Ok(())
 }
 
 impl Backend for PropolisHypervisor {

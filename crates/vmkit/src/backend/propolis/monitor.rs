@@ -15,7 +15,10 @@ const BACK_OFF: Duration = Duration::from_millis(200);
 /// After so many refusals in a row nobody listens there any more.
 const MOST_REFUSALS: u32 = 5;
 
-/// Waits until the VM is in a state that `wanted` accepts, or in its last one, and answers that state.
+/// Waits until the VM is in a state that `wanted` accepts, or is gone for good, and answers its state.
+///
+/// `Failed` is not the end: a VM whose start failed is still there, and holds all that it had. A network that fails is
+/// waited for; a server that is not there is not.
 ///
 /// # Cancel safety
 /// Nothing is changed by waiting.
@@ -28,7 +31,7 @@ pub(super) async fn until(
     let (mut generation, mut refusals) = (0, 0);
     loop {
         match client.monitor(generation, deadline).await {
-            Ok(seen) if wanted(seen.state) || seen.state.is_last() => return Ok(seen.state),
+            Ok(seen) if wanted(seen.state) || seen.state == InstanceState::Destroyed => return Ok(seen.state),
             Ok(seen) => {
                 generation = seen.r#gen + 1;
                 refusals = 0;
@@ -37,8 +40,8 @@ pub(super) async fn until(
             Err(Failure::Denied { status, .. }) if status.as_u16() == 410 => {
                 return Ok(InstanceState::Destroyed);
             }
-            Err(failure) if failure.is_unreachable() => {
-                refusals += 1;
+            Err(failure) if failure.is_of_the_network() || matches!(failure, Failure::Refused(_)) => {
+                refusals = if failure.is_of_the_network() { 0 } else { refusals + 1 };
                 if refusals >= MOST_REFUSALS {
                     return Err(failure);
                 }

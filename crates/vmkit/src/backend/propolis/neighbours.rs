@@ -22,7 +22,8 @@ pub(super) fn addresses_of(mac: MacAddr, table: &str) -> Vec<IpAddr> {
     found.collect()
 }
 
-fn ethernet_of(text: &str) -> Option<MacAddr> {
+/// Reads an Ethernet address as illumos prints it, without leading zeros.
+pub(super) fn ethernet_of(text: &str) -> Option<MacAddr> {
     let byte = |part: &str| if part.len() <= 2 { u8::from_str_radix(part, 16).ok() } else { None };
     let bytes: Option<Vec<u8>> = text.split(':').map(byte).collect();
     <[u8; 6]>::try_from(bytes?).ok().map(MacAddr::from)

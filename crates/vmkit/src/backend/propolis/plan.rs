@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -107,6 +107,8 @@ pub(super) struct Facts {
     pub(super) bootrom: PathBuf,
     /// The size of the root disk's image.
     pub(super) image_bytes: u64,
+    /// Whether the root disk lies on the host of a server elsewhere, which gets it as it is.
+    pub(super) is_image_there: bool,
     /// The volume that carries the cloud-init seed.
     pub(super) seed: Option<Vec<u8>>,
     /// Below what the devices of volumes are.
@@ -149,7 +151,31 @@ pub(super) fn check(spec: &VmSpec, options: &Options) -> Result<()> {
             format!("there are slots for {MOST_DISKS} disks in all"),
         ));
     }
+    if let Some(address) = options.address {
+        check_elsewhere(spec, address)?;
+    }
     check_network(spec, options)
+}
+
+/// Refuses what would have to be made on the host of a server elsewhere.
+fn check_elsewhere(spec: &VmSpec, address: SocketAddr) -> Result<()> {
+    if let Some(disk) = spec.disk()
+        && Snapshot::of(&disk.image)?.is_some()
+    {
+        let bound = "no volume is made for a server elsewhere: clone it where the server runs, and name its device there, such as \
+                     /dev/zvol/rdsk/POOL/NAME";
+        return Err(Error::invalid("image", disk.image.display(), bound));
+    }
+    let fresh = spec.data_disks().iter().find_map(|disk| match disk {
+        DataDisk::Fresh { size } => Some(size),
+        DataDisk::Existing { .. } => None,
+    });
+    if let Some(size) = fresh.filter(|_| !address.ip().is_loopback()) {
+        let bound =
+            "no disk can be made where a server elsewhere runs: make it there, and name it by its path";
+        return Err(Error::invalid("data_disks", size, bound));
+    }
+    Ok(())
 }
 
 fn check_network(spec: &VmSpec, options: &Options) -> Result<()> {
@@ -158,10 +184,18 @@ fn check_network(spec: &VmSpec, options: &Options) -> Result<()> {
                      and none";
         Err(Error::invalid("network", value, there))
     };
-    match spec.network() {
-        NetworkConfig::User(_) if options.vnic.is_none() => refused("user"),
-        NetworkConfig::Tap { .. } => refused("tap"),
-        NetworkConfig::User(_) | NetworkConfig::Vnic { .. } | NetworkConfig::None => Ok(()),
+    match (spec.network(), &options.vnic) {
+        (NetworkConfig::Tap { .. }, _) => refused("tap"),
+        (NetworkConfig::User(_), None) => refused("user"),
+        (NetworkConfig::Vnic { link }, None) if options.address.is_some() => {
+            let bound = "no VNIC is made for a server elsewhere: name one that is there by the option vnic";
+            Err(Error::invalid("network", format!("vnic:{link}"), bound))
+        }
+        (NetworkConfig::None, Some(vnic)) => {
+            let bound = "the VM has no network card for it with the network none: give it vnic:LINK";
+            Err(Error::invalid("backend_options.vnic", vnic, bound))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -170,6 +204,9 @@ fn check_network(spec: &VmSpec, options: &Options) -> Result<()> {
 /// # Errors
 /// `InvalidInput` for one in another pool than the image: a clone lies in the pool of its snapshot.
 pub(super) fn dataset(spec: &VmSpec, options: &Options) -> Result<Option<String>> {
+    if options.address.is_some() {
+        return Ok(None);
+    }
     let snapshot = spec.disk().map(|disk| Snapshot::of(&disk.image)).transpose()?.flatten();
     match (&snapshot, &options.dataset) {
         (Some(snapshot), Some(dataset)) if snapshot.pool() != pool_of(dataset) => {
@@ -200,6 +237,7 @@ pub(super) fn plan(
     facts: &Facts,
 ) -> Result<PropolisPlan> {
     check(spec, options)?;
+    check_text(spec, options, layout, facts)?;
     let dataset = dataset(spec, options)?;
     let mut made = Made { prepare: Vec::new(), disks: Vec::new(), dataset, id, facts };
     made.root(spec, layout)?;
@@ -235,6 +273,29 @@ pub(super) fn plan(
     Ok(PropolisPlan { prepare, server, api_version: api_version(options), request })
 }
 
+/// Refuses paths that a request, which is text, can't name.
+fn check_text(spec: &VmSpec, options: &Options, layout: &Layout, facts: &Facts) -> Result<()> {
+    let mut paths: Vec<(&'static str, &Path)> = vec![
+        ("home", &layout.work),
+        ("bootrom", &facts.bootrom),
+        ("the directory of volumes", &facts.zvol_dir),
+    ];
+    paths.extend(options.program.iter().map(|path| ("program", path.as_path())));
+    paths.extend(spec.disk().iter().map(|disk| ("image", disk.image.as_path())));
+    paths.extend(spec.data_disks().iter().filter_map(|disk| match disk {
+        DataDisk::Existing { path, .. } => Some(("data-disk", path.as_path())),
+        DataDisk::Fresh { .. } => None,
+    }));
+    match paths.into_iter().find(|(_, path)| path.to_str().is_none()) {
+        Some((field, path)) => Err(Error::invalid(
+            field,
+            path.display(),
+            "Propolis is told paths as text: name one that is UTF-8",
+        )),
+        None => Ok(()),
+    }
+}
+
 fn check_body(request: &InstanceEnsureRequest) -> Result<()> {
     let bytes = serde_json::to_vec(request).expect("a request is plain data of UTF-8 paths").len();
     if bytes <= MOST_BODY_BYTES {
@@ -268,6 +329,14 @@ struct Made<'a> {
 impl Made<'_> {
     fn root(&mut self, spec: &VmSpec, layout: &Layout) -> Result<()> {
         let Some(disk) = spec.disk() else { return Ok(()) };
+        if self.facts.is_image_there {
+            if let Some(size) = disk.size {
+                let bound = "the disk lies where the server runs, and has its size there: leave it out";
+                return Err(Error::invalid("disk", size, bound));
+            }
+            self.disks.push(("root".to_owned(), disk.image.clone(), false));
+            return Ok(());
+        }
         if let Some(size) = disk.size.filter(|size| size.bytes() < self.facts.image_bytes) {
             let bound = format!("the image has {} bytes; a disk is never smaller", self.facts.image_bytes);
             return Err(Error::invalid("disk", size, bound));

@@ -37,6 +37,7 @@ fn planned(spec: &VmSpec, seed: Option<Vec<u8>>) -> Result<PropolisPlan> {
         server: ["/usr/bin/pfexec", "/opt/propolis/bin/propolis-server"].map(str::to_owned).to_vec(),
         bootrom: "/fw/OVMF_CODE.fd".into(),
         image_bytes: 2 << 30,
+        is_image_there: options.address.is_some(),
         seed,
         zvol_dir: "/dev/zvol/rdsk".into(),
     };
@@ -70,9 +71,9 @@ fn cases() -> Vec<(&'static str, VmSpecBuilder, bool)> {
         ("files-without-zfs", vm("/images/debian.raw").data_disks(vec![fresh; 11]), true),
         (
             "server-elsewhere",
-            VmSpec::builder(VmName::new("web").unwrap())
+            vm("/dev/zvol/rdsk/tank/web")
                 .data_disks(vec![existing])
-                .network(NetworkConfig::None)
+                .network(vnic())
                 .backend_options(options(&[("address", "192.0.2.7:12400"), ("vnic", "web0")])),
             false,
         ),
@@ -98,6 +99,22 @@ fn plans_are_the_golden_ones_and_the_server_would_understand_them() {
         }
     }
     assert!(wrong.is_empty(), "not as recorded:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_path_that_is_no_text_is_refused_by_its_field() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    let odd = PathBuf::from(OsStr::from_bytes(b"/images/\xff.raw"));
+    let image = RootDisk { image: odd.clone(), size: None };
+    let disk = DataDisk::Existing { path: odd, readonly: false };
+    for (spec, field) in
+        [(vm("/x").disk(image), "image"), (vm("/images/debian.raw").data_disks(vec![disk]), "data-disk")]
+    {
+        let error = planned(&spec.build().unwrap(), None).unwrap_err();
+        assert_eq!(error.kind(), crate::error::ErrorKind::InvalidInput);
+        assert!(error.to_string().starts_with(&format!("{field}: ")), "{error}");
+    }
 }
 
 #[test]
@@ -127,6 +144,24 @@ fn what_a_propolis_can_not_have_is_refused_by_field_value_and_bound() {
     assert!(refusal(raw().disk(small)).starts_with("disk: \"1GiB\": the image has 2147483648 bytes"));
     let elsewhere = vm("zfs:tank/img/debian@base").backend_options(options(&[("dataset", "other/vm")]));
     assert!(refusal(elsewhere).contains("a clone lies in the pool of its image, `tank`"));
+    let there = |pairs: &[(&str, &str)], network| {
+        let mut all = vec![("address", "192.0.2.7:12400")];
+        all.extend(pairs);
+        vm("/there.raw").network(network).backend_options(options(&all))
+    };
+    let no_vnic = refusal(there(&[], vnic()));
+    assert!(no_vnic.starts_with("network: \"vnic:igb0\"") && no_vnic.contains("option vnic"), "{no_vnic}");
+    let no_card = refusal(there(&[("vnic", "web0")], NetworkConfig::None));
+    assert!(
+        no_card.starts_with("backend_options.vnic: \"web0\"") && no_card.contains("vnic:LINK"),
+        "{no_card}"
+    );
+    let sized = RootDisk { image: "/there.raw".into(), size: Some(size(1024)) };
+    assert!(refusal(there(&[], NetworkConfig::None).disk(sized)).starts_with("disk: \"1GiB\""));
+    let zfs = RootDisk { image: "zfs:tank/img/debian@base".into(), size: None };
+    assert!(refusal(there(&[], NetworkConfig::None).disk(zfs)).contains("/dev/zvol/rdsk/POOL/NAME"));
+    let fresh = there(&[], NetworkConfig::None).data_disks(vec![DataDisk::Fresh { size: size(64) }]);
+    assert!(refusal(fresh).starts_with("data_disks: \"64MiB\""));
     for name in ["x".repeat(31) + "0", "igb".to_owned(), "0".to_owned(), "a b0".to_owned()] {
         assert!(LinkName::new(&name).is_err(), "{name}");
     }

@@ -7,10 +7,11 @@ use std::path::Path;
 
 use super::files::{self, Claim};
 use super::hold::Hold;
-use super::host::{Done, Host, failed};
+use super::host::{Done, Host};
 use super::layout::Layout;
-use super::options::Snapshot;
+use super::options::{Options, Snapshot};
 use super::plan::HostStep;
+use super::reshape::reshaping;
 use crate::error::{Error, Result};
 use crate::image::{ImageFormat, inspect_for};
 use crate::spec::{DataDisk, Mib, VmSpec};
@@ -19,12 +20,12 @@ use crate::steps::step;
 /// The size of a disk's sectors in bytes; a disk has whole ones.
 const SECTOR_BYTES: u64 = 512;
 
-/// Answers the size of the root disk's image.
+/// Answers the size of the root disk's image; 0 where it lies on the host of a server elsewhere.
 ///
 /// # Errors
 /// `InvalidInput` on `image` where it is not there, or is no raw disk.
-pub(super) async fn image_bytes(spec: &VmSpec, host: &Host) -> Result<u64> {
-    let Some(disk) = spec.disk() else { return Ok(0) };
+pub(super) async fn image_bytes(spec: &VmSpec, options: &Options, host: &Host) -> Result<u64> {
+    let Some(disk) = spec.disk().filter(|disk| !is_there(&disk.image, options)) else { return Ok(0) };
     let Some(snapshot) = Snapshot::of(&disk.image)? else {
         return raw_bytes("image", &disk.image);
     };
@@ -32,18 +33,27 @@ pub(super) async fn image_bytes(spec: &VmSpec, host: &Host) -> Result<u64> {
     match host.ask(&["zfs", "get", "-H", "-p", "-o", "value", "volsize", snapshot.as_str()]).await? {
         Done::Well(said) => said.trim().parse().map_err(|_| refused("this is not the snapshot of a volume")),
         Done::Failed(why) => Err(refused(&why)),
+        Done::Endless => Err(refused("zfs does not tell its size")),
     }
 }
 
-/// Checks the further disks that exist already; of a server elsewhere only those that are here, too, can be looked at.
+/// Tells whether a path is one of the host on which a server elsewhere runs.
+///
+/// One at a loopback address runs on this host, as a rule; but it may be the end of a tunnel, so that what is not here counts as
+/// there.
+pub(super) fn is_there(path: &Path, options: &Options) -> bool {
+    options.address.is_some_and(|address| !address.ip().is_loopback() || !path.exists())
+}
+
+/// Checks the further disks that exist already; of a server elsewhere only those that are here can be looked at.
 ///
 /// # Errors
 /// `InvalidInput` on `image` where one is not there, or is no raw disk.
-pub(super) fn check_disks(spec: &VmSpec, elsewhere: bool) -> Result<()> {
+pub(super) fn check_disks(spec: &VmSpec, options: &Options) -> Result<()> {
     for disk in spec.data_disks() {
         let DataDisk::Existing { path, .. } = disk else { continue };
         let is_device = path.metadata().is_ok_and(|found| !found.is_file() && !found.is_dir());
-        if is_device || (elsewhere && !path.exists()) {
+        if is_there(path, options) || is_device {
             continue;
         }
         raw_bytes("data-disk", path)?;
@@ -73,7 +83,11 @@ pub(super) struct NotMade {
 pub(super) async fn make(host: &Host, claim: &Claim, hold: &Hold) -> Result<(), NotMade> {
     for (index, one) in claim.steps.iter().enumerate() {
         let Err(Unmade { error, touched }) = carry_out(host, one, hold).await else { continue };
-        let made = &claim.steps[..index + usize::from(touched)];
+        if touched == Touched::Unknown {
+            // Whatever it makes yet, the claim is what it is found by.
+            return Err(NotMade { error, is_undone: false });
+        }
+        let made = &claim.steps[..index + usize::from(touched == Touched::Perhaps)];
         let undone = undo(host, made, hold).await;
         if let Err(undo) = &undone {
             tracing::warn!(%undo, "could not undo a failed prepare; destroy will");
@@ -83,24 +97,34 @@ pub(super) async fn make(host: &Host, claim: &Claim, hold: &Hold) -> Result<(), 
     Ok(())
 }
 
-/// Why a step was not done, and whether it may have left something.
+/// Why a step was not done.
 struct Unmade {
     error: Error,
-    touched: bool,
+    touched: Touched,
+}
+
+/// Whether a step that was not done has left something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Touched {
+    No,
+    Perhaps,
+    /// It is still at work.
+    Unknown,
 }
 
 async fn carry_out(host: &Host, one: &HostStep, hold: &Hold) -> Result<(), Unmade> {
-    let touched = |error| Unmade { error, touched: true };
+    let touched = |error| Unmade { error, touched: Touched::Perhaps };
     match one {
         HostStep::Command { run, .. } => {
             // A program that is not there has made nothing, and could not undo it.
-            host.line(run).map_err(|error| Unmade { error, touched: false })?;
+            host.line(run).map_err(|error| Unmade { error, touched: Touched::No })?;
             let done = host.change(run, hold).await.map_err(touched)?;
-            let is_there = done.is_there();
-            match done {
-                Done::Well(_) => Ok(()),
-                Done::Failed(why) => Err(Unmade { error: failed(run, why), touched: !is_there }),
-            }
+            let touched = match &done {
+                Done::Endless => Touched::Unknown,
+                done if done.is_there() => Touched::No,
+                _ => Touched::Perhaps,
+            };
+            done.well(run).map(drop).map_err(|error| Unmade { error, touched })
         }
         HostStep::Copy { image, path, size } => copy(image, path, *size, hold).await.map_err(touched),
         HostStep::Blank { path, size } => blank(path, *size).map_err(touched),
@@ -113,15 +137,62 @@ async fn carry_out(host: &Host, one: &HostStep, hold: &Hold) -> Result<(), Unmad
 /// `Host` with what a program said.
 pub(super) async fn make_again(host: &Host, claim: &Claim, hold: &Hold) -> Result<()> {
     for one in &claim.steps {
-        let HostStep::Command { run, at_every_start: true, .. } = one else { continue };
-        let done = host.change(run, hold).await?;
-        if !done.is_there()
-            && let Done::Failed(why) = done
-        {
-            return Err(failed(run, why));
+        if let HostStep::Command { run, at_every_start: true, .. } = one {
+            run_unless_there(host, run, hold).await?;
         }
     }
     Ok(())
+}
+
+async fn run_unless_there(host: &Host, run: &[String], hold: &Hold) -> Result<()> {
+    match host.change(run, hold).await? {
+        done if done.is_there() => Ok(()),
+        done => done.well(run).map(drop),
+    }
+}
+
+/// Makes of what was made for a VM what its plan asks for now: another network, a larger disk.
+///
+/// What comes stands in the claim before it is made, so that `destroy` finds it; what goes stands there until it is gone. A
+/// reshaping that was cut off is done again from its beginning.
+///
+/// # Errors
+/// `Host` with what a program said, `Io`.
+pub(super) async fn reshape(
+    host: &Host,
+    layout: &Layout,
+    claim: &Claim,
+    planned: &[HostStep],
+    hold: &Hold,
+) -> Result<Claim> {
+    let shape = reshaping(&claim.steps, &claim.pending, planned);
+    if shape.is_none() && claim.pending.is_empty() {
+        return Ok(claim.clone());
+    }
+    let begun = Claim { pending: shape.pending, ..claim.clone() };
+    files::write_synced(&layout.claim(), &begun)?;
+    undo(host, &shape.going, hold).await?;
+    for one in &shape.coming {
+        match one {
+            HostStep::Command { run, .. } => run_unless_there(host, run, hold).await?,
+            HostStep::Copy { path, size: Some(size), .. } => grow(path, *size)?,
+            // Reshaping has no other.
+            HostStep::Copy { size: None, .. } | HostStep::Blank { .. } => {}
+        }
+    }
+    let done = Claim { steps: shape.steps, pending: Vec::new(), ..begun };
+    files::write_synced(&layout.claim(), &done)?;
+    Ok(done)
+}
+
+/// Grows a disk that is a file; one that is larger already stays.
+fn grow(path: &Path, size: Mib) -> Result<()> {
+    step("start: grow a disk").map_err(Error::io("grow", path))?;
+    let grown = OpenOptions::new().write(true).open(path).and_then(|file| match file.metadata()?.len() {
+        bytes if bytes < size.bytes() => file.set_len(size.bytes()),
+        _ => Ok(()),
+    });
+    grown.map_err(Error::io("grow", path))
 }
 
 /// Undoes steps, from the last to the first; what is gone already is success. One that can't be undone keeps none of the
@@ -144,8 +215,8 @@ pub(super) async fn undo(host: &Host, steps: &[HostStep], hold: &Hold) -> Result
 
 async fn take_away(host: &Host, undo: &[String], hold: &Hold) -> Result<()> {
     match host.change(undo, hold).await? {
-        Done::Failed(why) if !Done::Failed(why.clone()).is_gone() => Err(failed(undo, why)),
-        _ => Ok(()),
+        done if done.is_gone() => Ok(()),
+        done => done.well(undo).map(drop),
     }
 }
 
@@ -157,8 +228,8 @@ pub(super) async fn destroy_kernel_vm(host: &Host, entry: &Path, hold: &Hold) ->
     let Some(name) = entry.file_name().filter(|_| entry.exists()) else { return Ok(()) };
     let run = vec!["bhyvectl".to_owned(), "--destroy".to_owned(), format!("--vm={}", name.to_string_lossy())];
     match host.change(&run, hold).await? {
-        Done::Failed(why) if entry.exists() => Err(failed(&run, why)),
-        _ => Ok(()),
+        Done::Failed(_) if !entry.exists() => Ok(()),
+        done => done.well(&run).map(drop),
     }
 }
 

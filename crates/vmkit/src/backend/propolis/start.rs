@@ -6,10 +6,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use tokio::io::AsyncBufReadExt;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::Site;
 use super::client::{Answer, Client, Failure, PEER};
+use super::end::end;
 use super::files::{self, ServerFile};
 use super::hold::Hold;
 use super::host::Host;
@@ -17,11 +18,13 @@ use super::instance_spec::{InstanceState, Requested};
 use super::log;
 use super::monitor;
 use super::plan::{PropolisPlan, ServerPlan};
-use super::prepare::{destroy_kernel_vm, make_again};
-use super::state::last_words;
+use super::prepare::{destroy_kernel_vm, make_again, reshape};
+use super::state::{LOG_BYTES, last_words};
+use super::stop::{HALT_LIMIT, end_elsewhere};
 use crate::backend::supervise::keeper::Launch;
 use crate::backend::supervise::spawn::Words;
 use crate::backend::supervise::{ALIVE_DESCRIPTOR, alive, process, spawn};
+use crate::boundedlog::tail_of_log;
 use crate::error::{Error, ErrorKind, Result};
 use crate::handle::{ConsoleEndpoint, RunInfo};
 use crate::steps::step;
@@ -30,8 +33,8 @@ use crate::steps::step;
 const SERVER_LOG_BYTES: u64 = 4 << 20;
 /// How long the log may take to tell why a request failed.
 const WHY_LIMIT: Duration = Duration::from_secs(1);
-/// How long a VM that could not be started may take to end.
-const END_LIMIT: Duration = Duration::from_secs(2);
+/// The pause before the log is looked at again. Nobody tells when a line of it is written once the copy of it is lost.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Starts a server for the VM and its guest on it.
 ///
@@ -48,11 +51,12 @@ pub(super) async fn owned(
         unreachable!("a VM without a server elsewhere has one of its own");
     };
     // What an earlier run, or a crash, left.
-    let alive = alive::take_and_silence(&site.layout.place(), deadline).await?;
+    let alive = alive::take_and_silence(&site.place(), deadline).await?;
     destroy_kernel_vm(site.host(), &site.kernel_vm(), hold).await?;
     files::remove(&site.layout.server_file())?;
     files::remove(&site.layout.console_mark())?;
-    make_again(site.host(), &site.claim, hold).await?;
+    let claim = reshape(site.host(), &site.layout, &site.claim, &plan.prepare, hold).await?;
+    make_again(site.host(), &claim, hold).await?;
     files::make_dir(&site.layout.server_dir())?;
     let launched = spawn::launch(keeper, &launch(site, run), &[alive])?;
     let begun = async {
@@ -60,7 +64,7 @@ pub(super) async fn owned(
         let address = listening(site, &mut words, deadline).await?;
         let client = site.client(address);
         ensure(site, &client, plan, Some(&mut words), None, deadline).await?;
-        run_guest(site, &client, deadline).await?;
+        run_guest(site, &client, ServerFile::of_new_run(address), deadline).await?;
         Ok(RunInfo { pid: Some(pid), ..run_info(&client) })
     };
     match begun.await {
@@ -89,36 +93,58 @@ pub(super) async fn elsewhere(
     hold: &Hold,
     deadline: Instant,
 ) -> Result<RunInfo> {
-    make_again(site.host(), &site.claim, hold).await?;
+    let is_made = is_made_already(site, client, deadline).await?;
+    reshape(site.host(), &site.layout, &site.claim, &plan.prepare, hold).await?;
     files::remove(&site.layout.console_mark())?;
-    let there = match client.instance(deadline).await {
-        Ok(instance) => Some(instance),
-        Err(failure) if failure.is_no_instance() => None,
-        Err(failure) => return Err(failure.into_error(client, "tell its state", None)),
+    let server = ServerFile::of_new_run(client.address);
+    // Before anything is asked for: from here on the server may have a VM of which nobody else here knows.
+    files::write_synced(&site.layout.server_file(), &server)?;
+    let begun = async {
+        if !is_made {
+            ensure(site, client, plan, None, Some(hold), deadline).await?;
+        }
+        run_guest(site, client, server, deadline).await
     };
-    match there {
-        Some(there) if there.state.is_last() => {
-            ensure(site, client, plan, None, Some(hold), deadline).await?
-        }
-        // A start that was cut off came as far as this.
-        Some(there) if there.properties.id == site.vm.id => {}
-        Some(there) => {
-            let what =
-                format!("the Propolis server at {}: it has the VM {},", client.address, there.properties.id);
-            return Err(Error::Busy { what, holder: None });
-        }
-        None => ensure(site, client, plan, None, Some(hold), deadline).await?,
-    }
-    if let Err(error) = run_guest(site, client, deadline).await {
-        let limit = Instant::now() + END_LIMIT;
-        let ended = client.request(Requested::Stop, limit).await;
-        if ended.is_ok() {
-            let _ = monitor::until(client, InstanceState::is_last, limit).await;
+    if let Err(error) = begun.await {
+        if let Err(failure) = end_elsewhere(site, client, Instant::now() + HALT_LIMIT).await {
+            tracing::warn!(%failure, "could not end a VM that failed to start");
         }
         files::mark(&site.layout.stop_mark())?;
         return Err(error);
     }
     Ok(run_info(client))
+}
+
+/// Makes room at a server for the VM, and tells whether it lives there already, as a start that was cut off has left it.
+///
+/// # Errors
+/// `Busy` where it has another VM that lives.
+async fn is_made_already(site: &Site<'_>, client: &Client, deadline: Instant) -> Result<bool> {
+    use InstanceState as State;
+    let there = match client.instance(deadline).await {
+        Ok(there) => there,
+        Err(failure) if failure.is_no_instance() => return Ok(false),
+        Err(failure) => return Err(failure.into_error(client, "tell its state", None)),
+    };
+    let is_ours = there.properties.id == site.vm.id;
+    match there.state {
+        State::Destroyed => Ok(false),
+        // What it was made of may be another thing by now, and one that failed has no second life.
+        State::Creating | State::Failed | State::Stopping | State::Stopped if is_ours => {
+            let ended = end(client, site.vm.id, deadline).await;
+            ended
+                .map_err(|failure| failure.into_error(client, "end what was left of an earlier run", None))?;
+            Ok(false)
+        }
+        _ if is_ours => Ok(true),
+        // Whether it was made and holds the server, only the server knows.
+        State::Failed => Ok(false),
+        _ => {
+            let what =
+                format!("the Propolis server at {}: it has the VM {},", client.address, there.properties.id);
+            Err(Error::Busy { what, holder: None })
+        }
+    }
 }
 
 /// Answers what is known of a run from its server.
@@ -128,7 +154,7 @@ pub(super) fn run_info(client: &Client) -> RunInfo {
 
 fn launch(site: &Site<'_>, run: &[String]) -> Launch {
     let (program, args) = run.split_first().expect("a server has a program");
-    let place = site.layout.place();
+    let place = site.place();
     Launch {
         program: program.into(),
         args: args.iter().map(OsString::from).collect(),
@@ -170,7 +196,7 @@ async fn listening(site: &Site<'_>, words: &mut Words, deadline: Instant) -> Res
 }
 
 async fn ended(site: &Site<'_>) -> Error {
-    let _ = process::settled(&site.layout.place()).await;
+    let _ = process::settled(&site.place()).await;
     let words = last_words(site);
     let log = site.layout.server_log();
     let problem = format!(
@@ -200,16 +226,17 @@ async fn ensure(
         return Err(Error::Busy { what, holder: None });
     }
     let why = match (failure.hidden(), words) {
-        (Some(id), Some(words)) => why(words, id).await,
+        (Some(id), Some(words)) => why(site, words, id).await,
         _ => None,
     };
-    let died = failure.is_unreachable() && site.claim.options.address.is_none();
+    let hung_up = failure.is_of_the_network() || matches!(failure, Failure::Refused(_));
+    let died = hung_up && site.claim.options.address.is_none();
     let error = failure.into_error(client, "make the VM", why);
     if !died {
         return Err(error);
     }
     // A panic of the server's ends it: what it said of it is worth more than that it hung up.
-    let _ = process::settled(&site.layout.place()).await;
+    let _ = process::settled(&site.place()).await;
     let problem =
         format!("it ended while it made the VM; it said:\n    {}", last_words(site).replace('\n', "\n    "));
     Err(Error::Protocol { peer: "propolis-server", problem, source: None })
@@ -234,31 +261,41 @@ async fn detached(
     made.await.map_err(|error| lost(&client, std::io::Error::other(error)))
 }
 
-/// Reads the log on for why a request failed.
-async fn why(words: &mut Words, request_id: &str) -> Option<String> {
+/// Reads the log on for why a request failed: as it comes, and what there is of it where that copy was lost.
+async fn why(site: &Site<'_>, words: &mut Words, request_id: &str) -> Option<String> {
     let deadline = Instant::now() + WHY_LIMIT;
     let mut line = String::new();
-    loop {
-        line.clear();
-        match timeout_at(deadline, words.read_line(&mut line)).await {
-            Ok(Ok(bytes)) if bytes > 0 => {
-                if let Some(why) = log::why(&line, request_id) {
-                    return Some(why);
-                }
-            }
-            _ => return None,
+    while let Ok(Ok(bytes)) = timeout_at(deadline, words.read_line(&mut line)).await
+        && bytes > 0
+    {
+        if let Some(why) = log::why(&line, request_id) {
+            return Some(why);
         }
+        line.clear();
+    }
+    loop {
+        let log = tail_of_log(&site.layout.server_log(), LOG_BYTES).unwrap_or_default();
+        let why = log::why(&String::from_utf8_lossy(&log), request_id);
+        if why.is_some() || Instant::now() >= deadline {
+            return why;
+        }
+        sleep(LOOK_AGAIN).await;
     }
 }
 
 /// Runs the guest of a VM that was made, and waits until it does.
-async fn run_guest(site: &Site<'_>, client: &Client, deadline: Instant) -> Result<()> {
-    files::write(&site.layout.server_file(), &ServerFile { address: client.address })?;
+async fn run_guest(site: &Site<'_>, client: &Client, server: ServerFile, deadline: Instant) -> Result<()> {
+    let server = ServerFile { is_begun: true, ..server };
+    match site.claim.options.address {
+        // A guest elsewhere outlives a power cut here.
+        Some(_) => files::write_synced(&site.layout.server_file(), &server)?,
+        None => files::write(&site.layout.server_file(), &server)?,
+    }
     files::remove(&site.layout.stop_mark())?;
     step("server: run the VM").map_err(|source| lost(client, source))?;
     let explained = |failure: Failure| failure.into_error(client, "run the VM", None);
     client.request(Requested::Run, deadline).await.map_err(explained)?;
-    let running = |state| matches!(state, InstanceState::Running);
+    let running = |state| matches!(state, InstanceState::Running | InstanceState::Failed);
     match monitor::until(client, running, deadline).await.map_err(explained)? {
         InstanceState::Running => Ok(()),
         // A guest that ended at once did run.
@@ -285,6 +322,6 @@ fn lost(client: &Client, source: std::io::Error) -> Error {
 /// `TimedOut` where the process survives even SIGKILL, `Busy` where the lock of what lives does not get free.
 pub(super) async fn end_server(site: &Site<'_>, host: &Host, hold: &Hold) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(10);
-    drop(alive::take_and_silence(&site.layout.place(), deadline).await?);
+    drop(alive::take_and_silence(&site.place(), deadline).await?);
     destroy_kernel_vm(host, &site.kernel_vm(), hold).await
 }

@@ -5,18 +5,20 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::Site;
-use super::client::Client;
+use super::client::{Client, Failure};
 use super::console::Keeping;
+use super::end::end;
 use super::files;
 use super::hold::Hold;
-use super::instance_spec::{InstanceState, Requested};
+use super::instance_spec::InstanceState;
 use super::monitor;
 use super::start::end_server;
+use crate::deadline::later;
 use crate::error::{Error, ErrorKind, Result};
 use crate::steps::step;
 
 /// How long a VM may take to halt once its server was told: it lets go of disks and links.
-const HALT_LIMIT: Duration = Duration::from_secs(10);
+pub(super) const HALT_LIMIT: Duration = Duration::from_secs(10);
 /// How long the console may take to tell its last words once the VM is gone.
 const LAST_WORDS_LIMIT: Duration = Duration::from_millis(500);
 /// How often the guest is asked again: one that is still booting hears only a later question, and there is no event for "the
@@ -26,16 +28,18 @@ const ASK_EVERY: Duration = Duration::from_secs(1);
 /// Stops a guest that lives at its server, gracefully until `timeout` has passed.
 ///
 /// # Errors
-/// `TimedOut` where a server elsewhere does not end its VM; one of vmkit's own is ended then.
+/// Whatever keeps a server elsewhere from ending its VM, or from telling; one of vmkit's own is ended by force then.
 pub(super) async fn stop_guest(site: &Site<'_>, client: &Client, timeout: Duration) -> Result<()> {
     let mut keeping = Keeping::begin(*client, &site.layout, site.vm.spec.console_log());
+    let mut console = None;
     if let Some(keeping) = &mut keeping {
         keeping.history().await;
+        console = keeping.attach().await;
     }
     let ending = end_guest(site, client, timeout);
-    let Some(mut keeping) = keeping else { return ending.await };
-    let followed = Instant::now() + timeout + HALT_LIMIT + LAST_WORDS_LIMIT;
-    let following = keeping.follow(followed);
+    let (Some(keeping), Some(console)) = (&mut keeping, console) else { return ending.await };
+    let followed = later(timeout.saturating_add(HALT_LIMIT + LAST_WORDS_LIMIT));
+    let following = keeping.follow(console, followed);
     tokio::pin!(ending, following);
     let ended = tokio::select! {
         ended = &mut ending => ended,
@@ -46,39 +50,47 @@ pub(super) async fn stop_guest(site: &Site<'_>, client: &Client, timeout: Durati
 }
 
 async fn end_guest(site: &Site<'_>, client: &Client, timeout: Duration) -> Result<()> {
-    if !timeout.is_zero() && ask_guest(site, client, Instant::now() + timeout).await {
+    if !timeout.is_zero() && ask_guest(site, client, later(timeout)).await {
         mark_asked(site);
         return Ok(());
     }
     // Not before: if this is cut off while the guest is asked, a later end from outside is still one from outside.
     mark_asked(site);
     step("server: stop the VM").map_err(Error::io("stop the VM of", &site.layout.work))?;
-    let deadline = Instant::now() + HALT_LIMIT;
-    let halted = match client.request(Requested::Stop, deadline).await {
-        Ok(()) => monitor::until(client, InstanceState::is_last, deadline).await.map(drop),
-        Err(failure) if failure.is_no_instance() => Ok(()),
-        Err(failure) => Err(failure),
-    };
-    match halted {
-        Err(failure) if site.claim.options.address.is_some() => {
-            if failure.is_no_instance() {
-                return Ok(());
-            }
-            Err(failure.into_error(client, "stop the VM", None))
-        }
-        // Its end by force follows in any case.
-        Err(failure) => {
-            tracing::warn!(%failure, "the server did not stop its VM, so it is ended by force");
-            Ok(())
-        }
-        Ok(()) => Ok(()),
+    if site.claim.options.address.is_some() {
+        return end_elsewhere(site, client, Instant::now() + HALT_LIMIT).await;
     }
+    // Its end by force follows in any case.
+    if let Err(failure) = end(client, site.vm.id, Instant::now() + HALT_LIMIT).await {
+        tracing::warn!(%failure, "the server did not stop its VM, so it is ended by force");
+    }
+    Ok(())
+}
+
+/// Has a server elsewhere end the VM, and remembers that it did: whatever is found there from then on is not this run.
+///
+/// # Errors
+/// Whatever leaves open whether the VM is gone. Where nobody listens, no server has it.
+pub(super) async fn end_elsewhere(site: &Site<'_>, client: &Client, deadline: Instant) -> Result<()> {
+    match end(client, site.vm.id, deadline).await {
+        Ok(()) => {}
+        Err(Failure::Refused(error)) => {
+            let (address, vm) = (client.address, site.vm.id);
+            tracing::warn!(%error, %address, %vm, "nobody listens there, so the VM's server is gone; one that was \
+                killed leaves its VM in the kernel of its host, where bhyvectl --destroy takes it away");
+        }
+        Err(failure) => return Err(failure.into_error(client, "stop the VM", None)),
+    }
+    if let Some(server) = files::server(&site.layout)? {
+        files::remember_end(&site.layout, &server);
+    }
+    Ok(())
 }
 
 /// Asks the guest to power itself off until it has, or the deadline has passed; answers whether it has.
 async fn ask_guest(site: &Site<'_>, client: &Client, deadline: Instant) -> bool {
     let Some(power_off) = &site.settings.power_off else { return false };
-    let gone = monitor::until(client, InstanceState::is_last, deadline);
+    let gone = monitor::until(client, |state| state == InstanceState::Failed, deadline);
     let asking = async {
         loop {
             let again = Instant::now() + ASK_EVERY;
@@ -108,7 +120,7 @@ async fn ask_guest(site: &Site<'_>, client: &Client, deadline: Instant) -> bool 
         },
     };
     match ended {
-        Ok(_) => true,
+        Ok(state) => state == InstanceState::Destroyed,
         Err(failure) => {
             tracing::debug!(%failure, "the guest did not power itself off in time");
             failure.is_no_instance()
@@ -125,14 +137,17 @@ pub(super) fn mark_asked(site: &Site<'_>) {
     }
 }
 
-/// Ends whatever is left of a run, the guest's or only the server's.
+/// Ends whatever is left of a run, the guest's or only the server's, whatever state its VM is in.
 ///
 /// # Errors
-/// Those of the programs that are needed for it.
+/// Those of the programs that are needed for it; where the server is elsewhere, whatever keeps it from ending the VM.
 pub(super) async fn clear(site: &Site<'_>, hold: &Hold) -> Result<()> {
     mark_asked(site);
-    if site.claim.options.address.is_some() {
-        return Ok(());
+    match site.claim.options.address {
+        Some(address) if files::may_run(&site.layout)? => {
+            end_elsewhere(site, &site.client(address), Instant::now() + HALT_LIMIT).await
+        }
+        Some(_) => Ok(()),
+        None => end_server(site, site.host(), hold).await,
     }
-    end_server(site, site.host(), hold).await
 }

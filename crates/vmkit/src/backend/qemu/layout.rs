@@ -61,6 +61,7 @@ impl Layout {
             run_file: self.run_file(),
             run_dir: self.run.clone(),
             program: "QEMU",
+            killer: None,
         }
     }
 

@@ -11,6 +11,7 @@ use super::layout::Layout;
 use super::qmp::client::{QmpClient, RunState};
 use crate::backend::supervise::alive;
 use crate::backend::supervise::process::{self, Found};
+use crate::deadline::later;
 use crate::error::Result;
 use crate::host::process::ProcessFd;
 use crate::steps::step;
@@ -30,7 +31,7 @@ const PRESS_EVERY: Duration = Duration::from_secs(1);
 /// # Errors
 /// `TimedOut` where the process survives even SIGKILL.
 pub(super) async fn stop(layout: &Layout, timeout: Duration) -> Result<()> {
-    let deadline = Instant::now() + timeout;
+    let deadline = later(timeout);
     if let Found::Live(process) = process::look(&layout.place()).await?
         && !timeout.is_zero()
         && ask_guest(layout, &process, deadline).await?

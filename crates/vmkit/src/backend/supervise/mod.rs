@@ -33,6 +33,8 @@ pub(crate) struct Place {
     pub(crate) run_dir: PathBuf,
     /// The hypervisor's name in errors, such as `QEMU`.
     pub(crate) program: &'static str,
+    /// What kills a process that runs with more privileges than this user's: a program and its arguments before the number.
+    pub(crate) killer: Option<Vec<String>>,
 }
 
 /// Answers where a file lies until it is whole.

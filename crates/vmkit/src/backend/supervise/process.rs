@@ -17,10 +17,11 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::process::Stdio;
 use std::time::Duration;
 
 use rustix::process::Signal;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::alive;
 use super::runfile::{self, Ended, Run};
@@ -30,6 +31,8 @@ use crate::host::process::{ProcessFd, ProcessId, boot_id};
 
 /// How long a keeper may take to write down an end: it has nothing else to do.
 const KEEPER_GRACE: Duration = Duration::from_secs(2);
+/// How long a program may take that kills another one.
+const KILLER_LIMIT: Duration = Duration::from_secs(5);
 
 /// What was found to run.
 #[derive(Debug)]
@@ -202,7 +205,7 @@ pub(crate) async fn kill(place: &Place) -> Result<()> {
     let mut found = look(place).await?;
     if let Found::Starting(keeper) = &found {
         // First the keeper, so that it starts nothing more; then what it may have started.
-        end(keeper, Signal::KILL, KEEPER_GRACE).await?;
+        end_by_force(place, keeper, KEEPER_GRACE).await?;
         found = match orphan(place)? {
             Some(process) => Found::Live(process),
             None => Found::Ended(None),
@@ -210,7 +213,7 @@ pub(crate) async fn kill(place: &Place) -> Result<()> {
     }
     if let Found::Live(process) = &found {
         const GRACE: Duration = Duration::from_secs(5);
-        if !end(process, Signal::KILL, GRACE).await? {
+        if !end_by_force(place, process, GRACE).await? {
             return Err(Error::TimedOut {
                 awaited: format!("{} (process {}) to end after SIGKILL", place.program, process.id().pid),
                 after: GRACE,
@@ -220,6 +223,39 @@ pub(crate) async fn kill(place: &Place) -> Result<()> {
         settled(place).await?;
     }
     Ok(())
+}
+
+/// Kills a process, with more privileges than this user's where it takes them, and answers whether it has ended.
+async fn end_by_force(place: &Place, process: &ProcessFd, grace: Duration) -> Result<bool> {
+    match (end(process, Signal::KILL, grace).await, &place.killer) {
+        // Such a program knows numbers only: this is the one place where one is signalled, and whose it is was just asked.
+        (Err(error), Some(killer)) if error.kind() == ErrorKind::Host => {
+            if process.id().open()?.is_some() {
+                kill_by(killer, process.id().pid).await?;
+            }
+            process.wait(Instant::now() + grace).await
+        }
+        (ended, _) => ended,
+    }
+}
+
+/// Has a program kill the process of this number.
+///
+/// # Errors
+/// `Host` where it can't.
+pub(crate) async fn kill_by(killer: &[String], pid: u32) -> Result<()> {
+    let (program, arguments) = killer.split_first().expect("a killer has a program");
+    crate::steps::step("process: kill by a program").map_err(Error::io("run", program))?;
+    let mut command = tokio::process::Command::new(program);
+    command.args(arguments).arg(pid.to_string()).env_clear().stdin(Stdio::null());
+    let failed = |problem: String| Error::Host { needed: killer.join(" "), problem };
+    let output = timeout(KILLER_LIMIT, command.kill_on_drop(true).output()).await;
+    let output = output.map_err(|_| failed("it does not end".to_owned()))?;
+    let output = output.map_err(|error| failed(format!("it can't be run: {error}")))?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned())),
+    }
 }
 
 /// Signals a process and waits for its end; answers whether it has ended.
@@ -232,7 +268,7 @@ pub(crate) async fn end(process: &ProcessFd, signal: Signal, grace: Duration) ->
 #[cfg(test)]
 mod tests {
     use std::os::fd::OwnedFd;
-    use std::process::{Command, Stdio};
+    use std::process::Command;
 
     use super::*;
     use crate::backend::supervise::runfile::Run;
@@ -244,6 +280,7 @@ mod tests {
             run_file: dir.join("run.json"),
             run_dir: dir.join("run"),
             program: "QEMU",
+            killer: None,
         };
         fs::create_dir(&place.run_dir).unwrap();
         let lock = alive::try_take(&place).unwrap().unwrap();
@@ -286,5 +323,17 @@ mod tests {
         assert!(matches!(look(&place).await.unwrap(), Found::Launching));
         drop(lock);
         assert!(matches!(look(&place).await.unwrap(), Found::Ended(Some(_))));
+    }
+
+    #[tokio::test]
+    async fn a_program_kills_the_process_of_a_number_or_says_why_not() {
+        let mut child = Command::new("sleep").arg("300").spawn().unwrap();
+        let held = ProcessId::of(child.id()).unwrap().unwrap().open().unwrap().unwrap();
+        let killer = ["/bin/kill", "-9"].map(str::to_owned);
+        kill_by(&killer, child.id()).await.unwrap();
+        assert!(held.wait(Instant::now() + Duration::from_secs(60)).await.unwrap());
+        child.wait().unwrap();
+        let error = kill_by(&["/bin/false".to_owned()], 1).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Host, "{error}");
     }
 }
