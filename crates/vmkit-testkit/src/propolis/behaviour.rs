@@ -19,6 +19,10 @@ pub struct Behaviour {
     pub ensure_fails: Option<String>,
     /// Whether a VM's devices fail to start: it goes from `Starting` to `Failed`.
     pub start_fails: bool,
+    /// The newest version of the API that it serves; 5.0.0 unless named.
+    pub latest_version: Option<String>,
+    /// So many lines it logs before it makes a VM: more than anybody reads meanwhile.
+    pub chatter: u32,
     /// The point at which the server dies, as by a bug of its own; what it holds of the kernel leaks.
     pub dies: Option<Death>,
 }
@@ -31,6 +35,8 @@ impl Default for Behaviour {
             refusal: None,
             ensure_fails: None,
             start_fails: false,
+            latest_version: None,
+            chatter: 0,
             dies: None,
         }
     }

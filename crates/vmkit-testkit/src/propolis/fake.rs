@@ -42,6 +42,12 @@ impl Setup {
         self
     }
 
+    /// Has it serve no newer version of the API than this, such as `1.0.0`.
+    pub fn latest_version(mut self, version: &str) -> Self {
+        self.behaviour.latest_version = Some(version.to_owned());
+        self
+    }
+
     /// Has it listen there.
     pub fn address(mut self, address: SocketAddr) -> Self {
         self.address = Some(address);

@@ -292,6 +292,9 @@ impl Driver {
 
     /// Takes what the VM needs of its host, in a thread that may block.
     async fn take(&self, id: uuid::Uuid, spec: &InstanceSpec) -> Result<Held, String> {
+        for line in 0..self.machine.behaviour.chatter {
+            info!(self.machine.log, "so much to tell before there is a VM"; "line" => line);
+        }
         if let Some(text) = &self.machine.behaviour.ensure_fails {
             return Err(text.clone());
         }

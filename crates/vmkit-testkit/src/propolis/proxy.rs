@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy, copy_bidirectional, sink};
 use tokio::net::{TcpListener, TcpStream};
@@ -20,6 +21,8 @@ pub enum NetworkFault {
     DropAfter(u64),
     /// What is asked arrives, and no answer comes back.
     Stall,
+    /// What is asked arrives after this long.
+    Slow(Duration),
     /// Whatever is asked, this is the answer, and then the end.
     Junk(Vec<u8>),
     /// Whatever is asked, the answer is a page for people, with status 200.
@@ -189,6 +192,11 @@ async fn serve(mut client: TcpStream, now: Now) -> io::Result<()> {
                 PAGE.len()
             );
             return answer(client, format!("{head}{PAGE}").as_bytes()).await;
+        }
+        Some(NetworkFault::Slow(pause)) => {
+            tokio::time::sleep(pause).await;
+            let mut server = TcpStream::connect(now.upstream).await?;
+            copy_bidirectional(&mut client, &mut server).await?;
         }
         Some(NetworkFault::Stall) => {
             let mut server = TcpStream::connect(now.upstream).await?;

@@ -77,6 +77,8 @@ pub(super) fn start(
         bootrom: options.bootrom,
         cwd: options.cwd,
     };
+    let latest = options.behaviour.latest_version.as_deref().unwrap_or("5.0.0");
+    let latest = latest.parse().map_err(|error| format!("{latest} is no version: {error}"))?;
     let machine = Machine::new(log.clone(), host, options.behaviour, die, gates);
     let config = ConfigDropshot {
         bind_address: options.address,
@@ -85,7 +87,6 @@ pub(super) fn start(
         ..ConfigDropshot::default()
     };
     let header = "api-version".parse().expect("it is a header's name");
-    let latest = "5.0.0".parse().expect("it is a version");
     let policy = VersionPolicy::Dynamic(Box::new(ClientSpecifiesVersionInHeader::new(header, latest)));
     info!(log, "Starting server...");
     let server = ServerBuilder::new(api::api(), Arc::clone(&machine), log)

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod bad_input;
+mod ends;
+mod reshapes;
 mod world;
 mod wrong;
 
@@ -154,6 +156,23 @@ async fn a_vnic_that_a_reboot_took_is_made_again() {
     assert!(world.host().state().unwrap().links.contains_key(&vnic));
     propolis.destroy(vm).await.unwrap();
     assert_eq!(world.left(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_guest_at_a_vnic_of_somebody_else_is_found_by_the_address_of_that() {
+    let world = World::new();
+    world.run("dladm", &["create-vnic", "-t", "-l", "net0", "-m", "2:8:20:0:0:9", "theirs0"]);
+    let propolis = world.builder().lease_files(Vec::new()).build();
+    let mut options = vmkit::spec::BackendOptions::default();
+    options.set("vnic", "theirs0").unwrap();
+    let spec = world.bare(VmName::new("web").unwrap()).backend_options(options).build().unwrap();
+    let vm = propolis.prepare(&spec).await.unwrap();
+    let vm = propolis.start(&vm).await.unwrap();
+    assert_eq!(propolis.guest_ip(&vm).await.unwrap_err().kind(), vmkit::ErrorKind::NotFound);
+    world.say_neighbour("10.0.0.9", "2:8:20:0:0:9");
+    assert_eq!(propolis.guest_ip(&vm).await.unwrap(), "10.0.0.9");
+    propolis.destroy(vm).await.unwrap();
+    assert!(world.host().state().unwrap().links.contains_key("theirs0"), "it is not vmkit's to remove");
 }
 
 #[tokio::test]

@@ -1,7 +1,8 @@
 //! Hosts for VMs whose Propolis is a fake.
 
 use std::fs;
-use std::net::IpAddr;
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::pin::Pin;
@@ -9,17 +10,18 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use futures_util::{SinkExt, StreamExt};
+use futures_util::{FutureExt, SinkExt, StreamExt};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use vmkit::spec::{BackendOptions, DataDisk, Mib, NetworkConfig, RootDisk, VmName, VmSpec, VmSpecBuilder};
 use vmkit::{
-    ConsoleEndpoint, Hypervisor, PowerOff, PropolisHypervisor, PropolisHypervisorBuilder, VmHandle, VmState,
+    ConsoleEndpoint, ErrorKind, Hypervisor, PowerOff, PropolisHypervisor, PropolisHypervisorBuilder,
+    VmHandle, VmState,
 };
 use vmkit_testkit::propolis::illumos::FakeIllumos;
-use vmkit_testkit::propolis::{Behaviour, FakePropolis, FaultProxy};
+use vmkit_testkit::propolis::{Behaviour, FakePropolis, FaultProxy, Gate, Held};
 
 const TOOLS: &str = env!("CARGO_BIN_EXE_vmkit-fake-illumos");
 const SERVER: &str = env!("CARGO_BIN_EXE_vmkit-fake-propolis");
@@ -131,24 +133,72 @@ pub(crate) struct Remote {
 
 impl Remote {
     pub(crate) fn new() -> Self {
+        Self::behaving(Behaviour::default())
+    }
+
+    pub(crate) fn behaving(behaviour: Behaviour) -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("disk.raw"), vec![7; 1 << 20]).unwrap();
-        let server = FakePropolis::spawn(Behaviour::default()).unwrap();
+        let server = FakePropolis::spawn(behaviour).unwrap();
         let proxy = FaultProxy::new(server.address()).unwrap();
         Self { dir: Arc::new(dir), server: Arc::new(Mutex::new(server)), proxy: Arc::new(proxy) }
     }
 
+    pub(crate) fn builder(&self) -> PropolisHypervisorBuilder {
+        PropolisHypervisor::builder(self.dir.path().join("vms")).search_path("/nonexistent".as_ref())
+    }
+
     pub(crate) fn hypervisor(&self) -> PropolisHypervisor {
-        PropolisHypervisor::builder(self.dir.path().join("vms")).search_path("/nonexistent".as_ref()).build()
+        self.builder().build()
+    }
+
+    pub(crate) fn bare(&self, name: VmName) -> VmSpecBuilder {
+        let disk = DataDisk::Existing { path: self.dir.path().join("disk.raw"), readonly: false };
+        VmSpec::builder(name).data_disks(vec![disk]).network(NetworkConfig::None)
+    }
+
+    /// Holds the server at a gate.
+    pub(crate) fn hold(&self, gate: Gate) -> Held {
+        self.server.lock().unwrap().hold(gate).now_or_never().expect("nobody else holds it")
+    }
+
+    /// Counts how often the server was told to run or to stop a VM.
+    pub(crate) fn orders(&self) -> usize {
+        self.server.lock().unwrap().log().matches(r#""uri":"/instance/state""#).count()
+    }
+
+    /// Waits until the server has been asked for what it is held before, with so many orders before that; nothing tells a test
+    /// when.
+    pub(crate) async fn wait_at(&self, gate: Gate, orders: usize) {
+        let address = self.server.lock().unwrap().address();
+        // A VM that is to be made is there, and one that is to run was promised it.
+        let has_come = || match gate {
+            Gate::Ensure => instance_at(address).contains("Creating"),
+            _ => self.orders() > orders,
+        };
+        let came = async {
+            while !has_come() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, came).await.unwrap();
+    }
+
+    /// Waits until the server has let go of a VM; nothing tells a test when.
+    pub(crate) async fn wait_for_no_guest(&self, vm: &VmHandle) {
+        let gone = async {
+            while self.guests(vm) > 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, gone).await.unwrap();
     }
 
     pub(crate) fn spec(&self, name: VmName) -> VmSpec {
         let mut options = BackendOptions::default();
         options.set("address", self.proxy.address().to_string()).unwrap();
         options.set("guest-ip", "10.0.0.9").unwrap();
-        let disk = DataDisk::Existing { path: self.dir.path().join("disk.raw"), readonly: false };
-        let spec = VmSpec::builder(name).data_disks(vec![disk]).network(NetworkConfig::None);
-        spec.backend_options(options).build().unwrap()
+        self.bare(name).backend_options(options).build().unwrap()
     }
 
     /// Has the server forget its VM, as one that was started anew.
@@ -171,6 +221,16 @@ impl Remote {
     }
 }
 
+/// Answers what a server says of its VM.
+fn instance_at(server: SocketAddr) -> String {
+    let mut stream = TcpStream::connect(server).unwrap();
+    let head = "host: x\r\nconnection: close\r\napi-version: 1.0.0";
+    write!(stream, "GET /instance HTTP/1.1\r\n{head}\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
 fn files_in(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     entries.map(|entry| entry.path().display().to_string()).collect()
@@ -184,10 +244,22 @@ pub(crate) fn kill(pid: u32) {
 
 /// Waits until the VM is in a state; nothing tells a test when.
 pub(crate) async fn wait_for_state(propolis: &PropolisHypervisor, vm: &VmHandle, wanted: &VmState) {
+    wait_for(propolis, vm, |found| found == wanted).await;
+}
+
+/// Waits until the VM is in such a state, and no start is at work.
+pub(crate) async fn wait_for(
+    propolis: &PropolisHypervisor,
+    vm: &VmHandle,
+    wanted: impl Fn(&VmState) -> bool,
+) {
     let began = Instant::now();
     loop {
-        let found = propolis.state(vm).await.unwrap();
-        if found == *wanted {
+        let found = match propolis.state(vm).await {
+            Err(error) if error.kind() == ErrorKind::Busy => None,
+            found => Some(found.unwrap()),
+        };
+        if found.as_ref().is_some_and(&wanted) {
             return;
         }
         assert!(began.elapsed() < PATIENCE, "it is {found:?}");

@@ -95,6 +95,7 @@ fn modes(termios: &Termios) -> Vec<(Pty, u32)> {
         (Pty::IXANY, InputModes::IXANY),
         (Pty::IXOFF, InputModes::IXOFF),
         (Pty::IMAXBEL, InputModes::IMAXBEL),
+        #[cfg(not(target_os = "illumos"))]
         (Pty::IUTF8, InputModes::IUTF8),
     ] {
         flag(pty, termios.input_modes.contains(mode));

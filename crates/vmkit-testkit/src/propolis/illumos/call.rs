@@ -2,6 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -50,6 +51,11 @@ pub enum Fault {
     },
     /// It does nothing, and never ends.
     Hang,
+    /// It does what it shall, but only after this long.
+    Late {
+        /// The time in milliseconds.
+        millis: u64,
+    },
 }
 
 /// The fault of one call.
@@ -66,11 +72,16 @@ impl Illumos {
     /// Whatever the system says to the directory in which the host lives.
     pub fn call(&self, tool: &str, args: &[String]) -> io::Result<Option<Said>> {
         let planned = self.planned()?;
-        State::change(self, |state| {
+        let fault = State::change(self, |state| -> io::Result<_> {
             state.calls += 1;
             self.record(tool, args)?;
-            let fault =
-                planned.into_iter().find(|planned| planned.call == state.calls).map(|planned| planned.fault);
+            let fault = planned.into_iter().find(|planned| planned.call == state.calls);
+            Ok(fault.map(|planned| planned.fault))
+        })??;
+        if let Some(Fault::Late { millis }) = fault {
+            std::thread::sleep(Duration::from_millis(millis));
+        }
+        State::change(self, |state| {
             match fault {
                 Some(Fault::Hang) => return Ok(None),
                 Some(Fault::Fail { stderr, code }) => return Ok(Some(Said::failed(code, stderr))),

@@ -24,6 +24,9 @@ use super::monitor;
 /// of either: a VM is `Creating` before and after it is made.
 const AGAIN: Duration = Duration::from_millis(100);
 
+/// How long the network may fail at a stretch.
+const NETWORK_LIMIT: Duration = Duration::from_secs(5);
+
 /// What one try to end a VM came to.
 enum Tried {
     /// The server has let go of everything.
@@ -40,11 +43,12 @@ enum Tried {
 /// `Refused` where nobody listens, so there is no server that could hold anything; any other failure leaves open what runs.
 pub(super) async fn end(client: &Client, id: Uuid, deadline: Instant) -> Answer<()> {
     let began = Instant::now();
+    let mut heard = began;
     loop {
         match end_once(client, id, deadline).await {
             Ok(Tried::Gone) => return Ok(()),
-            Ok(Tried::Creating) => {}
-            Err(failure) if failure.is_of_the_network() => {
+            Ok(Tried::Creating) => heard = Instant::now(),
+            Err(failure) if failure.is_of_the_network() && heard.elapsed() < NETWORK_LIMIT => {
                 tracing::debug!(%failure, "the server is asked again to end its VM");
             }
             Err(failure) => return Err(failure),

@@ -1,0 +1,296 @@
+//! VMs that end for good whatever became of them, and servers and networks that do not make it easy.
+
+use std::fs;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use vmkit::spec::{BackendOptions, VmName};
+use vmkit::{ErrorKind, FailureKind, Hypervisor, PropolisHypervisor, VmHandle, VmState};
+use vmkit_testkit::propolis::illumos::Fault;
+use vmkit_testkit::propolis::{Behaviour, Gate, NetworkFault};
+
+use crate::world::{self, Remote, World};
+
+fn name() -> VmName {
+    VmName::new("web").unwrap()
+}
+
+fn failing() -> Behaviour {
+    Behaviour { start_fails: true, ..Behaviour::default() }
+}
+
+#[tokio::test]
+async fn a_network_that_fails_is_no_reason_to_forget_a_guest_that_runs() {
+    let remote = Remote::new();
+    let propolis = remote.hypervisor();
+    let vm = propolis.prepare(&remote.spec(name())).await.unwrap();
+    let vm = propolis.start(&vm).await.unwrap();
+    for fault in [NetworkFault::DropAfter(0), NetworkFault::Html] {
+        remote.proxy.set(Some(fault.clone())).unwrap();
+        let error = propolis.state(&vm).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Hypervisor, "{fault:?}: {error}");
+        let error = propolis.destroy(vm.clone()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Hypervisor, "{fault:?}: {error}");
+        assert_eq!(remote.guests(&vm), 1, "{fault:?}");
+    }
+    remote.proxy.set(None).unwrap();
+    assert_eq!(propolis.state(&vm).await.unwrap(), VmState::Running);
+    propolis.destroy(vm).await.unwrap();
+    assert_eq!(remote.left(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_vm_that_can_not_be_started_leaves_its_server_free() {
+    let remote = Remote::behaving(failing());
+    let propolis = remote.hypervisor();
+    let vm = propolis.prepare(&remote.spec(name())).await.unwrap();
+    for _ in 0..2 {
+        let error = propolis.start(&vm).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Hypervisor, "{error}");
+        assert_eq!(remote.guests(&vm), 0, "{error}");
+        assert_eq!(propolis.state(&vm).await.unwrap(), VmState::Stopped);
+    }
+    propolis.destroy(vm).await.unwrap();
+    assert_eq!(remote.left(), Vec::<String>::new());
+
+    let world = World::new();
+    world.host().behave(&failing()).unwrap();
+    let propolis = world.hypervisor();
+    let vm = propolis.prepare(&world.spec(name())).await.unwrap();
+    let error = propolis.start(&vm).await.unwrap_err();
+    assert!(error.to_string().contains("Failed"), "{error}");
+    assert!(!world.kernel_has(&vm));
+    world.host().behave(&Behaviour::default()).unwrap();
+    propolis.start(&vm).await.unwrap();
+    propolis.destroy(vm).await.unwrap();
+    assert_eq!(world.left(), Vec::<String>::new());
+}
+
+/// Begins a start, gives it up once the server has come to `gate`, and lets the server go on.
+async fn cut_off(remote: &Remote, propolis: &PropolisHypervisor, vm: &VmHandle, gate: Gate) {
+    let (held, orders) = (remote.hold(gate), remote.orders());
+    let start = propolis.start(vm);
+    tokio::select! {
+        started = start => panic!("{started:?}"),
+        () = remote.wait_at(gate, orders) => {}
+    }
+    drop(held);
+}
+
+#[tokio::test]
+async fn what_a_start_that_was_cut_off_left_is_ended_by_stop_start_and_destroy() {
+    // At the first gate it is left as `Creating`, at the second as `Failed`.
+    for (gate, behaviour) in [(Gate::Ensure, Behaviour::default()), (Gate::Event, failing())] {
+        let remote = Remote::behaving(behaviour);
+        let propolis = remote.hypervisor();
+        let vm = propolis.prepare(&remote.spec(name())).await.unwrap();
+        cut_off(&remote, &propolis, &vm, gate).await;
+        world::wait_for(&propolis, &vm, |state| matches!(state, VmState::Failed { .. })).await;
+        assert_eq!(remote.guests(&vm), 1, "{gate:?}: it is still there");
+        propolis.stop(&vm, Duration::ZERO).await.unwrap();
+        assert_eq!(remote.guests(&vm), 0, "{gate:?}");
+        assert_eq!(propolis.state(&vm).await.unwrap(), VmState::Stopped);
+
+        cut_off(&remote, &propolis, &vm, gate).await;
+        world::wait_for(&propolis, &vm, |state| matches!(state, VmState::Failed { .. })).await;
+        match (gate, propolis.start(&vm).await) {
+            (Gate::Ensure, started) => assert_eq!(started.unwrap().state, VmState::Running),
+            (_, started) => assert_eq!(started.unwrap_err().kind(), ErrorKind::Hypervisor),
+        }
+        propolis.stop(&vm, Duration::ZERO).await.unwrap();
+
+        cut_off(&remote, &propolis, &vm, gate).await;
+        propolis.destroy(vm).await.unwrap();
+        assert_eq!(remote.left(), Vec::<String>::new(), "{gate:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_start_at_work_is_told_as_such_and_never_as_one_that_was_cut_off() {
+    let remote = Remote::new();
+    let propolis = remote.hypervisor();
+    let vm = propolis.prepare(&remote.spec(name())).await.unwrap();
+    let held = remote.hold(Gate::Ensure);
+    let watching = async {
+        remote.wait_at(Gate::Ensure, 0).await;
+        let error = propolis.state(&vm).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Busy, "{error}");
+        drop(held);
+        loop {
+            match propolis.state(&vm).await {
+                Ok(VmState::Running) => return,
+                Ok(other) => panic!("{other:?}"),
+                Err(error) => assert_eq!(error.kind(), ErrorKind::Busy, "{error}"),
+            }
+        }
+    };
+    let (started, ()) = tokio::join!(propolis.start(&vm), watching);
+    propolis.destroy(started.unwrap()).await.unwrap();
+    assert_eq!(remote.left(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_guest_that_was_seen_to_end_has_stopped_whatever_its_server_does_then() {
+    let remote = Remote::new();
+    let propolis = remote.hypervisor();
+    let one = propolis.prepare(&remote.spec(name())).await.unwrap();
+    let two = propolis.prepare(&remote.spec(VmName::new("other").unwrap())).await.unwrap();
+    let one = propolis.start(&one).await.unwrap();
+    world::type_at_console(&propolis, &one, "poweroff\r").await;
+    world::wait_for_state(&propolis, &one, &VmState::Stopped).await;
+    remote.wait_for_no_guest(&one).await;
+    assert_eq!(propolis.state(&one).await.unwrap(), VmState::Stopped);
+
+    propolis.start(&two).await.unwrap();
+    assert_eq!(propolis.state(&one).await.unwrap(), VmState::Stopped);
+    remote.proxy.set(Some(NetworkFault::Refuse)).unwrap();
+    assert_eq!(propolis.state(&one).await.unwrap(), VmState::Stopped);
+    remote.proxy.set(None).unwrap();
+    propolis.destroy(one).await.unwrap();
+    assert_eq!(remote.guests(&two), 1, "it is another's");
+
+    // Nobody saw this one end.
+    remote.forget();
+    let state = propolis.state(&two).await.unwrap();
+    let VmState::Failed { cause } = &state else { panic!("{state:?}") };
+    assert_eq!(cause.kind, FailureKind::Vanished);
+    propolis.destroy(two).await.unwrap();
+    assert_eq!(remote.left(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_slow_server_is_stopped_as_gracefully_as_any() {
+    let remote = Remote::new();
+    let propolis = remote.builder().with_power_off(world::TypesPowerOff).build();
+    let vm = propolis.prepare(&remote.spec(name())).await.unwrap();
+    let vm = propolis.start(&vm).await.unwrap();
+    world::wait_for_console(&propolis, &vm, "login: ").await;
+    remote.proxy.set(Some(NetworkFault::Slow(Duration::from_millis(1500)))).unwrap();
+    propolis.stop(&vm, Duration::from_secs(60)).await.unwrap();
+    let log = fs::read_to_string(vm.console_log.as_ref().unwrap()).unwrap();
+    assert!(log.contains("poweroff"), "{log}");
+    propolis.destroy(vm).await.unwrap();
+    assert_eq!(remote.left(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_server_that_stands_still_for_a_while_is_not_killed_for_it() {
+    let world = World::new();
+    let propolis = world.builder().with_power_off(world::TypesPowerOff).build();
+    let vm = propolis.prepare(&world.spec(name())).await.unwrap();
+    let vm = propolis.start(&vm).await.unwrap();
+    world::wait_for_console(&propolis, &vm, "login: ").await;
+    let pid = Pid::from_raw(i32::try_from(vm.run.as_ref().unwrap().pid.unwrap()).unwrap()).unwrap();
+    kill_process(pid, Signal::STOP).unwrap();
+    let goes_on = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(2500));
+        kill_process(pid, Signal::CONT).unwrap();
+    });
+    propolis.stop(&vm, Duration::from_secs(60)).await.unwrap();
+    goes_on.join().unwrap();
+    let log = fs::read_to_string(vm.console_log.as_ref().unwrap()).unwrap();
+    assert!(log.contains("poweroff"), "{log}");
+    propolis.destroy(vm).await.unwrap();
+    assert_eq!(world.left(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_hard_stop_of_a_server_that_hangs_does_not_wait_for_it() {
+    let world = World::new();
+    let propolis = world.hypervisor();
+    let vm = propolis.prepare(&world.spec(name())).await.unwrap();
+    let vm = propolis.start(&vm).await.unwrap();
+    let pid = Pid::from_raw(i32::try_from(vm.run.as_ref().unwrap().pid.unwrap()).unwrap()).unwrap();
+    kill_process(pid, Signal::STOP).unwrap();
+    let began = std::time::Instant::now();
+    let stopped = propolis.stop(&vm, Duration::ZERO).await.unwrap();
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+    assert_eq!(propolis.state(&stopped).await.unwrap(), VmState::Stopped);
+    assert!(!world.kernel_has(&vm));
+    propolis.destroy(vm).await.unwrap();
+    assert_eq!(world.left(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_timeout_beyond_all_reckoning_is_as_good_as_never() {
+    let world = World::new();
+    let propolis = world.builder().with_power_off(world::TypesPowerOff).build();
+    let vm = propolis.prepare(&world.spec(name())).await.unwrap();
+    let vm = propolis.start(&vm).await.unwrap();
+    world::wait_for_console(&propolis, &vm, "login: ").await;
+    propolis.stop(&vm, Duration::MAX).await.unwrap();
+    propolis.destroy(vm).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_program_that_takes_too_long_is_dead_before_its_work_is_undone() {
+    let world = World::new();
+    let propolis = world.builder().program_limit(Duration::from_secs(2)).build();
+    // The first call asks for the size of the image, the second one clones it.
+    world.host().plan_fault(2, Fault::Late { millis: 4000 }).unwrap();
+    let error = propolis.prepare(&world.spec(name())).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
+    assert!(error.to_string().contains("zfs clone"), "{error}");
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(world.left(), Vec::<String>::new());
+    world.host().forget_faults().unwrap();
+    let vm = propolis.prepare(&world.spec(name())).await.unwrap();
+
+    // One that hangs for good while it removes something is killed, too, and the next try does the rest.
+    world.host().plan_fault(1, Fault::Hang).unwrap();
+    let error = propolis.destroy(vm.clone()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
+    world.host().forget_faults().unwrap();
+    propolis.destroy(vm).await.unwrap();
+    assert_eq!(world.left(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn what_a_server_has_left_in_its_directory_goes_with_the_vm() {
+    let world = World::new();
+    let propolis = world.hypervisor();
+    let vm = propolis.prepare(&world.spec(name())).await.unwrap();
+    let vm = propolis.start(&vm).await.unwrap();
+    let dir = world.path().join("vms/web/server");
+    fs::write(dir.join("core.propolis-server.17"), b"a dump").unwrap();
+    fs::create_dir(dir.join("more")).unwrap();
+    fs::write(dir.join("more/of-it"), b"").unwrap();
+    propolis.stop(&vm, Duration::ZERO).await.unwrap();
+    propolis.destroy(vm).await.unwrap();
+    assert_eq!(world.left(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_server_that_is_too_old_is_called_so() {
+    let remote =
+        Remote::behaving(Behaviour { latest_version: Some("1.0.0".to_owned()), ..Behaviour::default() });
+    let propolis = remote.hypervisor();
+    let mut options = BackendOptions::default();
+    options.set("address", remote.proxy.address().to_string()).unwrap();
+    options.set("serial-number", "rack-7").unwrap();
+    let spec = remote.bare(name()).backend_options(options).build().unwrap();
+    let vm = propolis.prepare(&spec).await.unwrap();
+    let error = propolis.start(&vm).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Hypervisor);
+    assert!(error.to_string().contains("too old") && error.to_string().contains("2.0.0"), "{error}");
+    propolis.destroy(vm).await.unwrap();
+
+    // One that asks for no more than the first version has runs there.
+    let vm = propolis.prepare(&remote.spec(name())).await.unwrap();
+    let vm = propolis.start(&vm).await.unwrap();
+    propolis.destroy(vm).await.unwrap();
+    assert_eq!(remote.left(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_failure_is_told_from_the_log_though_its_copy_was_lost() {
+    let world = World::new();
+    let ensure_fails = Some("no such VNIC under the moon".to_owned());
+    world.host().behave(&Behaviour { ensure_fails, chatter: 20_000, ..Behaviour::default() }).unwrap();
+    let propolis = world.hypervisor();
+    let vm = propolis.prepare(&world.spec(name())).await.unwrap();
+    let error = propolis.start(&vm).await.unwrap_err();
+    assert!(error.to_string().contains("under the moon"), "{error}");
+    propolis.destroy(vm).await.unwrap();
+    assert_eq!(world.left(), Vec::<String>::new());
+}
