@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
-use vmkit::spec::{DataDisk, Mib, NetworkConfig, RootDisk, VmName, VmSpec};
+use vmkit::spec::{BackendOptions, DataDisk, Mib, NetworkConfig, RootDisk, VmName, VmSpec};
 use vmkit::store::Home;
 use vmkit::{BackendTag, ErrorKind, PropolisHypervisor, Result, VmManager};
 use vmkit_testkit::crash::{self, Fault, Lasting};
 use vmkit_testkit::propolis::illumos::{self, FakeIllumos};
+use vmkit_testkit::propolis::{FakePropolis, Setup};
 
 const TOOLS: &str = env!("CARGO_BIN_EXE_vmkit-fake-illumos");
 const SERVER: &str = env!("CARGO_BIN_EXE_vmkit-fake-propolis");
@@ -31,11 +32,22 @@ const LIVES: [(&str, &[&str], &[&str]); 6] = [
     ("remove", &["create"], &["prepared", "stopped", "failed", ""]),
 ];
 
+/// Where the servers of a world's VMs are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Servers {
+    /// Each VM has its own.
+    Own,
+    /// There is one that outlives everything.
+    Elsewhere,
+}
+
 /// One home and one host below a directory.
 struct World {
     dir: PathBuf,
     host: FakeIllumos,
     manager: VmManager<PropolisHypervisor>,
+    /// Ends with the world.
+    _server: Option<FakePropolis>,
 }
 
 impl World {
@@ -53,17 +65,24 @@ impl World {
             .dev_vmm(host.dev().join("vmm"))
             .keeper(KEEPER)
             .build();
-        Self { dir: dir.to_owned(), host, manager: VmManager::new(propolis, BackendTag::Propolis, home) }
+        let manager = VmManager::new(propolis, BackendTag::Propolis, home);
+        Self { dir: dir.to_owned(), host, manager, _server: None }
     }
 
     /// Makes a world in which these operations were done; its servers end with it.
-    fn prepared(dir: &Path, words: &[&str]) -> Self {
+    fn prepared(dir: &Path, servers: Servers, words: &[&str]) -> Self {
         let host = FakeIllumos::new(&dir.join("host"), TOOLS.as_ref(), SERVER.as_ref()).unwrap();
         ["tank", "tank/img", "tank/vm"].into_iter().for_each(|pool| host.add_pool(pool).unwrap());
         host.add_volume("tank/img/debian", &vec![7; 1 << 20]).unwrap();
         host.add_snapshot("tank/img/debian@base").unwrap();
         host.add_link("net0").unwrap();
-        let world = Self::over(dir, host);
+        let mut world = Self::over(dir, host);
+        if servers == Servers::Elsewhere {
+            let server = Setup::default().vmm(&world.host.dev().join("vmm")).spawn().unwrap();
+            std::fs::write(dir.join("address"), server.address().to_string()).unwrap();
+            std::fs::write(dir.join("disk.raw"), vec![7; 1 << 20]).unwrap();
+            world._server = Some(server);
+        }
         for word in words {
             runtime().block_on(world.operate(word)).unwrap();
         }
@@ -72,12 +91,29 @@ impl World {
 
     async fn operate(&self, word: &str) -> Result<()> {
         match word {
-            "create" => self.manager.create(spec()).await.map(drop),
+            "create" => self.manager.create(self.spec()).await.map(drop),
             "start" => self.manager.start(&web()).await.map(drop),
             "stop" => self.manager.stop(&web(), Duration::ZERO).await.map(drop),
             "remove" => self.manager.remove(&web(), true).await,
             _ => panic!("no operation `{word}`"),
         }
+    }
+
+    fn spec(&self) -> VmSpec {
+        if let Ok(address) = std::fs::read_to_string(self.dir.join("address")) {
+            let mut options = BackendOptions::default();
+            options.set("address", address).unwrap();
+            let disk = DataDisk::Existing { path: self.dir.join("disk.raw"), readonly: false };
+            let spec = VmSpec::builder(web()).data_disks(vec![disk]).network(NetworkConfig::None);
+            return spec.backend_options(options).build().unwrap();
+        }
+        let disk = RootDisk { image: "zfs:tank/img/debian@base".into(), size: Some(Mib::new(2).unwrap()) };
+        VmSpec::builder(web())
+            .disk(disk)
+            .data_disks(vec![DataDisk::Fresh { size: Mib::new(1).unwrap() }])
+            .network(NetworkConfig::Vnic { link: "net0".parse().unwrap() })
+            .build()
+            .unwrap()
     }
 
     /// Answers the state that the list shows; `""` where it shows no VM.
@@ -143,16 +179,6 @@ fn web() -> VmName {
     VmName::new("web").unwrap()
 }
 
-fn spec() -> VmSpec {
-    let disk = RootDisk { image: "zfs:tank/img/debian@base".into(), size: Some(Mib::new(2).unwrap()) };
-    VmSpec::builder(web())
-        .disk(disk)
-        .data_disks(vec![DataDisk::Fresh { size: Mib::new(1).unwrap() }])
-        .network(NetworkConfig::Vnic { link: "net0".parse().unwrap() })
-        .build()
-        .unwrap()
-}
-
 /// One thread, since steps are counted by thread.
 fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().unwrap()
@@ -168,9 +194,11 @@ fn paths_below(dir: &Path) -> Vec<PathBuf> {
 #[test]
 fn a_whole_life_leaves_nothing() {
     let Some(task) = crash::task() else {
-        let temp = tempfile::tempdir().unwrap();
-        World::prepared(temp.path(), &["create", "start", "stop", "start"])
-            .assert_removable("after a whole life");
+        for servers in [Servers::Own, Servers::Elsewhere] {
+            let temp = tempfile::tempdir().unwrap();
+            World::prepared(temp.path(), servers, &["create", "start", "stop", "start"])
+                .assert_removable("after a whole life");
+        }
         return;
     };
     let world = World::at(&task.dir);
@@ -180,6 +208,15 @@ fn a_whole_life_leaves_nothing() {
 
 #[test]
 fn whoever_comes_after_a_kill_finds_a_true_state_and_can_go_on_or_remove() {
+    kill_at_every_step(Servers::Own);
+}
+
+#[test]
+fn whoever_comes_after_a_kill_finds_a_true_state_at_a_server_elsewhere_too() {
+    kill_at_every_step(Servers::Elsewhere);
+}
+
+fn kill_at_every_step(servers: Servers) {
     for (word, before, allowed) in LIVES {
         for goes_on in [true, false] {
             // Kept until the next one is made: a host that is dropped takes its servers along.
@@ -193,7 +230,7 @@ fn whoever_comes_after_a_kill_finds_a_true_state_and_can_go_on_or_remove() {
                 }
                 world.assert_removable(place);
             };
-            let prepare = |dir: &Path| drop(made.replace(Some(World::prepared(dir, before))));
+            let prepare = |dir: &Path| drop(made.replace(Some(World::prepared(dir, servers, before))));
             crash::kill_at_every_step("a_whole_life_leaves_nothing", word, prepare, check);
         }
     }
@@ -201,11 +238,20 @@ fn whoever_comes_after_a_kill_finds_a_true_state_and_can_go_on_or_remove() {
 
 #[test]
 fn a_failing_system_never_leaves_a_half_made_or_a_lost_vm() {
+    fail_every_step(Servers::Own);
+}
+
+#[test]
+fn a_failing_system_never_loses_a_vm_at_a_server_elsewhere_either() {
+    fail_every_step(Servers::Elsewhere);
+}
+
+fn fail_every_step(servers: Servers) {
     for lasting in [Lasting::Once, Lasting::FromThenOn] {
         for (word, before, allowed) in LIVES {
             for at in 1.. {
                 let temp = tempfile::tempdir().unwrap();
-                let world = World::prepared(temp.path(), before);
+                let world = World::prepared(temp.path(), servers, before);
                 let fault = Fault::at(at, lasting, io::ErrorKind::StorageFull);
                 let outcome = runtime().block_on(world.operate(word));
                 let failed = fault.failed();
@@ -231,7 +277,7 @@ fn a_host_whose_commands_fail_is_left_as_it_was() {
         for (word, before, allowed) in LIVES {
             for nth in 1.. {
                 let temp = tempfile::tempdir().unwrap();
-                let world = World::prepared(temp.path(), before);
+                let world = World::prepared(temp.path(), Servers::Own, before);
                 let calls = world.host.calls().unwrap().len();
                 world.host.plan_fault(nth, fault.clone()).unwrap();
                 let outcome = runtime().block_on(world.operate(word));
@@ -272,7 +318,7 @@ fn judge(
 #[test]
 fn ten_processes_that_start_one_vm_boot_one_guest() {
     let temp: TempDir = tempfile::tempdir().unwrap();
-    let world = World::prepared(temp.path(), &["create"]);
+    let world = World::prepared(temp.path(), Servers::Own, &["create"]);
     let begin = |_| crash::spawn("a_whole_life_leaves_nothing", "start", temp.path(), 0).unwrap();
     let children: Vec<_> = (0..10).map(begin).collect();
     for child in children {

@@ -12,8 +12,11 @@ use crate::network::MacAddr;
 /// The most that is read of a lease file, in bytes: some ten thousand leases.
 const MOST_BYTES: u64 = 1 << 20;
 
-/// Where the distributions' dnsmasq, NetworkManager's and LXC's keep their files.
-const DIRS: [&str; 4] = ["/var/lib/misc", "/var/lib/dnsmasq", "/run/dnsmasq", "/var/lib/NetworkManager"];
+/// Where the distributions' dnsmasq, NetworkManager's and LXC's keep their files; the last one is that of dnsmasq on illumos.
+///
+/// Source for that: `LEASEFILE` in dnsmasq's `src/config.h`.
+const DIRS: [&str; 5] =
+    ["/var/lib/misc", "/var/lib/dnsmasq", "/run/dnsmasq", "/var/lib/NetworkManager", "/var/cache"];
 
 /// An IPv4 lease. Those of IPv6 name no Ethernet address, so nothing can be found by it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -284,21 +284,32 @@ impl Kept {
     /// Copies output into the logs until the hypervisor has ended, and answers how.
     fn watch(&mut self) -> Ended {
         let mut buffer = vec![0; 16 << 10];
-        while let Some(process) = &self.process {
-            let mut waited = vec![process.end()];
-            waited.extend(self.logs.iter().map(|log| PollFd::new(&log.pipe, PollFlags::IN)));
+        let mut process = self.process.take();
+        // One that nobody could take hold of has ended.
+        let mut watches = process.is_some();
+        while watches {
+            let mut waited: Vec<PollFd<'_>> =
+                self.logs.iter().map(|log| PollFd::new(&log.pipe, PollFlags::IN)).collect();
+            waited.extend(process.iter().map(ProcessFd::end));
             match poll(&mut waited, None) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(_) => break,
             }
             let ready: Vec<bool> = waited.iter().map(|fd| !fd.revents().is_empty()).collect();
-            let mut log_is_ready = ready[1..].iter();
+            let (log_is_ready, process_is_ready) = ready.split_at(self.logs.len());
+            let mut log_is_ready = log_is_ready.iter();
             self.logs.retain_mut(|log| {
                 !log_is_ready.next().is_some_and(|ready| *ready) || log.copy_some(&mut buffer)
             });
-            if ready[0] {
-                break;
+            if process_is_ready.contains(&true) {
+                // Whatever made what is held of it worthless, such as privileges that this user has not, it lives: then its pipes
+                // tell of its end.
+                match self.child.try_wait() {
+                    Ok(None) => process = None,
+                    _ => break,
+                }
             }
+            watches = process.is_some() || !self.logs.is_empty();
         }
         let ended = self.child.wait();
         // What it wrote last lies in the pipes still.

@@ -19,7 +19,7 @@ use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 use super::ProcessId;
-use super::psinfo::{NEEDED_BYTES, PsInfo};
+use super::psinfo::{self, NEEDED_BYTES, PsInfo};
 use crate::error::{Error, Result};
 
 /// The control message that sends a signal, which follows; each is a `long`. Source: `sys/procfs.h`.
@@ -169,10 +169,18 @@ fn has_ended(psinfo: &File, given_up: Option<&UnixStream>, at_most: Option<&Time
     }
 }
 
-/// Answers what a start time is bound to: nothing. It is the time of the day to the nanosecond, so that a process of another
-/// boot has another one.
+/// Answers which boot this is: the one whose first process began when it did.
+///
+/// In a zone that is its own `init`, since nothing of before outlives the zone's boot either.
+///
+/// # Errors
+/// `Io` when `/proc` can't be read.
 pub(crate) fn boot_id() -> Result<Uuid> {
-    Ok(Uuid::nil())
+    const INIT: u32 = 1;
+    let missing = || Error::io("read", proc_dir(INIT))(io::ErrorKind::NotFound.into());
+    let first = open(INIT)?.ok_or_else(missing)?;
+    let first = read(INIT, &first)?.ok_or_else(missing)?;
+    Ok(psinfo::boot_of(first.start_time))
 }
 
 fn open(pid: u32) -> Result<Option<File>> {

@@ -2,6 +2,8 @@
 //!
 //! Pure: bytes to facts, so it is tested everywhere though only illumos has such files.
 
+use uuid::Uuid;
+
 /// The part of `psinfo_t` that is read, in bytes.
 pub(super) const NEEDED_BYTES: usize = START + 16;
 
@@ -31,6 +33,11 @@ impl PsInfo {
     }
 }
 
+/// Answers the name of the boot whose first process began at this time.
+pub(super) fn boot_of(start_time: u64) -> Uuid {
+    Uuid::from_u64_pair(0, start_time)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -49,6 +56,13 @@ mod tests {
         let found = PsInfo::parse(&psinfo(3, 1_763_000_000, 42)).unwrap();
         assert_eq!(found, PsInfo { start_time: 1_763_000_000_000_000_042, is_zombie: false });
         assert!(PsInfo::parse(&psinfo(0, 1, 0)).unwrap().is_zombie);
+    }
+
+    #[test]
+    fn each_boot_has_another_name_and_none_is_nil() {
+        assert_eq!(boot_of(7), boot_of(7));
+        assert_ne!(boot_of(7), boot_of(8));
+        assert!(!boot_of(1_763_000_000_000_000_042).is_nil());
     }
 
     #[test]
