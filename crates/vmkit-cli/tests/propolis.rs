@@ -8,7 +8,7 @@ use std::process::Stdio;
 
 use support::stream::{Heard, ended};
 use support::{Answer, Host};
-use vmkit_testkit::propolis::{Behaviour, FakePropolis};
+use vmkit_testkit::propolis::{FakePropolis, FaultProxy, NetworkFault, Setup};
 
 /// What the fake's guest says first.
 const BOOT: &str = "no guest runs here\r\nlogin: ";
@@ -21,8 +21,11 @@ struct Served {
 
 impl Served {
     fn new() -> Self {
-        let host = Host::with_refusing_qemu();
-        Self { host, server: FakePropolis::spawn(Behaviour::default()).unwrap() }
+        Self::by(Setup::default())
+    }
+
+    fn by(setup: Setup) -> Self {
+        Self { host: Host::with_refusing_qemu(), server: setup.spawn().unwrap() }
     }
 
     fn create(&self, name: &str, more: &[&str]) -> Answer {
@@ -106,6 +109,63 @@ fn an_address_at_which_nobody_listens_is_named() {
     assert_eq!(answer.code, Some(1), "{answer:?}");
     assert!(answer.stderr.contains(&served.server.address().to_string()), "{answer:?}");
     served.host.must(["rm", "--force", "web"]);
+}
+
+#[test]
+fn a_server_that_is_too_old_is_named_with_the_version_that_is_needed() {
+    let served = Served::by(Setup::default().latest_version("1.0.0"));
+    let serial = ["--backend-option", "serial-number=rack-7"];
+    assert_eq!(served.create("web", &serial).code, Some(0));
+    let answer = served.host.vmkit(["start", "web"]);
+    assert_eq!(answer.code, Some(1), "{answer:?}");
+    let place = served.server.address().to_string();
+    for said in ["too old", "2.0.0", &place] {
+        assert!(answer.stderr.contains(said), "{said}: {answer:?}");
+    }
+    served.host.must(["rm", "web"]);
+}
+
+#[test]
+fn a_network_that_fails_keeps_the_record_of_a_vm_that_runs() {
+    let Served { host, server } = Served::new();
+    let proxy = FaultProxy::new(server.address()).unwrap();
+    let address = format!("address={}", proxy.address());
+    let create = ["create", "web", "--backend", "propolis", "--image", "base.img", "--network", "none"];
+    host.must([&create[..], &["--backend-option", &address, "--start"]].concat());
+    proxy.set(Some(NetworkFault::DropAfter(0))).unwrap();
+    let answer = host.vmkit(["rm", "--force", "web"]);
+    assert_eq!(answer.code, Some(1), "{answer:?}");
+    assert_eq!(server.kernel_vms().len(), 1);
+    proxy.set(None).unwrap();
+    assert!(host.must(["ls"]).contains("web"));
+    host.must(["rm", "--force", "web"]);
+    assert!(server.kernel_vms().is_empty());
+}
+
+#[test]
+fn disks_and_networks_of_a_server_elsewhere_are_its_own() {
+    let host = Host::with_refusing_qemu();
+    let create = |more: &[&str]| {
+        let start = ["create", "web", "--backend", "propolis", "--backend-option", "address=192.0.2.7:12400"];
+        host.vmkit([&start[..], more].concat())
+    };
+    let there = "/dev/zvol/rdsk/tank/web";
+    for (more, said) in [
+        (&["--image", there, "--network", "vnic:net0"][..], "option vnic"),
+        (&["--image", there, "--network", "none", "--backend-option", "vnic=web0"], "vnic:LINK"),
+        (&["--image", there, "--network", "none", "--disk", "8GiB"], "has its size there"),
+        (&["--image", "zfs:tank/img/debian@base", "--network", "none"], "/dev/zvol/rdsk/POOL/NAME"),
+        (&["--image", there, "--network", "none", "--data-disk", "1GiB"], "make it there"),
+    ] {
+        let answer = create(more);
+        assert_eq!(answer.code, Some(2), "{more:?}: {answer:?}");
+        assert!(answer.stderr.contains(said), "{more:?}: {answer:?}");
+    }
+    let vnic = ["--network", "vnic:net0", "--backend-option", "vnic=web0"];
+    let disks = ["--image", there, "--data-disk", "/dev/zvol/rdsk/tank/shared"];
+    let answer = create(&[&disks[..], &vnic].concat());
+    assert_eq!(answer.code, Some(0), "{answer:?}");
+    host.must(["rm", "web"]);
 }
 
 #[test]

@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use vmkit::console::{Ending, Event, SerialConsole, Since};
 use vmkit::{ErrorKind, Result};
-use vmkit_testkit::propolis::{Behaviour, FakePropolis, FaultProxy, NetworkFault};
+use vmkit_testkit::propolis::{Behaviour, FakePropolis, FaultProxy, NetworkFault, Setup};
 
 /// What the fake's guest says first.
 const BOOT: &str = "no guest runs here\r\nlogin: ";
@@ -245,6 +245,16 @@ async fn without_an_active_vm_there_is_no_console() {
     assert_eq!(error.kind(), ErrorKind::InvalidState, "{error}");
     let error = console_at(fake.address()).history(Since::Start(0)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidState, "{error}");
+}
+
+#[tokio::test]
+async fn a_server_too_old_for_the_console_is_called_so() {
+    let old = Setup::default().latest_version("0.9.0").spawn().unwrap();
+    let error = Pumped::begin(old.address(), 0).ending().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Hypervisor);
+    assert!(error.to_string().contains("too old") && error.to_string().contains("1.0.0"), "{error}");
+    let error = console_at(old.address()).history(Since::Start(0)).await.unwrap_err();
+    assert!(error.to_string().contains("too old"), "{error}");
 }
 
 #[tokio::test]

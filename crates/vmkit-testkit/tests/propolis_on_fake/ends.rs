@@ -4,8 +4,12 @@ use std::fs;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
-use vmkit::spec::{BackendOptions, VmName};
-use vmkit::{ErrorKind, FailureKind, Hypervisor, PropolisHypervisor, VmHandle, VmState};
+use vmkit::spec::{BackendOptions, DataDisk, NetworkConfig, RootDisk, VmName};
+use vmkit::store::Home;
+use vmkit::{
+    BackendTag, Condition, ErrorKind, FailureKind, Hypervisor, PropolisHypervisor, VmHandle, VmManager,
+    VmState,
+};
 use vmkit_testkit::propolis::illumos::Fault;
 use vmkit_testkit::propolis::{Behaviour, Gate, NetworkFault};
 
@@ -293,4 +297,100 @@ async fn a_failure_is_told_from_the_log_though_its_copy_was_lost() {
     assert!(error.to_string().contains("under the moon"), "{error}");
     propolis.destroy(vm).await.unwrap();
     assert_eq!(world.left(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_server_that_takes_its_time_to_let_go_is_waited_for() {
+    let remote = Remote::new();
+    let propolis = remote.hypervisor();
+    let vm = propolis.prepare(&remote.spec(name())).await.unwrap();
+    for _ in 0..2 {
+        propolis.start(&vm).await.unwrap();
+        let held = remote.hold(Gate::Release);
+        let lets_go = async {
+            tokio::time::sleep(Duration::from_millis(700)).await;
+            assert_eq!(remote.guests(&vm), 1, "it has not let go");
+            drop(held);
+        };
+        let (stopped, ()) = tokio::join!(propolis.stop(&vm, Duration::ZERO), lets_go);
+        stopped.unwrap();
+        assert_eq!(remote.guests(&vm), 0);
+    }
+    propolis.destroy(vm).await.unwrap();
+    assert_eq!(remote.left(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_vm_that_is_made_only_after_its_start_was_given_up_is_ended_then() {
+    let remote = Remote::new();
+    let propolis = remote.builder().start_limit(Duration::from_secs(1)).build();
+    let vm = propolis.prepare(&remote.spec(name())).await.unwrap();
+    let held = remote.hold(Gate::Ensure);
+    let makes_it = async {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        drop(held);
+    };
+    let (started, ()) = tokio::join!(propolis.start(&vm), makes_it);
+    assert_eq!(started.unwrap_err().kind(), ErrorKind::TimedOut);
+    assert_eq!(remote.left().len(), 1, "no guest is left: {:?}", remote.left());
+    assert_eq!(propolis.state(&vm).await.unwrap(), VmState::Stopped);
+    propolis.destroy(vm).await.unwrap();
+    assert_eq!(remote.left(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn whoever_waits_for_a_vm_that_is_being_started_gets_it_with_what_its_console_says() {
+    let remote = Remote::new();
+    let home = Home::at(remote.path().join("home")).unwrap();
+    let propolis = PropolisHypervisor::builder(home.vms()).search_path("/nonexistent".as_ref()).build();
+    let manager = VmManager::new(propolis, BackendTag::Propolis, home);
+    manager.create(remote.spec(name())).await.unwrap();
+    let web = name();
+    let held = remote.hold(Gate::Ensure);
+    let goes_on = async {
+        remote.wait_at(Gate::Ensure, 0).await;
+        // By now who waits has asked for the state more than once.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        drop(held);
+    };
+    let waited = manager.wait(&web, Condition::Running, Duration::from_secs(60));
+    let (started, waited, ()) = tokio::join!(manager.start(&web), waited, goes_on);
+    started.unwrap();
+    let vm = waited.unwrap();
+    assert_eq!(vm.state, VmState::Running);
+    world::wait_for_console(manager.hypervisor(), &vm, "login: ").await;
+
+    let error = manager.wait(&web, Condition::Stopped, Duration::from_millis(300)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TimedOut);
+    assert!(error.to_string().contains("login:"), "{error}");
+    manager.remove(&web, true).await.unwrap();
+    assert_eq!(remote.left(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn disks_of_a_server_elsewhere_are_named_and_not_looked_for_here() {
+    let remote = Remote::new();
+    let propolis = remote.hypervisor();
+    let mut options = BackendOptions::default();
+    options.set("address", "192.0.2.7:12400").unwrap();
+    options.set("vnic", "web0").unwrap();
+    let shared = DataDisk::Existing { path: "/dev/zvol/rdsk/tank/shared".into(), readonly: true };
+    let spec = remote
+        .bare(name())
+        .disk(RootDisk { image: "/dev/zvol/rdsk/tank/web".into(), size: None })
+        .data_disks(vec![shared])
+        .network(NetworkConfig::Vnic { link: "net0".parse().unwrap() })
+        .backend_options(options)
+        .build()
+        .unwrap();
+    let plan = propolis.plan(&spec).await.unwrap();
+    assert_eq!(plan.prepare, [], "nothing is made here");
+    let request = serde_json::to_string(&plan.request).unwrap();
+    for named in ["/dev/zvol/rdsk/tank/web", "/dev/zvol/rdsk/tank/shared", "web0"] {
+        assert!(request.contains(named), "{request}");
+    }
+    // It was never started, so that nobody there has to be asked.
+    let vm = propolis.prepare(&spec).await.unwrap();
+    propolis.destroy(vm).await.unwrap();
+    assert_eq!(remote.left(), Vec::<String>::new());
 }

@@ -157,6 +157,10 @@ impl Remote {
         VmSpec::builder(name).data_disks(vec![disk]).network(NetworkConfig::None)
     }
 
+    pub(crate) fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
     /// Holds the server at a gate.
     pub(crate) fn hold(&self, gate: Gate) -> Held {
         self.server.lock().unwrap().hold(gate).now_or_never().expect("nobody else holds it")
