@@ -99,6 +99,14 @@ impl Guest for FileGuest {
         let mut sent = Vec::new();
         input.read_to_end(&mut sent).await.map_err(Error::io("read", "the input"))?;
         let sent = String::from_utf8_lossy(&sent);
+        let text = &argv[if argv[0] == "sudo" { 8 } else { 2 }];
+        if text.contains("for means in") {
+            output(b"sudo\n");
+            return Ok(Exit::Code(0));
+        }
+        if text.contains("vmkit-step-*") {
+            return Ok(Exit::Code(0));
+        }
         let told = match () {
             () if argv.iter().any(|word| word == "/srv/app") => "copy",
             () if sent.is_empty() => argv.last().unwrap(),
@@ -536,23 +544,37 @@ fn five_ups_at_once_do_it_once() {
 }
 
 #[test]
-fn a_hundred_machines_are_planned_within_a_tenth_of_a_second() {
+fn a_hundred_machines_with_files_are_planned_within_a_tenth_of_a_second() {
     let (_temp, shop) = shop();
+    // A megabyte in sixty-four files, which every machine gets, and a script that is run when it changed.
+    for number in 0..64 {
+        fs::write(shop.world.dir.join(format!("app/{number}")), vec![b'x'; 16 << 10]).unwrap();
+    }
     let machines = |number: usize| {
-        format!("[machine.m{number}]\nkernel = '/k'\nprovision = [{{ name = 's', shell = 'x' }}]\n")
+        format!(
+            "[machine.m{number}]\nprovision = [{{ name = 's', shell = 'x' }}, {{ name = 't', script = 'edge.sh', run = 'changed' }}]\n"
+        )
     };
-    let text =
-        format!("version = 1\n[project]\nname = 'many'\n{}", (0..100).map(machines).collect::<String>());
+    let text = format!(
+        "version = 1\n[project]\nname = 'many'\n[defaults]\nkernel = '/k'\nfiles = [{{ from = 'app', to = '/srv/app' }}]\n{}",
+        (0..100).map(machines).collect::<String>()
+    );
     let project = shop.project(&text);
     assert!(shop.up(&text).is_fine());
     let runtime = runtime();
-    let plan = || {
+    let plan = |steps: usize| {
         let began = std::time::Instant::now();
         let plan = runtime.block_on(shop.engine.plan(&project, &Options::default())).unwrap();
-        assert!(plan.machines.iter().all(|machine| matches!(machine.action, Ok(PlannedAction::Keep))));
-        began.elapsed()
+        let took = began.elapsed();
+        for machine in &plan.machines {
+            assert!(matches!(machine.action, Ok(PlannedAction::Keep)), "{machine:?}");
+            assert_eq!(machine.steps.len(), steps, "{machine:?}");
+        }
+        took
     };
     // The best of several: what other tests do at the same time is not the plan's.
-    let best = (0..10).map(|_| plan()).min().unwrap();
+    let best = (0..10).map(|_| plan(0)).min().unwrap();
     assert!(best < Duration::from_millis(100), "{best:?}");
+    fs::write(shop.world.dir.join("app/0"), "changed").unwrap();
+    plan(1);
 }

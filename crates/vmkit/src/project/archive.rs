@@ -12,8 +12,10 @@ use tokio::net::unix::pipe::Receiver;
 
 use crate::vmfile::Copy;
 
-/// What the one entry at the top of an archive is called.
+/// What the entry at the top of an archive is called.
 const TOP: &str = "it";
+/// What the last entry is called: an archive without it was cut off, whether or not it looks whole.
+const LAST: &str = "end";
 
 /// An archive that is being made.
 #[derive(Debug)]
@@ -49,13 +51,18 @@ impl Archive {
     }
 }
 
-fn write(to: File, copy: &Copy) -> Result<(), (PathBuf, io::Error)> {
+/// Writes the archive; one whose writing fails lacks its last entry.
+pub(super) fn write(to: File, copy: &Copy) -> Result<(), (PathBuf, io::Error)> {
     let mut archive = Builder::new(io::BufWriter::with_capacity(64 << 10, to));
     archive.follow_symlinks(false);
     let failed = |error| (copy.from.clone(), error);
     // What a link at the top leads to is what gets copied.
     let kind = fs::metadata(&copy.from).map_err(failed)?;
     add(&mut archive, &copy.from, Path::new(TOP), &kind, copy.mode)?;
+    let mut header = Header::new_gnu();
+    header.set_mode(0o600);
+    header.set_size(0);
+    archive.append_data(&mut header, LAST, io::empty()).map_err(failed)?;
     archive.into_inner().and_then(|mut to| io::Write::flush(&mut to)).map_err(failed)
 }
 

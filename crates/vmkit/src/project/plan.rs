@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use super::kept::Kept;
 use super::look::{Found, found, machine_of};
-use super::task::{tasks, to_do};
+use super::provision::elsewhere;
+use super::task::{Digests, tasks, to_do};
 use super::{Guests, Options, ProjectManager, Why, chosen, with_dependencies};
 
 use crate::error::Result;
@@ -139,15 +140,21 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
     /// in its place.
     pub async fn plan(&self, project: &Project, options: &Options) -> Result<ProjectPlan> {
         let machines = with_dependencies(project, chosen(project, &options.machines)?);
+        let machines: Vec<MachinePlan> = machines.into_iter().cloned().collect();
         let mut listed = self.manager().list().await?;
-        let left = leftovers(project, &listed);
-        let mut planned = Vec::with_capacity(machines.len());
-        for machine in machines {
-            let place = listed.binary_search_by(|listed| listed.name.cmp(&machine.vm));
-            let listed = place.ok().map(|place| listed.remove(place));
-            planned.push(self.plan_machine(project, machine, listed));
-        }
-        Ok(ProjectPlan { project: project.name.clone(), file: project.file.clone(), machines: planned, left })
+        let (engine, project) = (self.clone(), project.clone());
+        let plan = move || {
+            let left = leftovers(&project, &listed);
+            let digests = Digests::default();
+            let mut planned = Vec::with_capacity(machines.len());
+            for machine in &machines {
+                let place = listed.binary_search_by(|listed| listed.name.cmp(&machine.vm));
+                let listed = place.ok().map(|place| listed.remove(place));
+                planned.push(engine.plan_machine(&project, machine, listed, &digests));
+            }
+            ProjectPlan { project: project.name, file: project.file, machines: planned, left }
+        };
+        Ok(elsewhere(plan).await)
     }
 
     fn plan_machine(
@@ -155,6 +162,7 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
         project: &Project,
         machine: &MachinePlan,
         listed: Option<Listed>,
+        digests: &Digests,
     ) -> PlannedMachine {
         let mut planned = PlannedMachine {
             machine: machine.name.clone(),
@@ -165,7 +173,7 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
             pending: Vec::new(),
             steps: Vec::new(),
         };
-        let filled = self.fill(&mut planned, project, machine, listed);
+        let filled = self.fill(&mut planned, project, machine, listed, digests);
         if let Err(error) = filled {
             planned.action = Err(error);
         }
@@ -178,6 +186,7 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
         project: &Project,
         machine: &MachinePlan,
         listed: Option<Listed>,
+        digests: &Digests,
     ) -> Result<()> {
         let found = listed.map_or(Ok(Found::Nothing), |listed| found(project, machine, listed))?;
         if let Found::Vm { vm, .. } = found {
@@ -186,7 +195,7 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
             planned.pending = pending(&vm);
             planned.state = Some(vm.state);
         }
-        planned.steps = self.planned_steps(project, machine, &planned.action)?;
+        planned.steps = self.planned_steps(project, machine, &planned.action, digests)?;
         Ok(())
     }
 
@@ -195,13 +204,14 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
         project: &Project,
         machine: &MachinePlan,
         action: &Result<PlannedAction>,
+        digests: &Digests,
     ) -> Result<Vec<PlannedStep>> {
         let is_new = matches!(action, Ok(PlannedAction::Make | PlannedAction::Recreate));
         let provisioned = match is_new {
             true => super::provisioned::Provisioned::default(),
             false => Kept::of(self.manager().home(), &machine.vm).provisioned()?,
         };
-        let steps = to_do(tasks(machine), &provisioned, false)
+        let steps = to_do(tasks(machine), &provisioned, false, digests)
             .map_err(|unreadable| project.blamed(machine, unreadable.into_error()))?;
         Ok(steps.into_iter().map(|step| PlannedStep { name: step.task.name, why: step.why }).collect())
     }

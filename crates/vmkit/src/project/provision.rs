@@ -1,19 +1,21 @@
 //! What is done inside a guest: it is entered, provisioned, and found ready.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::Instant;
+use uuid::Uuid;
 
 use super::archive::Archive;
 use super::event::{Done, Event, Happening, Listener, Report};
-use super::guests::{Guest, GuestInput};
+use super::guests::{GuestInput, Guests};
+use super::inside::Inside;
 use super::look::Found;
 use super::provisioned::{Provisioned, StepEnd, StepRecord};
-use super::script::{self, Script};
-use super::task::{Task, ToDo, What, tasks, to_do};
+use super::script::{Script, Token};
+use super::task::{Task, ToDo, Unreadable, What, tasks, to_do};
 use super::up::{Turn, Work};
-use super::{Guests, Options, ProjectManager, Provision, chosen};
+use super::{Options, ProjectManager, Provision, chosen};
 use crate::boundedlog::BoundedLog;
 use crate::error::{Error, ErrorKind, Result};
 use crate::forwarding::PortForwarding;
@@ -21,9 +23,6 @@ use crate::lifecycle::VmState;
 use crate::steps::step;
 use crate::vmfile::{Project, Ready};
 
-/// The shortest and the longest pause between two questions whether a guest is ready. A service that begins to answer tells
-/// nobody outside of the guest, so there is nothing to wait for but time.
-const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 /// The longest line that is told as one.
 const MOST_LINE_BYTES: usize = 4096;
 
@@ -75,8 +74,8 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
         if to_do.is_empty() {
             return Ok(());
         }
-        let guest = self.enter(Instant::now() + self.machine.ready.timeout).await?;
-        self.provision(&guest, to_do).await
+        let inside = self.enter(Instant::now() + self.machine.ready.timeout).await?;
+        self.provision(&inside, to_do).await
     }
 
     /// Has a machine that runs be provisioned and ready.
@@ -86,11 +85,14 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
         if to_do.is_empty() && !asks_guest(&ready) {
             return Ok(());
         }
-        let guest = self.enter(Instant::now() + ready.timeout).await?;
-        self.provision(&guest, to_do).await?;
+        let began = Instant::now();
+        let inside = self.enter(began + ready.timeout).await?;
+        let left = ready.timeout.saturating_sub(began.elapsed());
+        self.provision(&inside, to_do).await?;
         if !ready.tcp.is_empty() || ready.command.is_some() {
             self.tell(Happening::Awaiting("that it is ready".to_owned()));
-            answers(&guest, &ready, Instant::now() + ready.timeout).await?;
+            // The steps have limits of their own, so what they took does not count.
+            inside.answers(&ready, Instant::now() + left).await?;
         }
         Ok(())
     }
@@ -102,37 +104,41 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
         if !what.steps.is_empty() {
             tasks.retain(|task| what.steps.contains(&task.name));
         }
-        let provisioned = kept.provisioned()?;
-        let looked = tokio::task::spawn_blocking(move || to_do(tasks, &provisioned, what.force)).await;
-        match looked {
-            Ok(found) => found.map_err(|unreadable| unreadable.into_error()),
-            Err(error) => std::panic::resume_unwind(error.into_panic()),
-        }
+        let (provisioned, digests) = (kept.provisioned()?, self.work.digests.clone());
+        let looked = elsewhere(move || to_do(tasks, &provisioned, what.force, &digests)).await;
+        looked.map_err(Unreadable::into_error)
     }
 
     /// Waits until the guest can be worked in.
-    async fn enter(&self, deadline: Instant) -> Result<G::Guest> {
+    async fn enter(&self, deadline: Instant) -> Result<Inside<G::Guest>> {
         self.tell(Happening::Awaiting("SSH".to_owned()));
         let guest = self.engine.shared.guests.enter(&self.machine.vm, deadline).await?;
+        let inside = Inside::new(guest, &self.machine.name);
         if self.machine.ready.cloud_init {
             self.tell(Happening::Awaiting("cloud-init".to_owned()));
-            guest.cloud_init(deadline).await?;
+            inside.cloud_init(deadline).await?;
         }
-        Ok(guest)
+        Ok(inside)
     }
 
     /// Does what is to be done, in order, until something fails.
-    async fn provision(&mut self, guest: &G::Guest, to_do: Vec<ToDo>) -> Result<()> {
+    async fn provision(&mut self, inside: &Inside<G::Guest>, to_do: Vec<ToDo>) -> Result<()> {
         if to_do.is_empty() {
             return Ok(());
         }
         let kept = self.kept();
         let mut log = kept.log()?;
         let mut provisioned = kept.provisioned()?;
+        if provisioned.has_loose_ends() {
+            // Nothing of an earlier time may go on beside what is begun now.
+            self.tell(Happening::Awaiting("the end of what was cut off".to_owned()));
+            inside.end_tasks().await?;
+        }
         for ToDo { task, why, digest } in to_do {
             let name = task.name.clone();
             self.tell(Happening::Step { name: name.clone(), why });
-            let script = task.script().map_err(|unreadable| unreadable.into_error())?;
+            let digest = self.digest(&task, digest).await?;
+            let script = task.script(&token()).map_err(Unreadable::into_error)?;
             let record = |end: StepEnd, provisioned: &mut Provisioned| {
                 provisioned.set(&task.key, StepRecord { digest: digest.clone(), end, at: now() });
                 kept.write(provisioned)
@@ -140,7 +146,7 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
             record(StepEnd::Begun, &mut provisioned)?;
             log.append(format!("--- {name}: begun\n").as_bytes());
             let printer = Printer::new(&name, &self.machine.name, &self.work.listener, &mut log);
-            let ended = self.carry_out(guest, &task, &script, printer).await;
+            let ended = self.carry_out(inside, &task, &script, printer).await;
             let end = match &ended {
                 Ok(None) => StepEnd::Done,
                 Ok(Some(how)) => StepEnd::Failed(how.clone()),
@@ -163,22 +169,30 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
         Ok(())
     }
 
+    /// Answers what a task consists of now, where that was not looked at before.
+    async fn digest(&self, task: &Task, known: Option<String>) -> Result<String> {
+        if let Some(digest) = known {
+            return Ok(digest);
+        }
+        let (task, digests) = (task.clone(), self.work.digests.clone());
+        elsewhere(move || task.digest(&digests)).await.map_err(Unreadable::into_error)
+    }
+
     /// Does one thing in the guest; answers how it failed, if it did.
     async fn carry_out(
         &self,
-        guest: &G::Guest,
+        inside: &Inside<G::Guest>,
         task: &Task,
         script: &Script,
         mut printer: Printer<'_>,
     ) -> Result<Option<String>> {
         step("run a step in the guest").map_err(Error::io("run", &self.machine.name))?;
-        let argv = script.argv_for(guest.user());
         let deadline = Instant::now() + task.limit;
+        let mut print = |bytes: &[u8]| printer.print(bytes);
         let exit = match &task.what {
             What::Copy(copy) => {
                 let (input, archive) = Archive::of(copy).map_err(Error::io("archive", &copy.from))?;
-                let exit =
-                    guest.run(argv, Box::pin(input), &mut |bytes| printer.print(bytes), deadline).await;
+                let exit = inside.run(script, Box::pin(input), &mut print, deadline).await;
                 if let Some((path, error)) = archive.failure() {
                     return Err(task.unreadable("from", &path, error).into_error());
                 }
@@ -186,14 +200,18 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
             }
             What::Run { .. } => {
                 let input: GuestInput = Box::pin(std::io::Cursor::new(script.input.clone()));
-                guest.run(argv, input, &mut |bytes| printer.print(bytes), deadline).await
+                inside.run(script, input, &mut print, deadline).await
             }
         };
         printer.end();
         match exit {
             Ok(exit) => Ok((!exit.is_success()).then(|| exit.to_string())),
             Err(error) if error.kind() == ErrorKind::TimedOut => {
-                Ok(Some(format!("it did not end within {} s", task.limit.as_secs())))
+                let late = format!("it did not end within {} s", task.limit.as_secs_f64());
+                Ok(Some(match inside.end_tasks().await {
+                    Ok(()) => format!("{late}, and was ended"),
+                    Err(error) => format!("{late}, and may still run: {error}"),
+                }))
             }
             Err(error) => Err(error),
         }
@@ -205,47 +223,14 @@ pub(super) fn asks_guest(ready: &Ready) -> bool {
     ready.ssh || ready.cloud_init || !ready.tcp.is_empty() || ready.command.is_some()
 }
 
-/// Waits until the ports of a guest answer and the command of the file succeeds.
-pub(super) async fn answers(guest: &impl Guest, ready: &Ready, deadline: Instant) -> Result<()> {
-    for port in &ready.tcp {
-        let awaited = format!("the guest's TCP port {port}");
-        succeeds(guest, &script::listens(*port), &awaited, deadline).await?;
-    }
-    match &ready.command {
-        Some(text) => {
-            succeeds(guest, &script::of_command(text), "the ready command to succeed", deadline).await
-        }
-        None => Ok(()),
-    }
+/// Looks at files of the host on a thread that may wait for them.
+pub(super) async fn elsewhere<T: Send + 'static>(look: impl FnOnce() -> T + Send + 'static) -> T {
+    let looked = tokio::task::spawn_blocking(look).await;
+    looked.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
 
-/// Runs a command again and again until it succeeds.
-async fn succeeds(guest: &impl Guest, script: &Script, awaited: &str, deadline: Instant) -> Result<()> {
-    let began = Instant::now();
-    let mut pause = BACK_OFF.0;
-    let mut last = String::new();
-    let tries = async {
-        loop {
-            let input: GuestInput = Box::pin(tokio::io::empty());
-            let mut said = Vec::new();
-            let mut take = |bytes: &[u8]| said.extend_from_slice(&bytes[..bytes.len().min(MOST_LINE_BYTES)]);
-            let exit = guest.run(script.argv_for(guest.user()), input, &mut take, deadline).await?;
-            if exit.is_success() {
-                return Ok(());
-            }
-            let line = String::from_utf8_lossy(&said).trim().lines().last().unwrap_or_default().to_owned();
-            last = if line.is_empty() { exit.to_string() } else { format!("{exit}: {line}") };
-            sleep_until(Instant::now() + pause).await;
-            pause = (pause * 2).min(BACK_OFF.1);
-        }
-    };
-    timeout_at(deadline, tries).await.unwrap_or_else(|_| {
-        let awaited = match last.is_empty() {
-            true => awaited.to_owned(),
-            false => format!("{awaited} (last: {last})"),
-        };
-        Err(Error::TimedOut { awaited, after: began.elapsed(), console: String::new() })
-    })
+fn token() -> Token {
+    Token::new(Uuid::new_v4().as_u128())
 }
 
 /// Makes lines of what a step prints, for whoever listens and for the log.

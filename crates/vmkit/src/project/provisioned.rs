@@ -140,6 +140,11 @@ impl Provisioned {
         })
     }
 
+    /// Tells whether there is a step that did not end well as far as is known: it may even go on.
+    pub(super) fn has_loose_ends(&self) -> bool {
+        self.steps.values().any(|step| step.end != StepEnd::Done)
+    }
+
     /// Writes down how far a step came.
     pub(super) fn set(&mut self, step: &str, record: StepRecord) {
         self.steps.insert(step.to_owned(), record);

@@ -1,8 +1,19 @@
 //! How a task is told to a guest: a command for its shell, and what is sent to that command.
 //!
-//! Pure. A POSIX shell, `mktemp`, `dd` and, for copies, `tar` are all that it asks of a guest; nothing is left behind there.
-//! What may be secret, the environment and the script itself, goes through the command's input, where no list of processes
-//! shows it.
+//! Pure. A POSIX shell, `dd`, `wc` and, for copies, `find`, `mktemp` and `tar` are all that it asks of a guest. What may be
+//! secret, the environment and the script itself, goes through the command's input, where no list of processes shows it.
+//!
+//! A guest does not notice that whoever gave it a task is gone, so a task can outlive its `up`. Therefore each is a process
+//! group of its own that the next one finds and ends:
+//!
+//! ```text
+//! /tmp/vmkit-step-TOKEN/lead     the shell text that leads the group; its path is in the list of processes
+//! /tmp/vmkit-step-TOKEN/group    the group's number
+//! /tmp/vmkit-step-TOKEN/script   what a step runs; env, its environment; new, where a copy is unpacked
+//! ```
+//!
+//! And since a broken connection looks to a guest like the end of what it is sent, nothing is begun before all of it is
+//! there: a script comes with its length, an archive has a last entry.
 
 use crate::vmfile::{Copy, Step};
 
@@ -17,70 +28,168 @@ pub(super) struct Script {
     pub(super) input: Vec<u8>,
 }
 
-/// Runs what is sent: first the environment, `$1` bytes of it, then a script, in the folder `$2`.
+/// The name of a task that is about to be told, which no other ever has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Token(String);
+
+impl Token {
+    /// Makes the token of this number.
+    pub(super) fn new(number: u128) -> Self {
+        Self(format!("vmkit-step-{number:032x}"))
+    }
+}
+
+/// Begins the text `$2` in a process group of its own, in the folder `$1` below `/tmp`; the rest is for that text.
 ///
-/// The script is a file of its own while it runs, so that its `#!` counts and its input is its own.
+/// Where there is no `setsid`, the group is the one that the SSH server has made for this command.
+const BEGIN: &str = r#"
+at=/tmp/$1 lead=$2
+shift 2
+mkdir -m 700 "$at" || exit
+trap 'rm -rf "$at"' EXIT
+printf '%s\n' "$lead" >"$at/lead" || exit
+if command -v setsid >/dev/null 2>&1
+then setsid /bin/sh "$at/lead" "$at" "" "$@"
+else /bin/sh "$at/lead" "$at" "$(ps -o pgid= -p $$)" "$@"
+fi
+exit $?
+"#;
+
+/// What leads a group: it stays until what it runs has ended, so that the group is known by it.
+const LEAD: &str = r#"
+at=$1 group=${2:-$$}
+shift 2
+echo "$group" >"$at/group.new" && mv "$at/group.new" "$at/group" || exit
+trap : HUP INT TERM
+"#;
+
+/// Runs what is sent: first the environment, `$1` bytes of it, then a script of `$2` bytes, in the folder `$3`.
+///
+/// The script is a file of its own while it runs, so that its `#!` counts and its input is its own. The environment may name
+/// anything, so nothing but positions is read after it.
 const RUN: &str = r#"
-eval "$(dd bs=1 count="$1" 2>/dev/null)"
+dd bs=1 count="$1" 2>/dev/null >"$at/env" && cat >"$at/script" || exit
+if [ "$(($(wc -c <"$at/script")))" -ne "$2" ]
+then echo 'the script was cut off on its way into the guest, and was not run' >&2; exit 1
+fi
+chmod 700 "$at/script" || exit
+set -- "$at" "$3" "$(dd if="$at/script" bs=2 count=1 2>/dev/null)"
+exec </dev/null
+. "$1/env"
 cd "${2:-$HOME}" || exit
-vmkit_script=$(mktemp) || exit
-trap 'rm -f "$vmkit_script"' EXIT
-trap 'exit 129' HUP
-trap 'exit 143' TERM
-cat >"$vmkit_script" && chmod 700 "$vmkit_script" || exit
-if [ "$(dd if="$vmkit_script" bs=2 count=1 2>/dev/null)" = '#!' ]
-then "$vmkit_script" </dev/null
-else /bin/sh -e "$vmkit_script" </dev/null
+if [ "$3" = '#!' ]
+then "$1/script"
+else /bin/sh -e "$1/script"
 fi
 "#;
 
-/// Puts what is sent, an archive with the one entry `it`, where `$1` says, as `$2`'s.
+/// Puts what is sent, an archive with the entry `it` and after it `end`, where `$1` says, as `$2`'s.
 ///
-/// It is unpacked beside its place first, so that a copy that is cut off changes nothing there.
+/// It is unpacked beside its place first, so that a copy that is cut off changes nothing there. A folder that is there already
+/// keeps its mode and its owner, at every depth: what came is moved into it.
 const COPY: &str = r#"
 to=$1 owner=$2
 mkdir -p "$(dirname "$to")" || exit
 new=$(mktemp -d "$(dirname "$to")/.vmkit-XXXXXX") || exit
 trap 'rm -rf "$new"' EXIT
-trap 'exit 129' HUP
-trap 'exit 143' TERM
+printf '%s\n' "$new" >"$at/new" || exit
 tar -x -p -o -f - -C "$new" || exit
+if [ ! -e "$new/end" ]
+then echo 'the copy was cut off on its way into the guest, and nothing was put in its place' >&2; exit 1
+fi
 chown -R "$owner" "$new/it" || exit
+join() (
+  cd "$1" || exit
+  for it in * .[!.]* ..?*
+  do
+    [ -d "$it" ] && [ ! -h "$it" ] || continue
+    if [ -d "$2/$it" ]; then join "./$it" "$2/$it" || exit
+    elif [ -e "$2/$it" ]; then echo "$2/$it is there, and is no folder" >&2; exit 1
+    else mv -f "./$it" "$2/" || exit
+    fi
+  done
+  find . ! -name . -prune ! -type d -exec /bin/sh -c 'mv -f "$@" "$0"' "$2/" {} +
+)
 if [ -d "$new/it" ]
 then
-  if [ -e "$to" ] && [ ! -d "$to" ]; then echo "$to is there, and is no folder" >&2; exit 1; fi
-  if [ -d "$to" ]; then cp -a "$new/it/." "$to/"; else mv "$new/it" "$to"; fi
+  if [ -d "$to" ]; then join "$new/it" "$to"
+  elif [ -e "$to" ]; then echo "$to is there, and is no folder" >&2; exit 1
+  else mv -f "$new/it" "$to"
+  fi
 else
   if [ -d "$to" ]; then echo "$to is a folder: name the file to write" >&2; exit 1; fi
   mv -f "$new/it" "$to"
 fi
 "#;
 
+/// Ends every task that was begun and whose end nobody has seen, and waits for that: ten seconds until it is by force.
+///
+/// A group is known by its leader, whose command line has the token. The folder is renamed first: a task that has not come so
+/// far as to write its group there fails instead of beginning later. Only a folder of one's own is believed in what else is
+/// to be removed.
+const END: &str = r#"
+for at in /tmp/vmkit-step-*
+do
+  [ -d "$at" ] && [ ! -h "$at" ] || continue
+  token=${at#/tmp/} token=${token%.ended}
+  [ ${#token} -eq 43 ] || continue
+  if [ "${at%.ended}" = "$at" ]; then mv "$at" "$at.ended" || continue; at=$at.ended; fi
+  group=
+  if [ -f "$at/group" ]; then read -r group <"$at/group"; fi
+  case $group in '' | *[!0-9]*) group=1 ;; esac
+  if [ -r "/proc/$group/cmdline" ]; then leads=$(tr '\0' ' ' <"/proc/$group/cmdline")
+  else leads=$(ps -o args= -p "$group" 2>/dev/null)
+  fi
+  case $group/$leads in
+  1/*) ;;
+  *"$token"*)
+    kill -TERM "-$group"
+    left=100
+    while kill -0 "-$group" 2>/dev/null
+    do
+      if [ "$left" -eq 0 ]; then kill -KILL "-$group"; fi
+      if [ "$left" -lt -50 ]; then echo "a step that was cut off does not end: process group $group" >&2; exit 1; fi
+      left=$((left - 1))
+      sleep 0.1 2>/dev/null || sleep 1
+    done ;;
+  esac
+  if [ -O "$at" ] && [ -f "$at/new" ]
+  then read -r new <"$at/new"; case $new in */.vmkit-*) rm -rf "$new" ;; esac
+  fi
+  rm -rf "$at"
+done
+"#;
+
 /// Answers how a step is told, with the script that it runs.
-pub(super) fn of_step(step: &Step, script: Vec<u8>) -> Script {
+pub(super) fn of_step(step: &Step, script: &[u8], token: &Token) -> Script {
     let mut input: Vec<u8> = step
         .env
         .iter()
         .flat_map(|(name, value)| format!("export {name}='{}'\n", value.replace('\'', r"'\''")).into_bytes())
         .collect();
-    let environment_bytes = input.len().to_string();
+    let lengths = [input.len(), script.len()].map(|bytes| bytes.to_string());
     input.extend(script);
     let dir = step.dir.clone().unwrap_or_default();
-    let argv = shell(RUN, [environment_bytes, dir]);
+    let argv = led(RUN, token, lengths.into_iter().chain([dir]));
     Script { user: Some(step.user.clone()), argv, input }
 }
 
 /// Answers how a copy is told; the archive is what is sent.
-pub(super) fn of_copy(copy: &Copy) -> Script {
-    let owner = copy.owner.clone().unwrap_or_else(|| "root".to_owned());
-    let argv = shell(COPY, [copy.to.clone(), owner]);
-    Script { user: Some("root".to_owned()), argv, input: Vec::new() }
+pub(super) fn of_copy(copy: &Copy, token: &Token) -> Script {
+    let owner = copy.owner.clone().unwrap_or_else(|| ROOT.to_owned());
+    let argv = led(COPY, token, [copy.to.clone(), owner]);
+    Script { user: Some(ROOT.to_owned()), argv, input: Vec::new() }
 }
 
 /// Answers how a command of the file, a text for the shell, is told.
 pub(super) fn of_command(text: &str) -> Script {
     let argv = ["/bin/sh", "-c", text].map(str::to_owned).to_vec();
-    Script { user: Some("root".to_owned()), argv, input: Vec::new() }
+    Script { user: Some(ROOT.to_owned()), argv, input: Vec::new() }
+}
+
+/// Answers how a guest is told to end the tasks that were cut off.
+pub(super) fn of_end(user: Option<&str>) -> Script {
+    Script { user: user.map(str::to_owned), argv: shell(END, []), input: Vec::new() }
 }
 
 /// Answers how a guest is asked whether something listens on a TCP port: the kernel's own list is read, so that nothing has
@@ -97,32 +206,36 @@ fi"
     Script { user: None, ..of_command(&text) }
 }
 
-fn shell(program: &str, arguments: [String; 2]) -> Vec<String> {
-    let fixed = ["/bin/sh", "-c", program.trim(), "vmkit"].map(str::to_owned);
-    fixed.into_iter().chain(arguments).collect()
+/// Who does what nobody else was named for.
+pub(super) const ROOT: &str = "root";
+
+/// Answers the command line that begins a text as a group of its own.
+fn led(text: &str, token: &Token, arguments: impl IntoIterator<Item = String>) -> Vec<String> {
+    let lead = format!("{}\n{}", LEAD.trim(), text.trim());
+    shell(BEGIN, [token.0.clone(), lead].into_iter().chain(arguments))
 }
 
-impl Script {
-    /// Answers the program and its arguments as somebody has to type them who is logged in as `user`.
-    pub(super) fn argv_for(&self, user: &str) -> Vec<String> {
-        let mut argv = Vec::new();
-        if let Some(other) = self.user.as_deref().filter(|wanted| *wanted != user) {
-            argv.extend(["sudo", "-n", "-H", "-u", other, "--"].map(str::to_owned));
-        }
-        argv.extend(self.argv.iter().cloned());
-        argv
-    }
+fn shell(program: &str, arguments: impl IntoIterator<Item = String>) -> Vec<String> {
+    let fixed = ["/bin/sh", "-c", program.trim(), "vmkit"].map(str::to_owned);
+    fixed.into_iter().chain(arguments).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::collections::BTreeMap;
-    use std::fs;
-    use std::io::Write;
-    use std::os::unix::fs::PermissionsExt;
-    use std::path::Path;
-    use std::process::{Command, Output, Stdio};
+    use std::fs::{self, File};
+    use std::io::{Read, Write};
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+    use std::path::{Path, PathBuf};
+    use std::process::{Child, Command, Output, Stdio};
+    use std::time::{Duration, Instant};
+
+    use crate::project::archive;
+
+    fn token() -> Token {
+        Token::new(uuid::Uuid::new_v4().as_u128())
+    }
 
     fn step(env: &[(&str, &str)], dir: Option<&str>) -> Step {
         let text = format!(
@@ -139,96 +252,265 @@ mod tests {
         step
     }
 
-    /// Has this host's own shell run it, as the guest's would.
-    fn run(script: &Script) -> Output {
-        let mut child = Command::new(&script.argv[0])
-            .args(&script.argv[1..])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        // It may end before it has read everything.
-        let _ = child.stdin.take().unwrap().write_all(&script.input);
-        child.wait_with_output().unwrap()
+    /// A guest with this host's own shell, and a `/tmp` of its own.
+    struct Guest(tempfile::TempDir);
+
+    impl Guest {
+        fn new() -> Self {
+            Self(tempfile::tempdir().unwrap())
+        }
+
+        fn begin(&self, script: &Script) -> Child {
+            let tmp = self.0.path().display();
+            let own = |word: &String| {
+                let word = word.replace("at=/tmp/", &format!("at={tmp}/"));
+                word.replace("in /tmp/", &format!("in {tmp}/")).replace("#/tmp/", &format!("#{tmp}/"))
+            };
+            Command::new(&script.argv[0])
+                .args(script.argv[1..].iter().map(own))
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap()
+        }
+
+        fn run(&self, script: &Script) -> Output {
+            let mut child = self.begin(script);
+            // It may end before it has read everything.
+            let _ = child.stdin.take().unwrap().write_all(&script.input);
+            child.wait_with_output().unwrap()
+        }
+
+        /// Begins a step and answers once it has said its first line.
+        fn begun(&self, text: &str, token: &Token) -> Child {
+            let script = of_step(&step(&[], None), text.as_bytes(), token);
+            let mut child = self.begin(&script);
+            child.stdin.take().unwrap().write_all(&script.input).unwrap();
+            let mut first = [0];
+            child.stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
+            child
+        }
+
+        fn folder(&self, token: &Token) -> PathBuf {
+            self.0.path().join(&token.0)
+        }
+
+        fn left(&self) -> usize {
+            fs::read_dir(self.0.path()).unwrap().count()
+        }
     }
 
-    fn says(script: &Script) -> (Option<i32>, String) {
-        let output = run(script);
+    fn run(script: &Script) -> Output {
+        let guest = Guest::new();
+        let output = guest.run(script);
+        assert_eq!(guest.left(), 0, "nothing is left behind");
+        output
+    }
+
+    fn run_step(step: &Step, text: &[u8]) -> (Option<i32>, String) {
+        let output = run(&of_step(step, text, &token()));
         (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     #[test]
     fn a_text_is_run_by_the_shell_which_stops_at_a_failure() {
-        let script = of_step(&step(&[], None), b"echo one\nfalse\necho two\n".to_vec());
-        assert_eq!(says(&script), (Some(1), "one\n".to_owned()));
-        let script = of_step(&step(&[], None), b"exit 7".to_vec());
-        assert_eq!(says(&script).0, Some(7));
+        let plain = step(&[], None);
+        assert_eq!(run_step(&plain, b"echo one\nfalse\necho two\n"), (Some(1), "one\n".to_owned()));
+        assert_eq!(run_step(&plain, b"exit 7").0, Some(7));
     }
 
     #[test]
     fn a_script_is_run_by_what_it_names() {
-        let script = of_step(&step(&[], None), b"#!/bin/cat\nhello\n".to_vec());
-        assert_eq!(says(&script), (Some(0), "#!/bin/cat\nhello\n".to_owned()));
+        let said = run_step(&step(&[], None), b"#!/bin/cat\nhello\n");
+        assert_eq!(said, (Some(0), "#!/bin/cat\nhello\n".to_owned()));
     }
 
     #[test]
     fn a_hostile_environment_arrives_as_it_is() {
-        let values = [("A", "it's $HOME `id` \"x\""), ("B", "two\nlines"), ("C", ""), ("D", "ü'; exit 9; '")];
-        let script = of_step(&step(&values, None), b"printf '%s|' \"$A\" \"$B\" \"$C\" \"$D\"".to_vec());
+        let values = [
+            ("A", "it's $HOME `id` \"x\""),
+            ("B", "two\nlines"),
+            ("C", ""),
+            ("D", "ü'; exit 9; '"),
+            // What the shell text calls things itself.
+            ("at", "/srv"),
+            ("group", "1"),
+            ("IFS", "/"),
+        ];
+        let names = values.map(|(name, _)| format!(" \"${name}\"")).concat();
+        let script = of_step(&step(&values, None), format!("printf '%s|'{names}").as_bytes(), &token());
+        let output = run(&script);
         let expected = values.map(|(_, value)| format!("{value}|")).concat();
-        assert_eq!(says(&script), (Some(0), expected));
+        // A shell takes no field separator out of its environment.
+        let expected = expected.strip_suffix("/|").unwrap().to_owned() + " \t\n|";
+        assert_eq!(String::from_utf8_lossy(&output.stdout), expected, "{output:?}");
         assert!(!script.argv.concat().contains("HOME `id`"), "no list of processes shows it");
     }
 
     #[test]
-    fn a_script_has_no_input_and_leaves_no_file() {
-        let script = of_step(&step(&[], Some("/")), b"cat; pwd; echo $0".to_vec());
-        let (code, said) = says(&script);
+    fn a_script_has_no_input_and_leaves_nothing() {
+        let (guest, token) = (Guest::new(), token());
+        let output = guest.run(&of_step(&step(&[], Some("/")), b"cat; pwd; echo $0", &token));
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
         let lines: Vec<&str> = said.lines().collect();
-        assert_eq!((code, lines[0]), (Some(0), "/"));
-        assert!(!Path::new(lines[1]).exists(), "{said}");
+        assert_eq!(lines, ["/", guest.folder(&token).join("script").to_str().unwrap()], "{output:?}");
+        assert_eq!(guest.left(), 0);
     }
 
     #[test]
     fn a_missing_folder_fails_the_step() {
-        let script = of_step(&step(&[], Some("/no/such/folder")), b"echo ran".to_vec());
-        let (code, said) = says(&script);
+        let (code, said) = run_step(&step(&[], Some("/no/such/folder")), b"echo ran");
         assert_ne!(code, Some(0));
         assert_eq!(said, "");
     }
 
+    #[test]
+    fn a_script_that_is_cut_off_anywhere_is_not_run() {
+        let marker = tempfile::tempdir().unwrap();
+        let text = format!("touch {0}/one\ntouch {0}/two\n", marker.path().display());
+        let whole = of_step(&step(&[("A", "b")], None), text.as_bytes(), &token());
+        for length in 0..whole.input.len() {
+            let cut = Script { input: whole.input[..length].to_vec(), ..whole.clone() };
+            let output = run(&cut);
+            assert!(!output.status.success(), "{length}: {output:?}");
+            assert_eq!(fs::read_dir(marker.path()).unwrap().count(), 0, "{length}");
+        }
+        assert!(run(&whole).status.success());
+        assert_eq!(fs::read_dir(marker.path()).unwrap().count(), 2);
+    }
+
+    fn lives(pid: u32) -> bool {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit(')').next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with(" Z"))
+    }
+
+    #[test]
+    fn a_task_that_was_cut_off_is_ended_with_all_that_it_began() {
+        let temp = tempfile::tempdir().unwrap();
+        let pids = temp.path().join("pids");
+        // One of them does not hear of SIGTERM.
+        let text = format!(
+            "#!/bin/sh\ntrap '' TERM\nsleep 600 & echo $! >{0}; trap - TERM; sleep 600 & echo $! >>{0}; echo $$ >>{0}\n\
+             echo; wait",
+            pids.display()
+        );
+        let guest = Guest::new();
+        let mut child = guest.begun(&text, &token());
+        // As a connection does that breaks: whoever waited is gone, the rest goes on.
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let pids: Vec<u32> =
+            fs::read_to_string(&pids).unwrap().lines().map(|pid| pid.parse().unwrap()).collect();
+        assert!(pids.len() == 3 && pids.iter().all(|pid| lives(*pid)), "{pids:?}");
+        let began = Instant::now();
+        let ended = guest.run(&of_end(None));
+        assert!(ended.status.success(), "{ended:?}");
+        assert!(pids.iter().all(|pid| !lives(*pid)), "{pids:?}");
+        assert!(began.elapsed() >= Duration::from_secs(5), "it was given the time to end by itself");
+        assert_eq!(guest.left(), 0);
+    }
+
+    #[test]
+    fn what_ended_by_itself_and_what_is_somebody_elses_is_left_alone() {
+        let mut other = Command::new("sleep").arg("600").spawn().unwrap();
+        let guest = Guest::new();
+        for group in [other.id().to_string(), "rubbish -1\n".to_owned()] {
+            let folder = guest.folder(&token());
+            fs::create_dir(&folder).unwrap();
+            fs::write(folder.join("group"), group).unwrap();
+        }
+        fs::create_dir(guest.0.path().join("vmkit-step-by-step")).unwrap();
+        assert!(guest.run(&of_end(None)).status.success());
+        assert!(lives(other.id()), "a number alone is not believed");
+        assert_eq!(guest.left(), 1);
+        other.kill().unwrap();
+        other.wait().unwrap();
+    }
+
+    #[test]
+    fn a_task_whose_folder_is_gone_does_not_begin() {
+        let (guest, token, temp) = (Guest::new(), token(), tempfile::tempdir().unwrap());
+        let (folder, marker) = (guest.folder(&token), temp.path().join("ran"));
+        let text = format!("touch {}", marker.display());
+        let script = of_step(&step(&[], None), text.as_bytes(), &token);
+        let mut child = guest.begin(&script);
+        while !folder.join("env").exists() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        fs::rename(&folder, folder.with_extension("ended")).unwrap();
+        let _ = child.stdin.take().unwrap().write_all(&script.input);
+        assert!(!child.wait_with_output().unwrap().status.success());
+        assert!(!marker.exists());
+    }
+
+    fn copy_of(from: &Path, to: &Path, mode: Option<u32>) -> Copy {
+        let text = format!(
+            "version = 1\n[machine.web]\nimage = 'a'\nfiles = [{{ from = {from:?}, to = {to:?}, owner = '{}' }}]\n",
+            rustix::process::geteuid().as_raw()
+        );
+        let project =
+            crate::vmfile::parse(Path::new("/p/vmkit.toml"), &text, &|_| Err(String::new())).unwrap();
+        let mut copy = project.machines[0].files[0].clone();
+        copy.mode = mode;
+        copy
+    }
+
+    fn archive_of(copy: &Copy) -> Vec<u8> {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        archive::write(File::create(file.path()).unwrap(), copy).unwrap();
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).unwrap();
+        bytes
+    }
+
     fn copied(from: &Path, to: &Path) -> Output {
-        let archive = Command::new("tar")
-            .args(["-c", "--transform", "s,^[^/]*,it,", "-C"])
-            .args([from.parent().unwrap(), Path::new(from.file_name().unwrap())])
-            .output()
-            .unwrap();
-        let user = rustix::process::geteuid().as_raw().to_string();
-        let argv = shell(COPY, [to.to_str().unwrap().to_owned(), user]);
-        run(&Script { user: None, argv, input: archive.stdout })
+        let copy = copy_of(from, to, None);
+        run(&Script { input: archive_of(&copy), ..of_copy(&copy, &token()) })
+    }
+
+    fn mode(path: PathBuf) -> u32 {
+        fs::metadata(path).unwrap().mode() & 0o7777
+    }
+
+    fn set_mode(path: PathBuf, mode: u32) {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     }
 
     #[test]
     fn a_copy_replaces_a_file_and_joins_a_folder() {
         let temp = tempfile::tempdir().unwrap();
         let at = |name: &str| temp.path().join(name);
-        fs::create_dir_all(at("app/sub")).unwrap();
-        fs::write(at("app/sub/a"), "new").unwrap();
-        fs::set_permissions(at("app/sub/a"), fs::Permissions::from_mode(0o750)).unwrap();
+        fs::create_dir_all(at("app/sub/new")).unwrap();
+        for name in ["app/sub/a", "app/.hidden", "app/-dash", "app/sub/new/b", "app/two words"] {
+            fs::write(at(name), "new").unwrap();
+        }
+        symlink("nowhere", at("app/link")).unwrap();
+        fs::create_dir(at("app/..odd")).unwrap();
+        set_mode(at("app/sub/a"), 0o750);
+        set_mode(at("app/sub/new"), 0o711);
         fs::create_dir_all(at("guest/app/sub")).unwrap();
         fs::write(at("guest/app/sub/a"), "old").unwrap();
         fs::write(at("guest/app/kept"), "kept").unwrap();
-        assert!(copied(&at("app"), &at("guest/app")).status.success());
-        assert_eq!(fs::read_to_string(at("guest/app/sub/a")).unwrap(), "new");
-        assert_eq!(fs::metadata(at("guest/app/sub/a")).unwrap().permissions().mode() & 0o777, 0o750);
-        assert!(at("guest/app/kept").exists());
-        assert!(copied(&at("app/sub/a"), &at("guest/deep/er/b")).status.success());
+        let output = copied(&at("app"), &at("guest/app"));
+        assert!(output.status.success(), "{output:?}");
+        for name in ["sub/a", ".hidden", "-dash", "sub/new/b", "two words"] {
+            assert_eq!(fs::read_to_string(at("guest/app").join(name)).unwrap(), "new", "{name}");
+        }
+        assert_eq!(fs::read_link(at("guest/app/link")).unwrap(), Path::new("nowhere"));
+        assert!(at("guest/app/..odd").is_dir() && at("guest/app/kept").exists());
+        assert_eq!((mode(at("guest/app/sub/a")), mode(at("guest/app/sub/new"))), (0o750, 0o711));
+        let output = copied(&at("app/sub/a"), &at("guest/deep/er/b"));
+        assert!(output.status.success(), "{output:?}");
         assert_eq!(fs::read_to_string(at("guest/deep/er/b")).unwrap(), "new");
         let refused = copied(&at("app/sub/a"), &at("guest/app"));
         assert!(String::from_utf8_lossy(&refused.stderr).contains("is a folder"), "{refused:?}");
         let refused = copied(&at("app"), &at("guest/deep/er/b"));
         assert!(String::from_utf8_lossy(&refused.stderr).contains("is no folder"), "{refused:?}");
+        fs::remove_dir_all(at("guest/app/sub")).unwrap();
+        fs::write(at("guest/app/sub"), "a file").unwrap();
+        let refused = copied(&at("app"), &at("guest/app"));
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("sub is there, and is no folder"));
         let left = fs::read_dir(at("guest"))
             .unwrap()
             .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with(".vmkit"));
@@ -236,15 +518,73 @@ mod tests {
     }
 
     #[test]
-    fn an_archive_that_is_cut_off_changes_nothing() {
+    fn a_folder_that_is_there_keeps_its_mode_and_owner_at_every_depth() {
         let temp = tempfile::tempdir().unwrap();
-        let to = temp.path().join("file");
-        fs::write(&to, "old").unwrap();
-        let argv = shell(COPY, [to.to_str().unwrap().to_owned(), "0".to_owned()]);
-        let output = run(&Script { user: None, argv, input: vec![b'x'; 700] });
-        assert!(!output.status.success());
-        assert_eq!(fs::read_to_string(&to).unwrap(), "old");
-        assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 1);
+        let at = |name: &str| temp.path().join(name);
+        fs::create_dir_all(at("from/sub")).unwrap();
+        fs::write(at("from/sub/a"), "new").unwrap();
+        set_mode(at("from"), 0o700);
+        set_mode(at("from/sub"), 0o700);
+        fs::create_dir_all(at("etc/sub")).unwrap();
+        set_mode(at("etc"), 0o1777);
+        set_mode(at("etc/sub"), 0o751);
+        let is_root = rustix::process::geteuid().is_root();
+        if is_root {
+            std::os::unix::fs::chown(at("etc"), Some(65534), Some(65534)).unwrap();
+            std::os::unix::fs::chown(at("etc/sub"), Some(65534), Some(65534)).unwrap();
+        }
+        // By a link too, as `/var/run` is one.
+        symlink("etc", at("link")).unwrap();
+        for to in ["etc", "link"] {
+            let output = copied(&at("from"), &at(to));
+            assert!(output.status.success(), "{output:?}");
+            assert_eq!((mode(at("etc")), mode(at("etc/sub"))), (0o1777, 0o751));
+            let owner = |name: &str| fs::metadata(at(name)).unwrap().uid();
+            assert!(!is_root || (owner("etc"), owner("etc/sub"), owner("etc/sub/a")) == (65534, 65534, 0));
+        }
+    }
+
+    #[test]
+    fn a_copy_that_is_cut_off_anywhere_changes_nothing() {
+        let temp = tempfile::tempdir().unwrap();
+        let at = |name: &str| temp.path().join(name);
+        fs::create_dir(at("from")).unwrap();
+        for name in ["from/a", "from/b", "from/c"] {
+            fs::write(at(name), "new").unwrap();
+        }
+        fs::create_dir_all(at("guest/to")).unwrap();
+        let copy = copy_of(&at("from"), &at("guest/to"), None);
+        let whole = archive_of(&copy);
+        // A block is 512 bytes, and an archive may end after each of them: that is what looks whole to some a tar.
+        let last = whole.iter().rposition(|byte| *byte != 0).unwrap() / 512 * 512;
+        for length in (0..=last).step_by(256) {
+            for padding in [0, 1024] {
+                let mut input = whole[..length].to_vec();
+                input.resize(length + padding, 0);
+                let output = run(&Script { input, ..of_copy(&copy, &token()) });
+                assert!(!output.status.success(), "{length}: {output:?}");
+                assert_eq!(fs::read_dir(at("guest/to")).unwrap().count(), 0, "{length}");
+                assert_eq!(fs::read_dir(at("guest")).unwrap().count(), 1, "{length}");
+            }
+        }
+        assert!(run(&Script { input: whole, ..of_copy(&copy, &token()) }).status.success());
+        assert_eq!(fs::read_dir(at("guest/to")).unwrap().count(), 3);
+    }
+
+    #[test]
+    fn an_archive_with_a_file_that_can_not_be_read_has_no_last_entry() {
+        let temp = tempfile::tempdir().unwrap();
+        fs::create_dir(temp.path().join("from")).unwrap();
+        fs::write(temp.path().join("from/a"), "new").unwrap();
+        let socket = temp.path().join("from/socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let copy = copy_of(&temp.path().join("from"), &temp.path().join("to"), None);
+        let file = temp.path().join("archive");
+        let (path, _) = archive::write(File::create(&file).unwrap(), &copy).unwrap_err();
+        assert_eq!(path, socket);
+        let input = fs::read(&file).unwrap();
+        let output = run(&Script { input, ..of_copy(&copy, &token()) });
+        assert!(!output.status.success() && !temp.path().join("to").exists(), "{output:?}");
     }
 
     #[test]
@@ -254,13 +594,5 @@ mod tests {
         assert_eq!(run(&script).status.code(), Some(0));
         drop(listener);
         assert_eq!(run(&script).status.code(), Some(1));
-    }
-
-    #[test]
-    fn only_who_is_somebody_else_already_needs_sudo() {
-        let script = of_command("true");
-        assert_eq!(script.argv_for("root"), ["/bin/sh", "-c", "true"]);
-        let argv = script.argv_for("vmkit");
-        assert_eq!(argv[..6], ["sudo", "-n", "-H", "-u", "root", "--"].map(str::to_owned));
     }
 }

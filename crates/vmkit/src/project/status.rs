@@ -1,16 +1,18 @@
 //! How the machines of a project are.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
-use super::guests::Guest;
+use super::inside::Inside;
 use super::kept::Kept;
 use super::look::{Found, found};
 use super::plan::pending;
-use super::provision::{answers, asks_guest};
+use super::provision::{asks_guest, elsewhere};
 use super::provisioned::StepEnd;
-use super::task::{tasks, to_do};
+use super::task::{Digests, Task, Unreadable, tasks, to_do};
 use super::{Guests, Options, PlannedStep, ProjectManager, chosen};
 use crate::error::Result;
 use crate::handle::VmHandle;
@@ -19,6 +21,10 @@ use crate::lifecycle::VmState;
 use crate::manager::Listed;
 use crate::spec::VmName;
 use crate::vmfile::{MachinePlan, Project};
+
+/// How many guests are asked at the same time whether they are ready. Each takes a watch of the system's, and a user has 128 of
+/// them as a rule.
+const ASKED_AT_ONCE: usize = 32;
 
 /// How one machine is.
 #[derive(Debug)]
@@ -55,7 +61,7 @@ pub struct Provisioning {
 impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
     /// Answers how the machines are that were chosen, in the order of the file. Changes nothing.
     ///
-    /// `patience` bounds how long a guest is asked whether it is ready; all are asked at the same time.
+    /// `patience` bounds how long a guest is asked whether it is ready; they are asked at the same time, up to a bound.
     ///
     /// # Errors
     /// `NotFound` for a name that no machine has; `Io` where the home can't be read.
@@ -67,15 +73,18 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
     ) -> Result<Vec<MachineStatus>> {
         let machines = chosen(project, &options.machines)?;
         let mut listed = self.manager().list().await?;
-        let deadline = Instant::now() + patience;
+        let turns = Arc::new(Semaphore::new(ASKED_AT_ONCE));
+        let digests = Digests::default();
         let mut asked = Vec::new();
         for machine in machines {
             let place = listed.iter().position(|listed| listed.name == machine.vm);
             let listed = place.map(|place| listed.swap_remove(place));
             let (engine, project, machine) = (self.clone(), project.clone(), machine.clone());
-            asked.push(tokio::spawn(
-                async move { engine.status_of(&project, &machine, listed, deadline).await },
-            ));
+            let (turns, digests) = (Arc::clone(&turns), digests.clone());
+            asked.push(tokio::spawn(async move {
+                let _turn = turns.acquire().await;
+                engine.status_of(&project, &machine, listed, digests, patience).await
+            }));
         }
         let mut statuses = Vec::with_capacity(asked.len());
         for asked in asked {
@@ -89,7 +98,8 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
         project: &Project,
         machine: &MachinePlan,
         listed: Option<Listed>,
-        deadline: Instant,
+        digests: Digests,
+        patience: Duration,
     ) -> MachineStatus {
         let mut status = MachineStatus {
             machine: machine.name.clone(),
@@ -109,11 +119,12 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
             }
         };
         let kept = Kept::of(self.manager().home(), &machine.vm);
-        status.provisioning = provisioning(machine, &kept).ok();
+        let tasks = tasks(machine);
+        status.provisioning = elsewhere(move || provisioning(tasks, &kept, &digests)).await.ok();
         status.pending = pending(&vm);
         if vm.state == VmState::Running {
             status.address = self.manager().guest_ip(&machine.vm).await.ok();
-            status.ready = Some(self.is_ready(machine, deadline).await);
+            status.ready = Some(self.is_ready(machine, Instant::now() + patience).await);
         }
         status.handle = Ok(Some(*vm));
         status
@@ -127,26 +138,27 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
         }
         let asked = async {
             let guest = self.shared.guests.enter(&machine.vm, deadline).await?;
+            let inside = Inside::new(guest, &machine.name);
             if ready.cloud_init {
-                guest.cloud_init(deadline).await?;
+                inside.cloud_init(deadline).await?;
             }
-            answers(&guest, ready, deadline).await
+            inside.answers(ready, deadline).await
         };
         matches!(timeout_at(deadline, asked).await, Ok(Ok(())))
     }
 }
 
-fn provisioning(machine: &MachinePlan, kept: &Kept) -> Result<Provisioning> {
+fn provisioning(tasks: Vec<Task>, kept: &Kept, digests: &Digests) -> Result<Provisioning> {
     let provisioned = kept.provisioned()?;
     let mut found = Provisioning::default();
-    for task in tasks(machine) {
+    for task in &tasks {
         match provisioned.get(&task.key).map(|record| &record.end) {
-            Some(StepEnd::Done) => found.done.push(task.name),
-            Some(StepEnd::Failed(how)) => found.failed = Some((task.name, how.clone())),
+            Some(StepEnd::Done) => found.done.push(task.name.clone()),
+            Some(StepEnd::Failed(how)) => found.failed = Some((task.name.clone(), how.clone())),
             Some(StepEnd::Begun) | None => {}
         }
     }
-    let to_do = to_do(tasks(machine), &provisioned, false).map_err(|unreadable| unreadable.into_error())?;
+    let to_do = to_do(tasks, &provisioned, false, digests).map_err(Unreadable::into_error)?;
     found.to_do = to_do.into_iter().map(|step| PlannedStep { name: step.task.name, why: step.why }).collect();
     Ok(found)
 }

@@ -3,17 +3,19 @@
 //! It knows how a task is told to a guest's shell, and what a task consists of, to see whether it changed. Reading the host's
 //! files is its only effect.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
 use super::provisioned::{Provisioned, Why};
-use super::script;
+use super::script::{self, Token};
 use crate::error::Error;
 use crate::vmfile::{Action, Copy, MachinePlan, Run, Step};
 
@@ -46,8 +48,8 @@ pub(super) enum What {
 pub(super) struct ToDo {
     pub(super) task: Task,
     pub(super) why: Why,
-    /// What the task consists of now.
-    pub(super) digest: String,
+    /// What the task consists of now, where that had to be looked at to know whether it is due.
+    pub(super) digest: Option<String>,
 }
 
 /// A file or a folder of the host that a task needs can't be read.
@@ -94,18 +96,21 @@ pub(super) fn tasks(machine: &MachinePlan) -> Vec<Task> {
 
 /// Answers which of the tasks are to be done, and why; `forced` does all of them.
 ///
+/// What a task consists of is looked at only where that decides.
+///
 /// # Errors
-/// For a file of the host that has to be looked at and can't be.
+/// For a file of the host that has to be looked at, or is to be copied or run, and can't be read.
 pub(super) fn to_do(
     tasks: Vec<Task>,
     provisioned: &Provisioned,
     forced: bool,
+    digests: &Digests,
 ) -> std::result::Result<Vec<ToDo>, Unreadable> {
     let mut found = Vec::new();
     for task in tasks {
         let mut looked = None;
         let mut look = || {
-            let digest = task.digest()?;
+            let digest = task.digest(digests)?;
             looked = Some(digest.clone());
             Ok(digest)
         };
@@ -114,13 +119,37 @@ pub(super) fn to_do(
             false => provisioned.why(&task.key, task.run, &mut look)?,
         };
         let Some(why) = why else { continue };
-        let digest = match looked {
-            Some(digest) => digest,
-            None => task.digest()?,
-        };
-        found.push(ToDo { task, why, digest });
+        if looked.is_none() {
+            task.check()?;
+        }
+        found.push(ToDo { task, why, digest: looked });
     }
     Ok(found)
+}
+
+/// What lies below paths of the host, each hashed once in one operation, however many machines get it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Digests(Arc<Mutex<BTreeMap<PathBuf, Known>>>);
+
+/// The digest of one path, once somebody has looked.
+type Known = Arc<Mutex<Option<[u8; 32]>>>;
+
+impl Digests {
+    /// Answers the digest of a file, or of a folder with all that is in it.
+    fn of(&self, path: &Path) -> std::result::Result<[u8; 32], (PathBuf, io::Error)> {
+        let place = {
+            let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(all.entry(path.to_owned()).or_default())
+        };
+        // Others that want the same path wait here; those that want another one do not.
+        let mut known = place.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(digest) = *known {
+            return Ok(digest);
+        }
+        let mut parts = Parts(Sha256::new());
+        parts.add_path(path)?;
+        Ok(*known.insert(parts.0.finalize().into()))
+    }
 }
 
 impl Task {
@@ -128,31 +157,48 @@ impl Task {
     ///
     /// # Errors
     /// For a script of the host that can't be read.
-    pub(super) fn script(&self) -> std::result::Result<script::Script, Unreadable> {
+    pub(super) fn script(&self, token: &Token) -> std::result::Result<script::Script, Unreadable> {
         match &self.what {
-            What::Copy(copy) => Ok(script::of_copy(copy)),
+            What::Copy(copy) => Ok(script::of_copy(copy, token)),
             What::Run { step, from: Some(path) } => {
                 let text = fs::read(path).map_err(|error| self.unreadable("script", path, error))?;
-                Ok(script::of_step(step, text))
+                Ok(script::of_step(step, &text, token))
             }
             What::Run { step, from: None } => {
                 let Action::Shell(text) = &step.action else {
                     unreachable!("a step without a file is a text")
                 };
-                Ok(script::of_step(step, text.clone().into_bytes()))
+                Ok(script::of_step(step, text.as_bytes(), token))
             }
         }
     }
 
+    /// Tells beforehand of a file of the host that is not there, or is not to be read.
+    fn check(&self) -> std::result::Result<(), Unreadable> {
+        match &self.what {
+            What::Copy(copy) => {
+                fs::metadata(&copy.from).map(drop).map_err(|error| self.unreadable("from", &copy.from, error))
+            }
+            What::Run { from: Some(path), .. } => {
+                File::open(path).map(drop).map_err(|error| self.unreadable("script", path, error))
+            }
+            What::Run { from: None, .. } => Ok(()),
+        }
+    }
+
     /// Answers a SHA-256 over everything that makes this task what it is.
-    pub(super) fn digest(&self) -> std::result::Result<String, Unreadable> {
+    ///
+    /// # Errors
+    /// For a file of the host that can't be read.
+    pub(super) fn digest(&self, digests: &Digests) -> std::result::Result<String, Unreadable> {
         let mut parts = Parts(Sha256::new());
         match &self.what {
             What::Copy(copy) => {
                 parts.add(b"copy");
                 parts.add(copy.to.as_bytes());
                 parts.add(format!("{:?} {:?}", copy.mode, copy.owner).as_bytes());
-                parts.add_path(&copy.from).map_err(|(path, error)| self.unreadable("from", &path, error))?;
+                let below = digests.of(&copy.from);
+                parts.add(&below.map_err(|(path, error)| self.unreadable("from", &path, error))?);
             }
             What::Run { step, from } => {
                 parts.add(b"run");
@@ -179,7 +225,8 @@ impl Task {
             What::Copy(_) if self.place.starts_with("provision") => "copy.",
             _ => "",
         };
-        Unreadable { place: format!("{}.{inside}{key}", self.place), path: path.to_owned(), error }
+        let place = format!("{}.{inside}{key}", self.place);
+        Unreadable { place, path: path.to_owned(), error }
     }
 }
 

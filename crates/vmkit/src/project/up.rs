@@ -9,6 +9,7 @@ use super::kept::Kept;
 use super::look::Found;
 use super::order::{Ended, in_order};
 use super::plan::{PlannedAction, action, changes_of};
+use super::task::Digests;
 use super::{Guests, Options, ProjectManager, chosen, dependencies, with_dependencies};
 use crate::error::{Error, Result};
 use crate::forwarding::PortForwarding;
@@ -27,6 +28,7 @@ pub(super) struct Work {
     pub(super) project: Arc<Project>,
     pub(super) options: Arc<Options>,
     pub(super) listener: Listener,
+    pub(super) digests: Digests,
 }
 
 /// The work on one machine, and what it has led to.
@@ -39,7 +41,12 @@ pub(super) struct Turn<H, G> {
 
 impl Work {
     pub(super) fn new(project: &Project, options: &Options, listener: Listener) -> Self {
-        Self { project: Arc::new(project.clone()), options: Arc::new(options.clone()), listener }
+        Self {
+            project: Arc::new(project.clone()),
+            options: Arc::new(options.clone()),
+            listener,
+            digests: Digests::default(),
+        }
     }
 }
 
