@@ -6,7 +6,9 @@ mod common;
 use std::fs;
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
-use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{FileHypervisor, World, named, spec, web};
@@ -15,7 +17,7 @@ use tokio::net::TcpListener;
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 use vmkit::lifecycle::Operation;
-use vmkit::spec::{CloudInitConfig, Labels, NetworkConfig, Protocol, VmName, VmSpec, VmSpecBuilder};
+use vmkit::spec::{Protocol, VmName, VmSpec};
 use vmkit::store::{Home, Intent, VmRecord};
 use vmkit::{
     ActiveForward, BackendTag, Condition, ConsoleEndpoint, ErrorKind, Hypervisor, NoopHypervisor, Result,
@@ -32,51 +34,6 @@ fn noop(temp: &tempfile::TempDir) -> (NoopHypervisor, VmManager<NoopHypervisor>)
     let hypervisor = NoopHypervisor::new();
     let home = Home::at(temp.path()).unwrap();
     (hypervisor.clone(), VmManager::new(hypervisor, BackendTag::Noop, home))
-}
-
-fn forwards(vm: &VmHandle) -> (Vec<String>, Vec<u16>) {
-    let NetworkConfig::User(user) = vm.spec.network() else { panic!("a user network") };
-    let active = vm.run.iter().flat_map(|run| &run.forwards).map(|forward| forward.host.port());
-    (user.forwards.iter().map(ToString::to_string).collect(), active.collect())
-}
-
-#[tokio::test]
-async fn a_forward_is_wanted_from_then_on_and_in_force_while_the_vm_lives() {
-    let temp = tempfile::tempdir().unwrap();
-    let (_, manager) = noop(&temp);
-    let (http, dns) = ("8080:80".parse().unwrap(), "53/udp".parse().unwrap());
-    manager.create(spec()).await.unwrap();
-    let vm = manager.add_forward(&web(), &http).await.unwrap();
-    assert_eq!(forwards(&vm), (vec!["22".into(), "8080:80".into()], vec![]));
-    manager.start(&web()).await.unwrap();
-    for _ in 0..2 {
-        let vm = manager.add_forward(&web(), &dns).await.unwrap();
-        assert_eq!(forwards(&vm), (vec!["22".into(), "8080:80".into(), "53/udp".into()], vec![53]));
-    }
-    assert_eq!(forwards(&manager.info(&web()).await.unwrap()).1, [53]);
-
-    let error = manager.add_forward(&web(), &"8080:81".parse().unwrap()).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
-    let chosen = "53:53/udp".parse().unwrap();
-    let vm = manager.remove_forward(&web(), &chosen).await.unwrap();
-    assert_eq!(forwards(&vm), (vec!["22".into(), "8080:80".into()], vec![]));
-    let error = manager.remove_forward(&web(), &chosen).await.unwrap_err();
-    assert_eq!(error.to_string(), "forward `53:53/udp` does not exist");
-    manager.suspend(&web()).await.unwrap();
-    let vm = manager.remove_forward(&web(), &http).await.unwrap();
-    assert_eq!(forwards(&vm), (vec!["22".into()], vec![]));
-}
-
-#[tokio::test]
-async fn a_backend_that_can_not_forward_while_a_vm_runs_says_so_and_nothing_is_recorded() {
-    let temp = tempfile::tempdir().unwrap();
-    let router = RouterHypervisor::new(BackendTag::Noop).with(NoopHypervisor::new());
-    let manager = VmManager::new(router, BackendTag::Noop, Home::at(temp.path()).unwrap());
-    manager.create(spec()).await.unwrap();
-    manager.start(&web()).await.unwrap();
-    let error = manager.add_forward(&web(), &"80".parse().unwrap()).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
-    assert_eq!(forwards(&manager.info(&web()).await.unwrap()).0, ["22"]);
 }
 
 #[tokio::test]
@@ -165,6 +122,43 @@ impl Hypervisor for Sick {
     async fn state(&self, vm: &VmHandle) -> Result<VmState> {
         if *vm.name() == self.1 {
             std::future::pending::<()>().await;
+        }
+        self.0.state(vm).await
+    }
+    async fn guest_ip(&self, vm: &VmHandle) -> Result<String> {
+        self.0.guest_ip(vm).await
+    }
+    fn console_endpoint(&self, vm: &VmHandle) -> Result<ConsoleEndpoint> {
+        self.0.console_endpoint(vm)
+    }
+}
+
+/// A backend on a host that is too busy: it answers where a VM is at the second question, and after four seconds.
+struct Slow(NoopHypervisor, Arc<AtomicU32>);
+
+impl Hypervisor for Slow {
+    async fn prepare(&self, spec: &VmSpec) -> Result<VmHandle> {
+        self.0.prepare(spec).await
+    }
+    async fn start(&self, vm: &VmHandle) -> Result<VmHandle> {
+        self.0.start(vm).await
+    }
+    async fn stop(&self, vm: &VmHandle, timeout: Duration) -> Result<VmHandle> {
+        self.0.stop(vm, timeout).await
+    }
+    async fn suspend(&self, vm: &VmHandle) -> Result<VmHandle> {
+        self.0.suspend(vm).await
+    }
+    async fn resume(&self, vm: &VmHandle) -> Result<VmHandle> {
+        self.0.resume(vm).await
+    }
+    async fn destroy(&self, vm: VmHandle) -> Result<()> {
+        self.0.destroy(vm).await
+    }
+    async fn state(&self, vm: &VmHandle) -> Result<VmState> {
+        match self.1.fetch_add(1, Ordering::Relaxed) {
+            0 => std::future::pending::<()>().await,
+            _ => sleep(Duration::from_secs(4)).await,
         }
         self.0.state(vm).await
     }
@@ -265,6 +259,87 @@ async fn what_a_power_cut_leaves_of_the_later_record_is_as_if_it_were_not_there(
     fs::write(&later, "{\"version\": 2}").unwrap();
     let error = manager.info(&web()).await.unwrap_err().to_string();
     assert!(error.ends_with("run.json: the record has version 2, and this vmkit reads version 1"), "{error}");
+}
+
+#[tokio::test]
+async fn what_is_left_of_a_vm_is_nothing_to_the_next_one_of_its_name() {
+    let temp = tempfile::tempdir().unwrap();
+    let (noop, manager) = noop(&temp);
+    let dir = manager.home().vm(&web());
+    let same = spec().with_id(Uuid::from_u128(7));
+    let vm = manager.create(same.clone()).await.unwrap();
+    // As a removal does that was cut off, with somebody at work beside it who keeps what was done in the guest.
+    let intent = Intent { operation: Operation::Destroy, since: 1, pid: 1 };
+    fs::write(dir.join("run.json"), VmRecord::intending(vm.clone(), intent).encode().unwrap()).unwrap();
+    fs::create_dir(dir.join("kept")).unwrap();
+    fs::write(dir.join("kept/provision.json"), "{}").unwrap();
+    manager.create(same.clone()).await.unwrap();
+    assert_eq!(manager.info(&web()).await.unwrap().state, VmState::Prepared);
+    assert!(!dir.join("kept").exists() && !dir.join("run.json").exists());
+    manager.remove(&web(), false).await.unwrap();
+
+    let intent = Intent { operation: Operation::Destroy, since: 1, pid: 1 };
+    for removed_first in [true, false] {
+        fs::create_dir_all(dir.join("kept")).unwrap();
+        fs::write(dir.join("kept/provision.json"), "{}").unwrap();
+        fs::write(dir.join("run.json"), VmRecord::intending(vm.clone(), intent.clone()).encode().unwrap())
+            .unwrap();
+        assert!(manager.list().await.unwrap().is_empty(), "there is no VM");
+        if removed_first {
+            manager.remove(&web(), false).await.unwrap();
+            assert!(!dir.exists());
+        } else {
+            manager.create(same.clone()).await.unwrap();
+            assert_eq!(manager.info(&web()).await.unwrap().state, VmState::Prepared);
+            assert!(!dir.join("kept").exists());
+        }
+    }
+    drop(noop);
+}
+
+#[test]
+fn a_vm_that_comes_and_goes_is_never_taken_for_one_that_was_cut_off() {
+    let temp = tempfile::tempdir().unwrap();
+    let world = World::at(temp.path());
+    let manager = world.manager.clone();
+    let done = Arc::new(AtomicBool::new(false));
+    let is_done = Arc::clone(&done);
+    let watcher = thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let mut seen = 0;
+        while !is_done.load(Ordering::Relaxed) {
+            let Some(listed) = runtime.block_on(manager.find(&web())) else { continue };
+            seen += 1;
+            assert!(!listed.interrupted, "{listed:?}");
+            let failed = matches!(&listed.handle, Ok(vm) if matches!(vm.state, VmState::Failed { .. }));
+            assert!(!failed, "{listed:?}");
+        }
+        seen
+    });
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    for _ in 0..100 {
+        runtime.block_on(world.manager.create(spec())).unwrap();
+        runtime.block_on(world.manager.remove(&web(), true)).unwrap();
+    }
+    done.store(true, Ordering::Relaxed);
+    assert!(watcher.join().unwrap() > 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_asks_for_one_vm_waits_longer_than_a_list() {
+    let temp = tempfile::tempdir().unwrap();
+    let (noop, manager) = noop(&temp);
+    manager.create(spec()).await.unwrap();
+    let slow = Slow(noop, Arc::new(AtomicU32::new(0)));
+    let asked = Arc::clone(&slow.1);
+    let manager = VmManager::new(slow, BackendTag::Noop, manager.home().clone());
+    let listed = manager.list().await.unwrap();
+    assert_eq!(listed[0].handle.as_ref().unwrap_err().kind(), ErrorKind::TimedOut);
+    // The first question has no answer within five seconds, the second one takes four.
+    asked.store(0, Ordering::Relaxed);
+    let found = manager.find(&web()).await.unwrap();
+    assert_eq!(found.handle.unwrap().state, VmState::Prepared);
+    assert_eq!(asked.load(Ordering::Relaxed), 2);
 }
 
 #[tokio::test]
@@ -603,70 +678,4 @@ async fn a_record_of_a_newer_vmkit_is_not_taken_for_a_spoilt_one() {
     fs::write(manager.home().vm(&web()).join("vm.json"), "{\"version\": 9, \"vm\": {}}").unwrap();
     assert_eq!(manager.stop(&web(), Duration::ZERO).await.unwrap_err().kind(), ErrorKind::Record);
     assert_eq!(manager.remove(&web(), true).await.unwrap_err().kind(), ErrorKind::Record);
-}
-
-fn with_cpus(cpus: u32) -> VmSpec {
-    VmSpecBuilder::from(spec()).cpus(cpus).build().unwrap()
-}
-
-#[tokio::test]
-async fn what_a_running_vm_shall_be_waits_for_its_next_start() {
-    let temp = tempfile::tempdir().unwrap();
-    let (_, manager) = noop(&temp);
-    let made = manager.create(spec()).await.unwrap();
-    manager.start(&web()).await.unwrap();
-    let vm = manager.reconfigure(&web(), with_cpus(3)).await.unwrap();
-    assert_eq!((vm.spec.cpus(), vm.next_spec.unwrap().cpus()), (1, 3));
-    // Neither another operation nor a start of what runs already makes it so, or loses it.
-    manager.suspend(&web()).await.unwrap();
-    manager.resume(&web()).await.unwrap();
-    assert_eq!(manager.start(&web()).await.unwrap().spec.cpus(), 1);
-    let vm = manager.restart(&web(), Duration::ZERO).await.unwrap();
-    assert_eq!((vm.spec.cpus(), vm.next_spec), (3, None));
-    assert_eq!((vm.id, vm.spec.id()), (made.id, Some(made.id)));
-    assert_eq!(manager.info(&web()).await.unwrap().spec.cpus(), 3);
-}
-
-#[tokio::test]
-async fn what_a_stopped_vm_shall_be_it_is_at_once() {
-    let temp = tempfile::tempdir().unwrap();
-    let (_, manager) = noop(&temp);
-    manager.create(spec()).await.unwrap();
-    let vm = manager.reconfigure(&web(), with_cpus(3)).await.unwrap();
-    assert_eq!((vm.spec.cpus(), vm.next_spec), (3, None));
-    let record = fs::metadata(manager.home().vm(&web()).join("run.json")).unwrap();
-    let again = manager.reconfigure(&web(), with_cpus(3)).await.unwrap();
-    assert_eq!(again.spec.cpus(), 3);
-    let unwritten = fs::metadata(manager.home().vm(&web()).join("run.json")).unwrap();
-    assert_eq!(unwritten.ino(), record.ino(), "the record was written again");
-}
-
-#[tokio::test]
-async fn labels_are_written_while_the_vm_runs_and_a_wish_can_be_taken_back() {
-    let temp = tempfile::tempdir().unwrap();
-    let (_, manager) = noop(&temp);
-    manager.create(spec()).await.unwrap();
-    manager.start(&web()).await.unwrap();
-    let mut labels = Labels::default();
-    labels.set("team", "web").unwrap();
-    let labelled = VmSpecBuilder::from(with_cpus(3)).labels(labels.clone()).build().unwrap();
-    let vm = manager.reconfigure(&web(), labelled).await.unwrap();
-    assert_eq!(vm.spec.labels(), &labels);
-    assert_eq!(vm.next_spec.unwrap().labels(), &labels);
-    let vm = manager.reconfigure(&web(), spec()).await.unwrap();
-    assert_eq!((vm.spec.cpus(), vm.next_spec), (1, None));
-}
-
-#[tokio::test]
-async fn what_needs_a_vm_made_anew_is_refused_and_nothing_is_changed() {
-    let temp = tempfile::tempdir().unwrap();
-    let (_, manager) = noop(&temp);
-    manager.create(spec()).await.unwrap();
-    let other = VmSpecBuilder::from(with_cpus(3)).cloud_init(CloudInitConfig::default()).build().unwrap();
-    let error = manager.reconfigure(&web(), other).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::InvalidInput);
-    assert!(error.to_string().starts_with("cloud_init: \"given\": "), "{error}");
-    assert_eq!(manager.info(&web()).await.unwrap().spec.cpus(), 1);
-    let error = manager.reconfigure(&name("none"), spec()).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::NotFound);
 }

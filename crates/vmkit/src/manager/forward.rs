@@ -1,15 +1,17 @@
 //! Forwards of a VM that is there already.
 //!
 //! The spec says which are wanted, the run which are in force. The spec is written first, so it is the intent as well: of
-//! a change that was cut off, the next start has it, and so has whoever asks for it again.
+//! a change that was cut off, the next start has it, and so has whoever asks for it again. Where another spec waits for the
+//! next start, it is changed as well.
 
 use tokio::time::Instant;
+use tracing::warn;
 
 use super::{Order, PATIENCE, VmManager, write_outcome};
 use crate::error::{Error, Result};
 use crate::forwarding::{PortForwarding, in_force};
 use crate::handle::VmHandle;
-use crate::spec::{NetworkConfig, PortForward, VmName};
+use crate::spec::{NetworkConfig, PortForward, VmName, VmSpec};
 use crate::store::{LockedVm, VmRecord};
 
 impl<H: PortForwarding + 'static> VmManager<H> {
@@ -25,13 +27,24 @@ impl<H: PortForwarding + 'static> VmManager<H> {
         let (locked, before) = self.take_to_forward(name).await?;
         let mut vm = before.clone();
         vm.spec = vm.spec.with_forward(forward.clone())?;
-        locked.write_since(&VmRecord::settled(vm.clone()))?;
+        // A network that has no forwards waits for the next start; this one is in force until then.
+        if let Some(next) = vm.next_spec.take_if(|next| has_forwards(next)) {
+            vm.next_spec = Some(Box::new(next.with_forward(forward.clone())?));
+        }
+        locked.write_wanted(&VmRecord::settled(vm.clone()))?;
         if !vm.state.is_live() {
             return Ok(vm);
         }
         let added = self.hypervisor.add_forward(&vm, forward).await;
-        // A forward that the host refuses now would keep the VM from starting later.
-        write_outcome(&locked, added.as_ref().unwrap_or(&before));
+        match &added {
+            Ok(added) => write_outcome(&locked, added),
+            // A forward that the host refuses now would keep the VM from starting later.
+            Err(_) => {
+                if let Err(error) = locked.write_wanted(&VmRecord::settled(before)) {
+                    warn!(vm = %name, %forward, %error, "the forward was refused, but that can't be recorded");
+                }
+            }
+        }
         added
     }
 
@@ -46,13 +59,19 @@ impl<H: PortForwarding + 'static> VmManager<H> {
     /// `NotFound` for a forward that is neither wanted nor in force.
     pub async fn remove_forward(&self, name: &VmName, forward: &PortForward) -> Result<VmHandle> {
         let (locked, mut vm) = self.take_to_forward(name).await?;
-        let wanted = wanted(&vm, forward);
-        if wanted.is_none() && !is_active(&vm, forward) {
+        let now = wanted(&vm, &vm.spec, forward);
+        let later = vm.next_spec.as_deref().and_then(|next| wanted(&vm, next, forward));
+        if now.is_none() && later.is_none() && !is_active(&vm, forward) {
             return Err(Error::NotFound { what: "forward", name: forward.to_string() });
         }
-        if let Some(wanted) = wanted {
-            vm.spec = vm.spec.without_forward(&wanted);
-            locked.write_since(&VmRecord::settled(vm.clone()))?;
+        if now.is_some() || later.is_some() {
+            if let Some(now) = now {
+                vm.spec = vm.spec.without_forward(&now);
+            }
+            if let Some(later) = later {
+                vm.next_spec = vm.next_spec.map(|next| Box::new(next.without_forward(&later)));
+            }
+            locked.write_wanted(&VmRecord::settled(vm.clone()))?;
         }
         if !vm.state.is_live() {
             return Ok(vm);
@@ -73,9 +92,13 @@ impl<H: PortForwarding + 'static> VmManager<H> {
     }
 }
 
-/// Answers which forward of the VM's spec is meant.
-fn wanted(vm: &VmHandle, forward: &PortForward) -> Option<PortForward> {
-    let NetworkConfig::User(user) = vm.spec.network() else { return None };
+fn has_forwards(spec: &VmSpec) -> bool {
+    matches!(spec.network(), NetworkConfig::User(_))
+}
+
+/// Answers which forward of one of the VM's specs is meant.
+fn wanted(vm: &VmHandle, spec: &VmSpec, forward: &PortForward) -> Option<PortForward> {
+    let NetworkConfig::User(user) = spec.network() else { return None };
     if user.forwards.contains(forward) {
         return Some(forward.clone());
     }

@@ -12,10 +12,10 @@ use crate::hypervisor::Hypervisor;
 use crate::spec::VmName;
 use crate::store::{Intent, VmRecord, stranger};
 
-use super::VmManager;
 use super::ephemeral::is_ephemeral;
+use super::{STATE_PATIENCE, VmManager};
 
-/// How long all VMs together have to answer.
+/// How long all VMs together have to answer in a list.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// How many VMs are asked before the first answers are taken.
@@ -83,29 +83,35 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     }
 
     /// Answers one VM as [`list`](Self::list) does, or `None` where there is nothing of that name.
+    ///
+    /// Whoever asks for one VM waits for it: it has as long to answer as for any operation, and is asked a second time.
     pub async fn find(&self, name: &VmName) -> Option<Listed> {
-        self.list_one(name.clone(), Instant::now() + PATIENCE).await
+        let once = || self.list_one(name.clone(), Instant::now() + STATE_PATIENCE);
+        match once().await {
+            Some(Listed { handle: Err(Error::TimedOut { .. }), .. }) => once().await,
+            found => found,
+        }
     }
 
     async fn list_one(&self, name: VmName, deadline: Instant) -> Option<Listed> {
-        match self.store.read(&name) {
-            Ok(record) => Some(self.listed(name, record, deadline).await),
+        match self.store.read_now(&name) {
+            Ok((record, is_cut_off)) => Some(self.listed(name, record, is_cut_off, deadline).await),
             Err(error) => self.unread(name, error),
         }
     }
 
-    async fn listed(&self, name: VmName, record: VmRecord, deadline: Instant) -> Listed {
+    async fn listed(&self, name: VmName, record: VmRecord, is_cut_off: bool, deadline: Instant) -> Listed {
         let intent = record.intent.clone();
-        let interrupted = intent.is_some() && !self.store.is_locked(&name);
-        let state = timeout_at(deadline, self.look(&record)).await.unwrap_or_else(|_| {
+        let began = Instant::now();
+        let state = timeout_at(deadline, self.look(&record, is_cut_off)).await.unwrap_or_else(|_| {
             let awaited = format!("the state of the VM `{name}`");
-            Err(Error::TimedOut { awaited, after: PATIENCE, console: String::new() })
+            Err(Error::TimedOut { awaited, after: began.elapsed(), console: String::new() })
         });
         let (handle, recorded) = match state {
             Ok(state) => (Ok(record.handle.in_state(state)), None),
             Err(error) => (Err(error), Some(record.handle)),
         };
-        Listed { path: self.home().vm(&name), name, handle, recorded, intent, interrupted }
+        Listed { path: self.home().vm(&name), name, handle, recorded, intent, interrupted: is_cut_off }
     }
 
     /// Answers what to list for a directory whose record can't be read; nothing where there is nothing of a VM.

@@ -145,10 +145,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         self.check_id(&spec)?;
         let locked = self.store.lock_new(spec.name(), Instant::now() + PATIENCE).await?;
         match locked.record()? {
-            Some(record) if record.is_unfinished() => {
-                self.hypervisor.destroy(record.handle).await?;
-                locked.remove_kept()?;
-            }
+            Some(record) if record.is_unfinished() => self.hypervisor.destroy(record.handle).await?,
             Some(_) => return Err(Error::AlreadyExists { what: "VM", name: spec.name().to_string() }),
             None => {}
         }
@@ -159,6 +156,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
             );
             return Err(Error::Record { path, problem });
         }
+        locked.clear()?;
         self.make(locked, spec).await
     }
 
@@ -239,7 +237,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         // Only to refuse what can only be removed: an intent that is there stays for the operation that comes next.
         self.settle(record.clone(), Order::Start).await?;
         record.handle.spec = record.handle.spec.with_cloud_init_again();
-        locked.write_since(&record)?;
+        locked.write_wanted(&record)?;
         Ok(record.handle)
     }
 
@@ -302,8 +300,8 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     /// # Errors
     /// `NotFound`; `Record`; `TimedOut` when its hypervisor does not answer.
     pub async fn info(&self, name: &VmName) -> Result<VmHandle> {
-        let record = self.store.read(name)?;
-        let state = self.look(&record).await?;
+        let (record, is_cut_off) = self.store.read_now(name)?;
+        let state = self.look(&record, is_cut_off).await?;
         Ok(record.handle.in_state(state))
     }
 
@@ -449,17 +447,16 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         }
     }
 
-    /// Answers the state that the VM of a record has now.
-    async fn look(&self, record: &VmRecord) -> Result<VmState> {
+    /// Answers the state that the VM of a record has now; `is_cut_off` tells that nobody does what the record says.
+    async fn look(&self, record: &VmRecord, is_cut_off: bool) -> Result<VmState> {
         let vm = &record.handle;
         let cut_off = match record.intent.as_ref().map(|intent| intent.operation) {
             Some(Operation::Prepare) => "its making was interrupted: remove it",
             Some(Operation::Destroy) => "its removal was interrupted: remove it again",
             _ => "",
         };
-        let is_idle = !cut_off.is_empty() && !self.store.is_locked(vm.name());
         let state = self.state(vm).await?;
-        if is_idle && !state.is_live() {
+        if is_cut_off && !cut_off.is_empty() && !state.is_live() {
             return Ok(VmState::failed(FailureKind::Interrupted, cut_off));
         }
         // While it is being made, what is there already looks like more than there is.

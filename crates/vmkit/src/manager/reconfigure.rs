@@ -12,7 +12,7 @@ use crate::spec::{Applies, VmName, VmSpec, changes};
 
 impl<H: Hypervisor + 'static> VmManager<H> {
     /// Writes down what a VM shall be: at once if nothing runs, else from its next start on, when it becomes
-    /// [`VmHandle::spec`]. Labels are written at once in either case.
+    /// [`VmHandle::spec`]. Labels are written at once in either case. What is written outlives a power cut.
     ///
     /// The VM's name, its identity and how often cloud-init was run again stay as they are. What was to apply at the next
     /// start before is forgotten.
@@ -45,7 +45,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
             vm.next_spec = None;
         }
         if changed != record {
-            locked.write_since(&changed)?;
+            locked.write_wanted(&changed)?;
         }
         Ok(changed.handle)
     }

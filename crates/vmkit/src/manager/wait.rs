@@ -146,9 +146,9 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         let mut pause = BACK_OFF.0;
         loop {
             // In this order, since a PID that belonged to a live VM after the descriptor was opened did so before.
-            let record = self.store.read(name)?;
+            let (record, is_cut_off) = self.store.read_now(name)?;
             let process = hold(&record.handle)?;
-            let state = match self.look(&record).await {
+            let state = match self.look(&record, is_cut_off).await {
                 // It is too busy to say how it is, or just being started.
                 Err(error) if matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::Busy) => {
                     happened(&changes, process.as_ref(), LOOK_AGAIN).await?;

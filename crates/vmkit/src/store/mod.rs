@@ -3,16 +3,17 @@
 //! Edge: files and locks. It knows records; what they mean for a VM is the manager's.
 //!
 //! ```text
-//! <vms>/NAME/vm.json    the VM as it was made: synced to the disk, and never written again
-//! <vms>/NAME/run.json   the VM as it is since, with what is being done to it; not synced
+//! <vms>/NAME/vm.json    the VM as it was made, with what it was told to be since; synced to the disk
+//! <vms>/NAME/run.json   the VM as it is now, with what is being done to it; not synced
 //! <vms>/NAME/owner.lock held by the process that a VM is to go with
 //! <vms>/NAME/lock       held while somebody works on the VM; has that process's PID
 //! <vms>/NAME/…          what its backend keeps
 //! ```
 //!
-//! What happens to a VM after it was made matters as long as the host runs, and the page cache lives as long: a killed
-//! process loses nothing of `run.json`. A power cut may, but it has ended the guest as well; the VM is then as it was made,
-//! and reality is asked anyway. So no start, stop, suspend or resume waits for a disk, which would cost more than they do.
+//! What happens to a VM matters as long as the host runs, and the page cache lives as long: a killed process loses nothing of
+//! `run.json`. A power cut may, but it has ended the guest as well; the VM is then as `vm.json` has it, and reality is asked
+//! anyway. So no start, stop, suspend or resume waits for a disk, which would cost more than they do. What somebody wants a VM
+//! to be is another matter: a change of that is rare, and is in `vm.json` before it is in `run.json`.
 
 mod changes;
 mod home;
@@ -38,6 +39,7 @@ pub use record::{Intent, VmRecord};
 
 use self::owner::OWNER;
 use crate::error::{Error, Result};
+use crate::handle::VmHandle;
 use crate::spec::VmName;
 use crate::steps::step;
 
@@ -102,9 +104,19 @@ impl Store {
         read(&self.home.vm(name), name)?.ok_or_else(|| missing(name))
     }
 
-    /// Tells whether somebody works on the VM right now.
-    pub(crate) fn is_locked(&self, name: &VmName) -> bool {
-        lock::is_held(&self.home.vm(name).join(LOCK))
+    /// Reads a VM's record without its lock, and tells whether what it says is being done was cut off: nobody is at work.
+    ///
+    /// # Errors
+    /// As for [`read`](Self::read).
+    pub(crate) fn read_now(&self, name: &VmName) -> Result<(VmRecord, bool)> {
+        let record = self.read(name)?;
+        if record.intent.is_none() || lock::is_held(&self.home.vm(name).join(LOCK)) {
+            return Ok((record, false));
+        }
+        // Whoever was at work may have come to its end since the record was read.
+        let now = self.read(name)?;
+        let is_cut_off = now == record;
+        Ok((now, is_cut_off))
     }
 
     /// Begins to watch a VM's record.
@@ -185,6 +197,24 @@ impl LockedVm {
         self.replace(UNFINISHED[0], record, true)
     }
 
+    /// Writes the record of a VM that shall be something else from now on, so that this outlives a power cut.
+    ///
+    /// The record of its making is written first: where that fails, nothing is changed. It is replaced as a whole, so until then the
+    /// older one is there.
+    pub(crate) fn write_wanted(&self, record: &VmRecord) -> Result<()> {
+        let path = self.dir.join(MADE);
+        let made = read_bytes(&path)?.and_then(|bytes| VmRecord::decode(&path, &bytes).ok());
+        let mut made = made.unwrap_or_else(|| VmRecord {
+            intent: None,
+            handle: VmHandle { run: None, ..record.handle.clone() },
+            ..record.clone()
+        });
+        made.handle.spec = record.handle.spec.clone();
+        made.handle.next_spec.clone_from(&record.handle.next_spec);
+        self.write_made(&made)?;
+        self.write_since(record)
+    }
+
     /// Writes the record of a VM that was made before, so that it outlives this process.
     pub(crate) fn write_since(&self, record: &VmRecord) -> Result<()> {
         self.replace(UNFINISHED[1], record, false)
@@ -219,13 +249,19 @@ impl LockedVm {
         Ok(())
     }
 
-    /// Removes what was kept of a VM that is gone, so that a new one begins with nothing.
-    pub(crate) fn remove_kept(&self) -> Result<()> {
-        let kept = self.dir.join(home::KEPT);
-        match step("remove what was kept").and_then(|()| fs::remove_dir_all(&kept)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            removed => removed.map_err(Error::io("remove", kept)),
+    /// Removes what is left of a VM that is gone, so that a new one begins with nothing: its record, what was done to it, and
+    /// what was kept beside it.
+    pub(crate) fn clear(&self) -> Result<()> {
+        for record in [MADE, SINCE] {
+            remove_file(&self.dir.join(record))?;
         }
+        let kept = self.dir.join(home::KEPT);
+        if !kept.exists() {
+            return Ok(());
+        }
+        step("remove what was kept")
+            .and_then(|()| fs::remove_dir_all(&kept))
+            .map_err(Error::io("remove", kept))
     }
 
     /// Removes the directory and all that is in it: the record last, so that until then the VM can be found.
@@ -268,7 +304,7 @@ async fn acquire(name: &VmName, dir: &Path, deadline: Instant) -> Result<Option<
     })
 }
 
-/// Reads a VM's record: as it is since it was made, or else as it was made. `None`: there is no record.
+/// Reads a VM's record: as it is now, or else as it was made and told to be. `None`: there is no record.
 fn read(dir: &Path, name: &VmName) -> Result<Option<VmRecord>> {
     let path = dir.join(MADE);
     let Some(bytes) = read_bytes(&path)? else { return Ok(None) };
@@ -313,10 +349,14 @@ fn read_bytes(path: &Path) -> Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-/// Answers the first thing in a VM's directory that is not of the store.
+/// Answers the first thing in a VM's directory that is not of the store. What is kept beside a VM goes with it, even where it
+/// was written while the VM was being removed.
 pub(crate) fn stranger(dir: &Path) -> Result<Option<PathBuf>> {
-    let own =
-        |name: &OsStr| OWN.iter().any(|own| name == *own) || UNFINISHED.iter().any(|(_, own)| name == *own);
+    let own = |name: &OsStr| {
+        name == home::KEPT
+            || OWN.iter().any(|own| name == *own)
+            || UNFINISHED.iter().any(|(_, own)| name == *own)
+    };
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
