@@ -5,6 +5,7 @@ use std::env;
 use std::path::PathBuf;
 
 use tokio::runtime;
+use tokio::signal::unix::{SignalKind, signal};
 use vmkit::image::ImageStore;
 use vmkit::store::Home;
 use vmkit::{BackendTag, Error, PropolisHypervisor, RouterHypervisor, VmManager};
@@ -78,6 +79,27 @@ impl Context {
     pub(crate) fn block_on<T>(&self, future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
         let runtime = runtime::Builder::new_current_thread().enable_all().build();
         runtime.map_err(Error::io("make", "the event loop"))?.block_on(future)
+    }
+
+    /// Runs a future to its end on this thread, or drops it at Ctrl-C and answers `None`. Nobody waits then for the threads that read
+    /// files for it.
+    pub(crate) fn block_on_until_interrupted<T>(
+        &self,
+        future: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<Option<T>, Failure> {
+        let runtime = runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(Error::io("make", "the event loop"))?;
+        let done = runtime.block_on(async {
+            // Heard from before anything is begun.
+            let mut interrupts =
+                signal(SignalKind::interrupt()).map_err(Error::io("wait for", "an interrupt"))?;
+            tokio::select! {
+                done = future => done.map(Some),
+                _ = interrupts.recv() => Ok(None),
+            }
+        });
+        runtime.shutdown_background();
+        done
     }
 
     /// Runs a future to its end, and what it spawns on other threads: worth their start where it looks at many VMs.

@@ -133,6 +133,9 @@ fn hint(error: &vmkit::Error) -> Option<&'static str> {
         },
         ErrorKind::AlreadyExists => match error {
             vmkit::Error::AlreadyExists { what: "file", .. } => Some("--force replaces it"),
+            vmkit::Error::Foreign { .. } => Some(
+                "if the file was moved, move it back, or remove its VMs by `vmkit rm`; else give the project another `name`",
+            ),
             _ => None,
         },
         ErrorKind::Host => Some("`vmkit doctor` tells what this host lacks"),

@@ -1,7 +1,5 @@
 //! The only place that prints: data on standard output, everything else on standard error.
 
-#![expect(clippy::print_stderr, reason = "this is the module that talks to the terminal")]
-
 use std::env;
 use std::error::Error;
 use std::fmt::{self, Display};
@@ -36,15 +34,26 @@ pub(crate) fn bytes(bytes: &[u8]) -> Result<(), Failure> {
     stdout.write_all(bytes).and_then(|()| stdout.flush()).map_err(Failure::Output)
 }
 
+/// Writes to standard error as it is, in one piece. Whoever closed it does not want to read it, and what is being done goes on: a
+/// `vmkit up 2>&1 | head` brings its machines up.
+fn utter(text: fmt::Arguments<'_>) {
+    let _ = io::stderr().lock().write_all(text.to_string().as_bytes());
+}
+
+/// Writes a line to standard error.
+fn say(line: fmt::Arguments<'_>) {
+    utter(format_args!("{line}\n"));
+}
+
 /// Prints an error and what caused it, each once.
 pub(crate) fn error(vm: Option<&VmName>, error: &(dyn Error + 'static)) {
     match vm {
-        Some(vm) => eprintln!("error: {vm}: {}", printable(error)),
-        None => eprintln!("error: {}", printable(error)),
+        Some(vm) => say(format_args!("error: {vm}: {}", printable(error))),
+        None => say(format_args!("error: {}", printable(error))),
     }
     let mut cause = error.source();
     while let Some(error) = cause {
-        eprintln!("  caused by: {}", printable(error));
+        say(format_args!("  caused by: {}", printable(error)));
         cause = error.source();
     }
 }
@@ -57,44 +66,44 @@ pub(crate) fn vmfile(error: &VmfileError) {
         true if env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()) => Look::Lines,
         true => Look::Colours,
     };
-    eprint!("{}", diagnostic::report(error, look));
+    utter(format_args!("{}", diagnostic::report(error, look)));
 }
 
 /// Prints that the command's answer can't be written.
 pub(crate) fn unwritten(error: &io::Error) {
-    eprintln!("error: cannot write to standard output\n  caused by: {error}");
+    say(format_args!("error: cannot write to standard output\n  caused by: {error}"));
 }
 
 /// Prints what somebody may do about the error before.
 pub(crate) fn hint(hint: &str) {
-    eprintln!("hint: {hint}");
+    say(format_args!("hint: {hint}"));
 }
 
 /// Prints what is probably not meant, and was done nevertheless.
 pub(crate) fn warning(warning: impl Display) {
-    eprintln!("warning: {}", printable(warning));
+    say(format_args!("warning: {}", printable(warning)));
 }
 
 /// Prints a line of what is done elsewhere, whoever looks on.
 pub(crate) fn line(line: impl Display) {
-    eprintln!("{}", printable(line));
+    say(format_args!("{}", printable(line)));
 }
 
 /// Prints how it goes, to a person only.
 pub(crate) fn progress(progress: impl Display) {
     if io::stderr().is_terminal() {
-        eprintln!("{}", printable(progress));
+        say(format_args!("{}", printable(progress)));
     }
 }
 
 /// Prints how far it is, to whoever reads along.
 pub(crate) fn status(status: impl Display) {
-    eprintln!("{}", printable(status));
+    say(format_args!("{}", printable(status)));
 }
 
 /// Prints what a person at the console has to know. In raw mode a line feed alone does not return the carriage.
 pub(crate) fn notice(notice: impl Display) {
-    eprint!("[vmkit: {}]\r\n", printable(notice));
+    utter(format_args!("[vmkit: {}]\r\n", printable(notice)));
 }
 
 /// Prints what clap says: help and version as data, a refusal as an error.

@@ -4,7 +4,10 @@
 mod support;
 
 use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::process::Stdio;
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use support::Host;
 
@@ -121,4 +124,34 @@ fn what_fails_is_told_and_those_that_depend_on_it_are_skipped() {
     assert_eq!((&status[1]["machine"], &status[1]["state"]), (&"web".into(), &Value::Null));
     host.must(["down", "--rm"]);
     assert_eq!(json(&host.must(["status", "--json"]))[0]["state"], Value::Null);
+}
+
+#[test]
+fn a_command_whose_reader_left_ends_as_it_would_have() {
+    let host = shop();
+    for (arguments, code) in [(&["up", "wep"][..], 3), (&["up"], 2), (&["up", "--json"], 2), (&["plan"], 0)] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = host.command(arguments);
+        command.stdout(writer.try_clone().unwrap()).stderr(writer);
+        assert_eq!(command.status().unwrap().code(), Some(code), "{arguments:?}");
+    }
+}
+
+#[test]
+fn an_interrupted_command_says_what_to_do_and_ends_with_130() {
+    let host = shop();
+    host.vmkit(["up"]);
+    let lock = fs::File::options().write(true).open(host.home().join("projects/shop.lock")).unwrap();
+    lock.lock().unwrap();
+    let mut up = host.command(["up"]).stderr(Stdio::piped()).spawn().unwrap();
+    let mut said = BufReader::new(up.stderr.take().unwrap());
+    let mut line = String::new();
+    said.read_line(&mut line).unwrap();
+    assert!(line.starts_with("waiting for the project `shop`, which is in use by process "), "{line}");
+    kill_process(Pid::from_child(&up), Signal::INT).unwrap();
+    assert_eq!(up.wait().unwrap().code(), Some(130));
+    line.clear();
+    said.read_to_string(&mut line).unwrap();
+    assert!(line.starts_with("interrupted: `vmkit up` again") && line.lines().count() == 1, "{line}");
 }

@@ -299,7 +299,7 @@ impl Error {
         match self {
             Error::Invalid { .. } => ErrorKind::InvalidInput,
             #[cfg(feature = "vmfile")]
-            Error::Vmfile(_) => ErrorKind::InvalidInput,
+            Error::Vmfile(error) => error.kind(),
             Error::AlreadyExists { .. } | Error::Foreign { .. } => ErrorKind::AlreadyExists,
             Error::Step { .. } => ErrorKind::Guest,
             Error::NotFound { .. } => ErrorKind::NotFound,

@@ -2,214 +2,17 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
+mod shop;
 
-use std::fs::{self, OpenOptions};
-use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
-use common::{FileHypervisor, World};
-use tokio::io::AsyncReadExt;
-use tokio::runtime::{Builder, Runtime};
-use tokio::time::Instant;
-use vmkit::image::{Catalogue, ImageStore};
-use vmkit::project::{
-    Done, End, Event, Guest, GuestInput, GuestOutput, Guests, Happening, Listener, Options, PlannedAction,
-    ProjectManager, Provision, Report,
-};
-use vmkit::spec::{PortForward, VmName};
-use vmkit::ssh::Exit;
-use vmkit::vmfile::{self, Project};
-/// Nobody can be led anywhere: the record is all that there is of a forward.
-impl PortForwarding for FileHypervisor {
-    async fn add_forward(&self, vm: &VmHandle, _forward: &PortForward) -> Result<VmHandle> {
-        Ok(vm.clone())
-    }
-
-    async fn remove_forward(&self, vm: &VmHandle, _forward: &PortForward) -> Result<VmHandle> {
-        Ok(vm.clone())
-    }
-}
-
-use vmkit::{Error, ErrorKind, PortForwarding, Result, VmHandle, VmManager};
-use vmkit_testkit::crash::{self, step};
-
-/// Three machines that depend on each other, and one that does not.
-const SHOP: &str = "
-version = 1
-[project]
-name = 'shop'
-[defaults]
-kernel = '/boot/vmlinuz'
-
-[machine.web]
-depends_on = ['db']
-files = [{ from = 'app', to = '/srv/app' }]
-provision = [{ name = 'install', shell = 'echo web-install' }, { name = 'sync', shell = 'echo web-sync', run = 'changed' }]
-
-[machine.db]
-provision = [{ name = 'install', shell = 'echo db-install' }]
-ready = { command = 'db-is-up' }
-
-[machine.edge]
-depends_on = ['web']
-provision = [{ name = 'install', script = 'edge.sh' }]
-
-[machine.other]
-";
-
-/// Guests that are a log each: what they are told goes to `said` below the directory, in the order of all of them.
-#[derive(Clone)]
-struct FileGuests {
-    dir: PathBuf,
-    manager: VmManager<FileHypervisor>,
-}
-
-struct FileGuest {
-    dir: PathBuf,
-    vm: VmName,
-}
-
-impl Guests for FileGuests {
-    type Guest = FileGuest;
-
-    async fn enter(&self, vm: &VmName, _deadline: Instant) -> Result<FileGuest> {
-        assert!(self.manager.info(vm).await?.state.is_live(), "a guest is entered that does not run");
-        Ok(FileGuest { dir: self.dir.clone(), vm: vm.clone() })
-    }
-}
-
-impl Guest for FileGuest {
-    fn user(&self) -> &str {
-        "vmkit"
-    }
-
-    async fn cloud_init(&self, _deadline: Instant) -> Result<()> {
-        Ok(())
-    }
-
-    async fn run(
-        &self,
-        argv: Vec<String>,
-        mut input: GuestInput,
-        output: GuestOutput<'_>,
-        _deadline: Instant,
-    ) -> Result<Exit> {
-        let mut sent = Vec::new();
-        input.read_to_end(&mut sent).await.map_err(Error::io("read", "the input"))?;
-        let sent = String::from_utf8_lossy(&sent);
-        let text = &argv[if argv[0] == "sudo" { 8 } else { 2 }];
-        if text.contains("for means in") {
-            output(b"sudo\n");
-            return Ok(Exit::Code(0));
-        }
-        if text.contains("vmkit-step-*") {
-            return Ok(Exit::Code(0));
-        }
-        let told = match () {
-            () if argv.iter().any(|word| word == "/srv/app") => "copy",
-            () if sent.is_empty() => argv.last().unwrap(),
-            () => sent.trim(),
-        };
-        let line = format!("{} {}\n", self.vm, told.lines().last().unwrap_or_default());
-        step("a guest does what it is told").map_err(Error::io("run", &self.dir))?;
-        let mut said = OpenOptions::new().append(true).create(true).open(self.dir.join("said")).unwrap();
-        said.write_all(line.as_bytes()).unwrap();
-        output(format!("doing {told}\nhalf a ").as_bytes());
-        output(b"line");
-        Ok(Exit::Code(if told.contains("fail") { 3 } else { 0 }))
-    }
-}
-
-struct Shop {
-    world: World,
-    engine: ProjectManager<FileHypervisor, FileGuests>,
-    events: Arc<Mutex<Vec<Event>>>,
-}
-
-impl Shop {
-    fn at(dir: &Path) -> Self {
-        fs::create_dir_all(dir.join("app")).unwrap();
-        if !dir.join("edge.sh").exists() {
-            fs::write(dir.join("app/index.html"), "hello").unwrap();
-            fs::write(dir.join("edge.sh"), "echo edge-install").unwrap();
-        }
-        let world = World::at(dir);
-        let manager = world.manager.clone();
-        let guests = FileGuests { dir: dir.to_owned(), manager: manager.clone() };
-        let images = ImageStore::new(manager.home(), Catalogue::built_in());
-        Self { engine: ProjectManager::new(manager, guests, images), world, events: Arc::default() }
-    }
-
-    fn project(&self, text: &str) -> Project {
-        vmfile::parse(&self.world.dir.join("vmkit.toml"), text, &|_| Err("not here".into())).unwrap()
-    }
-
-    fn listener(&self) -> Listener {
-        let events = Arc::clone(&self.events);
-        Arc::new(move |event| events.lock().unwrap().push(event))
-    }
-
-    fn up_as(&self, text: &str, options: &Options) -> Report {
-        runtime().block_on(self.engine.up(&self.project(text), options, self.listener())).unwrap()
-    }
-
-    fn up(&self, text: &str) -> Report {
-        self.up_as(text, &Options::default())
-    }
-
-    fn down(&self, text: &str, remove: bool, options: &Options) -> Report {
-        runtime().block_on(self.engine.down(&self.project(text), remove, options, self.listener())).unwrap()
-    }
-
-    fn said(&self) -> Vec<String> {
-        let said = fs::read_to_string(self.world.dir.join("said")).unwrap_or_default();
-        said.lines().map(str::to_owned).collect()
-    }
-
-    fn place_of(&self, line: &str) -> usize {
-        let said = self.said();
-        said.iter().position(|said| said == line).unwrap_or_else(|| panic!("no `{line}` in {said:?}"))
-    }
-
-    fn state(&self, vm: &str) -> &'static str {
-        let found = runtime().block_on(self.engine.manager().find(&VmName::new(vm).unwrap()));
-        found.map_or("", |listed| listed.handle.unwrap().state.name())
-    }
-}
-
-/// One thread, since steps are counted by thread.
-fn runtime() -> Runtime {
-    Builder::new_current_thread().enable_all().build().unwrap()
-}
-
-fn shop() -> (tempfile::TempDir, Shop) {
-    let temp = tempfile::tempdir().unwrap();
-    let shop = Shop::at(temp.path());
-    (temp, shop)
-}
-
-fn only(machines: &[&str]) -> Options {
-    let mut options = Options::default();
-    options.machines = machines.iter().map(|&name| name.to_owned()).collect();
-    options
-}
-
-/// Answers how the work on a machine ended: `fine`, what failed, or what it was skipped for.
-fn end(report: &Report, machine: &str) -> String {
-    let found = report.machines.iter().find(|report| report.machine == machine).unwrap();
-    match &found.end {
-        End::Fine => "fine".to_owned(),
-        End::Failed(error) => error.to_string(),
-        End::Skipped(because) => format!("skipped for {because}"),
-        _ => unreachable!("there is no other end"),
-    }
-}
-
-fn done(report: &Report, machine: &str) -> Vec<Done> {
-    report.machines.iter().find(|report| report.machine == machine).unwrap().done.clone()
-}
+use shop::{SHOP, Shop, done, end, only, runtime, shop};
+use vmkit::ErrorKind;
+use vmkit::project::{Done, Happening, Options, PlannedAction, Provision, Report};
+use vmkit::spec::VmName;
+use vmkit_testkit::crash;
 
 #[test]
 fn machines_come_up_after_those_that_they_depend_on() {
@@ -300,7 +103,9 @@ fn output_is_told_by_lines_with_machine_and_step() {
         .unwrap()
         .iter()
         .filter_map(|event| match &event.what {
-            Happening::Output { step, line } => Some(format!("{} {step} {line}", event.machine)),
+            Happening::Output { step, line } => {
+                Some(format!("{} {step} {line}", event.machine.as_ref().unwrap()))
+            }
             _ => None,
         })
         .collect();
@@ -325,42 +130,13 @@ fn down_stops_in_the_other_order_and_removes_when_asked() {
     shop.up(SHOP);
     shop.events.lock().unwrap().clear();
     assert!(shop.down(SHOP, false, &Options::default()).is_fine());
-    let stopped: Vec<_> = shop.events.lock().unwrap().iter().map(|event| event.machine.clone()).collect();
+    let stopped: Vec<_> =
+        shop.events.lock().unwrap().iter().filter_map(|event| event.machine.clone()).collect();
     let place = |name: &str| stopped.iter().position(|stopped| stopped == name).unwrap();
     assert!(place("edge") < place("web") && place("web") < place("db"), "{stopped:?}");
     assert!(shop.down(SHOP, false, &Options::default()).is_unchanged());
     assert!(shop.down(SHOP, true, &Options::default()).is_fine());
     assert!(shop.world.remains().is_empty(), "{:?}", shop.world.remains());
-}
-
-#[test]
-fn a_machine_that_left_the_file_is_shown_pruned_and_taken_down() {
-    let (_temp, shop) = shop();
-    let grown = format!("{SHOP}\n[machine.old]\n[machine.older]\n");
-    shop.up(&grown);
-    let plan = runtime().block_on(shop.engine.plan(&shop.project(SHOP), &Options::default())).unwrap();
-    let left: Vec<_> = plan.left.iter().map(|left| left.vm.as_str()).collect();
-    assert_eq!(left, ["shop-old", "shop-older"]);
-    assert!(shop.up(SHOP).is_unchanged(), "up leaves them alone unless asked");
-    shop.down(SHOP, true, &only(&["older"]));
-    assert_eq!((shop.state("shop-old"), shop.state("shop-older")), ("running", ""));
-    let mut prune = Options::default();
-    prune.prune = true;
-    let report = shop.up_as(SHOP, &prune);
-    assert_eq!(done(&report, "old"), [Done::Stopped, Done::Removed]);
-    assert_eq!(shop.state("shop-old"), "");
-}
-
-#[test]
-fn somebody_elses_vm_is_never_touched() {
-    let (_temp, shop) = shop();
-    let mine = common::named(VmName::new("shop-db").unwrap());
-    runtime().block_on(shop.engine.manager().create(mine)).unwrap();
-    let report = shop.up(SHOP);
-    assert!(end(&report, "db").contains("it is of no project"), "{report:?}");
-    assert_eq!(end(&report, "web"), "skipped for db");
-    assert!(shop.down(SHOP, true, &Options::default()).is_fine());
-    assert_eq!(shop.state("shop-db"), "prepared");
 }
 
 #[test]
@@ -392,69 +168,6 @@ fn provisioning_can_be_repeated_by_name_and_by_force() {
 
 fn done_of(report: &Report) -> Vec<Done> {
     report.machines.iter().flat_map(|machine| machine.done.clone()).collect()
-}
-
-#[test]
-fn reload_starts_again_what_it_stopped() {
-    let (_temp, shop) = shop();
-    shop.up(SHOP);
-    let (project, web) = (shop.project(SHOP), only(&["web"]));
-    let reload = shop.engine.reload(&project, &web, shop.listener());
-    let report = runtime().block_on(reload).unwrap();
-    assert_eq!(done(&report, "web"), [Done::Stopped, Done::Started]);
-    assert_eq!(shop.world.boots(), 5);
-}
-
-#[test]
-fn a_change_is_made_when_it_can_be_and_told_by_the_plan_before() {
-    let (_temp, shop) = shop();
-    shop.up(SHOP);
-    let changed = SHOP.replace(
-        "[machine.other]",
-        "[machine.other]\ncpus = 2\nforwards = ['8080:80']\nlabels = { team = 'a' }",
-    );
-    let planned = |text: &str| {
-        let plan = runtime().block_on(shop.engine.plan(&shop.project(text), &only(&["other"]))).unwrap();
-        let machine = plan.machines.into_iter().next().unwrap();
-        let changes = machine.changes.iter().map(|change| format!("{} {}", change.field, change.applies));
-        (machine.action.unwrap(), changes.collect::<Vec<_>>(), machine.pending)
-    };
-    let changes = ["cpus at the next start", "forwards at once", "labels at once"].map(str::to_owned);
-    assert_eq!(planned(&changed), (PlannedAction::Keep, changes.to_vec(), vec![]));
-    let report = shop.up(&changed);
-    let now = Done::Changed(vec!["forwards".into(), "labels".into()]);
-    assert_eq!(done(&report, "other"), [now, Done::Recorded(vec!["cpus".into()])]);
-    assert_eq!(planned(&changed), (PlannedAction::Keep, vec![], vec!["cpus".to_owned()]));
-    assert!(shop.up(&changed).is_unchanged());
-    let (project, other) = (shop.project(&changed), only(&["other"]));
-    runtime().block_on(shop.engine.reload(&project, &other, shop.listener())).unwrap();
-    assert_eq!(planned(&changed), (PlannedAction::Keep, vec![], vec![]));
-    let vm = runtime().block_on(shop.engine.manager().info(&VmName::new("shop-other").unwrap())).unwrap();
-    assert_eq!(vm.spec.cpus(), 2);
-}
-
-#[test]
-fn what_needs_a_machine_made_anew_is_refused_unless_asked_for() {
-    let (_temp, shop) = shop();
-    shop.up(SHOP);
-    let changed = SHOP.replace("[machine.db]", "[machine.db]\nbackend = 'noop'");
-    let plan = runtime().block_on(shop.engine.plan(&shop.project(&changed), &only(&["db"]))).unwrap();
-    assert_eq!(*plan.machines[0].action.as_ref().unwrap(), PlannedAction::Recreate);
-    let place = changed.lines().position(|line| line.starts_with("backend")).unwrap() + 1;
-    for report in [shop.up(&changed), {
-        let project = shop.project(&changed);
-        runtime().block_on(shop.engine.reload(&project, &only(&["db"]), shop.listener())).unwrap()
-    }] {
-        let said = end(&report, "db");
-        assert!(said.contains(&format!("vmkit.toml:{place}:")) && said.contains("`backend`"), "{said}");
-        assert!(said.contains("--recreate"), "{said}");
-        assert_eq!(shop.state("shop-db"), "running");
-    }
-    let mut recreate = Options::default();
-    recreate.recreate = true;
-    let report = shop.up_as(&changed, &recreate);
-    let expected = [Done::Stopped, Done::Removed, Done::Made, Done::Started, Done::Ran("install".into())];
-    assert_eq!(done(&report, "db"), expected);
 }
 
 #[test]

@@ -256,6 +256,15 @@ fn an_error_about_a_spec_points_into_the_file() {
 }
 
 #[test]
+fn a_path_that_is_not_utf_8_is_refused() {
+    use std::os::unix::ffi::OsStrExt;
+    let file = Path::new(std::ffi::OsStr::from_bytes(b"/home/me/\xff/vmkit.toml"));
+    let error =
+        parse(file, "version = 1\n[machine.a]\nimage = 'x:1'\n", &|_| Err(String::new())).unwrap_err();
+    assert!(error.to_string().contains("the path of this file is not UTF-8"), "{error}");
+}
+
+#[test]
 fn line_ends_and_a_byte_order_mark_are_nothing_special() {
     let text = "version = 1\n[machine.web]\nimage = 'debian:12'\ncpus = 0\n";
     let plain = refused(text);

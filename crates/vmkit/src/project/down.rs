@@ -31,7 +31,7 @@ impl<H: PortForwarding + 'static, G: Guests> ProjectManager<H, G> {
         let named: Vec<String> = options.machines.iter().filter(|name| !gone(name)).cloned().collect();
         let all = options.machines.is_empty();
         let machines = if all || !named.is_empty() { chosen(project, &named)? } else { Vec::new() };
-        let _lock = self.lock(project, options).await?;
+        let _lock = self.lock(project, options, &listener).await?;
         let left = leftovers(project, &self.manager().list().await?);
         if let Some(unknown) = former.iter().find(|name| left.iter().all(|left| left.machine != **name)) {
             return Err(Error::NotFound { what: "machine", name: unknown.clone() });
@@ -73,7 +73,7 @@ impl<H: PortForwarding + 'static, G: Guests> ProjectManager<H, G> {
 
     async fn take_down_leftover(&self, work: &Work, leftover: &Leftover, remove: bool) -> MachineReport {
         let mut done = Vec::new();
-        let tell = |what| (work.listener)(Event { machine: leftover.machine.clone(), what });
+        let tell = |what| (work.listener)(Event { machine: Some(leftover.machine.clone()), what });
         let steps = async {
             if leftover.state.as_ref().is_some_and(|state| state.is_live()) {
                 tell(Happening::Stopping);
@@ -105,8 +105,8 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
                 };
             }
             Ok(Found::Nothing) => return Ok(()),
-            // Somebody else's VM is none of the project's, so it has nothing to go down.
-            Err(Error::Foreign { .. }) => return Ok(()),
+            // Somebody else's VM is left alone; whoever expects it to be down has to hear that, all the more where it is this
+            // project's own from before the file was moved.
             Err(error) => return Err(error),
         };
         if remove {

@@ -10,20 +10,25 @@ use crate::error::Error;
 use crate::image::PullProgress;
 use crate::spec::VmName;
 
-/// Something that happens on one machine.
+/// Something that happens.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Event {
-    /// The machine, by its name in the file.
-    pub machine: String,
+    /// The machine that it happens on, by its name in the file; `None` where it is about the project as a whole.
+    pub machine: Option<String>,
     /// What happens.
     pub what: Happening,
 }
 
-/// What can happen on a machine.
+/// What can happen.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum Happening {
+    /// Somebody else changes the machines of the project, and is waited for.
+    Queued {
+        /// The process that does, where it is known.
+        holder: Option<u32>,
+    },
     /// Its image is looked for, and fetched where it is missing.
     Image,
     /// Its image is being fetched, and has come so far.

@@ -132,12 +132,19 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
     }
 
     /// Waits until nobody else changes the machines of the project.
-    async fn lock(&self, project: &Project, options: &Options) -> Result<Lock> {
+    async fn lock(&self, project: &Project, options: &Options, listener: &Listener) -> Result<Lock> {
         let dir = self.manager().home().projects();
         create_private(dir)?;
         let path = dir.join(format!("{}.lock", project.name));
-        let deadline = Instant::now() + options.patience;
-        let lock = acquire(&path, Hold::Alone, deadline).await.map_err(|error| match error {
+        let now = Instant::now();
+        let at_once = match acquire(&path, Hold::Alone, now).await {
+            Err(Error::Busy { holder, .. }) => {
+                listener(Event { machine: None, what: Happening::Queued { holder } });
+                acquire(&path, Hold::Alone, now + options.patience).await
+            }
+            at_once => at_once,
+        };
+        let lock = at_once.map_err(|error| match error {
             Error::Busy { holder, .. } => {
                 Error::Busy { what: format!("the project `{}`", project.name), holder }
             }

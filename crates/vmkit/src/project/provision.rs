@@ -45,7 +45,7 @@ impl<H: PortForwarding + 'static, G: Guests> ProjectManager<H, G> {
         if let Some(unknown) = what.steps.iter().find(|name| !is_known(name)) {
             return Err(Error::NotFound { what: "step", name: unknown.clone() });
         }
-        let _lock = self.lock(project, options).await?;
+        let _lock = self.lock(project, options, &listener).await?;
         let what = Arc::new(what.clone());
         let work = Work::new(project, options, listener);
         let report = self.in_turn(&work, machines, |mut turn| {
@@ -269,7 +269,7 @@ impl<'a> Printer<'a> {
         self.line.clear();
         self.log.append(format!("{line}\n").as_bytes());
         let what = Happening::Output { step: self.step.to_owned(), line };
-        (self.listener)(Event { machine: self.machine.to_owned(), what });
+        (self.listener)(Event { machine: Some(self.machine.to_owned()), what });
     }
 }
 

@@ -3,11 +3,11 @@
 use super::event::{End, Listener, MachineReport, Report};
 use super::look::Found;
 use super::plan::{PlannedAction, action, changes_of};
-use super::up::{Work, needs_anew};
+use super::up::{Makings, Turn, Work, needs_anew};
 use super::{Guests, Options, ProjectManager, chosen};
 use crate::error::Result;
 use crate::forwarding::PortForwarding;
-use crate::vmfile::{MachinePlan, Project};
+use crate::vmfile::Project;
 
 impl<H: PortForwarding + 'static, G: Guests> ProjectManager<H, G> {
     /// Shuts down the machines that were chosen and brings them up again, as [`up`](Self::up) does, with what the file
@@ -19,21 +19,22 @@ impl<H: PortForwarding + 'static, G: Guests> ProjectManager<H, G> {
     /// Those of [`up`](Self::up).
     pub async fn reload(&self, project: &Project, options: &Options, listener: Listener) -> Result<Report> {
         let machines = chosen(project, &options.machines)?;
-        let _lock = self.lock(project, options).await?;
+        let _lock = self.lock(project, options, &listener).await?;
+        let work = Work::new(project, options, listener);
         let mut fit = Vec::new();
         let mut refused = Vec::new();
+        // Held to the end: what a machine is to be made of anew stays there meanwhile.
+        let mut makings = Vec::new();
         for machine in machines {
-            match self.check(project, machine, options).await {
-                Ok(()) => fit.push(machine),
-                Err(error) => refused.push(MachineReport {
-                    machine: machine.name.clone(),
-                    vm: machine.vm.clone(),
-                    done: Vec::new(),
-                    end: End::Failed(error),
-                }),
+            let mut turn = Turn::new(self, &work, machine);
+            match turn.check().await {
+                Ok(found) => {
+                    makings.extend(found);
+                    fit.push(machine);
+                }
+                Err(error) => refused.push(turn.report(Err(error))),
             }
         }
-        let work = Work::new(project, options, listener);
         let stopped = self.take_down(&work, fit.clone(), false).await;
         let is_down = |name: &str| {
             stopped.machines.iter().any(|report| report.machine == name && matches!(report.end, End::Fine))
@@ -56,14 +57,18 @@ impl<H: PortForwarding + 'static, G: Guests> ProjectManager<H, G> {
         started.machines.sort_by_key(place);
         Ok(started)
     }
+}
 
-    /// Tells beforehand whether a machine could be brought up again.
-    async fn check(&self, project: &Project, machine: &MachinePlan, options: &Options) -> Result<()> {
-        let Found::Vm { vm, .. } = self.look(project, machine).await? else { return Ok(()) };
-        let changes = changes_of(project, machine, &vm)?;
+impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
+    /// Tells beforehand whether the machine could be brought up again; answers what it would be made of anew, if it would be.
+    async fn check(&mut self) -> Result<Option<Makings>> {
+        let project = &self.work.project;
+        let Found::Vm { vm, .. } = self.engine.look(project, &self.machine).await? else { return Ok(None) };
+        let changes = changes_of(project, &self.machine, &vm)?;
         match action(&vm.state, &changes) {
-            PlannedAction::Recreate if !options.recreate => Err(needs_anew(project, machine, &changes)),
-            _ => Ok(()),
+            PlannedAction::Recreate if self.work.options.recreate => self.makings_anew().await.map(Some),
+            PlannedAction::Recreate => Err(needs_anew(project, &self.machine, &changes)),
+            _ => Ok(None),
         }
     }
 }

@@ -1,5 +1,7 @@
 //! `up`: every machine made, started, provisioned and ready, each after those that it depends on.
 
+use std::collections::BTreeSet;
+use std::fs::File;
 use std::sync::Arc;
 
 use tokio::sync::watch;
@@ -9,14 +11,19 @@ use super::kept::Kept;
 use super::look::Found;
 use super::order::{Ended, in_order};
 use super::plan::{PlannedAction, action, changes_of};
-use super::task::Digests;
+use super::provision::elsewhere;
+use super::provisioned::Provisioned;
+use super::task::{Digests, Unreadable, tasks, to_do};
 use super::{Guests, Options, ProjectManager, chosen, dependencies, with_dependencies};
 use crate::error::{Error, Result};
 use crate::forwarding::PortForwarding;
 use crate::handle::VmHandle;
 use crate::image::{ImageInUse, PullPolicy, PullProgress};
 use crate::lifecycle::VmState;
-use crate::spec::{Applies, Change, CloudInitConfig, GuestAccess, NetworkConfig, UserData, UserName};
+use crate::spec::{
+    Applies, Boot, Change, CloudInitConfig, DataDisk, GuestAccess, NetworkConfig, PortForward, UserData,
+    UserName, VmSpec,
+};
 use crate::vmfile::{Found as OnHost, MachinePlan, Problem, Project};
 
 /// The user that vmkit itself logs in as, where the image has none of its own.
@@ -29,6 +36,15 @@ pub(super) struct Work {
     pub(super) options: Arc<Options>,
     pub(super) listener: Listener,
     pub(super) digests: Digests,
+    /// The machines from which forwards were taken away before the first turn.
+    freed: Arc<BTreeSet<String>>,
+}
+
+/// What a VM is made of.
+pub(super) struct Makings {
+    /// As long as this lives, nobody removes the image.
+    image: Option<ImageInUse>,
+    spec: VmSpec,
 }
 
 /// The work on one machine, and what it has led to.
@@ -46,6 +62,7 @@ impl Work {
             options: Arc::new(options.clone()),
             listener,
             digests: Digests::default(),
+            freed: Arc::default(),
         }
     }
 }
@@ -61,13 +78,28 @@ impl<H: PortForwarding + 'static, G: Guests> ProjectManager<H, G> {
     /// home. What went wrong with a machine is in the report.
     pub async fn up(&self, project: &Project, options: &Options, listener: Listener) -> Result<Report> {
         let machines = with_dependencies(project, chosen(project, &options.machines)?);
-        let _lock = self.lock(project, options).await?;
-        let work = Work::new(project, options, listener);
+        let _lock = self.lock(project, options, &listener).await?;
+        let mut work = Work::new(project, options, listener);
+        // A port of the host that goes from one machine to another is given up before anybody takes it.
+        let pruned = if options.prune { self.remove_leftovers(&work).await? } else { Vec::new() };
+        work.freed = Arc::new(self.free_ports(&work, &machines).await);
         let mut report = self.bring_up(&work, machines).await;
-        if options.prune {
-            report.machines.extend(self.remove_leftovers(&work).await?);
-        }
+        report.machines.extend(pruned);
         Ok(report)
+    }
+
+    /// Takes away the forwards that running machines have and the file does not; answers from which machines.
+    ///
+    /// What goes wrong here is told by the machine's own turn, which comes upon it again.
+    async fn free_ports(&self, work: &Work, machines: &[&MachinePlan]) -> BTreeSet<String> {
+        let mut freed = BTreeSet::new();
+        for machine in machines {
+            let turn = Turn::new(self, work, machine);
+            if let Ok(true) = turn.free_ports().await {
+                freed.insert(machine.name.clone());
+            }
+        }
+        freed
     }
 
     /// Brings up these machines, the project's lock held.
@@ -111,7 +143,7 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
     }
 
     pub(super) fn tell(&self, what: Happening) {
-        (self.work.listener)(Event { machine: self.machine.name.clone(), what });
+        (self.work.listener)(Event { machine: Some(self.machine.name.clone()), what });
     }
 
     /// Ends the turn; an error that is about something in the file points there.
@@ -131,7 +163,7 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
 
     pub(super) async fn up(&mut self) -> Result<()> {
         let vm = match self.engine.look(&self.work.project, &self.machine).await? {
-            Found::Nothing => self.make().await?,
+            Found::Nothing => self.make(self.makings().await?).await?,
             Found::Vm { mut vm, unsettled } => {
                 if unsettled && vm.state == VmState::Running {
                     // What is known of its run may not have been written down any more.
@@ -164,7 +196,8 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
         Ok(())
     }
 
-    async fn make(&mut self) -> Result<VmHandle> {
+    /// Finds what the machine's VM is made of: its image is fetched where it is missing.
+    async fn makings(&self) -> Result<Makings> {
         let image = self.image().await?;
         let mut found = OnHost {
             image: image.as_ref().map(|image| image.facts.path.clone()),
@@ -177,11 +210,42 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
             found.access = Some(GuestAccess::generate(login(config, own))?);
             spec = self.machine.spec(found)?;
         }
+        Ok(Makings { image, spec })
+    }
+
+    /// Finds what the machine's VM is made of anew, before the one that is there is touched: nothing that could be known
+    /// beforehand shall fail when its disks are gone.
+    pub(super) async fn makings_anew(&self) -> Result<Makings> {
+        let makings = self.makings().await?;
+        let (tasks, digests) = (tasks(&self.machine), self.work.digests.clone());
+        let mut paths = Vec::new();
+        if let Boot::Kernel(kernel) = makings.spec.boot() {
+            paths.push(("kernel", kernel.path.clone()));
+            paths.extend(kernel.initrd.clone().map(|initrd| ("initrd", initrd)));
+        }
+        paths.extend(makings.spec.data_disks().iter().filter_map(|disk| match disk {
+            DataDisk::Existing { path, .. } => Some(("data-disk", path.clone())),
+            DataDisk::Fresh { .. } => None,
+        }));
+        elsewhere(move || {
+            to_do(tasks, &Provisioned::default(), false, &digests).map_err(Unreadable::into_error)?;
+            paths.into_iter().try_for_each(|(field, path)| match File::open(&path) {
+                Ok(_) => Ok(()),
+                Err(error) => {
+                    Err(Error::invalid(field, path.display(), format!("it can't be read: {error}")))
+                }
+            })
+        })
+        .await?;
+        Ok(makings)
+    }
+
+    async fn make(&mut self, makings: Makings) -> Result<VmHandle> {
         self.tell(Happening::Making);
-        let vm = self.engine.manager().create(spec).await?;
+        let vm = self.engine.manager().create(makings.spec).await?;
         self.done.push(Done::Made);
         // Only now does the VM itself keep the image from being removed.
-        drop(image);
+        drop(makings.image);
         Ok(vm)
     }
 
@@ -203,14 +267,26 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
                 }
             }
         };
-        resolved.map(Some).map_err(|error| match error {
-            // Which of the file's words it is about, nothing else says.
-            error @ (Error::NotFound { .. } | Error::Io { .. }) => {
-                let why = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
-                Error::invalid("image", text, format!("{error}{}", why.unwrap_or_default()))
+        resolved.map(Some).map_err(|error| self.without_image(text, error))
+    }
+
+    /// Says of the file's words that they are what an error is about; nothing else does.
+    fn without_image(&self, image: &str, error: Error) -> Error {
+        let kind = error.kind();
+        let mut why = error.to_string();
+        let mut cause = std::error::Error::source(&error);
+        while let Some(error) = cause {
+            why.push_str(&format!(": {error}"));
+            cause = error.source();
+        }
+        match error {
+            Error::NotFound { .. } | Error::Io { .. } => Error::invalid("image", image, why),
+            Error::Fetch { .. } | Error::Untrusted { .. } => {
+                let problem = Problem::new(format!("`image`: {why}"));
+                self.work.project.error_at(&self.machine, "image", problem).of_kind(kind).into()
             }
             error => error,
-        })
+        }
     }
 
     /// Has the machine be as the file says, as far as that is allowed.
@@ -220,39 +296,57 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
             if !self.work.options.recreate {
                 return Err(needs_anew(&self.work.project, &self.machine, &changes));
             }
+            let makings = self.makings_anew().await?;
             self.remove(&vm).await?;
-            return self.make().await;
+            return self.make(makings).await;
         }
-        if changes.is_empty() {
-            return Ok(vm);
-        }
-        let wanted = self.machine.spec_over(&vm.spec)?;
-        if vm.state.is_live() {
-            self.change_forwards(vm.spec.network(), wanted.network()).await?;
-        }
-        let vm = self.engine.manager().reconfigure(&self.machine.vm, wanted).await?;
+        let vm = if changes.is_empty() { vm } else { self.reconfigure(vm).await? };
         let (later, now): (Vec<&Change>, Vec<&Change>) =
             changes.iter().partition(|change| vm.state.is_live() && change.applies == Applies::NextStart);
-        for (changes, done) in [(now, Done::Changed as fn(_) -> _), (later, Done::Recorded)] {
-            if !changes.is_empty() {
-                self.done.push(done(changes.iter().map(|change| change.field.to_owned()).collect()));
+        let [mut now, later] = [now, later]
+            .map(|changes| changes.iter().map(|change| change.field.to_owned()).collect::<Vec<_>>());
+        if self.work.freed.contains(&self.machine.name) && !now.iter().any(|field| field == "forwards") {
+            now.push("forwards".to_owned());
+        }
+        for (fields, done) in [(now, Done::Changed as fn(_) -> _), (later, Done::Recorded)] {
+            if !fields.is_empty() {
+                self.done.push(done(fields));
             }
         }
         Ok(vm)
     }
 
-    /// Changes the forwards of a VM that lives, where both networks have them.
-    async fn change_forwards(&self, from: &NetworkConfig, to: &NetworkConfig) -> Result<()> {
-        let (NetworkConfig::User(from), NetworkConfig::User(to)) = (from, to) else { return Ok(()) };
-        let manager = self.engine.manager();
-        // What goes makes room for what comes.
-        for forward in from.forwards.iter().filter(|forward| !to.forwards.contains(forward)) {
-            manager.remove_forward(&self.machine.vm, forward).await?;
+    async fn reconfigure(&self, vm: VmHandle) -> Result<VmHandle> {
+        let (manager, name) = (self.engine.manager(), &self.machine.vm);
+        let wanted = self.machine.spec_over(&vm.spec)?;
+        if vm.state.is_live() {
+            // What goes makes room for what comes.
+            for forward in not_in(vm.spec.network(), wanted.network()) {
+                manager.remove_forward(name, &forward).await?;
+            }
+            for forward in not_in(wanted.network(), vm.spec.network()) {
+                manager.add_forward(name, &forward).await?;
+            }
         }
-        for forward in to.forwards.iter().filter(|forward| !from.forwards.contains(forward)) {
-            manager.add_forward(&self.machine.vm, forward).await?;
+        manager.reconfigure(name, wanted).await
+    }
+
+    /// Takes away the forwards that the machine has and the file does not, if it is allowed to change; answers whether there were
+    /// any.
+    async fn free_ports(&self) -> Result<bool> {
+        let Found::Vm { vm, .. } = self.engine.look(&self.work.project, &self.machine).await? else {
+            return Ok(false);
+        };
+        let changes = changes_of(&self.work.project, &self.machine, &vm)?;
+        let is_left = action(&vm.state, &changes) == PlannedAction::Recreate && !self.work.options.recreate;
+        if is_left || !vm.state.is_live() {
+            return Ok(false);
         }
-        Ok(())
+        let gone = not_in(vm.spec.network(), self.machine.spec_over(&vm.spec)?.network());
+        for forward in &gone {
+            self.engine.manager().remove_forward(&self.machine.vm, forward).await?;
+        }
+        Ok(!gone.is_empty())
     }
 
     /// Removes the machine's VM; a guest gets the chance to shut down.
@@ -269,6 +363,12 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
         self.done.push(Done::Removed);
         Ok(())
     }
+}
+
+/// Answers the forwards that one network has and another one has not, where both have any.
+fn not_in(one: &NetworkConfig, other: &NetworkConfig) -> Vec<PortForward> {
+    let (NetworkConfig::User(one), NetworkConfig::User(other)) = (one, other) else { return Vec::new() };
+    one.forwards.iter().filter(|forward| !other.forwards.contains(forward)).cloned().collect()
 }
 
 /// Answers whom vmkit logs in as: the image's own user, unless the file makes one of that name.

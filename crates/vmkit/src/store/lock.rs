@@ -113,6 +113,10 @@ async fn locked(file: File, path: &Path, hold: Hold, deadline: Instant) -> Resul
         Err(Errno::WOULDBLOCK) => {}
         Err(errno) => return Err(Error::io("lock", path)(errno.into())),
     }
+    let busy = || Error::Busy { what: path.display().to_string(), holder: holder(path) };
+    if deadline <= Instant::now() {
+        return Err(busy());
+    }
     let (sender, receiver) = oneshot::channel();
     let wait = move || {
         let outcome = loop {
@@ -128,7 +132,7 @@ async fn locked(file: File, path: &Path, hold: Hold, deadline: Instant) -> Resul
         Ok(outcome) => outcome
             .expect("the thread sends before it ends")
             .map_err(|errno| Error::io("lock", path)(errno.into())),
-        Err(_) => Err(Error::Busy { what: path.display().to_string(), holder: holder(path) }),
+        Err(_) => Err(busy()),
     }
 }
 

@@ -7,6 +7,8 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::error::ErrorKind;
+
 /// Everything that is wrong with one file.
 ///
 /// Its text is a line `FILE:LINE:COLUMN: MESSAGE` for each problem, as editors and `grep` have it.
@@ -15,6 +17,7 @@ pub struct VmfileError {
     file: PathBuf,
     text: Arc<str>,
     problems: Vec<Problem>,
+    kind: ErrorKind,
 }
 
 /// One thing that is wrong.
@@ -73,7 +76,18 @@ impl VmfileError {
     /// Makes the error of a file with this text; the problems are put in the order of their places.
     pub(crate) fn new(file: &Path, text: Arc<str>, mut problems: Vec<Problem>) -> Self {
         problems.sort_by_key(|problem| problem.place.as_ref().map_or(0, |place| place.span.start));
-        Self { file: file.to_owned(), text, problems }
+        Self { file: file.to_owned(), text, problems, kind: ErrorKind::InvalidInput }
+    }
+
+    /// Answers the same error, of another kind: what the file asks for is right, and could not be had.
+    #[must_use]
+    pub(crate) fn of_kind(self, kind: ErrorKind) -> Self {
+        Self { kind, ..self }
+    }
+
+    /// Answers what a caller can do about it: `InvalidInput`, unless the file is right and what it asks for failed.
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
     }
 
     /// Answers the file.

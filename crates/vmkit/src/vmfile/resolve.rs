@@ -44,6 +44,11 @@ pub fn parse(file: &Path, text: &str, read: ReadText<'_>) -> Result<Project, Vmf
         problems.truncate(MOST_PROBLEMS);
         VmfileError::new(file, Arc::clone(&text), problems)
     };
+    if file.to_str().is_none() {
+        let problem =
+            Problem::new("the path of this file is not UTF-8, and its machines are known by its path");
+        return Err(failed(vec![problem.help("move it to a folder whose name is UTF-8")]));
+    }
     let document = toml_of(&text).map_err(failed)?;
     let mut problems = Vec::new();
     let whole = read_file(&document, &mut problems);

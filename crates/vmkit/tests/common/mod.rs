@@ -35,6 +35,10 @@ impl FileHypervisor {
         Self { run, ..self }
     }
 
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
     fn dir(&self, id: Uuid) -> PathBuf {
         self.root.join(id.to_string())
     }

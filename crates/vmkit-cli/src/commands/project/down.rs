@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::{Which, engine, printer, tell};
+use super::{Which, done_or_interrupted, engine, printer, tell};
 use crate::commands::Patience;
 use crate::context::Context;
 use crate::failure::Failure;
@@ -30,7 +30,7 @@ impl Down {
         let mut options = self.which.options();
         options.stop_timeout = self.patience.timeout;
         let down = engine.down(&project, self.rm, &options, printer(&project));
-        let report = context.block_on(async { Ok(down.await?) })?;
+        let report = done_or_interrupted(context, "down", down)?;
         tell(&project, report, self.json)
     }
 }

@@ -27,6 +27,8 @@ use crate::{images, json_project, output, progress};
 
 /// What a file of machines is called where none is named.
 const FILE: &str = "vmkit.toml";
+/// The exit code of a command that was interrupted, as a shell has it: 128 and the number of SIGINT.
+const INTERRUPTED: u8 = 130;
 
 /// The machines that a command is about, and the file that describes them.
 #[derive(Debug, Args)]
@@ -81,13 +83,35 @@ fn engine(context: &Context) -> Result<ProjectManager<RouterHypervisor, SshGuest
     Ok(ProjectManager::new(manager.clone(), SshGuests::new(manager), images))
 }
 
+/// Does the work to its end, or until somebody presses Ctrl-C: then all stays as it is, and the same command goes on from there.
+fn done_or_interrupted<T>(
+    context: &Context,
+    command: &str,
+    work: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Failure> {
+    match context.block_on_until_interrupted(async { Ok(work.await?) })? {
+        Some(done) => Ok(done),
+        None => {
+            output::status(format_args!(
+                "interrupted: `vmkit {command}` again goes on from here; what runs in a guest goes on until then"
+            ));
+            Err(Failure::Exit(INTERRUPTED))
+        }
+    }
+}
+
 /// Answers who prints what happens: the lines of the steps in any case, all else to a person.
 fn printer(project: &Project) -> Listener {
     let width = project.machines.iter().map(|machine| machine.name.chars().count()).max().unwrap_or(0);
+    let project = project.name.clone();
     let pulls = Mutex::new(BTreeMap::new());
     Arc::new(move |event| {
-        let machine = event.machine;
+        let machine = event.machine.unwrap_or_default();
         match event.what {
+            Happening::Queued { holder } => {
+                let by = holder.map_or_else(String::new, |pid| format!(" by process {pid}"));
+                output::status(format_args!("waiting for the project `{project}`, which is in use{by} …"));
+            }
             Happening::Output { line, .. } => output::line(format_args!("{machine:width$} | {line}")),
             Happening::Step { name, why } => {
                 output::line(format_args!("{machine:width$} > {name} ({why})"));
@@ -123,16 +147,19 @@ fn tenths(now: PullProgress) -> Option<u64> {
 
 /// Tells what came of it, and fails where something did.
 fn tell(project: &Project, report: Report, json: bool) -> Result<(), Failure> {
-    if json {
-        output::json(&json_project::Outcome::of(project, &report))?;
-    } else {
-        report.machines.iter().for_each(tell_machine);
-    }
+    let told = match json {
+        true => output::json(&json_project::Outcome::of(project, &report)),
+        false => {
+            report.machines.iter().for_each(tell_machine);
+            Ok(())
+        }
+    };
     let failed = report.machines.into_iter().filter_map(|machine| match machine.end {
         End::Failed(error) => Some(Failure::Library { vm: VmName::new(&machine.machine).ok(), error }),
         _ => None,
     });
-    Failure::of(failed.collect())
+    // What failed counts even where nobody reads the answer.
+    Failure::of(failed.collect()).and(told)
 }
 
 fn tell_machine(report: &MachineReport) {

@@ -26,15 +26,15 @@ impl Plan {
         let (project, engine) = (self.which.project()?, engine(context)?);
         let options = self.which.options();
         let plan = context.block_on_threads(async { Ok(engine.plan(&project, &options).await?) })?;
-        match self.json {
-            true => output::json(&json_project::Plan::of(&plan))?,
-            false => output::text(output::printable(text(&plan)))?,
-        }
+        let told = match self.json {
+            true => output::json(&json_project::Plan::of(&plan)),
+            false => output::text(output::printable(text(&plan))),
+        };
         let failed = plan.machines.into_iter().filter_map(|machine| {
             let vm = VmName::new(&machine.machine).ok();
             machine.action.err().map(|error| Failure::Library { vm, error })
         });
-        Failure::of(failed.collect())
+        Failure::of(failed.collect()).and(told)
     }
 }
 

@@ -3,7 +3,7 @@
 use clap::Args;
 use vmkit::project::Provision as What;
 
-use super::{Which, engine, printer, tell};
+use super::{Which, done_or_interrupted, engine, printer, tell};
 use crate::context::Context;
 use crate::failure::Failure;
 
@@ -31,7 +31,7 @@ impl Provision {
         what.force = self.force;
         let options = self.which.options();
         let provision = engine.provision(&project, &what, &options, printer(&project));
-        let report = context.block_on(async { Ok(provision.await?) })?;
+        let report = done_or_interrupted(context, "provision", provision)?;
         tell(&project, report, self.json)
     }
 }

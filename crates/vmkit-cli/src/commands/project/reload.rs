@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::{Which, engine, printer, tell};
+use super::{Which, done_or_interrupted, engine, printer, tell};
 use crate::commands::Patience;
 use crate::context::Context;
 use crate::failure::Failure;
@@ -31,7 +31,8 @@ impl Reload {
         options.recreate = self.recreate;
         options.stop_timeout = self.patience.timeout;
         let reload = engine.reload(&project, &options, printer(&project));
-        let report = context.block_on(async { Ok(reload.await?) })?;
+        // What is down by then comes up again by `up`, and `reload` would stop the rest once more.
+        let report = done_or_interrupted(context, "up", reload)?;
         tell(&project, report, self.json)
     }
 }

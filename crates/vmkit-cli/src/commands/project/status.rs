@@ -34,15 +34,15 @@ impl Status {
         let options = self.which.options();
         let statuses =
             context.block_on(async { Ok(engine.status(&project, &options, self.timeout).await?) })?;
-        match self.json {
-            true => output::json(&json_project::statuses(&statuses))?,
-            false => output::text(table(&statuses))?,
-        }
+        let told = match self.json {
+            true => output::json(&json_project::statuses(&statuses)),
+            false => output::text(table(&statuses)),
+        };
         let failed = statuses.into_iter().filter_map(|status| {
             let vm = VmName::new(&status.machine).ok();
             status.handle.err().map(|error| Failure::Library { vm, error })
         });
-        Failure::of(failed.collect())
+        Failure::of(failed.collect()).and(told)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::{Which, engine, printer, tell};
+use super::{Which, done_or_interrupted, engine, printer, tell};
 use crate::commands::Patience;
 use crate::context::Context;
 use crate::failure::Failure;
@@ -36,8 +36,8 @@ impl Up {
         options.recreate = self.recreate;
         options.prune = self.prune;
         options.stop_timeout = self.patience.timeout;
-        let report =
-            context.block_on(async { Ok(engine.up(&project, &options, printer(&project)).await?) })?;
+        let up = engine.up(&project, &options, printer(&project));
+        let report = done_or_interrupted(context, "up", up)?;
         tell(&project, report, self.json)
     }
 }

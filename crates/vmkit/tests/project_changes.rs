@@ -1,0 +1,216 @@
+//! What becomes of a project's machines when its file changes, is moved, or has two operations at once.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod common;
+mod shop;
+
+use std::fs;
+use std::io::Write;
+use std::time::Duration;
+
+use shop::{SHOP, done, end, only, runtime, shop};
+use vmkit::ErrorKind;
+use vmkit::project::{Done, End, Event, Happening, Options, PlannedAction};
+use vmkit::spec::VmName;
+use vmkit::vmfile;
+
+#[test]
+fn a_machine_that_left_the_file_is_shown_pruned_and_taken_down() {
+    let (_temp, shop) = shop();
+    let grown = format!("{SHOP}\n[machine.old]\n[machine.older]\n");
+    shop.up(&grown);
+    let plan = runtime().block_on(shop.engine.plan(&shop.project(SHOP), &Options::default())).unwrap();
+    let left: Vec<_> = plan.left.iter().map(|left| left.vm.as_str()).collect();
+    assert_eq!(left, ["shop-old", "shop-older"]);
+    assert!(shop.up(SHOP).is_unchanged(), "up leaves them alone unless asked");
+    shop.down(SHOP, true, &only(&["older"]));
+    assert_eq!((shop.state("shop-old"), shop.state("shop-older")), ("running", ""));
+    let mut prune = Options::default();
+    prune.prune = true;
+    shop.down(SHOP, true, &only(&["other"]));
+    shop.events.lock().unwrap().clear();
+    let report = shop.up_as(SHOP, &prune);
+    assert_eq!(done(&report, "old"), [Done::Stopped, Done::Removed]);
+    assert_eq!(shop.state("shop-old"), "");
+    let events = shop.events.lock().unwrap();
+    let place = |is: fn(&Happening) -> bool| events.iter().position(|event| is(&event.what)).unwrap();
+    let removed = place(|what| matches!(what, Happening::Removing));
+    assert!(removed < place(|what| matches!(what, Happening::Making)), "what goes makes room: {events:?}");
+}
+
+#[test]
+fn somebody_elses_vm_is_never_touched() {
+    let (_temp, shop) = shop();
+    let mine = common::named(VmName::new("shop-db").unwrap());
+    runtime().block_on(shop.engine.manager().create(mine)).unwrap();
+    let report = shop.up(SHOP);
+    assert!(end(&report, "db").contains("it is of no project"), "{report:?}");
+    assert_eq!(end(&report, "web"), "skipped for db");
+    let report = shop.down(SHOP, true, &Options::default());
+    assert!(end(&report, "db").contains("it is of no project"), "{report:?}");
+    assert_eq!((end(&report, "other"), shop.state("shop-other")), ("fine".into(), ""));
+    assert_eq!(shop.state("shop-db"), "prepared");
+}
+
+#[test]
+fn machines_of_a_file_that_was_moved_are_named_with_their_owner_and_left_running() {
+    let (_temp, shop) = shop();
+    shop.up(SHOP);
+    let file = shop.world.dir.join("moved/vmkit.toml");
+    let moved = vmfile::parse(&file, SHOP, &|_| Err("not here".into())).unwrap();
+    let report =
+        runtime().block_on(shop.engine.down(&moved, true, &Options::default(), shop.listener())).unwrap();
+    for machine in ["db", "web", "edge", "other"] {
+        let (said, owner) = (end(&report, machine), shop.world.dir.join("vmkit.toml"));
+        assert!(said.contains(&format!("`{machine}` of {}", owner.display())), "{said}");
+        assert_eq!(shop.state(&format!("shop-{machine}")), "running");
+    }
+}
+
+#[test]
+fn a_port_of_the_host_goes_from_one_machine_to_another_in_one_go() {
+    let (_temp, shop) = shop();
+    let with = |machine: &str| {
+        let header = format!("[machine.{machine}]");
+        SHOP.replace(&header, &format!("{header}\nforwards = ['8080:80']"))
+    };
+    shop.up(SHOP);
+    // In either order of the turns.
+    for machine in ["web", "db", "edge", "other", "db"] {
+        let report = shop.up(&with(machine));
+        assert!(report.is_fine(), "{report:?}");
+        assert_eq!(done(&report, machine), [Done::Changed(vec!["forwards".into()])]);
+        let changed = report.machines.iter().filter(|report| !report.done.is_empty()).count();
+        assert!(changed <= 2, "{report:?}");
+        assert!(shop.up(&with(machine)).is_unchanged());
+    }
+    let report = shop.up(SHOP);
+    assert_eq!(done(&report, "db"), [Done::Changed(vec!["forwards".into()])]);
+    assert!(shop.up(SHOP).is_unchanged());
+}
+
+#[test]
+fn what_is_made_anew_is_removed_only_once_the_new_one_can_be_made() {
+    let (_temp, shop) = shop();
+    shop.up(SHOP);
+    let boots = shop.world.boots();
+    let gone = |key: &str| {
+        let line = match key {
+            "image" => "image = 'no-such.img'",
+            "kernel" => "kernel = 'no-such-kernel'\nbackend = 'noop'",
+            "data_disks" => "data_disks = ['no-such-disk.img']",
+            _ => "backend = 'noop'\nfiles = [{ from = 'no-such-file', to = '/f' }]",
+        };
+        SHOP.replace("[machine.other]", &format!("[machine.other]\n{line}"))
+    };
+    for key in ["image", "kernel", "data_disks", "files"] {
+        let text = gone(key);
+        let (project, mut other) = (shop.project(&text), only(&["other"]));
+        other.recreate = true;
+        for report in [
+            runtime().block_on(shop.engine.up(&project, &other, shop.listener())).unwrap(),
+            runtime().block_on(shop.engine.reload(&project, &other, shop.listener())).unwrap(),
+        ] {
+            let said = end(&report, "other");
+            assert!(said.contains("vmkit.toml:") && said.contains("no-such"), "{key}: {said}");
+            assert!(done(&report, "other").is_empty(), "{report:?}");
+            assert_eq!(shop.state("shop-other"), "running", "{key}");
+        }
+    }
+    assert_eq!(shop.world.boots(), boots);
+}
+
+#[test]
+fn an_image_that_can_not_be_fetched_is_pointed_at_and_is_no_bad_input() {
+    let (_temp, shop) = shop();
+    // Nobody listens there.
+    let text = SHOP.replace("[machine.other]", "[machine.other]\nimage = 'http://127.0.0.1:1/x.img'");
+    let report = shop.up_as(&text, &only(&["other"]));
+    let End::Failed(error) = &report.machines[0].end else { panic!("{report:?}") };
+    assert_eq!(error.kind(), ErrorKind::Remote);
+    let line = text.lines().position(|line| line.starts_with("image")).unwrap() + 1;
+    assert!(error.to_string().contains(&format!("vmkit.toml:{line}:")), "{error}");
+    assert!(error.to_string().contains("cannot fetch"), "{error}");
+}
+
+#[test]
+fn who_waits_for_somebody_else_says_so_at_once_and_for_whom() {
+    let (_temp, shop) = shop();
+    let projects = shop.world.manager.home().projects().to_owned();
+    fs::create_dir_all(&projects).unwrap();
+    let lock = fs::File::create(projects.join("shop.lock")).unwrap();
+    lock.lock().unwrap();
+    (&lock).write_all(b"4242").unwrap();
+    let mut options = Options::default();
+    options.patience = Duration::from_millis(200);
+    let project = shop.project(SHOP);
+    let error = runtime().block_on(shop.engine.up(&project, &options, shop.listener())).unwrap_err();
+    assert_eq!(error.to_string(), "the project `shop` is in use by process 4242");
+    let events = shop.events.lock().unwrap();
+    let [Event { machine: None, what: Happening::Queued { holder: Some(4242) }, .. }] = &events[..] else {
+        panic!("{events:?}")
+    };
+}
+
+#[test]
+fn reload_starts_again_what_it_stopped() {
+    let (_temp, shop) = shop();
+    shop.up(SHOP);
+    let (project, web) = (shop.project(SHOP), only(&["web"]));
+    let reload = shop.engine.reload(&project, &web, shop.listener());
+    let report = runtime().block_on(reload).unwrap();
+    assert_eq!(done(&report, "web"), [Done::Stopped, Done::Started]);
+    assert_eq!(shop.world.boots(), 5);
+}
+
+#[test]
+fn a_change_is_made_when_it_can_be_and_told_by_the_plan_before() {
+    let (_temp, shop) = shop();
+    shop.up(SHOP);
+    let changed = SHOP.replace(
+        "[machine.other]",
+        "[machine.other]\ncpus = 2\nforwards = ['8080:80']\nlabels = { team = 'a' }",
+    );
+    let planned = |text: &str| {
+        let plan = runtime().block_on(shop.engine.plan(&shop.project(text), &only(&["other"]))).unwrap();
+        let machine = plan.machines.into_iter().next().unwrap();
+        let changes = machine.changes.iter().map(|change| format!("{} {}", change.field, change.applies));
+        (machine.action.unwrap(), changes.collect::<Vec<_>>(), machine.pending)
+    };
+    let changes = ["cpus at the next start", "forwards at once", "labels at once"].map(str::to_owned);
+    assert_eq!(planned(&changed), (PlannedAction::Keep, changes.to_vec(), vec![]));
+    let report = shop.up(&changed);
+    let now = Done::Changed(vec!["forwards".into(), "labels".into()]);
+    assert_eq!(done(&report, "other"), [now, Done::Recorded(vec!["cpus".into()])]);
+    assert_eq!(planned(&changed), (PlannedAction::Keep, vec![], vec!["cpus".to_owned()]));
+    assert!(shop.up(&changed).is_unchanged());
+    let (project, other) = (shop.project(&changed), only(&["other"]));
+    runtime().block_on(shop.engine.reload(&project, &other, shop.listener())).unwrap();
+    assert_eq!(planned(&changed), (PlannedAction::Keep, vec![], vec![]));
+    let vm = runtime().block_on(shop.engine.manager().info(&VmName::new("shop-other").unwrap())).unwrap();
+    assert_eq!(vm.spec.cpus(), 2);
+}
+
+#[test]
+fn what_needs_a_machine_made_anew_is_refused_unless_asked_for() {
+    let (_temp, shop) = shop();
+    shop.up(SHOP);
+    let changed = SHOP.replace("[machine.db]", "[machine.db]\nbackend = 'noop'");
+    let plan = runtime().block_on(shop.engine.plan(&shop.project(&changed), &only(&["db"]))).unwrap();
+    assert_eq!(*plan.machines[0].action.as_ref().unwrap(), PlannedAction::Recreate);
+    let place = changed.lines().position(|line| line.starts_with("backend")).unwrap() + 1;
+    for report in [shop.up(&changed), {
+        let project = shop.project(&changed);
+        runtime().block_on(shop.engine.reload(&project, &only(&["db"]), shop.listener())).unwrap()
+    }] {
+        let said = end(&report, "db");
+        assert!(said.contains(&format!("vmkit.toml:{place}:")) && said.contains("`backend`"), "{said}");
+        assert!(said.contains("--recreate"), "{said}");
+        assert_eq!(shop.state("shop-db"), "running");
+    }
+    let mut recreate = Options::default();
+    recreate.recreate = true;
+    let report = shop.up_as(&changed, &recreate);
+    let expected = [Done::Stopped, Done::Removed, Done::Made, Done::Started, Done::Ran("install".into())];
+    assert_eq!(done(&report, "db"), expected);
+}
