@@ -17,6 +17,7 @@ name = 'shop'
 
 [machine.db]
 kernel = 'vmlinuz'
+cloud_init = {}
 accel = 'tcg'
 provision = [{ name = 'install', shell = 'true' }, { name = 'load', script = 'load.sh' }]
 

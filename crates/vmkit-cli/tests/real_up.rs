@@ -5,9 +5,10 @@ mod real;
 mod support;
 
 use std::fs;
-use std::process::Stdio;
+use std::os::fd::OwnedFd;
+use std::process::{Child, Stdio};
 
-use real::{LONG, Life, until};
+use real::{Ear, LONG, Life, until};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use vmkit::spec::Machine;
@@ -128,4 +129,100 @@ fn three_machines_come_up_in_order_whatever_happens_to_the_command() {
     life.must(["down", "--rm"]);
     assert_eq!(life.must(["ls", "--json"]).trim(), "[]");
     assert!(until(LONG, || life.processes().is_empty()), "{:?}", life.processes());
+}
+
+/// How much is sent where a transfer is to be cut off: enough to be still under way when that is seen.
+const LARGE_BYTES: usize = 48 << 20;
+
+/// Runs at the beginning of a step: notes each earlier one of its name that still runs, and how many there were.
+const COUNTED: &str = "for pid in $(cat /srv/pids-$0 2>/dev/null); do if kill -0 $pid; then echo $pid >>/srv/twice; fi; done\n\
+    echo $$ >>/srv/pids-$0\n";
+
+/// Has the guest's root run a text.
+fn in_guest(life: &Life, text: &str) -> String {
+    life.must(["exec", "cut-web", "--", "sudo", "sh", "-c", text])
+}
+
+/// Begins `up` with this one step, and hears what it says.
+fn begin_up(life: &Life, step: &str) -> (Child, Ear) {
+    let debian = guest::debian();
+    let text = format!(
+        "version = 1\nproject.name = 'cut'\n[machine.web]\naccel = 'tcg'\nimage = {:?}\nkernel = {:?}\n\
+         initrd = {:?}\ncmdline = {:?}\nmemory = {}\nprovision = [{step}]\n",
+        debian.disk.as_ref().unwrap(),
+        debian.kernel,
+        debian.initrd,
+        debian.cmdline(Machine::Q35),
+        debian.memory.mib(),
+    );
+    fs::write(life.file("vmkit.toml"), text).unwrap();
+    let mut up = life.command(["up"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let said = Ear::new(fs::File::from(OwnedFd::from(up.stderr.take().unwrap())));
+    (up, said)
+}
+
+/// Ends `up` by a signal, as it is in the middle of something.
+fn cut(mut up: Child, signal: Signal) {
+    kill_process(Pid::from_child(&up), signal).unwrap();
+    let code = up.wait().unwrap().code();
+    assert_eq!(code, (signal == Signal::INT).then_some(130));
+}
+
+#[test]
+fn what_is_cut_off_in_a_guest_is_finished_by_the_next_up_and_never_runs_twice_at_once() {
+    let life = Life::new();
+    fs::create_dir(life.file("tree")).unwrap();
+    for name in ["a", "z"] {
+        fs::write(life.file("tree").as_str().to_owned() + "/" + name, name).unwrap();
+    }
+    fs::write(life.file("tree") + "/large", vec![b'x'; LARGE_BYTES]).unwrap();
+    let (mut up, mut said) = begin_up(&life, "");
+    up.wait().unwrap();
+    assert_eq!(life.state("cut-web"), "running", "{}", said.rest());
+
+    for (name, signal) in [("killed", Signal::KILL), ("interrupted", Signal::INT)] {
+        // A step that is at work, and does not hear of SIGTERM either.
+        let text = COUNTED.replace("$0", name);
+        let step = format!(
+            "{{ name = 'sleep {name}', shell = '''\n{text}trap \"\" TERM\necho at work\n\
+             [ $(wc -l </srv/pids-{name}) -gt 1 ] || sleep 600\necho slept >>/srv/slept-{name}\n''' }}"
+        );
+        let (up, mut said) = begin_up(&life, &step);
+        said.hears("| at work");
+        cut(up, signal);
+        life.must(["up"]);
+        assert_eq!(in_guest(&life, &format!("cat /srv/slept-{name}; wc -l </srv/pids-{name}")), "slept\n2\n");
+
+        // A script on its way.
+        let mut script =
+            format!("#!/bin/sh\n{text}echo ran >>/srv/ran-{name}\n").replace("/srv/pids", "/srv/script-pids");
+        script.push_str(&format!("# {}\n", "x".repeat(60)).repeat(LARGE_BYTES / 63));
+        fs::write(life.file("large.sh"), script).unwrap();
+        let (up, _said) = begin_up(&life, &format!("{{ name = 'script {name}', script = 'large.sh' }}"));
+        let comes =
+            || !in_guest(&life, "find /tmp/vmkit-step-*/script -size +0 2>/dev/null || true").is_empty();
+        assert!(until(LONG, comes), "the script does not come");
+        cut(up, signal);
+        assert_eq!(
+            in_guest(&life, &format!("cat /srv/ran-{name} 2>/dev/null || true")),
+            "",
+            "half a script was run"
+        );
+        life.must(["up"]);
+        assert_eq!(in_guest(&life, &format!("cat /srv/ran-{name}")), "ran\n");
+
+        // A folder on its way.
+        let copy = format!("{{ name = 'copy {name}', copy = {{ from = 'tree', to = '/srv/tree-{name}' }} }}");
+        let (up, _said) = begin_up(&life, &copy);
+        let comes = || !in_guest(&life, "find /srv/.vmkit-*/it/large 2>/dev/null || true").is_empty();
+        assert!(until(LONG, comes), "the folder does not come");
+        cut(up, signal);
+        assert_eq!(in_guest(&life, &format!("ls -d /srv/tree-{name} 2>/dev/null || true")), "");
+        life.must(["up"]);
+        let there = in_guest(&life, &format!("cd /srv/tree-{name}; cat a z; wc -c <large"));
+        assert_eq!(there, format!("az{LARGE_BYTES}\n"));
+    }
+    let left = "ls -d /srv/twice /srv/.vmkit-* /tmp/vmkit-step-* 2>/dev/null || true";
+    assert_eq!(in_guest(&life, left), "", "nothing ran twice at once, and nothing is left behind");
+    life.must(["down", "--rm"]);
 }

@@ -5,13 +5,17 @@ mod common;
 mod shop;
 
 use std::fs;
+use std::net::{SocketAddr, TcpListener};
+use std::num::NonZeroU16;
 use std::path::Path;
+use std::thread;
 use std::time::Duration;
 
+use common::{FileHypervisor, World};
 use shop::{SHOP, Shop, done, end, only, runtime, shop};
-use vmkit::ErrorKind;
 use vmkit::project::{Done, Happening, Options, PlannedAction, Provision, Report};
-use vmkit::spec::VmName;
+use vmkit::spec::{Protocol, VmName};
+use vmkit::{ActiveForward, BackendTag, ErrorKind, RunInfo, VmManager};
 use vmkit_testkit::crash;
 
 #[test]
@@ -37,6 +41,43 @@ fn machines_come_up_after_those_that_they_depend_on() {
     ];
     assert_eq!(done(&report, "web"), expected);
     assert_eq!(shop.state("shop-other"), "running");
+}
+
+#[test]
+fn a_guest_that_is_not_entered_is_asked_for_its_ports_from_the_host() {
+    let temp = tempfile::tempdir().unwrap();
+    // A user network closes the connection where the guest refuses, and keeps it open where somebody listens.
+    let [refuses, listens] = [false, true].map(|keeps| {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let SocketAddr::V4(address) = listener.local_addr().unwrap() else { unreachable!("it is IPv4") };
+        thread::spawn(move || {
+            let mut held = Vec::new();
+            held.extend(listener.incoming().flatten().filter(|_| keeps));
+        });
+        address
+    });
+    let forward = |host, port| ActiveForward {
+        protocol: Protocol::Tcp,
+        host,
+        guest_port: NonZeroU16::new(port).unwrap(),
+    };
+    let forwards = vec![forward(refuses, 22), forward(listens, 80), forward(refuses, 443)];
+    let mut world = World::at(temp.path());
+    let hypervisor =
+        FileHypervisor::new(temp.path().join("fake")).with_run(RunInfo { forwards, ..RunInfo::default() });
+    world.manager = VmManager::new(hypervisor, BackendTag::Noop, world.manager.home().clone());
+    let shop = Shop::over(world);
+    let text = |port: u16, timeout: &str| {
+        format!(
+            "version = 1\n[project]\nname = 'shop'\n[machine.web]\nkernel = 'vmlinuz'\nforwards = ['{port}']\n\
+             ready = {{ tcp = [{port}], timeout = '{timeout}' }}\n"
+        )
+    };
+    let report = shop.up(&text(80, "60s"));
+    assert!(report.is_fine(), "{report:?}");
+    let report = shop.up(&text(443, "3s"));
+    assert!(end(&report, "web").ends_with("s for the guest's TCP port 443"), "{report:?}");
+    assert!(shop.said().is_empty(), "nobody gets in");
 }
 
 #[test]

@@ -74,6 +74,56 @@ fn a_wrong_shape_is_refused_by_both() {
     }
 }
 
+/// Answers a file with one machine that says this, and an image unless it says that itself.
+fn with(line: &str) -> String {
+    let image = if line.starts_with("image") { "" } else { "image = 'debian:12'\n" };
+    format!("version = 1\n[machine.web]\n{image}{line}\n")
+}
+
+fn schema_refuses(validator: &Validator, text: &str) -> bool {
+    let table: toml::Table = toml::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"));
+    !validator.is_valid(&serde_json::to_value(table).unwrap())
+}
+
+#[test]
+fn every_mistake_alone_is_refused_by_both() {
+    let validator = validator();
+    let lines = include_str!("vmfile/one-mistake.txt").lines().filter(|line| !line.is_empty());
+    let files =
+        ["[project]\nname = 'My Shop'", "[defaults]\ndepends_on = ['web']", "[machine.Web_1]\nimage = 'x:1'"];
+    let files = files.map(|table| format!("{}{table}\n", with("")));
+    let mut count = 0;
+    for text in lines.map(with).chain(files) {
+        count += 1;
+        let said = refused(&text);
+        assert_eq!(said.lines().count(), 1, "one mistake a case: {said}\n{text}");
+        assert!(schema_refuses(&validator, &text), "the schema accepts what vmkit refuses: {said}\n{text}");
+    }
+    assert!(count > 80, "{count}");
+}
+
+#[test]
+fn every_form_that_a_value_can_have_is_accepted_by_both() {
+    let validator = validator();
+    for line in include_str!("vmfile/right.txt").lines().filter(|line| !line.is_empty()) {
+        let text = with(line);
+        read(&text).unwrap_or_else(|error| panic!("{error}"));
+        assert!(!schema_refuses(&validator, &text), "the schema refuses {text}");
+    }
+}
+
+#[test]
+fn what_the_documentation_shows_is_accepted_by_both() {
+    let validator = validator();
+    let page = include_str!("../../../docs/vmkit-toml.md");
+    let mut shown = page.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).peekable();
+    assert!(shown.peek().is_some(), "the page shows no file");
+    for text in shown {
+        read(text).unwrap_or_else(|error| panic!("{error}\n{text}"));
+        assert!(!schema_refuses(&validator, text), "{text}");
+    }
+}
+
 #[test]
 fn what_does_not_go_together_only_vmkit_can_refuse() {
     let validator = validator();
@@ -185,6 +235,8 @@ fn readiness_and_steps_have_their_defaults() {
     let project = project.unwrap_or_else(|error| panic!("{error}"));
     let ready: Vec<_> = project.machines.iter().map(|m| (m.ready.ssh, m.ready.cloud_init)).collect();
     assert_eq!(ready, [(true, true), (false, false), (false, false), (true, false)]);
+    let entered: Vec<_> = project.machines.iter().map(|machine| machine.is_entered()).collect();
+    assert_eq!(entered, [true, false, false, true]);
     assert_eq!(project.machines[0].ready.tcp, [80]);
     assert_eq!(project.machines[3].ready.timeout, Duration::from_secs(90));
     let runs: Vec<_> = project.machines[0].steps.iter().map(|step| step.run).collect();

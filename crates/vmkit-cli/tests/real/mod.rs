@@ -255,6 +255,14 @@ impl Ear {
         }
     }
 
+    /// Listens to the end, and answers all that was heard.
+    pub(crate) fn rest(&mut self) -> String {
+        let mut bytes = Vec::new();
+        self.file.read_to_end(&mut bytes).unwrap();
+        self.heard.push_str(&String::from_utf8_lossy(&bytes));
+        self.heard.clone()
+    }
+
     /// Types something, where this is a terminal.
     pub(crate) fn types(&mut self, text: &str) {
         self.file.write_all(text.as_bytes()).unwrap();

@@ -22,6 +22,7 @@ mod kept;
 mod look;
 mod order;
 mod plan;
+mod ports;
 mod privilege;
 mod provision;
 mod provisioned;

@@ -11,6 +11,7 @@ use super::event::{Done, Event, Happening, Listener, Report};
 use super::guests::{GuestInput, Guests};
 use super::inside::Inside;
 use super::look::Found;
+use super::ports;
 use super::provisioned::{Provisioned, StepEnd, StepRecord};
 use super::script::{Script, Token};
 use super::task::{Task, ToDo, Unreadable, What, tasks, to_do};
@@ -19,9 +20,10 @@ use super::{Options, ProjectManager, Provision, chosen};
 use crate::boundedlog::BoundedLog;
 use crate::error::{Error, ErrorKind, Result};
 use crate::forwarding::PortForwarding;
+use crate::hypervisor::Hypervisor;
 use crate::lifecycle::VmState;
 use crate::steps::step;
-use crate::vmfile::{Project, Ready};
+use crate::vmfile::{MachinePlan, Project, Ready};
 
 /// The longest line that is told as one.
 const MOST_LINE_BYTES: usize = 4096;
@@ -86,6 +88,10 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
             return Ok(());
         }
         let began = Instant::now();
+        if !self.machine.is_entered() {
+            self.tell(Happening::Awaiting("that it is ready".to_owned()));
+            return self.engine.listens(&self.machine, began + ready.timeout).await;
+        }
         let inside = self.enter(began + ready.timeout).await?;
         let left = ready.timeout.saturating_sub(began.elapsed());
         self.provision(&inside, to_do).await?;
@@ -221,6 +227,13 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
 /// Tells whether a machine's readiness is asked of its guest.
 pub(super) fn asks_guest(ready: &Ready) -> bool {
     ready.ssh || ready.cloud_init || !ready.tcp.is_empty() || ready.command.is_some()
+}
+
+impl<H: Hypervisor + 'static, G> ProjectManager<H, G> {
+    /// Waits until a guest that is not entered listens on the ports of the file.
+    pub(super) async fn listens(&self, machine: &MachinePlan, deadline: Instant) -> Result<()> {
+        ports::listen(&self.shared.manager, &machine.vm, &machine.ready.tcp, deadline).await
+    }
 }
 
 /// Looks at files of the host on a thread that may wait for them.

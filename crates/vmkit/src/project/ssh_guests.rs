@@ -37,7 +37,12 @@ impl<H: Hypervisor + 'static> Guests for SshGuests<H> {
     type Guest = SshGuest;
 
     async fn enter(&self, vm: &VmName, deadline: Instant) -> Result<SshGuest> {
-        self.manager.wait(vm, Condition::Ssh, deadline - Instant::now()).await?;
+        // Without a key of vmkit's own in the VM no waiting helps; anything else may still come.
+        match self.manager.ssh_target(vm, &Login::default()).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        self.manager.wait(vm, Condition::Ssh, deadline.saturating_duration_since(Instant::now())).await?;
         let user = self.manager.ssh_target(vm, &Login::default()).await?.user;
         let login = Login::default();
         let session = self.manager.log_in(vm, &login, deadline, manager::Guest::Known).await?;

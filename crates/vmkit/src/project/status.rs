@@ -137,6 +137,9 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
             return true;
         }
         let asked = async {
+            if !machine.is_entered() {
+                return self.listens(machine, deadline).await;
+            }
             let guest = self.shared.guests.enter(&machine.vm, deadline).await?;
             let inside = Inside::new(guest, &machine.name);
             if ready.cloud_init {

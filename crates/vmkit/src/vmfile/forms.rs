@@ -193,23 +193,36 @@ impl FromStr for Shell {
     }
 }
 
+/// What a [`Line`] is: no control characters, and not only blanks.
+const LINE: &str =
+    r"^[^\u0000-\u001f\u007f-\u009f]*[^\s\u0000-\u001f\u007f-\u009f][^\u0000-\u001f\u007f-\u009f]*$";
+/// What a [`Limit`] is: longer than nothing.
+const LIMIT: &str = r"^([0-9]*[1-9][0-9]*(\.[0-9]+)?|[0-9]+\.[0-9]*[1-9][0-9]*)(ms|s|m|h)?$";
+macro_rules! port {
+    () => {
+        "0*(6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5][0-9]{4}|[1-9][0-9]{0,3})"
+    };
+}
+/// What a [`PortForward`] is; a port is 1 to 65535.
+const FORWARD: &str = concat!("^(([0-9.]+:)?", port!(), ":)?", port!(), "(/tcp|/udp)?$");
+
 texts! {
     Disk: "a size such as \"10GiB\", or the path of an image, with :ro behind it to be read only",
         { "type": "string", "minLength": 1 };
     Network: "\"user\", \"tap:BRIDGE\", \"vnic:LINK\" or \"none\"",
         { "type": "string", "pattern": "^(user|none|tap:[A-Za-z0-9._-]{1,15}|vnic:[A-Za-z]([A-Za-z0-9._-]{0,29}[0-9]))$" };
     PortForward: "a forward such as \"8080:80\"",
-        { "type": "string", "pattern": "^(([0-9.]+:)?[0-9]{1,5}:)?[0-9]{1,5}(/tcp|/udp)?$" };
+        { "type": "string", "pattern": FORWARD };
     HostPath: "a path, relative to this file or absolute",
-        { "type": "string", "minLength": 1 };
+        { "type": "string", "pattern": "^([^~\\u0000]|~[^/\\u0000])[^\\u0000]*$" };
     GuestPath: "an absolute path in the guest",
-        { "type": "string", "pattern": "^/" };
+        { "type": "string", "pattern": "^/[^\\u0000-\\u001f\\u007f-\\u009f]*$", "maxLength": 4095 };
     Mode: "permission bits in quotes, such as \"0644\"",
         { "type": "string", "pattern": "^[0-7]{3,4}$" };
     Line: "a text of one line, in quotes",
-        { "type": "string", "minLength": 1, "maxLength": 1000 };
+        { "type": "string", "pattern": LINE, "maxLength": 1000 };
     Shell: "a text in quotes, for /bin/sh in the guest",
-        { "type": "string", "minLength": 1 };
+        { "type": "string", "pattern": "\\S", "maxLength": 131_072 };
     UserName: "the name of a user",
         { "type": "string", "pattern": "^[a-z_][a-z0-9_-]{0,31}$" };
     BackendTag: "the name of a backend: \"qemu\", \"propolis\", \"noop\" or your own",
@@ -219,13 +232,13 @@ texts! {
 quantities! {
     Mib: "a size such as \"2GiB\", or a number of MiB", number, {
         "anyOf": [
-            { "type": "string", "pattern": "^[0-9]+(MiB|M|GiB|G|TiB|T)?$" },
-            { "type": "integer", "minimum": 1 },
+            { "type": "string", "pattern": "^0*[1-9][0-9]*(MiB|M|GiB|G|TiB|T)?$" },
+            { "type": "integer", "minimum": 1, "maximum": Mib::MAX.mib() },
         ]
     };
     Limit: "how long, such as \"30s\", \"5m\" or a number of seconds", number, {
         "anyOf": [
-            { "type": "string", "pattern": "^[0-9]+(\\.[0-9]+)?(ms|s|m|h)?$" },
+            { "type": "string", "pattern": LIMIT },
             { "type": "number", "exclusiveMinimum": 0, "maximum": 604_800 },
         ]
     };

@@ -188,6 +188,13 @@ impl MachinePlan {
     /// that makes no VM another one.
     pub const IMAGE_LABEL: &'static str = "vmkit.image";
 
+    /// Tells whether vmkit has to get into the guest: to do something there, or to see whether it is ready. Where it does not,
+    /// [`Ready::tcp`] is asked from the host.
+    pub fn is_entered(&self) -> bool {
+        let asks = self.ready.ssh || self.ready.cloud_init || self.ready.command.is_some();
+        asks || !self.files.is_empty() || !self.steps.is_empty()
+    }
+
     /// Answers the machine that its guest sees.
     pub fn machine(&self) -> Machine {
         self.spec.machine()

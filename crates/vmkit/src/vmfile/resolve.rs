@@ -18,7 +18,7 @@ use super::read::{listed, meant};
 use crate::error::Error;
 use crate::spec::{
     BackendOptions, Boot, CloudConfig, CloudInitConfig, DataDisk, Firmware, GuestFile, Kernel, Labels,
-    Machine as Board, NetworkConfig, RootDisk, User, UserData, UserNetwork, VmName, VmSpec,
+    Machine as Board, NetworkConfig, Protocol, RootDisk, User, UserData, UserNetwork, VmName, VmSpec,
 };
 
 /// How long a step, or a machine that gets ready, may take where the file does not say.
@@ -106,7 +106,9 @@ impl Resolver<'_> {
         let Named { name, raw, places } = named;
         let at = Place { places: &places };
         let problems_before = self.problems.len();
-        let vm = match VmName::new(&name).and_then(|_| VmName::new(format!("{project}-{name}"))) {
+        // A project's name that is none was told already; it is not every machine's mistake as well.
+        let joined = if VmName::new(project).is_ok() { format!("{project}-{name}") } else { name.clone() };
+        let vm = match VmName::new(&name).and_then(|_| VmName::new(joined)) {
             Ok(vm) => Some(vm),
             Err(error) => {
                 self.refuse_name(&error, &at);
@@ -115,6 +117,7 @@ impl Resolver<'_> {
         };
         let image = raw.image.as_ref().map(|image| self.image(&image.0));
         let ready = ready(&raw, &at, &mut self.problems);
+        self.problems.extend(without_way_in(&raw, &at));
         let files = raw.files.iter().flatten().map(|copy| self.copy(copy)).collect();
         let steps = self.steps(&raw, &at);
         let spec = self.spec(&name, vm?, &raw, image.as_deref(), &at);
@@ -122,7 +125,7 @@ impl Resolver<'_> {
             return None;
         }
         let spec = spec?;
-        Some(MachinePlan {
+        let plan = MachinePlan {
             vm: spec.name().clone(),
             name,
             image,
@@ -133,7 +136,10 @@ impl Resolver<'_> {
             spec,
             names_firmware: raw.firmware.is_some(),
             places,
-        })
+        };
+        let unseen = unseen_ports(&plan);
+        self.problems.extend(unseen);
+        Some(plan)
     }
 
     fn refuse_name(&mut self, error: &Error, at: &Place<'_>) {
@@ -488,12 +494,9 @@ fn ready(raw: &raw::Machine, at: &Place<'_>, problems: &mut Vec<Problem>) -> Rea
         .flat_map(|ready| ready.tcp.iter().flatten())
         .filter_map(|port| port.0.try_into().ok())
         .collect();
-    for (key, asked) in [("ssh", ssh), ("tcp", !tcp.is_empty())] {
-        if none && asked {
-            let problem = Problem::new(format!("`{key}` needs a network, and the machine has none"));
-            problems
-                .push(problem.at(at.of(&format!("ready.{key}")), "").also(at.of("network"), "the network"));
-        }
+    if none && !tcp.is_empty() {
+        let problem = Problem::new("`ready.tcp` needs a network, and the machine has none");
+        problems.push(problem.at(at.of("ready.tcp"), "").also(at.of("network"), "the network"));
     }
     Ready {
         ssh,
@@ -502,6 +505,53 @@ fn ready(raw: &raw::Machine, at: &Place<'_>, problems: &mut Vec<Problem>) -> Rea
         command: table.and_then(|ready| ready.command.as_ref()).map(|command| command.0.clone()),
         timeout: table.and_then(|ready| ready.timeout).map_or(USUAL_LIMIT, |Limit(limit)| limit),
     }
+}
+
+/// Says of everything that is to be done in a guest that nobody gets in.
+fn without_way_in(raw: &raw::Machine, at: &Place<'_>) -> Vec<Problem> {
+    let has_network = !matches!(raw.network, Some(Network::None));
+    // vmkit's own user and key are handed over by cloud-init.
+    let has_key = raw.image.is_some() || raw.cloud_init.is_some();
+    if has_network && has_key {
+        return Vec::new();
+    }
+    let ready = raw.ready.as_ref();
+    let asked = [
+        ("files", raw.files.as_ref().is_some_and(|files| !files.is_empty())),
+        ("provision", raw.provision.as_ref().is_some_and(|steps| !steps.is_empty())),
+        ("ready.ssh", ready.is_some_and(|ready| ready.ssh == Some(true))),
+        ("ready.cloud_init", ready.is_some_and(|ready| ready.cloud_init == Some(true))),
+        ("ready.command", ready.is_some_and(|ready| ready.command.is_some())),
+    ];
+    let problem = |key: &str| match has_network {
+        false => Problem::new(format!("`{key}` needs a network, and the machine has none"))
+            .at(at.of(key), "")
+            .also(at.of("network"), "the network"),
+        true => Problem::new(format!("`{key}` needs a way into the guest, and there is none"))
+            .at(at.of(key), "")
+            .help("give the machine an `image`, or `cloud_init = {}` if the guest has cloud-init"),
+    };
+    asked.into_iter().filter(|(_, asked)| *asked).map(|(key, _)| problem(key)).collect()
+}
+
+/// Says of every port that is to be seen from the host that no forward leads there.
+fn unseen_ports(machine: &MachinePlan) -> Vec<Problem> {
+    let NetworkConfig::User(user) = machine.spec.network() else { return Vec::new() };
+    if machine.is_entered() {
+        return Vec::new();
+    }
+    let is_seen = |port: u16| {
+        user.forwards.iter().any(|it| it.guest_port.get() == port && it.protocol == Protocol::Tcp)
+    };
+    let unseen = machine.ready.tcp.iter().enumerate().filter(|(_, port)| !is_seen(**port));
+    let problem = |(index, port): (usize, &u16)| {
+        let message = format!(
+            "`ready.tcp`: port {port} is asked from the host, since vmkit does not get into this guest, and no forward leads there"
+        );
+        let problem = Problem::new(message).at(machine.place(&format!("ready.tcp[{index}]")), "");
+        problem.help(format!("add \"{port}\" to `forwards`"))
+    };
+    unseen.map(problem).collect()
 }
 
 /// Says of every port of the host that two machines want it.

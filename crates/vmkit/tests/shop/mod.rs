@@ -117,13 +117,17 @@ pub(crate) struct Shop {
 
 impl Shop {
     pub(crate) fn at(dir: &Path) -> Self {
+        Self::over(World::at(dir))
+    }
+
+    pub(crate) fn over(world: World) -> Self {
+        let dir = &world.dir;
         fs::create_dir_all(dir.join("app")).unwrap();
         if !dir.join("edge.sh").exists() {
             fs::write(dir.join("app/index.html"), "hello").unwrap();
             fs::write(dir.join("vmlinuz"), "a kernel").unwrap();
             fs::write(dir.join("edge.sh"), "echo edge-install").unwrap();
         }
-        let world = World::at(dir);
         let manager = world.manager.clone();
         let guests = FileGuests { dir: dir.to_owned(), manager: manager.clone() };
         let images = ImageStore::new(manager.home(), Catalogue::built_in());
