@@ -36,7 +36,8 @@ use crate::spec::VmSpec;
 ///
 /// # Cancel safety
 /// A dropped future leaves nothing behind that `destroy` does not find: `destroy` of
-/// [`VmHandle::preparing`] with the id and the spec of an unfinished `prepare` removes what that made.
+/// [`VmHandle::preparing`] with the id and the spec of an unfinished `prepare` removes what that made. Whoever may drop a
+/// `prepare` has to know the id, and so gives the spec one beforehand.
 ///
 /// # Errors
 /// Every method answers `InvalidState` where the table says error, `Unsupported` for what its [`Capabilities`] deny,
@@ -90,9 +91,49 @@ pub trait Hypervisor: Send + Sync {
 
     /// Answers where the VM's console is, from the handle alone.
     ///
+    /// QEMU's socket serves one client at a time: a second one is connected and hears nothing until the first has gone.
+    ///
     /// # Errors
     /// `Record` where the handle is not this backend's.
     fn console_endpoint(&self, vm: &VmHandle) -> Result<ConsoleEndpoint>;
+}
+
+impl<H: Hypervisor + ?Sized> Hypervisor for Arc<H> {
+    fn prepare(&self, spec: &VmSpec) -> impl Future<Output = Result<VmHandle>> + Send {
+        (**self).prepare(spec)
+    }
+
+    fn start(&self, vm: &VmHandle) -> impl Future<Output = Result<VmHandle>> + Send {
+        (**self).start(vm)
+    }
+
+    fn stop(&self, vm: &VmHandle, timeout: Duration) -> impl Future<Output = Result<VmHandle>> + Send {
+        (**self).stop(vm, timeout)
+    }
+
+    fn suspend(&self, vm: &VmHandle) -> impl Future<Output = Result<VmHandle>> + Send {
+        (**self).suspend(vm)
+    }
+
+    fn resume(&self, vm: &VmHandle) -> impl Future<Output = Result<VmHandle>> + Send {
+        (**self).resume(vm)
+    }
+
+    fn destroy(&self, vm: VmHandle) -> impl Future<Output = Result<()>> + Send {
+        (**self).destroy(vm)
+    }
+
+    fn state(&self, vm: &VmHandle) -> impl Future<Output = Result<VmState>> + Send {
+        (**self).state(vm)
+    }
+
+    fn guest_ip(&self, vm: &VmHandle) -> impl Future<Output = Result<String>> + Send {
+        (**self).guest_ip(vm)
+    }
+
+    fn console_endpoint(&self, vm: &VmHandle) -> Result<ConsoleEndpoint> {
+        (**self).console_endpoint(vm)
+    }
 }
 
 /// A hypervisor that names itself and tells beforehand what it can do: what a router registers.

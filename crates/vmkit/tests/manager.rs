@@ -679,3 +679,14 @@ async fn a_record_of_a_newer_vmkit_is_not_taken_for_a_spoilt_one() {
     assert_eq!(manager.stop(&web(), Duration::ZERO).await.unwrap_err().kind(), ErrorKind::Record);
     assert_eq!(manager.remove(&web(), true).await.unwrap_err().kind(), ErrorKind::Record);
 }
+
+#[tokio::test]
+async fn a_manager_of_another_backend_than_its_hypervisor_takes_makes_nothing() {
+    let temp = tempfile::tempdir().unwrap();
+    let router = RouterHypervisor::new(BackendTag::Noop).with(NoopHypervisor::new());
+    let manager = VmManager::new(router, BackendTag::Qemu, Home::at(temp.path()).unwrap());
+    let error = manager.create(spec()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
+    assert!(error.to_string().contains("VMs of `noop`"), "{error}");
+    assert!(!manager.home().vm(spec().name()).join("vm.json").exists());
+}

@@ -115,7 +115,8 @@ impl Order {
 impl<H: Hypervisor + 'static> VmManager<H> {
     /// Makes a manager of the VMs in a home; `backend` is whose VM it is when a spec names no backend.
     ///
-    /// Touches nothing.
+    /// It is written down before anything is made, so it has to be what the hypervisor takes then: a router's default, or a
+    /// backend's own tag. Touches nothing.
     pub fn new(hypervisor: H, backend: BackendTag, home: Home) -> Self {
         Self { hypervisor: Arc::new(hypervisor), backend, store: Store::new(home) }
     }
@@ -170,20 +171,29 @@ impl<H: Hypervisor + 'static> VmManager<H> {
             give_up(locked);
             return Err(error);
         }
-        let made = self.prepare(&locked, &preparing.spec).await;
-        if made.is_err() {
-            match self.hypervisor.destroy(preparing).await {
+        let made = self.prepare(&locked, &preparing).await;
+        match &made {
+            // What was written down first would not have told the next one whom to ask.
+            Ok((vm, _)) if vm.backend != preparing.backend => {
+                let why =
+                    format!("the hypervisor makes VMs of `{}`: give the manager that backend", vm.backend);
+                self.hypervisor.destroy(vm.clone()).await?;
+                give_up(locked);
+                return Err(Error::invalid("backend", &preparing.backend, why));
+            }
+            Ok(_) => {}
+            Err(_) => match self.hypervisor.destroy(preparing).await {
                 Ok(()) => give_up(locked),
                 // The record stays, with its intent: whoever removes the VM tries again.
                 Err(error) => warn!(%error, "cannot remove what was made before the failure"),
-            }
+            },
         }
         made
     }
 
-    async fn prepare(&self, locked: &LockedVm, spec: &VmSpec) -> Result<(VmHandle, Option<Owner>)> {
-        let owner = ephemeral::is_ephemeral(spec).then(|| locked.own()).transpose()?;
-        let vm = self.hypervisor.prepare(spec).await?;
+    async fn prepare(&self, locked: &LockedVm, wanted: &VmHandle) -> Result<(VmHandle, Option<Owner>)> {
+        let owner = ephemeral::is_ephemeral(&wanted.spec).then(|| locked.own()).transpose()?;
+        let vm = self.hypervisor.prepare(&wanted.spec).await?;
         locked.write_made(&VmRecord::settled(vm.clone()))?;
         Ok((vm, owner))
     }
