@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use vmkit::console::SerialConsole;
 use vmkit::spec::{NetworkConfig, RootDisk, VmName, VmSpec};
 use vmkit::store::Home;
-use vmkit::{BackendTag, ConsoleEndpoint, PropolisHypervisor, VmManager};
+use vmkit::{BackendTag, ConsoleEndpoint, ErrorKind, PropolisHypervisor, VmManager};
 use vmkit_testkit::propolis::{Behaviour, FakePropolis};
 
 use crate::demo::{Laps, failed};
@@ -49,7 +49,36 @@ async fn play(dir: &Path, server: &FakePropolis) -> Result<()> {
     laps.lap("create: disk, record");
     manager.start(&name).await.map_err(failed)?;
     laps.lap("start: the server has made the VM, and it runs");
-    let ConsoleEndpoint::WebSocket(url) = manager.console_endpoint(&name).map_err(failed)? else {
+    talk(&manager, &name, &mut laps).await?;
+    match manager.suspend(&name).await {
+        Err(error) if error.kind() == ErrorKind::Unsupported => laps.lap(&format!("suspend: {error}")),
+        other => return Err(Error::failed(format!("suspend is refused, and was not: {other:?}"))),
+    }
+    manager.stop(&name, Duration::ZERO).await.map_err(failed)?;
+    laps.lap("stop: hard, since nobody was named who asks the guest");
+    laps.lap(&format!("logs: {:?}", logged(&manager, &name)?));
+    manager.start(&name).await.map_err(failed)?;
+    laps.lap("start again: another VM of the server's, on the same disk");
+    talk(&manager, &name, &mut laps).await?;
+    manager.stop(&name, Duration::ZERO).await.map_err(failed)?;
+    laps.lap(&format!("stop; logs of both runs: {:?}", logged(&manager, &name)?));
+    manager.remove(&name, false).await.map_err(failed)?;
+    laps.lap("remove");
+    match server.kernel_vms().is_empty() {
+        true => Ok(()),
+        false => Err(Error::failed("a VM is left in the fake kernel")),
+    }
+}
+
+/// Answers what is kept of the console.
+fn logged(manager: &VmManager<PropolisHypervisor>, name: &VmName) -> Result<String> {
+    let log = manager.console_log(name).map_err(failed)?;
+    std::fs::read_to_string(log).map_err(|error| Error::failed(format!("no log of the console: {error}")))
+}
+
+/// Listens to the guest at its console, types, and leaves.
+async fn talk(manager: &VmManager<PropolisHypervisor>, name: &VmName, laps: &mut Laps) -> Result<()> {
+    let ConsoleEndpoint::WebSocket(url) = manager.console_endpoint(name).map_err(failed)? else {
         return Err(Error::failed("a Propolis VM's console is at a WebSocket"));
     };
     laps.lap(&format!("console: at {url}"));
@@ -62,16 +91,10 @@ async fn play(dir: &Path, server: &FakePropolis) -> Result<()> {
     ours.write_all(b"hello\r").await.map_err(|error| Error::failed(format!("console: {error}")))?;
     let said = heard(&mut ours, "hello\r\n").await?;
     laps.lap(&format!("console, typed \"hello\": {said:?}"));
-    manager.stop(&name, Duration::ZERO).await.map_err(failed)?;
-    laps.lap("stop: hard, since nobody was named who asks the guest");
+    drop(ours);
     let ending = carried.await.map_err(|error| Error::failed(format!("console: {error}")))?;
     laps.lap(&format!("console: {:?}", ending.map_err(failed)?));
-    manager.remove(&name, false).await.map_err(failed)?;
-    laps.lap("remove");
-    match server.kernel_vms().is_empty() {
-        true => Ok(()),
-        false => Err(Error::failed("a VM is left in the fake kernel")),
-    }
+    Ok(())
 }
 
 /// Reads until this was said, and answers all of it.

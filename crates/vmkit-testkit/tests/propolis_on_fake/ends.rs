@@ -250,6 +250,29 @@ async fn a_program_that_takes_too_long_is_dead_before_its_work_is_undone() {
 }
 
 #[tokio::test]
+async fn with_pfexec_before_everything_a_vm_lives_and_a_program_that_hangs_is_killed() {
+    let world = World::new();
+    // `kill` is the system's; pfexec becomes what it runs.
+    let path = std::env::join_paths([world.host().path(), "/bin".into()]).unwrap();
+    let builder = world.builder().search_path(&path).pfexec(true);
+    let propolis = builder.program_limit(Duration::from_secs(2)).build();
+    let plan = propolis.plan(&world.spec(name())).await.unwrap().to_string();
+    assert!(plan.contains(&format!("run {}", world.host().path().join("pfexec").display())), "{plan}");
+    world.host().plan_fault(2, Fault::Hang).unwrap();
+    let error = propolis.prepare(&world.spec(name())).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
+    assert_eq!(world.left(), Vec::<String>::new());
+    world.host().forget_faults().unwrap();
+
+    let vm = propolis.prepare(&world.spec(name())).await.unwrap();
+    let vm = propolis.start(&vm).await.unwrap();
+    assert_eq!(world.guests(&vm), 1);
+    propolis.stop(&vm, Duration::ZERO).await.unwrap();
+    propolis.destroy(vm).await.unwrap();
+    assert_eq!(world.left(), Vec::<String>::new());
+}
+
+#[tokio::test]
 async fn what_a_server_has_left_in_its_directory_goes_with_the_vm() {
     let world = World::new();
     let propolis = world.hypervisor();

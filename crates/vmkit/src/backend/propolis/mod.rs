@@ -63,6 +63,7 @@ use self::state::{ASK_LIMIT, Asker, LOOK_LIMIT, observe};
 use crate::backend::supervise::process::{self, Found};
 use crate::backend::supervise::{Place, spawn};
 use crate::cloud_init;
+use crate::deadline::later;
 use crate::error::{Error, ErrorKind, Result};
 use crate::handle::{BackendDetails, BackendTag, ConsoleEndpoint, RunInfo, VmHandle};
 use crate::hypervisor::{Backend, Capabilities, Hypervisor};
@@ -330,7 +331,7 @@ impl PropolisHypervisor {
         if !layout.work.exists() {
             return Err(gone());
         }
-        let deadline = Instant::now() + patience;
+        let deadline = later(patience);
         let hold = Hold::take(&layout.operation_lock(), deadline).await?.ok_or_else(gone)?;
         let site = self.site(vm)?;
         if site.is_none() && files::claim(&layout)?.is_none() {
@@ -409,8 +410,9 @@ impl Hypervisor for PropolisHypervisor {
     }
 
     async fn start(&self, vm: &VmHandle) -> Result<VmHandle> {
-        let (site, hold) = self.work_on(vm, Operation::Start, self.0.start_limit + PATIENCE).await?;
-        let deadline = Instant::now() + self.0.start_limit;
+        let (site, hold) =
+            self.work_on(vm, Operation::Start, self.0.start_limit.saturating_add(PATIENCE)).await?;
+        let deadline = later(self.0.start_limit);
         let state = observe(&site, Asker::Operation, ASK_LIMIT).await?;
         let to = next(&state, Operation::Start)?;
         if state == to {
@@ -431,7 +433,7 @@ impl Hypervisor for PropolisHypervisor {
     }
 
     async fn stop(&self, vm: &VmHandle, timeout: Duration) -> Result<VmHandle> {
-        let patience = self.0.start_limit + PATIENCE;
+        let patience = self.0.start_limit.saturating_add(PATIENCE);
         let (site, hold) = self.work_on(vm, Operation::Stop, patience).await?;
         // Who wants a hard stop does not wait for long before it.
         let limit = timeout.clamp(LOOK_LIMIT, ASK_LIMIT);
@@ -466,7 +468,7 @@ impl Hypervisor for PropolisHypervisor {
         if !layout.work.exists() || files::claim(&layout)?.is_some_and(|claim| claim.id != vm.id) {
             return Ok(());
         }
-        let deadline = Instant::now() + self.0.start_limit + PATIENCE;
+        let deadline = later(self.0.start_limit.saturating_add(PATIENCE));
         let Some(hold) = Hold::take(&layout.operation_lock(), deadline).await? else { return Ok(()) };
         // Asked again under the lock: somebody else may have removed it, and another VM have come.
         let claim = files::claim(&layout)?;

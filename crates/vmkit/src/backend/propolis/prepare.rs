@@ -30,10 +30,13 @@ pub(super) async fn image_bytes(spec: &VmSpec, options: &Options, host: &Host) -
         return raw_bytes("image", &disk.image);
     };
     let refused = |why: &str| Error::invalid("image", disk.image.display(), why);
-    match host.ask(&["zfs", "get", "-H", "-p", "-o", "value", "volsize", snapshot.as_str()]).await? {
-        Done::Well(said) => said.trim().parse().map_err(|_| refused("this is not the snapshot of a volume")),
+    let words = ["zfs", "get", "-H", "-p", "-o", "value", "volsize", snapshot.as_str()];
+    match host.ask(&words).await? {
         Done::Failed(why) => Err(refused(&why)),
-        Done::Endless => Err(refused("zfs does not tell its size")),
+        done => {
+            let said = done.well(&words.map(str::to_owned))?;
+            said.trim().parse().map_err(|_| refused("this is not the snapshot of a volume"))
+        }
     }
 }
 

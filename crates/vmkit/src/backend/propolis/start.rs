@@ -94,7 +94,9 @@ pub(super) async fn elsewhere(
     deadline: Instant,
 ) -> Result<RunInfo> {
     let is_made = is_made_already(site, client, deadline).await?;
-    reshape(site.host(), &site.layout, &site.claim, &plan.prepare, hold).await?;
+    if !is_made {
+        reshape(site.host(), &site.layout, &site.claim, &plan.prepare, hold).await?;
+    }
     files::remove(&site.layout.console_mark())?;
     let server = ServerFile::of_new_run(client.address);
     // Before anything is asked for: from here on the server may have a VM of which nobody else here knows.
