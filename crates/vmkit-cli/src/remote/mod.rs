@@ -3,10 +3,16 @@
 //! One loop on one thread; standard input is read, and both outputs are written, by threads that may block. Whatever is
 //! slow holds the others back: nothing is kept beyond a few pieces. The terminal is itself again on every way out.
 
+#[cfg(target_os = "linux")]
 pub(crate) mod agent;
 mod escape;
+#[cfg(not(target_os = "linux"))]
+pub(crate) mod no_agent;
 mod streams;
 pub(crate) mod way;
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) use no_agent as agent;
 
 use std::io::{self, IsTerminal};
 use std::time::Duration;

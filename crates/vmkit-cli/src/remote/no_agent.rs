@@ -1,0 +1,22 @@
+//! The guest agent where there is none: only QEMU's guests have one.
+
+use std::time::Duration;
+
+use vmkit::ssh::Command;
+use vmkit::{Error, VmHandle};
+
+use crate::failure::Failure;
+
+/// Answers that there is no way by a guest agent.
+///
+/// # Errors
+/// `Unsupported`, always.
+pub(crate) async fn run(
+    vm: &VmHandle,
+    _command: &Command,
+    _feed_stdin: bool,
+    _timeout: Duration,
+) -> Result<u8, Failure> {
+    let what = format!("a guest agent in the VM `{}`", vm.name());
+    Err(Error::Unsupported { backend: vm.backend.clone(), what }.into())
+}
