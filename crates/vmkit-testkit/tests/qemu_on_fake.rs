@@ -275,6 +275,16 @@ async fn a_guest_that_hears_its_button_late_still_ends_by_itself() {
 }
 
 #[tokio::test]
+async fn a_timeout_beyond_all_reckoning_is_as_good_as_never() {
+    let home = Home::new(&Behaviour::default());
+    let qemu = home.hypervisor();
+    let vm = home.started(&qemu).await;
+    let stopped = qemu.stop(&vm, Duration::MAX).await;
+    assert_eq!(stopped.unwrap_or_else(|error| panic!("stop: {error}")).state, VmState::Stopped);
+    home.clear(&qemu, vm).await;
+}
+
+#[tokio::test]
 async fn the_ports_that_the_kernel_chose_are_in_the_handle() {
     let home = Home::new(&Behaviour::default());
     let qemu = home.hypervisor();

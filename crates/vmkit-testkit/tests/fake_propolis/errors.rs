@@ -1,7 +1,7 @@
 //! What a server says to what it does not like.
 
 use serde_json::{Value, json};
-use vmkit_testkit::propolis::{Behaviour, FakePropolis, description};
+use vmkit_testkit::propolis::{Behaviour, FakePropolis, Setup, description};
 
 use crate::client::*;
 
@@ -38,6 +38,18 @@ fn an_upgrade_needs_its_version_too() {
     let upgrade = "GET /instance/serial HTTP/1.1\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n\
                    sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==";
     assert_eq!(ask_raw(&fake, upgrade, b"").message(), "missing expected header \"api-version\"");
+}
+
+#[test]
+fn an_older_server_takes_no_newer_version_for_anything_upgrades_included() {
+    let fake = Setup::default().latest_version("1.0.0").spawn().unwrap();
+    assert_eq!(get_instance(&fake, "\r\napi-version: 1.0.0").0, 424);
+    let refusal = "server does not support this API version: 2.0.0";
+    assert_eq!(get_instance(&fake, "\r\napi-version: 2.0.0"), (400, refusal.to_owned()));
+    let upgrade = "GET /instance/serial HTTP/1.1\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n\
+                   sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\napi-version: 2.0.0";
+    let answer = ask_raw(&fake, upgrade, b"");
+    assert_eq!((answer.status, answer.message()), (400, refusal));
 }
 
 #[test]

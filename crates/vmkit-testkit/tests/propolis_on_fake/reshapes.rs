@@ -54,6 +54,10 @@ async fn another_network_and_a_larger_disk_come_with_the_next_start() {
         assert_eq!(seen(&world, &vm), (link.map(str::to_owned), Some(mib)));
         propolis.stop(&vm, Duration::ZERO).await.unwrap();
     }
+    let smaller = reshaped(&vm, bare().disk(clone_of(3)));
+    let error = propolis.start(&smaller).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+    assert_eq!(seen(&world, &vm).1, Some(4), "it would lose what is behind");
     propolis.destroy(vm).await.unwrap();
     assert_eq!(world.left(), Vec::<String>::new());
 }

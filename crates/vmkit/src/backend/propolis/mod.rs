@@ -158,6 +158,22 @@ impl Site<'_> {
         Ok(address.map(|address| self.client(address)))
     }
 
+    /// Refuses a root disk that shall be smaller than it is.
+    ///
+    /// # Errors
+    /// `InvalidInput` on `disk`.
+    fn check_size(&self) -> Result<()> {
+        let made = [&self.claim.steps[..], &self.claim.pending].concat();
+        let has = reshape::grown_to(&made).unwrap_or_default();
+        match self.vm.spec.disk().and_then(|disk| disk.size) {
+            Some(size) if size.bytes() < has => {
+                let bound = format!("the VM's disk has {has} bytes; what lies behind would be lost");
+                Err(Error::invalid("disk", size, bound))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Has the process that runs for the VM, and its server, tell what is known of the run.
     async fn run_info(&self) -> Result<RunInfo> {
         let busy = || Error::Busy { what: format!("VM `{}`", self.vm.name()), holder: None };
@@ -422,6 +438,7 @@ impl Hypervisor for PropolisHypervisor {
         let options = &site.claim.options;
         let facts = self.0.facts(&vm.spec, vm.id, options, Some(&site.claim)).await?;
         let plan = plan::plan(&vm.spec, vm.id, options, &site.layout, &facts)?;
+        site.check_size()?;
         let run = match options.address {
             Some(address) => start::elsewhere(&site, &site.client(address), &plan, &hold, deadline).await?,
             None => {

@@ -30,6 +30,8 @@ const MOST_CPUS: u32 = 32;
 const MOST_DISKS: usize = 12;
 /// The most bytes of a request's body.
 const MOST_BODY_BYTES: usize = 1 << 20;
+/// Begins the word that sets a volume's size.
+pub(super) const VOLSIZE: &str = "volsize=";
 /// The size of a disk's blocks in bytes.
 const BLOCK_BYTES: u32 = 512;
 
@@ -346,7 +348,7 @@ impl Made<'_> {
                 let volume = root_volume(dataset, self.id);
                 self.command(&["zfs", "clone", "-p", snapshot.as_str(), &volume], Some(destroy_of(&volume)));
                 if let Some(size) = disk.size.filter(|size| size.bytes() > self.facts.image_bytes) {
-                    let volsize = format!("volsize={}", size.bytes());
+                    let volsize = format!("{VOLSIZE}{}", size.bytes());
                     self.command(&["zfs", "set", &volsize, &volume], None);
                 }
                 self.facts.zvol_dir.join(volume)

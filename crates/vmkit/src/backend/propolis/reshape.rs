@@ -3,7 +3,7 @@
 //! Pure. Only two things can: the network, which is made at every start anyway, and the size of the root disk, which grows. Every
 //! other disk stays what its claim says, whatever a plan of today would make.
 
-use super::plan::HostStep;
+use super::plan::{HostStep, VOLSIZE};
 
 /// From the steps that were done to those that a plan has.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -47,6 +47,18 @@ pub(super) fn reshaping(done: &[HostStep], pending: &[HostStep], planned: &[Host
     let links = pending.iter().filter(|step| is_network(step));
     shape.pending.extend(links.chain(&shape.coming).cloned());
     shape
+}
+
+/// Answers to how many bytes the root disk was grown by these steps, where it was.
+pub(super) fn grown_to(steps: &[HostStep]) -> Option<u64> {
+    let bytes = |step: &HostStep| match step {
+        HostStep::Command { run, .. } => {
+            run.iter().find_map(|word| word.strip_prefix(VOLSIZE)).and_then(|bytes| bytes.parse().ok())
+        }
+        HostStep::Copy { size, .. } => size.map(|size| size.bytes()),
+        HostStep::Blank { .. } => None,
+    };
+    steps.iter().filter_map(bytes).max()
 }
 
 fn is_network(step: &HostStep) -> bool {
@@ -136,6 +148,13 @@ mod tests {
         };
         let shape = reshaping(&[disk()], &[], &[other]);
         assert!(shape.is_none() && shape.steps == [disk()], "{shape:?}");
+    }
+
+    #[test]
+    fn how_large_the_root_disk_is_can_be_read_off() {
+        assert_eq!(grown_to(&[disk(), grown(4 << 20), vnic("a0")]), Some(4 << 20));
+        assert_eq!(grown_to(&[copy(Some(4))]), Some(4 << 20));
+        assert_eq!(grown_to(&[disk(), copy(None)]), None);
     }
 
     #[test]
