@@ -182,6 +182,16 @@ fn nothing_that_the_guest_agent_can_not_do_is_left_undone() {
 }
 
 #[test]
+fn whoever_says_half_of_how_to_log_in_is_told_the_other_half() {
+    let life = Life::new();
+    make(&life, |spec| spec.network(NetworkConfig::User(UserNetwork::with_ssh(Vec::new()))));
+    life.must(["start", "web"]);
+    let refused = life.vmkit(["exec", "--user", "ada", "web", "--", "true"]);
+    assert_eq!(refused.code, Some(3), "{refused:?}");
+    assert!(refused.stderr.contains("--identity"), "{refused:?}");
+}
+
+#[test]
 fn an_ssh_agent_that_is_not_there_is_told_before_anything_is_tried() {
     let web = Web::new();
     let refused = web.life.vmkit(["exec", "--ssh-agent", "web", "--", "true"]);

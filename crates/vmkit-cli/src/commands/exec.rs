@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::io;
 
 use clap::{Args, ValueEnum};
-use vmkit::spec::VmName;
+use vmkit::spec::{NetworkConfig, VmName};
 use vmkit::ssh::{Command, Terminal};
 use vmkit::{Error, ErrorKind, VmState};
 
@@ -148,6 +148,10 @@ async fn goes_by_agent(via: Via, way: &Way, manager: &Manager, name: &VmName) ->
         return Err(error.into());
     }
     let vm = manager.info(name).await?;
+    if !matches!(vm.spec.network(), NetworkConfig::None) && way.asked().is_some() {
+        // Whoever says how to log in wants to, and lacks a part of it.
+        return Err(error.into());
+    }
     match vm.run.and_then(|run| run.agent) {
         Some(_) => Ok(true),
         None => Err(error.into()),
