@@ -85,9 +85,25 @@ fn is_alive(pid: &str) -> bool {
 fn a_program_without_standard_input_finds_its_end_at_once() {
     let web = Web::new();
     // Open for as long as the command runs: what is not read has no end either.
-    let begun = web.life.begin(&["exec", "-n", "web", "--", "cat"]);
-    let answer = begun.ended(LONG);
-    assert_eq!((answer.code, answer.stdout.as_str()), (Some(0), ""), "{answer:?}");
+    for option in ["-n", "-tn"] {
+        let begun = web.life.begin(&["exec", option, "web", "--", "cat"]);
+        let answer = begun.ended(LONG);
+        assert_eq!(answer.code, Some(0), "{option}: {answer:?}");
+    }
+}
+
+#[test]
+fn input_from_a_pipe_has_its_end_at_a_terminal_too() {
+    let web = Web::new();
+    for words in ["one line\n", "half a line"] {
+        let mut begun =
+            web.life.begin(&["exec", "-t", "web", "--", "sh", "-c", "stty -echo; echo up; exec cat"]);
+        let mut ear = begun.output();
+        ear.hears("up");
+        begun.input().write_all(words.as_bytes()).unwrap();
+        ear.hears(words.trim());
+        assert_eq!(begun.ended(LONG).code, Some(0), "{words:?}");
+    }
 }
 
 #[test]

@@ -17,6 +17,7 @@ pub(crate) use no_agent as agent;
 use std::io::{self, IsTerminal};
 use std::time::Duration;
 
+use tokio::sync::mpsc::{Receiver, channel};
 use tokio::time::{Instant, timeout};
 use vmkit::Error;
 use vmkit::ssh::{Command, Event, Exit, Input, Output, Session, TerminalSize};
@@ -30,6 +31,8 @@ use streams::{Reader, Writer};
 
 /// How long the program in the guest has to end after a signal that ends this process.
 const GOODBYE: Duration = Duration::from_secs(2);
+/// The key that ends a terminal's input, unless somebody has set another: Ctrl-D.
+const END_OF_FILE: u8 = 4;
 /// Whose programs OpenSSH passes no signals on to. Source: OpenSSH, `session.c`, `session_signal_req`.
 const ROOT: &str = "root";
 /// How long the guest has to begin a program: more than a loaded one needs, less than a person waits for.
@@ -84,7 +87,7 @@ pub(crate) async fn attend(
     let (mut input, output) = session.spawn(command, Instant::now() + BEGIN).await?.split();
     if !feed_stdin {
         // Else whoever reads it would wait for ever.
-        input.end().await?;
+        end_input(&mut input, at_terminal, false).await?;
     }
     let raw = if at_terminal { RawMode::enter().map_err(Error::io("set up", "the terminal"))? } else { None };
     let is_raw = raw.is_some();
@@ -94,6 +97,7 @@ pub(crate) async fn attend(
         reader: feed_stdin.then(Reader::of_stdin),
         writer: Writer::new(),
         escape: is_raw.then(Escape::new),
+        at_terminal,
         follows_size: is_raw,
     };
     let ended = attached.run(session, &mut signals).await;
@@ -115,6 +119,7 @@ struct Attached {
     reader: Option<Reader>,
     writer: Writer,
     escape: Option<Escape>,
+    at_terminal: bool,
     follows_size: bool,
 }
 
@@ -128,26 +133,15 @@ enum Happened {
 
 impl Attached {
     async fn run(self, session: &Session, signals: &mut Signals) -> Result<Ending, Failure> {
-        let Self { mut input, mut output, mut reader, mut writer, mut escape, follows_size } = self;
+        let Self { mut input, mut output, mut reader, mut writer, mut escape, at_terminal, follows_size } =
+            self;
         let unwatched = || Error::io("watch for", "signals");
         let caught = signals.bell().map_err(unwatched())?;
         let resizes = follows_size.then(Resizes::catch).transpose().map_err(unwatched())?;
-        let (pieces, mut taken) = tokio::sync::mpsc::channel::<Option<Vec<u8>>>(1);
+        let (pieces, mut taken) = channel::<Option<Vec<u8>>>(1);
         // Its own future, so that a guest that reads nothing keeps neither output nor signals waiting.
-        let (resized, mut sizes) = tokio::sync::mpsc::channel::<TerminalSize>(1);
-        let feed = async {
-            loop {
-                tokio::select! {
-                    Some(size) = sizes.recv() => input.resize(size).await?,
-                    piece = taken.recv() => match piece {
-                        Some(Some(piece)) => input.write(&piece).await?,
-                        Some(None) => input.end().await?,
-                        None => return Ok::<_, Error>(()),
-                    },
-                }
-            }
-        };
-        let mut feed = Box::pin(feed);
+        let (resized, mut sizes) = channel::<TerminalSize>(1);
+        let mut feed = Box::pin(feed(&mut input, &mut taken, &mut sizes, at_terminal));
         let mut is_fed = false;
         let ending = loop {
             let room = pieces.clone();
@@ -195,6 +189,38 @@ impl Attached {
         }
         Ok(ending)
     }
+}
+
+/// Hands the program what is typed, and its terminal each new size, until nothing more comes.
+async fn feed(
+    input: &mut Input,
+    pieces: &mut Receiver<Option<Vec<u8>>>,
+    sizes: &mut Receiver<TerminalSize>,
+    at_terminal: bool,
+) -> Result<(), Error> {
+    let mut in_line = false;
+    loop {
+        tokio::select! {
+            Some(size) = sizes.recv() => input.resize(size).await?,
+            piece = pieces.recv() => match piece {
+                Some(Some(piece)) => {
+                    in_line = !piece.ends_with(b"\n");
+                    input.write(&piece).await?;
+                }
+                Some(None) => end_input(input, at_terminal, in_line).await?,
+                None => return Ok(()),
+            },
+        }
+    }
+}
+
+/// Tells the program that nothing more comes. At a terminal a server has no way to say so but to type the key for it: once
+/// hands over the line that was begun, and at the beginning of one it is the end.
+async fn end_input(input: &mut Input, at_terminal: bool, in_line: bool) -> Result<(), Error> {
+    if at_terminal {
+        input.write(if in_line { &[END_OF_FILE; 2] } else { &[END_OF_FILE] }).await?;
+    }
+    input.end().await
 }
 
 /// Has the program end by a signal, and writes what it says until it has.

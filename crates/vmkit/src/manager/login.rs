@@ -119,7 +119,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         guest: Guest,
     ) -> Result<Session> {
         let (mut failures, mut limit) = (Failures::default(), ATTEMPT);
-        let mut silence = FIRST_TRY;
+        let (mut silence, mut refusal) = (FIRST_TRY, None);
         loop {
             let vm = self.info(name).await?;
             let target = self.target_of(&vm, login).await?;
@@ -144,10 +144,14 @@ impl<H: Hypervisor + 'static> VmManager<H> {
                     let left = deadline.saturating_duration_since(Instant::now());
                     self.wait(name, Condition::Ssh, left).await?;
                 }
+                // What was refused before says more than that the time is over.
+                _ if matches!(error, Error::TimedOut { .. }) => return Err(refusal.unwrap_or(error)),
                 _ => return Err(error),
             }
-            if has_greeted && matches!(error, Error::TimedOut { .. }) {
-                limit *= 2;
+            match error {
+                Error::TimedOut { .. } if has_greeted => limit *= 2,
+                Error::Refused { .. } | Error::HostKey { .. } => refusal = Some(error),
+                _ => {}
             }
             silence = limit;
         }

@@ -123,7 +123,7 @@ fn with_children(pid: u32) -> Vec<Pid> {
     found.into_iter().filter_map(|pid| Pid::from_raw(pid.try_into().ok()?)).collect()
 }
 
-fn write_secret(path: &Path, text: &str) {
+pub(crate) fn write_secret(path: &Path, text: &str) {
     use std::os::unix::fs::PermissionsExt;
     fs::write(path, text).unwrap();
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
