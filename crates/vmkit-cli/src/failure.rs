@@ -144,6 +144,9 @@ fn hint(error: &vmkit::Error) -> Option<&'static str> {
         ErrorKind::Hypervisor => Some("`vmkit logs --hypervisor` prints all that it said"),
         ErrorKind::NotFound => match error {
             vmkit::Error::NotFound { what: "VM", .. } => Some("`vmkit ls` lists the VMs"),
+            vmkit::Error::NotFound { what: "image", .. } => Some(
+                "`vmkit image ls` lists the images that are here, with --available those that can be had",
+            ),
             vmkit::Error::NotFound { what, .. } if what.contains("of vmkit's own") => {
                 Some("this VM was made without; say who logs in: --user NAME --identity FILE")
             }

@@ -193,9 +193,15 @@ fn an_image_is_converted_to_a_raw_file_which_nothing_overwrites_by_chance() {
     let new = host.file("new.raw");
     assert_eq!(answer, serde_json::json!({"path": new, "format": "raw", "bytes": expected.len()}));
     assert!(fs::read(&new).unwrap() == expected);
-    let refused = host.vmkit(["image", "convert", &url, "new.raw"]);
-    assert_eq!(refused.code, Some(2), "{refused:?}");
-    assert!(refused.stderr.contains("already exists") && refused.stderr.contains("--force"), "{refused:?}");
+    // Told before anything is fetched: at the second address nobody is.
+    for image in [url.as_str(), "http://127.0.0.1:1/disk.raw"] {
+        let refused = host.vmkit(["image", "convert", image, "new.raw"]);
+        assert_eq!(refused.code, Some(2), "{refused:?}");
+        assert!(
+            refused.stderr.contains("already exists") && refused.stderr.contains("--force"),
+            "{refused:?}"
+        );
+    }
     fs::write(&new, "old").unwrap();
     let kept: serde_json::Value = serde_json::from_str(&host.must(["image", "ls", "--json"])).unwrap();
     for image in [&url, kept[0]["id"].as_str().unwrap(), kept[0]["path"].as_str().unwrap()] {

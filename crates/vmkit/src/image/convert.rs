@@ -172,11 +172,17 @@ impl Unfinished {
         let failed = || Error::io("write", to);
         let open = || {
             step("image: create the converted disk")?;
-            let flags = OFlags::NOFOLLOW.bits().cast_signed();
+            // Whatever lies there is not followed elsewhere, and not waited for.
+            let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
             OpenOptions::new().write(true).create(true).truncate(false).custom_flags(flags).open(&path)
         };
         loop {
             let file = open().map_err(failed())?;
+            let opened = file.metadata().map_err(failed())?;
+            if !opened.is_file() {
+                let why = "this is no file, and is where the disk has to lie while it is written: remove it";
+                return Err(Error::invalid("file", path.display(), why));
+            }
             match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => {}
                 Err(Errno::WOULDBLOCK) => {
@@ -185,7 +191,6 @@ impl Unfinished {
                 Err(errno) => return Err(failed()(errno.into())),
             }
             // Whoever had it a moment ago may have given it its name.
-            let opened = file.metadata().map_err(failed())?;
             let is_it = |at: fs::Metadata| (at.dev(), at.ino()) == (opened.dev(), opened.ino());
             if fs::symlink_metadata(&path).is_ok_and(is_it) {
                 file.set_len(0).map_err(failed())?;

@@ -200,6 +200,21 @@ async fn what_a_killed_writer_left_is_taken_over_and_what_another_writes_is_not(
 }
 
 #[tokio::test]
+async fn what_stands_in_the_way_of_the_unfinished_file_is_not_followed_or_waited_for() {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+    let scene = Scene::new();
+    fs::write(scene.path("precious"), "mine").unwrap();
+    std::os::unix::fs::symlink("precious", scene.path("one.unfinished")).unwrap();
+    mknodat(CWD, scene.path("two.unfinished"), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    for name in ["one", "two"] {
+        scene.convert("raw", name, Existing::Stays).await.unwrap_err();
+    }
+    assert_eq!(fs::read(scene.path("precious")).unwrap(), b"mine");
+    assert_eq!(scene.entries(), ["one.unfinished", "precious", "raw", "two.unfinished"]);
+}
+
+#[tokio::test]
 async fn a_damaged_cluster_is_told_and_leaves_nothing() {
     let scene = Scene::new();
     let (raw, image) = (scene.name("raw"), scene.name("image"));

@@ -39,6 +39,10 @@ impl Convert {
     pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
         let to = absolute("file", &self.file)?;
         let existing = if self.force { Existing::Replaced } else { Existing::Stays };
+        // Before an image is fetched for nothing; whoever writes the file looks again.
+        if !self.force && to.symlink_metadata().is_ok() {
+            return Err(Error::AlreadyExists { what: "file", name: to.display().to_string() }.into());
+        }
         context.block_on(async {
             let converted = images::watched(&self.image, async |progress| {
                 let image = self.found(context, progress).await?;
