@@ -135,6 +135,39 @@ fn a_failed_step_stops_its_machine_and_leaves_the_others() {
 }
 
 #[test]
+fn a_step_that_takes_too_long_is_ended_and_what_was_cut_off_is_ended_before_anything_is_run() {
+    let (_temp, shop) = shop();
+    let ended = || fs::read_to_string(shop.world.dir.join("ended")).unwrap_or_default().lines().count();
+    let hangs = SHOP.replace("'echo web-install'", "'hang', timeout = '90s'");
+    let report = shop.up(&hangs);
+    let said = end(&report, "web");
+    assert!(
+        said.contains("`install` of the machine `web` failed: it did not end within 90 s, and was ended"),
+        "{said}"
+    );
+    assert_eq!(ended(), 1, "nothing else had to be ended");
+    assert!(shop.up(SHOP).is_fine());
+    assert_eq!(ended(), 2, "only what did not end well may still run");
+    fs::write(shop.world.dir.join("app/index.html"), "changed").unwrap();
+    assert!(shop.up(SHOP).is_fine());
+    assert_eq!(ended(), 2);
+}
+
+#[test]
+fn a_guest_in_which_nobody_becomes_root_says_so_at_once() {
+    let (_temp, shop) = shop();
+    fs::write(shop.world.dir.join("no-sudo"), "").unwrap();
+    let report = shop.up(SHOP);
+    let said = end(&report, "db");
+    assert!(said.contains("the machine `db` `vmkit`") && said.contains("neither sudo nor doas"), "{said}");
+    // A step as the user who is logged in anyway needs no means.
+    let own = SHOP.replace("shell = 'echo db-install'", "shell = 'echo db-install', user = 'vmkit'");
+    let said = end(&shop.up(&own), "db");
+    assert!(said.contains("can't become `root`"), "its ready command does: {said}");
+    assert!(shop.said().contains(&"shop-db echo db-install".to_owned()), "{:?}", shop.said());
+}
+
+#[test]
 fn output_is_told_by_lines_with_machine_and_step() {
     let (_temp, shop) = shop();
     shop.up_as(SHOP, &only(&["db"]));

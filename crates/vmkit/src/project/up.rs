@@ -88,7 +88,8 @@ impl<H: PortForwarding + 'static, G: Guests> ProjectManager<H, G> {
         Ok(report)
     }
 
-    /// Takes away the forwards that running machines have and the file does not; answers from which machines.
+    /// Takes away the forwards that running machines have no longer in the file, where another machine of the file wants their port;
+    /// answers from which machines.
     ///
     /// What goes wrong here is told by the machine's own turn, which comes upon it again.
     async fn free_ports(&self, work: &Work, machines: &[&MachinePlan]) -> BTreeSet<String> {
@@ -331,8 +332,8 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
         manager.reconfigure(name, wanted).await
     }
 
-    /// Takes away the forwards that the machine has and the file does not, if it is allowed to change; answers whether there were
-    /// any.
+    /// Takes away the forwards that the machine has no longer in the file, where another one wants their port and this one may change;
+    /// answers whether there were any.
     async fn free_ports(&self) -> Result<bool> {
         let Found::Vm { vm, .. } = self.engine.look(&self.work.project, &self.machine).await? else {
             return Ok(false);
@@ -342,11 +343,26 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
         if is_left || !vm.state.is_live() {
             return Ok(false);
         }
-        let gone = not_in(vm.spec.network(), self.machine.spec_over(&vm.spec)?.network());
+        let mut gone = not_in(vm.spec.network(), self.machine.spec_over(&vm.spec)?.network());
+        gone.retain(|forward| self.is_wanted_elsewhere(forward));
         for forward in &gone {
             self.engine.manager().remove_forward(&self.machine.vm, forward).await?;
         }
         Ok(!gone.is_empty())
+    }
+
+    /// Tells whether another machine of the file wants the host's port of this forward.
+    fn is_wanted_elsewhere(&self, forward: &PortForward) -> bool {
+        let others = self.work.project.machines.iter().filter(|other| other.name != self.machine.name);
+        let mut wanted = others.filter_map(|other| match other.network() {
+            NetworkConfig::User(user) => Some(&user.forwards),
+            _ => None,
+        });
+        let is_same = |other: &PortForward| {
+            other.host_port.is_some()
+                && (other.host_port, other.protocol) == (forward.host_port, forward.protocol)
+        };
+        wanted.any(|forwards| forwards.iter().any(is_same))
     }
 
     /// Removes the machine's VM; a guest gets the chance to shut down.

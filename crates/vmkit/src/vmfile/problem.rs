@@ -81,7 +81,7 @@ impl VmfileError {
 
     /// Answers the same error, of another kind: what the file asks for is right, and could not be had.
     #[must_use]
-    pub(crate) fn of_kind(self, kind: ErrorKind) -> Self {
+    pub fn of_kind(self, kind: ErrorKind) -> Self {
         Self { kind, ..self }
     }
 

@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use super::problem::{Problem, VmfileError};
 use crate::error::{Error, Result};
-use crate::spec::{Boot, Firmware, GuestAccess, Machine, RootDisk, VmName, VmSpec, VmSpecBuilder};
+use crate::spec::{
+    Boot, Firmware, GuestAccess, Machine, NetworkConfig, RootDisk, VmName, VmSpec, VmSpecBuilder,
+};
 
 /// The machines that one file describes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -198,6 +200,11 @@ impl MachinePlan {
     /// Answers the machine that its guest sees.
     pub fn machine(&self) -> Machine {
         self.spec.machine()
+    }
+
+    /// Answers the network of its guest.
+    pub fn network(&self) -> &NetworkConfig {
+        self.spec.network()
     }
 
     /// Answers the spec to make this machine's VM from.

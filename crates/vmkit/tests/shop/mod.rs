@@ -6,6 +6,7 @@ use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use crate::common::{FileHypervisor, World};
 use tokio::io::AsyncReadExt;
@@ -67,6 +68,13 @@ impl Guests for FileGuests {
     }
 }
 
+impl FileGuest {
+    fn note(&self, file: &str, line: &str) {
+        let mut file = OpenOptions::new().append(true).create(true).open(self.dir.join(file)).unwrap();
+        file.write_all(format!("{line}\n").as_bytes()).unwrap();
+    }
+}
+
 impl Guest for FileGuest {
     fn user(&self) -> &str {
         "vmkit"
@@ -88,10 +96,11 @@ impl Guest for FileGuest {
         let sent = String::from_utf8_lossy(&sent);
         let text = &argv[if argv[0] == "sudo" { 8 } else { 2 }];
         if text.contains("for means in") {
-            output(b"sudo\n");
+            output(if self.dir.join("no-sudo").exists() { b"none\n" } else { b"sudo\n" });
             return Ok(Exit::Code(0));
         }
         if text.contains("vmkit-step-*") {
+            self.note("ended", "all");
             return Ok(Exit::Code(0));
         }
         let told = match () {
@@ -101,8 +110,11 @@ impl Guest for FileGuest {
         };
         let line = format!("{} {}\n", self.vm, told.lines().last().unwrap_or_default());
         step("a guest does what it is told").map_err(Error::io("run", &self.dir))?;
-        let mut said = OpenOptions::new().append(true).create(true).open(self.dir.join("said")).unwrap();
-        said.write_all(line.as_bytes()).unwrap();
+        self.note("said", line.trim());
+        if told.contains("hang") {
+            let awaited = "the end of a command in the guest".to_owned();
+            return Err(Error::TimedOut { awaited, after: Duration::ZERO, console: String::new() });
+        }
         output(format!("doing {told}\nhalf a ").as_bytes());
         output(b"line");
         Ok(Exit::Code(if told.contains("fail") { 3 } else { 0 }))
