@@ -182,10 +182,12 @@ impl<H: Hypervisor + 'static> VmManager<H> {
                 return Err(Error::invalid("backend", &preparing.backend, why));
             }
             Ok(_) => {}
-            Err(_) => match self.hypervisor.destroy(preparing).await {
+            Err(_) => match self.hypervisor.destroy(preparing.clone()).await {
                 Ok(()) => give_up(locked),
                 // The record stays, with its intent: whoever removes the VM tries again.
-                Err(error) => warn!(%error, "cannot remove what was made before the failure"),
+                Err(error) => {
+                    warn!(vm = %preparing.name(), %error, "cannot remove what was made before the failure")
+                }
             },
         }
         made
@@ -291,14 +293,16 @@ impl<H: Hypervisor + 'static> VmManager<H> {
                 Ok(_) => {}
                 // Force is for a hypervisor that is sick, and can do nothing with one that is missing here.
                 Err(error) if !force || matches!(error, Error::UnknownBackend { .. }) => return Err(error),
-                Err(error) => warn!(%error, "cannot tell whether the VM lives; removing it by force"),
+                Err(error) => {
+                    warn!(vm = %record.handle.name(), %error, "cannot tell whether the VM lives; removing it by force");
+                }
             }
         }
         let vm = record.handle;
         let begun = VmRecord::intending(vm.clone(), intent(Operation::Destroy));
         if let Err(error) = locked.write_since(&begun) {
             // On a full disk this is what makes room, and a removal that is cut off can be begun again in any case.
-            warn!(%error, "cannot write down that the VM is being removed");
+            warn!(vm = %vm.name(), %error, "cannot write down that the VM is being removed");
         }
         // Where this fails the intent stays: what is left may lack a part, and is fit for nothing but to be removed.
         self.hypervisor.destroy(vm).await?;
@@ -393,7 +397,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
             Ok(()) => {}
             // A full disk is no reason to leave a guest running; a stop that is cut off needs no finishing.
             Err(error) if operation == Operation::Stop => {
-                warn!(%error, "cannot write down that the VM is being stopped")
+                warn!(vm = %vm.name(), %error, "cannot write down that the VM is being stopped")
             }
             Err(error) => return Err(error),
         }
@@ -453,7 +457,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
             Ok(state) if failed == Operation::Start && state.is_live() => {}
             Ok(state) => write_outcome(locked, &vm.in_state(state)),
             // Nothing is known, so the intent stays.
-            Err(error) => warn!(%error, "cannot tell what the failed operation left"),
+            Err(error) => warn!(vm = %vm.name(), %error, "cannot tell what the failed operation left"),
         }
     }
 

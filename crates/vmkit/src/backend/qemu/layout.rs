@@ -54,6 +54,11 @@ impl Layout {
         Ok(layout)
     }
 
+    /// Answers the VM's name, for a log: the work directory has it.
+    pub(crate) fn name(&self) -> std::borrow::Cow<'_, str> {
+        self.work.file_name().unwrap_or_default().to_string_lossy()
+    }
+
     /// Answers where the run is supervised.
     pub(crate) fn place(&self) -> Place {
         Place {

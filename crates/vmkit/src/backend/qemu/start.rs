@@ -261,7 +261,7 @@ async fn refused(layout: &Layout, error: Error) -> Error {
     }
     // Not only what shows now: a keeper that is slow to begin would start QEMU after we have said that it does not run.
     if let Err(kill) = alive::take_and_silence(&layout.place(), Instant::now() + LAUNCH_LIMIT).await {
-        tracing::warn!(work = %layout.work.display(), %kill, "could not end a QEMU that failed to start");
+        tracing::warn!(vm = %layout.name(), error = %kill, "could not end a QEMU that failed to start");
     }
     error
 }

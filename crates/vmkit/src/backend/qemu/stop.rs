@@ -51,7 +51,7 @@ pub(super) async fn stop(layout: &Layout, timeout: Duration) -> Result<()> {
         Found::Nothing | Found::Ended(_) | Found::Rebooted => return Ok(()),
     };
     if !timeout.is_zero() {
-        tracing::warn!("the guest did not power itself off in time, so it is ended by force");
+        tracing::warn!(vm = %layout.name(), "the guest did not power itself off in time, so it is ended by force");
     }
     let ended = !timeout.is_zero() && force(layout, &process).await?;
     if ended { process::settled(&layout.place()).await } else { process::kill(&layout.place()).await }
@@ -65,7 +65,7 @@ pub(super) fn mark_asked(layout: &Layout) {
     let opened = step("stop: mark")
         .and_then(|()| OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&mark));
     if let Err(error) = opened {
-        tracing::warn!(%error, "cannot create {}, which says that the end was asked for", mark.display());
+        tracing::warn!(vm = %layout.name(), %error, "cannot create {}, which says that the end was asked for", mark.display());
     }
 }
 

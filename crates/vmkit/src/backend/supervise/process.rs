@@ -89,7 +89,7 @@ async fn recorded(place: &Place) -> Result<Found> {
         Ok(None) => return Ok(Found::Nothing),
         // What can't be read tells nothing, and stops nobody from ending what runs; the next start writes it anew.
         Err(error) if error.kind() == ErrorKind::Record => {
-            tracing::warn!(%error, "the record of the VM's last run is lost");
+            tracing::warn!(record = %place.run_file.display(), %error, "the record of a VM's last run is lost");
             return Ok(Found::Ended(None));
         }
         Err(error) => return Err(error),
