@@ -343,7 +343,7 @@ fn a_hundred_machines_with_files_are_planned_within_a_tenth_of_a_second() {
         )
     };
     let text = format!(
-        "version = 1\n[project]\nname = 'many'\n[defaults]\nkernel = '/k'\nfiles = [{{ from = 'app', to = '/srv/app' }}]\n{}",
+        "version = 1\n[project]\nname = 'many'\n[defaults]\nkernel = '/k'\ncloud_init = {{}}\nfiles = [{{ from = 'app', to = '/srv/app' }}]\n{}",
         (0..100).map(machines).collect::<String>()
     );
     let project = shop.project(&text);

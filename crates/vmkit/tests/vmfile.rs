@@ -308,6 +308,14 @@ fn an_error_about_a_spec_points_into_the_file() {
 }
 
 #[test]
+fn a_mistake_in_the_defaults_is_told_once() {
+    let text = "version = 1\n[defaults]\nkernel = 'k'\nready.command = 'true'\n[machine.a]\n[machine.b]\n";
+    let said = refused(text);
+    assert!(said.starts_with(&format!("{FILE}:4:17: `ready.command` needs")), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+}
+
+#[test]
 fn a_path_that_is_not_utf_8_is_refused() {
     use std::os::unix::ffi::OsStrExt;
     let file = Path::new(std::ffi::OsStr::from_bytes(b"/home/me/\xff/vmkit.toml"));

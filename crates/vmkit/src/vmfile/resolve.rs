@@ -40,9 +40,15 @@ pub type ReadText<'a> = &'a dyn Fn(&Path) -> Result<String, String>;
 pub fn parse(file: &Path, text: &str, read: ReadText<'_>) -> Result<Project, VmfileError> {
     // A script that was written on Windows would not run in a guest with the line ends from there.
     let text: Arc<str> = text.replace("\r\n", "\n").into();
-    let failed = |mut problems: Vec<Problem>| {
-        problems.truncate(MOST_PROBLEMS);
-        VmfileError::new(file, Arc::clone(&text), problems)
+    let failed = |problems: Vec<Problem>| {
+        // A mistake in `defaults` is one, however many machines have it.
+        let mut told: Vec<Problem> = Vec::new();
+        for problem in problems {
+            if told.len() < MOST_PROBLEMS && !told.contains(&problem) {
+                told.push(problem);
+            }
+        }
+        VmfileError::new(file, Arc::clone(&text), told)
     };
     if file.to_str().is_none() {
         let problem =
