@@ -8,8 +8,17 @@ use serde::{Serialize, Serializer};
 use crate::Result;
 
 /// All figures, in the order in which they are printed.
-pub(crate) const NAMES: [&str; 8] =
-    ["start", "stop_idle", "suspend", "resume", "prepare", "ls_500_stopped", "ls_20_running", "version"];
+pub(crate) const NAMES: [&str; 9] = [
+    "start",
+    "stop_idle",
+    "suspend",
+    "resume",
+    "prepare",
+    "ls_500_stopped",
+    "ls_20_running",
+    "version",
+    "pull",
+];
 
 /// What a figure has to reach.
 #[derive(Debug, Clone, Copy)]

@@ -16,6 +16,7 @@ mod figures;
 mod guests;
 mod operations;
 mod program;
+mod pull;
 
 use std::process::ExitCode;
 
@@ -73,6 +74,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     let runs = arguments.runs;
     // The program first: a process inherits the peak of the one that spawned it, and this one grows.
     measure("version", &mut || program.version(runs))?;
+    measure("pull", &mut || pull::pull(&mut program, bench.dir(), runs))?;
     if arguments.only.is_empty() {
         eprintln!("bench: the memory of each verb");
         program.every_verb()?;

@@ -20,6 +20,8 @@ use crate::figures::{Figure, Pair, Target};
 
 /// The most memory that any verb may have resident.
 const MOST_MIB: f64 = 20.0;
+/// The most that a pull may have, which unpacks and hashes on the way; the size of the image is all the same.
+const MOST_MIB_OF_PULL: f64 = 64.0;
 
 /// How long firmwares are left alone, until they wait.
 const SETTLING: Duration = Duration::from_secs(3);
@@ -43,7 +45,7 @@ impl Program {
     }
 
     /// Runs a verb to its end and answers how long it took.
-    fn run(&mut self, label: &str, home: &Path, args: &[&str]) -> Result<Duration> {
+    pub(crate) fn run(&mut self, label: &str, home: &Path, args: &[&str]) -> Result<Duration> {
         let mut command = Command::new(&self.path);
         command.arg("--home").arg(home).args(args);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -102,9 +104,10 @@ impl Program {
         let mut text = String::new();
         for (verb, (bytes, took)) in &self.peaks {
             let mib = *bytes as f64 / f64::from(1 << 20);
-            let verdict = if mib <= MOST_MIB { "holds" } else { "MISSED" };
+            let most = if verb == "image pull" { MOST_MIB_OF_PULL } else { MOST_MIB };
+            let verdict = if mib <= most { "holds" } else { "MISSED" };
             let ms = took.as_secs_f64() * 1000.0;
-            let _ = writeln!(text, "vmkit {verb:<14}{mib:>8.1} MiB {ms:>8.2} ms   {MOST_MIB} MiB {verdict}");
+            let _ = writeln!(text, "vmkit {verb:<14}{mib:>8.1} MiB {ms:>8.2} ms   {most} MiB {verdict}");
         }
         text
     }
