@@ -147,7 +147,7 @@ async fn a_guest_that_was_seen_to_end_has_stopped_whatever_its_server_does_then(
 
     propolis.start(&two).await.unwrap();
     assert_eq!(propolis.state(&one).await.unwrap(), VmState::Stopped);
-    remote.proxy.set(Some(NetworkFault::Refuse)).unwrap();
+    remote.proxy.set(Some(NetworkFault::DropAfter(0))).unwrap();
     assert_eq!(propolis.state(&one).await.unwrap(), VmState::Stopped);
     remote.proxy.set(None).unwrap();
     propolis.destroy(one).await.unwrap();
@@ -190,10 +190,11 @@ async fn a_server_that_stands_still_for_a_while_is_not_killed_for_it() {
         std::thread::sleep(Duration::from_millis(2500));
         kill_process(pid, Signal::CONT).unwrap();
     });
+    let began = std::time::Instant::now();
     propolis.stop(&vm, Duration::from_secs(60)).await.unwrap();
-    goes_on.join().unwrap();
     let log = fs::read_to_string(vm.console_log.as_ref().unwrap()).unwrap();
-    assert!(log.contains("poweroff"), "{log}");
+    assert!(log.contains("poweroff"), "it was ended by force after {:?}: {log}", began.elapsed());
+    goes_on.join().unwrap();
     propolis.destroy(vm).await.unwrap();
     assert_eq!(world.left(), Vec::<String>::new());
 }
