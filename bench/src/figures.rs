@@ -8,12 +8,14 @@ use serde::{Serialize, Serializer};
 use crate::Result;
 
 /// All figures, in the order in which they are printed.
-pub(crate) const NAMES: [&str; 9] = [
+pub(crate) const NAMES: [&str; 11] = [
     "start",
     "stop_idle",
     "suspend",
     "resume",
     "prepare",
+    "launch",
+    "prompt",
     "ls_500_stopped",
     "ls_20_running",
     "version",

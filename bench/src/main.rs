@@ -14,9 +14,13 @@
 mod by_hand;
 mod figures;
 mod guests;
+mod launch;
 mod operations;
 mod program;
 mod pull;
+#[allow(clippy::unwrap_used, reason = "it is the tests' own, which may panic")]
+#[path = "../../crates/vmkit/tests/sshd/mod.rs"]
+mod sshd;
 
 use std::process::ExitCode;
 
@@ -85,6 +89,8 @@ fn run(arguments: &Arguments) -> Result<()> {
     measure("resume", &mut || operations::resume(&bench, runs))?;
     measure("prepare", &mut || operations::prepare(&bench, runs))?;
     measure("ls_500_stopped", &mut || program.ls_500_stopped(runs))?;
+    measure("launch", &mut || launch::launch(&mut program, bench.dir(), runs))?;
+    measure("prompt", &mut || launch::prompt(runs))?;
     measure("ls_20_running", &mut || program.ls_20_running(runs))?;
 
     figures.sort_by_key(|figure| figures::NAMES.iter().position(|name| *name == figure.name));

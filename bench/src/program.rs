@@ -60,6 +60,11 @@ impl Program {
         Ok(took)
     }
 
+    /// Forgets what a run needed, since its figures would be another program's.
+    pub(crate) fn forget(&mut self, label: &str) {
+        self.peaks.remove(label);
+    }
+
     /// Runs every verb once on a VM of its own, for the sake of its memory.
     pub(crate) fn every_verb(&mut self) -> Result<()> {
         let home = self.dir.join("verbs");
