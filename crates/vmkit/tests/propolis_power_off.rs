@@ -34,7 +34,6 @@ impl World {
         let mut options = BackendOptions::default();
         options.set("address", self.server.address().to_string()).unwrap();
         options.set("guest-ip", "127.0.0.1").unwrap();
-        options.set("vnic", "net0").unwrap();
         let disk = DataDisk::Existing { path: self.dir.path().join("disk.raw"), readonly: false };
         VmSpec::builder(VmName::new("web").unwrap())
             .data_disks(vec![disk])

@@ -7,14 +7,15 @@
 //! ```text
 //! nothing yet ──a refusal──▶ the guest is up: every 20 ms ──accepted──▶ wait for the greeting
 //!  ever more rarely: after a quarter of the silence, 100 ms to 2 s
-//!  and when the guest prints on its console, a few times in a row
+//!  and when the guest prints on its console, twice in a row
 //! ```
 //!
 //! A guest that boots prints, and is silent on its console when it waits for something, so what it prints is the best hint
 //! that its network may be up by now. A connection that is accepted late still brings the greeting, so those before it are held
-//! meanwhile. They stay few, since OpenSSH turns away whom it has seen come and go too often: `MaxStartups`, and from 9.8 on
-//! `PerSourcePenalties`, 1 s for each visitor who leaves without a login, and out at 15 s. Of those that knock at a silent guest
-//! all of the last 6 s may come to that, so these are 15 at the most.
+//! meanwhile. They stay few: all that knocked at a silent guest in the last 6 s come to its server at once when that begins to
+//! listen, and the older ones soon after. OpenSSH turns visitors away, the user's own among them, where ten have not logged in
+//! (`MaxStartups`), and from 9.8 on whom it has laid 15 s of penalty on, 1 s for each visit without a login
+//! (`PerSourcePenalties`). So within 6 s there are 6 at the most.
 //!
 //! Source: libslirp 4.7, `tcp_timer.h` and `socket.c`; sshd_config(5).
 
@@ -40,7 +41,7 @@ const SILENT: (Duration, Duration) = (Duration::from_millis(100), Duration::from
 /// How soon after a knock what the guest prints leads to another.
 const PRINTED: Duration = Duration::from_millis(40);
 /// How many knocks in a row what the guest prints may lead to, and after how long there is one more of them.
-const SPARE: (u32, Duration) = (6, Duration::from_secs(2));
+const SPARE: (u32, Duration) = (2, Duration::from_secs(6));
 /// How long one connection is held. A guest without KVM on a busy host needs seconds to say a word.
 const HELD: Duration = Duration::from_secs(10);
 /// How much of another answer than a greeting is kept, in bytes.
@@ -399,7 +400,7 @@ mod tests {
         for knock in last {
             let in_six_seconds =
                 knocks.iter().filter(|&&other| other <= *knock && *knock - other < Duration::from_secs(6));
-            assert!(in_six_seconds.count() <= 15);
+            assert!(in_six_seconds.count() <= 6);
         }
     }
 }

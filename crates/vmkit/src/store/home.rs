@@ -157,7 +157,7 @@ mod tests {
 
     #[test]
     fn a_home_too_long_for_a_socket_is_refused_with_both_numbers() {
-        let fits = format!("/{}", "x".repeat(107 - 1 - "/run/01234567/console.sock".len()));
+        let fits = format!("/{}", "x".repeat(107 - 1 - "/run/0123456789/console.sock".len()));
         Home::at(&fits).unwrap();
         let error = Home::at(format!("{fits}x")).unwrap_err().to_string();
         assert!(error.contains("have 108 bytes") && error.contains("allows 107"), "{error}");
