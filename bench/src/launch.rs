@@ -1,16 +1,19 @@
 //! From an image to a shell: what `launch` adds to making and starting a VM, and how soon a shell's prompt is there.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::mpsc::{Sender, channel};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::{self, Runtime};
-use vmkit::ssh::{Event, Session, Terminal, TerminalSize};
+use vmkit::ssh::{Event, Session, Target, Terminal, TerminalSize};
 
 use crate::Result;
-use crate::figures::{Figure, Pair, Target};
+use crate::figures::{self, Figure, Pair};
 use crate::program::Program;
 use crate::sshd::{Sshd, soon};
 
@@ -25,7 +28,7 @@ pub(crate) fn launch(program: &mut Program, dir: &Path, runs: u32) -> Result<Fig
     // The first time, the program asks QEMU for its version, and what a child needed would count as its own.
     pair.timed("", &["create", "one", "--image", "kept"])?;
     pair.program.forget("");
-    Figure::measure("launch", Target::MsMore(50.0), runs, &mut pair)
+    Figure::measure("launch", figures::Target::MsMore(50.0), runs, &mut pair)
 }
 
 struct Launch<'a> {
@@ -61,7 +64,7 @@ pub(crate) fn prompt(runs: u32) -> Result<Figure> {
     std::fs::write(&known_hosts, format!("bench {}\n", sshd.access.host_key.public.trim()))?;
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
     let mut pair = Prompt { sshd, runtime, identity, known_hosts };
-    Figure::measure("prompt", Target::Ms(150.0), runs, &mut pair)
+    Figure::measure("prompt", figures::Target::Ms(150.0), runs, &mut pair)
 }
 
 struct Prompt {
@@ -72,11 +75,15 @@ struct Prompt {
 }
 
 impl Pair for Prompt {
-    /// From the connection to the prompt: the server's own start is in it.
+    /// From the server's first word to the prompt.
     fn ours(&mut self) -> Result<Duration> {
-        let target = self.sshd.target();
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let target = Target { address: listener.local_addr()?, ..self.sshd.target() };
+        let server = self.sshd.address;
+        let (speaks, first_word) = channel();
+        // It ends with the connection.
+        thread::spawn(move || pass_on(&listener, server, &speaks));
         self.runtime.block_on(async {
-            let begin = Instant::now();
             let session = Session::connect(&target, soon()).await?;
             let terminal = Some(Terminal::new("dumb", TerminalSize { columns: 80, rows: 24 }));
             let shell = vmkit::ssh::Command { terminal, ..Default::default() };
@@ -88,7 +95,7 @@ impl Pair for Prompt {
                     Event::Ended(exit) => return Err(format!("the shell ended with {exit}").into()),
                 }
             }
-            Ok(begin.elapsed())
+            Ok(Instant::now() - first_word.try_recv()?)
         })
     }
 
@@ -118,6 +125,29 @@ impl Pair for Prompt {
         child.wait()?;
         Ok(took)
     }
+}
+
+/// Passes one connection on to a server until it ends, and tells when the server said its first word.
+fn pass_on(listener: &TcpListener, server: SocketAddr, speaks: &Sender<Instant>) -> io::Result<()> {
+    let (client, _) = listener.accept()?;
+    let server = TcpStream::connect(server)?;
+    for stream in [&client, &server] {
+        stream.set_nodelay(true)?;
+    }
+    server.peek(&mut [0])?;
+    // Nobody listens any more where the measurement has failed.
+    let _ = speaks.send(Instant::now());
+    let (mut from, mut to) = (client.try_clone()?, server.try_clone()?);
+    let typed = thread::spawn(move || {
+        let _ = io::copy(&mut from, &mut to);
+        // The client has gone.
+        let _ = to.shutdown(Shutdown::Both);
+    });
+    // However the connection ends, it is over.
+    let _ = io::copy(&mut &server, &mut &client);
+    let _ = client.shutdown(Shutdown::Both);
+    let _ = typed.join();
+    Ok(())
 }
 
 /// Tells whether a shell waits to be typed to, by what it said last.

@@ -129,6 +129,9 @@ fn hint(error: &vmkit::Error) -> Option<&'static str> {
             vmkit::Error::Invalid { expected, .. } if expected.contains("takes raw ones") => {
                 Some("`vmkit image convert IMAGE FILE` writes its disk as a raw file")
             }
+            vmkit::Error::Copy { problem, .. } if problem.ends_with("recursively") => {
+                Some("`vmkit cp -r` does")
+            }
             _ => None,
         },
         ErrorKind::AlreadyExists => match error {
@@ -138,6 +141,9 @@ fn hint(error: &vmkit::Error) -> Option<&'static str> {
             ),
             _ => None,
         },
+        ErrorKind::InvalidState if matches!(error, vmkit::Error::NotLive { .. }) => {
+            Some("`vmkit start` boots the VM")
+        }
         ErrorKind::Host => Some("`vmkit doctor` tells what this host lacks"),
         ErrorKind::Record => Some("the file was left as it is: mend it, or move it away"),
         ErrorKind::TimedOut => Some("`vmkit logs` prints the whole console, `vmkit info` how the VM is now"),

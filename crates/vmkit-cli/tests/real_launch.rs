@@ -91,6 +91,8 @@ fn a_vm_without_a_name_is_called_after_its_image() {
     );
     let taken = life.vmkit(tiny(&life, &["base-1", "--no-wait"]));
     assert_eq!(taken.code, Some(2), "{taken:?}");
+    let unfetched = life.vmkit(["launch", "http://127.0.0.1:9/none.qcow2", "base-1"]);
+    assert!(unfetched.code == Some(2) && unfetched.stderr.contains("already exists"), "{unfetched:?}");
     assert_eq!(life.state("base-1"), "running");
     life.must(["rm", "--force", "base-1", "base-2"]);
     life.assert_empty("after rm");

@@ -89,14 +89,14 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
         }
         let began = Instant::now();
         if !self.machine.is_entered() {
-            self.tell(Happening::Awaiting("that it is ready".to_owned()));
+            self.tell(Happening::Awaiting("its readiness".to_owned()));
             return self.engine.listens(&self.machine, began + ready.timeout).await;
         }
         let inside = self.enter(began + ready.timeout).await?;
         let left = ready.timeout.saturating_sub(began.elapsed());
         self.provision(&inside, to_do).await?;
         if !ready.tcp.is_empty() || ready.command.is_some() {
-            self.tell(Happening::Awaiting("that it is ready".to_owned()));
+            self.tell(Happening::Awaiting("its readiness".to_owned()));
             // The steps have limits of their own, so what they took does not count.
             inside.answers(&ready, Instant::now() + left).await?;
         }
