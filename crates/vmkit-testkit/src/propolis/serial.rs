@@ -133,19 +133,15 @@ impl Port {
             tokio::select! {
                 biased;
                 _ = &mut stopped => break,
-                Some(order) = orders.recv() => tokio::select! {
-                    biased;
-                    _ = &mut stopped => break,
-                    () = self.obey(order) => {}
+                Some(order) = orders.recv() => if !unless_stopped(&mut stopped, self.obey(order)).await {
+                    break;
                 },
                 Ok(read) = output.read(&mut chunk) => {
                     let chunk = &chunk[..read];
                     self.serial.lock().record(chunk);
                     let message = Message::binary(chunk.to_vec());
-                    tokio::select! {
-                        biased;
-                        _ = &mut stopped => break,
-                        () = self.send(&message) => {}
+                    if !unless_stopped(&mut stopped, self.send(&message)).await {
+                        break;
                     }
                 }
             }
@@ -224,6 +220,20 @@ impl Port {
         });
         let gone: Vec<u64> = join_all(sent).await.into_iter().flatten().collect();
         self.clients.retain(|(id, _)| !gone.contains(id));
+    }
+}
+
+/// Does something to its end, or, once the port is stopped, as far as it comes in the time for a farewell: what is on its way then
+/// is the guest's last words. Answers whether the port goes on.
+async fn unless_stopped(stopped: &mut oneshot::Receiver<()>, work: impl Future<Output = ()>) -> bool {
+    tokio::pin!(work);
+    tokio::select! {
+        biased;
+        _ = stopped => {
+            let _ = tokio::time::timeout(FAREWELL, work).await;
+            false
+        }
+        () = &mut work => true,
     }
 }
 
