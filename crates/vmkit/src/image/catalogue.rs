@@ -72,14 +72,22 @@ pub enum Signed {
     Image,
 }
 
-/// A public key.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// A public key: its fingerprint says which it is, wherever it comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OpenPgpKey {
     /// The fingerprint of the primary key, in upper-case hexadecimal digits.
     pub fingerprint: String,
-    /// The key, in ASCII armour.
-    pub public: String,
+    /// Where the key itself is.
+    pub public: PublicKey,
+}
+
+/// Where a public key is, in ASCII armour.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PublicKey {
+    /// In the catalogue.
+    Here(String),
+    /// At this address, a mirror taken into account. Only the key with the fingerprint is taken from there.
+    At(String),
 }
 
 /// A beginning of addresses, and what stands in its place.
@@ -97,11 +105,19 @@ struct Mirror {
 struct RawCatalogue {
     version: u32,
     #[serde(default)]
-    key: BTreeMap<String, OpenPgpKey>,
+    key: BTreeMap<String, Key>,
     #[serde(default)]
     mirror: Vec<Mirror>,
     #[serde(default)]
     image: BTreeMap<String, Image>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Key {
+    fingerprint: String,
+    public: Option<String>,
+    url: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -175,15 +191,10 @@ impl Catalogue {
                 raw.version
             )));
         }
-        for (name, key) in &raw.key {
-            let is_fingerprint = matches!(key.fingerprint.len(), 40 | 64)
-                && key.fingerprint.bytes().all(|b| b.is_ascii_digit() || (b'A'..=b'F').contains(&b));
-            if !is_fingerprint {
-                let why = "a fingerprint has 40 or 64 digits, 0-9 and A-F, without blanks";
-                return Err(refused(format!("key `{name}`: {:?}: {why}", key.fingerprint)));
-            }
+        for (name, key) in raw.key {
+            let key = key.checked().map_err(|why| refused(format!("key `{name}`: {why}")))?;
+            self.keys.insert(name, key);
         }
-        self.keys.extend(raw.key);
         self.mirrors.splice(0..0, raw.mirror);
         for (name, image) in raw.image {
             image.check(&name, &self.keys).map_err(refused)?;
@@ -239,8 +250,7 @@ impl Catalogue {
         };
         let beside = |reference: &String| self.mirrored(&beside(&file.url, reference));
         let checksums = file.checksums.as_ref().or(release.checksums.as_ref());
-        let keys: Vec<OpenPgpKey> =
-            release.keys.iter().filter_map(|key| self.keys.get(key)).cloned().collect();
+        let keys: Vec<OpenPgpKey> = release.keys.iter().filter_map(|key| self.key(key)).collect();
         let signature = match (release.signed, file.signature.as_ref().or(release.signature.as_ref())) {
             (Some(signed), Some(signature)) if !keys.is_empty() => Some((signed, beside(signature))),
             (Some(Signed::Inline), None) if !keys.is_empty() => {
@@ -281,6 +291,14 @@ impl Catalogue {
         entries
     }
 
+    fn key(&self, name: &str) -> Option<OpenPgpKey> {
+        let mut key = self.keys.get(name)?.clone();
+        if let PublicKey::At(url) = &mut key.public {
+            *url = self.mirrored(url);
+        }
+        Some(key)
+    }
+
     fn unknown(&self, name: &str) -> String {
         let names: Vec<&str> = self.images.keys().map(String::as_str).collect();
         let near = names.iter().map(|other| (strsim::damerau_levenshtein(name, other), other));
@@ -305,6 +323,28 @@ impl Catalogue {
             from => url.strip_prefix(from).map(|rest| format!("{}{rest}", mirror.to)),
         });
         fitting.unwrap_or_else(|| url.to_owned())
+    }
+}
+
+impl Key {
+    fn checked(self) -> Result<OpenPgpKey, String> {
+        let Key { fingerprint, public, url } = self;
+        let is_digit = |b: u8| b.is_ascii_digit() || (b'A'..=b'F').contains(&b);
+        if !matches!(fingerprint.len(), 40 | 64) || !fingerprint.bytes().all(is_digit) {
+            let why = "a fingerprint has 40 or 64 digits, 0-9 and A-F, without blanks";
+            return Err(format!("{fingerprint:?}: {why}"));
+        }
+        let public = match (public, url) {
+            (Some(text), None) => PublicKey::Here(text),
+            (None, Some(url)) if is_address(&url) => PublicKey::At(url),
+            (None, Some(url)) => {
+                return Err(format!("{url:?} is no address: it begins with https:// or http://"));
+            }
+            (Some(_), Some(_)) | (None, None) => {
+                return Err("give it `public`, the key, or `url`, the address where it lies".to_owned());
+            }
+        };
+        Ok(OpenPgpKey { fingerprint, public })
     }
 }
 
@@ -537,7 +577,7 @@ mod tests {
     #[test]
     fn a_signature_is_verified_only_with_a_key() {
         let signature = |of| Catalogue::built_in().find(&name(of), Arch::X86_64).unwrap().signature;
-        assert_eq!(signature("alpine:3.23"), None, "it is signed, and the key does not come with vmkit");
+        assert_eq!(signature("rocky:10"), None, "it is signed, and nobody here knows by whom");
         let url = "https://cloud-images.ubuntu.com/releases/noble/release/SHA256SUMS.gpg";
         assert_eq!(signature("ubuntu:24.04").unwrap().url, url);
         let fingerprint = "A".repeat(40);
@@ -555,6 +595,8 @@ mod tests {
 
     #[test]
     fn a_bad_catalogue_is_refused_with_the_place() {
+        let of_key =
+            |rest: &str| format!("version = 1\n[key.k]\nfingerprint = \"{}\"\n{rest}", "A".repeat(40));
         for (text, why) in [
             ("version = 2", "version 2, and this vmkit reads version 1"),
             ("", "missing field `version`"),
@@ -568,6 +610,9 @@ mod tests {
                 "no key `k`",
             ),
             ("version = 1\n[key.k]\nfingerprint = \"12\"\npublic = \"\"", "40 or 64 digits"),
+            (&of_key(""), "key `k`: give it `public`, the key, or `url`"),
+            (&of_key("public = \"\"\nurl = \"https://h/k\""), "key `k`: give it `public`, the key, or `url`"),
+            (&of_key("url = \"k.asc\""), "key `k`: \"k.asc\" is no address"),
             (
                 "version = 1\n[image.a]\nnewest = \"2\"\n[image.a.release.1]\nx86_64 = { url = \"http://h/x\" }",
                 "newest is \"2\"",
@@ -578,6 +623,14 @@ mod tests {
             let error = error.to_string();
             assert!(error.starts_with("/c/images.toml: ") && error.contains(why), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn a_mirror_serves_keys_as_well() {
+        let catalogue = Catalogue::built_in().with_mirrors("http://m.lan").unwrap();
+        let signature = catalogue.find(&name("alpine"), Arch::X86_64).unwrap().signature.unwrap();
+        let at = PublicKey::At("http://m.lan/alpinelinux.org/keys/tomalok.asc".to_owned());
+        assert_eq!(signature.keys[0].public, at);
     }
 
     #[test]

@@ -70,7 +70,9 @@ pub(crate) use inspect::inspect_for;
 pub use inspect::{ImageFacts, ImageFormat, inspect};
 
 #[cfg(feature = "images")]
-pub use catalogue::{Catalogue, CatalogueEntry, OpenPgpKey, Published, PublishedSignature, Signed};
+pub use catalogue::{
+    Catalogue, CatalogueEntry, OpenPgpKey, PublicKey, Published, PublishedSignature, Signed,
+};
 #[cfg(feature = "images")]
 pub use convert::{Existing, convert};
 #[cfg(feature = "images")]

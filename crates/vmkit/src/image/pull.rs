@@ -14,7 +14,7 @@ use std::path::Path;
 
 use tokio::sync::watch;
 
-use super::catalogue::{OpenPgpKey, Published, Signed};
+use super::catalogue::{OpenPgpKey, PublicKey, Published, PublishedSignature, Signed};
 use super::checksums;
 use super::digest::{Digest, DigestAlgorithm, Hasher};
 use super::downloads::{Place, Turn, remove_dir};
@@ -22,7 +22,7 @@ use super::kept::{KeptImage, KeptName, NewName, Verified};
 use super::progress::PullProgress;
 use super::reference::{ImageRef, ImageUrl, OciRef};
 use super::remote::{Fetched, Wanted, may_go_on_later};
-use super::signature::{self, MOST_SIGNATURE_BYTES};
+use super::signature::{self, Certificate, MOST_KEY_BYTES, MOST_SIGNATURE_BYTES};
 use super::store::{ImageInUse, ImageStore, PullPolicy, seconds_since_1970};
 use crate::error::{Error, ErrorKind, Result};
 use crate::spec::Arch;
@@ -50,7 +50,7 @@ pub(super) struct Source {
 #[derive(Debug, Clone)]
 pub(super) struct FileSignature {
     signature: Vec<u8>,
-    keys: Vec<OpenPgpKey>,
+    keys: Vec<Certificate>,
 }
 
 impl ImageStore {
@@ -162,7 +162,7 @@ impl ImageStore {
         // Before the image, which can't be used without it.
         if let Some(one) = published.signature.as_ref().filter(|one| one.signed == Signed::Image) {
             let signature = self.remote.small_file(&one.url, MOST_SIGNATURE_BYTES).await?;
-            source.signed_file = Some(FileSignature { signature, keys: one.keys.clone() });
+            source.signed_file = Some(FileSignature { signature, keys: self.signers(one).await? });
         }
         let Some(checksums) = published.checksums.as_ref().filter(|_| source.digest.is_none()) else {
             return Ok(source);
@@ -173,12 +173,14 @@ impl ImageStore {
         match &published.signature {
             Some(one) if one.signed == Signed::Checksums => {
                 let signature = self.remote.small_file(&one.url, MOST_SIGNATURE_BYTES).await?;
-                let fingerprint = signature::verify_detached(&signature, &one.keys, || Ok(&bytes[..]));
+                let fingerprint =
+                    signature::verify_detached(&signature, &self.signers(one).await?, || Ok(&bytes[..]));
                 source.verified = Verified::Signature { fingerprint: fingerprint.map_err(untrusted)? };
             }
             Some(one) if one.signed == Signed::Inline => {
                 // What was signed counts, and nothing that stands around it.
-                let (fingerprint, text) = signature::verify_inline(&bytes, &one.keys).map_err(untrusted)?;
+                let signers = self.signers(one).await?;
+                let (fingerprint, text) = signature::verify_inline(&bytes, &signers).map_err(untrusted)?;
                 source.verified = Verified::Signature { fingerprint };
                 bytes = text.into_bytes();
             }
@@ -191,6 +193,24 @@ impl ImageStore {
             problem: format!("it has no SHA-256 or SHA-512 checksum of {file}"),
         })?);
         Ok(source)
+    }
+
+    /// Answers the keys of which any may have signed; those that did not come with the catalogue are fetched.
+    async fn signers(&self, signature: &PublishedSignature) -> Result<Vec<Certificate>> {
+        let mut signers = Vec::new();
+        for OpenPgpKey { fingerprint, public } in &signature.keys {
+            let (read, from) = match public {
+                PublicKey::Here(text) => {
+                    (Certificate::read(fingerprint, text.as_bytes()), "a key of the catalogue")
+                }
+                PublicKey::At(url) => {
+                    let text = self.remote.small_file(url, MOST_KEY_BYTES).await?;
+                    (Certificate::read(fingerprint, &text), url.as_str())
+                }
+            };
+            signers.push(read.map_err(|problem| Error::Untrusted { what: from.to_owned(), problem })?);
+        }
+        Ok(signers)
     }
 
     /// Fetches what a source has, once for all who want it, and keeps it under a name.

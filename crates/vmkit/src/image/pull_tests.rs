@@ -503,6 +503,31 @@ impl Scene {
 const OF_IMAGE: &str = "signed = \"image\"\nsignature = \"{file}.sig\"\nkeys = [\"one\"]";
 
 #[tokio::test]
+async fn a_key_that_lies_elsewhere_is_taken_only_by_its_fingerprint() {
+    let mut scene = Scene::new().await;
+    let url = scene.server.url("/keys/one.asc");
+    let key = format!("version = 1\n[key.one]\nfingerprint = \"{ONE}\"\nurl = \"{url}\"\n");
+    scene.store.catalogue = scene.store.catalogue.clone().extended(&key, Path::new("k")).unwrap();
+    scene.publish(OF_IMAGE);
+    scene.server.put("/test.img", Page::new(SIGNED));
+    scene.server.put("/test.img.sig", Page::new(SIGNATURE));
+    for (page, why) in [
+        (Page::status("404 Not Found"), "no such file on the server"),
+        (Page::new(&b"sign in"[..]), "can't be read"),
+        (Page::new(&include_bytes!("../../tests/signatures/two.pub")[..]), "is not that one, but 019F3568"),
+    ] {
+        scene.server.put("/keys/one.asc", page);
+        let error = scene.pull("test:1").await.unwrap_err().to_string();
+        assert!(error.contains(&url) && error.contains(why), "{error}");
+        assert!(scene.server.asked("/test.img").is_empty(), "without the key, nothing is fetched");
+        scene.assert_nothing_kept();
+    }
+    scene.server.put("/keys/one.asc", Page::new(&include_bytes!("../../tests/signatures/one.pub")[..]));
+    let kept = scene.pull("test:1").await.unwrap();
+    assert_eq!(kept.names[0].verified, Verified::Signature { fingerprint: ONE.to_owned() });
+}
+
+#[tokio::test]
 async fn a_signature_of_the_image_is_asked_for_before_the_image() {
     let mut scene = Scene::new().await;
     scene.publish_signed(OF_IMAGE);

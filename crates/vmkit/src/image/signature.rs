@@ -2,7 +2,7 @@
 //!
 //! Pure: whoever calls it brings the bytes. A signature counts if a key of the catalogue made it while that key was valid,
 //! or a subkey that the key bound for signing; if the key was not revoked; and if the hash is none that can be forged. A
-//! key that has expired since does not undo what it signed before.
+//! key that has expired since does not undo what it signed before. Which key it is, its fingerprint says, and not who brought it.
 //!
 //! Source: RFC 9580.
 
@@ -13,21 +13,31 @@ use pgp::crypto::hash::HashAlgorithm;
 use pgp::packet::{PublicKey, PublicSubkey, Signature, SignatureType};
 use pgp::types::KeyDetails;
 
-use super::catalogue::OpenPgpKey;
 use super::digest::hex;
 
 /// The largest signature: a file may have several, and none is near this.
 pub(super) const MOST_SIGNATURE_BYTES: usize = 64 << 10;
+
+/// The largest public key: one from a keyserver has the signatures of everybody who knows its owner.
+pub(super) const MOST_KEY_BYTES: usize = 1 << 20;
+
+/// A public key that is the one it is said to be, whole and not revoked.
+#[derive(Debug, Clone)]
+pub(super) struct Certificate {
+    /// Of the primary key, in upper-case hexadecimal digits.
+    pub(super) fingerprint: String,
+    key: SignedPublicKey,
+}
 
 /// Checks a signature that lies in a file of its own; `open` answers the signed bytes, from the beginning each time.
 ///
 /// Answers the fingerprint of the key.
 ///
 /// # Errors
-/// What is wrong: with the signature, with a key, or that nobody trusted has signed.
+/// What is wrong with the signature, or that nobody trusted has signed.
 pub(super) fn verify_detached<R: Read>(
     signature: &[u8],
-    keys: &[OpenPgpKey],
+    keys: &[Certificate],
     mut open: impl FnMut() -> std::io::Result<R>,
 ) -> Result<String, String> {
     let is_armored = signature.trim_ascii_start().starts_with(b"-----BEGIN");
@@ -50,7 +60,7 @@ pub(super) fn verify_detached<R: Read>(
 ///
 /// # Errors
 /// As for [`verify_detached`].
-pub(super) fn verify_inline(text: &[u8], keys: &[OpenPgpKey]) -> Result<(String, String), String> {
+pub(super) fn verify_inline(text: &[u8], keys: &[Certificate]) -> Result<(String, String), String> {
     let (message, _) = CleartextSignedMessage::from_armor(text)
         .map_err(|error| format!("there is no signature in it that can be read: {error}"))?;
     let signed = message.signed_text();
@@ -79,7 +89,7 @@ impl Signer<'_> {
 /// Answers the fingerprint of the first key that has made one of the signatures.
 fn trusted(
     signatures: &[&Signature],
-    keys: &[OpenPgpKey],
+    keys: &[Certificate],
     mut verify: impl FnMut(&Signature, Signer<'_>) -> bool,
 ) -> Result<String, String> {
     if signatures.is_empty() {
@@ -90,10 +100,9 @@ fn trusted(
         return Err("it is signed by a hash that can be forged".to_owned());
     }
     for key in keys {
-        let certificate = certificate(key)?;
         for signature in &strong {
             let Some(made) = signature.created() else { continue };
-            for signer in signers(&certificate, made.as_secs()) {
+            for signer in key.signers(made.as_secs()) {
                 if verify(signature, signer) {
                     return Ok(key.fingerprint.clone());
                 }
@@ -110,51 +119,56 @@ fn trusted(
     Err(format!("no good signature by {}; it is signed by {by}", wanted.join(" or ")))
 }
 
-/// Reads a key of the catalogue, which must be the one it is said to be, and not revoked.
-fn certificate(key: &OpenPgpKey) -> Result<SignedPublicKey, String> {
-    let of = &key.fingerprint;
-    let (certificate, _) = SignedPublicKey::from_armor_single(key.public.as_bytes())
-        .map_err(|error| format!("the key {of} can't be read: {error}"))?;
-    let found = hex(certificate.fingerprint().as_bytes()).to_uppercase();
-    if found != *of {
-        return Err(format!("the key {of} is not that one, but {found}"));
-    }
-    if !certificate.details.revocation_signatures.is_empty() {
-        return Err(format!("the key {of} is revoked"));
-    }
-    certificate.verify_bindings().map_err(|error| format!("the key {of} is damaged: {error}"))?;
-    Ok(certificate)
-}
-
-/// Answers the keys of a certificate that might have signed at this time, in seconds since 1970.
-fn signers(certificate: &SignedPublicKey, made: u32) -> Vec<Signer<'_>> {
-    let in_time = |created: u32, expires_after: Option<u32>| {
-        made >= created && expires_after.is_none_or(|after| after == 0 || made - created < after)
-    };
-    let mut signers = Vec::new();
-    let own = certificate.details.users.iter().flat_map(|user| &user.signatures);
-    let own = own.chain(&certificate.details.direct_signatures);
-    let newest = own.max_by_key(|one| one.created().map(|time| time.as_secs()));
-    let expires_after = newest.and_then(|one| one.key_expiration_time()).map(|time| time.as_secs());
-    let created = certificate.primary_key.created_at().as_secs();
-    if !in_time(created, expires_after) {
-        return signers;
-    }
-    signers.push(Signer::Primary(&certificate.primary_key));
-    for subkey in &certificate.public_subkeys {
-        let is_revoked = |one: &Signature| one.typ() == Some(SignatureType::SubkeyRevocation);
-        let binding = subkey.signatures.iter().max_by_key(|one| one.created().map(|time| time.as_secs()));
-        let Some(binding) = binding else { continue };
-        let expires_after = binding.key_expiration_time().map(|time| time.as_secs());
-        let created = subkey.key.created_at().as_secs();
-        if binding.key_flags().sign()
-            && !subkey.signatures.iter().any(is_revoked)
-            && in_time(created, expires_after)
-        {
-            signers.push(Signer::Subkey(&subkey.key));
+impl Certificate {
+    /// Reads a key in ASCII armour.
+    ///
+    /// # Errors
+    /// That it is another one than the fingerprint says, revoked, damaged, or can't be read.
+    pub(super) fn read(fingerprint: &str, armoured: &[u8]) -> Result<Self, String> {
+        let of = fingerprint;
+        let (key, _) = SignedPublicKey::from_armor_single(armoured)
+            .map_err(|error| format!("the key {of} can't be read: {error}"))?;
+        let found = hex(key.fingerprint().as_bytes()).to_uppercase();
+        if found != *of {
+            return Err(format!("the key {of} is not that one, but {found}"));
         }
+        if !key.details.revocation_signatures.is_empty() {
+            return Err(format!("the key {of} is revoked"));
+        }
+        key.verify_bindings().map_err(|error| format!("the key {of} is damaged: {error}"))?;
+        Ok(Self { fingerprint: fingerprint.to_owned(), key })
     }
-    signers
+
+    /// Answers the keys that might have signed at this time, in seconds since 1970.
+    fn signers(&self, made: u32) -> Vec<Signer<'_>> {
+        let in_time = |created: u32, expires_after: Option<u32>| {
+            made >= created && expires_after.is_none_or(|after| after == 0 || made - created < after)
+        };
+        let mut signers = Vec::new();
+        let own = self.key.details.users.iter().flat_map(|user| &user.signatures);
+        let own = own.chain(&self.key.details.direct_signatures);
+        let newest = own.max_by_key(|one| one.created().map(|time| time.as_secs()));
+        let expires_after = newest.and_then(|one| one.key_expiration_time()).map(|time| time.as_secs());
+        let created = self.key.primary_key.created_at().as_secs();
+        if !in_time(created, expires_after) {
+            return signers;
+        }
+        signers.push(Signer::Primary(&self.key.primary_key));
+        for subkey in &self.key.public_subkeys {
+            let is_revoked = |one: &Signature| one.typ() == Some(SignatureType::SubkeyRevocation);
+            let binding = subkey.signatures.iter().max_by_key(|one| one.created().map(|time| time.as_secs()));
+            let Some(binding) = binding else { continue };
+            let expires_after = binding.key_expiration_time().map(|time| time.as_secs());
+            let created = subkey.key.created_at().as_secs();
+            if binding.key_flags().sign()
+                && !subkey.signatures.iter().any(is_revoked)
+                && in_time(created, expires_after)
+            {
+                signers.push(Signer::Subkey(&subkey.key));
+            }
+        }
+        signers
+    }
 }
 
 fn is_strong(signature: &Signature) -> bool {
@@ -174,7 +188,7 @@ fn is_strong(signature: &Signature) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::image::Catalogue;
+    use crate::image::{Catalogue, PublicKey};
 
     macro_rules! fixture {
         ($name:literal) => {
@@ -188,19 +202,18 @@ mod tests {
     const REVOKED: &str = "F7C0D129A9191C7ACC3C96336D0166C35F065AFC";
     const SUMS: &[u8] = fixture!("SUMS");
 
-    fn key(fingerprint: &str) -> OpenPgpKey {
+    fn key(fingerprint: &str) -> Result<Certificate, String> {
         let public: &[u8] = match fingerprint {
             ONE => fixture!("one.pub"),
             TWO => fixture!("two.pub"),
             EXPIRING => fixture!("expiring.pub"),
             _ => fixture!("revoked.pub"),
         };
-        let public = String::from_utf8(public.to_vec()).unwrap();
-        OpenPgpKey { fingerprint: fingerprint.to_owned(), public }
+        Certificate::read(fingerprint, public)
     }
 
     fn verified(signature: &[u8], data: &[u8], fingerprint: &str) -> Result<String, String> {
-        verify_detached(signature, &[key(fingerprint)], || Ok(data))
+        verify_detached(signature, &[key(fingerprint)?], || Ok(data))
     }
 
     #[test]
@@ -243,15 +256,14 @@ mod tests {
 
     #[test]
     fn a_key_must_be_the_one_it_is_said_to_be() {
-        let impostor = OpenPgpKey { fingerprint: TWO.to_owned(), ..key(ONE) };
-        let refusal = verify_detached(fixture!("one.sig"), &[impostor], || Ok(SUMS)).unwrap_err();
+        let refusal = Certificate::read(TWO, fixture!("one.pub")).unwrap_err();
         assert!(refusal.contains("is not that one, but 5A88DABF"), "{refusal}");
     }
 
     #[test]
     fn a_key_signs_only_while_it_is_valid() {
-        let certificate = certificate(&key(EXPIRING)).unwrap();
-        let at = |seconds: u32| signers(&certificate, seconds).len();
+        let certificate = key(EXPIRING).unwrap();
+        let at = |seconds: u32| certificate.signers(seconds).len();
         let (before, during, after) = (1_700_000_000, 1_709_251_200, 1_720_000_000);
         assert_eq!((at(before), at(during), at(after)), (0, 1, 0));
     }
@@ -259,7 +271,7 @@ mod tests {
     #[test]
     fn of_a_text_with_its_signature_only_what_was_signed_is_read() {
         let text = fixture!("CHECKSUM.inline");
-        let (fingerprint, signed) = verify_inline(text, &[key(ONE)]).unwrap();
+        let (fingerprint, signed) = verify_inline(text, &[key(ONE).unwrap()]).unwrap();
         assert_eq!(fingerprint, ONE);
         let lines = |text: &str| text.lines().map(str::to_owned).collect::<Vec<_>>();
         assert_eq!(lines(&signed), lines(std::str::from_utf8(fixture!("CHECKSUM")).unwrap()));
@@ -268,10 +280,10 @@ mod tests {
         let before = format!("SHA256 (test.img) = {}\n{text}", "f".repeat(64));
         let within = text.replace("(test.img) = a", "(test.img) = b");
         for forged in [before.as_str(), &within, "", "SHA256 (test.img) = 00"] {
-            assert!(verify_inline(forged.as_bytes(), &[key(ONE)]).is_err(), "{forged}");
+            assert!(verify_inline(forged.as_bytes(), &[key(ONE).unwrap()]).is_err(), "{forged}");
         }
         let behind = format!("{text}SHA256 (other.img) = {}\n", "f".repeat(64));
-        if let Ok((_, signed)) = verify_inline(behind.as_bytes(), &[key(ONE)]) {
+        if let Ok((_, signed)) = verify_inline(behind.as_bytes(), &[key(ONE).unwrap()]) {
             assert!(!signed.contains("other.img"));
         }
     }
@@ -287,10 +299,11 @@ mod tests {
             for arch in entry.arches {
                 let Some(signature) = catalogue.find(&entry.name, arch).unwrap().signature else { continue };
                 for key in &signature.keys {
-                    let certificate =
-                        certificate(key).unwrap_or_else(|error| panic!("{}: {error}", entry.name));
+                    let PublicKey::Here(public) = &key.public else { continue };
+                    let certificate = Certificate::read(&key.fingerprint, public.as_bytes())
+                        .unwrap_or_else(|error| panic!("{}: {error}", entry.name));
                     assert!(
-                        !signers(&certificate, now.unwrap()).is_empty(),
+                        !certificate.signers(now.unwrap()).is_empty(),
                         "{}: its key has expired",
                         entry.name
                     );
@@ -299,14 +312,16 @@ mod tests {
             }
         }
         signed.dedup();
-        assert_eq!(signed, ["alma", "fedora", "opensuse", "ubuntu"]);
+        assert_eq!(signed, ["alma", "alpine", "arch", "fedora", "opensuse", "ubuntu"]);
     }
 
     #[test]
     fn what_fedora_really_signs_is_verified_by_the_key_that_comes_with_vmkit() {
         let name = crate::image::ImageName::new("fedora:44").unwrap();
         let found = Catalogue::built_in().find(&name, crate::spec::Arch::Aarch64).unwrap();
-        let keys = found.signature.unwrap().keys;
+        let key = found.signature.unwrap().keys.remove(0);
+        let PublicKey::Here(public) = key.public else { panic!("it comes with vmkit") };
+        let keys = [Certificate::read(&key.fingerprint, public.as_bytes()).unwrap()];
         let (fingerprint, signed) =
             verify_inline(fixture!("Fedora-Cloud-44-1.7-aarch64-CHECKSUM"), &keys).unwrap();
         assert_eq!(fingerprint, "36F612DCF27F7D1A48A835E4DBFCF71C6D9F90A6");
@@ -325,7 +340,7 @@ mod tests {
             damage in proptest::prelude::any::<(proptest::sample::Index, u8)>(),
         ) {
             let _ = verified(&bytes, SUMS, ONE);
-            let _ = verify_inline(&bytes, &[key(ONE)]);
+            let _ = verify_inline(&bytes, &[key(ONE).unwrap()]);
             let mut damaged = fixture!("two.sig").to_vec();
             let at = damage.0.index(damaged.len());
             damaged[at] = damage.1;
