@@ -6,7 +6,6 @@ use std::fmt::{self, Display};
 use std::io::{self, IsTerminal, Write};
 
 use serde::Serialize;
-use vmkit::spec::VmName;
 use vmkit::vmfile::VmfileError;
 
 use crate::diagnostic::{self, Look};
@@ -45,10 +44,10 @@ fn say(line: fmt::Arguments<'_>) {
     utter(format_args!("{line}\n"));
 }
 
-/// Prints an error and what caused it, each once.
-pub(crate) fn error(vm: Option<&VmName>, error: &(dyn Error + 'static)) {
-    match vm {
-        Some(vm) => say(format_args!("error: {vm}: {}", printable(error))),
+/// Prints an error and what caused it, each once; `of` names what it is about.
+pub(crate) fn error(of: Option<&str>, error: &(dyn Error + 'static)) {
+    match of {
+        Some(of) => say(format_args!("error: {of}: {}", printable(error))),
         None => say(format_args!("error: {}", printable(error))),
     }
     let mut cause = error.source();

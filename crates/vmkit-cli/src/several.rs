@@ -6,7 +6,7 @@ use tokio::sync::Semaphore;
 use vmkit::spec::VmName;
 
 use crate::context::Manager;
-use crate::failure::Failure;
+use crate::failure::{Failure, Whose};
 
 /// How many are worked on at the same time: each needs a handful of descriptors, and a process has 1024.
 const AT_ONCE: usize = 32;
@@ -27,7 +27,6 @@ where
     T: Send + 'static,
     F: Future<Output = vmkit::Result<T>> + Send + 'static,
 {
-    let several = names.len() > 1;
     let turns = Arc::new(Semaphore::new(AT_ONCE));
     let mut begun = Vec::new();
     for name in names {
@@ -44,7 +43,7 @@ where
     for (name, task) in begun {
         match task.await {
             Ok(Ok(done)) => told = told.and_then(|()| tell(&name, done)),
-            Ok(Err(error)) => failures.push(Failure::Library { vm: several.then_some(name), error }),
+            Ok(Err(error)) => failures.push(Failure::Library { of: Some(Whose::vm(&name)), error }),
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         }
     }

@@ -66,7 +66,7 @@ fn several_vms_print_a_line_each_and_the_first_failure_counts() {
     assert_eq!((vm["name"].as_str(), vm["state"].as_str()), (Some("web"), Some("stopped")));
     assert_eq!(
         answer.stderr,
-        "error: nobody: VM `nobody` does not exist\nerror: nothing: VM `nothing` does not exist\n\
+        "error: VM `nobody` does not exist\nerror: VM `nothing` does not exist\n\
          hint: `vmkit ls` lists the VMs\n"
     );
 }

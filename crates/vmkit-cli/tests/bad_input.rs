@@ -152,7 +152,11 @@ fn what_only_user_networking_can_do_is_refused_elsewhere() {
     let host = host();
     create_refused(&host, &["--network", "none", "--forward", "80"], &["forward: \"80\": "]);
     create_refused(&host, &["--network", "none", "--restrict"], &["restrict: "]);
-    create_refused(&host, &["--forward", "8080:80", "--forward", "8080:81"], &["named twice"]);
+    create_refused(
+        &host,
+        &["--forward", "8080:80", "--forward", "8080:81"],
+        &["`8080:80` has the same port"],
+    );
 }
 
 #[test]

@@ -127,6 +127,7 @@ fn a_wait_in_vain_says_what_for_and_what_the_console_said_last() {
     assert_eq!(answer.code, Some(5), "{answer:?}");
     assert!(answer.stderr.starts_with("error: waited 0.5 s for "), "{answer:?}");
     assert!(answer.stderr.contains("the console's last lines:\n"), "{answer:?}");
+    assert!(answer.stderr.contains("hint: `vmkit logs web` prints"), "{answer:?}");
     assert!(!answer.stderr.contains('\u{1b}'), "what the guest printed commands no terminal: {answer:?}");
 }
 

@@ -109,7 +109,7 @@ fn what_the_host_has_not_is_refused_by_name_and_leaves_nothing() {
         (&["--image", "zfs:tank/img/none@base"][..], &["tank/img/none@base"][..]),
         (&["--image", "zfs:nopool/img/debian@base"], &["nopool"]),
         (&["--image", "/nowhere/debian.raw"], &["/nowhere/debian.raw"]),
-        (&["--image", qcow2], &["Propolis takes raw ones", "vmkit image convert"]),
+        (&["--image", qcow2], &["takes raw ones", "vmkit image convert"]),
         (&["--backend-option", "dataset=nopool/vm"], &["nopool/vm"]),
         (&["--network", "vnic:net9"], &["net9"]),
         (&["--network", "user"], &["network", "user", "vnic:LINK"]),

@@ -492,7 +492,7 @@ fn a_port_is_led_into_a_vm_that_runs_and_outlives_its_restart() {
     let left = life.must(["forward", "vm", "7", "--remove"]);
     assert!(!left.contains("->7"), "{left}");
     let gone = life.vmkit(["forward", "vm", "7", "--remove"]);
-    assert_eq!((gone.code, gone.stderr.as_str()), (Some(3), "error: forward `7` does not exist\n"));
+    assert_eq!((gone.code, gone.stderr.as_str()), (Some(3), "error: vm: forward `7` does not exist\n"));
     life.must(["rm", "--force", "vm", "other"]);
     life.assert_empty("after rm");
 }

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::handle::BackendTag;
+use crate::image::ImageFormat;
 use crate::lifecycle::{InvalidTransition, VmState};
 use crate::spec::VmName;
 
@@ -47,6 +48,26 @@ pub enum Error {
         what: &'static str,
         /// Its name.
         name: String,
+    },
+    /// Nobody said how one logs in to a guest, and its VM's record does not tell.
+    #[error("no {missing} is known for the VM `{vm}`")]
+    NoLogin {
+        /// The VM.
+        vm: VmName,
+        /// What is missing.
+        missing: LoginPart,
+    },
+    /// An image has a format that the backend does not take.
+    #[error("{field}: {:?}: this is a {} image, and the backend `{backend}` takes raw ones", path.display().to_string(), found.as_str())]
+    WrongFormat {
+        /// The field as the user knows it, such as `image`.
+        field: &'static str,
+        /// The image.
+        path: PathBuf,
+        /// The format that it has.
+        found: ImageFormat,
+        /// The backend.
+        backend: BackendTag,
     },
     /// The operation is not legal in the state the VM is in.
     #[error(transparent)]
@@ -261,6 +282,28 @@ pub enum Error {
     },
 }
 
+/// What it takes to log in to a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum LoginPart {
+    /// The user.
+    User,
+    /// The key that proves it.
+    Key,
+    /// The key that the guest's server proves itself with.
+    HostKey,
+}
+
+impl fmt::Display for LoginPart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            LoginPart::User => "user",
+            LoginPart::Key => "SSH key",
+            LoginPart::HostKey => "SSH host key",
+        })
+    }
+}
+
 /// What a caller can do about an error. The CLI's exit codes come from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -297,12 +340,12 @@ impl Error {
     /// Answers what a caller can do about this error.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Error::Invalid { .. } => ErrorKind::InvalidInput,
+            Error::Invalid { .. } | Error::WrongFormat { .. } => ErrorKind::InvalidInput,
             #[cfg(feature = "vmfile")]
             Error::Vmfile(error) => error.kind(),
             Error::AlreadyExists { .. } | Error::Foreign { .. } => ErrorKind::AlreadyExists,
             Error::Step { .. } => ErrorKind::Guest,
-            Error::NotFound { .. } => ErrorKind::NotFound,
+            Error::NotFound { .. } | Error::NoLogin { .. } => ErrorKind::NotFound,
             Error::Transition(_) | Error::Ended { .. } | Error::NotLive { .. } => ErrorKind::InvalidState,
             Error::Unsupported { .. } => ErrorKind::Unsupported,
             Error::UnknownBackend { .. } | Error::Host { .. } => ErrorKind::Host,

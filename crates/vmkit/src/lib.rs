@@ -75,7 +75,7 @@ pub use backend::qemu::{
 pub use backend::router::RouterHypervisor;
 pub use backend::supervise::keeper::run_if_keeper;
 pub use boundedlog::tail_of_log;
-pub use error::{Error, ErrorKind, Result};
+pub use error::{Error, ErrorKind, LoginPart, Result};
 pub use forwarding::PortForwarding;
 pub use handle::{
     ActiveForward, BackendDetails, BackendTag, ConsoleEndpoint, CustomTag, RunInfo, VmHandle, VncAddress,

@@ -20,7 +20,7 @@ use crate::{json, output};
 #[derive(Debug, Args)]
 pub(crate) struct Console {
     /// Names the VM.
-    name: VmName,
+    pub(super) name: VmName,
     /// Leaves this long after the end of an input that is no terminal.
     #[arg(long, value_name = "SECONDS", value_parser = seconds, allow_negative_numbers = true)]
     timeout: Option<Duration>,

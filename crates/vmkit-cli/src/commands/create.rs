@@ -20,7 +20,7 @@ const NOT_STARTED: &str =
 /// Makes a VM; nothing runs yet unless `--start` is given.
 ///
 /// It boots from its disk, an overlay over the image, or from a kernel. Sizes are written 512MiB, 2GiB or as a bare
-/// number of MiB.
+/// number of MiB, from 64 on.
 #[derive(Debug, Args)]
 pub(crate) struct Create {
     /// Names the VM: a-z, 0-9 and -, at most 63 characters.

@@ -22,7 +22,7 @@ use crate::remote::{self, agent};
 #[derive(Debug, Args)]
 pub(crate) struct Exec {
     /// Names the VM.
-    name: VmName,
+    pub(super) name: VmName,
     #[command(flatten)]
     way: Way,
     #[command(flatten)]

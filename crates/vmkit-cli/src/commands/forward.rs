@@ -26,7 +26,7 @@ const LOGIN: Duration = Duration::from_secs(120);
 #[derive(Debug, Args)]
 pub(crate) struct Forward {
     /// Names the VM.
-    name: VmName,
+    pub(super) name: VmName,
     /// Names the ports; without HOST the host's port is chosen, ADDR is 127.0.0.1 unless given.
     #[arg(value_name = "[[ADDR:]HOST:]GUEST[/udp]")]
     forwards: Vec<PortForward>,

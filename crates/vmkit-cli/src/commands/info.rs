@@ -11,7 +11,7 @@ use crate::{human, json, output};
 #[derive(Debug, Args)]
 pub(crate) struct Info {
     /// Names the VM.
-    name: VmName,
+    pub(super) name: VmName,
     /// Prints a JSON object.
     #[arg(long)]
     json: bool,

@@ -13,7 +13,7 @@ use crate::{json, output};
 #[derive(Debug, Args)]
 pub(crate) struct Ip {
     /// Names the VM.
-    name: VmName,
+    pub(super) name: VmName,
     /// Prints a JSON object, with the forwarded ports.
     #[arg(long)]
     json: bool,

@@ -20,7 +20,7 @@ use crate::{follow, output};
 #[derive(Debug, Args)]
 pub(crate) struct Logs {
     /// Names the VM.
-    name: VmName,
+    pub(super) name: VmName,
     /// Goes on with what is said from now on, until the VM is removed; with Propolis, until it stops.
     #[arg(short, long)]
     follow: bool,

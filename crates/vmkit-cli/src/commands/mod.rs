@@ -75,6 +75,30 @@ pub(crate) enum Command {
 impl Command {
     /// Does it.
     pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+        let vm = self.vm().cloned();
+        let done = self.go(context);
+        match vm {
+            Some(vm) => done.map_err(|failure| failure.of_vm(&vm)),
+            None => done,
+        }
+    }
+
+    /// Answers the one VM that it is about, where that is there before.
+    fn vm(&self) -> Option<&VmName> {
+        match self {
+            Command::Info(info::Info { name, .. })
+            | Command::Ip(ip::Ip { name, .. })
+            | Command::Wait(wait::Wait { name, .. })
+            | Command::Forward(forward::Forward { name, .. })
+            | Command::Shell(shell::Shell { name, .. })
+            | Command::Console(console::Console { name, .. })
+            | Command::Logs(logs::Logs { name, .. }) => Some(name),
+            Command::Exec(exec) => Some(&exec.name),
+            _ => None,
+        }
+    }
+
+    fn go(self, context: &Context) -> Result<(), Failure> {
         match self {
             Command::Launch(command) => command.run(context),
             Command::Create(command) => command.run(context),

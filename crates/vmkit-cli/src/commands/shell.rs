@@ -16,7 +16,7 @@ use crate::remote::way::Way;
 #[derive(Debug, Args)]
 pub(crate) struct Shell {
     /// Names the VM.
-    name: VmName,
+    pub(super) name: VmName,
     #[command(flatten)]
     way: Way,
     #[command(flatten)]

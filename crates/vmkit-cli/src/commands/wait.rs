@@ -19,7 +19,7 @@ use crate::{json, output};
 #[derive(Debug, Args)]
 pub(crate) struct Wait {
     /// Names the VM.
-    name: VmName,
+    pub(super) name: VmName,
     /// Names what is awaited.
     #[arg(value_parser = conditions())]
     condition: Condition,

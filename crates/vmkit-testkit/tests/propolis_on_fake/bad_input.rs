@@ -76,7 +76,7 @@ async fn an_image_that_is_not_there_or_is_no_raw_disk_is_refused() {
         ("zfs:tank/img/nope@base", None, "does not exist"),
         ("zfs:nopool/img/debian@base", None, "does not exist"),
         ("zfs:tank/img/debian", None, "POOL/DATASET@SNAPSHOT"),
-        (qcow2.to_str().unwrap(), None, "a qcow2 image, and Propolis takes raw ones"),
+        (qcow2.to_str().unwrap(), None, "a qcow2 image, and the backend `propolis` takes raw ones"),
         ("/nonexistent.raw", None, "no such file"),
     ] {
         let spec = world.bare(name()).disk(disk(image, size)).backend_options(options(&[]));

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use tokio::time::Instant;
 
 use super::{PATIENCE, VmManager};
-use crate::error::{Error, Result};
+use crate::error::{Error, LoginPart, Result};
 use crate::handle::VmHandle;
 use crate::hypervisor::Hypervisor;
 use crate::lifecycle::VmState;
@@ -27,18 +27,18 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     /// Answers how to log in to this guest.
     pub(super) async fn target_of(&self, vm: &VmHandle, login: &Login) -> Result<Target> {
         let (name, access) = (vm.name(), access(vm));
-        let missing = |what| Error::NotFound { what, name: name.to_string() };
+        let missing = |missing| Error::NoLogin { vm: name.clone(), missing };
         let identity = match (&login.identity, access) {
             (Some(identity), _) => identity.clone(),
             (None, Some(access)) => Identity::of(&access.login_key)?,
-            (None, None) => return Err(missing("SSH key of vmkit's own for the VM")),
+            (None, None) => return Err(missing(LoginPart::Key)),
         };
         let user = login.user.clone().or(access.map(|access| access.user.clone()));
-        let user = user.ok_or_else(|| missing("user of vmkit's own in the VM"))?;
+        let user = user.ok_or_else(|| missing(LoginPart::User))?;
         let host_key = match (&login.host_key, known_host_key(vm)) {
             (Some(host_key), _) => host_key.clone(),
             (None, Some(line)) => HostKey::known(line)?,
-            (None, None) => return Err(missing("known SSH host key of the VM")),
+            (None, None) => return Err(missing(LoginPart::HostKey)),
         };
         let address = self.live_ssh_address(vm).await?;
         Ok(Target { name: name.to_string(), address, user, identity, host_key })
@@ -54,8 +54,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     pub async fn ssh_config(&self, name: &VmName) -> Result<SshConfig> {
         let vm = self.info(name).await?;
         let Some(access) = access(&vm) else {
-            let what = "SSH key of vmkit's own for the VM";
-            return Err(Error::NotFound { what, name: name.to_string() });
+            return Err(Error::NoLogin { vm: name.clone(), missing: LoginPart::Key });
         };
         let address = self.live_ssh_address(&vm).await?;
         // Held, so that nobody removes the VM and leaves what is written here.

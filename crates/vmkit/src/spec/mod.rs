@@ -357,12 +357,12 @@ impl VmSpecBuilder {
             let taken = |other: &PortForward| {
                 other == forward || (named(other).is_some() && named(other) == named(forward))
             };
-            if user.forwards[..index].iter().any(taken) {
-                return Err(Error::invalid(
-                    "forward",
-                    forward,
-                    "the same forward or host port is named twice",
-                ));
+            if let Some(other) = user.forwards[..index].iter().find(|other| taken(other)) {
+                let why = match other == forward {
+                    true => "this forward is named twice".to_owned(),
+                    false => format!("the forward `{other}` has the same port of the host"),
+                };
+                return Err(Error::invalid("forward", forward, why));
             }
         }
         Ok(())
@@ -410,9 +410,14 @@ mod tests {
 
     #[test]
     fn one_host_port_twice_is_refused() {
-        let forwards = ["8080:80", "8080:81"].map(|text| text.parse().unwrap());
-        let network = NetworkConfig::User(UserNetwork::with_ssh(forwards.into()));
-        assert!(refusal(builder().network(network)).contains("named twice"));
+        let refused = |forwards: [&str; 2]| {
+            let forwards = forwards.map(|text| text.parse().unwrap());
+            refusal(builder().network(NetworkConfig::User(UserNetwork::with_ssh(forwards.into()))))
+        };
+        assert!(
+            refused(["8080:80", "8080:81"]).contains("the forward `8080:80` has the same port of the host")
+        );
+        assert!(refused(["80", "80"]).contains("named twice"));
     }
 
     #[test]

@@ -27,6 +27,9 @@ impl Mib {
     /// The largest size: 1 EiB, so that bytes always fit 63 bits.
     pub const MAX: Mib = Mib(1 << 40);
 
+    /// The smallest number that is read as MiB without saying so: who writes `4` means something else.
+    pub(crate) const LEAST_BARE: u64 = 64;
+
     /// Makes a size of so many MiB.
     ///
     /// # Errors
@@ -82,6 +85,9 @@ impl FromStr for Mib {
         let mib = number.parse::<u64>().ok().and_then(|n| n.checked_mul(factor));
         match mib {
             Some(0) => Err(refused("a size is at least 1 MiB")),
+            Some(mib) if unit.is_empty() && mib < Self::LEAST_BARE => Err(refused(&format!(
+                "without a unit this is {mib} MiB: write {mib}GiB, or {mib}MiB if that is meant"
+            ))),
             Some(mib) if mib <= Self::MAX.0 => Ok(Self(mib)),
             _ => Err(refused(&format!("a size is at most {} MiB", Self::MAX.0))),
         }
@@ -133,6 +139,17 @@ mod tests {
             let error = text.parse::<Mib>().unwrap_err().to_string();
             assert!(error.contains("write 512MiB"), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn a_small_number_needs_a_unit() {
+        let error = "4".parse::<Mib>().unwrap_err().to_string();
+        assert!(
+            error.contains("without a unit this is 4 MiB: write 4GiB, or 4MiB if that is meant"),
+            "{error}"
+        );
+        assert_eq!("4MiB".parse::<Mib>().unwrap().mib(), 4);
+        assert_eq!("64".parse::<Mib>().unwrap().mib(), 64);
     }
 
     proptest! {

@@ -196,6 +196,8 @@ impl FromStr for Shell {
 /// What a [`Line`] is: no control characters, and not only blanks.
 const LINE: &str =
     r"^[^\u0000-\u001f\u007f-\u009f]*[^\s\u0000-\u001f\u007f-\u009f][^\u0000-\u001f\u007f-\u009f]*$";
+/// What a [`Mib`] is: a number with a unit, or one of at least [`Mib::LEAST_BARE`].
+const SIZE: &str = "^0*([1-9][0-9]*(MiB|M|GiB|G|TiB|T)|6[4-9]|[7-9][0-9]|[1-9][0-9]{2,})$";
 /// What a [`Limit`] is: longer than nothing.
 const LIMIT: &str = r"^([0-9]*[1-9][0-9]*(\.[0-9]+)?|[0-9]+\.[0-9]*[1-9][0-9]*)(ms|s|m|h)?$";
 macro_rules! port {
@@ -232,8 +234,8 @@ texts! {
 quantities! {
     Mib: "a size such as \"2GiB\", or a number of MiB", number, {
         "anyOf": [
-            { "type": "string", "pattern": "^0*[1-9][0-9]*(MiB|M|GiB|G|TiB|T)?$" },
-            { "type": "integer", "minimum": 1, "maximum": Mib::MAX.mib() },
+            { "type": "string", "pattern": SIZE },
+            { "type": "integer", "minimum": Mib::LEAST_BARE, "maximum": Mib::MAX.mib() },
         ]
     };
     Limit: "how long, such as \"30s\", \"5m\" or a number of seconds", number, {

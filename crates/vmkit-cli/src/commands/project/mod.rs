@@ -16,12 +16,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use clap::Args;
 use vmkit::image::PullProgress;
 use vmkit::project::{End, Happening, Listener, MachineReport, Options, ProjectManager, Report, SshGuests};
-use vmkit::spec::VmName;
 use vmkit::vmfile::{self, Project};
 use vmkit::{Error, RouterHypervisor};
 
 use crate::context::Context;
-use crate::failure::Failure;
+use crate::failure::{Failure, Whose};
 use crate::places::absolute;
 use crate::{images, json_project, output, progress};
 
@@ -155,7 +154,10 @@ fn tell(project: &Project, report: Report, json: bool) -> Result<(), Failure> {
         }
     };
     let failed = report.machines.into_iter().filter_map(|machine| match machine.end {
-        End::Failed(error) => Some(Failure::Library { vm: VmName::new(&machine.machine).ok(), error }),
+        End::Failed(error) => {
+            let of = Box::new(Whose { called: machine.machine, vm: machine.vm });
+            Some(Failure::Library { of: Some(of), error })
+        }
         _ => None,
     });
     // What failed counts even where nobody reads the answer.

@@ -2,11 +2,10 @@
 
 use clap::Args;
 use vmkit::project::{PlannedAction, PlannedMachine, ProjectPlan};
-use vmkit::spec::VmName;
 
 use super::{Which, engine};
 use crate::context::Context;
-use crate::failure::Failure;
+use crate::failure::{Failure, Whose};
 use crate::{json_project, output};
 
 /// Shows what `vmkit up` would do, and changes nothing.
@@ -31,8 +30,8 @@ impl Plan {
             false => output::text(output::printable(text(&plan))),
         };
         let failed = plan.machines.into_iter().filter_map(|machine| {
-            let vm = VmName::new(&machine.machine).ok();
-            machine.action.err().map(|error| Failure::Library { vm, error })
+            let of = Box::new(Whose { called: machine.machine, vm: machine.vm });
+            machine.action.err().map(|error| Failure::Library { of: Some(of), error })
         });
         Failure::of(failed.collect()).and(told)
     }

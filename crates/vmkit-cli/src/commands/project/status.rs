@@ -5,12 +5,11 @@ use std::time::Duration;
 use clap::Args;
 use vmkit::VmState;
 use vmkit::project::MachineStatus;
-use vmkit::spec::VmName;
 
 use super::{Which, engine};
 use crate::arguments::seconds;
 use crate::context::Context;
-use crate::failure::Failure;
+use crate::failure::{Failure, Whose};
 use crate::output::Table;
 use crate::{human, json_project, output};
 
@@ -39,8 +38,8 @@ impl Status {
             false => output::text(table(&statuses)),
         };
         let failed = statuses.into_iter().filter_map(|status| {
-            let vm = VmName::new(&status.machine).ok();
-            status.handle.err().map(|error| Failure::Library { vm, error })
+            let of = Box::new(Whose { called: status.machine, vm: status.vm });
+            status.handle.err().map(|error| Failure::Library { of: Some(of), error })
         });
         Failure::of(failed.collect()).and(told)
     }

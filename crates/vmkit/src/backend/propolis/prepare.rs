@@ -13,6 +13,7 @@ use super::options::{Options, Snapshot};
 use super::plan::HostStep;
 use super::reshape::reshaping;
 use crate::error::{Error, Result};
+use crate::handle::BackendTag;
 use crate::image::{ImageFormat, inspect_for};
 use crate::spec::{DataDisk, Mib, VmSpec};
 use crate::steps::step;
@@ -69,8 +70,12 @@ fn raw_bytes(field: &'static str, path: &Path) -> Result<u64> {
     if facts.format == ImageFormat::Raw {
         return Ok(facts.virtual_size_bytes);
     }
-    let why = format!("this is a {} image, and Propolis takes raw ones", facts.format);
-    Err(Error::invalid(field, path.display(), why))
+    Err(Error::WrongFormat {
+        field,
+        path: path.to_owned(),
+        found: facts.format,
+        backend: BackendTag::Propolis,
+    })
 }
 
 /// What could not be made, and whether all that was made before is gone again.

@@ -1,5 +1,7 @@
 //! What a command ends with when it does not succeed, and the exit code of each.
 
+mod hints;
+
 use std::io;
 
 use vmkit::ErrorKind;
@@ -10,8 +12,8 @@ use crate::output;
 /// Why a command did not do what it was asked.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// The library said so; the VM is named where the command was given several.
-    Library { vm: Option<VmName>, error: vmkit::Error },
+    /// The library said so, of this VM where it is one's.
+    Library { of: Option<Box<Whose>>, error: vmkit::Error },
     /// The arguments were not understood, or were a plea for help.
     Usage(clap::Error),
     /// What there was to say can't be written.
@@ -24,6 +26,15 @@ pub(crate) enum Failure {
     Own { code: u8, failure: Box<Failure> },
     /// Some of several VMs failed, each with its failure.
     Several(Vec<Failure>),
+}
+
+/// Whose failure it is.
+#[derive(Debug, Clone)]
+pub(crate) struct Whose {
+    /// What the user calls it: the VM, or a machine of a file.
+    pub(crate) called: String,
+    /// The VM.
+    pub(crate) vm: VmName,
 }
 
 /// The exit codes, as `--help` and `docs/exit-codes.md` list them.
@@ -46,6 +57,17 @@ impl Failure {
     /// Makes the failure for something that was lost while it ran in the guest: how it ended is not known.
     pub(crate) fn unknown(error: vmkit::Error) -> Self {
         Failure::Own { code: UNKNOWN, failure: Box::new(error.into()) }
+    }
+
+    /// Answers the failure as one of this VM, unless it is one already, or of something that was typed.
+    pub(crate) fn of_vm(self, vm: &VmName) -> Self {
+        match self {
+            Failure::Library { of: None, error } if error.kind() != ErrorKind::InvalidInput => {
+                Failure::Library { of: Some(Whose::vm(vm)), error }
+            }
+            Failure::Own { code, failure } => Failure::Own { code, failure: Box::new(failure.of_vm(vm)) },
+            other => other,
+        }
     }
 
     /// Ends a command that may have failed several times.
@@ -80,15 +102,16 @@ impl Failure {
         let mut hints = Vec::new();
         self.tell(&mut hints);
         hints.dedup();
-        hints.into_iter().for_each(output::hint);
+        hints.iter().for_each(|hint| output::hint(hint));
     }
 
-    fn tell(&self, hints: &mut Vec<&'static str>) {
+    fn tell(&self, hints: &mut Vec<String>) {
         match self {
             Failure::Library { error: vmkit::Error::Vmfile(error), .. } => output::vmfile(error),
-            Failure::Library { vm, error } => {
-                output::error(vm.as_ref(), error);
-                hints.extend(hint(error));
+            Failure::Library { of, error } => {
+                let called = of.as_ref().map(|of| of.called.as_str());
+                output::error(called.filter(|called| !names(error, called)), error);
+                hints.extend(hints::hint(error, of.as_ref().map(|of| &of.vm)));
             }
             Failure::Usage(error) => output::usage(error),
             Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
@@ -100,9 +123,16 @@ impl Failure {
     }
 }
 
+impl Whose {
+    /// A VM's own.
+    pub(crate) fn vm(vm: &VmName) -> Box<Self> {
+        Box::new(Self { called: vm.to_string(), vm: vm.clone() })
+    }
+}
+
 impl From<vmkit::Error> for Failure {
     fn from(error: vmkit::Error) -> Self {
-        Failure::Library { vm: None, error }
+        Failure::Library { of: None, error }
     }
 }
 
@@ -123,46 +153,12 @@ fn of_error(error: &vmkit::Error) -> u8 {
     }
 }
 
-fn hint(error: &vmkit::Error) -> Option<&'static str> {
-    match error.kind() {
-        ErrorKind::InvalidInput => match error {
-            vmkit::Error::Invalid { expected, .. } if expected.contains("takes raw ones") => {
-                Some("`vmkit image convert IMAGE FILE` writes its disk as a raw file")
-            }
-            vmkit::Error::Copy { problem, .. } if problem.ends_with("recursively") => {
-                Some("`vmkit cp -r` does")
-            }
-            _ => None,
-        },
-        ErrorKind::AlreadyExists => match error {
-            vmkit::Error::AlreadyExists { what: "file", .. } => Some("--force replaces it"),
-            vmkit::Error::Foreign { .. } => Some(
-                "if the file was moved, move it back, or remove its VMs by `vmkit rm`; else give the project another `name`",
-            ),
-            _ => None,
-        },
-        ErrorKind::InvalidState if matches!(error, vmkit::Error::NotLive { .. }) => {
-            Some("`vmkit start` boots the VM")
-        }
-        ErrorKind::Host => Some("`vmkit doctor` tells what this host lacks"),
-        ErrorKind::Record => Some("the file was left as it is: mend it, or move it away"),
-        ErrorKind::TimedOut => Some("`vmkit logs` prints the whole console, `vmkit info` how the VM is now"),
-        ErrorKind::Hypervisor => Some("`vmkit logs --hypervisor` prints all that it said"),
-        ErrorKind::NotFound => match error {
-            vmkit::Error::NotFound { what: "VM", .. } => Some("`vmkit ls` lists the VMs"),
-            vmkit::Error::NotFound { what: "image", .. } => Some(
-                "`vmkit image ls` lists the images that are here, with --available those that can be had",
-            ),
-            vmkit::Error::NotFound { what, .. } if what.contains("of vmkit's own") => {
-                Some("this VM was made without; say who logs in: --user NAME --identity FILE")
-            }
-            vmkit::Error::NotFound { what, .. } if what.contains("SSH host key") => {
-                Some("say what the server has: --host-key, or --any-host-key to believe whoever answers")
-            }
-            _ => None,
-        },
-        _ => None,
-    }
+/// Tells whether an error's own text says what it is about.
+fn names(error: &vmkit::Error, called: &str) -> bool {
+    use vmkit::Error as E;
+    // These have it in an address, such as `vmkit@web` or `web:/etc/hosts`.
+    let is_address = matches!(error, E::Ssh { .. } | E::HostKey { .. } | E::Copy { .. });
+    is_address || error.to_string().contains(&format!("`{called}`"))
 }
 
 #[cfg(test)]
@@ -189,6 +185,22 @@ mod tests {
         ] {
             assert_eq!(of_kind(kind), code, "{kind:?}");
         }
+    }
+
+    #[test]
+    fn a_failure_is_said_to_be_a_vms_unless_it_says_so_itself_or_is_of_what_was_typed() {
+        let vm = VmName::new("web").unwrap();
+        let whose = |failure: Failure| match failure.of_vm(&vm) {
+            Failure::Library { of, .. } => of.map(|of| of.called),
+            other => panic!("{other:?}"),
+        };
+        let busy = || vmkit::Error::Busy { what: "it".into(), holder: None };
+        assert_eq!(whose(busy().into()).as_deref(), Some("web"));
+        assert_eq!(whose(vmkit::Error::invalid("env", "A", "write NAME=VALUE").into()), None);
+        let other = VmName::new("db").unwrap();
+        assert_eq!(whose(Failure::from(busy()).of_vm(&other)).as_deref(), Some("db"));
+        assert!(names(&vmkit::Error::NotFound { what: "VM", name: "web".into() }, "web"));
+        assert!(!names(&busy(), "web"));
     }
 
     #[test]

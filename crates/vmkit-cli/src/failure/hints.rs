@@ -1,0 +1,58 @@
+//! What somebody may do about an error.
+
+use vmkit::lifecycle::{InvalidTransition, Operation};
+use vmkit::spec::VmName;
+use vmkit::{Error, ErrorKind, LoginPart};
+
+/// Answers what may be done about an error, of this VM where it is one's that is still there.
+pub(super) fn hint(error: &Error, vm: Option<&VmName>) -> Option<String> {
+    let hint = match error {
+        Error::WrongFormat { .. } => "`vmkit image convert IMAGE FILE` writes its disk as a raw file",
+        Error::Copy { kind: ErrorKind::InvalidInput, problem, .. } if problem.ends_with("recursively") => {
+            "`vmkit cp -r` does"
+        }
+        Error::AlreadyExists { what: "file", .. } => "--force replaces it",
+        Error::Foreign { .. } => {
+            "if the file was moved, move it back, or remove its VMs by `vmkit rm`; else give the project another `name`"
+        }
+        Error::NotFound { what: "VM", .. } => "`vmkit ls` lists the VMs",
+        Error::NotFound { what: "image", .. } => {
+            "`vmkit image ls` lists the images that are here, with --available those that can be had"
+        }
+        Error::NoLogin { missing: LoginPart::HostKey, .. } => {
+            "say what the server has: --host-key, or --any-host-key to believe whoever answers"
+        }
+        Error::NoLogin { .. } => "this VM was made without; say who logs in: --user NAME --identity FILE",
+        _ => return vm.and_then(|vm| of_vm(error, vm)).or_else(|| of_kind(error.kind())),
+    };
+    Some(hint.to_owned())
+}
+
+/// Answers what may be done with the VM.
+fn of_vm(error: &Error, vm: &VmName) -> Option<String> {
+    Some(match error {
+        Error::NotLive { .. } => format!("`vmkit start {vm}` boots it"),
+        Error::Transition(InvalidTransition { operation, state }) => match operation {
+            Operation::Destroy => format!("`vmkit rm --force {vm}` ends it and removes it"),
+            Operation::Start if state.name() == "suspended" => format!("`vmkit resume {vm}` lets it go on"),
+            Operation::Suspend | Operation::Resume => format!("`vmkit start {vm}` boots it"),
+            _ => return None,
+        },
+        _ => match error.kind() {
+            ErrorKind::TimedOut => {
+                format!("`vmkit logs {vm}` prints the whole console, `vmkit info {vm}` how the VM is now")
+            }
+            ErrorKind::Hypervisor => format!("`vmkit logs --hypervisor {vm}` prints all that it said"),
+            _ => return None,
+        },
+    })
+}
+
+fn of_kind(kind: ErrorKind) -> Option<String> {
+    let hint = match kind {
+        ErrorKind::Host => "`vmkit doctor` tells what this host lacks",
+        ErrorKind::Record => "the file was left as it is: mend it, or move it away",
+        _ => return None,
+    };
+    Some(hint.to_owned())
+}
