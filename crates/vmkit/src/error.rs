@@ -69,6 +69,18 @@ pub enum Error {
         /// The backend.
         backend: BackendTag,
     },
+    /// What was named is none of the few that there are.
+    #[error("{what} `{name}` does not exist; {}{}", There(known), Meant(meant.as_deref()))]
+    Unknown {
+        /// What kind of thing, such as `machine`.
+        what: &'static str,
+        /// The name that was given.
+        name: String,
+        /// Those that there are.
+        known: Vec<String>,
+        /// The one that was probably meant.
+        meant: Option<String>,
+    },
     /// The operation is not legal in the state the VM is in.
     #[error(transparent)]
     Transition(#[from] InvalidTransition),
@@ -345,7 +357,7 @@ impl Error {
             Error::Vmfile(error) => error.kind(),
             Error::AlreadyExists { .. } | Error::Foreign { .. } => ErrorKind::AlreadyExists,
             Error::Step { .. } => ErrorKind::Guest,
-            Error::NotFound { .. } | Error::NoLogin { .. } => ErrorKind::NotFound,
+            Error::NotFound { .. } | Error::NoLogin { .. } | Error::Unknown { .. } => ErrorKind::NotFound,
             Error::Transition(_) | Error::Ended { .. } | Error::NotLive { .. } => ErrorKind::InvalidState,
             Error::Unsupported { .. } => ErrorKind::Unsupported,
             Error::UnknownBackend { .. } | Error::Host { .. } => ErrorKind::Host,
@@ -415,6 +427,36 @@ impl fmt::Display for Names<'_> {
             write!(f, "{comma}`{tag}`")?;
         }
         Ok(())
+    }
+}
+
+/// More names than anybody reads in an error.
+const MOST_NAMES: usize = 20;
+
+struct There<'a>(&'a [String]);
+
+impl fmt::Display for There<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str("there is none");
+        }
+        let names: Vec<String> = self.0.iter().take(MOST_NAMES).map(|name| format!("`{name}`")).collect();
+        write!(f, "there {} {}", if self.0.len() == 1 { "is" } else { "are" }, names.join(", "))?;
+        match self.0.len().saturating_sub(MOST_NAMES) {
+            0 => Ok(()),
+            more => write!(f, " and {more} more"),
+        }
+    }
+}
+
+struct Meant<'a>(Option<&'a str>);
+
+impl fmt::Display for Meant<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(meant) => write!(f, ": did you mean `{meant}`?"),
+            None => Ok(()),
+        }
     }
 }
 

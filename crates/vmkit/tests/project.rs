@@ -257,6 +257,43 @@ fn status_tells_state_readiness_and_provisioning() {
     assert!(matches!(of("web").handle, Ok(None)) && of("web").provisioning.is_none());
 }
 
+#[test]
+fn a_machine_that_is_not_ready_tells_what_it_lacks() {
+    let (_temp, shop) = shop();
+    shop.up(SHOP);
+    let status = |text: &str, patience: Duration| {
+        let (project, db) = (shop.project(text), only(&["db"]));
+        let statuses = runtime().block_on(shop.engine.status(&project, &db, patience)).unwrap();
+        let status = statuses.into_iter().next().unwrap();
+        assert_eq!(status.ready, Some(status.unready.is_none()));
+        status.unready.map(|lack| (lack.probe, lack.how))
+    };
+    let second = Duration::from_secs(1);
+    assert_eq!(status(SHOP, second), None);
+    let (probe, how) = status(&SHOP.replace("db-is-up", "fail"), second).unwrap();
+    assert_eq!(probe, "command");
+    assert!(how.starts_with("waited 0.9 s for the ready command to succeed (last: exit code 3: "), "{how}");
+    fs::write(shop.world.dir.join("mute"), "").unwrap();
+    assert_eq!(status(SHOP, second), Some(("ssh".into(), "no answer within 1.0 s".into())));
+}
+
+#[test]
+fn many_guests_that_do_not_answer_take_no_longer_than_one() {
+    let (_temp, shop) = shop();
+    let machines = (0..32).map(|number| format!("[machine.m{number}]\n")).collect::<String>();
+    let text = format!(
+        "version = 1\n[project]\nname = 'many'\n[defaults]\nkernel = 'vmlinuz'\ncloud_init = {{}}\nready = {{ ssh = true }}\n{machines}"
+    );
+    assert!(shop.up(&text).is_fine());
+    fs::write(shop.world.dir.join("mute"), "").unwrap();
+    let (project, all) = (shop.project(&text), Options::default());
+    let began = std::time::Instant::now();
+    let statuses = shop.engine.status(&project, &all, Duration::from_secs(2));
+    let statuses = runtime().block_on(statuses).unwrap();
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+    assert_eq!(statuses.iter().filter(|status| status.ready == Some(false)).count(), 32);
+}
+
 /// The test that is killed: `up`, or `up` of everything made anew, or `down --rm`.
 #[test]
 fn a_project_goes_up_and_down() {
@@ -343,7 +380,7 @@ fn a_hundred_machines_with_files_are_planned_within_a_tenth_of_a_second() {
         )
     };
     let text = format!(
-        "version = 1\n[project]\nname = 'many'\n[defaults]\nkernel = '/k'\ncloud_init = {{}}\nfiles = [{{ from = 'app', to = '/srv/app' }}]\n{}",
+        "version = 1\n[project]\nname = 'many'\n[defaults]\nkernel = 'vmlinuz'\ncloud_init = {{}}\nfiles = [{{ from = 'app', to = '/srv/app' }}]\n{}",
         (0..100).map(machines).collect::<String>()
     );
     let project = shop.project(&text);

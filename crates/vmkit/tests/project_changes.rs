@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use shop::{SHOP, done, end, only, runtime, shop};
 use vmkit::ErrorKind;
-use vmkit::project::{Done, End, Event, Happening, Options, PlannedAction};
+use vmkit::project::{Done, End, Event, Happening, Options, PlannedAction, Report};
 use vmkit::spec::VmName;
 use vmkit::vmfile;
 
@@ -107,17 +107,53 @@ fn what_is_made_anew_is_removed_only_once_the_new_one_can_be_made() {
         let text = gone(key);
         let (project, mut other) = (shop.project(&text), only(&["other"]));
         other.recreate = true;
-        for report in [
-            runtime().block_on(shop.engine.up(&project, &other, shop.listener())).unwrap(),
-            runtime().block_on(shop.engine.reload(&project, &other, shop.listener())).unwrap(),
+        let line = text.lines().position(|line| line.contains("no-such")).unwrap() + 1;
+        for refused in [
+            runtime().block_on(shop.engine.up(&project, &other, shop.listener())),
+            runtime().block_on(shop.engine.reload(&project, &other, shop.listener())),
         ] {
-            let said = end(&report, "other");
-            assert!(said.contains("vmkit.toml:") && said.contains("no-such"), "{key}: {said}");
-            assert!(done(&report, "other").is_empty(), "{report:?}");
+            let said = refused.unwrap_err().to_string();
+            assert!(
+                said.contains(&format!("vmkit.toml:{line}:")) && said.contains("no-such"),
+                "{key}: {said}"
+            );
             assert_eq!(shop.state("shop-other"), "running", "{key}");
         }
     }
     assert_eq!(shop.world.boots(), boots);
+}
+
+#[test]
+fn files_that_are_not_there_are_all_told_before_anything_is_made() {
+    let (_temp, shop) = shop();
+    let text = SHOP
+        .replace("'app'", "'no-app'")
+        .replace("'edge.sh'", "'no-edge.sh'")
+        .replace("[machine.other]", "[machine.other]\nkernel = 'no-kernel'\ndata_disks = ['no-disk.img']");
+    let (project, all) = (shop.project(&text), Options::default());
+    let error = runtime().block_on(shop.engine.up(&project, &all, shop.listener())).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
+    let said = error.to_string();
+    for words in ["no-app", "no-edge.sh", "no-kernel", "no-disk.img"] {
+        let (line, column) = text
+            .lines()
+            .enumerate()
+            .find_map(|(line, text)| text.find(&format!("'{words}'")).map(|column| (line + 1, column + 1)))
+            .unwrap();
+        let place = format!("vmkit.toml:{line}:{column}: ");
+        assert!(said.lines().any(|it| it.contains(&place) && it.contains(words)), "{place}{words}: {said}");
+    }
+    assert_eq!(said.lines().count(), 4, "{said}");
+    assert!(shop.world.remains().is_empty() && shop.events.lock().unwrap().is_empty());
+    // A machine that runs needs no kernel, but one that is started again does.
+    shop.up(SHOP);
+    fs::remove_file(shop.world.dir.join("vmlinuz")).unwrap();
+    assert!(shop.up(SHOP).is_unchanged());
+    let (project, db) = (shop.project(SHOP), only(&["db"]));
+    let reload = shop.engine.reload(&project, &db, shop.listener());
+    let said = runtime().block_on(reload).unwrap_err().to_string();
+    assert!(said.contains("`kernel`") && said.contains("no such file"), "{said}");
+    assert_eq!(shop.state("shop-db"), "running");
 }
 
 #[test]
@@ -182,13 +218,21 @@ fn a_change_is_made_when_it_can_be_and_told_by_the_plan_before() {
     let report = shop.up(&changed);
     let now = Done::Changed(vec!["forwards".into(), "labels".into()]);
     assert_eq!(done(&report, "other"), [now, Done::Recorded(vec!["cpus".into()])]);
+    assert_eq!(waits(&report, "other"), ["cpus"]);
     assert_eq!(planned(&changed), (PlannedAction::Keep, vec![], vec!["cpus".to_owned()]));
-    assert!(shop.up(&changed).is_unchanged());
+    let report = shop.up(&changed);
+    assert!(report.is_unchanged());
+    assert_eq!(waits(&report, "other"), ["cpus"], "what waits is told until it counts");
     let (project, other) = (shop.project(&changed), only(&["other"]));
-    runtime().block_on(shop.engine.reload(&project, &other, shop.listener())).unwrap();
+    let report = runtime().block_on(shop.engine.reload(&project, &other, shop.listener())).unwrap();
+    assert!(waits(&report, "other").is_empty(), "{report:?}");
     assert_eq!(planned(&changed), (PlannedAction::Keep, vec![], vec![]));
     let vm = runtime().block_on(shop.engine.manager().info(&VmName::new("shop-other").unwrap())).unwrap();
     assert_eq!(vm.spec.cpus(), 2);
+}
+
+fn waits(report: &Report, machine: &str) -> Vec<String> {
+    report.machines.iter().find(|report| report.machine == machine).unwrap().pending.clone()
 }
 
 #[test]
@@ -206,6 +250,7 @@ fn what_needs_a_machine_made_anew_is_refused_unless_asked_for() {
         let said = end(&report, "db");
         assert!(said.contains(&format!("vmkit.toml:{place}:")) && said.contains("`backend`"), "{said}");
         assert!(said.contains("--recreate"), "{said}");
+        assert_eq!(report.machines.iter().find(|it| it.machine == "db").unwrap().anew, ["backend"]);
         assert_eq!(shop.state("shop-db"), "running");
     }
     let mut recreate = Options::default();

@@ -5,8 +5,8 @@ use super::look::Found;
 use super::order::{Ended, in_order};
 use super::plan::{Leftover, leftovers};
 use super::up::{Turn, Work};
-use super::{Guests, Options, ProjectManager, chosen, dependencies, reversed};
-use crate::error::{Error, ErrorKind, Result};
+use super::{Guests, Options, ProjectManager, chosen, dependencies, reversed, unknown};
+use crate::error::{ErrorKind, Result};
 use crate::forwarding::PortForwarding;
 use crate::vmfile::{MachinePlan, Project};
 
@@ -33,8 +33,9 @@ impl<H: PortForwarding + 'static, G: Guests> ProjectManager<H, G> {
         let machines = if all || !named.is_empty() { chosen(project, &named)? } else { Vec::new() };
         let _lock = self.lock(project, options, &listener).await?;
         let left = leftovers(project, &self.manager().list().await?);
-        if let Some(unknown) = former.iter().find(|name| left.iter().all(|left| left.machine != **name)) {
-            return Err(Error::NotFound { what: "machine", name: unknown.clone() });
+        if let Some(name) = former.iter().find(|name| left.iter().all(|left| left.machine != **name)) {
+            let known = project.machines.iter().map(|machine| &machine.name);
+            return Err(unknown("machine", name, known.chain(left.iter().map(|left| &left.machine))));
         }
         let work = Work::new(project, options, listener);
         let mut report = self.take_down(&work, machines, remove).await;
@@ -88,7 +89,7 @@ impl<H: PortForwarding + 'static, G: Guests> ProjectManager<H, G> {
             Ok(())
         };
         let end = steps.await.map_or_else(End::Failed, |()| End::Fine);
-        MachineReport { machine: leftover.machine.clone(), vm: leftover.vm.clone(), done, end }
+        MachineReport { done, ..MachineReport::new(&leftover.machine, &leftover.vm, end) }
     }
 }
 
@@ -99,10 +100,12 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
             Ok(Found::Vm { vm, .. }) => vm,
             // What was cut off while it was made or removed is removed as any other.
             Ok(Found::Nothing) if remove => {
-                return match manager.remove(&self.machine.vm, true).await {
-                    Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-                    removed => removed,
-                };
+                match manager.remove(&self.machine.vm, true).await {
+                    Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+                    removed => removed?,
+                }
+                self.done.push(Done::Removed);
+                return Ok(());
             }
             Ok(Found::Nothing) => return Ok(()),
             // Somebody else's VM is left alone; whoever expects it to be down has to hear that, all the more where it is this

@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::provisioned::Why;
 use crate::error::Error;
@@ -39,10 +40,17 @@ pub enum Happening {
     Removing,
     /// It is being started.
     Starting,
+    /// It was suspended, and is being resumed.
+    Resuming,
     /// It is being stopped.
     Stopping,
     /// It is awaited; this says what for.
     Awaiting(String),
+    /// It is as the file says, and ready, this long after the work on it began.
+    Ready {
+        /// How long that took.
+        after: Duration,
+    },
     /// A step is begun.
     Step {
         /// The step.
@@ -80,6 +88,10 @@ pub struct MachineReport {
     pub vm: VmName,
     /// What was done to it, in order; nothing where it was right already.
     pub done: Vec<Done>,
+    /// The fields that the file changed, by now or earlier, and that count from its next start on.
+    pub pending: Vec<String>,
+    /// The fields that the file changed, and that count only once it is made anew.
+    pub anew: Vec<String>,
     /// How that ended.
     pub end: End,
 }
@@ -116,6 +128,14 @@ pub enum Done {
     Recorded(Vec<String>),
     /// This step was run.
     Ran(String),
+}
+
+impl MachineReport {
+    /// Makes the report of a machine on which nothing was done.
+    pub(super) fn new(machine: &str, vm: &VmName, end: End) -> Self {
+        let [pending, anew] = [Vec::new(), Vec::new()];
+        Self { machine: machine.to_owned(), vm: vm.clone(), done: Vec::new(), pending, anew, end }
+    }
 }
 
 impl Report {

@@ -79,15 +79,23 @@ impl<G: Guest> Inside<G> {
     /// Waits until the ports of the guest answer and the command of the file succeeds.
     pub(super) async fn answers(&self, ready: &Ready, deadline: Instant) -> Result<()> {
         for port in &ready.tcp {
-            let awaited = format!("the guest's TCP port {port}");
-            self.succeeds(&script::listens(*port), &awaited, deadline).await?;
+            self.listens(*port, deadline).await?;
         }
         match &ready.command {
-            Some(text) => {
-                self.succeeds(&script::of_command(text), "the ready command to succeed", deadline).await
-            }
+            Some(text) => self.succeeds_at(text, deadline).await,
             None => Ok(()),
         }
+    }
+
+    /// Waits until something listens on a port of the guest.
+    pub(super) async fn listens(&self, port: u16, deadline: Instant) -> Result<()> {
+        let awaited = format!("the guest's TCP port {port}");
+        self.succeeds(&script::listens(port), &awaited, deadline).await
+    }
+
+    /// Waits until a command of the file succeeds.
+    pub(super) async fn succeeds_at(&self, text: &str, deadline: Instant) -> Result<()> {
+        self.succeeds(&script::of_command(text), "the ready command to succeed", deadline).await
     }
 
     /// Runs a command again and again until it succeeds.

@@ -21,6 +21,7 @@ mod inside;
 mod kept;
 mod look;
 mod order;
+mod paths;
 mod plan;
 mod ports;
 mod privilege;
@@ -43,7 +44,7 @@ pub use guests::{Guest, GuestInput, GuestOutput, Guests};
 pub use plan::{Leftover, PlannedAction, PlannedMachine, PlannedStep, ProjectPlan};
 pub use provisioned::Why;
 pub use ssh_guests::{SshGuest, SshGuests};
-pub use status::{MachineStatus, Provisioning};
+pub use status::{MachineStatus, Provisioning, Unready};
 
 use crate::error::{Error, Result};
 use crate::hypervisor::Hypervisor;
@@ -160,11 +161,26 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
 /// # Errors
 /// `NotFound` for a name that no machine has.
 fn chosen<'a>(project: &'a Project, names: &[String]) -> Result<Vec<&'a MachinePlan>> {
-    if let Some(unknown) = names.iter().find(|name| project.machine(name).is_none()) {
-        return Err(Error::NotFound { what: "machine", name: unknown.clone() });
+    if let Some(name) = names.iter().find(|name| project.machine(name).is_none()) {
+        return Err(unknown("machine", name, project.machines.iter().map(|machine| &machine.name)));
     }
     let is_chosen = |machine: &&MachinePlan| names.is_empty() || names.contains(&machine.name);
     Ok(project.machines.iter().filter(is_chosen).collect())
+}
+
+/// Makes the error for a name that none of those has that there are.
+fn unknown<'a>(what: &'static str, name: &str, known: impl Iterator<Item = &'a String>) -> Error {
+    let mut names: Vec<String> = Vec::new();
+    for known in known {
+        if !names.contains(known) {
+            names.push(known.clone());
+        }
+    }
+    let distance = |known: &&String| strsim::damerau_levenshtein(name, known);
+    // Of a short name one letter may be wrong, of a longer one a third.
+    let is_near = |known: &&String| distance(known) <= known.chars().count().max(3) / 3;
+    let meant = names.iter().min_by_key(distance).filter(is_near).cloned();
+    Error::Unknown { what, name: name.to_owned(), known: names, meant }
 }
 
 /// Answers the same machines and all that they depend on, however far.

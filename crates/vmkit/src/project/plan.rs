@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::kept::Kept;
 use super::look::{Found, found, machine_of};
+use super::paths::{all_of, errors, missing};
 use super::provision::elsewhere;
 use super::task::{Digests, tasks, to_do};
 use super::{Guests, Options, ProjectManager, Why, chosen, with_dependencies};
@@ -211,6 +212,9 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
             true => super::provisioned::Provisioned::default(),
             false => Kept::of(self.manager().home(), &machine.vm).provisioned()?,
         };
+        if let Ok(action) = action {
+            all_of(project, errors(project, machine, missing(machine, *action, &provisioned, digests)))?;
+        }
         let steps = to_do(tasks(machine), &provisioned, false, digests)
             .map_err(|unreadable| project.blamed(machine, unreadable.into_error()))?;
         Ok(steps.into_iter().map(|step| PlannedStep { name: step.task.name, why: step.why }).collect())

@@ -16,7 +16,7 @@ use super::provisioned::{Provisioned, StepEnd, StepRecord};
 use super::script::{Script, Token};
 use super::task::{Task, ToDo, Unreadable, What, tasks, to_do};
 use super::up::{Turn, Work};
-use super::{Options, ProjectManager, Provision, chosen};
+use super::{Options, ProjectManager, Provision, chosen, unknown};
 use crate::boundedlog::BoundedLog;
 use crate::error::{Error, ErrorKind, Result};
 use crate::forwarding::PortForwarding;
@@ -41,11 +41,10 @@ impl<H: PortForwarding + 'static, G: Guests> ProjectManager<H, G> {
         listener: Listener,
     ) -> Result<Report> {
         let machines = chosen(project, &options.machines)?;
-        let is_known = |name: &&String| {
-            machines.iter().any(|machine| tasks(machine).iter().any(|task| task.name == **name))
-        };
-        if let Some(unknown) = what.steps.iter().find(|name| !is_known(name)) {
-            return Err(Error::NotFound { what: "step", name: unknown.clone() });
+        let known: Vec<String> =
+            machines.iter().flat_map(|machine| tasks(machine)).map(|task| task.name).collect();
+        if let Some(name) = what.steps.iter().find(|name| !known.contains(name)) {
+            return Err(unknown("step", name, known.iter()));
         }
         let _lock = self.lock(project, options, &listener).await?;
         let what = Arc::new(what.clone());
@@ -90,7 +89,7 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
         let began = Instant::now();
         if !self.machine.is_entered() {
             self.tell(Happening::Awaiting("its readiness".to_owned()));
-            return self.engine.listens(&self.machine, began + ready.timeout).await;
+            return self.engine.listens(&self.machine, &ready.tcp, began + ready.timeout).await;
         }
         let inside = self.enter(began + ready.timeout).await?;
         let left = ready.timeout.saturating_sub(began.elapsed());
@@ -230,9 +229,14 @@ pub(super) fn asks_guest(ready: &Ready) -> bool {
 }
 
 impl<H: Hypervisor + 'static, G> ProjectManager<H, G> {
-    /// Waits until a guest that is not entered listens on the ports of the file.
-    pub(super) async fn listens(&self, machine: &MachinePlan, deadline: Instant) -> Result<()> {
-        ports::listen(&self.shared.manager, &machine.vm, &machine.ready.tcp, deadline).await
+    /// Waits until a guest that is not entered listens on these ports.
+    pub(super) async fn listens(
+        &self,
+        machine: &MachinePlan,
+        ports: &[u16],
+        deadline: Instant,
+    ) -> Result<()> {
+        ports::listen(&self.shared.manager, &machine.vm, ports, deadline).await
     }
 }
 

@@ -1,9 +1,11 @@
 //! `reload`: machines stopped and brought up again, so that everything that the file says counts.
 
+use std::sync::Arc;
+
 use super::event::{End, Listener, MachineReport, Report};
 use super::look::Found;
 use super::plan::{PlannedAction, action, changes_of};
-use super::up::{Makings, Turn, Work, needs_anew};
+use super::up::{Makings, Turn, Work};
 use super::{Guests, Options, ProjectManager, chosen};
 use crate::error::Result;
 use crate::forwarding::PortForwarding;
@@ -25,6 +27,7 @@ impl<H: PortForwarding + 'static, G: Guests> ProjectManager<H, G> {
         let mut refused = Vec::new();
         // Held to the end: what a machine is to be made of anew stays there meanwhile.
         let mut makings = Vec::new();
+        self.check_paths(&work, &machines, true).await?;
         for machine in machines {
             let mut turn = Turn::new(self, &work, machine);
             match turn.check().await {
@@ -62,12 +65,12 @@ impl<H: PortForwarding + 'static, G: Guests> ProjectManager<H, G> {
 impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
     /// Tells beforehand whether the machine could be brought up again; answers what it would be made of anew, if it would be.
     async fn check(&mut self) -> Result<Option<Makings>> {
-        let project = &self.work.project;
-        let Found::Vm { vm, .. } = self.engine.look(project, &self.machine).await? else { return Ok(None) };
-        let changes = changes_of(project, &self.machine, &vm)?;
+        let project = Arc::clone(&self.work.project);
+        let Found::Vm { vm, .. } = self.engine.look(&project, &self.machine).await? else { return Ok(None) };
+        let changes = changes_of(&project, &self.machine, &vm)?;
         match action(&vm.state, &changes) {
             PlannedAction::Recreate if self.work.options.recreate => self.makings_anew().await.map(Some),
-            PlannedAction::Recreate => Err(needs_anew(project, &self.machine, &changes)),
+            PlannedAction::Recreate => Err(self.needs_anew(&changes)),
             _ => Ok(None),
         }
     }

@@ -14,7 +14,8 @@ use super::provision::{asks_guest, elsewhere};
 use super::provisioned::StepEnd;
 use super::task::{Digests, Task, Unreadable, tasks, to_do};
 use super::{Guests, Options, PlannedStep, ProjectManager, chosen};
-use crate::error::Result;
+use crate::deadline::later;
+use crate::error::{Error, Result};
 use crate::handle::VmHandle;
 use crate::hypervisor::Hypervisor;
 use crate::lifecycle::VmState;
@@ -25,6 +26,9 @@ use crate::vmfile::{MachinePlan, Project};
 /// How many guests are asked at the same time whether they are ready. Each takes a watch of the system's, and a user has 128 of
 /// them as a rule.
 const ASKED_AT_ONCE: usize = 32;
+
+/// How much earlier than its asker a question gives up, at the most.
+const LAST_WORD: Duration = Duration::from_millis(250);
 
 /// How one machine is.
 #[derive(Debug)]
@@ -40,10 +44,22 @@ pub struct MachineStatus {
     pub address: Option<String>,
     /// Whether all is true now that the file's `ready` asks for; `None` where it does not run.
     pub ready: Option<bool>,
+    /// Which of it is not true, the first that was asked; `None` where all of it is, or it does not run.
+    pub unready: Option<Unready>,
     /// How far its provisioning came; `None` where there is no VM, or its files can't be read.
     pub provisioning: Option<Provisioning>,
     /// The fields that were changed while it ran, and count from its next start on.
     pub pending: Vec<String>,
+}
+
+/// What a machine lacks to be ready.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Unready {
+    /// What was asked, as the file's `ready` has it: `ssh`, `cloud_init`, `tcp 80` or `command`.
+    pub probe: String,
+    /// How that ended.
+    pub how: String,
 }
 
 /// How far the provisioning of a machine came.
@@ -107,6 +123,7 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
             handle: Ok(None),
             address: None,
             ready: None,
+            unready: None,
             provisioning: None,
             pending: Vec::new(),
         };
@@ -124,31 +141,70 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
         status.pending = pending(&vm);
         if vm.state == VmState::Running {
             status.address = self.manager().guest_ip(&machine.vm).await.ok();
-            status.ready = Some(self.is_ready(machine, Instant::now() + patience).await);
+            status.unready = self.ready(machine, patience).await.err();
+            status.ready = Some(status.unready.is_none());
         }
         status.handle = Ok(Some(*vm));
         status
     }
 
-    /// Tells whether a machine that runs is ready, as far as that can be found out until the deadline.
-    async fn is_ready(&self, machine: &MachinePlan, deadline: Instant) -> bool {
+    /// Asks whether a machine that runs is ready, as far as that can be found out in this time.
+    ///
+    /// # Errors
+    /// With the first of what the file's `ready` asks for that is not true.
+    async fn ready(&self, machine: &MachinePlan, patience: Duration) -> Result<(), Unready> {
+        let mut probe = "ssh".to_owned();
+        let end = later(patience);
+        // What is asked has a little less time, to say itself what it has waited for.
+        let asked = self.probe(machine, &mut probe, end - (patience / 10).min(LAST_WORD));
+        let how = match timeout_at(end, asked).await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(error)) => said(error),
+            Err(_) => format!("no answer within {:.1} s", patience.as_secs_f64()),
+        };
+        Err(Unready { probe, how })
+    }
+
+    /// Asks for one thing after the other, and notes in `probe` for which.
+    async fn probe(&self, machine: &MachinePlan, probe: &mut String, deadline: Instant) -> Result<()> {
         let ready = &machine.ready;
         if !asks_guest(ready) {
-            return true;
+            return Ok(());
         }
-        let asked = async {
-            if !machine.is_entered() {
-                return self.listens(machine, deadline).await;
+        if !machine.is_entered() {
+            for port in &ready.tcp {
+                *probe = format!("tcp {port}");
+                self.listens(machine, &[*port], deadline).await?;
             }
-            let guest = self.shared.guests.enter(&machine.vm, deadline).await?;
-            let inside = Inside::new(guest, &machine.name);
-            if ready.cloud_init {
-                inside.cloud_init(deadline).await?;
-            }
-            inside.answers(ready, deadline).await
-        };
-        matches!(timeout_at(deadline, asked).await, Ok(Ok(())))
+            return Ok(());
+        }
+        let guest = self.shared.guests.enter(&machine.vm, deadline).await?;
+        let inside = Inside::new(guest, &machine.name);
+        if ready.cloud_init {
+            *probe = "cloud_init".to_owned();
+            inside.cloud_init(deadline).await?;
+        }
+        for port in &ready.tcp {
+            *probe = format!("tcp {port}");
+            inside.listens(*port, deadline).await?;
+        }
+        if let Some(text) = &ready.command {
+            *probe = "command".to_owned();
+            inside.succeeds_at(text, deadline).await?;
+        }
+        Ok(())
     }
+}
+
+/// Answers an error on one line, without the console's.
+fn said(error: Error) -> String {
+    let error = match error {
+        Error::TimedOut { awaited, after, .. } => Error::TimedOut { awaited, after, console: String::new() },
+        error => error,
+    };
+    let causes = std::iter::successors(std::error::Error::source(&error), |cause| cause.source());
+    let text = causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"));
+    text.lines().next().unwrap_or_default().to_owned()
 }
 
 fn provisioning(tasks: Vec<Task>, kept: &Kept, digests: &Digests) -> Result<Provisioning> {

@@ -65,7 +65,11 @@ impl Unreadable {
     /// Answers it as an error on the key that names the path.
     pub(super) fn into_error(self) -> Error {
         let Unreadable { place, path, error } = self;
-        Error::invalid(place, path.display(), format!("it can't be read: {error}"))
+        let why = match error.kind() {
+            io::ErrorKind::NotFound => "it can't be read: there is no such file or folder".to_owned(),
+            _ => format!("it can't be read: {error}"),
+        };
+        Error::invalid(place, path.display(), why)
     }
 }
 

@@ -1,19 +1,20 @@
 //! `up`: every machine made, started, provisioned and ready, each after those that it depends on.
 
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::sync::Arc;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::event::{Done, End, Event, Happening, Listener, MachineReport, Report};
 use super::kept::Kept;
 use super::look::Found;
 use super::order::{Ended, in_order};
-use super::plan::{PlannedAction, action, changes_of};
+use super::paths::{all_of, errors, missing};
+use super::plan::{PlannedAction, action, changes_of, pending};
 use super::provision::elsewhere;
 use super::provisioned::Provisioned;
-use super::task::{Digests, Unreadable, tasks, to_do};
+use super::task::Digests;
 use super::{Guests, Options, ProjectManager, chosen, dependencies, with_dependencies};
 use crate::error::{Error, Result};
 use crate::forwarding::PortForwarding;
@@ -21,8 +22,7 @@ use crate::handle::VmHandle;
 use crate::image::{ImageInUse, PullPolicy, PullProgress};
 use crate::lifecycle::VmState;
 use crate::spec::{
-    Applies, Boot, Change, CloudInitConfig, DataDisk, GuestAccess, NetworkConfig, PortForward, UserData,
-    UserName, VmSpec,
+    Applies, Change, CloudInitConfig, GuestAccess, NetworkConfig, PortForward, UserData, UserName, VmSpec,
 };
 use crate::vmfile::{Found as OnHost, MachinePlan, Problem, Project};
 
@@ -53,6 +53,10 @@ pub(super) struct Turn<H, G> {
     pub(super) work: Work,
     pub(super) machine: MachinePlan,
     pub(super) done: Vec<Done>,
+    /// The fields whose change counts from the next start on.
+    pending: Vec<String>,
+    /// The fields whose change counts once the machine is made anew.
+    pub(super) anew: Vec<String>,
 }
 
 impl Work {
@@ -74,12 +78,14 @@ impl<H: PortForwarding + 'static, G: Guests> ProjectManager<H, G> {
     /// One that fails keeps only those from their turn that depend on it.
     ///
     /// # Errors
-    /// `NotFound` for a name that no machine has; `Busy` where somebody else works on the project for too long; those of the
+    /// `NotFound` for a name that no machine has; `InvalidInput` where files of the host that the machines need can't be read, and
+    /// nothing is done then; `Busy` where somebody else works on the project for too long; those of the
     /// home. What went wrong with a machine is in the report.
     pub async fn up(&self, project: &Project, options: &Options, listener: Listener) -> Result<Report> {
         let machines = with_dependencies(project, chosen(project, &options.machines)?);
         let _lock = self.lock(project, options, &listener).await?;
         let mut work = Work::new(project, options, listener);
+        self.check_paths(&work, &machines, false).await?;
         // A port of the host that goes from one machine to another is given up before anybody takes it.
         let pruned = if options.prune { self.remove_leftovers(&work).await? } else { Vec::new() };
         work.freed = Arc::new(self.free_ports(&work, &machines).await);
@@ -127,12 +133,10 @@ impl<H: PortForwarding + 'static, G: Guests> ProjectManager<H, G> {
         let ended = in_order(&dependencies(&machines), work.options.at_once, is_fine, begin).await;
         let reports = ended.into_iter().zip(&machines).map(|(ended, machine)| match ended {
             Ended::Done(report) => report,
-            Ended::Skipped { because } => MachineReport {
-                machine: machine.name.clone(),
-                vm: machine.vm.clone(),
-                done: Vec::new(),
-                end: End::Skipped(machines[because].name.clone()),
-            },
+            Ended::Skipped { because } => {
+                let end = End::Skipped(machines[because].name.clone());
+                MachineReport::new(&machine.name, &machine.vm, end)
+            }
         });
         Report { machines: reports.collect() }
     }
@@ -140,7 +144,9 @@ impl<H: PortForwarding + 'static, G: Guests> ProjectManager<H, G> {
 
 impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
     pub(super) fn new(engine: &ProjectManager<H, G>, work: &Work, machine: &MachinePlan) -> Self {
-        Self { engine: engine.clone(), work: work.clone(), machine: machine.clone(), done: Vec::new() }
+        let [pending, anew] = [Vec::new(), Vec::new()];
+        let (engine, work, machine) = (engine.clone(), work.clone(), machine.clone());
+        Self { engine, work, machine, done: Vec::new(), pending, anew }
     }
 
     pub(super) fn tell(&self, what: Happening) {
@@ -150,11 +156,12 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
     /// Ends the turn; an error that is about something in the file points there.
     pub(super) fn report(self, end: Result<()>) -> MachineReport {
         let end = end.map_err(|error| self.work.project.blamed(&self.machine, error));
+        let end = end.map_or_else(End::Failed, |()| End::Fine);
         MachineReport {
-            machine: self.machine.name.clone(),
-            vm: self.machine.vm.clone(),
             done: self.done,
-            end: end.map_or_else(End::Failed, |()| End::Fine),
+            pending: self.pending,
+            anew: self.anew,
+            ..MachineReport::new(&self.machine.name, &self.machine.vm, end)
         }
     }
 
@@ -163,6 +170,7 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
     }
 
     pub(super) async fn up(&mut self) -> Result<()> {
+        let began = Instant::now();
         let vm = match self.engine.look(&self.work.project, &self.machine).await? {
             Found::Nothing => self.make(self.makings().await?).await?,
             Found::Vm { mut vm, unsettled } => {
@@ -174,7 +182,9 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
             }
         };
         self.run(&vm).await?;
-        self.fit().await
+        self.fit().await?;
+        self.tell(Happening::Ready { after: began.elapsed() });
+        Ok(())
     }
 
     /// Starts or resumes what does not run.
@@ -183,7 +193,7 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
         let done = match vm.state {
             VmState::Running => return Ok(()),
             VmState::Suspended => {
-                self.tell(Happening::Starting);
+                self.tell(Happening::Resuming);
                 manager.resume(name).await?;
                 Done::Resumed
             }
@@ -217,28 +227,11 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
     /// Finds what the machine's VM is made of anew, before the one that is there is touched: nothing that could be known
     /// beforehand shall fail when its disks are gone.
     pub(super) async fn makings_anew(&self) -> Result<Makings> {
-        let makings = self.makings().await?;
-        let (tasks, digests) = (tasks(&self.machine), self.work.digests.clone());
-        let mut paths = Vec::new();
-        if let Boot::Kernel(kernel) = makings.spec.boot() {
-            paths.push(("kernel", kernel.path.clone()));
-            paths.extend(kernel.initrd.clone().map(|initrd| ("initrd", initrd)));
-        }
-        paths.extend(makings.spec.data_disks().iter().filter_map(|disk| match disk {
-            DataDisk::Existing { path, .. } => Some(("data-disk", path.clone())),
-            DataDisk::Fresh { .. } => None,
-        }));
-        elsewhere(move || {
-            to_do(tasks, &Provisioned::default(), false, &digests).map_err(Unreadable::into_error)?;
-            paths.into_iter().try_for_each(|(field, path)| match File::open(&path) {
-                Ok(_) => Ok(()),
-                Err(error) => {
-                    Err(Error::invalid(field, path.display(), format!("it can't be read: {error}")))
-                }
-            })
-        })
-        .await?;
-        Ok(makings)
+        let (machine, digests) = (self.machine.clone(), self.work.digests.clone());
+        let look = move || missing(&machine, PlannedAction::Recreate, &Provisioned::default(), &digests);
+        let project = &self.work.project;
+        all_of(project, errors(project, &self.machine, elsewhere(look).await))?;
+        self.makings().await
     }
 
     async fn make(&mut self, makings: Makings) -> Result<VmHandle> {
@@ -295,13 +288,15 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
         let changes = changes_of(&self.work.project, &self.machine, &vm)?;
         if action(&vm.state, &changes) == PlannedAction::Recreate {
             if !self.work.options.recreate {
-                return Err(needs_anew(&self.work.project, &self.machine, &changes));
+                self.note_pending(&vm);
+                return Err(self.needs_anew(&changes));
             }
             let makings = self.makings_anew().await?;
             self.remove(&vm).await?;
             return self.make(makings).await;
         }
         let vm = if changes.is_empty() { vm } else { self.reconfigure(vm).await? };
+        self.note_pending(&vm);
         let (later, now): (Vec<&Change>, Vec<&Change>) =
             changes.iter().partition(|change| vm.state.is_live() && change.applies == Applies::NextStart);
         let [mut now, later] = [now, later]
@@ -315,6 +310,27 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
             }
         }
         Ok(vm)
+    }
+
+    /// Notes what was told to a VM that runs, now or earlier, and waits for its next start.
+    fn note_pending(&mut self, vm: &VmHandle) {
+        if vm.state.is_live() {
+            self.pending = pending(vm);
+        }
+    }
+
+    /// Notes what can't be changed about a VM that is there, and says so where the file says it.
+    pub(super) fn needs_anew(&mut self, changes: &[Change]) -> Error {
+        let anew = changes.iter().filter(|change| change.applies == Applies::Anew);
+        self.anew = anew.map(|change| change.field.to_owned()).collect();
+        let told: Vec<String> = self.anew.iter().map(|field| format!("`{field}`")).collect();
+        let problem = Problem::new(format!(
+            "{} of a machine that is there can't be changed: it has to be made anew",
+            told.join(", ")
+        ));
+        let problem = problem.help("`--recreate` does so, and its disks are lost");
+        let key = self.anew.first().map_or("", String::as_str);
+        self.work.project.error_at(&self.machine, key, problem).into()
     }
 
     async fn reconfigure(&self, vm: VmHandle) -> Result<VmHandle> {
@@ -395,17 +411,4 @@ fn login(config: &CloudInitConfig, own: Option<&UserName>) -> String {
     };
     let names = [own.map(ToString::to_string), Some(USER.to_owned())];
     names.into_iter().flatten().find(is_free).unwrap_or_else(|| format!("{USER}-access"))
-}
-
-/// Says what can't be changed about a VM that is there, where the file says it.
-pub(super) fn needs_anew(project: &Project, machine: &MachinePlan, changes: &[Change]) -> Error {
-    let anew: Vec<&Change> = changes.iter().filter(|change| change.applies == Applies::Anew).collect();
-    let told: Vec<String> = anew.iter().map(|change| format!("`{}`", change.field)).collect();
-    let problem = Problem::new(format!(
-        "{} of a machine that is there can't be changed: it has to be made anew",
-        told.join(", ")
-    ));
-    let problem = problem.help("`--recreate` does so, and its disks are lost");
-    let key = anew.first().map_or("", |change| change.field);
-    project.error_at(machine, key, problem).into()
 }

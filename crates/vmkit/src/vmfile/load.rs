@@ -4,9 +4,8 @@
 
 use std::io::Read;
 use std::path::Path;
-use std::sync::Arc;
 
-use super::problem::{Problem, VmfileError};
+use super::problem::VmfileError;
 use super::project::Project;
 use super::resolve::parse;
 use crate::error::{Error, Result};
@@ -23,7 +22,7 @@ const MOST_BYTES: u64 = 1 << 20;
 /// # Errors
 /// `InvalidInput` ([`Error::Vmfile`]) with all that is wrong and where.
 pub fn load(file: &Path) -> Result<Project> {
-    let unread = |why: String| Error::from(VmfileError::new(file, Arc::from(""), vec![Problem::new(why)]));
+    let unread = |why: String| Error::from(VmfileError::unread(file, why));
     let text = text_of(file, MOST_BYTES).map_err(unread)?;
     let read = |path: &Path| text_of(path, CloudInitConfig::MAX_BYTES as u64);
     Ok(parse(file, &text, &read)?)

@@ -18,6 +18,7 @@ pub struct VmfileError {
     text: Arc<str>,
     problems: Vec<Problem>,
     kind: ErrorKind,
+    is_unread: bool,
 }
 
 /// One thing that is wrong.
@@ -76,7 +77,12 @@ impl VmfileError {
     /// Makes the error of a file with this text; the problems are put in the order of their places.
     pub(crate) fn new(file: &Path, text: Arc<str>, mut problems: Vec<Problem>) -> Self {
         problems.sort_by_key(|problem| problem.place.as_ref().map_or(0, |place| place.span.start));
-        Self { file: file.to_owned(), text, problems, kind: ErrorKind::InvalidInput }
+        Self { file: file.to_owned(), text, problems, kind: ErrorKind::InvalidInput, is_unread: false }
+    }
+
+    /// Makes the error of a file that can't be read, which is its only problem.
+    pub(crate) fn unread(file: &Path, why: String) -> Self {
+        Self { is_unread: true, ..Self::new(file, Arc::from(""), vec![Problem::new(why)]) }
     }
 
     /// Answers the same error, of another kind: what the file asks for is right, and could not be had.
@@ -88,6 +94,11 @@ impl VmfileError {
     /// Answers what a caller can do about it: `InvalidInput`, unless the file is right and what it asks for failed.
     pub fn kind(&self) -> ErrorKind {
         self.kind
+    }
+
+    /// Tells whether the file could not be read at all, so that nothing is known of what is in it.
+    pub fn is_unread(&self) -> bool {
+        self.is_unread
     }
 
     /// Answers the file.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::problem::{Problem, VmfileError};
 use crate::error::{Error, Result};
 use crate::spec::{
-    Boot, Firmware, GuestAccess, Machine, NetworkConfig, RootDisk, VmName, VmSpec, VmSpecBuilder,
+    Boot, DataDisk, Firmware, GuestAccess, Machine, NetworkConfig, RootDisk, VmName, VmSpec, VmSpecBuilder,
 };
 
 /// The machines that one file describes.
@@ -197,6 +197,11 @@ impl MachinePlan {
         asks || !self.files.is_empty() || !self.steps.is_empty()
     }
 
+    /// Tells whether vmkit can get into the guest: where cloud-init is told whom to let in, and a network leads there.
+    pub fn has_way_in(&self) -> bool {
+        self.spec.cloud_init().is_some() && !matches!(self.spec.network(), NetworkConfig::None)
+    }
+
     /// Answers the machine that its guest sees.
     pub fn machine(&self) -> Machine {
         self.spec.machine()
@@ -256,6 +261,24 @@ impl MachinePlan {
             Some(id) => spec.with_id(id),
             None => spec,
         })
+    }
+
+    /// Answers the files of the host that its VM is made from and started with, each with the key that names it.
+    pub(crate) fn host_files(&self) -> Vec<(String, PathBuf)> {
+        let mut files = Vec::new();
+        // A name or an address has no file yet; whether it can be had is for the store of images to say.
+        let image = self.image.as_ref().filter(|image| image.starts_with('/'));
+        files.extend(image.map(|image| ("image".to_owned(), image.into())));
+        if let Boot::Kernel(kernel) = self.spec.boot() {
+            files.push(("kernel".to_owned(), kernel.path.clone()));
+            files.extend(kernel.initrd.clone().map(|initrd| ("initrd".to_owned(), initrd)));
+        }
+        for (index, disk) in self.spec.data_disks().iter().enumerate() {
+            if let DataDisk::Existing { path, .. } = disk {
+                files.push((format!("data_disks[{index}]"), path.clone()));
+            }
+        }
+        files
     }
 
     /// Answers where a key stands, or the nearest one around it.

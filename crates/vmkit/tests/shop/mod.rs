@@ -64,6 +64,9 @@ impl Guests for FileGuests {
 
     async fn enter(&self, vm: &VmName, _deadline: Instant) -> Result<FileGuest> {
         assert!(self.manager.info(vm).await?.state.is_live(), "a guest is entered that does not run");
+        if self.dir.join("mute").exists() {
+            std::future::pending::<()>().await;
+        }
         Ok(FileGuest { dir: self.dir.clone(), vm: vm.clone() })
     }
 }

@@ -1,0 +1,130 @@
+//! The files of the host that machines need, looked for before anything is done: a mistake in the last line of a file shall not
+//! be found after an hour of fetching and booting.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::fs::{Access, access};
+
+use super::kept::Kept;
+use super::look::Found;
+use super::plan::{PlannedAction, action, changes_of};
+use super::provision::elsewhere;
+use super::provisioned::Provisioned;
+use super::task::{Digests, Unreadable, tasks, to_do};
+use super::up::Work;
+use super::{Guests, ProjectManager};
+use crate::error::{Error, Result};
+use crate::hypervisor::Hypervisor;
+use crate::vmfile::{MachinePlan, Project, VmfileError};
+
+impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
+    /// Looks for all files of the host that these machines need to become as the file says; `restarts` those that run as well.
+    ///
+    /// # Errors
+    /// `InvalidInput` ([`Error::Vmfile`]) with each that can't be read, and where the file names it. What is wrong with a machine
+    /// otherwise is left to its turn.
+    pub(super) async fn check_paths(
+        &self,
+        work: &Work,
+        machines: &[&MachinePlan],
+        restarts: bool,
+    ) -> Result<()> {
+        let mut needs = Vec::new();
+        for machine in machines {
+            let Ok(found) = self.look(&work.project, machine).await else { continue };
+            let action = match found {
+                Found::Nothing => PlannedAction::Make,
+                Found::Vm { vm, .. } => match changes_of(&work.project, machine, &vm) {
+                    Ok(changes) => action(&vm.state, &changes),
+                    Err(_) => continue,
+                },
+            };
+            let Ok(provisioned) = Kept::of(self.manager().home(), &machine.vm).provisioned() else {
+                continue;
+            };
+            match action {
+                // It is refused, and stays as it is.
+                PlannedAction::Recreate if !work.options.recreate => {}
+                PlannedAction::Keep | PlannedAction::Resume if restarts => {
+                    needs.push(((*machine).clone(), PlannedAction::Start, provisioned));
+                }
+                action => needs.push(((*machine).clone(), action, provisioned)),
+            }
+        }
+        let (project, digests) = (Arc::clone(&work.project), work.digests.clone());
+        elsewhere(move || {
+            let errors = needs.iter().flat_map(|(machine, action, provisioned)| {
+                errors(&project, machine, missing(machine, *action, provisioned, &digests))
+            });
+            all_of(&project, errors)
+        })
+        .await
+    }
+}
+
+/// Answers the files of the host that a machine needs for this, and that can't be read.
+pub(super) fn missing(
+    machine: &MachinePlan,
+    action: PlannedAction,
+    provisioned: &Provisioned,
+    digests: &Digests,
+) -> Vec<Unreadable> {
+    let is_new = matches!(action, PlannedAction::Make | PlannedAction::Recreate);
+    let none = Provisioned::default();
+    let provisioned = if is_new { &none } else { provisioned };
+    let named = machine.host_files().into_iter().filter(|(place, _)| match action {
+        PlannedAction::Make | PlannedAction::Recreate => true,
+        // Its disk hangs on the image already.
+        PlannedAction::Start => place != "image",
+        PlannedAction::Resume | PlannedAction::Keep => false,
+    });
+    let mut missing: Vec<Unreadable> = named
+        .filter_map(|(place, path)| match readable(&path) {
+            Ok(()) => None,
+            Err(error) => Some(Unreadable { place, path, error }),
+        })
+        .collect();
+    let tasks = tasks(machine).into_iter();
+    missing.extend(tasks.filter_map(|task| to_do(vec![task], provisioned, false, digests).err()));
+    missing
+}
+
+/// Points at the keys that name these files.
+pub(super) fn errors<'a>(
+    project: &'a Project,
+    machine: &'a MachinePlan,
+    missing: Vec<Unreadable>,
+) -> impl Iterator<Item = Error> + use<'a> {
+    missing.into_iter().map(|unreadable| project.blamed(machine, unreadable.into_error()))
+}
+
+/// Makes one error of many that point into one file.
+///
+/// # Errors
+/// That one, or the first that points nowhere.
+pub(super) fn all_of(project: &Project, errors: impl Iterator<Item = Error>) -> Result<()> {
+    let mut problems = Vec::new();
+    let mut seen = BTreeSet::new();
+    let mut text = None;
+    for error in errors {
+        let Error::Vmfile(error) = error else { return Err(error) };
+        for problem in error.problems() {
+            // What stands in `defaults` is one mistake, however many machines have it.
+            if seen.insert((problem.place.as_ref().map(|place| place.span.start), problem.message.clone())) {
+                problems.push(problem.clone());
+            }
+        }
+        text.get_or_insert_with(|| Arc::clone(error.text()));
+    }
+    match text {
+        Some(text) => Err(VmfileError::new(&project.file, text, problems).into()),
+        None => Ok(()),
+    }
+}
+
+fn readable(path: &Path) -> io::Result<()> {
+    Ok(access(path, Access::READ_OK)?)
+}
