@@ -25,6 +25,11 @@ pub(crate) enum Look {
 
 /// Answers the report: each problem, the lines it is about, and what may be done.
 pub(crate) fn report(error: &VmfileError, look: Look) -> String {
+    if error.is_unread() {
+        let whys = error.problems().iter().map(|problem| harmless(&problem.message));
+        let why = whys.collect::<Vec<_>>().join("; ");
+        return format!("error: {} can't be read: {why}\n", harmless(&error.file().to_string_lossy()));
+    }
     let theme = match look {
         Look::Plain => GraphicalTheme::none(),
         Look::Lines => GraphicalTheme::unicode_nocolor(),

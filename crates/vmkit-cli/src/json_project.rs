@@ -26,6 +26,8 @@ struct Machine<'a> {
     /// `done`, `unchanged`, `failed` or `skipped`.
     outcome: &'static str,
     done: Vec<Deed<'a>>,
+    pending: &'a [String],
+    anew: &'a [String],
     skipped_for: Option<&'a str>,
     error: Option<Problem>,
 }
@@ -57,6 +59,8 @@ impl<'a> Machine<'a> {
             vm: report.vm.as_str(),
             outcome,
             done: report.done.iter().map(Deed::of).collect(),
+            pending: &report.pending,
+            anew: &report.anew,
             skipped_for: match &report.end {
                 End::Skipped(because) => Some(because),
                 _ => None,
@@ -167,9 +171,16 @@ pub(crate) struct Status<'a> {
     address: Option<&'a str>,
     forwards: Vec<Forward>,
     ready: Option<bool>,
+    unready: Option<Lack<'a>>,
     provisioning: Option<Provisioning<'a>>,
     pending: &'a [String],
     error: Option<Problem>,
+}
+
+#[derive(Serialize)]
+struct Lack<'a> {
+    probe: &'a str,
+    how: &'a str,
 }
 
 #[derive(Serialize)]
@@ -205,6 +216,7 @@ impl<'a> Status<'a> {
             address: status.address.as_deref(),
             forwards: vm.map(forwards).unwrap_or_default(),
             ready: status.ready,
+            unready: status.unready.as_ref().map(|lack| Lack { probe: &lack.probe, how: &lack.how }),
             provisioning,
             pending: &status.pending,
             error: status.handle.as_ref().err().map(Problem::of),

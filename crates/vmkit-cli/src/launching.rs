@@ -8,7 +8,7 @@ use vmkit::launch::{LaunchEvent, LaunchStage};
 use vmkit::spec::VmName;
 
 use crate::output;
-use crate::progress::Bar;
+use crate::progress::{Bar, seconds};
 
 /// What is known of a launch that is under way.
 pub(crate) struct Launching {
@@ -50,7 +50,7 @@ impl Launching {
             LaunchEvent::Ended(stage, took) => {
                 self.pull = None;
                 self.stages.push((stage, took));
-                let line = format!("{stage:<10} {:>6.1} s", took.as_secs_f64());
+                let line = format!("{stage:<10} {:>8}", seconds(took));
                 self.spinner.suspend(|| output::status(line));
             }
             _ => {}

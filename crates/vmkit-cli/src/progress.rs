@@ -74,6 +74,11 @@ impl Drop for Bar {
     }
 }
 
+/// Writes how long something took, such as `12.3 s`.
+pub(crate) fn seconds(took: Duration) -> String {
+    format!("{:.1} s", took.as_secs_f64())
+}
+
 /// Writes a number of bytes as people read it, such as `1.50 GiB`.
 pub(crate) fn bytes(bytes: u64) -> String {
     HumanBytes(bytes).to_string()

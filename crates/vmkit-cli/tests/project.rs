@@ -75,10 +75,15 @@ fn the_file_is_found_from_below_or_named() {
     );
     assert_eq!(from(&["plan", "-f", "../../vmkit.toml", "db"]).code, Some(0));
     let missing = from(&["plan", "-f", "other.toml"]);
-    assert_eq!(missing.code, Some(2), "{missing:?}");
+    let path = fs::canonicalize(&below).unwrap().join("other.toml");
+    let said = format!("error: {} can't be read: there is no such file\n", path.display());
+    assert_eq!((missing.code, missing.stderr), (Some(2), said));
     fs::remove_file(host.file("vmkit.toml")).unwrap();
     let nowhere = from(&["up"]);
-    assert!(nowhere.code == Some(2) && nowhere.stderr.contains("--file"), "{nowhere:?}");
+    assert_eq!(nowhere.code, Some(2), "{nowhere:?}");
+    for words in ["vmkit.toml", below.to_str().unwrap(), "any folder above", "--file FILE"] {
+        assert!(nowhere.stderr.contains(words), "{words}: {nowhere:?}");
+    }
 }
 
 #[test]
@@ -109,6 +114,63 @@ fn an_unknown_machine_or_step_is_named() {
         assert_eq!(answer.code, Some(3), "{answer:?}");
         assert!(answer.stderr.contains("does not exist"), "{answer:?}");
     }
+    let said = |arguments: &[&str]| host.vmkit(arguments).stderr;
+    assert_eq!(
+        said(&["up", "wep"]),
+        "error: machine `wep` does not exist; there are `db`, `web`: did you mean `web`?\n"
+    );
+    assert_eq!(said(&["down", "mail"]), "error: machine `mail` does not exist; there are `db`, `web`\n");
+    assert_eq!(
+        said(&["provision", "--step", "laod"]),
+        "error: step `laod` does not exist; there are `install`, `load`: did you mean `load`?\n"
+    );
+    assert_eq!(said(&["provision", "web", "--step", "x"]), "error: step `x` does not exist; there is none\n");
+}
+
+#[test]
+fn a_machine_that_was_taken_for_a_vm_is_told_by_its_vm() {
+    let host = shop();
+    let file = fs::canonicalize(host.dir.path()).unwrap().join("vmkit.toml");
+    for arguments in [
+        &["shell", "web"][..],
+        &["exec", "web", "--", "true"],
+        &["cp", "web:/a", "b"],
+        &["stop", "web"],
+        &["info", "web"],
+        &["ip", "web"],
+        &["logs", "web"],
+        &["console", "web"],
+        &["wait", "web", "ssh"],
+        &["rm", "web", "db"],
+    ] {
+        let answer = host.vmkit(arguments);
+        assert_eq!(answer.code, Some(3), "{arguments:?}: {answer:?}");
+        let hint = format!("hint: the VM of the machine `web` in {} is called `shop-web`\n", file.display());
+        assert!(answer.stderr.contains(&hint), "{arguments:?}: {answer:?}");
+    }
+    let unmade = host.vmkit(["shell", "shop-web"]).stderr;
+    assert!(unmade.contains("`vmkit up web` makes it"), "{unmade}");
+    // Whose name it is not, and a file that is not right, are not spoken of.
+    assert!(!host.vmkit(["info", "mail"]).stderr.contains("vmkit.toml"));
+    write(&host, "version = 1\nnonsense = 1\n");
+    assert!(!host.vmkit(["info", "web"]).stderr.contains("vmkit.toml"));
+}
+
+#[test]
+fn files_that_are_not_there_are_told_before_anything_is_made() {
+    let host = shop();
+    write(&host, &SHOP.replace("'vmlinuz'", "'vmlinux'").replace("'base.img'", "'bass.img'"));
+    fs::remove_file(host.file("load.sh")).unwrap();
+    let answer = host.vmkit(["up"]);
+    assert_eq!(answer.code, Some(2), "{answer:?}");
+    assert!(answer.stderr.contains("vmkit.toml has 3 mistakes"), "{answer:?}");
+    for place in ["vmlinux", "load.sh", "bass.img"] {
+        assert!(answer.stderr.contains(place), "{place}: {answer:?}");
+    }
+    for place in ["vmkit.toml:6:10]", "vmkit.toml:9:", "vmkit.toml:12:9]"] {
+        assert!(answer.stderr.contains(place), "{place}: {answer:?}");
+    }
+    assert!(host.snapshot().keys().all(|path| !path.starts_with(host.home().join("vms"))));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::io;
 use vmkit::ErrorKind;
 use vmkit::spec::VmName;
 
-use crate::output;
+use crate::{machine_hint, output};
 
 /// Why a command did not do what it was asked.
 #[derive(Debug)]
@@ -102,6 +102,7 @@ impl Failure {
         let mut hints = Vec::new();
         self.tell(&mut hints);
         hints.dedup();
+        machine_hint::of(self).iter().for_each(|hint| output::hint(hint));
         hints.iter().for_each(|hint| output::hint(hint));
     }
 

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test program uses what it needs of it")]
 
 pub(crate) mod stream;
+pub(crate) mod web;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;

@@ -2,14 +2,16 @@
 
 use clap::Args;
 
-use super::{Which, done_or_interrupted, engine, printer, tell};
+use super::telling::{Asked, printer, tell};
+use super::{Which, done_or_interrupted, engine};
 use crate::commands::Patience;
 use crate::context::Context;
 use crate::failure::Failure;
 
 /// Shuts down the machines of a file, those first that depend on others.
 ///
-/// Without a name it does so to machines that the file no longer has, too.
+/// Without a name it does so to machines that the file no longer has, too. What was stopped or removed is told on standard error,
+/// a line a machine.
 #[derive(Debug, Args)]
 pub(crate) struct Down {
     #[command(flatten)]
@@ -31,6 +33,7 @@ impl Down {
         options.stop_timeout = self.patience.timeout;
         let down = engine.down(&project, self.rm, &options, printer(&project));
         let report = done_or_interrupted(context, "down", down)?;
-        tell(&project, report, self.json)
+        let asked = if self.rm { Asked::Removal } else { Asked::Down };
+        tell(&project, report, asked, self.json)
     }
 }

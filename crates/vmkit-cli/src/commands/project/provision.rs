@@ -3,7 +3,8 @@
 use clap::Args;
 use vmkit::project::Provision as What;
 
-use super::{Which, done_or_interrupted, engine, printer, tell};
+use super::telling::{Asked, printer, tell};
+use super::{Which, done_or_interrupted, engine};
 use crate::context::Context;
 use crate::failure::Failure;
 
@@ -32,6 +33,6 @@ impl Provision {
         let options = self.which.options();
         let provision = engine.provision(&project, &what, &options, printer(&project));
         let report = done_or_interrupted(context, "provision", provision)?;
-        tell(&project, report, self.json)
+        tell(&project, report, Asked::Provisioning, self.json)
     }
 }

@@ -2,7 +2,8 @@
 
 use clap::Args;
 
-use super::{Which, done_or_interrupted, engine, printer, tell};
+use super::telling::{Asked, printer, tell};
+use super::{Which, done_or_interrupted, engine};
 use crate::commands::Patience;
 use crate::context::Context;
 use crate::failure::Failure;
@@ -33,6 +34,6 @@ impl Reload {
         let reload = engine.reload(&project, &options, printer(&project));
         // What is down by then comes up again by `up`, and `reload` would stop the rest once more.
         let report = done_or_interrupted(context, "up", reload)?;
-        tell(&project, report, self.json)
+        tell(&project, report, Asked::Up, self.json)
     }
 }

@@ -13,7 +13,7 @@ use crate::failure::{Failure, Whose};
 use crate::output::Table;
 use crate::{human, json_project, output};
 
-/// Shows how the machines of a file are.
+/// Shows how the machines of a file are; of one that is not ready, what it lacks.
 #[derive(Debug, Args)]
 pub(crate) struct Status {
     #[command(flatten)]
@@ -55,12 +55,16 @@ fn table(statuses: &[MachineStatus]) -> Table {
             (Ok(_), None) => "missing",
             (Ok(_), Some(vm)) => vm.state.name(),
         };
-        let ready = status.ready.map_or("-", |ready| if ready { "yes" } else { "no" });
+        let ready = match (&status.unready, status.ready) {
+            (Some(lack), _) => format!("no: {}", lack.probe),
+            (None, Some(_)) => "yes".to_owned(),
+            (None, None) => none(),
+        };
         let ports = vm.map(human::ports).filter(|ports| !ports.is_empty());
         table.row([
             status.machine.clone(),
             state.to_owned(),
-            ready.to_owned(),
+            ready,
             provisioned(status).unwrap_or_else(none),
             status.address.clone().unwrap_or_else(none),
             ports.map_or_else(none, |ports| ports.join(" ")),
@@ -86,9 +90,11 @@ fn note(status: &MachineStatus) -> String {
     {
         notes.push(cause.detail.lines().next().unwrap_or_default().to_owned());
     }
+    notes.extend(status.unready.as_ref().map(|lack| lack.how.clone()));
     notes.extend(failed.map(|(step, how)| format!("`{step}` failed: {how}")));
     if !status.pending.is_empty() {
-        notes.push(format!("{} from the next start on", status.pending.join(", ")));
+        let fields = status.pending.join(", ");
+        notes.push(format!("{fields}: at the next start, or by `vmkit reload {}`", status.machine));
     }
     notes.join("; ")
 }

@@ -2,7 +2,8 @@
 
 use clap::Args;
 
-use super::{Which, done_or_interrupted, engine, printer, tell};
+use super::telling::{Asked, printer, tell};
+use super::{Which, done_or_interrupted, engine};
 use crate::commands::Patience;
 use crate::context::Context;
 use crate::failure::Failure;
@@ -11,7 +12,8 @@ use crate::failure::Failure;
 ///
 /// Machines come up after those that they depend on, and side by side otherwise; what is right is left alone. A change that
 /// a running machine can't take is kept for its next start: `vmkit reload` does that. Interrupted at any point, it goes on
-/// when it is run again.
+/// when it is run again. Each stage is told on standard error as it begins; at the end, what was done, the way in, and what waits
+/// for the next start.
 #[derive(Debug, Args)]
 pub(crate) struct Up {
     #[command(flatten)]
@@ -38,6 +40,6 @@ impl Up {
         options.stop_timeout = self.patience.timeout;
         let up = engine.up(&project, &options, printer(&project));
         let report = done_or_interrupted(context, "up", up)?;
-        tell(&project, report, self.json)
+        tell(&project, report, Asked::Up, self.json)
     }
 }

@@ -1,0 +1,156 @@
+//! What is said of the work on a project: each stage as it begins, and at the end a line or two a machine.
+//!
+//! All of it goes to standard error, a whole line at a time, and it is the same on a terminal and off it: whoever reads a log
+//! wants to know how far it came, too.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use vmkit::Error;
+use vmkit::image::PullProgress;
+use vmkit::project::{Done, End, Happening, Listener, MachineReport, Report};
+use vmkit::spec::VmName;
+use vmkit::vmfile::Project;
+
+use crate::failure::Failure;
+use crate::{json_project, output, progress};
+
+/// What was asked for: what there is to say at the end depends on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// That machines run, as the file says: `up`, `reload`.
+    Up,
+    /// That they do not.
+    Down,
+    /// That they are not there.
+    Removal,
+    /// That they are provisioned.
+    Provisioning,
+}
+
+impl Asked {
+    /// Says of a machine that nothing had to be done about it.
+    fn nothing(self) -> &'static str {
+        match self {
+            Asked::Up => "unchanged",
+            Asked::Down => "was down already",
+            Asked::Removal => "was not there",
+            Asked::Provisioning => "nothing was due",
+        }
+    }
+}
+
+/// Answers who prints what happens.
+pub(super) fn printer(project: &Project) -> Listener {
+    let width = project.machines.iter().map(|machine| machine.name.chars().count()).max().unwrap_or(0);
+    let image = |machine: &vmkit::vmfile::MachinePlan| Some((machine.name.clone(), machine.image.clone()?));
+    let images: BTreeMap<String, String> = project.machines.iter().filter_map(image).collect();
+    let project = project.name.clone();
+    let pulls = Mutex::new(BTreeMap::new());
+    Arc::new(move |event| {
+        let machine = event.machine.unwrap_or_default();
+        let stage = match event.what {
+            Happening::Queued { holder } => {
+                let by = holder.map_or_else(String::new, |pid| format!(" by process {pid}"));
+                return output::line(format_args!(
+                    "waiting for the project `{project}`, which is in use{by} …"
+                ));
+            }
+            Happening::Output { line, .. } => {
+                return output::line(format_args!("{machine:width$} | {line}"));
+            }
+            Happening::Step { name, why } => {
+                return output::line(format_args!("{machine:width$} > {name} ({why})"));
+            }
+            Happening::Image => {
+                format!("image {}", images.get(&machine).map_or("", String::as_str))
+            }
+            Happening::Pulling(now) => {
+                let mut pulls = pulls.lock().unwrap_or_else(PoisonError::into_inner);
+                let told = pulls.entry(machine.clone()).or_insert(0);
+                let Some(tenths) = tenths(now).filter(|tenths| tenths > told) else { return };
+                *told = tenths;
+                format!("{tenths}0% of {} fetched", progress::bytes(now.total_bytes.unwrap_or_default()))
+            }
+            Happening::Making => "making the VM".to_owned(),
+            Happening::Removing => "removing the VM".to_owned(),
+            Happening::Starting => "booting".to_owned(),
+            Happening::Resuming => "resuming".to_owned(),
+            Happening::Stopping => "stopping".to_owned(),
+            Happening::Awaiting(what) => format!("waiting for {what}"),
+            Happening::Ready { after } => format!("ready in {}", progress::seconds(after)),
+            _ => return,
+        };
+        output::line(format_args!("{machine:width$} : {stage}"));
+    })
+}
+
+/// Answers how many tenths of an image are there. A line is printed for each: machines that fetch side by side leave no room for
+/// bars.
+fn tenths(now: PullProgress) -> Option<u64> {
+    let total = now.total_bytes.filter(|total| *total > 0)?;
+    Some(now.done_bytes.min(total).saturating_mul(10) / total)
+}
+
+/// Tells what came of it, and fails where something did.
+pub(super) fn tell(project: &Project, report: Report, asked: Asked, json: bool) -> Result<(), Failure> {
+    let told = match json {
+        true => output::json(&json_project::Outcome::of(project, &report)),
+        false => {
+            report.machines.iter().for_each(|machine| tell_machine(project, machine, asked));
+            Ok(())
+        }
+    };
+    let failed = report.machines.into_iter().filter_map(|machine| match machine.end {
+        End::Failed(error) => Some(Failure::Library { vm: VmName::new(&machine.machine).ok(), error }),
+        _ => None,
+    });
+    // What failed counts even where nobody reads the answer.
+    Failure::of(failed.collect()).and(told)
+}
+
+fn tell_machine(project: &Project, report: &MachineReport, asked: Asked) {
+    if let End::Skipped(because) = &report.end {
+        let machine = &report.machine;
+        output::warning(format_args!("{machine} was left as it is, since it depends on {because}"));
+    }
+    lines(project, report, asked).into_iter().for_each(output::line);
+}
+
+/// Answers what there is to say of a machine at the end: what was done, the way in, and what still has to happen.
+fn lines(project: &Project, report: &MachineReport, asked: Asked) -> Vec<String> {
+    let name = &report.machine;
+    let is_waiting = |done: &&Done| matches!(done, Done::Recorded(_));
+    let done: Vec<String> =
+        report.done.iter().filter(|done| !is_waiting(done)).map(ToString::to_string).collect();
+    let done = match (done.is_empty(), report.done.is_empty()) {
+        (false, _) => done.join(", "),
+        (true, false) => "left running".to_owned(),
+        (true, true) => asked.nothing().to_owned(),
+    };
+    let way_in = way_in(project, report).filter(|_| asked == Asked::Up);
+    let mut lines = match (&report.end, way_in) {
+        (End::Fine, Some(way_in)) => vec![format!("{name}: {done}; {way_in}")],
+        (End::Fine, None) => vec![format!("{name}: {done}")],
+        // The guest is there, and in it what tells more.
+        (End::Failed(Error::Step { .. }), Some(way_in)) => {
+            vec![format!("{name}: {done}, and then a step failed; {way_in}")]
+        }
+        (End::Failed(_), _) if !report.done.is_empty() => vec![format!("{name}: {done}, and then it failed")],
+        _ => Vec::new(),
+    };
+    if !report.pending.is_empty() {
+        let fields = report.pending.join(", ");
+        lines.push(format!("{name}: {fields}: at the next start; `vmkit reload {name}` does it now"));
+    }
+    lines
+}
+
+/// Says how one gets at a machine's guest.
+fn way_in(project: &Project, report: &MachineReport) -> Option<String> {
+    let (machine, vm) = (project.machine(&report.machine)?, &report.vm);
+    Some(match machine.has_way_in() {
+        true => format!("`vmkit shell {vm}` gets in"),
+        false => format!("`vmkit console {vm}` attaches to it"),
+    })
+}

@@ -1,0 +1,44 @@
+//! What to say to somebody who named a VM that is not there as the file of machines names it.
+
+use vmkit::Error;
+use vmkit::vmfile;
+
+use crate::failure::Failure;
+use crate::project_file;
+
+/// Answers a hint for each VM that was not found, where the file of machines here tells what was meant.
+///
+/// The file is looked for and read only then. One that is not there, or not right, is nobody's matter here.
+pub(crate) fn of(failure: &Failure) -> Vec<String> {
+    let mut names = Vec::new();
+    not_found(failure, &mut names);
+    names.dedup();
+    if names.is_empty() {
+        return Vec::new();
+    }
+    let Ok(project) = project_file::find(None).and_then(|path| vmfile::load(&path)) else {
+        return Vec::new();
+    };
+    let file = project.file.display();
+    let hint = |name: &str| match project.machine(name) {
+        Some(machine) => Some(format!("the VM of the machine `{name}` in {file} is called `{}`", machine.vm)),
+        None => {
+            let machine = project.machines.iter().find(|machine| machine.vm.as_str() == name)?;
+            Some(format!(
+                "it is the VM of the machine `{0}` in {file}: `vmkit up {0}` makes it",
+                machine.name
+            ))
+        }
+    };
+    names.into_iter().filter_map(hint).collect()
+}
+
+/// Collects the names of the VMs that were not found.
+fn not_found<'a>(failure: &'a Failure, names: &mut Vec<&'a str>) {
+    match failure {
+        Failure::Library { error: Error::NotFound { what: "VM", name }, .. } => names.push(name),
+        Failure::Own { failure, .. } => not_found(failure, names),
+        Failure::Several(failures) => failures.iter().for_each(|failure| not_found(failure, names)),
+        _ => {}
+    }
+}

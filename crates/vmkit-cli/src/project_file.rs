@@ -1,0 +1,75 @@
+//! Where the file of machines is that a command is about.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use vmkit::Error;
+
+use crate::places::absolute;
+
+/// What a file of machines is called where none is named.
+const FILE: &str = "vmkit.toml";
+
+/// Answers the path of the file that was named, or else of the nearest one above the current directory.
+///
+/// # Errors
+/// `InvalidInput` where none was named and none is found.
+pub(crate) fn find(named: Option<&Path>) -> Result<PathBuf, Error> {
+    let path = match named {
+        Some(path) => absolute("file", path)?,
+        None => found_above(&env::current_dir().map_err(Error::io("find", "the current directory"))?)?,
+    };
+    Ok(path_of_its_own(&path))
+}
+
+/// Answers the file of machines in a folder, or in the nearest one above it.
+fn found_above(folder: &Path) -> Result<PathBuf, Error> {
+    let found = folder.ancestors().map(|folder| folder.join(FILE)).find(|path| path.exists());
+    found.ok_or_else(|| {
+        let expected = format!(
+            "there is none in {}, nor in any folder above it: go to a project's folder, name a file of machines by --file FILE, \
+             or write one as docs/vmkit-toml.md shows",
+            folder.display()
+        );
+        Error::invalid("file", FILE, expected)
+    })
+}
+
+/// Answers the one path that a file has whichever way one came to its folder: machines are known by it.
+fn path_of_its_own(path: &Path) -> PathBuf {
+    let (folder, name) = (path.parent().map(fs::canonicalize), path.file_name());
+    match (folder, name) {
+        (Some(Ok(folder)), Some(name)) => folder.join(name),
+        _ => path.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_file_above_is_found() {
+        let temp = tempfile::tempdir().unwrap();
+        let deep = temp.path().join("a/b/c");
+        fs::create_dir_all(&deep).unwrap();
+        let error = found_above(&deep).unwrap_err().to_string();
+        assert!(error.contains("--file") && error.contains(deep.to_str().unwrap()), "{error}");
+        fs::write(temp.path().join(FILE), "").unwrap();
+        assert_eq!(found_above(&deep).unwrap(), temp.path().join(FILE));
+        fs::write(temp.path().join("a/b").join(FILE), "").unwrap();
+        assert_eq!(found_above(&deep).unwrap(), temp.path().join("a/b").join(FILE));
+    }
+
+    #[test]
+    fn a_file_has_one_path_by_whatever_way_one_comes_to_it() {
+        let temp = tempfile::tempdir().unwrap();
+        let real = fs::canonicalize(temp.path()).unwrap().join("real");
+        fs::create_dir(&real).unwrap();
+        std::os::unix::fs::symlink(&real, temp.path().join("link")).unwrap();
+        for way in ["real/vmkit.toml", "link/vmkit.toml", "real/../link/vmkit.toml"] {
+            assert_eq!(path_of_its_own(&temp.path().join(way)), real.join(FILE));
+        }
+    }
+}
