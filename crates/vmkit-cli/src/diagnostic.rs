@@ -23,8 +23,9 @@ pub(crate) enum Look {
     Colours,
 }
 
-/// Answers the report: each problem, the lines it is about, and what may be done.
-pub(crate) fn report(error: &VmfileError, look: Look) -> String {
+/// Answers the report: each problem, the lines it is about, and what may be done. With a `machine` the file is right in itself, and
+/// this machine of it can't be as it says.
+pub(crate) fn report(machine: Option<&str>, error: &VmfileError, look: Look) -> String {
     if error.is_unread() {
         let whys = error.problems().iter().map(|problem| harmless(&problem.message));
         let why = whys.collect::<Vec<_>>().join("; ");
@@ -37,11 +38,12 @@ pub(crate) fn report(error: &VmfileError, look: Look) -> String {
     };
     let handler = GraphicalReportHandler::new_themed(theme).with_width(COLUMNS).with_links(false);
     let source = NamedSource::new(harmless(&error.file().to_string_lossy()), harmless(error.text()));
-    let count = match error.problems().len() {
-        1 => "a mistake".to_owned(),
-        count => format!("{count} mistakes"),
+    let file = harmless(&error.file().to_string_lossy());
+    let mut text = match (machine, error.problems().len()) {
+        (Some(machine), _) => format!("error: {machine} can't be as {file} says\n"),
+        (None, 1) => format!("error: {file} has a mistake\n"),
+        (None, count) => format!("error: {file} has {count} mistakes\n"),
     };
-    let mut text = format!("error: {} has {count}\n", harmless(&error.file().to_string_lossy()));
     for problem in error.problems() {
         text.push('\n');
         let shown = Shown { error, problem, source: &source, message: harmless(&message(error, problem)) };
@@ -157,7 +159,7 @@ mod tests {
         for file in bad_files() {
             let name = Path::new("/shop").join(file.file_name().unwrap());
             let error = refusal(name.to_str().unwrap(), &fs::read_to_string(&file).unwrap());
-            let found = report(&error, Look::Plain);
+            let found = report(None, &error, Look::Plain);
             let golden = Path::new(GOLDEN).join(file.file_stem().unwrap()).with_extension("txt");
             if std::env::var_os("UPDATE_GOLDEN").is_some() {
                 fs::create_dir_all(GOLDEN).unwrap();
@@ -177,25 +179,25 @@ mod tests {
     #[test]
     fn colours_are_for_those_who_asked_for_them() {
         let error = refusal("vmkit.toml", "version = 3\n");
-        assert!(report(&error, Look::Colours).contains("\u{1b}["));
+        assert!(report(None, &error, Look::Colours).contains("\u{1b}["));
         for look in [Look::Plain, Look::Lines] {
-            assert!(!report(&error, look).contains('\u{1b}'), "{look:?}");
+            assert!(!report(None, &error, look).contains('\u{1b}'), "{look:?}");
         }
-        assert!(report(&error, Look::Plain).is_ascii());
+        assert!(report(None, &error, Look::Plain).is_ascii());
     }
 
     #[test]
     fn a_file_can_not_command_the_terminal() {
         let hostile =
             "version = 1\n[machine.web]\nimage = 'a\u{9b}2J\u{202e}b'\n\"a\\u001b[2J\" = 1\ncpus = 0\n";
-        let text = report(&refusal("vm\u{1b}[2Jkit.toml", hostile), Look::Plain);
+        let text = report(None, &refusal("vm\u{1b}[2Jkit.toml", hostile), Look::Plain);
         assert!(!text.contains(['\u{1b}', '\u{9b}', '\u{202e}']), "{text:?}");
     }
 
     #[test]
     fn a_line_nobody_wrote_is_not_shown() {
         let text = format!("version = 1\n[machine.web]\nimage = '{}'\n", "x".repeat(900_000));
-        let report = report(&refusal("/p/vmkit.toml", &text), Look::Plain);
+        let report = report(None, &refusal("/p/vmkit.toml", &text), Look::Plain);
         assert!(report.contains("/p/vmkit.toml:3:9: ") && report.len() < 1000, "{report}");
     }
 }

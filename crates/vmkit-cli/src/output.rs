@@ -57,15 +57,15 @@ pub(crate) fn error(of: Option<&str>, error: &(dyn Error + 'static)) {
     }
 }
 
-/// Prints what is wrong with a file of machines.
-pub(crate) fn vmfile(error: &VmfileError) {
+/// Prints what is wrong with a file of machines, or with what it asks for of one of them.
+pub(crate) fn vmfile(machine: Option<&str>, error: &VmfileError) {
     let look = match io::stderr().is_terminal() {
         false => Look::Plain,
         // Source: no-color.org; an empty value counts as none.
         true if env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()) => Look::Lines,
         true => Look::Colours,
     };
-    utter(format_args!("{}", diagnostic::report(error, look)));
+    utter(format_args!("{}", diagnostic::report(machine, error, look)));
 }
 
 /// Prints that the command's answer can't be written.

@@ -62,6 +62,26 @@ fn qemus(life: &Life) -> Vec<Pid> {
     ["trio-db", "trio-web", "trio-edge"].map(|name| life.qemu(name)).to_vec()
 }
 
+/// Brings up the trio with a step of `web` that fails, and reads what is said of it.
+fn fails_at_its_step(life: &Life) {
+    let failed = life.vmkit(["up"]);
+    assert_eq!(failed.code, Some(1), "{failed:?}");
+    let log = life.home().join("vms/trio-web/kept/provision.log");
+    for line in [
+        "web  | so it goes",
+        "db: unchanged; `vmkit console trio-db` attaches to it",
+        "web: a step failed; `vmkit shell trio-web` gets in",
+        "warning: edge was left as it is, since it depends on web",
+        &format!(
+            "error: web: the step `breaks` of the machine `web` failed: exit code 7 (its log: {})",
+            log.display()
+        ),
+    ] {
+        assert!(failed.stderr.lines().any(|said| said == line), "{line}: {failed:?}");
+    }
+    assert!(fs::read_to_string(log).unwrap().contains("so it goes"));
+}
+
 #[test]
 fn three_machines_come_up_in_order_whatever_happens_to_the_command() {
     let life = Life::new();
@@ -119,10 +139,7 @@ fn three_machines_come_up_in_order_whatever_happens_to_the_command() {
     // A step that fails is named with its code, and the machine's neighbours live on.
     file.more_steps = ", { name = 'breaks', shell = 'echo so it goes; exit 7' }";
     write(&life, &file);
-    let failed = life.vmkit(["up"]);
-    assert_eq!(failed.code, Some(1), "{failed:?}");
-    let said = format!("{}{}", failed.stdout, failed.stderr);
-    assert!(said.contains("breaks") && said.contains('7') && said.contains("so it goes"), "{failed:?}");
+    fails_at_its_step(&life);
     let states = machines(&life, &["status", "--json"]);
     assert!(states.iter().all(|machine| machine["state"] == "running"), "{states:?}");
 

@@ -126,7 +126,7 @@ fn status_tells_what_a_machine_lacks_to_be_ready() {
     let table = life.must(["status", "--timeout", "1", "db"]);
     let row = table.lines().nth(1).unwrap();
     assert!(
-        row.contains("  no: tcp 80  ") && row.ends_with("waited 0.9 s for the guest's TCP port 80"),
+        row.contains("  no: tcp 80  ") && row.ends_with("waited 1.0 s for the guest's TCP port 80"),
         "{table}"
     );
     let db = machine(&life, &["status", "--timeout", "1", "--json"], 0);

@@ -272,7 +272,7 @@ fn a_machine_that_is_not_ready_tells_what_it_lacks() {
     assert_eq!(status(SHOP, second), None);
     let (probe, how) = status(&SHOP.replace("db-is-up", "fail"), second).unwrap();
     assert_eq!(probe, "command");
-    assert!(how.starts_with("waited 0.9 s for the ready command to succeed (last: exit code 3: "), "{how}");
+    assert!(how.starts_with("waited 1.0 s for the ready command to succeed (last: exit code 3: "), "{how}");
     fs::write(shop.world.dir.join("mute"), "").unwrap();
     assert_eq!(status(SHOP, second), Some(("ssh".into(), "no answer within 1.0 s".into())));
 }

@@ -145,8 +145,14 @@ fn files_that_are_not_there_are_all_told_before_anything_is_made() {
     }
     assert_eq!(said.lines().count(), 4, "{said}");
     assert!(shop.world.remains().is_empty() && shop.events.lock().unwrap().is_empty());
-    // A machine that runs needs no kernel, but one that is started again does.
     shop.up(SHOP);
+    // What would count from the next start on is no better.
+    let other = SHOP.replace("[machine.other]", "[machine.other]\nkernel = 'no-kernel'");
+    let refused = runtime().block_on(shop.engine.up(&shop.project(&other), &all, shop.listener()));
+    assert!(refused.unwrap_err().to_string().contains("no-kernel"));
+    let plan = runtime().block_on(shop.engine.plan(&shop.project(&other), &only(&["other"]))).unwrap();
+    assert!(plan.machines[0].action.as_ref().unwrap_err().to_string().contains("no-kernel"));
+    // A machine that runs needs no kernel, but one that is started again does.
     fs::remove_file(shop.world.dir.join("vmlinuz")).unwrap();
     assert!(shop.up(SHOP).is_unchanged());
     let (project, db) = (shop.project(SHOP), only(&["db"]));

@@ -108,7 +108,9 @@ impl Failure {
 
     fn tell(&self, hints: &mut Vec<String>) {
         match self {
-            Failure::Library { error: vmkit::Error::Vmfile(error), .. } => output::vmfile(error),
+            Failure::Library { of, error: vmkit::Error::Vmfile(error) } => {
+                output::vmfile(of.as_ref().map(|of| of.called.as_str()), error);
+            }
             Failure::Library { of, error } => {
                 let called = of.as_ref().map(|of| of.called.as_str());
                 output::error(called.filter(|called| !names(error, called)), error);

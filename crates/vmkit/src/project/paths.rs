@@ -18,6 +18,8 @@ use super::up::Work;
 use super::{Guests, ProjectManager};
 use crate::error::{Error, Result};
 use crate::hypervisor::Hypervisor;
+use crate::lifecycle::VmState;
+use crate::spec::{Applies, Change};
 use crate::vmfile::{MachinePlan, Project, VmfileError};
 
 impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
@@ -38,7 +40,10 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
             let action = match found {
                 Found::Nothing => PlannedAction::Make,
                 Found::Vm { vm, .. } => match changes_of(&work.project, machine, &vm) {
-                    Ok(changes) => action(&vm.state, &changes),
+                    Ok(changes) => match needed(&vm.state, &changes) {
+                        PlannedAction::Keep | PlannedAction::Resume if restarts => PlannedAction::Start,
+                        action => action,
+                    },
                     Err(_) => continue,
                 },
             };
@@ -48,9 +53,6 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
             match action {
                 // It is refused, and stays as it is.
                 PlannedAction::Recreate if !work.options.recreate => {}
-                PlannedAction::Keep | PlannedAction::Resume if restarts => {
-                    needs.push(((*machine).clone(), PlannedAction::Start, provisioned));
-                }
                 action => needs.push(((*machine).clone(), action, provisioned)),
             }
         }
@@ -62,6 +64,18 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
             all_of(&project, errors)
         })
         .await
+    }
+}
+
+/// Answers what a VM's files are needed for now. One that runs needs them for its next start, if that is to be another one.
+pub(super) fn needed(state: &VmState, changes: &[Change]) -> PlannedAction {
+    match action(state, changes) {
+        PlannedAction::Keep | PlannedAction::Resume
+            if changes.iter().any(|change| change.applies == Applies::NextStart) =>
+        {
+            PlannedAction::Start
+        }
+        action => action,
     }
 }
 

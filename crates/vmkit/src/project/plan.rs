@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::kept::Kept;
 use super::look::{Found, found, machine_of};
-use super::paths::{all_of, errors, missing};
+use super::paths::{all_of, errors, missing, needed};
 use super::provision::elsewhere;
 use super::task::{Digests, tasks, to_do};
 use super::{Guests, Options, ProjectManager, Why, chosen, with_dependencies};
@@ -196,7 +196,8 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
             planned.pending = pending(&vm);
             planned.state = Some(vm.state);
         }
-        planned.steps = self.planned_steps(project, machine, &planned.action, digests)?;
+        let action = planned.state.as_ref().map_or(PlannedAction::Make, |it| needed(it, &planned.changes));
+        planned.steps = self.planned_steps(project, machine, action, digests)?;
         Ok(())
     }
 
@@ -204,17 +205,15 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
         &self,
         project: &Project,
         machine: &MachinePlan,
-        action: &Result<PlannedAction>,
+        action: PlannedAction,
         digests: &Digests,
     ) -> Result<Vec<PlannedStep>> {
-        let is_new = matches!(action, Ok(PlannedAction::Make | PlannedAction::Recreate));
+        let is_new = matches!(action, PlannedAction::Make | PlannedAction::Recreate);
         let provisioned = match is_new {
             true => super::provisioned::Provisioned::default(),
             false => Kept::of(self.manager().home(), &machine.vm).provisioned()?,
         };
-        if let Ok(action) = action {
-            all_of(project, errors(project, machine, missing(machine, *action, &provisioned, digests)))?;
-        }
+        all_of(project, errors(project, machine, missing(machine, action, &provisioned, digests)))?;
         let steps = to_do(tasks(machine), &provisioned, false, digests)
             .map_err(|unreadable| project.blamed(machine, unreadable.into_error()))?;
         Ok(steps.into_iter().map(|step| PlannedStep { name: step.task.name, why: step.why }).collect())

@@ -159,7 +159,7 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
         let asked = self.probe(machine, &mut probe, end - (patience / 10).min(LAST_WORD));
         let how = match timeout_at(end, asked).await {
             Ok(Ok(())) => return Ok(()),
-            Ok(Err(error)) => said(error),
+            Ok(Err(error)) => said(error, patience),
             Err(_) => format!("no answer within {:.1} s", patience.as_secs_f64()),
         };
         Err(Unready { probe, how })
@@ -196,10 +196,10 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
     }
 }
 
-/// Answers an error on one line, without the console's.
-fn said(error: Error) -> String {
+/// Answers an error on one line, without the console's. What was asked before it took its part of the time.
+fn said(error: Error, after: Duration) -> String {
     let error = match error {
-        Error::TimedOut { awaited, after, .. } => Error::TimedOut { awaited, after, console: String::new() },
+        Error::TimedOut { awaited, .. } => Error::TimedOut { awaited, after, console: String::new() },
         error => error,
     };
     let causes = std::iter::successors(std::error::Error::source(&error), |cause| cause.source());

@@ -9,10 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use vmkit::Error;
 use vmkit::image::PullProgress;
 use vmkit::project::{Done, End, Happening, Listener, MachineReport, Report};
-use vmkit::spec::VmName;
 use vmkit::vmfile::Project;
 
-use crate::failure::Failure;
+use crate::failure::{Failure, Whose};
 use crate::{json_project, output, progress};
 
 /// What was asked for: what there is to say at the end depends on it.
@@ -102,7 +101,10 @@ pub(super) fn tell(project: &Project, report: Report, asked: Asked, json: bool) 
         }
     };
     let failed = report.machines.into_iter().filter_map(|machine| match machine.end {
-        End::Failed(error) => Some(Failure::Library { vm: VmName::new(&machine.machine).ok(), error }),
+        End::Failed(error) => {
+            let of = Box::new(Whose { called: machine.machine, vm: machine.vm });
+            Some(Failure::Library { of: Some(of), error })
+        }
         _ => None,
     });
     // What failed counts even where nobody reads the answer.
@@ -134,7 +136,8 @@ fn lines(project: &Project, report: &MachineReport, asked: Asked) -> Vec<String>
         (End::Fine, None) => vec![format!("{name}: {done}")],
         // The guest is there, and in it what tells more.
         (End::Failed(Error::Step { .. }), Some(way_in)) => {
-            vec![format!("{name}: {done}, and then a step failed; {way_in}")]
+            let done = if report.done.is_empty() { String::new() } else { format!("{done}, and then ") };
+            vec![format!("{name}: {done}a step failed; {way_in}")]
         }
         (End::Failed(_), _) if !report.done.is_empty() => vec![format!("{name}: {done}, and then it failed")],
         _ => Vec::new(),
