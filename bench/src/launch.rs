@@ -56,8 +56,12 @@ impl Pair for Launch<'_> {
 }
 
 /// Measures how soon a login shell's prompt comes from OpenSSH's server on loopback, beside OpenSSH's own client.
-pub(crate) fn prompt(runs: u32) -> Result<Figure> {
-    let sshd = Sshd::new();
+///
+/// The shell's home is empty: what a user has in `.bashrc` would count as vmkit's own.
+pub(crate) fn prompt(dir: &Path, runs: u32) -> Result<Figure> {
+    let home = dir.join("guest-home");
+    std::fs::create_dir(&home)?;
+    let sshd = Sshd::with(&format!("SetEnv HOME={}", home.display()));
     let identity = sshd.dir.path().join("identity");
     crate::sshd::write_secret(&identity, &sshd.access.login_key.private);
     let known_hosts = sshd.dir.path().join("known_hosts");

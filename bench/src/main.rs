@@ -90,7 +90,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     measure("prepare", &mut || operations::prepare(&bench, runs))?;
     measure("ls_500_stopped", &mut || program.ls_500_stopped(runs))?;
     measure("launch", &mut || launch::launch(&mut program, bench.dir(), runs))?;
-    measure("prompt", &mut || launch::prompt(runs))?;
+    measure("prompt", &mut || launch::prompt(bench.dir(), runs))?;
     measure("ls_20_running", &mut || program.ls_20_running(runs))?;
 
     figures.sort_by_key(|figure| figures::NAMES.iter().position(|name| *name == figure.name));

@@ -2,8 +2,11 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
+
+use serde::{Deserialize, Serialize};
 
 /// Appends to `path`, and moves it to `path.1` whenever it has reached half of the bound.
 #[derive(Debug)]
@@ -34,6 +37,12 @@ impl BoundedLog {
         }
     }
 
+    /// Answers the place that is written to next.
+    pub(crate) fn mark(&self) -> io::Result<LogMark> {
+        let file = self.file.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        Ok(LogMark { file: FileMark::of(file)?, at_bytes: self.written_bytes })
+    }
+
     /// Appends, cutting where the bound says. A full disk loses log lines and nothing else: the guest goes on.
     pub(crate) fn append(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
@@ -58,6 +67,81 @@ impl BoundedLog {
         self.file = append_to(&self.path).ok();
         self.written_bytes = 0;
     }
+}
+
+/// A place in a bounded log: it tells what was written since from what was there before, however often the log is cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogMark {
+    #[serde(flatten)]
+    file: FileMark,
+    at_bytes: u64,
+}
+
+/// A file, wherever it is moved to. A number that is free again may be another file's, which was born later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct FileMark {
+    inode: u64,
+    born_ns: Option<u64>,
+}
+
+impl FileMark {
+    fn of(file: &File) -> io::Result<Self> {
+        let found = file.metadata()?;
+        let since = found.created().ok().and_then(|born| born.duration_since(UNIX_EPOCH).ok());
+        let born_ns = since.and_then(|since| u64::try_from(since.as_nanos()).ok());
+        Ok(Self { inode: found.ino(), born_ns })
+    }
+}
+
+impl LogMark {
+    /// Answers the place in this file, one of the log's halves; `None` where it is in another one.
+    ///
+    /// What was written since begins there, goes on in the newer half where this is the older one, and is all that there is where
+    /// the place is in neither.
+    ///
+    /// # Errors
+    /// Why the file can't be looked at.
+    pub fn in_file(&self, file: &File) -> io::Result<Option<u64>> {
+        Ok((FileMark::of(file)? == self.file).then_some(self.at_bytes))
+    }
+}
+
+/// Reads the last `most_bytes` of what was written to a bounded log since `mark`.
+pub fn tail_of_log_since(path: &Path, mark: &LogMark, most_bytes: u64) -> io::Result<Vec<u8>> {
+    let mark_of = |file: &Option<File>| file.as_ref().map(FileMark::of).transpose();
+    loop {
+        let (newer, older) = (opened(path)?, opened(&older_log(path))?);
+        // In between the newer half may have become the older one.
+        if mark_of(&opened(path)?)? != mark_of(&newer)? {
+            continue;
+        }
+        let place = |file: &Option<File>| file.as_ref().map(|file| mark.in_file(file)).transpose();
+        let (in_newer, in_older) = (place(&newer)?.flatten(), place(&older)?.flatten());
+        let newer = newer.map(|newer| tail_from(newer, in_newer.unwrap_or(0), most_bytes));
+        let mut tail = newer.transpose()?.unwrap_or_default();
+        let missing = most_bytes - tail.len() as u64;
+        if let Some(older) = older.filter(|_| in_newer.is_none() && missing > 0) {
+            tail.splice(0..0, tail_from(older, in_older.unwrap_or(0), missing)?);
+        }
+        return Ok(tail);
+    }
+}
+
+fn opened(path: &Path) -> io::Result<Option<File>> {
+    match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        opened => opened.map(Some),
+    }
+}
+
+/// Reads the last `most_bytes` of a file that lie behind a place in it.
+fn tail_from(mut file: File, at: u64, most_bytes: u64) -> io::Result<Vec<u8>> {
+    let bytes = file.metadata()?.len();
+    let begin = bytes.saturating_sub(most_bytes).max(at.min(bytes));
+    file.seek(SeekFrom::Start(begin))?;
+    let mut tail = Vec::new();
+    file.take(bytes - begin).read_to_end(&mut tail)?;
+    Ok(tail)
 }
 
 /// Answers where the older half of a bounded log lies.
@@ -85,16 +169,7 @@ pub fn tail_of_log(path: &Path, most_bytes: u64) -> io::Result<Vec<u8>> {
 
 /// Reads the last `most_bytes` of one file; nothing where there is none.
 pub(crate) fn tail_of_file(path: &Path, most_bytes: u64) -> io::Result<Vec<u8>> {
-    let mut file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error),
-    };
-    let bytes = file.metadata()?.len();
-    file.seek(SeekFrom::Start(bytes.saturating_sub(most_bytes)))?;
-    let mut tail = Vec::new();
-    file.take(most_bytes).read_to_end(&mut tail)?;
-    Ok(tail)
+    opened(path)?.map_or(Ok(Vec::new()), |file| tail_from(file, 0, most_bytes))
 }
 
 #[cfg(test)]
@@ -120,6 +195,31 @@ mod tests {
             let tail = tail_of_log(&path, BOUND).unwrap();
             prop_assert!(all.ends_with(&tail));
             prop_assert!(tail.len() as u64 >= (BOUND / 2).min(all.len() as u64));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_mark_tells_what_was_written_since(
+            before in proptest::collection::vec(1usize..300, 0..20),
+            since in proptest::collection::vec(1usize..300, 0..40),
+            most in 1u64..1500,
+        ) {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("console.log");
+            let mut log = BoundedLog::open(&path, 1000).unwrap();
+            before.iter().for_each(|length| log.append(&vec![b'.'; *length]));
+            let mut log = BoundedLog::open(&path, 1000).unwrap();
+            let mark = log.mark().unwrap();
+            let mut all = Vec::new();
+            for (index, length) in since.into_iter().enumerate() {
+                let chunk = vec![b'a' + (index % 26) as u8; length];
+                log.append(&chunk);
+                all.extend(chunk);
+            }
+            let tail = tail_of_log_since(&path, &mark, most).unwrap();
+            let kept = tail_of_log(&path, 1000).unwrap().len();
+            prop_assert_eq!(tail.as_slice(), &all[all.len() - all.len().min(kept).min(most as usize)..]);
         }
     }
 

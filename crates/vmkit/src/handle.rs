@@ -11,6 +11,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::boundedlog::LogMark;
 use crate::error::Error;
 use crate::lifecycle::VmState;
 use crate::spec::{Accel, Protocol, VmName, VmSpec};
@@ -127,6 +128,9 @@ pub struct VmHandle {
     pub run: Option<RunInfo>,
     /// Where the serial console's output is kept, at most `spec.console_log` of it.
     pub console_log: Option<PathBuf>,
+    /// Where in that its last run begins; what was said before is older. `None` where that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub console_since: Option<LogMark>,
     /// Where the hypervisor's own words are kept.
     pub hypervisor_log: Option<PathBuf>,
     /// What only its backend reads.
@@ -144,6 +148,7 @@ impl VmHandle {
             state: VmState::Preparing,
             run: None,
             console_log: None,
+            console_since: None,
             hypervisor_log: None,
             details: BackendDetails::default(),
         }

@@ -34,7 +34,6 @@
 mod backend;
 mod boundedlog;
 pub mod cloud_init;
-#[cfg(feature = "propolis")]
 pub mod console;
 mod deadline;
 mod error;
@@ -74,7 +73,7 @@ pub use backend::qemu::{
 };
 pub use backend::router::RouterHypervisor;
 pub use backend::supervise::keeper::run_if_keeper;
-pub use boundedlog::tail_of_log;
+pub use boundedlog::{LogMark, tail_of_log, tail_of_log_since};
 pub use error::{Error, ErrorKind, LoginPart, Result};
 pub use forwarding::PortForwarding;
 pub use handle::{

@@ -6,12 +6,13 @@ use std::path::PathBuf;
 use clap::Args;
 use vmkit::console::{Past, Since};
 use vmkit::spec::VmName;
-use vmkit::{BackendTag, ConsoleEndpoint, Error};
+use vmkit::{BackendTag, ConsoleEndpoint, Error, LogMark, VmState};
 
 use crate::console::websocket;
 use crate::context::{Context, Manager};
 use crate::failure::Failure;
-use crate::{follow, output};
+use crate::follow::{self, Part};
+use crate::output;
 
 /// Prints what a VM's serial console said, as far back as it is kept.
 ///
@@ -27,8 +28,11 @@ pub(crate) struct Logs {
     /// Begins with the last lines, so many of them.
     #[arg(long, value_name = "LINES")]
     tail: Option<usize>,
-    /// Prints what the hypervisor said instead.
+    /// Begins with what the VM's last run said, which may be the present one.
     #[arg(long)]
+    last_run: bool,
+    /// Prints what the hypervisor said instead.
+    #[arg(long, conflicts_with = "last_run")]
     hypervisor: bool,
 }
 
@@ -44,9 +48,26 @@ impl Logs {
             true => manager.hypervisor_log(&self.name)?,
             false => manager.console_log(&self.name)?,
         };
+        let part = Part { since: self.since(context, &manager)?, tail: self.tail };
         match self.follow {
-            true => follow::follow(&log, self.tail),
-            false => follow::print(&log, self.tail),
+            true => follow::follow(&log, part),
+            false => follow::print(&log, part),
+        }
+    }
+
+    /// Answers where in the log is begun, if that was asked for.
+    fn since(&self, context: &Context, manager: &Manager) -> Result<Option<LogMark>, Failure> {
+        if !self.last_run {
+            return Ok(None);
+        }
+        let vm = context.block_on(async { Ok(manager.info(&self.name).await?) })?;
+        match vm.console_since {
+            Some(since) => Ok(Some(since)),
+            None if vm.state == VmState::Prepared => Ok(None),
+            None => {
+                let what = "telling one run's console from another's".to_owned();
+                Err(Error::Unsupported { backend: vm.backend, what }.into())
+            }
         }
     }
 

@@ -8,7 +8,6 @@
 //! hold ─▶ connect ─▶ raw mode ─▶ history ─▶ poll: input ⇄ socket ─▶ terminal restored ─▶ say why it ended
 //! ```
 
-mod holder;
 mod printer;
 pub(crate) mod signals;
 pub(crate) mod terminal;
@@ -24,7 +23,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use vmkit::Error;
-use vmkit::console::Since;
+use vmkit::console::{ConsoleTurn, Since};
 use vmkit::spec::VmName;
 
 use crate::failure::Failure;
@@ -78,8 +77,8 @@ struct Reached {
 /// # Errors
 /// `Busy` with the process that holds the console; `Io` and `Hypervisor` where it can't be reached, or no longer.
 pub(crate) fn attach(vm: &VmName, at: At, linger: Option<Duration>) -> Result<(), Failure> {
-    let held = match at {
-        At::Socket { path, .. } => Some(holder::hold(vm, path)?),
+    let turn = match at {
+        At::Socket { path, .. } => Some(ConsoleTurn::take(vm, path)?),
         At::WebSocket(_) => None,
     };
     let place = match at {
@@ -88,7 +87,7 @@ pub(crate) fn attach(vm: &VmName, at: At, linger: Option<Duration>) -> Result<()
     };
     let signals = Signals::catch().map_err(Error::io("watch for signals at", &place))?;
     let printer = Printer::start().map_err(Error::io("make", "the thread that prints"))?;
-    let Reached { stream, past, carrier } = Reached::reach(vm, at, &printer)?;
+    let Reached { stream, past, carrier } = Reached::reach(turn.as_ref(), at, &printer)?;
     let terminal = RawMode::enter().map_err(Error::io("set up", "the terminal"))?;
     let was_terminal = terminal.is_some();
     if was_terminal {
@@ -104,7 +103,8 @@ pub(crate) fn attach(vm: &VmName, at: At, linger: Option<Duration>) -> Result<()
         input_open: true,
         closed: false,
         pending: Vec::new(),
-        look_at: held.is_some().then(|| Instant::now() + SILENCE),
+        look_at: turn.is_some().then(|| Instant::now() + SILENCE),
+        turn,
         leave_at: None,
         linger,
     };
@@ -133,10 +133,10 @@ pub(crate) fn attach(vm: &VmName, at: At, linger: Option<Duration>) -> Result<()
 }
 
 impl Reached {
-    fn reach(vm: &VmName, at: At, printer: &Printer) -> Result<Self, Error> {
+    fn reach(turn: Option<&ConsoleTurn>, at: At, printer: &Printer) -> Result<Self, Error> {
         match at {
             At::Socket { path, log } => {
-                let stream = connected(vm, path)?;
+                let stream = connected(turn, path)?;
                 // Read after connecting: what was said in between is shown twice rather than not at all.
                 let past = history(log)?;
                 Ok(Self { stream, past, carrier: None })
@@ -153,7 +153,7 @@ impl Reached {
 }
 
 /// Connects without waiting: where nobody accepts and the queue is full, `connect` would block for good.
-fn connected(vm: &VmName, path: &Path) -> Result<UnixStream, Error> {
+fn connected(turn: Option<&ConsoleTurn>, path: &Path) -> Result<UnixStream, Error> {
     let failed = || Error::io("connect to", path);
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
@@ -161,8 +161,10 @@ fn connected(vm: &VmName, path: &Path) -> Result<UnixStream, Error> {
     let address = SocketAddrUnix::new(path).map_err(|errno| failed()(errno.into()))?;
     match connect(&socket, &address) {
         Ok(()) => Ok(socket.into()),
-        Err(Errno::AGAIN) => Err(holder::busy(vm, None)),
-        Err(errno) => Err(failed()(errno.into())),
+        Err(errno) => Err(match turn {
+            Some(turn) if errno == Errno::AGAIN => turn.busy(),
+            _ => failed()(errno.into()),
+        }),
     }
 }
 
@@ -193,6 +195,8 @@ struct Session {
     closed: bool,
     /// What was typed and not taken by the guest yet.
     pending: Vec<u8>,
+    /// This process's turn at the console, where it serves one client at a time.
+    turn: Option<ConsoleTurn>,
     /// When to look whether somebody else holds the console; nothing once it has spoken, or was looked at.
     look_at: Option<Instant>,
     /// When to go, after the input has ended.
@@ -242,7 +246,7 @@ impl Session {
             }
             if self.look_at.is_some_and(|at| at <= now) {
                 self.look_at = None;
-                if holder::somebody_else_has_it(&self.place) {
+                if self.turn.as_ref().is_some_and(ConsoleTurn::is_disregarded) {
                     let notice = "another program holds this console; it is yours as soon as that lets go";
                     self.printer.notice(notice);
                 }

@@ -7,11 +7,11 @@ mod linux;
 mod portable;
 
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Read, Seek};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use vmkit::Error;
+use vmkit::{Error, LogMark};
 
 #[cfg(target_os = "linux")]
 use self::linux::Changes;
@@ -20,23 +20,32 @@ use self::portable::Changes;
 use crate::failure::Failure;
 use crate::output;
 
-/// Prints a log, or its last lines.
+/// What of a log is printed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Part {
+    /// What was written since; all that is kept without it.
+    pub(crate) since: Option<LogMark>,
+    /// The last lines of that, so many of them.
+    pub(crate) tail: Option<usize>,
+}
+
+/// Prints a part of a log.
 ///
 /// # Errors
 /// `Io` where it can't be read. A log that is not there yet is empty.
-pub(crate) fn print(log: &Path, tail: Option<usize>) -> Result<(), Failure> {
-    Log::open(log)?.print(tail)
+pub(crate) fn print(log: &Path, part: Part) -> Result<(), Failure> {
+    Log::open(log)?.print(part)
 }
 
-/// Prints a log, or its last lines, and what is added from now on, until its directory is removed.
+/// Prints a part of a log, and what is added from now on, until its directory is removed.
 ///
 /// # Errors
 /// As for [`print`].
-pub(crate) fn follow(log: &Path, tail: Option<usize>) -> Result<(), Failure> {
+pub(crate) fn follow(log: &Path, part: Part) -> Result<(), Failure> {
     // Watched before it is read, so that nothing is written unseen in between.
     let changes = Changes::watch(log)?;
     let mut followed = Log::open(log)?;
-    followed.print(tail)?;
+    followed.print(part)?;
     loop {
         followed.catch_up()?;
         if !changes.wait()? {
@@ -53,6 +62,20 @@ struct Log {
     newer: Option<File>,
 }
 
+/// Where in each half of a log something begins.
+#[derive(Debug, Clone, Copy)]
+struct Begin {
+    /// Not at all where it is `None`.
+    older: Option<u64>,
+    newer: u64,
+}
+
+impl Default for Begin {
+    fn default() -> Self {
+        Self { older: Some(0), newer: 0 }
+    }
+}
+
 impl Log {
     fn open(path: &Path) -> Result<Self, Error> {
         loop {
@@ -65,11 +88,15 @@ impl Log {
         }
     }
 
-    fn print(&mut self, tail: Option<usize>) -> Result<(), Failure> {
-        let skipped = match tail {
-            Some(lines) => self.lines().map_err(Error::io("read", &self.path))?.saturating_sub(lines),
+    fn print(&mut self, part: Part) -> Result<(), Failure> {
+        let failed = || Error::io("read", &self.path);
+        let begin = part.since.map_or(Ok(Begin::default()), |since| self.begin(&since)).map_err(failed())?;
+        self.go_to(begin).map_err(failed())?;
+        let skipped = match part.tail {
+            Some(lines) => self.lines().map_err(failed())?.saturating_sub(lines),
             None => 0,
         };
+        self.go_to(begin).map_err(failed())?;
         let mut both = self.both();
         for _ in 0..skipped {
             both.skip_until(b'\n').map_err(Error::io("read", &self.path))?;
@@ -77,16 +104,32 @@ impl Log {
         copy(&mut both, &self.path)
     }
 
-    /// Counts the lines, the last one even if it is not ended, and goes back to the beginning.
-    fn lines(&mut self) -> io::Result<usize> {
+    /// Answers where in the halves begins what was written since.
+    fn begin(&self, since: &LogMark) -> io::Result<Begin> {
+        let place = |half: &Option<File>| half.as_ref().map(|file| since.in_file(file)).transpose();
+        let (in_older, in_newer) = (place(&self.older)?.flatten(), place(&self.newer)?.flatten());
+        Ok(match in_newer {
+            Some(at) => Begin { older: None, newer: at },
+            None => Begin { older: Some(in_older.unwrap_or(0)), newer: 0 },
+        })
+    }
+
+    fn go_to(&self, begin: Begin) -> io::Result<()> {
+        if let Some(mut older) = self.older.as_ref() {
+            older.seek(begin.older.map_or(SeekFrom::End(0), SeekFrom::Start))?;
+        }
+        if let Some(mut newer) = self.newer.as_ref() {
+            newer.seek(SeekFrom::Start(begin.newer))?;
+        }
+        Ok(())
+    }
+
+    /// Counts the lines from here on, the last one even if it is not ended.
+    fn lines(&self) -> io::Result<usize> {
         let mut lines = 0;
         let mut both = self.both();
         while both.skip_until(b'\n')? > 0 {
             lines += 1;
-        }
-        drop(both);
-        for half in [&mut self.older, &mut self.newer].into_iter().flatten() {
-            half.rewind()?;
         }
         Ok(lines)
     }

@@ -392,6 +392,29 @@ async fn whoever_waits_for_a_vm_that_is_being_started_gets_it_with_what_its_cons
 }
 
 #[tokio::test]
+async fn a_program_at_the_console_hears_what_was_said_before_and_that_the_vm_has_ended() {
+    let remote = Remote::new();
+    let home = Home::at(remote.path().join("home")).unwrap();
+    let propolis = PropolisHypervisor::builder(home.vms()).search_path("/nonexistent".as_ref()).build();
+    let manager = VmManager::new(propolis, BackendTag::Propolis, home);
+    manager.create(remote.spec(name())).await.unwrap();
+    let (web, soon) = (name(), || tokio::time::Instant::now() + Duration::from_secs(60));
+    manager.start(&web).await.unwrap();
+    let mut console = manager.attach_console(&web).await.unwrap();
+    console.wait_for("login: ", soon()).await.unwrap();
+    // The fake's guest says what it is told, and serves as many as come.
+    let mut other = manager.attach_console(&web).await.unwrap();
+    console.send("hello\r", soon()).await.unwrap();
+    assert_eq!(console.wait_for("hello", soon()).await.unwrap(), b"hello");
+    other.wait_for("login: hello", soon()).await.unwrap();
+    manager.stop(&web, Duration::ZERO).await.unwrap();
+    let ended = console.wait_for("never said", soon()).await.unwrap_err();
+    assert_eq!(ended.kind(), ErrorKind::InvalidState, "{ended}");
+    manager.remove(&web, true).await.unwrap();
+    assert_eq!(remote.left(), Vec::<String>::new());
+}
+
+#[tokio::test]
 async fn disks_of_a_server_elsewhere_are_named_and_not_looked_for_here() {
     let remote = Remote::new();
     let propolis = remote.hypervisor();

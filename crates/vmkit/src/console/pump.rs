@@ -14,8 +14,8 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_tungstenite::{WebSocketStream, client_async};
 
-use super::address::Control;
-use super::{ANSWER_LIMIT, API_VERSION, Ending, Event, Page, Since, no_vm, pages};
+use super::address::{Control, Since};
+use super::serial::{ANSWER_LIMIT, API_VERSION, Ending, Event, Page, no_vm, pages};
 use crate::backend::propolis::client::{Client, PEER};
 use crate::error::{Error, Result};
 

@@ -33,6 +33,7 @@ pub use list::Listed;
 pub(crate) use login::Guest;
 #[cfg(all(feature = "ssh", feature = "images"))]
 pub(crate) use tail::console_tail;
+pub(crate) use tail::last_lines;
 pub use wait::Condition;
 
 use crate::deadline::later;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::boundedlog::tail_of_file;
+use crate::boundedlog::{LogMark, tail_of_file, tail_of_log_since};
 use crate::handle::{ConsoleEndpoint, VmHandle};
 
 /// How much of the end is looked at, in bytes.
@@ -19,13 +19,16 @@ pub(crate) async fn console_tail(vm: &VmHandle) -> String {
     let said = match (console, &vm.console_log) {
         (Some(ConsoleEndpoint::WebSocket(url)), _) if vm.state.is_live() => said_at(url).await,
         (Some(ConsoleEndpoint::WebSocket(_)), _) | (_, None) => None,
-        (_, Some(log)) => logged(log),
+        (_, Some(log)) => logged(log, vm.console_since.as_ref()),
     };
     last_lines(&said.unwrap_or_default())
 }
 
-fn logged(log: &Path) -> Option<Vec<u8>> {
-    tail_of_file(log, MOST_BYTES).ok()
+fn logged(log: &Path, since: Option<&LogMark>) -> Option<Vec<u8>> {
+    match since {
+        Some(since) => tail_of_log_since(log, since, MOST_BYTES).ok(),
+        None => tail_of_file(log, MOST_BYTES).ok(),
+    }
 }
 
 #[cfg(feature = "propolis")]
@@ -45,7 +48,7 @@ async fn said_at(_url: &str) -> Option<Vec<u8>> {
 }
 
 /// Answers the last lines of what was said, fit to be shown on a terminal.
-fn last_lines(said: &[u8]) -> String {
+pub(crate) fn last_lines(said: &[u8]) -> String {
     let text = String::from_utf8_lossy(said);
     // What the guest prints is not trusted with the reader's terminal.
     let clean: String = text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect();

@@ -349,6 +349,8 @@ impl QemuHypervisor {
         let mut handle = vm.clone().in_state(state);
         if run.is_some() {
             handle.run = run;
+            let file = runfile::read(&layout.run_file()).ok().flatten();
+            handle.console_since = file.and_then(|file| file.console);
         }
         handle.console_log = Some(layout.console_log());
         handle.hypervisor_log = Some(layout.qemu_log());

@@ -242,6 +242,7 @@ impl Kept {
             BoundedLog::open(path, bytes).map_err(|e| format!("cannot open {}: {e}", path.display()))
         };
         let console = open(&launch.console_log, launch.console_log_bytes)?;
+        let begin = launch.console_log_descriptor.and_then(|_| console.mark().ok());
         logs.push(Log { pipe: console_read, log: console, copy: None });
         let mut log = open(&launch.log, launch.log_bytes)?;
         // The last words of an earlier run are not this one's.
@@ -255,7 +256,7 @@ impl Kept {
             inherited.push(inheritable(&console_write, number)?);
         }
         let stderr = log_write.try_clone().map_err(|e| format!("cannot copy a pipe: {e}"))?;
-        let mut run_file = RunFile::create(&launch.run_file, &launch.run_dir)
+        let mut run_file = RunFile::create(&launch.run_file, &launch.run_dir, begin)
             .map_err(|e| format!("cannot write {}: {e}", launch.run_file.display()))?;
         let child = Command::new(&launch.program)
             .args(&launch.args)

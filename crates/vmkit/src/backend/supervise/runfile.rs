@@ -10,6 +10,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::boundedlog::LogMark;
 use crate::error::{Error, Result};
 use crate::host::process::ProcessId;
 
@@ -29,6 +30,9 @@ pub(crate) struct Run {
     /// Where the sockets of this run are, which may be elsewhere than those of the run before.
     #[serde(default)]
     pub(crate) run_dir: Option<String>,
+    /// Where this run begins in the log of its console, if it has one.
+    #[serde(default)]
+    pub(crate) console: Option<LogMark>,
 }
 
 /// How a process ended.
@@ -70,12 +74,12 @@ pub(crate) struct RunFile {
 
 impl RunFile {
     /// Creates the file anew with its full size, under its name at once, and with only the keeper in it.
-    pub(crate) fn create(path: &Path, run_dir: &Path) -> io::Result<Self> {
+    pub(crate) fn create(path: &Path, run_dir: &Path, console: Option<LogMark>) -> io::Result<Self> {
         let temporary = super::unfinished(path);
         let mut file =
             OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         let run_dir = run_dir.to_str().map(str::to_owned);
-        let run = Run { keeper: identify(std::process::id()), run_dir, ..Run::default() };
+        let run = Run { keeper: identify(std::process::id()), run_dir, console, ..Run::default() };
         file.write_all(&padded(&run))?;
         fs::rename(&temporary, path)?;
         Ok(Self { file, run })
@@ -149,7 +153,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run.json");
         assert_eq!(read(&path).unwrap(), None);
-        let mut file = RunFile::create(&path, Path::new("/run/vm")).unwrap();
+        let mut file = RunFile::create(&path, Path::new("/run/vm"), None).unwrap();
         let fresh = read(&path).unwrap().unwrap();
         assert!(fresh.keeper.is_some() && fresh.hypervisor.is_none() && fresh.ended.is_none());
         file.started(std::process::id()).unwrap();

@@ -1,0 +1,244 @@
+//! A console that is attached: [`Console`].
+//!
+//! Edge: a socket. What a QEMU serves is the socket itself; what a Propolis server serves is carried to one.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::UnixStream;
+use tokio::time::{Instant, timeout_at};
+
+use super::turn::ConsoleTurn;
+use crate::boundedlog::tail_of_log_since;
+use crate::error::{Error, Result};
+use crate::handle::{ConsoleEndpoint, VmHandle};
+use crate::hypervisor::Hypervisor;
+use crate::lifecycle::VmState;
+use crate::manager::{Condition, VmManager, last_lines};
+use crate::spec::VmName;
+
+/// How much of what the run has said before is had, in bytes.
+const PAST_BYTES: u64 = 1 << 20;
+/// How much is read at once.
+const CHUNK_BYTES: usize = 16 << 10;
+/// How long a VM whose console has closed may take to have ended.
+const END_LIMIT: Duration = Duration::from_secs(10);
+
+/// A VM's serial console, attached: what the guest says is read from it, and what is written to it is typed.
+///
+/// It begins with what this run of the VM has said before, the last MiB of it, as far as the backend tells runs apart. What is said at the
+/// moment of attaching may come twice. Dropping it leaves the console to others.
+///
+/// # Examples
+/// ```no_run
+/// # async fn example(manager: vmkit::VmManager<vmkit::QemuHypervisor>) -> vmkit::Result<()> {
+/// let name = vmkit::spec::VmName::new("web")?;
+/// let mut console = manager.attach_console(&name).await?;
+/// let soon = || tokio::time::Instant::now() + std::time::Duration::from_secs(60);
+/// console.wait_for("login: ", soon()).await?;
+/// console.send("root\n", soon()).await?;
+/// let said = console.wait_for("# ", soon()).await?;
+/// # drop(said); Ok(()) }
+/// ```
+pub struct Console {
+    vm: VmName,
+    stream: UnixStream,
+    /// What was said and not read yet.
+    unread: Vec<u8>,
+    turn: Option<ConsoleTurn>,
+    /// Asks how the VM is once its console has closed.
+    end: Box<dyn Fn() -> Asking + Send + Sync>,
+}
+
+impl<H: Hypervisor + 'static> VmManager<H> {
+    /// Attaches to the serial console of a VM that runs.
+    ///
+    /// # Errors
+    /// `Busy` with the process that is at the console, where it serves one client at a time; `InvalidState` unless the VM lives;
+    /// `NotFound`; `Unsupported` for a VM without a console; `Io` and `Hypervisor` where it can't be reached.
+    pub async fn attach_console(&self, name: &VmName) -> Result<Console> {
+        let vm = self.info(name).await?;
+        if !vm.state.is_live() {
+            return Err(Error::NotLive { what: "the console", state: vm.state });
+        }
+        let (stream, unread, turn) = match self.console_endpoint(name)? {
+            ConsoleEndpoint::UnixSocket(socket) => at_socket(&vm, &socket).await?,
+            ConsoleEndpoint::WebSocket(url) => at_server(&vm, &url).await?,
+            ConsoleEndpoint::None => {
+                return Err(Error::Unsupported { backend: vm.backend, what: "a console".to_owned() });
+            }
+        };
+        let (manager, of) = (self.clone(), name.clone());
+        let end = Box::new(move || -> Asking {
+            let (manager, of) = (manager.clone(), of.clone());
+            Box::pin(async move { Ok(manager.wait(&of, Condition::Stopped, END_LIMIT).await?.state) })
+        });
+        Ok(Console { vm: name.clone(), stream, unread, turn, end })
+    }
+}
+
+impl Console {
+    /// Reads until the guest has said this, and answers all that was said up to there, with it.
+    ///
+    /// What comes behind it is read next.
+    ///
+    /// # Cancel safety
+    /// What was read stays, and is looked at again.
+    ///
+    /// # Errors
+    /// `TimedOut` with the console's last lines; `InvalidState` with them where the VM ends; `Busy` where the console is served to
+    /// somebody who has not taken a [`ConsoleTurn`]; `Io`. What was read stays.
+    pub async fn wait_for(&mut self, text: &str, deadline: Instant) -> Result<Vec<u8>> {
+        let begun = Instant::now();
+        let awaited = || format!("{text:?} on the console of the VM `{}`", self.vm);
+        let awaited = awaited();
+        // What was looked at is not looked at again, but for the beginning of what may be the text.
+        let mut looked_at = 0;
+        loop {
+            if let Some(at) = find(&self.unread[looked_at..], text.as_bytes()) {
+                let rest = self.unread.split_off(looked_at + at + text.len());
+                return Ok(std::mem::replace(&mut self.unread, rest));
+            }
+            looked_at = self.unread.len().saturating_sub(text.len().saturating_sub(1));
+            match timeout_at(deadline, self.hear()).await {
+                Ok(Ok(0)) => {
+                    let state = (self.end)().await?;
+                    return Err(Error::Ended { awaited, state, console: last_lines(&self.unread) });
+                }
+                Ok(heard) => drop(heard.map_err(|error| self.failed("read", error))?),
+                Err(_) if self.turn.as_ref().is_some_and(ConsoleTurn::is_disregarded) => {
+                    return Err(self.turn.as_ref().map(ConsoleTurn::busy).expect("it was just asked"));
+                }
+                Err(_) => {
+                    let (after, console) = (begun.elapsed(), last_lines(&self.unread));
+                    return Err(Error::TimedOut { awaited, after, console });
+                }
+            }
+        }
+    }
+
+    /// Types this.
+    ///
+    /// # Errors
+    /// `TimedOut` where the guest does not take it; `Io` where the console has closed. What was typed before stays so.
+    pub async fn send(&mut self, typed: impl AsRef<[u8]>, deadline: Instant) -> Result<()> {
+        let begun = Instant::now();
+        match timeout_at(deadline, self.stream.write_all(typed.as_ref())).await {
+            Ok(sent) => sent.map_err(|error| self.failed("write to", error)),
+            Err(_) => {
+                let awaited =
+                    format!("the guest to take what is typed on the console of the VM `{}`", self.vm);
+                Err(Error::TimedOut { awaited, after: begun.elapsed(), console: last_lines(&self.unread) })
+            }
+        }
+    }
+
+    /// Reads what comes next, and answers how much it is; 0 where the console has closed.
+    async fn hear(&mut self) -> io::Result<usize> {
+        self.unread.reserve(CHUNK_BYTES);
+        match self.stream.read_buf(&mut self.unread).await {
+            // A socket whose other end died with input that it had not read.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(0),
+            heard => heard,
+        }
+    }
+
+    fn failed(&self, verb: &'static str, error: io::Error) -> Error {
+        Error::io(verb, format!("the console of {}", self.vm))(error)
+    }
+}
+
+impl AsyncRead for Console {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.unread.is_empty() {
+            return match ready!(Pin::new(&mut this.stream).poll_read(cx, into)) {
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Poll::Ready(Ok(())),
+                read => Poll::Ready(read),
+            };
+        }
+        let now = this.unread.len().min(into.remaining());
+        into.put_slice(&this.unread[..now]);
+        this.unread.drain(..now);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Console {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, typed: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(cx, typed)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}
+
+impl fmt::Debug for Console {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Console").field("vm", &self.vm).field("turn", &self.turn).finish_non_exhaustive()
+    }
+}
+
+/// Somebody is asked how a VM is.
+type Asking = Pin<Box<dyn Future<Output = Result<VmState>> + Send>>;
+
+/// A console that was reached: the socket, what was said before, and whose turn it is.
+type Reached = (UnixStream, Vec<u8>, Option<ConsoleTurn>);
+
+async fn at_socket(vm: &VmHandle, socket: &Path) -> Result<Reached> {
+    let turn = ConsoleTurn::take(vm.name(), socket)?;
+    let stream = match UnixStream::connect(socket).await {
+        // Nobody accepts, and there is no more room to wait in.
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(turn.busy()),
+        stream => stream.map_err(Error::io("connect to", socket))?,
+    };
+    // Read after connecting: what was said in between is had twice rather than not at all.
+    let past = match (&vm.console_log, &vm.console_since) {
+        (Some(log), Some(since)) => {
+            tail_of_log_since(log, since, PAST_BYTES).map_err(Error::io("read", log))?
+        }
+        _ => Vec::new(),
+    };
+    Ok((stream, past, Some(turn)))
+}
+
+#[cfg(feature = "propolis")]
+async fn at_server(vm: &VmHandle, url: &str) -> Result<Reached> {
+    use super::{SerialConsole, Since};
+    let console = SerialConsole::at(url)?;
+    let past = console.history(Since::MostRecent(PAST_BYTES)).await?;
+    let (ours, theirs) = UnixStream::pair().map_err(Error::io("make", "a pair of sockets"))?;
+    let name = vm.name().clone();
+    // It ends when either end is closed, ours when the console is dropped.
+    tokio::spawn(async move {
+        let told = |event| tracing::debug!(vm = %name, ?event, "at the console");
+        if let Err(error) = console.pump(past.end, theirs, told).await {
+            tracing::warn!(vm = %name, %error, "the console is lost");
+        }
+    });
+    Ok((ours, past.bytes, None))
+}
+
+/// Answers nothing: only Propolis has such consoles.
+#[cfg(not(feature = "propolis"))]
+async fn at_server(vm: &VmHandle, _url: &str) -> Result<Reached> {
+    Err(Error::Unsupported { backend: vm.backend.clone(), what: "a console at a WebSocket here".to_owned() })
+}
+
+/// Answers where the text begins.
+fn find(said: &[u8], text: &[u8]) -> Option<usize> {
+    match text.len() {
+        0 => Some(0),
+        length => said.windows(length).position(|window| window == text),
+    }
+}

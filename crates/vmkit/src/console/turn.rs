@@ -1,0 +1,124 @@
+//! Who is at a console: QEMU serves one at a time, and leaves everybody else in its queue without a word.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+
+use crate::error::{Error, Result};
+use crate::spec::VmName;
+
+/// This process's turn at a console that serves one client at a time.
+///
+/// It is over when this is dropped, or the process has died. The file behind it lies beside the socket, has the PID for whoever comes
+/// next, and goes with the VM.
+#[derive(Debug)]
+pub struct ConsoleTurn {
+    _held: File,
+    vm: VmName,
+    socket: PathBuf,
+}
+
+impl ConsoleTurn {
+    /// Takes the console of this VM, which is at this socket.
+    ///
+    /// # Errors
+    /// `Busy` with the PID of the process that has it; `Io` and `Host` where that can't be told.
+    pub fn take(vm: &VmName, socket: &Path) -> Result<Self> {
+        let path = lock_of(socket);
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(Error::io("create", &path))?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => return Err(busy(vm, signed(&mut file))),
+            Err(errno) => return Err(Error::io("lock", &path)(errno.into())),
+        }
+        sign(&mut file).map_err(Error::io("write", &path))?;
+        Ok(Self { _held: file, vm: vm.clone(), socket: socket.to_owned() })
+    }
+
+    /// Tells whether the hypervisor serves a client that has not taken its turn, so that a connection made now waits to be accepted.
+    /// Always `false` but on Linux, which alone tells it.
+    pub fn is_disregarded(&self) -> bool {
+        fs::read_to_string("/proc/net/unix").is_ok_and(|table| has_waiting(&table, &self.socket))
+    }
+
+    /// Makes the error for a console that is served to such a client.
+    pub fn busy(&self) -> Error {
+        busy(&self.vm, None)
+    }
+}
+
+fn busy(vm: &VmName, holder: Option<u32>) -> Error {
+    Error::Busy { what: format!("the console of the VM `{vm}`"), holder }
+}
+
+/// Looks for a socket at the path that is connected and has nobody's descriptor yet.
+///
+/// Source: the kernel's `unix_seq_show`, which shows such a one in the state SS_CONNECTING (2).
+fn has_waiting(table: &str, socket: &Path) -> bool {
+    table.lines().skip(1).any(|line| {
+        // Num RefCount Protocol Flags Type St Inode Path; the inode is padded, and the path may have blanks.
+        let mut columns = line.split_ascii_whitespace();
+        let waits = columns.nth(5) == Some("02");
+        waits && line.split_once(" /").is_some_and(|(_, path)| socket == Path::new(&format!("/{path}")))
+    })
+}
+
+fn lock_of(socket: &Path) -> PathBuf {
+    let mut path = socket.as_os_str().to_owned();
+    path.push(".lock");
+    path.into()
+}
+
+fn sign(file: &mut File) -> io::Result<()> {
+    file.set_len(0)?;
+    write!(file, "{}", std::process::id())
+}
+
+fn signed(file: &mut File) -> Option<u32> {
+    let mut text = String::new();
+    file.take(16).read_to_string(&mut text).ok()?;
+    text.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::{UnixListener, UnixStream};
+
+    #[test]
+    fn a_connection_that_nobody_accepted_is_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("with blank.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let turn = ConsoleTurn::take(&VmName::new("web").unwrap(), &path).unwrap();
+        assert!(!turn.is_disregarded());
+        let first = UnixStream::connect(&path).unwrap();
+        assert!(turn.is_disregarded());
+        let accepted = listener.accept().unwrap();
+        assert!(!turn.is_disregarded());
+        drop((first, accepted));
+    }
+
+    #[test]
+    fn a_second_holder_learns_of_the_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let (vm, socket) = (VmName::new("web").unwrap(), dir.path().join("console.sock"));
+        let held = ConsoleTurn::take(&vm, &socket).unwrap();
+        let error = ConsoleTurn::take(&vm, &socket).unwrap_err().to_string();
+        let own = std::process::id();
+        assert_eq!(error, format!("the console of the VM `web` is in use by process {own}"));
+        drop(held);
+        ConsoleTurn::take(&vm, &socket).unwrap();
+    }
+}
