@@ -165,6 +165,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_place_is_held_until_what_came_is_unpacked() {
+        use crate::image::DigestAlgorithm;
+        use crate::image::intake::Intake;
+
+        const UNPACKED_BYTES: usize = 64 << 20;
+        let packed = zstd::stream::encode_all(&vec![7; UNPACKED_BYTES][..], 1).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let place = Place::new(dir.path()).await.unwrap();
+        let mut intake = Intake::begin(&place, DigestAlgorithm::Sha256, 0).unwrap();
+        assert!(intake.take(packed.into()).await);
+        drop((intake, place));
+        let lock = lock::acquire(&dir.path().join(LOCK), Hold::Alone, Instant::now() + PATIENCE).await;
+        lock.unwrap().unwrap();
+        let unpacked = fs::metadata(dir.path().join("disk")).unwrap().len();
+        assert_eq!(unpacked, UNPACKED_BYTES as u64, "nobody writes there any more");
+    }
+
+    #[tokio::test]
     async fn who_waits_goes_on_waiting_where_nothing_can_be_watched() {
         let dir = tempfile::tempdir().unwrap();
         let gone = dir.path().join("gone");

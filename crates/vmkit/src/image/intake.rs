@@ -44,7 +44,8 @@ const DISK: &str = "disk";
 /// An image on its way in.
 #[derive(Debug)]
 pub(super) struct Intake {
-    sender: mpsc::Sender<Piece>,
+    /// None once it was given up.
+    sender: Option<mpsc::Sender<Piece>>,
     outcome: oneshot::Receiver<Result<Taken>>,
 }
 
@@ -87,20 +88,31 @@ impl Intake {
         let (answer, outcome) = oneshot::channel();
         let place = place.clone();
         spawn("vmkit-keep", move || {
-            // Held whole by the thread, so that nobody else writes there before it has ended: of a field alone, the closure
-            // would have no more than that.
+            // Held whole by the thread, so that nobody else writes there before it has ended, and the unpacker with it: of a
+            // field alone, the closure would have no more than that.
             let place = place;
             if let Some(taken) = keep(&place.dir, file, algorithm, kept_bytes, receiver).transpose() {
                 // Whoever asked may have gone away; what was kept stays for the next try.
                 let _ = answer.send(taken);
             }
         })?;
-        Ok(Self { sender, outcome })
+        Ok(Self { sender: Some(sender), outcome })
     }
 
     /// Takes in what comes next; answers false where it can't be taken, and then [`finish`](Self::finish) tells why.
     pub(super) async fn take(&mut self, bytes: Bytes) -> bool {
-        self.sender.send(Piece::Bytes(bytes)).await.is_ok()
+        match &self.sender {
+            Some(sender) => sender.send(Piece::Bytes(bytes)).await.is_ok(),
+            None => false,
+        }
+    }
+
+    /// Gives the intake up, and waits until nothing is written any more: what came stays.
+    pub(super) async fn give_up(&mut self) {
+        if self.sender.take().is_some() {
+            // The keeper answers nothing then, or why it has failed before, which is nobody's trouble any more.
+            let _ = (&mut self.outcome).await;
+        }
     }
 
     /// Ends the intake: nothing more comes.
@@ -108,8 +120,10 @@ impl Intake {
     /// # Errors
     /// `Host` and `Io` where it could not be written; `InvalidInput` on `image` where it can't be unpacked or is a web page.
     pub(super) async fn finish(self) -> Result<Taken> {
-        // Where the keeper has ended already, its outcome says why.
-        let _ = self.sender.send(Piece::End).await;
+        if let Some(sender) = &self.sender {
+            // Where the keeper has ended already, its outcome says why.
+            let _ = sender.send(Piece::End).await;
+        }
         self.outcome.await.expect("the keeper answers after the end")
     }
 }
@@ -236,6 +250,8 @@ impl Branches {
 }
 
 /// A thread that is fed and answers once, at the end or when it fails.
+///
+/// Dropped, it waits for the thread's end: a thread that came to write only when the next try has begun would take its file away.
 struct Branch<T> {
     feed: Option<threads::SyncSender<Bytes>>,
     answer: threads::Receiver<Result<T>>,
@@ -292,6 +308,13 @@ impl<T: Send + 'static> Branch<T> {
 
     fn outcome(&self) -> Result<T> {
         self.answer.recv().expect("the thread answers before it ends")
+    }
+}
+
+impl<T> Drop for Branch<T> {
+    fn drop(&mut self) {
+        self.feed = None;
+        while self.answer.recv().is_ok() {}
     }
 }
 

@@ -293,7 +293,7 @@ impl ImageStore {
                 _ => None,
             };
             if download.authorization.is_none() {
-                drop(download);
+                download.give_up().await;
                 if got_bytes == 0 {
                     remove_dir(&place.dir)?;
                 }

@@ -340,7 +340,7 @@ impl Download<'_> {
                 Err(Cut::Unreachable(error)) if before == 0 => return Err(error),
                 Err(Cut::Again(error) | Cut::Unreachable(error)) => error,
                 Err(Cut::Anew(error)) => {
-                    self.begin_anew()?;
+                    self.begin_anew().await?;
                     error
                 }
             };
@@ -350,6 +350,11 @@ impl Download<'_> {
             tries.pause(error).await?;
         }
         Ok(())
+    }
+
+    /// Ends it where it is, and waits until nothing is written any more.
+    pub(super) async fn give_up(mut self) {
+        self.intake.give_up().await;
     }
 
     /// Answers what came, once all is here.
@@ -373,7 +378,7 @@ impl Download<'_> {
             }
         }
         let mut response = self.remote.send(url, request).await?;
-        self.accept(&response)?;
+        self.accept(&response).await?;
         while let Some(bytes) = self.remote.next(url, &mut response).await? {
             let count = bytes.len() as u64;
             if !self.intake.take(bytes).await {
@@ -393,7 +398,7 @@ impl Download<'_> {
     }
 
     /// Looks at the head of an answer: whether the rest comes, or the whole, or nothing of use.
-    fn accept(&mut self, response: &Response) -> Result<(), Cut> {
+    async fn accept(&mut self, response: &Response) -> Result<(), Cut> {
         let (url, status) = (self.wanted.url, response.status());
         // Before what came earlier is dropped for it: a network that wants a login first answers so.
         if status.is_success() && is_web_page(response.headers()) {
@@ -406,7 +411,7 @@ impl Download<'_> {
             StatusCode::OK => {
                 if self.got_bytes > 0 {
                     // It knows no ranges, or has another file by now: it sends the whole.
-                    self.begin_anew().map_err(Cut::Final)?;
+                    self.begin_anew().await.map_err(Cut::Final)?;
                 }
             }
             StatusCode::PARTIAL_CONTENT => {
@@ -440,7 +445,9 @@ impl Download<'_> {
         Ok(())
     }
 
-    fn begin_anew(&mut self) -> Result<()> {
+    /// Drops what came, once nobody writes it any more, and begins with nothing.
+    async fn begin_anew(&mut self) -> Result<()> {
+        self.intake.give_up().await;
         self.intake = Intake::begin(self.place, self.wanted.algorithm, 0)?;
         self.got_bytes = 0;
         self.is_resumed = false;
