@@ -193,7 +193,8 @@ async fn what_a_killed_writer_left_is_taken_over_and_what_another_writes_is_not(
     let held = fs::File::open(scene.path("new.unfinished")).unwrap();
     rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive).unwrap();
     assert_eq!(scene.convert("raw", "new", Existing::Stays).await.unwrap_err().kind(), ErrorKind::Busy);
-    drop(held);
+    // Closing is not enough: a child that another test is just spawning has the file, too.
+    rustix::fs::flock(&held, rustix::fs::FlockOperation::Unlock).unwrap();
     scene.convert("raw", "new", Existing::Stays).await.unwrap();
     assert!(fs::read(scene.path("new")).unwrap() == content());
     assert_eq!(scene.entries(), ["new", "raw"]);
