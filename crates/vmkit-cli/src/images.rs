@@ -28,6 +28,9 @@ pub(crate) fn store(home: &Home) -> Result<ImageStore, Error> {
         catalogue = catalogue.with_mirrors(&mirrors)?;
     }
     let mut store = ImageStore::new(home, catalogue).with_login_files(login_files(var));
+    if let Some(path) = var("PATH") {
+        store = store.with_credential_helpers(&path);
+    }
     // The names that curl and others read; http_proxy alone would be for http:// only, and images come by https://.
     if let Some(proxy) = ["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"].into_iter().find_map(text) {
         let except = ["no_proxy", "NO_PROXY"].into_iter().find_map(text).unwrap_or_default();

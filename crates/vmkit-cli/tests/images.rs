@@ -262,6 +262,46 @@ fn a_login_file_of_somebody_elses_hinders_no_image_that_needs_no_login() {
 }
 
 #[test]
+fn a_login_that_a_helper_keeps_is_shown_to_its_registry() {
+    let host = Host::with_refusing_qemu();
+    let registry = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = registry.local_addr().unwrap();
+    let (heard, hears) = mpsc::channel();
+    thread::spawn(move || {
+        for stream in registry.incoming() {
+            let mut stream = stream.unwrap();
+            let mut head = [0; 4096];
+            let read = stream.read(&mut head).unwrap();
+            let head = String::from_utf8_lossy(&head[..read]).to_ascii_lowercase();
+            let shown = head.lines().find_map(|line| line.strip_prefix("authorization: ")).map(str::to_owned);
+            let status = if shown.is_some() { "404 Not Found" } else { "401 Unauthorized" };
+            let refusal = format!(
+                "HTTP/1.1 {status}\r\nWWW-Authenticate: Basic realm=\"x\"\r\nContent-Length: 0\r\n\
+                 Connection: close\r\n\r\n"
+            );
+            heard.send(shown).unwrap();
+            stream.write_all(refusal.as_bytes()).unwrap();
+        }
+    });
+    fs::write(host.file("config.json"), format!(r#"{{"credHelpers": {{"{address}": "test"}}}}"#)).unwrap();
+    let pull = || {
+        let mut command = host.command(["image", "pull", &format!("oci://{address}/disks/web:1")]);
+        answer(command.env("DOCKER_CONFIG", host.dir.path()).output().unwrap())
+    };
+    let missing = pull();
+    assert_eq!(missing.code, Some(2), "{missing:?}");
+    assert!(missing.stderr.contains("docker-credential-test: it keeps the login at"), "{missing:?}");
+    let script = r#"read registry; echo "{\"ServerURL\":\"$registry\",\"Username\":\"u\",\"Secret\":\"p\"}""#;
+    let helper = host.dir.path().join("bin/docker-credential-test");
+    fs::write(&helper, format!("#!/bin/sh\n{script}\n")).unwrap();
+    fs::set_permissions(&helper, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let shown = pull();
+    assert_eq!(shown.code, Some(3), "{shown:?}");
+    let heard: Vec<_> = hears.try_iter().collect();
+    assert_eq!(heard, [None, None, Some("basic dtpw".to_owned())]);
+}
+
+#[test]
 fn a_file_for_another_architecture_is_refused_and_a_directory_is_no_image() {
     let host = Host::with_refusing_qemu();
     // A GPT with a root partition of aarch64.

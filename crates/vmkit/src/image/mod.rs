@@ -25,6 +25,10 @@ mod convert_tests;
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 mod create;
 #[cfg(feature = "images")]
+mod credential_helper;
+#[cfg(feature = "images")]
+mod credentials;
+#[cfg(feature = "images")]
 mod digest;
 #[cfg(feature = "images")]
 mod disk;
@@ -76,6 +80,8 @@ pub use catalogue::{
 #[cfg(feature = "images")]
 pub use convert::{Existing, convert};
 #[cfg(feature = "images")]
+pub use credentials::RegistryCredentials;
+#[cfg(feature = "images")]
 pub use digest::{Digest, DigestAlgorithm};
 #[cfg(feature = "images")]
 pub use kept::{KeptImage, KeptName, Verified};
@@ -83,8 +89,6 @@ pub use kept::{KeptImage, KeptName, Verified};
 pub use progress::{PullProgress, PullStage, unwatched};
 #[cfg(feature = "images")]
 pub use reference::{ImageName, ImageRef, ImageUrl, OciRef};
-#[cfg(feature = "images")]
-pub use registry::RegistryCredentials;
 #[cfg(feature = "images")]
 pub use store::{ImageInUse, ImageStore, Import, PullPolicy, RemovedImage};
 

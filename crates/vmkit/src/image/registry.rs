@@ -7,15 +7,14 @@
 //! speaks of a disk or whose title ends as images do. Container images, which keep a disk in a tar (`/disk/…`), are refused
 //! with what to do.
 //!
-//! Source: the OCI Image and Distribution Specifications; the Docker Registry token authentication specification.
+//! Source: the OCI Image and Distribution Specifications; the Docker Registry token authentication specification, and its
+//! "OAuth2 token authentication" for identity tokens.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 
+use super::credentials::{DOCKER_HUB, Login, is_docker_hub};
 use super::digest::{Digest, Hasher};
 use super::kept::Verified;
 use super::pull::Source;
@@ -33,79 +32,8 @@ const MANIFESTS: &str = "application/vnd.oci.image.manifest.v1+json, \
     application/vnd.docker.distribution.manifest.v2+json, \
     application/vnd.oci.image.index.v1+json, \
     application/vnd.docker.distribution.manifest.list.v2+json";
-/// The server of Docker Hub, which everybody calls docker.io, and whose login is kept for index.docker.io.
-const DOCKER_HUB: &str = "registry-1.docker.io";
 /// The ends of titles that are disks.
 const DISK_ENDS: &[&str] = &[".qcow2", ".raw", ".img", ".gz", ".xz", ".zst", ".bz2"];
-
-/// Who asks registries: what a `config.json` of Docker's has.
-#[derive(Clone, Default, Deserialize)]
-pub struct RegistryCredentials {
-    #[serde(default)]
-    auths: Option<BTreeMap<String, Login>>,
-}
-
-#[derive(Clone, Deserialize)]
-struct Login {
-    /// `USER:PASSWORD` in Base64.
-    auth: Option<String>,
-    username: Option<String>,
-    password: Option<String>,
-}
-
-impl std::fmt::Debug for RegistryCredentials {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // The passwords stay out of logs.
-        f.debug_set().entries(self.auths.iter().flatten().map(|(registry, _)| registry)).finish()
-    }
-}
-
-impl RegistryCredentials {
-    /// Reads the text of a `config.json` as `docker login`, `podman login` and `oras login` write it.
-    ///
-    /// Helpers that keep passwords elsewhere (`credsStore`, `credHelpers`) are programs, and not run.
-    ///
-    /// # Errors
-    /// `InvalidInput` on `registry credentials` for what is not of that form.
-    pub fn from_docker_config(text: &str) -> Result<Self> {
-        // Only the place of the error: what stands there is secret.
-        serde_json::from_str(text).map_err(|error| {
-            let place = format!("line {}, column {}", error.line(), error.column());
-            Error::invalid("registry credentials", place, "this is not a config.json of Docker's")
-        })
-    }
-
-    /// Reads a file of logins.
-    pub(super) fn from_file(path: &Path, bytes: &[u8]) -> Result<Self> {
-        Self::from_docker_config(&String::from_utf8_lossy(bytes)).map_err(|error| match error {
-            Error::Invalid { field, value, expected } => {
-                Error::Invalid { field, value: format!("{}, {value}", path.display()), expected }
-            }
-            error => error,
-        })
-    }
-
-    /// Tells whether there are none.
-    pub(super) fn is_empty(&self) -> bool {
-        self.auths.as_ref().is_none_or(BTreeMap::is_empty)
-    }
-
-    /// Answers what a registry is shown by who has a login there: `Basic …`.
-    fn basic(&self, registry: &str) -> Option<String> {
-        let host = |key: &str| {
-            let key = key.split_once("://").map_or(key, |(_, rest)| rest);
-            key.split('/').next().unwrap_or_default().to_owned()
-        };
-        let is_same = |other: &str| other == registry || (is_docker_hub(other) && is_docker_hub(registry));
-        let (_, login) = self.auths.iter().flatten().find(|(key, _)| is_same(&host(key)))?;
-        let auth = match (&login.auth, &login.username, &login.password) {
-            (Some(auth), _, _) if !auth.is_empty() => auth.clone(),
-            (_, Some(user), Some(password)) => STANDARD.encode(format!("{user}:{password}")),
-            _ => return None,
-        };
-        Some(format!("Basic {auth}"))
-    }
-}
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -252,16 +180,16 @@ impl Session<'_> {
     /// Answers what the registry is shown that wants to know who asks.
     async fn answer(&self, header: &str) -> Result<Option<String>> {
         let challenge = challenge(header);
-        let basic = self.store.logins()?.basic(self.image.registry());
-        Ok(match challenge.scheme.as_str() {
-            "basic" => basic,
-            "bearer" => Some(self.token(&challenge, basic.as_deref()).await?),
+        let login = self.store.login(self.image).await?;
+        Ok(match (challenge.scheme.as_str(), login) {
+            ("basic", Some(Login::Password(password))) => Some(basic(&password)),
+            ("bearer", login) => Some(self.token(&challenge, login).await?),
             _ => None,
         })
     }
 
     /// Fetches a token for reading this repository, for whoever asks or for anybody.
-    async fn token(&self, challenge: &Challenge, basic: Option<&str>) -> Result<String> {
+    async fn token(&self, challenge: &Challenge, login: Option<Login>) -> Result<String> {
         let untrusted = |problem: &str| Error::Untrusted {
             what: format!("the registry {}", self.image.registry()),
             problem: problem.to_owned(),
@@ -272,24 +200,35 @@ impl Session<'_> {
         if !realm.starts_with("https://") && !self.base().starts_with("http://") {
             return Err(untrusted("it wants the password shown without TLS"));
         }
-        let scope = format!("repository:{}:pull", self.repository());
-        let mut url =
-            format!("{realm}{}scope={}", if realm.contains('?') { '&' } else { '?' }, escaped(&scope));
+        let mut query = format!("scope={}", escaped(&format!("repository:{}:pull", self.repository())));
         if let Some(service) = parameter("service") {
-            url.push_str(&format!("&service={}", escaped(service)));
+            query.push_str(&format!("&service={}", escaped(service)));
         }
-        let answer = self.store.remote.ask(&url, None, basic, MOST_TOKEN_BYTES).await?;
-        let bytes = answer.body(&url)?;
+        let remote = &self.store.remote;
+        let url = format!("{realm}{}{query}", if realm.contains('?') { '&' } else { '?' });
+        let answer = match login {
+            Some(Login::IdentityToken(token)) => {
+                let form = format!(
+                    "grant_type=refresh_token&client_id=vmkit&{query}&refresh_token={}",
+                    escaped(&token)
+                );
+                remote.post(realm, form, MOST_TOKEN_BYTES).await?.body(realm)?
+            }
+            Some(Login::Password(password)) => {
+                remote.ask(&url, None, Some(&basic(&password)), MOST_TOKEN_BYTES).await?.body(&url)?
+            }
+            None => remote.ask(&url, None, None, MOST_TOKEN_BYTES).await?.body(&url)?,
+        };
         let token: Token =
-            serde_json::from_slice(&bytes).map_err(|_| untrusted("its token can't be read"))?;
+            serde_json::from_slice(&answer).map_err(|_| untrusted("its token can't be read"))?;
         let token = token.token.or(token.access_token).ok_or_else(|| untrusted("it gave no token"))?;
         Ok(format!("Bearer {token}"))
     }
 }
 
-/// Tells whether this is Docker Hub, by any of the names that it has had.
-fn is_docker_hub(registry: &str) -> bool {
-    matches!(registry, "docker.io" | "index.docker.io" | DOCKER_HUB)
+/// Answers what a registry is shown by who has a password.
+fn basic(password: &str) -> String {
+    format!("Basic {password}")
 }
 
 /// Answers the layer that is a disk.
@@ -417,22 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn a_login_is_found_by_its_registry_and_never_shown() {
-        let text = r#"{"auths": {"https://r.example/v1/": {"auth": "dTpw"},
-            "localhost:5000": {"username": "u", "password": "geheim"}, "none": {}}}"#;
-        let credentials = RegistryCredentials::from_docker_config(text).unwrap();
-        assert_eq!(credentials.basic("r.example").as_deref(), Some("Basic dTpw"));
-        assert_eq!(credentials.basic("localhost:5000").as_deref(), Some("Basic dTpnZWhlaW0="));
-        assert_eq!((credentials.basic("none"), credentials.basic("other")), (None, None));
-        assert!(!format!("{credentials:?}").contains("dTpw"));
-        let error = RegistryCredentials::from_docker_config(r#"{"auths": {"r": {"auth": 17}}}"#).unwrap_err();
-        assert!(error.to_string().contains("line 1") && !error.to_string().contains("17}"), "{error}");
-    }
-
-    #[test]
-    fn docker_hub_is_one_registry_by_all_its_names() {
-        let text = r#"{"auths": {"https://index.docker.io/v1/": {"auth": "dTpw"}}, "credsStore": "x"}"#;
-        let credentials = RegistryCredentials::from_docker_config(text).unwrap();
+    fn docker_hub_is_asked_at_its_server_by_all_its_names() {
         for (name, base) in [
             ("oci://docker.io/me/disk:1", "https://registry-1.docker.io/v2/me/disk"),
             ("oci://docker.io/disk:1", "https://registry-1.docker.io/v2/library/disk"),
@@ -445,15 +369,13 @@ mod tests {
             let store = ImageStore::new(&home, crate::image::Catalogue::built_in());
             let session = Session { store: &store, image: &image, authorization: None };
             assert_eq!(session.base(), base);
-            assert_eq!(credentials.basic(image.registry()).as_deref(), Some("Basic dTpw"), "{name}");
         }
     }
 
     proptest! {
         #[test]
-        fn any_challenge_and_any_login_file_are_read_without_panic(text in ".*") {
+        fn any_challenge_is_read_without_panic(text in ".*") {
             let _ = challenge(&text);
-            let _ = RegistryCredentials::from_docker_config(&text);
         }
     }
 }

@@ -72,6 +72,65 @@ async fn a_registry_that_wants_a_login_is_shown_it() {
     assert_eq!(scene.pull(&format!("{image}:1")).await.unwrap().id.hex(), sha256(&disk));
 }
 
+/// Makes a helper `docker-credential-test` that answers this, and a store that runs it.
+fn with_helper(scene: &Scene, script: &str) -> ImageStore {
+    use std::os::unix::fs::PermissionsExt;
+
+    let path = scene.dir.path().join("docker-credential-test");
+    std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let credentials = RegistryCredentials::from_docker_config(r#"{"credsStore": "test"}"#).unwrap();
+    let store = scene.store.clone().with_registry_credentials(credentials);
+    store.with_credential_helpers(scene.dir.path().as_os_str())
+}
+
+#[tokio::test]
+async fn a_login_that_a_helper_keeps_is_shown() {
+    let mut scene = Scene::new().await;
+    let disk = disk(20_000);
+    let image = put_artifact(&scene.server, &disk, Some("Basic dTpw"));
+    scene.store = with_helper(&scene, r#"echo '{"ServerURL":"","Username":"u","Secret":"p"}'"#);
+    assert_eq!(scene.pull(&format!("{image}:1")).await.unwrap().id.hex(), sha256(&disk));
+}
+
+#[tokio::test]
+async fn a_helper_without_a_login_is_as_good_as_none_and_one_that_fails_is_told() {
+    let mut scene = Scene::new().await;
+    let disk = disk(20_000);
+    let image = format!("{}:1", put_artifact(&scene.server, &disk, None));
+    scene.store = with_helper(&scene, "echo 'the keychain is locked'; exit 1");
+    let error = scene.pull(&image).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Host);
+    let text = error.to_string();
+    assert!(text.contains("the keychain is locked") && text.contains(scene.server.host()), "{text}");
+    assert!(scene.server.asked("/token").is_empty());
+    scene.store = with_helper(&scene, "echo 'credentials not found in native keychain'; exit 1");
+    assert_eq!(scene.pull(&image).await.unwrap().id.hex(), sha256(&disk));
+}
+
+#[tokio::test]
+async fn an_identity_token_is_sent_for_a_token_and_to_nobody_else() {
+    let mut scene = Scene::new().await;
+    let other = TestServer::new().await;
+    let disk = disk(20_000);
+    let image = format!("{}:1", put_artifact(&scene.server, &disk, None));
+    scene.server.put("/token", Page::new(r#"{"access_token": "let-me-in"}"#));
+    scene.store = with_helper(&scene, r#"echo '{"ServerURL":"","Username":"<token>","Secret":"a b&c"}'"#);
+    assert_eq!(scene.pull(&image).await.unwrap().id.hex(), sha256(&disk));
+    let asked = &scene.server.asked("/token")[0];
+    assert_eq!(
+        asked.body,
+        "grant_type=refresh_token&client_id=vmkit&scope=repository:disks/web:pull&service=test\
+        &refresh_token=a%20b%26c"
+    );
+    assert!(asked.query.is_empty() && !asked.headers.contains_key("authorization"), "{asked:?}");
+    scene.store.remove(&image, None).await.unwrap();
+    let led = vec![("Location".to_owned(), other.url("/token"))];
+    scene.server.put("/token", Page { headers: led, ..Page::status("307 Temporary Redirect") });
+    scene.pull(&image).await.unwrap_err();
+    assert!(other.asked("/token").is_empty());
+}
+
 #[tokio::test]
 async fn a_registry_that_gives_another_manifest_or_blob_is_not_believed() {
     let scene = Scene::new().await;

@@ -161,9 +161,38 @@ impl Remote {
         authorization: Option<&str>,
         most_bytes: usize,
     ) -> Result<Answer> {
+        let client = self.client()?;
+        let request = || {
+            let request = with(client.get(url), authorization);
+            match accept {
+                Some(accept) => request.header(ACCEPT, accept),
+                None => request,
+            }
+        };
+        self.asked(url, request, most_bytes).await
+    }
+
+    /// Sends a form and answers what came, whatever its status. Where the server leads elsewhere, nobody follows: what is in the
+    /// form is for this server.
+    ///
+    /// # Errors
+    /// As for [`ask`](Self::ask).
+    pub(super) async fn post(&self, url: &str, form: String, most_bytes: usize) -> Result<Answer> {
+        let client = self.new_client(redirect::Policy::none())?;
+        let request =
+            || client.post(url).header(CONTENT_TYPE, "application/x-www-form-urlencoded").body(form.clone());
+        self.asked(url, request, most_bytes).await
+    }
+
+    async fn asked(
+        &self,
+        url: &str,
+        request: impl Fn() -> RequestBuilder,
+        most_bytes: usize,
+    ) -> Result<Answer> {
         let mut tries = Tries::new(self.patience);
         loop {
-            match self.ask_once(url, accept, authorization, most_bytes).await {
+            match self.ask_once(url, request(), most_bytes).await {
                 Ok(answer) => return Ok(answer),
                 Err(Cut::Final(error) | Cut::Unreachable(error)) => return Err(error),
                 Err(Cut::Again(error) | Cut::Anew(error)) => tries.pause(error).await?,
@@ -171,18 +200,8 @@ impl Remote {
         }
     }
 
-    async fn ask_once(
-        &self,
-        url: &str,
-        accept: Option<&str>,
-        authorization: Option<&str>,
-        most_bytes: usize,
-    ) -> Result<Answer, Cut> {
-        let mut request = self.client().map_err(Cut::Final)?.get(url);
-        if let Some(accept) = accept {
-            request = request.header(ACCEPT, accept);
-        }
-        let mut response = self.send(url, with(request, authorization)).await?;
+    async fn ask_once(&self, url: &str, request: RequestBuilder, most_bytes: usize) -> Result<Answer, Cut> {
+        let mut response = self.send(url, request).await?;
         if is_passing(response.status()) {
             return Err(Cut::Again(refusal(url, response.status())));
         }
@@ -264,11 +283,16 @@ impl Remote {
         if let Some(client) = self.client.get() {
             return Ok(client);
         }
-        let client = self.new_client()?;
+        let follow =
+            redirect::Policy::custom(|attempt| match refusal_to_follow(attempt.previous(), attempt.url()) {
+                Some(why) => attempt.error(why),
+                None => attempt.follow(),
+            });
+        let client = self.new_client(follow)?;
         Ok(self.client.get_or_init(|| client))
     }
 
-    fn new_client(&self) -> Result<Client> {
+    fn new_client(&self, follow: redirect::Policy) -> Result<Client> {
         use rustls_platform_verifier::BuilderVerifierExt;
 
         let refused = |problem: String| Error::Host { needed: "TLS".to_owned(), problem };
@@ -279,11 +303,6 @@ impl Remote {
             .and_then(BuilderVerifierExt::with_platform_verifier)
             .map_err(|error| refused(format!("the system's certificates can't be used: {error}")))?
             .with_no_client_auth();
-        let follow =
-            redirect::Policy::custom(|attempt| match refusal_to_follow(attempt.previous(), attempt.url()) {
-                Some(why) => attempt.error(why),
-                None => attempt.follow(),
-            });
         let mut builder = Client::builder()
             .tls_backend_preconfigured(tls)
             .redirect(follow)

@@ -5,6 +5,7 @@
 //! others; whoever removes it holds it alone, and looks at all VMs under it: so no image goes while a VM needs it.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -15,12 +16,13 @@ use rustix::fs::Mode;
 use tokio::time::Instant;
 
 use super::catalogue::Catalogue;
+use super::credential_helper::CredentialProgram;
+use super::credentials::{Login, RegistryCredentials};
 use super::digest::Digest;
 use super::inspect::{ImageFacts, inspect};
 use super::intake::Taken;
 use super::kept::{self, KeptImage, KeptName, NewName, RECORD};
-use super::reference::{ImageName, ImageRef};
-use super::registry::RegistryCredentials;
+use super::reference::{ImageName, ImageRef, OciRef};
 use super::remote::Remote;
 use crate::error::{Error, Result};
 use crate::spec::{Arch, DataDisk, Firmware, UserName, VmName};
@@ -67,6 +69,8 @@ pub struct ImageStore {
     pub(super) remote: Remote,
     credentials: RegistryCredentials,
     login_files: Vec<PathBuf>,
+    /// Where the programs are that keep logins; none is run where nobody has said that.
+    helper_path: Option<Vec<PathBuf>>,
 }
 
 /// Whether an image may be, or has to be, fetched.
@@ -126,7 +130,8 @@ impl ImageStore {
     /// Makes a store of the images in a home. Touches nothing.
     pub fn new(home: &Home, catalogue: Catalogue) -> Self {
         let (remote, credentials) = (Remote::default(), RegistryCredentials::default());
-        Self { home: home.clone(), catalogue, remote, credentials, login_files: Vec::new() }
+        let (login_files, helper_path) = (Vec::new(), None);
+        Self { home: home.clone(), catalogue, remote, credentials, login_files, helper_path }
     }
 
     /// Answers the same store, which shows registries who asks.
@@ -144,6 +149,16 @@ impl ImageStore {
         self
     }
 
+    /// Answers the same store, which runs the helpers that keep logins (`credHelpers`, `credsStore`), `docker-credential-NAME`, found
+    /// as `PATH` has it. Without this it runs none, and only logins that are written down count.
+    ///
+    /// A helper runs with this process's environment, once a registry asks who asks, and is killed after 30 s.
+    #[must_use]
+    pub fn with_credential_helpers(mut self, path: &OsStr) -> Self {
+        self.helper_path = Some(std::env::split_paths(path).collect());
+        self
+    }
+
     /// Answers the same store, which asks all servers through a proxy, but for the hosts that `except` lists with commas.
     ///
     /// # Errors
@@ -153,11 +168,23 @@ impl ImageStore {
         Ok(self)
     }
 
-    /// Answers the logins at registries.
+    /// Answers the login at the registry of an image: the helper's that keeps it, else the one that is written down.
     ///
     /// # Errors
-    /// `InvalidInput` on `registry credentials` for a file that is something else; `Io` for one that can't be read.
-    pub(super) fn logins(&self) -> Result<RegistryCredentials> {
+    /// `InvalidInput` on `registry credentials` for a file that is something else; `Io` for one that can't be read; `Host` and
+    /// `TimedOut` for a helper that does not answer.
+    pub(super) async fn login(&self, image: &OciRef) -> Result<Option<Login>> {
+        let (credentials, registry) = (self.logins()?, image.registry());
+        if let (Some(path), Some(name)) = (&self.helper_path, credentials.helper(registry))
+            && let Some(login) = CredentialProgram::find(name, path, registry)?.login(registry).await?
+        {
+            return Ok(Some(login));
+        }
+        Ok(credentials.written_down(image))
+    }
+
+    /// Answers the logins at registries.
+    fn logins(&self) -> Result<RegistryCredentials> {
         if !self.credentials.is_empty() {
             return Ok(self.credentials.clone());
         }

@@ -55,6 +55,8 @@ pub(super) struct Asked {
     /// What stood behind the `?`.
     pub(super) query: String,
     pub(super) headers: BTreeMap<String, String>,
+    /// What came with it, of a form.
+    pub(super) body: String,
 }
 
 #[derive(Debug, Default)]
@@ -117,13 +119,18 @@ async fn serve(mut stream: TcpStream, shared: Arc<Mutex<Shared>>) {
     let (path, query) = address.split_once('?').unwrap_or((address, ""));
     let header = |line: &str| line.split_once(": ").map(|(k, v)| (k.to_ascii_lowercase(), v.to_owned()));
     let headers: BTreeMap<String, String> = lines.filter_map(header).collect();
+    let mut body = vec![0; headers.get("content-length").map_or(0, |length| length.parse().unwrap())];
+    if stream.read_exact(&mut body).await.is_err() {
+        return;
+    }
     let (page, cut) = {
         let mut shared = shared.lock().unwrap();
         let (path, query) = (path.to_owned(), query.to_owned());
         let mut page = shared.pages.get_mut(&path);
         let cut = page.as_mut().and_then(|page| (!page.cuts.is_empty()).then(|| page.cuts.remove(0)));
         let page = page.cloned().unwrap_or_else(|| Page::status("404 Not Found"));
-        shared.asked.push(Asked { path, query, headers: headers.clone() });
+        let body = String::from_utf8(body).unwrap();
+        shared.asked.push(Asked { path, query, headers: headers.clone(), body });
         (page, cut)
     };
     // A client that goes away is what some tests are about.

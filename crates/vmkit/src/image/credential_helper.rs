@@ -1,0 +1,233 @@
+//! The programs that keep logins at registries: `docker-credential-NAME`.
+//!
+//! Edge: processes. One is run as `docker-credential-NAME get`, with the registry on its standard input, and answers with JSON. What
+//! it says is secret: of a success nothing but the login goes any further.
+//!
+//! Source: the README of docker-credential-helpers, "Development".
+
+use std::io;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use rustix::fs::{Access, access};
+use serde::Deserialize;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::process::Command;
+use tokio::time::timeout;
+
+use super::credentials::{Login, login_name};
+use crate::error::{Error, Result};
+use crate::steps::step;
+
+/// The beginning of every helper's name.
+const PREFIX: &str = "docker-credential-";
+/// How long a helper may take: somebody may have to type a passphrase.
+const LIMIT: Duration = Duration::from_secs(30);
+/// More than any helper has to say.
+const MOST_BYTES: u64 = 64 << 10;
+/// As much of what a helper said goes into an error; what is longer than that is no message.
+const MOST_SAID: usize = 300;
+const MOST_MESSAGE_BYTES: usize = 4096;
+/// What a helper says that has no login at a registry.
+const NOT_FOUND: &str = "credentials not found in native keychain";
+/// The user's name where the secret is no password.
+const TOKEN: &str = "<token>";
+
+/// A program that keeps logins.
+#[derive(Debug)]
+pub(super) struct CredentialProgram {
+    name: String,
+    program: PathBuf,
+    limit: Duration,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Answer {
+    username: String,
+    secret: String,
+}
+
+impl CredentialProgram {
+    /// Finds a helper by the end of its name; a directory that is not absolute is passed over.
+    ///
+    /// # Errors
+    /// `InvalidInput` on `registry credentials` for what can't be such a name; `Host` where no directory has it.
+    pub(super) fn find(end: &str, search_path: &[PathBuf], registry: &str) -> Result<Self> {
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+        if end.is_empty() || !end.bytes().all(is_plain) {
+            let expected = "a helper is named by letters, digits, -, _ and ., as in docker-credential-NAME";
+            return Err(Error::invalid("registry credentials", end, expected));
+        }
+        let name = format!("{PREFIX}{end}");
+        let paths = search_path.iter().filter(|dir| dir.is_absolute()).map(|dir| dir.join(&name));
+        let found = paths.into_iter().find(|path| path.is_file() && access(path, Access::EXEC_OK).is_ok());
+        match found {
+            Some(program) => Ok(Self { name, program, limit: LIMIT }),
+            None => {
+                let dirs: Vec<_> = search_path.iter().map(|dir| dir.display().to_string()).collect();
+                let problem =
+                    format!("it keeps the login at {registry}, and is not found in {}", dirs.join(":"));
+                Err(Error::Host { needed: name, problem })
+            }
+        }
+    }
+
+    /// Asks for the login at a registry; `None` where the helper has none.
+    ///
+    /// # Cancel safety
+    /// A helper that is not waited for any more is killed.
+    ///
+    /// # Errors
+    /// `Host` with what the helper said where it fails; `TimedOut` where it does not end.
+    pub(super) async fn login(&self, registry: &str) -> Result<Option<Login>> {
+        let failed = |problem: String| Error::Host {
+            needed: self.name.clone(),
+            problem: format!("it keeps the login at {registry}, and {problem}"),
+        };
+        step("image: run a credential helper").map_err(Error::io("run", &self.program))?;
+        let (said, complained, status) = match timeout(self.limit, self.run(login_name(registry))).await {
+            Ok(ended) => ended.map_err(|error| failed(format!("can't be run: {error}")))?,
+            Err(_) => {
+                let awaited = format!("{} to give the login at {registry}", self.name);
+                return Err(Error::TimedOut { awaited, after: self.limit, console: String::new() });
+            }
+        };
+        let said = said.trim_ascii();
+        if !status.success() {
+            if said == NOT_FOUND.as_bytes() {
+                return Ok(None);
+            }
+            // Where it has a login after all, that is in there.
+            let is_no_message = said.is_empty() || said.starts_with(b"{") || said.len() > MOST_MESSAGE_BYTES;
+            let told = if is_no_message { complained.trim_ascii() } else { said };
+            let told: String = String::from_utf8_lossy(told).chars().take(MOST_SAID).collect();
+            return Err(failed(format!("failed ({status}): {told:?}")));
+        }
+        // Not even the place of the error: it would come with a part of the secret.
+        let answer: Answer = serde_json::from_slice(said)
+            .map_err(|_| failed("answered something else than a login".to_owned()))?;
+        Ok(match (answer.username.as_str(), answer.secret) {
+            (_, secret) if secret.is_empty() => None,
+            (TOKEN, secret) => Some(Login::IdentityToken(secret)),
+            (user, secret) => Some(Login::password(user, &secret)),
+        })
+    }
+
+    /// Runs it to its end. It has this process's environment: without it, it finds no keychain.
+    async fn run(&self, server: &str) -> io::Result<(Vec<u8>, Vec<u8>, std::process::ExitStatus)> {
+        let mut command = Command::new(&self.program);
+        command.arg("get").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.kill_on_drop(true).spawn()?;
+        let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let ask = async {
+            if let Some(mut stdin) = stdin {
+                // One that does not read says why at its end.
+                let _ = stdin.write_all(server.as_bytes()).await;
+            }
+        };
+        let ((), said, complained, status) = tokio::join!(ask, all_of(stdout), all_of(stderr), child.wait());
+        Ok((said?, complained?, status?))
+    }
+}
+
+/// Reads to the end, or as much as there may be; then whoever writes more finds nobody there.
+async fn all_of(pipe: Option<impl AsyncRead + Unpin>) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    if let Some(pipe) = pipe {
+        pipe.take(MOST_BYTES).read_to_end(&mut bytes).await?;
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    /// Makes a helper `docker-credential-test` of a shell's script.
+    fn helper(dir: &tempfile::TempDir, script: &str) -> CredentialProgram {
+        let path = dir.path().join("docker-credential-test");
+        fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        CredentialProgram::find("test", &[dir.path().to_owned()], "r.example").unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_helper_is_asked_as_docker_asks_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let asked = dir.path().join("asked");
+        let script = format!(
+            "{{ echo \"$*\"; cat; }} > {}; echo '{{\"ServerURL\":\"x\",\"Username\":\"u\",\"Secret\":\"p\"}}'",
+            asked.display()
+        );
+        let one = helper(&dir, &script);
+        let login = one.login("r.example:5000").await.unwrap();
+        assert_eq!(login, Some(Login::Password("dTpw".to_owned())));
+        assert_eq!(fs::read_to_string(&asked).unwrap(), "get\nr.example:5000");
+        one.login("docker.io").await.unwrap();
+        assert_eq!(fs::read_to_string(&asked).unwrap(), "get\nhttps://index.docker.io/v1/");
+    }
+
+    #[tokio::test]
+    async fn a_token_is_told_from_a_password_and_no_login_is_no_failure() {
+        let dir = tempfile::tempdir().unwrap();
+        let token = helper(&dir, r#"echo '{"ServerURL":"x","Username":"<token>","Secret":"t"}'"#);
+        assert_eq!(token.login("r").await.unwrap(), Some(Login::IdentityToken("t".to_owned())));
+        let none = helper(&dir, "echo 'credentials not found in native keychain'; exit 1");
+        assert_eq!(none.login("r").await.unwrap(), None);
+        let empty = helper(&dir, r#"echo '{"ServerURL":"x","Username":"","Secret":""}'"#);
+        assert_eq!(empty.login("r").await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn a_failure_says_which_helper_and_what_it_said_and_never_a_secret() {
+        let dir = tempfile::tempdir().unwrap();
+        for (script, expected) in [
+            ("echo 'pass not initialized'; exit 1", "failed (exit status: 1): \"pass not initialized\""),
+            ("echo 'no keychain' >&2; exit 3", "failed (exit status: 3): \"no keychain\""),
+            (r#"echo '{"Secret": "geheim"}'; exit 1"#, "failed (exit status: 1): \"\""),
+            (r#"echo '{"Secret": "geheim"}'"#, "answered something else than a login"),
+            // It finds nobody any more who reads all that.
+            ("exec yes geheim", "failed (signal: 13"),
+        ] {
+            let error = helper(&dir, script).login("r.example").await.unwrap_err();
+            let text = error.to_string();
+            assert_eq!(error.kind(), ErrorKind::Host, "{text}");
+            assert!(text.starts_with("docker-credential-test: it keeps the login at r.example"), "{text}");
+            assert!(text.contains(expected) && !text.contains("geheim"), "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_helper_that_does_not_end_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let endless =
+            CredentialProgram { limit: Duration::from_millis(200), ..helper(&dir, "exec sleep 1000") };
+        let error = endless.login("r.example").await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TimedOut);
+        assert!(
+            error.to_string().contains("docker-credential-test to give the login at r.example"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn no_name_leads_out_of_the_directories() {
+        let dir = tempfile::tempdir().unwrap();
+        helper(&dir, "exit 0");
+        for end in ["", "../test", "a/b", "a b", "t\0"] {
+            let error = CredentialProgram::find(end, &[dir.path().to_owned()], "r").unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidInput, "{end:?}");
+        }
+        let error = CredentialProgram::find("none", &[dir.path().to_owned()], "r.example").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Host);
+        assert!(
+            error.to_string().contains("docker-credential-none: it keeps the login at r.example"),
+            "{error}"
+        );
+    }
+}
