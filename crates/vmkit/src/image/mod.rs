@@ -57,6 +57,8 @@ mod registry_tests;
 #[cfg(feature = "images")]
 mod remote;
 #[cfg(feature = "images")]
+mod removal;
+#[cfg(feature = "images")]
 mod signature;
 #[cfg(feature = "images")]
 mod sparse;

@@ -1,8 +1,7 @@
 //! The images that are kept: [`ImageStore`].
 //!
 //! Edge: files and locks; what lies where is drawn in `kept.rs`. An image is named by what its disk hashes to, so two names
-//! of one image share it, and it is never written to again. Whoever makes a VM of an image holds its lock together with
-//! others; whoever removes it holds it alone, and looks at all VMs under it: so no image goes while a VM needs it.
+//! of one image share it, and it is never written to again. What removes them is in `removal.rs`.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -25,17 +24,17 @@ use super::kept::{self, KeptImage, KeptName, NewName, RECORD};
 use super::reference::{ImageName, ImageRef, OciRef};
 use super::remote::Remote;
 use crate::error::{Error, Result};
-use crate::spec::{Arch, DataDisk, Firmware, UserName, VmName};
+use crate::spec::{Arch, Firmware, UserName};
 use crate::steps::step;
 use crate::store::lock::{self, Hold, Lock};
-use crate::store::{Home, Store, create_private};
+use crate::store::{Home, create_private};
 
 /// How long one who removes an image waits for those who are just making a VM of it, and the other way round.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// More than any record has.
 const MOST_RECORD_BYTES: u64 = 1 << 20;
 /// The lock of an image, in its directory.
-const LOCK: &str = "lock";
+pub(super) const LOCK: &str = "lock";
 /// The end of a record's name while it is being written.
 const UNFINISHED: &str = ".new";
 
@@ -64,7 +63,7 @@ const UNFINISHED: &str = ".new";
 /// ```
 #[derive(Debug, Clone)]
 pub struct ImageStore {
-    home: Home,
+    pub(super) home: Home,
     pub(super) catalogue: Catalogue,
     pub(super) remote: Remote,
     credentials: RegistryCredentials,
@@ -272,100 +271,6 @@ impl ImageStore {
         if found.is_empty() { Err(missing()) } else { Ok(found) }
     }
 
-    /// Answers the names of the VMs whose disks hang on an image.
-    ///
-    /// # Errors
-    /// `Record` where a VM's record can't be read, since that VM may be one.
-    pub fn users(&self, id: &Digest) -> Result<Vec<VmName>> {
-        let dir = self.dir(id);
-        let dir = dir.canonicalize().unwrap_or(dir);
-        let within = |path: &Path| {
-            path.starts_with(&dir) || path.canonicalize().is_ok_and(|path| path.starts_with(&dir))
-        };
-        let store = Store::new(self.home.clone());
-        let mut users = Vec::new();
-        for name in store.names()? {
-            let spec = match store.read(&name) {
-                Ok(record) => record.handle.spec,
-                Err(Error::NotFound { .. }) => continue,
-                Err(error) => return Err(error),
-            };
-            let existing = |disk: &DataDisk| match disk {
-                DataDisk::Existing { path, .. } => within(path),
-                DataDisk::Fresh { .. } => false,
-            };
-            if spec.disk().is_some_and(|disk| within(&disk.image)) || spec.data_disks().iter().any(existing) {
-                users.push(name);
-            }
-        }
-        Ok(users)
-    }
-
-    /// Removes a name, and its image where that was its last; an identity is removed with all its names.
-    ///
-    /// # Errors
-    /// `Busy` while a VM's disk hangs on the image, with the VMs, or while one is being made of it; `NotFound`; `Record`
-    /// where a VM's record can't be read, since that VM may need the image.
-    pub async fn remove(&self, text: &str, arch: Option<Arch>) -> Result<RemovedImage> {
-        let found = self.find(text, arch)?;
-        let of_identity = text.starts_with("sha256:");
-        let name = if of_identity { String::new() } else { self.kept_name(&text.parse()?) };
-        let goes =
-            |kept: &KeptName| of_identity || (kept.name == name && arch.is_none_or(|arch| arch == kept.arch));
-        let mut removed = RemovedImage { names: Vec::new(), freed_bytes: 0 };
-        for image in found {
-            let Some(lock) = self.hold(&image.id, Hold::Alone).await? else { continue };
-            // Read again now that nobody changes it.
-            let names = self.names_of(&image.id)?;
-            let (going, staying): (Vec<_>, Vec<_>) = names.into_iter().partition(goes);
-            if staying.is_empty() {
-                self.refuse_if_used(&image.id)?;
-            }
-            for name in &going {
-                remove_file(&self.names_dir().join(name.file_name()))?;
-            }
-            if staying.is_empty() {
-                removed.freed_bytes += self.remove_content(&image.id, lock)?;
-            }
-            removed
-                .names
-                .extend(going.into_iter().map(|name| format!("{}@{}", name.name, name.arch.as_str())));
-        }
-        Ok(removed)
-    }
-
-    /// Removes the images that have no name and that no VM needs, with `all` those with a name, too; and what is left of
-    /// downloads that nobody works on. Answers how many images went, and how much room that made.
-    ///
-    /// # Errors
-    /// As for [`remove`](Self::remove), except that an image in use is left alone.
-    pub async fn prune(&self, all: bool) -> Result<(usize, u64)> {
-        let (mut count, mut freed_bytes) = (0, 0);
-        for entry in entries(self.home.images())? {
-            let Some(id) = kept::id_of_dir(&entry) else { continue };
-            let lock = match self.hold_until(&id, Hold::Alone, Instant::now()).await {
-                Ok(Some(lock)) => lock,
-                Ok(None) | Err(Error::Busy { .. }) => continue,
-                Err(error) => return Err(error),
-            };
-            sweep(&self.dir(&id))?;
-            let names = self.names_of(&id)?;
-            if !(all || names.is_empty()) || !self.users(&id)?.is_empty() {
-                continue;
-            }
-            for name in names {
-                remove_file(&self.names_dir().join(name.file_name()))?;
-            }
-            freed_bytes += self.remove_content(&id, lock)?;
-            count += 1;
-        }
-        if self.names_dir().exists() {
-            drop(self.hold_names().await?);
-        }
-        freed_bytes += self.prune_downloads().await?;
-        Ok((count, freed_bytes))
-    }
-
     /// Answers the whole name under which an image is kept.
     pub(super) fn kept_name(&self, image: &ImageRef) -> String {
         match image {
@@ -492,7 +397,7 @@ impl ImageStore {
     }
 
     /// Holds the names against others who write one, and removes what such a one left who died.
-    async fn hold_names(&self) -> Result<Lock> {
+    pub(super) async fn hold_names(&self) -> Result<Lock> {
         let dir = self.names_dir();
         loop {
             create_private(&dir)?;
@@ -522,11 +427,11 @@ impl ImageStore {
         }
     }
 
-    fn dir(&self, id: &Digest) -> PathBuf {
+    pub(super) fn dir(&self, id: &Digest) -> PathBuf {
         self.home.images().join(kept::dir_name(id))
     }
 
-    fn names_dir(&self) -> PathBuf {
+    pub(super) fn names_dir(&self) -> PathBuf {
         self.home.images().join("names")
     }
 
@@ -534,7 +439,7 @@ impl ImageStore {
         read_bytes(path)?.map(|bytes| KeptName::decode(path, &bytes)).transpose()
     }
 
-    fn names_of(&self, id: &Digest) -> Result<Vec<KeptName>> {
+    pub(super) fn names_of(&self, id: &Digest) -> Result<Vec<KeptName>> {
         let mut names = Vec::new();
         for file in entries(&self.names_dir())?.into_iter().filter(|file| file.ends_with(".json")) {
             if let Some(name) = self.read_name(&self.names_dir().join(file))?
@@ -551,40 +456,16 @@ impl ImageStore {
         self.hold_until(id, hold, Instant::now() + PATIENCE).await
     }
 
-    async fn hold_until(&self, id: &Digest, hold: Hold, deadline: Instant) -> Result<Option<Lock>> {
+    pub(super) async fn hold_until(
+        &self,
+        id: &Digest,
+        hold: Hold,
+        deadline: Instant,
+    ) -> Result<Option<Lock>> {
         lock::acquire(&self.dir(id).join(LOCK), hold, deadline).await.map_err(|error| match error {
             Error::Busy { holder, .. } => Error::Busy { what: format!("image {id}"), holder },
             error => error,
         })
-    }
-
-    fn refuse_if_used(&self, id: &Digest) -> Result<()> {
-        let users = self.users(id)?;
-        if users.is_empty() {
-            return Ok(());
-        }
-        let names: Vec<String> = users.iter().map(|name| format!("`{name}`")).collect();
-        let what = format!("image {id}: the disk of VM {} hangs on it, and so it", names.join(", "));
-        Err(Error::Busy { what, holder: None })
-    }
-
-    /// Removes an image that is held alone: the record first, since without it there is none.
-    fn remove_content(&self, id: &Digest, lock: Lock) -> Result<u64> {
-        let dir = self.dir(id);
-        let mut freed_bytes = 0;
-        remove_file(&dir.join(RECORD))?;
-        for entry in entries(&dir)?.into_iter().filter(|entry| entry != LOCK) {
-            freed_bytes += remove_file(&dir.join(entry))?;
-        }
-        remove_file(&dir.join(LOCK))?;
-        drop(lock);
-        step("image: remove the directory").map_err(Error::io("remove", &dir))?;
-        match fs::remove_dir(&dir) {
-            // Somebody has begun to keep the same image again since the lock's file went.
-            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(freed_bytes),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(freed_bytes),
-            removed => removed.map(|()| freed_bytes).map_err(Error::io("remove", &dir)),
-        }
     }
 }
 
@@ -624,7 +505,7 @@ pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 /// Removes what is left in a directory of records that were being written; whoever calls it holds the lock that each writer does.
-fn sweep(dir: &Path) -> Result<()> {
+pub(super) fn sweep(dir: &Path) -> Result<()> {
     for left in entries(dir)?.into_iter().filter(|file| file.ends_with(UNFINISHED)) {
         remove_file(&dir.join(left))?;
     }
