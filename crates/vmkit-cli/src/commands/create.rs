@@ -9,7 +9,7 @@ use vmkit::spec::{Boot, RootDisk, VmName, VmSpec};
 
 use crate::commands::machine::{Options, ZFS, image_path};
 use crate::commands::{plan, tell};
-use crate::context::Context;
+use crate::context::{Context, Manager};
 use crate::failure::Failure;
 use crate::{images, output};
 
@@ -47,6 +47,7 @@ impl Create {
     pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
         let manager = context.manager()?;
         context.block_on(async {
+            self.check_ahead(&manager).await?;
             // It holds the image until there is a VM that hangs on it.
             let image = self.found(context).await?;
             let spec = self.spec(image.as_ref())?;
@@ -60,6 +61,17 @@ impl Create {
             }
             tell(&vm, self.json)
         })
+    }
+
+    /// Refuses what could not be made whatever its image is, before that is fetched.
+    async fn check_ahead(&self, manager: &Manager) -> Result<(), Error> {
+        if self.image.is_none() {
+            return Ok(());
+        }
+        if !self.dry_run {
+            manager.check_free(&self.name).await?;
+        }
+        manager.check_files(&self.spec(None)?)
     }
 
     /// Finds the image here, or fetches it. A path that is not here may be one at a server elsewhere: the backend tells.

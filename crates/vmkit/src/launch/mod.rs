@@ -23,7 +23,6 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::handle::VmHandle;
 use crate::hypervisor::Hypervisor;
 use crate::image::{ImageInUse, ImageRef, ImageStore, PullPolicy, PullProgress};
-use crate::lifecycle::{FailureKind, VmState};
 use crate::manager::{Condition, Guest, VmManager, console_tail};
 use crate::spec::{
     Boot, CloudInitConfig, Firmware, GuestAccess, Machine, Mib, NetworkConfig, RootDisk, UserData, VmName,
@@ -117,9 +116,7 @@ async fn carry_out<H: Hypervisor + 'static>(
     report: &mut Reporter<'_>,
 ) -> Result<Launched> {
     report.begin(LaunchStage::Image);
-    if let Some(name) = &launch.name {
-        check_free(manager, name).await?;
-    }
+    check_ahead(manager, &launch).await?;
     let image = resolve(store, &launch, report).await?;
     report.begin(LaunchStage::Disk);
     let (until, timeout) = (launch.until, launch.timeout);
@@ -139,18 +136,16 @@ async fn carry_out<H: Hypervisor + 'static>(
     Ok(launched)
 }
 
-/// Refuses a name in use before an image is fetched for it. Whether it still is free counts when the VM is made.
-async fn check_free<H: Hypervisor + 'static>(manager: &VmManager<H>, name: &VmName) -> Result<()> {
-    let is_begun = |state: &VmState| match state {
-        VmState::Preparing => true,
-        VmState::Failed { cause } => cause.kind == FailureKind::Interrupted,
-        _ => false,
-    };
-    match manager.info(name).await {
-        Ok(vm) if !is_begun(&vm.state) => Err(Error::AlreadyExists { what: "VM", name: name.to_string() }),
-        // What else is wrong with it is told when the VM is made.
-        _ => Ok(()),
+/// Refuses what could not be launched whatever its image is, before that is fetched.
+async fn check_ahead<H: Hypervisor + 'static>(manager: &VmManager<H>, launch: &Launch) -> Result<()> {
+    if let Some(name) = &launch.name {
+        manager.check_free(name).await?;
     }
+    // Stands for the image, which nobody looks at here.
+    let disk = RootDisk { image: "/".into(), size: launch.disk };
+    let boot = launch.boot.clone().unwrap_or(Boot::Firmware(launch.machine.usual_firmware()));
+    let config = launch.cloud_init.clone().unwrap_or_default();
+    manager.check_files(&launch.spec.clone().disk(disk).boot(boot).cloud_init(config).build()?)
 }
 
 /// Fetches the image if need be, and tells of its progress.

@@ -8,6 +8,7 @@
 //! lock ─▶ settle what was cut off ─▶ write the intent ─▶ hypervisor ─▶ write what came of it ─▶ unlock
 //! ```
 
+mod ahead;
 mod ephemeral;
 mod forward;
 mod knock;

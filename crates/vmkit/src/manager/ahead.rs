@@ -1,0 +1,53 @@
+//! What can be told of a VM that is to be made before its image is fetched, which may take long.
+
+use super::VmManager;
+use crate::error::{Error, Result};
+use crate::handle::BackendTag;
+use crate::hypervisor::Hypervisor;
+use crate::input_file::InputFile;
+use crate::lifecycle::{FailureKind, VmState};
+use crate::spec::{Boot, DataDisk, VmName, VmSpec};
+
+impl<H: Hypervisor + 'static> VmManager<H> {
+    /// Refuses a name in use. Whether it still is free counts when the VM is made.
+    ///
+    /// # Errors
+    /// `AlreadyExists`.
+    pub async fn check_free(&self, name: &VmName) -> Result<()> {
+        let is_begun = |state: &VmState| match state {
+            VmState::Preparing => true,
+            VmState::Failed { cause } => cause.kind == FailureKind::Interrupted,
+            _ => false,
+        };
+        match self.info(name).await {
+            Ok(vm) if !is_begun(&vm.state) => {
+                Err(Error::AlreadyExists { what: "VM", name: name.to_string() })
+            }
+            // What else is wrong with it is told when the VM is made.
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses files that a spec names and that are not here, but for the image of its root disk. Only QEMU's are looked for: another
+    /// backend may have them elsewhere.
+    ///
+    /// # Errors
+    /// `InvalidInput` with the field and the path.
+    pub fn check_files(&self, spec: &VmSpec) -> Result<()> {
+        if *spec.backend().unwrap_or(&self.backend) != BackendTag::Qemu {
+            return Ok(());
+        }
+        if let Boot::Kernel(kernel) = spec.boot() {
+            InputFile::open("kernel", &kernel.path)?;
+            if let Some(initrd) = &kernel.initrd {
+                InputFile::open("initrd", initrd)?;
+            }
+        }
+        for disk in spec.data_disks() {
+            if let DataDisk::Existing { path, .. } = disk {
+                InputFile::open("data_disks", path)?;
+            }
+        }
+        Ok(())
+    }
+}
