@@ -47,6 +47,7 @@ pub(crate) struct Available {
     title: String,
     arches: Vec<Arch>,
     newest: bool,
+    aliases: Vec<String>,
 }
 
 /// Whether a kept image is still what it was.
@@ -115,8 +116,9 @@ impl<'a> Name<'a> {
 
 impl Available {
     pub(crate) fn of(entry: &CatalogueEntry) -> Self {
-        let CatalogueEntry { name, title, arches, newest } = entry;
-        Self { name: name.to_string(), title: title.clone(), arches: arches.clone(), newest: *newest }
+        let CatalogueEntry { name, title, arches, newest, aliases } = entry;
+        let (title, arches, aliases) = (title.clone(), arches.clone(), aliases.clone());
+        Self { name: name.to_string(), title, arches, newest: *newest, aliases }
     }
 }
 

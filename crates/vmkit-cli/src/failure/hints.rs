@@ -4,6 +4,9 @@ use vmkit::lifecycle::{InvalidTransition, Operation};
 use vmkit::spec::VmName;
 use vmkit::{Error, ErrorKind, LoginPart};
 
+/// What helps who does not know which images there are.
+const IMAGES: &str = "`vmkit image ls` lists the images that are here, with --available those that can be had";
+
 /// Answers what may be done about an error, of this VM where it is one's that is still there.
 pub(super) fn hint(error: &Error, vm: Option<&VmName>) -> Option<String> {
     let hint = match error {
@@ -16,8 +19,11 @@ pub(super) fn hint(error: &Error, vm: Option<&VmName>) -> Option<String> {
             "if the file was moved, move it back, or remove its VMs by `vmkit rm`; else give the project another `name`"
         }
         Error::NotFound { what: "VM", .. } => "`vmkit ls` lists the VMs",
-        Error::NotFound { what: "image", .. } => {
-            "`vmkit image ls` lists the images that are here, with --available those that can be had"
+        Error::NotFound { what: "image", .. } => IMAGES,
+        Error::Invalid { field, expected, .. }
+            if field == "image" && expected.starts_with("no image has this name") =>
+        {
+            IMAGES
         }
         Error::NoLogin { missing: LoginPart::HostKey, .. } => {
             "say what the server has: --host-key, or --any-host-key to believe whoever answers"

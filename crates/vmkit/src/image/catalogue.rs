@@ -165,6 +165,8 @@ pub struct CatalogueEntry {
     pub arches: Vec<Arch>,
     /// Whether the name without a version means this one.
     pub newest: bool,
+    /// Its further names, such as `debian:bookworm`.
+    pub aliases: Vec<String>,
 }
 
 impl Catalogue {
@@ -234,9 +236,24 @@ impl Catalogue {
     /// `InvalidInput` on `image` for a name that is unknown, with the nearest; for a version, with those there are; and for
     /// an architecture that it does not exist for.
     pub fn find(&self, name: &ImageName, arch: Arch) -> Result<Published> {
+        self.find_beside(name, arch, Vec::new)
+    }
+
+    /// Answers where an image lies and how it is checked; what may have been meant instead is looked for among the names of `others`, too.
+    ///
+    /// # Errors
+    /// Those of [`find`](Self::find).
+    pub(super) fn find_beside(
+        &self,
+        name: &ImageName,
+        arch: Arch,
+        others: impl Fn() -> Vec<ImageName>,
+    ) -> Result<Published> {
         let refused = |why: String| Err(Error::invalid("image", name, why));
-        let Some(image) = self.images.get(name.name()) else { return refused(self.unknown(name.name())) };
-        let versions = || image.versions().join(", ");
+        let Some(image) = self.images.get(name.name()) else {
+            return refused(unknown(name.name(), &self.names_beside(&others())));
+        };
+        let versions = || self.names_beside(&others())[name.name()].join(", ");
         let Some(version) = name.version().or(image.newest()) else {
             return refused("the catalogue has no version of it".to_owned());
         };
@@ -285,6 +302,11 @@ impl Catalogue {
                     title: image.title.clone().unwrap_or_else(|| name.clone()),
                     arches: image.release[version].arches(),
                     newest: image.newest() == Some(version),
+                    aliases: image.release[version]
+                        .names
+                        .iter()
+                        .map(|word| format!("{name}:{word}"))
+                        .collect(),
                 });
             }
         }
@@ -299,19 +321,20 @@ impl Catalogue {
         Some(key)
     }
 
-    fn unknown(&self, name: &str) -> String {
-        let names: Vec<&str> = self.images.keys().map(String::as_str).collect();
-        let near = names.iter().map(|other| (strsim::damerau_levenshtein(name, other), other));
-        let nearest = near.min().filter(|(distance, _)| *distance <= name.len().div_ceil(3).max(1));
-        match nearest {
-            Some((_, other)) => {
-                let versions = self.images[*other].versions().join(", ");
-                format!("no image has this name; did you mean {other} ({versions})?")
-            }
-            None => {
-                format!("no image has this name; there are {}; a file is written ./{name}", names.join(", "))
+    /// Answers all names, each with its versions in order, those of `others` among them.
+    fn names_beside(&self, others: &[ImageName]) -> BTreeMap<String, Vec<String>> {
+        let own = |image: &Image| image.versions().into_iter().map(str::to_owned).collect();
+        let mut names: BTreeMap<String, Vec<String>> =
+            self.images.iter().map(|(name, image)| (name.clone(), own(image))).collect();
+        for other in others {
+            let versions = names.entry(other.name().to_owned()).or_default();
+            if let Some(version) =
+                other.version().filter(|version| !versions.iter().any(|one| one == version))
+            {
+                versions.push(version.to_owned());
             }
         }
+        names
     }
 
     /// Answers an address with its beginning replaced by the first mirror that fits.
@@ -345,6 +368,24 @@ impl Key {
             }
         };
         Ok(OpenPgpKey { fingerprint, public })
+    }
+}
+
+/// Says that nothing has this name, and what may have been meant.
+fn unknown(name: &str, names: &BTreeMap<String, Vec<String>>) -> String {
+    let near =
+        names.iter().map(|(other, versions)| (strsim::damerau_levenshtein(name, other), other, versions));
+    let nearest = near.min().filter(|(distance, ..)| *distance <= name.len().div_ceil(3).max(1));
+    match nearest {
+        Some((_, other, versions)) => match &versions[..] {
+            [] => format!("no image has this name; did you mean {other}?"),
+            [version] => format!("no image has this name; did you mean {other}:{version}?"),
+            versions => format!("no image has this name; did you mean {other} ({})?", versions.join(", ")),
+        },
+        None => {
+            let names: Vec<&str> = names.keys().map(String::as_str).collect();
+            format!("no image has this name; there are {}; a file is written ./{name}", names.join(", "))
+        }
     }
 }
 

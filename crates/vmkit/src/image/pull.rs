@@ -20,7 +20,7 @@ use super::digest::{Digest, DigestAlgorithm, Hasher};
 use super::downloads::{Place, Turn, remove_dir};
 use super::kept::{KeptImage, KeptName, NewName, Verified};
 use super::progress::PullProgress;
-use super::reference::{ImageRef, ImageUrl, OciRef};
+use super::reference::{ImageName, ImageRef, ImageUrl, OciRef};
 use super::remote::{Fetched, Wanted, may_go_on_later};
 use super::signature::{self, Certificate, MOST_KEY_BYTES, MOST_SIGNATURE_BYTES};
 use super::store::{ImageInUse, ImageStore, PullPolicy, seconds_since_1970};
@@ -95,7 +95,7 @@ impl ImageStore {
         if policy == PullPolicy::Never {
             // A name that nobody knows is told apart from one that is only not here.
             if let ImageRef::Name(name) = image {
-                self.catalogue.find(name, arch)?;
+                self.published(name, arch)?;
             }
             return Err(Error::NotFound { what: "image", name });
         }
@@ -125,7 +125,7 @@ impl ImageStore {
         let name = self.kept_name(image);
         match image {
             ImageRef::Name(asked) => {
-                let published = match self.catalogue.find(asked, arch) {
+                let published = match self.published(asked, arch) {
                     Ok(published) => published,
                     // An import has no address that a newer one could come from.
                     Err(error) => match self.find(&asked.to_string(), Some(arch)) {
@@ -148,6 +148,24 @@ impl ImageStore {
                 Err(Error::invalid("image", path.display(), why))
             }
         }
+    }
+
+    /// Finds a name in the catalogue; one that is unknown may be meant for one that is kept.
+    fn published(&self, name: &ImageName, arch: Arch) -> Result<Published> {
+        // What can't be read now is told by whoever lists them.
+        let kept = || self.list().unwrap_or_default().0.into_iter().flat_map(|image| image.names);
+        if self.catalogue.whole_name(name).is_none()
+            && let Some(other) = kept().find(|kept| kept.name == name.to_string() && kept.arch != arch)
+        {
+            let (other, asked) = (other.arch.as_str(), arch.as_str());
+            return Err(Error::invalid(
+                "image",
+                name,
+                format!("it is kept for {other}, and {asked} was asked for"),
+            ));
+        }
+        let others = || kept().filter_map(|kept| ImageName::new(&kept.name).ok()).collect();
+        self.catalogue.find_beside(name, arch, others)
     }
 
     /// Finds out what an image of the catalogue must hash to.

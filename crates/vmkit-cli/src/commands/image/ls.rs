@@ -26,11 +26,12 @@ impl Ls {
             if self.json {
                 return output::json(&entries.iter().map(json_image::Available::of).collect::<Vec<_>>());
             }
-            let mut table = Table::new(&["NAME", "TITLE", "ARCHITECTURES", "NOTE"]);
+            let mut table = Table::new(&["NAME", "TITLE", "ARCHITECTURES", "ALSO"]);
             for entry in entries {
                 let arches: Vec<&str> = entry.arches.iter().map(|arch| arch.as_str()).collect();
-                let note = if entry.newest { format!("also {}", entry.name.name()) } else { String::new() };
-                table.row([entry.name.to_string(), entry.title, arches.join(" "), note]);
+                let newest = entry.newest.then(|| entry.name.name().to_owned());
+                let also: Vec<String> = newest.into_iter().chain(entry.aliases).collect();
+                table.row([entry.name.to_string(), entry.title, arches.join(" "), also.join(" ")]);
             }
             return output::text(table);
         }
@@ -40,7 +41,14 @@ impl Ls {
         }
         match self.json {
             true => output::json(&images.iter().map(json_image::Kept::of).collect::<Vec<_>>()),
-            false => output::text(human_image::list(&images)),
+            false => {
+                if images.is_empty() {
+                    output::progress(
+                        "there is none yet: `vmkit image pull debian:12` fetches one, --available lists what can be had",
+                    );
+                }
+                output::text(human_image::list(&images))
+            }
         }
     }
 }
