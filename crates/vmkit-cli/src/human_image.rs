@@ -1,6 +1,6 @@
 //! How an image looks to a person: tables and lines, without a promise.
 
-use vmkit::image::{ImageFacts, KeptImage};
+use vmkit::image::{ImageFacts, KeptImage, RemovedImage, Verified};
 use vmkit::spec::{Firmware, VmName};
 
 use crate::human::Lines;
@@ -12,7 +12,7 @@ const SHORT_ID: usize = 12;
 
 /// Answers the table of kept images, a line for each name.
 pub(crate) fn list(images: &[KeptImage]) -> Table {
-    let mut table = Table::new(&["NAME", "ARCH", "FORMAT", "DISK", "FILE", "ID", "VERIFIED"]);
+    let mut table = Table::new(&["NAME", "ARCH", "FORMAT", "DISK SIZE", "FILE SIZE", "ID", "VERIFIED"]);
     for image in images {
         let id = format!("sha256:{}", &image.id.hex()[..SHORT_ID]);
         let row = |name: String, arch: &str, verified: String| {
@@ -30,6 +30,29 @@ pub(crate) fn list(images: &[KeptImage]) -> Table {
     table
 }
 
+/// Answers what has just been kept.
+pub(crate) fn here(image: &KeptImage) -> String {
+    format!("here, a {} disk of {}", image.facts.format, bytes(image.facts.virtual_size_bytes))
+}
+
+/// Answers what removing a name led to.
+pub(crate) fn removed(removed: &RemovedImage) -> String {
+    match removed.images {
+        0 => "removed; the image has other names, and stays".to_owned(),
+        _ => format!("removed, {} freed", bytes(removed.freed_bytes)),
+    }
+}
+
+/// Answers what was pruned.
+pub(crate) fn pruned(images: usize, freed_bytes: u64) -> String {
+    match (images, freed_bytes) {
+        (0, 0) => "nothing to remove".to_owned(),
+        (0, freed) => format!("no image removed, {} of interrupted downloads freed", bytes(freed)),
+        (1, freed) => format!("1 image removed, {} freed", bytes(freed)),
+        (images, freed) => format!("{images} images removed, {} freed", bytes(freed)),
+    }
+}
+
 /// Answers all that is known of an image, a line each.
 pub(crate) fn details(image: &KeptImage, vms: &[VmName]) -> String {
     let mut lines = Lines::default();
@@ -41,7 +64,10 @@ pub(crate) fn details(image: &KeptImage, vms: &[VmName]) -> String {
     for name in &image.names {
         lines.add("name", format_args!("{} for {}", name.name, name.arch.as_str()));
         lines.add("source", &name.source);
-        lines.add("verified", &name.verified);
+        match &name.verified {
+            Verified::Nothing => lines.add("verified", "no"),
+            by => lines.add("verified", format_args!("by its {by}")),
+        }
         if let Some(user) = &name.user {
             lines.add("user", user);
         }
@@ -65,6 +91,6 @@ pub(crate) fn file(found: &ImageFacts) -> String {
 fn facts(lines: &mut Lines, facts: &ImageFacts) {
     lines.add("path", facts.path.display());
     lines.add("format", facts.format);
-    lines.add("disk", bytes(facts.virtual_size_bytes));
-    lines.add("file", bytes(facts.file_bytes));
+    lines.add("disk size", bytes(facts.virtual_size_bytes));
+    lines.add("file size", bytes(facts.file_bytes));
 }

@@ -348,6 +348,84 @@ fn names_that_nobody_knows_are_answered_with_those_that_exist() {
 }
 
 #[test]
+fn a_misspelt_name_is_compared_with_those_that_are_kept() {
+    let host = Host::with_refusing_qemu();
+    for name in ["mydb:1", "mydb:2", "tool"] {
+        host.must(["image", "import", "base.img", "--name", name]);
+    }
+    host.must(["image", "import", "base.img", "--name", "arm:1", "--arch", "aarch64"]);
+    for (image, why) in [
+        ("mydb", "did you mean mydb (1, 2)?"),
+        ("mydp:1", "did you mean mydb (1, 2)?"),
+        ("tool:1", "did you mean tool?"),
+        ("arn:1", "did you mean arm:1?"),
+        ("somethingelse", "debian, fedora, freebsd, mydb, omnios"),
+        ("arm:1", "it is kept for aarch64, and x86_64 was asked for"),
+    ] {
+        for arguments in [&["launch", image][..], &["create", "web", "--image", image, "--dry-run"]] {
+            let refused = host.vmkit(arguments);
+            assert_eq!(refused.code, Some(2), "{refused:?}");
+            assert!(refused.stderr.contains(why), "{image}: {refused:?}");
+            let told = refused.stderr.contains("`vmkit image ls` lists the images that are here");
+            assert_eq!(told, image != "arm:1", "{refused:?}");
+        }
+    }
+}
+
+#[test]
+fn what_is_missing_is_told_before_an_image_is_fetched_for_it() {
+    let host = Host::with_refusing_qemu();
+    host.create("taken");
+    let (address, starts) = serve(disk(), 1 << 20, Duration::ZERO);
+    let url = format!("{address}/disk.raw");
+    for (options, code, why) in [
+        (&["--kernel", "./none"][..], 2, "none\": there is no such file"),
+        (&["--kernel", "vmlinuz", "--initrd", "./none"], 2, "initrd: "),
+        (&["--data-disk", "./none"], 2, "data_disks: "),
+        (&["--cloud-init", "./none"], 2, "user_data: "),
+        (&["--ssh-key", "./none"], 2, "ssh-key: "),
+        (&["--cpus", "1000"], 2, "1 to 255 CPUs"),
+    ] {
+        for begin in [&["launch", &url][..], &["create", "web", "--image", &url]] {
+            let refused = host.vmkit([begin, options].concat());
+            assert_eq!(refused.code, Some(code), "{begin:?} {options:?}: {refused:?}");
+            assert!(refused.stderr.contains(why), "{begin:?} {options:?}: {refused:?}");
+        }
+    }
+    for arguments in [&["launch", &url, "taken"][..], &["create", "taken", "--image", &url]] {
+        let refused = host.vmkit(arguments);
+        assert_eq!(refused.code, Some(2), "{refused:?}");
+        assert!(refused.stderr.contains("VM `taken` already exists"), "{refused:?}");
+    }
+    assert_eq!(starts.try_iter().count(), 0, "nothing was asked of the server");
+}
+
+#[test]
+fn what_was_done_is_told_on_standard_error() {
+    let host = Host::with_refusing_qemu();
+    let (address, _) = serve(disk(), 1 << 20, Duration::ZERO);
+    let url = format!("{address}/disk.raw");
+    for (arguments, expected) in [
+        (&["image", "import", "base.img", "--name", "a:1"][..], "a:1: here, a raw disk of 4.00 MiB\n"),
+        (&["image", "import", "base.img", "--name", "b"], "b: here, a raw disk of 4.00 MiB\n"),
+        (&["image", "pull", &url], &format!("{url}: here, a raw disk of 977.00 KiB, not verified\n")),
+        (&["image", "convert", "b", "/dev/null/x"], "error: "),
+        (&["image", "rm", "b"], "b: removed; the image has other names, and stays\n"),
+        (&["image", "rm", "a:1"], "a:1: removed, "),
+        (&["image", "prune"], "nothing to remove\n"),
+        (&["image", "prune", "--all"], "1 image removed, "),
+    ] {
+        let answer = host.vmkit(arguments);
+        assert_eq!(answer.stdout, "", "{arguments:?}: {answer:?}");
+        assert!(answer.stderr.starts_with(expected), "{arguments:?}: {answer:?}");
+    }
+    let made = host.vmkit(["image", "convert", "./base.img", "new.raw"]);
+    assert_eq!(made.stderr, format!("{}: here, a raw disk of 4.00 MiB\n", host.file("new.raw")));
+    let json = host.vmkit(["image", "import", "base.img", "--name", "a:1", "--json"]);
+    assert!(json.stderr.is_empty() && json.stdout.starts_with('{'), "{json:?}");
+}
+
+#[test]
 fn an_own_catalogue_and_a_mirror_are_taken_from_the_environment() {
     let host = Host::with_refusing_qemu();
     let (address, _) = serve(disk(), 1 << 20, Duration::ZERO);
@@ -376,9 +454,21 @@ fn a_vm_is_made_of_an_image_by_its_name_and_the_image_is_kept_for_it() {
     let info: serde_json::Value = serde_json::from_str(&host.must(["info", "web", "--json"])).unwrap();
     assert!(info["disk"]["image"].as_str().unwrap().contains("/images/"), "{info}");
     let refused = host.vmkit(["image", "rm", "mine:1"]);
-    assert!(refused.code != Some(0) && refused.stderr.contains("web"), "{refused:?}");
-    host.must(["rm", "web"]);
-    host.must(["image", "rm", "mine:1"]);
+    assert_eq!(refused.code, Some(6), "{refused:?}");
+    let expected = "error: image `mine:1`: the disk of VM `web` hangs on it, and so it is in use\n";
+    assert_eq!(refused.stderr, expected);
+    // By whichever of its names, and whoever needs it.
+    host.must(["image", "import", "base.img", "--name", "mine:2"]);
+    host.must(["create", "db", "--image", "mine:2", "--accel", "tcg"]);
+    host.must(["image", "rm", "mine:2"]);
+    host.must(["image", "import", "base.img", "--name", "again"]);
+    let listed: serde_json::Value = serde_json::from_str(&host.must(["image", "ls", "--json"])).unwrap();
+    let refused = host.vmkit(["image", "rm", listed[0]["id"].as_str().unwrap()]);
+    let expected = "error: image `again`, also called `mine:1`: \
+        the disks of VMs `db`, `web` hang on it, and so it is in use\n";
+    assert_eq!(refused.stderr, expected);
+    host.must(["rm", "web", "db"]);
+    host.must(["image", "rm", "mine:1", "again"]);
 }
 
 #[test]

@@ -59,7 +59,7 @@ impl ImageStore {
         let name = if of_identity { String::new() } else { self.kept_name(&text.parse()?) };
         let goes =
             |kept: &KeptName| of_identity || (kept.name == name && arch.is_none_or(|arch| arch == kept.arch));
-        let mut removed = RemovedImage { names: Vec::new(), freed_bytes: 0 };
+        let mut removed = RemovedImage { names: Vec::new(), images: 0, freed_bytes: 0 };
         for image in found {
             let Some(lock) = self.hold(&image.id, Hold::Alone).await? else { continue };
             // Read again now that nobody changes it.
@@ -73,6 +73,7 @@ impl ImageStore {
             }
             if staying.is_empty() {
                 removed.freed_bytes += self.remove_content(&image.id, lock)?;
+                removed.images += 1;
             }
             removed
                 .names
@@ -119,15 +120,17 @@ impl ImageStore {
             return Ok(());
         }
         let names: Vec<String> = users.iter().map(|name| format!("`{name}`")).collect();
-        let what = format!("image {id}: the disk of VM {} hangs on it, and so it", names.join(", "));
-        Err(Error::Busy { what, holder: None })
+        let hang = match names.len() {
+            1 => format!("the disk of VM {} hangs on it", names[0]),
+            _ => format!("the disks of VMs {} hang on it", names.join(", ")),
+        };
+        Err(Error::Busy { what: format!("{}: {hang}, and so it", self.called(id)), holder: None })
     }
 
     /// Removes an image that is held alone: the record first, since without it there is none.
     fn remove_content(&self, id: &Digest, lock: Lock) -> Result<u64> {
         let dir = self.dir(id);
-        let mut freed_bytes = 0;
-        remove_file(&dir.join(RECORD))?;
+        let mut freed_bytes = remove_file(&dir.join(RECORD))?;
         for entry in entries(&dir)?.into_iter().filter(|entry| entry != LOCK) {
             freed_bytes += remove_file(&dir.join(entry))?;
         }

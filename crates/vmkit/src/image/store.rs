@@ -121,6 +121,8 @@ pub struct Import {
 pub struct RemovedImage {
     /// The names that are gone.
     pub names: Vec<String>,
+    /// How many images went with them: none while the image has another name.
+    pub images: usize,
     /// How much room that made; 0 while the image has another name.
     pub freed_bytes: u64,
 }
@@ -451,6 +453,19 @@ impl ImageStore {
         Ok(names)
     }
 
+    /// Answers what an image is called in errors: by its names, or by its identity where it has none.
+    pub(super) fn called(&self, id: &Digest) -> String {
+        // A name that can't be read is missing here, and an error elsewhere.
+        let mut names: Vec<String> =
+            self.names_of(id).unwrap_or_default().into_iter().map(|name| name.name).collect();
+        names.dedup();
+        match names.split_first() {
+            None => format!("image {id}"),
+            Some((name, [])) => format!("image `{name}`"),
+            Some((name, others)) => format!("image `{name}`, also called `{}`", others.join("`, `")),
+        }
+    }
+
     /// Holds an image; `None` where there is none, not even its directory.
     pub(super) async fn hold(&self, id: &Digest, hold: Hold) -> Result<Option<Lock>> {
         self.hold_until(id, hold, Instant::now() + PATIENCE).await
@@ -463,7 +478,7 @@ impl ImageStore {
         deadline: Instant,
     ) -> Result<Option<Lock>> {
         lock::acquire(&self.dir(id).join(LOCK), hold, deadline).await.map_err(|error| match error {
-            Error::Busy { holder, .. } => Error::Busy { what: format!("image {id}"), holder },
+            Error::Busy { holder, .. } => Error::Busy { what: self.called(id), holder },
             error => error,
         })
     }

@@ -53,7 +53,7 @@ impl Convert {
                 true => output::json(&json_image::Converted::raw(&to, bytes)),
                 false => {
                     let disk = progress::bytes(bytes);
-                    output::progress(format_args!("{}: a raw disk of {disk}", to.display()));
+                    output::status(format_args!("{}: here, a raw disk of {disk}", to.display()));
                     Ok(())
                 }
             }

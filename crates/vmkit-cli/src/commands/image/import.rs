@@ -9,7 +9,7 @@ use vmkit::spec::{Arch, UserName};
 use crate::commands::machine::FirmwareName;
 use crate::context::Context;
 use crate::failure::Failure;
-use crate::{images, json_image, output};
+use crate::{human_image, images, json_image, output};
 
 /// Keeps a copy of a file as an image, unpacked if it is packed, so that VMs can be made of it by name.
 #[derive(Debug, Args)]
@@ -51,7 +51,7 @@ impl Import {
             match self.json {
                 true => output::json(&json_image::Kept::of(&kept)),
                 false => {
-                    output::progress(format_args!("{name}: here"));
+                    output::status(format_args!("{name}: {}", human_image::here(&kept)));
                     Ok(())
                 }
             }

@@ -4,7 +4,7 @@ use clap::Args;
 
 use crate::context::Context;
 use crate::failure::Failure;
-use crate::{json_image, output, progress};
+use crate::{human_image, json_image, output};
 
 /// Removes the images that no name and no VM needs, and what is left of interrupted downloads.
 #[derive(Debug, Args)]
@@ -24,8 +24,7 @@ impl Prune {
         match self.json {
             true => output::json(&json_image::Pruned { images, freed_bytes }),
             false => {
-                let freed = progress::bytes(freed_bytes);
-                output::progress(format_args!("{images} images removed, {freed} are free again"));
+                output::status(human_image::pruned(images, freed_bytes));
                 Ok(())
             }
         }

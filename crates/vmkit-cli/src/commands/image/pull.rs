@@ -5,7 +5,7 @@ use vmkit::spec::Arch;
 
 use crate::context::Context;
 use crate::failure::Failure;
-use crate::{images, json_image, output};
+use crate::{human_image, images, json_image, output};
 
 /// Fetches images, or looks whether there are newer ones.
 ///
@@ -41,7 +41,7 @@ impl Pull {
                 }
                 let verified = kept.names.iter().max_by_key(|name| name.since).map(|name| &name.verified);
                 let verified = verified.map(|verified| format!(", {verified}")).unwrap_or_default();
-                output::progress(format_args!("{name}: here{verified}"));
+                output::status(format_args!("{name}: {}{verified}", human_image::here(&kept)));
             }
             Ok(())
         })

@@ -5,7 +5,7 @@ use vmkit::spec::Arch;
 
 use crate::context::Context;
 use crate::failure::Failure;
-use crate::{images, output, progress};
+use crate::{human_image, images, output};
 
 /// Removes images; one that a VM's disk hangs on stays, and the VM is named.
 #[derive(Debug, Args)]
@@ -26,8 +26,7 @@ impl Rm {
             for image in &self.images {
                 match store.remove(image, self.arch).await {
                     Ok(removed) => {
-                        let freed = progress::bytes(removed.freed_bytes);
-                        output::progress(format_args!("{image}: removed, {freed} are free again"));
+                        output::status(format_args!("{image}: {}", human_image::removed(&removed)));
                     }
                     Err(error) => failures.push(Failure::from(error)),
                 }
