@@ -1,5 +1,9 @@
 //! Into a guest that is none: a QEMU with nothing to boot, and OpenSSH's real server on loopback where its guest's would be.
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test may panic, and says aloud what it skips"
+)]
 
 mod real;
 #[path = "../../vmkit/tests/sshd/mod.rs"]
@@ -7,7 +11,7 @@ mod sshd;
 mod support;
 
 use std::fs;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -225,4 +229,70 @@ fn a_hang_up_in_the_middle_of_output_leaves_what_was_said() {
     assert_eq!(output.status.signal(), None);
     let answer = answer(output);
     assert_eq!((answer.code, answer.stdout.as_str()), (Some(129), "said\n"), "{answer:?}");
+}
+
+/// What is refused both ways: what is copied and where to, in a directory, and how the refusal ends.
+const REFUSED_COPIES: &[(&str, &[&str], &str, i32, &str)] = &[
+    ("", &["none"], "x", 3, "there is no such file"),
+    ("", &["f/x"], "x", 3, "there is no such file"),
+    ("", &["d"], "x", 2, "this is a directory, which is copied only recursively"),
+    ("", &["/dev/null"], "x", 2, "what is AT_FROM is not a regular file"),
+    ("", &["f"], "no/such/x", 3, "there is no directory DIR/no/such AT_TO"),
+    ("-r", &["d"], "no/such/x", 3, "there is no directory DIR/no/such AT_TO"),
+    ("", &["f"], "f/x", 3, "there is no directory DIR/f AT_TO"),
+    ("", &["f"], "no/", 3, "there is no such directory AT_TO"),
+    ("", &["f", "f"], "no", 3, "there is no such directory AT_TO"),
+    ("", &["f", "f"], "f", 2, "what is there AT_TO is not a directory"),
+    ("-r", &["d"], "f", 2, "a file of that name is AT_TO already"),
+    ("", &["f"], "/dev/null", 2, "what is AT_TO is not a regular file"),
+    ("", &["f"], "/sys/x", 2, "permission denied AT_TO"),
+];
+
+#[test]
+fn a_copy_is_refused_alike_in_both_directions_and_in_one_sentence() {
+    let web = Web::new();
+    let dir = web.life.dir.path().join("copies");
+    fs::create_dir_all(dir.join("d")).unwrap();
+    fs::write(dir.join("f"), "x").unwrap();
+    let dir = dir.to_str().unwrap();
+    let place = |name: &str| if name.starts_with('/') { name.to_owned() } else { format!("{dir}/{name}") };
+    let guest = |name: &str| format!("web:{}", place(name));
+    let is_denied = fs::write("/sys/x", "").is_err_and(|error| error.kind() == ErrorKind::PermissionDenied);
+    for (option, from, to, code, expected) in REFUSED_COPIES {
+        if *to == "/sys/x" && !is_denied {
+            println!("SKIP: /sys is not what denies a file here");
+            continue;
+        }
+        for into in [true, false] {
+            let (at_from, at_to) =
+                if into { ("on this host", "in the guest") } else { ("in the guest", "on this host") };
+            let mut places: Vec<String> =
+                from.iter().map(|name| if into { place(name) } else { guest(name) }).collect();
+            places.push(if into { guest(to) } else { place(to) });
+            let option = Some(*option).filter(|option| *option == "-r");
+            let refused =
+                web.life.vmkit(["cp"].into_iter().chain(option).chain(places.iter().map(String::as_str)));
+            let expected = expected.replace("AT_FROM", at_from).replace("AT_TO", at_to).replace("DIR", dir);
+            let (first, last) = (&places[0], &places[places.len() - 1]);
+            let sentence = format!("error: cannot copy {first} to {last}: {expected}");
+            assert_eq!(refused.code, Some(*code), "{refused:?}");
+            assert!(refused.stderr.starts_with(&sentence), "{refused:?}, and not {sentence}");
+            assert!(!refused.stderr.contains("caused by"), "{refused:?}");
+        }
+    }
+    web.life.must(["stop", "web", "--timeout", "0"]);
+    for places in [[place("f"), guest("x")], [guest("f"), place("x")]] {
+        let refused = web.life.vmkit(["cp", &places[0], &places[1]]);
+        assert_eq!(refused.code, Some(4), "{refused:?}");
+    }
+}
+
+#[test]
+fn who_may_not_log_in_as_root_is_told_of_sudo() {
+    let web = Web::new();
+    web.life.must(["exec", "web", "--", "true"]);
+    fs::write(web.keys(), "").unwrap();
+    let refused = web.life.vmkit(["exec", "-u", "root", "web", "--", "true"]);
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(refused.stderr.contains("hint: `vmkit exec NAME -- sudo COMMAND`"), "{refused:?}");
 }

@@ -176,21 +176,22 @@ async fn every_refusal_names_both_ends_and_what_was_wrong() {
     fs::write(both.here("file"), "x").unwrap();
     fs::create_dir(both.here("dir")).unwrap();
     let refusal = |result: vmkit::Result<Copied>| match result.unwrap_err() {
-        error @ (Error::Copy { .. } | Error::Invalid { .. }) => (error.kind(), error.to_string()),
+        error @ Error::Copy { .. } => (error.kind(), error.to_string()),
         error => panic!("{error:?}"),
     };
     let missing = both.download(&both.there("nothing"), &both.here("to")).await;
     let (kind, text) = refusal(missing);
     assert_eq!(kind, ErrorKind::NotFound);
     assert!(text.contains(&format!("web:{}", both.there("nothing").display())), "{text}");
-    let (_, text) = refusal(both.upload(&both.here("nothing"), &both.there("to")).await);
+    let (kind, text) = refusal(both.upload(&both.here("nothing"), &both.there("to")).await);
+    assert_eq!(kind, ErrorKind::NotFound);
     assert!(text.contains("on this host"), "{text}");
     let (kind, text) = refusal(both.upload(&both.here("file"), Path::new("/no/such/dir/file")).await);
     assert_eq!(kind, ErrorKind::NotFound);
     assert!(text.contains("/no/such/dir/file") && text.contains("in the guest"), "{text}");
     let to = both.there("");
     let flat = both.files.upload(&both.here("dir"), to.to_str().unwrap(), false, &mut |_| {}).await;
-    assert!(refusal(flat).1.contains("copy it recursively"));
+    assert!(refusal(flat).1.contains("copied only recursively"));
     let (_, text) = refusal(both.upload(&both.here("file"), Path::new("/dev/null")).await);
     assert!(text.contains("not a regular file"), "{text}");
     let (_, text) = refusal(both.download(Path::new("/dev/null"), &both.here("to")).await);
@@ -200,7 +201,10 @@ async fn every_refusal_names_both_ends_and_what_was_wrong() {
         assert_eq!(kind, ErrorKind::NotFound, "{text}");
         assert!(text.contains("no such directory on this host"), "{text}");
     }
-    let (_, text) = refusal(both.download(Path::new("/etc/passwd"), Path::new("/no/such/dir/file")).await);
+    let (_, text) = refusal(both.upload(Path::new("/dev/null"), &both.there("to")).await);
+    assert!(text.contains("not a regular file"), "{text}");
+    let (kind, text) = refusal(both.download(Path::new("/etc/passwd"), Path::new("/no/such/dir/file")).await);
+    assert_eq!(kind, ErrorKind::NotFound);
     assert!(text.contains("/no/such/dir") && text.contains("on this host"), "{text}");
     assert_eq!(names(&both.here("")), ["dir", "file"]);
 }

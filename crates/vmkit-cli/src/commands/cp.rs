@@ -1,7 +1,7 @@
 //! `vmkit cp`.
 
 use std::io::{IsTerminal, stderr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -149,12 +149,9 @@ impl Cp {
                 }
             }
             Plan::OutOf { from, to, .. } => {
-                if many && !to.is_dir() {
-                    let expected = "several are copied into a directory, and this is none";
-                    return Err(Error::invalid("cp", to.display(), expected).into());
-                }
+                let to = if many { to.join(".") } else { to.clone() };
                 for from in from {
-                    tell(&files.download(from, Path::new(to), self.recursive, &mut report).await?);
+                    tell(&files.download(from, &to, self.recursive, &mut report).await?);
                 }
             }
         }

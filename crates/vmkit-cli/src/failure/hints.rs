@@ -44,6 +44,11 @@ fn of_vm(error: &Error, vm: &VmName) -> Option<String> {
             Operation::Suspend | Operation::Resume => format!("`vmkit start {vm}` boots it"),
             _ => return None,
         },
+        Error::Refused { class, command, .. }
+            if class == "publickey" && command.starts_with("log in as root@") =>
+        {
+            format!("`vmkit exec {vm} -- sudo COMMAND` becomes root from the user that the VM was made with")
+        }
         _ => match error.kind() {
             ErrorKind::TimedOut => {
                 format!("`vmkit logs {vm}` prints the whole console, `vmkit info {vm}` how the VM is now")

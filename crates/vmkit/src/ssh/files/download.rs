@@ -17,8 +17,8 @@ use tokio::task::JoinHandle;
 
 use super::upload::is_end;
 use super::{
-    CHUNK_BYTES, Copied, Ends, Files, IN_FLIGHT, Kind, Progress, Report, joined, kind, parent_and_name,
-    unfinished,
+    Act, CHUNK_BYTES, Copied, Ends, Files, IN_FLIGHT, Kind, Progress, Report, joined, kind, parent_and_name,
+    shown, unfinished,
 };
 use crate::error::{ErrorKind, Result};
 use crate::steps::step;
@@ -72,18 +72,22 @@ impl Files {
         report: Report<'_>,
     ) -> Result<Copied> {
         let mut progress = Progress::default();
-        let ends = Ends { from: format!("{}:{from}", self.name), to: to.display().to_string() };
+        let ends =
+            Ends { from: format!("{}:{from}", self.name), to: shown(&to.to_string_lossy()).to_owned() };
         let from = Self::path(from);
         let Some(found) = self.look(from, &ends).await? else {
             return Err(ends.problem(ErrorKind::NotFound, "there is no such file in the guest"));
         };
         if kind(&found) == Kind::Dir && !recursive {
-            return Err(ends.problem(ErrorKind::InvalidInput, "this is a directory: copy it recursively"));
+            return Err(ends
+                .problem(ErrorKind::InvalidInput, "this is a directory, which is copied only recursively"));
         }
         let into_dir = to.is_dir();
-        let names_dir = [&b"/"[..], b"/."].iter().any(|end| to.as_os_str().as_bytes().ends_with(end));
-        if names_dir && !into_dir && kind(&found) != Kind::Dir {
-            return Err(ends.problem(ErrorKind::NotFound, "there is no such directory on this host"));
+        let ends_with = |end: &[u8]| to.as_os_str().as_bytes().ends_with(end);
+        let names_dir = ends_with(b"/.") || (ends_with(b"/") && kind(&found) != Kind::Dir);
+        if names_dir && !into_dir {
+            let there = Path::new(ends.to.trim_end_matches('/')).symlink_metadata().is_ok();
+            return Err(ends.no_dir(there, "on this host"));
         }
         let place = if into_dir {
             let resolved = self.resolved(from, &ends).await?;
@@ -106,7 +110,7 @@ impl Files {
         let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
         let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
         let opened = open(parent, flags, Mode::empty());
-        let fd = opened.map_err(|errno| ends.local("open", parent, errno.into()))?;
+        let fd = opened.map_err(|errno| ends.local(Act::Write, &place, errno.into()))?;
         let dir = Arc::new(Dir { fd, path: parent.to_owned() });
         if kind(&found) == Kind::Dir {
             self.download_tree(from.to_owned(), dir, name.to_owned(), &found, &mut progress, report).await?;
@@ -129,8 +133,12 @@ impl Files {
         while let Some((from, parent, name, mode)) = ahead.pop() {
             let path = parent.path.join(&name);
             let ends = Ends { from: format!("{}:{from}", self.name), to: path.display().to_string() };
-            let dir =
-                Arc::new(make_dir(&parent, &name, mode).map_err(|source| ends.local("make", &path, source))?);
+            let dir = Arc::new(make_dir(&parent, &name, mode).map_err(|source| match source.kind() {
+                io::ErrorKind::NotADirectory => {
+                    ends.problem(ErrorKind::InvalidInput, "a file of that name is on this host already")
+                }
+                _ => ends.local(Act::Make, &path, source),
+            })?);
             for (name, found) in self.list(&from, &ends).await? {
                 let place = joined(&from, &name);
                 if kind(&found) == Kind::Dir {
@@ -155,7 +163,7 @@ impl Files {
 
     /// Answers what a directory of the guest has, no name in it leading anywhere else.
     async fn list(&self, path: &str, ends: &Ends) -> Result<Vec<(String, FileAttributes)>> {
-        let failed = |error| ends.remote("read", path, error);
+        let failed = |error| ends.remote(Act::Read, path, error);
         let handle = self.raw.opendir(path).await.map_err(failed)?.handle;
         let (mut found, mut bytes) = (Vec::new(), 0);
         loop {
@@ -184,14 +192,14 @@ impl Files {
     }
 
     async fn download_link(&self, from: &str, dir: &Dir, name: &str, ends: &Ends) -> Result<()> {
-        let answer = self.raw.readlink(from).await.map_err(|error| ends.remote("read", from, error))?;
+        let answer = self.raw.readlink(from).await.map_err(|error| ends.remote(Act::Read, from, error))?;
         let target = answer.files.into_iter().next().map(|file| file.filename).unwrap_or_default();
         let path = dir.path.join(name);
         let part = Part { dir, name: unfinished(name), kept: false };
         let made = step("make a symbolic link")
             .and_then(|()| symlinkat(target, &dir.fd, &part.name).map_err(io::Error::from))
             .and_then(|()| place(part, name));
-        made.map_err(|source| ends.local("make the link", &path, source))
+        made.map_err(|source| ends.local(Act::Make, &path, source))
     }
 
     async fn download_file(
@@ -209,11 +217,9 @@ impl Files {
             return Err(ends.problem(ErrorKind::InvalidInput, "what is in the guest is not a regular file"));
         }
         if std::fs::symlink_metadata(&path).is_ok_and(|found| !found.is_file() && !found.is_symlink()) {
-            return Err(
-                ends.problem(ErrorKind::InvalidInput, "what is there on this host is not a regular file")
-            );
+            return Err(ends.problem(ErrorKind::InvalidInput, "what is on this host is not a regular file"));
         }
-        let local = |source: io::Error| ends.local("write", &path, source);
+        let local = |source: io::Error| ends.local(Act::Write, &path, source);
         let part = Part { dir, name: unfinished(name), kept: false };
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = step("create a file for a copy")
@@ -240,7 +246,7 @@ impl Files {
         progress: &mut Progress,
         report: Report<'_>,
     ) -> Result<()> {
-        let failed = |error| ends.remote("read", from, error);
+        let failed = |error| ends.remote(Act::Read, from, error);
         let opened = self.raw.open(from, OpenFlags::READ, FileAttributes::default()).await;
         let handle = opened.map_err(failed)?.handle;
         type Piece = (u64, u32, JoinHandle<Result<Vec<u8>, SftpError>>);
@@ -271,7 +277,7 @@ impl Files {
                 Err(error) => return Err(failed(error)),
             };
             write_sparse(file, &data, offset)
-                .map_err(|source| ends.local("write", Path::new(&ends.to), source))?;
+                .map_err(|source| ends.local(Act::Write, Path::new(&ends.to), source))?;
             end = offset + data.len() as u64;
             self.tell(progress, data.len() as u64, report);
             let short = bytes.saturating_sub(u32::try_from(data.len()).unwrap_or(bytes));
@@ -281,7 +287,7 @@ impl Files {
         }
         self.raw.close(handle).await.map_err(failed)?;
         // What ends with a hole has no data there.
-        file.set_len(end).map_err(|source| ends.local("write", Path::new(&ends.to), source))
+        file.set_len(end).map_err(|source| ends.local(Act::Write, Path::new(&ends.to), source))
     }
 }
 

@@ -137,13 +137,13 @@ impl Files {
         match self.raw.stat(path).await {
             Ok(found) => Ok(Some(found.attrs)),
             Err(SftpError::Status(status)) if status.status_code == StatusCode::NoSuchFile => Ok(None),
-            Err(error) => Err(ends.remote("look at", path, error)),
+            Err(error) => Err(ends.remote(Act::Find, path, error)),
         }
     }
 
     /// Answers the path without any symbolic link in it.
     async fn resolved(&self, path: &str, ends: &Ends) -> Result<String> {
-        let answer = self.raw.realpath(path).await.map_err(|error| ends.remote("find", path, error))?;
+        let answer = self.raw.realpath(path).await.map_err(|error| ends.remote(Act::Find, path, error))?;
         let found = answer.files.into_iter().next().map(|file| file.filename);
         found.ok_or_else(|| ends.problem(ErrorKind::Guest, format!("the guest has no path for {path:?}")))
     }
@@ -233,28 +233,92 @@ impl Ends {
     }
 
     /// Makes the error for something that this host refused.
-    fn local(&self, verb: &'static str, path: &Path, source: io::Error) -> Error {
-        let kind = Error::io(verb, path)(io::Error::from(source.kind())).kind();
-        Error::Copy {
-            from: self.from.clone(),
-            to: self.to.clone(),
-            problem: format!("cannot {verb} {} on this host", path.display()),
-            kind,
-            source: Some(Box::new(source)),
+    fn local(&self, act: Act, path: &Path, source: io::Error) -> Error {
+        let parent = || path.parent().unwrap_or(path).display().to_string();
+        match (source.kind(), act) {
+            (io::ErrorKind::NotFound | io::ErrorKind::NotADirectory, _) => {
+                self.missing(act, &parent(), "on this host")
+            }
+            (io::ErrorKind::PermissionDenied, _) => {
+                self.problem(ErrorKind::InvalidInput, "permission denied on this host")
+            }
+            (kind, _) => Error::Copy {
+                from: self.from.clone(),
+                to: self.to.clone(),
+                problem: format!("cannot {} {} on this host", act.verb(), path.display()),
+                kind: Error::io(act.verb(), path)(kind.into()).kind(),
+                source: Some(Box::new(source)),
+            },
         }
     }
 
     /// Makes the error for something that the guest refused.
-    fn remote(&self, verb: &str, path: &str, error: SftpError) -> Error {
-        let (kind, why) = match &error {
+    fn remote(&self, act: Act, path: &str, error: SftpError) -> Error {
+        match error {
             SftpError::Status(status) => match status.status_code {
-                StatusCode::NoSuchFile => (ErrorKind::NotFound, "no such file or directory".to_owned()),
-                StatusCode::PermissionDenied => (ErrorKind::InvalidInput, "permission denied".to_owned()),
-                _ => (ErrorKind::Guest, format!("its SFTP server says {:?}", status.error_message)),
+                StatusCode::NoSuchFile => self.missing(act, parent_and_name(path).0, "in the guest"),
+                StatusCode::PermissionDenied => {
+                    self.problem(ErrorKind::InvalidInput, "permission denied in the guest")
+                }
+                _ => {
+                    let (verb, said) = (act.verb(), status.error_message);
+                    let problem = format!("the guest's SFTP server can't {verb} {path}, and says {said:?}");
+                    self.problem(ErrorKind::Guest, problem)
+                }
             },
-            SftpError::Timeout => (ErrorKind::TimedOut, format!("no answer for {} s", PATIENCE.as_secs())),
-            error => (ErrorKind::Guest, format!("the connection broke: {error}")),
-        };
-        self.problem(kind, format!("cannot {verb} {path} in the guest: {why}"))
+            SftpError::Timeout => {
+                let problem = format!("the guest has not answered for {} s", PATIENCE.as_secs());
+                self.problem(ErrorKind::TimedOut, problem)
+            }
+            error => Error::Copy {
+                from: self.from.clone(),
+                to: self.to.clone(),
+                problem: "the connection to the guest broke".to_owned(),
+                kind: ErrorKind::Guest,
+                source: Some(Box::new(error)),
+            },
+        }
     }
+
+    /// Makes the error for what is not there: what is copied, or the directory that it would go to.
+    fn missing(&self, act: Act, parent: &str, end: &str) -> Error {
+        let problem = match act {
+            Act::Find | Act::Read => format!("there is no such file {end}"),
+            Act::Make | Act::Write => format!("there is no directory {parent} {end}"),
+        };
+        self.problem(ErrorKind::NotFound, problem)
+    }
+
+    /// Makes the error for a place that is named as a directory and is none; `there` tells whether anything is there.
+    fn no_dir(&self, there: bool, end: &str) -> Error {
+        match there {
+            true => self.problem(ErrorKind::InvalidInput, format!("what is there {end} is not a directory")),
+            false => self.problem(ErrorKind::NotFound, format!("there is no such directory {end}")),
+        }
+    }
+}
+
+/// What was being done when it was refused.
+#[derive(Debug, Clone, Copy)]
+enum Act {
+    Find,
+    Read,
+    Make,
+    Write,
+}
+
+impl Act {
+    fn verb(self) -> &'static str {
+        match self {
+            Act::Find => "find",
+            Act::Read => "read",
+            Act::Make => "make",
+            Act::Write => "write",
+        }
+    }
+}
+
+/// Answers a place as errors show it: what says that it has to be a directory is not a part of it.
+fn shown(place: &str) -> &str {
+    place.strip_suffix("/.").unwrap_or(place)
 }

@@ -12,10 +12,10 @@ use rustix::io::Errno;
 use tokio::task::JoinHandle;
 
 use super::{
-    CHUNK_BYTES, Copied, Ends, Files, IN_FLIGHT, Kind, Progress, Report, joined, kind, parent_and_name,
-    unfinished,
+    Act, CHUNK_BYTES, Copied, Ends, Files, IN_FLIGHT, Kind, Progress, Report, joined, kind, parent_and_name,
+    shown, unfinished,
 };
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::input_file::InputFile;
 
 impl Files {
@@ -32,15 +32,19 @@ impl Files {
     /// `Copy` with both ends, what was tried and at which of them.
     pub async fn upload(&self, from: &Path, to: &str, recursive: bool, report: Report<'_>) -> Result<Copied> {
         let mut progress = Progress::default();
-        let ends = Ends { from: from.display().to_string(), to: format!("{}:{to}", self.name) };
-        let local = |verb, source| ends.local(verb, from, source);
-        let from = from.canonicalize().map_err(|source| local("find", source))?;
-        let metadata = from.metadata().map_err(|source| local("look at", source))?;
+        let ends = Ends { from: from.display().to_string(), to: format!("{}:{}", self.name, shown(to)) };
+        let local = |source| ends.local(Act::Find, from, source);
+        let from = from.canonicalize().map_err(local)?;
+        let metadata = from.metadata().map_err(local)?;
         let name = from.file_name().and_then(|name| name.to_str()).ok_or_else(|| {
             ends.problem(ErrorKind::InvalidInput, "what is copied needs a name, and one in UTF-8")
         })?;
         if metadata.is_dir() && !recursive {
-            return Err(ends.problem(ErrorKind::InvalidInput, "this is a directory: copy it recursively"));
+            return Err(ends
+                .problem(ErrorKind::InvalidInput, "this is a directory, which is copied only recursively"));
+        }
+        if !metadata.is_dir() && !metadata.is_file() {
+            return Err(ends.problem(ErrorKind::InvalidInput, "what is on this host is not a regular file"));
         }
         let to = Self::path(to);
         let place = match self.look(to, &ends).await? {
@@ -51,7 +55,8 @@ impl Files {
                 );
             }
             None if to.ends_with("/.") || (to.ends_with('/') && !metadata.is_dir()) => {
-                return Err(ends.problem(ErrorKind::NotFound, "there is no such directory in the guest"));
+                let there = self.look(shown(to).trim_end_matches('/'), &ends).await?.is_some();
+                return Err(ends.no_dir(there, "in the guest"));
             }
             _ => to.trim_end_matches('/').to_owned(),
         };
@@ -73,13 +78,13 @@ impl Files {
         let mut ahead = vec![(from, to)];
         while let Some((from, to)) = ahead.pop() {
             let ends = Ends { from: from.display().to_string(), to: format!("{}:{to}", self.name) };
-            let local = |verb, source| ends.local(verb, &from, source);
-            let mode = from.metadata().map_err(|source| local("look at", source))?.mode();
+            let local = |source| ends.local(Act::Read, &from, source);
+            let mode = from.metadata().map_err(local)?.mode();
             self.make_dir(&to, mode, &ends).await?;
-            for entry in fs::read_dir(&from).map_err(|source| local("read", source))? {
-                let entry = entry.map_err(|source| local("read", source))?;
+            for entry in fs::read_dir(&from).map_err(local)? {
+                let entry = entry.map_err(local)?;
                 let path = entry.path();
-                let kind = entry.file_type().map_err(|source| ends.local("look at", &path, source))?;
+                let kind = entry.file_type().map_err(|source| ends.local(Act::Read, &path, source))?;
                 let Some(name) = entry.file_name().to_str().map(str::to_owned) else {
                     let problem = format!("the name of {} is not UTF-8, and SFTP needs that", path.display());
                     return Err(ends.problem(ErrorKind::InvalidInput, problem));
@@ -106,12 +111,12 @@ impl Files {
         let Err(error) = self.raw.mkdir(path, attrs).await else { return Ok(()) };
         match self.look(path, ends).await? {
             Some(found) if kind(&found) == Kind::Dir => Ok(()),
-            _ => Err(ends.remote("make the directory", path, error)),
+            _ => Err(ends.remote(Act::Make, path, error)),
         }
     }
 
     async fn upload_link(&self, from: &Path, to: &str, ends: &Ends) -> Result<()> {
-        let target = fs::read_link(from).map_err(|source| ends.local("read", from, source))?;
+        let target = fs::read_link(from).map_err(|source| ends.local(Act::Read, from, source))?;
         let Some(target) = target.to_str() else {
             return Err(ends.problem(ErrorKind::InvalidInput, "what the link leads to is not UTF-8"));
         };
@@ -119,10 +124,10 @@ impl Files {
         let part = joined(dir, &unfinished(name));
         // OpenSSH takes the two the other way round than the draft has them. Source: OpenSSH, `PROTOCOL`, section 4.1.
         let made = self.raw.symlink(target, &part).await;
-        made.map_err(|error| ends.remote("make the link", to, error))?;
+        made.map_err(|error| ends.remote(Act::Make, to, error))?;
         if let Err(error) = self.rename(&part, to).await {
             let _ = self.raw.remove(&part).await;
-            return Err(ends.remote("make the link", to, error));
+            return Err(ends.remote(Act::Make, to, error));
         }
         Ok(())
     }
@@ -135,8 +140,13 @@ impl Files {
         report: Report<'_>,
     ) -> Result<()> {
         let ends = Ends { from: from.display().to_string(), to: format!("{}:{to}", self.name) };
-        let input = InputFile::open("source", from)?;
-        let mode = input.file.metadata().map_err(|source| ends.local("look at", from, source))?.mode();
+        let input = InputFile::open("source", from).map_err(|error| match error {
+            Error::Invalid { expected, .. } => {
+                ends.problem(ErrorKind::InvalidInput, format!("{expected} on this host"))
+            }
+            error => error,
+        })?;
+        let mode = input.file.metadata().map_err(|source| ends.local(Act::Read, from, source))?.mode();
         let place = match self.look(to, &ends).await? {
             // A link to a file is kept, and what it leads to is replaced.
             Some(found) if kind(&found) == Kind::File => self.resolved(to, &ends).await?,
@@ -156,7 +166,7 @@ impl Files {
         let placed = match copied {
             Ok(()) => {
                 let renamed = self.rename(&part, &place).await;
-                renamed.map_err(|error| ends.remote("give its name to", &place, error))
+                renamed.map_err(|error| ends.remote(Act::Write, &place, error))
             }
             Err(error) => Err(error),
         };
@@ -181,9 +191,9 @@ impl Files {
         let flags = OpenFlags::WRITE | OpenFlags::CREATE | OpenFlags::EXCLUDE;
         let private = FileAttributes { permissions: Some(0o600), ..FileAttributes::default() };
         let opened = self.raw.open(part, flags, private).await;
-        let handle = opened.map_err(|error| ends.remote("create a file for", &ends.to, error))?.handle;
-        let failed = |error| ends.remote("write", &ends.to, error);
-        let local = |source: std::io::Error| ends.local("read", Path::new(&ends.from), source);
+        let handle = opened.map_err(|error| ends.remote(Act::Write, part, error))?.handle;
+        let failed = |error| ends.remote(Act::Write, part, error);
+        let local = |source: std::io::Error| ends.local(Act::Read, Path::new(&ends.from), source);
         let mut flying: VecDeque<JoinHandle<Result<u64, SftpError>>> = VecDeque::new();
         let mut offset = 0;
         while let Some((begin, end)) = next_data(file, offset).map_err(local)? {
