@@ -41,6 +41,11 @@ impl Bar {
 
     /// Shows how far it is.
     pub(crate) fn show(&mut self, now: PullProgress) {
+        // Before the form that shows them, or it begins with nothing of nothing.
+        if let Some(total) = now.total_bytes {
+            self.bar.set_length(total);
+        }
+        self.bar.set_position(now.done_bytes);
         if self.shown.replace((now.stage, now.total_bytes)) != Some((now.stage, now.total_bytes)) {
             let (template, doing) = match now.stage {
                 PullStage::Asking => (WAITING, "asking"),
@@ -60,11 +65,7 @@ impl Bar {
             self.bar.set_style(style);
             self.bar.set_message(format!("{}: {doing}", self.what));
             self.bar.enable_steady_tick(Duration::from_millis(200));
-            if let Some(total) = now.total_bytes {
-                self.bar.set_length(total);
-            }
         }
-        self.bar.set_position(now.done_bytes);
     }
 }
 
