@@ -104,9 +104,9 @@ fn plan(places: &[String]) -> Result<Plan, Error> {
 impl Cp {
     pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
         let plan = plan(&self.places)?;
+        let (Plan::Into { vm, .. } | Plan::OutOf { vm, .. }) = &plan;
         let manager = context.manager()?;
-        context.block_on(async {
-            let (Plan::Into { vm, .. } | Plan::OutOf { vm, .. }) = &plan;
+        let done = context.block_on(async {
             let session = self.way.session(&manager, vm).await?;
             let files = session.files(vm.as_str(), Instant::now() + self.way.timeout()).await?;
             let mut signals = Signals::catch().map_err(Error::io("watch for", "signals"))?;
@@ -124,7 +124,8 @@ impl Cp {
             };
             bar.finish_and_clear();
             outcome
-        })
+        });
+        done.map_err(|failure| failure.of_vm(vm))
     }
 
     async fn copy(&self, files: &Files, plan: &Plan, bar: &ProgressBar) -> Result<(), Failure> {

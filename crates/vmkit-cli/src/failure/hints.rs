@@ -5,7 +5,8 @@ use vmkit::spec::VmName;
 use vmkit::{Error, ErrorKind, LoginPart};
 
 /// What helps who does not know which images there are.
-const IMAGES: &str = "`vmkit image ls` lists the images that are here, with --available those that can be had";
+const IMAGES: &str =
+    "`vmkit image ls` lists the images that are here, with --available those that can be had";
 
 /// Answers what may be done about an error, of this VM where it is one's that is still there.
 pub(super) fn hint(error: &Error, vm: Option<&VmName>) -> Option<String> {

@@ -109,6 +109,16 @@ async fn a_helper_without_a_login_is_as_good_as_none_and_one_that_fails_is_told(
 }
 
 #[tokio::test]
+async fn a_helper_that_is_not_installed_keeps_nobody_from_what_needs_no_login() {
+    let mut scene = Scene::new().await;
+    let disk = disk(20_000);
+    let image = format!("{}:1", put_artifact(&scene.server, &disk, None));
+    scene.store = with_helper(&scene, "exit 1");
+    std::fs::remove_file(scene.dir.path().join("docker-credential-test")).unwrap();
+    assert_eq!(scene.pull(&image).await.unwrap().id.hex(), sha256(&disk));
+}
+
+#[tokio::test]
 async fn an_identity_token_is_sent_for_a_token_and_to_nobody_else() {
     let mut scene = Scene::new().await;
     let other = TestServer::new().await;

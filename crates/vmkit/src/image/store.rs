@@ -23,7 +23,7 @@ use super::intake::Taken;
 use super::kept::{self, KeptImage, KeptName, NewName, RECORD};
 use super::reference::{ImageName, ImageRef, OciRef};
 use super::remote::Remote;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::spec::{Arch, Firmware, UserName};
 use crate::steps::step;
 use crate::store::lock::{self, Hold, Lock};
@@ -173,13 +173,22 @@ impl ImageStore {
     ///
     /// # Errors
     /// `InvalidInput` on `registry credentials` for a file that is something else; `Io` for one that can't be read; `Host` and
-    /// `TimedOut` for a helper that does not answer.
+    /// `TimedOut` for a helper that does not answer. One that is not installed is no error, and warned of.
     pub(super) async fn login(&self, image: &OciRef) -> Result<Option<Login>> {
         let (credentials, registry) = (self.logins()?, image.registry());
-        if let (Some(path), Some(name)) = (&self.helper_path, credentials.helper(registry))
-            && let Some(login) = CredentialProgram::find(name, path, registry)?.login(registry).await?
-        {
-            return Ok(Some(login));
+        if let (Some(path), Some(name)) = (&self.helper_path, credentials.helper(registry)) {
+            match CredentialProgram::find(name, path, registry) {
+                Ok(helper) => {
+                    if let Some(login) = helper.login(registry).await? {
+                        return Ok(Some(login));
+                    }
+                }
+                // Named by what was uninstalled since. Most images need no login; a registry that wants one says so.
+                Err(error) if error.kind() == ErrorKind::Host => {
+                    tracing::warn!(%error, "going on without a login");
+                }
+                Err(error) => return Err(error),
+            }
         }
         Ok(credentials.written_down(image))
     }

@@ -264,6 +264,7 @@ impl MachinePlan {
     }
 
     /// Answers the files of the host that its VM is made from and started with, each with the key that names it.
+    #[cfg(all(feature = "images", feature = "ssh"))]
     pub(crate) fn host_files(&self) -> Vec<(String, PathBuf)> {
         let mut files = Vec::new();
         // A name or an address has no file yet; whether it can be had is for the store of images to say.
