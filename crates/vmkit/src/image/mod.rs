@@ -16,6 +16,8 @@
 mod arch;
 #[cfg(feature = "images")]
 mod catalogue;
+#[cfg(all(test, feature = "images"))]
+mod catalogue_tests;
 #[cfg(feature = "images")]
 mod checksums;
 #[cfg(feature = "images")]

@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::problem::{Problem, VmfileError};
 use crate::error::{Error, Result};
 use crate::spec::{
-    Boot, DataDisk, Firmware, GuestAccess, Machine, NetworkConfig, RootDisk, VmName, VmSpec, VmSpecBuilder,
+    Boot, Firmware, GuestAccess, Machine, NetworkConfig, RootDisk, VmName, VmSpec, VmSpecBuilder,
 };
 
 /// The machines that one file describes.
@@ -266,6 +266,7 @@ impl MachinePlan {
     /// Answers the files of the host that its VM is made from and started with, each with the key that names it.
     #[cfg(all(feature = "images", feature = "ssh"))]
     pub(crate) fn host_files(&self) -> Vec<(String, PathBuf)> {
+        use crate::spec::DataDisk;
         let mut files = Vec::new();
         // A name or an address has no file yet; whether it can be had is for the store of images to say.
         let image = self.image.as_ref().filter(|image| image.starts_with('/'));
