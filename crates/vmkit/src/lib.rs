@@ -37,6 +37,7 @@ pub mod cloud_init;
 pub mod console;
 mod deadline;
 mod error;
+mod flock;
 mod forwarding;
 mod handle;
 pub mod host;

@@ -1,7 +1,7 @@
 //! A lock in a file, as each VM has one: held by the kernel for a process, so it dies with it.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
 use crate::error::{Error, Result};
+use crate::flock::{is_at, wait_in_kernel};
 use crate::steps::step;
 
 /// A lock, held until this is dropped.
@@ -167,12 +168,7 @@ fn queue(file: File, hold: Hold) -> io::Result<oneshot::Receiver<Result<Lock, Er
 fn wait_for_all(id: FileId, first: Waiter) {
     let mut next = Some(first);
     while let Some(Waiter { file, hold, sender }) = next {
-        let outcome = loop {
-            match flock(&file, hold.waiting()) {
-                Err(Errno::INTR) => {}
-                outcome => break outcome.map(|()| Lock(file)),
-            }
-        };
+        let outcome = wait_in_kernel(&file, hold.waiting()).map(|()| Lock(file));
         // Who is gone leaves the lock to the next one.
         let _ = sender.send(outcome);
         let mut waiters = waiters();
@@ -183,16 +179,6 @@ fn wait_for_all(id: FileId, first: Waiter) {
         if next.is_none() {
             waiters.remove(&id);
         }
-    }
-}
-
-/// Tells whether this open file is the one that the path names.
-fn is_at(file: &File, path: &Path) -> Result<bool> {
-    let held = file.metadata().map_err(Error::io("look at", path))?;
-    match fs::metadata(path) {
-        Ok(named) => Ok((named.dev(), named.ino()) == (held.dev(), held.ino())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(Error::io("look at", path)(error)),
     }
 }
 
@@ -212,6 +198,7 @@ fn holder(path: &Path) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
     use std::time::Duration;
 
     fn soon() -> Instant {

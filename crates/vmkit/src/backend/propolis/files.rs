@@ -1,9 +1,9 @@
 //! What a VM has in its directory: whose it is and what was made for it, where its server listens, what was asked.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use serde::de::DeserializeOwned;
@@ -13,6 +13,7 @@ use uuid::Uuid;
 use super::layout::Layout;
 use super::options::Options;
 use super::plan::HostStep;
+use crate::backend::supervise::files::{is_gone, remove_dir, remove_file};
 use crate::backend::supervise::unfinished;
 use crate::error::{Error, Result};
 use crate::steps::step;
@@ -140,7 +141,7 @@ fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     let mut bytes = Vec::new();
     match File::open(path).and_then(|file| file.take(MOST_BYTES).read_to_end(&mut bytes)) {
         Ok(_) => {}
-        Err(error) if gone(&error) => return Ok(None),
+        Err(error) if is_gone(&error) => return Ok(None),
         Err(error) => return Err(Error::io("read", path)(error)),
     }
     serde_json::from_slice(&bytes).map(Some).map_err(|error| Error::Record {
@@ -160,27 +161,6 @@ pub(super) fn mark(path: &Path) -> Result<()> {
     made.map(drop).map_err(Error::io("create", path))
 }
 
-/// Removes a file; that it is gone already is success.
-///
-/// # Errors
-/// `Io`, `Host`.
-pub(super) fn remove(path: &Path) -> Result<()> {
-    step("remove a file").map_err(Error::io("remove", path))?;
-    match fs::remove_file(path) {
-        Err(error) if !gone(&error) => Err(Error::io("remove", path)(error)),
-        _ => Ok(()),
-    }
-}
-
-/// Makes a directory of this user alone, with its parents.
-///
-/// # Errors
-/// `Io`, `Host`.
-pub(super) fn make_dir(path: &Path) -> Result<()> {
-    step("make a directory").map_err(Error::io("create", path))?;
-    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(Error::io("create", path))
-}
-
 /// Removes all that this backend may have made in a VM's directory, and the directory when nothing else is in it.
 ///
 /// # Errors
@@ -189,9 +169,9 @@ pub(super) fn remove_all(layout: &Layout, data_disks: usize) -> Result<()> {
     let mut files = layout.files(data_disks);
     // The claim and the locks: they go when the server's directory has gone.
     let last = files.split_off(files.len() - 3);
-    files.iter().try_for_each(|file| remove(file))?;
+    files.iter().try_for_each(|file| remove_file(file))?;
     remove_whole(&layout.server_dir())?;
-    last.iter().try_for_each(|file| remove(file))?;
+    last.iter().try_for_each(|file| remove_file(file))?;
     remove_dir(&layout.work)
 }
 
@@ -199,22 +179,7 @@ pub(super) fn remove_all(layout: &Layout, data_disks: usize) -> Result<()> {
 fn remove_whole(path: &Path) -> Result<()> {
     step("remove a directory").map_err(Error::io("remove", path))?;
     match fs::remove_dir_all(path) {
-        Err(error) if !gone(&error) => Err(Error::io("remove", path)(error)),
+        Err(error) if !is_gone(&error) => Err(Error::io("remove", path)(error)),
         _ => Ok(()),
     }
-}
-
-/// Removes a directory; one that somebody else's files lie in stays.
-fn remove_dir(path: &Path) -> Result<()> {
-    step("remove a directory").map_err(Error::io("remove", path))?;
-    match fs::remove_dir(path) {
-        Err(error) if !gone(&error) && error.kind() != io::ErrorKind::DirectoryNotEmpty => {
-            Err(Error::io("remove", path)(error))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn gone(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }

@@ -60,6 +60,7 @@ use self::options::Options;
 use self::plan::Facts;
 use self::prepare::NotMade;
 use self::state::{ASK_LIMIT, Asker, LOOK_LIMIT, observe};
+use crate::backend::supervise::files::make_private_dir;
 use crate::backend::supervise::process::{self, Found};
 use crate::backend::supervise::{Place, spawn};
 use crate::cloud_init;
@@ -389,7 +390,7 @@ impl Hypervisor for PropolisHypervisor {
             return Err(taken());
         }
         let (options, plan, image_bytes) = self.planned(&spec, id).await?;
-        files::make_dir(&layout.work)?;
+        make_private_dir(&layout.work)?;
         let hold = match Hold::take(&layout.operation_lock(), Instant::now() + PATIENCE).await {
             Ok(Some(hold)) => hold,
             Ok(None) => {

@@ -12,6 +12,7 @@ use super::layout::Layout;
 use super::options::{Options, Snapshot};
 use super::plan::HostStep;
 use super::reshape::reshaping;
+use crate::backend::supervise::files::remove_file;
 use crate::error::{Error, Result};
 use crate::handle::BackendTag;
 use crate::image::{ImageFormat, inspect_for};
@@ -214,7 +215,7 @@ pub(super) async fn undo(host: &Host, steps: &[HostStep], hold: &Hold) -> Result
         let undone = match one {
             HostStep::Command { undo: Some(undo), .. } => take_away(host, undo, hold).await,
             HostStep::Command { undo: None, .. } => Ok(()),
-            HostStep::Copy { path, .. } | HostStep::Blank { path, .. } => files::remove(path),
+            HostStep::Copy { path, .. } | HostStep::Blank { path, .. } => remove_file(path),
         };
         outcome = outcome.and(undone);
     }

@@ -21,6 +21,7 @@ use super::plan::{PropolisPlan, ServerPlan};
 use super::prepare::{destroy_kernel_vm, make_again, reshape};
 use super::state::{LOG_BYTES, last_words};
 use super::stop::{HALT_LIMIT, end_elsewhere};
+use crate::backend::supervise::files::{make_private_dir, remove_file};
 use crate::backend::supervise::keeper::Launch;
 use crate::backend::supervise::spawn::Words;
 use crate::backend::supervise::{ALIVE_DESCRIPTOR, alive, process, spawn};
@@ -53,11 +54,11 @@ pub(super) async fn owned(
     // What an earlier run, or a crash, left.
     let alive = alive::take_and_silence(&site.place(), deadline).await?;
     destroy_kernel_vm(site.host(), &site.kernel_vm(), hold).await?;
-    files::remove(&site.layout.server_file())?;
-    files::remove(&site.layout.console_mark())?;
+    remove_file(&site.layout.server_file())?;
+    remove_file(&site.layout.console_mark())?;
     let claim = reshape(site.host(), &site.layout, &site.claim, &plan.prepare, hold).await?;
     make_again(site.host(), &claim, hold).await?;
-    files::make_dir(&site.layout.server_dir())?;
+    make_private_dir(&site.layout.server_dir())?;
     let launched = spawn::launch(keeper, &launch(site, run), &[alive])?;
     let begun = async {
         let (pid, mut words) = launched.started(deadline).await?;
@@ -97,7 +98,7 @@ pub(super) async fn elsewhere(
     if !is_made {
         reshape(site.host(), &site.layout, &site.claim, &plan.prepare, hold).await?;
     }
-    files::remove(&site.layout.console_mark())?;
+    remove_file(&site.layout.console_mark())?;
     let server = ServerFile::of_new_run(client.address);
     // Before anything is asked for: from here on the server may have a VM of which nobody else here knows.
     files::write_synced(&site.layout.server_file(), &server)?;
@@ -293,7 +294,7 @@ async fn run_guest(site: &Site<'_>, client: &Client, server: ServerFile, deadlin
         Some(_) => files::write_synced(&site.layout.server_file(), &server)?,
         None => files::write(&site.layout.server_file(), &server)?,
     }
-    files::remove(&site.layout.stop_mark())?;
+    remove_file(&site.layout.stop_mark())?;
     step("server: run the VM").map_err(|source| lost(client, source))?;
     let explained = |failure: Failure| failure.into_error(client, "run the VM", None);
     client.request(Requested::Run, deadline).await.map_err(explained)?;

@@ -1,9 +1,9 @@
 //! Making and removing what a VM has on disk: the steps of a plan, each with its undo.
 
-use std::fs::{self, DirBuilder, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use uuid::Uuid;
@@ -12,6 +12,7 @@ use super::facts::Media;
 use super::layout::Layout;
 use super::plan::{PrepareStep, QemuPlan};
 use crate::backend::supervise::alive;
+use crate::backend::supervise::files::{make_private_dir, remove_dir, remove_file};
 use crate::cloud_init;
 use crate::error::{Error, Result};
 use crate::host::ports::{port_holder, port_is_free};
@@ -192,35 +193,6 @@ pub(super) fn remove_run_dir(layout: &Layout) -> Result<()> {
         remove_file(&file)?;
     }
     remove_dir(&layout.run)
-}
-
-fn remove_file(path: &Path) -> Result<()> {
-    step("destroy: remove").map_err(Error::io("remove", path))?;
-    match fs::remove_file(path) {
-        Err(error) if !gone(&error) => Err(Error::io("remove", path)(error)),
-        _ => Ok(()),
-    }
-}
-
-/// Removes a directory; one that somebody else's files lie in stays.
-fn remove_dir(path: &Path) -> Result<()> {
-    step("destroy: remove directory").map_err(Error::io("remove", path))?;
-    match fs::remove_dir(path) {
-        Err(error) if !gone(&error) && error.kind() != io::ErrorKind::DirectoryNotEmpty => {
-            Err(Error::io("remove", path)(error))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn gone(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
-}
-
-/// Makes a directory of this user alone, with its parents.
-pub(super) fn make_private_dir(path: &Path) -> Result<()> {
-    step("make directory").map_err(Error::io("create", path))?;
-    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(Error::io("create", path))
 }
 
 fn copy_private(template: &Path, path: &Path) -> Result<()> {

@@ -1,10 +1,10 @@
 //! The lock that is held while anything of a VM runs, or is about to: by whoever makes, starts or removes it, then by the
 //! keeper and the hypervisor, which inherit it. The kernel frees it when the last of them is gone, however that came.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::time::Duration;
 
 use rustix::fs::FlockOperation;
@@ -15,6 +15,7 @@ use tokio::time::{Instant, timeout};
 use super::Place;
 use super::process;
 use crate::error::{Error, Result};
+use crate::flock::{is_at, wait_in_kernel};
 use crate::steps::step;
 
 /// How long the lock is waited for before what runs is looked at again: a start that has come as far as a process shows
@@ -29,7 +30,7 @@ pub(crate) fn try_take(place: &Place) -> Result<Option<OwnedFd>> {
     loop {
         let file = open(place)?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) if is_the_lock(&file, place)? => return Ok(Some(file.into())),
+            Ok(()) if is_at(&file, &place.alive)? => return Ok(Some(file.into())),
             // The VM was removed, and another made, between our opening and our locking.
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => return Ok(None),
@@ -109,12 +110,7 @@ impl Waiting {
         let file = open(place)?;
         let (taken, answer) = oneshot::channel();
         let wait = move || {
-            let locked = loop {
-                match rustix::fs::flock(&file, FlockOperation::LockExclusive) {
-                    Err(Errno::INTR) => {}
-                    locked => break locked,
-                }
-            };
+            let locked = wait_in_kernel(&file, FlockOperation::LockExclusive);
             let _ = taken.send(locked.map(|()| file).map_err(io::Error::from));
         };
         // A thread of its own: a runtime that ends would wait for one of its blocking threads.
@@ -128,7 +124,7 @@ impl Waiting {
         match timeout(LOOK_AGAIN, &mut self.0).await {
             Ok(Ok(lock)) => {
                 let lock = lock.map_err(failed())?;
-                if is_the_lock(&lock, place)? {
+                if is_at(&lock, &place.alive)? {
                     return Ok(Some(lock.into()));
                 }
                 *self = Self::begin(place)?;
@@ -137,17 +133,6 @@ impl Waiting {
             Ok(Err(gone)) => Err(failed()(io::Error::other(gone))),
             Err(_) => Ok(None),
         }
-    }
-}
-
-/// Tells whether an open file is the one that the lock's path names now.
-fn is_the_lock(file: &File, place: &Place) -> Result<bool> {
-    let path = &place.alive;
-    let held = file.metadata().map_err(Error::io("examine", path))?;
-    match fs::metadata(path) {
-        Ok(named) => Ok((named.dev(), named.ino()) == (held.dev(), held.ino())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(Error::io("examine", path)(error)),
     }
 }
 

@@ -7,11 +7,13 @@
 //!  keeper    the hypervisor's parent: a process of its own, one thread, no runtime
 //!  runfile   the keeper's record of a run
 //!  process   what really runs: run file → process that is certainly ours
+//!  files     private directories; what is removed, gone already or not
 //! ```
 //!
 //! It knows files, locks and processes, and nothing of what the hypervisor is or says.
 
 pub(crate) mod alive;
+pub(crate) mod files;
 pub(crate) mod keeper;
 pub(crate) mod process;
 pub(crate) mod runfile;
