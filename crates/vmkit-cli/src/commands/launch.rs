@@ -132,10 +132,10 @@ impl Launch {
 
     fn request(self) -> Result<vmkit::launch::Launch, Error> {
         let here = std::env::current_dir().map_err(Error::io("find", "."))?;
+        let usual = vmkit::launch::Launch::new(self.image.seen_from(&here));
         // The name is the launch's to give where none is given here.
         let unnamed = VmName::new("unnamed").expect("it is a name");
         Ok(vmkit::launch::Launch {
-            image: self.image.seen_from(&here),
             pull: match self.pull {
                 Pull::Missing => PullPolicy::Missing,
                 Pull::Newer => PullPolicy::Newer,
@@ -150,6 +150,7 @@ impl Launch {
             until: if self.no_wait { LaunchUntil::Booted } else { LaunchUntil::Ready },
             timeout: self.timeout,
             ephemeral: self.rm,
+            ..usual
         })
     }
 }

@@ -7,6 +7,24 @@
 //! ```text
 //! image ─▶ disk ─▶ boot ─▶ network ─▶ ssh ─▶ cloud-init
 //! ```
+//!
+//! # Examples
+//! ```no_run
+//! use vmkit::image::{Catalogue, ImageStore};
+//! use vmkit::launch::{Launch, launch};
+//! use vmkit::{BackendTag, QemuHypervisor, VmManager};
+//!
+//! # async fn example() -> vmkit::Result<()> {
+//! let home = vmkit::store::Home::at("/var/lib/ci")?;
+//! let qemu = QemuHypervisor::builder(home.vms(), home.run()).build();
+//! let (store, manager) =
+//!     (ImageStore::new(&home, Catalogue::built_in()), VmManager::new(qemu, BackendTag::Qemu, home));
+//! let wanted = Launch { ephemeral: true, ..Launch::new("debian:12".parse()?) };
+//! let launched = launch(&manager, &store, wanted, &mut |event| println!("{event:?}")).await;
+//! let launched = launched.map_err(|failed| failed.error)?;
+//! println!("{} is ready", launched.vm.name());
+//! # Ok(()) }
+//! ```
 
 mod report;
 
@@ -26,11 +44,13 @@ use crate::image::{ImageInUse, ImageRef, ImageStore, PullPolicy, PullProgress};
 use crate::manager::{Condition, Guest, VmManager, console_tail};
 use crate::spec::{
     Boot, CloudInitConfig, Firmware, GuestAccess, Machine, Mib, NetworkConfig, RootDisk, UserData, VmName,
-    VmSpecBuilder,
+    VmSpec, VmSpecBuilder,
 };
 use crate::ssh::{CloudInit, Login, Session};
 use crate::store::Owner;
 
+/// How long a guest may take where nobody says.
+const TIMEOUT: Duration = Duration::from_secs(600);
 /// The user that vmkit makes for itself in a guest whose image has none of its own.
 const USER: &str = "vmkit";
 
@@ -43,9 +63,9 @@ pub struct Launch {
     pub pull: PullPolicy,
     /// The name; where none is given, one is made of the image's, such as `debian-1`.
     pub name: Option<VmName>,
-    /// The VM. Its name, its root disk, what it boots and its cloud-init are set by what stands here beside it.
+    /// The VM. Its name, its machine, its root disk, what it boots and its cloud-init are set by what stands here beside it.
     pub spec: VmSpecBuilder,
-    /// The machine of that spec, which decides the architecture of the image.
+    /// The machine, which decides the architecture of the image.
     pub machine: Machine,
     /// The size of the root disk; the image's where none is given.
     pub disk: Option<Mib>,
@@ -59,6 +79,28 @@ pub struct Launch {
     pub timeout: Duration,
     /// Whether the VM goes with the answer's [`Owner`].
     pub ephemeral: bool,
+}
+
+impl Launch {
+    /// Makes the launch of an image with everything else as it is where nobody says: fetched if need be, the usual machine of
+    /// [`VmSpec::builder`], waited for until it is ready, 10 minutes at most, and there until somebody removes it.
+    pub fn new(image: ImageRef) -> Self {
+        // The name is given once it is known what is free.
+        let unnamed = VmName::new("unnamed").expect("it is a name");
+        Self {
+            image,
+            pull: PullPolicy::Missing,
+            name: None,
+            spec: VmSpec::builder(unnamed),
+            machine: Machine::default(),
+            disk: None,
+            boot: None,
+            cloud_init: None,
+            until: LaunchUntil::default(),
+            timeout: TIMEOUT,
+            ephemeral: false,
+        }
+    }
 }
 
 /// How far a launch goes.
@@ -145,7 +187,9 @@ async fn check_ahead<H: Hypervisor + 'static>(manager: &VmManager<H>, launch: &L
     let disk = RootDisk { image: "/".into(), size: launch.disk };
     let boot = launch.boot.clone().unwrap_or(Boot::Firmware(launch.machine.usual_firmware()));
     let config = launch.cloud_init.clone().unwrap_or_default();
-    manager.check_files(&launch.spec.clone().disk(disk).boot(boot).cloud_init(config).build()?)
+    manager.check_files(
+        &launch.spec.clone().machine(launch.machine).disk(disk).boot(boot).cloud_init(config).build()?,
+    )
 }
 
 /// Fetches the image if need be, and tells of its progress.
@@ -180,7 +224,7 @@ async fn create<H: Hypervisor + 'static>(
     let disk = RootDisk { image: image.facts.path.clone(), size: launch.disk };
     let boot = launch.boot.unwrap_or(Boot::Firmware(usual));
     let config = with_access(launch.cloud_init.unwrap_or_default(), image)?;
-    let spec = launch.spec.disk(disk).boot(boot).cloud_init(config);
+    let spec = launch.spec.machine(launch.machine).disk(disk).boot(boot).cloud_init(config);
     let mut numbers = 1..=u32::MAX;
     loop {
         let name = match &launch.name {
