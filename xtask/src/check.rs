@@ -12,7 +12,7 @@ use crate::guest::{self, Guest};
 use crate::{setup, tidy};
 
 /// What embedders build who need only a part of the library.
-const PARTS: [&str; 5] = ["", "propolis", "ssh", "images", "vmfile"];
+const PARTS: [&str; 7] = ["", "qemu", "cloud-init", "propolis", "ssh", "images", "vmfile"];
 
 /// Runs it all, and ends at the first step that fails.
 pub(crate) fn run() -> Result<()> {

@@ -10,6 +10,10 @@
 //! The library prints nothing, reads no environment and keeps no state of its own. It runs on any tokio runtime with I/O
 //! and time enabled.
 //!
+//! # Cargo features
+//! `qemu` and `cloud-init` are there unless left out; `propolis`, `ssh`, `images` and `vmfile` when asked for. The module `launch` takes `ssh` and
+//! `images`, `project` takes `vmfile` as well. Without `cloud-init` a spec that asks for it is refused.
+//!
 //! # Examples
 //! A VM's whole life, on the backend that runs nothing. For QEMU another hypervisor is made, and [`run_if_keeper`] called first in
 //! `main`: see [`QemuHypervisor`].

@@ -63,7 +63,7 @@ use self::state::{ASK_LIMIT, Asker, LOOK_LIMIT, observe};
 use crate::backend::supervise::files::make_private_dir;
 use crate::backend::supervise::process::{self, Found};
 use crate::backend::supervise::{Place, spawn};
-use crate::cloud_init;
+use crate::cloud_init::SeedOf;
 use crate::deadline::later;
 use crate::error::{Error, ErrorKind, Result};
 use crate::handle::{BackendDetails, BackendTag, ConsoleEndpoint, RunInfo, VmHandle};
@@ -268,9 +268,7 @@ impl Settings {
         let seed = spec.cloud_init().map(|config| {
             let mac = (*spec.network() != NetworkConfig::None && options.vnic.is_none())
                 .then(|| MacAddr::of_vm(id));
-            let seed = cloud_init::render(config, spec.name(), id, mac)?;
-            cloud_init::fat_volume(&seed)
-                .map_err(|_| Error::invalid("cloud_init", "its documents", "together they have at most 2 MB"))
+            SeedOf { config, name: spec.name(), id, mac }.fat_volume()
         });
         Ok(Facts {
             server,

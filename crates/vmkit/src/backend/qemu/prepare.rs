@@ -13,7 +13,7 @@ use super::layout::Layout;
 use super::plan::{PrepareStep, QemuPlan};
 use crate::backend::supervise::alive;
 use crate::backend::supervise::files::{make_private_dir, remove_dir, remove_file};
-use crate::cloud_init;
+use crate::cloud_init::SeedOf;
 use crate::error::{Error, Result};
 use crate::host::ports::{port_holder, port_is_free};
 use crate::image::{ImageFacts, create_blank, create_overlay, inspect, inspect_for};
@@ -142,7 +142,7 @@ pub(super) fn write_seed(spec: &VmSpec, id: Uuid, path: &Path) -> Result<()> {
             Some(MacAddr::of_vm(id))
         }
     };
-    cloud_init::write_seed(&cloud_init::render(config, spec.name(), id, mac)?, path)
+    SeedOf { config, name: spec.name(), id, mac }.write_iso(path)
 }
 
 /// Writes down whose directory this is, so that nobody takes over, or removes, another VM's.

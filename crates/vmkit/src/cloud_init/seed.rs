@@ -1,0 +1,65 @@
+//! The seed as the backends want it, and what they are told where this library was built without it.
+
+use uuid::Uuid;
+
+use crate::error::{Error, Result};
+use crate::network::MacAddr;
+use crate::spec::{CloudInitConfig, VmName};
+
+/// Whose seed it is.
+#[derive(Debug, Clone, Copy)]
+#[cfg_attr(
+    not(feature = "cloud-init"),
+    expect(dead_code, reason = "who can't write it needs no more than the name")
+)]
+pub(crate) struct SeedOf<'a> {
+    pub(crate) config: &'a CloudInitConfig,
+    pub(crate) name: &'a VmName,
+    pub(crate) id: Uuid,
+    /// The guest's network card; `None` where nobody says which it has.
+    pub(crate) mac: Option<MacAddr>,
+}
+
+#[cfg(feature = "cloud-init")]
+impl SeedOf<'_> {
+    /// Writes the volume that QEMU shows the guest, over an earlier one.
+    ///
+    /// # Errors
+    /// `InvalidInput` for what can't be said in YAML; `Io` and `Host` where it can't be written.
+    #[cfg(all(target_os = "linux", feature = "qemu"))]
+    pub(crate) fn write_iso(self, path: &std::path::Path) -> Result<()> {
+        super::write_seed(&self.rendered()?, path)
+    }
+
+    /// Answers the volume that Propolis shows the guest.
+    ///
+    /// # Errors
+    /// `InvalidInput` for what can't be said in YAML, or has no room.
+    #[cfg(feature = "propolis")]
+    pub(crate) fn fat_volume(self) -> Result<Vec<u8>> {
+        super::fat::volume(&self.rendered()?)
+            .map_err(|_| Error::invalid("cloud_init", "its documents", "together they have at most 2 MB"))
+    }
+
+    fn rendered(self) -> Result<super::Seed> {
+        super::render(self.config, self.name, self.id, self.mac)
+    }
+}
+
+#[cfg(not(feature = "cloud-init"))]
+impl SeedOf<'_> {
+    #[cfg(all(target_os = "linux", feature = "qemu"))]
+    pub(crate) fn write_iso(self, _path: &std::path::Path) -> Result<()> {
+        Err(self.left_out())
+    }
+
+    #[cfg(feature = "propolis")]
+    pub(crate) fn fat_volume(self) -> Result<Vec<u8>> {
+        Err(self.left_out())
+    }
+
+    fn left_out(self) -> Error {
+        let why = "this program was built without vmkit's cargo feature `cloud-init`";
+        Error::invalid("cloud_init", self.name, why)
+    }
+}
