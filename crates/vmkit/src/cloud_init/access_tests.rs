@@ -1,4 +1,9 @@
 //! vmkit's own way into a guest, beside what somebody wants of cloud-init, read as cloud-init reads it.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test may panic, and says aloud what it skips"
+)]
 
 use std::io::Write;
 use std::process::{Command, Stdio};
