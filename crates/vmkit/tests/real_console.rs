@@ -94,3 +94,21 @@ async fn what_an_earlier_run_said_is_not_this_ones() {
     assert!(has(&all) && !has(&last) && all.ends_with(&last));
     manager.remove(&name, false).await.unwrap();
 }
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_watcher_hears_at_once_that_somebody_killed_the_hypervisor() {
+    let place = Place::new();
+    let (manager, name) = started(&place).await;
+    let seen = manager.info(&name).await.unwrap();
+    let pid = seen.run.as_ref().unwrap().pid.unwrap();
+    let pid = rustix::process::Pid::from_raw(pid.try_into().unwrap()).unwrap();
+    let (changed, killed) = tokio::join!(manager.changed(&seen, LONG), async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        Instant::now()
+    });
+    let changed = changed.unwrap();
+    assert!(matches!(changed.state, VmState::Failed { .. }), "{}", changed.state);
+    assert!(killed.elapsed() < Duration::from_secs(2), "heard of by the event, not at the next look");
+    manager.remove(&name, true).await.unwrap();
+}

@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::network::MacAddr;
 use crate::spec::{CloudInitConfig, VmName};
 
@@ -37,8 +37,9 @@ impl SeedOf<'_> {
     /// `InvalidInput` for what can't be said in YAML, or has no room.
     #[cfg(feature = "propolis")]
     pub(crate) fn fat_volume(self) -> Result<Vec<u8>> {
-        super::fat::volume(&self.rendered()?)
-            .map_err(|_| Error::invalid("cloud_init", "its documents", "together they have at most 2 MB"))
+        super::fat::volume(&self.rendered()?).map_err(|_| {
+            crate::error::Error::invalid("cloud_init", "its documents", "together they have at most 2 MB")
+        })
     }
 
     fn rendered(self) -> Result<super::Seed> {
@@ -58,8 +59,8 @@ impl SeedOf<'_> {
         Err(self.left_out())
     }
 
-    fn left_out(self) -> Error {
+    fn left_out(self) -> crate::error::Error {
         let why = "this program was built without vmkit's cargo feature `cloud-init`";
-        Error::invalid("cloud_init", self.name, why)
+        crate::error::Error::invalid("cloud_init", self.name, why)
     }
 }

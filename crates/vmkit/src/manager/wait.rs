@@ -145,18 +145,11 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         let mut lived = false;
         let mut pause = BACK_OFF.0;
         loop {
-            // In this order, since a PID that belonged to a live VM after the descriptor was opened did so before.
-            let (record, is_cut_off) = self.store.read_now(name)?;
-            let process = hold(&record.handle)?;
-            let state = match self.look(&record, is_cut_off).await {
-                // It is too busy to say how it is, or just being started.
-                Err(error) if matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::Busy) => {
-                    happened(&changes, process.as_ref(), LOOK_AGAIN).await?;
-                    continue;
-                }
-                state => state?,
+            let (vm, process) = self.glance(name).await?;
+            let Some(vm) = vm else {
+                happened(&changes, process.as_ref(), LOOK_AGAIN).await?;
+                continue;
             };
-            let vm = record.handle.in_state(state);
             lived |= vm.state.is_live();
             *last = Some(vm.clone());
             match next(&vm.state, condition, lived) {
@@ -181,6 +174,57 @@ impl<H: Hypervisor + 'static> VmManager<H> {
                     ended = happened(&changes, process.as_ref(), ATTEMPT) => ended?,
                 },
             }
+        }
+    }
+
+    /// Waits until a VM is no longer as somebody saw it, in another state or another run, and answers it as it is then.
+    ///
+    /// Whoever watches a VM asks again with each answer. Ends of processes, and what other programs do to the VM, are heard of at once;
+    /// a guest's panic, and a pause by somebody else's monitor, within 2 s. What came and went between two questions is not told.
+    ///
+    /// # Cancel safety
+    /// Nothing is changed by waiting.
+    ///
+    /// # Errors
+    /// `TimedOut`; `NotFound` once the VM is removed.
+    pub async fn changed(&self, seen: &VmHandle, timeout: Duration) -> Result<VmHandle> {
+        let name = seen.name();
+        let run = |vm: &VmHandle| vm.run.as_ref().and_then(|run| run.pid);
+        let change = async {
+            self.store.read(name)?;
+            let changes = self.store.changes(name)?;
+            loop {
+                let (vm, process) = self.glance(name).await?;
+                if let Some(vm) = vm {
+                    if vm.id != seen.id {
+                        return Err(Error::NotFound { what: "VM", name: name.to_string() });
+                    }
+                    if vm.state != seen.state || run(&vm) != run(seen) {
+                        return Ok(vm);
+                    }
+                }
+                happened(&changes, process.as_ref(), LOOK_AGAIN).await?;
+            }
+        };
+        match timeout_at(later(timeout), change).await {
+            Ok(changed) => changed,
+            Err(_) => {
+                let awaited = format!("a change of the VM `{name}`, which is {}", seen.state);
+                Err(Error::TimedOut { awaited, after: timeout, console: String::new() })
+            }
+        }
+    }
+
+    /// Looks at a VM, and takes hold of its process; no VM where it is too busy to say how it is, or just being started.
+    async fn glance(&self, name: &VmName) -> Result<(Option<VmHandle>, Option<ProcessFd>)> {
+        // In this order, since a PID that belonged to a live VM after the descriptor was opened did so before.
+        let (record, is_cut_off) = self.store.read_now(name)?;
+        let process = hold(&record.handle)?;
+        match self.look(&record, is_cut_off).await {
+            Err(error) if matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::Busy) => {
+                Ok((None, process))
+            }
+            state => Ok((Some(record.handle.in_state(state?)), process)),
         }
     }
 
