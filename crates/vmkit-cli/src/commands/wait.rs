@@ -46,5 +46,6 @@ impl Wait {
 }
 
 fn conditions() -> impl TypedValueParser<Value = Condition> {
-    PossibleValuesParser::new(Condition::ALL.map(Condition::as_str)).try_map(|name| name.parse::<Condition>())
+    PossibleValuesParser::new(Condition::ALL.iter().map(|condition| condition.as_str()))
+        .try_map(|name| name.parse::<Condition>())
 }

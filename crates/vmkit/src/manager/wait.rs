@@ -50,8 +50,8 @@ pub enum Condition {
 
 impl Condition {
     /// All conditions, for whoever lists them.
-    pub const ALL: [Condition; 4] =
-        [Condition::Running, Condition::Agent, Condition::Ssh, Condition::Stopped];
+    pub const ALL: &'static [Condition] =
+        &[Condition::Running, Condition::Agent, Condition::Ssh, Condition::Stopped];
 
     /// Answers the condition's name, such as `running`.
     pub fn as_str(self) -> &'static str {
@@ -74,8 +74,10 @@ impl FromStr for Condition {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let found = Self::ALL.into_iter().find(|condition| condition.as_str() == text);
-        found.ok_or_else(|| Error::invalid("condition", text, "wait for running, agent, ssh or stopped"))
+        let found = Self::ALL.iter().find(|condition| condition.as_str() == text);
+        found
+            .copied()
+            .ok_or_else(|| Error::invalid("condition", text, "wait for running, agent, ssh or stopped"))
     }
 }
 
