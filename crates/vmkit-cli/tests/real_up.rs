@@ -73,7 +73,7 @@ fn fails_at_its_step(life: &Life) {
         "web: a step failed; `vmkit shell trio-web` gets in",
         "warning: edge was left as it is, since it depends on web",
         &format!(
-            "error: web: the step `breaks` of the machine `web` failed: exit code 7 (its log: {})",
+            "error: the step `breaks` of the machine `web` failed: exit code 7 (its log: {})",
             log.display()
         ),
     ] {

@@ -294,5 +294,6 @@ fn who_may_not_log_in_as_root_is_told_of_sudo() {
     fs::write(web.keys(), "").unwrap();
     let refused = web.life.vmkit(["exec", "-u", "root", "web", "--", "true"]);
     assert_eq!(refused.code, Some(1), "{refused:?}");
-    assert!(refused.stderr.contains("hint: `vmkit exec NAME -- sudo COMMAND`"), "{refused:?}");
+    assert!(refused.stderr.starts_with("error: the SSH server refused"), "{refused:?}");
+    assert!(refused.stderr.contains("hint: `vmkit exec web -- sudo COMMAND`"), "{refused:?}");
 }

@@ -159,9 +159,10 @@ fn of_error(error: &vmkit::Error) -> u8 {
 /// Tells whether an error's own text says what it is about.
 fn names(error: &vmkit::Error, called: &str) -> bool {
     use vmkit::Error as E;
-    // These have it in an address, such as `vmkit@web` or `web:/etc/hosts`.
-    let is_address = matches!(error, E::Ssh { .. } | E::HostKey { .. } | E::Copy { .. });
-    is_address || error.to_string().contains(&format!("`{called}`"))
+    // `web:/etc/hosts`.
+    let is_place = matches!(error, E::Ssh { .. } | E::Copy { .. });
+    let text = error.to_string();
+    is_place || [format!("`{called}`"), format!("@{called} (")].iter().any(|name| text.contains(name))
 }
 
 #[cfg(test)]
