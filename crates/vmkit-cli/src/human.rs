@@ -73,9 +73,22 @@ pub(crate) fn ports(vm: &VmHandle) -> Vec<String> {
         .collect()
 }
 
-/// Answers the forwards that are in force, a line each.
+/// Answers the forwards that are in force, a line each; of a VM that does not live those that will be.
 pub(crate) fn forwards(vm: &VmHandle) -> String {
-    ports(vm).join("\n")
+    match vm.state.is_live() {
+        true => ports(vm).join("\n"),
+        false => later_ports(vm).join("\n"),
+    }
+}
+
+/// Answers the forwards that a VM gets when it starts, such as `8080:80, from its next start on`.
+fn later_ports(vm: &VmHandle) -> Vec<String> {
+    match vm.next_spec.as_deref().unwrap_or(&vm.spec).network() {
+        NetworkConfig::User(user) => {
+            user.forwards.iter().map(|forward| format!("{forward}, from its next start on")).collect()
+        }
+        _ => Vec::new(),
+    }
 }
 
 /// Answers a VM's state and, where there are any, its ports.
@@ -163,9 +176,7 @@ fn boot(lines: &mut Lines, boot: &Boot) {
 }
 
 fn run(lines: &mut Lines, vm: &VmHandle) {
-    for port in ports(vm) {
-        lines.add("port", port);
-    }
+    forwards(vm).lines().for_each(|port| lines.add("port", port));
     if let Some(run) = &vm.run {
         if let Some(pid) = run.pid {
             lines.add("process", pid);

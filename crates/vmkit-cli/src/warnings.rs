@@ -39,9 +39,10 @@ impl Subscriber for Warnings {
     fn exit(&self, _: &Id) {}
 }
 
-/// An event as a line: its message, then its fields.
+/// An event as a line: the VM that it is about, its message, then its other fields.
 #[derive(Default)]
 struct Line {
+    vm: String,
     message: String,
     fields: String,
 }
@@ -51,6 +52,7 @@ impl Visit for Line {
         // Writing to a string does not fail.
         let _ = match field.name() {
             "message" => write!(self.message, "{value:?}"),
+            "vm" => write!(self.vm, "{value:?}: "),
             "error" => write!(self.fields, ": {value:?}"),
             name => write!(self.fields, ", {name} {value:?}"),
         };
@@ -63,6 +65,6 @@ impl Visit for Line {
 
 impl fmt::Display for Line {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}", self.message, self.fields)
+        write!(f, "{}{}{}", self.vm, self.message, self.fields)
     }
 }

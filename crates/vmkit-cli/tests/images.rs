@@ -331,6 +331,20 @@ fn a_file_for_another_architecture_is_refused_and_a_directory_is_no_image() {
 }
 
 #[test]
+fn a_text_is_taken_as_a_disk_and_warned_of() {
+    let host = Host::with_refusing_qemu();
+    fs::write(host.file("notes.txt"), "to do: buy milk\n").unwrap();
+    fs::write(host.file("disk.img"), [&[0; 510][..], b"\x55\xaa"].concat()).unwrap();
+    for (file, is_told) in [("notes.txt", true), ("disk.img", false)] {
+        let answer = host.vmkit(["image", "import", file, "--name", "x"]);
+        assert_eq!(answer.code, Some(0), "{answer:?}");
+        let warning = format!("{file} is a text, and is taken as the bytes of a disk");
+        assert_eq!(answer.stderr.contains(&warning), is_told, "{answer:?}");
+        host.must(["image", "rm", "x"]);
+    }
+}
+
+#[test]
 fn names_that_nobody_knows_are_answered_with_those_that_exist() {
     let host = Host::with_refusing_qemu();
     for (image, code, why) in [

@@ -562,7 +562,7 @@ async fn a_wait_ends_at_its_deadline_with_the_consoles_last_lines() {
     fs::write(vm.console_log.unwrap(), "first\n\x1b[2Jlast words\r\n").unwrap();
     let error = world.manager.wait(&web(), Condition::Ssh, Duration::from_millis(300)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TimedOut);
-    let expected = "waited 0.3 s for `ssh` of the VM `web`, which is prepared; the console's last lines:\n    first\n    [2Jlast words";
+    let expected = "waited 0.3 s for `ssh` of the VM `web`, which is prepared; the console's last lines:\n    first\n    last words";
     assert_eq!(error.to_string(), expected);
 }
 

@@ -183,7 +183,9 @@ fn tell(launched: &Launched, show: &Launching, json: bool) -> Result<Ended, Fail
     if json {
         output::json(&json::Launched::of(vm, &launched.image, show.stages()))?;
     } else {
-        output::progress(format_args!("{}: {}", vm.name(), human::with_ports(vm)));
+        let name = vm.name();
+        let way_in = launched.session.as_ref().map(|_| format!("; `vmkit shell {name}` gets in"));
+        output::progress(format_args!("{name}: {}{}", human::with_ports(vm), way_in.unwrap_or_default()));
         output::text(vm.name())?;
     }
     Ok(Ended::Well(0))

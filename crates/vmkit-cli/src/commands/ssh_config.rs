@@ -38,7 +38,8 @@ impl SshConfig {
                 }
             }
             for name in &self.names {
-                blocks.push(manager.ssh_config(name).await?);
+                let block = manager.ssh_config(name).await;
+                blocks.push(block.map_err(|error| Failure::from(error).of_vm(name))?);
             }
             if self.json {
                 return output::json(&blocks.iter().map(json::SshConfig::of).collect::<Vec<_>>());

@@ -2,7 +2,7 @@
 
 use vmkit::lifecycle::{InvalidTransition, Operation};
 use vmkit::spec::VmName;
-use vmkit::{Error, ErrorKind, LoginPart};
+use vmkit::{Error, ErrorKind, LoginPart, VmState};
 
 /// What helps who does not know which images there are.
 const IMAGES: &str =
@@ -18,6 +18,17 @@ pub(super) fn hint(error: &Error, vm: Option<&VmName>) -> Option<String> {
         Error::AlreadyExists { what: "file", .. } => "--force replaces it",
         Error::Foreign { .. } => {
             "if the file was moved, move it back, or remove its VMs by `vmkit rm`; else give the project another `name`"
+        }
+        Error::AlreadyExists { what: "VM", name } => {
+            return Some(format!(
+                "`vmkit info {name}` tells how it is, `vmkit start {name}` boots it, `vmkit rm --force {name}` removes it"
+            ));
+        }
+        Error::NotFound { what, name } if what.starts_with("a port of this host that leads to the SSH") => {
+            return Some(format!("`vmkit forward {name} 22` leads one there"));
+        }
+        Error::Fetch { status: None, .. } => {
+            "an image that is here already is kept under a name by `vmkit image import`; VMKIT_MIRROR names a mirror"
         }
         Error::NotFound { what: "VM", .. } => "`vmkit ls` lists the VMs",
         Error::NotFound { what: "image", .. } => IMAGES,
@@ -38,10 +49,11 @@ pub(super) fn hint(error: &Error, vm: Option<&VmName>) -> Option<String> {
 /// Answers what may be done with the VM.
 fn of_vm(error: &Error, vm: &VmName) -> Option<String> {
     Some(match error {
+        Error::NotLive { state: VmState::Suspended, .. } => format!("`vmkit resume {vm}` lets it go on"),
         Error::NotLive { .. } => format!("`vmkit start {vm}` boots it"),
         Error::Transition(InvalidTransition { operation, state }) => match operation {
             Operation::Destroy => format!("`vmkit rm --force {vm}` ends it and removes it"),
-            Operation::Start if state.name() == "suspended" => format!("`vmkit resume {vm}` lets it go on"),
+            Operation::Start if *state == VmState::Suspended => format!("`vmkit resume {vm}` lets it go on"),
             Operation::Suspend | Operation::Resume => format!("`vmkit start {vm}` boots it"),
             _ => return None,
         },

@@ -101,6 +101,20 @@ pub(crate) fn inspect_for(field: &'static str, path: &Path) -> Result<ImageFacts
     })
 }
 
+/// Tells whether what is taken as the bytes of a disk is a text: somebody named another file than was meant.
+#[cfg(feature = "images")]
+pub(super) fn is_text(facts: &ImageFacts) -> bool {
+    const LOOKED_AT: u64 = 4096;
+    let mut begin = Vec::new();
+    let read = File::open(&facts.path).and_then(|file| file.take(LOOKED_AT).read_to_end(&mut begin));
+    // A disk has zeros near its beginning, or bytes that are no text.
+    let is_text = match std::str::from_utf8(&begin) {
+        Ok(text) => !text.contains('\0'),
+        Err(error) => error.error_len().is_none() && !begin.contains(&0),
+    };
+    facts.format == ImageFormat::Raw && read.is_ok_and(|bytes| bytes > 0) && is_text
+}
+
 /// Refuses what a qcow2 image may ask for and an image from outside does not get.
 fn check_use(header: &Qcow2Header, image: &Path) -> Result<(), String> {
     if header.marked_corrupt {

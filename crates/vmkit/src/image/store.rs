@@ -18,7 +18,7 @@ use super::catalogue::Catalogue;
 use super::credential_helper::CredentialProgram;
 use super::credentials::{Login, RegistryCredentials};
 use super::digest::Digest;
-use super::inspect::{ImageFacts, inspect};
+use super::inspect::{ImageFacts, inspect, is_text};
 use super::intake::Taken;
 use super::kept::{self, KeptImage, KeptName, NewName, RECORD};
 use super::reference::{ImageName, ImageRef, OciRef};
@@ -328,6 +328,9 @@ impl ImageStore {
         };
         let arch = super::arch::of_disk(&facts)?;
         let name = path.display().to_string();
+        if is_text(&facts) {
+            tracing::warn!("{name} is a text, and is taken as the bytes of a disk");
+        }
         Ok(ImageInUse { name, facts, id, arch, user: None, firmware: None, _lock: lock })
     }
 
@@ -339,6 +342,9 @@ impl ImageStore {
     /// `InvalidInput` on `image` for what is no disk of this architecture; `Host` and `Io`.
     pub(super) async fn keep(&self, taken: Taken, name: NewName) -> Result<KeptImage> {
         let facts = inspect(&taken.disk)?;
+        if is_text(&facts) {
+            tracing::warn!("{} is a text, and is taken as the bytes of a disk", name.source);
+        }
         let found = super::arch::of_disk(&facts)?;
         if let Some(found) = found.filter(|found| *found != name.arch) {
             let why =

@@ -391,6 +391,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     /// Does one operation on a VM whose lock is held: intent, effect, outcome.
     async fn carry_out(&self, locked: &LockedVm, vm: VmHandle, order: Order) -> Result<VmHandle> {
         let operation = order.operation();
+        let before = vm.clone();
         let vm = match order {
             Order::Start => self.as_it_shall_start(vm).await?,
             _ => vm,
@@ -413,6 +414,11 @@ impl<H: Hypervisor + 'static> VmManager<H> {
             Ok(vm) => {
                 write_outcome(locked, &vm);
                 Ok(vm)
+            }
+            // Nothing was done, so nothing was cut off.
+            Err(Error::Transition(refused)) => {
+                write_outcome(locked, &before.in_state(refused.state.clone()));
+                Err(refused.into())
             }
             Err(error) => {
                 self.write_truth(locked, vm, operation).await;

@@ -51,7 +51,48 @@ async fn said_at(_url: &str) -> Option<Vec<u8>> {
 pub(crate) fn last_lines(said: &[u8]) -> String {
     let text = String::from_utf8_lossy(said);
     // What the guest prints is not trusted with the reader's terminal.
-    let clean: String = text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect();
+    let clean: String =
+        without_sequences(&text).chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect();
     let lines: Vec<&str> = clean.lines().filter(|line| !line.trim().is_empty()).collect();
     lines[lines.len().saturating_sub(MOST_LINES)..].join("\n")
+}
+
+/// Answers the text without what commands a terminal: colours, cursor movements, titles.
+///
+/// Source: ECMA-48, 5.3 to 5.6 and 8.3.89.
+fn without_sequences(text: &str) -> String {
+    let mut plain = String::new();
+    let mut rest = text.chars();
+    while let Some(char) = rest.next() {
+        if char != '\u{1b}' {
+            plain.push(char);
+            continue;
+        }
+        match rest.next() {
+            // Up to its final byte.
+            Some('[') => drop(rest.find(|c| matches!(c, '@'..='~'))),
+            // Up to BEL, or to the ESC of the string terminator, whose other half is one character.
+            Some(']' | 'P' | 'X' | '^' | '_') => {
+                let end = rest.find(|c| matches!(c, '\u{7}' | '\u{1b}'));
+                end.filter(|end| *end == '\u{1b}').and_then(|_| rest.next());
+            }
+            // A character set has its name behind it.
+            Some('(' | ')' | '*' | '+') => drop(rest.next()),
+            _ => {}
+        }
+    }
+    plain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_guest_says_to_its_terminal_is_not_shown() {
+        let said = b"\x1b[2J\x1b[0;32m  OK  \x1b[0m] Started \x1b[0;1;39mssh\x1b[0m\r\n\x1b]0;title\x07\x1b(Blogin: \x1b[6n\n";
+        assert_eq!(last_lines(said), "  OK  ] Started ssh\nlogin: ");
+        assert_eq!(last_lines(b"cut off \x1b["), "cut off ");
+        assert_eq!(last_lines("\u{1b}]never ended".as_bytes()), "");
+    }
 }

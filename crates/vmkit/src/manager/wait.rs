@@ -126,11 +126,13 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         let state = last.map_or(String::new(), |vm: &VmHandle| format!(", which is {}", vm.state));
         let heard = ways.knocker.as_ref().and_then(Knocker::heard);
         let heard = heard.map_or(String::new(), |heard| format!("; {heard}"));
-        let awaited = format!("{}{state}{heard}", awaited(name, condition));
         let console = match last {
             Some(vm) => console_tail(vm).await,
             None => String::new(),
         };
+        let is_mute = console.is_empty() && last.is_some_and(|vm| vm.state == VmState::Running);
+        let mute = if is_mute { "; it has said nothing on its serial console yet" } else { "" };
+        let awaited = format!("{}{state}{heard}{mute}", awaited(name, condition));
         Err(Error::TimedOut { awaited, after: timeout, console })
     }
 
@@ -288,6 +290,11 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         let forward = forwards.find(|f| f.protocol == Protocol::Tcp && f.guest_port.get() == SSH);
         if let Some(forward) = forward {
             return Ok(Some(forward.host.into()));
+        }
+        // Loopback is where its ports are led to, and else this host's own.
+        if matches!(vm.spec.network(), NetworkConfig::User(_)) {
+            let what = "a port of this host that leads to the SSH server of the VM";
+            return Err(Error::NotFound { what, name: vm.name().to_string() });
         }
         match self.hypervisor.guest_ip(vm).await {
             Ok(address) => Ok(address.parse().ok().map(|ip: IpAddr| SocketAddr::new(ip, SSH))),

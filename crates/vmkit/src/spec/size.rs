@@ -64,7 +64,11 @@ impl FromStr for Mib {
     fn from_str(text: &str) -> Result<Self, Error> {
         let refused = |why: &str| {
             let value: String = text.chars().take(40).collect();
-            Error::invalid("size", value, format!("{why}; write 512MiB, 2GiB or a bare number of MiB"))
+            Error::invalid(
+                "size",
+                value,
+                format!("{why}; write 512MiB, 2GiB or a bare number of MiB, from 64 on"),
+            )
         };
         let digits = text.bytes().take_while(u8::is_ascii_digit).count();
         let (number, unit) = text.split_at(digits);
@@ -75,6 +79,7 @@ impl FromStr for Mib {
             "" | "MiB" | "M" => 1,
             "GiB" | "G" => 1 << 10,
             "TiB" | "T" => 1 << 20,
+            _ if unit.starts_with('.') => return Err(refused("a size is a whole number")),
             _ => {
                 return Err(refused(&format!(
                     "unknown unit {:?}",
@@ -86,7 +91,7 @@ impl FromStr for Mib {
         match mib {
             Some(0) => Err(refused("a size is at least 1 MiB")),
             Some(mib) if unit.is_empty() && mib < Self::LEAST_BARE => Err(refused(&format!(
-                "without a unit this is {mib} MiB: write {mib}GiB, or {mib}MiB if that is meant"
+                "without a unit this is {mib} MiB, and {mib}GiB or {mib}MiB says what is meant"
             ))),
             Some(mib) if mib <= Self::MAX.0 => Ok(Self(mib)),
             _ => Err(refused(&format!("a size is at most {} MiB", Self::MAX.0))),
@@ -145,7 +150,7 @@ mod tests {
     fn a_small_number_needs_a_unit() {
         let error = "4".parse::<Mib>().unwrap_err().to_string();
         assert!(
-            error.contains("without a unit this is 4 MiB: write 4GiB, or 4MiB if that is meant"),
+            error.contains("without a unit this is 4 MiB, and 4GiB or 4MiB says what is meant"),
             "{error}"
         );
         assert_eq!("4MiB".parse::<Mib>().unwrap().mib(), 4);

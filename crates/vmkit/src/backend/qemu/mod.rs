@@ -616,9 +616,10 @@ async fn ask(layout: &Layout) -> Result<VmState> {
             FailureKind::InternalError,
             format!("KVM could not go on with the guest; {}", start::last_words(layout)),
         ),
-        RunState::IoError => {
-            VmState::failed(FailureKind::DiskError, "a disk of the guest failed, or its host is full")
-        }
+        RunState::IoError => VmState::failed(
+            FailureKind::DiskError,
+            "a disk of the guest failed, or its host is full: with room made, a start lets it go on",
+        ),
         RunState::Shutdown => VmState::Stopped,
         RunState::Running
         | RunState::Suspended
