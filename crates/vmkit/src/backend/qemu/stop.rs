@@ -51,7 +51,11 @@ pub(super) async fn stop(layout: &Layout, timeout: Duration) -> Result<()> {
         Found::Nothing | Found::Ended(_) | Found::Rebooted => return Ok(()),
     };
     if !timeout.is_zero() {
-        tracing::warn!(vm = %layout.name(), "the guest did not power itself off in time, so it is ended by force");
+        let why = match Instant::now() < deadline {
+            true => "the guest can't hear its power button any more",
+            false => "the guest did not power itself off in time",
+        };
+        tracing::warn!(vm = %layout.name(), "{why}, so it is ended by force");
     }
     let ended = !timeout.is_zero() && force(layout, &process).await?;
     if ended { process::settled(&layout.place()).await } else { process::kill(&layout.place()).await }
