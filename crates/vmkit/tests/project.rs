@@ -1,4 +1,5 @@
 //! Machines that a file describes, over VMs and guests that are files: order, repetition, failure, and a kill at every step.
+#![cfg(all(feature = "images", feature = "ssh", feature = "vmfile"))]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;

@@ -1,4 +1,5 @@
 //! What becomes of a project's machines when its file changes, is moved, or has two operations at once.
+#![cfg(all(feature = "images", feature = "ssh", feature = "vmfile"))]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
