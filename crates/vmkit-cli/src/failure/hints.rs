@@ -1,15 +1,16 @@
 //! What somebody may do about an error.
 
 use vmkit::lifecycle::{InvalidTransition, Operation};
-use vmkit::spec::VmName;
 use vmkit::{Error, ErrorKind, LoginPart, VmState};
+
+use super::Whose;
 
 /// What helps who does not know which images there are.
 const IMAGES: &str =
     "`vmkit image ls` lists the images that are here, with --available those that can be had";
 
 /// Answers what may be done about an error, of this VM where it is one's that is still there.
-pub(super) fn hint(error: &Error, vm: Option<&VmName>) -> Option<String> {
+pub(super) fn hint(error: &Error, of: Option<&Whose>) -> Option<String> {
     let hint = match error {
         Error::WrongFormat { .. } => "`vmkit image convert IMAGE FILE` writes its disk as a raw file",
         Error::Copy { kind: ErrorKind::InvalidInput, problem, .. } if problem.ends_with("recursively") => {
@@ -41,14 +42,17 @@ pub(super) fn hint(error: &Error, vm: Option<&VmName>) -> Option<String> {
             "say what the server has: --host-key, or --any-host-key to believe whoever answers"
         }
         Error::NoLogin { .. } => "this VM was made without; say who logs in: --user NAME --identity FILE",
-        _ => return vm.and_then(|vm| of_vm(error, vm)).or_else(|| of_kind(error.kind())),
+        _ => return of.and_then(|of| of_vm(error, of)).or_else(|| of_kind(error.kind())),
     };
     Some(hint.to_owned())
 }
 
 /// Answers what may be done with the VM.
-fn of_vm(error: &Error, vm: &VmName) -> Option<String> {
+fn of_vm(error: &Error, of: &Whose) -> Option<String> {
+    let vm = &of.vm;
+    let is_machine = of.called != vm.as_str();
     Some(match error {
+        Error::NotLive { .. } if is_machine => format!("`vmkit up {}` brings it up", of.called),
         Error::NotLive { state: VmState::Suspended, .. } => format!("`vmkit resume {vm}` lets it go on"),
         Error::NotLive { .. } => format!("`vmkit start {vm}` boots it"),
         Error::Transition(InvalidTransition { operation, state }) => match operation {

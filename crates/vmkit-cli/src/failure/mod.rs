@@ -114,7 +114,7 @@ impl Failure {
             Failure::Library { of, error } => {
                 let called = of.as_ref().map(|of| of.called.as_str());
                 output::error(called.filter(|called| !names(error, called)), error);
-                hints.extend(hints::hint(error, of.as_ref().map(|of| &of.vm)));
+                hints.extend(hints::hint(error, of.as_deref()));
             }
             Failure::Usage(error) => output::usage(error),
             Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
