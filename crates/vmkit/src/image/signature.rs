@@ -312,7 +312,7 @@ mod tests {
             }
         }
         signed.dedup();
-        assert_eq!(signed, ["alma", "alpine", "arch", "fedora", "opensuse", "ubuntu"]);
+        assert_eq!(signed, ["alma", "alpine", "arch", "fedora", "opensuse", "rocky", "ubuntu"]);
     }
 
     #[test]
