@@ -4,7 +4,8 @@ use std::path::Path;
 
 use serde::Serialize;
 use vmkit::project::{
-    Done, End, Leftover, MachineReport, MachineStatus, PlannedMachine, PlannedStep, ProjectPlan, Report, Why,
+    Done, End, Leftover, Lost, MachineReport, MachineStatus, PlannedMachine, PlannedStep, ProjectPlan,
+    Report, Why,
 };
 use vmkit::spec::Change;
 use vmkit::vmfile::Project;
@@ -17,6 +18,7 @@ pub(crate) struct Outcome<'a> {
     project: &'a str,
     file: &'a Path,
     machines: Vec<Machine<'a>>,
+    lost: Vec<LostVm<'a>>,
 }
 
 #[derive(Serialize)]
@@ -42,7 +44,7 @@ struct Deed<'a> {
 impl<'a> Outcome<'a> {
     pub(crate) fn of(project: &'a Project, report: &'a Report) -> Self {
         let machines = report.machines.iter().map(Machine::of).collect();
-        Self { project: &project.name, file: &project.file, machines }
+        Self { project: &project.name, file: &project.file, machines, lost: lost(&report.lost) }
     }
 }
 
@@ -90,6 +92,20 @@ impl<'a> Deed<'a> {
     }
 }
 
+/// The VM of a machine whose file is no longer there.
+#[derive(Serialize)]
+struct LostVm<'a> {
+    machine: &'a str,
+    vm: &'a str,
+    file: &'a Path,
+}
+
+fn lost(lost: &[Lost]) -> Vec<LostVm<'_>> {
+    lost.iter()
+        .map(|lost| LostVm { machine: &lost.machine, vm: lost.vm.as_str(), file: &lost.file })
+        .collect()
+}
+
 /// What `up` would do: `plan`.
 #[derive(Serialize)]
 pub(crate) struct Plan<'a> {
@@ -97,6 +113,7 @@ pub(crate) struct Plan<'a> {
     file: &'a Path,
     machines: Vec<Planned<'a>>,
     left: Vec<Left<'a>>,
+    lost: Vec<LostVm<'a>>,
 }
 
 #[derive(Serialize)]
@@ -131,6 +148,7 @@ impl<'a> Plan<'a> {
             file: &plan.file,
             machines: plan.machines.iter().map(Planned::of).collect(),
             left: plan.left.iter().map(Left::of).collect(),
+            lost: lost(&plan.lost),
         }
     }
 }

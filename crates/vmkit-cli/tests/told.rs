@@ -116,6 +116,35 @@ fn every_stage_and_what_came_of_it_is_told_off_a_terminal() {
 }
 
 #[test]
+fn a_project_whose_folder_was_renamed_is_told_of_the_vms_that_it_left() {
+    let life = Life::new();
+    let root = fs::canonicalize(life.dir.path()).unwrap();
+    let (old, new) = (root.join("one"), root.join("two"));
+    fs::create_dir(&old).unwrap();
+    fs::write(
+        old.join("vmkit.toml"),
+        "version = 1\n[machine.web]\nimage = '../base.img'\nready.ssh = false\n",
+    )
+    .unwrap();
+    let file = |folder: &std::path::Path| folder.join("vmkit.toml").to_str().unwrap().to_owned();
+    life.must(["up", "-f", &file(&old)]);
+    fs::rename(&old, &new).unwrap();
+    let warning = format!(
+        "warning: `one-web` is a VM of {}, which is no longer there: move it back, or `vmkit rm one-web`\n",
+        file(&old)
+    );
+    for command in ["plan", "up"] {
+        let answer = life.vmkit([command, "--json", "-f", &file(&new)]);
+        assert!(answer.stderr.starts_with(&warning), "{answer:?}");
+        let told: Value = serde_json::from_str(&answer.stdout).unwrap();
+        let lost = serde_json::json!([{ "machine": "web", "vm": "one-web", "file": file(&old) }]);
+        assert_eq!(told["lost"], lost, "{told}");
+    }
+    assert!(!said(&life, &["up", "-f", &file(&new)]).contains("warning"));
+    life.must(["rm", "--force", "one-web", "two-web"]);
+}
+
+#[test]
 fn status_tells_what_a_machine_lacks_to_be_ready() {
     let life = Life::new();
     write(&life, SHOP);

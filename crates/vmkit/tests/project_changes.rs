@@ -69,6 +69,37 @@ fn machines_of_a_file_that_was_moved_are_named_with_their_owner_and_left_running
 }
 
 #[test]
+fn vms_of_a_file_that_is_gone_are_told_where_a_machine_is_made() {
+    let (_temp, shop) = shop();
+    let old = shop.world.dir.join("vmkit.toml");
+    fs::write(&old, SHOP).unwrap();
+    assert!(shop.up(SHOP).lost.is_empty());
+    let file = shop.world.dir.join("shop2/vmkit.toml");
+    let text = "version = 1\n[project]\nname = 'shop2'\n[machine.db]\nkernel = '../vmlinuz'\n";
+    let project = vmfile::parse(&file, text, &|_| Err("not here".into())).unwrap();
+    let plan = || runtime().block_on(shop.engine.plan(&project, &Options::default())).unwrap();
+    assert!(plan().lost.is_empty(), "the other project is where it was");
+    fs::remove_file(&old).unwrap();
+    let planned = plan().lost;
+    let told: Vec<_> = planned.iter().map(|lost| (lost.machine.as_str(), lost.vm.as_str())).collect();
+    assert_eq!(
+        told,
+        [("db", "shop-db"), ("edge", "shop-edge"), ("other", "shop-other"), ("web", "shop-web")]
+    );
+    assert!(planned.iter().all(|lost| lost.file == old));
+    shop.events.lock().unwrap().clear();
+    let up = || runtime().block_on(shop.engine.up(&project, &Options::default(), shop.listener())).unwrap();
+    assert_eq!(up().lost, planned);
+    let first = shop.events.lock().unwrap().first().map(|event| event.what.clone());
+    assert!(
+        matches!(first, Some(Happening::Lost(lost)) if lost == planned),
+        "they are told before one is made"
+    );
+    assert_eq!(shop.state("shop-db"), "running");
+    assert!(up().lost.is_empty() && plan().lost.is_empty(), "nothing is made any more");
+}
+
+#[test]
 fn a_port_of_the_host_goes_from_one_machine_to_another_in_one_go() {
     let (_temp, shop) = shop();
     let with = |machine: &str| {

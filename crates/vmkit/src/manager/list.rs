@@ -42,8 +42,12 @@ pub struct Listed {
 impl Listed {
     /// Tells whether the VM is one that goes with its owner: `remove_orphans` may have work to do.
     pub fn is_ephemeral(&self) -> bool {
-        let vm = self.handle.as_ref().ok().or(self.recorded.as_ref());
-        vm.is_some_and(|vm| is_ephemeral(&vm.spec))
+        self.known().is_some_and(|vm| is_ephemeral(&vm.spec))
+    }
+
+    /// Answers what is known of the VM: as it is now, else as it was recorded.
+    pub(crate) fn known(&self) -> Option<&VmHandle> {
+        self.handle.as_ref().ok().or(self.recorded.as_ref())
     }
 }
 
@@ -91,6 +95,16 @@ impl<H: Hypervisor + 'static> VmManager<H> {
             Some(Listed { handle: Err(Error::TimedOut { .. }), .. }) => once().await,
             found => found,
         }
+    }
+
+    /// Answers all VMs as they were recorded, in the order of their names. Nobody is asked; what can't be read is left out.
+    ///
+    /// # Errors
+    /// `Io` or `Host` when the home can't be read.
+    #[cfg(all(feature = "images", feature = "ssh", feature = "vmfile"))]
+    pub(crate) fn recorded(&self) -> Result<Vec<VmHandle>> {
+        let records = self.store.names()?.into_iter().filter_map(|name| self.store.read(&name).ok());
+        Ok(records.map(|record| record.handle).collect())
     }
 
     async fn list_one(&self, name: VmName, deadline: Instant) -> Option<Listed> {

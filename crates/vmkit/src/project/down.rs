@@ -60,7 +60,7 @@ impl<H: PortForwarding + 'static, G: Guests> ProjectManager<H, G> {
             Ended::Done(report) => report,
             Ended::Skipped { .. } => unreachable!("nothing that fails skips another here"),
         });
-        Report { machines: reports.collect() }
+        Report { machines: reports.collect(), ..Report::default() }
     }
 
     /// Removes the VMs of machines that the file no longer has.

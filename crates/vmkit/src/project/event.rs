@@ -6,6 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::lost::Lost;
 use super::provisioned::Why;
 use crate::error::Error;
 use crate::image::PullProgress;
@@ -30,6 +31,8 @@ pub enum Happening {
         /// The process that does, where it is known.
         holder: Option<u32>,
     },
+    /// VMs are there whose file is no longer there, and a machine has to be made: it may be one of them.
+    Lost(Vec<Lost>),
     /// Its image is looked for, and fetched where it is missing.
     Image,
     /// Its image is being fetched, and has come so far.
@@ -76,6 +79,8 @@ pub type Listener = Arc<dyn Fn(Event) + Send + Sync>;
 pub struct Report {
     /// The machines.
     pub machines: Vec<MachineReport>,
+    /// The VMs whose file is no longer there, where a machine had to be made.
+    pub lost: Vec<Lost>,
 }
 
 /// What came of the work on one machine.

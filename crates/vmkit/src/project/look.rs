@@ -40,7 +40,7 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
 /// # Errors
 /// As for [`ProjectManager::look`].
 pub(super) fn found(project: &Project, machine: &MachinePlan, listed: Listed) -> Result<Found> {
-    if let Some(vm) = listed.handle.as_ref().ok().or(listed.recorded.as_ref()) {
+    if let Some(vm) = listed.known() {
         check_owner(project, machine, vm)?;
     }
     let vm = Box::new(listed.handle?);

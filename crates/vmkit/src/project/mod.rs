@@ -20,6 +20,7 @@ mod guests;
 mod inside;
 mod kept;
 mod look;
+mod lost;
 mod order;
 mod paths;
 mod plan;
@@ -41,6 +42,7 @@ use tokio::time::Instant;
 
 pub use event::{Done, End, Event, Happening, Listener, MachineReport, Report};
 pub use guests::{Guest, GuestInput, GuestOutput, Guests};
+pub use lost::Lost;
 pub use plan::{Leftover, PlannedAction, PlannedMachine, PlannedStep, ProjectPlan};
 pub use provisioned::Why;
 pub use ssh_guests::{SshGuest, SshGuests};

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::kept::Kept;
 use super::look::{Found, found, machine_of};
+use super::lost::{Lost, lost};
 use super::paths::{all_of, errors, missing, needed};
 use super::provision::elsewhere;
 use super::task::{Digests, tasks, to_do};
@@ -29,6 +30,8 @@ pub struct ProjectPlan {
     pub machines: Vec<PlannedMachine>,
     /// The VMs of machines that the file no longer has.
     pub left: Vec<Leftover>,
+    /// The VMs whose file is no longer there, where a machine has to be made: it may be one of them.
+    pub lost: Vec<Lost>,
 }
 
 /// What would be done about one machine.
@@ -153,7 +156,12 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
                 let listed = place.ok().map(|place| listed.remove(place));
                 planned.push(engine.plan_machine(&project, machine, listed, &digests));
             }
-            ProjectPlan { project: project.name, file: project.file, machines: planned, left }
+            let is_made = |machine: &PlannedMachine| matches!(machine.action, Ok(PlannedAction::Make));
+            let lost = match planned.iter().any(is_made) {
+                true => lost(&project.file, listed.iter().filter_map(Listed::known)),
+                false => Vec::new(),
+            };
+            ProjectPlan { project: project.name, file: project.file, machines: planned, left, lost }
         };
         Ok(elsewhere(plan).await)
     }
@@ -223,13 +231,12 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
 /// Answers the VMs that were machines of the project, and are none any more.
 pub(super) fn leftovers(project: &Project, listed: &[Listed]) -> Vec<Leftover> {
     let left = |listed: &Listed| {
-        let known = listed.handle.as_ref().ok();
-        let machine = machine_of(project, known.or(listed.recorded.as_ref())?)?;
+        let machine = machine_of(project, listed.known()?)?;
         let is_machine = project.machine(machine).is_some_and(|machine| machine.vm == listed.name);
         (!is_machine).then(|| Leftover {
             machine: machine.to_owned(),
             vm: listed.name.clone(),
-            state: known.map(|vm| vm.state.clone()),
+            state: listed.handle.as_ref().ok().map(|vm| vm.state.clone()),
         })
     };
     listed.iter().filter_map(left).collect()

@@ -111,11 +111,12 @@ impl<H: PortForwarding + 'static, G: Guests> ProjectManager<H, G> {
 
     /// Brings up these machines, the project's lock held.
     pub(super) async fn bring_up(&self, work: &Work, machines: Vec<&MachinePlan>) -> Report {
-        self.in_turn(work, machines, |mut turn| async move {
+        let lost = self.tell_lost(work, &machines).await;
+        let report = self.in_turn(work, machines, |mut turn| async move {
             let end = turn.up().await;
             turn.report(end)
-        })
-        .await
+        });
+        Report { lost, ..report.await }
     }
 
     /// Does something to each of the machines, after those that it depends on.
@@ -138,7 +139,7 @@ impl<H: PortForwarding + 'static, G: Guests> ProjectManager<H, G> {
                 MachineReport::new(&machine.name, &machine.vm, end)
             }
         });
-        Report { machines: reports.collect() }
+        Report { machines: reports.collect(), ..Report::default() }
     }
 }
 

@@ -3,6 +3,7 @@
 use clap::Args;
 use vmkit::project::{PlannedAction, PlannedMachine, ProjectPlan};
 
+use super::telling::warn_of_lost;
 use super::{Which, engine};
 use crate::context::Context;
 use crate::failure::{Failure, Whose};
@@ -29,6 +30,7 @@ impl Plan {
             true => output::json(&json_project::Plan::of(&plan)),
             false => output::text(output::printable(text(&plan))),
         };
+        warn_of_lost(&plan.lost);
         let failed = plan.machines.into_iter().filter_map(|machine| {
             let of = Box::new(Whose { called: machine.machine, vm: machine.vm });
             machine.action.err().map(|error| Failure::Library { of: Some(of), error })

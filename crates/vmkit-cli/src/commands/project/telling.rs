@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use vmkit::Error;
 use vmkit::image::PullProgress;
-use vmkit::project::{Done, End, Happening, Listener, MachineReport, Report};
+use vmkit::project::{Done, End, Happening, Listener, Lost, MachineReport, Report};
 use vmkit::vmfile::Project;
 
 use crate::failure::{Failure, Whose};
@@ -55,6 +55,7 @@ pub(super) fn printer(project: &Project) -> Listener {
                     "waiting for the project `{project}`, which is in use{by} …"
                 ));
             }
+            Happening::Lost(lost) => return warn_of_lost(&lost),
             Happening::Output { line, .. } => {
                 return output::line(format_args!("{machine:width$} | {line}"));
             }
@@ -82,6 +83,23 @@ pub(super) fn printer(project: &Project) -> Listener {
         };
         output::line(format_args!("{machine:width$} : {stage}"));
     })
+}
+
+/// Warns of VMs whose file is no longer there, a line for each file.
+pub(super) fn warn_of_lost(lost: &[Lost]) {
+    let mut files: BTreeMap<_, Vec<&str>> = BTreeMap::new();
+    for lost in lost {
+        files.entry(&lost.file).or_default().push(lost.vm.as_str());
+    }
+    for (file, vms) in files {
+        let are = if vms.len() == 1 { "is a VM" } else { "are VMs" };
+        output::warning(format_args!(
+            "`{}` {are} of {}, which is no longer there: move it back, or `vmkit rm {}`",
+            vms.join("`, `"),
+            file.display(),
+            vms.join(" ")
+        ));
+    }
 }
 
 /// Answers how many tenths of an image are there. A line is printed for each: machines that fetch side by side leave no room for
