@@ -143,6 +143,9 @@ pub(crate) fn details(vm: &VmHandle) -> String {
         NetworkConfig::Vnic { link } => lines.add("network", format_args!("link {link}")),
         _ => lines.add("network", "none"),
     }
+    for (key, value) in spec.labels().iter() {
+        lines.add("label", format_args!("{key}={value}"));
+    }
     for change in vm.next_spec.iter().flat_map(|next| changes(spec, next, false)) {
         lines.add(
             "next start",

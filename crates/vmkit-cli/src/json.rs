@@ -10,7 +10,9 @@ use std::time::Duration;
 use serde::Serialize;
 use vmkit::launch::LaunchStage;
 use vmkit::lifecycle::{FailureCause, Operation, VmState};
-use vmkit::spec::{Accel, Boot, Change, DataDisk, Firmware, Machine, NetworkConfig, Protocol, Vnc, changes};
+use vmkit::spec::{
+    Accel, Boot, Change, DataDisk, Firmware, Labels, Machine, NetworkConfig, Protocol, Vnc, changes,
+};
 use vmkit::{ActiveForward, ConsoleEndpoint, ErrorKind, Listed, RunInfo, VmHandle, VncAddress};
 
 /// A VM, whole: `info`, and what `create`, `start` and the like answer.
@@ -32,6 +34,7 @@ pub(crate) struct Vm<'a> {
     cloud_init: bool,
     vnc: Vnc,
     run_as: Option<&'a str>,
+    labels: &'a Labels,
     next_start: Vec<NextStart>,
     run: Option<Run<'a>>,
     console_log: Option<&'a Path>,
@@ -213,6 +216,7 @@ impl<'a> Vm<'a> {
             cloud_init: spec.cloud_init().is_some(),
             vnc: spec.vnc(),
             run_as: spec.run_as().map(|user| user.as_str()),
+            labels: spec.labels(),
             next_start: vm
                 .next_spec
                 .iter()
