@@ -2,6 +2,7 @@
 
 use clap::Args;
 use vmkit::project::{PlannedAction, PlannedMachine, ProjectPlan};
+use vmkit::spec::Applies;
 
 use super::telling::warn_of_lost;
 use super::{Which, engine};
@@ -44,13 +45,21 @@ fn text(plan: &ProjectPlan) -> String {
     let mut text = String::new();
     for machine in &plan.machines {
         text.push_str(&format!("{:width$}  {}\n", machine.machine, headline(machine)));
+        let starts = matches!(machine.action, Ok(PlannedAction::Start));
         let mut below = |line: String| text.push_str(&format!("{:width$}    {line}\n", ""));
         for change in &machine.changes {
             let (from, to) = (shown(&change.from), shown(&change.to));
-            below(format!("{}: {from} -> {to}, {}", change.field, change.applies));
+            let applies = match change.applies {
+                Applies::NextStart if starts => "with this start".to_owned(),
+                applies => applies.to_string(),
+            };
+            below(format!("{}: {from} -> {to}, {applies}", change.field));
         }
         for field in &machine.pending {
-            below(format!("{field}: changed, and counts from the next start on: `vmkit reload`"));
+            below(match starts {
+                true => format!("{field}: changed, and counts with this start"),
+                false => format!("{field}: changed, and counts from the next start on: `vmkit reload`"),
+            });
         }
         for step in &machine.steps {
             below(format!("run `{}`: {}", step.name, step.why));
@@ -73,6 +82,7 @@ fn headline(machine: &PlannedMachine) -> &'static str {
         Ok(PlannedAction::Start) => "start",
         Ok(PlannedAction::Resume) => "resume",
         Ok(_) if machine.is_unchanged() => "unchanged",
+        Ok(_) if machine.changes.is_empty() => "provision",
         Ok(_) => "change",
         Err(_) => "can't be told",
     }
