@@ -54,6 +54,7 @@ fn of_vm(error: &Error, of: &Whose) -> Option<String> {
     Some(match error {
         Error::NotLive { .. } if is_machine => format!("`vmkit up {}` brings it up", of.called),
         Error::NotLive { state: VmState::Suspended, .. } => format!("`vmkit resume {vm}` lets it go on"),
+        Error::Step { .. } => format!("`vmkit shell {vm}` looks into it; `vmkit up` goes on with this step"),
         Error::NotLive { .. } => format!("`vmkit start {vm}` boots it"),
         Error::Transition(InvalidTransition { operation, state }) => match operation {
             Operation::Destroy => format!("`vmkit rm --force {vm}` ends it and removes it"),
