@@ -19,7 +19,7 @@ pub(crate) struct Status {
     #[command(flatten)]
     which: Which,
     /// Asks each guest so long whether it is ready.
-    #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = seconds)]
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
     #[arg(allow_negative_numbers = true)]
     timeout: Duration,
     /// Prints an array, a machine each.
