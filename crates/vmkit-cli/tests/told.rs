@@ -133,6 +133,12 @@ fn a_project_whose_folder_was_renamed_is_told_of_the_vms_that_it_left() {
         "warning: `one-web` is a VM of {}, which is no longer there: move it back, or `vmkit rm one-web`\n",
         file(&old)
     );
+    let info: Value = serde_json::from_str(&life.must(["info", "one-web", "--json"])).unwrap();
+    assert_eq!(
+        (&info["labels"]["vmkit.project"], &info["labels"]["vmkit.machine"]),
+        (&file(&old).into(), &"web".into())
+    );
+    assert!(life.must(["info", "one-web"]).contains("vmkit.machine=web\n"));
     for command in ["plan", "up"] {
         let answer = life.vmkit([command, "--json", "-f", &file(&new)]);
         assert!(answer.stderr.starts_with(&warning), "{answer:?}");
@@ -142,6 +148,30 @@ fn a_project_whose_folder_was_renamed_is_told_of_the_vms_that_it_left() {
     }
     assert!(!said(&life, &["up", "-f", &file(&new)]).contains("warning"));
     life.must(["rm", "--force", "one-web", "two-web"]);
+}
+
+#[test]
+fn what_waits_for_the_next_start_counts_with_the_one_that_is_planned() {
+    let life = Life::new();
+    write(&life, SHOP);
+    life.must(["up", "db"]);
+    let grown = SHOP.replace("[machine.web]", "memory = 600\n[machine.web]");
+    write(&life, &grown);
+    life.must(["up", "db"]);
+    assert!(
+        life.must(["plan", "db"])
+            .contains("memory: changed, and counts from the next start on: `vmkit reload`")
+    );
+    life.must(["down", "--timeout", "0", "db"]);
+    let plan = life.must(["plan", "db"]);
+    assert!(
+        plan.starts_with("db  start\n") && plan.contains("memory: changed, and counts with this start\n"),
+        "{plan}"
+    );
+    write(&life, &grown.replace("memory = 600", "memory = 700"));
+    let plan = life.must(["plan", "db"]);
+    assert!(plan.contains("memory: 600MiB -> 700MiB, with this start\n"), "{plan}");
+    life.must(["down", "--rm", "--timeout", "0"]);
 }
 
 #[test]
@@ -155,7 +185,10 @@ fn status_tells_what_a_machine_lacks_to_be_ready() {
     let table = life.must(["status", "--timeout", "1", "db"]);
     let row = table.lines().nth(1).unwrap();
     assert!(
-        row.contains("  no: tcp 80  ") && row.ends_with("waited 1.0 s for the guest's TCP port 80"),
+        row.contains("  no: tcp 80  ")
+            && row.ends_with(
+                "for the guest's TCP port 80, as `ready.tcp` asks for (nothing is known to listen there)"
+            ),
         "{table}"
     );
     let db = machine(&life, &["status", "--timeout", "1", "--json"], 0);

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use common::{FileHypervisor, World};
 use shop::{SHOP, Shop, done, end, only, runtime, shop};
-use vmkit::project::{Done, Happening, Options, PlannedAction, Provision, Report};
+use vmkit::project::{Done, Event, Happening, Options, PlannedAction, Provision, Report};
 use vmkit::spec::{Protocol, VmName};
 use vmkit::{ActiveForward, BackendTag, ErrorKind, RunInfo, VmManager};
 use vmkit_testkit::crash;
@@ -77,7 +77,9 @@ fn a_guest_that_is_not_entered_is_asked_for_its_ports_from_the_host() {
     let report = shop.up(&text(80, "60s"));
     assert!(report.is_fine(), "{report:?}");
     let report = shop.up(&text(443, "3s"));
-    assert!(end(&report, "web").ends_with("s for the guest's TCP port 443"), "{report:?}");
+    assert!(end(&report, "web").ends_with(
+        "s for the guest's TCP port 443, as `ready.tcp` asks for (nothing is known to listen there); `ready.timeout` says how long"
+    ), "{report:?}");
     assert!(shop.said().is_empty(), "nobody gets in");
 }
 
@@ -126,6 +128,10 @@ fn a_failed_step_stops_its_machine_and_leaves_the_others() {
         log.ends_with("--- install: begun\ndoing fail\nhalf a line\n--- install: failed: exit code 3\n"),
         "{log}"
     );
+    shop.events.lock().unwrap().clear();
+    shop.up(&broken);
+    let is_end = |event: &Event| matches!(&event.what, Happening::Awaiting(what) if what.contains("cut off"));
+    assert!(!shop.events.lock().unwrap().iter().any(is_end), "it ended by itself");
     let plan = runtime().block_on(shop.engine.plan(&shop.project(&broken), &only(&["web"]))).unwrap();
     let steps: Vec<_> =
         plan.machines[0].steps.iter().map(|step| format!("{} {}", step.name, step.why)).collect();

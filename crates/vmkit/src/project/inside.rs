@@ -4,6 +4,7 @@ use tokio::sync::OnceCell;
 use tokio::time::{Duration, Instant, sleep_until, timeout_at};
 
 use super::guests::{Guest, GuestInput, GuestOutput};
+use super::ports;
 use super::privilege::Means;
 use super::script::{self, ROOT, Script};
 use crate::error::{Error, ErrorKind, Result};
@@ -89,17 +90,23 @@ impl<G: Guest> Inside<G> {
 
     /// Waits until something listens on a port of the guest.
     pub(super) async fn listens(&self, port: u16, deadline: Instant) -> Result<()> {
-        let awaited = format!("the guest's TCP port {port}");
-        self.succeeds(&script::listens(port), &awaited, deadline).await
+        let awaited = ports::awaited(port);
+        self.succeeds(&script::listens(port), &awaited, Some(ports::SILENT), deadline).await
     }
 
     /// Waits until a command of the file succeeds.
     pub(super) async fn succeeds_at(&self, text: &str, deadline: Instant) -> Result<()> {
-        self.succeeds(&script::of_command(text), "the ready command to succeed", deadline).await
+        self.succeeds(&script::of_command(text), "the ready command to succeed", None, deadline).await
     }
 
-    /// Runs a command again and again until it succeeds.
-    async fn succeeds(&self, script: &Script, awaited: &str, deadline: Instant) -> Result<()> {
+    /// Runs a command again and again until it succeeds; `silence` is what it means by exit code 1 without a word.
+    async fn succeeds(
+        &self,
+        script: &Script,
+        awaited: &str,
+        silence: Option<&str>,
+        deadline: Instant,
+    ) -> Result<()> {
         let began = Instant::now();
         let mut pause = BACK_OFF.0;
         let mut last = String::new();
@@ -109,7 +116,11 @@ impl<G: Guest> Inside<G> {
                 if exit.is_success() {
                     return Ok(());
                 }
-                last = if said.is_empty() { exit.to_string() } else { format!("{exit}: {said}") };
+                last = match silence {
+                    Some(silence) if said.is_empty() && exit == Exit::Code(1) => silence.to_owned(),
+                    _ if said.is_empty() => format!("last: {exit}"),
+                    _ => format!("last: {exit}: {said}"),
+                };
                 sleep_until(Instant::now() + pause).await;
                 pause = (pause * 2).min(BACK_OFF.1);
             }
@@ -117,7 +128,7 @@ impl<G: Guest> Inside<G> {
         timeout_at(deadline, tries).await.unwrap_or_else(|_| {
             let awaited = match last.is_empty() {
                 true => awaited.to_owned(),
-                false => format!("{awaited} (last: {last})"),
+                false => format!("{awaited} ({last})"),
             };
             Err(Error::TimedOut { awaited, after: began.elapsed(), console: String::new() })
         })

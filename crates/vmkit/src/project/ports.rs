@@ -26,6 +26,8 @@ const ANSWER: Duration = Duration::from_secs(10);
 /// How long a connection through the user network has to stay open: at least, and at the most. In between it is a few times as long
 /// as the guest took for the answer before.
 const SILENCE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
+/// What is known of a port at which nobody was found.
+pub(super) const SILENT: &str = "nothing is known to listen there";
 /// The guest's port that always has a forward on a user network.
 const SSH: u16 = 22;
 
@@ -67,11 +69,16 @@ pub(super) async fn listen<H: Hypervisor + 'static>(
             }
         };
         timeout_at(deadline, tries).await.unwrap_or_else(|_| {
-            let awaited = format!("the guest's TCP port {port}");
+            let awaited = format!("{} ({SILENT})", awaited(*port));
             Err(Error::TimedOut { awaited, after: began.elapsed(), console: String::new() })
         })?;
     }
     Ok(())
+}
+
+/// Says that a port is awaited.
+pub(super) fn awaited(port: u16) -> String {
+    format!("the guest's TCP port {port}, as `ready.tcp` asks for")
 }
 
 /// Answers how the host reaches a port, where that is known by now.

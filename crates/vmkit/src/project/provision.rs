@@ -89,7 +89,8 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
         let began = Instant::now();
         if !self.machine.is_entered() {
             self.tell(Happening::Awaiting("its readiness".to_owned()));
-            return self.engine.listens(&self.machine, &ready.tcp, began + ready.timeout).await;
+            let listens = self.engine.listens(&self.machine, &ready.tcp, began + ready.timeout).await;
+            return listens.map_err(bounded);
         }
         let inside = self.enter(began + ready.timeout).await?;
         let left = ready.timeout.saturating_sub(began.elapsed());
@@ -97,7 +98,7 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
         if !ready.tcp.is_empty() || ready.command.is_some() {
             self.tell(Happening::Awaiting("its readiness".to_owned()));
             // The steps have limits of their own, so what they took does not count.
-            inside.answers(&ready, Instant::now() + left).await?;
+            inside.answers(&ready, Instant::now() + left).await.map_err(bounded)?;
         }
         Ok(())
     }
@@ -135,8 +136,10 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
         let mut log = kept.log()?;
         let mut provisioned = kept.provisioned()?;
         if provisioned.has_loose_ends() {
-            // Nothing of an earlier time may go on beside what is begun now.
-            self.tell(Happening::Awaiting("the end of what was cut off".to_owned()));
+            if provisioned.was_cut_off() {
+                self.tell(Happening::Awaiting("the end of what was cut off".to_owned()));
+            }
+            // Nothing of an earlier time may go on beside what is begun now; what failed may have left something, too.
             inside.end_tasks().await?;
         }
         for ToDo { task, why, digest } in to_do {
@@ -153,19 +156,22 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
             let printer = Printer::new(&name, &self.machine.name, &self.work.listener, &mut log);
             let ended = self.carry_out(inside, &task, &script, printer).await;
             let end = match &ended {
-                Ok(None) => StepEnd::Done,
-                Ok(Some(how)) => StepEnd::Failed(how.clone()),
+                Ok(end) => end.clone(),
+                // The connection broke, and what it began may go on.
+                Err(error @ Error::Ssh { .. }) => StepEnd::CutOff(error.to_string()),
                 Err(error) => StepEnd::Failed(error.to_string()),
             };
+            let how = end.failure().map(str::to_owned);
             log.append(
-                match &end {
-                    StepEnd::Failed(how) => format!("--- {name}: failed: {how}\n").into_bytes(),
-                    _ => format!("--- {name}: done\n").into_bytes(),
+                match &how {
+                    Some(how) => format!("--- {name}: failed: {how}\n").into_bytes(),
+                    None => format!("--- {name}: done\n").into_bytes(),
                 }
                 .as_slice(),
             );
             record(end, &mut provisioned)?;
-            if let Some(how) = ended? {
+            ended?;
+            if let Some(how) = how {
                 let (machine, log) = (self.machine.name.clone(), kept.log_path());
                 return Err(Error::Step { machine, step: name, how: how.into(), log });
             }
@@ -183,14 +189,14 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
         elsewhere(move || task.digest(&digests)).await.map_err(Unreadable::into_error)
     }
 
-    /// Does one thing in the guest; answers how it failed, if it did.
+    /// Does one thing in the guest; answers how it ended.
     async fn carry_out(
         &self,
         inside: &Inside<G::Guest>,
         task: &Task,
         script: &Script,
         mut printer: Printer<'_>,
-    ) -> Result<Option<String>> {
+    ) -> Result<StepEnd> {
         step("run a step in the guest").map_err(Error::io("run", &self.machine.name))?;
         let deadline = Instant::now() + task.limit;
         let mut print = |bytes: &[u8]| printer.print(bytes);
@@ -210,13 +216,14 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
         };
         printer.end();
         match exit {
-            Ok(exit) => Ok((!exit.is_success()).then(|| exit.to_string())),
+            Ok(exit) if exit.is_success() => Ok(StepEnd::Done),
+            Ok(exit) => Ok(StepEnd::Failed(exit.to_string())),
             Err(error) if error.kind() == ErrorKind::TimedOut => {
                 let late = format!("it did not end within {} s", task.limit.as_secs_f64());
-                Ok(Some(match inside.end_tasks().await {
-                    Ok(()) => format!("{late}, and was ended"),
-                    Err(error) => format!("{late}, and may still run: {error}"),
-                }))
+                Ok(match inside.end_tasks().await {
+                    Ok(()) => StepEnd::Failed(format!("{late}, and was ended")),
+                    Err(error) => StepEnd::CutOff(format!("{late}, and may still run: {error}")),
+                })
             }
             Err(error) => Err(error),
         }
@@ -237,6 +244,17 @@ impl<H: Hypervisor + 'static, G> ProjectManager<H, G> {
         deadline: Instant,
     ) -> Result<()> {
         ports::listen(&self.shared.manager, &machine.vm, ports, deadline).await
+    }
+}
+
+/// Says of what was awaited in vain which key bounds that.
+fn bounded(error: Error) -> Error {
+    match error {
+        Error::TimedOut { awaited, after, console } => {
+            let awaited = format!("{awaited}; `ready.timeout` says how long");
+            Error::TimedOut { awaited, after, console }
+        }
+        error => error,
     }
 }
 

@@ -41,6 +41,18 @@ pub(super) enum StepEnd {
     Done,
     /// It failed in this way.
     Failed(String),
+    /// It failed in this way, and may go on in the guest.
+    CutOff(String),
+}
+
+impl StepEnd {
+    /// Answers how it failed, if it did.
+    pub(super) fn failure(&self) -> Option<&str> {
+        match self {
+            StepEnd::Failed(how) | StepEnd::CutOff(how) => Some(how),
+            StepEnd::Begun | StepEnd::Done => None,
+        }
+    }
 }
 
 /// Why a step is to be run.
@@ -132,7 +144,7 @@ impl Provisioned {
     ) -> std::result::Result<Option<Why>, E> {
         let Some(record) = self.steps.get(step) else { return Ok(Some(Why::New)) };
         Ok(match (&record.end, run) {
-            (StepEnd::Begun, _) => Some(Why::CutOff),
+            (StepEnd::Begun | StepEnd::CutOff(_), _) => Some(Why::CutOff),
             (StepEnd::Failed(_), _) => Some(Why::Failed),
             (StepEnd::Done, Run::Once) => None,
             (StepEnd::Done, Run::Always) => Some(Why::Always),
@@ -140,9 +152,14 @@ impl Provisioned {
         })
     }
 
-    /// Tells whether there is a step that did not end well as far as is known: it may even go on.
+    /// Tells whether there is a step that did not end well as far as is known: something of it may even go on.
     pub(super) fn has_loose_ends(&self) -> bool {
         self.steps.values().any(|step| step.end != StepEnd::Done)
+    }
+
+    /// Tells whether there is a step whose end nobody has seen.
+    pub(super) fn was_cut_off(&self) -> bool {
+        self.steps.values().any(|step| matches!(step.end, StepEnd::Begun | StepEnd::CutOff(_)))
     }
 
     /// Writes down how far a step came.
@@ -184,6 +201,7 @@ mod tests {
     fn a_step_that_did_not_succeed_is_run_again_whatever_its_rule() {
         for run in [Run::Once, Run::Changed, Run::Always] {
             assert_eq!(why(StepEnd::Begun, run, "a"), Some(Why::CutOff));
+            assert_eq!(why(StepEnd::CutOff("the guest is gone".into()), run, "a"), Some(Why::CutOff));
             assert_eq!(why(StepEnd::Failed("exit code 1".into()), run, "a"), Some(Why::Failed));
             let Ok(new) = Provisioned::default().why("install", run, || Ok::<_, Infallible>(String::new()));
             assert_eq!(new, Some(Why::New));

@@ -213,7 +213,9 @@ fn provisioning(tasks: Vec<Task>, kept: &Kept, digests: &Digests) -> Result<Prov
     for task in &tasks {
         match provisioned.get(&task.key).map(|record| &record.end) {
             Some(StepEnd::Done) => found.done.push(task.name.clone()),
-            Some(StepEnd::Failed(how)) => found.failed = Some((task.name.clone(), how.clone())),
+            Some(StepEnd::Failed(how) | StepEnd::CutOff(how)) => {
+                found.failed = Some((task.name.clone(), how.clone()));
+            }
             Some(StepEnd::Begun) | None => {}
         }
     }
