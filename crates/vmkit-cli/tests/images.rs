@@ -296,8 +296,7 @@ fn a_login_that_a_helper_keeps_is_shown_to_its_registry() {
     assert!(missing.stderr.contains("the server does not give it to everybody"), "{missing:?}");
     let script = r#"read registry; echo "{\"ServerURL\":\"$registry\",\"Username\":\"u\",\"Secret\":\"p\"}""#;
     let helper = host.dir.path().join("bin/docker-credential-test");
-    fs::write(&helper, format!("#!/bin/sh\n{script}\n")).unwrap();
-    fs::set_permissions(&helper, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    vmkit_testkit::write_program(&helper, &format!("#!/bin/sh\n{script}\n")).unwrap();
     let shown = pull();
     assert_eq!(shown.code, Some(3), "{shown:?}");
     let heard: Vec<_> = hears.try_iter().collect();

@@ -21,12 +21,14 @@ pub mod crash;
 mod described;
 pub mod fake_qemu;
 pub mod guest;
+mod program;
 #[cfg(feature = "propolis")]
 pub mod propolis;
 pub mod walk;
 
 pub use conformance::Conformance;
 pub use described::Described;
+pub use program::write_program;
 
 use vmkit::spec::{Boot, Kernel, VmName, VmSpec};
 

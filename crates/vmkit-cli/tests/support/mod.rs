@@ -8,7 +8,7 @@ pub(crate) mod web;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -38,8 +38,7 @@ impl Host {
     pub(crate) fn with_refusing_qemu() -> Self {
         let host = Self::without_qemu();
         let program = host.path.join("qemu-system-x86_64");
-        fs::write(&program, REFUSING_QEMU).unwrap();
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        vmkit_testkit::write_program(&program, REFUSING_QEMU).unwrap();
         host
     }
 

@@ -3,7 +3,6 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::pin::Pin;
 use std::process::Command;
@@ -112,8 +111,8 @@ impl World {
     pub(crate) fn say_neighbour(&self, address: &str, mac: &str) {
         let table = format!("net0   {address}  255.255.255.255          {mac}");
         let program = self.host.path().join("arp");
-        fs::write(&program, format!("#!/bin/sh\n[ \"$*\" = -an ] && echo '{table}'\n")).unwrap();
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let text = format!("#!/bin/sh\n[ \"$*\" = -an ] && echo '{table}'\n");
+        vmkit_testkit::write_program(&program, &text).unwrap();
     }
 
     /// Runs a tool of the host, as somebody else would.

@@ -146,13 +146,11 @@ mod tests {
     use super::*;
     use crate::error::ErrorKind;
     use std::fs;
-    use std::os::unix::fs::PermissionsExt;
 
     /// Makes a helper `docker-credential-test` of a shell's script.
     fn helper(dir: &tempfile::TempDir, script: &str) -> CredentialProgram {
         let path = dir.path().join("docker-credential-test");
-        fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        vmkit_testkit::write_program(&path, &format!("#!/bin/sh\n{script}\n")).unwrap();
         CredentialProgram::find("test", &[dir.path().to_owned()], "r.example").unwrap()
     }
 

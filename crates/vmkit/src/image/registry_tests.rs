@@ -74,11 +74,8 @@ async fn a_registry_that_wants_a_login_is_shown_it() {
 
 /// Makes a helper `docker-credential-test` that answers this, and a store that runs it.
 fn with_helper(scene: &Scene, script: &str) -> ImageStore {
-    use std::os::unix::fs::PermissionsExt;
-
     let path = scene.dir.path().join("docker-credential-test");
-    std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    vmkit_testkit::write_program(&path, &format!("#!/bin/sh\n{script}\n")).unwrap();
     let credentials = RegistryCredentials::from_docker_config(r#"{"credsStore": "test"}"#).unwrap();
     let store = scene.store.clone().with_registry_credentials(credentials);
     store.with_credential_helpers(scene.dir.path().as_os_str())

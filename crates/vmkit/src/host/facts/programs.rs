@@ -206,11 +206,7 @@ mod tests {
             "#!/bin/sh\necho run >> '{}'\necho 'QEMU emulator version {version} (Test)'\n",
             runs.display()
         );
-        // Renamed into place, since a program that is being written can't be executed.
-        let new = dir.join("new");
-        fs::write(&new, text).unwrap();
-        fs::set_permissions(&new, Permissions::from_mode(0o755)).unwrap();
-        fs::rename(new, &path).unwrap();
+        vmkit_testkit::write_program(&path, &text).unwrap();
         path
     }
 
