@@ -26,6 +26,14 @@ const HMP: &str = "human-monitor-command";
 /// The command for people that prints the forwards, which no other does.
 const USERNET: &str = "info usernet";
 
+/// Answers the number before the first id of a client: no other client of the same QEMU has these ids, so that an answer to one
+/// that is gone is nobody else's.
+fn first_id() -> u64 {
+    let (random, _) = uuid::Uuid::new_v4().as_u64_pair();
+    // Exact in every reader of JSON, and with room for more commands than any client sends.
+    (random >> 32) << 20
+}
+
 /// A monitor that answers.
 ///
 /// # Cancel safety
@@ -92,21 +100,33 @@ impl QmpClient {
         question: Option<(&str, Option<Value>)>,
         deadline: Instant,
     ) -> Result<(Self, Value)> {
-        let mut client = Self { wire, last_id: 0 };
+        let mut client = Self { wire, last_id: first_id() };
         let negotiation = client.queue("qmp_capabilities", None);
         let question = question.map(|(command, arguments)| (command, client.queue(command, arguments)));
         // Whoever has hung up already may have said why.
         let _ = within(deadline, || "QEMU to listen".to_owned(), client.wire.flush()).await;
         let awaited = "QEMU's greeting: another client holds the monitor, or QEMU does not answer";
-        match within(deadline, || awaited.to_owned(), client.message()).await? {
-            Message::Greeting { .. } => {}
-            other => return Err(client.wire.problem(format!("it began without a greeting: {other:?}"))),
-        }
+        within(deadline, || awaited.to_owned(), client.greeted()).await?;
         let mut answer = client.answer("qmp_capabilities", negotiation, deadline).await?;
         if let Some((command, id)) = question {
             answer = client.answer(command, id, deadline).await?;
         }
         Ok((client, answer))
+    }
+
+    /// Waits for the greeting. What QEMU had still to say to a client that is gone comes before it.
+    async fn greeted(&mut self) -> Result<()> {
+        loop {
+            match self.message().await? {
+                Message::Greeting { .. } => return Ok(()),
+                Message::Return { .. } | Message::Error { .. } | Message::Event(_) => {
+                    tracing::debug!("passed over what QEMU said to the client before");
+                }
+                Message::Other(other) => {
+                    return Err(self.wire.problem(format!("it began without a greeting: {other:?}")));
+                }
+            }
+        }
     }
 
     /// Runs a command and answers what it returns. Events that come meanwhile pass by: what vmkit waits for is a process,
@@ -388,6 +408,26 @@ mod tests {
             assert!(error.to_string().starts_with(expected), "{said:?}: {error}");
             assert_eq!(error.kind(), ErrorKind::Hypervisor);
         }
+    }
+
+    #[tokio::test]
+    async fn what_was_said_to_the_client_before_is_nobody_elses() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        tokio::spawn(async move {
+            let mut peer = Peer(BufStream::new(theirs));
+            // As QEMU 7.2 does where a client hung up while its command was carried out.
+            for id in 1..=4 {
+                peer.say(json!({"return": {"status": "shutdown"}, "id": id})).await;
+            }
+            peer.say(GREETING).await;
+            for id in 1..=4 {
+                peer.say(json!({"return": {"status": "shutdown"}, "id": id})).await;
+            }
+            peer.answer(json!({})).await;
+            peer.answer(json!({"status": "running"})).await;
+        });
+        let mut client = QmpClient::from_stream(ours, in_time()).await.unwrap();
+        assert_eq!(client.status(in_time()).await.unwrap(), RunState::Running);
     }
 
     #[tokio::test]
