@@ -304,6 +304,8 @@ pub enum LoginPart {
     Key,
     /// The key that the guest's server proves itself with.
     HostKey,
+    /// The port of this host that leads to the guest's server, where only a port does.
+    Port,
 }
 
 impl fmt::Display for LoginPart {
@@ -312,6 +314,7 @@ impl fmt::Display for LoginPart {
             LoginPart::User => "user",
             LoginPart::Key => "SSH key",
             LoginPart::HostKey => "SSH host key",
+            LoginPart::Port => "port of this host that leads to its SSH server",
         })
     }
 }

@@ -36,6 +36,11 @@ async fn without_a_port_that_leads_there_nobody_waits_for_ssh_at_this_hosts_own(
     let begun = Instant::now();
     let error = manager.wait(&web(), Condition::Ssh, SOON).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
-    assert!(error.to_string().contains("that leads to the SSH server of the VM `web`"), "{error}");
+    assert!(
+        error
+            .to_string()
+            .contains("no port of this host that leads to its SSH server is known for the VM `web`"),
+        "{error}"
+    );
     assert!(begun.elapsed() < SOON, "it is told at once");
 }

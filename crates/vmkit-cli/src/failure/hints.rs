@@ -25,9 +25,6 @@ pub(super) fn hint(error: &Error, of: Option<&Whose>) -> Option<String> {
                 "`vmkit info {name}` tells how it is, `vmkit start {name}` boots it, `vmkit rm --force {name}` removes it"
             ));
         }
-        Error::NotFound { what, name } if what.starts_with("a port of this host that leads to the SSH") => {
-            return Some(format!("`vmkit forward {name} 22` leads one there"));
-        }
         Error::Fetch { status: None, .. } => {
             "an image that is here already is kept under a name by `vmkit image import`; VMKIT_MIRROR names a mirror"
         }
@@ -40,6 +37,9 @@ pub(super) fn hint(error: &Error, of: Option<&Whose>) -> Option<String> {
         }
         Error::NoLogin { missing: LoginPart::HostKey, .. } => {
             "say what the server has: --host-key, or --any-host-key to believe whoever answers"
+        }
+        Error::NoLogin { missing: LoginPart::Port, vm } => {
+            return Some(format!("`vmkit forward {vm} 22` leads one there"));
         }
         Error::NoLogin { .. } => "this VM was made without; say who logs in: --user NAME --identity FILE",
         _ => return of.and_then(|of| of_vm(error, of)).or_else(|| of_kind(error.kind())),

@@ -24,6 +24,8 @@ use crate::spec::VmName;
 
 /// How much of what the run has said before is had, in bytes.
 const PAST_BYTES: u64 = 1 << 20;
+/// How much is kept of what was said and not read, before the older half goes: a guest that floods its console fills no memory.
+const MOST_UNREAD_BYTES: usize = 8 << 20;
 /// How much is read at once.
 const CHUNK_BYTES: usize = 16 << 10;
 /// How long a VM whose console has closed may take to have ended.
@@ -83,7 +85,8 @@ impl<H: Hypervisor + 'static> VmManager<H> {
 }
 
 impl Console {
-    /// Reads until the guest has said this, and answers all that was said up to there, with it.
+    /// Reads until the guest has said this, and answers what was said up to there, with it; of very much, at least the last
+    /// 4 MiB.
     ///
     /// What comes behind it is read next.
     ///
@@ -103,6 +106,10 @@ impl Console {
             if let Some(at) = find(&self.unread[looked_at..], text.as_bytes()) {
                 let rest = self.unread.split_off(looked_at + at + text.len());
                 return Ok(std::mem::replace(&mut self.unread, rest));
+            }
+            if self.unread.len() > MOST_UNREAD_BYTES {
+                let kept = (MOST_UNREAD_BYTES / 2).max(text.len());
+                self.unread.drain(..self.unread.len() - kept.min(self.unread.len()));
             }
             looked_at = self.unread.len().saturating_sub(text.len().saturating_sub(1));
             match timeout_at(deadline, self.hear()).await {
@@ -140,8 +147,7 @@ impl Console {
 
     /// Reads what comes next, and answers how much it is; 0 where the console has closed.
     async fn hear(&mut self) -> io::Result<usize> {
-        self.unread.reserve(CHUNK_BYTES);
-        match self.stream.read_buf(&mut self.unread).await {
+        match (&mut self.stream).take(CHUNK_BYTES as u64).read_buf(&mut self.unread).await {
             // A socket whose other end died with input that it had not read.
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(0),
             heard => heard,
@@ -240,5 +246,33 @@ fn find(said: &[u8], text: &[u8]) -> Option<usize> {
     match text.len() {
         0 => Some(0),
         length => said.windows(length).position(|window| window == text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_guest_that_floods_its_console_fills_no_memory_and_is_still_heard() {
+        let (stream, mut guest) = UnixStream::pair().unwrap();
+        let end = Box::new(|| -> Asking { Box::pin(async { Ok(VmState::Stopped) }) });
+        let vm = VmName::new("web").unwrap();
+        let mut console = Console { vm, stream, unread: Vec::new(), turn: None, end };
+        let flood = tokio::spawn(async move {
+            let line = [b'.'; 64 << 10];
+            for _ in 0..4 * MOST_UNREAD_BYTES / line.len() {
+                guest.write_all(&line).await.unwrap();
+            }
+            guest.write_all(b"login: and more").await.unwrap();
+        });
+        let soon = Instant::now() + Duration::from_secs(60);
+        let said = console.wait_for("login: ", soon).await.unwrap();
+        assert!(said.capacity() <= 3 * MOST_UNREAD_BYTES);
+        assert!(said.ends_with(b".login: ") && said.len() <= MOST_UNREAD_BYTES + CHUNK_BYTES);
+        flood.await.unwrap();
+        console.wait_for("more", soon).await.unwrap();
+        let ended = console.wait_for("never", soon).await.unwrap_err();
+        assert!(matches!(ended, Error::Ended { state: VmState::Stopped, .. }), "{ended}");
     }
 }

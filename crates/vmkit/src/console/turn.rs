@@ -17,7 +17,7 @@ use crate::spec::VmName;
 /// next, and goes with the VM.
 #[derive(Debug)]
 pub struct ConsoleTurn {
-    _held: File,
+    held: File,
     vm: VmName,
     socket: PathBuf,
 }
@@ -43,7 +43,7 @@ impl ConsoleTurn {
             Err(errno) => return Err(Error::io("lock", &path)(errno.into())),
         }
         sign(&mut file).map_err(Error::io("write", &path))?;
-        Ok(Self { _held: file, vm: vm.clone(), socket: socket.to_owned() })
+        Ok(Self { held: file, vm: vm.clone(), socket: socket.to_owned() })
     }
 
     /// Tells whether the hypervisor serves a client that has not taken its turn, so that a connection made now waits to be accepted.
@@ -55,6 +55,13 @@ impl ConsoleTurn {
     /// Makes the error for a console that is served to such a client.
     pub fn busy(&self) -> Error {
         busy(&self.vm, None)
+    }
+}
+
+impl Drop for ConsoleTurn {
+    fn drop(&mut self) {
+        // Closing is not enough: a child that another thread is just spawning has the file, too, until it execs.
+        let _ = flock(&self.held, FlockOperation::Unlock);
     }
 }
 

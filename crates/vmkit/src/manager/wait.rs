@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 use crate::backend::qemu::agent::GuestAgent;
 use crate::deadline::later;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, LoginPart, Result};
 use crate::handle::VmHandle;
 use crate::host::process::{ProcessFd, ProcessId};
 use crate::hypervisor::Hypervisor;
@@ -293,8 +293,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         }
         // Loopback is where its ports are led to, and else this host's own.
         if matches!(vm.spec.network(), NetworkConfig::User(_)) {
-            let what = "a port of this host that leads to the SSH server of the VM";
-            return Err(Error::NotFound { what, name: vm.name().to_string() });
+            return Err(Error::NoLogin { vm: vm.name().clone(), missing: LoginPart::Port });
         }
         match self.hypervisor.guest_ip(vm).await {
             Ok(address) => Ok(address.parse().ok().map(|ip: IpAddr| SocketAddr::new(ip, SSH))),
