@@ -135,6 +135,8 @@ fn a_key_and_a_host_name_are_enough_to_log_in_and_data_outlives_a_stop() {
     let earlier =
         debian.ssh("vmkit", "sudo -n journalctl --boot=-1 --unit=init.scope --grep=shutdown --quiet");
     assert!(!earlier.is_empty(), "the journal of the boot before was ended in order");
+    let crowds = "sudo -n journalctl --identifier=sshd --grep=MaxStartups --quiet || true";
+    assert_eq!(debian.ssh("vmkit", crowds), "", "whoever waited for SSH was too many for its server");
     debian.0.must(["rm", "--force", "deb"]);
     debian.0.assert_empty("after rm --force");
 }
