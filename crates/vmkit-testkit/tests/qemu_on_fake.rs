@@ -1,6 +1,8 @@
 //! The QEMU backend on the fake QEMU: it keeps the contract, and it ends well whatever QEMU does.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -341,6 +343,21 @@ async fn until(qemu: &QemuHypervisor, vm: &VmHandle, fits: impl Fn(&VmState) -> 
     }
 }
 
+/// Waits until the guest sleeps, which only the monitor for people tells: to vmkit it runs.
+fn sleeps(vm: &VmHandle) {
+    let monitor = vm.run.as_ref().and_then(|run| run.monitor.as_ref()).expect("it has a monitor");
+    let mut monitor = UnixStream::connect(monitor).expect("it runs");
+    let began = Instant::now();
+    let mut said = String::new();
+    while !said.contains("(suspended)") {
+        assert!(began.elapsed() < Duration::from_secs(30), "{said}");
+        monitor.write_all(b"info status\n").expect("it runs");
+        let mut piece = [0; 256];
+        let read = monitor.read(&mut piece).expect("it answers");
+        said.push_str(&String::from_utf8_lossy(&piece[..read]));
+    }
+}
+
 fn ends_by_itself_only(what: Blow) -> Behaviour {
     Behaviour {
         fate: Some(Fate { after_ms: 100, what }),
@@ -376,7 +393,7 @@ async fn a_guest_that_sleeps_is_woken_to_be_stopped() {
     let home = Home::new(&ends_by_itself_only(Blow::Sleep));
     let qemu = home.hypervisor();
     let vm = home.started(&qemu).await;
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    sleeps(&vm);
     let asked = Instant::now();
     let stopped = qemu.stop(&vm, Duration::from_secs(60)).await;
     assert_eq!(stopped.unwrap_or_else(|error| panic!("stop: {error}")).state, VmState::Stopped);

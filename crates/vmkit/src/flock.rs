@@ -1,19 +1,133 @@
 //! What all locks in files need, beside `flock` itself.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout_at};
 
 use crate::error::{Error, Result};
 
-/// Waits in the kernel until the lock of an open file is had, whatever signals come.
+/// Whether others may hold the lock at the same time.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Hold {
+    /// Nobody else may.
+    Alone,
+    /// Those may who hold it so themselves.
+    #[cfg_attr(not(feature = "images"), expect(dead_code, reason = "only images are held by several"))]
+    Shared,
+}
+
+impl Hold {
+    /// Answers how it is asked for by one who does not wait.
+    pub(crate) fn at_once(self) -> FlockOperation {
+        match self {
+            Hold::Alone => FlockOperation::NonBlockingLockExclusive,
+            Hold::Shared => FlockOperation::NonBlockingLockShared,
+        }
+    }
+
+    fn waiting(self) -> FlockOperation {
+        match self {
+            Hold::Alone => FlockOperation::LockExclusive,
+            Hold::Shared => FlockOperation::LockShared,
+        }
+    }
+}
+
+/// Waits for the lock of an open file.
 ///
-/// It has no deadline, and no descriptor to poll: for a thread that nobody waits for.
-pub(crate) fn wait_in_kernel(file: &File, operation: FlockOperation) -> Result<(), Errno> {
+/// `flock` has no deadline and no descriptor to poll, so a thread waits in it and hands over the locked file. When nobody
+/// is there any more to take it, the lock is freed: what was given up ends with its turn. All that wait for
+/// one file do so in one thread, one after the other, and who has given up is forgotten with the next one, so that trying again and
+/// again leaves no more than that. It is not one of the runtime's threads, since the runtime would wait for it at its end.
+#[derive(Debug)]
+pub(crate) struct Waiting(oneshot::Receiver<Result<File, Errno>>);
+
+impl Waiting {
+    /// Begins to wait.
+    ///
+    /// # Errors
+    /// What the host says to another thread.
+    pub(crate) fn begin(file: File, hold: Hold) -> io::Result<Self> {
+        let found = file.metadata()?;
+        let id = (found.dev(), found.ino());
+        let (sender, receiver) = oneshot::channel();
+        let waiter = Waiter { file, hold, sender };
+        let mut waiters = waiters();
+        match waiters.get_mut(&id) {
+            Some(queue) => {
+                queue.retain(|waiter| !waiter.sender.is_closed());
+                queue.push_back(waiter);
+            }
+            None => {
+                thread::Builder::new().name("vmkit-lock".into()).spawn(move || wait_for_all(id, waiter))?;
+                waiters.insert(id, VecDeque::new());
+            }
+        }
+        Ok(Self(receiver))
+    }
+
+    /// Answers the locked file; `None` at the deadline, after which it may be called again.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub(crate) async fn until(&mut self, deadline: Instant) -> io::Result<Option<File>> {
+        match timeout_at(deadline, &mut self.0).await {
+            Ok(Ok(locked)) => Ok(Some(locked?)),
+            Ok(Err(gone)) => Err(io::Error::other(gone)),
+            Err(_) => Ok(None),
+        }
+    }
+}
+
+/// Somebody who waits for the lock of an open file.
+struct Waiter {
+    file: File,
+    hold: Hold,
+    sender: oneshot::Sender<Result<File, Errno>>,
+}
+
+/// Which file: its device and its number there.
+type FileId = (u64, u64);
+
+/// Those who wait behind the one that a thread is waiting for, a queue for each such thread.
+static WAITERS: Mutex<BTreeMap<FileId, VecDeque<Waiter>>> = Mutex::new(BTreeMap::new());
+
+fn waiters() -> MutexGuard<'static, BTreeMap<FileId, VecDeque<Waiter>>> {
+    WAITERS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Waits for the lock for the first one, then for each that has queued meanwhile.
+fn wait_for_all(id: FileId, first: Waiter) {
+    let mut next = Some(first);
+    while let Some(Waiter { file, hold, sender }) = next {
+        let outcome = wait_in_kernel(&file, hold.waiting()).map(|()| file);
+        // Who is gone leaves the lock to the next one. Closing is not enough: a child that another thread is just spawning has
+        // the file, too, until it execs.
+        if let Err(Ok(file)) = sender.send(outcome) {
+            let _ = flock(&file, FlockOperation::Unlock);
+        }
+        let mut waiters = waiters();
+        next = waiters.get_mut(&id).and_then(|queue| {
+            queue.retain(|waiter| !waiter.sender.is_closed());
+            queue.pop_front()
+        });
+        if next.is_none() {
+            waiters.remove(&id);
+        }
+    }
+}
+
+/// Waits in the kernel until the lock of an open file is had, whatever signals come.
+fn wait_in_kernel(file: &File, operation: FlockOperation) -> Result<(), Errno> {
     loop {
         match flock(file, operation) {
             Err(Errno::INTR) => {}
@@ -32,5 +146,50 @@ pub(crate) fn is_at(file: &File, path: &Path) -> Result<bool> {
         Ok(named) => Ok((named.dev(), named.ino()) == (held.dev(), held.ino())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(Error::io("look at", path)(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn file(path: &Path) -> File {
+        File::options().read(true).write(true).create(true).truncate(false).open(path).unwrap()
+    }
+
+    fn after(millis: u64) -> Instant {
+        Instant::now() + Duration::from_millis(millis)
+    }
+
+    #[tokio::test]
+    async fn who_gave_up_waits_in_one_thread_and_leaves_the_lock_to_the_next() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("lock");
+        let held = file(&path);
+        flock(&held, Hold::Alone.at_once()).unwrap();
+        let found = held.metadata().unwrap();
+        let id = (found.dev(), found.ino());
+        for _ in 0..5 {
+            let mut waiting = Waiting::begin(file(&path), Hold::Alone).unwrap();
+            assert!(waiting.until(after(20)).await.unwrap().is_none());
+        }
+        assert_eq!(
+            waiters()[&id].len(),
+            1,
+            "one waits, and of those behind it the last is not forgotten yet"
+        );
+        let mut next = Waiting::begin(file(&path), Hold::Alone).unwrap();
+        assert_eq!(waiters()[&id].len(), 1, "it is now");
+        drop(held);
+        let locked = next.until(after(60_000)).await.unwrap().unwrap();
+        assert_eq!(flock(file(&path), Hold::Alone.at_once()), Err(Errno::WOULDBLOCK));
+        drop(locked);
+        let deadline = after(60_000);
+        while waiters().contains_key(&id) {
+            assert!(Instant::now() < deadline, "the thread does not end");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        flock(file(&path), Hold::Alone.at_once()).unwrap();
     }
 }

@@ -27,7 +27,7 @@ pub trait PortForwarding: Hypervisor {
     /// Running and Suspended, which stay. One that is in force already is success.
     ///
     /// # Errors
-    /// `NotLive` unless the VM lives; `InvalidInput` where the VM's network has no forwards or the host's port is in
+    /// `InvalidState` unless the VM lives; `InvalidInput` where the VM's network has no forwards or the host's port is in
     /// use, naming by whom where that is known.
     fn add_forward(
         &self,

@@ -225,9 +225,8 @@ fn provisioning_can_be_repeated_by_name_and_by_force() {
     let (_temp, shop) = shop();
     shop.up(SHOP);
     let provision = |steps: &[&str], force| {
-        let mut what = Provision::default();
-        what.steps = steps.iter().map(|&step| step.to_owned()).collect();
-        what.force = force;
+        let steps = steps.iter().map(|&step| step.to_owned()).collect();
+        let what = Provision { steps, force };
         let (project, web) = (shop.project(SHOP), only(&["web"]));
         let done = shop.engine.provision(&project, &what, &web, shop.listener());
         runtime().block_on(done).map(|report| done_of(&report))

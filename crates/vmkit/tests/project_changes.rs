@@ -26,8 +26,7 @@ fn a_machine_that_left_the_file_is_shown_pruned_and_taken_down() {
     assert!(shop.up(SHOP).is_unchanged(), "up leaves them alone unless asked");
     shop.down(SHOP, true, &only(&["older"]));
     assert_eq!((shop.state("shop-old"), shop.state("shop-older")), ("running", ""));
-    let mut prune = Options::default();
-    prune.prune = true;
+    let prune = Options { prune: true, ..Options::default() };
     shop.down(SHOP, true, &only(&["other"]));
     shop.events.lock().unwrap().clear();
     let report = shop.up_as(SHOP, &prune);
@@ -215,8 +214,7 @@ fn who_waits_for_somebody_else_says_so_at_once_and_for_whom() {
     let lock = fs::File::create(projects.join("shop.lock")).unwrap();
     lock.lock().unwrap();
     (&lock).write_all(b"4242").unwrap();
-    let mut options = Options::default();
-    options.patience = Duration::from_millis(200);
+    let options = Options { patience: Duration::from_millis(200), ..Options::default() };
     let project = shop.project(SHOP);
     let error = runtime().block_on(shop.engine.up(&project, &options, shop.listener())).unwrap_err();
     assert_eq!(error.to_string(), "the project `shop` is in use by process 4242");
@@ -291,8 +289,7 @@ fn what_needs_a_machine_made_anew_is_refused_unless_asked_for() {
         assert_eq!(report.machines.iter().find(|it| it.machine == "db").unwrap().anew, ["backend"]);
         assert_eq!(shop.state("shop-db"), "running");
     }
-    let mut recreate = Options::default();
-    recreate.recreate = true;
+    let recreate = Options { recreate: true, ..Options::default() };
     let report = shop.up_as(&changed, &recreate);
     let expected = [Done::Stopped, Done::Removed, Done::Made, Done::Started, Done::Ran("install".into())];
     assert_eq!(done(&report, "db"), expected);

@@ -96,6 +96,21 @@ async fn what_an_earlier_run_said_is_not_this_ones() {
 }
 
 #[tokio::test(flavor = "current_thread")]
+async fn whoever_waits_for_a_guest_whose_hypervisor_is_killed_learns_how_it_ended() {
+    let place = Place::new();
+    let (manager, name) = started(&place).await;
+    let mut console = manager.attach_console(&name).await.unwrap();
+    console.wait_for(PROMPT, soon()).await.unwrap();
+    let pid = manager.info(&name).await.unwrap().run.unwrap().pid.unwrap();
+    let pid = rustix::process::Pid::from_raw(pid.try_into().unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    let error = console.wait_for("never said", soon()).await.unwrap_err();
+    assert!(matches!(error, Error::Ended { state: VmState::Failed { .. }, .. }), "{error:?}");
+    assert!(error.to_string().contains("\"never said\" on the console of the VM `web`"), "{error}");
+    manager.remove(&name, true).await.unwrap();
+}
+
+#[tokio::test(flavor = "current_thread")]
 async fn a_watcher_hears_at_once_that_somebody_killed_the_hypervisor() {
     let place = Place::new();
     let (manager, name) = started(&place).await;

@@ -3,14 +3,19 @@
 
 mod common;
 
+use std::cell::RefCell;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::rc::Rc;
 use std::time::Duration;
 
 use common::{spec, web};
 use vmkit::spec::{CloudInitConfig, Labels, NetworkConfig, PortForward, VmName, VmSpec, VmSpecBuilder};
 use vmkit::store::Home;
-use vmkit::{BackendTag, ErrorKind, Hypervisor, NoopHypervisor, RouterHypervisor, VmHandle, VmManager};
+use vmkit::{
+    BackendTag, ConsoleEndpoint, Error, ErrorKind, Hypervisor, NoopHypervisor, PortForwarding, Result,
+    RouterHypervisor, VmHandle, VmManager, VmState,
+};
 
 fn noop(temp: &tempfile::TempDir) -> (NoopHypervisor, VmManager<NoopHypervisor>) {
     let hypervisor = NoopHypervisor::new();
@@ -97,6 +102,63 @@ async fn a_backend_that_can_not_forward_while_a_vm_runs_says_so_and_nothing_is_r
     assert_eq!(forwards(&manager.info(&web()).await.unwrap()).0, ["22"]);
 }
 
+/// A backend whose answers to what is done with ports get lost.
+struct Mute(NoopHypervisor);
+
+impl Hypervisor for Mute {
+    async fn prepare(&self, spec: &VmSpec) -> Result<VmHandle> {
+        self.0.prepare(spec).await
+    }
+    async fn start(&self, vm: &VmHandle) -> Result<VmHandle> {
+        self.0.start(vm).await
+    }
+    async fn stop(&self, vm: &VmHandle, timeout: Duration) -> Result<VmHandle> {
+        self.0.stop(vm, timeout).await
+    }
+    async fn suspend(&self, vm: &VmHandle) -> Result<VmHandle> {
+        self.0.suspend(vm).await
+    }
+    async fn resume(&self, vm: &VmHandle) -> Result<VmHandle> {
+        self.0.resume(vm).await
+    }
+    async fn destroy(&self, vm: VmHandle) -> Result<()> {
+        self.0.destroy(vm).await
+    }
+    async fn state(&self, vm: &VmHandle) -> Result<VmState> {
+        self.0.state(vm).await
+    }
+    async fn guest_ip(&self, vm: &VmHandle) -> Result<String> {
+        self.0.guest_ip(vm).await
+    }
+    fn console_endpoint(&self, vm: &VmHandle) -> Result<ConsoleEndpoint> {
+        self.0.console_endpoint(vm)
+    }
+}
+
+impl PortForwarding for Mute {
+    async fn add_forward(&self, vm: &VmHandle, forward: &PortForward) -> Result<VmHandle> {
+        self.0.add_forward(vm, forward).await?;
+        Err(Error::TimedOut { awaited: "its answer".into(), after: Duration::ZERO, console: String::new() })
+    }
+    async fn remove_forward(&self, vm: &VmHandle, forward: &PortForward) -> Result<VmHandle> {
+        self.0.remove_forward(vm, forward).await
+    }
+}
+
+#[tokio::test]
+async fn a_forward_that_may_be_in_force_stays_known_and_can_be_taken_back() {
+    let temp = tempfile::tempdir().unwrap();
+    let (home, http) = (Home::at(temp.path()).unwrap(), "8080:80".parse().unwrap());
+    let manager = VmManager::new(Mute(NoopHypervisor::new()), BackendTag::Noop, home);
+    manager.create(spec()).await.unwrap();
+    manager.start(&web()).await.unwrap();
+    let error = manager.add_forward(&web(), &http).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
+    assert_eq!(forwards(&manager.info(&web()).await.unwrap()).0, ["22", "8080:80"]);
+    manager.remove_forward(&web(), &http).await.expect("it is not unknown");
+    assert_eq!(forwards(&manager.info(&web()).await.unwrap()).0, ["22"]);
+}
+
 #[tokio::test]
 async fn what_a_vm_was_told_to_be_outlives_a_power_cut() {
     let temp = tempfile::tempdir().unwrap();
@@ -121,6 +183,27 @@ async fn what_a_vm_was_told_to_be_outlives_a_power_cut() {
     assert_eq!((vm.spec.cpus(), vm.spec.cloud_init().unwrap().run), (3, 1));
     manager.remove_forward(&web(), &"8080:80".parse().unwrap()).await.unwrap();
     assert_eq!(forwards(&cut("{").await).0, ["22"]);
+}
+
+/// An older record that is whole would hide the newer one after a power cut, and nothing would tell.
+#[tokio::test]
+async fn what_a_vm_was_told_to_be_is_on_the_disk_in_both_records_before_it_counts() {
+    let temp = tempfile::tempdir().unwrap();
+    let (_, manager) = noop(&temp);
+    manager.create(spec()).await.unwrap();
+    manager.start(&web()).await.unwrap();
+    let steps = Rc::new(RefCell::new(Vec::new()));
+    let seen = Rc::clone(&steps);
+    vmkit::set_step_hook(Some(Box::new(move |step| {
+        seen.borrow_mut().push(step);
+        Ok(())
+    })));
+    manager.reconfigure(&web(), with_cpus(3)).await.unwrap();
+    vmkit::set_step_hook(None);
+    let written =
+        ["write the record", "sync the record", "rename the record", "sync the VM's directory"].repeat(2);
+    let steps: Vec<_> = steps.borrow().iter().copied().filter(|step| written.contains(step)).collect();
+    assert_eq!(steps, written);
 }
 
 fn with_cpus(cpus: u32) -> VmSpec {

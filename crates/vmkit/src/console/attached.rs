@@ -114,8 +114,14 @@ impl Console {
             looked_at = self.unread.len().saturating_sub(text.len().saturating_sub(1));
             match timeout_at(deadline, self.hear()).await {
                 Ok(Ok(0)) => {
-                    let state = (self.end)().await?;
-                    return Err(Error::Ended { awaited, state, console: last_lines(&self.unread) });
+                    let console = last_lines(&self.unread);
+                    let state = match timeout_at(deadline, (self.end)()).await {
+                        // One that has failed is not what is waited for, and has come to its end as well.
+                        Ok(Ok(state) | Err(Error::Ended { state, .. })) => state,
+                        Ok(Err(error)) => return Err(error),
+                        Err(_) => return Err(Error::TimedOut { awaited, after: begun.elapsed(), console }),
+                    };
+                    return Err(Error::Ended { awaited, state, console });
                 }
                 Ok(heard) => drop(heard.map_err(|error| self.failed("read", error))?),
                 Err(_) if self.turn.as_ref().is_some_and(ConsoleTurn::is_disregarded) => {

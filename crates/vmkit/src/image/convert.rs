@@ -154,12 +154,15 @@ fn device(image: &ImageFacts, to: &Path) -> Result<File> {
 struct Unfinished {
     path: PathBuf,
     file: File,
+    is_named: bool,
 }
 
 impl Drop for Unfinished {
     fn drop(&mut self) {
-        // Held until after this, so it is nobody else's; after it got its name there is none.
-        let _ = fs::remove_file(&self.path);
+        // Held until after this, so it is nobody else's; what lies there after it got its name is.
+        if !self.is_named {
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -194,18 +197,19 @@ impl Unfinished {
             let is_it = |at: fs::Metadata| (at.dev(), at.ino()) == (opened.dev(), opened.ino());
             if fs::symlink_metadata(&path).is_ok_and(is_it) {
                 file.set_len(0).map_err(failed())?;
-                return Ok(Self { path, file });
+                return Ok(Self { path, file, is_named: false });
             }
         }
     }
 
     /// Gives it its name.
-    fn name(self, place: &Path, existing: Existing) -> io::Result<()> {
+    fn name(mut self, place: &Path, existing: Existing) -> io::Result<()> {
         step("image: name the converted disk")?;
         match existing {
             Existing::Replaced => fs::rename(&self.path, place)?,
             Existing::Stays => rename_to_nothing(&self.path, place)?,
         }
+        self.is_named = true;
         File::open(place.parent().unwrap_or(place))?.sync_all()
     }
 }

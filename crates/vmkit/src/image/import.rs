@@ -49,13 +49,19 @@ impl ImageStore {
         let InputFile { mut file, path, bytes } = input;
         let mut done_bytes = 0;
         loop {
-            let mut block = Vec::with_capacity(BLOCK_BYTES);
-            let read = file.by_ref().take(BLOCK_BYTES as u64).read_to_end(&mut block);
-            let read = read.map_err(Error::io("read", &path))?;
-            if read == 0 || !intake.take(Bytes::from(block)).await {
+            let read = move || {
+                let mut block = Vec::with_capacity(BLOCK_BYTES);
+                let read = file.by_ref().take(BLOCK_BYTES as u64).read_to_end(&mut block);
+                read.map(|_| (file, block))
+            };
+            let read = tokio::task::spawn_blocking(read).await.expect("reading does not panic");
+            let block;
+            (file, block) = read.map_err(Error::io("read", &path))?;
+            let read_bytes = block.len() as u64;
+            if read_bytes == 0 || !intake.take(Bytes::from(block)).await {
                 break;
             }
-            done_bytes += read as u64;
+            done_bytes += read_bytes;
             let stage = PullStage::Fetching;
             progress.send_replace(PullProgress { stage, done_bytes, total_bytes: Some(bytes) });
         }

@@ -235,6 +235,47 @@ async fn what_an_earlier_try_spoilt_is_fetched_once_more() {
     assert_eq!(fs::read(scene.pull("test:1").await.unwrap().facts.path).unwrap(), disk);
 }
 
+/// Leaves the whole of a download behind, as one does who is killed while it is unpacked, and answers its directory.
+async fn left_whole(scene: &Scene, disk: &[u8]) -> PathBuf {
+    scene.server.put("/d", Page { cuts: vec![disk.len() / 2, 0, 0, 0], ..Page::new(disk.to_vec()) });
+    scene.pull_url("/d").await.unwrap_err();
+    let downloads = scene.images().join("downloads");
+    let dir = downloads.join(&store::entries(&downloads).unwrap()[0]);
+    fs::write(dir.join("download"), disk).unwrap();
+    scene.server.put("/d", Page::new(disk.to_vec()));
+    dir
+}
+
+#[tokio::test]
+async fn a_whole_download_that_was_left_behind_counts_if_the_server_has_the_same_file_still() {
+    let scene = Scene::new().await;
+    let (old, new) = (disk(400_000), disk(300_000));
+    left_whole(&scene, &old).await;
+    let before = scene.server.asked("/d").len();
+    assert_eq!(scene.pull_url("/d").await.unwrap().id.hex(), sha256(&old));
+    let asked = scene.server.asked("/d").split_off(before);
+    assert_eq!((asked.len(), asked[0].headers["range"].as_str()), (1, "bytes=399999-"));
+
+    let scene = Scene::new().await;
+    left_whole(&scene, &old).await;
+    scene.server.put("/d", Page { etag: Some("\"two\"".into()), ..Page::new(new.clone()) });
+    assert_eq!(scene.pull_url("/d").await.unwrap().id.hex(), sha256(&new));
+}
+
+#[tokio::test]
+async fn what_another_run_of_the_host_left_of_an_unchecked_download_is_not_built_upon() {
+    let scene = Scene::new().await;
+    let disk = disk(400_000);
+    let dir = left_whole(&scene, &disk).await;
+    // As after a power cut: the length is there, and what was written is not.
+    fs::write(dir.join("download"), vec![0; 200_000]).unwrap();
+    let state = fs::read_to_string(dir.join("state.json")).unwrap();
+    let boot = crate::host::process::boot_id().unwrap().to_string();
+    assert!(state.contains(&boot), "{state}");
+    fs::write(dir.join("state.json"), state.replace(&boot, &uuid::Uuid::new_v4().to_string())).unwrap();
+    assert_eq!(scene.pull_url("/d").await.unwrap().id.hex(), sha256(&disk));
+}
+
 #[tokio::test]
 async fn what_is_no_image_is_refused_and_not_kept() {
     let scene = Scene::new().await;

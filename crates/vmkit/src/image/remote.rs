@@ -6,6 +6,7 @@
 //! again after a while; what has come stays, and the rest is asked for with `Range` and `If-Range`. Where the server can't
 //! do that, or has another file by now, it begins anew. Tries count from the last byte that came.
 
+use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -18,6 +19,7 @@ use reqwest::{Client, NoProxy, Proxy, RequestBuilder, Response, StatusCode, Url,
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
+use uuid::Uuid;
 
 use super::digest::DigestAlgorithm;
 use super::downloads::Place;
@@ -25,6 +27,7 @@ use super::intake::{DOWNLOAD, Intake, Taken};
 use super::progress::{PullProgress, PullStage};
 use super::store::{read_bytes, replace};
 use crate::error::{Error, Result};
+use crate::host::process::boot_id;
 
 /// The most servers that an address may lead to one after the other.
 const MOST_REDIRECTS: usize = 10;
@@ -32,11 +35,19 @@ const MOST_REDIRECTS: usize = 10;
 const STATE: &str = "state.json";
 
 /// How servers are asked.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub(super) struct Remote {
     pub(super) patience: Patience,
     proxy: Option<Proxy>,
     client: Arc<OnceLock<Client>>,
+}
+
+impl fmt::Debug for Remote {
+    /// Shows whether there is a proxy only: its address may have a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let has_proxy = self.proxy.is_some();
+        f.debug_struct("Remote").field("patience", &self.patience).field("has_proxy", &has_proxy).finish()
+    }
 }
 
 /// How long a server is waited for, and how often it is asked again.
@@ -88,6 +99,28 @@ struct State {
     /// A strong ETag or a date: what the server knows this very file by.
     validator: Option<String>,
     total_bytes: Option<u64>,
+    /// Which run of the host wrote what came: what has not reached the disk is lost with it.
+    boot_id: Option<Uuid>,
+}
+
+impl State {
+    /// Answers how much of what is there can be built upon; the server is asked for the rest, one byte at least unless a checksum tells
+    /// what the whole is: it may have another file by now.
+    fn usable_bytes(&self, wanted: &Wanted<'_>, there_bytes: u64) -> u64 {
+        if self.url != wanted.url {
+            return 0;
+        }
+        if wanted.is_checked {
+            return there_bytes;
+        }
+        if self.validator.is_none() || self.boot_id.is_none() || self.boot_id != boot_id().ok() {
+            return 0;
+        }
+        match self.total_bytes == Some(there_bytes) {
+            true => there_bytes.saturating_sub(1),
+            false => there_bytes,
+        }
+    }
 }
 
 /// Why a try did not come to the end.
@@ -230,14 +263,11 @@ impl Remote {
         progress: &'a watch::Sender<PullProgress>,
     ) -> Result<Download<'a>> {
         let dir = &place.dir;
-        let state = read_bytes(&dir.join(STATE))?.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        let state = state.filter(|state: &State| {
-            state.url == wanted.url && (state.validator.is_some() || wanted.is_checked)
-        });
-        let kept_bytes = match &state {
-            Some(_) => std::fs::metadata(dir.join(DOWNLOAD)).map_or(0, |metadata| metadata.len()),
-            None => 0,
-        };
+        let state: Option<State> =
+            read_bytes(&dir.join(STATE))?.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let there_bytes = std::fs::metadata(dir.join(DOWNLOAD)).map_or(0, |metadata| metadata.len());
+        let kept_bytes = state.as_ref().map_or(0, |state| state.usable_bytes(wanted, there_bytes));
+        let state = state.filter(|_| kept_bytes > 0);
         let intake = Intake::begin(place, wanted.algorithm, kept_bytes)?;
         Ok(Download {
             remote: self,
@@ -452,7 +482,8 @@ impl Download<'_> {
             }
         }
         let total_bytes = response.content_length().map(|rest| self.got_bytes + rest);
-        let state = State { url: url.to_owned(), validator: validator(response.headers()), total_bytes };
+        let validator = validator(response.headers());
+        let state = State { url: url.to_owned(), validator, total_bytes, boot_id: boot_id().ok() };
         if state != self.state {
             let bytes = serde_json::to_vec(&state).expect("it has only text and numbers");
             replace(&self.place.dir.join(STATE), &bytes).map_err(Cut::Final)?;

@@ -365,7 +365,7 @@ impl ImageStore {
             Some(image) => image,
             None => {
                 let path = dir.join(kept::disk_name(facts.format));
-                settle(&taken.disk, &path)?;
+                settle(&taken.disk, &path).await?;
                 let image = KeptImage {
                     id: id.clone(),
                     facts: ImageFacts { path, ..facts },
@@ -500,17 +500,18 @@ impl ImageStore {
 }
 
 /// Moves a disk to its place: synced, for reading only.
-fn settle(disk: &Path, place: &Path) -> Result<()> {
-    let settled = || {
+async fn settle(disk: &Path, place: &Path) -> Result<()> {
+    let settled = async || {
         let file = File::open(disk)?;
         step("image: protect the disk")?;
         rustix::fs::fchmod(&file, Mode::RUSR | Mode::RGRP | Mode::ROTH)?;
         step("image: sync the disk")?;
-        file.sync_all()?;
+        // Gigabytes take their time, and others are at work on this thread.
+        tokio::task::spawn_blocking(move || file.sync_all()).await.map_err(io::Error::other)??;
         step("image: move the disk to its place")?;
         fs::rename(disk, place)
     };
-    settled().map_err(Error::io("keep", place))
+    settled().await.map_err(Error::io("keep", place))
 }
 
 /// Writes a record in the place of an earlier one, so that there is always a whole one.

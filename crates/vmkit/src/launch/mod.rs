@@ -231,14 +231,15 @@ async fn create<H: Hypervisor + 'static>(
             Some(name) => name.clone(),
             None => free_name(manager, &image.name, &mut numbers)?,
         };
-        let spec = spec.clone().name(name).build()?;
+        let spec = spec.clone().name(name.clone()).build()?;
         let made = match launch.ephemeral {
             true => manager.create_ephemeral(spec).await.map(|(vm, owner)| (vm, Some(owner))),
             false => manager.create(spec).await.map(|vm| (vm, None)),
         };
         match made {
             // Somebody else was quicker with this number.
-            Err(error) if error.kind() == ErrorKind::AlreadyExists && launch.name.is_none() => {}
+            Err(Error::AlreadyExists { name: taken, .. })
+                if launch.name.is_none() && taken == name.as_str() => {}
             Err(error) => return Err(error),
             Ok((vm, owner)) => {
                 report.name(vm.name());

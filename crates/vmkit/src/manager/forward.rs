@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use super::{Order, PATIENCE, VmManager, write_outcome};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::forwarding::{PortForwarding, in_force};
 use crate::handle::VmHandle;
 use crate::spec::{NetworkConfig, PortForward, VmName, VmSpec};
@@ -22,7 +22,8 @@ impl<H: PortForwarding + 'static> VmManager<H> {
     ///
     /// # Errors
     /// `InvalidInput` where the VM's network has no forwards, or the host's port is in use, by whom if that can be
-    /// known; `Unsupported` by a backend without the ability. The VM's forwards are then as they were.
+    /// known; `Unsupported` by a backend without the ability. The VM's forwards are then as they were. Where the hypervisor
+    /// gives no answer (`TimedOut`, `Hypervisor`, `Io`), the forward may be in force, and is wanted from now on.
     pub async fn add_forward(&self, name: &VmName, forward: &PortForward) -> Result<VmHandle> {
         let (locked, before) = self.take_to_forward(name).await?;
         let mut vm = before.clone();
@@ -38,6 +39,8 @@ impl<H: PortForwarding + 'static> VmManager<H> {
         let added = self.hypervisor.add_forward(&vm, forward).await;
         match &added {
             Ok(added) => write_outcome(&locked, added),
+            // It may be in force, or come into force yet: it stays known, so that it can be asked for again or taken back.
+            Err(error) if !is_refusal(error) => {}
             // A forward that the host refuses now would keep the VM from starting later.
             Err(_) => {
                 if let Err(error) = locked.write_wanted(&VmRecord::settled(before)) {
@@ -90,6 +93,12 @@ impl<H: PortForwarding + 'static> VmManager<H> {
         let state = self.state(&vm).await?;
         Ok((locked, vm.in_state(state)))
     }
+}
+
+/// Tells whether the hypervisor has said no, and not merely nothing.
+fn is_refusal(error: &Error) -> bool {
+    let unclear = [ErrorKind::TimedOut, ErrorKind::Io, ErrorKind::Hypervisor];
+    matches!(error, Error::Refused { .. }) || !unclear.contains(&error.kind())
 }
 
 fn has_forwards(spec: &VmSpec) -> bool {

@@ -169,7 +169,8 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         let backend = spec.backend().unwrap_or(&self.backend).clone();
         let preparing = VmHandle::preparing(id, backend, spec);
         let intending = VmRecord::intending(preparing.clone(), intent(Operation::Prepare));
-        if let Err(error) = locked.write_made(&intending) {
+        // Once more, since it is written down now: of two who want one identity at once, the later one sees the other.
+        if let Err(error) = locked.write_made(&intending).and_then(|()| self.check_id(&preparing.spec)) {
             give_up(locked);
             return Err(error);
         }
@@ -202,12 +203,12 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         Ok((vm, owner))
     }
 
-    /// Refuses an identity that another VM has: undoing a failed `create` would destroy that one.
+    /// Refuses an identity that another VM has, or is about to have: undoing a failed `create` would destroy that one.
     fn check_id(&self, spec: &VmSpec) -> Result<()> {
         let Some(id) = spec.id() else { return Ok(()) };
         for name in self.store.names()? {
             let other = self.store.read(&name);
-            if other.is_ok_and(|other| other.handle.id == id && !other.is_unfinished()) {
+            if name != *spec.name() && other.is_ok_and(|other| other.handle.id == id) {
                 return Err(Error::AlreadyExists { what: "VM", name: id.to_string() });
             }
         }

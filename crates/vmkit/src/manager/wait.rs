@@ -257,7 +257,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
                         what: format!("a guest agent in the VM `{}`", vm.name()),
                     });
                 };
-                Ok(agent_answers(path).await)
+                agent_answers(vm, path).await
             }
         }
     }
@@ -368,16 +368,17 @@ async fn happened(changes: &Changes, process: Option<&ProcessFd>, at_most: Durat
 
 /// Tries once whether a guest agent answers at this socket.
 #[cfg(all(target_os = "linux", feature = "qemu"))]
-async fn agent_answers(socket: &Path) -> bool {
+async fn agent_answers(_vm: &VmHandle, socket: &Path) -> Result<bool> {
     let deadline = Instant::now() + ATTEMPT;
     match GuestAgent::connect(socket, deadline).await {
-        Ok(mut agent) => agent.ping(deadline).await.is_ok(),
-        Err(_) => false,
+        Ok(mut agent) => Ok(agent.ping(deadline).await.is_ok()),
+        Err(_) => Ok(false),
     }
 }
 
-/// Answers no: only QEMU's guests have an agent.
+/// Says that nobody can ask: this build has no guest agent's client.
 #[cfg(not(all(target_os = "linux", feature = "qemu")))]
-async fn agent_answers(_socket: &Path) -> bool {
-    false
+async fn agent_answers(vm: &VmHandle, _socket: &Path) -> Result<bool> {
+    let what = format!("asking the guest agent in the VM `{}`, which takes the feature `qemu`", vm.name());
+    Err(Error::Unsupported { backend: vm.backend.clone(), what })
 }

@@ -42,8 +42,9 @@ impl Archive {
     /// Answers what could not be read of the host's files, once nobody reads the archive any more.
     ///
     /// That somebody stopped reading is no failure of the archive.
-    pub(super) fn failure(self) -> Option<(PathBuf, io::Error)> {
-        match self.writer.join() {
+    pub(super) async fn failure(self) -> Option<(PathBuf, io::Error)> {
+        // It may be in the middle of a block of a slow disk.
+        match tokio::task::spawn_blocking(|| self.writer.join()).await.expect("joining does not panic") {
             Ok(Err((_, error))) if error.kind() == io::ErrorKind::BrokenPipe => None,
             Ok(written) => written.err(),
             Err(panic) => std::panic::resume_unwind(panic),

@@ -137,10 +137,7 @@ impl<G: Guest> Inside<G> {
     /// Runs a script without input; answers how it ended, and the last line that it said.
     async fn ask(&self, script: &Script, deadline: Instant) -> Result<(Exit, String)> {
         let mut said = Vec::new();
-        let mut take = |bytes: &[u8]| {
-            let room = MOST_ANSWER_BYTES - said.len();
-            said.extend_from_slice(&bytes[..bytes.len().min(room)]);
-        };
+        let mut take = |bytes: &[u8]| add_bounded(&mut said, bytes);
         let exit = self.run(script, Box::pin(tokio::io::empty()), &mut take, deadline).await?;
         let said = String::from_utf8_lossy(&said).trim().lines().last().unwrap_or_default().to_owned();
         Ok((exit, said))
@@ -151,7 +148,7 @@ impl<G: Guest> Inside<G> {
         let asked = self.means.get_or_try_init(async || {
             // Not by `ask`: nobody has to be become for this.
             let (question, mut said) = (Means::question(), Vec::new());
-            let mut take = |bytes: &[u8]| said.extend_from_slice(bytes);
+            let mut take = |bytes: &[u8]| add_bounded(&mut said, bytes);
             let input: GuestInput = Box::pin(tokio::io::empty());
             let exit = self.guest.run(question.argv, input, &mut take, deadline).await?;
             let said = String::from_utf8_lossy(&said);
@@ -175,4 +172,10 @@ impl<G: Guest> Inside<G> {
         let message = format!("in the guest of the machine `{}` {what}", self.machine);
         Error::Backend { message, kind: ErrorKind::Guest, source: None }
     }
+}
+
+/// Keeps the beginning of an answer: a guest may say without end.
+fn add_bounded(said: &mut Vec<u8>, bytes: &[u8]) {
+    let room = MOST_ANSWER_BYTES.saturating_sub(said.len());
+    said.extend_from_slice(&bytes[..bytes.len().min(room)]);
 }

@@ -85,7 +85,6 @@ impl<H, G> Clone for ProjectManager<H, G> {
 
 /// What is to be done, and how far.
 #[derive(Debug, Clone)]
-#[non_exhaustive]
 pub struct Options {
     /// The machines, by their names in the file; all of them where none is named.
     pub machines: Vec<String>,
@@ -116,7 +115,6 @@ impl Default for Options {
 
 /// What to provision, and when.
 #[derive(Debug, Clone, Default)]
-#[non_exhaustive]
 pub struct Provision {
     /// The steps, by their names; all of them where none is named.
     pub steps: Vec<String>,

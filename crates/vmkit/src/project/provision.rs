@@ -204,7 +204,7 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
             What::Copy(copy) => {
                 let (input, archive) = Archive::of(copy).map_err(Error::io("archive", &copy.from))?;
                 let exit = inside.run(script, Box::pin(input), &mut print, deadline).await;
-                if let Some((path, error)) = archive.failure() {
+                if let Some((path, error)) = archive.failure().await {
                     return Err(task.unreadable("from", &path, error).into_error());
                 }
                 exit

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
 use super::inside::Inside;
@@ -91,22 +92,21 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
         let mut listed = self.manager().list().await?;
         let turns = Arc::new(Semaphore::new(ASKED_AT_ONCE));
         let digests = Digests::default();
-        let mut asked = Vec::new();
-        for machine in machines {
+        // They end with this call.
+        let mut asked = JoinSet::new();
+        for (index, machine) in machines.into_iter().enumerate() {
             let place = listed.iter().position(|listed| listed.name == machine.vm);
             let listed = place.map(|place| listed.swap_remove(place));
             let (engine, project, machine) = (self.clone(), project.clone(), machine.clone());
             let (turns, digests) = (Arc::clone(&turns), digests.clone());
-            asked.push(tokio::spawn(async move {
+            asked.spawn(async move {
                 let _turn = turns.acquire().await;
-                engine.status_of(&project, &machine, listed, digests, patience).await
-            }));
+                (index, engine.status_of(&project, &machine, listed, digests, patience).await)
+            });
         }
-        let mut statuses = Vec::with_capacity(asked.len());
-        for asked in asked {
-            statuses.push(asked.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())));
-        }
-        Ok(statuses)
+        let mut statuses = asked.join_all().await;
+        statuses.sort_by_key(|(index, _)| *index);
+        Ok(statuses.into_iter().map(|(_, status)| status).collect())
     }
 
     async fn status_of(

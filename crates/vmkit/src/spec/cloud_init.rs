@@ -41,7 +41,7 @@ pub struct GuestAccess {
 }
 
 /// The user-data, typed or raw.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum UserData {
@@ -49,6 +49,16 @@ pub enum UserData {
     Typed(CloudConfig),
     /// Text that goes in as it is: cloud-config, a script, or MIME parts.
     Raw(String),
+}
+
+impl fmt::Debug for UserData {
+    /// Shows of a raw text how long it is: what is in it may be a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            UserData::Typed(typed) => f.debug_tuple("Typed").field(typed).finish(),
+            UserData::Raw(text) => write!(f, "Raw({} bytes)", text.len()),
+        }
+    }
 }
 
 impl Default for UserData {
@@ -91,7 +101,7 @@ pub struct User {
 }
 
 /// A file of the guest.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GuestFile {
     /// The absolute path in the guest.
@@ -108,6 +118,18 @@ pub struct GuestFile {
 
 fn default_mode() -> u32 {
     0o644
+}
+
+impl fmt::Debug for GuestFile {
+    /// Shows how much is in it: what is may be a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GuestFile")
+            .field("path", &self.path)
+            .field("content_bytes", &self.content.len())
+            .field("mode", &self.mode)
+            .field("owner", &self.owner)
+            .finish()
+    }
 }
 
 /// A pair of Ed25519 keys, as OpenSSH writes them.

@@ -1,14 +1,17 @@
 //! Ports of the host that lead into a guest through a session, for as long as that lives.
 
 use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
 use std::num::NonZeroU16;
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use rustix::io::Errno;
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 use tracing::warn;
 
 use super::Session;
@@ -16,6 +19,23 @@ use crate::error::{Error, Result};
 
 /// How long the guest's server may take to reach a port of the guest itself.
 const REACH: Duration = Duration::from_secs(30);
+
+/// How long nobody is let in after the host could not: until some of those who are there may have left.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Waits for a connection, from this moment on.
+async fn accept_from(listener: &TcpListener, from: Instant) -> io::Result<(TcpStream, SocketAddr)> {
+    sleep_until(from).await;
+    listener.accept().await
+}
+
+/// Tells whether the listener itself is well: the visitor has left again, or the host is short of something now.
+///
+/// Source: accept(2).
+fn is_passing(error: &io::Error) -> bool {
+    let short = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::CONNABORTED, Errno::PROTO];
+    Errno::from_io_error(error).is_some_and(|errno| short.contains(&errno))
+}
 
 impl Session {
     /// Leads each connection that somebody makes to `listener` to a port of the guest's own loopback, until the session ends.
@@ -30,12 +50,17 @@ impl Session {
     pub async fn forward(&self, listener: &TcpListener, guest_port: NonZeroU16) -> Result<Infallible> {
         // In one task with the listener, so that whoever is slow to be reached keeps nobody else waiting.
         let mut led = FuturesUnordered::new();
+        let mut next = Instant::now();
         loop {
             tokio::select! {
-                accepted = listener.accept() => {
-                    let (stream, _) = accepted.map_err(Error::io("listen at", "a forwarded port"))?;
-                    led.push(self.lead(stream, guest_port));
-                }
+                accepted = accept_from(listener, next) => match accepted {
+                    Ok((stream, _)) => led.push(self.lead(stream, guest_port)),
+                    Err(error) if is_passing(&error) => {
+                        warn!(%error, "a connection could not be taken; those that are there go on");
+                        next = Instant::now() + PAUSE;
+                    }
+                    Err(error) => return Err(Error::io("listen at", "a forwarded port")(error)),
+                },
                 // What has ended is forgotten.
                 Some(ended) = led.next() => ended?,
             }

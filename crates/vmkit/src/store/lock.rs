@@ -1,51 +1,22 @@
 //! A lock in a file, as each VM has one: held by the kernel for a process, so it dies with it.
 
-use std::collections::{BTreeMap, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::thread;
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
-use tokio::sync::oneshot;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use crate::error::{Error, Result};
-use crate::flock::{is_at, wait_in_kernel};
+pub(crate) use crate::flock::Hold;
+use crate::flock::{Waiting, is_at};
 use crate::steps::step;
 
 /// A lock, held until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Lock(File);
-
-/// Whether others may hold the lock at the same time.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Hold {
-    /// Nobody else may.
-    Alone,
-    /// Those may who hold it so themselves.
-    #[cfg_attr(not(feature = "images"), expect(dead_code, reason = "only images are held by several"))]
-    Shared,
-}
-
-impl Hold {
-    fn at_once(self) -> FlockOperation {
-        match self {
-            Hold::Alone => FlockOperation::NonBlockingLockExclusive,
-            Hold::Shared => FlockOperation::NonBlockingLockShared,
-        }
-    }
-
-    fn waiting(self) -> FlockOperation {
-        match self {
-            Hold::Alone => FlockOperation::LockExclusive,
-            Hold::Shared => FlockOperation::LockShared,
-        }
-    }
-}
 
 impl Drop for Lock {
     fn drop(&mut self) {
@@ -106,11 +77,6 @@ fn open(path: &Path) -> Result<Option<File>> {
 }
 
 /// Waits for the lock of an open file.
-///
-/// `flock` has no deadline and no descriptor to poll, so a thread waits in it and hands over the locked file. When nobody
-/// is there any more to take it, dropping the file frees the lock: what was given up ends with its turn. All that wait for
-/// one file do so in one thread, one after the other, so that trying again and again leaves no more than that. It is not
-/// one of the runtime's threads, since the runtime would wait for it at its end.
 async fn locked(file: File, path: &Path, hold: Hold, deadline: Instant) -> Result<Lock> {
     match flock(&file, hold.at_once()) {
         Ok(()) => return Ok(Lock(file)),
@@ -121,64 +87,10 @@ async fn locked(file: File, path: &Path, hold: Hold, deadline: Instant) -> Resul
     if deadline <= Instant::now() {
         return Err(busy());
     }
-    let receiver = queue(file, hold).map_err(Error::io("wait for", path))?;
-    match timeout_at(deadline, receiver).await {
-        Ok(outcome) => outcome
-            .expect("the thread sends before it ends")
-            .map_err(|errno| Error::io("lock", path)(errno.into())),
-        Err(_) => Err(busy()),
-    }
-}
-
-/// Somebody who waits for the lock of an open file.
-struct Waiter {
-    file: File,
-    hold: Hold,
-    sender: oneshot::Sender<Result<Lock, Errno>>,
-}
-
-/// Which file: its device and its number there.
-type FileId = (u64, u64);
-
-/// Those who wait behind the one that a thread is waiting for, a queue for each such thread.
-static WAITERS: Mutex<BTreeMap<FileId, VecDeque<Waiter>>> = Mutex::new(BTreeMap::new());
-
-fn waiters() -> MutexGuard<'static, BTreeMap<FileId, VecDeque<Waiter>>> {
-    WAITERS.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Queues for the lock of a file, behind a thread that is begun where there is none.
-fn queue(file: File, hold: Hold) -> io::Result<oneshot::Receiver<Result<Lock, Errno>>> {
-    let found = file.metadata()?;
-    let id = (found.dev(), found.ino());
-    let (sender, receiver) = oneshot::channel();
-    let waiter = Waiter { file, hold, sender };
-    let mut waiters = waiters();
-    match waiters.get_mut(&id) {
-        Some(queue) => queue.push_back(waiter),
-        None => {
-            thread::Builder::new().name("vmkit-lock".into()).spawn(move || wait_for_all(id, waiter))?;
-            waiters.insert(id, VecDeque::new());
-        }
-    }
-    Ok(receiver)
-}
-
-/// Waits for the lock for the first one, then for each that has queued meanwhile.
-fn wait_for_all(id: FileId, first: Waiter) {
-    let mut next = Some(first);
-    while let Some(Waiter { file, hold, sender }) = next {
-        let outcome = wait_in_kernel(&file, hold.waiting()).map(|()| Lock(file));
-        // Who is gone leaves the lock to the next one.
-        let _ = sender.send(outcome);
-        let mut waiters = waiters();
-        next = waiters.get_mut(&id).and_then(|queue| {
-            queue.retain(|waiter| !waiter.sender.is_closed());
-            queue.pop_front()
-        });
-        if next.is_none() {
-            waiters.remove(&id);
-        }
+    let mut waiting = Waiting::begin(file, hold).map_err(Error::io("wait for", path))?;
+    match waiting.until(deadline).await.map_err(Error::io("lock", path))? {
+        Some(file) => Ok(Lock(file)),
+        None => Err(busy()),
     }
 }
 
@@ -198,35 +110,22 @@ fn holder(path: &Path) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs;
     use std::time::Duration;
-
-    fn soon() -> Instant {
-        Instant::now() + Duration::from_millis(20)
-    }
 
     fn late() -> Instant {
         Instant::now() + Duration::from_secs(60)
     }
 
-    fn is_waited_for(path: &Path) -> bool {
-        let found = fs::metadata(path).unwrap();
-        waiters().contains_key(&(found.dev(), found.ino()))
-    }
-
     #[tokio::test]
-    async fn who_gave_up_waits_in_one_thread_and_leaves_the_lock_to_the_next() {
+    async fn who_gives_up_learns_of_the_holder_and_leaves_the_lock_to_the_next() {
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("lock");
         let held = acquire(&path, Hold::Alone, late()).await.unwrap().unwrap();
-        let busy = |error: Error| assert!(matches!(error, Error::Busy { holder: Some(_), .. }), "{error:?}");
-        busy(acquire(&path, Hold::Alone, Instant::now()).await.unwrap_err());
-        assert!(!is_waited_for(&path), "who does not wait needs no thread");
-        for _ in 0..5 {
-            busy(acquire(&path, Hold::Alone, soon()).await.unwrap_err());
+        for soon in [Duration::ZERO, Duration::from_millis(20)] {
+            let error = acquire(&path, Hold::Alone, Instant::now() + soon).await.unwrap_err();
+            let here = std::process::id();
+            assert!(matches!(error, Error::Busy { holder: Some(pid), .. } if pid == here), "{error:?}");
         }
-        let found = fs::metadata(&path).unwrap();
-        assert_eq!(waiters()[&(found.dev(), found.ino())].len(), 4, "all wait in the first one's thread");
         let waits = path.clone();
         let next = tokio::spawn(async move { acquire(&waits, Hold::Alone, late()).await });
         tokio::task::yield_now().await;
@@ -234,12 +133,6 @@ mod tests {
         let held = next.await.unwrap().unwrap().unwrap();
         assert!(is_held(&path));
         drop(held);
-        let again = acquire(&path, Hold::Alone, late()).await.unwrap().unwrap();
-        drop(again);
-        let deadline = late();
-        while is_waited_for(&path) {
-            assert!(Instant::now() < deadline, "the thread does not end");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        drop(acquire(&path, Hold::Alone, late()).await.unwrap().unwrap());
     }
 }

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! <vms>/NAME/vm.json    the VM as it was made, with what it was told to be since; synced to the disk
-//! <vms>/NAME/run.json   the VM as it is now, with what is being done to it; not synced
+//! <vms>/NAME/run.json   the VM as it is now, with what is being done to it; synced only where what it shall be changes
 //! <vms>/NAME/owner.lock held by the process that a VM is to go with
 //! <vms>/NAME/lock       held while somebody works on the VM; has that process's PID
 //! <vms>/NAME/…          what its backend keeps
@@ -13,7 +13,7 @@
 //! What happens to a VM matters as long as the host runs, and the page cache lives as long: a killed process loses nothing of
 //! `run.json`. A power cut may, but it has ended the guest as well; the VM is then as `vm.json` has it, and reality is asked
 //! anyway. So no start, stop, suspend or resume waits for a disk, which would cost more than they do. What somebody wants a VM
-//! to be is another matter: a change of that is rare, and is in `vm.json` before it is in `run.json`.
+//! to be is another matter: a change of that is rare, and is in both on the disk before it counts.
 
 mod changes;
 mod home;
@@ -139,7 +139,8 @@ impl Store {
     /// Locks a name for a new VM; the directory is made if need be.
     ///
     /// # Errors
-    /// `Busy` once the deadline has passed; `Host` where the home can't be written.
+    /// `Busy` once the deadline has passed; `Host` where the home can't be written; `Record` where something else than a directory
+    /// has the name.
     pub(crate) async fn lock_new(&self, name: &VmName, deadline: Instant) -> Result<LockedVm> {
         self.home.create()?;
         let dir = self.home.vm(name);
@@ -148,13 +149,17 @@ impl Store {
                 step("create the VM's directory").and_then(|()| DirBuilder::new().mode(0o700).create(&dir));
             let is_new = match made {
                 Ok(()) => true,
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    check_directory(&dir)?;
+                    false
+                }
                 Err(error) => return Err(Error::io("create", &dir)(error)),
             };
             match acquire(name, &dir, deadline).await {
                 Ok(Some(lock)) => return Ok(LockedVm { name: name.clone(), dir, _lock: lock }),
                 // Whoever removed a VM of this name took the directory along; each turn waits for such a holder.
-                Ok(None) => {}
+                Ok(None) if Instant::now() < deadline => tokio::task::yield_now().await,
+                Ok(None) => return Err(Error::Busy { what: format!("VM `{name}`"), holder: None }),
                 Err(error) => {
                     if is_new {
                         let _ = fs::remove_dir(&dir);
@@ -200,7 +205,7 @@ impl LockedVm {
     /// Writes the record of a VM that shall be something else from now on, so that this outlives a power cut.
     ///
     /// The record of its making is written first: where that fails, nothing is changed. It is replaced as a whole, so until then the
-    /// older one is there.
+    /// older one is there. What the VM is now is synced as well, or an older one would hide this after the power cut.
     pub(crate) fn write_wanted(&self, record: &VmRecord) -> Result<()> {
         let path = self.dir.join(MADE);
         let made = read_bytes(&path)?.and_then(|bytes| VmRecord::decode(&path, &bytes).ok());
@@ -212,7 +217,7 @@ impl LockedVm {
         made.handle.spec = record.handle.spec.clone();
         made.handle.next_spec.clone_from(&record.handle.next_spec);
         self.write_made(&made)?;
-        self.write_since(record)
+        self.replace(UNFINISHED[1], record, true)
     }
 
     /// Writes the record of a VM that was made before, so that it outlives this process.
@@ -294,6 +299,15 @@ impl LockedVm {
             removed => removed.map_err(Error::io("remove", &self.dir)),
         }
     }
+}
+
+/// Refuses what is no directory where a VM's is to be, such as a link to a disk that is not mounted.
+fn check_directory(dir: &Path) -> Result<()> {
+    if dir.is_dir() || !fs::symlink_metadata(dir).is_ok_and(|found| !found.is_dir()) {
+        return Ok(());
+    }
+    let problem = "a VM is to be kept here, and this is neither a directory nor leads to one".to_owned();
+    Err(Error::Record { path: dir.to_owned(), problem })
 }
 
 /// Waits for a VM's lock; whoever waits in vain learns of which VM, not of which file.

@@ -3,6 +3,7 @@
 //! Pure: every path is absolute, every default is filled in, and what only the host can tell stays open until a VM is made.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -84,7 +85,7 @@ pub struct Copy {
 }
 
 /// A provision step.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Step {
     /// Its name.
@@ -101,6 +102,21 @@ pub struct Step {
     pub dir: Option<String>,
     /// How long it may take.
     pub timeout: Duration,
+}
+
+impl fmt::Debug for Step {
+    /// Shows the names of its variables only: what is in them may be a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Step")
+            .field("name", &self.name)
+            .field("action", &self.action)
+            .field("run", &self.run)
+            .field("user", &self.user)
+            .field("env", &self.env.keys())
+            .field("dir", &self.dir)
+            .field("timeout", &self.timeout)
+            .finish()
+    }
 }
 
 /// What a provision step does.

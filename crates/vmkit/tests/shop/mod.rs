@@ -198,9 +198,7 @@ pub(crate) fn shop() -> (tempfile::TempDir, Shop) {
 }
 
 pub(crate) fn only(machines: &[&str]) -> Options {
-    let mut options = Options::default();
-    options.machines = machines.iter().map(|&name| name.to_owned()).collect();
-    options
+    Options { machines: machines.iter().map(|&name| name.to_owned()).collect(), ..Options::default() }
 }
 
 /// Answers how the work on a machine ended: `fine`, what failed, or what it was skipped for.

@@ -40,9 +40,7 @@ impl Which {
     }
 
     fn options(&self) -> Options {
-        let mut options = Options::default();
-        options.machines.clone_from(&self.machines);
-        options
+        Options { machines: self.machines.clone(), ..Options::default() }
     }
 }
 

@@ -27,9 +27,7 @@ pub(crate) struct Provision {
 impl Provision {
     pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
         let (project, engine) = (self.which.project()?, engine(context)?);
-        let mut what = What::default();
-        what.steps = self.steps;
-        what.force = self.force;
+        let what = What { steps: self.steps, force: self.force };
         let options = self.which.options();
         let provision = engine.provision(&project, &what, &options, printer(&project));
         let report = done_or_interrupted(context, "provision", provision)?;

@@ -4,18 +4,17 @@
 //! the future that ran it was dropped or its process killed: a `zfs clone` that is still at work can't finish behind a
 //! `destroy` that found nothing to destroy.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::thread;
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
-use tokio::sync::oneshot;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use crate::error::{Error, Result};
+use crate::flock::{Hold as Sharing, Waiting, is_at};
 use crate::steps::step;
 
 /// The lock, held until this and every copy of it is closed.
@@ -39,8 +38,7 @@ impl Hold {
             };
             let file = locked(file, path, deadline).await?;
             // It may have been removed with its VM meanwhile; then the lock of the new file counts.
-            let held = file.metadata().map_err(Error::io("examine", path))?;
-            if fs::metadata(path).is_ok_and(|named| (named.dev(), named.ino()) == (held.dev(), held.ino())) {
+            if is_at(&file, path)? {
                 return Ok(Some(Self(file)));
             }
         }
@@ -66,30 +64,17 @@ pub(super) fn is_held(path: &Path) -> Result<bool> {
     }
 }
 
-/// Waits in the kernel, on a thread of its own: `flock` has no deadline. One that is given up ends with its turn.
+/// Waits for the lock of an open file.
 async fn locked(file: File, path: &Path, deadline: Instant) -> Result<File> {
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => return Ok(file),
         Err(Errno::WOULDBLOCK) => {}
         Err(errno) => return Err(Error::io("lock", path)(errno.into())),
     }
-    let (taken, answer) = oneshot::channel();
-    let wait = move || {
-        let locked = loop {
-            match flock(&file, FlockOperation::LockExclusive) {
-                Err(Errno::INTR) => {}
-                outcome => break outcome,
-            }
-        };
-        // Dropped with the file where nobody waits any more.
-        let _ = taken.send(locked.map(|()| file));
-    };
-    thread::Builder::new().name("vmkit-lock".into()).spawn(wait).map_err(Error::io("wait for", path))?;
-    match timeout_at(deadline, answer).await {
-        Ok(locked) => locked
-            .expect("the thread sends before it ends")
-            .map_err(|errno| Error::io("lock", path)(errno.into())),
-        Err(_) => Err(Error::Busy {
+    let mut waiting = Waiting::begin(file, Sharing::Alone).map_err(Error::io("wait for", path))?;
+    match waiting.until(deadline).await.map_err(Error::io("lock", path))? {
+        Some(locked) => Ok(locked),
+        None => Err(Error::Busy {
             what: format!("{}, which tells that an operation is at work on the VM,", path.display()),
             holder: None,
         }),

@@ -5,13 +5,15 @@
 //!
 //! Source: QEMU, `net/slirp.c`, `hmp_hostfwd_add` and `hmp_hostfwd_remove`.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 
+use super::QemuHypervisor;
 use super::layout::Layout;
 use super::prepare::check_port;
 use super::qmp::client::QmpClient;
 use super::switch::hostfwd;
-use super::{ASK_LIMIT, QemuHypervisor};
 use crate::error::{Error, Result};
 use crate::forwarding::{PortForwarding, in_force};
 use crate::handle::{ActiveForward, VmHandle};
@@ -19,10 +21,13 @@ use crate::hypervisor::Hypervisor;
 use crate::spec::{NetworkConfig, PortForward};
 use crate::steps::step;
 
+/// How long QEMU may take for it. A change that is given up may be made all the same, so it has longer than a question.
+const CHANGE_LIMIT: Duration = Duration::from_secs(10);
+
 impl PortForwarding for QemuHypervisor {
     async fn add_forward(&self, vm: &VmHandle, forward: &PortForward) -> Result<VmHandle> {
         let layout = self.forwarding(vm, forward).await?;
-        let deadline = Instant::now() + ASK_LIMIT;
+        let deadline = Instant::now() + CHANGE_LIMIT;
         let (mut qmp, active) = QmpClient::with_user_forwards(&layout.qmp_socket(), deadline).await?;
         if in_force(&vm.spec, forward, &active).is_some() {
             return Ok(with_forwards(vm, active));
@@ -41,7 +46,7 @@ impl PortForwarding for QemuHypervisor {
 
     async fn remove_forward(&self, vm: &VmHandle, forward: &PortForward) -> Result<VmHandle> {
         let layout = self.forwarding(vm, forward).await?;
-        let deadline = Instant::now() + ASK_LIMIT;
+        let deadline = Instant::now() + CHANGE_LIMIT;
         let (mut qmp, active) = QmpClient::with_user_forwards(&layout.qmp_socket(), deadline).await?;
         let Some(host) = in_force(&vm.spec, forward, &active) else {
             return Ok(with_forwards(vm, active));

@@ -52,8 +52,9 @@ pub(super) async fn start(
     // What an earlier run, or a crash, left: nothing runs now, for the lock is ours.
     remove_run_dir(layout)?;
     make_private_dir(&layout.run)?;
-    let undo = UndoRunDir { layout, armed: true };
     let mut descriptors = vec![(alive, descriptor::ALIVE)];
+    // After the lock, so that it goes before it: nobody else's sockets lie there yet.
+    let undo = UndoRunDir { layout, armed: true };
     for socket in &plan.sockets {
         descriptors.push((listen(&socket.path)?, socket.descriptor));
     }

@@ -9,13 +9,12 @@ use std::time::Duration;
 
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
-use tokio::sync::oneshot;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use super::Place;
 use super::process;
 use crate::error::{Error, Result};
-use crate::flock::{is_at, wait_in_kernel};
+use crate::flock::{Hold, Waiting, is_at};
 use crate::steps::step;
 
 /// How long the lock is waited for before what runs is looked at again: a start that has come as far as a process shows
@@ -63,7 +62,7 @@ pub(crate) async fn take_unless_live(place: &Place, deadline: Instant) -> Result
     if let Some(lock) = try_take(place)? {
         return Ok(Some(lock));
     }
-    let mut waiting = Waiting::begin(place)?;
+    let mut waiting = Turn::begin(place)?;
     loop {
         if let Some(lock) = waiting.for_a_moment(place).await? {
             return Ok(Some(lock));
@@ -84,7 +83,7 @@ pub(crate) async fn take_and_silence(place: &Place, deadline: Instant) -> Result
     if let Some(lock) = try_take(place)? {
         return Ok(lock);
     }
-    let mut waiting = Waiting::begin(place)?;
+    let mut waiting = Turn::begin(place)?;
     loop {
         if let Some(lock) = waiting.for_a_moment(place).await? {
             return Ok(lock);
@@ -102,36 +101,23 @@ fn held_at(deadline: Instant, place: &Place) -> Result<()> {
     Err(Error::Busy { what, holder: None })
 }
 
-/// A thread that waits in the kernel for the lock. One that is given up ends when it gets the lock, and drops it.
-struct Waiting(oneshot::Receiver<io::Result<File>>);
+/// One who waits for the lock.
+struct Turn(Waiting);
 
-impl Waiting {
+impl Turn {
     fn begin(place: &Place) -> Result<Self> {
-        let file = open(place)?;
-        let (taken, answer) = oneshot::channel();
-        let wait = move || {
-            let locked = wait_in_kernel(&file, FlockOperation::LockExclusive);
-            let _ = taken.send(locked.map(|()| file).map_err(io::Error::from));
-        };
-        // A thread of its own: a runtime that ends would wait for one of its blocking threads.
-        let thread = std::thread::Builder::new().name("vmkit-lock".into());
-        thread.spawn(wait).map_err(Error::io("wait for", &place.alive))?;
-        Ok(Self(answer))
+        Waiting::begin(open(place)?, Hold::Alone).map(Self).map_err(Error::io("wait for", &place.alive))
     }
 
     async fn for_a_moment(&mut self, place: &Place) -> Result<Option<OwnedFd>> {
-        let failed = || Error::io("lock", &place.alive);
-        match timeout(LOOK_AGAIN, &mut self.0).await {
-            Ok(Ok(lock)) => {
-                let lock = lock.map_err(failed())?;
-                if is_at(&lock, &place.alive)? {
-                    return Ok(Some(lock.into()));
-                }
+        let waited = self.0.until(Instant::now() + LOOK_AGAIN).await;
+        match waited.map_err(Error::io("lock", &place.alive))? {
+            Some(lock) if is_at(&lock, &place.alive)? => Ok(Some(lock.into())),
+            Some(_) => {
                 *self = Self::begin(place)?;
                 Ok(None)
             }
-            Ok(Err(gone)) => Err(failed()(io::Error::other(gone))),
-            Err(_) => Ok(None),
+            None => Ok(None),
         }
     }
 }

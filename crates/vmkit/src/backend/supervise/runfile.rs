@@ -14,8 +14,10 @@ use crate::boundedlog::LogMark;
 use crate::error::{Error, Result};
 use crate::host::process::ProcessId;
 
-/// The file's size, always: far more than its JSON needs, less than a page, so that one write replaces all of it.
-const SIZE_BYTES: usize = 1024;
+/// The file's size, always: more than its JSON needs, and a page, so that one write replaces all of it.
+const SIZE_BYTES: usize = 4096;
+/// The longest path of a directory for sockets, in bytes: as JSON one of them may take six.
+pub(crate) const MOST_RUN_DIR_BYTES: usize = 512;
 
 /// What is known of a run.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -12,6 +12,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::time::Instant;
 
 use super::keeper::{self, ARG0, Answer, Launch, MAX_DESCRIPTORS, PEER};
+use super::runfile::MOST_RUN_DIR_BYTES;
 use crate::error::{Error, Result};
 
 /// Finds the program that becomes a keeper: the one that was named, this program itself, or `vmkit-keeper` beside it.
@@ -59,8 +60,12 @@ pub(crate) struct Launched {
 /// half told. One that was told nothing, since this process was killed just then, ends by itself.
 ///
 /// # Errors
-/// `Protocol` where the keeper can't be started.
+/// `Protocol` where the keeper can't be started; `InvalidInput` on a directory for sockets whose path is too long to be recorded.
 pub(crate) fn launch(program: &Path, launch: &Launch, descriptors: &[OwnedFd]) -> Result<Launched> {
+    if launch.run_dir.as_os_str().len() > MOST_RUN_DIR_BYTES {
+        let why = format!("the path must have {MOST_RUN_DIR_BYTES} bytes at the most");
+        return Err(Error::invalid("run_dir", launch.run_dir.display(), why));
+    }
     let failed = failure(program);
     let (ours, theirs) = UnixStream::pair().map_err(&failed)?;
     crate::steps::step("keeper: spawn").map_err(&failed)?;
