@@ -1,63 +1,10 @@
-//! How a VM looks to a person: tables and lines, without a promise.
+//! How a VM looks to a person: lines, without a promise.
 
 use vmkit::spec::{Boot, DataDisk, Firmware, NetworkConfig, Protocol, changes};
-use vmkit::{ConsoleEndpoint, Listed, VmHandle, VmState, VncAddress};
+use vmkit::vmfile::MachinePlan;
+use vmkit::{ConsoleEndpoint, VmHandle, VmState, VncAddress};
 
-use crate::output::{Table, printable};
-
-/// Answers the table of all VMs.
-pub(crate) fn list(listed: &[Listed]) -> Table {
-    let mut table = Table::new(&["NAME", "STATE", "CPUS", "MEMORY", "BACKEND", "PORTS", "NOTE"]);
-    for one in listed {
-        let known = one.handle.as_ref().ok();
-        let vm = known.or(one.recorded.as_ref());
-        let of_vm = |show: fn(&VmHandle) -> String| vm.map_or_else(|| "-".to_owned(), show);
-        table.row([
-            one.name.to_string(),
-            known.map_or("unknown", |vm| vm.state.name()).to_owned(),
-            of_vm(|vm| vm.spec.cpus().to_string()),
-            of_vm(|vm| vm.spec.memory().to_string()),
-            of_vm(|vm| vm.backend.to_string()),
-            known.map_or_else(|| "-".to_owned(), network),
-            note(one),
-        ]);
-    }
-    table
-}
-
-/// Answers an error and what caused it on one line.
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
-}
-
-/// Answers what else there is to know of a VM in the list.
-fn note(listed: &Listed) -> String {
-    let what = match &listed.handle {
-        Err(error) => with_causes(error),
-        Ok(VmHandle { state: VmState::Failed { cause }, .. }) => {
-            cause.detail.lines().next().unwrap_or_default().to_owned()
-        }
-        Ok(_) => String::new(),
-    };
-    let work = match &listed.intent {
-        Some(intent) if listed.interrupted => format!("{} was interrupted", intent.operation),
-        Some(intent) => format!("{}, by process {}", intent.operation, intent.pid),
-        None => return what,
-    };
-    if what.is_empty() { work } else { format!("{work}; {what}") }
-}
-
-/// Answers how the guest is reached, in a few characters.
-fn network(vm: &VmHandle) -> String {
-    let ports = ports(vm);
-    match vm.spec.network() {
-        NetworkConfig::Tap { bridge } => format!("bridge {bridge}"),
-        NetworkConfig::Vnic { link } => format!("link {link}"),
-        _ if ports.is_empty() => "-".to_owned(),
-        _ => ports.join(" "),
-    }
-}
+use crate::output::printable;
 
 /// Answers the forwards that are in force, such as `127.0.0.1:40001->22`.
 pub(crate) fn ports(vm: &VmHandle) -> Vec<String> {
@@ -122,6 +69,9 @@ pub(crate) fn details(vm: &VmHandle) -> String {
         None => lines.add("accel", spec.accel().as_str()),
     }
     boot(&mut lines, spec.boot());
+    if let Some(image) = spec.image_name() {
+        lines.add("image", image);
+    }
     if let Some(disk) = spec.disk() {
         let size = disk.size.map_or(String::new(), |size| format!(", {size}"));
         lines.add("disk", format_args!("{}{size}", disk.image.display()));
@@ -143,7 +93,8 @@ pub(crate) fn details(vm: &VmHandle) -> String {
         NetworkConfig::Vnic { link } => lines.add("network", format_args!("link {link}")),
         _ => lines.add("network", "none"),
     }
-    for (key, value) in spec.labels().iter() {
+    // The image was told above.
+    for (key, value) in spec.labels().iter().filter(|(key, _)| *key != MachinePlan::IMAGE_LABEL) {
         lines.add("label", format_args!("{key}={value}"));
     }
     for change in vm.next_spec.iter().flat_map(|next| changes(spec, next, false)) {

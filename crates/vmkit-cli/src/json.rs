@@ -13,6 +13,7 @@ use vmkit::lifecycle::{FailureCause, Operation, VmState};
 use vmkit::spec::{
     Accel, Boot, Change, DataDisk, Firmware, Labels, Machine, NetworkConfig, Protocol, Vnc, changes,
 };
+use vmkit::vmfile::Origin;
 use vmkit::{ActiveForward, ConsoleEndpoint, ErrorKind, Listed, RunInfo, VmHandle, VncAddress};
 
 /// A VM, whole: `info`, and what `create`, `start` and the like answer.
@@ -162,6 +163,10 @@ pub(crate) struct Row<'a> {
     pid: Option<u32>,
     forwards: Vec<Forward>,
     bridge: Option<&'a str>,
+    image: Option<&'a str>,
+    project: Option<&'a str>,
+    project_file: Option<&'a Path>,
+    machine: Option<&'a str>,
     operation: Option<Work>,
     error: Option<Problem>,
     path: &'a Path,
@@ -235,6 +240,7 @@ impl<'a> Row<'a> {
     pub(crate) fn of(listed: &'a Listed) -> Self {
         let known = listed.handle.as_ref().ok();
         let vm = known.or(listed.recorded.as_ref());
+        let origin = vm.and_then(|vm| Origin::of(&vm.spec));
         Self {
             name: listed.name.as_str(),
             state: known.map_or("unknown", |vm| vm.state.name()),
@@ -245,6 +251,10 @@ impl<'a> Row<'a> {
             pid: known.and_then(|vm| vm.run.as_ref()?.pid),
             forwards: known.map(forwards).unwrap_or_default(),
             bridge: vm.and_then(|vm| bridge(vm.spec.network())),
+            image: vm.and_then(|vm| vm.spec.image_name()),
+            project: origin.map(|origin| origin.project),
+            project_file: origin.map(|origin| origin.file),
+            machine: origin.map(|origin| origin.machine),
             operation: listed.intent.as_ref().map(|intent| Work {
                 operation: intent.operation,
                 since: intent.since,

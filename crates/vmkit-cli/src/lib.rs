@@ -12,6 +12,7 @@ mod failure;
 mod follow;
 mod human;
 mod human_image;
+mod human_list;
 mod images;
 mod json;
 mod json_image;

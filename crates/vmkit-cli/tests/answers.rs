@@ -44,6 +44,52 @@ fn json_has_the_promised_shape() {
 }
 
 #[test]
+fn the_list_says_what_each_vm_was_made_from_and_whose_it_is() {
+    let host = host();
+    let head = |arguments: &[&str]| {
+        let table = host.must(arguments);
+        table.lines().next().unwrap().split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(head(&["ls"]), "NAME STATE IMAGE CPUS MEMORY PORTS NOTE");
+    assert_eq!(head(&["ls", "-w"]), "NAME STATE IMAGE PROJECT CPUS MEMORY BACKEND PORTS NOTE");
+
+    host.must(["image", "import", "base.img", "--name", "ours:1"]);
+    host.must(["create", "kept", "--image", "ours:1"]);
+    let launch = ["launch", "ours:1", "launched", "--accel", "tcg"];
+    assert_eq!(host.vmkit(launch).code, Some(2), "this host's QEMU refuses to start it");
+    host.create("kernel");
+    let file = "version = 1\n[project]\nname = 'shop'\n[machine.db]\nimage = 'ours:1'\naccel = 'tcg'\n";
+    std::fs::write(host.file("vmkit.toml"), file).unwrap();
+    assert_eq!(host.vmkit(["up"]).code, Some(2), "as above");
+    assert_eq!(head(&["ls"]), "NAME STATE IMAGE PROJECT CPUS MEMORY PORTS NOTE");
+    let table = host.must(["ls"]);
+    let rows: Vec<Vec<&str>> =
+        table.lines().skip(1).map(|line| line.split_whitespace().take(4).collect()).collect();
+    assert_eq!(
+        rows,
+        [
+            ["kept", "prepared", "ours:1", "-"],
+            ["kernel", "prepared", "-", "-"],
+            ["launched", "failed", "ours:1", "-"],
+            ["shop-db", "failed", "ours:1", "shop"],
+            ["web", "prepared", "base.img", "-"],
+        ]
+    );
+    let whole = host.file("base.img");
+    assert!(host.must(["ls", "--wide"]).contains(&whole));
+    assert!(host.must(["info", "web"]).contains(&format!("image:          {whole}\n")));
+    let listed: serde_json::Value = serde_json::from_str(&host.must(["ls", "--json"])).unwrap();
+    assert_eq!(listed[1]["image"], serde_json::Value::Null);
+    let db = &listed[3];
+    assert_eq!(
+        (&db["image"], &db["project"], &db["machine"]),
+        (&"ours:1".into(), &"shop".into(), &"db".into())
+    );
+    let file = std::fs::canonicalize(host.file("vmkit.toml")).unwrap();
+    assert_eq!(db["project_file"].as_str(), file.to_str());
+}
+
+#[test]
 fn a_record_that_can_not_be_read_is_a_row_of_the_list() {
     let host = host();
     std::fs::write(host.home().join("vms/web/vm.json"), "{").unwrap();

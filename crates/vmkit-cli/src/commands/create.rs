@@ -101,6 +101,19 @@ impl Create {
         if let Some(config) = self.options.cloud_init()? {
             spec = spec.cloud_init(config);
         }
-        spec.build()
+        let spec = spec.build()?;
+        Ok(match self.image_name(found) {
+            Some(name) => spec.with_image_name(&name),
+            None => spec,
+        })
+    }
+
+    /// Answers what the root disk is made from, as `launch` records it: an image by its whole name, a file by its path.
+    fn image_name(&self, found: Option<&ImageInUse>) -> Option<String> {
+        let image = self.image.as_deref()?;
+        match found {
+            Some(found) => Some(found.name.clone()),
+            None => image_path(image).ok()?.to_str().map(str::to_owned),
+        }
     }
 }

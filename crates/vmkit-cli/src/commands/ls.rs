@@ -5,14 +5,20 @@ use vmkit::Listed;
 
 use crate::context::Context;
 use crate::failure::Failure;
-use crate::{human, json, output};
+use crate::{human_list, json, output};
 
 /// Lists all VMs, each with the state that it has now.
 ///
 /// No VM is waited for: one that does not answer within a second is listed as unknown, and so is one whose record can't
 /// be read, with the path of that record. What a killed `launch --rm` left is removed first.
+///
+/// IMAGE is what the VM was made from; of a file or an address only its last part. PROJECT is there where a VM is a machine of
+/// a vmkit.toml, BACKEND where not all VMs have the same.
 #[derive(Debug, Args)]
 pub(crate) struct Ls {
+    /// Shows the backend, the project and the image whole, whatever they are.
+    #[arg(long, short = 'w', conflicts_with = "json")]
+    wide: bool,
     /// Prints a JSON array.
     #[arg(long)]
     json: bool,
@@ -31,7 +37,7 @@ impl Ls {
         })?;
         match self.json {
             true => output::json(&listed.iter().map(json::Row::of).collect::<Vec<_>>()),
-            false => output::text(human::list(&listed)),
+            false => output::text(human_list::list(&listed, self.wide)),
         }
     }
 }

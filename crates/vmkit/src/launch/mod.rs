@@ -231,7 +231,7 @@ async fn create<H: Hypervisor + 'static>(
             Some(name) => name.clone(),
             None => free_name(manager, &image.name, &mut numbers)?,
         };
-        let spec = spec.clone().name(name.clone()).build()?;
+        let spec = spec.clone().name(name.clone()).build()?.with_image_name(&image.name);
         let made = match launch.ephemeral {
             true => manager.create_ephemeral(spec).await.map(|(vm, owner)| (vm, Some(owner))),
             false => manager.create(spec).await.map(|vm| (vm, None)),

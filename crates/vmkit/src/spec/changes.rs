@@ -108,7 +108,7 @@ pub fn changes(recorded: &VmSpec, wanted: &VmSpec, live: bool) -> Vec<Change> {
 }
 
 /// The label that keeps what a VM's image is called.
-const IMAGE_LABEL: &str = "vmkit.image";
+const IMAGE_LABEL: &str = Labels::IMAGE;
 
 struct Found(Vec<Change>);
 

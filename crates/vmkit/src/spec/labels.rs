@@ -15,6 +15,8 @@ use crate::spec::name::shortened;
 pub struct Labels(BTreeMap<String, String>);
 
 impl Labels {
+    /// The label that keeps what a VM was made from, as [`VmSpec::image_name`](super::VmSpec::image_name) answers it.
+    pub(crate) const IMAGE: &'static str = "vmkit.image";
     /// The most bytes that a value has; a path fits.
     pub const MAX_VALUE_BYTES: usize = 4096;
     /// The most labels that a VM has.

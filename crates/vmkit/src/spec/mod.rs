@@ -248,6 +248,23 @@ impl VmSpec {
         Ok(self)
     }
 
+    /// Answers what its root disk was made from, as whoever made it named it, such as `debian:12`; where that was recorded.
+    ///
+    /// `launch`, files of machines and the command record it. Where the image lies is told by [`disk`](Self::disk).
+    pub fn image_name(&self) -> Option<&str> {
+        self.0.labels.get(Labels::IMAGE)
+    }
+
+    /// Answers the same spec, with what its root disk is made from recorded; a name that no label can hold is left out.
+    #[must_use]
+    pub fn with_image_name(mut self, name: &str) -> Self {
+        let mut labels = self.0.labels.clone();
+        if labels.set(Labels::IMAGE, name).is_ok() {
+            self.0.labels = labels;
+        }
+        self
+    }
+
     /// Answers what only its backend understands.
     pub fn backend_options(&self) -> &BackendOptions {
         &self.0.backend_options

@@ -35,6 +35,6 @@ mod schema;
 
 pub use load::load;
 pub use problem::{Place, Problem, VmfileError};
-pub use project::{Action, Copy, Found, MachinePlan, Project, Ready, Run, Step};
+pub use project::{Action, Copy, Found, MachinePlan, Origin, Project, Ready, Run, Step};
 pub use resolve::{ReadText, parse};
 pub use schema::schema;

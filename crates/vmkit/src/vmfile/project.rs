@@ -5,14 +5,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::problem::{Problem, VmfileError};
 use crate::error::{Error, Result};
 use crate::spec::{
-    Boot, Firmware, GuestAccess, Machine, NetworkConfig, RootDisk, VmName, VmSpec, VmSpecBuilder,
+    Boot, Firmware, GuestAccess, Labels, Machine, NetworkConfig, RootDisk, VmName, VmSpec, VmSpecBuilder,
 };
 
 /// The machines that one file describes.
@@ -52,6 +52,27 @@ pub struct MachinePlan {
     pub(super) names_firmware: bool,
     /// Where each key stands in the text, by its path in the machine; the machine's own name is the empty one.
     pub(super) places: BTreeMap<String, Range<usize>>,
+}
+
+/// Which machine of which project a VM is, by its labels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Origin<'a> {
+    /// The name that the project had when the VM was made: the VM's own begins with it.
+    pub project: &'a str,
+    /// The machine's name in the file.
+    pub machine: &'a str,
+    /// Where the file was.
+    pub file: &'a Path,
+}
+
+impl<'a> Origin<'a> {
+    /// Answers which machine of which project a VM is; `None` for one that is of no project.
+    pub fn of(vm: &'a VmSpec) -> Option<Self> {
+        let (file, machine) = (vm.labels().get(Project::LABEL)?, vm.labels().get(MachinePlan::LABEL)?);
+        let project = vm.name().as_str().strip_suffix(machine)?.strip_suffix('-')?;
+        Some(Self { project, machine, file: Path::new(file) })
+    }
 }
 
 /// When a machine counts as ready: once all of it is true.
@@ -204,7 +225,7 @@ impl MachinePlan {
     pub const LABEL: &'static str = "vmkit.machine";
     /// The label of a VM that keeps [`MachinePlan::image`]: where an image lies may change when it is pulled again, and
     /// that makes no VM another one.
-    pub const IMAGE_LABEL: &'static str = "vmkit.image";
+    pub const IMAGE_LABEL: &'static str = Labels::IMAGE;
 
     /// Tells whether vmkit has to get into the guest: to do something there, or to see whether it is ready. Where it does not,
     /// [`Ready::tcp`] is asked from the host.

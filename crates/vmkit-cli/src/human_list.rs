@@ -1,0 +1,131 @@
+//! How all VMs look to a person: a table, without a promise.
+
+use std::collections::BTreeSet;
+
+use vmkit::spec::NetworkConfig;
+use vmkit::vmfile::Origin;
+use vmkit::{Listed, VmHandle, VmState};
+
+use crate::human::ports;
+use crate::output::Table;
+
+/// A column: its head, and what stands in it for a VM.
+type Column = (&'static str, fn(&Listed) -> String);
+
+/// Answers the table of all VMs; a `wide` one has every column, and cuts off nothing.
+pub(crate) fn list(listed: &[Listed], wide: bool) -> Table {
+    let columns = columns(listed, wide);
+    let mut table = Table::new(&columns.iter().map(|(head, _)| *head).collect::<Vec<_>>());
+    for one in listed {
+        table.row(columns.iter().map(|(_, cell)| cell(one)));
+    }
+    table
+}
+
+/// Answers the columns that these VMs need, so that a line of them fits a terminal.
+fn columns(listed: &[Listed], wide: bool) -> Vec<Column> {
+    let vms = || listed.iter().filter_map(vm);
+    let has_projects = vms().any(|vm| Origin::of(&vm.spec).is_some());
+    let backends: BTreeSet<&str> = vms().map(|vm| vm.backend.as_str()).collect();
+    let columns: [(bool, Column); 9] = [
+        (true, ("NAME", |one| one.name.to_string())),
+        (true, ("STATE", |one| one.handle.as_ref().map_or("unknown", |vm| vm.state.name()).to_owned())),
+        (
+            true,
+            (
+                "IMAGE",
+                if wide { |one| image(one).to_owned() } else { |one| shortened(image(one)).to_owned() },
+            ),
+        ),
+        (wide || has_projects, ("PROJECT", project)),
+        (true, ("CPUS", |one| of_vm(one, |vm| vm.spec.cpus().to_string()))),
+        (true, ("MEMORY", |one| of_vm(one, |vm| vm.spec.memory().to_string()))),
+        (wide || backends.len() > 1, ("BACKEND", |one| of_vm(one, |vm| vm.backend.to_string()))),
+        (true, ("PORTS", |one| one.handle.as_ref().map_or_else(|_| "-".to_owned(), network))),
+        (true, ("NOTE", note)),
+    ];
+    columns.into_iter().filter_map(|(is_needed, column)| is_needed.then_some(column)).collect()
+}
+
+/// Answers the VM as it is, else as it was recorded.
+fn vm(listed: &Listed) -> Option<&VmHandle> {
+    listed.handle.as_ref().ok().or(listed.recorded.as_ref())
+}
+
+fn of_vm(listed: &Listed, show: fn(&VmHandle) -> String) -> String {
+    vm(listed).map_or_else(|| "-".to_owned(), show)
+}
+
+fn image(listed: &Listed) -> &str {
+    vm(listed).and_then(|vm| vm.spec.image_name()).unwrap_or("-")
+}
+
+/// Answers as much of an image's name as tells images apart: of a file or an address its last part.
+fn shortened(image: &str) -> &str {
+    let path = match image.split_once("://") {
+        Some(("oci", rest)) => rest,
+        Some((_, rest)) => rest.split(['?', '#']).next().unwrap_or(rest),
+        None => image,
+    };
+    path.rsplit('/').find(|part| !part.is_empty()).unwrap_or(image)
+}
+
+fn project(listed: &Listed) -> String {
+    let origin = vm(listed).and_then(|vm| Origin::of(&vm.spec));
+    origin.map_or("-", |origin| origin.project).to_owned()
+}
+
+/// Answers an error and what caused it on one line.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+/// Answers what else there is to know of a VM in the list.
+fn note(listed: &Listed) -> String {
+    let what = match &listed.handle {
+        Err(error) => with_causes(error),
+        Ok(VmHandle { state: VmState::Failed { cause }, .. }) => {
+            cause.detail.lines().next().unwrap_or_default().to_owned()
+        }
+        Ok(_) => String::new(),
+    };
+    let work = match &listed.intent {
+        Some(intent) if listed.interrupted => format!("{} was interrupted", intent.operation),
+        Some(intent) => format!("{}, by process {}", intent.operation, intent.pid),
+        None => return what,
+    };
+    if what.is_empty() { work } else { format!("{work}; {what}") }
+}
+
+/// Answers how the guest is reached, in a few characters.
+fn network(vm: &VmHandle) -> String {
+    let ports = ports(vm);
+    match vm.spec.network() {
+        NetworkConfig::Tap { bridge } => format!("bridge {bridge}"),
+        NetworkConfig::Vnic { link } => format!("link {link}"),
+        _ if ports.is_empty() => "-".to_owned(),
+        _ => ports.join(" "),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_file_or_an_address_the_last_part_is_shown() {
+        for (image, expected) in [
+            ("debian:12", "debian:12"),
+            ("-", "-"),
+            ("/srv/images/web.qcow2", "web.qcow2"),
+            ("https://host/a/b.raw.zst?token=1/2#sha256=00", "b.raw.zst"),
+            ("oci://registry:5000/team/web:v1", "web:v1"),
+            ("oci://registry/team/web@sha256:0011", "web@sha256:0011"),
+            ("zfs:rpool/images/debian@12", "debian@12"),
+            ("https://host/", "host"),
+        ] {
+            assert_eq!(shortened(image), expected, "{image}");
+        }
+    }
+}
