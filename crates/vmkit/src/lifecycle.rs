@@ -130,7 +130,7 @@ fn hint(state: &VmState, operation: &Operation) -> &'static str {
         (Operation::Suspend | Operation::Resume, VmState::Failed { .. }) => ": start it again",
         (Operation::Destroy, VmState::Running | VmState::Suspended) => ": stop it first, or use force",
         (_, VmState::Destroyed) => ": its removal was begun, remove it",
-        (_, VmState::Preparing) => ": its making was cut off, destroy it",
+        (_, VmState::Preparing) => ": its making was cut off, remove it",
         _ => "",
     }
 }
@@ -180,7 +180,8 @@ impl fmt::Display for Operation {
             Operation::Stop => "stop",
             Operation::Suspend => "suspend",
             Operation::Resume => "resume",
-            Operation::Destroy => "destroy",
+            // As people say it, and the command: `vmkit rm`.
+            Operation::Destroy => "remove",
         })
     }
 }

@@ -349,7 +349,7 @@ async fn a_vm_that_lives_is_removed_only_by_force() {
     manager.create(spec()).await.unwrap();
     manager.start(&web()).await.unwrap();
     let error = manager.remove(&web(), false).await.unwrap_err();
-    assert_eq!(error.to_string(), "cannot destroy a VM that is running: stop it first, or use force");
+    assert_eq!(error.to_string(), "cannot remove a VM that is running: stop it first, or use force");
     manager.remove(&web(), true).await.unwrap();
     assert_eq!(manager.remove(&web(), true).await.unwrap_err().kind(), ErrorKind::NotFound);
     assert_eq!(fs::read_dir(manager.home().vms()).unwrap().count(), 0);
@@ -527,7 +527,7 @@ async fn an_interrupted_creation_is_shown_refused_and_replaced() {
     let VmState::Failed { cause } = listed.handle.unwrap().state else { panic!("not failed") };
     assert_eq!(cause.detail, "its making was interrupted: remove it");
     let error = manager.start(&web()).await.unwrap_err().to_string();
-    assert_eq!(error, "cannot start a VM that is preparing: its making was cut off, destroy it");
+    assert_eq!(error, "cannot start a VM that is preparing: its making was cut off, remove it");
     let vm = manager.create(spec()).await.unwrap();
     assert_ne!(vm.id, Uuid::from_u128(9));
 }
