@@ -1,9 +1,10 @@
 //! How an image looks to a person: tables and lines, without a promise.
 
-use vmkit::image::{ImageFacts, KeptImage, RemovedImage, Verified};
+use vmkit::image::{ImageFacts, KeptImage, Published, PublishedSignature, RemovedImage, Signed, Verified};
 use vmkit::spec::{Firmware, VmName};
 
 use crate::human::Lines;
+use crate::images;
 use crate::output::Table;
 use crate::progress::bytes;
 
@@ -79,6 +80,39 @@ pub(crate) fn details(image: &KeptImage, vms: &[VmName]) -> String {
         lines.add("used by", vm);
     }
     lines.into_text()
+}
+
+/// Answers what is known of an image that was not pulled, a line each.
+pub(crate) fn published(title: &str, image: &Published) -> String {
+    let Published { name, arch, url, digest, checksums, signature, user, firmware } = image;
+    let mut lines = Lines::default();
+    let option = if *arch == images::host_arch() { "" } else { &format!("--arch {} ", arch.as_str()) };
+    lines.add("name", format_args!("{name} for {}", arch.as_str()));
+    lines.add("title", title);
+    lines.add("pulled", format_args!("no; `vmkit image pull {option}{name}` fetches it"));
+    lines.add("source", url);
+    if let Some(checksums) = checksums {
+        lines.add("checksums", checksums);
+    }
+    if let Some(digest) = digest {
+        lines.add("digest", digest);
+    }
+    lines.add("signed", signature.as_ref().map_or_else(|| "no".to_owned(), signed));
+    if let Some(user) = user {
+        lines.add("user", user);
+    }
+    lines.add("firmware", if *firmware == Firmware::Uefi { "uefi" } else { "bios" });
+    lines.into_text()
+}
+
+/// Answers what is signed, where the signature lies, and whose it must be.
+fn signed(signature: &PublishedSignature) -> String {
+    let what = match signature.signed {
+        Signed::Image => "the image",
+        Signed::Checksums | Signed::Inline => "the checksums",
+    };
+    let keys: Vec<&str> = signature.keys.iter().map(|key| key.fingerprint.as_str()).collect();
+    format!("{what}, in {}\nby {}", signature.url, keys.join(" or "))
 }
 
 /// Answers what a file is, a line each.

@@ -3,20 +3,54 @@
 use std::path::Path;
 
 use serde::Serialize;
-use vmkit::image::{CatalogueEntry, Digest, ImageFacts, ImageFormat, KeptImage, KeptName, Verified};
+use vmkit::image::{
+    CatalogueEntry, Digest, ImageFacts, ImageFormat, KeptImage, KeptName, Published, Signed, Verified,
+};
 use vmkit::spec::{Arch, Firmware, VmName};
 
-/// A kept image.
+/// A kept image, or one that could be.
 #[derive(Serialize)]
 pub(crate) struct Kept<'a> {
-    id: String,
+    /// `null` for one that was not pulled.
+    id: Option<String>,
     #[serde(flatten)]
-    file: File<'a>,
+    file: FileOrNone<'a>,
     arch: Option<Arch>,
-    kept_at: u64,
+    kept_at: Option<u64>,
     names: Vec<Name<'a>>,
     /// The VMs that hang on it; `null` where they were not looked for.
     vms: Option<Vec<&'a str>>,
+    /// What the catalogue knows of one that was not pulled.
+    catalogue: Option<Catalogued<'a>>,
+}
+
+/// What a file is, where there is one.
+#[derive(Serialize, Default)]
+struct FileOrNone<'a> {
+    path: Option<&'a Path>,
+    format: Option<ImageFormat>,
+    virtual_size_bytes: Option<u64>,
+    file_bytes: Option<u64>,
+}
+
+/// What the catalogue knows of an image.
+#[derive(Serialize)]
+struct Catalogued<'a> {
+    name: String,
+    title: &'a str,
+    url: &'a str,
+    checksums: Option<&'a str>,
+    digest: Option<String>,
+    signature: Option<Signature<'a>>,
+    user: Option<&'a str>,
+    firmware: Firmware,
+}
+
+#[derive(Serialize)]
+struct Signature<'a> {
+    over: &'static str,
+    url: &'a str,
+    fingerprints: Vec<&'a str>,
 }
 
 /// What a file is.
@@ -77,8 +111,45 @@ pub(crate) struct Pruned {
 impl<'a> Kept<'a> {
     pub(crate) fn of(image: &'a KeptImage) -> Self {
         let names = image.names.iter().map(Name::of).collect();
-        let (id, file) = (image.id.to_string(), File::of(&image.facts));
-        Self { id, file, arch: image.arch, kept_at: image.kept_at, names, vms: None }
+        let ImageFacts { path, format, virtual_size_bytes, file_bytes } = &image.facts;
+        let file = FileOrNone {
+            path: Some(path),
+            format: Some(*format),
+            virtual_size_bytes: Some(*virtual_size_bytes),
+            file_bytes: Some(*file_bytes),
+        };
+        let (id, kept_at) = (Some(image.id.to_string()), Some(image.kept_at));
+        Self { id, file, arch: image.arch, kept_at, names, vms: None, catalogue: None }
+    }
+
+    pub(crate) fn published(title: &'a str, image: &'a Published) -> Self {
+        let signature = image.signature.as_ref().map(|signature| Signature {
+            over: match signature.signed {
+                Signed::Image => "image",
+                Signed::Checksums | Signed::Inline => "checksums",
+            },
+            url: &signature.url,
+            fingerprints: signature.keys.iter().map(|key| key.fingerprint.as_str()).collect(),
+        });
+        let catalogue = Catalogued {
+            name: image.name.to_string(),
+            title,
+            url: &image.url,
+            checksums: image.checksums.as_deref(),
+            digest: image.digest.as_ref().map(ToString::to_string),
+            signature,
+            user: image.user.as_ref().map(|user| user.as_str()),
+            firmware: image.firmware,
+        };
+        Self {
+            id: None,
+            file: FileOrNone::default(),
+            arch: Some(image.arch),
+            kept_at: None,
+            names: Vec::new(),
+            vms: Some(Vec::new()),
+            catalogue: Some(catalogue),
+        }
     }
 
     pub(crate) fn used(image: &'a KeptImage, vms: &'a [VmName]) -> Self {

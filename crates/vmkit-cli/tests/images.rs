@@ -364,6 +364,63 @@ fn names_that_nobody_knows_are_answered_with_those_that_exist() {
 }
 
 #[test]
+fn of_a_name_that_was_not_pulled_is_told_what_the_catalogue_knows() {
+    let host = Host::with_refusing_qemu();
+    let text = host.must(["image", "inspect", "ubuntu:24.04", "--arch", "aarch64"]);
+    for line in [
+        "name:           ubuntu:24.04 for aarch64\n",
+        "`vmkit image pull --arch aarch64 ubuntu:24.04` fetches it\n",
+        "source:         https://cloud-images.ubuntu.com/",
+        "signed:         the checksums, in https://",
+        "user:           ubuntu\n",
+        "firmware:       uefi\n",
+    ] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+    let debian = host.must(["image", "inspect", "debian"]);
+    assert!(
+        debian.contains("debian:13 for x86_64\n") && debian.contains("debian:13 for aarch64\n"),
+        "{debian}"
+    );
+    assert!(debian.contains("signed:         no\n"), "{debian}");
+
+    let json = |image: &str| -> serde_json::Value {
+        serde_json::from_str(&host.must(["image", "inspect", "--json", image])).unwrap()
+    };
+    let shown = json("ubuntu:noble");
+    assert_eq!(shown.as_array().unwrap().len(), 2, "one for each architecture: {shown}");
+    let one = &shown[0];
+    let null = &serde_json::Value::Null;
+    assert_eq!(
+        (&one["id"], &one["path"], &one["format"], &one["kept_at"]),
+        (null, null, null, null),
+        "{one}"
+    );
+    assert_eq!(
+        (&one["arch"], &one["names"], &one["vms"]),
+        (&"x86_64".into(), &[0; 0].into(), &[0; 0].into())
+    );
+    let known = &one["catalogue"];
+    assert_eq!((&known["name"], &known["user"]), (&"ubuntu:24.04".into(), &"ubuntu".into()), "{known}");
+    assert_eq!(known["signature"]["over"], "checksums", "{known}");
+    assert_eq!(known["signature"]["fingerprints"][0].as_str().unwrap().len(), 40, "{known}");
+    host.must(["image", "import", "base.img", "--name", "ubuntu:24.04"]);
+    assert_eq!(json("ubuntu:noble")[0]["catalogue"], *null, "a kept one is told of itself");
+
+    for (arguments, code, why) in [
+        (&["debain:12"][..], 2, "did you mean debian (12, 13)?"),
+        (&["debian:9"], 2, "there is no such version; there are 12, 13"),
+        (&["omnios", "--arch", "aarch64"], 2, "it does not exist for aarch64"),
+        (&["https://host/x.img"], 3, "does not exist"),
+        (&["sha256:012345"], 3, "does not exist"),
+    ] {
+        let answer = host.vmkit([&["image", "inspect"], arguments].concat());
+        assert_eq!(answer.code, Some(code), "{arguments:?}: {answer:?}");
+        assert!(answer.stderr.contains(why), "{arguments:?}: {answer:?}");
+    }
+}
+
+#[test]
 fn a_misspelt_name_is_compared_with_those_that_are_kept() {
     let host = Host::with_refusing_qemu();
     for name in ["mydb:1", "mydb:2", "tool"] {

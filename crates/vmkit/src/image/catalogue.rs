@@ -291,6 +291,12 @@ impl Catalogue {
         })
     }
 
+    /// Answers what a list says of a name; `None` for a name of which nothing is known.
+    pub fn entry(&self, name: &ImageName) -> Option<CatalogueEntry> {
+        let whole = self.whole_name(name)?;
+        self.entries().into_iter().find(|entry| entry.name == whole)
+    }
+
     /// Answers all names with their versions, in order.
     pub fn entries(&self) -> Vec<CatalogueEntry> {
         let mut entries = Vec::new();

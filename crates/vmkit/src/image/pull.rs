@@ -150,8 +150,12 @@ impl ImageStore {
         }
     }
 
-    /// Finds a name in the catalogue; one that is unknown may be meant for one that is kept.
-    fn published(&self, name: &ImageName, arch: Arch) -> Result<Published> {
+    /// Answers what the catalogue knows of a name: where its image lies and how it is checked. Asks no server.
+    ///
+    /// # Errors
+    /// `InvalidInput` on `image` as from [`Catalogue::find`](super::Catalogue::find); a name that is unknown may be meant for one
+    /// that is kept, or is kept for another architecture.
+    pub fn published(&self, name: &ImageName, arch: Arch) -> Result<Published> {
         // What can't be read now is told by whoever lists them.
         let kept = || self.list().unwrap_or_default().0.into_iter().flat_map(|image| image.names);
         if self.catalogue.whole_name(name).is_none()

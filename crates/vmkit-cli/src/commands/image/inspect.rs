@@ -1,7 +1,8 @@
 //! `vmkit image inspect`.
 
 use clap::Args;
-use vmkit::image::ImageRef;
+use vmkit::Error;
+use vmkit::image::{ImageName, ImageRef, ImageStore};
 use vmkit::spec::Arch;
 
 use crate::context::Context;
@@ -10,7 +11,8 @@ use crate::{human_image, images, json_image, output};
 
 /// Shows an image: what it is, where it came from, how it was verified, and which VMs hang on it.
 ///
-/// A file is looked at where it lies.
+/// A file is looked at where it lies. Of a name that was not pulled it is told what the catalogue knows: where the image lies, how
+/// it is verified, and who logs in.
 #[derive(Debug, Args)]
 pub(crate) struct Inspect {
     /// Names the image: a name, an address, a file, or sha256: and at least 6 digits.
@@ -26,8 +28,8 @@ pub(crate) struct Inspect {
 
 impl Inspect {
     pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
-        let is_file = !self.image.starts_with("sha256:");
-        if is_file && let ImageRef::Path(path) = images::image(&self.image)? {
+        let is_identity = self.image.starts_with("sha256:");
+        if !is_identity && let ImageRef::Path(path) = images::image(&self.image)? {
             let facts = vmkit::image::inspect(&path)?;
             return match self.json {
                 true => output::json(&[json_image::File::of(&facts)]),
@@ -35,7 +37,14 @@ impl Inspect {
             };
         }
         let store = context.images()?;
-        let found = store.find(&self.image, self.arch)?;
+        let found = match store.find(&self.image, self.arch) {
+            Err(Error::NotFound { .. })
+                if !is_identity && let Ok(ImageRef::Name(name)) = self.image.parse() =>
+            {
+                return self.tell_published(&store, &name);
+            }
+            found => found?,
+        };
         let mut shown = Vec::new();
         for image in &found {
             shown.push((image, store.users(&image.id)?));
@@ -50,5 +59,25 @@ impl Inspect {
                 output::text(texts.join("\n"))
             }
         }
+    }
+
+    /// Tells what the catalogue knows of an image that was not pulled.
+    fn tell_published(&self, store: &ImageStore, name: &ImageName) -> Result<(), Failure> {
+        let entry = store.catalogue().entry(name);
+        let arches = match (self.arch, &entry) {
+            (Some(arch), _) => vec![arch],
+            (None, Some(entry)) => entry.arches.clone(),
+            // Nothing is known of it, which is then told.
+            (None, None) => vec![images::host_arch()],
+        };
+        let published = arches.into_iter().map(|arch| store.published(name, arch));
+        let published = published.collect::<Result<Vec<_>, _>>()?;
+        let title = entry.as_ref().map_or_else(|| name.name(), |entry| entry.title.as_str());
+        if self.json {
+            let shown = published.iter().map(|one| json_image::Kept::published(title, one));
+            return output::json(&shown.collect::<Vec<_>>());
+        }
+        let texts: Vec<String> = published.iter().map(|one| human_image::published(title, one)).collect();
+        output::text(texts.join("\n"))
     }
 }
