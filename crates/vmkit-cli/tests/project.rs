@@ -174,6 +174,31 @@ fn files_that_are_not_there_are_told_before_anything_is_made() {
 }
 
 #[test]
+fn a_name_that_no_image_has_is_told_before_anything_is_made() {
+    let host = shop();
+    write(&host, &SHOP.replace("'base.img'", "'debain:12'"));
+    for command in ["plan", "up"] {
+        let answer = host.vmkit([command]);
+        assert_eq!(answer.code, Some(2), "{answer:?}");
+        for words in ["vmkit.toml:12:9]", "no image has this name; did you mean debian (12, 13)?"] {
+            assert!(answer.stderr.contains(words), "{words}: {answer:?}");
+        }
+    }
+    assert!(host.snapshot().keys().all(|path| !path.starts_with(host.home().join("vms"))));
+    let plan = json(&host.vmkit(["plan", "--json"]).stdout);
+    assert_eq!(plan["machines"][1]["error"]["kind"], "invalid-input", "{plan}");
+
+    // One that could be fetched is no mistake, and is not fetched; one that is kept is found.
+    write(&host, &SHOP.replace("'base.img'", "'debian:12'"));
+    host.must(["plan"]);
+    write(&host, &SHOP.replace("'base.img'", "'ours:2'"));
+    host.must(["image", "import", "base.img", "--name", "ours:1"]);
+    assert!(host.vmkit(["plan"]).stderr.contains("did you mean ours:1?"));
+    write(&host, &SHOP.replace("'base.img'", "'ours:1'"));
+    host.must(["plan"]);
+}
+
+#[test]
 fn what_fails_is_told_and_those_that_depend_on_it_are_skipped() {
     let host = shop();
     let answer = host.vmkit(["up", "--json"]);

@@ -150,6 +150,21 @@ impl ImageStore {
         }
     }
 
+    /// Looks whether a name is one of a kept image or of the catalogue, so that `resolve` could find or fetch it. Asks no server; a
+    /// file and an address are taken as they are.
+    ///
+    /// # Errors
+    /// Those of [`published`](Self::published) for a name that is neither; `Record` and `Io` where it can't be told.
+    pub fn check_name(&self, image: &ImageRef, arch: Arch) -> Result<()> {
+        let ImageRef::Name(name) = image else { return Ok(()) };
+        if let Some(kept) = self.kept_under(&self.kept_name(image), arch)?
+            && self.read(&kept.image)?.is_some()
+        {
+            return Ok(());
+        }
+        self.published(name, arch).map(drop)
+    }
+
     /// Answers what the catalogue knows of a name: where its image lies and how it is checked. Asks no server.
     ///
     /// # Errors

@@ -292,14 +292,18 @@ impl ImageStore {
         }
     }
 
+    /// Answers what a whole name stands for; `None` where no image is kept under it.
+    pub(super) fn kept_under(&self, name: &str, arch: Arch) -> Result<Option<KeptName>> {
+        self.read_name(&self.names_dir().join(kept::file_name(name, arch)))
+    }
+
     /// Answers the image that a name stands for, held against removal; `None` where none is kept.
     pub(super) async fn use_kept(&self, name: &str, arch: Arch) -> Result<Option<ImageInUse>> {
-        let path = self.names_dir().join(kept::file_name(name, arch));
         loop {
-            let Some(kept) = self.read_name(&path)? else { return Ok(None) };
+            let Some(kept) = self.kept_under(name, arch)? else { return Ok(None) };
             let lock = self.hold(&kept.image, Hold::Shared).await?;
             // It may have become another image's name, or gone, while this waited.
-            if self.read_name(&path)?.as_ref() != Some(&kept) {
+            if self.kept_under(name, arch)?.as_ref() != Some(&kept) {
                 continue;
             }
             let (Some(lock), Some(image)) = (lock, self.read(&kept.image)?) else { return Ok(None) };

@@ -1,4 +1,4 @@
-//! The files of the host that machines need, looked for before anything is done: a mistake in the last line of a file shall not
+//! The files and images that machines need, looked for before anything is done: a mistake in the last line of a file shall not
 //! be found after an hour of fetching and booting.
 
 use std::collections::BTreeSet;
@@ -16,17 +16,18 @@ use super::provisioned::Provisioned;
 use super::task::{Digests, Unreadable, tasks, to_do};
 use super::up::Work;
 use super::{Guests, ProjectManager};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::hypervisor::Hypervisor;
 use crate::lifecycle::VmState;
 use crate::spec::{Applies, Change};
 use crate::vmfile::{MachinePlan, Project, VmfileError};
 
 impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
-    /// Looks for all files of the host that these machines need to become as the file says; `restarts` those that run as well.
+    /// Looks for all files of the host that these machines need to become as the file says, and for the names of their images;
+    /// `restarts` those that run as well. No server is asked.
     ///
     /// # Errors
-    /// `InvalidInput` ([`Error::Vmfile`]) with each that can't be read, and where the file names it. What is wrong with a machine
+    /// `InvalidInput` ([`Error::Vmfile`]) with each that can't be read or is unknown, and where the file names it. What is wrong with a machine
     /// otherwise is left to its turn.
     pub(super) async fn check_paths(
         &self,
@@ -57,13 +58,35 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
             }
         }
         let (project, digests) = (Arc::clone(&work.project), work.digests.clone());
+        let engine = self.clone();
         elsewhere(move || {
             let errors = needs.iter().flat_map(|(machine, action, provisioned)| {
-                errors(&project, machine, missing(machine, *action, provisioned, &digests))
+                let unknown = engine.unknown_image(&project, machine, *action);
+                unknown.into_iter().chain(errors(
+                    &project,
+                    machine,
+                    missing(machine, *action, provisioned, &digests),
+                ))
             });
             all_of(&project, errors)
         })
         .await
+    }
+
+    /// Answers what is wrong with the name of the image that a machine would be made of, at its place in the file: that nothing has
+    /// it, for one. Whether an image can be fetched is not asked.
+    pub(super) fn unknown_image(
+        &self,
+        project: &Project,
+        machine: &MachinePlan,
+        action: PlannedAction,
+    ) -> Option<Error> {
+        let is_made = matches!(action, PlannedAction::Make | PlannedAction::Recreate);
+        let image = machine.image.as_ref().filter(|_| is_made)?.parse().ok()?;
+        let checked = self.shared.images.check_name(&image, machine.machine().arch());
+        // What can't be read is told by the machine's own turn.
+        let error = checked.err().filter(|error| error.kind() == ErrorKind::InvalidInput)?;
+        Some(project.blamed(machine, error))
     }
 }
 

@@ -221,7 +221,9 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
             true => super::provisioned::Provisioned::default(),
             false => Kept::of(self.manager().home(), &machine.vm).provisioned()?,
         };
-        all_of(project, errors(project, machine, missing(machine, action, &provisioned, digests)))?;
+        let unknown = self.unknown_image(project, machine, action);
+        let missing = missing(machine, action, &provisioned, digests);
+        all_of(project, unknown.into_iter().chain(errors(project, machine, missing)))?;
         let steps = to_do(tasks(machine), &provisioned, false, digests)
             .map_err(|unreadable| project.blamed(machine, unreadable.into_error()))?;
         Ok(steps.into_iter().map(|step| PlannedStep { name: step.task.name, why: step.why }).collect())

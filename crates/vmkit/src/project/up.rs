@@ -78,8 +78,8 @@ impl<H: PortForwarding + 'static, G: Guests> ProjectManager<H, G> {
     /// One that fails keeps only those from their turn that depend on it.
     ///
     /// # Errors
-    /// `NotFound` for a name that no machine has; `InvalidInput` where files of the host that the machines need can't be read, and
-    /// nothing is done then; `Busy` where somebody else works on the project for too long; those of the
+    /// `NotFound` for a name that no machine has; `InvalidInput` where files of the host that the machines need can't be read or
+    /// an image has a name that nobody knows, and nothing is done then; `Busy` where somebody else works on the project for too long; those of the
     /// home. What went wrong with a machine is in the report.
     pub async fn up(&self, project: &Project, options: &Options, listener: Listener) -> Result<Report> {
         let machines = with_dependencies(project, chosen(project, &options.machines)?);
