@@ -89,7 +89,8 @@ fn images_that_are_none_are_refused_by_path() {
         create_refused(&host, &["--image", path], &[&said(path)]);
         create_refused(&host, &["--image", path, "--dry-run"], &[&said(path)]);
     }
-    refused(&host, &["create", "new"], &["image: ", "give an image, or a kernel"]);
+    let hints = ["image: ", "give an image, or a kernel", "\nhint: `--image debian:12` ", "`--kernel FILE`"];
+    refused(&host, &["create", "new"], &hints);
 }
 
 /// Writes the header of a qcow2 image, version 2, of 1 MiB, with a backing file.

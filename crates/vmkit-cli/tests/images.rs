@@ -528,7 +528,8 @@ fn a_vm_is_made_of_an_image_by_its_name_and_the_image_is_kept_for_it() {
     assert!(info["disk"]["image"].as_str().unwrap().contains("/images/"), "{info}");
     let refused = host.vmkit(["image", "rm", "mine:1"]);
     assert_eq!(refused.code, Some(6), "{refused:?}");
-    let expected = "error: image `mine:1`: the disk of VM `web` hangs on it, and so it is in use\n";
+    let expected = "error: image `mine:1`: the disk of VM `web` hangs on it, and so it is in use\n\
+        hint: `vmkit rm web` removes the VM with its disk\n";
     assert_eq!(refused.stderr, expected);
     // By whichever of its names, and whoever needs it.
     host.must(["image", "import", "base.img", "--name", "mine:2"]);
@@ -538,7 +539,8 @@ fn a_vm_is_made_of_an_image_by_its_name_and_the_image_is_kept_for_it() {
     let listed: serde_json::Value = serde_json::from_str(&host.must(["image", "ls", "--json"])).unwrap();
     let refused = host.vmkit(["image", "rm", listed[0]["id"].as_str().unwrap()]);
     let expected = "error: image `again`, also called `mine:1`: \
-        the disks of VMs `db`, `web` hang on it, and so it is in use\n";
+        the disks of VMs `db`, `web` hang on it, and so it is in use\n\
+        hint: `vmkit rm db web` removes the VMs with their disks\n";
     assert_eq!(refused.stderr, expected);
     host.must(["rm", "web", "db"]);
     host.must(["image", "rm", "mine:1", "again"]);

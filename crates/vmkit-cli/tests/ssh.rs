@@ -296,4 +296,26 @@ fn who_may_not_log_in_as_root_is_told_of_sudo() {
     assert_eq!(refused.code, Some(1), "{refused:?}");
     assert!(refused.stderr.starts_with("error: the SSH server refused"), "{refused:?}");
     assert!(refused.stderr.contains("hint: `vmkit exec web -- sudo COMMAND`"), "{refused:?}");
+    assert_eq!(refused.stderr.matches("hint: ").count(), 1, "{refused:?}");
+}
+
+#[test]
+fn who_is_not_let_in_is_told_as_whom_vmkit_is() {
+    let web = Web::new();
+    web.life.must(["exec", "web", "--", "true"]);
+    fs::write(web.keys(), "").unwrap();
+    let own = &web.sshd.access.user;
+    let other = if own == "nobody" { "daemon" } else { "nobody" };
+    for verb in [&["exec"][..], &["shell"]] {
+        let command: &[&str] = if verb == ["exec"] { &["--", "true"] } else { &[] };
+        let refused = web.life.vmkit([verb, &["-u", other, "web"], command].concat());
+        assert_eq!(refused.code, Some(1), "{refused:?}");
+        let hint = format!(
+            "hint: by its own key vmkit logs in as `{own}` only: `vmkit exec web -- sudo -u {other} "
+        );
+        assert!(refused.stderr.contains(&hint), "{refused:?}");
+    }
+    // Where its own user is refused there is no other to name.
+    let refused = web.life.vmkit(["exec", "web", "--", "true"]);
+    assert!(refused.stderr.contains("does not take the key") && !refused.stderr.contains("by its own key"));
 }

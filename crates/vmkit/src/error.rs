@@ -116,6 +116,14 @@ pub enum Error {
         /// The process that holds it, where it is known.
         holder: Option<u32>,
     },
+    /// The disks of VMs hang on the image that is to be removed.
+    #[error("{image}: the {} on it, and so it is in use", Hanging(vms))]
+    ImageInUse {
+        /// The image, by all its names.
+        image: String,
+        /// The VMs, in the order of their names.
+        vms: Vec<VmName>,
+    },
     /// A deadline passed.
     #[error("waited {:.1} s for {awaited}{}", after.as_secs_f64(), Tail("the console's last lines", console))]
     TimedOut {
@@ -364,7 +372,7 @@ impl Error {
             Error::Transition(_) | Error::Ended { .. } | Error::NotLive { .. } => ErrorKind::InvalidState,
             Error::Unsupported { .. } => ErrorKind::Unsupported,
             Error::UnknownBackend { .. } | Error::Host { .. } => ErrorKind::Host,
-            Error::Busy { .. } => ErrorKind::Busy,
+            Error::Busy { .. } | Error::ImageInUse { .. } => ErrorKind::Busy,
             Error::TimedOut { .. } => ErrorKind::TimedOut,
             Error::Record { .. } => ErrorKind::Record,
             Error::QemuExited { .. } => ErrorKind::Hypervisor,
@@ -470,6 +478,18 @@ impl fmt::Display for Holder {
         match self.0 {
             Some(pid) => write!(f, " by process {pid}"),
             None => Ok(()),
+        }
+    }
+}
+
+struct Hanging<'a>(&'a [VmName]);
+
+impl fmt::Display for Hanging<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<String> = self.0.iter().map(|name| format!("`{name}`")).collect();
+        match &names[..] {
+            [name] => write!(f, "disk of VM {name} hangs"),
+            names => write!(f, "disks of VMs {} hang", names.join(", ")),
         }
     }
 }

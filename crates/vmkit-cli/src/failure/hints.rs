@@ -28,12 +28,23 @@ pub(super) fn hint(error: &Error, of: Option<&Whose>) -> Option<String> {
         Error::Fetch { status: None, .. } => {
             "an image that is here already is kept under a name by `vmkit image import`; VMKIT_MIRROR names a mirror"
         }
+        Error::ImageInUse { vms, .. } => {
+            let names: Vec<&str> = vms.iter().map(|vm| vm.as_str()).collect();
+            let what = if names.len() == 1 { "the VM with its disk" } else { "the VMs with their disks" };
+            return Some(format!("`vmkit rm {}` removes {what}", names.join(" ")));
+        }
         Error::NotFound { what: "VM", .. } => "`vmkit ls` lists the VMs",
         Error::NotFound { what: "image", .. } => IMAGES,
         Error::Invalid { field, expected, .. }
             if field == "image" && expected.starts_with("no image has this name") =>
         {
             IMAGES
+        }
+        Error::Invalid { field, expected, .. }
+            if field == "image" && expected.starts_with("nothing to boot from") =>
+        {
+            "`--image debian:12` makes the root disk of an image, `--kernel FILE` boots a kernel, `--data-disk FILE` boots a disk as it is; \
+             `vmkit image ls --available` lists the images"
         }
         Error::NoLogin { missing: LoginPart::HostKey, .. } => {
             "say what the server has: --host-key, or --any-host-key to believe whoever answers"

@@ -24,6 +24,8 @@ pub(crate) enum Failure {
     Exit(u8),
     /// A failure of vmkit's own where the exit code is otherwise that of what runs in the guest.
     Own { code: u8, failure: Box<Failure> },
+    /// A failure, and what may be done about it that the error alone does not tell.
+    Hinted { failure: Box<Failure>, hint: String },
     /// Some of several VMs failed, each with its failure.
     Several(Vec<Failure>),
 }
@@ -66,6 +68,9 @@ impl Failure {
                 Failure::Library { of: Some(Whose::vm(vm)), error }
             }
             Failure::Own { code, failure } => Failure::Own { code, failure: Box::new(failure.of_vm(vm)) },
+            Failure::Hinted { failure, hint } => {
+                Failure::Hinted { failure: Box::new(failure.of_vm(vm)), hint }
+            }
             other => other,
         }
     }
@@ -93,6 +98,7 @@ impl Failure {
             Failure::Output(_) => 1,
             Failure::Unfit => 2,
             Failure::Exit(code) | Failure::Own { code, .. } => *code,
+            Failure::Hinted { failure, .. } => failure.exit_code(),
             Failure::Several(failures) => failures.first().map_or(0, Failure::exit_code),
         }
     }
@@ -121,6 +127,10 @@ impl Failure {
             Failure::Output(error) => output::unwritten(error),
             Failure::Unfit | Failure::Exit(_) => {}
             Failure::Own { failure, .. } => failure.tell(hints),
+            Failure::Hinted { failure, hint } => {
+                failure.tell(hints);
+                hints.push(hint.clone());
+            }
             Failure::Several(failures) => failures.iter().for_each(|failure| failure.tell(hints)),
         }
     }

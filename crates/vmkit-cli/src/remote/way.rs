@@ -10,8 +10,10 @@ use vmkit::Error;
 use vmkit::spec::VmName;
 use vmkit::ssh::{HostKey, Identity, Login, Session};
 
+use super::ROOT;
 use crate::arguments::seconds;
 use crate::context::Manager;
+use crate::failure::Failure;
 
 /// Who logs in to a guest, and how long that may take.
 #[derive(Debug, Args)]
@@ -63,8 +65,38 @@ impl Way {
     ///
     /// # Errors
     /// Those of [`login`](Self::login) and of the manager.
-    pub(crate) async fn session(&self, manager: &Manager, name: &VmName) -> Result<Session, Error> {
-        manager.ssh_session(name, &self.login()?, self.timeout).await
+    pub(crate) async fn session(&self, manager: &Manager, name: &VmName) -> Result<Session, Failure> {
+        let error = match manager.ssh_session(name, &self.login()?, self.timeout).await {
+            Ok(session) => return Ok(session),
+            Err(error) => error,
+        };
+        let hint = match &error {
+            Error::Refused { class, .. } if class == "publickey" => self.other_login(manager, name).await,
+            _ => None,
+        };
+        let failure = Failure::from(error);
+        Err(match hint {
+            Some(hint) => Failure::Hinted { failure: Box::new(failure), hint },
+            None => failure,
+        })
+    }
+
+    /// Answers which user vmkit can log in as, where somebody else was asked for and refused.
+    async fn other_login(&self, manager: &Manager, name: &VmName) -> Option<String> {
+        let vm = manager.info(name).await.ok()?;
+        let own = &vm.spec.cloud_init()?.access.as_ref()?.user;
+        let has_key = self.identity.is_some() || self.ssh_agent;
+        match &self.user {
+            _ if has_key => {
+                Some(format!("by its own key vmkit logs in as `{own}`: leave out the key and the user"))
+            }
+            // Of root there is more to say, and that is told for every error of this kind.
+            Some(user) if user != own && user != ROOT => Some(format!(
+                "by its own key vmkit logs in as `{own}` only: `vmkit exec {name} -- sudo -u {user} COMMAND` runs a command as \
+                 `{user}`; who has a key of theirs names it by --identity"
+            )),
+            _ => None,
+        }
     }
 
     /// Answers what was said of the login, as an option and its value: the guest agent knows no logins.

@@ -51,7 +51,7 @@ impl ImageStore {
     /// Removes a name, and its image where that was its last; an identity is removed with all its names.
     ///
     /// # Errors
-    /// `Busy` while a VM's disk hangs on the image, with the VMs, or while one is being made of it; `NotFound`; `Record`
+    /// `Busy` while a VM's disk hangs on the image ([`Error::ImageInUse`], with the VMs), or while one is being made of it; `NotFound`; `Record`
     /// where a VM's record can't be read, since that VM may need the image.
     pub async fn remove(&self, text: &str, arch: Option<Arch>) -> Result<RemovedImage> {
         let found = self.find(text, arch)?;
@@ -119,12 +119,7 @@ impl ImageStore {
         if users.is_empty() {
             return Ok(());
         }
-        let names: Vec<String> = users.iter().map(|name| format!("`{name}`")).collect();
-        let hang = match names.len() {
-            1 => format!("the disk of VM {} hangs on it", names[0]),
-            _ => format!("the disks of VMs {} hang on it", names.join(", ")),
-        };
-        Err(Error::Busy { what: format!("{}: {hang}, and so it", self.called(id)), holder: None })
+        Err(Error::ImageInUse { image: self.called(id), vms: users })
     }
 
     /// Removes an image that is held alone: the record first, since without it there is none.
