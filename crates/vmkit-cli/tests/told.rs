@@ -139,14 +139,19 @@ fn a_project_whose_folder_was_renamed_is_told_of_the_vms_that_it_left() {
         (&file(&old).into(), &"web".into())
     );
     assert!(life.must(["info", "one-web"]).contains("vmkit.machine=web\n"));
-    for command in ["plan", "up"] {
+    for command in ["status", "plan", "down", "up"] {
         let answer = life.vmkit([command, "--json", "-f", &file(&new)]);
         assert!(answer.stderr.starts_with(&warning), "{answer:?}");
+        if command == "status" {
+            continue;
+        }
         let told: Value = serde_json::from_str(&answer.stdout).unwrap();
         let lost = serde_json::json!([{ "machine": "web", "vm": "one-web", "file": file(&old) }]);
         assert_eq!(told["lost"], lost, "{told}");
     }
     assert!(!said(&life, &["up", "-f", &file(&new)]).contains("warning"));
+    let status = life.vmkit(["status", "-f", &file(&new)]);
+    assert!(status.code == Some(0) && status.stderr.is_empty(), "{status:?}");
     life.must(["rm", "--force", "one-web", "two-web"]);
 }
 

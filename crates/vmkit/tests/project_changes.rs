@@ -68,14 +68,20 @@ fn machines_of_a_file_that_was_moved_are_named_with_their_owner_and_left_running
 }
 
 #[test]
-fn vms_of_a_file_that_is_gone_are_told_where_a_machine_is_made() {
+fn vms_of_a_file_that_is_gone_are_told_where_a_machine_has_none() {
     let (_temp, shop) = shop();
     let old = shop.world.dir.join("vmkit.toml");
     fs::write(&old, SHOP).unwrap();
     assert!(shop.up(SHOP).lost.is_empty());
     let file = shop.world.dir.join("shop2/vmkit.toml");
-    let text = "version = 1\n[project]\nname = 'shop2'\n[machine.db]\nkernel = '../vmlinuz'\n";
-    let project = vmfile::parse(&file, text, &|_| Err("not here".into())).unwrap();
+    let text = |name: &str, machine: &str| {
+        format!(
+            "version = 1\n[project]\nname = '{name}'\n[defaults]\nkernel = '../vmlinuz'\n[machine.{machine}]\n"
+        )
+    };
+    let parse = |text: &str| vmfile::parse(&file, text, &|_| Err("not here".into())).unwrap();
+    let all = text("shop2", "db") + "[machine.edge]\n[machine.other]\n[machine.web]\n[machine.new]\n";
+    let project = parse(&all);
     let plan = || runtime().block_on(shop.engine.plan(&project, &Options::default())).unwrap();
     assert!(plan().lost.is_empty(), "the other project is where it was");
     fs::remove_file(&old).unwrap();
@@ -86,6 +92,18 @@ fn vms_of_a_file_that_is_gone_are_told_where_a_machine_is_made() {
         [("db", "shop-db"), ("edge", "shop-edge"), ("other", "shop-other"), ("web", "shop-web")]
     );
     assert!(planned.iter().all(|lost| lost.file == old));
+    let lost = |text: &str, machines: &[&str]| {
+        let mut options = Options::default();
+        options.machines = machines.iter().map(|name| (*name).to_owned()).collect();
+        runtime().block_on(shop.engine.lost(&parse(text), &options)).unwrap()
+    };
+    assert_eq!(lost(&all, &[]), planned);
+    assert_eq!(lost(&text("shop", "mail"), &[]), planned, "the project has the same name");
+    assert!(lost(&text("shop2", "db"), &[]).is_empty(), "a project with other machines too was another one");
+    let down = || {
+        runtime().block_on(shop.engine.down(&project, false, &Options::default(), shop.listener())).unwrap()
+    };
+    assert_eq!(down().lost, planned);
     shop.events.lock().unwrap().clear();
     let up = || runtime().block_on(shop.engine.up(&project, &Options::default(), shop.listener())).unwrap();
     assert_eq!(up().lost, planned);
@@ -96,6 +114,7 @@ fn vms_of_a_file_that_is_gone_are_told_where_a_machine_is_made() {
     );
     assert_eq!(shop.state("shop-db"), "running");
     assert!(up().lost.is_empty() && plan().lost.is_empty(), "nothing is made any more");
+    assert!(down().lost.is_empty() && lost(&all, &["db"]).is_empty());
 }
 
 #[test]

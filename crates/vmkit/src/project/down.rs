@@ -38,7 +38,8 @@ impl<H: PortForwarding + 'static, G: Guests> ProjectManager<H, G> {
             return Err(unknown("machine", name, known.chain(left.iter().map(|left| &left.machine))));
         }
         let work = Work::new(project, options, listener);
-        let mut report = self.take_down(&work, machines, remove).await;
+        let lost = self.tell_lost(&work, &machines).await;
+        let mut report = Report { lost, ..self.take_down(&work, machines, remove).await };
         for leftover in left.iter().filter(|left| all || former.contains(&left.machine)) {
             report.machines.push(self.take_down_leftover(&work, leftover, remove).await);
         }

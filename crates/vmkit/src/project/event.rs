@@ -79,7 +79,7 @@ pub type Listener = Arc<dyn Fn(Event) + Send + Sync>;
 pub struct Report {
     /// The machines.
     pub machines: Vec<MachineReport>,
-    /// The VMs whose file is no longer there, where a machine had to be made.
+    /// The VMs that this project has probably left behind, where a machine had no VM.
     pub lost: Vec<Lost>,
 }
 

@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use super::event::{Event, Happening};
 use super::provision::elsewhere;
 use super::up::Work;
-use super::{Guests, ProjectManager};
+use super::{Guests, Options, ProjectManager, chosen};
+use crate::error::Result;
 use crate::handle::VmHandle;
 use crate::hypervisor::Hypervisor;
 use crate::spec::VmName;
-use crate::vmfile::{MachinePlan, Project};
+use crate::vmfile::{MachinePlan, Origin, Project};
 
-/// The VM of a machine whose file is no longer there.
+/// The VM of a machine whose file is no longer there, and was probably the same project's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Lost {
@@ -25,38 +26,57 @@ pub struct Lost {
 }
 
 impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
-    /// Finds and tells the VMs whose file is no longer there, if one of the machines has to be made: it may be one of them.
+    /// Answers the VMs that this project has probably left behind, where one of the machines that were chosen has no VM: it may be
+    /// one of them. Changes nothing and asks no hypervisor.
     ///
-    /// No hypervisor is asked. What goes wrong here keeps no machine from coming up, so it is not told.
+    /// # Errors
+    /// `NotFound` for a name that no machine has; `Io` where the home can't be read.
+    pub async fn lost(&self, project: &Project, options: &Options) -> Result<Vec<Lost>> {
+        let machines = chosen(project, &options.machines)?;
+        self.lost_of(project, &machines).await
+    }
+
+    /// Finds and tells the VMs that this project has probably left behind, if one of the machines has no VM.
+    ///
+    /// What goes wrong here keeps no machine from coming up or going down, so it is not told.
     pub(super) async fn tell_lost(&self, work: &Work, machines: &[&MachinePlan]) -> Vec<Lost> {
-        let home = self.manager().home();
-        if machines.iter().all(|machine| home.vm(&machine.vm).exists()) {
-            return Vec::new();
-        }
-        let (manager, file) = (self.manager().clone(), work.project.file.clone());
-        let look = move || manager.recorded().map(|vms| lost(&file, vms.iter()));
-        let lost = elsewhere(look).await.unwrap_or_default();
+        let lost = self.lost_of(&work.project, machines).await.unwrap_or_default();
         if !lost.is_empty() {
             (work.listener)(Event { machine: None, what: Happening::Lost(lost.clone()) });
         }
         lost
     }
+
+    async fn lost_of(&self, project: &Project, machines: &[&MachinePlan]) -> Result<Vec<Lost>> {
+        let home = self.manager().home();
+        if machines.iter().all(|machine| home.vm(&machine.vm).exists()) {
+            return Ok(Vec::new());
+        }
+        let (manager, project) = (self.manager().clone(), project.clone());
+        elsewhere(move || manager.recorded().map(|vms| lost(&project, vms.iter()))).await
+    }
 }
 
-/// Answers those VMs whose file is no longer there, in their order; those of the file at `own` are none of them.
-pub(super) fn lost<'a>(own: &Path, vms: impl Iterator<Item = &'a VmHandle>) -> Vec<Lost> {
+/// Answers those VMs whose file is no longer there and was probably this project's, in their order.
+///
+/// It was where the project had the same name, or all its machines that are there are called as machines of this one. Who has
+/// renamed the folder has changed the one and not the other.
+pub(super) fn lost<'a>(project: &Project, vms: impl Iterator<Item = &'a VmHandle>) -> Vec<Lost> {
+    let vms: Vec<(&VmName, Origin<'_>)> =
+        vms.filter_map(|vm| Some((vm.name(), Origin::of(&vm.spec)?))).collect();
     // A file has many machines, and is looked for once.
-    let mut gone: BTreeMap<&str, bool> = BTreeMap::new();
-    let mut lost = Vec::new();
-    for vm in vms {
-        let labels = vm.spec.labels();
-        let (Some(file), Some(machine)) = (labels.get(Project::LABEL), labels.get(MachinePlan::LABEL)) else {
-            continue;
-        };
-        let path = Path::new(file);
-        if path != own && *gone.entry(file).or_insert_with(|| matches!(path.try_exists(), Ok(false))) {
-            lost.push(Lost { machine: machine.to_owned(), vm: vm.name().clone(), file: path.to_owned() });
-        }
+    let mut is_left: BTreeMap<&Path, bool> = BTreeMap::new();
+    for (_, origin) in &vms {
+        let is_like = origin.project == project.name || project.machine(origin.machine).is_some();
+        *is_left.entry(origin.file).or_insert(true) &= is_like;
     }
-    lost
+    is_left
+        .retain(|file, is_like| *is_like && *file != project.file && matches!(file.try_exists(), Ok(false)));
+    let left = vms.into_iter().filter(|(_, origin)| is_left.contains_key(origin.file));
+    left.map(|(vm, origin)| Lost {
+        machine: origin.machine.to_owned(),
+        vm: vm.clone(),
+        file: origin.file.to_owned(),
+    })
+    .collect()
 }

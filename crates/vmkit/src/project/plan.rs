@@ -30,7 +30,7 @@ pub struct ProjectPlan {
     pub machines: Vec<PlannedMachine>,
     /// The VMs of machines that the file no longer has.
     pub left: Vec<Leftover>,
-    /// The VMs whose file is no longer there, where a machine has to be made: it may be one of them.
+    /// The VMs that this project has probably left behind, where a machine has to be made: it may be one of them.
     pub lost: Vec<Lost>,
 }
 
@@ -158,7 +158,7 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
             }
             let is_made = |machine: &PlannedMachine| matches!(machine.action, Ok(PlannedAction::Make));
             let lost = match planned.iter().any(is_made) {
-                true => lost(&project.file, listed.iter().filter_map(Listed::known)),
+                true => lost(&project, listed.iter().filter_map(Listed::known)),
                 false => Vec::new(),
             };
             ProjectPlan { project: project.name, file: project.file, machines: planned, left, lost }

@@ -6,6 +6,7 @@ use clap::Args;
 use vmkit::VmState;
 use vmkit::project::MachineStatus;
 
+use super::telling::warn_of_lost;
 use super::{Which, engine};
 use crate::arguments::seconds;
 use crate::context::Context;
@@ -31,12 +32,15 @@ impl Status {
     pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
         let (project, engine) = (self.which.project()?, engine(context)?);
         let options = self.which.options();
-        let statuses =
-            context.block_on(async { Ok(engine.status(&project, &options, self.timeout).await?) })?;
+        let (statuses, lost) = context.block_on(async {
+            let statuses = engine.status(&project, &options, self.timeout).await?;
+            Ok((statuses, engine.lost(&project, &options).await?))
+        })?;
         let told = match self.json {
             true => output::json(&json_project::statuses(&statuses)),
             false => output::text(table(&statuses)),
         };
+        warn_of_lost(&lost);
         let failed = statuses.into_iter().filter_map(|status| {
             let of = Box::new(Whose { called: status.machine, vm: status.vm });
             status.handle.err().map(|error| Failure::Library { of: Some(of), error })
