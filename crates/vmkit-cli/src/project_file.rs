@@ -9,7 +9,7 @@ use vmkit::Error;
 use crate::places::absolute;
 
 /// What a file of machines is called where none is named.
-const FILE: &str = "vmkit.toml";
+pub(crate) const FILE: &str = "vmkit.toml";
 
 /// Answers the path of the file that was named, or else of the nearest one above the current directory.
 ///
@@ -29,7 +29,7 @@ fn found_above(folder: &Path) -> Result<PathBuf, Error> {
     found.ok_or_else(|| {
         let expected = format!(
             "there is none in {}, nor in any folder above it: go to a project's folder, name a file of machines by --file FILE, \
-             or write one as docs/vmkit-toml.md shows",
+             or begin one by `vmkit init`",
             folder.display()
         );
         Error::invalid("file", FILE, expected)

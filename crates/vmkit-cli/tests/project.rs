@@ -174,6 +174,44 @@ fn files_that_are_not_there_are_told_before_anything_is_made() {
 }
 
 #[test]
+fn a_file_to_begin_with_is_planned_at_once_and_never_written_over() {
+    let host = Host::with_refusing_qemu();
+    let folder = host.dir.path().join("blog");
+    fs::create_dir(&folder).unwrap();
+    fs::copy(host.file("base.img"), folder.join("disk one.img")).unwrap();
+    let vmkit =
+        |arguments: &[&str]| support::answer(host.command(arguments).current_dir(&folder).output().unwrap());
+    let file = folder.join("vmkit.toml");
+    for (image, code, said) in [
+        ("debain:12", 2, "did you mean debian (12, 13)?"),
+        ("missing.img", 2, "missing.img"),
+        ("a\nb", 2, "control characters"),
+    ] {
+        let refused = vmkit(&["init", image]);
+        assert_eq!(refused.code, Some(code), "{refused:?}");
+        assert!(refused.stderr.contains(said) && !file.exists(), "{refused:?}");
+    }
+    for (arguments, image) in [(&["init"][..], "debian:12"), (&["init", "disk one.img"], "disk one.img")] {
+        let written = vmkit(arguments);
+        assert_eq!((written.code, written.stdout.as_str()), (Some(0), ""), "{written:?}");
+        assert!(written.stderr.contains("the machine `blog`; `vmkit plan` shows"), "{written:?}");
+        assert!(fs::read_to_string(&file).unwrap().contains(&format!("\nimage = {image:?}\n")));
+        let planned = vmkit(&["plan"]);
+        assert_eq!(
+            (planned.code, planned.stdout.as_str()),
+            (Some(0), "blog  make and start\n"),
+            "{planned:?}"
+        );
+        let again = vmkit(arguments);
+        assert_eq!(again.code, Some(2), "{again:?}");
+        assert!(again.stderr.contains("vmkit.toml` already exists"), "{again:?}");
+        fs::remove_file(&file).unwrap();
+    }
+    let names: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["disk one.img"], "nothing half written is left");
+}
+
+#[test]
 fn a_name_that_no_image_has_is_told_before_anything_is_made() {
     let host = shop();
     write(&host, &SHOP.replace("'base.img'", "'debain:12'"));

@@ -9,6 +9,7 @@ mod exec;
 mod forward;
 mod image;
 mod info;
+mod init;
 mod ip;
 mod launch;
 mod logs;
@@ -58,6 +59,7 @@ pub(crate) enum Command {
     Exec(Box<exec::Exec>),
     Cp(Box<cp::Cp>),
     SshConfig(ssh_config::SshConfig),
+    Init(init::Init),
     Up(project::up::Up),
     Down(project::down::Down),
     Plan(project::plan::Plan),
@@ -117,6 +119,7 @@ impl Command {
             Command::Exec(command) => command.run(context),
             Command::Cp(command) => command.run(context),
             Command::SshConfig(command) => command.run(context),
+            Command::Init(command) => command.run(context),
             Command::Up(command) => command.run(context),
             Command::Down(command) => command.run(context),
             Command::Plan(command) => command.run(context),

@@ -16,6 +16,9 @@ pub(super) fn hint(error: &Error, of: Option<&Whose>) -> Option<String> {
         Error::Copy { kind: ErrorKind::InvalidInput, problem, .. } if problem.ends_with("recursively") => {
             "`vmkit cp -r` does"
         }
+        Error::AlreadyExists { what: "file of machines", .. } => {
+            "`vmkit plan` shows what `vmkit up` would do"
+        }
         Error::AlreadyExists { what: "file", .. } => "--force replaces it",
         Error::Foreign { .. } => {
             "if the file was moved, move it back, or remove its VMs by `vmkit rm`; else give the project another `name`"

@@ -1,0 +1,191 @@
+//! `vmkit init`.
+
+use std::env;
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Write};
+use std::path::Path;
+
+use clap::Args;
+use vmkit::Error;
+use vmkit::image::{ImageRef, inspect};
+use vmkit::vmfile::{self, Project, VmfileError};
+
+use crate::context::Context;
+use crate::failure::Failure;
+use crate::output;
+use crate::project_file::FILE;
+
+/// The machine's name where the folder's is none.
+const MACHINE: &str = "vm";
+
+/// Writes a small vmkit.toml into this folder, to begin with: one machine, and in comments what else it could have.
+///
+/// The machine is called as the folder is, where that is a name. A vmkit.toml that is there stays as it is. The image's name has to be
+/// one of a kept image or of the catalogue; nothing is fetched.
+#[derive(Debug, Args)]
+pub(crate) struct Init {
+    /// Names the image: debian:12, a file, an https:// address, oci://REGISTRY/NAME:TAG.
+    #[arg(value_name = "IMAGE", default_value = "debian:12")]
+    image: String,
+}
+
+impl Init {
+    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+        let folder = env::current_dir().map_err(Error::io("find", "the current directory"))?;
+        let path = folder.join(FILE);
+        if fs::symlink_metadata(&path).is_ok() {
+            return Err(taken(&path).into());
+        }
+        // As it was typed: a relative path is seen from the file's folder, which is this one.
+        let image: ImageRef = self.image.parse()?;
+        let (text, project) = described(&path, &self.image).map_err(Error::from)?;
+        match image.seen_from(&folder) {
+            ImageRef::Path(path) => drop(inspect(&path)?),
+            image => {
+                let arch = project.machines[0].machine().arch();
+                context.images()?.check_name(&image, arch)?;
+            }
+        }
+        write_new(&path, &text)?;
+        let machine = &project.machines[0];
+        output::status(format_args!(
+            "{FILE}: written, with the machine `{}`; `vmkit plan` shows what would be done, `vmkit up` does it",
+            machine.name
+        ));
+        Ok(())
+    }
+}
+
+/// Answers the text of the file, and what it comes to.
+///
+/// # Errors
+/// [`VmfileError`] where no file of machines could be right in this folder.
+fn described(path: &Path, image: &str) -> Result<(String, Project), VmfileError> {
+    let parsed = |machine: &str| {
+        let text = text(machine, image);
+        let project = vmfile::parse(path, &text, &|_| Err("it names none".to_owned()))?;
+        Ok((text, project))
+    };
+    let folder = path.parent().and_then(Path::file_name).and_then(|name| name.to_str());
+    // A folder's name may be no machine's, or too long for one behind the project's.
+    match folder.filter(|name| is_plain(name)).map(parsed) {
+        Some(Ok(found)) => Ok(found),
+        _ => parsed(MACHINE),
+    }
+}
+
+/// Tells whether a text is a key of TOML as it stands; whether it is a machine's name is for the file's own rules to say.
+fn is_plain(name: &str) -> bool {
+    !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
+}
+
+fn text(machine: &str, image: &str) -> String {
+    // A text in JSON is one in TOML as well; control characters were refused.
+    let image = serde_json::Value::from(image);
+    format!(
+        "\
+# Machines for vmkit: `vmkit plan` shows what would be done, `vmkit up` does it, `vmkit down` shuts them down.
+# Every key, and what a change of it needs: docs/vmkit-toml.md. For an editor: `vmkit schema`.
+version = 1
+
+[machine.{machine}]
+image = {image}
+memory = \"1GiB\"
+# cpus = 2
+# disk = \"20GiB\"          # the root disk, grown to this; else it is as large as the image
+# forwards = [\"8080:80\"]  # 127.0.0.1:8080 of this host leads to port 80 of the guest
+# files = [{{ from = \"site\", to = \"/srv/site\" }}]
+# provision = [{{ name = \"install\", shell = \"apt-get update && apt-get install -y nginx\" }}]
+# ready.tcp = [80]        # it counts as ready once this port of the guest answers
+"
+    )
+}
+
+/// Writes a file that is whole as soon as it has its name; one that has the name already stays.
+fn write_new(path: &Path, text: &str) -> Result<(), Error> {
+    let unfinished = path.with_file_name(format!("{FILE}.{}.new", std::process::id()));
+    let written = write(&unfinished, text).and_then(|()| rename_to_nothing(&unfinished, path));
+    written.map_err(|error| {
+        let _ = fs::remove_file(&unfinished);
+        match error.kind() {
+            ErrorKind::AlreadyExists => taken(path),
+            _ => Error::io("write", path)(error),
+        }
+    })
+}
+
+fn write(path: &Path, text: &str) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()
+}
+
+/// Renames a file, unless there is one of that name by now.
+fn rename_to_nothing(from: &Path, to: &Path) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+            // A file system that can't.
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {}
+            renamed => return Ok(renamed?),
+        }
+    }
+    fs::hard_link(from, to)?;
+    fs::remove_file(from)
+}
+
+fn taken(path: &Path) -> Error {
+    Error::AlreadyExists { what: "file of machines", name: path.display().to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine(folder: &str) -> String {
+        let path = Path::new("/srv").join(folder).join(FILE);
+        described(&path, "debian:12").unwrap().1.machines[0].name.clone()
+    }
+
+    #[test]
+    fn the_machine_is_called_as_the_folder_where_that_is_a_name() {
+        assert_eq!(machine("web"), "web");
+        assert_eq!(machine("9-lives"), "9-lives");
+        for folder in ["My Project", "Web", "a.b", "-x", "日本", &"long".repeat(15)] {
+            assert_eq!(machine(folder), MACHINE, "{folder}");
+        }
+        assert_eq!(described(Path::new("/vmkit.toml"), "debian:12").unwrap().1.machines[0].name, MACHINE);
+    }
+
+    #[test]
+    fn what_stands_in_comments_is_right_as_well() {
+        let text = text("web", "debian:12");
+        let (head, machine) = text.split_once("[machine.web]\n").unwrap();
+        let uncommented = format!("{head}[machine.web]\n{}", machine.replace("\n# ", "\n"));
+        assert_eq!(uncommented.matches("\n# ").count(), 1, "the second line of the head");
+        let project =
+            vmfile::parse(Path::new("/web/vmkit.toml"), &uncommented, &|_| Err(String::new())).unwrap();
+        assert_eq!((project.machines[0].steps.len(), &project.machines[0].ready.tcp[..]), (1, &[80][..]));
+    }
+
+    #[test]
+    fn any_image_is_written_so_that_it_is_read_back() {
+        for image in [r#"./a "b" \c.img"#, "./日本.img", "https://host/a?b='c'"] {
+            let project = described(Path::new("/web/vmkit.toml"), image).unwrap().1;
+            let read = project.machines[0].image.clone().unwrap();
+            assert!(read.ends_with(image.trim_start_matches("./")), "{image}: {read}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_came_meanwhile_stays() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join(FILE);
+        fs::write(&path, "mine").unwrap();
+        let error = write_new(&path, "other").unwrap_err();
+        assert_eq!(error.kind(), vmkit::ErrorKind::AlreadyExists);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "mine");
+        assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 1, "nothing else is left");
+    }
+}
