@@ -27,7 +27,7 @@ struct Home {
 impl Home {
     fn new(behaviour: &Behaviour) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
-        fs::write(dir.path().join("vmlinuz"), "no kernel").expect("a file");
+        fs::write(dir.path().join("vmlinuz"), vmkit_testkit::paper_kernel()).expect("a file");
         let qemu = FakeQemu::install(FAKE.as_ref(), dir.path()).expect("a link");
         qemu.behave(behaviour).expect("a file");
         Self { dir }

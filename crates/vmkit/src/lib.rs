@@ -48,6 +48,7 @@ pub mod host;
 mod hypervisor;
 pub mod image;
 mod input_file;
+mod kernel_file;
 #[cfg(all(feature = "images", feature = "ssh"))]
 pub mod launch;
 pub mod lifecycle;

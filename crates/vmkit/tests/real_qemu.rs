@@ -7,7 +7,7 @@ mod real;
 use std::path::Path;
 use std::time::Duration;
 
-use vmkit::spec::{self, Machine};
+use vmkit::spec::{self, Arch, Machine};
 use vmkit::{FailureKind, Hypervisor, VmHandle, VmState, tail_of_log};
 use vmkit_testkit::{Conformance, conformance, guest};
 
@@ -16,15 +16,17 @@ use real::{Place, console_says, entries, gone, pid, state_becomes};
 #[tokio::test(flavor = "current_thread")]
 async fn the_real_qemu_accepts_every_golden_command_line() {
     let dir = Place::new();
-    for (name, bytes) in
-        [("base.img", 8 << 20), ("extra, with comma.img", 1 << 20), ("vmlinuz", 1 << 20), ("initrd", 512)]
-    {
+    for (name, bytes) in [("base.img", 8 << 20), ("extra, with comma.img", 1 << 20), ("initrd", 512)] {
         std::fs::write(dir.path().join(name), vec![0x90; bytes]).unwrap();
     }
-    // A kernel for x86 has a header that QEMU reads; an empty one does not load.
     let guest = guest::tiny();
-    std::fs::copy(&guest.kernel, dir.path().join("vmlinuz")).unwrap();
     for case in cases::cases(dir.path()) {
+        // A kernel for x86 has a header that QEMU reads; on aarch64 anything is run as machine code.
+        let kernel = match case.spec.machine().arch() {
+            Arch::X86_64 => std::fs::read(&guest.kernel).unwrap(),
+            Arch::Aarch64 => vec![0x90; 1 << 20],
+        };
+        std::fs::write(dir.path().join("vmlinuz"), kernel).unwrap();
         let qemu = dir.hypervisor_for(case.spec.machine());
         let vm = qemu.prepare(&case.spec).await;
         let vm = vm.unwrap_or_else(|error| panic!("{}: prepare: {error}", case.name));
@@ -172,7 +174,11 @@ async fn a_kernel_that_qemu_refuses_is_told_in_its_own_words() {
     let dir = Place::new();
     let qemu = dir.hypervisor();
     let junk = dir.path().join("junk");
-    std::fs::write(&junk, "not a kernel").unwrap();
+    // The beginning of an ELF file for x86-64, and nothing of what it announces.
+    let mut elf = vec![0; 64];
+    elf[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
+    elf[18] = 62;
+    std::fs::write(&junk, elf).unwrap();
     let kernel = spec::Kernel { path: junk, initrd: None, cmdline: String::new() };
     let name = spec::VmName::new("junk").unwrap();
     let spec =

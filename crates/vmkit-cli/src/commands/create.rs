@@ -71,7 +71,7 @@ impl Create {
         if !self.dry_run {
             manager.check_free(&self.name).await?;
         }
-        manager.check_files(&self.spec(None)?)
+        manager.check_host(&self.spec(None)?).await
     }
 
     /// Finds the image here, or fetches it. A path that is not here may be one at a server elsewhere: the backend tells.

@@ -47,7 +47,7 @@ impl Host {
         let dir = tempfile::Builder::new().prefix("vmkit-cli").tempdir().unwrap();
         let path = dir.path().join("bin");
         fs::create_dir(&path).unwrap();
-        fs::write(dir.path().join("vmlinuz"), "a kernel").unwrap();
+        fs::write(dir.path().join("vmlinuz"), vmkit_testkit::paper_kernel()).unwrap();
         fs::write(dir.path().join("base.img"), vec![0; 4 << 20]).unwrap();
         Self { dir, path }
     }

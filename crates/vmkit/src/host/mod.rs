@@ -1,11 +1,15 @@
 //! What this host is like, and what runs on it.
 
+#[cfg(all(target_os = "linux", feature = "qemu"))]
+pub(crate) mod demands;
 pub mod doctor;
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 mod facts;
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 pub(crate) mod ports;
 pub(crate) mod process;
+#[cfg(all(target_os = "linux", feature = "qemu"))]
+mod users;
 
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 pub(crate) use facts::TUN;

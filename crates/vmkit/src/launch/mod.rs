@@ -187,9 +187,9 @@ async fn check_ahead<H: Hypervisor + 'static>(manager: &VmManager<H>, launch: &L
     let disk = RootDisk { image: "/".into(), size: launch.disk };
     let boot = launch.boot.clone().unwrap_or(Boot::Firmware(launch.machine.usual_firmware()));
     let config = launch.cloud_init.clone().unwrap_or_default();
-    manager.check_files(
-        &launch.spec.clone().machine(launch.machine).disk(disk).boot(boot).cloud_init(config).build()?,
-    )
+    let spec =
+        launch.spec.clone().machine(launch.machine).disk(disk).boot(boot).cloud_init(config).build()?;
+    manager.check_host(&spec).await
 }
 
 /// Fetches the image if need be, and tells of its progress.

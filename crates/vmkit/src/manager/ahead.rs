@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use crate::handle::BackendTag;
 use crate::hypervisor::Hypervisor;
 use crate::input_file::InputFile;
+use crate::kernel_file::{check_initrd, check_kernel};
 use crate::lifecycle::{FailureKind, VmState};
 use crate::spec::{Boot, DataDisk, VmName, VmSpec};
 
@@ -28,26 +29,27 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         }
     }
 
-    /// Refuses files that a spec names and that are not here, but for the image of its root disk. Only QEMU's are looked for: another
-    /// backend may have them elsewhere.
+    /// Refuses what a spec asks of this host and can never have here: files that are not there, but for the image of its root disk,
+    /// which may have to be fetched; a kernel that QEMU does not boot; more memory than there is; a user that nobody has. It is asked
+    /// for QEMU's VMs only: another backend may run them elsewhere.
     ///
     /// # Errors
-    /// `InvalidInput` with the field and the path.
-    pub fn check_files(&self, spec: &VmSpec) -> Result<()> {
+    /// `InvalidInput` with the field and the value.
+    pub async fn check_host(&self, spec: &VmSpec) -> Result<()> {
         if *spec.backend().unwrap_or(&self.backend) != BackendTag::Qemu {
             return Ok(());
         }
         if let Boot::Kernel(kernel) = spec.boot() {
-            InputFile::open("kernel", &kernel.path)?;
-            if let Some(initrd) = &kernel.initrd {
-                InputFile::open("initrd", initrd)?;
-            }
+            check_kernel(&kernel.path, spec.machine().arch())?;
+            kernel.initrd.as_deref().map_or(Ok(()), check_initrd)?;
         }
         for disk in spec.data_disks() {
             if let DataDisk::Existing { path, .. } = disk {
                 InputFile::open("data_disks", path)?;
             }
         }
+        #[cfg(all(target_os = "linux", feature = "qemu"))]
+        crate::host::demands::check(spec).await?;
         Ok(())
     }
 }

@@ -23,11 +23,11 @@ use crate::spec::{Applies, Change};
 use crate::vmfile::{MachinePlan, Project, VmfileError};
 
 impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
-    /// Looks for all files of the host that these machines need to become as the file says, and for the names of their images;
-    /// `restarts` those that run as well. No server is asked.
+    /// Looks for all that these machines need of the host to become as the file says: files, memory, users, and for the names of
+    /// their images; `restarts` those that run as well. No server is asked.
     ///
     /// # Errors
-    /// `InvalidInput` ([`Error::Vmfile`]) with each that can't be read or is unknown, and where the file names it. What is wrong with a machine
+    /// `InvalidInput` ([`Error::Vmfile`]) with each that can't be had or is unknown, and where the file names it. What is wrong with a machine
     /// otherwise is left to its turn.
     pub(super) async fn check_paths(
         &self,
@@ -54,19 +54,19 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
             match action {
                 // It is refused, and stays as it is.
                 PlannedAction::Recreate if !work.options.recreate => {}
-                action => needs.push(((*machine).clone(), action, provisioned)),
+                action => {
+                    let host = self.check_host(&work.project, machine, action).await;
+                    needs.push(((*machine).clone(), action, provisioned, host));
+                }
             }
         }
         let (project, digests) = (Arc::clone(&work.project), work.digests.clone());
         let engine = self.clone();
         elsewhere(move || {
-            let errors = needs.iter().flat_map(|(machine, action, provisioned)| {
-                let unknown = engine.unknown_image(&project, machine, *action);
-                unknown.into_iter().chain(errors(
-                    &project,
-                    machine,
-                    missing(machine, *action, provisioned, &digests),
-                ))
+            let errors = needs.into_iter().flat_map(|(machine, action, provisioned, host)| {
+                let unknown = engine.unknown_image(&project, &machine, action);
+                let missing = missing(&machine, action, &provisioned, &digests);
+                unknown.into_iter().chain(errors(&project, &machine, missing, host))
             });
             all_of(&project, errors)
         })
@@ -87,6 +87,25 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
         // What can't be read is told by the machine's own turn.
         let error = checked.err().filter(|error| error.kind() == ErrorKind::InvalidInput)?;
         Some(project.blamed(machine, error))
+    }
+
+    /// Refuses a machine that this host can never run, where it is to be started.
+    ///
+    /// # Errors
+    /// As [`VmManager::check_host`](crate::VmManager::check_host), pointing into the file.
+    pub(super) async fn check_host(
+        &self,
+        project: &Project,
+        machine: &MachinePlan,
+        action: PlannedAction,
+    ) -> Result<()> {
+        match action {
+            PlannedAction::Resume | PlannedAction::Keep => Ok(()),
+            PlannedAction::Make | PlannedAction::Recreate | PlannedAction::Start => {
+                let checked = self.manager().check_host(machine.spec_but_image()).await;
+                checked.map_err(|error| project.blamed(machine, error))
+            }
+        }
     }
 }
 
@@ -129,13 +148,17 @@ pub(super) fn missing(
     missing
 }
 
-/// Points at the keys that name these files.
-pub(super) fn errors<'a>(
-    project: &'a Project,
-    machine: &'a MachinePlan,
+/// Points at the keys that name these files; where all are there, answers what else the host lacks.
+pub(super) fn errors(
+    project: &Project,
+    machine: &MachinePlan,
     missing: Vec<Unreadable>,
-) -> impl Iterator<Item = Error> + use<'a> {
-    missing.into_iter().map(|unreadable| project.blamed(machine, unreadable.into_error()))
+    host: Result<()>,
+) -> Vec<Error> {
+    if missing.is_empty() {
+        return host.err().into_iter().collect();
+    }
+    missing.into_iter().map(|unreadable| project.blamed(machine, unreadable.into_error())).collect()
 }
 
 /// Makes one error of many that point into one file.

@@ -146,15 +146,20 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
         let machines = with_dependencies(project, chosen(project, &options.machines)?);
         let machines: Vec<MachinePlan> = machines.into_iter().cloned().collect();
         let mut listed = self.manager().list().await?;
+        let mut hosts = Vec::with_capacity(machines.len());
+        for machine in &machines {
+            // Asked as if it were to be made; whoever needs nothing of the host is not told.
+            hosts.push(self.check_host(project, machine, PlannedAction::Make).await);
+        }
         let (engine, project) = (self.clone(), project.clone());
         let plan = move || {
             let left = leftovers(&project, &listed);
             let digests = Digests::default();
             let mut planned = Vec::with_capacity(machines.len());
-            for machine in &machines {
+            for (machine, host) in machines.iter().zip(hosts) {
                 let place = listed.binary_search_by(|listed| listed.name.cmp(&machine.vm));
                 let listed = place.ok().map(|place| listed.remove(place));
-                planned.push(engine.plan_machine(&project, machine, listed, &digests));
+                planned.push(engine.plan_machine(&project, machine, listed, host, &digests));
             }
             let is_made = |machine: &PlannedMachine| matches!(machine.action, Ok(PlannedAction::Make));
             let lost = match planned.iter().any(is_made) {
@@ -171,6 +176,7 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
         project: &Project,
         machine: &MachinePlan,
         listed: Option<Listed>,
+        host: Result<()>,
         digests: &Digests,
     ) -> PlannedMachine {
         let mut planned = PlannedMachine {
@@ -182,7 +188,7 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
             pending: Vec::new(),
             steps: Vec::new(),
         };
-        let filled = self.fill(&mut planned, project, machine, listed, digests);
+        let filled = self.fill(&mut planned, project, machine, listed, host, digests);
         if let Err(error) = filled {
             planned.action = Err(error);
         }
@@ -195,6 +201,7 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
         project: &Project,
         machine: &MachinePlan,
         listed: Option<Listed>,
+        host: Result<()>,
         digests: &Digests,
     ) -> Result<()> {
         let found = listed.map_or(Ok(Found::Nothing), |listed| found(project, machine, listed))?;
@@ -205,7 +212,7 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
             planned.state = Some(vm.state);
         }
         let action = planned.state.as_ref().map_or(PlannedAction::Make, |it| needed(it, &planned.changes));
-        planned.steps = self.planned_steps(project, machine, action, digests)?;
+        planned.steps = self.planned_steps(project, machine, action, host, digests)?;
         Ok(())
     }
 
@@ -214,6 +221,7 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
         project: &Project,
         machine: &MachinePlan,
         action: PlannedAction,
+        host: Result<()>,
         digests: &Digests,
     ) -> Result<Vec<PlannedStep>> {
         let is_new = matches!(action, PlannedAction::Make | PlannedAction::Recreate);
@@ -221,9 +229,13 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
             true => super::provisioned::Provisioned::default(),
             false => Kept::of(self.manager().home(), &machine.vm).provisioned()?,
         };
+        let host = match action {
+            PlannedAction::Resume | PlannedAction::Keep => Ok(()),
+            _ => host,
+        };
         let unknown = self.unknown_image(project, machine, action);
         let missing = missing(machine, action, &provisioned, digests);
-        all_of(project, unknown.into_iter().chain(errors(project, machine, missing)))?;
+        all_of(project, unknown.into_iter().chain(errors(project, machine, missing, host)))?;
         let steps = to_do(tasks(machine), &provisioned, false, digests)
             .map_err(|unreadable| project.blamed(machine, unreadable.into_error()))?;
         Ok(steps.into_iter().map(|step| PlannedStep { name: step.task.name, why: step.why }).collect())

@@ -229,9 +229,11 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
     /// beforehand shall fail when its disks are gone.
     pub(super) async fn makings_anew(&self) -> Result<Makings> {
         let (machine, digests) = (self.machine.clone(), self.work.digests.clone());
-        let look = move || missing(&machine, PlannedAction::Recreate, &Provisioned::default(), &digests);
+        let action = PlannedAction::Recreate;
+        let look = move || missing(&machine, action, &Provisioned::default(), &digests);
         let project = &self.work.project;
-        all_of(project, errors(project, &self.machine, elsewhere(look).await))?;
+        let host = self.engine.check_host(project, &self.machine, action).await;
+        all_of(project, errors(project, &self.machine, elsewhere(look).await, host).into_iter())?;
         self.makings().await
     }
 

@@ -300,6 +300,12 @@ impl MachinePlan {
         })
     }
 
+    /// Answers what its VM shall be, with the text of the file where the path of its image will stand.
+    #[cfg(all(feature = "images", feature = "ssh"))]
+    pub(crate) fn spec_but_image(&self) -> &VmSpec {
+        &self.spec
+    }
+
     /// Answers the files of the host that its VM is made from and started with, each with the key that names it.
     #[cfg(all(feature = "images", feature = "ssh"))]
     pub(crate) fn host_files(&self) -> Vec<(String, PathBuf)> {

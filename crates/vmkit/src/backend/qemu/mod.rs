@@ -47,7 +47,7 @@ use crate::backend::supervise::runfile::{self, Ended};
 use crate::backend::supervise::{alive, spawn};
 use crate::error::{Error, ErrorKind, Result};
 use crate::handle::{BackendDetails, BackendTag, ConsoleEndpoint, RunInfo, VmHandle};
-use crate::host::{HostFacts, KvmVerdict, ProbeOptions};
+use crate::host::{HostFacts, KvmVerdict, ProbeOptions, demands};
 use crate::hypervisor::{Backend, Capabilities, Hypervisor};
 use crate::image::grow_disk;
 use crate::lifecycle::{FailureKind, InvalidTransition, Operation, VmState, next};
@@ -270,9 +270,7 @@ impl QemuHypervisor {
             options.firmware_dirs.clear();
         }
         let host = HostFacts::probe(&options).await?;
-        if let Some(user) = spec.run_as().filter(|_| host.euid != 0) {
-            return Err(Error::invalid("run_as", user, "only root can have QEMU run as another user"));
-        }
+        demands::check(spec).await?;
         let program = host.qemu(arch)?;
         let version = program
             .version

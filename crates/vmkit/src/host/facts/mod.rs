@@ -6,6 +6,7 @@
 mod cache;
 mod firmware;
 mod kvm;
+mod memory;
 mod programs;
 
 use std::fs::OpenOptions;
@@ -21,6 +22,7 @@ use uuid::Uuid;
 
 pub use firmware::UefiFirmware;
 pub use kvm::KvmVerdict;
+pub(super) use memory::most_promised;
 pub use programs::{QemuProgram, QemuVersion};
 
 use crate::error::{Error, Result};
