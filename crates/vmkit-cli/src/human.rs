@@ -1,6 +1,6 @@
 //! How a VM looks to a person: lines, without a promise.
 
-use vmkit::spec::{Boot, DataDisk, Firmware, NetworkConfig, Protocol, changes};
+use vmkit::spec::{Boot, Change, DataDisk, Firmware, NetworkConfig, Protocol, changes};
 use vmkit::vmfile::MachinePlan;
 use vmkit::{ConsoleEndpoint, VmHandle, VmState, VncAddress};
 
@@ -105,6 +105,12 @@ pub(crate) fn details(vm: &VmHandle) -> String {
     }
     run(&mut lines, vm);
     lines.0
+}
+
+/// Answers what changes about a VM, and when that counts.
+pub(crate) fn change(change: &Change) -> String {
+    let Change { field, from, to, applies, .. } = change;
+    format!("{field}: {} -> {}, {applies}", shown(from), shown(to))
 }
 
 /// Answers a value as a person reads it who has to see that there is none.

@@ -67,6 +67,32 @@ fn the_commands_that_read_agree(life: &Life) {
     assert!(life.must(["logs", "web"]).contains("Linux version"));
 }
 
+#[test]
+fn a_vm_that_runs_is_what_it_was_set_to_once_it_is_restarted() {
+    let life = Life::new();
+    life.boot("web", "");
+    let (qemu, cpus) = (life.qemu("web"), || life.must(["exec", "web", "--", "nproc"]));
+    life.must(["wait", "web", "agent", "--timeout", "180"]);
+    assert_eq!(cpus(), "1\n");
+    let set = life.vmkit(["set", "web", "--cpus", "2", "--memory", "192MiB"]);
+    assert!(set.stdout.starts_with("cpus: 1 -> 2, at the next start\nmemory: "), "{set:?}");
+    assert_eq!(set.stderr, "web: it runs as it was: `vmkit restart web` applies it now\n");
+    let set = life.must(["set", "web", "--memory", "320MiB"]);
+    assert_eq!(set, "memory: 192MiB -> 320MiB, at the next start\n");
+    let info = life.info("web");
+    let waits: Vec<&Value> = info["next_start"].as_array().unwrap().iter().map(|next| &next["to"]).collect();
+    assert_eq!((&info["cpus"], waits), (&1.into(), vec![&"2".into(), &"320MiB".into()]), "both wait");
+    assert_eq!((life.qemu("web"), cpus().as_str()), (qemu, "1\n"), "the guest goes on as it was");
+
+    life.must(["restart", "web", "--timeout", "0"]);
+    life.must(["wait", "web", "agent", "--timeout", "180"]);
+    assert_eq!(cpus(), "2\n");
+    let info = life.info("web");
+    assert_eq!((&info["memory_mib"], &info["next_start"]), (&320.into(), &Value::Array(Vec::new())));
+    let command = life.qemus().remove(0).cmdline;
+    assert!(command.contains(" -m 320M "), "{command}");
+}
+
 /// A terminal with a command at it.
 struct Terminal {
     ear: Ear,

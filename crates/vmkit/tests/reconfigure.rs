@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use common::{spec, web};
-use vmkit::spec::{CloudInitConfig, Labels, NetworkConfig, PortForward, VmName, VmSpec, VmSpecBuilder};
+use vmkit::spec::{CloudInitConfig, Labels, NetworkConfig, PortForward, VmName, VmSpec, VmSpecBuilder, Vnc};
 use vmkit::store::Home;
 use vmkit::{
     BackendTag, ConsoleEndpoint, Error, ErrorKind, Hypervisor, NoopHypervisor, PortForwarding, Result,
@@ -256,6 +256,28 @@ async fn labels_are_written_while_the_vm_runs_and_a_wish_can_be_taken_back() {
     assert_eq!(vm.next_spec.unwrap().labels(), &labels);
     let vm = manager.reconfigure(&web(), spec()).await.unwrap();
     assert_eq!((vm.spec.cpus(), vm.next_spec), (1, None));
+}
+
+#[tokio::test]
+async fn an_edit_begins_with_what_the_vm_was_to_be_and_a_plan_of_one_changes_nothing() {
+    let temp = tempfile::tempdir().unwrap();
+    let (_, manager) = noop(&temp);
+    manager.create(spec()).await.unwrap();
+    manager.start(&web()).await.unwrap();
+    let cpus = |cpus| move |spec| VmSpecBuilder::from(spec).cpus(cpus).build();
+    let off = |spec| VmSpecBuilder::from(spec).vnc(Vnc::Off).build();
+    manager.reconfigure_with(&web(), cpus(3)).await.unwrap();
+    let (vm, wanted, changes) = manager.plan_reconfigure(&web(), off).await.unwrap();
+    assert_eq!((wanted.cpus(), wanted.vnc(), changes.len(), changes[0].field), (3, Vnc::Off, 1, "vnc"));
+    assert_eq!(manager.info(&web()).await.unwrap(), vm);
+    let (vm, changes) = manager.reconfigure_with(&web(), off).await.unwrap();
+    assert_eq!((vm.spec.cpus(), vm.spec.vnc(), changes.len()), (1, Vnc::Unix, 1));
+    assert_eq!(vm.next_spec.map(|next| (next.cpus(), next.vnc())), Some((3, Vnc::Off)));
+    let refused = |_| Err(vmkit::Error::invalid("cpus", 0, "no"));
+    let error = manager.reconfigure_with(&web(), refused).await.unwrap_err();
+    assert_eq!(error.to_string(), "cpus: \"0\": no");
+    let (vm, _) = manager.reconfigure_with(&web(), |_| Ok(spec())).await.unwrap();
+    assert_eq!(vm.next_spec, None, "it is taken back");
 }
 
 #[tokio::test]

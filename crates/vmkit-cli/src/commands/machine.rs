@@ -108,7 +108,7 @@ struct Guest {
 
 /// A network as it is typed.
 #[derive(Debug, Clone)]
-enum Mode {
+pub(super) enum Mode {
     User,
     Tap(BridgeName),
     Vnic(LinkName),
@@ -262,14 +262,14 @@ fn public_keys(path: &Path) -> Result<Vec<String>, Error> {
     }
 }
 
-fn cpus(text: &str) -> Result<u32, Error> {
+pub(super) fn cpus(text: &str) -> Result<u32, Error> {
     text.parse().map_err(|_| {
         let value: String = text.chars().take(40).collect();
         Error::invalid("cpus", value, format!("a VM has 1 to {} CPUs", VmSpec::MAX_CPUS))
     })
 }
 
-fn mode(text: &str) -> Result<Mode, Error> {
+pub(super) fn mode(text: &str) -> Result<Mode, Error> {
     match text {
         "user" => Ok(Mode::User),
         "none" => Ok(Mode::None),

@@ -21,6 +21,7 @@ mod restart;
 mod resume;
 mod rm;
 mod schema;
+mod set;
 mod shell;
 mod ssh_config;
 mod start;
@@ -54,6 +55,7 @@ pub(crate) enum Command {
     Info(info::Info),
     Ip(ip::Ip),
     Wait(wait::Wait),
+    Set(Box<set::Set>),
     Forward(forward::Forward),
     Shell(shell::Shell),
     Exec(Box<exec::Exec>),
@@ -96,6 +98,7 @@ impl Command {
             | Command::Console(console::Console { name, .. })
             | Command::Logs(logs::Logs { name, .. }) => Some(name),
             Command::Exec(exec) => Some(&exec.name),
+            Command::Set(set) => Some(&set.name),
             _ => None,
         }
     }
@@ -114,6 +117,7 @@ impl Command {
             Command::Info(command) => command.run(context),
             Command::Ip(command) => command.run(context),
             Command::Wait(command) => command.run(context),
+            Command::Set(command) => command.run(context),
             Command::Forward(command) => command.run(context),
             Command::Shell(command) => command.run(context),
             Command::Exec(command) => command.run(context),

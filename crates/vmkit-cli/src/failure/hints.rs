@@ -49,6 +49,9 @@ pub(super) fn hint(error: &Error, of: Option<&Whose>) -> Option<String> {
             "`--image debian:12` makes the root disk of an image, `--kernel FILE` boots a kernel, `--data-disk FILE` boots a disk as it is; \
              `vmkit image ls --available` lists the images"
         }
+        Error::Invalid { expected, .. } if expected.ends_with("made anew can be otherwise") => {
+            "`vmkit rm` and then `vmkit create` make it anew: its disks are lost"
+        }
         Error::NoLogin { missing: LoginPart::HostKey, .. } => {
             "say what the server has: --host-key, or --any-host-key to believe whoever answers"
         }

@@ -6,9 +6,10 @@ use tokio::time::Instant;
 
 use super::{Order, PATIENCE, VmManager};
 use crate::error::{Error, Result};
-use crate::handle::VmHandle;
+use crate::handle::{BackendTag, VmHandle};
 use crate::hypervisor::Hypervisor;
-use crate::spec::{Applies, VmName, VmSpec, changes};
+use crate::image::inspect;
+use crate::spec::{Applies, Change, Mib, RootDisk, VmName, VmSpec, changes};
 
 impl<H: Hypervisor + 'static> VmManager<H> {
     /// Writes down what a VM shall be: at once if nothing runs, else from its next start on, when it becomes
@@ -24,19 +25,27 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     /// `InvalidInput` on the field where the VM would have to be made anew ([`changes`] tells beforehand); `NotFound`; `Busy`;
     /// `InvalidState` for a VM that can only be removed; `Io` and `Host` where it can't be recorded.
     pub async fn reconfigure(&self, name: &VmName, spec: VmSpec) -> Result<VmHandle> {
+        self.reconfigure_with(name, |_| Ok(spec)).await.map(|(vm, _)| vm)
+    }
+
+    /// Writes down what a VM shall be, as [`reconfigure`](Self::reconfigure) does, and answers what changed as well: `edit` makes it
+    /// of what the VM was to be so far, while nobody else can change that.
+    ///
+    /// # Errors
+    /// Those of `edit`, and of [`reconfigure`](Self::reconfigure).
+    pub async fn reconfigure_with(
+        &self,
+        name: &VmName,
+        edit: impl FnOnce(VmSpec) -> Result<VmSpec>,
+    ) -> Result<(VmHandle, Vec<Change>)> {
         let (locked, record) = self.take(name, Instant::now() + PATIENCE).await?;
         // Only to refuse what can only be removed: an intent that is there stays for the operation that comes next.
         self.settle(record.clone(), Order::Start).await?;
         let mut changed = record.clone();
         let vm = &mut changed.handle;
-        let spec = spec.in_place_of(&vm.spec);
-        let found = changes(&vm.spec, &spec, false);
-        if let Some(change) = found.iter().find(|change| change.applies == Applies::Anew) {
-            let expected =
-                format!("it is {:?}, and only a VM that is made anew can be otherwise", change.from);
-            return Err(Error::invalid(change.field, &change.to, expected));
-        }
-        let waits = found.iter().any(|change| change.applies == Applies::NextStart);
+        let (spec, changed_fields) = wanted(vm, edit)?;
+        let mut differing = changes(&vm.spec, &spec, false).into_iter();
+        let waits = differing.any(|change| change.applies == Applies::NextStart);
         if waits && self.state(vm).await?.is_live() {
             vm.spec = vm.spec.clone().with_labels(spec.labels().clone());
             vm.next_spec = Some(Box::new(spec));
@@ -47,7 +56,21 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         if changed != record {
             locked.write_wanted(&changed)?;
         }
-        Ok(changed.handle)
+        Ok((changed.handle, changed_fields))
+    }
+
+    /// Answers a VM as it is now, what it would be, and what would change by it; changes nothing, and waits for nobody.
+    ///
+    /// # Errors
+    /// Those of `edit`, and of [`reconfigure`](Self::reconfigure) but `Busy`.
+    pub async fn plan_reconfigure(
+        &self,
+        name: &VmName,
+        edit: impl FnOnce(VmSpec) -> Result<VmSpec>,
+    ) -> Result<(VmHandle, VmSpec, Vec<Change>)> {
+        let vm = self.info(name).await?;
+        let (spec, changes) = wanted(&vm, edit)?;
+        Ok((vm, spec, changes))
     }
 
     /// Answers the VM as it shall be started: what waited for this becomes what it is, unless it lives already.
@@ -61,5 +84,45 @@ impl<H: Hypervisor + 'static> VmManager<H> {
             }
         }
         Ok(vm)
+    }
+}
+
+/// Answers what a VM shall be, and what changes by it beside what it was to be so far.
+///
+/// # Errors
+/// `InvalidInput` on a field for which the VM would have to be made anew.
+fn wanted(vm: &VmHandle, edit: impl FnOnce(VmSpec) -> Result<VmSpec>) -> Result<(VmSpec, Vec<Change>)> {
+    let so_far = vm.next_spec.as_deref().unwrap_or(&vm.spec);
+    let spec = edit(so_far.clone())?.in_place_of(&vm.spec);
+    if let Some(change) =
+        changes(&vm.spec, &spec, false).iter().find(|change| change.applies == Applies::Anew)
+    {
+        let expected = format!("it is {:?}, and only a VM that is made anew can be otherwise", change.from);
+        return Err(Error::invalid(change.field, &change.to, expected));
+    }
+    check_disk(vm, &spec)?;
+    let changed = changes(so_far, &spec, false);
+    Ok((spec, changed))
+}
+
+/// Refuses a size for a disk that had none so far and is as large as its image, where that is larger: the next start could not do it.
+fn check_disk(vm: &VmHandle, spec: &VmSpec) -> Result<()> {
+    let (Some(disk), Some(RootDisk { size: Some(size), .. })) = (vm.spec.disk(), spec.disk()) else {
+        return Ok(());
+    };
+    if disk.size.is_some() || vm.backend != BackendTag::Qemu {
+        return Ok(());
+    }
+    // An image that can't be looked at any more is the next start's to tell of.
+    match inspect(&disk.image) {
+        Ok(image) if size.bytes() < image.virtual_size_bytes => {
+            let bytes = image.virtual_size_bytes;
+            let least = Mib::holding(bytes);
+            let expected = format!(
+                "the disk has {bytes} bytes, as its image has, and only grows: name at least {least}"
+            );
+            Err(Error::invalid("disk", size, expected))
+        }
+        _ => Ok(()),
     }
 }

@@ -1,0 +1,264 @@
+//! `vmkit set`.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde::Serialize;
+use vmkit::spec::{
+    Boot, Change, Kernel, Mib, NetworkConfig, UserName, UserNetwork, VmName, VmSpec, VmSpecBuilder,
+};
+use vmkit::vmfile::{self, MachinePlan, Problem, Project};
+use vmkit::{Error, VmHandle};
+
+use crate::arguments::size;
+use crate::commands::machine::{AccelName, FirmwareName, MachineName, Mode, VncName, cpus, mode};
+use crate::context::{Context, Manager};
+use crate::failure::Failure;
+use crate::places::absolute;
+use crate::{human, json, output};
+
+/// Changes what a VM is made of; what is not named stays as it is.
+///
+/// A VM that runs goes on as it is, and is what it was set to from its next start on: `vmkit restart` does that now. A disk only
+/// grows. What a VM has to be made anew for is refused, and so is the VM of a machine in a vmkit.toml: its file says what it is.
+#[derive(Debug, Args)]
+#[command(override_usage = "vmkit set [OPTIONS] <NAME>")]
+pub(crate) struct Set {
+    /// Names the VM.
+    pub(super) name: VmName,
+    #[command(flatten)]
+    wanted: Wanted,
+    /// Prints what would change, and changes nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// Prints the VM and its changes as a JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What the VM shall be; at least one of it has to be named.
+#[derive(Debug, Args)]
+struct Wanted {
+    /// Sets the number of virtual CPUs, 1 to 255.
+    #[arg(long, value_name = "N", value_parser = cpus, allow_negative_numbers = true)]
+    cpus: Option<u32>,
+    /// Sets the guest's memory.
+    #[arg(long, value_name = "SIZE", value_parser = |text: &str| size("memory", text))]
+    memory: Option<Mib>,
+    /// Grows the root disk to this size.
+    #[arg(long, value_name = "SIZE", value_parser = |text: &str| size("disk", text))]
+    disk: Option<Mib>,
+    /// Boots this kernel directly.
+    #[arg(long, value_name = "PATH")]
+    kernel: Option<PathBuf>,
+    /// Gives the kernel this initial ramdisk.
+    #[arg(long, value_name = "PATH")]
+    initrd: Option<PathBuf>,
+    /// Gives the kernel this command line.
+    #[arg(long, value_name = "STRING", allow_hyphen_values = true)]
+    cmdline: Option<String>,
+    /// Chooses the machine.
+    #[arg(long, value_enum)]
+    machine: Option<MachineName>,
+    /// Boots by the firmware instead of a kernel.
+    #[arg(long, value_enum, conflicts_with_all = ["kernel", "initrd", "cmdline"])]
+    firmware: Option<FirmwareName>,
+    /// Chooses what runs the guest's code.
+    #[arg(long, value_enum)]
+    accel: Option<AccelName>,
+    /// Shows the screen on a Unix socket, on a port of loopback with a password, or nowhere.
+    #[arg(long, value_enum)]
+    vnc: Option<VncName>,
+    /// Runs the hypervisor as this user of the host; only root can ask for that.
+    #[arg(long, value_name = "USER")]
+    run_as: Option<UserName>,
+    /// Connects the guest: user, tap:BRIDGE, vnic:LINK (illumos) or none.
+    #[arg(long, value_name = "user|tap:BRIDGE|vnic:LINK|none", value_parser = mode)]
+    network: Option<Mode>,
+    /// Says whether the guest is kept from everything but its forwards, with user networking.
+    #[arg(long, value_name = "true|false")]
+    restrict: Option<bool>,
+}
+
+/// What came of it, or would come.
+#[derive(Serialize)]
+struct Outcome<'a> {
+    vm: json::Vm<'a>,
+    changes: &'a [Change],
+}
+
+impl Set {
+    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+        let manager = context.manager()?;
+        let (vm, changes) = context.block_on(async { Ok(self.change(&manager).await?) })?;
+        if self.json {
+            return output::json(&Outcome { vm: json::Vm::of(&vm), changes: &changes });
+        }
+        if changes.is_empty() {
+            output::line(format_args!("{}: it is so already", vm.name()));
+        } else if vm.state.is_live() && !self.dry_run {
+            let name = vm.name();
+            output::line(format_args!("{name}: it runs as it was: `vmkit restart {name}` applies it now"));
+        }
+        changes.iter().try_for_each(|change| output::text(output::printable(human::change(change))))
+    }
+
+    async fn change(&self, manager: &Manager) -> Result<(VmHandle, Vec<Change>), Error> {
+        if self.wanted.is_nothing() {
+            let why = "say what shall change, such as --memory 2GiB; `vmkit info` tells what the VM is";
+            return Err(Error::invalid("set", &self.name, why));
+        }
+        let edit = |spec| self.wanted.applied_to(spec);
+        let (vm, wanted, changes) = manager.plan_reconfigure(&self.name, edit).await?;
+        if let Some(change) = changes.first() {
+            refuse_machine(&vm, change)?;
+        }
+        if changes.is_empty() || self.dry_run {
+            return Ok((vm, changes));
+        }
+        manager.check_host(&wanted).await?;
+        let (written, changes) = manager.reconfigure_with(&self.name, edit).await?;
+        Ok((VmHandle { state: vm.state, ..written }, changes))
+    }
+}
+
+impl Wanted {
+    /// Tells whether nothing was named.
+    fn is_nothing(&self) -> bool {
+        // Taken apart in full, so that a new option is not forgotten here.
+        let Wanted {
+            cpus,
+            memory,
+            disk,
+            kernel,
+            initrd,
+            cmdline,
+            machine,
+            firmware,
+            accel,
+            vnc,
+            run_as,
+            network,
+            restrict,
+        } = self;
+        let sizes = cpus.is_none() && memory.is_none() && disk.is_none();
+        let boots = kernel.is_none() && initrd.is_none() && cmdline.is_none() && firmware.is_none();
+        let runs = machine.is_none() && accel.is_none() && vnc.is_none() && run_as.is_none();
+        sizes && boots && runs && network.is_none() && restrict.is_none()
+    }
+
+    /// Answers what a VM of this spec shall be.
+    fn applied_to(&self, spec: VmSpec) -> Result<VmSpec, Error> {
+        let (boot, network) = (self.boot(spec.boot())?, self.network(spec.network())?);
+        let disk = match (self.disk, spec.disk()) {
+            (Some(size), None) => {
+                return Err(Error::invalid("disk", size, "this VM has no root disk: it boots a kernel"));
+            }
+            (Some(size), Some(disk)) => Some(vmkit::spec::RootDisk { size: Some(size), ..disk.clone() }),
+            (None, _) => None,
+        };
+        /// Sets what is given.
+        fn with<T>(
+            builder: VmSpecBuilder,
+            value: Option<T>,
+            set: impl FnOnce(VmSpecBuilder, T) -> VmSpecBuilder,
+        ) -> VmSpecBuilder {
+            match value {
+                Some(value) => set(builder, value),
+                None => builder,
+            }
+        }
+        let mut builder = VmSpecBuilder::from(spec);
+        builder = with(builder, self.cpus, VmSpecBuilder::cpus);
+        builder = with(builder, self.memory, VmSpecBuilder::memory);
+        builder = with(builder, disk, VmSpecBuilder::disk);
+        builder = with(builder, boot, VmSpecBuilder::boot);
+        builder = with(builder, self.machine.map(Into::into), VmSpecBuilder::machine);
+        builder = with(builder, self.accel.map(Into::into), VmSpecBuilder::accel);
+        builder = with(builder, self.vnc.map(Into::into), VmSpecBuilder::vnc);
+        builder = with(builder, self.run_as.clone(), VmSpecBuilder::run_as);
+        builder = with(builder, network, VmSpecBuilder::network);
+        builder.build()
+    }
+
+    /// Answers what it shall boot, where that changes: of a kernel's three parts, those that are named.
+    fn boot(&self, now: &Boot) -> Result<Option<Boot>, Error> {
+        if let Some(firmware) = self.firmware {
+            return Ok(Some(Boot::Firmware(firmware.into())));
+        }
+        let path = self.kernel.as_deref().map(|kernel| absolute("kernel", kernel)).transpose()?;
+        let initrd = self.initrd.as_deref().map(|initrd| absolute("initrd", initrd)).transpose()?;
+        if path.is_none() && initrd.is_none() && self.cmdline.is_none() {
+            return Ok(None);
+        }
+        let kernel = match (now, path) {
+            (Boot::Kernel(now), path) => {
+                Kernel { path: path.unwrap_or_else(|| now.path.clone()), ..now.clone() }
+            }
+            (_, Some(path)) => Kernel { path, initrd: None, cmdline: String::new() },
+            (_, None) => {
+                let (field, value) = match &initrd {
+                    Some(initrd) => ("initrd", initrd.display().to_string()),
+                    None => ("cmdline", self.cmdline.clone().unwrap_or_default()),
+                };
+                return Err(Error::invalid(field, value, "this VM boots no kernel: name one as well"));
+            }
+        };
+        Ok(Some(Boot::Kernel(Kernel {
+            initrd: initrd.or(kernel.initrd),
+            cmdline: self.cmdline.clone().unwrap_or(kernel.cmdline),
+            path: kernel.path,
+        })))
+    }
+
+    /// Answers how it shall be connected, where that changes; forwards stay as long as the network is the user's.
+    fn network(&self, now: &NetworkConfig) -> Result<Option<NetworkConfig>, Error> {
+        let mut network = match (&self.network, now) {
+            (None, now) | (Some(Mode::User), now @ NetworkConfig::User(_)) => now.clone(),
+            (Some(Mode::User), _) => NetworkConfig::User(UserNetwork::with_ssh(Vec::new())),
+            (Some(Mode::Tap(bridge)), _) => NetworkConfig::Tap { bridge: bridge.clone() },
+            (Some(Mode::Vnic(link)), _) => NetworkConfig::Vnic { link: link.clone() },
+            (Some(Mode::None), _) => NetworkConfig::None,
+        };
+        match (self.restrict, &mut network) {
+            (Some(restrict), NetworkConfig::User(user)) => user.restrict = restrict,
+            (Some(restrict), _) => {
+                return Err(Error::invalid(
+                    "restrict",
+                    restrict,
+                    "only user networking can restrict the guest",
+                ));
+            }
+            (None, _) => {}
+        }
+        Ok((network != *now).then_some(network))
+    }
+}
+
+/// Refuses the VM of a machine that a file describes: the next `up` would set it back.
+///
+/// # Errors
+/// `InvalidInput`, pointing to where the file says what shall change.
+fn refuse_machine(vm: &VmHandle, change: &Change) -> Result<(), Error> {
+    let label = |key| vm.spec.labels().get(key);
+    let (Some(file), Some(name)) = (label(Project::LABEL), label(MachinePlan::LABEL)) else { return Ok(()) };
+    let file = Path::new(file);
+    if !file.exists() {
+        return Ok(());
+    }
+    let Ok(project) = vmfile::load(file) else {
+        let why = format!("this VM is the machine `{name}` of {}: change it there", file.display());
+        return Err(Error::invalid(change.field, &change.to, why));
+    };
+    // A machine that the file no longer has is nobody's to set back.
+    let Some(machine) = project.machine(name).filter(|machine| machine.vm == *vm.name()) else {
+        return Ok(());
+    };
+    let problem = Problem::new(format!(
+        "`{}`: this file says what the VM `{}` is, and its next `up` would set that back",
+        change.field,
+        vm.name()
+    ));
+    let problem = problem.help(format!("write `{} = …` here, then `vmkit up {name}`", change.field));
+    Err(project.error_at(machine, change.field, problem).into())
+}
