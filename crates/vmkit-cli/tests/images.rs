@@ -11,11 +11,13 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use support::web::{self, disk, serve};
 use support::{Answer, Host, answer};
 
@@ -301,6 +303,51 @@ fn a_login_that_a_helper_keeps_is_shown_to_its_registry() {
     assert_eq!(shown.code, Some(3), "{shown:?}");
     let heard: Vec<_> = hears.try_iter().collect();
     assert_eq!(heard, [None, None, Some("basic dtpw".to_owned())]);
+}
+
+#[test]
+fn a_helper_that_hangs_does_not_outlive_a_command_that_is_killed() {
+    let host = Host::with_refusing_qemu();
+    // It is asked only by a registry that wants a login.
+    let registry = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = registry.local_addr().unwrap();
+    thread::spawn(move || {
+        for stream in registry.incoming() {
+            let mut stream = stream.unwrap();
+            let _ = stream.read(&mut [0; 4096]).unwrap();
+            let refusal = "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"x\"\r\nContent-Length: 0\r\n\
+                           Connection: close\r\n\r\n";
+            stream.write_all(refusal.as_bytes()).unwrap();
+        }
+    });
+    fs::write(host.file("config.json"), format!(r#"{{"credHelpers": {{"{address}": "test"}}}}"#)).unwrap();
+    let helper = host.dir.path().join("bin/docker-credential-test");
+    let (told, new) = (host.file("pid"), host.file("pid.new"));
+    let sleep = "PATH=/usr/bin:/bin exec sleep 1000";
+    let script = format!("#!/bin/sh\necho $$ > {new}; PATH=/usr/bin:/bin mv {new} {told}; {sleep}\n");
+    vmkit_testkit::write_program(&helper, &script).unwrap();
+    let mut command = host.command(["image", "pull", &format!("oci://{address}/disks/web:1")]);
+    command.env("DOCKER_CONFIG", host.dir.path()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut vmkit = command.spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !Path::new(&told).exists() {
+        assert!(Instant::now() < deadline, "the helper was not asked");
+        thread::sleep(Duration::from_millis(10));
+    }
+    let pid: i32 = fs::read_to_string(&told).unwrap().trim().parse().unwrap();
+    let helper = pidfd_open(Pid::from_raw(pid).unwrap(), PidfdFlags::empty()).unwrap();
+    let ended = |limit: i64| {
+        let mut fds = [PollFd::new(&helper, PollFlags::IN)];
+        poll(&mut fds, Some(&Timespec { tv_sec: limit, tv_nsec: 0 })).unwrap() == 1
+    };
+    assert!(!ended(0), "the helper hangs");
+    vmkit.kill().unwrap();
+    vmkit.wait().unwrap();
+    let has_ended = ended(20);
+    if !has_ended {
+        pidfd_send_signal(&helper, Signal::KILL).unwrap();
+    }
+    assert!(has_ended, "the helper lives on");
 }
 
 #[test]

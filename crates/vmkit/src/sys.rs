@@ -1,7 +1,7 @@
 //! The one file with `unsafe`: what the kernel offers and no safe crate wraps. All but the closing of descriptors is Linux's.
 #![expect(
     unsafe_code,
-    reason = "KVM memory, the tun ioctl and passing descriptors through exec have no safe wrapper"
+    reason = "KVM memory, the tun ioctl, passing descriptors through exec and what is done before one have no safe wrapper"
 )]
 
 use std::fs;
@@ -39,6 +39,32 @@ pub(crate) fn close_inherited(first: RawFd) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Has the kernel kill the program that this command runs when the thread that spawns it ends, however that comes; with SIGKILL of
+/// the process it ends, too.
+///
+/// The thread has to outlive the program's work, so it has to be one that is there for nothing else. A program that changes its user
+/// at its exec is not killed, nor are processes that it starts itself.
+///
+/// Source: PR_SET_PDEATHSIG(2const).
+#[cfg(all(target_os = "linux", feature = "images"))]
+pub(crate) fn end_with_this_thread(command: &mut std::process::Command) {
+    use std::os::unix::process::CommandExt;
+
+    use rustix::process::{Pid, Signal, getpid, getppid, set_parent_process_death_signal};
+
+    let parent: Pid = getpid();
+    let ask = move || {
+        set_parent_process_death_signal(Some(Signal::KILL))?;
+        // Whoever would have been killed ended before that was asked for.
+        if getppid() != Some(parent) {
+            return Err(rustix::io::Errno::SRCH.into());
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec it makes two system calls and allocates nothing: an error is the bare number.
+    unsafe { command.pre_exec(ask) };
 }
 
 /// Has tokio's reactor watch a descriptor for being readable.

@@ -5,15 +5,20 @@
 //!
 //! Source: the README of docker-credential-helpers, "Development".
 
+use std::convert::Infallible;
 use std::io;
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 
 use rustix::fs::{Access, access};
 use serde::Deserialize;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
-use tokio::process::Command;
+use tokio::process::{Child, Command};
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::credentials::{Login, login_name};
@@ -77,7 +82,7 @@ impl CredentialProgram {
     /// Asks for the login at a registry; `None` where the helper has none.
     ///
     /// # Cancel safety
-    /// A helper that is not waited for any more is killed.
+    /// A helper that is not waited for any more is killed; on Linux also where this process is.
     ///
     /// # Errors
     /// `Host` with what the helper said where it fails; `TimedOut` where it does not end.
@@ -119,7 +124,8 @@ impl CredentialProgram {
     async fn run(&self, server: &str) -> io::Result<(Vec<u8>, Vec<u8>, std::process::ExitStatus)> {
         let mut command = Command::new(&self.program);
         command.arg("get").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.kill_on_drop(true).spawn()?;
+        command.kill_on_drop(true);
+        let Owned { mut child, _thread } = Owned::spawn(command).await?;
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let ask = async {
             if let Some(mut stdin) = stdin {
@@ -129,6 +135,36 @@ impl CredentialProgram {
         };
         let ((), said, complained, status) = tokio::join!(ask, all_of(stdout), all_of(stderr), child.wait());
         Ok((said?, complained?, status?))
+    }
+}
+
+/// A helper that ends when this is dropped, and with this process, however that ends.
+struct Owned {
+    child: Child,
+    /// What the thread waits for that spawned it: on Linux the helper ends with that one.
+    _thread: mpsc::Sender<Infallible>,
+}
+
+impl Owned {
+    /// Spawns it on a thread that does nothing else, and lives as long as the answer. One of tokio's could end while the helper is asked.
+    async fn spawn(mut command: Command) -> io::Result<Self> {
+        let (answer, answered) = oneshot::channel();
+        let (_thread, dropped) = mpsc::channel::<Infallible>();
+        let runtime = Handle::current();
+        thread::Builder::new().name("vmkit-helper".to_owned()).spawn(move || {
+            #[cfg(target_os = "linux")]
+            crate::sys::end_with_this_thread(command.as_std_mut());
+            let spawned = {
+                let _context = runtime.enter();
+                command.spawn()
+            };
+            // Where nobody waits for it any more, it is killed.
+            drop(answer.send(spawned));
+            // Nothing is ever sent.
+            let _ = dropped.recv();
+        })?;
+        let child = answered.await.map_err(|_| io::Error::other("the thread that runs it has ended"))??;
+        Ok(Self { child, _thread })
     }
 }
 
