@@ -10,6 +10,22 @@
 //! The library prints nothing, reads no environment and keeps no state of its own. It runs on any tokio runtime with I/O
 //! and time enabled.
 //!
+//! # Tracing
+//! What goes wrong beside an operation is told by events of [`tracing`], and each operation of a [`VmManager`] that changes something is a
+//! span: `create`, `start`, `stop`, `restart`, `suspend`, `resume`, `remove`, `reconfigure`, `add_forward`, `remove_forward` and
+//! `rerun_cloud_init`; so are `launch`, `pull` of an image, and `up` of a machine of a file. A `launch` has the others in it. Their target is
+//! `vmkit::operation`, their level `INFO`, and their fields:
+//!
+//! | field | what it is |
+//! | --- | --- |
+//! | `vm` | the VM's name; empty for a `launch` that chooses one |
+//! | `id` | the VM's identity, once that is known; of a `pull`, what the disk hashes to |
+//! | `outcome` | `done`, or the [`ErrorKind`] of the failure; nothing where the operation was dropped |
+//! | `machine` | of `up`: its name in the file |
+//! | `image` | of `pull`: a name or a place in a registry; empty for another address, which may have a token in it |
+//!
+//! No field has a secret, or the text of an error. Where nobody listens at that level, a span costs a look at an atomic number.
+//!
 //! # Cargo features
 //! `qemu` and `cloud-init` are there unless left out; `propolis`, `ssh`, `images` and `vmfile` when asked for. The module `launch` takes `ssh` and
 //! `images`, `project` takes `vmfile` as well. Without `cloud-init` a spec that asks for it is refused.
@@ -56,6 +72,7 @@ mod manager;
 pub mod network;
 #[cfg(all(feature = "images", feature = "ssh", feature = "vmfile"))]
 pub mod project;
+mod span;
 pub mod spec;
 #[cfg(feature = "ssh")]
 pub mod ssh;

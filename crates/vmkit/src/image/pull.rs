@@ -25,6 +25,7 @@ use super::remote::{Fetched, Wanted, may_go_on_later};
 use super::signature::{self, Certificate, MOST_KEY_BYTES, MOST_SIGNATURE_BYTES};
 use super::store::{ImageInUse, ImageStore, PullPolicy, seconds_since_1970};
 use crate::error::{Error, ErrorKind, Result};
+use crate::span::{about, operation, within};
 use crate::spec::Arch;
 use crate::store::lock::Hold;
 
@@ -116,6 +117,25 @@ impl ImageStore {
     /// # Errors
     /// As for [`resolve`](Self::resolve); `InvalidInput` on `image` for a file, which is imported instead.
     pub async fn pull(
+        &self,
+        image: &ImageRef,
+        arch: Arch,
+        progress: &watch::Sender<PullProgress>,
+    ) -> Result<KeptImage> {
+        // An address may have a token in it.
+        let shown = match image {
+            ImageRef::Name(_) | ImageRef::Oci(_) => image.to_string(),
+            ImageRef::Url(_) | ImageRef::Path(_) => String::new(),
+        };
+        let pull = async {
+            let kept = self.pull_in_span(image, arch, progress).await?;
+            about(&kept.id);
+            Ok(kept)
+        };
+        within(operation!("pull", image = &shown), pull).await
+    }
+
+    async fn pull_in_span(
         &self,
         image: &ImageRef,
         arch: Arch,

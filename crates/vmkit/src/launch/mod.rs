@@ -42,6 +42,7 @@ use crate::handle::VmHandle;
 use crate::hypervisor::Hypervisor;
 use crate::image::{ImageInUse, ImageRef, ImageStore, PullPolicy, PullProgress};
 use crate::manager::{Condition, Guest, VmManager, console_tail};
+use crate::span::{about, operation, within};
 use crate::spec::{
     Boot, CloudInitConfig, Firmware, GuestAccess, Machine, Mib, NetworkConfig, RootDisk, UserData, VmName,
     VmSpec, VmSpecBuilder,
@@ -147,7 +148,8 @@ pub async fn launch<H: Hypervisor + 'static>(
     tell: &mut (dyn FnMut(LaunchEvent) + Send),
 ) -> std::result::Result<Launched, LaunchFailed> {
     let mut report = Reporter::new(tell);
-    let launched = carry_out(manager, store, launch, &mut report).await;
+    let span = operation!("launch", vm = launch.name.as_ref().map_or("", |name| name.as_str()));
+    let launched = within(span, carry_out(manager, store, launch, &mut report)).await;
     launched.map_err(|error| report.failed(error))
 }
 
@@ -163,6 +165,7 @@ async fn carry_out<H: Hypervisor + 'static>(
     report.begin(LaunchStage::Disk);
     let (until, timeout) = (launch.until, launch.timeout);
     let (vm, owner) = create(manager, launch, &image, report).await?;
+    about(vm.id);
     let name = vm.name().clone();
     // The VM's own record holds the image from here on.
     let image = image.name.clone();

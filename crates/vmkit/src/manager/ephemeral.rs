@@ -10,6 +10,7 @@ use super::{PATIENCE, VmManager};
 use crate::error::{Error, ErrorKind, Result};
 use crate::handle::VmHandle;
 use crate::hypervisor::Hypervisor;
+use crate::span::{operation, within};
 use crate::spec::{VmName, VmSpec};
 use crate::store::Owner;
 
@@ -75,7 +76,8 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         // Read again under the lock: another VM may have the name by now.
         match locked.record()? {
             Some(record) if is_ephemeral(&record.handle.spec) && !locked.has_owner()? => {
-                self.remove_locked(locked, record, true).await?;
+                let span = operation!("remove", vm = name);
+                within(span, self.remove_locked(locked, record, true)).await?;
                 Ok(true)
             }
             _ => Ok(false),

@@ -11,6 +11,7 @@ use super::{Order, PATIENCE, VmManager, write_outcome};
 use crate::error::{Error, ErrorKind, Result};
 use crate::forwarding::{PortForwarding, in_force};
 use crate::handle::VmHandle;
+use crate::span::{operation, within};
 use crate::spec::{NetworkConfig, PortForward, VmName, VmSpec};
 use crate::store::{LockedVm, VmRecord};
 
@@ -25,6 +26,10 @@ impl<H: PortForwarding + 'static> VmManager<H> {
     /// known; `Unsupported` by a backend without the ability. The VM's forwards are then as they were. Where the hypervisor
     /// gives no answer (`TimedOut`, `Hypervisor`, `Io`), the forward may be in force, and is wanted from now on.
     pub async fn add_forward(&self, name: &VmName, forward: &PortForward) -> Result<VmHandle> {
+        within(operation!("add_forward", vm = name), self.lead(name, forward)).await
+    }
+
+    async fn lead(&self, name: &VmName, forward: &PortForward) -> Result<VmHandle> {
         let (locked, before) = self.take_to_forward(name).await?;
         let mut vm = before.clone();
         vm.spec = vm.spec.with_forward(forward.clone())?;
@@ -61,6 +66,10 @@ impl<H: PortForwarding + 'static> VmManager<H> {
     /// # Errors
     /// `NotFound` for a forward that is neither wanted nor in force.
     pub async fn remove_forward(&self, name: &VmName, forward: &PortForward) -> Result<VmHandle> {
+        within(operation!("remove_forward", vm = name), self.lead_no_more(name, forward)).await
+    }
+
+    async fn lead_no_more(&self, name: &VmName, forward: &PortForward) -> Result<VmHandle> {
         let (locked, mut vm) = self.take_to_forward(name).await?;
         let now = wanted(&vm, &vm.spec, forward);
         let later = vm.next_spec.as_deref().and_then(|next| wanted(&vm, next, forward));

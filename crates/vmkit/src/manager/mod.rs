@@ -42,6 +42,7 @@ use crate::error::{Error, Result};
 use crate::handle::{BackendTag, ConsoleEndpoint, VmHandle};
 use crate::hypervisor::Hypervisor;
 use crate::lifecycle::{FailureKind, InvalidTransition, Operation, VmState};
+use crate::span::{about, operation, within};
 use crate::spec::{VmName, VmSpec};
 use crate::store::{Home, Intent, LockedVm, Owner, Store, VmRecord};
 
@@ -145,6 +146,11 @@ impl<H: Hypervisor + 'static> VmManager<H> {
 
     /// Makes a VM, and with it its owner if it is one that goes with its owner.
     async fn create_owned(&self, spec: VmSpec) -> Result<(VmHandle, Option<Owner>)> {
+        let span = operation!("create", vm = spec.name());
+        within(span, self.create_in_span(spec)).await
+    }
+
+    async fn create_in_span(&self, spec: VmSpec) -> Result<(VmHandle, Option<Owner>)> {
         self.check_id(&spec)?;
         let locked = self.store.lock_new(spec.name(), Instant::now() + PATIENCE).await?;
         match locked.record()? {
@@ -165,6 +171,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
 
     async fn make(&self, locked: LockedVm, spec: VmSpec) -> Result<(VmHandle, Option<Owner>)> {
         let id = spec.id().unwrap_or_else(Uuid::new_v4);
+        about(id);
         let spec = spec.with_id(id);
         let backend = spec.backend().unwrap_or(&self.backend).clone();
         let preparing = VmHandle::preparing(id, backend, spec);
@@ -220,7 +227,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     /// # Errors
     /// `InvalidState` for a suspended VM, and those of [`Hypervisor::start`].
     pub async fn start(&self, name: &VmName) -> Result<VmHandle> {
-        self.operate(name, &[Order::Start]).await
+        within(operation!("start", vm = name), self.operate(name, &[Order::Start])).await
     }
 
     /// Shuts a VM down, by force once `timeout` has passed; zero is by force at once.
@@ -230,7 +237,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     /// # Errors
     /// Those of [`Hypervisor::stop`].
     pub async fn stop(&self, name: &VmName, timeout: Duration) -> Result<VmHandle> {
-        self.operate(name, &[Order::Stop(timeout)]).await
+        within(operation!("stop", vm = name), self.operate(name, &[Order::Stop(timeout)])).await
     }
 
     /// Stops a VM and boots it again, with nobody in between.
@@ -238,7 +245,8 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     /// # Errors
     /// Those of [`Hypervisor::stop`] and [`Hypervisor::start`].
     pub async fn restart(&self, name: &VmName, timeout: Duration) -> Result<VmHandle> {
-        self.operate(name, &[Order::Stop(timeout), Order::Start]).await
+        within(operation!("restart", vm = name), self.operate(name, &[Order::Stop(timeout), Order::Start]))
+            .await
     }
 
     /// Has cloud-init run again at the VM's next start, as on a new machine: with another instance-id.
@@ -248,12 +256,15 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     /// # Errors
     /// `NotFound`; `Busy`; `InvalidState` for a VM that can only be removed; `Io` and `Host` where it can't be recorded.
     pub async fn rerun_cloud_init(&self, name: &VmName) -> Result<VmHandle> {
-        let (locked, mut record) = self.take(name, Instant::now() + PATIENCE).await?;
-        // Only to refuse what can only be removed: an intent that is there stays for the operation that comes next.
-        self.settle(record.clone(), Order::Start).await?;
-        record.handle.spec = record.handle.spec.with_cloud_init_again();
-        locked.write_wanted(&record)?;
-        Ok(record.handle)
+        let again = async {
+            let (locked, mut record) = self.take(name, Instant::now() + PATIENCE).await?;
+            // Only to refuse what can only be removed: an intent that is there stays for the operation that comes next.
+            self.settle(record.clone(), Order::Start).await?;
+            record.handle.spec = record.handle.spec.with_cloud_init_again();
+            locked.write_wanted(&record)?;
+            Ok(record.handle)
+        };
+        within(operation!("rerun_cloud_init", vm = name), again).await
     }
 
     /// Pauses a VM's vCPUs.
@@ -261,7 +272,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     /// # Errors
     /// `InvalidState` unless it lives, and those of [`Hypervisor::suspend`].
     pub async fn suspend(&self, name: &VmName) -> Result<VmHandle> {
-        self.operate(name, &[Order::Suspend]).await
+        within(operation!("suspend", vm = name), self.operate(name, &[Order::Suspend])).await
     }
 
     /// Unpauses a VM's vCPUs.
@@ -269,7 +280,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     /// # Errors
     /// `InvalidState` unless it lives, and those of [`Hypervisor::resume`].
     pub async fn resume(&self, name: &VmName) -> Result<VmHandle> {
-        self.operate(name, &[Order::Resume]).await
+        within(operation!("resume", vm = name), self.operate(name, &[Order::Resume])).await
     }
 
     /// Removes a VM and all that belongs to it; a VM that lives only with `force`.
@@ -280,14 +291,18 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     /// # Errors
     /// `InvalidState` for a VM that lives, without `force`; those of [`Hypervisor::destroy`].
     pub async fn remove(&self, name: &VmName, force: bool) -> Result<()> {
-        let locked = self.store.lock(name, Instant::now() + PATIENCE).await?;
-        match found(&locked, force)? {
-            Some(record) => self.remove_locked(locked, record, force).await,
-            None => sweep(locked),
-        }
+        let remove = async {
+            let locked = self.store.lock(name, Instant::now() + PATIENCE).await?;
+            match found(&locked, force)? {
+                Some(record) => self.remove_locked(locked, record, force).await,
+                None => sweep(locked),
+            }
+        };
+        within(operation!("remove", vm = name), remove).await
     }
 
     async fn remove_locked(&self, locked: LockedVm, record: VmRecord, force: bool) -> Result<()> {
+        about(record.handle.id);
         if !record.is_unfinished() {
             match self.state(&record.handle).await {
                 Ok(state) if state.is_live() && !force => {
@@ -363,7 +378,10 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     async fn take(&self, name: &VmName, deadline: Instant) -> Result<(LockedVm, VmRecord)> {
         let locked = self.store.lock(name, deadline).await?;
         match locked.record()? {
-            Some(record) => Ok((locked, record)),
+            Some(record) => {
+                about(record.handle.id);
+                Ok((locked, record))
+            }
             None => {
                 sweep(locked)?;
                 Err(Error::NotFound { what: "VM", name: name.to_string() })
@@ -382,6 +400,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
             sweep(locked)?;
             return Err(Error::NotFound { what: "VM", name: name.to_string() });
         };
+        about(record.handle.id);
         let mut vm = self.settle(record, orders[0]).await?;
         for order in orders {
             vm = self.carry_out(&locked, vm, *order).await?;

@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::handle::{BackendTag, VmHandle};
 use crate::hypervisor::Hypervisor;
 use crate::image::inspect;
+use crate::span::{operation, within};
 use crate::spec::{Applies, Change, Mib, RootDisk, VmName, VmSpec, changes};
 
 impl<H: Hypervisor + 'static> VmManager<H> {
@@ -34,6 +35,14 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     /// # Errors
     /// Those of `edit`, and of [`reconfigure`](Self::reconfigure).
     pub async fn reconfigure_with(
+        &self,
+        name: &VmName,
+        edit: impl FnOnce(VmSpec) -> Result<VmSpec>,
+    ) -> Result<(VmHandle, Vec<Change>)> {
+        within(operation!("reconfigure", vm = name), self.write_edited(name, edit)).await
+    }
+
+    async fn write_edited(
         &self,
         name: &VmName,
         edit: impl FnOnce(VmSpec) -> Result<VmSpec>,

@@ -21,6 +21,7 @@ use crate::forwarding::PortForwarding;
 use crate::handle::VmHandle;
 use crate::image::{ImageInUse, PullPolicy, PullProgress};
 use crate::lifecycle::VmState;
+use crate::span::{about, operation, within};
 use crate::spec::{
     Applies, Change, CloudInitConfig, GuestAccess, NetworkConfig, PortForward, UserData, UserName, VmSpec,
 };
@@ -171,6 +172,11 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
     }
 
     pub(super) async fn up(&mut self) -> Result<()> {
+        let span = operation!("up", vm = &self.machine.vm, machine = &self.machine.name);
+        within(span, self.up_in_span()).await
+    }
+
+    async fn up_in_span(&mut self) -> Result<()> {
         let began = Instant::now();
         let vm = match self.engine.look(&self.work.project, &self.machine).await? {
             Found::Nothing => self.make(self.makings().await?).await?,
@@ -182,6 +188,7 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
                 self.change(*vm).await?
             }
         };
+        about(vm.id);
         self.run(&vm).await?;
         self.fit().await?;
         self.tell(Happening::Ready { after: began.elapsed() });

@@ -1,0 +1,47 @@
+//! Spans of `tracing` around operations, for whoever has vmkit in a program of theirs; the crate's docs describe them.
+//!
+//! Their fields have names, identities and kinds of errors. The text of an error is not among them: it may quote a guest or an address.
+
+use std::fmt::Display;
+
+use tracing::field::{debug, display};
+use tracing::{Instrument, Span};
+
+use crate::error::Result;
+
+/// What tells an operation's span from all others.
+pub(crate) const TARGET: &str = "vmkit::operation";
+
+/// Makes the span of an operation, with the fields that are known when it begins.
+macro_rules! operation {
+    ($name:literal $(, $field:ident = $value:expr)*) => {
+        tracing::info_span!(
+            target: $crate::span::TARGET,
+            $name,
+            $($field = tracing::field::display($value),)*
+            id = tracing::field::Empty,
+            outcome = tracing::field::Empty,
+        )
+    };
+}
+
+pub(crate) use operation;
+
+/// Does an operation in its span, and notes there how it ended: `done`, or the kind of its error. Of one that is dropped nothing is noted.
+pub(crate) async fn within<T>(span: Span, operation: impl Future<Output = Result<T>>) -> Result<T> {
+    let done = operation.instrument(span.clone()).await;
+    match &done {
+        Ok(_) => span.record("outcome", "done"),
+        Err(error) => span.record("outcome", debug(error.kind())),
+    };
+    done
+}
+
+/// Notes in the span of the operation that is under way which VM, or which image, it is about.
+pub(crate) fn about(id: impl Display) {
+    let span = Span::current();
+    // Where nobody listens to ours, this is the caller's own.
+    if span.metadata().is_some_and(|metadata| metadata.target() == TARGET) {
+        span.record("id", display(id));
+    }
+}
