@@ -93,8 +93,8 @@ fn vms_of_a_file_that_is_gone_are_told_where_a_machine_has_none() {
     );
     assert!(planned.iter().all(|lost| lost.file == old));
     let lost = |text: &str, machines: &[&str]| {
-        let mut options = Options::default();
-        options.machines = machines.iter().map(|name| (*name).to_owned()).collect();
+        let machines = machines.iter().map(|name| (*name).to_owned()).collect();
+        let options = Options { machines, ..Options::default() };
         runtime().block_on(shop.engine.lost(&parse(text), &options)).unwrap()
     };
     assert_eq!(lost(&all, &[]), planned);
