@@ -32,6 +32,7 @@ mod raw;
 mod read;
 mod resolve;
 mod schema;
+mod shared;
 
 pub use load::load;
 pub use problem::{Place, Problem, VmfileError};

@@ -15,6 +15,7 @@ use super::problem::{Problem, VmfileError};
 use super::project::{self, Action, MachinePlan, Project, Ready, Run, blame, place_of};
 use super::raw;
 use super::read::{listed, meant};
+use super::shared;
 use crate::error::Error;
 use crate::spec::{
     BackendOptions, Boot, CloudConfig, CloudInitConfig, DataDisk, Firmware, GuestFile, Kernel, Labels,
@@ -95,7 +96,7 @@ impl Resolver<'_> {
         }
         if self.problems.is_empty() {
             self.problems.extend(graph::problems(&machines));
-            self.problems.extend(ports_twice(&machines));
+            self.problems.extend(shared::problems(&machines));
         }
         (name, machines)
     }
@@ -558,36 +559,6 @@ fn unseen_ports(machine: &MachinePlan) -> Vec<Problem> {
         problem.help(format!("add \"{port}\" to `forwards`"))
     };
     unseen.map(problem).collect()
-}
-
-/// Says of every port of the host that two machines want it.
-fn ports_twice(machines: &[MachinePlan]) -> Vec<Problem> {
-    let mut problems = Vec::new();
-    let mut taken = Vec::new();
-    for machine in machines {
-        let NetworkConfig::User(user) = machine.spec.network() else { continue };
-        for (index, forward) in user.forwards.iter().enumerate() {
-            let Some(port) = forward.host_port else { continue };
-            let place = machine.place(&format!("forwards[{index}]"));
-            let same = |(other, at, _): &&(&crate::spec::PortForward, Range<usize>, &str)| {
-                let anywhere = other.host_addr.is_unspecified() || forward.host_addr.is_unspecified();
-                *at != place
-                    && other.protocol == forward.protocol
-                    && other.host_port == Some(port)
-                    && (anywhere || other.host_addr == forward.host_addr)
-            };
-            if let Some((_, first, of)) = taken.iter().find(same) {
-                let (name, protocol) = (&machine.name, forward.protocol.as_str());
-                let message =
-                    format!("the machines `{of}` and `{name}` both want the host's {protocol} port {port}");
-                let problem = Problem::new(message).at(place.clone(), "again here");
-                problems
-                    .push(problem.also(first.clone(), "first here").help("give one of them another port"));
-            }
-            taken.push((forward, place, machine.name.as_str()));
-        }
-    }
-    problems
 }
 
 /// Answers the folder's name, made fit for the name of a VM to begin with.

@@ -1,0 +1,112 @@
+//! What of the host only one machine can have: a port, a disk that is written.
+//!
+//! Pure.
+
+use std::ops::Range;
+use std::path::Path;
+
+use super::problem::Problem;
+use super::project::MachinePlan;
+use crate::spec::{DataDisk, NetworkConfig, PortForward};
+
+/// Answers what two machines of one file both want for themselves.
+pub(super) fn problems(machines: &[MachinePlan]) -> Vec<Problem> {
+    let mut problems =
+        twice(&wanted_ports(machines), "give one of them another port", "give each machine its own");
+    let help = "let them read it only, with `:ro` behind its path, or give one of them another disk";
+    problems.extend(twice(&wanted_disks(machines), help, help));
+    problems
+}
+
+/// A machine that wants something of the host, and where its file says so.
+struct Wanted<'a, T> {
+    what: T,
+    machine: &'a str,
+    place: Range<usize>,
+}
+
+/// Something of the host that may be in the way of another.
+trait Exclusive {
+    fn excludes(&self, other: &Self) -> bool;
+    fn shown(&self) -> String;
+}
+
+struct Port<'a>(&'a PortForward);
+
+impl Exclusive for Port<'_> {
+    fn excludes(&self, other: &Self) -> bool {
+        let anywhere = self.0.host_addr.is_unspecified() || other.0.host_addr.is_unspecified();
+        self.0.protocol == other.0.protocol
+            && self.0.host_port == other.0.host_port
+            && (anywhere || self.0.host_addr == other.0.host_addr)
+    }
+
+    fn shown(&self) -> String {
+        let port = self.0.host_port.map_or(0, std::num::NonZeroU16::get);
+        format!("the host's {} port {port}", self.0.protocol.as_str())
+    }
+}
+
+struct Disk<'a> {
+    path: &'a Path,
+    is_readonly: bool,
+}
+
+impl Exclusive for Disk<'_> {
+    fn excludes(&self, other: &Self) -> bool {
+        self.path == other.path && !(self.is_readonly && other.is_readonly)
+    }
+
+    fn shown(&self) -> String {
+        format!("the disk {}, which is written to", self.path.display())
+    }
+}
+
+fn wanted_ports(machines: &[MachinePlan]) -> Vec<Wanted<'_, Port<'_>>> {
+    let mut all = Vec::new();
+    for machine in machines {
+        let NetworkConfig::User(user) = machine.spec.network() else { continue };
+        for (index, forward) in user.forwards.iter().enumerate() {
+            if forward.host_port.is_some() {
+                let place = machine.place(&format!("forwards[{index}]"));
+                all.push(Wanted { what: Port(forward), machine: &machine.name, place });
+            }
+        }
+    }
+    all
+}
+
+fn wanted_disks(machines: &[MachinePlan]) -> Vec<Wanted<'_, Disk<'_>>> {
+    let mut all = Vec::new();
+    for machine in machines {
+        for (index, disk) in machine.spec.data_disks().iter().enumerate() {
+            if let DataDisk::Existing { path, readonly } = disk {
+                let place = machine.place(&format!("data_disks[{index}]"));
+                let what = Disk { path, is_readonly: *readonly };
+                all.push(Wanted { what, machine: &machine.name, place });
+            }
+        }
+    }
+    all
+}
+
+/// Says of all that is in the way of something before it, of another machine. What stands in `defaults` is told once.
+fn twice<T: Exclusive>(all: &[Wanted<'_, T>], help: &str, help_in_defaults: &str) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let mut told_in_defaults = Vec::new();
+    for (index, second) in all.iter().enumerate() {
+        let in_the_way =
+            |first: &&Wanted<'_, T>| first.machine != second.machine && first.what.excludes(&second.what);
+        let Some(first) = all[..index].iter().find(in_the_way) else { continue };
+        let what = second.what.shown();
+        let message = format!("the machines `{}` and `{}` both want {what}", first.machine, second.machine);
+        if first.place != second.place {
+            let problem = Problem::new(message).at(second.place.clone(), "again here");
+            problems.push(problem.also(first.place.clone(), "first here").help(help));
+        } else if !told_in_defaults.contains(&second.place) {
+            told_in_defaults.push(second.place.clone());
+            problems.push(Problem::new(message).at(second.place.clone(), "for both").help(help_in_defaults));
+        }
+    }
+    problems
+}
