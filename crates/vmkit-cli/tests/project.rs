@@ -237,6 +237,34 @@ fn a_name_that_no_image_has_is_told_before_anything_is_made() {
 }
 
 #[test]
+fn a_file_that_no_disk_can_be_made_of_is_told_before_anything_is_made() {
+    let host = shop();
+    for (file, bytes, said) in [
+        ("empty.img", &b""[..], "the file is empty"),
+        ("other.img", b"KDMV\x01\0\0\0", "vmdk"),
+        ("small.img", b"\x1f\x8b\x08\0", "gzip"),
+    ] {
+        fs::write(host.file(file), bytes).unwrap();
+        write(&host, &SHOP.replace("base.img", file));
+        for command in ["plan", "up"] {
+            let answer = host.vmkit([command]);
+            assert_eq!(answer.code, Some(2), "{answer:?}");
+            assert!(answer.stderr.contains("vmkit.toml:12:9]"), "{answer:?}");
+            assert!(answer.stderr.to_lowercase().contains(said), "{said}: {answer:?}");
+        }
+    }
+    fs::write(host.file("large.img"), vec![0; 3 << 20]).unwrap();
+    write(&host, &SHOP.replace("image = 'base.img'", "image = 'large.img'\ndisk = '2MiB'"));
+    for command in ["plan", "up"] {
+        let answer = host.vmkit([command]);
+        assert_eq!(answer.code, Some(2), "{answer:?}");
+        assert!(answer.stderr.contains("vmkit.toml:13:8]"), "{answer:?}");
+        assert!(answer.stderr.contains("name at least 3MiB"), "{answer:?}");
+    }
+    assert!(host.snapshot().keys().all(|path| !path.starts_with(host.home().join("vms"))));
+}
+
+#[test]
 fn what_fails_is_told_and_those_that_depend_on_it_are_skipped() {
     let host = shop();
     let answer = host.vmkit(["up", "--json"]);

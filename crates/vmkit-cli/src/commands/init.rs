@@ -7,7 +7,7 @@ use std::path::Path;
 
 use clap::Args;
 use vmkit::Error;
-use vmkit::image::{ImageRef, inspect};
+use vmkit::image::ImageRef;
 use vmkit::vmfile::{self, Project, VmfileError};
 
 use crate::context::Context;
@@ -39,13 +39,8 @@ impl Init {
         // As it was typed: a relative path is seen from the file's folder, which is this one.
         let image: ImageRef = self.image.parse()?;
         let (text, project) = described(&path, &self.image).map_err(Error::from)?;
-        match image.seen_from(&folder) {
-            ImageRef::Path(path) => drop(inspect(&path)?),
-            image => {
-                let arch = project.machines[0].machine().arch();
-                context.images()?.check_name(&image, arch)?;
-            }
-        }
+        let arch = project.machines[0].machine().arch();
+        context.images()?.check(&image.seen_from(&folder), arch, None)?;
         write_new(&path, &text)?;
         let machine = &project.machines[0];
         output::status(format_args!(

@@ -16,8 +16,10 @@ use tokio::sync::watch;
 
 use super::catalogue::{OpenPgpKey, PublicKey, Published, PublishedSignature, Signed};
 use super::checksums;
+use super::create::size_over;
 use super::digest::{Digest, DigestAlgorithm, Hasher};
 use super::downloads::{Place, Turn, remove_dir};
+use super::inspect::inspect;
 use super::kept::{KeptImage, KeptName, NewName, Verified};
 use super::progress::PullProgress;
 use super::reference::{ImageName, ImageRef, ImageUrl, OciRef};
@@ -26,7 +28,7 @@ use super::signature::{self, Certificate, MOST_KEY_BYTES, MOST_SIGNATURE_BYTES};
 use super::store::{ImageInUse, ImageStore, PullPolicy, seconds_since_1970};
 use crate::error::{Error, ErrorKind, Result};
 use crate::span::{about, operation, within};
-use crate::spec::Arch;
+use crate::spec::{Arch, Mib};
 use crate::store::lock::Hold;
 
 /// The largest file of checksums.
@@ -75,17 +77,8 @@ impl ImageStore {
     ) -> Result<ImageInUse> {
         if let ImageRef::Path(path) = image {
             let found = self.use_file(path).await?;
-            return match found.arch {
-                Some(other) if other != arch => {
-                    let why = format!(
-                        "this is an image for {}, and {} was asked for",
-                        other.as_str(),
-                        arch.as_str()
-                    );
-                    Err(Error::invalid("image", path.display(), why))
-                }
-                _ => Ok(found),
-            };
+            check_arch(path, found.arch, arch)?;
+            return Ok(found);
         }
         let name = self.kept_name(image);
         if policy != PullPolicy::Newer
@@ -170,19 +163,30 @@ impl ImageStore {
         }
     }
 
-    /// Looks whether a name is one of a kept image or of the catalogue, so that `resolve` could find or fetch it. Asks no server; a
-    /// file and an address are taken as they are.
+    /// Looks whether `resolve` could find or fetch an image, as far as that is known on this host: whether a name is one of a kept
+    /// image or of the catalogue, and whether a disk of this size can be made of one that is here. Asks no server.
     ///
     /// # Errors
-    /// Those of [`published`](Self::published) for a name that is neither; `Record` and `Io` where it can't be told.
-    pub fn check_name(&self, image: &ImageRef, arch: Arch) -> Result<()> {
-        let ImageRef::Name(name) = image else { return Ok(()) };
-        if let Some(kept) = self.kept_under(&self.kept_name(image), arch)?
-            && self.read(&kept.image)?.is_some()
-        {
-            return Ok(());
+    /// Those of [`published`](Self::published) for a name that is neither; those of [`inspect`], and
+    /// `InvalidInput` on `image` for a file of another architecture; on `disk` for a size below the image's; `Record` and `Io` where it
+    /// can't be told.
+    pub fn check(&self, image: &ImageRef, arch: Arch, disk: Option<Mib>) -> Result<()> {
+        let facts = match image {
+            ImageRef::Path(path) => {
+                let facts = inspect(path)?;
+                check_arch(path, super::arch::of_disk(&facts)?, arch)?;
+                Some(facts)
+            }
+            _ => match self.kept_under(&self.kept_name(image), arch)? {
+                Some(kept) => self.read(&kept.image)?.map(|kept| kept.facts),
+                None => None,
+            },
+        };
+        match (&facts, image) {
+            (Some(facts), _) => size_over(facts, disk).map(drop),
+            (None, ImageRef::Name(name)) => self.published(name, arch).map(drop),
+            (None, _) => Ok(()),
         }
-        self.published(name, arch).map(drop)
     }
 
     /// Answers what the catalogue knows of a name: where its image lies and how it is checked. Asks no server.
@@ -454,6 +458,18 @@ fn url_source(url: &ImageUrl) -> Source {
         digest: url.digest().cloned(),
         verified: if url.digest().is_some() { Verified::Digest } else { Verified::Nothing },
         signed_file: None,
+    }
+}
+
+/// Refuses a file that is known to be for another architecture.
+fn check_arch(path: &Path, found: Option<Arch>, asked: Arch) -> Result<()> {
+    match found.filter(|found| *found != asked) {
+        Some(found) => {
+            let why =
+                format!("this is an image for {}, and {} was asked for", found.as_str(), asked.as_str());
+            Err(Error::invalid("image", path.display(), why))
+        }
+        None => Ok(()),
     }
 }
 

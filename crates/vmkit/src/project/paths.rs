@@ -64,26 +64,31 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
         let engine = self.clone();
         elsewhere(move || {
             let errors = needs.into_iter().flat_map(|(machine, action, provisioned, host)| {
-                let unknown = engine.unknown_image(&project, &machine, action);
+                let wrong = engine.wrong_image(&project, &machine, action);
                 let missing = missing(&machine, action, &provisioned, &digests);
-                unknown.into_iter().chain(errors(&project, &machine, missing, host))
+                wrong.into_iter().chain(errors(&project, &machine, missing, host))
             });
             all_of(&project, errors)
         })
         .await
     }
 
-    /// Answers what is wrong with the name of the image that a machine would be made of, at its place in the file: that nothing has
-    /// it, for one. Whether an image can be fetched is not asked.
-    pub(super) fn unknown_image(
+    /// Answers what is wrong with the image that a machine would be made of, at its place in the file: that nothing has this name, or
+    /// that the file is no image, for two. Whether an image can be fetched is not asked.
+    pub(super) fn wrong_image(
         &self,
         project: &Project,
         machine: &MachinePlan,
         action: PlannedAction,
     ) -> Option<Error> {
         let is_made = matches!(action, PlannedAction::Make | PlannedAction::Recreate);
-        let image = machine.image.as_ref().filter(|_| is_made)?.parse().ok()?;
-        let checked = self.shared.images.check_name(&image, machine.machine().arch());
+        let text = machine.image.as_ref().filter(|_| is_made)?;
+        // A file that can't be read is told of among the others.
+        if text.starts_with('/') && readable(Path::new(text)).is_err() {
+            return None;
+        }
+        let size = machine.spec_but_image().disk().and_then(|disk| disk.size);
+        let checked = self.shared.images.check(&text.parse().ok()?, machine.machine().arch(), size);
         // What can't be read is told by the machine's own turn.
         let error = checked.err().filter(|error| error.kind() == ErrorKind::InvalidInput)?;
         Some(project.blamed(machine, error))

@@ -233,9 +233,9 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
             PlannedAction::Resume | PlannedAction::Keep => Ok(()),
             _ => host,
         };
-        let unknown = self.unknown_image(project, machine, action);
+        let wrong = self.wrong_image(project, machine, action);
         let missing = missing(machine, action, &provisioned, digests);
-        all_of(project, unknown.into_iter().chain(errors(project, machine, missing, host)))?;
+        all_of(project, wrong.into_iter().chain(errors(project, machine, missing, host)))?;
         let steps = to_do(tasks(machine), &provisioned, false, digests)
             .map_err(|unreadable| project.blamed(machine, unreadable.into_error()))?;
         Ok(steps.into_iter().map(|step| PlannedStep { name: step.task.name, why: step.why }).collect())
