@@ -11,7 +11,6 @@ use imago::qcow2::{Qcow2, Qcow2CreateBuilder};
 use imago::{FormatAccess, FormatCreateBuilder};
 
 use super::ImageFacts;
-use super::inspect::SECTOR_BYTES;
 use crate::error::{Error, Result};
 use crate::spec::Mib;
 use crate::steps::step;
@@ -33,7 +32,7 @@ const MAX_BACKING_NAME_BYTES: usize = 1023;
 /// path (1023 bytes of UTF-8); `AlreadyExists` where `overlay` is there, which stays as it is; `Host` or `Io` where it can't
 /// be written, and then nothing of it stays.
 pub fn create_overlay(base: &ImageFacts, overlay: &Path, size: Option<Mib>) -> Result<u64> {
-    let disk_bytes = size_over(base, size)?;
+    let disk_bytes = base.disk_bytes(size)?;
     let refused = |why: String| Error::invalid("image", base.path.display(), why);
     let backing = std::path::absolute(&base.path).map_err(Error::io("resolve", &base.path))?;
     let backing = backing.to_str().ok_or_else(|| {
@@ -48,26 +47,6 @@ pub fn create_overlay(base: &ImageFacts, overlay: &Path, size: Option<Mib>) -> R
     let (backing, format) = (backing.to_owned(), base.format.as_str().to_owned());
     create(overlay, disk_bytes, |image| image.backing(backing, format))?;
     Ok(disk_bytes)
-}
-
-/// Answers how large a disk over an image is, in bytes: as large as is wanted, and else as the image.
-///
-/// # Errors
-/// `InvalidInput` on `disk` for a size below the image's.
-pub(crate) fn size_over(base: &ImageFacts, size: Option<Mib>) -> Result<u64> {
-    let image_bytes = base.virtual_size_bytes.next_multiple_of(SECTOR_BYTES);
-    match size {
-        Some(size) if size.bytes() < image_bytes => {
-            let least = Mib::holding(image_bytes);
-            let (image, bytes) = (base.path.display(), size.bytes());
-            let why = format!(
-                "the image {image} is a disk of {image_bytes} bytes, this is {bytes}: name at least {least}, or no size"
-            );
-            Err(Error::invalid("disk", size, why))
-        }
-        Some(size) => Ok(size.bytes()),
-        None => Ok(image_bytes),
-    }
 }
 
 /// Makes an empty qcow2 disk at `path`, of mode 0600.

@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 use super::qcow2_header::{self, Backing, Qcow2Header};
 use crate::error::{Error, Result};
 use crate::input_file::InputFile;
+#[cfg(any(feature = "images", all(target_os = "linux", feature = "qemu")))]
+use crate::spec::Mib;
 
 /// What an image is, found by looking.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +57,29 @@ impl fmt::Display for ImageFormat {
 
 /// The smallest unit of a disk in bytes; QEMU rounds odd lengths up to it.
 pub(super) const SECTOR_BYTES: u64 = 512;
+
+impl ImageFacts {
+    /// Answers how large a disk over this image is, in bytes: as large as is wanted, and else as the image.
+    ///
+    /// # Errors
+    /// `InvalidInput` on `disk` for a size below the image's.
+    #[cfg(any(feature = "images", all(target_os = "linux", feature = "qemu")))]
+    pub(crate) fn disk_bytes(&self, size: Option<Mib>) -> Result<u64> {
+        let image_bytes = self.virtual_size_bytes.next_multiple_of(SECTOR_BYTES);
+        match size {
+            Some(size) if size.bytes() < image_bytes => {
+                let least = Mib::holding(image_bytes);
+                let (image, bytes) = (self.path.display(), size.bytes());
+                let why = format!(
+                    "the image {image} is a disk of {image_bytes} bytes, this is {bytes}: name at least {least}, or no size"
+                );
+                Err(Error::invalid("disk", size, why))
+            }
+            Some(size) => Ok(size.bytes()),
+            None => Ok(image_bytes),
+        }
+    }
+}
 
 /// Tells what the image at `path` is: raw or qcow2, and how large a disk.
 ///

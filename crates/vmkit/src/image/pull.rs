@@ -16,7 +16,6 @@ use tokio::sync::watch;
 
 use super::catalogue::{OpenPgpKey, PublicKey, Published, PublishedSignature, Signed};
 use super::checksums;
-use super::create::size_over;
 use super::digest::{Digest, DigestAlgorithm, Hasher};
 use super::downloads::{Place, Turn, remove_dir};
 use super::inspect::inspect;
@@ -183,7 +182,7 @@ impl ImageStore {
             },
         };
         match (&facts, image) {
-            (Some(facts), _) => size_over(facts, disk).map(drop),
+            (Some(facts), _) => facts.disk_bytes(disk).map(drop),
             (None, ImageRef::Name(name)) => self.published(name, arch).map(drop),
             (None, _) => Ok(()),
         }
