@@ -314,12 +314,10 @@ async fn a_user_that_the_host_does_not_have_is_named() {
     let place = Place::new();
     let qemu = place.hypervisor();
     let spec = tiny("nobody-there").run_as(UserName::new("no-such-user").unwrap()).build().unwrap();
-    let vm = qemu.prepare(&spec).await.unwrap();
-    let error = qemu.start(&vm).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Hypervisor, "{error}");
+    let error = qemu.prepare(&spec).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
     assert!(error.to_string().contains("no-such-user"), "{error}");
-    assert!(!place.run_dir(&vm).exists());
-    qemu.destroy(vm).await.unwrap();
+    assert_eq!(place.leftovers(), Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "current_thread")]
