@@ -115,7 +115,8 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     ///
     /// # Errors
     /// `TimedOut` with the console's last lines; `InvalidState` as soon as the VM fails or ends while something else was
-    /// awaited, with the cause; `NotFound` without the VM.
+    /// awaited, with the cause; `NotFound` without the VM, and ([`Error::NoLogin`]) where no port leads to its SSH server; `Unsupported`
+    /// for a guest agent that the VM has not, or this build can't ask.
     pub async fn wait(&self, name: &VmName, condition: Condition, timeout: Duration) -> Result<VmHandle> {
         let (mut last, mut ways) = (None, Ways::default());
         let waited = timeout_at(later(timeout), self.fulfilled(name, condition, &mut last, &mut ways)).await;

@@ -10,8 +10,9 @@
 //!                        └─────files───▶ Files: upload, download
 //! ```
 //!
-//! Every call that waits for the guest has a deadline, except those of a [`Process`]: how long a program runs is its own
-//! affair. There a guest that died is noticed by keep-alive messages.
+//! Every call that waits for the guest has a deadline, with two exceptions. How long a program runs is its own affair, so those of a
+//! [`Process`] have none; there a guest that died is noticed by keep-alive messages. How long a copy takes depends on what is copied, so
+//! those of [`Files`] bound each request that the guest has to answer, by 60 s.
 
 mod auth;
 mod cloud_init;
