@@ -343,16 +343,17 @@ async fn until(qemu: &QemuHypervisor, vm: &VmHandle, fits: impl Fn(&VmState) -> 
     }
 }
 
-/// Waits until the guest sleeps, which only the monitor for people tells: to vmkit it runs.
+/// Waits until the guest sleeps, which only a monitor tells: to vmkit it runs.
 fn sleeps(vm: &VmHandle) {
     let monitor = vm.run.as_ref().and_then(|run| run.monitor.as_ref()).expect("it has a monitor");
     let mut monitor = UnixStream::connect(monitor).expect("it runs");
     let began = Instant::now();
     let mut said = String::new();
-    while !said.contains("(suspended)") {
+    monitor.write_all(b"{\"execute\":\"qmp_capabilities\"}\n").expect("it runs");
+    while !said.contains("\"suspended\"") {
         assert!(began.elapsed() < Duration::from_secs(30), "{said}");
-        monitor.write_all(b"info status\n").expect("it runs");
-        let mut piece = [0; 256];
+        monitor.write_all(b"{\"execute\":\"query-status\"}\n").expect("it runs");
+        let mut piece = [0; 1024];
         let read = monitor.read(&mut piece).expect("it answers");
         said.push_str(&String::from_utf8_lossy(&piece[..read]));
     }

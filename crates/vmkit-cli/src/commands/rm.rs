@@ -14,7 +14,7 @@ pub(crate) struct Rm {
     #[arg(value_name = "NAME", required = true)]
     names: Vec<VmName>,
     /// Removes a VM that runs, too, and ends it by force.
-    #[arg(long)]
+    #[arg(short, long)]
     force: bool,
 }
 
