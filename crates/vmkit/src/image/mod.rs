@@ -35,6 +35,8 @@ mod digest;
 #[cfg(feature = "images")]
 mod disk;
 #[cfg(feature = "images")]
+mod download;
+#[cfg(feature = "images")]
 mod downloads;
 #[cfg(feature = "images")]
 mod import;
