@@ -3,7 +3,8 @@
 //! Edge: the network, and the directory of a download. It knows nothing of what an image is or how it is checked.
 //!
 //! What has come stays, and the rest is asked for with `Range` and `If-Range`. Where the server can't do that, or has
-//! another file by now, it begins anew. Tries count from the last byte that came.
+//! another file by now, it begins anew: two files are never joined. Tries count from the last time that more had come than
+//! ever before; after that it goes on at once.
 
 use std::path::Path;
 
@@ -50,11 +51,25 @@ pub(super) struct Fetched {
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct State {
     url: String,
-    /// A strong ETag or a date: what the server knows this very file by.
-    validator: Option<String>,
+    #[serde(flatten)]
+    version: Version,
     total_bytes: Option<u64>,
     /// Which run of the host wrote what came: what has not reached the disk is lost with it.
     boot_id: Option<Uuid>,
+}
+
+/// What a server knows this very file by.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Version {
+    etag: Option<String>,
+    modified: Option<String>,
+}
+
+/// The part of a file that an answer has: `bytes FIRST-LAST/TOTAL`, where TOTAL may be `*`.
+#[derive(Debug, PartialEq, Eq)]
+struct Part {
+    first: u64,
+    total_bytes: Option<u64>,
 }
 
 impl State {
@@ -67,7 +82,7 @@ impl State {
         if wanted.is_checked {
             return there_bytes;
         }
-        if self.validator.is_none() || self.boot_id.is_none() || self.boot_id != boot_id().ok() {
+        if self.version.validator().is_none() || self.boot_id.is_none() || self.boot_id != boot_id().ok() {
             return 0;
         }
         match self.total_bytes == Some(there_bytes) {
@@ -75,6 +90,52 @@ impl State {
             false => there_bytes,
         }
     }
+}
+
+impl Version {
+    fn of(headers: &HeaderMap) -> Self {
+        let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        Self { etag: text(ETAG), modified: text(LAST_MODIFIED) }
+    }
+
+    /// Answers what the server is asked by whether it has this very file still: a strong ETag, else a date.
+    ///
+    /// Source: RFC 9110, "If-Range": a weak ETag is not to be used there.
+    fn validator(&self) -> Option<&str> {
+        let strong = self.etag.as_deref().filter(|etag| etag.starts_with('"'));
+        strong.or(self.modified.as_deref())
+    }
+
+    /// Tells whether these can't be of one file. What only one of them tells is no difference: a part may come with less.
+    fn differs(&self, other: &Self) -> bool {
+        let both = |a: &Option<String>, b: &Option<String>| a.clone().zip(b.clone());
+        match both(&self.etag, &other.etag) {
+            // A strong ETag alone is the file; its date may be that of a copy.
+            Some((a, b)) if a.starts_with('"') && b.starts_with('"') => a != b,
+            Some((a, b)) if a.trim_start_matches("W/") != b.trim_start_matches("W/") => true,
+            _ => both(&self.modified, &other.modified).is_some_and(|(a, b)| a != b),
+        }
+    }
+}
+
+impl Part {
+    fn of(headers: &HeaderMap) -> Option<Self> {
+        let (range, total) = content_range(headers)?;
+        let (first, last) = range.split_once('-')?;
+        let (first, last): (u64, u64) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+        let total_bytes = match total {
+            "*" => None,
+            total => Some(total.parse().ok()?),
+        };
+        (first <= last && total_bytes.is_none_or(|total| last < total)).then_some(Self { first, total_bytes })
+    }
+}
+
+/// Answers both halves of `Content-Range: bytes RANGE/TOTAL`.
+fn content_range(headers: &HeaderMap) -> Option<(&str, &str)> {
+    let range = headers.get(CONTENT_RANGE)?.to_str().ok()?;
+    let (range, total) = range.strip_prefix("bytes ")?.split_once('/')?;
+    Some((range.trim(), total.trim()))
 }
 
 impl Remote {
@@ -106,9 +167,18 @@ impl Remote {
             state: state.unwrap_or_default(),
             intake,
             got_bytes: kept_bytes,
+            most_bytes: kept_bytes,
             is_resumed: kept_bytes > 0,
         })
     }
+}
+
+/// What comes behind the head of an answer.
+#[derive(Debug, PartialEq, Eq)]
+enum Coming {
+    Bytes,
+    /// All was here already.
+    Nothing,
 }
 
 /// A download under way.
@@ -126,6 +196,8 @@ pub(super) struct Download<'a> {
     state: State,
     intake: Intake,
     got_bytes: u64,
+    /// The most that was ever here: what came again after it was begun anew is no progress.
+    most_bytes: u64,
     is_resumed: bool,
 }
 
@@ -158,10 +230,13 @@ impl Download<'_> {
                     error
                 }
             };
-            if self.got_bytes > before {
+            if self.got_bytes > self.most_bytes {
+                self.most_bytes = self.got_bytes;
                 tries = Tries::new(self.remote.patience);
+                tracing::debug!(%error, "going on");
+            } else {
+                tries.pause(error).await?;
             }
-            tries.pause(error).await?;
         }
         Ok(())
     }
@@ -183,16 +258,22 @@ impl Download<'_> {
     /// Asks for what is missing, and takes it in until the end or a cut.
     async fn try_once(&mut self) -> Result<(), Cut> {
         let url = self.wanted.url;
+        if self.got_bytes > 0 && self.state.version.validator().is_none() && !self.wanted.is_checked {
+            // Nothing would tell if the rest were that of another file.
+            self.begin_anew().await.map_err(Cut::Final)?;
+        }
         let request = self.remote.client().map_err(Cut::Final)?.get(url);
         let mut request = with(request, self.authorization.as_deref());
         if self.got_bytes > 0 {
             request = request.header(RANGE, format!("bytes={}-", self.got_bytes));
-            if let Some(validator) = &self.state.validator {
+            if let Some(validator) = self.state.version.validator() {
                 request = request.header(IF_RANGE, validator);
             }
         }
         let mut response = self.remote.send(url, request).await?;
-        self.accept(&response).await?;
+        if self.accept(&response).await? == Coming::Nothing {
+            return Ok(());
+        }
         while let Some(bytes) = self.remote.next(url, &mut response).await? {
             let count = bytes.len() as u64;
             if !self.intake.take(bytes).await {
@@ -202,17 +283,18 @@ impl Download<'_> {
             self.got_bytes += count;
             self.show();
         }
+        let problem = |total: &str| fetch_error(url, &format!("{} of {total} bytes came", self.got_bytes));
         match self.state.total_bytes {
-            Some(total) if total != self.got_bytes => {
-                let problem = format!("{} of {total} bytes came", self.got_bytes);
-                Err(Cut::Again(fetch_error(url, &problem)))
-            }
+            Some(total) if total > self.got_bytes => Err(Cut::Again(problem(&total.to_string()))),
+            Some(total) if total < self.got_bytes => Err(Cut::Anew(problem(&total.to_string()))),
+            // A part of nobody knows how much: only a server that has no more can tell that it was the last.
+            None if response.status() == StatusCode::PARTIAL_CONTENT => Err(Cut::Again(problem("unknown"))),
             _ => Ok(()),
         }
     }
 
     /// Looks at the head of an answer: whether the rest comes, or the whole, or nothing of use.
-    async fn accept(&mut self, response: &Response) -> Result<(), Cut> {
+    async fn accept(&mut self, response: &Response) -> Result<Coming, Cut> {
         let (url, status) = (self.wanted.url, response.status());
         // Before what came earlier is dropped for it: a network that wants a login first answers so.
         if status.is_success() && is_web_page(response.headers()) {
@@ -221,34 +303,55 @@ impl Download<'_> {
             let (url, problem) = (shown(url), problem.to_owned());
             return Err(Cut::Final(Error::Fetch { url, problem, status, source: None }));
         }
-        match status {
+        let mut version = Version::of(response.headers());
+        let total_bytes = match status {
             StatusCode::OK => {
                 if self.got_bytes > 0 {
                     // It knows no ranges, or has another file by now: it sends the whole.
                     self.begin_anew().await.map_err(Cut::Final)?;
                 }
+                response.content_length()
             }
             StatusCode::PARTIAL_CONTENT => {
-                let range = response.headers().get(CONTENT_RANGE).and_then(|range| range.to_str().ok());
-                if range.and_then(first_of_range) != Some(self.got_bytes) {
+                let part = Part::of(response.headers()).filter(|part| part.first == self.got_bytes);
+                let Some(part) = part else {
                     return Err(Cut::Anew(fetch_error(
                         url,
                         "the server sent another part than was asked for",
                     )));
+                };
+                let has_other_size =
+                    part.total_bytes.zip(self.state.total_bytes).is_some_and(|(new, old)| new != old);
+                if self.got_bytes > 0 {
+                    if has_other_size || version.differs(&self.state.version) {
+                        return Err(Cut::Anew(fetch_error(url, "the server has another file by now")));
+                    }
+                    self.is_resumed = true;
+                    let known = self.state.version.clone();
+                    version = Version {
+                        etag: known.etag.or(version.etag),
+                        modified: known.modified.or(version.modified),
+                    };
                 }
+                part.total_bytes.or(self.state.total_bytes)
             }
             StatusCode::RANGE_NOT_SATISFIABLE if self.got_bytes > 0 => {
-                return Err(Cut::Anew(refusal(url, status)));
+                let total =
+                    content_range(response.headers()).and_then(|(_, total)| total.parse::<u64>().ok());
+                return match total {
+                    Some(total) if total == self.got_bytes && self.state.total_bytes.is_none() => {
+                        Ok(Coming::Nothing)
+                    }
+                    _ => Err(Cut::Anew(refusal(url, status))),
+                };
             }
             _ if is_passing(status) => return Err(Cut::Again(refusal(url, status))),
             _ => {
                 self.challenge = challenge(url, response);
                 return Err(Cut::Final(refusal(url, status)));
             }
-        }
-        let total_bytes = response.content_length().map(|rest| self.got_bytes + rest);
-        let validator = validator(response.headers());
-        let state = State { url: url.to_owned(), validator, total_bytes, boot_id: boot_id().ok() };
+        };
+        let state = State { url: url.to_owned(), version, total_bytes, boot_id: boot_id().ok() };
         if state != self.state {
             let bytes = serde_json::to_vec(&state).expect("it has only text and numbers");
             replace(&self.place.dir.join(STATE), &bytes).map_err(Cut::Final)?;
@@ -257,7 +360,7 @@ impl Download<'_> {
         check_room(&self.place.dir, self.state.total_bytes.map(|total| total - self.got_bytes))
             .map_err(Cut::Final)?;
         self.show();
-        Ok(())
+        Ok(Coming::Bytes)
     }
 
     /// Drops what came, once nobody writes it any more, and begins with nothing.
@@ -274,20 +377,6 @@ impl Download<'_> {
         let (done_bytes, total_bytes) = (self.got_bytes, self.state.total_bytes);
         self.progress.send_replace(PullProgress { stage: PullStage::Fetching, done_bytes, total_bytes });
     }
-}
-
-/// Answers what the server knows this very file by: a strong ETag, else a date.
-///
-/// Source: RFC 9110, "If-Range": a weak ETag is not to be used there.
-fn validator(headers: &HeaderMap) -> Option<String> {
-    let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
-    let strong = text(ETAG).filter(|etag| etag.starts_with('"'));
-    strong.or_else(|| text(LAST_MODIFIED)).map(str::to_owned)
-}
-
-/// Answers where a part begins: `bytes FIRST-LAST/TOTAL`.
-fn first_of_range(range: &str) -> Option<u64> {
-    range.strip_prefix("bytes ")?.split_once('-')?.0.trim().parse().ok()
 }
 
 /// Refuses what there is no room for, before it is fetched.
@@ -309,15 +398,63 @@ fn check_room(dir: &Path, bytes: Option<u64>) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    fn headers(all: &[(&'static str, &str)]) -> HeaderMap {
+        all.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
+    }
+
+    const DATE: &str = "Mon, 01 Jan 2024 00:00:00 GMT";
+    const LATER: &str = "Mon, 01 Jan 2024 00:00:01 GMT";
 
     #[test]
     fn only_what_names_one_file_is_a_validator() {
-        let headers = |all: &[(&'static str, &str)]| -> HeaderMap {
-            all.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
+        for (all, expected) in [
+            (&[("etag", "\"a\""), ("last-modified", DATE)][..], Some("\"a\"")),
+            (&[("etag", "W/\"a\""), ("last-modified", DATE)], Some(DATE)),
+            (&[("etag", "W/\"a\"")], None),
+        ] {
+            assert_eq!(Version::of(&headers(all)).validator(), expected);
+        }
+    }
+
+    #[test]
+    fn versions_differ_by_what_both_tell() {
+        let version = |etag: &str, modified: &str| {
+            let told = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+            Version { etag: told(etag), modified: told(modified) }
         };
-        let date = "Mon, 01 Jan 2024 00:00:00 GMT";
-        assert_eq!(validator(&headers(&[("etag", "\"a\""), ("last-modified", date)])).unwrap(), "\"a\"");
-        assert_eq!(validator(&headers(&[("etag", "W/\"a\""), ("last-modified", date)])).unwrap(), date);
-        assert_eq!(validator(&headers(&[("etag", "W/\"a\"")])), None);
+        for (a, b, differ) in [
+            (("\"a\"", DATE), ("\"a\"", LATER), false),
+            (("\"a\"", DATE), ("\"b\"", DATE), true),
+            (("W/\"a\"", DATE), ("\"a\"", DATE), false),
+            (("W/\"a\"", DATE), ("W/\"a\"", LATER), true),
+            (("W/\"a\"", ""), ("W/\"b\"", ""), true),
+            (("\"a\"", DATE), ("", LATER), true),
+            (("\"a\"", ""), ("", DATE), false),
+            (("", ""), ("\"a\"", DATE), false),
+        ] {
+            assert_eq!(version(a.0, a.1).differs(&version(b.0, b.1)), differ, "{a:?} {b:?}");
+        }
+    }
+
+    #[test]
+    fn a_part_is_read_with_its_total() {
+        let part = |range: &str| Part::of(&headers(&[("content-range", range)]));
+        let read = |first, total_bytes| Some(Part { first, total_bytes });
+        assert_eq!(part("bytes 17-98/100"), read(17, Some(100)));
+        assert_eq!(part("bytes 17-99/*"), read(17, None));
+        for bad in
+            ["bytes */100", "bytes 17-100/100", "bytes 9-8/100", "bytes 17-99", "17-99/100", "bytes a-b/c"]
+        {
+            assert_eq!(part(bad), None, "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_head_is_read_without_panic(range in "(bytes )?[0-9*/ -]{0,40}") {
+            let _ = Part::of(&headers(&[("content-range", &range)]));
+        }
     }
 }

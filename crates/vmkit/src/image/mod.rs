@@ -36,6 +36,8 @@ mod digest;
 mod disk;
 #[cfg(feature = "images")]
 mod download;
+#[cfg(all(test, feature = "images", feature = "qemu"))]
+mod download_tests;
 #[cfg(feature = "images")]
 mod downloads;
 #[cfg(feature = "images")]

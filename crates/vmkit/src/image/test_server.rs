@@ -18,6 +18,8 @@ pub(super) struct Page {
     pub(super) etag: Option<String>,
     /// After how many bytes of the body each answer is cut off, the first ones first; those that follow are whole.
     pub(super) cuts: Vec<usize>,
+    /// What it does with `Range` otherwise than it should.
+    pub(super) oddity: Oddity,
     /// How long it waits before each 4 KiB.
     pub(super) pause: Duration,
     /// Whether it falls silent instead of closing where it cuts.
@@ -28,6 +30,22 @@ pub(super) struct Page {
     pub(super) guarded: Option<(String, String)>,
 }
 
+/// How an answer to `Range` is odd.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Oddity {
+    None,
+    /// Each part has at most so many bytes.
+    ShortParts(usize),
+    /// As that, and nobody is told how long the whole is.
+    ShortPartsOfSome(usize),
+    /// It tells no ETag, though it answers to `Range`.
+    NoEtag,
+    /// It sends a part of what it has now, whatever `If-Range` says.
+    NoIfRange,
+    /// As that, and with a part it tells no ETag.
+    NoIfRangeNorEtag,
+}
+
 impl Page {
     pub(super) fn new(body: impl Into<Vec<u8>>) -> Self {
         Self {
@@ -36,6 +54,7 @@ impl Page {
             body: body.into(),
             etag: Some("\"one\"".to_owned()),
             cuts: Vec::new(),
+            oddity: Oddity::None,
             pause: Duration::ZERO,
             stalls: false,
             tells_length: true,
@@ -151,28 +170,8 @@ async fn answer(
         answer.push_str("Content-Length: 0\r\nConnection: close\r\n\r\n");
         return stream.write_all(answer.as_bytes()).await;
     }
-    let range = headers.get("range").and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-'));
-    let is_same = headers.get("if-range").is_none_or(|validator| Some(validator) == page.etag.as_ref());
-    // A refusal has no parts.
-    let has_parts = page.status == "200 OK" && page.etag.is_some() && is_same;
-    let from = range.and_then(|from| from.parse().ok()).filter(|_| has_parts).unwrap_or(0);
-    let body = page.body.get(from..).unwrap_or_default();
-    if from > 0 && body.is_empty() {
-        answer
-            .push_str("HTTP/1.1 416 Range Not Satisfiable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
-        return stream.write_all(answer.as_bytes()).await;
-    }
-    if from > 0 {
-        let (last, total) = (page.body.len() - 1, page.body.len());
-        answer.push_str(&format!(
-            "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes {from}-{last}/{total}\r\n"
-        ));
-    } else {
-        answer.push_str(&format!("HTTP/1.1 {}\r\n", page.status));
-    }
-    if let Some(etag) = &page.etag {
-        answer.push_str(&format!("ETag: {etag}\r\n"));
-    }
+    let (head, body) = part(page, headers);
+    answer.push_str(&head);
     for (name, value) in &page.headers {
         answer.push_str(&format!("{name}: {value}\r\n"));
     }
@@ -194,4 +193,45 @@ async fn answer(
         std::future::pending::<()>().await;
     }
     stream.flush().await
+}
+
+/// Answers how an answer begins, and what of the page it has: all, or the part that was asked for.
+fn part<'a>(page: &'a Page, headers: &BTreeMap<String, String>) -> (String, &'a [u8]) {
+    let range = headers.get("range").and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-'));
+    let is_careless = matches!(page.oddity, Oddity::NoIfRange | Oddity::NoIfRangeNorEtag);
+    let is_same = headers.get("if-range").is_none_or(|validator| Some(validator) == page.etag.as_ref());
+    // A refusal has no parts.
+    let has_parts = page.status == "200 OK" && page.etag.is_some() && (is_same || is_careless);
+    let from = range.and_then(|from| from.parse().ok()).filter(|_| has_parts).unwrap_or(0);
+    let total = page.body.len();
+    let mut head = String::new();
+    let mut body = page.body.get(from..).unwrap_or_default();
+    if from > 0 && body.is_empty() {
+        let head = format!("HTTP/1.1 416 Range Not Satisfiable\r\nContent-Range: bytes */{total}\r\n");
+        return (head, body);
+    }
+    if from > 0 {
+        let told = match page.oddity {
+            Oddity::ShortPartsOfSome(_) => "*".to_owned(),
+            _ => total.to_string(),
+        };
+        if let Oddity::ShortParts(most) | Oddity::ShortPartsOfSome(most) = page.oddity {
+            body = &body[..most.min(body.len())];
+        }
+        let last = from + body.len() - 1;
+        head.push_str(&format!(
+            "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes {from}-{last}/{told}\r\n"
+        ));
+    } else {
+        head.push_str(&format!("HTTP/1.1 {}\r\n", page.status));
+    }
+    let tells_etag = match page.oddity {
+        Oddity::NoEtag => false,
+        Oddity::NoIfRangeNorEtag => from == 0,
+        _ => true,
+    };
+    if let Some(etag) = page.etag.as_ref().filter(|_| tells_etag) {
+        head.push_str(&format!("ETag: {etag}\r\n"));
+    }
+    (head, body)
 }
