@@ -72,6 +72,17 @@ pub enum Signed {
     Image,
 }
 
+impl Signed {
+    /// Answers how the catalogue writes it.
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Checksums => "checksums",
+            Self::Inline => "inline",
+            Self::Image => "image",
+        }
+    }
+}
+
 /// A public key: its fingerprint says which it is, wherever it comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OpenPgpKey {
@@ -349,9 +360,20 @@ impl Catalogue {
             "" => {
                 url.split_once("://").map(|(_, rest)| format!("{}/{rest}", mirror.to.trim_end_matches('/')))
             }
-            from => url.strip_prefix(from).map(|rest| format!("{}{rest}", mirror.to)),
+            from => url.strip_prefix(from).map(|rest| mirror.followed_by(rest)),
         });
         fitting.unwrap_or_else(|| url.to_owned())
+    }
+}
+
+impl Mirror {
+    /// Answers the mirror's address with what followed `from`: where that ended with a slash or was followed by one, there is one.
+    fn followed_by(&self, rest: &str) -> String {
+        let (to, is_query) = (self.to.as_str(), self.to.contains('?'));
+        match (self.from.ends_with('/') || rest.starts_with('/')) && !is_query {
+            true => format!("{}/{}", to.trim_end_matches('/'), rest.trim_start_matches('/')),
+            false => format!("{to}{rest}"),
+        }
     }
 }
 
@@ -420,6 +442,7 @@ impl Image {
                         file.url
                     ));
                 }
+                release.check_signature(file).map_err(|why| format!("{here}.{}: {why}", arch.as_str()))?;
             }
         }
         if let Some(newest) = &self.newest
@@ -466,6 +489,31 @@ impl Release {
         }
     }
 
+    /// Refuses what asks for a signature and lacks what it is verified by: nothing would be.
+    fn check_signature(&self, file: &File) -> Result<(), String> {
+        let checksums = file.checksums.as_ref().or(self.checksums.as_ref());
+        let signature = file.signature.as_ref().or(self.signature.as_ref());
+        let keys = self.keys.first();
+        let lacks = |field: &str, what: &str| {
+            let signed = self.signed.map_or("", Signed::as_str);
+            Err(format!("it is `signed = \"{signed}\"`, and `{field}` is missing: {what}"))
+        };
+        match self.signed {
+            None if signature.is_some() => {
+                Err("it has a `signature`: say what is signed, checksums, inline or image".to_owned())
+            }
+            None => Ok(()),
+            Some(_) if keys.is_none() => lacks("keys", "the keys of which any may have signed"),
+            Some(Signed::Checksums | Signed::Inline) if checksums.is_none() => {
+                lacks("checksums", "the file of checksums that is signed")
+            }
+            Some(Signed::Checksums | Signed::Image) if signature.is_none() => {
+                lacks("signature", "the file that has the signature")
+            }
+            Some(_) => Ok(()),
+        }
+    }
+
     fn arches(&self) -> Vec<Arch> {
         [Arch::X86_64, Arch::Aarch64].into_iter().filter(|arch| self.file(*arch).is_some()).collect()
     }
@@ -480,8 +528,14 @@ fn by_number(a: &str, b: &str) -> Ordering {
     parts(a).cmp(&parts(b))
 }
 
+/// Answers an address as far as its path: what stands behind a `?` is no part of a file's name.
+pub(super) fn without_query(url: &str) -> &str {
+    url.split(['?', '#']).next().unwrap_or(url)
+}
+
 /// Answers the address of a file named beside another: `{file}` stands for that one's own name.
 fn beside(url: &str, reference: &str) -> String {
+    let url = without_query(url);
     let (dir, file) = url.rsplit_once('/').unwrap_or((url, ""));
     let reference = reference.replace("{file}", file);
     if is_address(&reference) { reference } else { format!("{dir}/{reference}") }

@@ -141,12 +141,69 @@ fn a_bad_catalogue_is_refused_with_the_place() {
             "version = 1\n[image.a]\nnewest = \"2\"\n[image.a.release.1]\nx86_64 = { url = \"http://h/x\" }",
             "newest is \"2\"",
         ),
+        (
+            "version = 1\n[image.a.release.1]\nsignature = \"s\"\nx86_64 = { url = \"http://h/x\" }",
+            "it has a `signature`: say what is signed",
+        ),
     ] {
         let error = extended(text).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Record);
         let error = error.to_string();
         assert!(error.starts_with("/c/images.toml: ") && error.contains(why), "{text}: {error}");
     }
+}
+
+#[test]
+fn what_asks_for_a_signature_and_could_not_verify_it_is_refused() {
+    let (sums, signature, keys) =
+        ("checksums = \"SUMS\"\n", "signature = \"SUMS.gpg\"\n", "keys = [\"ubuntu\"]\n");
+    let release = |signed: &str, fields: &[&str], file: &str| {
+        let fields = fields.concat();
+        format!(
+            "version = 1\n[image.a.release.1]\nsigned = \"{signed}\"\n{fields}\
+             x86_64 = {{ url = \"http://h/x\" }}\naarch64 = {{ url = \"http://h/y\"{file} }}\n"
+        )
+    };
+    for (signed, fields, missing) in [
+        ("checksums", &[sums, signature][..], "keys"),
+        ("checksums", &[sums, keys], "signature"),
+        ("checksums", &[signature, keys], "checksums"),
+        ("inline", &[sums], "keys"),
+        ("inline", &[keys], "checksums"),
+        ("inline", &[keys, signature], "checksums"),
+        ("image", &[sums, keys], "signature"),
+        ("image", &[signature], "keys"),
+        ("image", &[], "keys"),
+    ] {
+        let error = extended(&release(signed, fields, "")).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Record);
+        let begin = format!(
+            "/c/images.toml: image.a.release.1.x86_64: it is `signed = \"{signed}\"`, and `{missing}` is missing: "
+        );
+        assert!(error.to_string().starts_with(&begin), "{error}");
+    }
+    // What one file has for itself, the other lacks.
+    let of_one = release("image", &[keys], ", signature = \"y.asc\"");
+    assert!(extended(&of_one).unwrap_err().to_string().contains("release.1.x86_64: "));
+    for (signed, fields) in [
+        ("checksums", &[sums, signature, keys][..]),
+        ("inline", &[sums, keys]),
+        ("image", &[signature, keys]),
+    ] {
+        extended(&release(signed, fields, "")).unwrap();
+    }
+}
+
+#[test]
+fn what_stands_behind_a_question_mark_is_no_part_of_a_files_name() {
+    let catalogue = extended(
+        "version = 1\n[image.a.release.1]\nchecksums = \"{file}.sha256\"\n\
+         x86_64 = { url = \"http://h/dir/d.img?sig=a/b\" }\n",
+    )
+    .unwrap();
+    let found = catalogue.find(&name("a"), Arch::X86_64).unwrap();
+    assert_eq!(found.url, "http://h/dir/d.img?sig=a/b");
+    assert_eq!(found.checksums.unwrap(), "http://h/dir/d.img.sha256");
 }
 
 #[test]
@@ -165,6 +222,16 @@ fn mirrors_replace_the_beginning_of_addresses() {
     };
     let all = "http://m.lan/vm";
     assert_eq!(url(all), "http://m.lan/vm/cloud.debian.org/images/cloud/bookworm/latest/SHA512SUMS");
+    for one in [
+        "https://cloud.debian.org/images=http://d.lan/deb",
+        "https://cloud.debian.org/images/=http://d.lan/deb",
+        "https://cloud.debian.org/images=http://d.lan/deb/",
+        "https://cloud.debian.org/images/=http://d.lan/deb/",
+        // A beginning may end in the middle of a name.
+        "https://cloud.debian.org/images/cl=http://d.lan/deb/cl",
+    ] {
+        assert_eq!(url(one), "http://d.lan/deb/cloud/bookworm/latest/SHA512SUMS", "{one}");
+    }
     let some = "https://cloud.debian.org/images/=http://d.lan/ https://x.invalid/=http://x.lan/";
     assert_eq!(url(some), "http://d.lan/cloud/bookworm/latest/SHA512SUMS");
     assert!(url(&format!("{some} {all}")).starts_with("http://d.lan/"), "the first that fits counts");

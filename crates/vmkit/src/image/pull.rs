@@ -14,7 +14,7 @@ use std::path::Path;
 
 use tokio::sync::watch;
 
-use super::catalogue::{OpenPgpKey, PublicKey, Published, PublishedSignature, Signed};
+use super::catalogue::{OpenPgpKey, PublicKey, Published, PublishedSignature, Signed, without_query};
 use super::checksums;
 use super::digest::{Digest, DigestAlgorithm, Hasher};
 use super::download::{Fetched, Wanted};
@@ -230,24 +230,26 @@ impl ImageStore {
         };
         let mut bytes = self.remote.small_file(checksums, MOST_CHECKSUM_BYTES).await?;
         source.verified = Verified::Checksum { from: checksums.clone() };
+        let now = seconds_since_1970();
         let untrusted = |problem: String| Error::Untrusted { what: checksums.clone(), problem };
         match &published.signature {
             Some(one) if one.signed == Signed::Checksums => {
                 let signature = self.remote.small_file(&one.url, MOST_SIGNATURE_BYTES).await?;
                 let fingerprint =
-                    signature::verify_detached(&signature, &self.signers(one).await?, || Ok(&bytes[..]));
+                    signature::verify_detached(&signature, &self.signers(one).await?, now, || Ok(&bytes[..]));
                 source.verified = Verified::Signature { fingerprint: fingerprint.map_err(untrusted)? };
             }
             Some(one) if one.signed == Signed::Inline => {
                 // What was signed counts, and nothing that stands around it.
                 let signers = self.signers(one).await?;
-                let (fingerprint, text) = signature::verify_inline(&bytes, &signers).map_err(untrusted)?;
+                let (fingerprint, text) =
+                    signature::verify_inline(&bytes, &signers, now).map_err(untrusted)?;
                 source.verified = Verified::Signature { fingerprint };
                 bytes = text.into_bytes();
             }
             _ => {}
         }
-        let file = published.url.rsplit('/').next().unwrap_or_default();
+        let file = without_query(&published.url).rsplit('/').next().unwrap_or_default();
         let found = checksums::find(&String::from_utf8_lossy(&bytes), file);
         source.digest = Some(found.ok_or_else(|| Error::Untrusted {
             what: checksums.clone(),
@@ -444,7 +446,7 @@ impl FileSignature {
     async fn verify(&self, file: &Path) -> std::result::Result<Verified, String> {
         let (Self { signature, keys }, file) = (self.clone(), file.to_owned());
         let checked = tokio::task::spawn_blocking(move || {
-            signature::verify_detached(&signature, &keys, || File::open(&file))
+            signature::verify_detached(&signature, &keys, seconds_since_1970(), || File::open(&file))
         });
         let fingerprint = checked.await.expect("checking a signature does not panic")?;
         Ok(Verified::Signature { fingerprint })

@@ -177,15 +177,24 @@ impl Session<'_> {
         remote.ask(url, Some(MANIFESTS), self.authorization.as_deref(), MOST_MANIFEST_BYTES).await
     }
 
-    /// Answers what the registry is shown that wants to know who asks.
+    /// Answers what the registry is shown that wants to know who asks: a token where it takes one, else a password.
     async fn answer(&self, header: &str) -> Result<Option<String>> {
-        let challenge = challenge(header);
+        let challenges = challenges(header);
+        let of = |scheme: &str| challenges.iter().find(|challenge| challenge.scheme == scheme);
         let login = self.store.login(self.image).await?;
-        Ok(match (challenge.scheme.as_str(), login) {
-            ("basic", Some(Login::Password(password))) => Some(basic(&password)),
-            ("bearer", login) => Some(self.token(&challenge, login).await?),
+        let basic = match (of("basic"), &login) {
+            (Some(_), Some(Login::Password(password))) => Some(basic(password)),
             _ => None,
-        })
+        };
+        let Some(bearer) = of("bearer") else { return Ok(basic) };
+        match (self.token(bearer, login).await, basic) {
+            (Ok(token), _) => Ok(Some(token)),
+            (Err(error), Some(basic)) => {
+                tracing::debug!(%error, "going on with a password, which the registry takes as well");
+                Ok(Some(basic))
+            }
+            (Err(error), None) => Err(error),
+        }
     }
 
     /// Fetches a token for reading this repository, for whoever asks or for anybody.
@@ -276,22 +285,56 @@ fn oci_name(arch: Arch) -> &'static str {
     }
 }
 
-/// Reads what a server wants to be shown: a scheme, then names with values in quotes or without.
+/// Reads what a server wants to be shown, one thing or another: schemes, each with names that have values, in quotes or not.
 ///
 /// Source: RFC 9110, "WWW-Authenticate".
-fn challenge(header: &str) -> Challenge {
-    let (scheme, mut rest) = header.trim().split_once(' ').unwrap_or((header.trim(), ""));
-    let mut parameters = BTreeMap::new();
-    while let Some((name, value)) = rest.split_once('=') {
-        let name = name.trim_matches([' ', ',']).to_ascii_lowercase();
-        let (value, after) = match value.strip_prefix('"') {
-            Some(quoted) => quoted.split_once('"').unwrap_or((quoted, "")),
-            None => value.split_once(',').unwrap_or((value, "")),
-        };
-        parameters.insert(name, value.trim().to_owned());
-        rest = after;
+fn challenges(header: &str) -> Vec<Challenge> {
+    const BLANKS: [char; 2] = [' ', '\t'];
+    let mut challenges: Vec<Challenge> = Vec::new();
+    let mut rest = header;
+    loop {
+        rest = rest.trim_start_matches([' ', '\t', ',']);
+        if rest.is_empty() {
+            return challenges;
+        }
+        let end = rest.find([' ', '\t', ',', '=']).unwrap_or(rest.len());
+        let (word, after) = rest.split_at(end);
+        let word = word.to_ascii_lowercase();
+        match after.trim_start_matches(BLANKS).strip_prefix('=') {
+            Some(value) => {
+                let (value, after) = parameter_value(value.trim_start_matches(BLANKS));
+                rest = after;
+                if let Some(challenge) = challenges.last_mut() {
+                    challenge.parameters.insert(word, value);
+                }
+            }
+            // A word without a value begins the next one.
+            None => {
+                challenges.push(Challenge { scheme: word, parameters: BTreeMap::new() });
+                rest = after;
+            }
+        }
     }
-    Challenge { scheme: scheme.to_ascii_lowercase(), parameters }
+}
+
+/// Reads a value, in quotes or not, and answers what follows it.
+fn parameter_value(text: &str) -> (String, &str) {
+    let Some(quoted) = text.strip_prefix('"') else {
+        let (value, rest) = text.split_at(text.find([',', ' ', '\t']).unwrap_or(text.len()));
+        return (value.to_owned(), rest);
+    };
+    let (mut value, mut is_escaped) = (String::new(), false);
+    for (at, letter) in quoted.char_indices() {
+        match letter {
+            '"' if !is_escaped => return (value, &quoted[at + 1..]),
+            '\\' if !is_escaped => is_escaped = true,
+            letter => {
+                value.push(letter);
+                is_escaped = false;
+            }
+        }
+    }
+    (value, "")
 }
 
 /// Writes what has a meaning in an address as `%XX`.
@@ -347,12 +390,29 @@ mod tests {
     #[test]
     fn a_challenge_is_read_with_commas_in_its_values() {
         let found =
-            challenge(r#"Bearer realm="https://a/t",service="r.example",scope="repository:x:pull,push""#);
-        assert_eq!(found.scheme, "bearer");
-        assert_eq!(found.parameters["scope"], "repository:x:pull,push");
-        assert_eq!(found.parameters["realm"], "https://a/t");
-        assert_eq!(challenge("Basic realm=plain").parameters["realm"], "plain");
-        assert_eq!(challenge("Negotiate").scheme, "negotiate");
+            challenges(r#"Bearer realm="https://a/t",service="r.example",scope="repository:x:pull,push""#);
+        assert_eq!((found.len(), found[0].scheme.as_str()), (1, "bearer"));
+        assert_eq!(found[0].parameters["scope"], "repository:x:pull,push");
+        assert_eq!(found[0].parameters["realm"], "https://a/t");
+        assert_eq!(challenges("Basic realm=plain")[0].parameters["realm"], "plain");
+        assert_eq!(challenges("Negotiate")[0].scheme, "negotiate");
+        assert_eq!(challenges(r#"Basic realm="a \"b\", c""#)[0].parameters["realm"], "a \"b\", c");
+    }
+
+    #[test]
+    fn several_challenges_are_read_from_one_header() {
+        for text in [
+            r#"Basic realm="r, x", Bearer realm="https://a/t",service=s"#,
+            r#"basic realm = plain ,BEARER realm="https://a/t" , service="s""#,
+            r#"Negotiate, Basic realm=x, Bearer realm="https://a/t", service="s""#,
+            r#"Negotiate YII==, Bearer realm="https://a/t", service="s", Basic"#,
+        ] {
+            let found = challenges(text);
+            let bearer = found.iter().find(|one| one.scheme == "bearer").unwrap_or_else(|| panic!("{text}"));
+            assert_eq!((&*bearer.parameters["realm"], &*bearer.parameters["service"]), ("https://a/t", "s"));
+            assert!(found.iter().any(|one| one.scheme == "basic"), "{text}");
+        }
+        assert_eq!(challenges(" , "), []);
     }
 
     #[test]
@@ -375,7 +435,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_challenge_is_read_without_panic(text in ".*") {
-            let _ = challenge(&text);
+            let _ = challenges(&text);
         }
     }
 }

@@ -72,6 +72,46 @@ async fn a_registry_that_wants_a_login_is_shown_it() {
     assert_eq!(scene.pull(&format!("{image}:1")).await.unwrap().id.hex(), sha256(&disk));
 }
 
+#[tokio::test]
+async fn of_several_challenges_the_token_is_preferred_to_the_password() {
+    let mut scene = Scene::new().await;
+    let disk = disk(20_000);
+    let image = format!("{}:1", put_artifact(&scene.server, &disk, Some("Basic dTpw")));
+    let config = format!(r#"{{"auths": {{"{}": {{"auth": "dTpw"}}}}}}"#, scene.server.host());
+    let credentials = RegistryCredentials::from_docker_config(&config).unwrap();
+    scene.store = scene.store.clone().with_registry_credentials(credentials);
+    let bearer = format!("Bearer realm=\"{}\",service=\"test\"", scene.server.url("/token"));
+    let basic = "Basic realm=\"a, b\"";
+    let digest = format!("sha256:{}", sha256(&disk));
+    let manifest = serde_json::json!({"layers": [{"mediaType": "x", "digest": digest}]}).to_string();
+    let put = |token: &str, challenge: String| {
+        let guarded = Some((token.to_owned(), challenge));
+        let page = |body: &[u8]| Page { guarded: guarded.clone(), ..Page::new(body) };
+        scene.server.put("/v2/disks/web/manifests/1", page(manifest.as_bytes()));
+        scene.server.put(&format!("/v2/disks/web/blobs/{digest}"), page(&disk));
+    };
+    // In one header and in two, in either order.
+    for challenge in [
+        format!("{basic}, {bearer}"),
+        format!("{bearer}, {basic}"),
+        format!("{basic}\r\nWWW-Authenticate: {bearer}"),
+        format!("{bearer}\r\nWWW-Authenticate: {basic}"),
+        format!("Negotiate\r\nWWW-Authenticate: {bearer}"),
+    ] {
+        put("Bearer let-me-in", challenge.clone());
+        let kept = scene.pull(&image).await.unwrap_or_else(|error| panic!("{challenge}: {error}"));
+        assert_eq!(kept.id.hex(), sha256(&disk));
+        scene.store.remove(&image, None).await.unwrap();
+    }
+    // Who gives tokens is out of order; the password will do.
+    scene.server.put("/token", Page::status("404 Not Found"));
+    put("Basic dTpw", format!("{bearer}\r\nWWW-Authenticate: {basic}"));
+    assert_eq!(scene.pull(&image).await.unwrap().id.hex(), sha256(&disk));
+    scene.store.remove(&image, None).await.unwrap();
+    put("Basic dTpw", format!("Negotiate, {basic}"));
+    assert_eq!(scene.pull(&image).await.unwrap().id.hex(), sha256(&disk));
+}
+
 /// Makes a helper `docker-credential-test` that answers this, and a store that runs it.
 fn with_helper(scene: &Scene, script: &str) -> ImageStore {
     let path = scene.dir.path().join("docker-credential-test");

@@ -295,8 +295,13 @@ fn refusal_to_follow(before: &[Url], next: &Url) -> Option<String> {
 /// Answers how a server wants to be shown who asks, where it refused for that; a server that was led to is told nothing.
 pub(super) fn challenge(url: &str, response: &Response) -> Option<String> {
     let is_asked = Url::parse(url).is_ok_and(|asked| asked.origin() == response.url().origin());
-    let header = response.headers().get(WWW_AUTHENTICATE)?.to_str().ok()?;
-    (is_asked && response.status() == StatusCode::UNAUTHORIZED).then(|| header.to_owned())
+    if !is_asked || response.status() != StatusCode::UNAUTHORIZED {
+        return None;
+    }
+    // Several headers of one name are one with commas between. Source: RFC 9110, "Field Lines and Combined Field Value".
+    let headers = response.headers().get_all(WWW_AUTHENTICATE).iter();
+    let headers: Vec<&str> = headers.filter_map(|header| header.to_str().ok()).collect();
+    (!headers.is_empty()).then(|| headers.join(", "))
 }
 
 /// Tells whether what came is worth keeping after a refusal with this status: whoever logs in, or asks later, may get the rest.

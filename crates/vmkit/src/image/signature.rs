@@ -1,8 +1,8 @@
 //! Checks OpenPGP signatures: over a file, or within a text.
 //!
 //! Pure: whoever calls it brings the bytes. A signature counts if a key of the catalogue made it while that key was valid,
-//! or a subkey that the key bound for signing; if the key was not revoked; and if the hash is none that can be forged. A
-//! key that has expired since does not undo what it signed before. Which key it is, its fingerprint says, and not who brought it.
+//! or a subkey that the key bound for signing; if the key was not revoked; if it is one over a file or a text, and has not
+//! expired itself; and if the hash is none that can be forged. A key that has expired since does not undo what it signed before. Which key it is, its fingerprint says, and not who brought it.
 //!
 //! Source: RFC 9580.
 
@@ -29,7 +29,8 @@ pub(super) struct Certificate {
     key: SignedPublicKey,
 }
 
-/// Checks a signature that lies in a file of its own; `open` answers the signed bytes, from the beginning each time.
+/// Checks a signature that lies in a file of its own; `open` answers the signed bytes, from the beginning each time. `now` is in
+/// seconds after the beginning of 1970.
 ///
 /// Answers the fingerprint of the key.
 ///
@@ -38,6 +39,7 @@ pub(super) struct Certificate {
 pub(super) fn verify_detached<R: Read>(
     signature: &[u8],
     keys: &[Certificate],
+    now: u64,
     mut open: impl FnMut() -> std::io::Result<R>,
 ) -> Result<String, String> {
     let is_armored = signature.trim_ascii_start().starts_with(b"-----BEGIN");
@@ -50,7 +52,7 @@ pub(super) fn verify_detached<R: Read>(
         .and_then(|all| all.into_iter().collect::<Result<Vec<_>, _>>())
         .map_err(|error| format!("the signature can't be read: {error}"))?;
     let signatures: Vec<&Signature> = signatures.iter().map(|one| &one.signature).collect();
-    trusted(&signatures, keys, |signature, signer| match open() {
+    trusted(&signatures, keys, now, |signature, signer| match open() {
         Ok(data) => signer.has_made(signature, data),
         Err(_) => false,
     })
@@ -60,13 +62,13 @@ pub(super) fn verify_detached<R: Read>(
 ///
 /// # Errors
 /// As for [`verify_detached`].
-pub(super) fn verify_inline(text: &[u8], keys: &[Certificate]) -> Result<(String, String), String> {
+pub(super) fn verify_inline(text: &[u8], keys: &[Certificate], now: u64) -> Result<(String, String), String> {
     let (message, _) = CleartextSignedMessage::from_armor(text)
         .map_err(|error| format!("there is no signature in it that can be read: {error}"))?;
     let signed = message.signed_text();
     let signatures: Vec<&Signature> = message.signatures().iter().collect();
     let fingerprint =
-        trusted(&signatures, keys, |signature, signer| signer.has_made(signature, signed.as_bytes()))?;
+        trusted(&signatures, keys, now, |signature, signer| signer.has_made(signature, signed.as_bytes()))?;
     Ok((fingerprint, signed))
 }
 
@@ -90,15 +92,26 @@ impl Signer<'_> {
 fn trusted(
     signatures: &[&Signature],
     keys: &[Certificate],
+    now: u64,
     mut verify: impl FnMut(&Signature, Signer<'_>) -> bool,
 ) -> Result<String, String> {
     if signatures.is_empty() {
         return Err("there is no signature in it".to_owned());
     }
-    let strong: Vec<&&Signature> = signatures.iter().filter(|one| is_strong(one)).collect();
+    let over_data: Vec<&&Signature> = signatures.iter().filter(|one| is_over_data(one)).collect();
+    if over_data.is_empty() {
+        return Err("what is there is a signature over something else than a file".to_owned());
+    }
+    let strong: Vec<&&Signature> = over_data.into_iter().filter(|one| is_strong(one)).collect();
     if strong.is_empty() {
         return Err("it is signed by a hash that can be forged".to_owned());
     }
+    let has_expired: Vec<bool> = strong.iter().map(|one| has_expired(one, now)).collect();
+    if has_expired.iter().all(|has| *has) {
+        return Err("the signature has expired: its publisher has to sign anew".to_owned());
+    }
+    let strong: Vec<&&Signature> =
+        strong.into_iter().zip(has_expired).filter(|(_, has)| !has).map(|(one, _)| one).collect();
     for key in keys {
         for signature in &strong {
             let Some(made) = signature.created() else { continue };
@@ -171,6 +184,21 @@ impl Certificate {
     }
 }
 
+/// Tells whether it is a signature over a file or a text, and none over a key or a user's name.
+fn is_over_data(signature: &Signature) -> bool {
+    matches!(signature.typ(), Some(SignatureType::Binary | SignatureType::Text))
+}
+
+/// Tells whether a signature has come to the end that it has itself; 0 is none.
+fn has_expired(signature: &Signature, now: u64) -> bool {
+    let after = signature.signature_expiration_time().map(|time| u64::from(time.as_secs()));
+    let created = signature.created().map(|time| u64::from(time.as_secs()));
+    match (created, after.filter(|after| *after > 0)) {
+        (Some(created), Some(after)) => now >= created + after,
+        _ => false,
+    }
+}
+
 fn is_strong(signature: &Signature) -> bool {
     matches!(
         signature.hash_alg(),
@@ -200,20 +228,24 @@ mod tests {
     const TWO: &str = "019F3568F6EFDF23AF1094D4DC0C8ACEB8D03BE9";
     const EXPIRING: &str = "8DCCD14D59A172887544C5868BBB458E0E7684A2";
     const REVOKED: &str = "F7C0D129A9191C7ACC3C96336D0166C35F065AFC";
+    const SHORT: &str = "BF4D1E73E7238EBE998E0F77ACE8355212EA02DF";
     const SUMS: &[u8] = fixture!("SUMS");
+    /// The beginning of 2026.
+    const NOW: u64 = 1_767_225_600;
 
     fn key(fingerprint: &str) -> Result<Certificate, String> {
         let public: &[u8] = match fingerprint {
             ONE => fixture!("one.pub"),
             TWO => fixture!("two.pub"),
             EXPIRING => fixture!("expiring.pub"),
+            SHORT => fixture!("short.pub"),
             _ => fixture!("revoked.pub"),
         };
         Certificate::read(fingerprint, public)
     }
 
     fn verified(signature: &[u8], data: &[u8], fingerprint: &str) -> Result<String, String> {
-        verify_detached(signature, &[key(fingerprint)?], || Ok(data))
+        verify_detached(signature, &[key(fingerprint)?], NOW, || Ok(data))
     }
 
     #[test]
@@ -226,6 +258,7 @@ mod tests {
             (fixture!("both.sig"), TWO),
             // The key has expired since, and was valid when it signed.
             (fixture!("expiring.sig"), EXPIRING),
+            (fixture!("text.sig"), SHORT),
         ] {
             assert_eq!(verified(signature, SUMS, fingerprint).as_deref(), Ok(fingerprint));
         }
@@ -240,6 +273,7 @@ mod tests {
             (fixture!("one.sig"), SUMS, TWO, "it is signed by 9CE137947B24AC90"),
             (fixture!("revoked.sig"), SUMS, REVOKED, "is revoked"),
             (fixture!("sha1.sig"), SUMS, TWO, "can be forged"),
+            (fixture!("short.sig"), SUMS, SHORT, "the signature has expired"),
             (b"", SUMS, ONE, "no signature"),
             (b"<html>", SUMS, ONE, "can't be read"),
             (
@@ -252,6 +286,26 @@ mod tests {
             let refusal = verified(signature, data, fingerprint).unwrap_err();
             assert!(refusal.contains(why), "{why}: {refusal}");
         }
+    }
+
+    #[test]
+    fn a_signature_counts_until_it_expires_and_only_over_data() {
+        let verified = |signature: &[u8], now| {
+            verify_detached(signature, &[key(SHORT).unwrap()], now, || Ok(SUMS)).map(drop)
+        };
+        // Signed on 1 March 2024, for 30 days.
+        let signed: u64 = 1_709_294_400;
+        assert_eq!(verified(fixture!("short.sig"), signed + 30 * 86_400 - 1), Ok(()));
+        let refusal = verified(fixture!("short.sig"), signed + 30 * 86_400).unwrap_err();
+        assert!(refusal.contains("has expired"), "{refusal}");
+        // One that has expired does not spoil another one.
+        let both = [&fixture!("short.sig")[..], fixture!("text.sig")].concat();
+        assert_eq!(verified(&both, NOW), Ok(()));
+
+        // What the key signed of itself is none over a file.
+        let of_key = key(SHORT).unwrap().key.details.users[0].signatures[0].clone();
+        let refusal = trusted(&[&of_key], &[key(SHORT).unwrap()], NOW, |_, _| true).unwrap_err();
+        assert!(refusal.contains("over something else than a file"), "{refusal}");
     }
 
     #[test]
@@ -271,7 +325,7 @@ mod tests {
     #[test]
     fn of_a_text_with_its_signature_only_what_was_signed_is_read() {
         let text = fixture!("CHECKSUM.inline");
-        let (fingerprint, signed) = verify_inline(text, &[key(ONE).unwrap()]).unwrap();
+        let (fingerprint, signed) = verify_inline(text, &[key(ONE).unwrap()], NOW).unwrap();
         assert_eq!(fingerprint, ONE);
         let lines = |text: &str| text.lines().map(str::to_owned).collect::<Vec<_>>();
         assert_eq!(lines(&signed), lines(std::str::from_utf8(fixture!("CHECKSUM")).unwrap()));
@@ -280,10 +334,10 @@ mod tests {
         let before = format!("SHA256 (test.img) = {}\n{text}", "f".repeat(64));
         let within = text.replace("(test.img) = a", "(test.img) = b");
         for forged in [before.as_str(), &within, "", "SHA256 (test.img) = 00"] {
-            assert!(verify_inline(forged.as_bytes(), &[key(ONE).unwrap()]).is_err(), "{forged}");
+            assert!(verify_inline(forged.as_bytes(), &[key(ONE).unwrap()], NOW).is_err(), "{forged}");
         }
         let behind = format!("{text}SHA256 (other.img) = {}\n", "f".repeat(64));
-        if let Ok((_, signed)) = verify_inline(behind.as_bytes(), &[key(ONE).unwrap()]) {
+        if let Ok((_, signed)) = verify_inline(behind.as_bytes(), &[key(ONE).unwrap()], NOW) {
             assert!(!signed.contains("other.img"));
         }
     }
@@ -323,7 +377,7 @@ mod tests {
         let PublicKey::Here(public) = key.public else { panic!("it comes with vmkit") };
         let keys = [Certificate::read(&key.fingerprint, public.as_bytes()).unwrap()];
         let (fingerprint, signed) =
-            verify_inline(fixture!("Fedora-Cloud-44-1.7-aarch64-CHECKSUM"), &keys).unwrap();
+            verify_inline(fixture!("Fedora-Cloud-44-1.7-aarch64-CHECKSUM"), &keys, NOW).unwrap();
         assert_eq!(fingerprint, "36F612DCF27F7D1A48A835E4DBFCF71C6D9F90A6");
         let image = found.url.rsplit('/').next().unwrap();
         let line = signed.lines().find(|line| line.starts_with(&format!("SHA256 ({image}) = "))).unwrap();
@@ -340,7 +394,7 @@ mod tests {
             damage in proptest::prelude::any::<(proptest::sample::Index, u8)>(),
         ) {
             let _ = verified(&bytes, SUMS, ONE);
-            let _ = verify_inline(&bytes, &[key(ONE).unwrap()]);
+            let _ = verify_inline(&bytes, &[key(ONE).unwrap()], NOW);
             let mut damaged = fixture!("two.sig").to_vec();
             let at = damage.0.index(damaged.len());
             damaged[at] = damage.1;
