@@ -1,10 +1,12 @@
 //! Where this user's VMs are kept, from the arguments and the environment. The library never reads the environment.
 
+use std::borrow::Cow;
 use std::env;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use vmkit::Error;
+use vmkit::image::ImageRef;
 use vmkit::store::Home;
 
 /// Answers the home: `--home`, else `VMKIT_HOME`, else the XDG directories.
@@ -41,16 +43,40 @@ fn find(named: Option<PathBuf>, environment: impl Fn(&str) -> Option<OsString>) 
 /// # Errors
 /// `InvalidInput` on the field for a path that is not UTF-8, which no record could keep.
 pub(crate) fn absolute(field: &'static str, path: &Path) -> Result<PathBuf, Error> {
-    let absolute = std::path::absolute(path).map_err(Error::io("find", path))?;
+    let path = local(field, path)?;
+    let absolute = std::path::absolute(&path).map_err(Error::io("find", &*path))?;
     match absolute.to_str() {
         Some(_) => Ok(absolute),
         None => Err(Error::invalid(field, absolute.display(), "the path must be UTF-8")),
     }
 }
 
+/// Answers the path that a file's address has, `file:///PATH`; any other path is itself.
+pub(crate) fn local<'a>(field: &'static str, path: &'a Path) -> Result<Cow<'a, Path>, Error> {
+    let text = path.to_str().unwrap_or_default();
+    if !text.get(..6).is_some_and(|begin| begin.eq_ignore_ascii_case("file:/")) {
+        return Ok(Cow::Borrowed(path));
+    }
+    match text.parse() {
+        Ok(ImageRef::Path(path)) => Ok(Cow::Owned(path)),
+        Err(Error::Invalid { value, expected, .. }) => Err(Error::invalid(field, value, expected)),
+        Ok(_) | Err(_) => Ok(Cow::Borrowed(path)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_address_of_a_file_is_its_path() {
+        let found = |text: &str| absolute("kernel", Path::new(text)).map(|path| path.display().to_string());
+        assert_eq!(found("file:///a%20b/c").unwrap(), "/a b/c");
+        assert_eq!(found("FILE:/a").unwrap(), "/a");
+        assert!(found("file:a").unwrap().ends_with("/file:a"), "this is a name");
+        let error = found("file:///%zz").unwrap_err().to_string();
+        assert!(error.starts_with("kernel: \"file:///%zz\": "), "{error}");
+    }
 
     fn found(named: Option<&str>, variables: &[(&str, &str)]) -> Result<Home, Error> {
         find(named.map(PathBuf::from), |name| {

@@ -391,6 +391,70 @@ fn a_text_is_taken_as_a_disk_and_warned_of() {
 }
 
 #[test]
+fn what_is_no_disk_is_refused_by_the_file_that_was_named() {
+    let host = Host::with_refusing_qemu();
+    fs::write(host.file("page.img"), "<!-- 404 -->\n<html>no</html>").unwrap();
+    fs::write(host.file("vmlinux"), [&b"\x7fELF"[..], &[0; 600]].concat()).unwrap();
+    fs::write(host.file("error.json"), "{\"error\": \"denied\"}").unwrap();
+    for (file, why) in [("page.img", "a web page"), ("vmlinux", "an ELF file"), ("error.json", "a JSON text")]
+    {
+        let refused = host.vmkit(["image", "import", file, "--name", "x"]);
+        assert_eq!(refused.code, Some(2), "{refused:?}");
+        let expected = format!("error: image: {file:?}: {why}");
+        assert!(refused.stderr.starts_with(&expected), "{refused:?}");
+        let refused = host.vmkit(["create", "web", "--image", &host.file(file)]);
+        assert!(refused.code == Some(2) && refused.stderr.contains(why), "{refused:?}");
+    }
+}
+
+#[test]
+fn the_address_of_a_file_stands_wherever_its_path_may() {
+    let host = Host::with_refusing_qemu();
+    let url = format!("file://{}", host.file("base.img"));
+    host.must(["image", "import", &url, "--name", "mine"]);
+    host.must(["create", "web", "--image", &url, "--data-disk", &format!("{url}:ro"), "--accel", "tcg"]);
+    let info = host.must(["info", "web", "--json"]);
+    assert!(info.contains(&host.file("base.img")) && !info.contains("file:"), "{info}");
+    host.must(["image", "convert", &url, &format!("file://{}", host.file("new.raw"))]);
+    assert!(Path::new(&host.file("new.raw")).exists());
+    let refused = host.vmkit(["image", "import", "file:///%zz", "--name", "x"]);
+    assert_eq!(refused.code, Some(2), "{refused:?}");
+    assert!(refused.stderr.contains("two hexadecimal digits"), "{refused:?}");
+}
+
+#[test]
+fn a_damaged_image_is_told_with_what_heals_it() {
+    let host = Host::with_refusing_qemu();
+    let (address, _) = serve(disk(), 1 << 20, Duration::ZERO);
+    let url = format!("{address}/disk.raw#sha256={}", sha256(&disk()));
+    host.must(["image", "pull", &url]);
+    host.must(["image", "import", "base.img", "--name", "mine"]);
+    let listed: serde_json::Value = serde_json::from_str(&host.must(["image", "ls", "--json"])).unwrap();
+    for image in listed.as_array().unwrap() {
+        let path = image["path"].as_str().unwrap();
+        let length = fs::metadata(path).unwrap().len();
+        fs::remove_file(path).unwrap();
+        fs::write(path, vec![9; usize::try_from(length).unwrap()]).unwrap();
+    }
+    let damaged = host.vmkit(["image", "verify"]);
+    assert_eq!(damaged.code, Some(2), "{damaged:?}");
+    assert_eq!(damaged.stdout.matches("damaged: it hashes to").count(), 2, "{damaged:?}");
+    let (pull, import) =
+        (format!("vmkit image pull {url}"), format!("vmkit image import {}", host.file("base.img")));
+    assert!(damaged.stderr.contains(&pull) && damaged.stderr.contains(&import), "{damaged:?}");
+    host.must(["image", "pull", &url]);
+    host.must(["image", "import", "base.img", "--name", "mine"]);
+    assert_eq!(host.must(["image", "verify"]).matches("good").count(), 2);
+}
+
+/// Answers what `sha256sum` says of these bytes.
+fn sha256(bytes: &[u8]) -> String {
+    let mut sum = Command::new("sha256sum").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    sum.stdin.take().unwrap().write_all(bytes).unwrap();
+    String::from_utf8(sum.wait_with_output().unwrap().stdout).unwrap()[..64].to_owned()
+}
+
+#[test]
 fn names_that_nobody_knows_are_answered_with_those_that_exist() {
     let host = Host::with_refusing_qemu();
     for (image, code, why) in [

@@ -1,6 +1,8 @@
 //! Takes a file of the user's among the kept images, and looks whether a kept image is still what it was.
 
+use std::fs::OpenOptions;
 use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use bytes::Bytes;
@@ -8,12 +10,14 @@ use tokio::sync::watch;
 
 use super::digest::{Digest, DigestAlgorithm, Hasher};
 use super::downloads::{Place, remove_dir};
+use super::inspect::Origin;
 use super::intake::Intake;
-use super::kept::{KeptImage, NewName, Verified};
+use super::kept::{DAMAGED, KeptImage, NewName, Verified};
 use super::progress::{PullProgress, PullStage};
-use super::store::{ImageStore, Import};
+use super::store::{ImageStore, Import, remove_file};
 use crate::error::{Error, Result};
 use crate::input_file::InputFile;
+use crate::steps::step;
 use crate::store::lock::Hold;
 
 const BLOCK_BYTES: usize = 1 << 20;
@@ -30,10 +34,11 @@ impl ImageStore {
         progress: &watch::Sender<PullProgress>,
     ) -> Result<KeptImage> {
         let input = InputFile::open("image", path)?;
+        let origin = Origin { shown: path.display().to_string(), file: Some(input.path.clone()) };
         // A directory of its own, so that two imports at once do not meet.
         let dir = self.downloads().join(format!("import-{}", uuid::Uuid::new_v4().simple()));
         let place = Place::new(&dir).await?;
-        let kept = self.import_within(&place, input, import, progress).await;
+        let kept = self.import_within(&place, input, &origin, import, progress).await;
         remove_dir(&dir)?;
         kept
     }
@@ -42,6 +47,7 @@ impl ImageStore {
         &self,
         place: &Place,
         input: InputFile,
+        origin: &Origin,
         import: Import,
         progress: &watch::Sender<PullProgress>,
     ) -> Result<KeptImage> {
@@ -74,10 +80,13 @@ impl ImageStore {
             user: import.user,
             firmware: import.firmware,
         };
-        self.keep(intake.finish().await?, name).await
+        let taken = intake.finish().await.map_err(|error| origin.named(error))?;
+        self.keep(taken, origin, name).await
     }
 
     /// Reads a kept image whole, and answers what its disk hashes to now: its identity, if nothing happened to it.
+    ///
+    /// What was found is written down, so that the next pull or import of a damaged image puts a whole one in its place.
     ///
     /// # Errors
     /// `NotFound`; `Io` where it can't be read.
@@ -85,24 +94,51 @@ impl ImageStore {
         let missing = || Error::NotFound { what: "image", name: id.to_string() };
         let _lock = self.hold(id, Hold::Shared).await?.ok_or_else(missing)?;
         let facts = self.read(id)?.ok_or_else(missing)?.facts;
-        let mut file = InputFile::open("image", &facts.path)?.file;
-        let (progress, path) = (progress.clone(), facts.path.clone());
-        let hash = move || {
-            let mut hasher = Hasher::new(DigestAlgorithm::Sha256);
-            let mut block = vec![0; BLOCK_BYTES];
-            let mut done_bytes = 0;
-            loop {
-                let read = file.read(&mut block)?;
-                if read == 0 {
-                    return Ok(hasher.finish());
-                }
-                hasher.update(&block[..read]);
-                done_bytes += read as u64;
-                let (stage, total_bytes) = (PullStage::Finishing, Some(facts.file_bytes));
-                progress.send_replace(PullProgress { stage, done_bytes, total_bytes });
+        let (progress, total_bytes) = (progress.clone(), Some(facts.file_bytes));
+        let found = hash_of_file(&facts.path, move |done_bytes| {
+            let stage = PullStage::Finishing;
+            progress.send_replace(PullProgress { stage, done_bytes, total_bytes });
+        });
+        let found = found.await?;
+        // Whoever asked has the answer, even where nothing can be written.
+        if let Err(error) = mark(&self.dir(id).join(DAMAGED), found != *id) {
+            tracing::warn!(%error, "cannot write down how an image was found");
+        }
+        Ok(found)
+    }
+}
+
+/// Reads a file whole, and answers what it hashes to; `progress` is told how much was read.
+pub(super) async fn hash_of_file(path: &Path, progress: impl Fn(u64) + Send + 'static) -> Result<Digest> {
+    let mut file = InputFile::open("image", path)?.file;
+    let hash = move || {
+        let mut hasher = Hasher::new(DigestAlgorithm::Sha256);
+        let mut block = vec![0; BLOCK_BYTES];
+        let mut done_bytes = 0;
+        loop {
+            let read = file.read(&mut block)?;
+            if read == 0 {
+                return Ok(hasher.finish());
             }
-        };
-        let hashed = tokio::task::spawn_blocking(hash).await.expect("hashing does not panic");
-        hashed.map_err(Error::io("read", &path))
+            hasher.update(&block[..read]);
+            done_bytes += read as u64;
+            progress(done_bytes);
+        }
+    };
+    let hashed = tokio::task::spawn_blocking(hash).await.expect("hashing does not panic");
+    hashed.map_err(Error::io("read", path))
+}
+
+/// Makes an empty file that says something, or removes it.
+fn mark(path: &Path, is_so: bool) -> Result<()> {
+    match is_so {
+        false => remove_file(path).map(drop),
+        true => {
+            let write = || {
+                step("image: mark it as damaged")?;
+                OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path).map(drop)
+            };
+            write().map_err(Error::io("create", path))
+        }
     }
 }

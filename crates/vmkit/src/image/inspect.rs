@@ -57,6 +57,8 @@ impl fmt::Display for ImageFormat {
 
 /// The smallest unit of a disk in bytes; QEMU rounds odd lengths up to it.
 pub(super) const SECTOR_BYTES: u64 = 512;
+/// A JSON text as long as this is no server's answer, and too long to be read here.
+const JSON_BYTES: u64 = 64 << 10;
 
 impl ImageFacts {
     /// Answers how large a disk over this image is, in bytes: as large as is wanted, and else as the image.
@@ -96,7 +98,41 @@ pub fn inspect(path: &Path) -> Result<ImageFacts> {
 
 /// As [`inspect`], for another field than `image`.
 pub(crate) fn inspect_for(field: &'static str, path: &Path) -> Result<ImageFacts> {
-    let refused = |why: String| Error::invalid(field, path.display(), why);
+    inspect_from(field, path, None)
+}
+
+/// Where an image that lies here for a moment came from: a file of the user's, or a server.
+#[derive(Debug)]
+pub(super) struct Origin {
+    /// What it is called in errors.
+    pub(super) shown: String,
+    /// The file that it is a copy of, beside which another one would lie that it hangs on.
+    pub(super) file: Option<PathBuf>,
+}
+
+#[cfg(feature = "images")]
+impl Origin {
+    /// Answers an error that was made without knowing where the image came from, or by where it lies for a moment, with that.
+    pub(super) fn named(&self, error: Error) -> Error {
+        match error {
+            Error::Invalid { field, expected, .. } if field == "image" => {
+                Error::invalid("image", &self.shown, expected)
+            }
+            // What is wrong in the image, and not with the file.
+            Error::Io { source, .. }
+                if matches!(source.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) =>
+            {
+                Error::invalid("image", &self.shown, source.to_string())
+            }
+            error => error,
+        }
+    }
+}
+
+/// As [`inspect`], for an image that came from elsewhere.
+pub(super) fn inspect_from(field: &'static str, path: &Path, origin: Option<&Origin>) -> Result<ImageFacts> {
+    let shown = origin.map_or_else(|| path.display().to_string(), |origin| origin.shown.clone());
+    let refused = |why: String| Error::invalid(field, &shown, why);
     let InputFile { file, path: found, bytes: file_bytes } = InputFile::open(field, path)?;
     if file_bytes == 0 {
         return Err(refused("the file is empty: was it downloaded whole?".to_owned()));
@@ -105,6 +141,11 @@ pub(crate) fn inspect_for(field: &'static str, path: &Path) -> Result<ImageFacts
     if !head.starts_with(&qcow2_header::MAGIC) {
         if let Some(other) = foreign_format(&head) {
             return Err(refused(other));
+        }
+        if file_bytes < JSON_BYTES && is_json(&file).map_err(Error::io("read", path))? {
+            return Err(refused(
+                "a JSON text, not an image: what a server says in the place of one".to_owned(),
+            ));
         }
         return Ok(ImageFacts {
             path: found,
@@ -116,7 +157,8 @@ pub(crate) fn inspect_for(field: &'static str, path: &Path) -> Result<ImageFacts
     let head = read_range(&file, 0, qcow2_header::MAX_CLUSTER_BYTES).map_err(Error::io("read", path))?;
     let damaged = |why: String| refused(format!("a qcow2 image that can't be used: {why}"));
     let header = qcow2_header::parse(&head, file_bytes).map_err(damaged)?;
-    check_use(&header, &found).map_err(refused)?;
+    let original = origin.map_or(Some(&found), |origin| origin.file.as_ref());
+    check_use(&header, original.map(PathBuf::as_path)).map_err(refused)?;
     check_whole(&file, &header, file_bytes).map_err(Error::io("read", path))?.map_err(damaged)?;
     Ok(ImageFacts {
         path: found,
@@ -141,7 +183,9 @@ pub(super) fn is_text(facts: &ImageFacts) -> bool {
 }
 
 /// Refuses what a qcow2 image may ask for and an image from outside does not get.
-fn check_use(header: &Qcow2Header, image: &Path) -> Result<(), String> {
+///
+/// `image` is the file that it is, or was, if that is here.
+fn check_use(header: &Qcow2Header, image: Option<&Path>) -> Result<(), String> {
     if header.marked_corrupt {
         return Err("a qcow2 image that is marked corrupt: repair a copy with `qemu-img check -r all`".into());
     }
@@ -163,12 +207,13 @@ fn check_use(header: &Qcow2Header, image: &Path) -> Result<(), String> {
     Ok(())
 }
 
-fn backing_refusal(backing: &Backing, image: &Path) -> String {
+fn backing_refusal(backing: &Backing, image: Option<&Path>) -> String {
     let name = Path::new(std::ffi::OsStr::from_bytes(&backing.name));
     // A colon before any slash makes it a protocol to QEMU, so it names no file.
     let protocol = backing.name.split(|&byte| byte == b'/').next().is_some_and(|head| head.contains(&b':'));
-    let beside = image.parent().unwrap_or(Path::new("/")).join(name);
-    let missing = if !protocol && !beside.exists() { ", which is missing" } else { "" };
+    let beside = image.map(|image| image.parent().unwrap_or(Path::new("/")).join(name));
+    let is_missing = !protocol && beside.is_some_and(|beside| !beside.exists());
+    let missing = if is_missing { ", which is missing" } else { "" };
     let format = backing.format.as_deref().map(|format| format!(" ({format})")).unwrap_or_default();
     format!(
         "a qcow2 image that is only the difference to {name:?}{format}{missing}: an image has to be whole; if you trust it, \
@@ -223,6 +268,7 @@ const PACKED: &[(usize, &[u8], &str)] = &[
     (0, b"\x28\xb5\x2f\xfd", "compressed with Zstandard: unpack it with `unzstd`"),
     (0, b"BZh", "compressed with bzip2: unpack it with `bunzip2`"),
     (0, b"\x04\x22\x4d\x18", "compressed with LZ4: unpack it with `unlz4`"),
+    (0, b"LZIP", "compressed with lzip: unpack it with `lzip -d`"),
     (0, b"PK\x03\x04", "a zip archive: unpack it with `unzip`"),
     (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive: unpack it with `7z x`"),
     (257, b"ustar", "a tar archive (an .ova is one): unpack it with `tar -x`"),
@@ -237,9 +283,52 @@ fn foreign_format(head: &[u8]) -> Option<String> {
     if let Some((_, _, what)) = PACKED.iter().find(begins) {
         return Some(format!("this is {what}, then name what comes out"));
     }
-    let text = head.trim_ascii_start().get(..9)?.to_ascii_lowercase();
-    let page = text.starts_with(b"<!doctype") || text.starts_with(b"<html");
-    page.then(|| "a web page, not an image: the download went wrong".to_owned())
+    if is_lzma(head) {
+        return Some(
+            "this is compressed with lzma: unpack it with `unlzma`, then name what comes out".to_owned(),
+        );
+    }
+    if head.starts_with(b"\x7fELF") {
+        return Some("an ELF file, which is a program, a library or a kernel, and no disk".to_owned());
+    }
+    is_web_page(head).then(|| "a web page, not an image: the download went wrong".to_owned())
+}
+
+/// Tells whether these bytes begin a web page: what a login or an error page looks like in the place of an image.
+pub(super) fn is_web_page(head: &[u8]) -> bool {
+    const MARKS: [&[u8]; 6] = [b"<!doctype", b"<html", b"<head", b"<body", b"<?xml", b"<!--"];
+    let head = text_begin(head);
+    MARKS.iter().any(|mark| head.get(..mark.len()).is_some_and(|head| head.eq_ignore_ascii_case(mark)))
+}
+
+/// Answers a text without what may stand before its first letter.
+fn text_begin(head: &[u8]) -> &[u8] {
+    head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head).trim_ascii_start()
+}
+
+/// Tells whether a file is one JSON object.
+fn is_json(file: &File) -> io::Result<bool> {
+    let text = read_range(file, 0, JSON_BYTES)?;
+    let text = text_begin(&text);
+    Ok(text.starts_with(b"{")
+        && serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(text).is_ok())
+}
+
+/// Tells whether this begins a file of the old `.lzma` format, which has no mark of its own.
+///
+/// Source: `lzma-file-format.txt` of XZ Utils, which tells it by the same: the usual properties, a dictionary of 2^n or 2^n + 2^(n-1)
+/// bytes, and a size that is unknown or below 256 GiB.
+fn is_lzma(head: &[u8]) -> bool {
+    let (Some([0x5d]), Some(dictionary), Some(size)) = (head.get(..1), head.get(1..5), head.get(5..13))
+    else {
+        return false;
+    };
+    let dictionary = u32::from_le_bytes(dictionary.try_into().expect("these are 4 bytes"));
+    let size = u64::from_le_bytes(size.try_into().expect("these are 8 bytes"));
+    let rest = dictionary & dictionary.wrapping_sub(1);
+    let is_usual =
+        dictionary >= 4096 && (rest == 0 || (rest.is_power_of_two() && dictionary == rest | rest >> 1));
+    is_usual && (size == u64::MAX || size < 1 << 38)
 }
 
 #[cfg(test)]
@@ -295,8 +384,41 @@ mod tests {
             assert!(text.contains(what), "{text}");
             assert!(text.contains("convert -O qcow2") || text.contains("unpack it with"), "{text}");
         }
-        std::fs::write(&image, "\n<!DOCTYPE html><title>404</title>").unwrap();
-        assert!(refusal(&image).contains("a web page"));
+    }
+
+    #[test]
+    fn what_is_evidently_no_disk_is_refused_by_what_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("image");
+        let lzma = |dictionary: u32, size: u64| {
+            [&b"\x5d"[..], &dictionary.to_le_bytes(), &size.to_le_bytes(), &[0; 600]].concat()
+        };
+        for (content, what) in [
+            (b"\n<!DOCTYPE html><title>404</title>".to_vec(), "a web page"),
+            (b"\xef\xbb\xbf  <HTML>".to_vec(), "a web page"),
+            (b"<!-- 404 -->\n<html>no".to_vec(), "a web page"),
+            (b"<?xml version='1.0'?><Error/>".to_vec(), "a web page"),
+            (b"{\"error\": \"not found\"}\n".to_vec(), "a JSON text"),
+            (b"\xef\xbb\xbf\n{}".to_vec(), "a JSON text"),
+            ([&b"\x7fELF\x02\x01\x01"[..], &[0; 600]].concat(), "an ELF file"),
+            (lzma(8 << 20, u64::MAX), "unlzma"),
+            (lzma(12 << 20, 5 << 30), "unlzma"),
+        ] {
+            std::fs::write(&image, &content).unwrap();
+            assert!(refusal(&image).contains(what), "{what}: {}", refusal(&image));
+        }
+        let long = format!("{{\"a\": \"{}\"}}", "x".repeat(1 << 16));
+        for content in [
+            b"{ this is no JSON }".to_vec(),
+            long.into_bytes(),
+            b"<p>".to_vec(),
+            lzma(8 << 20, 1 << 40),
+            lzma((8 << 20) + 1, 0),
+            lzma(0, 0),
+        ] {
+            std::fs::write(&image, &content).unwrap();
+            assert_eq!(inspect(&image).unwrap().format, ImageFormat::Raw);
+        }
     }
 
     #[test]

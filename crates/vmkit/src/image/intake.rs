@@ -22,6 +22,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::digest::{Digest, DigestAlgorithm, Hasher};
 use super::downloads::Place;
+use super::inspect::is_web_page;
 use super::sparse::SparseFile;
 use crate::error::{Error, Result};
 use crate::steps::step;
@@ -35,6 +36,9 @@ const BLOCK_BYTES: usize = 256 << 10;
 const MOST_WINDOW_BYTES: u64 = 128 << 20;
 /// As much of the beginning as tells what it is.
 const HEAD_BYTES: usize = 512;
+
+/// What an image is called in errors before somebody names it who knows where it came from.
+const UNNAMED: &str = "the image";
 
 /// The file that has what came, as it came.
 pub(super) const DOWNLOAD: &str = "download";
@@ -118,7 +122,8 @@ impl Intake {
     /// Ends the intake: nothing more comes.
     ///
     /// # Errors
-    /// `Host` and `Io` where it could not be written; `InvalidInput` on `image` where it can't be unpacked or is a web page.
+    /// `Host` and `Io` where it could not be written; `InvalidInput` on `image` where it can't be unpacked or is a web page, which whoever
+    /// knows where it came from names.
     pub(super) async fn finish(self) -> Result<Taken> {
         if let Some(sender) = &self.sender {
             // Where the keeper has ended already, its outcome says why.
@@ -215,7 +220,7 @@ impl Branches {
     /// Looks at what it is, and begins to unpack it if need be.
     fn begin(&mut self, head: &[u8]) -> Result<()> {
         if is_web_page(head) {
-            return Err(Error::invalid("image", "a web page", "this came in the place of an image"));
+            return Err(Error::invalid("image", UNNAMED, "a web page came in the place of an image"));
         }
         if let Some(packing) = Packing::of(head) {
             self.disk_digest = None;
@@ -336,7 +341,7 @@ fn unpack(packing: Packing, pieces: threads::Receiver<Bytes>, path: &Path) -> Re
             ),
             false => format!("what came can't be unpacked as {}: {error}", packing.name()),
         };
-        Error::invalid("image", packing.name(), why)
+        Error::invalid("image", UNNAMED, why)
     };
     loop {
         let mut block = Vec::with_capacity(BLOCK_BYTES);
@@ -416,7 +421,7 @@ impl Packing {
     /// Answers a reader of what was packed; several streams behind each other are one.
     fn reader(self, packed: Pieces) -> Box<dyn Read> {
         match self {
-            Self::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(packed)),
+            Self::Gzip => Box::new(Gzip(Some(flate2::bufread::GzDecoder::new(packed)))),
             Self::Xz => {
                 use liblzma::stream::{CONCATENATED, Stream};
                 // The decoder has some KiB besides its window.
@@ -440,6 +445,45 @@ impl Packing {
     }
 }
 
+/// Unpacks members of gzip behind each other, and takes zeros behind the last one for padding, as `gzip` does.
+struct Gzip(Option<flate2::bufread::GzDecoder<Pieces>>);
+
+impl Read for Gzip {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while let Some(decoder) = &mut self.0 {
+            let count = decoder.read(buffer)?;
+            if count > 0 || buffer.is_empty() {
+                return Ok(count);
+            }
+            let packed = self.0.take().map(flate2::bufread::GzDecoder::into_inner);
+            let mut packed = packed.expect("it was there a moment ago");
+            match packed.fill_buf()?.first() {
+                None => {}
+                Some(0) => skip_zeros(packed)?,
+                Some(_) => self.0 = Some(flate2::bufread::GzDecoder::new(packed)),
+            }
+        }
+        Ok(0)
+    }
+}
+
+fn skip_zeros(mut packed: Pieces) -> io::Result<()> {
+    loop {
+        let bytes = packed.fill_buf()?;
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        if bytes.iter().any(|byte| *byte != 0) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "something that is not gzip lies behind its end",
+            ));
+        }
+        let count = bytes.len();
+        packed.consume(count);
+    }
+}
+
 /// Tells whether this is what a decoder says that is not allowed the memory it needs.
 fn needs_too_much_memory(error: &io::Error) -> bool {
     let of_xz = error.get_ref().and_then(|error| error.downcast_ref::<liblzma::stream::Error>());
@@ -454,11 +498,4 @@ impl Read for Failing {
     fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
         self.0.take().map_or(Ok(0), Err)
     }
-}
-
-/// Tells whether these bytes begin a web page: what a login or an error page looks like in the place of an image.
-fn is_web_page(head: &[u8]) -> bool {
-    let head = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head).trim_ascii_start();
-    let begins = |mark: &[u8]| head.get(..mark.len()).is_some_and(|head| head.eq_ignore_ascii_case(mark));
-    begins(b"<!doctype") || begins(b"<html") || begins(b"<?xml")
 }

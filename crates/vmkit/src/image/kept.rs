@@ -5,6 +5,7 @@
 //! ```text
 //! <images>/sha256-HEX/disk.qcow2   or disk.raw: the disk, 0444; HEX is what it hashes to
 //! <images>/sha256-HEX/image.json   what it is; written last, so that without it there is no image
+//! <images>/sha256-HEX/damaged      there once the disk was found to be another; a pull or an import puts a whole one there
 //! <images>/sha256-HEX/lock         held by those who make VMs of it, and alone by whoever removes it
 //! <images>/names/NAME@ARCH.json    which image a name stands for, where it came from, how it was checked
 //! <images>/names/lock              held by whoever writes one of them
@@ -174,6 +175,8 @@ impl KeptImage {
     }
 }
 
+/// The empty file that says that a disk was found damaged.
+pub(super) const DAMAGED: &str = "damaged";
 /// The file that says what a kept image is.
 pub(super) const RECORD: &str = "image.json";
 

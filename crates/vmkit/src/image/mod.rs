@@ -56,6 +56,8 @@ mod pull_tests;
 mod qcow2_header;
 #[cfg(feature = "images")]
 mod reference;
+#[cfg(all(test, feature = "images", feature = "qemu"))]
+mod refusal_tests;
 #[cfg(feature = "images")]
 mod registry;
 #[cfg(all(test, feature = "images", feature = "qemu"))]

@@ -19,11 +19,11 @@ use super::checksums;
 use super::digest::{Digest, DigestAlgorithm, Hasher};
 use super::download::{Fetched, Wanted};
 use super::downloads::{Place, Turn, remove_dir};
-use super::inspect::inspect;
+use super::inspect::{Origin, inspect};
 use super::kept::{KeptImage, KeptName, NewName, Verified};
 use super::progress::PullProgress;
 use super::reference::{ImageName, ImageRef, ImageUrl, OciRef};
-use super::remote::may_go_on_later;
+use super::remote::{may_go_on_later, shown};
 use super::signature::{self, Certificate, MOST_KEY_BYTES, MOST_SIGNATURE_BYTES};
 use super::store::{ImageInUse, ImageStore, PullPolicy, seconds_since_1970};
 use crate::error::{Error, ErrorKind, Result};
@@ -322,7 +322,7 @@ impl ImageStore {
                     return Err(error);
                 }
             };
-            let kept = self.keep(fetched.taken, new_name(verified)).await;
+            let kept = self.keep(fetched.taken, &source.origin(), new_name(verified)).await;
             remove_dir(dir)?;
             return kept;
         }
@@ -343,7 +343,10 @@ impl ImageStore {
         let mut shown_at = None;
         loop {
             let error = match download.run().await {
-                Ok(()) => return download.finish().await.map_err(|error| give_up(&place.dir, error)),
+                Ok(()) => {
+                    let finished = download.finish().await.map_err(|error| source.origin().named(error));
+                    return finished.map_err(|error| give_up(&place.dir, error));
+                }
                 Err(error) => error,
             };
             let (got_bytes, challenge) = (download.got_bytes(), download.challenge());
@@ -382,6 +385,8 @@ impl ImageStore {
                 images.into_iter().flat_map(|image| image.names).filter(is_new).collect()
             }
         };
+        // One that is damaged is as good as none: it is fetched, and healed.
+        names.retain(|kept| matches!(self.read(&kept.image), Ok(Some(image)) if self.is_sound(&image)));
         let Some(signed) = &source.signed_file else {
             return Ok(names.pop().map(|kept| (kept, source.verified.clone())));
         };
@@ -412,6 +417,15 @@ impl Source {
             algorithm: self.digest.as_ref().map_or(DigestAlgorithm::Sha256, Digest::algorithm),
             is_checked: self.digest.is_some(),
         }
+    }
+
+    /// Answers what this is called in errors: as it was asked for, or the address that the catalogue has.
+    fn origin(&self) -> Origin {
+        let shown = match &self.registry {
+            Some((image, _)) => image.to_string(),
+            None => shown(&self.url),
+        };
+        Origin { shown, file: None }
     }
 
     /// Answers what this download is known by: those with one name share it.

@@ -18,9 +18,10 @@ use super::catalogue::Catalogue;
 use super::credential_helper::CredentialProgram;
 use super::credentials::{Login, RegistryCredentials};
 use super::digest::Digest;
-use super::inspect::{ImageFacts, inspect, is_text};
+use super::import::hash_of_file;
+use super::inspect::{ImageFacts, Origin, inspect, inspect_from, is_text};
 use super::intake::Taken;
-use super::kept::{self, KeptImage, KeptName, NewName, RECORD};
+use super::kept::{self, DAMAGED, KeptImage, KeptName, NewName, RECORD};
 use super::reference::{ImageName, ImageRef, OciRef};
 use super::remote::Remote;
 use crate::error::{Error, ErrorKind, Result};
@@ -307,6 +308,9 @@ impl ImageStore {
                 continue;
             }
             let (Some(lock), Some(image)) = (lock, self.read(&kept.image)?) else { return Ok(None) };
+            if !self.is_sound(&image) {
+                tracing::warn!("image `{}` is damaged, and is used all the same", kept.name);
+            }
             return Ok(Some(ImageInUse {
                 name: kept.name,
                 facts: inspect(&image.facts.path)?,
@@ -340,16 +344,17 @@ impl ImageStore {
 
     /// Puts a disk that was taken in among the images, and names it.
     ///
-    /// The disk is synced before it has its place, and the record beside it is written last.
+    /// The disk is synced before it has its place, and the record beside it is written last. Where the same is kept already but was
+    /// damaged, this one takes its place; who has the damaged file open goes on with that.
     ///
     /// # Errors
     /// `InvalidInput` on `image` for what is no disk of this architecture; `Host` and `Io`.
-    pub(super) async fn keep(&self, taken: Taken, name: NewName) -> Result<KeptImage> {
-        let facts = inspect(&taken.disk)?;
+    pub(super) async fn keep(&self, taken: Taken, origin: &Origin, name: NewName) -> Result<KeptImage> {
+        let facts = inspect_from("image", &taken.disk, Some(origin))?;
         if is_text(&facts) {
             tracing::warn!("{} is a text, and is taken as the bytes of a disk", name.source);
         }
-        let found = super::arch::of_disk(&facts)?;
+        let found = super::arch::of_disk(&facts).map_err(|error| origin.named(error))?;
         if let Some(found) = found.filter(|found| *found != name.arch) {
             let why =
                 format!("this is an image for {}, and {} was asked for", found.as_str(), name.arch.as_str());
@@ -357,6 +362,8 @@ impl ImageStore {
         }
         let id = taken.disk_digest;
         let dir = self.dir(&id);
+        // Read whole before it is held alone, so that nobody who makes a VM of it waits for that.
+        let was_whole = self.is_whole(&id).await?;
         let lock = loop {
             create_private(&dir)?;
             if let Some(lock) = self.hold(&id, Hold::Alone).await? {
@@ -366,18 +373,19 @@ impl ImageStore {
         sweep(&dir)?;
         let now = seconds_since_1970();
         let image = match self.read(&id)? {
-            Some(image) => image,
-            None => {
+            Some(image) if was_whole && self.is_sound(&image) => image,
+            known => {
                 let path = dir.join(kept::disk_name(facts.format));
                 settle(&taken.disk, &path).await?;
                 let image = KeptImage {
                     id: id.clone(),
                     facts: ImageFacts { path, ..facts },
                     arch: found,
-                    kept_at: now,
+                    kept_at: known.map_or(now, |known| known.kept_at),
                     names: Vec::new(),
                 };
                 replace(&dir.join(RECORD), &image.encode())?;
+                remove_file(&dir.join(DAMAGED))?;
                 sync_dir(self.home.images())?;
                 image
             }
@@ -385,6 +393,24 @@ impl ImageStore {
         self.write_name(&name.of(id.clone(), taken.digest, now)).await?;
         drop(lock);
         Ok(KeptImage { names: self.names_of(&id)?, ..image })
+    }
+
+    /// Tells whether a kept image can be what it was, as far as a glance tells: its disk has its length, and was not found damaged.
+    pub(super) fn is_sound(&self, image: &KeptImage) -> bool {
+        let has_length = |metadata: fs::Metadata| metadata.len() == image.facts.file_bytes;
+        !self.dir(&image.id).join(DAMAGED).exists() && fs::metadata(&image.facts.path).is_ok_and(has_length)
+    }
+
+    /// Tells whether an image is kept whose disk still hashes to what it is known by.
+    async fn is_whole(&self, id: &Digest) -> Result<bool> {
+        let Some(_lock) = self.hold(id, Hold::Shared).await? else { return Ok(false) };
+        match self.read(id)? {
+            // One that can't be read is damaged.
+            Some(image) if self.is_sound(&image) => {
+                Ok(hash_of_file(&image.facts.path, |_| {}).await.is_ok_and(|found| found == *id))
+            }
+            _ => Ok(false),
+        }
     }
 
     /// Answers the names of kept images whose download had this checksum: then there is nothing to fetch.

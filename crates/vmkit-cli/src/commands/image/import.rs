@@ -9,6 +9,7 @@ use vmkit::spec::{Arch, UserName};
 use crate::commands::machine::FirmwareName;
 use crate::context::Context;
 use crate::failure::Failure;
+use crate::places::local;
 use crate::{human_image, images, json_image, output};
 
 /// Keeps a copy of a file as an image, unpacked if it is packed, so that VMs can be made of it by name.
@@ -37,6 +38,7 @@ pub(crate) struct Import {
 impl Import {
     pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
         let store = context.images()?;
+        let file = local("image", &self.file)?;
         let name = self.name.to_string();
         let import = vmkit::image::Import {
             name: self.name,
@@ -45,8 +47,7 @@ impl Import {
             firmware: self.firmware.map(Into::into),
         };
         context.block_on(async {
-            let kept =
-                images::watched(&name, async |progress| store.import(&self.file, import, progress).await);
+            let kept = images::watched(&name, async |progress| store.import(&file, import, progress).await);
             let kept = kept.await?;
             match self.json {
                 true => output::json(&json_image::Kept::of(&kept)),

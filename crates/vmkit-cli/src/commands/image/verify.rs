@@ -1,6 +1,7 @@
 //! `vmkit image verify`.
 
 use clap::Args;
+use vmkit::image::KeptImage;
 use vmkit::spec::Arch;
 
 use crate::context::Context;
@@ -20,6 +21,24 @@ pub(crate) struct Verify {
     /// Prints a JSON array.
     #[arg(long)]
     json: bool,
+}
+
+/// Says what puts a whole image in the place of a damaged one.
+fn what_heals(image: &KeptImage) -> String {
+    let Some(name) = image.names.first() else {
+        return format!("`vmkit image rm {}` removes the damaged one, which has no name", image.id);
+    };
+    let arch = match name.arch == images::host_arch() {
+        true => String::new(),
+        false => format!(" --arch {}", name.arch.as_str()),
+    };
+    match name.source.contains("://") {
+        true => format!("`vmkit image pull {}{arch}` fetches it anew", name.name),
+        false => format!(
+            "`vmkit image import {} --name {}{arch}` takes it in anew, if that file is still what it was",
+            name.source, name.name
+        ),
+    }
 }
 
 impl Verify {
@@ -49,6 +68,8 @@ impl Verify {
             let mut table = Table::new(&["NAME", "ID", "VERDICT"]);
             verdicts.iter().for_each(|verdict| table.row(verdict.row()));
             output::text(table)?;
+            let damaged = kept.iter().zip(&verdicts).filter(|(_, verdict)| !verdict.is_good());
+            damaged.for_each(|(image, _)| output::hint(&what_heals(image)));
         }
         // What is damaged was just printed as the answer.
         if verdicts.iter().all(json_image::Verdict::is_good) { Ok(()) } else { Err(Failure::Unfit) }
