@@ -175,6 +175,12 @@ fn user_data_over_the_limit_is_refused_with_both_numbers() {
     fs::write(host.file("big"), format!("#cloud-config\n# {}\n", "x".repeat(20 << 20))).unwrap();
     create_refused(&host, &["--cloud-init", "big"], &["user_data: ", "/big", "at the most"]);
     create_refused(&host, &["--cloud-init", "missing"], &["user_data: ", "/missing"]);
+    fs::write(host.file("bad.yaml"), "#cloud-config\n{[\"\n").unwrap();
+    create_refused(
+        &host,
+        &["--cloud-init", "bad.yaml"],
+        &["/bad.yaml\": line 2, column 3: this is not YAML: "],
+    );
     create_refused(&host, &["--ssh-key", "missing"], &["ssh-key: ", "missing"]);
 }
 

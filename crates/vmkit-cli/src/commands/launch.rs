@@ -118,8 +118,13 @@ impl Launch {
         let mut ended = match outcome {
             Err(signal) => Ok(Ended::Signal(signal)),
             Ok(Err(failure)) => Err(failed(failure, rm)),
-            Ok(Ok(launched)) if command.argv.is_empty() => tell(&launched, &show, json),
-            Ok(Ok(launched)) => run_in(&launched, &mut command).await,
+            Ok(Ok(launched)) => {
+                warn(&launched);
+                match command.argv.is_empty() {
+                    true => tell(&launched, &show, json),
+                    false => run_in(&launched, &mut command).await,
+                }
+            }
         };
         if rm {
             // Its owner went with what was launched.
@@ -174,6 +179,13 @@ async fn removed(
             output::warning(format_args!("{name} is not removed, the next `vmkit ls` tries again: {error}"));
             ended
         }
+    }
+}
+
+/// Says what cloud-init went on without: the guest may not be what was asked for.
+fn warn(launched: &Launched) {
+    for warning in launched.cloud_init.iter().flat_map(|done| &done.warnings) {
+        output::warning(format_args!("{}: cloud-init: {warning}", launched.vm.name()));
     }
 }
 

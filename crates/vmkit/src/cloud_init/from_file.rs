@@ -5,13 +5,13 @@ use std::path::Path;
 
 use crate::error::{Error, Result};
 use crate::input_file::InputFile;
-use crate::spec::{CloudInitConfig, UserData};
+use crate::spec::{CloudInitConfig, UserData, check_user_data};
 
-/// Reads raw user-data from a file, at most [`CloudInitConfig::MAX_BYTES`] of it, and checks how it begins.
+/// Reads raw user-data from a file, at most [`CloudInitConfig::MAX_BYTES`] of it, and checks it as [`CloudInitConfig::check`] does.
 ///
 /// # Errors
-/// `InvalidInput` on `user_data` where there is no regular file that may be read, or it is longer, is not UTF-8, or begins as
-/// nothing that cloud-init knows.
+/// `InvalidInput` on `user_data` where there is no regular file that may be read, or it is longer, is not UTF-8, begins as
+/// nothing that cloud-init knows, or is a cloud-config that is not YAML with keys and values: with line and column.
 pub fn read_user_data(path: &Path) -> Result<CloudInitConfig> {
     let InputFile { file, bytes, .. } = InputFile::open("user_data", path)?;
     let of_file = |expected: String| Error::invalid("user_data", path.display(), expected);
@@ -27,6 +27,7 @@ pub fn read_user_data(path: &Path) -> Result<CloudInitConfig> {
         let valid = error.utf8_error().valid_up_to();
         of_file(format!("the file is not UTF-8 from its byte {valid} on: write it as plain text"))
     })?;
+    check_user_data(&text).map_err(|mistake| of_file(mistake.with_place()))?;
     let config = CloudInitConfig { user_data: UserData::Raw(text), ..CloudInitConfig::default() };
     config.check().map_err(|error| match error {
         Error::Invalid { value, expected, .. } => {
@@ -69,6 +70,8 @@ mod tests {
             (b"#cloud-config\n\xff".to_vec(), "not UTF-8 from its byte 14 on"),
             (b"users: []".to_vec(), "begins with \"users: []\""),
             (Vec::new(), "`#cloud-config`"),
+            #[cfg(feature = "cloud-init")]
+            (b"#cloud-config\n{[\"\n".to_vec(), "user,data\": line 2, column 3: this is not YAML: "),
             (vec![b'#'; (1 << 20) + 5], "has 1048581 bytes, and may have 1048576"),
         ] {
             fs::write(&path, content).unwrap();

@@ -324,8 +324,8 @@ async fn make_ready<H: Hypervisor + 'static>(
         Err(error) => return Err(with_console(error, &launched.vm).await),
         done => done?,
     };
-    if !done.errors.is_empty() {
-        let message = format!("cloud-init in the VM `{name}` failed: {}", done.errors.join("; "));
+    if let Some(why) = done.failure() {
+        let message = format!("cloud-init in the VM `{name}` failed: {why}");
         return Err(Error::Backend { message, kind: ErrorKind::Guest, source: None });
     }
     launched.session = Some(session);

@@ -57,10 +57,8 @@ impl Guest for SshGuest {
 
     async fn cloud_init(&self, deadline: Instant) -> Result<()> {
         let done = self.session.cloud_init_done(deadline, |_| ()).await?;
-        if done.errors.is_empty() {
-            return Ok(());
-        }
-        let message = format!("cloud-init failed in the guest: {}", done.errors.join("; "));
+        let Some(why) = done.failure() else { return Ok(()) };
+        let message = format!("cloud-init failed in the guest: {why}");
         Err(Error::Backend { message, kind: ErrorKind::Guest, source: None })
     }
 

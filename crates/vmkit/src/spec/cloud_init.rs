@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::spec::UserName;
 use crate::spec::name::shortened;
+use crate::spec::yaml::{self, Mistake, Top};
 
 /// The seed that cloud-init finds at its first boot (NoCloud).
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -161,8 +162,15 @@ impl CloudInitConfig {
     ///
     /// # Errors
     /// `InvalidInput` on the very field, such as `cloud_init.users[0].name`; on `user_data` for raw text that is longer
-    /// than [`MAX_BYTES`](Self::MAX_BYTES) or begins as nothing that cloud-init knows.
+    /// than [`MAX_BYTES`](Self::MAX_BYTES) or begins as nothing that cloud-init knows; with line and column on `user_data` that
+    /// begins with `#cloud-config`, and on `network_config`, where they are not YAML with keys and values.
     pub fn check(&self) -> Result<()> {
+        self.check_fields()?;
+        self.check_documents()
+    }
+
+    /// Checks every field, and no raw document for what it says.
+    pub(super) fn check_fields(&self) -> Result<()> {
         if let Some(hostname) = &self.hostname {
             check_hostname(hostname)?;
         }
@@ -174,6 +182,21 @@ impl CloudInitConfig {
             UserData::Raw(text) => check_raw(text)?,
         }
         self.access.as_ref().map_or(Ok(()), |access| access.check(&self.user_data))
+    }
+
+    /// Checks what raw documents say, as far as cloud-init reads YAML there.
+    pub(super) fn check_documents(&self) -> Result<()> {
+        let refused = |field, text: &str, mistake: &Mistake| {
+            let line = text.lines().nth(mistake.line - 1).unwrap_or_default();
+            Error::invalid(field, shortened(line), mistake.with_place())
+        };
+        if let UserData::Raw(text) = &self.user_data {
+            check_user_data(text).map_err(|mistake| refused("user_data", text, &mistake))?;
+        }
+        let network = self.network_config.as_deref();
+        network.map_or(Ok(()), |text| {
+            check_network_config(text).map_err(|mistake| refused("network_config", text, &mistake))
+        })
     }
 
     pub(crate) fn check_bytes(field: &'static str, bytes: usize) -> Result<()> {
@@ -191,17 +214,38 @@ impl CloudInitConfig {
 const RAW_BEGINNINGS: &[&str] =
     &["#cloud-config", "#!", "#include", "#cloud-boothook", "#part-handler", "## template: jinja"];
 
-fn check_raw(text: &str) -> Result<()> {
-    CloudInitConfig::check_bytes("user_data", text.len())?;
-    let begins_with = |beginning: &&str| {
-        let head = text.trim_start().as_bytes().get(..beginning.len());
-        head.is_some_and(|head| head.eq_ignore_ascii_case(beginning.as_bytes()))
-    };
-    // MIME parts are known by this header, wherever it is in the first 4096 bytes.
+/// Tells whether user-data begins so, in any case and after any space.
+fn begins_with(text: &str, beginning: &str) -> bool {
+    let head = text.trim_start().as_bytes().get(..beginning.len());
+    head.is_some_and(|head| head.eq_ignore_ascii_case(beginning.as_bytes()))
+}
+
+/// Tells whether user-data has MIME parts: they are known by this header, wherever it is in the first 4096 bytes.
+fn is_mime(text: &str) -> bool {
     let head = &text.as_bytes()[..text.len().min(4096)];
     let mime = b"mime-version:";
-    let is_mime = head.windows(mime.len()).any(|window| window.eq_ignore_ascii_case(mime));
-    if is_mime || RAW_BEGINNINGS.iter().any(begins_with) {
+    head.windows(mime.len()).any(|window| window.eq_ignore_ascii_case(mime))
+}
+
+/// Answers what cloud-init could not read in raw user-data. Of what it reads as something else, templates and parts among it, nothing
+/// is said.
+pub(crate) fn check_user_data(text: &str) -> Result<(), Mistake> {
+    match text {
+        text if is_mime(text) || begins_with(text, "#cloud-config-jsonp") => Ok(()),
+        text if begins_with(text, "#cloud-config-archive") => yaml::check(text, Top::List),
+        text if begins_with(text, "#cloud-config") => yaml::check(text, Top::Mapping { or_nothing: true }),
+        _ => Ok(()),
+    }
+}
+
+/// Answers what cloud-init could not read in a network-config.
+pub(crate) fn check_network_config(text: &str) -> Result<(), Mistake> {
+    yaml::check(text, Top::Mapping { or_nothing: false })
+}
+
+fn check_raw(text: &str) -> Result<()> {
+    CloudInitConfig::check_bytes("user_data", text.len())?;
+    if is_mime(text) || RAW_BEGINNINGS.iter().any(|beginning| begins_with(text, beginning)) {
         return Ok(());
     }
     let line: String = text.trim_start().lines().next().unwrap_or_default().chars().take(40).collect();
@@ -501,6 +545,32 @@ mod tests {
         for bad in ["", "-a", "a-", "a..b", "a.", "a_b", "ü", "a b", &"a".repeat(64), &long] {
             let error = check(bad).unwrap_err().to_string();
             assert!(error.starts_with("cloud_init.hostname: "), "{error}");
+        }
+    }
+
+    #[test]
+    #[cfg(feature = "cloud-init")]
+    fn a_document_that_cloud_init_would_pass_over_is_refused_with_its_place() {
+        let raw = |user_data: &str, network: Option<&str>| CloudInitConfig {
+            user_data: UserData::Raw(user_data.into()),
+            network_config: network.map(Into::into),
+            ..CloudInitConfig::default()
+        };
+        let bad = "#cloud-config\n{[\"\n";
+        let error = raw(bad, None).check().unwrap_err().to_string();
+        assert!(error.starts_with("user_data: \"{[\\\"\": line 2, column 3: this is not YAML: "), "{error}");
+        let error = raw("#!/bin/sh\n", Some("version: 2\n x: 1\n")).check().unwrap_err().to_string();
+        assert!(error.starts_with("network_config: \" x: 1\": line 2, column "), "{error}");
+        assert!(raw("#Cloud-Config-Archive\na: 1\n", None).check().is_err());
+        // What is no cloud-config, or not yet.
+        for good in [
+            "#!/bin/sh\n{[\n",
+            "## template: jinja\n#cloud-config\na: {{ b }}\n{% if c %}\n",
+            "#cloud-config-jsonp\n[{\"op\": \"add\"}]\n",
+            "#cloud-config-archive\n- a\n",
+            "#cloud-config\n# Mime-Version: 1.0\n{[\n",
+        ] {
+            raw(good, Some("network: {version: 2}\n")).check().unwrap();
         }
     }
 

@@ -11,12 +11,16 @@ mod name;
 mod network;
 mod options;
 mod size;
+pub(crate) mod yaml;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 pub use boot::{Accel, Arch, Boot, Firmware, Kernel, Machine};
 pub use changes::{Applies, Change, changes};
+#[cfg(feature = "vmfile")]
+pub(crate) use cloud_init::check_network_config;
+pub(crate) use cloud_init::check_user_data;
 pub use cloud_init::{CloudConfig, CloudInitConfig, GuestAccess, GuestFile, SshKeyPair, User, UserData};
 pub use disk::{DataDisk, RootDisk};
 pub use labels::Labels;
@@ -325,6 +329,14 @@ impl VmSpecBuilder {
     /// # Errors
     /// `InvalidInput` with the field, the value and what would be right.
     pub fn build(self) -> Result<VmSpec> {
+        let spec = self.build_recorded()?;
+        spec.cloud_init().map_or(Ok(()), CloudInitConfig::check_documents)?;
+        Ok(spec)
+    }
+
+    /// Checks the whole but for what raw documents of cloud-init say: a VM that was made with them is there, whatever its guest made
+    /// of them.
+    fn build_recorded(self) -> Result<VmSpec> {
         if !(1..=VmSpec::MAX_CPUS).contains(&self.cpus) {
             let bound = format!("a VM has 1 to {} CPUs", VmSpec::MAX_CPUS);
             return Err(Error::invalid("cpus", self.cpus, bound));
@@ -335,7 +347,7 @@ impl VmSpecBuilder {
         }
         self.check_boot()?;
         self.check_forwards()?;
-        self.cloud_init.as_ref().map_or(Ok(()), CloudInitConfig::check)?;
+        self.cloud_init.as_ref().map_or(Ok(()), CloudInitConfig::check_fields)?;
         Ok(VmSpec(self))
     }
 
@@ -390,7 +402,7 @@ impl TryFrom<VmSpecBuilder> for VmSpec {
     type Error = Error;
 
     fn try_from(builder: VmSpecBuilder) -> Result<Self> {
-        builder.build()
+        builder.build_recorded()
     }
 }
 

@@ -16,6 +16,22 @@ pub struct CloudInit {
     pub stage: Option<String>,
     /// What went wrong, each with its stage before it.
     pub errors: Vec<String>,
+    /// What it could not do and went on without, each with its stage before it: what it calls recoverable errors, and since version
+    /// 23.4 is told of. What it finds deprecated is not among them.
+    pub warnings: Vec<String>,
+}
+
+impl CloudInit {
+    /// Answers what to say where it failed: its errors, and what it went on without on the way, which may be their cause.
+    #[cfg(any(test, feature = "images"))]
+    pub(crate) fn failure(&self) -> Option<String> {
+        let errors = self.errors.join("; ");
+        match (self.errors.is_empty(), self.warnings.is_empty()) {
+            (true, _) => None,
+            (false, true) => Some(errors),
+            (false, false) => Some(format!("{errors}; before, it warned: {}", self.warnings.join("; "))),
+        }
+    }
 }
 
 /// How far cloud-init is.
@@ -109,18 +125,47 @@ fn status(document: &[u8]) -> Option<CloudInit> {
         ..CloudInit::default()
     };
     for (stage, status) in stages {
-        let errors = status.get("errors").and_then(Value::as_array).into_iter().flatten();
-        found.errors.extend(errors.map(|error| match error.as_str() {
-            Some(error) => format!("{stage}: {error}"),
-            None => format!("{stage}: {error}"),
-        }));
+        found.errors.extend(texts(stage, status.get("errors")));
+        let levels = status.get("recoverable_errors").and_then(Value::as_object).into_iter().flatten();
+        for (_, texts_of_level) in levels.filter(|(level, _)| *level != DEPRECATED) {
+            found.warnings.extend(texts(stage, Some(texts_of_level)));
+        }
     }
     Some(found)
+}
+
+/// The level of what works, and will not for ever. Source: cloud-init's documentation, "Reported status".
+const DEPRECATED: &str = "DEPRECATED";
+
+/// Answers a list of texts, each with the stage before it.
+fn texts<'a>(stage: &'a str, list: Option<&'a Value>) -> impl Iterator<Item = String> + 'a {
+    let list = list.and_then(Value::as_array).into_iter().flatten();
+    list.map(move |text| match text.as_str() {
+        Some(text) => format!("{stage}: {text}"),
+        None => format!("{stage}: {text}"),
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_cloud_init_went_on_without_is_a_warning_and_told_beside_an_error() {
+        let text = br#"{"v1": {"stage": null, "init": {"errors": [], "recoverable_errors":
+            {"WARNING": ["Failed loading yaml blob"], "DEPRECATED": ["old key"], "ERROR": ["no key"]}},
+            "modules-final": {"errors": [], "recoverable_errors": {}}}}"#;
+        let mut found = status(text).unwrap();
+        found.warnings.sort();
+        assert_eq!(found.warnings, ["init: Failed loading yaml blob", "init: no key"]);
+        assert_eq!((found.failure(), found.errors.len()), (None, 0));
+        found.errors.push("init: no disk".to_owned());
+        let expected = "init: no disk; before, it warned: init: Failed loading yaml blob; init: no key";
+        assert_eq!(found.failure().as_deref(), Some(expected));
+        found.warnings.clear();
+        assert_eq!(found.failure().as_deref(), Some("init: no disk"));
+        assert_eq!(status(br#"{"v1": {"init": {"recoverable_errors": [1]}}}"#).unwrap().warnings.len(), 0);
+    }
 
     #[test]
     fn a_status_is_read_with_its_stage_and_every_error() {

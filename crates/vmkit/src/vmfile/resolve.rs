@@ -20,6 +20,7 @@ use crate::error::Error;
 use crate::spec::{
     BackendOptions, Boot, CloudConfig, CloudInitConfig, DataDisk, Firmware, GuestFile, Kernel, Labels,
     Machine as Board, NetworkConfig, Protocol, RootDisk, User, UserData, UserNetwork, VmName, VmSpec,
+    check_network_config, check_user_data, yaml::Mistake,
 };
 
 /// How long a step, or a machine that gets ready, may take where the file does not say.
@@ -60,7 +61,8 @@ pub fn parse(file: &Path, text: &str, read: ReadText<'_>) -> Result<Project, Vmf
     let mut problems = Vec::new();
     let whole = read_file(&document, &mut problems);
     let Some(whole) = whole.filter(|_| problems.is_empty()) else { return Err(failed(problems)) };
-    let mut resolver = Resolver { folder: file.parent().unwrap_or(Path::new("/")), file, read, problems };
+    let folder = file.parent().unwrap_or(Path::new("/"));
+    let mut resolver = Resolver { folder, file, text: &text, read, problems };
     let (name, machines) = resolver.project(whole);
     let problems = resolver.problems;
     if !problems.is_empty() {
@@ -72,6 +74,7 @@ pub fn parse(file: &Path, text: &str, read: ReadText<'_>) -> Result<Project, Vmf
 struct Resolver<'a> {
     file: &'a Path,
     folder: &'a Path,
+    text: &'a str,
     read: ReadText<'a>,
     problems: Vec<Problem>,
 }
@@ -417,7 +420,7 @@ impl Resolver<'_> {
         file: Option<&super::forms::HostPath>,
         at: &Place<'_>,
     ) -> Option<String> {
-        let Some(path) = file else { return inline.map(str::to_owned) };
+        let Some(path) = file else { return self.inline_document(key, inline?, at) };
         let place = at.of(&format!("cloud_init.{key}_file"));
         if inline.is_some() {
             let problem = Problem::new(format!("`{key}` and `{key}_file` do not go together")).at(place, "");
@@ -426,13 +429,47 @@ impl Resolver<'_> {
         }
         let path = self.absolute(&path.0);
         match (self.read)(&path) {
-            Ok(text) => Some(text),
+            Ok(text) => match mistake_in(key, &text) {
+                None => Some(text),
+                Some(Mistake { line, column, what, .. }) => {
+                    let message = format!("`{key}_file`: {}:{line}:{column}: {what}", path.display());
+                    self.problems.push(Problem::new(message).at(place, ""));
+                    None
+                }
+            },
             Err(why) => {
                 self.problems
                     .push(Problem::new(format!("`{key}_file`: {}: {why}", path.display())).at(place, ""));
                 None
             }
         }
+    }
+
+    /// Answers a document that is written in the file, or points at what is wrong in it.
+    fn inline_document(&mut self, key: &str, document: &str, at: &Place<'_>) -> Option<String> {
+        let Some(mistake) = mistake_in(key, document) else { return Some(document.to_owned()) };
+        let place = at.of(&format!("cloud_init.{key}"));
+        let as_written = self.text.get(place.clone()).and_then(|written| written.find(document));
+        let problem = match as_written {
+            Some(begin) => {
+                let start = place.start + begin + mistake.byte;
+                let length =
+                    self.text[start..].chars().next().filter(|c| *c != '\n').map_or(0, char::len_utf8);
+                Problem::new(format!("`cloud_init.{key}`: {}", mistake.what)).at(start..start + length, "")
+            }
+            // With escapes in it a text stands elsewhere than what it means.
+            None => Problem::new(format!("`cloud_init.{key}`: {}", mistake.with_place())).at(place, ""),
+        };
+        self.problems.push(problem);
+        None
+    }
+}
+
+/// Answers what cloud-init could not read in a document of this key.
+fn mistake_in(key: &str, document: &str) -> Option<Mistake> {
+    match key {
+        "user_data" => check_user_data(document).err(),
+        _ => check_network_config(document).err(),
     }
 }
 
