@@ -319,3 +319,22 @@ fn who_is_not_let_in_is_told_as_whom_vmkit_is() {
     let refused = web.life.vmkit(["exec", "web", "--", "true"]);
     assert!(refused.stderr.contains("does not take the key") && !refused.stderr.contains("by its own key"));
 }
+
+#[test]
+fn a_vm_that_does_not_run_is_said_to_be_so_before_any_key_is_asked_for() {
+    let life = Life::new();
+    make(&life, |spec| spec.network(NetworkConfig::User(UserNetwork::with_ssh(Vec::new()))));
+    for arguments in [
+        &["exec", "web", "--", "true"][..],
+        &["exec", "--via", "ssh", "web", "--", "true"],
+        &["exec", "--via", "agent", "web", "--", "true"],
+        &["shell", "web"],
+        &["cp", "web:/etc/hosts", "x"],
+        &["ssh-config", "web"],
+    ] {
+        let refused = life.vmkit(arguments);
+        assert_eq!(refused.code, Some(4), "{arguments:?}: {refused:?}");
+        assert!(refused.stderr.contains("it is prepared"), "{arguments:?}: {refused:?}");
+        assert!(refused.stderr.contains("`vmkit start web`"), "{arguments:?}: {refused:?}");
+    }
+}

@@ -18,14 +18,16 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     /// Its SSH server may not listen yet: [`wait`](Self::wait) for [`Condition::Ssh`](crate::Condition::Ssh).
     ///
     /// # Errors
-    /// `NotFound` without the VM, or where neither says which key logs in, as whom, or which host key the server has;
-    /// `InvalidState` unless the VM runs; `Unsupported` for a VM without a network; `Guest` where its address is not known.
+    /// `NotFound` without the VM; `InvalidState` unless it runs; `NotFound` where neither says which key logs in, as whom, or which
+    /// host key the server has; `Unsupported` for a VM without a network; `Guest` where its address is not known.
     pub async fn ssh_target(&self, name: &VmName, login: &Login) -> Result<Target> {
         self.target_of(&self.info(name).await?, login).await
     }
 
     /// Answers how to log in to this guest.
     pub(super) async fn target_of(&self, vm: &VmHandle, login: &Login) -> Result<Target> {
+        // Who can't be entered at all needs no key for it.
+        check_live(vm)?;
         let (name, access) = (vm.name(), access(vm));
         let missing = |missing| Error::NoLogin { vm: name.clone(), missing };
         let identity = match (&login.identity, access) {
@@ -53,6 +55,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     /// Those of [`ssh_target`](Self::ssh_target); `Busy`; `Host` and `Io` where the files can't be written.
     pub async fn ssh_config(&self, name: &VmName) -> Result<SshConfig> {
         let vm = self.info(name).await?;
+        check_live(&vm)?;
         let Some(access) = access(&vm) else {
             return Err(Error::NoLogin { vm: name.clone(), missing: LoginPart::Key });
         };
@@ -66,15 +69,19 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     }
 
     async fn live_ssh_address(&self, vm: &VmHandle) -> Result<SocketAddr> {
-        if vm.state != VmState::Running {
-            return Err(Error::NotLive { what: "the way in over SSH", state: vm.state.clone() });
-        }
         self.ssh_address(vm).await?.ok_or_else(|| Error::Ssh {
             target: vm.name().to_string(),
             problem: "the guest's address is not known, and no port of the host leads to its SSH server"
                 .to_owned(),
             source: None,
         })
+    }
+}
+
+fn check_live(vm: &VmHandle) -> Result<()> {
+    match &vm.state {
+        VmState::Running => Ok(()),
+        state => Err(Error::NotLive { what: "the way in over SSH", state: state.clone() }),
     }
 }
 
