@@ -338,3 +338,15 @@ fn a_vm_that_does_not_run_is_said_to_be_so_before_any_key_is_asked_for() {
         assert!(refused.stderr.contains("`vmkit start web`"), "{arguments:?}: {refused:?}");
     }
 }
+
+#[test]
+fn a_key_that_can_not_be_read_is_bad_input_by_the_name_of_its_option() {
+    let life = Life::new();
+    make(&life, |spec| spec);
+    for option in ["--host-key", "--identity"] {
+        let refused = life.vmkit(["exec", option, "nosuchfile", "web", "--", "true"]);
+        assert_eq!(refused.code, Some(2), "{refused:?}");
+        let expected = format!("error: {}: \"nosuchfile\": there is no such file", &option[2..]);
+        assert!(refused.stderr.starts_with(&expected), "{refused:?}");
+    }
+}

@@ -1,8 +1,7 @@
 //! The way into a guest, as it can be typed.
 
 use std::env;
-use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
@@ -48,10 +47,7 @@ impl Way {
         let host_key = match &self.host_key {
             None => self.any_host_key.then(HostKey::any),
             Some(line) if line.contains(' ') => Some(HostKey::known(line)?),
-            Some(path) => {
-                let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
-                Some(HostKey::known(text.lines().next().unwrap_or_default())?)
-            }
+            Some(path) => Some(HostKey::read(Path::new(path))?),
         };
         let identity = match (&self.identity, self.ssh_agent) {
             (Some(path), _) => Some(Identity::read(path)?),

@@ -165,6 +165,22 @@ impl HostKey {
         Ok(Self(Some(key)))
     }
 
+    /// Reads the key from a file's first line, as `ssh-keygen` writes the public half of one.
+    ///
+    /// # Errors
+    /// `InvalidInput` on `host-key` for a file that is missing, may not be read, or has no public key there.
+    pub fn read(path: &Path) -> Result<Self> {
+        let refused = |why: &str| Error::invalid("host-key", path.display(), why);
+        let input = InputFile::open("host-key", path)?;
+        let mut text = String::new();
+        let read = input.file.take(MOST_KEY_BYTES).read_to_string(&mut text);
+        read.map_err(|_| refused("this is no public key: it is not text"))?;
+        Self::known(text.lines().next().unwrap_or_default()).map_err(|error| match error {
+            Error::Invalid { expected, .. } => refused(&expected),
+            error => error,
+        })
+    }
+
     /// Takes whatever key the server shows. Whoever has taken the server's place is believed.
     pub fn any() -> Self {
         Self(None)
@@ -241,6 +257,29 @@ mod tests {
         assert!(refusal(&keygen(&["-t", "rsa", "-N", "secret"]), 0o600).contains("passphrase"));
         let error = Identity::read(Path::new("/nowhere/key")).unwrap_err().to_string();
         assert!(error.starts_with("identity: \"/nowhere/key\"") && error.contains("no such file"), "{error}");
+    }
+
+    #[test]
+    fn a_host_key_is_read_from_a_file_and_what_is_none_is_refused_by_its_path() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("host.pub");
+        let line = GuestAccess::generate("vmkit").unwrap().host_key.public;
+        fs::write(&path, format!("{line}\n")).unwrap();
+        assert_eq!(HostKey::read(&path).unwrap(), HostKey::known(&line).unwrap());
+        for (content, why) in [(&b"hello\n"[..], "this is no public key"), (b"\xff", "it is not text")] {
+            fs::write(&path, content).unwrap();
+            let error = HostKey::read(&path).unwrap_err().to_string();
+            assert!(
+                error.starts_with("host-key: ") && error.contains("/host.pub") && error.contains(why),
+                "{error}"
+            );
+        }
+        for (path, why) in [(dir.path().to_owned(), "a directory"), (dir.path().join("none"), "no such file")]
+        {
+            let error = HostKey::read(&path).unwrap_err();
+            assert_eq!(error.kind(), crate::ErrorKind::InvalidInput);
+            assert!(error.to_string().contains(why), "{error}");
+        }
     }
 
     #[test]
