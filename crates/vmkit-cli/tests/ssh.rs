@@ -350,3 +350,11 @@ fn a_key_that_can_not_be_read_is_bad_input_by_the_name_of_its_option() {
         assert!(refused.stderr.starts_with(&expected), "{refused:?}");
     }
 }
+
+#[test]
+fn a_directory_that_is_not_there_is_told_from_a_program_that_failed() {
+    let web = Web::new();
+    let refused = web.life.vmkit(["exec", "-w", "/no such", "web", "--", "echo", "ran"]);
+    assert_eq!((refused.code, refused.stdout.as_str()), (Some(126), ""), "{refused:?}");
+    assert!(refused.stderr.contains("error: there is no directory /no such in the guest"), "{refused:?}");
+}

@@ -9,6 +9,11 @@ use std::os::unix::ffi::OsStrExt;
 use super::Terminal;
 use crate::error::{Error, Result};
 
+/// Says why the directory can't be entered, and answers what a shell does for a program that can't be run. It runs instead of the
+/// program, in a shell of its own: what the user's is need not know more than `||` and `;`.
+const NO_DIR: &str = "if [ -d \"$1\" ]; then why=\"the directory $1 may not be entered\"; \
+    else why=\"there is no directory $1\"; fi; printf \"error: %s in the guest\\n\" \"$why\" >&2; exit 126";
+
 /// A program to run in a guest, or its user's login shell.
 #[derive(Debug, Clone, Default)]
 pub struct Command {
@@ -16,7 +21,8 @@ pub struct Command {
     pub argv: Vec<OsString>,
     /// Variables that it has beside those that a login has.
     pub env: Vec<(String, OsString)>,
-    /// The directory that it runs in; the user's home where none is given.
+    /// The directory that it runs in; the user's home where none is given. One that can't be entered is told on the program's standard
+    /// error, with the code 126.
     pub dir: Option<OsString>,
     /// The terminal that it runs at; pipes where none is given.
     pub terminal: Option<Terminal>,
@@ -40,7 +46,11 @@ impl Command {
         if let Some(dir) = &self.dir {
             line.extend_from_slice(b"cd -- ");
             quote("workdir", dir, &mut line)?;
-            line.extend_from_slice(b" && ");
+            line.extend_from_slice(b" || exec sh -c ");
+            quote("workdir", OsStr::new(NO_DIR), &mut line)?;
+            line.extend_from_slice(b" sh ");
+            quote("workdir", dir, &mut line)?;
+            line.extend_from_slice(b"; ");
         }
         for (name, value) in &self.env {
             check_name(name)?;
@@ -115,7 +125,11 @@ mod tests {
         let mut command = Command::new(["env"]);
         command.dir = Some("-odd dir".into());
         command.env = vec![("A".into(), "1 2".into())];
-        assert_eq!(line(&command), "cd -- '-odd dir' && export A='1 2' && exec env");
+        let no_dir = format!("exec sh -c '{NO_DIR}' sh");
+        assert_eq!(
+            line(&command),
+            format!("cd -- '-odd dir' || {no_dir} '-odd dir'; export A='1 2' && exec env")
+        );
     }
 
     #[test]
@@ -123,7 +137,26 @@ mod tests {
         let mut command = Command::default();
         assert_eq!(command.line().unwrap(), None);
         command.dir = Some("/srv".into());
-        assert_eq!(line(&command), "cd -- /srv && exec \"${SHELL:-/bin/sh}\" -l");
+        let no_dir = format!("exec sh -c '{NO_DIR}' sh");
+        assert_eq!(line(&command), format!("cd -- /srv || {no_dir} /srv; exec \"${{SHELL:-/bin/sh}}\" -l"));
+    }
+
+    #[test]
+    fn a_directory_that_is_not_there_is_named_and_the_program_does_not_run() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, code, stdout, said) in [
+            ("none", 126, "", "error: there is no directory it's none in the guest\n"),
+            ("there", 0, "ran\n", ""),
+        ] {
+            std::fs::create_dir_all(dir.path().join("it's there")).unwrap();
+            let command =
+                Command { dir: Some(format!("it's {name}").into()), ..Command::new(["echo", "ran"]) };
+            let mut shell = std::process::Command::new("sh");
+            let output = shell.args(["-c", &line(&command)]).current_dir(dir.path()).output().unwrap();
+            assert_eq!(output.status.code(), Some(code), "{output:?}");
+            assert_eq!(String::from_utf8_lossy(&output.stdout), stdout);
+            assert!(String::from_utf8_lossy(&output.stderr).ends_with(said), "{output:?}");
+        }
     }
 
     #[test]
