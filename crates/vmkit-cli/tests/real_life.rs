@@ -522,3 +522,28 @@ fn a_port_is_led_into_a_vm_that_runs_and_outlives_its_restart() {
     life.must(["rm", "--force", "vm", "other"]);
     life.assert_empty("after rm");
 }
+
+#[test]
+fn a_program_by_the_guest_agent_is_told_of_and_ended_as_one_by_ssh() {
+    let life = Life::new();
+    life.make("web", "--network none");
+    life.must(["start", "web"]);
+    life.must(["wait", "web", "agent", "--timeout", "180"]);
+    let missing = life.vmkit(["exec", "--via", "agent", "web", "--", "nosuchprog"]);
+    let expected = "error: cannot run `nosuchprog` in the guest: there is no such program\n";
+    assert_eq!((missing.code, missing.stderr.as_str()), (Some(127), expected), "{missing:?}");
+    let nowhere = life.vmkit(["exec", "web", "-w", "/nosuch", "--", "true"]);
+    assert_eq!(nowhere.code, Some(126), "{nowhere:?}");
+    assert!(nowhere.stderr.contains("there is no directory /nosuch in the guest"), "{nowhere:?}");
+
+    let script = "echo up > /tmp/up; sleep 54321; echo anew > /tmp/anew";
+    let begun = life.begin(&["exec", "-n", "web", "--", "sh", "-c", script]);
+    // The agent serves one client at a time, so nobody can ask it whether the program is up.
+    sleep(Duration::from_secs(5));
+    kill_process(begun.pid(), Signal::TERM).unwrap();
+    let answer = begun.ended(Duration::from_secs(30));
+    assert_eq!(answer.code, None, "it dies of the signal: {answer:?}");
+    let left =
+        life.must(["exec", "web", "--", "sh", "-c", "cat /tmp/up; ls /tmp/anew; ps | grep '5432[1]'; :"]);
+    assert_eq!(left, "up\n");
+}

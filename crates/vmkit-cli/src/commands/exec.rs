@@ -117,7 +117,8 @@ impl Exec {
                 if vm.state != VmState::Running {
                     return Err(Error::NotLive { what: "the guest agent", state: vm.state }.into());
                 }
-                return agent::run(&vm, &command, !self.no_stdin, self.way.timeout()).await;
+                let attended = agent::attend(&vm, &command, !self.no_stdin, self.way.timeout()).await?;
+                return Ok(attended.or_die().shell_code());
             }
             let session = self.way.session(&manager, &self.name).await?;
             command.terminal = at_terminal.then(terminal);

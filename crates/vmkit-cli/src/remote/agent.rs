@@ -2,12 +2,17 @@
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Read, Write};
+use std::path::Path;
+use std::thread;
 use std::time::Duration;
 
-use tokio::time::Instant;
-use vmkit::ssh::Command;
-use vmkit::{Error, GuestAgent, GuestExit, VmHandle};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout};
+use vmkit::ssh::{Command, Exit};
+use vmkit::{Error, ErrorKind, ExecOutput, GuestAgent, GuestExit, VmHandle};
 
+use super::{Attended, GOODBYE};
+use crate::console::signals::{Signals, name_of};
 use crate::failure::Failure;
 use crate::output;
 
@@ -15,34 +20,108 @@ use crate::output;
 const MOST_INPUT_BYTES: u64 = 8 << 20;
 /// How long a program may run: as good as for ever.
 const AGES: Duration = Duration::from_secs(10 * 365 * 86_400);
+/// What a shell answers for a program that is not there, and for one that can't be run.
+const NO_PROGRAM: u32 = 127;
+const NOT_RUN: u32 = 126;
 
-/// Runs the command, prints what it wrote once it has ended, and answers its exit code.
+/// Runs the command, prints what it wrote once it has ended, and tells how it ended, as [`attend`](super::attend) does.
+///
+/// A program that was begun is ended with this process, where a signal ends that. One that is being begun at that very moment goes on, for
+/// the agent has not told its process.
 ///
 /// # Errors
 /// `Unsupported` for a VM without an agent's channel; those of the agent; `InvalidInput` for what it can't be told.
-pub(crate) async fn run(
+pub(crate) async fn attend(
     vm: &VmHandle,
     command: &Command,
     feed_stdin: bool,
     timeout: Duration,
-) -> Result<u8, Failure> {
+) -> Result<Attended, Failure> {
     let Some(socket) = vm.run.as_ref().and_then(|run| run.agent.as_ref()) else {
         let what = format!("a guest agent in the VM `{}`", vm.name());
         return Err(Error::Unsupported { backend: vm.backend.clone(), what }.into());
     };
     let (program, arguments) = words(command)?;
-    let stdin = if feed_stdin && !io::stdin().is_terminal() { Some(stdin()?) } else { None };
+    let mut signals = Signals::catch().map_err(Error::io("watch for", "signals"))?;
+    let bell = signals.bell().map_err(Error::io("watch for", "signals"))?;
+    let begun = tokio::select! {
+        begun = begin(socket, &program, &arguments, feed_stdin, timeout) => begun,
+        signal = signals.next(&bell) => return Ok(Attended::Signal(signal)),
+    };
+    let (mut agent, pid) = match begun {
+        Ok(begun) => begun,
+        Err(error) => return not_run(&program, error).map(Attended::Exit),
+    };
+    let ended = tokio::select! {
+        ended = agent.ended(pid, Instant::now() + AGES) => Ok(ended),
+        signal = signals.next(&bell) => Err(signal),
+    };
+    match ended {
+        Ok(ended) => told(&ended.map_err(Failure::unknown)?).map(Attended::Exit),
+        Err(signal) => {
+            tokio::select! {
+                // A guest that can't be told keeps its program.
+                _ = end(&mut agent, pid, signal) => {}
+                // Whoever asks twice waits no longer.
+                _ = signals.next(&bell) => {}
+            }
+            Ok(Attended::Signal(signal))
+        }
+    }
+}
+
+/// Begins the program, once its input is here and the agent answers.
+async fn begin(
+    socket: &Path,
+    program: &str,
+    arguments: &[String],
+    feed_stdin: bool,
+    timeout: Duration,
+) -> Result<(GuestAgent, i64), Error> {
+    let stdin = if feed_stdin && !io::stdin().is_terminal() { Some(stdin().await?) } else { None };
     let mut agent = GuestAgent::connect(socket, Instant::now() + timeout).await?;
-    let ran = agent.exec(&program, &arguments, stdin.as_deref(), Instant::now() + AGES).await?;
+    let pid = agent.begin(program, arguments, stdin.as_deref(), Instant::now() + timeout).await?;
+    Ok((agent, pid))
+}
+
+/// Has the program end by this signal, and prints what it has written by then.
+async fn end(agent: &mut GuestAgent, pid: i64, signal: i32) -> Result<(), Failure> {
+    let Some(name) = name_of(signal) else { return Ok(()) };
+    let deadline = Instant::now() + GOODBYE;
+    agent.signal_all(pid, name, deadline).await?;
+    match timeout(GOODBYE, agent.ended(pid, deadline)).await {
+        Ok(Ok(ended)) => told(&ended).map(drop),
+        _ => Ok(()),
+    }
+}
+
+/// Prints what a program wrote, and answers how it ended.
+fn told(ran: &ExecOutput) -> Result<Exit, Failure> {
     output::bytes(&ran.stdout)?;
     io::stderr().write_all(&ran.stderr).map_err(Failure::Output)?;
     if ran.truncated {
         output::warning("the guest agent kept only the beginning of what it wrote; over SSH all of it comes");
     }
-    Ok(match ran.exit {
-        GuestExit::Code(code) => u8::try_from(code).unwrap_or(u8::MAX),
-        GuestExit::Signal(signal) => u8::try_from(128 + signal).unwrap_or(u8::MAX),
-    })
+    let code = match ran.exit {
+        GuestExit::Code(code) => code,
+        GuestExit::Signal(signal) => 128 + signal,
+    };
+    Ok(Exit::Code(u32::try_from(code).unwrap_or(u32::MAX)))
+}
+
+/// Says of a program that the agent could not run what a shell says, and answers the code of one.
+///
+/// The agent passes on what GLib says, which names the system's error. Source: GLib, `gspawn.c`.
+fn not_run(program: &str, error: Error) -> Result<Exit, Failure> {
+    let says = |text: &str| matches!(&error, Error::Refused { command, description, .. } if command == "guest-exec" && description.contains(text));
+    let (why, code) = match () {
+        () if says("(No such file or directory)") => ("there is no such program", NO_PROGRAM),
+        () if says("(Permission denied)") => ("it may not be run", NOT_RUN),
+        () => return Err(error.into()),
+    };
+    let message = format!("cannot run `{program}` in the guest: {why}");
+    output::error(None, &Error::Backend { message, kind: ErrorKind::Guest, source: None });
+    Ok(Exit::Code(code))
 }
 
 /// Answers the program and its arguments; a shell sets directory and variables, for the agent knows neither.
@@ -64,10 +143,16 @@ fn words(command: &Command) -> Result<(String, Vec<String>), Error> {
     Ok(("/bin/sh".to_owned(), vec!["-c".to_owned(), line]))
 }
 
-fn stdin() -> Result<Vec<u8>, Error> {
-    let mut input = Vec::new();
-    let read = io::stdin().take(MOST_INPUT_BYTES + 1).read_to_end(&mut input);
-    read.map_err(Error::io("read", "standard input"))?;
+/// Reads all of standard input, on a thread that may block for ever.
+async fn stdin() -> Result<Vec<u8>, Error> {
+    let (sender, read) = oneshot::channel();
+    thread::spawn(move || {
+        let mut input = Vec::new();
+        let read = io::stdin().take(MOST_INPUT_BYTES + 1).read_to_end(&mut input);
+        let _ = sender.send(read.map(|_| input));
+    });
+    let read = read.await.unwrap_or_else(|_| Err(io::Error::other("the reading thread is gone")));
+    let input = read.map_err(Error::io("read", "standard input"))?;
     if input.len() as u64 > MOST_INPUT_BYTES {
         let bound = format!("the guest agent takes {MOST_INPUT_BYTES} bytes at the most: go over SSH");
         return Err(Error::invalid("standard input", "too long", bound));

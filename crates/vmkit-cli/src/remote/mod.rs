@@ -59,13 +59,7 @@ enum Ending {
 /// Those of the session; `Output` where nobody reads what the program writes. `Own` where the connection is lost on the
 /// way.
 pub(crate) async fn run(session: &Session, command: &Command, feed_stdin: bool) -> Result<Exit, Failure> {
-    match attend(session, command, feed_stdin).await? {
-        Attended::Exit(exit) => Ok(exit),
-        Attended::Signal(signal) => {
-            die_of(signal);
-            Ok(Exit::Code(255))
-        }
-    }
+    Ok(attend(session, command, feed_stdin).await?.or_die())
 }
 
 /// What ended first.
@@ -74,6 +68,19 @@ pub(crate) enum Attended {
     Exit(Exit),
     /// This process is to, by this signal, once it has tidied up.
     Signal(i32),
+}
+
+impl Attended {
+    /// Answers how the program ended; dies of the signal that this process is to end by.
+    pub(crate) fn or_die(self) -> Exit {
+        match self {
+            Attended::Exit(exit) => exit,
+            Attended::Signal(signal) => {
+                die_of(signal);
+                Exit::Code(255)
+            }
+        }
+    }
 }
 
 /// Runs the command as [`run`] does, and leaves it to the caller to die of a signal.

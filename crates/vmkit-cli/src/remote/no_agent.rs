@@ -5,18 +5,19 @@ use std::time::Duration;
 use vmkit::ssh::Command;
 use vmkit::{Error, VmHandle};
 
+use super::Attended;
 use crate::failure::Failure;
 
 /// Answers that there is no way by a guest agent.
 ///
 /// # Errors
 /// `Unsupported`, always.
-pub(crate) async fn run(
+pub(crate) async fn attend(
     vm: &VmHandle,
     _command: &Command,
     _feed_stdin: bool,
     _timeout: Duration,
-) -> Result<u8, Failure> {
+) -> Result<Attended, Failure> {
     let what = format!("a guest agent in the VM `{}`", vm.name());
     Err(Error::Unsupported { backend: vm.backend.clone(), what }.into())
 }

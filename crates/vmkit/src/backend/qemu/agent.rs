@@ -33,6 +33,11 @@ const LINE_LIMIT_BYTES: usize = 48 * 1024 * 1024;
 /// Never part of UTF-8, so a line can't hold it by chance: it ends what was half said.
 const DELIMITER: u8 = 0xFF;
 
+/// Signals a process and then its children, and theirs: a parent that goes first begins nothing anew when they end. They are looked for
+/// before it goes, since then they are another's. `pgrep` is for guests whose kernel does not list children.
+const SIGNAL_ALL: &str = "end() { set -- \"$1\" $(cat /proc/$1/task/*/children 2>/dev/null || pgrep -P $1); \
+    kill -s $name $1 2>/dev/null; shift; for p; do end $p; done; }; name=$1; end $2";
+
 /// A guest agent that is listened to. One client at a time: QEMU keeps others waiting.
 ///
 /// # Cancel safety
@@ -136,17 +141,49 @@ impl GuestAgent {
         stdin: Option<&[u8]>,
         deadline: Instant,
     ) -> Result<ExecOutput> {
+        let pid = self.begin(program, args, stdin, deadline).await?;
+        let awaited = || format!("the end of `{program}` in the guest (its process {pid})");
+        within(deadline, awaited, self.outcome(pid)).await
+    }
+
+    /// Begins a program as [`exec`](Self::exec) does, and answers the number of its process in the guest.
+    ///
+    /// # Errors
+    /// As [`exec`](Self::exec).
+    pub async fn begin(
+        &mut self,
+        program: &str,
+        args: &[impl AsRef<str>],
+        stdin: Option<&[u8]>,
+        deadline: Instant,
+    ) -> Result<i64> {
         let args: Vec<&str> = args.iter().map(AsRef::as_ref).collect();
         let mut request = json!({ "path": program, "arg": args, "capture-output": true });
         if let Some(stdin) = stdin {
             request["input-data"] = BASE64_STANDARD.encode(stdin).into();
         }
         let answer = self.execute("guest-exec", Some(request), deadline).await?;
-        let Some(pid) = answer.get("pid").and_then(Value::as_i64) else {
-            return Err(self.wire.problem(format!("it ran `{program}` but told no pid: {answer}")));
-        };
-        let awaited = || format!("the end of `{program}` in the guest (its process {pid})");
+        let pid = answer.get("pid").and_then(Value::as_i64);
+        pid.ok_or_else(|| self.wire.problem(format!("it ran `{program}` but told no pid: {answer}")))
+    }
+
+    /// Waits until a program that was [begun](Self::begin) has ended, and answers its output. The agent answers that once.
+    ///
+    /// # Errors
+    /// `Guest` where the agent knows no such process; `TimedOut`.
+    pub async fn ended(&mut self, pid: i64, deadline: Instant) -> Result<ExecOutput> {
+        let awaited = || format!("the end of the process {pid} in the guest");
         within(deadline, awaited, self.outcome(pid)).await
+    }
+
+    /// Sends the signal of this name, such as `TERM`, to a program that was [begun](Self::begin) and has not ended, and to all that it has
+    /// started, by a shell in the guest; the agent itself has no command for it.
+    ///
+    /// # Errors
+    /// As [`exec`](Self::exec).
+    pub async fn signal_all(&mut self, pid: i64, name: &str, deadline: Instant) -> Result<()> {
+        let args = ["-c", SIGNAL_ALL, "sh", name, &pid.to_string()];
+        self.exec("/bin/sh", &args, None, deadline).await.map(drop)
     }
 
     /// Tells the guest to shut down. It is not down yet when this returns: wait for the VM's process.
@@ -470,6 +507,44 @@ mod tests {
         let expected =
             json!({"path": "/bin/cat", "arg": ["-n"], "capture-output": true, "input-data": "aGk="});
         assert_eq!(request["arguments"], expected);
+    }
+
+    #[tokio::test]
+    async fn a_program_that_was_begun_can_be_signalled_before_its_end() {
+        let (mut agent, mut peer) = pair();
+        let script = tokio::spawn(async move {
+            peer.sync().await;
+            peer.answer("guest-exec", json!({"return": {"pid": 7}})).await;
+            let kill = peer.answer("guest-exec", json!({"return": {"pid": 8}})).await;
+            for (pid, end) in [(8, json!({"exitcode": 0})), (7, json!({"signal": 15}))] {
+                let mut end = end;
+                end["exited"] = true.into();
+                let asked = peer.answer("guest-exec-status", json!({ "return": end })).await;
+                assert_eq!(asked["arguments"]["pid"], pid);
+            }
+            kill
+        });
+        let pid = agent.begin("sleep", &["9"], None, in_time()).await.unwrap();
+        agent.signal_all(pid, "TERM", in_time()).await.unwrap();
+        assert_eq!(agent.ended(pid, in_time()).await.unwrap().exit, GuestExit::Signal(15));
+        let kill = script.await.unwrap();
+        assert_eq!(kill["arguments"]["arg"], json!(["-c", SIGNAL_ALL, "sh", "TERM", "7"]));
+    }
+
+    #[test]
+    fn a_signal_reaches_what_the_program_has_started() {
+        use std::io::{BufRead, BufReader};
+        use std::os::unix::process::ExitStatusExt;
+        use std::process::{Command, Stdio};
+        let tree = "sh -c 'echo $$; sleep 1000; echo anew' & wait; echo anew";
+        let mut program = Command::new("sh").args(["-c", tree]).stdout(Stdio::piped()).spawn().unwrap();
+        let mut said = BufReader::new(program.stdout.take().unwrap()).lines();
+        let child = said.next().unwrap().unwrap();
+        let signal = ["-c", SIGNAL_ALL, "sh", "TERM", &program.id().to_string()];
+        assert!(Command::new("sh").args(signal).status().unwrap().code().is_some());
+        assert_eq!(program.wait().unwrap().signal(), Some(15));
+        // All that could write has ended.
+        assert!(said.next().is_none(), "{child} went on");
     }
 
     #[tokio::test]
