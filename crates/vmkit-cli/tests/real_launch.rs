@@ -168,3 +168,23 @@ fn a_launch_that_is_killed_anywhere_leaves_what_can_be_removed_or_launched_again
         life.assert_empty(&format!("after {millis} ms"));
     }
 }
+
+#[test]
+fn a_command_in_a_machine_without_a_network_goes_by_the_guest_agent() {
+    let life = Life::new();
+    let more = ["--network", "none", "--timeout", "180", "web", "--", "sh", "-c", "echo in; exit 7"];
+    let answer = life.vmkit(tiny(&life, &more));
+    assert_eq!((answer.code, answer.stdout.as_str()), (Some(7), "in\n"), "{answer:?}");
+    assert_eq!(life.state("web"), "running");
+    // A guest without an agent: the VM is left, and that is said.
+    let base = life.file("base.img");
+    let silent =
+        ["launch", &base, "mute", "--accel", "tcg", "--network", "none", "--timeout", "2", "--", "true"];
+    let answer = life.vmkit(silent);
+    assert_eq!(answer.code, Some(5), "{answer:?}");
+    assert!(
+        answer.stderr.contains("the VM `mute` is left; ") && answer.stderr.contains("the guest agent"),
+        "{answer:?}"
+    );
+    assert!(answer.stderr.contains("`vmkit rm --force mute`"), "{answer:?}");
+}

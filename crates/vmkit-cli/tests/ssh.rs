@@ -358,3 +358,14 @@ fn a_directory_that_is_not_there_is_told_from_a_program_that_failed() {
     assert_eq!((refused.code, refused.stdout.as_str()), (Some(126), ""), "{refused:?}");
     assert!(refused.stderr.contains("error: there is no directory /no such in the guest"), "{refused:?}");
 }
+
+#[test]
+fn a_shell_without_a_network_is_pointed_to_the_ways_that_there_are() {
+    let life = Life::new();
+    make(&life, |spec| spec.network(NetworkConfig::None));
+    life.must(["start", "web"]);
+    let refused = life.vmkit(["shell", "web"]);
+    assert_eq!(refused.code, Some(7), "{refused:?}");
+    assert!(refused.stderr.contains("`vmkit exec web -- COMMAND`"), "{refused:?}");
+    assert!(refused.stderr.contains("`vmkit console web`"), "{refused:?}");
+}

@@ -17,7 +17,7 @@ use crate::console::signals::{Signals, die_of};
 use crate::context::{Context, Manager};
 use crate::failure::Failure;
 use crate::launching::Launching;
-use crate::remote::{self, Attended};
+use crate::remote::{self, Attended, agent};
 use crate::{human, json, output};
 
 /// From an image to a shell: makes a VM of the image, boots it, and waits until one can log in and cloud-init is through.
@@ -103,7 +103,7 @@ impl Launch {
         manager: &Manager,
         signals: &mut Signals,
     ) -> Result<Ended, Failure> {
-        let (rm, mut show) = (self.rm, Launching::new(&self.image));
+        let (rm, timeout, mut show) = (self.rm, self.timeout, Launching::new(&self.image));
         let bell = signals.bell().map_err(Error::io("watch for", "signals"))?;
         let (json, mut command) = (self.json, Command::new(self.command.clone()));
         // Looked at before anything is made.
@@ -122,7 +122,12 @@ impl Launch {
                 warn(&launched);
                 match command.argv.is_empty() {
                     true => tell(&launched, &show, json),
-                    false => run_in(&launched, &mut command).await,
+                    false => run_in(&launched, &mut command, timeout).await.inspect_err(|_| {
+                        if !rm {
+                            let name = launched.vm.name();
+                            output::warning(format_args!("the VM `{name}` is left; {}", left(name)));
+                        }
+                    }),
                 }
             }
         };
@@ -203,15 +208,17 @@ fn tell(launched: &Launched, show: &Launching, json: bool) -> Result<Ended, Fail
     Ok(Ended::Well(0))
 }
 
-/// Runs the command in the VM, on the session that waited for it.
-async fn run_in(launched: &Launched, command: &mut Command) -> Result<Ended, Failure> {
-    let vm = &launched.vm;
-    let Some(session) = &launched.session else {
-        let what = format!("a command in the VM `{}`, which has no network", vm.name());
-        return Err(Error::Unsupported { backend: vm.backend.clone(), what }.into());
+/// Runs the command in the VM, on the session that waited for it; where there is no network, by the guest agent, which gets as long to
+/// answer as an SSH server would.
+async fn run_in(launched: &Launched, command: &mut Command, timeout: Duration) -> Result<Ended, Failure> {
+    let attended = match &launched.session {
+        Some(session) => {
+            command.terminal = remote::is_at_terminal().then(terminal);
+            remote::attend(session, command, true).await?
+        }
+        None => agent::attend(&launched.vm, command, true, timeout).await?,
     };
-    command.terminal = remote::is_at_terminal().then(terminal);
-    Ok(match remote::attend(session, command, true).await? {
+    Ok(match attended {
         Attended::Exit(exit) => Ended::Well(exit.shell_code()),
         Attended::Signal(signal) => Ended::Signal(signal),
     })

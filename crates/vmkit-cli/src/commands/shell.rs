@@ -1,7 +1,8 @@
 //! `vmkit shell`.
 
 use clap::Args;
-use vmkit::spec::VmName;
+use vmkit::spec::{NetworkConfig, VmName};
+use vmkit::{Error, VmHandle, VmState};
 
 use super::exec::{Surroundings, terminal};
 use crate::context::Context;
@@ -23,12 +24,26 @@ pub(crate) struct Shell {
     surroundings: Surroundings,
 }
 
+/// Says where a shell goes that has no network to go over: the guest agent streams nothing.
+fn no_network(vm: VmHandle) -> Error {
+    let name = vm.name();
+    let what = format!(
+        "a shell in the VM `{name}`, which has no network: `vmkit exec {name} -- COMMAND` runs a command by its guest agent, \
+         `vmkit console {name}` is where one logs in"
+    );
+    Error::Unsupported { backend: vm.backend, what }
+}
+
 impl Shell {
     pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
         let mut command = self.surroundings.around(Vec::new())?;
         command.line()?;
         let manager = context.manager()?;
         let exit = context.block_on(async {
+            let vm = manager.info(&self.name).await?;
+            if matches!(vm.spec.network(), NetworkConfig::None) && vm.state == VmState::Running {
+                return Err(no_network(vm).into());
+            }
             let session = self.way.session(&manager, &self.name).await?;
             command.terminal = remote::is_at_terminal().then(terminal);
             remote::run(&session, &command, true).await
