@@ -3,7 +3,8 @@
 use std::fmt;
 
 use miette::{
-    Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, NamedSource, Severity, SourceCode,
+    Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, MietteError, MietteSpanContents,
+    Severity, SourceCode, SourceSpan, SpanContents,
 };
 use vmkit::vmfile::{Place, Problem, VmfileError};
 
@@ -37,8 +38,8 @@ pub(crate) fn report(machine: Option<&str>, error: &VmfileError, look: Look) -> 
         Look::Colours => GraphicalTheme::unicode(),
     };
     let handler = GraphicalReportHandler::new_themed(theme).with_width(COLUMNS).with_links(false);
-    let source = NamedSource::new(harmless(&error.file().to_string_lossy()), harmless(error.text()));
     let file = harmless(&error.file().to_string_lossy());
+    let source = Source { name: file.clone(), text: harmless(error.text()) };
     let mut text = match (machine, error.problems().len()) {
         (Some(machine), _) => format!("error: {machine} can't be as {file} says\n"),
         (None, 1) => format!("error: {file} has a mistake\n"),
@@ -87,12 +88,42 @@ fn harmless(text: &str) -> String {
     text.chars().map(stands_for).collect()
 }
 
+/// The file as miette shows it, but that a column is a character, as in all else that tells of the file, and not a byte.
+#[derive(Debug)]
+struct Source {
+    name: String,
+    text: String,
+}
+
+impl SourceCode for Source {
+    fn read_span<'a>(
+        &'a self,
+        span: &SourceSpan,
+        lines_before: usize,
+        lines_after: usize,
+    ) -> Result<Box<dyn SpanContents<'a> + 'a>, MietteError> {
+        let found = self.text.as_str().read_span(span, lines_before, lines_after)?;
+        let before = &self.text[..self.text.floor_char_boundary(found.span().offset())];
+        let column = before.rsplit('\n').next().unwrap_or_default().chars().count();
+        let (data, name) = (found.data(), self.name.clone());
+        let found = MietteSpanContents::new_named(
+            name,
+            data,
+            *found.span(),
+            found.line(),
+            column,
+            found.line_count(),
+        );
+        Ok(Box::new(found))
+    }
+}
+
 /// A problem as miette shows it.
 #[derive(Debug)]
 struct Shown<'a> {
     error: &'a VmfileError,
     problem: &'a Problem,
-    source: &'a NamedSource<String>,
+    source: &'a Source,
     message: String,
 }
 
@@ -192,6 +223,24 @@ mod tests {
             "version = 1\n[machine.web]\nimage = 'a\u{9b}2J\u{202e}b'\n\"a\\u001b[2J\" = 1\ncpus = 0\n";
         let text = report(None, &refusal("vm\u{1b}[2Jkit.toml", hostile), Look::Plain);
         assert!(!text.contains(['\u{1b}', '\u{9b}', '\u{202e}']), "{text:?}");
+    }
+
+    #[test]
+    fn a_column_is_a_character_here_as_in_the_error_itself() {
+        let text = "\u{feff}version = 1\n[machine.web]\n'üöä' = 1\nimage = 'ü' ü\n[machine.'ß']\nimage = 'x:1'\ncpus = 0\n";
+        for text in [text, &text.replace("'ü' ü", "'ü'"), "version = 1\n['ü'.é]\n", "\u{feff}verzion = 1\n"]
+        {
+            let error = refusal("/p/vmkit.toml", text);
+            let report = report(None, &error, Look::Plain);
+            assert!(!report.contains('\u{fffd}'), "{report}");
+            for problem in error.problems() {
+                let (line, column) = error.line_and_column(problem.place.as_ref().unwrap().span.start);
+                assert!(
+                    report.contains(&format!("[/p/vmkit.toml:{line}:{column}]")),
+                    "{line}:{column}: {report}"
+                );
+            }
+        }
     }
 
     #[test]

@@ -435,3 +435,11 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_mark_at_the_beginning_moves_no_column() {
+    let text = "\u{feff}version = 1\n[machine.web]\nimage = 'debian:12'\n";
+    read(text).unwrap_or_else(|error| panic!("{error}"));
+    assert!(refused("\u{feff}verzion = 1\n").starts_with("/home/me/shop/vmkit.toml:1:1: "));
+    assert!(refused("\u{feff}").contains("the file is empty"));
+}

@@ -15,7 +15,7 @@ use super::read::{Node, Read};
 
 /// Answers the tables of a text that is TOML, and of a version that this vmkit reads.
 pub(super) fn toml_of(text: &str) -> Result<Spanned<DeValue<'_>>, Vec<Problem>> {
-    if text.trim_start_matches('\u{feff}').trim().is_empty() {
+    if text.trim().is_empty() {
         let empty = Problem::new("the file is empty");
         return Err(vec![
             empty.help("begin with `version = 1` and a machine: [machine.web] and its `image`"),

@@ -40,7 +40,9 @@ pub type ReadText<'a> = &'a dyn Fn(&Path) -> Result<String, String>;
 /// [`VmfileError`] with everything that is wrong: at first what is not TOML; then unknown keys and wrong values; and where
 /// there are none, what does not go together.
 pub fn parse(file: &Path, text: &str, read: ReadText<'_>) -> Result<Project, VmfileError> {
-    // A script that was written on Windows would not run in a guest with the line ends from there.
+    // Editors of Windows write a mark at the beginning, which is no part of the text. A script that was written there would not run
+    // in a guest with the line ends from there.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let text: Arc<str> = text.replace("\r\n", "\n").into();
     let failed = |problems: Vec<Problem>| {
         // A mistake in `defaults` is one, however many machines have it.
