@@ -443,3 +443,23 @@ fn a_mark_at_the_beginning_moves_no_column() {
     assert!(refused("\u{feff}verzion = 1\n").starts_with("/home/me/shop/vmkit.toml:1:1: "));
     assert!(refused("\u{feff}").contains("the file is empty"));
 }
+
+#[test]
+fn a_misspelled_key_is_one_mistake_though_it_is_needed() {
+    let said = refused("verson = 1\n[machine.web]\nimage = 'debian:12'\n");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(said.contains("did you mean `version`?"), "{said}");
+    // One that is no other key's stands for none.
+    assert_eq!(refused("something = 1\n[machine.web]\nimage = 'debian:12'\n").lines().count(), 2);
+}
+
+#[test]
+fn an_image_that_is_none_is_answered_with_what_one_is() {
+    for image in ["", " "] {
+        let said = refused(&with(&format!("image = '{image}'")));
+        assert!(
+            said.contains("`image`: an image is a name such as debian:12, a path, or an address"),
+            "{said}"
+        );
+    }
+}

@@ -175,6 +175,21 @@ impl FromStr for Line {
     }
 }
 
+/// Where the image of a root disk comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Image(pub(super) String);
+
+impl FromStr for Image {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let expected =
+            "an image is a name such as debian:12, a path, or an address, in one line of at most 1000 bytes";
+        let line = text.parse().map_err(|_| Error::invalid("image", "", expected));
+        line.map(|Line(text)| Self(text))
+    }
+}
+
 /// What a shell is given: any text but an empty one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Shell(pub(super) String);
@@ -222,6 +237,8 @@ texts! {
     Mode: "permission bits in quotes, such as \"0644\"",
         { "type": "string", "pattern": "^[0-7]{3,4}$" };
     Line: "a text of one line, in quotes",
+        { "type": "string", "pattern": LINE, "maxLength": 1000 };
+    Image: "a name such as \"debian:12\", a path, or an address, in quotes",
         { "type": "string", "pattern": LINE, "maxLength": 1000 };
     Shell: "a text in quotes, for /bin/sh in the guest",
         { "type": "string", "pattern": "\\S", "maxLength": 131_072 };

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
-use super::forms::{Command, Disk, GuestPath, HostPath, Limit, Line, Mode, Network, Shell, Version};
+use super::forms::{Command, Disk, GuestPath, HostPath, Image, Limit, Line, Mode, Network, Shell, Version};
 use super::problem::Problem;
 use super::project::Run;
 use super::read::{Fields, Node, Read, Whole, described, table};
@@ -44,7 +44,7 @@ table! {
     /// A machine.
     struct Machine = "a machine" {
         /// The image of the root disk: a name such as debian:12, a path, or an address. It is never written to.
-        image: Line,
+        image: Image,
         /// The number of virtual CPUs, 1 to 255. Default: 1.
         cpus: Cpus,
         /// The guest's memory: "2GiB", "512MiB" or a number of MiB. Default: 512 MiB.

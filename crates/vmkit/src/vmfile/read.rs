@@ -251,20 +251,41 @@ impl<T: Read> Read for BTreeMap<String, T> {
     }
 }
 
-/// A table being read: keys are taken out one by one, and what is left is unknown.
+/// A table being read: what is asked for by its keys, and what nobody asks for.
 pub(super) struct Fields<'a> {
     what: &'static str,
     table: &'a DeTable<'a>,
     span: Range<usize>,
+    /// What unknown keys were probably meant to be.
+    meant: Vec<&'a str>,
 }
 
 impl<'a> Fields<'a> {
-    pub(super) fn of(what: &'static str, node: &Node<'a>, problems: &mut Vec<Problem>) -> Option<Self> {
-        let table = node.value.get_ref().as_table();
-        if table.is_none() {
+    /// Begins to read a table with these keys, and notes every other one, with what was probably meant.
+    pub(super) fn of(
+        what: &'static str,
+        known: &[&'a str],
+        node: &Node<'a>,
+        problems: &mut Vec<Problem>,
+    ) -> Option<Self> {
+        let Some(table) = node.value.get_ref().as_table() else {
             node.wrong_type("a table", problems);
+            return None;
+        };
+        let mut all_meant = Vec::new();
+        for key in table.keys().filter(|key| !known.contains(&key.get_ref().as_ref())) {
+            let name: String = key.get_ref().chars().take(60).collect();
+            let problem = Problem::new(format!("{what} has no key `{}`", name.escape_debug()));
+            let help = match meant(&name, known) {
+                Some(meant) => {
+                    all_meant.push(meant);
+                    format!("did you mean `{meant}`?")
+                }
+                None => format!("its keys are {}", listed(known)),
+            };
+            problems.push(problem.at(key.span(), "unknown key").help(help));
         }
-        table.map(|table| Self { what, table, span: node.value.span() })
+        Some(Self { what, table, span: node.value.span(), meant: all_meant })
     }
 
     pub(super) fn optional<T: Read>(&self, key: &'a str, problems: &mut Vec<Problem>) -> Option<T> {
@@ -272,25 +293,13 @@ impl<'a> Fields<'a> {
     }
 
     pub(super) fn required<T: Read>(&self, key: &'a str, problems: &mut Vec<Problem>) -> Option<T> {
-        if !self.table.contains_key(key) {
+        // A key that is there under another name has been told of.
+        if !self.table.contains_key(key) && !self.meant.contains(&key) {
             let missing = Problem::new(format!("{} needs `{key}`", self.what));
             let help = format!("add `{key}`, {}", T::WHAT);
             problems.push(missing.at(self.span.clone(), "it is missing here").help(help));
         }
         self.optional(key, problems)
-    }
-
-    /// Notes every key that nobody asked for, with what was probably meant.
-    pub(super) fn refuse_others(&self, known: &[&str], problems: &mut Vec<Problem>) {
-        for key in self.table.keys().filter(|key| !known.contains(&key.get_ref().as_ref())) {
-            let name: String = key.get_ref().chars().take(60).collect();
-            let problem = Problem::new(format!("{} has no key `{}`", self.what, name.escape_debug()));
-            let help = match meant(&name, known) {
-                Some(meant) => format!("did you mean `{meant}`?"),
-                None => format!("its keys are {}", listed(known)),
-            };
-            problems.push(problem.at(key.span(), "unknown key").help(help));
-        }
     }
 }
 
@@ -357,8 +366,7 @@ macro_rules! table {
             const WHAT: &'static str = $what;
 
             fn read(node: &Node<'_>, problems: &mut Vec<Problem>) -> Option<Self> {
-                let fields = Fields::of(Self::WHAT, node, problems)?;
-                fields.refuse_others(&[$(stringify!($field)),*], problems);
+                let fields = Fields::of(Self::WHAT, &[$(stringify!($field)),*], node, problems)?;
                 // Every field is read before a missing one counts.
                 $(let $field = table!(@read fields, problems, $field $(, $required)?);)*
                 Some(Self { $($field: table!(@take $field $(, $required)?),)* })
