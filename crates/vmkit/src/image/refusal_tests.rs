@@ -31,9 +31,14 @@ fn refused(dir: &Path) -> Vec<(&'static str, Vec<u8>, &'static str)> {
     let (base, overlay) = (dir.join("base.raw"), dir.join("overlay"));
     fs::write(&base, vec![1; 1 << 20]).unwrap();
     create_overlay(&inspect(&base).unwrap(), &overlay, None).unwrap();
+    // Its name is written as one beside the image, as `qemu-img` writes it that was given such a one.
+    let mut backed = fs::read(&overlay).unwrap();
+    let at = usize::try_from(u64::from_be_bytes(backed[8..16].try_into().unwrap())).unwrap();
+    backed[at..at + 8].copy_from_slice(b"base.raw");
+    backed[16..20].copy_from_slice(&8_u32.to_be_bytes());
     vec![
-        ("backed.qcow2", fs::read(&overlay).unwrap(), "only the difference to"),
-        ("backed.qcow2.gz", packed("gz", &fs::read(&overlay).unwrap()), "only the difference to"),
+        ("backed.qcow2", backed.clone(), "only the difference to \"base.raw\" (raw)"),
+        ("backed.qcow2.gz", packed("gz", &backed), "only the difference to \"base.raw\" (raw)"),
         ("encrypted.qcow2", qcow2(dir, |bytes| bytes[35] = 2), "an encrypted qcow2"),
         ("corrupt.qcow2", qcow2(dir, |bytes| bytes[79] = 2), "marked corrupt"),
         ("data.qcow2", qcow2(dir, |bytes| bytes[79] = 4), "data lie in another file"),
@@ -82,7 +87,7 @@ async fn a_refused_import_or_download_is_named_as_the_user_knows_it() {
     }
     fs::remove_file(dir.join("base.raw")).unwrap();
     let text = import(&scene, &dir.join("backed.qcow2")).await.unwrap_err().to_string();
-    assert!(text.contains("base.raw\" (raw), which is missing"), "{text}");
+    assert!(text.contains("to \"base.raw\" (raw), which is missing"), "{text}");
 }
 
 #[tokio::test]
