@@ -246,6 +246,8 @@ const REFUSED_COPIES: &[(&str, &[&str], &str, i32, &str)] = &[
     ("-r", &["d"], "f", 2, "a file of that name is AT_TO already"),
     ("", &["f"], "/dev/null", 2, "what is AT_TO is not a regular file"),
     ("", &["f"], "/sys/x", 2, "permission denied AT_TO"),
+    ("", &["f"], "/proc/x", 2, "nothing can be made in the directory /proc AT_TO"),
+    ("-r", &["d"], "/proc/x", 2, "nothing can be made in the directory /proc AT_TO"),
 ];
 
 #[test]

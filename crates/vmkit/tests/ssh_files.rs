@@ -260,3 +260,58 @@ async fn a_server_without_sftp_says_what_to_install() {
     let error = session.files("web", soon()).await.unwrap_err();
     assert!(error.to_string().contains("SFTP"), "{error}");
 }
+
+#[tokio::test]
+async fn a_name_that_is_not_utf_8_is_told_once_all_else_was_copied() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    let both = Both::new().await;
+    for dir in [both.there("d"), both.here("d")] {
+        fs::create_dir_all(dir.join("sub")).unwrap();
+        for name in [&b"caf\xe9"[..], b"caf\xc3\xa9", b"z\xef\xbf\xbd", b"sub/last"] {
+            fs::write(dir.join(OsStr::from_bytes(name)), "x").unwrap();
+        }
+        symlink(OsStr::from_bytes(b"caf\xe9"), dir.join("link")).unwrap();
+    }
+    let (down, up) = (both.here("out"), both.there("in"));
+    let refusals = [both.download(&both.there("d"), &down).await, both.upload(&both.here("d"), &up).await];
+    for (refused, to) in refusals.into_iter().zip([down, up]) {
+        let error = refused.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+        let said = error.to_string();
+        // Whichever the directory has first.
+        assert!(
+            ["/d/caf\u{fffd} (and 1 more)", "/d/link leads to (and 1 more)"]
+                .iter()
+                .any(|it| said.contains(it)),
+            "{said}"
+        );
+        assert!(
+            said.ends_with("is not UTF-8, which a name needs to be copied over SFTP; all else was copied"),
+            "{said}"
+        );
+        assert_eq!(names(&to), ["café", "sub", "z\u{fffd}"]);
+        assert_eq!(names(&to.join("sub")), ["last"]);
+    }
+}
+
+#[tokio::test]
+async fn what_a_killed_copy_left_is_removed_by_the_next_one_into_its_directory() {
+    let both = Both::new().await;
+    fs::write(both.here("f"), "x").unwrap();
+    let (old, young) = (both.there(".big.vmkit-0123abcd"), both.there(".other.vmkit-0123abcd"));
+    let (dir, theirs) = (both.there(".d.vmkit-0123abcd"), both.there(".big.vmkit-theirs"));
+    fs::create_dir(&dir).unwrap();
+    for file in [&old, &young, &theirs] {
+        fs::write(file, "half").unwrap();
+    }
+    let ago = std::time::SystemTime::now() - std::time::Duration::from_secs(600);
+    for file in [&old, &theirs] {
+        fs::File::options().write(true).open(file).unwrap().set_modified(ago).unwrap();
+    }
+    both.upload(&both.here("f"), &both.there("f")).await.unwrap();
+    assert_eq!(
+        names(&both.dir.path().join("there")),
+        [".big.vmkit-theirs", ".d.vmkit-0123abcd", ".other.vmkit-0123abcd", "f"]
+    );
+}

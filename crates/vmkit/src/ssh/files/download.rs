@@ -17,8 +17,8 @@ use tokio::task::JoinHandle;
 
 use super::upload::is_end;
 use super::{
-    Act, CHUNK_BYTES, Copied, Ends, Files, IN_FLIGHT, Kind, Progress, Report, joined, kind, parent_and_name,
-    shown, unfinished,
+    Act, CHUNK_BYTES, Copied, Ends, Files, IN_FLIGHT, Kind, Progress, Report, is_missing, joined, kind,
+    parent_and_name, shown, unfinished,
 };
 use crate::error::{ErrorKind, Result};
 use crate::steps::step;
@@ -113,7 +113,9 @@ impl Files {
         let fd = opened.map_err(|errno| ends.local(Act::Write, &place, errno.into()))?;
         let dir = Arc::new(Dir { fd, path: parent.to_owned() });
         if kind(&found) == Kind::Dir {
-            self.download_tree(from.to_owned(), dir, name.to_owned(), &found, &mut progress, report).await?;
+            let (from, name) = (from.to_owned(), name.to_owned());
+            let unnamed = self.download_tree(from, dir, name, &found, &mut progress, report).await?;
+            ends.check_names(&unnamed)?;
         } else {
             self.download_file(from, &found, &dir, name, &mut progress, report).await?;
         }
@@ -128,8 +130,8 @@ impl Files {
         found: &FileAttributes,
         progress: &mut Progress,
         report: Report<'_>,
-    ) -> Result<()> {
-        let mut ahead = vec![(from, parent, name, found.permissions)];
+    ) -> Result<Vec<String>> {
+        let (mut ahead, mut unnamed) = (vec![(from, parent, name, found.permissions)], Vec::new());
         while let Some((from, parent, name, mode)) = ahead.pop() {
             let path = parent.path.join(&name);
             let ends = Ends { from: format!("{}:{from}", self.name), to: path.display().to_string() };
@@ -141,7 +143,12 @@ impl Files {
             })?);
             for (name, found) in self.list(&from, &ends).await? {
                 let place = joined(&from, &name);
-                if kind(&found) == Kind::Dir {
+                // What is not UTF-8 comes with this in it, and then there is nothing of such a name.
+                if name.contains(char::REPLACEMENT_CHARACTER)
+                    && self.raw.lstat(&place).await.is_err_and(|error| is_missing(&error))
+                {
+                    unnamed.push(format!("the name of {}:{place}", self.name));
+                } else if kind(&found) == Kind::Dir {
                     if ahead.len() >= MOST_NAMES {
                         let problem =
                             format!("the guest has more than {MOST_NAMES} directories side by side");
@@ -149,8 +156,10 @@ impl Files {
                     }
                     ahead.push((place, Arc::clone(&dir), name, found.permissions));
                 } else if kind(&found) == Kind::Link {
-                    self.download_link(&place, &dir, &name, &ends).await?;
-                    progress.total.files += 1;
+                    match self.download_link(&place, &dir, &name, &ends).await? {
+                        true => progress.total.files += 1,
+                        false => unnamed.push(format!("what the link {}:{place} leads to", self.name)),
+                    }
                 } else if kind(&found) == Kind::File {
                     self.download_file(&place, &found, &dir, &name, progress, report).await?;
                 } else {
@@ -158,7 +167,7 @@ impl Files {
                 }
             }
         }
-        Ok(())
+        Ok(unnamed)
     }
 
     /// Answers what a directory of the guest has, no name in it leading anywhere else.
@@ -191,15 +200,19 @@ impl Files {
         Ok(found)
     }
 
-    async fn download_link(&self, from: &str, dir: &Dir, name: &str, ends: &Ends) -> Result<()> {
+    /// Makes a link that leads to the same, and tells whether that was UTF-8: what comes with a replacement character mostly was not.
+    async fn download_link(&self, from: &str, dir: &Dir, name: &str, ends: &Ends) -> Result<bool> {
         let answer = self.raw.readlink(from).await.map_err(|error| ends.remote(Act::Read, from, error))?;
         let target = answer.files.into_iter().next().map(|file| file.filename).unwrap_or_default();
+        if target.contains(char::REPLACEMENT_CHARACTER) {
+            return Ok(false);
+        }
         let path = dir.path.join(name);
         let part = Part { dir, name: unfinished(name), kept: false };
         let made = step("make a symbolic link")
             .and_then(|()| symlinkat(target, &dir.fd, &part.name).map_err(io::Error::from))
             .and_then(|()| place(part, name));
-        made.map_err(|source| ends.local(Act::Make, &path, source))
+        made.map(|()| true).map_err(|source| ends.local(Act::Make, &path, source))
     }
 
     async fn download_file(
@@ -376,6 +389,7 @@ mod tests {
             name: "web".to_owned(),
             replaces: false,
             unfinished: std::sync::Mutex::default(),
+            swept: std::sync::Mutex::default(),
         };
         let ends = Ends { from: "web:/d".into(), to: "d".into() };
         let error = files.list("/d", &ends).await.unwrap_err();

@@ -7,8 +7,10 @@
 //! Source: draft-ietf-secsh-filexfer-02, which is SFTP version 3; OpenSSH's `PROTOCOL` for the extensions.
 
 mod download;
+mod leftovers;
 mod upload;
 
+use std::collections::HashSet;
 use std::fmt;
 use std::io;
 use std::path::Path;
@@ -40,6 +42,8 @@ pub struct Files {
     replaces: bool,
     /// The file in the guest that is being written.
     unfinished: Mutex<Option<String>>,
+    /// The directories of the guest in which nothing of killed copies is left.
+    swept: Mutex<HashSet<String>>,
 }
 
 /// How far a copy is.
@@ -100,7 +104,13 @@ impl Session {
         let hello =
             raw.init().await.map_err(|error| self.problem(format!("SFTP does not begin: {error}")))?;
         let replaces = hello.extensions.contains_key(POSIX_RENAME);
-        Ok(Files { raw: Arc::new(raw), name: name.to_owned(), replaces, unfinished: Mutex::default() })
+        Ok(Files {
+            raw: Arc::new(raw),
+            name: name.to_owned(),
+            replaces,
+            unfinished: Mutex::default(),
+            swept: Mutex::default(),
+        })
     }
 }
 
@@ -136,9 +146,22 @@ impl Files {
     async fn look(&self, path: &str, ends: &Ends) -> Result<Option<FileAttributes>> {
         match self.raw.stat(path).await {
             Ok(found) => Ok(Some(found.attrs)),
-            Err(SftpError::Status(status)) if status.status_code == StatusCode::NoSuchFile => Ok(None),
+            Err(error) if is_missing(&error) => Ok(None),
             Err(error) => Err(ends.remote(Act::Find, path, error)),
         }
+    }
+
+    /// Makes the error for something that could not be made or written in the guest. Its server says that something is not there also
+    /// of a directory in which nothing can be made, such as those of `/proc`.
+    async fn unmade(&self, act: Act, path: &str, error: SftpError, ends: &Ends) -> Error {
+        let dir = parent_and_name(path).0;
+        if is_missing(&error)
+            && let Ok(Some(found)) = self.look(dir, ends).await
+            && kind(&found) == Kind::Dir
+        {
+            return ends.nothing_made(dir, "in the guest");
+        }
+        ends.remote(act, path, error)
     }
 
     /// Answers the path without any symbolic link in it.
@@ -164,11 +187,16 @@ impl Files {
             };
         }
         match self.raw.remove(to).await {
-            Err(SftpError::Status(status)) if status.status_code == StatusCode::NoSuchFile => {}
+            Err(error) if is_missing(&error) => {}
             removed => drop(removed?),
         }
         self.raw.rename(from, to).await.map(drop)
     }
+}
+
+/// Tells whether the server says that something is not there.
+fn is_missing(error: &SftpError) -> bool {
+    matches!(error, SftpError::Status(status) if status.status_code == StatusCode::NoSuchFile)
 }
 
 /// What a file of the guest is.
@@ -236,6 +264,9 @@ impl Ends {
     fn local(&self, act: Act, path: &Path, source: io::Error) -> Error {
         let parent = || path.parent().unwrap_or(path).display().to_string();
         match (source.kind(), act) {
+            (io::ErrorKind::NotFound, Act::Make | Act::Write) if path.parent().is_some_and(Path::is_dir) => {
+                self.nothing_made(&parent(), "on this host")
+            }
             (io::ErrorKind::NotFound | io::ErrorKind::NotADirectory, _) => {
                 self.missing(act, &parent(), "on this host")
             }
@@ -287,6 +318,25 @@ impl Ends {
             Act::Make | Act::Write => format!("there is no directory {parent} {end}"),
         };
         self.problem(ErrorKind::NotFound, problem)
+    }
+
+    /// Makes the error for a directory that is there, and takes nothing.
+    fn nothing_made(&self, dir: &str, end: &str) -> Error {
+        self.problem(ErrorKind::InvalidInput, format!("nothing can be made in the directory {dir} {end}"))
+    }
+
+    /// Makes the error for a copy that left these out, if any: each could not be named to the other end. They are told last, so that all
+    /// else is copied.
+    fn check_names(&self, unnamed: &[String]) -> Result<()> {
+        let Some(first) = unnamed.first() else { return Ok(()) };
+        let more = match unnamed.len() - 1 {
+            0 => String::new(),
+            more => format!(" (and {more} more)"),
+        };
+        let problem = format!(
+            "{first}{more} is not UTF-8, which a name needs to be copied over SFTP; all else was copied"
+        );
+        Err(self.problem(ErrorKind::InvalidInput, problem))
     }
 
     /// Makes the error for a place that is named as a directory and is none; `there` tells whether anything is there.

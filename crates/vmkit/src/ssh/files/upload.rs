@@ -26,7 +26,8 @@ impl Files {
     /// is replaced as a whole.
     ///
     /// # Cancel safety
-    /// A dropped copy leaves whole files, and may leave one that [`tidy_up`](Self::tidy_up) removes.
+    /// A dropped copy leaves whole files, and may leave one that [`tidy_up`](Self::tidy_up) removes; else the first copy into the same
+    /// directory after two minutes does.
     ///
     /// # Errors
     /// `Copy` with both ends, what was tried and at which of them.
@@ -61,7 +62,8 @@ impl Files {
             _ => to.trim_end_matches('/').to_owned(),
         };
         if metadata.is_dir() {
-            self.upload_tree(from, place, &mut progress, report).await?;
+            let unnamed = self.upload_tree(from, place, &mut progress, report).await?;
+            ends.check_names(&unnamed)?;
         } else {
             self.upload_file(&from, &place, &mut progress, report).await?;
         }
@@ -74,8 +76,8 @@ impl Files {
         to: String,
         progress: &mut Progress,
         report: Report<'_>,
-    ) -> Result<()> {
-        let mut ahead = vec![(from, to)];
+    ) -> Result<Vec<String>> {
+        let (mut ahead, mut unnamed) = (vec![(from, to)], Vec::new());
         while let Some((from, to)) = ahead.pop() {
             let ends = Ends { from: from.display().to_string(), to: format!("{}:{to}", self.name) };
             let local = |source| ends.local(Act::Read, &from, source);
@@ -86,15 +88,17 @@ impl Files {
                 let path = entry.path();
                 let kind = entry.file_type().map_err(|source| ends.local(Act::Read, &path, source))?;
                 let Some(name) = entry.file_name().to_str().map(str::to_owned) else {
-                    let problem = format!("the name of {} is not UTF-8, and SFTP needs that", path.display());
-                    return Err(ends.problem(ErrorKind::InvalidInput, problem));
+                    unnamed.push(format!("the name of {}", path.display()));
+                    continue;
                 };
                 let place = joined(&to, &name);
                 if kind.is_dir() {
                     ahead.push((path, place));
                 } else if kind.is_symlink() {
-                    self.upload_link(&path, &place, &ends).await?;
-                    progress.total.files += 1;
+                    match self.upload_link(&path, &place, &ends).await? {
+                        true => progress.total.files += 1,
+                        false => unnamed.push(format!("what the link {} leads to", path.display())),
+                    }
                 } else if kind.is_file() {
                     self.upload_file(&path, &place, progress, report).await?;
                 } else {
@@ -102,7 +106,7 @@ impl Files {
                 }
             }
         }
-        Ok(())
+        Ok(unnamed)
     }
 
     /// Makes a directory that its owner can use, unless it is there.
@@ -111,25 +115,25 @@ impl Files {
         let Err(error) = self.raw.mkdir(path, attrs).await else { return Ok(()) };
         match self.look(path, ends).await? {
             Some(found) if kind(&found) == Kind::Dir => Ok(()),
-            _ => Err(ends.remote(Act::Make, path, error)),
+            _ => Err(self.unmade(Act::Make, path, error, ends).await),
         }
     }
 
-    async fn upload_link(&self, from: &Path, to: &str, ends: &Ends) -> Result<()> {
+    /// Makes a link that leads to the same, and tells whether that can be said in UTF-8.
+    async fn upload_link(&self, from: &Path, to: &str, ends: &Ends) -> Result<bool> {
         let target = fs::read_link(from).map_err(|source| ends.local(Act::Read, from, source))?;
-        let Some(target) = target.to_str() else {
-            return Err(ends.problem(ErrorKind::InvalidInput, "what the link leads to is not UTF-8"));
-        };
+        let Some(target) = target.to_str() else { return Ok(false) };
         let (dir, name) = parent_and_name(to);
         let part = joined(dir, &unfinished(name));
         // OpenSSH takes the two the other way round than the draft has them. Source: OpenSSH, `PROTOCOL`, section 4.1.
-        let made = self.raw.symlink(target, &part).await;
-        made.map_err(|error| ends.remote(Act::Make, to, error))?;
+        if let Err(error) = self.raw.symlink(target, &part).await {
+            return Err(self.unmade(Act::Make, to, error, ends).await);
+        }
         if let Err(error) = self.rename(&part, to).await {
             let _ = self.raw.remove(&part).await;
             return Err(ends.remote(Act::Make, to, error));
         }
-        Ok(())
+        Ok(true)
     }
 
     async fn upload_file(
@@ -190,8 +194,14 @@ impl Files {
     ) -> Result<()> {
         let flags = OpenFlags::WRITE | OpenFlags::CREATE | OpenFlags::EXCLUDE;
         let private = FileAttributes { permissions: Some(0o600), ..FileAttributes::default() };
-        let opened = self.raw.open(part, flags, private).await;
-        let handle = opened.map_err(|error| ends.remote(Act::Write, part, error))?.handle;
+        let handle = match self.raw.open(part, flags, private).await {
+            Ok(opened) => opened.handle,
+            Err(error) => return Err(self.unmade(Act::Write, part, error, ends).await),
+        };
+        // Before anything is written: it may be what fills the disk.
+        if let Ok(begun) = self.raw.fstat(&handle).await {
+            self.sweep(parent_and_name(part).0, &begun.attrs).await;
+        }
         let failed = |error| ends.remote(Act::Write, part, error);
         let local = |source: std::io::Error| ends.local(Act::Read, Path::new(&ends.from), source);
         let mut flying: VecDeque<JoinHandle<Result<u64, SftpError>>> = VecDeque::new();
