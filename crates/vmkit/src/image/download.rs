@@ -4,7 +4,7 @@
 //!
 //! What has come stays, and the rest is asked for with `Range` and `If-Range`. Where the server can't do that, or has
 //! another file by now, it begins anew: two files are never joined. Tries count from the last time that more had come than
-//! ever before; after that it goes on at once.
+//! ever before; after much of that it goes on at once.
 
 use std::path::Path;
 
@@ -181,6 +181,9 @@ enum Coming {
     Nothing,
 }
 
+/// After how much that came one goes on at once. A server that gives less with each connection is not asked without a pause.
+const MUCH_BYTES: u64 = 4 << 10;
+
 /// A download under way.
 ///
 /// # Cancel safety
@@ -231,12 +234,15 @@ impl Download<'_> {
                 }
             };
             if self.got_bytes > self.most_bytes {
+                let more_bytes = self.got_bytes - self.most_bytes;
                 self.most_bytes = self.got_bytes;
                 tries = Tries::new(self.remote.patience);
-                tracing::debug!(%error, "going on");
-            } else {
-                tries.pause(error).await?;
+                if more_bytes >= MUCH_BYTES {
+                    tracing::debug!(%error, "going on");
+                    continue;
+                }
             }
+            tries.pause(error).await?;
         }
         Ok(())
     }
