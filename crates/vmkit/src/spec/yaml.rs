@@ -4,10 +4,6 @@
 //! a little more than this one, such as a tab between a key and its value; what this one refuses, that one does as well.
 
 /// What a document has to be at its top.
-#[cfg_attr(
-    not(feature = "cloud-init"),
-    expect(dead_code, reason = "without the feature there is no YAML, and no seed either")
-)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Top {
     /// Keys and values; with `or_nothing` a document of comments alone will do.
