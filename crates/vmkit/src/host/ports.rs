@@ -3,9 +3,11 @@
 use std::fmt;
 use std::fs;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::num::NonZeroU16;
 use std::path::Path;
+
+use tokio::net::TcpSocket;
 
 use crate::error::{Error, Result};
 use crate::spec::Protocol;
@@ -20,7 +22,7 @@ use crate::spec::Protocol;
 pub(crate) fn port_is_free(protocol: Protocol, addr: IpAddr, port: NonZeroU16) -> Result<bool> {
     let socket = SocketAddr::new(addr, port.get());
     let bound = match protocol {
-        Protocol::Tcp => TcpListener::bind(socket).map(drop),
+        Protocol::Tcp => bind_alone(socket),
         Protocol::Udp => UdpSocket::bind(socket).map(drop),
     };
     match bound {
@@ -37,6 +39,19 @@ pub(crate) fn port_is_free(protocol: Protocol, addr: IpAddr, port: NonZeroU16) -
             },
         }),
     }
+}
+
+/// Binds a TCP port for a moment and does not listen there, so that two who look at once do not find each other, and whoever begins to
+/// listen just now does not find this.
+///
+/// Source: socket(7), `SO_REUSEADDR`: only a socket that listens is in the way.
+fn bind_alone(addr: SocketAddr) -> io::Result<()> {
+    let socket = match addr {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    socket.set_reuseaddr(true)?;
+    socket.bind(addr)
 }
 
 /// Who has a port of the host.
@@ -109,6 +124,8 @@ fn guest_name(cmdline: &[u8]) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+
     use super::*;
 
     const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -120,6 +137,19 @@ mod tests {
         assert!(!port_is_free(Protocol::Tcp, LOOPBACK, port).unwrap());
         drop(listener);
         assert!(port_is_free(Protocol::Tcp, LOOPBACK, port).unwrap());
+    }
+
+    #[test]
+    fn those_who_look_at_once_do_not_find_each_other() {
+        let listener = TcpListener::bind((LOOPBACK, 0)).unwrap();
+        let port = NonZeroU16::new(listener.local_addr().unwrap().port()).unwrap();
+        drop(listener);
+        let look = || (0..500).all(|_| port_is_free(Protocol::Tcp, LOOPBACK, port).unwrap());
+        let all_free = std::thread::scope(|scope| {
+            let lookers: Vec<_> = (0..4).map(|_| scope.spawn(look)).collect();
+            lookers.into_iter().all(|looker| looker.join().unwrap())
+        });
+        assert!(all_free);
     }
 
     #[test]
