@@ -17,11 +17,11 @@ use tokio::net::TcpListener;
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 use vmkit::lifecycle::Operation;
-use vmkit::spec::{Protocol, VmName, VmSpec};
+use vmkit::spec::{Protocol, VmName};
 use vmkit::store::{Home, Intent, VmRecord};
 use vmkit::{
-    ActiveForward, BackendTag, Condition, ConsoleEndpoint, ErrorKind, Hypervisor, NoopHypervisor, Result,
-    RouterHypervisor, RunInfo, VmHandle, VmManager, VmState,
+    ActiveForward, BackendTag, Condition, ErrorKind, Hypervisor, NoopHypervisor, Result, RouterHypervisor,
+    RunInfo, VmHandle, VmManager, VmState,
 };
 
 const SOON: Duration = Duration::from_secs(20);
@@ -101,35 +101,13 @@ async fn an_ephemeral_vm_whose_making_was_cut_off_is_removed_as_well() {
 struct Sick(FileHypervisor, VmName);
 
 impl Hypervisor for Sick {
-    async fn prepare(&self, spec: &VmSpec) -> Result<VmHandle> {
-        self.0.prepare(spec).await
-    }
-    async fn start(&self, vm: &VmHandle) -> Result<VmHandle> {
-        self.0.start(vm).await
-    }
-    async fn stop(&self, vm: &VmHandle, timeout: Duration) -> Result<VmHandle> {
-        self.0.stop(vm, timeout).await
-    }
-    async fn suspend(&self, vm: &VmHandle) -> Result<VmHandle> {
-        self.0.suspend(vm).await
-    }
-    async fn resume(&self, vm: &VmHandle) -> Result<VmHandle> {
-        self.0.resume(vm).await
-    }
-    async fn destroy(&self, vm: VmHandle) -> Result<()> {
-        self.0.destroy(vm).await
-    }
+    common::all_but_state!();
+
     async fn state(&self, vm: &VmHandle) -> Result<VmState> {
         if *vm.name() == self.1 {
             std::future::pending::<()>().await;
         }
         self.0.state(vm).await
-    }
-    async fn guest_ip(&self, vm: &VmHandle) -> Result<String> {
-        self.0.guest_ip(vm).await
-    }
-    fn console_endpoint(&self, vm: &VmHandle) -> Result<ConsoleEndpoint> {
-        self.0.console_endpoint(vm)
     }
 }
 
@@ -137,36 +115,14 @@ impl Hypervisor for Sick {
 struct Slow(NoopHypervisor, Arc<AtomicU32>);
 
 impl Hypervisor for Slow {
-    async fn prepare(&self, spec: &VmSpec) -> Result<VmHandle> {
-        self.0.prepare(spec).await
-    }
-    async fn start(&self, vm: &VmHandle) -> Result<VmHandle> {
-        self.0.start(vm).await
-    }
-    async fn stop(&self, vm: &VmHandle, timeout: Duration) -> Result<VmHandle> {
-        self.0.stop(vm, timeout).await
-    }
-    async fn suspend(&self, vm: &VmHandle) -> Result<VmHandle> {
-        self.0.suspend(vm).await
-    }
-    async fn resume(&self, vm: &VmHandle) -> Result<VmHandle> {
-        self.0.resume(vm).await
-    }
-    async fn destroy(&self, vm: VmHandle) -> Result<()> {
-        self.0.destroy(vm).await
-    }
+    common::all_but_state!();
+
     async fn state(&self, vm: &VmHandle) -> Result<VmState> {
         match self.1.fetch_add(1, Ordering::Relaxed) {
             0 => std::future::pending::<()>().await,
             _ => sleep(Duration::from_secs(4)).await,
         }
         self.0.state(vm).await
-    }
-    async fn guest_ip(&self, vm: &VmHandle) -> Result<String> {
-        self.0.guest_ip(vm).await
-    }
-    fn console_endpoint(&self, vm: &VmHandle) -> Result<ConsoleEndpoint> {
-        self.0.console_endpoint(vm)
     }
 }
 

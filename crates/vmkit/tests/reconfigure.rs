@@ -13,8 +13,8 @@ use common::{spec, web};
 use vmkit::spec::{CloudInitConfig, Labels, NetworkConfig, PortForward, VmName, VmSpec, VmSpecBuilder, Vnc};
 use vmkit::store::Home;
 use vmkit::{
-    BackendTag, ConsoleEndpoint, Error, ErrorKind, Hypervisor, NoopHypervisor, PortForwarding, Result,
-    RouterHypervisor, VmHandle, VmManager, VmState,
+    BackendTag, Error, ErrorKind, Hypervisor, NoopHypervisor, PortForwarding, Result, RouterHypervisor,
+    VmHandle, VmManager, VmState,
 };
 
 fn noop(temp: &tempfile::TempDir) -> (NoopHypervisor, VmManager<NoopHypervisor>) {
@@ -106,32 +106,10 @@ async fn a_backend_that_can_not_forward_while_a_vm_runs_says_so_and_nothing_is_r
 struct Mute(NoopHypervisor);
 
 impl Hypervisor for Mute {
-    async fn prepare(&self, spec: &VmSpec) -> Result<VmHandle> {
-        self.0.prepare(spec).await
-    }
-    async fn start(&self, vm: &VmHandle) -> Result<VmHandle> {
-        self.0.start(vm).await
-    }
-    async fn stop(&self, vm: &VmHandle, timeout: Duration) -> Result<VmHandle> {
-        self.0.stop(vm, timeout).await
-    }
-    async fn suspend(&self, vm: &VmHandle) -> Result<VmHandle> {
-        self.0.suspend(vm).await
-    }
-    async fn resume(&self, vm: &VmHandle) -> Result<VmHandle> {
-        self.0.resume(vm).await
-    }
-    async fn destroy(&self, vm: VmHandle) -> Result<()> {
-        self.0.destroy(vm).await
-    }
+    common::all_but_state!();
+
     async fn state(&self, vm: &VmHandle) -> Result<VmState> {
         self.0.state(vm).await
-    }
-    async fn guest_ip(&self, vm: &VmHandle) -> Result<String> {
-        self.0.guest_ip(vm).await
-    }
-    fn console_endpoint(&self, vm: &VmHandle) -> Result<ConsoleEndpoint> {
-        self.0.console_endpoint(vm)
     }
 }
 

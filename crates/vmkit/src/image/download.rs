@@ -363,7 +363,7 @@ impl Download<'_> {
             replace(&self.place.dir.join(STATE), &bytes).map_err(Cut::Final)?;
             self.state = state;
         }
-        check_room(&self.place.dir, self.state.total_bytes.map(|total| total - self.got_bytes))
+        check_room(&self.place.dir, self.state.total_bytes.map(|total| total.saturating_sub(self.got_bytes)))
             .map_err(Cut::Final)?;
         self.show();
         Ok(Coming::Bytes)

@@ -1,6 +1,6 @@
 //! A backend whose VMs are files, so that they outlive the process that made them, as real ones do.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
-#![allow(dead_code, reason = "every test executable uses its own part")]
+#![allow(dead_code, unused_macros, unused_imports, reason = "every test executable uses its own part")]
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -16,6 +16,42 @@ use vmkit::{
     VmManager, VmState,
 };
 use vmkit_testkit::crash::step;
+
+/// Hands all of [`Hypervisor`] but its `state` on to the backend in the first field.
+macro_rules! all_but_state {
+    () => {
+        async fn prepare(&self, spec: &vmkit::spec::VmSpec) -> vmkit::Result<vmkit::VmHandle> {
+            self.0.prepare(spec).await
+        }
+        async fn start(&self, vm: &vmkit::VmHandle) -> vmkit::Result<vmkit::VmHandle> {
+            self.0.start(vm).await
+        }
+        async fn stop(
+            &self,
+            vm: &vmkit::VmHandle,
+            timeout: std::time::Duration,
+        ) -> vmkit::Result<vmkit::VmHandle> {
+            self.0.stop(vm, timeout).await
+        }
+        async fn suspend(&self, vm: &vmkit::VmHandle) -> vmkit::Result<vmkit::VmHandle> {
+            self.0.suspend(vm).await
+        }
+        async fn resume(&self, vm: &vmkit::VmHandle) -> vmkit::Result<vmkit::VmHandle> {
+            self.0.resume(vm).await
+        }
+        async fn destroy(&self, vm: vmkit::VmHandle) -> vmkit::Result<()> {
+            self.0.destroy(vm).await
+        }
+        async fn guest_ip(&self, vm: &vmkit::VmHandle) -> vmkit::Result<String> {
+            self.0.guest_ip(vm).await
+        }
+        fn console_endpoint(&self, vm: &vmkit::VmHandle) -> vmkit::Result<vmkit::ConsoleEndpoint> {
+            self.0.console_endpoint(vm)
+        }
+    };
+}
+
+pub(crate) use all_but_state;
 
 /// Keeps one directory for each VM. There, `disk` says that it was prepared, `guest` that it lives, `paused` that its vCPUs
 /// stand still, `ran` that it was started once; `boots` has a line for each start.
