@@ -1,12 +1,12 @@
-//! Instants that lie ahead.
+//! Instants in the future.
 //!
-//! Only arithmetic: the clock is asked once, and nobody waits here.
+//! Only arithmetic: the clock is read once, and nothing waits here.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Answers the instant after this long; what can't be reckoned any more is ten years, which is as good as never.
+/// Returns the instant after this duration; ten years from now if the clock can't represent it.
 pub(crate) fn later(after: Duration) -> Instant {
     let now = Instant::now();
     now.checked_add(after).unwrap_or(now + Duration::from_secs(10 * 365 * 86_400))

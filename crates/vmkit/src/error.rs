@@ -1,7 +1,8 @@
 //! The one error type of the library, and the few kinds that callers act on.
 //!
-//! Pure: this module knows nothing of the host. A text names the field or the path, the value and what would be right;
-//! it never repeats its source, so print the chain (`std::error::Error::source`) once, at the edge.
+//! Pure: this module knows nothing of the host. A message names the field or the path, the value and
+//! what would be right; it never repeats its source, so print the chain
+//! (`std::error::Error::source`) once, at the edge.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -23,7 +24,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A value that somebody gave is not acceptable.
+    /// A value that a caller gave is not acceptable.
     #[error("{field}: {value:?}: {expected}")]
     Invalid {
         /// The field as the user knows it, such as `cpus` or `network.forwards`.
@@ -33,7 +34,7 @@ pub enum Error {
         /// What is wrong with it and what would be right.
         expected: String,
     },
-    /// What should be made is there already.
+    /// What should be created exists already.
     #[error("{what} `{name}` already exists")]
     AlreadyExists {
         /// What kind of thing, such as `VM`.
@@ -41,7 +42,7 @@ pub enum Error {
         /// Its name.
         name: String,
     },
-    /// What was asked for is not there.
+    /// What was asked for does not exist.
     #[error("{what} `{name}` does not exist")]
     NotFound {
         /// What kind of thing, such as `VM`.
@@ -49,7 +50,7 @@ pub enum Error {
         /// Its name.
         name: String,
     },
-    /// Nobody said how one logs in to a guest, and its VM's record does not tell.
+    /// A part of the login to a guest was not given, and is not in the VM's record.
     #[error("no {missing} is known for the VM `{vm}`")]
     NoLogin {
         /// The VM.
@@ -69,14 +70,14 @@ pub enum Error {
         /// The backend.
         backend: BackendTag,
     },
-    /// What was named is none of the few that there are.
+    /// The name is none of those that exist.
     #[error("{what} `{name}` does not exist; {}{}", There(known), Meant(meant.as_deref()))]
     Unknown {
         /// What kind of thing, such as `machine`.
         what: &'static str,
         /// The name that was given.
         name: String,
-        /// Those that there are.
+        /// The names that exist.
         known: Vec<String>,
         /// The one that was probably meant.
         meant: Option<String>,
@@ -84,15 +85,15 @@ pub enum Error {
     /// The operation is not legal in the state the VM is in.
     #[error(transparent)]
     Transition(#[from] InvalidTransition),
-    /// What was asked is there only while the VM lives.
+    /// What was asked for exists only while the VM runs or is suspended.
     #[error("{what} is known only while the VM runs, and it is {state}")]
     NotLive {
-        /// What was asked.
+        /// What was asked for.
         what: &'static str,
         /// The state the VM is in.
         state: VmState,
     },
-    /// The backend can't do this, ever; its `Capabilities` say so beforehand.
+    /// The backend can never do this; its `Capabilities` say so beforehand.
     #[error("the backend `{backend}` does not support {what}")]
     Unsupported {
         /// The backend that was asked.
@@ -108,7 +109,7 @@ pub enum Error {
         /// The tags that are registered.
         known: Vec<BackendTag>,
     },
-    /// Somebody else holds what is needed.
+    /// Another process holds what is needed.
     #[error("{what} is in use{}", Holder(*holder))]
     Busy {
         /// What is held.
@@ -116,7 +117,7 @@ pub enum Error {
         /// The process that holds it, where it is known.
         holder: Option<u32>,
     },
-    /// The disks of VMs hang on the image that is to be removed.
+    /// The image that is to be removed is the backing file of VMs' disks.
     #[error("{image}: the {} on it, and so it is in use", Hanging(vms))]
     ImageInUse {
         /// The image, by all its names.
@@ -143,7 +144,7 @@ pub enum Error {
     Ended {
         /// What was awaited.
         awaited: String,
-        /// Where the VM is in its life now.
+        /// The state the VM is in now.
         state: VmState,
         /// The console's last lines, where there is a console.
         console: String,
@@ -174,22 +175,22 @@ pub enum Error {
         /// Where the whole log is.
         log: PathBuf,
     },
-    /// QEMU or the guest agent answered a command with an error.
+    /// QEMU or the guest agent replied to a command with an error.
     #[error("{peer} refused `{command}`: {description} ({class})")]
     Refused {
-        /// Who answered: `QEMU` or `the guest agent`.
+        /// Which peer: `QEMU` or `the guest agent`.
         peer: &'static str,
         /// The command.
         command: String,
-        /// The error class that it named.
+        /// The error class of the reply.
         class: String,
-        /// What it said.
+        /// The description in the reply.
         description: String,
     },
     /// A peer broke the protocol or went away.
     #[error("{peer}: {problem}")]
     Protocol {
-        /// Who: `QEMU`, `the guest agent`, `the keeper`.
+        /// Which peer: `QEMU`, `the guest agent`, `the keeper`.
         peer: &'static str,
         /// What it did.
         problem: String,
@@ -208,7 +209,7 @@ pub enum Error {
         #[source]
         source: Option<Box<dyn std::error::Error + Send + Sync>>,
     },
-    /// A guest's SSH server proved itself with another key than the one that is known.
+    /// A guest's SSH server has another host key than the one that is known.
     #[error("SSH to {target}: the server has the host key {found}, and {expected} is the one that is known")]
     HostKey {
         /// Where to and as whom.
@@ -253,15 +254,16 @@ pub enum Error {
     Fetch {
         /// From where.
         url: String,
-        /// What went wrong, or what the server answered.
+        /// What went wrong, or what the server replied.
         problem: String,
-        /// The status that it answered with, where its answer was the problem.
+        /// The status of the reply, if the reply was the problem.
         status: Option<u16>,
-        /// What the connection failed of, if it did.
+        /// The error of the connection, if that failed.
         #[source]
         source: Option<Box<dyn std::error::Error + Send + Sync>>,
     },
-    /// What was fetched is not what its publisher says it is, or that can't be told. It was not kept.
+    /// What was fetched differs from what its publisher says, or could not be verified; it was not
+    /// kept.
     #[error("{what} is not to be trusted: {problem}")]
     Untrusted {
         /// What was fetched.
@@ -274,7 +276,7 @@ pub enum Error {
     Foreign {
         /// The VM.
         vm: VmName,
-        /// Whose it is.
+        /// The owner.
         owner: String,
     },
     /// A step of a machine's provisioning failed in its guest.
@@ -286,13 +288,13 @@ pub enum Error {
         step: String,
         /// How it ended, such as `exit code 3`.
         how: Box<str>,
-        /// Where what it printed is kept.
+        /// The log of what the step printed.
         log: PathBuf,
     },
     /// A backend outside this crate failed in its own way.
     #[error("{message}")]
     Backend {
-        /// What it says.
+        /// The message.
         message: String,
         /// Which kind this is to a caller.
         kind: ErrorKind,
@@ -308,11 +310,11 @@ pub enum Error {
 pub enum LoginPart {
     /// The user.
     User,
-    /// The key that proves it.
+    /// The key that the user logs in with.
     Key,
-    /// The key that the guest's server proves itself with.
+    /// The key by which the guest's server is recognised.
     HostKey,
-    /// The port of this host that leads to the guest's server, where only a port does.
+    /// The port of this host that is forwarded to the guest's server.
     Port,
 }
 
@@ -335,13 +337,13 @@ pub enum ErrorKind {
     InvalidInput,
     /// The name is taken.
     AlreadyExists,
-    /// There is no such thing.
+    /// What was named does not exist.
     NotFound,
     /// Not legal in this state: another operation has to come first.
     InvalidState,
-    /// This backend will never do it.
+    /// This backend can never do it.
     Unsupported,
-    /// Somebody else holds it now: trying again later may help.
+    /// Another process holds it now: trying again later may help.
     Busy,
     /// A deadline passed; nothing is known to be dead.
     TimedOut,
@@ -349,7 +351,7 @@ pub enum ErrorKind {
     Record,
     /// The host lacks something: a program, a device, permission or space.
     Host,
-    /// A server failed, or gave what is not to be trusted.
+    /// A server failed, or sent what could not be verified.
     Remote,
     /// The hypervisor failed.
     Hypervisor,
@@ -360,7 +362,7 @@ pub enum ErrorKind {
 }
 
 impl Error {
-    /// Answers what a caller can do about this error.
+    /// Returns the kind: what a caller can do about this error.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Error::Invalid { .. } | Error::WrongFormat { .. } => ErrorKind::InvalidInput,
@@ -397,7 +399,7 @@ impl Error {
         }
     }
 
-    /// Makes the error for a value that can't be accepted.
+    /// Creates the error for a value that can't be accepted.
     pub fn invalid(
         field: impl Into<Cow<'static, str>>,
         value: impl fmt::Display,
@@ -406,7 +408,7 @@ impl Error {
         Error::Invalid { field: field.into(), value: value.to_string(), expected: expected.into() }
     }
 
-    /// Answers a function for `map_err` that wraps an I/O error with what was tried on which path.
+    /// Returns a function for `map_err` that wraps an I/O error with what was tried on which path.
     pub fn io(verb: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Error {
         let path = path.into();
         move |source| Error::Io { verb, path, source }
@@ -441,7 +443,7 @@ impl fmt::Display for Names<'_> {
     }
 }
 
-/// More names than anybody reads in an error.
+/// How many names an error lists at most.
 const MOST_NAMES: usize = 20;
 
 struct There<'a>(&'a [String]);

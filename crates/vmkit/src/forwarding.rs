@@ -1,7 +1,7 @@
-//! The ability to lead ports of the host into a VM that runs already: [`PortForwarding`].
+//! The ability to forward ports of the host into a VM that runs already: [`PortForwarding`].
 //!
-//! It stands beside the contract, since not every backend has it: a tap guest, and one on a remote host, is reached
-//! without a forward.
+//! A trait of its own, since not every backend can do it: a guest on a tap, or on a remote host, is
+//! reached without a forward.
 
 use std::future::Future;
 use std::net::SocketAddrV4;
@@ -13,35 +13,36 @@ use crate::handle::{ActiveForward, VmHandle};
 use crate::hypervisor::Hypervisor;
 use crate::spec::{NetworkConfig, PortForward, VmSpec};
 
-/// Adds forwards to a VM that lives, and takes them away.
+/// Adds forwards to a VM that runs, and removes them.
 ///
-/// What a spec names is in force from each start on, so a forward that is to stay belongs into the spec as well;
-/// `VmManager::add_forward` does both.
+/// The forwards of the spec are in force from each start on, so a forward that is to stay has to be
+/// in the spec as well; `VmManager::add_forward` does both.
 ///
 /// # Cancel safety
 /// A dropped future may or may not have had its effect; calling again is safe.
 pub trait PortForwarding: Hypervisor {
-    /// Puts a forward in force, and answers a handle whose `run` tells of it, the host's port as it really is.
+    /// Adds a forward, and returns a handle whose `run` has it, with the host's real port.
     ///
     /// # State
-    /// Running and Suspended, which stay. One that is in force already is success.
+    /// Running and Suspended, which stay. A forward that is in force already is success.
     ///
     /// # Errors
-    /// `InvalidState` unless the VM lives; `InvalidInput` where the VM's network has no forwards or the host's port is in
-    /// use, naming by whom where that is known.
+    /// `InvalidState` unless the VM runs or is suspended; `InvalidInput` if the VM's network has no
+    /// forwards, or the host's port is in use: by which process, where that is known.
     fn add_forward(
         &self,
         vm: &VmHandle,
         forward: &PortForward,
     ) -> impl Future<Output = Result<VmHandle>> + Send;
 
-    /// Takes a forward away, and answers a handle without it. Connections through it that are open stay so.
+    /// Removes a forward, and returns a handle without it. Open connections through it stay open.
     ///
     /// # State
-    /// Running and Suspended, which stay. One that is not in force is success.
+    /// Running and Suspended, which stay. A forward that is not in force is success.
     ///
     /// # Errors
-    /// `NotLive` unless the VM lives; `InvalidInput` where the VM's network has no forwards.
+    /// `InvalidState` unless the VM runs or is suspended; `InvalidInput` if the VM's network has no
+    /// forwards.
     fn remove_forward(
         &self,
         vm: &VmHandle,
@@ -90,9 +91,10 @@ impl<B: PortForwarding> Erased for B {
     }
 }
 
-/// Answers where the host listens for this forward, if it is in force.
+/// Returns the address that the host listens on for this forward, if it is in force.
 ///
-/// One without a host's port is any that leads to the guest's port and is not another forward of the spec.
+/// A forward without a host port matches any to the guest's port that is not another forward of the
+/// spec.
 pub(crate) fn in_force(
     spec: &VmSpec,
     forward: &PortForward,

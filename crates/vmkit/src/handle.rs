@@ -1,4 +1,4 @@
-//! A VM that exists: [`VmHandle`] and what hangs on it.
+//! A VM that exists: [`VmHandle`], and what is known of its run.
 //!
 //! Pure: plain data. A handle of a backend that is missing on this host still loads and prints.
 
@@ -27,7 +27,7 @@ pub enum BackendTag {
     Qemu,
     /// Propolis (bhyve) on illumos.
     Propolis,
-    /// Somebody else's backend.
+    /// A backend outside this crate.
     Custom(CustomTag),
 }
 
@@ -36,14 +36,14 @@ pub enum BackendTag {
 pub struct CustomTag(String);
 
 impl CustomTag {
-    /// Answers the name.
+    /// Returns the name.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
 impl BackendTag {
-    /// Makes the tag of a backend outside this crate.
+    /// Creates the tag of a backend outside this crate.
     ///
     /// # Errors
     /// `InvalidInput` for a name that is built in, or not `[a-z][a-z0-9-]{0,31}`.
@@ -54,7 +54,7 @@ impl BackendTag {
         }
     }
 
-    /// Answers the tag's text.
+    /// Returns the tag as text.
     pub fn as_str(&self) -> &str {
         match self {
             BackendTag::Noop => "noop",
@@ -109,36 +109,38 @@ impl fmt::Display for BackendTag {
     }
 }
 
-/// A VM that exists, as it was when the answer was given.
+/// A VM that exists, as of when the handle was returned.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmHandle {
-    /// The identity, for the life of the VM.
+    /// The id, for the life of the VM.
     pub id: Uuid,
-    /// Whose VM it is.
+    /// The backend that the VM belongs to.
     pub backend: BackendTag,
     /// What was wanted.
     pub spec: VmSpec,
-    /// What is wanted from the next start on, where that differs: it takes the place of `spec` then.
+    /// What is wanted from the next start on, if that differs from `spec`. `VmManager` puts this spec
+    /// in the place of `spec` before it calls the backend's `start`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_spec: Option<Box<VmSpec>>,
-    /// Where it was in its life; ask the backend's `state` for now.
+    /// The state at that time; the backend's `state` returns the present one.
     #[serde(flatten)]
     pub state: VmState,
-    /// What is known while it runs.
+    /// What is known while the VM runs.
     pub run: Option<RunInfo>,
-    /// Where the serial console's output is kept, at most `spec.console_log` of it.
+    /// The log of the serial console's output, at most `spec.console_log` bytes of it.
     pub console_log: Option<PathBuf>,
-    /// Where in that its last run begins; what was said before is older. `None` where that is not known.
+    /// Where the last run begins in `console_log`; `None` if that is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub console_since: Option<LogMark>,
-    /// Where the hypervisor's own words are kept.
+    /// The log of what the hypervisor itself printed.
     pub hypervisor_log: Option<PathBuf>,
     /// What only its backend reads.
     pub details: BackendDetails,
 }
 
 impl VmHandle {
-    /// Makes the handle of a VM whose `prepare` has not ended: enough for `destroy` to find what it made.
+    /// Creates the handle of a VM whose `prepare` has not ended: enough for `destroy` to remove what
+    /// `prepare` created.
     pub fn preparing(id: Uuid, backend: BackendTag, spec: VmSpec) -> Self {
         Self {
             id,
@@ -154,12 +156,13 @@ impl VmHandle {
         }
     }
 
-    /// Answers the VM's name.
+    /// Returns the VM's name.
     pub fn name(&self) -> &VmName {
         self.spec.name()
     }
 
-    /// Answers the same handle in another state; what is known of a run is dropped when the VM no longer lives.
+    /// Returns the same handle in another state, without `run` if the VM neither runs nor is
+    /// suspended in that state.
     #[must_use]
     pub fn in_state(mut self, state: VmState) -> Self {
         if !state.is_live() {
@@ -170,15 +173,15 @@ impl VmHandle {
     }
 }
 
-/// What is known of a VM while it runs.
+/// What is known of a VM while it runs. Every field is optional for a backend; each buys something.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct RunInfo {
-    /// The hypervisor's process.
+    /// The hypervisor's process. With it, the end of the VM is noticed at once.
     pub pid: Option<u32>,
-    /// What really runs the guest's code, where the backend has a choice: never `auto`, which only a spec asks for.
+    /// What really runs the guest's code, if the backend has a choice: never `auto`.
     #[serde(default)]
     pub accel: Option<Accel>,
-    /// Where the console is.
+    /// The console, as [`Hypervisor::console_endpoint`](crate::Hypervisor::console_endpoint) returns it.
     pub console: ConsoleEndpoint,
     /// The socket of the guest agent's channel.
     pub agent: Option<PathBuf>,
@@ -186,7 +189,9 @@ pub struct RunInfo {
     pub monitor: Option<PathBuf>,
     /// Where the screen is.
     pub vnc: Option<VncAddress>,
-    /// The forwarded ports, the host's side as it really is.
+    /// The forwarded ports, with the port that the host really listens on. A guest with
+    /// user networking is reached by SSH through the forward to its port 22; any other at the
+    /// address that `guest_ip` returns.
     pub forwards: Vec<ActiveForward>,
 }
 
@@ -194,23 +199,24 @@ pub struct RunInfo {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ConsoleEndpoint {
-    /// QEMU's serial console.
+    /// A Unix stream socket: raw bytes in both directions, as of QEMU's serial console. One client
+    /// at a time; the guest's output goes to the console log whether a client is connected or not.
     UnixSocket(PathBuf),
-    /// Propolis's console.
+    /// The address of a WebSocket: Propolis's console.
     WebSocket(String),
-    /// The no-op backend has none.
+    /// No console, as with the no-op backend.
     #[default]
     None,
 }
 
-/// Where a VM's screen can be seen.
+/// Where a VM's screen can be viewed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum VncAddress {
-    /// A Unix socket of this user alone.
+    /// A Unix socket that only this user can open.
     Unix(PathBuf),
-    /// A TCP port of loopback; the password lies in a file of this user alone.
+    /// A TCP port of loopback; the password is in a file that only this user can read.
     Tcp {
         /// The address.
         addr: SocketAddrV4,
@@ -219,21 +225,21 @@ pub enum VncAddress {
     },
 }
 
-/// A forward as it is in force.
+/// A forward in force.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ActiveForward {
     /// TCP or UDP.
     pub protocol: Protocol,
-    /// Where the host listens.
+    /// The address and port that the host listens on.
     pub host: SocketAddrV4,
     /// The guest's port.
     pub guest_port: NonZeroU16,
 }
 
-/// What only the VM's own backend reads, with the version of its shape.
+/// Data that only the VM's own backend reads, with the version of its format.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct BackendDetails {
-    /// The version of the shape; 0 means: nothing yet.
+    /// The version of the format; 0 means that there is no data yet.
     pub version: u32,
     /// The data.
     pub data: serde_json::Value,

@@ -1,7 +1,9 @@
-//! The trait [`Hypervisor`], which is the contract of every backend, and [`DynHypervisor`], which erases the backend's type.
+//! The trait [`Hypervisor`], which is the contract of every backend, and [`DynHypervisor`], which
+//! erases the backend's type.
 //!
-//! Every backend, whoever wrote it, passes the conformance suite of `vmkit-testkit`; what the suite can't see is written
-//! here with MUST. The states and the legal operations are [`lifecycle::next`](crate::lifecycle::next)'s, nobody else's.
+//! Every backend passes the conformance suite of `vmkit-testkit`; what the suite can't observe is
+//! written here with MUST. Which operation is legal in which state is decided by
+//! [`lifecycle::next`](crate::lifecycle::next) alone.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -18,83 +20,94 @@ use crate::spec::VmSpec;
 /// Runs virtual machines of one kind.
 ///
 /// # State
-/// | | Prepared | Running | Suspended | Stopped | Failed |
-/// | --- | --- | --- | --- | --- | --- |
-/// | `start` | Running | same | error, says `resume` | Running | Running |
-/// | `stop` | Stopped | Stopped | Stopped | same | Stopped |
-/// | `suspend` | error | Suspended | same | error | error |
-/// | `resume` | error | same | Running | error | error |
-/// | `destroy` | Destroyed | Destroyed | Destroyed | Destroyed | Destroyed |
+/// | | Preparing | Prepared | Running | Suspended | Stopped | Failed | Destroyed |
+/// | --- | --- | --- | --- | --- | --- | --- | --- |
+/// | `start` | error | Running | same | error, says `resume` | Running | Running | error |
+/// | `stop` | error | Stopped | Stopped | Stopped | same | Stopped | error |
+/// | `suspend` | error | error | Suspended | same | error | error | error |
+/// | `resume` | error | error | same | Running | error | error | error |
+/// | `destroy` | Destroyed | Destroyed | Destroyed | Destroyed | Destroyed | Destroyed | same |
 ///
-/// "same" is success. The state that counts is the real one, asked by the operation itself, never the one in the
-/// handle: a handle may be old. An operation that fails leaves the VM in the state that [`state`](Self::state) then
-/// answers, and never half way.
+/// "same" is success. An operation acts on the real state, which it asks for itself, never on the
+/// state in the handle: a handle may be old. After an operation failed, [`state`](Self::state)
+/// returns the state that the VM was left in; no operation stops halfway between two states.
 ///
 /// # Concurrency
-/// A backend MUST NOT let two operations on one VM make two guests on one disk, from one process or from several. Beyond
-/// that it may leave the order of simultaneous operations on one VM to its caller; `VmManager` takes a lock for each.
+/// A backend MUST NOT let two operations on one VM start two guests on one disk, from one process
+/// or from several. Beyond that it may leave the order of simultaneous operations on one VM to its
+/// caller: `VmManager` takes a lock for each operation. A method may block its thread for short
+/// file operations, and MUST NOT block it while waiting for a guest or another process.
 ///
 /// # Cancel safety
 /// A dropped future leaves nothing behind that `destroy` does not find: `destroy` of
-/// [`VmHandle::preparing`] with the id and the spec of an unfinished `prepare` removes what that made. Whoever may drop a
-/// `prepare` has to know the id, and so gives the spec one beforehand.
+/// [`VmHandle::preparing`] with the id and the spec of an unfinished `prepare` removes what it
+/// created. A caller that may drop a `prepare` has to know the id, and therefore sets one in the
+/// spec beforehand.
 ///
 /// # Errors
-/// Every method answers `InvalidState` where the table says error, `Unsupported` for what its [`Capabilities`] deny,
-/// `TimedOut` with what it waited for, and `Hypervisor` or `Host` where those fail. None waits without a bound.
+/// Every method returns `InvalidState` where the table says error, `Unsupported` for what its
+/// [`Capabilities`] deny, `TimedOut` with what was awaited, and `Hypervisor` or `Host` if one of
+/// them fails. Every wait has a deadline.
 pub trait Hypervisor: Send + Sync {
-    /// Allocates all that the spec needs and answers a handle in `Prepared`.
+    /// Creates everything that the spec needs and returns a handle in `Prepared`.
     ///
-    /// The identity is the spec's, or a new one where it has none. Nothing runs yet. On an error everything made is
-    /// removed again.
+    /// The id is the spec's, or a new one if the spec has none. Nothing runs yet. On an error,
+    /// everything that was created is removed again.
     ///
     /// # Errors
-    /// `AlreadyExists` where this backend holds a VM of that name; `InvalidInput` and `Host` for what only the host can
-    /// tell, such as an image that is not there; `Unsupported` for a spec that this backend can't run.
+    /// `AlreadyExists` if this backend has a VM of that name; `InvalidInput` and `Host` for what
+    /// only the host knows, such as a missing image; `Unsupported` for a spec that this backend
+    /// can't run.
     fn prepare(&self, spec: &VmSpec) -> impl Future<Output = Result<VmHandle>> + Send;
 
-    /// Boots the VM and answers a handle that carries what is known at run time.
+    /// Boots the VM and returns a handle with what is known at run time ([`VmHandle::run`]).
     ///
-    /// Returns once the hypervisor answers, not once the guest is up; bounded by the backend's start limit (30 s unless
-    /// set otherwise). On a running VM it answers a handle with the facts of that run, so a caller who lost them gets
-    /// them back. On `Failed` what is left of the last run is ended first.
+    /// Returns when the hypervisor runs, not when the guest is up; bounded by the backend's start
+    /// limit (30 s unless set otherwise). On a running VM, returns a handle with the facts of that
+    /// run. On a failed one, ends first what is left of the last run. A backend starts the VM by
+    /// [`VmHandle::spec`]; putting [`VmHandle::next_spec`] in its place is the caller's work.
     fn start(&self, vm: &VmHandle) -> impl Future<Output = Result<VmHandle>> + Send;
 
-    /// Asks the guest to power down, and kills by force once `timeout` has passed.
+    /// Asks the guest to power down, and kills the hypervisor when `timeout` has passed.
     ///
-    /// A `timeout` of zero kills at once. A suspended guest is woken to hear the request. Bounded by `timeout` and a
-    /// grace of a few seconds for the force to take effect.
+    /// A `timeout` of zero kills at once. A suspended guest is resumed, so that the guest can react.
+    /// Bounded by `timeout` and a few seconds more for the kill to take effect.
     fn stop(&self, vm: &VmHandle, timeout: Duration) -> impl Future<Output = Result<VmHandle>> + Send;
 
-    /// Pauses the vCPUs; the guest is not shut down, its memory stays.
+    /// Pauses the vCPUs; the guest is not shut down and keeps its memory.
     fn suspend(&self, vm: &VmHandle) -> impl Future<Output = Result<VmHandle>> + Send;
 
     /// Unpauses the vCPUs.
     fn resume(&self, vm: &VmHandle) -> impl Future<Output = Result<VmHandle>> + Send;
 
-    /// Stops the VM by force if it runs, and removes everything that `prepare` and `start` made.
+    /// Stops the VM by force if it runs, and removes everything that `prepare` and `start` created.
     ///
-    /// Succeeds on what is gone already, and on the remains of an interrupted `prepare`.
+    /// Succeeds on a VM that is gone already, and on the remains of an interrupted `prepare`.
     fn destroy(&self, vm: VmHandle) -> impl Future<Output = Result<()>> + Send;
 
-    /// Asks reality where the VM is in its life: the process first, then its monitor.
+    /// Returns the VM's real state: asks the hypervisor's process first, then its monitor.
     ///
-    /// Changes nothing. Of a VM that was destroyed it answers `Destroyed`. Bounded by a second or two: a hypervisor that
-    /// does not answer is `TimedOut`, never taken for dead.
+    /// Changes nothing. Returns `Destroyed` for a VM that was destroyed; `Stopped` for one whose
+    /// guest powered itself off, or that was stopped; `Failed` for one that ended in any other way.
+    /// Bounded by a second or two: a hypervisor that does not reply is `TimedOut`, never taken for
+    /// dead.
     fn state(&self, vm: &VmHandle) -> impl Future<Output = Result<VmState>> + Send;
 
-    /// Answers the address at which the host reaches the guest, asked anew at each call.
+    /// Returns the address at which the host reaches the guest, determined again at each call.
     ///
     /// # Errors
-    /// `InvalidState` unless the VM lives; `Unsupported` without a network; `NotFound` while no address is known yet.
+    /// `InvalidState` unless the VM is running or suspended; `Unsupported` without a network;
+    /// `NotFound` while no address is known yet.
     fn guest_ip(&self, vm: &VmHandle) -> impl Future<Output = Result<String>> + Send;
 
-    /// Answers where the VM's console is, from the handle alone.
+    /// Returns where the VM's console is, from the handle alone.
     ///
-    /// QEMU's socket serves one client at a time: a second one is connected and hears nothing until the first has gone.
+    /// Does not look whether the VM runs: connecting to the console of one that does not is an
+    /// error of the connection. QEMU's socket serves one client at a time: a second client is
+    /// connected, and receives nothing until the first one has gone.
     ///
     /// # Errors
-    /// `Record` where the handle is not this backend's.
+    /// `Record` if the handle belongs to another backend.
     fn console_endpoint(&self, vm: &VmHandle) -> Result<ConsoleEndpoint>;
 }
 
@@ -136,12 +149,12 @@ impl<H: Hypervisor + ?Sized> Hypervisor for Arc<H> {
     }
 }
 
-/// A hypervisor that names itself and tells beforehand what it can do: what a router registers.
+/// A hypervisor with a tag and its abilities as data: what a router registers.
 pub trait Backend: Hypervisor {
-    /// Answers the tag that its handles carry.
+    /// Returns the tag that its handles carry.
     fn tag(&self) -> BackendTag;
 
-    /// Answers what it can do.
+    /// Returns what this backend can do.
     fn capabilities(&self) -> Capabilities;
 }
 
@@ -151,7 +164,7 @@ pub trait Backend: Hypervisor {
 pub struct Capabilities {
     /// Whether `suspend` and `resume` work.
     pub suspend: bool,
-    /// Whether `stop` can ask the guest; without it, it kills at the deadline.
+    /// Whether `stop` can ask the guest; otherwise `stop` kills when its timeout has passed.
     pub graceful_stop: bool,
     /// Whether there is a serial console.
     pub console: bool,
@@ -162,24 +175,24 @@ pub struct Capabilities {
 }
 
 impl Capabilities {
-    /// Answers the abilities of a backend that can do everything.
+    /// Returns the abilities of a backend that can do everything.
     pub fn all() -> Self {
         Self { suspend: true, graceful_stop: true, console: true, guest_ip: true, guest_agent: true }
     }
 
-    /// Answers the same without `suspend` and `resume`.
+    /// Returns the same without `suspend` and `resume`.
     #[must_use]
     pub fn without_suspend(self) -> Self {
         Self { suspend: false, ..self }
     }
 
-    /// Answers the same without a console.
+    /// Returns the same without a console.
     #[must_use]
     pub fn without_console(self) -> Self {
         Self { console: false, ..self }
     }
 
-    /// Answers the same without a guest agent.
+    /// Returns the same without a guest agent.
     #[must_use]
     pub fn without_guest_agent(self) -> Self {
         Self { guest_agent: false, ..self }

@@ -1,38 +1,50 @@
 //! Runs virtual machines.
 //!
-//! The heart is one trait, [`Hypervisor`]: prepare, start, stop, suspend, resume, destroy, state, guest_ip, console_endpoint.
-//! [`QemuHypervisor`] implements it on Linux, [`NoopHypervisor`] in memory, [`RouterHypervisor`] over several, and anybody's
-//! own backend beside them. [`VmManager`] adds what outlives a process: a record, a lock and an intent for each VM.
+//! The heart is one trait, [`Hypervisor`]: prepare, start, stop, suspend, resume, destroy, state,
+//! guest_ip, console_endpoint. [`QemuHypervisor`] implements it on Linux, [`NoopHypervisor`] in
+//! memory, [`RouterHypervisor`] over several, and your own backend beside them. [`VmManager`] adds
+//! what outlives a process: a record, a lock and an intent for each VM.
 //!
-//! What is wanted is a [`spec::VmSpec`], which is valid once it is built. What exists is a [`VmHandle`], which is plain data.
-//! Where a VM is in its life is asked of reality, and [`lifecycle::next`] alone says what is legal there.
+//! What is wanted is a [`spec::VmSpec`], which is valid once it is built. What exists is a
+//! [`VmHandle`], which is plain data. The state of a VM is asked of its process each time, and
+//! [`lifecycle::next`] alone says which operation is legal in it.
 //!
-//! The library prints nothing, reads no environment and keeps no state of its own. It runs on any tokio runtime with I/O
-//! and time enabled.
+//! The library prints nothing, reads no environment variable and keeps no global state. It runs on
+//! any tokio runtime with I/O and time enabled.
 //!
 //! # Tracing
-//! What goes wrong beside an operation is told by events of [`tracing`], and each operation of a [`VmManager`] that changes something is a
-//! span: `create`, `start`, `stop`, `restart`, `suspend`, `resume`, `remove`, `reconfigure`, `add_forward`, `remove_forward` and
-//! `rerun_cloud_init`; so are `launch`, `pull` of an image, and `up` of a machine of a file. A `launch` has the others in it. Their target is
-//! `vmkit::operation`, their level `INFO`, and their fields:
+//! What goes wrong beside an operation is reported by events of [`tracing`]. Each operation of a
+//! [`VmManager`] that changes something is a span: `create`, `start`, `stop`, `restart`, `suspend`,
+//! `resume`, `remove`, `reconfigure`, `add_forward`, `remove_forward` and `rerun_cloud_init`; and so
+//! are `launch`, `pull` of an image, and `up` of a machine. A `launch` contains the others. Target:
+//! `vmkit::operation`; level: `INFO`; fields:
 //!
-//! | field | what it is |
+//! | field | content |
 //! | --- | --- |
 //! | `vm` | the VM's name; empty for a `launch` that chooses one |
-//! | `id` | the VM's identity, once that is known; of a `pull`, what the disk hashes to |
-//! | `outcome` | `done`, or the [`ErrorKind`] of the failure; nothing where the operation was dropped |
-//! | `machine` | of `up`: its name in the file |
-//! | `image` | of `pull`: a name or a place in a registry; empty for another address, which may have a token in it |
+//! | `id` | the VM's id, once known; for a `pull`, the checksum of the disk |
+//! | `outcome` | `done`, or the [`ErrorKind`] of the failure; absent if the operation was dropped |
+//! | `machine` | for `up`: the machine's name in the file |
+//! | `image` | for `pull`: a name or a reference in a registry; empty for other addresses, which may contain a token |
 //!
-//! No field has a secret, or the text of an error. Where nobody listens at that level, a span costs a look at an atomic number.
+//! No field contains a secret or the text of an error. Without a subscriber at that level, a span
+//! costs one atomic load.
 //!
 //! # Cargo features
-//! `qemu` and `cloud-init` are there unless left out; `propolis`, `ssh`, `images` and `vmfile` when asked for. The module `launch` takes `ssh` and
-//! `images`, `project` takes `vmfile` as well. Without `cloud-init` a spec that asks for it is refused.
+//! | feature | adds |
+//! | --- | --- |
+//! | `qemu` (default) | the QEMU backend, on Linux |
+//! | `cloud-init` (default) | the seed that cloud-init reads; without it, a spec that asks for one is refused |
+//! | `propolis` | the Propolis backend and its console |
+//! | `ssh` | programs, files and forwards in a guest, over SSH |
+//! | `images` | images by name or address: downloads, checksums, signatures, registries |
+//! | `vmfile` | files that describe machines (`vmkit.toml`) |
+//!
+//! The module `launch` needs `ssh` and `images`; `project` needs `vmfile` as well.
 //!
 //! # Examples
-//! A VM's whole life, on the backend that runs nothing. For QEMU another hypervisor is made, and [`run_if_keeper`] called first in
-//! `main`: see [`QemuHypervisor`].
+//! A VM's whole life, on the backend that runs nothing. With QEMU the hypervisor is a
+//! [`QemuHypervisor`], and `main` calls [`run_if_keeper`] first.
 //! ```
 //! use std::time::Duration;
 //! use vmkit::spec::{Boot, Kernel, VmName, VmSpec};

@@ -1,6 +1,6 @@
-//! The one table of a VM's life: which operation is legal in which state, and where it leads.
+//! The one table of a VM's life: which operation is legal in which state, and which state follows.
 //!
-//! Pure: every backend, the manager, the CLI and the tests ask [`next`]; nobody else decides.
+//! Pure: every backend, the manager, the CLI and the tests call [`next`]; no other code decides.
 //!
 //! ```text
 //!             prepare
@@ -21,22 +21,22 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "lowercase", tag = "state")]
 #[non_exhaustive]
 pub enum VmState {
-    /// `prepare` is at work, or was cut off: only `destroy` is legal.
+    /// `prepare` is at work, or was interrupted: only `destroy` is legal.
     Preparing,
-    /// Everything is there, and it has never been started.
+    /// Everything is created, and the VM has never been started.
     Prepared,
     /// The vCPUs run.
     Running,
-    /// The vCPUs are paused, the guest's memory is kept.
+    /// The vCPUs are paused; the guest keeps its memory.
     Suspended,
-    /// The guest has ended, the disks are kept.
+    /// The guest was stopped or powered itself off; the disks are kept.
     Stopped,
-    /// It ended, or hangs, in a way nobody asked for.
+    /// The VM ended in another way, or hangs.
     Failed {
         /// Why.
         cause: FailureCause,
     },
-    /// It is gone.
+    /// The VM is gone.
     Destroyed,
 }
 
@@ -45,7 +45,7 @@ pub enum VmState {
 pub struct FailureCause {
     /// Which kind of failure.
     pub kind: FailureKind,
-    /// What is known, for a person: the exit status, the last words, the register dump.
+    /// What is known, for a person: the exit status, the last lines of the log, a register dump.
     pub detail: String,
 }
 
@@ -64,23 +64,23 @@ pub enum FailureKind {
     InternalError,
     /// A disk failed, or the host ran out of space under the guest.
     DiskError,
-    /// The process is gone, and nothing was left that says why.
+    /// The process is gone, and nothing is left that says why.
     Vanished,
-    /// An operation of vmkit was cut off and could not be finished.
+    /// An operation of vmkit was interrupted and could not be finished.
     Interrupted,
-    /// Something else, said in the detail.
+    /// Something else; the detail says what.
     Other,
 }
 
-/// The operations that change where a VM is in its life.
+/// The operations that change a VM's state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Operation {
     /// Allocates what the spec needs.
     Prepare,
-    /// Boots.
+    /// Boots the guest.
     Start,
-    /// Shuts down, by force at the deadline.
+    /// Shuts the guest down, by force when the timeout has passed.
     Stop,
     /// Pauses the vCPUs.
     Suspend,
@@ -96,16 +96,16 @@ pub enum Operation {
 pub struct InvalidTransition {
     /// The state the VM is in.
     pub state: VmState,
-    /// What was asked.
+    /// The operation that was asked for.
     pub operation: Operation,
 }
 
-/// Answers the state that `operation` leads to from `state`.
+/// Returns the state that follows `operation` in `state`.
 ///
-/// The same state as an answer means: nothing to do, success.
+/// Returns the same state where there is nothing to do, which is success.
 ///
 /// # Errors
-/// [`InvalidTransition`] where the operation is not legal in that state.
+/// [`InvalidTransition`] if the operation is not legal in that state.
 pub fn next(state: &VmState, operation: Operation) -> Result<VmState, InvalidTransition> {
     use Operation as Op;
     use VmState::{Destroyed, Failed, Prepared, Preparing, Running, Stopped, Suspended};
@@ -136,12 +136,12 @@ fn hint(state: &VmState, operation: &Operation) -> &'static str {
 }
 
 impl VmState {
-    /// Makes a `Failed` with its cause.
+    /// Creates a `Failed` with its cause.
     pub fn failed(kind: FailureKind, detail: impl Into<String>) -> Self {
         VmState::Failed { cause: FailureCause { kind, detail: detail.into() } }
     }
 
-    /// Answers the state's bare name, such as `running`.
+    /// Returns the state's bare name, such as `running`.
     pub fn name(&self) -> &'static str {
         match self {
             VmState::Preparing => "preparing",
@@ -154,7 +154,7 @@ impl VmState {
         }
     }
 
-    /// Tells whether a guest's vCPUs exist in this state, running or paused.
+    /// Returns whether a guest's vCPUs exist in this state, running or paused.
     pub fn is_live(&self) -> bool {
         matches!(self, VmState::Running | VmState::Suspended)
     }
@@ -190,7 +190,7 @@ impl fmt::Display for Operation {
 mod tests {
     use super::*;
 
-    /// The table of the contract, one row an operation: an answer per state.
+    /// The table of the contract: a row per operation, a column per state.
     #[test]
     fn the_table_is_the_one_of_the_contract() {
         use Operation as Op;

@@ -1,6 +1,8 @@
-//! Spans of `tracing` around operations, for whoever has vmkit in a program of theirs; the crate's docs describe them.
+//! Spans of `tracing` around operations, for programs that embed vmkit; the crate's docs describe
+//! them.
 //!
-//! Their fields have names, identities and kinds of errors. The text of an error is not among them: it may quote a guest or an address.
+//! Their fields have names, ids and kinds of errors. The text of an error is not among them: it may
+//! quote a guest or an address.
 
 use std::fmt::Display;
 
@@ -9,10 +11,10 @@ use tracing::{Instrument, Span};
 
 use crate::error::Result;
 
-/// What tells an operation's span from all others.
+/// The target of every operation's span.
 pub(crate) const TARGET: &str = "vmkit::operation";
 
-/// Makes the span of an operation, with the fields that are known when it begins.
+/// Creates the span of an operation, with the fields that are known when it begins.
 macro_rules! operation {
     ($name:literal $(, $field:ident = $value:expr)*) => {
         tracing::info_span!(
@@ -27,7 +29,8 @@ macro_rules! operation {
 
 pub(crate) use operation;
 
-/// Does an operation in its span, and notes there how it ended: `done`, or the kind of its error. Of one that is dropped nothing is noted.
+/// Runs an operation in its span, and records there how it ended: `done`, or the kind of its error.
+/// For an operation that is dropped nothing is recorded.
 pub(crate) async fn within<T>(span: Span, operation: impl Future<Output = Result<T>>) -> Result<T> {
     let done = operation.instrument(span.clone()).await;
     match &done {
@@ -37,10 +40,10 @@ pub(crate) async fn within<T>(span: Span, operation: impl Future<Output = Result
     done
 }
 
-/// Notes in the span of the operation that is under way which VM, or which image, it is about.
+/// Records in the span of the current operation which VM, or which image, it is about.
 pub(crate) fn about(id: impl Display) {
     let span = Span::current();
-    // Where nobody listens to ours, this is the caller's own.
+    // Without a subscriber for ours, this is a span of the caller.
     if span.metadata().is_some_and(|metadata| metadata.target() == TARGET) {
         span.record("id", display(id));
     }
