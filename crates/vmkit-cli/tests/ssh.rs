@@ -12,7 +12,7 @@ mod support;
 
 use std::fs;
 use std::io::{ErrorKind, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Stdio;
@@ -21,9 +21,11 @@ use std::time::{Duration, Instant};
 use real::{LONG, Life, until};
 use rustix::process::{Signal, kill_process};
 use serde_json::Value;
-use sshd::Sshd;
+use sshd::{Daemon, Sshd};
 use support::answer;
-use vmkit::spec::{Accel, CloudInitConfig, NetworkConfig, RootDisk, UserNetwork, VmName, VmSpec};
+use vmkit::spec::{
+    Accel, CloudInitConfig, GuestAccess, NetworkConfig, RootDisk, UserNetwork, VmName, VmSpec,
+};
 use vmkit::store::Home;
 use vmkit::{BackendTag, QemuHypervisor, VmManager};
 
@@ -35,18 +37,29 @@ struct Web {
 
 impl Web {
     fn new() -> Self {
-        let (life, sshd) = (Life::new(), Sshd::new());
-        let config = CloudInitConfig { access: Some(sshd.access.clone()), ..CloudInitConfig::default() };
-        let network = NetworkConfig::User(UserNetwork::with_ssh(Vec::new()));
-        make(&life, |spec| spec.network(network).cloud_init(config));
-        life.must(["start", "web"]);
-        lead_to(&life, sshd.address);
-        Self { life, sshd }
+        Self::with("")
+    }
+
+    /// Runs one whose server has further lines of configuration.
+    fn with(config: &str) -> Self {
+        let sshd = Sshd::with(config);
+        Self { life: led_to(&sshd.access, sshd.address), sshd }
     }
 
     fn keys(&self) -> std::path::PathBuf {
         self.sshd.dir.path().join("authorized_keys")
     }
+}
+
+/// Runs the VM `web`, whose SSH server is at this address and lets these keys in.
+fn led_to(access: &GuestAccess, address: SocketAddr) -> Life {
+    let life = Life::new();
+    let config = CloudInitConfig { access: Some(access.clone()), ..CloudInitConfig::default() };
+    let network = NetworkConfig::User(UserNetwork::with_ssh(Vec::new()));
+    make(&life, |spec| spec.network(network).cloud_init(config));
+    life.must(["start", "web"]);
+    lead_to(&life, address);
+    life
 }
 
 /// Makes the VM `web`, by the library, which can be told the keys.
@@ -142,6 +155,69 @@ fn a_young_guest_may_refuse_until_its_users_are_made_and_one_that_has_let_somebo
     assert_eq!(refused.code, Some(1), "{refused:?}");
     assert!(refused.stderr.contains("does not take the key"), "{refused:?}");
     assert!(took < Duration::from_secs(60), "{took:?}");
+}
+
+/// Does something odd with the first visitors of a server, one after the other, and passes on those who come later.
+fn front(server: SocketAddr, oddities: Vec<fn(TcpStream)>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let mut oddities = oddities.into_iter();
+        for client in listener.incoming().flatten() {
+            match oddities.next() {
+                Some(odd) => odd(client),
+                None => pass_on(client, TcpStream::connect(server).unwrap()),
+            }
+        }
+    });
+    address
+}
+
+fn pass_on(client: TcpStream, server: TcpStream) {
+    for (mut from, mut to) in [
+        (client.try_clone().unwrap(), server.try_clone().unwrap()),
+        (server.try_clone().unwrap(), client.try_clone().unwrap()),
+    ] {
+        std::thread::spawn(move || {
+            let _ = std::io::copy(&mut from, &mut to);
+            let _ = to.shutdown(std::net::Shutdown::Write);
+        });
+    }
+}
+
+#[test]
+fn forty_commands_at_once_all_run_though_the_server_turns_away_all_but_two() {
+    let daemon = Daemon::with("MaxStartups 2:100:2");
+    let life = led_to(&daemon.access, daemon.address);
+    // Somebody's own programs, which know of no turns, take their part of the room.
+    let busy = TcpStream::connect(daemon.address).unwrap();
+    let begun: Vec<_> =
+        (0..40).map(|number| life.begin(&["exec", "-n", "web", "--", "echo", &number.to_string()])).collect();
+    for (number, begun) in begun.into_iter().enumerate() {
+        let answer = begun.ended(LONG);
+        assert_eq!((answer.code, answer.stdout), (Some(0), format!("{number}\n")), "{}", answer.stderr);
+    }
+    drop(busy);
+}
+
+#[test]
+fn a_server_that_turns_one_away_is_asked_again_whatever_it_says_and_at_the_end_quoted() {
+    let sshd = Sshd::new();
+    let penalty = |mut client: TcpStream| client.write_all(b"Not allowed at this time\r\n").unwrap();
+    let late = |mut client: TcpStream| client.write_all(b"SSH-2.0-OpenSSH_9.9\r\n").unwrap();
+    let reset = |client: TcpStream| {
+        rustix::net::sockopt::set_socket_linger(&client, Some(Duration::ZERO)).unwrap();
+    };
+    // More of them than any small number of tries.
+    let odd: [fn(TcpStream); 6] = [penalty, late, reset, drop, reset, penalty];
+    let life = led_to(&sshd.access, front(sshd.address, odd.to_vec()));
+    let answer = life.vmkit(["exec", "-n", "web", "--", "echo", "in"]);
+    assert_eq!((answer.code, answer.stdout.as_str()), (Some(0), "in\n"), "{answer:?}");
+
+    lead_to(&life, front(sshd.address, vec![penalty; 1000]));
+    let answer = life.vmkit(["exec", "-n", "--timeout", "4", "web", "--", "echo", "in"]);
+    assert_eq!(answer.code, Some(1), "{answer:?}");
+    assert!(answer.stderr.contains("\"Not allowed at this time\""), "{answer:?}");
 }
 
 #[test]

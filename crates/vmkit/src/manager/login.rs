@@ -4,11 +4,14 @@
 //! server listens before that. So what a young guest refuses is asked again, and what an old one refuses is refused:
 //!
 //! ```text
-//! nobody listens ──────────────▶ wait for the greeting ─┐
-//! greeted, and broken off ─────▶ a few times, then told ├─▶ try again, until the deadline
-//! refused, still booting ──────▶ ever more rarely ──────┘
-//! refused, otherwise ──────────▶ told at once
+//! nobody listens ───────────────────────▶ wait for the greeting ─┐
+//! too late, or broken off before a login ▶ ever more rarely ─────┼─▶ try again, until the deadline
+//! refused, still booting ────────────────▶ ever more rarely ─────┘
+//! refused, otherwise ────────────────────▶ told at once
 //! ```
+//!
+//! A server that breaks off, or is late, may have too many others to serve: that passes. So that vmkit's own logins are not those
+//! others, each waits for its turn ([`TurnFor`]).
 //!
 //! OpenSSH (9.8 and later) lays 5 s of penalty on whoever was refused and 1 s on whoever has left without a login, as one does
 //! who knocks; and it turns away whom it has laid more than 15 s on. The pauses between two logins keep below that, and nobody
@@ -16,7 +19,7 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep};
 
 use super::tail::console_tail;
 use super::wait::hold;
@@ -26,16 +29,18 @@ use crate::handle::VmHandle;
 use crate::host::process::ProcessId;
 use crate::hypervisor::Hypervisor;
 use crate::spec::VmName;
-use crate::ssh::{Lifeline, Login, Session, Target, keep};
-use crate::store::create_private;
+use crate::ssh::{Lifeline, Login, Session, Target, keep, may_pass};
+use crate::store::{Turn, TurnFor, create_private};
 
 /// How long a guest may be silent at first, before it counts as one that is still booting.
 const FIRST_TRY: Duration = Duration::from_secs(2);
 /// How long one login may take at first. One that took longer may take twice as long the next time: a guest without KVM on a
 /// busy host needs seconds for its cryptography.
 const ATTEMPT: Duration = Duration::from_secs(15);
-/// How often one tries to log in to a guest whose server speaks and then breaks off.
+/// How often one tries to log in to a guest whose server speaks another protocol than ours.
 const TRIES: u32 = 4;
+/// The first and the longest pause after a failure that passes; each is twice the one before, and some more by chance.
+const PASSING: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(4));
 /// How long after the start of a VM that nobody has been let into yet cloud-init may still be about to make its users.
 const BOOTING: Duration = Duration::from_secs(10 * 60);
 /// The pauses after the first refusals, and after all further ones.
@@ -68,8 +73,8 @@ impl Guest {
 enum Next {
     /// It is told.
     Fail,
-    /// It is tried again as soon as the server greets.
-    Knock,
+    /// It is tried again after a pause, and as soon as the server greets.
+    Knock(Duration),
     /// It is tried again after a pause.
     Pause(Duration),
 }
@@ -85,21 +90,50 @@ impl Failures {
     fn next(&mut self, error: &Error, has_greeted: bool, is_booting: bool) -> Next {
         self.all += 1;
         self.greeted += usize::from(has_greeted);
-        let pause = PAUSES[self.greeted.saturating_sub(1).min(PAUSES.len() - 1)];
+        let is_strange = matches!(error, Error::Ssh { .. }) && (is_booting || self.all < TRIES);
         match error {
-            Error::Ssh { .. } | Error::TimedOut { .. } if is_booting || self.all < TRIES => match has_greeted
-            {
-                true => Next::Pause(pause),
-                false => Next::Knock,
-            },
-            Error::Refused { .. } | Error::HostKey { .. } if is_booting => Next::Pause(pause),
+            _ if may_pass(error) || is_strange => {
+                let doubled = |times: u32| PASSING.0.saturating_mul(1 << times.min(10)).min(PASSING.1);
+                match has_greeted {
+                    true => Next::Pause(doubled(self.all - 1)),
+                    // The first time it has been waited for already.
+                    false if self.all == 1 => Next::Knock(Duration::ZERO),
+                    false => Next::Knock(doubled(self.all - 2)),
+                }
+            }
+            Error::Refused { .. } | Error::HostKey { .. } if is_booting => {
+                Next::Pause(PAUSES[self.greeted.saturating_sub(1).min(PAUSES.len() - 1)])
+            }
             _ => Next::Fail,
+        }
+    }
+
+    /// Adds to an error that would have passed how often that was hoped for.
+    fn told(&self, error: Error, began: Instant) -> Error {
+        match error {
+            Error::Ssh { target, problem, source } if self.all > 1 => {
+                let seconds = began.elapsed().as_secs_f64();
+                let problem = format!("{problem} (the last of {} tries in {seconds:.1} s)", self.all);
+                Error::Ssh { target, problem, source }
+            }
+            error => error,
         }
     }
 }
 
+/// Adds up to a half by chance, so that those who were turned away together do not come again together.
+fn scattered(pause: Duration) -> Duration {
+    pause + pause * u32::from(uuid::Uuid::new_v4().as_bytes()[0]) / 512
+}
+
+/// Answers when half of the time that is left is over.
+fn half_way(deadline: Instant) -> Instant {
+    Instant::now() + deadline.saturating_duration_since(Instant::now()) / 2
+}
+
 impl<H: Hypervisor + 'static> VmManager<H> {
-    /// Logs in to a guest that runs; where its SSH server is not up yet, or its users are not made yet, waits for that.
+    /// Logs in to a guest that runs; where its SSH server is not up yet, has too many others to serve, or its users are not made yet,
+    /// waits for that.
     ///
     /// `timeout` bounds all of it. The session ends with the VM's process, where that is one of this host.
     ///
@@ -118,11 +152,12 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         deadline: Instant,
         guest: Guest,
     ) -> Result<Session> {
-        let (mut failures, mut limit) = (Failures::default(), ATTEMPT);
+        let (began, mut failures, mut limit) = (Instant::now(), Failures::default(), ATTEMPT);
         let (mut silence, mut refusal) = (FIRST_TRY, None);
         loop {
             let vm = self.info(name).await?;
             let target = self.target_of(&vm, login).await?;
+            let turn = self.turn(name, TurnFor::Login, deadline).await?;
             let until = deadline.min(Instant::now() + limit);
             let reached = Session::reach(&target, until.min(Instant::now() + silence)).await;
             let has_greeted = reached.is_ok();
@@ -130,6 +165,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
                 Ok(stream) => over(stream, &vm, &target, until).await,
                 Err(error) => Err(error),
             };
+            drop(turn);
             let error = match connected {
                 Ok(session) => {
                     self.note_entered(&vm).await;
@@ -137,31 +173,60 @@ impl<H: Hypervisor + 'static> VmManager<H> {
                 }
                 Err(error) => error,
             };
+            tracing::debug!(vm = %name, %error, "a login failed");
             let is_booting = guest.is_new() || self.is_booting(&vm);
-            match failures.next(&error, has_greeted, is_booting) {
+            let next = failures.next(&error, has_greeted, is_booting);
+            match next {
                 Next::Pause(pause) if Instant::now() + pause < deadline => self.pause(name, pause).await?,
-                Next::Knock if Instant::now() < deadline => {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    self.wait(name, Condition::Ssh, left).await?;
+                Next::Knock(pause) if Instant::now() + pause < deadline => {
+                    self.pause(name, pause).await?;
+                    self.greeted(name, deadline).await?;
                 }
                 // What was refused before says more than that the time is over.
                 _ if matches!(error, Error::TimedOut { .. }) => return Err(refusal.unwrap_or(error)),
-                _ => return Err(error),
+                _ => return Err(failures.told(error, began)),
             }
             match error {
-                Error::TimedOut { .. } if has_greeted => limit *= 2,
-                Error::Refused { .. } | Error::HostKey { .. } => refusal = Some(error),
+                Error::TimedOut { .. } if silence == limit => limit *= 2,
+                Error::Refused { .. } | Error::HostKey { .. } | Error::Ssh { .. } if has_greeted => {
+                    refusal = Some(error);
+                }
                 _ => {}
             }
             silence = limit;
         }
     }
 
+    /// Waits for a turn, unless the VM ends; whoever has waited for half of its time goes on without one.
+    async fn turn(&self, name: &VmName, what: TurnFor, deadline: Instant) -> Result<Turn> {
+        match self.store.turn_now(name, what).await {
+            Some(turn) => Ok(turn),
+            None => self.unless_ended(name, self.store.turn(name, what, half_way(deadline))).await,
+        }
+    }
+
+    /// Waits until the server greets, or another process has seen it do so: each visit without a login burdens the server.
+    async fn greeted(&self, name: &VmName, deadline: Instant) -> Result<()> {
+        let left = || deadline.saturating_duration_since(Instant::now());
+        match self.store.turn_now(name, TurnFor::Greeting).await {
+            Some(_turn) => self.wait(name, Condition::Ssh, left()).await.map(drop),
+            None => self.turn(name, TurnFor::Greeting, deadline).await.map(drop),
+        }
+    }
+
     /// Lets time pass, unless the VM ends.
     async fn pause(&self, name: &VmName, pause: Duration) -> Result<()> {
-        match timeout_at(Instant::now() + pause, self.wait(name, Condition::Stopped, Duration::MAX)).await {
-            Err(_) => Ok(()),
-            Ok(ended) => {
+        match pause.is_zero() {
+            true => Ok(()),
+            false => self.unless_ended(name, sleep(scattered(pause))).await,
+        }
+    }
+
+    /// Waits for something, unless the VM ends.
+    async fn unless_ended<T>(&self, name: &VmName, awaited: impl Future<Output = T>) -> Result<T> {
+        tokio::select! {
+            awaited = awaited => Ok(awaited),
+            ended = self.wait(name, Condition::Stopped, Duration::MAX) => {
                 let vm = ended?;
                 let (awaited, console) = (format!("the login in the VM `{name}`"), console_tail(&vm).await);
                 Err(Error::Ended { awaited, state: vm.state, console })
@@ -250,12 +315,34 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_breaks_off_is_tried_a_few_times_and_in_a_young_guest_for_as_long_as_it_takes() {
-        let broken = Error::Ssh { target: String::new(), problem: String::new(), source: None };
-        let tries = |is_booting| {
-            let mut failures = Failures::default();
-            (0..100).take_while(|_| failures.next(&broken, true, is_booting) != Next::Fail).count()
+    fn what_passes_is_tried_for_as_long_as_it_takes_and_another_protocol_a_few_times() {
+        let broken = |source: Option<russh::Error>| Error::Ssh {
+            target: String::new(),
+            problem: String::new(),
+            source: source.map(Into::into),
         };
-        assert_eq!((tries(false), tries(true)), (3, 100));
+        let tries = |error: &Error, is_booting| {
+            let mut failures = Failures::default();
+            (0..100).take_while(|_| failures.next(error, true, is_booting) != Next::Fail).count()
+        };
+        let late = Error::TimedOut { awaited: String::new(), after: ATTEMPT, console: String::new() };
+        for passing in [late, broken(None), broken(Some(russh::Error::HUP))] {
+            assert_eq!((tries(&passing, false), tries(&passing, true)), (100, 100), "{passing}");
+        }
+        let strange = broken(Some(russh::Error::KexInit));
+        assert_eq!((tries(&strange, false), tries(&strange, true)), (3, 100));
+    }
+
+    #[test]
+    fn the_pauses_after_what_passes_grow_and_are_bounded() {
+        let late = Error::TimedOut { awaited: String::new(), after: ATTEMPT, console: String::new() };
+        let mut failures = Failures::default();
+        let pauses: Vec<_> = (0..40).map(|_| failures.next(&late, true, false)).collect();
+        let expected = [250, 500, 1000, 2000, 4000, 4000].map(|ms| Next::Pause(Duration::from_millis(ms)));
+        assert_eq!((&pauses[..6], &pauses[39]), (&expected[..], &expected[5]));
+        for _ in 0..100 {
+            let pause = scattered(PASSING.1);
+            assert!(pause >= PASSING.1 && pause < PASSING.1 * 3 / 2, "{pause:?}");
+        }
     }
 }

@@ -333,7 +333,11 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     /// `NotFound`; `Record`; `TimedOut` when its hypervisor does not answer.
     pub async fn info(&self, name: &VmName) -> Result<VmHandle> {
         let (record, is_cut_off) = self.store.read_now(name)?;
-        let state = self.look(&record, is_cut_off).await?;
+        let state = match self.look(&record, is_cut_off).await {
+            // A monitor serves one client at a time: where many ask at once, the second question is answered.
+            Err(Error::TimedOut { .. }) => self.look(&record, is_cut_off).await?,
+            state => state?,
+        };
         Ok(record.handle.in_state(state))
     }
 

@@ -40,5 +40,6 @@ pub(crate) use outside::keep;
 pub use power_off::SshPowerOff;
 pub use process::{Captured, Event, Exit, Input, Output, Process};
 pub use session::Session;
+pub(crate) use session::may_pass;
 pub use target::{Login, Target};
 pub use terminal::{Terminal, TerminalSize};

@@ -23,6 +23,8 @@ use crate::error::{Error, Result, SSH_SERVER};
 const KEEPALIVE: Duration = Duration::from_secs(15);
 /// How many such questions in a row may stay without an answer.
 const MOST_UNANSWERED: usize = 3;
+/// How much of what a server says in place of its greeting is kept, in bytes.
+const MOST_FIRST_WORDS: usize = 120;
 
 /// A session of a user in a guest, logged in.
 ///
@@ -99,6 +101,7 @@ impl Session {
         let opened = timeout_at(deadline, async {
             // Keys that somebody types have to leave at once.
             stream.set_nodelay(true).map_err(russh::Error::IO)?;
+            fate.note_first_words(&stream).await;
             let line = Line::new(stream, lifeline);
             let mut handle = client::connect_stream(Arc::new(config(&target.host_key)), line, guard).await?;
             stage(Some("the login"));
@@ -214,6 +217,21 @@ impl Session {
     }
 }
 
+/// Checks whether a login that failed so may succeed a moment later, with nothing changed: the server was too slow, had too
+/// many others to serve, or broke off. What both ends can't agree on, and what one of them does not believe, stays so.
+pub(crate) fn may_pass(error: &Error) -> bool {
+    let source = match error {
+        Error::TimedOut { .. } => return true,
+        Error::Ssh { source, .. } => source.as_deref(),
+        _ => return false,
+    };
+    match source.and_then(|source| source.downcast_ref()) {
+        Some(russh::Error::IO(_) | russh::Error::HUP | russh::Error::Disconnect) => true,
+        Some(_) => false,
+        None => true,
+    }
+}
+
 fn config(host_key: &HostKey) -> client::Config {
     let mut preferred = Preferred::default();
     // The cheapest first: the guest may be emulated, and whoever could break it later is on this host already.
@@ -246,6 +264,8 @@ pub(super) struct Fate(Arc<Mutex<Known>>);
 
 #[derive(Debug, Default)]
 struct Known {
+    /// What the server said in place of its greeting, such as OpenSSH's `Exceeded MaxStartups`.
+    first_words: Option<String>,
     /// The fingerprint of a host key that was refused.
     refused_key: Option<String>,
     /// Why the connection has ended.
@@ -281,8 +301,23 @@ impl Fate {
         }
     }
 
+    /// Notes what the server has said already, where that is no greeting. It may still greet: RFC 4253, 4.2, lets it say
+    /// other lines before.
+    async fn note_first_words(&self, stream: &TcpStream) {
+        let mut words = [0; MOST_FIRST_WORDS];
+        let said = stream.peek(&mut words).await.unwrap_or(0);
+        let said = String::from_utf8_lossy(&words[..said]);
+        let line: String =
+            said.lines().next().unwrap_or_default().chars().filter(|c| !c.is_control()).collect();
+        if !line.is_empty() && !line.starts_with("SSH-") {
+            self.write(|known| known.first_words = Some(line));
+        }
+    }
+
     fn closed(&self, to: &str, stage: &str) -> Error {
-        let problem = format!("the server closed the connection during {stage}");
+        let words = self.0.lock().unwrap_or_else(PoisonError::into_inner).first_words.take();
+        let said = words.map_or(String::new(), |words| format!(", having said {words:?}"));
+        let problem = format!("the server closed the connection during {stage}{said}");
         Error::Ssh { target: to.to_owned(), problem, source: None }
     }
 

@@ -77,7 +77,7 @@ fn open(path: &Path) -> Result<Option<File>> {
 }
 
 /// Waits for the lock of an open file.
-async fn locked(file: File, path: &Path, hold: Hold, deadline: Instant) -> Result<Lock> {
+pub(super) async fn locked(file: File, path: &Path, hold: Hold, deadline: Instant) -> Result<Lock> {
     match flock(&file, hold.at_once()) {
         Ok(()) => return Ok(Lock(file)),
         Err(Errno::WOULDBLOCK) => {}

@@ -20,6 +20,8 @@ mod home;
 pub(crate) mod lock;
 mod owner;
 mod record;
+#[cfg(feature = "ssh")]
+mod turn;
 
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -36,6 +38,8 @@ pub use home::Home;
 pub(crate) use home::create_private;
 pub use owner::Owner;
 pub use record::{Intent, VmRecord};
+#[cfg(feature = "ssh")]
+pub(crate) use turn::{Turn, TurnFor};
 
 use self::owner::OWNER;
 use crate::error::{Error, Result};

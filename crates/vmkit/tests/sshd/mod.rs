@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test program takes what it needs")]
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -25,6 +26,49 @@ pub(crate) struct Sshd {
     served: Arc<Mutex<Vec<Child>>>,
 }
 
+/// OpenSSH's real server as a guest runs it: one process that listens, and turns away whom it has no room for.
+pub(crate) struct Daemon {
+    pub(crate) access: GuestAccess,
+    pub(crate) address: SocketAddr,
+    _dir: TempDir,
+    child: Child,
+}
+
+impl Daemon {
+    pub(crate) fn with(config: &str) -> Self {
+        let (dir, access) = prepare(config);
+        // The port may be taken between the question and the start: then another is.
+        for _ in 0..20 {
+            let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+            let mut child = Command::new(PROGRAM)
+                .args(["-D", "-e", "-f"])
+                .arg(dir.path().join("sshd_config"))
+                .arg(format!("-oListenAddress={address}"))
+                .stdin(Stdio::null())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
+            if said.any(|line| line.is_ok_and(|line| line.contains("Server listening on"))) {
+                // Read to its end, or the server would fail at its next word.
+                thread::spawn(move || said.for_each(drop));
+                return Self { access, address, _dir: dir, child };
+            }
+            child.wait().unwrap();
+        }
+        panic!("sshd does not listen");
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        for pid in with_children(self.child.id()) {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+        let _ = self.child.wait();
+    }
+}
+
 impl Sshd {
     /// Serves this user, whose only key is that of the access.
     pub(crate) fn new() -> Self {
@@ -33,24 +77,7 @@ impl Sshd {
 
     /// Serves with further lines of configuration.
     pub(crate) fn with(config: &str) -> Self {
-        assert!(Path::new(PROGRAM).exists(), "`cargo xtask setup` installs openssh-server");
-        if rustix::process::geteuid().is_root() {
-            // What the distribution's own service makes before it starts the server.
-            fs::create_dir_all("/run/sshd").unwrap();
-        }
-        let dir = tempfile::tempdir().unwrap();
-        let output = Command::new("id").arg("-un").output().unwrap();
-        let access = GuestAccess::generate(String::from_utf8(output.stdout).unwrap().trim()).unwrap();
-        let (host_key, keys) = (dir.path().join("host_key"), dir.path().join("authorized_keys"));
-        write_secret(&host_key, &access.host_key.private);
-        write_secret(&keys, &access.login_key.public);
-        let text = format!(
-            "HostKey {}\nAuthorizedKeysFile {}\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n\
-             PermitRootLogin prohibit-password\nPrintMotd no\nPidFile none\nSubsystem sftp internal-sftp\n{config}\n",
-            host_key.display(),
-            keys.display()
-        );
-        fs::write(dir.path().join("sshd_config"), text).unwrap();
+        let (dir, access) = prepare(config);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let served = Arc::new(Mutex::new(Vec::new()));
@@ -96,6 +123,29 @@ impl Drop for Sshd {
             let _ = child.wait();
         }
     }
+}
+
+/// Writes the keys and the configuration of a server.
+fn prepare(config: &str) -> (TempDir, GuestAccess) {
+    assert!(Path::new(PROGRAM).exists(), "`cargo xtask setup` installs openssh-server");
+    if rustix::process::geteuid().is_root() {
+        // What the distribution's own service makes before it starts the server.
+        fs::create_dir_all("/run/sshd").unwrap();
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let output = Command::new("id").arg("-un").output().unwrap();
+    let access = GuestAccess::generate(String::from_utf8(output.stdout).unwrap().trim()).unwrap();
+    let (host_key, keys) = (dir.path().join("host_key"), dir.path().join("authorized_keys"));
+    write_secret(&host_key, &access.host_key.private);
+    write_secret(&keys, &access.login_key.public);
+    let text = format!(
+        "HostKey {}\nAuthorizedKeysFile {}\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n\
+         PermitRootLogin prohibit-password\nPrintMotd no\nPidFile none\nSubsystem sftp internal-sftp\n{config}\n",
+        host_key.display(),
+        keys.display()
+    );
+    fs::write(dir.path().join("sshd_config"), text).unwrap();
+    (dir, access)
 }
 
 fn serve(config: &Path, stream: TcpStream) -> Child {
