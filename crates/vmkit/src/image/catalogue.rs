@@ -1,7 +1,8 @@
-//! The catalogue: which names there are, where their images lie, and how each is known to be the real one.
+//! The catalogue: the names of images, their addresses, and how each image is verified.
 //!
-//! Pure. It is data, `catalogue.toml`, which is part of the program; a user's own file of the same form adds to it and
-//! replaces what it names anew. `docs/images.md` describes the form.
+//! Pure. The catalogue is data, `catalogue.toml`, compiled into the program; a user's own file of the
+//! same format adds to it and replaces entries of the same name. `docs/images.md` describes the
+//! format.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -17,7 +18,7 @@ use crate::spec::{Arch, Firmware, UserName};
 /// The catalogue that comes with vmkit.
 const BUILT_IN: &str = include_str!("catalogue.toml");
 
-/// The version of the form that this vmkit reads.
+/// The version of the format that this vmkit reads.
 const VERSION: u32 = 1;
 
 /// Images by name.
@@ -28,52 +29,52 @@ pub struct Catalogue {
     mirrors: Vec<Mirror>,
 }
 
-/// What is known of an image for one architecture: where it lies and how it is checked.
+/// What is known of an image for one architecture: its address, and how it is verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Published {
     /// The whole name, with its version.
     pub name: ImageName,
     /// The architecture of the guest.
     pub arch: Arch,
-    /// Where it lies, a mirror taken into account.
+    /// The address, with mirrors applied.
     pub url: String,
-    /// What it must hash to, where the catalogue itself says so.
+    /// The checksum that the image must have, if the catalogue has it.
     pub digest: Option<Digest>,
-    /// The file that says what it must hash to.
+    /// The address of the file with the checksum.
     pub checksums: Option<String>,
-    /// The signature, where the publisher signs and vmkit has the key.
+    /// The signature, if the publisher signs and vmkit has the key.
     pub signature: Option<PublishedSignature>,
-    /// The user that cloud-init in the image makes, where there is one.
+    /// The user that cloud-init in the image creates, if it creates one.
     pub user: Option<UserName>,
-    /// The firmware that it boots with.
+    /// The firmware that the image boots with.
     pub firmware: Firmware,
 }
 
-/// What is signed, where the signature lies, and whose it must be.
+/// What is signed, the address of the signature, and the keys that may have signed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublishedSignature {
     /// What is signed.
     pub signed: Signed,
-    /// Where the signature lies.
+    /// The address of the signature.
     pub url: String,
-    /// The keys of which any may have made it.
+    /// The keys, any of which may have signed.
     pub keys: Vec<OpenPgpKey>,
 }
 
-/// What a signature is over.
+/// What a signature covers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Signed {
     /// The file of checksums; the signature is another file.
     Checksums,
-    /// The file of checksums, which has the signature in itself.
+    /// The file of checksums, which contains the signature.
     Inline,
     /// The image; the signature is another file.
     Image,
 }
 
 impl Signed {
-    /// Answers how the catalogue writes it.
+    /// Returns the word that the catalogue has for it.
     fn as_str(self) -> &'static str {
         match self {
             Self::Checksums => "checksums",
@@ -83,29 +84,29 @@ impl Signed {
     }
 }
 
-/// A public key: its fingerprint says which it is, wherever it comes from.
+/// A public key, identified by its fingerprint, wherever the key comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OpenPgpKey {
     /// The fingerprint of the primary key, in upper-case hexadecimal digits.
     pub fingerprint: String,
-    /// Where the key itself is.
+    /// Where the key itself comes from.
     pub public: PublicKey,
 }
 
-/// Where a public key is, in ASCII armour.
+/// Where a public key comes from, in ASCII armour.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PublicKey {
     /// In the catalogue.
     Here(String),
-    /// At this address, a mirror taken into account. Only the key with the fingerprint is taken from there.
+    /// At this address, with mirrors applied. Only the key with the fingerprint is accepted from there.
     At(String),
 }
 
-/// A beginning of addresses, and what stands in its place.
+/// A prefix of addresses, and its replacement.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Mirror {
-    /// Empty: every address; its host then stays as the first directory.
+    /// The prefix; empty matches every address, whose host then stays as the first directory.
     #[serde(default)]
     from: String,
     to: String,
@@ -170,18 +171,18 @@ struct File {
 pub struct CatalogueEntry {
     /// The whole name, with its version.
     pub name: ImageName,
-    /// What it is called by people.
+    /// The title that people know it by.
     pub title: String,
-    /// The architectures that it exists for.
+    /// The architectures that the image exists for.
     pub arches: Vec<Arch>,
     /// Whether the name without a version means this one.
     pub newest: bool,
-    /// Its further names, such as `debian:bookworm`.
+    /// Its other names, such as `debian:bookworm`.
     pub aliases: Vec<String>,
 }
 
 impl Catalogue {
-    /// Answers the catalogue that comes with vmkit.
+    /// Returns the catalogue that comes with vmkit.
     pub fn built_in() -> Self {
         let empty = Self { images: BTreeMap::new(), keys: BTreeMap::new(), mirrors: Vec::new() };
         empty
@@ -189,9 +190,10 @@ impl Catalogue {
             .expect("a test reads the catalogue that is part of the program")
     }
 
-    /// Answers this catalogue with a user's own; `file` is where the text came from.
+    /// Returns this catalogue extended by a user's own; `file` is the path that the text came from.
     ///
-    /// A release of the same name is replaced as a whole, and so is a key. Mirrors of later files are tried first.
+    /// A release of the same name is replaced as a whole, and so is a key. Mirrors of later files are
+    /// tried first.
     ///
     /// # Errors
     /// `Record` with the file, the line and what is wrong there.
@@ -219,19 +221,21 @@ impl Catalogue {
         Ok(self)
     }
 
-    /// Answers this catalogue with mirrors as an environment variable has them: entries with blanks between, each
-    /// `FROM=TO` for addresses that begin with FROM, or `TO` for all, to which the server's name and the path are added.
+    /// Returns this catalogue with mirrors in the form of an environment variable: entries separated by
+    /// blanks, each `FROM=TO` for addresses that begin with FROM, or `TO` for all addresses, to which
+    /// the server's name and the path are appended.
     ///
     /// # Errors
-    /// `InvalidInput` on `mirror` for what is no address.
+    /// `InvalidInput` on `mirror` for an entry that is no address.
     pub fn with_mirrors(mut self, text: &str) -> Result<Self> {
         let mirrors: Result<Vec<Mirror>> = text.split_whitespace().map(mirror).collect();
         self.mirrors.splice(0..0, mirrors?);
         Ok(self)
     }
 
-    /// Answers the whole name that a name stands for: with the newest version where none was named, and the version's own
-    /// name for another one, such as `debian:12` for `debian:bookworm`. `None` for a name of which nothing is known.
+    /// Returns the full name that a name stands for: with the newest version if none was named, and the
+    /// version's own name for an alias, such as `debian:12` for `debian:bookworm`. `None` for an unknown
+    /// name.
     pub fn whole_name(&self, name: &ImageName) -> Option<ImageName> {
         let image = self.images.get(name.name())?;
         let version = match name.version() {
@@ -241,16 +245,17 @@ impl Catalogue {
         ImageName::new(&format!("{}:{version}", name.name())).ok()
     }
 
-    /// Answers where an image lies and how it is checked.
+    /// Returns the address of an image and how it is verified.
     ///
     /// # Errors
-    /// `InvalidInput` on `image` for a name that is unknown, with the nearest; for a version, with those there are; and for
-    /// an architecture that it does not exist for.
+    /// `InvalidInput` on `image` for an unknown name, with the nearest one; for an unknown version, with
+    /// the versions that exist; and for an architecture that the image does not exist for.
     pub fn find(&self, name: &ImageName, arch: Arch) -> Result<Published> {
         self.find_beside(name, arch, Vec::new)
     }
 
-    /// Answers where an image lies and how it is checked; what may have been meant instead is looked for among the names of `others`, too.
+    /// Returns the address of an image and how it is verified. For an unknown name, the nearest one is
+    /// looked for among `others`, too.
     ///
     /// # Errors
     /// Those of [`find`](Self::find).
@@ -302,13 +307,13 @@ impl Catalogue {
         })
     }
 
-    /// Answers what a list says of a name; `None` for a name of which nothing is known.
+    /// Returns the entry of a name in a list; `None` for an unknown name.
     pub fn entry(&self, name: &ImageName) -> Option<CatalogueEntry> {
         let whole = self.whole_name(name)?;
         self.entries().into_iter().find(|entry| entry.name == whole)
     }
 
-    /// Answers all names with their versions, in order.
+    /// Returns all names with their versions, in order.
     pub fn entries(&self) -> Vec<CatalogueEntry> {
         let mut entries = Vec::new();
         for (name, image) in &self.images {
@@ -338,7 +343,7 @@ impl Catalogue {
         Some(key)
     }
 
-    /// Answers all names, each with its versions in order, those of `others` among them.
+    /// Returns all names, each with its versions in order, including those of `others`.
     fn names_beside(&self, others: &[ImageName]) -> BTreeMap<String, Vec<String>> {
         let own = |image: &Image| image.versions().into_iter().map(str::to_owned).collect();
         let mut names: BTreeMap<String, Vec<String>> =
@@ -354,7 +359,7 @@ impl Catalogue {
         names
     }
 
-    /// Answers an address with its beginning replaced by the first mirror that fits.
+    /// Returns an address with its prefix replaced by the first mirror that matches.
     fn mirrored(&self, url: &str) -> String {
         let fitting = self.mirrors.iter().find_map(|mirror| match mirror.from.as_str() {
             "" => {
@@ -367,7 +372,8 @@ impl Catalogue {
 }
 
 impl Mirror {
-    /// Answers the mirror's address with what followed `from`: where that ended with a slash or was followed by one, there is one.
+    /// Returns the mirror's address with the rest that followed `from`, separated by a slash where
+    /// `from` ended with one or was followed by one.
     fn followed_by(&self, rest: &str) -> String {
         let (to, is_query) = (self.to.as_str(), self.to.contains('?'));
         match (self.from.ends_with('/') || rest.starts_with('/')) && !is_query {
@@ -399,7 +405,7 @@ impl Key {
     }
 }
 
-/// Says that nothing has this name, and what may have been meant.
+/// Creates the error for an unknown name, with the names that may have been meant.
 fn unknown(name: &str, names: &BTreeMap<String, Vec<String>>) -> String {
     let near =
         names.iter().map(|(other, versions)| (strsim::damerau_levenshtein(name, other), other, versions));
@@ -418,7 +424,7 @@ fn unknown(name: &str, names: &BTreeMap<String, Vec<String>>) -> String {
 }
 
 impl Image {
-    /// Checks what serde can't.
+    /// Checks what serde can't check.
     fn check(&self, name: &str, keys: &BTreeMap<String, OpenPgpKey>) -> Result<(), String> {
         for (version, release) in &self.release {
             let here = format!("image.{name}.release.{version}");
@@ -473,7 +479,7 @@ impl Image {
         named.map(|(version, _)| version).or_else(|| self.versions().last().copied())
     }
 
-    /// Answers the versions from the oldest to the newest, as numbers are read.
+    /// Returns the versions from the oldest to the newest, compared as numbers.
     fn versions(&self) -> Vec<&str> {
         let mut versions: Vec<&str> = self.release.keys().map(String::as_str).collect();
         versions.sort_by(|a, b| by_number(a, b));
@@ -489,7 +495,8 @@ impl Release {
         }
     }
 
-    /// Refuses what asks for a signature and lacks what it is verified by: nothing would be.
+    /// Refuses an entry that asks for a signature and lacks what to verify it with: nothing would be
+    /// verified.
     fn check_signature(&self, file: &File) -> Result<(), String> {
         let checksums = file.checksums.as_ref().or(self.checksums.as_ref());
         let signature = file.signature.as_ref().or(self.signature.as_ref());
@@ -528,12 +535,12 @@ fn by_number(a: &str, b: &str) -> Ordering {
     parts(a).cmp(&parts(b))
 }
 
-/// Answers an address as far as its path: what stands behind a `?` is no part of a file's name.
+/// Returns an address without its query, which is no part of a file's name.
 pub(super) fn without_query(url: &str) -> &str {
     url.split(['?', '#']).next().unwrap_or(url)
 }
 
-/// Answers the address of a file named beside another: `{file}` stands for that one's own name.
+/// Returns the address of a file beside another one: `{file}` stands for that one's own name.
 fn beside(url: &str, reference: &str) -> String {
     let url = without_query(url);
     let (dir, file) = url.rsplit_once('/').unwrap_or((url, ""));
@@ -558,7 +565,7 @@ fn mirror(entry: &str) -> Result<Mirror> {
     Ok(Mirror { from: from.to_owned(), to: to.to_owned() })
 }
 
-/// Says where in the text the error is, and what it is, on one line.
+/// Returns the position of an error in the text, and the error, on one line.
 fn explain(text: &str, error: &toml::de::Error) -> String {
     let message = error.message().trim().replace('\n', "; ");
     match error.span() {

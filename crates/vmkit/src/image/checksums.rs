@@ -1,4 +1,4 @@
-//! Reads files of checksums, in the forms that publishers use.
+//! Parses files of checksums, in the forms that publishers use.
 //!
 //! Pure.
 //!
@@ -9,14 +9,14 @@
 //! 3b1f…                         the checksum alone, in a file of its own, or with - for the name
 //! ```
 //!
-//! Which one it is, is seen line by line. Source: sha256sum(1), cksum(1) of coreutils; openssl-dgst(1).
+//! Each line is recognised by itself. Source: sha256sum(1), cksum(1) of coreutils; openssl-dgst(1).
 
 use super::digest::Digest;
 
-/// Answers what the file of this name must hash to: the strongest checksum that the text has for it.
+/// Returns the expected checksum of the file of this name: the strongest one in the text.
 ///
-/// One that is for a file of this name in some directory counts only where none is for the name as it is. A text of nothing but
-/// one checksum is for whatever file it lies beside.
+/// A line for a file of this name in some directory is used only if no line has the bare name. A text
+/// of one checksum alone is for any file.
 pub(super) fn find(text: &str, file: &str) -> Option<Digest> {
     let text = text.trim_start_matches('\u{feff}');
     let mut found: Option<((bool, usize), Digest)> = None;

@@ -1,7 +1,8 @@
 //! Writes the disk of an image as a raw file: [`convert`].
 //!
-//! Edge: files. What is written stands beside its place under another name until all of it is there and synced; a writer that is
-//! killed leaves that, and the next one for the same place takes it over. A block device is written where it is.
+//! Edge: files. The file is written beside its destination under another name until it is complete
+//! and synced; a writer that is killed leaves that file, and the next conversion to the same
+//! destination takes it over. A block device is written in place.
 //!
 //! ```text
 //! image ─▶ Disk ─▶ FILE.unfinished, sparse ─▶ sync ─▶ FILE
@@ -24,33 +25,35 @@ use super::sparse::SparseFile;
 use crate::error::{Error, Result};
 use crate::steps::step;
 
-/// How much is read at a time.
+/// How many bytes are read at a time.
 const BLOCK_BYTES: usize = 1 << 20;
-/// The end of a file's name while it is being written.
+/// The suffix of a file's name while it is being written.
 const UNFINISHED: &str = ".unfinished";
 
-/// What becomes of a file that is there already.
+/// What to do with a file that exists already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Existing {
-    /// It stays, and nothing is written.
+    /// Keep it, and write nothing.
     Stays,
-    /// It is replaced, once all is written.
+    /// Replace it, once everything is written.
     Replaced,
 }
 
-/// Writes the disk of an image as a raw file, with holes for its zeros, and answers the disk's size in bytes.
+/// Writes the disk of an image as a raw file, with holes for its zeros, and returns the disk's size
+/// in bytes.
 ///
-/// Nothing has the name `to` before it is whole and synced. What is written before that is called the same with `.unfinished`
-/// behind it. A block device that is large enough is written in place, zeros too, and keeps its name throughout; what lies behind
-/// the disk's end there stays.
+/// The file gets the name `to` when it is complete and synced; until then its name ends with
+/// `.unfinished`. A block device that is large enough is written in place, zeros too; the bytes after
+/// the disk's end stay.
 ///
 /// # Cancel safety
-/// A dropped future ends the writing, which removes what it wrote of a file. After a kill that stays, until somebody converts to
-/// the same file again.
+/// A dropped future ends the conversion and removes the unfinished file. After a kill that file
+/// stays, until the next conversion to the same destination.
 ///
 /// # Errors
-/// `InvalidInput` on `file` for what is no place for one: a directory, the image itself, a device that is too small or none for
-/// blocks; `AlreadyExists`; `Busy` while somebody else writes there; `Host` on a full disk, otherwise `Io`.
+/// `InvalidInput` on `file` for a directory, the image itself, a device that is too small or no block
+/// device; `AlreadyExists`; `Busy` while another process writes there; `Host` on a full disk,
+/// otherwise `Io`.
 pub async fn convert(
     image: &ImageFacts,
     to: &Path,
@@ -73,7 +76,7 @@ pub async fn convert(
         progress: progress.clone(),
         asker: Arc::downgrade(&asker),
     };
-    // Handed over and back, so that it is removed only once nobody writes to it any more.
+    // Passed to the thread and back, so that it is removed only when nothing writes to it any more.
     let copied = tokio::task::spawn_blocking(move || {
         let copied = work.copy(&mut target).and_then(|size| {
             work.progress.send_modify(|progress| progress.stage = PullStage::Finishing);
@@ -96,7 +99,7 @@ pub async fn convert(
     Ok(size)
 }
 
-/// Looks at the place, and answers it without the links that lead there.
+/// Checks the destination, and returns it with symbolic links resolved.
 fn place(image: &ImageFacts, to: &Path, existing: Existing) -> Result<PathBuf> {
     let refused = |why: &str| Error::invalid("file", to.display(), why);
     let Some(name) = to.file_name() else { return Err(refused("this is no name of a file")) };
@@ -134,7 +137,7 @@ fn place(image: &ImageFacts, to: &Path, existing: Existing) -> Result<PathBuf> {
 fn device(image: &ImageFacts, to: &Path) -> Result<File> {
     let open = || {
         step("image: write to a device")?;
-        // Refused by Linux while it is mounted, or while somebody else has opened it so.
+        // Refused by Linux while it is mounted, or while another process has opened it like this.
         let flags = OFlags::EXCL.bits().cast_signed();
         let mut device = OpenOptions::new().read(true).write(true).custom_flags(flags).open(to)?;
         let room = device.seek(SeekFrom::End(0))?;
@@ -149,7 +152,7 @@ fn device(image: &ImageFacts, to: &Path) -> Result<File> {
     Ok(device)
 }
 
-/// A file that is being written; removed when dropped, unless it got its name.
+/// A file that is being written; removed when dropped, unless it got its final name.
 #[derive(Debug)]
 struct Unfinished {
     path: PathBuf,
@@ -159,7 +162,7 @@ struct Unfinished {
 
 impl Drop for Unfinished {
     fn drop(&mut self) {
-        // Held until after this, so it is nobody else's; what lies there after it got its name is.
+        // The lock is held until after this, so the file is ours unless it got its final name.
         if !self.is_named {
             let _ = fs::remove_file(&self.path);
         }
@@ -167,7 +170,7 @@ impl Drop for Unfinished {
 }
 
 impl Unfinished {
-    /// Opens the file, empty, and holds it against others who would write the same.
+    /// Opens the file, empty, and locks it against other writers.
     fn begin(place: &Path, to: &Path) -> Result<Self> {
         let mut path = place.as_os_str().to_owned();
         path.push(UNFINISHED);
@@ -175,7 +178,7 @@ impl Unfinished {
         let failed = || Error::io("write", to);
         let open = || {
             step("image: create the converted disk")?;
-            // Whatever lies there is not followed elsewhere, and not waited for.
+            // A link there is not followed, and a FIFO not waited for.
             let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
             OpenOptions::new().write(true).create(true).truncate(false).custom_flags(flags).open(&path)
         };
@@ -193,7 +196,7 @@ impl Unfinished {
                 }
                 Err(errno) => return Err(failed()(errno.into())),
             }
-            // Whoever had it a moment ago may have given it its name.
+            // The previous holder may have given it its final name.
             let is_it = |at: fs::Metadata| (at.dev(), at.ino()) == (opened.dev(), opened.ino());
             if fs::symlink_metadata(&path).is_ok_and(is_it) {
                 file.set_len(0).map_err(failed())?;
@@ -202,7 +205,7 @@ impl Unfinished {
         }
     }
 
-    /// Gives it its name.
+    /// Renames it to its final name.
     fn name(mut self, place: &Path, existing: Existing) -> io::Result<()> {
         step("image: name the converted disk")?;
         match existing {
@@ -214,13 +217,13 @@ impl Unfinished {
     }
 }
 
-/// Renames a file, unless there is one of that name by now.
+/// Renames a file, unless one of that name exists by now.
 fn rename_to_nothing(from: &Path, to: &Path) -> io::Result<()> {
     #[cfg(target_os = "linux")]
     {
         use rustix::fs::{CWD, RenameFlags, renameat_with};
         match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-            // Not every file system can.
+            // Not every file system can do this.
             Err(Errno::INVAL | Errno::NOSYS) => {}
             renamed => return Ok(renamed?),
         }
@@ -231,19 +234,19 @@ fn rename_to_nothing(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
-/// A copy under way.
+/// A copy in progress.
 struct Work {
     image: ImageFacts,
     to: PathBuf,
     progress: watch::Sender<PullProgress>,
-    /// Gone where nobody waits for the outcome any more.
+    /// Dropped when the caller no longer waits for the result.
     asker: Weak<()>,
 }
 
-/// Where the disk goes.
+/// The destination.
 enum Target {
     File(SparseFile),
-    /// A device has no holes: what was there before has to be overwritten.
+    /// A device has no holes: zeros have to be written.
     Device(File),
 }
 
@@ -279,7 +282,7 @@ impl Target {
         }
     }
 
-    /// Gives it its length, and waits until it is on the disk.
+    /// Sets the final length, and syncs.
     fn finish(self) -> io::Result<()> {
         match self {
             Target::File(file) => file.finish()?.sync_all(),

@@ -1,7 +1,7 @@
-//! The programs that keep logins at registries: `docker-credential-NAME`.
+//! Credential helpers, the programs with logins at registries: `docker-credential-NAME`.
 //!
-//! Edge: processes. One is run as `docker-credential-NAME get`, with the registry on its standard input, and answers with JSON. What
-//! it says is secret: of a success nothing but the login goes any further.
+//! Edge: processes. A helper is run as `docker-credential-NAME get`, with the registry on its standard
+//! input, and prints JSON. Its output is secret: after a success only the login is passed on.
 //!
 //! Source: the README of docker-credential-helpers, "Development".
 
@@ -27,19 +27,19 @@ use crate::steps::step;
 
 /// The beginning of every helper's name.
 const PREFIX: &str = "docker-credential-";
-/// How long a helper may take: somebody may have to type a passphrase.
+/// How long a helper may take: a user may have to type a passphrase.
 const LIMIT: Duration = Duration::from_secs(30);
-/// More than any helper has to say.
+/// The largest output of a helper, in bytes.
 const MOST_BYTES: u64 = 64 << 10;
-/// As much of what a helper said goes into an error; what is longer than that is no message.
+/// How many bytes of a helper's output an error has at most; a longer output is no message.
 const MOST_SAID: usize = 300;
 const MOST_MESSAGE_BYTES: usize = 4096;
-/// What a helper says that has no login at a registry.
+/// The message of a helper without a login at the registry.
 const NOT_FOUND: &str = "credentials not found in native keychain";
-/// The user's name where the secret is no password.
+/// The user name of an identity token.
 const TOKEN: &str = "<token>";
 
-/// A program that keeps logins.
+/// A credential helper.
 #[derive(Debug)]
 pub(super) struct CredentialProgram {
     name: String,
@@ -55,10 +55,11 @@ struct Answer {
 }
 
 impl CredentialProgram {
-    /// Finds a helper by the end of its name; a directory that is not absolute is passed over.
+    /// Finds a helper by the last part of its name; relative directories are ignored.
     ///
     /// # Errors
-    /// `InvalidInput` on `registry credentials` for what can't be such a name; `Host` where no directory has it.
+    /// `InvalidInput` on `registry credentials` for an impossible name; `Host` if no directory has the
+    /// program.
     pub(super) fn find(end: &str, search_path: &[PathBuf], registry: &str) -> Result<Self> {
         let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
         if end.is_empty() || !end.bytes().all(is_plain) {
@@ -79,13 +80,13 @@ impl CredentialProgram {
         }
     }
 
-    /// Asks for the login at a registry; `None` where the helper has none.
+    /// Asks for the login at a registry; `None` if the helper has none.
     ///
     /// # Cancel safety
-    /// A helper that is not waited for any more is killed; on Linux also where this process is.
+    /// A helper that is no longer waited for is killed; on Linux also if this process is killed.
     ///
     /// # Errors
-    /// `Host` with what the helper said where it fails; `TimedOut` where it does not end.
+    /// `Host` with the helper's message if it fails; `TimedOut` if it does not end.
     pub(super) async fn login(&self, registry: &str) -> Result<Option<Login>> {
         let failed = |problem: String| Error::Host {
             needed: self.name.clone(),
@@ -104,13 +105,13 @@ impl CredentialProgram {
             if said == NOT_FOUND.as_bytes() {
                 return Ok(None);
             }
-            // Where it has a login after all, that is in there.
+            // If the helper has a login after all, the output contains it.
             let is_no_message = said.is_empty() || said.starts_with(b"{") || said.len() > MOST_MESSAGE_BYTES;
             let told = if is_no_message { complained.trim_ascii() } else { said };
             let told: String = String::from_utf8_lossy(told).chars().take(MOST_SAID).collect();
             return Err(failed(format!("failed ({status}): {told:?}")));
         }
-        // Not even the place of the error: it would come with a part of the secret.
+        // Not even the position of the error: it would come with a part of the secret.
         let answer: Answer = serde_json::from_slice(said)
             .map_err(|_| failed("answered something else than a login".to_owned()))?;
         Ok(match (answer.username.as_str(), answer.secret) {
@@ -120,7 +121,7 @@ impl CredentialProgram {
         })
     }
 
-    /// Runs it to its end. It has this process's environment: without it, it finds no keychain.
+    /// Runs the helper to its end, with this process's environment: without that, it finds no keychain.
     async fn run(&self, server: &str) -> io::Result<(Vec<u8>, Vec<u8>, std::process::ExitStatus)> {
         let mut command = Command::new(&self.program);
         command.arg("get").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -129,7 +130,7 @@ impl CredentialProgram {
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let ask = async {
             if let Some(mut stdin) = stdin {
-                // One that does not read says why at its end.
+                // A helper that does not read its input says why when it ends.
                 let _ = stdin.write_all(server.as_bytes()).await;
             }
         };
@@ -138,15 +139,16 @@ impl CredentialProgram {
     }
 }
 
-/// A helper that ends when this is dropped, and with this process, however that ends.
+/// A helper that is killed when this is dropped, and when this process ends in any way.
 struct Owned {
     child: Child,
-    /// What the thread waits for that spawned it: on Linux the helper ends with that one.
+    /// Keeps the spawning thread alive: on Linux the helper dies with that thread.
     _thread: mpsc::Sender<Infallible>,
 }
 
 impl Owned {
-    /// Spawns it on a thread that does nothing else, and lives as long as the answer. One of tokio's could end while the helper is asked.
+    /// Spawns the helper on a thread of its own, which lives as long as the returned value. A thread of
+    /// tokio's could end while the helper runs.
     async fn spawn(mut command: Command) -> io::Result<Self> {
         let (answer, answered) = oneshot::channel();
         let (_thread, dropped) = mpsc::channel::<Infallible>();
@@ -158,7 +160,7 @@ impl Owned {
                 let _context = runtime.enter();
                 command.spawn()
             };
-            // Where nobody waits for it any more, it is killed.
+            // When it is no longer waited for, it is killed.
             drop(answer.send(spawned));
             // Nothing is ever sent.
             let _ = dropped.recv();
@@ -168,7 +170,7 @@ impl Owned {
     }
 }
 
-/// Reads to the end, or as much as there may be; then whoever writes more finds nobody there.
+/// Reads to the end or to the limit, and closes the pipe.
 async fn all_of(pipe: Option<impl AsyncRead + Unpin>) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     if let Some(pipe) = pipe {
@@ -183,7 +185,7 @@ mod tests {
     use crate::error::ErrorKind;
     use std::fs;
 
-    /// Makes a helper `docker-credential-test` of a shell's script.
+    /// Creates a helper `docker-credential-test` from a shell script.
     fn helper(dir: &tempfile::TempDir, script: &str) -> CredentialProgram {
         let path = dir.path().join("docker-credential-test");
         vmkit_testkit::write_program(&path, &format!("#!/bin/sh\n{script}\n")).unwrap();
@@ -225,7 +227,7 @@ mod tests {
             ("echo 'no keychain' >&2; exit 3", "failed (exit status: 3): \"no keychain\""),
             (r#"echo '{"Secret": "geheim"}'; exit 1"#, "failed (exit status: 1): \"\""),
             (r#"echo '{"Secret": "geheim"}'"#, "answered something else than a login"),
-            // It finds nobody any more who reads all that.
+            // The pipe is closed before all of it is read.
             ("exec yes geheim", "failed (signal: 13"),
         ] {
             let error = helper(&dir, script).login("r.example").await.unwrap_err();

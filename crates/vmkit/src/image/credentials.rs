@@ -1,8 +1,9 @@
-//! Who asks registries: what a `config.json` of Docker's has, and whom it says to ask for the rest.
+//! Logins at registries: those in Docker's `config.json`, and the helpers that it names for others.
 //!
-//! Pure. The programs that keep logins elsewhere are run by `credential_helper.rs`.
+//! Pure. The helper programs are run by `credential_helper.rs`.
 //!
-//! Source: Docker's documentation of `docker login`, "Credential stores" and "Credential helpers"; containers-auth.json(5).
+//! Source: Docker's documentation of `docker login`, "Credential stores" and "Credential helpers";
+//! containers-auth.json(5).
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,21 +15,22 @@ use serde::Deserialize;
 use super::reference::OciRef;
 use crate::error::{Error, Result};
 
-/// The server of Docker Hub, which everybody calls docker.io, and whose login is kept for index.docker.io.
+/// The server of Docker Hub, which is called docker.io, and whose login is stored for
+/// index.docker.io.
 pub(super) const DOCKER_HUB: &str = "registry-1.docker.io";
-/// What the login at Docker Hub is kept under.
+/// The key of the login at Docker Hub.
 const DOCKER_HUB_LOGIN: &str = "https://index.docker.io/v1/";
 
-/// Who asks registries: what a `config.json` of Docker's has.
+/// The logins at registries in a `config.json` of Docker's.
 #[derive(Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RegistryCredentials {
     #[serde(default)]
     auths: Option<BTreeMap<String, Entry>>,
-    /// Which helper keeps the login at a registry.
+    /// The helper with the login, for each registry.
     #[serde(default)]
     cred_helpers: Option<BTreeMap<String, String>>,
-    /// Which helper keeps all other logins.
+    /// The helper with all other logins.
     #[serde(default)]
     creds_store: Option<String>,
 }
@@ -48,7 +50,7 @@ struct Entry {
 pub(super) enum Login {
     /// `USER:PASSWORD` in Base64.
     Password(String),
-    /// What whoever gives tokens has given before, and gives tokens for.
+    /// An identity token, which a token server exchanges for access tokens.
     IdentityToken(String),
 }
 
@@ -69,22 +71,22 @@ impl std::fmt::Debug for Login {
 }
 
 impl Login {
-    /// Makes the login of a user with a password.
+    /// Creates the login of a user with a password.
     pub(super) fn password(user: &str, password: &str) -> Self {
         Login::Password(STANDARD.encode(format!("{user}:{password}")))
     }
 }
 
 impl RegistryCredentials {
-    /// Reads the text of a `config.json` as `docker login`, `podman login` and `oras login` write it.
+    /// Parses a `config.json` as `docker login`, `podman login` and `oras login` write it.
     ///
-    /// The helpers that it names (`credsStore`, `credHelpers`) are programs, and run only where
-    /// [`ImageStore::with_credential_helpers`](super::ImageStore::with_credential_helpers) says where they are.
+    /// The helpers that it names (`credsStore`, `credHelpers`) are programs, and run only after
+    /// [`ImageStore::with_credential_helpers`](super::ImageStore::with_credential_helpers).
     ///
     /// # Errors
-    /// `InvalidInput` on `registry credentials` for what is not of that form.
+    /// `InvalidInput` on `registry credentials` for text that has another form.
     pub fn from_docker_config(text: &str) -> Result<Self> {
-        // Only the place of the error: what stands there is secret.
+        // Only the position of the error: the text there is secret.
         serde_json::from_str(text).map_err(|error| {
             let place = format!("line {}, column {}", error.line(), error.column());
             Error::invalid("registry credentials", place, "this is not a config.json of Docker's")
@@ -101,21 +103,21 @@ impl RegistryCredentials {
         })
     }
 
-    /// Tells whether there are none, and nobody to ask for any.
+    /// Returns whether there are neither logins nor helpers.
     pub(super) fn is_empty(&self) -> bool {
         let no_helpers = self.cred_helpers.as_ref().is_none_or(BTreeMap::is_empty);
         self.auths.as_ref().is_none_or(BTreeMap::is_empty) && no_helpers && self.creds_store.is_none()
     }
 
-    /// Answers the helper that keeps the login at a registry, by the end of its name.
+    /// Returns the helper with the login at a registry, by the last part of the program's name.
     pub(super) fn helper(&self, registry: &str) -> Option<&str> {
         let own = self.cred_helpers.iter().flatten().find(|(key, _)| is_same(host(key), registry));
         let name = own.map(|(_, name)| name).or(self.creds_store.as_ref())?;
-        // An empty one is how a registry is left out.
+        // An empty name excludes a registry.
         Some(name.as_str()).filter(|name| !name.is_empty())
     }
 
-    /// Answers the login that is written down for an image: that for a part of its registry goes before the registry's.
+    /// Returns the stored login for an image: the one for a part of its registry before the registry's.
     pub(super) fn written_down(&self, image: &OciRef) -> Option<Login> {
         let fitting = self.auths.iter().flatten().filter_map(|(key, entry)| Some((fit(key, image)?, entry)));
         let (_, entry) = fitting.max_by_key(|(fit, _)| *fit)?;
@@ -131,12 +133,12 @@ impl RegistryCredentials {
     }
 }
 
-/// Tells whether this is Docker Hub, by any of the names that it has had.
+/// Returns whether this is Docker Hub, by any of its names.
 pub(super) fn is_docker_hub(registry: &str) -> bool {
     matches!(registry, "docker.io" | "index.docker.io" | DOCKER_HUB)
 }
 
-/// Answers what helpers know the login at a registry by.
+/// Returns the key by which helpers know the login at a registry.
 pub(super) fn login_name(registry: &str) -> &str {
     if is_docker_hub(registry) { DOCKER_HUB_LOGIN } else { registry }
 }
@@ -145,13 +147,13 @@ fn is_same(one: &str, other: &str) -> bool {
     one == other || (is_docker_hub(one) && is_docker_hub(other))
 }
 
-/// Answers the registry that a key is for: earlier ones were whole addresses.
+/// Returns the registry of a key: older keys are whole addresses.
 fn host(key: &str) -> &str {
     let key = key.split_once("://").map_or(key, |(_, rest)| rest);
     key.split('/').next().unwrap_or_default()
 }
 
-/// Answers how much of an image's name a key covers, in bytes of the path, if it is for the image at all.
+/// Returns how many bytes of an image's path a key covers, if the key is for that image.
 fn fit(key: &str, image: &OciRef) -> Option<usize> {
     if !is_same(host(key), image.registry()) {
         return None;

@@ -1,4 +1,4 @@
-//! Checksums: what a file must hash to, and the hashing.
+//! Checksums, and hashing.
 //!
 //! Pure.
 
@@ -15,7 +15,7 @@ pub struct Digest {
     hex: String,
 }
 
-/// How a checksum is made.
+/// The algorithm of a checksum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DigestAlgorithm {
     /// SHA-256.
@@ -25,7 +25,7 @@ pub enum DigestAlgorithm {
 }
 
 impl DigestAlgorithm {
-    /// Answers the algorithm of this name, such as `sha256` or `SHA512`.
+    /// Returns the algorithm of this name, such as `sha256` or `SHA512`.
     pub fn named(name: &str) -> Option<Self> {
         match name.to_ascii_lowercase().as_str() {
             "sha256" => Some(Self::Sha256),
@@ -34,7 +34,7 @@ impl DigestAlgorithm {
         }
     }
 
-    /// Answers how many hexadecimal digits a checksum has.
+    /// Returns how many hexadecimal digits a checksum has.
     pub fn hex_digits(self) -> usize {
         match self {
             Self::Sha256 => 64,
@@ -53,7 +53,8 @@ impl fmt::Display for DigestAlgorithm {
 }
 
 impl Digest {
-    /// Answers the checksum that is written so: `kind` is the algorithm's name. `None` for anything but a whole checksum.
+    /// Returns the checksum of these digits; `kind` is the algorithm's name. `None` for anything but a
+    /// whole checksum.
     pub fn new(kind: &str, hex: &str) -> Option<Self> {
         let algorithm = DigestAlgorithm::named(kind)?;
         let is_whole =
@@ -61,17 +62,17 @@ impl Digest {
         is_whole.then(|| Self { algorithm, hex: hex.to_ascii_lowercase() })
     }
 
-    /// Answers the checksum with so many digits, whose algorithm follows from their number.
+    /// Returns the checksum of these digits; their number determines the algorithm.
     pub fn of_hex(hex: &str) -> Option<Self> {
         ["sha256", "sha512"].into_iter().find_map(|kind| Self::new(kind, hex))
     }
 
-    /// Answers the algorithm.
+    /// Returns the algorithm.
     pub fn algorithm(&self) -> DigestAlgorithm {
         self.algorithm
     }
 
-    /// Answers the checksum in lower-case hexadecimal digits.
+    /// Returns the checksum in lower-case hexadecimal digits.
     pub fn hex(&self) -> &str {
         &self.hex
     }
@@ -98,7 +99,7 @@ impl From<Digest> for String {
     }
 }
 
-/// Hashes bytes as they come.
+/// Hashes bytes as they are received.
 #[derive(Clone)]
 pub(super) enum Hasher {
     Sha256(Sha256),
@@ -131,7 +132,7 @@ impl Hasher {
         }
     }
 
-    /// Answers the checksum of these bytes.
+    /// Returns the checksum of these bytes.
     pub(super) fn digest(algorithm: DigestAlgorithm, bytes: &[u8]) -> Digest {
         let mut hasher = Self::new(algorithm);
         hasher.update(bytes);

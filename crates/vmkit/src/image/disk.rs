@@ -1,10 +1,11 @@
 //! Reads a disk as the guest sees it, from a raw file or a qcow2 image: [`Disk`].
 //!
-//! Edge: reads files, and writes none. A qcow2 is one that [`inspect`](super::inspect()) has taken: whole, without a backing file, not encrypted.
-//! Only what is asked for is read: one L2 table and one unpacked cluster are kept in memory.
+//! Edge: reads files, and writes none. A qcow2 is one that [`inspect`](super::inspect()) has accepted:
+//! whole, without a backing file, not encrypted. Only what is asked for is read: one L2 table and one
+//! unpacked cluster are cached.
 //!
 //! ```text
-//! place in the disk ─▶ L1 table ─▶ L2 table ─▶ nothing there, or zeros
+//! offset in the disk ─▶ L1 table ─▶ L2 table ─▶ unallocated, or zeros
 //!                                          ├─▶ a cluster in the file, or subclusters of it
 //!                                          └─▶ a compressed cluster
 //! ```
@@ -23,7 +24,7 @@ use super::qcow2_header::{
     self, ALL_ZEROES, COMPRESSED, Compression, MAX_CLUSTER_BYTES, OFFSET_MASK, Qcow2Header, be_u64,
 };
 
-/// How many parts a cluster with an extended entry has, each with a bit of its own.
+/// How many subclusters a cluster with an extended entry has, each with a bit of its own.
 const SUBCLUSTERS: u64 = 32;
 
 /// A disk as the guest sees it.
@@ -35,27 +36,27 @@ pub(super) struct Disk {
     qcow2: Option<Qcow2>,
 }
 
-/// What lies at a place of a disk.
+/// What is at an offset of a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Piece {
-    /// So many bytes are zeros, and perhaps more behind them.
+    /// This many bytes are zeros, and perhaps more after them.
     Zeros(u64),
-    /// So many bytes were read.
+    /// This many bytes were read.
     Read(usize),
 }
 
-/// Where a qcow2 image has what.
+/// The tables of a qcow2 image.
 #[derive(Debug)]
 struct Qcow2 {
     header: Qcow2Header,
     l1: Vec<u8>,
-    /// The L2 table that was read last, and its number.
+    /// The L2 table that was read last, and its index.
     l2: Option<(u64, Vec<u8>)>,
-    /// The compressed cluster that was read last, and its number.
+    /// The compressed cluster that was read last, and its index.
     unpacked: Option<(u64, Vec<u8>)>,
 }
 
-/// What an L2 table says of the part of a cluster that begins at a place.
+/// What an L2 table says of the part of a cluster that begins at an offset.
 enum Place {
     Zeros,
     At(u64),
@@ -66,7 +67,7 @@ impl Disk {
     /// Opens a disk for reading.
     ///
     /// # Errors
-    /// Where it can't be read, or is not any more what it was found to be.
+    /// If it can't be read, or has changed since it was inspected.
     pub(super) fn open(facts: &ImageFacts) -> io::Result<Self> {
         let file = File::open(&facts.path)?;
         let file_bytes = file.metadata()?.len();
@@ -83,12 +84,12 @@ impl Disk {
         Ok(disk)
     }
 
-    /// Answers its size in bytes.
+    /// Returns its size in bytes.
     pub(super) fn size(&self) -> u64 {
         self.size
     }
 
-    /// Reads so many bytes, fewer where the disk ends before.
+    /// Reads this many bytes, or fewer at the end of the disk.
     pub(super) fn read(&mut self, offset: u64, most_bytes: u64) -> io::Result<Vec<u8>> {
         let bytes = most_bytes.min(self.size.saturating_sub(offset));
         let mut buffer = vec![0; usize::try_from(bytes).unwrap_or(0)];
@@ -102,7 +103,8 @@ impl Disk {
         Ok(buffer)
     }
 
-    /// Reads what lies at a place into the beginning of the buffer; only behind the end of the disk it is nothing.
+    /// Reads what is at an offset into the beginning of the buffer; nothing only after the end of the
+    /// disk.
     pub(super) fn piece(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<Piece> {
         let left = self.size.saturating_sub(offset);
         let most = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
@@ -122,13 +124,13 @@ impl Disk {
     }
 }
 
-/// Reads a piece of a raw file. Behind its end are zeros: a disk has whole sectors.
+/// Reads a piece of a raw file, with zeros after its end: a disk has whole sectors.
 fn raw_piece(file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<Piece> {
     let data = match rustix::fs::seek(file, SeekFrom::Data(offset)) {
         Ok(data) => data,
         // Nothing but holes from here on.
         Err(Errno::NXIO) => return Ok(Piece::Zeros(u64::MAX)),
-        // A file system that knows nothing of holes.
+        // A file system without SEEK_HOLE.
         Err(Errno::INVAL | Errno::NOTSUP) => offset,
         Err(errno) => return Err(errno.into()),
     };
@@ -158,7 +160,7 @@ impl Qcow2 {
         let Some((_, l2)) = &self.l2 else { unreachable!("it was read a moment ago") };
         let at = usize::try_from(number % per_table * entry_bytes).expect("it lies in one cluster");
         let (place, part_bytes) = self.header.place(&l2[at..], offset)?;
-        // A part of a cluster lies together; the next one may lie elsewhere.
+        // A subcluster is contiguous; the next one may be elsewhere.
         let within = offset % part_bytes;
         let rest = usize::try_from(part_bytes - within).expect("a cluster has 2 MiB at most");
         let most = rest.min(buffer.len());
@@ -183,7 +185,7 @@ impl Qcow2 {
 }
 
 impl Qcow2Header {
-    /// Reads the entry of an L2 table: where what lies at `offset` is, and how large the parts are that lie together.
+    /// Reads the entry of an L2 table: where the data at `offset` is, and how much of it is contiguous.
     fn place(&self, entry: &[u8], offset: u64) -> io::Result<(Place, u64)> {
         let cluster_bytes = self.cluster_bytes();
         let first = be_u64(&entry[..8]);
@@ -198,7 +200,7 @@ impl Qcow2Header {
             let is_zero = start == 0 || first & ALL_ZEROES != 0;
             return Ok((if is_zero { Place::Zeros } else { Place::At(start) }, cluster_bytes));
         }
-        // The low half says which parts are there, the high half which read as zeros.
+        // The low half says which subclusters are allocated, the high half which read as zeros.
         let bits = be_u64(&entry[8..16]);
         let part_bytes = cluster_bytes / SUBCLUSTERS;
         let part = offset % cluster_bytes / part_bytes;
@@ -210,7 +212,7 @@ impl Qcow2Header {
     /// Reads a compressed cluster and unpacks it.
     fn unpack(&self, file: &File, entry: u64) -> io::Result<Vec<u8>> {
         let (offset, most_bytes) = qcow2_header::packed_place(entry, self.cluster_bits);
-        // Its length is written in sectors, so that others' bytes may follow, or the end of the file.
+        // The length is in sectors, so the bytes of another cluster may follow, or the end of the file.
         let mut packed = vec![0; usize::try_from(most_bytes).expect("a cluster has 2 MiB at most")];
         let count = read_up_to(file, offset, &mut packed)?;
         packed.truncate(count);

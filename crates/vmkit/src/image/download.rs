@@ -1,10 +1,12 @@
-//! Downloads an image into an [`Intake`], going on where a cut left off.
+//! Downloads an image into an [`Intake`], and resumes after a broken connection.
 //!
-//! Edge: the network, and the directory of a download. It knows nothing of what an image is or how it is checked.
+//! Edge: the network, and the directory of a download. It knows nothing of images or how they are
+//! verified.
 //!
-//! What has come stays, and the rest is asked for with `Range` and `If-Range`. Where the server can't do that, or has
-//! another file by now, it begins anew: two files are never joined. Tries count from the last time that more had come than
-//! ever before; after much of that it goes on at once.
+//! What was received stays, and the rest is asked for with `Range` and `If-Range`. If the server
+//! can't do that, or has another file by now, the download starts from the beginning: two files are
+//! never joined. Attempts are counted from the last progress; after much progress, the next attempt
+//! begins at once.
 
 use std::path::Path;
 
@@ -25,47 +27,47 @@ use super::store::{read_bytes, replace};
 use crate::error::{Error, Result};
 use crate::host::process::boot_id;
 
-/// The file that says what is being downloaded, beside what came of it.
+/// The file that records what is being downloaded, beside the partial download.
 const STATE: &str = "state.json";
 
 /// A file to download.
 #[derive(Debug)]
 pub(super) struct Wanted<'a> {
     pub(super) url: &'a str,
-    /// What it is hashed by.
+    /// The hash algorithm.
     pub(super) algorithm: DigestAlgorithm,
-    /// Whether what it must hash to is known, so that it may go on from an earlier try without the server's word that the
-    /// file is the same.
+    /// Whether the checksum is known, so that the download may be resumed without the server's word that
+    /// the file is the same.
     pub(super) is_checked: bool,
 }
 
-/// What came of a download.
+/// A completed download.
 #[derive(Debug)]
 pub(super) struct Fetched {
     pub(super) taken: Taken,
-    /// Whether a part of it came in an earlier try of perhaps another process.
+    /// Whether a part of it came from an earlier attempt, perhaps of another process.
     pub(super) is_resumed: bool,
 }
 
-/// What is known of a download that has begun.
+/// The record of a download that has begun.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct State {
     url: String,
     #[serde(flatten)]
     version: Version,
     total_bytes: Option<u64>,
-    /// Which run of the host wrote what came: what has not reached the disk is lost with it.
+    /// The boot id of the host when the data was written: unsynced data is lost with that boot.
     boot_id: Option<Uuid>,
 }
 
-/// What a server knows this very file by.
+/// The validators by which a server identifies this version of the file.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Version {
     etag: Option<String>,
     modified: Option<String>,
 }
 
-/// The part of a file that an answer has: `bytes FIRST-LAST/TOTAL`, where TOTAL may be `*`.
+/// The part of a file that a reply has: `bytes FIRST-LAST/TOTAL`, where TOTAL may be `*`.
 #[derive(Debug, PartialEq, Eq)]
 struct Part {
     first: u64,
@@ -73,8 +75,8 @@ struct Part {
 }
 
 impl State {
-    /// Answers how much of what is there can be built upon; the server is asked for the rest, one byte at least unless a checksum tells
-    /// what the whole is: it may have another file by now.
+    /// Returns how many bytes of a partial download can be kept. The server is asked for the rest, and
+    /// for one byte at least unless a checksum is known: it may have another file by now.
     fn usable_bytes(&self, wanted: &Wanted<'_>, there_bytes: u64) -> u64 {
         if self.url != wanted.url {
             return 0;
@@ -98,7 +100,7 @@ impl Version {
         Self { etag: text(ETAG), modified: text(LAST_MODIFIED) }
     }
 
-    /// Answers what the server is asked by whether it has this very file still: a strong ETag, else a date.
+    /// Returns the validator for `If-Range`: a strong ETag, else a date.
     ///
     /// Source: RFC 9110, "If-Range": a weak ETag is not to be used there.
     fn validator(&self) -> Option<&str> {
@@ -106,11 +108,12 @@ impl Version {
         strong.or(self.modified.as_deref())
     }
 
-    /// Tells whether these can't be of one file. What only one of them tells is no difference: a part may come with less.
+    /// Returns whether these can't belong to one file. A validator that only one of them has is no
+    /// difference: a reply with a part may have fewer.
     fn differs(&self, other: &Self) -> bool {
         let both = |a: &Option<String>, b: &Option<String>| a.clone().zip(b.clone());
         match both(&self.etag, &other.etag) {
-            // A strong ETag alone is the file; its date may be that of a copy.
+            // Equal strong ETags mean the same file; the date may be that of a copy.
             Some((a, b)) if a.starts_with('"') && b.starts_with('"') => a != b,
             Some((a, b)) if a.trim_start_matches("W/") != b.trim_start_matches("W/") => true,
             _ => both(&self.modified, &other.modified).is_some_and(|(a, b)| a != b),
@@ -131,7 +134,7 @@ impl Part {
     }
 }
 
-/// Answers both halves of `Content-Range: bytes RANGE/TOTAL`.
+/// Returns both halves of `Content-Range: bytes RANGE/TOTAL`.
 fn content_range(headers: &HeaderMap) -> Option<(&str, &str)> {
     let range = headers.get(CONTENT_RANGE)?.to_str().ok()?;
     let (range, total) = range.strip_prefix("bytes ")?.split_once('/')?;
@@ -139,7 +142,7 @@ fn content_range(headers: &HeaderMap) -> Option<(&str, &str)> {
 }
 
 impl Remote {
-    /// Begins to download a file into a directory of its own, or to go on with what is there of it.
+    /// Begins to download a file into a directory of its own, or resumes the download that is there.
     ///
     /// # Errors
     /// Those of [`Intake::begin`].
@@ -173,52 +176,53 @@ impl Remote {
     }
 }
 
-/// What comes behind the head of an answer.
+/// What the body of a reply has.
 #[derive(Debug, PartialEq, Eq)]
 enum Coming {
     Bytes,
-    /// All was here already.
+    /// Nothing: everything was received already.
     Nothing,
 }
 
-/// After how much that came one goes on at once. A server that gives less with each connection is not asked without a pause.
+/// After how many bytes of progress the next attempt begins at once. A server that sends less per
+/// connection is asked again after a pause.
 const MUCH_BYTES: u64 = 4 << 10;
 
 /// A download under way.
 ///
 /// # Cancel safety
-/// What came stays in its directory, and the next one goes on from there.
+/// What was received stays in its directory, and the next download resumes there.
 pub(super) struct Download<'a> {
     remote: &'a Remote,
     wanted: &'a Wanted<'a>,
     place: &'a Place,
     progress: &'a watch::Sender<PullProgress>,
-    /// What the server is shown; another one counts from the next [`run`](Self::run).
+    /// The authorization that the server is sent; a new one is used from the next [`run`](Self::run).
     pub(super) authorization: Option<String>,
     challenge: Option<String>,
     state: State,
     intake: Intake,
     got_bytes: u64,
-    /// The most that was ever here: what came again after it was begun anew is no progress.
+    /// The largest number of bytes so far: receiving the same bytes again is no progress.
     most_bytes: u64,
     is_resumed: bool,
 }
 
 impl Download<'_> {
-    /// Answers how much is here.
+    /// Returns how many bytes were received.
     pub(super) fn got_bytes(&self) -> u64 {
         self.got_bytes
     }
 
-    /// Answers how the server wanted to be shown who asks, where it refused for that; only once.
+    /// Returns the server's authentication challenge, if it refused for lack of one; only once.
     pub(super) fn challenge(&mut self) -> Option<String> {
         self.challenge.take()
     }
 
-    /// Fetches until all is here. After an error it may be called again, and goes on.
+    /// Fetches until everything was received. After an error it may be called again, and resumes.
     ///
     /// # Errors
-    /// `Remote`, `NotFound`; `Host` without room for it.
+    /// `Remote`, `NotFound`; `Host` without disk space.
     pub(super) async fn run(&mut self) -> Result<()> {
         let mut tries = Tries::new(self.remote.patience);
         while self.got_bytes == 0 || self.state.total_bytes != Some(self.got_bytes) {
@@ -247,12 +251,12 @@ impl Download<'_> {
         Ok(())
     }
 
-    /// Ends it where it is, and waits until nothing is written any more.
+    /// Stops the download, and waits until nothing is written any more.
     pub(super) async fn give_up(mut self) {
         self.intake.give_up().await;
     }
 
-    /// Answers what came, once all is here.
+    /// Returns the result, once everything was received.
     ///
     /// # Errors
     /// Those of [`Intake::finish`].
@@ -261,11 +265,11 @@ impl Download<'_> {
         Ok(Fetched { taken: self.intake.finish().await?, is_resumed: self.is_resumed })
     }
 
-    /// Asks for what is missing, and takes it in until the end or a cut.
+    /// Requests what is missing, and receives it until the end or until the connection breaks.
     async fn try_once(&mut self) -> Result<(), Cut> {
         let url = self.wanted.url;
         if self.got_bytes > 0 && self.state.version.validator().is_none() && !self.wanted.is_checked {
-            // Nothing would tell if the rest were that of another file.
+            // Nothing would show if the rest were that of another file.
             self.begin_anew().await.map_err(Cut::Final)?;
         }
         let request = self.remote.client().map_err(Cut::Final)?.get(url);
@@ -283,7 +287,7 @@ impl Download<'_> {
         while let Some(bytes) = self.remote.next(url, &mut response).await? {
             let count = bytes.len() as u64;
             if !self.intake.take(bytes).await {
-                // The intake has failed, and says why when it is ended; there is nothing more to fetch.
+                // The intake has failed, and says why when it is finished; there is nothing more to fetch.
                 return Ok(());
             }
             self.got_bytes += count;
@@ -293,16 +297,16 @@ impl Download<'_> {
         match self.state.total_bytes {
             Some(total) if total > self.got_bytes => Err(Cut::Again(problem(&total.to_string()))),
             Some(total) if total < self.got_bytes => Err(Cut::Anew(problem(&total.to_string()))),
-            // A part of nobody knows how much: only a server that has no more can tell that it was the last.
+            // The total is unknown: only a server that has no more can say that this was the last part.
             None if response.status() == StatusCode::PARTIAL_CONTENT => Err(Cut::Again(problem("unknown"))),
             _ => Ok(()),
         }
     }
 
-    /// Looks at the head of an answer: whether the rest comes, or the whole, or nothing of use.
+    /// Reads the head of a reply: whether the rest follows, or the whole file, or nothing of use.
     async fn accept(&mut self, response: &Response) -> Result<Coming, Cut> {
         let (url, status) = (self.wanted.url, response.status());
-        // Before what came earlier is dropped for it: a network that wants a login first answers so.
+        // Checked before the partial download is dropped: a network that wants a login first sends a page.
         if status.is_success() && is_web_page(response.headers()) {
             let (status, problem) =
                 (Some(status.as_u16()), "the server answered with a web page, not an image");
@@ -313,7 +317,7 @@ impl Download<'_> {
         let total_bytes = match status {
             StatusCode::OK => {
                 if self.got_bytes > 0 {
-                    // It knows no ranges, or has another file by now: it sends the whole.
+                    // The server knows no ranges, or has another file by now: it sends the whole file.
                     self.begin_anew().await.map_err(Cut::Final)?;
                 }
                 response.content_length()
@@ -369,7 +373,7 @@ impl Download<'_> {
         Ok(Coming::Bytes)
     }
 
-    /// Drops what came, once nobody writes it any more, and begins with nothing.
+    /// Drops the partial download, once nothing is written any more, and starts from the beginning.
     async fn begin_anew(&mut self) -> Result<()> {
         self.intake.give_up().await;
         self.intake = Intake::begin(self.place, self.wanted.algorithm, 0)?;
@@ -385,7 +389,7 @@ impl Download<'_> {
     }
 }
 
-/// Refuses what there is no room for, before it is fetched.
+/// Refuses a download that the disk has no space for, before it is fetched.
 fn check_room(dir: &Path, bytes: Option<u64>) -> Result<()> {
     let Some(bytes) = bytes else { return Ok(()) };
     let system = rustix::fs::statvfs(dir).map_err(|errno| Error::io("examine", dir)(errno.into()))?;

@@ -1,7 +1,7 @@
-//! Downloads under way: a directory each, and a turn for whoever wants the same.
+//! Downloads in progress: a directory for each, and a lock, so that several processes share one.
 //!
-//! Edge: files, locks and their events. Who has the lock of a download fetches it; the others watch it grow, and take over
-//! if its process dies.
+//! Edge: files, locks and their events. The process with the lock of a download fetches it; the
+//! others watch it grow, and take over if that process dies.
 
 use std::convert::Infallible;
 use std::fs;
@@ -23,21 +23,22 @@ use crate::store::{Changes, create_private};
 
 /// The lock of a download, in its directory.
 const LOCK: &str = "lock";
-/// How long a download of somebody else's may stand still: longer than it can take to give up.
+/// How long another process's download may make no progress: longer than it takes to give up.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// The directory of a download, held as long as anything works in it: the threads of an intake that was given up, too.
+/// The directory of a download, locked as long as anything works in it, including the threads of an
+/// abandoned intake.
 #[derive(Debug, Clone)]
 pub(super) struct Place {
     pub(super) dir: PathBuf,
     _lock: Arc<Lock>,
 }
 
-/// Whose turn it is to fetch.
+/// Which process is to fetch.
 pub(super) enum Turn {
-    /// This one's, in this place.
+    /// This one, in this directory.
     Mine(Place),
-    /// Somebody else's, who has come to an end.
+    /// Another one, which has ended.
     Over,
 }
 
@@ -46,7 +47,7 @@ impl Place {
         Self { dir: dir.to_owned(), _lock: Arc::new(lock) }
     }
 
-    /// Makes a place that nobody else knows.
+    /// Creates a directory that no other process knows.
     pub(super) async fn new(dir: &Path) -> Result<Self> {
         create_private(dir)?;
         match lock::acquire(&dir.join(LOCK), Hold::Alone, Instant::now() + PATIENCE).await? {
@@ -60,7 +61,7 @@ impl ImageStore {
     /// Waits for the turn to fetch from a source.
     ///
     /// # Errors
-    /// `Busy` where somebody else fetches it, and nothing has come for ten minutes.
+    /// `Busy` if another process fetches it, without progress for ten minutes.
     pub(super) async fn turn(&self, source: &Source, progress: &watch::Sender<PullProgress>) -> Result<Turn> {
         let dir = self.downloads().join(source.key());
         create_private(&dir)?;
@@ -79,7 +80,7 @@ impl ImageStore {
                 never = show_growth(&dir, progress) => match never {},
             };
             match lock {
-                // Whoever had it is done, or has failed or died.
+                // The process that had the lock has finished, failed or died.
                 Ok(Some(lock)) => return Ok(Turn::Mine(Place::held(&dir, lock))),
                 Ok(None) => return Ok(Turn::Over),
                 Err(Error::Busy { .. }) if grown(&dir) != seen_bytes => seen_bytes = grown(&dir),
@@ -91,7 +92,7 @@ impl ImageStore {
         }
     }
 
-    /// Removes the downloads that nobody works on, and answers how much room that made.
+    /// Removes the downloads that no process works on, and returns how many bytes that freed.
     pub(super) async fn prune_downloads(&self) -> Result<u64> {
         let mut freed_bytes = 0;
         for entry in entries(&self.downloads())? {
@@ -106,10 +107,10 @@ impl ImageStore {
     }
 }
 
-/// Shows how a download of somebody else's grows, for as long as it is polled.
+/// Reports the progress of another process's download, for as long as it is polled.
 ///
-/// Where that can't be watched, it is not shown any more: the one who fetches may just have removed the directory, and
-/// whoever waits for the lock hears of that.
+/// Stops if the directory can't be watched: the other process may just have removed it, and the wait
+/// for the lock notices that.
 async fn show_growth(dir: &Path, progress: &watch::Sender<PullProgress>) -> Infallible {
     let watched = async {
         let changes = Changes::of_files(dir)?;
@@ -123,12 +124,12 @@ async fn show_growth(dir: &Path, progress: &watch::Sender<PullProgress>) -> Infa
     std::future::pending().await
 }
 
-/// Answers how much of a download is there.
+/// Returns how many bytes of a download were received.
 fn grown(dir: &Path) -> u64 {
     fs::metadata(dir.join(DOWNLOAD)).map_or(0, |metadata| metadata.len())
 }
 
-/// Removes a download's directory, its lock last, and answers how much room that made.
+/// Removes a download's directory, its lock last, and returns how many bytes that freed.
 pub(super) fn remove_dir(dir: &Path) -> Result<u64> {
     let mut freed_bytes = 0;
     for entry in entries(dir)?.into_iter().filter(|entry| entry != LOCK) {
@@ -137,7 +138,7 @@ pub(super) fn remove_dir(dir: &Path) -> Result<u64> {
     remove_file(&dir.join(LOCK))?;
     step("image: remove the download's directory").map_err(Error::io("remove", dir))?;
     match fs::remove_dir(dir) {
-        // Somebody has begun to fetch it again since the lock's file went.
+        // Another process has begun to fetch it again since the lock file was removed.
         Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty => Ok(freed_bytes),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(freed_bytes),
         removed => removed.map(|()| freed_bytes).map_err(Error::io("remove", dir)),
@@ -187,7 +188,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let gone = dir.path().join("gone");
         let progress = crate::image::unwatched();
-        // The lock, or its deadline, is what ends it.
+        // The wait ends with the lock or its deadline.
         let watched = tokio::time::timeout(Duration::from_millis(100), show_growth(&gone, &progress)).await;
         assert!(watched.is_err());
     }

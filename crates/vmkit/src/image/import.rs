@@ -1,4 +1,4 @@
-//! Takes a file of the user's among the kept images, and looks whether a kept image is still what it was.
+//! Imports a user's file as a local image, and verifies local images.
 
 use std::fs::OpenOptions;
 use std::io::Read;
@@ -23,10 +23,11 @@ use crate::store::lock::Hold;
 const BLOCK_BYTES: usize = 1 << 20;
 
 impl ImageStore {
-    /// Keeps a copy of a file under a name, unpacked where it is packed; the file stays as it is.
+    /// Stores a copy of a file under a name, unpacked if it is compressed; the file stays as it is.
     ///
     /// # Errors
-    /// `InvalidInput` on `image` for what is no disk of the architecture; `Host` and `Io` where it can't be kept.
+    /// `InvalidInput` on `image` for a file that is no disk of the architecture; `Host` and `Io` if it
+    /// can't be stored.
     pub async fn import(
         &self,
         path: &Path,
@@ -35,7 +36,7 @@ impl ImageStore {
     ) -> Result<KeptImage> {
         let input = InputFile::open("image", path)?;
         let origin = Origin { shown: path.display().to_string(), file: Some(input.path.clone()) };
-        // A directory of its own, so that two imports at once do not meet.
+        // A directory of its own, so that two imports at once do not collide.
         let dir = self.downloads().join(format!("import-{}", uuid::Uuid::new_v4().simple()));
         let place = Place::new(&dir).await?;
         let kept = self.import_within(&place, input, &origin, import, progress).await;
@@ -84,12 +85,13 @@ impl ImageStore {
         self.keep(taken, origin, name).await
     }
 
-    /// Reads a kept image whole, and answers what its disk hashes to now: its identity, if nothing happened to it.
+    /// Reads a local image completely, and returns the checksum of its disk: its id, if the disk is
+    /// undamaged.
     ///
-    /// What was found is written down, so that the next pull or import of a damaged image puts a whole one in its place.
+    /// Damage is recorded, so that the next pull or import of the image replaces the disk.
     ///
     /// # Errors
-    /// `NotFound`; `Io` where it can't be read.
+    /// `NotFound`; `Io` if the disk can't be read.
     pub async fn rehash(&self, id: &Digest, progress: &watch::Sender<PullProgress>) -> Result<Digest> {
         let missing = || Error::NotFound { what: "image", name: id.to_string() };
         let _lock = self.hold(id, Hold::Shared).await?.ok_or_else(missing)?;
@@ -100,7 +102,7 @@ impl ImageStore {
             progress.send_replace(PullProgress { stage, done_bytes, total_bytes });
         });
         let found = found.await?;
-        // Whoever asked has the answer, even where nothing can be written.
+        // The caller has the result, even if it can't be recorded.
         if let Err(error) = mark(&self.dir(id).join(DAMAGED), found != *id) {
             tracing::warn!(%error, "cannot write down how an image was found");
         }
@@ -108,7 +110,7 @@ impl ImageStore {
     }
 }
 
-/// Reads a file whole, and answers what it hashes to; `progress` is told how much was read.
+/// Reads a file completely, and returns its checksum; reports to `progress` how much was read.
 pub(super) async fn hash_of_file(path: &Path, progress: impl Fn(u64) + Send + 'static) -> Result<Digest> {
     let mut file = InputFile::open("image", path)?.file;
     let hash = move || {
@@ -129,7 +131,7 @@ pub(super) async fn hash_of_file(path: &Path, progress: impl Fn(u64) + Send + 's
     hashed.map_err(Error::io("read", path))
 }
 
-/// Makes an empty file that says something, or removes it.
+/// Creates an empty marker file, or removes it.
 fn mark(path: &Path, is_so: bool) -> Result<()> {
     match is_so {
         false => remove_file(path).map(drop),

@@ -1,4 +1,4 @@
-//! Takes in an image as its bytes come: keeps them, hashes them and unpacks them, all at the same time.
+//! Receives the bytes of an image: writes, hashes and unpacks them, all at the same time.
 //!
 //! ```text
 //! take() ──▶ keeper ──▶ `download`, sparse          each arrow is a bounded channel, so that memory
@@ -6,9 +6,9 @@
 //!              └──────▶ unpacker ──▶ `disk`, sparse, and its hash
 //! ```
 //!
-//! What came is kept as it came, so that a download that was cut off goes on where it ended, even in another process: the
-//! keeper then reads what is there once more. Whether it is packed is found by looking at its first bytes. An image that is
-//! not packed is its own disk.
+//! The bytes are stored as they were received, so that an interrupted download resumes where it
+//! ended, even in another process: the keeper then reads the stored bytes again. Whether the image is
+//! compressed is found from its first bytes. An image that is not compressed is its own disk.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, Read};
@@ -27,57 +27,57 @@ use super::sparse::SparseFile;
 use crate::error::{Error, Result};
 use crate::steps::step;
 
-/// How many pieces may wait between two threads. A piece that came from the network has at most some 400 KiB.
+/// How many pieces may wait between two threads. A piece from the network has at most some 400 KiB.
 const PIECES: usize = 8;
-/// How much is read or unpacked at a time.
+/// How many bytes are read or unpacked at a time.
 const BLOCK_BYTES: usize = 256 << 10;
-/// The largest window, or dictionary, that what is unpacked may have: what came is not verified before its end, and could ask for
-/// gigabytes. `xz -9` has 64 MiB, `zstd --ultra` 128 MiB.
+/// The largest window, or dictionary, of a compressed image: the image is verified only at its end,
+/// and could demand gigabytes. `xz -9` has 64 MiB, `zstd --ultra` 128 MiB.
 const MOST_WINDOW_BYTES: u64 = 128 << 20;
-/// As much of the beginning as tells what it is.
+/// How many bytes of the beginning are needed to recognise the format.
 const HEAD_BYTES: usize = 512;
 
-/// What an image is called in errors before somebody names it who knows where it came from.
+/// The name of the image in errors, until the caller puts in where it came from.
 const UNNAMED: &str = "the image";
 
-/// The file that has what came, as it came.
+/// The file with the bytes as they were received.
 pub(super) const DOWNLOAD: &str = "download";
-/// The file that has what was unpacked of it.
+/// The file with the unpacked disk.
 const DISK: &str = "disk";
 
-/// An image on its way in.
+/// An image that is being received.
 #[derive(Debug)]
 pub(super) struct Intake {
-    /// None once it was given up.
+    /// `None` once the intake was abandoned.
     sender: Option<mpsc::Sender<Piece>>,
     outcome: oneshot::Receiver<Result<Taken>>,
 }
 
-/// An image that is all there.
+/// An image that was received completely.
 #[derive(Debug)]
 pub(super) struct Taken {
     /// The file with the disk; it is not synced yet.
     pub(super) disk: PathBuf,
-    /// What the disk hashes to.
+    /// The checksum of the disk.
     pub(super) disk_digest: Digest,
-    /// What it hashes to as it came.
+    /// The checksum of the bytes as they were received.
     pub(super) digest: Digest,
 }
 
 #[derive(Debug)]
 enum Piece {
     Bytes(Bytes),
-    /// There is no more: without it, whoever sent has gone away in the middle.
+    /// The end: without it, the sender has gone away in the middle.
     End,
 }
 
 impl Intake {
-    /// Begins to take in an image, in a directory of its own; what came is hashed by `algorithm`.
+    /// Begins to receive an image in a directory of its own; the bytes are hashed by `algorithm`.
     ///
-    /// The first `kept_bytes` are there already from an earlier try.
+    /// The first `kept_bytes` are there already from an earlier attempt.
     ///
     /// # Errors
-    /// `Io` and `Host` where the files can't be written.
+    /// `Io` and `Host` if the files can't be written.
     pub(super) fn begin(place: &Place, algorithm: DigestAlgorithm, kept_bytes: u64) -> Result<Self> {
         let path = place.dir.join(DOWNLOAD);
         let open = || {
@@ -92,18 +92,19 @@ impl Intake {
         let (answer, outcome) = oneshot::channel();
         let place = place.clone();
         spawn("vmkit-keep", move || {
-            // Held whole by the thread, so that nobody else writes there before it has ended, and the unpacker with it: of a
-            // field alone, the closure would have no more than that.
+            // The thread owns the whole value, so that nothing else writes there before it and the unpacker
+            // have ended: a closure that uses one field alone would capture only that field.
             let place = place;
             if let Some(taken) = keep(&place.dir, file, algorithm, kept_bytes, receiver).transpose() {
-                // Whoever asked may have gone away; what was kept stays for the next try.
+                // The caller may have gone away; the stored bytes stay for the next attempt.
                 let _ = answer.send(taken);
             }
         })?;
         Ok(Self { sender: Some(sender), outcome })
     }
 
-    /// Takes in what comes next; answers false where it can't be taken, and then [`finish`](Self::finish) tells why.
+    /// Receives the next bytes; returns false if that fails, and then [`finish`](Self::finish) returns
+    /// why.
     pub(super) async fn take(&mut self, bytes: Bytes) -> bool {
         match &self.sender {
             Some(sender) => sender.send(Piece::Bytes(bytes)).await.is_ok(),
@@ -111,29 +112,30 @@ impl Intake {
         }
     }
 
-    /// Gives the intake up, and waits until nothing is written any more: what came stays.
+    /// Abandons the intake, and waits until nothing is written any more; the stored bytes stay.
     pub(super) async fn give_up(&mut self) {
         if self.sender.take().is_some() {
-            // The keeper answers nothing then, or why it has failed before, which is nobody's trouble any more.
+            // The keeper returns nothing then, or an earlier failure, which no longer matters.
             let _ = (&mut self.outcome).await;
         }
     }
 
-    /// Ends the intake: nothing more comes.
+    /// Finishes the intake: no more bytes follow.
     ///
     /// # Errors
-    /// `Host` and `Io` where it could not be written; `InvalidInput` on `image` where it can't be unpacked or is a web page, which whoever
-    /// knows where it came from names.
+    /// `Host` and `Io` if a write failed; `InvalidInput` on `image` if the image can't be unpacked or is
+    /// a web page.
     pub(super) async fn finish(self) -> Result<Taken> {
         if let Some(sender) = &self.sender {
-            // Where the keeper has ended already, its outcome says why.
+            // If the keeper has ended already, its outcome says why.
             let _ = sender.send(Piece::End).await;
         }
         self.outcome.await.expect("the keeper answers after the end")
     }
 }
 
-/// Removes a file of an earlier try: what is written now is another one, and whoever still writes the old does no harm.
+/// Removes a file of an earlier attempt: the new file is another inode, so a late write to the old
+/// one does no harm.
 fn remove_earlier(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -146,7 +148,7 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
     spawned.map(drop).map_err(Error::io("begin", "a thread that takes in the image"))
 }
 
-/// Keeps, hashes and hands on what comes. `None`: whoever sent it went away.
+/// Writes, hashes and passes on what is received. `None`: the sender went away.
 fn keep(
     dir: &Path,
     file: File,
@@ -180,13 +182,13 @@ fn keep(
     branches.finish(path).map(Some)
 }
 
-/// Where what comes goes besides the file.
+/// Where the bytes go besides the file.
 struct Branches {
     dir: PathBuf,
-    /// What came while it was too little to tell what it is.
+    /// The first bytes, while they are too few to recognise the format.
     head: Option<Vec<u8>>,
     digest: Branch<Digest>,
-    /// The hash of an image that is its own disk, where it is another than the one asked for.
+    /// The hash of an image that is its own disk, if it is another algorithm than the one asked for.
     disk_digest: Option<Branch<Digest>>,
     unpacked: Option<Branch<Digest>>,
 }
@@ -217,7 +219,7 @@ impl Branches {
         self.send(bytes)
     }
 
-    /// Looks at what it is, and begins to unpack it if need be.
+    /// Recognises the format, and begins to unpack if need be.
     fn begin(&mut self, head: &[u8]) -> Result<()> {
         if is_web_page(head) {
             return Err(Error::invalid("image", UNNAMED, "a web page came in the place of an image"));
@@ -254,13 +256,14 @@ impl Branches {
     }
 }
 
-/// A thread that is fed and answers once, at the end or when it fails.
+/// A thread that is fed bytes and returns a result once, at the end or when it fails.
 ///
-/// Dropped, it waits for the thread's end: a thread that came to write only when the next try has begun would take its file away.
+/// Dropping it waits for the thread's end: a thread that wrote after the next attempt had begun would
+/// damage that one's file.
 struct Branch<T> {
     feed: Option<threads::SyncSender<Bytes>>,
     answer: threads::Receiver<Result<T>>,
-    /// What it answered before it was fed to the end.
+    /// The result, if the thread ended before it was fed to the end.
     early: Option<T>,
 }
 
@@ -286,13 +289,13 @@ impl<T: Send + 'static> Branch<T> {
         let (feed, fed) = threads::sync_channel(PIECES);
         let (answers, answer) = threads::sync_channel(1);
         spawn(name, move || {
-            // The keeper may have failed meanwhile, and then nobody asks.
+            // The keeper may have failed meanwhile, and then the result is not read.
             let _ = answers.send(work(fed));
         })?;
         Ok(Self { feed: Some(feed), answer, early: None })
     }
 
-    /// Feeds it; where it has ended before its time, this answers why.
+    /// Feeds the thread; if it has ended too early, returns why.
     fn send(&mut self, bytes: Bytes) -> Result<()> {
         if let Some(feed) = &self.feed
             && feed.send(bytes).is_err()
@@ -323,7 +326,7 @@ impl<T> Drop for Branch<T> {
     }
 }
 
-/// Unpacks what comes into a sparse file, and answers what that hashes to.
+/// Unpacks what is received into a sparse file, and returns the checksum of that.
 fn unpack(packing: Packing, pieces: threads::Receiver<Bytes>, path: &Path) -> Result<Digest> {
     let open = || {
         remove_earlier(path)?;
@@ -356,7 +359,7 @@ fn unpack(packing: Packing, pieces: threads::Receiver<Bytes>, path: &Path) -> Re
     hash.finish()
 }
 
-/// Reads what comes through a channel; the end is where the sender is gone.
+/// Reads from a channel; the input ends when the sender is gone.
 struct Pieces {
     pieces: threads::Receiver<Bytes>,
     current: Bytes,
@@ -388,7 +391,7 @@ impl Read for Pieces {
     }
 }
 
-/// How an image is packed for its way.
+/// How an image is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Packing {
     Gzip,
@@ -398,7 +401,7 @@ enum Packing {
 }
 
 impl Packing {
-    /// Tells how this is packed, by its first bytes.
+    /// Returns how an image is compressed, by its first bytes.
     fn of(head: &[u8]) -> Option<Self> {
         match head {
             [0x1f, 0x8b, 8, ..] => Some(Self::Gzip),
@@ -418,13 +421,13 @@ impl Packing {
         }
     }
 
-    /// Answers a reader of what was packed; several streams behind each other are one.
+    /// Returns a reader of the unpacked bytes; several concatenated streams are one.
     fn reader(self, packed: Pieces) -> Box<dyn Read> {
         match self {
             Self::Gzip => Box::new(Gzip(Some(flate2::bufread::GzDecoder::new(packed)))),
             Self::Xz => {
                 use liblzma::stream::{CONCATENATED, Stream};
-                // The decoder has some KiB besides its window.
+                // The decoder needs some KiB besides its window.
                 match Stream::new_stream_decoder(MOST_WINDOW_BYTES + (1 << 20), CONCATENATED) {
                     Ok(stream) => Box::new(liblzma::bufread::XzDecoder::new_stream(packed, stream)),
                     Err(error) => Box::new(Failing(Some(error.into()))),
@@ -445,7 +448,8 @@ impl Packing {
     }
 }
 
-/// Unpacks members of gzip behind each other, and takes zeros behind the last one for padding, as `gzip` does.
+/// Unpacks concatenated members of gzip, and takes zeros after the last one for padding, as `gzip`
+/// does.
 struct Gzip(Option<flate2::bufread::GzDecoder<Pieces>>);
 
 impl Read for Gzip {
@@ -484,14 +488,14 @@ fn skip_zeros(mut packed: Pieces) -> io::Result<()> {
     }
 }
 
-/// Tells whether this is what a decoder says that is not allowed the memory it needs.
+/// Returns whether an error is that of a decoder that needs more memory than its limit.
 fn needs_too_much_memory(error: &io::Error) -> bool {
     let of_xz = error.get_ref().and_then(|error| error.downcast_ref::<liblzma::stream::Error>());
-    // zstd has nothing but a text: that of ZSTD_error_frameParameter_windowTooLarge.
+    // zstd has only a text for it: that of ZSTD_error_frameParameter_windowTooLarge.
     of_xz == Some(&liblzma::stream::Error::MemLimit) || error.to_string().contains("requires too much memory")
 }
 
-/// A reader that could not be made.
+/// A reader that could not be created.
 struct Failing(Option<io::Error>);
 
 impl Read for Failing {

@@ -1,15 +1,15 @@
-//! The images that are kept, as they lie on disk: what is written beside a disk, and beside a name.
+//! Local images as they are on disk: the record beside a disk, and the record of a name.
 //!
 //! Pure.
 //!
 //! ```text
-//! <images>/sha256-HEX/disk.qcow2   or disk.raw: the disk, 0444; HEX is what it hashes to
-//! <images>/sha256-HEX/image.json   what it is; written last, so that without it there is no image
-//! <images>/sha256-HEX/damaged      there once the disk was found to be another; a pull or an import puts a whole one there
-//! <images>/sha256-HEX/lock         held by those who make VMs of it, and alone by whoever removes it
-//! <images>/names/NAME@ARCH.json    which image a name stands for, where it came from, how it was checked
-//! <images>/names/lock              held by whoever writes one of them
-//! <images>/downloads/KEY/          a download that is under way, or was cut off
+//! <images>/sha256-HEX/disk.qcow2   or disk.raw: the disk, 0444; HEX is its checksum
+//! <images>/sha256-HEX/image.json   its record; written last: without it there is no image
+//! <images>/sha256-HEX/damaged      marks a damaged disk, which the next pull or import replaces
+//! <images>/sha256-HEX/lock         shared while a VM is created from it, exclusive for removal
+//! <images>/names/NAME@ARCH.json    the image of a name, its source, how it was verified
+//! <images>/names/lock              held while one of them is written
+//! <images>/downloads/KEY/          a download in progress, or interrupted
 //! ```
 
 use std::fmt;
@@ -22,25 +22,25 @@ use super::inspect::{ImageFacts, ImageFormat};
 use crate::error::{Error, Result};
 use crate::spec::{Arch, Firmware, UserName};
 
-/// The version of both shapes that this vmkit writes, and the newest that it reads.
+/// The version of both formats that this vmkit writes, and the newest that it reads.
 const VERSION: u32 = 1;
 
-/// An image that is kept, with all its names.
+/// A local image, with all its names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeptImage {
-    /// What its disk hashes to: its identity.
+    /// The checksum of its disk: its id.
     pub id: Digest,
-    /// What it is.
+    /// The format and size of the disk.
     pub facts: ImageFacts,
-    /// The architecture of the guest, where the disk tells it.
+    /// The architecture of the guest, if the disk shows it.
     pub arch: Option<Arch>,
-    /// When it was kept first, in seconds after the beginning of 1970 (UTC).
+    /// When it was first stored, in seconds since 1970 (UTC).
     pub kept_at: u64,
-    /// Its names; an image that was replaced by a newer one may have none any more.
+    /// Its names; an image that was replaced by a newer one may have none.
     pub names: Vec<KeptName>,
 }
 
-/// A name of a kept image.
+/// A name of a local image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeptName {
     version: u32,
@@ -48,23 +48,23 @@ pub struct KeptName {
     pub name: String,
     /// The architecture that was asked for.
     pub arch: Arch,
-    /// The image that it stands for.
+    /// The image of that name.
     pub image: Digest,
-    /// Where it came from: an address or a path.
+    /// The source: an address or a path.
     pub source: String,
-    /// When it came, in seconds after the beginning of 1970 (UTC).
+    /// When it was fetched or imported, in seconds since 1970 (UTC).
     pub since: u64,
-    /// What it hashed to as it came, packed or not.
+    /// The checksum of the bytes as they were received, compressed or not.
     pub download: Digest,
-    /// How it was checked.
+    /// How it was verified.
     pub verified: Verified,
-    /// The user that cloud-init in the image makes, where that is known.
+    /// The user that cloud-init in the image creates, if known.
     pub user: Option<UserName>,
-    /// The firmware that it boots with, where that is known.
+    /// The firmware that the image boots with, if known.
     pub firmware: Option<Firmware>,
 }
 
-/// How an image was known to be the one that was wanted.
+/// How an image was verified.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -74,18 +74,18 @@ pub enum Verified {
         /// The fingerprint of the key.
         fingerprint: String,
     },
-    /// By a checksum that lies beside it; no better than the way from that server.
+    /// By a checksum beside it; no better than the connection to that server.
     Checksum {
         /// The address of the checksum.
         from: String,
     },
-    /// By a checksum that the catalogue, a registry's manifest or whoever asked has named.
+    /// By a checksum in the catalogue, in a registry's manifest or in the request.
     Digest,
-    /// Not at all: nobody said what was to come.
+    /// Not verified: no checksum was known.
     Nothing,
 }
 
-/// What lies beside a disk.
+/// The record beside a disk.
 #[derive(Debug, Serialize, Deserialize)]
 struct ImageRecord {
     version: u32,
@@ -96,7 +96,7 @@ struct ImageRecord {
     kept_at: u64,
 }
 
-/// What a new name is made of.
+/// The parts of a new name.
 #[derive(Debug)]
 pub(super) struct NewName {
     pub(super) name: String,
@@ -108,7 +108,7 @@ pub(super) struct NewName {
 }
 
 impl NewName {
-    /// Answers the name as it is kept from now on.
+    /// Returns the name as it is stored.
     pub(super) fn of(self, image: Digest, download: Digest, since: u64) -> KeptName {
         let Self { name, arch, source, verified, user, firmware } = self;
         KeptName { version: VERSION, name, arch, image, source, since, download, verified, user, firmware }
@@ -127,7 +127,7 @@ impl fmt::Display for Verified {
 }
 
 impl KeptName {
-    /// Answers its bytes.
+    /// Returns its bytes.
     pub(super) fn encode(&self) -> Vec<u8> {
         encode(self)
     }
@@ -140,14 +140,14 @@ impl KeptName {
         decode(path, bytes, |name: &Self| name.version)
     }
 
-    /// Answers the name of its file.
+    /// Returns the name of its file.
     pub(super) fn file_name(&self) -> String {
         file_name(&self.name, self.arch)
     }
 }
 
 impl KeptImage {
-    /// Answers the bytes of the record beside its disk.
+    /// Returns the bytes of the record beside its disk.
     pub(super) fn encode(&self) -> Vec<u8> {
         encode(&ImageRecord {
             version: VERSION,
@@ -159,7 +159,7 @@ impl KeptImage {
         })
     }
 
-    /// Reads an image from the bytes of the record in its directory; its names are not in it.
+    /// Reads an image from the bytes of the record in its directory, without its names.
     ///
     /// # Errors
     /// `Record` with the file and what is wrong with it.
@@ -175,28 +175,29 @@ impl KeptImage {
     }
 }
 
-/// The empty file that says that a disk was found damaged.
+/// The empty file that marks a damaged disk.
 pub(super) const DAMAGED: &str = "damaged";
-/// The file that says what a kept image is.
+/// The file with the record of a local image.
 pub(super) const RECORD: &str = "image.json";
 
-/// Answers the file of a disk in its directory.
+/// Returns the path of the disk in an image's directory.
 pub(super) fn disk_name(format: ImageFormat) -> PathBuf {
     Path::new("disk").with_extension(format.as_str())
 }
 
-/// Answers the directory of an image below that of all.
+/// Returns the directory of an image.
 pub(super) fn dir_name(id: &Digest) -> String {
     format!("{}-{}", id.algorithm(), id.hex())
 }
 
-/// Answers whose directory this is; `None` for what is no image's.
+/// Returns the image of a directory; `None` if the directory is not an image's.
 pub(super) fn id_of_dir(name: &str) -> Option<Digest> {
     let id = name.split_once('-').and_then(|(kind, hex)| Digest::new(kind, hex))?;
     (id.algorithm() == DigestAlgorithm::Sha256 && dir_name(&id) == name).then_some(id)
 }
 
-/// Answers the file of a name: what is not plain is written `%XX`, and what is too long for a file is hashed.
+/// Returns the file of a name: special characters are escaped as `%XX`, and a name that is too long
+/// for a file is hashed.
 pub(super) fn file_name(name: &str, arch: Arch) -> String {
     use super::digest::Hasher;
     const MOST_BYTES: usize = 200;

@@ -1,11 +1,13 @@
-//! Disk images: what a file is, making overlays and empty disks, and images by name.
+//! Disk images: the format of a file, overlays and empty disks, and images by name.
 //!
-//! [`inspect`] looks at an image that came from outside and trusts nothing in it. [`create_overlay`] and
-//! [`create_blank`] make the qcow2 files that belong to a VM, [`grow_disk`] makes one of those larger. Nothing here ever
-//! writes to an image that is nobody's disk, takes QEMU's image locks, or runs a program; rebasing is left to `qemu-img`.
+//! [`inspect`] reads an image that came from outside and trusts nothing in it. [`create_overlay`] and
+//! [`create_blank`] create the qcow2 files that belong to a VM, [`grow_disk`] grows one of them.
+//! Nothing here ever writes to a base image, takes QEMU's image locks, or runs a program; rebasing
+//! is left to `qemu-img`.
 //!
-//! With the feature `images`, [`convert`](fn@convert) makes a raw file of an image, an [`ImageRef`] names one, a [`Catalogue`] knows where
-//! it lies, and an [`ImageStore`] fetches, checks and keeps it:
+//! With the feature `images`, [`convert`](fn@convert) writes an image as a raw file, an [`ImageRef`]
+//! names an image, a [`Catalogue`] has its address, and an [`ImageStore`] fetches, verifies and
+//! stores it:
 //!
 //! ```text
 //! ImageRef ─▶ Catalogue ─▶ pull: checksums, signature ─▶ remote ─▶ intake: hash, unpack ─▶ store
@@ -106,7 +108,7 @@ pub use store::{ImageInUse, ImageStore, Import, PullPolicy, RemovedImage};
 mod tests {
     use std::process::Command;
 
-    /// Runs the real `qemu-img`, which must succeed; answers false, and says so, where this host has none.
+    /// Runs the real `qemu-img`, which must succeed; returns false, and says so, if this host has none.
     pub(super) fn qemu_img(arguments: &[&str]) -> bool {
         match Command::new("qemu-img").args(arguments).output() {
             Ok(output) => {
@@ -121,7 +123,7 @@ mod tests {
         }
     }
 
-    /// Answers what `qemu-img info` says of a qcow2 image.
+    /// Returns what `qemu-img info` prints of a qcow2 image.
     pub(super) fn qemu_img_info(image: &str) -> serde_json::Value {
         let output =
             Command::new("qemu-img").args(["info", "-f", "qcow2", "--output=json", image]).output().unwrap();

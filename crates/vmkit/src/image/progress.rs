@@ -1,38 +1,38 @@
-//! How far an image is on its way: data, for whoever shows it.
+//! The progress of a pull, an import or a conversion, as data.
 //!
-//! It is sent over a [`watch`] channel, which keeps only the newest: a slow reader holds up nobody.
+//! Sent over a [`watch`] channel, which keeps only the newest value: a slow reader delays nothing.
 
 use tokio::sync::watch;
 
-/// How far an image is.
+/// The progress of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PullProgress {
-    /// What is being done.
+    /// The present phase.
     pub stage: PullStage,
-    /// How many bytes are here, as they came, packed or not; those of an earlier try among them.
+    /// How many bytes were received, compressed or not, including those of an earlier attempt.
     pub done_bytes: u64,
-    /// How many there are in all, where the server said so.
+    /// The total number of bytes, if the server named it.
     pub total_bytes: Option<u64>,
 }
 
-/// What is being done for an image.
+/// A phase of a pull, an import or a conversion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum PullStage {
-    /// It is found out what there is, and what it must hash to.
+    /// The checksum and its signature are fetched.
     #[default]
     Asking,
-    /// Another process or task fetches the same image, and this one waits for it.
+    /// Another process or task fetches the same image; this one waits for it.
     Waiting,
-    /// It comes, and is hashed and unpacked on the way.
+    /// The image is fetched, hashed and unpacked.
     Fetching,
-    /// It is written in another form; the bytes are those of the disk.
+    /// The image is converted; the bytes are those of the disk.
     Converting,
-    /// It is all here; what it hashed to is compared, and it is written through to the disk.
+    /// The image is complete; its checksum is compared, and it is synced.
     Finishing,
 }
 
-/// Answers a sender of progress that nobody looks at.
+/// Returns a sender of progress without a receiver.
 pub fn unwatched() -> watch::Sender<PullProgress> {
     watch::Sender::new(PullProgress::default())
 }

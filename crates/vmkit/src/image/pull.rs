@@ -1,13 +1,13 @@
-//! Brings an image here: finds out what must come, fetches it, checks it, and hands it to the store.
+//! Pulls an image: finds out its checksum, fetches it, verifies it, and hands it to the store.
 //!
 //! ```text
-//! checksums ─▶ their signature ─▶ what it must hash to ─▶ kept already? ─yes─▶ its name again
-//!                                                            │no
-//!                            the lock of this download ◀─────┘
-//!                            fetch, hashed on the way ─▶ compare ─▶ keep, and name
+//! checksums ─▶ their signature ─▶ expected checksum ─▶ stored already? ─yes─▶ its name again
+//!                                                         │no
+//!                         the lock of this download ◀─────┘
+//!                         fetch, hashed meanwhile ─▶ compare ─▶ store, and name
 //! ```
 //!
-//! Nothing is believed before it is compared, and nothing has a name before that.
+//! Nothing is trusted, and nothing gets a name, before its checksum was compared.
 
 use std::fs::File;
 use std::path::Path;
@@ -31,25 +31,26 @@ use crate::span::{about, operation, within};
 use crate::spec::{Arch, Mib};
 use crate::store::lock::Hold;
 
-/// The largest file of checksums.
+/// The largest file of checksums, in bytes.
 const MOST_CHECKSUM_BYTES: usize = 4 << 20;
-/// How often a download that did not hash to what it must is begun anew: once, where a part of it was from an earlier try.
+/// How often a download with the wrong checksum is fetched again: once, if a part of it came from an
+/// earlier attempt.
 const FRESH_TRIES: u32 = 1;
 
-/// A file to fetch, and how it is known to be the right one.
+/// A file to fetch, and how it is verified.
 #[derive(Debug)]
 pub(super) struct Source {
     pub(super) url: String,
-    /// The name in a registry that it is from, and what the registry was shown so far by who asks.
+    /// The name in a registry that it is from, and the authorization that the registry was sent so far.
     pub(super) registry: Option<(OciRef, Option<String>)>,
-    /// What it must hash to as it comes.
+    /// The checksum of the file as it is transferred.
     pub(super) digest: Option<Digest>,
     pub(super) verified: Verified,
-    /// A signature over the very file, which is checked once it is here.
+    /// A signature over this file, verified when the file is complete.
     pub(super) signed_file: Option<FileSignature>,
 }
 
-/// A signature over a file, and who may have made it.
+/// A signature over a file, and the keys that may have made it.
 #[derive(Debug, Clone)]
 pub(super) struct FileSignature {
     signature: Vec<u8>,
@@ -57,17 +58,18 @@ pub(super) struct FileSignature {
 }
 
 impl ImageStore {
-    /// Answers an image that a VM can be made of, fetched if need be, and held against removal while the answer lives.
+    /// Returns an image that VMs can be created from, fetched if need be. The image can't be removed
+    /// while the returned value exists.
     ///
-    /// A file is taken where it lies. For anything else, `policy` says whether it is fetched.
+    /// A file is used where it is. For anything else, `policy` says whether it is fetched.
     ///
     /// # Cancel safety
-    /// What was fetched stays, and the next call goes on from there.
+    /// What was fetched stays, and the next call continues from there.
     ///
     /// # Errors
-    /// `InvalidInput` on `image` for an unknown name, an image of another architecture or format; `NotFound` for one that
-    /// is not here and may not be fetched; `Remote` where it can't be fetched or is not to be trusted; `Host` and `Io`
-    /// where it can't be kept; `TimedOut`.
+    /// `InvalidInput` on `image` for an unknown name, or an image of another architecture or format;
+    /// `NotFound` for one that is not stored and may not be fetched; `Remote` if it can't be fetched or
+    /// verified; `Host` and `Io` if it can't be stored; `TimedOut`.
     pub async fn resolve(
         &self,
         image: &ImageRef,
@@ -87,7 +89,7 @@ impl ImageStore {
             return Ok(found);
         }
         if policy == PullPolicy::Never {
-            // A name that nobody knows is told apart from one that is only not here.
+            // An unknown name is another error than a known one that is not stored.
             if let ImageRef::Name(name) = image {
                 self.published(name, arch)?;
             }
@@ -102,7 +104,7 @@ impl ImageStore {
         }
     }
 
-    /// Fetches an image, or finds that the kept one is what would come.
+    /// Fetches an image, unless the stored one is what would be fetched.
     ///
     /// # Cancel safety
     /// As for [`resolve`](Self::resolve).
@@ -163,13 +165,14 @@ impl ImageStore {
         }
     }
 
-    /// Looks whether `resolve` could find or fetch an image, as far as that is known on this host: whether a name is one of a kept
-    /// image or of the catalogue, and whether a disk of this size can be made of one that is here. Asks no server.
+    /// Checks whether `resolve` could find or fetch an image, as far as this host knows: whether a name
+    /// is that of a local image or of the catalogue, and whether a disk of this size can be created from
+    /// one that is stored. Contacts no server.
     ///
     /// # Errors
     /// Those of [`published`](Self::published) for a name that is neither; those of [`inspect`], and
-    /// `InvalidInput` on `image` for a file of another architecture; on `disk` for a size below the image's; `Record` and `Io` where it
-    /// can't be told.
+    /// `InvalidInput` on `image` for a file of another architecture; on `disk` for a size below the
+    /// image's; `Record` and `Io` if the store can't be read.
     pub fn check(&self, image: &ImageRef, arch: Arch, disk: Option<Mib>) -> Result<()> {
         let facts = match image {
             ImageRef::Path(path) => {
@@ -189,13 +192,14 @@ impl ImageStore {
         }
     }
 
-    /// Answers what the catalogue knows of a name: where its image lies and how it is checked. Asks no server.
+    /// Returns the catalogue's entry for a name: the image's address and how it is verified. Contacts no
+    /// server.
     ///
     /// # Errors
-    /// `InvalidInput` on `image` as from [`Catalogue::find`](super::Catalogue::find); a name that is unknown may be meant for one
-    /// that is kept, or is kept for another architecture.
+    /// `InvalidInput` on `image` as from [`Catalogue::find`](super::Catalogue::find), with the names of
+    /// local images among those that may have been meant.
     pub fn published(&self, name: &ImageName, arch: Arch) -> Result<Published> {
-        // What can't be read now is told by whoever lists them.
+        // What can't be read is reported where the images are listed.
         let kept = || self.list().unwrap_or_default().0.into_iter().flat_map(|image| image.names);
         if self.catalogue.whole_name(name).is_none()
             && let Some(other) = kept().find(|kept| kept.name == name.to_string() && kept.arch != arch)
@@ -211,7 +215,7 @@ impl ImageStore {
         self.catalogue.find_beside(name, arch, others)
     }
 
-    /// Finds out what an image of the catalogue must hash to.
+    /// Finds out the checksum of an image of the catalogue.
     async fn published_source(&self, published: &Published) -> Result<Source> {
         let mut source = Source {
             url: published.url.clone(),
@@ -240,7 +244,7 @@ impl ImageStore {
                 source.verified = Verified::Signature { fingerprint: fingerprint.map_err(untrusted)? };
             }
             Some(one) if one.signed == Signed::Inline => {
-                // What was signed counts, and nothing that stands around it.
+                // Only the signed part is used, not the text around it.
                 let signers = self.signers(one).await?;
                 let (fingerprint, text) =
                     signature::verify_inline(&bytes, &signers, now).map_err(untrusted)?;
@@ -258,7 +262,7 @@ impl ImageStore {
         Ok(source)
     }
 
-    /// Answers the keys of which any may have signed; those that did not come with the catalogue are fetched.
+    /// Returns the keys, any of which may have signed; fetches those that are not in the catalogue.
     async fn signers(&self, signature: &PublishedSignature) -> Result<Vec<Certificate>> {
         let mut signers = Vec::new();
         for OpenPgpKey { fingerprint, public } in &signature.keys {
@@ -276,7 +280,7 @@ impl ImageStore {
         Ok(signers)
     }
 
-    /// Fetches what a source has, once for all who want it, and keeps it under a name.
+    /// Fetches a source, once for all processes that want it, and stores it under a name.
     async fn bring(
         &self,
         source: Source,
@@ -302,7 +306,7 @@ impl ImageStore {
             {
                 return Ok(image);
             }
-            // Where somebody else has just come to an end, this looks again.
+            // Another process has just finished this download: look again.
             let Turn::Mine(place) = self.turn(&source, progress).await? else { continue };
             let dir = &place.dir;
             if self.already_here(&source, &name, arch, begun).await?.is_some() {
@@ -315,7 +319,7 @@ impl ImageStore {
                 Err(error) => {
                     remove_dir(dir)?;
                     if fetched.is_resumed && tries < FRESH_TRIES {
-                        // A power cut can spoil what an earlier try had written.
+                        // A power cut can damage what an earlier attempt had written.
                         tries += 1;
                         continue;
                     }
@@ -328,9 +332,9 @@ impl ImageStore {
         }
     }
 
-    /// Fetches what a source has, and shows a registry anew who asks where what it was shown has run out meanwhile.
+    /// Fetches a source, and renews the authorization at a registry if that expires meanwhile.
     ///
-    /// Where it fails, what came stays only where it can be gone on with.
+    /// On failure, the partial download stays only if it can be resumed.
     async fn fetch(
         &self,
         source: &Source,
@@ -350,7 +354,7 @@ impl ImageStore {
                 Err(error) => error,
             };
             let (got_bytes, challenge) = (download.got_bytes(), download.challenge());
-            // A registry that refuses at once what it has just been shown will not change its mind.
+            // A registry that refuses a new authorization at once will refuse the next one as well.
             let is_new = shown_at.replace(got_bytes) != Some(got_bytes);
             download.authorization = match (&image, challenge) {
                 (Some(image), Some(challenge)) if is_new => {
@@ -368,7 +372,7 @@ impl ImageStore {
         }
     }
 
-    /// Answers the kept image that is what would come, and how it is verified.
+    /// Returns the stored image that equals what would be fetched, and how it is verified.
     async fn already_here(
         &self,
         source: &Source,
@@ -378,14 +382,14 @@ impl ImageStore {
     ) -> Result<Option<(KeptName, Verified)>> {
         let mut names = match &source.digest {
             Some(digest) => self.kept_downloads(digest)?,
-            // Nobody said what must come: only what came since this was asked for is as new.
+            // No checksum is known: only what was stored since this call began is up to date.
             None => {
                 let images = self.find(name, Some(arch)).unwrap_or_default();
                 let is_new = |kept: &KeptName| kept.name == name && kept.arch == arch && kept.since >= begun;
                 images.into_iter().flat_map(|image| image.names).filter(is_new).collect()
             }
         };
-        // One that is damaged is as good as none: it is fetched, and healed.
+        // A damaged image is fetched again, which repairs it.
         names.retain(|kept| matches!(self.read(&kept.image), Ok(Some(image)) if self.is_sound(&image)));
         let Some(signed) = &source.signed_file else {
             return Ok(names.pop().map(|kept| (kept, source.verified.clone())));
@@ -401,8 +405,8 @@ impl ImageStore {
             let verified = kept.verified.clone();
             return Ok(Some((kept, verified)));
         }
-        // A checksum alone is no signature. What is kept may be the very file that was signed; where it is what was unpacked of
-        // that, it can't tell, and the file is fetched once more.
+        // A checksum alone is no signature. The stored disk may be the signed file itself; if it was
+        // unpacked from that, the signature can't be verified, and the file is fetched again.
         let Some(kept) = names.pop() else { return Ok(None) };
         let Some(_lock) = self.hold(&kept.image, Hold::Shared).await? else { return Ok(None) };
         let Some(image) = self.read(&kept.image)? else { return Ok(None) };
@@ -419,7 +423,7 @@ impl Source {
         }
     }
 
-    /// Answers what this is called in errors: as it was asked for, or the address that the catalogue has.
+    /// Returns the name for errors: as the image was asked for, or the catalogue's address.
     fn origin(&self) -> Origin {
         let shown = match &self.registry {
             Some((image, _)) => image.to_string(),
@@ -428,14 +432,14 @@ impl Source {
         Origin { shown, file: None }
     }
 
-    /// Answers what this download is known by: those with one name share it.
+    /// Returns the key of this download: pulls with the same key share one download.
     pub(super) fn key(&self) -> String {
         let text = self.digest.as_ref().map_or_else(|| self.url.clone(), Digest::to_string);
         let hex = Hasher::digest(DigestAlgorithm::Sha256, text.as_bytes());
         hex.hex()[..32].to_owned()
     }
 
-    /// Compares what came with what had to come, and answers how it was verified.
+    /// Compares the checksum with the expected one, and returns how the image was verified.
     async fn check(&self, found: &Digest, download: &Path, dir: &Path) -> Result<Verified> {
         if let Some(wanted) = self.digest.as_ref().filter(|wanted| *wanted != found) {
             let problem = format!(
@@ -445,7 +449,7 @@ impl Source {
         }
         let Some(signed) = &self.signed_file else { return Ok(self.verified.clone()) };
         let file = dir.join(super::intake::DOWNLOAD);
-        // An image that is packed was signed so.
+        // A compressed image was signed as it was compressed.
         let file = if file.exists() { &file } else { download };
         let verified = signed.verify(file).await;
         verified.map_err(|problem| Error::Untrusted { what: self.url.clone(), problem })
@@ -456,7 +460,7 @@ impl FileSignature {
     /// Checks the signature over a file.
     ///
     /// # Errors
-    /// Why it is not good, for a person to read.
+    /// The reason why the signature is not valid, for a person to read.
     async fn verify(&self, file: &Path) -> std::result::Result<Verified, String> {
         let (Self { signature, keys }, file) = (self.clone(), file.to_owned());
         let checked = tokio::task::spawn_blocking(move || {
@@ -489,7 +493,7 @@ fn check_arch(path: &Path, found: Option<Arch>, asked: Arch) -> Result<()> {
     }
 }
 
-/// Removes what came of a download that can't be gone on with, or that filled the disk; what else came stays.
+/// Removes a partial download that can't be resumed, or that filled the disk; keeps any other.
 fn give_up(dir: &Path, error: Error) -> Error {
     let is_useless = match &error {
         Error::Fetch { status: Some(status), .. } => !may_go_on_later(*status),

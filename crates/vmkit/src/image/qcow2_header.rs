@@ -1,14 +1,14 @@
-//! Reads the header of a qcow2 image, which came from anywhere and may say anything.
+//! Parses the header of an untrusted qcow2 image.
 //!
-//! Pure: bytes in, facts or the reason for a refusal out. It refuses what QEMU refuses, so that the user hears it when
-//! the VM is made and not when it starts.
+//! Pure: bytes in, facts or the reason for a refusal out. It refuses what QEMU refuses, so that the
+//! user learns of it when the VM is created and not when it starts.
 //!
 //! Source: QEMU's `docs/interop/qcow2.txt` and the limits in `block/qcow2.h`.
 
 /// The first four bytes of every qcow2 image.
 pub(super) const MAGIC: [u8; 4] = *b"QFI\xfb";
 
-/// The largest cluster, 2 MiB: whatever the header has to say lies within so many bytes.
+/// The largest cluster, 2 MiB: the header and its extensions are within this many bytes.
 pub(super) const MAX_CLUSTER_BYTES: u64 = 1 << 21;
 
 const V2_HEADER_BYTES: u32 = 72;
@@ -26,7 +26,7 @@ const INCOMPATIBLE_COMPRESSION: u64 = 1 << 3;
 const INCOMPATIBLE_EXTENDED_L2: u64 = 1 << 4;
 const INCOMPATIBLE_KNOWN: u64 = (1 << 5) - 1;
 
-/// What a qcow2 header says, checked against itself and against the length of its file.
+/// The fields of a qcow2 header, checked against each other and against the length of the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Qcow2Header {
     /// 2 or 3.
@@ -39,43 +39,43 @@ pub(super) struct Qcow2Header {
     pub(super) l1_offset: u64,
     /// How many entries of 8 bytes the L1 table has.
     pub(super) l1_entries: u32,
-    /// The image that this one is a difference to.
+    /// The backing image.
     pub(super) backing: Option<Backing>,
-    /// Whether the guest's data lie in another file.
+    /// Whether the guest's data is in another file.
     pub(super) external_data_file: bool,
-    /// Whether the guest's data are encrypted.
+    /// Whether the guest's data is encrypted.
     pub(super) encrypted: bool,
-    /// Whether somebody found it corrupt and marked it so.
+    /// Whether the image is marked as corrupt.
     pub(super) marked_corrupt: bool,
     /// Whether an entry of an L2 table has 16 bytes, not 8.
     pub(super) extended_l2: bool,
-    /// How its compressed clusters are compressed, if it has any.
+    /// The compression of its compressed clusters, if it has any.
     pub(super) compression: Compression,
 }
 
-/// How clusters are compressed.
+/// The compression of clusters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Compression {
     Deflate,
     Zstandard,
 }
 
-/// The backing image as the header names it.
+/// The backing image as named in the header.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Backing {
-    /// The name, which may be a relative path, a protocol with a colon, or rubbish.
+    /// The name, which may be a relative path, a protocol with a colon, or anything.
     pub(super) name: Vec<u8>,
-    /// The format, where the image says it.
+    /// The format, if the image names it.
     pub(super) format: Option<String>,
 }
 
 impl Qcow2Header {
-    /// Answers the size of a cluster in bytes.
+    /// Returns the size of a cluster in bytes.
     pub(super) fn cluster_bytes(&self) -> u64 {
         1 << self.cluster_bits
     }
 
-    /// Answers how many bytes of the disk one entry of the L1 table stands for.
+    /// Returns how many bytes of the disk one entry of the L1 table covers.
     fn bytes_per_l1_entry(&self) -> u64 {
         let l2_entry_bytes = if self.extended_l2 { 16 } else { 8 };
         self.cluster_bytes() * (self.cluster_bytes() / l2_entry_bytes)
@@ -84,7 +84,7 @@ impl Qcow2Header {
 
 /// Reads the header from the first bytes of a file of `file_bytes`.
 ///
-/// Give it the first [`MAX_CLUSTER_BYTES`] of the file, or all of a shorter one.
+/// Takes the first [`MAX_CLUSTER_BYTES`] of the file, or all of a shorter one.
 ///
 /// # Errors
 /// What is wrong with the image, for a person to read.
@@ -225,10 +225,10 @@ fn check_table(
     }
 }
 
-/// Finds among the L2 tables that the L1 table names the one that lies furthest back in the file.
+/// Finds the L2 table with the highest offset among those in the L1 table.
 ///
 /// # Errors
-/// The first table that reaches behind the end of a file of `file_bytes`.
+/// The first table that extends beyond the end of a file of `file_bytes`.
 pub(super) fn furthest_l2_table(
     l1_table: &[u8],
     header: &Qcow2Header,
@@ -248,7 +248,7 @@ pub(super) fn furthest_l2_table(
 
 /// Checks that everything an L2 table refers to begins within a file of `file_bytes`.
 ///
-/// Tables with extended entries pass unread: whether their clusters hold data is told elsewhere.
+/// Tables with extended entries pass unread: whether their clusters hold data is recorded elsewhere.
 ///
 /// # Errors
 /// The first reference that does not.
@@ -279,7 +279,7 @@ pub(super) const COMPRESSED: u64 = 1 << 62;
 /// The bit of an L2 entry whose cluster reads as zeroes, wherever it points.
 pub(super) const ALL_ZEROES: u64 = 1;
 
-/// Answers where the bytes of a compressed cluster begin, and how many there are at most.
+/// Returns the offset of the bytes of a compressed cluster, and how many there are at most.
 pub(super) fn packed_place(entry: u64, cluster_bits: u32) -> (u64, u64) {
     let shift = 62 - (cluster_bits - 8);
     let offset = entry & ((1 << shift) - 1);
@@ -318,7 +318,7 @@ mod tests {
 
     const FILE_BYTES: u64 = 4 * 65536;
 
-    /// Builds a sound version 3 header of a 1 GiB disk, for the tests to spoil.
+    /// Builds a valid version 3 header of a 1 GiB disk, for the tests to damage.
     fn sound() -> Vec<u8> {
         let mut bytes = vec![0; 65536];
         put(&mut bytes, 0, &MAGIC);

@@ -1,6 +1,6 @@
-//! How an image is named: [`ImageRef`], from what a person typed.
+//! How an image is named: [`ImageRef`], parsed from what a user typed.
 //!
-//! Pure: whether there is such an image is asked later, of the catalogue, the disk or a server.
+//! Pure: whether the image exists is found out later, in the catalogue, on disk or at a server.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -11,21 +11,21 @@ use serde::{Deserialize, Serialize};
 use super::digest::Digest;
 use crate::error::{Error, Result};
 
-/// The most bytes that the name of an image has, its version with it.
+/// The longest name of an image, in bytes, with its version.
 const MAX_NAME_BYTES: usize = 128;
 
-/// The ends of files that are images more often than names.
+/// The extensions by which a file is told from a name of the catalogue.
 const FILE_ENDS: &[&str] =
     &[".qcow2", ".img", ".raw", ".qcow", ".vmdk", ".vdi", ".iso", ".gz", ".xz", ".zst", ".bz2"];
 
-/// An image as somebody names it.
+/// An image as a user names it.
 ///
 /// | text | meaning |
 /// | --- | --- |
 /// | `debian:12`, `debian` | a name of the catalogue, or one given by an import; without a version, the newest |
 /// | `./disk.qcow2`, `/srv/disk.raw`, `disk.qcow2` | a file: what has a slash, or ends as images do |
 /// | `file:///srv/disk.raw` | a file |
-/// | `https://…`, `http://…` | a download; `#sha256=HEX` or `#sha512=HEX` behind it says what must come |
+/// | `https://…`, `http://…` | a download; `#sha256=HEX` or `#sha512=HEX` at its end is the checksum that it must have |
 /// | `oci://registry/name:tag`, `…@sha256:HEX` | a disk in an OCI registry |
 ///
 /// # Examples
@@ -42,7 +42,7 @@ const FILE_ENDS: &[&str] =
 pub enum ImageRef {
     /// A name of the catalogue or of an import.
     Name(ImageName),
-    /// A file on this host; it may be relative, to what the caller decides.
+    /// A file on this host; a relative path is relative to a directory that the caller chooses.
     Path(PathBuf),
     /// A download.
     Url(ImageUrl),
@@ -51,7 +51,7 @@ pub enum ImageRef {
 }
 
 impl ImageRef {
-    /// Answers the same image with a relative path seen from `base`.
+    /// Returns the same image, with a relative path joined to `base`.
     #[must_use]
     pub fn seen_from(self, base: &Path) -> Self {
         match self {
@@ -64,7 +64,7 @@ impl ImageRef {
 impl FromStr for ImageRef {
     type Err = Error;
 
-    /// Reads an image as it was typed.
+    /// Parses an image as it was typed.
     ///
     /// # Errors
     /// `InvalidInput` on `image`, with what would be right.
@@ -111,7 +111,7 @@ impl fmt::Display for ImageRef {
             ImageRef::Path(path) if path.as_os_str().as_encoded_bytes().contains(&b'/') => {
                 path.display().fmt(f)
             }
-            // So that it is read back as a file.
+            // Otherwise the text would be parsed as a name.
             ImageRef::Path(path) => write!(f, "./{}", path.display()),
         }
     }
@@ -126,7 +126,8 @@ pub struct ImageName {
 }
 
 impl ImageName {
-    /// Checks a name: `[a-z0-9][a-z0-9-]*`, and behind a colon a version of `[a-zA-Z0-9._-]`; 128 bytes at most.
+    /// Checks a name: `[a-z0-9][a-z0-9-]*`, and after a colon a version of `[a-zA-Z0-9._-]`; 128 bytes
+    /// at most.
     ///
     /// # Errors
     /// `InvalidInput` on `image`.
@@ -154,12 +155,12 @@ impl ImageName {
         Ok(Self { name: name.to_owned(), version: version.map(str::to_owned) })
     }
 
-    /// Answers the name without its version.
+    /// Returns the name without its version.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Answers the version, where one was named.
+    /// Returns the version, if one was named.
     pub fn version(&self) -> Option<&str> {
         self.version.as_deref()
     }
@@ -182,7 +183,7 @@ impl fmt::Display for ImageName {
     }
 }
 
-/// The address of a download, and what must come from there.
+/// The address of a download, and the checksum that it must have.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ImageUrl {
@@ -191,12 +192,12 @@ pub struct ImageUrl {
 }
 
 impl ImageUrl {
-    /// Answers the address, without what must come from there.
+    /// Returns the address, without the checksum.
     pub fn as_str(&self) -> &str {
         &self.url
     }
 
-    /// Answers what must come from there, where that was said.
+    /// Returns the checksum that the download must have, if one was named.
     pub fn digest(&self) -> Option<&Digest> {
         self.digest.as_ref()
     }
@@ -251,7 +252,8 @@ impl fmt::Display for ImageUrl {
 
 /// A disk in an OCI registry.
 ///
-/// Source: the OCI Distribution Specification, "Pulling manifests", for the forms of names, tags and digests.
+/// Source: the OCI Distribution Specification, "Pulling manifests", for the forms of names, tags and
+/// digests.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct OciRef {
@@ -262,17 +264,17 @@ pub struct OciRef {
 }
 
 impl OciRef {
-    /// Answers the registry: a host, and a port where one was named.
+    /// Returns the registry: a host, and a port if one was named.
     pub fn registry(&self) -> &str {
         &self.registry
     }
 
-    /// Answers the repository in it.
+    /// Returns the repository in the registry.
     pub fn repository(&self) -> &str {
         &self.repository
     }
 
-    /// Answers what the manifest is asked by: the digest where one was named, else the tag, else `latest`.
+    /// Returns the reference of the manifest: the digest if one was named, else the tag, else `latest`.
     pub fn reference(&self) -> String {
         match (&self.digest, &self.tag) {
             (Some(digest), _) => digest.to_string(),
@@ -281,7 +283,7 @@ impl OciRef {
         }
     }
 
-    /// Answers the digest that the manifest must have, where one was named.
+    /// Returns the digest that the manifest must have, if one was named.
     pub fn digest(&self) -> Option<&Digest> {
         self.digest.as_ref()
     }
@@ -351,7 +353,7 @@ impl fmt::Display for OciRef {
     }
 }
 
-/// Lets a type be written as its text in records and files.
+/// Implements serde for a type by its text form.
 macro_rules! text_in_records {
     ($($type:ident),*) => {$(
         impl TryFrom<String> for $type {
@@ -377,7 +379,8 @@ fn invalid(text: &str, why: &str) -> Error {
     Error::invalid("image", shown, why)
 }
 
-/// Answers the text without what stands between `//` and `@`: an error is shown, and a password is not.
+/// Returns the text without what is between `//` and `@`: an error is shown, and a password must not
+/// be.
 fn without_password(text: &str) -> String {
     let Some((scheme, rest)) = text.split_once("//") else { return text.to_owned() };
     let host = rest.split('/').next().unwrap_or_default();
@@ -387,7 +390,7 @@ fn without_password(text: &str) -> String {
     }
 }
 
-/// Reads `file:///PATH` and `file:/PATH`, in which a byte may be written `%XX`.
+/// Parses `file:///PATH` and `file:/PATH`, in which a byte may be written `%XX`.
 ///
 /// Source: RFC 8089.
 fn file_url(text: &str) -> Result<ImageRef> {

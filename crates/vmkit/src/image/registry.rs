@@ -1,14 +1,14 @@
-//! Disks in OCI registries: finds the layer that is the disk, and shows the registry who asks.
+//! Disks in OCI registries: finds the layer that is the disk, and authenticates at the registry.
 //!
-//! Edge: the network. It knows manifests and tokens; the disk itself is a file like any other, fetched and checked by the
-//! digest that the manifest has for it.
+//! Edge: the network. It knows manifests and tokens; the disk itself is a file like any other,
+//! fetched and verified by the digest in the manifest.
 //!
-//! What counts as a disk: an artifact with a single layer, whatever its media type, or with a single one whose media type
-//! speaks of a disk or whose title ends as images do. Container images, which keep a disk in a tar (`/disk/…`), are refused
-//! with what to do.
+//! The disk is the only layer of an artifact, whatever its media type, or the only one whose media
+//! type names a disk or whose title has the extension of an image. Container images, which have a
+//! disk in a tar (`/disk/…`), are refused with what to do.
 //!
-//! Source: the OCI Image and Distribution Specifications; the Docker Registry token authentication specification, and its
-//! "OAuth2 token authentication" for identity tokens.
+//! Source: the OCI Image and Distribution Specifications; the Docker Registry token authentication
+//! specification, and its "OAuth2 token authentication" for identity tokens.
 
 use std::collections::BTreeMap;
 
@@ -24,15 +24,15 @@ use super::store::ImageStore;
 use crate::error::{Error, Result};
 use crate::spec::Arch;
 
-/// The largest manifest: the size that the specification has registries accept.
+/// The largest manifest, in bytes: what the specification requires registries to accept.
 const MOST_MANIFEST_BYTES: usize = 4 << 20;
 const MOST_TOKEN_BYTES: usize = 1 << 20;
-/// What manifests are asked for as; the lists of several come last.
+/// The media types of manifests that are accepted; indexes come last.
 const MANIFESTS: &str = "application/vnd.oci.image.manifest.v1+json, \
     application/vnd.docker.distribution.manifest.v2+json, \
     application/vnd.oci.image.index.v1+json, \
     application/vnd.docker.distribution.manifest.list.v2+json";
-/// The ends of titles that are disks.
+/// The extensions of titles that are disks.
 const DISK_ENDS: &[&str] = &[".qcow2", ".raw", ".img", ".gz", ".xz", ".zst", ".bz2"];
 
 #[derive(Debug, Deserialize)]
@@ -66,7 +66,7 @@ struct Token {
     access_token: Option<String>,
 }
 
-/// How a registry wants to be shown who asks: `Bearer realm="…",service="…"`.
+/// An authentication challenge of a registry: `Bearer realm="…",service="…"`.
 #[derive(Debug, PartialEq, Eq)]
 struct Challenge {
     scheme: String,
@@ -74,10 +74,11 @@ struct Challenge {
 }
 
 impl ImageStore {
-    /// Finds the disk that a name in a registry stands for.
+    /// Finds the disk of an artifact in a registry.
     ///
     /// # Errors
-    /// `Remote`, `NotFound`; `InvalidInput` on `image` where there is no disk, or none of this architecture.
+    /// `Remote`, `NotFound`; `InvalidInput` on `image` if the artifact has no disk, or none of this
+    /// architecture.
     pub(super) async fn registry_source(&self, image: &OciRef, arch: Arch) -> Result<Source> {
         let mut session = Session { store: self, image, authorization: None };
         let refused = |why: String| Err(Error::invalid("image", image, why));
@@ -108,10 +109,10 @@ impl ImageStore {
         })
     }
 
-    /// Answers what a registry is shown that has asked who wants this image; `None` where there is nothing to show.
+    /// Returns the authorization for a registry that has sent a challenge; `None` if no login is known.
     ///
     /// # Errors
-    /// `Remote` where it gives no token.
+    /// `Remote` if the registry gives no token.
     pub(super) async fn registry_authorization(
         &self,
         image: &OciRef,
@@ -129,7 +130,8 @@ struct Session<'a> {
 }
 
 impl Session<'_> {
-    /// Answers where the repository is. Registries on this host speak without TLS, as everybody's tools take for granted.
+    /// Returns the address of the repository. Registries on this host are spoken to without TLS, as
+    /// other tools do.
     fn base(&self) -> String {
         let registry = self.image.registry();
         let host = registry.rsplit_once(':').map_or(registry, |(host, _)| host);
@@ -139,7 +141,7 @@ impl Session<'_> {
         format!("{scheme}://{server}/v2/{}", self.repository())
     }
 
-    /// Answers the repository as the registry knows it.
+    /// Returns the repository by the name that the registry has for it.
     fn repository(&self) -> String {
         let repository = self.image.repository();
         match is_docker_hub(self.image.registry()) && !repository.contains('/') {
@@ -164,7 +166,7 @@ impl Session<'_> {
             .map_err(|error| untrusted(format!("its manifest can't be read: {error}")))
     }
 
-    /// Asks, and shows who asks if the registry wants that.
+    /// Sends a request, and again with an authorization if the registry asks for one.
     async fn ask(&mut self, url: &str) -> Result<Answer> {
         let remote = &self.store.remote;
         let answer =
@@ -177,7 +179,7 @@ impl Session<'_> {
         remote.ask(url, Some(MANIFESTS), self.authorization.as_deref(), MOST_MANIFEST_BYTES).await
     }
 
-    /// Answers what the registry is shown that wants to know who asks: a token where it takes one, else a password.
+    /// Returns the authorization for a challenge: a token if the registry takes one, else a password.
     async fn answer(&self, header: &str) -> Result<Option<String>> {
         let challenges = challenges(header);
         let of = |scheme: &str| challenges.iter().find(|challenge| challenge.scheme == scheme);
@@ -197,7 +199,7 @@ impl Session<'_> {
         }
     }
 
-    /// Fetches a token for reading this repository, for whoever asks or for anybody.
+    /// Fetches a token for reading this repository, with a login or anonymously.
     async fn token(&self, challenge: &Challenge, login: Option<Login>) -> Result<String> {
         let untrusted = |problem: &str| Error::Untrusted {
             what: format!("the registry {}", self.image.registry()),
@@ -205,7 +207,7 @@ impl Session<'_> {
         };
         let parameter = |name: &str| challenge.parameters.get(name).map(String::as_str);
         let realm = parameter("realm").unwrap_or_default();
-        // A password is shown to nobody by a way that others can listen on.
+        // A password is not sent over a connection that others can listen on.
         if !realm.starts_with("https://") && !self.base().starts_with("http://") {
             return Err(untrusted("it wants the password shown without TLS"));
         }
@@ -235,12 +237,12 @@ impl Session<'_> {
     }
 }
 
-/// Answers what a registry is shown by who has a password.
+/// Returns the authorization by a password.
 fn basic(password: &str) -> String {
     format!("Basic {password}")
 }
 
-/// Answers the layer that is a disk.
+/// Returns the layer that is the disk.
 fn disk_of(manifest: &Manifest) -> Result<&Descriptor, String> {
     let is_container = |layer: &Descriptor| {
         layer.media_type.starts_with("application/vnd.oci.image.layer.v1.tar")
@@ -277,7 +279,7 @@ fn checked(image: &OciRef, digest: &str) -> Result<Digest> {
     })
 }
 
-/// Answers the name of an architecture in manifests, which is that of Go.
+/// Returns the name of an architecture in manifests, which is Go's name for it.
 fn oci_name(arch: Arch) -> &'static str {
     match arch {
         Arch::X86_64 => "amd64",
@@ -285,7 +287,7 @@ fn oci_name(arch: Arch) -> &'static str {
     }
 }
 
-/// Reads what a server wants to be shown, one thing or another: schemes, each with names that have values, in quotes or not.
+/// Parses a list of challenges: schemes, each with parameters, whose values are in quotes or not.
 ///
 /// Source: RFC 9110, "WWW-Authenticate".
 fn challenges(header: &str) -> Vec<Challenge> {
@@ -308,7 +310,7 @@ fn challenges(header: &str) -> Vec<Challenge> {
                     challenge.parameters.insert(word, value);
                 }
             }
-            // A word without a value begins the next one.
+            // A word without a value begins the next challenge.
             None => {
                 challenges.push(Challenge { scheme: word, parameters: BTreeMap::new() });
                 rest = after;
@@ -317,7 +319,7 @@ fn challenges(header: &str) -> Vec<Challenge> {
     }
 }
 
-/// Reads a value, in quotes or not, and answers what follows it.
+/// Parses a value, in quotes or not, and returns it with the rest of the text.
 fn parameter_value(text: &str) -> (String, &str) {
     let Some(quoted) = text.strip_prefix('"') else {
         let (value, rest) = text.split_at(text.find([',', ' ', '\t']).unwrap_or(text.len()));
@@ -337,7 +339,7 @@ fn parameter_value(text: &str) -> (String, &str) {
     (value, "")
 }
 
-/// Writes what has a meaning in an address as `%XX`.
+/// Escapes characters that have a meaning in an address as `%XX`.
 fn escaped(text: &str) -> String {
     let mut escaped = String::new();
     for byte in text.bytes() {

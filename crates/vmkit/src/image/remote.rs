@@ -1,9 +1,10 @@
-//! Asks servers: small files whole, and what a registry answers; `download.rs` fetches images by it.
+//! The HTTP client: small files as a whole, and requests to registries; `download.rs` fetches images
+//! with it.
 //!
-//! Edge: the network. It knows HTTP and nothing of what an image is or how it is checked.
+//! Edge: the network. It knows HTTP, and nothing of images or how they are verified.
 //!
-//! Every wait is bounded: for a connection, and for the next byte. A cut, a silence or a server that is overloaded is tried
-//! again after a while.
+//! Every wait has a deadline: for a connection, and for the next byte. After a broken connection, a
+//! silence or an overloaded server, the request is repeated after a pause.
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -15,10 +16,10 @@ use tokio::time::{sleep, timeout};
 
 use crate::error::{Error, Result};
 
-/// The most servers that an address may lead to one after the other.
+/// The largest number of redirects.
 const MOST_REDIRECTS: usize = 10;
 
-/// How servers are asked.
+/// The HTTP client and its limits.
 #[derive(Clone, Default)]
 pub(super) struct Remote {
     pub(super) patience: Patience,
@@ -27,22 +28,22 @@ pub(super) struct Remote {
 }
 
 impl fmt::Debug for Remote {
-    /// Shows whether there is a proxy only: its address may have a password.
+    /// Shows only whether there is a proxy: its address may contain a password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let has_proxy = self.proxy.is_some();
         f.debug_struct("Remote").field("patience", &self.patience).field("has_proxy", &has_proxy).finish()
     }
 }
 
-/// How long a server is waited for, and how often it is asked again.
+/// How long a server is waited for, and how often a request is repeated.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Patience {
     pub(super) connect: Duration,
-    /// How long no byte may come.
+    /// The longest silence between two bytes.
     pub(super) idle: Duration,
-    /// How often it is tried again without a byte in between.
+    /// How often a request is repeated without a byte in between.
     pub(super) tries: u32,
-    /// How long is waited before the first of these; twice as long before each further one.
+    /// The pause before the first repetition; it doubles with each one.
     pub(super) pause: Duration,
 }
 
@@ -57,30 +58,30 @@ impl Default for Patience {
     }
 }
 
-/// Why a try did not come to the end.
+/// Why an attempt failed.
 pub(super) enum Cut {
-    /// It may be tried again.
+    /// May succeed if repeated.
     Again(Error),
-    /// The server can't be reached: worth another try only where it was there a moment ago.
+    /// The server can't be reached: worth repeating only if it was reachable a moment ago.
     Unreachable(Error),
-    /// The server has no more of this file: begin anew.
+    /// The server does not have this range of the file: start from the beginning.
     Anew(Error),
-    /// That will not change.
+    /// Final.
     Final(Error),
 }
 
-/// What a server answered where a registry's client has to look at it.
+/// A reply that a registry's client has to inspect.
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
-    /// How the server wants to be shown who asks, where it does.
+    /// The authentication challenge, if the reply has one.
     pub(super) challenge: Option<String>,
     pub(super) body: Vec<u8>,
 }
 
 impl Answer {
-    /// Answers the body of a success.
+    /// Returns the body of a success.
     ///
     /// # Errors
     /// `Remote` and `NotFound` for any other status.
@@ -90,12 +91,12 @@ impl Answer {
 }
 
 impl Remote {
-    /// Answers the same, asking through a proxy.
+    /// Returns the same client, with a proxy.
     ///
     /// # Errors
     /// `InvalidInput` on `proxy`.
     pub(super) fn through(self, url: &str, except: &str) -> Result<Self> {
-        // The address may have a password, so it is not repeated.
+        // The address may contain a password, and is not repeated.
         let proxy = Proxy::all(url).map_err(|_| {
             Error::invalid("proxy", "…", "write the address of a proxy, such as http://HOST:PORT")
         })?;
@@ -103,10 +104,10 @@ impl Remote {
         Ok(Self { proxy: Some(proxy), client: Arc::default(), ..self })
     }
 
-    /// Asks for a small file.
+    /// Fetches a small file.
     ///
     /// # Errors
-    /// `Remote` where the server can't be reached, refuses, or has more than `most_bytes` to say; `NotFound`.
+    /// `Remote` if the server can't be reached, refuses, or sends more than `most_bytes`; `NotFound`.
     pub(super) async fn small_file(&self, url: &str, most_bytes: usize) -> Result<Vec<u8>> {
         let answer = self.ask(url, None, None, most_bytes).await?;
         let is_page = is_web_page(&answer.headers);
@@ -117,10 +118,10 @@ impl Remote {
         Ok(body)
     }
 
-    /// Asks and answers what came, whatever its status.
+    /// Sends a request and returns the reply, whatever its status.
     ///
     /// # Errors
-    /// `Remote` where the server can't be reached or has more than `most_bytes` to say.
+    /// `Remote` if the server can't be reached or sends more than `most_bytes`.
     pub(super) async fn ask(
         &self,
         url: &str,
@@ -139,8 +140,8 @@ impl Remote {
         self.asked(url, request, most_bytes).await
     }
 
-    /// Sends a form and answers what came, whatever its status. Where the server leads elsewhere, nobody follows: what is in the
-    /// form is for this server.
+    /// Sends a form and returns the reply, whatever its status. Follows no redirect: the form's content
+    /// is meant for this server.
     ///
     /// # Errors
     /// As for [`ask`](Self::ask).
@@ -188,7 +189,7 @@ impl Remote {
     pub(super) async fn send(&self, url: &str, request: RequestBuilder) -> Result<Response, Cut> {
         match timeout(self.patience.connect + self.patience.idle, request.send()).await {
             Ok(Ok(response)) => Ok(response),
-            // What was asked for, or where it led to, is wrong, and will be.
+            // The request or the redirect is wrong, and will stay wrong.
             Ok(Err(error)) if error.is_redirect() || error.is_builder() => {
                 Err(Cut::Final(fetch_error_of(url, error)))
             }
@@ -228,7 +229,7 @@ impl Remote {
         use rustls_platform_verifier::BuilderVerifierExt;
 
         let refused = |problem: String| Error::Host { needed: "TLS".to_owned(), problem };
-        // Handed over, so that no provider is installed for the whole process, which is not the library's to do.
+        // Passed explicitly: a library must not install a provider for the whole process.
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let tls = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
@@ -248,7 +249,7 @@ impl Remote {
     }
 }
 
-/// Counts tries, and waits longer between each two.
+/// Counts attempts, and waits longer between them each time.
 pub(super) struct Tries {
     patience: Patience,
     failed: u32,
@@ -259,7 +260,7 @@ impl Tries {
         Self { patience, failed: 0 }
     }
 
-    /// Waits before the next try; the error is final where there were enough.
+    /// Waits before the next attempt; returns the error if there were enough.
     pub(super) async fn pause(&mut self, error: Error) -> Result<()> {
         if self.failed >= self.patience.tries {
             return Err(error);
@@ -272,7 +273,7 @@ impl Tries {
 }
 
 pub(super) fn with(request: RequestBuilder, authorization: Option<&str>) -> RequestBuilder {
-    // Marked, so that it is in no log; the client takes it away where it is led to another server.
+    // Marked as sensitive, so that it is in no log; the client drops it on a redirect to another host.
     match authorization.map(HeaderValue::from_str) {
         Some(Ok(mut value)) => {
             value.set_sensitive(true);
@@ -282,7 +283,7 @@ pub(super) fn with(request: RequestBuilder, authorization: Option<&str>) -> Requ
     }
 }
 
-/// Answers why one is not led on to this address from those before, if so.
+/// Returns why a redirect to this address is not followed, if it is not.
 fn refusal_to_follow(before: &[Url], next: &Url) -> Option<String> {
     if before.len() > MOST_REDIRECTS {
         return Some(format!("it leads on and on, {MOST_REDIRECTS} times and more"));
@@ -292,26 +293,29 @@ fn refusal_to_follow(before: &[Url], next: &Url) -> Option<String> {
         .then(|| "it leads from https:// to an address that is not safe".to_owned())
 }
 
-/// Answers how a server wants to be shown who asks, where it refused for that; a server that was led to is told nothing.
+/// Returns the server's authentication challenge, if it refused for lack of one; none after a
+/// redirect, whose target is sent no credentials.
 pub(super) fn challenge(url: &str, response: &Response) -> Option<String> {
     let is_asked = Url::parse(url).is_ok_and(|asked| asked.origin() == response.url().origin());
     if !is_asked || response.status() != StatusCode::UNAUTHORIZED {
         return None;
     }
-    // Several headers of one name are one with commas between. Source: RFC 9110, "Field Lines and Combined Field Value".
+    // Several headers of one name are one with commas between. Source: RFC 9110, "Field Lines and
+    // Combined Field Value".
     let headers = response.headers().get_all(WWW_AUTHENTICATE).iter();
     let headers: Vec<&str> = headers.filter_map(|header| header.to_str().ok()).collect();
     (!headers.is_empty()).then(|| headers.join(", "))
 }
 
-/// Tells whether what came is worth keeping after a refusal with this status: whoever logs in, or asks later, may get the rest.
+/// Returns whether a partial download is worth keeping after a refusal with this status: after a
+/// login, or later, the rest may be had.
 ///
-/// A page of the wrong kind (200) is what a network shows that wants a login first.
+/// An HTML page with status 200 is what a network sends that wants a login first.
 pub(super) fn may_go_on_later(status: u16) -> bool {
     matches!(status, 200 | 401 | 403 | 407) || StatusCode::from_u16(status).is_ok_and(is_passing)
 }
 
-/// Tells whether a refusal may be none in a moment.
+/// Returns whether a refusal with this status may pass.
 pub(super) fn is_passing(status: StatusCode) -> bool {
     status.is_server_error() || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT)
 }
@@ -337,7 +341,7 @@ fn fetch_error_of(url: &str, error: reqwest::Error) -> Error {
         url: shown(url),
         problem: problem.to_owned(),
         status: None,
-        // The address is in the error already.
+        // The error has the address already.
         source: Some(Box::new(error.without_url())),
     }
 }
@@ -353,7 +357,8 @@ pub(super) fn refusal(url: &str, status: StatusCode) -> Error {
     Error::Fetch { url: shown(url), problem, status: Some(status.as_u16()), source: None }
 }
 
-/// Answers an address without what may be secret in it: signed addresses have their signature behind a `?`.
+/// Returns an address without what may be secret in it: signed addresses have their signature in the
+/// query.
 pub(super) fn shown(url: &str) -> String {
     match url.split_once('?') {
         Some((address, _)) => format!("{address}?…"),

@@ -1,7 +1,7 @@
-//! Removes images: only those that no VM needs.
+//! Removes images that no VM needs.
 //!
-//! Edge: files and locks. Whoever removes an image holds it alone and looks at all VMs under that lock, while whoever makes a VM of it
-//! holds it together with others: so no image goes while a VM needs it.
+//! Edge: files and locks. The removal of an image holds its lock exclusively and reads all VMs under
+//! it; the creation of a VM holds the lock shared. So no image is removed while a VM needs it.
 
 use std::fs;
 use std::io;
@@ -19,10 +19,10 @@ use crate::store::Store;
 use crate::store::lock::{Hold, Lock};
 
 impl ImageStore {
-    /// Answers the names of the VMs whose disks hang on an image.
+    /// Returns the names of the VMs whose disks have an image as their backing file.
     ///
     /// # Errors
-    /// `Record` where a VM's record can't be read, since that VM may be one.
+    /// `Record` if a VM's record can't be read, since that VM may be one of them.
     pub fn users(&self, id: &Digest) -> Result<Vec<VmName>> {
         let dir = self.dir(id);
         let dir = dir.canonicalize().unwrap_or(dir);
@@ -48,11 +48,13 @@ impl ImageStore {
         Ok(users)
     }
 
-    /// Removes a name, and its image where that was its last; an identity is removed with all its names.
+    /// Removes a name, and its image if that was its last name; an image id is removed with all its
+    /// names.
     ///
     /// # Errors
-    /// `Busy` while a VM's disk hangs on the image ([`Error::ImageInUse`], with the VMs), or while one is being made of it; `NotFound`; `Record`
-    /// where a VM's record can't be read, since that VM may need the image.
+    /// `Busy` while the image is the backing file of a VM's disk ([`Error::ImageInUse`], with the VMs),
+    /// or while a VM is being created from it; `NotFound`; `Record` if a VM's record can't be read, since
+    /// that VM may need the image.
     pub async fn remove(&self, text: &str, arch: Option<Arch>) -> Result<RemovedImage> {
         let found = self.find(text, arch)?;
         let of_identity = text.starts_with("sha256:");
@@ -62,7 +64,7 @@ impl ImageStore {
         let mut removed = RemovedImage { names: Vec::new(), images: 0, freed_bytes: 0 };
         for image in found {
             let Some(lock) = self.hold(&image.id, Hold::Alone).await? else { continue };
-            // Read again now that nobody changes it.
+            // Read again under the lock.
             let names = self.names_of(&image.id)?;
             let (going, staying): (Vec<_>, Vec<_>) = names.into_iter().partition(goes);
             if staying.is_empty() {
@@ -82,11 +84,12 @@ impl ImageStore {
         Ok(removed)
     }
 
-    /// Removes the images that have no name and that no VM needs, with `all` those with a name, too; and what is left of
-    /// downloads that nobody works on. Answers how many images went, and how much room that made.
+    /// Removes the images that have no name and that no VM needs, with `all` also those with a name; and
+    /// the remains of interrupted downloads. Returns how many images were removed, and how many bytes
+    /// that freed.
     ///
     /// # Errors
-    /// As for [`remove`](Self::remove), except that an image in use is left alone.
+    /// As for [`remove`](Self::remove), except that an image in use is kept.
     pub async fn prune(&self, all: bool) -> Result<(usize, u64)> {
         let (mut count, mut freed_bytes) = (0, 0);
         for entry in entries(self.home.images())? {
@@ -122,7 +125,7 @@ impl ImageStore {
         Err(Error::ImageInUse { image: self.called(id), vms: users })
     }
 
-    /// Removes an image that is held alone: the record first, since without it there is none.
+    /// Removes an image that is locked exclusively: the record first, since without it there is no image.
     fn remove_content(&self, id: &Digest, lock: Lock) -> Result<u64> {
         let dir = self.dir(id);
         let mut freed_bytes = remove_file(&dir.join(RECORD))?;
@@ -133,7 +136,7 @@ impl ImageStore {
         drop(lock);
         step("image: remove the directory").map_err(Error::io("remove", &dir))?;
         match fs::remove_dir(&dir) {
-            // Somebody has begun to keep the same image again since the lock's file went.
+            // Another process has begun to store the same image again since the lock file was removed.
             Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(freed_bytes),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(freed_bytes),
             removed => removed.map(|()| freed_bytes).map_err(Error::io("remove", &dir)),

@@ -1,8 +1,14 @@
-//! Checks OpenPGP signatures: over a file, or within a text.
+//! Verifies OpenPGP signatures: detached ones, and clear-signed texts.
 //!
-//! Pure: whoever calls it brings the bytes. A signature counts if a key of the catalogue made it while that key was valid,
-//! or a subkey that the key bound for signing; if the key was not revoked; if it is one over a file or a text, and has not
-//! expired itself; and if the hash is none that can be forged. A key that has expired since does not undo what it signed before. Which key it is, its fingerprint says, and not who brought it.
+//! Pure: the caller reads the bytes. A signature is valid if
+//!
+//! - a key of the catalogue made it while that key was valid, or a subkey that the key bound for
+//!   signing; a key that has expired since does not invalidate what it signed before;
+//! - the key was not revoked;
+//! - it is a signature over a file or a text, and has not expired itself;
+//! - its hash can't be forged.
+//!
+//! A key is identified by its fingerprint, wherever the key comes from.
 //!
 //! Source: RFC 9580.
 
@@ -15,27 +21,27 @@ use pgp::types::KeyDetails;
 
 use super::digest::hex;
 
-/// The largest signature: a file may have several, and none is near this.
+/// The largest signature, in bytes: a file may have several.
 pub(super) const MOST_SIGNATURE_BYTES: usize = 64 << 10;
 
-/// The largest public key: one from a keyserver has the signatures of everybody who knows its owner.
+/// The largest public key, in bytes: one from a keyserver has many signatures of other keys.
 pub(super) const MOST_KEY_BYTES: usize = 1 << 20;
 
-/// A public key that is the one it is said to be, whole and not revoked.
+/// A public key with the expected fingerprint, undamaged and not revoked.
 #[derive(Debug, Clone)]
 pub(super) struct Certificate {
-    /// Of the primary key, in upper-case hexadecimal digits.
+    /// The fingerprint of the primary key, in upper-case hexadecimal digits.
     pub(super) fingerprint: String,
     key: SignedPublicKey,
 }
 
-/// Checks a signature that lies in a file of its own; `open` answers the signed bytes, from the beginning each time. `now` is in
-/// seconds after the beginning of 1970.
+/// Verifies a detached signature; `open` returns the signed bytes, from the beginning each time.
+/// `now` is in seconds since 1970.
 ///
-/// Answers the fingerprint of the key.
+/// Returns the fingerprint of the key.
 ///
 /// # Errors
-/// What is wrong with the signature, or that nobody trusted has signed.
+/// What is wrong with the signature, or that no trusted key has signed.
 pub(super) fn verify_detached<R: Read>(
     signature: &[u8],
     keys: &[Certificate],
@@ -58,7 +64,7 @@ pub(super) fn verify_detached<R: Read>(
     })
 }
 
-/// Checks a text with the signature in itself, and answers the key's fingerprint and what was signed.
+/// Verifies a clear-signed text, and returns the key's fingerprint and the signed part.
 ///
 /// # Errors
 /// As for [`verify_detached`].
@@ -88,7 +94,7 @@ impl Signer<'_> {
     }
 }
 
-/// Answers the fingerprint of the first key that has made one of the signatures.
+/// Returns the fingerprint of the first key that has made one of the signatures.
 fn trusted(
     signatures: &[&Signature],
     keys: &[Certificate],
@@ -136,7 +142,7 @@ impl Certificate {
     /// Reads a key in ASCII armour.
     ///
     /// # Errors
-    /// That it is another one than the fingerprint says, revoked, damaged, or can't be read.
+    /// If the key has another fingerprint, is revoked or damaged, or can't be read.
     pub(super) fn read(fingerprint: &str, armoured: &[u8]) -> Result<Self, String> {
         let of = fingerprint;
         let (key, _) = SignedPublicKey::from_armor_single(armoured)
@@ -152,7 +158,7 @@ impl Certificate {
         Ok(Self { fingerprint: fingerprint.to_owned(), key })
     }
 
-    /// Answers the keys that might have signed at this time, in seconds since 1970.
+    /// Returns the keys that might have signed at this time, in seconds since 1970.
     fn signers(&self, made: u32) -> Vec<Signer<'_>> {
         let in_time = |created: u32, expires_after: Option<u32>| {
             made >= created && expires_after.is_none_or(|after| after == 0 || made - created < after)
@@ -184,12 +190,12 @@ impl Certificate {
     }
 }
 
-/// Tells whether it is a signature over a file or a text, and none over a key or a user's name.
+/// Returns whether this is a signature over a file or a text, and not over a key or a user id.
 fn is_over_data(signature: &Signature) -> bool {
     matches!(signature.typ(), Some(SignatureType::Binary | SignatureType::Text))
 }
 
-/// Tells whether a signature has come to the end that it has itself; 0 is none.
+/// Returns whether a signature has expired by its own expiry time; 0 means none.
 fn has_expired(signature: &Signature, now: u64) -> bool {
     let after = signature.signature_expiration_time().map(|time| u64::from(time.as_secs()));
     let created = signature.created().map(|time| u64::from(time.as_secs()));

@@ -1,41 +1,42 @@
-//! A file that is written from the beginning to the end and has holes for long runs of zeros.
+//! A file that is written from beginning to end, with holes for long runs of zeros.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-/// The largest run of zeros that is written out: the size of a qcow2 cluster, and no file system's blocks are larger.
+/// The largest run of zeros that is written out, in bytes: a qcow2 cluster; file systems have smaller
+/// blocks.
 const HOLE_BYTES: usize = 64 << 10;
 
-/// A file that grows, holes among it.
+/// A growing file with holes.
 #[derive(Debug)]
 pub(super) struct SparseFile {
     file: File,
-    /// How much of it is written, holes at its end among it.
+    /// How many bytes are written, including holes at the end.
     end: u64,
 }
 
 impl SparseFile {
-    /// Begins at the beginning of a file; what lies behind what is written must be nothing.
+    /// Starts at the beginning of an empty file.
     pub(super) fn new(file: File) -> Self {
         Self { file, end: 0 }
     }
 
-    /// Answers how much of it is written.
+    /// Returns how many bytes are written.
     pub(super) fn end(&self) -> u64 {
         self.end
     }
 
-    /// Takes what an earlier writer left as written, and reads it.
+    /// Continues after what an earlier writer left, and reads that.
     pub(super) fn reread(&mut self, buffer: &mut [u8]) -> io::Result<()> {
         self.file.read_exact_at(buffer, self.end)?;
         self.end += buffer.len() as u64;
         Ok(())
     }
 
-    /// Writes what comes next.
+    /// Writes the next bytes.
     pub(super) fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        // The pieces end where the file's blocks end, or a hole would be no hole.
+        // The pieces end at block boundaries, or a hole would not be one.
         let to_boundary = HOLE_BYTES - usize::try_from(self.end % HOLE_BYTES as u64).unwrap_or(0);
         let (first, rest) = bytes.split_at(to_boundary.min(bytes.len()));
         let mut run_start = 0;
@@ -61,7 +62,7 @@ impl SparseFile {
         self.file.write_all_at(bytes, self.end + offset as u64)
     }
 
-    /// Gives the file its length, which a hole at its end does not.
+    /// Sets the file's length, which a hole at the end does not.
     pub(super) fn finish(self) -> io::Result<File> {
         self.file.set_len(self.end)?;
         Ok(self.file)
@@ -69,7 +70,7 @@ impl SparseFile {
 }
 
 fn is_zero(bytes: &[u8]) -> bool {
-    // In words, which the compiler makes vectors of; most bytes that are not zero end it at once.
+    // In words, which the compiler vectorises; most data ends the loop at once.
     let (chunks, rest) = bytes.as_chunks::<64>();
     chunks.iter().all(|chunk| *chunk == [0; 64]) && rest.iter().all(|byte| *byte == 0)
 }
