@@ -26,9 +26,14 @@ pub(crate) struct Arguments {
 }
 
 impl Arguments {
+    /// Answers what the command works with.
+    pub(crate) fn context(&self) -> Context {
+        Context::new(self.home.clone())
+    }
+
     /// Does what was typed.
-    pub(crate) fn run(self) -> Result<(), Failure> {
-        self.command.run(&Context::new(self.home))
+    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+        self.command.run(context)
     }
 }
 

@@ -42,6 +42,11 @@ impl Context {
         places::home(self.named_home.clone())
     }
 
+    /// Answers why the runtime directory of the environment is not used, where it is not.
+    pub(crate) fn refused_runtime(&self) -> Option<String> {
+        places::refused_runtime(self.named_home.clone())
+    }
+
     /// Answers the manager of the VMs, of all backends that this host can have.
     pub(crate) fn manager(&self) -> Result<Manager, Error> {
         let home = self.home()?;

@@ -48,14 +48,18 @@ pub fn command() -> clap::Command {
 /// Runs the command with these arguments, the program's own name first, and answers its exit code.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     warnings::print_from_now_on();
+    let mut context = None;
     let outcome = match Arguments::try_parse_from(arguments) {
-        Ok(arguments) => arguments.run(),
+        Ok(arguments) => {
+            let context = context.insert(arguments.context());
+            arguments.run(context)
+        }
         Err(error) => Err(refused(error)),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            failure.report();
+            failure.report(context.as_ref());
             ExitCode::from(failure.exit_code())
         }
     }

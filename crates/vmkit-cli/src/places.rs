@@ -3,8 +3,11 @@
 use std::borrow::Cow;
 use std::env;
 use std::ffi::OsString;
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Access, access};
 use vmkit::Error;
 use vmkit::image::ImageRef;
 use vmkit::store::Home;
@@ -12,30 +15,107 @@ use vmkit::store::Home;
 /// Answers the home: `--home`, else `VMKIT_HOME`, else the XDG directories.
 ///
 /// # Errors
-/// `InvalidInput` for a place that the library can't use; `Host` where the environment names none.
+/// `InvalidInput` on the variable that names a place that the library can't use; `Host` where the environment names none.
 pub(crate) fn home(named: Option<PathBuf>) -> Result<Home, Error> {
-    find(named, |name| env::var_os(name))
+    find(named, |name| env::var_os(name), &unusable_runtime).map(|found| found.home)
 }
 
-fn find(named: Option<PathBuf>, environment: impl Fn(&str) -> Option<OsString>) -> Result<Home, Error> {
+/// Answers why `XDG_RUNTIME_DIR` is not used, where it is set and `run` in the home takes its place.
+pub(crate) fn refused_runtime(named: Option<PathBuf>) -> Option<String> {
+    find(named, |name| env::var_os(name), &unusable_runtime).ok()?.refused_runtime
+}
+
+/// The home, and what was set for it in vain.
+#[derive(Debug)]
+struct FoundHome {
+    home: Home,
+    refused_runtime: Option<String>,
+}
+
+fn find(
+    named: Option<PathBuf>,
+    environment: impl Fn(&str) -> Option<OsString>,
+    unusable: &dyn Fn(&Path) -> Option<String>,
+) -> Result<FoundHome, Error> {
     let set = |name: &str| environment(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    if let Some(root) = named.or_else(|| set("VMKIT_HOME")) {
-        return Home::at(absolute("home", &root)?);
+    let one = |home: Home| FoundHome { home, refused_runtime: None };
+    if let Some(root) = named {
+        return Home::at(absolute("home", &root)?).map(one);
+    }
+    if let Some(root) = set("VMKIT_HOME") {
+        let root = absolute("VMKIT_HOME", &root)?;
+        return Home::at(root).map(one).map_err(|error| named_by("VMKIT_HOME", error));
     }
     // A relative path in these variables is to be ignored. Source: the XDG Base Directory Specification.
     let xdg = |name: &str| set(name).filter(|path| path.is_absolute());
     let below_user = |below: &str| match set("HOME") {
-        Some(user) => Ok(user.join(below)),
+        Some(user) if user.is_absolute() => Ok(user.join(below)),
+        Some(user) => Err(Error::invalid("HOME", user.display(), "the path must be absolute")),
         None => Err(Error::Host {
             needed: "HOME".to_owned(),
             problem: "it is not set, and says where VMs are kept: set it, or VMKIT_HOME, or give --home"
                 .to_owned(),
         }),
     };
-    let data = xdg("XDG_DATA_HOME").map_or_else(|| below_user(".local/share"), Ok)?.join("vmkit");
+    let (data_from, data) = match xdg("XDG_DATA_HOME") {
+        Some(data) => ("XDG_DATA_HOME", data),
+        None => ("HOME", below_user(".local/share")?),
+    };
+    let data = data.join("vmkit");
     let cache = xdg("XDG_CACHE_HOME").map_or_else(|| below_user(".cache"), Ok)?.join("vmkit");
-    let runtime = xdg("XDG_RUNTIME_DIR").map_or_else(|| data.join("run"), |path| path.join("vmkit"));
-    Home::split(data, runtime, cache)
+    let mut refused_runtime = None;
+    if let Some(dir) = set("XDG_RUNTIME_DIR") {
+        let tried = match unusable(&dir) {
+            Some(why) => Err(why),
+            None => Home::split(&data, dir.join("vmkit"), &cache).map_err(|error| match error {
+                Error::Invalid { expected, .. } => expected,
+                other => other.to_string(),
+            }),
+        };
+        match tried {
+            Ok(home) => return Ok(one(home)),
+            Err(why) => refused_runtime = Some(format!("XDG_RUNTIME_DIR={}: {why}", dir.display())),
+        }
+    }
+    let home = Home::split(&data, data.join("run"), cache).map_err(|error| named_by(data_from, error))?;
+    Ok(FoundHome { home, refused_runtime })
+}
+
+/// Says of a place that can't be used which variable named it.
+fn named_by(variable: &'static str, error: Error) -> Error {
+    match error {
+        Error::Invalid { value, expected, .. } => Error::invalid(variable, value, expected),
+        other => other,
+    }
+}
+
+/// Answers why sockets can't be made below a runtime directory: `su` keeps the variable of another user, and the directory is
+/// gone once its user has logged out.
+///
+/// Source: the XDG Base Directory Specification, which has programs fall back to another directory.
+fn unusable_runtime(dir: &Path) -> Option<String> {
+    let own = dir.join("vmkit");
+    let user = rustix::process::geteuid().as_raw();
+    if !dir.is_absolute() {
+        return Some("the path is relative".to_owned());
+    }
+    for path in [dir, &own] {
+        match path.metadata() {
+            Ok(found) if !found.is_dir() => return Some(format!("{} is not a directory", path.display())),
+            Ok(found) if found.uid() != user => {
+                let (path, owner) = (path.display(), found.uid());
+                return Some(format!("{path} belongs to user {owner}, and this is user {user}"));
+            }
+            Ok(_) => {}
+            // It is made where it is missing.
+            Err(error) if path == own && error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Some(format!("{}: {error}", path.display())),
+        }
+        if let Err(errno) = access(path, Access::WRITE_OK | Access::EXEC_OK) {
+            return Some(format!("{}: {}", path.display(), io::Error::from(errno)));
+        }
+    }
+    None
 }
 
 /// Answers the path seen from the root: a VM outlives the directory that its command was typed in.
@@ -79,9 +159,10 @@ mod tests {
     }
 
     fn found(named: Option<&str>, variables: &[(&str, &str)]) -> Result<Home, Error> {
-        find(named.map(PathBuf::from), |name| {
-            variables.iter().find(|(other, _)| *other == name).map(|(_, value)| value.into())
-        })
+        let value =
+            |name: &str| variables.iter().find(|(other, _)| *other == name).map(|(_, value)| value.into());
+        let unusable = |dir: &Path| (dir == Path::new("/gone")).then(|| "no such directory".to_owned());
+        find(named.map(PathBuf::from), value, &unusable).map(|found| found.home)
     }
 
     #[test]
@@ -105,6 +186,48 @@ mod tests {
         let data = "/user/.local/share/vmkit";
         let expected = Home::split(data, format!("{data}/run"), "/user/.cache/vmkit").unwrap();
         assert_eq!(found(None, &[("HOME", "/user")]).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_runtime_directory_that_can_not_be_used_gives_way_to_one_in_the_home() {
+        let expected = Home::split("/data/vmkit", "/data/vmkit/run", "/user/.cache/vmkit").unwrap();
+        let long = format!("/{}", "r".repeat(90));
+        for runtime in ["/gone", &long] {
+            let variables = [("XDG_DATA_HOME", "/data"), ("XDG_RUNTIME_DIR", runtime), ("HOME", "/user")];
+            assert_eq!(found(None, &variables).unwrap(), expected, "{runtime}");
+        }
+    }
+
+    #[test]
+    fn a_runtime_directory_is_this_users_and_can_be_written_to() {
+        let temp = tempfile::tempdir().unwrap();
+        let at = |name: &str| temp.path().join(name);
+        let why = |dir: &Path| unusable_runtime(dir).unwrap_or_default();
+        assert_eq!(unusable_runtime(temp.path()), None);
+        std::fs::create_dir(at("vmkit")).unwrap();
+        assert_eq!(unusable_runtime(temp.path()), None);
+        std::fs::write(at("file"), "").unwrap();
+        assert!(why(&at("file")).contains("file is not a directory"));
+        assert!(why(&at("gone")).contains("No such file or directory"));
+        assert_eq!(why(Path::new("run")), "the path is relative");
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(at("vmkit"), Some(65534), None).unwrap();
+            assert!(why(temp.path()).contains("vmkit belongs to user 65534, and this is user 0"));
+        }
+    }
+
+    #[test]
+    fn a_home_that_can_not_be_used_is_said_to_be_of_its_variable() {
+        let long = format!("/{}", "h".repeat(100));
+        for (variables, said) in [
+            (vec![("VMKIT_HOME", long.as_str())], "VMKIT_HOME: \"/hhh"),
+            (vec![("HOME", long.as_str())], "HOME: \"/hhh"),
+            (vec![("HOME", "/user"), ("XDG_DATA_HOME", long.as_str())], "XDG_DATA_HOME: \"/hhh"),
+            (vec![("HOME", "user")], "HOME: \"user\": the path must be absolute"),
+        ] {
+            let error = found(None, &variables).unwrap_err().to_string();
+            assert!(error.starts_with(said), "{error}");
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
     reason = "KVM memory, the tun ioctl, passing descriptors through exec and what is done before one have no safe wrapper"
 )]
 
+use std::ffi::c_int;
 use std::fs;
 use std::io;
 #[cfg(target_os = "linux")]
@@ -39,6 +40,56 @@ pub(crate) fn close_inherited(first: RawFd) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+unsafe extern "C" {
+    /// Source: signal(3p).
+    #[link_name = "signal"]
+    fn set_signal(signal: c_int, effect: usize) -> usize;
+    /// Source: sigsetops(3).
+    fn sigemptyset(set: *mut SignalSet) -> c_int;
+    /// Source: pthread_sigmask(3).
+    fn pthread_sigmask(how: c_int, set: *const SignalSet, old: *mut SignalSet) -> c_int;
+}
+
+/// As much as the largest `sigset_t` has: 128 bytes, on Linux.
+#[repr(C, align(16))]
+struct SignalSet([u64; 16]);
+
+/// Has this thread, and what it starts, block no signal.
+pub(crate) fn block_no_signal() -> io::Result<()> {
+    const SIG_SETMASK: c_int = if cfg!(target_os = "linux") { 2 } else { 3 };
+    let mut none = SignalSet([0; 16]);
+    // SAFETY: the set is no smaller than the system's, which writes to it only here.
+    let errno = unsafe {
+        sigemptyset(&mut none);
+        pthread_sigmask(SIG_SETMASK, &none, std::ptr::null_mut())
+    };
+    match errno {
+        0 => Ok(()),
+        errno => Err(io::Error::from_raw_os_error(errno)),
+    }
+}
+
+/// Gives a signal its default effect in this process, and in programs that it executes.
+pub(crate) fn default_effect(signal: c_int) -> io::Result<()> {
+    // SIG_DFL, on every system.
+    set_effect(signal, 0)
+}
+
+/// Has a signal do nothing but interrupt what waits. Unlike an ignored one, it has its default effect in programs that are executed.
+pub(crate) fn no_effect(signal: c_int) -> io::Result<()> {
+    extern "C" fn nothing(_: c_int) {}
+    set_effect(signal, nothing as extern "C" fn(c_int) as usize)
+}
+
+fn set_effect(signal: c_int, effect: usize) -> io::Result<()> {
+    // SAFETY: the effect is SIG_DFL or a function that touches nothing, which may run at any time.
+    match unsafe { set_signal(signal, effect) } {
+        // SIG_ERR.
+        usize::MAX => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
 }
 
 /// Has the kernel kill the program that this command runs when the thread that spawns it ends, however that comes; with SIGKILL of

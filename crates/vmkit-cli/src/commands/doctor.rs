@@ -1,7 +1,10 @@
 //! `vmkit doctor`.
 
+use std::io;
+
 use clap::{Args, ValueEnum};
-use vmkit::host::doctor::{Check, DirFacts, Status, diagnose_propolis, places};
+use vmkit::Error;
+use vmkit::host::doctor::{Check, DirFacts, ProcessLimits, Status, diagnose_propolis, limits, places};
 #[cfg(target_os = "linux")]
 use vmkit::host::{HostFacts, ProbeOptions, doctor::diagnose};
 
@@ -39,29 +42,55 @@ impl Backend {
         Backend::Propolis
     }
 
-    fn checks(self, context: &Context) -> Result<Vec<Check>, Failure> {
+    fn checks(self, context: &Context, kvm: Kvm) -> Result<Vec<Check>, Failure> {
         let home = context.home()?;
         let (kept, run) = (DirFacts::probe(home.vms()), DirFacts::probe(home.run()));
-        match self {
+        let mut checks = match self {
             #[cfg(target_os = "linux")]
             Backend::Qemu => {
                 let mut options = ProbeOptions::new(context.search_path());
-                options.kvm = true;
+                options.kvm = matches!(kvm, Kvm::Try);
                 let facts = context.block_on(async { Ok(HostFacts::probe(&options).await?) })?;
-                Ok(diagnose(&facts, &kept, &run))
+                diagnose(&facts, &kept, &run)
             }
             Backend::Propolis => {
                 let mut checks = diagnose_propolis(&propolis::host(context.search_path())?);
                 checks.extend(places(&kept, &run, rustix::process::geteuid().as_raw()));
-                Ok(checks)
+                checks
             }
+        };
+        if let Some(refused) = context.refused_runtime()
+            && let Some(check) = checks.iter_mut().find(|check| check.name == "runtime")
+        {
+            check.found.push_str(&format!("; not used: {refused}"));
         }
+        checks.extend(limits(&ProcessLimits::probe()));
+        Ok(checks)
     }
+}
+
+/// Whether guest code is run to see what KVM is good for.
+#[derive(Debug, Clone, Copy)]
+enum Kvm {
+    Try,
+    Leave,
+}
+
+/// Tells whether `vmkit doctor` would show the cause of an error that is put down to the host. Guest code is not run for this.
+pub(crate) fn finds_cause(context: &Context, error: &Error) -> bool {
+    let is_full = |kind| matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+    let wants_room = matches!(error, Error::Io { source, .. } if is_full(source.kind()));
+    let is_cause = |check: &Check| match check.status {
+        Status::Fail => true,
+        Status::Warn => wants_room && check.name == "room",
+        Status::Ok => false,
+    };
+    Backend::usual().checks(context, Kvm::Leave).is_ok_and(|checks| checks.iter().any(is_cause))
 }
 
 impl Doctor {
     pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
-        let checks = self.backend.unwrap_or_else(Backend::usual).checks(context)?;
+        let checks = self.backend.unwrap_or_else(Backend::usual).checks(context, Kvm::Try)?;
         if self.json {
             output::json(&checks)?;
         } else {

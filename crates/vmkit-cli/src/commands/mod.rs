@@ -4,7 +4,7 @@ mod completions;
 mod console;
 mod cp;
 mod create;
-mod doctor;
+pub(crate) mod doctor;
 mod exec;
 mod forward;
 mod image;

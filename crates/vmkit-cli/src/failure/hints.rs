@@ -1,5 +1,10 @@
 //! What somebody may do about an error.
 
+use std::error::Error as StdError;
+use std::io;
+
+use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit};
 use vmkit::lifecycle::{InvalidTransition, Operation};
 use vmkit::{Error, ErrorKind, LoginPart, VmState};
 
@@ -8,6 +13,9 @@ use super::Whose;
 /// What helps who does not know which images there are.
 const IMAGES: &str =
     "`vmkit image ls` lists the images that are here, with --available those that can be had";
+
+/// What helps where a check of `vmkit doctor` fails.
+pub(super) const DOCTOR: &str = "`vmkit doctor` tells what this host lacks";
 
 /// Answers what may be done about an error, of this VM where it is one's that is still there.
 pub(super) fn hint(error: &Error, of: Option<&Whose>) -> Option<String> {
@@ -59,7 +67,11 @@ pub(super) fn hint(error: &Error, of: Option<&Whose>) -> Option<String> {
             return Some(format!("`vmkit forward {vm} 22` leads one there"));
         }
         Error::NoLogin { .. } => "this VM was made without; say who logs in: --user NAME --identity FILE",
-        _ => return of.and_then(|of| of_vm(error, of)).or_else(|| of_kind(error.kind())),
+        _ => {
+            return of_limit(error)
+                .or_else(|| of.and_then(|of| of_vm(error, of)))
+                .or_else(|| of_kind(error.kind()));
+        }
     };
     Some(hint.to_owned())
 }
@@ -94,9 +106,42 @@ fn of_vm(error: &Error, of: &Whose) -> Option<String> {
     })
 }
 
+/// Answers which limit of this process an error of the system is due to.
+fn of_limit(error: &Error) -> Option<String> {
+    let limit = |resource| getrlimit(resource).current;
+    let memory = || {
+        let most = limit(Resource::As)?;
+        Some(format!("RLIMIT_AS allows {most} bytes of memory: `ulimit -v` tells and sets it"))
+    };
+    if matches!(error, Error::QemuExited { .. }) {
+        return memory();
+    }
+    let mut cause: Option<&dyn StdError> = Some(error);
+    let errno = loop {
+        match cause?.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
+            Some(errno) => break errno,
+            None => cause = cause?.source(),
+        }
+    };
+    match Errno::from_raw_os_error(errno) {
+        Errno::MFILE => limit(Resource::Nofile).map(|most| {
+            format!("RLIMIT_NOFILE allows {most} open files: `ulimit -n` raises that, up to its hard limit")
+        }),
+        Errno::FBIG => limit(Resource::Fsize).map(|most| {
+            format!("RLIMIT_FSIZE allows files of {most} bytes at the most: `ulimit -f` tells and sets it")
+        }),
+        Errno::AGAIN => limit(Resource::Nproc).map(|most| {
+            format!(
+                "RLIMIT_NPROC allows this user {most} processes and threads: `ulimit -u` tells and sets it"
+            )
+        }),
+        Errno::NOMEM => memory(),
+        _ => None,
+    }
+}
+
 fn of_kind(kind: ErrorKind) -> Option<String> {
     let hint = match kind {
-        ErrorKind::Host => "`vmkit doctor` tells what this host lacks",
         ErrorKind::Record => "the file was left as it is: mend it, or move it away",
         _ => return None,
     };

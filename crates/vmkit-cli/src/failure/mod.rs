@@ -7,6 +7,8 @@ use std::io;
 use vmkit::ErrorKind;
 use vmkit::spec::VmName;
 
+use crate::commands::doctor;
+use crate::context::Context;
 use crate::{machine_hint, output};
 
 /// Why a command did not do what it was asked.
@@ -104,12 +106,27 @@ impl Failure {
     }
 
     /// Prints what went wrong, then what may be done about it.
-    pub(crate) fn report(&self) {
+    pub(crate) fn report(&self, context: Option<&Context>) {
         let mut hints = Vec::new();
         self.tell(&mut hints);
         hints.dedup();
+        if let (Some(error), Some(context)) = (self.of_host(), context)
+            && doctor::finds_cause(context, error)
+        {
+            hints.push(hints::DOCTOR.to_owned());
+        }
         machine_hint::of(self).iter().for_each(|hint| output::hint(hint));
         hints.iter().for_each(|hint| output::hint(hint));
+    }
+
+    /// Returns the failure that is put down to the host, if there is one.
+    fn of_host(&self) -> Option<&vmkit::Error> {
+        match self {
+            Failure::Library { error, .. } => (error.kind() == ErrorKind::Host).then_some(error),
+            Failure::Own { failure, .. } | Failure::Hinted { failure, .. } => failure.of_host(),
+            Failure::Several(failures) => failures.iter().find_map(Failure::of_host),
+            Failure::Usage(_) | Failure::Output(_) | Failure::Unfit | Failure::Exit(_) => None,
+        }
     }
 
     fn tell(&self, hints: &mut Vec<String>) {

@@ -23,6 +23,7 @@ use tokio::time::timeout;
 
 use super::credentials::{Login, login_name};
 use crate::error::{Error, Result};
+use crate::host::inherited::child_problem;
 use crate::steps::step;
 
 /// The beginning of every helper's name.
@@ -94,7 +95,7 @@ impl CredentialProgram {
         };
         step("image: run a credential helper").map_err(Error::io("run", &self.program))?;
         let (said, complained, status) = match timeout(self.limit, self.run(login_name(registry))).await {
-            Ok(ended) => ended.map_err(|error| failed(format!("can't be run: {error}")))?,
+            Ok(ended) => ended.map_err(|error| failed(format!("can't be run: {}", child_problem(&error))))?,
             Err(_) => {
                 let awaited = format!("{} to give the login at {registry}", self.name);
                 return Err(Error::TimedOut { awaited, after: self.limit, console: String::new() });

@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use super::hold::Hold;
 use crate::backend::supervise::process::kill_by;
 use crate::error::{Error, Result};
+use crate::host::inherited::child_problem;
 use crate::steps::step;
 
 /// How long a program may take, unless set otherwise: to destroy a large volume takes a while.
@@ -133,8 +134,10 @@ impl Host {
     }
 
     async fn run(&self, words: &[String], line: &[String], input: Stdio, kill: bool) -> Result<Done> {
-        let failed =
-            |error| Error::Host { needed: line[0].clone(), problem: format!("it can't be run: {error}") };
+        let failed = |error| Error::Host {
+            needed: line[0].clone(),
+            problem: format!("it can't be run: {}", child_problem(&error)),
+        };
         let mut command = Command::new(&line[0]);
         command.args(&line[1..]).env_clear().env("LC_ALL", "C").stdin(input).kill_on_drop(kill);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(failed)?;

@@ -27,11 +27,11 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::Mode;
 use rustix::io::{Errno, FdFlags};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 
 use super::runfile::{Ended, RunFile};
 use crate::boundedlog::BoundedLog;
+use crate::host::inherited;
 use crate::host::process::{ProcessFd, ProcessId};
 
 /// The name that a process gives itself (as its first argument) to be a keeper.
@@ -125,7 +125,7 @@ fn main() -> i32 {
     if crate::sys::close_inherited(3).is_err() {
         return 1;
     }
-    raise_descriptor_limit();
+    inherited::settle_keeper();
     let Ok(control) = io::stdin().as_fd().try_clone_to_owned() else {
         return 1;
     };
@@ -184,12 +184,17 @@ fn receive(control: &UnixStream) -> io::Result<(Launch, Vec<OwnedFd>)> {
     Ok((serde_json::from_slice(&line)?, descriptors))
 }
 
-/// Lets this process and the hypervisor open as many descriptors as the system allows: a shell's soft limit may be below the
-/// numbers that the hypervisor gets its sockets under.
-fn raise_descriptor_limit() {
-    let limit = getrlimit(Resource::Nofile);
-    // Where it is refused, what needs it says so.
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+/// Checks that the hypervisor can have its descriptors under their numbers.
+fn check_descriptor_limit(launch: &Launch) -> Result<(), String> {
+    let highest = launch.descriptors.iter().chain(&launch.console_log_descriptor).max();
+    let needed = highest.map_or(0, |number| u64::try_from(*number).unwrap_or(0) + 1);
+    match inherited::most_descriptors() {
+        Some(most) if most < needed => Err(format!(
+            "RLIMIT_NOFILE, the limit of open descriptors, is {most} (expected at least {needed}): raise its hard limit \
+             (`ulimit -Hn`, LimitNOFILE of a systemd unit)"
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// The hypervisor and all that hangs on it.
@@ -235,6 +240,7 @@ impl Kept {
         if descriptors.len() != launch.descriptors.len() {
             return Err(format!("{} descriptors came, not {}", descriptors.len(), launch.descriptors.len()));
         }
+        check_descriptor_limit(launch)?;
         let mut logs = Vec::new();
         let (console_read, console_write) = pipe()?;
         let (log_read, log_write) = pipe()?;

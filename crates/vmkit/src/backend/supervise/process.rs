@@ -27,6 +27,7 @@ use super::alive;
 use super::runfile::{self, Ended, Run};
 use super::{ALIVE_DESCRIPTOR, Place};
 use crate::error::{Error, ErrorKind, Result};
+use crate::host::inherited::child_problem;
 use crate::host::process::{ProcessFd, ProcessId, boot_id};
 
 /// How long a keeper may take to write down an end: it has nothing else to do.
@@ -251,7 +252,7 @@ pub(crate) async fn kill_by(killer: &[String], pid: u32) -> Result<()> {
     let failed = |problem: String| Error::Host { needed: killer.join(" "), problem };
     let output = timeout(KILLER_LIMIT, command.kill_on_drop(true).output()).await;
     let output = output.map_err(|_| failed("it does not end".to_owned()))?;
-    let output = output.map_err(|error| failed(format!("it can't be run: {error}")))?;
+    let output = output.map_err(|error| failed(format!("it can't be run: {}", child_problem(&error))))?;
     match output.status.success() {
         true => Ok(()),
         false => Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned())),

@@ -62,6 +62,8 @@ fn signal_name(signal: i32) -> &'static str {
         9 => " (SIGKILL)",
         11 => " (SIGSEGV)",
         15 => " (SIGTERM)",
+        24 => " (SIGXCPU: RLIMIT_CPU, the limit of the time it may compute, was reached)",
+        25 => " (SIGXFSZ: RLIMIT_FSIZE, the limit of a file's size, was reached)",
         31 => " (SIGSYS: the sandbox forbade a system call)",
         _ => "",
     }

@@ -1,5 +1,6 @@
 //! Whether this host is fit to run VMs, and what to do where it is not.
 
+mod limits;
 #[cfg(feature = "propolis")]
 mod propolis;
 #[cfg(all(target_os = "linux", feature = "qemu"))]
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Access, StatVfsMountFlags, access, statvfs};
 use serde::Serialize;
 
+pub use self::limits::{ProcessLimits, limits};
 #[cfg(feature = "propolis")]
 pub use self::propolis::{PropolisHost, diagnose_propolis};
 #[cfg(all(target_os = "linux", feature = "qemu"))]

@@ -2,19 +2,22 @@
 
 use std::fmt;
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::str::FromStr;
 use std::time::Duration;
 
 use rustix::fs::{Access, access};
 use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
 use tokio::time::timeout;
 
 use crate::error::Error;
 use crate::host::facts::cache;
+use crate::host::inherited::child_problem;
 use crate::spec::Arch;
 
 const CACHE: &str = "qemu.json";
@@ -174,21 +177,48 @@ pub(super) async fn with_versions(found: Vec<(Arch, PathBuf)>, cache_dir: Option
 
 /// Runs the program with `--version`.
 async fn ask_version(path: &Path) -> Result<QemuVersion, String> {
-    let mut command = Command::new(path);
-    command.arg("--version").stdin(Stdio::null()).kill_on_drop(true);
-    let output = match timeout(DEADLINE, command.output()).await {
-        Ok(Ok(output)) => output,
-        Ok(Err(error)) => return Err(format!("it can't be executed: {error}")),
+    let output = match timeout(DEADLINE, output(path)).await {
+        Ok(output) => output?,
         Err(_) => return Err(format!("`--version` did not end within {} s", DEADLINE.as_secs())),
     };
-    let said = String::from_utf8_lossy(&output.stdout);
-    if let (true, Some(version)) = (output.status.success(), QemuVersion::printed(&said)) {
+    let said = String::from_utf8_lossy(&output.said);
+    // A program that was asked in vain for its end has told its version nevertheless.
+    let is_well = output.ended.as_ref().map_or(true, ExitStatus::success);
+    if let (true, Some(version)) = (is_well, QemuVersion::printed(&said)) {
         return Ok(version);
     }
-    let complaint = String::from_utf8_lossy(&output.stderr);
+    let ended =
+        output.ended.map_err(|error| format!("how it ended is not known: {}", child_problem(&error)))?;
+    let complaint = String::from_utf8_lossy(&output.complained);
     let first = said.lines().chain(complaint.lines()).next().unwrap_or("nothing");
     let first: String = first.chars().take(200).collect();
-    Err(format!("`--version` ended with {} and said {first:?}", output.status))
+    Err(format!("`--version` ended with {ended} and said {first:?}"))
+}
+
+/// What a program printed, and how it ended.
+struct VersionOutput {
+    said: Vec<u8>,
+    complained: Vec<u8>,
+    ended: io::Result<ExitStatus>,
+}
+
+/// Runs the program to its end.
+async fn output(path: &Path) -> Result<VersionOutput, String> {
+    let failed = |error: io::Error| format!("it can't be executed: {error}");
+    let mut command = Command::new(path);
+    command.arg("--version").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.kill_on_drop(true).spawn().map_err(failed)?;
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let (said, complained, ended) = tokio::join!(all_of(stdout), all_of(stderr), child.wait());
+    Ok(VersionOutput { said: said.map_err(failed)?, complained: complained.map_err(failed)?, ended })
+}
+
+async fn all_of(pipe: Option<impl AsyncRead + Unpin>) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    if let Some(mut pipe) = pipe {
+        pipe.read_to_end(&mut bytes).await?;
+    }
+    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -1,0 +1,93 @@
+//! What the limits of this process allow its VMs, which inherit them.
+
+use rustix::process::{Resource, getrlimit};
+use serde::Serialize;
+
+use super::{Check, Status, bad, ok};
+
+/// As many descriptors QEMU needs at least: it is given its sockets under numbers from 200 up.
+const FEWEST_DESCRIPTORS: u64 = 210;
+/// Fewer than these are too few for a VM with many disks or a busy network.
+const FEW_DESCRIPTORS: u64 = 1024;
+
+/// The hard limits of this process; `None` is without bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct ProcessLimits {
+    /// How many descriptors can be open: RLIMIT_NOFILE.
+    pub descriptors: Option<u64>,
+    /// How long a file that it writes can be, in bytes: RLIMIT_FSIZE.
+    pub file_bytes: Option<u64>,
+    /// How much memory it can map, in bytes: RLIMIT_AS.
+    pub memory_bytes: Option<u64>,
+}
+
+impl ProcessLimits {
+    /// Reads the limits of this process.
+    pub fn probe() -> Self {
+        let of = |resource| getrlimit(resource);
+        Self {
+            // Raised to its hard limit where it counts.
+            descriptors: of(Resource::Nofile).maximum,
+            file_bytes: of(Resource::Fsize).current,
+            memory_bytes: of(Resource::As).current,
+        }
+    }
+}
+
+/// Judges the limits of a process that starts VMs.
+pub fn limits(limits: &ProcessLimits) -> Vec<Check> {
+    vec![descriptors(limits), sizes(limits)]
+}
+
+fn descriptors(limits: &ProcessLimits) -> Check {
+    const RAISE: &str = "raise the hard limit: `ulimit -Hn`, or LimitNOFILE of a systemd unit";
+    match limits.descriptors {
+        Some(most) if most < FEW_DESCRIPTORS => {
+            let status = if most < FEWEST_DESCRIPTORS { Status::Fail } else { Status::Warn };
+            let found =
+                format!("{most} open files at the most (RLIMIT_NOFILE), a VM needs {FEWEST_DESCRIPTORS}");
+            bad("descriptors", status, found, RAISE)
+        }
+        Some(most) => ok("descriptors", format!("{most} open files at the most")),
+        None => ok("descriptors", "open files without limit"),
+    }
+}
+
+fn sizes(limits: &ProcessLimits) -> Check {
+    let mut found = Vec::new();
+    if let Some(bytes) = limits.file_bytes {
+        found.push(format!("a file has {bytes} bytes at the most (RLIMIT_FSIZE, `ulimit -f`)"));
+    }
+    if let Some(bytes) = limits.memory_bytes {
+        found.push(format!("a process has {bytes} bytes of memory at the most (RLIMIT_AS, `ulimit -v`)"));
+    }
+    match found.is_empty() {
+        true => ok("limits", "files and memory without limit"),
+        false => {
+            let advice = "raise them, or VMs fail that need more: disks, and the guest's memory, count";
+            bad("limits", Status::Warn, found.join("; "), advice)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_that_keeps_vms_from_running_is_named() {
+        let none = ProcessLimits { descriptors: None, file_bytes: None, memory_bytes: None };
+        assert!(limits(&none).iter().all(|check| check.status == Status::Ok));
+        for (found, name, status, said) in [
+            (ProcessLimits { descriptors: Some(209), ..none }, "descriptors", Status::Fail, "RLIMIT_NOFILE"),
+            (ProcessLimits { descriptors: Some(256), ..none }, "descriptors", Status::Warn, "256 open files"),
+            (ProcessLimits { file_bytes: Some(4096), ..none }, "limits", Status::Warn, "RLIMIT_FSIZE"),
+            (ProcessLimits { memory_bytes: Some(1 << 30), ..none }, "limits", Status::Warn, "RLIMIT_AS"),
+        ] {
+            let checks = limits(&found);
+            let check = checks.iter().find(|check| check.name == name).unwrap();
+            assert!(check.status == status && check.found.contains(said), "{check:?}");
+        }
+    }
+}

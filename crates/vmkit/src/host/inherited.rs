@@ -1,0 +1,95 @@
+//! What a process inherits from the program that started it, and can't work with: ignored signals, low limits, a file mode mask.
+//!
+//! Source: signal(7) and execve(2): a signal that was ignored stays ignored in the program that is executed.
+
+use std::ffi::c_int;
+use std::io;
+
+use rustix::fs::Mode;
+use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
+
+use crate::sys;
+
+/// The bits of a file's mode that are its owner's.
+const OWNER: u32 = 0o700;
+/// The last number of a signal that can be set: signal(7), the real-time signals among them.
+const LAST_SIGNAL: c_int = 64;
+
+/// Sets what a command inherits to what vmkit works with.
+///
+/// - SIGCHLD has its default effect: while it is ignored, the ends of child processes are lost.
+/// - A write beyond RLIMIT_FSIZE fails instead of ending the process; a child has the default effect.
+/// - As many descriptors can be open as RLIMIT_NOFILE's hard limit allows.
+/// - The file mode mask does not take away the owner's own permissions.
+///
+/// The library never does this by itself, for the process is its program's. A program for which vmkit is the purpose, such as the
+/// command `vmkit`, calls it first in `main`, after [`run_if_keeper`](crate::run_if_keeper).
+pub fn settle() {
+    default_effect(Signal::CHILD);
+    survive_file_limit();
+    raise_descriptor_limit();
+    let mask = rustix::process::umask(Mode::empty());
+    rustix::process::umask(mask.difference(Mode::from_raw_mode(OWNER as _)));
+}
+
+/// Gives all signals their default effect, in this process and those that it starts, and blocks none. There are two exceptions: std
+/// resets SIGPIPE for each child, and a write beyond RLIMIT_FSIZE fails in this process only.
+pub(crate) fn settle_keeper() {
+    // It fails for no set of signals that the system has.
+    let _ = sys::block_no_signal();
+    for signal in 1..=LAST_SIGNAL {
+        if signal != Signal::PIPE.as_raw() {
+            // What can't be set, such as SIGKILL, has its default effect anyway.
+            let _ = sys::default_effect(signal);
+        }
+    }
+    survive_file_limit();
+    raise_descriptor_limit();
+}
+
+/// Returns the most descriptors that this process can have open: RLIMIT_NOFILE's hard limit.
+pub(crate) fn most_descriptors() -> Option<u64> {
+    getrlimit(Resource::Nofile).maximum
+}
+
+/// Returns what is wrong where a child's end was asked for in vain; other errors as they are.
+pub(crate) fn child_problem(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(errno) if errno == Errno::CHILD.raw_os_error() => {
+            format!(
+                "SIGCHLD is ignored in this process, so the ends of its children are lost ({error}): set SIGCHLD to its default"
+            )
+        }
+        _ => error.to_string(),
+    }
+}
+
+fn default_effect(signal: Signal) {
+    // It fails only for what is no signal.
+    let _ = sys::default_effect(signal.as_raw());
+}
+
+fn survive_file_limit() {
+    let _ = sys::no_effect(Signal::XFSZ.as_raw());
+}
+
+/// Lets this process open as many descriptors as the system allows: a shell's soft limit may be below the numbers that a
+/// hypervisor gets its sockets under.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    // Where it is refused, what needs it says so.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_lost_child_is_put_down_to_an_ignored_signal() {
+        let lost = io::Error::from(Errno::CHILD);
+        assert!(child_problem(&lost).starts_with("SIGCHLD is ignored in this process"), "{lost}");
+        assert!(!child_problem(&io::Error::from(Errno::NOENT)).contains("SIGCHLD"));
+    }
+}
