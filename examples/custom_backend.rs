@@ -2,8 +2,9 @@
 //!
 //! `cargo run -p vmkit-testkit --example custom_backend`
 //!
-//! The backend here runs nothing: its VMs are files in a directory, `NAME.json` with an identity and a state. That makes
-//! it short, and still a true backend: any number of programs may hold it over the same directory.
+//! The backend here runs nothing: its VMs are files in a directory, `NAME.json` with an identity
+//! and a state. That makes it short, and still a true backend: any number of programs may hold it
+//! over the same directory.
 #![expect(clippy::print_stdout, reason = "an example shows what it does")]
 
 use std::fs;
@@ -41,7 +42,8 @@ impl PaperHypervisor {
         self.dir.join(format!("{name}.json"))
     }
 
-    /// Reads a VM's sheet; `None` where there is none, or where the name belongs to another VM by now.
+    /// Reads a VM's sheet; `None` where there is none, or where the name belongs to another VM by
+    /// now.
     fn read(&self, vm: &VmHandle) -> Result<Option<Sheet>> {
         let path = self.sheet(vm.name());
         let text = match fs::read(&path) {
@@ -62,7 +64,8 @@ impl PaperHypervisor {
         Ok(temporary)
     }
 
-    /// Does an operation: the table of `lifecycle::next` says whether it is legal and where it leads.
+    /// Does an operation: the table of `lifecycle::next` says whether it is legal and where it
+    /// leads.
     fn change(&self, vm: &VmHandle, operation: Operation) -> Result<VmHandle> {
         let missing = || Error::NotFound { what: "VM", name: vm.name().to_string() };
         let mut sheet = self.read(vm)?.ok_or_else(missing)?;
@@ -77,7 +80,7 @@ impl PaperHypervisor {
         Ok(handle)
     }
 
-    /// Makes a VM fail, as a hypervisor's crash would.
+    /// Sets a VM to failed, as a hypervisor's crash would.
     fn tear(&self, vm: &VmHandle) {
         let sheet = Sheet { id: vm.id, state: VmState::failed(FailureKind::Other, "the sheet was torn") };
         let path = self.sheet(vm.name());
@@ -166,7 +169,8 @@ async fn main() -> Result<()> {
     let mut router = RouterHypervisor::new(BackendTag::Noop).with(NoopHypervisor::new());
     router.register(paper.clone());
 
-    // Step 4: nothing more. A spec that names the tag, and every handle that carries it, is dispatched to the backend.
+    // Step 4: nothing more. A spec that names the tag, and every handle that carries it, is
+    // dispatched to the backend.
     let by_paper = |name| {
         let spec = paper_spec(name);
         VmSpec::builder(spec.name().clone())
@@ -180,7 +184,8 @@ async fn main() -> Result<()> {
     println!("{} is {} by the backend `{}`", vm.name(), router.state(&vm).await?, vm.backend);
     router.destroy(vm).await?;
 
-    // And the proof: the suite that every backend passes, on the backend alone and behind the router.
+    // And the proof: the suite that every backend passes, on the backend alone and behind the
+    // router.
     let (alone, torn) = (paper.clone(), paper.clone());
     let options = Conformance::new(by_paper).breaking(move |vm| torn.tear(vm));
     let leftovers = dir.path().to_owned();

@@ -1,4 +1,5 @@
-//! A QEMU that is started and spoken to by hand: the same command line, sockets bound the same way, and nothing else.
+//! A QEMU that is started and spoken to by hand: the same command line, sockets bound the same way,
+//! and nothing else.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
@@ -26,7 +27,7 @@ pub(crate) struct Outfit {
     descriptors: Vec<OwnedFd>,
 }
 
-/// A QEMU that nobody but this process knows; ended when dropped.
+/// A QEMU that only this process knows; ended when dropped.
 pub(crate) struct ByHand {
     child: Child,
     run: PathBuf,
@@ -128,7 +129,7 @@ impl Monitor {
     }
 }
 
-/// Asks all monitors for their status, all at the same time, and answers how long that took.
+/// Asks all monitors for their status, all at the same time, and returns how long that took.
 pub(crate) fn ask_all(sockets: &[PathBuf]) -> Result<Duration> {
     let begin = Instant::now();
     let mut monitors = Vec::new();

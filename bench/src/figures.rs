@@ -50,9 +50,9 @@ pub(crate) struct Figure {
 
 /// Something that vmkit does and that can be done by hand.
 pub(crate) trait Pair {
-    /// Lets vmkit do it once and answers how long that took.
+    /// Lets vmkit do it once and returns how long that took.
     fn ours(&mut self) -> Result<Duration>;
-    /// Does it once by hand and answers how long that took.
+    /// Does it once by hand and returns how long that took.
     fn bare(&mut self) -> Result<Duration>;
 }
 
@@ -80,7 +80,7 @@ impl Figure {
         Ok(Self { name, ours_ms, bare_ms, ratio: ours_ms / bare_ms, runs, target })
     }
 
-    /// Answers the most that vmkit may take, in milliseconds.
+    /// Returns the most that vmkit may take, in milliseconds.
     fn most_ms(&self) -> f64 {
         match self.target {
             Target::Times(times) => self.bare_ms * times,
@@ -102,7 +102,7 @@ fn in_microseconds<S: Serializer>(number: &f64, serializer: S) -> std::result::R
     serializer.serialize_f64((number * 1000.0).round() / 1000.0)
 }
 
-/// Answers the figures as a person reads them.
+/// Returns the figures as a person reads them.
 pub(crate) fn table(figures: &[Figure]) -> String {
     let mut text = format!(
         "{:<16}{:>10}{:>10}{:>8}{:>6}   {:<22}\n",

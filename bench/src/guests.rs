@@ -30,7 +30,7 @@ pub(crate) struct Ours<'a> {
 }
 
 impl Bench {
-    /// Makes the home and the runtime, and finds the guest.
+    /// Creates the home and the runtime, and finds the guest.
     pub(crate) fn new() -> Result<Self> {
         // Short, since sockets lie below it.
         let dir = tempfile::Builder::new().prefix("vmkit-bench-").tempdir()?;
@@ -43,12 +43,12 @@ impl Bench {
         })
     }
 
-    /// Answers the temporary directory of this run.
+    /// Returns the temporary directory of this run.
     pub(crate) fn dir(&self) -> &Path {
         self.dir.path()
     }
 
-    /// Answers the spec of a small guest.
+    /// Returns the spec of a small guest.
     pub(crate) fn spec(&self, name: &str) -> Result<VmSpec> {
         Ok(self.guest.spec(name, Machine::Q35, "").id(Uuid::new_v4()).build()?)
     }
@@ -78,22 +78,22 @@ impl Bench {
 }
 
 impl Ours<'_> {
-    /// Starts the VM and answers how long that took.
+    /// Starts the VM and returns how long that took.
     pub(crate) fn start(&mut self) -> Result<Duration> {
         self.timed(async |qemu, vm| qemu.start(vm).await)
     }
 
-    /// Stops the VM, by force once the timeout has passed, and answers how long that took.
+    /// Stops the VM, by force once the timeout has passed, and returns how long that took.
     pub(crate) fn stop(&mut self, timeout: Duration) -> Result<Duration> {
         self.timed(async |qemu, vm| qemu.stop(vm, timeout).await)
     }
 
-    /// Suspends the VM and answers how long that took.
+    /// Suspends the VM and returns how long that took.
     pub(crate) fn suspend(&mut self) -> Result<Duration> {
         self.timed(async |qemu, vm| qemu.suspend(vm).await)
     }
 
-    /// Resumes the VM and answers how long that took.
+    /// Resumes the VM and returns how long that took.
     pub(crate) fn resume(&mut self) -> Result<Duration> {
         self.timed(async |qemu, vm| qemu.resume(vm).await)
     }

@@ -1,4 +1,5 @@
-//! From an image to a shell: what `launch` adds to making and starting a VM, and how soon a shell's prompt is there.
+//! From an image to a shell: what `launch` adds to making and starting a VM, and how soon a shell's
+//! prompt is there.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -17,7 +18,8 @@ use crate::figures::{self, Figure, Pair};
 use crate::program::Program;
 use crate::sshd::{Sshd, soon};
 
-/// Measures `vmkit launch --no-wait` of an image that is kept beside `vmkit create --start` of the same.
+/// Measures `vmkit launch --no-wait` of an image that is kept beside `vmkit create --start` of the
+/// same.
 pub(crate) fn launch(program: &mut Program, dir: &Path, runs: u32) -> Result<Figure> {
     let home = dir.join("launch");
     let image = dir.join("kept.img");
@@ -25,7 +27,8 @@ pub(crate) fn launch(program: &mut Program, dir: &Path, runs: u32) -> Result<Fig
     let image = image.to_str().ok_or("a path that is not UTF-8")?.to_owned();
     program.run("image import", &home, &["image", "import", &image, "--name", "kept"])?;
     let mut pair = Launch { program, home };
-    // The first time, the program asks QEMU for its version, and what a child needed would count as its own.
+    // The first time, the program asks QEMU for its version, and what a child needed would count as
+    // its own.
     pair.timed("", &["create", "one", "--image", "kept"])?;
     pair.program.forget("");
     Figure::measure("launch", figures::Target::MsMore(50.0), runs, &mut pair)
@@ -55,7 +58,8 @@ impl Pair for Launch<'_> {
     }
 }
 
-/// Measures how soon a login shell's prompt comes from OpenSSH's server on loopback, beside OpenSSH's own client.
+/// Measures how soon a login shell's prompt comes from OpenSSH's server on loopback, beside
+/// OpenSSH's own client.
 ///
 /// The shell's home is empty: what a user has in `.bashrc` would count as vmkit's own.
 pub(crate) fn prompt(dir: &Path, runs: u32) -> Result<Figure> {
@@ -131,7 +135,8 @@ impl Pair for Prompt {
     }
 }
 
-/// Passes one connection on to a server until it ends, and tells when the server said its first word.
+/// Passes one connection on to a server until it ends, and tells when the server said its first
+/// word.
 fn pass_on(listener: &TcpListener, server: SocketAddr, speaks: &Sender<Instant>) -> io::Result<()> {
     let (client, _) = listener.accept()?;
     let server = TcpStream::connect(server)?;
@@ -139,7 +144,7 @@ fn pass_on(listener: &TcpListener, server: SocketAddr, speaks: &Sender<Instant>)
         stream.set_nodelay(true)?;
     }
     server.peek(&mut [0])?;
-    // Nobody listens any more where the measurement has failed.
+    // The receiver is gone if the measurement has failed.
     let _ = speaks.send(Instant::now());
     let (mut from, mut to) = (client.try_clone()?, server.try_clone()?);
     let typed = thread::spawn(move || {
@@ -154,7 +159,7 @@ fn pass_on(listener: &TcpListener, server: SocketAddr, speaks: &Sender<Instant>)
     Ok(())
 }
 
-/// Tells whether a shell waits to be typed to, by what it said last.
+/// Returns whether a shell waits to be typed to, by what it said last.
 fn is_prompt(said: &[u8]) -> bool {
     said.ends_with(b"$ ") || said.ends_with(b"# ")
 }

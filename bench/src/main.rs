@@ -1,7 +1,8 @@
 //! Measures vmkit against the same work done by hand, in one run on one machine.
 //!
-//! Each figure is a pair: what vmkit takes, and what nobody can do without. The two take turns, and which goes first takes
-//! turns too, so that a machine that grows slower slows both. `docs/performance.md` says what each pair is.
+//! Each figure is a pair: what vmkit takes, and what nobody can do without. The two take turns, and
+//! which goes first takes turns too, so that a machine that grows slower slows both.
+//! `docs/performance.md` says what each pair is.
 //!
 //! `cargo xtask bench` builds what this needs, optimised, and runs it.
 
@@ -30,7 +31,7 @@ use figures::Figure;
 use guests::Bench;
 use program::Program;
 
-/// The failure of a measurement: a text for whoever reads it.
+/// The failure of a measurement, as text.
 type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
 
 #[derive(Parser)]
@@ -48,7 +49,8 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    // The VMs of this process are kept by this very program, as those of any program that embeds vmkit.
+    // The VMs of this process are kept by this very program, as those of any program that embeds
+    // vmkit.
     vmkit::run_if_keeper();
     match run(&Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
@@ -76,7 +78,8 @@ fn run(arguments: &Arguments) -> Result<()> {
         Ok(())
     };
     let runs = arguments.runs;
-    // The program first: a process inherits the peak of the one that spawned it, and this one grows.
+    // The program first: a process inherits the peak of the one that spawned it, and this one
+    // grows.
     measure("version", &mut || program.version(runs))?;
     measure("pull", &mut || pull::pull(&mut program, bench.dir(), runs))?;
     if arguments.only.is_empty() {

@@ -11,7 +11,8 @@ use crate::by_hand::{ByHand, Monitor};
 use crate::figures::{Figure, Pair, Target};
 use crate::guests::{Bench, Ours};
 
-/// How long a guest may take to obey its power button before that counts as a failure of the measurement.
+/// How long a guest may take to obey its power button before that counts as a failure of the
+/// measurement.
 const POWER_DOWN_LIMIT: Duration = Duration::from_secs(60);
 
 struct Start<'a> {
@@ -27,7 +28,7 @@ impl Pair for Start<'_> {
         Ok(took)
     }
 
-    /// From exec until `qmp_capabilities` answers.
+    /// From exec until the reply to `qmp_capabilities`.
     fn bare(&mut self) -> Result<Duration> {
         let outfit = self.bench.outfit(&self.by_hand)?;
         let begin = Instant::now();

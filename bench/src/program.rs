@@ -20,7 +20,8 @@ use crate::figures::{Figure, Pair, Target};
 
 /// The most memory that any verb may have resident.
 const MOST_MIB: f64 = 20.0;
-/// The most that a pull may have, which unpacks and hashes on the way; the size of the image is all the same.
+/// The most that a pull may have, which unpacks and hashes on the way; the size of the image is all
+/// the same.
 const MOST_MIB_OF_PULL: f64 = 64.0;
 
 /// How long firmwares are left alone, until they wait.
@@ -44,7 +45,7 @@ impl Program {
         Ok(Self { path, dir: dir.to_owned(), peaks: BTreeMap::new() })
     }
 
-    /// Runs a verb to its end and answers how long it took.
+    /// Runs a verb to its end and returns how long it took.
     pub(crate) fn run(&mut self, label: &str, home: &Path, args: &[&str]) -> Result<Duration> {
         let mut command = Command::new(&self.path);
         command.arg("--home").arg(home).args(args);
@@ -75,7 +76,8 @@ impl Program {
         let create = ["create", "one", "--accel", "tcg"];
         let create =
             [&create[..], &["--kernel", &kernel, "--initrd", &initrd, "--cmdline", cmdline]].concat();
-        // The first time, the program asks QEMU for its version, and what a child needed would count as its own.
+        // The first time, the program asks QEMU for its version, and what a child needed would
+        // count as its own.
         self.run("", &home, &create)?;
         self.run("", &home, &["rm", "one"])?;
         self.peaks.remove("");
@@ -104,7 +106,7 @@ impl Program {
         Ok(())
     }
 
-    /// Answers the peaks as a person reads them.
+    /// Returns the peaks as a person reads them.
     pub(crate) fn memory_table(&self) -> String {
         let mut text = String::new();
         for (verb, (bytes, took)) in &self.peaks {
@@ -143,8 +145,8 @@ impl Program {
         let dir = self.dir.join("20");
         let image = self.dir.join("empty.img");
         fs::File::create(&image)?.set_len(1 << 20)?;
-        // A firmware that finds nothing to boot is as idle as a guest gets, and is so at once: twenty booting kernels
-        // would take a small machine minutes.
+        // A firmware that finds nothing to boot is as idle as a guest gets, and is so at once:
+        // twenty booting kernels would take a small machine minutes.
         let home = Populated::new(&dir, 20, |name| {
             VmSpec::builder(name).disk(RootDisk { image: image.clone(), size: None }).accel(Accel::Tcg)
         })?;
@@ -244,7 +246,8 @@ impl Populated {
         Ok(populated)
     }
 
-    /// Checks that the program lists all VMs in this state: else what is measured is something else.
+    /// Checks that the program lists all VMs in this state: else what is measured is something
+    /// else.
     fn check(&self, program: &Path, state: &str) -> Result<()> {
         let output = Command::new(program).arg("--home").arg(&self.dir).args(["ls", "--json"]).output()?;
         let text = String::from_utf8_lossy(&output.stdout);
@@ -260,7 +263,8 @@ impl Populated {
 impl Drop for Populated {
     fn drop(&mut self) {
         for name in &self.names {
-            // What can't be removed lies in a temporary directory, and its QEMU has been told of by a failure before.
+            // What can't be removed lies in a temporary directory, and its QEMU has been told of by
+            // a failure before.
             let _ = self.runtime.block_on(self.manager.remove(name, true));
         }
     }

@@ -1,4 +1,5 @@
-//! A pull of a packed image from a web server on loopback, beside the same done by hand with curl, sha256sum and zstd.
+//! A pull of a packed image from a web server on loopback, beside the same done by hand with curl,
+//! sha256sum and zstd.
 
 use std::fs::{self, File};
 use std::io::{BufReader, BufWriter, Read, Write};
@@ -88,9 +89,10 @@ fn pack(dir: &Path) -> Result<PathBuf> {
     Ok(dir.join("disk.raw.zst"))
 }
 
-/// Serves a file under every path until this process ends, and answers its address.
+/// Serves a file under every path until this process ends, and returns its address.
 ///
-/// It is read anew each time, since the peak of this process would count as that of those it starts.
+/// It is read again each time, since the peak of this process would count as that of those it
+/// starts.
 fn serve(file: PathBuf) -> Result<String> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let url = format!("http://{}/disk.raw.zst", listener.local_addr()?);

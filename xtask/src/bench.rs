@@ -1,4 +1,5 @@
-//! `cargo xtask bench`: builds what is measured, optimised, and measures it; see `docs/performance.md`.
+//! `cargo xtask bench`: builds what is measured, optimised, and measures it; see
+//! `docs/performance.md`.
 
 use std::env;
 use std::ffi::OsString;

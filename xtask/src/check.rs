@@ -1,7 +1,8 @@
-//! `cargo xtask test`: everything that must hold before something is pushed, in the order in which it fails soonest.
+//! `cargo xtask test`: everything that must hold before something is pushed, in the order in which
+//! it fails soonest.
 //!
-//! The last line is `N passed, N failed, N skipped`. A test that can't run on this machine says `SKIP:` and why; those lines
-//! are counted and shown again at the end.
+//! The last line is `N passed, N failed, N skipped`. A test that can't run on this machine says
+//! `SKIP:` and why; those lines are counted and shown again at the end.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -36,7 +37,8 @@ pub(crate) fn run() -> Result<()> {
     for one in [Guest::Tiny, Guest::Debian] {
         guest::ensure_built(one, false)?;
     }
-    // The programs too: tests start the command, the keeper and the fake QEMU from where cargo puts them.
+    // The programs too: tests start the command, the keeper and the fake QEMU from where cargo puts
+    // them.
     step("build", cargo(&["build", "--workspace", "--all-targets", "--locked"]))?;
     announce("tests");
     let count = tests(cargo(&["test", "--workspace", "--locked", "--no-fail-fast", "--", "--show-output"]))?;
@@ -111,7 +113,8 @@ fn tests(mut command: Command) -> Result<Count> {
         let line = line.map_err(failed)?;
         let line = String::from_utf8_lossy(&line);
         count.read(&line);
-        // What tests that passed have printed is read for its SKIPs and not shown: it is thousands of lines.
+        // What tests that passed have printed is read for its SKIPs and not shown: it is thousands
+        // of lines.
         in_successes = match line.as_ref() {
             "successes:" => true,
             "failures:" => false,

@@ -1,7 +1,9 @@
-//! `cargo xtask demo`: the whole life of a VM, on the real QEMU with a real Debian, shown as it passes.
+//! `cargo xtask demo`: the whole life of a VM, on the real QEMU with a real Debian, shown as it
+//! passes.
 //!
-//! It uses the library as any program would: a manager over a home of its own, typed cloud-init with keys made for this one
-//! VM, and the guest agent. SSH is the system's own client, with the guest's host key pinned beforehand.
+//! It uses the library as any program would: a manager over a home of its own, typed cloud-init
+//! with keys made for this one VM, and the guest agent. SSH is the system's own client, with the
+//! guest's host key pinned beforehand.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -16,7 +18,7 @@ use crate::error::{Error, PathContext, Result};
 use crate::guest::{Guest, ensure_built};
 use crate::setup;
 
-/// How long the guest may take until it answers SSH: a minute under emulation on a quiet host.
+/// How long the guest may take until SSH is ready: a minute under emulation on an idle host.
 const BOOT_LIMIT: Duration = Duration::from_secs(600);
 /// How long the guest may take to shut itself down: five seconds on a quiet host.
 const STOP_LIMIT: Duration = Duration::from_secs(180);
@@ -110,7 +112,8 @@ fn spec(name: &VmName, keys: &Keys) -> Result<VmSpec> {
         .map_err(failed)
 }
 
-/// Keys for this one VM: the user's, and the host's, so that the guest makes none and is known beforehand.
+/// Keys for this one VM: the user's, and the host's, so that the guest makes none and is known
+/// beforehand.
 struct Keys {
     user_private: PathBuf,
     user_public: String,
@@ -142,7 +145,7 @@ struct Ssh<'a> {
 }
 
 impl Ssh<'_> {
-    /// Runs a command in the guest and answers what it printed.
+    /// Runs a command in the guest and returns what it printed.
     fn run(&self, command: &str) -> Result<String> {
         let mut ssh = Command::new("ssh");
         ssh.arg("-i").arg(&self.keys.user_private).args(["-F", "none", "-p", &self.port.to_string()]);

@@ -1,7 +1,8 @@
-//! `cargo xtask demo --propolis`: the whole life of a VM in Propolis, its console included, shown as it passes.
+//! `cargo xtask demo --propolis`: the whole life of a VM in Propolis, its console included, shown
+//! as it passes.
 //!
-//! The server is the test kit's fake, which has no guest but a text that stands for one, so this runs anywhere and installs
-//! nothing.
+//! The server is the test kit's fake, which has no guest but a text that stands for one, so this
+//! runs anywhere and installs nothing.
 
 use std::path::Path;
 use std::time::Duration;
@@ -70,7 +71,7 @@ async fn play(dir: &Path, server: &FakePropolis) -> Result<()> {
     }
 }
 
-/// Answers what is kept of the console.
+/// Returns what is kept of the console.
 fn logged(manager: &VmManager<PropolisHypervisor>, name: &VmName) -> Result<String> {
     let log = manager.console_log(name).map_err(failed)?;
     std::fs::read_to_string(log).map_err(|error| Error::failed(format!("no log of the console: {error}")))
@@ -97,7 +98,7 @@ async fn talk(manager: &VmManager<PropolisHypervisor>, name: &VmName, laps: &mut
     Ok(())
 }
 
-/// Reads until this was said, and answers all of it.
+/// Reads until this was said, and returns all of it.
 async fn heard(console: &mut UnixStream, end: &str) -> Result<String> {
     let mut said = Vec::new();
     while !String::from_utf8_lossy(&said).ends_with(end) {

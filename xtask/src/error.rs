@@ -14,12 +14,13 @@ pub(crate) struct Error {
 }
 
 impl Error {
-    /// Makes the failure of a task that was able to try.
+    /// Creates the failure of a task that was able to try.
     pub(crate) fn failed(text: impl Into<String>) -> Self {
         Self { text: text.into(), exit_code: 1 }
     }
 
-    /// Makes the failure of a task that can't even try before somebody changes the machine or the command line.
+    /// Creates the failure of a task that can't begin before the machine or the command line is
+    /// changed.
     pub(crate) fn unready(text: impl Into<String>) -> Self {
         Self { text: text.into(), exit_code: 2 }
     }

@@ -1,5 +1,5 @@
-//! What is made from the description of the command's arguments: manual pages, completions, and the page `docs/cli.md`;
-//! and the schema of the files that the command reads.
+//! What is made from the description of the command's arguments: manual pages, completions, and the
+//! page `docs/cli.md`; and the schema of the files that the command reads.
 
 use std::fs;
 use std::path::{Path, PathBuf};

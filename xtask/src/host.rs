@@ -22,7 +22,7 @@ impl Distribution {
         Ok(Self::parse(&std::fs::read_to_string(path).at("read", path)?))
     }
 
-    /// Tells whether its packages are Debian's or Ubuntu's, by name and by tool.
+    /// Returns whether its packages are Debian's or Ubuntu's, by name and by tool.
     pub(crate) fn has_apt(&self) -> bool {
         matches!(self.id.as_str(), "debian" | "ubuntu")
     }

@@ -1,7 +1,8 @@
 //! Tasks of the workspace: `cargo xtask …`.
 //!
-//! Each task is a module with a `run`. What a task reads goes to standard output only if it is data; progress
-//! goes to standard error. The exit code is 0, 1 for a task that failed, 2 for a machine or a command line that must change first.
+//! Each task is a module with a `run`. What a task reads goes to standard output only if it is
+//! data; progress goes to standard error. The exit code is 0, 1 for a task that failed, 2 for a
+//! machine or a command line that must change first.
 
 #![expect(
     clippy::print_stdout,
@@ -39,13 +40,15 @@ enum Task {
     Setup,
     /// Builds the guests that tests boot, unless they are cached, and prints where they are.
     Guest(guest::Arguments),
-    /// Sets up, then plays the whole life of a VM with Debian in it and shows how long each part took.
+    /// Sets up, then plays the whole life of a VM with Debian in it and shows how long each part
+    /// took.
     Demo {
         /// Plays it in Propolis, at the test kit's fake server, and sets up nothing.
         #[arg(long)]
         propolis: bool,
     },
-    /// Sets up, checks and tests everything; the last line counts what passed, failed and was skipped.
+    /// Sets up, checks and tests everything; the last line counts what passed, failed and was
+    /// skipped.
     Test,
     /// Sets up, then measures vmkit against the same work done by hand.
     Bench(bench::Arguments),
@@ -53,9 +56,9 @@ enum Task {
     Man(generate::Arguments),
     /// Writes the completions for every shell.
     Completions(generate::Arguments),
-    /// Writes the page docs/cli.md anew.
+    /// Writes docs/cli.md.
     Reference,
-    /// Writes docs/vmkit.schema.json, the JSON Schema of vmkit.toml, anew.
+    /// Writes docs/vmkit.schema.json, the JSON Schema of vmkit.toml.
     Schema,
     /// Checks the rules of the house that the compiler does not.
     Tidy,

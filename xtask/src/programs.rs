@@ -11,14 +11,15 @@ pub(crate) fn find(program: &str) -> Option<PathBuf> {
     search_path().map(|directory| directory.join(program)).find(|candidate| candidate.is_file())
 }
 
-/// Answers the directories of `PATH`, and the `sbin` directories that Debian leaves out of a user's `PATH`.
+/// Returns the directories of `PATH`, and the `sbin` directories that Debian leaves out of a user's
+/// `PATH`.
 fn search_path() -> impl Iterator<Item = PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let own: Vec<PathBuf> = std::env::split_paths(&path).collect();
     own.into_iter().chain(["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from))
 }
 
-/// Makes the command of a program that [`find`] finds.
+/// Creates the command of a program that [`find`] finds.
 ///
 /// # Errors
 ///
@@ -51,7 +52,7 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     }
 }
 
-/// Runs a command and answers what it wrote to standard output.
+/// Runs a command and returns what it wrote to standard output.
 ///
 /// # Errors
 ///
@@ -66,7 +67,8 @@ pub(crate) fn capture_text(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&capture(command)?).into_owned())
 }
 
-/// Writes the command as a shell would take it, as long as no argument needs quotes. A script is shown as `…`.
+/// Writes the command as a shell would take it, as long as no argument needs quotes. A script is
+/// shown as `…`.
 pub(crate) fn show(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     let words =

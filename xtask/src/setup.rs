@@ -1,7 +1,8 @@
 //! `cargo xtask setup`: installs what the machine lacks.
 //!
-//! What is missing is decided by looking for programs and firmware, not by asking the package manager: a machine
-//! that has everything is told so in a millisecond, without privilege and without network.
+//! What is missing is decided by looking for programs and firmware, not by asking the package
+//! manager: a machine that has everything is told so in a millisecond, without privilege and
+//! without network.
 
 use std::io::IsTerminal as _;
 use std::path::Path;
@@ -81,8 +82,8 @@ const NEEDS: &[Need] = &[
 ///
 /// # Errors
 ///
-/// Exit code 2 where it isn't for us to install: on a distribution without apt, and for a user who can't become root. The
-/// text says what to type. Exit code 1 when apt fails.
+/// Exit code 2 where it isn't for us to install: on a distribution without apt, and for a user who
+/// can't become root. The text says what to type. Exit code 1 when apt fails.
 pub(crate) fn run() -> Result<()> {
     let missing: Vec<&Need> = NEEDS.iter().filter(|need| !need.is_met()).collect();
     if missing.is_empty() {
@@ -143,11 +144,12 @@ fn policy_field(policy: &str, field: &str) -> Option<String> {
     (value != "(none)").then(|| value.to_owned())
 }
 
-/// Answers what follows `apt-get` to install the packages.
+/// Returns what follows `apt-get` to install the packages.
 ///
-/// Some images come with a qemu-utils that is newer than the release's QEMU. The packages of one QEMU version conflict with those of another: then
-/// apt removes qemu-utils or gives up. So when QEMU is installed and the versions differ, qemu-utils is asked for in QEMU's
-/// version, be that a downgrade.
+/// Some images come with a qemu-utils that is newer than the release's QEMU. The packages of one
+/// QEMU version conflict with those of another: then apt removes qemu-utils or gives up. So when
+/// QEMU is installed and the versions differ, qemu-utils is asked for in QEMU's version, be that a
+/// downgrade.
 fn install_arguments(packages: &[&str], utils: &UtilsVersions) -> Vec<String> {
     let mut arguments = ["install", "--yes", "--no-install-recommends"].map(str::to_owned).to_vec();
     let mut packages: Vec<String> = packages.iter().map(ToString::to_string).collect();
@@ -186,7 +188,7 @@ fn apt_get(arguments: &[String]) -> Result<()> {
     programs::run(&mut command)
 }
 
-/// Tells whether sudo can be used: without a password, or with somebody there to type it.
+/// Returns whether sudo can be used: without a password, or with a terminal to type it at.
 fn may_sudo() -> bool {
     let Some(sudo) = programs::find("sudo") else { return false };
     let unasked = programs::capture(Command::new(sudo).args(["--non-interactive", "true"])).is_ok();

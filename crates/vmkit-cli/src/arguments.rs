@@ -1,6 +1,7 @@
 //! What can be typed: the options of all commands, and how their values are read.
 //!
-//! A value is parsed into the library's own type where it is read, so nothing unchecked goes any further.
+//! A value is parsed into the library's own type where it is read, so nothing unchecked goes any
+//! further.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -26,7 +27,7 @@ pub(crate) struct Arguments {
 }
 
 impl Arguments {
-    /// Answers what the command works with.
+    /// Returns what the command works with.
     pub(crate) fn context(&self) -> Context {
         Context::new(self.home.clone())
     }

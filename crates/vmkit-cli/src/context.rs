@@ -1,5 +1,5 @@
-//! What commands work with: the home, the manager over all backends of this host, and the runtime, each made when a
-//! command first asks for it.
+//! What commands work with: the home, the manager over all backends of this host, and the runtime,
+//! each made when a command first asks for it.
 
 use std::env;
 use std::path::PathBuf;
@@ -19,7 +19,8 @@ use crate::{images, places, propolis};
 pub(crate) const DEFAULT_BACKEND: BackendTag =
     if cfg!(target_os = "illumos") { BackendTag::Propolis } else { BackendTag::Qemu };
 
-/// How many threads look at many VMs. What they look at is files in memory: more would cost more than they bring.
+/// How many threads look at many VMs. What they look at is files in memory: more would cost more
+/// than they bring.
 const THREADS: usize = 2;
 
 /// The manager of this program.
@@ -32,22 +33,22 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    /// Makes a context; nothing is read or written before it is used.
+    /// Creates a context; nothing is read or written before it is used.
     pub(crate) fn new(named_home: Option<PathBuf>) -> Self {
         Self { named_home }
     }
 
-    /// Answers where VMs are kept.
+    /// Returns where VMs are kept.
     pub(crate) fn home(&self) -> Result<Home, Error> {
         places::home(self.named_home.clone())
     }
 
-    /// Answers why the runtime directory of the environment is not used, where it is not.
+    /// Returns why the runtime directory of the environment is not used, where it is not.
     pub(crate) fn refused_runtime(&self) -> Option<String> {
         places::refused_runtime(self.named_home.clone())
     }
 
-    /// Answers the manager of the VMs, of all backends that this host can have.
+    /// Returns the manager of the VMs, of all backends that this host can have.
     pub(crate) fn manager(&self) -> Result<Manager, Error> {
         let home = self.home()?;
         let propolis = self.propolis()?;
@@ -59,23 +60,23 @@ impl Context {
         Ok(VmManager::new(router, DEFAULT_BACKEND, home))
     }
 
-    /// Answers the store of images.
+    /// Returns the store of images.
     pub(crate) fn images(&self) -> Result<ImageStore, Error> {
         images::store(&self.home()?)
     }
 
-    /// Answers QEMU to plan with; it has no cache, so that planning writes nothing at all.
+    /// Returns QEMU to plan with; it has no cache, so that planning writes nothing at all.
     #[cfg(target_os = "linux")]
     pub(crate) fn qemu_planner(&self) -> Result<QemuHypervisor, Error> {
         Ok(qemu(&self.home()?).build())
     }
 
-    /// Answers Propolis, as the environment has it.
+    /// Returns Propolis, as the environment has it.
     pub(crate) fn propolis(&self) -> Result<PropolisHypervisor, Error> {
         propolis::hypervisor(&self.home()?)
     }
 
-    /// Answers the directories that programs are looked for in.
+    /// Returns the directories that programs are looked for in.
     pub(crate) fn search_path(&self) -> Vec<PathBuf> {
         env::var_os("PATH").map(|path| env::split_paths(&path).collect()).unwrap_or_default()
     }
@@ -86,8 +87,8 @@ impl Context {
         runtime.map_err(Error::io("make", "the event loop"))?.block_on(future)
     }
 
-    /// Runs a future to its end on this thread, or drops it at Ctrl-C and answers `None`. Nobody waits then for the threads that read
-    /// files for it.
+    /// Runs a future to its end on this thread, or drops it at Ctrl-C and returns `None`. Nobody
+    /// waits then for the threads that read files for it.
     pub(crate) fn block_on_until_interrupted<T>(
         &self,
         future: impl Future<Output = Result<T, Failure>>,
@@ -107,7 +108,8 @@ impl Context {
         done
     }
 
-    /// Runs a future to its end, and what it spawns on other threads: worth their start where it looks at many VMs.
+    /// Runs a future to its end, and what it spawns on other threads: worth their start where it
+    /// looks at many VMs.
     pub(crate) fn block_on_threads<T>(
         &self,
         future: impl Future<Output = Result<T, Failure>>,

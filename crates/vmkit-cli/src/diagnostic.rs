@@ -24,8 +24,8 @@ pub(crate) enum Look {
     Colours,
 }
 
-/// Answers the report: each problem, the lines it is about, and what may be done. With a `machine` the file is right in itself, and
-/// this machine of it can't be as it says.
+/// Returns the report: each problem, the lines it is about, and what may be done. With a `machine`
+/// the file is right in itself, and this machine of it can't be as it says.
 pub(crate) fn report(machine: Option<&str>, error: &VmfileError, look: Look) -> String {
     if error.is_unread() {
         let whys = error.problems().iter().map(|problem| harmless(&problem.message));
@@ -54,7 +54,7 @@ pub(crate) fn report(machine: Option<&str>, error: &VmfileError, look: Look) -> 
     text
 }
 
-/// Answers what to say above the lines; without lines, with the place.
+/// Returns what to say above the lines; without lines, with the place.
 fn message(error: &VmfileError, problem: &Problem) -> String {
     let file = error.file().display();
     match &problem.place {
@@ -74,7 +74,8 @@ fn is_shown(error: &VmfileError, place: &Place) -> bool {
     !text.is_empty() && text[start..end].lines().all(|line| line.len() <= MOST_LINE_BYTES)
 }
 
-/// Answers the text with every byte in its place, and nothing in it that could command a terminal or turn its lines around.
+/// Returns the text with every byte in its place, and nothing in it that could command a terminal
+/// or turn its lines around.
 fn harmless(text: &str) -> String {
     let stands_for = |c: char| match (c, c.len_utf8()) {
         ('\n' | '\r' | '\t', _) => c,
@@ -88,7 +89,8 @@ fn harmless(text: &str) -> String {
     text.chars().map(stands_for).collect()
 }
 
-/// The file as miette shows it, but that a column is a character, as in all else that tells of the file, and not a byte.
+/// The file as miette shows it, but that a column is a character, as in all else that tells of the
+/// file, and not a byte.
 #[derive(Debug)]
 struct Source {
     name: String,

@@ -6,7 +6,7 @@ use vmkit::{ConsoleEndpoint, VmHandle, VmState, VncAddress};
 
 use crate::output::printable;
 
-/// Answers the forwards that are in force, such as `127.0.0.1:40001->22`.
+/// Returns the forwards that are in force, such as `127.0.0.1:40001->22`.
 pub(crate) fn ports(vm: &VmHandle) -> Vec<String> {
     let forwards = vm.run.iter().flat_map(|run| &run.forwards);
     forwards
@@ -20,7 +20,8 @@ pub(crate) fn ports(vm: &VmHandle) -> Vec<String> {
         .collect()
 }
 
-/// Answers the forwards that are in force, a line each; of a VM that does not live those that will be.
+/// Returns the forwards that are in force, a line each; of a VM that does not live those that will
+/// be.
 pub(crate) fn forwards(vm: &VmHandle) -> String {
     match vm.state.is_live() {
         true => ports(vm).join("\n"),
@@ -28,7 +29,7 @@ pub(crate) fn forwards(vm: &VmHandle) -> String {
     }
 }
 
-/// Answers the forwards that a VM gets when it starts, such as `8080:80, from its next start on`.
+/// Returns the forwards that a VM gets when it starts, such as `8080:80, from its next start on`.
 fn later_ports(vm: &VmHandle) -> Vec<String> {
     match vm.next_spec.as_deref().unwrap_or(&vm.spec).network() {
         NetworkConfig::User(user) => {
@@ -38,7 +39,7 @@ fn later_ports(vm: &VmHandle) -> Vec<String> {
     }
 }
 
-/// Answers a VM's state and, where there are any, its ports.
+/// Returns a VM's state and, where there are any, its ports.
 pub(crate) fn with_ports(vm: &VmHandle) -> String {
     let ports = ports(vm);
     match ports.is_empty() {
@@ -47,7 +48,7 @@ pub(crate) fn with_ports(vm: &VmHandle) -> String {
     }
 }
 
-/// Answers all that is known of a VM, a line each.
+/// Returns all that is known of a VM, a line each.
 pub(crate) fn details(vm: &VmHandle) -> String {
     let spec = &vm.spec;
     let mut lines = Lines::default();
@@ -107,13 +108,13 @@ pub(crate) fn details(vm: &VmHandle) -> String {
     lines.0
 }
 
-/// Answers what changes about a VM, and when that counts.
+/// Returns what changes about a VM, and when that counts.
 pub(crate) fn change(change: &Change) -> String {
     let Change { field, from, to, applies, .. } = change;
     format!("{field}: {} -> {}, {applies}", shown(from), shown(to))
 }
 
-/// Answers a value as a person reads it who has to see that there is none.
+/// Returns a value as a person reads it who has to see that there is none.
 fn shown(value: &str) -> &str {
     if value.is_empty() { "none" } else { value }
 }
@@ -171,7 +172,7 @@ fn run(lines: &mut Lines, vm: &VmHandle) {
 pub(crate) struct Lines(String);
 
 impl Lines {
-    /// Answers the lines as they were added.
+    /// Returns the lines as they were added.
     pub(crate) fn into_text(self) -> String {
         self.0
     }

@@ -11,7 +11,7 @@ use crate::progress::bytes;
 /// As much of an identity as tells images apart.
 const SHORT_ID: usize = 12;
 
-/// Answers the table of kept images, a line for each name.
+/// Returns the table of local images, a line for each name.
 pub(crate) fn list(images: &[KeptImage]) -> Table {
     let mut table = Table::new(&["NAME", "ARCH", "FORMAT", "DISK SIZE", "FILE SIZE", "ID", "VERIFIED"]);
     for image in images {
@@ -31,12 +31,12 @@ pub(crate) fn list(images: &[KeptImage]) -> Table {
     table
 }
 
-/// Answers what has just been kept.
+/// Returns the line about an image that was just stored.
 pub(crate) fn here(image: &KeptImage) -> String {
     format!("here, a {} disk of {}", image.facts.format, bytes(image.facts.virtual_size_bytes))
 }
 
-/// Answers what removing a name led to.
+/// Returns what removing a name led to.
 pub(crate) fn removed(removed: &RemovedImage) -> String {
     match removed.images {
         0 => "removed; the image has other names, and stays".to_owned(),
@@ -44,7 +44,7 @@ pub(crate) fn removed(removed: &RemovedImage) -> String {
     }
 }
 
-/// Answers what was pruned.
+/// Returns what was pruned.
 pub(crate) fn pruned(images: usize, freed_bytes: u64) -> String {
     match (images, freed_bytes) {
         (0, 0) => "nothing to remove".to_owned(),
@@ -54,7 +54,7 @@ pub(crate) fn pruned(images: usize, freed_bytes: u64) -> String {
     }
 }
 
-/// Answers all that is known of an image, a line each.
+/// Returns all that is known of an image, a line each.
 pub(crate) fn details(image: &KeptImage, vms: &[VmName]) -> String {
     let mut lines = Lines::default();
     lines.add("id", &image.id);
@@ -82,7 +82,7 @@ pub(crate) fn details(image: &KeptImage, vms: &[VmName]) -> String {
     lines.into_text()
 }
 
-/// Answers what is known of an image that was not pulled, a line each.
+/// Returns what is known of an image that was not pulled, a line each.
 pub(crate) fn published(title: &str, image: &Published) -> String {
     let Published { name, arch, url, digest, checksums, signature, user, firmware } = image;
     let mut lines = Lines::default();
@@ -105,7 +105,7 @@ pub(crate) fn published(title: &str, image: &Published) -> String {
     lines.into_text()
 }
 
-/// Answers what is signed, where the signature lies, and whose it must be.
+/// Returns what is signed, where the signature lies, and whose it must be.
 fn signed(signature: &PublishedSignature) -> String {
     let what = match signature.signed {
         Signed::Image => "the image",
@@ -115,7 +115,7 @@ fn signed(signature: &PublishedSignature) -> String {
     format!("{what}, in {}\nby {}", signature.url, keys.join(" or "))
 }
 
-/// Answers what a file is, a line each.
+/// Returns what a file is, a line each.
 pub(crate) fn file(found: &ImageFacts) -> String {
     let mut lines = Lines::default();
     facts(&mut lines, found);

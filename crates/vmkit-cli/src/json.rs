@@ -1,7 +1,8 @@
-//! The shapes that `--json` prints. They are promised: `docs/json.md` describes them, and a test compares.
+//! The shapes that `--json` prints. They are promised: `docs/json.md` describes them, and a test
+//! compares.
 //!
-//! They are not the records on disk, which may change, and they leave out what is secret: keys, and the user-data that may
-//! have some.
+//! They are not the records on disk, which may change, and they leave out what is secret: keys, and
+//! the user-data that may have some.
 
 use std::net::SocketAddrV4;
 use std::path::Path;
@@ -284,12 +285,12 @@ impl Forward {
     }
 }
 
-/// Answers the forwards that are in force.
+/// Returns the forwards that are in force.
 pub(crate) fn forwards(vm: &VmHandle) -> Vec<Forward> {
     vm.run.iter().flat_map(|run| &run.forwards).map(Forward::of).collect()
 }
 
-/// Answers the bridge that the VM is attached to.
+/// Returns the bridge that the VM is attached to.
 pub(crate) fn bridge(network: &NetworkConfig) -> Option<&str> {
     match network {
         NetworkConfig::Tap { bridge } => Some(bridge.as_str()),
@@ -369,7 +370,7 @@ fn screen(vnc: &VncAddress) -> Option<Screen<'_>> {
     }
 }
 
-/// Answers the kind of an error as `--json` names it.
+/// Returns the kind of an error as `--json` names it.
 fn kind(kind: ErrorKind) -> &'static str {
     match kind {
         ErrorKind::InvalidInput => "invalid-input",

@@ -8,7 +8,7 @@ use vmkit::image::{
 };
 use vmkit::spec::{Arch, Firmware, VmName};
 
-/// A kept image, or one that could be.
+/// A local image, or an image of the catalogue.
 #[derive(Serialize)]
 pub(crate) struct Kept<'a> {
     /// `null` for one that was not pulled.
@@ -18,7 +18,7 @@ pub(crate) struct Kept<'a> {
     arch: Option<Arch>,
     kept_at: Option<u64>,
     names: Vec<Name<'a>>,
-    /// The VMs that hang on it; `null` where they were not looked for.
+    /// The VMs that use it; `null` if they were not looked for.
     vms: Option<Vec<&'a str>>,
     /// What the catalogue knows of one that was not pulled.
     catalogue: Option<Catalogued<'a>>,
@@ -84,7 +84,7 @@ pub(crate) struct Available {
     aliases: Vec<String>,
 }
 
-/// Whether a kept image is still what it was.
+/// Whether a local image is undamaged.
 #[derive(Serialize)]
 pub(crate) struct Verdict {
     name: String,

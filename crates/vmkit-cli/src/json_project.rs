@@ -1,4 +1,5 @@
-//! The shapes that the commands for files of machines print with `--json`. They are promised: `docs/json.md` describes them.
+//! The shapes that the commands for files of machines print with `--json`. They are promised:
+//! `docs/json.md` describes them.
 
 use std::path::Path;
 
@@ -214,7 +215,7 @@ struct Failed<'a> {
     how: &'a str,
 }
 
-/// Answers how the machines are.
+/// Returns how the machines are.
 pub(crate) fn statuses(statuses: &[MachineStatus]) -> Vec<Status<'_>> {
     statuses.iter().map(Status::of).collect()
 }

@@ -63,12 +63,12 @@ impl Launching {
         self.spinner.finish_and_clear();
     }
 
-    /// Answers the VM, once it may be there.
+    /// Returns the VM, once it may be there.
     pub(crate) fn vm(&self) -> Option<&VmName> {
         self.vm.as_ref()
     }
 
-    /// Answers how long each stage took.
+    /// Returns how long each stage took.
     pub(crate) fn stages(&self) -> &[(LaunchStage, Duration)] {
         &self.stages
     }

@@ -1,7 +1,8 @@
 //! The command `vmkit`: arguments, output and exit codes over the library, and no logic of its own.
 //!
-//! There is a file for each command below `commands`. Only `output` prints. This is a library so that the manual pages, the
-//! completions and the reference are made from the same [`command`] that reads the arguments.
+//! There is a file for each command below `commands`. Only `output` prints. This is a library so
+//! that the manual pages, the completions and the reference are made from the same [`command`] that
+//! reads the arguments.
 
 mod arguments;
 mod commands;
@@ -40,12 +41,12 @@ use crate::failure::Failure;
 
 pub use crate::reference::{reference, schema};
 
-/// Answers the description of all arguments.
+/// Returns the description of all arguments.
 pub fn command() -> clap::Command {
     Arguments::command()
 }
 
-/// Runs the command with these arguments, the program's own name first, and answers its exit code.
+/// Runs the command with these arguments, the program's own name first, and returns its exit code.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     warnings::print_from_now_on();
     let mut context = None;
@@ -65,7 +66,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-/// Answers what the library says about a value, and what clap says about everything else.
+/// Returns what the library says about a value, and what clap says about everything else.
 fn refused(error: clap::Error) -> Failure {
     match error.source().and_then(|source| source.downcast_ref::<vmkit::Error>()) {
         Some(vmkit::Error::Invalid { field, value, expected }) => {

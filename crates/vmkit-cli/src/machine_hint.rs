@@ -1,4 +1,4 @@
-//! What to say to somebody who named a VM that is not there as the file of machines names it.
+//! Hints for a VM's name that is the name of a machine in the file of machines.
 
 use vmkit::Error;
 use vmkit::vmfile;
@@ -6,9 +6,10 @@ use vmkit::vmfile;
 use crate::failure::Failure;
 use crate::project_file;
 
-/// Answers a hint for each VM that was not found, where the file of machines here tells what was meant.
+/// Returns a hint for each VM that was not found, where the file of machines here tells what was
+/// meant.
 ///
-/// The file is looked for and read only then. One that is not there, or not right, is nobody's matter here.
+/// The file is looked for and read only then; a missing or faulty file is ignored here.
 pub(crate) fn of(failure: &Failure) -> Vec<String> {
     let mut names = Vec::new();
     not_found(failure, &mut names);

@@ -33,8 +33,8 @@ pub(crate) fn bytes(bytes: &[u8]) -> Result<(), Failure> {
     stdout.write_all(bytes).and_then(|()| stdout.flush()).map_err(Failure::Output)
 }
 
-/// Writes to standard error as it is, in one piece. Whoever closed it does not want to read it, and what is being done goes on: a
-/// `vmkit up 2>&1 | head` brings its machines up.
+/// Writes to standard error as it is, in one piece. Whoever closed it does not want to read it, and
+/// what is being done goes on: a `vmkit up 2>&1 | head` brings its machines up.
 fn utter(text: fmt::Arguments<'_>) {
     let _ = io::stderr().lock().write_all(text.to_string().as_bytes());
 }
@@ -73,7 +73,7 @@ pub(crate) fn unwritten(error: &io::Error) {
     say(format_args!("error: cannot write to standard output\n  caused by: {error}"));
 }
 
-/// Prints what somebody may do about the error before.
+/// Prints a hint about the preceding error.
 pub(crate) fn hint(hint: &str) {
     say(format_args!("hint: {hint}"));
 }
@@ -83,7 +83,7 @@ pub(crate) fn warning(warning: impl Display) {
     say(format_args!("warning: {}", printable(warning)));
 }
 
-/// Prints a line of what is done elsewhere, whoever looks on.
+/// Prints a line of progress, on a terminal and off it.
 pub(crate) fn line(line: impl Display) {
     say(format_args!("{}", printable(line)));
 }
@@ -95,23 +95,25 @@ pub(crate) fn progress(progress: impl Display) {
     }
 }
 
-/// Prints how far it is, to whoever reads along.
+/// Prints the progress.
 pub(crate) fn status(status: impl Display) {
     say(format_args!("{}", printable(status)));
 }
 
-/// Prints what a person at the console has to know. In raw mode a line feed alone does not return the carriage.
+/// Prints what a person at the console has to know. In raw mode a line feed alone does not return
+/// the carriage.
 pub(crate) fn notice(notice: impl Display) {
     utter(format_args!("[vmkit: {}]\r\n", printable(notice)));
 }
 
 /// Prints what clap says: help and version as data, a refusal as an error.
 pub(crate) fn usage(error: &clap::Error) {
-    // Whoever closed the pipe does not want to read it.
+    // The reader that closed the pipe does not want the rest.
     let _ = error.print();
 }
 
-/// Answers the text so that it can't command the terminal: a guest or a file may have had a hand in it.
+/// Returns the text so that it can't command the terminal: a guest or a file may have had a hand in
+/// it.
 pub(crate) fn printable(text: impl Display) -> String {
     let mut printable = String::new();
     for char in text.to_string().chars() {
@@ -131,7 +133,7 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// Makes a table with this head.
+    /// Creates a table with this head.
     pub(crate) fn new(head: &[&str]) -> Self {
         Self { rows: vec![head.iter().map(|&cell| cell.to_owned()).collect()] }
     }

@@ -1,4 +1,5 @@
-//! Where this user's VMs are kept, from the arguments and the environment. The library never reads the environment.
+//! Where this user's VMs are kept, from the arguments and the environment. The library never reads
+//! the environment.
 
 use std::borrow::Cow;
 use std::env;
@@ -12,15 +13,17 @@ use vmkit::Error;
 use vmkit::image::ImageRef;
 use vmkit::store::Home;
 
-/// Answers the home: `--home`, else `VMKIT_HOME`, else the XDG directories.
+/// Returns the home: `--home`, else `VMKIT_HOME`, else the XDG directories.
 ///
 /// # Errors
-/// `InvalidInput` on the variable that names a place that the library can't use; `Host` where the environment names none.
+/// `InvalidInput` on the variable that names a place that the library can't use; `Host` where the
+/// environment names none.
 pub(crate) fn home(named: Option<PathBuf>) -> Result<Home, Error> {
     find(named, |name| env::var_os(name), &unusable_runtime).map(|found| found.home)
 }
 
-/// Answers why `XDG_RUNTIME_DIR` is not used, where it is set and `run` in the home takes its place.
+/// Returns why `XDG_RUNTIME_DIR` is not used, where it is set and `run` in the home takes its
+/// place.
 pub(crate) fn refused_runtime(named: Option<PathBuf>) -> Option<String> {
     find(named, |name| env::var_os(name), &unusable_runtime).ok()?.refused_runtime
 }
@@ -46,7 +49,8 @@ fn find(
         let root = absolute("VMKIT_HOME", &root)?;
         return Home::at(root).map(one).map_err(|error| named_by("VMKIT_HOME", error));
     }
-    // A relative path in these variables is to be ignored. Source: the XDG Base Directory Specification.
+    // A relative path in these variables is to be ignored. Source: the XDG Base Directory
+    // Specification.
     let xdg = |name: &str| set(name).filter(|path| path.is_absolute());
     let below_user = |below: &str| match set("HOME") {
         Some(user) if user.is_absolute() => Ok(user.join(below)),
@@ -89,8 +93,8 @@ fn named_by(variable: &'static str, error: Error) -> Error {
     }
 }
 
-/// Answers why sockets can't be made below a runtime directory: `su` keeps the variable of another user, and the directory is
-/// gone once its user has logged out.
+/// Returns why sockets can't be made below a runtime directory: `su` keeps the variable of another
+/// user, and the directory is gone once its user has logged out.
 ///
 /// Source: the XDG Base Directory Specification, which has programs fall back to another directory.
 fn unusable_runtime(dir: &Path) -> Option<String> {
@@ -118,7 +122,7 @@ fn unusable_runtime(dir: &Path) -> Option<String> {
     None
 }
 
-/// Answers the path seen from the root: a VM outlives the directory that its command was typed in.
+/// Returns the path seen from the root: a VM outlives the directory that its command was typed in.
 ///
 /// # Errors
 /// `InvalidInput` on the field for a path that is not UTF-8, which no record could keep.
@@ -131,7 +135,7 @@ pub(crate) fn absolute(field: &'static str, path: &Path) -> Result<PathBuf, Erro
     }
 }
 
-/// Answers the path that a file's address has, `file:///PATH`; any other path is itself.
+/// Returns the path that a file's address has, `file:///PATH`; any other path is itself.
 pub(crate) fn local<'a>(field: &'static str, path: &'a Path) -> Result<Cow<'a, Path>, Error> {
     let text = path.to_str().unwrap_or_default();
     if !text.get(..6).is_some_and(|begin| begin.eq_ignore_ascii_case("file:/")) {

@@ -20,7 +20,7 @@ pub(crate) struct Bar {
 }
 
 impl Bar {
-    /// Makes a bar that is not shown yet.
+    /// Creates a bar that is not shown yet.
     pub(crate) fn new(what: &str) -> Self {
         // Where standard error is no terminal, it shows nothing.
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
@@ -33,7 +33,7 @@ impl Bar {
             let now = *progress.borrow_and_update();
             self.show(now);
             if progress.changed().await.is_err() {
-                // Whoever sends is done, and so is whoever polls this in a moment.
+                // The sender is done, and the future that polls this will be in a moment.
                 std::future::pending::<()>().await;
             }
         }

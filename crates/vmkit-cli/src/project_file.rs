@@ -11,7 +11,8 @@ use crate::places::absolute;
 /// What a file of machines is called where none is named.
 pub(crate) const FILE: &str = "vmkit.toml";
 
-/// Answers the path of the file that was named, or else of the nearest one above the current directory.
+/// Returns the path of the file that was named, or else of the nearest one above the current
+/// directory.
 ///
 /// # Errors
 /// `InvalidInput` where none was named and none is found.
@@ -23,7 +24,7 @@ pub(crate) fn find(named: Option<&Path>) -> Result<PathBuf, Error> {
     Ok(path_of_its_own(&path))
 }
 
-/// Answers the file of machines in a folder, or in the nearest one above it.
+/// Returns the file of machines in a folder, or in the nearest one above it.
 fn found_above(folder: &Path) -> Result<PathBuf, Error> {
     let found = folder.ancestors().map(|folder| folder.join(FILE)).find(|path| path.exists());
     found.ok_or_else(|| {
@@ -36,7 +37,8 @@ fn found_above(folder: &Path) -> Result<PathBuf, Error> {
     })
 }
 
-/// Answers the one path that a file has whichever way one came to its folder: machines are known by it.
+/// Returns the one path that a file has whichever way one came to its folder: machines are known by
+/// it.
 fn path_of_its_own(path: &Path) -> PathBuf {
     let (folder, name) = (path.parent().map(fs::canonicalize), path.file_name());
     match (folder, name) {

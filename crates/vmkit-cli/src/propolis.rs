@@ -24,7 +24,7 @@ struct Settings {
     dev: Option<PathBuf>,
 }
 
-/// Answers the backend as the environment has it. Touches nothing.
+/// Returns the backend as the environment has it. Touches nothing.
 ///
 /// # Errors
 /// `InvalidInput` with the variable whose value makes no sense.
@@ -54,7 +54,7 @@ pub(crate) fn hypervisor(home: &Home) -> Result<PropolisHypervisor, Error> {
     Ok(propolis.build())
 }
 
-/// Answers where the backend will look for what it needs.
+/// Returns where the backend will look for what it needs.
 ///
 /// # Errors
 /// As [`hypervisor`].

@@ -1,8 +1,9 @@
-//! The references that are made and never written by hand: the page of the command line, the schema of vmkit.toml.
+//! The references that are made and never written by hand: the page of the command line, the schema
+//! of vmkit.toml.
 
 use clap::Command;
 
-/// Answers the page `docs/cli.md`.
+/// Returns the page `docs/cli.md`.
 pub fn reference() -> String {
     let mut page = String::from(
         "# The command line\n\n\
@@ -14,7 +15,7 @@ pub fn reference() -> String {
     page
 }
 
-/// Answers the JSON Schema of `vmkit.toml`, which is `docs/vmkit.schema.json`.
+/// Returns the JSON Schema of `vmkit.toml`, which is `docs/vmkit.schema.json`.
 pub fn schema() -> String {
     format!("{:#}\n", vmkit::vmfile::schema())
 }

@@ -8,7 +8,8 @@ use vmkit::spec::VmName;
 use crate::context::Manager;
 use crate::failure::{Failure, Whose};
 
-/// How many are worked on at the same time: each needs a handful of descriptors, and a process has 1024.
+/// How many are worked on at the same time: each needs a handful of descriptors, and a process
+/// has 1024.
 const AT_ONCE: usize = 32;
 
 /// Does the same to all VMs and tells of each, in the order given.

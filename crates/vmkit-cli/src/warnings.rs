@@ -1,6 +1,7 @@
 //! What the library warns of, printed as warnings of the command.
 //!
-//! It says so through `tracing`. All that is needed here is to print an event, so there is no framework for it.
+//! It says so through `tracing`. All that is needed here is to print an event, so there is no
+//! framework for it.
 
 use std::fmt::{self, Write};
 
@@ -12,7 +13,7 @@ use crate::output;
 
 /// Prints the warnings and errors of this process from now on.
 pub(crate) fn print_from_now_on() {
-    // Somebody who runs this as a library may have a subscriber already; then it is theirs to print.
+    // A program that runs this as a library may have a subscriber already; then that one prints.
     let _ = tracing::subscriber::set_global_default(Warnings);
 }
 

@@ -1,4 +1,4 @@
-//! What the command prints and which exit code it answers, as far as nothing has to run for it.
+//! What the command prints and its exit codes, where no VM has to run.
 #![allow(clippy::unwrap_used, reason = "a test may panic, and says aloud what it skips")]
 
 mod support;

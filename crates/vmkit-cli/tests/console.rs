@@ -92,7 +92,7 @@ impl Terminal {
         self.ours.stream().write_all(bytes).unwrap();
     }
 
-    /// Tells whether the terminal is as a shell leaves it: it echoes and reads by lines.
+    /// Returns whether the terminal is as a shell leaves it: it echoes and reads by lines.
     fn is_cooked(&self) -> bool {
         let modes = tcgetattr(&self.theirs).unwrap().local_modes;
         modes.contains(LocalModes::ECHO | LocalModes::ICANON | LocalModes::ISIG)
@@ -165,7 +165,8 @@ fn a_terminal_that_takes_no_output_keeps_nobody_from_ending_it() {
     let served = Served::new();
     let mut attached = served.attach();
     let mut guest = served.accept();
-    // Nobody reads the terminal from here on; once the socket is full, too, the program has stopped taking.
+    // The terminal is not read from here on; when the socket is full, too, the program has stopped
+    // reading.
     guest.stream().set_nonblocking(true).unwrap();
     while guest.stream().write(&[b'x'; 4096]).is_ok() {}
     kill_process(Pid::from_child(&attached.child), Signal::TERM).unwrap();
@@ -208,7 +209,7 @@ fn a_console_that_another_program_holds_is_not_silent_about_it() {
     let served = Served::new();
     let _other = UnixStream::connect(&served.socket).unwrap();
     let _its_guest = served.accept();
-    // As QEMU does: nobody else is accepted.
+    // As QEMU does: no second client is accepted.
     let mut attached = served.attach();
     attached.notes.until("another program holds this console");
     attached.terminal.type_in(ESCAPE);

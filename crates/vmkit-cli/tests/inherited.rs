@@ -1,4 +1,5 @@
-//! What the command inherits from the program that starts it: signals, limits, descriptors, a mask, an environment.
+//! What the command inherits from the program that starts it: signals, limits, descriptors, a mask,
+//! an environment.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stderr,
@@ -18,7 +19,8 @@ use rustix::process::Pid;
 use support::{Answer, Host, answer};
 use vmkit_testkit::guest;
 
-/// Runs `vmkit` with these arguments by a shell that has said something before, such as what it ignores.
+/// Runs `vmkit` with these arguments by a shell that has said something before, such as what it
+/// ignores.
 fn by_shell(host: &Host, before: &str, arguments: &[&str]) -> Answer {
     answer(shell(host, before, "exec \"$@\"", arguments).output().unwrap())
 }
@@ -32,7 +34,7 @@ fn shell(host: &Host, before: &str, run: &str, arguments: &[&str]) -> Command {
     shell
 }
 
-/// Answers a set of signals out of a process's status, such as `SigIgn`.
+/// Returns a set of signals out of a process's status, such as `SigIgn`.
 fn signals(pid: Pid, set: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", pid.as_raw_pid())).unwrap();
     let line = status.lines().find(|line| line.starts_with(set)).unwrap();

@@ -110,7 +110,8 @@ fn a_shell_in_the_guest_answers_at_the_console() {
     assert!(second.stderr.contains(&format!("by process {}", child.id())), "{second:?}");
 
     let mut stdin = child.stdin.take().unwrap();
-    // QEMU logs a byte after it has sent it: once a later one is here, the first answer is in the log, killed or not.
+    // QEMU logs a byte after it has sent it: once a later one is here, the first answer is in the
+    // log, killed or not.
     stdin.write_all(b"\necho $((6 * 7 * 1000)); echo $((43 * 1000))\n").unwrap();
     said.until("43000");
     host.must(["stop", "web", "--timeout", "0"]);

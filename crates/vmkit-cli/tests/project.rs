@@ -1,4 +1,5 @@
-//! The commands for a file of machines, as far as they need no QEMU that runs: what would be done, and what is refused.
+//! The commands for a file of machines, as far as they need no QEMU that runs: what would be done,
+//! and what is refused.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod support;

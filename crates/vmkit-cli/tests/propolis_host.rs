@@ -1,4 +1,5 @@
-//! VMs in Propolis by the command, each with a server of its own, on stand-ins for an illumos host and its tools.
+//! VMs in Propolis by the command, each with a server of its own, on stand-ins for an illumos host
+//! and its tools.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod support;
@@ -16,7 +17,8 @@ struct World {
     illumos: FakeIllumos,
 }
 
-/// Finds a program of the test kit, which a test of the whole workspace has built beside the command.
+/// Finds a program of the test kit, which a test of the whole workspace has built beside the
+/// command.
 fn stand_in(name: &str) -> PathBuf {
     let path = Path::new(env!("CARGO_BIN_EXE_vmkit")).with_file_name(name);
     let how = "`cargo build -p vmkit-testkit --features propolis` makes it";

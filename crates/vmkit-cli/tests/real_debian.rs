@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
 use real::{Life, create_arguments};
 use vmkit_testkit::guest;
 
-/// How long the guest may take until it answers SSH, in seconds: one minute under emulation on a quiet host.
+/// How long the guest may take until SSH is ready, in seconds: one minute under emulation on an
+/// idle host.
 const BOOT_LIMIT: &str = "600";
 /// How long the guest may take to shut itself down: five seconds on a quiet host.
 const STOP_LIMIT: &str = "300";
@@ -35,7 +36,7 @@ impl Debian {
         self.0.dir.path().join(name)
     }
 
-    /// Makes a key and answers its public half.
+    /// Creates a key and returns its public half.
     fn make_key(&self, name: &str) -> String {
         let mut keygen = Command::new("ssh-keygen");
         keygen.args(["-q", "-t", "ed25519", "-N", "", "-C", "vmkit test", "-f"]).arg(self.file(name));
@@ -54,7 +55,8 @@ impl Debian {
         info["run"]["forwards"][0]["host"].as_str().unwrap().parse().unwrap()
     }
 
-    /// Runs a command in the guest, on a server with the key that was seen first, and answers what it printed.
+    /// Runs a command in the guest, on a server with the key that was seen first, and returns what
+    /// it printed.
     fn ssh(&self, user: &str, command: &str) -> String {
         let mut ssh = Command::new("ssh");
         ssh.args(["-F", "none", "-p", &self.ssh_port().port().to_string()]).arg("-i").arg(self.file("user"));

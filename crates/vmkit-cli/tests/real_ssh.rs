@@ -1,4 +1,5 @@
-//! Into a real Debian that vmkit has its own way into: programs, files, OpenSSH's programs, and how soon.
+//! Into a real Debian that vmkit has its own way into: programs, files, OpenSSH's programs, and how
+//! soon.
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may panic, and tells its figures")]
 
 mod real;
@@ -23,10 +24,11 @@ use vmkit::store::Home;
 use vmkit::{BackendTag, QemuHypervisor, VmManager};
 use vmkit_testkit::guest;
 
-/// How long the guest may take until it answers SSH, in seconds: one minute under emulation on a quiet host.
+/// How long the guest may take until SSH is ready, in seconds: one minute under emulation on an
+/// idle host.
 const BOOT_LIMIT: &str = "600";
 
-/// Makes the VM `deb`, which has an access of vmkit's own, by the library; the command finds it.
+/// Creates the VM `deb`, which has an access of vmkit's own, by the library; the command finds it.
 fn make(life: &Life) -> VmManager<QemuHypervisor> {
     let home = Home::at(life.home()).unwrap();
     let qemu = QemuHypervisor::builder(home.vms(), home.run()).keeper(env!("CARGO_BIN_EXE_vmkit")).build();
@@ -170,7 +172,8 @@ fn programs(life: &Life) {
     assert!(shell.stdout.ends_with("from a shell\n"), "{shell:?}");
 }
 
-/// What this process is told to end by, its program in the guest ends by as well: OpenSSH itself passes it on.
+/// What this process is told to end by, its program in the guest ends by as well: OpenSSH itself
+/// passes it on.
 fn signals(life: &Life) {
     for signal in [Signal::INT, Signal::TERM] {
         let mut begun = life.begin(&["exec", "deb", "--", "sh", "-c", "echo up; exec sleep 1234"]);

@@ -1,4 +1,5 @@
-//! A project's machines on the real QEMU: made in order, killed half way, changed, reloaded, failed and removed.
+//! A project's machines on the real QEMU: made in order, killed half way, changed, reloaded, failed
+//! and removed.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod real;
@@ -57,7 +58,7 @@ fn machines(life: &Life, arguments: &[&str]) -> Vec<Value> {
     told["machines"].as_array().or(told.as_array()).unwrap().clone()
 }
 
-/// Answers the process of each machine's QEMU.
+/// Returns the process of each machine's QEMU.
 fn qemus(life: &Life) -> Vec<Pid> {
     ["trio-db", "trio-web", "trio-edge"].map(|name| life.qemu(name)).to_vec()
 }
@@ -149,19 +150,20 @@ fn three_machines_come_up_in_order_whatever_happens_to_the_command() {
     assert!(until(LONG, || life.processes().is_empty()), "{:?}", life.processes());
 }
 
-/// How much is sent where a transfer is to be cut off: enough to be still under way when that is seen.
+/// The size of a transfer that is to be interrupted: large enough to be still in progress then.
 const LARGE_BYTES: usize = 48 << 20;
 
-/// Runs at the beginning of a step: notes each earlier one of its name that still runs, and how many there were.
+/// Runs at the beginning of a step: notes each earlier one of its name that still runs, and how
+/// many there were.
 const COUNTED: &str = "for pid in $(cat /srv/pids-$0 2>/dev/null); do if kill -0 $pid; then echo $pid >>/srv/twice; fi; done\n\
     echo $$ >>/srv/pids-$0\n";
 
-/// Has the guest's root run a text.
+/// Runs a script in the guest as root.
 fn in_guest(life: &Life, text: &str) -> String {
     life.must(["exec", "cut-web", "--", "sudo", "sh", "-c", text])
 }
 
-/// Begins `up` with this one step, and hears what it says.
+/// Starts `up` with this one step, and reads its output.
 fn begin_up(life: &Life, step: &str) -> (Child, Ear) {
     let debian = guest::debian();
     let text = format!(

@@ -1,4 +1,5 @@
-//! `vmkit set`, as far as nothing has to run for it: what changes, what is refused, and what is told.
+//! `vmkit set`, as far as nothing has to run for it: what changes, what is refused, and what is
+//! told.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod support;
@@ -112,7 +113,8 @@ fn what_can_not_be_is_refused_with_what_would_be_right() {
     }
     host.create("bare");
     refused(&host, &["set", "bare", "--disk", "1GiB"], &["disk: \"1GiB\": this VM has no root disk"]);
-    // Its disk is as large as its image, and nothing that would be found at the next start only is written down.
+    // Its disk is as large as its image, and nothing that would be found at the next start only is
+    // written down.
     host.must(["create", "small", "--image", "base.img", "--accel", "tcg"]);
     refused(&host, &["set", "small", "--disk", "1MiB"], &["disk: \"1MiB\": ", "name at least 4MiB"]);
     let missing = host.vmkit(["set", "nobody", "--cpus", "2"]);

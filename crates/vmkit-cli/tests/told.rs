@@ -1,5 +1,5 @@
-//! What the commands for a file of machines say, to people and to programs, where nobody sits at a terminal: the real QEMU with
-//! nothing to boot.
+//! What the commands for a file of machines say, to people and to programs, where nobody sits at a
+//! terminal: the real QEMU with nothing to boot.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod real;
@@ -38,7 +38,7 @@ fn write(life: &Life, text: &str) {
     fs::write(life.file("vmkit.toml"), text).unwrap();
 }
 
-/// Answers what a command said on standard error, how long things took left out.
+/// Returns what a command said on standard error, how long things took left out.
 fn said(life: &Life, arguments: &[&str]) -> String {
     let answer = life.vmkit(arguments);
     assert_eq!((answer.code, answer.stdout.as_str()), (Some(0), ""), "{answer:?}");
@@ -49,7 +49,7 @@ fn said(life: &Life, arguments: &[&str]) -> String {
     answer.stderr.lines().map(cut).collect()
 }
 
-/// Answers a machine of what a command prints for programs.
+/// Returns a machine of what a command prints for programs.
 fn machine(life: &Life, arguments: &[&str], place: usize) -> Value {
     let answer = life.vmkit(arguments);
     let told: Value = serde_json::from_str(&answer.stdout).unwrap_or_else(|_| panic!("{answer:?}"));
@@ -96,7 +96,7 @@ fn every_stage_and_what_came_of_it_is_told_off_a_terminal() {
     let db = machine(&life, &["up", "--json"], 0);
     assert_eq!((&db["pending"], &db["anew"]), (&serde_json::json!([]), &serde_json::json!([])), "{db}");
 
-    // What needs the machine made anew is no success.
+    // What needs the machine recreated is no success.
     write(&life, &SHOP.replace("[machine.web]", "cloud_init.hostname = 'other'\n[machine.web]"));
     let db = machine(&life, &["up", "--json"], 0);
     assert_eq!(

@@ -1,12 +1,12 @@
 //! Every step of an operation, cut: by a kill of the process, or by an error of the system.
 //!
-//! A step is an effect that outlives the process; vmkit announces each of them beforehand, and so may a backend under test,
-//! by [`step`]. The loops here know nothing of VMs: they say where to cut and how often, the test says what must be true
-//! afterwards.
+//! A step is an effect that outlives the process; vmkit announces each of them beforehand, and so
+//! may a backend under test, by [`step`]. The loops here know nothing of VMs: they say where to cut
+//! and how often, the test says what must be true afterwards.
 //!
-//! A killed process can't be the test's own. So a test that is to be killed is an ordinary one, which passes when nobody
-//! kills it; [`kill_at_every_step`] runs it again, alone and in a process of its own, with the step to die at in the
-//! environment.
+//! A killed process can't be the test's own. So a test that is to be killed is an ordinary one,
+//! which passes when nobody kills it; [`kill_at_every_step`] runs it again, alone and in a process
+//! of its own, with the step to die at in the environment.
 
 use std::cell::{Cell, RefCell};
 use std::env;
@@ -57,7 +57,7 @@ pub struct Task {
     at: u64,
 }
 
-/// Answers the task of this process, or `None` where it is an ordinary test run.
+/// Returns the task of this process, or `None` where it is an ordinary test run.
 pub fn task() -> Option<Task> {
     let dir = env::var_os(DIR)?.into();
     let at = env::var(AT).ok()?.parse().ok()?;
@@ -65,7 +65,8 @@ pub fn task() -> Option<Task> {
 }
 
 impl Task {
-    /// Has the kernel kill this process before the step at which it is to die, of those that this thread takes from now.
+    /// Arranges for the kernel to kill this process before its step `at`, counted from now on this
+    /// thread.
     pub fn arm(&self) {
         let (mut taken, at) = (0, self.at);
         set_hook(move |name| {
@@ -80,7 +81,8 @@ impl Task {
     }
 }
 
-/// Begins `test` of this test executable in a process of its own, to be killed before step `at`; 0: not at all.
+/// Starts `test` of this test executable in a process of its own, to be killed before step `at`; 0:
+/// not at all.
 ///
 /// # Errors
 /// `Io` when it can't be run.
@@ -96,11 +98,11 @@ pub fn spawn(test: &str, scenario: &str, dir: &Path, at: u64) -> io::Result<Chil
         .spawn()
 }
 
-/// Runs `test` with `scenario` again and again, killed before its first step, its second, and so on, until it lives to its
-/// end. Answers how many steps there were.
+/// Runs `test` with `scenario` again and again, killed before its first step, its second, and so
+/// on, until it lives to its end. Answers how many steps there were.
 ///
-/// `prepare` fills an empty directory before each run; `check` looks at what the process left, and is told where it was killed;
-/// the last one was not.
+/// `prepare` fills an empty directory before each run; `check` looks at what the process left, and
+/// is told where it was killed; the last one was not.
 ///
 /// # Panics
 /// When a run neither is killed as planned nor passes, or no step was taken at all.
@@ -156,7 +158,7 @@ pub struct Fault {
 }
 
 impl Fault {
-    /// Makes step `at` of this thread fail, the first being 1.
+    /// Lets step `at` of this thread fail, the first being 1.
     pub fn at(at: u64, lasting: Lasting, kind: io::ErrorKind) -> Self {
         let name = Rc::new(Cell::new(None));
         let (mut taken, seen) = (0, Rc::clone(&name));
@@ -174,7 +176,7 @@ impl Fault {
         Self { name }
     }
 
-    /// Answers the first step that failed, or `None` where there were fewer steps.
+    /// Returns the first step that failed, or `None` where there were fewer steps.
     pub fn failed(&self) -> Option<&'static str> {
         self.name.get()
     }

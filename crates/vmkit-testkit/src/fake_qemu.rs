@@ -28,13 +28,15 @@ pub const VARIABLE: &str = "VMKIT_FAKE_QEMU";
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Behaviour {
-    /// It says this and ends before it has opened anything, as QEMU does on arguments that it does not like.
+    /// It says this and ends before it has opened anything, as QEMU does on arguments that it does
+    /// not like.
     pub refusal: Option<Refusal>,
-    /// Whether a monitor greets its clients; one that does not also never answers.
+    /// Whether a monitor greets its clients; one that does not also never replies.
     pub greet: bool,
     /// It says this instead of its first greeting line, and goes on as usual.
     pub greeting: Option<String>,
-    /// The commands that get no answer, and have no effect. With `qmp_capabilities` it greets and then stalls.
+    /// The commands that get no answer, and have no effect. With `qmp_capabilities` it greets and
+    /// then stalls.
     pub mute: Vec<String>,
     /// The commands that are refused, with what is said.
     pub refuse: BTreeMap<String, String>,
@@ -106,7 +108,8 @@ pub enum Blow {
     InternalError,
     /// A disk fails.
     IoError,
-    /// The guest goes to sleep (ACPI S3), where it does not hear its power button until `system_wakeup`.
+    /// The guest goes to sleep (ACPI S3), where it does not hear its power button until
+    /// `system_wakeup`.
     Sleep,
     /// QEMU ends with this code.
     Exit(i32),
@@ -114,14 +117,16 @@ pub enum Blow {
     Signal(i32),
 }
 
-/// A fake QEMU under a name of its own, so that tests that run at once can have it behave differently.
+/// A fake QEMU under a name of its own, so that tests that run at once can have it behave
+/// differently.
 #[derive(Debug)]
 pub struct FakeQemu {
     program: PathBuf,
 }
 
 impl FakeQemu {
-    /// Links the program `binary` into `dir`, as `qemu-system-x86_64`; it behaves well until it is told otherwise.
+    /// Links the program `binary` into `dir`, as `qemu-system-x86_64`; it behaves well until it is
+    /// told otherwise.
     ///
     /// # Errors
     /// Whatever the system says to a new link in `dir`.
@@ -131,12 +136,12 @@ impl FakeQemu {
         Ok(Self { program })
     }
 
-    /// Answers the path to run.
+    /// Returns the path to run.
     pub fn program(&self) -> &Path {
         &self.program
     }
 
-    /// Tells every one that is started from now on how to behave.
+    /// Sets the behaviour of every fake that is started from now on.
     ///
     /// # Errors
     /// Whatever the system says to a new file beside the program.
@@ -148,7 +153,8 @@ impl FakeQemu {
     }
 }
 
-/// Finds out how a fake QEMU that was called as `program` shall behave: by [`VARIABLE`], else by the file beside it.
+/// Finds out how a fake QEMU that was called as `program` shall behave: by [`VARIABLE`], else by
+/// the file beside it.
 ///
 /// # Errors
 /// Whatever the system says, and JSON that is no [`Behaviour`].

@@ -47,7 +47,7 @@ struct MachineFile {
 }
 
 impl Guest {
-    /// Answers the kernel command line for a machine.
+    /// Returns the kernel command line for a machine.
     ///
     /// # Panics
     /// For a machine that the guest was not built for.
@@ -56,7 +56,8 @@ impl Guest {
         found.unwrap_or_else(|| panic!("this guest is not for {}", machine.as_str()))
     }
 
-    /// Begins a spec that boots this guest under TCG, with `extra` added to its kernel's command line.
+    /// Returns the builder of a spec that boots this guest under TCG, with `extra` added to its
+    /// kernel's command line.
     ///
     /// # Panics
     /// For a name that is none, and a machine that the guest was not built for.
@@ -75,7 +76,7 @@ impl Guest {
     }
 }
 
-/// Answers the guest of a cloud kernel and a busybox, which is up in two or three seconds.
+/// Returns the guest of a cloud kernel and a busybox, which is up in two or three seconds.
 ///
 /// # Panics
 /// Where it has not been built: `cargo xtask guest tiny` does.
@@ -83,7 +84,7 @@ pub fn tiny() -> Guest {
     load("tiny")
 }
 
-/// Answers the Debian guest, with cloud-init and SSH.
+/// Returns the Debian guest, with cloud-init and SSH.
 ///
 /// # Panics
 /// Where it has not been built: `cargo xtask guest debian` does.
@@ -93,7 +94,8 @@ pub fn debian() -> Guest {
 
 fn load(name: &str) -> Guest {
     let link = guests_dir().join(name);
-    // The link itself leads to another guest after the next build, and an overlay keeps the path of its image.
+    // The link itself leads to another guest after the next build, and an overlay keeps the path of
+    // its image.
     let dir = fs::canonicalize(&link).unwrap_or(link);
     let file = dir.join("guest.json");
     let text = fs::read_to_string(&file)

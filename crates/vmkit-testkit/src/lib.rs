@@ -1,6 +1,6 @@
 //! What tests of vmkit and of its backends have in common.
 //!
-//! [`conformance`] checks that a backend keeps the contract of [`vmkit::Hypervisor`], whoever wrote it:
+//! [`conformance`] checks that a backend keeps the contract of [`vmkit::Hypervisor`]:
 //!
 //! ```
 //! use vmkit::NoopHypervisor;
@@ -13,8 +13,9 @@
 //! # }
 //! ```
 //!
-//! [`walk`] does the same along any sequence of operations, for property tests. [`fake_qemu`] tells the program
-//! `vmkit-fake-qemu` how to behave, and `propolis` (a feature) has a server to talk to. [`crash`] cuts an operation before each of its steps, by a kill or by an error.
+//! [`walk`] does the same along any sequence of operations, for property tests. [`fake_qemu`] tells
+//! the program `vmkit-fake-qemu` how to behave, and `propolis` (a feature) has a server to talk to.
+//! [`crash`] cuts an operation before each of its steps, by a kill or by an error.
 
 pub mod conformance;
 pub mod crash;
@@ -32,7 +33,8 @@ pub use program::write_program;
 
 use vmkit::spec::{Boot, Kernel, VmName, VmSpec};
 
-/// Answers the content of a file that looks like a Linux kernel for x86 to who looks at its header, and boots nothing.
+/// Returns the content of a file that looks like a Linux kernel for x86 to who looks at its header,
+/// and boots nothing.
 ///
 /// Source: the kernel's arch/x86/boot.rst.
 pub fn paper_kernel() -> Vec<u8> {
@@ -44,7 +46,7 @@ pub fn paper_kernel() -> Vec<u8> {
     kernel
 }
 
-/// Answers a spec for a backend that runs nothing: what it names need not be there.
+/// Returns a spec for a backend that runs nothing: what it names need not be there.
 pub fn paper_spec(name: VmName) -> VmSpec {
     let kernel = Kernel { path: "/boot/vmlinuz".into(), initrd: None, cmdline: String::new() };
     VmSpec::builder(name).boot(Boot::Kernel(kernel)).build().expect("a kernel is all that a spec must have")

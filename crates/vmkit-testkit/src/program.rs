@@ -6,8 +6,8 @@ use std::process::{Command, Stdio};
 
 /// Writes a program of this text, in place of one that is there.
 ///
-/// A process of its own writes it. A file that is open to be written can't be executed, and what a test process has open, a child that
-/// another of its threads is just starting has open as well.
+/// A process of its own writes it. A file that is open to be written can't be executed, and what a
+/// test process has open, a child that another of its threads is just starting has open as well.
 ///
 /// # Errors
 /// Those of running `install`, and that it failed.

@@ -15,7 +15,7 @@ pub struct Step {
     pub old_handle: bool,
 }
 
-/// Answers a strategy for walks of at most `length` steps, in which `destroy` is rare.
+/// Returns a strategy for walks of at most `length` steps, in which `destroy` is rare.
 pub fn steps(length: usize) -> impl Strategy<Value = Vec<Step>> {
     let operation = prop_oneof![
         1 => Just(Operation::Prepare),
@@ -29,7 +29,8 @@ pub fn steps(length: usize) -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 0..=length)
 }
 
-/// Prepares a VM, takes `steps` with it, and destroys it; `Err` says where the backend left the table, and how.
+/// Prepares a VM, takes `steps` with it, and destroys it; `Err` says where the backend left the
+/// table, and how.
 ///
 /// `name` must be free.
 ///

@@ -13,7 +13,7 @@ use vmkit::{
 use vmkit_testkit::conformance::{Outcome, Report};
 use vmkit_testkit::{Conformance, Described, conformance, paper_spec, walk};
 
-/// Answers the options for a backend over these books.
+/// Returns the options for a backend over these books.
 fn over(noop: &NoopHypervisor) -> Conformance {
     let noop = noop.clone();
     let cause = FailureCause { kind: FailureKind::GuestPanic, detail: "the suite wanted it".into() };
@@ -86,7 +86,7 @@ enum Fault {
     SuspendIdle,
     /// `destroy` fails on what is gone.
     DestroyTwice,
-    /// `start` answers without the run's facts.
+    /// `start` returns a handle without the run's facts.
     NoFacts,
     /// `stop` believes the handle's state, which may be old.
     BelievesHandle,

@@ -1,5 +1,5 @@
-//! The manager over Propolis is killed before every step of every operation, its files fail one by one, and so does every
-//! command of the host; the host and the server are fakes.
+//! The manager over Propolis is killed before every step of every operation, its files fail one by
+//! one, and so does every command of the host; the host and the server are fakes.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::cell::RefCell;
@@ -21,7 +21,8 @@ const SERVER: &str = env!("CARGO_BIN_EXE_vmkit-fake-propolis");
 /// It becomes a keeper where it is called as one.
 const KEEPER: &str = env!("CARGO_BIN_EXE_vmkit-fake-qemu");
 
-/// What is done before an operation so that it has its full way to go, and the states that it may leave when it is cut.
+/// What is done before an operation so that it has its full way to go, and the states that it may
+/// leave when it is cut.
 const LIVES: [(&str, &[&str], &[&str]); 6] = [
     ("create", &[], &["", "failed", "prepared"]),
     // A server that has made its VM and was never told to run it is a start that failed.
@@ -51,7 +52,7 @@ struct World {
 }
 
 impl World {
-    /// Finds the world that somebody else has made.
+    /// Opens the world that another process has created.
     fn at(dir: &Path) -> Self {
         Self::over(dir, FakeIllumos::open(&dir.join("host")))
     }
@@ -69,7 +70,7 @@ impl World {
         Self { dir: dir.to_owned(), host, manager, _server: None }
     }
 
-    /// Makes a world in which these operations were done; its servers end with it.
+    /// Creates a world in which these operations were done; its servers end with it.
     fn prepared(dir: &Path, servers: Servers, words: &[&str]) -> Self {
         let host = FakeIllumos::new(&dir.join("host"), TOOLS.as_ref(), SERVER.as_ref()).unwrap();
         ["tank", "tank/img", "tank/vm"].into_iter().for_each(|pool| host.add_pool(pool).unwrap());
@@ -116,7 +117,7 @@ impl World {
             .unwrap()
     }
 
-    /// Answers the state that the list shows; `""` where it shows no VM.
+    /// Returns the state that the list shows; `""` where it shows no VM.
     fn listed(&self) -> &'static str {
         let patience = Instant::now() + Duration::from_secs(20);
         loop {
@@ -125,7 +126,8 @@ impl World {
             let Some(listed) = list.first() else { return "" };
             match &listed.handle {
                 Ok(vm) => return vm.state.name(),
-                // A keeper that is told nothing has the operation's lock until its exec has closed it: a moment, and no more.
+                // A keeper that is told nothing has the operation's lock until its exec has closed
+                // it: a moment, and no more.
                 Err(error) if error.kind() == ErrorKind::Busy && Instant::now() < patience => {
                     std::thread::sleep(Duration::from_millis(1));
                 }
@@ -141,7 +143,8 @@ impl World {
         files.chain(self.host.leftovers().unwrap()).collect()
     }
 
-    /// Checks that nothing is left once the VM is removed: no file, volume, VNIC, VM of the kernel or server.
+    /// Checks that nothing is left once the VM is removed: no file, volume, VNIC, VM of the kernel
+    /// or server.
     fn assert_removable(&self, place: &str) {
         match runtime().block_on(self.manager.remove(&web(), true)) {
             Err(error) if error.kind() != ErrorKind::NotFound => panic!("{place}: {error:?}"),
@@ -295,7 +298,7 @@ fn a_host_whose_commands_fail_is_left_as_it_was() {
     }
 }
 
-/// Checks what a fault left, and answers whether there was one.
+/// Checks what a fault left, and returns whether there was one.
 fn judge(
     world: &World,
     (word, allowed): (&str, &[&str]),

@@ -24,8 +24,9 @@ struct Qemu {
 impl Qemu {
     fn start(program: &Path, args: &[&str], dir: TempDir) -> Self {
         let listener = UnixListener::bind(dir.path().join("qmp")).expect("a socket");
-        // QEMU takes a listener as it is, and now and then accepts a client that another of its threads has taken already:
-        // a listener that blocks would stop its main loop for good (seen once with 7.2.22).
+        // QEMU takes a listener as it is, and now and then accepts a client that another of its
+        // threads has taken already: a listener that blocks would stop its main loop for good (seen
+        // once with 7.2.22).
         listener.set_nonblocking(true).expect("a socket");
         let child = Command::new(program)
             .args(["-M", "none", "-nodefaults", "-display", "none", "-chardev"])
@@ -63,7 +64,7 @@ impl Qemu {
         kill_process(Pid::from_child(&self.child), signal).expect("it runs");
     }
 
-    /// Waits for the end and answers it with what was said on standard error.
+    /// Waits for the end and returns it with what was said on standard error.
     fn ended(mut self) -> (ExitStatus, String) {
         let mut said = String::new();
         self.child.stderr.take().expect("a pipe").read_to_string(&mut said).expect("text");
@@ -81,7 +82,8 @@ impl Client {
         self.stream.write_all(format!("{line}\n").as_bytes()).expect("somebody listens");
     }
 
-    /// Hears a line, without what differs between any two runs or versions; `null` at the end of the connection.
+    /// Hears a line, without what differs between any two runs or versions; `null` at the end of
+    /// the connection.
     fn hear(&mut self) -> Value {
         let mut line = String::new();
         // A QEMU that ends resets what it has not read.
@@ -102,7 +104,7 @@ impl Client {
         value
     }
 
-    /// Hears until an answer comes, which is the last of what it answers.
+    /// Hears until an answer comes, which is the last of what it returns.
     fn hear_answer(&mut self) -> Vec<Value> {
         let mut heard = Vec::new();
         loop {
@@ -125,7 +127,7 @@ impl Client {
     }
 }
 
-/// Holds one long conversation and answers all that was heard.
+/// Holds one long conversation and returns all that was heard.
 fn conversation(qemu: Qemu) -> Vec<Value> {
     let mut client = qemu.connect();
     let mut heard = vec![client.hear()];
@@ -164,7 +166,8 @@ fn conversation(qemu: Qemu) -> Vec<Value> {
     let mut second = qemu.connect();
     heard.push(second.hear());
     second.ask("qmp_capabilities");
-    // Whether the answer to `quit` or the event comes first, or gets through at all, is not the same in any two runs.
+    // Whether the answer to `quit` or the event comes first, or gets through at all, is not the
+    // same in any two runs.
     second.say(&command("quit"));
     let (status, said) = qemu.ended();
     heard.push(json!({ "code": status.code(), "said": said }));

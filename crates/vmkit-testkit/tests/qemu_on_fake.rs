@@ -33,7 +33,7 @@ impl Home {
         Self { dir }
     }
 
-    /// Answers a hypervisor as a new process would make it.
+    /// Returns a hypervisor as a new process would make it.
     fn hypervisor(&self) -> QemuHypervisor {
         over(self.dir.path(), Duration::from_secs(30))
     }
@@ -410,7 +410,8 @@ async fn what_the_program_left_open_for_its_children_does_not_reach_the_hypervis
     rustix::io::fcntl_setfd(&read, rustix::io::FdFlags::CLOEXEC).expect("a flag");
     let vm = home.started(&qemu).await;
     drop(write);
-    // Whatever else is a child by chance lets go of it soon; a guest would have it for as long as it runs.
+    // Whatever else is a child by chance lets go of it soon; a guest would have it for as long as
+    // it runs.
     let mut waited = [rustix::event::PollFd::new(&read, rustix::event::PollFlags::IN)];
     let limit = rustix::event::Timespec { tv_sec: 30, tv_nsec: 0 };
     assert_eq!(rustix::event::poll(&mut waited, Some(&limit)), Ok(1), "nobody has the other end any more");
@@ -470,7 +471,7 @@ async fn a_vm_is_started_from_a_session_with_another_runtime_directory() {
     let vm = other.start(&old).await.unwrap_or_else(|error| panic!("start: {error}"));
     let console = vm.run.as_ref().expect("it runs").console.clone();
     assert!(matches!(console, vmkit::ConsoleEndpoint::UnixSocket(path) if path.starts_with(&elsewhere)));
-    // Nobody needs the new handle, or the new directory, to find it.
+    // Neither the new handle nor the new directory is needed to find it.
     assert_eq!(qemu.state(&old).await.expect("a state"), VmState::Running);
     qemu.suspend(&old).await.unwrap_or_else(|error| panic!("suspend: {error}"));
     qemu.destroy(old).await.unwrap_or_else(|error| panic!("destroy: {error}"));

@@ -1,4 +1,5 @@
-//! A log that never grows over its bound: two halves, the older one thrown away when the newer is full.
+//! A log that never grows over its bound: two halves, the older one thrown away when the newer is
+//! full.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -18,7 +19,8 @@ pub(crate) struct BoundedLog {
 }
 
 impl BoundedLog {
-    /// Opens the log to append, private to this user. Both halves together stay within `bound_bytes`.
+    /// Opens the log to append, private to this user. Both halves together stay within
+    /// `bound_bytes`.
     pub(crate) fn open(path: &Path, bound_bytes: u64) -> io::Result<Self> {
         let file = append_to(path)?;
         let written_bytes = file.metadata()?.len();
@@ -30,20 +32,22 @@ impl BoundedLog {
         })
     }
 
-    /// Moves what is there to the older half, so that the newer one has only what is written from now on.
+    /// Moves what is there to the older half, so that the newer one has only what is written from
+    /// now on.
     pub(crate) fn begin_anew(&mut self) {
         if self.written_bytes > 0 {
             self.cut();
         }
     }
 
-    /// Answers the place that is written to next.
+    /// Returns the place that is written to next.
     pub(crate) fn mark(&self) -> io::Result<LogMark> {
         let file = self.file.as_ref().ok_or(io::ErrorKind::NotFound)?;
         Ok(LogMark { file: FileMark::of(file)?, at_bytes: self.written_bytes })
     }
 
-    /// Appends, cutting where the bound says. A full disk loses log lines and nothing else: the guest goes on.
+    /// Appends, cutting where the bound says. A full disk loses log lines and nothing else: the
+    /// guest goes on.
     pub(crate) fn append(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             if self.written_bytes >= self.half_bytes {
@@ -69,7 +73,8 @@ impl BoundedLog {
     }
 }
 
-/// A place in a bounded log: it tells what was written since from what was there before, however often the log is cut.
+/// A place in a bounded log: it tells what was written since from what was there before, however
+/// often the log is cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogMark {
     #[serde(flatten)]
@@ -77,7 +82,8 @@ pub struct LogMark {
     at_bytes: u64,
 }
 
-/// A file, wherever it is moved to. A number that is free again may be another file's, which was born later.
+/// A file, wherever it is moved to. A number that is free again may be another file's, which was
+/// born later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct FileMark {
     inode: u64,
@@ -94,10 +100,10 @@ impl FileMark {
 }
 
 impl LogMark {
-    /// Answers the place in this file, one of the log's halves; `None` where it is in another one.
+    /// Returns the place in this file, one of the log's halves; `None` where it is in another one.
     ///
-    /// What was written since begins there, goes on in the newer half where this is the older one, and is all that there is where
-    /// the place is in neither.
+    /// What was written since begins there, goes on in the newer half where this is the older one,
+    /// and is all that there is where the place is in neither.
     ///
     /// # Errors
     /// Why the file can't be looked at.
@@ -144,7 +150,7 @@ fn tail_from(mut file: File, at: u64, most_bytes: u64) -> io::Result<Vec<u8>> {
     Ok(tail)
 }
 
-/// Answers where the older half of a bounded log lies.
+/// Returns where the older half of a bounded log lies.
 pub(crate) fn older_log(log: &Path) -> PathBuf {
     let mut path = log.as_os_str().to_owned();
     path.push(".1");

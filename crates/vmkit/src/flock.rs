@@ -26,7 +26,7 @@ pub(crate) enum Hold {
 }
 
 impl Hold {
-    /// Answers how it is asked for by one who does not wait.
+    /// Returns how it is asked for by one who does not wait.
     pub(crate) fn at_once(self) -> FlockOperation {
         match self {
             Hold::Alone => FlockOperation::NonBlockingLockExclusive,
@@ -44,10 +44,11 @@ impl Hold {
 
 /// Waits for the lock of an open file.
 ///
-/// `flock` has no deadline and no descriptor to poll, so a thread waits in it and hands over the locked file. When nobody
-/// is there any more to take it, the lock is freed: what was given up ends with its turn. All that wait for
-/// one file do so in one thread, one after the other, and who has given up is forgotten with the next one, so that trying again and
-/// again leaves no more than that. It is not one of the runtime's threads, since the runtime would wait for it at its end.
+/// `flock` has no deadline and no descriptor to poll, so a thread waits in it and hands over the
+/// locked file. When nobody is there any more to take it, the lock is freed: what was given up ends
+/// with its turn. All that wait for one file do so in one thread, one after the other, and who has
+/// given up is forgotten with the next one, so that trying again and again leaves no more than
+/// that. It is not one of the runtime's threads, since the runtime would wait for it at its end.
 #[derive(Debug)]
 pub(crate) struct Waiting(oneshot::Receiver<Result<File, Errno>>);
 
@@ -75,7 +76,7 @@ impl Waiting {
         Ok(Self(receiver))
     }
 
-    /// Answers the locked file; `None` at the deadline, after which it may be called again.
+    /// Returns the locked file; `None` at the deadline, after which it may be called again.
     ///
     /// # Errors
     /// What the kernel says.
@@ -110,8 +111,8 @@ fn wait_for_all(id: FileId, first: Waiter) {
     let mut next = Some(first);
     while let Some(Waiter { file, hold, sender }) = next {
         let outcome = wait_in_kernel(&file, hold.waiting()).map(|()| file);
-        // Who is gone leaves the lock to the next one. Closing is not enough: a child that another thread is just spawning has
-        // the file, too, until it execs.
+        // Who is gone leaves the lock to the next one. Closing is not enough: a child that another
+        // thread is just spawning has the file, too, until it execs.
         if let Err(Ok(file)) = sender.send(outcome) {
             let _ = flock(&file, FlockOperation::Unlock);
         }
@@ -136,7 +137,8 @@ fn wait_in_kernel(file: &File, operation: FlockOperation) -> Result<(), Errno> {
     }
 }
 
-/// Tells whether an open file is the one that the path names now: the one that was locked may have been removed, and another made.
+/// Returns whether an open file is the one that the path names now: the one that was locked may
+/// have been removed, and another made.
 ///
 /// # Errors
 /// `Io`, `Host`.

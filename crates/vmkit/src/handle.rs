@@ -118,8 +118,8 @@ pub struct VmHandle {
     pub backend: BackendTag,
     /// What was wanted.
     pub spec: VmSpec,
-    /// What is wanted from the next start on, if that differs from `spec`. `VmManager` puts this spec
-    /// in the place of `spec` before it calls the backend's `start`.
+    /// What is wanted from the next start on, if that differs from `spec`. `VmManager` puts this
+    /// spec in the place of `spec` before it calls the backend's `start`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_spec: Option<Box<VmSpec>>,
     /// The state at that time; the backend's `state` returns the present one.
@@ -139,8 +139,8 @@ pub struct VmHandle {
 }
 
 impl VmHandle {
-    /// Creates the handle of a VM whose `prepare` has not ended: enough for `destroy` to remove what
-    /// `prepare` created.
+    /// Creates the handle of a VM whose `prepare` has not ended: enough for `destroy` to remove
+    /// what `prepare` created.
     pub fn preparing(id: Uuid, backend: BackendTag, spec: VmSpec) -> Self {
         Self {
             id,
@@ -181,7 +181,8 @@ pub struct RunInfo {
     /// What really runs the guest's code, if the backend has a choice: never `auto`.
     #[serde(default)]
     pub accel: Option<Accel>,
-    /// The console, as [`Hypervisor::console_endpoint`](crate::Hypervisor::console_endpoint) returns it.
+    /// The console, as [`Hypervisor::console_endpoint`](crate::Hypervisor::console_endpoint)
+    /// returns it.
     pub console: ConsoleEndpoint,
     /// The socket of the guest agent's channel.
     pub agent: Option<PathBuf>,

@@ -21,10 +21,12 @@ pub(crate) struct InputFile {
 }
 
 impl InputFile {
-    /// Opens the regular file at `path` and never waits for one: a FIFO or a device is refused unopened.
+    /// Opens the regular file at `path` and never waits for one: a FIFO or a device is refused
+    /// unopened.
     ///
     /// # Errors
-    /// `InvalidInput` on `field` where there is no file, one that may not be read, or anything but a regular file.
+    /// `InvalidInput` on `field` where there is no file, one that may not be read, or anything but
+    /// a regular file.
     pub(crate) fn open(field: &'static str, path: &Path) -> Result<Self> {
         let refused = |why: &str| Error::invalid(field, path.display(), why);
         let failed = |source: io::Error| match source.kind() {
@@ -38,7 +40,8 @@ impl InputFile {
             None => Ok(()),
         };
         let found = path.canonicalize().map_err(failed)?;
-        // Asked before it is opened, since opening alone has effects on some devices, and after, since only that is certain.
+        // Asked before it is opened, since opening alone has effects on some devices, and after,
+        // since only that is certain.
         check(&found.metadata().map_err(failed)?)?;
         let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits().cast_signed();
         let file = OpenOptions::new().read(true).custom_flags(flags).open(&found).map_err(failed)?;
@@ -48,7 +51,7 @@ impl InputFile {
     }
 }
 
-/// Answers what this is, unless it is a regular file.
+/// Returns what this is, unless it is a regular file.
 fn special(metadata: &Metadata) -> Option<&'static str> {
     let kind = metadata.file_type();
     match () {

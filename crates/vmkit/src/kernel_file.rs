@@ -1,7 +1,8 @@
 //! What a file is that QEMU shall boot as a kernel: [`check_kernel`].
 //!
-//! Only what QEMU certainly does not boot is refused; in doubt it is QEMU's and the guest's to say. A ramdisk is not looked into:
-//! QEMU hands it to the kernel as it is, and some take a text for one (iPXE a script).
+//! Only what QEMU certainly does not boot is refused; in doubt it is QEMU's and the guest's to say.
+//! A ramdisk is not looked into: QEMU hands it to the kernel as it is, and some take a text for one
+//! (iPXE a script).
 
 use std::io::Read;
 use std::path::Path;
@@ -20,7 +21,8 @@ const BOOT_SECTOR: usize = 0x1fe;
 const LINUX_X86: (usize, &[u8]) = (0x202, b"HdrS");
 /// Where a Linux kernel for aarch64 has its magic. Source: the kernel's arch/arm64/booting.rst.
 const LINUX_AARCH64: (usize, &[u8]) = (0x38, b"ARM\x64");
-/// The magic of a multiboot header, aligned to four bytes. Source: the Multiboot Specification 0.6.96, 3.1.
+/// The magic of a multiboot header, aligned to four bytes. Source: the Multiboot Specification
+/// 0.6.96, 3.1.
 const MULTIBOOT: &[u8] = &0x1bad_b002_u32.to_le_bytes();
 const ELF: &[u8] = b"\x7fELF";
 /// Where an ELF file names its instruction set, and 386, Arm, x86-64 and aarch64. Source: elf(5).
@@ -57,9 +59,10 @@ pub(crate) fn check_initrd(path: &Path) -> Result<()> {
     }
 }
 
-/// Answers why a file that begins like this, and is so long, is no kernel.
+/// Returns why a file that begins like this, and is so long, is no kernel.
 ///
-/// Source: QEMU's hw/i386/x86.c, `x86_load_linux`, and hw/arm/boot.c, `arm_setup_direct_kernel_boot`.
+/// Source: QEMU's hw/i386/x86.c, `x86_load_linux`, and hw/arm/boot.c,
+/// `arm_setup_direct_kernel_boot`.
 fn refusal(head: &[u8], bytes: u64, arch: Arch) -> Option<String> {
     let has = |(at, magic): (usize, &[u8])| head.get(at..).is_some_and(|rest| rest.starts_with(magic));
     let other = |arch: &str, machine: &str| {
@@ -114,7 +117,7 @@ fn elf_refusal(head: &[u8], arch: Arch) -> Option<String> {
     (!is_fitting).then(|| format!("this ELF file is not for {}", arch.as_str()))
 }
 
-/// Tells whether this is what people read.
+/// Returns whether this is what people read.
 fn is_text(head: &[u8]) -> bool {
     let text = match std::str::from_utf8(head) {
         Ok(text) => text,
@@ -132,7 +135,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Answers a file of zeros with these bytes at these places.
+    /// Returns a file of zeros with these bytes at these places.
     fn file(bytes: usize, parts: &[(usize, &[u8])]) -> Vec<u8> {
         let mut file = vec![0; bytes];
         for (at, part) in parts {

@@ -1,8 +1,9 @@
-//! The points at which an operation can be made to fail or to die, so that tests can try every one of them.
+//! The points at which an operation can be made to fail or to die, so that tests can try every one
+//! of them.
 //!
-//! Every effect that outlives the process (a file, a rename, a spawn, a kill, a socket) is preceded by
-//! [`step`]. Without a hook that is one look at a thread-local. The fault loop has the Nth step fail,
-//! the crash loop kills the process there.
+//! Every effect that outlives the process (a file, a rename, a spawn, a kill, a socket) is preceded
+//! by [`step`]. Without a hook that is one look at a thread-local. The fault loop has the Nth step
+//! fail, the crash loop kills the process there.
 
 use std::cell::RefCell;
 use std::io;

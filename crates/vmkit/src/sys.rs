@@ -1,4 +1,5 @@
-//! The one file with `unsafe`: what the kernel offers and no safe crate wraps. All but the closing of descriptors is Linux's.
+//! The one file with `unsafe`: what the kernel offers and no safe crate wraps. All but the closing
+//! of descriptors is Linux's.
 #![expect(
     unsafe_code,
     reason = "KVM memory, the tun ioctl, passing descriptors through exec and what is done before one have no safe wrapper"
@@ -22,17 +23,19 @@ pub(crate) use guest::TinyGuest;
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 pub(crate) use tap::make_tap;
 
-/// Closes the descriptors from this number on that the process was given at its exec: those that whoever started it did not mean
-/// to hand on.
+/// Closes the descriptors from this number on that the process was given at its exec: those that
+/// whoever started it did not mean to hand on.
 ///
-/// What this program opens itself is not among them, for it is marked to be closed at an exec: std, tokio and rustix do so.
+/// What this program opens itself is not among them, for it is marked to be closed at an exec: std,
+/// tokio and rustix do so.
 pub(crate) fn close_inherited(first: RawFd) -> io::Result<()> {
     let numbers: Vec<RawFd> = fs::read_dir("/proc/self/fd")?
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .filter(|number| *number >= first)
         .collect();
     for number in numbers {
-        // SAFETY: the number is only asked for its flags, and one that is not open is answered by an error.
+        // SAFETY: the number is only asked for its flags, and one that is not open is answered by
+        // an error.
         let flags = rustix::io::fcntl_getfd(unsafe { BorrowedFd::borrow_raw(number) });
         if flags.is_ok_and(|flags| !flags.contains(FdFlags::CLOEXEC)) {
             // SAFETY: it came with the exec, so no value of this program owns it.
@@ -77,7 +80,8 @@ pub(crate) fn default_effect(signal: c_int) -> io::Result<()> {
     set_effect(signal, 0)
 }
 
-/// Has a signal do nothing but interrupt what waits. Unlike an ignored one, it has its default effect in programs that are executed.
+/// Has a signal do nothing but interrupt what waits. Unlike an ignored one, it has its default
+/// effect in programs that are executed.
 pub(crate) fn no_effect(signal: c_int) -> io::Result<()> {
     extern "C" fn nothing(_: c_int) {}
     set_effect(signal, nothing as extern "C" fn(c_int) as usize)
@@ -92,11 +96,12 @@ fn set_effect(signal: c_int, effect: usize) -> io::Result<()> {
     }
 }
 
-/// Has the kernel kill the program that this command runs when the thread that spawns it ends, however that comes; with SIGKILL of
-/// the process it ends, too.
+/// Has the kernel kill the program that this command runs when the thread that spawns it ends,
+/// however that comes; with SIGKILL of the process it ends, too.
 ///
-/// The thread has to outlive the program's work, so it has to be one that is there for nothing else. A program that changes its user
-/// at its exec is not killed, nor are processes that it starts itself.
+/// The thread has to outlive the program's work, so it has to be one that is there for nothing
+/// else. A program that changes its user at its exec is not killed, nor are processes that it
+/// starts itself.
 ///
 /// Source: PR_SET_PDEATHSIG(2const).
 #[cfg(all(target_os = "linux", feature = "images"))]
@@ -114,7 +119,8 @@ pub(crate) fn end_with_this_thread(command: &mut std::process::Command) {
         }
         Ok(())
     };
-    // SAFETY: between fork and exec it makes two system calls and allocates nothing: an error is the bare number.
+    // SAFETY: between fork and exec it makes two system calls and allocates nothing: an error is
+    // the bare number.
     unsafe { command.pre_exec(ask) };
 }
 
@@ -124,11 +130,13 @@ pub(crate) fn end_with_this_thread(command: &mut std::process::Command) {
 /// Outside a tokio runtime, and on one without I/O.
 #[cfg(target_os = "linux")]
 pub(crate) fn watch_readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an `OwnedFd` is open and keeps its number and its file until it is dropped, and the `AsyncFd` owns it.
+    // SAFETY: an `OwnedFd` is open and keeps its number and its file until it is dropped, and the
+    // `AsyncFd` owns it.
     unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(Into::into)
 }
 
-/// Gives this thread, and the threads and processes that it starts from now on, a network of their own.
+/// Gives this thread, and the threads and processes that it starts from now on, a network of their
+/// own.
 #[cfg(all(test, target_os = "linux", feature = "qemu"))]
 pub(crate) fn leave_the_network() -> io::Result<()> {
     // SAFETY: only descriptor tables are dangerous to part from, and this parts from none.
@@ -145,10 +153,11 @@ mod tap {
 
     use rustix::ioctl::{Opcode, Updater, ioctl, opcode};
 
-    /// Makes a descriptor of `/dev/net/tun` one end of a new tap, and answers the tap's name.
+    /// Creates a descriptor of `/dev/net/tun` one end of a new tap, and returns the tap's name.
     ///
-    /// The name may hold one `%d`, for which the kernel takes the first free number. The tap carries bare Ethernet frames, each
-    /// behind a virtio-net header, and is gone with the last copy of the descriptor.
+    /// The name may hold one `%d`, for which the kernel takes the first free number. The tap
+    /// carries bare Ethernet frames, each behind a virtio-net header, and is gone with the last
+    /// copy of the descriptor.
     ///
     /// Source: the kernel's networking/tuntap.rst.
     pub(crate) fn make_tap(tun: impl AsFd, name: &str) -> io::Result<String> {
@@ -173,7 +182,8 @@ mod tap {
             return Err(io::Error::from(io::ErrorKind::InvalidInput));
         }
         request.name[..name.len()].copy_from_slice(name.as_bytes());
-        // SAFETY: TUNSETIFF reads and writes one `struct ifreq`, whose size and layout `IfReq` has, and keeps no pointer to it.
+        // SAFETY: TUNSETIFF reads and writes one `struct ifreq`, whose size and layout `IfReq` has,
+        // and keeps no pointer to it.
         unsafe { ioctl(tun, Updater::<TUNSETIFF, IfReq>::new(&mut request)) }?;
         let name = request.name.split(|byte| *byte == 0).next().unwrap_or_default();
         Ok(String::from_utf8_lossy(name).into_owned())
@@ -193,7 +203,8 @@ mod guest {
 
     /// A virtual machine of KVM's with one vCPU and a little memory at guest address 0.
     ///
-    /// It exists to hold the three together: the kernel writes to the memory for as long as the vCPU may run.
+    /// It exists to hold the three together: the kernel writes to the memory for as long as the
+    /// vCPU may run.
     pub(crate) struct TinyGuest {
         // Dropped in this order: the memory goes last.
         vcpu: VcpuFd,
@@ -202,7 +213,7 @@ mod guest {
     }
 
     impl TinyGuest {
-        /// Makes the machine with so many bytes of zeroed memory, a multiple of the page size.
+        /// Creates the machine with so many bytes of zeroed memory, a multiple of the page size.
         pub(crate) fn new(kvm: &Kvm, memory_bytes: usize) -> io::Result<Self> {
             let memory = Mapping::new(memory_bytes)?;
             let vm = kvm.create_vm().map_err(io::Error::from)?;
@@ -213,13 +224,14 @@ mod guest {
                 memory_size: memory_bytes as u64,
                 userspace_addr: memory.start.as_ptr() as u64,
             };
-            // SAFETY: the mapping is valid for all of its length, it is the only slot, and it outlives the VM and its vCPU.
+            // SAFETY: the mapping is valid for all of its length, it is the only slot, and it
+            // outlives the VM and its vCPU.
             unsafe { vm.set_user_memory_region(slot) }.map_err(io::Error::from)?;
             let vcpu = vm.create_vcpu(0).map_err(io::Error::from)?;
             Ok(Self { vcpu, _vm: vm, memory })
         }
 
-        /// Answers the vCPU.
+        /// Returns the vCPU.
         pub(crate) fn vcpu(&mut self) -> &mut VcpuFd {
             &mut self.vcpu
         }
@@ -245,7 +257,8 @@ mod guest {
         pub(crate) fn read_u128(&mut self, address: usize) -> u128 {
             let end = address.checked_add(size_of::<u128>()).expect("an address in the tiny guest");
             assert!(end <= self.memory.len, "{end:#x} lies behind the guest's memory");
-            // SAFETY: the range was checked; `&mut self` means that the vCPU is not running; any bytes are a u128.
+            // SAFETY: the range was checked; `&mut self` means that the vCPU is not running; any
+            // bytes are a u128.
             unsafe { self.memory.start.as_ptr().cast::<u8>().add(address).cast::<u128>().read_unaligned() }
         }
     }
@@ -271,8 +284,8 @@ mod guest {
 
     impl Drop for Mapping {
         fn drop(&mut self) {
-            // SAFETY: this is the mapping that `new` made, whole, and nobody borrows from it any more.
-            // It fails only for an address that was never mapped.
+            // SAFETY: this is the mapping that `new` made, whole, and nobody borrows from it any
+            // more. It fails only for an address that was never mapped.
             let _ = unsafe { munmap(self.start.as_ptr(), self.len) };
         }
     }

@@ -1,4 +1,5 @@
-//! The manager is killed before every single step of every operation, and its files fail one by one.
+//! The manager is killed before every single step of every operation, and its files fail one by
+//! one.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
@@ -24,7 +25,7 @@ fn prepared(dir: &Path, words: &[&str]) -> World {
     world
 }
 
-/// Answers the state that the list shows; `""` where it shows no VM.
+/// Returns the state that the list shows; `""` where it shows no VM.
 fn listed(world: &World) -> &'static str {
     let list = runtime().block_on(world.manager.list()).unwrap();
     assert!(list.len() <= 1, "{list:?}");

@@ -97,7 +97,7 @@ async fn an_ephemeral_vm_whose_making_was_cut_off_is_removed_as_well() {
     assert!(!temp.path().join("vms/web").exists());
 }
 
-/// A backend of which one VM's monitor never answers.
+/// A backend of which one VM's monitor never replies.
 struct Sick(FileHypervisor, VmName);
 
 impl Hypervisor for Sick {
@@ -111,7 +111,8 @@ impl Hypervisor for Sick {
     }
 }
 
-/// A backend on a host that is too busy: it answers where a VM is at the second question, and after four seconds.
+/// A backend on a host that is too busy: it returns where a VM is at the second question, and after
+/// four seconds.
 struct Slow(NoopHypervisor, Arc<AtomicU32>);
 
 impl Hypervisor for Slow {
@@ -224,7 +225,8 @@ async fn what_is_left_of_a_vm_is_nothing_to_the_next_one_of_its_name() {
     let dir = manager.home().vm(&web());
     let same = spec().with_id(Uuid::from_u128(7));
     let vm = manager.create(same.clone()).await.unwrap();
-    // As a removal does that was cut off, with somebody at work beside it who keeps what was done in the guest.
+    // As a removal does that was cut off, with somebody at work beside it who keeps what was done
+    // in the guest.
     let intent = Intent { operation: Operation::Destroy, since: 1, pid: 1 };
     fs::write(dir.join("run.json"), VmRecord::intending(vm.clone(), intent).encode().unwrap()).unwrap();
     fs::create_dir(dir.join("kept")).unwrap();
@@ -379,7 +381,7 @@ async fn a_vm_of_a_missing_backend_is_listed_and_stays_as_it_is() {
     assert_eq!(manager.info(&web()).await.unwrap().state, VmState::Prepared);
 }
 
-/// Takes the VM's lock as another process would, and answers what holds it.
+/// Takes the VM's lock as another process would, and returns what holds it.
 fn hold(home: &Home) -> fs::File {
     let lock = fs::OpenOptions::new().write(true).open(home.vm(&web()).join("lock")).unwrap();
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
@@ -395,7 +397,7 @@ async fn a_vm_that_stays_locked_is_busy_and_its_holder_is_named() {
     let error = manager.start(&web()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Busy);
     assert_eq!(error.to_string(), format!("VM `web` is in use by process {}", std::process::id()));
-    // Who only reads waits for nobody.
+    // A reader waits for no lock.
     assert_eq!(manager.info(&web()).await.unwrap().state, VmState::Prepared);
     assert_eq!(manager.list().await.unwrap().len(), 1);
     drop(held);
@@ -552,7 +554,7 @@ async fn waiting_for_an_agent_that_the_backend_has_not_is_refused() {
     assert_eq!(error.kind(), ErrorKind::Unsupported);
 }
 
-/// Makes and starts a VM with these facts of its run.
+/// Creates and starts a VM with these facts of its run.
 async fn running(dir: &std::path::Path, run: RunInfo) -> VmManager<FileHypervisor> {
     let hypervisor = FileHypervisor::new(dir.join("fake")).with_run(run);
     let manager = VmManager::new(hypervisor, BackendTag::Noop, Home::at(dir.join("home")).unwrap());
@@ -590,7 +592,7 @@ async fn a_wait_hears_of_the_end_of_the_hypervisors_process() {
     let manager = running(temp.path(), run).await;
     let vm = manager.info(&web()).await.unwrap();
     let waiting = tokio::spawn(async move { manager.wait(&web(), Condition::Ssh, SOON).await });
-    // The host accepts, and nobody says a word: the wait is in the middle of an attempt.
+    // The host accepts, and nothing is sent: the wait is in the middle of an attempt.
     let silent = listener.accept().await.unwrap();
     let guest = vm.run.unwrap().monitor.unwrap();
     fs::remove_file(guest).unwrap();

@@ -1,4 +1,5 @@
-//! Machines that a file describes, over VMs and guests that are files: order, repetition, failure, and a kill at every step.
+//! Machines that a file describes, over VMs and guests that are files: order, repetition, failure,
+//! and a kill at every step.
 #![cfg(all(feature = "images", feature = "ssh", feature = "vmfile"))]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -47,7 +48,8 @@ fn machines_come_up_after_those_that_they_depend_on() {
 #[test]
 fn a_guest_that_is_not_entered_is_asked_for_its_ports_from_the_host() {
     let temp = tempfile::tempdir().unwrap();
-    // A user network closes the connection where the guest refuses, and keeps it open where somebody listens.
+    // A user network closes the connection if the guest refuses, and keeps it open if something
+    // listens.
     let [refuses, listens] = [false, true].map(|keeps| {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let SocketAddr::V4(address) = listener.local_addr().unwrap() else { unreachable!("it is IPv4") };
@@ -300,7 +302,7 @@ fn many_guests_that_do_not_answer_take_no_longer_than_one() {
     assert_eq!(statuses.iter().filter(|status| status.ready == Some(false)).count(), 32);
 }
 
-/// The test that is killed: `up`, or `up` of everything made anew, or `down --rm`.
+/// The test that is killed: `up`, or `up` of everything recreated, or `down --rm`.
 #[test]
 fn a_project_goes_up_and_down() {
     let Some(task) = crash::task() else {
@@ -376,7 +378,8 @@ fn five_ups_at_once_do_it_once() {
 #[test]
 fn a_hundred_machines_with_files_are_planned_within_a_tenth_of_a_second() {
     let (_temp, shop) = shop();
-    // A megabyte in sixty-four files, which every machine gets, and a script that is run when it changed.
+    // A megabyte in sixty-four files, which every machine gets, and a script that is run when it
+    // changed.
     for number in 0..64 {
         fs::write(shop.world.dir.join(format!("app/{number}")), vec![b'x'; 16 << 10]).unwrap();
     }

@@ -1,4 +1,5 @@
-//! What becomes of a project's machines when its file changes, is moved, or has two operations at once.
+//! What becomes of a project's machines when its file changes, is moved, or has two operations at
+//! once.
 #![cfg(all(feature = "images", feature = "ssh", feature = "vmfile"))]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -215,7 +216,7 @@ fn files_that_are_not_there_are_all_told_before_anything_is_made() {
 #[test]
 fn an_image_that_can_not_be_fetched_is_pointed_at_and_is_no_bad_input() {
     let (_temp, shop) = shop();
-    // Nobody listens there.
+    // Nothing listens there.
     let text = SHOP.replace("[machine.other]", "[machine.other]\nimage = 'http://127.0.0.1:1/x.img'");
     let report = shop.up_as(&text, &only(&["other"]));
     let End::Failed(error) = &report.machines[0].end else { panic!("{report:?}") };

@@ -1,4 +1,5 @@
-//! A guest on Propolis, which has no power button, is asked over SSH: the server is a fake, what answers in the guest is OpenSSH.
+//! A guest on Propolis, which has no power button, is asked over SSH: the Propolis server is a
+//! fake, the SSH server is OpenSSH.
 #![cfg(all(feature = "propolis", feature = "ssh"))]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 

@@ -1,4 +1,5 @@
-//! A whole Debian converted to raw, as it is and compressed, and compared with the image by `qemu-img`.
+//! A whole Debian converted to raw, as it is and compressed, and compared with the image by
+//! `qemu-img`.
 #![cfg(feature = "images")]
 #![allow(
     clippy::unwrap_used,
@@ -13,7 +14,7 @@ use std::process::Command;
 use vmkit::image::{Existing, convert, inspect, unwatched};
 use vmkit_testkit::guest;
 
-/// Runs the real `qemu-img`, which must succeed; answers false, and says so, where this host has none.
+/// Runs the real `qemu-img`, which must succeed; returns false, and says so, if this host has none.
 fn qemu_img(arguments: &[&str]) -> bool {
     match Command::new("qemu-img").args(arguments).output() {
         Ok(output) => {

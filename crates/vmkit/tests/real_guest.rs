@@ -1,4 +1,5 @@
-//! What reaches into a guest and what it reaches: forwards, the agent, the console, the monitor, the screen.
+//! What reaches into a guest and what it reaches: forwards, the agent, the console, the monitor,
+//! the screen.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod real;
@@ -32,14 +33,14 @@ fn forwarding(name: &str, forwards: &[&str], restrict: bool) -> VmSpecBuilder {
     tiny(name).network(NetworkConfig::User(UserNetwork { forwards, restrict }))
 }
 
-/// Answers where the host listens for this port of the guest's.
+/// Returns where the host listens for this port of the guest's.
 fn forward_to(vm: &VmHandle, protocol: Protocol, guest_port: u16) -> SocketAddr {
     let forwards = &run(vm).forwards;
     let found = forwards.iter().find(|it| it.protocol == protocol && it.guest_port.get() == guest_port);
     found.unwrap_or_else(|| panic!("no forward to {guest_port}: {forwards:?}")).host.into()
 }
 
-/// Tells whether the guest's datagram service on port 7 sends back what it gets there.
+/// Returns whether the guest's datagram service on port 7 sends back what it gets there.
 async fn echoes_datagrams(addr: SocketAddr) -> bool {
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let heard = async || {
@@ -206,7 +207,8 @@ async fn agent_works(qemu: &QemuHypervisor, vm: VmHandle) {
 async fn a_guest_that_boots_again_is_the_same_running_vm() {
     let place = Place::new();
     let qemu = place.hypervisor();
-    // Not on microvm: of a few resets there one hangs under TCG, after the kernel's last words (seen with 7.2.22).
+    // Not on microvm: of a few resets there one hangs under TCG, after the kernel's last words
+    // (seen with 7.2.22).
     let vm = booted(&qemu, &tiny("again").build().unwrap()).await;
     // This guest may be down before its agent says another word, which then never comes.
     let soon = Instant::now() + Duration::from_secs(5);
@@ -305,7 +307,7 @@ async fn the_screen_on_loopback_opens_to_its_password_alone() {
     assert!(!vnc_opens(addr, &other).await, "another VM's password");
     assert!(!vnc_opens(addr, b"").await, "no password");
 
-    // Whoever starts what runs learns the same address, and the password stays.
+    // A start of a running VM returns the same address, and the password stays.
     assert_eq!(run(&qemu.start(&one).await.unwrap()), run(&one));
     assert!(vnc_opens(addr, &password).await);
     let file = file.to_owned();
@@ -323,7 +325,7 @@ fn vnc_on_loopback(vm: &VmHandle) -> (SocketAddr, &Path) {
     }
 }
 
-/// Greets a VNC server and answers the kinds of security that it offers. Source: RFC 6143, 7.1.
+/// Greets a VNC server and returns the kinds of security that it offers. Source: RFC 6143, 7.1.
 async fn vnc_security_types(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> Vec<u8> {
     let mut greeting = [0; 12];
     timeout(LONG, stream.read_exact(&mut greeting)).await.expect("a greeting in time").unwrap();
@@ -334,7 +336,7 @@ async fn vnc_security_types(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) 
     types
 }
 
-/// Tells whether a screen opens to this password. Source: RFC 6143, 7.2.2.
+/// Returns whether a screen opens to this password. Source: RFC 6143, 7.2.2.
 async fn vnc_opens(addr: SocketAddr, password: &[u8]) -> bool {
     const VNC_AUTHENTICATION: u8 = 2;
     let mut stream = TcpStream::connect(addr).await.unwrap();

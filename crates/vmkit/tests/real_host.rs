@@ -1,4 +1,5 @@
-//! What a real VM does to its host: disks, files and who may read them, another user, a full disk, a QEMU that hangs.
+//! What a real VM does to its host: disks, files and who may read them, another user, a full disk,
+//! a QEMU that hangs.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod real;
@@ -27,7 +28,7 @@ fn mib(mib: u64) -> Mib {
     Mib::new(mib).unwrap()
 }
 
-/// Writes an image of bytes that do not repeat, and answers them.
+/// Writes an image of bytes that do not repeat, and returns them.
 fn write_image(path: &Path, bytes: u32) -> Vec<u8> {
     let image: Vec<u8> =
         (0..bytes / 4).flat_map(|word| word.wrapping_mul(0x9e37_79b1).to_le_bytes()).collect();
@@ -35,7 +36,7 @@ fn write_image(path: &Path, bytes: u32) -> Vec<u8> {
     image
 }
 
-/// Runs a line of shell in the guest and answers what it prints.
+/// Runs a line of shell in the guest and returns what it prints.
 async fn in_guest(vm: &VmHandle, script: &str) -> String {
     let limit = tokio::time::Instant::now() + LONG;
     let output = agent(vm).await.exec("sh", &["-ec", script], None, limit).await.unwrap();
@@ -129,7 +130,8 @@ async fn uefi_runs_and_keeps_its_variables_for_this_vm_alone() {
     qemu.destroy(other).await.unwrap();
 }
 
-/// Checks that this directory and all in it are open to their owner alone, and answers the names of the sockets.
+/// Checks that this directory and all in it are open to their owner alone, and returns the names of
+/// the sockets.
 fn check_private(dir: &Path) -> Vec<String> {
     let mode = |path: &Path| fs::symlink_metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(dir), 0o700, "{}", dir.display());
@@ -276,7 +278,7 @@ async fn a_vm_outlives_its_keeper_and_only_the_cause_of_its_end_is_lost() {
     let keeper = real::keeper_pid(process);
     rustix::process::kill_process(keeper, Signal::KILL).unwrap();
     real::gone(keeper).await;
-    // More than a pipe holds: a console that nobody copies any more must not hold up the guest.
+    // More than a pipe holds: a console that is no longer copied must not block the guest.
     in_guest(&vm, "yes | head -c 100000 >/dev/console").await;
     assert_eq!(qemu.state(&vm).await.unwrap(), VmState::Running);
     assert_eq!(real::run(&qemu.start(&vm).await.unwrap()), real::run(&vm));
@@ -383,7 +385,8 @@ async fn cloud_init_gets_another_instance_id_when_it_is_asked_to_run_again_and_o
 #[tokio::test(flavor = "current_thread")]
 async fn a_vm_whose_run_file_is_lost_is_still_found_and_ended() {
     let place = Place::new();
-    // Reached through a symbolic link, so that no name of the lock is the one that the kernel shows.
+    // Reached through a symbolic link, so that no name of the lock is the one that the kernel
+    // shows.
     let link = place.path().join("link");
     std::os::unix::fs::symlink(place.path(), &link).unwrap();
     let qemu = real::builder(&link).build();

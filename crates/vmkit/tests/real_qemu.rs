@@ -1,4 +1,5 @@
-//! The QEMU backend on the real QEMU: every kind of command line is accepted, and the tiny guest lives its whole life.
+//! The QEMU backend on the real QEMU: every kind of command line is accepted, and the tiny guest
+//! lives its whole life.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod cases;
@@ -21,7 +22,8 @@ async fn the_real_qemu_accepts_every_golden_command_line() {
     }
     let guest = guest::tiny();
     for case in cases::cases(dir.path()) {
-        // A kernel for x86 has a header that QEMU reads; on aarch64 anything is run as machine code.
+        // A kernel for x86 has a header that QEMU reads; on aarch64 anything is run as machine
+        // code.
         let kernel = match case.spec.machine().arch() {
             Arch::X86_64 => std::fs::read(&guest.kernel).unwrap(),
             Arch::Aarch64 => vec![0x90; 1 << 20],

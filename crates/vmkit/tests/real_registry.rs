@@ -1,4 +1,5 @@
-//! A disk pulled from a real OCI registry, Debian's `docker-registry`: without a login, and with one.
+//! A disk pulled from a real OCI registry, Debian's `docker-registry`: without a login, and with
+//! one.
 #![cfg(feature = "images")]
 #![allow(
     clippy::unwrap_used,
@@ -40,7 +41,7 @@ impl Drop for Registry {
 impl Registry {
     /// Starts a registry; `None`, said aloud, where this host has none.
     fn start(dir: &Path, guarded: bool) -> Option<Self> {
-        // Free a moment ago; nobody else asks for this very port in between.
+        // Free a moment ago; no other process takes this port in between.
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let host = format!("127.0.0.1:{port}");
         fs::write(dir.join("logins"), LOGINS).unwrap();
@@ -68,7 +69,7 @@ impl Registry {
         };
         let registry = Self { child, host };
         let deadline = Instant::now() + Duration::from_secs(60);
-        // It tells nobody when it listens.
+        // It does not report when it listens.
         while TcpStream::connect(&registry.host).is_err() {
             assert!(Instant::now() < deadline, "docker-registry does not listen");
             std::thread::sleep(Duration::from_millis(20));
@@ -76,7 +77,7 @@ impl Registry {
         Some(registry)
     }
 
-    /// Sends a request, and answers the status and the head.
+    /// Sends a request, and returns the status and the head.
     fn send(&self, method: &str, path: &str, kind: &str, body: &[u8]) -> (u16, String) {
         let mut stream = TcpStream::connect(&self.host).unwrap();
         let (host, length) = (&self.host, body.len());
@@ -92,7 +93,7 @@ impl Registry {
         (answer.split(' ').nth(1).unwrap().parse().unwrap(), answer)
     }
 
-    /// Puts a blob and answers its digest.
+    /// Puts a blob and returns its digest.
     fn put_blob(&self, bytes: &[u8]) -> String {
         let digest = digest(bytes);
         let (status, head) = self.send("POST", "/v2/disks/web/blobs/uploads/", "text/plain", b"");

@@ -1,7 +1,7 @@
 //! Tap networking for real: guests on a bridge with dnsmasq, in a network of the test's own.
 //!
-//! Each test runs itself once more in new network, mount and process namespaces. With that process everything in them ends,
-//! however it ends: guests, dnsmasq, bridge and taps.
+//! Each test runs itself once more in new network, mount and process namespaces. With that process
+//! everything in them ends, however it ends: guests, dnsmasq, bridge and taps.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stderr,
@@ -28,7 +28,7 @@ use real::{
 
 const BRIDGE: &str = "br0";
 
-/// Runs `ip` and answers what it prints.
+/// Runs `ip` and returns what it prints.
 fn ip(args: &str) -> String {
     let output = Command::new("ip").args(args.split(' ')).output().expect("iproute2 is installed");
     assert!(output.status.success(), "ip {args}: {}", String::from_utf8_lossy(&output.stderr));
@@ -63,7 +63,7 @@ impl Bridge {
         Self { dnsmasq, leases }
     }
 
-    /// Answers the address that dnsmasq wrote down for a guest, once it has.
+    /// Returns the address that dnsmasq wrote down for a guest, once it has.
     async fn lease_of(&self, vm: &VmHandle) -> Ipv4Addr {
         let mac = MacAddr::of_vm(vm.id).to_string();
         let lease = async || {
@@ -91,7 +91,7 @@ fn tap_of(vm: &VmHandle) -> String {
     format!("vmk{}", real::short_id(vm))
 }
 
-/// Answers the hypervisor with this file of leases alone.
+/// Returns the hypervisor with this file of leases alone.
 fn with_leases(place: &Place, leases: &Path) -> QemuHypervisor {
     builder(place.path()).lease_files(vec![leases.to_owned()]).build()
 }
@@ -116,7 +116,7 @@ fn a_guest_on_a_bridge_is_found_by_its_agent_the_neighbour_table_and_its_lease()
         let eth0 = seen.iter().find(|interface| interface.name == "eth0").unwrap();
         assert_eq!(eth0.mac.as_deref(), Some(mac.as_str()));
 
-        // While this client holds the agent's channel nobody else is answered there.
+        // While this client holds the agent's channel, no other gets a reply there.
         ip(&format!("neighbour flush dev {BRIDGE}"));
         assert_eq!(deaf.guest_ip(&vm).await.unwrap_err().kind(), ErrorKind::NotFound);
         assert_eq!(qemu.guest_ip(&vm).await.unwrap(), lease.to_string(), "by its lease");

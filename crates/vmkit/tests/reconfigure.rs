@@ -1,4 +1,5 @@
-//! What a VM that is there already shall be from now on: other values, forwards, and what of it outlives a power cut.
+//! What a VM that is there already shall be from now on: other values, forwards, and what of it
+//! outlives a power cut.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
@@ -102,7 +103,7 @@ async fn a_backend_that_can_not_forward_while_a_vm_runs_says_so_and_nothing_is_r
     assert_eq!(forwards(&manager.info(&web()).await.unwrap()).0, ["22"]);
 }
 
-/// A backend whose answers to what is done with ports get lost.
+/// A backend that loses the replies about forwards.
 struct Mute(NoopHypervisor);
 
 impl Hypervisor for Mute {
@@ -163,7 +164,8 @@ async fn what_a_vm_was_told_to_be_outlives_a_power_cut() {
     assert_eq!(forwards(&cut("{").await).0, ["22"]);
 }
 
-/// An older record that is whole would hide the newer one after a power cut, and nothing would tell.
+/// An older record that is whole would hide the newer one after a power cut, and nothing would
+/// tell.
 #[tokio::test]
 async fn what_a_vm_was_told_to_be_is_on_the_disk_in_both_records_before_it_counts() {
     let temp = tempfile::tempdir().unwrap();

@@ -51,7 +51,7 @@ async fn a_name_that_something_else_than_a_directory_has_is_refused_at_once() {
     manager.create(spec()).await.unwrap();
 }
 
-/// The removal of one that was cut off would take the other along.
+/// The removal of an interrupted one would remove the other as well.
 #[tokio::test]
 async fn the_identity_of_a_vm_whose_making_was_cut_off_is_in_use_for_all_other_names() {
     let temp = tempfile::tempdir().unwrap();

@@ -56,7 +56,7 @@ impl Listener {
         self.0.lock().unwrap().0.clone()
     }
 
-    /// Answers the names of the spans that were seen.
+    /// Returns the names of the spans that were seen.
     fn names(&self) -> Vec<&'static str> {
         self.seen().iter().map(|seen| seen.name).collect()
     }
@@ -102,7 +102,7 @@ impl Subscriber for Listener {
     }
 }
 
-/// Does something on one thread, and answers what was seen of it.
+/// Does something on one thread, and returns what was seen of it.
 fn listening<T>(work: impl Future<Output = T>) -> (T, Listener) {
     let listener = Listener::default();
     let done = tracing::subscriber::with_default(listener.clone(), || {

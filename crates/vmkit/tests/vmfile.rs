@@ -1,4 +1,5 @@
-//! The format of machine files: every example is read and every bad case refused, by vmkit and by the JSON Schema alike.
+//! The format of machine files: every example is read and every bad case refused, by vmkit and by
+//! the JSON Schema alike.
 #![cfg(feature = "vmfile")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -23,7 +24,7 @@ fn refused(text: &str) -> String {
     read(text).unwrap_err().to_string()
 }
 
-/// Answers the files of a directory, in order, at least one.
+/// Returns the files of a directory, in order, at least one.
 fn files(dir: &str) -> Vec<PathBuf> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join(dir);
     let mut files: Vec<PathBuf> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -37,7 +38,7 @@ fn validator() -> Validator {
     jsonschema::validator_for(&schema()).unwrap()
 }
 
-/// Answers the file as an editor sees it that checks by the schema.
+/// Returns the file as an editor sees it that checks by the schema.
 fn as_json(file: &Path) -> serde_json::Value {
     let table: toml::Table = toml::from_str(&fs::read_to_string(file).unwrap()).unwrap();
     serde_json::to_value(table).unwrap()
@@ -74,7 +75,7 @@ fn a_wrong_shape_is_refused_by_both() {
     }
 }
 
-/// Answers a file with one machine that says this, and an image unless it says that itself.
+/// Returns a file with one machine that says this, and an image unless it says that itself.
 fn with(line: &str) -> String {
     let image = if line.starts_with("image") { "" } else { "image = 'debian:12'\n" };
     format!("version = 1\n[machine.web]\n{image}{line}\n")

@@ -1,4 +1,4 @@
-//! Whoever watches a VM hears of each change, whoever made it.
+//! A watcher of a VM is notified of each change, whichever process made it.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;

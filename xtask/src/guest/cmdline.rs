@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 
 use super::manifest::Machine;
 
-/// Answers the machines that Linux guests boot on, with the words of this guest put first.
+/// Returns the machines that Linux guests boot on, with the words of this guest put first.
 pub(super) fn machines(words: &[&str]) -> BTreeMap<String, Machine> {
     // Under TCG on a busy machine the kernel's test of the timer can fail, and then it panics.
     let q35 = "no_timer_check".to_owned();
-    // microvm has no HPET and no PM timer, and with hardware-reduced ACPI Linux leaves the PIT's interrupt alone. When the
-    // host is busy, calibrating the TSC by reading the PIT fails, and Linux hangs for want of any clock.
-    // A rate known beforehand cures that. If it is a little wrong, so is the guest's clock.
+    // microvm has no HPET and no PM timer, and with hardware-reduced ACPI Linux leaves the PIT's
+    // interrupt alone. When the host is busy, calibrating the TSC by reading the PIT fails, and
+    // Linux hangs for want of any clock. A rate known beforehand cures that. If it is a little
+    // wrong, so is the guest's clock.
     let microvm = format!("tsc_early_khz={}", tsc_khz());
     let cmdline =
         |last: &str| words.iter().copied().chain(["console=ttyS0", last]).collect::<Vec<_>>().join(" ");
@@ -19,7 +20,8 @@ pub(super) fn machines(words: &[&str]) -> BTreeMap<String, Machine> {
         .into()
 }
 
-/// Guesses the rate of the host's time-stamp counter: what the processor calls itself, else its clock right now.
+/// Guesses the rate of the host's time-stamp counter: what the processor calls itself, else its
+/// clock right now.
 fn tsc_khz() -> u32 {
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     parse_tsc_khz(&cpuinfo).unwrap_or(2_000_000)

@@ -1,7 +1,8 @@
-//! Builds the guest `debian`: the whole distribution of this machine's release, with cloud-init, SSH and the guest agent.
+//! Builds the guest `debian`: the whole distribution of this machine's release, with cloud-init,
+//! SSH and the guest agent.
 //!
-//! It knows which packages, and how a tree becomes a disk. What is configured inside lies in `xtask/guests/debian`.
-//! On Ubuntu the packages, and so the guest, are Ubuntu's.
+//! It knows which packages, and how a tree becomes a disk. What is configured inside lies in
+//! `xtask/guests/debian`. On Ubuntu the packages, and so the guest, are Ubuntu's.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -50,7 +51,8 @@ const LEFT_OUT: &[&str] = &["/usr/share/doc/*", "/usr/share/locale/*", "/usr/sha
 
 const DISK_BYTES: u64 = 2 << 30;
 
-/// Builds the disk, the kernel and the initrd into `output`, with `scratch` for what is needed on the way.
+/// Builds the disk, the kernel and the initrd into `output`, with `scratch` for what is needed on
+/// the way.
 pub(super) fn build(scratch: &Path, output: &Path) -> Result<Manifest> {
     let distribution = Distribution::of_this_machine()?;
     let tarball = scratch.join("root.tar");
@@ -119,8 +121,8 @@ fn write_overlay(overlay: &Path) -> Result<PathBuf> {
     Ok(overlay.to_owned())
 }
 
-/// Answers the files that say where this machine gets its distribution from; a mirror nearby is in them. Archives of others stay out.
-/// When there are none, mmdebstrap takes its default.
+/// Returns the files that say where this machine gets its distribution from; a mirror nearby is in
+/// them. Archives of others stay out. When there are none, mmdebstrap takes its default.
 fn package_sources() -> Result<Vec<PathBuf>> {
     let candidates = [
         "/etc/apt/sources.list",
@@ -137,7 +139,7 @@ fn package_sources() -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Makes a command that may set owners: as root, or else under fakeroot.
+/// Creates a command that may set owners: as root, or else under fakeroot.
 fn as_root(program: &str) -> Result<std::process::Command> {
     if rustix::process::geteuid().is_root() {
         return programs::command(program);

@@ -1,6 +1,7 @@
 //! Writes an initramfs: the "newc" archive that the kernel unpacks into its first root file system.
 //!
-//! Written here and not by `cpio`, so that the device node needs no privilege and the bytes depend on nothing but the input.
+//! Written here and not by `cpio`, so that the device node needs no privilege and the bytes depend
+//! on nothing but the input.
 //!
 //! Source: the kernel's `Documentation/driver-api/early-userspace/buffer-format.rst`.
 
@@ -11,8 +12,8 @@ const REGULAR: u32 = 0o100_000;
 const SYMLINK: u32 = 0o120_000;
 const CHARACTER_DEVICE: u32 = 0o020_000;
 
-/// An archive that grows entry by entry. Paths are relative to the root, without a leading slash; the directories
-/// above an entry are added by themselves.
+/// An archive that grows entry by entry. Paths are relative to the root, without a leading slash;
+/// the directories above an entry are added by themselves.
 pub(super) struct Initramfs {
     bytes: Vec<u8>,
     directories: BTreeSet<String>,
@@ -56,7 +57,7 @@ impl Initramfs {
         self.entry(path, CHARACTER_DEVICE | 0o600, device, b"");
     }
 
-    /// Ends the archive and answers its bytes.
+    /// Ends the archive and returns its bytes.
     pub(super) fn finish(mut self) -> Vec<u8> {
         self.entry("TRAILER!!!", 0, (0, 0), b"");
         self.bytes
@@ -72,7 +73,8 @@ impl Initramfs {
         self.entries += 1;
         let size = u32::try_from(content.len()).expect("a file of a test guest is far smaller than 4 GiB");
         let name_size = u32::try_from(path.len() + 1).expect("a path is far shorter than 4 GiB");
-        // inode, mode, uid, gid, links, mtime, size, the device it lies on (two), the device it is (two), name, checksum
+        // inode, mode, uid, gid, links, mtime, size, the device it lies on (two), the device it is
+        // (two), name, checksum
         let fields = [self.entries, mode, 0, 0, 1, 0, size, 0, 0, device.0, device.1, name_size, 0];
         self.bytes.extend_from_slice(b"070701");
         for field in fields {

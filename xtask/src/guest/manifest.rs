@@ -1,6 +1,7 @@
-//! `guest.json`: what a built guest is, for whoever boots it.
+//! `guest.json`: the files of a built guest, for the tests that boot it.
 //!
-//! It lies beside the guest's files, and paths in it are relative to its own directory. This is its shape:
+//! It lies beside the guest's files, and paths in it are relative to its own directory. This is its
+//! shape:
 //!
 //! ```json
 //! {
@@ -23,13 +24,14 @@
 //! - `recipe` changes whenever the guest could.
 //! - `disk` is `null` for a guest that lives in its initramfs.
 //! - `memory_mib` is enough memory.
-//! - `machines` names each QEMU machine the guest was made for, with its kernel command line. A console other than `ttyS0`
-//!   works: replace the word `console=ttyS0`.
-//! - `ready_line` is text that appears on the console, perhaps with something before it in its line, when the guest does what
-//!   its recipe promises: `tiny` listens to its power button and gives a shell, `debian` is through with cloud-init.
+//! - `machines` names each QEMU machine the guest was made for, with its kernel command line. A
+//!   console other than `ttyS0` works: replace the word `console=ttyS0`.
+//! - `ready_line` is text that appears on the console, perhaps with something before it in its
+//!   line, when the guest does what its recipe promises: `tiny` listens to its power button and
+//!   gives a shell, `debian` is through with cloud-init.
 //!
-//! The directory is reached by a link that the next build replaces. Whoever makes an overlay of `disk` resolves the
-//! link first, or the overlay's backing file changes under it.
+//! The directory is reached by a link that the next build replaces. Whoever makes an overlay of
+//! `disk` resolves the link first, or the overlay's backing file changes under it.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -1,7 +1,8 @@
 //! The guests that tests boot, built from the distribution's packages into a cache.
 //!
-//! The cache is `$VMKIT_GUESTS`, else `$XDG_CACHE_HOME/vmkit/guests`, else `~/.cache/vmkit/guests`, so it outlives a
-//! clean clone. In it, `tiny` and `debian` are symbolic links to directories that are named after a hash of the recipe:
+//! The cache is `$VMKIT_GUESTS`, else `$XDG_CACHE_HOME/vmkit/guests`, else `~/.cache/vmkit/guests`,
+//! so it outlives a clean clone. In it, `tiny` and `debian` are symbolic links to directories that
+//! are named after a hash of the recipe:
 //!
 //! ```text
 //! guests/lock                     held by flock while a guest is built: two builds at once are one
@@ -65,7 +66,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// Answers the directory of a guest, after building it if the cache has no guest of this recipe, or if `rebuild` asks for it.
+/// Returns the directory of a guest, after building it if the cache has no guest of this recipe, or
+/// if `rebuild` asks for it.
 pub(crate) fn ensure_built(guest: Guest, rebuild: bool) -> Result<PathBuf> {
     let cache = cache_directory()?;
     let link = cache.join(guest.name());
@@ -78,7 +80,7 @@ pub(crate) fn ensure_built(guest: Guest, rebuild: bool) -> Result<PathBuf> {
     let lock_path = cache.join("lock");
     let lock = File::create(&lock_path).at("create", &lock_path)?;
     lock.lock().at("lock", &lock_path)?;
-    // Whoever held the lock before may have built it.
+    // The previous holder of the lock may have built it.
     if rebuild || !is_current(&link, &directory) {
         build(guest, &recipe, &cache, &directory)?;
     }
@@ -88,7 +90,7 @@ pub(crate) fn ensure_built(guest: Guest, rebuild: bool) -> Result<PathBuf> {
 fn build(guest: Guest, recipe: &str, cache: &Path, directory: &str) -> Result<()> {
     let started = Instant::now();
     eprintln!("guest {}: building; this takes {}", guest.name(), guest.usual_duration());
-    // What a build that was killed left behind: the lock says that nobody else is building.
+    // Left by a build that was killed: under the lock no other build runs.
     remove_matching(cache, |name| name.starts_with("build-"))?;
     let scratch =
         tempfile::Builder::new().prefix("build-").tempdir_in(cache).at("create a directory in", cache)?;
@@ -154,7 +156,7 @@ fn cache_directory() -> Result<PathBuf> {
     std::path::absolute(&directory).at("resolve", &directory)
 }
 
-/// Answers the one entry of a directory whose name begins with `prefix`.
+/// Returns the one entry of a directory whose name begins with `prefix`.
 fn only_entry(directory: &Path, prefix: &str) -> Result<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(directory).at("list", directory)? {
@@ -188,7 +190,8 @@ impl Guest {
         }
     }
 
-    /// Hashes what decides the guest, but for the versions of packages: asking for those would need the network.
+    /// Hashes what decides the guest, but for the versions of packages: asking for those would need
+    /// the network.
     fn recipe_hash(self, distribution: &Distribution) -> String {
         let parts = match self {
             Self::Tiny => tiny::RECIPE,

@@ -43,17 +43,17 @@ impl Modules {
         Ok(Self { files, builtin })
     }
 
-    /// Tells whether the kernel has the module, as a file.
+    /// Returns whether the kernel has the module, as a file.
     pub(super) fn has_file(&self, name: &str) -> bool {
         self.files.contains_key(name)
     }
 
-    /// Tells whether the kernel carries the module in itself.
+    /// Returns whether the kernel carries the module in itself.
     pub(super) fn is_builtin(&self, name: &str) -> bool {
         self.builtin.lines().any(|line| module_name(Path::new(line)).is_some_and(|builtin| builtin == name))
     }
 
-    /// Answers the modules named and everything they need.
+    /// Returns the modules named and everything they need.
     ///
     /// # Errors
     ///
@@ -80,7 +80,8 @@ impl Modules {
 
 /// Writes the `modules.dep` that modprobe reads, for modules that lie beside it.
 ///
-/// A line names everything that a module needs, and what is needed by others comes last: modprobe loads from the end.
+/// A line names everything that a module needs, and what is needed by others comes last: modprobe
+/// loads from the end.
 pub(super) fn modules_dep(modules: &[Module]) -> String {
     let by_name: BTreeMap<&str, &Module> =
         modules.iter().map(|module| (module.name.as_str(), module)).collect();

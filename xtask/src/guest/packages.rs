@@ -7,13 +7,13 @@ use crate::error::{Error, PathContext, Result};
 use crate::host::Distribution;
 use crate::{programs, setup};
 
-/// Answers the packages that these depend on directly, without alternatives that are virtual.
+/// Returns the packages that these depend on directly, without alternatives that are virtual.
 pub(super) fn dependencies(packages: &[String]) -> Result<Vec<String>> {
     let mut command = programs::command("apt-cache")?;
     command.args(["depends", "--important"]).args(packages);
     let text = match programs::capture_text(&mut command) {
         Ok(text) => text,
-        // A machine on which nobody ever fetched the package lists knows no package at all.
+        // A machine whose package lists were never fetched knows no package at all.
         Err(_) => {
             setup::refresh_package_lists()?;
             programs::capture_text(&mut command)?
@@ -55,7 +55,7 @@ pub(super) fn unpack(packages: &[String], downloads: &Path, root: &Path) -> Resu
     Ok(())
 }
 
-/// Answers the package that depends on the newest kernel for virtual machines.
+/// Returns the package that depends on the newest kernel for virtual machines.
 pub(super) fn newest_kernel(distribution: &Distribution) -> Result<String> {
     let architecture = architecture()?;
     Ok(match distribution.id.as_str() {
@@ -64,7 +64,7 @@ pub(super) fn newest_kernel(distribution: &Distribution) -> Result<String> {
     })
 }
 
-/// Answers the architecture in the words of dpkg, such as `amd64`.
+/// Returns the architecture in the words of dpkg, such as `amd64`.
 fn architecture() -> Result<String> {
     let text = programs::capture_text(programs::command("dpkg")?.arg("--print-architecture"))?;
     match text.trim() {

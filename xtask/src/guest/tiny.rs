@@ -1,7 +1,8 @@
-//! Builds the guest `tiny`: the distribution's cloud kernel, and an initramfs of busybox, the guest agent and inetd.
+//! Builds the guest `tiny`: the distribution's cloud kernel, and an initramfs of busybox, the guest
+//! agent and inetd.
 //!
-//! It knows which packages and modules are needed, and what lies where in the initramfs. What the guest does is in
-//! `xtask/guests/tiny/init`.
+//! It knows which packages and modules are needed, and what lies where in the initramfs. What the
+//! guest does is in `xtask/guests/tiny/init`.
 
 use std::path::{Path, PathBuf};
 
@@ -95,7 +96,7 @@ fn manifest(distribution: &Distribution) -> Manifest {
     }
 }
 
-/// Answers the kernel's packages: the image, and the modules where they are packed apart.
+/// Returns the kernel's packages: the image, and the modules where they are packed apart.
 fn kernel_packages(distribution: &Distribution) -> Result<Vec<String>> {
     let mut found = packages::dependencies(&[packages::newest_kernel(distribution)?])?;
     found.retain(|name| name.starts_with("linux-image-"));
@@ -129,7 +130,8 @@ fn add_system(initramfs: &mut Initramfs, distribution: &Distribution) {
     initramfs.file("etc/os-release", os_release.as_bytes());
 }
 
-/// Adds busybox under all its names, and the two programs it has no match for, with their libraries.
+/// Adds busybox under all its names, and the two programs it has no match for, with their
+/// libraries.
 fn add_programs(initramfs: &mut Initramfs, root: &Path) -> Result<()> {
     let busybox = first_existing(root, &["bin/busybox", "usr/bin/busybox"])?;
     initramfs.program("bin/busybox", &read(&busybox)?);

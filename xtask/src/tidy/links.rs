@@ -4,7 +4,8 @@ use std::path::Path;
 
 use super::Findings;
 
-/// Adds every link whose target is no file and no directory. Links with a scheme and links within the page pass.
+/// Adds every link whose target is no file and no directory. Links with a scheme and links within
+/// the page pass.
 pub(super) fn check(text: &str, repository: &Path, findings: &mut Findings) {
     let directory = repository.join(findings.path.parent().unwrap_or(Path::new("")));
     let mut in_code = false;
@@ -29,9 +30,10 @@ pub(super) fn check(text: &str, repository: &Path, findings: &mut Findings) {
     }
 }
 
-/// Answers the targets of `[text](target)` and `[name]: target`, outside of `code`.
+/// Returns the targets of `[text](target)` and `[name]: target`, outside of `code`.
 fn targets(line: &str) -> Vec<&str> {
-    // The even parts are outside of backticks. A link's text may be code, so its target is looked for by its own start.
+    // The even parts are outside of backticks. A link's text may be code, so its target is looked
+    // for by its own start.
     let outside: Vec<&str> = line.split('`').step_by(2).collect();
     let inline =
         outside.iter().flat_map(|part| part.split("](").skip(1)).filter_map(|rest| rest.split(')').next());

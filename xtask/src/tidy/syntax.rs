@@ -1,4 +1,5 @@
-//! The rules that need Rust's syntax: how long functions are, what things are called, and what a pure module touches.
+//! The rules that need Rust's syntax: how long functions are, what things are called, and what a
+//! pure module touches.
 
 use syn::spanned::Spanned as _;
 use syn::visit::{self, Visit};

@@ -1,8 +1,9 @@
 //! A person, or a pipe, at a VM's serial console.
 //!
-//! One thread and one `poll`: the terminal, the console's socket, the signals. The terminal is raw meanwhile, and is
-//! itself again on every way out: the escape, the VM's end, an error, a signal, a panic. What is printed is printed by a
-//! second thread, and a console at a WebSocket is carried to a socket by a third.
+//! One thread and one `poll`: the terminal, the console's socket, the signals. The terminal is raw
+//! meanwhile, and is itself again on every way out: the escape, the VM's end, an error, a signal, a
+//! panic. What is printed is printed by a second thread, and a console at a WebSocket is carried to
+//! a socket by a third.
 //!
 //! ```text
 //! hold ─▶ connect ─▶ raw mode ─▶ history ─▶ poll: input ⇄ socket ─▶ terminal restored ─▶ say why it ended
@@ -39,10 +40,10 @@ const ESCAPE: u8 = 0x1d;
 const HISTORY_BYTES: u64 = 64 << 10;
 /// How much input waits for a guest that reads slowly before no more is taken.
 const MOST_PENDING_BYTES: usize = 64 << 10;
-/// After how long a silent console is looked at: whether somebody else holds it.
+/// After how long a silent console is checked for another process that holds it.
 const SILENCE: Duration = Duration::from_secs(1);
 
-/// Why somebody is no longer at the console.
+/// Why a console session ended.
 enum Ending {
     /// They left.
     Left,
@@ -72,10 +73,12 @@ struct Reached {
 
 /// Attaches to a console until the person leaves or the VM ends.
 ///
-/// `linger` is how long to go on after an input that is no terminal has ended; without it, until the VM ends.
+/// `linger` is how long to go on after an input that is no terminal has ended; without it, until
+/// the VM ends.
 ///
 /// # Errors
-/// `Busy` with the process that holds the console; `Io` and `Hypervisor` where it can't be reached, or no longer.
+/// `Busy` with the process that holds the console; `Io` and `Hypervisor` where it can't be reached,
+/// or no longer.
 pub(crate) fn attach(vm: &VmName, at: At, linger: Option<Duration>) -> Result<(), Failure> {
     let turn = match at {
         At::Socket { path, .. } => Some(ConsoleTurn::take(vm, path)?),
@@ -110,7 +113,7 @@ pub(crate) fn attach(vm: &VmName, at: At, linger: Option<Duration>) -> Result<()
     };
     let ended = session.run().and_then(|ending| session.last_words(ending));
     let Session { printer, stream, .. } = session;
-    // Nobody reads what is carried any more.
+    // The receiver is gone.
     drop(stream);
     drop(terminal);
     match ended? {
@@ -137,7 +140,8 @@ impl Reached {
         match at {
             At::Socket { path, log } => {
                 let stream = connected(turn, path)?;
-                // Read after connecting: what was said in between is shown twice rather than not at all.
+                // Read after connecting: what was said in between is shown twice rather than not at
+                // all.
                 let past = history(log)?;
                 Ok(Self { stream, past, carrier: None })
             }
@@ -152,7 +156,8 @@ impl Reached {
     }
 }
 
-/// Connects without waiting: where nobody accepts and the queue is full, `connect` would block for good.
+/// Connects without waiting: without an accepting process and with a full queue, `connect` would
+/// block for ever.
 fn connected(turn: Option<&ConsoleTurn>, path: &Path) -> Result<UnixStream, Error> {
     let failed = || Error::io("connect to", path);
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -168,7 +173,7 @@ fn connected(turn: Option<&ConsoleTurn>, path: &Path) -> Result<UnixStream, Erro
     }
 }
 
-/// Answers the console's recent past, from the beginning of a line.
+/// Returns the console's recent past, from the beginning of a line.
 fn history(log: Option<&Path>) -> Result<Vec<u8>, Error> {
     let Some(log) = log else { return Ok(Vec::new()) };
     let tail = vmkit::tail_of_log(log, HISTORY_BYTES).map_err(Error::io("read", log))?;
@@ -197,7 +202,8 @@ struct Session {
     pending: Vec<u8>,
     /// This process's turn at the console, where it serves one client at a time.
     turn: Option<ConsoleTurn>,
-    /// When to look whether somebody else holds the console; nothing once it has spoken, or was looked at.
+    /// When to check whether another process holds the console; `None` after output, or after the
+    /// check.
     look_at: Option<Instant>,
     /// When to go, after the input has ended.
     leave_at: Option<Instant>,
@@ -209,7 +215,7 @@ struct Ready {
     stream: bool,
     room: bool,
     signal: bool,
-    /// Nobody reads standard output any more.
+    /// Standard output was closed.
     unheard: bool,
     printed: bool,
     input: bool,
@@ -278,14 +284,15 @@ impl Session {
         // What the terminal does not take is not read either, so that it waits where it is bounded.
         let hears = if self.printer.has_room() { PollFlags::IN } else { PollFlags::empty() };
         let room = if self.pending.is_empty() { PollFlags::empty() } else { PollFlags::OUT };
-        // A terminal is always listened to, or nobody could leave a guest that reads nothing.
+        // The terminal is always read, or a user could not leave a guest that reads nothing.
         let listens = self.input_open && (self.is_terminal || self.pending.len() < MOST_PENDING_BYTES);
         let (stdin, stdout) = (io::stdin(), io::stdout());
         let mut polled =
             vec![PollFd::new(&self.signals, PollFlags::IN), PollFd::new(&self.printer, PollFlags::IN)];
         if !self.closed {
             polled.push(PollFd::from_borrowed_fd(stdout.as_fd(), PollFlags::empty()));
-            // A console that has closed says so whatever is asked, and would be heard again and again.
+            // A console that has closed says so whatever is asked, and would be heard again and
+            // again.
             let wanted = hears | room;
             let nothing = PollFd::new(&self.signals, PollFlags::IN);
             polled.push(if wanted.is_empty() { nothing } else { PollFd::new(&self.stream, wanted) });
@@ -312,7 +319,7 @@ impl Session {
         })
     }
 
-    /// Has printed what the guest said.
+    /// Queues the guest's output for printing.
     fn receive(&mut self) -> Result<Option<Ending>, Failure> {
         let mut said = [0; 16 << 10];
         match self.stream.read(&mut said) {
@@ -346,7 +353,7 @@ impl Session {
     fn take_input(&mut self) -> Result<Option<Ending>, Failure> {
         let mut typed = [0; 4096];
         let typed = match rustix::io::read(io::stdin(), &mut typed) {
-            // A terminal that is gone answers with an error.
+            // Reading a terminal that is gone is an error.
             Ok(0) | Err(Errno::IO) => return Ok(self.end_of_input()),
             Ok(bytes) => &typed[..bytes],
             Err(Errno::AGAIN | Errno::INTR) => return Ok(None),

@@ -1,5 +1,5 @@
-//! What is printed at the console, on a thread of its own: a terminal that takes no output stalls that thread and nothing
-//! else, so that keys and signals are still heard.
+//! What is printed at the console, on a thread of its own: a terminal that takes no output stalls
+//! that thread and nothing else, so that keys and signals are still heard.
 
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -57,7 +57,7 @@ impl Printer {
         Ok(Self { items, bell, waiting_bytes, thread })
     }
 
-    /// Has these bytes printed as they are.
+    /// Queues these bytes for printing as they are.
     pub(super) fn words(&self, words: &[u8]) {
         if words.is_empty() {
             return;
@@ -66,15 +66,15 @@ impl Printer {
         self.hand_over(Item::Words(words.to_vec()));
     }
 
-    /// Has a person told something.
+    /// Queues a message for the user.
     pub(super) fn notice(&self, notice: impl Into<String>) {
         self.hand_over(Item::Notice(notice.into()));
     }
 
-    /// Answers who has a person told something from another thread.
+    /// Returns a sender of messages to the user, for another thread.
     pub(super) fn teller(&self) -> impl Fn(String) + Send + 'static {
         let items = self.items.clone();
-        // Whoever has left hears no more.
+        // A user who has left gets no more messages.
         move |notice| drop(items.send(Item::Notice(notice)))
     }
 
@@ -83,7 +83,7 @@ impl Printer {
         let _ = self.items.send(item);
     }
 
-    /// Tells whether more should be printed now.
+    /// Returns whether more should be printed now.
     pub(super) fn has_room(&self) -> bool {
         self.waiting_bytes.load(Ordering::SeqCst) < MOST_WAITING_BYTES
     }
@@ -99,7 +99,7 @@ impl Printer {
         self.hand_over(Item::End);
     }
 
-    /// Answers how it went; to be called once the bell is closed.
+    /// Returns how it went; to be called once the bell is closed.
     pub(super) fn outcome(self) -> Result<(), Failure> {
         self.finish();
         match self.thread.join() {

@@ -34,13 +34,13 @@ impl Signals {
         Ok(Self { pipe, last })
     }
 
-    /// Answers the signal that was caught, if one was.
+    /// Returns the signal that was caught, if one was.
     pub(crate) fn caught(&mut self) -> Option<i32> {
         let _ = self.pipe.read(&mut [0; 16]);
         i32::try_from(self.last.load(Ordering::SeqCst)).ok().filter(|&signal| signal != 0)
     }
 
-    /// Answers what rings at a signal, for an event loop.
+    /// Returns what rings at a signal, for an event loop.
     pub(crate) fn bell(&self) -> io::Result<tokio::net::UnixStream> {
         tokio::net::UnixStream::from_std(self.pipe.try_clone()?)
     }
@@ -75,7 +75,7 @@ impl Resizes {
         Ok(Self(tokio::net::UnixStream::from_std(pipe)?))
     }
 
-    /// Waits for the next; for ever where nobody listens.
+    /// Waits for the next signal; for ever if none is caught.
     pub(crate) async fn next(resizes: Option<&Self>) {
         match resizes {
             Some(Self(bell)) => rung(bell).await,
@@ -93,13 +93,13 @@ async fn rung(bell: &tokio::net::UnixStream) {
     while bell.try_read(&mut [0; 16]).is_ok_and(|bytes| bytes > 0) {}
 }
 
-/// Ends this process as the signal would have, so that whoever waits for it sees the signal.
+/// Ends this process as the signal would have, so that its parent sees the signal.
 pub(crate) fn die_of(signal: i32) {
     // It fails only for a signal that does not exist.
     let _ = low_level::emulate_default_handler(signal);
 }
 
-/// Answers what SSH calls a signal that ends a process.
+/// Returns what SSH calls a signal that ends a process.
 pub(crate) fn name_of(signal: i32) -> Option<&'static str> {
     match signal {
         SIGHUP => Some("HUP"),

@@ -6,7 +6,8 @@ use std::sync::{Mutex, PoisonError};
 
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcsetattr};
 
-/// How the terminal was. Global, since a panic must find it, too: the release build aborts without dropping anything.
+/// How the terminal was. Global, since a panic must find it, too: the release build aborts without
+/// dropping anything.
 static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
 
 /// Standard input in raw mode until this is dropped.

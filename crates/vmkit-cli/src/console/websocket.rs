@@ -10,7 +10,7 @@ use vmkit::console::{Ending, Event, SerialConsole, Since};
 /// The thread that carries a console.
 pub(crate) type Carrier = JoinHandle<Result<Ending, Error>>;
 
-/// Answers the console's recent past, and a socket to what comes behind it.
+/// Returns the console's recent past, and a socket to what comes behind it.
 ///
 /// `tell` hears of what happens beside that, from the thread that carries it.
 ///
@@ -39,7 +39,7 @@ pub(crate) fn open(
     Ok((past, ours, thread))
 }
 
-/// Answers why the thread has closed its socket.
+/// Returns why the thread has closed its socket.
 ///
 /// # Errors
 /// Whatever ended it but the VM's end.

@@ -15,7 +15,8 @@ use super::is_at;
 
 /// The changes in a log's directory, and its end.
 ///
-/// While one of its files is open, a directory that is removed tells nobody: so the one above is watched, too.
+/// While one of its files is open, the removal of a directory raises no event: so the parent
+/// directory is watched, too.
 #[derive(Debug)]
 pub(super) struct Changes {
     inotify: OwnedFd,
@@ -38,7 +39,7 @@ impl Changes {
         Ok(Self { inotify, dir, path: path.to_owned() })
     }
 
-    /// Waits for a change; false when the directory is gone, or nobody reads standard output any more.
+    /// Waits for a change; false if the directory is gone or standard output was closed.
     pub(super) fn wait(&self) -> Result<bool, Error> {
         let failed = |errno: Errno| Error::io("watch", &self.path)(errno.into());
         let stdout = io::stdout();

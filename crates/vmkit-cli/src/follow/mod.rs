@@ -1,5 +1,5 @@
-//! A log of two halves, printed and followed: `console.log.1` is the older half, and when `console.log` is full it takes
-//! that name.
+//! A log of two halves, printed and followed: `console.log.1` is the older half, and when
+//! `console.log` is full it takes that name.
 
 #[cfg(target_os = "linux")]
 mod linux;
@@ -104,7 +104,7 @@ impl Log {
         copy(&mut both, &self.path)
     }
 
-    /// Answers where in the halves begins what was written since.
+    /// Returns where in the halves begins what was written since.
     fn begin(&self, since: &LogMark) -> io::Result<Begin> {
         let place = |half: &Option<File>| half.as_ref().map(|file| since.in_file(file)).transpose();
         let (in_older, in_newer) = (place(&self.older)?.flatten(), place(&self.newer)?.flatten());
@@ -142,7 +142,7 @@ impl Log {
     fn catch_up(&mut self) -> Result<(), Failure> {
         self.rest()?;
         while !is_at(self.newer.as_ref(), &self.path)? {
-            // Whoever writes has gone on to another file, so this one has an end now.
+            // The writer has gone on to another file, so this one is complete.
             self.rest()?;
             let before = self.newer.take();
             let next = Self::open(&self.path)?;
@@ -194,7 +194,8 @@ fn open(path: &Path) -> Result<Option<File>, Error> {
     }
 }
 
-/// Tells whether the path still names this file, or still none. A path that names nothing any more names no other file.
+/// Returns whether the path still names this file, or still none. A path that names nothing any
+/// more names no other file.
 fn is_at(file: Option<&File>, path: &Path) -> Result<bool, Error> {
     let named = match fs::metadata(path) {
         Ok(named) => named,

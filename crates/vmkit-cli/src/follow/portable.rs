@@ -1,4 +1,5 @@
-//! Changes where no safe crate wraps what the system has for them: the files are looked at again and again.
+//! Changes where no safe crate wraps what the system has for them: the files are looked at again
+//! and again.
 
 use std::fs::File;
 use std::io;
@@ -28,7 +29,7 @@ impl Changes {
         Ok(Self { dir, path: path.to_owned() })
     }
 
-    /// Waits for a while; false when the directory is gone, or nobody reads standard output any more.
+    /// Waits for a while; false if the directory is gone or standard output was closed.
     pub(super) fn wait(&self) -> Result<bool, Error> {
         let stdout = io::stdout();
         let mut polled = [PollFd::from_borrowed_fd(stdout.as_fd(), PollFlags::empty())];

@@ -20,17 +20,19 @@ use crate::output;
 const MOST_INPUT_BYTES: u64 = 8 << 20;
 /// How long a program may run: as good as for ever.
 const AGES: Duration = Duration::from_secs(10 * 365 * 86_400);
-/// What a shell answers for a program that is not there, and for one that can't be run.
+/// A shell's exit codes for a program that does not exist, and for one that can't be run.
 const NO_PROGRAM: u32 = 127;
 const NOT_RUN: u32 = 126;
 
-/// Runs the command, prints what it wrote once it has ended, and tells how it ended, as [`attend`](super::attend) does.
+/// Runs the command, prints what it wrote once it has ended, and tells how it ended, as
+/// [`attend`](super::attend) does.
 ///
-/// A program that was begun is ended with this process, where a signal ends that. One that is being begun at that very moment goes on, for
-/// the agent has not told its process.
+/// A program that was begun is ended with this process, where a signal ends that. One that is being
+/// begun at that very moment goes on, for the agent has not told its process.
 ///
 /// # Errors
-/// `Unsupported` for a VM without an agent's channel; those of the agent; `InvalidInput` for what it can't be told.
+/// `Unsupported` for a VM without an agent's channel; those of the agent; `InvalidInput` for what
+/// it can't be told.
 pub(crate) async fn attend(
     vm: &VmHandle,
     command: &Command,
@@ -62,7 +64,7 @@ pub(crate) async fn attend(
             tokio::select! {
                 // A guest that can't be told keeps its program.
                 _ = end(&mut agent, pid, signal) => {}
-                // Whoever asks twice waits no longer.
+                // A second signal ends the wait.
                 _ = signals.next(&bell) => {}
             }
             Ok(Attended::Signal(signal))
@@ -70,7 +72,7 @@ pub(crate) async fn attend(
     }
 }
 
-/// Begins the program, once its input is here and the agent answers.
+/// Starts the program, once its input was read and the agent replies.
 async fn begin(
     socket: &Path,
     program: &str,
@@ -84,7 +86,7 @@ async fn begin(
     Ok((agent, pid))
 }
 
-/// Has the program end by this signal, and prints what it has written by then.
+/// Ends the program by this signal, and prints what it has written until then.
 async fn end(agent: &mut GuestAgent, pid: i64, signal: i32) -> Result<(), Failure> {
     let Some(name) = name_of(signal) else { return Ok(()) };
     let deadline = Instant::now() + GOODBYE;
@@ -95,7 +97,7 @@ async fn end(agent: &mut GuestAgent, pid: i64, signal: i32) -> Result<(), Failur
     }
 }
 
-/// Prints what a program wrote, and answers how it ended.
+/// Prints what a program wrote, and returns how it ended.
 fn told(ran: &ExecOutput) -> Result<Exit, Failure> {
     output::bytes(&ran.stdout)?;
     io::stderr().write_all(&ran.stderr).map_err(Failure::Output)?;
@@ -109,7 +111,7 @@ fn told(ran: &ExecOutput) -> Result<Exit, Failure> {
     Ok(Exit::Code(u32::try_from(code).unwrap_or(u32::MAX)))
 }
 
-/// Says of a program that the agent could not run what a shell says, and answers the code of one.
+/// Says of a program that the agent could not run what a shell says, and returns the code of one.
 ///
 /// The agent passes on what GLib says, which names the system's error. Source: GLib, `gspawn.c`.
 fn not_run(program: &str, error: Error) -> Result<Exit, Failure> {
@@ -124,7 +126,8 @@ fn not_run(program: &str, error: Error) -> Result<Exit, Failure> {
     Ok(Exit::Code(code))
 }
 
-/// Answers the program and its arguments; a shell sets directory and variables, for the agent knows neither.
+/// Returns the program and its arguments; a shell sets directory and variables, for the agent knows
+/// neither.
 fn words(command: &Command) -> Result<(String, Vec<String>), Error> {
     let text = |word: OsString| {
         word.into_string().map_err(|word| {

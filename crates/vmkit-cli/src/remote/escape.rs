@@ -1,4 +1,5 @@
-//! How a person leaves a terminal in a guest that no longer answers: a new line, then `~.`, as with `ssh`.
+//! How a user leaves a terminal in a guest that no longer responds: a new line, then `~.`, as with
+//! `ssh`.
 
 /// What was typed, after the escape was looked for in it.
 #[derive(Debug, PartialEq, Eq)]

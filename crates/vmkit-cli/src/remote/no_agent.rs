@@ -8,7 +8,7 @@ use vmkit::{Error, VmHandle};
 use super::Attended;
 use crate::failure::Failure;
 
-/// Answers that there is no way by a guest agent.
+/// Returns that there is no way by a guest agent.
 ///
 /// # Errors
 /// `Unsupported`, always.

@@ -26,10 +26,11 @@ pub(crate) struct Way {
     /// Logs in with the keys of the SSH agent that SSH_AUTH_SOCK names.
     #[arg(long, conflicts_with = "identity")]
     ssh_agent: bool,
-    /// Believes a server with this host key, given as a line or a file [else: the one that vmkit made].
+    /// Believes a server with this host key, given as a line or a file [else: the one that vmkit
+    /// made].
     #[arg(long, value_name = "KEY|FILE", conflicts_with = "any_host_key")]
     host_key: Option<String>,
-    /// Believes whoever answers.
+    /// Accepts any host key.
     #[arg(long)]
     any_host_key: bool,
     /// Waits so long until the guest lets one in.
@@ -39,7 +40,7 @@ pub(crate) struct Way {
 }
 
 impl Way {
-    /// Answers what goes before the VM's record.
+    /// Returns what goes before the VM's record.
     ///
     /// # Errors
     /// `InvalidInput` for a key that is missing or can't be used.
@@ -77,7 +78,7 @@ impl Way {
         })
     }
 
-    /// Answers which user vmkit can log in as, where somebody else was asked for and refused.
+    /// Returns the user that vmkit can log in as, if another one was asked for and refused.
     async fn other_login(&self, manager: &Manager, name: &VmName) -> Option<String> {
         let vm = manager.info(name).await.ok()?;
         let own = &vm.spec.cloud_init()?.access.as_ref()?.user;
@@ -95,7 +96,8 @@ impl Way {
         }
     }
 
-    /// Answers what was said of the login, as an option and its value: the guest agent knows no logins.
+    /// Returns what was said of the login, as an option and its value: the guest agent knows no
+    /// logins.
     pub(crate) fn asked(&self) -> Option<(&'static str, String)> {
         let user = self.user.as_ref().map(|user| ("user", user.clone()));
         let identity = self.identity.as_ref().map(|path| ("identity", path.display().to_string()));
@@ -104,7 +106,7 @@ impl Way {
         user.or(identity).or(agent).or(host_key)
     }
 
-    /// Answers how long it may take.
+    /// Returns how long it may take.
     pub(crate) fn timeout(&self) -> Duration {
         self.timeout
     }

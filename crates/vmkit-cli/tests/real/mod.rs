@@ -1,4 +1,5 @@
-//! Real VMs through the command: a host for each test that leaves nothing running, and ways to listen and to wait.
+//! Real VMs through the command: a host for each test that leaves nothing running, and ways to
+//! listen and to wait.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stderr,
@@ -26,10 +27,11 @@ use crate::support::{Answer, Host, answer};
 /// How long anything may take that an emulated guest does on a busy machine.
 pub(crate) const LONG: Duration = Duration::from_secs(180);
 
-/// Tells a test that it is the one in its own namespaces.
+/// Marks the process of a test that runs in its own namespaces.
 const INSIDE: &str = "VMKIT_TEST_INSIDE";
 
-/// A host with the real QEMU; when it is dropped, by a panic too, nothing that was started on it is left.
+/// A host with the real QEMU; when it is dropped, by a panic too, nothing that was started on it is
+/// left.
 pub(crate) struct Life(Host);
 
 impl Deref for Life {
@@ -46,7 +48,8 @@ impl Drop for Life {
             let _ = kill_process(process.pid, Signal::KILL);
         }
         if std::env::var_os(INSIDE).is_some() {
-            // What is mounted on the home ends with the namespace, but the directory below it is to be removed now.
+            // What is mounted on the home ends with the namespace, but the directory below it is to
+            // be removed now.
             while umount(&self.home()) {}
         }
     }
@@ -64,12 +67,12 @@ impl Life {
         Self(Host::with_real_qemu())
     }
 
-    /// Makes a VM of the tiny guest, with these words added to its kernel's command line.
+    /// Creates a VM of the tiny guest, with these words added to its kernel's command line.
     pub(crate) fn make(&self, name: &str, words: &str) {
         self.must(create_arguments(&guest::tiny(), name, words));
     }
 
-    /// Makes a VM of the tiny guest and waits until its shell is there.
+    /// Creates a VM of the tiny guest and waits until its shell is there.
     pub(crate) fn boot(&self, name: &str, words: &str) {
         self.make(name, words);
         self.must(["start", name]);
@@ -84,13 +87,13 @@ impl Life {
         self.info(name)["state"].as_str().unwrap().to_owned()
     }
 
-    /// Answers the VM's row in `ls --json`.
+    /// Returns the VM's row in `ls --json`.
     pub(crate) fn row(&self, name: &str) -> Value {
         let rows: Vec<Value> = serde_json::from_str(&self.must(["ls", "--json"])).unwrap();
         rows.into_iter().find(|row| row["name"] == name).unwrap_or_else(|| panic!("no VM {name} in the list"))
     }
 
-    /// Answers QEMU's process.
+    /// Returns QEMU's process.
     pub(crate) fn qemu(&self, name: &str) -> Pid {
         let pid = self.info(name)["run"]["pid"].as_i64().expect("a running VM has a process");
         Pid::from_raw(i32::try_from(pid).unwrap()).unwrap()
@@ -105,20 +108,20 @@ impl Life {
         }
     }
 
-    /// Runs the command to its end, and answers how long that took as well.
+    /// Runs the command to its end, and returns how long that took as well.
     pub(crate) fn timed(&self, arguments: &[&str]) -> (Answer, Duration) {
         let began = Instant::now();
         (self.vmkit(arguments), began.elapsed())
     }
 
-    /// Begins the command.
+    /// Starts the command.
     pub(crate) fn begin(&self, arguments: &[&str]) -> Begun {
         let mut command = self.command(arguments);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         Begun::of(&mut command)
     }
 
-    /// Answers the processes that are at work on this home.
+    /// Returns the processes that are at work on this home.
     pub(crate) fn processes(&self) -> Vec<Process> {
         let home = self.home();
         let mut found = Vec::new();
@@ -136,14 +139,14 @@ impl Life {
         found
     }
 
-    /// Answers the QEMUs that run in this home.
+    /// Returns the QEMUs that run in this home.
     pub(crate) fn qemus(&self) -> Vec<Process> {
         let mut found = self.processes();
         found.retain(|process| process.cmdline.contains("qemu-system"));
         found
     }
 
-    /// Answers what lies in this home of any VM.
+    /// Returns what lies in this home of any VM.
     pub(crate) fn files(&self) -> Vec<PathBuf> {
         let in_dir = |name: &str| fs::read_dir(self.home().join(name)).into_iter().flatten().flatten();
         in_dir("vms").chain(in_dir("run")).map(|entry| entry.path()).collect()
@@ -159,7 +162,7 @@ impl Life {
     }
 }
 
-/// Answers the arguments that make a VM of this guest.
+/// Returns the arguments that make a VM of this guest.
 pub(crate) fn create_arguments(guest: &Guest, name: &str, words: &str) -> Vec<String> {
     let cmdline = format!("{} {words}", guest.cmdline(Machine::Q35));
     let (kernel, initrd) = (guest.kernel.to_str().unwrap(), guest.initrd.to_str().unwrap());
@@ -198,7 +201,7 @@ impl Begun {
         Ear::new(File::from(OwnedFd::from(self.child().stdout.take().unwrap())))
     }
 
-    /// Waits until it has ended, and answers what it said.
+    /// Waits until it has ended, and returns what it said.
     #[track_caller]
     pub(crate) fn ended(mut self, limit: Duration) -> Answer {
         let pid = self.pid();
@@ -255,7 +258,7 @@ impl Ear {
         }
     }
 
-    /// Listens to the end, and answers all that was heard.
+    /// Listens to the end, and returns all that was heard.
     pub(crate) fn rest(&mut self) -> String {
         let mut bytes = Vec::new();
         self.file.read_to_end(&mut bytes).unwrap();
@@ -288,7 +291,8 @@ pub(crate) fn until(limit: Duration, mut is_so: impl FnMut() -> bool) -> bool {
     true
 }
 
-/// Runs the test once more in a process with mounts and process ids of its own, or says aloud why it is skipped.
+/// Runs the test once more in a process with mounts and process ids of its own, or says aloud why
+/// it is skipped.
 ///
 /// With that process everything in the namespaces ends, however it ends.
 pub(crate) fn in_own_mounts<F: Fn()>(test: F) {

@@ -34,7 +34,7 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    /// Makes a host whose QEMU refuses to run anything.
+    /// Creates a host whose QEMU refuses to run anything.
     pub(crate) fn with_refusing_qemu() -> Self {
         let host = Self::without_qemu();
         let program = host.path.join("qemu-system-x86_64");
@@ -42,7 +42,7 @@ impl Host {
         host
     }
 
-    /// Makes a host on which no program is found.
+    /// Creates a host on which no program is found.
     pub(crate) fn without_qemu() -> Self {
         let dir = tempfile::Builder::new().prefix("vmkit-cli").tempdir().unwrap();
         let path = dir.path().join("bin");
@@ -52,7 +52,7 @@ impl Host {
         Self { dir, path }
     }
 
-    /// Makes a host with the QEMU of this machine.
+    /// Creates a host with the QEMU of this machine.
     pub(crate) fn with_real_qemu() -> Self {
         let host = Self::without_qemu();
         Self { path: std::env::var_os("PATH").unwrap().into(), ..host }
@@ -62,12 +62,12 @@ impl Host {
         self.dir.path().join("home")
     }
 
-    /// Answers the path of a file that VMs are made from.
+    /// Returns the path of a file that VMs are made from.
     pub(crate) fn file(&self, name: &str) -> String {
         self.dir.path().join(name).to_str().unwrap().to_owned()
     }
 
-    /// Answers the command in this home, nothing of this process's environment in it.
+    /// Returns the command in this home, nothing of this process's environment in it.
     pub(crate) fn command<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vmkit"));
         command
@@ -92,12 +92,12 @@ impl Host {
         answer.stdout
     }
 
-    /// Makes a VM that boots a kernel and needs nothing else.
+    /// Creates a VM that boots a kernel and needs nothing else.
     pub(crate) fn create(&self, name: &str) {
         self.must(["create", name, "--kernel", "vmlinuz", "--accel", "tcg"]);
     }
 
-    /// Answers everything in the home but its cache: path, mode and content.
+    /// Returns everything in the home but its cache: path, mode and content.
     pub(crate) fn snapshot(&self) -> BTreeMap<PathBuf, (u32, Vec<u8>)> {
         let mut found = BTreeMap::new();
         walk(&self.home(), &self.home().join("cache"), &mut found);
@@ -130,7 +130,7 @@ pub(crate) fn answer(output: Output) -> Answer {
     }
 }
 
-/// Compares with a golden file; `UPDATE_GOLDEN=1` writes it anew.
+/// Compares with a golden file; `UPDATE_GOLDEN=1` writes it again.
 pub(crate) fn assert_golden(path: &str, found: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
     if std::env::var_os("UPDATE_GOLDEN").is_some() {

@@ -40,7 +40,7 @@ impl<R: Read + AsFd> Heard<R> {
     fn more(&mut self, deadline: Instant) -> bool {
         assert!(readable(&self.stream, deadline), "nothing more came after {:?}", self.text);
         let mut chunk = [0; 4096];
-        // A terminal whose other side is closed answers with an error.
+        // Reading a terminal whose other side is closed is an error.
         let bytes = self.stream.read(&mut chunk).unwrap_or(0);
         self.text.push_str(&String::from_utf8_lossy(&chunk[..bytes]));
         bytes > 0

@@ -8,7 +8,8 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-/// Serves one file under every path, in pieces, and tells where each answer began; answers its address.
+/// Serves one file under every path, in pieces, and records where each reply began; returns the
+/// address.
 pub(crate) fn serve(body: Vec<u8>, piece: usize, pause: Duration) -> (String, mpsc::Receiver<usize>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
@@ -58,7 +59,7 @@ fn give(
     Ok(())
 }
 
-/// Answers a disk in which nothing is zero.
+/// Returns a disk in which nothing is zero.
 pub(crate) fn disk() -> Vec<u8> {
     (0..1_000_000_u32).map(|index| (index.wrapping_mul(2_654_435_761) >> 24) as u8 | 1).collect()
 }

@@ -1,7 +1,9 @@
-//! The tools of an illumos host, for tests: `zfs`, `dladm`, `bhyvectl` and `pfexec`, by the name that it is called as.
+//! The tools of an illumos host, for tests: `zfs`, `dladm`, `bhyvectl` and `pfexec`, by the name
+//! that it is called as.
 //!
-//! What they keep, and what of them is real, stands in [`vmkit_testkit::propolis::illumos`]. Their host is the directory named by
-//! `VMKIT_FAKE_ILLUMOS`, else the one in whose `bin` they were found.
+//! What they keep, and what of them is real, stands in [`vmkit_testkit::propolis::illumos`]. Their
+//! host is the directory named by `VMKIT_FAKE_ILLUMOS`, else the one in whose `bin` they were
+//! found.
 
 use std::env;
 use std::ffi::OsString;
@@ -27,7 +29,7 @@ fn main() -> ExitCode {
     let args: Vec<String> = args.map(|arg| arg.to_string_lossy().into_owned()).collect();
     match host.call(&tool, &args) {
         Ok(Some(said)) => {
-            // Where nobody listens, nobody misses it.
+            // Without a receiver the message is not missed.
             let _ = io::stdout().write_all(said.stdout.as_bytes());
             let _ = io::stderr().write_all(said.stderr.as_bytes());
             ExitCode::from(said.code)

@@ -56,7 +56,7 @@ pub(crate) enum Expected {
     Refusal(&'static [ErrorKind]),
 }
 
-/// Answers what the contract says of `operation` in `state`.
+/// Returns what the contract says of `operation` in `state`.
 pub(crate) fn expected(capabilities: &Capabilities, state: &VmState, operation: Operation) -> Expected {
     let denied = matches!(operation, Operation::Suspend | Operation::Resume) && !capabilities.suspend;
     match (next(state, operation), state) {
@@ -74,7 +74,7 @@ pub(crate) fn expected(capabilities: &Capabilities, state: &VmState, operation: 
     }
 }
 
-/// Runs one operation other than `prepare`; `destroy` answers the handle in `Destroyed`.
+/// Runs one operation other than `prepare`; for `destroy`, returns the handle in `Destroyed`.
 ///
 /// Fails the case where the operation does not end in its time.
 pub(crate) async fn apply<H: Backend>(
@@ -100,7 +100,8 @@ pub(crate) async fn apply<H: Backend>(
     }
 }
 
-/// Compares what an operation answered with what the contract says, and with what the backend then says of the VM.
+/// Compares what an operation answered with what the contract says, and with what the backend then
+/// says of the VM.
 ///
 /// `vm` is the handle that the operation was given, `before` the state that the VM really was in.
 pub(crate) async fn judge<H: Backend>(
@@ -180,12 +181,12 @@ impl<H: Backend> Bench<H> {
         Self { backend: make(), options, make, made: Mutex::default() }
     }
 
-    /// Answers another instance over the same VMs.
+    /// Returns another instance over the same VMs.
     pub(crate) fn another(&self) -> H {
         (self.make)()
     }
 
-    /// Answers a spec with a name that no other VM has, and without an identity.
+    /// Returns a spec with a name that no other VM has, and without an identity.
     pub(crate) fn spec(&self) -> VmSpec {
         static LAST: AtomicU32 = AtomicU32::new(0);
         let number = LAST.fetch_add(1, Ordering::Relaxed);
@@ -193,7 +194,7 @@ impl<H: Backend> Bench<H> {
         (self.options.spec)(VmName::new(name).expect("letters, digits and hyphens, short"))
     }
 
-    /// Has the end of the case destroy this VM too.
+    /// Registers this VM to be destroyed at the end of the case.
     pub(crate) fn remember(&self, vm: &VmHandle) {
         self.made.lock().expect("nothing panics while it holds the list").push(vm.clone());
     }
@@ -212,7 +213,8 @@ impl<H: Backend> Bench<H> {
         Ok(self.prepare(&self.spec()).await??)
     }
 
-    /// Brings a new VM to a state and answers its newest handle, with the state that the backend says it is in.
+    /// Brings a new VM to a state and returns its newest handle, with the state that the backend
+    /// says it is in.
     ///
     /// Skips the case where the backend has no way there.
     pub(crate) async fn bring_to(&self, situation: Situation) -> Result<VmHandle, Stop> {
@@ -272,14 +274,15 @@ impl<H: Backend> Bench<H> {
         Ok(within("state", self.options.grace, self.backend.state(vm)).await??)
     }
 
-    /// Fails unless `wanted` guests run for a VM, where somebody can count them.
+    /// Fails unless `wanted` guests run for a VM, if the backend's test can count them.
     pub(crate) fn check_guests(&self, vm: &VmHandle, wanted: usize) -> Verdict {
         let Some(count) = &self.options.count_guests else { return Ok(()) };
         let found = count(vm);
         check(found == wanted, || format!("{found} guests run for the VM, not {wanted}"))
     }
 
-    /// Destroys a VM and fails unless it is gone, by its handle and by what an unfinished `prepare` leaves of one.
+    /// Destroys a VM and fails unless it is gone, by its handle and by what an unfinished `prepare`
+    /// leaves of one.
     pub(crate) async fn check_destroyed(&self, vm: &VmHandle) -> Verdict {
         self.apply(vm, Operation::Destroy).await??;
         let found = self.state(vm).await?;
@@ -287,7 +290,7 @@ impl<H: Backend> Bench<H> {
         self.check_guests(vm, 0)
     }
 
-    /// Answers the handle that a caller has of a `prepare` that has not ended.
+    /// Returns the handle that a caller has of a `prepare` that has not ended.
     pub(crate) fn preparing(&self, spec: &VmSpec, id: Uuid) -> VmHandle {
         VmHandle::preparing(id, self.backend.tag(), spec.clone().with_id(id))
     }

@@ -152,7 +152,7 @@ async fn a_name_is_free_again_after_destroy<H: Backend>(bench: &Bench<H>) -> Ver
 async fn start_of_a_running_vm_gives_the_facts_of_that_run_again<H: Backend>(bench: &Bench<H>) -> Verdict {
     let prepared = bench.prepared().await?;
     let first = bench.apply(&prepared, Operation::Start).await??;
-    // The old handle has no run in it: whoever lost the facts gets them back.
+    // The old handle has no run in it: a caller that lost the facts gets them back.
     let again = bench.apply(&prepared, Operation::Start).await??;
     check_same_run(&first, &again)?;
     bench.check_guests(&first, 1)
@@ -264,7 +264,8 @@ async fn the_console_of_another_backends_vm_is_an_error<H: Backend>(bench: &Benc
     check(answer.is_err(), || format!("it answered {answer:?}"))
 }
 
-/// Fails unless two handles tell of the same run; in which order the forwards are listed means nothing.
+/// Fails unless two handles tell of the same run; in which order the forwards are listed means
+/// nothing.
 fn check_same_run(one: &VmHandle, two: &VmHandle) -> Verdict {
     let sorted = |vm: &VmHandle| {
         vm.run.clone().map(|mut run: RunInfo| {

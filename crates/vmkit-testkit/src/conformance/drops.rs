@@ -1,7 +1,8 @@
 //! A future that is dropped in the middle leaves nothing behind that `destroy` does not find.
 //!
-//! Each operation is polled once and dropped, then twice, and so on until it ends by itself. Whoever comes right behind may
-//! be told `Busy` for a moment, but for `destroy`, which must succeed at once.
+//! Each operation is polled once and dropped, then twice, and so on until it ends by itself.
+//! Whoever comes right behind may be told `Busy` for a moment, but for `destroy`, which must
+//! succeed at once.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -67,7 +68,7 @@ async fn dropped<H: Backend>(bench: &Bench<H>, operation: Operation, situation: 
                 format!("after {polls} polls of {operation} the VM is gone")
             })?;
             if again {
-                // Whoever comes next need not know that somebody was here.
+                // The next operation need not know of the dropped one.
                 let after = settled(bench, || bench.apply(&vm, operation)).await?.state;
                 let found = bench.state(&vm).await?;
                 check(found == after, || {
@@ -85,7 +86,8 @@ async fn dropped<H: Backend>(bench: &Bench<H>, operation: Operation, situation: 
     Ok(())
 }
 
-/// Asks again for as long as the answer is `Busy`, within the grace: what a dropped future had begun may still be ending.
+/// Asks again for as long as the answer is `Busy`, within the grace: what a dropped future had
+/// begun may still be ending.
 async fn settled<H, T, F>(bench: &Bench<H>, mut ask: impl FnMut() -> F) -> Result<T, Stop>
 where
     H: Backend,
@@ -108,13 +110,13 @@ async fn check_name_is_free<H: Backend>(bench: &Bench<H>, vm: &VmHandle) -> Verd
     bench.check_destroyed(&vm).await
 }
 
-/// Answers how often a future is polled, try by try: each number at first, then in growing steps.
+/// Returns how often a future is polled, try by try: each number at first, then in growing steps.
 fn polls(limit: usize) -> impl Iterator<Item = usize> {
     std::iter::successors(Some(1), |polls| Some(polls + 1 + polls / 8))
         .take_while(move |polls| *polls <= limit)
 }
 
-/// Polls a future at most `polls` times and drops it; answers its output if it came so far.
+/// Polls a future at most `polls` times and drops it; returns its output if it completed.
 async fn poll_then_drop<F: Future>(future: F, polls: usize) -> Option<F::Output> {
     let mut future = pin!(future);
     let mut left = polls;

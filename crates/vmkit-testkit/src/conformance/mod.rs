@@ -1,12 +1,13 @@
-//! The conformance suite: every backend passes it, whoever wrote it.
+//! The conformance suite, which every backend passes.
 //!
-//! [`run`] runs a list of named cases against a backend and answers a [`Report`]. Each case makes VMs of its own and
-//! destroys them. The legal operations come from [`vmkit::lifecycle::next`], so the suite has no table of its own to get
-//! out of step.
+//! [`run`] runs a list of named cases against a backend and returns a [`Report`]. Each case makes
+//! VMs of its own and destroys them. The legal operations come from [`vmkit::lifecycle::next`], so
+//! the suite has no table of its own to get out of step.
 //!
-//! What the suite can't see from inside the trait, it asks hooks for: [`Conformance::breaking`], without which no VM
-//! becomes `Failed` and those cases are skipped; [`Conformance::counting_guests`] and [`Conformance::finding_leftovers`],
-//! without which "one guest" and "nothing left behind" mean only what the backend itself says.
+//! What the suite can't see from inside the trait, it asks hooks for: [`Conformance::breaking`],
+//! without which no VM becomes `Failed` and those cases are skipped;
+//! [`Conformance::counting_guests`] and [`Conformance::finding_leftovers`], without which "one
+//! guest" and "nothing left behind" mean only what the backend itself says.
 
 mod bench;
 mod contract;
@@ -45,7 +46,7 @@ pub struct Conformance {
 }
 
 impl Conformance {
-    /// Makes the options for a backend that can run what `spec` answers for a name.
+    /// Creates the options for a backend that can run the specs that `spec` returns.
     pub fn new(spec: impl Fn(VmName) -> VmSpec + Send + Sync + 'static) -> Self {
         Self {
             spec: Arc::new(spec),
@@ -65,26 +66,29 @@ impl Conformance {
         Self { start_limit, ..self }
     }
 
-    /// Sets how long `stop` lets a guest shut itself down; 0.5 s unless set, for most guests are still booting then.
+    /// Sets how long `stop` lets a guest shut itself down; 0.5 s unless set, for most guests are
+    /// still booting then.
     #[must_use]
     pub fn stop_timeout(self, stop_timeout: Duration) -> Self {
         Self { stop_timeout, ..self }
     }
 
-    /// Sets by how much any call may outlast its own bound before it counts as endless; 20 s unless set, so that a busy
-    /// machine is not taken for a broken backend.
+    /// Sets by how much any call may outlast its own bound before it counts as endless; 20 s unless
+    /// set, so that a busy machine is not taken for a broken backend.
     #[must_use]
     pub fn grace(self, grace: Duration) -> Self {
         Self { grace, ..self }
     }
 
-    /// Sets after how many polls of a future the suite stops to try what a drop leaves behind; 200 unless set.
+    /// Sets after how many polls of a future the suite stops to try what a drop leaves behind; 200
+    /// unless set.
     #[must_use]
     pub fn polls(self, polls: usize) -> Self {
         Self { polls, ..self }
     }
 
-    /// Names the way to make a running VM fail, such as to kill its process. It has failed once `break_vm` returns.
+    /// Names the way to make a running VM fail, such as to kill its process. It has failed once
+    /// `break_vm` returns.
     #[must_use]
     pub fn breaking(self, break_vm: impl Fn(&VmHandle) + Send + Sync + 'static) -> Self {
         Self { break_vm: Some(Arc::new(break_vm)), ..self }
@@ -96,7 +100,8 @@ impl Conformance {
         Self { count_guests: Some(Arc::new(count)), ..self }
     }
 
-    /// Names the way to list what is on the host because of the backend: it must list nothing once all VMs are destroyed.
+    /// Names the way to list what is on the host because of the backend: it must list nothing once
+    /// all VMs are destroyed.
     #[must_use]
     pub fn finding_leftovers(self, find: impl Fn() -> Vec<String> + Send + Sync + 'static) -> Self {
         Self { find_leftovers: Some(Arc::new(find)), ..self }
@@ -105,8 +110,8 @@ impl Conformance {
 
 /// Runs the whole suite, one case after the other.
 ///
-/// `make` is called often, and each answer must stand for the same VMs, as two processes over one store do: for a backend
-/// that keeps its books in memory, clone one.
+/// `make` is called often, and each answer must stand for the same VMs, as two processes over one
+/// store do: for a backend that keeps its books in memory, clone one.
 ///
 /// A case that fails or panics does not end the run; it is in the report.
 pub async fn run<H>(make: impl Fn() -> H + Send + Sync + 'static, options: Conformance) -> Report
@@ -149,7 +154,7 @@ struct Case<H> {
     run: Box<dyn FnOnce(Arc<Bench<H>>) -> Running + Send>,
 }
 
-/// Makes cases of functions; a function's name, as a sentence, is the case's.
+/// Creates cases of functions; a function's name, as a sentence, is the case's.
 macro_rules! cases {
     ($($function:ident),* $(,)?) => {
         vec![$(crate::conformance::Case {

@@ -39,12 +39,12 @@ impl Report {
         assert!(self.failed() == 0, "{self}");
     }
 
-    /// Answers how many cases failed.
+    /// Returns how many cases failed.
     pub fn failed(&self) -> usize {
         self.count(|outcome| matches!(outcome, Outcome::Failed(_)))
     }
 
-    /// Answers how many cases were skipped.
+    /// Returns how many cases were skipped.
     pub fn skipped(&self) -> usize {
         self.count(|outcome| matches!(outcome, Outcome::Skipped(_)))
     }

@@ -69,7 +69,7 @@ async fn start_and_destroy_at_once_leave_nothing_that_destroy_does_not_find<H: B
         apply(&one, &bench.options, &vm, Operation::Start),
         apply(&two, &bench.options, &vm, Operation::Destroy),
     );
-    // Which of them comes first, and how the other one fails, is nobody's promise. That both end is.
+    // Which of them comes first, and how the other one fails, is not promised. That both end is.
     let _ = (started?, destroyed?);
     bench.check_destroyed(&vm).await
 }

@@ -1,7 +1,8 @@
 //! The published description of the API, and whether something fits it.
 //!
-//! The description is data of Propolis, kept unchanged below `data/propolis/`. It says what may go over the wire in version 5.0.0;
-//! the fake's answers and vmkit's requests are both held against it, so that they can't agree on a mistake.
+//! The description is data of Propolis, kept unchanged below `data/propolis/`. It says what may go
+//! over the wire in version 5.0.0; the fake's answers and vmkit's requests are both held against
+//! it, so that they can't agree on a mistake.
 
 use std::sync::LazyLock;
 
@@ -12,7 +13,7 @@ const TEXT: &str = include_str!("../../data/propolis/propolis-server-5.0.0.opena
 static DESCRIPTION: LazyLock<Value> =
     LazyLock::new(|| serde_json::from_str(TEXT).expect("the description is JSON"));
 
-/// Answers the description as it was published.
+/// Returns the description as it was published.
 pub fn description() -> &'static Value {
     &DESCRIPTION
 }
@@ -25,8 +26,8 @@ pub fn check_ensure_request(body: &Value) -> Result<(), String> {
     check(&json!({ "$ref": "#/components/schemas/InstanceEnsureRequest" }), body)
 }
 
-/// Checks that an answer fits the published description: that its status may come of this request, and that its body has the
-/// shape that goes with it.
+/// Checks that an answer fits the published description: that its status may come of this request,
+/// and that its body has the shape that goes with it.
 ///
 /// `path` is the description's, with parameters in braces. A `body` of `None` is an empty one.
 ///
@@ -73,7 +74,8 @@ fn check(schema: &Value, instance: &Value) -> Result<(), String> {
     if problems.is_empty() { Ok(()) } else { Err(problems.join("\n")) }
 }
 
-/// Turns a schema of OpenAPI 3.0 into one of JSON Schema, which has no `nullable` and does not know the sizes of integers.
+/// Turns a schema of OpenAPI 3.0 into one of JSON Schema, which has no `nullable` and does not know
+/// the sizes of integers.
 fn json_schema(schema: &Value) -> Value {
     match schema {
         Value::Array(items) => items.iter().map(json_schema).collect(),

@@ -1,4 +1,5 @@
-//! What stands for the guest: it prints on its first serial port, echoes what is typed, and obeys some lines.
+//! What stands for the guest: it prints on its first serial port, echoes what is typed, and obeys
+//! some lines.
 //!
 //! - `poweroff` and `reboot` do what they say;
 //! - `panic` prints the last words of a kernel and does nothing more;
@@ -23,7 +24,7 @@ pub(super) enum GuestEvent {
 /// What the machine does to its guest.
 #[derive(Debug)]
 pub(super) enum Order {
-    /// Begins from the start.
+    /// Starts from the beginning.
     Boot,
     /// Ends at once.
     Halt,
@@ -39,7 +40,7 @@ const LONGEST_LINE: usize = 256;
 /// How long a flood's lines are, in bytes.
 const FLOOD_LINE: usize = 64;
 
-/// Runs until nobody gives orders any more.
+/// Runs until the sender of orders is gone.
 pub(super) async fn run(
     uart: DuplexStream,
     mut orders: mpsc::UnboundedReceiver<Order>,
@@ -77,7 +78,7 @@ async fn write_some(output: &mut (impl AsyncWriteExt + Unpin), unsent: &VecDeque
         [] => pending().await,
         bytes => match output.write(bytes).await {
             Ok(written) if written > 0 => written,
-            // Nobody is at the other end any more, and the order to halt is on its way.
+            // The other end is gone, and the order to halt is on its way.
             _ => pending().await,
         },
     }
@@ -156,7 +157,7 @@ impl Guest {
     }
 }
 
-/// Answers so many bytes of lines, each of which begins with its own offset.
+/// Returns so many bytes of lines, each of which begins with its own offset.
 pub(super) fn flood(bytes: usize) -> Vec<u8> {
     let mut text = String::with_capacity(bytes + FLOOD_LINE);
     while text.len() < bytes {

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 /// How much is kept of the beginning, and how much of the end, in bytes.
 const KEPT_BYTES: usize = 1024 * 1024;
 
-/// How much is answered where nobody says how much, in bytes.
+/// How many bytes are returned without a limit in the request.
 pub(super) const DEFAULT_BYTES: usize = 16 * 1024;
 
 /// Where to read from.
@@ -22,7 +22,7 @@ pub(super) enum Offset {
 }
 
 impl Offset {
-    /// Answers the offset of a query, or `None` where it names neither or both.
+    /// Returns the offset of a query, or `None` where it names neither or both.
     pub(super) fn of(from_start: Option<u64>, most_recent: Option<u64>) -> Option<Self> {
         match (from_start, most_recent) {
             (Some(offset), None) => Some(Self::FromStart(offset)),
@@ -57,15 +57,15 @@ impl History {
         self.beginning.extend(self.latest.drain(..surplus).take(room));
     }
 
-    /// Answers how much the guest has said, in bytes.
+    /// Returns how much the guest has said, in bytes.
     pub(super) fn total(&self) -> u64 {
         self.total as u64
     }
 
-    /// Answers at most `max_bytes` from an offset on, and the offset behind them.
+    /// Returns at most `max_bytes` from an offset on, and the offset behind them.
     ///
-    /// An offset beyond the end is the end, one before the beginning the beginning. What begins in the kept beginning ends
-    /// with it once there is a gap behind it.
+    /// An offset beyond the end is the end, one before the beginning the beginning. What begins in
+    /// the kept beginning ends with it once there is a gap behind it.
     ///
     /// # Errors
     /// Says that the offset lies in the middle, which is lost.

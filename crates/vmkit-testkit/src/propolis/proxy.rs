@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 pub enum NetworkFault {
     /// It is refused.
     Refuse,
-    /// It breaks off once so many bytes of the answers have passed.
+    /// The connection breaks after this many bytes of the replies.
     DropAfter(u64),
     /// What is asked arrives, and no answer comes back.
     Stall,
@@ -60,7 +60,7 @@ enum Order {
 }
 
 impl FaultProxy {
-    /// Makes one in front of `upstream`.
+    /// Creates one in front of `upstream`.
     ///
     /// # Errors
     /// Whatever the system says to a new listening socket.
@@ -78,12 +78,12 @@ impl FaultProxy {
         Ok(Self { address, now, orders: Some(orders), thread: Some(thread) })
     }
 
-    /// Answers where it listens.
+    /// Returns where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Has this happen to every connection that is made from now on.
+    /// Applies this fault to every connection from now on.
     ///
     /// # Errors
     /// Whatever the system says when it is to listen again after it has refused.
@@ -93,8 +93,9 @@ impl FaultProxy {
         self.order(if refuse { Order::Refuse } else { Order::Listen })
     }
 
-    /// Has another server behind it for every connection that is made from now on, and breaks off those that there are: what
-    /// was one server has been started again, and has forgotten everything.
+    /// Has another server behind it for every connection that is made from now on, and breaks off
+    /// those that there are: what was one server has been started again, and has forgotten
+    /// everything.
     ///
     /// # Errors
     /// None but that the proxy has ended.
@@ -219,7 +220,7 @@ async fn serve(mut client: TcpStream, now: Now) -> io::Result<()> {
     Ok(())
 }
 
-/// Reads something of what is asked, and answers without having understood it.
+/// Reads a part of the request, and replies without having understood it.
 async fn answer(mut client: TcpStream, text: &[u8]) -> io::Result<()> {
     let mut asked = [0; 4096];
     let _ = client.read(&mut asked).await?;

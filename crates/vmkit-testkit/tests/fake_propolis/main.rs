@@ -1,4 +1,5 @@
-//! The fake Propolis server keeps the rules of the real one, and every one of its answers fits the published description.
+//! The fake Propolis server keeps the rules of the real one, and every reply matches the published
+//! description.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 

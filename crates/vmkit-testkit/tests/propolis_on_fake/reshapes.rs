@@ -21,14 +21,14 @@ fn clone_of(mib: u64) -> RootDisk {
     RootDisk { image: "zfs:tank/img/debian@base".into(), size: Some(Mib::new(mib).unwrap()) }
 }
 
-/// Answers the VM as a manager would start it once it was reconfigured.
+/// Returns the VM as a manager would start it once it was reconfigured.
 fn reshaped(vm: &VmHandle, spec: VmSpecBuilder) -> VmHandle {
     let mut vm = vm.clone();
     vm.spec = spec.build().unwrap().with_id(vm.id);
     vm
 }
 
-/// Answers what lies under the VM's VNIC, where it has one, and how large its root disk is.
+/// Returns what lies under the VM's VNIC, where it has one, and how large its root disk is.
 fn seen(world: &World, vm: &VmHandle) -> (Option<String>, Option<u64>) {
     let state = world.host().state().unwrap();
     let link = state.links.values().find_map(|link| link.over.clone());

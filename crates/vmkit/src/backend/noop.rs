@@ -42,17 +42,17 @@ struct Books {
 }
 
 impl NoopHypervisor {
-    /// Makes one with empty books.
+    /// Creates one with empty books.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Makes the next call of `operation` fail with this message, the VM unchanged. Calls add up.
+    /// Lets the next call of `operation` fail with this message, the VM unchanged. Calls add up.
     pub fn fail_next(&self, operation: Operation, message: &str) {
         self.books().failures.push_back((operation, message.to_owned()));
     }
 
-    /// Makes a VM fail, as a guest's panic would.
+    /// Sets a VM to failed, as a guest's panic would.
     ///
     /// # Errors
     /// `NotFound` where there is no such VM.
@@ -151,8 +151,8 @@ impl Hypervisor for NoopHypervisor {
     }
 }
 
-/// Nothing listens: a forward is in the handle's `run` and nowhere else, and the port that a kernel would have chosen is
-/// the guest's.
+/// Nothing listens: a forward is in the handle's `run` and nowhere else, and the port that a kernel
+/// would have chosen is the guest's.
 impl PortForwarding for NoopHypervisor {
     async fn add_forward(&self, vm: &VmHandle, forward: &PortForward) -> Result<VmHandle> {
         self.forwarding(vm, |active| {

@@ -14,7 +14,8 @@ use crate::hypervisor::{Backend, Capabilities, DynHypervisor, Hypervisor};
 use crate::lifecycle::VmState;
 use crate::spec::{PortForward, VmSpec};
 
-/// A hypervisor over several: a handle's tag says whose VM it is, a spec's `backend` who shall make it.
+/// A hypervisor over several: a handle's tag says whose VM it is, a spec's `backend` who shall make
+/// it.
 #[derive(Debug, Clone)]
 pub struct RouterHypervisor {
     default: BackendTag,
@@ -30,18 +31,20 @@ struct Route {
 }
 
 impl RouterHypervisor {
-    /// Makes a router without backends; a spec that names none goes to `default`.
+    /// Creates a router without backends; a spec that names none goes to `default`.
     pub fn new(default: BackendTag) -> Self {
         Self { default, routes: BTreeMap::new() }
     }
 
-    /// Makes a router over what vmkit itself has for this kind of host: QEMU on Linux, which is also the default.
+    /// Creates a router over what vmkit itself has for this kind of host: QEMU on Linux, which is
+    /// also the default.
     #[cfg(all(target_os = "linux", feature = "qemu"))]
     pub fn of_this_host(qemu: QemuHypervisor) -> Self {
         Self::new(BackendTag::Qemu).with_forwarding(qemu)
     }
 
-    /// Makes a router over what vmkit itself has for this kind of host: Propolis on illumos, which is also the default.
+    /// Creates a router over what vmkit itself has for this kind of host: Propolis on illumos,
+    /// which is also the default.
     #[cfg(all(target_os = "illumos", feature = "propolis"))]
     pub fn of_this_host(propolis: PropolisHypervisor) -> Self {
         Self::new(BackendTag::Propolis).with(propolis)
@@ -54,7 +57,8 @@ impl RouterHypervisor {
         self
     }
 
-    /// Adds a backend that can also forward ports of a VM that runs, or replaces the one with the same tag.
+    /// Adds a backend that can also forward ports of a VM that runs, or replaces the one with the
+    /// same tag.
     #[must_use]
     pub fn with_forwarding(mut self, backend: impl Backend + PortForwarding + Clone + 'static) -> Self {
         let tag = backend.tag();
@@ -72,12 +76,12 @@ impl RouterHypervisor {
         self.routes.insert(tag, Route { hypervisor, capabilities, forwarding: None });
     }
 
-    /// Answers the tags of the registered backends, in order.
+    /// Returns the tags of the registered backends, in order.
     pub fn tags(&self) -> impl Iterator<Item = &BackendTag> {
         self.routes.keys()
     }
 
-    /// Answers what a registered backend can do.
+    /// Returns what a registered backend can do.
     ///
     /// # Errors
     /// `Host` for a tag that is not registered; the error names those that are.

@@ -1,4 +1,5 @@
-//! The keeper of a VM as a program of its own, for programs that embed vmkit and can't be started again themselves.
+//! The keeper of a VM as a program of its own, for programs that embed vmkit and can't be started
+//! again themselves.
 
 fn main() -> std::process::ExitCode {
     vmkit::run_if_keeper();

@@ -9,9 +9,11 @@ use crate::cloud_init::Seed;
 /// The label by which cloud-init finds the volume.
 const LABEL: [u8; 11] = *b"cidata     ";
 const SECTOR_BYTES: usize = 512;
-/// What the file system needs beside the files: boot sector, two tables, 512 entries of the root directory.
+/// What the file system needs beside the files: boot sector, two tables, 512 entries of the root
+/// directory.
 ///
-/// Source: the recipe that Oxide's Nexus has for the same volume: 37 sectors, never fewer than 42 in all.
+/// Source: the recipe that Oxide's Nexus has for the same volume: 37 sectors, never fewer than 42
+/// in all.
 const OVERHEAD_SECTORS: usize = 37;
 const LEAST_SECTORS: usize = 42;
 /// The most clusters of one sector that a table of FAT12 counts.
@@ -20,7 +22,8 @@ const MOST_CLUSTERS: usize = 4084;
 /// Builds a FAT12 volume `cidata` with the seed's documents; its length is a multiple of 512 bytes.
 ///
 /// # Errors
-/// `InvalidInput` of the system's kind where the documents are more than such a volume holds, about 2 MB.
+/// `InvalidInput` of the system's kind where the documents are more than such a volume holds, about
+/// 2 MB.
 pub(crate) fn volume(seed: &Seed) -> io::Result<Vec<u8>> {
     let files = [
         ("meta-data", &seed.meta_data),
@@ -31,7 +34,8 @@ pub(crate) fn volume(seed: &Seed) -> io::Result<Vec<u8>> {
     if file_sectors > MOST_CLUSTERS {
         return Err(io::Error::from(io::ErrorKind::InvalidInput));
     }
-    // Three bytes of a table describe two clusters, and there are two tables; one sector of each is in the overhead.
+    // Three bytes of a table describe two clusters, and there are two tables; one sector of each is
+    // in the overhead.
     let table_sectors = (file_sectors * 3 / 2).div_ceil(SECTOR_BYTES);
     let sectors = (file_sectors + OVERHEAD_SECTORS + 2 * table_sectors).max(LEAST_SECTORS);
     let mut volume = Cursor::new(vec![0; sectors * SECTOR_BYTES]);

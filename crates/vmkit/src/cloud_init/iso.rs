@@ -15,16 +15,19 @@ use crate::cloud_init::Seed;
 use crate::error::{Error, Result};
 use crate::steps::step;
 
-/// The label by which cloud-init finds the volume. It takes capitals as well, and FreeBSD's nuageinit does not.
+/// The label by which cloud-init finds the volume. It takes capitals as well, and FreeBSD's
+/// nuageinit does not.
 ///
-/// Source: cloud-init's documentation, "NoCloud"; FreeBSD, `libexec/nuageinit` and `libexec/rc/rc.d/nuageinit`.
+/// Source: cloud-init's documentation, "NoCloud"; FreeBSD, `libexec/nuageinit` and
+/// `libexec/rc/rc.d/nuageinit`.
 const VOLUME_LABEL: &str = "cidata";
 
 /// Writes the seed to `path` as an ISO 9660 volume with Rock Ridge and Joliet names.
 ///
-/// The file is the caller's alone (0600). It comes into being whole, by a rename from `path` with `.unfinished` behind it,
-/// and replaces a seed that is there. It is not synced, since it can be written again from the spec. Only one caller at a
-/// time may write one path: the holder of the VM's lock.
+/// The file is the caller's alone (0600). It comes into being whole, by a rename from `path` with
+/// `.unfinished` behind it, and replaces a seed that is there. It is not synced, since it can be
+/// written again from the spec. Only one caller at a time may write one path: the holder of the
+/// VM's lock.
 ///
 /// # Errors
 /// `Host` or `Io` where it can't be written; then `path` is as it was.
@@ -37,7 +40,7 @@ pub fn write_seed(seed: &Seed, path: &Path) -> Result<()> {
     written.map_err(Error::io("write", path))
 }
 
-/// Answers the name under which the file is written until it is whole.
+/// Returns the name under which the file is written until it is whole.
 fn unfinished(path: &Path) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(".unfinished");
@@ -104,7 +107,7 @@ mod tests {
         }
     }
 
-    /// Runs `isoinfo`, a reader that somebody else wrote; answers nothing, and says so, where this host has none.
+    /// Runs `isoinfo`, an independent reader; returns nothing, and says so, if this host has none.
     fn isoinfo(arguments: &[&str], image: &Path) -> Option<String> {
         match Command::new("isoinfo").args(arguments).arg("-i").arg(image).output() {
             Ok(output) => {

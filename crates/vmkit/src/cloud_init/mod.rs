@@ -1,7 +1,8 @@
 //! The NoCloud seed: its documents, and the ISO that carries them.
 //!
-//! [`render`] turns what the spec says into three documents, [`write_seed`] puts them where cloud-init finds them by their
-//! volume's label, both with the cargo feature `cloud-init`; and [`read_user_data`] takes a document that the user wrote. What a spec may say is checked in
+//! [`render`] turns what the spec says into three documents, [`write_seed`] puts them where
+//! cloud-init finds them by their volume's label, both with the cargo feature `cloud-init`; and
+//! [`read_user_data`] takes a document that the user wrote. What a spec may say is checked in
 //! [`spec`](crate::spec).
 //!
 //! Source: cloud-init's documentation, "NoCloud".

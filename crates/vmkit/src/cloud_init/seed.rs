@@ -1,4 +1,5 @@
-//! The seed as the backends want it, and what they are told where this library was built without it.
+//! The seed as the backends want it, and what they are told where this library was built without
+//! it.
 
 use uuid::Uuid;
 
@@ -16,7 +17,7 @@ pub(crate) struct SeedOf<'a> {
     pub(crate) config: &'a CloudInitConfig,
     pub(crate) name: &'a VmName,
     pub(crate) id: Uuid,
-    /// The guest's network card; `None` where nobody says which it has.
+    /// The guest's network card; `None` if it is not known.
     pub(crate) mac: Option<MacAddr>,
 }
 
@@ -31,7 +32,7 @@ impl SeedOf<'_> {
         super::write_seed(&self.rendered()?, path)
     }
 
-    /// Answers the volume that Propolis shows the guest.
+    /// Returns the volume that Propolis shows the guest.
     ///
     /// # Errors
     /// `InvalidInput` for what can't be said in YAML, or has no room.

@@ -17,7 +17,8 @@ pub enum Since {
     MostRecent(u64),
 }
 
-/// Reads the URL of a console, such as `ws://127.0.0.1:12400/instance/serial`, and answers whose it is.
+/// Reads the URL of a console, such as `ws://127.0.0.1:12400/instance/serial`, and answers whose it
+/// is.
 ///
 /// # Errors
 /// `InvalidInput` for anything else.

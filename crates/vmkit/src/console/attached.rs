@@ -1,6 +1,7 @@
 //! A console that is attached: [`Console`].
 //!
-//! Edge: a socket. What a QEMU serves is the socket itself; what a Propolis server serves is carried to one.
+//! Edge: a socket. What a QEMU serves is the socket itself; what a Propolis server serves is
+//! carried to one.
 
 use std::fmt;
 use std::io;
@@ -24,17 +25,20 @@ use crate::spec::VmName;
 
 /// How much of what the run has said before is had, in bytes.
 const PAST_BYTES: u64 = 1 << 20;
-/// How much is kept of what was said and not read, before the older half goes: a guest that floods its console fills no memory.
+/// How much is kept of what was said and not read, before the older half goes: a guest that floods
+/// its console fills no memory.
 const MOST_UNREAD_BYTES: usize = 8 << 20;
 /// How much is read at once.
 const CHUNK_BYTES: usize = 16 << 10;
 /// How long a VM whose console has closed may take to have ended.
 const END_LIMIT: Duration = Duration::from_secs(10);
 
-/// A VM's serial console, attached: what the guest says is read from it, and what is written to it is typed.
+/// A VM's serial console, attached: what the guest says is read from it, and what is written to it
+/// is typed.
 ///
-/// It begins with what this run of the VM has said before, the last MiB of it, as far as the backend tells runs apart. What is said at the
-/// moment of attaching may come twice. Dropping it leaves the console to others.
+/// It begins with what this run of the VM has said before, the last MiB of it, as far as the
+/// backend tells runs apart. What is said at the moment of attaching may come twice. Dropping it
+/// leaves the console to others.
 ///
 /// # Examples
 /// ```no_run
@@ -61,8 +65,9 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     /// Attaches to the serial console of a VM that runs.
     ///
     /// # Errors
-    /// `Busy` with the process that is at the console, where it serves one client at a time; `InvalidState` unless the VM lives;
-    /// `NotFound`; `Unsupported` for a VM without a console; `Io` and `Hypervisor` where it can't be reached.
+    /// `Busy` with the process that is at the console, where it serves one client at a time;
+    /// `InvalidState` unless the VM lives; `NotFound`; `Unsupported` for a VM without a console;
+    /// `Io` and `Hypervisor` where it can't be reached.
     pub async fn attach_console(&self, name: &VmName) -> Result<Console> {
         let vm = self.info(name).await?;
         if !vm.state.is_live() {
@@ -85,8 +90,8 @@ impl<H: Hypervisor + 'static> VmManager<H> {
 }
 
 impl Console {
-    /// Reads until the guest has said this, and answers what was said up to there, with it; of very much, at least the last
-    /// 4 MiB.
+    /// Reads until the guest has said this, and returns what was said up to there, with it; of very
+    /// much, at least the last 4 MiB.
     ///
     /// What comes behind it is read next.
     ///
@@ -94,8 +99,9 @@ impl Console {
     /// What was read stays, and is looked at again.
     ///
     /// # Errors
-    /// `TimedOut` with the console's last lines; `InvalidState` with them where the VM ends; `Busy` where the console is served to
-    /// somebody who has not taken a [`ConsoleTurn`]; `Io`. What was read stays.
+    /// `TimedOut` with the console's last lines; `InvalidState` with them where the VM ends; `Busy`
+    /// where the console is served to somebody who has not taken a [`ConsoleTurn`]; `Io`. What was
+    /// read stays.
     pub async fn wait_for(&mut self, text: &str, deadline: Instant) -> Result<Vec<u8>> {
         let begun = Instant::now();
         let awaited = || format!("{text:?} on the console of the VM `{}`", self.vm);
@@ -116,7 +122,8 @@ impl Console {
                 Ok(Ok(0)) => {
                     let console = last_lines(&self.unread);
                     let state = match timeout_at(deadline, (self.end)()).await {
-                        // One that has failed is not what is waited for, and has come to its end as well.
+                        // One that has failed is not what is waited for, and has come to its end as
+                        // well.
                         Ok(Ok(state) | Err(Error::Ended { state, .. })) => state,
                         Ok(Err(error)) => return Err(error),
                         Err(_) => return Err(Error::TimedOut { awaited, after: begun.elapsed(), console }),
@@ -138,7 +145,8 @@ impl Console {
     /// Types this.
     ///
     /// # Errors
-    /// `TimedOut` where the guest does not take it; `Io` where the console has closed. What was typed before stays so.
+    /// `TimedOut` where the guest does not take it; `Io` where the console has closed. What was
+    /// typed before stays so.
     pub async fn send(&mut self, typed: impl AsRef<[u8]>, deadline: Instant) -> Result<()> {
         let begun = Instant::now();
         match timeout_at(deadline, self.stream.write_all(typed.as_ref())).await {
@@ -151,7 +159,7 @@ impl Console {
         }
     }
 
-    /// Reads what comes next, and answers how much it is; 0 where the console has closed.
+    /// Reads what comes next, and returns how much it is; 0 where the console has closed.
     async fn hear(&mut self) -> io::Result<usize> {
         match (&mut self.stream).take(CHUNK_BYTES as u64).read_buf(&mut self.unread).await {
             // A socket whose other end died with input that it had not read.
@@ -241,13 +249,13 @@ async fn at_server(vm: &VmHandle, url: &str) -> Result<Reached> {
     Ok((ours, past.bytes, None))
 }
 
-/// Answers nothing: only Propolis has such consoles.
+/// Returns nothing: only Propolis has such consoles.
 #[cfg(not(feature = "propolis"))]
 async fn at_server(vm: &VmHandle, _url: &str) -> Result<Reached> {
     Err(Error::Unsupported { backend: vm.backend.clone(), what: "a console at a WebSocket here".to_owned() })
 }
 
-/// Answers where the text begins.
+/// Returns where the text begins.
 fn find(said: &[u8], text: &[u8]) -> Option<usize> {
     match text.len() {
         0 => Some(0),

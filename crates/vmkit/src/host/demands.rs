@@ -7,7 +7,8 @@ use super::users;
 use crate::error::{Error, Result};
 use crate::spec::{Mib, VmSpec};
 
-/// Refuses a VM for QEMU that this host can never run: for its memory, or for the user that QEMU shall run as.
+/// Refuses a VM for QEMU that this host can never run: for its memory, or for the user that QEMU
+/// shall run as.
 ///
 /// # Errors
 /// `InvalidInput` with the field, the value and what would be right.

@@ -1,6 +1,8 @@
-//! What a process inherits from the program that started it, and can't work with: ignored signals, low limits, a file mode mask.
+//! What a process inherits from the program that started it, and can't work with: ignored signals,
+//! low limits, a file mode mask.
 //!
-//! Source: signal(7) and execve(2): a signal that was ignored stays ignored in the program that is executed.
+//! Source: signal(7) and execve(2): a signal that was ignored stays ignored in the program that is
+//! executed.
 
 use std::ffi::c_int;
 use std::io;
@@ -19,12 +21,14 @@ const LAST_SIGNAL: c_int = 64;
 /// Sets what a command inherits to what vmkit works with.
 ///
 /// - SIGCHLD has its default effect: while it is ignored, the ends of child processes are lost.
-/// - A write beyond RLIMIT_FSIZE fails instead of ending the process; a child has the default effect.
+/// - A write beyond RLIMIT_FSIZE fails instead of ending the process; a child has the default
+///   effect.
 /// - As many descriptors can be open as RLIMIT_NOFILE's hard limit allows.
 /// - The file mode mask does not take away the owner's own permissions.
 ///
-/// The library never does this by itself, for the process is its program's. A program for which vmkit is the purpose, such as the
-/// command `vmkit`, calls it first in `main`, after [`run_if_keeper`](crate::run_if_keeper).
+/// The library never does this by itself, for the process is its program's. A program for which
+/// vmkit is the purpose, such as the command `vmkit`, calls it first in `main`, after
+/// [`run_if_keeper`](crate::run_if_keeper).
 pub fn settle() {
     default_effect(Signal::CHILD);
     survive_file_limit();
@@ -33,8 +37,9 @@ pub fn settle() {
     rustix::process::umask(mask.difference(Mode::from_raw_mode(OWNER as _)));
 }
 
-/// Gives all signals their default effect, in this process and those that it starts, and blocks none. There are two exceptions: std
-/// resets SIGPIPE for each child, and a write beyond RLIMIT_FSIZE fails in this process only.
+/// Gives all signals their default effect, in this process and those that it starts, and blocks
+/// none. There are two exceptions: std resets SIGPIPE for each child, and a write beyond
+/// RLIMIT_FSIZE fails in this process only.
 pub(crate) fn settle_keeper() {
     // It fails for no set of signals that the system has.
     let _ = sys::block_no_signal();
@@ -74,8 +79,8 @@ fn survive_file_limit() {
     let _ = sys::no_effect(Signal::XFSZ.as_raw());
 }
 
-/// Lets this process open as many descriptors as the system allows: a shell's soft limit may be below the numbers that a
-/// hypervisor gets its sockets under.
+/// Lets this process open as many descriptors as the system allows: a shell's soft limit may be
+/// below the numbers that a hypervisor gets its sockets under.
 fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
     // Where it is refused, what needs it says so.

@@ -10,14 +10,15 @@ use tokio::time::timeout;
 
 use crate::spec::UserName;
 
-/// The program that asks all places where a host may keep its users, a directory service among them.
+/// The program that asks all places where a host may keep its users, a directory service among
+/// them.
 const GETENT: [&str; 2] = ["/usr/bin/getent", "/bin/getent"];
 /// What it ends with where none of them knows the user. Source: getent(1).
 const NOT_FOUND: i32 = 2;
 /// How long a directory service may take before it counts as one that can't tell.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// Tells whether the host certainly has no user of this name. Where nobody can tell, it may have one.
+/// Returns whether the host certainly has no user of this name; false if that can't be found out.
 ///
 /// # Cancel safety
 /// A program that is not waited for any more is killed.
@@ -35,7 +36,7 @@ pub(crate) async fn is_unknown(user: &UserName) -> bool {
     }
 }
 
-/// Tells whether a file like `/etc/passwd` names the user. Source: passwd(5).
+/// Returns whether a file like `/etc/passwd` names the user. Source: passwd(5).
 fn has_user(file: &[u8], user: &str) -> bool {
     let mut names = file.split(|byte| *byte == b'\n').map(|line| line.split(|byte| *byte == b':').next());
     names.any(|name| name == Some(user.as_bytes()))

@@ -1,7 +1,7 @@
 //! The catalogue: the names of images, their addresses, and how each image is verified.
 //!
-//! Pure. The catalogue is data, `catalogue.toml`, compiled into the program; a user's own file of the
-//! same format adds to it and replaces entries of the same name. `docs/images.md` describes the
+//! Pure. The catalogue is data, `catalogue.toml`, compiled into the program; a user's own file of
+//! the same format adds to it and replaces entries of the same name. `docs/images.md` describes the
 //! format.
 
 use std::cmp::Ordering;
@@ -98,7 +98,8 @@ pub struct OpenPgpKey {
 pub enum PublicKey {
     /// In the catalogue.
     Here(String),
-    /// At this address, with mirrors applied. Only the key with the fingerprint is accepted from there.
+    /// At this address, with mirrors applied. Only the key with the fingerprint is accepted from
+    /// there.
     At(String),
 }
 
@@ -192,8 +193,8 @@ impl Catalogue {
 
     /// Returns this catalogue extended by a user's own; `file` is the path that the text came from.
     ///
-    /// A release of the same name is replaced as a whole, and so is a key. Mirrors of later files are
-    /// tried first.
+    /// A release of the same name is replaced as a whole, and so is a key. Mirrors of later files
+    /// are tried first.
     ///
     /// # Errors
     /// `Record` with the file, the line and what is wrong there.
@@ -221,9 +222,9 @@ impl Catalogue {
         Ok(self)
     }
 
-    /// Returns this catalogue with mirrors in the form of an environment variable: entries separated by
-    /// blanks, each `FROM=TO` for addresses that begin with FROM, or `TO` for all addresses, to which
-    /// the server's name and the path are appended.
+    /// Returns this catalogue with mirrors in the form of an environment variable: entries
+    /// separated by blanks, each `FROM=TO` for addresses that begin with FROM, or `TO` for all
+    /// addresses, to which the server's name and the path are appended.
     ///
     /// # Errors
     /// `InvalidInput` on `mirror` for an entry that is no address.
@@ -233,9 +234,9 @@ impl Catalogue {
         Ok(self)
     }
 
-    /// Returns the full name that a name stands for: with the newest version if none was named, and the
-    /// version's own name for an alias, such as `debian:12` for `debian:bookworm`. `None` for an unknown
-    /// name.
+    /// Returns the full name that a name stands for: with the newest version if none was named, and
+    /// the version's own name for an alias, such as `debian:12` for `debian:bookworm`. `None` for
+    /// an unknown name.
     pub fn whole_name(&self, name: &ImageName) -> Option<ImageName> {
         let image = self.images.get(name.name())?;
         let version = match name.version() {
@@ -248,14 +249,14 @@ impl Catalogue {
     /// Returns the address of an image and how it is verified.
     ///
     /// # Errors
-    /// `InvalidInput` on `image` for an unknown name, with the nearest one; for an unknown version, with
-    /// the versions that exist; and for an architecture that the image does not exist for.
+    /// `InvalidInput` on `image` for an unknown name, with the nearest one; for an unknown version,
+    /// with the versions that exist; and for an architecture that the image does not exist for.
     pub fn find(&self, name: &ImageName, arch: Arch) -> Result<Published> {
         self.find_beside(name, arch, Vec::new)
     }
 
-    /// Returns the address of an image and how it is verified. For an unknown name, the nearest one is
-    /// looked for among `others`, too.
+    /// Returns the address of an image and how it is verified. For an unknown name, the nearest one
+    /// is looked for among `others`, too.
     ///
     /// # Errors
     /// Those of [`find`](Self::find).
@@ -495,8 +496,8 @@ impl Release {
         }
     }
 
-    /// Refuses an entry that asks for a signature and lacks what to verify it with: nothing would be
-    /// verified.
+    /// Refuses an entry that asks for a signature and lacks what to verify it with: nothing would
+    /// be verified.
     fn check_signature(&self, file: &File) -> Result<(), String> {
         let checksums = file.checksums.as_ref().or(self.checksums.as_ref());
         let signature = file.signature.as_ref().or(self.signature.as_ref());

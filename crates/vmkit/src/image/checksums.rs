@@ -15,8 +15,8 @@ use super::digest::Digest;
 
 /// Returns the expected checksum of the file of this name: the strongest one in the text.
 ///
-/// A line for a file of this name in some directory is used only if no line has the bare name. A text
-/// of one checksum alone is for any file.
+/// A line for a file of this name in some directory is used only if no line has the bare name. A
+/// text of one checksum alone is for any file.
 pub(super) fn find(text: &str, file: &str) -> Option<Digest> {
     let text = text.trim_start_matches('\u{feff}');
     let mut found: Option<((bool, usize), Digest)> = None;

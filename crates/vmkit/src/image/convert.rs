@@ -43,16 +43,16 @@ pub enum Existing {
 /// in bytes.
 ///
 /// The file gets the name `to` when it is complete and synced; until then its name ends with
-/// `.unfinished`. A block device that is large enough is written in place, zeros too; the bytes after
-/// the disk's end stay.
+/// `.unfinished`. A block device that is large enough is written in place, zeros too; the bytes
+/// after the disk's end stay.
 ///
 /// # Cancel safety
 /// A dropped future ends the conversion and removes the unfinished file. After a kill that file
 /// stays, until the next conversion to the same destination.
 ///
 /// # Errors
-/// `InvalidInput` on `file` for a directory, the image itself, a device that is too small or no block
-/// device; `AlreadyExists`; `Busy` while another process writes there; `Host` on a full disk,
+/// `InvalidInput` on `file` for a directory, the image itself, a device that is too small or no
+/// block device; `AlreadyExists`; `Busy` while another process writes there; `Host` on a full disk,
 /// otherwise `Io`.
 pub async fn convert(
     image: &ImageFacts,

@@ -10,7 +10,7 @@ use super::tests::qemu_img;
 use super::*;
 use crate::error::ErrorKind;
 
-/// Answers 3 MiB and a sector of disk: noise, text, zeros, and zeros that are written.
+/// Returns 3 MiB and a sector of disk: noise, text, zeros, and zeros that are written.
 fn content() -> Vec<u8> {
     let mut disk = vec![0; (3 << 20) + 512];
     let mut state = 1_u32;

@@ -1,7 +1,8 @@
 //! Credential helpers, the programs with logins at registries: `docker-credential-NAME`.
 //!
-//! Edge: processes. A helper is run as `docker-credential-NAME get`, with the registry on its standard
-//! input, and prints JSON. Its output is secret: after a success only the login is passed on.
+//! Edge: processes. A helper is run as `docker-credential-NAME get`, with the registry on its
+//! standard input, and prints JSON. Its output is secret: after a success only the login is passed
+//! on.
 //!
 //! Source: the README of docker-credential-helpers, "Development".
 
@@ -59,8 +60,8 @@ impl CredentialProgram {
     /// Finds a helper by the last part of its name; relative directories are ignored.
     ///
     /// # Errors
-    /// `InvalidInput` on `registry credentials` for an impossible name; `Host` if no directory has the
-    /// program.
+    /// `InvalidInput` on `registry credentials` for an impossible name; `Host` if no directory has
+    /// the program.
     pub(super) fn find(end: &str, search_path: &[PathBuf], registry: &str) -> Result<Self> {
         let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
         if end.is_empty() || !end.bytes().all(is_plain) {
@@ -122,7 +123,8 @@ impl CredentialProgram {
         })
     }
 
-    /// Runs the helper to its end, with this process's environment: without that, it finds no keychain.
+    /// Runs the helper to its end, with this process's environment: without that, it finds no
+    /// keychain.
     async fn run(&self, server: &str) -> io::Result<(Vec<u8>, Vec<u8>, std::process::ExitStatus)> {
         let mut command = Command::new(&self.program);
         command.arg("get").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -148,8 +150,8 @@ struct Owned {
 }
 
 impl Owned {
-    /// Spawns the helper on a thread of its own, which lives as long as the returned value. A thread of
-    /// tokio's could end while the helper runs.
+    /// Spawns the helper on a thread of its own, which lives as long as the returned value. A
+    /// thread of tokio's could end while the helper runs.
     async fn spawn(mut command: Command) -> io::Result<Self> {
         let (answer, answered) = oneshot::channel();
         let (_thread, dropped) = mpsc::channel::<Infallible>();

@@ -117,7 +117,8 @@ impl RegistryCredentials {
         Some(name.as_str()).filter(|name| !name.is_empty())
     }
 
-    /// Returns the stored login for an image: the one for a part of its registry before the registry's.
+    /// Returns the stored login for an image: the one for a part of its registry before the
+    /// registry's.
     pub(super) fn written_down(&self, image: &OciRef) -> Option<Login> {
         let fitting = self.auths.iter().flatten().filter_map(|(key, entry)| Some((fit(key, image)?, entry)));
         let (_, entry) = fitting.max_by_key(|(fit, _)| *fit)?;

@@ -53,8 +53,8 @@ impl fmt::Display for DigestAlgorithm {
 }
 
 impl Digest {
-    /// Returns the checksum of these digits; `kind` is the algorithm's name. `None` for anything but a
-    /// whole checksum.
+    /// Returns the checksum of these digits; `kind` is the algorithm's name. `None` for anything
+    /// but a whole checksum.
     pub fn new(kind: &str, hex: &str) -> Option<Self> {
         let algorithm = DigestAlgorithm::named(kind)?;
         let is_whole =

@@ -1,8 +1,8 @@
 //! Reads a disk as the guest sees it, from a raw file or a qcow2 image: [`Disk`].
 //!
-//! Edge: reads files, and writes none. A qcow2 is one that [`inspect`](super::inspect()) has accepted:
-//! whole, without a backing file, not encrypted. Only what is asked for is read: one L2 table and one
-//! unpacked cluster are cached.
+//! Edge: reads files, and writes none. A qcow2 is one that [`inspect`](super::inspect()) has
+//! accepted: whole, without a backing file, not encrypted. Only what is asked for is read: one L2
+//! table and one unpacked cluster are cached.
 //!
 //! ```text
 //! offset in the disk ─▶ L1 table ─▶ L2 table ─▶ unallocated, or zeros
@@ -103,8 +103,8 @@ impl Disk {
         Ok(buffer)
     }
 
-    /// Reads what is at an offset into the beginning of the buffer; nothing only after the end of the
-    /// disk.
+    /// Reads what is at an offset into the beginning of the buffer; nothing only after the end of
+    /// the disk.
     pub(super) fn piece(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<Piece> {
         let left = self.size.saturating_sub(offset);
         let most = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
@@ -185,7 +185,8 @@ impl Qcow2 {
 }
 
 impl Qcow2Header {
-    /// Reads the entry of an L2 table: where the data at `offset` is, and how much of it is contiguous.
+    /// Reads the entry of an L2 table: where the data at `offset` is, and how much of it is
+    /// contiguous.
     fn place(&self, entry: &[u8], offset: u64) -> io::Result<(Place, u64)> {
         let cluster_bytes = self.cluster_bytes();
         let first = be_u64(&entry[..8]);
@@ -212,7 +213,8 @@ impl Qcow2Header {
     /// Reads a compressed cluster and unpacks it.
     fn unpack(&self, file: &File, entry: u64) -> io::Result<Vec<u8>> {
         let (offset, most_bytes) = qcow2_header::packed_place(entry, self.cluster_bits);
-        // The length is in sectors, so the bytes of another cluster may follow, or the end of the file.
+        // The length is in sectors, so the bytes of another cluster may follow, or the end of the
+        // file.
         let mut packed = vec![0; usize::try_from(most_bytes).expect("a cluster has 2 MiB at most")];
         let count = read_up_to(file, offset, &mut packed)?;
         packed.truncate(count);

@@ -36,8 +36,8 @@ pub(super) struct Wanted<'a> {
     pub(super) url: &'a str,
     /// The hash algorithm.
     pub(super) algorithm: DigestAlgorithm,
-    /// Whether the checksum is known, so that the download may be resumed without the server's word that
-    /// the file is the same.
+    /// Whether the checksum is known, so that the download may be resumed without the server's word
+    /// that the file is the same.
     pub(super) is_checked: bool,
 }
 
@@ -75,8 +75,8 @@ struct Part {
 }
 
 impl State {
-    /// Returns how many bytes of a partial download can be kept. The server is asked for the rest, and
-    /// for one byte at least unless a checksum is known: it may have another file by now.
+    /// Returns how many bytes of a partial download can be kept. The server is asked for the rest,
+    /// and for one byte at least unless a checksum is known: it may have another file by now.
     fn usable_bytes(&self, wanted: &Wanted<'_>, there_bytes: u64) -> u64 {
         if self.url != wanted.url {
             return 0;
@@ -142,7 +142,8 @@ fn content_range(headers: &HeaderMap) -> Option<(&str, &str)> {
 }
 
 impl Remote {
-    /// Begins to download a file into a directory of its own, or resumes the download that is there.
+    /// Starts to download a file into a directory of its own, or resumes the download that is
+    /// there.
     ///
     /// # Errors
     /// Those of [`Intake::begin`].
@@ -197,7 +198,8 @@ pub(super) struct Download<'a> {
     wanted: &'a Wanted<'a>,
     place: &'a Place,
     progress: &'a watch::Sender<PullProgress>,
-    /// The authorization that the server is sent; a new one is used from the next [`run`](Self::run).
+    /// The authorization that the server is sent; a new one is used from the next
+    /// [`run`](Self::run).
     pub(super) authorization: Option<String>,
     challenge: Option<String>,
     state: State,
@@ -287,7 +289,8 @@ impl Download<'_> {
         while let Some(bytes) = self.remote.next(url, &mut response).await? {
             let count = bytes.len() as u64;
             if !self.intake.take(bytes).await {
-                // The intake has failed, and says why when it is finished; there is nothing more to fetch.
+                // The intake has failed, and says why when it is finished; there is nothing more to
+                // fetch.
                 return Ok(());
             }
             self.got_bytes += count;
@@ -297,7 +300,8 @@ impl Download<'_> {
         match self.state.total_bytes {
             Some(total) if total > self.got_bytes => Err(Cut::Again(problem(&total.to_string()))),
             Some(total) if total < self.got_bytes => Err(Cut::Anew(problem(&total.to_string()))),
-            // The total is unknown: only a server that has no more can say that this was the last part.
+            // The total is unknown: only a server that has no more can say that this was the last
+            // part.
             None if response.status() == StatusCode::PARTIAL_CONTENT => Err(Cut::Again(problem("unknown"))),
             _ => Ok(()),
         }
@@ -306,7 +310,8 @@ impl Download<'_> {
     /// Reads the head of a reply: whether the rest follows, or the whole file, or nothing of use.
     async fn accept(&mut self, response: &Response) -> Result<Coming, Cut> {
         let (url, status) = (self.wanted.url, response.status());
-        // Checked before the partial download is dropped: a network that wants a login first sends a page.
+        // Checked before the partial download is dropped: a network that wants a login first sends
+        // a page.
         if status.is_success() && is_web_page(response.headers()) {
             let (status, problem) =
                 (Some(status.as_u16()), "the server answered with a web page, not an image");
@@ -317,7 +322,8 @@ impl Download<'_> {
         let total_bytes = match status {
             StatusCode::OK => {
                 if self.got_bytes > 0 {
-                    // The server knows no ranges, or has another file by now: it sends the whole file.
+                    // The server knows no ranges, or has another file by now: it sends the whole
+                    // file.
                     self.begin_anew().await.map_err(Cut::Final)?;
                 }
                 response.content_length()

@@ -9,13 +9,13 @@ use super::test_server::{Oddity, Page};
 use super::*;
 use crate::error::Error;
 
-/// Answers where each request for a path began.
+/// Returns where each request for a path began.
 fn starts(scene: &Scene, path: &str) -> Vec<usize> {
     let start = |range: &String| range["bytes=".len()..].trim_end_matches('-').parse().unwrap();
     scene.server.asked(path).iter().map(|asked| asked.headers.get("range").map_or(0, start)).collect()
 }
 
-/// Answers a page that is cut off once, in its middle, and then answers oddly.
+/// Returns a page that is interrupted once, in its middle, and then replies oddly.
 fn cut(disk: &[u8], oddity: Oddity) -> Page {
     Page { cuts: vec![disk.len() / 2], oddity, ..Page::new(disk) }
 }
@@ -81,7 +81,7 @@ async fn what_nothing_tells_apart_is_begun_anew_unless_a_checksum_does() {
 async fn a_wrong_checksum_after_a_cut_is_tried_once_more_from_the_beginning() {
     let scene = Scene::new().await;
     let (old, new) = (vec![7; 400_000], disk(400_000));
-    // Cut off in the old file; the rest is of the new one, and nothing tells.
+    // Interrupted in the old file; the rest is of the new one, and nothing shows it.
     scene.server.put("/d", Page { stalls: true, ..cut(&old, Oddity::NoEtag) });
     let mut store = scene.store.clone();
     store.remote.patience.idle = Duration::from_millis(500);

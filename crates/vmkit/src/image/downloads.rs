@@ -109,8 +109,8 @@ impl ImageStore {
 
 /// Reports the progress of another process's download, for as long as it is polled.
 ///
-/// Stops if the directory can't be watched: the other process may just have removed it, and the wait
-/// for the lock notices that.
+/// Stops if the directory can't be watched: the other process may just have removed it, and the
+/// wait for the lock notices that.
 async fn show_growth(dir: &Path, progress: &watch::Sender<PullProgress>) -> Infallible {
     let watched = async {
         let changes = Changes::of_files(dir)?;

@@ -66,7 +66,7 @@ impl Scene {
     }
 }
 
-/// Answers a disk with something in it, holes among it.
+/// Returns a disk with something in it, holes among it.
 pub(super) fn disk(bytes: usize) -> Vec<u8> {
     let mut disk = vec![0; bytes];
     let mut state = 1_u32;
@@ -235,7 +235,8 @@ async fn what_an_earlier_try_spoilt_is_fetched_once_more() {
     assert_eq!(fs::read(scene.pull("test:1").await.unwrap().facts.path).unwrap(), disk);
 }
 
-/// Leaves the whole of a download behind, as one does who is killed while it is unpacked, and answers its directory.
+/// Leaves the whole of a download behind, as one does who is killed while it is unpacked, and
+/// returns its directory.
 async fn left_whole(scene: &Scene, disk: &[u8]) -> PathBuf {
     scene.server.put("/d", Page { cuts: vec![disk.len() / 2, 0, 0, 0], ..Page::new(disk.to_vec()) });
     scene.pull_url("/d").await.unwrap_err();
@@ -526,7 +527,8 @@ async fn a_mirror_stands_in_for_the_publisher() {
     assert_eq!(scene.pull("test").await.unwrap().id.hex(), sha256(&disk));
 }
 
-/// Of the key `one` that the tests of signatures have: what it is, and a file that it signed, which stands in for an image.
+/// Of the key `one` that the tests of signatures have: what it is, and a file that it signed, which
+/// stands in for an image.
 const ONE: &str = "5A88DABF613BE576F30FF9839CE137947B24AC90";
 const SIGNED: &[u8] = include_bytes!("../../tests/signatures/SUMS");
 const SIGNATURE: &[u8] = include_bytes!("../../tests/signatures/one.sig");
@@ -594,7 +596,8 @@ async fn a_kept_image_gets_a_signed_name_only_by_its_signature() {
         assert_eq!(name.verified, Verified::Signature { fingerprint: ONE.to_owned() });
         assert_eq!(scene.server.asked("/test.img").len(), 1, "what was signed is here");
     }
-    // What is kept of this one is unpacked, and can't tell whether what it came as was signed: it is fetched once more.
+    // What is kept of this one is unpacked, and can't tell whether what it came as was signed: it
+    // is fetched once more.
     let other = packed("gz", b"another disk");
     scene.server.put("/test.img", Page::new(other.clone()));
     scene.server.put("/SUMS", Page::new(format!("{}  test.img\n", sha256(&other))));

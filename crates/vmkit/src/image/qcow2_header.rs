@@ -248,7 +248,8 @@ pub(super) fn furthest_l2_table(
 
 /// Checks that everything an L2 table refers to begins within a file of `file_bytes`.
 ///
-/// Tables with extended entries pass unread: whether their clusters hold data is recorded elsewhere.
+/// Tables with extended entries pass unread: whether their clusters hold data is recorded
+/// elsewhere.
 ///
 /// # Errors
 /// The first reference that does not.

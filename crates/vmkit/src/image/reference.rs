@@ -126,8 +126,8 @@ pub struct ImageName {
 }
 
 impl ImageName {
-    /// Checks a name: `[a-z0-9][a-z0-9-]*`, and after a colon a version of `[a-zA-Z0-9._-]`; 128 bytes
-    /// at most.
+    /// Checks a name: `[a-z0-9][a-z0-9-]*`, and after a colon a version of `[a-zA-Z0-9._-]`; 128
+    /// bytes at most.
     ///
     /// # Errors
     /// `InvalidInput` on `image`.
@@ -252,8 +252,8 @@ impl fmt::Display for ImageUrl {
 
 /// A disk in an OCI registry.
 ///
-/// Source: the OCI Distribution Specification, "Pulling manifests", for the forms of names, tags and
-/// digests.
+/// Source: the OCI Distribution Specification, "Pulling manifests", for the forms of names, tags
+/// and digests.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct OciRef {
@@ -274,7 +274,8 @@ impl OciRef {
         &self.repository
     }
 
-    /// Returns the reference of the manifest: the digest if one was named, else the tag, else `latest`.
+    /// Returns the reference of the manifest: the digest if one was named, else the tag, else
+    /// `latest`.
     pub fn reference(&self) -> String {
         match (&self.digest, &self.tag) {
             (Some(digest), _) => digest.to_string(),
@@ -379,8 +380,8 @@ fn invalid(text: &str, why: &str) -> Error {
     Error::invalid("image", shown, why)
 }
 
-/// Returns the text without what is between `//` and `@`: an error is shown, and a password must not
-/// be.
+/// Returns the text without what is between `//` and `@`: an error is shown, and a password must
+/// not be.
 fn without_password(text: &str) -> String {
     let Some((scheme, rest)) = text.split_once("//") else { return text.to_owned() };
     let host = rest.split('/').next().unwrap_or_default();

@@ -1,4 +1,5 @@
-//! What is said of a file or a download that is no image, and what heals a kept one that was damaged.
+//! What is said of a file or a download that is no image, and what heals a kept one that was
+//! damaged.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::fs;
@@ -15,7 +16,7 @@ async fn import(scene: &Scene, file: &Path) -> crate::Result<KeptImage> {
     scene.store.import(file, import, &unwatched()).await
 }
 
-/// Answers a qcow2 of a disk of zeros, spoilt by `spoil`.
+/// Returns a qcow2 of a disk of zeros, spoilt by `spoil`.
 fn qcow2(dir: &Path, spoil: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     let path = dir.join("made");
     create_blank(&path, crate::spec::Mib::new(1).unwrap()).unwrap();
@@ -25,13 +26,14 @@ fn qcow2(dir: &Path, spoil: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     bytes
 }
 
-/// Answers the files that are refused, each with what is said of it.
+/// Returns the files that are refused, each with what is said of it.
 fn refused(dir: &Path) -> Vec<(&'static str, Vec<u8>, &'static str)> {
     let marked = |mark: &[u8]| [mark, &[0; 5000]].concat();
     let (base, overlay) = (dir.join("base.raw"), dir.join("overlay"));
     fs::write(&base, vec![1; 1 << 20]).unwrap();
     create_overlay(&inspect(&base).unwrap(), &overlay, None).unwrap();
-    // Its name is written as one beside the image, as `qemu-img` writes it that was given such a one.
+    // Its name is written as one beside the image, as `qemu-img` writes it that was given such a
+    // one.
     let mut backed = fs::read(&overlay).unwrap();
     let at = usize::try_from(u64::from_be_bytes(backed[8..16].try_into().unwrap())).unwrap();
     backed[at..at + 8].copy_from_slice(b"base.raw");
@@ -107,7 +109,7 @@ async fn zeros_behind_the_end_of_gzip_are_padding_and_other_bytes_are_not() {
     }
 }
 
-/// Changes a kept image on the disk, with its length or without.
+/// Changes a local image on the disk, with its length or without.
 fn damage(image: &KeptImage, content: &[u8]) {
     fs::set_permissions(&image.facts.path, fs::Permissions::from_mode(0o600)).unwrap();
     fs::write(&image.facts.path, content).unwrap();
@@ -154,7 +156,7 @@ async fn what_has_just_come_under_the_same_digest_takes_a_damaged_ones_place() {
     let file = scene.dir.path().join("disk.raw");
     fs::write(&file, &disk).unwrap();
     let kept = import(&scene, &file).await.unwrap();
-    // Of the same length, and nobody has found it out.
+    // Of the same length, and not found out yet.
     damage(&kept, &vec![9; 100_000]);
     import(&scene, &file).await.unwrap();
     assert!(fs::read(&kept.facts.path).unwrap() == disk);

@@ -109,7 +109,8 @@ impl ImageStore {
         })
     }
 
-    /// Returns the authorization for a registry that has sent a challenge; `None` if no login is known.
+    /// Returns the authorization for a registry that has sent a challenge; `None` if no login is
+    /// known.
     ///
     /// # Errors
     /// `Remote` if the registry gives no token.
@@ -179,7 +180,8 @@ impl Session<'_> {
         remote.ask(url, Some(MANIFESTS), self.authorization.as_deref(), MOST_MANIFEST_BYTES).await
     }
 
-    /// Returns the authorization for a challenge: a token if the registry takes one, else a password.
+    /// Returns the authorization for a challenge: a token if the registry takes one, else a
+    /// password.
     async fn answer(&self, header: &str) -> Result<Option<String>> {
         let challenges = challenges(header);
         let of = |scheme: &str| challenges.iter().find(|challenge| challenge.scheme == scheme);

@@ -1,4 +1,5 @@
-//! Pulls from a registry that wants tokens and logins, forgets them, and gives other things than it said.
+//! Pulls from a registry that wants tokens and logins, forgets them, and gives other things than it
+//! said.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use super::pull_tests::{ARCH, Scene, disk, sha256};
@@ -6,7 +7,8 @@ use super::test_server::{Page, TestServer};
 use super::*;
 use crate::error::{Error, ErrorKind};
 
-/// Puts an artifact `disks/web:1` with this disk behind a token for everybody who asks with the right login.
+/// Puts an artifact `disks/web:1` with this disk behind a token for everybody who asks with the
+/// right login.
 fn put_artifact(server: &TestServer, disk: &[u8], login: Option<&str>) -> String {
     let realm = server.url("/token");
     let challenge = format!("Bearer realm=\"{realm}\",service=\"test\",scope=\"repository:disks/web:pull\"");
@@ -112,7 +114,7 @@ async fn of_several_challenges_the_token_is_preferred_to_the_password() {
     assert_eq!(scene.pull(&image).await.unwrap().id.hex(), sha256(&disk));
 }
 
-/// Makes a helper `docker-credential-test` that answers this, and a store that runs it.
+/// Creates a helper `docker-credential-test` that returns this, and a store that runs it.
 fn with_helper(scene: &Scene, script: &str) -> ImageStore {
     let path = scene.dir.path().join("docker-credential-test");
     vmkit_testkit::write_program(&path, &format!("#!/bin/sh\n{script}\n")).unwrap();
@@ -203,7 +205,8 @@ async fn a_token_that_runs_out_in_the_middle_is_renewed() {
     let blob = format!("/v2/disks/web/blobs/sha256:{}", sha256(&disk));
     let realm = scene.server.url("/token");
     let challenge = format!("Bearer realm=\"{realm}\",service=\"test\"");
-    // The blob is guarded by another token than the manifest: what was shown first is worth nothing here.
+    // The blob is guarded by another token than the manifest: what was shown first is worth nothing
+    // here.
     scene.server.put("/token", Page::new(r#"{"token": "let-me-in"}"#));
     let page = Page { guarded: Some(("Bearer second".to_owned(), challenge)), ..Page::new(disk.clone()) };
     let (server, progress) = (scene.server.clone(), unwatched());

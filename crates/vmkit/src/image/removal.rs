@@ -1,7 +1,8 @@
 //! Removes images that no VM needs.
 //!
-//! Edge: files and locks. The removal of an image holds its lock exclusively and reads all VMs under
-//! it; the creation of a VM holds the lock shared. So no image is removed while a VM needs it.
+//! Edge: files and locks. The removal of an image holds its lock exclusively and reads all VMs
+//! under it; the creation of a VM holds the lock shared. So no image is removed while a VM needs
+//! it.
 
 use std::fs;
 use std::io;
@@ -52,9 +53,9 @@ impl ImageStore {
     /// names.
     ///
     /// # Errors
-    /// `Busy` while the image is the backing file of a VM's disk ([`Error::ImageInUse`], with the VMs),
-    /// or while a VM is being created from it; `NotFound`; `Record` if a VM's record can't be read, since
-    /// that VM may need the image.
+    /// `Busy` while the image is the backing file of a VM's disk ([`Error::ImageInUse`], with the
+    /// VMs), or while a VM is being created from it; `NotFound`; `Record` if a VM's record can't be
+    /// read, since that VM may need the image.
     pub async fn remove(&self, text: &str, arch: Option<Arch>) -> Result<RemovedImage> {
         let found = self.find(text, arch)?;
         let of_identity = text.starts_with("sha256:");
@@ -84,9 +85,9 @@ impl ImageStore {
         Ok(removed)
     }
 
-    /// Removes the images that have no name and that no VM needs, with `all` also those with a name; and
-    /// the remains of interrupted downloads. Returns how many images were removed, and how many bytes
-    /// that freed.
+    /// Removes the images that have no name and that no VM needs, with `all` also those with a
+    /// name; and the remains of interrupted downloads. Returns how many images were removed, and
+    /// how many bytes that freed.
     ///
     /// # Errors
     /// As for [`remove`](Self::remove), except that an image in use is kept.
@@ -125,7 +126,8 @@ impl ImageStore {
         Err(Error::ImageInUse { image: self.called(id), vms: users })
     }
 
-    /// Removes an image that is locked exclusively: the record first, since without it there is no image.
+    /// Removes an image that is locked exclusively: the record first, since without it there is no
+    /// image.
     fn remove_content(&self, id: &Digest, lock: Lock) -> Result<u64> {
         let dir = self.dir(id);
         let mut freed_bytes = remove_file(&dir.join(RECORD))?;
@@ -136,7 +138,8 @@ impl ImageStore {
         drop(lock);
         step("image: remove the directory").map_err(Error::io("remove", &dir))?;
         match fs::remove_dir(&dir) {
-            // Another process has begun to store the same image again since the lock file was removed.
+            // Another process has begun to store the same image again since the lock file was
+            // removed.
             Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(freed_bytes),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(freed_bytes),
             removed => removed.map(|()| freed_bytes).map_err(Error::io("remove", &dir)),

@@ -4,8 +4,8 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-/// The largest run of zeros that is written out, in bytes: a qcow2 cluster; file systems have smaller
-/// blocks.
+/// The largest run of zeros that is written out, in bytes: a qcow2 cluster; file systems have
+/// smaller blocks.
 const HOLE_BYTES: usize = 64 << 10;
 
 /// A growing file with holes.

@@ -137,7 +137,8 @@ async fn an_image_is_not_removed_while_a_vm_is_being_made_of_it() {
     drop(in_use);
     assert!(matches!(store.remove("mine", None).await, Err(Error::Busy { .. })), "held by its path as well");
     assert_eq!(store.prune(true).await.unwrap().0, 0);
-    // In real time: the thread that waited for the first removal has its turn at the lock before it ends.
+    // In real time: the thread that waited for the first removal has its turn at the lock before it
+    // ends.
     tokio::time::resume();
     drop(again);
     store.remove("mine", None).await.unwrap();

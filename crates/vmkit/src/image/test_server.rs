@@ -1,4 +1,5 @@
-//! A web server for tests, on loopback: it can cut, stall, redirect, forget ranges, and tells what it was asked.
+//! A web server for tests, on loopback: it can cut, stall, redirect, forget ranges, and tells what
+//! it was asked.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::collections::BTreeMap;
@@ -14,9 +15,10 @@ pub(super) struct Page {
     pub(super) status: &'static str,
     pub(super) headers: Vec<(String, String)>,
     pub(super) body: Vec<u8>,
-    /// Whether it answers to `Range`, and knows the file by this ETag.
+    /// Whether it supports `Range`, and the file's ETag.
     pub(super) etag: Option<String>,
-    /// After how many bytes of the body each answer is cut off, the first ones first; those that follow are whole.
+    /// After how many bytes of the body each reply is interrupted, in order; those that follow are
+    /// whole.
     pub(super) cuts: Vec<usize>,
     /// What it does with `Range` otherwise than it should.
     pub(super) oddity: Oddity,
@@ -26,7 +28,7 @@ pub(super) struct Page {
     pub(super) stalls: bool,
     /// Whether it says how long the body is.
     pub(super) tells_length: bool,
-    /// What must stand in `Authorization`, or it answers 401 with this challenge.
+    /// The required `Authorization`; without it the reply is 401 with this challenge.
     pub(super) guarded: Option<(String, String)>,
 }
 
@@ -36,9 +38,9 @@ pub(super) enum Oddity {
     None,
     /// Each part has at most so many bytes.
     ShortParts(usize),
-    /// As that, and nobody is told how long the whole is.
+    /// As that, without the total length.
     ShortPartsOfSome(usize),
-    /// It tells no ETag, though it answers to `Range`.
+    /// It sends no ETag, though it supports `Range`.
     NoEtag,
     /// It sends a part of what it has now, whatever `If-Range` says.
     NoIfRange,
@@ -109,7 +111,7 @@ impl TestServer {
         format!("{}{path}", self.base)
     }
 
-    /// Answers `HOST:PORT`.
+    /// Returns `HOST:PORT`.
     pub(super) fn host(&self) -> &str {
         &self.base["http://".len()..]
     }
@@ -118,7 +120,7 @@ impl TestServer {
         self.shared.lock().unwrap().pages.insert(path.to_owned(), page);
     }
 
-    /// Answers all that was asked of a path.
+    /// Returns all that was asked of a path.
     pub(super) fn asked(&self, path: &str) -> Vec<Asked> {
         self.shared.lock().unwrap().asked.iter().filter(|asked| asked.path == path).cloned().collect()
     }
@@ -195,7 +197,7 @@ async fn answer(
     stream.flush().await
 }
 
-/// Answers how an answer begins, and what of the page it has: all, or the part that was asked for.
+/// Returns how an answer begins, and what of the page it has: all, or the part that was asked for.
 fn part<'a>(page: &'a Page, headers: &BTreeMap<String, String>) -> (String, &'a [u8]) {
     let range = headers.get("range").and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-'));
     let is_careless = matches!(page.oddity, Oddity::NoIfRange | Oddity::NoIfRangeNorEtag);

@@ -1,4 +1,4 @@
-//! How far a launch is: data, for whoever shows it.
+//! The progress of a launch, as data.
 //!
 //! Pure, but for the clock.
 
@@ -21,14 +21,14 @@ pub enum LaunchStage {
     Boot,
     /// The guest's address becomes known.
     Network,
-    /// The guest's SSH server answers and takes the key.
+    /// The guest's SSH server is reached and accepts the key.
     Ssh,
     /// cloud-init does the rest.
     CloudInit,
 }
 
 impl LaunchStage {
-    /// Answers the stage's name, such as `cloud-init`.
+    /// Returns the stage's name, such as `cloud-init`.
     pub fn as_str(self) -> &'static str {
         match self {
             LaunchStage::Image => "image",
@@ -87,7 +87,7 @@ impl std::error::Error for LaunchFailed {
     }
 }
 
-/// Tells of each stage's beginning and end.
+/// Receives each stage's beginning and end.
 pub(super) struct Reporter<'a> {
     tell: &'a mut (dyn FnMut(LaunchEvent) + Send),
     stage: LaunchStage,

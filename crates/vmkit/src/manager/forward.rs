@@ -1,8 +1,8 @@
 //! Forwards of a VM that is there already.
 //!
-//! The spec says which are wanted, the run which are in force. The spec is written first, so it is the intent as well: of
-//! a change that was cut off, the next start has it, and so has whoever asks for it again. Where another spec waits for the
-//! next start, it is changed as well.
+//! The spec says which are wanted, the run which are in force. The spec is written first, so it is
+//! the intent as well: of a change that was cut off, the next start has it, and so has whoever asks
+//! for it again. Where another spec waits for the next start, it is changed as well.
 
 use tokio::time::Instant;
 use tracing::warn;
@@ -22,9 +22,10 @@ impl<H: PortForwarding + 'static> VmManager<H> {
     /// Any, which stays. A forward that is there already is success.
     ///
     /// # Errors
-    /// `InvalidInput` where the VM's network has no forwards, or the host's port is in use, by whom if that can be
-    /// known; `Unsupported` by a backend without the ability. The VM's forwards are then as they were. Where the hypervisor
-    /// gives no answer (`TimedOut`, `Hypervisor`, `Io`), the forward may be in force, and is wanted from now on.
+    /// `InvalidInput` where the VM's network has no forwards, or the host's port is in use, by whom
+    /// if that can be known; `Unsupported` by a backend without the ability. The VM's forwards are
+    /// then as they were. Where the hypervisor gives no answer (`TimedOut`, `Hypervisor`, `Io`),
+    /// the forward may be in force, and is wanted from now on.
     pub async fn add_forward(&self, name: &VmName, forward: &PortForward) -> Result<VmHandle> {
         within(operation!("add_forward", vm = name), self.lead(name, forward)).await
     }
@@ -44,7 +45,8 @@ impl<H: PortForwarding + 'static> VmManager<H> {
         let added = self.hypervisor.add_forward(&vm, forward).await;
         match &added {
             Ok(added) => write_outcome(&locked, added),
-            // It may be in force, or come into force yet: it stays known, so that it can be asked for again or taken back.
+            // It may be in force, or come into force yet: it stays known, so that it can be asked
+            // for again or taken back.
             Err(error) if !is_refusal(error) => {}
             // A forward that the host refuses now would keep the VM from starting later.
             Err(_) => {
@@ -93,10 +95,12 @@ impl<H: PortForwarding + 'static> VmManager<H> {
         Ok(removed)
     }
 
-    /// Locks a VM and answers it with the state that it has now, and the facts of its run if it lives.
+    /// Locks a VM and returns it with the state that it has now, and the facts of its run if it
+    /// lives.
     async fn take_to_forward(&self, name: &VmName) -> Result<(LockedVm, VmHandle)> {
         let (locked, record) = self.take(name, Instant::now() + PATIENCE).await?;
-        // What can only be removed is refused as a start is; else an unrecorded run becomes known, as for `resume`.
+        // What can only be removed is refused as a start is; else an unrecorded run becomes known,
+        // as for `resume`.
         let order = if record.is_unfinished() { Order::Start } else { Order::Resume };
         let vm = self.settle(record, order).await?;
         let state = self.state(&vm).await?;
@@ -104,7 +108,7 @@ impl<H: PortForwarding + 'static> VmManager<H> {
     }
 }
 
-/// Tells whether the hypervisor has said no, and not merely nothing.
+/// Returns whether the hypervisor has said no, and not merely nothing.
 fn is_refusal(error: &Error) -> bool {
     let unclear = [ErrorKind::TimedOut, ErrorKind::Io, ErrorKind::Hypervisor];
     matches!(error, Error::Refused { .. }) || !unclear.contains(&error.kind())
@@ -114,7 +118,7 @@ fn has_forwards(spec: &VmSpec) -> bool {
     matches!(spec.network(), NetworkConfig::User(_))
 }
 
-/// Answers which forward of one of the VM's specs is meant.
+/// Returns which forward of one of the VM's specs is meant.
 fn wanted(vm: &VmHandle, spec: &VmSpec, forward: &PortForward) -> Option<PortForward> {
     let NetworkConfig::User(user) = spec.network() else { return None };
     if user.forwards.contains(forward) {
@@ -124,7 +128,7 @@ fn wanted(vm: &VmHandle, spec: &VmSpec, forward: &PortForward) -> Option<PortFor
     (is_active(vm, forward) && user.forwards.contains(&unnamed)).then_some(unnamed)
 }
 
-/// Tells whether the host listens for this forward, as far as is known.
+/// Returns whether the host listens for this forward, as far as is known.
 fn is_active(vm: &VmHandle, forward: &PortForward) -> bool {
     vm.run.as_ref().is_some_and(|run| in_force(&vm.spec, forward, &run.forwards).is_some())
 }

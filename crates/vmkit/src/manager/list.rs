@@ -18,7 +18,7 @@ use super::{STATE_PATIENCE, VmManager};
 /// How long all VMs together have to answer in a list.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// How many VMs are asked before the first answers are taken.
+/// How many VMs are asked before the first replies are read.
 const BATCH: usize = 16;
 
 /// One VM in a list, or what is there in its place.
@@ -33,29 +33,30 @@ pub struct Listed {
     pub handle: Result<VmHandle>,
     /// The VM as it was recorded, where its state can't be told.
     pub recorded: Option<VmHandle>,
-    /// What somebody is doing with it, or was when it was cut off.
+    /// The operation in progress, or the one that was interrupted.
     pub intent: Option<Intent>,
-    /// Whether that was cut off: nobody is at work on the VM.
+    /// Whether that was interrupted: no process works on the VM.
     pub interrupted: bool,
 }
 
 impl Listed {
-    /// Tells whether the VM is one that goes with its owner: `remove_orphans` may have work to do.
+    /// Returns whether the VM is one that goes with its owner: `remove_orphans` may have work to
+    /// do.
     pub fn is_ephemeral(&self) -> bool {
         self.known().is_some_and(|vm| is_ephemeral(&vm.spec))
     }
 
-    /// Answers what is known of the VM: as it is now, else as it was recorded.
+    /// Returns what is known of the VM: as it is now, else as it was recorded.
     pub(crate) fn known(&self) -> Option<&VmHandle> {
         self.handle.as_ref().ok().or(self.recorded.as_ref())
     }
 }
 
 impl<H: Hypervisor + 'static> VmManager<H> {
-    /// Answers all VMs in the order of their names, each with the state that it has now.
+    /// Returns all VMs in the order of their names, each with the state that it has now.
     ///
-    /// Takes no lock and asks all at the same time; a VM that has not answered after a second is listed with `TimedOut`,
-    /// and one whose record can't be used with what is wrong.
+    /// Takes no lock and asks all at the same time; a VM that has not answered after a second is
+    /// listed with `TimedOut`, and one whose record can't be used with what is wrong.
     ///
     /// # Errors
     /// `Io` or `Host` when the home can't be read; never for a single VM.
@@ -72,7 +73,8 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         for (place, name) in names.into_iter().enumerate() {
             let manager = self.clone();
             asked.spawn(async move { (place, manager.list_one(name, deadline).await) });
-            // Most answer at once, and the memory of their questions is needed again for the next ones.
+            // Most answer at once, and the memory of their questions is needed again for the next
+            // ones.
             if place % BATCH == BATCH - 1 {
                 yield_now().await;
                 while let Some(answer) = asked.try_join_next() {
@@ -86,9 +88,10 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         Ok(listed.into_iter().flatten().collect())
     }
 
-    /// Answers one VM as [`list`](Self::list) does, or `None` where there is nothing of that name.
+    /// Returns one VM as [`list`](Self::list) does, or `None` where there is nothing of that name.
     ///
-    /// Whoever asks for one VM waits for it: it has as long to answer as for any operation, and is asked a second time.
+    /// Whoever asks for one VM waits for it: it has as long to answer as for any operation, and is
+    /// asked a second time.
     pub async fn find(&self, name: &VmName) -> Option<Listed> {
         let once = || self.list_one(name.clone(), Instant::now() + STATE_PATIENCE);
         match once().await {
@@ -97,7 +100,8 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         }
     }
 
-    /// Answers all VMs as they were recorded, in the order of their names. Nobody is asked; what can't be read is left out.
+    /// Returns all VMs as they were recorded, in the order of their names. No backend is asked;
+    /// unreadable records are left out.
     ///
     /// # Errors
     /// `Io` or `Host` when the home can't be read.
@@ -128,7 +132,8 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         Listed { path: self.home().vm(&name), name, handle, recorded, intent, interrupted: is_cut_off }
     }
 
-    /// Answers what to list for a directory whose record can't be read; nothing where there is nothing of a VM.
+    /// Returns what to list for a directory whose record can't be read; nothing where there is
+    /// nothing of a VM.
     fn unread(&self, name: VmName, error: Error) -> Option<Listed> {
         let path = self.home().vm(&name);
         let error = match error {

@@ -13,18 +13,21 @@ use crate::spec::{GuestAccess, UserData, VmName};
 use crate::ssh::{HostKey, Identity, Login, SshConfig, Target};
 
 impl<H: Hypervisor + 'static> VmManager<H> {
-    /// Answers how to log in to a guest that runs; what `login` has goes before what the VM's record has.
+    /// Returns how to log in to a guest that runs; what `login` has goes before what the VM's
+    /// record has.
     ///
-    /// Its SSH server may not listen yet: [`wait`](Self::wait) for [`Condition::Ssh`](crate::Condition::Ssh).
+    /// Its SSH server may not listen yet: [`wait`](Self::wait) for
+    /// [`Condition::Ssh`](crate::Condition::Ssh).
     ///
     /// # Errors
-    /// `NotFound` without the VM; `InvalidState` unless it runs; `NotFound` where neither says which key logs in, as whom, or which
-    /// host key the server has; `Unsupported` for a VM without a network; `Guest` where its address is not known.
+    /// `NotFound` without the VM; `InvalidState` unless it runs; `NotFound` where neither says
+    /// which key logs in, as whom, or which host key the server has; `Unsupported` for a VM without
+    /// a network; `Guest` where its address is not known.
     pub async fn ssh_target(&self, name: &VmName, login: &Login) -> Result<Target> {
         self.target_of(&self.info(name).await?, login).await
     }
 
-    /// Answers how to log in to this guest.
+    /// Returns how to log in to this guest.
     pub(super) async fn target_of(&self, vm: &VmHandle, login: &Login) -> Result<Target> {
         // Who can't be entered at all needs no key for it.
         check_live(vm)?;
@@ -46,13 +49,16 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         Ok(Target { name: name.to_string(), address, user, identity, host_key })
     }
 
-    /// Writes what OpenSSH's programs need for a guest that runs, and answers the block that tells them.
+    /// Writes what OpenSSH's programs need for a guest that runs, and returns the block that tells
+    /// them.
     ///
-    /// The files lie in [`Home::kept`](crate::store::Home::kept), and are removed with the VM. The address is that of this
-    /// run of the VM: with user networking the kernel may choose another port at the next start.
+    /// The files lie in [`Home::kept`](crate::store::Home::kept), and are removed with the VM. The
+    /// address is that of this run of the VM: with user networking the kernel may choose another
+    /// port at the next start.
     ///
     /// # Errors
-    /// Those of [`ssh_target`](Self::ssh_target); `Busy`; `Host` and `Io` where the files can't be written.
+    /// Those of [`ssh_target`](Self::ssh_target); `Busy`; `Host` and `Io` where the files can't be
+    /// written.
     pub async fn ssh_config(&self, name: &VmName) -> Result<SshConfig> {
         let vm = self.info(name).await?;
         check_live(&vm)?;
@@ -60,7 +66,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
             return Err(Error::NoLogin { vm: name.clone(), missing: LoginPart::Key });
         };
         let address = self.live_ssh_address(&vm).await?;
-        // Held, so that nobody removes the VM and leaves what is written here.
+        // Held, so that the VM is not removed while this is written.
         let _locked = self.store.lock(name, Instant::now() + PATIENCE).await?;
         if self.store.read(name)?.handle.id != vm.id {
             return Err(Error::NotFound { what: "VM", name: name.to_string() });
@@ -89,7 +95,7 @@ fn access(vm: &VmHandle) -> Option<&GuestAccess> {
     vm.spec.cloud_init()?.access.as_ref()
 }
 
-/// Answers the host key that was handed to the guest.
+/// Returns the host key that was handed to the guest.
 fn known_host_key(vm: &VmHandle) -> Option<&str> {
     let config = vm.spec.cloud_init()?;
     match (&config.access, &config.user_data) {

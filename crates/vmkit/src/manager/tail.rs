@@ -1,4 +1,5 @@
-//! The last lines that a VM's console has said: what a person wants to see of a guest that did not become what was awaited.
+//! The last lines that a VM's console has said: what a person wants to see of a guest that did not
+//! become what was awaited.
 
 use std::path::Path;
 
@@ -10,10 +11,10 @@ const MOST_BYTES: u64 = 4096;
 /// How many lines are shown.
 const MOST_LINES: usize = 10;
 
-/// Answers the last lines of a VM's console, as far as they can be had.
+/// Returns the last lines of a VM's console, as far as they can be had.
 ///
-/// Of a console at a WebSocket there is no log before its VM is stopped: while it lives its server is asked. What the log has else
-/// is an earlier run's.
+/// Of a console at a WebSocket there is no log before its VM is stopped: while it lives its server
+/// is asked. What the log has else is an earlier run's.
 pub(crate) async fn console_tail(vm: &VmHandle) -> String {
     let console = vm.run.as_ref().map(|run| &run.console);
     let said = match (console, &vm.console_log) {
@@ -34,20 +35,20 @@ fn logged(log: &Path, since: Option<&LogMark>) -> Option<Vec<u8>> {
 #[cfg(feature = "propolis")]
 async fn said_at(url: &str) -> Option<Vec<u8>> {
     use crate::console::{SerialConsole, Since};
-    /// Whoever asks has waited long enough already.
+    /// The caller has waited long enough already.
     const LIMIT: std::time::Duration = std::time::Duration::from_secs(2);
     let console = SerialConsole::at(url).ok()?;
     let past = tokio::time::timeout(LIMIT, console.history(Since::MostRecent(MOST_BYTES))).await;
     past.ok()?.ok().map(|past| past.bytes)
 }
 
-/// Answers nothing: only Propolis has such consoles.
+/// Returns nothing: only Propolis has such consoles.
 #[cfg(not(feature = "propolis"))]
 async fn said_at(_url: &str) -> Option<Vec<u8>> {
     None
 }
 
-/// Answers the last lines of what was said, fit to be shown on a terminal.
+/// Returns the last lines of what was said, fit to be shown on a terminal.
 pub(crate) fn last_lines(said: &[u8]) -> String {
     let text = String::from_utf8_lossy(said);
     // What the guest prints is not trusted with the reader's terminal.
@@ -57,7 +58,7 @@ pub(crate) fn last_lines(said: &[u8]) -> String {
     lines[lines.len().saturating_sub(MOST_LINES)..].join("\n")
 }
 
-/// Answers the text without what commands a terminal: colours, cursor movements, titles.
+/// Returns the text without what commands a terminal: colours, cursor movements, titles.
 ///
 /// Source: ECMA-48, 5.3 to 5.6 and 8.3.89.
 fn without_sequences(text: &str) -> String {

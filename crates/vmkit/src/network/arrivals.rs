@@ -1,7 +1,7 @@
 //! The event that a guest on a bridge shows itself to the host.
 //!
-//! Linux tells of each neighbour that it comes to know, which a guest is as soon as it has sent the host its first packet.
-//! Elsewhere nobody tells, and whoever waits has to look again.
+//! Linux tells of each neighbour that it comes to know, which a guest is as soon as it has sent the
+//! host its first packet. Elsewhere there is no event, and a waiting caller has to look again.
 
 use super::MacAddr;
 
@@ -12,7 +12,8 @@ pub(crate) struct Arrivals {
 }
 
 impl Arrivals {
-    /// Begins to watch for the guest with this Ethernet address; without a netlink socket nothing is ever told.
+    /// Starts to watch for the guest with this Ethernet address; without a netlink socket no event
+    /// ever arrives.
     #[cfg(all(target_os = "linux", feature = "qemu"))]
     pub(crate) fn of(mac: MacAddr) -> Self {
         let neighbours = super::netlink::Neighbours::watch(mac);
@@ -28,7 +29,7 @@ impl Arrivals {
         Self {}
     }
 
-    /// Answers what never tells anything: of a guest that is on no bridge.
+    /// Returns what never tells anything: of a guest that is on no bridge.
     pub(crate) fn none() -> Self {
         Self {
             #[cfg(all(target_os = "linux", feature = "qemu"))]

@@ -12,7 +12,8 @@ use crate::network::MacAddr;
 /// The most that is read of a lease file, in bytes: some ten thousand leases.
 const MOST_BYTES: u64 = 1 << 20;
 
-/// Where the distributions' dnsmasq, NetworkManager's and LXC's keep their files; the last one is that of dnsmasq on illumos.
+/// Where the distributions' dnsmasq, NetworkManager's and LXC's keep their files; the last one is
+/// that of dnsmasq on illumos.
 ///
 /// Source for that: `LEASEFILE` in dnsmasq's `src/config.h`.
 const DIRS: [&str; 5] =
@@ -28,7 +29,8 @@ struct Lease {
 }
 
 impl Lease {
-    /// Reads one line: the end, the Ethernet address, the IPv4 address, the name and the client's id.
+    /// Reads one line: the end, the Ethernet address, the IPv4 address, the name and the client's
+    /// id.
     ///
     /// Source: `lease_init` in dnsmasq's `src/lease.c`.
     fn parse(line: &str) -> Option<Self> {
@@ -41,13 +43,13 @@ impl Lease {
         Some(Self { expiry, mac, address })
     }
 
-    /// Answers whether it is in force at this second after 1970.
+    /// Returns whether it is in force at this second after 1970.
     fn is_in_force(&self, now: u64) -> bool {
         self.expiry == 0 || self.expiry > now
     }
 }
 
-/// Answers the files in which dnsmasq keeps its leases on this host.
+/// Returns the files in which dnsmasq keeps its leases on this host.
 pub(crate) fn default_lease_files() -> Vec<PathBuf> {
     let mut files = Vec::new();
     for dir in DIRS {
@@ -62,7 +64,8 @@ pub(crate) fn default_lease_files() -> Vec<PathBuf> {
     files
 }
 
-/// Answers the addresses that are leased to this Ethernet address now, the lease that ends last first.
+/// Returns the addresses that are leased to this Ethernet address now, the lease that ends last
+/// first.
 ///
 /// A file that is not there has no leases.
 ///

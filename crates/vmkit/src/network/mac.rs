@@ -16,22 +16,24 @@ use crate::error::Error;
 pub struct MacAddr([u8; 6]);
 
 impl MacAddr {
-    /// Answers the address of the VM with this id: always the same one, and another for another VM.
+    /// Returns the address of the VM with this id: always the same one, and another for another VM.
     ///
-    /// It begins with 0x52 as QEMU's own do, which makes it unicast and locally administered. The other 40 bits come from
-    /// the id; with the 24 that QEMU leaves free, a thousand VMs would have two of the same address once in 33 times.
+    /// It begins with 0x52 as QEMU's own do, which makes it unicast and locally administered. The
+    /// other 40 bits come from the id; with the 24 that QEMU leaves free, a thousand VMs would have
+    /// two of the same address once in 33 times.
     pub fn of_vm(id: Uuid) -> Self {
         let [a, b, c, d, e, ..] = fnv1a(id.as_bytes()).to_be_bytes();
         Self([0x52, a, b, c, d, e])
     }
 
-    /// Answers the six bytes.
+    /// Returns the six bytes.
     pub const fn bytes(self) -> [u8; 6] {
         self.0
     }
 }
 
-/// Hashes with FNV-1a, 64 bit: a fixed function, where the standard library's hasher may change with its version.
+/// Hashes with FNV-1a, 64 bit: a fixed function, where the standard library's hasher may change
+/// with its version.
 ///
 /// Source: RFC 9923.
 fn fnv1a(bytes: &[u8]) -> u64 {

@@ -9,9 +9,11 @@ use crate::network::leases::leased_to;
 use crate::network::netlink::Netlink;
 use crate::spec::BridgeName;
 
-/// Answers the addresses of the guest with this Ethernet address, the best first; none while none is known.
+/// Returns the addresses of the guest with this Ethernet address, the best first; none while none
+/// is known.
 ///
-/// First those at which the host's kernel has met it on this bridge, then those that dnsmasq has leased to it.
+/// First those at which the host's kernel has met it on this bridge, then those that dnsmasq has
+/// leased to it.
 ///
 /// # Errors
 /// `Host` when the bridge is gone, `Io` when a lease file can't be read and nothing else is known.

@@ -21,7 +21,8 @@ use crate::error::{Error, Result};
 use crate::network::MacAddr;
 use crate::spec::BridgeName;
 
-/// How long an answer may take. The kernel answers at once, unless something holds its lock on all networking.
+/// How long a reply may take. The kernel replies at once, unless something holds its lock on all
+/// networking.
 const DEADLINE: Duration = Duration::from_secs(5);
 
 /// A netlink socket in the network namespace of the thread that opened it.
@@ -47,7 +48,7 @@ impl Netlink {
         Ok(Self(handle))
     }
 
-    /// Looks up an existing bridge, or answers why there is none of this name.
+    /// Looks up an existing bridge, or returns why there is none of this name.
     ///
     /// # Errors
     /// `Host` when the kernel does not tell.
@@ -70,11 +71,12 @@ impl Netlink {
         })
     }
 
-    /// Makes a tap a port of a bridge and sets it up.
+    /// Creates a tap a port of a bridge and sets it up.
     ///
-    /// Its own address, which no frame of the guest's carries, is set to begin with 0xfe: a bridge without an address of
-    /// its own takes the lowest of its ports', and would lose the host's connections when a VM starts or stops. Its longest
-    /// packet is made the bridge's for the same reason: a bridge takes the shortest of its ports'.
+    /// Its own address, which no frame of the guest's carries, is set to begin with 0xfe: a bridge
+    /// without an address of its own takes the lowest of its ports', and would lose the host's
+    /// connections when a VM starts or stops. Its longest packet is made the bridge's for the same
+    /// reason: a bridge takes the shortest of its ports'.
     pub(super) async fn attach(&self, tap: &str, bridge: &Bridge) -> Result<()> {
         let refused = |errno: Errno| Error::Host {
             needed: format!("the tap `{tap}`"),
@@ -97,7 +99,8 @@ impl Netlink {
         bounded(self.0.link().set(change.build()).execute()).await?.map_err(refused)
     }
 
-    /// Answers the addresses at which a neighbour on this bridge was seen: those last confirmed first, IPv4 before IPv6.
+    /// Returns the addresses at which a neighbour on this bridge was seen: those last confirmed
+    /// first, IPv4 before IPv6.
     pub(super) async fn neighbours(&self, mac: MacAddr, bridge: &Bridge) -> Result<Vec<IpAddr>> {
         let known = bounded(self.0.neighbours().get().execute().try_collect::<Vec<_>>()).await?;
         let known = known.map_err(|errno| Error::Host {
@@ -125,7 +128,7 @@ pub(super) struct Neighbours {
 }
 
 impl Neighbours {
-    /// Begins to listen, in the network namespace of this thread.
+    /// Starts to listen, in the network namespace of this thread.
     pub(super) fn watch(mac: MacAddr) -> io::Result<Self> {
         let (connection, handle, messages) = rtnetlink::new_multicast_connection(&[MulticastGroup::Neigh])?;
         tokio::spawn(connection);
@@ -136,7 +139,7 @@ impl Neighbours {
         Ok(Self { mac, told: Box::pin(told), _handle: handle })
     }
 
-    /// Waits until one of them can be reached; answers false once nothing more will be told.
+    /// Waits until one of them can be reached; returns false if no more events will arrive.
     ///
     /// # Cancel safety
     /// Nothing is lost.
@@ -207,7 +210,8 @@ fn seen(neighbour: &NeighbourMessage, mac: MacAddr, interface: u32) -> Option<(R
     is_reachable(address).then_some(((old, address.is_ipv6()), address))
 }
 
-/// Answers whether the address alone says where to connect to: a link-local one needs its interface, too.
+/// Returns whether the address alone says where to connect to: a link-local one needs its
+/// interface, too.
 fn is_reachable(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => address != Ipv4Addr::UNSPECIFIED && !address.is_multicast(),

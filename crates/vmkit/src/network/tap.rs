@@ -13,9 +13,9 @@ use crate::spec::BridgeName;
 use crate::steps::step;
 use crate::sys;
 
-/// A tap that lives as long as somebody holds a copy of its descriptor.
+/// A tap that exists as long as a process holds a copy of its descriptor.
 ///
-/// Nobody has to remove it: when the last holder ends, however it ends, the kernel does.
+/// The kernel removes it when the last holder ends, however that ends.
 #[derive(Debug)]
 pub(crate) struct Tap {
     /// The guest's end: Ethernet frames, each behind a virtio-net header.
@@ -26,7 +26,8 @@ pub(crate) struct Tap {
 
 /// Checks that there is a bridge of this name.
 ///
-/// It asks the kernel, not `/sys`: that shows the network in which it was mounted, which need not be this process's.
+/// It asks the kernel, not `/sys`: that shows the network in which it was mounted, which need not
+/// be this process's.
 ///
 /// # Errors
 /// `InvalidInput` naming the bridge when it does not exist or is something else.
@@ -39,16 +40,18 @@ async fn find_bridge(netlink: &Netlink, name: &BridgeName) -> Result<Bridge> {
     found.map_err(|problem| Error::invalid("network.bridge", name, problem))
 }
 
-/// Makes a tap and attaches it to a bridge that exists.
+/// Creates a tap and attaches it to a bridge that exists.
 ///
-/// `name` has at most 15 bytes and may hold one `%d`, for which the kernel takes the first free number.
+/// `name` has at most 15 bytes and may hold one `%d`, for which the kernel takes the first free
+/// number.
 ///
 /// # Cancel safety
 /// Nothing is left behind.
 ///
 /// # Errors
-/// `InvalidInput` naming the bridge when it does not exist or is something else; `Host` naming `/dev/net/tun` when that is
-/// missing, or when this user lacks CAP_NET_ADMIN. `Busy` when there is an interface of this name.
+/// `InvalidInput` naming the bridge when it does not exist or is something else; `Host` naming
+/// `/dev/net/tun` when that is missing, or when this user lacks CAP_NET_ADMIN. `Busy` when there is
+/// an interface of this name.
 pub(crate) async fn open_tap(bridge: &BridgeName, name: &str) -> Result<Tap> {
     let netlink = Netlink::open()?;
     let found = find_bridge(&netlink, bridge).await?;

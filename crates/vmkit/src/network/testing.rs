@@ -20,7 +20,7 @@ pub(super) fn in_own_network(test: impl AsyncFnOnce() + Send) {
     });
 }
 
-/// Runs `ip` with these arguments and answers what it prints.
+/// Runs `ip` with these arguments and returns what it prints.
 pub(super) fn ip(args: &str) -> String {
     let output = Command::new("ip").args(args.split(' ')).output().expect("iproute2 is installed");
     assert!(output.status.success(), "ip {args}: {}", String::from_utf8_lossy(&output.stderr));

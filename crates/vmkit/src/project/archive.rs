@@ -14,7 +14,7 @@ use crate::vmfile::Copy;
 
 /// What the entry at the top of an archive is called.
 const TOP: &str = "it";
-/// What the last entry is called: an archive without it was cut off, whether or not it looks whole.
+/// The name of the last entry: an archive without it was interrupted, even if it looks whole.
 const LAST: &str = "end";
 
 /// An archive that is being made.
@@ -24,8 +24,8 @@ pub(super) struct Archive {
 }
 
 impl Archive {
-    /// Begins to make one of what is to be copied, in a thread of its own that goes as fast as somebody reads; answers its
-    /// bytes, too.
+    /// Begins to make one of what is to be copied, in a thread of its own that goes as fast as
+    /// somebody reads; answers its bytes, too.
     ///
     /// # Errors
     /// Those of the system.
@@ -39,9 +39,9 @@ impl Archive {
         Ok((bytes, Self { writer }))
     }
 
-    /// Answers what could not be read of the host's files, once nobody reads the archive any more.
+    /// Returns what could not be read of the host's files, once the archive is no longer read.
     ///
-    /// That somebody stopped reading is no failure of the archive.
+    /// A reader that stops early is no failure of the archive.
     pub(super) async fn failure(self) -> Option<(PathBuf, io::Error)> {
         // It may be in the middle of a block of a slow disk.
         match tokio::task::spawn_blocking(|| self.writer.join()).await.expect("joining does not panic") {
@@ -87,7 +87,7 @@ fn add(
         return archive.append_link(&mut header, name, target).map_err(failed);
     }
     if kind.is_dir() {
-        // A folder that nobody may enter is of no use, whatever its files shall be.
+        // A folder without execute permission is of no use, whatever the mode of its files.
         let own = kind.permissions().mode() & 0o7777;
         header.set_mode(mode.map_or(own, |mode| mode | (mode & 0o444) >> 2 | 0o700));
         header.set_size(0);

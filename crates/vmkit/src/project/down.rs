@@ -1,4 +1,5 @@
-//! `down`: machines stopped, and removed where that is asked for, each before those that it depends on.
+//! `down`: machines stopped, and removed where that is asked for, each before those that it depends
+//! on.
 
 use super::event::{Done, End, Event, Happening, Listener, MachineReport, Report};
 use super::look::Found;
@@ -11,14 +12,15 @@ use crate::forwarding::PortForwarding;
 use crate::vmfile::{MachinePlan, Project};
 
 impl<H: PortForwarding + 'static, G: Guests> ProjectManager<H, G> {
-    /// Shuts down the machines that were chosen, those first that depend on others; removes their VMs with `remove`.
+    /// Shuts down the machines that were chosen, those first that depend on others; removes their
+    /// VMs with `remove`.
     ///
-    /// Without a choice it does so to the VMs of machines that the file no longer has, too. A machine that does not go down
-    /// keeps no other up.
+    /// Without a choice it does so to the VMs of machines that the file no longer has, too. A
+    /// machine that does not go down keeps no other up.
     ///
     /// # Errors
-    /// `NotFound` for a name that no machine has, or had; `Busy`; those of the home. What went wrong with a machine is in
-    /// the report.
+    /// `NotFound` for a name that no machine has, or had; `Busy`; those of the home. What went
+    /// wrong with a machine is in the report.
     pub async fn down(
         &self,
         project: &Project,
@@ -99,7 +101,7 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
         let manager = self.engine.manager().clone();
         let vm = match self.engine.look(&self.work.project, &self.machine).await {
             Ok(Found::Vm { vm, .. }) => vm,
-            // What was cut off while it was made or removed is removed as any other.
+            // A VM whose creation or removal was interrupted is removed as any other.
             Ok(Found::Nothing) if remove => {
                 match manager.remove(&self.machine.vm, true).await {
                     Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
@@ -109,8 +111,8 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
                 return Ok(());
             }
             Ok(Found::Nothing) => return Ok(()),
-            // Somebody else's VM is left alone; whoever expects it to be down has to hear that, all the more where it is this
-            // project's own from before the file was moved.
+            // Somebody else's VM is left alone; whoever expects it to be down has to hear that, all
+            // the more where it is this project's own from before the file was moved.
             Err(error) => return Err(error),
         };
         if remove {

@@ -1,6 +1,6 @@
 //! What happens while a project is worked on, as it happens, and what came of it in the end.
 //!
-//! Pure: data for whoever prints it.
+//! Pure: data.
 
 use std::fmt;
 use std::sync::Arc;
@@ -16,7 +16,8 @@ use crate::spec::VmName;
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Event {
-    /// The machine that it happens on, by its name in the file; `None` where it is about the project as a whole.
+    /// The machine that it happens on, by its name in the file; `None` where it is about the
+    /// project as a whole.
     pub machine: Option<String>,
     /// What happens.
     pub what: Happening,
@@ -26,12 +27,13 @@ pub struct Event {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum Happening {
-    /// Somebody else changes the machines of the project, and is waited for.
+    /// Another process changes the machines of the project, and is waited for.
     Queued {
         /// The process that does, where it is known.
         holder: Option<u32>,
     },
-    /// VMs are there whose file is no longer there, and a machine has to be made: it may be one of them.
+    /// VMs are there whose file is no longer there, and a machine has to be made: it may be one of
+    /// them.
     Lost(Vec<Lost>),
     /// Its image is looked for, and fetched where it is missing.
     Image,
@@ -95,7 +97,7 @@ pub struct MachineReport {
     pub done: Vec<Done>,
     /// The fields that the file changed, by now or earlier, and that count from its next start on.
     pub pending: Vec<String>,
-    /// The fields that the file changed, and that count only once it is made anew.
+    /// The fields that the file changed, and that count only once it is recreated.
     pub anew: Vec<String>,
     /// How that ended.
     pub end: End,
@@ -136,7 +138,7 @@ pub enum Done {
 }
 
 impl MachineReport {
-    /// Makes the report of a machine on which nothing was done.
+    /// Creates the report of a machine on which nothing was done.
     pub(super) fn new(machine: &str, vm: &VmName, end: End) -> Self {
         let [pending, anew] = [Vec::new(), Vec::new()];
         Self { machine: machine.to_owned(), vm: vm.clone(), done: Vec::new(), pending, anew, end }
@@ -144,12 +146,12 @@ impl MachineReport {
 }
 
 impl Report {
-    /// Tells whether everything was right already.
+    /// Returns whether everything was right already.
     pub fn is_unchanged(&self) -> bool {
         self.machines.iter().all(|machine| machine.done.is_empty() && matches!(machine.end, End::Fine))
     }
 
-    /// Tells whether all of it was done.
+    /// Returns whether all of it was done.
     pub fn is_fine(&self) -> bool {
         self.machines.iter().all(|machine| matches!(machine.end, End::Fine))
     }

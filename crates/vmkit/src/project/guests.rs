@@ -20,16 +20,17 @@ pub trait Guests: Send + Sync + 'static {
     /// A way into one guest.
     type Guest: Guest;
 
-    /// Waits until the guest lets vmkit in, and answers the way.
+    /// Waits until the guest lets vmkit in, and returns the way.
     ///
     /// # Errors
-    /// `TimedOut` at the deadline; `InvalidState` when the VM ends meanwhile; `Guest` where there is no way in.
+    /// `TimedOut` at the deadline; `InvalidState` when the VM ends meanwhile; `Guest` where there
+    /// is no way in.
     fn enter(&self, vm: &VmName, deadline: Instant) -> impl Future<Output = Result<Self::Guest>> + Send;
 }
 
 /// A guest that was entered.
 pub trait Guest: Send + Sync {
-    /// Answers the user that commands run as.
+    /// Returns the user that commands run as.
     fn user(&self) -> &str;
 
     /// Waits until cloud-init has ended in the guest.
@@ -41,7 +42,8 @@ pub trait Guest: Send + Sync {
     /// Runs a command to its end.
     ///
     /// # Errors
-    /// `TimedOut` at the deadline; `Guest` where the command's end is not known. That it fails is no error.
+    /// `TimedOut` at the deadline; `Guest` where the command's end is not known. That it fails is
+    /// no error.
     fn run(
         &self,
         argv: Vec<String>,

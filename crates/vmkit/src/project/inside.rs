@@ -11,12 +11,13 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::ssh::Exit;
 use crate::vmfile::Ready;
 
-/// The shortest and the longest pause between two questions whether a guest is ready. A service that begins to answer tells
-/// nobody outside of the guest, so there is nothing to wait for but time.
+/// The shortest and the longest pause between two questions whether a guest is ready. A service
+/// that begins to answer tells nothing outside of the guest, so there is nothing to wait for but
+/// time.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 /// The most that is kept of what a question was answered with.
 const MOST_ANSWER_BYTES: usize = 4096;
-/// How long the tasks that were cut off have to end: what the guest itself gives them, and the way there.
+/// How long interrupted tasks have to end: what the guest itself gives them, and the round trip.
 const END_LIMIT: Duration = Duration::from_secs(60);
 
 /// A guest that was entered.
@@ -28,7 +29,7 @@ pub(super) struct Inside<G> {
 }
 
 impl<G: Guest> Inside<G> {
-    /// Makes it of the guest of a machine.
+    /// Creates it from the guest of a machine.
     pub(super) fn new(guest: G, machine: &str) -> Self {
         Self { guest, machine: machine.to_owned(), means: OnceCell::new() }
     }
@@ -60,7 +61,7 @@ impl<G: Guest> Inside<G> {
         self.guest.run(argv, input, output, deadline).await
     }
 
-    /// Ends all tasks whose end nobody has seen, and waits for that.
+    /// Ends all tasks whose end was not recorded, and waits for that.
     ///
     /// # Errors
     /// `Guest` where one of them does not end, and those of [`Guest::run`].
@@ -68,7 +69,7 @@ impl<G: Guest> Inside<G> {
         let deadline = Instant::now() + END_LIMIT;
         let is_root = self.guest.user() == ROOT;
         let as_root = !is_root && self.means(deadline).await? != Means::None;
-        // Somebody who can't become root has begun nothing as anybody else either.
+        // A user who can't become root has started nothing as another user either.
         let script = script::of_end(as_root.then_some(ROOT));
         let (exit, said) = self.ask(&script, deadline).await?;
         match exit.is_success() {
@@ -99,7 +100,8 @@ impl<G: Guest> Inside<G> {
         self.succeeds(&script::of_command(text), "the ready command to succeed", None, deadline).await
     }
 
-    /// Runs a command again and again until it succeeds; `silence` is what it means by exit code 1 without a word.
+    /// Runs a command again and again until it succeeds; `silence` is what it means by exit code 1
+    /// without a word.
     async fn succeeds(
         &self,
         script: &Script,
@@ -134,7 +136,7 @@ impl<G: Guest> Inside<G> {
         })
     }
 
-    /// Runs a script without input; answers how it ended, and the last line that it said.
+    /// Runs a script without input; returns how it ended, and its last line of output.
     async fn ask(&self, script: &Script, deadline: Instant) -> Result<(Exit, String)> {
         let mut said = Vec::new();
         let mut take = |bytes: &[u8]| add_bounded(&mut said, bytes);
@@ -143,10 +145,10 @@ impl<G: Guest> Inside<G> {
         Ok((exit, said))
     }
 
-    /// Answers the means to become somebody else, asked of the guest once.
+    /// Returns the means to become another user, asked of the guest once.
     async fn means(&self, deadline: Instant) -> Result<Means> {
         let asked = self.means.get_or_try_init(async || {
-            // Not by `ask`: nobody has to be become for this.
+            // Not by `ask`: no other user is needed for this.
             let (question, mut said) = (Means::question(), Vec::new());
             let mut take = |bytes: &[u8]| add_bounded(&mut said, bytes);
             let input: GuestInput = Box::pin(tokio::io::empty());

@@ -5,7 +5,7 @@
 //! <vm>/kept/provision.log     what they printed, within a bound, and provision.log.1
 //! ```
 //!
-//! It goes with the VM: a machine that is made anew is provisioned anew.
+//! It goes with the VM: a machine that is recreated is provisioned again.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
@@ -33,7 +33,7 @@ impl Kept {
         Self { dir: home.kept(vm) }
     }
 
-    /// Answers the file that keeps what the steps printed.
+    /// Returns the file that keeps what the steps printed.
     pub(super) fn log_path(&self) -> PathBuf {
         self.dir.join("provision.log")
     }
@@ -57,7 +57,8 @@ impl Kept {
         }
     }
 
-    /// Writes how far the provisioning came, so that it outlives a power cut: the guest's disk does so, too.
+    /// Writes how far the provisioning came, so that it outlives a power cut: the guest's disk does
+    /// so, too.
     pub(super) fn write(&self, provisioned: &Provisioned) -> Result<()> {
         self.replace(&self.record(), &provisioned.encode())
     }

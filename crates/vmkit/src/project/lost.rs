@@ -1,4 +1,5 @@
-//! VMs of files that are no longer there: a project whose folder was moved or renamed has left its VMs behind.
+//! VMs of files that are no longer there: a project whose folder was moved or renamed has left its
+//! VMs behind.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -26,8 +27,8 @@ pub struct Lost {
 }
 
 impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
-    /// Answers the VMs that this project has probably left behind, where one of the machines that were chosen has no VM: it may be
-    /// one of them. Changes nothing and asks no hypervisor.
+    /// Returns the VMs that this project has probably left behind, where one of the machines that
+    /// were chosen has no VM: it may be one of them. Changes nothing and asks no hypervisor.
     ///
     /// # Errors
     /// `NotFound` for a name that no machine has; `Io` where the home can't be read.
@@ -36,7 +37,8 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
         self.lost_of(project, &machines).await
     }
 
-    /// Finds and tells the VMs that this project has probably left behind, if one of the machines has no VM.
+    /// Finds and tells the VMs that this project has probably left behind, if one of the machines
+    /// has no VM.
     ///
     /// What goes wrong here keeps no machine from coming up or going down, so it is not told.
     pub(super) async fn tell_lost(&self, work: &Work, machines: &[&MachinePlan]) -> Vec<Lost> {
@@ -57,10 +59,10 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
     }
 }
 
-/// Answers those VMs whose file is no longer there and was probably this project's, in their order.
+/// Returns those VMs whose file is no longer there and was probably this project's, in their order.
 ///
-/// It was where the project had the same name, or all its machines that are there are called as machines of this one. Who has
-/// renamed the folder has changed the one and not the other.
+/// It was where the project had the same name, or all its machines that are there are called as
+/// machines of this one. Who has renamed the folder has changed the one and not the other.
 pub(super) fn lost<'a>(project: &Project, vms: impl Iterator<Item = &'a VmHandle>) -> Vec<Lost> {
     let vms: Vec<(&VmName, Origin<'_>)> =
         vms.filter_map(|vm| Some((vm.name(), Origin::of(&vm.spec)?))).collect();

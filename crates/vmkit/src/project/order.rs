@@ -16,16 +16,19 @@ pub(super) enum Ended<T> {
     },
 }
 
-/// Does the work of `begin` at every place; `after[place]` names the places that have to come first.
+/// Does the work of `begin` at every place; `after[place]` names the places that have to come
+/// first.
 ///
-/// At most `at_once` are worked on at the same time. Where the outcome of one does not `let_on`, whatever comes after it is
-/// skipped, and so is what comes after that. The answer has the order of the places.
+/// At most `at_once` are worked on at the same time. Where the outcome of one does not `let_on`,
+/// whatever comes after it is skipped, and so is what comes after that. The answer has the order of
+/// the places.
 ///
 /// # Cancel safety
 /// When this is dropped, so is the work that was begun.
 ///
 /// # Panics
-/// When the places wait for each other in a circle; a project has none. A panic in the work goes on here.
+/// When the places wait for each other in a circle; a project has none. A panic in the work goes on
+/// here.
 pub(super) async fn in_order<T, F>(
     after: &[Vec<usize>],
     at_once: usize,
@@ -113,7 +116,7 @@ mod tests {
         let barrier = Arc::new(Barrier::new(3));
         let work = |_| {
             let barrier = Arc::clone(&barrier);
-            // Nobody passes unless all three are there.
+            // None continues before all three are there.
             async move { barrier.wait().await.is_leader() }
         };
         assert_eq!(in_order(&vec![vec![]; 3], 3, |_| true, work).await.len(), 3);

@@ -1,5 +1,5 @@
-//! The files and images that machines need, looked for before anything is done: a mistake in the last line of a file shall not
-//! be found after an hour of fetching and booting.
+//! The files and images that machines need, looked for before anything is done: a mistake in the
+//! last line of a file shall not be found after an hour of fetching and booting.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -23,12 +23,13 @@ use crate::spec::{Applies, Change};
 use crate::vmfile::{MachinePlan, Project, VmfileError};
 
 impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
-    /// Looks for all that these machines need of the host to become as the file says: files, memory, users, and for the names of
-    /// their images; `restarts` those that run as well. No server is asked.
+    /// Looks for all that these machines need of the host to become as the file says: files,
+    /// memory, users, and for the names of their images; `restarts` those that run as well. No
+    /// server is asked.
     ///
     /// # Errors
-    /// `InvalidInput` ([`Error::Vmfile`]) with each that can't be had or is unknown, and where the file names it. What is wrong with a machine
-    /// otherwise is left to its turn.
+    /// `InvalidInput` ([`Error::Vmfile`]) with each that can't be had or is unknown, and where the
+    /// file names it. What is wrong with a machine otherwise is left to its turn.
     pub(super) async fn check_paths(
         &self,
         work: &Work,
@@ -73,8 +74,9 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
         .await
     }
 
-    /// Answers what is wrong with the image that a machine would be made of, at its place in the file: that nothing has this name, or
-    /// that the file is no image, for two. Whether an image can be fetched is not asked.
+    /// Returns what is wrong with the image that a machine would be made of, at its place in the
+    /// file: that nothing has this name, or that the file is no image, for two. Whether an image
+    /// can be fetched is not asked.
     pub(super) fn wrong_image(
         &self,
         project: &Project,
@@ -114,7 +116,8 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
     }
 }
 
-/// Answers what a VM's files are needed for now. One that runs needs them for its next start, if that is to be another one.
+/// Returns what a VM's files are needed for now. One that runs needs them for its next start, if
+/// that is to be another one.
 pub(super) fn needed(state: &VmState, changes: &[Change]) -> PlannedAction {
     match action(state, changes) {
         PlannedAction::Keep | PlannedAction::Resume
@@ -126,7 +129,7 @@ pub(super) fn needed(state: &VmState, changes: &[Change]) -> PlannedAction {
     }
 }
 
-/// Answers the files of the host that a machine needs for this, and that can't be read.
+/// Returns the files of the host that a machine needs for this, and that can't be read.
 pub(super) fn missing(
     machine: &MachinePlan,
     action: PlannedAction,
@@ -138,7 +141,7 @@ pub(super) fn missing(
     let provisioned = if is_new { &none } else { provisioned };
     let named = machine.host_files().into_iter().filter(|(place, _)| match action {
         PlannedAction::Make | PlannedAction::Recreate => true,
-        // Its disk hangs on the image already.
+        // The image is the backing file of its disk already.
         PlannedAction::Start => place != "image",
         PlannedAction::Resume | PlannedAction::Keep => false,
     });
@@ -153,7 +156,8 @@ pub(super) fn missing(
     missing
 }
 
-/// Points at the keys that name these files; where all are there, answers what else the host lacks.
+/// Points at the keys that name missing files; if none is missing, returns what else the host
+/// lacks.
 pub(super) fn errors(
     project: &Project,
     machine: &MachinePlan,
@@ -166,7 +170,7 @@ pub(super) fn errors(
     missing.into_iter().map(|unreadable| project.blamed(machine, unreadable.into_error())).collect()
 }
 
-/// Makes one error of many that point into one file.
+/// Creates one error of many that point into one file.
 ///
 /// # Errors
 /// That one, or the first that points nowhere.

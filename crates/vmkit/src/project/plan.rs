@@ -30,7 +30,8 @@ pub struct ProjectPlan {
     pub machines: Vec<PlannedMachine>,
     /// The VMs of machines that the file no longer has.
     pub left: Vec<Leftover>,
-    /// The VMs that this project has probably left behind, where a machine has to be made: it may be one of them.
+    /// The VMs that this project has probably left behind, where a machine has to be made: it may
+    /// be one of them.
     pub lost: Vec<Lost>,
 }
 
@@ -60,7 +61,7 @@ pub struct PlannedMachine {
 pub enum PlannedAction {
     /// It is made and started.
     Make,
-    /// It has to be removed and made anew, which is done only when asked for.
+    /// It has to be removed and recreated, which is done only when asked for.
     Recreate,
     /// It is started.
     Start,
@@ -93,7 +94,7 @@ pub struct Leftover {
 }
 
 impl PlannedAction {
-    /// Answers it in a word, such as `make`.
+    /// Returns it in a word, such as `make`.
     pub fn as_str(self) -> &'static str {
         match self {
             PlannedAction::Make => "make",
@@ -106,13 +107,13 @@ impl PlannedAction {
 }
 
 impl PlannedMachine {
-    /// Tells whether everything about this machine is right already.
+    /// Returns whether everything about this machine is right already.
     pub fn is_unchanged(&self) -> bool {
         matches!(self.action, Ok(PlannedAction::Keep)) && self.changes.is_empty() && self.steps.is_empty()
     }
 }
 
-/// Answers what is to be done about a VM that is there.
+/// Returns what is to be done about a VM that is there.
 pub(super) fn action(state: &VmState, changes: &[Change]) -> PlannedAction {
     match state {
         _ if changes.iter().any(|change| change.applies == Applies::Anew) => PlannedAction::Recreate,
@@ -122,33 +123,34 @@ pub(super) fn action(state: &VmState, changes: &[Change]) -> PlannedAction {
     }
 }
 
-/// Answers what the file changed about a machine whose VM is there, since that was written down.
+/// Returns what the file changed about a machine whose VM is there, since that was written down.
 pub(super) fn changes_of(project: &Project, machine: &MachinePlan, vm: &VmHandle) -> Result<Vec<Change>> {
     let wanted = machine.spec_over(&vm.spec).map_err(|error| project.blamed(machine, error))?;
     Ok(changes(vm.next_spec.as_deref().unwrap_or(&vm.spec), &wanted, vm.state.is_live()))
 }
 
-/// Answers which fields were changed already, and count from the VM's next start on.
+/// Returns which fields were changed already, and count from the VM's next start on.
 pub(super) fn pending(vm: &VmHandle) -> Vec<String> {
     let next = vm.next_spec.iter().flat_map(|next| changes(&vm.spec, next, false));
     next.map(|change| change.field.to_owned()).collect()
 }
 
 impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
-    /// Answers what `up` would do now. Changes nothing, fetches nothing and waits for nobody.
+    /// Returns what `up` would do now. Changes nothing, fetches nothing and waits for no lock.
     ///
     /// Files of the host that steps copy or run are read where their content decides.
     ///
     /// # Errors
-    /// `NotFound` for a name that no machine has; `Io` where the home can't be read. What is wrong with a machine is told
-    /// in its place.
+    /// `NotFound` for a name that no machine has; `Io` where the home can't be read. What is wrong
+    /// with a machine is told in its place.
     pub async fn plan(&self, project: &Project, options: &Options) -> Result<ProjectPlan> {
         let machines = with_dependencies(project, chosen(project, &options.machines)?);
         let machines: Vec<MachinePlan> = machines.into_iter().cloned().collect();
         let mut listed = self.manager().list().await?;
         let mut hosts = Vec::with_capacity(machines.len());
         for machine in &machines {
-            // Asked as if it were to be made; whoever needs nothing of the host is not told.
+            // Checked as if it were to be created; a machine that needs nothing of the host has no
+            // finding.
             hosts.push(self.check_host(project, machine, PlannedAction::Make).await);
         }
         let (engine, project) = (self.clone(), project.clone());
@@ -242,7 +244,7 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
     }
 }
 
-/// Answers the VMs that were machines of the project, and are none any more.
+/// Returns the VMs that were machines of the project, and are none any more.
 pub(super) fn leftovers(project: &Project, listed: &[Listed]) -> Vec<Leftover> {
     let left = |listed: &Listed| {
         let machine = machine_of(project, listed.known()?)?;

@@ -1,8 +1,10 @@
-//! Whether a guest listens on a TCP port, seen from the host: for guests that vmkit does not get into.
+//! Whether a guest listens on a TCP port, seen from the host: for guests that vmkit does not get
+//! into.
 //!
-//! On a network that the host is on, a connection tells. QEMU's user network accepts at once for a guest that is not there, and
-//! closes the connection when the guest refuses. So there one that stays open tells something only of a guest that is known to
-//! answer: its SSH port, which always has a forward, is knocked at first, and whether it greets or refuses, it has answered.
+//! On a network that the host is on, a connection tells. QEMU's user network accepts at once for a
+//! guest that is not there, and closes the connection when the guest refuses. So there one that
+//! stays open tells something only of a guest that is known to answer: its SSH port, which always
+//! has a forward, is knocked at first, and whether it greets or refuses, it has answered.
 //!
 //! Source: libslirp 4.7, `tcp_subr.c`, `tcp_connect`.
 
@@ -19,14 +21,15 @@ use crate::lifecycle::VmState;
 use crate::manager::VmManager;
 use crate::spec::{NetworkConfig, Protocol, VmName};
 
-/// The shortest and the longest pause between two questions. A service that begins to listen tells nobody outside of the guest.
+/// The shortest and the longest pause between two attempts. A service that begins to listen raises
+/// no event outside of the guest.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 /// How long a guest may take to answer at all.
 const ANSWER: Duration = Duration::from_secs(10);
-/// How long a connection through the user network has to stay open: at least, and at the most. In between it is a few times as long
-/// as the guest took for the answer before.
+/// How long a connection through the user network has to stay open: at least, and at the most. In
+/// between it is a few times as long as the guest took for the answer before.
 const SILENCE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
-/// What is known of a port at which nobody was found.
+/// What is known of a port at which nothing listens.
 pub(super) const SILENT: &str = "nothing is known to listen there";
 /// The guest's port that always has a forward on a user network.
 const SSH: u16 = 22;
@@ -81,7 +84,7 @@ pub(super) fn awaited(port: u16) -> String {
     format!("the guest's TCP port {port}, as `ready.tcp` asks for")
 }
 
-/// Answers how the host reaches a port, where that is known by now.
+/// Returns how the host reaches a port, where that is known by now.
 async fn way<H: Hypervisor + 'static>(
     manager: &VmManager<H>,
     vm: &VmHandle,
@@ -102,7 +105,7 @@ async fn way<H: Hypervisor + 'static>(
     }
 }
 
-/// Answers where a port is connected to that is listened on everywhere.
+/// Returns where a port is connected to that is listened on everywhere.
 fn reachable(address: SocketAddr) -> SocketAddr {
     match address.ip().is_unspecified() {
         true => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), address.port()),

@@ -1,7 +1,7 @@
 //! How one becomes another user in a guest.
 //!
-//! Pure. Which means a guest has is asked once, so that what it lacks is said at once and by its name, instead of as the failure of
-//! every single command.
+//! Pure. Which means a guest has is asked once, so that what it lacks is said at once and by its
+//! name, instead of as the failure of every single command.
 
 use super::script::Script;
 
@@ -18,20 +18,20 @@ pub(super) enum Means {
     None,
 }
 
-/// Has the guest print the first of its means that works.
+/// The script that prints the first means that works in the guest.
 const WHICH: &str = "for means in sudo doas
 do if \"$means\" -n true </dev/null >/dev/null 2>&1; then echo \"$means\"; exit; fi
 done
 if [ \"$(id -u)\" -eq 0 ]; then echo su; else echo none; fi";
 
 impl Means {
-    /// Answers how a guest is asked for its means.
+    /// Returns how a guest is asked for its means.
     pub(super) fn question() -> Script {
         let argv = ["/bin/sh", "-c", WHICH].map(str::to_owned).to_vec();
         Script { user: None, argv, input: Vec::new() }
     }
 
-    /// Answers the means that the guest has named.
+    /// Returns the means that the guest has named.
     pub(super) fn named(answer: &str) -> Self {
         match answer.trim() {
             "sudo" => Means::Sudo,
@@ -41,7 +41,7 @@ impl Means {
         }
     }
 
-    /// Answers a program and its arguments as somebody has to type them who wants it run as `user`; `None` without any means.
+    /// Returns the command line that runs a program as `user`; `None` without any means.
     pub(super) fn argv(self, user: &str, argv: &[String]) -> Option<Vec<String>> {
         let before: &[&str] = match self {
             Means::Sudo => &["sudo", "-n", "-H", "-u", user, "--"],

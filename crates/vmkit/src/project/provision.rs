@@ -32,7 +32,8 @@ impl<H: PortForwarding + 'static, G: Guests> ProjectManager<H, G> {
     /// Provisions machines that run: those that were chosen, and nothing but that.
     ///
     /// # Errors
-    /// `NotFound` for a name that no machine, or none of the chosen ones' steps, has; `Busy`; those of the home.
+    /// `NotFound` for a name that no machine, or none of the chosen ones' steps, has; `Busy`; those
+    /// of the home.
     pub async fn provision(
         &self,
         project: &Project,
@@ -79,7 +80,7 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
         self.provision(&inside, to_do).await
     }
 
-    /// Has a machine that runs be provisioned and ready.
+    /// Provisions a running machine, and waits until it is ready.
     pub(super) async fn fit(&mut self) -> Result<()> {
         let to_do = self.to_do(&Provision::default()).await?;
         let ready = self.machine.ready.clone();
@@ -103,7 +104,8 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
         Ok(())
     }
 
-    /// Answers what is to be done in the guest; files of the host are looked at on a thread that may wait for them.
+    /// Returns what is to be done in the guest; files of the host are looked at on a thread that
+    /// may wait for them.
     async fn to_do(&self, what: &Provision) -> Result<Vec<ToDo>> {
         let (kept, what) = (self.kept(), what.clone());
         let mut tasks = tasks(&self.machine);
@@ -139,7 +141,8 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
             if provisioned.was_cut_off() {
                 self.tell(Happening::Awaiting("the end of what was cut off".to_owned()));
             }
-            // Nothing of an earlier time may go on beside what is begun now; what failed may have left something, too.
+            // Nothing of an earlier time may go on beside what is begun now; what failed may have
+            // left something, too.
             inside.end_tasks().await?;
         }
         for ToDo { task, why, digest } in to_do {
@@ -180,7 +183,7 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
         Ok(())
     }
 
-    /// Answers what a task consists of now, where that was not looked at before.
+    /// Returns what a task consists of now, where that was not looked at before.
     async fn digest(&self, task: &Task, known: Option<String>) -> Result<String> {
         if let Some(digest) = known {
             return Ok(digest);
@@ -189,7 +192,7 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
         elsewhere(move || task.digest(&digests)).await.map_err(Unreadable::into_error)
     }
 
-    /// Does one thing in the guest; answers how it ended.
+    /// Runs one task in the guest; returns how it ended.
     async fn carry_out(
         &self,
         inside: &Inside<G::Guest>,
@@ -230,7 +233,7 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
     }
 }
 
-/// Tells whether a machine's readiness is asked of its guest.
+/// Returns whether a machine's readiness is asked of its guest.
 pub(super) fn asks_guest(ready: &Ready) -> bool {
     ready.ssh || ready.cloud_init || !ready.tcp.is_empty() || ready.command.is_some()
 }
@@ -268,7 +271,7 @@ fn token() -> Token {
     Token::new(Uuid::new_v4().as_u128())
 }
 
-/// Makes lines of what a step prints, for whoever listens and for the log.
+/// Splits a step's output into lines, for the observer and for the log.
 struct Printer<'a> {
     step: &'a str,
     machine: &'a str,

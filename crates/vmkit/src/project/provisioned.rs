@@ -35,7 +35,7 @@ pub(super) struct StepRecord {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum StepEnd {
-    /// It was about to begin; whoever began it did not live to say more.
+    /// It was about to start, and its process was killed.
     Begun,
     /// It succeeded.
     Done,
@@ -46,7 +46,7 @@ pub(super) enum StepEnd {
 }
 
 impl StepEnd {
-    /// Answers how it failed, if it did.
+    /// Returns how it failed, if it did.
     pub(super) fn failure(&self) -> Option<&str> {
         match self {
             StepEnd::Failed(how) | StepEnd::CutOff(how) => Some(how),
@@ -62,7 +62,7 @@ impl StepEnd {
 pub enum Why {
     /// It never was.
     New,
-    /// It was begun, and nobody knows how it ended.
+    /// It was started, and its end was not recorded.
     CutOff,
     /// It failed the last time.
     Failed,
@@ -75,7 +75,7 @@ pub enum Why {
 }
 
 impl Why {
-    /// Answers it in a word or two, such as `cut off`.
+    /// Returns it in a word or two, such as `cut off`.
     pub fn as_str(&self) -> &'static str {
         match self {
             Why::New => "new",
@@ -125,17 +125,17 @@ impl Provisioned {
         serde_json::from_slice(bytes).map_err(read)
     }
 
-    /// Answers its bytes.
+    /// Returns its bytes.
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut bytes = serde_json::to_vec_pretty(self).expect("strings and numbers can be written as JSON");
         bytes.push(b'\n');
         bytes
     }
 
-    /// Answers why a step is to be run now, or `None` where it is not.
+    /// Returns why a step is to be run now, or `None` where it is not.
     ///
-    /// `digest` answers what the step consists of now; it is asked only where that matters, since it may have to read
-    /// files.
+    /// `digest` answers what the step consists of now; it is asked only where that matters, since
+    /// it may have to read files.
     pub(super) fn why<E>(
         &self,
         step: &str,
@@ -152,12 +152,13 @@ impl Provisioned {
         })
     }
 
-    /// Tells whether there is a step that did not end well as far as is known: something of it may even go on.
+    /// Returns whether there is a step that did not end well as far as is known: something of it
+    /// may even go on.
     pub(super) fn has_loose_ends(&self) -> bool {
         self.steps.values().any(|step| step.end != StepEnd::Done)
     }
 
-    /// Tells whether there is a step whose end nobody has seen.
+    /// Returns whether there is a step whose end was not recorded.
     pub(super) fn was_cut_off(&self) -> bool {
         self.steps.values().any(|step| matches!(step.end, StepEnd::Begun | StepEnd::CutOff(_)))
     }
@@ -167,7 +168,7 @@ impl Provisioned {
         self.steps.insert(step.to_owned(), record);
     }
 
-    /// Answers what is known of a step.
+    /// Returns what is known of a step.
     pub(super) fn get(&self, step: &str) -> Option<&StepRecord> {
         self.steps.get(step)
     }

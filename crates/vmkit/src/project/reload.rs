@@ -12,10 +12,11 @@ use crate::forwarding::PortForwarding;
 use crate::vmfile::Project;
 
 impl<H: PortForwarding + 'static, G: Guests> ProjectManager<H, G> {
-    /// Shuts down the machines that were chosen and brings them up again, as [`up`](Self::up) does, with what the file
-    /// changed.
+    /// Shuts down the machines that were chosen and brings them up again, as [`up`](Self::up) does,
+    /// with what the file changed.
     ///
-    /// A machine that can't be brought up again as the file says is left running. Cut off in between, `up` finishes it.
+    /// A machine that can't be brought up again as the file says is left running. After an
+    /// interruption, `up` finishes it.
     ///
     /// # Errors
     /// Those of [`up`](Self::up).
@@ -25,7 +26,7 @@ impl<H: PortForwarding + 'static, G: Guests> ProjectManager<H, G> {
         let work = Work::new(project, options, listener);
         let mut fit = Vec::new();
         let mut refused = Vec::new();
-        // Held to the end: what a machine is to be made of anew stays there meanwhile.
+        // Held to the end: the image that a machine is recreated from stays there meanwhile.
         let mut makings = Vec::new();
         self.check_paths(&work, &machines, true).await?;
         for machine in machines {
@@ -63,7 +64,8 @@ impl<H: PortForwarding + 'static, G: Guests> ProjectManager<H, G> {
 }
 
 impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
-    /// Tells beforehand whether the machine could be brought up again; answers what it would be made of anew, if it would be.
+    /// Checks whether the machine could be brought up again; returns what it would be recreated
+    /// from, if it would be.
     async fn check(&mut self) -> Result<Option<Makings>> {
         let project = Arc::clone(&self.work.project);
         let Found::Vm { vm, .. } = self.engine.look(&project, &self.machine).await? else { return Ok(None) };

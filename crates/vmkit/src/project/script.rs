@@ -1,10 +1,11 @@
 //! How a task is told to a guest: a command for its shell, and what is sent to that command.
 //!
-//! Pure. A POSIX shell, `dd`, `wc` and, for copies, `find`, `mktemp` and `tar` are all that it asks of a guest. What may be
-//! secret, the environment and the script itself, goes through the command's input, where no list of processes shows it.
+//! Pure. A POSIX shell, `dd`, `wc` and, for copies, `find`, `mktemp` and `tar` are all that it asks
+//! of a guest. What may be secret, the environment and the script itself, goes through the
+//! command's input, where no list of processes shows it.
 //!
-//! A guest does not notice that whoever gave it a task is gone, so a task can outlive its `up`. Therefore each is a process
-//! group of its own that the next one finds and ends:
+//! A guest does not notice that whoever gave it a task is gone, so a task can outlive its `up`.
+//! Therefore each is a process group of its own that the next one finds and ends:
 //!
 //! ```text
 //! /tmp/vmkit-step-TOKEN/lead     the shell text that leads the group; its path is in the list of processes
@@ -12,15 +13,15 @@
 //! /tmp/vmkit-step-TOKEN/script   what a step runs; env, its environment; new, where a copy is unpacked
 //! ```
 //!
-//! And since a broken connection looks to a guest like the end of what it is sent, nothing is begun before all of it is
-//! there: a script comes with its length, an archive has a last entry.
+//! And since a broken connection looks to a guest like the end of what it is sent, nothing is begun
+//! before all of it is there: a script comes with its length, an archive has a last entry.
 
 use crate::vmfile::{Copy, Step};
 
 /// What is said to a guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Script {
-    /// The guest's user that it runs as; whoever is logged in where none is named.
+    /// The guest's user that it runs as; the login user if none is named.
     pub(super) user: Option<String>,
     /// The program and its arguments.
     pub(super) argv: Vec<String>,
@@ -33,13 +34,14 @@ pub(super) struct Script {
 pub(super) struct Token(String);
 
 impl Token {
-    /// Makes the token of this number.
+    /// Creates the token of this number.
     pub(super) fn new(number: u128) -> Self {
         Self(format!("vmkit-step-{number:032x}"))
     }
 }
 
-/// Begins the text `$2` in a process group of its own, in the folder `$1` below `/tmp`; the rest is for that text.
+/// Starts the script `$2` in a process group of its own, in the folder `$1` below `/tmp`; the other
+/// arguments are for that script.
 ///
 /// Where there is no `setsid`, the group is the one that the SSH server has made for this command.
 const BEGIN: &str = r#"
@@ -63,10 +65,11 @@ echo "$group" >"$at/group.new" && mv "$at/group.new" "$at/group" || exit
 trap : HUP INT TERM
 "#;
 
-/// Runs what is sent: first the environment, `$1` bytes of it, then a script of `$2` bytes, in the folder `$3`.
+/// Runs what is sent: first the environment, `$1` bytes of it, then a script of `$2` bytes, in the
+/// folder `$3`.
 ///
-/// The script is a file of its own while it runs, so that its `#!` counts and its input is its own. The environment may name
-/// anything, so nothing but positions is read after it.
+/// The script is a file of its own while it runs, so that its `#!` counts and its input is its own.
+/// The environment may name anything, so nothing but positions is read after it.
 const RUN: &str = r#"
 dd bs=1 count="$1" 2>/dev/null >"$at/env" && cat >"$at/script" || exit
 if [ "$(($(wc -c <"$at/script")))" -ne "$2" ]
@@ -83,10 +86,12 @@ else /bin/sh -e "$1/script"
 fi
 "#;
 
-/// Puts what is sent, an archive with the entry `it` and after it `end`, where `$1` says, as `$2`'s.
+/// Puts what is sent, an archive with the entry `it` and after it `end`, where `$1` says, as
+/// `$2`'s.
 ///
-/// It is unpacked beside its place first, so that a copy that is cut off changes nothing there. A folder that is there already
-/// keeps its mode and its owner, at every depth: what came is moved into it.
+/// It is unpacked beside its place first, so that a copy that is cut off changes nothing there. A
+/// folder that is there already keeps its mode and its owner, at every depth: what came is moved
+/// into it.
 const COPY: &str = r#"
 to=$1 owner=$2
 mkdir -p "$(dirname "$to")" || exit
@@ -122,11 +127,12 @@ else
 fi
 "#;
 
-/// Ends every task that was begun and whose end nobody has seen, and waits for that: ten seconds until it is by force.
+/// Ends every task that was started and whose end was not recorded, and waits for that: by force
+/// after ten seconds.
 ///
-/// A group is known by its leader, whose command line has the token. The folder is renamed first: a task that has not come so
-/// far as to write its group there fails instead of beginning later. Only a folder of one's own is believed in what else is
-/// to be removed.
+/// A group is known by its leader, whose command line has the token. The folder is renamed first: a
+/// task that has not come so far as to write its group there fails instead of beginning later. Only
+/// a folder of one's own is believed in what else is to be removed.
 const END: &str = r#"
 for at in /tmp/vmkit-step-*
 do
@@ -160,7 +166,7 @@ do
 done
 "#;
 
-/// Answers how a step is told, with the script that it runs.
+/// Returns how a step is told, with the script that it runs.
 pub(super) fn of_step(step: &Step, script: &[u8], token: &Token) -> Script {
     let mut input: Vec<u8> = step
         .env
@@ -174,26 +180,26 @@ pub(super) fn of_step(step: &Step, script: &[u8], token: &Token) -> Script {
     Script { user: Some(step.user.clone()), argv, input }
 }
 
-/// Answers how a copy is told; the archive is what is sent.
+/// Returns how a copy is told; the archive is what is sent.
 pub(super) fn of_copy(copy: &Copy, token: &Token) -> Script {
     let owner = copy.owner.clone().unwrap_or_else(|| ROOT.to_owned());
     let argv = led(COPY, token, [copy.to.clone(), owner]);
     Script { user: Some(ROOT.to_owned()), argv, input: Vec::new() }
 }
 
-/// Answers how a command of the file, a text for the shell, is told.
+/// Returns how a command of the file, a text for the shell, is told.
 pub(super) fn of_command(text: &str) -> Script {
     let argv = ["/bin/sh", "-c", text].map(str::to_owned).to_vec();
     Script { user: Some(ROOT.to_owned()), argv, input: Vec::new() }
 }
 
-/// Answers how a guest is told to end the tasks that were cut off.
+/// Returns the script that ends the interrupted tasks in a guest.
 pub(super) fn of_end(user: Option<&str>) -> Script {
     Script { user: user.map(str::to_owned), argv: shell(END, []), input: Vec::new() }
 }
 
-/// Answers how a guest is asked whether something listens on a TCP port: the kernel's own list is read, so that nothing has
-/// to be connected to, nor installed.
+/// Returns how a guest is asked whether something listens on a TCP port: the kernel's own list is
+/// read, so that nothing has to be connected to, nor installed.
 ///
 /// Source: proc(5), `/proc/net/tcp`; the state 0A is `LISTEN`.
 pub(super) fn listens(port: u16) -> Script {
@@ -206,10 +212,10 @@ fi"
     Script { user: None, ..of_command(&text) }
 }
 
-/// Who does what nobody else was named for.
+/// The user for tasks without a user.
 pub(super) const ROOT: &str = "root";
 
-/// Answers the command line that begins a text as a group of its own.
+/// Returns the command line that begins a text as a group of its own.
 fn led(text: &str, token: &Token, arguments: impl IntoIterator<Item = String>) -> Vec<String> {
     let lead = format!("{}\n{}", LEAD.trim(), text.trim());
     shell(BEGIN, [token.0.clone(), lead].into_iter().chain(arguments))
@@ -282,7 +288,7 @@ mod tests {
             child.wait_with_output().unwrap()
         }
 
-        /// Begins a step and answers once it has said its first line.
+        /// Starts a step and returns after its first line of output.
         fn begun(&self, text: &str, token: &Token) -> Child {
             let script = of_step(&step(&[], None), text.as_bytes(), token);
             let mut child = self.begin(&script);
@@ -397,7 +403,7 @@ mod tests {
         );
         let guest = Guest::new();
         let mut child = guest.begun(&text, &token());
-        // As a connection does that breaks: whoever waited is gone, the rest goes on.
+        // As with a broken connection: the waiting process is gone, the rest goes on.
         child.kill().unwrap();
         child.wait().unwrap();
         let pids: Vec<u32> =
@@ -555,7 +561,8 @@ mod tests {
         fs::create_dir_all(at("guest/to")).unwrap();
         let copy = copy_of(&at("from"), &at("guest/to"), None);
         let whole = archive_of(&copy);
-        // A block is 512 bytes, and an archive may end after each of them: that is what looks whole to some a tar.
+        // A block is 512 bytes, and an archive may end after each of them: that is what looks whole
+        // to some a tar.
         let last = whole.iter().rposition(|byte| *byte != 0).unwrap() / 512 * 512;
         for length in (0..=last).step_by(256) {
             for padding in [0, 1024] {

@@ -24,8 +24,8 @@ use crate::manager::Listed;
 use crate::spec::VmName;
 use crate::vmfile::{MachinePlan, Project};
 
-/// How many guests are asked at the same time whether they are ready. Each takes a watch of the system's, and a user has 128 of
-/// them as a rule.
+/// How many guests are asked at the same time whether they are ready. Each takes a watch of the
+/// system's, and a user has 128 of them as a rule.
 const ASKED_AT_ONCE: usize = 32;
 
 /// How much earlier than its asker a question gives up, at the most.
@@ -45,7 +45,8 @@ pub struct MachineStatus {
     pub address: Option<String>,
     /// Whether all is true now that the file's `ready` asks for; `None` where it does not run.
     pub ready: Option<bool>,
-    /// Which of it is not true, the first that was asked; `None` where all of it is, or it does not run.
+    /// Which of it is not true, the first that was asked; `None` where all of it is, or it does not
+    /// run.
     pub unready: Option<Unready>,
     /// How far its provisioning came; `None` where there is no VM, or its files can't be read.
     pub provisioning: Option<Provisioning>,
@@ -69,16 +70,18 @@ pub struct Unready {
 pub struct Provisioning {
     /// The copies and steps that are done.
     pub done: Vec<String>,
-    /// Those that the next `up` would run; one that is run every time is among them although it is done.
+    /// Those that the next `up` would run; one that is run every time is among them although it is
+    /// done.
     pub to_do: Vec<PlannedStep>,
     /// The one that failed last, and how.
     pub failed: Option<(String, String)>,
 }
 
 impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
-    /// Answers how the machines are that were chosen, in the order of the file. Changes nothing.
+    /// Returns how the machines are that were chosen, in the order of the file. Changes nothing.
     ///
-    /// `patience` bounds how long a guest is asked whether it is ready; they are asked at the same time, up to a bound.
+    /// `patience` bounds how long a guest is asked whether it is ready; they are asked at the same
+    /// time, up to a bound.
     ///
     /// # Errors
     /// `NotFound` for a name that no machine has; `Io` where the home can't be read.
@@ -196,7 +199,8 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
     }
 }
 
-/// Answers an error on one line, without the console's. What was asked before it took its part of the time.
+/// Returns an error on one line, without the console's. What was asked before it took its part of
+/// the time.
 fn said(error: Error, after: Duration) -> String {
     let error = match error {
         Error::TimedOut { awaited, .. } => Error::TimedOut { awaited, after, console: String::new() },

@@ -1,7 +1,8 @@
-//! What is done in a guest, one after the other: a machine's copies and then its steps, as [`Task`]s.
+//! What is done in a guest, one after the other: a machine's copies and then its steps, as
+//! [`Task`]s.
 //!
-//! It knows how a task is told to a guest's shell, and what a task consists of, to see whether it changed. Reading the host's
-//! files is its only effect.
+//! It knows how a task is told to a guest's shell, and what a task consists of, to see whether it
+//! changed. Reading the host's files is its only effect.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -62,7 +63,7 @@ pub(super) struct Unreadable {
 }
 
 impl Unreadable {
-    /// Answers it as an error on the key that names the path.
+    /// Returns it as an error on the key that names the path.
     pub(super) fn into_error(self) -> Error {
         let Unreadable { place, path, error } = self;
         let why = match error.kind() {
@@ -73,7 +74,7 @@ impl Unreadable {
     }
 }
 
-/// Answers what is to be done in a machine's guest, in order.
+/// Returns what is to be done in a machine's guest, in order.
 pub(super) fn tasks(machine: &MachinePlan) -> Vec<Task> {
     let copies = machine.files.iter().enumerate().map(|(index, copy)| Task {
         key: format!("copy {} {}", copy.from.display(), copy.to),
@@ -98,7 +99,7 @@ pub(super) fn tasks(machine: &MachinePlan) -> Vec<Task> {
     copies.chain(steps).collect()
 }
 
-/// Answers which of the tasks are to be done, and why; `forced` does all of them.
+/// Returns which of the tasks are to be done, and why; `forced` does all of them.
 ///
 /// What a task consists of is looked at only where that decides.
 ///
@@ -131,15 +132,16 @@ pub(super) fn to_do(
     Ok(found)
 }
 
-/// What lies below paths of the host, each hashed once in one operation, however many machines get it.
+/// What lies below paths of the host, each hashed once in one operation, however many machines get
+/// it.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Digests(Arc<Mutex<BTreeMap<PathBuf, Known>>>);
 
-/// The digest of one path, once somebody has looked.
+/// The digest of one path, once computed.
 type Known = Arc<Mutex<Option<[u8; 32]>>>;
 
 impl Digests {
-    /// Answers the digest of a file, or of a folder with all that is in it.
+    /// Returns the digest of a file, or of a folder with all that is in it.
     fn of(&self, path: &Path) -> std::result::Result<[u8; 32], (PathBuf, io::Error)> {
         let place = {
             let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -157,7 +159,7 @@ impl Digests {
 }
 
 impl Task {
-    /// Answers what has to be said to the guest to have it done, and as whom.
+    /// Returns what has to be said to the guest to have it done, and as whom.
     ///
     /// # Errors
     /// For a script of the host that can't be read.
@@ -177,7 +179,7 @@ impl Task {
         }
     }
 
-    /// Tells beforehand of a file of the host that is not there, or is not to be read.
+    /// Reports a file of the host that is missing or unreadable.
     fn check(&self) -> std::result::Result<(), Unreadable> {
         match &self.what {
             What::Copy(copy) => {
@@ -190,7 +192,7 @@ impl Task {
         }
     }
 
-    /// Answers a SHA-256 over everything that makes this task what it is.
+    /// Returns a SHA-256 over everything that makes this task what it is.
     ///
     /// # Errors
     /// For a file of the host that can't be read.
@@ -234,7 +236,8 @@ impl Task {
     }
 }
 
-/// A hash over parts, each with its length before it, so that nothing of one can be taken for the next.
+/// A hash over parts, each with its length before it, so that nothing of one can be taken for the
+/// next.
 struct Parts(Sha256);
 
 impl Parts {

@@ -32,7 +32,7 @@ pub enum Arch {
 }
 
 impl Machine {
-    /// Answers the instruction set that this machine runs.
+    /// Returns the instruction set that this machine runs.
     pub fn arch(self) -> Arch {
         match self {
             Machine::Q35 | Machine::Microvm => Arch::X86_64,
@@ -40,7 +40,7 @@ impl Machine {
         }
     }
 
-    /// Answers the firmware that it boots with where none is named.
+    /// Returns the firmware that it boots with where none is named.
     pub fn usual_firmware(self) -> Firmware {
         match self {
             Machine::Q35 | Machine::Microvm => Firmware::Bios,
@@ -48,7 +48,7 @@ impl Machine {
         }
     }
 
-    /// Answers QEMU's name of the machine.
+    /// Returns QEMU's name of the machine.
     pub fn as_str(self) -> &'static str {
         match self {
             Machine::Q35 => "q35",
@@ -59,7 +59,7 @@ impl Machine {
 }
 
 impl Arch {
-    /// Answers the name that QEMU's programs end with, such as `x86_64`.
+    /// Returns the name that QEMU's programs end with, such as `x86_64`.
     pub fn as_str(self) -> &'static str {
         match self {
             Arch::X86_64 => "x86_64",
@@ -115,7 +115,7 @@ pub enum Accel {
 }
 
 impl Accel {
-    /// Answers its name, such as `auto`.
+    /// Returns its name, such as `auto`.
     pub fn as_str(self) -> &'static str {
         match self {
             Accel::Auto => "auto",

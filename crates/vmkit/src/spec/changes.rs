@@ -9,7 +9,7 @@
 //! | `cpus`, `memory`, `machine` of the same instruction set, `accel`, `kernel`, `initrd`, `cmdline`, `network`, `restrict`, `vnc`, `console_log`, `run_as`, whether a data disk is read only | at the next start |
 //! | `disk`, to a larger size | at the next start |
 //! | `firmware`, from UEFI to BIOS or from either to a kernel | at the next start |
-//! | `image`, `disk` to a smaller size, `data_disks`, `cloud_init`, `backend`, `backend_options`, `machine` of another instruction set, `firmware` to UEFI, `network` from none where there is cloud-init | only when the VM is made anew |
+//! | `image`, `disk` to a smaller size, `data_disks`, `cloud_init`, `backend`, `backend_options`, `machine` of another instruction set, `firmware` to UEFI, `network` from none where there is cloud-init | only when the VM is recreated |
 
 use std::fmt::{self, Debug};
 
@@ -56,12 +56,12 @@ impl fmt::Display for Applies {
     }
 }
 
-/// Answers what has to change for the VM of `recorded` to be `wanted`, in the order of the fields; nothing for one that is
-/// right already.
+/// Returns what has to change for the VM of `recorded` to be `wanted`, in the order of the fields;
+/// nothing for one that is right already.
 ///
-/// `live` tells whether the VM runs on a backend that changes forwards meanwhile. Names, identities and how often cloud-init
-/// was run again are not compared. Where an image lies is not, either, for VMs that keep in the label `vmkit.image` what it
-/// was called: that is compared instead.
+/// `live` tells whether the VM runs on a backend that changes forwards meanwhile. Names, identities
+/// and how often cloud-init was run again are not compared. Where an image lies is not, either, for
+/// VMs that keep in the label `vmkit.image` what it was called: that is compared instead.
 pub fn changes(recorded: &VmSpec, wanted: &VmSpec, live: bool) -> Vec<Change> {
     // Taken apart in full, so that a new field is not forgotten here.
     let VmSpecBuilder {
@@ -228,7 +228,7 @@ impl Found {
     }
 }
 
-/// Tells whether the two lists have the same forwards, in whatever order.
+/// Returns whether the two lists have the same forwards, in whatever order.
 fn same_set(one: &[PortForward], other: &[PortForward]) -> bool {
     one.len() == other.len() && one.iter().all(|forward| other.contains(forward))
 }
@@ -237,12 +237,12 @@ fn shown(value: Option<&impl fmt::Display>) -> String {
     value.map(ToString::to_string).unwrap_or_default()
 }
 
-/// Answers a plain variant's name as files have it.
+/// Returns a plain variant's name as files have it.
 fn lower(variant: &impl Debug) -> String {
     format!("{variant:?}").to_lowercase()
 }
 
-/// Answers the labels as text, but for the one that is told as `image`.
+/// Returns the labels as text, but for the one that is told as `image`.
 fn labels_text(labels: &Labels) -> String {
     labels.iter().filter(|(key, _)| *key != IMAGE_LABEL).map(pair).collect::<Vec<_>>().join(", ")
 }

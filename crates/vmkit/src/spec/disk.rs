@@ -11,14 +11,14 @@ use crate::spec::Mib;
 /// The root disk: the VM's own, over an image that is never written to. In QEMU a qcow2 overlay.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RootDisk {
-    /// The base image on the host, raw or qcow2; which, is found by looking. For Propolis raw, or `zfs:DATASET@SNAPSHOT` to
-    /// clone a volume's snapshot.
+    /// The base image on the host, raw or qcow2; which, is found by looking. For Propolis raw, or
+    /// `zfs:DATASET@SNAPSHOT` to clone a volume's snapshot.
     pub image: PathBuf,
     /// The size the guest sees; the image's own where none is given. Never smaller than the image.
     pub size: Option<Mib>,
 }
 
-/// A further disk.
+/// A data disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]

@@ -15,7 +15,8 @@ use crate::spec::name::shortened;
 pub struct Labels(BTreeMap<String, String>);
 
 impl Labels {
-    /// The label that keeps what a VM was made from, as [`VmSpec::image_name`](super::VmSpec::image_name) answers it.
+    /// The label with the image that a VM was created from, as
+    /// [`VmSpec::image_name`](super::VmSpec::image_name) returns it.
     pub(crate) const IMAGE: &'static str = "vmkit.image";
     /// The most bytes that a value has; a path fits.
     pub const MAX_VALUE_BYTES: usize = 4096;
@@ -25,8 +26,9 @@ impl Labels {
     /// Adds a label, or replaces the one with the same key.
     ///
     /// # Errors
-    /// `InvalidInput` on `labels` for a key that is not 1 to 63 of a-z, 0-9, `.`, `_` and `-`, a letter or digit first; for a
-    /// value that is longer than [`MAX_VALUE_BYTES`](Self::MAX_VALUE_BYTES) or has control characters; for more than
+    /// `InvalidInput` on `labels` for a key that is not 1 to 63 of a-z, 0-9, `.`, `_` and `-`, a
+    /// letter or digit first; for a value that is longer than
+    /// [`MAX_VALUE_BYTES`](Self::MAX_VALUE_BYTES) or has control characters; for more than
     /// [`MAX`](Self::MAX) labels.
     pub fn set(&mut self, key: impl Into<String>, value: impl Into<String>) -> Result<()> {
         let (key, value) = (key.into(), value.into());
@@ -48,17 +50,17 @@ impl Labels {
         Ok(())
     }
 
-    /// Answers the value of a label.
+    /// Returns the value of a label.
     pub fn get(&self, key: &str) -> Option<&str> {
         self.0.get(key).map(String::as_str)
     }
 
-    /// Answers all of them, in the order of their keys.
+    /// Returns all of them, in the order of their keys.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(key, value)| (key.as_str(), value.as_str()))
     }
 
-    /// Tells whether there is none.
+    /// Returns whether there is none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

@@ -1,4 +1,5 @@
-//! Names: of a VM, of a bridge, of a link, of a user. A checked name is safe as one path component and in every command line.
+//! Names: of a VM, of a bridge, of a link, of a user. A checked name is safe as one path component
+//! and in every command line.
 //!
 //! Pure.
 
@@ -38,7 +39,7 @@ impl VmName {
         Err(Error::invalid("name", shortened(&name), expected))
     }
 
-    /// Answers the name as text.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -68,7 +69,7 @@ impl BridgeName {
         ))
     }
 
-    /// Answers the name as text.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -83,7 +84,8 @@ impl LinkName {
     /// The longest name, in bytes.
     pub const MAX_BYTES: usize = 31;
 
-    /// Checks a link's name: a letter first, then letters, digits, `.`, `_` and `-`, a digit last, at most 31 bytes.
+    /// Checks a link's name: a letter first, then letters, digits, `.`, `_` and `-`, a digit last,
+    /// at most 31 bytes.
     ///
     /// Source: dladm(8), "Datalink names".
     ///
@@ -105,7 +107,7 @@ impl LinkName {
         Err(Error::invalid("network.link", shortened(&name), bound))
     }
 
-    /// Answers the name as text.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -135,7 +137,7 @@ impl UserName {
         ))
     }
 
-    /// Answers the name as text.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -43,14 +43,16 @@ pub struct UserNetwork {
 }
 
 impl Default for NetworkConfig {
-    /// Answers user mode with one forward to the guest's SSH port, the host's port chosen by the kernel.
+    /// Returns user mode with one forward to the guest's SSH port, the host's port chosen by the
+    /// kernel.
     fn default() -> Self {
         NetworkConfig::User(UserNetwork::with_ssh(Vec::new()))
     }
 }
 
 impl UserNetwork {
-    /// Answers a network with these forwards, and one to the guest's TCP port 22 where they have none.
+    /// Returns a network with these forwards, and one to the guest's TCP port 22 where they have
+    /// none.
     pub fn with_ssh(mut forwards: Vec<PortForward>) -> Self {
         const SSH: NonZeroU16 = NonZeroU16::new(22).expect("22 is not zero");
         let is_ssh = |f: &PortForward| f.protocol == Protocol::Tcp && f.guest_port == SSH;
@@ -78,7 +80,7 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    /// Answers `tcp` or `udp`.
+    /// Returns `tcp` or `udp`.
     pub fn as_str(self) -> &'static str {
         match self {
             Protocol::Tcp => "tcp",
@@ -89,12 +91,14 @@ impl Protocol {
 
 /// A port of the host that leads to a port of the guest.
 ///
-/// Its text is `[ADDR:]HOST:GUEST[/udp]`, or `GUEST[/udp]` alone to have the kernel choose the host's port.
+/// Its text is `[ADDR:]HOST:GUEST[/udp]`, or `GUEST[/udp]` alone to have the kernel choose the
+/// host's port.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PortForward {
     /// TCP or UDP.
     pub protocol: Protocol,
-    /// The address of the host that is listened on; loopback unless said otherwise. IPv4 only: slirp has no other.
+    /// The address of the host that is listened on; loopback unless said otherwise. IPv4 only:
+    /// slirp has no other.
     pub host_addr: Ipv4Addr,
     /// The host's port; chosen by the kernel at each start where none is named.
     pub host_port: Option<NonZeroU16>,

@@ -1,6 +1,7 @@
 //! What only one backend understands: [`BackendOptions`].
 //!
-//! Pure. Which keys there are, and what their values mean, is each backend's own; one refuses those that it does not know.
+//! Pure. Which keys there are, and what their values mean, is each backend's own; one refuses those
+//! that it does not know.
 
 use std::collections::BTreeMap;
 
@@ -21,8 +22,9 @@ impl BackendOptions {
     /// Adds an option, or replaces the one with the same key.
     ///
     /// # Errors
-    /// `InvalidInput` on `backend_options` for a key that is not 1 to 32 of a-z, 0-9 and `-`, a letter first; for a value that
-    /// is empty, has more than [`MAX_VALUE_BYTES`](Self::MAX_VALUE_BYTES) or has control characters.
+    /// `InvalidInput` on `backend_options` for a key that is not 1 to 32 of a-z, 0-9 and `-`, a
+    /// letter first; for a value that is empty, has more than
+    /// [`MAX_VALUE_BYTES`](Self::MAX_VALUE_BYTES) or has control characters.
     pub fn set(&mut self, key: impl Into<String>, value: impl Into<String>) -> Result<()> {
         let (key, value) = (key.into(), value.into());
         let clean = |c: char| matches!(c, 'a'..='z' | '0'..='9' | '-');
@@ -39,17 +41,17 @@ impl BackendOptions {
         Ok(())
     }
 
-    /// Answers the value of an option.
+    /// Returns the value of an option.
     pub fn get(&self, key: &str) -> Option<&str> {
         self.0.get(key).map(String::as_str)
     }
 
-    /// Answers all of them, in the order of their keys.
+    /// Returns all of them, in the order of their keys.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(key, value)| (key.as_str(), value.as_str()))
     }
 
-    /// Tells whether there is none.
+    /// Returns whether there is none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

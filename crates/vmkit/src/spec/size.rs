@@ -11,7 +11,8 @@ use crate::error::Error;
 
 /// A number of mebibytes (2^20 bytes), never zero.
 ///
-/// Its text is `512MiB`, `2GiB`, `1TiB`, the same with `M`, `G`, `T` as QEMU has them, or a bare number of MiB; in data it is a number of MiB or such a text.
+/// Its text is `512MiB`, `2GiB`, `1TiB`, the same with `M`, `G`, `T` as QEMU has them, or a bare
+/// number of MiB; in data it is a number of MiB or such a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "MibText", into = "u64")]
 pub struct Mib(u64);
@@ -27,10 +28,11 @@ impl Mib {
     /// The largest size: 1 EiB, so that bytes always fit 63 bits.
     pub const MAX: Mib = Mib(1 << 40);
 
-    /// The smallest number that is read as MiB without saying so: who writes `4` means something else.
+    /// The smallest number that is read as MiB without saying so: who writes `4` means something
+    /// else.
     pub(crate) const LEAST_BARE: u64 = 64;
 
-    /// Makes a size of so many MiB.
+    /// Creates a size of so many MiB.
     ///
     /// # Errors
     /// `InvalidInput` for 0 and for more than [`Mib::MAX`].
@@ -42,17 +44,17 @@ impl Mib {
         }
     }
 
-    /// Answers the number of MiB.
+    /// Returns the number of MiB.
     pub const fn mib(self) -> u64 {
         self.0
     }
 
-    /// Answers the number of bytes.
+    /// Returns the number of bytes.
     pub const fn bytes(self) -> u64 {
         self.0 << 20
     }
 
-    /// Answers the smallest size that holds so many bytes, at least 1 MiB.
+    /// Returns the smallest size that holds so many bytes, at least 1 MiB.
     pub fn holding(bytes: u64) -> Self {
         Self(bytes.div_ceil(1 << 20).clamp(1, Self::MAX.0))
     }

@@ -1,7 +1,8 @@
 //! Whether a text is the YAML that cloud-init takes.
 //!
-//! Pure. cloud-init passes over a whole document that is not, and says so in a log inside the guest alone. Its parser, PyYAML, refuses
-//! a little more than this one, such as a tab between a key and its value; what this one refuses, that one does as well.
+//! Pure. cloud-init passes over a whole document that is not, and says so in a log inside the guest
+//! alone. Its parser, PyYAML, refuses a little more than this one, such as a tab between a key and
+//! its value; what this one refuses, that one does as well.
 
 /// What a document has to be at its top.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,13 +27,13 @@ pub(crate) struct Mistake {
 }
 
 impl Mistake {
-    /// Answers what to say of it where its place in the text is told by words.
+    /// Returns what to say of it where its place in the text is told by words.
     pub(crate) fn with_place(&self) -> String {
         format!("line {}, column {}: {}", self.line, self.column, self.what)
     }
 }
 
-/// Answers what is wrong with a text that has to be one document of YAML.
+/// Returns what is wrong with a text that has to be one document of YAML.
 ///
 /// # Errors
 /// The first mistake.
@@ -83,7 +84,7 @@ pub(crate) fn check(text: &str, top: Top) -> Result<(), Mistake> {
     }
 }
 
-/// Answers nothing: whoever has no YAML refuses the whole seed.
+/// Returns nothing: without YAML the whole seed is refused.
 #[cfg(not(feature = "cloud-init"))]
 pub(crate) fn check(_text: &str, _top: Top) -> Result<(), Mistake> {
     Ok(())

@@ -13,7 +13,8 @@ use super::Target;
 use super::keys::Keys;
 use super::session::Guard;
 
-/// How many keys of an agent are tried: OpenSSH's server breaks off at the sixth that it does not take (`MaxAuthTries`).
+/// How many keys of an agent are tried: OpenSSH's server breaks off at the sixth that it does not
+/// take (`MaxAuthTries`).
 const MOST_KEYS: usize = 5;
 
 /// Why no login came about.
@@ -30,7 +31,7 @@ impl From<russh::Error> for Failed {
     }
 }
 
-/// Logs in, and answers what the server said to the last key.
+/// Logs in, and returns what the server said to the last key.
 pub(super) async fn log_in(handle: &mut Handle<Guard>, target: &Target) -> Result<AuthResult, Failed> {
     match &target.identity.keys {
         Keys::Own(key) => {
@@ -67,7 +68,7 @@ async fn by_agent(handle: &mut Handle<Guard>, user: &str, socket: &Path) -> Resu
     last.ok_or_else(|| Failed::Agent("it has no keys: `ssh-add` gives it one".to_owned()))
 }
 
-/// Answers the key, unless it comes with a certificate: nobody signs one for a guest of vmkit's.
+/// Returns the key, unless it comes with a certificate: vmkit signs none for a guest.
 fn plain(identity: AgentIdentity) -> Option<PublicKey> {
     match identity {
         AgentIdentity::PublicKey { key, .. } => Some(key),
@@ -75,8 +76,8 @@ fn plain(identity: AgentIdentity) -> Option<PublicKey> {
     }
 }
 
-/// Answers what a signature by this kind of key is made with, where there is a choice: what the server knows, SHA-256 where it
-/// does not say.
+/// Returns what a signature by this kind of key is made with, where there is a choice: what the
+/// server knows, SHA-256 where it does not say.
 async fn hash(handle: &Handle<Guard>, kind: &Algorithm) -> Result<Option<HashAlg>, russh::Error> {
     match kind {
         Algorithm::Rsa { .. } => Ok(handle.best_supported_rsa_hash().await?.unwrap_or(Some(HashAlg::Sha256))),

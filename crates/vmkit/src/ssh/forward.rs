@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 /// How long the guest's server may take to reach a port of the guest itself.
 const REACH: Duration = Duration::from_secs(30);
 
-/// How long nobody is let in after the host could not: until some of those who are there may have left.
+/// The pause after a failed accept: until some of the present connections may have ended.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Waits for a connection, from this moment on.
@@ -29,7 +29,8 @@ async fn accept_from(listener: &TcpListener, from: Instant) -> io::Result<(TcpSt
     listener.accept().await
 }
 
-/// Tells whether the listener itself is well: the visitor has left again, or the host is short of something now.
+/// Returns whether the listener itself is well: the visitor has left again, or the host is short of
+/// something now.
 ///
 /// Source: accept(2).
 fn is_passing(error: &io::Error) -> bool {
@@ -38,7 +39,8 @@ fn is_passing(error: &io::Error) -> bool {
 }
 
 impl Session {
-    /// Leads each connection that somebody makes to `listener` to a port of the guest's own loopback, until the session ends.
+    /// Forwards each connection to `listener` to a port of the guest's own loopback, until the
+    /// session ends.
     ///
     /// A connection that the guest refuses is closed and warned of, and the next one is taken.
     ///
@@ -48,7 +50,7 @@ impl Session {
     /// # Errors
     /// `Guest` once the session has ended; `Io` where the listener fails.
     pub async fn forward(&self, listener: &TcpListener, guest_port: NonZeroU16) -> Result<Infallible> {
-        // In one task with the listener, so that whoever is slow to be reached keeps nobody else waiting.
+        // In one task with the listener, so that a slow connection delays no other.
         let mut led = FuturesUnordered::new();
         let mut next = Instant::now();
         loop {

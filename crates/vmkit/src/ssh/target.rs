@@ -20,7 +20,7 @@ pub struct Target {
     pub host_key: HostKey,
 }
 
-/// What somebody wants other than the VM's record says.
+/// What the caller wants instead of the VM's record.
 #[derive(Debug, Clone, Default)]
 pub struct Login {
     /// The user to log in as; vmkit's own where none is given.

@@ -1,4 +1,4 @@
-//! The terminal that a program in the guest runs at, made like the one of whoever looks on.
+//! The terminal of a program in the guest, set up like the user's own.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -39,12 +39,13 @@ impl TerminalSize {
 }
 
 impl Terminal {
-    /// Makes a terminal with the guest's own modes.
+    /// Creates a terminal with the guest's own modes.
     pub fn new(term: impl Into<String>, size: TerminalSize) -> Self {
         Self { term: term.into(), size, modes: Vec::new() }
     }
 
-    /// Makes a terminal of this kind that has the size, the keys and the modes of a real one, as they are now.
+    /// Creates a terminal of this kind that has the size, the keys and the modes of a real one, as
+    /// they are now.
     ///
     /// # Errors
     /// What the system says where it is no terminal.
@@ -58,7 +59,7 @@ impl Terminal {
     }
 }
 
-/// Answers a terminal's keys and modes in SSH's words.
+/// Returns a terminal's keys and modes in SSH's words.
 ///
 /// Source: RFC 4254, section 8; termios(3). 255 is a key that is off.
 fn modes(termios: &Termios) -> Vec<(Pty, u32)> {

@@ -1,7 +1,7 @@
 //! The mark of a VM that lives no longer than a process: a file that this process keeps locked.
 //!
-//! The kernel lets go of the lock however the process ends, in whatever namespace it lived. So a free lock is proof that
-//! nobody needs the VM any more.
+//! The kernel lets go of the lock however the process ends, in whatever namespace it lived. So a
+//! free lock is proof that the VM is no longer needed.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
@@ -14,12 +14,12 @@ use crate::steps::step;
 /// The name of that file in the VM's directory.
 pub(super) const OWNER: &str = "owner.lock";
 
-/// Keeps a VM from being removed by whoever comes next; dropped, it is theirs to remove.
+/// Keeps an ephemeral VM from being removed by another process; dropped, the VM may be removed.
 #[derive(Debug)]
 pub struct Owner(#[expect(dead_code, reason = "it is locked as long as it is open")] File);
 
 impl LockedVm {
-    /// Makes this process the VM's owner.
+    /// Creates this process the VM's owner.
     pub(crate) fn own(&self) -> Result<Owner> {
         let path = self.dir.join(OWNER);
         step("own the VM").map_err(Error::io("create", &path))?;
@@ -34,8 +34,8 @@ impl LockedVm {
         }
     }
 
-    /// Tells whether the process that owns the VM is there. Ask only while its making is not under way: the VM's lock,
-    /// which is held here, sees to that.
+    /// Returns whether the process that owns the VM is there. Ask only while its making is not
+    /// under way: the VM's lock, which is held here, sees to that.
     pub(crate) fn has_owner(&self) -> Result<bool> {
         let path = self.dir.join(OWNER);
         let file = match File::open(&path) {

@@ -23,7 +23,7 @@ pub struct VmRecord {
     pub intent: Option<Intent>,
 }
 
-/// What somebody was about to do, written down before it was done.
+/// An operation, written down before it is carried out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Intent {
     /// The operation.
@@ -38,23 +38,24 @@ impl VmRecord {
     /// The version that this vmkit writes, and the newest that it reads.
     pub const VERSION: u32 = 1;
 
-    /// Makes the record of a VM that nobody is at work on.
+    /// Creates the record of a VM that no operation works on.
     pub fn settled(handle: VmHandle) -> Self {
         Self { version: Self::VERSION, handle, intent: None }
     }
 
-    /// Makes the record of a VM that somebody is about to work on.
+    /// Creates the record of a VM that an operation is about to work on.
     pub fn intending(handle: VmHandle, intent: Intent) -> Self {
         Self { version: Self::VERSION, handle, intent: Some(intent) }
     }
 
-    /// Tells whether there is nothing to be done with this VM but to remove it: its making or its removal has begun.
+    /// Returns whether there is nothing to be done with this VM but to remove it: its making or its
+    /// removal has begun.
     pub fn is_unfinished(&self) -> bool {
         let operation = self.intent.as_ref().map(|intent| intent.operation);
         matches!(operation, Some(Operation::Prepare | Operation::Destroy))
     }
 
-    /// Answers the record's bytes.
+    /// Returns the record's bytes.
     ///
     /// # Errors
     /// `InvalidInput` when the spec has a path that is not UTF-8.
@@ -68,7 +69,7 @@ impl VmRecord {
     /// Reads a record from its bytes; `path` is where they came from.
     ///
     /// # Errors
-    /// `Record` with the path, and what is wrong: empty, cut off, foreign, or of a newer version.
+    /// `Record` with the path, and what is wrong: empty, truncated, foreign, or of a newer version.
     pub fn decode(path: &Path, bytes: &[u8]) -> Result<Self> {
         let problem = match serde_json::from_slice::<Self>(bytes) {
             Ok(record) if record.version == Self::VERSION => return Ok(record),
@@ -78,14 +79,16 @@ impl VmRecord {
         Err(Error::Record { path: path.to_owned(), problem })
     }
 
-    /// Answers which VM these bytes are the record of, if they are a record of this version; the rest is not looked at.
+    /// Returns which VM these bytes are the record of, if they are a record of this version; the
+    /// rest is not looked at.
     pub(super) fn whose(bytes: &[u8]) -> Option<(Uuid, VmName)> {
         let whose =
             serde_json::from_slice::<Whose>(bytes).ok().filter(|whose| whose.version == Self::VERSION);
         whose.map(|whose| (whose.handle.id, whose.handle.spec.name))
     }
 
-    /// Tells whether these bytes say that they are a record of a version that this vmkit does not read.
+    /// Returns whether these bytes say that they are a record of a version that this vmkit does not
+    /// read.
     pub(super) fn is_newer(bytes: &[u8]) -> bool {
         serde_json::from_slice::<Head>(bytes).is_ok_and(|head| head.version > u64::from(Self::VERSION))
     }

@@ -1,12 +1,14 @@
 //! Whose turn it is to log in to a VM's guest, among all processes of one home.
 //!
-//! An SSH server turns visitors away where ten have not logged in yet (`MaxStartups`, sshd_config(5)), and an emulated guest needs
-//! a second of its CPU for each login: of forty at once each would take longer than it may. So a few log in at the same time, one
-//! waits for the server to come up, and the others wait for them.
+//! An SSH server turns visitors away where ten have not logged in yet (`MaxStartups`,
+//! sshd_config(5)), and an emulated guest needs a second of its CPU for each login: of forty at
+//! once each would take longer than it may. So a few log in at the same time, one waits for the
+//! server to come up, and the others wait for them.
 //!
-//! A turn is the kernel's lock on a file of the VM that is there in any case and that nothing else locks. So it dies with its
-//! process, leaves nothing behind and needs no file of its own. A record that is replaced meanwhile lets one more in, which
-//! harms nothing; where the file can't be locked, there are no turns.
+//! A turn is the kernel's lock on a file of the VM that is there in any case and that nothing else
+//! locks. So it dies with its process, leaves nothing behind and needs no file of its own. A record
+//! that is replaced meanwhile lets one more in, which harms nothing; where the file can't be
+//! locked, there are no turns.
 
 use std::fs::File;
 use std::path::PathBuf;

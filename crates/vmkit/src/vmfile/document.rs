@@ -1,4 +1,5 @@
-//! From the text to what is written in it: is it TOML, is every key known, is every value of its kind.
+//! From the text to what is written in it: is it TOML, is every key known, is every value of its
+//! kind.
 //!
 //! Pure.
 
@@ -13,7 +14,7 @@ use super::problem::Problem;
 use super::raw;
 use super::read::{Node, Read};
 
-/// Answers the tables of a text that is TOML, and of a version that this vmkit reads.
+/// Returns the tables of a text that is TOML, and of a version that this vmkit reads.
 pub(super) fn toml_of(text: &str) -> Result<Spanned<DeValue<'_>>, Vec<Problem>> {
     if text.trim().is_empty() {
         let empty = Problem::new("the file is empty");
@@ -33,8 +34,8 @@ pub(super) fn toml_of(text: &str) -> Result<Spanned<DeValue<'_>>, Vec<Problem>> 
     Ok(Spanned::new(0..0, DeValue::Table(table)))
 }
 
-/// Says what is not TOML: all keys that stand there twice, but only the first of the other mistakes, since what is read
-/// after one of them need not be what was meant.
+/// Says what is not TOML: all keys that stand there twice, but only the first of the other
+/// mistakes, since what is read after one of them need not be what was meant.
 fn not_toml(text: &str, errors: &[toml::de::Error]) -> Vec<Problem> {
     let span = |error: &toml::de::Error| error.span().unwrap_or_default();
     let (twice, mut others): (Vec<_>, Vec<_>) =
@@ -58,7 +59,7 @@ fn not_toml(text: &str, errors: &[toml::de::Error]) -> Vec<Problem> {
     twice.map(|error| duplicate(text, span(error))).chain(first).collect()
 }
 
-/// Answers the line that a byte is in, without the blanks around it.
+/// Returns the line that a byte is in, without the blanks around it.
 fn line_of(text: &str, byte: usize) -> &str {
     let start = text[..byte].rfind('\n').map_or(0, |end| end + 1);
     text[start..].lines().next().unwrap_or_default().trim()
@@ -74,7 +75,8 @@ fn duplicate(text: &str, span: Range<usize>) -> Problem {
         None => (format!("`{key}` stands here a second time"), "keep one of the two"),
     };
     let problem = Problem::new(message).at(span, "again here").help(help);
-    // The parser does not tell where the first one is: a header is the same line, a key the one that begins alike.
+    // The parser does not tell where the first one is: a header is the same line, a key the one
+    // that begins alike.
     let begins_alike = |other: &str| match line.starts_with('[') {
         true => other.trim() == line,
         false => other.trim_start().strip_prefix(key).is_some_and(|rest| rest.trim_start().starts_with('=')),
@@ -116,13 +118,15 @@ pub(super) struct Whole {
 pub(super) struct Named {
     pub(super) name: String,
     pub(super) raw: raw::Machine,
-    /// Where everything that it says stands, by its path in the machine; the machine's own name is the empty one.
+    /// Where everything that it says stands, by its path in the machine; the machine's own name is
+    /// the empty one.
     pub(super) places: BTreeMap<String, Range<usize>>,
 }
 
 pub(super) fn read_file(document: &Spanned<DeValue<'_>>, problems: &mut Vec<Problem>) -> Option<Whole> {
     let node = Node::behind("the file", document);
-    // The whole is read for its mistakes; each machine is read again below, with the defaults under it.
+    // The whole is read for its mistakes; each machine is read again below, with the defaults under
+    // it.
     let raw::File { version: _version, project, defaults: _defaults, machine: _machines } =
         raw::File::read(&node, problems)?;
     let table = document.get_ref().as_table()?;
@@ -156,7 +160,8 @@ pub(super) fn read_file(document: &Spanned<DeValue<'_>>, problems: &mut Vec<Prob
     Some(Whole { project: project.and_then(|project| project.name), project_span, machines: named })
 }
 
-/// Puts into a table what only the other has: tables are joined key by key, all else is the upper one's.
+/// Puts into a table what only the other has: tables are joined key by key, all else is the upper
+/// one's.
 fn lay_over<'a>(upper: &mut Spanned<DeValue<'a>>, lower: &Spanned<DeValue<'a>>) {
     let (DeValue::Table(upper), DeValue::Table(lower)) = (upper.get_mut(), lower.get_ref()) else { return };
     for (key, value) in lower {

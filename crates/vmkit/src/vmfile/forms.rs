@@ -69,7 +69,7 @@ impl FromStr for Mode {
     }
 }
 
-/// A further disk.
+/// A data disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Disk {
     Fresh(Mib),

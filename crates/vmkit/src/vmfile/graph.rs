@@ -6,7 +6,7 @@ use super::problem::Problem;
 use super::project::MachinePlan;
 use super::resolve::which_machine;
 
-/// Answers what is wrong with the machines' `depends_on`.
+/// Returns what is wrong with the machines' `depends_on`.
 pub(super) fn problems(machines: &[MachinePlan]) -> Vec<Problem> {
     let mut problems = Vec::new();
     for machine in machines {
@@ -39,14 +39,15 @@ enum Mark {
     Done,
 }
 
-/// Answers the first circle, with every machine on it.
+/// Returns the first circle, with every machine on it.
 fn circle(machines: &[MachinePlan]) -> Option<Problem> {
     let index_of = |name: &String| machines.iter().position(|machine| machine.name == *name);
     let below: Vec<Vec<usize>> =
         machines.iter().map(|machine| machine.depends_on.iter().filter_map(index_of).collect()).collect();
     let mut marks = vec![Mark::New; machines.len()];
     for start in 0..machines.len() {
-        // The way from `start`, each with how many of its dependencies were followed; a long way must not exhaust the stack.
+        // The way from `start`, each with how many of its dependencies were followed; a long way
+        // must not exhaust the stack.
         let mut way: Vec<(usize, usize)> = Vec::new();
         if marks[start] == Mark::New {
             marks[start] = Mark::Open;

@@ -28,7 +28,7 @@ pub fn load(file: &Path) -> Result<Project> {
     Ok(parse(file, &text, &read)?)
 }
 
-/// Answers the text of a file, or what is wrong with it.
+/// Returns the text of a file, or what is wrong with it.
 fn text_of(path: &Path, most: u64) -> Result<String, String> {
     let unusable = |error: Error| match error {
         Error::Invalid { expected, .. } => expected,

@@ -4,9 +4,10 @@
 //! text ─ toml ─▶ values with their places ─ read ─▶ raw ─ resolve ─▶ Project ─▶ VmSpec, changes
 //! ```
 //!
-//! It knows the format, what it means and how to point into it. It knows nothing of VMs that exist: the manager has those,
-//! and [`spec::changes`](crate::spec::changes) says what lies between the two. All of it is pure but [`load`], which reads
-//! the file. The format's reference is `docs/vmkit-toml.md`.
+//! It knows the format, what it means and how to point into it. It knows nothing of VMs that exist:
+//! the manager has those, and [`spec::changes`](crate::spec::changes) says what lies between the
+//! two. All of it is pure but [`load`], which reads the file. The format's reference is
+//! `docs/vmkit-toml.md`.
 //!
 //! # Examples
 //! ```

@@ -1,6 +1,6 @@
 //! What is wrong with a file of machines, and where in its text: [`VmfileError`].
 //!
-//! Pure. How it is shown is for whoever shows it; here it is data, and one line of text a problem.
+//! Pure. Here problems are data, with one line of text for each; showing them is the caller's.
 
 use std::fmt;
 use std::ops::Range;
@@ -46,26 +46,26 @@ pub struct Place {
 }
 
 impl Problem {
-    /// Makes a problem that has no place yet.
+    /// Creates a problem that has no place yet.
     pub fn new(message: impl Into<String>) -> Self {
         Self { message: message.into(), place: None, also: Vec::new(), help: None }
     }
 
-    /// Answers the same problem, at this place.
+    /// Returns the same problem, at this place.
     #[must_use]
     pub fn at(mut self, span: Range<usize>, label: impl Into<String>) -> Self {
         self.place = Some(Place { span, label: label.into() });
         self
     }
 
-    /// Answers the same problem, with another place to look at.
+    /// Returns the same problem, with another place to look at.
     #[must_use]
     pub fn also(mut self, span: Range<usize>, label: impl Into<String>) -> Self {
         self.also.push(Place { span, label: label.into() });
         self
     }
 
-    /// Answers the same problem, with what may be done about it.
+    /// Returns the same problem, with what may be done about it.
     #[must_use]
     pub fn help(mut self, help: impl Into<String>) -> Self {
         self.help = Some(help.into());
@@ -74,49 +74,53 @@ impl Problem {
 }
 
 impl VmfileError {
-    /// Makes the error of a file with this text; the problems are put in the order of their places.
+    /// Creates the error of a file with this text; the problems are put in the order of their
+    /// places.
     pub(crate) fn new(file: &Path, text: Arc<str>, mut problems: Vec<Problem>) -> Self {
         problems.sort_by_key(|problem| problem.place.as_ref().map_or(0, |place| place.span.start));
         Self { file: file.to_owned(), text, problems, kind: ErrorKind::InvalidInput, is_unread: false }
     }
 
-    /// Makes the error of a file that can't be read, which is its only problem.
+    /// Creates the error of a file that can't be read, which is its only problem.
     pub(crate) fn unread(file: &Path, why: String) -> Self {
         Self { is_unread: true, ..Self::new(file, Arc::from(""), vec![Problem::new(why)]) }
     }
 
-    /// Answers the same error, of another kind: what the file asks for is right, and could not be had.
+    /// Returns the same error, of another kind: what the file asks for is right, and could not be
+    /// had.
     #[must_use]
     pub fn of_kind(self, kind: ErrorKind) -> Self {
         Self { kind, ..self }
     }
 
-    /// Answers what a caller can do about it: `InvalidInput`, unless the file is right and what it asks for failed.
+    /// Returns what a caller can do about it: `InvalidInput`, unless the file is right and what it
+    /// asks for failed.
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }
 
-    /// Tells whether the file could not be read at all, so that nothing is known of what is in it.
+    /// Returns whether the file could not be read at all, so that nothing is known of what is in
+    /// it.
     pub fn is_unread(&self) -> bool {
         self.is_unread
     }
 
-    /// Answers the file.
+    /// Returns the file.
     pub fn file(&self) -> &Path {
         &self.file
     }
 
-    /// Answers the file's text, which every span counts in; empty where it could not be read.
+    /// Returns the file's text, which every span counts in; empty where it could not be read.
     pub fn text(&self) -> &Arc<str> {
         &self.text
     }
 
-    /// Answers what is wrong, in the order of the text; at least one problem.
+    /// Returns what is wrong, in the order of the text; at least one problem.
     pub fn problems(&self) -> &[Problem] {
         &self.problems
     }
 
-    /// Answers the line and the column of a byte, both counted from 1; a column is a character.
+    /// Returns the line and the column of a byte, both counted from 1; a column is a character.
     pub fn line_and_column(&self, byte: usize) -> (usize, usize) {
         let byte = self.text.floor_char_boundary(byte);
         let before = &self.text[..byte];

@@ -1,6 +1,7 @@
 //! What a file of machines comes to: [`Project`] and its parts.
 //!
-//! Pure: every path is absolute, every default is filled in, and what only the host can tell stays open until a VM is made.
+//! Pure: every path is absolute, every default is filled in, and what only the host can tell stays
+//! open until a VM is made.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -36,7 +37,8 @@ pub struct MachinePlan {
     pub name: String,
     /// The name of its VM: `PROJECT-MACHINE`.
     pub vm: VmName,
-    /// Its image as the file has it, a path made absolute; `None` for a machine that has only a kernel.
+    /// Its image as the file has it, a path made absolute; `None` for a machine that has only a
+    /// kernel.
     pub image: Option<String>,
     /// The machines that have to be ready and provisioned before this one is started.
     pub depends_on: Vec<String>,
@@ -50,7 +52,8 @@ pub struct MachinePlan {
     pub(super) spec: VmSpec,
     /// Whether the file says which firmware, rather than leaving it to the image.
     pub(super) names_firmware: bool,
-    /// Where each key stands in the text, by its path in the machine; the machine's own name is the empty one.
+    /// Where each key stands in the text, by its path in the machine; the machine's own name is the
+    /// empty one.
     pub(super) places: BTreeMap<String, Range<usize>>,
 }
 
@@ -67,7 +70,7 @@ pub struct Origin<'a> {
 }
 
 impl<'a> Origin<'a> {
-    /// Answers which machine of which project a VM is; `None` for one that is of no project.
+    /// Returns which machine of which project a VM is; `None` for one that is of no project.
     pub fn of(vm: &'a VmSpec) -> Option<Self> {
         let (file, machine) = (vm.labels().get(Project::LABEL)?, vm.labels().get(MachinePlan::LABEL)?);
         let project = vm.name().as_str().strip_suffix(machine)?.strip_suffix('-')?;
@@ -159,7 +162,8 @@ pub enum Run {
     Once,
     /// At every `up`.
     Always,
-    /// Until it has succeeded as it is now: again when its text, its files or anything else about it changes.
+    /// Until it has succeeded as it is now: again when its text, its files or anything else about
+    /// it changes.
     Changed,
 }
 
@@ -178,12 +182,13 @@ impl Project {
     /// The label of a VM that says which file it is of: the file's absolute path.
     pub const LABEL: &'static str = "vmkit.project";
 
-    /// Answers the machine with this name.
+    /// Returns the machine with this name.
     pub fn machine(&self, name: &str) -> Option<&MachinePlan> {
         self.machines.iter().find(|machine| machine.name == name)
     }
 
-    /// Answers the machines so that each comes after all that it depends on, and else in the order of the file.
+    /// Returns the machines so that each comes after all that it depends on, and else in the order
+    /// of the file.
     pub fn in_order(&self) -> Vec<&MachinePlan> {
         let mut ordered: Vec<&MachinePlan> = Vec::with_capacity(self.machines.len());
         let mut placed = BTreeSet::new();
@@ -200,15 +205,16 @@ impl Project {
         ordered
     }
 
-    /// Makes an error that points at a key of a machine, such as `image` or `provision[0].script`; at the nearest one
-    /// around it where the file does not have it.
+    /// Creates an error that points at a key of a machine, such as `image` or
+    /// `provision[0].script`; at the nearest one around it where the file does not have it.
     pub fn error_at(&self, machine: &MachinePlan, key: &str, problem: Problem) -> VmfileError {
         let label = problem.place.as_ref().map(|place| place.label.clone()).unwrap_or_default();
         let problem = problem.at(machine.place(key), label);
         VmfileError::new(&self.file, Arc::clone(&self.text), vec![problem])
     }
 
-    /// Answers the same error, pointing into the file where it is about something that this machine says there.
+    /// Returns the same error, pointing into the file where it is about something that this machine
+    /// says there.
     pub fn blamed(&self, machine: &MachinePlan, error: Error) -> Error {
         match error {
             Error::Invalid { field, value, expected } => {
@@ -223,36 +229,38 @@ impl Project {
 impl MachinePlan {
     /// The label of a VM that says which machine of its project it is.
     pub const LABEL: &'static str = "vmkit.machine";
-    /// The label of a VM that keeps [`MachinePlan::image`]: where an image lies may change when it is pulled again, and
-    /// that makes no VM another one.
+    /// The label of a VM that keeps [`MachinePlan::image`]: where an image lies may change when it
+    /// is pulled again, and that makes no VM another one.
     pub const IMAGE_LABEL: &'static str = Labels::IMAGE;
 
-    /// Tells whether vmkit has to get into the guest: to do something there, or to see whether it is ready. Where it does not,
-    /// [`Ready::tcp`] is asked from the host.
+    /// Returns whether vmkit has to get into the guest: to do something there, or to see whether it
+    /// is ready. Where it does not, [`Ready::tcp`] is asked from the host.
     pub fn is_entered(&self) -> bool {
         let asks = self.ready.ssh || self.ready.cloud_init || self.ready.command.is_some();
         asks || !self.files.is_empty() || !self.steps.is_empty()
     }
 
-    /// Tells whether vmkit can get into the guest: where cloud-init is told whom to let in, and a network leads there.
+    /// Returns whether vmkit can get into the guest: where cloud-init is told whom to let in, and a
+    /// network leads there.
     pub fn has_way_in(&self) -> bool {
         self.spec.cloud_init().is_some() && !matches!(self.spec.network(), NetworkConfig::None)
     }
 
-    /// Answers the machine that its guest sees.
+    /// Returns the machine that its guest sees.
     pub fn machine(&self) -> Machine {
         self.spec.machine()
     }
 
-    /// Answers the network of its guest.
+    /// Returns the network of its guest.
     pub fn network(&self) -> &NetworkConfig {
         self.spec.network()
     }
 
-    /// Answers the spec to make this machine's VM from.
+    /// Returns the spec to make this machine's VM from.
     ///
     /// # Errors
-    /// `InvalidInput` where what was found does not go with the file, and for a machine with an image that none was found for.
+    /// `InvalidInput` where what was found does not go with the file, and for a machine with an
+    /// image that none was found for.
     pub fn spec(&self, found: Found) -> Result<VmSpec> {
         let mut builder = VmSpecBuilder::from(self.spec.clone());
         if let Some(disk) = self.spec.disk() {
@@ -275,7 +283,8 @@ impl MachinePlan {
         builder.build()
     }
 
-    /// Answers what this machine's VM, made from `recorded`, would be now: what only the host can tell stays as it was.
+    /// Returns what this machine's VM, made from `recorded`, would be now: what only the host can
+    /// tell stays as it was.
     ///
     /// What [`changes`](crate::spec::changes) finds between the two is what the file changed.
     ///
@@ -300,18 +309,21 @@ impl MachinePlan {
         })
     }
 
-    /// Answers what its VM shall be, with the text of the file where the path of its image will stand.
+    /// Returns what its VM shall be, with the text of the file where the path of its image will
+    /// stand.
     #[cfg(all(feature = "images", feature = "ssh"))]
     pub(crate) fn spec_but_image(&self) -> &VmSpec {
         &self.spec
     }
 
-    /// Answers the files of the host that its VM is made from and started with, each with the key that names it.
+    /// Returns the files of the host that its VM is made from and started with, each with the key
+    /// that names it.
     #[cfg(all(feature = "images", feature = "ssh"))]
     pub(crate) fn host_files(&self) -> Vec<(String, PathBuf)> {
         use crate::spec::DataDisk;
         let mut files = Vec::new();
-        // A name or an address has no file yet; whether it can be had is for the store of images to say.
+        // A name or an address has no file yet; whether it can be had is for the store of images to
+        // say.
         let image = self.image.as_ref().filter(|image| image.starts_with('/'));
         files.extend(image.map(|image| ("image".to_owned(), image.into())));
         if let Boot::Kernel(kernel) = self.spec.boot() {
@@ -326,18 +338,19 @@ impl MachinePlan {
         files
     }
 
-    /// Answers where a key stands, or the nearest one around it.
+    /// Returns where a key stands, or the nearest one around it.
     pub(super) fn place(&self, key: &str) -> Range<usize> {
         place_of(&self.places, key)
     }
 
-    /// Answers which key of the file an error on a spec's field is about, and what to say there.
+    /// Returns which key of the file an error on a spec's field is about, and what to say there.
     pub(super) fn blame(&self, field: &str, value: &str, expected: &str) -> (String, String) {
         blame(field, value, expected)
     }
 }
 
-/// Answers where a key of a machine stands, or the nearest one around it; the machine's name at the outermost.
+/// Returns where a key of a machine stands, or the nearest one around it; the machine's name at the
+/// outermost.
 pub(super) fn place_of(places: &BTreeMap<String, Range<usize>>, key: &str) -> Range<usize> {
     let mut key = key;
     loop {
@@ -349,7 +362,7 @@ pub(super) fn place_of(places: &BTreeMap<String, Range<usize>>, key: &str) -> Ra
     }
 }
 
-/// Answers which key of the file an error on a spec's field is about, and what to say there.
+/// Returns which key of the file an error on a spec's field is about, and what to say there.
 pub(super) fn blame(field: &str, value: &str, expected: &str) -> (String, String) {
     let key = match field {
         "forward" => "forwards",

@@ -1,4 +1,5 @@
-//! What can be written in a `vmkit.toml`, table by table. The docs here are those of the JSON Schema.
+//! What can be written in a `vmkit.toml`, table by table. The docs here are those of the JSON
+//! Schema.
 //!
 //! Pure.
 
@@ -25,7 +26,8 @@ table! {
         version: Version = required,
         /// What the machines are, together.
         project: Project,
-        /// What a machine is where it does not say otherwise. Tables are joined key by key; all else is replaced.
+        /// What a machine is where it does not say otherwise. Tables are joined key by key; all
+        /// else is replaced.
         defaults: Machine,
         /// The machines, each by its name: [machine.web].
         machine: BTreeMap<String, Machine>,
@@ -35,7 +37,8 @@ table! {
 table! {
     /// What the machines are, together.
     struct Project = "a table" {
-        /// The project's name: a-z, 0-9 and -. The VM of a machine is called PROJECT-MACHINE. Default: the folder's name.
+        /// The project's name: a-z, 0-9 and -. The VM of a machine is called PROJECT-MACHINE.
+        /// Default: the folder's name.
         name: String,
     }
 }
@@ -43,7 +46,8 @@ table! {
 table! {
     /// A machine.
     struct Machine = "a machine" {
-        /// The image of the root disk: a name such as debian:12, a path, or an address. It is never written to.
+        /// The image of the root disk: a name such as debian:12, a path, or an address. It is never
+        /// written to.
         image: Image,
         /// The number of virtual CPUs, 1 to 255. Default: 1.
         cpus: Cpus,
@@ -51,13 +55,16 @@ table! {
         memory: Mib,
         /// The size of the root disk, at least the image's. Default: the image's.
         disk: Mib,
-        /// Further disks: a size for a new one, or the path of an image, with :ro behind it to be read only.
+        /// Further disks: a size for a new one, or the path of an image, with :ro behind it to be
+        /// read only.
         data_disks: Vec<Disk>,
         /// How the guest is connected: user, tap:BRIDGE, vnic:LINK or none. Default: user.
         network: Network,
-        /// Whether the guest is kept from everything but its forwards; with the network user. Default: false.
+        /// Whether the guest is kept from everything but its forwards; with the network user.
+        /// Default: false.
         restrict: bool,
-        /// Ports of the host that lead into the guest, as [[ADDR:]HOST:]GUEST[/udp]; with the network user. Port 22 of the guest is always forwarded.
+        /// Ports of the host that lead into the guest, as [[ADDR:]HOST:]GUEST[/udp]; with the
+        /// network user. Port 22 of the guest is always forwarded.
         forwards: Vec<PortForward>,
         /// The machine that the guest sees; virt is the one for aarch64. Default: q35.
         machine: Board,
@@ -71,7 +78,8 @@ table! {
         cmdline: String,
         /// What runs the guest's code; auto is KVM where it really works, else TCG. Default: auto.
         accel: Accel,
-        /// Where the screen is shown: on a Unix socket, on a port of loopback with a password, or nowhere. Default: unix.
+        /// Where the screen is shown: on a Unix socket, on a port of loopback with a password, or
+        /// nowhere. Default: unix.
         vnc: Vnc,
         /// How much of the serial console's output is kept. Default: 4 MiB.
         console_log: Mib,
@@ -83,7 +91,8 @@ table! {
         run_as: UserName,
         /// What cloud-init in the guest is told at its first boot.
         cloud_init: CloudInit,
-        /// Files and folders of the host to copy into the guest, before the provision steps, again whenever they change.
+        /// Files and folders of the host to copy into the guest, before the provision steps, again
+        /// whenever they change.
         files: Vec<Copy>,
         /// What is done in the guest once it can be entered, in order.
         provision: Vec<Step>,
@@ -107,7 +116,8 @@ table! {
         packages: Vec<String>,
         /// Files to write.
         files: Vec<GuestFile>,
-        /// Commands of the first boot: a text for the shell, or a list of a program and its arguments.
+        /// Commands of the first boot: a text for the shell, or a list of a program and its
+        /// arguments.
         commands: Vec<Command>,
         /// User-data of your own, as it is; instead of the keys above, but for hostname.
         user_data: String,
@@ -173,7 +183,8 @@ table! {
         script: HostPath,
         /// A file or folder of the host to copy.
         copy: Copy,
-        /// When it is run: once; always, at every `up`; or when changed since. Default: once; for a copy, changed.
+        /// When it is run: once; always, at every `up`; or when changed since. Default: once; for a
+        /// copy, changed.
         run: Run,
         /// The guest's user that it runs as. Default: root.
         user: UserName,

@@ -1,7 +1,8 @@
-//! From TOML's values to Rust's: [`Read`], and the macro [`table`] that writes it for the tables of the format.
+//! From TOML's values to Rust's: [`Read`], and the macro [`table`] that writes it for the tables of
+//! the format.
 //!
-//! Pure. It reads on after a mistake, so that all of them are told at once, and knows the place of each. The JSON Schema is
-//! made from the same types, so the two can't differ.
+//! Pure. It reads on after a mistake, so that all of them are told at once, and knows the place of
+//! each. The JSON Schema is made from the same types, so the two can't differ.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -22,7 +23,7 @@ pub(super) trait Read: Sized {
     /// Reads a value, or notes what is wrong with it.
     fn read(node: &Node<'_>, problems: &mut Vec<Problem>) -> Option<Self>;
 
-    /// Answers the JSON Schema of what can be read.
+    /// Returns the JSON Schema of what can be read.
     fn schema(generator: &mut SchemaGenerator) -> Schema;
 }
 
@@ -40,7 +41,7 @@ impl<'a> Node<'a> {
         Self { key, item: false, value }
     }
 
-    /// Answers what to call the value.
+    /// Returns what to call the value.
     pub(super) fn name(&self) -> String {
         let key = self.key.escape_debug();
         if self.item { format!("an item of `{key}`") } else { format!("`{key}`") }
@@ -182,7 +183,8 @@ macro_rules! quantities {
                 match node.value.get_ref() {
                     DeValue::String(text) => node.parsed(text, problems),
                     DeValue::Integer(_) | DeValue::Float(_) => {
-                        // A number is read as its text is, so that both have the same bounds and units.
+                        // A number is read as its text is, so that both have the same bounds and
+                        // units.
                         node.parsed(&$number(node), problems)
                     }
                     _ => {
@@ -200,7 +202,7 @@ macro_rules! quantities {
 }
 pub(super) use quantities;
 
-/// Answers a number's text as TOML's grammar has cleaned it.
+/// Returns a number's text as TOML's grammar has cleaned it.
 pub(super) fn number(node: &Node<'_>) -> String {
     match node.value.get_ref() {
         DeValue::Float(float) => float.as_str().to_owned(),
@@ -261,7 +263,8 @@ pub(super) struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    /// Begins to read a table with these keys, and notes every other one, with what was probably meant.
+    /// Begins to read a table with these keys, and notes every other one, with what was probably
+    /// meant.
     pub(super) fn of(
         what: &'static str,
         known: &[&'a str],
@@ -325,7 +328,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("vms", "machine"),
 ];
 
-/// Answers which of the known words was probably meant.
+/// Returns which of the known words was probably meant.
 pub(super) fn meant<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     let word = word.to_lowercase().replace('-', "_");
     let elsewhere = ELSEWHERE.iter().find(|(other, _)| *other == word).map(|(_, here)| *here);
@@ -340,13 +343,14 @@ pub(super) fn meant<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     (distance(&nearest) <= most).then_some(nearest)
 }
 
-/// Answers the words in one line.
+/// Returns the words in one line.
 pub(super) fn listed(words: &[&str]) -> String {
     let words: Vec<String> = words.iter().map(|word| format!("`{word}`")).collect();
     words.join(", ")
 }
 
-/// Describes a table of the format: its fields with their docs, from which come `Read` and the JSON Schema.
+/// Describes a table of the format: its fields with their docs, from which come `Read` and the JSON
+/// Schema.
 ///
 /// A field is `Option` unless `= required` stands behind its type.
 macro_rules! table {
@@ -414,7 +418,7 @@ macro_rules! table {
 }
 pub(super) use table;
 
-/// Answers the schema with this description, as a doc comment has it.
+/// Returns the schema with this description, as a doc comment has it.
 pub(super) fn described(mut schema: Schema, doc: &str) -> Schema {
     schema.insert("description".to_owned(), doc.trim().into());
     schema

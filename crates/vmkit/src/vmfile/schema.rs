@@ -7,16 +7,17 @@ use serde_json::{Value, json};
 
 use super::raw::File;
 
-/// Answers the JSON Schema (2020-12) of a `vmkit.toml`.
+/// Returns the JSON Schema (2020-12) of a `vmkit.toml`.
 ///
-/// It is made from the types that read the file. What it can't express is what does not go together, such as two machines
-/// that want one port of the host. Its `$id` is relative: it is the name of the file that it lies in, wherever that is.
+/// It is made from the types that read the file. What it can't express is what does not go
+/// together, such as two machines that want one port of the host. Its `$id` is relative: it is the
+/// name of the file that it lies in, wherever that is.
 pub fn schema() -> Value {
     let generator = SchemaSettings::draft2020_12().into_generator();
     let mut schema = generator.into_root_schema_for::<File>().to_value();
     schema["$id"] = json!("vmkit.schema.json");
     schema["title"] = json!("vmkit.toml");
-    // What the types leave to whoever puts the machines together, and a schema can say.
+    // What the types leave open, and a schema can say.
     schema["required"] = json!(["version", "machine"]);
     schema["properties"]["machine"]["minProperties"] = json!(1);
     schema["properties"]["machine"]["propertyNames"] = json!({ "pattern": NAME });

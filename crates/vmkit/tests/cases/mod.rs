@@ -1,4 +1,5 @@
-//! Specs that together use every switch: the golden lines are made from them, and the real QEMU starts each.
+//! Specs that together use every switch: the golden lines are made from them, and the real QEMU
+//! starts each.
 
 use std::path::{Path, PathBuf};
 
@@ -37,7 +38,7 @@ fn disk(dir: &Path) -> RootDisk {
     RootDisk { image: dir.join("base.img"), size: Some(mib(64)) }
 }
 
-/// Answers all cases; `dir` has `base.img`, `extra, with comma.img`, `vmlinuz` and `initrd`.
+/// Returns all cases; `dir` has `base.img`, `extra, with comma.img`, `vmlinuz` and `initrd`.
 pub(crate) fn cases(dir: &Path) -> Vec<Case> {
     let existing: PathBuf = dir.join("extra, with comma.img");
     let forwards = ["127.0.0.1:18080:80", "5353/udp", "22"].map(|text| text.parse().expect("a forward"));

@@ -53,8 +53,9 @@ macro_rules! all_but_state {
 
 pub(crate) use all_but_state;
 
-/// Keeps one directory for each VM. There, `disk` says that it was prepared, `guest` that it lives, `paused` that its vCPUs
-/// stand still, `ran` that it was started once; `boots` has a line for each start.
+/// Keeps one directory for each VM. There, `disk` says that it was prepared, `guest` that it lives,
+/// `paused` that its vCPUs stand still, `ran` that it was started once; `boots` has a line for each
+/// start.
 #[derive(Debug, Clone)]
 pub(crate) struct FileHypervisor {
     root: PathBuf,
@@ -230,19 +231,19 @@ impl World {
         Self { dir: dir.to_owned(), manager }
     }
 
-    /// Answers everything that is left of any VM, for a message.
+    /// Returns everything that is left of any VM, for a message.
     pub(crate) fn remains(&self) -> Vec<PathBuf> {
         ["home/vms", "home/run", "fake"].iter().flat_map(|part| paths_below(&self.dir.join(part))).collect()
     }
 
-    /// Answers how often the one VM was booted.
+    /// Returns how often the one VM was booted.
     pub(crate) fn boots(&self) -> usize {
         let logs = paths_below(&self.dir.join("fake"));
         let logs = logs.iter().filter(|path| path.ends_with("boots"));
         logs.map(|log| fs::read_to_string(log).unwrap().lines().count()).sum()
     }
 
-    /// Answers the files that were being written when their writer was cut off.
+    /// Returns the files that were being written when their writer was interrupted.
     pub(crate) fn temporaries(&self) -> Vec<PathBuf> {
         let mut left = paths_below(&self.dir.join("home"));
         left.retain(|path| path.extension().is_some_and(|extension| extension == "new"));
@@ -288,7 +289,8 @@ pub(crate) async fn operate(manager: &VmManager<FileHypervisor>, word: &str) -> 
     }
 }
 
-/// What is done before an operation so that it has its full way to go, and the states that it may leave when it is cut.
+/// What is done before an operation so that it has its full way to go, and the states that it may
+/// leave when it is cut.
 pub(crate) const LIVES: [(&str, &[&str], &[&str]); 10] = [
     ("create", &[], &["", "failed", "prepared"]),
     ("start", &["create"], &["prepared", "stopped", "running"]),

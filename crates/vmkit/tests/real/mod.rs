@@ -1,4 +1,5 @@
-//! What the tests on the real QEMU share: a place to run VMs in that leaves none behind, and ways to wait.
+//! What the tests on the real QEMU share: a place to run VMs in that leaves none behind, and ways
+//! to wait.
 #![allow(dead_code, reason = "each test program takes what it needs")]
 #![allow(clippy::print_stderr, reason = "a test says aloud what it skips")]
 
@@ -22,7 +23,7 @@ use vmkit::{
 /// How long anything may take that an emulated guest does on a busy machine.
 pub(crate) const LONG: Duration = Duration::from_secs(180);
 
-/// Tells a test that it is the one in its own namespaces.
+/// Marks the process of a test that runs in its own namespaces.
 const INSIDE: &str = "VMKIT_TEST_INSIDE";
 
 /// The lock's number in every QEMU of vmkit's.
@@ -40,12 +41,12 @@ impl Place {
         self.0.path()
     }
 
-    /// Answers a QEMU hypervisor that keeps everything in here.
+    /// Returns a QEMU hypervisor that keeps everything in here.
     pub(crate) fn hypervisor(&self) -> QemuHypervisor {
         builder(self.path()).build()
     }
 
-    /// Answers one for guests of this machine.
+    /// Returns one for guests of this machine.
     pub(crate) fn hypervisor_for(&self, machine: Machine) -> QemuHypervisor {
         match machine.arch() {
             Arch::X86_64 => self.hypervisor(),
@@ -53,17 +54,17 @@ impl Place {
         }
     }
 
-    /// Answers the VM's work directory.
+    /// Returns the VM's work directory.
     pub(crate) fn work_dir(&self, vm: &VmHandle) -> PathBuf {
         self.path().join("vms").join(vm.name().as_str())
     }
 
-    /// Answers the VM's runtime directory.
+    /// Returns the VM's runtime directory.
     pub(crate) fn run_dir(&self, vm: &VmHandle) -> PathBuf {
         self.path().join("run").join(short_id(vm))
     }
 
-    /// Answers what is left of VMs on disk.
+    /// Returns what is left of VMs on disk.
     pub(crate) fn leftovers(&self) -> Vec<String> {
         let mut left = entries(&self.path().join("vms"));
         left.extend(entries(&self.path().join("run")));
@@ -84,7 +85,7 @@ impl Drop for Place {
     }
 }
 
-/// Begins a hypervisor below `dir`, on the QEMU for x86-64 that `$VMKIT_TEST_QEMU` names if it does.
+/// Creates a hypervisor below `dir`, with the QEMU for x86-64 in `$VMKIT_TEST_QEMU` if that is set.
 pub(crate) fn builder(dir: &Path) -> QemuHypervisorBuilder {
     match std::env::var_os("VMKIT_TEST_QEMU") {
         Some(program) => plain_builder(dir).program(program),
@@ -98,7 +99,8 @@ fn plain_builder(dir: &Path) -> QemuHypervisorBuilder {
         .keeper(env!("CARGO_BIN_EXE_vmkit-keeper"))
 }
 
-/// Runs the test once more in a process with network, mounts and process ids of its own, or says aloud why it is skipped.
+/// Runs the test once more in a process with network, mounts and process ids of its own, or says
+/// aloud why it is skipped.
 ///
 /// With that process everything in the namespaces ends, however it ends.
 pub(crate) fn in_own_namespaces<F: AsyncFnOnce()>(test: F) {
@@ -132,7 +134,7 @@ pub(crate) fn in_own_namespaces<F: AsyncFnOnce()>(test: F) {
     }
 }
 
-/// Answers the names in a directory, none where there is no directory.
+/// Returns the names in a directory, none where there is no directory.
 pub(crate) fn entries(dir: &Path) -> Vec<String> {
     let names = fs::read_dir(dir).map(|entries| {
         entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
@@ -157,18 +159,18 @@ pub(crate) fn run(vm: &VmHandle) -> &RunInfo {
     vm.run.as_ref().expect("a running VM has a run")
 }
 
-/// Answers what the VM's runtime directory and its tap are named after.
+/// Returns what the VM's runtime directory and its tap are named after.
 pub(crate) fn short_id(vm: &VmHandle) -> String {
     MacAddr::of_vm(vm.id).to_string().replace(':', "")[2..].to_owned()
 }
 
-/// Answers QEMU's process.
+/// Returns QEMU's process.
 pub(crate) fn pid(vm: &VmHandle) -> Pid {
     let pid = run(vm).pid.expect("a running VM has a process");
     Pid::from_raw(i32::try_from(pid).unwrap()).unwrap()
 }
 
-/// Answers the process that keeps this QEMU: its parent.
+/// Returns the process that keeps this QEMU: its parent.
 pub(crate) fn keeper_pid(qemu: Pid) -> Pid {
     let status = fs::read_to_string(format!("/proc/{qemu}/status")).unwrap();
     let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap();
@@ -202,7 +204,7 @@ pub(crate) async fn until<T>(limit: Duration, mut ask: impl AsyncFnMut() -> Opti
     }
 }
 
-/// Waits until the VM's state is one that `wanted` accepts, and answers it.
+/// Waits until the VM's state is one that `wanted` accepts, and returns it.
 pub(crate) async fn state_becomes(
     qemu: &QemuHypervisor,
     vm: &VmHandle,
@@ -247,7 +249,8 @@ pub(crate) async fn console(qemu: &QemuHypervisor, vm: &VmHandle) -> UnixStream 
     }
 }
 
-/// Says something to the guest's service on port 7 and answers whether its banner and its echo come back.
+/// Says something to the guest's service on port 7 and returns whether its banner and its echo come
+/// back.
 ///
 /// The guest's inetd goes to the background before it listens, so a first call may come too early.
 pub(crate) async fn echoes(addr: SocketAddr) -> bool {

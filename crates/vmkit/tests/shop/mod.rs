@@ -47,7 +47,8 @@ provision = [{ name = 'install', script = 'edge.sh' }]
 [machine.other]
 ";
 
-/// Guests that are a log each: what they are told goes to `said` below the directory, in the order of all of them.
+/// Guests that are a log each: what they are told goes to `said` below the directory, in the order
+/// of all of them.
 #[derive(Clone)]
 pub(crate) struct FileGuests {
     dir: PathBuf,
@@ -201,7 +202,7 @@ pub(crate) fn only(machines: &[&str]) -> Options {
     Options { machines: machines.iter().map(|&name| name.to_owned()).collect(), ..Options::default() }
 }
 
-/// Answers how the work on a machine ended: `fine`, what failed, or what it was skipped for.
+/// Returns how the work on a machine ended: `fine`, what failed, or what it was skipped for.
 pub(crate) fn end(report: &Report, machine: &str) -> String {
     let found = report.machines.iter().find(|report| report.machine == machine).unwrap();
     match &found.end {

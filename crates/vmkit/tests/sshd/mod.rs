@@ -1,4 +1,5 @@
-//! OpenSSH's real server on a loopback port of the kernel's choice: one process for each connection, ended by the test.
+//! OpenSSH's real server on a loopback port of the kernel's choice: one process for each
+//! connection, ended by the test.
 #![allow(dead_code, reason = "each test program takes what it needs")]
 
 use std::fs;
@@ -26,7 +27,8 @@ pub(crate) struct Sshd {
     served: Arc<Mutex<Vec<Child>>>,
 }
 
-/// OpenSSH's real server as a guest runs it: one process that listens, and turns away whom it has no room for.
+/// OpenSSH's real server as a guest runs it: one process that listens, and turns away whom it has
+/// no room for.
 pub(crate) struct Daemon {
     pub(crate) access: GuestAccess,
     pub(crate) address: SocketAddr,
@@ -160,7 +162,7 @@ fn serve(config: &Path, stream: TcpStream) -> Child {
         .unwrap()
 }
 
-/// Answers a process that is the test's own, and what it has started.
+/// Returns a process that is the test's own, and what it has started.
 fn with_children(pid: u32) -> Vec<Pid> {
     let mut found = vec![pid];
     let mut next = 0;

@@ -1,9 +1,10 @@
 //! A Propolis server without a hypervisor, for tests: the real one's command line, API and log.
 //!
-//! What of it is real and what is fake stands in [`vmkit_testkit::propolis`]. It takes from its environment how it behaves
-//! (`VMKIT_FAKE_PROPOLIS`, JSON; else the host's `propolis.json` says it), the directory of the stand-ins for the host's tools
-//! (`VMKIT_FAKE_ILLUMOS`; else it is where this program was found), and what stands for `/dev/vmm` (`VMKIT_FAKE_VMM`; else it is
-//! in that directory, else in the working directory).
+//! What of it is real and what is fake stands in [`vmkit_testkit::propolis`]. It takes from its
+//! environment how it behaves (`VMKIT_FAKE_PROPOLIS`, JSON; else the host's `propolis.json` says
+//! it), the directory of the stand-ins for the host's tools (`VMKIT_FAKE_ILLUMOS`; else it is where
+//! this program was found), and what stands for `/dev/vmm` (`VMKIT_FAKE_VMM`; else it is in that
+//! directory, else in the working directory).
 
 use std::env;
 use std::io::{self, Write};
@@ -35,7 +36,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err((code, problem)) => {
-            // Where nobody listens, nobody misses it.
+            // Without a receiver the message is not missed.
             let _ = writeln!(io::stderr(), "{problem}");
             ExitCode::from(code)
         }

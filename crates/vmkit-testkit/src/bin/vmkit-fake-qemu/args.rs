@@ -136,7 +136,7 @@ impl CommandLine {
         Ok(line)
     }
 
-    /// Answers the number of the descriptor that a channel's output is copied to.
+    /// Returns the number of the descriptor that a channel's output is copied to.
     pub(crate) fn log_of(&self, chardev: &Chardev) -> Option<i32> {
         let set = chardev.log_file.as_deref()?.strip_prefix("/dev/fdset/")?;
         self.fd_sets.iter().find(|(number, _)| number == set).map(|(_, fd)| *fd)

@@ -100,7 +100,7 @@ fn bind_vnc(vnc: &Vnc) -> Result<(Option<u16>, OwnedFd), String> {
     }
 }
 
-/// Answers what the system says, without the number that Rust adds.
+/// Returns what the system says, without the number that Rust adds.
 fn said(error: &io::Error) -> String {
     let text = error.to_string();
     text.split(" (os error").next().unwrap_or_default().to_owned()
@@ -120,8 +120,8 @@ pub(crate) fn inherited_file(number: i32) -> Result<File, String> {
 
 /// Copies a descriptor of this process that is only known by its number.
 ///
-/// To make an owner of a bare number is unsafe; to ask the kernel for a copy of another process's descriptor is not, and
-/// the other process may be this one.
+/// To make an owner of a bare number is unsafe; to ask the kernel for a copy of another process's
+/// descriptor is not, and the other process may be this one.
 fn inherited(number: i32) -> Result<OwnedFd, String> {
     let copy = || {
         let this = pidfd_open(getpid(), PidfdFlags::empty())?;

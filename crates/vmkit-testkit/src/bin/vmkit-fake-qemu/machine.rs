@@ -72,7 +72,7 @@ impl Machine {
         &self.behaviour
     }
 
-    /// Has a client told of what happens, until [`leave`](Self::leave).
+    /// Subscribes a client to events, until [`leave`](Self::leave).
     pub(crate) fn join(&mut self, client: Rc<UnixStream>) {
         self.clients.push(client);
     }
@@ -139,7 +139,7 @@ impl Machine {
         Ok(json!({}))
     }
 
-    /// Has something happen to it.
+    /// Applies an event to the machine.
     pub(crate) fn suffer(&mut self, blow: Blow) {
         match blow {
             Blow::Panic if self.panic_pauses => {
@@ -197,7 +197,7 @@ impl Machine {
         }
     }
 
-    /// Answers what the monitor for people prints.
+    /// Returns what the monitor for people prints.
     fn people(&self, line: &str) -> String {
         match line {
             "info status" => match self.state {
@@ -265,7 +265,7 @@ const COMMANDS: [&str; 15] = [
     "query-commands",
 ];
 
-/// Answers the version as the greeting and `query-version` tell it.
+/// Returns the version as the greeting and `query-version` tell it.
 pub(crate) fn version() -> Value {
     json!({ "qemu": { "micro": 22, "minor": 2, "major": 7 }, "package": "vmkit-fake-qemu" })
 }
@@ -319,7 +319,7 @@ pub(crate) async fn ended(
     }
 }
 
-/// Waits until `what` answers something.
+/// Waits until `what` returns a value.
 async fn when<T>(machine: &Rc<RefCell<Machine>>, what: impl Fn(&Machine) -> Option<T>) -> T {
     let changed = Rc::clone(&machine.borrow().changed);
     loop {

@@ -1,26 +1,31 @@
-//! A QEMU without a guest, for tests: it takes the command lines that vmkit makes, speaks QMP, and can misbehave on demand.
+//! A QEMU without a guest, for tests: it takes the command lines that vmkit makes, speaks QMP, and
+//! can misbehave on demand.
 //!
 //! Real, as measured with QEMU 7.2.22:
-//! - the sockets that were handed down by number, one client at a time each; the greeting, the negotiation, ids, events and
-//!   their order before the answer; the refusals of unknown commands and of what is no JSON;
-//! - `query-status`, `stop`, `cont`, `system_powerdown`, `quit`, `human-monitor-command` with `info usernet` and
-//!   `info status`, `query-chardev`, `query-version`, `query-name`, `query-uuid`, `query-commands`, `query-vnc`,
-//!   `set_password`;
-//! - the states `prelaunch`, `running`, `paused`, `guest-panicked`, `internal-error`, `io-error`, `suspended`, and which of them `cont`
-//!   refuses; a button pressed while it is paused is noticed when it runs again;
-//! - SIGTERM, SIGINT and SIGHUP end it with code 0; its last words on standard error for an unknown switch, a missing kernel
-//!   or image, a port in use, an image in use;
+//! - the sockets that were handed down by number, one client at a time each; the greeting, the
+//!   negotiation, ids, events and their order before the answer; the refusals of unknown commands
+//!   and of what is no JSON;
+//! - `query-status`, `stop`, `cont`, `system_powerdown`, `quit`, `human-monitor-command` with
+//!   `info usernet` and `info status`, `query-chardev`, `query-version`, `query-name`,
+//!   `query-uuid`, `query-commands`, `query-vnc`, `set_password`;
+//! - the states `prelaunch`, `running`, `paused`, `guest-panicked`, `internal-error`, `io-error`,
+//!   `suspended`, and which of them `cont` refuses; a button pressed while it is paused is noticed
+//!   when it runs again;
+//! - SIGTERM, SIGINT and SIGHUP end it with code 0; its last words on standard error for an unknown
+//!   switch, a missing kernel or image, a port in use, an image in use;
 //! - the host's ports of the forwards are bound, the VNC socket too.
 //!
 //! Fake:
-//! - there is no guest. It answers its power button after a while, prints one text on its console and then echoes what is
-//!   typed, and has no agent: that channel stays silent;
-//! - a property list is only looked at where one of the above needs it, so a misspelt device passes;
-//! - images are locked against other fakes only; a forwarded port accepts nobody;
+//! - there is no guest. It answers its power button after a while, prints one text on its console
+//!   and then echoes what is typed, and has no agent: that channel stays silent;
+//! - a property list is only looked at where one of the above needs it, so a misspelt device
+//!   passes;
+//! - images are locked against other fakes only; a forwarded port accepts no connection;
 //! - a command is one line, where QEMU takes any white space.
 //!
-//! How it behaves: [`vmkit_testkit::fake_qemu::Behaviour`], as JSON in `VMKIT_FAKE_QEMU` or in a file named there, else in the
-//! file `NAME.json` beside the name it was called as. SIGUSR1 makes the guest panic, SIGUSR2 the virtualisation fail.
+//! How it behaves: [`vmkit_testkit::fake_qemu::Behaviour`], as JSON in `VMKIT_FAKE_QEMU` or in a
+//! file named there, else in the file `NAME.json` beside the name it was called as. SIGUSR1 makes
+//! the guest panic, SIGUSR2 the virtualisation fail.
 
 mod args;
 mod host;
@@ -66,7 +71,7 @@ fn main() {
 
 /// Says something on the standard error as QEMU does.
 fn say(text: &str) {
-    // Where nobody listens, nobody misses it.
+    // Without a receiver the message is not missed.
     let _ = writeln!(io::stderr(), "qemu-system-x86_64: {text}");
 }
 
@@ -152,7 +157,7 @@ async fn fate(machine: Rc<RefCell<Machine>>) {
     machine.borrow_mut().suffer(fate.what);
 }
 
-/// Answers the signals that mean something: those that end it, and those that are blows.
+/// Returns the signals that mean something: those that end it, and those that are blows.
 fn signals() -> Result<Vec<(i32, Option<Blow>, Signal)>, String> {
     let kinds = [
         (SignalKind::terminate(), None),

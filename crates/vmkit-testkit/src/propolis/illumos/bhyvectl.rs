@@ -1,6 +1,7 @@
 //! `bhyvectl`, as far as it destroys.
 //!
-//! Source: illumos, `usr/src/cmd/bhyvectl/bhyvectl.c`: a VM that is not there is told on the standard output.
+//! Source: illumos, `usr/src/cmd/bhyvectl/bhyvectl.c`: a VM that is not there is told on the
+//! standard output.
 
 use std::io;
 

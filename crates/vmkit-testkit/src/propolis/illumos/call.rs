@@ -1,4 +1,5 @@
-//! One call of a stand-in: what was typed, what it says, and the faults that a test has in store for it.
+//! One call of a stand-in: what was typed, what it says, and the faults that a test has in store
+//! for it.
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
@@ -20,12 +21,12 @@ pub struct Said {
 }
 
 impl Said {
-    /// Answers what a tool says that did what was asked.
+    /// Returns what a tool says that did what was asked.
     pub(super) fn ok(stdout: impl Into<String>) -> Self {
         Self { stdout: stdout.into(), ..Self::default() }
     }
 
-    /// Answers what a tool says that could not.
+    /// Returns what a tool says that could not.
     pub(super) fn failed(code: u8, stderr: impl AsRef<str>) -> Self {
         Self { stderr: format!("{}\n", stderr.as_ref()), code, ..Self::default() }
     }
@@ -100,7 +101,7 @@ impl Illumos {
         })?
     }
 
-    /// Answers the faults that are in store.
+    /// Returns the faults that are in store.
     pub(super) fn planned(&self) -> io::Result<Vec<Planned>> {
         match std::fs::read(self.dir.join("faults.json")) {
             Ok(text) => Ok(serde_json::from_slice(&text)?),
@@ -116,7 +117,8 @@ impl Illumos {
     }
 }
 
-/// What was typed behind a subcommand, as `getopt` takes it apart: options first, operands afterwards.
+/// What was typed behind a subcommand, as `getopt` takes it apart: options first, operands
+/// afterwards.
 #[derive(Debug, Default)]
 pub(super) struct Typed {
     options: Vec<(char, Option<String>)>,
@@ -127,7 +129,7 @@ impl Typed {
     /// Takes apart; `known` names the options, each that takes a value followed by a colon.
     ///
     /// # Errors
-    /// Answers the option that is not known, or the one that misses its value.
+    /// Returns the option that is not known, or the one that misses its value.
     pub(super) fn parse(args: &[String], known: &str) -> Result<Self, Wrong> {
         let mut typed = Self::default();
         let mut args = args.iter();
@@ -158,7 +160,7 @@ impl Typed {
         self.options.iter().any(|(option, _)| *option == letter)
     }
 
-    /// Answers the last value of an option.
+    /// Returns the last value of an option.
     pub(super) fn value(&self, letter: char) -> Option<&str> {
         self.values(letter).last()
     }

@@ -1,6 +1,7 @@
 //! `dladm`: VNICs and the links under them.
 //!
-//! Source: illumos, `usr/src/cmd/dladm/dladm.c` and `usr/src/lib/libdladm`, for the texts; dladm(8) for the rules of names.
+//! Source: illumos, `usr/src/cmd/dladm/dladm.c` and `usr/src/lib/libdladm`, for the texts; dladm(8)
+//! for the rules of names.
 
 use std::collections::BTreeMap;
 
@@ -44,7 +45,7 @@ fn typed(args: &[String], known: &str) -> Result<Typed, Said> {
     })
 }
 
-/// Answers the one operand that most commands have.
+/// Returns the one operand that most commands have.
 fn operand(typed: &Typed) -> Result<&str, Said> {
     match typed.operands.as_slice() {
         [one] => Ok(one),
@@ -52,7 +53,8 @@ fn operand(typed: &Typed) -> Result<&str, Said> {
     }
 }
 
-/// Checks the name of a link to be: a letter, then letters, digits, `_` and `.`, at its end a number without leading zeros.
+/// Checks the name of a link to be: a letter, then letters, digits, `_` and `.`, at its end a
+/// number without leading zeros.
 fn check_name(name: &str) -> Result<(), Said> {
     if name.len() > LONGEST_NAME {
         return die(format!("link name too long '{name}'"));
@@ -120,7 +122,7 @@ fn pair(text: &str) -> (&str, &str) {
     text.split_once('=').unwrap_or((text, ""))
 }
 
-/// Answers an address as `dladm` prints it, or `None` where it is not one of a single host.
+/// Returns an address as `dladm` prints it, or `None` where it is not one of a single host.
 fn mac(text: &str) -> Option<String> {
     let octets: Vec<u8> = text
         .split(':')
@@ -131,7 +133,7 @@ fn mac(text: &str) -> Option<String> {
     single.then(|| printed.join(":"))
 }
 
-/// Answers an address that nobody has; the host counts, so that tests can be repeated.
+/// Returns an unused address; the host counts, so that tests can be repeated.
 fn random_mac(state: &State) -> String {
     let [.., high, middle, low] = state.calls.to_be_bytes();
     format!("2:8:20:{high:x}:{middle:x}:{low:x}")
@@ -250,7 +252,7 @@ fn field_of(name: &str, link: &Link, field: &str) -> Option<String> {
 }
 
 impl Link {
-    /// Answers a link with nothing under it.
+    /// Returns a link with nothing under it.
     pub(super) fn bare(class: LinkClass, mac: String, temporary: bool) -> Self {
         let properties = BTreeMap::new();
         Self { class, over: None, mac, mtu: 1500, vlan: 0, temporary, properties, given: false }
@@ -258,7 +260,7 @@ impl Link {
 }
 
 impl Illumos {
-    /// Opens what stands for a link in use; whoever holds it keeps the link from being deleted.
+    /// Opens the file that represents a link in use; while it is open, the link can't be deleted.
     pub(crate) fn use_link(&self, name: &str) -> std::io::Result<std::fs::File> {
         std::fs::create_dir_all(self.dir.join("links"))?;
         let file = std::fs::File::create(self.dir.join("links").join(name))?;

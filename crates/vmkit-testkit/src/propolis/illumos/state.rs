@@ -82,7 +82,7 @@ pub enum LinkClass {
 }
 
 impl State {
-    /// Reads the state of a host; one that nobody has used has none.
+    /// Reads the state of a host; an unused one has none.
     ///
     /// # Errors
     /// Whatever the system says, and a state that is not one.
@@ -94,7 +94,7 @@ impl State {
         }
     }
 
-    /// Changes the state of a host; nobody else does so meanwhile, nor sees the half of it.
+    /// Changes the state of a host atomically.
     ///
     /// # Errors
     /// Whatever the system says.

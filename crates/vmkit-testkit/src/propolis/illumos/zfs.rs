@@ -1,7 +1,8 @@
-//! `zfs`: volumes, snapshots and clones. A volume is a sparse file below what stands for `/dev/zvol`.
+//! `zfs`: volumes, snapshots and clones. A volume is a sparse file below what stands for
+//! `/dev/zvol`.
 //!
-//! Source: illumos, `usr/src/cmd/zfs/zfs_main.c` and `usr/src/lib/libzfs`, for the texts. What a real one does beyond these
-//! commands, and all of its arithmetic of space, is not here.
+//! Source: illumos, `usr/src/cmd/zfs/zfs_main.c` and `usr/src/lib/libzfs`, for the texts. What a
+//! real one does beyond these commands, and all of its arithmetic of space, is not here.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
@@ -13,7 +14,7 @@ use rustix::fs::{FlockOperation, flock};
 use super::call::{Typed, Wrong};
 use super::{Dataset, Illumos, Kind, Said, State};
 
-/// How large the blocks of a volume are, in bytes, where nobody says.
+/// The default block size of a volume, in bytes.
 const BLOCK_BYTES: u64 = 8192;
 
 /// Properties that can be asked for, besides those that were set.
@@ -82,7 +83,7 @@ fn typed(args: &[String], known: &str) -> Result<Typed, Failed> {
     })
 }
 
-/// Answers a size in bytes: a number, with a suffix of K, M, G or T.
+/// Returns a size in bytes: a number, with a suffix of K, M, G or T.
 fn bytes(text: &str) -> Option<u64> {
     let digits = text.trim_end_matches(|letter: char| !letter.is_ascii_digit());
     let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
@@ -288,7 +289,7 @@ impl Zfs<'_> {
         Ok(Said::default())
     }
 
-    /// Answers what was cloned from these, and from what is below those, and so on.
+    /// Returns what was cloned from these, and from what is below those, and so on.
     fn dependent(&self, doomed: &BTreeSet<String>) -> BTreeSet<String> {
         let mut all = doomed.clone();
         loop {
@@ -418,7 +419,7 @@ fn is_type(typed: &str, kind: Kind) -> bool {
     }
 }
 
-/// Answers a property's value, in bytes where it is a size, and where it comes from.
+/// Returns a property's value, in bytes where it is a size, and where it comes from.
 fn value(name: &str, dataset: &Dataset, property: &str) -> Result<(String, &'static str), Failed> {
     let nothing = || "-".to_owned();
     let text = match property {
@@ -473,7 +474,7 @@ impl Dataset {
 }
 
 impl Illumos {
-    /// Answers the file that is a volume.
+    /// Returns the file that is a volume.
     pub(super) fn volume(&self, name: &str) -> PathBuf {
         self.dev().join("zvol/rdsk").join(name)
     }
@@ -492,7 +493,7 @@ impl Illumos {
         self.snapshots().join(name.replace('/', "%"))
     }
 
-    /// Answers whether a server has a volume open.
+    /// Returns whether a server has a volume open.
     fn volume_is_busy(&self, name: &str) -> bool {
         let opened = File::open(self.volume(name));
         opened.is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockExclusive).is_err())

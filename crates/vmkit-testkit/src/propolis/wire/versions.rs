@@ -22,7 +22,8 @@ macro_rules! ensure_request {
             init: $method,
         }
 
-        /// How the instance comes to be; an old client can't ask the fake to take over a running one.
+        /// How the instance comes to be; an old client can't ask the fake to take over a running
+        /// one.
         #[derive(Debug, Deserialize, JsonSchema)]
         #[serde(tag = "method", content = "value")]
         #[schemars(rename = "InstanceInitializationMethod")]
@@ -78,12 +79,12 @@ fn newer(components: BTreeMap<SpecKey, ComponentV0>) -> BTreeMap<SpecKey, Compon
     components.into_iter().map(|(key, component)| (key, component.into())).collect()
 }
 
-/// Answers the components as an old version knows them, or the kind of one that it does not know.
+/// Returns the components as an old version knows them, or the kind of one that it does not know.
 fn older(components: BTreeMap<SpecKey, Component>) -> Result<BTreeMap<SpecKey, ComponentV0>, &'static str> {
     components.into_iter().map(|(key, component)| Ok((key, component.try_into()?))).collect()
 }
 
-/// What version 1 answers of a spec: with a version of its own.
+/// The reply of version 1 for a spec: with a version of its own.
 #[derive(Debug, Serialize, JsonSchema)]
 #[serde(tag = "version", content = "spec")]
 pub(crate) enum VersionedInstanceSpec {
@@ -145,7 +146,7 @@ pub(crate) struct OldVolumeStatus {
     pub(crate) active: bool,
 }
 
-/// What version 5 answers of a disk; the fake has no Crucible volume to tell of.
+/// The reply of version 5 for a disk; the fake has no Crucible volume.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct VolumeStatus {
     pub(crate) volume_info: serde_json::Value,

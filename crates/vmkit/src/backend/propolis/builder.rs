@@ -24,14 +24,15 @@ const SYSTEM_PATH: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/opt/oxide/pr
 ///
 /// Set by [`PropolisHypervisorBuilder::with_power_off`]; without one, `stop` is hard at once.
 pub trait PowerOff: Send + Sync {
-    /// Asks once, from within or by whatever the guest listens to, and comes back when it has heard.
+    /// Asks once, from within or by whatever the guest listens to, and comes back when it has
+    /// heard.
     ///
-    /// It need not wait for the guest's end; the backend does. On an error it is called again until the stop's deadline, since
-    /// a guest that is still booting hears only later.
+    /// It need not wait for the guest's end; the backend does. On an error it is called again until
+    /// the stop's deadline, since a guest that is still booting hears only later.
     ///
     /// # Errors
-    /// `Unsupported` where this guest can never be asked: then `stop` is hard at once. Anything else, where it could not be
-    /// asked this time.
+    /// `Unsupported` where this guest can never be asked: then `stop` is hard at once. Anything
+    /// else, where it could not be asked this time.
     fn power_off<'a>(
         &'a self,
         vm: &'a VmHandle,
@@ -89,44 +90,50 @@ impl PropolisHypervisorBuilder {
         })
     }
 
-    /// Sets the directories that programs are looked for in, as `PATH` has them. Without it: the usual system ones.
+    /// Sets the directories that programs are looked for in, as `PATH` has them. Without it: the
+    /// usual system ones.
     pub fn search_path(mut self, path: &OsStr) -> Self {
         self.0.host.search_path = std::env::split_paths(path).collect();
         self
     }
 
-    /// Has every program of the host run by `pfexec`, which gives it the privileges of the user's profiles.
+    /// Sets whether programs of the host are run by `pfexec`, which gives them the privileges of
+    /// the user's profiles.
     pub fn pfexec(mut self, wanted: bool) -> Self {
         self.0.host.pfexec = wanted;
         self
     }
 
-    /// Sets how long a program of the host may take, such as `zfs`; 120 s without it. One that takes longer is killed.
+    /// Sets how long a program of the host may take, such as `zfs`; 120 s without it. One that
+    /// takes longer is killed.
     pub fn program_limit(mut self, limit: Duration) -> Self {
         self.0.host.limit = limit;
         self
     }
 
-    /// Names the server's program; without it `propolis-server` is looked for. A VM's option `program` goes before.
+    /// Names the server's program; without it `propolis-server` is looked for. A VM's option
+    /// `program` goes before.
     pub fn program(mut self, path: impl Into<PathBuf>) -> Self {
         self.0.defaults.program = Some(path.into());
         self
     }
 
-    /// Names the firmware's file; without it `/var/ovmf/OVMF_CODE.fd`. A VM's option `bootrom` goes before.
+    /// Names the firmware's file; without it `/var/ovmf/OVMF_CODE.fd`. A VM's option `bootrom` goes
+    /// before.
     pub fn bootrom(mut self, path: impl Into<PathBuf>) -> Self {
         self.0.defaults.bootrom = Some(path.into());
         self
     }
 
-    /// Names the dataset below which volumes are made; without it `POOL/vmkit`, in the pool of the VM's image. A VM's option
-    /// `dataset` goes before.
+    /// Names the dataset below which volumes are made; without it `POOL/vmkit`, in the pool of the
+    /// VM's image. A VM's option `dataset` goes before.
     pub fn dataset(mut self, name: impl Into<String>) -> Self {
         self.0.defaults.dataset = Some(name.into());
         self
     }
 
-    /// Has VMs run at a server that runs already, one at a time. A VM's option `address` goes before.
+    /// Sets the address of a running server that VMs run at, one at a time. A VM's option `address`
+    /// overrides it.
     pub fn address(mut self, address: SocketAddr) -> Self {
         self.0.defaults.address = Some(address);
         self
@@ -157,8 +164,8 @@ impl PropolisHypervisorBuilder {
         self
     }
 
-    /// Sets the lease files of dnsmasq that are asked for a guest's address where the neighbour table does not know it, instead
-    /// of the usual ones.
+    /// Sets the lease files of dnsmasq that are asked for a guest's address where the neighbour
+    /// table does not know it, instead of the usual ones.
     pub fn lease_files(mut self, files: Vec<PathBuf>) -> Self {
         self.0.lease_files = Some(files);
         self
@@ -170,7 +177,7 @@ impl PropolisHypervisorBuilder {
         self
     }
 
-    /// Answers the hypervisor. Touches nothing.
+    /// Returns the hypervisor. Touches nothing.
     pub fn build(self) -> PropolisHypervisor {
         PropolisHypervisor(Arc::new(self.0))
     }

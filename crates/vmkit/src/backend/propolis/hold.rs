@@ -1,8 +1,9 @@
-//! The lock of an operation: whoever changes something of a VM holds it, and so does every program that it runs on the host.
+//! The lock of an operation: held while something of a VM is changed, also by every program that
+//! the operation runs on the host.
 //!
-//! A program has the lock's file as its standard input. So the lock is not free before the last of them has ended, even where
-//! the future that ran it was dropped or its process killed: a `zfs clone` that is still at work can't finish behind a
-//! `destroy` that found nothing to destroy.
+//! A program has the lock's file as its standard input. So the lock is not free before the last of
+//! them has ended, even where the future that ran it was dropped or its process killed: a
+//! `zfs clone` that is still at work can't finish behind a `destroy` that found nothing to destroy.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -44,13 +45,13 @@ impl Hold {
         }
     }
 
-    /// Answers a copy for the standard input of a program.
+    /// Returns a copy for the standard input of a program.
     pub(super) fn as_input(&self) -> io::Result<File> {
         self.0.try_clone()
     }
 }
 
-/// Tells whether an operation is at work.
+/// Returns whether an operation is at work.
 pub(super) fn is_held(path: &Path) -> Result<bool> {
     let file = match File::open(path) {
         Ok(file) => file,

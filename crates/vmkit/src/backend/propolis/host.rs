@@ -1,7 +1,7 @@
 //! Running the host's programs: `zfs`, `dladm`, `bhyvectl`, `arp`.
 //!
-//! What is run is data that [`plan`](super::plan) made. The environment is cleared: the programs speak English, and nothing of
-//! the caller's reaches them.
+//! What is run is data that [`plan`](super::plan) made. The environment is cleared: the programs
+//! speak English, and nothing of the caller's reaches them.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,8 @@ use crate::steps::step;
 
 /// How long a program may take, unless set otherwise: to destroy a large volume takes a while.
 pub(super) const LIMIT: Duration = Duration::from_secs(120);
-/// How long one that is killed may take to end: what it has begun in the kernel goes on till it is done.
+/// How long one that is killed may take to end: what it has begun in the kernel goes on till it is
+/// done.
 const KILL_LIMIT: Duration = Duration::from_secs(5);
 
 /// What a program says of what it should make and is there, or should take away and is not.
@@ -47,22 +48,23 @@ pub(super) enum Done {
     Well(String),
     /// It failed, and this was the reason.
     Failed(String),
-    /// It did not end in time, and not when it was killed either: what it does, and will have done, nobody knows.
+    /// It did not end in time, and not when it was killed either: what it does, and will have done,
+    /// nobody knows.
     Endless,
 }
 
 impl Done {
-    /// Tells whether it failed since what it should make is there.
+    /// Returns whether it failed since what it should make is there.
     pub(super) fn is_there(&self) -> bool {
         matches!(self, Done::Failed(why) if THERE.iter().any(|text| why.contains(text)))
     }
 
-    /// Tells whether it failed since what it is about is not there.
+    /// Returns whether it failed since what it is about is not there.
     pub(super) fn is_gone(&self) -> bool {
         matches!(self, Done::Failed(why) if GONE.iter().any(|text| why.contains(text)))
     }
 
-    /// Answers what it said; `words` is what was run.
+    /// Returns what it said; `words` is what was run.
     ///
     /// # Errors
     /// `Host` with why it failed, `TimedOut` where it does not end.
@@ -94,7 +96,8 @@ impl Host {
         })
     }
 
-    /// Answers what to execute for a program and its arguments, `pfexec` before it where that is wanted.
+    /// Returns what to execute for a program and its arguments, `pfexec` before it where that is
+    /// wanted.
     ///
     /// # Errors
     /// `Host` where no directory has it.
@@ -115,7 +118,8 @@ impl Host {
     /// A program that was begun goes on; until it has ended the lock is held.
     ///
     /// # Errors
-    /// `Host` where it can't be run; `TimedOut` where it took too long, and has ended since it was killed.
+    /// `Host` where it can't be run; `TimedOut` where it took too long, and has ended since it was
+    /// killed.
     pub(super) async fn change(&self, words: &[String], hold: &Hold) -> Result<Done> {
         let line = self.line(words)?;
         step("host: run a program").map_err(Error::io("run", &line[0]))?;
@@ -163,11 +167,12 @@ impl Host {
         Ok(Done::Failed(if complained.is_empty() { status.to_string() } else { complained }))
     }
 
-    /// Kills a program, and answers whether it has ended.
+    /// Kills a program, and returns whether it has ended.
     async fn killed(&self, child: &mut Child) -> bool {
         let killed = child.start_kill().map_err(Error::io("kill", "/proc"));
         let killed = match (killed, child.id(), self.killer()) {
-            // One that pfexec gave more privileges than this user has; its number is its own until it is waited for.
+            // One that pfexec gave more privileges than this user has; its number is its own until
+            // it is waited for.
             (Err(_), Some(pid), Some(killer)) => kill_by(&killer, pid).await,
             (killed, ..) => killed,
         };
@@ -177,7 +182,8 @@ impl Host {
         matches!(timeout(KILL_LIMIT, child.wait()).await, Ok(Ok(_)))
     }
 
-    /// Answers what kills a process that runs with more privileges than this user's, where there is such a thing.
+    /// Returns what kills a process that runs with more privileges than this user's, where there is
+    /// such a thing.
     pub(super) fn killer(&self) -> Option<Vec<String>> {
         let words = ["kill", "-9"].map(str::to_owned);
         self.pfexec.then(|| self.line(&words).ok()).flatten()

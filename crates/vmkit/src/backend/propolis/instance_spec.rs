@@ -1,7 +1,7 @@
-//! What a Propolis server is told of a VM, and what it answers: its wire types.
+//! The wire types of a Propolis server: the spec of a VM, and the replies.
 //!
-//! Pure. Only what vmkit says is here; what it reads names only the fields that it uses. A field that is null and one that is
-//! absent mean the same.
+//! Pure. Only what vmkit says is here; what it reads names only the fields that it uses. A field
+//! that is null and one that is absent mean the same.
 //!
 //! Source: the API description of propolis-server 5.0.0.
 

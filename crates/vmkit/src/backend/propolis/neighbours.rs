@@ -1,4 +1,5 @@
-//! Where the host reaches a guest by its Ethernet address: the neighbour table of illumos, and leases.
+//! Where the host reaches a guest by its Ethernet address: the neighbour table of illumos, and
+//! leases.
 
 use std::net::IpAddr;
 
@@ -11,8 +12,8 @@ pub(super) const COMMAND: [&str; 2] = ["arp", "-an"];
 
 /// Finds the addresses of this Ethernet address in what `arp -an` prints.
 ///
-/// A line is `DEVICE ADDRESS MASK [FLAGS] ETHERNET`, and the last one has no leading zeros in its bytes. Addresses that the host
-/// publishes for others are no guest's.
+/// A line is `DEVICE ADDRESS MASK [FLAGS] ETHERNET`, and the last one has no leading zeros in its
+/// bytes. Addresses that the host publishes for others are no guest's.
 pub(super) fn addresses_of(mac: MacAddr, table: &str) -> Vec<IpAddr> {
     let found = table.lines().filter_map(|line| {
         let words: Vec<&str> = line.split_ascii_whitespace().collect();

@@ -14,7 +14,7 @@ use crate::spec::{LinkName, VmSpec};
 pub(super) const KEYS: [&str; 7] =
     ["address", "bootrom", "dataset", "guest-ip", "program", "serial-number", "vnic"];
 
-/// Begins the name of an image that is the snapshot of a ZFS volume.
+/// The prefix of the name of an image that is the snapshot of a ZFS volume.
 const ZFS: &str = "zfs:";
 
 /// What a VM without options of its own gets.
@@ -102,18 +102,18 @@ impl Snapshot {
         if sound { Ok(Some(Self(name.to_owned()))) } else { Err(wrong()) }
     }
 
-    /// Answers its full name.
+    /// Returns its full name.
     pub(super) fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Answers the pool that it is in, and that its clones can be in.
+    /// Returns the pool that it is in, and that its clones can be in.
     pub(super) fn pool(&self) -> &str {
         pool_of(&self.0)
     }
 }
 
-/// Answers the pool of a dataset.
+/// Returns the pool of a dataset.
 pub(super) fn pool_of(dataset: &str) -> &str {
     dataset.split('/').next().unwrap_or(dataset)
 }
@@ -125,7 +125,8 @@ fn check_dataset(key: &'static str, text: &str) -> Result<String> {
     Err(refused(key, text, "a dataset is named POOL or POOL/NAME…, of letters, digits, _ - . and :"))
 }
 
-/// Tells whether this may be a dataset's name; 200 bytes leave room below the 255 that ZFS allows.
+/// Returns whether this may be a dataset's name; 200 bytes leave room below the 255 that ZFS
+/// allows.
 ///
 /// Source: zfs(8), "ZFS File System Hierarchy".
 fn is_dataset(text: &str) -> bool {

@@ -1,7 +1,8 @@
 //! What will be done for a VM: [`PropolisPlan`], as data.
 //!
-//! Pure: from a spec and the facts of the host, without touching either. The golden tests and bug reports print it, and a VM's
-//! claim keeps its steps, so that whoever removes the VM undoes what was done and not what would be done today.
+//! Pure: from a spec and the facts of the host, without touching either. The golden tests and bug
+//! reports print it, and a VM's claim keeps its steps, so that whoever removes the VM undoes what
+//! was done and not what would be done today.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -43,7 +44,8 @@ pub struct PropolisPlan {
     pub prepare: Vec<HostStep>,
     /// What `start` runs, or where the server is that runs already.
     pub server: ServerPlan,
-    /// The version of the API that is spoken: the lowest that has what the spec needs, for the widest range of servers.
+    /// The version of the API that is spoken: the lowest that has what the spec needs, for the
+    /// widest range of servers.
     pub api_version: &'static str,
     /// What the server is asked for at each start.
     pub request: InstanceEnsureRequest,
@@ -58,7 +60,8 @@ pub enum HostStep {
     Command {
         /// The program and its arguments.
         run: Vec<String>,
-        /// The program and the arguments that take it away again, where there is anything to take away.
+        /// The program and the arguments that take it away again, where there is anything to take
+        /// away.
         undo: Option<Vec<String>>,
         /// Whether it is gone after a reboot, so that each start does it again where it is missing.
         at_every_start: bool,
@@ -72,7 +75,7 @@ pub enum HostStep {
         /// The size the guest sees, where it is not the image's.
         size: Option<Mib>,
     },
-    /// Makes a file for an empty disk.
+    /// Creates a file for an empty disk.
     Blank {
         /// Where.
         path: PathBuf,
@@ -201,7 +204,7 @@ fn check_network(spec: &VmSpec, options: &Options) -> Result<()> {
     }
 }
 
-/// Answers the dataset below which the volumes of a VM are made; `None` where its disks are files.
+/// Returns the dataset below which the volumes of a VM are made; `None` where its disks are files.
 ///
 /// # Errors
 /// `InvalidInput` for one in another pool than the image: a clone lies in the pool of its snapshot.
@@ -221,7 +224,7 @@ pub(super) fn dataset(spec: &VmSpec, options: &Options) -> Result<Option<String>
     }
 }
 
-/// Answers the lowest version of the API that a VM needs: 2 has SMBIOS.
+/// Returns the lowest version of the API that a VM needs: 2 has SMBIOS.
 pub(super) fn api_version(options: &Options) -> &'static str {
     if options.serial_number.is_some() { "2.0.0" } else { "1.0.0" }
 }
@@ -229,8 +232,8 @@ pub(super) fn api_version(options: &Options) -> &'static str {
 /// Plans a VM.
 ///
 /// # Errors
-/// Those of [`check`]; `InvalidInput` for a disk smaller than its image, and on `cloud_init` where the request that carries the
-/// seed would be longer than the server takes.
+/// Those of [`check`]; `InvalidInput` for a disk smaller than its image, and on `cloud_init` where
+/// the request that carries the seed would be longer than the server takes.
 pub(super) fn plan(
     spec: &VmSpec,
     id: Uuid,
@@ -384,7 +387,7 @@ impl Made<'_> {
         }
     }
 
-    /// Answers the VNIC that the guest gets, made or found.
+    /// Returns the VNIC that the guest gets, made or found.
     fn vnic(&mut self, spec: &VmSpec, options: &Options) -> Option<String> {
         match (spec.network(), &options.vnic) {
             (NetworkConfig::None, _) => None,
@@ -407,7 +410,8 @@ impl Made<'_> {
     }
 }
 
-/// Answers what destroys a volume with its own snapshots; one that somebody has cloned stays, with an error.
+/// Returns what destroys a volume with its own snapshots; one that somebody has cloned stays, with
+/// an error.
 fn destroy_of(volume: &str) -> Vec<String> {
     words(&["zfs", "destroy", "-r", volume])
 }
@@ -468,7 +472,8 @@ fn disk_slot(index: usize) -> u8 {
 }
 
 impl fmt::Display for PropolisPlan {
-    /// Prints the plan as a person reads it, the seed only by its length: it may hold a private key.
+    /// Prints the plan as a person reads it, the seed only by its length: it may hold a private
+    /// key.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for step in &self.prepare {
             match step {

@@ -1,5 +1,5 @@
-//! Golden plans, whole, under `tests/golden/propolis`; `UPDATE_GOLDEN=1` writes them anew. What each asks of the server is held
-//! against the published description of its API.
+//! Golden plans, whole, under `tests/golden/propolis`; `UPDATE_GOLDEN=1` writes them again. What
+//! each asks of the server is held against the published description of its API.
 
 use std::path::{Path, PathBuf};
 

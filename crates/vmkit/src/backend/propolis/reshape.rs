@@ -1,7 +1,8 @@
 //! What of a VM's host has to become another when its spec has: [`reshaping`].
 //!
-//! Pure. Only two things can: the network, which is made at every start anyway, and the size of the root disk, which grows. Every
-//! other disk stays what its claim says, whatever a plan of today would make.
+//! Pure. Only two things can: the network, which is made at every start anyway, and the size of the
+//! root disk, which grows. Every other disk stays what its claim says, whatever a plan of today
+//! would make.
 
 use super::plan::{HostStep, VOLSIZE};
 
@@ -19,13 +20,14 @@ pub(super) struct Reshaping {
 }
 
 impl Reshaping {
-    /// Tells whether everything is as it is planned.
+    /// Returns whether everything is as it is planned.
     pub(super) fn is_none(&self) -> bool {
         self.going.is_empty() && self.coming.is_empty()
     }
 }
 
-/// Answers what has to be done to a VM for which `done` was done, and `pending` perhaps, so that it is as `planned`.
+/// Returns what has to be done to a VM for which `done` was done, and `pending` perhaps, so that it
+/// is as `planned`.
 pub(super) fn reshaping(done: &[HostStep], pending: &[HostStep], planned: &[HostStep]) -> Reshaping {
     let mut shape = Reshaping::default();
     let changes = |step: &&HostStep| is_network(step) || is_growth(step);
@@ -49,7 +51,7 @@ pub(super) fn reshaping(done: &[HostStep], pending: &[HostStep], planned: &[Host
     shape
 }
 
-/// Answers to how many bytes the root disk was grown by these steps, where it was.
+/// Returns to how many bytes the root disk was grown by these steps, where it was.
 pub(super) fn grown_to(steps: &[HostStep]) -> Option<u64> {
     let bytes = |step: &HostStep| match step {
         HostStep::Command { run, .. } => {
@@ -65,7 +67,8 @@ fn is_network(step: &HostStep) -> bool {
     matches!(step, HostStep::Command { at_every_start: true, .. })
 }
 
-/// Tells whether a step makes something larger that an earlier one has made: it has nothing to undo.
+/// Returns whether a step makes something larger that an earlier one has made: it has nothing to
+/// undo.
 fn is_growth(step: &HostStep) -> bool {
     matches!(step, HostStep::Command { undo: None, at_every_start: false, .. })
 }

@@ -1,4 +1,5 @@
-//! Golden command lines: whole, one argument a line, under `tests/golden`. `UPDATE_GOLDEN=1` writes them anew.
+//! Golden command lines: whole, one argument a line, under `tests/golden`. `UPDATE_GOLDEN=1` writes
+//! them again.
 
 use std::path::{Path, PathBuf};
 

@@ -8,7 +8,7 @@ use std::path::Path;
 use crate::error::{Error, Result};
 use crate::steps::step;
 
-/// Makes a directory of this user alone, with its parents.
+/// Creates a directory of this user alone, with its parents.
 ///
 /// # Errors
 /// `Io`, `Host`.
@@ -29,7 +29,7 @@ pub(crate) fn remove_file(path: &Path) -> Result<()> {
     }
 }
 
-/// Removes a directory; one that somebody else's files lie in stays.
+/// Removes a directory, unless it has foreign files in it.
 ///
 /// # Errors
 /// `Io`, `Host`.
@@ -43,7 +43,7 @@ pub(crate) fn remove_dir(path: &Path) -> Result<()> {
     }
 }
 
-/// Tells whether an error says that what was to be removed or read is not there.
+/// Returns whether an error says that what was to be removed or read is not there.
 pub(crate) fn is_gone(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }

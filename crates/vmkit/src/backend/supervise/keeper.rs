@@ -1,9 +1,10 @@
 //! The keeper: a small process, the parent of one hypervisor, for as long as that runs.
 //!
-//! A hypervisor outlives the `vmkit` that started it, and only a parent learns how a process ended. So a keeper stands between
-//! them, as conmon does for containers. It starts the hypervisor, writes down its identity, keeps the console's log within its bound,
-//! and when that has ended writes how, removes the run's sockets and goes. It decides nothing and listens to nobody. If it is
-//! killed, the hypervisor goes on; only the cause of its end and further console output are lost.
+//! A hypervisor outlives the `vmkit` that started it, and only a parent learns how a process ended.
+//! So a keeper stands between them, as conmon does for containers. It starts the hypervisor, writes
+//! down its identity, keeps the console's log within its bound, and when that has ended writes how,
+//! removes the run's sockets and goes. It decides nothing and listens to nobody. If it is killed,
+//! the hypervisor goes on; only the cause of its end and further console output are lost.
 //!
 //! ```text
 //!   library ──spawn──▶ keeper ──spawn──▶ hypervisor    stdin of the keeper is a socket pair: one message goes in,
@@ -11,7 +12,8 @@
 //!      ◀────── process ─────────┘
 //! ```
 //!
-//! It runs no async runtime and one thread, so that it can hand descriptors on without a race and stays small.
+//! It runs no async runtime and one thread, so that it can hand descriptors on without a race and
+//! stays small.
 
 use std::ffi::OsString;
 use std::fs;
@@ -78,10 +80,10 @@ pub(crate) enum Answer {
 
 /// Becomes a VM's keeper if this process was started as one, and then never returns.
 ///
-/// A program that embeds vmkit calls this first in `main`, before it starts a thread or a runtime, so that [`QemuHypervisor`]
-/// can start the program itself once more as the keeper of each VM. A program that does not (a test program has no `main` of its
-/// own) needs the program `vmkit-keeper` beside it or one directory up; or it names one, see
-/// [`QemuHypervisorBuilder::keeper`].
+/// A program that embeds vmkit calls this first in `main`, before it starts a thread or a runtime,
+/// so that [`QemuHypervisor`] can start the program itself once more as the keeper of each VM. A
+/// program that does not (a test program has no `main` of its own) needs the program `vmkit-keeper`
+/// beside it or one directory up; or it names one, see [`QemuHypervisorBuilder::keeper`].
 ///
 /// # Examples
 /// ```no_run
@@ -109,19 +111,22 @@ pub fn run_if_keeper() {
     HAS_ASKED.store(true, Ordering::Relaxed);
 }
 
-/// Tells whether this very program, started once more, would become a keeper: it has called [`run_if_keeper`].
+/// Returns whether this very program, started once more, would become a keeper: it has called
+/// [`run_if_keeper`].
 pub(crate) fn this_program_can_be_one() -> bool {
     HAS_ASKED.load(Ordering::Relaxed)
 }
 
-/// Does a keeper's whole work and answers its exit code.
+/// Does a keeper's whole work and returns its exit code.
 fn main() -> i32 {
-    // A session of its own: no terminal's Ctrl-C and no hang-up reaches the keeper or its hypervisor.
+    // A session of its own: no terminal's Ctrl-C and no hang-up reaches the keeper or its
+    // hypervisor.
     let _ = rustix::process::setsid();
-    // What the hypervisor makes itself, such as a screen's socket, is the owner's alone, whatever the caller's mask was.
+    // What the hypervisor makes itself, such as a screen's socket, is the owner's alone, whatever
+    // the caller's mask was.
     rustix::process::umask(Mode::from_raw_mode(0o177));
-    // Whatever the library's program left open for its children is neither the keeper's nor the hypervisor's: a lock or a pipe
-    // would stay in use for as long as the guest runs.
+    // Whatever the library's program left open for its children is neither the keeper's nor the
+    // hypervisor's: a lock or a pipe would stay in use for as long as the guest runs.
     if crate::sys::close_inherited(3).is_err() {
         return 1;
     }
@@ -175,7 +180,8 @@ fn receive(control: &UnixStream) -> io::Result<(Launch, Vec<OwnedFd>)> {
         }
     }
     for descriptor in &descriptors {
-        // Not every system marks them as they come in; this process has one thread, so nothing is started in between.
+        // Not every system marks them as they come in; this process has one thread, so nothing is
+        // started in between.
         rustix::io::fcntl_setfd(descriptor, FdFlags::CLOEXEC)?;
     }
     head.truncate(received.bytes);
@@ -205,7 +211,8 @@ struct Kept {
     process: Option<ProcessFd>,
     /// The console's, then the hypervisor's own; gone once their pipe is closed.
     logs: Vec<Log>,
-    /// Held to the end: the lock tells others that this run is not over until how it ended is written down.
+    /// Held to the end: the lock tells others that this run is not over until how it ended is
+    /// written down.
     _descriptors: Vec<OwnedFd>,
 }
 
@@ -277,18 +284,18 @@ impl Kept {
         let (child, process) = held.inspect_err(|_| {
             let _ = run_file.ended(&Ended { code: None, signal: None });
         })?;
-        // A run file that can't be written does not kill a healthy guest: the file has its size since it was created,
-        // and the lock tells that something runs.
+        // A run file that can't be written does not kill a healthy guest: the file has its size
+        // since it was created, and the lock tells that something runs.
         let _ = run_file.started(child.id());
         Ok(Self { child, run_file, process, logs, _descriptors: descriptors })
     }
 
-    /// Answers the log of what the hypervisor itself says.
+    /// Returns the log of what the hypervisor itself says.
     fn own_log(&mut self) -> &mut Log {
         self.logs.last_mut().expect("the pipe is looked at only once the hypervisor is watched")
     }
 
-    /// Copies output into the logs until the hypervisor has ended, and answers how.
+    /// Copies output into the logs until the hypervisor has ended, and returns how.
     fn watch(&mut self) -> Ended {
         let mut buffer = vec![0; 16 << 10];
         let mut process = self.process.take();
@@ -309,8 +316,8 @@ impl Kept {
                 !log_is_ready.next().is_some_and(|ready| *ready) || log.copy_some(&mut buffer)
             });
             if process_is_ready.contains(&true) {
-                // Whatever made what is held of it worthless, such as privileges that this user has not, it lives: then its pipes
-                // tell of its end.
+                // Whatever made what is held of it worthless, such as privileges that this user has
+                // not, it lives: then its pipes tell of its end.
                 match self.child.try_wait() {
                     Ok(None) => process = None,
                     _ => break,
@@ -338,7 +345,8 @@ impl Kept {
     }
 }
 
-/// Takes hold of a process that was just started; one that can't be held is ended again, for nobody could watch it.
+/// Takes hold of a process that was just started; one that can't be held is ended again, for nobody
+/// could watch it.
 fn held(mut child: Child) -> Result<(Child, Option<ProcessFd>), String> {
     let process = ProcessId::of(child.id()).and_then(|id| id.map_or(Ok(None), |id| id.open()));
     match process {
@@ -352,7 +360,8 @@ fn held(mut child: Child) -> Result<(Child, Option<ProcessFd>), String> {
     }
 }
 
-/// Removes the sockets of the run. What can't be removed here, the next start or `destroy` removes, and reports.
+/// Removes the sockets of the run. What can't be removed here, the next start or `destroy` removes,
+/// and reports.
 fn remove_sockets(launch: &Launch) {
     for socket in &launch.sockets {
         let _ = fs::remove_file(socket);

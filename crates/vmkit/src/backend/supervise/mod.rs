@@ -1,5 +1,5 @@
-//! What backends have in common that run their hypervisor as a process of this host: starting it so that it outlives
-//! vmkit, finding it again without doubt, ending it, and knowing how it ended.
+//! What backends have in common that run their hypervisor as a process of this host: starting it so
+//! that it outlives vmkit, finding it again without doubt, ending it, and knowing how it ended.
 //!
 //! ```text
 //!  alive     the lock that is free exactly when nothing runs, nor is about to
@@ -27,7 +27,8 @@ pub(crate) const ALIVE_DESCRIPTOR: i32 = 200;
 /// Where the supervision of one VM's hypervisor keeps its files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Place {
-    /// Locked by whoever runs the VM; the hypervisor itself inherits the lock, so it is free exactly when nothing runs.
+    /// Locked by the process that runs the VM; the hypervisor itself inherits the lock, so it is
+    /// free exactly when nothing runs.
     pub(crate) alive: PathBuf,
     /// The record of the last run, written by the keeper.
     pub(crate) run_file: PathBuf,
@@ -35,11 +36,12 @@ pub(crate) struct Place {
     pub(crate) run_dir: PathBuf,
     /// The hypervisor's name in errors, such as `QEMU`.
     pub(crate) program: &'static str,
-    /// What kills a process that runs with more privileges than this user's: a program and its arguments before the number.
+    /// What kills a process that runs with more privileges than this user's: a program and its
+    /// arguments before the number.
     pub(crate) killer: Option<Vec<String>>,
 }
 
-/// Answers where a file lies until it is whole.
+/// Returns where a file lies until it is whole.
 pub(crate) fn unfinished(file: &Path) -> PathBuf {
     with_suffix(file, ".unfinished")
 }

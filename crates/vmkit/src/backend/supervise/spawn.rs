@@ -15,10 +15,12 @@ use super::keeper::{self, ARG0, Answer, Launch, MAX_DESCRIPTORS, PEER};
 use super::runfile::MOST_RUN_DIR_BYTES;
 use crate::error::{Error, Result};
 
-/// Finds the program that becomes a keeper: the one that was named, this program itself, or `vmkit-keeper` beside it.
+/// Finds the program that becomes a keeper: the one that was named, this program itself, or
+/// `vmkit-keeper` beside it.
 ///
 /// # Errors
-/// `Host` where there is none, with what to do; `InvalidInput` on `keeper` for a path that is relative.
+/// `Host` where there is none, with what to do; `InvalidInput` on `keeper` for a path that is
+/// relative.
 pub(crate) fn keeper_program(named: Option<&Path>) -> Result<PathBuf> {
     if let Some(path) = named {
         // It is started in `/`.
@@ -27,7 +29,8 @@ pub(crate) fn keeper_program(named: Option<&Path>) -> Result<PathBuf> {
             false => Err(Error::invalid("keeper", path.display(), "the path must be absolute")),
         };
     }
-    // The link, not the path: it names this very program even after an upgrade has replaced the file.
+    // The link, not the path: it names this very program even after an upgrade has replaced the
+    // file.
     if keeper::this_program_can_be_one() && cfg!(target_os = "linux") {
         return Ok(PathBuf::from("/proc/self/exe"));
     }
@@ -56,11 +59,13 @@ pub(crate) struct Launched {
 
 /// Starts a keeper and tells it what to start.
 ///
-/// From here on the hypervisor runs, whoever waits for it or not; there is no point at which a dropped future leaves a keeper that was
-/// half told. One that was told nothing, since this process was killed just then, ends by itself.
+/// From here on the hypervisor runs, whoever waits for it or not; there is no point at which a
+/// dropped future leaves a keeper that was half told. One that was told nothing, since this process
+/// was killed just then, ends by itself.
 ///
 /// # Errors
-/// `Protocol` where the keeper can't be started; `InvalidInput` on a directory for sockets whose path is too long to be recorded.
+/// `Protocol` where the keeper can't be started; `InvalidInput` on a directory for sockets whose
+/// path is too long to be recorded.
 pub(crate) fn launch(program: &Path, launch: &Launch, descriptors: &[OwnedFd]) -> Result<Launched> {
     if launch.run_dir.as_os_str().len() > MOST_RUN_DIR_BYTES {
         let why = format!("the path must have {MOST_RUN_DIR_BYTES} bytes at the most");
@@ -78,7 +83,7 @@ pub(crate) fn launch(program: &Path, launch: &Launch, descriptors: &[OwnedFd]) -
         .stderr(Stdio::null())
         .spawn()
         .map_err(&failed)?;
-    // Whoever polls the runtime reaps the keeper; after this process has ended, init does.
+    // The runtime reaps the keeper; after this process has ended, init does.
     drop(child);
     crate::steps::step("keeper: launch").map_err(&failed)?;
     send(&ours, launch, descriptors).map_err(&failed)?;
@@ -86,10 +91,12 @@ pub(crate) fn launch(program: &Path, launch: &Launch, descriptors: &[OwnedFd]) -
 }
 
 impl Launched {
-    /// Waits until the hypervisor's process is there, and answers its id, with what the keeper says from then on.
+    /// Waits until the hypervisor's process is there, and returns its id, with what the keeper says
+    /// from then on.
     ///
     /// # Errors
-    /// `Host` where the hypervisor can't be started, `TimedOut` at the deadline, `Protocol` from a program that is no keeper.
+    /// `Host` where the hypervisor can't be started, `TimedOut` at the deadline, `Protocol` from a
+    /// program that is no keeper.
     pub(crate) async fn started(self, deadline: Instant) -> Result<(u32, Words)> {
         let failed = failure(&self.program);
         self.answers.set_nonblocking(true).map_err(&failed)?;

@@ -6,13 +6,14 @@ use crate::host::facts::{
 };
 use crate::spec::Arch;
 
-/// Judges the host: KVM, QEMU, its tools, the network, and the two directories in which VMs are kept and run.
+/// Judges the host: KVM, QEMU, its tools, the network, and the two directories in which VMs are
+/// kept and run.
 ///
 /// Pure over what was found. Ask for KVM in the facts, or its check says that nobody tried.
 pub fn diagnose(facts: &HostFacts, home: &DirFacts, runtime: &DirFacts) -> Vec<Check> {
     let mut checks = vec![kvm(facts)];
     for arch in [Arch::X86_64, Arch::Aarch64] {
-        // QEMU for a foreign instruction set is nothing that anybody has to have.
+        // QEMU for a foreign instruction set is optional.
         if facts.arch == Some(arch) || facts.qemu.iter().any(|program| program.arch == arch) {
             checks.push(qemu(facts, arch));
             checks.push(uefi(facts, arch));

@@ -1,8 +1,8 @@
 //! The UEFI firmware for guests that lies on this host.
 //!
-//! The distributions describe theirs in JSON files, in the format that QEMU's `docs/interop/firmware.json` defines; where
-//! there are none, the places are known. Firmware with Secure Boot is passed over: it needs a machine with SMM, and
-//! boots only what somebody signed.
+//! The distributions describe theirs in JSON files, in the format that QEMU's
+//! `docs/interop/firmware.json` defines; where there are none, the places are known. Firmware with
+//! Secure Boot is passed over: it needs a machine with SMM, and boots only signed loaders.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -18,7 +18,8 @@ use crate::spec::Arch;
 /// Source: QEMU's `docs/interop/firmware.json`, at its end.
 pub(super) const DESCRIPTOR_DIRS: [&str; 2] = ["/etc/qemu/firmware", "/usr/share/qemu/firmware"];
 
-/// Where the firmware lies on hosts without descriptors; 4 MiB builds first, since the others can't be updated to them.
+/// Where the firmware lies on hosts without descriptors; 4 MiB builds first, since the others can't
+/// be updated to them.
 const KNOWN_PLACES: [(Arch, &str, &str); 6] = [
     (Arch::X86_64, "/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"),
     (Arch::X86_64, "/usr/share/edk2/x64/OVMF_CODE.4m.fd", "/usr/share/edk2/x64/OVMF_VARS.4m.fd"),
@@ -77,7 +78,8 @@ struct Target {
 }
 
 impl Descriptor {
-    /// Answers the firmware where this describes one that a plain VM of this instruction set boots with.
+    /// Returns the firmware where this describes one that a plain VM of this instruction set boots
+    /// with.
     fn fits(&self, arch: Arch) -> Option<UefiFirmware> {
         const NOT_FOR_US: [&str; 5] =
             ["secure-boot", "requires-smm", "enrolled-keys", "intel-tdx", "amd-sev-snp"];
@@ -102,7 +104,8 @@ impl UefiFirmware {
     }
 }
 
-/// Answers whether a descriptor's pattern, such as `pc-q35-*`, means the machines that vmkit makes, of whatever version.
+/// Returns whether a descriptor's pattern, such as `pc-q35-*`, means the machines that vmkit makes,
+/// of whatever version.
 fn covers(pattern: &str, arch: Arch) -> bool {
     let family = match arch {
         Arch::X86_64 => "pc-q35-",
@@ -111,7 +114,7 @@ fn covers(pattern: &str, arch: Arch) -> bool {
     pattern.strip_suffix('*').is_some_and(|prefix| family.starts_with(prefix))
 }
 
-/// Answers the best firmware for each of these instruction sets, where there is one.
+/// Returns the best firmware for each of these instruction sets, where there is one.
 pub(super) fn find(archs: &[Arch], descriptor_dirs: &[PathBuf]) -> Vec<UefiFirmware> {
     let descriptors = descriptors(descriptor_dirs);
     let described = |arch| descriptors.iter().find_map(|descriptor| descriptor.fits(arch));

@@ -1,9 +1,10 @@
 //! Whether KVM runs guest code on this host, found out by running some.
 //!
-//! That `/dev/kvm` opens says little: in some virtual machines it does, and then an emulator executes the guest, which is
-//! slower than QEMU's own translator and does not know every instruction. So a tiny guest of 24 KiB executes one
-//! instruction that such emulators lack, `lock cmpxchg16b`, and then 10^7 turns of a loop: some milliseconds on hardware,
-//! and many seconds in an emulator.
+//! That `/dev/kvm` opens says little: in some virtual machines it does, and then an emulator
+//! executes the guest, which is slower than QEMU's own translator and does not know every
+//! instruction. So a tiny guest of 24 KiB executes one instruction that such emulators lack,
+//! `lock cmpxchg16b`, and then 10^7 turns of a loop: some milliseconds on hardware, and many
+//! seconds in an emulator.
 
 use std::ffi::CString;
 use std::fmt;
@@ -52,7 +53,7 @@ pub enum KvmVerdict {
 }
 
 impl KvmVerdict {
-    /// Answers whether `accel = auto` takes KVM.
+    /// Returns whether `accel = auto` takes KVM.
     pub fn is_usable(&self) -> bool {
         *self == KvmVerdict::Usable
     }
@@ -98,8 +99,8 @@ impl Finding {
 
 /// Finds out what KVM is good for, or remembers it from an earlier time in this boot.
 ///
-/// Whether the device is there and may be opened is asked each time, since both change; what running code showed is
-/// remembered in `cache_dir`. Takes at most 500 ms.
+/// Whether the device is there and may be opened is asked each time, since both change; what
+/// running code showed is remembered in `cache_dir`. Takes at most 500 ms.
 ///
 /// # Cancel safety
 /// The thread that runs the guest ends by itself soon after.
@@ -138,7 +139,8 @@ fn open(path: &Path) -> Result<Kvm, KvmVerdict> {
             _ => KvmVerdict::Broken { reason: format!("it can't be opened: {error}") },
         }
     })?;
-    // The one version there ever was since Linux 2.6.22. Source: the kernel's virt/kvm/api.rst, 4.1.
+    // The one version there ever was since Linux 2.6.22. Source: the kernel's virt/kvm/api.rst,
+    // 4.1.
     match device.get_api_version() {
         12 => Ok(device),
         other => {
@@ -149,10 +151,11 @@ fn open(path: &Path) -> Result<Kvm, KvmVerdict> {
 
 /// Runs the guest on a thread of its own and waits for the answer until the deadline.
 ///
-/// A thread and not a child process: a library can't fork a process with threads, and has no program to execute. Once
-/// KVM_RUN is entered, only a signal could call it back, and a library has none to spare; so a thread that does not come
-/// back in time is abandoned. The guest leaves KVM after every part of its loop, and there the thread finds that nobody
-/// waits any more and ends, unless the kernel itself is stuck.
+/// A thread and not a child process: a library can't fork a process with threads, and has no
+/// program to execute. Once KVM_RUN is entered, only a signal could call it back, and a library has
+/// none to spare; so a thread that does not come back in time is abandoned. The guest leaves KVM
+/// after every part of its loop, and there the thread finds that nobody waits any more and ends,
+/// unless the kernel itself is stuck.
 async fn run(device: Kvm) -> Finding {
     let (answer, answered) = oneshot::channel();
     let spawned =
@@ -171,10 +174,10 @@ async fn run(device: Kvm) -> Finding {
 mod guest {
     use super::{Finding, KvmVerdict};
 
-    /// Answers that nothing is known: the guest is written for x86-64.
+    /// Returns that nothing is known: the guest is written for x86-64.
     pub(super) fn run(_: &kvm_ioctls::Kvm, answer: tokio::sync::oneshot::Sender<Finding>) {
         let reason = "vmkit can't try it on this kind of processor yet".to_owned();
-        // Nobody waits any more.
+        // The caller no longer waits.
         let _ = answer.send(Finding::lasting(KvmVerdict::Broken { reason }));
     }
 }
@@ -192,8 +195,8 @@ mod guest {
     use super::{Finding, KvmVerdict};
     use crate::sys::TinyGuest;
 
-    // The guest's memory: three levels of page tables that map the first 2 MiB onto themselves, a page of code, a page of
-    // data. Source: AMD64 Architecture Programmer's Manual, volume 2, 5.3.
+    // The guest's memory: three levels of page tables that map the first 2 MiB onto themselves, a
+    // page of code, a page of data. Source: AMD64 Architecture Programmer's Manual, volume 2, 5.3.
     const PML4: usize = 0x1000;
     const PDPT: usize = 0x2000;
     const PD: usize = 0x3000;
@@ -210,19 +213,19 @@ mod guest {
     const TURNS: u32 = 100_000;
     const PARTS: u32 = 100;
 
-    /// The processor time, not the clock's, in which 10^7 turns must end, so that a busy host is not taken for a slow one.
-    /// Hardware needs about 5 ms.
+    /// The processor time, not the clock's, in which 10^7 turns must end, so that a busy host is
+    /// not taken for a slow one. Hardware needs about 5 ms.
     const BUDGET: Duration = Duration::from_millis(200);
 
     /// What the guest leaves in its register RCX for the exchange.
     const MARK: u64 = 0x766d_6b69_7421;
 
-    /// Runs the guest and answers what came of it; returns early when nobody waits for that any more.
+    /// Runs the guest and returns the result; returns early if the caller no longer waits.
     pub(super) fn run(kvm: &Kvm, answer: Sender<Finding>) {
         let finding = match prepared(kvm) {
             Ok(mut guest) => {
                 let finding = judge(&mut guest, &answer);
-                // The answer does not wait for the machine to be taken down. Nobody may be listening any more.
+                // The result does not wait for the machine to be removed. The caller may be gone.
                 let _ = answer.send(finding);
                 return;
             }
@@ -334,7 +337,7 @@ mod guest {
         }
     }
 
-    /// Answers how long this thread, the guest included, has been on a processor.
+    /// Returns how long this thread, the guest included, has been on a processor.
     fn processor_time() -> Duration {
         let time = clock_gettime(ClockId::ThreadCPUTime);
         Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)

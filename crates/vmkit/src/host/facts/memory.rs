@@ -6,17 +6,18 @@ use std::fs;
 
 use crate::spec::Mib;
 
-/// Answers the most memory that a guest can be promised, now or ever; `None` where Linux promises any amount, and where that can't
-/// be told.
+/// Returns the most memory that a guest can be promised, now or ever; `None` where Linux promises
+/// any amount, and where that can't be told.
 ///
-/// A guest's memory is one mapping of QEMU's. As Linux is set up usually, it refuses a mapping that is larger than memory and swap
-/// together, whatever is free, and takes any other; the pages come as the guest touches them.
+/// A guest's memory is one mapping of QEMU's. As Linux is set up usually, it refuses a mapping that
+/// is larger than memory and swap together, whatever is free, and takes any other; the pages come
+/// as the guest touches them.
 pub(in crate::host) fn most_promised() -> Option<Mib> {
     let policy = fs::read_to_string("/proc/sys/vm/overcommit_memory").ok()?;
     promised(&policy, &fs::read_to_string("/proc/meminfo").ok()?)
 }
 
-/// Answers it by the policy of overcommitment and by the figures of `/proc/meminfo`.
+/// Returns it by the policy of overcommitment and by the figures of `/proc/meminfo`.
 fn promised(policy: &str, meminfo: &str) -> Option<Mib> {
     let kib = |name: &str| {
         let rest = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;

@@ -1,7 +1,8 @@
 //! What this host is like to the QEMU backend.
 //!
-//! [`HostFacts`] is plain data: what follows from it is decided elsewhere, and a test writes down the host that it wants.
-//! Facts go stale the moment after they were found, so nothing that is done later may rely on one being still true.
+//! [`HostFacts`] is plain data: what follows from it is decided elsewhere, and a test writes down
+//! the host that it wants. Facts go stale the moment after they were found, so nothing that is done
+//! later may rely on one being still true.
 
 mod cache;
 mod firmware;
@@ -40,18 +41,20 @@ pub struct ProbeOptions {
     pub search_path: Vec<PathBuf>,
     /// The QEMU to take, whatever else there is, and the instruction set of its guests.
     pub qemu: Option<(Arch, PathBuf)>,
-    /// Where answers that take long are kept from one process to the next; nowhere if there is none.
+    /// Where slow results are cached between processes; nowhere if `None`.
     pub cache_dir: Option<PathBuf>,
     /// The instruction sets of the guests that this is about.
     pub archs: Vec<Arch>,
     /// Whether to try KVM by running guest code.
     pub kvm: bool,
-    /// Where firmware is described; a file in an earlier directory hides one of the same name in a later.
+    /// Where firmware is described; a file in an earlier directory hides one of the same name in a
+    /// later.
     pub firmware_dirs: Vec<PathBuf>,
 }
 
 impl ProbeOptions {
-    /// Answers options to find programs on this search path, for guests of every instruction set, without trying KVM.
+    /// Returns options to find programs on this search path, for guests of every instruction set,
+    /// without trying KVM.
     pub fn new(search_path: Vec<PathBuf>) -> Self {
         Self {
             search_path,
@@ -113,8 +116,8 @@ pub enum DeviceAccess {
 impl HostFacts {
     /// Finds out what the host is like.
     ///
-    /// What is missing is a fact and no error. With a warm cache this takes some tenths of a millisecond; without, some
-    /// 20 ms for each QEMU, and up to 500 ms for KVM.
+    /// What is missing is a fact and no error. With a warm cache this takes some tenths of a
+    /// millisecond; without, some 20 ms for each QEMU, and up to 500 ms for KVM.
     ///
     /// # Cancel safety
     /// Nothing is left behind.
@@ -148,7 +151,7 @@ impl HostFacts {
         })
     }
 
-    /// Answers the QEMU for guests of this instruction set.
+    /// Returns the QEMU for guests of this instruction set.
     ///
     /// # Errors
     /// `Host`, with what to install, where there is none.
@@ -159,7 +162,7 @@ impl HostFacts {
         })
     }
 
-    /// Answers the UEFI firmware for guests of this instruction set.
+    /// Returns the UEFI firmware for guests of this instruction set.
     ///
     /// # Errors
     /// `Host`, with what to install, where there is none.
@@ -203,7 +206,7 @@ pub(in crate::host) fn qemu_name(arch: Arch) -> String {
     format!("qemu-system-{}", arch.as_str())
 }
 
-/// Answers the package of Debian and Ubuntu that has QEMU.
+/// Returns the package of Debian and Ubuntu that has QEMU.
 pub(in crate::host) fn qemu_package(arch: Arch) -> &'static str {
     match arch {
         Arch::X86_64 => "the package qemu-system-x86",
@@ -211,7 +214,7 @@ pub(in crate::host) fn qemu_package(arch: Arch) -> &'static str {
     }
 }
 
-/// Answers the package of Debian and Ubuntu that has the firmware.
+/// Returns the package of Debian and Ubuntu that has the firmware.
 pub(in crate::host) fn firmware_package(arch: Arch) -> &'static str {
     match arch {
         Arch::X86_64 => "the package ovmf",
@@ -221,7 +224,7 @@ pub(in crate::host) fn firmware_package(arch: Arch) -> &'static str {
 
 #[cfg(test)]
 impl HostFacts {
-    /// Answers a host that has everything, for tests of what follows from facts.
+    /// Returns a host that has everything, for tests of what follows from facts.
     pub(crate) fn example() -> Self {
         let version = QemuVersion { major: 7, minor: 2, micro: 22 };
         Self {

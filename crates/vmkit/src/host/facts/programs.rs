@@ -22,7 +22,8 @@ use crate::spec::Arch;
 
 const CACHE: &str = "qemu.json";
 
-/// How long `--version` may take. It takes 20 ms; a host under heavy load may need a hundred times as long.
+/// How long `--version` may take. It takes 20 ms; a host under heavy load may need a hundred times
+/// as long.
 const DEADLINE: Duration = Duration::from_secs(10);
 
 /// A QEMU that runs guests of one instruction set.
@@ -137,15 +138,17 @@ impl Stamp {
     }
 }
 
-/// Answers the program of this name in the first directory that has one.
+/// Returns the program of this name in the first directory that has one.
 ///
-/// A directory that is not absolute is passed over: what it means depends on where the caller stands.
+/// A directory that is not absolute is passed over: what it means depends on where the caller
+/// stands.
 pub(super) fn find(name: &str, search_path: &[PathBuf]) -> Option<PathBuf> {
     let paths = search_path.iter().filter(|dir| dir.is_absolute()).map(|dir| dir.join(name));
     paths.into_iter().find(|path| path.is_file() && access(path, Access::EXEC_OK).is_ok())
 }
 
-/// Answers these QEMU programs with their versions, from the cache as far as that knows the very same files.
+/// Returns these QEMU programs with their versions, from the cache as far as that knows the very
+/// same files.
 pub(super) async fn with_versions(found: Vec<(Arch, PathBuf)>, cache_dir: Option<&Path>) -> Vec<QemuProgram> {
     let cached = cache_dir.and_then(|dir| cache::load::<Cached>(dir, CACHE)).unwrap_or_default();
     let mut fresh = cached.programs.clone();

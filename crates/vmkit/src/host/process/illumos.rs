@@ -1,8 +1,10 @@
-//! Processes as illumos has them: an open file of `/proc/PID` stays bound to its process, as a pidfd does.
+//! Processes as illumos has them: an open file of `/proc/PID` stays bound to its process, as a
+//! pidfd does.
 //!
 //! Compiled for illumos and never run there by this project.
 //!
-//! Source: proc(5); illumos, `fs/proc/prvnops.c` (`prpoll`) and `fs/proc/prcontrol.c` (`prwritectl`).
+//! Source: proc(5); illumos, `fs/proc/prvnops.c` (`prpoll`) and `fs/proc/prcontrol.c`
+//! (`prwritectl`).
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -22,7 +24,8 @@ use super::ProcessId;
 use super::psinfo::{self, NEEDED_BYTES, PsInfo};
 use crate::error::{Error, Result};
 
-/// The control message that sends a signal, which follows; each is a `long`. Source: `sys/procfs.h`.
+/// The control message that sends a signal, which follows; each is a `long`. Source:
+/// `sys/procfs.h`.
 const PCKILL: i64 = 9;
 
 /// Holds one process, so that its number can't come to mean another.
@@ -35,10 +38,11 @@ pub(crate) struct ProcessFd {
 }
 
 impl ProcessId {
-    /// Answers the full identity of the process that has this number now, or `None` where none has it.
+    /// Returns the full identity of the process that has this number now, or `None` where none has
+    /// it.
     ///
-    /// A zombie counts as gone. The answer is only as good as the caller's knowledge of whose number this is: ask for
-    /// one's own child before it is waited for, or for oneself.
+    /// A zombie counts as gone. The answer is only as good as the caller's knowledge of whose
+    /// number this is: ask for one's own child before it is waited for, or for oneself.
     ///
     /// # Errors
     /// `Io` when `/proc` can't be read.
@@ -49,7 +53,8 @@ impl ProcessId {
         Ok(found.map(|found| Self { pid, start_time: found.start_time, boot_id }))
     }
 
-    /// Takes hold of the process, or answers `None` when it has ended: reaped, a zombie, or of an earlier boot.
+    /// Opens the process, or returns `None` if it has ended: reaped, a zombie, or of an earlier
+    /// boot.
     ///
     /// # Errors
     /// `Io` when the kernel can't tell.
@@ -63,7 +68,7 @@ impl ProcessId {
 }
 
 impl ProcessId {
-    /// Answers for how long the process has lived, or would have.
+    /// Returns for how long the process has lived, or would have.
     #[cfg(feature = "ssh")]
     pub(crate) fn age(&self) -> std::time::Duration {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
@@ -72,19 +77,20 @@ impl ProcessId {
 }
 
 impl ProcessFd {
-    /// Answers which process this is.
+    /// Returns which process this is.
     pub(crate) fn id(&self) -> ProcessId {
         self.id
     }
 
-    /// Sends the process a signal; that it has ended already is success. SIGKILL returns once it has taken effect.
+    /// Sends the process a signal; that it has ended already is success. SIGKILL returns once it
+    /// has taken effect.
     ///
     /// # Errors
     /// `Host` when this user may not signal it.
     pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
         let path = proc_dir(self.id.pid).join("ctl");
         let sent = OpenOptions::new().write(true).open(&path).and_then(|mut control| {
-            // Asked after it was opened: whoever is alive still had the number then.
+            // Checked after it was opened: a process that is alive still had the number then.
             if self.is_alive_now()? {
                 let mut message = PCKILL.to_ne_bytes().to_vec();
                 message.extend(i64::from(signal.as_raw()).to_ne_bytes());
@@ -98,13 +104,13 @@ impl ProcessFd {
         }
     }
 
-    /// Answers what to poll for the end of the process: any event is its end.
+    /// Returns what to poll for the end of the process: any event is its end.
     pub(crate) fn end(&self) -> PollFd<'_> {
         // No event is asked for: a hang-up is told of in any case.
         PollFd::new(&*self.psinfo, PollFlags::empty())
     }
 
-    /// Answers whether the process has not ended yet; a zombie has.
+    /// Returns whether the process has not ended yet; a zombie has.
     ///
     /// # Errors
     /// `Io` when the kernel can't tell.
@@ -116,10 +122,11 @@ impl ProcessFd {
         has_ended(&self.psinfo, None, Some(&Timespec::default())).map(|ended| !ended)
     }
 
-    /// Waits until the process has ended or the deadline has passed, and answers whether it has ended.
+    /// Waits until the process has ended or the deadline has passed, and returns whether it has
+    /// ended.
     ///
-    /// A thread waits in `poll` for it: the event is a hang-up, while the file of a process that lives is always
-    /// readable, which tokio's reactor can't tell apart.
+    /// A thread waits in `poll` for it: the event is a hang-up, while the file of a process that
+    /// lives is always readable, which tokio's reactor can't tell apart.
     ///
     /// # Cancel safety
     /// Nothing is lost: waiting again gives the same answer. The thread ends with the future.
@@ -138,7 +145,7 @@ impl ProcessFd {
         std::thread::Builder::new()
             .name("vmkit-wait".into())
             .spawn(move || {
-                // Nobody is there to hear it once the future was dropped.
+                // The receiver is gone once the future was dropped.
                 let _ = sender.send(has_ended(&file, Some(&theirs), None));
             })
             .map_err(failed())?;
@@ -149,7 +156,8 @@ impl ProcessFd {
     }
 }
 
-/// Waits until the process of this file has ended, the other side of `given_up` was closed, or the time has passed.
+/// Waits until the process of this file has ended, the other side of `given_up` was closed, or the
+/// time has passed.
 fn has_ended(psinfo: &File, given_up: Option<&UnixStream>, at_most: Option<&Timespec>) -> io::Result<bool> {
     // No event is asked for: a hang-up is told of in any case.
     let mut polled = vec![PollFd::new(psinfo, PollFlags::empty())];
@@ -169,7 +177,7 @@ fn has_ended(psinfo: &File, given_up: Option<&UnixStream>, at_most: Option<&Time
     }
 }
 
-/// Answers which boot this is: the one whose first process began when it did.
+/// Returns which boot this is: the one whose first process began when it did.
 ///
 /// In a zone that is its own `init`, since nothing of before outlives the zone's boot either.
 ///

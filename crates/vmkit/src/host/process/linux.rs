@@ -32,10 +32,11 @@ pub(crate) struct ProcessFd {
 }
 
 impl ProcessId {
-    /// Answers the full identity of the process that has this number now, or `None` where none has it.
+    /// Returns the full identity of the process that has this number now, or `None` where none has
+    /// it.
     ///
-    /// A zombie counts as gone. The answer is only as good as the caller's knowledge of whose number this is: ask for
-    /// one's own child before it is waited for, or for oneself.
+    /// A zombie counts as gone. The answer is only as good as the caller's knowledge of whose
+    /// number this is: ask for one's own child before it is waited for, or for oneself.
     ///
     /// # Errors
     /// `Io` when `/proc` can't be read.
@@ -47,7 +48,8 @@ impl ProcessId {
         })
     }
 
-    /// Takes hold of the process, or answers `None` when it has ended: reaped, a zombie, or of an earlier boot.
+    /// Opens the process, or returns `None` if it has ended: reaped, a zombie, or of an earlier
+    /// boot.
     ///
     /// # Errors
     /// `Io` when the kernel can't tell.
@@ -59,17 +61,19 @@ impl ProcessId {
         let Some(number) = number else { return Ok(None) };
         let fd = match pidfd_open(number, PidfdFlags::empty()) {
             Ok(fd) => fd,
-            // The number is nobody's, or by now that of a thread: EINVAL up to Linux 6.8, ENOENT from then on.
+            // The number is unused, or by now that of a thread: EINVAL up to Linux 6.8, ENOENT from
+            // then on.
             Err(Errno::SRCH | Errno::INVAL | Errno::NOENT) => return Ok(None),
             Err(errno) => return Err(self.error("watch")(errno)),
         };
         let held = ProcessFd { id: *self, fd };
-        // Read after the descriptor was opened: whoever still has the number and this start time had it then.
+        // Read after the descriptor was opened: a process that still has the number and this start
+        // time had them then.
         let same = read_stat(self.pid)?.is_some_and(|stat| stat.start_time == self.start_time);
         Ok(if same && held.is_alive()? { Some(held) } else { None })
     }
 
-    /// Answers for how long the process has lived, or would have, if it is of this boot.
+    /// Returns for how long the process has lived, or would have, if it is of this boot.
     #[cfg(feature = "ssh")]
     pub(crate) fn age(&self) -> Duration {
         let now = clock_gettime(ClockId::Boottime);
@@ -85,7 +89,7 @@ impl ProcessId {
 }
 
 impl ProcessFd {
-    /// Answers which process this is.
+    /// Returns which process this is.
     pub(crate) fn id(&self) -> ProcessId {
         self.id
     }
@@ -101,12 +105,12 @@ impl ProcessFd {
         }
     }
 
-    /// Answers what to poll for the end of the process: any event is its end.
+    /// Returns what to poll for the end of the process: any event is its end.
     pub(crate) fn end(&self) -> PollFd<'_> {
         PollFd::new(&self.fd, PollFlags::IN)
     }
 
-    /// Answers whether the process has not ended yet; a zombie has.
+    /// Returns whether the process has not ended yet; a zombie has.
     ///
     /// # Errors
     /// `Io` when the kernel can't tell.
@@ -121,7 +125,8 @@ impl ProcessFd {
         }
     }
 
-    /// Waits until the process has ended or the deadline has passed, and answers whether it has ended.
+    /// Waits until the process has ended or the deadline has passed, and returns whether it has
+    /// ended.
     ///
     /// Runs on a tokio runtime with I/O and time enabled. Any number of tasks may wait at once.
     ///
@@ -144,7 +149,7 @@ impl ProcessFd {
     }
 }
 
-/// Answers the id of this boot of the host, which the kernel draws at random.
+/// Returns the id of this boot of the host, which the kernel draws at random.
 ///
 /// Source: random(4).
 ///
@@ -174,8 +179,8 @@ struct Stat {
 impl Stat {
     /// Reads a line of `/proc/PID/stat`.
     ///
-    /// The second field is the program's name in parentheses, and may itself hold spaces, parentheses and line ends; so
-    /// the fields are counted from the last closing one.
+    /// The second field is the program's name in parentheses, and may itself hold spaces,
+    /// parentheses and line ends; so the fields are counted from the last closing one.
     ///
     /// Source: proc_pid_stat(5).
     fn parse(line: &str) -> Option<Self> {
@@ -187,7 +192,7 @@ impl Stat {
         Some(Self { state, start_time })
     }
 
-    /// Answers whether the process has ended and only its number is left.
+    /// Returns whether the process has ended and only its number is left.
     fn is_dead(&self) -> bool {
         matches!(self.state, 'Z' | 'X' | 'x')
     }

@@ -1,8 +1,10 @@
-//! Processes that are named without doubt: [`ProcessId`], and [`ProcessFd`] to signal and await one.
+//! Processes that are named without doubt: [`ProcessId`], and [`ProcessFd`] to signal and await
+//! one.
 //!
-//! A PID alone names nothing: the process may have ended and its number gone to a stranger. The PID, the start time and
-//! the boot together are never used twice. Even those are compared only after the process was taken hold of, by a pidfd or
-//! by a file of illumos's `/proc`: from then on the kernel itself keeps the descriptor bound to that one process.
+//! A PID alone names nothing: the process may have ended and its number gone to a stranger. The
+//! PID, the start time and the boot together are never used twice. Even those are compared only
+//! after the process was taken hold of, by a pidfd or by a file of illumos's `/proc`: from then on
+//! the kernel itself keeps the descriptor bound to that one process.
 
 #[cfg(target_os = "illumos")]
 mod illumos;
@@ -24,7 +26,8 @@ pub(crate) use linux::{ProcessFd, boot_id};
 pub(crate) struct ProcessId {
     /// The number; never to be signalled by itself.
     pub(crate) pid: u32,
-    /// When the process began: on Linux in clock ticks after the boot, on illumos in nanoseconds after 1970.
+    /// When the process began: on Linux in clock ticks after the boot, on illumos in nanoseconds
+    /// after 1970.
     pub(crate) start_time: u64,
     /// The boot in which the number and the time mean anything.
     pub(crate) boot_id: Uuid,

@@ -33,7 +33,7 @@ impl PsInfo {
     }
 }
 
-/// Answers the name of the boot whose first process began at this time.
+/// Returns the name of the boot whose first process began at this time.
 pub(super) fn boot_of(start_time: u64) -> Uuid {
     Uuid::from_u64_pair(0, start_time)
 }

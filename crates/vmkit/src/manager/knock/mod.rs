@@ -1,8 +1,9 @@
 //! Finds out when a guest's SSH server speaks, soon after it does.
 //!
-//! A guest has no way to tell the host that it listens. QEMU's user network accepts at once for a guest that is not there, and
-//! sends the guest a SYN at once, after 6 s and then every 12 s, for 75 s, even if nobody holds the connection any more. So how often
-//! one knocks depends on what was heard:
+//! A guest has no way to tell the host that it listens. QEMU's user network accepts at once for a
+//! guest that is not there, and sends the guest a SYN at once, after 6 s and then every 12 s, for
+//! 75 s, even if nobody holds the connection any more. So how often one knocks depends on what was
+//! heard:
 //!
 //! ```text
 //! nothing yet ──a refusal──▶ the guest is up: every 20 ms ──accepted──▶ wait for the greeting
@@ -10,11 +11,13 @@
 //!  and when the guest prints on its console, twice in a row
 //! ```
 //!
-//! A guest that boots prints, and is silent on its console when it waits for something, so what it prints is the best hint
-//! that its network may be up by now. A connection that is accepted late still brings the greeting, so all are held, and ten of them,
-//! spread over QEMU's 12 s, knock as often as new ones would. They have to stay few: each comes to the guest's server when that has begun
-//! to listen. OpenSSH turns visitors away, the user's own among them, where ten have not logged in (`MaxStartups`), and from
-//! 9.8 on whom it has laid 15 s of penalty on, 1 s for each visit without a login (`PerSourcePenalties`).
+//! A guest that boots prints, and is silent on its console when it waits for something, so what it
+//! prints is the best hint that its network may be up by now. A connection that is accepted late
+//! still brings the greeting, so all are held, and ten of them, spread over QEMU's 12 s, knock as
+//! often as new ones would. They have to stay few: each comes to the guest's server when that has
+//! begun to listen. OpenSSH turns visitors away, the user's own among them, where ten have not
+//! logged in (`MaxStartups`), and from 9.8 on whom it has laid 15 s of penalty on, 1 s for each
+//! visit without a login (`PerSourcePenalties`).
 //!
 //! Source: libslirp 4.7, `tcp_timer.h` and `socket.c`; sshd_config(5).
 
@@ -34,10 +37,11 @@ use tokio::time::{Instant, sleep_until, timeout};
 use crate::store::Changes;
 use pace::Pace;
 
-/// How long one may take to connect. Beyond QEMU's user network a guest that is not there takes no connection.
+/// How long one may take to connect. Beyond QEMU's user network a guest that is not there takes no
+/// connection.
 const CONNECT: Duration = Duration::from_secs(3);
-/// How long one connection is held: a little less than QEMU's user network holds one that the guest does not answer, since what
-/// it closes then looks like a refusal.
+/// How long one connection is held: a little less than QEMU's user network holds one that the guest
+/// does not answer, since what it closes then looks like a refusal.
 const HELD: Duration = Duration::from_secs(70);
 /// How much of another answer than a greeting is kept, in bytes.
 const MOST_WORDS: usize = 120;
@@ -47,9 +51,9 @@ const MOST_WORDS: usize = 120;
 enum Answer {
     /// An SSH server's greeting.
     Greeting,
-    /// The guest is up, and nobody listens.
+    /// The guest is up, and nothing listens.
     Refusal,
-    /// Somebody listens who says this instead.
+    /// Something listens that sends this instead.
     Words(String),
     /// Nothing that tells anything.
     Silence,
@@ -83,17 +87,17 @@ pub(super) struct Knocker {
 }
 
 impl Knocker {
-    /// Begins with the first knock.
+    /// Starts with the first connection attempt.
     pub(super) fn new(address: SocketAddr) -> Self {
         Self { address, held: JoinSet::new(), pace: Pace::new(Instant::now()), last_answer: None }
     }
 
-    /// Answers where it knocks.
+    /// Returns where it knocks.
     pub(super) fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Answers what was heard last, where it was no greeting and not nothing.
+    /// Returns what was heard last, where it was no greeting and not nothing.
     pub(super) fn heard(&self) -> Option<Heard<'_>> {
         let words = match self.last_answer.as_ref()? {
             Answer::Words(words) => Some(words.as_str()),
@@ -102,7 +106,8 @@ impl Knocker {
         Some(Heard { address: self.address, words })
     }
 
-    /// Waits until the server greets, hinted at by the console's log where there is one. It has no end of its own.
+    /// Waits until the server greets, hinted at by the console's log where there is one. It has no
+    /// end of its own.
     ///
     /// # Cancel safety
     /// A dropped call goes on in the next: what is held stays held.
@@ -148,7 +153,7 @@ async fn due(at: Option<Instant>) {
 async fn printed(console: Option<&Changes>) {
     match console {
         Some(console) if console.next().await.is_ok() => {}
-        // Nobody tells.
+        // There is no event.
         _ => pending().await,
     }
 }
@@ -166,9 +171,10 @@ async fn knock(address: SocketAddr) -> Answer {
     }
 }
 
-/// Connects, and answers what the one who listens says first, if it is as much as a word.
+/// Connects, and returns what the one who listens says first, if it is as much as a word.
 ///
-/// Source: RFC 4253, section 4.2: lines may come before the one that begins with `SSH-`, but servers send none.
+/// Source: RFC 4253, section 4.2: lines may come before the one that begins with `SSH-`, but
+/// servers send none.
 async fn answer(address: SocketAddr) -> io::Result<Answer> {
     let mut stream = timeout(CONNECT, TcpStream::connect(address)).await??;
     let mut said = Vec::new();

@@ -8,16 +8,18 @@ use super::Answer;
 
 /// After how long a guest that refuses is asked again.
 const REFUSED: Duration = Duration::from_millis(20);
-/// The longest pause after which one is asked again that answers something else than SSH.
+/// The longest pause before the next attempt at a port that replies with something else than SSH.
 const ANSWERED: Duration = Duration::from_secs(2);
 /// The shortest and the longest pause after which a silent guest is asked again.
 const SILENT: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(2));
-/// How many connections a silent guest is left with. At the longest pause they cover the 12 s after which QEMU repeats each.
+/// How many connections a silent guest is left with. At the longest pause they cover the 12 s after
+/// which QEMU repeats each.
 const MOST: usize = 10;
 /// How soon after a knock what the guest prints leads to another.
 const PRINTED: Duration = Duration::from_millis(40);
-/// How many knocks in a row what the guest prints may lead to, and after how long there is one more of them. This has no common
-/// divisor with QEMU's 12 s, so that what is repeated does not come all at once.
+/// How many knocks in a row what the guest prints may lead to, and after how long there is one more
+/// of them. This has no common divisor with QEMU's 12 s, so that what is repeated does not come all
+/// at once.
 const SPARE: (u32, Duration) = (2, Duration::from_secs(7));
 
 /// When the next knock is due.
@@ -27,17 +29,18 @@ pub(super) struct Pace {
     next: Instant,
     /// When the last knock was.
     knocked: Instant,
-    /// The next knock is for something that was heard, and does not depend on how many are unanswered.
+    /// The next knock is for something that was heard, and does not depend on how many are
+    /// unanswered.
     is_asked_for: bool,
     /// How many knocks what the guest prints may still lead to, and since when.
     spare: (u32, Instant),
-    /// How often somebody else than an SSH server has answered.
+    /// How often something else than an SSH server has replied.
     answered: u32,
     is_up: bool,
 }
 
 impl Pace {
-    /// Begins with a knock that is due at once.
+    /// Starts with an attempt that is due at once.
     pub(super) fn new(now: Instant) -> Self {
         Self {
             silent_since: now,
@@ -50,12 +53,13 @@ impl Pace {
         }
     }
 
-    /// Tells whether the guest has answered before.
+    /// Returns whether the guest has answered before.
     pub(super) fn is_up(&self) -> bool {
         self.is_up
     }
 
-    /// Answers when to knock, where so many knocks are unanswered; not before one of them has ended where it is none.
+    /// Returns when to knock, where so many knocks are unanswered; not before one of them has ended
+    /// where it is none.
     pub(super) fn due(&self, unanswered: usize) -> Option<Instant> {
         (self.is_asked_for || unanswered < MOST).then_some(self.next)
     }
@@ -82,7 +86,8 @@ impl Pace {
         (self.is_up, self.silent_since, self.next, self.is_asked_for) = (true, now, now + pause, true);
     }
 
-    /// Notes that the guest has printed something: there is a knock soon. For a guest that prints without end there are no more.
+    /// Notes that the guest has printed something: there is a knock soon. For a guest that prints
+    /// without end there are no more.
     pub(super) fn printed(&mut self, now: Instant) {
         let (left, since) = self.spare;
         let more = now.saturating_duration_since(since).as_millis() / SPARE.1.as_millis();
@@ -102,12 +107,14 @@ impl Pace {
 mod tests {
     use super::*;
 
-    /// What a knock leads to in a guest that is silent: QEMU's SYN at once and its repetitions, until it gives up after 75 s.
+    /// What a knock leads to in a guest that is silent: QEMU's SYN at once and its repetitions,
+    /// until it gives up after 75 s.
     const SYNS: [u64; 7] = [0, 6, 18, 30, 42, 54, 66];
     /// For how long a knock is held.
     const HELD: Duration = super::super::HELD;
 
-    /// Answers when a guest that does not answer and prints so often was knocked at within four minutes, in ms.
+    /// Returns when a guest that does not answer and prints so often was knocked at within four
+    /// minutes, in ms.
     fn knocks(prints_every: u64) -> Vec<u64> {
         let began = Instant::now();
         let (mut pace, mut knocks) = (Pace::new(began), Vec::new());
@@ -125,7 +132,8 @@ mod tests {
         knocks
     }
 
-    /// Answers when visitors come to a server that begins to listen at a moment, in ms: all of them are of knocks before it.
+    /// Returns when visitors come to a server that begins to listen at a moment, in ms: all of them
+    /// are of knocks before it.
     fn visits(knocks: &[u64], listens: u64) -> Vec<u64> {
         let before = knocks.iter().filter(|&&knock| knock < listens);
         let mut visits: Vec<u64> = before
@@ -135,7 +143,8 @@ mod tests {
         visits
     }
 
-    /// The penalty that OpenSSH 9.8 has laid on the visitors at most: 1 s each, of which time takes off as much as passes.
+    /// The penalty that OpenSSH 9.8 has laid on the visitors at most: 1 s each, of which time takes
+    /// off as much as passes.
     fn penalty(visits: &[u64]) -> u64 {
         let (mut most, mut ends) = (0, 0);
         for visit in visits {

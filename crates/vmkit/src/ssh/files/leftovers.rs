@@ -1,7 +1,8 @@
 //! What copies that were killed have left half-written in the guest.
 //!
-//! Nobody is there to remove it, so the next copy into the same directory does. A copy that is under way has a file of the same kind: it
-//! writes all the time, or gives up within [`PATIENCE`], so what nobody has written to for twice as long is nobody's.
+//! Nobody is there to remove it, so the next copy into the same directory does. A copy that is
+//! under way has a file of the same kind: it writes all the time, or gives up within [`PATIENCE`],
+//! so what nobody has written to for twice as long is nobody's.
 
 use russh_sftp::protocol::FileAttributes;
 
@@ -9,12 +10,12 @@ use super::{Files, Kind, PATIENCE, joined, kind};
 
 /// How many names of a directory are looked through. In a larger one what is left stays.
 const MOST_NAMES: usize = 20_000;
-/// How long nobody has written to what is left, in seconds.
+/// How long a leftover was not written to, in seconds.
 const AGE_SECONDS: u32 = 2 * PATIENCE.as_secs() as u32;
 
 impl Files {
-    /// Removes what is left in a directory of the guest, once in a session; `now` is something that was written just now there, by the
-    /// guest's clock. What can't be removed stays.
+    /// Removes what is left in a directory of the guest, once in a session; `now` is something that
+    /// was written just now there, by the guest's clock. What can't be removed stays.
     pub(super) async fn sweep(&self, dir: &str, now: &FileAttributes) {
         let Some(now) = now.mtime else { return };
         if !self.swept.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(dir.to_owned()) {
@@ -38,7 +39,7 @@ impl Files {
     }
 }
 
-/// Tells whether this is a file or a link that a copy has begun, and given up long ago.
+/// Returns whether this is a file or a link that a copy has begun, and given up long ago.
 fn is_left(name: &str, found: &FileAttributes, now: u32) -> bool {
     let is_hex = |mark: &str| mark.len() == 8 && mark.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
     let is_ours = name.starts_with('.') && name.rsplit_once(".vmkit-").is_some_and(|(_, mark)| is_hex(mark));

@@ -23,7 +23,7 @@ pub(crate) struct Changes {
 const LOG: WatchFlags = WatchFlags::MODIFY.union(WatchFlags::MOVE_SELF);
 
 impl Changes {
-    /// Begins to watch a VM's directory. Look at the VM after this: what happened before raises no event.
+    /// Starts to watch a VM's directory. Read the VM after this: earlier changes raise no event.
     ///
     /// # Errors
     /// `NotFound`-like `Io` without the directory, and `Io` where the system has no watches left.
@@ -31,7 +31,7 @@ impl Changes {
         Self::watch(dir, WatchFlags::MOVED_TO)
     }
 
-    /// Begins to watch the files in a directory for being written to.
+    /// Starts to watch the files in a directory for writes.
     ///
     /// # Errors
     /// As for [`of`](Self::of).
@@ -40,7 +40,7 @@ impl Changes {
         Self::watch(dir, WatchFlags::MOVED_TO | WatchFlags::MODIFY)
     }
 
-    /// Begins to watch one file for being written to, also when another takes its place.
+    /// Starts to watch one file for writes, also after another file has replaced it.
     ///
     /// # Errors
     /// As for [`of`](Self::of).
@@ -79,7 +79,8 @@ impl Changes {
             match end {
                 Errno::AGAIN if seen => {
                     if self.is_log {
-                        // The same watch as before, but for a new log; one that is not there yet is found the next time.
+                        // The same watch as before, but for a new log; one that is not there yet is
+                        // found the next time.
                         let _ = inotify::add_watch(self.inotify.get_ref(), &self.path, LOG);
                     }
                     return Ok(());

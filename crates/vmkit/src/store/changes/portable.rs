@@ -1,4 +1,5 @@
-//! Changes where the system has no inotify, or none that a safe crate wraps: the directory is looked at again and again.
+//! Changes where the system has no inotify, or none that a safe crate wraps: the directory is
+//! looked at again and again.
 
 use std::fs;
 use std::io;
@@ -29,7 +30,7 @@ pub(crate) struct Changes {
 }
 
 impl Changes {
-    /// Begins to watch a VM's directory. Look at the VM after this: what happened before raises no event.
+    /// Starts to watch a VM's directory. Read the VM after this: earlier changes raise no event.
     ///
     /// # Errors
     /// `NotFound`-like `Io` without the directory.
@@ -38,7 +39,7 @@ impl Changes {
         Ok(Self { dir: dir.to_owned(), seen: Mutex::new(seen) })
     }
 
-    /// Begins to watch a directory; that a file in it grows is not seen here, only that it comes and goes.
+    /// Starts to watch a directory for files that are created and removed; growth is not seen.
     ///
     /// # Errors
     /// As for [`of`](Self::of).
@@ -47,7 +48,7 @@ impl Changes {
         Self::of(dir)
     }
 
-    /// Begins to watch one file for being written to, also when another takes its place.
+    /// Starts to watch one file for writes, also after another file has replaced it.
     ///
     /// # Errors
     /// As for [`of`](Self::of).
@@ -56,7 +57,8 @@ impl Changes {
         Self::of(file)
     }
 
-    /// Waits for the next change; several at once are one. That the directory was removed is one, too.
+    /// Waits for the next change; several at once are one. That the directory was removed is one,
+    /// too.
     ///
     /// # Cancel safety
     /// Nothing is lost.

@@ -1,6 +1,7 @@
 //! A conversation with QEMU's monitor.
 //!
-//! Edge. QEMU takes one client at a time on a monitor, so a client is made for one operation and dropped after it.
+//! Edge. QEMU takes one client at a time on a monitor, so a client is made for one operation and
+//! dropped after it.
 
 use std::io;
 use std::path::Path;
@@ -16,7 +17,8 @@ use crate::handle::ActiveForward;
 
 /// The peer's name in the errors that QEMU causes.
 const QEMU: &str = "QEMU";
-/// The longest line that is read, in bytes. The longest real one, of `query-qmp-schema`, has 200 kB.
+/// The longest line that is read, in bytes. The longest real one, of `query-qmp-schema`, has 200
+/// kB.
 const LINE_LIMIT_BYTES: usize = 4 * 1024 * 1024;
 
 /// The command that tells where QEMU is.
@@ -26,19 +28,20 @@ const HMP: &str = "human-monitor-command";
 /// The command for people that prints the forwards, which no other does.
 const USERNET: &str = "info usernet";
 
-/// Answers the number before the first id of a client: no other client of the same QEMU has these ids, so that an answer to one
-/// that is gone is nobody else's.
+/// Returns the number before the first id of a client: no other client of the same QEMU has these
+/// ids, so that an answer to one that is gone is nobody else's.
 fn first_id() -> u64 {
     let (random, _) = uuid::Uuid::new_v4().as_u64_pair();
     // Exact in every reader of JSON, and with room for more commands than any client sends.
     (random >> 32) << 20
 }
 
-/// A monitor that answers.
+/// A connected monitor.
 ///
 /// # Cancel safety
-/// Any call may be dropped anywhere. A command whose call was dropped may or may not be carried out; its late answer is
-/// passed over, and the client stays usable. The same holds after a deadline.
+/// Any call may be dropped anywhere. A command whose call was dropped may or may not be carried
+/// out; its late answer is passed over, and the client stays usable. The same holds after a
+/// deadline.
 #[derive(Debug)]
 pub(crate) struct QmpClient {
     wire: Wire,
@@ -49,8 +52,8 @@ impl QmpClient {
     /// Connects to the monitor at `path` and negotiates.
     ///
     /// # Errors
-    /// `Io` where nobody listens there; `TimedOut` where no greeting comes, which happens while another client holds the
-    /// monitor too.
+    /// `Io` if nothing listens there; `TimedOut` without a greeting, which happens while another
+    /// client holds the monitor too.
     pub(crate) async fn connect(path: &Path, deadline: Instant) -> Result<Self> {
         let wire = Wire::connect(path, QEMU, LINE_LIMIT_BYTES, deadline).await?;
         Self::negotiate(wire, None, deadline).await.map(|(client, _)| client)
@@ -67,8 +70,8 @@ impl QmpClient {
         Ok((client, state))
     }
 
-    /// Connects to the monitor at `path`, and asks in the same breath for the forwards of user networks that are in force,
-    /// with the host ports that the kernel chose.
+    /// Connects to the monitor at `path`, and asks in the same breath for the forwards of user
+    /// networks that are in force, with the host ports that the kernel chose.
     ///
     /// # Errors
     /// As [`connect`](Self::connect) and [`execute`](Self::execute).
@@ -90,11 +93,11 @@ impl QmpClient {
         Self::negotiate(wire, None, deadline).await.map(|(client, _)| client)
     }
 
-    /// Negotiates, puts a question behind it, and answers what came back.
+    /// Negotiates, puts a question behind it, and returns what came back.
     ///
-    /// Everything is sent before QEMU greets, since each turn of the conversation waits for a main loop that is busy with
-    /// the guest. QEMU reads it when this client's turn comes, even if the client has given up by then: so only what
-    /// changes nothing may be asked like this.
+    /// Everything is sent before QEMU greets, since each turn of the conversation waits for a main
+    /// loop that is busy with the guest. QEMU reads it when this client's turn comes, even if the
+    /// client has given up by then: so only what changes nothing may be asked like this.
     async fn negotiate(
         wire: Wire,
         question: Option<(&str, Option<Value>)>,
@@ -103,7 +106,7 @@ impl QmpClient {
         let mut client = Self { wire, last_id: first_id() };
         let negotiation = client.queue("qmp_capabilities", None);
         let question = question.map(|(command, arguments)| (command, client.queue(command, arguments)));
-        // Whoever has hung up already may have said why.
+        // A peer that has closed the connection may have said why before.
         let _ = within(deadline, || "QEMU to listen".to_owned(), client.wire.flush()).await;
         let awaited = "QEMU's greeting: another client holds the monitor, or QEMU does not answer";
         within(deadline, || awaited.to_owned(), client.greeted()).await?;
@@ -129,11 +132,12 @@ impl QmpClient {
         }
     }
 
-    /// Runs a command and answers what it returns. Events that come meanwhile pass by: what vmkit waits for is a process,
-    /// and a client is gone before long.
+    /// Runs a command and returns what it returns. Events that come meanwhile pass by: what vmkit
+    /// waits for is a process, and a client is gone before long.
     ///
     /// # Errors
-    /// `Refused` where QEMU says no; `TimedOut`; `Protocol` where it closes or breaks the connection.
+    /// `Refused` where QEMU says no; `TimedOut`; `Protocol` where it closes or breaks the
+    /// connection.
     pub(crate) async fn execute(
         &mut self,
         command: &str,
@@ -144,7 +148,8 @@ impl QmpClient {
         self.answer(command, id, deadline).await
     }
 
-    /// Puts a command behind those that are not sent yet, and answers the id that its answer will have.
+    /// Puts a command behind those that are not sent yet, and returns the id that its answer will
+    /// have.
     fn queue(&mut self, command: &str, arguments: Option<Value>) -> u64 {
         self.last_id += 1;
         self.wire.queue(&encode(self.last_id, command, arguments));
@@ -202,7 +207,8 @@ impl QmpClient {
     /// Lets the vCPUs run; on running ones it does nothing.
     ///
     /// # Errors
-    /// As [`execute`](Self::execute); `Refused` where the state must not go on, such as after a panic.
+    /// As [`execute`](Self::execute); `Refused` where the state must not go on, such as after a
+    /// panic.
     pub(crate) async fn cont(&mut self, deadline: Instant) -> Result<()> {
         self.execute("cont", None, deadline).await.map(drop)
     }
@@ -215,7 +221,8 @@ impl QmpClient {
         self.execute("system_wakeup", None, deadline).await.map(drop)
     }
 
-    /// Presses the guest's power button. Whether the guest listens shows only later, in a `SHUTDOWN` event.
+    /// Presses the guest's power button. Whether the guest listens shows only later, in a
+    /// `SHUTDOWN` event.
     ///
     /// # Errors
     /// As [`execute`](Self::execute).
@@ -223,7 +230,7 @@ impl QmpClient {
         self.execute("system_powerdown", None, deadline).await.map(drop)
     }
 
-    /// Answers the forwards of user networks that are in force.
+    /// Returns the forwards of user networks that are in force.
     ///
     /// # Errors
     /// As [`execute`](Self::execute).
@@ -231,7 +238,7 @@ impl QmpClient {
         self.hmp(USERNET, deadline).await.map(|table| usernet::forwards(&table))
     }
 
-    /// Runs a command of the monitor for people, and answers what it printed.
+    /// Runs a command of the monitor for people, and returns what it printed.
     ///
     /// # Errors
     /// As [`execute`](Self::execute); what such a command has to complain of is only printed.
@@ -240,10 +247,11 @@ impl QmpClient {
         self.printed(line, &answer).map(str::to_owned)
     }
 
-    /// Tells QEMU to end at once. The process is gone a little later.
+    /// Sends `quit`. The process is gone a little later.
     ///
     /// # Errors
-    /// As [`execute`](Self::execute), but a connection that QEMU closes before or after its answer is success.
+    /// As [`execute`](Self::execute), but a connection that QEMU closes before or after its answer
+    /// is success.
     pub(crate) async fn quit(mut self, deadline: Instant) -> Result<()> {
         match self.execute("quit", None, deadline).await {
             Err(Error::Protocol { source: Some(source), .. }) if closed(&source) => Ok(()),
@@ -370,7 +378,7 @@ mod tests {
         }
     }
 
-    /// Answers a client whose peer has greeted and then follows `script`.
+    /// Returns a client whose peer has greeted and then follows `script`.
     async fn greeted<F>(script: impl FnOnce(Peer) -> F + Send + 'static) -> QmpClient
     where
         F: Future<Output = ()> + Send,

@@ -1,6 +1,7 @@
 //! Bytes to lines, lines to messages, commands to lines.
 //!
-//! Pure. Knows the frame of the protocol and none of its commands: names, values and keys it has never heard of pass.
+//! Pure. Knows the frame of the protocol and none of its commands: names, values and keys it has
+//! never heard of pass.
 //!
 //! Source: QEMU, `docs/interop/qmp-spec.txt`.
 
@@ -53,7 +54,7 @@ pub(crate) struct Event {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Malformed(pub(crate) String);
 
-/// Answers what a line says; its line end may be there or not.
+/// Returns what a line says; its line end may be there or not.
 pub(crate) fn decode(line: &[u8]) -> Result<Message, Malformed> {
     let mut map = object(line)?;
     if let Some(value) = map.remove("return") {
@@ -74,7 +75,7 @@ pub(crate) fn decode(line: &[u8]) -> Result<Message, Malformed> {
     Ok(Message::Other(map))
 }
 
-/// Answers the line that says a command, its end included.
+/// Returns the line that says a command, its end included.
 pub(crate) fn encode(id: u64, command: &str, arguments: Option<Value>) -> Vec<u8> {
     let mut request = json!({ "execute": command, "id": id });
     if let Some(arguments) = arguments {
@@ -85,7 +86,7 @@ pub(crate) fn encode(id: u64, command: &str, arguments: Option<Value>) -> Vec<u8
     line
 }
 
-/// Answers the JSON object of a line.
+/// Returns the JSON object of a line.
 pub(crate) fn object(line: &[u8]) -> Result<Map<String, Value>, Malformed> {
     match serde_json::from_slice(line) {
         Ok(Value::Object(map)) => Ok(map),
@@ -94,7 +95,7 @@ pub(crate) fn object(line: &[u8]) -> Result<Map<String, Value>, Malformed> {
     }
 }
 
-/// Answers the text of a key, or nothing where it is missing or no text.
+/// Returns the text of a key, or nothing where it is missing or no text.
 pub(crate) fn text(map: &Map<String, Value>, key: &str) -> String {
     map.get(key).and_then(Value::as_str).unwrap_or_default().to_owned()
 }
@@ -110,7 +111,7 @@ fn instant(timestamp: &Value) -> Option<Duration> {
     Some(Duration::from_secs(seconds).saturating_add(Duration::from_micros(micros)))
 }
 
-/// Answers the beginning of a line, fit for an error's text.
+/// Returns the beginning of a line, fit for an error's text.
 fn excerpt(line: &[u8]) -> String {
     let head = &line[..line.len().min(80)];
     let dots = if head.len() < line.len() { "…" } else { "" };
@@ -134,12 +135,12 @@ pub(crate) struct TooLong {
 }
 
 impl LineBuffer {
-    /// Makes an empty buffer for lines of at most `limit` bytes.
+    /// Creates an empty buffer for lines of at most `limit` bytes.
     pub(crate) fn new(limit: usize) -> Self {
         Self { bytes: Vec::new(), scanned: 0, limit }
     }
 
-    /// Answers where to append what arrives.
+    /// Returns where to append what arrives.
     pub(crate) fn tail(&mut self) -> &mut Vec<u8> {
         &mut self.bytes
     }

@@ -1,17 +1,18 @@
-//! Reads the table that HMP's `info usernet` prints: the only place where QEMU tells which host ports it listens on.
+//! Reads the table that HMP's `info usernet` prints: the only place where QEMU tells which host
+//! ports it listens on.
 //!
-//! Pure. The table is made for people, so lines that are not understood are passed over: a caller compares what it finds
-//! with what it asked for.
+//! Pure. The table is made for people, so lines that are not understood are passed over: a caller
+//! compares what it finds with what it asked for.
 //!
-//! Source: libslirp, `slirp_connection_info`; the columns are protocol and state, fd, source address and port,
-//! destination address and port, two queue lengths.
+//! Source: libslirp, `slirp_connection_info`; the columns are protocol and state, fd, source
+//! address and port, destination address and port, two queue lengths.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use crate::handle::ActiveForward;
 use crate::spec::Protocol;
 
-/// Answers the forwards into the guest that are in force, in the order of the table.
+/// Returns the forwards into the guest that are in force, in the order of the table.
 pub(crate) fn forwards(table: &str) -> Vec<ActiveForward> {
     table.lines().filter_map(forward).collect()
 }

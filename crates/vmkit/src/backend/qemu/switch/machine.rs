@@ -19,7 +19,8 @@ impl MachineType {
         let mut props = Props::new(self.machine.as_str());
         props = match self.machine {
             Machine::Q35 => props,
-            // ACPI brings the power button, and devices without a word on the kernel's command line.
+            // ACPI brings the power button, and devices without a word on the kernel's command
+            // line.
             Machine::Microvm => props.with("acpi", "on"),
             // `max` is the newest interrupt controller that the accelerator offers.
             Machine::Virt => props.with("gic-version", "max"),
@@ -46,7 +47,7 @@ impl Accelerator {
         args.plain("-accel", self.as_str());
     }
 
-    /// Answers QEMU's name for it.
+    /// Returns QEMU's name for it.
     pub fn as_str(self) -> &'static str {
         match self {
             Accelerator::Kvm => "kvm",
@@ -67,9 +68,11 @@ impl Cpu {
     pub(crate) fn add_to(&self, args: &mut Args) {
         let model = match (self.accel, self.machine) {
             (Accelerator::Kvm, _) => Props::new("host"),
-            // Five-level page tables cost an emulated CPU one load more a walk, and buy nothing below 64 TiB.
+            // Five-level page tables cost an emulated CPU one load more a walk, and buy nothing
+            // below 64 TiB.
             (Accelerator::Tcg, Machine::Q35 | Machine::Microvm) => Props::new("max").with("la57", "off"),
-            // Pointer authentication with the architecture's own cipher takes most of an emulated boot.
+            // Pointer authentication with the architecture's own cipher takes most of an emulated
+            // boot.
             (Accelerator::Tcg, Machine::Virt) => Props::new("max").with("pauth-impdef", "on"),
         };
         args.props("-cpu", model);
@@ -103,8 +106,9 @@ pub(crate) struct Sandbox {
 
 impl Sandbox {
     pub(crate) fn add_to(&self, args: &mut Args) {
-        // With `deny` and with `children`, `-runas` itself dies of SIGSYS (seen with 7.2.22). Once it has stepped down, a
-        // process that is not root can't step up again without exec, and `spawn` denies that.
+        // With `deny` and with `children`, `-runas` itself dies of SIGSYS (seen with 7.2.22). Once
+        // it has stepped down, a process that is not root can't step up again without exec, and
+        // `spawn` denies that.
         let elevate = if self.run_as { "allow" } else { "deny" };
         let props = Props::new("on").with("obsolete", "deny").with("elevateprivileges", elevate);
         args.props("-sandbox", props.with("spawn", "deny").with("resourcecontrol", "deny"));

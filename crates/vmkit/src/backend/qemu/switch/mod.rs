@@ -1,8 +1,9 @@
 //! QEMU's switches, one type a family, named as QEMU names them.
 //!
-//! Pure. Conventions: a value that QEMU reads as a property list (`-device`, `-blockdev`, `-netdev`, …) is a [`Props`], which
-//! doubles every comma of a value and keeps the order in which properties were added. Exceptions, which QEMU takes as they
-//! are: `-kernel`, `-initrd`, `-append`, `-m`, `-uuid`. Nothing else in the crate writes a comma.
+//! Pure. Conventions: a value that QEMU reads as a property list (`-device`, `-blockdev`,
+//! `-netdev`, …) is a [`Props`], which doubles every comma of a value and keeps the order in which
+//! properties were added. Exceptions, which QEMU takes as they are: `-kernel`, `-initrd`,
+//! `-append`, `-m`, `-uuid`. Nothing else in the crate writes a comma.
 //!
 //! Source: QEMU's `qemu-options.hx`; `docs/system/invocation`.
 
@@ -42,7 +43,7 @@ impl Args {
         self.0.push(props.0);
     }
 
-    /// Answers the arguments.
+    /// Returns the arguments.
     pub(crate) fn into_vec(self) -> Vec<OsString> {
         self.0
     }
@@ -53,12 +54,12 @@ impl Args {
 pub(crate) struct Props(OsString);
 
 impl Props {
-    /// Begins a list with its implied first value, such as a driver's name.
+    /// Creates a list with its implied first value, such as a driver's name.
     pub(crate) fn new(head: impl AsRef<OsStr>) -> Self {
         Self(doubled_commas(head.as_ref()))
     }
 
-    /// Begins a list that has no implied first value.
+    /// Creates a list that has no implied first value.
     pub(crate) fn first(key: &str, value: impl AsRef<OsStr>) -> Self {
         let mut list = OsString::from(key);
         list.push("=");

@@ -37,7 +37,7 @@ impl Netdev<'_> {
     }
 }
 
-/// Answers a forward as `hostfwd` takes it, here and in the monitor.
+/// Returns a forward as `hostfwd` takes it, here and in the monitor.
 pub(crate) fn hostfwd(forward: &PortForward) -> String {
     // Port 0 has the kernel choose; `info usernet` tells which.
     let host = forward.host_port.map_or(0, NonZero::get);
