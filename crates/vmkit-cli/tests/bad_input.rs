@@ -93,6 +93,120 @@ fn images_that_are_none_are_refused_by_path() {
     refused(&host, &["create", "new"], &hints);
 }
 
+#[test]
+fn a_disk_that_the_vm_has_twice_is_refused_however_its_path_is_written() {
+    let host = host();
+    fs::write(host.file("data.img"), vec![1; 4096]).unwrap();
+    fs::hard_link(host.file("data.img"), host.file("hard.img")).unwrap();
+    std::os::unix::fs::symlink(host.file("base.img"), host.file("link.img")).unwrap();
+    for disks in [["data.img", "data.img"], ["data.img", "hard.img:ro"], ["data.img:ro", "./bin/../hard.img"]]
+    {
+        let named = disks[1].trim_end_matches(":ro").rsplit('/').next().unwrap();
+        let disks = ["--data-disk", &host.file(disks[0]), "--data-disk", &host.file(disks[1])];
+        let said = ["error: data_disks: \"", named, "the same VM has this disk already"];
+        create_refused(&host, &disks, &said);
+        create_refused(&host, &[&disks[..], &["--dry-run"]].concat(), &said);
+    }
+    for disk in ["./base.img", "link.img"] {
+        let options = ["--image", "base.img", "--data-disk", disk];
+        create_refused(&host, &options, &["error: data_disks: \"", "the image of the same VM"]);
+    }
+    host.must(["create", "new", "--image", "base.img", "--data-disk", "link.img:ro", "--accel", "tcg"]);
+}
+
+#[test]
+fn a_disk_that_belongs_to_another_vm_or_to_the_store_is_refused_by_the_name_of_what_has_it() {
+    let host = host();
+    fs::write(host.file("data.img"), vec![1; 4096]).unwrap();
+    fs::hard_link(host.file("base.img"), host.file("hard.img")).unwrap();
+    fs::copy(host.file("base.img"), host.file("copy.img")).unwrap();
+    let disks = ["--image", "base.img", "--data-disk", "data.img", "--data-disk", "1GiB", "--accel", "tcg"];
+    host.must([&["create", "web"][..], &disks].concat());
+    create_refused(
+        &host,
+        &["--data-disk", "hard.img"],
+        &["data_disks: \"", "hard.img", "the disk of the VM `web`"],
+    );
+    create_refused(
+        &host,
+        &["--image", "data.img"],
+        &["image: \"", "data.img", "the VM `web` has this file as a data disk"],
+    );
+    for own in ["data-1.qcow2", "root.qcow2"] {
+        let path = host.home().join("vms/web").join(own).to_str().unwrap().to_owned();
+        create_refused(&host, &["--image", &path], &["image: \"", "a file of the VM `web`"]);
+        create_refused(&host, &["--data-disk", &path], &["data_disks: \"", "a file of the VM `web`"]);
+    }
+    host.must(["image", "import", "copy.img", "--name", "ours"]);
+    let kept = fs::read_dir(host.home().join("images")).unwrap().flatten();
+    let kept = kept.map(|entry| entry.path().join("disk.raw")).find(|path| path.exists()).unwrap();
+    let kept = kept.to_str().unwrap();
+    create_refused(&host, &["--data-disk", kept], &["data_disks: \"", "a local image"]);
+    // What nothing writes to, several may have.
+    let options = ["--image", "hard.img", "--data-disk", "base.img:ro", "--data-disk", &format!("{kept}:ro")];
+    host.must([&["create", "db", "--accel", "tcg"][..], &options].concat());
+    // Two may have one disk, one at a time.
+    host.must(["create", "cache", "--kernel", "vmlinuz", "--data-disk", "data.img", "--accel", "tcg"]);
+}
+
+#[test]
+fn an_image_that_changed_under_a_vm_is_refused_at_its_start_with_what_changed() {
+    let host = host();
+    fs::write(host.file("mine.img"), vec![7; 1 << 20]).unwrap();
+    host.must(["create", "web", "--image", "mine.img", "--accel", "tcg"]);
+    let starts = || {
+        let answer = host.vmkit(["start", "web"]);
+        assert_eq!(answer.code, Some(2), "{answer:?}");
+        answer.stderr
+    };
+    let own_qemu = "refused by the test";
+    assert!(starts().contains(own_qemu));
+    // Written again with the same bytes, and moved away and back.
+    fs::write(host.file("mine.img"), vec![7; 1 << 20]).unwrap();
+    fs::rename(host.file("mine.img"), host.file("away.img")).unwrap();
+    fs::copy(host.file("away.img"), host.file("mine.img")).unwrap();
+    assert!(starts().contains(own_qemu));
+    let change: [(&str, &dyn Fn()); 4] = [
+        ("as many bytes, and others", &|| {
+            let mut bytes = vec![7; 1 << 20];
+            bytes[700_000] = 8;
+            fs::write(host.file("mine.img"), bytes).unwrap();
+        }),
+        ("from 1048576 bytes to 524288", &|| fs::write(host.file("mine.img"), vec![7; 1 << 19]).unwrap()),
+        ("no such file", &|| fs::remove_file(host.file("mine.img")).unwrap()),
+        ("a directory", &|| fs::create_dir(host.file("mine.img")).unwrap()),
+    ];
+    for (said, change) in change {
+        change();
+        let text = starts();
+        let first = text.lines().next().unwrap();
+        assert!(first.starts_with(&format!("error: image: {:?}: ", host.file("mine.img"))), "{text}");
+        assert!(first.contains(said) && first.contains("`web`") && first.contains("put "), "{text}");
+        assert!(!text.contains(own_qemu), "{text}");
+    }
+    fs::remove_dir(host.file("mine.img")).unwrap();
+    fs::rename(host.file("away.img"), host.file("mine.img")).unwrap();
+    assert!(starts().contains(own_qemu), "the old image is back");
+}
+
+#[test]
+fn other_files_that_are_gone_are_named_at_the_start() {
+    let host = host();
+    for name in ["k", "i", "data.img"] {
+        fs::write(host.file(name), vmkit_testkit::paper_kernel()).unwrap();
+    }
+    let options = ["--kernel", "k", "--initrd", "i", "--data-disk", "data.img", "--accel", "tcg"];
+    host.must([&["create", "web"][..], &options].concat());
+    for (name, field) in [("data.img", "data_disks"), ("i", "initrd"), ("k", "kernel")] {
+        fs::remove_file(host.file(name)).unwrap();
+        let answer = host.vmkit(["start", "web"]);
+        let said = format!("error: web: {field}: {:?}: there is no such file\n", host.file(name));
+        assert_eq!((answer.code, &*answer.stderr), (Some(2), &*said));
+    }
+    let row = host.must(["ls"]);
+    assert!(row.contains("web") && row.lines().all(|line| line.len() < 120), "{row}");
+}
+
 /// Writes the header of a qcow2 image, version 2, of 1 MiB, with a backing file.
 fn qcow2_over(backing: &str) -> Vec<u8> {
     let mut image = vec![0; 0x40000];

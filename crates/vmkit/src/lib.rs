@@ -68,6 +68,7 @@ mod boundedlog;
 pub mod cloud_init;
 pub mod console;
 mod deadline;
+mod disk_files;
 mod error;
 mod flock;
 mod forwarding;

@@ -65,7 +65,7 @@ impl Create {
 
     /// Refuses what could not be made whatever its image is, before that is fetched.
     async fn check_ahead(&self, manager: &Manager) -> Result<(), Error> {
-        if self.image.is_none() {
+        if self.image.is_none() && !self.dry_run {
             return Ok(());
         }
         if !self.dry_run {

@@ -42,6 +42,8 @@ mod download;
 mod download_tests;
 #[cfg(feature = "images")]
 mod downloads;
+#[cfg(all(target_os = "linux", feature = "qemu"))]
+mod identity;
 #[cfg(feature = "images")]
 mod import;
 mod inspect;
@@ -81,6 +83,8 @@ mod test_server;
 
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 pub use create::{MAX_DISK_BYTES, create_blank, create_overlay, grow_disk};
+#[cfg(all(target_os = "linux", feature = "qemu"))]
+pub(crate) use identity::ImageIdentity;
 #[cfg(any(feature = "propolis", all(target_os = "linux", feature = "qemu")))]
 pub(crate) use inspect::inspect_for;
 pub use inspect::{ImageFacts, ImageFormat, inspect};

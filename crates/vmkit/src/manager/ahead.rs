@@ -30,7 +30,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     }
 
     /// Refuses what a spec asks of this host and can never have here: files that are not there, but for the image of its root disk,
-    /// which may have to be fetched; a kernel that QEMU does not boot; more memory than there is; a user or a bridge that it does not have. It is asked
+    /// which may have to be fetched; disks that the VM has twice, or that other VMs or images have; a kernel that QEMU does not boot; more memory than there is; a user or a bridge that it does not have. It is asked
     /// for QEMU's VMs only: another backend may run them elsewhere.
     ///
     /// # Errors
@@ -48,6 +48,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
                 InputFile::open("data_disks", path)?;
             }
         }
+        self.check_disks(spec)?;
         #[cfg(all(target_os = "linux", feature = "qemu"))]
         {
             crate::host::demands::check(spec).await?;

@@ -9,6 +9,7 @@
 //! ```
 
 mod ahead;
+mod disks;
 mod ephemeral;
 mod forward;
 mod knock;
@@ -177,7 +178,11 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         let preparing = VmHandle::preparing(id, backend, spec);
         let intending = VmRecord::intending(preparing.clone(), intent(Operation::Prepare));
         // Once more, since it is written down now: of two who want one identity at once, the later one sees the other.
-        if let Err(error) = locked.write_made(&intending).and_then(|()| self.check_id(&preparing.spec)) {
+        let checked = locked.write_made(&intending).and_then(|()| {
+            self.check_id(&preparing.spec)?;
+            self.check_disks(&preparing.spec)
+        });
+        if let Err(error) = checked {
             give_up(locked);
             return Err(error);
         }

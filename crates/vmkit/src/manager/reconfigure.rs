@@ -53,6 +53,9 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         let mut changed = record.clone();
         let vm = &mut changed.handle;
         let (spec, changed_fields) = wanted(vm, edit)?;
+        if changed_fields.iter().any(|change| change.field == "data_disks") {
+            self.check_disks(&spec)?;
+        }
         let mut differing = changes(&vm.spec, &spec, false).into_iter();
         let waits = differing.any(|change| change.applies == Applies::NextStart);
         if waits && self.state(vm).await?.is_live() {

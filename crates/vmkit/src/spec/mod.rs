@@ -330,12 +330,13 @@ impl VmSpecBuilder {
     /// `InvalidInput` with the field, the value and what would be right.
     pub fn build(self) -> Result<VmSpec> {
         let spec = self.build_recorded()?;
+        spec.0.check_disks()?;
         spec.cloud_init().map_or(Ok(()), CloudInitConfig::check_documents)?;
         Ok(spec)
     }
 
-    /// Checks the whole but for what raw documents of cloud-init say: a VM that was made with them is there, whatever its guest made
-    /// of them.
+    /// Checks the whole but for what raw documents of cloud-init say, and for disks that are named twice: a VM that was made with
+    /// them is there, and its start says what is wrong.
     fn build_recorded(self) -> Result<VmSpec> {
         if !(1..=VmSpec::MAX_CPUS).contains(&self.cpus) {
             let bound = format!("a VM has 1 to {} CPUs", VmSpec::MAX_CPUS);
@@ -375,6 +376,29 @@ impl VmSpecBuilder {
             }
             (Boot::Firmware(_), _) => Ok(()),
         }
+    }
+
+    /// Refuses a path that is two disks, of which one is written to. Links and other spellings are for the host to tell.
+    fn check_disks(&self) -> Result<()> {
+        let existing = |disk: &DataDisk| match disk {
+            DataDisk::Existing { path, readonly } => Some((path.clone(), *readonly)),
+            DataDisk::Fresh { .. } => None,
+        };
+        let disks: Vec<_> = self.data_disks.iter().filter_map(existing).collect();
+        for (index, (path, readonly)) in disks.iter().enumerate() {
+            if self.disk.as_ref().is_some_and(|disk| disk.image == *path && !readonly) {
+                let why = "this is the image of the same VM, which is never written to: name another disk, or add `:ro` to read it only";
+                return Err(Error::invalid("data_disks", path.display(), why));
+            }
+            let is_same =
+                |(other, other_readonly): &&(_, bool)| other == path && !(*readonly && *other_readonly);
+            if disks[..index].iter().any(|other| is_same(&other)) {
+                let why =
+                    "the same VM has this disk already, and one of the two writes to it: name a disk once";
+                return Err(Error::invalid("data_disks", path.display(), why));
+            }
+        }
+        Ok(())
     }
 
     fn check_forwards(&self) -> Result<()> {
@@ -447,6 +471,28 @@ mod tests {
             refused(["8080:80", "8080:81"]).contains("the forward `8080:80` has the same port of the host")
         );
         assert!(refused(["80", "80"]).contains("named twice"));
+    }
+
+    #[test]
+    fn one_path_is_two_disks_only_where_nothing_writes_to_it() {
+        let disks = |disks: &[(&str, bool)]| {
+            let disk = |(path, readonly): &(&str, bool)| DataDisk::Existing {
+                path: (*path).into(),
+                readonly: *readonly,
+            };
+            builder().data_disks(disks.iter().map(disk).collect())
+        };
+        for named in [[("/d", false), ("/d", false)], [("/d", true), ("/./d", false)]] {
+            let text = refusal(disks(&named));
+            assert!(text.starts_with("data_disks: \"") && text.contains("has this disk already"), "{text}");
+        }
+        let text = refusal(disks(&[("/images//debian.qcow2", false)]));
+        assert!(text.contains("the image of the same VM"), "{text}");
+        disks(&[("/d", true), ("/d", true), ("/images/debian.qcow2", true), ("/e", false)]).build().unwrap();
+        // A VM that has them already is not lost.
+        let spec = disks(&[("/d", true), ("/d", true)]).build().unwrap();
+        let text = serde_json::to_string(&spec).unwrap().replace("\"readonly\":true", "\"readonly\":false");
+        serde_json::from_str::<VmSpec>(&text).unwrap();
     }
 
     #[test]

@@ -79,6 +79,11 @@ fn wanted_ports(machines: &[MachinePlan]) -> Vec<Wanted<'_, Port<'_>>> {
 fn wanted_disks(machines: &[MachinePlan]) -> Vec<Wanted<'_, Disk<'_>>> {
     let mut all = Vec::new();
     for machine in machines {
+        // What lies behind a name or an address is the store's.
+        if let Some(image) = machine.image.as_ref().filter(|image| image.starts_with('/')) {
+            let what = Disk { path: Path::new(image), is_readonly: true };
+            all.push(Wanted { what, machine: &machine.name, place: machine.place("image") });
+        }
         for (index, disk) in machine.spec.data_disks().iter().enumerate() {
             if let DataDisk::Existing { path, readonly } = disk {
                 let place = machine.place(&format!("data_disks[{index}]"));

@@ -15,6 +15,7 @@ pub(crate) mod agent;
 mod argv;
 #[cfg(test)]
 mod argv_tests;
+mod disks;
 mod facts;
 mod forward;
 mod layout;
@@ -24,6 +25,7 @@ pub(crate) mod qmp;
 mod start;
 mod stop;
 mod switch;
+mod words;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -49,7 +51,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::handle::{BackendDetails, BackendTag, ConsoleEndpoint, RunInfo, VmHandle};
 use crate::host::{HostFacts, KvmVerdict, ProbeOptions, demands};
 use crate::hypervisor::{Backend, Capabilities, Hypervisor};
-use crate::image::grow_disk;
+use crate::image::{ImageIdentity, grow_disk};
 use crate::lifecycle::{FailureKind, InvalidTransition, Operation, VmState, next};
 use crate::network::{MacAddr, addresses_of, default_lease_files};
 use crate::spec::{Accel, Boot, Firmware, Mib, NetworkConfig, PortForward, VmSpec};
@@ -175,6 +177,9 @@ struct Details {
     /// The size that the root disk on disk was made or grown to, where one was wanted.
     #[serde(default)]
     disk: Option<Mib>,
+    /// What the image below the root disk was at the last start, else when the VM was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    base: Option<ImageIdentity>,
 }
 
 impl Details {
@@ -244,6 +249,7 @@ impl QemuHypervisor {
                 media: Media::default(),
                 seed_run: 0,
                 disk: None,
+                base: None,
             }),
             DETAILS_VERSION => {
                 let mut details = Details::deserialize(&vm.details.data)
@@ -374,12 +380,14 @@ impl Hypervisor for QemuHypervisor {
         for warning in &plan.warnings {
             tracing::warn!(vm = %spec.name(), "{warning}");
         }
+        let base = disks::identity_of_base(&spec).await?;
         prepare::make(&spec, id, &layout, &plan, looked.root.as_ref())?;
         let details = Details {
             layout: layout.clone(),
             media: looked.media,
             seed_run: wanted_run(&spec),
             disk: wanted_disk(&spec),
+            base,
         };
         let mut vm = VmHandle::preparing(id, BackendTag::Qemu, spec);
         details.keep_in(&mut vm);
@@ -423,6 +431,7 @@ impl Hypervisor for QemuHypervisor {
         // Whoever removed the VM meanwhile held the lock for it.
         self.check_owner(vm, &details.layout, Operation::Start)?;
         prepare::check_network(&vm.spec).await?;
+        details.base = disks::check_files(&vm.spec, &details.media, details.base.as_ref()).await?;
         self.bring_up_to_date(vm, &mut details)?;
         let plan = plan::plan(&vm.spec, vm.id, &details.layout, &facts, &details.media);
         let run = start::start(vm, &details.layout, &plan, &keeper, alive, deadline).await?;
@@ -647,8 +656,7 @@ fn ended_state(layout: &Layout, ended: Option<Ended>) -> VmState {
         let vanished = "QEMU is gone, and its keeper was killed before it could write down why";
         return VmState::failed(FailureKind::Vanished, vanished);
     };
-    let words = start::last_words(layout);
-    let words = words.lines().next_back().unwrap_or_default();
+    let words = words::in_short(&start::last_words(layout));
     let colon = if words.is_empty() { "" } else { ": " };
     let kind =
         if ended.signal.is_some() { FailureKind::HypervisorKilled } else { FailureKind::HypervisorExited };

@@ -14,6 +14,7 @@ use super::plan::{PrepareStep, QemuPlan};
 use crate::backend::supervise::alive;
 use crate::backend::supervise::files::{make_private_dir, remove_dir, remove_file};
 use crate::cloud_init::SeedOf;
+use crate::disk_files::check_apart;
 use crate::error::{Error, Result};
 use crate::host::ports::{port_holder, port_is_free};
 use crate::image::{ImageFacts, create_blank, create_overlay, inspect, inspect_for};
@@ -42,6 +43,7 @@ pub(super) fn look_at_files(spec: &VmSpec) -> Result<Looked> {
         DataDisk::Existing { path, .. } => inspect_for("data_disks", path).map(|facts| Some(facts.format)),
     });
     let data_formats = formats.collect::<Result<_>>()?;
+    check_apart(spec)?;
     if let Boot::Kernel(kernel) = spec.boot() {
         check_absolute("kernel", &kernel.path)?;
         check_kernel(&kernel.path, spec.machine().arch())?;

@@ -1,0 +1,91 @@
+//! The files that a VM needs at each start, looked at again: QEMU's own words for a missing one are a command line long.
+//!
+//! Edge: examines files, and reads an image that was touched since the VM was made on it.
+
+use std::path::Path;
+
+use super::facts::Media;
+use crate::disk_files::check_apart;
+use crate::error::{Error, Result};
+use crate::image::{ImageFormat, ImageIdentity, inspect_for};
+use crate::input_file::InputFile;
+use crate::kernel_file::{check_initrd, check_kernel};
+use crate::spec::{Boot, DataDisk, VmSpec};
+
+/// Checks the files of a VM that is about to start, and returns the identity of its image to note from now on.
+///
+/// A VM without a noted identity, made by an earlier version, starts as long as its image is there.
+///
+/// # Errors
+/// `InvalidInput` with the field and the path of a file that is gone or can't be read, of an image that was changed, and of a
+/// disk that the VM has twice.
+pub(super) async fn check_files(
+    spec: &VmSpec,
+    media: &Media,
+    noted: Option<&ImageIdentity>,
+) -> Result<Option<ImageIdentity>> {
+    if let Boot::Kernel(kernel) = spec.boot() {
+        check_kernel(&kernel.path, spec.machine().arch())?;
+        kernel.initrd.as_deref().map_or(Ok(()), check_initrd)?;
+    }
+    for (index, disk) in spec.data_disks().iter().enumerate() {
+        if let DataDisk::Existing { path, .. } = disk {
+            check_data_disk(path, media.data_formats.get(index).copied().flatten())?;
+        }
+    }
+    check_apart(spec)?;
+    check_base(spec, noted).await
+}
+
+/// Refuses a data disk that is gone. What a raw one holds is the guest's, so its bytes do not count.
+fn check_data_disk(path: &Path, format: Option<ImageFormat>) -> Result<()> {
+    InputFile::open("data_disks", path)?;
+    if format != Some(ImageFormat::Qcow2) || inspect_for("data_disks", path)?.format == ImageFormat::Qcow2 {
+        return Ok(());
+    }
+    let why = "the VM was made with a qcow2 image here, and the file is none any more: put that back";
+    Err(Error::invalid("data_disks", path.display(), why))
+}
+
+async fn check_base(spec: &VmSpec, noted: Option<&ImageIdentity>) -> Result<Option<ImageIdentity>> {
+    let Some(disk) = spec.disk() else { return Ok(None) };
+    let vm = spec.name();
+    let Some(noted) = noted else {
+        return InputFile::open("image", &disk.image)
+            .map(|_| None)
+            .map_err(|error| needed(vm.as_str(), error));
+    };
+    let (path, noted) = (disk.image.clone(), noted.clone());
+    // A whole image may have to be read.
+    let compared = tokio::task::spawn_blocking(move || noted.compared(&path));
+    match compared.await.expect("comparing does not panic").map_err(|error| needed(vm.as_str(), error))? {
+        Ok(now) => Ok(Some(now)),
+        Err(change) => {
+            Err(Error::invalid("image", disk.image.display(), change.refusal(vm.as_str(), &disk.image)))
+        }
+    }
+}
+
+/// Says of an image that can't be opened that a VM's disk needs it.
+fn needed(vm: &str, error: Error) -> Error {
+    match error {
+        Error::Invalid { field, value, expected } => {
+            let remedy = format!(
+                "the disk of the VM `{vm}` holds only the difference to this image: put it back, or make the VM again"
+            );
+            Error::invalid(field, value, format!("{expected}; {remedy}"))
+        }
+        error => error,
+    }
+}
+
+/// Reads the identity of the image that a VM is made on.
+///
+/// # Errors
+/// As [`ImageIdentity::of`].
+pub(super) async fn identity_of_base(spec: &VmSpec) -> Result<Option<ImageIdentity>> {
+    let Some(disk) = spec.disk() else { return Ok(None) };
+    let path = disk.image.clone();
+    let read = tokio::task::spawn_blocking(move || ImageIdentity::of(&path));
+    read.await.expect("reading does not panic").map(Some)
+}

@@ -1,0 +1,123 @@
+//! Disks of a VM that belong to another one, found in the records of all VMs.
+//!
+//! An image below VMs' disks is never written to, and what is written to is below no disk. Which VM has a disk that may be
+//! written by several, one at a time, is for its start to find out.
+
+use std::fs;
+use std::path::Path;
+
+use super::VmManager;
+use crate::disk_files::{DiskFile, DiskUse, FileId, check_apart, disk_files};
+use crate::error::{Error, Result};
+use crate::handle::BackendTag;
+use crate::hypervisor::Hypervisor;
+use crate::spec::{VmName, VmSpec};
+
+impl<H: Hypervisor + 'static> VmManager<H> {
+    /// Refuses disks of a spec that can't be together: with each other, with what other VMs have, or with the local images.
+    ///
+    /// QEMU's VMs only: another backend may have its files elsewhere. Records that can't be read are left out.
+    ///
+    /// # Errors
+    /// `InvalidInput` with the field, the path, and the VM or the image that has the file; `Io` where the home can't be read.
+    pub(super) fn check_disks(&self, spec: &VmSpec) -> Result<()> {
+        if *spec.backend().unwrap_or(&self.backend) != BackendTag::Qemu {
+            return Ok(());
+        }
+        check_apart(spec)?;
+        let wanted: Vec<DiskFile> =
+            disk_files(spec).into_iter().filter(|file| file.used != DiskUse::Read).collect();
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        self.refuse_images(&wanted)?;
+        for name in self.store.names()? {
+            self.refuse_own_disks(&wanted, &name)?;
+            if name == *spec.name() {
+                continue;
+            }
+            let Ok(record) = self.store.read(&name) else { continue };
+            for other in [Some(&record.handle.spec), record.handle.next_spec.as_deref()].into_iter().flatten()
+            {
+                refuse_of_other(&wanted, &name, &disk_files(other))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses to have a local image written to.
+    fn refuse_images(&self, wanted: &[DiskFile]) -> Result<()> {
+        let written = wanted.iter().filter(|file| file.used == DiskUse::Written);
+        for file in written {
+            for image in files_below(self.home().images()).filter(|path| path.is_dir()) {
+                if let Some((path, _)) = files_of(&image).find(|(_, id)| *id == file.id) {
+                    let why = format!(
+                        "this is a local image{}, which VMs are made from and nothing writes to: add `:ro` to read it only, or copy it",
+                        named(&path, &file.path)
+                    );
+                    return Err(Error::invalid(file.used.field(), file.path.display(), why));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses a file from the directory of a VM: it is written to, and removed with that VM.
+    fn refuse_own_disks(&self, wanted: &[DiskFile], name: &VmName) -> Result<()> {
+        for (path, id) in files_of(&self.home().vm(name)) {
+            if let Some(file) = wanted.iter().find(|file| file.id == id) {
+                let why = format!(
+                    "this is a file of the VM `{name}`{}, which writes to it and is removed with it: copy it while the VM is \
+                     stopped (`qemu-img convert -O qcow2`), or name another",
+                    named(&path, &file.path)
+                );
+                return Err(Error::invalid(file.used.field(), file.path.display(), why));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Refuses an image that another VM writes to, and a disk to write to that is another VM's image.
+fn refuse_of_other(wanted: &[DiskFile], name: &VmName, other: &[DiskFile]) -> Result<()> {
+    for file in wanted {
+        let is_in_the_way = |theirs: &&DiskFile| {
+            theirs.id == file.id
+                && matches!(
+                    (file.used, theirs.used),
+                    (DiskUse::Base, DiskUse::Written) | (DiskUse::Written, DiskUse::Base)
+                )
+        };
+        let Some(theirs) = other.iter().find(is_in_the_way) else { continue };
+        let spelling = named(&theirs.path, &file.path);
+        let why = match file.used {
+            DiskUse::Base => format!(
+                "the VM `{name}` has this file as a data disk{spelling} and writes to it, so no disk can be made on it: copy it first"
+            ),
+            DiskUse::Written | DiskUse::Read => format!(
+                "the disk of the VM `{name}` is made on this image{spelling}, so nothing may write to it: add `:ro` to read it \
+                 only, or copy it"
+            ),
+        };
+        return Err(Error::invalid(file.used.field(), file.path.display(), why));
+    }
+    Ok(())
+}
+
+/// Returns the other path of a file in brackets, where it has one.
+fn named(path: &Path, as_given: &Path) -> String {
+    if path == as_given { String::new() } else { format!(" ({})", path.display()) }
+}
+
+fn files_below(dir: &Path) -> impl Iterator<Item = std::path::PathBuf> {
+    fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path())
+}
+
+/// Returns the regular files of a directory.
+fn files_of(dir: &Path) -> impl Iterator<Item = (std::path::PathBuf, FileId)> {
+    files_below(dir).filter_map(|path| {
+        let metadata = path.symlink_metadata().ok().filter(fs::Metadata::is_file)?;
+        let id = FileId::of_metadata(&metadata);
+        Some((path, id))
+    })
+}
