@@ -42,7 +42,7 @@ fn columns(listed: &[Listed], wide: bool) -> Vec<Column> {
         (true, ("MEMORY", |one| of_vm(one, |vm| vm.spec.memory().to_string()))),
         (wide || backends.len() > 1, ("BACKEND", |one| of_vm(one, |vm| vm.backend.to_string()))),
         (true, ("PORTS", |one| one.handle.as_ref().map_or_else(|_| "-".to_owned(), network))),
-        (true, ("NOTE", note)),
+        (true, ("NOTE", if wide { note } else { |one| in_short(&note(one)) })),
     ];
     columns.into_iter().filter_map(|(is_needed, column)| is_needed.then_some(column)).collect()
 }
@@ -98,6 +98,17 @@ fn note(listed: &Listed) -> String {
     if what.is_empty() { work } else { format!("{work}; {what}") }
 }
 
+/// The most characters of a note that is in short.
+const NOTE_CHARS: usize = 60;
+
+/// Returns the beginning of a text, as far as a line of a terminal has room for it: up to a blank, where there is one.
+fn in_short(text: &str) -> String {
+    let Some((end, _)) = text.char_indices().nth(NOTE_CHARS) else { return text.to_owned() };
+    let begin = &text[..end];
+    let words = begin.rsplit_once(' ').map_or(begin, |(words, _)| words);
+    format!("{} …", words.trim_end_matches([' ', ',', ':', ';']))
+}
+
 /// Answers how the guest is reached, in a few characters.
 fn network(vm: &VmHandle) -> String {
     let ports = ports(vm);
@@ -112,6 +123,14 @@ fn network(vm: &VmHandle) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_note_is_a_short_line() {
+        assert_eq!(in_short("QEMU ended, signal 9"), "QEMU ended, signal 9");
+        let long = format!("QEMU ended, exit code 1: Could not open '/{}': no such file", "x".repeat(200));
+        assert_eq!(in_short(&long), "QEMU ended, exit code 1: Could not open …");
+        assert_eq!(in_short(&"ü".repeat(300)).chars().count(), NOTE_CHARS + 2);
+    }
 
     #[test]
     fn of_a_file_or_an_address_the_last_part_is_shown() {

@@ -17,6 +17,7 @@ use rustix::process::{Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::tcgetattr;
 use serde_json::Value;
+use vmkit_testkit::guest;
 
 #[test]
 fn a_vm_is_made_run_paused_and_shut_down() {
@@ -188,6 +189,34 @@ fn whoever_waits_for_the_end_has_it_as_soon_as_the_stop_is_done() {
     assert!(stopped.elapsed() < Duration::from_millis(1500), "{:?} after the stop", stopped.elapsed());
     let idle = idle.ended(Duration::from_secs(10));
     assert_eq!(idle.code, Some(4), "what awaits a guest that is gone ends, too: {idle:?}");
+}
+
+#[test]
+fn a_disk_that_another_vm_runs_with_is_told_with_that_vm() {
+    let life = Life::new();
+    let create = |name: &str| {
+        let mut arguments = real::create_arguments(&guest::tiny(), name, "");
+        arguments.extend(["--data-disk".to_owned(), life.file("data, [1].img")]);
+        life.must(arguments);
+    };
+    fs::write(life.file("data, [1].img"), vec![1; 1 << 20]).unwrap();
+    create("web");
+    create("db");
+    life.must(["start", "web"]);
+    let refused = life.vmkit(["start", "db"]);
+    assert_eq!(refused.code, Some(6), "{refused:?}");
+    let said = format!(
+        "error: the disk {} of the VM `db`, which the VM `web` runs with, is in use by process {}\n",
+        life.file("data, [1].img"),
+        life.qemu("web").as_raw_pid()
+    );
+    assert_eq!(refused.stderr, said);
+    assert!(life.must(["logs", "--hypervisor", "db"]).contains("Failed to get"), "the log has QEMU's words");
+    let table = life.must(["ls"]);
+    let row = table.lines().find(|line| line.starts_with("db ")).unwrap();
+    assert!(row.contains("another process uses the disk") && row.chars().count() < 140, "{row}");
+    life.must(["stop", "web", "--timeout", "0"]);
+    life.must(["start", "db"]);
 }
 
 #[test]

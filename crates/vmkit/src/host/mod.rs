@@ -7,6 +7,8 @@ pub mod doctor;
 mod facts;
 pub mod inherited;
 #[cfg(all(target_os = "linux", feature = "qemu"))]
+pub(crate) mod holder;
+#[cfg(all(target_os = "linux", feature = "qemu"))]
 pub(crate) mod ports;
 pub(crate) mod process;
 #[cfg(all(target_os = "linux", feature = "qemu"))]

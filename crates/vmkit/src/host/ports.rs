@@ -1,6 +1,5 @@
 //! Whether a port of the host is free, and who has it otherwise.
 
-use std::fmt;
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
@@ -9,6 +8,7 @@ use std::path::Path;
 
 use tokio::net::TcpSocket;
 
+use super::holder::{ProcessHolder, holder_of};
 use crate::error::{Error, Result};
 use crate::spec::Protocol;
 
@@ -54,46 +54,16 @@ fn bind_alone(addr: SocketAddr) -> io::Result<()> {
     socket.bind(addr)
 }
 
-/// Who has a port of the host.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct PortHolder {
-    pid: u32,
-    program: String,
-    /// The VM that the process runs, if it is a QEMU that was told its guest's name.
-    vm: Option<String>,
-}
-
-impl fmt::Display for PortHolder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.vm {
-            Some(vm) => write!(f, "the VM `{vm}` (process {})", self.pid),
-            None => write!(f, "process {} ({})", self.pid, self.program),
-        }
-    }
-}
-
 /// Answers who has this port, as far as this user may know: another user's processes don't show their sockets.
 ///
 /// Source: proc_pid_net(5) and proc_pid_fd(5).
-pub(crate) fn port_holder(protocol: Protocol, addr: Ipv4Addr, port: NonZeroU16) -> Option<PortHolder> {
+pub(crate) fn port_holder(protocol: Protocol, addr: Ipv4Addr, port: NonZeroU16) -> Option<ProcessHolder> {
     let name = protocol.as_str();
     let tables = [format!("/proc/self/net/{name}"), format!("/proc/self/net/{name}6")];
     let inode =
         tables.iter().find_map(|table| inode_in(&fs::read_to_string(table).ok()?, protocol, addr, port));
     let socket = format!("socket:[{}]", inode?);
-    let has_it = |process: &Path| {
-        let mut opened = fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
-        opened.any(|fd| fs::read_link(fd.path()).is_ok_and(|target| target == Path::new(&socket)))
-    };
-    for process in fs::read_dir("/proc").ok()?.flatten() {
-        let pid = process.file_name().to_str().and_then(|name| name.parse().ok());
-        if let Some(pid) = pid.filter(|_| has_it(&process.path())) {
-            let program = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-            let cmdline = fs::read(process.path().join("cmdline")).unwrap_or_default();
-            return Some(PortHolder { pid, program: program.trim().to_owned(), vm: guest_name(&cmdline) });
-        }
-    }
-    None
+    holder_of(|fd| fs::read_link(fd).is_ok_and(|target| target == Path::new(&socket)))
 }
 
 /// Finds in a table of the kernel's the socket that has this port, and answers its inode.
@@ -112,14 +82,6 @@ fn inode_in(table: &str, protocol: Protocol, addr: Ipv4Addr, port: NonZeroU16) -
             && (addr.is_unspecified() || address == ours || address == "00000000")
     };
     table.lines().skip(1).find(is_it)?.split_ascii_whitespace().nth(9)?.parse().ok()
-}
-
-/// Answers what a QEMU's command line names its guest.
-fn guest_name(cmdline: &[u8]) -> Option<String> {
-    let text = String::from_utf8_lossy(cmdline);
-    let mut words = text.split('\0').skip_while(|word| *word != "-name").skip(1);
-    let name = words.next()?.strip_prefix("guest=")?;
-    name.split(',').next().map(str::to_owned)
 }
 
 #[cfg(test)]
@@ -163,12 +125,6 @@ mod tests {
         }
         assert_eq!(port_holder(Protocol::Tcp, Ipv4Addr::new(127, 0, 0, 9), port), None);
         assert_eq!(port_holder(Protocol::Udp, Ipv4Addr::LOCALHOST, port), None);
-    }
-
-    #[test]
-    fn a_qemu_is_known_by_the_guest_that_it_runs() {
-        assert_eq!(guest_name(b"qemu\0-name\0guest=web,debug-threads=on\0").as_deref(), Some("web"));
-        assert_eq!(guest_name(b"nginx\0-name"), None);
     }
 
     #[test]

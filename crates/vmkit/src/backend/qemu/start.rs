@@ -14,9 +14,10 @@ use tokio::time::Instant;
 use super::facts::descriptor;
 use super::layout::{Layout, short_id};
 use super::plan::QemuPlan;
-use super::prepare::remove_run_dir;
+use super::prepare::{check_port, remove_run_dir};
 use super::qmp::client::QmpClient;
 use super::stop::{LAUNCH_LIMIT, mark_asked};
+use super::words;
 use crate::backend::supervise::alive;
 use crate::backend::supervise::files::make_private_dir;
 use crate::backend::supervise::keeper::Launch;
@@ -25,6 +26,7 @@ use crate::backend::supervise::spawn;
 use crate::boundedlog::tail_of_file;
 use crate::error::{Error, ErrorKind, Result};
 use crate::handle::{ActiveForward, ConsoleEndpoint, RunInfo, VmHandle, VncAddress};
+use crate::host::holder::file_holder;
 use crate::network::open_tap;
 use crate::spec::{Accel, Machine, NetworkConfig, VmSpec, Vnc};
 use crate::steps::step;
@@ -89,11 +91,11 @@ pub(super) async fn start(
             return Err(error);
         }
         // It says nothing, and may have started QEMU all the same.
-        Err(error) => return Err(refused(layout, error).await),
+        Err(error) => return Err(refused(vm, layout, error).await),
     };
     match greet(vm, layout, pid, deadline).await {
         Ok(run) => Ok(run),
-        Err(error) => Err(refused(layout, error).await),
+        Err(error) => Err(refused(vm, layout, error).await),
     }
 }
 
@@ -248,7 +250,7 @@ fn draw_password() -> String {
 }
 
 /// Makes sense of a start that failed after QEMU was spawned, and leaves nothing running.
-async fn refused(layout: &Layout, error: Error) -> Error {
+async fn refused(vm: &VmHandle, layout: &Layout, error: Error) -> Error {
     // A QEMU that refuses its arguments closes everything and goes: wait for its last words to be written down.
     let found = match process::look(&layout.place()).await {
         Ok(Found::Live(_)) if matches!(error, Error::Protocol { .. }) => {
@@ -259,13 +261,36 @@ async fn refused(layout: &Layout, error: Error) -> Error {
     };
     if let Ok(Found::Ended(ended)) = found {
         let status = ended.map_or_else(|| "nobody knows how".to_owned(), |ended| ended.to_string());
-        return Error::QemuExited { status, stderr: last_words(layout), log: layout.qemu_log() };
+        let stderr = last_words(layout);
+        return held_by_another(vm, &stderr).unwrap_or(Error::QemuExited {
+            status,
+            stderr,
+            log: layout.qemu_log(),
+        });
     }
     // Not only what shows now: a keeper that is slow to begin would start QEMU after we have said that it does not run.
     if let Err(kill) = alive::take_and_silence(&layout.place(), Instant::now() + LAUNCH_LIMIT).await {
         tracing::warn!(vm = %layout.name(), error = %kill, "could not end a QEMU that failed to start");
     }
     error
+}
+
+/// Returns who has the disk or the port for want of which QEMU refused to start, where that is why.
+fn held_by_another(vm: &VmHandle, words: &str) -> Option<Error> {
+    if let Some(path) = words::locked_disk(words) {
+        let holder = file_holder(&path);
+        let by = match holder.as_ref().map(|holder| (&holder.vm, &holder.program)) {
+            Some((Some(other), _)) => format!(", which the VM `{other}` runs with,"),
+            Some((None, program)) => format!(", which the program `{program}` has open,"),
+            None => String::new(),
+        };
+        let what = format!("the disk {} of the VM `{}`{by}", path.display(), vm.name());
+        return Some(Error::Busy { what, holder: holder.map(|holder| holder.pid) });
+    }
+    let NetworkConfig::User(user) = vm.spec.network() else { return None };
+    // Taken since it was looked at.
+    let refused = |forward| check_port(forward).err();
+    words::is_port_refused(words).then(|| user.forwards.iter().find_map(refused)).flatten()
 }
 
 /// Answers what QEMU said last in its last run.
