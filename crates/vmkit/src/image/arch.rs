@@ -1,7 +1,8 @@
-//! Tells for which architecture a disk was made, as far as the disk tells it.
+//! Tells for which architecture and which firmware a disk was made, as far as the disk tells it.
 //!
-//! Edge: reads a disk, raw or qcow2. It looks at what a loader looks at: the types of the GPT partitions, and the name of
-//! the loader that UEFI starts from the EFI system partition. A disk that says nothing is for any architecture.
+//! Edge: reads a disk, raw or qcow2. It looks at what a loader looks at: the boot code of the first sector, the types of the
+//! partitions, and the name of the loader that UEFI starts from the EFI system partition. A disk that says nothing is for any
+//! architecture.
 //!
 //! Source: the UEFI Specification, "GPT Disk Layout" and "Removable Media Boot Behavior"; the Discoverable Partitions
 //! Specification for the types of root partitions.
@@ -11,7 +12,7 @@ use std::io;
 use super::disk::Disk;
 use super::inspect::ImageFacts;
 use crate::error::{Error, Result};
-use crate::spec::Arch;
+use crate::spec::{Arch, Firmware};
 
 const SECTOR: u64 = 512;
 /// The most partitions that are looked at; a GPT has 128.
@@ -20,6 +21,14 @@ const ENTRY_BYTES: usize = 128;
 /// How far into the EFI system partition its directories are looked for.
 const ESP_BYTES: u64 = 4 << 20;
 const ESP: &str = "c12a7328-f81f-11d2-ba4b-00a0c93ec93b";
+/// Partitions from which the boot code of a GPT disk goes on: of GRUB, and of FreeBSD.
+const BIOS_BOOT: [&str; 2] = ["21686148-6449-6e6f-744e-656564454649", "83bd6b9d-7f41-11dc-be0b-001560b84f0f"];
+/// Where the first sector has its boot code, its partitions of 16 bytes, and its mark.
+const BOOT_CODE_BYTES: usize = 440;
+const MBR_PARTITIONS: std::ops::Range<usize> = 446..510;
+const MBR_MARK: &[u8] = b"\x55\xaa";
+/// The type of an EFI system partition in the first sector.
+const MBR_ESP: u8 = 0xef;
 
 /// Types of partitions that only one architecture has.
 const TYPES: &[(&str, Arch)] = &[
@@ -59,6 +68,30 @@ pub(super) fn of_disk(facts: &ImageFacts) -> Result<Option<Arch>> {
         })
     };
     read().map_err(Error::io("read", &facts.path))
+}
+
+/// Returns the firmware that a disk needs: UEFI for one with an EFI system partition and nothing that a BIOS could start, neither
+/// boot code in its first sector nor a BIOS boot partition. `None` for all else, which boots as the machine usually does.
+///
+/// # Errors
+/// `Io` where the disk can't be read.
+pub(super) fn firmware_of_disk(facts: &ImageFacts) -> Result<Option<Firmware>> {
+    let read = || -> io::Result<bool> {
+        let mut disk = Disk::open(facts)?;
+        let first = disk.read(0, SECTOR)?;
+        if first.iter().take(BOOT_CODE_BYTES).any(|byte| *byte != 0) {
+            return Ok(false);
+        }
+        let partitions = partitions(&mut disk)?;
+        let has = |kind: &str| partitions.iter().any(|partition| partition.kind == kind);
+        if has(ESP) {
+            return Ok(!BIOS_BOOT.into_iter().any(has));
+        }
+        let is_esp = |partition: &[u8]| partition[4] == MBR_ESP;
+        Ok(first.ends_with(MBR_MARK) && first[MBR_PARTITIONS].chunks_exact(16).any(is_esp))
+    };
+    let only_uefi = read().map_err(Error::io("read", &facts.path))?;
+    Ok(only_uefi.then_some(Firmware::Uefi))
 }
 
 struct Partition {
@@ -151,6 +184,44 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_that_only_uefi_can_start_needs_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        let bios_boot = BIOS_BOOT[0];
+        // The first partition's type, the second one's, boot code, what is needed.
+        for (first, second, code, needed) in [
+            (ESP, None, false, Some(Firmware::Uefi)),
+            (ESP, Some(TYPES[1].0), false, Some(Firmware::Uefi)),
+            (ESP, Some(bios_boot), false, None),
+            (ESP, None, true, None),
+            (TYPES[1].0, None, false, None),
+        ] {
+            disk(&path, first, None);
+            let mut bytes = std::fs::read(&path).unwrap();
+            if let Some(second) = second {
+                let second: uuid::Uuid = second.parse().unwrap();
+                bytes[1152..1168].copy_from_slice(&second.to_bytes_le());
+            }
+            if code {
+                bytes[..3].copy_from_slice(&[0xeb, 0x63, 0x90]);
+            }
+            std::fs::write(&path, &bytes).unwrap();
+            let found = firmware_of_disk(&inspect(&path).unwrap()).unwrap();
+            assert_eq!(found, needed, "{first} {second:?} {code}");
+        }
+        let mut mbr = vec![0; 4096];
+        mbr[510..512].copy_from_slice(MBR_MARK);
+        mbr[446 + 16 + 4] = MBR_ESP;
+        std::fs::write(&path, &mbr).unwrap();
+        assert_eq!(firmware_of_disk(&inspect(&path).unwrap()).unwrap(), Some(Firmware::Uefi));
+        mbr[446 + 16 + 4] = 0x83;
+        std::fs::write(&path, &mbr).unwrap();
+        assert_eq!(firmware_of_disk(&inspect(&path).unwrap()).unwrap(), None);
+        std::fs::write(&path, [0; 100]).unwrap();
+        assert_eq!(firmware_of_disk(&inspect(&path).unwrap()).unwrap(), None);
+    }
+
+    #[test]
     fn a_compressed_qcow2_tells_it_as_well() {
         let dir = tempfile::tempdir().unwrap();
         let (raw, image) = (dir.path().join("raw"), dir.path().join("image"));
@@ -173,6 +244,7 @@ mod tests {
             bytes.extend(table);
             std::fs::write(file.path(), bytes).unwrap();
             let _ = of_disk(&inspect(file.path()).unwrap());
+            let _ = firmware_of_disk(&inspect(file.path()).unwrap());
         }
     }
 }

@@ -311,13 +311,18 @@ impl ImageStore {
             if !self.is_sound(&image) {
                 tracing::warn!("image `{}` is damaged, and is used all the same", kept.name);
             }
+            let facts = inspect(&image.facts.path)?;
+            let firmware = match kept.firmware {
+                None => super::arch::firmware_of_disk(&facts)?,
+                known => known,
+            };
             return Ok(Some(ImageInUse {
                 name: kept.name,
-                facts: inspect(&image.facts.path)?,
+                facts,
                 id: Some(kept.image),
                 arch: image.arch,
                 user: kept.user,
-                firmware: kept.firmware,
+                firmware,
                 _lock: Some(lock),
             }));
         }
@@ -334,12 +339,12 @@ impl ImageStore {
             Some(id) => self.hold(id, Hold::Shared).await?,
             None => None,
         };
-        let arch = super::arch::of_disk(&facts)?;
+        let (arch, firmware) = (super::arch::of_disk(&facts)?, super::arch::firmware_of_disk(&facts)?);
         let name = path.display().to_string();
         if is_text(&facts) {
             tracing::warn!("{name} is a text, and is taken as the bytes of a disk");
         }
-        Ok(ImageInUse { name, facts, id, arch, user: None, firmware: None, _lock: lock })
+        Ok(ImageInUse { name, facts, id, arch, user: None, firmware, _lock: lock })
     }
 
     /// Puts a disk that was taken in among the images, and names it.
