@@ -57,6 +57,14 @@ pub(super) fn hint(error: &Error, of: Option<&Whose>) -> Option<String> {
             "`--image debian:12` makes the root disk of an image, `--kernel FILE` boots a kernel, `--data-disk FILE` boots a disk as it is; \
              `vmkit image ls --available` lists the images"
         }
+        Error::Invalid { field, value, expected }
+            if field == "image" && expected.ends_with("import it as an image, which unpacks it") =>
+        {
+            let file = shell_word(value);
+            return Some(format!(
+                "`vmkit image import {file} --name NAME` keeps it unpacked, and NAME is the image then"
+            ));
+        }
         Error::Invalid { expected, .. } if expected.ends_with("made anew can be otherwise") => {
             "`vmkit rm` and then `vmkit create` make it anew: its disks are lost"
         }
@@ -146,4 +154,10 @@ fn of_kind(kind: ErrorKind) -> Option<String> {
         _ => return None,
     };
     Some(hint.to_owned())
+}
+
+/// Quotes a word for a shell, where it needs that.
+fn shell_word(word: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_=+:,./@%".contains(c);
+    if word.chars().all(is_plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
 }

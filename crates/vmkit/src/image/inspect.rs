@@ -139,6 +139,13 @@ pub(super) fn inspect_from(field: &'static str, path: &Path, origin: Option<&Ori
     }
     let head = read_range(&file, 0, 4096).map_err(Error::io("read", path))?;
     if !head.starts_with(&qcow2_header::MAGIC) {
+        // What came from elsewhere is unpacked already, and a disk is not imported to be written to.
+        if field == "image"
+            && origin.is_none()
+            && let Some(how) = importable(&file, &head).map_err(Error::io("read", path))?
+        {
+            return Err(refused(how));
+        }
         if let Some(other) = foreign_format(&head) {
             return Err(refused(other));
         }
@@ -274,6 +281,34 @@ const PACKED: &[(usize, &[u8], &str)] = &[
     (257, b"ustar", "a tar archive (an .ova is one): unpack it with `tar -x`"),
 ];
 
+/// How much of a packed file is read to see what is in it: a block of bzip2 has 900 kB at the most.
+#[cfg(feature = "images")]
+const PACKED_HEAD_BYTES: u64 = 1 << 20;
+
+/// Says of a packed file that an import unpacks it, or that it is an archive, which no import takes.
+#[cfg(feature = "images")]
+fn importable(file: &File, head: &[u8]) -> io::Result<Option<String>> {
+    if !PACKED[..4].iter().any(|(_, mark, _)| head.starts_with(mark)) {
+        return Ok(None);
+    }
+    let Some(unpacked) = super::intake::unpacked_head(read_range(file, 0, PACKED_HEAD_BYTES)?) else {
+        return Ok(None);
+    };
+    let (_, _, what) = PACKED.iter().find(|(_, mark, _)| head.starts_with(mark)).expect("one of them fitted");
+    let how = what.split(':').next().unwrap_or(what);
+    Ok(Some(match unpacked.get(257..262) == Some(b"ustar") {
+        true => format!(
+            "this is a tar archive {how}: unpack it with `tar -xf`, then name the disk that was in it"
+        ),
+        false => format!("this is {how}: import it as an image, which unpacks it"),
+    }))
+}
+
+#[cfg(not(feature = "images"))]
+fn importable(_: &File, _: &[u8]) -> io::Result<Option<String>> {
+    Ok(None)
+}
+
 /// Says what a file is that is neither raw nor qcow2, as far as its first bytes tell.
 fn foreign_format(head: &[u8]) -> Option<String> {
     let begins = |(at, mark, _): &&(usize, &[u8], &str)| head.get(*at..).is_some_and(|h| h.starts_with(mark));
@@ -383,6 +418,36 @@ mod tests {
             let text = refusal(&image);
             assert!(text.contains(what), "{text}");
             assert!(text.contains("convert -O qcow2") || text.contains("unpack it with"), "{text}");
+        }
+    }
+
+    #[cfg(feature = "images")]
+    #[test]
+    fn a_packed_disk_is_to_be_imported_and_a_packed_archive_to_be_unpacked() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("image");
+        let mut disk = vec![7; 3 << 20];
+        for is_archive in [false, true] {
+            if is_archive {
+                disk[257..262].copy_from_slice(b"ustar");
+            }
+            for program in ["gzip", "xz", "zstd", "bzip2"] {
+                std::fs::write(dir.path().join("disk"), &disk).unwrap();
+                let mut command = std::process::Command::new(program);
+                let output = match command.arg("-c").arg(dir.path().join("disk")).output() {
+                    Ok(output) if output.status.success() => output,
+                    _ => {
+                        println!("SKIP: {program} can't be run");
+                        continue;
+                    }
+                };
+                std::fs::write(&image, output.stdout).unwrap();
+                let (text, other) =
+                    (refusal(&image), inspect_for("data_disks", &image).unwrap_err().to_string());
+                let said = if is_archive { "`tar -xf`" } else { "import it as an image" };
+                assert!(text.contains(said) && text.contains("compressed with"), "{program}: {text}");
+                assert!(other.contains("unpack it with"), "{other}");
+            }
         }
     }
 

@@ -391,6 +391,23 @@ impl Read for Pieces {
     }
 }
 
+/// Returns the first bytes of what is packed in this beginning of a file; `None` for what is not packed as an image may be.
+pub(super) fn unpacked_head(packed: Vec<u8>) -> Option<Vec<u8>> {
+    let packing = Packing::of(&packed)?;
+    let (_, pieces) = threads::channel();
+    let mut reader = packing.reader(Pieces { pieces, current: packed.into() });
+    let mut head = Vec::with_capacity(HEAD_BYTES);
+    let mut block = [0; HEAD_BYTES];
+    // The file goes on where this beginning ends, so the end comes as an error.
+    while let Ok(count @ 1..) = reader.read(&mut block) {
+        head.extend_from_slice(&block[..count]);
+        if head.len() >= HEAD_BYTES {
+            break;
+        }
+    }
+    Some(head)
+}
+
 /// How an image is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Packing {
