@@ -5,9 +5,9 @@ pub(crate) mod demands;
 pub mod doctor;
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 mod facts;
-pub mod inherited;
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 pub(crate) mod holder;
+pub mod inherited;
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 pub(crate) mod ports;
 pub(crate) mod process;
