@@ -40,6 +40,7 @@ fn register(api: &mut ApiDescription<Arc<Machine>>) -> Result<(), dropshot::ApiD
     api.register(instance_state_monitor)?;
     api.register(instance_serial)?;
     api.register(instance_serial_history_get)?;
+    api.register(instance_vnc)?;
     api.register(instance_migrate_start)?;
     api.register(instance_migrate_status)?;
     api.register(instance_issue_nmi)?;
@@ -63,6 +64,15 @@ async fn ensure(
             let text = format!("failed to generate internal instance spec: {problem}");
             HttpError::for_bad_request(None, text)
         })?;
+        if spec.board.cpuid.is_none() {
+            context.context().ask_host().await.map_err(|error| {
+                let problem = format!(
+                    "failed to read default CPUID settings from the host: I/O error from bhyve API: {error}"
+                );
+                let text = format!("failed to generate internal instance spec: {problem}");
+                HttpError::for_bad_request(None, text)
+            })?;
+        }
     }
     match context.context().ensure(request).await {
         Ok(migrate) => Ok(HttpResponseCreated(InstanceEnsureResponse { migrate })),
@@ -73,6 +83,10 @@ async fn ensure(
         )),
         Err(EnsureError::Failed(text)) => {
             Err(HttpError::for_internal_error(format!("VM initialization failed: {text}")))
+        }
+        Err(EnsureError::Dropped) => {
+            let text = "state driver unexpectedly dropped result channel".to_owned();
+            Err(HttpError::for_internal_error(text))
         }
     }
 }
@@ -104,14 +118,14 @@ async fn instance_ensure(
 #[endpoint { method = GET, path = "/instance" }]
 async fn instance_get(context: Context) -> Result<HttpResponseOk<InstanceGetResponse>, HttpError> {
     let InstanceSpecGetResponse { properties, state, .. } =
-        context.context().get().ok_or_else(no_instance)?;
+        context.context().get().await.ok_or_else(no_instance)?;
     Ok(HttpResponseOk(InstanceGetResponse { instance: Instance { properties, state } }))
 }
 
-fn old_spec<S: TryFrom<InstanceSpec, Error = &'static str>>(
+async fn old_spec<S: TryFrom<InstanceSpec, Error = &'static str>>(
     context: &Context,
 ) -> Result<OldSpecGetResponse<S>, HttpError> {
-    let response = context.context().get().ok_or_else(no_instance)?;
+    let response = context.context().get().await.ok_or_else(no_instance)?;
     response.try_into().map_err(|component| {
         let text = format!("the spec has a component that this API version does not know: {component}");
         HttpError::for_internal_error(text)
@@ -122,19 +136,19 @@ fn old_spec<S: TryFrom<InstanceSpec, Error = &'static str>>(
 async fn instance_spec_get_v1(
     context: Context,
 ) -> Result<HttpResponseOk<OldSpecGetResponse<VersionedInstanceSpec>>, HttpError> {
-    old_spec(&context).map(HttpResponseOk)
+    old_spec(&context).await.map(HttpResponseOk)
 }
 
 #[endpoint { method = GET, path = "/instance/spec", operation_id = "instance_spec_get", versions = "2.0.0".."3.0.0" }]
 async fn instance_spec_get_v2(
     context: Context,
 ) -> Result<HttpResponseOk<OldSpecGetResponse<InstanceSpecV2>>, HttpError> {
-    old_spec(&context).map(HttpResponseOk)
+    old_spec(&context).await.map(HttpResponseOk)
 }
 
 #[endpoint { method = GET, path = "/instance/spec", versions = "3.0.0".. }]
 async fn instance_spec_get(context: Context) -> Result<HttpResponseOk<InstanceSpecGetResponse>, HttpError> {
-    context.context().get().map(HttpResponseOk).ok_or_else(no_instance)
+    context.context().get().await.map(HttpResponseOk).ok_or_else(no_instance)
 }
 
 #[endpoint { method = PUT, path = "/instance/state" }]
@@ -195,6 +209,13 @@ async fn instance_serial(
     Ok(serial.attach(socket, Offset::of(query.from_start, query.most_recent))?)
 }
 
+/// No description has it. A picture there is none.
+#[channel { protocol = WEBSOCKETS, path = "/instance/vnc", unpublished = true }]
+async fn instance_vnc(context: Context, _connection: WebsocketConnection) -> WebsocketChannelResult {
+    context.context().serial().ok_or("no active VM")?;
+    Err("this server is a fake and has no picture".into())
+}
+
 #[channel { protocol = WEBSOCKETS, path = "/instance/migrate/{migration_id}/start" }]
 async fn instance_migrate_start(
     _context: Context,
@@ -220,9 +241,13 @@ async fn instance_issue_nmi(context: Context) -> Result<HttpResponseOk<()>, Http
 }
 
 /// Answers that a disk is not one of Crucible's, as none is here.
-fn no_disk<T>(context: &Context, id: &str) -> Result<T, HttpError> {
+fn no_disk<T>(context: &Context, reason: String) -> Result<T, HttpError> {
     context.context().serial().ok_or_else(no_instance)?;
-    Err(HttpError::for_not_found(Some(format!("no disk with id {id}!")), format!("no Crucible volume {id}")))
+    Err(HttpError::for_not_found(Some(reason.clone()), reason))
+}
+
+fn no_backend<T>(context: &Context, id: &str) -> Result<T, HttpError> {
+    no_disk(context, format!("No crucible backend for id {id}"))
 }
 
 #[endpoint { method = POST, path = "/instance/disk/{id}/snapshot/{snapshot_id}" }]
@@ -230,7 +255,7 @@ async fn instance_issue_crucible_snapshot_request(
     context: Context,
     path: Path<SnapshotPath>,
 ) -> Result<HttpResponseOk<()>, HttpError> {
-    no_disk(&context, &path.into_inner().id)
+    no_disk(&context, format!("no disk with id {}!", path.into_inner().id))
 }
 
 #[endpoint { method = GET, path = "/instance/disk/{id}/status", operation_id = "disk_volume_status", versions = "1.0.0".."5.0.0" }]
@@ -238,7 +263,7 @@ async fn disk_volume_status_v1(
     context: Context,
     path: Path<DiskPath>,
 ) -> Result<HttpResponseOk<OldVolumeStatus>, HttpError> {
-    no_disk(&context, &path.into_inner().id)
+    no_backend(&context, &path.into_inner().id)
 }
 
 #[endpoint { method = GET, path = "/instance/disk/{id}/status", versions = "5.0.0".. }]
@@ -246,7 +271,7 @@ async fn disk_volume_status(
     context: Context,
     path: Path<DiskPath>,
 ) -> Result<HttpResponseOk<VolumeStatus>, HttpError> {
-    no_disk(&context, &path.into_inner().id)
+    no_backend(&context, &path.into_inner().id)
 }
 
 #[endpoint { method = PUT, path = "/instance/disk/{id}/vcr" }]
@@ -255,7 +280,7 @@ async fn instance_issue_crucible_vcr_request(
     path: Path<DiskPath>,
     _request: TypedBody<InstanceVCRReplace>,
 ) -> Result<HttpResponseOk<ReplaceResult>, HttpError> {
-    no_disk(&context, &path.into_inner().id)
+    no_backend(&context, &path.into_inner().id)
 }
 
 #[cfg(test)]

@@ -17,8 +17,16 @@ pub struct Behaviour {
     pub refusal: Option<String>,
     /// The initialisation of a VM fails with this text, which only the log tells.
     pub ensure_fails: Option<String>,
-    /// Whether a VM's devices fail to start: it goes from `Starting` to `Failed`.
+    /// Whether a VM's devices fail to start: it is let go of, and only then said to have `Failed`.
     pub start_fails: bool,
+    /// How many CPUs the host has; as many as this machine, but at least 4, unless named.
+    pub host_cpus: Option<u8>,
+    /// For how long the server asks its host for CPUID, and a DNS for Nexus, once a VM was asked for: it denies to have one.
+    pub asks_host_millis: u64,
+    /// How long a VM's devices take to pause before they are halted or reset: `GET /instance` waits for them.
+    pub pause_millis: u64,
+    /// Whether a panic ends no more than its task, as in a build for development.
+    pub unwinds: bool,
     /// The newest version of the API that it serves; 5.0.0 unless named.
     pub latest_version: Option<String>,
     /// So many lines it logs before it makes a VM: more than anybody reads meanwhile.
@@ -35,6 +43,10 @@ impl Default for Behaviour {
             refusal: None,
             ensure_fails: None,
             start_fails: false,
+            host_cpus: None,
+            asks_host_millis: 0,
+            pause_millis: 0,
+            unwinds: false,
             latest_version: None,
             chatter: 0,
             dies: None,
@@ -57,10 +69,14 @@ pub enum Death {
 /// The points at which a server in this process can be held; see [`FakePropolis::hold`](super::FakePropolis::hold).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Gate {
-    /// Before it makes a VM that was asked for.
+    /// While it asks its host for CPUID, before anything is known of a VM that was asked for.
+    Host,
+    /// Before it makes a VM that was asked for, which is `Creating` by now.
     Ensure,
     /// Before it takes the next queued request or the guest's next event.
     Event,
+    /// While it pauses a VM's devices, to halt or to reset them.
+    Pause,
     /// After it said that a VM has stopped, before it lets go of it.
     Release,
 }

@@ -68,7 +68,7 @@ impl Setup {
 
     fn options(&self, dir: &Path) -> io::Result<Options> {
         let bootrom = dir.join("OVMF_CODE.fd");
-        std::fs::write(&bootrom, b"no firmware")?;
+        std::fs::write(&bootrom, illumos::BOOTROM)?;
         let of_illumos = self.illumos.as_ref().map(|dir| illumos::Illumos::at(dir.clone()).vmm());
         Ok(Options {
             address: self.address.unwrap_or_else(|| (Ipv4Addr::LOCALHOST, 0).into()),
@@ -324,6 +324,14 @@ impl FakePropolis {
             How::Thread { gates, .. } => Held(gates.of(gate).lock_owned().await),
             How::Process { .. } => panic!("only a server in this process can be held"),
         }
+    }
+
+    /// Tells whether the server has begun to pause its VM's devices.
+    ///
+    /// # Panics
+    /// Where the server is a process of its own.
+    pub fn is_pausing(&self) -> bool {
+        self.machine().is_pausing()
     }
 
     /// Has the guest print something; answers whether there is one.

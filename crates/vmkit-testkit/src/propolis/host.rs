@@ -25,6 +25,10 @@ use super::wire::{
 
 /// How many CPUs one VM may have.
 const MOST_CPUS: u8 = 32;
+/// How large a page is, of which a firmware has whole ones.
+const PAGE_BYTES: u64 = 4096;
+/// How large a firmware may be.
+const MOST_BOOTROM_BYTES: u64 = 2 << 20;
 
 /// Where the server finds what it takes.
 #[derive(Debug, Clone)]
@@ -36,6 +40,8 @@ pub(super) struct Host {
     pub(super) bootrom: PathBuf,
     /// The server's working directory.
     pub(super) cwd: PathBuf,
+    /// How many CPUs there are.
+    pub(super) cpus: u8,
     /// Says on the stand-ins' host that this server runs.
     pub(super) _alive: Option<Arc<File>>,
 }
@@ -70,6 +76,9 @@ impl Host {
         if spec.board.cpus == 0 || spec.board.cpus > MOST_CPUS {
             return Err(format!("failed to set up {} vCPUs: Invalid argument", spec.board.cpus).into());
         }
+        if spec.board.cpus > self.cpus {
+            return Err("spec requested more CPUs than are online!".to_owned().into());
+        }
         let kernel = KernelVm::create(&self.vmm, id)
             .map_err(|error| format!("failed to create kernel VM {id}: {error}"))?;
         match self.take_rest(spec) {
@@ -82,9 +91,32 @@ impl Host {
         }
     }
 
+    /// Has the kernel make the VM that is asked for CPUID; one of the same name is no other's to take away.
+    pub(super) fn ask_cpuid(&self) -> io::Result<CpuidVm> {
+        std::fs::create_dir_all(&self.vmm)?;
+        let path = self.vmm.join(format!("cpuid-gen-{}", std::process::id()));
+        OpenOptions::new().write(true).create_new(true).open(&path)?;
+        Ok(CpuidVm(path))
+    }
+
+    /// Checks the firmware as the server does, which has no other words for what is wrong with it than its last ones.
+    fn map_bootrom(&self) -> Result<(), Refusal> {
+        let panics =
+            |why: String| Refusal::Panics(format!("Cannot open bootrom {}: {why}", self.bootrom.display()));
+        let found = File::open(&self.bootrom).and_then(|file| file.metadata());
+        let bytes = found.map_err(|error| panics(error.to_string()))?.len();
+        match bytes {
+            0 => Err(panics("it is empty".to_owned())),
+            bytes if bytes > MOST_BOOTROM_BYTES => Err(panics(format!("{bytes} bytes are too many"))),
+            bytes if !bytes.is_multiple_of(PAGE_BYTES) => {
+                Err(panics(format!("rom length {bytes:x} not aligned to {PAGE_BYTES:x}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn take_rest(&self, spec: &InstanceSpec) -> Result<Vec<File>, Refusal> {
-        File::open(&self.bootrom)
-            .map_err(|error| Refusal::Panics(format!("bootrom {}: {error}", self.bootrom.display())))?;
+        self.map_bootrom()?;
         let com1 = |component: &Component| matches!(component, Component::SerialPort(port) if port.num == SerialPortNumber::Com1);
         if !spec.components.values().any(com1) {
             return Err(Refusal::Panics("com1 must be in the spec".to_owned()));
@@ -114,21 +146,17 @@ impl Host {
         Ok(opened)
     }
 
-    fn open(&self, backend: &FileStorageBackend) -> Result<File, String> {
+    fn open(&self, backend: &FileStorageBackend) -> Result<File, Refusal> {
         let problem = |error: io::Error| format!("failed to open file {}: {error}", backend.path);
         let path = self.here(Path::new(&backend.path));
         let file = OpenOptions::new().read(true).write(!backend.readonly).open(path).map_err(problem)?;
         // So that the stand-in for `zfs` knows that it is in use; who looks whether it is holds it for a moment only.
         flock(&file, FlockOperation::LockShared).map_err(|error| problem(error.into()))?;
-        let bytes = file.metadata().map_err(problem)?.len();
-        let block_size = u64::from(backend.block_size);
-        if !block_size.is_power_of_two() || block_size < 512 {
-            return Err(format!("unsupported block size {block_size} for {}", backend.path));
+        // Of any length and of blocks of any size: how many there are is asked, and what is left over is of no use.
+        match backend.block_size {
+            0 => Err(Refusal::Panics("attempt to divide by zero".to_owned())),
+            _ => Ok(file),
         }
-        if bytes == 0 || !bytes.is_multiple_of(block_size) {
-            return Err(format!("{}: {bytes} bytes are not whole blocks of {block_size}", backend.path));
-        }
-        Ok(file)
     }
 
     /// Answers where a device of the host lies for the stand-ins.
@@ -169,6 +197,19 @@ fn check_blob(backend: &BlobStorageBackend) -> Result<(), String> {
     match bytes.is_empty() || !bytes.len().is_multiple_of(512) {
         true => Err(format!("{} bytes are not whole blocks of 512", bytes.len())),
         false => Ok(()),
+    }
+}
+
+/// The VM in the kernel that is asked for CPUID.
+#[derive(Debug)]
+pub(super) struct CpuidVm(PathBuf);
+
+impl CpuidVm {
+    pub(super) fn destroy(self) -> io::Result<()> {
+        match std::fs::remove_file(self.0) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -2,10 +2,13 @@
 //!
 //! ```text
 //! NoVm ──ensure──▶ WaitingForInit ──▶ Active ──stop──▶ Rundown ──▶ RundownComplete
-//!                        │                                               │  ▲
+//!                        │              └──failed start──▶┘              │  ▲
 //!                        └────────────────── failed ────────────────────▶┘  │
 //!                        ▲────────────────── ensure ─────────────────────┘──┘
 //! ```
+//!
+//! Before a VM waits for its making, the server asks its host for CPUID, by a VM of the kernel of its own, and knows of
+//! nothing meanwhile.
 //!
 //! One task drives a VM: it makes it, takes requests and the guest's events one by one, and says what became of it. What
 //! everybody sees is the state that it published last, with a generation that grows by one each time; whoever looks seldom
@@ -13,10 +16,13 @@
 //!
 //! Source: propolis-server's `vm` module.
 
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use slog::{Logger, error, info};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::sleep;
 
 use super::behaviour::{Behaviour, Death, Gate};
 use super::guest::{self, GuestEvent, Order};
@@ -41,11 +47,15 @@ pub(super) struct Machine {
     die: Die,
     gates: Gates,
     now: Mutex<Now>,
+    /// The VM's devices, which its driver has for itself while it pauses them.
+    objects: tokio::sync::RwLock<()>,
 }
 
 /// Held by a test, the machine waits there.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Gates {
+    host: Arc<tokio::sync::Mutex<()>>,
+    pause: Arc<tokio::sync::Mutex<()>>,
     ensure: Arc<tokio::sync::Mutex<()>>,
     event: Arc<tokio::sync::Mutex<()>>,
     release: Arc<tokio::sync::Mutex<()>>,
@@ -54,7 +64,9 @@ pub(super) struct Gates {
 impl Gates {
     pub(super) fn of(&self, gate: Gate) -> Arc<tokio::sync::Mutex<()>> {
         match gate {
+            Gate::Host => Arc::clone(&self.host),
             Gate::Ensure => Arc::clone(&self.ensure),
+            Gate::Pause => Arc::clone(&self.pause),
             Gate::Event => Arc::clone(&self.event),
             Gate::Release => Arc::clone(&self.release),
         }
@@ -114,6 +126,8 @@ pub(super) enum EnsureError {
     Taken,
     /// It could not be made; only the log says why.
     Failed(String),
+    /// Its driver has panicked.
+    Dropped,
 }
 
 #[derive(Debug)]
@@ -130,11 +144,24 @@ impl Publisher {
 
 impl Machine {
     pub(super) fn new(log: Logger, host: Host, behaviour: Behaviour, die: Die, gates: Gates) -> Arc<Self> {
-        Arc::new(Self { log, host, behaviour, die, gates, now: Mutex::default() })
+        let objects = tokio::sync::RwLock::default();
+        Arc::new(Self { log, host, behaviour, die, gates, now: Mutex::default(), objects })
     }
 
     fn now(&self) -> MutexGuard<'_, Now> {
         self.now.lock().expect("no holder panics")
+    }
+
+    /// Asks the host for CPUID, as is done of a spec that has none of its own, and a DNS for Nexus.
+    ///
+    /// # Errors
+    /// Says that the kernel has a VM of that name already: another request asks at this moment.
+    pub(super) async fn ask_host(&self) -> io::Result<()> {
+        let asking = self.host.ask_cpuid()?;
+        self.gates.pass(Gate::Host).await;
+        sleep(Duration::from_millis(self.behaviour.asks_host_millis)).await;
+        // Not by its drop: a server that is killed meanwhile leaves it.
+        asking.destroy()
     }
 
     /// Makes a VM, and comes back once it is there or can't be.
@@ -180,16 +207,22 @@ impl Machine {
                 Ok(migration_id.map(|migration_id| InstanceMigrateInitiateResponse { migration_id }))
             }
             Ok(Err(text)) => Err(EnsureError::Failed(text)),
-            Err(_) => Err(EnsureError::Failed("VM operation result channel unexpectedly closed".to_owned())),
+            Err(_) => Err(EnsureError::Dropped),
         }
     }
 
-    /// Answers the VM that there is or was last.
-    pub(super) fn get(&self) -> Option<InstanceSpecGetResponse> {
+    /// Answers the VM that there is or was last, once its devices are not being paused.
+    pub(super) async fn get(&self) -> Option<InstanceSpecGetResponse> {
+        let _shared = self.objects.read().await;
         let now = self.now();
         let vm = now.vm.as_ref()?;
         let state = vm.states.borrow().state;
         Some(InstanceSpecGetResponse { properties: vm.properties.clone(), state, spec: vm.spec.clone() })
+    }
+
+    /// Tells whether the devices are the driver's alone.
+    pub(super) fn is_pausing(&self) -> bool {
+        self.objects.try_read().is_err()
     }
 
     /// Answers where the states of the VM that there is or was last can be watched.
@@ -286,8 +319,8 @@ impl Driver {
             now.active = Some(Active { queue: Queue::new(), events, orders: orders.clone(), serial });
         }
         let _ = answer.send(Ok(()));
-        self.drive(&held, received, &orders).await;
-        self.run_down(held, serial_task).await;
+        let last = self.drive(&held, received, &orders).await;
+        self.run_down(held, serial_task, last).await;
     }
 
     /// Takes what the VM needs of its host, in a thread that may block.
@@ -308,8 +341,9 @@ impl Driver {
         }
     }
 
-    /// Ends the server; what comes after it never runs.
+    /// Ends the server, or this task alone where panics unwind; what comes after it never runs.
     async fn die(&self, why: &str) -> ! {
+        assert!(!self.machine.behaviour.unwinds, "{why}");
         (self.machine.die)(why);
         std::future::pending().await
     }
@@ -320,26 +354,35 @@ impl Driver {
         }
     }
 
-    /// Takes events until the VM has stopped.
+    /// Takes events until the VM has stopped or can't be started, and answers what its last state will be.
     async fn drive(
         &self,
         held: &Held,
         mut events: mpsc::UnboundedReceiver<Event>,
         orders: &mpsc::UnboundedSender<Order>,
-    ) {
+    ) -> InstanceState {
         let machine = &self.machine;
+        let mut has_cpus = false;
         loop {
             let event = tokio::select! {
                 biased;
-                () = held.kernel.gone() => Event::Guest(GuestEvent::Halt),
+                () = held.kernel.gone(), if has_cpus => {
+                    self.die("vCPU 0: Unhandled vCPU error: No such device or address (os error 6)").await
+                }
                 Some(event) = events.recv() => event,
             };
             machine.gates.pass(Gate::Event).await;
             info!(machine.log, "state driver handling event"; "event" => ?event);
             match event {
-                Event::Request(InstanceStateRequested::Run) => self.start(orders).await,
+                Event::Request(InstanceStateRequested::Run) => {
+                    if !self.start(orders).await {
+                        return InstanceState::Failed;
+                    }
+                    has_cpus = true;
+                }
                 Event::Request(InstanceStateRequested::Reboot) | Event::Guest(GuestEvent::Reset) => {
                     self.states.publish(InstanceState::Rebooting);
+                    self.pause().await;
                     let _ = orders.send(Order::Boot);
                     self.tell(Change::Rebooted);
                     self.states.publish(InstanceState::Running);
@@ -349,16 +392,25 @@ impl Driver {
                     if machine.behaviour.dies == Some(Death::Stop) {
                         self.die("asked to die at stop").await;
                     }
+                    self.pause().await;
                     let _ = orders.send(Order::Halt);
                     self.tell(Change::Stopped);
                     self.states.publish(InstanceState::Stopped);
-                    return;
+                    return InstanceState::Destroyed;
                 }
             }
         }
     }
 
-    async fn start(&self, orders: &mpsc::UnboundedSender<Order>) {
+    /// Waits for the VM's devices to pause; who asks for the VM waits as well, and who asks for its state does not.
+    async fn pause(&self) {
+        let _exclusive = self.machine.objects.write().await;
+        self.machine.gates.pass(Gate::Pause).await;
+        sleep(Duration::from_millis(self.machine.behaviour.pause_millis)).await;
+    }
+
+    /// Starts the guest, and answers whether it runs.
+    async fn start(&self, orders: &mpsc::UnboundedSender<Order>) -> bool {
         self.states.publish(InstanceState::Starting);
         if self.machine.behaviour.dies == Some(Death::Start) {
             self.die("asked to die at start").await;
@@ -366,16 +418,16 @@ impl Driver {
         if self.machine.behaviour.start_fails {
             error!(self.machine.log, "failed to start devices"; "error" => "asked to fail");
             self.tell(Change::Failed);
-            self.states.publish(InstanceState::Failed);
-            return;
+            return false;
         }
         let _ = orders.send(Order::Boot);
         self.tell(Change::Running);
         self.states.publish(InstanceState::Running);
+        true
     }
 
-    /// Lets go of everything, and only then says that the VM is no more.
-    async fn run_down(self, held: Held, serial: SerialTask) {
+    /// Lets go of everything, and only then says that the VM is no more, or that it has failed.
+    async fn run_down(self, held: Held, serial: SerialTask, last: InstanceState) {
         let machine = &self.machine;
         {
             let mut now = machine.now();
@@ -389,6 +441,6 @@ impl Driver {
         }
         drop(held);
         machine.now().stage = Stage::RundownComplete;
-        self.states.publish(InstanceState::Destroyed);
+        self.states.publish(last);
     }
 }

@@ -22,6 +22,7 @@ pub(super) enum Denied {
     NotActive,
     StartInProgress,
     HaltPending,
+    Halted,
     Failed,
 }
 
@@ -32,6 +33,7 @@ impl Denied {
             Self::NotActive => "Operation requires an active instance",
             Self::StartInProgress => "Instance is currently starting",
             Self::HaltPending => "Instance is preparing to stop",
+            Self::Halted => "Instance has already halted",
             Self::Failed => "Instance failed to start or halted due to a failure",
         }
     }
@@ -91,14 +93,16 @@ impl Queue {
     }
 
     /// Takes note of what the instance has come to.
-    ///
-    /// The real server forgets a queued `Stop` for reboots when a start that was queued before it succeeds; so does this.
     pub(super) fn tell(&mut self, change: Change) {
         match change {
-            Change::Running => self.reboot = Disposition::Enqueue,
+            // A `Stop` that was queued meanwhile still forbids it.
+            Change::Running if self.reboot == Disposition::Deny(Denied::StartInProgress) => {
+                self.reboot = Disposition::Enqueue;
+            }
+            Change::Running => {}
             Change::Rebooted if self.reboot == Disposition::Ignore => self.reboot = Disposition::Enqueue,
             Change::Rebooted => {}
-            Change::Stopped => self.forbid_all_but_stop(Denied::NotActive),
+            Change::Stopped => self.forbid_all_but_stop(Denied::Halted),
             Change::Failed => {
                 self.run = Disposition::Deny(Denied::Failed);
                 self.reboot = Disposition::Deny(Denied::Failed);
@@ -165,7 +169,18 @@ mod tests {
         assert_eq!(queue.ask(Request::Run), Err(Denied::HaltPending));
         assert_eq!(queue.ask(Request::Reboot), Err(Denied::HaltPending));
         queue.tell(Change::Stopped);
-        assert_eq!(queue.ask(Request::Run), Err(Denied::NotActive));
+        assert_eq!(queue.ask(Request::Run), Err(Denied::Halted));
+        assert_eq!(queue.ask(Request::Reboot), Err(Denied::Halted));
+    }
+
+    #[test]
+    fn a_start_that_succeeds_forgets_no_stop_that_was_queued_behind_it() {
+        let mut queue = Queue::new();
+        assert_eq!(queue.ask(Request::Run), Ok(true));
+        assert_eq!(queue.ask(Request::Stop), Ok(true));
+        queue.tell(Change::Running);
+        assert_eq!(queue.ask(Request::Reboot), Err(Denied::HaltPending));
+        assert_eq!(queue.ask(Request::Run), Err(Denied::HaltPending));
     }
 
     #[test]

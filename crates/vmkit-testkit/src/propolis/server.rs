@@ -19,12 +19,20 @@ use super::machine::{Die, Gates, Machine};
 /// The largest body of a request, in bytes.
 const MOST_BYTES: usize = 1024 * 1024;
 
+/// A line of the log that is as long as a pipe takes at once, or longer, and so comes in two pieces.
+const CUT_LINE: (&str, &str) = (
+    r#"{"msg":"instance spec","v":0,"name":"propolis-server","level":30,"time":"2026-01-01T00:00:00.000000000Z","hostname":"fake","pid":1,"spec":"Spec { board: Board { cpus: 2, memory_mb: 1024, chip"#,
+    "set: I440Fx(I440Fx { enable_pcie: false }) }, serial: {Name(\"com1\"): SerialPort { num: Com1 } } }\",\"component\":\"vm\"}\n",
+);
+/// How many CPUs a host has at least, for tests on machines with fewer.
+const LEAST_CPUS: u8 = 4;
+
 /// What a server is started with.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Where it listens; port 0 is any that is free, and the log tells which.
     pub address: SocketAddr,
-    /// The firmware, which must be there when a VM is made, or the server panics.
+    /// The firmware, which must be there and fit when a VM is made, or the server panics.
     pub bootrom: PathBuf,
     /// Its working directory, which gets `debug.out`.
     pub cwd: PathBuf,
@@ -46,8 +54,14 @@ pub struct Options {
 /// Says why it can't listen.
 pub async fn serve(options: Options, level: Level, log: impl Write + Send + 'static) -> Result<(), String> {
     let die: Die = Arc::new(|why| {
-        // What a panic says, for whoever keeps the standard error; where nobody does, it is lost as there.
-        let _ = writeln!(io::stderr(), "thread 'tokio-runtime-worker' panicked: {why}");
+        // Where nobody keeps them, a panic's words are lost as there. They come between two writes of a long line of the log.
+        let _ = io::stdout().write_all(CUT_LINE.0.as_bytes()).and_then(|()| io::stdout().flush());
+        let _ = write!(
+            io::stderr(),
+            "\nthread 'tokio-rt-worker' panicked at bin/propolis-server/src/lib/vm/state_driver.rs:329:17:\n{why}\n\
+             note: run with `RUST_BACKTRACE=1` environment variable to display a backtrace\n"
+        );
+        let _ = io::stdout().write_all(CUT_LINE.1.as_bytes()).and_then(|()| io::stdout().flush());
         std::process::abort();
     });
     let _vnc = options.vnc.map(std::net::TcpListener::bind).transpose().map_err(|error| error.to_string())?;
@@ -70,8 +84,11 @@ pub(super) fn start(
     let illumos = options.illumos.map(Illumos::at);
     let alive =
         illumos.as_ref().map(Illumos::register_server).transpose().map_err(|error| error.to_string())?;
+    let online = std::thread::available_parallelism().map_or(1, |cpus| cpus.get());
+    let online = u8::try_from(online).unwrap_or(u8::MAX).max(LEAST_CPUS);
     let host = Host {
         vmm: options.vmm,
+        cpus: options.behaviour.host_cpus.unwrap_or(online),
         illumos,
         _alive: alive.map(Arc::new),
         bootrom: options.bootrom,

@@ -20,7 +20,7 @@ pub(super) fn check(spec: &InstanceSpec) -> Result<(), String> {
     for (key, component) in &spec.components {
         seen.device(key, component)?;
     }
-    if let Some((_, settings)) = seen.boot {
+    if let Some(settings) = seen.boot {
         for entry in &settings.order {
             if !seen.disks.contains(&entry.id) {
                 return Err(format!("boot option {} is not an attached device", entry.id));
@@ -62,7 +62,7 @@ struct Seen<'a> {
     ports: BTreeSet<super::wire::SerialPortNumber>,
     pvpanic: bool,
     socket: bool,
-    boot: Option<(&'a SpecKey, &'a BootSettings)>,
+    boot: Option<&'a BootSettings>,
 }
 
 impl<'a> Seen<'a> {
@@ -89,10 +89,11 @@ impl<'a> Seen<'a> {
                 }
                 self.take_slot(socket.pci_path)
             }
-            Component::BootSettings(settings) => match self.boot.replace((key, settings)) {
-                None => Ok(()),
-                Some(_) => Err("boot settings were already specified".to_owned()),
-            },
+            // Of several the last one counts, as in the real server, whose source knows a refusal that it never gives.
+            Component::BootSettings(settings) => {
+                self.boot = Some(settings);
+                Ok(())
+            }
             Component::SoftNpuPciPort(_)
             | Component::SoftNpuPort(_)
             | Component::SoftNpuP9(_)
@@ -147,7 +148,7 @@ fn check_cpuid(cpuid: &Cpuid) -> Result<(), String> {
             return problem(format!("leaf {:#x} not in standard or extended range", entry.leaf));
         }
         if !seen.insert((entry.leaf, entry.subleaf)) {
-            return problem(format!("leaf {:#x} specified more than once", entry.leaf));
+            return problem(format!("duplicate leaf and subleaf ({:x}, {:?})", entry.leaf, entry.subleaf));
         }
     }
     Ok(())

@@ -146,7 +146,12 @@ fn nic(backend: &str, device: u8) -> Value {
 }
 
 fn blob() -> Value {
-    json!({ "type": "blob_storage_backend", "component": { "base64": "", "readonly": true } })
+    blob_of(0)
+}
+
+fn blob_of(bytes: usize) -> Value {
+    let base64 = base64::Engine::encode(&base64::prelude::BASE64_STANDARD, vec![0; bytes]);
+    json!({ "type": "blob_storage_backend", "component": { "base64": base64, "readonly": true } })
 }
 
 fn pvpanic() -> Value {
@@ -166,6 +171,8 @@ fn a_spec_that_makes_no_sense_is_400_in_the_servers_words() {
     let leaves = |leaf: u32| json!({ "leaf": leaf, "subleaf": null, "eax": 0, "ebx": 0, "ecx": 0, "edx": 0 });
     let mut cpuid = spec();
     cpuid["board"]["cpuid"] = json!({ "vendor": "amd", "entries": [leaves(0x4000_0000)] });
+    let mut twice = spec();
+    twice["board"]["cpuid"] = json!({ "vendor": "amd", "entries": [leaves(0), leaves(0)] });
     for (spec, problem) in [
         (with(json!({ "a": disk("b", 4) })), "storage backend b not found for device a"),
         (with(json!({ "a": nic("b", 4) })), "network backend b not found for device a"),
@@ -178,9 +185,10 @@ fn a_spec_that_makes_no_sense_is_400_in_the_servers_words() {
         ),
         (with(json!({ "again": port })), "serial port Com1 is already specified"),
         (with(json!({ "a": pvpanic(), "b": pvpanic() })), "pvpanic device already specified"),
-        (with(json!({ "a": boot("c"), "b": boot("c") })), "boot settings were already specified"),
+        (with(json!({ "a": boot("c"), "b": boot("d") })), "boot option d is not an attached device"),
         (with(json!({ "a": boot("c") })), "boot option c is not an attached device"),
         (with(json!({ "a": p9 })), "support for component a compiled out via falcon"),
+        (twice, "instance spec's CPUID entries are invalid: duplicate leaf and subleaf (0, None)"),
         (
             cpuid,
             "instance spec's CPUID entries are invalid: leaf 0x40000000 not in standard or extended range",
@@ -198,7 +206,7 @@ fn a_pci_path_that_does_not_exist_is_refused() {
     let fake = fake();
     let answer = ensure(&fake, &with(json!({ "a": disk("b", 32), "b": blob() })));
     assert_eq!(answer.status, 400);
-    assert!(answer.message().contains("PCI device 32 out of range"), "{}", answer.message());
+    assert!(answer.message().contains("PCI device 32 outside range of 0-31"), "{}", answer.message());
 }
 
 #[test]
@@ -206,15 +214,18 @@ fn what_the_host_does_not_have_fails_and_only_the_log_says_what() {
     let nowhere = std::path::Path::new("/nowhere/disk.raw");
     let mut many = spec();
     many["board"]["cpus"] = json!(33);
+    let mut some = spec();
+    some["board"]["cpus"] = json!(8);
     let crooked =
         json!({ "type": "blob_storage_backend", "component": { "base64": "AAAA", "readonly": true } });
     for (spec, told) in [
         (spec_with_disk(nowhere), "/nowhere/disk.raw: No such file or directory"),
         (many, "failed to set up 33 vCPUs"),
+        (some, "spec requested more CPUs than are online!"),
         (with(json!({ "a": disk("b", 4), "b": crooked })), "3 bytes are not whole blocks of 512"),
         (with(json!({ "a": disk("b", 4), "b": blob() })), "0 bytes are not whole blocks of 512"),
     ] {
-        let fake = fake();
+        let fake = FakePropolis::spawn(Behaviour { host_cpus: Some(7), ..Behaviour::default() }).unwrap();
         let answer = ensure(&fake, &spec);
         assert_eq!((answer.status, answer.message()), (500, "Internal Server Error"));
         assert!(fake.log().contains(told), "{told} is not in the log:\n{}", fake.log());
@@ -223,11 +234,50 @@ fn what_the_host_does_not_have_fails_and_only_the_log_says_what() {
 }
 
 #[test]
+fn a_file_of_any_length_is_a_disk_of_any_blocks_but_of_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.raw");
+    for (bytes, block_size) in [(0, 512), (1, 512), (1000, 512), (4096, 500), (4096, 4096)] {
+        std::fs::write(&path, vec![0; bytes]).unwrap();
+        let mut spec = spec_with_disk(&path);
+        spec["components"]["root-backend"]["component"]["block_size"] = json!(block_size);
+        let fake = fake();
+        assert_eq!(ensure(&fake, &spec).status, 201, "{bytes} bytes in blocks of {block_size}");
+    }
+    let mut spec = spec_with_disk(&path);
+    spec["components"]["root-backend"]["component"]["block_size"] = json!(0);
+    dies_of(&spec);
+}
+
+#[test]
+fn of_several_boot_settings_the_last_counts() {
+    let fake = fake();
+    let spec = with(json!({ "a": boot("c"), "b": boot("d"), "d": disk("e", 4), "e": blob_of(512) }));
+    assert_eq!(ensure(&fake, &spec).status, 201);
+}
+
+#[test]
+fn a_picture_is_served_that_no_description_has() {
+    let fake = fake();
+    let answer = ask_raw(&fake, "GET /instance/vnc HTTP/1.1\r\napi-version: 5.0.0", b"");
+    assert_eq!(answer.status, 400, "it is there, for who asks for an upgrade: {answer:?}");
+    let upgrade = "GET /instance/vnc HTTP/1.1\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n\
+                   sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\napi-version: 5.0.0";
+    assert!(description()["paths"].get("/instance/vnc").is_none());
+    assert_ne!(ask_raw(&fake, upgrade, b"").status, 404);
+}
+
+#[test]
 fn a_spec_without_com1_kills_the_server() {
-    let mut fake = fake();
     let mut spec = spec();
     spec["components"] = json!({});
-    let body = ensure_body(&spec).to_string();
+    dies_of(&spec);
+}
+
+/// Checks that a server does not survive being asked for this.
+fn dies_of(spec: &Value) {
+    let mut fake = fake();
+    let body = ensure_body(spec).to_string();
     let head = format!(
         "PUT /instance HTTP/1.1\r\nhost: x\r\napi-version: 5.0.0\r\ncontent-type: application/json\r\n\
          content-length: {}\r\n\r\n{body}",
@@ -248,9 +298,27 @@ fn a_spec_without_com1_kills_the_server() {
 fn a_disk_that_is_not_of_crucible_is_404_with_its_name_where_the_code_should_be() {
     let fake = fake();
     ensure_well(&fake);
-    let answer = ask_raw(&fake, "GET /instance/disk/boot-backend/status HTTP/1.1\r\napi-version: 5.0.0", b"");
-    assert_eq!((answer.status, answer.code()), (404, Some("no disk with id boot-backend!")));
-    assert_eq!(answer.message(), "Not Found");
+    let snapshot = format!("/instance/disk/boot-backend/snapshot/{ID}");
+    let replacement = json!({ "vcr_json": "{}" }).to_string();
+    for (method, path, body, code) in [
+        ("GET", "/instance/disk/boot-backend/status", "", "No crucible backend for id boot-backend"),
+        (
+            "PUT",
+            "/instance/disk/boot-backend/vcr",
+            replacement.as_str(),
+            "No crucible backend for id boot-backend",
+        ),
+        ("POST", snapshot.as_str(), "", "no disk with id boot-backend!"),
+    ] {
+        let head =
+            format!("{method} {path} HTTP/1.1\r\napi-version: 5.0.0\r\ncontent-type: application/json");
+        let answer = ask_raw(&fake, &head, body.as_bytes());
+        assert_eq!(
+            (answer.status, answer.code(), answer.message()),
+            (404, Some(code), "Not Found"),
+            "{path}"
+        );
+    }
 }
 
 #[test]

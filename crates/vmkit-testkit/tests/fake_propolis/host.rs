@@ -301,12 +301,26 @@ fn a_killed_server_leaks_its_kernel_vm_and_bhyvectl_takes_it_away() {
 }
 
 #[test]
-fn a_kernel_vm_that_is_taken_from_its_server_halts() {
+fn a_server_whose_kernel_vm_is_taken_from_it_panics_while_that_runs() {
     let host = Host::new();
-    let fake = server(&host);
+    let mut fake = server(&host);
     run(&fake);
     host.ok(&format!("bhyvectl --destroy --vm={ID}"));
-    wait_for(&fake, "Destroyed");
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&fake.wait().unwrap()), Some(6));
+    let mut idle = server(&host);
+    ensure_well(&idle);
+    host.ok(&format!("bhyvectl --destroy --vm={ID}"));
+    assert_eq!(put_state(&idle, "Stop").status, 204, "one that does not run misses nothing");
+    wait_for(&idle, "Destroyed");
+    ensure_well(&idle);
+    host.ok(&format!("bhyvectl --destroy --vm={ID}"));
+    let body = json!("Run").to_string();
+    let head =
+        "PUT /instance/state HTTP/1.1\r\nhost: x\r\napi-version: 5.0.0\r\ncontent-type: application/json";
+    let mut stream = std::net::TcpStream::connect(idle.address()).unwrap();
+    let request = format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    std::io::Write::write_all(&mut stream, request.as_bytes()).unwrap();
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&idle.wait().unwrap()), Some(6));
 }
 
 #[test]

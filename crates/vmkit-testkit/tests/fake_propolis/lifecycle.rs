@@ -234,17 +234,113 @@ fn whoever_asks_for_the_state_after_a_failed_ensure_waits_until_the_next_one() {
 }
 
 #[test]
-fn a_vm_whose_devices_do_not_start_is_failed_and_can_be_stopped() {
+fn a_vm_whose_devices_do_not_start_is_let_go_of_before_it_has_failed() {
     let fake = FakePropolis::spawn(Behaviour { start_fails: true, ..Behaviour::default() }).unwrap();
-    ensure_well(&fake);
-    assert_eq!(put_state(&fake, "Run").status, 204);
-    wait_for(&fake, "Failed");
-    assert_eq!(
-        put_state(&fake, "Reboot").code(),
-        Some("instance state change not allowed: Instance failed to start or halted due to a failure")
+    for _ in 0..2 {
+        ensure_well(&fake);
+        held(&fake, Gate::Release, || {
+            assert_eq!(put_state(&fake, "Run").status, 204);
+            // The gate is not reached at once: then there is nothing that could be stopped any more.
+            while put_state(&fake, "Stop").status != 424 {
+                std::thread::yield_now();
+            }
+            assert_eq!(state(&fake), "Starting", "nothing tells of a failure yet");
+            assert_eq!(fake.kernel_vms(), [ID]);
+        });
+        assert_eq!(wait_for(&fake, "Failed"), 3, "Creating, Starting, Failed");
+        assert_eq!(fake.kernel_vms(), [""; 0]);
+        assert_eq!(put_state(&fake, "Stop").status, 424);
+        assert_eq!(monitor(&fake, 4).status, 410, "it is the last state");
+    }
+}
+
+/// Begins an ensure whose client goes away once the server has it.
+fn ensure_and_go_away(fake: &FakePropolis, has_come: impl Fn() -> bool) {
+    let body = ensure_body(&spec()).to_string();
+    let request = format!(
+        "PUT /instance HTTP/1.1\r\nhost: x\r\napi-version: 5.0.0\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\n\r\n{body}",
+        body.len()
     );
+    let mut client = std::net::TcpStream::connect(fake.address()).unwrap();
+    std::io::Write::write_all(&mut client, request.as_bytes()).unwrap();
+    while !has_come() {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn nothing_is_known_of_a_vm_while_its_server_asks_the_host_and_it_comes_though_its_client_has_gone() {
+    let fake = fake();
+    run(&fake);
     assert_eq!(put_state(&fake, "Stop").status, 204);
     wait_for(&fake, "Destroyed");
+    held(&fake, Gate::Host, || {
+        ensure_and_go_away(&fake, || !fake.kernel_vms().is_empty());
+        assert!(fake.kernel_vms()[0].starts_with("cpuid-gen-"), "{:?}", fake.kernel_vms());
+        assert_eq!(state(&fake), "Destroyed", "it is the VM before that is told of");
+        assert_eq!(put_state(&fake, "Stop").status, 424);
+        let second = ensure(&fake, &spec());
+        assert_eq!(second.status, 400);
+        assert!(
+            second.message().contains("failed to read default CPUID settings from the host"),
+            "{}",
+            second.message()
+        );
+    });
+    while put_state(&fake, "Run").status != 204 {
+        std::thread::yield_now();
+    }
+    wait_for(&fake, "Running");
+    assert_eq!(fake.kernel_vms(), [ID]);
+
+    let fresh = FakePropolis::spawn(Behaviour { asks_host_millis: 300, ..Behaviour::default() }).unwrap();
+    ensure_and_go_away(&fresh, || !fresh.kernel_vms().is_empty());
+    assert_eq!(ask(&fresh, "GET", "/instance", None).status, 424);
+    while ask(&fresh, "GET", "/instance", None).status != 200 {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn whoever_asks_for_a_vm_waits_while_its_devices_pause_and_whoever_asks_for_its_state_does_not() {
+    let fake = fake();
+    run(&fake);
+    for (asked, passing) in [("Reboot", "Rebooting"), ("Stop", "Stopping")] {
+        std::thread::scope(|scope| {
+            let waiting = held(&fake, Gate::Pause, || {
+                assert_eq!(put_state(&fake, asked).status, 204);
+                let generation = wait_for(&fake, passing);
+                // Published a moment before: that the devices pause is told by nothing but that nobody is answered.
+                while !fake.is_pausing() {
+                    std::thread::yield_now();
+                }
+                let waiting = scope.spawn(|| state(&fake));
+                let spec = scope.spawn(|| ask(&fake, "GET", "/instance/spec", None).status);
+                assert_eq!(monitor(&fake, 0).json(), monitor(&fake, generation).json());
+                assert!(!waiting.is_finished() && !spec.is_finished());
+                waiting
+            });
+            waiting.join().unwrap();
+        });
+        wait_for(&fake, if asked == "Stop" { "Destroyed" } else { "Running" });
+    }
+}
+
+#[test]
+fn a_panic_of_a_server_that_unwinds_leaves_its_vm_creating_for_good() {
+    let fake = FakePropolis::spawn(Behaviour {
+        dies: Some(vmkit_testkit::propolis::Death::Ensure),
+        unwinds: true,
+        ..Behaviour::default()
+    })
+    .unwrap();
+    assert_eq!(ensure(&fake, &spec()).status, 500);
+    assert!(fake.log().contains("state driver unexpectedly dropped result channel"), "{}", fake.log());
+    assert_eq!(state(&fake), "Creating");
+    assert_eq!(put_state(&fake, "Stop").status, 424);
+    assert_eq!(ensure(&fake, &spec()).status, 409);
+    assert_eq!(fake.kernel_vms(), [ID]);
 }
 
 #[test]
@@ -267,12 +363,12 @@ fn a_killed_server_leaves_its_vm_in_the_kernel() {
 
 #[test]
 fn a_second_vm_of_the_same_id_takes_the_first_ones_place_in_the_kernel() {
-    let first = fake();
+    let mut first = fake();
     run(&first);
     let second = Setup::default().vmm(first.vmm()).spawn().unwrap();
     run(&second);
-    wait_for(&first, "Destroyed");
-    assert_eq!(first.kernel_vms(), [ID], "it is the second one's");
+    first.wait().unwrap();
+    assert_eq!(second.kernel_vms(), [ID], "it is the second one's");
     assert_eq!(state(&second), "Running");
 }
 

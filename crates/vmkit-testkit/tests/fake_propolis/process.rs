@@ -73,6 +73,46 @@ fn it_dies_where_it_is_told_to_and_leaks_its_vm() {
 }
 
 #[test]
+fn a_panic_says_three_lines_between_the_halves_of_one_of_the_log() {
+    let behaviour = Behaviour { dies: Some(Death::Ensure), ..Behaviour::default() };
+    let dir = tempfile::tempdir().unwrap();
+    let bootrom = dir.path().join("OVMF_CODE.fd");
+    std::fs::write(&bootrom, [0; 4096]).unwrap();
+    // As vmkit's keeper has it: one pipe for both.
+    let (output, both) = std::io::pipe().unwrap();
+    let mut child = Command::new(PROGRAM)
+        .args(["run", bootrom.to_str().unwrap(), "127.0.0.1:0"])
+        .current_dir(dir.path())
+        .env(vmkit_testkit::propolis::BEHAVIOUR, serde_json::to_string(&behaviour).unwrap())
+        .stdout(both.try_clone().unwrap())
+        .stderr(both)
+        .spawn()
+        .unwrap();
+    let mut said = std::io::BufReader::new(output);
+    let mut address = None;
+    while address.is_none() {
+        let mut line = String::new();
+        assert!(std::io::BufRead::read_line(&mut said, &mut line).unwrap() > 0);
+        let event: Value = serde_json::from_str(&line).unwrap();
+        address = event["local_addr"].as_str().map(|text| text.parse::<std::net::SocketAddr>().unwrap());
+    }
+    let body = ensure_body(&spec()).to_string();
+    let head = "PUT /instance HTTP/1.1\r\nhost: x\r\napi-version: 5.0.0\r\ncontent-type: application/json";
+    let request = format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    let mut stream = std::net::TcpStream::connect(address.unwrap()).unwrap();
+    std::io::Write::write_all(&mut stream, request.as_bytes()).unwrap();
+    let mut rest = String::new();
+    std::io::Read::read_to_string(&mut said, &mut rest).unwrap();
+    child.wait().unwrap();
+    let lines: Vec<&str> = rest.lines().collect();
+    let at =
+        lines.iter().position(|line| line.contains("' panicked at ")).unwrap_or_else(|| panic!("{rest}"));
+    assert!(lines[at].ends_with(':') && lines[at + 1] == "asked to die at ensure", "{rest}");
+    assert!(lines[at + 2].starts_with("note: run with `RUST_BACKTRACE=1`"), "{rest}");
+    assert!(serde_json::from_str::<Value>(lines[at - 1]).is_err(), "the half of a line: {rest}");
+}
+
+#[test]
 fn a_wrong_command_line_ends_with_2_and_a_taken_address_with_1() {
     let run = |args: &[&str]| {
         let output = Command::new(PROGRAM).args(args).output().unwrap();

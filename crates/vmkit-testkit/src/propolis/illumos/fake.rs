@@ -55,7 +55,7 @@ impl FakeIllumos {
             symlink(tools, fake.path().join(tool))?;
         }
         symlink(propolis, fake.path().join("propolis-server"))?;
-        std::fs::write(fake.bootrom(), b"no firmware")?;
+        std::fs::write(fake.bootrom(), super::BOOTROM)?;
         State::change(&fake.illumos, |_| ())?;
         Ok(fake)
     }

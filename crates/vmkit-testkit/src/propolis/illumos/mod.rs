@@ -22,6 +22,9 @@ pub use state::{Dataset, Kind, Link, LinkClass, State};
 /// The variable that names the directory in which the stand-ins keep their state.
 pub const DIR: &str = "VMKIT_FAKE_ILLUMOS";
 
+/// What stands for a firmware: pages of nothing, as many as servers may want.
+pub(super) const BOOTROM: [u8; 8192] = [0; 8192];
+
 /// The variable that names what stands for `/dev/vmm`, where that is not in the stand-ins' directory.
 pub const VMM: &str = "VMKIT_FAKE_VMM";
 

@@ -94,10 +94,10 @@ impl<'de> Deserialize<'de> for PciPath {
         }
         let Unchecked { bus, device, function } = Unchecked::deserialize(deserializer)?;
         if device > 31 {
-            return Err(D::Error::custom(format_args!("PCI device {device} out of range")));
+            return Err(D::Error::custom(format_args!("PCI device {device} outside range of 0-31")));
         }
         if function > 7 {
-            return Err(D::Error::custom(format_args!("PCI function {function} out of range")));
+            return Err(D::Error::custom(format_args!("PCI function {function} outside range of 0-7")));
         }
         Ok(Self { bus, device, function })
     }
