@@ -67,6 +67,34 @@ async fn what_propolis_can_not_run_is_refused_with_what_it_can() {
 }
 
 #[tokio::test]
+async fn a_bootrom_that_no_server_takes_is_refused_at_create_and_at_start() {
+    let world = World::new();
+    let rom = world.path().join("rom.fd");
+    let spec = || world.bare(name()).backend_options(options(&[("bootrom", rom.to_str().unwrap())]));
+    for (bytes, told) in
+        [(0, "is empty"), (5000, "5000 bytes"), (4 << 20, "4194304 bytes"), ((2 << 20) + 4096, "2101248")]
+    {
+        fs::write(&rom, vec![0; bytes]).unwrap();
+        let error = refusal(&world, spec()).await;
+        assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+        for told in [told, rom.to_str().unwrap(), "2097152", "4096"] {
+            assert!(error.to_string().contains(told), "{told}: {error}");
+        }
+    }
+    fs::write(&rom, vec![0; 2 << 20]).unwrap();
+    let propolis = world.hypervisor();
+    let vm = propolis.prepare(&spec().build().unwrap()).await.unwrap();
+    fs::write(&rom, vec![0; 5000]).unwrap();
+    let error = propolis.start(&vm).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+    assert!(!world.kernel_has(&vm), "no server was started");
+    fs::write(&rom, vec![0; 4096]).unwrap();
+    let vm = propolis.start(&vm).await.unwrap();
+    propolis.destroy(vm).await.unwrap();
+    assert_eq!(world.left(), Vec::<String>::new());
+}
+
+#[tokio::test]
 async fn an_image_that_is_not_there_or_is_no_raw_disk_is_refused() {
     let world = World::new();
     let qcow2 = world.path().join("debian.qcow2");

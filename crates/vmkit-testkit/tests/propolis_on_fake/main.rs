@@ -4,6 +4,8 @@
 
 mod bad_input;
 mod ends;
+mod homes;
+mod late;
 mod reshapes;
 mod world;
 mod wrong;

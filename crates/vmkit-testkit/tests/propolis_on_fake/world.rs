@@ -60,7 +60,12 @@ impl World {
     }
 
     pub(crate) fn builder(&self) -> PropolisHypervisorBuilder {
-        PropolisHypervisor::builder(self.dir.path().join("vms"))
+        self.builder_at(&self.dir.path().join("vms"))
+    }
+
+    /// Builds a hypervisor of this host over another directory.
+    pub(crate) fn builder_at(&self, work_root: &Path) -> PropolisHypervisorBuilder {
+        PropolisHypervisor::builder(work_root)
             .search_path(self.host.path().as_os_str())
             .bootrom(self.host.bootrom())
             .dataset("tank/vm")
@@ -177,6 +182,8 @@ impl Remote {
         // A VM that is to be made is there, and one that is to run was promised it.
         let has_come = || match gate {
             Gate::Ensure => instance_at(address).contains("Creating"),
+            Gate::Host => self.kernel_vms().iter().any(|name| name.starts_with("cpuid-gen-")),
+            Gate::Pause => self.server.lock().unwrap().is_pausing(),
             _ => self.orders() > orders,
         };
         let came = async {
@@ -185,6 +192,29 @@ impl Remote {
             }
         };
         tokio::time::timeout(PATIENCE, came).await.unwrap();
+    }
+
+    pub(crate) fn kernel_vms(&self) -> Vec<String> {
+        self.server.lock().unwrap().kernel_vms()
+    }
+
+    /// Returns the id of the first request of which the log has a line with this.
+    pub(crate) fn request_id_of(&self, what: &str) -> String {
+        let log = self.server.lock().unwrap().log();
+        let line = log.lines().find(|line| line.contains(what)).unwrap_or_else(|| panic!("{log}"));
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        line["req_id"].as_str().unwrap().to_owned()
+    }
+
+    /// Ends the server; nobody listens where it was.
+    pub(crate) fn end_server(&mut self) {
+        self.server.lock().unwrap().kill();
+        self.proxy.set(Some(vmkit_testkit::propolis::NetworkFault::Refuse)).unwrap();
+    }
+
+    /// Has the guest power itself off.
+    pub(crate) fn power_off(&self) {
+        assert!(self.server.lock().unwrap().power_off(), "there is a guest");
     }
 
     /// Waits until the server has let go of a VM; nothing tells a test when.

@@ -6,7 +6,7 @@ use vmkit::spec::VmName;
 use vmkit::{ErrorKind, FailureKind, Hypervisor, VmState};
 use vmkit_testkit::propolis::{Behaviour, Death, NetworkFault};
 
-use crate::world::{Remote, World};
+use crate::world::{self, Remote, World};
 
 fn name() -> VmName {
     VmName::new("web").unwrap()
@@ -38,12 +38,37 @@ async fn a_server_that_dies_at_any_point_leaves_nothing_and_its_words_are_told()
         let vm = propolis.prepare(&world.spec(name())).await.unwrap();
         let error = propolis.start(&vm).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Hypervisor, "{dies:?}: {error}");
+        if dies == Death::Ensure {
+            let told = error.to_string();
+            assert!(told.contains("asked to die at ensure"), "{told}");
+            assert!(!told.contains("note: run with") && !told.contains("\":"), "{told}");
+        }
         assert!(!world.kernel_has(&vm), "{dies:?}: its half in the kernel is gone");
         world.host().behave(&Behaviour::default()).unwrap();
         propolis.start(&vm).await.unwrap();
         propolis.destroy(vm).await.unwrap();
         assert_eq!(world.left(), Vec::<String>::new(), "{dies:?}");
     }
+}
+
+#[tokio::test]
+async fn a_panic_is_told_as_what_a_server_died_of() {
+    let world = World::new();
+    let propolis = world.hypervisor();
+    let vm = propolis.prepare(&world.spec(name())).await.unwrap();
+    let vm = propolis.start(&vm).await.unwrap();
+    world.run("bhyvectl", &["--destroy", &format!("--vm={}", vm.id)]);
+    world::wait_for(&propolis, &vm, |state| matches!(state, VmState::Failed { .. })).await;
+    let VmState::Failed { cause } = propolis.state(&vm).await.unwrap() else { panic!("it has failed") };
+    assert_eq!(cause.kind, FailureKind::HypervisorKilled, "{cause}");
+    assert!(
+        cause.detail.contains("SIGABRT") && cause.detail.contains("No such device or address"),
+        "{cause}"
+    );
+    assert!(!cause.detail.contains("RUST_BACKTRACE") && !cause.detail.contains("\":"), "{cause}");
+    propolis.start(&vm).await.unwrap();
+    propolis.destroy(vm).await.unwrap();
+    assert_eq!(world.left(), Vec::<String>::new());
 }
 
 #[tokio::test]

@@ -21,9 +21,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
+use uuid::Uuid;
 
 use super::instance_spec::{
-    History, Instance, InstanceAnswer, InstanceEnsureRequest, MonitorQuestion, Monitored, Refusal, Requested,
+    History, Instance, InstanceAnswer, InstanceEnsureRequest, InstanceState, MonitorQuestion, Monitored,
+    Refusal, Requested,
 };
 use crate::error::{Error, ErrorKind};
 
@@ -35,6 +37,14 @@ const VERSION_HEADER: &str = "api-version";
 const MOST_ANSWER_BYTES: usize = 8 << 20;
 /// How much of the console's history is asked for at once, in bytes.
 const HISTORY_BYTES: u64 = 256 << 10;
+
+/// What is seen of the VM at a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Sight {
+    /// Whose VM it is; `None` where the server tells no more than the state.
+    pub(super) id: Option<Uuid>,
+    pub(super) state: InstanceState,
+}
 
 /// A server, spoken to in one version of its API.
 #[derive(Debug, Clone, Copy)]
@@ -54,6 +64,8 @@ pub(crate) enum Failure {
     Lost(String),
     /// The deadline has passed; the server may have done what it was asked.
     TimedOut(Duration),
+    /// The server says for so long that it still makes the VM, and denies to have one that could be ended.
+    StillMaking(Duration),
     /// Whoever answers is no Propolis server.
     Foreign(String),
     /// The server says no.
@@ -109,6 +121,13 @@ impl Failure {
                 let awaited = format!("the Propolis server at {address} to {doing}");
                 Error::TimedOut { awaited, after, console: String::new() }
             }
+            Failure::StillMaking(after) => {
+                let awaited = format!(
+                    "the Propolis server at {address} to {doing}, which it says is still being made (`Creating`): a \
+                     server that panicked in making a VM says so until it is ended, and then the VM is gone"
+                );
+                Error::TimedOut { awaited, after, console: String::new() }
+            }
             Failure::Foreign(what) => Error::Protocol {
                 peer: PEER,
                 problem: format!("what answers at {address} is no Propolis server: {what}"),
@@ -120,7 +139,7 @@ impl Failure {
 }
 
 fn denied(client: &Client, doing: &str, status: StatusCode, refusal: Refusal, why: Option<String>) -> Error {
-    let Refusal { error_code, message, .. } = refusal;
+    let Refusal { error_code, message, request_id } = refusal;
     let address = client.address;
     if message.contains("does not support this API version") {
         let problem = format!(
@@ -133,8 +152,8 @@ fn denied(client: &Client, doing: &str, status: StatusCode, refusal: Refusal, wh
     let reason = match (why, error_code) {
         (Some(why), _) => why,
         (None, Some(code)) if code.contains(' ') => code,
-        (None, Some(code)) if code == "Internal" => {
-            format!("{message}; only its own log tells why")
+        (None, _) if status.is_server_error() && !request_id.is_empty() => {
+            format!("{message}; only that server's own log tells why, by the request id {request_id}")
         }
         (None, _) => message,
     };
@@ -151,6 +170,9 @@ impl fmt::Display for Failure {
             Failure::Unreached(error) => write!(f, "it can't be reached: {error}"),
             Failure::Lost(how) => write!(f, "the connection broke off: {how}"),
             Failure::TimedOut(after) => write!(f, "no answer within {:.1} s", after.as_secs_f64()),
+            Failure::StillMaking(after) => {
+                write!(f, "it still makes the VM after {:.1} s", after.as_secs_f64())
+            }
             Failure::Foreign(what) => write!(f, "no Propolis server answers: {what}"),
             Failure::Denied { status, refusal } => write!(f, "{status}: {}", refusal.message),
         }
@@ -173,6 +195,27 @@ impl Client {
     pub(super) async fn instance(&self, deadline: Instant) -> Answer<Instance> {
         let bytes = self.send(Method::GET, "/instance", None, deadline).await?;
         parsed::<InstanceAnswer>(&bytes).map(|answer| answer.instance)
+    }
+
+    /// Looks what VM there is. A server tells nothing of one whose devices it is pausing, to reset or to halt them, but its state:
+    /// so that is asked for as well where there is no answer for so long.
+    pub(super) async fn look(&self, blocked_after: Duration, deadline: Instant) -> Answer<Sight> {
+        let whole = async {
+            let there = self.instance(deadline).await?;
+            Ok(Sight { id: Some(there.properties.id), state: there.state })
+        };
+        tokio::pin!(whole);
+        if let Ok(answer) = timeout_at(deadline.min(Instant::now() + blocked_after), &mut whole).await {
+            return answer;
+        }
+        tokio::select! {
+            biased;
+            answer = &mut whole => answer,
+            state = self.monitor(0, deadline) => match state {
+                Ok(seen) => Ok(Sight { id: None, state: seen.state }),
+                Err(_) => whole.await,
+            },
+        }
     }
 
     /// Asks the VM to become running or stopped; it is done some time after the answer.

@@ -3,11 +3,13 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::layout::Layout;
@@ -34,6 +36,9 @@ pub(super) struct Claim {
     pub(super) pending: Vec<HostStep>,
     /// How large the image was.
     pub(super) image_bytes: u64,
+    /// Where the directory lies, absolute; a claim that names another one came here by a move or a copy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) work: Option<PathBuf>,
 }
 
 impl Claim {
@@ -41,6 +46,41 @@ impl Claim {
     pub(super) fn has_copy(&self) -> bool {
         self.steps.iter().any(|step| matches!(step, HostStep::Copy { .. }))
     }
+
+    /// Returns the same with all files of the VM where this layout has them: they lie in its directory, wherever that is now.
+    fn at(mut self, layout: &Layout) -> Self {
+        for step in self.steps.iter_mut().chain(&mut self.pending) {
+            if let HostStep::Copy { path, .. } | HostStep::Blank { path, .. } = step
+                && let Some(name) = path.file_name()
+            {
+                *path = layout.work.join(name);
+            }
+        }
+        self
+    }
+
+    /// Returns the directory of the VM of which the one in this directory is a copy, where there is such a VM on this host;
+    /// `recorded` is where the VM's record says that it was made.
+    ///
+    /// Two directories of one VM share what lies outside of them: its volumes, its VNIC, its name in the kernel and at a
+    /// server. These are the original's, and not to be touched from the copy.
+    ///
+    /// # Errors
+    /// `Io` where the system does not tell what lies there.
+    pub(super) fn original(&self, layout: &Layout, recorded: Option<PathBuf>) -> Result<Option<PathBuf>> {
+        let Some(work) = self.work.clone().or(recorded) else { return Ok(None) };
+        if is_one_directory(&work, &layout.work) {
+            return Ok(None);
+        }
+        let there = claim(&Layout { work: work.clone() })?;
+        Ok(there.is_some_and(|there| there.id == self.id).then_some(work))
+    }
+}
+
+/// Tells whether two paths lead to one directory, as through a link or another mount.
+fn is_one_directory(one: &Path, other: &Path) -> bool {
+    let identity = |path: &Path| path.metadata().map(|found| (found.dev(), found.ino())).ok();
+    one == other || identity(one).is_some_and(|one| identity(other) == Some(one))
 }
 
 /// Says where the server of the last run listens, and which run that was.
@@ -52,6 +92,11 @@ pub(super) struct ServerFile {
     /// Whether the server was told to run the guest; else it may have been asked to make the VM, and no more.
     pub(super) is_begun: bool,
 }
+
+/// How long a server may take from being asked for a VM until it says that there is one: it asks its host for CPUID first.
+const ASKING_LIMIT: Duration = Duration::from_secs(6);
+/// The same of one that listens at an IPv6 address, which asks a DNS for Nexus besides.
+const ASKING_LIMIT_V6: Duration = Duration::from_secs(30);
 
 impl ServerFile {
     /// Begins a run at this server.
@@ -65,7 +110,7 @@ impl ServerFile {
 /// # Errors
 /// `Io` where it can't be read.
 pub(super) fn claim(layout: &Layout) -> Result<Option<Claim>> {
-    read(&layout.claim())
+    read(&layout.claim()).map(|claim: Option<Claim>| claim.map(|claim| claim.at(layout)))
 }
 
 /// Answers where the server of the last run listens, if one was asked for anything.
@@ -76,12 +121,17 @@ pub(super) fn server(layout: &Layout) -> Result<Option<ServerFile>> {
     read(&layout.server_file())
 }
 
-/// Tells whether something of the last run may still be at its server, for all that this host knows.
-///
-/// # Errors
-/// `Io` where it can't be read.
-pub(super) fn may_run(layout: &Layout) -> Result<bool> {
-    Ok(server(layout)?.is_some_and(|server| !has_ended(layout, &server)))
+/// Returns until when a server may yet show the VM of this run, which a start was cut off in asking for; `None` where that is
+/// over, or the VM was seen.
+pub(super) fn watched_until(layout: &Layout, server: &ServerFile) -> Option<Instant> {
+    if server.is_begun || has_ended(layout, server) {
+        return None;
+    }
+    let limit = if server.address.is_ipv4() { ASKING_LIMIT } else { ASKING_LIMIT_V6 };
+    // Written right before the server is asked. Where the clock was set back since, it counts as written now.
+    let written = fs::metadata(layout.server_file()).and_then(|file| file.modified()).ok()?;
+    let passed = SystemTime::now().duration_since(written).unwrap_or_default();
+    limit.checked_sub(passed).map(|rest| Instant::now() + rest)
 }
 
 /// Tells whether somebody has seen this run end.

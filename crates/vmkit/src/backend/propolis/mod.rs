@@ -16,6 +16,7 @@
 //!
 //! It was never run on illumos by this project. Source: the sources of Propolis, and of the agents that drive it.
 
+pub(crate) mod bootrom;
 mod builder;
 pub(crate) mod client;
 mod console;
@@ -129,9 +130,16 @@ struct Site<'a> {
     vm: &'a VmHandle,
     layout: Layout,
     claim: Claim,
+    /// The directory of the VM of which this is a copy: what is outside of this directory is that VM's.
+    original: Option<PathBuf>,
 }
 
 impl Site<'_> {
+    /// Returns the VM's handle in a state, with what is known of its run.
+    fn handle(&self, state: VmState, run: Option<RunInfo>) -> VmHandle {
+        PropolisHypervisor::handle(self.vm, state, &self.layout, &self.claim.options, run)
+    }
+
     fn host(&self) -> &Host {
         &self.settings.host
     }
@@ -144,6 +152,17 @@ impl Site<'_> {
     /// Answers where the kernel's half of the VM is seen.
     fn kernel_vm(&self) -> PathBuf {
         self.settings.dev_vmm.join(self.vm.id.to_string())
+    }
+
+    /// Writes down that the VM lives in this directory, where that was moved here, so that a copy of it is known as one.
+    fn settle_down(&mut self) -> Result<()> {
+        let work = absolute(&self.layout)?;
+        let lies_elsewhere = self.claim.work.as_ref().is_some_and(|claimed| *claimed != work);
+        if self.original.is_none() && lies_elsewhere {
+            self.claim.work = Some(work);
+            files::write_synced(&self.layout.claim(), &self.claim)?;
+        }
+        Ok(())
     }
 
     fn client(&self, address: SocketAddr) -> Client {
@@ -186,6 +205,15 @@ impl Site<'_> {
             Found::Live(process) => Ok(RunInfo { pid: Some(process.id().pid), ..start::run_info(&client) }),
             _ => Err(busy()),
         }
+    }
+}
+
+/// Returns the absolute path of a VM's directory, as its claim keeps it.
+fn absolute(layout: &Layout) -> Result<PathBuf> {
+    let work = std::path::absolute(&layout.work).map_err(Error::io("find", &layout.work))?;
+    match work.to_str() {
+        Some(_) => Ok(work),
+        None => Err(Error::invalid("path", work.display(), "vmkit keeps its VMs below paths of UTF-8")),
     }
 }
 
@@ -260,7 +288,10 @@ impl Settings {
             Some(_) => Vec::new(),
             None => {
                 // A server without its firmware panics, and leaves its VM in the kernel.
-                InputFile::open("bootrom", &bootrom)?;
+                let file = InputFile::open("bootrom", &bootrom)?;
+                if let Some(problem) = bootrom::problem(file.bytes) {
+                    return Err(Error::invalid("bootrom", bootrom.display(), problem));
+                }
                 let program = options.program.as_ref().map(|path| path.to_string_lossy().into_owned());
                 self.host.line(&[program.unwrap_or_else(|| PROGRAM.to_owned())])?
             }
@@ -306,8 +337,16 @@ impl PropolisHypervisor {
         Ok((options, plan, facts.image_bytes))
     }
 
-    /// Answers where a VM's files are; of an interrupted `prepare` the handle says nothing yet.
+    /// Returns where a VM's files are: below the work root, wherever they were when the VM was made.
+    ///
+    /// # Errors
+    /// `Record` for a handle that is not this backend's.
     fn layout(&self, vm: &VmHandle) -> Result<Layout> {
+        self.recorded(vm).map(|_| Layout::of(&self.0.work_root, vm.name()))
+    }
+
+    /// Returns where a VM's files were when it was made; of an interrupted `prepare` the handle says nothing yet.
+    fn recorded(&self, vm: &VmHandle) -> Result<Option<PathBuf>> {
         let foreign =
             |problem: String| Error::Record { path: self.0.work_root.join(vm.name().as_str()), problem };
         if vm.backend != BackendTag::Propolis {
@@ -317,9 +356,9 @@ impl PropolisHypervisor {
             )));
         }
         match vm.details.version {
-            0 => Ok(Layout::of(&self.0.work_root, vm.name())),
+            0 => Ok(None),
             DETAILS_VERSION => Details::deserialize(&vm.details.data)
-                .map(|details| details.layout)
+                .map(|details| Some(details.layout.work))
                 .map_err(|error| foreign(format!("the handle's details can't be read: {error}"))),
             version => Err(foreign(format!(
                 "the handle's details have version {version}; this program knows {DETAILS_VERSION}"
@@ -331,7 +370,12 @@ impl PropolisHypervisor {
     fn site<'a>(&'a self, vm: &'a VmHandle) -> Result<Option<Site<'a>>> {
         let layout = self.layout(vm)?;
         let claim = files::claim(&layout)?.filter(|claim| claim.id == vm.id);
-        Ok(claim.map(|claim| Site { settings: &self.0, vm, layout, claim }))
+        claim.map(|claim| self.site_of(vm, layout, claim)).transpose()
+    }
+
+    fn site_of<'a>(&'a self, vm: &'a VmHandle, layout: Layout, claim: Claim) -> Result<Site<'a>> {
+        let original = claim.original(&layout, self.recorded(vm)?)?;
+        Ok(Site { settings: &self.0, vm, layout, claim, original })
     }
 
     /// Takes the VM's lock for an operation, and only then looks at what there is.
@@ -353,20 +397,38 @@ impl PropolisHypervisor {
             // The lock's file was ours alone, made for a VM that is gone.
             prepare::remove_files(&vm.spec, &layout)?;
         }
-        let site = site.ok_or_else(gone)?;
+        let mut site = site.ok_or_else(gone)?;
+        site.settle_down()?;
         if vm.details.version == 0 {
             return Err(InvalidTransition { state: VmState::Preparing, operation }.into());
         }
         Ok((site, hold))
     }
 
-    fn handle(vm: &VmHandle, state: VmState, layout: &Layout, run: Option<RunInfo>) -> VmHandle {
+    /// Ends whatever runs for a VM, and undoes what was made for it outside of its directory.
+    async fn end_and_undo(&self, site: &Site<'_>, hold: &Hold) -> Result<()> {
+        match site.claim.options.address {
+            Some(address) => stop::clear_elsewhere(site, &site.client(address)).await?,
+            None => start::end_server(site, &self.0.host, hold).await?,
+        }
+        let made = [&site.claim.steps[..], &site.claim.pending].concat();
+        prepare::undo(&self.0.host, &made, hold).await
+    }
+
+    fn handle(
+        vm: &VmHandle,
+        state: VmState,
+        layout: &Layout,
+        options: &Options,
+        run: Option<RunInfo>,
+    ) -> VmHandle {
         let mut handle = vm.clone().in_state(state);
         if run.is_some() {
             handle.run = run;
         }
         handle.console_log = Some(layout.console_log());
-        handle.hypervisor_log = Some(layout.server_log());
+        // That of a server elsewhere is there.
+        handle.hypervisor_log = options.address.is_none().then(|| layout.server_log());
         handle
     }
 
@@ -387,6 +449,7 @@ impl Hypervisor for PropolisHypervisor {
         if files::claim(&layout)?.is_some() {
             return Err(taken());
         }
+        let work = Some(absolute(&layout)?);
         let (options, plan, image_bytes) = self.planned(&spec, id).await?;
         make_private_dir(&layout.work)?;
         let hold = match Hold::take(&layout.operation_lock(), Instant::now() + PATIENCE).await {
@@ -403,7 +466,7 @@ impl Hypervisor for PropolisHypervisor {
         if files::claim(&layout)?.is_some() {
             return Err(taken());
         }
-        let claim = Claim { id, options, steps: plan.prepare, pending: Vec::new(), image_bytes };
+        let claim = Claim { id, options, steps: plan.prepare, pending: Vec::new(), image_bytes, work };
         // What is made next outlives a power cut, and so must what it is found by.
         let made = match files::write_synced(&layout.claim(), &claim) {
             Ok(()) => prepare::make(&self.0.host, &claim, &hold).await,
@@ -421,18 +484,26 @@ impl Hypervisor for PropolisHypervisor {
         })?;
         let mut vm = VmHandle::preparing(id, BackendTag::Propolis, spec);
         vm.details = BackendDetails { version: DETAILS_VERSION, data };
-        Ok(Self::handle(&vm, VmState::Prepared, &layout, None))
+        Ok(Self::handle(&vm, VmState::Prepared, &layout, &claim.options, None))
     }
 
     async fn start(&self, vm: &VmHandle) -> Result<VmHandle> {
         let (site, hold) =
             self.work_on(vm, Operation::Start, self.0.start_limit.saturating_add(PATIENCE)).await?;
+        if let Some(original) = &site.original {
+            let why = format!(
+                "a copy of the VM in {}, whose disks, network and id it has: remove this copy, which leaves that VM alone, or \
+                 that VM first",
+                original.display()
+            );
+            return Err(Error::invalid("path", site.layout.work.display(), why));
+        }
         let deadline = later(self.0.start_limit);
         let state = observe(&site, Asker::Operation, ASK_LIMIT).await?;
         let to = next(&state, Operation::Start)?;
         if state == to {
             let run = site.run_info().await?;
-            return Ok(Self::handle(vm, to, &site.layout, Some(run)));
+            return Ok(site.handle(to, Some(run)));
         }
         let options = &site.claim.options;
         let facts = self.0.facts(&vm.spec, vm.id, options, Some(&site.claim)).await?;
@@ -445,7 +516,7 @@ impl Hypervisor for PropolisHypervisor {
                 start::owned(&site, &plan, &keeper, &hold, deadline).await?
             }
         };
-        Ok(Self::handle(vm, to, &site.layout, Some(run)))
+        Ok(site.handle(to, Some(run)))
     }
 
     async fn stop(&self, vm: &VmHandle, timeout: Duration) -> Result<VmHandle> {
@@ -462,13 +533,16 @@ impl Hypervisor for PropolisHypervisor {
             state => state?,
         };
         next(&state, Operation::Stop)?;
+        if site.original.is_some() {
+            return Ok(site.handle(VmState::Stopped, None));
+        }
         if state == VmState::Running
             && let Some(client) = site.server()?
         {
             stop::stop_guest(&site, &client, timeout).await?;
         }
         stop::clear(&site, &hold).await?;
-        Ok(Self::handle(vm, VmState::Stopped, &site.layout, None))
+        Ok(site.handle(VmState::Stopped, None))
     }
 
     async fn suspend(&self, vm: &VmHandle) -> Result<VmHandle> {
@@ -492,16 +566,15 @@ impl Hypervisor for PropolisHypervisor {
             return Ok(());
         }
         if let Some(claim) = claim {
-            let site = Site { settings: &self.0, vm: &vm, layout: layout.clone(), claim };
-            match site.claim.options.address {
-                Some(address) if files::may_run(&layout)? => {
-                    stop::end_elsewhere(&site, &site.client(address), Instant::now() + PATIENCE).await?;
+            let site = self.site_of(&vm, layout.clone(), claim)?;
+            match &site.original {
+                Some(original) => {
+                    let (copy, original) = (layout.work.display(), original.display());
+                    tracing::warn!(%copy, %original, "this is a copy of a VM: the files in it are removed, and nothing else, \
+                        since the rest is the original's");
                 }
-                Some(_) => {}
-                None => start::end_server(&site, &self.0.host, &hold).await?,
+                None => self.end_and_undo(&site, &hold).await?,
             }
-            let made = [&site.claim.steps[..], &site.claim.pending].concat();
-            prepare::undo(&self.0.host, &made, &hold).await?;
         }
         prepare::remove_files(&vm.spec, &layout)
     }
@@ -526,6 +599,9 @@ impl Hypervisor for PropolisHypervisor {
 
     fn console_endpoint(&self, vm: &VmHandle) -> Result<ConsoleEndpoint> {
         let layout = self.layout(vm)?;
+        if self.site(vm)?.is_some_and(|site| site.original.is_some()) {
+            return Ok(ConsoleEndpoint::None);
+        }
         if let Some(run) = &vm.run {
             return Ok(run.console.clone());
         }

@@ -17,8 +17,8 @@ const MOST_REFUSALS: u32 = 5;
 
 /// Waits until the VM is in a state that `wanted` accepts, or is gone for good, and answers its state.
 ///
-/// `Failed` is not the end: a VM whose start failed is still there, and holds all that it had. A network that fails is
-/// waited for; a server that is not there is not.
+/// `Failed` is the last state of a VM that could not be made or started, which the server has let go of by then: say so by
+/// `wanted`. A network that fails is waited for; a server that is not there is not.
 ///
 /// # Cancel safety
 /// Nothing is changed by waiting.

@@ -6,11 +6,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use tokio::io::AsyncBufReadExt;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::Site;
 use super::client::{Answer, Client, Failure, PEER};
-use super::end::end;
+use super::end::{Limits, end, shown};
 use super::files::{self, ServerFile};
 use super::hold::Hold;
 use super::host::Host;
@@ -20,11 +20,11 @@ use super::monitor;
 use super::plan::{PropolisPlan, ServerPlan};
 use super::prepare::{destroy_kernel_vm, make_again, reshape};
 use super::state::{LOG_BYTES, last_words};
-use super::stop::{HALT_LIMIT, end_elsewhere};
+use super::stop::{Asked, end_elsewhere};
 use crate::backend::supervise::files::{make_private_dir, remove_file};
 use crate::backend::supervise::keeper::Launch;
 use crate::backend::supervise::spawn::Words;
-use crate::backend::supervise::{ALIVE_DESCRIPTOR, alive, process, spawn};
+use crate::backend::supervise::{ALIVE_DESCRIPTOR, alive, process, runfile, spawn};
 use crate::boundedlog::tail_of_log;
 use crate::error::{Error, ErrorKind, Result};
 use crate::handle::{ConsoleEndpoint, RunInfo};
@@ -53,7 +53,7 @@ pub(super) async fn owned(
     };
     // What an earlier run, or a crash, left.
     let alive = alive::take_and_silence(&site.place(), deadline).await?;
-    destroy_kernel_vm(site.host(), &site.kernel_vm(), hold).await?;
+    clear_kernel(site, site.host(), hold).await?;
     remove_file(&site.layout.server_file())?;
     remove_file(&site.layout.console_mark())?;
     let claim = reshape(site.host(), &site.layout, &site.claim, &plan.prepare, hold).await?;
@@ -64,7 +64,7 @@ pub(super) async fn owned(
         let (pid, mut words) = launched.started(deadline).await?;
         let address = listening(site, &mut words, deadline).await?;
         let client = site.client(address);
-        ensure(site, &client, plan, Some(&mut words), None, deadline).await?;
+        ensure(site, &client, plan, By::Own(&mut words), deadline).await.map_err(|(error, _)| error)?;
         run_guest(site, &client, ServerFile::of_new_run(address), deadline).await?;
         Ok(RunInfo { pid: Some(pid), ..run_info(&client) })
     };
@@ -104,12 +104,16 @@ pub(super) async fn elsewhere(
     files::write_synced(&site.layout.server_file(), &server)?;
     let begun = async {
         if !is_made {
-            ensure(site, client, plan, None, Some(hold), deadline).await?;
+            ensure(site, client, plan, By::Elsewhere(hold), deadline).await?;
         }
-        run_guest(site, client, server, deadline).await
+        run_guest(site, client, server, deadline).await.map_err(|error| (error, Asked::Answered))
     };
-    if let Err(error) = begun.await {
-        if let Err(failure) = end_elsewhere(site, client, Instant::now() + HALT_LIMIT).await {
+    if let Err((error, asked)) = begun.await {
+        if asked == Asked::MayBeAtWork {
+            // From now on it is waited for, however long ago it was asked.
+            files::write_synced(&site.layout.server_file(), &server)?;
+        }
+        if let Err(failure) = end_elsewhere(site, client, asked).await {
             tracing::warn!(%failure, "could not end a VM that failed to start");
         }
         files::mark(&site.layout.stop_mark())?;
@@ -124,9 +128,11 @@ pub(super) async fn elsewhere(
 /// `Busy` where it has another VM that lives.
 async fn is_made_already(site: &Site<'_>, client: &Client, deadline: Instant) -> Result<bool> {
     use InstanceState as State;
-    let there = match client.instance(deadline).await {
-        Ok(there) => there,
-        Err(failure) if failure.is_no_instance() => return Ok(false),
+    let server = files::server(&site.layout)?;
+    let watched_until = server.and_then(|server| files::watched_until(&site.layout, &server));
+    let there = match shown(client, watched_until.unwrap_or_else(Instant::now), deadline).await {
+        Ok(Some(there)) => there,
+        Ok(None) => return Ok(false),
         Err(failure) => return Err(failure.into_error(client, "tell its state", None)),
     };
     let is_ours = there.properties.id == site.vm.id;
@@ -134,7 +140,7 @@ async fn is_made_already(site: &Site<'_>, client: &Client, deadline: Instant) ->
         State::Destroyed => Ok(false),
         // What it was made of may be another thing by now, and one that failed has no second life.
         State::Creating | State::Failed | State::Stopping | State::Stopped if is_ours => {
-            let ended = end(client, site.vm.id, deadline).await;
+            let ended = end(client, site.vm.id, Limits::until(deadline)).await;
             ended
                 .map_err(|failure| failure.into_error(client, "end what was left of an earlier run", None))?;
             Ok(false)
@@ -210,39 +216,55 @@ async fn ended(site: &Site<'_>) -> Error {
     Error::Protocol { peer: "propolis-server", problem, source: None }
 }
 
+/// Which server makes a VM.
+enum By<'a> {
+    /// One of its own, which says why it can't.
+    Own(&'a mut Words),
+    /// One elsewhere.
+    Elsewhere(&'a Hold),
+}
+
+/// Has the server make the VM.
+///
+/// # Errors
+/// Why it did not, and whether it may come to it yet.
 async fn ensure(
     site: &Site<'_>,
     client: &Client,
     plan: &PropolisPlan,
-    words: Option<&mut Words>,
-    hold: Option<&Hold>,
+    by: By<'_>,
     deadline: Instant,
-) -> Result<()> {
-    step("server: make the VM").map_err(|source| lost(client, source))?;
-    let made = match hold {
-        Some(hold) => detached(client, plan, hold, deadline).await?,
-        None => client.ensure(&plan.request, deadline).await,
+) -> Result<(), (Error, Asked)> {
+    let answered = |error| (error, Asked::Answered);
+    step("server: make the VM").map_err(|source| answered(lost(client, source)))?;
+    let (made, words) = match by {
+        By::Elsewhere(hold) => (detached(client, plan, hold, deadline).await.map_err(answered)?, None),
+        By::Own(words) => (client.ensure(&plan.request, deadline).await, Some(words)),
     };
     let Err(failure) = made else { return Ok(()) };
     if failure.is_taken() {
         let what = format!("the Propolis server at {}: it has a VM already,", client.address);
-        return Err(Error::Busy { what, holder: None });
+        return Err(answered(Error::Busy { what, holder: None }));
     }
     let why = match (failure.hidden(), words) {
         (Some(id), Some(words)) => why(site, words, id).await,
         _ => None,
     };
+    let asked = match &failure {
+        Failure::Denied { .. } | Failure::Refused(_) => Asked::Answered,
+        _ => Asked::MayBeAtWork,
+    };
     let hung_up = failure.is_of_the_network() || matches!(failure, Failure::Refused(_));
     let died = hung_up && site.claim.options.address.is_none();
     let error = failure.into_error(client, "make the VM", why);
     if !died {
-        return Err(error);
+        return Err((error, asked));
     }
     // A panic of the server's ends it: what it said of it is worth more than that it hung up.
     let _ = process::settled(&site.place()).await;
     let problem =
         format!("it ended while it made the VM; it said:\n    {}", last_words(site).replace('\n', "\n    "));
-    Err(Error::Protocol { peer: "propolis-server", problem, source: None })
+    Err(answered(Error::Protocol { peer: "propolis-server", problem, source: None }))
 }
 
 /// Has a server elsewhere make the VM, in a task that holds the operation's lock until it has answered.
@@ -264,26 +286,35 @@ async fn detached(
     made.await.map_err(|error| lost(&client, std::io::Error::other(error)))
 }
 
-/// Reads the log on for why a request failed: as it comes, and what there is of it where that copy was lost.
+/// Reads the log for why a request failed: as it comes, and the file, since the copy of a long log is lost.
 async fn why(site: &Site<'_>, words: &mut Words, request_id: &str) -> Option<String> {
-    let deadline = Instant::now() + WHY_LIMIT;
-    let mut line = String::new();
-    while let Ok(Ok(bytes)) = timeout_at(deadline, words.read_line(&mut line)).await
-        && bytes > 0
-    {
-        if let Some(why) = log::why(&line, request_id) {
-            return Some(why);
+    let copied = async {
+        let mut line = String::new();
+        while words.read_line(&mut line).await.is_ok_and(|bytes| bytes > 0) {
+            if let Some(why) = log::why(&line, request_id) {
+                return why;
+            }
+            line.clear();
         }
-        line.clear();
-    }
-    loop {
-        let log = tail_of_log(&site.layout.server_log(), LOG_BYTES).unwrap_or_default();
-        let why = log::why(&String::from_utf8_lossy(&log), request_id);
-        if why.is_some() || Instant::now() >= deadline {
-            return why;
+        // What comes no more this way lies in the file.
+        std::future::pending().await
+    };
+    let written = async {
+        loop {
+            let log = tail_of_log(&site.layout.server_log(), LOG_BYTES).unwrap_or_default();
+            if let Some(why) = log::why(&String::from_utf8_lossy(&log), request_id) {
+                return why;
+            }
+            sleep(LOOK_AGAIN).await;
         }
-        sleep(LOOK_AGAIN).await;
-    }
+    };
+    let either = async {
+        tokio::select! {
+            why = copied => why,
+            why = written => why,
+        }
+    };
+    timeout(WHY_LIMIT, either).await.ok()
 }
 
 /// Runs the guest of a VM that was made, and waits until it does.
@@ -305,7 +336,8 @@ async fn run_guest(site: &Site<'_>, client: &Client, server: ServerFile, deadlin
         InstanceState::Destroyed => Ok(()),
         state => {
             let words = last_words(site);
-            let message = format!("the guest did not come to run: its server says {state:?}; {words}");
+            let colon = if words.is_empty() { "" } else { ": " };
+            let message = format!("the guest did not come to run: its server says {state:?}{colon}{words}");
             Err(Error::Backend { message, kind: ErrorKind::Hypervisor, source: None })
         }
     }
@@ -326,5 +358,27 @@ fn lost(client: &Client, source: std::io::Error) -> Error {
 pub(super) async fn end_server(site: &Site<'_>, host: &Host, hold: &Hold) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(10);
     drop(alive::take_and_silence(&site.place(), deadline).await?);
-    destroy_kernel_vm(host, &site.kernel_vm(), hold).await
+    clear_kernel(site, host, hold).await
+}
+
+/// Takes away what the VM's server, which has ended, left in the kernel: its VM, and the one that it asked for CPUID.
+///
+/// # Errors
+/// `Host` with what the program said.
+async fn clear_kernel(site: &Site<'_>, host: &Host, hold: &Hold) -> Result<()> {
+    destroy_kernel_vm(host, &site.kernel_vm(), hold).await?;
+    let run = runfile::read(&site.place().run_file).ok().flatten();
+    let Some(server) = run.and_then(|run| run.hypervisor) else { return Ok(()) };
+    // Its number may be another's by now.
+    match server.open()? {
+        None if !is_pid_taken(server.pid) => {
+            let asked = site.settings.dev_vmm.join(format!("cpuid-gen-{}", server.pid));
+            destroy_kernel_vm(host, &asked, hold).await
+        }
+        _ => Ok(()),
+    }
+}
+
+fn is_pid_taken(pid: u32) -> bool {
+    Path::new("/proc").join(pid.to_string()).exists()
 }

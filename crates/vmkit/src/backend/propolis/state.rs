@@ -4,6 +4,7 @@
 //!  server's process   its VM                     →  state
 //!  never started      -                             Prepared, or Stopped where that was asked for
 //!  lives              Creating, or not asked yet    a start is at work (Busy), or was cut off (Failed)
+//!  elsewhere, begun not   none, or an earlier run's end   likewise: the VM may come yet
 //!  lives              Starting … Stopping           Running
 //!  lives              Stopped, Destroyed            Stopped: the guest ended, or was stopped
 //!  lives              Failed                        Failed
@@ -13,21 +14,23 @@
 //! ```
 //!
 //! Of a server elsewhere there is no process: that nobody listens there any more is its end. A network that does not lead
-//! there tells nothing. Once a run was seen to end, nobody is asked about it any more.
+//! there tells nothing. Once a run was seen to end, nobody is asked about it any more. A copy of a VM's directory is at rest,
+//! whatever runs for the VM that it is a copy of.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
+use uuid::Uuid;
 
 use super::Site;
-use super::client::{Client, Failure};
+use super::client::{Client, Failure, Sight};
 use super::files::{self, ServerFile};
 use super::hold;
-use super::instance_spec::{Instance, InstanceState};
+use super::instance_spec::InstanceState;
 use super::log;
 use crate::backend::supervise::process::{self, Found};
 use crate::backend::supervise::runfile::Ended;
-use crate::boundedlog::tail_of_log;
+use crate::boundedlog::tail_of_file;
 use crate::error::{Error, Result};
 use crate::lifecycle::{FailureKind, VmState};
 
@@ -37,8 +40,8 @@ pub(super) const LOOK_LIMIT: Duration = Duration::from_secs(1);
 pub(super) const ASK_LIMIT: Duration = Duration::from_secs(10);
 /// How long a server that no longer answers is given to end, before it counts as one that hangs.
 const ENDING_LIMIT: Duration = Duration::from_millis(500);
-/// How much of a server's log is looked at for its last words, in bytes.
-pub(super) const LOG_BYTES: u64 = 64 << 10;
+/// How much of a server's log is looked at for its last words, in bytes: a panic within a panic prints long lists of calls.
+pub(super) const LOG_BYTES: u64 = 256 << 10;
 
 /// Who asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +50,17 @@ pub(super) enum Asker {
     Operation,
     /// Anybody: what is half done may be somebody's work.
     Anybody,
+}
+
+impl Asker {
+    /// Returns how long a server may tell nothing of its VM before its state alone will do: an operation would rather know
+    /// whose VM it is.
+    fn blocked_after(self, limit: Duration) -> Duration {
+        match self {
+            Self::Operation => limit * 3 / 4,
+            Self::Anybody => limit / 4,
+        }
+    }
 }
 
 /// What was seen of a VM.
@@ -62,11 +76,14 @@ enum Seen {
 /// `Busy` while a start is at work, `TimedOut` where the server does not answer, `Hypervisor` where it answers nonsense or can't
 /// be reached.
 pub(super) async fn observe(site: &Site<'_>, asker: Asker, limit: Duration) -> Result<VmState> {
+    if site.original.is_some() {
+        return Ok(at_rest(site));
+    }
     // A start may have come to its end between a look at the VM and one at the lock: then the VM is looked at again.
     for _ in 0..2 {
         let seen = match site.claim.options.address {
-            Some(address) => elsewhere(site, site.client(address), limit).await?,
-            None => own(site, limit).await?,
+            Some(address) => elsewhere(site, site.client(address), asker, limit).await?,
+            None => own(site, asker, limit).await?,
         };
         match seen {
             Seen::State(state) => return Ok(state),
@@ -82,7 +99,7 @@ pub(super) async fn observe(site: &Site<'_>, asker: Asker, limit: Duration) -> R
 }
 
 /// Looks at a VM with a server of its own.
-async fn own(site: &Site<'_>, limit: Duration) -> Result<Seen> {
+async fn own(site: &Site<'_>, asker: Asker, limit: Duration) -> Result<Seen> {
     let process = match process::look(&site.place()).await? {
         Found::Nothing => return Ok(Seen::State(at_rest(site))),
         Found::Rebooted => return Ok(Seen::State(VmState::Stopped)),
@@ -92,8 +109,8 @@ async fn own(site: &Site<'_>, limit: Duration) -> Result<Seen> {
     };
     let Some(server) = files::server(&site.layout)? else { return Ok(Seen::HalfDone) };
     let client = site.client(server.address);
-    let state = match client.instance(Instant::now() + limit).await {
-        Ok(instance) => return Ok(of_instance(site, &instance, &server)),
+    let state = match client.look(asker.blocked_after(limit), Instant::now() + limit).await {
+        Ok(sight) => return Ok(of_instance(site, sight.state, &server)),
         Err(failure) if failure.is_no_instance() => {
             forgotten(site, &server, "the server has forgotten it: it was started anew")
         }
@@ -113,22 +130,31 @@ async fn own(site: &Site<'_>, limit: Duration) -> Result<Seen> {
 }
 
 /// Looks at a VM at a server that is somebody else's.
-async fn elsewhere(site: &Site<'_>, client: Client, limit: Duration) -> Result<Seen> {
+async fn elsewhere(site: &Site<'_>, client: Client, asker: Asker, limit: Duration) -> Result<Seen> {
     // Read before the server is asked: a run that is begun meanwhile is another one.
     let Some(server) = files::server(&site.layout)? else { return Ok(Seen::State(at_rest(site))) };
     if files::has_ended(&site.layout, &server) {
         return Ok(Seen::State(VmState::Stopped));
     }
     let address = client.address;
-    let state = match client.instance(Instant::now() + limit).await {
-        Ok(instance) if instance.properties.id == site.vm.id => {
-            return Ok(of_instance(site, &instance, &server));
+    let sight = client.look(asker.blocked_after(limit), Instant::now() + limit).await;
+    let is_ours = |id: Option<Uuid>| id.is_none_or(|id| id == site.vm.id);
+    let state = match sight {
+        // Of a run that was not begun, that is what an earlier one has come to.
+        Ok(Sight { state: InstanceState::Destroyed | InstanceState::Failed, .. }) if !server.is_begun => {
+            return Ok(Seen::HalfDone);
         }
-        Ok(_) | Err(Failure::Refused(_)) if !server.is_begun => return Ok(Seen::HalfDone),
+        Ok(Sight { id: None, .. }) | Err(Failure::Refused(_)) if !server.is_begun => {
+            return Ok(Seen::HalfDone);
+        }
+        // Where only the state is told, it is believed that no other VM has come; nothing is done or kept by it.
+        Ok(Sight { id: None, state: InstanceState::Destroyed }) => VmState::Stopped,
+        Ok(Sight { id, state }) if is_ours(id) => return Ok(of_instance(site, state, &server)),
+        Ok(_) if !server.is_begun => return Ok(Seen::HalfDone),
         Err(failure) if failure.is_no_instance() && !server.is_begun => return Ok(Seen::HalfDone),
-        Ok(other) => {
-            let other = format!("the server at {address} has another VM now, {}", other.properties.id);
-            forgotten(site, &server, &other)
+        Ok(Sight { id, .. }) => {
+            let other = id.unwrap_or_default();
+            forgotten(site, &server, &format!("the server at {address} has another VM now, {other}"))
         }
         Err(failure) if failure.is_no_instance() => {
             forgotten(site, &server, "the server has forgotten it: it was started anew")
@@ -153,8 +179,8 @@ fn forgotten(site: &Site<'_>, server: &ServerFile, why: &str) -> VmState {
     VmState::failed(FailureKind::Vanished, why)
 }
 
-fn of_instance(site: &Site<'_>, instance: &Instance, server: &ServerFile) -> Seen {
-    Seen::State(match instance.state {
+fn of_instance(site: &Site<'_>, state: InstanceState, server: &ServerFile) -> Seen {
+    Seen::State(match state {
         InstanceState::Creating => return Seen::HalfDone,
         InstanceState::Starting
         | InstanceState::Running
@@ -192,8 +218,7 @@ fn ended_state(site: &Site<'_>, ended: Option<Ended>) -> Result<VmState> {
         let vanished = "propolis-server is gone, and its keeper was killed before it could write down why";
         return Ok(VmState::failed(FailureKind::Vanished, format!("{vanished}{kernel}")));
     };
-    let words = last_words(site);
-    let words = words.lines().next_back().unwrap_or_default();
+    let words = log::cause(&own_log(site));
     let colon = if words.is_empty() { "" } else { ": " };
     let kind =
         if ended.signal.is_some() { FailureKind::HypervisorKilled } else { FailureKind::HypervisorExited };
@@ -202,9 +227,15 @@ fn ended_state(site: &Site<'_>, ended: Option<Ended>) -> Result<VmState> {
 
 /// Answers what the server of this VM said last, where it is one of vmkit's own.
 pub(super) fn last_words(site: &Site<'_>) -> String {
+    log::last_words(&own_log(site))
+}
+
+/// Returns what the server of this VM said in this run, as far as it is of use; nothing of one elsewhere.
+fn own_log(site: &Site<'_>) -> String {
     if site.claim.options.address.is_some() {
         return String::new();
     }
-    let log = tail_of_log(&site.layout.server_log(), LOG_BYTES).unwrap_or_default();
-    log::last_words(&String::from_utf8_lossy(&log))
+    // The newer half alone: each run begins with one.
+    let log = tail_of_file(&site.layout.server_log(), LOG_BYTES).unwrap_or_default();
+    String::from_utf8_lossy(&log).into_owned()
 }

@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use super::Site;
 use super::client::{Client, Failure};
 use super::console::Keeping;
-use super::end::end;
+use super::end::{Limits, Outcome, end};
 use super::files;
 use super::hold::Hold;
 use super::instance_spec::InstanceState;
@@ -18,7 +18,13 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::steps::step;
 
 /// How long a VM may take to halt once its server was told: it lets go of disks and links.
-pub(super) const HALT_LIMIT: Duration = Duration::from_secs(10);
+const HALT_LIMIT: Duration = Duration::from_secs(10);
+/// The same at a server elsewhere, which can't be ended by force: disks that are slow to finish hold it up.
+const HALT_ELSEWHERE_LIMIT: Duration = Duration::from_secs(60);
+/// How long a VM is waited for that a server says it still makes, though it has answered that it can't.
+const MAKING_ANSWERED_LIMIT: Duration = Duration::from_secs(2);
+/// How long a server may take to tell of a VM that it never showed in its time.
+const LATE_LIMIT: Duration = Duration::from_secs(2);
 /// How long the console may take to tell its last words once the VM is gone.
 const LAST_WORDS_LIMIT: Duration = Duration::from_millis(500);
 /// How often the guest is asked again: one that is still booting hears only a later question, and there is no event for "the
@@ -58,22 +64,51 @@ async fn end_guest(site: &Site<'_>, client: &Client, timeout: Duration) -> Resul
     mark_asked(site);
     step("server: stop the VM").map_err(Error::io("stop the VM of", &site.layout.work))?;
     if site.claim.options.address.is_some() {
-        return end_elsewhere(site, client, Instant::now() + HALT_LIMIT).await;
+        return end_elsewhere(site, client, Asked::MayBeAtWork).await;
     }
     // Its end by force follows in any case.
-    if let Err(failure) = end(client, site.vm.id, Instant::now() + HALT_LIMIT).await {
+    if let Err(failure) = end(client, site.vm.id, Limits::until(Instant::now() + HALT_LIMIT)).await {
         tracing::warn!(%failure, "the server did not stop its VM, so it is ended by force");
     }
     Ok(())
 }
 
+/// What is known of a server that was asked for a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// The start that has asked it was cut off, or given up: the server may come to it yet.
+    MayBeAtWork,
+    /// It has answered, or was not reached.
+    Answered,
+}
+
 /// Has a server elsewhere end the VM, and remembers that it did: whatever is found there from then on is not this run.
+///
+/// A VM that the server may have been asked for just now is waited for.
 ///
 /// # Errors
 /// Whatever leaves open whether the VM is gone. Where nobody listens, no server has it.
-pub(super) async fn end_elsewhere(site: &Site<'_>, client: &Client, deadline: Instant) -> Result<()> {
-    match end(client, site.vm.id, deadline).await {
-        Ok(()) => {}
+pub(super) async fn end_elsewhere(site: &Site<'_>, client: &Client, asked: Asked) -> Result<()> {
+    let server = files::server(&site.layout)?;
+    let begun = Instant::now();
+    let limits = Limits::until(begun + HALT_ELSEWHERE_LIMIT);
+    let limits = match asked {
+        Asked::Answered => limits.with_making(MAKING_ANSWERED_LIMIT),
+        Asked::MayBeAtWork => match server.and_then(|server| files::watched_until(&site.layout, &server)) {
+            Some(until) => {
+                let seconds = until.duration_since(begun).as_secs_f64().ceil();
+                tracing::warn!(address = %client.address, "a start was interrupted just after it had asked the server for the \
+                    VM, which may come yet: it is waited for at most {seconds} s, and ended");
+                Limits::until(until + HALT_ELSEWHERE_LIMIT).watching_until(Some(until))
+            }
+            None => limits,
+        },
+    };
+    match end(client, site.vm.id, limits).await {
+        Ok(Outcome::Gone) => {}
+        Ok(Outcome::NeverSeen) => {
+            tracing::info!(address = %client.address, "the server has not made the VM that it may have been asked for");
+        }
         Err(Failure::Refused(error)) => {
             let (address, vm) = (client.address, site.vm.id);
             tracing::warn!(%error, %address, %vm, "nobody listens there, so the VM's server is gone; one that was \
@@ -81,10 +116,31 @@ pub(super) async fn end_elsewhere(site: &Site<'_>, client: &Client, deadline: In
         }
         Err(failure) => return Err(failure.into_error(client, "stop the VM", None)),
     }
-    if let Some(server) = files::server(&site.layout)? {
+    if let Some(server) = server {
         files::remember_end(&site.layout, &server);
     }
     Ok(())
+}
+
+/// Ends what is left of a run at a server elsewhere, in whatever state.
+///
+/// # Errors
+/// Those of [`end_elsewhere`].
+pub(super) async fn clear_elsewhere(site: &Site<'_>, client: &Client) -> Result<()> {
+    match files::server(&site.layout)? {
+        Some(server) if !files::has_ended(&site.layout, &server) => {
+            end_elsewhere(site, client, Asked::MayBeAtWork).await
+        }
+        // It counts as ended, since the server never showed it for as long as that was watched: a last look.
+        Some(server) if !server.is_begun => {
+            let limits = Limits::until(Instant::now() + LATE_LIMIT);
+            if let Err(failure) = end(client, site.vm.id, limits).await {
+                tracing::debug!(%failure, "the server does not tell whether it made a VM late");
+            }
+            Ok(())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Asks the guest to power itself off until it has, or the deadline has passed; answers whether it has.
@@ -144,10 +200,7 @@ pub(super) fn mark_asked(site: &Site<'_>) {
 pub(super) async fn clear(site: &Site<'_>, hold: &Hold) -> Result<()> {
     mark_asked(site);
     match site.claim.options.address {
-        Some(address) if files::may_run(&site.layout)? => {
-            end_elsewhere(site, &site.client(address), Instant::now() + HALT_LIMIT).await
-        }
-        Some(_) => Ok(()),
+        Some(address) => clear_elsewhere(site, &site.client(address)).await,
         None => end_server(site, site.host(), hold).await,
     }
 }

@@ -8,9 +8,8 @@ use std::time::Duration;
 use rustix::fs::{Access, access};
 
 use super::{Check, Status, bad, ok};
+use crate::backend::propolis::bootrom;
 
-/// The largest firmware that a server takes, in bytes. Source: propolis-server, which maps it below 4 GiB.
-const MOST_BOOTROM_BYTES: u64 = 2 << 20;
 /// How long a server that runs already may take to accept.
 const ACCEPT_LIMIT: Duration = Duration::from_secs(2);
 
@@ -86,13 +85,15 @@ fn bootrom(path: &Path) -> Check {
         Ok(found) if !found.is_file() => {
             bad("bootrom", Status::Fail, format!("{shown} is not a file"), "name the file OVMF_CODE.fd")
         }
-        Ok(found) if found.len() == 0 || found.len() > MOST_BOOTROM_BYTES => bad(
-            "bootrom",
-            Status::Fail,
-            format!("{shown} has {} bytes", found.len()),
-            "take an OVMF_CODE.fd without variables, of at most 2 MiB",
-        ),
-        Ok(_) => ok("bootrom", shown.to_string()),
+        Ok(found) => match bootrom::problem(found.len()) {
+            None => ok("bootrom", shown.to_string()),
+            Some(problem) => bad(
+                "bootrom",
+                Status::Fail,
+                format!("{shown}: {problem}"),
+                "take an OVMF_CODE.fd without variables, of at most 2 MiB",
+            ),
+        },
         Err(error) => bad(
             "bootrom",
             Status::Fail,
@@ -131,7 +132,7 @@ mod tests {
             fs::set_permissions(dir.join(name), fs::Permissions::from_mode(0o755)).unwrap();
         }
         for name in ["vmmctl", "viona", "OVMF_CODE.fd"] {
-            fs::write(dir.join(name), "x").unwrap();
+            fs::write(dir.join(name), [0; 4096]).unwrap();
         }
         PropolisHost {
             search_path: vec![dir.to_owned()],
@@ -171,9 +172,12 @@ mod tests {
             assert!(check.advice.as_deref().unwrap().contains(advice), "{check:?}");
             fs::rename(dir.path().join("away"), dir.path().join(name)).unwrap();
         }
-        fs::write(&good.bootrom, vec![0; 3 << 20]).unwrap();
-        let checks = diagnose_propolis(&good);
-        assert!(checks.iter().any(|check| check.name == "bootrom" && check.found.contains("3145728 bytes")));
+        for (bytes, found) in [(3 << 20, "3145728 bytes"), (5000, "5000 bytes"), (0, "empty")] {
+            fs::write(&good.bootrom, vec![0; bytes]).unwrap();
+            let checks = diagnose_propolis(&good);
+            let check = checks.iter().find(|check| check.name == "bootrom").unwrap();
+            assert!(check.status == Status::Fail && check.found.contains(found), "{check:?}");
+        }
     }
 
     #[test]
