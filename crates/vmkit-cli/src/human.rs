@@ -2,7 +2,7 @@
 
 use vmkit::spec::{Boot, Change, DataDisk, Firmware, NetworkConfig, Protocol, changes};
 use vmkit::vmfile::MachinePlan;
-use vmkit::{ConsoleEndpoint, VmHandle, VmState, VncAddress};
+use vmkit::{BackendTag, ConsoleEndpoint, VmHandle, VmState, VncAddress};
 
 use crate::output::printable;
 
@@ -64,12 +64,17 @@ pub(crate) fn details(vm: &VmHandle) -> String {
     lines.add("machine", spec.machine().as_str());
     let accel = vm.run.as_ref().and_then(|run| run.accel);
     match accel.filter(|accel| *accel != spec.accel()) {
+        // It has no choice, whatever its spec says.
+        _ if vm.backend == BackendTag::Propolis => lines.add("accel", "bhyve"),
         Some(chosen) => {
             lines.add("accel", format_args!("{}, now {}", spec.accel().as_str(), chosen.as_str()))
         }
         None => lines.add("accel", spec.accel().as_str()),
     }
-    boot(&mut lines, spec.boot());
+    match vm.backend {
+        BackendTag::Propolis => lines.add("firmware", "uefi"),
+        _ => boot(&mut lines, spec.boot()),
+    }
     if let Some(image) = spec.image_name() {
         lines.add("image", image);
     }

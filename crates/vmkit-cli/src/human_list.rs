@@ -95,7 +95,13 @@ fn note(listed: &Listed) -> String {
         Some(intent) => format!("{}, by process {}", intent.operation, intent.pid),
         None => return what,
     };
-    if what.is_empty() { work } else { format!("{work}; {what}") }
+    // Of what was interrupted the state itself may say so.
+    let is_said = listed.interrupted && what.contains("was interrupted");
+    match (what.is_empty(), is_said) {
+        (true, _) => work,
+        (_, true) => what,
+        _ => format!("{work}; {what}"),
+    }
 }
 
 /// The most characters of a note that is in short.

@@ -15,7 +15,7 @@ use vmkit::spec::{
     Accel, Boot, Change, DataDisk, Firmware, Labels, Machine, NetworkConfig, Protocol, Vnc, changes,
 };
 use vmkit::vmfile::Origin;
-use vmkit::{ActiveForward, ConsoleEndpoint, ErrorKind, Listed, RunInfo, VmHandle, VncAddress};
+use vmkit::{ActiveForward, BackendTag, ConsoleEndpoint, ErrorKind, Listed, RunInfo, VmHandle, VncAddress};
 
 /// A VM, whole: `info`, and what `create`, `start` and the like answer.
 #[derive(Serialize)]
@@ -28,7 +28,7 @@ pub(crate) struct Vm<'a> {
     cpus: u32,
     memory_mib: u64,
     machine: Machine,
-    accel: Accel,
+    accel: &'static str,
     boot: BootWay<'a>,
     disk: Option<Disk<'a>>,
     data_disks: Vec<Disk<'a>>,
@@ -201,6 +201,8 @@ impl<'a> Vm<'a> {
     /// Shows a VM.
     pub(crate) fn of(vm: &'a VmHandle) -> Self {
         let spec = &vm.spec;
+        // Where there is no choice, what the spec says has no effect.
+        let is_bhyve = vm.backend == BackendTag::Propolis;
         Self {
             name: vm.name().as_str(),
             id: vm.id.to_string(),
@@ -210,8 +212,8 @@ impl<'a> Vm<'a> {
             cpus: spec.cpus(),
             memory_mib: spec.memory().mib(),
             machine: spec.machine(),
-            accel: spec.accel(),
-            boot: boot(spec.boot()),
+            accel: if is_bhyve { "bhyve" } else { spec.accel().as_str() },
+            boot: if is_bhyve { boot(&Boot::Firmware(Firmware::Uefi)) } else { boot(spec.boot()) },
             disk: spec.disk().map(|disk| Disk {
                 image: Some(&disk.image),
                 size_mib: disk.size.map(|size| size.mib()),

@@ -48,5 +48,5 @@ where
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         }
     }
-    Failure::of(failures).and(told)
+    Failure::of(failures).map_err(|failure| failure.looked_up(manager)).and(told)
 }

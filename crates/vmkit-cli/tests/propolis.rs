@@ -8,7 +8,7 @@ use std::process::Stdio;
 
 use support::stream::{Heard, ended};
 use support::{Answer, Host};
-use vmkit_testkit::propolis::{FakePropolis, FaultProxy, NetworkFault, Setup};
+use vmkit_testkit::propolis::{Behaviour, FakePropolis, FaultProxy, NetworkFault, Setup};
 
 /// What the fake's guest says first.
 const BOOT: &str = "no guest runs here\r\nlogin: ";
@@ -200,4 +200,72 @@ fn a_dry_run_prints_the_request_and_changes_nothing() {
     assert_eq!(answer.code, Some(0), "{answer:?}");
     assert!(answer.stdout.contains("serial_port"), "{answer:?}");
     assert_eq!(served.host.snapshot(), before);
+}
+
+#[test]
+fn a_vm_that_comes_after_its_start_was_killed_is_removed_with_its_record() {
+    let slow = Behaviour { asks_host_millis: 3000, ..Behaviour::default() };
+    let served = Served::by(Setup::default().behaviour(slow));
+    assert_eq!(served.create("web", &[]).code, Some(0));
+    for operation in ["stop", "rm"] {
+        let mut start = served.host.command(["start", "web"]);
+        let mut start = start.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        // The server has been asked: what tells is the VM that it asks for CPUID.
+        while served.server.kernel_vms().is_empty() {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        start.kill().unwrap();
+        start.wait().unwrap();
+        let answer = served.host.vmkit([operation, "web"]);
+        assert_eq!(answer.code, Some(0), "{operation}: {answer:?}");
+        assert!(answer.stderr.contains("may come yet"), "{operation}: {answer:?}");
+        assert!(
+            served.server.kernel_vms().is_empty(),
+            "{operation}: it left {:?}",
+            served.server.kernel_vms()
+        );
+    }
+    assert!(!served.host.must(["ls"]).contains("web"));
+}
+
+#[test]
+fn what_a_server_elsewhere_hides_is_found_by_the_request_and_no_empty_log_is_hinted_at() {
+    let fails = Behaviour { ensure_fails: Some("no such VNIC".to_owned()), ..Behaviour::default() };
+    let served = Served::by(Setup::default().behaviour(fails));
+    assert_eq!(served.create("web", &[]).code, Some(0));
+    let answer = served.host.vmkit(["start", "web"]);
+    assert_eq!(answer.code, Some(1), "{answer:?}");
+    let log = served.server.log();
+    let line = log.lines().find(|line| line.contains("no such VNIC") && line.contains("req_id")).unwrap();
+    let line: serde_json::Value = serde_json::from_str(line).unwrap();
+    assert!(answer.stderr.contains(line["req_id"].as_str().unwrap()), "{answer:?}\n{line}");
+    assert!(!answer.stderr.contains("logs --hypervisor"), "that prints nothing: {answer:?}");
+    let answer = served.host.vmkit(["logs", "--hypervisor", "web"]);
+    assert_eq!(answer.code, Some(3), "{answer:?}");
+    served.host.must(["rm", "web"]);
+
+    let served =
+        Served::by(Setup::default().behaviour(Behaviour { start_fails: true, ..Behaviour::default() }));
+    assert_eq!(served.create("web", &[]).code, Some(0));
+    let answer = served.host.vmkit(["start", "web"]);
+    assert!(answer.stderr.contains("its server says Failed\n"), "{answer:?}");
+    assert!(!answer.stderr.contains("logs --hypervisor"), "{answer:?}");
+}
+
+#[test]
+fn a_vm_in_propolis_is_shown_as_what_it_is() {
+    let served = Served::new();
+    assert_eq!(served.create("web", &[]).code, Some(0));
+    let info = served.host.must(["info", "web"]);
+    let value = |key: &str| {
+        let line = info.lines().find(|line| line.starts_with(key)).unwrap_or_else(|| panic!("{info}"));
+        line[key.len()..].trim_start_matches(':').trim().to_owned()
+    };
+    assert_eq!((value("firmware").as_str(), value("accel").as_str()), ("uefi", "bhyve"), "{info}");
+    let json: serde_json::Value = serde_json::from_str(&served.host.must(["info", "web", "--json"])).unwrap();
+    assert_eq!((&json["boot"]["firmware"], &json["accel"]), (&"uefi".into(), &"bhyve".into()), "{json}");
+    // It has a console like any other, which is known while it runs.
+    let answer = served.host.vmkit(["console", "web"]);
+    assert_eq!(answer.code, Some(4), "{answer:?}");
+    assert!(!answer.stderr.contains("support"), "{answer:?}");
 }

@@ -41,6 +41,12 @@ impl Console {
             return output::json(&json::Console::of(&endpoint));
         }
         match endpoint {
+            // Where a server has it, it is known only while the VM runs.
+            ConsoleEndpoint::None
+                if manager.hypervisor().capabilities(&vm.backend).is_ok_and(|able| able.console) =>
+            {
+                Err(Error::NotLive { what: "the console", state: vm.state }.into())
+            }
             ConsoleEndpoint::None => {
                 Err(Error::Unsupported { backend: vm.backend, what: "a console".to_owned() }.into())
             }

@@ -82,7 +82,13 @@ impl Command {
         let vm = self.vm().cloned();
         let done = self.go(context);
         match vm {
-            Some(vm) => done.map_err(|failure| failure.of_vm(&vm)),
+            Some(vm) => done.map_err(|failure| {
+                let failure = failure.of_vm(&vm);
+                match context.manager() {
+                    Ok(manager) => failure.looked_up(&manager),
+                    Err(_) => failure,
+                }
+            }),
             None => done,
         }
     }

@@ -46,6 +46,9 @@ pub(super) fn hint(error: &Error, of: Option<&Whose>) -> Option<String> {
         }
         Error::NotFound { what: "VM", .. } => "`vmkit ls` lists the VMs",
         Error::NotFound { what: "image", .. } => IMAGES,
+        Error::NotFound { what: "hypervisor log of VM", .. } => {
+            "the log of a server that somebody else has started is where that keeps it"
+        }
         Error::Invalid { field, expected, .. }
             if field == "image" && expected.starts_with("no image has this name") =>
         {
@@ -108,6 +111,7 @@ fn of_vm(error: &Error, of: &Whose) -> Option<String> {
             ErrorKind::TimedOut => {
                 format!("`vmkit logs {vm}` prints the whole console, `vmkit info {vm}` how the VM is now")
             }
+            ErrorKind::Hypervisor if !of.has_log => return None,
             ErrorKind::Hypervisor => format!("`vmkit logs --hypervisor {vm}` prints all that it said"),
             _ => return None,
         },

@@ -3,12 +3,13 @@
 mod hints;
 
 use std::io;
+use std::path::Path;
 
 use vmkit::ErrorKind;
 use vmkit::spec::VmName;
 
 use crate::commands::doctor;
-use crate::context::Context;
+use crate::context::{Context, Manager};
 use crate::{machine_hint, output};
 
 /// Why a command did not do what it was asked.
@@ -39,6 +40,8 @@ pub(crate) struct Whose {
     pub(crate) called: String,
     /// The VM.
     pub(crate) vm: VmName,
+    /// Whether its hypervisor has said something here that could be printed.
+    pub(crate) has_log: bool,
 }
 
 /// The exit codes, as `--help` and `docs/exit-codes.md` list them.
@@ -72,6 +75,26 @@ impl Failure {
             Failure::Own { code, failure } => Failure::Own { code, failure: Box::new(failure.of_vm(vm)) },
             Failure::Hinted { failure, hint } => {
                 Failure::Hinted { failure: Box::new(failure.of_vm(vm)), hint }
+            }
+            other => other,
+        }
+    }
+
+    /// Returns the failure with what can be printed of its VM's hypervisor, if it is the hypervisor's.
+    pub(crate) fn looked_up(self, manager: &Manager) -> Self {
+        match self {
+            Failure::Library { of: Some(of), error } if error.kind() == ErrorKind::Hypervisor => {
+                let has_log = has_log(manager, &of.vm);
+                Failure::Library { of: Some(Box::new(Whose { has_log, ..*of })), error }
+            }
+            Failure::Own { code, failure } => {
+                Failure::Own { code, failure: Box::new(failure.looked_up(manager)) }
+            }
+            Failure::Hinted { failure, hint } => {
+                Failure::Hinted { failure: Box::new(failure.looked_up(manager)), hint }
+            }
+            Failure::Several(failures) => {
+                Failure::Several(failures.into_iter().map(|failure| failure.looked_up(manager)).collect())
             }
             other => other,
         }
@@ -156,8 +179,14 @@ impl Failure {
 impl Whose {
     /// A VM's own.
     pub(crate) fn vm(vm: &VmName) -> Box<Self> {
-        Box::new(Self { called: vm.to_string(), vm: vm.clone() })
+        Box::new(Self { called: vm.to_string(), vm: vm.clone(), has_log: true })
     }
+}
+
+/// Tells whether the hypervisor of a VM has said something here: that of a server elsewhere is there.
+fn has_log(manager: &Manager, vm: &VmName) -> bool {
+    let says = |path: &Path| path.metadata().is_ok_and(|log| log.len() > 0);
+    manager.hypervisor_log(vm).is_ok_and(|log| says(&log) || says(&log.with_added_extension("1")))
 }
 
 impl From<vmkit::Error> for Failure {

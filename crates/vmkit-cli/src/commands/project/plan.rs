@@ -33,7 +33,7 @@ impl Plan {
         };
         warn_of_lost(&plan.lost);
         let failed = plan.machines.into_iter().filter_map(|machine| {
-            let of = Box::new(Whose { called: machine.machine, vm: machine.vm });
+            let of = Box::new(Whose { called: machine.machine, vm: machine.vm, has_log: true });
             machine.action.err().map(|error| Failure::Library { of: Some(of), error })
         });
         Failure::of(failed.collect()).and(told)

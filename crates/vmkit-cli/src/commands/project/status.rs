@@ -42,7 +42,7 @@ impl Status {
         };
         warn_of_lost(&lost);
         let failed = statuses.into_iter().filter_map(|status| {
-            let of = Box::new(Whose { called: status.machine, vm: status.vm });
+            let of = Box::new(Whose { called: status.machine, vm: status.vm, has_log: true });
             status.handle.err().map(|error| Failure::Library { of: Some(of), error })
         });
         Failure::of(failed.collect()).and(told)

@@ -120,7 +120,7 @@ pub(super) fn tell(project: &Project, report: Report, asked: Asked, json: bool) 
     };
     let failed = report.machines.into_iter().filter_map(|machine| match machine.end {
         End::Failed(error) => {
-            let of = Box::new(Whose { called: machine.machine, vm: machine.vm });
+            let of = Box::new(Whose { called: machine.machine, vm: machine.vm, has_log: true });
             Some(Failure::Library { of: Some(of), error })
         }
         _ => None,
