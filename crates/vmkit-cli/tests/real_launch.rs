@@ -99,6 +99,38 @@ fn a_vm_without_a_name_is_called_after_its_image() {
 }
 
 #[test]
+fn a_login_that_is_asked_for_is_made_by_cloud_init_and_never_one_of_theirs() {
+    let life = Life::new();
+    let seed = |vm: &str| {
+        let seed = fs::read(life.home().join(format!("vms/{vm}/seed.iso")));
+        String::from_utf8_lossy(&seed.unwrap()).into_owned()
+    };
+    life.must(tiny(&life, &["one", "--no-wait", "--user", "ann"]));
+    assert!(seed("one").contains("name: ann") && !seed("one").contains("name: vmkit"), "{}", seed("one"));
+    let theirs = life.file("user-data");
+    fs::write(&theirs, "#cloud-config\nusers:\n- default\n- name: vmkit\n").unwrap();
+    life.must(tiny(&life, &["two", "--no-wait", "--cloud-init", &theirs]));
+    assert!(seed("two").contains("name: vmkit-access\n"), "{}", seed("two"));
+    let refused = |content: &str, more: &[&str], expected: &str| {
+        fs::write(&theirs, content).unwrap();
+        let mut options = vec!["three", "--no-wait", "--cloud-init", theirs.as_str()];
+        options.extend(more);
+        let refused = life.vmkit(tiny(&life, &options));
+        assert!(refused.code == Some(2) && refused.stderr.contains(expected), "{refused:?}");
+        assert!(!life.must(["ls"]).contains("three"));
+    };
+    refused("#cloud-config\nusers:\n- name: ann\n", &["--user", "ann"], "line 3 of the user-data");
+    refused("#cloud-config\npackages: [x]\nusers: 5\n", &[], "line 3, column 8: `users` is no list");
+    refused(
+        "#cloud-config\nssh_keys: {ed25519_private: \"x\\n\"}\n",
+        &[],
+        "line 2: `ssh_keys.ed25519_private`",
+    );
+    life.must(["rm", "--force", "one", "two"]);
+    life.assert_empty("after rm");
+}
+
+#[test]
 fn a_guest_that_does_not_get_ready_is_left_with_its_last_lines() {
     let life = Life::new();
     let late = life.vmkit(tiny(&life, &["web", "--timeout", "20"]));

@@ -6,15 +6,18 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use vmkit::spec::{
-    Accel, BackendOptions, Boot, BridgeName, CloudConfig, CloudInitConfig, DataDisk, Firmware, Kernel,
-    LinkName, Machine, Mib, NetworkConfig, PortForward, User, UserData, UserName, UserNetwork, VmName,
-    VmSpec, VmSpecBuilder, Vnc,
+    Accel, BackendOptions, Boot, BridgeName, CloudConfig, CloudInitConfig, DataDisk, Firmware, GuestAccess,
+    Kernel, LinkName, Machine, Mib, NetworkConfig, PortForward, User, UserData, UserName, UserNetwork,
+    VmName, VmSpec, VmSpecBuilder, Vnc,
 };
 
 use vmkit::{BackendTag, Error};
 
 use crate::arguments::size;
 use crate::places::absolute;
+
+/// The user whom keys of one's own let in where none is named.
+const USER: &str = "vmkit";
 
 /// What a VM is made of, besides its name and its image.
 #[derive(Debug, Args)]
@@ -98,9 +101,9 @@ struct Guest {
     /// Has cloud-init make a user that these public keys may log in as.
     #[arg(long, value_name = "FILE", conflicts_with = "cloud_init")]
     ssh_key: Option<PathBuf>,
-    /// Names that user, who may become root.
-    #[arg(long, value_name = "USER", requires = "ssh_key", default_value = "vmkit")]
-    user: UserName,
+    /// Has cloud-init make this user, who may become root, and has vmkit log in as it [default: with --ssh-key vmkit].
+    #[arg(long, value_name = "USER")]
+    user: Option<UserName>,
     /// Sets the guest's host name by cloud-init [default: the VM's name].
     #[arg(long, value_name = "NAME")]
     hostname: Option<String>,
@@ -212,12 +215,12 @@ impl Network {
 
 impl Guest {
     fn config(&self) -> Result<Option<CloudInitConfig>, Error> {
-        let config = match (&self.cloud_init, &self.ssh_key) {
+        let mut config = match (&self.cloud_init, &self.ssh_key) {
             (Some(file), _) => vmkit::cloud_init::read_user_data(&absolute("cloud-init", file)?)?,
             (None, Some(file)) => CloudInitConfig {
                 user_data: UserData::Typed(CloudConfig {
                     users: vec![User {
-                        name: self.user.to_string(),
+                        name: self.user.as_ref().map_or(USER.to_owned(), ToString::to_string),
                         ssh_keys: public_keys(file)?,
                         sudo: true,
                         shell: None,
@@ -226,9 +229,12 @@ impl Guest {
                 }),
                 ..CloudInitConfig::default()
             },
-            (None, None) if self.hostname.is_none() => return Ok(None),
+            (None, None) if self.hostname.is_none() && self.user.is_none() => return Ok(None),
             (None, None) => CloudInitConfig::default(),
         };
+        if let Some(user) = &self.user {
+            config.access = Some(GuestAccess::of_user(user.as_str(), &config)?);
+        }
         Ok(Some(CloudInitConfig { hostname: self.hostname.clone(), ..config }))
     }
 }

@@ -13,6 +13,7 @@ use uuid::Uuid;
 use crate::cloud_init::mime;
 use crate::error::{Error, Result};
 use crate::network::MacAddr;
+use crate::spec::claims::{UserDataClaims, UsersForm};
 use crate::spec::{CloudConfig, CloudInitConfig, GuestAccess, GuestFile, SshKeyPair, User, UserData, VmName};
 
 /// The documents that cloud-init reads from a NoCloud seed.
@@ -49,9 +50,7 @@ pub fn render(config: &CloudInitConfig, name: &VmName, id: Uuid, mac: Option<Mac
     config.check()?;
     let user_data = match (&config.user_data, &config.access) {
         (UserData::Raw(text), None) => text.clone(),
-        (UserData::Raw(text), Some(access)) => {
-            mime::joined(text, &cloud_config(&Document::beside(text, access))?)
-        }
+        (UserData::Raw(text), Some(access)) => beside(text, access)?,
         (UserData::Typed(typed), access) => cloud_config(&Document::of(typed, access.as_ref()))?,
     };
     CloudInitConfig::check_bytes("user_data", user_data.len())?;
@@ -64,6 +63,19 @@ pub fn render(config: &CloudInitConfig, name: &VmName, id: Uuid, mac: Option<Mac
         None => yaml("network_config", &Network::dhcp(mac))?,
     };
     Ok(Seed { user_data, meta_data: yaml("meta_data", &meta_data)?, network_config })
+}
+
+/// Joins raw user-data with what vmkit itself needs, in the form that the user-data has.
+fn beside(text: &str, access: &GuestAccess) -> Result<String> {
+    let claims =
+        UserDataClaims::of(text).map_err(|mistake| Error::invalid("user_data", "", mistake.with_place()))?;
+    let mut ours = Vec::new();
+    let prelude = Prelude::of(&claims);
+    if prelude != Prelude::default() {
+        ours.push(format!("#cloud-config\n{}", yaml("user_data", &prelude)?));
+    }
+    ours.push(cloud_config(&Document::beside(&claims, access))?);
+    Ok(mime::joined(text, &ours))
 }
 
 fn cloud_config(document: &Document<'_>) -> Result<String> {
@@ -117,8 +129,8 @@ impl Network {
 /// A cloud-config document; a field that says nothing is left out, since cloud-init takes an empty list for a mistake.
 #[derive(Default, Serialize)]
 struct Document<'a> {
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    users: Vec<UserEntry<'a>>,
+    #[serde(skip_serializing_if = "Users::is_empty")]
+    users: Users<'a>,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     packages: &'a [String],
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -133,15 +145,19 @@ struct Document<'a> {
 
 impl<'a> Document<'a> {
     fn of(config: &'a CloudConfig, access: Option<&'a GuestAccess>) -> Self {
+        let joins = |user: &&User| access.is_some_and(|access| access.user == user.name);
         let mut users: Vec<_> = config.users.iter().map(UserEntry::named).collect();
-        users.extend(access.map(UserEntry::of_access));
+        match (config.users.iter().position(|user| joins(&user)), access) {
+            (Some(theirs), Some(access)) => users[theirs].let_in(access),
+            (_, access) => users.extend(access.map(UserEntry::of_access)),
+        }
         if !users.is_empty() {
             // A list of users replaces the image's own one, unless it is in the list.
             users.insert(0, UserEntry::Default("default"));
         }
         let host_key = config.ssh_host_key.as_ref().or(access.map(|access| &access.host_key));
         Self {
-            users,
+            users: Users::List(users),
             packages: &config.packages,
             write_files: config.files.iter().map(FileEntry::of).collect(),
             runcmd: &config.commands,
@@ -151,16 +167,62 @@ impl<'a> Document<'a> {
     }
 
     /// What vmkit itself needs, as a part beside somebody's own user-data.
-    fn beside(raw: &str, access: &'a GuestAccess) -> Self {
-        let mut document = Self { merge_how: Some(MergeHow::ADDING), ..Self::default() };
-        // Where theirs has a list of users, whether the image's own one is in it is theirs to say.
-        let lists_users = raw.lines().any(|line| line.starts_with("users:"));
-        if !lists_users {
-            document.users.push(UserEntry::Default("default"));
+    fn beside(claims: &UserDataClaims, access: &'a GuestAccess) -> Self {
+        let ours = UserEntry::of_access(access);
+        let users = match claims.users {
+            // Whether the image's own user is among theirs is theirs to say.
+            UsersForm::Absent if !claims.may_list_users() => {
+                Users::List(vec![UserEntry::Default("default"), ours])
+            }
+            UsersForm::Mapping => Users::Mapping(BTreeMap::from([(access.user.as_str(), ours.unnamed())])),
+            _ => Users::List(vec![ours]),
+        };
+        Self {
+            users,
+            host_keys: Some(HostKeys::of(&access.host_key)),
+            merge_how: Some(MergeHow::ADDING),
+            ..Self::default()
         }
-        document.users.push(UserEntry::of_access(access));
-        document.host_keys = Some(HostKeys::of(&access.host_key));
-        document
+    }
+}
+
+/// What goes before vmkit's own part where that can't be joined with what stands there: the same in a form that can.
+#[derive(Default, PartialEq, Eq, Serialize)]
+struct Prelude<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    users: Option<&'a [String]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ssh_keys: Option<BTreeMap<String, String>>,
+}
+
+impl<'a> Prelude<'a> {
+    fn of(claims: &'a UserDataClaims) -> Self {
+        let users = match &claims.users {
+            UsersForm::Null => Some(&[][..]),
+            UsersForm::Names(names) => Some(&names[..]),
+            UsersForm::Absent | UsersForm::List | UsersForm::Mapping => None,
+        };
+        Self { users, ssh_keys: claims.has_null_keys.then(BTreeMap::new) }
+    }
+}
+
+/// Users in one of the forms that cloud-init takes.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Users<'a> {
+    List(Vec<UserEntry<'a>>),
+    Mapping(BTreeMap<&'a str, UserEntry<'a>>),
+}
+
+impl Default for Users<'_> {
+    fn default() -> Self {
+        Self::List(Vec::new())
+    }
+}
+
+impl Users<'_> {
+    fn is_empty(&self) -> bool {
+        matches!(self, Self::List(users) if users.is_empty())
     }
 }
 
@@ -174,9 +236,9 @@ struct MergeHow {
 }
 
 impl MergeHow {
-    /// Lists are added to, and what was there before stays.
+    /// What was there before stays, and lists are added to at their beginning: cloud-init makes no user after one that it can't make.
     const ADDING: [MergeHow; 3] = [
-        MergeHow { name: "list", settings: &["append"] },
+        MergeHow { name: "list", settings: &["prepend"] },
         MergeHow { name: "dict", settings: &["no_replace", "recurse_list", "recurse_dict"] },
         MergeHow { name: "str", settings: &[] },
     ];
@@ -187,15 +249,16 @@ impl MergeHow {
 enum UserEntry<'a> {
     Default(&'static str),
     Named {
-        name: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        name: Option<&'a str>,
         /// Where none is given, the system gives it its own: a server lets nobody in whose shell is missing, and not every
         /// system has the same ones.
         #[serde(skip_serializing_if = "Option::is_none")]
         shell: Option<&'a str>,
         #[serde(skip_serializing_if = "Option::is_none")]
         sudo: Option<&'static str>,
-        #[serde(skip_serializing_if = "<[_]>::is_empty")]
-        ssh_authorized_keys: &'a [String],
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        ssh_authorized_keys: Vec<&'a str>,
     },
 }
 
@@ -204,20 +267,36 @@ const SUDO: &str = "ALL=(ALL) NOPASSWD:ALL";
 impl<'a> UserEntry<'a> {
     fn named(user: &'a User) -> Self {
         UserEntry::Named {
-            name: &user.name,
+            name: Some(&user.name),
             shell: user.shell.as_deref(),
             sudo: user.sudo.then_some(SUDO),
-            ssh_authorized_keys: &user.ssh_keys,
+            ssh_authorized_keys: user.ssh_keys.iter().map(String::as_str).collect(),
         }
     }
 
     fn of_access(access: &'a GuestAccess) -> Self {
         UserEntry::Named {
-            name: &access.user,
+            name: Some(&access.user),
             shell: None,
             sudo: Some(SUDO),
-            ssh_authorized_keys: std::slice::from_ref(&access.login_key.public),
+            ssh_authorized_keys: vec![&access.login_key.public],
         }
+    }
+
+    /// Has vmkit log in as this user.
+    fn let_in(&mut self, access: &'a GuestAccess) {
+        if let UserEntry::Named { sudo, ssh_authorized_keys, .. } = self {
+            *sudo = Some(SUDO);
+            ssh_authorized_keys.push(&access.login_key.public);
+        }
+    }
+
+    /// Returns the entry as a mapping of users has it, behind the name.
+    fn unnamed(mut self) -> Self {
+        if let UserEntry::Named { name, .. } = &mut self {
+            *name = None;
+        }
+        self
     }
 }
 

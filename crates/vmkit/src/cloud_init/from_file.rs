@@ -23,10 +23,16 @@ pub fn read_user_data(path: &Path) -> Result<CloudInitConfig> {
         let found = bytes.max(content.len() as u64);
         return Err(of_file(format!("the file has {found} bytes, and may have {most} at the most")));
     }
+    let content = unpacked(content).map_err(of_file)?;
     let text = String::from_utf8(content).map_err(|error| {
         let valid = error.utf8_error().valid_up_to();
         of_file(format!("the file is not UTF-8 from its byte {valid} on: write it as plain text"))
     })?;
+    // What an editor puts before a text is no part of the document.
+    let text = text.trim_start_matches('\u{feff}').to_owned();
+    if text.trim().is_empty() {
+        return Err(of_file("the file is empty: begin it with `#cloud-config`, or leave it out".to_owned()));
+    }
     check_user_data(&text).map_err(|mistake| of_file(mistake.with_place()))?;
     let config = CloudInitConfig { user_data: UserData::Raw(text), ..CloudInitConfig::default() };
     config.check().map_err(|error| match error {
@@ -36,6 +42,42 @@ pub fn read_user_data(path: &Path) -> Result<CloudInitConfig> {
         other => other,
     })?;
     Ok(config)
+}
+
+/// What gzip's files begin with. Source: RFC 1952, section 2.3.1.
+const GZIP: [u8; 2] = [0x1f, 0x8b];
+
+/// Returns what is in the file once it is unpacked: cloud-init takes packed user-data as well.
+///
+/// # Errors
+/// What is wrong with it.
+#[cfg(feature = "images")]
+fn unpacked(content: Vec<u8>) -> std::result::Result<Vec<u8>, String> {
+    if !content.starts_with(&GZIP) {
+        return Ok(content);
+    }
+    let most = CloudInitConfig::MAX_BYTES;
+    let mut plain = Vec::new();
+    let unpacking = flate2::read::MultiGzDecoder::new(&content[..]).take(most as u64 + 1);
+    { unpacking }.read_to_end(&mut plain).map_err(|error| format!("the file can't be unpacked: {error}"))?;
+    match plain.len() > most {
+        true => {
+            Err(format!("unpacked the file has more than {most} bytes, the most that user-data may have"))
+        }
+        false => Ok(plain),
+    }
+}
+
+/// Returns the content as it is.
+///
+/// # Errors
+/// That it is packed.
+#[cfg(not(feature = "images"))]
+fn unpacked(content: Vec<u8>) -> std::result::Result<Vec<u8>, String> {
+    match content.starts_with(&GZIP) {
+        true => Err("the file is packed by gzip: unpack it with `gunzip`".to_owned()),
+        false => Ok(content),
+    }
 }
 
 #[cfg(test)]
@@ -69,7 +111,9 @@ mod tests {
         for (content, reason) in [
             (b"#cloud-config\n\xff".to_vec(), "not UTF-8 from its byte 14 on"),
             (b"users: []".to_vec(), "begins with \"users: []\""),
-            (Vec::new(), "`#cloud-config`"),
+            (Vec::new(), "the file is empty"),
+            #[cfg(feature = "images")]
+            (vec![0x1f, 0x8b, 8, 0], "the file can't be unpacked"),
             #[cfg(feature = "cloud-init")]
             (b"#cloud-config\n{[\"\n".to_vec(), "user,data\": line 2, column 3: this is not YAML: "),
             (vec![b'#'; (1 << 20) + 5], "has 1048581 bytes, and may have 1048576"),
@@ -78,6 +122,27 @@ mod tests {
             let text = refusal(&path);
             assert!(text.contains(reason), "{text}");
         }
+    }
+
+    #[test]
+    #[cfg(feature = "images")]
+    fn a_packed_file_and_one_with_a_byte_order_mark_are_taken_for_what_is_in_them() {
+        use std::io::Write;
+        let taken = |content: &[u8]| {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            fs::write(file.path(), content).unwrap();
+            read_user_data(file.path()).map(|config| config.user_data)
+        };
+        let packed = |plain: &[u8]| {
+            let mut packing = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            packing.write_all(plain).unwrap();
+            packing.finish().unwrap()
+        };
+        let expected = UserData::Raw("#cloud-config\na: 1\n".into());
+        assert_eq!(taken("\u{feff}#cloud-config\na: 1\n".as_bytes()).unwrap(), expected);
+        assert_eq!(taken(&packed(b"#cloud-config\na: 1\n")).unwrap(), expected);
+        let error = taken(&packed(&vec![b'#'; 2 << 20])).unwrap_err().to_string();
+        assert!(error.contains("more than 1048576 bytes"), "{error}");
     }
 
     #[test]

@@ -5,20 +5,21 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
-/// Joins somebody's user-data with a cloud-config of vmkit's own, which comes last.
+/// Joins somebody's user-data with cloud-configs of vmkit's own, which come last.
 ///
 /// cloud-init looks at what a part of the type `text/plain` begins with, as it does with a whole document. Theirs goes in
 /// unchanged; where it has MIME parts itself, they become parts of a part, which cloud-init walks through.
-pub(super) fn joined(theirs: &str, ours: &str) -> String {
-    let boundary = boundary(&[theirs, ours]);
+pub(super) fn joined(theirs: &str, ours: &[String]) -> String {
+    let texts: Vec<&str> = ours.iter().map(String::as_str).chain([theirs]).collect();
+    let boundary = boundary(&texts);
     let theirs = match is_mime(theirs) {
         true => theirs.trim_start().to_owned(),
         false => part(theirs),
     };
+    let ours: String = ours.iter().map(|ours| format!("--{boundary}\n{}\n", part(ours))).collect();
     format!(
         "Content-Type: multipart/mixed; boundary=\"{boundary}\"\nMIME-Version: 1.0\n\n\
-         --{boundary}\n{theirs}\n--{boundary}\n{}\n--{boundary}--\n",
-        part(ours)
+         --{boundary}\n{theirs}\n{ours}--{boundary}--\n"
     )
 }
 
@@ -63,7 +64,7 @@ mod tests {
 
     #[test]
     fn a_boundary_that_is_in_the_text_is_not_used() {
-        let joined = joined("#cloud-config\n# ==vmkit-0==\n", "#cloud-config\n");
+        let joined = joined("#cloud-config\n# ==vmkit-0==\n", &["#cloud-config\n".to_owned()]);
         assert!(joined.starts_with("Content-Type: multipart/mixed; boundary=\"==vmkit-1==\"\n"), "{joined}");
     }
 

@@ -44,7 +44,7 @@ use crate::image::{ImageInUse, ImageRef, ImageStore, PullPolicy, PullProgress};
 use crate::manager::{Condition, Guest, VmManager, console_tail};
 use crate::span::{about, operation, within};
 use crate::spec::{
-    Boot, CloudInitConfig, Firmware, GuestAccess, Machine, Mib, NetworkConfig, RootDisk, UserData, VmName,
+    Boot, CloudInitConfig, Firmware, GuestAccess, Machine, Mib, NetworkConfig, RootDisk, UserName, VmName,
     VmSpec, VmSpecBuilder,
 };
 use crate::ssh::{CloudInit, Login, Session};
@@ -52,8 +52,6 @@ use crate::store::Owner;
 
 /// How long a guest may take where nobody says.
 const TIMEOUT: Duration = Duration::from_secs(600);
-/// The user that vmkit makes for itself in a guest whose image has none of its own.
-const USER: &str = "vmkit";
 
 /// What is to be launched.
 #[derive(Debug, Clone)]
@@ -189,7 +187,8 @@ async fn check_ahead<H: Hypervisor + 'static>(manager: &VmManager<H>, launch: &L
     // Stands for the image, which nobody looks at here.
     let disk = RootDisk { image: "/".into(), size: launch.disk };
     let boot = launch.boot.clone().unwrap_or(Boot::Firmware(launch.machine.usual_firmware()));
-    let config = launch.cloud_init.clone().unwrap_or_default();
+    // The image's own user is not known yet; what the way in can't be joined with is.
+    let config = with_access(launch.cloud_init.clone().unwrap_or_default(), None)?;
     let spec =
         launch.spec.clone().machine(launch.machine).disk(disk).boot(boot).cloud_init(config).build()?;
     manager.check_host(&spec).await
@@ -226,7 +225,7 @@ async fn create<H: Hypervisor + 'static>(
     };
     let disk = RootDisk { image: image.facts.path.clone(), size: launch.disk };
     let boot = launch.boot.unwrap_or(Boot::Firmware(usual));
-    let config = with_access(launch.cloud_init.unwrap_or_default(), image)?;
+    let config = with_access(launch.cloud_init.unwrap_or_default(), image.user.as_ref())?;
     let spec = launch.spec.machine(launch.machine).disk(disk).boot(boot).cloud_init(config);
     let mut numbers = 1..=u32::MAX;
     loop {
@@ -252,17 +251,10 @@ async fn create<H: Hypervisor + 'static>(
     }
 }
 
-/// Adds vmkit's own way in, as the image's own user unless the user-data names that one as well.
-fn with_access(mut config: CloudInitConfig, image: &ImageInUse) -> Result<CloudInitConfig> {
+/// Adds vmkit's own way in.
+fn with_access(mut config: CloudInitConfig, own: Option<&UserName>) -> Result<CloudInitConfig> {
     if config.access.is_none() {
-        let usual = image.user.as_ref().map(ToString::to_string);
-        let is_free = |user: &String| match &config.user_data {
-            UserData::Typed(typed) => !typed.users.iter().any(|other| other.name == *user),
-            UserData::Raw(_) => true,
-        };
-        let names = [usual, Some(USER.to_owned())].into_iter().flatten();
-        let user = names.into_iter().find(is_free).unwrap_or_else(|| format!("{USER}-access"));
-        config.access = Some(GuestAccess::generate(user)?);
+        config.access = Some(GuestAccess::beside(&config, own)?);
     }
     Ok(config)
 }

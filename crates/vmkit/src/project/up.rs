@@ -22,13 +22,8 @@ use crate::handle::VmHandle;
 use crate::image::{ImageInUse, PullPolicy, PullProgress};
 use crate::lifecycle::VmState;
 use crate::span::{about, operation, within};
-use crate::spec::{
-    Applies, Change, CloudInitConfig, GuestAccess, NetworkConfig, PortForward, UserData, UserName, VmSpec,
-};
+use crate::spec::{Applies, Change, GuestAccess, NetworkConfig, PortForward, VmSpec};
 use crate::vmfile::{Found as OnHost, MachinePlan, Problem, Project};
-
-/// The user that vmkit itself logs in as, where the image has none of its own.
-const USER: &str = "vmkit";
 
 /// What all turns of one operation share.
 #[derive(Clone)]
@@ -226,7 +221,7 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
         let mut spec = self.machine.spec(found.clone())?;
         if let Some(config) = spec.cloud_init() {
             let own = image.as_ref().and_then(|image| image.user.as_ref());
-            found.access = Some(GuestAccess::generate(login(config, own))?);
+            found.access = Some(GuestAccess::beside(config, own)?);
             spec = self.machine.spec(found)?;
         }
         Ok(Makings { image, spec })
@@ -411,14 +406,4 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
 fn not_in(one: &NetworkConfig, other: &NetworkConfig) -> Vec<PortForward> {
     let (NetworkConfig::User(one), NetworkConfig::User(other)) = (one, other) else { return Vec::new() };
     one.forwards.iter().filter(|forward| !other.forwards.contains(forward)).cloned().collect()
-}
-
-/// Answers whom vmkit logs in as: the image's own user, unless the file makes one of that name.
-fn login(config: &CloudInitConfig, own: Option<&UserName>) -> String {
-    let is_free = |name: &String| match &config.user_data {
-        UserData::Typed(typed) => typed.users.iter().all(|user| user.name != *name),
-        UserData::Raw(_) => true,
-    };
-    let names = [own.map(ToString::to_string), Some(USER.to_owned())];
-    names.into_iter().flatten().find(is_free).unwrap_or_else(|| format!("{USER}-access"))
 }

@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::spec::UserName;
+#[cfg(feature = "cloud-init")]
+use crate::spec::claims::{ClaimedHostKey, UserDataClaims};
 use crate::spec::name::shortened;
 use crate::spec::yaml::{self, Mistake, Top};
 
@@ -33,7 +35,7 @@ pub struct CloudInitConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GuestAccess {
-    /// The user that cloud-init makes for it, who may become root.
+    /// The user that cloud-init makes for it, who may become root. Among typed users it may be one of them, who has its own keys beside.
     pub user: String,
     /// The key that logs in.
     pub login_key: SshKeyPair,
@@ -186,16 +188,13 @@ impl CloudInitConfig {
 
     /// Checks what raw documents say, as far as cloud-init reads YAML there.
     pub(super) fn check_documents(&self) -> Result<()> {
-        let refused = |field, text: &str, mistake: &Mistake| {
-            let line = text.lines().nth(mistake.line - 1).unwrap_or_default();
-            Error::invalid(field, shortened(line), mistake.with_place())
-        };
         if let UserData::Raw(text) = &self.user_data {
-            check_user_data(text).map_err(|mistake| refused("user_data", text, &mistake))?;
+            check_user_data(text).map_err(|mistake| in_user_data(text, &mistake))?;
+            self.access.as_ref().map_or(Ok(()), |access| access.check_beside(text))?;
         }
         let network = self.network_config.as_deref();
         network.map_or(Ok(()), |text| {
-            check_network_config(text).map_err(|mistake| refused("network_config", text, &mistake))
+            check_network_config(text).map_err(|mistake| in_document("network_config", text, &mistake))
         })
     }
 
@@ -208,6 +207,51 @@ impl CloudInitConfig {
     }
 }
 
+fn in_user_data(text: &str, mistake: &Mistake) -> Error {
+    in_document("user_data", text, mistake)
+}
+
+/// Creates the error for a mistake in a raw document: with its line.
+fn in_document(field: &'static str, text: &str, mistake: &Mistake) -> Error {
+    let line = text.lines().nth(mistake.line - 1).unwrap_or_default();
+    Error::invalid(field, shortened(line), mistake.with_place())
+}
+
+/// Returns what keeps vmkit's own way in from being joined with raw user-data.
+#[cfg(all(feature = "vmfile", feature = "cloud-init"))]
+pub(crate) fn check_joinable(text: &str) -> Result<(), Mistake> {
+    UserDataClaims::of(text).map(drop)
+}
+
+/// Returns nothing: without cloud-init there is no way in.
+#[cfg(all(feature = "vmfile", not(feature = "cloud-init")))]
+pub(crate) fn check_joinable(_text: &str) -> Result<(), Mistake> {
+    Ok(())
+}
+
+/// Returns whom vmkit may log in as beside this user-data: the image's own user, or one whose name is free.
+///
+/// # Errors
+/// `InvalidInput` on `user_data` for raw text that no way in can be joined with.
+#[cfg(feature = "cloud-init")]
+#[cfg_attr(not(feature = "ssh"), expect(dead_code, reason = "without SSH there is no way in"))]
+pub(crate) fn free_login(
+    user_data: &UserData,
+    own: Option<&str>,
+) -> Result<(String, Option<ClaimedHostKey>)> {
+    match user_data {
+        UserData::Raw(text) => {
+            let claims = UserDataClaims::of(text).map_err(|mistake| in_user_data(text, &mistake))?;
+            Ok((claims.login_name(own), claims.host_key))
+        }
+        UserData::Typed(typed) => {
+            let is_free = |name: &&str| typed.users.iter().all(|user| user.name != *name);
+            let names = own.into_iter().chain(["vmkit"]);
+            Ok((names.into_iter().find(is_free).unwrap_or("vmkit-access").to_owned(), None))
+        }
+    }
+}
+
 /// What raw user-data may begin with, in any case and after any space.
 ///
 /// Source: `INCLUSION_TYPES_MAP` in cloud-init's `handlers/__init__.py`; the longer names there begin with these.
@@ -215,13 +259,13 @@ const RAW_BEGINNINGS: &[&str] =
     &["#cloud-config", "#!", "#include", "#cloud-boothook", "#part-handler", "## template: jinja"];
 
 /// Tells whether user-data begins so, in any case and after any space.
-fn begins_with(text: &str, beginning: &str) -> bool {
+pub(super) fn begins_with(text: &str, beginning: &str) -> bool {
     let head = text.trim_start().as_bytes().get(..beginning.len());
     head.is_some_and(|head| head.eq_ignore_ascii_case(beginning.as_bytes()))
 }
 
 /// Tells whether user-data has MIME parts: they are known by this header, wherever it is in the first 4096 bytes.
-fn is_mime(text: &str) -> bool {
+pub(super) fn is_mime(text: &str) -> bool {
     let head = &text.as_bytes()[..text.len().min(4096)];
     let mime = b"mime-version:";
     head.windows(mime.len()).any(|window| window.eq_ignore_ascii_case(mime))
@@ -319,19 +363,37 @@ impl GuestAccess {
         self.login_key.check(&At("cloud_init.access.login_key".to_owned()))?;
         self.host_key.check(&At("cloud_init.access.host_key".to_owned()))?;
         let UserData::Typed(typed) = beside else { return Ok(()) };
-        if typed.users.iter().any(|other| other.name == self.user) {
-            return Err(at.refused(
-                "user",
-                &self.user,
-                "the same user is named twice: vmkit makes this one itself",
-            ));
-        }
-        match typed.ssh_host_key {
-            Some(_) => {
-                Err(at.refused("host_key", "(not shown)", "a host key is given in `ssh_host_key` as well"))
+        match &typed.ssh_host_key {
+            Some(key) if *key != self.host_key => {
+                Err(at.refused("host_key", "(not shown)", "another host key is given in `ssh_host_key`"))
             }
-            None => Ok(()),
+            _ => Ok(()),
         }
+    }
+
+    /// Checks that cloud-init can join the way in with raw user-data.
+    #[cfg(feature = "cloud-init")]
+    fn check_beside(&self, text: &str) -> Result<()> {
+        let claims = UserDataClaims::of(text).map_err(|mistake| in_user_data(text, &mistake))?;
+        if let Some(line) = claims.line_of(&self.user) {
+            let expected = format!(
+                "line {line} of the user-data makes a user or a group of this name, and cloud-init would keep vmkit's \
+                 key from the user: choose another name for vmkit's own login"
+            );
+            return Err(At("cloud_init.access".to_owned()).refused("user", &self.user, &expected));
+        }
+        match &claims.host_key {
+            Some(key) if key.private.trim_end() != self.host_key.private.trim_end() => {
+                let expected = format!("line {} of the user-data has another host key", key.line);
+                Err(At("cloud_init.access".to_owned()).refused("host_key", "(not shown)", &expected))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    #[cfg(not(feature = "cloud-init"))]
+    fn check_beside(&self, _text: &str) -> Result<()> {
+        Ok(())
     }
 }
 

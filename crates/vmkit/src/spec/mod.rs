@@ -4,24 +4,32 @@
 
 mod boot;
 mod changes;
+#[cfg(feature = "cloud-init")]
+pub(crate) mod claims;
 mod cloud_init;
 mod disk;
 mod labels;
 mod name;
 mod network;
 mod options;
+#[cfg(feature = "cloud-init")]
+mod raw_parts;
 mod size;
 pub(crate) mod yaml;
+#[cfg(feature = "cloud-init")]
+mod yaml_tree;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 pub use boot::{Accel, Arch, Boot, Firmware, Kernel, Machine};
 pub use changes::{Applies, Change, changes};
-#[cfg(feature = "vmfile")]
-pub(crate) use cloud_init::check_network_config;
 pub(crate) use cloud_init::check_user_data;
+#[cfg(feature = "ssh")]
+pub(crate) use cloud_init::free_login;
 pub use cloud_init::{CloudConfig, CloudInitConfig, GuestAccess, GuestFile, SshKeyPair, User, UserData};
+#[cfg(feature = "vmfile")]
+pub(crate) use cloud_init::{check_joinable, check_network_config};
 pub use disk::{DataDisk, RootDisk};
 pub use labels::Labels;
 pub use name::{BridgeName, LinkName, UserName, VmName};

@@ -12,7 +12,8 @@ use russh::keys::{Algorithm, HashAlg, PrivateKey, PublicKey, decode_secret_key};
 
 use crate::error::{Error, Result};
 use crate::input_file::InputFile;
-use crate::spec::{GuestAccess, SshKeyPair};
+use crate::spec::claims::ClaimedHostKey;
+use crate::spec::{CloudInitConfig, GuestAccess, SshKeyPair, UserData, UserName, free_login};
 
 /// More than any file with one private key has, in bytes.
 const MOST_KEY_BYTES: u64 = 64 * 1024;
@@ -26,6 +27,78 @@ impl GuestAccess {
         Ok(Self { user: user.into(), login_key: new_pair("vmkit")?, host_key: new_pair("")? })
     }
 }
+
+impl GuestAccess {
+    /// Creates vmkit's own way into a guest that is to be made with this config, whose image has a user `own`.
+    ///
+    /// The user is the image's own, or one of another name where the user-data says something of that one. An Ed25519 host key that the
+    /// user-data hands in is the one that is expected then.
+    ///
+    /// # Errors
+    /// `InvalidInput` on `user_data` for raw text that no way in can be joined with: with its line; `Host` where the system has no
+    /// random numbers.
+    pub fn beside(config: &CloudInitConfig, own: Option<&UserName>) -> Result<Self> {
+        let (user, _) = free_login(&config.user_data, own.map(UserName::as_str))?;
+        Self::of_user(user, config)
+    }
+
+    /// Creates vmkit's own way into a guest that is to be made with this config, as a user of this name.
+    ///
+    /// # Errors
+    /// As [`beside`](Self::beside). Whether the name is free is [`CloudInitConfig::check`]'s to say.
+    pub fn of_user(user: impl Into<String>, config: &CloudInitConfig) -> Result<Self> {
+        let mut access = Self::generate(user)?;
+        let (_, claimed) = free_login(&config.user_data, None)?;
+        match (&config.user_data, claimed) {
+            (UserData::Typed(typed), _) => {
+                access.host_key = typed.ssh_host_key.clone().unwrap_or(access.host_key)
+            }
+            (_, Some(key)) => access.host_key = adopted(&key)?,
+            _ => {}
+        }
+        Ok(access)
+    }
+}
+
+/// Returns the pair of a host key that raw user-data hands in.
+fn adopted(claimed: &ClaimedHostKey) -> Result<SshKeyPair> {
+    let refused = |key: &str, why: &str| {
+        let expected = format!("line {}: `{key}` {why}", claimed.line);
+        Error::invalid("user_data", "ssh_keys", expected)
+    };
+    let private = |why: &str| refused("ssh_keys.ed25519_private", why);
+    let key = match decode_secret_key(&claimed.private, None) {
+        Ok(key) if key.is_encrypted() => return Err(private(ENCRYPTED)),
+        Err(russh::keys::Error::KeyIsEncrypted) => return Err(private(ENCRYPTED)),
+        Err(_) => {
+            return Err(private(
+                "is no private key that could be read: give the whole file that `ssh-keygen` writes",
+            ));
+        }
+        Ok(key) => key,
+    };
+    if key.algorithm() != Algorithm::Ed25519 {
+        let why = format!("is a key of the kind {}: give an Ed25519 key", key.algorithm().as_str());
+        return Err(private(&why));
+    }
+    let known = claimed.public.as_deref().map(|line| PublicKey::from_openssh(line.trim()));
+    match known {
+        Some(Ok(public)) if public.key_data() != key.public_key().key_data() => {
+            Err(refused("ssh_keys.ed25519_public", "is not the public half of `ed25519_private`"))
+        }
+        Some(Err(_)) => {
+            Err(refused("ssh_keys.ed25519_public", "is no public key: write `ssh-ed25519 AAAA...`"))
+        }
+        _ => {
+            let failed = |error: ssh_key::Error| private(&error.to_string());
+            let public = key.public_key().to_openssh().map_err(failed)?;
+            Ok(SshKeyPair { private: claimed.private.clone(), public })
+        }
+    }
+}
+
+const ENCRYPTED: &str =
+    "is protected by a passphrase, and an SSH server can't ask for one: give a key without";
 
 fn new_pair(comment: &str) -> Result<SshKeyPair> {
     let failed = |error: ssh_key::Error| Error::Host {
@@ -207,6 +280,7 @@ pub(super) fn fingerprint(key: &PublicKey) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::CloudConfig;
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
     use std::process::Command;
@@ -238,6 +312,43 @@ mod tests {
         assert_eq!(HostKey::known(&one.login_key.public).unwrap().fingerprint(), identity.fingerprint());
         let config = crate::spec::CloudInitConfig { access: Some(one), ..Default::default() };
         config.check().unwrap();
+    }
+
+    #[test]
+    fn a_host_key_that_raw_user_data_hands_in_is_the_one_that_is_expected() {
+        let given = |private: &str, public: Option<&str>| {
+            let mut text = "#cloud-config\nssh_keys:\n".to_owned();
+            text.extend(public.map(|public| format!("  ed25519_public: {public}\n")));
+            text += &format!("  ed25519_private: |\n    {}\n", private.trim_end().replace('\n', "\n    "));
+            CloudInitConfig { user_data: UserData::Raw(text), ..Default::default() }
+        };
+        let theirs = GuestAccess::generate("x").unwrap().host_key;
+        for public in [None, Some(theirs.public.as_str())] {
+            let mut config = given(&theirs.private, public);
+            let access = GuestAccess::beside(&config, None).unwrap();
+            assert_eq!(access.host_key.private.trim_end(), theirs.private.trim_end());
+            let known = |line: &str| HostKey::known(line).unwrap();
+            assert_eq!(known(&access.host_key.public), known(&theirs.public));
+            config.access = Some(access);
+            config.check().unwrap();
+            config.access = Some(GuestAccess::generate("vmkit").unwrap());
+            let error = config.check().unwrap_err().to_string();
+            assert!(error.starts_with("cloud_init.access.host_key") && error.contains("line "), "{error}");
+        }
+        let other = GuestAccess::generate("x").unwrap().host_key;
+        for (private, public, expected) in [
+            (&theirs.private, Some(other.public.as_str()), "is not the public half"),
+            (&theirs.private, Some("x"), "is no public key"),
+            (&"x".to_owned(), None, "is no private key"),
+            (&keygen(&["-t", "ed25519", "-N", "secret"]), None, "passphrase"),
+            (&keygen(&["-t", "ecdsa", "-N", ""]), None, "of the kind ecdsa"),
+        ] {
+            let error = GuestAccess::beside(&given(private, public), None).unwrap_err().to_string();
+            assert!(error.starts_with("user_data: ") && error.contains(expected), "{error}");
+        }
+        let typed = CloudConfig { ssh_host_key: Some(theirs.clone()), ..CloudConfig::default() };
+        let config = CloudInitConfig { user_data: UserData::Typed(typed), ..Default::default() };
+        assert_eq!(GuestAccess::beside(&config, None).unwrap().host_key, theirs);
     }
 
     #[test]

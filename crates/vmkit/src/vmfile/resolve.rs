@@ -20,7 +20,7 @@ use crate::error::Error;
 use crate::spec::{
     BackendOptions, Boot, CloudConfig, CloudInitConfig, DataDisk, Firmware, GuestFile, Kernel, Labels,
     Machine as Board, NetworkConfig, Protocol, RootDisk, User, UserData, UserNetwork, VmName, VmSpec,
-    check_network_config, check_user_data, yaml::Mistake,
+    check_joinable, check_network_config, check_user_data, yaml::Mistake,
 };
 
 /// How long a step, or a machine that gets ready, may take where the file does not say.
@@ -431,8 +431,9 @@ impl Resolver<'_> {
         }
         let path = self.absolute(&path.0);
         match (self.read)(&path) {
-            Ok(text) => match mistake_in(key, &text) {
-                None => Some(text),
+            // What an editor puts before a text is no part of the document.
+            Ok(text) => match mistake_in(key, text.trim_start_matches('\u{feff}')) {
+                None => Some(text.trim_start_matches('\u{feff}').to_owned()),
                 Some(Mistake { line, column, what, .. }) => {
                     let message = format!("`{key}_file`: {}:{line}:{column}: {what}", path.display());
                     self.problems.push(Problem::new(message).at(place, ""));
@@ -470,7 +471,7 @@ impl Resolver<'_> {
 /// Answers what cloud-init could not read in a document of this key.
 fn mistake_in(key: &str, document: &str) -> Option<Mistake> {
     match key {
-        "user_data" => check_user_data(document).err(),
+        "user_data" => check_user_data(document).and_then(|()| check_joinable(document)).err(),
         _ => check_network_config(document).err(),
     }
 }
