@@ -447,3 +447,100 @@ fn a_shell_without_a_network_is_pointed_to_the_ways_that_there_are() {
     assert!(refused.stderr.contains("`vmkit exec web -- COMMAND`"), "{refused:?}");
     assert!(refused.stderr.contains("`vmkit console web`"), "{refused:?}");
 }
+
+#[test]
+fn a_dash_is_standard_input_and_output_and_a_shells_pipe_is_read_to_its_end() {
+    let web = Web::new();
+    let dir = web.life.dir.path().join("streams");
+    fs::create_dir(&dir).unwrap();
+    let guest = |name: &str| format!("web:{}", dir.join(name).display());
+    let fed = |arguments: &[&str], input: &[u8]| {
+        let mut command = web.life.command(arguments);
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let _ = child.stdin.take().unwrap().write_all(input);
+        child.wait_with_output().unwrap()
+    };
+    for (stdin, name) in [("-", "one"), ("/dev/stdin", "two")] {
+        let output = fed(&["cp", stdin, &guest(name)], b"from a pipe\n");
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(fs::read(dir.join(name)).unwrap(), b"from a pipe\n");
+    }
+    for stdout in ["-", "/dev/stdout"] {
+        let answer = web.life.vmkit(["cp", &guest("one"), stdout]);
+        assert_eq!((answer.code, answer.stdout.as_str()), (Some(0), "from a pipe\n"), "{answer:?}");
+    }
+    let refused = answer(fed(&["cp", "-", &format!("web:{}", dir.display())], b"x"));
+    assert_eq!(refused.code, Some(2), "{refused:?}");
+    assert!(refused.stderr.contains("streams/NAME)"), "{refused:?}");
+    let refused = web.life.vmkit(["cp", "-r", &format!("web:{}", dir.display()), "-"]);
+    assert_eq!((refused.code, refused.stdout.as_str()), (Some(2), ""), "{refused:?}");
+    assert_eq!(fs::read_dir(&dir).unwrap().count(), 2);
+
+    let vmkit = web.life.command(["cp"]);
+    let mut bash = std::process::Command::new("bash");
+    for (name, value) in vmkit.get_envs() {
+        match value {
+            Some(value) => bash.env(name, value),
+            None => bash.env_remove(name),
+        };
+    }
+    let script = "set -e; \"$@\" cp <(printf 'of %s' bash) \"$PLACE.in\"; \
+                  \"$@\" cp \"$PLACE.in\" >(cat >\"$OUT\"); wait; while [ ! -s \"$OUT\" ]; do :; done";
+    bash.args(["-c", script, "bash"])
+        .arg(vmkit.get_program())
+        .args(vmkit.get_args().filter(|it| *it != "cp"));
+    bash.env("PLACE", guest("three")).env("OUT", dir.join("out"));
+    let output = bash.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(fs::read(dir.join("three.in")).unwrap(), b"of bash");
+    assert_eq!(fs::read(dir.join("out")).unwrap(), b"of bash");
+}
+
+#[test]
+fn what_can_not_be_copied_keeps_nothing_else_from_being_copied() {
+    let web = Web::new();
+    let dir = web.life.dir.path().join("partial");
+    for end in ["here", "there"] {
+        fs::create_dir_all(dir.join(end).join("m")).unwrap();
+        for name in ["a", "m/a", "m/b", "m/c", "z"] {
+            fs::write(dir.join(end).join(name), "x").unwrap();
+        }
+        drop(std::os::unix::net::UnixListener::bind(dir.join(end).join("m/socket")).unwrap());
+        for to in ["to", "all"] {
+            fs::create_dir_all(dir.join(end).join(to).join("m/b/in the way")).unwrap();
+        }
+    }
+    let place = |name: &str| dir.join(name).display().to_string();
+    let guest = |name: &str| format!("web:{}", place(name));
+    for (from, to, target, is_into) in [
+        (place("here/m"), guest("there/to"), place("there/to"), true),
+        (guest("there/m"), place("here/to"), place("here/to"), false),
+    ] {
+        let copied = web.life.vmkit(["cp", "-r", &from, &to]);
+        assert_eq!(copied.code, Some(1), "{copied:?}");
+        assert!(copied.stderr.contains(&format!("error: cannot copy {from}/b to {to}/m/b: ")), "{copied:?}");
+        assert!(copied.stderr.contains("a directory"), "{copied:?}");
+        assert!(copied.stderr.contains(&format!("warning: {from}/socket was left out")), "{copied:?}");
+        for name in ["m/a", "m/c"] {
+            assert!(Path::new(&target).join(name).exists(), "{name}: {copied:?}");
+        }
+        // And so with several sources, of which the first that fails says how.
+        let (end, at) = if is_into { ("here", place("there/all")) } else { ("there", place("here/all")) };
+        let source = |name: &str| {
+            let name = format!("{end}/{name}");
+            if is_into { place(&name) } else { guest(&name) }
+        };
+        let all = if is_into { guest("there/all") } else { place("here/all") };
+        let copied =
+            web.life.vmkit(["cp", "-r", &source("a"), &source("none"), &source("m"), &source("z"), &all]);
+        assert_eq!(copied.code, Some(3), "{copied:?}");
+        assert!(
+            copied.stderr.contains("none to ") && copied.stderr.contains("m/b could not be copied"),
+            "{copied:?}"
+        );
+        for name in ["a", "m/a", "m/c", "z"] {
+            assert!(Path::new(&at).join(name).is_file(), "{name}: {copied:?}");
+        }
+    }
+}

@@ -234,6 +234,24 @@ pub enum Error {
         #[source]
         source: Option<Box<dyn std::error::Error + Send + Sync>>,
     },
+    /// A part of a directory could not be copied; all else was.
+    #[error("cannot copy {from} to {to}: {problem}")]
+    CopyPart {
+        /// What is copied, such as `web:/etc`.
+        from: String,
+        /// Where to.
+        to: String,
+        /// What was left out.
+        problem: String,
+        /// Which kind this is to a caller.
+        kind: ErrorKind,
+        /// The failures, an [`Error::Copy`] each; of very many only the first.
+        failures: Vec<Error>,
+        /// How many more failures there were.
+        more: usize,
+        /// What was left out because it is neither file nor directory nor symbolic link.
+        skipped: Vec<String>,
+    },
     /// The system refused a file operation.
     #[error("cannot {verb} {}", path.display())]
     Io {
@@ -393,7 +411,7 @@ impl Error {
                 _ => ErrorKind::Io,
             },
             Error::Ssh { .. } | Error::HostKey { .. } => ErrorKind::Guest,
-            Error::Copy { kind, .. } | Error::Backend { kind, .. } => *kind,
+            Error::Copy { kind, .. } | Error::CopyPart { kind, .. } | Error::Backend { kind, .. } => *kind,
             Error::Fetch { status: Some(404 | 410), .. } => ErrorKind::NotFound,
             Error::Fetch { .. } | Error::Untrusted { .. } => ErrorKind::Remote,
         }

@@ -1,30 +1,41 @@
 //! `vmkit cp`.
 
-use std::io::{IsTerminal, stderr};
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::io::{self, IsTerminal, stderr, stdout};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::time::{Instant, timeout};
-use vmkit::Error;
 use vmkit::spec::VmName;
 use vmkit::ssh::{Copied, Files};
+use vmkit::{Error, ErrorKind};
 
 use crate::console::signals::{Signals, die_of};
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::output;
+use crate::remote::streams::Stdin;
 use crate::remote::way::Way;
 
 /// How long is waited for the guest to remove what a copy that was cut off has begun.
 const TIDYING: Duration = Duration::from_secs(2);
 
+/// How many failures of one copy are printed.
+const MOST_TOLD: usize = 20;
+/// What standard input and output are called here, and by the system.
+const STREAM: &str = "-";
+const STDIN: &str = "/dev/stdin";
+const STDOUT: &str = "/dev/stdout";
+
 /// Copies files into a guest, or out of it.
 ///
 /// A place in a guest is NAME:PATH; a path there that does not begin at the root begins at the user's home. A path of this host
 /// with a colon in it is written with a slash before that, such as ./a:b. Where the last place is a directory, what is copied
-/// goes into it. Permissions and holes are kept; a file appears under its name when it is whole.
+/// goes into it; of DIR/. the content does. Permissions and holes are kept; a file appears under its name when it is whole. A
+/// dash is standard input as what is copied, and standard output as where to: `vmkit cp - web:file`, `vmkit cp web:file -`.
 #[derive(Debug, Args)]
 pub(crate) struct Cp {
     /// Copies directories, and all below them.
@@ -34,41 +45,64 @@ pub(crate) struct Cp {
     way: Way,
     /// Names what is copied, and last of all where to.
     #[arg(value_name = "PLACE", required = true, num_args = 2..)]
-    places: Vec<String>,
+    places: Vec<OsString>,
 }
 
 /// A place as it was typed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Place {
-    Here(PathBuf),
+    Here(Here),
     There(VmName, String),
 }
 
+/// A place of this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Here {
+    Path(PathBuf),
+    /// Standard input or output.
+    Stream,
+}
+
 impl Place {
-    /// Reads `NAME:PATH`, and everything else as a path of this host.
-    fn read(text: &str) -> Result<Self, Error> {
-        let Some((name, path)) = text.split_once(':') else { return Ok(Place::Here(text.into())) };
+    /// Reads `NAME:PATH`, and everything else as a place of this host; `stream` is the path of its stream.
+    fn read(text: &OsStr, stream: &str) -> Result<Self, Error> {
+        if text == STREAM || text == stream {
+            return Ok(Place::Here(Here::Stream));
+        }
+        let here = || Place::Here(Here::Path(text.into()));
+        let Some((name, path)) = text.to_str().and_then(|text| text.split_once(':')) else {
+            return Ok(here());
+        };
         if name.contains('/') || name.is_empty() {
-            return Ok(Place::Here(text.into()));
+            return Ok(here());
         }
         Ok(Place::There(VmName::new(name)?, path.to_owned()))
+    }
+}
+
+impl fmt::Display for Here {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Here::Path(path) => path.display().fmt(f),
+            Here::Stream => f.write_str(STREAM),
+        }
     }
 }
 
 /// Which way it goes, all sources at one end.
 #[derive(Debug, PartialEq, Eq)]
 enum Plan {
-    Into { vm: VmName, from: Vec<PathBuf>, to: String },
-    OutOf { vm: VmName, from: Vec<String>, to: PathBuf },
+    Into { vm: VmName, from: Vec<Here>, to: String },
+    OutOf { vm: VmName, from: Vec<String>, to: Here },
 }
 
-fn plan(places: &[String]) -> Result<Plan, Error> {
+fn plan(places: &[OsString]) -> Result<Plan, Error> {
     let (to, from) = places.split_last().expect("the arguments have two at least");
-    let from = from.iter().map(|text| Place::read(text)).collect::<Result<Vec<_>, _>>()?;
-    match Place::read(to)? {
+    let from = from.iter().map(|text| Place::read(text, STDIN)).collect::<Result<Vec<_>, _>>()?;
+    match Place::read(to, STDOUT)? {
         Place::There(vm, to) => {
             let here = |place: &Place| match place {
-                Place::Here(path) => Ok(path.clone()),
+                Place::Here(here) => Ok(here.clone()),
                 Place::There(other, _) => Err(Error::invalid(
                     "cp",
                     other,
@@ -89,11 +123,14 @@ fn plan(places: &[String]) -> Result<Plan, Error> {
                     Place::There(name, _) => {
                         return Err(Error::invalid("cp", name, "all that is copied comes from one guest"));
                     }
-                    Place::Here(path) => {
-                        let expected = "one end is a guest, written NAME:PATH";
-                        return Err(Error::invalid("cp", path.display(), expected));
+                    Place::Here(here) => {
+                        return Err(Error::invalid("cp", here, "one end is a guest, written NAME:PATH"));
                     }
                 }
+            }
+            if to == Here::Stream && paths.len() > 1 {
+                let expected = "standard output takes one file: where several are copied to is a directory";
+                return Err(Error::invalid("cp", to, expected));
             }
             let vm = vm.expect("there is one source at least");
             Ok(Plan::OutOf { vm, from: paths, to })
@@ -111,7 +148,7 @@ impl Cp {
             let files = session.files(vm.as_str(), Instant::now() + self.way.timeout()).await?;
             let mut signals = Signals::catch().map_err(Error::io("watch for", "signals"))?;
             let bell = signals.bell().map_err(Error::io("watch for", "signals"))?;
-            let bar = bar();
+            let bar = bar(&plan);
             let outcome = tokio::select! {
                 copied = self.copy(&files, &plan, &bar) => copied,
                 signal = signals.next(&bell) => {
@@ -128,11 +165,9 @@ impl Cp {
         done.map_err(|failure| failure.of_vm(vm))
     }
 
+    /// Copies one after the other. What one of them fails by keeps none of the others from being copied, as with cp(1), unless it
+    /// would fail all.
     async fn copy(&self, files: &Files, plan: &Plan, bar: &ProgressBar) -> Result<(), Failure> {
-        let many = match plan {
-            Plan::Into { from, .. } => from.len() > 1,
-            Plan::OutOf { from, .. } => from.len() > 1,
-        };
         let mut report = |progress: &vmkit::ssh::Progress| {
             bar.set_length(progress.file_size);
             bar.set_position(progress.file_bytes);
@@ -140,35 +175,99 @@ impl Cp {
                 bar.set_message(output::printable(&progress.file));
             }
         };
+        let mut failures = Vec::new();
         match plan {
             Plan::Into { from, to, .. } => {
                 // With this behind it, it has to be a directory.
-                let to =
-                    if many { format!("{}/.", if to.is_empty() { "." } else { to }) } else { to.clone() };
+                let dir = format!("{}/.", if to.is_empty() { "." } else { to });
+                let to = if from.len() > 1 { &dir } else { to };
                 for from in from {
-                    tell(&files.upload(from, &to, self.recursive, &mut report).await?);
+                    let copied = match from {
+                        Here::Path(from) => files.upload(from, to, self.recursive, &mut report).await,
+                        Here::Stream => {
+                            let mut stdin = Stdin::new();
+                            files.upload_stream(&mut stdin, "standard input", to, &mut report).await
+                        }
+                    };
+                    let Some(failure) = bar.suspend(|| tell(copied)) else { continue };
+                    let goes_on = is_of_one(&failure) && files.is_dir(to).await.unwrap_or(false);
+                    failures.push(failure.into());
+                    if !goes_on {
+                        break;
+                    }
                 }
             }
-            Plan::OutOf { from, to, .. } => {
-                let to = if many { to.join(".") } else { to.clone() };
+            Plan::OutOf { from, to: Here::Stream, .. } => {
+                let mut stdout = tokio::io::stdout();
+                let from = from.first().expect("there is one source at least");
+                let copied = files.download_stream(from, &mut stdout, "standard output", &mut report).await;
+                failures.extend(bar.suspend(|| tell(copied)).map(unwritten));
+            }
+            Plan::OutOf { from, to: Here::Path(to), .. } => {
+                let to = if from.len() > 1 { to.join(".") } else { to.clone() };
                 for from in from {
-                    tell(&files.download(from, &to, self.recursive, &mut report).await?);
+                    let copied = files.download(from, &to, self.recursive, &mut report).await;
+                    let Some(failure) = bar.suspend(|| tell(copied)) else { continue };
+                    let goes_on = is_of_one(&failure) && to.is_dir();
+                    failures.push(failure.into());
+                    if !goes_on {
+                        break;
+                    }
                 }
             }
         }
-        Ok(())
+        Failure::of(failures)
     }
 }
 
-fn tell(copied: &Copied) {
-    for skipped in &copied.skipped {
-        output::warning(format_args!("{skipped} was left out: it is neither file, directory nor link"));
+/// Tells whether a failure is one of what was copied, and not of the connection or the place that all goes to.
+fn is_of_one(failure: &Error) -> bool {
+    matches!(failure, Error::CopyPart { .. })
+        || matches!(failure.kind(), ErrorKind::InvalidInput | ErrorKind::NotFound)
+}
+
+/// Returns the failure to write to standard output as that: whoever has read enough of it is none.
+fn unwritten(failure: Error) -> Failure {
+    match failure {
+        Error::Copy { source: Some(source), problem, from, to, kind } => match source.downcast::<io::Error>()
+        {
+            Ok(error) if error.kind() == io::ErrorKind::BrokenPipe => Failure::Output(*error),
+            Ok(error) => Error::Copy { source: Some(error), problem, from, to, kind }.into(),
+            Err(source) => Error::Copy { source: Some(source), problem, from, to, kind }.into(),
+        },
+        failure => failure.into(),
     }
+}
+
+/// Prints what of a copy was left out, and returns why it failed, if it did.
+fn tell(copied: Result<Copied, Error>) -> Option<Error> {
+    let skip = |skipped: &[String]| {
+        for skipped in skipped {
+            output::warning(format_args!("{skipped} was left out: it is neither file, directory nor link"));
+        }
+    };
+    match copied {
+        Ok(copied) => skip(&copied.skipped),
+        Err(failure) => {
+            if let Error::CopyPart { failures, more, skipped, .. } = &failure {
+                skip(skipped);
+                failures.iter().take(MOST_TOLD).for_each(|failure| output::error(None, failure));
+                match failures.len().saturating_sub(MOST_TOLD) + more {
+                    0 => {}
+                    more => output::warning(format_args!("{more} more could not be copied")),
+                }
+            }
+            return Some(failure);
+        }
+    }
+    None
 }
 
 /// Makes the bar, for a person only.
-fn bar() -> ProgressBar {
-    if !stderr().is_terminal() {
+fn bar(plan: &Plan) -> ProgressBar {
+    // It would be printed into the file where both are one terminal.
+    let is_shown = matches!(plan, Plan::OutOf { to: Here::Stream, .. }) && stdout().is_terminal();
+    if is_shown || !stderr().is_terminal() {
         return ProgressBar::hidden();
     }
     let bar = ProgressBar::new(0);
@@ -182,19 +281,23 @@ mod tests {
     use super::*;
 
     fn planned(places: &[&str]) -> Result<Plan, String> {
-        let places: Vec<String> = places.iter().map(|place| (*place).to_owned()).collect();
+        let places: Vec<OsString> = places.iter().map(OsString::from).collect();
         plan(&places).map_err(|error| error.to_string())
     }
 
     #[test]
     fn a_place_in_a_guest_has_its_name_before_the_first_colon() {
         let vm = VmName::new("web").unwrap();
-        assert_eq!(Place::read("web:/a:b").unwrap(), Place::There(vm.clone(), "/a:b".into()));
-        assert_eq!(Place::read("web:").unwrap(), Place::There(vm, String::new()));
-        for here in ["a", "./a:b", "/a:b", "../web:x", ":a"] {
-            assert_eq!(Place::read(here).unwrap(), Place::Here(here.into()));
+        let read = |text: &str| Place::read(text.as_ref(), STDIN);
+        assert_eq!(read("web:/a:b").unwrap(), Place::There(vm.clone(), "/a:b".into()));
+        assert_eq!(read("web:").unwrap(), Place::There(vm, String::new()));
+        for here in ["a", "./a:b", "/a:b", "../web:x", ":a", "./-", STDOUT] {
+            assert_eq!(read(here).unwrap(), Place::Here(Here::Path(here.into())));
         }
-        assert!(Place::read("Web:/a").is_err());
+        for stream in ["-", STDIN] {
+            assert_eq!(read(stream).unwrap(), Place::Here(Here::Stream));
+        }
+        assert!(read("Web:/a").is_err());
     }
 
     #[test]
@@ -206,6 +309,8 @@ mod tests {
         );
         assert!(planned(&["a", "b"]).unwrap_err().contains("NAME:PATH"));
         assert!(planned(&["one:a", "two:b"]).unwrap_err().contains("one end is this host"));
+        assert!(planned(&["-", "-"]).unwrap_err().contains("NAME:PATH"));
+        assert!(planned(&["web:a", "web:b", "-"]).unwrap_err().contains("takes one file"));
         assert!(planned(&["one:a", "two:b", "."]).unwrap_err().contains("from one guest"));
     }
 }

@@ -216,7 +216,7 @@ fn of_error(error: &vmkit::Error) -> u8 {
 fn names(error: &vmkit::Error, called: &str) -> bool {
     use vmkit::Error as E;
     // `web:/etc/hosts`.
-    let is_place = matches!(error, E::Ssh { .. } | E::Copy { .. });
+    let is_place = matches!(error, E::Ssh { .. } | E::Copy { .. } | E::CopyPart { .. });
     let text = error.to_string();
     is_place || [format!("`{called}`"), format!("@{called} (")].iter().any(|name| text.contains(name))
 }

@@ -8,7 +8,7 @@ pub(crate) mod agent;
 mod escape;
 #[cfg(not(target_os = "linux"))]
 pub(crate) mod no_agent;
-mod streams;
+pub(crate) mod streams;
 pub(crate) mod way;
 
 #[cfg(not(target_os = "linux"))]

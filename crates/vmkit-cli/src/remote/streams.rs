@@ -2,8 +2,11 @@
 //! other way to wait.
 
 use std::io::{self, Read, Write};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::thread;
 
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::sync::oneshot;
 
@@ -48,6 +51,58 @@ impl Reader {
         // Whoever took the last piece away has to be through with it.
         let Ok(_room) = to.reserve().await else { return std::future::pending().await };
         reader.0.recv().await
+    }
+}
+
+/// Standard input as something to read, by a thread that ends with the process.
+///
+/// Not Tokio's own: its event loop would wait at the end for a read that nobody can wake.
+#[derive(Debug)]
+pub(crate) struct Stdin {
+    pieces: Receiver<io::Result<Vec<u8>>>,
+    /// What of the last piece was not taken yet.
+    left: io::Cursor<Vec<u8>>,
+}
+
+impl Stdin {
+    /// Begins to read.
+    pub(crate) fn new() -> Self {
+        let (sender, pieces) = channel(PIECES);
+        thread::spawn(move || {
+            loop {
+                let mut piece = vec![0; PIECE_BYTES];
+                let read = match io::stdin().read(&mut piece) {
+                    Ok(0) => return,
+                    Ok(bytes) => {
+                        piece.truncate(bytes);
+                        Ok(piece)
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                    Err(error) => Err(error),
+                };
+                let is_last = read.is_err();
+                if sender.blocking_send(read).is_err() || is_last {
+                    return;
+                }
+            }
+        });
+        Self { pieces, left: io::Cursor::default() }
+    }
+}
+
+impl AsyncRead for Stdin {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        while self.left.position() == self.left.get_ref().len() as u64 {
+            match ready!(self.pieces.poll_recv(context)) {
+                None => return Poll::Ready(Ok(())),
+                Some(piece) => self.left = io::Cursor::new(piece?),
+            }
+        }
+        Pin::new(&mut self.left).poll_read(context, buffer)
     }
 }
 

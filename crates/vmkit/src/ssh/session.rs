@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use russh::client::{self, AuthResult, DisconnectReason, Handle, Msg};
@@ -34,7 +34,7 @@ const MOST_FIRST_WORDS: usize = 120;
 /// # Cancel safety
 /// Every call may be dropped; what the server was told meanwhile may or may not be carried out.
 pub struct Session {
-    handle: Handle<Guard>,
+    handle: Arc<Handle<Guard>>,
     target: String,
     user: String,
     fate: Fate,
@@ -121,7 +121,7 @@ impl Session {
                 return Err(Error::TimedOut { awaited, after: began.elapsed(), console: String::new() });
             }
         };
-        let session = Self { handle, target: to, user: target.user.clone(), fate };
+        let session = Self { handle: Arc::new(handle), target: to, user: target.user.clone(), fate };
         match answer {
             AuthResult::Success => Ok(session),
             // The answer that is given for one that never came.
@@ -177,6 +177,11 @@ impl Session {
     /// Tells whether the connection is gone.
     pub(super) fn has_ended(&self) -> bool {
         self.handle.is_closed()
+    }
+
+    /// Returns the connection for as long as the session lives.
+    pub(super) fn connection(&self) -> Weak<Handle<Guard>> {
+        Arc::downgrade(&self.handle)
     }
 
     /// Opens a channel for one program.

@@ -3,9 +3,10 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,12 +14,15 @@ use russh_sftp::client::error::Error as SftpError;
 use russh_sftp::protocol::{FileAttributes, OpenFlags};
 use rustix::fs::{AtFlags, Mode, OFlags, fchmod, mkdirat, open, openat, renameat, symlinkat, unlinkat};
 use rustix::io::Errno;
+use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::net::unix::pipe::Sender;
 use tokio::task::JoinHandle;
 
-use super::upload::is_end;
+use super::ends::{Act, Ends, LeftOut};
+use super::upload::{is_end, is_unnamed, special};
 use super::{
-    Act, CHUNK_BYTES, Copied, Ends, Files, IN_FLIGHT, Kind, Progress, Report, is_missing, joined, kind,
-    parent_and_name, shown, unfinished,
+    CHUNK_BYTES, Copied, Files, IN_FLIGHT, Kind, Progress, Report, described, is_missing, joined, kind,
+    shown, typed_name, unfinished,
 };
 use crate::error::{ErrorKind, Result};
 use crate::steps::step;
@@ -52,18 +56,35 @@ impl Drop for Part<'_> {
     }
 }
 
+/// Where what is read from a file of the guest goes.
+enum Target<'a> {
+    /// A new file of this host, which gets holes where zeros come.
+    File(&'a File),
+    /// Something that takes bytes one after the other.
+    Stream(&'a mut (dyn AsyncWrite + Send + Unpin)),
+}
+
+/// A directory of the guest that is to be copied, and where to.
+struct Ahead {
+    from: String,
+    to: Arc<Dir>,
+}
+
 impl Files {
     /// Copies a file, or with `recursive` a directory and all below it, out of the guest.
     ///
-    /// Where `to` is a directory, it is copied into that, under its own name; else `to` is its name here. Permission bits go
-    /// along, without set-user-ID and its like; stretches of zeros become holes; a symbolic link below a directory is copied as
-    /// one and never followed on this host. A file that is there is replaced as a whole.
+    /// Where `to` is a directory, it is copied into that, under its own name; else `to` is its name here. Of a directory named by
+    /// `.` or `..`, such as `/srv/.`, the content is copied, as `cp -r` does it. Permission bits go along, without set-user-ID and
+    /// its like; holes and stretches of zeros become holes; a symbolic link below a directory is copied as one and never
+    /// followed on this host. A file that is there is replaced as a whole. A pipe without a name, such as `/dev/fd/63`, is
+    /// written to.
     ///
     /// # Cancel safety
     /// A dropped copy leaves whole files only.
     ///
     /// # Errors
-    /// `Copy` with both ends, what was tried and at which of them.
+    /// `Copy` with both ends, what was tried and at which of them; `CopyPart` where some of what is below a directory could not be
+    /// copied, and all else was.
     pub async fn download(
         &self,
         from: &str,
@@ -71,36 +92,33 @@ impl Files {
         recursive: bool,
         report: Report<'_>,
     ) -> Result<Copied> {
-        let mut progress = Progress::default();
         let ends =
             Ends { from: format!("{}:{from}", self.name), to: shown(&to.to_string_lossy()).to_owned() };
         let from = Self::path(from);
-        let Some(found) = self.look(from, &ends).await? else {
-            return Err(ends.problem(ErrorKind::NotFound, "there is no such file in the guest"));
-        };
-        if kind(&found) == Kind::Dir && !recursive {
-            return Err(ends
-                .problem(ErrorKind::InvalidInput, "this is a directory, which is copied only recursively"));
+        let found = self.look_for_source(from, &ends).await?;
+        let is_dir = kind(&found) == Kind::Dir;
+        if is_dir && !recursive {
+            return Err(ends.flat());
         }
-        let into_dir = to.is_dir();
-        let ends_with = |end: &[u8]| to.as_os_str().as_bytes().ends_with(end);
-        let names_dir = ends_with(b"/.") || (ends_with(b"/") && kind(&found) != Kind::Dir);
-        if names_dir && !into_dir {
-            let there = Path::new(ends.to.trim_end_matches('/')).symlink_metadata().is_ok();
-            return Err(ends.no_dir(there, "on this host"));
+        if !is_dir && to.metadata().is_ok_and(|found| found.file_type().is_fifo()) && is_unnamed(to) {
+            let flags = OFlags::NONBLOCK.bits().cast_signed();
+            let opened = File::options().write(true).custom_flags(flags).open(to).and_then(Sender::from_file);
+            let mut pipe = opened.map_err(|source| ends.local(Act::Write, to, source))?;
+            return self.download_content(from, &found, &mut pipe, &ends, report).await;
         }
-        let place = if into_dir {
-            let resolved = self.resolved(from, &ends).await?;
-            // A link's own name is the one that somebody typed.
-            let typed = parent_and_name(from.trim_end_matches('/')).1;
-            let name = if matches!(typed, "." | ".." | "") { parent_and_name(&resolved).1 } else { typed };
-            check_name(name, &ends)?;
-            to.join(name)
-        } else if let Ok(resolved) = to.canonicalize() {
-            resolved
-        } else {
-            to.to_owned()
-        };
+        let mut progress = Progress::default();
+        let name = typed_name(from);
+        if is_dir && name.is_none() && to.is_dir() {
+            let dir = Dir {
+                fd: open_dir(to).map_err(|source| ends.local(Act::Write, to, source))?,
+                path: to.into(),
+            };
+            let ahead = Ahead { from: from.to_owned(), to: Arc::new(dir) };
+            let left_out = self.download_tree(ahead, &mut progress, report).await?;
+            left_out.check(&ends, &progress.total.skipped)?;
+            return Ok(progress.total);
+        }
+        let place = place_of(to, name, is_dir, &ends)?;
         let (Some(name), Some(parent)) = (place.file_name().and_then(|name| name.to_str()), place.parent())
         else {
             return Err(
@@ -108,69 +126,151 @@ impl Files {
             );
         };
         let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
-        let opened = open(parent, flags, Mode::empty());
-        let fd = opened.map_err(|errno| ends.local(Act::Write, &place, errno.into()))?;
-        let dir = Arc::new(Dir { fd, path: parent.to_owned() });
-        if kind(&found) == Kind::Dir {
-            let (from, name) = (from.to_owned(), name.to_owned());
-            let unnamed = self.download_tree(from, dir, name, &found, &mut progress, report).await?;
-            ends.check_names(&unnamed)?;
+        let fd = open_dir(parent).map_err(|source| ends.local(Act::Write, &place, source))?;
+        let dir = Dir { fd, path: parent.to_owned() };
+        if is_dir {
+            let made = self.make_dir_here(from, &dir, name, found.permissions)?;
+            let ahead = Ahead { from: from.to_owned(), to: Arc::new(made) };
+            let left_out = self.download_tree(ahead, &mut progress, report).await?;
+            left_out.check(&ends, &progress.total.skipped)?;
         } else {
             self.download_file(from, &found, &dir, name, &mut progress, report).await?;
         }
         Ok(progress.total)
     }
 
-    async fn download_tree(
+    /// Copies a file of the guest to a stream; `name` is what errors call the stream.
+    ///
+    /// # Errors
+    /// `Copy` with both ends, what was tried and at which of them; also for a directory. What came before a failure was written.
+    pub async fn download_stream(
         &self,
-        from: String,
-        parent: Arc<Dir>,
-        name: String,
-        found: &FileAttributes,
-        progress: &mut Progress,
+        from: &str,
+        to: &mut (dyn AsyncWrite + Send + Unpin),
+        name: &str,
         report: Report<'_>,
-    ) -> Result<Vec<String>> {
-        let (mut ahead, mut unnamed) = (vec![(from, parent, name, found.permissions)], Vec::new());
-        while let Some((from, parent, name, mode)) = ahead.pop() {
-            let path = parent.path.join(&name);
-            let ends = Ends { from: format!("{}:{from}", self.name), to: path.display().to_string() };
-            let dir = Arc::new(make_dir(&parent, &name, mode).map_err(|source| match source.kind() {
-                io::ErrorKind::NotADirectory => {
-                    ends.problem(ErrorKind::InvalidInput, "a file of that name is on this host already")
-                }
-                _ => ends.local(Act::Make, &path, source),
-            })?);
-            for (name, found) in self.list(&from, &ends).await? {
-                let place = joined(&from, &name);
-                // What is not UTF-8 comes with this in it, and then there is nothing of such a name.
-                if name.contains(char::REPLACEMENT_CHARACTER)
-                    && self.raw.lstat(&place).await.is_err_and(|error| is_missing(&error))
-                {
-                    unnamed.push(format!("the name of {}:{place}", self.name));
-                } else if kind(&found) == Kind::Dir {
-                    if ahead.len() >= MOST_NAMES {
-                        let problem =
-                            format!("the guest has more than {MOST_NAMES} directories side by side");
-                        return Err(ends.problem(ErrorKind::Guest, problem));
-                    }
-                    ahead.push((place, Arc::clone(&dir), name, found.permissions));
-                } else if kind(&found) == Kind::Link {
-                    match self.download_link(&place, &dir, &name, &ends).await? {
-                        true => progress.total.files += 1,
-                        false => unnamed.push(format!("what the link {}:{place} leads to", self.name)),
-                    }
-                } else if kind(&found) == Kind::File {
-                    self.download_file(&place, &found, &dir, &name, progress, report).await?;
-                } else {
-                    progress.total.skipped.push(format!("{}:{place}", self.name));
-                }
-            }
-        }
-        Ok(unnamed)
+    ) -> Result<Copied> {
+        let ends = Ends { from: format!("{}:{from}", self.name), to: name.to_owned() };
+        let from = Self::path(from);
+        let found = self.look_for_source(from, &ends).await?;
+        self.download_content(from, &found, to, &ends, report).await
     }
 
-    /// Answers what a directory of the guest has, no name in it leading anywhere else.
+    async fn download_content(
+        &self,
+        from: &str,
+        found: &FileAttributes,
+        to: &mut (dyn AsyncWrite + Send + Unpin),
+        ends: &Ends,
+        report: Report<'_>,
+    ) -> Result<Copied> {
+        if kind(found) != Kind::File {
+            return Err(ends.special(described(found), "in the guest"));
+        }
+        let mut progress = Progress { file: ends.from.clone(), ..Progress::default() };
+        progress.file_size = found.size.unwrap_or(0);
+        let target = Target::Stream(&mut *to);
+        self.read_into(target, from, progress.file_size, ends, &mut progress, report).await?;
+        to.flush().await.map_err(|source| ends.local(Act::Write, Path::new(&ends.to), source))?;
+        progress.total.files += 1;
+        Ok(progress.total)
+    }
+
+    async fn look_for_source(&self, from: &str, ends: &Ends) -> Result<FileAttributes> {
+        let found = self.look(from, ends).await?;
+        found.ok_or_else(|| ends.problem(ErrorKind::NotFound, "there is no such file in the guest"))
+    }
+
+    async fn download_tree(
+        &self,
+        top: Ahead,
+        progress: &mut Progress,
+        report: Report<'_>,
+    ) -> Result<LeftOut> {
+        let mut left_out = LeftOut::default();
+        let ends = |from: &str, to: &Dir| Ends {
+            from: format!("{}:{from}", self.name),
+            to: to.path.display().to_string(),
+        };
+        // What fails at the top is a failure of the whole copy.
+        let listed = self.list(&top.from, &ends(&top.from, &top.to)).await?;
+        let mut ahead = self.download_dir(&top, listed, &mut left_out, progress, report).await?;
+        while let Some(next) = ahead.pop() {
+            let below = match self.list(&next.from, &ends(&next.from, &next.to)).await {
+                Ok(listed) => self.download_dir(&next, listed, &mut left_out, progress, report).await?,
+                Err(failure) => {
+                    left_out.add(failure)?;
+                    continue;
+                }
+            };
+            if ahead.len() + below.len() > MOST_NAMES {
+                let problem = format!("the guest has more than {MOST_NAMES} directories side by side");
+                return Err(ends(&next.from, &next.to).problem(ErrorKind::Guest, problem));
+            }
+            ahead.extend(below);
+        }
+        Ok(left_out)
+    }
+
+    /// Copies all that a directory of the guest has but what is in the directories in it, which are answered.
+    async fn download_dir(
+        &self,
+        at: &Ahead,
+        listed: Vec<(String, FileAttributes)>,
+        left_out: &mut LeftOut,
+        progress: &mut Progress,
+        report: Report<'_>,
+    ) -> Result<Vec<Ahead>> {
+        let mut dirs = Vec::new();
+        for (name, found) in listed {
+            let place = joined(&at.from, &name);
+            let path = at.to.path.join(&name);
+            let ends = Ends { from: format!("{}:{place}", self.name), to: path.display().to_string() };
+            // What is not UTF-8 comes with this in it, and then there is nothing of such a name.
+            if name.contains(char::REPLACEMENT_CHARACTER)
+                && self.raw.lstat(&place).await.is_err_and(|error| is_missing(&error))
+            {
+                left_out.add_unnamed(format!("the name of {}:{place}", self.name));
+                continue;
+            }
+            let done = match kind(&found) {
+                Kind::Dir => {
+                    let made = self.make_dir_here(&place, &at.to, &name, found.permissions);
+                    made.map(|made| dirs.push(Ahead { from: place.clone(), to: Arc::new(made) }))
+                }
+                Kind::Link => match self.download_link(&place, &at.to, &name, &ends).await {
+                    Ok(true) => {
+                        progress.total.files += 1;
+                        Ok(())
+                    }
+                    Ok(false) => {
+                        left_out.add_unnamed(format!("what the link {}:{place} leads to", self.name));
+                        Ok(())
+                    }
+                    Err(error) => Err(error),
+                },
+                Kind::File => self.download_file(&place, &found, &at.to, &name, progress, report).await,
+                Kind::Other => {
+                    progress.total.skipped.push(format!("{}:{place}", self.name));
+                    Ok(())
+                }
+            };
+            done.or_else(|failure| left_out.add(failure))?;
+        }
+        Ok(dirs)
+    }
+
+    /// Makes a directory of this host for one of the guest's, or opens the one that is there.
+    fn make_dir_here(&self, from: &str, parent: &Dir, name: &str, mode: Option<u32>) -> Result<Dir> {
+        let path = parent.path.join(name);
+        let ends = Ends { from: format!("{}:{from}", self.name), to: path.display().to_string() };
+        make_dir(parent, name, mode).map_err(|source| match source.kind() {
+            io::ErrorKind::NotADirectory => ends.file_there("on this host"),
+            _ => ends.local(Act::Make, &path, source),
+        })
+    }
+
+    /// Answers what a directory of the guest has, in the order of the names, no name in it leading anywhere else.
     async fn list(&self, path: &str, ends: &Ends) -> Result<Vec<(String, FileAttributes)>> {
         let failed = |error| ends.remote(Act::Read, path, error);
         let handle = self.raw.opendir(path).await.map_err(failed)?.handle;
@@ -197,6 +297,7 @@ impl Files {
         for (name, _) in &found {
             check_name(name, ends)?;
         }
+        found.sort_by(|(one, _), (other, _)| one.cmp(other));
         Ok(found)
     }
 
@@ -227,10 +328,13 @@ impl Files {
         let path = dir.path.join(name);
         let ends = Ends { from: format!("{}:{from}", self.name), to: path.display().to_string() };
         if kind(found) != Kind::File {
-            return Err(ends.problem(ErrorKind::InvalidInput, "what is in the guest is not a regular file"));
+            return Err(ends.special(described(found), "in the guest"));
         }
-        if std::fs::symlink_metadata(&path).is_ok_and(|found| !found.is_file() && !found.is_symlink()) {
-            return Err(ends.problem(ErrorKind::InvalidInput, "what is on this host is not a regular file"));
+        match std::fs::symlink_metadata(&path) {
+            Ok(there) if !there.is_file() && !there.is_symlink() => {
+                return Err(ends.special(special(there.file_type()), "on this host"));
+            }
+            _ => {}
         }
         let local = |source: io::Error| ends.local(Act::Write, &path, source);
         let part = Part { dir, name: unfinished(name), kept: false };
@@ -241,7 +345,8 @@ impl Files {
         let file = File::from(file);
         progress.file.clone_from(&ends.from);
         (progress.file_bytes, progress.file_size) = (0, found.size.unwrap_or(0));
-        self.read_into(&file, from, found.size.unwrap_or(0), &ends, progress, report).await?;
+        let size = found.size.unwrap_or(0);
+        self.read_into(Target::File(&file), from, size, &ends, progress, report).await?;
         let mode = found.permissions.map_or(0o600, |mode| mode & 0o777);
         fchmod(&file, Mode::from_raw_mode(mode)).map_err(|errno| local(errno.into()))?;
         place(part, name).map_err(local)?;
@@ -252,7 +357,7 @@ impl Files {
     /// Reads a file of the guest to its end, which may be elsewhere than where it was found to be.
     async fn read_into(
         &self,
-        file: &File,
+        mut target: Target<'_>,
         from: &str,
         size: u64,
         ends: &Ends,
@@ -260,48 +365,113 @@ impl Files {
         report: Report<'_>,
     ) -> Result<()> {
         let failed = |error| ends.remote(Act::Read, from, error);
+        let local = |source: io::Error| ends.local(Act::Write, Path::new(&ends.to), source);
         let opened = self.raw.open(from, OpenFlags::READ, FileAttributes::default()).await;
         let handle = opened.map_err(failed)?.handle;
-        type Piece = (u64, u32, JoinHandle<Result<Vec<u8>, SftpError>>);
-        let mut flying: VecDeque<Piece> = VecDeque::new();
-        let ask = |flying: &mut VecDeque<Piece>, offset: u64, bytes: u32, first: bool| {
-            let (raw, handle) = (self.raw.clone(), handle.clone());
-            let task =
-                tokio::spawn(async move { raw.read(handle, offset, bytes).await.map(|data| data.data) });
-            if first {
-                flying.push_front((offset, bytes, task))
-            } else {
-                flying.push_back((offset, bytes, task))
-            }
+        let data = match &target {
+            Target::File(_) => self.data_of(from, size).await,
+            // Whoever takes one byte after the other takes the zeros, too.
+            Target::Stream(_) => None,
         };
-        let (mut next, mut end) = (0, 0);
+        let mut wanted = VecDeque::from(data.unwrap_or_else(|| vec![0..size]));
+        let mut flying: VecDeque<Piece> = VecDeque::new();
+        // Where the file is thought to end, and where what came from it does.
+        let (mut tail, mut end) = (size, 0);
         loop {
-            // Beyond where the end was found to be, one at a time: there may be more, and mostly is not.
-            while flying.len() < IN_FLIGHT && (next < size || flying.is_empty()) {
-                ask(&mut flying, next, CHUNK_BYTES, false);
-                next += u64::from(CHUNK_BYTES);
+            while flying.len() < IN_FLIGHT
+                && let Some(bytes) = next_piece(&mut wanted)
+            {
+                flying.push_back(self.ask(&handle, bytes));
             }
-            let Some((offset, bytes, piece)) = flying.pop_front() else { break };
+            if flying.is_empty() {
+                // Beyond, one at a time: there may be more, and mostly is not.
+                flying.push_back(self.ask(&handle, tail..tail + u64::from(CHUNK_BYTES)));
+            }
+            let Some((bytes, piece)) = flying.pop_front() else { break };
             let piece = piece.await.map_err(|error| SftpError::UnexpectedBehavior(error.to_string()));
             let data = match piece.flatten() {
-                Ok(data) if data.is_empty() => break,
-                Ok(data) => data,
-                Err(error) if is_end(&error) => break,
-                Err(error) => return Err(failed(error)),
+                Ok(data) if !data.is_empty() => data,
+                Err(error) if !is_end(&error) => return Err(failed(error)),
+                _ => {
+                    // What ends with a hole has no data there.
+                    end = if bytes.start == tail { tail } else { end };
+                    break;
+                }
             };
-            write_sparse(file, &data, offset)
-                .map_err(|source| ends.local(Act::Write, Path::new(&ends.to), source))?;
-            end = offset + data.len() as u64;
+            if bytes.start > end {
+                self.tell(progress, bytes.start - end, report);
+            }
+            end = bytes.start + data.len() as u64;
+            tail = tail.max(end);
+            match &mut target {
+                Target::File(file) => write_sparse(file, &data, bytes.start).map_err(local)?,
+                Target::Stream(to) => to.write_all(&data).await.map_err(local)?,
+            }
             self.tell(progress, data.len() as u64, report);
-            let short = bytes.saturating_sub(u32::try_from(data.len()).unwrap_or(bytes));
-            if short > 0 {
-                ask(&mut flying, end, short, true);
+            if end < bytes.end && end < tail {
+                flying.push_front(self.ask(&handle, end..bytes.end));
             }
         }
         self.raw.close(handle).await.map_err(failed)?;
-        // What ends with a hole has no data there.
-        file.set_len(end).map_err(|source| ends.local(Act::Write, Path::new(&ends.to), source))
+        if end > progress.file_bytes {
+            self.tell(progress, end - progress.file_bytes, report);
+        }
+        match target {
+            Target::File(file) => file.set_len(end).map_err(local),
+            Target::Stream(_) => Ok(()),
+        }
     }
+
+    /// Asks for these bytes of a file of the guest.
+    fn ask(&self, handle: &str, bytes: Range<u64>) -> Piece {
+        let (raw, handle, offset) = (self.raw.clone(), handle.to_owned(), bytes.start);
+        let length = u32::try_from(bytes.end - bytes.start).unwrap_or(CHUNK_BYTES);
+        let task = tokio::spawn(async move { raw.read(handle, offset, length).await.map(|data| data.data) });
+        (bytes, task)
+    }
+}
+
+/// A request on its way, and what it asks for.
+type Piece = (Range<u64>, JoinHandle<Result<Vec<u8>, SftpError>>);
+
+/// Takes the next request's share of what is wanted of a file.
+fn next_piece(wanted: &mut VecDeque<Range<u64>>) -> Option<Range<u64>> {
+    loop {
+        let first = wanted.front_mut()?;
+        let piece = first.start..first.end.min(first.start + u64::from(CHUNK_BYTES));
+        first.start = piece.end;
+        if first.is_empty() {
+            wanted.pop_front();
+        }
+        if !piece.is_empty() {
+            return Some(piece);
+        }
+    }
+}
+
+/// Returns where on this host something of this name goes.
+fn place_of(to: &Path, name: Option<&str>, is_dir: bool, ends: &Ends) -> Result<PathBuf> {
+    let ends_with = |end: &[u8]| to.as_os_str().as_bytes().ends_with(end);
+    if to.is_dir() {
+        let name = name.unwrap_or_default();
+        check_name(name, ends)?;
+        return Ok(to.join(name));
+    }
+    if ends_with(b"/.") || (ends_with(b"/") && !is_dir) {
+        let there = Path::new(ends.to.trim_end_matches('/')).symlink_metadata().is_ok();
+        return Err(ends.no_dir(there, "on this host"));
+    }
+    match to.canonicalize() {
+        Ok(resolved) => Ok(resolved),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && to.is_symlink() => {
+            Err(ends.dangling("on this host"))
+        }
+        Err(_) => Ok(to.to_owned()),
+    }
+}
+
+fn open_dir(path: &Path) -> io::Result<OwnedFd> {
+    Ok(open(path, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
 /// Writes all but the blocks of zeros: a new file has those by itself.
@@ -386,6 +556,7 @@ mod tests {
         raw.init().await.unwrap();
         let files = Files {
             raw: Arc::new(raw),
+            connection: std::sync::Weak::new(),
             name: "web".to_owned(),
             replaces: false,
             unfinished: std::sync::Mutex::default(),

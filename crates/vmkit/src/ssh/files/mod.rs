@@ -7,26 +7,31 @@
 //! Source: draft-ietf-secsh-filexfer-02, which is SFTP version 3; OpenSSH's `PROTOCOL` for the extensions.
 
 mod download;
+mod ends;
+mod holes;
 mod leftovers;
 mod upload;
 
 use std::collections::HashSet;
 use std::fmt;
-use std::io;
-use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use russh::client::Handle;
 use russh_sftp::client::{Config, RawSftpSession, error::Error as SftpError};
 use russh_sftp::protocol::{FileAttributes, Packet, StatusCode};
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use self::ends::{Act, Ends};
 use super::Session;
+use super::session::Guard;
 use crate::error::{Error, ErrorKind, Result};
 
 /// How much one request carries. Every server takes this much.
 const CHUNK_BYTES: u32 = 32 * 1024;
+/// What a file system needs for a new name at the least.
+const SMALLEST_BLOCK: u64 = 4096;
 /// How many requests are on their way at the same time: 2 MiB, which is SSH's window.
 const IN_FLIGHT: usize = 64;
 /// How long one request may stay without an answer.
@@ -37,6 +42,8 @@ const POSIX_RENAME: &str = "posix-rename@openssh.com";
 /// The files of a guest, as the user of the session may use them.
 pub struct Files {
     raw: Arc<RawSftpSession>,
+    /// The connection, for a program that finds the holes of a file; it ends with its session.
+    connection: Weak<Handle<Guard>>,
     /// What errors call the guest.
     name: String,
     replaces: bool,
@@ -106,6 +113,7 @@ impl Session {
         let replaces = hello.extensions.contains_key(POSIX_RENAME);
         Ok(Files {
             raw: Arc::new(raw),
+            connection: self.connection(),
             name: name.to_owned(),
             replaces,
             unfinished: Mutex::default(),
@@ -155,6 +163,9 @@ impl Files {
     /// of a directory in which nothing can be made, such as those of `/proc`.
     async fn unmade(&self, act: Act, path: &str, error: SftpError, ends: &Ends) -> Error {
         let dir = parent_and_name(path).0;
+        if let Some(full) = self.full(dir, &error, SMALLEST_BLOCK, ends).await {
+            return full;
+        }
         if is_missing(&error)
             && let Ok(Some(found)) = self.look(dir, ends).await
             && kind(&found) == Kind::Dir
@@ -162,6 +173,23 @@ impl Files {
             return ends.nothing_made(dir, "in the guest");
         }
         ends.remote(act, path, error)
+    }
+
+    /// Returns the error for a file system that is full, where that is why the guest refused something in this directory, for
+    /// which it has fewer bytes than needed: its server has one word for that and for all else.
+    async fn full(&self, dir: &str, error: &SftpError, needed: u64, ends: &Ends) -> Option<Error> {
+        let SftpError::Status(status) = error else { return None };
+        if status.status_code != StatusCode::Failure {
+            return None;
+        }
+        let found = self.raw.statvfs(dir).await.ok()?;
+        let room = found.blocks_avail.saturating_mul(found.fragment_size);
+        if found.blocks > 0 && room < needed {
+            return Some(ends.full(dir, &format!("no space left on device ({room} bytes are free)")));
+        }
+        // A file system without a table of inodes has none at all.
+        (found.inodes > 0 && found.inodes_avail == 0)
+            .then(|| ends.full(dir, "no space left on device (no inode is free)"))
     }
 
     /// Answers the path without any symbolic link in it.
@@ -242,129 +270,24 @@ fn parent_and_name(path: &str) -> (&str, &str) {
     }
 }
 
-/// Both ends of a copy, for errors.
-#[derive(Debug, Clone)]
-struct Ends {
-    from: String,
-    to: String,
-}
-
-impl Ends {
-    fn problem(&self, kind: ErrorKind, problem: impl Into<String>) -> Error {
-        Error::Copy {
-            from: self.from.clone(),
-            to: self.to.clone(),
-            problem: problem.into(),
-            kind,
-            source: None,
-        }
-    }
-
-    /// Makes the error for something that this host refused.
-    fn local(&self, act: Act, path: &Path, source: io::Error) -> Error {
-        let parent = || path.parent().unwrap_or(path).display().to_string();
-        match (source.kind(), act) {
-            (io::ErrorKind::NotFound, Act::Make | Act::Write) if path.parent().is_some_and(Path::is_dir) => {
-                self.nothing_made(&parent(), "on this host")
-            }
-            (io::ErrorKind::NotFound | io::ErrorKind::NotADirectory, _) => {
-                self.missing(act, &parent(), "on this host")
-            }
-            (io::ErrorKind::PermissionDenied, _) => {
-                self.problem(ErrorKind::InvalidInput, "permission denied on this host")
-            }
-            (kind, _) => Error::Copy {
-                from: self.from.clone(),
-                to: self.to.clone(),
-                problem: format!("cannot {} {} on this host", act.verb(), path.display()),
-                kind: Error::io(act.verb(), path)(kind.into()).kind(),
-                source: Some(Box::new(source)),
-            },
-        }
-    }
-
-    /// Makes the error for something that the guest refused.
-    fn remote(&self, act: Act, path: &str, error: SftpError) -> Error {
-        match error {
-            SftpError::Status(status) => match status.status_code {
-                StatusCode::NoSuchFile => self.missing(act, parent_and_name(path).0, "in the guest"),
-                StatusCode::PermissionDenied => {
-                    self.problem(ErrorKind::InvalidInput, "permission denied in the guest")
-                }
-                _ => {
-                    let (verb, said) = (act.verb(), status.error_message);
-                    let problem = format!("the guest's SFTP server can't {verb} {path}, and says {said:?}");
-                    self.problem(ErrorKind::Guest, problem)
-                }
-            },
-            SftpError::Timeout => {
-                let problem = format!("the guest has not answered for {} s", PATIENCE.as_secs());
-                self.problem(ErrorKind::TimedOut, problem)
-            }
-            error => Error::Copy {
-                from: self.from.clone(),
-                to: self.to.clone(),
-                problem: "the connection to the guest broke".to_owned(),
-                kind: ErrorKind::Guest,
-                source: Some(Box::new(error)),
-            },
-        }
-    }
-
-    /// Makes the error for what is not there: what is copied, or the directory that it would go to.
-    fn missing(&self, act: Act, parent: &str, end: &str) -> Error {
-        let problem = match act {
-            Act::Find | Act::Read => format!("there is no such file {end}"),
-            Act::Make | Act::Write => format!("there is no directory {parent} {end}"),
-        };
-        self.problem(ErrorKind::NotFound, problem)
-    }
-
-    /// Makes the error for a directory that is there, and takes nothing.
-    fn nothing_made(&self, dir: &str, end: &str) -> Error {
-        self.problem(ErrorKind::InvalidInput, format!("nothing can be made in the directory {dir} {end}"))
-    }
-
-    /// Makes the error for a copy that left these out, if any: each could not be named to the other end. They are told last, so that all
-    /// else is copied.
-    fn check_names(&self, unnamed: &[String]) -> Result<()> {
-        let Some(first) = unnamed.first() else { return Ok(()) };
-        let more = match unnamed.len() - 1 {
-            0 => String::new(),
-            more => format!(" (and {more} more)"),
-        };
-        let problem = format!(
-            "{first}{more} is not UTF-8, which a name needs to be copied over SFTP; all else was copied"
-        );
-        Err(self.problem(ErrorKind::InvalidInput, problem))
-    }
-
-    /// Makes the error for a place that is named as a directory and is none; `there` tells whether anything is there.
-    fn no_dir(&self, there: bool, end: &str) -> Error {
-        match there {
-            true => self.problem(ErrorKind::InvalidInput, format!("what is there {end} is not a directory")),
-            false => self.problem(ErrorKind::NotFound, format!("there is no such directory {end}")),
-        }
+/// Returns the last part of a path as it was typed; nothing where that is no name in its directory (`.`, `..`, `/`). What is
+/// copied then is what is in it, as `cp -r` and `scp -r` have it.
+fn typed_name(path: &str) -> Option<&str> {
+    match parent_and_name(path.trim_end_matches('/')).1 {
+        "" | "." | ".." => None,
+        name => Some(name),
     }
 }
 
-/// What was being done when it was refused.
-#[derive(Debug, Clone, Copy)]
-enum Act {
-    Find,
-    Read,
-    Make,
-    Write,
-}
-
-impl Act {
-    fn verb(self) -> &'static str {
-        match self {
-            Act::Find => "find",
-            Act::Read => "read",
-            Act::Make => "make",
-            Act::Write => "write",
-        }
+/// Returns what this is, for errors.
+fn described(found: &FileAttributes) -> &'static str {
+    match found.permissions.map(|mode| mode & 0o170_000) {
+        Some(0o040_000) => "a directory",
+        Some(0o120_000) => "a symbolic link",
+        Some(0o010_000) => "a named pipe",
+        Some(0o140_000) => "a socket",
+        Some(0o020_000 | 0o060_000) => "a device",
+        _ => "something else",
     }
 }
 

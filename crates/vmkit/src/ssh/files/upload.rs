@@ -1,121 +1,238 @@
 //! From this host into the guest.
 
 use std::collections::VecDeque;
-use std::fs::{self, File};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::ffi::OsStr;
+use std::fs::{self, File, FileType, Metadata};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use russh_sftp::client::error::Error as SftpError;
 use russh_sftp::protocol::{FileAttributes, OpenFlags, StatusCode};
-use rustix::fs::SeekFrom;
+use rustix::fs::{OFlags, SeekFrom};
 use rustix::io::Errno;
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::net::unix::pipe::Receiver;
 use tokio::task::JoinHandle;
 
+use super::ends::{Act, Ends, LeftOut};
 use super::{
-    Act, CHUNK_BYTES, Copied, Ends, Files, IN_FLIGHT, Kind, Progress, Report, joined, kind, parent_and_name,
+    CHUNK_BYTES, Copied, Files, IN_FLIGHT, Kind, Progress, Report, described, joined, kind, parent_and_name,
     shown, unfinished,
 };
-use crate::error::{Error, ErrorKind, Result};
-use crate::input_file::InputFile;
+use crate::error::{ErrorKind, Result};
+
+/// What becomes a file of the guest.
+enum Content<'a> {
+    /// A file of this host, with its mode and its holes.
+    File { file: File, mode: u32, bytes: u64 },
+    /// What comes until its end.
+    Stream(&'a mut (dyn AsyncRead + Send + Unpin)),
+}
 
 impl Files {
     /// Copies a file, or with `recursive` a directory and all below it, into the guest.
     ///
-    /// Where `to` is a directory, it is copied into that, under its own name; else `to` is its name there. Permission bits go
-    /// along; holes stay holes; a symbolic link below a directory is copied as one, whatever it leads to. A file that is there
-    /// is replaced as a whole.
+    /// Where `to` is a directory, it is copied into that, under its own name, which is that of the link where a symbolic link is
+    /// named; else `to` is its name there. Of a directory named by `.` or `..`, such as `site/.`, the content is copied, as
+    /// `cp -r` does it. Mode bits go along; holes stay holes; a symbolic link below a directory is copied as one, whatever it
+    /// leads to. A file that is there is replaced as a whole. What is written is what was read up to the end of the file,
+    /// wherever that is by then. A pipe without a name, such as `/dev/fd/63`, is read to its end.
     ///
     /// # Cancel safety
     /// A dropped copy leaves whole files, and may leave one that [`tidy_up`](Self::tidy_up) removes; else the first copy into the same
     /// directory after two minutes does.
     ///
     /// # Errors
-    /// `Copy` with both ends, what was tried and at which of them.
+    /// `Copy` with both ends, what was tried and at which of them; `CopyPart` where some of what is below a directory could not be
+    /// copied, and all else was.
     pub async fn upload(&self, from: &Path, to: &str, recursive: bool, report: Report<'_>) -> Result<Copied> {
-        let mut progress = Progress::default();
         let ends = Ends { from: from.display().to_string(), to: format!("{}:{}", self.name, shown(to)) };
-        let local = |source| ends.local(Act::Find, from, source);
-        let from = from.canonicalize().map_err(local)?;
-        let metadata = from.metadata().map_err(local)?;
-        let name = from.file_name().and_then(|name| name.to_str()).ok_or_else(|| {
-            ends.problem(ErrorKind::InvalidInput, "what is copied needs a name, and one in UTF-8")
-        })?;
+        let metadata = fs::metadata(from).map_err(|source| ends.local(Act::Find, from, source))?;
+        if metadata.file_type().is_fifo() && is_unnamed(from) {
+            let mut pipe = open_pipe(from).map_err(|source| ends.local(Act::Read, from, source))?;
+            return self.upload_content(Content::Stream(&mut pipe), to, &ends, report).await;
+        }
         if metadata.is_dir() && !recursive {
-            return Err(ends
-                .problem(ErrorKind::InvalidInput, "this is a directory, which is copied only recursively"));
+            return Err(ends.flat());
         }
         if !metadata.is_dir() && !metadata.is_file() {
-            return Err(ends.problem(ErrorKind::InvalidInput, "what is on this host is not a regular file"));
+            return Err(ends.special(special(metadata.file_type()), "on this host"));
         }
         let to = Self::path(to);
-        let place = match self.look(to, &ends).await? {
-            Some(found) if kind(&found) == Kind::Dir => joined(to, name),
-            Some(_) if metadata.is_dir() => {
-                return Err(
-                    ends.problem(ErrorKind::InvalidInput, "a file of that name is in the guest already")
-                );
+        let found = self.look_for_place(to, metadata.is_dir(), &ends).await?;
+        let place = match (found, typed_name(from)) {
+            (Some(found), _) if kind(&found) != Kind::Dir && metadata.is_dir() => {
+                return Err(ends.file_there("in the guest"));
             }
-            None if to.ends_with("/.") || (to.ends_with('/') && !metadata.is_dir()) => {
-                let there = self.look(shown(to).trim_end_matches('/'), &ends).await?.is_some();
-                return Err(ends.no_dir(there, "in the guest"));
+            (Some(found), Some(name)) if kind(&found) == Kind::Dir => {
+                let name = name.to_str().ok_or_else(|| {
+                    ends.problem(ErrorKind::InvalidInput, "what is copied needs a name in UTF-8")
+                })?;
+                joined(to, name)
             }
-            _ => to.trim_end_matches('/').to_owned(),
+            _ if shown(to).trim_end_matches('/').is_empty() => "/".to_owned(),
+            _ => shown(to).trim_end_matches('/').to_owned(),
         };
+        let mut progress = Progress::default();
         if metadata.is_dir() {
-            let unnamed = self.upload_tree(from, place, &mut progress, report).await?;
-            ends.check_names(&unnamed)?;
+            let left_out = self.upload_tree(from, place, &metadata, &mut progress, report).await?;
+            left_out.check(&ends, &progress.total.skipped)?;
         } else {
-            self.upload_file(&from, &place, &mut progress, report).await?;
+            self.upload_file(from, &place, &mut progress, report).await?;
         }
         Ok(progress.total)
     }
 
+    /// Copies what comes from a stream until its end into a file of the guest; `name` is what errors call the stream.
+    ///
+    /// A file that is there is replaced as a whole and keeps its mode; a new one has the mode that the guest gives new files.
+    ///
+    /// # Cancel safety
+    /// As [`upload`](Self::upload).
+    ///
+    /// # Errors
+    /// `Copy`, also where `to` is a directory: the copy would have no name there.
+    pub async fn upload_stream(
+        &self,
+        from: &mut (dyn AsyncRead + Send + Unpin),
+        name: &str,
+        to: &str,
+        report: Report<'_>,
+    ) -> Result<Copied> {
+        let ends = Ends { from: name.to_owned(), to: format!("{}:{}", self.name, shown(to)) };
+        self.upload_content(Content::Stream(from), to, &ends, report).await
+    }
+
+    async fn upload_content(
+        &self,
+        content: Content<'_>,
+        to: &str,
+        ends: &Ends,
+        report: Report<'_>,
+    ) -> Result<Copied> {
+        let to = Self::path(to);
+        let found = self.look_for_place(to, false, ends).await?;
+        if found.is_some_and(|found| kind(&found) == Kind::Dir) {
+            return Err(ends.nameless("in the guest"));
+        }
+        let mut progress = Progress::default();
+        self.upload_to(content, to, ends, &mut progress, report).await?;
+        Ok(progress.total)
+    }
+
+    /// Returns what lies at the place that a copy goes to.
+    ///
+    /// # Errors
+    /// `Copy` for a directory that has to be there and is not, and for a link that leads to nothing.
+    async fn look_for_place(&self, to: &str, is_dir: bool, ends: &Ends) -> Result<Option<FileAttributes>> {
+        let found = self.look(to, ends).await?;
+        if found.is_some() {
+            return Ok(found);
+        }
+        if to.ends_with("/.") || (to.ends_with('/') && !is_dir) {
+            let there = self.look(shown(to).trim_end_matches('/'), ends).await?.is_some();
+            return Err(ends.no_dir(there, "in the guest"));
+        }
+        match self.raw.lstat(to.trim_end_matches('/')).await {
+            Ok(found) if kind(&found.attrs) == Kind::Link => Err(ends.dangling("in the guest")),
+            _ => Ok(None),
+        }
+    }
+
+    /// Tells whether this is a directory of the guest.
+    ///
+    /// # Errors
+    /// `Copy` where the guest does not tell.
+    pub async fn is_dir(&self, path: &str) -> Result<bool> {
+        let place = format!("{}:{path}", self.name);
+        let ends = Ends { from: place.clone(), to: place };
+        Ok(self.look(Self::path(path), &ends).await?.is_some_and(|found| kind(&found) == Kind::Dir))
+    }
+
     async fn upload_tree(
         &self,
-        from: PathBuf,
+        from: &Path,
         to: String,
+        metadata: &Metadata,
         progress: &mut Progress,
         report: Report<'_>,
-    ) -> Result<Vec<String>> {
-        let (mut ahead, mut unnamed) = (vec![(from, to)], Vec::new());
-        while let Some((from, to)) = ahead.pop() {
-            let ends = Ends { from: from.display().to_string(), to: format!("{}:{to}", self.name) };
-            let local = |source| ends.local(Act::Read, &from, source);
-            let mode = from.metadata().map_err(local)?.mode();
-            self.make_dir(&to, mode, &ends).await?;
-            for entry in fs::read_dir(&from).map_err(local)? {
-                let entry = entry.map_err(local)?;
-                let path = entry.path();
-                let kind = entry.file_type().map_err(|source| ends.local(Act::Read, &path, source))?;
-                let Some(name) = entry.file_name().to_str().map(str::to_owned) else {
-                    unnamed.push(format!("the name of {}", path.display()));
-                    continue;
-                };
-                let place = joined(&to, &name);
-                if kind.is_dir() {
-                    ahead.push((path, place));
-                } else if kind.is_symlink() {
-                    match self.upload_link(&path, &place, &ends).await? {
-                        true => progress.total.files += 1,
-                        false => unnamed.push(format!("what the link {} leads to", path.display())),
-                    }
-                } else if kind.is_file() {
-                    self.upload_file(&path, &place, progress, report).await?;
-                } else {
-                    progress.total.skipped.push(path.display().to_string());
-                }
+    ) -> Result<LeftOut> {
+        let (mut ahead, mut left_out) = (Vec::new(), LeftOut::default());
+        // What fails at the top is a failure of the whole copy.
+        let entries = self.upload_dir(from, &to, metadata.mode()).await?;
+        ahead.push((entries, to));
+        while let Some((mut entries, to)) = ahead.pop() {
+            let Some((path, name)) = entries.pop() else { continue };
+            let place = joined(&to, &name.to_string_lossy());
+            ahead.push((entries, to));
+            if name.to_str().is_none() {
+                left_out.add_unnamed(format!("the name of {}", path.display()));
+                continue;
             }
+            let ends = Ends { from: path.display().to_string(), to: format!("{}:{place}", self.name) };
+            let done = match fs::symlink_metadata(&path) {
+                Err(source) => Err(ends.local(Act::Read, &path, source)),
+                Ok(found) if found.is_dir() => {
+                    let entries = self.upload_dir(&path, &place, found.mode()).await;
+                    entries.map(|entries| ahead.push((entries, place)))
+                }
+                Ok(found) if found.is_symlink() => match self.upload_link(&path, &place, &ends).await {
+                    Ok(true) => {
+                        progress.total.files += 1;
+                        Ok(())
+                    }
+                    Ok(false) => {
+                        left_out.add_unnamed(format!("what the link {} leads to", path.display()));
+                        Ok(())
+                    }
+                    Err(error) => Err(error),
+                },
+                Ok(found) if found.is_file() => self.upload_file(&path, &place, progress, report).await,
+                Ok(_) => {
+                    progress.total.skipped.push(path.display().to_string());
+                    Ok(())
+                }
+            };
+            done.or_else(|failure| left_out.add(failure))?;
         }
-        Ok(unnamed)
+        Ok(left_out)
+    }
+
+    /// Makes a directory, and returns what that of this host has in it, last name first.
+    async fn upload_dir(
+        &self,
+        from: &Path,
+        to: &str,
+        mode: u32,
+    ) -> Result<Vec<(PathBuf, std::ffi::OsString)>> {
+        let ends = Ends { from: from.display().to_string(), to: format!("{}:{to}", self.name) };
+        let read = fs::read_dir(from).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+        let entries = read.map_err(|source| ends.local(Act::Read, from, source))?;
+        self.make_dir(to, mode, &ends).await?;
+        let mut entries: Vec<_> =
+            entries.into_iter().map(|entry| (entry.path(), entry.file_name())).collect();
+        entries.sort_by(|(_, one), (_, other)| other.cmp(one));
+        Ok(entries)
     }
 
     /// Makes a directory that its owner can use, unless it is there.
     async fn make_dir(&self, path: &str, mode: u32, ends: &Ends) -> Result<()> {
-        let attrs = FileAttributes { permissions: Some(mode & 0o777 | 0o700), ..FileAttributes::default() };
-        let Err(error) = self.raw.mkdir(path, attrs).await else { return Ok(()) };
+        let mode = mode & 0o7777 | 0o700;
+        let attrs = FileAttributes { permissions: Some(mode), ..FileAttributes::default() };
+        let Err(error) = self.raw.mkdir(path, attrs.clone()).await else {
+            // The guest's mask takes these away, and mkdir(2) those beyond the permissions.
+            if mode & 0o7022 != 0 {
+                let set = self.raw.setstat(path, attrs).await;
+                set.map_err(|error| ends.remote(Act::Make, path, error))?;
+            }
+            return Ok(());
+        };
         match self.look(path, ends).await? {
             Some(found) if kind(&found) == Kind::Dir => Ok(()),
-            _ => Err(self.unmade(Act::Make, path, error, ends).await),
+            Some(_) => Err(ends.file_there("in the guest")),
+            None => Err(self.unmade(Act::Make, path, error, ends).await),
         }
     }
 
@@ -131,7 +248,10 @@ impl Files {
         }
         if let Err(error) = self.rename(&part, to).await {
             let _ = self.raw.remove(&part).await;
-            return Err(ends.remote(Act::Make, to, error));
+            return Err(match self.raw.lstat(to).await {
+                Ok(found) if kind(&found.attrs) == Kind::Dir => ends.special("a directory", "in the guest"),
+                _ => ends.remote(Act::Make, to, error),
+            });
         }
         Ok(true)
     }
@@ -144,29 +264,43 @@ impl Files {
         report: Report<'_>,
     ) -> Result<()> {
         let ends = Ends { from: from.display().to_string(), to: format!("{}:{to}", self.name) };
-        let input = InputFile::open("source", from).map_err(|error| match error {
-            Error::Invalid { expected, .. } => {
-                ends.problem(ErrorKind::InvalidInput, format!("{expected} on this host"))
-            }
-            error => error,
-        })?;
-        let mode = input.file.metadata().map_err(|source| ends.local(Act::Read, from, source))?.mode();
-        let place = match self.look(to, &ends).await? {
+        let local = |source| ends.local(Act::Read, from, source);
+        // What it was is known, and may be something else by now: that is never waited for.
+        let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits().cast_signed();
+        let file = File::options().read(true).custom_flags(flags).open(from).map_err(local)?;
+        let found = file.metadata().map_err(local)?;
+        if !found.is_file() {
+            return Err(ends.special(special(found.file_type()), "on this host"));
+        }
+        let content = Content::File { file, mode: found.mode(), bytes: found.len() };
+        self.upload_to(content, to, &ends, progress, report).await
+    }
+
+    /// Writes a file of the guest, which has its name once it is whole.
+    async fn upload_to(
+        &self,
+        content: Content<'_>,
+        to: &str,
+        ends: &Ends,
+        progress: &mut Progress,
+        report: Report<'_>,
+    ) -> Result<()> {
+        let found = self.look(to, ends).await?;
+        let place = match &found {
             // A link to a file is kept, and what it leads to is replaced.
-            Some(found) if kind(&found) == Kind::File => self.resolved(to, &ends).await?,
-            Some(_) => {
-                return Err(
-                    ends.problem(ErrorKind::InvalidInput, "what is in the guest is not a regular file")
-                );
-            }
+            Some(found) if kind(found) == Kind::File => self.resolved(to, ends).await?,
+            Some(found) => return Err(ends.special(described(found), "in the guest")),
             None => to.to_owned(),
         };
         let (dir, name) = parent_and_name(&place);
         let part = joined(dir, &unfinished(name));
         self.set_unfinished(Some(part.clone()));
         progress.file = ends.from.clone();
-        (progress.file_bytes, progress.file_size) = (0, input.bytes);
-        let copied = self.write_part(&input.file, mode, &part, &ends, progress, report).await;
+        let mode = match &content {
+            Content::File { mode, .. } => Some(*mode),
+            Content::Stream(_) => found.and_then(|found| found.permissions).map(|mode| mode & 0o777),
+        };
+        let copied = self.write_part(content, mode, &part, ends, progress, report).await;
         let placed = match copied {
             Ok(()) => {
                 let renamed = self.rename(&part, &place).await;
@@ -185,16 +319,17 @@ impl Files {
 
     async fn write_part(
         &self,
-        file: &File,
-        mode: u32,
+        content: Content<'_>,
+        mode: Option<u32>,
         part: &str,
         ends: &Ends,
         progress: &mut Progress,
         report: Report<'_>,
     ) -> Result<()> {
         let flags = OpenFlags::WRITE | OpenFlags::CREATE | OpenFlags::EXCLUDE;
-        let private = FileAttributes { permissions: Some(0o600), ..FileAttributes::default() };
-        let handle = match self.raw.open(part, flags, private).await {
+        // Until it is whole it is for its owner; without a mode it has what the guest gives new files.
+        let attrs = FileAttributes { permissions: mode.map(|_| 0o600), ..FileAttributes::default() };
+        let handle = match self.raw.open(part, flags, attrs).await {
             Ok(opened) => opened.handle,
             Err(error) => return Err(self.unmade(Act::Write, part, error, ends).await),
         };
@@ -202,60 +337,31 @@ impl Files {
         if let Ok(begun) = self.raw.fstat(&handle).await {
             self.sweep(parent_and_name(part).0, &begun.attrs).await;
         }
-        let failed = |error| ends.remote(Act::Write, part, error);
-        let local = |source: std::io::Error| ends.local(Act::Read, Path::new(&ends.from), source);
-        let mut flying: VecDeque<JoinHandle<Result<u64, SftpError>>> = VecDeque::new();
-        let mut offset = 0;
-        while let Some((begin, end)) = next_data(file, offset).map_err(local)? {
-            self.tell(progress, begin - offset, report);
-            offset = begin;
-            while offset < end {
-                let bytes = u64::from(CHUNK_BYTES).min(end - offset);
-                let mut chunk = vec![0; usize::try_from(bytes).expect("a chunk is small")];
-                let read = file.read_at(&mut chunk, offset).map_err(local)?;
-                if read == 0 {
-                    // It was cut off meanwhile.
-                    break;
-                }
-                chunk.truncate(read);
-                if flying.len() >= IN_FLIGHT {
-                    self.land(&mut flying, progress, report).await.map_err(failed)?;
-                }
-                let (raw, handle) = (self.raw.clone(), handle.clone());
-                flying.push_back(tokio::spawn(async move {
-                    raw.write(handle, offset, chunk).await.map(|_| read as u64)
-                }));
-                offset += read as u64;
-            }
-            if offset < end {
-                break;
-            }
+        let mut draft = Draft { files: self, handle, part, ends, flying: VecDeque::new(), progress, report };
+        let size = match content {
+            Content::File { file, bytes, .. } => draft.write_file(&file, bytes).await?,
+            Content::Stream(stream) => draft.write_stream(stream).await?,
+        };
+        draft.land_all().await?;
+        let handle = draft.handle;
+        let permissions = mode.map(|mode| mode & 0o7777);
+        let attrs = FileAttributes { size: Some(size), permissions, ..FileAttributes::default() };
+        if let Err(error) = self.raw.fsetstat(&handle, attrs).await {
+            return Err(self.unwritten(part, error, ends).await);
         }
-        while !flying.is_empty() {
-            self.land(&mut flying, progress, report).await.map_err(failed)?;
+        if let Err(error) = self.raw.close(handle).await {
+            return Err(self.unwritten(part, error, ends).await);
         }
-        let size = file.metadata().map_err(local)?.len();
-        self.tell(progress, size.saturating_sub(progress.file_bytes), report);
-        let attrs =
-            FileAttributes { size: Some(size), permissions: Some(mode & 0o777), ..FileAttributes::default() };
-        self.raw.fsetstat(&handle, attrs).await.map_err(failed)?;
-        self.raw.close(handle).await.map_err(failed)?;
         Ok(())
     }
 
-    /// Waits for the oldest of the requests on their way.
-    async fn land(
-        &self,
-        flying: &mut VecDeque<JoinHandle<Result<u64, SftpError>>>,
-        progress: &mut Progress,
-        report: Report<'_>,
-    ) -> Result<(), SftpError> {
-        if let Some(oldest) = flying.pop_front() {
-            let written =
-                oldest.await.map_err(|error| SftpError::UnexpectedBehavior(error.to_string()))??;
-            self.tell(progress, written, report);
+    /// Returns the error for something that could not be written in the guest.
+    async fn unwritten(&self, path: &str, error: SftpError, ends: &Ends) -> crate::Error {
+        let needed = 2 * u64::from(CHUNK_BYTES);
+        match self.full(parent_and_name(path).0, &error, needed, ends).await {
+            Some(full) => full,
+            None => ends.remote(Act::Write, path, error),
         }
-        Ok(())
     }
 
     pub(super) fn tell(&self, progress: &mut Progress, bytes: u64, report: Report<'_>) {
@@ -265,19 +371,207 @@ impl Files {
     }
 }
 
-/// Answers where the next data of a file begins and ends; nothing where only a hole is left.
+/// A file of the guest that is being written.
+struct Draft<'a> {
+    files: &'a Files,
+    handle: String,
+    part: &'a str,
+    ends: &'a Ends,
+    /// The requests on their way, the oldest first.
+    flying: VecDeque<JoinHandle<Result<u64, SftpError>>>,
+    progress: &'a mut Progress,
+    report: Report<'a>,
+}
+
+impl Draft<'_> {
+    /// Writes a file of this host to its end, and returns where that was: the length that it has by then may be another one, and of
+    /// the system's own files it never was true.
+    async fn write_file(&mut self, file: &File, bytes: u64) -> Result<u64> {
+        let path = PathBuf::from(&self.ends.from);
+        (self.progress.file_bytes, self.progress.file_size) = (0, bytes);
+        let mut offset = 0;
+        // What says that it is empty has no holes, and may have content.
+        let mut knows_holes = bytes > 0;
+        loop {
+            let next = if knows_holes { next_stretch(file, offset) } else { Stretch::Unknown };
+            let (begin, end) = match next {
+                Stretch::Data { begin, end } => (begin, end),
+                Stretch::Hole { end } => {
+                    self.tell(end - offset);
+                    return Ok(end);
+                }
+                Stretch::Unknown => {
+                    knows_holes = false;
+                    (offset, u64::MAX)
+                }
+            };
+            self.tell(begin - offset);
+            offset = begin;
+            while offset < end {
+                let most = u64::from(CHUNK_BYTES).min(end - offset);
+                let mut chunk = vec![0; usize::try_from(most).expect("a chunk is small")];
+                let read = file.read_at(&mut chunk, offset);
+                match read.map_err(|source| self.ends.local(Act::Read, &path, source))? {
+                    0 => return Ok(offset),
+                    read => chunk.truncate(read),
+                }
+                offset = self.write(chunk, offset).await?;
+            }
+        }
+    }
+
+    /// Writes what comes until its end, and returns how long that was.
+    async fn write_stream(&mut self, stream: &mut (dyn AsyncRead + Send + Unpin)) -> Result<u64> {
+        let path = PathBuf::from(&self.ends.from);
+        (self.progress.file_bytes, self.progress.file_size) = (0, 0);
+        let mut offset = 0;
+        loop {
+            let mut chunk = Vec::with_capacity(CHUNK_BYTES as usize);
+            let mut piece = (&mut *stream).take(CHUNK_BYTES.into());
+            let read = piece.read_to_end(&mut chunk).await;
+            if read.map_err(|source| self.ends.local(Act::Read, &path, source))? == 0 {
+                return Ok(offset);
+            }
+            offset = self.write(chunk, offset).await?;
+        }
+    }
+
+    /// Sends a piece, and returns where it ends.
+    async fn write(&mut self, chunk: Vec<u8>, offset: u64) -> Result<u64> {
+        if self.flying.len() >= IN_FLIGHT {
+            self.land().await?;
+        }
+        let (raw, handle, bytes) = (self.files.raw.clone(), self.handle.clone(), chunk.len() as u64);
+        self.flying
+            .push_back(tokio::spawn(async move { raw.write(handle, offset, chunk).await.map(|_| bytes) }));
+        Ok(offset + bytes)
+    }
+
+    /// Waits for the oldest of the requests on their way.
+    async fn land(&mut self) -> Result<()> {
+        let Some(oldest) = self.flying.pop_front() else { return Ok(()) };
+        let written = oldest.await.map_err(|error| SftpError::UnexpectedBehavior(error.to_string()));
+        match written.flatten() {
+            Ok(bytes) => {
+                self.tell(bytes);
+                Ok(())
+            }
+            Err(error) => Err(self.files.unwritten(self.part, error, self.ends).await),
+        }
+    }
+
+    async fn land_all(&mut self) -> Result<()> {
+        while !self.flying.is_empty() {
+            self.land().await?;
+        }
+        Ok(())
+    }
+
+    fn tell(&mut self, bytes: u64) {
+        self.files.tell(self.progress, bytes, self.report);
+    }
+}
+
+/// What comes next in a file.
+#[derive(Debug, PartialEq, Eq)]
+enum Stretch {
+    Data {
+        begin: u64,
+        end: u64,
+    },
+    /// Nothing but a hole up to the end of the file.
+    Hole {
+        end: u64,
+    },
+    /// The file system does not tell.
+    Unknown,
+}
+
+/// Returns where the next data of a file begins and ends.
 ///
 /// Source: lseek(2), `SEEK_DATA` and `SEEK_HOLE`; a file system without holes answers one stretch.
-fn next_data(file: &File, offset: u64) -> std::io::Result<Option<(u64, u64)>> {
-    let begin = match rustix::fs::seek(file, SeekFrom::Data(offset)) {
-        Ok(begin) => begin,
-        Err(Errno::NXIO) => return Ok(None),
-        Err(errno) => return Err(errno.into()),
-    };
-    Ok(Some((begin, rustix::fs::seek(file, SeekFrom::Hole(begin))?)))
+fn next_stretch(file: &File, offset: u64) -> Stretch {
+    // The length is that of a file without data beyond the offset only if there is none afterwards either: it may grow.
+    let mut end = None;
+    loop {
+        match (rustix::fs::seek(file, SeekFrom::Data(offset)), end) {
+            (Ok(begin), _) => {
+                return match rustix::fs::seek(file, SeekFrom::Hole(begin)) {
+                    Ok(end) if end > begin => Stretch::Data { begin, end },
+                    _ => Stretch::Unknown,
+                };
+            }
+            (Err(Errno::NXIO), Some(end)) => return Stretch::Hole { end },
+            (Err(Errno::NXIO), None) => match file.metadata() {
+                Ok(found) => end = Some(found.len().max(offset)),
+                Err(_) => return Stretch::Unknown,
+            },
+            (Err(_), _) => return Stretch::Unknown,
+        }
+    }
+}
+
+/// Returns the last part of a path as it was typed; nothing where that is no name in its directory.
+fn typed_name(path: &Path) -> Option<&OsStr> {
+    let bytes = path.as_os_str().as_bytes();
+    let end = bytes.iter().rposition(|&byte| byte != b'/')? + 1;
+    let name = bytes[..end].rsplit(|&byte| byte == b'/').next()?;
+    (!matches!(name, b"." | b"..")).then(|| OsStr::from_bytes(name))
+}
+
+/// Tells whether a pipe has no name in any directory: a shell's `<(…)`, or standard input. One with a name is read by nobody who
+/// does not know who writes to it, or whether anything does.
+pub(super) fn is_unnamed(pipe: &Path) -> bool {
+    pipe.canonicalize().is_err()
+}
+
+/// Opens a pipe that is waited for without blocking a thread.
+fn open_pipe(path: &Path) -> io::Result<Receiver> {
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    Receiver::from_file(File::options().read(true).custom_flags(flags).open(path)?)
+}
+
+/// Returns what this is, for errors.
+pub(super) fn special(kind: FileType) -> &'static str {
+    match () {
+        () if kind.is_dir() => "a directory",
+        () if kind.is_fifo() => "a named pipe",
+        () if kind.is_socket() => "a socket",
+        () => "a device",
+    }
 }
 
 /// Tells whether the server has nothing more.
 pub(super) fn is_end(error: &SftpError) -> bool {
     matches!(error, SftpError::Status(status) if status.status_code == StatusCode::Eof)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_of_what_is_copied_is_the_one_that_was_typed() {
+        let name = |path: &str| typed_name(Path::new(path)).map(|name| name.to_str().unwrap().to_owned());
+        for (path, expected) in
+            [("a", "a"), ("a/b", "b"), ("/a/b//", "b"), ("./...", "..."), ("../.a/", ".a")]
+        {
+            assert_eq!(name(path).as_deref(), Some(expected), "{path}");
+        }
+        for path in [".", "..", "/", "//", "a/.", "a/./", "a/..", "./"] {
+            assert_eq!(name(path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn the_stretches_of_a_file_are_its_data_and_its_last_hole() {
+        let file = tempfile::tempfile().unwrap();
+        assert_eq!(next_stretch(&file, 0), Stretch::Hole { end: 0 });
+        file.set_len(1 << 20).unwrap();
+        assert_eq!(next_stretch(&file, 0), Stretch::Hole { end: 1 << 20 });
+        file.write_all_at(&[7; 4096], 512 << 10).unwrap();
+        let Stretch::Data { begin, end } = next_stretch(&file, 0) else { panic!("there is data") };
+        assert!(begin <= 512 << 10 && end >= (512 << 10) + 4096);
+        assert_eq!(next_stretch(&file, end), Stretch::Hole { end: 1 << 20 });
+    }
 }

@@ -1,0 +1,260 @@
+//! Both ends of a copy as its errors name them, and what the copy of a tree goes on without.
+
+use std::io;
+use std::path::Path;
+
+use russh_sftp::client::error::Error as SftpError;
+use russh_sftp::protocol::StatusCode;
+
+use super::{PATIENCE, parent_and_name};
+use crate::error::{Error, ErrorKind, Result};
+
+/// How many failures of one copy are kept; of the others only their number is.
+const MOST_FAILURES: usize = 100;
+/// How many names the error of a whole copy has.
+const MOST_NAMED: usize = 3;
+
+/// Both ends of a copy, for errors.
+#[derive(Debug, Clone)]
+pub(super) struct Ends {
+    pub(super) from: String,
+    pub(super) to: String,
+}
+
+impl Ends {
+    pub(super) fn problem(&self, kind: ErrorKind, problem: impl Into<String>) -> Error {
+        Error::Copy {
+            from: self.from.clone(),
+            to: self.to.clone(),
+            problem: problem.into(),
+            kind,
+            source: None,
+        }
+    }
+
+    /// Makes the error for something that this host refused.
+    pub(super) fn local(&self, act: Act, path: &Path, source: io::Error) -> Error {
+        let parent = || path.parent().unwrap_or(path).display().to_string();
+        match (source.kind(), act) {
+            (io::ErrorKind::NotFound, Act::Make | Act::Write) if path.parent().is_some_and(Path::is_dir) => {
+                self.nothing_made(&parent(), "on this host")
+            }
+            (io::ErrorKind::NotFound | io::ErrorKind::NotADirectory, _) => {
+                self.missing(act, &parent(), "on this host")
+            }
+            (io::ErrorKind::PermissionDenied, _) => {
+                self.problem(ErrorKind::InvalidInput, "permission denied on this host")
+            }
+            (kind, _) => Error::Copy {
+                from: self.from.clone(),
+                to: self.to.clone(),
+                problem: format!("cannot {} {} on this host", act.verb(), path.display()),
+                kind: Error::io(act.verb(), path)(kind.into()).kind(),
+                source: Some(Box::new(source)),
+            },
+        }
+    }
+
+    /// Makes the error for something that the guest refused.
+    pub(super) fn remote(&self, act: Act, path: &str, error: SftpError) -> Error {
+        match error {
+            SftpError::Status(status) => match status.status_code {
+                StatusCode::NoSuchFile => self.missing(act, parent_and_name(path).0, "in the guest"),
+                StatusCode::PermissionDenied => {
+                    self.problem(ErrorKind::InvalidInput, "permission denied in the guest")
+                }
+                _ => {
+                    let (verb, said) = (act.verb(), status.error_message);
+                    let problem = format!("the guest's SFTP server can't {verb} {path}, and says {said:?}");
+                    self.problem(ErrorKind::Guest, problem)
+                }
+            },
+            SftpError::Timeout => {
+                let problem = format!("the guest has not answered for {} s", PATIENCE.as_secs());
+                self.problem(ErrorKind::TimedOut, problem)
+            }
+            error => Error::Copy {
+                from: self.from.clone(),
+                to: self.to.clone(),
+                problem: "the connection to the guest broke".to_owned(),
+                kind: ErrorKind::Guest,
+                source: Some(Box::new(error)),
+            },
+        }
+    }
+
+    /// Returns the error for what is not there: what is copied, or the directory that it would go to.
+    fn missing(&self, act: Act, parent: &str, end: &str) -> Error {
+        let problem = match act {
+            Act::Find | Act::Read => format!("there is no such file {end}"),
+            Act::Make | Act::Write => format!("there is no directory {parent} {end}"),
+        };
+        self.problem(ErrorKind::NotFound, problem)
+    }
+
+    /// Returns the error for a directory that is there, and takes nothing.
+    pub(super) fn nothing_made(&self, dir: &str, end: &str) -> Error {
+        self.problem(ErrorKind::InvalidInput, format!("nothing can be made in the directory {dir} {end}"))
+    }
+
+    /// Returns the error for a file system of the guest's without space.
+    pub(super) fn full(&self, dir: &str, lacks: &str) -> Error {
+        Error::Copy {
+            from: self.from.clone(),
+            to: self.to.clone(),
+            problem: format!("the file system of {dir} in the guest is full"),
+            kind: ErrorKind::Guest,
+            source: Some(Box::new(io::Error::new(io::ErrorKind::StorageFull, lacks.to_owned()))),
+        }
+    }
+
+    /// Returns the error for what is no regular file; `found` says what it is.
+    pub(super) fn special(&self, found: &str, end: &str) -> Error {
+        let problem = format!("what is {end} is not a regular file but {found}");
+        self.problem(ErrorKind::InvalidInput, problem)
+    }
+
+    /// Returns the error for a directory that nobody asked to have copied.
+    pub(super) fn flat(&self) -> Error {
+        self.problem(ErrorKind::InvalidInput, "this is a directory, which is copied only recursively")
+    }
+
+    /// Returns the error for a directory that would take the place of a file.
+    pub(super) fn file_there(&self, end: &str) -> Error {
+        self.problem(ErrorKind::InvalidInput, format!("a file of that name is {end} already"))
+    }
+
+    /// Returns the error for a symbolic link that leads to nothing, where a copy was to go.
+    pub(super) fn dangling(&self, end: &str) -> Error {
+        let problem = format!(
+            "what is there {end} is a symbolic link that leads to nothing (expected a file or no file)"
+        );
+        self.problem(ErrorKind::InvalidInput, problem)
+    }
+
+    /// Returns the error for a place that is named as a directory and is none; `there` tells whether anything is there.
+    pub(super) fn no_dir(&self, there: bool, end: &str) -> Error {
+        match there {
+            true => self.problem(ErrorKind::InvalidInput, format!("what is there {end} is not a directory")),
+            false => self.problem(ErrorKind::NotFound, format!("there is no such directory {end}")),
+        }
+    }
+
+    /// Returns the error for what comes without a name and goes to a directory.
+    pub(super) fn nameless(&self, end: &str) -> Error {
+        let problem = format!(
+            "a pipe has no name that its copy could have, and what is there {end} is a directory (expected {}/NAME)",
+            self.to.trim_end_matches('/')
+        );
+        self.problem(ErrorKind::InvalidInput, problem)
+    }
+}
+
+/// What was being done when it was refused.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Act {
+    Find,
+    Read,
+    Make,
+    Write,
+}
+
+impl Act {
+    fn verb(self) -> &'static str {
+        match self {
+            Act::Find => "find",
+            Act::Read => "read",
+            Act::Make => "make",
+            Act::Write => "write",
+        }
+    }
+}
+
+/// What the copy of a tree goes on without.
+#[derive(Debug, Default)]
+pub(super) struct LeftOut {
+    /// What can't be named to the other end.
+    unnamed: Vec<String>,
+    failures: Vec<Error>,
+    failed: usize,
+}
+
+impl LeftOut {
+    /// Adds something that can't be named to the other end.
+    pub(super) fn add_unnamed(&mut self, what: String) {
+        self.unnamed.push(what);
+    }
+
+    /// Adds the failure of one file or directory.
+    ///
+    /// # Errors
+    /// The failure itself where nothing else could be copied either.
+    pub(super) fn add(&mut self, failure: Error) -> Result<()> {
+        if ends_all(&failure) {
+            return Err(failure);
+        }
+        self.failed += 1;
+        if self.failures.len() < MOST_FAILURES {
+            self.failures.push(failure);
+        }
+        Ok(())
+    }
+
+    /// Returns the error for a copy that left something out which it should have copied; `skipped` is what can't be copied at all.
+    pub(super) fn check(self, ends: &Ends, skipped: &[String]) -> Result<()> {
+        if self.unnamed.is_empty() && self.failures.is_empty() {
+            return Ok(());
+        }
+        let mut parts = Vec::new();
+        if !self.failures.is_empty() {
+            let names = self.failures.iter().filter_map(|failure| match failure {
+                Error::Copy { from, .. } => Some(from.as_str()),
+                _ => None,
+            });
+            parts.push(format!(
+                "{} could not be copied",
+                listed(names.take(MOST_NAMED).collect(), self.failed)
+            ));
+        }
+        if let Some(first) = self.unnamed.first() {
+            parts.push(format!(
+                "{} is not UTF-8, which a name needs to be copied over SFTP",
+                listed(vec![first], self.unnamed.len())
+            ));
+        }
+        if let Some(first) = skipped.first() {
+            let first = listed(vec![first], skipped.len());
+            parts.push(format!("{first} was left out, being neither file, directory nor link"));
+        }
+        parts.push("all else was copied".to_owned());
+        Err(Error::CopyPart {
+            from: ends.from.clone(),
+            to: ends.to.clone(),
+            problem: parts.join("; "),
+            kind: if self.failures.is_empty() { ErrorKind::InvalidInput } else { ErrorKind::Io },
+            more: self.failed - self.failures.len(),
+            failures: self.failures,
+            skipped: skipped.to_vec(),
+        })
+    }
+}
+
+/// Returns the names, and how many more there are.
+fn listed(names: Vec<&str>, all: usize) -> String {
+    match all - names.len() {
+        0 => names.join(", "),
+        more => format!("{} (and {more} more)", names.join(", ")),
+    }
+}
+
+/// Tells whether a failure is one of the whole copy: a connection that is gone, an end that is full.
+fn ends_all(failure: &Error) -> bool {
+    let Error::Copy { kind, source, .. } = failure else { return true };
+    let is_full =
+        |error: &io::Error| matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+    match source {
+        _ if *kind == ErrorKind::TimedOut => true,
+        Some(source) => source.is::<SftpError>() || source.downcast_ref().is_some_and(is_full),
+        None => false,
+    }
+}
