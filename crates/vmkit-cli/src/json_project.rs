@@ -133,6 +133,7 @@ struct Planned<'a> {
 struct Step<'a> {
     name: &'a str,
     why: &'a Why,
+    left_out: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -177,7 +178,10 @@ impl<'a> Left<'a> {
 }
 
 fn steps(steps: &[PlannedStep]) -> Vec<Step<'_>> {
-    steps.iter().map(|step| Step { name: &step.name, why: &step.why }).collect()
+    let left_out = |step: &PlannedStep| -> Vec<_> {
+        step.left_out.iter().map(|path| path.to_string_lossy().into_owned()).collect()
+    };
+    steps.iter().map(|step| Step { name: &step.name, why: &step.why, left_out: left_out(step) }).collect()
 }
 
 /// How a machine is: `status`.

@@ -1,6 +1,10 @@
 //! The commands for a file of machines, as far as they need no QEMU that runs: what would be done,
 //! and what is refused.
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test may panic, and says aloud what it skips"
+)]
 
 mod support;
 
@@ -172,6 +176,46 @@ fn files_that_are_not_there_are_told_before_anything_is_made() {
         assert!(answer.stderr.contains(place), "{place}: {answer:?}");
     }
     assert!(host.snapshot().keys().all(|path| !path.starts_with(host.home().join("vms"))));
+}
+
+/// A folder with a file that not even root may read.
+const UNREADABLE: &str = "/proc/sys/net/ipv4/route";
+
+#[test]
+fn what_a_copy_leaves_out_or_can_not_read_is_told_by_the_plan() {
+    let host = Host::with_refusing_qemu();
+    let machine = "version = 1\n[machine.db]\nkernel = 'vmlinuz'\ncloud_init = {}\naccel = 'tcg'\n";
+    fs::create_dir_all(host.file("site/.git")).unwrap();
+    let socket = host.file("site/.git/fsmonitor--daemon.ipc");
+    drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+    write(&host, &format!("{machine}files = [{{ from = 'site', to = '/srv' }}]\n"));
+    let planned = host.vmkit(["plan"]);
+    assert_eq!(planned.code, Some(0), "{planned:?}");
+    assert!(planned.stderr.starts_with("warning: db: `copy to /srv` leaves "), "{planned:?}");
+    assert!(planned.stderr.contains("fsmonitor--daemon.ipc out: it is neither file"), "{planned:?}");
+    let plan = json(&host.vmkit(["plan", "--json"]).stdout);
+    let left_out = &plan["machines"][0]["steps"][0]["left_out"];
+    assert!(left_out[0].as_str().unwrap().ends_with("fsmonitor--daemon.ipc"), "{plan}");
+
+    write(
+        &host,
+        &format!("{machine}files = [{{ from = 'site/.git/fsmonitor--daemon.ipc', to = '/srv' }}]\n"),
+    );
+    let refused = host.vmkit(["plan"]);
+    assert_eq!(refused.code, Some(2), "{refused:?}");
+    assert!(refused.stderr.contains("neither a file nor a folder nor a link"), "{refused:?}");
+
+    if fs::read_dir(UNREADABLE).is_err() || fs::File::open(format!("{UNREADABLE}/flush")).is_ok() {
+        println!("SKIP: {UNREADABLE} has no file that may not be read");
+        return;
+    }
+    write(&host, &format!("{machine}files = [{{ from = '{UNREADABLE}', to = '/srv' }}]\n"));
+    for command in ["plan", "up"] {
+        let refused = host.vmkit([command]);
+        assert_eq!(refused.code, Some(2), "{refused:?}");
+        assert!(refused.stderr.contains("route/flush") && refused.stderr.contains("denied"), "{refused:?}");
+        assert!(!host.home().join("vms").exists(), "{command} made something");
+    }
 }
 
 #[test]

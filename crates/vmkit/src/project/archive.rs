@@ -1,11 +1,12 @@
 //! A file or a folder of the host as an archive (tar), made while it is sent.
 
 use std::fs::{self, File};
-use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::io::{self, Read};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 
+use rustix::fs::OFlags;
 use rustix::pipe::{PipeFlags, pipe_with};
 use tar::{Builder, EntryType, Header};
 use tokio::net::unix::pipe::Receiver;
@@ -16,6 +17,11 @@ use crate::vmfile::Copy;
 const TOP: &str = "it";
 /// The name of the last entry: an archive without it was interrupted, even if it looks whole.
 const LAST: &str = "end";
+/// How much of a file is read before its length is written: a smaller one is as long as what was read, whatever happens to it
+/// meanwhile and whatever the file system says of its length.
+const WHOLE_BYTES: u64 = 8 << 20;
+/// The longest file of those whose length the file system does not tell, such as some in `/proc`.
+const MOST_UNTOLD_BYTES: u64 = 256 << 20;
 
 /// An archive that is being made.
 #[derive(Debug)]
@@ -59,6 +65,9 @@ pub(super) fn write(to: File, copy: &Copy) -> Result<(), (PathBuf, io::Error)> {
     let failed = |error| (copy.from.clone(), error);
     // What a link at the top leads to is what gets copied.
     let kind = fs::metadata(&copy.from).map_err(failed)?;
+    if is_special(&kind) {
+        return Err(failed(io::Error::other("this is neither a file nor a folder nor a link")));
+    }
     add(&mut archive, &copy.from, Path::new(TOP), &kind, copy.mode)?;
     let mut header = Header::new_gnu();
     header.set_mode(0o600);
@@ -92,26 +101,95 @@ fn add(
         header.set_mode(mode.map_or(own, |mode| mode | (mode & 0o444) >> 2 | 0o700));
         header.set_size(0);
         archive.append_data(&mut header, name, io::empty()).map_err(failed)?;
-        let entries = fs::read_dir(from).and_then(Iterator::collect::<io::Result<Vec<_>>>);
-        let mut entries = entries.map_err(failed)?;
-        entries.sort_by_key(fs::DirEntry::file_name);
-        for entry in entries {
-            let kind = entry.metadata().map_err(|error| (entry.path(), error))?;
-            add(archive, &entry.path(), &name.join(entry.file_name()), &kind, mode)?;
+        for (path, kind) in entries(from)? {
+            let below = name.join(path.file_name().expect("an entry has a name"));
+            add(archive, &path, &below, &kind, mode)?;
         }
         return Ok(());
     }
-    if !kind.is_file() {
-        return Err(failed(io::Error::other("this is neither a file nor a folder nor a link")));
+    if is_special(kind) {
+        // Told beforehand, by `check`.
+        return Ok(());
     }
     if let Some(mode) = mode {
         header.set_mode(mode);
     }
-    let file = File::open(from).map_err(failed)?;
-    // The length was written already: what grows meanwhile is cut, and what shrinks is a failure.
-    let length = header.size().map_err(failed)?;
-    let mut content = Exact { file, left: length };
+    let (bytes, mut content) = content(open_regular(from).map_err(failed)?).map_err(failed)?;
+    header.set_size(bytes);
     archive.append_data(&mut header, name, &mut content).map_err(failed)
+}
+
+/// Returns what a folder has, in the order of the names. What is gone by the time it is looked at is not there.
+pub(super) fn entries(folder: &Path) -> Result<Vec<(PathBuf, fs::Metadata)>, (PathBuf, io::Error)> {
+    let read = fs::read_dir(folder).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+    let mut entries = read.map_err(|error| (folder.to_owned(), error))?;
+    entries.sort_by_key(fs::DirEntry::file_name);
+    let mut found = Vec::with_capacity(entries.len());
+    for entry in entries {
+        match entry.metadata() {
+            Ok(kind) => found.push((entry.path(), kind)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err((entry.path(), error)),
+        }
+    }
+    Ok(found)
+}
+
+/// Tells whether this can't be copied: a socket, a named pipe, a device.
+pub(super) fn is_special(kind: &fs::Metadata) -> bool {
+    !kind.is_file() && !kind.is_dir() && !kind.is_symlink()
+}
+
+/// Checks that a file or a folder can be read, with all that is in it, and returns what is left out of the copy.
+///
+/// # Errors
+/// What can't be read, with its path.
+pub(super) fn check(from: &Path) -> Result<Vec<PathBuf>, (PathBuf, io::Error)> {
+    let kind = fs::metadata(from).map_err(|error| (from.to_owned(), error))?;
+    if is_special(&kind) {
+        return Err((from.to_owned(), io::Error::other("this is neither a file nor a folder nor a link")));
+    }
+    let (mut ahead, mut left_out) = (vec![(from.to_owned(), kind)], Vec::new());
+    while let Some((path, kind)) = ahead.pop() {
+        if kind.is_dir() {
+            ahead.extend(entries(&path)?.into_iter().rev());
+        } else if is_special(&kind) {
+            left_out.push(path);
+        } else if kind.is_file() {
+            match open_regular(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound && path != from => {}
+                opened => drop(opened.map_err(|error| (path, error))?),
+            }
+        }
+    }
+    Ok(left_out)
+}
+
+/// Opens a regular file, and never waits for one.
+pub(super) fn open_regular(path: &Path) -> io::Result<File> {
+    let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits().cast_signed();
+    let file = File::options().read(true).custom_flags(flags).open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::other("this is not a regular file")),
+    }
+}
+
+/// Returns the length that a file's entry has, and what that many bytes come from.
+fn content(mut file: File) -> io::Result<(u64, impl Read)> {
+    let mut begin = Vec::new();
+    (&mut file).take(WHOLE_BYTES).read_to_end(&mut begin)?;
+    let mut bytes = begin.len() as u64;
+    if bytes == WHOLE_BYTES {
+        bytes = file.metadata()?.len();
+        if bytes < WHOLE_BYTES {
+            (&mut file).take(MOST_UNTOLD_BYTES).read_to_end(&mut begin)?;
+            bytes = begin.len() as u64;
+        }
+    }
+    // What grows meanwhile is cut, and what shrinks is a failure: the length was written already.
+    let left = bytes - begin.len() as u64;
+    Ok((bytes, io::Cursor::new(begin).chain(Exact { file, left })))
 }
 
 /// As many bytes of a file as it had when its length was looked at.
@@ -127,7 +205,9 @@ impl io::Read for Exact {
         }
         let most = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
         match self.file.read(&mut buffer[..most])? {
-            0 if most > 0 => Err(io::Error::other("the file became shorter while it was copied")),
+            0 if most > 0 => Err(io::Error::other(
+                "the file became shorter while it was copied (expected one that is not written to)",
+            )),
             read => {
                 self.left -= read as u64;
                 Ok(read)

@@ -3,6 +3,7 @@
 //! Pure: data.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -62,6 +63,13 @@ pub enum Happening {
         name: String,
         /// Why it is run.
         why: Why,
+    },
+    /// A copy of a folder leaves this out: a socket, a named pipe or a device.
+    LeftOut {
+        /// The copy.
+        step: String,
+        /// What is left out.
+        path: PathBuf,
     },
     /// A step printed a line.
     Output {

@@ -7,7 +7,7 @@ use super::look::{Found, found, machine_of};
 use super::lost::{Lost, lost};
 use super::paths::{all_of, errors, missing, needed};
 use super::provision::elsewhere;
-use super::task::{Digests, tasks, to_do};
+use super::task::{Digests, ToDo, tasks, to_do};
 use super::{Guests, Options, ProjectManager, Why, chosen, with_dependencies};
 
 use crate::error::Result;
@@ -79,6 +79,8 @@ pub struct PlannedStep {
     pub name: String,
     /// Why it would be run.
     pub why: Why,
+    /// What the copy of a folder would leave out: sockets, named pipes and devices.
+    pub left_out: Vec<PathBuf>,
 }
 
 /// The VM of a machine that the file no longer has.
@@ -103,6 +105,12 @@ impl PlannedAction {
             PlannedAction::Resume => "resume",
             PlannedAction::Keep => "keep",
         }
+    }
+}
+
+impl PlannedStep {
+    pub(super) fn of(step: ToDo) -> Self {
+        Self { name: step.task.name, why: step.why, left_out: step.left_out }
     }
 }
 
@@ -240,7 +248,7 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
         all_of(project, wrong.into_iter().chain(errors(project, machine, missing, host)))?;
         let steps = to_do(tasks(machine), &provisioned, false, digests)
             .map_err(|unreadable| project.blamed(machine, unreadable.into_error()))?;
-        Ok(steps.into_iter().map(|step| PlannedStep { name: step.task.name, why: step.why }).collect())
+        Ok(steps.into_iter().map(PlannedStep::of).collect())
     }
 }
 

@@ -145,9 +145,12 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
             // left something, too.
             inside.end_tasks().await?;
         }
-        for ToDo { task, why, digest } in to_do {
+        for ToDo { task, why, digest, left_out } in to_do {
             let name = task.name.clone();
             self.tell(Happening::Step { name: name.clone(), why });
+            for path in left_out {
+                self.tell(Happening::LeftOut { step: name.clone(), path });
+            }
             let digest = self.digest(&task, digest).await?;
             let script = task.script(&token()).map_err(Unreadable::into_error)?;
             let record = |end: StepEnd, provisioned: &mut Provisioned| {

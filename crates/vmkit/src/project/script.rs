@@ -579,19 +579,85 @@ mod tests {
     }
 
     #[test]
-    fn an_archive_with_a_file_that_can_not_be_read_has_no_last_entry() {
+    fn an_archive_with_a_file_that_became_shorter_has_no_last_entry() {
         let temp = tempfile::tempdir().unwrap();
-        fs::create_dir(temp.path().join("from")).unwrap();
-        fs::write(temp.path().join("from/a"), "new").unwrap();
-        let socket = temp.path().join("from/socket");
-        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
-        let copy = copy_of(&temp.path().join("from"), &temp.path().join("to"), None);
-        let file = temp.path().join("archive");
-        let (path, _) = archive::write(File::create(&file).unwrap(), &copy).unwrap_err();
-        assert_eq!(path, socket);
-        let input = fs::read(&file).unwrap();
+        let from = temp.path().join("from");
+        File::create(&from).unwrap().set_len(32 << 20).unwrap();
+        let copy = copy_of(&from, &temp.path().join("to"), None);
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let written = std::thread::spawn({
+            let copy = copy.clone();
+            move || archive::write(File::from(std::os::fd::OwnedFd::from(writer)), &copy)
+        });
+        // Its length was written, and little else fits into a pipe.
+        let mut input = vec![0; 4096];
+        reader.read_exact(&mut input).unwrap();
+        File::options().write(true).open(&from).unwrap().set_len(1 << 20).unwrap();
+        reader.read_to_end(&mut input).unwrap();
+        let (path, error) = written.join().unwrap().unwrap_err();
+        assert!(path == from && error.to_string().contains("became shorter"), "{error}");
         let output = run(&Script { input, ..of_copy(&copy, &token()) });
         assert!(!output.status.success() && !temp.path().join("to").exists(), "{output:?}");
+    }
+
+    #[test]
+    fn what_can_not_be_copied_is_left_out_of_a_folder_and_refused_alone() {
+        let temp = tempfile::tempdir().unwrap();
+        let at = |name: &str| temp.path().join(name);
+        fs::create_dir_all(at("site/.git")).unwrap();
+        fs::write(at("site/index"), "x").unwrap();
+        let socket = at("site/.git/fsmonitor--daemon.ipc");
+        drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+        assert!(Command::new("mkfifo").arg(at("site/pipe")).status().unwrap().success());
+        assert_eq!(archive::check(&at("site")).unwrap(), [socket.clone(), at("site/pipe")]);
+        let output = copied(&at("site"), &at("to"));
+        assert!(output.status.success(), "{output:?}");
+        assert!(at("to/index").exists() && at("to/.git").is_dir() && !at("to/pipe").exists());
+        assert_eq!(fs::read_dir(at("to/.git")).unwrap().count(), 0);
+        let (path, _) = archive::check(&socket).unwrap_err();
+        assert_eq!(path, socket);
+        let copy = copy_of(&socket, &at("socket"), None);
+        let file = tempfile::tempfile().unwrap();
+        assert!(archive::write(file, &copy).is_err());
+    }
+
+    #[test]
+    fn an_archive_has_what_was_read_of_a_file_whatever_its_length_is_said_to_be() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        let temp = tempfile::tempdir().unwrap();
+        let at = |name: &str| temp.path().join(name);
+        for name in ["/proc/version", "/sys/kernel/mm/transparent_hugepage/enabled"] {
+            let Ok(content) = fs::read(name) else { continue };
+            let output = copied(Path::new(name), &at("copy"));
+            assert!(output.status.success(), "{name}: {output:?}");
+            assert!(fs::read(at("copy")).unwrap() == content, "{name}");
+        }
+        fs::create_dir(at("logs")).unwrap();
+        for name in ["logs/small", "logs/large"] {
+            let bytes = if name == "logs/small" { 1 << 20 } else { 9 << 20 };
+            fs::write(at(name), vec![b'x'; bytes]).unwrap();
+        }
+        let ends = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let write = || {
+                let open = |name: &str| File::options().append(true).open(at(name)).unwrap();
+                let mut files = [open("logs/small"), open("logs/large")];
+                while !ends.load(Ordering::Relaxed) {
+                    files.iter_mut().for_each(|file| file.write_all(&[b'x'; 5000]).unwrap());
+                    std::thread::yield_now();
+                }
+            };
+            scope.spawn(write);
+            let archive = archive_of(&copy_of(&at("logs"), &at("to"), None));
+            ends.store(true, Ordering::Relaxed);
+            let copy = copy_of(&at("logs"), &at("to"), None);
+            let output = run(&Script { input: archive, ..of_copy(&copy, &token()) });
+            assert!(output.status.success(), "{output:?}");
+        });
+        for name in ["to/small", "to/large"] {
+            let copy = fs::read(at(name)).unwrap();
+            assert!(copy.len() >= 1 << 20 && copy.iter().all(|&byte| byte == b'x'), "{name}");
+        }
     }
 
     #[test]

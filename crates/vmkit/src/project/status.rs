@@ -224,6 +224,6 @@ fn provisioning(tasks: Vec<Task>, kept: &Kept, digests: &Digests) -> Result<Prov
         }
     }
     let to_do = to_do(tasks, &provisioned, false, digests).map_err(Unreadable::into_error)?;
-    found.to_do = to_do.into_iter().map(|step| PlannedStep { name: step.task.name, why: step.why }).collect();
+    found.to_do = to_do.into_iter().map(PlannedStep::of).collect();
     Ok(found)
 }

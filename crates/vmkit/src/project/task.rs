@@ -5,7 +5,7 @@
 //! changed. Reading the host's files is its only effect.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
+use super::archive::{self, entries, is_special, open_regular};
 use super::provisioned::{Provisioned, Why};
 use super::script::{self, Token};
 use crate::error::Error;
@@ -51,6 +52,8 @@ pub(super) struct ToDo {
     pub(super) why: Why,
     /// What the task consists of now, where that had to be looked at to know whether it is due.
     pub(super) digest: Option<String>,
+    /// What a copy leaves out: neither file nor folder nor link.
+    pub(super) left_out: Vec<PathBuf>,
 }
 
 /// A file or a folder of the host that a task needs can't be read.
@@ -124,10 +127,8 @@ pub(super) fn to_do(
             false => provisioned.why(&task.key, task.run, &mut look)?,
         };
         let Some(why) = why else { continue };
-        if looked.is_none() {
-            task.check()?;
-        }
-        found.push(ToDo { task, why, digest: looked });
+        let left_out = task.check()?;
+        found.push(ToDo { task, why, digest: looked, left_out });
     }
     Ok(found)
 }
@@ -167,7 +168,9 @@ impl Task {
         match &self.what {
             What::Copy(copy) => Ok(script::of_copy(copy, token)),
             What::Run { step, from: Some(path) } => {
-                let text = fs::read(path).map_err(|error| self.unreadable("script", path, error))?;
+                let mut text = Vec::new();
+                let read = open_regular(path).and_then(|mut file| file.read_to_end(&mut text));
+                read.map_err(|error| self.unreadable("script", path, error))?;
                 Ok(script::of_step(step, &text, token))
             }
             What::Run { step, from: None } => {
@@ -179,16 +182,18 @@ impl Task {
         }
     }
 
-    /// Reports a file of the host that is missing or unreadable.
-    fn check(&self) -> std::result::Result<(), Unreadable> {
+    /// Checks beforehand that the files of the host are there and can be read, and returns what a
+    /// copy leaves out.
+    fn check(&self) -> std::result::Result<Vec<PathBuf>, Unreadable> {
         match &self.what {
             What::Copy(copy) => {
-                fs::metadata(&copy.from).map(drop).map_err(|error| self.unreadable("from", &copy.from, error))
+                archive::check(&copy.from).map_err(|(path, error)| self.unreadable("from", &path, error))
             }
-            What::Run { from: Some(path), .. } => {
-                File::open(path).map(drop).map_err(|error| self.unreadable("script", path, error))
-            }
-            What::Run { from: None, .. } => Ok(()),
+            What::Run { from: Some(path), .. } => match open_regular(path) {
+                Ok(_) => Ok(Vec::new()),
+                Err(error) => Err(self.unreadable("script", path, error)),
+            },
+            What::Run { from: None, .. } => Ok(Vec::new()),
         }
     }
 
@@ -247,7 +252,7 @@ impl Parts {
     }
 
     fn add_file(&mut self, path: &Path) -> io::Result<()> {
-        let mut file = File::open(path)?;
+        let mut file = open_regular(path)?;
         let mut content = Sha256::new();
         let mut buffer = vec![0; 64 << 10];
         loop {
@@ -281,14 +286,13 @@ impl Parts {
         } else if kind.is_file() {
             self.add_file(path).map_err(failed)?;
         } else if kind.is_dir() {
-            let entries = fs::read_dir(path).and_then(Iterator::collect::<io::Result<Vec<_>>>);
-            let mut entries = entries.map_err(failed)?;
-            entries.sort_by_key(fs::DirEntry::file_name);
+            let mut entries = entries(path)?;
+            // What is left out of the copy changes nothing about it.
+            entries.retain(|(_, kind)| !is_special(kind));
             self.add(&(entries.len() as u64).to_le_bytes());
-            for entry in entries {
-                self.add(entry.file_name().as_bytes());
-                let kind = entry.metadata().map_err(|error| (entry.path(), error))?;
-                self.add_entry(&entry.path(), kind)?;
+            for (path, kind) in entries {
+                self.add(path.file_name().unwrap_or_default().as_bytes());
+                self.add_entry(&path, kind)?;
             }
         }
         Ok(())

@@ -4,7 +4,7 @@ use clap::Args;
 use vmkit::project::{PlannedAction, PlannedMachine, ProjectPlan};
 use vmkit::spec::Applies;
 
-use super::telling::warn_of_lost;
+use super::telling::{warn_of_left_out, warn_of_lost};
 use super::{Which, engine};
 use crate::context::Context;
 use crate::failure::{Failure, Whose};
@@ -32,6 +32,11 @@ impl Plan {
             false => output::text(output::printable(text(&plan))),
         };
         warn_of_lost(&plan.lost);
+        for machine in &plan.machines {
+            for step in &machine.steps {
+                step.left_out.iter().for_each(|path| warn_of_left_out(&machine.machine, &step.name, path));
+            }
+        }
         let failed = plan.machines.into_iter().filter_map(|machine| {
             let of = Box::new(Whose { called: machine.machine, vm: machine.vm, has_log: true });
             machine.action.err().map(|error| Failure::Library { of: Some(of), error })

@@ -4,6 +4,7 @@
 //! wants to know how far it came, too.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use vmkit::Error;
@@ -59,6 +60,7 @@ pub(super) fn printer(project: &Project) -> Listener {
             Happening::Output { line, .. } => {
                 return output::line(format_args!("{machine:width$} | {line}"));
             }
+            Happening::LeftOut { step, path } => return warn_of_left_out(&machine, &step, &path),
             Happening::Step { name, why } => {
                 return output::line(format_args!("{machine:width$} > {name} ({why})"));
             }
@@ -100,6 +102,14 @@ pub(super) fn warn_of_lost(lost: &[Lost]) {
             vms.join(" ")
         ));
     }
+}
+
+/// Warns of something that a copy leaves out.
+pub(super) fn warn_of_left_out(machine: &str, step: &str, path: &Path) {
+    output::warning(format_args!(
+        "{machine}: `{step}` leaves {} out: it is neither file, folder nor link",
+        path.display()
+    ));
 }
 
 /// Answers how many tenths of an image are there. A line is printed for each: machines that fetch side by side leave no room for
