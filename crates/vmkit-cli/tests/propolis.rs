@@ -269,3 +269,43 @@ fn a_vm_in_propolis_is_shown_as_what_it_is() {
     assert_eq!(answer.code, Some(4), "{answer:?}");
     assert!(!answer.stderr.contains("support"), "{answer:?}");
 }
+
+#[test]
+fn a_vm_whose_devices_pause_is_listed_shown_and_stopped() {
+    let slow = Behaviour { pause_millis: 14_000, ..Behaviour::default() };
+    let served = Served::by(Setup::default().behaviour(slow));
+    assert_eq!(served.create("web", &["--start"]).code, Some(0));
+    assert!(served.server.power_off());
+    while !served.server.is_pausing() {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let list = served.host.must(["ls"]);
+    assert!(list.contains("running") && !list.contains("unknown"), "{list}");
+    assert!(served.host.must(["info", "web"]).contains("running"));
+    served.host.must(["stop", "web"]);
+    assert!(served.host.must(["ls"]).contains("stopped"));
+    served.host.must(["rm", "web"]);
+    assert!(served.server.kernel_vms().is_empty());
+}
+
+#[test]
+fn a_removal_that_was_interrupted_is_said_once() {
+    let served = Served::new();
+    assert_eq!(served.create("web", &["--start"]).code, Some(0));
+    let proxy = FaultProxy::new(served.server.address()).unwrap();
+    let address = format!("address={}", proxy.address());
+    let create = ["create", "two", "--backend", "propolis", "--image", "base.img", "--network", "none"];
+    served.host.must(["stop", "web", "--timeout", "0"]);
+    served.host.must([&create[..], &["--backend-option", &address, "--start"]].concat());
+    proxy.set(Some(NetworkFault::DropAfter(0))).unwrap();
+    assert_eq!(served.host.vmkit(["rm", "--force", "two"]).code, Some(1));
+    proxy.set(None).unwrap();
+    assert!(served.server.power_off());
+    while !served.server.kernel_vms().is_empty() {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let list = served.host.must(["ls"]);
+    let line = list.lines().find(|line| line.contains("two")).unwrap();
+    assert!(line.matches("was interrupted").count() <= 1, "{line}");
+    served.host.must(["rm", "--force", "two"]);
+}

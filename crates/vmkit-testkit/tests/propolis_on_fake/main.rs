@@ -10,6 +10,7 @@ mod reshapes;
 mod world;
 mod wrong;
 
+use std::path::Path;
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -103,6 +104,13 @@ async fn a_guest_that_powers_itself_off_has_stopped_and_starts_again_on_the_same
     let vm = propolis.prepare(&world.spec(VmName::new("web").unwrap())).await.unwrap();
     let running = propolis.start(&vm).await.unwrap();
     world::type_at_console(&propolis, &running, "poweroff\r").await;
+    world::wait_for_state(&propolis, &running, &VmState::Stopped).await;
+    // Whoever looks once its server has let go of the VM ends that too.
+    let server = running.run.as_ref().unwrap().pid.unwrap();
+    while Path::new(&format!("/proc/{server}")).exists() {
+        world::wait_for_state(&propolis, &running, &VmState::Stopped).await;
+    }
+    assert!(!world.kernel_has(&running));
     world::wait_for_state(&propolis, &running, &VmState::Stopped).await;
     let again = propolis.start(&running).await.unwrap();
     assert_ne!(again.run.as_ref().unwrap().pid, running.run.unwrap().pid);

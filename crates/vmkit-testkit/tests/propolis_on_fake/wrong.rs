@@ -52,6 +52,21 @@ async fn a_server_that_dies_at_any_point_leaves_nothing_and_its_words_are_told()
 }
 
 #[tokio::test]
+async fn a_panic_that_a_server_survived_is_told_with_what_came_of_it() {
+    let world = World::new();
+    let unwinds = Behaviour { dies: Some(Death::Ensure), unwinds: true, ..Behaviour::default() };
+    world.host().behave(&unwinds).unwrap();
+    let propolis = world.hypervisor();
+    let vm = propolis.prepare(&world.spec(name())).await.unwrap();
+    let error = propolis.start(&vm).await.unwrap_err();
+    for told in ["dropped result channel", "asked to die at ensure"] {
+        assert!(error.to_string().contains(told), "{told}: {error}");
+    }
+    propolis.destroy(vm).await.unwrap();
+    assert_eq!(world.left(), Vec::<String>::new());
+}
+
+#[tokio::test]
 async fn a_panic_is_told_as_what_a_server_died_of() {
     let world = World::new();
     let propolis = world.hypervisor();

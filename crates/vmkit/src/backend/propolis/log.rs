@@ -73,11 +73,13 @@ pub(super) fn last_words(log: &str) -> String {
 
 /// Returns what a server died of in one line: its panic, or else the last of its last words.
 pub(super) fn cause(log: &str) -> String {
+    panic(log).unwrap_or_else(|| last_words(log).lines().next_back().unwrap_or_default().to_owned())
+}
+
+/// Returns the panic in a server's log in one line, if there is one.
+pub(super) fn panic(log: &str) -> Option<String> {
     let lines: Vec<&str> = log.lines().collect();
-    match first_cause(&lines) {
-        Some(at) => panic_at(&lines[at..]).join(" "),
-        None => last_words(log).lines().next_back().unwrap_or_default().to_owned(),
-    }
+    first_cause(&lines).map(|at| panic_at(&lines[at..]).join(" "))
 }
 
 /// Finds the line that begins the panic of which a server ended.

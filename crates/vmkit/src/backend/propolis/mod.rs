@@ -45,7 +45,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
 pub use builder::{PowerOff, PropolisHypervisorBuilder};
@@ -405,6 +405,32 @@ impl PropolisHypervisor {
         Ok((site, hold))
     }
 
+    /// Ends the VM's own server where its guest has ended by itself: it has let go of the VM, and nothing is left to ask it for. An
+    /// operation that is at work on the VM ends it itself.
+    async fn end_idle_server(&self, site: &Site<'_>) {
+        let is_idle = || {
+            let server = files::server(&site.layout).ok().flatten();
+            server.is_some_and(|server| files::has_ended(&site.layout, &server))
+        };
+        if site.claim.options.address.is_some() || site.original.is_some() || !is_idle() {
+            return;
+        }
+        let end = async {
+            let lives = matches!(process::look(&site.place()).await?, Found::Live(_));
+            if !lives || hold::is_held(&site.layout.operation_lock())? {
+                return Ok(());
+            }
+            let hold = Hold::take(&site.layout.operation_lock(), Instant::now()).await?;
+            match hold.filter(|_| is_idle()) {
+                Some(hold) => start::end_server(site, &self.0.host, &hold).await,
+                None => Ok(()),
+            }
+        };
+        if let Ok(Err(error)) = timeout(LOOK_LIMIT, end).await {
+            tracing::debug!(%error, "a server whose guest has ended is left to the next operation");
+        }
+    }
+
     /// Ends whatever runs for a VM, and undoes what was made for it outside of its directory.
     async fn end_and_undo(&self, site: &Site<'_>, hold: &Hold) -> Result<()> {
         match site.claim.options.address {
@@ -584,7 +610,11 @@ impl Hypervisor for PropolisHypervisor {
         if vm.details.version == 0 {
             return Ok(VmState::Preparing);
         }
-        observe(&site, Asker::Anybody, LOOK_LIMIT).await
+        let state = observe(&site, Asker::Anybody, LOOK_LIMIT).await?;
+        if state == VmState::Stopped {
+            self.end_idle_server(&site).await;
+        }
+        Ok(state)
     }
 
     async fn guest_ip(&self, vm: &VmHandle) -> Result<String> {

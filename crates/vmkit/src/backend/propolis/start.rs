@@ -19,7 +19,7 @@ use super::log;
 use super::monitor;
 use super::plan::{PropolisPlan, ServerPlan};
 use super::prepare::{destroy_kernel_vm, make_again, reshape};
-use super::state::{LOG_BYTES, last_words};
+use super::state::{LOG_BYTES, last_panic, last_words};
 use super::stop::{Asked, end_elsewhere};
 use crate::backend::supervise::files::{make_private_dir, remove_file};
 use crate::backend::supervise::keeper::Launch;
@@ -247,7 +247,11 @@ async fn ensure(
         return Err(answered(Error::Busy { what, holder: None }));
     }
     let why = match (failure.hidden(), words) {
-        (Some(id), Some(words)) => why(site, words, id).await,
+        // One that panicked and lives says so in no answer.
+        (Some(id), Some(words)) => match (why(site, words, id).await, last_panic(site)) {
+            (Some(why), Some(panic)) => Some(format!("{why}; {panic}")),
+            (why, panic) => why.or(panic),
+        },
         _ => None,
     };
     let asked = match &failure {

@@ -230,6 +230,11 @@ pub(super) fn last_words(site: &Site<'_>) -> String {
     log::last_words(&own_log(site))
 }
 
+/// Returns the panic of the server of this VM in this run, where there was one and the server is one of vmkit's own.
+pub(super) fn last_panic(site: &Site<'_>) -> Option<String> {
+    log::panic(&own_log(site))
+}
+
 /// Returns what the server of this VM said in this run, as far as it is of use; nothing of one elsewhere.
 fn own_log(site: &Site<'_>) -> String {
     if site.claim.options.address.is_some() {
