@@ -448,3 +448,58 @@ async fn a_port_where_nobody_or_something_else_listens_is_told_apart() {
     let error = Session::connect(&target, soon()).await.unwrap_err();
     assert!(error.to_string().contains("closed the connection"), "{error}");
 }
+
+/// A server whose users' login shell first does what this text says: it is put before every command, SFTP among them.
+fn with_shell(text: &str) -> (Sshd, tempfile::TempDir) {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let shell = dir.path().join("shell");
+    std::fs::write(&shell, format!("#!/bin/sh\n{text}\n")).unwrap();
+    std::fs::set_permissions(&shell, std::fs::Permissions::from_mode(0o755)).unwrap();
+    (Sshd::with(&format!("ForceCommand {}", shell.display())), dir)
+}
+
+const RUN_IT: &str = "case $SSH_ORIGINAL_COMMAND in internal-sftp) exec /usr/lib/openssh/sftp-server;; esac
+exec /bin/bash -c \"$SSH_ORIGINAL_COMMAND\"";
+
+#[tokio::test]
+async fn what_a_login_shell_prints_first_is_no_part_of_a_copy_nor_of_what_vmkit_asks() {
+    for noise in
+        ["echo WELCOME", "echo WELCOME >&2", "printf 'no end of line'", "seq 20000", "printf '\\0\\0'"]
+    {
+        let (sshd, dir) = with_shell(&format!("{noise}\n{RUN_IT}"));
+        let session = sshd.session().await;
+        let files = session.files("web", soon()).await.unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        std::fs::write(&from, "content").unwrap();
+        files.upload(&from, to.to_str().unwrap(), false, &mut |_| ()).await.unwrap();
+        assert_eq!(std::fs::read_to_string(to).unwrap(), "content", "{noise}");
+        // Whatever cloud-init there is on this host, its status is no noise.
+        let asked = session.cloud_init_done(in_ms(2000), |_| ()).await;
+        let error = asked.err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(!error.contains("no sense") && !error.contains("ran no command"), "{noise}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn a_login_shell_that_runs_nothing_is_named_by_what_it_says() {
+    for (shell, said) in [
+        (
+            "echo 'This account is currently not available.'; exit 1",
+            "This account is currently not available.",
+        ),
+        ("exit 1", "nothing"),
+    ] {
+        let (sshd, _dir) = with_shell(shell);
+        let session = sshd.session().await;
+        let error = session.cloud_init_done(soon(), |_| ()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Guest);
+        let error = error.to_string();
+        assert!(
+            error.contains("login shell") && error.contains(said) && error.contains("/bin/sh"),
+            "{error}"
+        );
+        let error = session.files("web", soon()).await.unwrap_err().to_string();
+        assert!(error.contains("login shell") && error.contains(said), "{error}");
+    }
+}

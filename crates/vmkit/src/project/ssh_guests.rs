@@ -8,7 +8,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::hypervisor::Hypervisor;
 use crate::manager::{self, Condition, VmManager};
 use crate::spec::VmName;
-use crate::ssh::{Command, Event, Exit, Login, Session};
+use crate::ssh::{Event, Exit, Login, Session};
 
 /// How much of what is sent is read at once.
 const CHUNK_BYTES: usize = 32 << 10;
@@ -70,7 +70,7 @@ impl Guest for SshGuest {
         deadline: Instant,
     ) -> Result<Exit> {
         let began = Instant::now();
-        let (mut to, mut from) = self.session.spawn(&Command::new(argv), deadline).await?.split();
+        let (mut to, mut from) = self.session.spawn_own(&argv, deadline).await?.split();
         let feed = async {
             let mut buffer = vec![0; CHUNK_BYTES];
             loop {

@@ -3,7 +3,7 @@
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::{Command, Event, Session};
+use super::{Event, Session};
 use crate::error::Result;
 
 /// What cloud-init has done in this boot of a guest.
@@ -78,7 +78,7 @@ impl Session {
         deadline: Instant,
         mut progressed: impl FnMut(&CloudInit),
     ) -> Result<CloudInit> {
-        let (_input, mut output) = self.spawn(&Command::new(["sh", "-c", WATCH]), deadline).await?.split();
+        let (_input, mut output) = self.spawn_own(&["sh", "-c", WATCH], deadline).await?.split();
         let watch = async {
             let (mut found, mut pending) = (CloudInit::default(), Vec::new());
             loop {

@@ -71,6 +71,32 @@ impl Command {
     }
 }
 
+/// Returns the line that runs a program of vmkit's own, by whatever shell the user has: `mark` is printed on a line of its own to both
+/// streams right before the program begins.
+///
+/// A login shell may print what its start-up files say before it runs anything, and need not be a POSIX one. So all that it reads is
+/// one word in single quotes without a quote, a line break or an exclamation mark, which sh, csh and fish read alike; a POSIX shell
+/// turns that back into the line.
+///
+/// # Errors
+/// `InvalidInput` for a zero byte, which no argument can hold.
+pub(super) fn own_line(argv: &[impl AsRef<OsStr>], mark: &str) -> Result<Vec<u8>> {
+    let mut line = format!("printf '%s\\n' {mark}; printf '%s\\n' {mark} >&2; exec").into_bytes();
+    for argument in argv {
+        line.push(b' ');
+        quote("command", argument.as_ref(), &mut line)?;
+    }
+    let mut own = b"exec /bin/sh -c 'eval \"$(printf %b \"$1\")\"' sh '".to_vec();
+    for byte in line {
+        match byte {
+            plain if plain.is_ascii_alphanumeric() || b" -_./:,+@%=".contains(&plain) => own.push(plain),
+            other => own.extend_from_slice(format!("\\0{other:03o}").as_bytes()),
+        }
+    }
+    own.push(b'\'');
+    Ok(own)
+}
+
 /// Appends a word as a POSIX shell reads it back.
 fn quote(field: &'static str, word: &OsStr, line: &mut Vec<u8>) -> Result<()> {
     let bytes = word.as_bytes();
@@ -181,6 +207,23 @@ mod tests {
             let output = std::process::Command::new("sh").args(["-c", &line]).output().unwrap();
             let expected: String = words.iter().flat_map(|word| [word.as_str(), "\0"]).collect();
             prop_assert_eq!(String::from_utf8(output.stdout).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn the_line_of_a_program_of_ours_is_one_plain_word_and_runs_the_program_behind_its_mark() {
+        let argv =
+            ["sh", "-c", "printf '%s|' \"$@\"\nexit 7", "sh", "a b", "it's!", "", "\\n %s\n", "ü$HOME`x`"];
+        let line = own_line(&argv, "MARK").unwrap();
+        let word = line.strip_prefix(b"exec /bin/sh -c 'eval \"$(printf %b \"$1\")\"' sh '").unwrap();
+        let word = word.strip_suffix(b"'").unwrap();
+        assert!(!word.iter().any(|byte| b"'!\n\"$`".contains(byte)), "{}", String::from_utf8_lossy(word));
+        for shell in ["sh", "bash", "fish", "tcsh", "csh", "zsh"] {
+            let line = OsStr::from_bytes(&line);
+            let Ok(done) = std::process::Command::new(shell).arg("-c").arg(line).output() else { continue };
+            let said = String::from_utf8_lossy(&done.stdout);
+            assert_eq!(said, "MARK\na b|it's!||\\n %s\n|ü$HOME`x`|", "{shell}: {done:?}");
+            assert_eq!((done.status.code(), &*done.stderr), (Some(7), &b"MARK\n"[..]), "{shell}");
         }
     }
 }

@@ -21,6 +21,7 @@ mod files;
 mod forward;
 mod keys;
 mod line;
+mod noise;
 mod outside;
 #[cfg(feature = "propolis")]
 mod power_off;

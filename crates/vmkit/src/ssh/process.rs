@@ -1,5 +1,6 @@
 //! A program in a guest: what goes into it, what comes out of it, how it ends.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::pin::Pin;
 
@@ -8,8 +9,10 @@ use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Sig};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::time::Instant;
 
+use super::command_line::own_line;
+use super::noise::{OutputMark, Stream};
 use super::session::Fate;
-use super::{Command, Session, TerminalSize};
+use super::{Command, Session, Terminal, TerminalSize};
 use crate::error::{Error, Result};
 
 /// The kind of extended data that is standard error. Source: RFC 4254, section 5.2.
@@ -100,6 +103,8 @@ pub struct Input {
 /// What comes out of a program, in the order in which it came.
 pub struct Output {
     half: ChannelReadHalf,
+    /// What the program's own output begins behind, where that is not all that comes.
+    mark: Option<OutputMark>,
     exit: Option<Exit>,
     target: String,
     fate: Fate,
@@ -126,16 +131,31 @@ impl Session {
     /// `InvalidInput` for a command that no shell could be told; `Guest` where the server refuses it; `TimedOut`.
     pub async fn spawn(&self, command: &Command, deadline: Instant) -> Result<Process> {
         let line = command.line()?;
-        self.within(deadline, "the beginning of a program", self.begin(command, line)).await
+        let terminal = command.terminal.as_ref();
+        self.within(deadline, "the beginning of a program", self.begin(terminal, line)).await
     }
 
-    async fn begin(&self, command: &Command, line: Option<Vec<u8>>) -> Result<Process> {
+    /// Begins a program of vmkit's own, whose output is the program's alone: what the user's login shell prints before is passed over,
+    /// and the shell need not be a POSIX one.
+    ///
+    /// # Errors
+    /// As [`spawn`](Self::spawn). [`Output::next`] fails with `Guest` where the shell ran nothing, with what it said.
+    pub(crate) async fn spawn_own(&self, argv: &[impl AsRef<OsStr>], deadline: Instant) -> Result<Process> {
+        let mark = OutputMark::new();
+        let line = own_line(argv, mark.text())?;
+        let begun = self.begin(None, Some(line));
+        let mut process = self.within(deadline, "the beginning of a program", begun).await?;
+        process.output.mark = Some(mark);
+        Ok(process)
+    }
+
+    async fn begin(&self, terminal: Option<&Terminal>, line: Option<Vec<u8>>) -> Result<Process> {
         let channel = self.channel().await?;
         let (mut reading, writing) = channel.split();
         let failed = |error| self.failed("cannot begin a program", error);
         // All is asked for at once, and then the answers are waited for: one way to the guest and back.
         let mut asked = vec!["the server runs no program"];
-        if let Some(terminal) = &command.terminal {
+        if let Some(terminal) = terminal {
             let (columns, rows) = (u32::from(terminal.size.columns), u32::from(terminal.size.rows));
             let modes = terminal.modes();
             writing.request_pty(true, &terminal.term, columns, rows, 0, 0, modes).await.map_err(failed)?;
@@ -161,8 +181,8 @@ impl Session {
         }
         let stdin = Box::pin(writing.make_writer());
         let input = Input { half: writing, stdin, target: self.target().to_owned(), fate: self.fate() };
-        let output =
-            Output { half: reading, exit: None, target: self.target().to_owned(), fate: self.fate() };
+        let (target, fate) = (self.target().to_owned(), self.fate());
+        let output = Output { half: reading, mark: None, exit: None, target, fate };
         Ok(Process { input, output })
     }
 
@@ -223,7 +243,13 @@ impl Session {
     /// # Errors
     /// Those of [`output`](Self::output).
     pub async fn signal_all(&self, name: &str, deadline: Instant) -> Result<()> {
-        self.output(&Command::new(["sh", "-c", SIGNAL_ALL, "sh", name]), b"", deadline).await.map(drop)
+        let (_input, mut output) =
+            self.spawn_own(&["sh", "-c", SIGNAL_ALL, "sh", name], deadline).await?.split();
+        let end = async {
+            while !matches!(output.next().await?, Event::Ended(_)) {}
+            Ok(())
+        };
+        self.within(deadline, "the end of a program", end).await
     }
 }
 
@@ -290,9 +316,15 @@ impl Output {
     pub async fn next(&mut self) -> Result<Event> {
         loop {
             match self.half.wait().await {
-                Some(ChannelMsg::Data { data }) => return Ok(Event::Stdout(data.into())),
+                Some(ChannelMsg::Data { data }) => {
+                    if let Some(data) = self.own(Stream::Stdout, data.into()) {
+                        return Ok(Event::Stdout(data));
+                    }
+                }
                 Some(ChannelMsg::ExtendedData { data, ext: STDERR }) => {
-                    return Ok(Event::Stderr(data.into()));
+                    if let Some(data) = self.own(Stream::Stderr, data.into()) {
+                        return Ok(Event::Stderr(data));
+                    }
                 }
                 Some(ChannelMsg::ExitStatus { exit_status }) => self.exit = Some(Exit::Code(exit_status)),
                 Some(ChannelMsg::ExitSignal { signal_name, .. }) => {
@@ -301,11 +333,36 @@ impl Output {
                 // The server may have more to tell between the exit and the close.
                 Some(ChannelMsg::Close) | None => {
                     let lost = || self.fate.lost(&self.target, "the program's end is not known");
-                    return self.exit.take().map(Event::Ended).ok_or_else(lost);
+                    let exit = self.exit.take().ok_or_else(lost)?;
+                    return match self.mark.take_if(|mark| !mark.has_begun()) {
+                        None => Ok(Event::Ended(exit)),
+                        Some(mark) => Err(self.not_begun(mark, &exit)),
+                    };
                 }
                 Some(_) => {}
             }
         }
+    }
+
+    /// Returns what of this the program has written, if anything.
+    fn own(&mut self, stream: Stream, data: Vec<u8>) -> Option<Vec<u8>> {
+        match &mut self.mark {
+            None => Some(data),
+            Some(mark) => Some(mark.without_noise(stream, data)).filter(|data| !data.is_empty()),
+        }
+    }
+
+    /// Creates the error for a login shell that has ended and has not run what it was told.
+    fn not_begun(&self, mark: OutputMark, exit: &Exit) -> Error {
+        let said = match mark.said() {
+            said if said.is_empty() => "said nothing".to_owned(),
+            said => format!("printed {said:?}"),
+        };
+        let problem = format!(
+            "the user's login shell in the guest ran no command: it {said} and ended with {exit} (expected a shell that runs what it \
+             is given, such as /bin/sh: `chsh` or `usermod -s` in the guest sets another)"
+        );
+        Error::Ssh { target: self.target.clone(), problem, source: None }
     }
 }
 

@@ -8,6 +8,7 @@
 
 mod download;
 mod ends;
+mod hello;
 mod holes;
 mod leftovers;
 mod upload;
@@ -24,6 +25,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use self::ends::{Act, Ends};
+use self::hello::{AfterPreface, Preface};
 use super::Session;
 use super::session::Guard;
 use crate::error::{Error, ErrorKind, Result};
@@ -107,9 +109,10 @@ impl Session {
             }
         }
         let config = Config { request_timeout_secs: PATIENCE.as_secs(), ..Config::default() };
-        let raw = RawSftpSession::new_with_config(channel.into_stream(), config);
-        let hello =
-            raw.init().await.map_err(|error| self.problem(format!("SFTP does not begin: {error}")))?;
+        let preface = Preface::default();
+        let stream = AfterPreface::new(channel.into_stream(), preface.clone());
+        let raw = RawSftpSession::new_with_config(stream, config);
+        let hello = raw.init().await.map_err(|error| self.problem(not_begun(&preface, &error)))?;
         let replaces = hello.extensions.contains_key(POSIX_RENAME);
         Ok(Files {
             raw: Arc::new(raw),
@@ -119,6 +122,17 @@ impl Session {
             unfinished: Mutex::default(),
             swept: Mutex::default(),
         })
+    }
+}
+
+/// Returns why SFTP did not begin, by what came in its place.
+fn not_begun(preface: &Preface, error: &SftpError) -> String {
+    let said = preface.first_line();
+    let expected =
+        "expected a login shell that runs what it is given, and OpenSSH's SFTP server in the guest";
+    match said.is_empty() {
+        true => format!("SFTP does not begin, and the guest says nothing else: {error} ({expected})"),
+        false => format!("SFTP does not begin: the guest's shell printed {said:?} in its place ({expected})"),
     }
 }
 
