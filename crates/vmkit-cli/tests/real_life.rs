@@ -10,7 +10,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::{Command, Stdio};
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use real::{Begun, Ear, LONG, Life, has_ended, in_own_mounts, mount, until};
 use rustix::process::{Signal, kill_process};
@@ -254,6 +254,117 @@ fn a_panic_of_the_guest_ends_a_wait_and_is_told() {
     assert_ne!(after["pid"], before);
     life.must(["rm", "--force", "web"]);
     life.assert_empty("after rm --force");
+}
+
+#[test]
+fn a_kernel_that_panics_before_it_has_a_device_for_that_is_told_of_by_what_it_printed() {
+    let life = Life::new();
+    // Neither an init nor a root file system: long before any module could be loaded.
+    life.make("web", "rdinit=/nonexistent root=LABEL=nowhere panic=0");
+    life.must(["start", "web"]);
+    let waited = life.vmkit(["wait", "web", "agent", "--timeout", "170"]);
+    assert_eq!(waited.code, Some(4), "it is no timeout: {waited:?}");
+    assert!(
+        waited.stderr.contains("the guest's kernel panicked: VFS: Unable to mount root fs"),
+        "{waited:?}"
+    );
+    assert_eq!(life.state("web"), "failed");
+    let refused = life.vmkit(["exec", "--via", "agent", "web", "--", "true"]);
+    assert_eq!(refused.code, Some(4), "{refused:?}");
+    assert!(refused.stderr.contains("panicked"), "{refused:?}");
+    // It hears no power button, so nobody waits for that.
+    let stopped = life.vmkit(["stop", "web", "--timeout", "170"]);
+    assert_eq!(stopped.code, Some(0), "{stopped:?}");
+    assert!(stopped.stderr.contains("can't hear its power button"), "{stopped:?}");
+}
+
+#[test]
+fn a_program_of_the_agent_ends_with_the_guest_and_says_why() {
+    let life = Life::new();
+    life.boot("web", "");
+    life.must(["wait", "web", "agent", "--timeout", "180"]);
+    let script = "echo up >/dev/console; sleep 1; echo c >/proc/sysrq-trigger; sleep 1000";
+    let begun = life.begin(&["exec", "-n", "--via", "agent", "web", "--", "sh", "-c", script]);
+    life.says("web", "Kernel panic");
+    let answer = begun.ended(LONG);
+    assert_eq!(answer.code, Some(255), "{answer:?}");
+    assert!(answer.stderr.contains("the guest's kernel panicked: sysrq triggered crash"), "{answer:?}");
+}
+
+/// Returns by how much a guest's clock is certainly off: what its way to us may hide is not counted.
+fn clock_error(life: &Life, name: &str) -> Duration {
+    let socket = life.info(name)["run"]["agent"].as_str().unwrap().to_owned();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let deadline = tokio::time::Instant::now() + LONG;
+        let mut agent = vmkit::GuestAgent::connect(socket.as_ref(), deadline).await.unwrap();
+        let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let before = now();
+        let guest = agent.time(deadline).await.unwrap();
+        let after = now();
+        before.saturating_sub(guest).max(guest.saturating_sub(after))
+    })
+}
+
+#[test]
+fn a_guest_whose_agent_runs_has_the_right_time_after_a_pause() {
+    let life = Life::new();
+    life.boot("web", "");
+    life.must(["wait", "web", "agent", "--timeout", "180"]);
+    life.must(["suspend", "web"]);
+    sleep(Duration::from_secs(5));
+    let resumed = life.vmkit(["resume", "web"]);
+    assert_eq!((resumed.code, resumed.stderr.as_str()), (Some(0), ""), "{resumed:?}");
+    let error = clock_error(&life, "web");
+    assert!(error < Duration::from_millis(50), "it is {error:?} off");
+}
+
+#[test]
+fn a_guest_that_nobody_can_set_the_clock_of_goes_on_at_once_and_that_is_warned_of() {
+    let life = Life::new();
+    life.make("web", "rdinit=/bin/sh");
+    life.must(["start", "web"]);
+    life.says("web", "#");
+    life.must(["suspend", "web"]);
+    sleep(Duration::from_secs(2));
+    let resumed = life.vmkit(["resume", "web"]);
+    assert_eq!(resumed.code, Some(0), "{resumed:?}");
+    assert!(resumed.stderr.contains("clock") && resumed.stderr.contains("no guest agent"), "{resumed:?}");
+    assert_eq!(life.state("web"), "running");
+}
+
+#[test]
+fn without_its_runtime_directory_a_vm_is_asked_and_shut_down_in_order() {
+    let life = Life::new();
+    life.boot("web", "");
+    let run = fs::read_dir(life.home().join("run")).unwrap().next().unwrap().unwrap().path();
+    fs::rename(&run, life.home().join("elsewhere")).unwrap();
+    assert_eq!(life.row("web")["state"], "running");
+    life.must(["suspend", "web"]);
+    assert_eq!(life.row("web")["state"], "suspended");
+    life.must(["resume", "web"]);
+    let console = life.vmkit(["exec", "--via", "agent", "web", "--", "true"]);
+    assert!(console.stderr.contains("agent.sock"), "{console:?}");
+    let stopped = life.vmkit(["stop", "web", "--timeout", "170"]);
+    assert_eq!((stopped.code, stopped.stderr.as_str()), (Some(0), ""), "{stopped:?}");
+    assert!(life.must(["logs", "web"]).contains("powering off: power button"), "the guest was asked");
+    fs::remove_dir_all(life.home().join("elsewhere")).unwrap();
+
+    // Without the spare monitor, too, it is known to run, and ended without a pretence.
+    life.must(["start", "web"]);
+    fs::remove_dir_all(&run).unwrap();
+    fs::remove_file(life.home().join("vms/web/spare.sock")).unwrap();
+    assert_eq!(life.row("web")["state"], "running");
+    let (stopped, took) = life.timed(&["stop", "web", "--timeout", "170"]);
+    assert_eq!(stopped.code, Some(0), "{stopped:?}");
+    assert!(
+        stopped.stderr.contains("can't be asked") && took < Duration::from_secs(100),
+        "{took:?} {stopped:?}"
+    );
+    life.must(["start", "web"]);
+    fs::remove_dir_all(&run).unwrap();
+    life.must(["rm", "--force", "web"]);
+    life.assert_empty("after rm");
 }
 
 #[test]

@@ -242,6 +242,65 @@ fn a_vm_that_ends_ends_what_is_done_in_it_even_where_its_connection_stays() {
 }
 
 #[test]
+fn a_guest_that_panics_ends_what_is_done_in_it_and_says_why() {
+    let web = Web::new();
+    let mut begun = web.life.begin(&["exec", "web", "--", "sh", "-c", "echo up; exec sleep 1000"]);
+    begun.output().hears("up");
+    // As the kernel of a guest does that has no device to tell QEMU.
+    let log = web.life.home().join("vms/web/console.log");
+    let mut console = fs::OpenOptions::new().append(true).open(log).unwrap();
+    let words = "Kernel panic - not syncing: sysrq triggered crash";
+    write!(console, "[  100.000001] {words}\r\n[  100.000002] ---[ end {words} ]---\r\n").unwrap();
+    let answer = begun.ended(Duration::from_secs(50));
+    assert_eq!(answer.code, Some(255), "{answer:?}");
+    assert!(answer.stderr.contains("the guest's kernel panicked: sysrq triggered crash"), "{answer:?}");
+    let refused = web.life.vmkit(["exec", "web", "--", "true"]);
+    assert_eq!(refused.code, Some(4), "{refused:?}");
+    assert!(refused.stderr.contains("the guest's kernel panicked"), "{refused:?}");
+    // One that goes on printing has not panicked.
+    console.write_all(b"\r\nweb login: ").unwrap();
+    web.life.must(["exec", "-n", "web", "--", "true"]);
+}
+
+#[test]
+fn a_qemu_that_is_killed_ends_what_is_done_in_its_guest_with_the_cause() {
+    let web = Web::new();
+    let mut begun = web.life.begin(&["exec", "web", "--", "sh", "-c", "echo up; exec sleep 1000"]);
+    begun.output().hears("up");
+    kill_process(web.life.qemu("web"), Signal::KILL).unwrap();
+    let answer = begun.ended(Duration::from_secs(50));
+    assert_eq!(answer.code, Some(255), "{answer:?}");
+    assert!(answer.stderr.contains("the VM has ended: QEMU ended, killed by signal 9"), "{answer:?}");
+}
+
+#[test]
+fn a_guest_that_is_suspended_is_said_to_be_so_at_once() {
+    let web = Web::new();
+    web.life.must(["suspend", "web"]);
+    for command in [&["exec", "web", "--", "true"][..], &["cp", "Cargo.toml", "web:"], &["shell", "web"]] {
+        let refused = web.life.vmkit(command);
+        assert_eq!(refused.code, Some(4), "{command:?}: {refused:?}");
+        assert!(refused.stderr.contains("suspended"), "{command:?}: {refused:?}");
+    }
+}
+
+#[test]
+fn without_the_runtime_directory_a_guest_is_reached_by_ssh_in_every_way() {
+    let web = Web::new();
+    let run = fs::read_dir(web.life.home().join("run")).unwrap().next().unwrap().unwrap().path();
+    fs::remove_dir_all(&run).unwrap();
+    let file = web.life.file("words");
+    fs::write(&file, "words").unwrap();
+    let copy = web.life.file("copy");
+    web.life.must(["exec", "-n", "web", "--", "true"]);
+    web.life.must(["cp", &file, &format!("web:{copy}")]);
+    assert_eq!(fs::read_to_string(&copy).unwrap(), "words");
+    assert!(web.life.must(["ssh-config", "web"]).contains("HostName 127.0.0.1"));
+    let console = web.life.vmkit(["console", "web"]);
+    assert!(console.code != Some(0) && console.stderr.contains("console.sock"), "{console:?}");
+}
+
+#[test]
 fn what_answers_instead_of_an_ssh_server_is_told() {
     let web = Web::new();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -86,7 +86,7 @@ pub enum Error {
     #[error(transparent)]
     Transition(#[from] InvalidTransition),
     /// What was asked for exists only while the VM runs or is suspended.
-    #[error("{what} is known only while the VM runs, and it is {state}")]
+    #[error("{what} is known only while the VM runs, and it is {state}{}", Cause(state))]
     NotLive {
         /// What was asked for.
         what: &'static str,

@@ -65,6 +65,7 @@
 
 mod backend;
 mod boundedlog;
+mod clock;
 pub mod cloud_init;
 pub mod console;
 mod deadline;

@@ -3,11 +3,12 @@
 use std::env;
 use std::ffi::OsString;
 use std::io;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use vmkit::spec::{NetworkConfig, VmName};
 use vmkit::ssh::{Command, Terminal};
-use vmkit::{Error, ErrorKind, VmState};
+use vmkit::{Error, ErrorKind, VmHandle, VmState};
 
 use crate::context::{Context, Manager};
 use crate::failure::Failure;
@@ -117,13 +118,32 @@ impl Exec {
                 if vm.state != VmState::Running {
                     return Err(Error::NotLive { what: "the guest agent", state: vm.state }.into());
                 }
-                let attended = agent::attend(&vm, &command, !self.no_stdin, self.way.timeout()).await?;
+                let attended = tokio::select! {
+                    attended = agent::attend(&vm, &command, !self.no_stdin, self.way.timeout()) => attended?,
+                    failure = gone(&manager, &vm) => return Err(failure),
+                };
                 return Ok(attended.or_die().shell_code());
             }
             let session = self.way.session(&manager, &self.name).await?;
             command.terminal = at_terminal.then(terminal);
             Ok(remote::run(&session, &command, !self.no_stdin).await?.shell_code())
         })
+    }
+}
+
+/// Waits until a VM's guest is gone, by a panic that ends no process too, and returns what to say of it.
+async fn gone(manager: &Manager, seen: &VmHandle) -> Failure {
+    let mut last = seen.clone();
+    loop {
+        match manager.changed(&last, Duration::MAX).await {
+            // A guest that is suspended may go on.
+            Ok(vm) if vm.state.is_live() => last = vm,
+            Ok(vm) => {
+                let awaited = format!("the end of a program in the VM `{}`", vm.name());
+                return Failure::unknown(Error::Ended { awaited, state: vm.state, console: String::new() });
+            }
+            Err(error) => return Failure::unknown(error),
+        }
     }
 }
 

@@ -19,24 +19,32 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::tail::console_tail;
 use super::wait::hold;
 use super::{Condition, VmManager, later};
 use crate::error::{Error, Result};
 use crate::handle::VmHandle;
-use crate::host::process::ProcessId;
+use crate::host::process::{ProcessFd, ProcessId};
 use crate::hypervisor::Hypervisor;
+use crate::lifecycle::VmState;
 use crate::spec::VmName;
 use crate::ssh::{Lifeline, Login, Session, Target, keep, may_pass};
 use crate::store::{Turn, TurnFor, create_private};
 
-/// How long a guest may be silent at first, before it counts as one that is still booting.
-const FIRST_TRY: Duration = Duration::from_secs(2);
+/// After how long the state of a VM is asked again whose session is open.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// How long a VM whose process has ended may take to say why.
+const CAUSE_LIMIT: Duration = Duration::from_secs(3);
+/// How long a guest may be silent before it counts as one whose server is not up yet: one that has just been started, and another.
+const SILENCE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(8));
+/// How long a guest has just been started.
+const YOUNG: Duration = Duration::from_secs(60);
 /// How long one login may take at first. One that took longer may take twice as long the next time: a guest without KVM on a
 /// busy host needs seconds for its cryptography.
-const ATTEMPT: Duration = Duration::from_secs(15);
+const ATTEMPT: Duration = Duration::from_secs(30);
 /// How often one tries to log in to a guest whose server speaks another protocol than ours.
 const TRIES: u32 = 4;
 /// The first and the longest pause after a failure that passes; each is twice the one before, and some more by chance.
@@ -126,16 +134,12 @@ fn scattered(pause: Duration) -> Duration {
     pause + pause * u32::from(uuid::Uuid::new_v4().as_bytes()[0]) / 512
 }
 
-/// Answers when half of the time that is left is over.
-fn half_way(deadline: Instant) -> Instant {
-    Instant::now() + deadline.saturating_duration_since(Instant::now()) / 2
-}
-
 impl<H: Hypervisor + 'static> VmManager<H> {
     /// Logs in to a guest that runs; where its SSH server is not up yet, has too many others to serve, or its users are not made yet,
     /// waits for that.
     ///
-    /// `timeout` bounds all of it. The session ends with the VM's process, where that is one of this host.
+    /// `timeout` bounds all of it, but for the time in which other processes log in to the same guest and this one waits for its turn: as
+    /// much again at most. The session ends with the VM's process, where that is one of this host.
     ///
     /// # Errors
     /// Those of [`ssh_target`](Self::ssh_target), [`Session::connect`] and [`wait`](Self::wait); what a guest that has let
@@ -149,20 +153,24 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         &self,
         name: &VmName,
         login: &Login,
-        deadline: Instant,
+        mut deadline: Instant,
         guest: Guest,
     ) -> Result<Session> {
         let (began, mut failures, mut limit) = (Instant::now(), Failures::default(), ATTEMPT);
-        let (mut silence, mut refusal) = (FIRST_TRY, None);
+        let last = later(deadline.saturating_duration_since(began).saturating_mul(2));
+        let mut refusal = None;
         loop {
-            let vm = self.info(name).await?;
+            let vm = self.info_in_turn(name, deadline).await?;
             let target = self.target_of(&vm, login).await?;
-            let turn = self.turn(name, TurnFor::Login, deadline).await?;
+            let asked = Instant::now();
+            let turn = self.turn(name, TurnFor::Login, last).await?;
+            // Whoever waits for others has not been kept waiting by the guest.
+            deadline = last.min(deadline + asked.elapsed());
             let until = deadline.min(Instant::now() + limit);
-            let reached = Session::reach(&target, until.min(Instant::now() + silence)).await;
+            let reached = self.visit(&vm, &target, until, deadline).await;
             let has_greeted = reached.is_ok();
             let connected = match reached {
-                Ok(stream) => over(stream, &vm, &target, until).await,
+                Ok(stream) => self.over(stream, &vm, &target, until).await,
                 Err(error) => Err(error),
             };
             drop(turn);
@@ -187,21 +195,45 @@ impl<H: Hypervisor + 'static> VmManager<H> {
                 _ => return Err(failures.told(error, began)),
             }
             match error {
-                Error::TimedOut { .. } if silence == limit => limit *= 2,
+                Error::TimedOut { .. } => limit *= 2,
                 Error::Refused { .. } | Error::HostKey { .. } | Error::Ssh { .. } if has_greeted => {
                     refusal = Some(error);
                 }
                 _ => {}
             }
-            silence = limit;
         }
     }
 
-    /// Waits for a turn, unless the VM ends; whoever has waited for half of its time goes on without one.
+    /// Connects, and waits until the server has begun to speak; where it is silent, it may not be up yet, and is knocked at as well.
+    ///
+    /// The first connection is kept meanwhile: a server that is only slow greets on that, and needs no more visitors.
+    async fn visit(
+        &self,
+        vm: &VmHandle,
+        target: &Target,
+        until: Instant,
+        deadline: Instant,
+    ) -> Result<TcpStream> {
+        let mut kept = std::pin::pin!(Session::reach(target, until));
+        let is_young = self.is_booting(vm) || age(vm).is_some_and(|age| age < YOUNG);
+        let silence = if is_young { SILENCE.0 } else { SILENCE.1 };
+        if let Ok(reached) = timeout(silence, &mut kept).await {
+            return reached;
+        }
+        tokio::select! {
+            reached = &mut kept => reached,
+            greeted = self.greeted(vm.name(), deadline) => {
+                greeted?;
+                Session::reach(target, deadline.min(Instant::now() + ATTEMPT)).await
+            }
+        }
+    }
+
+    /// Waits for a turn, unless the VM ends. At the deadline it goes on without one: there is no time left to do harm in.
     async fn turn(&self, name: &VmName, what: TurnFor, deadline: Instant) -> Result<Turn> {
         match self.store.turn_now(name, what).await {
             Some(turn) => Ok(turn),
-            None => self.unless_ended(name, self.store.turn(name, what, half_way(deadline))).await,
+            None => self.unless_ended(name, self.store.turn(name, what, deadline)).await,
         }
     }
 
@@ -210,7 +242,8 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         let left = || deadline.saturating_duration_since(Instant::now());
         match self.store.turn_now(name, TurnFor::Greeting).await {
             Some(_turn) => self.wait(name, Condition::Ssh, left()).await.map(drop),
-            None => self.turn(name, TurnFor::Greeting, deadline).await.map(drop),
+            // Not to the end, so that there is time to say what was heard.
+            None => self.turn(name, TurnFor::Greeting, Instant::now() + left() * 9 / 10).await.map(drop),
         }
     }
 
@@ -238,9 +271,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     fn is_booting(&self, vm: &VmHandle) -> bool {
         let Some(run) = vm.spec.cloud_init().map(|config| config.run) else { return false };
         let entered = std::fs::read_to_string(self.home().kept(vm.name()).join(ENTERED));
-        let process =
-            vm.run.as_ref().and_then(|run| run.pid).and_then(|pid| ProcessId::of(pid).ok().flatten());
-        !entered.is_ok_and(|entered| entered == entry(run)) && process.is_some_and(|it| it.age() < BOOTING)
+        !entered.is_ok_and(|entered| entered == entry(run)) && age(vm).is_some_and(|age| age < BOOTING)
     }
 
     /// Remembers that the guest's users are made. What can't be written costs a later login its patience only.
@@ -260,28 +291,54 @@ impl<H: Hypervisor + 'static> VmManager<H> {
             }
         }
     }
+
+    /// Logs in over a connection that was greeted; the session ends with the VM, where that is a process of this host: with its process,
+    /// and with its guest where its kernel panics.
+    pub(super) async fn over(
+        &self,
+        stream: TcpStream,
+        vm: &VmHandle,
+        target: &Target,
+        until: Instant,
+    ) -> Result<Session> {
+        let lifeline = hold(vm)?.map(|process| -> Lifeline {
+            let (manager, vm) = (self.clone(), vm.clone());
+            Box::pin(async move { manager.end_of(&vm, &process).await })
+        });
+        Session::over(stream, target, lifeline, until).await
+    }
+
+    /// Waits until no guest runs in a VM any more, and returns why.
+    async fn end_of(&self, vm: &VmHandle, process: &ProcessFd) -> String {
+        loop {
+            // No event tells of a panic.
+            match process.wait(Instant::now() + LOOK_AGAIN).await {
+                Ok(true) => {
+                    let state = timeout(CAUSE_LIMIT, self.state(vm)).await;
+                    let Ok(Ok(VmState::Failed { cause })) = state else {
+                        return "the VM has ended".to_owned();
+                    };
+                    return format!("the VM has ended: {}", cause.detail);
+                }
+                Ok(false) => {}
+                // What can't be told ends nothing: the keep-alive does.
+                Err(_) => std::future::pending::<()>().await,
+            }
+            if let Ok(VmState::Failed { cause }) = self.state(vm).await {
+                return cause.detail;
+            }
+        }
+    }
+}
+
+/// Returns for how long a VM has been running, where it is a process of this host.
+fn age(vm: &VmHandle) -> Option<Duration> {
+    let pid = vm.run.as_ref().and_then(|run| run.pid)?;
+    ProcessId::of(pid).ok().flatten().map(|process| process.age())
 }
 
 fn entry(run: u32) -> String {
     format!("{run}\n")
-}
-
-/// Logs in over a connection that was greeted; the session ends with the VM's process.
-async fn over(
-    stream: tokio::net::TcpStream,
-    vm: &VmHandle,
-    target: &Target,
-    until: Instant,
-) -> Result<Session> {
-    let lifeline = hold(vm)?.map(|process| -> Lifeline {
-        Box::pin(async move {
-            // What can't be told ends nothing: the keep-alive does.
-            if !matches!(process.wait(later(Duration::MAX)).await, Ok(true)) {
-                std::future::pending::<()>().await;
-            }
-        })
-    });
-    Session::over(stream, target, lifeline, until).await
 }
 
 #[cfg(test)]

@@ -9,6 +9,8 @@
 //! ```
 
 mod ahead;
+#[cfg(feature = "ssh")]
+mod clock;
 mod disks;
 mod ephemeral;
 mod forward;
@@ -280,12 +282,26 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         within(operation!("suspend", vm = name), self.operate(name, &[Order::Suspend])).await
     }
 
-    /// Unpauses a VM's vCPUs.
+    /// Unpauses a VM's vCPUs, and sets the guest's clock, which stood still meanwhile: by the guest agent where one runs, else over
+    /// SSH where the VM's record has a login. Where neither does it within seconds, that is warned of, and the guest runs on.
     ///
     /// # Errors
     /// `InvalidState` unless it lives, and those of [`Hypervisor::resume`].
     pub async fn resume(&self, name: &VmName) -> Result<VmHandle> {
-        within(operation!("resume", vm = name), self.operate(name, &[Order::Resume])).await
+        let resume = async {
+            #[cfg(feature = "ssh")]
+            let paused = self.paused_for(name);
+            #[cfg(not(feature = "ssh"))]
+            let paused = None;
+            let (resumed, _is_settled) =
+                crate::clock::resuming(paused, self.operate(name, &[Order::Resume])).await;
+            #[cfg(feature = "ssh")]
+            if let (Ok(vm), false) = (&resumed, _is_settled) {
+                self.set_clock(vm, paused).await;
+            }
+            resumed
+        };
+        within(operation!("resume", vm = name), resume).await
     }
 
     /// Removes a VM and all that belongs to it; a VM that lives only with `force`.

@@ -1,16 +1,20 @@
 //! The way into a guest over SSH, as a VM's record tells it.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{PATIENCE, VmManager};
+use super::{PATIENCE, VmManager, later};
 use crate::error::{Error, LoginPart, Result};
 use crate::handle::VmHandle;
 use crate::hypervisor::Hypervisor;
 use crate::lifecycle::VmState;
 use crate::spec::{GuestAccess, UserData, VmName};
 use crate::ssh::{HostKey, Identity, Login, SshConfig, Target};
+
+/// How long a hypervisor may be too busy with other clients to say where a VM is in its life.
+const TURN: Duration = Duration::from_secs(30);
 
 impl<H: Hypervisor + 'static> VmManager<H> {
     /// Returns how to log in to a guest that runs; what `login` has goes before what the VM's
@@ -24,7 +28,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     /// which key logs in, as whom, or which host key the server has; `Unsupported` for a VM without
     /// a network; `Guest` where its address is not known.
     pub async fn ssh_target(&self, name: &VmName, login: &Login) -> Result<Target> {
-        self.target_of(&self.info(name).await?, login).await
+        self.target_of(&self.info_in_turn(name, later(TURN)).await?, login).await
     }
 
     /// Returns how to log in to this guest.
@@ -72,6 +76,19 @@ impl<H: Hypervisor + 'static> VmManager<H> {
             return Err(Error::NotFound { what: "VM", name: name.to_string() });
         }
         SshConfig::write(name, vm.id, address, access, &self.home().kept(name))
+    }
+
+    /// Returns a VM as [`info`](Self::info) does, and asks again where its hypervisor has too many others to serve: a monitor has one
+    /// client at a time, and any number of commands may be started at once.
+    pub(super) async fn info_in_turn(&self, name: &VmName, deadline: Instant) -> Result<VmHandle> {
+        let deadline = deadline.min(later(TURN));
+        loop {
+            match self.info(name).await {
+                // Each question has waited for its turn for a second already.
+                Err(Error::TimedOut { .. }) if Instant::now() < deadline => {}
+                found => return found,
+            }
+        }
     }
 
     async fn live_ssh_address(&self, vm: &VmHandle) -> Result<SocketAddr> {

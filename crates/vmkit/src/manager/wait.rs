@@ -177,6 +177,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
                         pause = (pause * 2).min(BACK_OFF.1);
                     }
                     ended = happened(&changes, process.as_ref(), ATTEMPT) => ended?,
+                    () = self.runs_no_more(&vm) => {}
                 },
             }
         }
@@ -216,6 +217,16 @@ impl<H: Hypervisor + 'static> VmManager<H> {
             Err(_) => {
                 let awaited = format!("a change of the VM `{name}`, which is {}", seen.state);
                 Err(Error::TimedOut { awaited, after: timeout, console: String::new() })
+            }
+        }
+    }
+
+    /// Waits until a VM that runs is in another state, of which no process and no record tells.
+    async fn runs_no_more(&self, vm: &VmHandle) {
+        loop {
+            sleep_until(Instant::now() + LOOK_AGAIN).await;
+            if self.state(vm).await.is_ok_and(|state| state != VmState::Running) {
+                return;
             }
         }
     }

@@ -10,39 +10,41 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-/// Is over once the guest is.
-pub(crate) type Lifeline = Pin<Box<dyn Future<Output = ()> + Send>>;
+/// Is over once the guest is, and returns why.
+pub(crate) type Lifeline = Pin<Box<dyn Future<Output = String> + Send>>;
 
-const CUT: &str = "the VM has ended";
+/// What a connection fails with whose guest is over.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{0}")]
+struct LineCut(String);
 
 /// Tells whether this is what a connection fails with whose guest is over.
 pub(super) fn is_cut(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::ConnectionAborted
-        && error.get_ref().is_some_and(|cause| cause.to_string() == CUT)
+    error.get_ref().is_some_and(|cause| cause.is::<LineCut>())
 }
 
 /// A connection that breaks once its lifeline is over, and all that came before has been read.
 pub(super) struct Line {
     stream: TcpStream,
     lifeline: Option<Lifeline>,
-    is_cut: bool,
+    cut: Option<LineCut>,
 }
 
 impl Line {
     pub(super) fn new(stream: TcpStream, lifeline: Option<Lifeline>) -> Self {
-        Self { stream, lifeline, is_cut: false }
+        Self { stream, lifeline, cut: None }
     }
 
     /// Answers the failure where the guest is over, and has this task woken when it will be.
     fn cut<T>(&mut self, context: &mut Context<'_>) -> Poll<io::Result<T>> {
         if let Some(lifeline) = &mut self.lifeline
-            && lifeline.as_mut().poll(context).is_ready()
+            && let Poll::Ready(why) = lifeline.as_mut().poll(context)
         {
-            (self.lifeline, self.is_cut) = (None, true);
+            (self.lifeline, self.cut) = (None, Some(LineCut(why)));
         }
-        match self.is_cut {
-            true => Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, CUT))),
-            false => Poll::Pending,
+        match &self.cut {
+            Some(cut) => Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, cut.clone()))),
+            None => Poll::Pending,
         }
     }
 }
@@ -94,7 +96,12 @@ mod tests {
         let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (mut guest, _) = listener.accept().await.unwrap();
         let (end, ended) = oneshot::channel::<()>();
-        let mut line = Line::new(stream, Some(Box::pin(async { drop(ended.await) })));
+        let mut line = Line::new(
+            stream,
+            Some(Box::pin(async {
+                ended.await.map_or_else(|_| "it is over".to_owned(), |()| String::new())
+            })),
+        );
         guest.write_all(b"last words").await.unwrap();
         line.stream.readable().await.unwrap();
         drop(end);
@@ -103,7 +110,7 @@ mod tests {
         assert_eq!(&words, b"last words");
         for _ in 0..2 {
             let error = line.read(&mut words).await.unwrap_err();
-            assert!(is_cut(&error), "{error:?}");
+            assert!(is_cut(&error) && error.to_string() == "it is over", "{error:?}");
         }
         drop(guest);
     }

@@ -15,6 +15,7 @@
 //! those of [`Files`] bound each request that the guest has to answer, by 60 s.
 
 mod auth;
+mod clock;
 mod cloud_init;
 mod command_line;
 mod files;

@@ -123,6 +123,12 @@ impl Store {
         Ok((now, is_cut_off))
     }
 
+    /// Returns when a VM's record was written last: at the end of the last operation on it.
+    #[cfg(feature = "ssh")]
+    pub(crate) fn changed_at(&self, name: &VmName) -> Option<std::time::SystemTime> {
+        fs::metadata(self.home.vm(name).join(SINCE)).and_then(|found| found.modified()).ok()
+    }
+
     /// Begins to watch a VM's record.
     pub(crate) fn changes(&self, name: &VmName) -> Result<Changes> {
         Changes::of(&self.home.vm(name))

@@ -117,6 +117,26 @@ impl GuestAgent {
         self.execute("guest-ping", None, deadline).await.map(drop)
     }
 
+    /// Returns the time of the guest's clock, since 1970 in UTC.
+    ///
+    /// # Errors
+    /// As [`ping`](Self::ping); `Guest` where the agent refuses.
+    pub async fn time(&mut self, deadline: Instant) -> Result<Duration> {
+        let answer = self.execute("guest-get-time", None, deadline).await?;
+        let nanos = answer.as_u64().or_else(|| answer.as_i64().map(|_| 0));
+        nanos
+            .map(Duration::from_nanos)
+            .ok_or_else(|| self.wire.problem(format!("its time makes no sense: {answer}")))
+    }
+
+    /// Sets the guest's clock, in nanoseconds since 1970 in UTC, and has the guest write it to its RTC.
+    ///
+    /// # Errors
+    /// As [`ping`](Self::ping); `Guest` where the agent refuses, or could not write the RTC: the clock is set by then.
+    pub async fn set_time(&mut self, nanos: i64, deadline: Instant) -> Result<()> {
+        self.execute("guest-set-time", Some(json!({ "time": nanos })), deadline).await.map(drop)
+    }
+
     /// Asks for the guest's network interfaces, the loopback one among them.
     ///
     /// # Errors

@@ -90,6 +90,8 @@ fn channels(args: &mut Args) {
     Monitor { chardev: "qmp" }.add_to(args);
     Chardev { id: "monitor", descriptor: descriptor::MONITOR, log_set: None }.add_to(args);
     Monitor { chardev: "monitor" }.add_to(args);
+    Chardev { id: "spare", descriptor: descriptor::SPARE, log_set: None }.add_to(args);
+    Monitor { chardev: "spare" }.add_to(args);
     let log =
         Props::first("fd", descriptor::CONSOLE_LOG.to_string()).with("set", CONSOLE_LOG_SET.to_string());
     args.props("-add-fd", log);

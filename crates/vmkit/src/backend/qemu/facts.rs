@@ -28,6 +28,8 @@ pub(crate) mod descriptor {
     pub(crate) const CONSOLE_LOG: i32 = 205;
     /// The tap device.
     pub(crate) const TAP: i32 = 206;
+    /// The monitor of vmkit where the runtime directory is gone.
+    pub(crate) const SPARE: i32 = 207;
 }
 
 /// What a plan has to know of the host.

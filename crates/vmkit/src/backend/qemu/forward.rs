@@ -13,6 +13,7 @@ use super::QemuHypervisor;
 use super::layout::Layout;
 use super::prepare::check_port;
 use super::qmp::client::QmpClient;
+use super::status;
 use super::switch::hostfwd;
 use crate::error::{Error, Result};
 use crate::forwarding::{PortForwarding, in_force};
@@ -28,7 +29,7 @@ impl PortForwarding for QemuHypervisor {
     async fn add_forward(&self, vm: &VmHandle, forward: &PortForward) -> Result<VmHandle> {
         let layout = self.forwarding(vm, forward).await?;
         let deadline = Instant::now() + CHANGE_LIMIT;
-        let (mut qmp, active) = QmpClient::with_user_forwards(&layout.qmp_socket(), deadline).await?;
+        let (mut qmp, active) = QmpClient::with_user_forwards(&status::monitor(&layout), deadline).await?;
         if in_force(&vm.spec, forward, &active).is_some() {
             return Ok(with_forwards(vm, active));
         }
@@ -47,7 +48,7 @@ impl PortForwarding for QemuHypervisor {
     async fn remove_forward(&self, vm: &VmHandle, forward: &PortForward) -> Result<VmHandle> {
         let layout = self.forwarding(vm, forward).await?;
         let deadline = Instant::now() + CHANGE_LIMIT;
-        let (mut qmp, active) = QmpClient::with_user_forwards(&layout.qmp_socket(), deadline).await?;
+        let (mut qmp, active) = QmpClient::with_user_forwards(&status::monitor(&layout), deadline).await?;
         let Some(host) = in_force(&vm.spec, forward, &active) else {
             return Ok(with_forwards(vm, active));
         };

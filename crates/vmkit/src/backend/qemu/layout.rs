@@ -119,6 +119,12 @@ impl Layout {
         self.run.join("qmp.sock")
     }
 
+    /// A second monitor of vmkit's, in the work directory. What cleans up runtime directories, at a logout or by age, does not reach it,
+    /// so a VM can be asked and stopped as long as its disks are there.
+    pub(crate) fn spare_socket(&self) -> PathBuf {
+        self.work.join("spare.sock")
+    }
+
     pub(crate) fn monitor_socket(&self) -> PathBuf {
         self.run.join("monitor.sock")
     }
@@ -154,14 +160,16 @@ impl Layout {
             files.push(older_log(&log));
             files.push(log);
         }
-        files.extend([unfinished(&self.seed()), unfinished(&self.run_file())]);
+        files.extend([unfinished(&self.seed()), unfinished(&self.run_file()), self.spare_socket()]);
         files.extend([self.run_file(), self.stop_mark(), self.owner_mark(), self.alive_lock()]);
         files
     }
 
-    /// Every file of the runtime directory.
+    /// Every file of a run: those of the runtime directory, and the spare monitor.
     pub(crate) fn run_files(&self) -> Vec<PathBuf> {
         vec![
+            self.spare_socket(),
+            self.run.join("spare.sock"),
             self.qmp_socket(),
             self.monitor_socket(),
             self.agent_socket(),

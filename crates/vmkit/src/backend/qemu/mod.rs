@@ -15,6 +15,7 @@ pub(crate) mod agent;
 mod argv;
 #[cfg(test)]
 mod argv_tests;
+mod clock;
 mod disks;
 mod facts;
 mod forward;
@@ -23,6 +24,7 @@ mod plan;
 mod prepare;
 pub(crate) mod qmp;
 mod start;
+mod status;
 mod stop;
 mod switch;
 mod words;
@@ -43,7 +45,7 @@ pub use switch::Accelerator;
 
 use self::facts::{Media, QemuFacts};
 use self::layout::Layout;
-use self::qmp::client::{QmpClient, RunState};
+use self::qmp::client::QmpClient;
 use crate::backend::supervise::process::{self, Found};
 use crate::backend::supervise::runfile::{self, Ended};
 use crate::backend::supervise::{alive, spawn};
@@ -58,7 +60,7 @@ use crate::spec::{Accel, Boot, Firmware, Mib, NetworkConfig, PortForward, VmSpec
 
 /// How long a QEMU may take from its start until it answers, unless set otherwise. A quiet host needs 30 ms.
 const START_LIMIT: Duration = Duration::from_secs(30);
-/// How long a question to a monitor may take.
+/// How long a question to a monitor, or to an agent, may take.
 const ASK_LIMIT: Duration = Duration::from_secs(1);
 /// How long QEMU may take to pause a guest or let it go on: it writes out what its disks have in flight first.
 const PAUSE_LIMIT: Duration = Duration::from_secs(30);
@@ -114,6 +116,8 @@ struct Settings {
     lease_files: Vec<PathBuf>,
     /// One start at a time for each VM of this process: the second finds the first one's guest.
     starting: Mutex<BTreeMap<Uuid, Arc<tokio::sync::Mutex<()>>>>,
+    /// When this process paused which VM: a short pause leaves the clock as right as it was.
+    paused: Mutex<BTreeMap<Uuid, Instant>>,
 }
 
 /// Sets up a [`QemuHypervisor`].
@@ -215,6 +219,7 @@ impl QemuHypervisor {
             start_limit: START_LIMIT,
             lease_files: Vec::new(),
             starting: Mutex::default(),
+            paused: Mutex::default(),
         })
     }
 
@@ -304,6 +309,10 @@ impl QemuHypervisor {
     fn start_lock(&self, id: Uuid) -> Arc<tokio::sync::Mutex<()>> {
         let mut starting = self.0.starting.lock().expect("nothing panics while it holds the map");
         Arc::clone(starting.entry(id).or_default())
+    }
+
+    fn paused(&self) -> std::sync::MutexGuard<'_, BTreeMap<Uuid, Instant>> {
+        self.0.paused.lock().expect("nothing panics while it holds the map")
     }
 
     /// Asks reality, and refuses what the table refuses.
@@ -408,7 +417,7 @@ impl Hypervisor for QemuHypervisor {
             }
             // The guest waits for room on its disk, with all that it has not written yet.
             Ok(VmState::Failed { cause })
-                if cause.kind == FailureKind::DiskError && go_on(&details.layout).await =>
+                if cause.kind == FailureKind::DiskError && status::go_on(vm, &details.layout).await =>
             {
                 let run = start::adopt(vm, &details.layout, deadline).await?;
                 return adopted(run, &details);
@@ -443,7 +452,7 @@ impl Hypervisor for QemuHypervisor {
     async fn stop(&self, vm: &VmHandle, timeout: Duration) -> Result<VmHandle> {
         let Details { layout, .. } = self.details(vm)?;
         self.check_owner(vm, &layout, Operation::Stop)?;
-        stop::stop(&layout, timeout).await?;
+        stop::stop(vm, &layout, timeout).await?;
         Ok(Self::handle(vm, VmState::Stopped, &layout, None))
     }
 
@@ -452,7 +461,8 @@ impl Hypervisor for QemuHypervisor {
         let to = VmState::Suspended;
         if self.allowed(vm, Operation::Suspend).await? != to {
             let limit = Instant::now() + PAUSE_LIMIT;
-            QmpClient::connect(&layout.qmp_socket(), limit).await?.pause(limit).await?;
+            QmpClient::connect(&status::monitor(&layout), limit).await?.pause(limit).await?;
+            self.paused().insert(vm.id, Instant::now());
         }
         Ok(Self::handle(vm, to, &layout, None))
     }
@@ -462,7 +472,12 @@ impl Hypervisor for QemuHypervisor {
         let to = VmState::Running;
         if self.allowed(vm, Operation::Resume).await? != to {
             let limit = Instant::now() + PAUSE_LIMIT;
-            QmpClient::connect(&layout.qmp_socket(), limit).await?.cont(limit).await?;
+            let mut qmp = QmpClient::connect(&status::monitor(&layout), limit).await?;
+            qmp.cont(limit).await?;
+            let paused = self.paused().remove(&vm.id).map(|since| since.elapsed());
+            clock::keep_right(&mut qmp, &layout.agent_socket(), paused.or_else(crate::clock::paused)).await;
+        } else {
+            crate::clock::settled();
         }
         Ok(Self::handle(vm, to, &layout, None))
     }
@@ -487,6 +502,7 @@ impl Hypervisor for QemuHypervisor {
             prepare::remove_run_dir(&layout)?;
         }
         self.0.starting.lock().expect("nothing panics while it holds the map").remove(&vm.id);
+        self.paused().remove(&vm.id);
         Ok(())
     }
 
@@ -502,7 +518,7 @@ impl Hypervisor for QemuHypervisor {
         let found = process::look(&layout.place()).await?;
         let found = match found {
             // The sockets were bound before the keeper began: the greeting is the event that it has started QEMU.
-            Found::Launching | Found::Starting(_) => match ask(&layout).await {
+            Found::Launching | Found::Starting(_) => match status::ask(vm, &layout).await {
                 Ok(state) => return Ok(state),
                 Err(_) => process::look(&layout.place()).await?,
             },
@@ -515,7 +531,9 @@ impl Hypervisor for QemuHypervisor {
             Found::Launching | Found::Starting(_) => {
                 Err(Error::Busy { what: format!("VM `{}`", vm.name()), holder: None })
             }
-            Found::Live(process) => match ask(&layout).await {
+            // Nothing can be asked, and the guest may be reached all the same: it is as it was last known to be.
+            Found::Live(_) if !status::monitor(&layout).exists() => Ok(status::recorded(vm)),
+            Found::Live(process) => match status::ask(vm, &layout).await {
                 Ok(state) => Ok(state),
                 // A QEMU that is ending closes its monitor first: what counts then is how it ends.
                 Err(error) => match process.wait(Instant::now() + ENDING_LIMIT).await? {
@@ -599,42 +617,6 @@ fn accelerator(spec: &VmSpec, verdict: Option<&KvmVerdict>) -> Result<Accelerato
         }
         _ => Ok(Accelerator::Tcg),
     }
-}
-
-/// Has a guest go on whose disk had failed, and answers whether it does.
-async fn go_on(layout: &Layout) -> bool {
-    let limit = Instant::now() + PAUSE_LIMIT;
-    let went_on = async { QmpClient::connect(&layout.qmp_socket(), limit).await?.cont(limit).await };
-    if let Err(error) = went_on.await {
-        tracing::debug!(%error, "a guest with a failed disk does not go on");
-        return false;
-    }
-    ask(layout).await.is_ok_and(|state| state == VmState::Running)
-}
-
-/// Asks a living QEMU where its guest is.
-async fn ask(layout: &Layout) -> Result<VmState> {
-    let limit = Instant::now() + ASK_LIMIT;
-    let (_, state) = QmpClient::with_status(&layout.qmp_socket(), limit).await?;
-    Ok(match state {
-        RunState::Paused | RunState::Prelaunch | RunState::InMigrate => VmState::Suspended,
-        RunState::GuestPanicked => VmState::failed(FailureKind::GuestPanic, "the guest's kernel panicked"),
-        RunState::InternalError => VmState::failed(
-            FailureKind::InternalError,
-            format!("KVM could not go on with the guest; {}", start::last_words(layout)),
-        ),
-        RunState::IoError => VmState::failed(
-            FailureKind::DiskError,
-            "a disk of the guest failed, or its host is full: with room made, a start lets it go on",
-        ),
-        RunState::Shutdown => VmState::Stopped,
-        RunState::Running
-        | RunState::Suspended
-        | RunState::Watchdog
-        | RunState::Debug
-        | RunState::Migrating
-        | RunState::Unknown(_) => VmState::Running,
-    })
 }
 
 /// Answers what came of a run that has just ended.

@@ -95,6 +95,7 @@ pub(crate) fn plan(spec: &VmSpec, id: Uuid, layout: &Layout, facts: &QemuFacts, 
         sockets: vec![
             socket(layout.qmp_socket(), descriptor::QMP),
             socket(layout.monitor_socket(), descriptor::MONITOR),
+            socket(layout.spare_socket(), descriptor::SPARE),
             socket(layout.agent_socket(), descriptor::AGENT),
             socket(layout.console_socket(), descriptor::CONSOLE),
         ],

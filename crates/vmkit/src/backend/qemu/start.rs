@@ -5,8 +5,7 @@ use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::json;
 use tokio::time::Instant;
@@ -16,6 +15,8 @@ use super::layout::{Layout, short_id};
 use super::plan::QemuPlan;
 use super::prepare::{check_port, remove_run_dir};
 use super::qmp::client::QmpClient;
+use super::qmp::wire::bind;
+use super::status;
 use super::stop::{LAUNCH_LIMIT, mark_asked};
 use super::words;
 use crate::backend::supervise::alive;
@@ -58,7 +59,11 @@ pub(super) async fn start(
     // After the lock, so that it goes before it: nobody else's sockets lie there yet.
     let undo = UndoRunDir { layout, armed: true };
     for socket in &plan.sockets {
-        descriptors.push((listen(&socket.path)?, socket.descriptor));
+        let listener = match socket.descriptor {
+            descriptor::SPARE => listen_spare(layout)?,
+            _ => listen(&socket.path)?,
+        };
+        descriptors.push((listener, socket.descriptor));
     }
     if let Some(bridge) = &plan.bridge {
         step("start: tap").map_err(Error::io("open", "/dev/net/tun"))?;
@@ -130,7 +135,7 @@ struct Met {
 }
 
 async fn meet(vm: &VmHandle, layout: &Layout, deadline: Instant) -> Result<Met> {
-    let socket = layout.qmp_socket();
+    let socket = status::monitor(layout);
     match vm.spec.network() {
         NetworkConfig::User(user) if !user.forwards.is_empty() => {
             let (qmp, forwards) = QmpClient::with_user_forwards(&socket, deadline).await?;
@@ -318,14 +323,22 @@ fn launch(spec: &VmSpec, layout: &Layout, plan: &QemuPlan, descriptors: Vec<i32>
 }
 
 /// Binds a socket of this user alone, listening before anybody can look for it.
-fn listen(path: &PathBuf) -> Result<OwnedFd> {
+fn listen(path: &Path) -> Result<OwnedFd> {
     step("start: listen").map_err(Error::io("listen on", path))?;
-    let listener = UnixListener::bind(path).map_err(Error::io("listen on", path))?;
+    let listener = bind(path).map_err(Error::io("listen on", path))?;
     // QEMU takes a listener as it is, and now and then accepts a client that another of its threads has taken already: one
     // that blocks would stop its main loop for good (seen with 7.2.22: the main thread sat in accept4, `quit` unread).
     listener.set_nonblocking(true).map_err(Error::io("listen on", path))?;
     fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(Error::io("protect", path))?;
     Ok(listener.into())
+}
+
+/// Binds the spare monitor, in the runtime directory where the work directory's file system has no sockets.
+fn listen_spare(layout: &Layout) -> Result<OwnedFd> {
+    listen(&layout.spare_socket()).or_else(|error| {
+        tracing::debug!(%error, "without its runtime directory this run can't be asked");
+        listen(&layout.run.join("spare.sock"))
+    })
 }
 
 /// Names the tap after the VM's id: an interface's name has 15 bytes.

@@ -9,10 +9,12 @@ use tokio::time::{Instant, timeout_at};
 
 use super::layout::Layout;
 use super::qmp::client::{QmpClient, RunState};
+use super::status;
 use crate::backend::supervise::alive;
 use crate::backend::supervise::process::{self, Found};
 use crate::deadline::later;
 use crate::error::Result;
+use crate::handle::VmHandle;
 use crate::host::process::ProcessFd;
 use crate::steps::step;
 
@@ -30,11 +32,13 @@ const PRESS_EVERY: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// `TimedOut` where the process survives even SIGKILL.
-pub(super) async fn stop(layout: &Layout, timeout: Duration) -> Result<()> {
+pub(super) async fn stop(vm: &VmHandle, layout: &Layout, timeout: Duration) -> Result<()> {
     let deadline = later(timeout);
+    let can_ask = status::monitor(layout).exists();
     if let Found::Live(process) = process::look(&layout.place()).await?
         && !timeout.is_zero()
-        && ask_guest(layout, &process, deadline).await?
+        && can_ask
+        && ask_guest(vm, layout, &process, deadline).await?
     {
         process::settled(&layout.place()).await?;
         mark_asked(layout);
@@ -51,9 +55,17 @@ pub(super) async fn stop(layout: &Layout, timeout: Duration) -> Result<()> {
         Found::Nothing | Found::Ended(_) | Found::Rebooted => return Ok(()),
     };
     if !timeout.is_zero() {
-        let why = match Instant::now() < deadline {
-            true => "the guest can't hear its power button any more",
-            false => "the guest did not power itself off in time",
+        let why = match (can_ask, Instant::now() < deadline) {
+            (false, _) => {
+                let (usual, spare) = (layout.qmp_socket(), layout.spare_socket());
+                format!(
+                    "the guest can't be asked, for both sockets of QEMU's monitor are gone ({}, {})",
+                    usual.display(),
+                    spare.display()
+                )
+            }
+            (true, true) => "the guest can't hear its power button any more".to_owned(),
+            (true, false) => "the guest did not power itself off in time".to_owned(),
         };
         tracing::warn!(vm = %layout.name(), "{why}, so it is ended by force");
     }
@@ -74,10 +86,10 @@ pub(super) fn mark_asked(layout: &Layout) {
 }
 
 /// Presses the power button until the guest has gone or the deadline has passed; answers whether it has gone.
-async fn ask_guest(layout: &Layout, process: &ProcessFd, deadline: Instant) -> Result<bool> {
+async fn ask_guest(vm: &VmHandle, layout: &Layout, process: &ProcessFd, deadline: Instant) -> Result<bool> {
     let mut has_room = true;
     loop {
-        let press = timeout_at(deadline, press_button(layout, &mut has_room)).await;
+        let press = timeout_at(deadline, press_button(vm, layout, &mut has_room)).await;
         let next = match press {
             // A guest that can't hear any more need not be waited for.
             Ok(Ok(Pressed::Deaf)) => return Ok(false),
@@ -104,9 +116,9 @@ enum Pressed {
 }
 
 /// Presses the button; `has_room` says whether the disks of a guest that waits for room are worth another try.
-async fn press_button(layout: &Layout, has_room: &mut bool) -> Result<Pressed> {
+async fn press_button(vm: &VmHandle, layout: &Layout, has_room: &mut bool) -> Result<Pressed> {
     let limit = Instant::now() + MONITOR_LIMIT;
-    let (mut qmp, state) = QmpClient::with_status(&layout.qmp_socket(), limit).await?;
+    let (mut qmp, state) = QmpClient::with_status(&status::monitor(layout), limit).await?;
     match state {
         RunState::Paused | RunState::Prelaunch => {
             qmp.cont(limit).await?;
@@ -123,6 +135,7 @@ async fn press_button(layout: &Layout, has_room: &mut bool) -> Result<Pressed> {
         RunState::GuestPanicked | RunState::InternalError | RunState::Shutdown | RunState::IoError => {
             return Ok(Pressed::Deaf);
         }
+        _ if status::ended_in_panic(vm, layout).is_some() => return Ok(Pressed::Deaf),
         _ => {}
     }
     qmp.power_down(limit).await?;
@@ -132,7 +145,7 @@ async fn press_button(layout: &Layout, has_room: &mut bool) -> Result<Pressed> {
 /// Ends QEMU itself: `quit`, then SIGTERM; answers whether it has ended. What is left is SIGKILL.
 async fn force(layout: &Layout, process: &ProcessFd) -> Result<bool> {
     let limit = Instant::now() + FORCE_GRACE;
-    let quit = async { QmpClient::connect(&layout.qmp_socket(), limit).await?.quit(limit).await };
+    let quit = async { QmpClient::connect(&status::monitor(layout), limit).await?.quit(limit).await };
     match quit.await {
         Ok(()) => {
             if process.wait(limit).await? {

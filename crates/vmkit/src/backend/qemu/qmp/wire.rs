@@ -4,9 +4,12 @@
 //! not a byte is lost or sent twice.
 
 use std::io;
-use std::path::Path;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::fs::{Mode, OFlags};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -14,6 +17,7 @@ use tokio::net::UnixStream;
 use tokio::time::{Instant, timeout_at};
 
 use super::codec::{LineBuffer, TooLong};
+use crate::backend::qemu::layout::MAX_SOCKET_PATH_BYTES;
 use crate::error::{Error, Result};
 
 /// How much is read at least in one go, in bytes.
@@ -41,8 +45,11 @@ impl Wire {
         line_limit: usize,
         deadline: Instant,
     ) -> Result<Self> {
-        let stream = match UnixStream::connect(path).await {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => connect_in_turn(path, deadline).await,
+        let near = Near::to(path).map_err(Error::io("connect to", path))?;
+        let stream = match UnixStream::connect(&near.path).await {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                connect_in_turn(&near.path, path, deadline).await
+            }
             result => result.map_err(Error::io("connect to", path)),
         }?;
         Ok(Self::new(stream, peer, line_limit))
@@ -109,6 +116,35 @@ impl Wire {
     }
 }
 
+/// A path to a socket that is short enough to be bound or connected to, as long as this lives.
+struct Near {
+    path: PathBuf,
+    _dir: Option<OwnedFd>,
+}
+
+impl Near {
+    /// Finds one for this path: a long one by the descriptor of its directory.
+    ///
+    /// Source: unix(7), BUGS; proc_pid_fd(5).
+    fn to(path: &Path) -> io::Result<Self> {
+        if path.as_os_str().len() <= MAX_SOCKET_PATH_BYTES {
+            return Ok(Self { path: path.to_owned(), _dir: None });
+        }
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = rustix::fs::open(parent, flags, Mode::empty())?;
+        let path = PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd())).join(name);
+        Ok(Self { path, _dir: Some(dir) })
+    }
+}
+
+/// Binds a listening socket at this path, however long that is.
+pub(crate) fn bind(path: &Path) -> io::Result<UnixListener> {
+    UnixListener::bind(Near::to(path)?.path)
+}
+
 /// Waits for `future` until `deadline`.
 ///
 /// # Errors
@@ -132,10 +168,10 @@ pub(crate) async fn within<T>(
 /// is made on a thread for blocking calls; if this future is dropped, it ends by itself at the deadline.
 ///
 /// Source: unix(7), EAGAIN of connect(2); `SO_SNDTIMEO` in socket(7).
-async fn connect_in_turn(path: &Path, deadline: Instant) -> Result<UnixStream> {
+async fn connect_in_turn(near: &Path, path: &Path, deadline: Instant) -> Result<UnixStream> {
     let start = Instant::now();
     let address =
-        SocketAddrUnix::new(path).map_err(io::Error::from).map_err(Error::io("connect to", path))?;
+        SocketAddrUnix::new(near).map_err(io::Error::from).map_err(Error::io("connect to", path))?;
     // The kernel takes a timeout of zero for none at all.
     let timeout = deadline.saturating_duration_since(start).max(Duration::from_millis(1));
     let connecting = tokio::task::spawn_blocking(move || {
@@ -159,8 +195,6 @@ async fn connect_in_turn(path: &Path, deadline: Instant) -> Result<UnixStream> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::net::UnixListener;
-
     use super::*;
 
     fn soon() -> Instant {
@@ -213,5 +247,19 @@ mod tests {
         tokio::time::sleep(Duration::from_millis(50)).await;
         let _first_served = listener.accept().unwrap();
         waiting.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_socket_at_a_long_path_is_bound_and_reached_and_its_missing_directory_is_told_by_its_name() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path().join("d".repeat(150));
+        std::fs::create_dir(&dir).unwrap();
+        let path = dir.join("spare.sock");
+        let listener = bind(&path).unwrap();
+        Wire::connect(&path, "QEMU", 100, soon()).await.unwrap();
+        listener.accept().unwrap();
+        let missing = temp.path().join("x".repeat(150)).join("spare.sock");
+        let error = Wire::connect(&missing, "QEMU", 100, soon()).await.unwrap_err().to_string();
+        assert!(error.contains(missing.to_str().unwrap()), "{error}");
     }
 }

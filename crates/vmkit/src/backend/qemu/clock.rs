@@ -1,0 +1,129 @@
+//! The guest's clock set right by its agent, after its CPUs stood still.
+//!
+//! `guest-set-time` sets the clock at once, and then has the guest write it to its RTC, which takes an emulated guest a second and may
+//! fail. So what it answers counts for nothing: the clock is read again. Where the guest has no `hwclock`, as a small Debian has none, the
+//! agent refuses before it sets anything; then it runs `date`.
+//!
+//! Source: QEMU, `qga/commands-posix.c`.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::time::{Instant, sleep};
+
+use super::agent::{GuestAgent, GuestExit};
+use super::qmp::client::QmpClient;
+use crate::clock::{self, CLOSE, ClockReading};
+use crate::error::{Error, GUEST_AGENT, Result};
+
+/// How long the agent has in all. Without load an emulated guest needs 1 s.
+const LIMIT: Duration = Duration::from_secs(8);
+/// How long the agent has to say its first word.
+const GREETING: Duration = Duration::from_secs(3);
+/// How often the clock is set: each time by what is known of the way from the time before.
+const TRIES: usize = 5;
+/// A clock that is so far off after it was set was not set.
+const UNSET: Duration = Duration::from_secs(1);
+/// How often it is read for one look, where an answer was slow.
+const READINGS: usize = 3;
+/// A round trip that is quick enough to be believed at once.
+const QUICK: Duration = Duration::from_millis(10);
+
+/// Sets the clock of a guest that has just gone on, where an agent runs in it and the clock is off.
+///
+/// The guest goes on whatever becomes of this; what could not be done is a debug line here, and the manager's to warn of.
+pub(super) async fn keep_right(qmp: &mut QmpClient, agent: &Path, paused: Option<Duration>) {
+    if paused.is_some_and(|paused| paused < CLOSE) {
+        return clock::settled();
+    }
+    let deadline = Instant::now() + LIMIT;
+    // A guest without an agent would only be waited for.
+    match agent_listens(qmp, deadline).await {
+        Ok(true) => {}
+        Ok(false) => return,
+        Err(error) => return tracing::debug!(%error, "cannot tell whether a guest agent runs"),
+    }
+    match set(agent, deadline).await {
+        Ok(()) => clock::settled(),
+        Err(error) => tracing::debug!(%error, "the guest agent did not set the clock"),
+    }
+}
+
+/// Checks whether something in the guest has opened the agent's port. Source: QEMU, `qapi/char.json`, `ChardevInfo`.
+async fn agent_listens(qmp: &mut QmpClient, deadline: Instant) -> Result<bool> {
+    let answer = qmp.execute("query-chardev", None, deadline).await?;
+    let mut devices = answer.as_array().into_iter().flatten();
+    let agent = devices.find(|device| device["label"] == "agent");
+    Ok(agent.is_some_and(|agent| agent["frontend-open"] == Value::Bool(true)))
+}
+
+async fn set(path: &Path, deadline: Instant) -> Result<()> {
+    let mut agent = GuestAgent::connect(path, deadline.min(Instant::now() + GREETING)).await?;
+    let mut reading = read(&mut agent, deadline).await?;
+    if !reading.is_off() {
+        return Ok(());
+    }
+    // How long a time is on its way before it is set.
+    let mut lag = reading.round_trip / 2;
+    let mut by_date = false;
+    for _ in 0..TRIES {
+        let set = match by_date {
+            true => set_by_date(&mut agent, lag, deadline).await,
+            false => agent.set_time(nanos(clock::now() + lag), deadline).await,
+        };
+        reading = read(&mut agent, deadline).await?;
+        if reading.is_close() {
+            return Ok(());
+        }
+        let off = Duration::from_nanos(u64::try_from(reading.ahead.unsigned_abs()).unwrap_or(u64::MAX));
+        match set {
+            Err(error) if by_date => return Err(error),
+            Err(error) if off >= UNSET => {
+                tracing::debug!(%error, "the guest agent does not set the clock itself");
+                by_date = true;
+            }
+            _ if off < UNSET => lag = if reading.ahead < 0 { lag + off } else { lag.saturating_sub(off) },
+            _ => {}
+        }
+    }
+    let problem = format!("it set the clock {TRIES} times, and that is {}", reading.described());
+    Err(Error::Protocol { peer: GUEST_AGENT, problem, source: None })
+}
+
+/// Has the agent run `date`, so that it begins with a second: busybox's takes whole ones only.
+async fn set_by_date(agent: &mut GuestAgent, lag: Duration, deadline: Instant) -> Result<()> {
+    let second = (clock::now() + lag).as_secs() + 1;
+    sleep(Duration::from_secs(second).saturating_sub(lag).saturating_sub(clock::now())).await;
+    let arguments = ["-c", "exec date -u -s \"@$0\"", &second.to_string()];
+    let done = agent.exec("/bin/sh", &arguments, None, deadline).await?;
+    match done.exit {
+        GuestExit::Code(0) => Ok(()),
+        exit => {
+            let words = String::from_utf8_lossy(&done.stderr);
+            let problem = format!("`date` in the guest could not set the clock ({exit:?}): {}", words.trim());
+            Err(Error::Protocol { peer: GUEST_AGENT, problem, source: None })
+        }
+    }
+}
+
+fn nanos(time: Duration) -> i64 {
+    i64::try_from(time.as_nanos()).unwrap_or(i64::MAX)
+}
+
+/// Reads the guest's clock, and again where the answer was too slow to say much.
+async fn read(agent: &mut GuestAgent, deadline: Instant) -> Result<ClockReading> {
+    let mut best: Option<ClockReading> = None;
+    for _ in 0..READINGS {
+        let asked = clock::now();
+        let guest = agent.time(deadline).await?;
+        let reading = ClockReading::of(guest, asked, clock::now());
+        if best.is_none_or(|best| reading.round_trip < best.round_trip) {
+            best = Some(reading);
+        }
+        if reading.round_trip < QUICK {
+            break;
+        }
+    }
+    Ok(best.expect("it was read at least once"))
+}

@@ -1,0 +1,115 @@
+//! A guest's clock after its CPUs stood still.
+//!
+//! A paused guest counts no time, and nothing in it notices: its clock is behind by as long as it was paused, for good where no time
+//! server is reached. So whoever lets it go on sets its clock, by the guest agent where there is one (the backend) and else over SSH
+//! (the manager). What the one has done the other learns here: both are in one task, and the trait between them has no word for it.
+
+use std::cell::Cell;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// How far a guest's clock may be off and still be right: less than anybody notices, more than a busy host's delays.
+pub(crate) const CLOSE: Duration = Duration::from_millis(20);
+
+/// What the two sides of a resume know.
+#[derive(Debug, Clone, Copy, Default)]
+struct Resumption {
+    /// How long the guest was paused, where that is known.
+    paused: Option<Duration>,
+    /// The clock is right, or no matter.
+    is_settled: bool,
+}
+
+tokio::task_local! {
+    static RESUMPTION: Cell<Resumption>;
+}
+
+/// Lets a guest go on that was paused for this long, and returns whether its clock is certainly right then.
+pub(crate) async fn resuming<T>(paused: Option<Duration>, resume: impl Future<Output = T>) -> (T, bool) {
+    let begun = Cell::new(Resumption { paused, is_settled: false });
+    RESUMPTION
+        .scope(begun, async {
+            let done = resume.await;
+            (done, RESUMPTION.with(|now| now.get().is_settled))
+        })
+        .await
+}
+
+/// Returns how long the guest that is to go on was paused, where its manager knows.
+#[cfg(all(target_os = "linux", feature = "qemu"))]
+pub(crate) fn paused() -> Option<Duration> {
+    RESUMPTION.try_with(|now| now.get().paused).ok().flatten()
+}
+
+/// Notes that there is nothing left to do about the clock.
+#[cfg(all(target_os = "linux", feature = "qemu"))]
+pub(crate) fn settled() {
+    let _ = RESUMPTION.try_with(|now| now.set(Resumption { is_settled: true, ..now.get() }));
+}
+
+/// How a guest's clock stood at a moment of this host's.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ClockReading {
+    /// By how much it is ahead, in nanoseconds; negative where it is behind.
+    pub(crate) ahead: i128,
+    /// How long the question and its answer took.
+    pub(crate) round_trip: Duration,
+}
+
+impl ClockReading {
+    /// Creates it of what the guest said, and of when it was asked and had answered.
+    pub(crate) fn of(guest: Duration, asked: Duration, answered: Duration) -> Self {
+        let round_trip = answered.saturating_sub(asked);
+        let nanos = |at: Duration| i128::try_from(at.as_nanos()).unwrap_or(i128::MAX);
+        Self { ahead: nanos(guest) - nanos(asked + round_trip / 2), round_trip }
+    }
+
+    /// Checks whether the clock is right, as far as can be told.
+    pub(crate) fn is_close(&self) -> bool {
+        self.ahead.unsigned_abs() <= CLOSE.as_nanos()
+    }
+
+    /// Checks whether the clock is wrong for certain: a slow answer says little.
+    pub(crate) fn is_off(&self) -> bool {
+        self.ahead.unsigned_abs() > (CLOSE + self.round_trip / 2).as_nanos()
+    }
+
+    /// Returns by how much the clock is off, for people.
+    pub(crate) fn described(&self) -> String {
+        let seconds = self.ahead.unsigned_abs() as f64 / 1e9;
+        format!("{seconds:.3} s {}", if self.ahead < 0 { "behind" } else { "ahead" })
+    }
+}
+
+/// Returns the time of this host, since 1970 in UTC.
+pub(crate) fn now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reading_counts_from_the_middle_of_its_round_trip() {
+        let ms = Duration::from_millis;
+        let reading = ClockReading::of(ms(1000), ms(41_000), ms(41_010));
+        assert_eq!((reading.described(), reading.is_close()), ("40.005 s behind".to_owned(), false));
+        assert!(ClockReading::of(ms(1015), ms(990), ms(1010)).is_close());
+        assert!(!ClockReading::of(ms(1100), ms(990), ms(1010)).is_close());
+        let slow = ClockReading::of(ms(1060), ms(900), ms(1100));
+        assert!(!slow.is_close() && !slow.is_off());
+        assert!(ClockReading::of(ms(1130), ms(900), ms(1100)).is_off());
+    }
+
+    #[cfg(all(target_os = "linux", feature = "qemu"))]
+    #[tokio::test]
+    async fn what_a_backend_has_settled_its_manager_learns_and_without_one_nothing_breaks() {
+        settled();
+        assert_eq!(paused(), None);
+        let paused_for = Some(Duration::from_secs(40));
+        let (found, is_settled) = resuming(paused_for, async { paused() }).await;
+        assert_eq!((found, is_settled), (paused_for, false));
+        let ((), is_settled) = resuming(None, async { settled() }).await;
+        assert!(is_settled);
+    }
+}

@@ -1,0 +1,65 @@
+//! The clock of a guest that goes on after it was paused, where its backend could not set it.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::VmManager;
+use crate::error::Result;
+use crate::handle::VmHandle;
+use crate::hypervisor::Hypervisor;
+use crate::spec::{NetworkConfig, VmName};
+use crate::ssh::{Login, Session};
+
+/// How long the guest's SSH server has to greet. One that listens does so at once, and a guest that has none is not waited for.
+const GREETING: Duration = Duration::from_secs(3);
+/// How long all of it may take: a login, and the next second of the clock, on a slow guest several times.
+const LIMIT: Duration = Duration::from_secs(12);
+/// How long a pause has to be for a clock that is behind by it to be worth a warning.
+const NOTICED: Duration = Duration::from_secs(1);
+
+impl<H: Hypervisor + 'static> VmManager<H> {
+    /// Returns how long a VM has been paused, by when that was recorded.
+    pub(super) fn paused_for(&self, name: &VmName) -> Option<Duration> {
+        self.store.changed_at(name)?.elapsed().ok()
+    }
+
+    /// Sets the clock of a guest that has gone on over SSH, where vmkit has a login; what can't be done is warned of.
+    pub(super) async fn set_clock(&self, vm: &VmHandle, paused: Option<Duration>) {
+        let by_ssh = match vm.run.as_ref().and_then(|run| run.pid) {
+            Some(_) if has_login(vm) => Some(self.set_clock_by_ssh(vm).await),
+            // Not a guest of this host's.
+            None => return,
+            Some(_) => None,
+        };
+        let why = match by_ssh {
+            Some(Ok(())) => return,
+            Some(Err(error)) => format!("no guest agent set it, and by SSH: {error}"),
+            None => "no guest agent runs in it, and vmkit has no login by SSH".to_owned(),
+        };
+        match paused {
+            Some(paused) if paused < NOTICED => {
+                tracing::debug!(vm = %vm.name(), "the clock was not set: {why}")
+            }
+            _ => tracing::warn!(
+                "the clock of the guest in the VM `{}` may be behind by as long as it was suspended: {why}",
+                vm.name()
+            ),
+        }
+    }
+
+    async fn set_clock_by_ssh(&self, vm: &VmHandle) -> Result<()> {
+        let deadline = Instant::now() + LIMIT;
+        let target = self.target_of(vm, &Login::default()).await?;
+        let stream = Session::reach(&target, Instant::now() + GREETING).await?;
+        let session = self.over(stream, vm, &target, deadline).await?;
+        let set = session.set_clock(deadline).await;
+        session.close().await;
+        set
+    }
+}
+
+fn has_login(vm: &VmHandle) -> bool {
+    let access = vm.spec.cloud_init().and_then(|config| config.access.as_ref());
+    access.is_some() && !matches!(vm.spec.network(), NetworkConfig::None)
+}
