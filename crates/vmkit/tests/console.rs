@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use vmkit::console::{Ending, Event, SerialConsole, Since};
 use vmkit::{ErrorKind, Result};
-use vmkit_testkit::propolis::{Behaviour, FakePropolis, FaultProxy, NetworkFault, Setup};
+use vmkit_testkit::propolis::{Behaviour, FakePropolis, FaultProxy, Gate, NetworkFault, Setup};
 
 /// What the fake's guest says first.
 const BOOT: &str = "no guest runs here\r\nlogin: ";
@@ -51,10 +51,30 @@ async fn running() -> FakePropolis {
     let init = json!({ "method": "Spec", "value": { "spec": spec } });
     put(fake.address(), "/instance", &json!({ "properties": properties, "init": init }));
     put(fake.address(), "/instance/state", &json!("Run"));
-    let mut console = Pumped::begin(fake.address(), 0);
-    console.hears(BOOT.len()).await;
-    assert_eq!(console.heard, BOOT.as_bytes());
+    // Nobody is at the console meanwhile, which is the usual case.
+    read_to(&fake, BOOT.len()).await;
     fake
+}
+
+/// Waits until the server has read so much of the console. Only a client is told of that.
+async fn read_to(fake: &FakePropolis, bytes: usize) {
+    let console = console_at(fake.address());
+    let read = async {
+        while console.history(Since::MostRecent(0)).await.unwrap().end < bytes as u64 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, read).await.expect("the server reads what its guest says");
+}
+
+/// A client that never reads. Once the guest has said enough it stalls the server.
+fn deaf(server: SocketAddr) -> std::net::TcpStream {
+    let mut stream = std::net::TcpStream::connect(server).unwrap();
+    let request = "GET /instance/serial HTTP/1.1\r\nhost: x\r\napi-version: 1.0.0\r\nconnection: upgrade\r\n\
+                   upgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    stream.write_all(request.as_bytes()).unwrap();
+    stream.read_exact(&mut [0; 12]).unwrap();
+    stream
 }
 
 fn console_at(server: SocketAddr) -> SerialConsole {
@@ -93,12 +113,33 @@ impl Pumped {
         }
     }
 
-    /// Waits until the server has taken it on: its history comes before that.
+    /// Waits until it has all that the guest has said so far.
     async fn is_live(&mut self) {
         let heard = self.heard.len();
         self.ours.write_all(b"x").await.unwrap();
         self.hears(heard + 1).await;
         self.heard.truncate(heard);
+    }
+
+    /// Reads until it has so many bytes of the guest's, but for those that it was told to be missing: a guest may flood faster
+    /// than a test's server tells its history. Answers how many those are.
+    async fn hears_or_misses(&mut self, bytes: usize) -> usize {
+        let mut missed = 0;
+        while self.heard.len() + missed < bytes {
+            self.hears(self.heard.len() + 1).await;
+            missed += self.missed() as usize;
+        }
+        assert_eq!(self.heard.len() + missed, bytes);
+        missed
+    }
+
+    /// Reads to the end of the VM, and answers all that was heard.
+    async fn rest(mut self) -> String {
+        let read = timeout(PATIENCE, self.ours.read_to_end(&mut self.heard)).await;
+        read.expect("it ends").unwrap();
+        let heard = String::from_utf8(std::mem::take(&mut self.heard)).unwrap();
+        assert_eq!(self.ending().await.unwrap(), Ending::Stopped);
+        heard
     }
 
     async fn ending(self) -> Result<Ending> {
@@ -120,6 +161,85 @@ async fn what_is_typed_reaches_the_guest_and_its_words_come_back() {
     assert_eq!(console.heard, b"hello\r\n");
     drop(console.ours);
     assert_eq!(timeout(PATIENCE, console.carrier).await.unwrap().unwrap().unwrap(), Ending::Left);
+}
+
+#[tokio::test]
+async fn each_byte_comes_once_to_one_who_attaches_where_nobody_was() {
+    let fake = running().await;
+    let mut console = Pumped::begin(fake.address(), 0);
+    let mut late = Pumped::begin(fake.address(), BOOT.len() as u64);
+    console.hears(BOOT.len()).await;
+    console.is_live().await;
+    assert!(fake.print(b" and more"));
+    let expected = format!("{BOOT}x and more");
+    console.hears(expected.len() - 1).await;
+    late.hears(10).await;
+    assert_eq!(String::from_utf8_lossy(&console.heard), format!("{BOOT} and more"));
+    assert_eq!(String::from_utf8_lossy(&late.heard), "x and more");
+    assert_eq!(console_at(fake.address()).history(Since::Start(0)).await.unwrap().bytes, expected.as_bytes());
+}
+
+#[tokio::test]
+async fn what_is_said_in_the_moment_of_attaching_is_not_missed() {
+    let fake = running().await;
+    // Another client has the last chunk, so that the server sends the new one nothing.
+    let mut other = Pumped::begin(fake.address(), 0);
+    other.hears(BOOT.len()).await;
+    other.is_live().await;
+    let asked = || fake.log().matches("/instance/serial/history").count();
+    let held = fake.hold(Gate::Attach).await;
+    let before = asked();
+    let mut console = Pumped::begin(fake.address(), 0);
+    console.hears(BOOT.len() + 1).await;
+    // What stands before, what comes next, and once more after the attach.
+    while asked() < before + 2 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(fake.print(b"and more"));
+    read_to(&fake, BOOT.len() + 9).await;
+    drop(held);
+    console.hears(BOOT.len() + 9).await;
+    assert_eq!(String::from_utf8_lossy(&console.heard), format!("{BOOT}xand more"));
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_doubles_nothing_for_the_others() {
+    let fake = running().await;
+    let mut console = Pumped::begin(fake.address(), 0);
+    console.hears(BOOT.len()).await;
+    let deaf = deaf(fake.address());
+    let order = format!("flood {}\r", 16 * MIB);
+    console.ours.write_all(order.as_bytes()).await.unwrap();
+    // It reads until the server stalls.
+    let all = BOOT.len() + order.len() + 1 + 16 * MIB;
+    let (mut heard, mut at, mut chunk) = (BOOT.len(), 0, vec![0; 64 << 10]);
+    loop {
+        match timeout(Duration::from_millis(500), console.ours.read(&mut chunk)).await {
+            Ok(read) => heard += read.unwrap(),
+            Err(_) => {
+                let now = console_at(fake.address()).history(Since::MostRecent(0)).await.unwrap().end;
+                if now == at && now > BOOT.len() as u64 {
+                    break;
+                }
+                at = now;
+            }
+        }
+    }
+    let missed = console.missed() as usize;
+    assert!(at < all as u64, "the server does not stall");
+    assert_eq!(heard + missed, at as usize);
+    for _ in 0..5 {
+        console.ours.write_all(b"k").await.unwrap();
+    }
+    let doubled = timeout(Duration::from_millis(500), console.ours.read(&mut chunk)).await;
+    assert!(doubled.is_err(), "the guest has said nothing: {doubled:?}");
+    drop(deaf);
+    let (all, mut known) = (all + 5, heard + missed);
+    while known < all {
+        known += timeout(PATIENCE, console.ours.read(&mut chunk)).await.unwrap().unwrap();
+        known += console.missed() as usize;
+    }
+    assert_eq!(known, all);
 }
 
 #[tokio::test]
@@ -150,22 +270,11 @@ async fn a_reader_that_takes_nothing_stalls_nobody_and_learns_what_it_missed() {
     let order = format!("flood {}\r", 4 * MIB);
     quick.ours.write_all(order.as_bytes()).await.unwrap();
     let all = BOOT.len() + order.len() + 1 + 4 * MIB;
-    quick.hears(all).await;
+    quick.hears_or_misses(all).await;
 
     // It reads at last: the bytes that it has, and those that it was told to be missing, are all.
-    let missed = || slow.missed() as usize;
-    let mut known = missed();
-    loop {
-        let mut chunk = vec![0; 64 << 10];
-        let read = timeout(PATIENCE, slow.ours.read(&mut chunk)).await.unwrap().unwrap();
-        slow.heard.extend(&chunk[..read]);
-        known += slow.missed() as usize;
-        if slow.heard.len() + known >= all {
-            break;
-        }
-    }
-    assert_eq!(slow.heard.len() + known, all);
-    assert!(known > 0 && slow.heard.len() > MIB, "{known}, {}", slow.heard.len());
+    let missed = slow.hears_or_misses(all).await;
+    assert!(missed > 0 && slow.heard.len() > MIB, "{missed}, {}", slow.heard.len());
     assert!(quick.heard.ends_with(&slow.heard[slow.heard.len() - MIB / 2..]));
 }
 
@@ -176,10 +285,63 @@ async fn the_end_of_the_vm_is_the_end_of_the_console_and_all_is_handed_over_befo
     console.hears(BOOT.len()).await;
     console.is_live().await;
     assert!(fake.print(b"last words"));
+    // What the port still holds when the VM stops is lost.
+    read_to(&fake, BOOT.len() + 11).await;
     put(fake.address(), "/instance/state", &json!("Stop"));
     console.hears(BOOT.len() + 10).await;
     assert!(console.heard.ends_with(b"last words"));
     assert_eq!(console.ending().await.unwrap(), Ending::Stopped);
+}
+
+#[tokio::test]
+async fn the_last_words_of_a_guest_that_powers_itself_off_or_panics_are_handed_over() {
+    for (order, last) in
+        [("poweroff", "reboot: Power down\r\n"), ("panic", "Kernel panic - not syncing: asked for\r\n")]
+    {
+        let fake = running().await;
+        let mut console = Pumped::begin(fake.address(), 0);
+        console.hears(BOOT.len()).await;
+        let held = fake.hold(Gate::Event).await;
+        console.ours.write_all(format!("{order}\r").as_bytes()).await.unwrap();
+        let said = format!("{BOOT}{order}\r\n{last}");
+        read_to(&fake, said.len()).await;
+        if order == "panic" {
+            put(fake.address(), "/instance/state", &json!("Stop"));
+        }
+        drop(held);
+        assert_eq!(console.rest().await, said);
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_doubled_where_a_guest_ends_in_the_middle_of_its_words() {
+    for _ in 0..10 {
+        let fake = running().await;
+        let mut console = Pumped::begin(fake.address(), 0);
+        console.hears(BOOT.len()).await;
+        console.ours.write_all(b"poweroff\r").await.unwrap();
+        let all = format!("{BOOT}poweroff\r\nreboot: Power down\r\n");
+        let heard = console.rest().await;
+        assert!(all.starts_with(&heard), "{heard:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_guest_that_says_a_little_at_a_time_is_not_asked_for_each_byte() {
+    let fake = running().await;
+    let mut console = Pumped::begin(fake.address(), 0);
+    console.hears(BOOT.len()).await;
+    let asked = || fake.log().matches("/instance/serial/history").count();
+    let before = asked();
+    let pieces = 2000;
+    for piece in 0..pieces {
+        assert!(fake.print(b"."));
+        if piece % 10 == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+    console.hears(BOOT.len() + pieces).await;
+    assert!(asked() - before < pieces / 2, "{} requests", asked() - before);
 }
 
 #[tokio::test]
@@ -282,9 +444,9 @@ async fn the_past_has_the_first_and_the_last_mebibyte_and_says_what_is_missing()
     let order = format!("flood {}\r", 3 * MIB);
     console.ours.write_all(order.as_bytes()).await.unwrap();
     let all = BOOT.len() + order.len() + 1 + 3 * MIB;
-    console.hears(all).await;
+    console.hears_or_misses(all).await;
     let past = console_at(fake.address()).history(Since::Start(0)).await.unwrap();
     assert_eq!((past.end, past.bytes.len() as u64 + past.missed), (all as u64, all as u64));
     assert_eq!(past.bytes[..MIB], console.heard[..MIB]);
-    assert_eq!(past.bytes[past.bytes.len() - MIB..], console.heard[all - MIB..]);
+    assert_eq!(past.bytes[past.bytes.len() - MIB..], console.heard[console.heard.len() - MIB..]);
 }

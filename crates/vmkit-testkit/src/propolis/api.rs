@@ -206,7 +206,7 @@ async fn instance_serial(
     let serial = context.context().serial().ok_or("no active VM")?;
     let query = query.into_inner();
     let socket = WebSocketStream::from_raw_socket(connection.into_inner(), Role::Server, None).await;
-    Ok(serial.attach(socket, Offset::of(query.from_start, query.most_recent))?)
+    Ok(serial.attach(socket, Offset::of(query.from_start, query.most_recent)).await?)
 }
 
 /// No description has it. A picture there is none.

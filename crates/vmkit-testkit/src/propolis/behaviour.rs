@@ -73,6 +73,8 @@ pub enum Gate {
     Host,
     /// Before it makes a VM that was asked for, which is `Creating` by now.
     Ensure,
+    /// After it sent a client the serial port's history, before it has the client on its list.
+    Attach,
     /// Before it takes the next queued request or the guest's next event.
     Event,
     /// While it pauses a VM's devices, to halt or to reset them.

@@ -57,6 +57,7 @@ pub(super) struct Gates {
     host: Arc<tokio::sync::Mutex<()>>,
     pause: Arc<tokio::sync::Mutex<()>>,
     ensure: Arc<tokio::sync::Mutex<()>>,
+    attach: Arc<tokio::sync::Mutex<()>>,
     event: Arc<tokio::sync::Mutex<()>>,
     release: Arc<tokio::sync::Mutex<()>>,
 }
@@ -67,12 +68,13 @@ impl Gates {
             Gate::Host => Arc::clone(&self.host),
             Gate::Ensure => Arc::clone(&self.ensure),
             Gate::Pause => Arc::clone(&self.pause),
+            Gate::Attach => Arc::clone(&self.attach),
             Gate::Event => Arc::clone(&self.event),
             Gate::Release => Arc::clone(&self.release),
         }
     }
 
-    async fn pass(&self, gate: Gate) {
+    pub(super) async fn pass(&self, gate: Gate) {
         drop(self.of(gate).lock_owned().await);
     }
 }
@@ -312,7 +314,7 @@ impl Driver {
         let raised = events.clone();
         let raise = move |event| drop(raised.send(Event::Guest(event)));
         tokio::spawn(guest::run(theirs, taken, raise, machine.behaviour.clone()));
-        let (serial, serial_task) = Serial::serve(ours);
+        let (serial, serial_task) = Serial::serve(ours, machine.gates.clone());
         {
             let mut now = machine.now();
             now.stage = Stage::Active;

@@ -18,7 +18,8 @@
 //!   VM's devices pause; that one whose devices don't start is let go of before it has `Failed`;
 //! - that a VM is `Destroyed` only after it has let go of everything; that a second one of the same id takes the first one's place
 //!   in the kernel; that a killed server leaves its VM there;
-//! - the serial port: what is kept of its history, several clients, and one who does not read and stalls them all;
+//! - the serial port: what is kept of its history, several clients, and one who does not read and stalls them all; what its
+//!   WebSockets send twice, and what they never send;
 //! - what kills it: no `com1`, no firmware or one that does not fit, a device where the chipset is, blocks of no bytes, a VM
 //!   whose half in the kernel somebody else destroys while it runs; and what it says then.
 //!

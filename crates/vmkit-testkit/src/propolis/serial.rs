@@ -1,27 +1,43 @@
 //! The guest's first serial port, its history, and the WebSockets at which it is watched and typed into.
 //!
-//! One task reads the port and sends each chunk to all clients before it reads the next: one who does not read stalls them all,
-//! and the guest. So does the real server (its issues 158, 391, 409, 540), and so a client must be tested against it.
+//! ```text
+//! attach ─▶ history ─▶ on the list ─▶ each chunk that is read while on the list
+//! ```
+//!
+//! One task serves the port, one step at a time, and begins each step from the start. Its oddities
+//! are the real server's, and a client must be tested against them:
+//! - no chunk is read before all clients have the last one: one that does not read stalls them all,
+//!   and the guest (issues 158, 391, 409, 540);
+//! - meanwhile each step sends that chunk once more to those that do read;
+//! - a chunk that was read while the list was empty is sent to the first client on it, which has it
+//!   from the history already;
+//! - what is read between a client's history and its place on the list is never sent to that client;
+//! - what the port still holds when the VM stops is lost, and a client that does not read keeps the
+//!   others from their farewell.
+//!
+//! Source: propolis-server, `instance_serial` and `serial/mod.rs`; seen there with its code run on Linux.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
 
 use dropshot::WebsocketConnectionRaw;
-use futures_util::future::join_all;
-use futures_util::stream::{SplitSink, SplitStream};
+use futures_util::stream::{SplitSink, SplitStream, iter};
 use futures_util::{FutureExt, SinkExt, StreamExt};
 use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::{self, Message};
 
+use super::behaviour::Gate;
 use super::history::{DEFAULT_BYTES, History, Offset};
+use super::machine::Gates;
 
 type Socket = WebSocketStream<WebsocketConnectionRaw>;
+type Sink = SplitSink<Socket, Message>;
+type Stream = SplitStream<Socket>;
 
 /// How many bytes are sent at once of what the guest says now.
 const LIVE_BYTES: usize = 1024;
@@ -29,14 +45,16 @@ const LIVE_BYTES: usize = 1024;
 /// How many bytes a port holds that nobody has read.
 pub(super) const UART_BYTES: usize = 1024;
 
-/// For how long a client is waited for that does not take its farewell.
-const FAREWELL: Duration = Duration::from_secs(1);
+/// How many clients are served at a time.
+const AT_A_TIME: usize = 4;
 
 /// The port as the rest of the server sees it.
 #[derive(Debug, Clone)]
 pub(super) struct Serial {
     history: Arc<Mutex<History>>,
-    control: mpsc::UnboundedSender<Control>,
+    gates: Gates,
+    clients: mpsc::Sender<Box<Socket>>,
+    moves: mpsc::UnboundedSender<SocketAddr>,
 }
 
 /// Ends the port's task when told to, which says farewell to every client.
@@ -46,32 +64,15 @@ pub(super) struct SerialTask {
     task: tokio::task::JoinHandle<()>,
 }
 
-enum Control {
-    /// Here is one who wants to watch, and from where on it wants the history.
-    Attach(Box<Socket>, Option<Offset>),
-    /// One is no longer there.
-    Detach(u64),
-    /// The VM moves.
-    Migrating(SocketAddr),
-}
-
 impl Serial {
     /// Serves the host's end of a port.
-    pub(super) fn serve(uart: DuplexStream) -> (Self, SerialTask) {
-        let (output, mut input) = tokio::io::split(uart);
-        let (typed, mut to_type) = mpsc::channel::<Vec<u8>>(4);
-        tokio::spawn(async move {
-            while let Some(bytes) = to_type.recv().await {
-                if input.write_all(&bytes).await.is_err() {
-                    return;
-                }
-            }
-        });
-        let (control, orders) = mpsc::unbounded_channel();
+    pub(super) fn serve(uart: DuplexStream, gates: Gates) -> (Self, SerialTask) {
+        let (clients, come) = mpsc::channel(1);
+        let (moves, told) = mpsc::unbounded_channel();
         let (stop, stopped) = oneshot::channel();
-        let serial = Self { history: Arc::default(), control };
-        let port = Port { serial: serial.clone(), clients: Vec::new(), next_client: 0, typed };
-        let task = tokio::spawn(port.run(output, orders, stopped));
+        let serial = Self { history: Arc::default(), gates, clients, moves };
+        let port = Port { serial: serial.clone(), sinks: Vec::new(), streams: Vec::new(), next_client: 0 };
+        let task = tokio::spawn(port.run(uart, come, told, stopped));
         (serial, SerialTask { stop, task })
     }
 
@@ -87,22 +88,27 @@ impl Serial {
         self.lock().read(offset, max_bytes)
     }
 
-    /// Takes a client on, which is first sent the history from an offset on.
+    /// Sends a client the history from an offset on, and then puts it on the list.
     ///
     /// # Errors
-    /// Says that this part of the history is lost, or that the port has ended.
-    pub(super) fn attach(&self, socket: Socket, offset: Option<Offset>) -> Result<(), String> {
-        if let Some(offset) = offset {
-            self.read(offset, 0)?;
+    /// Says that this part of the history is lost, or that the client or the port has gone.
+    pub(super) async fn attach(&self, mut socket: Socket, offset: Option<Offset>) -> Result<(), String> {
+        let mut next = offset;
+        while let Some(offset) = next {
+            let (data, end) = self.read(offset, DEFAULT_BYTES)?;
+            next = (!data.is_empty()).then_some(Offset::FromStart(end));
+            if next.is_some() {
+                socket.send(Message::binary(data)).await.map_err(|error| error.to_string())?;
+            }
         }
-        let gone = |_| "the serial task has ended".to_owned();
-        self.control.send(Control::Attach(Box::new(socket), offset)).map_err(gone)
+        self.gates.pass(Gate::Attach).await;
+        self.clients.send(Box::new(socket)).await.map_err(|_| "the serial task has ended".to_owned())
     }
 
     /// Tells every client where the VM moves, as a migration does.
     pub(super) fn say_migrating(&self, destination: SocketAddr) {
         // A port that has ended has nobody to tell.
-        let _ = self.control.send(Control::Migrating(destination));
+        let _ = self.moves.send(destination);
     }
 }
 
@@ -116,141 +122,111 @@ impl SerialTask {
 
 struct Port {
     serial: Serial,
-    clients: Vec<(u64, SplitSink<Socket, Message>)>,
+    sinks: Vec<(u64, Sink)>,
+    streams: Vec<(u64, Stream)>,
     next_client: u64,
-    typed: mpsc::Sender<Vec<u8>>,
+}
+
+type Received = Option<tungstenite::Result<Message>>;
+
+/// What one step of the port came to.
+enum Step {
+    Moves(SocketAddr),
+    Comes(Box<Socket>),
+    Typed(usize),
+    Sent,
+    Read(usize),
+    Received(u64, Received),
+    Listened,
 }
 
 impl Port {
     async fn run(
         mut self,
-        mut output: ReadHalf<DuplexStream>,
-        mut orders: mpsc::UnboundedReceiver<Control>,
+        uart: DuplexStream,
+        mut come: mpsc::Receiver<Box<Socket>>,
+        mut told: mpsc::UnboundedReceiver<SocketAddr>,
         mut stopped: oneshot::Receiver<()>,
     ) {
+        let (mut output, mut input) = tokio::io::split(uart);
+        let (hears, mut heard) = mpsc::channel(AT_A_TIME);
         let mut chunk = [0; LIVE_BYTES];
+        let (mut unsent, mut typed): (Option<Message>, Vec<u8>) = (None, Vec::new());
         loop {
-            tokio::select! {
+            let sends = unsent.is_some() && !self.sinks.is_empty();
+            let message = unsent.clone().unwrap_or_else(|| Message::binary(Vec::new()));
+            let step = tokio::select! {
                 biased;
                 _ = &mut stopped => break,
-                Some(order) = orders.recv() => if !unless_stopped(&mut stopped, self.obey(order)).await {
-                    break;
-                },
-                Ok(read) = output.read(&mut chunk) => {
-                    let chunk = &chunk[..read];
-                    self.serial.lock().record(chunk);
-                    let message = Message::binary(chunk.to_vec());
-                    if !unless_stopped(&mut stopped, self.send(&message)).await {
-                        break;
-                    }
+                Some(destination) = told.recv() => Step::Moves(destination),
+                Some(client) = come.recv() => Step::Comes(client),
+                Ok(bytes) = input.write(&typed), if !typed.is_empty() => Step::Typed(bytes),
+                () = send(&mut self.sinks, &message), if sends => Step::Sent,
+                Ok(bytes @ 1..) = output.read(&mut chunk), if !sends => Step::Read(bytes),
+                Some((client, received)) = heard.recv() => Step::Received(client, received),
+                () = listen(&mut self.streams, &hears), if typed.is_empty() && !self.streams.is_empty() => {
+                    Step::Listened
                 }
-            }
-        }
-        self.drain(&mut output).await;
-        let farewell = CloseFrame { code: CloseCode::Away, reason: "VM stopped".into() };
-        let farewells = self.clients.iter_mut().map(|(_, client)| {
-            tokio::time::timeout(FAREWELL, client.send(Message::Close(Some(farewell.clone()))))
-        });
-        join_all(farewells).await;
-    }
-
-    /// Sends what the guest said before it ended, to whoever takes it.
-    async fn drain(&mut self, output: &mut ReadHalf<DuplexStream>) {
-        let mut rest = Vec::new();
-        let mut chunk = [0; LIVE_BYTES];
-        while let Some(Ok(read @ 1..)) = output.read(&mut chunk).now_or_never() {
-            rest.extend_from_slice(&chunk[..read]);
-        }
-        if !rest.is_empty() {
-            self.serial.lock().record(&rest);
-            // Whoever does not take it in time misses it.
-            let _ = tokio::time::timeout(FAREWELL, self.send(&Message::binary(rest))).await;
-        }
-    }
-
-    async fn obey(&mut self, order: Control) {
-        match order {
-            Control::Attach(socket, offset) => self.welcome(*socket, offset).await,
-            Control::Detach(gone) => {
-                if let Some(index) = self.clients.iter().position(|(client, _)| *client == gone) {
-                    let (_, mut client) = self.clients.remove(index);
-                    // It is gone, whatever its connection says to that.
-                    let _ = client.close().await;
+            };
+            match step {
+                Step::Moves(destination) => self.tell(destination).await,
+                Step::Comes(client) => self.enlist(*client),
+                Step::Typed(bytes) => drop(typed.drain(..bytes)),
+                Step::Sent => unsent = None,
+                Step::Read(bytes) => {
+                    self.serial.lock().record(&chunk[..bytes]);
+                    unsent = Some(Message::binary(chunk[..bytes].to_vec()));
                 }
-            }
-            Control::Migrating(destination) => {
-                let from_start = self.serial.lock().total();
-                let text = json!({ "Migrating": { "destination": destination, "from_start": from_start } });
-                self.send(&Message::text(text.to_string())).await;
+                Step::Received(_, Some(Ok(Message::Binary(bytes)))) => typed = bytes.to_vec(),
+                Step::Received(client, Some(Ok(Message::Close(_))) | None) => self.dismiss(client).await,
+                Step::Received(..) | Step::Listened => {}
             }
         }
+        self.say_farewell().await;
     }
 
-    /// Takes a client on before it hears anything: whoever hears something hears the farewell, too.
-    async fn welcome(&mut self, socket: Socket, offset: Option<Offset>) {
-        let (sink, stream) = socket.split();
-        let id = self.next_client;
+    fn enlist(&mut self, client: Socket) {
+        let (sink, stream) = client.split();
+        self.sinks.push((self.next_client, sink));
+        self.streams.push((self.next_client, stream));
         self.next_client += 1;
-        self.clients.push((id, sink));
-        if let Some(offset) = offset
-            && self.send_history(offset).await.is_err()
-        {
-            self.clients.pop();
-            return;
-        }
-        tokio::spawn(listen(stream, id, self.typed.clone(), self.serial.control.clone()));
     }
 
-    /// Sends the history to the client who came last.
-    async fn send_history(&mut self, offset: Offset) -> Result<(), String> {
-        let Some((_, client)) = self.clients.last_mut() else { return Ok(()) };
-        let (mut data, mut end) = self.serial.read(offset, DEFAULT_BYTES)?;
-        while !data.is_empty() {
-            client.send(Message::binary(data)).await.map_err(|error| error.to_string())?;
-            (data, end) = self.serial.read(Offset::FromStart(end), DEFAULT_BYTES)?;
+    async fn dismiss(&mut self, gone: u64) {
+        self.streams.retain(|(client, _)| *client != gone);
+        if let Some(index) = self.sinks.iter().position(|(client, _)| *client == gone) {
+            let (_, mut sink) = self.sinks.remove(index);
+            // It is gone, whatever its connection says to that.
+            let _ = sink.close().await;
         }
-        Ok(())
     }
 
-    /// Sends something to all, and drops those who can't be reached.
-    async fn send(&mut self, message: &Message) {
-        let sent = self.clients.iter_mut().map(|(id, client)| {
-            let message = message.clone();
-            async move { client.send(message).await.err().map(|_| *id) }
-        });
-        let gone: Vec<u64> = join_all(sent).await.into_iter().flatten().collect();
-        self.clients.retain(|(id, _)| !gone.contains(id));
+    async fn tell(&mut self, destination: SocketAddr) {
+        let from_start = self.serial.lock().total();
+        let text = json!({ "Migrating": { "destination": destination, "from_start": from_start } });
+        send(&mut self.sinks, &Message::text(text.to_string())).await;
+    }
+
+    /// Closes one connection after the other, however long each of them takes.
+    async fn say_farewell(self) {
+        for ((_, sink), (_, stream)) in self.sinks.into_iter().zip(self.streams) {
+            let farewell = CloseFrame { code: CloseCode::Away, reason: "VM stopped".into() };
+            if let Ok(mut client) = sink.reunite(stream) {
+                let _ = client.close(Some(farewell)).await;
+            }
+        }
     }
 }
 
-/// Does something to its end, or, once the port is stopped, as far as it comes in the time for a farewell: what is on its way then
-/// is the guest's last words. Answers whether the port goes on.
-async fn unless_stopped(stopped: &mut oneshot::Receiver<()>, work: impl Future<Output = ()>) -> bool {
-    tokio::pin!(work);
-    tokio::select! {
-        biased;
-        _ = stopped => {
-            let _ = tokio::time::timeout(FAREWELL, work).await;
-            false
-        }
-        () = &mut work => true,
-    }
+/// Sends something to all. One that can't be reached shows that where it is listened to.
+async fn send(sinks: &mut [(u64, Sink)], message: &Message) {
+    iter(sinks).for_each_concurrent(AT_A_TIME, |(_, sink)| sink.send(message.clone()).map(drop)).await;
 }
 
-/// Types what a client sends.
-async fn listen(
-    mut stream: SplitStream<Socket>,
-    client: u64,
-    typed: mpsc::Sender<Vec<u8>>,
-    control: mpsc::UnboundedSender<Control>,
-) {
-    while let Some(Ok(message)) = stream.next().await {
-        match message {
-            Message::Binary(bytes) if typed.send(bytes.to_vec()).await.is_err() => return,
-            Message::Close(_) => break,
-            _ => {}
-        }
-    }
-    // A port that has ended has dropped its clients itself.
-    let _ = control.send(Control::Detach(client));
+/// Waits for one message of each client.
+async fn listen(streams: &mut [(u64, Stream)], hears: &mpsc::Sender<(u64, Received)>) {
+    let listening = iter(streams).for_each_concurrent(AT_A_TIME, |(client, stream)| {
+        stream.next().then(|received| hears.send((*client, received)).map(drop))
+    });
+    listening.await;
 }

@@ -207,6 +207,11 @@ impl Console {
         self.socket.send(Message::binary(text.as_bytes().to_vec())).unwrap();
     }
 
+    /// Asks for a sign of life, which only a client on the list is given.
+    pub(crate) fn ping(&mut self) {
+        self.socket.send(Message::Ping(Vec::new().into())).unwrap();
+    }
+
     /// Listens until the guest has said so much.
     pub(crate) fn hear_bytes(&mut self, bytes: usize) {
         while self.heard.len() < bytes {

@@ -172,7 +172,7 @@ async fn a_slow_server_is_stopped_as_gracefully_as_any() {
     remote.proxy.set(Some(NetworkFault::Slow(Duration::from_millis(1500)))).unwrap();
     propolis.stop(&vm, Duration::from_secs(60)).await.unwrap();
     let log = fs::read_to_string(vm.console_log.as_ref().unwrap()).unwrap();
-    assert!(log.contains("poweroff"), "{log}");
+    assert!(log.contains("login: going down\r\n"), "{log}");
     propolis.destroy(vm).await.unwrap();
     assert_eq!(remote.left(), Vec::<String>::new());
 }
@@ -193,7 +193,7 @@ async fn a_server_that_stands_still_for_a_while_is_not_killed_for_it() {
     let began = std::time::Instant::now();
     propolis.stop(&vm, Duration::from_secs(60)).await.unwrap();
     let log = fs::read_to_string(vm.console_log.as_ref().unwrap()).unwrap();
-    assert!(log.contains("poweroff"), "it was ended by force after {:?}: {log}", began.elapsed());
+    assert!(log.contains("going down"), "it was ended by force after {:?}: {log}", began.elapsed());
     goes_on.join().unwrap();
     propolis.destroy(vm).await.unwrap();
     assert_eq!(world.left(), Vec::<String>::new());
@@ -399,14 +399,20 @@ async fn a_program_at_the_console_hears_what_was_said_before_and_that_the_vm_has
     let manager = VmManager::new(propolis, BackendTag::Propolis, home);
     manager.create(remote.spec(name())).await.unwrap();
     let (web, soon) = (name(), || tokio::time::Instant::now() + Duration::from_secs(60));
-    manager.start(&web).await.unwrap();
+    let vm = manager.start(&web).await.unwrap();
+    // Nobody is at the console, so that the server sends its last chunk to the first one once more.
+    world::wait_for_words(manager.hypervisor(), &vm, "login: ").await;
     let mut console = manager.attach_console(&web).await.unwrap();
     console.wait_for("login: ", soon()).await.unwrap();
     // The fake's guest says what it is told, and serves as many as come.
     let mut other = manager.attach_console(&web).await.unwrap();
     console.send("hello\r", soon()).await.unwrap();
     assert_eq!(console.wait_for("hello", soon()).await.unwrap(), b"hello");
-    other.wait_for("login: hello", soon()).await.unwrap();
+    let said = other.wait_for("login: hello", soon()).await.unwrap();
+    assert_eq!(String::from_utf8_lossy(&said), "no guest runs here\r\nlogin: hello");
+    let shortly = tokio::time::Instant::now() + Duration::from_millis(300);
+    let stale = console.wait_for("login: ", shortly).await.unwrap_err();
+    assert_eq!(stale.kind(), ErrorKind::TimedOut, "what was said before is no answer: {stale}");
     manager.stop(&web, Duration::ZERO).await.unwrap();
     let ended = console.wait_for("never said", soon()).await.unwrap_err();
     assert_eq!(ended.kind(), ErrorKind::InvalidState, "{ended}");

@@ -315,6 +315,18 @@ fn url_of(propolis: &PropolisHypervisor, vm: &VmHandle) -> String {
     }
 }
 
+/// Waits until the server has read something of what the guest says; nobody is at its console.
+pub(crate) async fn wait_for_words(propolis: &PropolisHypervisor, vm: &VmHandle, wanted: &str) {
+    let console = vmkit::console::SerialConsole::at(&url_of(propolis, vm)).unwrap();
+    let said = async {
+        let all = vmkit::console::Since::Start(0);
+        while !String::from_utf8_lossy(&console.history(all).await.unwrap().bytes).contains(wanted) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, said).await.unwrap();
+}
+
 /// Waits until the guest has said something.
 pub(crate) async fn wait_for_console(propolis: &PropolisHypervisor, vm: &VmHandle, wanted: &str) {
     let mut console = console(&url_of(propolis, vm)).await;
@@ -350,6 +362,15 @@ impl PowerOff for TypesPowerOff {
         Box::pin(async move {
             let ConsoleEndpoint::WebSocket(url) = vm.run.clone().unwrap().console else { panic!("{vm:?}") };
             let mut console = console(&url).await;
+            // What it says right before it ends may never leave the port; the words that come before do.
+            console.send(Message::binary(b"going down\r".to_vec())).await.unwrap();
+            let mut said = String::new();
+            while !said.contains("going down\r\n") {
+                match console.next().await {
+                    Some(Ok(Message::Binary(bytes))) => said.push_str(&String::from_utf8_lossy(&bytes)),
+                    _ => return Ok(()),
+                }
+            }
             console.send(Message::binary(b"poweroff\r".to_vec())).await.unwrap();
             let _ = console.next().await;
             Ok(())

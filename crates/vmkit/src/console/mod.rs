@@ -7,9 +7,13 @@
 mod address;
 mod attached;
 #[cfg(feature = "propolis")]
-mod pump;
+mod bell;
 #[cfg(feature = "propolis")]
-mod serial;
+pub(crate) mod pump;
+#[cfg(feature = "propolis")]
+pub(crate) mod serial;
+#[cfg(feature = "propolis")]
+mod tape;
 mod turn;
 
 pub use attached::Console;

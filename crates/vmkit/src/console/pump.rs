@@ -1,63 +1,41 @@
 //! One stream of a console's words, over as many connections as it takes.
 
-use std::collections::VecDeque;
 use std::io;
-use std::net::SocketAddr;
 use std::time::Duration;
 
-use futures_util::{SinkExt, StreamExt};
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{TcpStream, UnixStream};
-use tokio::time::{Instant, sleep, timeout_at};
-use tokio_tungstenite::tungstenite::client::ClientRequestBuilder;
-use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use tokio_tungstenite::tungstenite::{self, Message};
-use tokio_tungstenite::{WebSocketStream, client_async};
+use futures_util::SinkExt;
+use hyper::body::Bytes;
+use tokio::net::UnixStream;
+use tokio::net::unix::OwnedReadHalf;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio_tungstenite::tungstenite::Message;
 
-use super::address::{Control, Since};
-use super::serial::{ANSWER_LIMIT, API_VERSION, Ending, Event, Page, no_vm, pages};
+use super::bell::{Bell, Keys, Silence};
+use super::serial::{Ending, Event, no_vm};
+use super::tape::{Heard, MOST_FRAMES, Tape};
 use crate::backend::propolis::client::{Client, PEER};
 use crate::error::{Error, Result};
 
-/// How much waits for a slow reader before the connection is given up; less than the server keeps, so that nothing is lost
-/// if the reader catches up.
-const SPOOL_BYTES: usize = 512 << 10;
 /// How long a lost connection is tried anew.
 const RECONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// The shortest and the longest pause between two such tries.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
-
-type Socket = WebSocketStream<TcpStream>;
-
-/// What became of a connection.
-enum Turn {
-    /// It is over for good.
-    Ended(Ending),
-    /// It broke, or was closed without a word.
-    Lost,
-    /// It was given up, since the reader is too slow.
-    Full,
-    /// The VM goes on elsewhere.
-    Moved(SocketAddr),
-}
+/// How long the farewell of a VM that has ended may take.
+const FAREWELL_LIMIT: Duration = Duration::from_secs(1);
 
 /// What a try to connect led to.
 enum Tried {
-    Live(Box<Socket>),
+    Live(Bell),
     /// Nothing runs there any more.
     NoVm,
 }
 
-pub(super) struct Pump<T> {
-    /// The server that the VM is at now.
-    client: Client,
-    /// The number of the first byte that was not received yet.
-    next: u64,
-    /// What was received, and not taken by the reader yet.
-    spool: VecDeque<u8>,
-    reader: OwnedWriteHalf,
+pub(crate) struct Pump<T> {
+    tape: Tape<T>,
     typed: OwnedReadHalf,
-    tell: T,
+    /// The first connection.
+    bell: Option<Bell>,
     /// Whether the VM was said to be here from now on, and has not been seen here yet.
     is_coming: bool,
     /// Until when, and after which pause, a connection is tried anew; nothing since one was good for something.
@@ -65,90 +43,92 @@ pub(super) struct Pump<T> {
 }
 
 impl<T: FnMut(Event) + Send> Pump<T> {
-    pub(super) fn new(client: Client, next: u64, stream: UnixStream, tell: T) -> Self {
+    pub(crate) fn new(client: Client, next: u64, stream: UnixStream, tell: T) -> Self {
         let (typed, reader) = stream.into_split();
-        Self { client, next, spool: VecDeque::new(), reader, typed, tell, is_coming: false, trouble: None }
+        let tape = Tape::new(client, next, reader, tell);
+        Self { tape, typed, bell: None, is_coming: false, trouble: None }
     }
 
-    pub(super) async fn run(mut self) -> Result<Ending> {
-        let mut socket = match self.connect(Instant::now() + ANSWER_LIMIT).await? {
-            Tried::Live(socket) => socket,
-            Tried::NoVm => return Err(no_vm(&self.client)),
-        };
+    /// Connects for the first time.
+    ///
+    /// # Errors
+    /// `InvalidState` where no VM is active there; those of a server that can't be reached.
+    pub(crate) async fn attach(&mut self) -> Result<()> {
+        let heard = self.tape.begin().await;
+        match self.connect(heard).await? {
+            Tried::Live(bell) => self.bell = Some(bell),
+            Tried::NoVm => return Err(no_vm(&self.tape.client)),
+        }
+        Ok(())
+    }
+
+    /// Carries both directions until one of both ends.
+    pub(crate) async fn run(mut self) -> Result<Ending> {
+        if self.bell.is_none() {
+            self.attach().await?;
+        }
+        let ending = self.carry_on().await;
+        if matches!(ending, Ok(Ending::Left)) || self.tape.last_words().await? {
+            return ending;
+        }
+        Ok(Ending::Left)
+    }
+
+    async fn carry_on(&mut self) -> Result<Ending> {
         // How far it had come when the connection was last lost: what is gained while it is made anew counts, too.
-        let mut had = self.next;
+        let mut had = self.tape.next;
         loop {
+            let bell = match self.bell.take() {
+                Some(bell) => bell,
+                None => match self.reconnect().await? {
+                    Some(bell) => bell,
+                    None => return Ok(Ending::Stopped),
+                },
+            };
             let began = Instant::now();
-            let turn = self.carry(*socket).await?;
-            if self.next > had || began.elapsed() > RECONNECT_LIMIT {
+            let silence = self.carry(bell).await?;
+            if self.tape.next > had || began.elapsed() > RECONNECT_LIMIT {
                 self.trouble = None;
             }
-            had = self.next;
-            match turn {
-                Turn::Ended(ending) => return self.drained(ending).await,
-                Turn::Moved(server) => {
-                    self.client.address = server;
+            had = self.tape.next;
+            match silence {
+                None => return Ok(Ending::Left),
+                Some(Silence::Stopped) => return Ok(Ending::Stopped),
+                Some(Silence::Moved(server)) => {
+                    self.tape.client.address = server;
                     self.is_coming = true;
-                    (self.tell)(Event::Moved { server });
+                    (self.tape.tell)(Event::Moved { server });
                 }
-                Turn::Full => {
-                    if !self.caught_up().await? {
-                        return Ok(Ending::Left);
-                    }
-                }
-                Turn::Lost => (self.tell)(Event::Lost),
+                Some(Silence::Lost) => (self.tape.tell)(Event::Lost),
             }
-            socket = match self.reconnect().await? {
-                Some(socket) => socket,
-                None => return self.drained(Ending::Stopped).await,
-            };
         }
     }
 
-    /// Connects once, from the next byte on.
-    ///
-    /// A server without an active VM takes the connection and drops it, so its word about the past is asked for first; the
-    /// bytes that are missing by now come with it.
-    async fn connect(&mut self, deadline: Instant) -> Result<Tried> {
-        let client = self.client;
-        if !pages(&client, Since::Start(self.next), |page| self.take(page)).await? {
-            return Ok(Tried::NoVm);
-        }
-        let url = format!("{}?from_start={}", client.console_url(), self.next);
-        let uri = url.parse().map_err(|_| Error::invalid("console", url, "this is no URL"))?;
-        let request = ClientRequestBuilder::new(uri).with_header("api-version", API_VERSION);
-        let opening = async {
-            let stream = TcpStream::connect(client.address).await.map_err(tungstenite::Error::Io)?;
-            stream.set_nodelay(true).map_err(tungstenite::Error::Io)?;
-            client_async(request, stream).await
-        };
-        match timeout_at(deadline, opening).await {
-            Ok(Ok((socket, _))) => Ok(Tried::Live(Box::new(socket))),
-            Ok(Err(tungstenite::Error::Io(source))) => {
-                Err(broken(&client, "its console can't be reached", Some(source)))
-            }
-            Ok(Err(_)) => Err(broken(&client, "it does not serve a console", None)),
-            Err(_) => Err(slow(&client)),
+    /// Connects once if the server has the VM: a server without one accepts the connection and
+    /// drops it.
+    async fn connect(&mut self, heard: Heard) -> Result<Tried> {
+        match heard {
+            Heard::Failed(problem) => Err(problem),
+            Heard::NoVm => Ok(Tried::NoVm),
+            Heard::All | Heard::Left => Bell::hang(&self.tape.client).await.map(Tried::Live),
         }
     }
 
-    /// Takes what was said since, and tells of what nobody has any more.
-    fn take(&mut self, page: Page) {
-        let first = page.end.saturating_sub(page.bytes.len() as u64);
-        if first > self.next && !page.bytes.is_empty() {
-            (self.tell)(Event::Missed { bytes: first - self.next });
-        }
-        // Of a page that begins earlier only the rest is new.
-        let known = usize::try_from(self.next.saturating_sub(first)).unwrap_or(usize::MAX);
-        self.spool.extend(page.bytes.into_iter().skip(known));
-        self.next = self.next.max(page.end);
+    async fn try_again(&mut self) -> Result<Tried> {
+        let heard = self.tape.ask().await;
+        self.connect(heard).await
     }
 
     /// Tries to connect again until it succeeds; nothing where the VM has ended meanwhile.
     ///
     /// A server that is coming back has no way to say so: there is nothing to wait for but time. One that takes every
     /// connection and drops it is waited for no longer than one that takes none.
-    async fn reconnect(&mut self) -> Result<Option<Box<Socket>>> {
+    async fn reconnect(&mut self) -> Result<Option<Bell>> {
+        let broken = |client: &Client, how: &str| Error::Protocol {
+            peer: PEER,
+            problem: format!("{}: {how}", client.address),
+            source: None,
+        };
         loop {
             let (deadline, pause) = match self.trouble {
                 None => (Instant::now() + RECONNECT_LIMIT, Duration::ZERO),
@@ -156,20 +136,20 @@ impl<T: FnMut(Event) + Send> Pump<T> {
             };
             self.trouble = Some((deadline, pause));
             let problem = match timeout_at(deadline, sleep(pause)).await {
-                Ok(()) => match self.connect(deadline).await {
-                    Ok(Tried::Live(socket)) => {
+                Ok(()) => match self.try_again().await {
+                    Ok(Tried::Live(bell)) => {
                         self.is_coming = false;
-                        (self.tell)(Event::Restored);
-                        return Ok(Some(socket));
+                        (self.tape.tell)(Event::Restored);
+                        return Ok(Some(bell));
                     }
                     // The one who sends it tells of the move before the one who gets it has it.
                     Ok(Tried::NoVm) if self.is_coming => {
-                        broken(&self.client, "the VM moves there, and has not come", None)
+                        broken(&self.tape.client, "the VM moves there, and has not come")
                     }
                     Ok(Tried::NoVm) => return Ok(None),
                     Err(problem) => problem,
                 },
-                Err(_) => broken(&self.client, "it takes every connection to its console and drops it", None),
+                Err(_) => broken(&self.tape.client, "it takes every connection to its console and drops it"),
             };
             if Instant::now() + pause >= deadline {
                 return Err(problem);
@@ -178,117 +158,59 @@ impl<T: FnMut(Event) + Send> Pump<T> {
         }
     }
 
-    /// Carries both directions over one connection until that ends.
-    async fn carry(&mut self, socket: Socket) -> Result<Turn> {
-        let (mut to_guest, mut from_guest) = socket.split();
-        let typed = &self.typed;
-        let typing = async {
-            let mut keys = vec![0; 4096];
-            loop {
-                if typed.readable().await.is_err() {
-                    return;
+    /// Carries both directions over one connection until that ends; returns nothing if the reader has left.
+    async fn carry(&mut self, bell: Bell) -> Result<Option<Silence>> {
+        let (rings, mut rung) = mpsc::channel(MOST_FRAMES);
+        let (keys, ringing) = bell.ring(rings);
+        tokio::pin!(ringing);
+        let typing = type_in(&self.typed, keys);
+        let talking = async {
+            let following = self.tape.follow(&mut rung);
+            tokio::pin!(following);
+            let (heard, silence) = tokio::select! {
+                silence = &mut ringing => (following.await?, Some(silence)),
+                heard = &mut following => (heard?, None),
+            };
+            Ok::<_, Error>(match heard {
+                Heard::Left => None,
+                Heard::All => Some(silence.unwrap_or(Silence::Lost)),
+                Heard::NoVm if silence.is_none() => {
+                    // What came last is on its way still, and so is the word of a VM that goes on elsewhere.
+                    Some(timeout(FAREWELL_LIMIT, ringing.as_mut()).await.unwrap_or(Silence::Stopped))
                 }
-                match typed.try_read(&mut keys) {
-                    Ok(0) => return,
-                    Ok(bytes) => {
-                        // A connection that is lost shows itself to the other direction.
-                        if to_guest.send(Message::binary(keys[..bytes].to_vec())).await.is_err() {
-                            std::future::pending::<()>().await;
-                        }
-                    }
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                    Err(_) => return,
+                Heard::NoVm => silence,
+                Heard::Failed(problem) => {
+                    tracing::debug!(error = %problem, "the console's server can't be asked");
+                    Some(silence.unwrap_or(Silence::Lost))
                 }
-            }
+            })
         };
-        let (spool, next, reader) = (&mut self.spool, &mut self.next, &self.reader);
-        let saying = async {
-            loop {
-                if spool.len() >= SPOOL_BYTES {
-                    return Ok(Turn::Full);
-                }
-                tokio::select! {
-                    message = from_guest.next() => match understood(message) {
-                        Said::Words(words) => {
-                            *next += words.len() as u64;
-                            spool.extend(words);
-                        }
-                        Said::Nothing => {}
-                        Said::Last(turn) => return Ok(turn),
-                    },
-                    room = reader.writable(), if !spool.is_empty() => {
-                        if room.is_err() || !hand_over(spool, reader)? {
-                            return Ok(Turn::Ended(Ending::Left));
-                        }
-                    }
-                }
-            }
+        let silence = tokio::select! {
+            silence = talking => silence?,
+            () = typing => return Ok(None),
         };
-        tokio::select! {
-            turn = saying => turn,
-            () = typing => Ok(Turn::Ended(Ending::Left)),
-        }
+        self.tape.keep_all(&mut rung);
+        Ok(silence)
     }
+}
 
-    /// Waits until the reader has taken all that is spooled; false where it has left.
-    async fn caught_up(&mut self) -> Result<bool> {
-        while !self.spool.is_empty() {
-            if self.reader.writable().await.is_err() || !hand_over(&mut self.spool, &self.reader)? {
-                return Ok(false);
+/// Sends what is typed until the writer has left.
+async fn type_in(typed: &OwnedReadHalf, mut keys: Keys) {
+    let mut chunk = vec![0; 4096];
+    loop {
+        if typed.readable().await.is_err() {
+            return;
+        }
+        match typed.try_read(&mut chunk) {
+            Ok(0) => return,
+            Ok(bytes) => {
+                // A connection that is lost shows itself to the other direction.
+                if keys.send(Message::binary(Bytes::copy_from_slice(&chunk[..bytes]))).await.is_err() {
+                    std::future::pending::<()>().await;
+                }
             }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => return,
         }
-        Ok(true)
     }
-
-    /// Hands over what is left to say.
-    async fn drained(mut self, ending: Ending) -> Result<Ending> {
-        Ok(if self.caught_up().await? { ending } else { Ending::Left })
-    }
-}
-
-/// What a message means.
-enum Said {
-    Words(Vec<u8>),
-    Nothing,
-    Last(Turn),
-}
-
-fn understood(message: Option<tungstenite::Result<Message>>) -> Said {
-    match message {
-        Some(Ok(Message::Binary(words))) => Said::Words(words.to_vec()),
-        Some(Ok(Message::Text(text))) => match Control::read(&text) {
-            Some(Control::Migrating { destination }) => Said::Last(Turn::Moved(destination)),
-            None => Said::Nothing,
-        },
-        Some(Ok(Message::Close(Some(frame)))) if frame.code == CloseCode::Away => {
-            Said::Last(Turn::Ended(Ending::Stopped))
-        }
-        Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => Said::Nothing,
-        Some(Ok(Message::Close(_)) | Err(_)) | None => Said::Last(Turn::Lost),
-    }
-}
-
-/// Gives the reader as much as it takes now; false where it has left.
-fn hand_over(spool: &mut VecDeque<u8>, reader: &OwnedWriteHalf) -> Result<bool> {
-    let (front, _) = spool.as_slices();
-    match reader.try_write(front) {
-        Ok(bytes) => {
-            spool.drain(..bytes);
-            Ok(true)
-        }
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(true),
-        Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
-            Ok(false)
-        }
-        Err(error) => Err(Error::io("write to", "the console's reader")(error)),
-    }
-}
-
-fn broken(client: &Client, how: &str, source: Option<io::Error>) -> Error {
-    Error::Protocol { peer: PEER, problem: format!("{}: {how}", client.address), source }
-}
-
-fn slow(client: &Client) -> Error {
-    let awaited = format!("the console of the Propolis server at {}", client.address);
-    Error::TimedOut { awaited, after: ANSWER_LIMIT, console: String::new() }
 }

@@ -1,22 +1,27 @@
 //! The serial console of a VM that a Propolis server runs: [`SerialConsole`].
 //!
-//! The server keeps the first and the last MiB of what the guest said, each byte with its number since the boot, and
-//! sends what comes. A [`SerialConsole`] makes one stream of that, whatever happens to the connection: it knows the number
-//! of the last byte that it has, and asks for the next.
+//! The server keeps the first and the last MiB of what the guest said, each byte with its number since the boot, and has
+//! a WebSocket for what comes. That can't be counted by: the last chunk comes again to the first client that attaches, and
+//! to all while one of them does not read; what is said in the moment of attaching never comes; the last words may not
+//! come. But each byte is in the history before it is sent. So a [`SerialConsole`] takes every byte from the history, by
+//! its number, and what comes by WebSocket only tells that there is something to ask for:
 //!
 //! ```text
-//!            ┌── lost, or this side is too slow: let go of the server ──┐
-//!            ▼                                                          │
-//! history ─▶ live from byte N ─▶ spool ─▶ whoever reads                 │
-//!            │  │                                                       │
-//!            │  └─ `Migrating`: the same at the other server ───────────┘
-//!            └─ closed, "VM stopped": the end
+//!              ┌──────── lost, or `Migrating`: the same there ────────┐
+//!              ▼                                                      │
+//! attach ─▶ WebSocket ──rings──▶ history from byte N ─▶ the reader    │
+//!              │  ▲                                                   │
+//!              │  └─ what is typed                                    │
+//!              ├──────────────────────────────────────────────────────┘
+//!              └─ closed, "VM stopped": the end
 //! ```
 //!
-//! The server awaits each of its clients, so one that stalls would stall all. This one never does: what its reader does not
-//! take waits in a spool, and when that is full the connection is given up until the reader has caught up.
+//! One request is made at a time, at most a hundred a second after the first few, and the next only once the reader has taken what
+//! the last one brought. The WebSocket is read all the while: the server awaits each of its clients, so one that does not
+//! read would stall all. The history ends with the VM; of what rang and could no longer be asked for, the last few frames
+//! are taken themselves, as far as what was said before shows where they belong.
 //!
-//! Source: the Propolis API, `/instance/serial` and `/instance/serial/history`.
+//! Source: the Propolis API, `/instance/serial` and `/instance/serial/history`; seen with the server's code run on Linux.
 
 use std::time::Duration;
 
@@ -25,7 +30,8 @@ use tokio::time::Instant;
 
 use super::address::{self, Since};
 use super::pump;
-use crate::backend::propolis::client::{Client, Failure, From};
+use crate::backend::propolis::client::{Answer, Client, Failure, From, HISTORY_BYTES};
+use crate::backend::propolis::instance_spec::History;
 use crate::error::{Error, Result};
 use crate::lifecycle::VmState;
 
@@ -97,19 +103,25 @@ pub enum Event {
 
 /// A piece of the past without a gap.
 #[derive(Debug)]
-pub(super) struct Page {
-    pub(super) bytes: Vec<u8>,
-    pub(super) end: u64,
+pub(crate) struct Page {
+    pub(crate) bytes: Vec<u8>,
+    /// The number of the byte behind it.
+    pub(crate) end: u64,
+    /// Whether nothing comes behind it yet.
+    pub(crate) is_last: bool,
 }
 
-/// What can be had of the past.
-#[derive(Debug)]
-enum Asked {
-    Had(Page),
-    /// These bytes are no longer kept.
-    Expired,
-    /// No VM is active there.
-    NoVm,
+impl Page {
+    /// Returns the number of its first byte.
+    pub(super) fn begin(&self) -> u64 {
+        self.end.saturating_sub(self.bytes.len() as u64)
+    }
+
+    /// Returns what is in it from this byte on.
+    pub(crate) fn since(&self, next: u64) -> &[u8] {
+        let known = usize::try_from(next.saturating_sub(self.begin())).unwrap_or(usize::MAX);
+        &self.bytes[known.min(self.bytes.len())..]
+    }
 }
 
 impl SerialConsole {
@@ -128,15 +140,22 @@ impl SerialConsole {
     /// something else.
     pub async fn history(&self, since: Since) -> Result<Past> {
         let mut past = Past { bytes: Vec::new(), end: 0, missed: 0 };
-        let active = pages(&self.client, since, |page| {
-            let begin = page.end.saturating_sub(page.bytes.len() as u64);
-            if !past.bytes.is_empty() {
-                past.missed += begin.saturating_sub(past.end);
+        let (mut since, client) = (since, &self.client);
+        loop {
+            let asked = page(client, since, Instant::now() + ANSWER_LIMIT).await;
+            let page = asked.map_err(|failure| failure.into_error(client, "tell of its console", None))?;
+            let page = page.ok_or_else(|| no_vm(client))?;
+            if let Since::Start(next) = since {
+                past.missed += page.begin().saturating_sub(next);
             }
-            past.bytes.extend(page.bytes);
+            past.bytes.extend(&page.bytes);
             past.end = page.end;
-        });
-        if active.await? { Ok(past) } else { Err(no_vm(&self.client)) }
+            since = Since::Start(page.end);
+            // A guest that speaks faster than it is asked is not followed for good: all that is kept is enough.
+            if page.is_last || past.bytes.len() as u64 >= 2 * KEPT_BYTES {
+                return Ok(past);
+            }
+        }
     }
 
     /// Carries the console from byte `next` on to `stream`, and what comes from there to the guest, until one of both ends.
@@ -157,47 +176,32 @@ impl SerialConsole {
         stream: UnixStream,
         tell: impl FnMut(Event) + Send,
     ) -> Result<Ending> {
-        pump::Pump::new(self.client, next, stream, tell).run().await
+        Box::pin(pump::Pump::new(self.client, next, stream, tell).run()).await
     }
 }
 
-/// Takes the past page by page, a gap where the server no longer has the middle; answers whether a VM is active there.
-///
-/// A guest that speaks faster than it is asked is not followed for good: all that the server keeps is enough.
-pub(super) async fn pages(client: &Client, since: Since, mut take: impl FnMut(Page)) -> Result<bool> {
-    let (mut since, mut taken) = (since, 0);
-    while taken < 2 * KEPT_BYTES {
-        match page(client, since).await? {
-            Asked::Had(page) if page.bytes.is_empty() => {
-                take(page);
-                return Ok(true);
+/// Reads a piece of the past; if the server no longer has the first of these bytes, the latest piece that it has. Returns nothing
+/// if no VM is active there.
+pub(crate) async fn page(client: &Client, mut since: Since, deadline: Instant) -> Answer<Option<Page>> {
+    loop {
+        let from = match since {
+            Since::Start(bytes) => From::Start(bytes),
+            Since::MostRecent(bytes) => From::End(bytes),
+        };
+        match client.history(from, deadline).await {
+            Ok(History { data, last_byte_offset: end }) => {
+                // One that is full has more behind it, and so may the end of what is kept of the beginning.
+                let has_more = data.len() as u64 >= HISTORY_BYTES || end == KEPT_BYTES && !data.is_empty();
+                return Ok(Some(Page { bytes: data, end, is_last: !has_more }));
             }
-            Asked::Had(page) => {
-                taken += page.bytes.len() as u64;
-                since = Since::Start(page.end);
-                take(page);
+            Err(failure) if failure.is_no_instance() => return Ok(None),
+            Err(Failure::Denied { refusal, .. })
+                if matches!(since, Since::Start(_)) && refusal.message.contains("no longer cached") =>
+            {
+                since = Since::MostRecent(KEPT_BYTES);
             }
-            Asked::Expired if matches!(since, Since::Start(_)) => since = Since::MostRecent(KEPT_BYTES),
-            // The end is pushed out by what comes behind it; nearer to the end there is time.
-            Asked::Expired => since = Since::MostRecent(KEPT_BYTES / 2),
-            Asked::NoVm => return Ok(false),
+            Err(failure) => return Err(failure),
         }
-    }
-    Ok(true)
-}
-
-async fn page(client: &Client, since: Since) -> Result<Asked> {
-    let from = match since {
-        Since::Start(bytes) => From::Start(bytes),
-        Since::MostRecent(bytes) => From::End(bytes),
-    };
-    match client.history(from, Instant::now() + ANSWER_LIMIT).await {
-        Ok(history) => Ok(Asked::Had(Page { bytes: history.data, end: history.last_byte_offset })),
-        Err(failure) if failure.is_no_instance() => Ok(Asked::NoVm),
-        Err(Failure::Denied { refusal, .. }) if refusal.message.contains("no longer cached") => {
-            Ok(Asked::Expired)
-        }
-        Err(failure) => Err(failure.into_error(client, "tell of its console", None)),
     }
 }
 

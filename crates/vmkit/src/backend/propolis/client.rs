@@ -36,7 +36,7 @@ const VERSION_HEADER: &str = "api-version";
 /// The most bytes of an answer: a piece of the console's history, written as a list of numbers.
 const MOST_ANSWER_BYTES: usize = 8 << 20;
 /// How much of the console's history is asked for at once, in bytes.
-const HISTORY_BYTES: u64 = 256 << 10;
+pub(crate) const HISTORY_BYTES: u64 = 256 << 10;
 
 /// What is seen of the VM at a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

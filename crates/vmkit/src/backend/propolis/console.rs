@@ -1,46 +1,43 @@
 //! Keeping what a console said: its server forgets it with the VM.
 //!
 //! ```text
-//!  history by HTTP (first and last MiB) ──▶ console.log ◀── what comes after that, by WebSocket, until the VM is gone
+//!  history ──▶ console.log ◀── what comes while the guest is told to go, until the VM is gone
 //! ```
 //!
 //! How far the log has come is in a file beside it, so that a stop that was cut off and begun again writes nothing twice but
 //! what it wrote in its last moment.
 
 use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout_at};
-use tokio_tungstenite::tungstenite::client::IntoClientRequest;
-use tokio_tungstenite::tungstenite::http::HeaderValue;
-use tokio_tungstenite::tungstenite::{self, Message};
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
+use tokio::io::{AsyncReadExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::time::{Instant, timeout, timeout_at};
 
-use super::client::{Client, Failure, From};
+use super::client::Client;
 use super::files;
 use super::layout::Layout;
 use crate::boundedlog::BoundedLog;
+use crate::console::Since;
+use crate::console::pump::Pump;
+use crate::console::serial::{Event, page};
+use crate::error::{Error, Result};
 use crate::spec::Mib;
 
-/// How much the server keeps of the end of what was said, in bytes.
-const KEPT_BYTES: u64 = 1 << 20;
-/// How long the history may take: it lies in the server's memory.
-const HISTORY_LIMIT: Duration = Duration::from_secs(2);
-
-/// A connection to a console.
-pub(super) type Console = WebSocketStream<MaybeTlsStream<TcpStream>>;
+/// How long reading the history and attaching may take.
+const ATTACH_LIMIT: Duration = Duration::from_secs(8);
+/// How long the console may take to tell its last words once the VM is gone.
+const LAST_WORDS_LIMIT: Duration = Duration::from_millis(500);
 
 /// Writes the console's output to its log.
 pub(super) struct Keeping<'a> {
     client: Client,
     layout: &'a Layout,
     log: BoundedLog,
-    /// How many bytes of this run are in the log.
+    /// How many bytes of this run are in the log, or are known to be lost.
     at: u64,
-    /// How many bytes come that are in the log already.
-    again: u64,
 }
 
 impl<'a> Keeping<'a> {
@@ -54,96 +51,109 @@ impl<'a> Keeping<'a> {
             }
         };
         let at = fs::read_to_string(layout.console_mark()).ok().and_then(|text| text.trim().parse().ok());
-        Some(Self { client, layout, log, at: at.unwrap_or(0), again: 0 })
+        Some(Self { client, layout, log, at: at.unwrap_or(0) })
     }
 
-    /// Writes down what was said so far.
-    pub(super) async fn history(&mut self) {
-        let deadline = Instant::now() + HISTORY_LIMIT;
-        let mut from = From::Start(self.at);
-        loop {
-            match self.client.history(from, deadline).await {
-                Ok(history) if history.data.is_empty() => break,
-                Ok(history) => {
-                    self.log.append(&history.data);
-                    self.at = history.last_byte_offset;
-                    from = From::Start(self.at);
-                }
-                // The middle of a long history is lost.
-                Err(Failure::Denied { status, .. })
-                    if status.as_u16() == 400 && matches!(from, From::Start(_)) =>
-                {
-                    from = From::End(KEPT_BYTES);
-                }
-                Err(failure) if failure.is_no_instance() => break,
-                Err(failure) => {
-                    tracing::warn!(%failure, "what the console said can't be kept");
-                    break;
-                }
-            }
-        }
-        self.remember();
-    }
-
-    /// Connects to the console, so that nothing is missed of what the guest says once it is told to go.
-    pub(super) async fn attach(&mut self) -> Option<Console> {
-        match timeout_at(Instant::now() + HISTORY_LIMIT, self.connected()).await {
-            Ok(Ok(console)) => Some(console),
+    /// Writes down what was said so far, and what is said until this work is done.
+    ///
+    /// The work begins once the console is attached, or can't be. If `ends` says that it ended the VM, the console's last words are
+    /// waited for.
+    pub(super) async fn during<T>(&mut self, work: impl Future<Output = T>, ends: impl Fn(&T) -> bool) -> T {
+        let deadline = Instant::now() + ATTACH_LIMIT;
+        // All of these are large, and the stack of a debug build is not.
+        let mut work = Box::pin(work);
+        let attached = timeout_at(deadline, Box::pin(self.attached(deadline)));
+        let attached = match attached.await {
+            Ok(Ok(attached)) => Some(attached),
             Ok(Err(error)) => {
                 tracing::debug!(%error, "the console can't be followed");
                 None
             }
             Err(_) => None,
+        };
+        let Some(attached) = attached else { return work.await };
+        let mut following = Box::pin(attached.write(self));
+        let done = tokio::select! {
+            done = &mut work => done,
+            () = &mut following => return work.await,
+        };
+        if ends(&done) {
+            let _ = timeout(LAST_WORDS_LIMIT, following).await;
         }
+        done
     }
 
-    async fn connected(&mut self) -> Result<Console, tungstenite::Error> {
-        // The last byte is asked for once more: that it comes tells that the server has this end on its list.
-        self.again = u64::from(self.at > 0);
-        let url = format!("{}?from_start={}", self.client.console_url(), self.at - self.again);
-        let mut request = url.into_client_request()?;
-        request.headers_mut().insert("api-version", HeaderValue::from_static(self.client.version));
-        let (mut console, _) = tokio_tungstenite::connect_async(request).await?;
-        while self.again > 0 {
-            match console.next().await.ok_or(tungstenite::Error::ConnectionClosed)?? {
-                Message::Binary(bytes) => self.take(&bytes),
-                Message::Close(_) => return Err(tungstenite::Error::ConnectionClosed),
-                _ => {}
+    async fn attached(&mut self, deadline: Instant) -> Result<Attached> {
+        self.history(deadline).await;
+        Attached::at(self).await
+    }
+
+    /// Writes down what the server has.
+    async fn history(&mut self, deadline: Instant) {
+        loop {
+            match page(&self.client, Since::Start(self.at), deadline).await {
+                Ok(Some(page)) if page.end >= self.at => {
+                    self.log.append(page.since(self.at));
+                    self.reach(page.end);
+                    if page.is_last {
+                        return;
+                    }
+                }
+                Ok(_) => return,
+                Err(failure) => {
+                    tracing::warn!(%failure, "what the console said can't be kept");
+                    return;
+                }
             }
         }
-        Ok(console)
     }
 
-    fn take(&mut self, bytes: &[u8]) {
-        let known = usize::try_from(self.again).unwrap_or(usize::MAX).min(bytes.len());
-        self.again -= known as u64;
-        self.log.append(&bytes[known..]);
-        self.at += (bytes.len() - known) as u64;
-    }
-
-    /// Writes down what is said from now on, until the VM is gone or the deadline has passed.
-    pub(super) async fn follow(&mut self, console: Console, deadline: Instant) {
-        let followed = timeout_at(deadline, self.frames(console)).await;
-        if let Ok(Err(error)) = followed {
-            tracing::debug!(%error, "the console broke off");
-        }
-        self.remember();
-    }
-
-    async fn frames(&mut self, mut console: Console) -> Result<(), tungstenite::Error> {
-        while let Some(message) = console.next().await {
-            match message? {
-                Message::Binary(bytes) => self.take(&bytes),
-                Message::Close(_) => break,
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-
-    fn remember(&self) {
+    fn reach(&mut self, at: u64) {
+        self.at = at;
         if let Err(error) = files::write(&self.layout.console_mark(), &self.at) {
             tracing::debug!(%error, "how far the console's log has come can't be kept");
+        }
+    }
+}
+
+/// A console that is attached behind what is in the log.
+struct Attached {
+    pump: Pump<Box<dyn FnMut(Event) + Send>>,
+    words: UnixStream,
+    missed: Arc<AtomicU64>,
+}
+
+impl Attached {
+    async fn at(keeping: &Keeping<'_>) -> Result<Self> {
+        let (words, theirs) = UnixStream::pair().map_err(Error::io("make", "a pair of sockets"))?;
+        let missed = Arc::<AtomicU64>::default();
+        let counted = Arc::clone(&missed);
+        let tell = Box::new(move |event| {
+            if let Event::Missed { bytes } = event {
+                counted.fetch_add(bytes, Ordering::Relaxed);
+            }
+        });
+        let mut pump: Pump<Box<dyn FnMut(Event) + Send>> =
+            Pump::new(keeping.client, keeping.at, theirs, tell);
+        pump.attach().await?;
+        Ok(Self { pump, words, missed })
+    }
+
+    /// Writes down what is said until the console ends.
+    async fn write(self, keeping: &mut Keeping<'_>) {
+        let Self { pump, words, missed } = self;
+        let mut words = BufReader::new(words);
+        let writing = async {
+            let mut said = Vec::new();
+            while let Ok(1..) = words.read_buf(&mut said).await {
+                keeping.log.append(&said);
+                keeping.reach(keeping.at + said.len() as u64 + missed.swap(0, Ordering::Relaxed));
+                said.clear();
+            }
+        };
+        let (ended, ()) = tokio::join!(pump.run(), writing);
+        if let Err(error) = ended {
+            tracing::debug!(%error, "the console broke off");
         }
     }
 }

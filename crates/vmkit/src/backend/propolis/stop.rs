@@ -25,8 +25,6 @@ const HALT_ELSEWHERE_LIMIT: Duration = Duration::from_secs(60);
 const MAKING_ANSWERED_LIMIT: Duration = Duration::from_secs(2);
 /// How long a server may take to tell of a VM that it never showed in its time.
 const LATE_LIMIT: Duration = Duration::from_secs(2);
-/// How long the console may take to tell its last words once the VM is gone.
-const LAST_WORDS_LIMIT: Duration = Duration::from_millis(500);
 /// How often the guest is asked again: one that is still booting hears only a later question, and there is no event for "the
 /// guest can be reached now".
 const ASK_EVERY: Duration = Duration::from_secs(1);
@@ -37,32 +35,30 @@ const ASK_EVERY: Duration = Duration::from_secs(1);
 /// Whatever keeps a server elsewhere from ending its VM, or from telling; one of vmkit's own is ended by force then.
 pub(super) async fn stop_guest(site: &Site<'_>, client: &Client, timeout: Duration) -> Result<()> {
     let mut keeping = Keeping::begin(*client, &site.layout, site.vm.spec.console_log());
-    let mut console = None;
-    if let Some(keeping) = &mut keeping {
-        keeping.history().await;
-        console = keeping.attach().await;
-    }
-    let ending = end_guest(site, client, timeout);
-    let (Some(keeping), Some(console)) = (&mut keeping, console) else { return ending.await };
-    let followed = later(timeout.saturating_add(HALT_LIMIT + LAST_WORDS_LIMIT));
-    let following = keeping.follow(console, followed);
-    tokio::pin!(ending, following);
-    let ended = tokio::select! {
-        ended = &mut ending => ended,
-        () = &mut following => return ending.await,
-    };
-    let _ = timeout_at(Instant::now() + LAST_WORDS_LIMIT, following).await;
-    ended
-}
-
-async fn end_guest(site: &Site<'_>, client: &Client, timeout: Duration) -> Result<()> {
-    if !timeout.is_zero() && ask_guest(site, client, later(timeout)).await {
-        mark_asked(site);
-        return Ok(());
+    if !timeout.is_zero() {
+        // Its time begins once the console is attached.
+        let asking = async { ask_guest(site, client, later(timeout)).await };
+        let is_gone = match &mut keeping {
+            Some(keeping) => keeping.during(asking, |is_gone| *is_gone).await,
+            None => asking.await,
+        };
+        if is_gone {
+            mark_asked(site);
+            return Ok(());
+        }
     }
     // Not before: if this is cut off while the guest is asked, a later end from outside is still one from outside.
     mark_asked(site);
     step("server: stop the VM").map_err(Error::io("stop the VM of", &site.layout.work))?;
+    let ending = end_guest(site, client);
+    match &mut keeping {
+        // Up to here what was said is read once more: a VM that is stopped by force says no more.
+        Some(keeping) => keeping.during(ending, |_| true).await,
+        None => ending.await,
+    }
+}
+
+async fn end_guest(site: &Site<'_>, client: &Client) -> Result<()> {
     if site.claim.options.address.is_some() {
         return end_elsewhere(site, client, Asked::MayBeAtWork).await;
     }
