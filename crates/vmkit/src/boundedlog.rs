@@ -100,6 +100,12 @@ impl FileMark {
 }
 
 impl LogMark {
+    /// Returns the end of a bounded log, as it is now; nothing where there is no log.
+    pub(crate) fn end_of(path: &Path) -> io::Result<Option<Self>> {
+        let Some(file) = opened(path)? else { return Ok(None) };
+        Ok(Some(Self { file: FileMark::of(&file)?, at_bytes: file.metadata()?.len() }))
+    }
+
     /// Returns the place in this file, one of the log's halves; `None` where it is in another one.
     ///
     /// What was written since begins there, goes on in the newer half where this is the older one,

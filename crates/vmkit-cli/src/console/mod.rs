@@ -22,9 +22,8 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use vmkit::Error;
-use vmkit::console::{ConsoleTurn, Since};
+use vmkit::console::{ConsoleLog, ConsoleTurn, JoinedConsole, Since};
 use vmkit::spec::VmName;
 
 use crate::failure::Failure;
@@ -138,11 +137,12 @@ pub(crate) fn attach(vm: &VmName, at: At, linger: Option<Duration>) -> Result<()
 impl Reached {
     fn reach(turn: Option<&ConsoleTurn>, at: At, printer: &Printer) -> Result<Self, Error> {
         match at {
-            At::Socket { path, log } => {
-                let stream = connected(turn, path)?;
-                // Read after connecting: what was said in between is shown twice rather than not at
-                // all.
-                let past = history(log)?;
+            At::Socket { log, .. } => {
+                let log = log.map(|path| ConsoleLog { path, since: None, most_bytes: HISTORY_BYTES });
+                let turn = turn.expect("whoever is at such a console has taken a turn");
+                let JoinedConsole { past, said, stream } = turn.join(log)?;
+                let is_cut = past.len() as u64 == HISTORY_BYTES;
+                let past = [whole_lines(past, is_cut), said].concat();
                 Ok(Self { stream, past, carrier: None })
             }
             At::WebSocket(url) => {
@@ -154,31 +154,6 @@ impl Reached {
             }
         }
     }
-}
-
-/// Connects without waiting: without an accepting process and with a full queue, `connect` would
-/// block for ever.
-fn connected(turn: Option<&ConsoleTurn>, path: &Path) -> Result<UnixStream, Error> {
-    let failed = || Error::io("connect to", path);
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
-        .map_err(|errno| failed()(errno.into()))?;
-    let address = SocketAddrUnix::new(path).map_err(|errno| failed()(errno.into()))?;
-    match connect(&socket, &address) {
-        Ok(()) => Ok(socket.into()),
-        Err(errno) => Err(match turn {
-            Some(turn) if errno == Errno::AGAIN => turn.busy(),
-            _ => failed()(errno.into()),
-        }),
-    }
-}
-
-/// Returns the console's recent past, from the beginning of a line.
-fn history(log: Option<&Path>) -> Result<Vec<u8>, Error> {
-    let Some(log) = log else { return Ok(Vec::new()) };
-    let tail = vmkit::tail_of_log(log, HISTORY_BYTES).map_err(Error::io("read", log))?;
-    let is_cut = tail.len() as u64 == HISTORY_BYTES;
-    Ok(whole_lines(tail, is_cut))
 }
 
 fn whole_lines(mut tail: Vec<u8>, is_cut: bool) -> Vec<u8> {

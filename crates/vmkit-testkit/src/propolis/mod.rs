@@ -28,7 +28,8 @@
 //! - there is no Crucible, no migration, no VNC: what asks for them fails, or nobody answers;
 //! - memory and CPUs are only counted.
 //!
-//! [`FaultProxy`] is a network in front of it that misbehaves; [`illumos`] has the tools of its host.
+//! [`FaultProxy`] is a network in front of it that misbehaves; [`illumos`] has the tools of its
+//! host.
 //!
 //! Source: the sources of propolis-server and its API description 5.0.0, which is kept below `data/propolis/`; and its own HTTP
 //! server, state driver and serial task, run on Linux over a stand-in for the kernel's half. Nothing of this was compared with a

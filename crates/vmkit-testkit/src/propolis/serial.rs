@@ -1,4 +1,5 @@
-//! The guest's first serial port, its history, and the WebSockets at which it is watched and typed into.
+//! The guest's first serial port, its history, and the WebSockets at which it is watched and typed
+//! into.
 //!
 //! ```text
 //! attach ─▶ history ─▶ on the list ─▶ each chunk that is read while on the list
@@ -15,7 +16,8 @@
 //! - what the port still holds when the VM stops is lost, and a client that does not read keeps the
 //!   others from their farewell.
 //!
-//! Source: propolis-server, `instance_serial` and `serial/mod.rs`; seen there with its code run on Linux.
+//! Source: propolis-server, `instance_serial` and `serial/mod.rs`; seen there with its code run on
+//! Linux.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};

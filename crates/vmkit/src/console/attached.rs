@@ -14,8 +14,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::time::{Instant, timeout_at};
 
+use super::joined::{ConsoleLog, JoinedConsole};
 use super::turn::ConsoleTurn;
-use crate::boundedlog::tail_of_log_since;
 use crate::error::{Error, Result};
 use crate::handle::{ConsoleEndpoint, VmHandle};
 use crate::hypervisor::Hypervisor;
@@ -37,8 +37,7 @@ const END_LIMIT: Duration = Duration::from_secs(10);
 /// is typed.
 ///
 /// It begins with what this run of the VM has said before, the last MiB of it, as far as the
-/// backend tells runs apart. What is said at the moment of attaching may come twice. Dropping it
-/// leaves the console to others.
+/// backend tells runs apart, and each byte comes once. Dropping it leaves the console to others.
 ///
 /// # Examples
 /// ```no_run
@@ -56,6 +55,8 @@ pub struct Console {
     stream: UnixStream,
     /// What was said and not read yet.
     unread: Vec<u8>,
+    /// How much of that was there when something was typed last.
+    old: usize,
     turn: Option<ConsoleTurn>,
     /// Asks how the VM is once its console has closed.
     end: Box<dyn Fn() -> Asking + Send + Sync>,
@@ -85,7 +86,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
             let (manager, of) = (manager.clone(), of.clone());
             Box::pin(async move { Ok(manager.wait(&of, Condition::Stopped, END_LIMIT).await?.state) })
         });
-        Ok(Console { vm: name.clone(), stream, unread, turn, end })
+        Ok(Console { vm: name.clone(), stream, unread, old: 0, turn, end })
     }
 }
 
@@ -93,7 +94,8 @@ impl Console {
     /// Reads until the guest has said this, and returns what was said up to there, with it; of very
     /// much, at least the last 4 MiB.
     ///
-    /// What comes behind it is read next.
+    /// What comes behind it is read next. Only what has come after the last [`send`](Self::send) is
+    /// searched: an answer is waited for, and not the same text that stood there before.
     ///
     /// # Cancel safety
     /// What was read stays, and is looked at again.
@@ -107,17 +109,15 @@ impl Console {
         let awaited = || format!("{text:?} on the console of the VM `{}`", self.vm);
         let awaited = awaited();
         // What was looked at is not looked at again, but for the beginning of what may be the text.
-        let mut looked_at = 0;
+        let mut looked_at = self.old;
         loop {
             if let Some(at) = find(&self.unread[looked_at..], text.as_bytes()) {
                 let rest = self.unread.split_off(looked_at + at + text.len());
+                self.old = 0;
                 return Ok(std::mem::replace(&mut self.unread, rest));
             }
-            if self.unread.len() > MOST_UNREAD_BYTES {
-                let kept = (MOST_UNREAD_BYTES / 2).max(text.len());
-                self.unread.drain(..self.unread.len() - kept.min(self.unread.len()));
-            }
-            looked_at = self.unread.len().saturating_sub(text.len().saturating_sub(1));
+            self.bound((MOST_UNREAD_BYTES / 2).max(text.len()));
+            looked_at = self.unread.len().saturating_sub(text.len().saturating_sub(1)).max(self.old);
             match timeout_at(deadline, self.hear()).await {
                 Ok(Ok(0)) => {
                     let console = last_lines(&self.unread);
@@ -149,6 +149,7 @@ impl Console {
     /// typed before stays so.
     pub async fn send(&mut self, typed: impl AsRef<[u8]>, deadline: Instant) -> Result<()> {
         let begun = Instant::now();
+        self.hear_all();
         match timeout_at(deadline, self.stream.write_all(typed.as_ref())).await {
             Ok(sent) => sent.map_err(|error| self.failed("write to", error)),
             Err(_) => {
@@ -157,6 +158,28 @@ impl Console {
                 Err(Error::TimedOut { awaited, after: begun.elapsed(), console: last_lines(&self.unread) })
             }
         }
+    }
+
+    /// Drops the first of what is unread where that is too much.
+    fn bound(&mut self, kept: usize) {
+        if self.unread.len() > MOST_UNREAD_BYTES {
+            let gone = self.unread.len().saturating_sub(kept);
+            self.unread.drain(..gone);
+            self.old = self.old.saturating_sub(gone);
+        }
+    }
+
+    /// Reads what has come so far: whatever is typed next, this is no answer to it.
+    fn hear_all(&mut self) {
+        let mut chunk = vec![0; CHUNK_BYTES];
+        // Of a guest that floods, no more than what is kept.
+        for _ in 0..MOST_UNREAD_BYTES / CHUNK_BYTES {
+            // An end and an error are found by the next read.
+            let Ok(bytes @ 1..) = rustix::io::read(&self.stream, &mut chunk) else { break };
+            self.unread.extend_from_slice(&chunk[..bytes]);
+        }
+        self.bound(MOST_UNREAD_BYTES / 2);
+        self.old = self.unread.len();
     }
 
     /// Reads what comes next, and returns how much it is; 0 where the console has closed.
@@ -185,6 +208,7 @@ impl AsyncRead for Console {
         let now = this.unread.len().min(into.remaining());
         into.put_slice(&this.unread[..now]);
         this.unread.drain(..now);
+        this.old = this.old.saturating_sub(now);
         Poll::Ready(Ok(()))
     }
 }
@@ -217,19 +241,17 @@ type Reached = (UnixStream, Vec<u8>, Option<ConsoleTurn>);
 
 async fn at_socket(vm: &VmHandle, socket: &Path) -> Result<Reached> {
     let turn = ConsoleTurn::take(vm.name(), socket)?;
-    let stream = match UnixStream::connect(socket).await {
-        // Nobody accepts, and there is no more room to wait in.
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(turn.busy()),
-        stream => stream.map_err(Error::io("connect to", socket))?,
+    let (log, since) = (vm.console_log.clone(), vm.console_since);
+    let join = move || {
+        let log = log.as_deref().zip(since);
+        let log = log.map(|(path, since)| ConsoleLog { path, since: Some(since), most_bytes: PAST_BYTES });
+        (turn.join(log), turn)
     };
-    // Read after connecting: what was said in between is had twice rather than not at all.
-    let past = match (&vm.console_log, &vm.console_since) {
-        (Some(log), Some(since)) => {
-            tail_of_log_since(log, since, PAST_BYTES).map_err(Error::io("read", log))?
-        }
-        _ => Vec::new(),
-    };
-    Ok((stream, past, Some(turn)))
+    let joined = tokio::task::spawn_blocking(join).await;
+    let (joined, turn) = joined.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+    let JoinedConsole { past, said, stream } = joined?;
+    let stream = UnixStream::from_std(stream).map_err(Error::io("watch", socket))?;
+    Ok((stream, [past, said].concat(), Some(turn)))
 }
 
 #[cfg(feature = "propolis")]
@@ -268,11 +290,30 @@ mod tests {
     use super::*;
 
     #[tokio::test]
+    async fn what_was_said_before_something_was_typed_is_no_answer_to_it() {
+        let (stream, mut guest) = UnixStream::pair().unwrap();
+        let end = Box::new(|| -> Asking { Box::pin(async { Ok(VmState::Stopped) }) });
+        let vm = VmName::new("web").unwrap();
+        let unread = b"login: login: ".to_vec();
+        let mut console = Console { vm, stream, unread, old: 0, turn: None, end };
+        let soon = || Instant::now() + Duration::from_secs(60);
+        assert_eq!(console.wait_for("login: ", soon()).await.unwrap(), b"login: ");
+        guest.write_all(b"lo").await.unwrap();
+        console.send("root\r", soon()).await.unwrap();
+        guest.write_all(b"gin: ").await.unwrap();
+        let shortly = Instant::now() + Duration::from_millis(50);
+        assert!(matches!(console.wait_for("login: ", shortly).await, Err(Error::TimedOut { .. })));
+        guest.write_all(b"login: $").await.unwrap();
+        assert_eq!(console.wait_for("login: ", soon()).await.unwrap(), b"login: login: login: ");
+        assert_eq!(console.wait_for("$", soon()).await.unwrap(), b"$");
+    }
+
+    #[tokio::test]
     async fn a_guest_that_floods_its_console_fills_no_memory_and_is_still_heard() {
         let (stream, mut guest) = UnixStream::pair().unwrap();
         let end = Box::new(|| -> Asking { Box::pin(async { Ok(VmState::Stopped) }) });
         let vm = VmName::new("web").unwrap();
-        let mut console = Console { vm, stream, unread: Vec::new(), turn: None, end };
+        let mut console = Console { vm, stream, unread: Vec::new(), old: 0, turn: None, end };
         let flood = tokio::spawn(async move {
             let line = [b'.'; 64 << 10];
             for _ in 0..4 * MOST_UNREAD_BYTES / line.len() {

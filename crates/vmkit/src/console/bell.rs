@@ -1,7 +1,8 @@
 //! A WebSocket at a console, of which one thing matters: that something came.
 //!
-//! What comes there may come twice, and may not come at all (see the module [`serial`](super::serial)), so the words
-//! themselves are taken from the server's history, and a frame only rings for them.
+//! What comes there may come twice, and may not come at all (see the module
+//! [`serial`](super::serial)), so the words themselves are taken from the server's history, and a
+//! frame only rings for them.
 
 use std::net::SocketAddr;
 
@@ -52,7 +53,8 @@ impl Bell {
             let stream = TcpStream::connect(client.address).await.map_err(tungstenite::Error::Io)?;
             stream.set_nodelay(true).map_err(tungstenite::Error::Io)?;
             let (mut socket, _) = client_async(request, stream).await?;
-            // The server reads this once it has the client on its list. The pong rings for what was said until then.
+            // The server reads this once it has the client on its list. The pong rings for what was
+            // said until then.
             socket.send(Message::Ping(Bytes::new())).await?;
             Ok(socket)
         };
@@ -74,8 +76,8 @@ impl Bell {
 
     /// Returns the direction of the keys, and a future that rings until the connection ends.
     ///
-    /// It rings once at the beginning. Frames go along as long as there is room; it never waits for room, since a client
-    /// that does not read stalls the server.
+    /// It rings once at the beginning. Frames go along as long as there is room; it never waits for
+    /// room, since a client that does not read stalls the server.
     pub(super) fn ring(self, rings: mpsc::Sender<Bytes>) -> (Keys, impl Future<Output = Silence> + Send) {
         let Self { keys, mut frames } = self;
         // One that is full rings already.

@@ -8,6 +8,7 @@ mod address;
 mod attached;
 #[cfg(feature = "propolis")]
 mod bell;
+mod joined;
 #[cfg(feature = "propolis")]
 pub(crate) mod pump;
 #[cfg(feature = "propolis")]
@@ -17,6 +18,7 @@ mod tape;
 mod turn;
 
 pub use attached::Console;
+pub use joined::{ConsoleLog, JoinedConsole};
 pub use turn::ConsoleTurn;
 
 #[cfg(feature = "propolis")]

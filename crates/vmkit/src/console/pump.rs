@@ -38,7 +38,8 @@ pub(crate) struct Pump<T> {
     bell: Option<Bell>,
     /// Whether the VM was said to be here from now on, and has not been seen here yet.
     is_coming: bool,
-    /// Until when, and after which pause, a connection is tried anew; nothing since one was good for something.
+    /// Until when, and after which pause, a connection is tried anew; nothing since one was good
+    /// for something.
     trouble: Option<(Instant, Duration)>,
 }
 
@@ -75,7 +76,8 @@ impl<T: FnMut(Event) + Send> Pump<T> {
     }
 
     async fn carry_on(&mut self) -> Result<Ending> {
-        // How far it had come when the connection was last lost: what is gained while it is made anew counts, too.
+        // How far it had come when the connection was last lost: what is gained while it is made
+        // anew counts, too.
         let mut had = self.tape.next;
         loop {
             let bell = match self.bell.take() {
@@ -121,8 +123,9 @@ impl<T: FnMut(Event) + Send> Pump<T> {
 
     /// Tries to connect again until it succeeds; nothing where the VM has ended meanwhile.
     ///
-    /// A server that is coming back has no way to say so: there is nothing to wait for but time. One that takes every
-    /// connection and drops it is waited for no longer than one that takes none.
+    /// A server that is coming back has no way to say so: there is nothing to wait for but time.
+    /// One that takes every connection and drops it is waited for no longer than one that takes
+    /// none.
     async fn reconnect(&mut self) -> Result<Option<Bell>> {
         let broken = |client: &Client, how: &str| Error::Protocol {
             peer: PEER,
@@ -158,7 +161,8 @@ impl<T: FnMut(Event) + Send> Pump<T> {
         }
     }
 
-    /// Carries both directions over one connection until that ends; returns nothing if the reader has left.
+    /// Carries both directions over one connection until that ends; returns nothing if the reader
+    /// has left.
     async fn carry(&mut self, bell: Bell) -> Result<Option<Silence>> {
         let (rings, mut rung) = mpsc::channel(MOST_FRAMES);
         let (keys, ringing) = bell.ring(rings);
@@ -175,7 +179,8 @@ impl<T: FnMut(Event) + Send> Pump<T> {
                 Heard::Left => None,
                 Heard::All => Some(silence.unwrap_or(Silence::Lost)),
                 Heard::NoVm if silence.is_none() => {
-                    // What came last is on its way still, and so is the word of a VM that goes on elsewhere.
+                    // What came last is on its way still, and so is the word of a VM that goes on
+                    // elsewhere.
                     Some(timeout(FAREWELL_LIMIT, ringing.as_mut()).await.unwrap_or(Silence::Stopped))
                 }
                 Heard::NoVm => silence,

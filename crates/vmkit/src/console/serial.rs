@@ -1,10 +1,11 @@
 //! The serial console of a VM that a Propolis server runs: [`SerialConsole`].
 //!
-//! The server keeps the first and the last MiB of what the guest said, each byte with its number since the boot, and has
-//! a WebSocket for what comes. That can't be counted by: the last chunk comes again to the first client that attaches, and
-//! to all while one of them does not read; what is said in the moment of attaching never comes; the last words may not
-//! come. But each byte is in the history before it is sent. So a [`SerialConsole`] takes every byte from the history, by
-//! its number, and what comes by WebSocket only tells that there is something to ask for:
+//! The server keeps the first and the last MiB of what the guest said, each byte with its number
+//! since the boot, and has a WebSocket for what comes. That can't be counted by: the last chunk
+//! comes again to the first client that attaches, and to all while one of them does not read; what
+//! is said in the moment of attaching never comes; the last words may not come. But each byte is in
+//! the history before it is sent. So a [`SerialConsole`] takes every byte from the history, by its
+//! number, and what comes by WebSocket only tells that there is something to ask for:
 //!
 //! ```text
 //!              ┌──────── lost, or `Migrating`: the same there ────────┐
@@ -16,12 +17,14 @@
 //!              └─ closed, "VM stopped": the end
 //! ```
 //!
-//! One request is made at a time, at most a hundred a second after the first few, and the next only once the reader has taken what
-//! the last one brought. The WebSocket is read all the while: the server awaits each of its clients, so one that does not
-//! read would stall all. The history ends with the VM; of what rang and could no longer be asked for, the last few frames
-//! are taken themselves, as far as what was said before shows where they belong.
+//! One request is made at a time, at most a hundred a second after the first few, and the next only
+//! once the reader has taken what the last one brought. The WebSocket is read all the while: the
+//! server awaits each of its clients, so one that does not read would stall all. The history ends
+//! with the VM; of what rang and could no longer be asked for, the last few frames are taken
+//! themselves, as far as what was said before shows where they belong.
 //!
-//! Source: the Propolis API, `/instance/serial` and `/instance/serial/history`; seen with the server's code run on Linux.
+//! Source: the Propolis API, `/instance/serial` and `/instance/serial/history`; seen with the
+//! server's code run on Linux.
 
 use std::time::Duration;
 
@@ -133,11 +136,12 @@ impl SerialConsole {
         Ok(Self { client: Client { address: address::server(url)?, version: API_VERSION } })
     }
 
-    /// Answers what the console has said, as far as the server keeps it: the first and the last MiB.
+    /// Answers what the console has said, as far as the server keeps it: the first and the last
+    /// MiB.
     ///
     /// # Errors
-    /// `InvalidState` where no VM is active there; `TimedOut`, and `Hypervisor` for a server that can't be reached or speaks
-    /// something else.
+    /// `InvalidState` where no VM is active there; `TimedOut`, and `Hypervisor` for a server that
+    /// can't be reached or speaks something else.
     pub async fn history(&self, since: Since) -> Result<Past> {
         let mut past = Past { bytes: Vec::new(), end: 0, missed: 0 };
         let (mut since, client) = (since, &self.client);
@@ -151,25 +155,27 @@ impl SerialConsole {
             past.bytes.extend(&page.bytes);
             past.end = page.end;
             since = Since::Start(page.end);
-            // A guest that speaks faster than it is asked is not followed for good: all that is kept is enough.
+            // A guest that speaks faster than it is asked is not followed for good: all that is
+            // kept is enough.
             if page.is_last || past.bytes.len() as u64 >= 2 * KEPT_BYTES {
                 return Ok(past);
             }
         }
     }
 
-    /// Carries the console from byte `next` on to `stream`, and what comes from there to the guest, until one of both ends.
+    /// Carries the console from byte `next` on to `stream`, and what comes from there to the guest,
+    /// until one of both ends.
     ///
-    /// `next` is [`Past::end`] of the past that is already known, 0 for everything. A connection that is lost is made
-    /// anew, 10 s long, and no byte is lost or doubled by that; what is typed at such a moment may be lost. `tell` hears
-    /// what happens meanwhile.
+    /// `next` is [`Past::end`] of the past that is already known, 0 for everything. A connection
+    /// that is lost is made anew, 10 s long, and no byte is lost or doubled by that; what is typed
+    /// at such a moment may be lost. `tell` hears what happens meanwhile.
     ///
     /// # Cancel safety
     /// Nothing is left behind; what was not yet taken from `stream`'s other end is lost.
     ///
     /// # Errors
-    /// `InvalidState` where no VM is active there at the beginning; `Hypervisor` and `TimedOut` for a server that can't be
-    /// reached, or no longer.
+    /// `InvalidState` where no VM is active there at the beginning; `Hypervisor` and `TimedOut` for
+    /// a server that can't be reached, or no longer.
     pub async fn pump(
         &self,
         next: u64,
@@ -180,8 +186,8 @@ impl SerialConsole {
     }
 }
 
-/// Reads a piece of the past; if the server no longer has the first of these bytes, the latest piece that it has. Returns nothing
-/// if no VM is active there.
+/// Reads a piece of the past; if the server no longer has the first of these bytes, the latest
+/// piece that it has. Returns nothing if no VM is active there.
 pub(crate) async fn page(client: &Client, mut since: Since, deadline: Instant) -> Answer<Option<Page>> {
     loop {
         let from = match since {
@@ -190,7 +196,8 @@ pub(crate) async fn page(client: &Client, mut since: Since, deadline: Instant) -
         };
         match client.history(from, deadline).await {
             Ok(History { data, last_byte_offset: end }) => {
-                // One that is full has more behind it, and so may the end of what is kept of the beginning.
+                // One that is full has more behind it, and so may the end of what is kept of the
+                // beginning.
                 let has_more = data.len() as u64 >= HISTORY_BYTES || end == KEPT_BYTES && !data.is_empty();
                 return Ok(Some(Page { bytes: data, end, is_last: !has_more }));
             }

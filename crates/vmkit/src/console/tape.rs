@@ -17,7 +17,8 @@ use crate::error::{Error, Result};
 pub(super) const MOST_FRAMES: usize = 16;
 /// How much of what was said last is kept, to be compared with such frames, in bytes.
 const RECENT_BYTES: usize = 2 * (MOST_FRAMES << 10);
-/// The history is asked for once in this time on average, however often it rings: each time is a connection.
+/// The history is asked for once in this time on average, however often it rings: each time is a
+/// connection.
 const PACE: Duration = Duration::from_millis(10);
 /// For how long it may be asked for as often as it rings.
 const BURST: Duration = Duration::from_millis(200);
@@ -74,7 +75,8 @@ impl<T: FnMut(Event) + Send> Tape<T> {
         }
     }
 
-    /// Reads the next page. A page that comes while the last one is not handed over yet is read again later.
+    /// Reads the next page. A page that comes while the last one is not handed over yet is read
+    /// again later.
     pub(super) async fn ask(&mut self) -> Heard {
         match page(&self.client, Since::Start(self.next), Instant::now() + ANSWER_LIMIT).await {
             // The numbers of a VM only grow.
@@ -166,7 +168,8 @@ impl<T: FnMut(Event) + Send> Tape<T> {
         Ok(true)
     }
 
-    /// Hands over the last words: what came after the last page, when the server has no page any more.
+    /// Hands over the last words: what came after the last page, when the server has no page any
+    /// more.
     pub(super) async fn last_words(&mut self) -> Result<bool> {
         let said = self.frames.concat();
         let is_known = said.len() <= self.recent.len() || self.recent.len() as u64 == self.next;
@@ -179,7 +182,8 @@ impl<T: FnMut(Event) + Send> Tape<T> {
     }
 }
 
-/// Returns how many bytes of the frames what was said ends with already: some of the first frames, whole.
+/// Returns how many bytes of the frames what was said ends with already: some of the first frames,
+/// whole.
 fn overlap(recent: &[u8], frames: &[Bytes]) -> usize {
     let said = frames.concat();
     let ends = frames.iter().scan(0, |end, frame| {

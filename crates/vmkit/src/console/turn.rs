@@ -1,4 +1,5 @@
-//! Who is at a console: QEMU serves one at a time, and leaves everybody else in its queue without a word.
+//! Who is at a console: QEMU serves one at a time, and leaves everybody else in its queue without a
+//! word.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -13,8 +14,8 @@ use crate::spec::VmName;
 
 /// This process's turn at a console that serves one client at a time.
 ///
-/// It is over when this is dropped, or the process has died. The file behind it lies beside the socket, has the PID for whoever comes
-/// next, and goes with the VM.
+/// It is over when this is dropped, or the process has died. The file behind it lies beside the
+/// socket, has the PID for whoever comes next, and goes with the VM.
 #[derive(Debug)]
 pub struct ConsoleTurn {
     held: File,
@@ -46,10 +47,14 @@ impl ConsoleTurn {
         Ok(Self { held: file, vm: vm.clone(), socket: socket.to_owned() })
     }
 
-    /// Tells whether the hypervisor serves a client that has not taken its turn, so that a connection made now waits to be accepted.
-    /// Always `false` but on Linux, which alone tells it.
+    /// Tells whether the hypervisor serves a client that has not taken its turn, so that a
+    /// connection made now waits to be accepted. Always `false` but on Linux, which alone tells it.
     pub fn is_disregarded(&self) -> bool {
         fs::read_to_string("/proc/net/unix").is_ok_and(|table| has_waiting(&table, &self.socket))
+    }
+
+    pub(super) fn socket(&self) -> &Path {
+        &self.socket
     }
 
     /// Makes the error for a console that is served to such a client.
@@ -60,7 +65,8 @@ impl ConsoleTurn {
 
 impl Drop for ConsoleTurn {
     fn drop(&mut self) {
-        // Closing is not enough: a child that another thread is just spawning has the file, too, until it execs.
+        // Closing is not enough: a child that another thread is just spawning has the file, too,
+        // until it execs.
         let _ = flock(&self.held, FlockOperation::Unlock);
     }
 }
@@ -74,7 +80,8 @@ fn busy(vm: &VmName, holder: Option<u32>) -> Error {
 /// Source: the kernel's `unix_seq_show`, which shows such a one in the state SS_CONNECTING (2).
 fn has_waiting(table: &str, socket: &Path) -> bool {
     table.lines().skip(1).any(|line| {
-        // Num RefCount Protocol Flags Type St Inode Path; the inode is padded, and the path may have blanks.
+        // Num RefCount Protocol Flags Type St Inode Path; the inode is padded, and the path may
+        // have blanks.
         let mut columns = line.split_ascii_whitespace();
         let waits = columns.nth(5) == Some("02");
         waits && line.split_once(" /").is_some_and(|(_, path)| socket == Path::new(&format!("/{path}")))

@@ -4,8 +4,8 @@
 //!  history ──▶ console.log ◀── what comes while the guest is told to go, until the VM is gone
 //! ```
 //!
-//! How far the log has come is in a file beside it, so that a stop that was cut off and begun again writes nothing twice but
-//! what it wrote in its last moment.
+//! How far the log has come is in a file beside it, so that a stop that was cut off and begun again
+//! writes nothing twice but what it wrote in its last moment.
 
 use std::fs;
 use std::sync::Arc;
@@ -56,8 +56,8 @@ impl<'a> Keeping<'a> {
 
     /// Writes down what was said so far, and what is said until this work is done.
     ///
-    /// The work begins once the console is attached, or can't be. If `ends` says that it ended the VM, the console's last words are
-    /// waited for.
+    /// The work begins once the console is attached, or can't be. If `ends` says that it ended the
+    /// VM, the console's last words are waited for.
     pub(super) async fn during<T>(&mut self, work: impl Future<Output = T>, ends: impl Fn(&T) -> bool) -> T {
         let deadline = Instant::now() + ATTACH_LIMIT;
         // All of these are large, and the stack of a debug build is not.

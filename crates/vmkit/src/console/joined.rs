@@ -1,0 +1,203 @@
+//! A console's past and its socket, put together so that no byte comes twice and none is missing.
+//!
+//! QEMU sends what the guest says to the console's client first, and then to the log. It does not
+//! report when it has accepted a client. So the end of the log may be what the client was sent as
+//! well:
+//!
+//! ```text
+//!  log   ───────────────────┐
+//!  socket          ┌────────┴─────────▶
+//!                  accepted  overlap
+//! ```
+//!
+//! Both are read until neither grows for a moment: then the log ends with all that was sent. For a
+//! guest that never pauses, the longest overlap counts.
+
+use std::io::{self, Read};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+
+use super::ConsoleTurn;
+use crate::boundedlog::{LogMark, tail_of_log, tail_of_log_since};
+use crate::error::{Error, Result};
+
+/// How much of the log is compared with what was sent, in bytes.
+const COMPARED_BYTES: u64 = 2 << 20;
+/// How much may be sent before it is compared with what the log has by then, in bytes.
+const MOST_SENT_BYTES: usize = 1 << 20;
+/// How long a guest is silent that pauses. There is no event for a pause.
+const PAUSE: Duration = Duration::from_millis(10);
+/// How long a pause is waited for, and that the client is accepted.
+const PAUSE_LIMIT: Duration = Duration::from_secs(1);
+
+/// The log of a console, and where in it the past that is wanted begins.
+#[derive(Debug, Clone, Copy)]
+pub struct ConsoleLog<'a> {
+    /// The log.
+    pub path: &'a Path,
+    /// What was written before this is not wanted.
+    pub since: Option<LogMark>,
+    /// No more of its end than this is wanted, in bytes.
+    pub most_bytes: u64,
+}
+
+/// A console that was connected to.
+#[derive(Debug)]
+pub struct JoinedConsole {
+    /// What was said before.
+    pub past: Vec<u8>,
+    /// What was said since, as far as it was read from the socket already.
+    pub said: Vec<u8>,
+    /// The socket, which does not block.
+    pub stream: UnixStream,
+}
+
+impl ConsoleTurn {
+    /// Connects to the console, and reads what was said before from its log: every byte once, in
+    /// order, from there on to what comes from the socket.
+    ///
+    /// Blocks until the guest pauses for a moment, a second at most.
+    ///
+    /// # Errors
+    /// `Busy` where the console serves a client that has not taken its turn, and others wait; `Io`
+    /// where it can't be reached, or the log can't be read.
+    pub fn join(&self, log: Option<ConsoleLog>) -> Result<JoinedConsole> {
+        let Some(log) = log else {
+            return Ok(JoinedConsole { past: Vec::new(), said: Vec::new(), stream: self.connected()? });
+        };
+        let failed = || Error::io("read", log.path);
+        let before = LogMark::end_of(log.path).map_err(failed())?;
+        let stream = self.connected()?;
+        let deadline = Instant::now() + PAUSE_LIMIT;
+        let (mut past, mut said) = (Vec::new(), Vec::new());
+        loop {
+            let known = (past.len(), said.len());
+            past = log.tail().map_err(failed())?;
+            // Read in this order: what the log has by now was sent before.
+            let is_open = read_some(&stream, &mut said).map_err(Error::io("read", self.socket()))?;
+            let is_silent = known == (past.len(), said.len()) && !self.is_disregarded();
+            let added = added_since(log.path, before.as_ref()).map_err(failed())?;
+            let overlap = overlap(&past, &said, added);
+            let is_whole = is_silent && overlap == said.len();
+            if is_whole || !is_open || said.len() >= MOST_SENT_BYTES || Instant::now() >= deadline {
+                past.truncate(past.len() - overlap);
+                let surplus = past.len() as u64 - log.most_bytes.min(past.len() as u64);
+                past.drain(..usize::try_from(surplus).unwrap_or(0));
+                return Ok(JoinedConsole { past, said, stream });
+            }
+            sleep(PAUSE);
+        }
+    }
+
+    /// Connects without waiting: where nobody accepts and the queue is full, `connect` would block
+    /// for good.
+    fn connected(&self) -> Result<UnixStream> {
+        let failed = |errno: Errno| Error::io("connect to", self.socket())(errno.into());
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).map_err(failed)?;
+        let address = SocketAddrUnix::new(self.socket()).map_err(failed)?;
+        match connect(&socket, &address) {
+            Ok(()) => Ok(socket.into()),
+            Err(Errno::AGAIN) => Err(self.busy()),
+            Err(errno) => Err(failed(errno)),
+        }
+    }
+}
+
+impl ConsoleLog<'_> {
+    fn tail(&self) -> io::Result<Vec<u8>> {
+        let most = self.most_bytes.saturating_add(COMPARED_BYTES);
+        match &self.since {
+            Some(since) => tail_of_log_since(self.path, since, most),
+            None => tail_of_log(self.path, most),
+        }
+    }
+}
+
+fn added_since(log: &Path, before: Option<&LogMark>) -> io::Result<usize> {
+    let added = match before {
+        Some(before) => tail_of_log_since(log, before, COMPARED_BYTES),
+        None => tail_of_log(log, COMPARED_BYTES),
+    };
+    added.map(|added| added.len())
+}
+
+/// Reads what there is; returns false if nothing comes any more.
+fn read_some(mut stream: &UnixStream, said: &mut Vec<u8>) -> io::Result<bool> {
+    let mut chunk = vec![0; 64 << 10];
+    while said.len() < MOST_SENT_BYTES {
+        match stream.read(&mut chunk) {
+            Ok(0) => return Ok(false),
+            Ok(bytes) => said.extend_from_slice(&chunk[..bytes]),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(true)
+}
+
+/// Returns how many of the first bytes that were sent the log ends with, of those added since.
+fn overlap(past: &[u8], said: &[u8], added: usize) -> usize {
+    let most = said.len().min(past.len()).min(added);
+    (1..=most).rev().find(|&bytes| past.ends_with(&said[..bytes])).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+    use crate::boundedlog::BoundedLog;
+    use crate::spec::VmName;
+
+    #[test]
+    fn what_the_log_and_the_socket_both_have_is_had_once() {
+        assert_eq!(overlap(b"boot login: ", b"login: ", 12), 7);
+        assert_eq!(overlap(b"boot login: ", b"login: ", 0), 0, "nothing was said since");
+        assert_eq!(overlap(b"boot log", b"login: ", 8), 3);
+        assert_eq!(overlap(b"boot ", b"login: ", 5), 0);
+        assert_eq!(overlap(b"....", b"..", 2), 2);
+    }
+
+    #[test]
+    fn a_guest_that_speaks_while_it_is_attached_to_loses_and_doubles_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, socket) = (dir.path().join("console.log"), dir.path().join("console.sock"));
+        let listener = UnixListener::bind(&socket).unwrap();
+        let guest = std::thread::spawn({
+            let path = path.clone();
+            move || {
+                listener.set_nonblocking(true).unwrap();
+                let mut log = BoundedLog::open(&path, 4 << 20).unwrap();
+                let mut client: Option<UnixStream> = None;
+                for line in 0..400 {
+                    // As QEMU does: accepted between two words, sent first, logged then.
+                    client = client.or_else(|| listener.accept().ok().map(|(client, _)| client));
+                    let text = format!("line {line}\r\n");
+                    client.iter().for_each(|mut client| client.write_all(text.as_bytes()).unwrap());
+                    if line % 7 == 0 {
+                        sleep(Duration::from_millis(3));
+                    }
+                    log.append(text.as_bytes());
+                }
+            }
+        });
+        sleep(Duration::from_millis(20));
+        let turn = ConsoleTurn::take(&VmName::new("web").unwrap(), &socket).unwrap();
+        let log = ConsoleLog { path: &path, since: None, most_bytes: 1 << 20 };
+        let JoinedConsole { past, said, mut stream } = turn.join(Some(log)).unwrap();
+        stream.set_nonblocking(false).unwrap();
+        let mut all = [past, said].concat();
+        stream.read_to_end(&mut all).unwrap();
+        guest.join().unwrap();
+        assert_eq!(String::from_utf8_lossy(&all), std::fs::read_to_string(&path).unwrap());
+    }
+}
