@@ -251,6 +251,27 @@ async fn a_program_that_takes_too_long_is_dead_before_its_work_is_undone() {
 }
 
 #[tokio::test]
+async fn a_vm_whose_removal_has_begun_can_only_be_removed() {
+    let world = World::new();
+    let propolis = world.hypervisor();
+    let vm = propolis.prepare(&world.spec(name())).await.unwrap();
+    let vm = propolis.start(&vm).await.unwrap();
+    propolis.stop(&vm, Duration::ZERO).await.unwrap();
+    // The first call takes the VNIC away, the next ones the volumes.
+    world.host().plan_fault(2, Fault::Fail { stderr: "out of sorts".to_owned(), code: 1 }).unwrap();
+    let error = propolis.destroy(vm.clone()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Host, "{error}");
+    world.host().forget_faults().unwrap();
+    let state = propolis.state(&vm).await.unwrap();
+    let VmState::Failed { cause } = &state else { panic!("a part of it is gone: {state:?}") };
+    assert_eq!(cause.kind, FailureKind::Interrupted, "{cause}");
+    let error = propolis.start(&vm).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidState, "{error}");
+    propolis.destroy(vm).await.unwrap();
+    assert_eq!(world.left(), Vec::<String>::new());
+}
+
+#[tokio::test]
 async fn with_pfexec_before_everything_a_vm_lives_and_a_program_that_hangs_is_killed() {
     let world = World::new();
     // `kill` is the system's; pfexec becomes what it runs.

@@ -170,9 +170,13 @@ impl Remote {
         self.server.lock().unwrap().hold(gate).now_or_never().expect("nobody else holds it")
     }
 
-    /// Counts how often the server was told to run or to stop a VM.
+    /// Counts how often the server has taken the order to run or to stop a VM.
     pub(crate) fn orders(&self) -> usize {
-        self.server.lock().unwrap().log().matches(r#""uri":"/instance/state""#).count()
+        let log = self.server.lock().unwrap().log();
+        let is_taken = |line: &&str| {
+            line.contains(r#""uri":"/instance/state""#) && line.contains(r#""response_code":204"#)
+        };
+        log.lines().filter(is_taken).count()
     }
 
     /// Waits until the server has been asked for what it is held before, with so many orders before that; nothing tells a test

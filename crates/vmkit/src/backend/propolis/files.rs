@@ -39,6 +39,9 @@ pub(super) struct Claim {
     /// Where the directory lies, absolute; a claim that names another one came here by a move or a copy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) work: Option<PathBuf>,
+    /// Whether the VM's removal was begun: some of what was made may be gone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) is_going: bool,
 }
 
 impl Claim {

@@ -437,6 +437,12 @@ impl PropolisHypervisor {
             Some(address) => stop::clear_elsewhere(site, &site.client(address)).await?,
             None => start::end_server(site, &self.0.host, hold).await?,
         }
+        // From here on a part of the VM may be missing, and that is told by nothing else.
+        let going = Claim { is_going: true, ..site.claim.clone() };
+        if let Err(error) = files::write_synced(&site.layout.claim(), &going) {
+            // On a full disk a removal is what makes room.
+            tracing::warn!(%error, "cannot write down that the VM is being removed");
+        }
         let made = [&site.claim.steps[..], &site.claim.pending].concat();
         prepare::undo(&self.0.host, &made, hold).await
     }
@@ -492,7 +498,8 @@ impl Hypervisor for PropolisHypervisor {
         if files::claim(&layout)?.is_some() {
             return Err(taken());
         }
-        let claim = Claim { id, options, steps: plan.prepare, pending: Vec::new(), image_bytes, work };
+        let steps = plan.prepare;
+        let claim = Claim { id, options, steps, pending: Vec::new(), image_bytes, work, is_going: false };
         // What is made next outlives a power cut, and so must what it is found by.
         let made = match files::write_synced(&layout.claim(), &claim) {
             Ok(()) => prepare::make(&self.0.host, &claim, &hold).await,
@@ -523,6 +530,9 @@ impl Hypervisor for PropolisHypervisor {
                 original.display()
             );
             return Err(Error::invalid("path", site.layout.work.display(), why));
+        }
+        if site.claim.is_going {
+            return Err(InvalidTransition { state: VmState::Destroyed, operation: Operation::Start }.into());
         }
         let deadline = later(self.0.start_limit);
         let state = observe(&site, Asker::Operation, ASK_LIMIT).await?;

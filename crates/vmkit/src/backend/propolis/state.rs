@@ -79,6 +79,10 @@ pub(super) async fn observe(site: &Site<'_>, asker: Asker, limit: Duration) -> R
     if site.original.is_some() {
         return Ok(at_rest(site));
     }
+    if site.claim.is_going {
+        let begun = "its removal was interrupted: remove it again";
+        return Ok(VmState::failed(FailureKind::Interrupted, begun));
+    }
     // A start may have come to its end between a look at the VM and one at the lock: then the VM is looked at again.
     for _ in 0..2 {
         let seen = match site.claim.options.address {
