@@ -13,12 +13,13 @@ mod support;
 use std::fs;
 use std::io::{ErrorKind, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use real::{LONG, Life, until};
+use real::{LONG, Life, in_own_mounts, mount, until};
 use rustix::process::{Signal, kill_process};
 use serde_json::Value;
 use sshd::{Daemon, Sshd};
@@ -601,5 +602,76 @@ fn what_can_not_be_copied_keeps_nothing_else_from_being_copied() {
         for name in ["a", "m/a", "m/c", "z"] {
             assert!(Path::new(&at).join(name).is_file(), "{name}: {copied:?}");
         }
+    }
+}
+
+#[test]
+fn an_end_that_is_full_is_named_and_nothing_half_written_is_left_there() {
+    in_own_mounts(|| {
+        let web = Web::new();
+        let dir = web.life.dir.path().join("full");
+        fs::create_dir_all(dir.join("tree")).unwrap();
+        for name in ["tree/big", "tree/later"] {
+            fs::write(dir.join(name), vec![7; 4 << 20]).unwrap();
+        }
+        for end in ["here", "there"] {
+            fs::create_dir(dir.join(end)).unwrap();
+            mount(&["-t", "tmpfs", "-o", "size=1m", "none"], &dir.join(end));
+        }
+        let (place, guest) = (
+            |name: &str| dir.join(name).display().to_string(),
+            |name: &str| format!("web:{}", dir.join(name).display()),
+        );
+        let is_empty = |name: &str| fs::read_dir(dir.join(name)).unwrap().next().is_none();
+        let into = web.life.vmkit(["cp", &place("tree/big"), &guest("there/big")]);
+        assert_eq!(into.code, Some(1), "{into:?}");
+        assert!(into.stderr.contains("full/there in the guest is full"), "{into:?}");
+        assert!(is_empty("there"), "{into:?}");
+        let out = web.life.vmkit(["cp", &guest("tree/big"), &place("here/big")]);
+        assert_eq!(out.code, Some(2), "{out:?}");
+        assert!(out.stderr.contains("No space left on device"), "{out:?}");
+        assert!(is_empty("here"), "{out:?}");
+        // Nothing else would fit either.
+        for (from, to) in [(place("tree"), guest("there/tree")), (guest("tree"), place("here/tree"))] {
+            let copied = web.life.vmkit(["cp", "-r", &from, &to]);
+            assert_eq!(copied.stderr.matches("error: ").count(), 1, "{copied:?}");
+        }
+        assert!(is_empty("there/tree") && is_empty("here/tree"));
+    });
+}
+
+#[test]
+fn a_name_of_any_kind_and_a_directory_without_writing_go_both_ways() {
+    let web = Web::new();
+    let dir = web.life.dir.path().join("names");
+    fs::create_dir_all(dir.join("from/read only/empty")).unwrap();
+    let names =
+        ["new\nline", "quo'te\"s", "-dash", "co:lon", " blanks ", "*", "u\u{308}", "back\\slash", "#~"];
+    for name in names {
+        fs::write(dir.join("from").join(name), name).unwrap();
+        fs::write(dir.join("from/read only").join(name), name).unwrap();
+    }
+    fs::hard_link(dir.join("from/*"), dir.join("from/same")).unwrap();
+    fs::set_permissions(dir.join("from/read only"), fs::Permissions::from_mode(0o555)).unwrap();
+    let place = |name: &str| dir.join(name).display().to_string();
+    let guest = |name: &str| format!("web:{}", place(name));
+    web.life.must(["cp", "-r", &place("from"), &guest("to")]);
+    web.life.must(["cp", "-r", &guest("to"), &place("back")]);
+    for end in ["to", "back"] {
+        for name in names {
+            for below in ["", "read only"] {
+                let copy = dir.join(end).join(below).join(name);
+                assert_eq!(fs::read(&copy).unwrap(), name.as_bytes(), "{copy:?}");
+            }
+        }
+        assert!(dir.join(end).join("read only/empty").is_dir());
+        assert_eq!(fs::read(dir.join(end).join("same")).unwrap(), b"*");
+    }
+    fs::create_dir_all(dir.join("alone/back")).unwrap();
+    for name in names {
+        web.life.must(["cp", "--", &place(&format!("from/{name}")), &guest("alone")]);
+        assert_eq!(fs::read(dir.join("alone").join(name)).unwrap(), name.as_bytes(), "{name:?}");
+        web.life.must(["cp", "--", &guest(&format!("alone/{name}")), &place("alone/back")]);
+        assert_eq!(fs::read(dir.join("alone/back").join(name)).unwrap(), name.as_bytes(), "{name:?}");
     }
 }

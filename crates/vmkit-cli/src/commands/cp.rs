@@ -32,10 +32,12 @@ const STDOUT: &str = "/dev/stdout";
 
 /// Copies files into a guest, or out of it.
 ///
-/// A place in a guest is NAME:PATH; a path there that does not begin at the root begins at the user's home. A path of this host
-/// with a colon in it is written with a slash before that, such as ./a:b. Where the last place is a directory, what is copied
-/// goes into it; of DIR/. the content does. Permissions and holes are kept; a file appears under its name when it is whole. A
-/// dash is standard input as what is copied, and standard output as where to: `vmkit cp - web:file`, `vmkit cp web:file -`.
+/// A place in a guest is NAME:PATH; a path there that does not begin at the root begins at the
+/// user's home. A path of this host with a colon in it is written with a slash before that, such as
+/// ./a:b. Where the last place is a directory, what is copied goes into it; of DIR/. the content
+/// does. Permissions and holes are kept; a file appears under its name when it is whole. A dash is
+/// standard input as what is copied, and standard output as where to: `vmkit cp - web:file`, `vmkit
+/// cp web:file -`.
 #[derive(Debug, Args)]
 pub(crate) struct Cp {
     /// Copies directories, and all below them.
@@ -64,7 +66,8 @@ enum Here {
 }
 
 impl Place {
-    /// Reads `NAME:PATH`, and everything else as a place of this host; `stream` is the path of its stream.
+    /// Reads `NAME:PATH`, and everything else as a place of this host; `stream` is the path of its
+    /// stream.
     fn read(text: &OsStr, stream: &str) -> Result<Self, Error> {
         if text == STREAM || text == stream {
             return Ok(Place::Here(Here::Stream));
@@ -165,8 +168,8 @@ impl Cp {
         done.map_err(|failure| failure.of_vm(vm))
     }
 
-    /// Copies one after the other. What one of them fails by keeps none of the others from being copied, as with cp(1), unless it
-    /// would fail all.
+    /// Copies one after the other. What one of them fails by keeps none of the others from being
+    /// copied, as with cp(1), unless it would fail all.
     async fn copy(&self, files: &Files, plan: &Plan, bar: &ProgressBar) -> Result<(), Failure> {
         let mut report = |progress: &vmkit::ssh::Progress| {
             bar.set_length(progress.file_size);
@@ -220,7 +223,8 @@ impl Cp {
     }
 }
 
-/// Tells whether a failure is one of what was copied, and not of the connection or the place that all goes to.
+/// Tells whether a failure is one of what was copied, and not of the connection or the place that
+/// all goes to.
 fn is_of_one(failure: &Error) -> bool {
     matches!(failure, Error::CopyPart { .. })
         || matches!(failure.kind(), ErrorKind::InvalidInput | ErrorKind::NotFound)

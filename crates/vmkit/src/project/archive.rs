@@ -17,8 +17,8 @@ use crate::vmfile::Copy;
 const TOP: &str = "it";
 /// The name of the last entry: an archive without it was interrupted, even if it looks whole.
 const LAST: &str = "end";
-/// How much of a file is read before its length is written: a smaller one is as long as what was read, whatever happens to it
-/// meanwhile and whatever the file system says of its length.
+/// How much of a file is read before its length is written: a smaller one is as long as what was
+/// read, whatever happens to it meanwhile and whatever the file system says of its length.
 const WHOLE_BYTES: u64 = 8 << 20;
 /// The longest file of those whose length the file system does not tell, such as some in `/proc`.
 const MOST_UNTOLD_BYTES: u64 = 256 << 20;
@@ -103,7 +103,7 @@ fn add(
         archive.append_data(&mut header, name, io::empty()).map_err(failed)?;
         for (path, kind) in entries(from)? {
             let below = name.join(path.file_name().expect("an entry has a name"));
-            add(archive, &path, &below, &kind, mode)?;
+            unless_gone(&path, add(archive, &path, &below, &kind, mode))?;
         }
         return Ok(());
     }
@@ -119,7 +119,8 @@ fn add(
     archive.append_data(&mut header, name, &mut content).map_err(failed)
 }
 
-/// Returns what a folder has, in the order of the names. What is gone by the time it is looked at is not there.
+/// Returns what a folder has, in the order of the names. What is gone by the time it is looked at
+/// is not there.
 pub(super) fn entries(folder: &Path) -> Result<Vec<(PathBuf, fs::Metadata)>, (PathBuf, io::Error)> {
     let read = fs::read_dir(folder).and_then(Iterator::collect::<io::Result<Vec<_>>>);
     let mut entries = read.map_err(|error| (folder.to_owned(), error))?;
@@ -135,12 +136,27 @@ pub(super) fn entries(folder: &Path) -> Result<Vec<(PathBuf, fs::Metadata)>, (Pa
     Ok(found)
 }
 
+/// Takes an entry that was removed after its folder was read for one that was never there.
+///
+/// # Errors
+/// Every other failure.
+pub(super) fn unless_gone(
+    path: &Path,
+    done: Result<(), (PathBuf, io::Error)>,
+) -> Result<(), (PathBuf, io::Error)> {
+    match done {
+        Err((gone, error)) if error.kind() == io::ErrorKind::NotFound && gone == path => Ok(()),
+        done => done,
+    }
+}
+
 /// Tells whether this can't be copied: a socket, a named pipe, a device.
 pub(super) fn is_special(kind: &fs::Metadata) -> bool {
     !kind.is_file() && !kind.is_dir() && !kind.is_symlink()
 }
 
-/// Checks that a file or a folder can be read, with all that is in it, and returns what is left out of the copy.
+/// Checks that a file or a folder can be read, with all that is in it, and returns what is left out
+/// of the copy.
 ///
 /// # Errors
 /// What can't be read, with its path.
@@ -151,15 +167,17 @@ pub(super) fn check(from: &Path) -> Result<Vec<PathBuf>, (PathBuf, io::Error)> {
     }
     let (mut ahead, mut left_out) = (vec![(from.to_owned(), kind)], Vec::new());
     while let Some((path, kind)) = ahead.pop() {
-        if kind.is_dir() {
-            ahead.extend(entries(&path)?.into_iter().rev());
-        } else if is_special(&kind) {
+        let looked = match () {
+            () if kind.is_dir() => entries(&path).map(|entries| ahead.extend(entries.into_iter().rev())),
+            () if kind.is_file() => open_regular(&path).map(drop).map_err(|error| (path.clone(), error)),
+            () => Ok(()),
+        };
+        match path == from {
+            true => looked?,
+            false => unless_gone(&path, looked)?,
+        }
+        if is_special(&kind) {
             left_out.push(path);
-        } else if kind.is_file() {
-            match open_regular(&path) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound && path != from => {}
-                opened => drop(opened.map_err(|error| (path, error))?),
-            }
         }
     }
     Ok(left_out)

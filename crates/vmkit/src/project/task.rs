@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
-use super::archive::{self, entries, is_special, open_regular};
+use super::archive::{self, entries, is_special, open_regular, unless_gone};
 use super::provisioned::{Provisioned, Why};
 use super::script::{self, Token};
 use crate::error::Error;
@@ -292,7 +292,7 @@ impl Parts {
             self.add(&(entries.len() as u64).to_le_bytes());
             for (path, kind) in entries {
                 self.add(path.file_name().unwrap_or_default().as_bytes());
-                self.add_entry(&path, kind)?;
+                unless_gone(&path, self.add_entry(&path, kind))?;
             }
         }
         Ok(())

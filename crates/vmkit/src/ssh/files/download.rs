@@ -1,4 +1,5 @@
-//! From the guest to this host. Nothing that the guest says leads out of the directory that somebody named.
+//! From the guest to this host. Nothing that the guest says leads out of the directory that
+//! somebody named.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -18,19 +19,19 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::net::unix::pipe::Sender;
 use tokio::task::JoinHandle;
 
-use super::ends::{Act, Ends, LeftOut};
+use super::ends::{Act, Ends, LeftOut, ends_all};
 use super::upload::{is_end, is_unnamed, special};
 use super::{
     CHUNK_BYTES, Copied, Files, IN_FLIGHT, Kind, Progress, Report, described, is_missing, joined, kind,
     shown, typed_name, unfinished,
 };
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::steps::step;
 
 /// The smallest stretch of zeros that becomes a hole: a block of every usual file system.
 const HOLE_BYTES: usize = 4096;
-/// How many names one directory of the guest may have, and how many bytes they may have together: a guest that never stops
-/// naming files would fill this process's memory.
+/// How many names one directory of the guest may have, and how many bytes they may have together: a
+/// guest that never stops naming files would fill this process's memory.
 const MOST_NAMES: usize = 1_000_000;
 const MOST_NAME_BYTES: usize = 64 << 20;
 
@@ -64,6 +65,13 @@ enum Target<'a> {
     Stream(&'a mut (dyn AsyncWrite + Send + Unpin)),
 }
 
+/// An open file of the guest, and how long it was found to be.
+struct Source<'a> {
+    handle: &'a str,
+    path: &'a str,
+    size: u64,
+}
+
 /// A directory of the guest that is to be copied, and where to.
 struct Ahead {
     from: String,
@@ -73,18 +81,19 @@ struct Ahead {
 impl Files {
     /// Copies a file, or with `recursive` a directory and all below it, out of the guest.
     ///
-    /// Where `to` is a directory, it is copied into that, under its own name; else `to` is its name here. Of a directory named by
-    /// `.` or `..`, such as `/srv/.`, the content is copied, as `cp -r` does it. Permission bits go along, without set-user-ID and
-    /// its like; holes and stretches of zeros become holes; a symbolic link below a directory is copied as one and never
-    /// followed on this host. A file that is there is replaced as a whole. A pipe without a name, such as `/dev/fd/63`, is
-    /// written to.
+    /// Where `to` is a directory, it is copied into that, under its own name; else `to` is its name
+    /// here. Of a directory named by `.` or `..`, such as `/srv/.`, the content is copied, as `cp
+    /// -r` does it. Permission bits go along, without set-user-ID and its like; holes and stretches
+    /// of zeros become holes; a symbolic link below a directory is copied as one and never followed
+    /// on this host. A file that is there is replaced as a whole. A pipe without a name, such as
+    /// `/dev/fd/63`, is written to.
     ///
     /// # Cancel safety
     /// A dropped copy leaves whole files only.
     ///
     /// # Errors
-    /// `Copy` with both ends, what was tried and at which of them; `CopyPart` where some of what is below a directory could not be
-    /// copied, and all else was.
+    /// `Copy` with both ends, what was tried and at which of them; `CopyPart` where some of what is
+    /// below a directory could not be copied, and all else was.
     pub async fn download(
         &self,
         from: &str,
@@ -142,7 +151,8 @@ impl Files {
     /// Copies a file of the guest to a stream; `name` is what errors call the stream.
     ///
     /// # Errors
-    /// `Copy` with both ends, what was tried and at which of them; also for a directory. What came before a failure was written.
+    /// `Copy` with both ends, what was tried and at which of them; also for a directory. What came
+    /// before a failure was written.
     pub async fn download_stream(
         &self,
         from: &str,
@@ -212,7 +222,8 @@ impl Files {
         Ok(left_out)
     }
 
-    /// Copies all that a directory of the guest has but what is in the directories in it, which are answered.
+    /// Copies all that a directory of the guest has but what is in the directories in it, which are
+    /// answered.
     async fn download_dir(
         &self,
         at: &Ahead,
@@ -270,13 +281,26 @@ impl Files {
         })
     }
 
-    /// Answers what a directory of the guest has, in the order of the names, no name in it leading anywhere else.
+    /// Answers what a directory of the guest has, in the order of the names, no name in it leading
+    /// anywhere else.
     async fn list(&self, path: &str, ends: &Ends) -> Result<Vec<(String, FileAttributes)>> {
         let failed = |error| ends.remote(Act::Read, path, error);
         let handle = self.raw.opendir(path).await.map_err(failed)?.handle;
+        let read = self.names(&handle, path, ends).await;
+        let mut found = self.close(handle, read, failed).await?;
+        found.retain(|(name, _)| name != "." && name != "..");
+        for (name, _) in &found {
+            check_name(name, ends)?;
+        }
+        found.sort_by(|(one, _), (other, _)| one.cmp(other));
+        Ok(found)
+    }
+
+    /// Returns what the guest says that an open directory has.
+    async fn names(&self, handle: &str, path: &str, ends: &Ends) -> Result<Vec<(String, FileAttributes)>> {
         let (mut found, mut bytes) = (Vec::new(), 0);
         loop {
-            match self.raw.readdir(&handle).await {
+            match self.raw.readdir(handle).await {
                 Ok(names) => {
                     bytes += names.files.iter().map(|file| file.filename.len()).sum::<usize>();
                     found.extend(names.files.into_iter().map(|file| (file.filename, file.attrs)));
@@ -288,20 +312,14 @@ impl Files {
                         return Err(ends.problem(ErrorKind::Guest, problem));
                     }
                 }
-                Err(error) if is_end(&error) => break,
-                Err(error) => return Err(failed(error)),
+                Err(error) if is_end(&error) => return Ok(found),
+                Err(error) => return Err(ends.remote(Act::Read, path, error)),
             }
         }
-        self.raw.close(handle).await.map_err(failed)?;
-        found.retain(|(name, _)| name != "." && name != "..");
-        for (name, _) in &found {
-            check_name(name, ends)?;
-        }
-        found.sort_by(|(one, _), (other, _)| one.cmp(other));
-        Ok(found)
     }
 
-    /// Makes a link that leads to the same, and tells whether that was UTF-8: what comes with a replacement character mostly was not.
+    /// Makes a link that leads to the same, and tells whether that was UTF-8: what comes with a
+    /// replacement character mostly was not.
     async fn download_link(&self, from: &str, dir: &Dir, name: &str, ends: &Ends) -> Result<bool> {
         let answer = self.raw.readlink(from).await.map_err(|error| ends.remote(Act::Read, from, error))?;
         let target = answer.files.into_iter().next().map(|file| file.filename).unwrap_or_default();
@@ -357,7 +375,7 @@ impl Files {
     /// Reads a file of the guest to its end, which may be elsewhere than where it was found to be.
     async fn read_into(
         &self,
-        mut target: Target<'_>,
+        target: Target<'_>,
         from: &str,
         size: u64,
         ends: &Ends,
@@ -365,7 +383,6 @@ impl Files {
         report: Report<'_>,
     ) -> Result<()> {
         let failed = |error| ends.remote(Act::Read, from, error);
-        let local = |source: io::Error| ends.local(Act::Write, Path::new(&ends.to), source);
         let opened = self.raw.open(from, OpenFlags::READ, FileAttributes::default()).await;
         let handle = opened.map_err(failed)?.handle;
         let data = match &target {
@@ -373,7 +390,42 @@ impl Files {
             // Whoever takes one byte after the other takes the zeros, too.
             Target::Stream(_) => None,
         };
-        let mut wanted = VecDeque::from(data.unwrap_or_else(|| vec![0..size]));
+        let wanted = data.unwrap_or_else(|| vec![0..size]);
+        let source = Source { handle: &handle, path: from, size };
+        let read = self.read_open(source, wanted, target, ends, progress, report).await;
+        self.close(handle, read, failed).await
+    }
+
+    /// Closes what was opened in the guest, also after a failure that other files are copied after.
+    async fn close<T>(
+        &self,
+        handle: String,
+        done: Result<T>,
+        failed: impl FnOnce(SftpError) -> Error,
+    ) -> Result<T> {
+        if done.as_ref().is_err_and(ends_all) {
+            return done;
+        }
+        let closed = self.raw.close(handle).await;
+        let done = done?;
+        closed.map(|_| done).map_err(failed)
+    }
+
+    /// Reads an open file of the guest: what is wanted of it, and what there is beyond the length
+    /// that it was found to have.
+    async fn read_open(
+        &self,
+        source: Source<'_>,
+        wanted: Vec<Range<u64>>,
+        mut target: Target<'_>,
+        ends: &Ends,
+        progress: &mut Progress,
+        report: Report<'_>,
+    ) -> Result<()> {
+        let Source { handle, path, size } = source;
+        let failed = |error| ends.remote(Act::Read, path, error);
+        let local = |source: io::Error| ends.local(Act::Write, Path::new(&ends.to), source);
+        let mut wanted = VecDeque::from(wanted);
         let mut flying: VecDeque<Piece> = VecDeque::new();
         // Where the file is thought to end, and where what came from it does.
         let (mut tail, mut end) = (size, 0);
@@ -381,11 +433,11 @@ impl Files {
             while flying.len() < IN_FLIGHT
                 && let Some(bytes) = next_piece(&mut wanted)
             {
-                flying.push_back(self.ask(&handle, bytes));
+                flying.push_back(self.ask(handle, bytes));
             }
             if flying.is_empty() {
                 // Beyond, one at a time: there may be more, and mostly is not.
-                flying.push_back(self.ask(&handle, tail..tail + u64::from(CHUNK_BYTES)));
+                flying.push_back(self.ask(handle, tail..tail + u64::from(CHUNK_BYTES)));
             }
             let Some((bytes, piece)) = flying.pop_front() else { break };
             let piece = piece.await.map_err(|error| SftpError::UnexpectedBehavior(error.to_string()));
@@ -409,10 +461,9 @@ impl Files {
             }
             self.tell(progress, data.len() as u64, report);
             if end < bytes.end && end < tail {
-                flying.push_front(self.ask(&handle, end..bytes.end));
+                flying.push_front(self.ask(handle, end..bytes.end));
             }
         }
-        self.raw.close(handle).await.map_err(failed)?;
         if end > progress.file_bytes {
             self.tell(progress, end - progress.file_bytes, report);
         }
@@ -484,7 +535,8 @@ fn write_sparse(file: &File, data: &[u8], offset: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes a directory that its owner can use, or opens the one that is there; never one behind a symbolic link.
+/// Makes a directory that its owner can use, or opens the one that is there; never one behind a
+/// symbolic link.
 fn make_dir(parent: &Dir, name: &str, mode: Option<u32>) -> io::Result<Dir> {
     let mode = Mode::from_raw_mode(mode.unwrap_or(0) & 0o777 | 0o700);
     step("make a directory for a copy")?;

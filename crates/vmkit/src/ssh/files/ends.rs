@@ -83,7 +83,8 @@ impl Ends {
         }
     }
 
-    /// Returns the error for what is not there: what is copied, or the directory that it would go to.
+    /// Returns the error for what is not there: what is copied, or the directory that it would go
+    /// to.
     fn missing(&self, act: Act, parent: &str, end: &str) -> Error {
         let problem = match act {
             Act::Find | Act::Read => format!("there is no such file {end}"),
@@ -132,7 +133,8 @@ impl Ends {
         self.problem(ErrorKind::InvalidInput, problem)
     }
 
-    /// Returns the error for a place that is named as a directory and is none; `there` tells whether anything is there.
+    /// Returns the error for a place that is named as a directory and is none; `there` tells
+    /// whether anything is there.
     pub(super) fn no_dir(&self, there: bool, end: &str) -> Error {
         match there {
             true => self.problem(ErrorKind::InvalidInput, format!("what is there {end} is not a directory")),
@@ -200,7 +202,8 @@ impl LeftOut {
         Ok(())
     }
 
-    /// Returns the error for a copy that left something out which it should have copied; `skipped` is what can't be copied at all.
+    /// Returns the error for a copy that left something out which it should have copied; `skipped`
+    /// is what can't be copied at all.
     pub(super) fn check(self, ends: &Ends, skipped: &[String]) -> Result<()> {
         if self.unnamed.is_empty() && self.failures.is_empty() {
             return Ok(());
@@ -247,8 +250,9 @@ fn listed(names: Vec<&str>, all: usize) -> String {
     }
 }
 
-/// Tells whether a failure is one of the whole copy: a connection that is gone, an end that is full.
-fn ends_all(failure: &Error) -> bool {
+/// Tells whether a failure is one of the whole copy: a connection that is gone, an end that is
+/// full.
+pub(super) fn ends_all(failure: &Error) -> bool {
     let Error::Copy { kind, source, .. } = failure else { return true };
     let is_full =
         |error: &io::Error| matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);

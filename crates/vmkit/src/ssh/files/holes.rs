@@ -1,7 +1,9 @@
-//! Where a large file of the guest has data, so that its holes need not be read over SFTP, which knows none.
+//! Where a large file of the guest has data, so that its holes need not be read over SFTP, which
+//! knows none.
 //!
-//! A program in the guest is asked: Perl or Python, one of which most guests have. Whatever it says is checked, and where it says
-//! nothing of use the whole file is read: the copy is the same, and takes longer.
+//! A program in the guest is asked: Perl or Python, one of which most guests have. Whatever it says
+//! is checked, and where it says nothing of use the whole file is read: the copy is the same, and
+//! takes longer.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -26,10 +28,11 @@ const SHORT_HOLE_BYTES: u64 = 128 << 10;
 const BEGIN: &str = "vmkit: data";
 const END: &str = "vmkit: end";
 
-/// Prints where the data of the file `$1` begins and ends, a stretch a line. A file with as many blocks as it has bytes has no holes,
-/// which is told without a further program.
+/// Prints where the data of the file `$1` begins and ends, a stretch a line. A file with as many
+/// blocks as it has bytes has no holes, which is told without a further program.
 ///
-/// Source: lseek(2): 3 is `SEEK_DATA`, 4 is `SEEK_HOLE`, and error 6 (`ENXIO`) says that only a hole is left.
+/// Source: lseek(2): 3 is `SEEK_DATA`, 4 is `SEEK_HOLE`, and error 6 (`ENXIO`) says that only a
+/// hole is left.
 const SCRIPT: &str = r#"
 set -- "$1" $(stat -L -c '%b %B %s' -- "$1" 2>/dev/null)
 if [ $# -eq 4 ] && [ $(($2 * $3)) -ge "$4" ]; then exit; fi
@@ -72,8 +75,8 @@ impl Files {
     }
 }
 
-/// Runs a program in the guest without input, and returns what it printed; `None` where that is too much, or the server runs
-/// nothing.
+/// Runs a program in the guest without input, and returns what it printed; `None` where that is too
+/// much, or the server runs nothing.
 async fn said(connection: &Handle<Guard>, line: Vec<u8>) -> Option<Vec<u8>> {
     let mut channel = connection.channel_open_session().await.ok()?;
     channel.exec(true, line).await.ok()?;
@@ -93,7 +96,8 @@ async fn said(connection: &Handle<Guard>, line: Vec<u8>) -> Option<Vec<u8>> {
 
 /// Reads what the program printed, with short holes taken for data; `None` for what makes no sense.
 ///
-/// What the guest's shell prints before is no part of it, and what one program began is none where another one ended it.
+/// What the guest's shell prints before is no part of it, and what one program began is none where
+/// another one ended it.
 fn read(said: &str, size: u64) -> Option<Vec<Range<u64>>> {
     let (said, _) = said.rsplit_once(END)?;
     let (_, said) = said.rsplit_once(BEGIN)?;

@@ -1,10 +1,12 @@
 //! Files copied into a guest and out of it, over the server's SFTP.
 //!
-//! What is being written has a name of its own, in the directory where it is going to be, and gets its real one when it is
-//! whole. The guest is not trusted with this host: below the directory that somebody named, everything is opened relative to
-//! its parent and no symbolic link is ever walked through.
+//! What is being written has a name of its own, in the directory where it is going to be, and gets
+//! its real one when it is whole. The guest is not trusted with this host: below the directory that
+//! somebody named, everything is opened relative to its parent and no symbolic link is ever walked
+//! through.
 //!
-//! Source: draft-ietf-secsh-filexfer-02, which is SFTP version 3; OpenSSH's `PROTOCOL` for the extensions.
+//! Source: draft-ietf-secsh-filexfer-02, which is SFTP version 3; OpenSSH's `PROTOCOL` for the
+//! extensions.
 
 mod download;
 mod ends;
@@ -173,8 +175,9 @@ impl Files {
         }
     }
 
-    /// Makes the error for something that could not be made or written in the guest. Its server says that something is not there also
-    /// of a directory in which nothing can be made, such as those of `/proc`.
+    /// Makes the error for something that could not be made or written in the guest. Its server
+    /// says that something is not there also of a directory in which nothing can be made, such as
+    /// those of `/proc`.
     async fn unmade(&self, act: Act, path: &str, error: SftpError, ends: &Ends) -> Error {
         let dir = parent_and_name(path).0;
         if let Some(full) = self.full(dir, &error, SMALLEST_BLOCK, ends).await {
@@ -189,8 +192,9 @@ impl Files {
         ends.remote(act, path, error)
     }
 
-    /// Returns the error for a file system that is full, where that is why the guest refused something in this directory, for
-    /// which it has fewer bytes than needed: its server has one word for that and for all else.
+    /// Returns the error for a file system that is full, where that is why the guest refused
+    /// something in this directory, for which it has fewer bytes than needed: its server has one
+    /// word for that and for all else.
     async fn full(&self, dir: &str, error: &SftpError, needed: u64, ends: &Ends) -> Option<Error> {
         let SftpError::Status(status) = error else { return None };
         if status.status_code != StatusCode::Failure {
@@ -250,8 +254,8 @@ enum Kind {
     Other,
 }
 
-/// Tells what this is, by the type in the mode, which is a number and not a set of flags: a socket has the bits of both a
-/// file and a directory.
+/// Tells what this is, by the type in the mode, which is a number and not a set of flags: a socket
+/// has the bits of both a file and a directory.
 fn kind(found: &FileAttributes) -> Kind {
     match found.permissions.map(|mode| mode & 0o170_000) {
         Some(0o100_000) => Kind::File,
@@ -284,8 +288,8 @@ fn parent_and_name(path: &str) -> (&str, &str) {
     }
 }
 
-/// Returns the last part of a path as it was typed; nothing where that is no name in its directory (`.`, `..`, `/`). What is
-/// copied then is what is in it, as `cp -r` and `scp -r` have it.
+/// Returns the last part of a path as it was typed; nothing where that is no name in its directory
+/// (`.`, `..`, `/`). What is copied then is what is in it, as `cp -r` and `scp -r` have it.
 fn typed_name(path: &str) -> Option<&str> {
     match parent_and_name(path.trim_end_matches('/')).1 {
         "" | "." | ".." => None,

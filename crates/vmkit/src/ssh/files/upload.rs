@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::unix::pipe::Receiver;
 use tokio::task::JoinHandle;
 
-use super::ends::{Act, Ends, LeftOut};
+use super::ends::{Act, Ends, LeftOut, ends_all};
 use super::{
     CHUNK_BYTES, Copied, Files, IN_FLIGHT, Kind, Progress, Report, described, joined, kind, parent_and_name,
     shown, unfinished,
@@ -34,19 +34,21 @@ enum Content<'a> {
 impl Files {
     /// Copies a file, or with `recursive` a directory and all below it, into the guest.
     ///
-    /// Where `to` is a directory, it is copied into that, under its own name, which is that of the link where a symbolic link is
-    /// named; else `to` is its name there. Of a directory named by `.` or `..`, such as `site/.`, the content is copied, as
-    /// `cp -r` does it. Mode bits go along; holes stay holes; a symbolic link below a directory is copied as one, whatever it
-    /// leads to. A file that is there is replaced as a whole. What is written is what was read up to the end of the file,
-    /// wherever that is by then. A pipe without a name, such as `/dev/fd/63`, is read to its end.
+    /// Where `to` is a directory, it is copied into that, under its own name, which is that of the
+    /// link where a symbolic link is named; else `to` is its name there. Of a directory named by
+    /// `.` or `..`, such as `site/.`, the content is copied, as `cp -r` does it. Mode bits go
+    /// along; holes stay holes; a symbolic link below a directory is copied as one, whatever it
+    /// leads to. A file that is there is replaced as a whole. What is written is what was read up
+    /// to the end of the file, wherever that is by then. A pipe without a name, such as
+    /// `/dev/fd/63`, is read to its end.
     ///
     /// # Cancel safety
-    /// A dropped copy leaves whole files, and may leave one that [`tidy_up`](Self::tidy_up) removes; else the first copy into the same
-    /// directory after two minutes does.
+    /// A dropped copy leaves whole files, and may leave one that [`tidy_up`](Self::tidy_up)
+    /// removes; else the first copy into the same directory after two minutes does.
     ///
     /// # Errors
-    /// `Copy` with both ends, what was tried and at which of them; `CopyPart` where some of what is below a directory could not be
-    /// copied, and all else was.
+    /// `Copy` with both ends, what was tried and at which of them; `CopyPart` where some of what is
+    /// below a directory could not be copied, and all else was.
     pub async fn upload(&self, from: &Path, to: &str, recursive: bool, report: Report<'_>) -> Result<Copied> {
         let ends = Ends { from: from.display().to_string(), to: format!("{}:{}", self.name, shown(to)) };
         let metadata = fs::metadata(from).map_err(|source| ends.local(Act::Find, from, source))?;
@@ -85,9 +87,11 @@ impl Files {
         Ok(progress.total)
     }
 
-    /// Copies what comes from a stream until its end into a file of the guest; `name` is what errors call the stream.
+    /// Copies what comes from a stream until its end into a file of the guest; `name` is what
+    /// errors call the stream.
     ///
-    /// A file that is there is replaced as a whole and keeps its mode; a new one has the mode that the guest gives new files.
+    /// A file that is there is replaced as a whole and keeps its mode; a new one has the mode that
+    /// the guest gives new files.
     ///
     /// # Cancel safety
     /// As [`upload`](Self::upload).
@@ -125,7 +129,8 @@ impl Files {
     /// Returns what lies at the place that a copy goes to.
     ///
     /// # Errors
-    /// `Copy` for a directory that has to be there and is not, and for a link that leads to nothing.
+    /// `Copy` for a directory that has to be there and is not, and for a link that leads to
+    /// nothing.
     async fn look_for_place(&self, to: &str, is_dir: bool, ends: &Ends) -> Result<Option<FileAttributes>> {
         let found = self.look(to, ends).await?;
         if found.is_some() {
@@ -242,7 +247,8 @@ impl Files {
         let Some(target) = target.to_str() else { return Ok(false) };
         let (dir, name) = parent_and_name(to);
         let part = joined(dir, &unfinished(name));
-        // OpenSSH takes the two the other way round than the draft has them. Source: OpenSSH, `PROTOCOL`, section 4.1.
+        // OpenSSH takes the two the other way round than the draft has them. Source: OpenSSH,
+        // `PROTOCOL`, section 4.1.
         if let Err(error) = self.raw.symlink(target, &part).await {
             return Err(self.unmade(Act::Make, to, error, ends).await);
         }
@@ -327,7 +333,8 @@ impl Files {
         report: Report<'_>,
     ) -> Result<()> {
         let flags = OpenFlags::WRITE | OpenFlags::CREATE | OpenFlags::EXCLUDE;
-        // Until it is whole it is for its owner; without a mode it has what the guest gives new files.
+        // Until it is whole it is for its owner; without a mode it has what the guest gives new
+        // files.
         let attrs = FileAttributes { permissions: mode.map(|_| 0o600), ..FileAttributes::default() };
         let handle = match self.raw.open(part, flags, attrs).await {
             Ok(opened) => opened.handle,
@@ -337,22 +344,34 @@ impl Files {
         if let Ok(begun) = self.raw.fstat(&handle).await {
             self.sweep(parent_and_name(part).0, &begun.attrs).await;
         }
-        let mut draft = Draft { files: self, handle, part, ends, flying: VecDeque::new(), progress, report };
-        let size = match content {
-            Content::File { file, bytes, .. } => draft.write_file(&file, bytes).await?,
-            Content::Stream(stream) => draft.write_stream(stream).await?,
+        let mut draft = Draft {
+            files: self,
+            handle: handle.clone(),
+            part,
+            ends,
+            flying: VecDeque::new(),
+            progress,
+            report,
         };
-        draft.land_all().await?;
-        let handle = draft.handle;
+        let written = draft.write_content(content).await;
+        let size = match written {
+            Ok(size) => size,
+            Err(error) => {
+                // Other files may be copied after this one.
+                if !ends_all(&error) {
+                    let _ = self.raw.close(handle).await;
+                }
+                return Err(error);
+            }
+        };
         let permissions = mode.map(|mode| mode & 0o7777);
         let attrs = FileAttributes { size: Some(size), permissions, ..FileAttributes::default() };
-        if let Err(error) = self.raw.fsetstat(&handle, attrs).await {
-            return Err(self.unwritten(part, error, ends).await);
+        let set = self.raw.fsetstat(&handle, attrs).await;
+        let closed = self.raw.close(handle).await;
+        match set.and(closed) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(self.unwritten(part, error, ends).await),
         }
-        if let Err(error) = self.raw.close(handle).await {
-            return Err(self.unwritten(part, error, ends).await);
-        }
-        Ok(())
     }
 
     /// Returns the error for something that could not be written in the guest.
@@ -384,8 +403,18 @@ struct Draft<'a> {
 }
 
 impl Draft<'_> {
-    /// Writes a file of this host to its end, and returns where that was: the length that it has by then may be another one, and of
-    /// the system's own files it never was true.
+    /// Writes all of this, and returns how long that was.
+    async fn write_content(&mut self, content: Content<'_>) -> Result<u64> {
+        let size = match content {
+            Content::File { file, bytes, .. } => self.write_file(&file, bytes).await?,
+            Content::Stream(stream) => self.write_stream(stream).await?,
+        };
+        self.land_all().await?;
+        Ok(size)
+    }
+
+    /// Writes a file of this host to its end, and returns where that was: the length that it has by
+    /// then may be another one, and of the system's own files it never was true.
     async fn write_file(&mut self, file: &File, bytes: u64) -> Result<u64> {
         let path = PathBuf::from(&self.ends.from);
         (self.progress.file_bytes, self.progress.file_size) = (0, bytes);
@@ -491,7 +520,8 @@ enum Stretch {
 ///
 /// Source: lseek(2), `SEEK_DATA` and `SEEK_HOLE`; a file system without holes answers one stretch.
 fn next_stretch(file: &File, offset: u64) -> Stretch {
-    // The length is that of a file without data beyond the offset only if there is none afterwards either: it may grow.
+    // The length is that of a file without data beyond the offset only if there is none afterwards
+    // either: it may grow.
     let mut end = None;
     loop {
         match (rustix::fs::seek(file, SeekFrom::Data(offset)), end) {
@@ -519,8 +549,8 @@ fn typed_name(path: &Path) -> Option<&OsStr> {
     (!matches!(name, b"." | b"..")).then(|| OsStr::from_bytes(name))
 }
 
-/// Tells whether a pipe has no name in any directory: a shell's `<(…)`, or standard input. One with a name is read by nobody who
-/// does not know who writes to it, or whether anything does.
+/// Tells whether a pipe has no name in any directory: a shell's `<(…)`, or standard input. One with
+/// a name is read by nobody who does not know who writes to it, or whether anything does.
 pub(super) fn is_unnamed(pipe: &Path) -> bool {
     pipe.canonicalize().is_err()
 }
