@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use tokio::sync::watch;
 use vmkit::Error;
-use vmkit::image::{Catalogue, ImageRef, ImageStore, PullProgress};
+use vmkit::image::{Catalogue, ImageRef, ImageStore, Proxies, PullProgress};
 use vmkit::spec::Arch;
 use vmkit::store::Home;
 
@@ -31,12 +31,26 @@ pub(crate) fn store(home: &Home) -> Result<ImageStore, Error> {
     if let Some(path) = var("PATH") {
         store = store.with_credential_helpers(&path);
     }
-    // The names that curl and others read; http_proxy alone would be for http:// only, and images come by https://.
-    if let Some(proxy) = ["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"].into_iter().find_map(text) {
-        let except = ["no_proxy", "NO_PROXY"].into_iter().find_map(text).unwrap_or_default();
-        store = store.with_proxy(&proxy, &except)?;
+    Ok(store.with_proxies(proxies(text)?))
+}
+
+/// Returns the proxies of the environment, as curl reads them: `http_proxy` in lower case only, for a web server sets HTTP_PROXY
+/// to what a request says.
+///
+/// Source: "Environment variables" in curl(1).
+fn proxies(text: impl Fn(&str) -> Option<String>) -> Result<Proxies, Error> {
+    let first = |names: &[&'static str]| names.iter().find_map(|name| Some((*name, text(name)?)));
+    let mut proxies = Proxies::default();
+    if let Some((variable, url)) = first(&["http_proxy", "all_proxy", "ALL_PROXY"]) {
+        proxies = proxies.with_http(variable, &url)?;
     }
-    Ok(store)
+    if let Some((variable, url)) = first(&["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"]) {
+        proxies = proxies.with_https(variable, &url)?;
+    }
+    Ok(match first(&["no_proxy", "NO_PROXY"]) {
+        Some((_, except)) => proxies.with_exceptions(&except),
+        None => proxies,
+    })
 }
 
 /// Answers the architecture of this host.
@@ -132,6 +146,19 @@ mod tests {
         assert_eq!(found(&[("XDG_CONFIG_HOME", "/c"), ("HOME", "/u")]), path("/c/vmkit/images.toml"));
         assert_eq!(found(&[("XDG_CONFIG_HOME", "c"), ("HOME", "/u")]), path("/u/.config/vmkit/images.toml"));
         assert_eq!(found(&[]), None);
+    }
+
+    #[test]
+    fn a_proxy_that_can_not_be_read_is_refused_by_the_variable_that_names_it() {
+        let of = |set: &'static str| {
+            proxies(|name| (name == set).then(|| "gopher://proxy".to_owned()))
+                .map_err(|error| error.to_string())
+        };
+        for name in ["http_proxy", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"] {
+            let error = of(name).unwrap_err();
+            assert!(error.starts_with(&format!("{name}: \"gopher://…\": ")), "{error}");
+        }
+        of("HTTP_PROXY").unwrap();
     }
 
     #[test]

@@ -25,6 +25,7 @@ mod places;
 mod progress;
 mod project_file;
 mod propolis;
+mod public_keys;
 mod reference;
 mod remote;
 mod several;
@@ -34,6 +35,7 @@ use std::error::Error as _;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
+use clap::error::{ContextKind, ContextValue};
 use clap::{CommandFactory, Parser};
 
 use crate::arguments::Arguments;
@@ -66,12 +68,44 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
+/// Returns what other programs' words for a command are called here.
+fn own_word(word: &str) -> Option<&'static str> {
+    Some(match word {
+        "run" => "vmkit launch IMAGE",
+        "kill" | "poweroff" => "vmkit stop --timeout 0 NAME",
+        "halt" | "shutdown" => "vmkit stop NAME",
+        "boot" => "vmkit start NAME",
+        "destroy" | "purge" | "undefine" => "vmkit rm NAME",
+        "pause" => "vmkit suspend NAME",
+        "unpause" => "vmkit resume NAME",
+        "reboot" => "vmkit restart NAME",
+        "show" | "inspect" | "describe" => "vmkit info NAME",
+        "pull" => "vmkit image pull IMAGE",
+        "images" => "vmkit image ls",
+        "copy" | "scp" => "vmkit cp FROM TO",
+        _ => return None,
+    })
+}
+
 /// Returns what the library says about a value, and what clap says about everything else.
 fn refused(error: clap::Error) -> Failure {
     match error.source().and_then(|source| source.downcast_ref::<vmkit::Error>()) {
         Some(vmkit::Error::Invalid { field, value, expected }) => {
             vmkit::Error::invalid(field.clone(), value, expected).into()
         }
-        _ => Failure::Usage(error),
+        _ => {
+            let word = match error.get(ContextKind::InvalidSubcommand) {
+                Some(ContextValue::String(word)) => own_word(word),
+                _ => None,
+            };
+            let failure = Failure::Usage(error);
+            match word {
+                Some(word) => {
+                    let hint = format!("that is `{word}` here");
+                    Failure::Hinted { failure: Box::new(failure), hint }
+                }
+                None => failure,
+            }
+        }
     }
 }

@@ -1,7 +1,6 @@
 //! Hints for a VM's name that is the name of a machine in the file of machines.
 
 use vmkit::Error;
-use vmkit::vmfile;
 
 use crate::failure::Failure;
 use crate::project_file;
@@ -17,7 +16,7 @@ pub(crate) fn of(failure: &Failure) -> Vec<String> {
     if names.is_empty() {
         return Vec::new();
     }
-    let Ok(project) = project_file::find(None).and_then(|path| vmfile::load(&path)) else {
+    let Ok(project) = project_file::find(None).and_then(|file| file.load()) else {
         return Vec::new();
     };
     let file = project.file.display();

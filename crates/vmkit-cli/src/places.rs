@@ -135,6 +135,19 @@ pub(crate) fn absolute(field: &'static str, path: &Path) -> Result<PathBuf, Erro
     }
 }
 
+/// Returns the absolute path of something that is read once: `-` is standard input, which may be a pipe.
+///
+/// # Errors
+/// As for [`absolute`].
+pub(crate) fn input(field: &'static str, path: &Path) -> Result<PathBuf, Error> {
+    absolute(field, stdin_or(path))
+}
+
+/// Returns the path of standard input for `-`, and any other as it is.
+pub(crate) fn stdin_or(path: &Path) -> &Path {
+    if path == Path::new("-") { Path::new("/dev/stdin") } else { path }
+}
+
 /// Returns the path that a file's address has, `file:///PATH`; any other path is itself.
 pub(crate) fn local<'a>(field: &'static str, path: &'a Path) -> Result<Cow<'a, Path>, Error> {
     let text = path.to_str().unwrap_or_default();

@@ -2,26 +2,58 @@
 
 use std::env;
 use std::fs;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use vmkit::Error;
+use vmkit::vmfile::{self, Project};
 
-use crate::places::absolute;
+use crate::places::input;
 
 /// What a file of machines is called where none is named.
 pub(crate) const FILE: &str = "vmkit.toml";
 
-/// Returns the path of the file that was named, or else of the nearest one above the current
-/// directory.
+/// A file of machines: where its text is read, and the path that its machines are known by.
+#[derive(Debug)]
+pub(crate) struct ProjectFile {
+    source: PathBuf,
+    path: PathBuf,
+}
+
+impl ProjectFile {
+    /// Reads the machines.
+    ///
+    /// # Errors
+    /// Those of [`vmfile::load_from`].
+    pub(crate) fn load(&self) -> Result<Project, Error> {
+        vmfile::load_from(&self.source, &self.path)
+    }
+}
+
+/// Finds the file that was named, or else the nearest one above the current directory. What comes through a pipe is taken for
+/// `vmkit.toml` in the current directory, there or not: machines are known by their file.
 ///
 /// # Errors
 /// `InvalidInput` where none was named and none is found.
-pub(crate) fn find(named: Option<&Path>) -> Result<PathBuf, Error> {
+pub(crate) fn find(named: Option<&Path>) -> Result<ProjectFile, Error> {
+    let here = || env::current_dir().map_err(Error::io("find", "the current directory"));
     let path = match named {
-        Some(path) => absolute("file", path)?,
-        None => found_above(&env::current_dir().map_err(Error::io("find", "the current directory"))?)?,
+        Some(named) => {
+            let source = input("file", named)?;
+            if is_passing(&source) {
+                return Ok(ProjectFile { source, path: path_of_its_own(&here()?.join(FILE)) });
+            }
+            source
+        }
+        None => found_above(&here()?)?,
     };
-    Ok(path_of_its_own(&path))
+    let path = path_of_its_own(&path);
+    Ok(ProjectFile { source: path.clone(), path })
+}
+
+/// Returns whether a path leads to a pipe, or to a descriptor of this process.
+fn is_passing(path: &Path) -> bool {
+    path.starts_with("/dev") || path.metadata().is_ok_and(|metadata| metadata.file_type().is_fifo())
 }
 
 /// Returns the file of machines in a folder, or in the nearest one above it.

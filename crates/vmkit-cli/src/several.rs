@@ -3,14 +3,29 @@
 use std::sync::Arc;
 
 use tokio::sync::Semaphore;
+use vmkit::VmState;
 use vmkit::spec::VmName;
 
-use crate::context::Manager;
+use crate::context::{Context, Manager};
 use crate::failure::{Failure, Whose};
 
 /// How many are worked on at the same time: each needs a handful of descriptors, and a process
 /// has 1024.
 const AT_ONCE: usize = 32;
+
+/// Returns the names of all VMs in a state that is meant. One whose state is not known is among them: its operation says why.
+///
+/// # Errors
+/// Where the home can't be read.
+pub(crate) fn all(
+    context: &Context,
+    manager: &Manager,
+    is_meant: fn(&VmState) -> bool,
+) -> Result<Vec<VmName>, Failure> {
+    let listed = context.block_on_threads(async { Ok(manager.list().await?) })?;
+    let meant = listed.iter().filter(|one| one.handle.as_ref().map_or(true, |vm| is_meant(&vm.state)));
+    Ok(meant.map(|one| one.name.clone()).collect())
+}
 
 /// Does the same to all VMs and tells of each, in the order given.
 ///

@@ -212,3 +212,49 @@ fn the_log_is_printed_whole_and_by_its_last_lines() {
     }
     assert_eq!(host.must(["logs", "web", "--hypervisor"]), "");
 }
+
+#[test]
+fn the_words_of_other_programs_are_understood_or_translated() {
+    let host = Host::with_refusing_qemu();
+    for arguments in
+        [["ps"].as_slice(), &["list"], &["stop", "--all"], &["rm", "--all", "--force"], &["version"]]
+    {
+        host.must(arguments.iter().copied());
+    }
+    for (word, here) in
+        [("run", "vmkit launch IMAGE"), ("kill", "vmkit stop --timeout 0 NAME"), ("scp", "vmkit cp FROM TO")]
+    {
+        let answer = host.vmkit([word]);
+        assert_eq!(answer.code, Some(2), "{answer:?}");
+        assert!(answer.stderr.contains(&format!("hint: that is `{here}` here")), "{answer:?}");
+    }
+    let answer = host.vmkit(["ssh", "web"]);
+    assert_eq!(answer.code, Some(3), "it is `shell`: {answer:?}");
+}
+
+#[test]
+fn all_vms_are_taken_for_which_there_is_something_to_do() {
+    let host = Host::with_refusing_qemu();
+    for name in ["web", "db"] {
+        host.create(name);
+    }
+    host.must(["stop", "--all"]);
+    host.must(["suspend", "--all"]);
+    assert_eq!(host.vmkit(["rm", "--all"]).code, Some(2), "only with --force");
+    assert_eq!(host.vmkit(["rm", "--all", "web", "--force"]).code, Some(2), "all, or those that are named");
+    assert_eq!(host.vmkit(["stop"]).code, Some(2));
+    host.must(["delete", "web"]);
+    host.must(["rm", "--all", "--force"]);
+    assert_eq!(host.must(["ls"]).lines().count(), 1);
+}
+
+#[test]
+fn the_key_that_leaves_the_console_is_read_before_the_vm_is_looked_for() {
+    let host = host();
+    let mut command = host.command(["console", "web"]);
+    let answer = crate::support::answer(command.env("VMKIT_ESCAPE", "F1").output().unwrap());
+    assert_eq!(answer.code, Some(2), "{answer:?}");
+    assert!(answer.stderr.starts_with("error: VMKIT_ESCAPE: \"F1\": write ^ or ctrl-"), "{answer:?}");
+    let answer = host.vmkit(["console", "web", "--escape", "^A"]);
+    assert_eq!(answer.code, Some(4), "it does not run: {answer:?}");
+}

@@ -667,3 +667,26 @@ fn a_misspelt_image_makes_no_vm_and_a_dry_run_fetches_none() {
     assert_eq!(dry.code, Some(3), "{dry:?}");
     assert!(!host.home().join("vms/web").exists());
 }
+
+#[test]
+fn an_image_comes_through_the_proxy_of_its_scheme_and_no_other() {
+    let host = Host::with_refusing_qemu();
+    // It answers whatever it is asked for, as a proxy for http:// does.
+    let (proxy, asked) = serve(disk(), 1 << 20, Duration::ZERO);
+    let pull = |variables: &[(&str, &str)]| {
+        let mut command = host.command(["image", "pull", "http://images.invalid/disk.raw"]);
+        answer(command.envs(variables.iter().copied()).output().unwrap())
+    };
+    for (variables, through) in [
+        (vec![("https_proxy", proxy.as_str())], false),
+        (vec![("HTTP_PROXY", proxy.as_str())], false),
+        (vec![("http_proxy", proxy.as_str()), ("no_proxy", "a.org, .invalid")], false),
+        (vec![("http_proxy", proxy.as_str()), ("no_proxy", "a.org nvalid")], true),
+        (vec![("ALL_PROXY", proxy.as_str())], true),
+    ] {
+        let answer = pull(&variables);
+        assert_eq!(answer.code == Some(0), through, "{variables:?}: {answer:?}");
+        assert_eq!(asked.try_iter().count() > 0, through, "{variables:?}: {answer:?}");
+        host.vmkit(["image", "rm", "http://images.invalid/disk.raw"]);
+    }
+}

@@ -354,3 +354,23 @@ fn an_interrupted_command_says_what_to_do_and_ends_with_130() {
     said.read_to_string(&mut line).unwrap();
     assert!(line.starts_with("interrupted: `vmkit up` again") && line.lines().count() == 1, "{line}");
 }
+
+#[test]
+fn a_script_that_no_guest_could_run_is_told_by_the_plan() {
+    let host = shop();
+    for (script, said) in [
+        (&b""[..], "the script is empty"),
+        (b"\xff\xfee\0c\0h\0o\0", "the script is UTF-16 text"),
+        (b"\x7fELF\x02\x01\0", "the script is a binary file"),
+        (b"#!python3\nprint()\n", "line 1: `#!` names `python3`"),
+    ] {
+        fs::write(host.file("load.sh"), script).unwrap();
+        let answer = host.vmkit(["plan"]);
+        assert_eq!(answer.code, Some(2), "{answer:?}");
+        assert!(answer.stderr.contains(said) && answer.stderr.contains("load.sh"), "{answer:?}");
+    }
+    for script in [&b"#!/bin/sh\r\necho\r\n"[..], b"\xef\xbb\xbf#!/usr/bin/env python3\n"] {
+        fs::write(host.file("load.sh"), script).unwrap();
+        host.must(["plan"]);
+    }
+}

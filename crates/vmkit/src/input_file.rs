@@ -4,10 +4,16 @@ use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use rustix::fs::OFlags;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{OFlags, fcntl_setfl};
+use rustix::io::Errno;
 
 use crate::error::{Error, Result};
+
+/// How long a named pipe may have no writer.
+const WRITER_LIMIT: Duration = Duration::from_secs(10);
 
 /// A regular file, open for reading.
 #[derive(Debug)]
@@ -28,26 +34,91 @@ impl InputFile {
     /// `InvalidInput` on `field` where there is no file, one that may not be read, or anything but
     /// a regular file.
     pub(crate) fn open(field: &'static str, path: &Path) -> Result<Self> {
-        let refused = |why: &str| Error::invalid(field, path.display(), why);
-        let failed = |source: io::Error| match source.kind() {
-            io::ErrorKind::NotFound => refused("there is no such file"),
-            io::ErrorKind::NotADirectory => refused("a part of this path is not a directory"),
-            io::ErrorKind::PermissionDenied => refused("this user may not read it"),
-            _ => Error::io("open", path)(source),
-        };
+        let failed = |source: io::Error| failure(field, path, source);
         let check = |metadata: &Metadata| match special(metadata) {
-            Some(what) => Err(refused(&format!("this is {what}: name a regular file"))),
+            Some(what) => {
+                Err(Error::invalid(field, path.display(), format!("this is {what}: name a regular file")))
+            }
             None => Ok(()),
         };
+        // Asked before it is opened, since opening alone has effects on some devices, and after, since only that is certain. And
+        // before the path is resolved, which has no meaning for what a pipe of this process is called below `/dev/fd`.
+        check(&path.metadata().map_err(failed)?)?;
         let found = path.canonicalize().map_err(failed)?;
-        // Asked before it is opened, since opening alone has effects on some devices, and after,
-        // since only that is certain.
-        check(&found.metadata().map_err(failed)?)?;
         let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits().cast_signed();
         let file = OpenOptions::new().read(true).custom_flags(flags).open(&found).map_err(failed)?;
         let metadata = file.metadata().map_err(Error::io("examine", path))?;
         check(&metadata)?;
         Ok(Self { file, path: found, bytes: metadata.len() })
+    }
+}
+
+/// A regular file or a pipe, open to be read once, from its beginning to its end.
+#[derive(Debug)]
+pub(crate) struct InputStream {
+    /// The open file.
+    pub(crate) file: File,
+    /// Where it is: absolute and without symbolic links where it is a regular file.
+    pub(crate) path: PathBuf,
+    /// How long a regular file is.
+    pub(crate) bytes: Option<u64>,
+}
+
+impl InputStream {
+    /// Opens a regular file, or a pipe: `<(…)` of a shell, `/dev/stdin`, or a named one, which something has to write to
+    /// within [`WRITER_LIMIT`].
+    ///
+    /// # Errors
+    /// `InvalidInput` on `field` for what is neither, is not there, or may not be read.
+    pub(crate) fn open(field: &'static str, path: &Path) -> Result<Self> {
+        let failed = |source: io::Error| failure(field, path, source);
+        let is_pipe = |metadata: &Metadata| metadata.file_type().is_fifo();
+        let metadata = path.metadata().map_err(failed)?;
+        let resolved = path.canonicalize();
+        if !is_pipe(&metadata) && (resolved.is_ok() || !metadata.is_file()) {
+            let InputFile { file, path, bytes } = InputFile::open(field, path)?;
+            return Ok(Self { file, path, bytes: Some(bytes) });
+        }
+        // What has no name, such as the text that a shell hands over as `<<EOF`, is opened by its descriptor.
+        let is_named = resolved.is_ok();
+        let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
+        let file = OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path);
+        let file = file.map_err(failed)?;
+        let metadata = file.metadata().map_err(failed)?;
+        if is_pipe(&metadata) {
+            if !has_writer(&file, is_named.then_some(WRITER_LIMIT)).map_err(failed)? {
+                let why = format!(
+                    "this is a named pipe, and nothing wrote to it within {} s",
+                    WRITER_LIMIT.as_secs()
+                );
+                return Err(Error::invalid(field, path.display(), why));
+            }
+            fcntl_setfl(&file, OFlags::empty()).map_err(|errno| failed(errno.into()))?;
+        }
+        let bytes = metadata.is_file().then_some(metadata.len());
+        Ok(Self { file, path: path.to_owned(), bytes })
+    }
+}
+
+/// Waits until there is something to read, or the end; without a limit for a pipe that was opened with its writer there.
+fn has_writer(file: &File, limit: Option<Duration>) -> io::Result<bool> {
+    let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
+    loop {
+        match poll(&mut [PollFd::new(file, PollFlags::IN)], limit.as_ref()) {
+            Ok(ready) => return Ok(ready > 0),
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+fn failure(field: &'static str, path: &Path, source: io::Error) -> Error {
+    let refused = |why: &str| Error::invalid(field, path.display(), why);
+    match source.kind() {
+        io::ErrorKind::NotFound => refused("there is no such file"),
+        io::ErrorKind::NotADirectory => refused("a part of this path is not a directory"),
+        io::ErrorKind::PermissionDenied => refused("this user may not read it"),
+        _ => Error::io("open", path)(source),
     }
 }
 
@@ -57,8 +128,61 @@ fn special(metadata: &Metadata) -> Option<&'static str> {
     match () {
         () if kind.is_file() => None,
         () if kind.is_dir() => Some("a directory"),
-        () if kind.is_fifo() => Some("a named pipe"),
+        () if kind.is_fifo() => Some("a pipe"),
         () if kind.is_socket() => Some("a socket"),
         () => Some("a device"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::os::fd::AsRawFd;
+    use std::thread;
+
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+    fn content(path: &Path) -> String {
+        let mut text = String::new();
+        InputStream::open("file", path).unwrap().file.read_to_string(&mut text).unwrap();
+        text
+    }
+
+    #[test]
+    fn a_pipe_of_this_process_is_read_to_its_end_and_is_no_regular_file() {
+        let (read, mut write) = io::pipe().unwrap();
+        let path = PathBuf::from(format!("/dev/fd/{}", read.as_raw_fd()));
+        let error = InputFile::open("file", &path).unwrap_err().to_string();
+        assert!(error.ends_with("this is a pipe: name a regular file"), "{error}");
+        let writer = thread::spawn(move || write.write_all(&[b'x'; 100_000]).unwrap());
+        assert_eq!(content(&path).len(), 100_000);
+        writer.join().unwrap();
+    }
+
+    #[test]
+    fn a_named_pipe_is_read_once_something_writes_to_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pipe");
+        mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        let to = path.clone();
+        let writer = thread::spawn(move || std::fs::write(to, "later").unwrap());
+        assert_eq!(content(&path), "later");
+        writer.join().unwrap();
+    }
+
+    #[test]
+    fn a_file_without_a_name_is_read_by_its_descriptor() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"here").unwrap();
+        assert_eq!(content(&PathBuf::from(format!("/dev/fd/{}", file.as_raw_fd()))), "here");
+    }
+
+    #[test]
+    fn a_directory_and_a_device_are_no_input() {
+        for (path, what) in [("/", "a directory"), ("/dev/null", "a device"), ("/no/file", "no such file")] {
+            let error = InputStream::open("file", Path::new(path)).unwrap_err().to_string();
+            assert!(error.contains(what), "{error}");
+        }
     }
 }

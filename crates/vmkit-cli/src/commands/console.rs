@@ -1,5 +1,6 @@
 //! `vmkit console`.
 
+use std::env;
 use std::time::Duration;
 
 use clap::Args;
@@ -7,14 +8,15 @@ use vmkit::spec::VmName;
 use vmkit::{ConsoleEndpoint, Error};
 
 use crate::arguments::seconds;
+use crate::console::escape::{self, EscapeKey};
 use crate::console::{self, At};
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::{json, output};
 
-/// Attaches the terminal to a VM's serial console; Ctrl-] leaves.
+/// Attaches the terminal to a VM's serial console; Ctrl-] leaves, or another key.
 ///
-/// The recent past of the console is shown first. All keys but Ctrl-] go to the guest. Where standard input is no
+/// The recent past of the console is shown first. All keys but the one that leaves go to the guest. Where standard input is no
 /// terminal, it is sent to the guest as it is, and what the guest says is printed until the VM ends: a pipe that has ended
 /// ends nothing, so name a --timeout where the VM goes on.
 #[derive(Debug, Args)]
@@ -24,6 +26,9 @@ pub(crate) struct Console {
     /// Leaves this long after the end of an input that is no terminal.
     #[arg(long, value_name = "SECONDS", value_parser = seconds, allow_negative_numbers = true)]
     timeout: Option<Duration>,
+    /// Leaves by this key: ^A, ctrl-a, …, or none [else: VMKIT_ESCAPE, else Ctrl-]].
+    #[arg(long, value_name = "KEY")]
+    escape: Option<EscapeKey>,
     /// Prints where the console is, and does not attach.
     #[arg(long)]
     print_endpoint: bool,
@@ -33,7 +38,24 @@ pub(crate) struct Console {
 }
 
 impl Console {
+    /// Returns the key that leaves: the option's, else the environment's.
+    ///
+    /// # Errors
+    /// `InvalidInput` on the variable.
+    fn escape(&self) -> Result<EscapeKey, Error> {
+        let variable = env::var_os(escape::VARIABLE).filter(|value| !value.is_empty());
+        match (self.escape, variable) {
+            (Some(key), _) => Ok(key),
+            (None, None) => Ok(EscapeKey::default()),
+            (None, Some(value)) => value.to_string_lossy().parse().map_err(|error| match error {
+                Error::Invalid { value, expected, .. } => Error::invalid(escape::VARIABLE, value, expected),
+                other => other,
+            }),
+        }
+    }
+
     pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+        let escape = self.escape()?;
         let manager = context.manager()?;
         let vm = context.block_on(async { Ok(manager.info(&self.name).await?) })?;
         let endpoint = manager.console_endpoint(&self.name)?;
@@ -53,11 +75,11 @@ impl Console {
             ConsoleEndpoint::UnixSocket(path) if self.print_endpoint => output::text(path.display()),
             ConsoleEndpoint::WebSocket(url) if self.print_endpoint => output::text(url),
             ConsoleEndpoint::WebSocket(url) if vm.state.is_live() => {
-                console::attach(&self.name, At::WebSocket(&url), self.timeout)
+                console::attach(&self.name, At::WebSocket(&url), escape, self.timeout)
             }
             ConsoleEndpoint::UnixSocket(path) if path.exists() || vm.state.is_live() => {
                 let at = At::Socket { path: &path, log: vm.console_log.as_deref() };
-                console::attach(&self.name, at, self.timeout)
+                console::attach(&self.name, at, escape, self.timeout)
             }
             ConsoleEndpoint::UnixSocket(_) | ConsoleEndpoint::WebSocket(_) => {
                 Err(Error::NotLive { what: "the console", state: vm.state }.into())

@@ -31,6 +31,9 @@ pub(crate) struct Launch {
     image: ImageRef,
     /// Names the VM [else: after its image, such as debian-1].
     name: Option<VmName>,
+    /// Names the VM, as NAME does.
+    #[arg(long = "name", value_name = "NAME", conflicts_with = "name")]
+    named: Option<VmName>,
     /// Runs this in the guest once it is ready, and answers its exit code.
     #[arg(value_name = "COMMAND", last = true)]
     command: Vec<OsString>,
@@ -141,6 +144,7 @@ impl Launch {
     }
 
     fn request(self) -> Result<vmkit::launch::Launch, Error> {
+        let name = self.name.or(self.named);
         let here = std::env::current_dir().map_err(Error::io("find", "."))?;
         let usual = vmkit::launch::Launch::new(self.image.seen_from(&here));
         // The name is the launch's to give where none is given here.
@@ -151,8 +155,8 @@ impl Launch {
                 Pull::Newer => PullPolicy::Newer,
                 Pull::Never => PullPolicy::Never,
             },
-            spec: self.options.spec(self.name.clone().unwrap_or(unnamed))?,
-            name: self.name,
+            spec: self.options.spec(name.clone().unwrap_or(unnamed))?,
+            name,
             machine: self.options.machine(),
             disk: self.options.disk(),
             boot: self.options.boot()?,

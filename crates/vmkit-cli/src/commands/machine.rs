@@ -1,7 +1,5 @@
 //! What a VM is made of, as it is typed for `create` and `launch`.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
@@ -14,7 +12,8 @@ use vmkit::spec::{
 use vmkit::{BackendTag, Error};
 
 use crate::arguments::size;
-use crate::places::absolute;
+use crate::places::{absolute, input};
+use crate::public_keys;
 
 /// The user whom keys of one's own let in where none is named.
 const USER: &str = "vmkit";
@@ -95,10 +94,10 @@ struct Network {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Cloud-init")]
 struct Guest {
-    /// Hands this user-data to cloud-init in the guest, as it is.
+    /// Hands this user-data to cloud-init in the guest, as it is; - for standard input.
     #[arg(long, value_name = "FILE")]
     cloud_init: Option<PathBuf>,
-    /// Has cloud-init make a user that these public keys may log in as.
+    /// Has cloud-init make a user that the public keys in this file may log in as; - for standard input.
     #[arg(long, value_name = "FILE", conflicts_with = "cloud_init")]
     ssh_key: Option<PathBuf>,
     /// Has cloud-init make this user, who may become root, and has vmkit log in as it [default: with --ssh-key vmkit].
@@ -216,12 +215,12 @@ impl Network {
 impl Guest {
     fn config(&self) -> Result<Option<CloudInitConfig>, Error> {
         let mut config = match (&self.cloud_init, &self.ssh_key) {
-            (Some(file), _) => vmkit::cloud_init::read_user_data(&absolute("cloud-init", file)?)?,
+            (Some(file), _) => vmkit::cloud_init::read_user_data(&input("cloud-init", file)?)?,
             (None, Some(file)) => CloudInitConfig {
                 user_data: UserData::Typed(CloudConfig {
                     users: vec![User {
                         name: self.user.as_ref().map_or(USER.to_owned(), ToString::to_string),
-                        ssh_keys: public_keys(file)?,
+                        ssh_keys: public_keys::read(file)?,
                         sudo: true,
                         shell: None,
                     }],
@@ -236,35 +235,6 @@ impl Guest {
             config.access = Some(GuestAccess::of_user(user.as_str(), &config)?);
         }
         Ok(Some(CloudInitConfig { hostname: self.hostname.clone(), ..config }))
-    }
-}
-
-/// Reads public keys from a file, one a line.
-///
-/// # Errors
-/// `InvalidInput` where the file can't be read or has anything else: a private key handed to a guest would be given away.
-fn public_keys(path: &Path) -> Result<Vec<String>, Error> {
-    /// More than any list of keys has.
-    const MOST_BYTES: u64 = 64 << 10;
-    let refused = |why: String| Error::invalid("ssh-key", path.display(), why);
-    let mut text = String::new();
-    File::open(path)
-        .and_then(|file| file.take(MOST_BYTES).read_to_string(&mut text))
-        .map_err(|error| refused(format!("the file can't be read: {error}")))?;
-    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-    let keys: Vec<String> = lines.map(str::to_owned).collect();
-    let kinds = ["ssh-", "ecdsa-", "sk-ssh-", "sk-ecdsa-"];
-    let is_key = |line: &String| kinds.iter().any(|kind| line.starts_with(kind));
-    match keys.iter().find(|line| !is_key(line)) {
-        Some(line) if line.contains("PRIVATE KEY") => {
-            Err(refused("this is a private key: give the public one, which ends in .pub".to_owned()))
-        }
-        Some(line) => {
-            let line: String = line.chars().take(40).collect();
-            Err(refused(format!("a public key begins with ssh-, ecdsa- or sk-, not {line:?}")))
-        }
-        None if keys.is_empty() => Err(refused("there is no key in this file".to_owned())),
-        None => Ok(keys),
     }
 }
 
@@ -337,19 +307,5 @@ mod tests {
             let error = data_disk(text).unwrap_err().to_string();
             assert!(error.contains(field), "{text}: {error}");
         }
-    }
-
-    #[test]
-    fn a_private_key_is_never_handed_to_a_guest() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let refusal = |content: &str| {
-            std::fs::write(file.path(), content).unwrap();
-            public_keys(file.path()).unwrap_err().to_string()
-        };
-        assert!(refusal("-----BEGIN OPENSSH PRIVATE KEY-----\nabc\n").contains("ends in .pub"));
-        assert!(refusal("\n# nothing\n").contains("no key"));
-        assert!(refusal("hello").contains("begins with ssh-"));
-        std::fs::write(file.path(), "# mine\nssh-ed25519 AAAA me@host\n\n").unwrap();
-        assert_eq!(public_keys(file.path()).unwrap(), ["ssh-ed25519 AAAA me@host"]);
     }
 }

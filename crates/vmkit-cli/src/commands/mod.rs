@@ -32,8 +32,8 @@ mod wait;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use vmkit::VmHandle;
 use vmkit::spec::VmName;
+use vmkit::{VmHandle, VmState};
 
 use crate::arguments::seconds;
 use crate::context::{Context, Manager};
@@ -50,13 +50,16 @@ pub(crate) enum Command {
     Restart(restart::Restart),
     Suspend(suspend::Suspend),
     Resume(resume::Resume),
+    #[command(visible_aliases = ["delete", "remove"])]
     Rm(rm::Rm),
+    #[command(visible_aliases = ["list", "ps"])]
     Ls(ls::Ls),
     Info(info::Info),
     Ip(ip::Ip),
     Wait(wait::Wait),
     Set(Box<set::Set>),
     Forward(forward::Forward),
+    #[command(visible_alias = "ssh")]
     Shell(shell::Shell),
     Exec(Box<exec::Exec>),
     Cp(Box<cp::Cp>),
@@ -74,6 +77,8 @@ pub(crate) enum Command {
     Doctor(doctor::Doctor),
     Completions(completions::Completions),
     Schema(schema::Schema),
+    /// Prints the version.
+    Version,
 }
 
 impl Command {
@@ -142,6 +147,7 @@ impl Command {
             Command::Doctor(command) => command.run(context),
             Command::Completions(command) => command.run(),
             Command::Schema(command) => command.run(),
+            Command::Version => output::text(format_args!("vmkit {}", env!("CARGO_PKG_VERSION"))),
         }
     }
 }
@@ -150,8 +156,11 @@ impl Command {
 #[derive(Debug, Args)]
 pub(crate) struct Targets {
     /// Names the VMs.
-    #[arg(value_name = "NAME", required = true)]
+    #[arg(value_name = "NAME", required_unless_present = "all", conflicts_with = "all")]
     names: Vec<VmName>,
+    /// Takes all VMs for which there is something to do, instead of names.
+    #[arg(long)]
+    all: bool,
     /// Prints each VM as it is then, one JSON object a line.
     #[arg(long)]
     json: bool,
@@ -167,11 +176,25 @@ pub(crate) struct Patience {
 }
 
 impl Targets {
+    /// Returns the VMs that were named, or all that are in a state that is meant.
+    fn names(
+        &self,
+        context: &Context,
+        manager: &Manager,
+        is_meant: fn(&VmState) -> bool,
+    ) -> Result<Vec<VmName>, Failure> {
+        match self.all {
+            true => several::all(context, manager, is_meant),
+            false => Ok(self.names.clone()),
+        }
+    }
+
     /// Does an operation on each, and tells of each; `doing` names it while it is done.
     fn operate<F>(
         self,
         context: &Context,
         doing: &str,
+        is_meant: fn(&VmState) -> bool,
         operation: impl Fn(Manager, VmName) -> F,
     ) -> Result<(), Failure>
     where
@@ -179,10 +202,11 @@ impl Targets {
     {
         let manager = context.manager()?;
         let json = self.json;
-        for name in &self.names {
+        let names = self.names(context, &manager, is_meant)?;
+        for name in &names {
             output::progress(format_args!("{name}: {doing} …"));
         }
-        context.block_on(several::each(&manager, self.names, operation, |_, vm| tell(&vm, json)))
+        context.block_on(several::each(&manager, names, operation, |_, vm| tell(&vm, json)))
     }
 }
 

@@ -32,8 +32,9 @@ pub(super) async fn print_new(
 /// Prints what starting these VMs would do.
 pub(super) fn print_start(context: &Context, targets: Targets) -> Result<(), Failure> {
     let manager = context.manager()?;
+    let names = targets.names(context, &manager, |state| !state.is_live())?;
     context.block_on(async {
-        for name in &targets.names {
+        for name in &names {
             let vm = manager.info(name).await?;
             print(context, &vm.backend, &vm.spec, targets.json).await?;
         }

@@ -1,6 +1,7 @@
 //! `vmkit restart`.
 
 use clap::Args;
+use vmkit::VmState;
 
 use crate::commands::{Patience, Targets, plan};
 use crate::context::Context;
@@ -24,7 +25,7 @@ impl Restart {
             return plan::print_start(context, self.targets);
         }
         let timeout = self.patience.timeout;
-        self.targets.operate(context, "restarting", move |manager, name| async move {
+        self.targets.operate(context, "restarting", VmState::is_live, move |manager, name| async move {
             manager.restart(&name, timeout).await
         })
     }

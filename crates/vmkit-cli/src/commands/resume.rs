@@ -1,6 +1,7 @@
 //! `vmkit resume`.
 
 use clap::Args;
+use vmkit::VmState;
 
 use crate::commands::Targets;
 use crate::context::Context;
@@ -15,6 +16,11 @@ pub(crate) struct Resume {
 
 impl Resume {
     pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
-        self.targets.operate(context, "resuming", |manager, name| async move { manager.resume(&name).await })
+        self.targets.operate(
+            context,
+            "resuming",
+            |state| *state == VmState::Suspended,
+            |manager, name| async move { manager.resume(&name).await },
+        )
     }
 }

@@ -11,8 +11,11 @@ use crate::{output, several};
 #[derive(Debug, Args)]
 pub(crate) struct Rm {
     /// Names the VMs.
-    #[arg(value_name = "NAME", required = true)]
+    #[arg(value_name = "NAME", required_unless_present = "all", conflicts_with = "all")]
     names: Vec<VmName>,
+    /// Removes all VMs, with --force only.
+    #[arg(long, requires = "force")]
+    all: bool,
     /// Removes a VM that runs, too, and ends it by force.
     #[arg(short, long)]
     force: bool,
@@ -21,10 +24,11 @@ pub(crate) struct Rm {
 impl Rm {
     pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
         let (manager, force) = (context.manager()?, self.force);
+        let names = if self.all { several::all(context, &manager, |_| true)? } else { self.names };
         let remove = |manager: crate::context::Manager, name: VmName| async move {
             manager.remove(&name, force).await
         };
-        context.block_on(several::each(&manager, self.names, remove, |name, ()| {
+        context.block_on(several::each(&manager, names, remove, |name, ()| {
             output::progress(format_args!("{name}: removed"));
             Ok(())
         }))

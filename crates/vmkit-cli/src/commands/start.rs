@@ -25,11 +25,16 @@ impl Start {
             return plan::print_start(context, self.targets);
         }
         let again = self.rerun_cloud_init;
-        self.targets.operate(context, "starting", move |manager, name| async move {
-            if again {
-                manager.rerun_cloud_init(&name).await?;
-            }
-            manager.start(&name).await
-        })
+        self.targets.operate(
+            context,
+            "starting",
+            |state| !state.is_live(),
+            move |manager, name| async move {
+                if again {
+                    manager.rerun_cloud_init(&name).await?;
+                }
+                manager.start(&name).await
+            },
+        )
     }
 }

@@ -1,6 +1,7 @@
 //! `vmkit stop`.
 
 use clap::Args;
+use vmkit::VmState;
 
 use crate::commands::{Patience, Targets};
 use crate::context::Context;
@@ -18,7 +19,7 @@ pub(crate) struct Stop {
 impl Stop {
     pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
         let timeout = self.patience.timeout;
-        self.targets.operate(context, "stopping", move |manager, name| async move {
+        self.targets.operate(context, "stopping", VmState::is_live, move |manager, name| async move {
             manager.stop(&name, timeout).await
         })
     }

@@ -1,6 +1,7 @@
 //! `vmkit suspend`.
 
 use clap::Args;
+use vmkit::VmState;
 
 use crate::commands::Targets;
 use crate::context::Context;
@@ -18,6 +19,7 @@ impl Suspend {
         self.targets.operate(
             context,
             "suspending",
+            |state| *state == VmState::Running,
             |manager, name| async move { manager.suspend(&name).await },
         )
     }

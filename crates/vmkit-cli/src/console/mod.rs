@@ -9,6 +9,7 @@
 //! hold ─▶ connect ─▶ raw mode ─▶ history ─▶ poll: input ⇄ socket ─▶ terminal restored ─▶ say why it ended
 //! ```
 
+pub(crate) mod escape;
 mod printer;
 pub(crate) mod signals;
 pub(crate) mod terminal;
@@ -28,13 +29,12 @@ use vmkit::spec::VmName;
 
 use crate::failure::Failure;
 use crate::output;
+use escape::EscapeKey;
 use printer::Printer;
 use signals::Signals;
 use terminal::RawMode;
 use websocket::Carrier;
 
-/// The byte that Ctrl-] sends: it leaves the console.
-const ESCAPE: u8 = 0x1d;
 /// How much of the console's past is shown.
 const HISTORY_BYTES: u64 = 64 << 10;
 /// How much input waits for a guest that reads slowly before no more is taken.
@@ -78,7 +78,12 @@ struct Reached {
 /// # Errors
 /// `Busy` with the process that holds the console; `Io` and `Hypervisor` where it can't be reached,
 /// or no longer.
-pub(crate) fn attach(vm: &VmName, at: At, linger: Option<Duration>) -> Result<(), Failure> {
+pub(crate) fn attach(
+    vm: &VmName,
+    at: At,
+    escape: EscapeKey,
+    linger: Option<Duration>,
+) -> Result<(), Failure> {
     let turn = match at {
         At::Socket { path, .. } => Some(ConsoleTurn::take(vm, path)?),
         At::WebSocket(_) => None,
@@ -93,7 +98,7 @@ pub(crate) fn attach(vm: &VmName, at: At, linger: Option<Duration>) -> Result<()
     let terminal = RawMode::enter().map_err(Error::io("set up", "the terminal"))?;
     let was_terminal = terminal.is_some();
     if was_terminal {
-        printer.notice(format!("at the console of {vm}; Ctrl-] leaves"));
+        printer.notice(format!("at the console of {vm}; {escape}"));
     }
     printer.words(&past);
     let mut session = Session {
@@ -102,6 +107,7 @@ pub(crate) fn attach(vm: &VmName, at: At, linger: Option<Duration>) -> Result<()
         signals,
         printer,
         is_terminal: was_terminal,
+        escape,
         input_open: true,
         closed: false,
         pending: Vec::new(),
@@ -170,6 +176,7 @@ struct Session {
     signals: Signals,
     printer: Printer,
     is_terminal: bool,
+    escape: EscapeKey,
     input_open: bool,
     /// Whether the console has said its last word.
     closed: bool,
@@ -334,7 +341,7 @@ impl Session {
             Err(Errno::AGAIN | Errno::INTR) => return Ok(None),
             Err(errno) => return Err(Error::io("read", "standard input")(errno.into()).into()),
         };
-        let escape = typed.iter().position(|&byte| self.is_terminal && byte == ESCAPE);
+        let escape = typed.iter().position(|&byte| self.is_terminal && Some(byte) == self.escape.byte());
         let taken = &typed[..escape.unwrap_or(typed.len())];
         if self.pending.len() + taken.len() <= MOST_PENDING_BYTES || !self.is_terminal {
             self.pending.extend_from_slice(taken);

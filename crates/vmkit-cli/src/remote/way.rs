@@ -13,6 +13,7 @@ use super::ROOT;
 use crate::arguments::seconds;
 use crate::context::Manager;
 use crate::failure::Failure;
+use crate::places::stdin_or;
 
 /// Who logs in to a guest, and how long that may take.
 #[derive(Debug, Args)]
@@ -48,10 +49,10 @@ impl Way {
         let host_key = match &self.host_key {
             None => self.any_host_key.then(HostKey::any),
             Some(line) if line.contains(' ') => Some(HostKey::known(line)?),
-            Some(path) => Some(HostKey::read(Path::new(path))?),
+            Some(path) => Some(HostKey::read(stdin_or(Path::new(path)))?),
         };
         let identity = match (&self.identity, self.ssh_agent) {
-            (Some(path), _) => Some(Identity::read(path)?),
+            (Some(path), _) => Some(Identity::read(stdin_or(path))?),
             (None, true) => Some(ssh_agent()?),
             (None, false) => None,
         };

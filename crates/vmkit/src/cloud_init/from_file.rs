@@ -4,7 +4,7 @@ use std::io::Read;
 use std::path::Path;
 
 use crate::error::{Error, Result};
-use crate::input_file::InputFile;
+use crate::input_file::InputStream;
 use crate::spec::{CloudInitConfig, UserData, check_user_data};
 
 /// Reads raw user-data from a file, at most [`CloudInitConfig::MAX_BYTES`] of it, and checks it as [`CloudInitConfig::check`] does.
@@ -13,14 +13,14 @@ use crate::spec::{CloudInitConfig, UserData, check_user_data};
 /// `InvalidInput` on `user_data` where there is no regular file that may be read, or it is longer, is not UTF-8, begins as
 /// nothing that cloud-init knows, or is a cloud-config that is not YAML with keys and values: with line and column.
 pub fn read_user_data(path: &Path) -> Result<CloudInitConfig> {
-    let InputFile { file, bytes, .. } = InputFile::open("user_data", path)?;
+    let InputStream { file, bytes, .. } = InputStream::open("user_data", path)?;
     let of_file = |expected: String| Error::invalid("user_data", path.display(), expected);
     let most = CloudInitConfig::MAX_BYTES as u64;
     let mut content = Vec::new();
-    // One byte more, since a file can grow after its length was asked.
+    // One byte more, since a file can grow after its length was asked, and a pipe has none.
     file.take(most + 1).read_to_end(&mut content).map_err(Error::io("read", path))?;
     if content.len() as u64 > most {
-        let found = bytes.max(content.len() as u64);
+        let found = bytes.unwrap_or_default().max(content.len() as u64);
         return Err(of_file(format!("the file has {found} bytes, and may have {most} at the most")));
     }
     let content = unpacked(content).map_err(of_file)?;

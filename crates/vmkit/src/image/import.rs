@@ -16,14 +16,14 @@ use super::kept::{DAMAGED, KeptImage, NewName, Verified};
 use super::progress::{PullProgress, PullStage};
 use super::store::{ImageStore, Import, remove_file};
 use crate::error::{Error, Result};
-use crate::input_file::InputFile;
+use crate::input_file::{InputFile, InputStream};
 use crate::steps::step;
 use crate::store::lock::Hold;
 
 const BLOCK_BYTES: usize = 1 << 20;
 
 impl ImageStore {
-    /// Stores a copy of a file under a name, unpacked if it is compressed; the file stays as it is.
+    /// Stores a copy of a file, or of what comes from a pipe, under a name, unpacked if it is compressed; the file stays as it is.
     ///
     /// # Errors
     /// `InvalidInput` on `image` for a file that is no disk of the architecture; `Host` and `Io` if it
@@ -34,8 +34,10 @@ impl ImageStore {
         import: Import,
         progress: &watch::Sender<PullProgress>,
     ) -> Result<KeptImage> {
-        let input = InputFile::open("image", path)?;
-        let origin = Origin { shown: path.display().to_string(), file: Some(input.path.clone()) };
+        let input = InputStream::open("image", path)?;
+        // A pipe is read once, so the image is looked at in its copy.
+        let file = input.bytes.is_some().then(|| input.path.clone());
+        let origin = Origin { shown: path.display().to_string(), file };
         // A directory of its own, so that two imports at once do not collide.
         let dir = self.downloads().join(format!("import-{}", uuid::Uuid::new_v4().simple()));
         let place = Place::new(&dir).await?;
@@ -47,13 +49,13 @@ impl ImageStore {
     async fn import_within(
         &self,
         place: &Place,
-        input: InputFile,
+        input: InputStream,
         origin: &Origin,
         import: Import,
         progress: &watch::Sender<PullProgress>,
     ) -> Result<KeptImage> {
         let mut intake = Intake::begin(place, DigestAlgorithm::Sha256, 0)?;
-        let InputFile { mut file, path, bytes } = input;
+        let InputStream { mut file, path, bytes } = input;
         let mut done_bytes = 0;
         loop {
             let read = move || {
@@ -70,7 +72,7 @@ impl ImageStore {
             }
             done_bytes += read_bytes;
             let stage = PullStage::Fetching;
-            progress.send_replace(PullProgress { stage, done_bytes, total_bytes: Some(bytes) });
+            progress.send_replace(PullProgress { stage, done_bytes, total_bytes: bytes });
         }
         progress.send_modify(|progress| progress.stage = PullStage::Finishing);
         let name = NewName {

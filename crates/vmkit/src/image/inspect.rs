@@ -389,7 +389,7 @@ mod tests {
         assert!(refusal(Path::new("/dev/null")).contains("a device"));
         let fifo = dir.path().join("fifo");
         rustix::fs::mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
-        assert!(refusal(&fifo).contains("a named pipe"));
+        assert!(refusal(&fifo).contains("a pipe"));
         let file = dir.path().join("empty.img");
         std::fs::write(&file, "").unwrap();
         assert!(refusal(&file).contains("the file is empty"));

@@ -54,6 +54,8 @@ mod kept;
 #[cfg(feature = "images")]
 mod progress;
 #[cfg(feature = "images")]
+mod proxy;
+#[cfg(feature = "images")]
 mod pull;
 #[cfg(all(test, feature = "images", feature = "qemu"))]
 mod pull_tests;
@@ -103,6 +105,8 @@ pub use digest::{Digest, DigestAlgorithm};
 pub use kept::{KeptImage, KeptName, Verified};
 #[cfg(feature = "images")]
 pub use progress::{PullProgress, PullStage, unwatched};
+#[cfg(feature = "images")]
+pub use proxy::Proxies;
 #[cfg(feature = "images")]
 pub use reference::{ImageName, ImageRef, ImageUrl, OciRef};
 #[cfg(feature = "images")]

@@ -6,33 +6,25 @@
 //! Every wait has a deadline: for a connection, and for the next byte. After a broken connection, a
 //! silence or an overloaded server, the request is repeated after a pause.
 
-use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
-use reqwest::{Client, NoProxy, Proxy, RequestBuilder, Response, StatusCode, Url, redirect};
+use reqwest::{Client, Proxy, RequestBuilder, Response, StatusCode, Url, redirect};
 use tokio::time::{sleep, timeout};
 
+use super::proxy::Proxies;
 use crate::error::{Error, Result};
 
 /// The largest number of redirects.
 const MOST_REDIRECTS: usize = 10;
 
 /// The HTTP client and its limits.
-#[derive(Clone, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Remote {
     pub(super) patience: Patience,
-    proxy: Option<Proxy>,
+    proxies: Proxies,
     client: Arc<OnceLock<Client>>,
-}
-
-impl fmt::Debug for Remote {
-    /// Shows only whether there is a proxy: its address may contain a password.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let has_proxy = self.proxy.is_some();
-        f.debug_struct("Remote").field("patience", &self.patience).field("has_proxy", &has_proxy).finish()
-    }
 }
 
 /// How long a server is waited for, and how often a request is repeated.
@@ -91,17 +83,9 @@ impl Answer {
 }
 
 impl Remote {
-    /// Returns the same client, with a proxy.
-    ///
-    /// # Errors
-    /// `InvalidInput` on `proxy`.
-    pub(super) fn through(self, url: &str, except: &str) -> Result<Self> {
-        // The address may contain a password, and is not repeated.
-        let proxy = Proxy::all(url).map_err(|_| {
-            Error::invalid("proxy", "…", "write the address of a proxy, such as http://HOST:PORT")
-        })?;
-        let proxy = proxy.no_proxy(NoProxy::from_string(except));
-        Ok(Self { proxy: Some(proxy), client: Arc::default(), ..self })
+    /// Returns the same, asking through proxies.
+    pub(super) fn through(self, proxies: Proxies) -> Self {
+        Self { proxies, client: Arc::default(), ..self }
     }
 
     /// Fetches a small file.
@@ -242,8 +226,9 @@ impl Remote {
             .connect_timeout(self.patience.connect)
             .no_proxy()
             .user_agent(concat!("vmkit/", env!("CARGO_PKG_VERSION")));
-        if let Some(proxy) = &self.proxy {
-            builder = builder.proxy(proxy.clone());
+        if !self.proxies.is_empty() {
+            let proxies = self.proxies.clone();
+            builder = builder.proxy(Proxy::custom(move |url| proxies.of(url).cloned()));
         }
         builder.build().map_err(|error| refused(error.to_string()))
     }

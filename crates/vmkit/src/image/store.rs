@@ -22,6 +22,7 @@ use super::import::hash_of_file;
 use super::inspect::{ImageFacts, Origin, inspect, inspect_from, is_text};
 use super::intake::Taken;
 use super::kept::{self, DAMAGED, KeptImage, KeptName, NewName, RECORD};
+use super::proxy::Proxies;
 use super::reference::{ImageName, ImageRef, OciRef};
 use super::remote::Remote;
 use crate::error::{Error, ErrorKind, Result};
@@ -161,13 +162,21 @@ impl ImageStore {
         self
     }
 
-    /// Answers the same store, which asks all servers through a proxy, but for the hosts that `except` lists with commas.
+    /// Returns the same store, which asks all servers through a proxy, but for the hosts that `except` lists with commas: see
+    /// [`Proxies`] for its forms.
     ///
     /// # Errors
     /// `InvalidInput` on `proxy` for what is no address of one.
-    pub fn with_proxy(mut self, url: &str, except: &str) -> Result<Self> {
-        self.remote = self.remote.through(url, except)?;
-        Ok(self)
+    pub fn with_proxy(self, url: &str, except: &str) -> Result<Self> {
+        let proxies = Proxies::default().with_http("proxy", url)?.with_https("proxy", url)?;
+        Ok(self.with_proxies(proxies.with_exceptions(except)))
+    }
+
+    /// Returns the same store, which asks servers through these proxies.
+    #[must_use]
+    pub fn with_proxies(mut self, proxies: Proxies) -> Self {
+        self.remote = self.remote.through(proxies);
+        self
     }
 
     /// Answers the login at the registry of an image: the helper's that keeps it, else the one that is written down.

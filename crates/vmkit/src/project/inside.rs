@@ -1,8 +1,12 @@
 //! A guest that was entered, and what is run in it as whom: [`Inside`].
 
-use tokio::sync::OnceCell;
+use std::pin::pin;
+use std::sync::{Mutex, PoisonError};
+
+use tokio::sync::{Notify, OnceCell};
 use tokio::time::{Duration, Instant, sleep_until, timeout_at};
 
+use super::end_mark::EndMark;
 use super::guests::{Guest, GuestInput, GuestOutput};
 use super::ports;
 use super::privilege::Means;
@@ -19,6 +23,9 @@ const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::fro
 const MOST_ANSWER_BYTES: usize = 4096;
 /// How long interrupted tasks have to end: what the guest itself gives them, and the round trip.
 const END_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long a connection may take to end after the step at its other end: what that left in the background keeps it open.
+const BACKGROUND_GRACE: Duration = Duration::from_secs(1);
 
 /// A guest that was entered.
 #[derive(Debug)]
@@ -59,6 +66,48 @@ impl<G: Guest> Inside<G> {
             }
         };
         self.guest.run(argv, input, output, deadline).await
+    }
+
+    /// Runs a step until it says that it has ended: what it leaves in the background goes on, and is not waited for.
+    ///
+    /// # Errors
+    /// As for [`run`](Self::run).
+    pub(super) async fn run_step(
+        &self,
+        script: &Script,
+        input: GuestInput,
+        output: GuestOutput<'_>,
+        deadline: Instant,
+    ) -> Result<Exit> {
+        let Some(token) = &script.token else { return self.run(script, input, output, deadline).await };
+        let (mark, output) = (Mutex::new(EndMark::new(token)), Mutex::new(output));
+        let marked = Notify::new();
+        let print = |own: Vec<u8>| output.lock().unwrap_or_else(PoisonError::into_inner)(&own);
+        let mut take = |bytes: &[u8]| {
+            let mut mark = mark.lock().unwrap_or_else(PoisonError::into_inner);
+            print(mark.take(bytes));
+            if mark.code().is_some() {
+                marked.notify_one();
+            }
+        };
+        let exit = {
+            let mut run = pin!(self.run(script, input, &mut take, deadline));
+            tokio::select! {
+                biased;
+                exit = &mut run => exit,
+                () = marked.notified() => {
+                    let grace = deadline.min(Instant::now() + BACKGROUND_GRACE);
+                    timeout_at(grace, run).await.unwrap_or(Ok(Exit::Code(0)))
+                }
+            }
+        };
+        let mut mark = mark.into_inner().unwrap_or_else(PoisonError::into_inner);
+        print(mark.rest());
+        match mark.code() {
+            // It is known, whatever became of the connection since.
+            Some(code) => Ok(Exit::Code(code)),
+            None => exit,
+        }
     }
 
     /// Ends all tasks whose end was not recorded, and waits for that.
@@ -180,4 +229,84 @@ impl<G: Guest> Inside<G> {
 fn add_bounded(said: &mut Vec<u8>, bytes: &[u8]) {
     let room = MOST_ANSWER_BYTES.saturating_sub(said.len());
     said.extend_from_slice(&bytes[..bytes.len().min(room)]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Stdio;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use crate::project::script::{Token, of_step};
+    use crate::project::script_text::ScriptText;
+    use crate::vmfile;
+
+    /// A guest with this host's own shell. As with an SSH server, a command is over once its output is closed.
+    struct HostShell;
+
+    impl Guest for HostShell {
+        fn user(&self) -> &str {
+            ROOT
+        }
+
+        async fn cloud_init(&self, _: Instant) -> Result<()> {
+            Ok(())
+        }
+
+        async fn run(
+            &self,
+            argv: Vec<String>,
+            mut input: GuestInput,
+            output: GuestOutput<'_>,
+            deadline: Instant,
+        ) -> Result<Exit> {
+            let mut command = tokio::process::Command::new(&argv[0]);
+            command.args(&argv[1..]).stdin(Stdio::piped()).stdout(Stdio::piped());
+            let mut child = command.spawn().unwrap();
+            let mut sent = Vec::new();
+            input.read_to_end(&mut sent).await.unwrap();
+            let mut stdin = child.stdin.take().unwrap();
+            let mut stdout = child.stdout.take().unwrap();
+            stdin.write_all(&sent).await.unwrap();
+            drop(stdin);
+            let all = async {
+                let mut bytes = [0; 512];
+                loop {
+                    match stdout.read(&mut bytes).await.unwrap() {
+                        0 => break child.wait().await.unwrap(),
+                        read => output(&bytes[..read]),
+                    }
+                }
+            };
+            let status = timeout_at(deadline, all).await.expect("the step is waited for until it has ended");
+            Ok(Exit::Code(status.code().unwrap().cast_unsigned()))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_step_ends_though_it_leaves_a_program_in_the_background() {
+        let text =
+            "version = 1\n[machine.web]\nimage = 'a'\n[[machine.web.provision]]\nname = 's'\nshell = 'x'\n";
+        let project =
+            vmfile::parse(std::path::Path::new("/p/vmkit.toml"), text, &|_| Err(String::new())).unwrap();
+        let inside = Inside::new(HostShell, "web");
+        for (last, code) in [("echo done", 0), ("exit 7", 7)] {
+            let text = ScriptText::of_step(&format!("sleep 600 &\necho $!\n{last}\n"));
+            let token = Token::new(uuid::Uuid::new_v4().as_u128());
+            let script = of_step(&project.machines[0].steps[0], &text, "s", &token);
+            let mut said = Vec::new();
+            let mut take = |bytes: &[u8]| said.extend_from_slice(bytes);
+            let input: GuestInput = Box::pin(std::io::Cursor::new(script.input.clone()));
+            let deadline = Instant::now() + Duration::from_secs(120);
+            let exit = inside.run_step(&script, input, &mut take, deadline).await.unwrap();
+            assert_eq!(exit, Exit::Code(code));
+            let said = String::from_utf8(said).unwrap();
+            let mut lines = said.lines();
+            let pid: i32 = lines.next().unwrap().parse().unwrap();
+            assert_eq!(lines.next(), (code == 0).then_some("done"), "{said:?}");
+            let pid = rustix::process::Pid::from_raw(pid).unwrap();
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("it goes on");
+        }
+    }
 }

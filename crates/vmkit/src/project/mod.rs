@@ -15,6 +15,7 @@
 
 mod archive;
 mod down;
+mod end_mark;
 mod event;
 mod guests;
 mod inside;
@@ -30,6 +31,7 @@ mod provision;
 mod provisioned;
 mod reload;
 mod script;
+mod script_text;
 mod ssh_guests;
 mod status;
 mod task;

@@ -28,7 +28,7 @@ impl Means {
     /// Returns how a guest is asked for its means.
     pub(super) fn question() -> Script {
         let argv = ["/bin/sh", "-c", WHICH].map(str::to_owned).to_vec();
-        Script { user: None, argv, input: Vec::new() }
+        Script { user: None, argv, input: Vec::new(), token: None }
     }
 
     /// Returns the means that the guest has named.

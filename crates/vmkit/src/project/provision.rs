@@ -217,13 +217,16 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
             }
             What::Run { .. } => {
                 let input: GuestInput = Box::pin(std::io::Cursor::new(script.input.clone()));
-                inside.run(script, input, &mut print, deadline).await
+                inside.run_step(script, input, &mut print, deadline).await
             }
         };
         printer.end();
         match exit {
             Ok(exit) if exit.is_success() => Ok(StepEnd::Done),
-            Ok(exit) => Ok(StepEnd::Failed(exit.to_string())),
+            Ok(exit) => Ok(StepEnd::Failed(match task.script_named() {
+                Some(script) => format!("{exit} of {script}"),
+                None => exit.to_string(),
+            })),
             Err(error) if error.kind() == ErrorKind::TimedOut => {
                 let late = format!("it did not end within {} s", task.limit.as_secs_f64());
                 Ok(match inside.end_tasks().await {

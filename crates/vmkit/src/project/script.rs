@@ -16,6 +16,7 @@
 //! And since a broken connection looks to a guest like the end of what it is sent, nothing is begun
 //! before all of it is there: a script comes with its length, an archive has a last entry.
 
+use super::script_text::ScriptText;
 use crate::vmfile::{Copy, Step};
 
 /// What is said to a guest.
@@ -27,6 +28,8 @@ pub(super) struct Script {
     pub(super) argv: Vec<String>,
     /// What the program is sent; a copy is sent as an archive instead.
     pub(super) input: Vec<u8>,
+    /// The token of a step, which marks its end.
+    pub(super) token: Option<String>,
 }
 
 /// The name of a task that is about to be told, which no other ever has.
@@ -47,7 +50,7 @@ impl Token {
 const BEGIN: &str = r#"
 at=/tmp/$1 lead=$2
 shift 2
-mkdir -m 700 "$at" || exit
+mkdir -m 700 "$at" || { echo "the guest needs a /tmp that can be written to, to run a step" >&2; exit 1; }
 trap 'rm -rf "$at"' EXIT
 printf '%s\n' "$lead" >"$at/lead" || exit
 if command -v setsid >/dev/null 2>&1
@@ -68,22 +71,41 @@ trap : HUP INT TERM
 /// Runs what is sent: first the environment, `$1` bytes of it, then a script of `$2` bytes, in the
 /// folder `$3`.
 ///
-/// The script is a file of its own while it runs, so that its `#!` counts and its input is its own.
+/// The arguments after these are the script's name on the host, the interpreter of its `#!`, that one's argument, and the program that
+/// `env` is to start; each may be empty. The interpreter is run with the script, as the kernel does, so that a `/tmp` from which
+/// nothing may be executed is no hindrance. At its end it says so, see [`EndMark`]: what a step leaves in the background may keep its
+/// output open for longer.
+///
+/// The script is a file of its own while it runs, so that its input is its own.
 /// The environment may name anything, so nothing but positions is read after it.
 const RUN: &str = r#"
-dd bs=1 count="$1" 2>/dev/null >"$at/env" && cat >"$at/script" || exit
+dd bs=1 count="$1" 2>/dev/null >"$at/env" && cat >"$at/script" || {
+  echo "the script can't be written to $at: the guest needs room in /tmp to run a step" >&2; exit 1
+}
 if [ "$(($(wc -c <"$at/script")))" -ne "$2" ]
 then echo 'the script was cut off on its way into the guest, and was not run' >&2; exit 1
 fi
 chmod 700 "$at/script" || exit
-set -- "$at" "$3" "$(dd if="$at/script" bs=2 count=1 2>/dev/null)"
-exec </dev/null
-. "$1/env"
-cd "${2:-$HOME}" || exit
-if [ "$3" = '#!' ]
-then "$1/script"
-else /bin/sh -e "$1/script"
+shift 2
+set -- "$at" "$@"
+if [ -n "$4" ] && [ ! -x "$4" ]
+then echo "$3: line 1: the guest has no interpreter $4" >&2; exit 127
 fi
+exec </dev/null 2>&1
+. "$1/env"
+if [ -n "$6" ] && ! command -v "$6" >/dev/null 2>&1
+then echo "$3: line 1: the guest has no program $6 for $4 to start"; exit 127
+fi
+if [ -n "$2" ]; then cd "$2" || exit
+else cd "${HOME:-/}" 2>/dev/null || cd /
+fi
+if [ -z "$4" ]; then /bin/sh -e "$1/script"
+elif [ -n "$5" ]; then "$4" "$5" "$1/script"
+else "$4" "$1/script"
+fi
+set -- "$1" "$?"
+printf '\000%s:%s\000' "${1##*/}" "$2"
+exit "$2"
 "#;
 
 /// Puts what is sent, an archive with the entry `it` and after it `end`, where `$1` says, as
@@ -166,36 +188,45 @@ do
 done
 "#;
 
-/// Returns how a step is told, with the script that it runs.
-pub(super) fn of_step(step: &Step, script: &[u8], token: &Token) -> Script {
+/// Returns how a step is told, with the script that it runs; `name` is what a person knows that by.
+pub(super) fn of_step(step: &Step, script: &ScriptText, name: &str, token: &Token) -> Script {
     let mut input: Vec<u8> = step
         .env
         .iter()
         .flat_map(|(name, value)| format!("export {name}='{}'\n", value.replace('\'', r"'\''")).into_bytes())
         .collect();
-    let lengths = [input.len(), script.len()].map(|bytes| bytes.to_string());
-    input.extend(script);
+    let lengths = [input.len(), script.bytes.len()].map(|bytes| bytes.to_string());
+    input.extend(&script.bytes);
     let dir = step.dir.clone().unwrap_or_default();
-    let argv = led(RUN, token, lengths.into_iter().chain([dir]));
-    Script { user: Some(step.user.clone()), argv, input }
+    let (path, argument, started) = match &script.interpreter {
+        Some(interpreter) => (
+            interpreter.path.clone(),
+            interpreter.argument.clone().unwrap_or_default(),
+            interpreter.started_by_env().unwrap_or_default().to_owned(),
+        ),
+        None => Default::default(),
+    };
+    let arguments = [dir, name.to_owned(), path, argument, started];
+    let argv = led(RUN, token, lengths.into_iter().chain(arguments));
+    Script { user: Some(step.user.clone()), argv, input, token: Some(token.0.clone()) }
 }
 
 /// Returns how a copy is told; the archive is what is sent.
 pub(super) fn of_copy(copy: &Copy, token: &Token) -> Script {
     let owner = copy.owner.clone().unwrap_or_else(|| ROOT.to_owned());
     let argv = led(COPY, token, [copy.to.clone(), owner]);
-    Script { user: Some(ROOT.to_owned()), argv, input: Vec::new() }
+    Script { user: Some(ROOT.to_owned()), argv, input: Vec::new(), token: None }
 }
 
 /// Returns how a command of the file, a text for the shell, is told.
 pub(super) fn of_command(text: &str) -> Script {
     let argv = ["/bin/sh", "-c", text].map(str::to_owned).to_vec();
-    Script { user: Some(ROOT.to_owned()), argv, input: Vec::new() }
+    Script { user: Some(ROOT.to_owned()), argv, input: Vec::new(), token: None }
 }
 
 /// Returns the script that ends the interrupted tasks in a guest.
 pub(super) fn of_end(user: Option<&str>) -> Script {
-    Script { user: user.map(str::to_owned), argv: shell(END, []), input: Vec::new() }
+    Script { user: user.map(str::to_owned), argv: shell(END, []), input: Vec::new(), token: None }
 }
 
 /// Returns how a guest is asked whether something listens on a TCP port: the kernel's own list is
@@ -290,7 +321,7 @@ mod tests {
 
         /// Starts a step and returns after its first line of output.
         fn begun(&self, text: &str, token: &Token) -> Child {
-            let script = of_step(&step(&[], None), text.as_bytes(), token);
+            let script = told(&step(&[], None), text.as_bytes(), token);
             let mut child = self.begin(&script);
             child.stdin.take().unwrap().write_all(&script.input).unwrap();
             let mut first = [0];
@@ -314,9 +345,18 @@ mod tests {
         output
     }
 
+    fn told(step: &Step, text: &[u8], token: &Token) -> Script {
+        of_step(step, &ScriptText::parse(text).unwrap(), "the script", token)
+    }
+
+    /// Returns what was printed before the mark of the end.
+    fn said(output: &Output) -> String {
+        String::from_utf8_lossy(&output.stdout).split('\0').next().unwrap().to_owned()
+    }
+
     fn run_step(step: &Step, text: &[u8]) -> (Option<i32>, String) {
-        let output = run(&of_step(step, text, &token()));
-        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+        let output = run(&told(step, text, &token()));
+        (output.status.code(), said(&output))
     }
 
     #[test]
@@ -333,6 +373,33 @@ mod tests {
     }
 
     #[test]
+    fn a_missing_interpreter_is_named_with_the_script() {
+        let plain = step(&[], None);
+        for (text, what) in [
+            (&b"#!/no/such/shell -x\n"[..], "the guest has no interpreter /no/such/shell"),
+            (
+                b"#!/usr/bin/env no-such-program\n",
+                "the guest has no program no-such-program for /usr/bin/env to start",
+            ),
+        ] {
+            let output = run(&told(&plain, text, &token()));
+            let printed = format!("{}{}", said(&output), String::from_utf8_lossy(&output.stderr));
+            assert_eq!(output.status.code(), Some(127), "{output:?}");
+            assert_eq!(printed, format!("the script: line 1: {what}\n"));
+        }
+        assert_eq!(
+            run_step(&plain, b"#!/usr/bin/env -S sh -e\necho one\nfalse\n"),
+            (Some(1), "one\n".to_owned())
+        );
+    }
+
+    #[test]
+    fn a_user_whose_home_is_missing_works_in_the_root() {
+        let homeless = step(&[("HOME", "/no/such/home")], None);
+        assert_eq!(run_step(&homeless, b"pwd"), (Some(0), "/\n".to_owned()));
+    }
+
+    #[test]
     fn a_hostile_environment_arrives_as_it_is() {
         let values = [
             ("A", "it's $HOME `id` \"x\""),
@@ -345,20 +412,20 @@ mod tests {
             ("IFS", "/"),
         ];
         let names = values.map(|(name, _)| format!(" \"${name}\"")).concat();
-        let script = of_step(&step(&values, None), format!("printf '%s|'{names}").as_bytes(), &token());
+        let script = told(&step(&values, None), format!("printf '%s|'{names}").as_bytes(), &token());
         let output = run(&script);
         let expected = values.map(|(_, value)| format!("{value}|")).concat();
         // A shell takes no field separator out of its environment.
         let expected = expected.strip_suffix("/|").unwrap().to_owned() + " \t\n|";
-        assert_eq!(String::from_utf8_lossy(&output.stdout), expected, "{output:?}");
+        assert_eq!(said(&output), expected, "{output:?}");
         assert!(!script.argv.concat().contains("HOME `id`"), "no list of processes shows it");
     }
 
     #[test]
     fn a_script_has_no_input_and_leaves_nothing() {
         let (guest, token) = (Guest::new(), token());
-        let output = guest.run(&of_step(&step(&[], Some("/")), b"cat; pwd; echo $0", &token));
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let output = guest.run(&told(&step(&[], Some("/")), b"cat; pwd; echo $0", &token));
+        let said = said(&output);
         let lines: Vec<&str> = said.lines().collect();
         assert_eq!(lines, ["/", guest.folder(&token).join("script").to_str().unwrap()], "{output:?}");
         assert_eq!(guest.left(), 0);
@@ -368,14 +435,14 @@ mod tests {
     fn a_missing_folder_fails_the_step() {
         let (code, said) = run_step(&step(&[], Some("/no/such/folder")), b"echo ran");
         assert_ne!(code, Some(0));
-        assert_eq!(said, "");
+        assert!(!said.contains("ran") && said.contains("/no/such/folder"), "{said}");
     }
 
     #[test]
     fn a_script_that_is_cut_off_anywhere_is_not_run() {
         let marker = tempfile::tempdir().unwrap();
         let text = format!("touch {0}/one\ntouch {0}/two\n", marker.path().display());
-        let whole = of_step(&step(&[("A", "b")], None), text.as_bytes(), &token());
+        let whole = told(&step(&[("A", "b")], None), text.as_bytes(), &token());
         for length in 0..whole.input.len() {
             let cut = Script { input: whole.input[..length].to_vec(), ..whole.clone() };
             let output = run(&cut);
@@ -439,7 +506,7 @@ mod tests {
         let (guest, token, temp) = (Guest::new(), token(), tempfile::tempdir().unwrap());
         let (folder, marker) = (guest.folder(&token), temp.path().join("ran"));
         let text = format!("touch {}", marker.display());
-        let script = of_step(&step(&[], None), text.as_bytes(), &token);
+        let script = told(&step(&[], None), text.as_bytes(), &token);
         let mut child = guest.begin(&script);
         while !folder.join("env").exists() {
             std::thread::sleep(Duration::from_millis(5));

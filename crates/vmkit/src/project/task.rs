@@ -18,6 +18,7 @@ use sha2::{Digest, Sha256};
 use super::archive::{self, entries, is_special, open_regular, unless_gone};
 use super::provisioned::{Provisioned, Why};
 use super::script::{self, Token};
+use super::script_text::ScriptText;
 use crate::error::Error;
 use crate::vmfile::{Action, Copy, MachinePlan, Run, Step};
 
@@ -71,6 +72,7 @@ impl Unreadable {
         let Unreadable { place, path, error } = self;
         let why = match error.kind() {
             io::ErrorKind::NotFound => "it can't be read: there is no such file or folder".to_owned(),
+            io::ErrorKind::InvalidData => error.to_string(),
             _ => format!("it can't be read: {error}"),
         };
         Error::invalid(place, path.display(), why)
@@ -168,16 +170,18 @@ impl Task {
         match &self.what {
             What::Copy(copy) => Ok(script::of_copy(copy, token)),
             What::Run { step, from: Some(path) } => {
-                let mut text = Vec::new();
-                let read = open_regular(path).and_then(|mut file| file.read_to_end(&mut text));
-                read.map_err(|error| self.unreadable("script", path, error))?;
-                Ok(script::of_step(step, &text, token))
+                Ok(script::of_step(step, &self.text(path)?, &path.display().to_string(), token))
             }
             What::Run { step, from: None } => {
                 let Action::Shell(text) = &step.action else {
                     unreachable!("a step without a file is a text")
                 };
-                Ok(script::of_step(step, text.as_bytes(), token))
+                Ok(script::of_step(
+                    step,
+                    &ScriptText::of_step(text),
+                    &format!("the step `{}`", step.name),
+                    token,
+                ))
             }
         }
     }
@@ -189,12 +193,27 @@ impl Task {
             What::Copy(copy) => {
                 archive::check(&copy.from).map_err(|(path, error)| self.unreadable("from", &path, error))
             }
-            What::Run { from: Some(path), .. } => match open_regular(path) {
-                Ok(_) => Ok(Vec::new()),
-                Err(error) => Err(self.unreadable("script", path, error)),
-            },
+            What::Run { from: Some(path), .. } => self.text(path).map(|_| Vec::new()),
             What::Run { from: None, .. } => Ok(Vec::new()),
         }
+    }
+
+    /// Reads a script of the host.
+    fn text(&self, path: &Path) -> std::result::Result<ScriptText, Unreadable> {
+        let read = || {
+            let mut bytes = Vec::new();
+            open_regular(path)?.read_to_end(&mut bytes)?;
+            let text = ScriptText::parse(&bytes);
+            text.map_err(|why| io::Error::new(io::ErrorKind::InvalidData, why))
+        };
+        read().map_err(|error| self.unreadable("script", path, error))
+    }
+
+    /// Returns what a failure of this task is of: its script, with what runs that.
+    pub(super) fn script_named(&self) -> Option<String> {
+        let What::Run { from: Some(path), .. } = &self.what else { return None };
+        let text = self.text(path).ok()?;
+        Some(format!("the script {}, run by {}", path.display(), text.runner()))
     }
 
     /// Returns a SHA-256 over everything that makes this task what it is.

@@ -11,7 +11,7 @@ use russh::keys::ssh_key::{self, LineEnding};
 use russh::keys::{Algorithm, HashAlg, PrivateKey, PublicKey, decode_secret_key};
 
 use crate::error::{Error, Result};
-use crate::input_file::InputFile;
+use crate::input_file::InputStream;
 use crate::spec::claims::ClaimedHostKey;
 use crate::spec::{CloudInitConfig, GuestAccess, SshKeyPair, UserData, UserName, free_login};
 
@@ -151,14 +151,14 @@ impl Identity {
     /// no private key of a kind that vmkit can use.
     pub fn read(path: &Path) -> Result<Self> {
         let refused = |why: String| Error::invalid("identity", path.display(), why);
-        let input = InputFile::open("identity", path)?;
+        let input = InputStream::open("identity", path)?;
         let mode = input.file.metadata().map_err(Error::io("examine", path))?.mode() & 0o777;
         if mode & 0o077 != 0 {
             let why = format!("others may use this key too (its mode is {mode:04o}): `chmod 600` it");
             return Err(refused(why));
         }
-        if input.bytes > MOST_KEY_BYTES {
-            return Err(refused(format!("this is no key: it has {} bytes", input.bytes)));
+        if let Some(bytes) = input.bytes.filter(|bytes| *bytes > MOST_KEY_BYTES) {
+            return Err(refused(format!("this is no key: it has {bytes} bytes")));
         }
         let mut text = String::new();
         let read = input.file.take(MOST_KEY_BYTES).read_to_string(&mut text);
@@ -244,7 +244,7 @@ impl HostKey {
     /// `InvalidInput` on `host-key` for a file that is missing, may not be read, or has no public key there.
     pub fn read(path: &Path) -> Result<Self> {
         let refused = |why: &str| Error::invalid("host-key", path.display(), why);
-        let input = InputFile::open("host-key", path)?;
+        let input = InputStream::open("host-key", path)?;
         let mut text = String::new();
         let read = input.file.take(MOST_KEY_BYTES).read_to_string(&mut text);
         read.map_err(|_| refused("this is no public key: it is not text"))?;

@@ -9,7 +9,7 @@ use super::problem::VmfileError;
 use super::project::Project;
 use super::resolve::parse;
 use crate::error::{Error, Result};
-use crate::input_file::InputFile;
+use crate::input_file::InputStream;
 use crate::spec::CloudInitConfig;
 
 /// More than any file of machines has, and little enough to read at once.
@@ -17,13 +17,22 @@ const MOST_BYTES: u64 = 1 << 20;
 
 /// Reads the machines of a file, which an absolute path leads to.
 ///
-/// Only regular files are read, at most 1 MiB of each.
+/// Regular files and pipes are read, at most 1 MiB of each.
 ///
 /// # Errors
 /// `InvalidInput` ([`Error::Vmfile`]) with all that is wrong and where.
 pub fn load(file: &Path) -> Result<Project> {
-    let unread = |why: String| Error::from(VmfileError::unread(file, why));
-    let text = text_of(file, MOST_BYTES).map_err(unread)?;
+    load_from(file, file)
+}
+
+/// Reads the machines of a pipe or another file as if they were in `file`, which need not be there: it is what relative paths start
+/// from, and what the machines are known by.
+///
+/// # Errors
+/// As for [`load`].
+pub fn load_from(source: &Path, file: &Path) -> Result<Project> {
+    let unread = |why: String| Error::from(VmfileError::unread(source, why));
+    let text = text_of(source, MOST_BYTES).map_err(unread)?;
     let read = |path: &Path| text_of(path, CloudInitConfig::MAX_BYTES as u64);
     Ok(parse(file, &text, &read)?)
 }
@@ -35,7 +44,7 @@ fn text_of(path: &Path, most: u64) -> Result<String, String> {
         Error::Io { source, .. } => source.to_string(),
         other => other.to_string(),
     };
-    let InputFile { file, .. } = InputFile::open("file", path).map_err(unusable)?;
+    let InputStream { file, .. } = InputStream::open("file", path).map_err(unusable)?;
     let mut bytes = Vec::new();
     // One byte more, since a file can grow after its length was asked.
     file.take(most + 1).read_to_end(&mut bytes).map_err(|error| error.to_string())?;

@@ -35,7 +35,7 @@ mod resolve;
 mod schema;
 mod shared;
 
-pub use load::load;
+pub use load::{load, load_from};
 pub use problem::{Place, Problem, VmfileError};
 pub use project::{Action, Copy, Found, MachinePlan, Origin, Project, Ready, Run, Step};
 pub use resolve::{ReadText, parse};

@@ -9,13 +9,13 @@ use vmkit::spec::{Arch, UserName};
 use crate::commands::machine::FirmwareName;
 use crate::context::Context;
 use crate::failure::Failure;
-use crate::places::local;
+use crate::places::{local, stdin_or};
 use crate::{human_image, images, json_image, output};
 
 /// Keeps a copy of a file as an image, unpacked if it is packed, so that VMs can be made of it by name.
 #[derive(Debug, Args)]
 pub(crate) struct Import {
-    /// Names the file: raw or qcow2, as it is or packed with gzip, xz, zstd or bzip2.
+    /// Names the file: raw or qcow2, as it is or packed with gzip, xz, zstd or bzip2; - for standard input.
     #[arg(value_name = "FILE")]
     file: PathBuf,
     /// Names the image from now on; a name of the catalogue then means this one.
@@ -38,7 +38,7 @@ pub(crate) struct Import {
 impl Import {
     pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
         let store = context.images()?;
-        let file = local("image", &self.file)?;
+        let file = local("image", stdin_or(&self.file))?;
         let name = self.name.to_string();
         let import = vmkit::image::Import {
             name: self.name,

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use vmkit::project::{Options, ProjectManager, SshGuests};
-use vmkit::vmfile::{self, Project};
+use vmkit::vmfile::Project;
 use vmkit::{Error, RouterHypervisor};
 
 use crate::context::Context;
@@ -28,7 +28,7 @@ pub(super) struct Which {
     /// Names the machines as the file does [default: all of them].
     #[arg(value_name = "MACHINE")]
     machines: Vec<String>,
-    /// Reads this file [default: vmkit.toml in this folder, or in the nearest one above].
+    /// Reads this file, - for standard input [default: vmkit.toml in this folder, or in the nearest one above].
     #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
 }
@@ -36,7 +36,7 @@ pub(super) struct Which {
 impl Which {
     /// Reads the file.
     fn project(&self) -> Result<Project, Error> {
-        vmfile::load(&project_file::find(self.file.as_deref())?)
+        project_file::find(self.file.as_deref())?.load()
     }
 
     fn options(&self) -> Options {
