@@ -12,9 +12,9 @@ use crate::spec::{NetworkConfig, VmName};
 use crate::ssh::{Login, Session};
 
 /// How long the guest's SSH server has to greet. One that listens does so at once, and a guest that has none is not waited for.
-const GREETING: Duration = Duration::from_secs(3);
+const GREETING: Duration = Duration::from_secs(5);
 /// How long all of it may take: a login, and the next second of the clock, on a slow guest several times.
-const LIMIT: Duration = Duration::from_secs(12);
+const LIMIT: Duration = Duration::from_secs(20);
 /// How long a pause has to be for a clock that is behind by it to be worth a warning.
 const NOTICED: Duration = Duration::from_secs(1);
 
