@@ -10,6 +10,9 @@ use vmkit::spec::VmName;
 use crate::output;
 use crate::progress::{Bar, seconds};
 
+/// What may be missing in a guest that lets nobody in, and what may be done about it.
+pub(crate) const MISSING: &str = "does this image have cloud-init and an SSH server? `vmkit console` looks in, `launch --no-wait` does not wait";
+
 /// What is known of a launch that is under way.
 pub(crate) struct Launching {
     image: String,
@@ -46,6 +49,10 @@ impl Launching {
             }
             LaunchEvent::CloudInit(stage) => {
                 self.spinner.set_message(output::printable(format_args!("cloud-init: {stage}")));
+            }
+            LaunchEvent::Notice(text) => {
+                let line = output::printable(format_args!("{text}: {MISSING}"));
+                self.spinner.suspend(|| output::warning(line));
             }
             LaunchEvent::Ended(stage, took) => {
                 self.pull = None;

@@ -99,6 +99,26 @@ fn a_vm_without_a_name_is_called_after_its_image() {
 }
 
 #[test]
+fn a_launch_ends_with_the_words_of_a_cloud_init_that_failed_before_anybody_was_let_in() {
+    let life = Life::new();
+    let theirs = life.file("user-data");
+    fs::write(&theirs, "#include\nhttp://127.0.0.1:1/x\n").unwrap();
+    let failed = life.vmkit(launch_arguments(
+        &life,
+        &guest::debian(),
+        &["--cloud-init", &theirs, "--timeout", "900", "deb"],
+    ));
+    assert_eq!(failed.code, Some(1), "{failed:?}");
+    let said = &failed.stderr;
+    assert!(
+        said.contains("the launch stopped at the stage ssh") && said.contains("http://127.0.0.1:1/x"),
+        "{said}"
+    );
+    assert!(said.contains("vmkit console") && said.contains("--no-wait"), "{said}");
+    life.must(["rm", "--force", "deb"]);
+}
+
+#[test]
 fn a_login_that_is_asked_for_is_made_by_cloud_init_and_never_one_of_theirs() {
     let life = Life::new();
     let seed = |vm: &str| {

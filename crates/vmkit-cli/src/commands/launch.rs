@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use vmkit::Error;
 use vmkit::image::{ImageRef, PullPolicy};
-use vmkit::launch::{LaunchFailed, LaunchUntil, Launched, launch};
+use vmkit::launch::{LaunchFailed, LaunchStage, LaunchUntil, Launched, launch};
 use vmkit::spec::VmName;
 use vmkit::ssh::Command;
 
@@ -16,7 +16,7 @@ use crate::commands::machine::Options;
 use crate::console::signals::{Signals, die_of};
 use crate::context::{Context, Manager};
 use crate::failure::Failure;
-use crate::launching::Launching;
+use crate::launching::{Launching, MISSING};
 use crate::remote::{self, Attended, agent};
 use crate::{human, json, output};
 
@@ -233,7 +233,12 @@ fn failed(failed: LaunchFailed, rm: bool) -> Failure {
     if let Some(name) = failed.vm.as_ref().filter(|_| !rm) {
         output::warning(format_args!("{failed}; {}", left(name)));
     }
-    failed.error.into()
+    let waits = matches!(failed.stage, LaunchStage::Network | LaunchStage::Ssh);
+    let failure = Box::new(Failure::from(failed.error));
+    match waits {
+        true => Failure::Hinted { failure, hint: MISSING.to_owned() },
+        false => *failure,
+    }
 }
 
 fn left(name: &VmName) -> String {

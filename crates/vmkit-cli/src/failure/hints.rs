@@ -81,6 +81,7 @@ pub(super) fn hint(error: &Error, of: Option<&Whose>) -> Option<String> {
         _ => {
             return of_limit(error)
                 .or_else(|| of.and_then(|of| of_vm(error, of)))
+                .or_else(|| refused(error))
                 .or_else(|| of_kind(error.kind()));
         }
     };
@@ -150,6 +151,14 @@ fn of_limit(error: &Error) -> Option<String> {
         Errno::NOMEM => memory(),
         _ => None,
     }
+}
+
+/// Returns what may keep out a user who is there and has the key: nobody can look at it from outside.
+fn refused(error: &Error) -> Option<String> {
+    let is_key = matches!(error, Error::Refused { class, .. } if class == "publickey");
+    is_key.then(|| {
+        "the guest's sshd_config may let in others only (`AllowUsers`, `AllowGroups`): `vmkit console` looks in".to_owned()
+    })
 }
 
 fn of_kind(kind: ErrorKind) -> Option<String> {

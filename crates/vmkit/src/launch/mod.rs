@@ -41,13 +41,13 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::handle::VmHandle;
 use crate::hypervisor::Hypervisor;
 use crate::image::{ImageInUse, ImageRef, ImageStore, PullPolicy, PullProgress};
-use crate::manager::{Condition, Guest, VmManager, console_tail};
+use crate::manager::{Guest, VmManager, console_tail};
 use crate::span::{about, operation, within};
 use crate::spec::{
     Boot, CloudInitConfig, Firmware, GuestAccess, Machine, Mib, NetworkConfig, RootDisk, UserName, VmName,
     VmSpec, VmSpecBuilder,
 };
-use crate::ssh::{CloudInit, Login, Session};
+use crate::ssh::{CloudInit, Session};
 use crate::store::Owner;
 
 /// How long a guest may take where nobody says.
@@ -295,27 +295,27 @@ async fn make_ready<H: Hypervisor + 'static>(
     report: &mut Reporter<'_>,
 ) -> Result<()> {
     let name = launched.vm.name().clone();
-    let left = || deadline.saturating_duration_since(Instant::now());
     report.begin(LaunchStage::Network);
     manager.address_known(&launched.vm, deadline).await;
     report.begin(LaunchStage::Ssh);
-    launched.vm = manager.wait(&name, Condition::Ssh, left()).await?;
-    let session = match manager.log_in(&name, &Login::default(), deadline, Guest::New).await {
+    let mut notice = |text| report.tell(LaunchEvent::Notice(text));
+    let session = match manager.enter(&name, deadline, Guest::New, &mut notice).await {
         Err(error) => return Err(with_console(error, &launched.vm).await),
         session => session?,
     };
     report.begin(LaunchStage::CloudInit);
     let mut stage = None;
-    let done = session.cloud_init_done(deadline, |now| {
+    let done = manager.cloud_init_through(&name, Some(session), deadline, |now| {
         if now.stage.is_some() && now.stage != stage {
             stage.clone_from(&now.stage);
             report.tell(LaunchEvent::CloudInit(now.stage.clone().unwrap_or_default()));
         }
     });
-    let done = match done.await {
+    let (session, done) = match done.await {
         Err(error) => return Err(with_console(error, &launched.vm).await),
         done => done?,
     };
+    launched.vm = manager.info(&name).await?;
     if let Some(why) = done.failure() {
         let message = format!("cloud-init in the VM `{name}` failed: {why}");
         return Err(Error::Backend { message, kind: ErrorKind::Guest, source: None });

@@ -57,6 +57,8 @@ pub enum LaunchEvent {
     Began(LaunchStage),
     /// The image has come so far.
     Pulling(PullProgress),
+    /// The guest is up and not as it has to be: this is odd about it. The launch goes on.
+    Notice(String),
     /// cloud-init is in this stage of its own, such as `modules-config`.
     CloudInit(String),
     /// A stage has ended well, after so long.

@@ -18,6 +18,8 @@ mod knock;
 mod list;
 #[cfg(feature = "ssh")]
 mod login;
+#[cfg(all(feature = "ssh", feature = "images"))]
+mod readiness;
 mod reconfigure;
 #[cfg(feature = "ssh")]
 mod ssh;

@@ -11,6 +11,20 @@ const MOST_BYTES: u64 = 4096;
 /// How many lines are shown.
 const MOST_LINES: usize = 10;
 
+/// How much of what a guest has printed in a run is read for what went wrong in it, in bytes.
+#[cfg(all(feature = "ssh", feature = "images"))]
+const MOST_OF_RUN: u64 = 256 << 10;
+
+/// Returns what a guest has printed in this run, without what commands a terminal; none where the log can't be read.
+#[cfg(all(feature = "ssh", feature = "images"))]
+pub(super) fn this_run(log: &Path, since: Option<&LogMark>) -> Option<String> {
+    let said = match since {
+        Some(since) => tail_of_log_since(log, since, MOST_OF_RUN),
+        None => tail_of_file(log, MOST_OF_RUN),
+    };
+    Some(without_sequences(&String::from_utf8_lossy(&said.ok()?)).replace('\r', ""))
+}
+
 /// Returns the last lines of a VM's console, as far as they can be had.
 ///
 /// Of a console at a WebSocket there is no log before its VM is stopped: while it lives its server

@@ -1,12 +1,14 @@
 //! The way into guests by SSH: [`SshGuests`].
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use tokio::io::AsyncReadExt;
 use tokio::time::{Instant, timeout_at};
 
 use super::guests::{Guest, GuestInput, GuestOutput, Guests};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hypervisor::Hypervisor;
-use crate::manager::{self, Condition, VmManager};
+use crate::manager::{self, VmManager};
 use crate::spec::VmName;
 use crate::ssh::{Event, Exit, Login, Session};
 
@@ -21,9 +23,23 @@ pub struct SshGuests<H> {
 
 /// A guest that was entered by SSH.
 #[derive(Debug)]
-pub struct SshGuest {
-    session: Session,
+pub struct SshGuest<H> {
+    manager: VmManager<H>,
+    vm: VmName,
+    /// The session that is in force: another one once cloud-init has restarted the guest.
+    session: Mutex<Option<Arc<Session>>>,
     user: String,
+}
+
+impl<H: Hypervisor + 'static> SshGuest<H> {
+    fn session(&self) -> Result<Arc<Session>> {
+        let session = self.session.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        session.ok_or_else(|| Error::Ssh {
+            target: self.vm.to_string(),
+            problem: "the way in was lost while cloud-init was waited for".to_owned(),
+            source: None,
+        })
+    }
 }
 
 impl<H: Hypervisor + 'static> SshGuests<H> {
@@ -34,29 +50,31 @@ impl<H: Hypervisor + 'static> SshGuests<H> {
 }
 
 impl<H: Hypervisor + 'static> Guests for SshGuests<H> {
-    type Guest = SshGuest;
+    type Guest = SshGuest<H>;
 
-    async fn enter(&self, vm: &VmName, deadline: Instant) -> Result<SshGuest> {
+    async fn enter(&self, vm: &VmName, deadline: Instant) -> Result<SshGuest<H>> {
         // Without a key of vmkit's own in the VM no waiting helps; anything else may still come.
         match self.manager.ssh_target(vm, &Login::default()).await {
             Err(error) if error.kind() == ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        self.manager.wait(vm, Condition::Ssh, deadline.saturating_duration_since(Instant::now())).await?;
-        let user = self.manager.ssh_target(vm, &Login::default()).await?.user;
-        let login = Login::default();
-        let session = self.manager.log_in(vm, &login, deadline, manager::Guest::Known).await?;
-        Ok(SshGuest { session, user })
+        let session = self.manager.enter(vm, deadline, manager::Guest::Known, &mut |_| ()).await?;
+        let user = session.user().to_owned();
+        let session = Mutex::new(Some(Arc::new(session)));
+        Ok(SshGuest { manager: self.manager.clone(), vm: vm.clone(), session, user })
     }
 }
 
-impl Guest for SshGuest {
+impl<H: Hypervisor + 'static> Guest for SshGuest<H> {
     fn user(&self) -> &str {
         &self.user
     }
 
     async fn cloud_init(&self, deadline: Instant) -> Result<()> {
-        let done = self.session.cloud_init_done(deadline, |_| ()).await?;
+        let session = self.session.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let session = session.and_then(Arc::into_inner);
+        let (session, done) = self.manager.cloud_init_through(&self.vm, session, deadline, |_| ()).await?;
+        *self.session.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(session));
         let Some(why) = done.failure() else { return Ok(()) };
         let message = format!("cloud-init failed in the guest: {why}");
         Err(Error::Backend { message, kind: ErrorKind::Guest, source: None })
@@ -70,7 +88,8 @@ impl Guest for SshGuest {
         deadline: Instant,
     ) -> Result<Exit> {
         let began = Instant::now();
-        let (mut to, mut from) = self.session.spawn_own(&argv, deadline).await?.split();
+        let session = self.session()?;
+        let (mut to, mut from) = session.spawn_own(&argv, deadline).await?.split();
         let feed = async {
             let mut buffer = vec![0; CHUNK_BYTES];
             loop {

@@ -1,7 +1,9 @@
 //! How far cloud-init has come in a guest, as it writes it down itself.
 
+use std::time::Duration;
+
 use serde_json::Value;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::{Event, Session};
 use crate::error::Result;
@@ -54,22 +56,80 @@ pub enum CloudInitProgress {
 /// A guest has no event for it that every distribution's tools could wait for, so the loop looks ten times in a second;
 /// `cloud-init status --wait` does the same, and loads a Python for it first. Source: cloud-init's documentation, "Status and
 /// result files".
+///
+/// After cloud-init's end the power may be switched yet: by a process of its own that waits for that end (`power_state`), or by what
+/// was asked before (`runcmd: [reboot]`). While that is to come, the loop goes on, until it ends with the guest. A sign of life every two
+/// seconds or so tells the other side that the guest has not gone already.
+///
+/// Source: cloud-init's `config/cc_power_state_change.py`; systemctl(1), `is-system-running`; shutdown(8); logind's
+/// `PreparingForShutdown`; OpenRC's `RC_STOPPING`.
 const WATCH: &str = "\
 cd /run/cloud-init 2>/dev/null || command -v cloud-init >/dev/null || exit 100
-last=
+last= turn=0
+rest() {
+  turn=$((turn + 1))
+  [ $((turn % 20)) -ne 0 ] || printf '\\001\\0'
+  sleep 0.1 || sleep 1
+}
+state() {
+  said=$(sudo -n systemctl is-system-running 2>/dev/null)
+  [ -n \"$said\" ] || said=$(systemctl is-system-running 2>/dev/null)
+  echo \"$said\"
+}
+# A system that stops has soon no bus left to ask it by.
+knows=
+case $(state) in running | degraded | starting | initializing) knows=1;; esac
+waits() {
+  cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | grep -qE '/cloud-init (modules|init|single|--all-stages)'
+}
+stops() {
+  [ -e /run/openrc/rc.stopping ] && return 0
+  [ -d /run/systemd/system ] || return 1
+  case $(state) in
+    running | degraded | starting | initializing | maintenance) ;;
+    stopping) return 0;;
+    *) [ -z \"$knows\" ] || return 0;;
+  esac
+  case $(busctl get-property org.freedesktop.login1 /org/freedesktop/login1 org.freedesktop.login1.Manager \
+    PreparingForShutdown 2>/dev/null) in *true*) return 0;; esac
+  return 1
+}
+later() {
+  usec=$(sed -n 's/^USEC=//p' /run/systemd/shutdown/scheduled 2>/dev/null)
+  [ -n \"$usec\" ] || return 1
+  left=$((${usec%??????} - $(date +%s)))
+}
 while :; do
   [ -e /run/cloud-init/disabled ] && exit 101
   done=; [ -e /run/cloud-init/result.json ] && done=1
   now=$(cat /run/cloud-init/status.json 2>/dev/null)
   [ \"$now\" = \"$last\" ] || { printf '%s\\0' \"$now\"; last=$now; }
-  [ -z \"$done\" ] || exit 0
-  sleep 0.1 || sleep 1
-done";
+  [ -z \"$done\" ] || break
+  rest
+done
+tries=0
+while waits && [ $tries -lt 300 ]; do
+  tries=$((tries + 1))
+  rest
+done
+while later || stops; do
+  printf '\\002%s\\0' \"${left-}\"
+  left=
+  sleep 1
+done
+exit 0";
+
+/// What begins a sign of life, and the news that the guest is about to restart or to power itself off: in so many seconds, where
+/// that is known.
+const ALIVE: u8 = 1;
+const STOPPING: u8 = 2;
+/// After how long without a sign of life a guest counts as gone. An emulated one on a busy host needs seconds for each.
+const SILENCE: Duration = Duration::from_secs(25);
 
 impl Session {
     /// Waits until cloud-init has done all that it does in this boot, and tells `progressed` of each stage meanwhile.
     ///
-    /// Its own failures are data in the answer.
+    /// Its own failures are data in the answer. A guest that cloud-init restarts or powers off ends the session: that is an error here.
     ///
     /// # Errors
     /// `TimedOut`; `Guest` where the connection is lost, or what it wrote makes no sense.
@@ -78,11 +138,26 @@ impl Session {
         deadline: Instant,
         mut progressed: impl FnMut(&CloudInit),
     ) -> Result<CloudInit> {
+        self.watch_cloud_init(deadline, &mut progressed).await
+    }
+
+    /// Waits as [`cloud_init_done`](Self::cloud_init_done) does. A restart that the guest has set for after the deadline is a warning.
+    ///
+    /// # Errors
+    /// As there; every connection that is lost is [`Error::Ssh`].
+    pub(crate) async fn watch_cloud_init(
+        &self,
+        deadline: Instant,
+        mut progressed: impl FnMut(&CloudInit),
+    ) -> Result<CloudInit> {
         let (_input, mut output) = self.spawn_own(&["sh", "-c", WATCH], deadline).await?.split();
         let watch = async {
             let (mut found, mut pending) = (CloudInit::default(), Vec::new());
             loop {
-                match output.next().await? {
+                let event = timeout(SILENCE, output.next()).await;
+                let silent =
+                    || self.problem(format!("the guest has said nothing for {} s", SILENCE.as_secs()));
+                match event.map_err(|_| silent())?? {
                     Event::Stdout(data) => pending.extend(data),
                     Event::Stderr(_) => {}
                     Event::Ended(exit) => {
@@ -97,9 +172,21 @@ impl Session {
                 }
                 while let Some(end) = pending.iter().position(|&byte| byte == 0) {
                     let document: Vec<u8> = pending.drain(..=end).collect();
-                    found = status(&document[..end])
-                        .ok_or_else(|| self.problem("cloud-init's status makes no sense"))?;
-                    progressed(&found);
+                    match document[0] {
+                        ALIVE => {}
+                        STOPPING => {
+                            if let Some(warning) = set_for_later(&document[1..end], deadline) {
+                                found.progress = CloudInitProgress::Done;
+                                found.warnings.push(warning);
+                                return Ok(found);
+                            }
+                        }
+                        _ => {
+                            found = status(&document[..end])
+                                .ok_or_else(|| self.problem("cloud-init's status makes no sense"))?;
+                            progressed(&found);
+                        }
+                    }
                 }
                 if pending.len() > MOST_STATUS_BYTES {
                     return Err(self.problem("cloud-init's status has no end"));
@@ -108,6 +195,19 @@ impl Session {
         };
         self.within(deadline, "the end of cloud-init", watch).await
     }
+}
+
+/// Returns what to say of a restart that comes so many seconds from now, where that is after the deadline.
+fn set_for_later(seconds: &[u8], deadline: Instant) -> Option<String> {
+    let seconds: u64 = std::str::from_utf8(seconds).ok()?.parse().ok()?;
+    let is_later = Duration::from_secs(seconds) > deadline.saturating_duration_since(Instant::now());
+    is_later.then(|| format!("the guest is set to restart or to power itself off in {seconds} s"))
+}
+
+/// Reads cloud-init's status, where there is one that makes sense.
+#[cfg(feature = "images")]
+pub(crate) fn cloud_init_status(document: &[u8]) -> Option<CloudInit> {
+    status(document)
 }
 
 /// More than any status has, in bytes.
@@ -149,6 +249,11 @@ fn texts<'a>(stage: &'a str, list: Option<&'a Value>) -> impl Iterator<Item = St
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
+    use std::io::{BufRead, BufReader};
+    use std::os::unix::fs::PermissionsExt;
+    use std::path::Path;
+    use std::process::Stdio;
 
     #[test]
     fn what_cloud_init_went_on_without_is_a_warning_and_told_beside_an_error() {
@@ -165,6 +270,79 @@ mod tests {
         found.warnings.clear();
         assert_eq!(found.failure().as_deref(), Some("init: no disk"));
         assert_eq!(status(br#"{"v1": {"init": {"recoverable_errors": [1]}}}"#).unwrap().warnings.len(), 0);
+    }
+
+    /// What the loop is about to look at, below a directory of its own, and the loop.
+    fn watch(dir: &Path, systemctl: &str) -> std::process::Child {
+        let script = WATCH.replace("/run/", &format!("{}/", dir.display())).replace("/proc/", "/nowhere/");
+        fs::write(dir.join("systemctl"), systemctl).unwrap();
+        // As a guest without it.
+        fs::write(dir.join("sudo"), "#!/bin/sh\nexit 1\n").unwrap();
+        for program in ["systemctl", "sudo"] {
+            fs::set_permissions(dir.join(program), PermissionsExt::from_mode(0o755)).unwrap();
+        }
+        fs::create_dir_all(dir.join("cloud-init")).unwrap();
+        let path = format!("{}:/usr/bin:/bin", dir.display());
+        let mut sh = std::process::Command::new("/bin/sh");
+        sh.args(["-c", &script]).env("PATH", path).stdout(Stdio::piped()).spawn().unwrap()
+    }
+
+    /// Reads up to the next NUL.
+    fn said(output: &mut impl BufRead) -> String {
+        let mut bytes = Vec::new();
+        output.read_until(0, &mut bytes).unwrap();
+        String::from_utf8(bytes).unwrap().trim_end_matches('\0').to_owned()
+    }
+
+    #[test]
+    fn a_guest_that_is_about_to_restart_is_not_through_with_cloud_init() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        fs::create_dir_all(dir.join("systemd/system")).unwrap();
+        fs::create_dir_all(dir.join("systemd/shutdown")).unwrap();
+        let systemctl = format!("#!/bin/sh\nexec cat {}\n", dir.join("state").display());
+        fs::write(dir.join("state"), "starting\n").unwrap();
+        let mut sh = watch(dir, &systemctl);
+        let mut output = BufReader::new(sh.stdout.take().unwrap());
+        assert_eq!(said(&mut output), "\u{1}", "a sign of life");
+        fs::write(dir.join("cloud-init/status.json"), "{}").unwrap();
+        let mut next = || loop {
+            match said(&mut output) {
+                alive if alive == "\u{1}" => {}
+                other => return other,
+            }
+        };
+        assert_eq!(next(), "{}");
+        fs::write(dir.join("state"), "stopping\n").unwrap();
+        fs::write(dir.join("cloud-init/result.json"), "{}").unwrap();
+        assert_eq!(next(), "\u{2}", "the system is stopping");
+        fs::remove_file(dir.join("state")).unwrap();
+        for _ in 0..3 {
+            assert_eq!(next(), "\u{2}", "there is no bus any more by which it could say so");
+        }
+        let in_an_hour =
+            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() + 3600;
+        fs::write(dir.join("systemd/shutdown/scheduled"), format!("USEC={in_an_hour}000000\nMODE=reboot\n"))
+            .unwrap();
+        let left = loop {
+            match next() {
+                stopping if stopping == "\u{2}" => {}
+                set => break set,
+            }
+        };
+        assert!(left.starts_with("\u{2}35") || left == "\u{2}3600", "{left:?}");
+        fs::remove_file(dir.join("systemd/shutdown/scheduled")).unwrap();
+        fs::write(dir.join("state"), "running\n").unwrap();
+        assert!(sh.wait().unwrap().success(), "it was called off");
+    }
+
+    #[tokio::test]
+    async fn a_restart_after_the_deadline_is_a_warning_and_one_before_it_is_awaited() {
+        let deadline = Instant::now() + Duration::from_secs(100);
+        assert!(set_for_later(b"200", deadline).unwrap().contains("in 200 s"));
+        for soon in [&b"50"[..], b"", b"-3"] {
+            assert_eq!(set_for_later(soon, deadline), None);
+        }
     }
 
     #[test]

@@ -31,6 +31,8 @@ mod session;
 mod target;
 mod terminal;
 
+#[cfg(feature = "images")]
+pub(crate) use cloud_init::cloud_init_status;
 pub use cloud_init::{CloudInit, CloudInitProgress};
 pub use command_line::Command;
 pub use files::{Copied, Files, Progress, Report};

@@ -1,0 +1,220 @@
+//! Waiting until a guest lets vmkit in and its cloud-init is through, across reboots, and no longer than there is hope.
+//!
+//! cloud-init can restart its own guest, or end before there is an SSH server. The first is a connection that is lost and comes
+//! again; the second is told by the guest agent, where it answers, and else by what the guest printed on its console.
+
+mod evidence;
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+
+use self::evidence::Evidence;
+use super::login::Guest;
+use super::tail::console_tail;
+use super::{Condition, VmManager};
+#[cfg(all(target_os = "linux", feature = "qemu"))]
+use crate::backend::qemu::agent::GuestAgent;
+use crate::error::{Error, ErrorKind, Result};
+use crate::handle::VmHandle;
+use crate::hypervisor::Hypervisor;
+use crate::lifecycle::VmState;
+use crate::spec::VmName;
+use crate::ssh::{CloudInit, Login, Session};
+
+/// After how long a guest that lets nobody in is asked again how far its cloud-init is.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// How long a guest agent may take to say so.
+#[cfg(all(target_os = "linux", feature = "qemu"))]
+const ANSWER: Duration = Duration::from_secs(30);
+/// How long after the failed end of cloud-init an SSH server may still come: what the agent tells is certain, the console is not.
+const GRACE: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(60));
+/// How long after a sign that the guest is up its SSH server may come before that is said.
+const QUIET: Duration = Duration::from_secs(60);
+/// How often in a row the watch on cloud-init may be lost before it has told anything.
+const MOST_FRUITLESS: u32 = 4;
+
+impl<H: Hypervisor + 'static> VmManager<H> {
+    /// Waits until the guest's SSH server lets vmkit in, and logs in; gives up once cloud-init has failed in the guest and no server
+    /// comes. `notice` is told once what is odd about a guest that is up.
+    ///
+    /// # Errors
+    /// Those of [`wait`](Self::wait) and [`ssh_session`](Self::ssh_session), each with cloud-init's own errors where they are known;
+    /// `Guest` with these alone where they are the reason to give up.
+    pub(crate) async fn enter(
+        &self,
+        name: &VmName,
+        deadline: Instant,
+        guest: Guest,
+        notice: &mut (dyn FnMut(String) + Send),
+    ) -> Result<Session> {
+        let entering = async {
+            self.wait(name, Condition::Ssh, deadline.saturating_duration_since(Instant::now())).await?;
+            self.log_in(name, &Login::default(), deadline, guest).await
+        };
+        let mut last = None;
+        let error = tokio::select! {
+            // What has come in time goes before what speaks against it.
+            biased;
+            entered = entering => match entered {
+                Ok(session) => return Ok(session),
+                Err(error) => error,
+            },
+            error = self.given_up(name, &mut last, notice) => return Err(error),
+        };
+        Err(match last.filter(|evidence| !evidence.errors.is_empty()) {
+            Some(evidence) => with_reason(error, &evidence.told()),
+            None => error,
+        })
+    }
+
+    /// Returns why no SSH server will let vmkit in, once that is known. No event tells how far cloud-init is in a guest that lets
+    /// nobody in, so it is asked again.
+    async fn given_up(
+        &self,
+        name: &VmName,
+        last: &mut Option<Evidence>,
+        notice: &mut (dyn FnMut(String) + Send),
+    ) -> Error {
+        let (mut failed_since, mut up_since, mut is_told) = (None, None, false);
+        loop {
+            sleep_until(Instant::now() + LOOK_AGAIN).await;
+            let Ok(vm) = self.info(name).await else { continue };
+            let Some(evidence) = look(&vm).await else { continue };
+            let now = Instant::now();
+            failed_since = evidence.has_failed().then(|| failed_since.unwrap_or(now));
+            up_since = evidence.is_up.then(|| up_since.unwrap_or(now));
+            let grace = if evidence.is_certain { GRACE.0 } else { GRACE.1 };
+            let is_over = |since: Option<Instant>, grace| since.is_some_and(|since| now - since >= grace);
+            if is_over(failed_since, grace) {
+                let message = format!(
+                    "cloud-init in the VM `{name}` failed, and no SSH server in it lets vmkit in: {}",
+                    evidence.told()
+                );
+                return Error::Backend { message, kind: ErrorKind::Guest, source: None };
+            }
+            let lacks = evidence.lacks();
+            if !is_told && (lacks.is_some() || is_over(up_since, QUIET)) {
+                is_told = true;
+                let sign = lacks
+                    .unwrap_or_else(|| "the guest is up, and its SSH server lets nobody in yet".to_owned());
+                notice(sign);
+            }
+            *last = Some(evidence);
+        }
+    }
+
+    /// Waits until cloud-init has done all that it does, and no reboot that it asked for is to come; returns the session that is
+    /// in force then. `progressed` is told of each stage meanwhile.
+    ///
+    /// # Errors
+    /// `TimedOut`; `InvalidState` where the guest powers itself off; `Guest` where it lets nobody in any more.
+    pub(crate) async fn cloud_init_through(
+        &self,
+        name: &VmName,
+        mut session: Option<Session>,
+        deadline: Instant,
+        mut progressed: impl FnMut(&CloudInit),
+    ) -> Result<(Session, CloudInit)> {
+        let (mut fruitless, began) = (0, Instant::now());
+        // What went wrong before a reboot: the guest forgets it.
+        let (mut errors, mut warnings) = (Vec::new(), Vec::new());
+        loop {
+            let current = match session.take() {
+                Some(session) => session,
+                None => self.again(name, began, deadline).await?,
+            };
+            let mut last = None;
+            let watched = current.watch_cloud_init(deadline, |now| {
+                last = Some(now.clone());
+                progressed(now);
+            });
+            match watched.await {
+                Ok(mut done) => {
+                    done.errors = together(errors, done.errors);
+                    done.warnings = together(warnings, done.warnings);
+                    return Ok((current, done));
+                }
+                // Lost, as by a reboot.
+                Err(Error::Ssh { .. })
+                    if Instant::now() < deadline && (last.is_some() || fruitless < MOST_FRUITLESS) =>
+                {
+                    fruitless = if last.is_none() { fruitless + 1 } else { 0 };
+                    let (earlier, warned) = last.map(|last| (last.errors, last.warnings)).unwrap_or_default();
+                    errors.extend(earlier);
+                    warnings.extend(warned);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Logs in again to a guest whose connection was lost while its cloud-init was at work.
+    async fn again(&self, name: &VmName, began: Instant, deadline: Instant) -> Result<Session> {
+        let error = match self.log_in(name, &Login::default(), deadline, Guest::New).await {
+            Ok(session) => return Ok(session),
+            Err(error) => error,
+        };
+        let awaited = format!("the end of cloud-init in the VM `{name}`");
+        match error {
+            Error::NotLive { state, .. } | Error::Ended { state, .. } => {
+                let awaited = match state {
+                    VmState::Stopped => format!("{awaited}, whose guest powered itself off"),
+                    _ => awaited,
+                };
+                let console = match self.info(name).await {
+                    Ok(vm) => console_tail(&vm).await,
+                    Err(_) => String::new(),
+                };
+                Err(Error::Ended { awaited, state, console })
+            }
+            Error::TimedOut { awaited: what, console, .. } => {
+                let awaited = format!("{awaited}, and after its SSH connection was lost for {what}");
+                Err(Error::TimedOut { awaited, after: began.elapsed(), console })
+            }
+            error => Err(error),
+        }
+    }
+}
+
+/// Joins what was said before with what is said now, each once.
+fn together(mut before: Vec<String>, now: Vec<String>) -> Vec<String> {
+    before.retain(|said| !now.contains(said));
+    before.extend(now);
+    before.dedup();
+    before
+}
+
+/// Adds to an error what is known of cloud-init.
+fn with_reason(error: Error, reason: &str) -> Error {
+    let said = format!("cloud-init in it failed: {reason}");
+    match error {
+        Error::TimedOut { awaited, after, console } => {
+            Error::TimedOut { awaited: format!("{awaited}; {said}"), after, console }
+        }
+        Error::Refused { peer, command, class, description } => {
+            Error::Refused { peer, command, class, description: format!("{description}; {said}") }
+        }
+        error => error,
+    }
+}
+
+/// Finds out how far cloud-init is in a guest that lets nobody in.
+async fn look(vm: &VmHandle) -> Option<Evidence> {
+    #[cfg(all(target_os = "linux", feature = "qemu"))]
+    if let Some(evidence) = asked(vm).await {
+        return Some(evidence);
+    }
+    let log = vm.console_log.as_deref()?;
+    Some(evidence::of_console(&super::tail::this_run(log, vm.console_since.as_ref())?))
+}
+
+/// Asks the guest agent, where it answers and may run programs.
+#[cfg(all(target_os = "linux", feature = "qemu"))]
+async fn asked(vm: &VmHandle) -> Option<Evidence> {
+    let socket = vm.run.as_ref()?.agent.as_ref()?;
+    let deadline = Instant::now() + LOOK_AGAIN;
+    let mut agent = GuestAgent::connect(socket, deadline).await.ok()?;
+    let output = agent.exec("/bin/sh", &["-c", evidence::ASK], None, Instant::now() + ANSWER).await.ok()?;
+    evidence::of_answer(&output.stdout)
+}
