@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{OFlags, fcntl_setfl};
+use rustix::fs::{Access, OFlags, access, fcntl_setfl};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
@@ -50,6 +50,23 @@ impl InputFile {
         let metadata = file.metadata().map_err(Error::io("examine", path))?;
         check(&metadata)?;
         Ok(Self { file, path: found, bytes: metadata.len() })
+    }
+
+    /// Opens a data disk, and refuses one to write to that this user may not write to, or that lies on a read-only file system.
+    ///
+    /// # Errors
+    /// `InvalidInput` on `data_disks`.
+    pub(crate) fn data_disk(path: &Path, readonly: bool) -> Result<Self> {
+        let opened = Self::open("data_disks", path)?;
+        if !readonly && let Err(error) = access(&opened.path, Access::WRITE_OK) {
+            let why = match io::Error::from(error).kind() {
+                io::ErrorKind::ReadOnlyFilesystem => "the file system is read-only",
+                _ => "this user may not write to it",
+            };
+            let why = format!("{why}: add `:ro` to read the disk only, or name another");
+            return Err(Error::invalid("data_disks", path.display(), why));
+        }
+        Ok(opened)
     }
 }
 

@@ -4,6 +4,7 @@ use std::fs::OpenOptions;
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use tokio::sync::watch;
@@ -56,6 +57,9 @@ impl ImageStore {
     ) -> Result<KeptImage> {
         let mut intake = Intake::begin(place, DigestAlgorithm::Sha256, 0)?;
         let InputStream { mut file, path, bytes } = input;
+        // What a pipe gives is nowhere else to be changed.
+        let look = || bytes.map(|_| written(&path)).transpose().map_err(Error::io("examine", &path));
+        let before = look()?;
         let mut done_bytes = 0;
         loop {
             let read = move || {
@@ -83,6 +87,11 @@ impl ImageStore {
             user: import.user,
             firmware: import.firmware,
         };
+        if before != look()? {
+            intake.give_up().await;
+            let why = "the file was written to while it was read: stop what writes to it, such as a VM, and import it again";
+            return Err(Error::invalid("image", &origin.shown, why));
+        }
         let taken = intake.finish().await.map_err(|error| origin.named(error))?;
         self.keep(taken, origin, name).await
     }
@@ -110,6 +119,12 @@ impl ImageStore {
         }
         Ok(found)
     }
+}
+
+/// Returns what a write to a file changes: its length, and when it was written last.
+fn written(path: &Path) -> std::io::Result<(u64, SystemTime)> {
+    let metadata = path.metadata()?;
+    Ok((metadata.len(), metadata.modified()?))
 }
 
 /// Reads a file completely, and returns its checksum; reports to `progress` how much was read.
