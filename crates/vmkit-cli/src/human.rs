@@ -80,7 +80,8 @@ pub(crate) fn details(vm: &VmHandle) -> String {
     }
     if let Some(disk) = spec.disk() {
         let size = disk.size.map_or(String::new(), |size| format!(", {size}"));
-        lines.add("disk", format_args!("{}{size}", disk.image.display()));
+        let made_on = disk.base().map_or("empty".to_owned(), |image| image.display().to_string());
+        lines.add("disk", format_args!("{made_on}{size}"));
     }
     for disk in spec.data_disks() {
         match disk {
@@ -91,6 +92,9 @@ pub(crate) fn details(vm: &VmHandle) -> String {
             }
             _ => {}
         }
+    }
+    if let Some(disc) = spec.cdrom() {
+        lines.add("cdrom", disc.display());
     }
     match spec.network() {
         NetworkConfig::User(user) if user.restrict => lines.add("network", "user, restricted"),

@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::spec::{DataDisk, VmSpec};
+use crate::spec::{DataDisk, RootDisk, VmSpec};
 
 /// What tells a file from all others on this host at one time: its device and its inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,6 +34,8 @@ pub(crate) enum DiskUse {
     Written,
     /// A data disk that the guest only reads.
     Read,
+    /// The disc in the CD-ROM drive.
+    Disc,
 }
 
 impl DiskUse {
@@ -42,6 +44,7 @@ impl DiskUse {
         match self {
             DiskUse::Base => "image",
             DiskUse::Written | DiskUse::Read => "data_disks",
+            DiskUse::Disc => "cdrom",
         }
     }
 }
@@ -57,12 +60,13 @@ pub(crate) struct DiskFile {
 /// Returns the files of a spec's disks that are there, the image first.
 pub(crate) fn disk_files(spec: &VmSpec) -> Vec<DiskFile> {
     let mut named: Vec<(&Path, DiskUse)> = Vec::new();
-    named.extend(spec.disk().map(|disk| (disk.image.as_path(), DiskUse::Base)));
+    named.extend(spec.disk().and_then(RootDisk::base).map(|image| (image, DiskUse::Base)));
     for disk in spec.data_disks() {
         if let DataDisk::Existing { path, readonly } = disk {
             named.push((path, if *readonly { DiskUse::Read } else { DiskUse::Written }));
         }
     }
+    named.extend(spec.cdrom().map(|path| (path, DiskUse::Disc)));
     let found = |(path, used): (&Path, DiskUse)| {
         Some(DiskFile { path: path.to_owned(), id: FileId::of(path)?, used })
     };
@@ -92,7 +96,7 @@ fn twice(first: &Path, first_use: DiskUse, second: &Path, second_use: DiskUse) -
         DiskUse::Base => format!(
             "this is the image of the same VM{named}, which is never written to: name another disk, or add `:ro` to read it only"
         ),
-        DiskUse::Written | DiskUse::Read => {
+        DiskUse::Written | DiskUse::Read | DiskUse::Disc => {
             format!(
                 "the same VM has this disk already{named}, and one of the two writes to it: name a disk once"
             )
@@ -104,7 +108,7 @@ fn twice(first: &Path, first_use: DiskUse, second: &Path, second_use: DiskUse) -
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::{RootDisk, VmName};
+    use crate::spec::VmName;
 
     fn refusal(image: &Path, disks: &[(&Path, bool)]) -> Option<String> {
         let disk = |(path, readonly): &(&Path, bool)| DataDisk::Existing {

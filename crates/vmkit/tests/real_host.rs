@@ -13,12 +13,13 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use tokio::io::AsyncWriteExt;
 use vmkit::spec::{
-    Boot, CloudInitConfig, DataDisk, Firmware, Machine, Mib, RootDisk, UserName, VmSpecBuilder, Vnc,
+    Accel, Boot, CloudInitConfig, DataDisk, Firmware, Machine, Mib, RootDisk, UserName, VmName, VmSpec,
+    VmSpecBuilder, Vnc,
 };
 use vmkit::{ErrorKind, FailureKind, GuestExit, Hypervisor, VmHandle, VmState};
 use vmkit_testkit::guest;
 
-use real::{LONG, Place, agent, booted, in_own_namespaces, pid, started, state_becomes};
+use real::{LONG, Place, agent, booted, console_says, in_own_namespaces, pid, started, state_becomes};
 
 fn tiny(name: &str) -> VmSpecBuilder {
     guest::tiny().spec(name, Machine::Q35, "")
@@ -396,6 +397,64 @@ async fn a_vm_whose_run_file_is_lost_is_still_found_and_ended() {
         assert_eq!(qemu.state(&vm).await.unwrap(), VmState::Running);
         let vm = qemu.stop(&vm, Duration::ZERO).await.unwrap();
         assert!(!qemu.state(&vm).await.unwrap().is_live());
+        qemu.destroy(vm).await.unwrap();
+    }
+}
+
+/// Returns code that a PC's BIOS starts, which prints a word on the first serial port.
+///
+/// `call` and `pop` find where it lies; `cs lodsb` reads the word from behind the code.
+fn boot_code(word: &str) -> Vec<u8> {
+    let mut code =
+        b"\xe8\x00\x00\x5e\x83\xc6\x13\xba\xf8\x03\x2e\xac\x84\xc0\x74\x03\xee\xeb\xf7\xf4\xeb\xfd".to_vec();
+    code.extend(word.as_bytes());
+    code.resize(512, 0);
+    code
+}
+
+/// Writes a disc that boots this code: a primary volume, a boot record, the end of descriptors, a boot catalog, the code.
+///
+/// Source: the El Torito Bootable CD-ROM Format Specification 1.0.
+fn write_boot_disc(path: &Path, word: &str) {
+    const SECTOR: usize = 2048;
+    let mut disc = vec![0; 40 * SECTOR];
+    let mut put = |at: usize, what: &[u8]| disc[at..at + what.len()].copy_from_slice(what);
+    put(16 * SECTOR, b"\x01CD001\x01");
+    put(17 * SECTOR, b"\0CD001\x01EL TORITO SPECIFICATION");
+    put(17 * SECTOR + 0x47, &[19, 0, 0, 0]);
+    put(18 * SECTOR, b"\xffCD001\x01");
+    // The words of the validation entry add up to nothing.
+    put(19 * SECTOR, &[1]);
+    put(19 * SECTOR + 28, &[0xaa, 0x55, 0x55, 0xaa]);
+    // Bootable, no emulation, four sectors of 512 bytes, from sector 20.
+    put(19 * SECTOR + 32, &[0x88, 0, 0, 0, 0, 0, 4, 0, 20, 0, 0, 0]);
+    put(20 * SECTOR, &boot_code(word));
+    fs::write(path, disc).unwrap();
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_disc_is_booted_where_the_disk_has_nothing_to_boot_and_not_before_one_that_has() {
+    let place = Place::new();
+    let qemu = place.hypervisor();
+    let (disc, image) = (place.path().join("disc, 1.iso"), place.path().join("disk.img"));
+    write_boot_disc(&disc, "from the disc\n");
+    let mut sector = boot_code("from the disk\n");
+    sector[510..].copy_from_slice(b"\x55\xaa");
+    sector.resize(1 << 20, 0);
+    fs::write(&image, sector).unwrap();
+    let named =
+        |name: &str| VmSpec::builder(VmName::new(name).unwrap()).accel(Accel::Tcg).cdrom(disc.clone());
+    let empty = named("empty").disk(RootDisk::empty(mib(64))).build().unwrap();
+    let full = named("full").disk(RootDisk { image, size: None }).build().unwrap();
+    let bare = named("bare").build().unwrap();
+    let mut vms = Vec::new();
+    // The disc is all three's at once.
+    for (spec, word) in [(&empty, "from the disc"), (&full, "from the disk"), (&bare, "from the disc")] {
+        let vm = started(&qemu, spec).await;
+        console_says(&vm, word).await;
+        vms.push(vm);
+    }
+    for vm in vms {
         qemu.destroy(vm).await.unwrap();
     }
 }

@@ -17,6 +17,9 @@ use real::{Place, console_says, entries, gone, pid, state_becomes};
 #[tokio::test(flavor = "current_thread")]
 async fn the_real_qemu_accepts_every_golden_command_line() {
     let dir = Place::new();
+    let mut disc = vec![0; 1 << 20];
+    disc[16 * 2048..16 * 2048 + 6].copy_from_slice(b"\x01CD001");
+    std::fs::write(dir.path().join("disc, with comma.iso"), disc).unwrap();
     for (name, bytes) in [("base.img", 8 << 20), ("extra, with comma.img", 1 << 20), ("initrd", 512)] {
         std::fs::write(dir.path().join(name), vec![0x90; bytes]).unwrap();
     }

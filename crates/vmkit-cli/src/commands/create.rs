@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use vmkit::Error;
-use vmkit::image::{ImageInUse, ImageRef, PullPolicy};
+use vmkit::image::{ImageInUse, ImageRef, PullPolicy, firmware_of_disc};
 use vmkit::spec::{Boot, RootDisk, VmName, VmSpec};
 
 use crate::commands::machine::{Options, ZFS, image_path};
@@ -91,12 +91,23 @@ impl Create {
     }
 
     fn spec(&self, found: Option<&ImageInUse>) -> Result<VmSpec, Error> {
-        let firmware = found.and_then(|image| image.firmware);
+        let firmware = match (found, self.options.cdrom()?) {
+            (Some(image), _) => image.firmware,
+            // One that can't be read is refused with all else of the host.
+            (None, Some(disc)) if self.image.is_none() => firmware_of_disc(&disc)?,
+            _ => None,
+        };
         let usual = Boot::Firmware(firmware.unwrap_or(self.options.machine().usual_firmware()));
         let mut spec = self.options.spec(self.name.clone())?.boot(self.options.boot()?.unwrap_or(usual));
         if let Some(image) = &self.image {
             let image = found.map_or_else(|| image_path(image), |found| Ok(found.facts.path.clone()))?;
             spec = spec.disk(RootDisk { image, size: self.options.disk() });
+        } else if let Some(size) = self.options.disk() {
+            if self.options.cdrom()?.is_none() {
+                let why = "a root disk is made of an image, by --image, or empty for what --cdrom installs; --data-disk adds another";
+                return Err(Error::invalid("disk", size, why));
+            }
+            spec = spec.disk(RootDisk::empty(size));
         }
         if let Some(config) = self.options.cloud_init()? {
             spec = spec.cloud_init(config);

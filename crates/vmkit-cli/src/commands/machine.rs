@@ -27,14 +27,19 @@ pub(crate) struct Options {
     /// Sets the guest's memory.
     #[arg(long, value_name = "SIZE", default_value = "512MiB", value_parser = |text: &str| size("memory", text))]
     memory: Mib,
-    /// Sets the size of the root disk, at least the image's [default: the image's].
-    #[arg(long, value_name = "SIZE", requires = "image", value_parser = |text: &str| size("disk", text))]
+    /// Sets the size of the root disk, at least the image's [default: the image's]. Without an image and with --cdrom, makes an
+    /// empty one.
+    #[arg(long, value_name = "SIZE", value_parser = |text: &str| size("disk", text))]
     disk: Option<Mib>,
     /// Adds a disk: a new one of this size, or an image as it is. May be repeated.
     ///
     /// What begins with a digit and has no slash is a size. After :ro the guest may only read.
     #[arg(long = "data-disk", value_name = "SIZE|PATH[:ro]", value_parser = data_disk)]
     data_disks: Vec<DataDisk>,
+    /// Puts this image of a disc, as an installer's .iso is, into a CD-ROM drive: only read, and booted where the disks have
+    /// nothing to boot.
+    #[arg(long, value_name = "FILE")]
+    cdrom: Option<PathBuf>,
     /// Boots this kernel directly.
     #[arg(long, value_name = "PATH")]
     kernel: Option<PathBuf>,
@@ -145,6 +150,11 @@ impl Options {
         self.disk
     }
 
+    /// Returns the image of the disc in its CD-ROM drive.
+    pub(crate) fn cdrom(&self) -> Result<Option<PathBuf>, Error> {
+        self.cdrom.as_deref().map(|disc| absolute("cdrom", disc)).transpose()
+    }
+
     /// Answers the machine.
     pub(crate) fn machine(&self) -> Machine {
         self.machine.into()
@@ -165,6 +175,9 @@ impl Options {
         }
         if let Some(backend) = &self.backend {
             spec = spec.backend(backend.clone());
+        }
+        if let Some(disc) = self.cdrom()? {
+            spec = spec.cdrom(disc);
         }
         let mut options = BackendOptions::default();
         for (key, value) in &self.backend_options {

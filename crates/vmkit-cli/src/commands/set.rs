@@ -48,6 +48,12 @@ struct Wanted {
     /// Grows the root disk to this size.
     #[arg(long, value_name = "SIZE", value_parser = |text: &str| size("disk", text))]
     disk: Option<Mib>,
+    /// Puts this image of a disc into the CD-ROM drive.
+    #[arg(long, value_name = "FILE")]
+    cdrom: Option<PathBuf>,
+    /// Takes the CD-ROM drive away.
+    #[arg(long, conflicts_with = "cdrom")]
+    no_cdrom: bool,
     /// Boots this kernel directly.
     #[arg(long, value_name = "PATH")]
     kernel: Option<PathBuf>,
@@ -130,6 +136,8 @@ impl Wanted {
             cpus,
             memory,
             disk,
+            cdrom,
+            no_cdrom,
             kernel,
             initrd,
             cmdline,
@@ -142,13 +150,15 @@ impl Wanted {
             restrict,
         } = self;
         let sizes = cpus.is_none() && memory.is_none() && disk.is_none();
+        let disc = cdrom.is_none() && !no_cdrom;
         let boots = kernel.is_none() && initrd.is_none() && cmdline.is_none() && firmware.is_none();
         let runs = machine.is_none() && accel.is_none() && vnc.is_none() && run_as.is_none();
-        sizes && boots && runs && network.is_none() && restrict.is_none()
+        sizes && disc && boots && runs && network.is_none() && restrict.is_none()
     }
 
     /// Answers what a VM of this spec shall be.
     fn applied_to(&self, spec: VmSpec) -> Result<VmSpec, Error> {
+        let cdrom = self.cdrom.as_deref().map(|disc| absolute("cdrom", disc)).transpose()?;
         let (boot, network) = (self.boot(spec.boot())?, self.network(spec.network())?);
         let disk = match (self.disk, spec.disk()) {
             (Some(size), None) => {
@@ -172,6 +182,10 @@ impl Wanted {
         builder = with(builder, self.cpus, VmSpecBuilder::cpus);
         builder = with(builder, self.memory, VmSpecBuilder::memory);
         builder = with(builder, disk, VmSpecBuilder::disk);
+        builder = with(builder, cdrom, VmSpecBuilder::cdrom);
+        if self.no_cdrom {
+            builder = builder.without_cdrom();
+        }
         builder = with(builder, boot, VmSpecBuilder::boot);
         builder = with(builder, self.machine.map(Into::into), VmSpecBuilder::machine);
         builder = with(builder, self.accel.map(Into::into), VmSpecBuilder::accel);

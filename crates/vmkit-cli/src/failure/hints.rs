@@ -14,6 +14,10 @@ use super::Whose;
 const IMAGES: &str =
     "`vmkit image ls` lists the images that are here, with --available those that can be had";
 
+/// What helps where a VM has nothing to boot from.
+const NOTHING_TO_BOOT: &str = "`--image debian:12` makes the root disk of an image, `--kernel FILE` boots a kernel, \
+     `--data-disk FILE` boots a disk as it is, `--cdrom FILE` a disc; `vmkit image ls --available` lists the images";
+
 /// What helps where a check of `vmkit doctor` fails.
 pub(super) const DOCTOR: &str = "`vmkit doctor` tells what this host lacks";
 
@@ -49,24 +53,10 @@ pub(super) fn hint(error: &Error, of: Option<&Whose>) -> Option<String> {
         Error::NotFound { what: "hypervisor log of VM", .. } => {
             "the log of a server that somebody else has started is where that keeps it"
         }
-        Error::Invalid { field, expected, .. }
-            if field == "image" && expected.starts_with("no image has this name") =>
-        {
-            IMAGES
-        }
-        Error::Invalid { field, expected, .. }
-            if field == "image" && expected.starts_with("nothing to boot from") =>
-        {
-            "`--image debian:12` makes the root disk of an image, `--kernel FILE` boots a kernel, `--data-disk FILE` boots a disk as it is; \
-             `vmkit image ls --available` lists the images"
-        }
         Error::Invalid { field, value, expected }
-            if field == "image" && expected.ends_with("import it as an image, which unpacks it") =>
+            if field == "image" && of_image(value, expected).is_some() =>
         {
-            let file = shell_word(value);
-            return Some(format!(
-                "`vmkit image import {file} --name NAME` keeps it unpacked, and NAME is the image then"
-            ));
+            return of_image(value, expected);
         }
         Error::Invalid { expected, .. } if expected.ends_with("made anew can be otherwise") => {
             "`vmkit rm` and then `vmkit create` make it anew: its disks are lost"
@@ -167,6 +157,25 @@ fn of_kind(kind: ErrorKind) -> Option<String> {
         _ => return None,
     };
     Some(hint.to_owned())
+}
+
+/// Returns what may be done about an image that was refused.
+fn of_image(image: &str, expected: &str) -> Option<String> {
+    if expected.starts_with("no image has this name") {
+        return Some(IMAGES.to_owned());
+    }
+    if expected.starts_with("nothing to boot from") {
+        return Some(NOTHING_TO_BOOT.to_owned());
+    }
+    let file = shell_word(image);
+    if expected.ends_with("import it as an image, which unpacks it") {
+        return Some(format!(
+            "`vmkit image import {file} --name NAME` keeps it unpacked, and NAME is the image then"
+        ));
+    }
+    expected.contains("give it as `cdrom`").then(|| {
+        format!("`vmkit create NAME --cdrom {file} --disk 20GiB --start` boots it beside an empty disk")
+    })
 }
 
 /// Quotes a word for a shell, where it needs that.

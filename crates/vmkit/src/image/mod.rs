@@ -34,6 +34,7 @@ mod credential_helper;
 mod credentials;
 #[cfg(feature = "images")]
 mod digest;
+mod disc;
 #[cfg(feature = "images")]
 mod disk;
 #[cfg(feature = "images")]
@@ -85,6 +86,10 @@ mod test_server;
 
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 pub use create::{MAX_DISK_BYTES, create_blank, create_overlay, grow_disk};
+pub(crate) use disc::check_disc;
+pub use disc::firmware_of_disc;
+#[cfg(any(feature = "images", all(target_os = "linux", feature = "qemu")))]
+pub(crate) use disc::refuse_disc;
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 pub(crate) use identity::ImageIdentity;
 #[cfg(any(feature = "propolis", all(target_os = "linux", feature = "qemu")))]

@@ -177,6 +177,7 @@ impl ImageStore {
         let facts = match image {
             ImageRef::Path(path) => {
                 let facts = inspect(path)?;
+                super::refuse_disc(&facts.path, &path.display().to_string())?;
                 check_arch(path, super::arch::of_disk(&facts)?, arch)?;
                 Some(facts)
             }

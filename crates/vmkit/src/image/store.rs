@@ -348,6 +348,7 @@ impl ImageStore {
             Some(id) => self.hold(id, Hold::Shared).await?,
             None => None,
         };
+        super::refuse_disc(&facts.path, &path.display().to_string())?;
         let (arch, firmware) = (super::arch::of_disk(&facts)?, super::arch::firmware_of_disk(&facts)?);
         let name = path.display().to_string();
         if is_text(&facts) {
@@ -368,6 +369,7 @@ impl ImageStore {
         if is_text(&facts) {
             tracing::warn!("{} is a text, and is taken as the bytes of a disk", name.source);
         }
+        super::refuse_disc(&facts.path, &origin.shown)?;
         let found = super::arch::of_disk(&facts).map_err(|error| origin.named(error))?;
         if let Some(found) = found.filter(|found| *found != name.arch) {
             let why =

@@ -4,6 +4,7 @@ use super::VmManager;
 use crate::error::{Error, Result};
 use crate::handle::BackendTag;
 use crate::hypervisor::Hypervisor;
+use crate::image::check_disc;
 use crate::input_file::InputFile;
 use crate::kernel_file::{check_initrd, check_kernel};
 use crate::lifecycle::{FailureKind, VmState};
@@ -44,10 +45,11 @@ impl<H: Hypervisor + 'static> VmManager<H> {
             kernel.initrd.as_deref().map_or(Ok(()), check_initrd)?;
         }
         for disk in spec.data_disks() {
-            if let DataDisk::Existing { path, .. } = disk {
-                InputFile::open("data_disks", path)?;
+            if let DataDisk::Existing { path, readonly } = disk {
+                InputFile::data_disk(path, *readonly)?;
             }
         }
+        spec.cdrom().map_or(Ok(()), check_disc)?;
         self.check_disks(spec)?;
         #[cfg(all(target_os = "linux", feature = "qemu"))]
         {

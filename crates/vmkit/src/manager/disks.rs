@@ -25,8 +25,10 @@ impl<H: Hypervisor + 'static> VmManager<H> {
             return Ok(());
         }
         check_apart(spec)?;
-        let wanted: Vec<DiskFile> =
-            disk_files(spec).into_iter().filter(|file| file.used != DiskUse::Read).collect();
+        let wanted: Vec<DiskFile> = disk_files(spec)
+            .into_iter()
+            .filter(|file| matches!(file.used, DiskUse::Base | DiskUse::Written))
+            .collect();
         if wanted.is_empty() {
             return Ok(());
         }
@@ -85,16 +87,19 @@ fn refuse_of_other(wanted: &[DiskFile], name: &VmName, other: &[DiskFile]) -> Re
             theirs.id == file.id
                 && matches!(
                     (file.used, theirs.used),
-                    (DiskUse::Base, DiskUse::Written) | (DiskUse::Written, DiskUse::Base)
+                    (DiskUse::Base, DiskUse::Written) | (DiskUse::Written, DiskUse::Base | DiskUse::Disc)
                 )
         };
         let Some(theirs) = other.iter().find(is_in_the_way) else { continue };
         let spelling = named(&theirs.path, &file.path);
-        let why = match file.used {
-            DiskUse::Base => format!(
+        let why = match theirs.used {
+            DiskUse::Written => format!(
                 "the VM `{name}` has this file as a data disk{spelling} and writes to it, so no disk can be made on it: copy it first"
             ),
-            DiskUse::Written | DiskUse::Read => format!(
+            DiskUse::Disc => format!(
+                "the VM `{name}` has this file in its CD-ROM drive{spelling}, so nothing may write to it: add `:ro` to read it only"
+            ),
+            DiskUse::Base | DiskUse::Read => format!(
                 "the disk of the VM `{name}` is made on this image{spelling}, so nothing may write to it: add `:ro` to read it \
                  only, or copy it"
             ),

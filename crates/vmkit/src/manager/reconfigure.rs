@@ -53,7 +53,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         let mut changed = record.clone();
         let vm = &mut changed.handle;
         let (spec, changed_fields) = wanted(vm, edit)?;
-        if changed_fields.iter().any(|change| change.field == "data_disks") {
+        if changed_fields.iter().any(|change| ["data_disks", "cdrom"].contains(&change.field)) {
             self.check_disks(&spec)?;
         }
         let mut differing = changes(&vm.spec, &spec, false).into_iter();

@@ -19,7 +19,7 @@ use super::{Guests, Options, ProjectManager, chosen, dependencies, with_dependen
 use crate::error::{Error, Result};
 use crate::forwarding::PortForwarding;
 use crate::handle::VmHandle;
-use crate::image::{ImageInUse, PullPolicy, PullProgress};
+use crate::image::{ImageInUse, PullPolicy, PullProgress, firmware_of_disc};
 use crate::lifecycle::VmState;
 use crate::span::{about, operation, within};
 use crate::spec::{Applies, Change, GuestAccess, NetworkConfig, PortForward, VmSpec};
@@ -215,7 +215,11 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
         let image = self.image().await?;
         let mut found = OnHost {
             image: image.as_ref().map(|image| image.facts.path.clone()),
-            firmware: image.as_ref().and_then(|image| image.firmware),
+            firmware: match (&image, self.machine.cdrom()) {
+                (Some(image), _) => image.firmware,
+                (None, Some(disc)) => firmware_of_disc(disc)?,
+                (None, None) => None,
+            },
             access: None,
         };
         let mut spec = self.machine.spec(found.clone())?;

@@ -6,7 +6,7 @@
 //! | --- | --- |
 //! | `labels` | at once |
 //! | `forwards` | at once where the backend can while the VM runs, else at the next start |
-//! | `cpus`, `memory`, `machine` of the same instruction set, `accel`, `kernel`, `initrd`, `cmdline`, `network`, `restrict`, `vnc`, `console_log`, `run_as`, whether a data disk is read only | at the next start |
+//! | `cpus`, `memory`, `machine` of the same instruction set, `accel`, `kernel`, `initrd`, `cmdline`, `network`, `restrict`, `vnc`, `console_log`, `run_as`, `cdrom`, whether a data disk is read only | at the next start |
 //! | `disk`, to a larger size | at the next start |
 //! | `firmware`, from UEFI to BIOS or from either to a kernel | at the next start |
 //! | `image`, `disk` to a smaller size, `data_disks`, `cloud_init`, `backend`, `backend_options`, `machine` of another instruction set, `firmware` to UEFI, `network` from none where there is cloud-init | only when the VM is recreated |
@@ -75,6 +75,7 @@ pub fn changes(recorded: &VmSpec, wanted: &VmSpec, live: bool) -> Vec<Change> {
         accel,
         disk,
         data_disks,
+        cdrom,
         network,
         cloud_init,
         vnc,
@@ -98,6 +99,8 @@ pub fn changes(recorded: &VmSpec, wanted: &VmSpec, live: bool) -> Vec<Change> {
     found.note("accel", lower(accel), lower(&to.accel), Applies::NextStart);
     found.image((disk, labels), (&to.disk, &to.labels));
     found.data_disks(data_disks, &to.data_disks);
+    let disc = |path: &Option<std::path::PathBuf>| shown(path.as_ref().map(|path| path.display()).as_ref());
+    found.note("cdrom", disc(cdrom), disc(&to.cdrom), Applies::NextStart);
     found.network(network, &to.network, live, cloud_init.is_some());
     found.cloud_init(cloud_init.as_ref(), to.cloud_init.as_ref());
     found.note("vnc", lower(vnc), lower(&to.vnc), Applies::NextStart);
@@ -326,6 +329,8 @@ mod tests {
                 "data_disks",
                 NextStart,
             ),
+            (base(), base().cdrom("/x.iso".into()), "cdrom", NextStart),
+            (base().cdrom("/x.iso".into()), base(), "cdrom", NextStart),
             (base(), base().boot(Boot::Firmware(Firmware::Uefi)), "firmware", Anew),
             (base().boot(Boot::Firmware(Firmware::Uefi)), base(), "firmware", NextStart),
             (base().boot(kernel("/a")), base().boot(kernel("/b")), "kernel", NextStart),

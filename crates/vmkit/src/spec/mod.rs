@@ -19,6 +19,8 @@ pub(crate) mod yaml;
 #[cfg(feature = "cloud-init")]
 mod yaml_tree;
 
+use std::path::{Path, PathBuf};
+
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -60,6 +62,8 @@ pub struct VmSpecBuilder {
     accel: Accel,
     disk: Option<RootDisk>,
     data_disks: Vec<DataDisk>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cdrom: Option<PathBuf>,
     network: NetworkConfig,
     cloud_init: Option<CloudInitConfig>,
     vnc: Vnc,
@@ -106,6 +110,7 @@ impl VmSpec {
             accel: Accel::default(),
             disk: None,
             data_disks: Vec::new(),
+            cdrom: None,
             network: NetworkConfig::default(),
             cloud_init: None,
             vnc: Vnc::default(),
@@ -171,6 +176,11 @@ impl VmSpec {
     /// Answers the further disks.
     pub fn data_disks(&self) -> &[DataDisk] {
         &self.0.data_disks
+    }
+
+    /// Returns the image of the disc in the CD-ROM drive, where the VM has one.
+    pub fn cdrom(&self) -> Option<&Path> {
+        self.0.cdrom.as_deref()
     }
 
     /// Answers the network.
@@ -316,6 +326,8 @@ impl VmSpecBuilder {
         disk: RootDisk,
         /// Sets the further disks.
         data_disks: Vec<DataDisk>,
+        /// Sets the image of the disc in a CD-ROM drive: only read, and booted where the disks before it have nothing to boot.
+        cdrom: PathBuf,
         /// Sets the network.
         network: NetworkConfig,
         /// Sets what cloud-init is told.
@@ -330,6 +342,12 @@ impl VmSpecBuilder {
         labels: Labels,
         /// Sets what only its backend understands.
         backend_options: BackendOptions,
+    }
+
+    /// Takes the CD-ROM drive away.
+    pub fn without_cdrom(mut self) -> Self {
+        self.cdrom = None;
+        self
     }
 
     /// Checks the whole and answers the spec.
@@ -355,6 +373,7 @@ impl VmSpecBuilder {
             return Err(Error::invalid("data_disks", self.data_disks.len(), bound));
         }
         self.check_boot()?;
+        self.check_cdrom()?;
         self.check_forwards()?;
         self.cloud_init.as_ref().map_or(Ok(()), CloudInitConfig::check_fields)?;
         Ok(VmSpec(self))
@@ -379,7 +398,7 @@ impl VmSpecBuilder {
                 "bios",
                 "the virt machine has none: take uefi or give a kernel",
             )),
-            (Boot::Firmware(_), _) if self.disk.is_none() && self.data_disks.is_empty() => {
+            (Boot::Firmware(_), _) if self.has_nothing_to_boot() => {
                 Err(Error::invalid("image", "", "nothing to boot from: give an image, or a kernel"))
             }
             (Boot::Firmware(_), _) => Ok(()),
@@ -398,6 +417,10 @@ impl VmSpecBuilder {
                 let why = "this is the image of the same VM, which is never written to: name another disk, or add `:ro` to read it only";
                 return Err(Error::invalid("data_disks", path.display(), why));
             }
+            if self.cdrom.as_ref() == Some(path) && !readonly {
+                let why = "the same VM has this file in its CD-ROM drive, and would write to it: add `:ro`, or name another disk";
+                return Err(Error::invalid("data_disks", path.display(), why));
+            }
             let is_same =
                 |(other, other_readonly): &&(_, bool)| other == path && !(*readonly && *other_readonly);
             if disks[..index].iter().any(|other| is_same(&other)) {
@@ -407,6 +430,28 @@ impl VmSpecBuilder {
             }
         }
         Ok(())
+    }
+
+    fn has_nothing_to_boot(&self) -> bool {
+        // An empty disk has a system once one was installed, and then needs no disc any more.
+        self.disk.is_none() && self.data_disks.is_empty() && self.cdrom.is_none()
+    }
+
+    fn check_cdrom(&self) -> Result<()> {
+        if let Some(disk) = self.disk.as_ref().filter(|disk| disk.base().is_none() && disk.size.is_none()) {
+            return Err(Error::invalid(
+                "disk",
+                disk.image.display(),
+                "an empty disk needs a size, such as 20GiB",
+            ));
+        }
+        match (&self.cdrom, self.machine) {
+            (Some(path), Machine::Microvm) => {
+                let why = "the microvm machine has no CD-ROM drive: take q35, or add the file to data_disks with `:ro`";
+                Err(Error::invalid("cdrom", path.display(), why))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn check_forwards(&self) -> Result<()> {

@@ -251,6 +251,11 @@ impl MachinePlan {
         self.spec.machine()
     }
 
+    /// Returns the image of the disc in its CD-ROM drive, where it has one.
+    pub fn cdrom(&self) -> Option<&Path> {
+        self.spec.cdrom()
+    }
+
     /// Returns the network of its guest.
     pub fn network(&self) -> &NetworkConfig {
         self.spec.network()
@@ -263,7 +268,7 @@ impl MachinePlan {
     /// image that none was found for.
     pub fn spec(&self, found: Found) -> Result<VmSpec> {
         let mut builder = VmSpecBuilder::from(self.spec.clone());
-        if let Some(disk) = self.spec.disk() {
+        if let Some(disk) = self.spec.disk().filter(|disk| disk.base().is_some()) {
             let image = found.image.ok_or_else(|| {
                 let image = self.image.as_deref().unwrap_or_default();
                 Error::invalid("image", image, "it is not there yet: pull it first")
@@ -298,7 +303,7 @@ impl MachinePlan {
         let spec = self.spec(Found {
             image: recorded
                 .disk()
-                .map(|disk| disk.image.clone())
+                .and_then(|disk| disk.base().map(Path::to_owned))
                 .or_else(|| self.image.as_ref().map(PathBuf::from)),
             firmware,
             access: recorded.cloud_init().and_then(|config| config.access.clone()),
@@ -330,6 +335,7 @@ impl MachinePlan {
             files.push(("kernel".to_owned(), kernel.path.clone()));
             files.extend(kernel.initrd.clone().map(|initrd| ("initrd".to_owned(), initrd)));
         }
+        files.extend(self.spec.cdrom().map(|path| ("cdrom".to_owned(), path.to_owned())));
         for (index, disk) in self.spec.data_disks().iter().enumerate() {
             if let DataDisk::Existing { path, .. } = disk {
                 files.push((format!("data_disks[{index}]"), path.clone()));

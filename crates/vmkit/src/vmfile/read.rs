@@ -310,10 +310,13 @@ impl<'a> Fields<'a> {
 const ELSEWHERE: &[(&str, &str)] = &[
     ("base", "image"),
     ("box", "image"),
+    ("cd", "cdrom"),
     ("cpu", "cpus"),
     ("disks", "data_disks"),
     ("env", "provision.env"),
+    ("dvd", "cdrom"),
     ("hostname", "cloud_init.hostname"),
+    ("iso", "cdrom"),
     ("machines", "machine"),
     ("mem", "memory"),
     ("packages", "cloud_init.packages"),

@@ -282,8 +282,13 @@ impl Resolver<'_> {
         }
         if let Some(image) = image {
             builder = builder.disk(RootDisk { image: image.into(), size: raw.disk });
+        } else if let (Some(size), Some(_)) = (raw.disk, &raw.cdrom) {
+            builder = builder.disk(RootDisk::empty(size));
         } else if raw.disk.is_some() {
             self.needs("disk", "image", at);
+        }
+        if let Some(disc) = &raw.cdrom {
+            builder = builder.cdrom(self.absolute(&disc.0));
         }
         if let Some(backend) = &raw.backend {
             builder = builder.backend(backend.clone());

@@ -84,6 +84,10 @@ fn wanted_disks(machines: &[MachinePlan]) -> Vec<Wanted<'_, Disk<'_>>> {
             let what = Disk { path: Path::new(image), is_readonly: true };
             all.push(Wanted { what, machine: &machine.name, place: machine.place("image") });
         }
+        if let Some(path) = machine.spec.cdrom() {
+            let what = Disk { path, is_readonly: true };
+            all.push(Wanted { what, machine: &machine.name, place: machine.place("cdrom") });
+        }
         for (index, disk) in machine.spec.data_disks().iter().enumerate() {
             if let DataDisk::Existing { path, readonly } = disk {
                 let place = machine.place(&format!("data_disks[{index}]"));

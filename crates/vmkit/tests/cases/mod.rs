@@ -38,7 +38,7 @@ fn disk(dir: &Path) -> RootDisk {
     RootDisk { image: dir.join("base.img"), size: Some(mib(64)) }
 }
 
-/// Returns all cases; `dir` has `base.img`, `extra, with comma.img`, `vmlinuz` and `initrd`.
+/// Returns all cases; `dir` has `base.img`, `extra, with comma.img`, `disc, with comma.iso`, `vmlinuz` and `initrd`.
 pub(crate) fn cases(dir: &Path) -> Vec<Case> {
     let existing: PathBuf = dir.join("extra, with comma.img");
     let forwards = ["127.0.0.1:18080:80", "5353/udp", "22"].map(|text| text.parse().expect("a forward"));
@@ -64,6 +64,22 @@ pub(crate) fn cases(dir: &Path) -> Vec<Case> {
         ("microvm-kernel-disk", named("e").boot(kernel(dir)).machine(Machine::Microvm).disk(disk(dir))),
         ("virt-kernel", named("f").boot(kernel(dir)).machine(Machine::Virt).disk(disk(dir))),
         ("virt-uefi", named("g").boot(Boot::Firmware(Firmware::Uefi)).machine(Machine::Virt).disk(disk(dir))),
+        (
+            "q35-cdrom",
+            named("i")
+                .disk(RootDisk::empty(mib(64)))
+                .cdrom(dir.join("disc, with comma.iso"))
+                .cloud_init(CloudInitConfig::default()),
+        ),
+        ("q35-kernel-cdrom", named("j").boot(kernel(dir)).cdrom(dir.join("disc, with comma.iso"))),
+        (
+            "virt-cdrom",
+            named("k")
+                .boot(Boot::Firmware(Firmware::Uefi))
+                .machine(Machine::Virt)
+                .disk(RootDisk::empty(mib(64)))
+                .cdrom(dir.join("disc, with comma.iso")),
+        ),
         ("q35-another-user", named("h").boot(kernel(dir)).run_as(UserName::new("nobody").expect("a user"))),
     ];
     all.map(|(name, builder)| Case { name, spec: builder.build().expect("a test's spec is valid") }).into()

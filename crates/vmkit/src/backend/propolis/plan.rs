@@ -148,6 +148,12 @@ pub(super) fn check(spec: &VmSpec, options: &Options) -> Result<()> {
         let bound = "a Propolis server runs as whoever runs vmkit, with the privileges of pfexec";
         return Err(Error::invalid("run_as", user, bound));
     }
+    if spec.cdrom().is_some() {
+        return Err(never("a CD-ROM drive (`cdrom`): give the file as a data disk with `:ro`"));
+    }
+    if spec.disk().is_some_and(|disk| disk.base().is_none()) {
+        return Err(never("an empty root disk: give an `image`, or the size as a data disk"));
+    }
     let disks = usize::from(spec.disk().is_some()) + spec.data_disks().len();
     if disks > MOST_DISKS {
         return Err(Error::invalid(

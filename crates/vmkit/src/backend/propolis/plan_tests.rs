@@ -162,6 +162,13 @@ fn what_a_propolis_can_not_have_is_refused_by_field_value_and_bound() {
     assert!(refusal(there(&[], NetworkConfig::None).disk(zfs)).contains("/dev/zvol/rdsk/POOL/NAME"));
     let fresh = there(&[], NetworkConfig::None).data_disks(vec![DataDisk::Fresh { size: size(64) }]);
     assert!(refusal(fresh).starts_with("data_disks: \"64MiB\""));
+    let disc = refusal(raw().cdrom("/images/installer.iso".into()));
+    assert_eq!(
+        disc,
+        "the backend `propolis` does not support a CD-ROM drive (`cdrom`): give the file as a data disk with `:ro`"
+    );
+    let empty = refusal(raw().disk(RootDisk::empty(size(1024))));
+    assert!(empty.contains("does not support an empty root disk"), "{empty}");
     for name in ["x".repeat(31) + "0", "igb".to_owned(), "0".to_owned(), "a b0".to_owned()] {
         assert!(LinkName::new(&name).is_err(), "{name}");
     }

@@ -125,8 +125,18 @@ fn disks(spec: &VmSpec, layout: &Layout, media: &Media, args: &mut Args) {
             }
         }
     }
+    let disc_order = spec.cdrom().and_then(|_| order.next().flatten());
+    if let Some(disc) = spec.cdrom() {
+        Blockdev { node: "cdrom", format: ImageFormat::Raw, path: disc, readonly: true }.add_to(args);
+        if machine == Machine::Virt {
+            Device::ScsiBus.add_to(machine, args);
+        }
+        Device::Disc { node: "cdrom", bootindex: disc_order }.add_to(machine, args);
+    }
     if spec.cloud_init().is_some() {
-        add("seed", ImageFormat::Raw, &layout.seed(), true);
+        let seed = layout.seed();
+        Blockdev { node: "seed", format: ImageFormat::Raw, path: &seed, readonly: true }.add_to(args);
+        Device::Disk { node: "seed", bootindex: order.next().flatten() }.add_to(machine, args);
     }
 }
 

@@ -7,10 +7,10 @@ use std::path::Path;
 use super::facts::Media;
 use crate::disk_files::check_apart;
 use crate::error::{Error, Result};
-use crate::image::{ImageFormat, ImageIdentity, inspect_for};
+use crate::image::{ImageFormat, ImageIdentity, check_disc, inspect_for};
 use crate::input_file::InputFile;
 use crate::kernel_file::{check_initrd, check_kernel};
-use crate::spec::{Boot, DataDisk, VmSpec};
+use crate::spec::{Boot, DataDisk, RootDisk, VmSpec};
 
 /// Checks the files of a VM that is about to start, and returns the identity of its image to note from now on.
 ///
@@ -29,17 +29,18 @@ pub(super) async fn check_files(
         kernel.initrd.as_deref().map_or(Ok(()), check_initrd)?;
     }
     for (index, disk) in spec.data_disks().iter().enumerate() {
-        if let DataDisk::Existing { path, .. } = disk {
+        if let DataDisk::Existing { path, readonly } = disk {
+            InputFile::data_disk(path, *readonly)?;
             check_data_disk(path, media.data_formats.get(index).copied().flatten())?;
         }
     }
+    spec.cdrom().map_or(Ok(()), check_disc)?;
     check_apart(spec)?;
     check_base(spec, noted).await
 }
 
-/// Refuses a data disk that is gone. What a raw one holds is the guest's, so its bytes do not count.
+/// Refuses a data disk that is no qcow2 any more. What a raw one holds is the guest's, so its bytes do not count.
 fn check_data_disk(path: &Path, format: Option<ImageFormat>) -> Result<()> {
-    InputFile::open("data_disks", path)?;
     if format != Some(ImageFormat::Qcow2) || inspect_for("data_disks", path)?.format == ImageFormat::Qcow2 {
         return Ok(());
     }
@@ -48,21 +49,17 @@ fn check_data_disk(path: &Path, format: Option<ImageFormat>) -> Result<()> {
 }
 
 async fn check_base(spec: &VmSpec, noted: Option<&ImageIdentity>) -> Result<Option<ImageIdentity>> {
-    let Some(disk) = spec.disk() else { return Ok(None) };
+    let Some(image) = spec.disk().and_then(RootDisk::base) else { return Ok(None) };
     let vm = spec.name();
     let Some(noted) = noted else {
-        return InputFile::open("image", &disk.image)
-            .map(|_| None)
-            .map_err(|error| needed(vm.as_str(), error));
+        return InputFile::open("image", image).map(|_| None).map_err(|error| needed(vm.as_str(), error));
     };
-    let (path, noted) = (disk.image.clone(), noted.clone());
+    let (path, noted) = (image.to_owned(), noted.clone());
     // A whole image may have to be read.
     let compared = tokio::task::spawn_blocking(move || noted.compared(&path));
     match compared.await.expect("comparing does not panic").map_err(|error| needed(vm.as_str(), error))? {
         Ok(now) => Ok(Some(now)),
-        Err(change) => {
-            Err(Error::invalid("image", disk.image.display(), change.refusal(vm.as_str(), &disk.image)))
-        }
+        Err(change) => Err(Error::invalid("image", image.display(), change.refusal(vm.as_str(), image))),
     }
 }
 
@@ -84,8 +81,8 @@ fn needed(vm: &str, error: Error) -> Error {
 /// # Errors
 /// As [`ImageIdentity::of`].
 pub(super) async fn identity_of_base(spec: &VmSpec) -> Result<Option<ImageIdentity>> {
-    let Some(disk) = spec.disk() else { return Ok(None) };
-    let path = disk.image.clone();
+    let Some(image) = spec.disk().and_then(RootDisk::base) else { return Ok(None) };
+    let path = image.to_owned();
     let read = tokio::task::spawn_blocking(move || ImageIdentity::of(&path));
     read.await.expect("reading does not panic").map(Some)
 }

@@ -111,8 +111,11 @@ pub(crate) fn plan(spec: &VmSpec, id: Uuid, layout: &Layout, facts: &QemuFacts, 
 fn prepare_steps(spec: &VmSpec, layout: &Layout, facts: &QemuFacts) -> Vec<PrepareStep> {
     let mut steps = vec![PrepareStep::Directory { path: layout.work.clone() }];
     if let Some(disk) = spec.disk() {
-        let (image, path) = (disk.image.clone(), layout.root_disk());
-        steps.push(PrepareStep::Overlay { image, path, size: disk.size });
+        let path = layout.root_disk();
+        match (disk.base(), disk.size) {
+            (None, Some(size)) => steps.push(PrepareStep::Disk { path, size }),
+            _ => steps.push(PrepareStep::Overlay { image: disk.image.clone(), path, size: disk.size }),
+        }
     }
     for (index, disk) in spec.data_disks().iter().enumerate() {
         if let DataDisk::Fresh { size } = disk {

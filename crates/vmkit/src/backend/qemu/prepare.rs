@@ -17,10 +17,11 @@ use crate::cloud_init::SeedOf;
 use crate::disk_files::check_apart;
 use crate::error::{Error, Result};
 use crate::host::ports::{port_holder, port_is_free};
-use crate::image::{ImageFacts, create_blank, create_overlay, inspect, inspect_for};
+use crate::image::{ImageFacts, check_disc, create_blank, create_overlay, inspect, inspect_for, refuse_disc};
+use crate::input_file::InputFile;
 use crate::kernel_file::{check_initrd, check_kernel};
 use crate::network::{MacAddr, check_bridge};
-use crate::spec::{Boot, DataDisk, NetworkConfig, PortForward, VmSpec};
+use crate::spec::{Boot, DataDisk, NetworkConfig, PortForward, RootDisk, VmSpec};
 use crate::steps::step;
 
 /// More than an owner's mark has: an id, and the end of the line.
@@ -37,10 +38,20 @@ pub(super) struct Looked {
 /// # Errors
 /// `InvalidInput` with the field and the path.
 pub(super) fn look_at_files(spec: &VmSpec) -> Result<Looked> {
-    let root = spec.disk().map(|disk| inspect(&disk.image)).transpose()?;
+    let root = spec.disk().and_then(RootDisk::base).map(inspect).transpose()?;
+    if let Some(root) = &root {
+        refuse_disc(&root.path, &root.path.display().to_string())?;
+    }
+    if let Some(disc) = spec.cdrom() {
+        check_absolute("cdrom", disc)?;
+        check_disc(disc)?;
+    }
     let formats = spec.data_disks().iter().map(|disk| match disk {
         DataDisk::Fresh { .. } => Ok(None),
-        DataDisk::Existing { path, .. } => inspect_for("data_disks", path).map(|facts| Some(facts.format)),
+        DataDisk::Existing { path, readonly } => {
+            InputFile::data_disk(path, *readonly)?;
+            inspect_for("data_disks", path).map(|facts| Some(facts.format))
+        }
     });
     let data_formats = formats.collect::<Result<_>>()?;
     check_apart(spec)?;

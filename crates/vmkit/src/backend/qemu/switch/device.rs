@@ -49,6 +49,13 @@ pub(crate) enum Device<'a> {
         node: &'a str,
         bootindex: Option<u32>,
     },
+    /// The CD-ROM drive: the PC's own SATA controller has it, elsewhere a SCSI bus.
+    Disc {
+        node: &'a str,
+        bootindex: Option<u32>,
+    },
+    /// The bus of a CD-ROM drive where the machine has none of its own.
+    ScsiBus,
     Net {
         mac: MacAddr,
     },
@@ -74,6 +81,14 @@ impl Device<'_> {
                 .with("id", format!("{node}-dev"))
                 .with("serial", node)
                 .with_some("bootindex", bootindex.map(|index| index.to_string())),
+            Device::Disc { node, bootindex } => match machine {
+                Machine::Virt => Props::new("scsi-cd").with("bus", "scsi0.0"),
+                Machine::Q35 | Machine::Microvm => Props::new("ide-cd").with("bus", "ide.0"),
+            }
+            .with("drive", node)
+            .with("id", format!("{node}-dev"))
+            .with_some("bootindex", bootindex.map(|index| index.to_string())),
+            Device::ScsiBus => virtio("scsi").with("id", "scsi0"),
             Device::Net { mac } => {
                 let nic =
                     virtio("net").with("netdev", "net0").with("id", "net0-dev").with("mac", mac.to_string());
