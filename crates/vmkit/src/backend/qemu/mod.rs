@@ -531,8 +531,14 @@ impl Hypervisor for QemuHypervisor {
             Found::Launching | Found::Starting(_) => {
                 Err(Error::Busy { what: format!("VM `{}`", vm.name()), holder: None })
             }
-            // Nothing can be asked, and the guest may be reached all the same: it is as it was last known to be.
-            Found::Live(_) if !status::monitor(&layout).exists() => Ok(status::recorded(vm)),
+            // A QEMU that is ending removes its sockets first. Else nothing can be asked, and the guest may be reached all the same: it
+            // is as it was last known to be.
+            Found::Live(process) if !status::monitor(&layout).exists() => {
+                match process.wait(Instant::now() + ENDING_LIMIT).await? {
+                    true => ended_now(&layout).await,
+                    false => Ok(status::recorded(vm)),
+                }
+            }
             Found::Live(process) => match status::ask(vm, &layout).await {
                 Ok(state) => Ok(state),
                 // A QEMU that is ending closes its monitor first: what counts then is how it ends.

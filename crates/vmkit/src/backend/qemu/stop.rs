@@ -7,6 +7,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use tokio::time::{Instant, timeout_at};
 
+use super::ENDING_LIMIT;
 use super::layout::Layout;
 use super::qmp::client::{QmpClient, RunState};
 use super::status;
@@ -37,12 +38,17 @@ pub(super) async fn stop(vm: &VmHandle, layout: &Layout, timeout: Duration) -> R
     let can_ask = status::monitor(layout).exists();
     if let Found::Live(process) = process::look(&layout.place()).await?
         && !timeout.is_zero()
-        && can_ask
-        && ask_guest(vm, layout, &process, deadline).await?
     {
-        process::settled(&layout.place()).await?;
-        mark_asked(layout);
-        return Ok(());
+        let has_ended = match can_ask {
+            true => ask_guest(vm, layout, &process, deadline).await?,
+            // It may be about to end, and have removed its sockets already.
+            false => process.wait(deadline.min(Instant::now() + ENDING_LIMIT)).await?,
+        };
+        if has_ended {
+            process::settled(&layout.place()).await?;
+            mark_asked(layout);
+            return Ok(());
+        }
     }
     // Not before: if this is cut off while the guest is asked, a later kill from outside is still one from outside.
     mark_asked(layout);
