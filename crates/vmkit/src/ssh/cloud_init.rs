@@ -94,6 +94,9 @@ stops() {
     PreparingForShutdown 2>/dev/null) in *true*) return 0;; esac
   return 1
 }
+powers() {
+  sudo -n cat /var/lib/cloud/instance/cloud-config.txt 2>/dev/null | grep -q '^power_state:'
+}
 later() {
   usec=$(sed -n 's/^USEC=//p' /run/systemd/shutdown/scheduled 2>/dev/null)
   [ -n \"$usec\" ] || return 1
@@ -112,6 +115,14 @@ while waits && [ $tries -lt 300 ]; do
   tries=$((tries + 1))
   rest
 done
+# From the word to logind until the system stops is a second or more.
+tries=0
+if powers; then
+  until later || stops || [ $tries -ge 20 ]; do
+    tries=$((tries + 1))
+    rest
+  done
+fi
 while later || stops; do
   printf '\\002%s\\0' \"${left-}\"
   left=
@@ -275,9 +286,9 @@ mod tests {
     /// What the loop is about to look at, below a directory of its own, and the loop.
     fn watch(dir: &Path, systemctl: &str) -> std::process::Child {
         let script = WATCH.replace("/run/", &format!("{}/", dir.display())).replace("/proc/", "/nowhere/");
+        let script = script.replace("/var/lib/cloud/", &format!("{}/", dir.display()));
         fs::write(dir.join("systemctl"), systemctl).unwrap();
-        // As a guest without it.
-        fs::write(dir.join("sudo"), "#!/bin/sh\nexit 1\n").unwrap();
+        fs::write(dir.join("sudo"), "#!/bin/sh\nshift\nexec \"$@\"\n").unwrap();
         for program in ["systemctl", "sudo"] {
             fs::set_permissions(dir.join(program), PermissionsExt::from_mode(0o755)).unwrap();
         }
@@ -334,6 +345,35 @@ mod tests {
         fs::remove_file(dir.join("systemd/shutdown/scheduled")).unwrap();
         fs::write(dir.join("state"), "running\n").unwrap();
         assert!(sh.wait().unwrap().success(), "it was called off");
+    }
+
+    #[test]
+    fn a_power_state_that_was_asked_for_is_waited_for_until_the_system_stops() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        for made in ["systemd/system", "instance", "cloud-init"] {
+            fs::create_dir_all(dir.join(made)).unwrap();
+        }
+        fs::write(dir.join("instance/cloud-config.txt"), "#cloud-config\n\npower_state:\n  mode: reboot\n")
+            .unwrap();
+        fs::write(dir.join("cloud-init/result.json"), "{}").unwrap();
+        // It says that it is stopping when it is asked for the fifth time.
+        let asked = dir.join("asked");
+        let systemctl = format!(
+            "#!/bin/sh\necho x >> {0}\n[ $(wc -l < {0}) -ge 5 ] && echo stopping || echo running\n",
+            asked.display()
+        );
+        let mut sh = watch(dir, &systemctl);
+        let mut output = BufReader::new(sh.stdout.take().unwrap());
+        let stopping = loop {
+            match said(&mut output) {
+                alive if alive == "\u{1}" => {}
+                other => break other,
+            }
+        };
+        assert_eq!(stopping, "\u{2}");
+        sh.kill().unwrap();
+        sh.wait().unwrap();
     }
 
     #[tokio::test]
