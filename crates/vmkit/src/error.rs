@@ -117,6 +117,36 @@ pub enum Error {
         /// The process that holds it, where it is known.
         holder: Option<u32>,
     },
+    /// The same VM runs in another directory already: one of the two is a copy of the other.
+    #[error(
+        "cannot start the VM `{vm}` in {}: the same VM, with the same identity and MAC address, runs already{}{}; stop that one first, \
+         or make a VM of its own here (expected one of the copies to run at a time)",
+        here.display(),
+        other.as_ref().map_or_else(String::new, |other| format!(" from {}", other.display())),
+        pid.map_or_else(String::new, |pid| format!(" (process {pid})"))
+    )]
+    SameVm {
+        /// The VM.
+        vm: VmName,
+        /// The directory in which it was to be started.
+        here: PathBuf,
+        /// The directory in which it runs, where that is known.
+        other: Option<PathBuf>,
+        /// Its process, where that is known.
+        pid: Option<u32>,
+    },
+    /// What an operation needs belongs to another user.
+    #[error("{} belongs to {owner}, and this is {user}: {way_out}", path.display())]
+    OtherUser {
+        /// What belongs to the other user.
+        path: PathBuf,
+        /// The owner.
+        owner: String,
+        /// The user that this process acts as.
+        user: String,
+        /// What to do about it.
+        way_out: String,
+    },
     /// The image that is to be removed is the backing file of VMs' disks.
     #[error("{image}: the {} on it, and so it is in use", Hanging(vms))]
     ImageInUse {
@@ -391,8 +421,8 @@ impl Error {
             Error::NotFound { .. } | Error::NoLogin { .. } | Error::Unknown { .. } => ErrorKind::NotFound,
             Error::Transition(_) | Error::Ended { .. } | Error::NotLive { .. } => ErrorKind::InvalidState,
             Error::Unsupported { .. } => ErrorKind::Unsupported,
-            Error::UnknownBackend { .. } | Error::Host { .. } => ErrorKind::Host,
-            Error::Busy { .. } | Error::ImageInUse { .. } => ErrorKind::Busy,
+            Error::UnknownBackend { .. } | Error::Host { .. } | Error::OtherUser { .. } => ErrorKind::Host,
+            Error::Busy { .. } | Error::ImageInUse { .. } | Error::SameVm { .. } => ErrorKind::Busy,
             Error::TimedOut { .. } => ErrorKind::TimedOut,
             Error::Record { .. } => ErrorKind::Record,
             Error::QemuExited { .. } => ErrorKind::Hypervisor,

@@ -82,7 +82,8 @@ pub trait Hypervisor: Send + Sync {
 
     /// Stops the VM by force if it runs, and removes everything that `prepare` and `start` created.
     ///
-    /// Succeeds on a VM that is gone already, and on the remains of an interrupted `prepare`.
+    /// Succeeds on a VM that is gone already, and on the remains of an interrupted `prepare`. Fails
+    /// with `Busy` only if nothing was removed: the VM is then as it was.
     fn destroy(&self, vm: VmHandle) -> impl Future<Output = Result<()>> + Send;
 
     /// Returns the VM's real state: asks the hypervisor's process first, then its monitor.

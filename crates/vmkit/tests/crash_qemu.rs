@@ -1,5 +1,9 @@
-//! The manager over the real QEMU is killed before every step of every operation, and its files fail one by one.
+//! The manager over the real QEMU is killed before every step of every operation, its files fail one by one, and its home is
+//! moved and copied.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+#[path = "real/moved_home.rs"]
+mod moved_home;
 
 use std::fs;
 use std::io;
@@ -31,17 +35,23 @@ const LIVES: [(&str, &[&str], &[&str]); 10] = [
 /// One home below a directory, over the real QEMU.
 struct World {
     dir: PathBuf,
+    home: PathBuf,
     manager: VmManager<QemuHypervisor>,
 }
 
 impl World {
     fn at(dir: &Path) -> Self {
-        let home = Home::at(dir.join("home")).unwrap();
+        Self::of(dir, "home")
+    }
+
+    fn of(dir: &Path, name: &str) -> Self {
+        let home = Home::at(dir.join(name)).unwrap();
         let qemu = QemuHypervisor::builder(home.vms(), home.run())
             .cache_dir(home.cache())
             .keeper(env!("CARGO_BIN_EXE_vmkit-keeper"))
             .build();
-        Self { dir: dir.to_owned(), manager: VmManager::new(qemu, BackendTag::Qemu, home) }
+        let manager = VmManager::new(qemu, BackendTag::Qemu, home);
+        Self { dir: dir.to_owned(), home: dir.join(name), manager }
     }
 
     fn prepared(dir: &Path, words: &[&str]) -> Self {
@@ -97,7 +107,7 @@ impl World {
     }
 
     fn remains(&self) -> Vec<PathBuf> {
-        ["home/vms", "home/run"].iter().flat_map(|part| paths_below(&self.dir.join(part))).collect()
+        ["vms", "run"].iter().flat_map(|part| paths_below(&self.home.join(part))).collect()
     }
 
     /// Answers the commands of the processes, other than this one, that have anything below the directory open.
@@ -110,7 +120,7 @@ impl World {
             }
             let open = fs::read_dir(entry.path().join("fd")).into_iter().flatten().flatten();
             let ours = |fd: fs::DirEntry| {
-                fs::read_link(fd.path()).is_ok_and(|target| target.starts_with(self.dir.join("home")))
+                fs::read_link(fd.path()).is_ok_and(|target| target.starts_with(&self.home))
             };
             if open.into_iter().any(ours) {
                 let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();

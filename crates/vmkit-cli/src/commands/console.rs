@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 use vmkit::spec::VmName;
-use vmkit::{ConsoleEndpoint, Error};
+use vmkit::{ConsoleEndpoint, Error, VmState};
 
 use crate::arguments::seconds;
 use crate::console::escape::{self, EscapeKey};
@@ -77,7 +77,11 @@ impl Console {
             ConsoleEndpoint::WebSocket(url) if vm.state.is_live() => {
                 console::attach(&self.name, At::WebSocket(&url), escape, self.timeout)
             }
-            ConsoleEndpoint::UnixSocket(path) if path.exists() || vm.state.is_live() => {
+            // A guest that has panicked has its console still. Where none is known to run, a socket there is another VM's: of a home
+            // that this one is a copy of, and shares the runtime directory with.
+            ConsoleEndpoint::UnixSocket(path)
+                if vm.state.is_live() || (path.exists() && matches!(vm.state, VmState::Failed { .. })) =>
+            {
                 let at = At::Socket { path: &path, log: vm.console_log.as_deref() };
                 console::attach(&self.name, at, escape, self.timeout)
             }

@@ -4,7 +4,9 @@ use std::io;
 
 use clap::{Args, ValueEnum};
 use vmkit::Error;
-use vmkit::host::doctor::{Check, DirFacts, ProcessLimits, Status, diagnose_propolis, limits, places};
+use vmkit::host::doctor::{
+    Check, DirFacts, ProcessLimits, Status, diagnose_propolis, limits, owners, places,
+};
 #[cfg(target_os = "linux")]
 use vmkit::host::{HostFacts, ProbeOptions, doctor::diagnose};
 
@@ -45,6 +47,7 @@ impl Backend {
     fn checks(self, context: &Context, kvm: Kvm) -> Result<Vec<Check>, Failure> {
         let home = context.home()?;
         let (kept, run) = (DirFacts::probe(home.vms()), DirFacts::probe(home.run()));
+        let owners = home.strangers().map(|strangers| owners(&strangers));
         let mut checks = match self {
             #[cfg(target_os = "linux")]
             Backend::Qemu => {
@@ -65,6 +68,7 @@ impl Backend {
             check.found.push_str(&format!("; not used: {refused}"));
         }
         checks.extend(limits(&ProcessLimits::probe()));
+        checks.extend(owners);
         Ok(checks)
     }
 }

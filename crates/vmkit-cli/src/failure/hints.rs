@@ -25,6 +25,8 @@ pub(super) const DOCTOR: &str = "`vmkit doctor` tells what this host lacks";
 pub(super) fn hint(error: &Error, of: Option<&Whose>) -> Option<String> {
     let hint = match error {
         Error::WrongFormat { .. } => "`vmkit image convert IMAGE FILE` writes its disk as a raw file",
+        // Their texts say what to do.
+        Error::OtherUser { .. } | Error::SameVm { .. } => return None,
         Error::Copy { kind: ErrorKind::InvalidInput, problem, .. } if problem.ends_with("recursively") => {
             "`vmkit cp -r` does"
         }

@@ -145,6 +145,8 @@ impl Failure {
     /// Returns the failure that is put down to the host, if there is one.
     fn of_host(&self) -> Option<&vmkit::Error> {
         match self {
+            // It says itself what to do.
+            Failure::Library { error: vmkit::Error::OtherUser { .. }, .. } => None,
             Failure::Library { error, .. } => (error.kind() == ErrorKind::Host).then_some(error),
             Failure::Own { failure, .. } | Failure::Hinted { failure, .. } => failure.of_host(),
             Failure::Several(failures) => failures.iter().find_map(Failure::of_host),

@@ -11,6 +11,7 @@ use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 use crate::spec::VmName;
+use crate::store::{denied, keep_owner};
 
 /// This process's turn at a console that serves one client at a time.
 ///
@@ -37,7 +38,8 @@ impl ConsoleTurn {
             .truncate(false)
             .mode(0o600)
             .open(&path)
-            .map_err(Error::io("create", &path))?;
+            .map_err(denied("open", &path))?;
+        keep_owner(&file, &path);
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => return Err(busy(vm, signed(&mut file))),

@@ -10,7 +10,7 @@ use imago::format::PreallocateMode;
 use imago::qcow2::{Qcow2, Qcow2CreateBuilder};
 use imago::{FormatAccess, FormatCreateBuilder};
 
-use super::ImageFacts;
+use super::{ImageFacts, backing};
 use crate::error::{Error, Result};
 use crate::spec::Mib;
 use crate::steps::step;
@@ -19,7 +19,7 @@ use crate::steps::step;
 pub const MAX_DISK_BYTES: u64 = 1 << 51;
 
 /// The longest name of a backing file that a qcow2 header may hold.
-const MAX_BACKING_NAME_BYTES: usize = 1023;
+pub(super) const MAX_BACKING_NAME_BYTES: usize = 1023;
 
 /// Makes a qcow2 file at `overlay` that holds the difference to `base`, and answers the size of its disk in bytes.
 ///
@@ -32,9 +32,25 @@ const MAX_BACKING_NAME_BYTES: usize = 1023;
 /// path (1023 bytes of UTF-8); `AlreadyExists` where `overlay` is there, which stays as it is; `Host` or `Io` where it can't
 /// be written, and then nothing of it stays.
 pub fn create_overlay(base: &ImageFacts, overlay: &Path, size: Option<Mib>) -> Result<u64> {
+    let backing = std::path::absolute(&base.path).map_err(Error::io("resolve", &base.path))?;
+    create_overlay_over(base, &backing, overlay, size)
+}
+
+/// Creates the overlay of a VM, as [`create_overlay`] does; but an image that lies in the VM's home is recorded as it is found from
+/// the overlay, so that both can be moved or copied together.
+///
+/// # Errors
+/// Those of [`create_overlay`].
+pub(crate) fn create_overlay_at_home(base: &ImageFacts, overlay: &Path, size: Option<Mib>) -> Result<u64> {
+    match backing::name_at_home(overlay, &base.path) {
+        Some(name) => create_overlay_over(base, &name, overlay, size),
+        None => create_overlay(base, overlay, size),
+    }
+}
+
+fn create_overlay_over(base: &ImageFacts, backing: &Path, overlay: &Path, size: Option<Mib>) -> Result<u64> {
     let disk_bytes = base.disk_bytes(size)?;
     let refused = |why: String| Error::invalid("image", base.path.display(), why);
-    let backing = std::path::absolute(&base.path).map_err(Error::io("resolve", &base.path))?;
     let backing = backing.to_str().ok_or_else(|| {
         refused("the path is not UTF-8, and the overlay has to record it: rename the image".to_owned())
     })?;

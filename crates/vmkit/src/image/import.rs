@@ -35,6 +35,7 @@ impl ImageStore {
         import: Import,
         progress: &watch::Sender<PullProgress>,
     ) -> Result<KeptImage> {
+        self.home.refuse_other_user(self.home.images())?;
         let input = InputStream::open("image", path)?;
         // A pipe is read once, so the image is looked at in its copy.
         let file = input.bytes.is_some().then(|| input.path.clone());

@@ -16,6 +16,8 @@
 
 #[cfg(feature = "images")]
 mod arch;
+#[cfg(all(target_os = "linux", feature = "qemu"))]
+mod backing;
 #[cfg(feature = "images")]
 mod catalogue;
 #[cfg(all(test, feature = "images"))]
@@ -84,6 +86,10 @@ mod store_tests;
 #[cfg(all(test, feature = "images", feature = "qemu"))]
 mod test_server;
 
+#[cfg(all(target_os = "linux", feature = "qemu"))]
+pub(crate) use backing::settle_backing;
+#[cfg(all(target_os = "linux", feature = "qemu"))]
+pub(crate) use create::create_overlay_at_home;
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 pub use create::{MAX_DISK_BYTES, create_blank, create_overlay, grow_disk};
 pub(crate) use disc::check_disc;

@@ -137,6 +137,7 @@ impl ImageStore {
         progress: &watch::Sender<PullProgress>,
     ) -> Result<KeptImage> {
         progress.send_replace(PullProgress::default());
+        self.home.refuse_other_user(self.home.images())?;
         let name = self.kept_name(image);
         match image {
             ImageRef::Name(asked) => {

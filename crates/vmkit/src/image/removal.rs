@@ -92,6 +92,7 @@ impl ImageStore {
     /// # Errors
     /// As for [`remove`](Self::remove), except that an image in use is kept.
     pub async fn prune(&self, all: bool) -> Result<(usize, u64)> {
+        self.home.refuse_other_user(self.home.images())?;
         let (mut count, mut freed_bytes) = (0, 0);
         for entry in entries(self.home.images())? {
             let Some(id) = kept::id_of_dir(&entry) else { continue };

@@ -462,6 +462,7 @@ impl ImageStore {
     /// Holds the names against others who write one, and removes what such a one left who died.
     pub(super) async fn hold_names(&self) -> Result<Lock> {
         let dir = self.names_dir();
+        self.home.refuse_other_user(self.home.images())?;
         loop {
             create_private(&dir)?;
             let lock = lock::acquire(&dir.join(LOCK), Hold::Alone, Instant::now() + PATIENCE).await;

@@ -51,6 +51,8 @@ impl<H: Hypervisor + 'static> VmManager<H> {
                 Ok(true) => removed.push(name),
                 Ok(false) => {}
                 Err(error) if matches!(error.kind(), ErrorKind::Busy | ErrorKind::NotFound) => {}
+                // Its owner will, or who comes next of that user.
+                Err(Error::OtherUser { .. }) => {}
                 Err(error) => warn!(vm = %name, %error, "cannot remove a VM whose owner has ended"),
             }
         }

@@ -43,7 +43,7 @@ pub(crate) use tail::last_lines;
 pub use wait::Condition;
 
 use crate::deadline::later;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::handle::{BackendTag, ConsoleEndpoint, VmHandle};
 use crate::hypervisor::Hypervisor;
 use crate::lifecycle::{FailureKind, InvalidTransition, Operation, VmState};
@@ -159,7 +159,9 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         self.check_id(&spec)?;
         let locked = self.store.lock_new(spec.name(), Instant::now() + PATIENCE).await?;
         match locked.record()? {
-            Some(record) if record.is_unfinished() => self.hypervisor.destroy(record.handle).await?,
+            Some(record) if record.is_unfinished() && !self.is_whole(&record).await? => {
+                self.hypervisor.destroy(record.handle).await?
+            }
             Some(_) => return Err(Error::AlreadyExists { what: "VM", name: spec.name().to_string() }),
             None => {}
         }
@@ -326,7 +328,8 @@ impl<H: Hypervisor + 'static> VmManager<H> {
 
     async fn remove_locked(&self, locked: LockedVm, record: VmRecord, force: bool) -> Result<()> {
         about(record.handle.id);
-        if !record.is_unfinished() {
+        let is_unfinished = record.is_unfinished();
+        if !is_unfinished || self.is_whole(&record).await.unwrap_or(false) {
             match self.state(&record.handle).await {
                 Ok(state) if state.is_live() && !force => {
                     return Err(InvalidTransition { state, operation: Operation::Destroy }.into());
@@ -345,9 +348,45 @@ impl<H: Hypervisor + 'static> VmManager<H> {
             // On a full disk this is what makes room, and a removal that is cut off can be begun again in any case.
             warn!(vm = %vm.name(), %error, "cannot write down that the VM is being removed");
         }
-        // Where this fails the intent stays: what is left may lack a part, and is fit for nothing but to be removed.
-        self.hypervisor.destroy(vm).await?;
-        locked.remove()
+        match self.hypervisor.destroy(vm.clone()).await {
+            Ok(()) => locked.remove(),
+            Err(error) => {
+                self.take_back_removal(&locked, vm, is_unfinished, &error).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes the intent of a removal back that has removed nothing. Else it stays: what is left may lack a part, and is fit for
+    /// nothing but to be removed.
+    async fn take_back_removal(&self, locked: &LockedVm, vm: VmHandle, was_begun: bool, error: &Error) {
+        let state = self.state(&vm).await;
+        match state {
+            Ok(state) if shows_what_is_missing(&vm) && is_usable(&state) => {
+                write_outcome(locked, &vm.in_state(state))
+            }
+            // Where the VM is in use, a backend has touched nothing.
+            Ok(state) if error.kind() == ErrorKind::Busy && !was_begun && is_usable(&state) => {
+                write_outcome(locked, &vm.in_state(state));
+            }
+            Err(unknown) if error.kind() == ErrorKind::Busy && !was_begun => {
+                warn!(vm = %vm.name(), error = %unknown, "cannot tell the state of the VM that could not be removed");
+                write_outcome(locked, &vm);
+            }
+            _ => {}
+        }
+    }
+
+    /// Tells of a VM whose removal was interrupted whether nothing of it has been removed yet.
+    ///
+    /// # Errors
+    /// Those of the hypervisor's `state`.
+    async fn is_whole(&self, record: &VmRecord) -> Result<bool> {
+        // Of a making that was interrupted, nothing is asked.
+        if !is_whole_in(record, &VmState::Stopped) {
+            return Ok(false);
+        }
+        Ok(is_whole_in(record, &self.state(&record.handle).await?))
     }
 
     /// Answers a VM with the state that it has now.
@@ -482,6 +521,9 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     /// # Errors
     /// `InvalidState` for a VM that can only be removed.
     async fn settle(&self, record: VmRecord, order: Order) -> Result<VmHandle> {
+        if record.is_unfinished() && self.is_whole(&record).await? {
+            return Ok(record.handle);
+        }
         let VmRecord { handle: vm, intent: begun, .. } = record;
         let state = match begun.map(|intent| intent.operation) {
             Some(Operation::Prepare) => VmState::Preparing,
@@ -525,12 +567,45 @@ impl<H: Hypervisor + 'static> VmManager<H> {
             _ => "",
         };
         let state = self.state(vm).await?;
-        if is_cut_off && !cut_off.is_empty() && !state.is_live() {
+        let is_begun = !is_whole_in(record, &state);
+        if is_cut_off && !cut_off.is_empty() && !state.is_live() && is_begun {
             return Ok(VmState::failed(FailureKind::Interrupted, cut_off));
+        }
+        // Its record is there still, and says nothing of a removal: whoever removes a VM writes that down first.
+        let is_there = || self.store.is_left_alone(record);
+        if state == VmState::Destroyed
+            && record.intent.is_none()
+            && vm.state != VmState::Preparing
+            && is_there()
+        {
+            let missing =
+                format!("its record is there, and what the backend `{}` keeps of it is not", vm.backend);
+            return Ok(VmState::failed(FailureKind::Other, missing));
         }
         // While it is being made, what is there already looks like more than there is.
         let is_making = vm.state == VmState::Preparing;
         Ok(if is_making { VmState::Preparing } else { state })
+    }
+}
+
+/// Tells whether the state of this VM's backend shows that a part of the VM was removed: only then is a VM usable whose removal was
+/// interrupted, in any state but those that [`is_usable`] names.
+fn shows_what_is_missing(vm: &VmHandle) -> bool {
+    matches!(vm.backend, BackendTag::Qemu | BackendTag::Propolis)
+}
+
+/// Tells of a VM whose removal was interrupted whether it is whole, if it is in this state.
+fn is_whole_in(record: &VmRecord, state: &VmState) -> bool {
+    let is_removal = record.intent.as_ref().is_some_and(|intent| intent.operation == Operation::Destroy);
+    is_removal && shows_what_is_missing(&record.handle) && is_usable(state)
+}
+
+/// Tells whether a VM in this state has all its parts.
+fn is_usable(state: &VmState) -> bool {
+    match state {
+        VmState::Preparing | VmState::Destroyed => false,
+        VmState::Failed { cause } => cause.kind != FailureKind::Interrupted,
+        _ => true,
     }
 }
 

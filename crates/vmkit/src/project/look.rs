@@ -4,7 +4,7 @@ use super::{Guests, ProjectManager};
 use crate::error::{Error, Result};
 use crate::handle::VmHandle;
 use crate::hypervisor::Hypervisor;
-use crate::lifecycle::Operation;
+use crate::lifecycle::{FailureKind, Operation, VmState};
 use crate::manager::Listed;
 use crate::vmfile::{MachinePlan, Project};
 
@@ -46,7 +46,12 @@ pub(super) fn found(project: &Project, machine: &MachinePlan, listed: Listed) ->
     let vm = Box::new(listed.handle?);
     let unsettled = listed.interrupted;
     let operation = listed.intent.map(|intent| intent.operation);
+    // A removal that was interrupted before it had removed anything has left the VM as it was.
+    let is_cut = matches!(&vm.state, VmState::Failed { cause } if cause.kind == FailureKind::Interrupted);
     match operation {
+        Some(Operation::Destroy) if unsettled && !is_cut && vm.state != VmState::Destroyed => {
+            Ok(Found::Vm { vm, unsettled })
+        }
         Some(Operation::Prepare | Operation::Destroy) => Ok(Found::Nothing),
         _ => Ok(Found::Vm { vm, unsettled }),
     }

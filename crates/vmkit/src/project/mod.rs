@@ -138,6 +138,7 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
     /// Waits until nobody else changes the machines of the project.
     async fn lock(&self, project: &Project, options: &Options, listener: &Listener) -> Result<Lock> {
         let dir = self.manager().home().projects();
+        self.manager().home().refuse_other_user(dir)?;
         create_private(dir)?;
         let path = dir.join(format!("{}.lock", project.name));
         let now = Instant::now();

@@ -291,6 +291,23 @@ impl VmSpec {
     pub fn backend_options(&self) -> &BackendOptions {
         &self.0.backend_options
     }
+
+    /// Calls `visit` with each path of the host that the VM is made of.
+    pub(crate) fn for_each_path(&mut self, visit: &mut dyn FnMut(&mut PathBuf)) {
+        if let Some(disk) = &mut self.0.disk {
+            visit(&mut disk.image);
+        }
+        for disk in &mut self.0.data_disks {
+            if let DataDisk::Existing { path, .. } = disk {
+                visit(path);
+            }
+        }
+        self.0.cdrom.iter_mut().for_each(&mut *visit);
+        if let Boot::Kernel(kernel) = &mut self.0.boot {
+            visit(&mut kernel.path);
+            kernel.initrd.iter_mut().for_each(visit);
+        }
+    }
 }
 
 /// Writes one setter a field, each taking what the field takes.

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use crate::error::{Error, Result};
 use crate::spec::{GuestAccess, VmName};
 use crate::steps::step;
-use crate::store::create_private;
+use crate::store::{create_private, denied, refuse_other_user};
 
 /// A host of OpenSSH's configuration; its text is the block, as it goes into `~/.ssh/config`.
 ///
@@ -61,6 +61,7 @@ impl SshConfig {
                 "OpenSSH's configuration has no way to write a path with a quote, `$` or a control character";
             return Err(Error::invalid("home", path, expected));
         }
+        kept.parent().map_or(Ok(()), refuse_other_user)?;
         create_private(kept)?;
         keep(&config.identity_file, &access.login_key.private)?;
         keep(&config.known_hosts, &format!("{} {}\n", config.host_key_alias, access.host_key.public.trim()))?;
@@ -111,7 +112,7 @@ pub(crate) fn keep(path: &Path, content: &str) -> Result<()> {
     if written.is_err() {
         let _ = fs::remove_file(&unfinished);
     }
-    written.map_err(Error::io("write", path))
+    written.map_err(denied("write", path))
 }
 
 #[cfg(test)]

@@ -1,11 +1,13 @@
 //! Where everything of one user's lies: [`Home`].
 
-use std::fs::{self, DirBuilder};
+use std::fs::DirBuilder;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use super::ownership::{Strangers, denied, refuse_other_user};
+use super::portable::HomePaths;
 use crate::error::{Error, Result};
 use crate::spec::VmName;
 use crate::steps::step;
@@ -73,6 +75,24 @@ impl Home {
         Ok(Self { vms, images, projects, run, cache })
     }
 
+    /// Returns the directory that the VMs, the images and the projects lie below.
+    pub(crate) fn root(&self) -> &Path {
+        self.vms.parent().unwrap_or(&self.vms)
+    }
+
+    /// Returns how records that are read name what lies below this home.
+    pub(super) fn paths(&self) -> HomePaths {
+        HomePaths::new(self.root(), Vec::new())
+    }
+
+    /// Returns how records that are written name what lies below this home.
+    pub(super) fn paths_to_write(&self) -> HomePaths {
+        // Images are known by their paths without symbolic links.
+        let named = [(self.root(), ""), (&self.images, "images"), (&self.vms, "vms")];
+        let aliases = named.into_iter().filter_map(|(path, below)| Some((path.canonicalize().ok()?, below)));
+        HomePaths::new(self.root(), aliases.collect())
+    }
+
     /// Answers the directory that has one directory for each VM.
     pub fn vms(&self) -> &Path {
         &self.vms
@@ -112,20 +132,34 @@ impl Home {
     /// Creates the directories for VMs and for sockets where they are missing, for this user alone.
     ///
     /// # Errors
-    /// `Host` for a directory that can't be created, or a runtime directory that is somebody else's.
+    /// `Host` for a directory that can't be created, and for one that is another user's.
     pub fn create(&self) -> Result<()> {
+        self.refuse_other_user(&self.vms)?;
         create_private(&self.vms)?;
         create_private(&self.run)?;
-        let owner = fs::metadata(&self.run).map_err(Error::io("look at", &self.run))?.uid();
-        let user = rustix::process::geteuid().as_raw();
-        if owner != user {
-            // Whoever owns the directory could put a socket of their own in the place of a VM's.
-            return Err(Error::Host {
-                needed: self.run.display().to_string(),
-                problem: format!("the runtime directory belongs to user {owner}, and this is user {user}"),
-            });
+        // Whoever owns the directory could put a socket of their own in the place of a VM's.
+        refuse_other_user(&self.run)
+    }
+
+    /// Refuses to write to a directory of this home that is another user's, or if the home is: the owner could not read what would
+    /// lie there.
+    ///
+    /// # Errors
+    /// [`Error::OtherUser`], with what to do.
+    pub(crate) fn refuse_other_user(&self, dir: &Path) -> Result<()> {
+        // Any user may create a home in a directory that all may write to; root would take it from its owner.
+        if rustix::process::geteuid().is_root() {
+            refuse_other_user(self.root())?;
         }
-        Ok(())
+        refuse_other_user(&self.vms)?;
+        refuse_other_user(dir)
+    }
+
+    /// Looks for what in this home belongs to other users than its owner, such as what a command that was run by `sudo` has left;
+    /// `None` where there is no home yet. It has to look at every file.
+    pub fn strangers(&self) -> Option<Strangers> {
+        let parts = [&self.vms, &self.images, &self.projects, &self.run, &self.cache];
+        Strangers::of(self.root(), &parts.map(PathBuf::as_path))
     }
 }
 
@@ -140,13 +174,14 @@ pub(crate) fn create_private(path: &Path) -> Result<()> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             Err(Error::Host { needed: path.display().to_string(), problem: "this is not a directory".into() })
         }
-        made => made.map_err(Error::io("create", path)),
+        made => made.map_err(denied("create", path)),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
     #[test]

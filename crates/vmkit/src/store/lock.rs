@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 pub(crate) use crate::flock::Hold;
 use crate::flock::{Waiting, is_at};
 use crate::steps::step;
+use crate::store::{denied, refuse_other_user};
 
 /// A lock, held until this is dropped.
 #[derive(Debug)]
@@ -33,7 +34,7 @@ impl Drop for Lock {
 /// `Busy` with the holder's PID once the deadline has passed.
 pub(crate) async fn acquire(path: &Path, hold: Hold, deadline: Instant) -> Result<Option<Lock>> {
     loop {
-        let Some(file) = open(path)? else { return Ok(None) };
+        let Some(file) = open(path, hold)? else { return Ok(None) };
         let mut lock = locked(file, path, hold, deadline).await?;
         if is_at(&lock.0, path)? {
             if matches!(hold, Hold::Alone) {
@@ -57,7 +58,15 @@ pub(super) fn is_held(path: &Path) -> bool {
     }
 }
 
-fn open(path: &Path) -> Result<Option<File>> {
+fn open(path: &Path, hold: Hold) -> Result<Option<File>> {
+    // Root may open all, and what it creates here is not the user's whose directory this is.
+    if let Err(error) = path.parent().map_or(Ok(()), refuse_other_user) {
+        // Who only reads has no need to create it.
+        return match (hold, File::open(path)) {
+            (Hold::Shared, Ok(file)) => Ok(Some(file)),
+            _ => Err(error),
+        };
+    }
     if let Ok(file) = OpenOptions::new().read(true).write(true).open(path) {
         return Ok(Some(file));
     }
@@ -72,7 +81,7 @@ fn open(path: &Path) -> Result<Option<File>> {
             Ok(file) => Ok(Some(file)),
             Err(_) => Err(Error::io("create", path)(error)),
         },
-        Err(error) => Err(Error::io("create", path)(error)),
+        Err(error) => Err(denied("open", path)(error)),
     }
 }
 

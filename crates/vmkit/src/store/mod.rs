@@ -19,6 +19,8 @@ mod changes;
 mod home;
 pub(crate) mod lock;
 mod owner;
+mod ownership;
+mod portable;
 mod record;
 #[cfg(feature = "ssh")]
 mod turn;
@@ -37,6 +39,10 @@ pub use home::Home;
 #[cfg(any(feature = "images", feature = "ssh"))]
 pub(crate) use home::create_private;
 pub use owner::Owner;
+pub use ownership::Strangers;
+pub(crate) use ownership::{denied, keep_owner, refuse_other_user};
+#[cfg(all(target_os = "linux", feature = "qemu"))]
+pub(crate) use portable::stored_image;
 pub use record::{Intent, VmRecord};
 #[cfg(feature = "ssh")]
 pub(crate) use turn::{Turn, TurnFor};
@@ -69,6 +75,7 @@ pub(crate) struct Store {
 pub(crate) struct LockedVm {
     name: VmName,
     dir: PathBuf,
+    home: Home,
     _lock: lock::Lock,
 }
 
@@ -87,7 +94,7 @@ impl Store {
         let entries = match fs::read_dir(vms) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(Error::io("read", vms)(error)),
+            Err(error) => return Err(denied("read", vms)(error)),
         };
         let mut names = Vec::new();
         for entry in entries {
@@ -105,7 +112,7 @@ impl Store {
     /// # Errors
     /// `NotFound` without a VM of that name, `Record` for a record that can't be used.
     pub(crate) fn read(&self, name: &VmName) -> Result<VmRecord> {
-        read(&self.home.vm(name), name)?.ok_or_else(|| missing(name))
+        read(&self.home, name)?.ok_or_else(|| missing(name))
     }
 
     /// Reads a VM's record without its lock, and tells whether what it says is being done was cut off: nobody is at work.
@@ -129,6 +136,14 @@ impl Store {
         fs::metadata(self.home.vm(name).join(SINCE)).and_then(|found| found.modified()).ok()
     }
 
+    /// Tells whether this is the record of a VM still, and nobody works on the VM.
+    pub(crate) fn is_left_alone(&self, record: &VmRecord) -> bool {
+        let name = record.handle.name();
+        let is_same = || self.read(name).is_ok_and(|now| now == *record);
+        // Read again after the lock was looked at: whoever had it may have removed the VM before that.
+        is_same() && !lock::is_held(&self.home.vm(name).join(LOCK)) && is_same()
+    }
+
     /// Begins to watch a VM's record.
     pub(crate) fn changes(&self, name: &VmName) -> Result<Changes> {
         Changes::of(&self.home.vm(name))
@@ -140,8 +155,9 @@ impl Store {
     /// `NotFound` without a VM of that name, `Busy` once the deadline has passed.
     pub(crate) async fn lock(&self, name: &VmName, deadline: Instant) -> Result<LockedVm> {
         let dir = self.home.vm(name);
+        self.home.refuse_other_user(&dir)?;
         match acquire(name, &dir, deadline).await? {
-            Some(lock) => Ok(LockedVm { name: name.clone(), dir, _lock: lock }),
+            Some(lock) => Ok(self.locked(name, dir, lock)),
             None => Err(missing(name)),
         }
     }
@@ -163,10 +179,11 @@ impl Store {
                     check_directory(&dir)?;
                     false
                 }
-                Err(error) => return Err(Error::io("create", &dir)(error)),
+                Err(error) => return Err(denied("create", &dir)(error)),
             };
+            self.home.refuse_other_user(&dir)?;
             match acquire(name, &dir, deadline).await {
-                Ok(Some(lock)) => return Ok(LockedVm { name: name.clone(), dir, _lock: lock }),
+                Ok(Some(lock)) => return Ok(self.locked(name, dir, lock)),
                 // Whoever removed a VM of this name took the directory along; each turn waits for such a holder.
                 Ok(None) if Instant::now() < deadline => tokio::task::yield_now().await,
                 Ok(None) => return Err(Error::Busy { what: format!("VM `{name}`"), holder: None }),
@@ -181,13 +198,19 @@ impl Store {
     }
 }
 
+impl Store {
+    fn locked(&self, name: &VmName, dir: PathBuf, lock: lock::Lock) -> LockedVm {
+        LockedVm { name: name.clone(), dir, home: self.home.clone(), _lock: lock }
+    }
+}
+
 impl LockedVm {
     /// Reads the record, and sweeps what a killed process left half-written.
     pub(crate) fn record(&self) -> Result<Option<VmRecord>> {
         for (_, unfinished) in UNFINISHED {
             remove_file(&self.dir.join(unfinished))?;
         }
-        read(&self.dir, &self.name)
+        read(&self.home, &self.name)
     }
 
     /// Answers the VM as it was since it was made, where the record of its making is spoilt: enough to end what runs.
@@ -199,7 +222,7 @@ impl LockedVm {
         }
         let path = self.dir.join(SINCE);
         let bytes = read_bytes(&path).ok()??;
-        VmRecord::decode(&path, &bytes).ok().filter(|record| *record.handle.name() == self.name)
+        decode(&self.home, &path, &bytes).ok().filter(|record| *record.handle.name() == self.name)
     }
 
     /// Answers the first thing in the directory that is not of the store, if any.
@@ -218,7 +241,7 @@ impl LockedVm {
     /// older one is there. What the VM is now is synced as well, or an older one would hide this after the power cut.
     pub(crate) fn write_wanted(&self, record: &VmRecord) -> Result<()> {
         let path = self.dir.join(MADE);
-        let made = read_bytes(&path)?.and_then(|bytes| VmRecord::decode(&path, &bytes).ok());
+        let made = read_bytes(&path)?.and_then(|bytes| decode(&self.home, &path, &bytes).ok());
         let mut made = made.unwrap_or_else(|| VmRecord {
             intent: None,
             handle: VmHandle { run: None, ..record.handle.clone() },
@@ -237,12 +260,12 @@ impl LockedVm {
 
     fn replace(&self, (name, unfinished): (&str, &str), record: &VmRecord, synced: bool) -> Result<()> {
         let (path, unfinished) = (self.dir.join(name), self.dir.join(unfinished));
-        let bytes = record.encode()?;
+        let bytes = self.home.paths_to_write().portable(record.clone()).encode()?;
         let written = self.replace_bytes(&path, &unfinished, &bytes, synced);
         if written.is_err() {
             let _ = fs::remove_file(&unfinished);
         }
-        written.map_err(Error::io("write", path))
+        written.map_err(denied("write", path))
     }
 
     fn replace_bytes(&self, path: &Path, unfinished: &Path, bytes: &[u8], synced: bool) -> io::Result<()> {
@@ -329,7 +352,8 @@ async fn acquire(name: &VmName, dir: &Path, deadline: Instant) -> Result<Option<
 }
 
 /// Reads a VM's record: as it is now, or else as it was made and told to be. `None`: there is no record.
-fn read(dir: &Path, name: &VmName) -> Result<Option<VmRecord>> {
+fn read(home: &Home, name: &VmName) -> Result<Option<VmRecord>> {
+    let dir = home.vm(name);
     let path = dir.join(MADE);
     let Some(bytes) = read_bytes(&path)? else { return Ok(None) };
     let since = read_bytes(&dir.join(SINCE))?;
@@ -339,19 +363,25 @@ fn read(dir: &Path, name: &VmName) -> Result<Option<VmRecord>> {
         && of == *name
     {
         let path = dir.join(SINCE);
-        match VmRecord::decode(&path, since) {
+        match decode(home, &path, since) {
             Ok(since) if since.handle.id == id => return Ok(Some(since)),
             Err(error) if VmRecord::is_newer(since) => return Err(error),
             // Cut off with the power, or another VM's: what was made is still true.
             _ => {}
         }
     }
-    let made = VmRecord::decode(&path, &bytes)?;
+    let made = decode(home, &path, &bytes)?;
     if made.handle.name() != name {
         let problem = format!("this is the record of the VM `{}`", made.handle.name());
         return Err(Error::Record { path, problem });
     }
     Ok(Some(made))
+}
+
+/// Reads a record from its bytes, with the paths that it has in this home.
+fn decode(home: &Home, path: &Path, bytes: &[u8]) -> Result<VmRecord> {
+    let record = VmRecord::decode(path, bytes)?;
+    Ok(home.paths().found(record, |path| path.exists()))
 }
 
 /// Reads a file of the store; one that is a pipe, or bigger than any record, is refused instead of waited for.
@@ -362,7 +392,7 @@ fn read_bytes(path: &Path) -> Result<Option<Vec<u8>>> {
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
             return Ok(None);
         }
-        Err(error) => return Err(Error::io("open", path)(error)),
+        Err(error) => return Err(denied("open", path)(error)),
     };
     let mut bytes = Vec::with_capacity(4096);
     file.take(MOST_RECORD_BYTES + 1).read_to_end(&mut bytes).map_err(Error::io("read", path))?;

@@ -106,7 +106,7 @@ pub(super) async fn observe(site: &Site<'_>, asker: Asker, limit: Duration) -> R
 async fn own(site: &Site<'_>, asker: Asker, limit: Duration) -> Result<Seen> {
     let process = match process::look(&site.place()).await? {
         Found::Nothing => return Ok(Seen::State(at_rest(site))),
-        Found::Rebooted => return Ok(Seen::State(VmState::Stopped)),
+        Found::Rebooted | Found::Copied => return Ok(Seen::State(VmState::Stopped)),
         Found::Launching | Found::Starting(_) => return Ok(Seen::HalfDone),
         Found::Ended(ended) => return ended_state(site, ended).map(Seen::State),
         Found::Live(process) => process,

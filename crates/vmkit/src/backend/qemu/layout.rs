@@ -5,7 +5,6 @@
 
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::backend::supervise::{Place, unfinished};
@@ -18,7 +17,7 @@ use crate::spec::VmName;
 pub(crate) const MAX_SOCKET_PATH_BYTES: usize = 107;
 
 /// The paths of one VM.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Layout {
     /// The work directory: disks, seed, logs, the record of the run.
     pub work: PathBuf,

@@ -17,6 +17,7 @@ mod argv;
 mod argv_tests;
 mod clock;
 mod disks;
+mod elsewhere;
 mod facts;
 mod forward;
 mod layout;
@@ -43,7 +44,8 @@ pub use facts::FirmwareFiles;
 pub use plan::{PrepareStep, QemuPlan, SocketPlan};
 pub use switch::Accelerator;
 
-use self::facts::{Media, QemuFacts};
+use self::elsewhere::{recorded_run_dir, run_dir};
+use self::facts::{Media, QemuFacts, accelerator, wants_kvm};
 use self::layout::Layout;
 use self::qmp::client::QmpClient;
 use crate::backend::supervise::process::{self, Found};
@@ -51,12 +53,13 @@ use crate::backend::supervise::runfile::{self, Ended};
 use crate::backend::supervise::{alive, spawn};
 use crate::error::{Error, ErrorKind, Result};
 use crate::handle::{BackendDetails, BackendTag, ConsoleEndpoint, RunInfo, VmHandle};
-use crate::host::{HostFacts, KvmVerdict, ProbeOptions, demands};
+use crate::host::{HostFacts, ProbeOptions, demands};
 use crate::hypervisor::{Backend, Capabilities, Hypervisor};
-use crate::image::{ImageIdentity, grow_disk};
+use crate::image::{ImageIdentity, grow_disk, settle_backing};
 use crate::lifecycle::{FailureKind, InvalidTransition, Operation, VmState, next};
 use crate::network::{MacAddr, addresses_of, default_lease_files};
-use crate::spec::{Accel, Boot, Firmware, Mib, NetworkConfig, PortForward, VmSpec};
+use crate::spec::{Boot, Firmware, Mib, NetworkConfig, PortForward, VmSpec};
+use crate::store::refuse_other_user;
 
 /// How long a QEMU may take from its start until it answers, unless set otherwise. A quiet host needs 30 ms.
 const START_LIMIT: Duration = Duration::from_secs(30);
@@ -70,8 +73,9 @@ const AGENT_GRACE: Duration = Duration::from_millis(30);
 const ENDING_LIMIT: Duration = Duration::from_millis(500);
 /// Where programs are looked for unless set otherwise.
 const SYSTEM_PATH: [&str; 4] = ["/usr/local/bin", "/usr/bin", "/bin", "/usr/libexec"];
-/// The version of the shape of [`Details`].
-const DETAILS_VERSION: u32 = 1;
+/// The version of the shape of [`Details`]. Version 1 named the VM's directories in full, which are not read any more: where a VM
+/// lies is where it was found.
+const DETAILS_VERSION: u32 = 2;
 
 /// Runs VMs in QEMU.
 ///
@@ -173,6 +177,8 @@ impl QemuHypervisorBuilder {
 /// What this backend keeps in a handle for itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Details {
+    /// Where the VM lies, from the backend's directories: a home may have been moved, or be a copy.
+    #[serde(skip)]
     layout: Layout,
     media: Media,
     /// Which run of cloud-init the seed on disk asks for.
@@ -188,8 +194,7 @@ struct Details {
 
 impl Details {
     fn keep_in(&self, vm: &mut VmHandle) {
-        let data =
-            serde_json::to_value(self).expect("a layout's paths are UTF-8, and the rest is plain data");
+        let data = serde_json::to_value(self).expect("these are plain data");
         vm.details = BackendDetails { version: DETAILS_VERSION, data };
     }
 }
@@ -256,9 +261,10 @@ impl QemuHypervisor {
                 disk: None,
                 base: None,
             }),
-            DETAILS_VERSION => {
+            1 | DETAILS_VERSION => {
                 let mut details = Details::deserialize(&vm.details.data)
                     .map_err(|error| foreign(format!("the handle's details can't be read: {error}")))?;
+                details.layout = self.layout(&vm.spec, vm.id)?;
                 details.layout.run = run_dir(&details.layout);
                 Ok(details)
             }
@@ -322,10 +328,15 @@ impl QemuHypervisor {
         Ok(state)
     }
 
-    /// Removes the sockets that a start of this host's may have left before its keeper wrote down where they are.
+    /// Removes the sockets that a start of this host's may have left before its keeper wrote down where they are, and those of another
+    /// session's that it did write down.
     fn remove_sockets(&self, vm: &VmHandle) -> Result<()> {
         match self.layout(&vm.spec, vm.id) {
-            Ok(layout) => prepare::remove_run_dir(&layout),
+            Ok(layout) => {
+                let recorded = recorded_run_dir(&layout).filter(|run| *run != layout.run);
+                prepare::remove_run_dir(&layout)?;
+                recorded.map_or(Ok(()), |run| prepare::remove_run_dir(&Layout { run, ..layout }))
+            }
             // Nothing can have been started in a directory that is refused.
             Err(error) if error.kind() == ErrorKind::InvalidInput => Ok(()),
             Err(error) => Err(error),
@@ -334,15 +345,19 @@ impl QemuHypervisor {
 
     /// Does to a VM that does not run what its spec, or this host, has come to ask for since it was prepared.
     fn bring_up_to_date(&self, vm: &VmHandle, details: &mut Details) -> Result<()> {
-        let now = self.layout(&vm.spec, vm.id)?.run;
-        if details.layout.run != now {
+        details.layout.run = self.layout(&vm.spec, vm.id)?.run;
+        if let Some(run) = recorded_run_dir(&details.layout).filter(|run| *run != details.layout.run) {
             // Another session's directory, which may be gone with it.
-            prepare::remove_run_dir(&details.layout)?;
-            details.layout.run = now;
+            prepare::remove_run_dir(&Layout { run, ..details.layout.clone() })?;
         }
-        if details.seed_run != wanted_run(&vm.spec) {
+        // The first thing that a removal takes from a VM without a root disk.
+        let is_gone = vm.spec.cloud_init().is_some() && !details.layout.seed().exists();
+        if is_gone || details.seed_run != wanted_run(&vm.spec) {
             prepare::write_seed(&vm.spec, vm.id, &details.layout.seed())?;
             details.seed_run = wanted_run(&vm.spec);
+        }
+        if let Some(disk) = vm.spec.disk() {
+            settle_backing(&details.layout.root_disk(), &disk.image)?;
         }
         if let Some(size) = wanted_disk(&vm.spec).filter(|size| details.disk != Some(*size)) {
             grow_disk(&details.layout.root_disk(), size)?;
@@ -352,10 +367,36 @@ impl QemuHypervisor {
     }
 
     fn check_owner(&self, vm: &VmHandle, layout: &Layout, operation: Operation) -> Result<()> {
-        if prepare::owner(layout)? == Some(vm.id) {
-            return Ok(());
+        let (owner, missing) = (prepare::owner(layout)?, prepare::missing_part(&vm.spec, layout));
+        let problem = match (owner, missing) {
+            (Some(owner), None) if owner == vm.id => return Ok(()),
+            (Some(owner), Some(path)) if owner == vm.id && operation == Operation::Start => (
+                path,
+                "a part of the VM, and it is gone: put it back from a backup, or remove the VM".to_owned(),
+            ),
+            (Some(owner), _) if owner == vm.id => return Ok(()),
+            // A removal takes the disks first.
+            (None, None) if vm.spec.disk().is_some() => {
+                let problem = format!(
+                    "the file that says whose the disks beside it are is gone, and the disks are there: put it back, with {} in it",
+                    vm.id
+                );
+                (layout.owner_mark(), problem)
+            }
+            _ => return Err(InvalidTransition { state: VmState::Destroyed, operation }.into()),
+        };
+        Err(Error::Record { path: problem.0, problem: problem.1 })
+    }
+
+    /// Returns the state of a VM that does not run; it has failed where a part of it is gone.
+    fn at_rest(vm: &VmHandle, layout: &Layout, state: VmState) -> VmState {
+        match prepare::missing_part(&vm.spec, layout) {
+            Some(part) => VmState::failed(
+                FailureKind::Interrupted,
+                format!("{} is gone, a part of the VM", part.display()),
+            ),
+            None => state,
         }
-        Err(InvalidTransition { state: VmState::Destroyed, operation }.into())
     }
 
     fn handle(vm: &VmHandle, state: VmState, layout: &Layout, run: Option<RunInfo>) -> VmHandle {
@@ -406,6 +447,7 @@ impl Hypervisor for QemuHypervisor {
     async fn start(&self, vm: &VmHandle) -> Result<VmHandle> {
         let mut details = self.details(vm)?;
         let deadline = Instant::now() + self.0.start_limit;
+        refuse_other_user(&details.layout.work)?;
         let lock = self.start_lock(vm.id);
         let _one = lock.lock().await;
         let to = VmState::Running;
@@ -439,6 +481,7 @@ impl Hypervisor for QemuHypervisor {
         };
         // Whoever removed the VM meanwhile held the lock for it.
         self.check_owner(vm, &details.layout, Operation::Start)?;
+        elsewhere::refuse_twin(vm, &details.layout)?;
         prepare::check_network(&vm.spec).await?;
         details.base = disks::check_files(&vm.spec, &details.media, details.base.as_ref()).await?;
         self.bring_up_to_date(vm, &mut details)?;
@@ -451,6 +494,7 @@ impl Hypervisor for QemuHypervisor {
 
     async fn stop(&self, vm: &VmHandle, timeout: Duration) -> Result<VmHandle> {
         let Details { layout, .. } = self.details(vm)?;
+        refuse_other_user(&layout.work)?;
         self.check_owner(vm, &layout, Operation::Stop)?;
         stop::stop(vm, &layout, timeout).await?;
         Ok(Self::handle(vm, VmState::Stopped, &layout, None))
@@ -484,6 +528,7 @@ impl Hypervisor for QemuHypervisor {
 
     async fn destroy(&self, vm: VmHandle) -> Result<()> {
         let Details { layout, .. } = self.details(&vm)?;
+        refuse_other_user(&layout.work)?;
         match prepare::owner(&layout)? {
             // The name has been given to another VM since: this one is gone.
             Some(owner) if owner != vm.id => return Ok(()),
@@ -524,10 +569,11 @@ impl Hypervisor for QemuHypervisor {
             },
             found => found,
         };
+        let at_rest = |state| Ok(Self::at_rest(vm, &layout, state));
         match found {
-            Found::Nothing if layout.stop_mark().exists() => Ok(VmState::Stopped),
-            Found::Nothing => Ok(VmState::Prepared),
-            Found::Rebooted => Ok(VmState::Stopped),
+            Found::Nothing if layout.stop_mark().exists() => at_rest(VmState::Stopped),
+            Found::Nothing => at_rest(VmState::Prepared),
+            Found::Rebooted | Found::Copied => at_rest(VmState::Stopped),
             Found::Launching | Found::Starting(_) => {
                 Err(Error::Busy { what: format!("VM `{}`", vm.name()), holder: None })
             }
@@ -547,7 +593,7 @@ impl Hypervisor for QemuHypervisor {
                     false => Err(error),
                 },
             },
-            Found::Ended(ended) => Ok(ended_state(&layout, ended)),
+            Found::Ended(ended) => at_rest(ended_state(&layout, ended)),
         }
     }
 
@@ -589,39 +635,6 @@ impl Backend for QemuHypervisor {
 
     fn capabilities(&self) -> Capabilities {
         Capabilities::all()
-    }
-}
-
-/// Answers where the sockets of a VM's last run are: its keeper has written down where they were made. The handle, which may be
-/// older, only says where they would have been.
-fn run_dir(layout: &Layout) -> PathBuf {
-    let run = runfile::read(&layout.run_file()).ok().flatten();
-    run.and_then(|run| run.run_dir).map_or_else(|| layout.run.clone(), PathBuf::from)
-}
-
-/// Tells whether KVM has to be tried for this spec.
-fn wants_kvm(spec: &VmSpec) -> Result<bool> {
-    let guest = spec.machine().arch().as_str();
-    let same_arch = guest == std::env::consts::ARCH;
-    match spec.accel() {
-        Accel::Tcg => Ok(false),
-        Accel::Auto => Ok(same_arch),
-        Accel::Kvm if same_arch => Ok(true),
-        Accel::Kvm => {
-            let why =
-                format!("KVM runs guests of the host's own kind, {}, not {guest}", std::env::consts::ARCH);
-            Err(Error::invalid("accel", "kvm", why))
-        }
-    }
-}
-
-fn accelerator(spec: &VmSpec, verdict: Option<&KvmVerdict>) -> Result<Accelerator> {
-    match (verdict, spec.accel()) {
-        (Some(verdict), _) if verdict.is_usable() => Ok(Accelerator::Kvm),
-        (Some(verdict), Accel::Kvm) => {
-            Err(Error::invalid("accel", "kvm", format!("{verdict}; take tcg or auto")))
-        }
-        _ => Ok(Accelerator::Tcg),
     }
 }
 

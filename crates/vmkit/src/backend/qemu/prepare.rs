@@ -4,25 +4,29 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
+use super::elsewhere::is_served;
 use super::facts::Media;
 use super::layout::Layout;
 use super::plan::{PrepareStep, QemuPlan};
 use crate::backend::supervise::alive;
-use crate::backend::supervise::files::{make_private_dir, remove_dir, remove_file};
+use crate::backend::supervise::files::{is_gone, make_private_dir, remove_dir, remove_file};
 use crate::cloud_init::SeedOf;
 use crate::disk_files::check_apart;
 use crate::error::{Error, Result};
 use crate::host::ports::{port_holder, port_is_free};
-use crate::image::{ImageFacts, check_disc, create_blank, create_overlay, inspect, inspect_for, refuse_disc};
+use crate::image::{
+    ImageFacts, check_disc, create_blank, create_overlay_at_home, inspect, inspect_for, refuse_disc,
+};
 use crate::input_file::InputFile;
 use crate::kernel_file::{check_initrd, check_kernel};
 use crate::network::{MacAddr, check_bridge};
-use crate::spec::{Boot, DataDisk, NetworkConfig, PortForward, RootDisk, VmSpec};
+use crate::spec::{Boot, DataDisk, Firmware, NetworkConfig, PortForward, RootDisk, VmSpec};
 use crate::steps::step;
+use crate::store::denied;
 
 /// More than an owner's mark has: an id, and the end of the line.
 const MARK_BYTES: usize = 64;
@@ -131,7 +135,7 @@ pub(super) fn make(
             PrepareStep::Overlay { path, size, .. } => {
                 let image =
                     root.expect("a plan with an overlay comes from a spec with a disk that was looked at");
-                create_overlay(image, path, *size)?;
+                create_overlay_at_home(image, path, *size)?;
             }
             PrepareStep::Disk { path, size } => create_blank(path, *size)?,
             PrepareStep::FirmwareVariables { template, path } => copy_private(template, path)?,
@@ -182,8 +186,20 @@ pub(super) fn owner(layout: &Layout) -> Result<Option<Uuid>> {
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
             Ok(None)
         }
-        Err(error) => Err(Error::io("read", &mark)(error)),
+        Err(error) => Err(denied("read", &mark)(error)),
     }
+}
+
+/// Finds a part that `prepare` made and that is gone: without it the VM is fit for nothing but to be removed. The seed can be
+/// written again.
+pub(super) fn missing_part(spec: &VmSpec, layout: &Layout) -> Option<PathBuf> {
+    let root = spec.disk().map(|_| layout.root_disk());
+    let vars = matches!(spec.boot(), Boot::Firmware(Firmware::Uefi)).then(|| layout.efi_vars());
+    let fresh =
+        spec.data_disks().iter().enumerate().filter(|(_, disk)| matches!(disk, DataDisk::Fresh { .. }));
+    let fresh = fresh.map(|(index, _)| layout.data_disk(index));
+    let gone = |part: &PathBuf| matches!(fs::symlink_metadata(part), Err(error) if is_gone(&error));
+    root.into_iter().chain(vars).chain(fresh).find(gone)
 }
 
 /// Removes everything that `prepare` and `start` may have made, and the directories when nothing else is in them.
@@ -198,8 +214,12 @@ pub(super) fn remove(spec: &VmSpec, layout: &Layout) -> Result<()> {
     remove_dir(&layout.work)
 }
 
-/// Removes the sockets of a run and their directory.
+/// Removes the sockets of a run and their directory, unless they are the original's of which this VM is a copy.
 pub(super) fn remove_run_dir(layout: &Layout) -> Result<()> {
+    if is_served(layout) {
+        tracing::debug!(run = %layout.run.display(), "a VM of another home has its sockets there: they stay");
+        return Ok(());
+    }
     for file in layout.run_files() {
         remove_file(&file)?;
     }

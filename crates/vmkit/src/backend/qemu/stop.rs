@@ -1,6 +1,6 @@
 //! Ending a run: ask the guest, then QEMU, then the kernel; always waiting on the process itself.
 
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::time::Duration;
 
@@ -51,14 +51,25 @@ pub(super) async fn stop(vm: &VmHandle, layout: &Layout, timeout: Duration) -> R
         }
     }
     // Not before: if this is cut off while the guest is asked, a later kill from outside is still one from outside.
+    let was_asked = layout.stop_mark().exists();
     mark_asked(layout);
+    let ended = end_run(layout, timeout, deadline, can_ask).await;
+    if ended.is_err() && !was_asked {
+        // It runs on, and was not stopped by what ends it later.
+        let _ = fs::remove_file(layout.stop_mark());
+    }
+    ended
+}
+
+/// Ends what runs by force.
+async fn end_run(layout: &Layout, timeout: Duration, deadline: Instant, can_ask: bool) -> Result<()> {
     let process = match process::look(&layout.place()).await? {
         Found::Live(process) => process,
         // Nothing to ask yet, and nothing to lose: it ends before it has begun.
         Found::Launching | Found::Starting(_) => {
             return alive::take_and_silence(&layout.place(), Instant::now() + LAUNCH_LIMIT).await.map(drop);
         }
-        Found::Nothing | Found::Ended(_) | Found::Rebooted => return Ok(()),
+        Found::Nothing | Found::Ended(_) | Found::Rebooted | Found::Copied => return Ok(()),
     };
     if !timeout.is_zero() {
         let why = match (can_ask, Instant::now() < deadline) {

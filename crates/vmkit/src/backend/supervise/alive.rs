@@ -16,6 +16,7 @@ use super::process;
 use crate::error::{Error, Result};
 use crate::flock::{Hold, Waiting, is_at};
 use crate::steps::step;
+use crate::store::denied;
 
 /// How long the lock is waited for before what runs is looked at again: a start that has come as far as a process shows
 /// itself there, and holds the lock from then on.
@@ -44,7 +45,7 @@ pub(crate) fn is_held(place: &Place) -> Result<bool> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        Err(error) => return Err(Error::io("open", path)(error)),
+        Err(error) => return Err(denied("open", path)(error)),
     };
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
         Ok(()) => Ok(false),
@@ -97,7 +98,14 @@ fn held_at(deadline: Instant, place: &Place) -> Result<()> {
     if Instant::now() < deadline {
         return Ok(());
     }
-    let what = format!("{}, which tells that the VM is being started or ended,", place.alive.display());
+    let what = match process::runs_out_of_sight(place) {
+        true => format!(
+            "the VM runs where its process can't be seen from here, in another PID namespace such as a container's: \
+             end it from there; {}",
+            place.alive.display()
+        ),
+        false => format!("{}, which tells that the VM is being started or ended,", place.alive.display()),
+    };
     Err(Error::Busy { what, holder: None })
 }
 
@@ -127,5 +135,5 @@ fn open(place: &Place) -> Result<File> {
     step("alive: lock").map_err(Error::io("lock", path))?;
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600);
-    options.open(path).map_err(Error::io("open", path))
+    options.open(path).map_err(denied("open", path))
 }

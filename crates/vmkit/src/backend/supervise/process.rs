@@ -10,6 +10,7 @@
 //!  both, no end    dead     dead        Ended(None): nobody is left who knows how
 //!  an end                   dead        Ended(Some)
 //!  another boot's                       Rebooted
+//!  both, no end    any      alive, and without the lock of this directory:  Copied
 //!  nothing that lives, but the runtime directory is there and the lock is held:  Launching
 //! ```
 
@@ -50,6 +51,8 @@ pub(crate) enum Found {
     Ended(Option<Ended>),
     /// The host has been rebooted since.
     Rebooted,
+    /// The record is a copy of one in another directory, whose run it is: nothing runs here.
+    Copied,
 }
 
 /// Looks what runs for a VM.
@@ -99,9 +102,14 @@ async fn recorded(place: &Place) -> Result<Found> {
         return Ok(Found::Ended(run.ended));
     }
     if let Some(process) = open(run.hypervisor)? {
-        return Ok(Found::Live(process));
+        return Ok(if is_of(place, &process)? { Found::Live(process) } else { Found::Copied });
     }
     if let Some(keeper) = open(run.keeper)? {
+        if !is_of(place, &keeper)? {
+            // It may just have written the end, and let go of the lock.
+            let ended = runfile::read(&place.run_file)?.and_then(|run| run.ended);
+            return Ok(ended.map_or(Found::Copied, |ended| Found::Ended(Some(ended))));
+        }
         if run.hypervisor.is_none() {
             return Ok(Found::Starting(keeper));
         }
@@ -128,6 +136,44 @@ fn open(process: Option<ProcessId>) -> Result<Option<ProcessFd>> {
     match process {
         Some(process) => process.open(),
         None => Ok(None),
+    }
+}
+
+/// Tells whether a process that a record names holds the lock of this very directory: a home that was copied has the records of
+/// the original's runs, and its processes are not to be touched from the copy.
+fn is_of(place: &Place, process: &ProcessFd) -> Result<bool> {
+    let lock = match fs::metadata(&place.alive) {
+        Ok(lock) => Some((lock.dev(), lock.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(Error::io("examine", &place.alive)(error)),
+    };
+    let open = Path::new("/proc").join(process.id().pid.to_string()).join("fd");
+    // Of the hypervisor it is known under which number it has the lock.
+    let usual = fs::metadata(open.join(ALIVE_DESCRIPTOR.to_string()));
+    if usual.is_ok_and(|file| is_lock(&file, lock)) {
+        return Ok(true);
+    }
+    let mut is_empty = true;
+    let entries = match fs::read_dir(&open) {
+        Ok(entries) => entries,
+        // It runs as another user, or has just ended. Then the lock itself tells whether anything runs here.
+        Err(_) => return alive::is_held(place),
+    };
+    for entry in entries.flatten() {
+        is_empty = false;
+        if fs::metadata(entry.path()).is_ok_and(|file| is_lock(&file, lock)) {
+            return Ok(true);
+        }
+    }
+    // One that is ending has closed everything already.
+    if is_empty { alive::is_held(place) } else { Ok(false) }
+}
+
+/// Tells whether an open file is the lock; where somebody has removed that, whether the file has no name any more.
+fn is_lock(file: &fs::Metadata, lock: Option<(u64, u64)>) -> bool {
+    match lock {
+        Some(lock) => (file.dev(), file.ino()) == lock,
+        None => file.is_file() && file.nlink() == 0 && file.len() == 0,
     }
 }
 
@@ -186,6 +232,18 @@ fn is_inherited(process: &Path) -> bool {
 #[cfg(not(target_os = "linux"))]
 fn is_inherited(_process: &Path) -> bool {
     true
+}
+
+/// Tells of a lock that is held whether a process holds it that can't be seen from here: the record says that it has been started,
+/// in this boot, and nothing of an end.
+pub(crate) fn runs_out_of_sight(place: &Place) -> bool {
+    let Ok(Some(run)) = runfile::read(&place.run_file) else { return false };
+    let is_gone = |process| open(process).is_ok_and(|process| process.is_none());
+    run.ended.is_none()
+        && run.hypervisor.is_some()
+        && is_gone(run.hypervisor)
+        && is_gone(run.keeper)
+        && rebooted_since(&run).is_ok_and(|rebooted| !rebooted)
 }
 
 /// Waits until the keeper has written down the end of the run, so that whoever looks next sees it settled.

@@ -6,13 +6,14 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::boundedlog::LogMark;
 use crate::error::{Error, Result};
 use crate::host::process::ProcessId;
+use crate::store::denied;
 
 /// The file's size, always: more than its JSON needs, and a page, so that one write replaces all of it.
 const SIZE_BYTES: usize = 4096;
@@ -29,7 +30,8 @@ pub(crate) struct Run {
     pub(crate) keeper: Option<ProcessId>,
     /// How the hypervisor ended, once it has.
     pub(crate) ended: Option<Ended>,
-    /// Where the sockets of this run are, which may be elsewhere than those of the run before.
+    /// Where the sockets of this run are, which may be elsewhere than those of the run before. A relative path is one from the
+    /// directory of the record, so that it holds wherever that lies.
     #[serde(default)]
     pub(crate) run_dir: Option<String>,
     /// Where this run begins in the log of its console, if it has one.
@@ -82,7 +84,7 @@ impl RunFile {
         let temporary = super::unfinished(path);
         let mut file =
             OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-        let run_dir = run_dir.to_str().map(str::to_owned);
+        let run_dir = recorded_dir(path, run_dir).to_str().map(str::to_owned);
         let run = Run { keeper: identify(std::process::id()), run_dir, console, ..Run::default() };
         file.write_all(&padded(&run))?;
         fs::rename(&temporary, path)?;
@@ -104,6 +106,40 @@ impl RunFile {
     fn write(&self) -> io::Result<()> {
         self.file.write_all_at(&padded(&self.run), 0)
     }
+}
+
+/// Returns how a directory for sockets is recorded beside a VM's work directory, `HOME/vms/NAME`: from there, if both lie in one
+/// home.
+fn recorded_dir(run_file: &Path, run_dir: &Path) -> PathBuf {
+    let work = run_file.parent().unwrap_or(run_file);
+    let mut up = PathBuf::new();
+    for above in work.ancestors().take(3) {
+        // A home at the root of the file system would own every path.
+        if let Ok(below) = run_dir.strip_prefix(above)
+            && above.parent().is_some()
+        {
+            return up.join(below);
+        }
+        up.push("..");
+    }
+    run_dir.to_owned()
+}
+
+/// Returns the directory for sockets that a record names, in full.
+pub(crate) fn run_dir_in_full(run_file: &Path, recorded: &str) -> PathBuf {
+    let recorded = Path::new(recorded);
+    if recorded.is_absolute() {
+        return recorded.to_owned();
+    }
+    // By the names: a VM's directory may be a link to another place.
+    let mut full = run_file.parent().unwrap_or(run_file).to_owned();
+    for part in recorded.components() {
+        match part {
+            Component::ParentDir => drop(full.pop()),
+            part => full.push(part),
+        }
+    }
+    full
 }
 
 fn identify(pid: u32) -> Option<ProcessId> {
@@ -129,7 +165,7 @@ pub(crate) fn read(path: &Path) -> Result<Option<Run>> {
         let bytes = match read_once(path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(Error::io("read", path)(error)),
+            Err(error) => return Err(denied("read", path)(error)),
         };
         match serde_json::from_slice(&bytes) {
             Ok(run) => return Ok(Some(run)),
@@ -168,6 +204,21 @@ mod tests {
         assert_eq!(run.run_dir.as_deref(), Some("/run/vm"));
         assert_eq!(run.ended.unwrap().to_string(), "killed by signal 9 (SIGKILL)");
         assert_eq!(fs::metadata(&path).unwrap().len(), SIZE_BYTES as u64);
+    }
+
+    #[test]
+    fn a_directory_for_sockets_in_the_home_is_found_wherever_the_home_lies() {
+        for (run_dir, recorded, found) in [
+            ("/old/run/x", "../../run/x", "/new/run/x"),
+            ("/old/vms/web/server", "server", "/new/vms/web/server"),
+            ("/run/user/7/vmkit/x", "/run/user/7/vmkit/x", "/run/user/7/vmkit/x"),
+        ] {
+            assert_eq!(
+                recorded_dir(Path::new("/old/vms/web/run.json"), Path::new(run_dir)),
+                Path::new(recorded)
+            );
+            assert_eq!(run_dir_in_full(Path::new("/new/vms/web/run.json"), recorded), Path::new(found));
+        }
     }
 
     proptest! {

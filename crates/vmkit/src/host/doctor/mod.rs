@@ -18,6 +18,7 @@ pub use self::limits::{ProcessLimits, limits};
 pub use self::propolis::{PropolisHost, diagnose_propolis};
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 pub use self::qemu::diagnose;
+use crate::store::Strangers;
 
 /// Less room than this for VMs is worth a warning.
 const LITTLE_ROOM_BYTES: u64 = 2 << 30;
@@ -103,6 +104,24 @@ impl DirFacts {
 /// Judges the two directories in which VMs are kept and run; `euid` is the user that this process acts as.
 pub fn places(home: &DirFacts, runtime: &DirFacts, euid: u32) -> Vec<Check> {
     vec![writable("home", home), private(runtime, euid), room(home)]
+}
+
+/// Judges whose the files of a home are: every command of the owner's has to read them.
+pub fn owners(strangers: &Strangers) -> Check {
+    let path = strangers.home.display();
+    let Some((first, other)) = strangers.found.first() else {
+        return ok("owner", format!("all of {path} belongs to {}", strangers.owner));
+    };
+    let more = match strangers.found.len() - 1 {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let found = format!(
+        "{path} is the home of {}, and {}{more} belong to {other}: a command was run there as that user, by `sudo` perhaps",
+        strangers.owner,
+        first.display()
+    );
+    bad("owner", Status::Fail, found, format!("run `{}`", strangers.repair))
 }
 
 fn ok(name: impl Into<String>, found: impl Into<String>) -> Check {

@@ -55,6 +55,10 @@ pub(crate) fn store<T: Serialize>(dir: &Path, name: &str, value: &T) {
 fn write<T: Serialize>(dir: &Path, path: &Path, value: &T) -> io::Result<()> {
     let text = serde_json::to_vec(value)?;
     step("write the host cache")?;
+    // What this user wrote there, its owner could not read.
+    if std::fs::metadata(dir).is_ok_and(|dir| dir.uid() != geteuid().as_raw()) {
+        return Err(io::Error::from(io::ErrorKind::PermissionDenied));
+    }
     if !dir.is_dir() {
         DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     }

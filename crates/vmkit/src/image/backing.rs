@@ -1,0 +1,228 @@
+//! What an overlay says its backing file is, and a home that lies elsewhere than it did.
+//!
+//! Edge. An image that lies in the VM's home is named as it is found from the overlay, `../../images/…`, so that both go together.
+//! Overlays of vmkit 0.1 name it in full: in a home that was moved that is nothing any more, in one that was copied it is the
+//! original's. What the name says is then corrected before the disk is used; what the disk's owner has made it, stays.
+//!
+//! Source: QEMU's `docs/interop/qcow2.txt`: the name's offset and length lie at bytes 8 to 19, the name within the first cluster.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Component, Path, PathBuf};
+
+use super::create::MAX_BACKING_NAME_BYTES;
+use super::qcow2_header::{MAGIC, MAX_CLUSTER_BYTES};
+use crate::error::{Error, Result};
+use crate::steps::step;
+use crate::store::stored_image;
+
+/// Where the name's offset lies, and behind it its length.
+const PLACE: u64 = 8;
+
+/// Returns how the overlay of a VM names an image of the home that it lies in, `HOME/vms/NAME`; `None` for another image.
+pub(super) fn name_at_home(overlay: &Path, image: &Path) -> Option<PathBuf> {
+    let home = home_of(overlay)?;
+    let image = image.canonicalize().ok()?;
+    image.strip_prefix(home).ok().map(|below| Path::new("../..").join(below))
+}
+
+/// Returns the home of a VM's disk, as it is found from there.
+fn home_of(overlay: &Path) -> Option<PathBuf> {
+    let work = overlay.parent()?.canonicalize().ok()?;
+    // A home at the root of the file system would own every image.
+    work.parent()?.parent().filter(|home| home.parent().is_some()).map(Path::to_owned)
+}
+
+/// Corrects what an overlay that nobody has open says of its backing file, if that is the image `image` under the name that it
+/// had in another place. Neither what is no overlay nor one that its owner has put over another image is touched.
+///
+/// # Errors
+/// `Io` and `Host` where the overlay can't be read or written; `InvalidInput` on `image` for a path that does not fit.
+pub(crate) fn settle_backing(overlay: &Path, image: &Path) -> Result<()> {
+    let Some((offset, name)) = recorded(overlay).map_err(Error::io("read", overlay))? else { return Ok(()) };
+    let Some(dir) = overlay.parent().and_then(|dir| dir.canonicalize().ok()) else { return Ok(()) };
+    let named = dir.join(&name);
+    let Ok(image) = image.canonicalize() else { return Ok(()) };
+    if is_same(&named, &image) || !is_former_name(overlay, &name, &named, &image) {
+        return Ok(());
+    }
+    let now = name_at_home(overlay, &image).unwrap_or_else(|| image.clone());
+    let (bytes, end) = (now.as_os_str().as_bytes(), offset + now.as_os_str().len() as u64);
+    if bytes.len() > MAX_BACKING_NAME_BYTES
+        || end > cluster_bytes(overlay).map_err(Error::io("read", overlay))?
+    {
+        let why = format!(
+            "the path has {} bytes, and the overlay can't record so many: move the image",
+            bytes.len()
+        );
+        return Err(Error::invalid("image", image.display(), why));
+    }
+    tracing::info!(overlay = %overlay.display(), from = %name.display(), to = %now.display(), "the image lies elsewhere now");
+    rename(overlay, offset, bytes).map_err(Error::io("write", overlay))
+}
+
+/// Tells whether a name that leads to another file, or to none, is one that this image had before the home was moved or copied.
+fn is_former_name(overlay: &Path, name: &Path, named: &Path, image: &Path) -> bool {
+    // By its first part a name may be a protocol of QEMU's.
+    let is_path = name.is_absolute() || name.starts_with("..");
+    if let Some(stored) = stored_image(image) {
+        return is_path && stored_image(name) == Some(stored);
+    }
+    let below = match home_of(overlay).and_then(|home| image.strip_prefix(home).ok().map(Path::to_owned)) {
+        Some(below) => below,
+        // It has been named from a home that it was in.
+        None => name.components().filter(|part| *part != Component::ParentDir).collect(),
+    };
+    let is_other_home = || {
+        let above = below.components().count();
+        let vm = overlay.parent().and_then(Path::file_name).unwrap_or_default();
+        named.ancestors().nth(above).is_some_and(|home| home.join("vms").join(vm).is_dir())
+    };
+    is_path && name.ends_with(&below) && image.ends_with(&below) && (!named.exists() || is_other_home())
+}
+
+fn is_same(one: &Path, other: &Path) -> bool {
+    let id = |path: &Path| fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
+    id(one).is_some_and(|one| id(other) == Some(one))
+}
+
+/// Reads where the name of the backing file lies, and the name; `None` for what has none.
+fn recorded(overlay: &Path) -> io::Result<Option<(u64, PathBuf)>> {
+    let file = match File::open(overlay) {
+        // What is missing is told by who needs it.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file?,
+    };
+    let mut head = [0; 20];
+    if file.read_exact_at(&mut head, 0).is_err() || head[..4] != MAGIC {
+        return Ok(None);
+    }
+    let offset = u64::from_be_bytes(head[8..16].try_into().expect("these are 8 bytes"));
+    let length = u32::from_be_bytes(head[16..].try_into().expect("these are 4 bytes")) as usize;
+    if offset < head.len() as u64
+        || offset > MAX_CLUSTER_BYTES
+        || length == 0
+        || length > MAX_BACKING_NAME_BYTES
+    {
+        return Ok(None);
+    }
+    let mut name = vec![0; length];
+    file.read_exact_at(&mut name, offset)?;
+    Ok(Some((offset, PathBuf::from(std::ffi::OsStr::from_bytes(&name)))))
+}
+
+fn cluster_bytes(overlay: &Path) -> io::Result<u64> {
+    let mut bits = [0; 4];
+    File::open(overlay)?.read_exact_at(&mut bits, 20)?;
+    Ok(1_u64.checked_shl(u32::from_be_bytes(bits)).unwrap_or(0).min(MAX_CLUSTER_BYTES))
+}
+
+/// Puts another name in the place of the one at `offset`: in one write from the length to the end of the name, so that no kill leaves
+/// the one without the other.
+fn rename(overlay: &Path, offset: u64, name: &[u8]) -> io::Result<()> {
+    step("image: name the backing file")?;
+    let file = OpenOptions::new().read(true).write(true).open(overlay)?;
+    let mut bytes = vec![0; usize::try_from(offset - PLACE).map_err(io::Error::other)?];
+    file.read_exact_at(&mut bytes, PLACE)?;
+    let length = u32::try_from(name.len()).map_err(io::Error::other)?;
+    bytes[8..12].copy_from_slice(&length.to_be_bytes());
+    bytes.extend(name);
+    file.write_all_at(&bytes, PLACE)?;
+    file.sync_data()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::create::{create_overlay, create_overlay_at_home};
+    use crate::image::inspect;
+    use crate::image::tests::{qemu_img, qemu_img_info};
+
+    const STORED: &str =
+        "images/sha256-0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef/disk.raw";
+
+    /// A home with an image at `below`, and the overlay of a VM.
+    fn home(root: &Path, below: &str) -> (PathBuf, PathBuf) {
+        let (image, work) = (root.join(below), root.join("vms/web"));
+        fs::create_dir_all(image.parent().unwrap()).unwrap();
+        fs::create_dir_all(&work).unwrap();
+        fs::write(&image, vec![7; 1 << 20]).unwrap();
+        (image, work.join("root.qcow2"))
+    }
+
+    fn backing(overlay: &Path) -> PathBuf {
+        recorded(overlay).unwrap().unwrap().1
+    }
+
+    #[test]
+    fn an_image_of_the_home_is_named_from_the_overlay_and_any_other_in_full() {
+        let dir = tempfile::tempdir().unwrap();
+        let (image, overlay) = home(dir.path(), STORED);
+        create_overlay_at_home(&inspect(&image).unwrap(), &overlay, None).unwrap();
+        assert_eq!(backing(&overlay), Path::new("../..").join(STORED));
+        let moved = dir.path().with_extension("moved");
+        fs::rename(dir.path(), &moved).unwrap();
+        let name = moved.join("vms/web/root.qcow2");
+        if qemu_img(&["check", "-q", "-f", "qcow2", name.to_str().unwrap()]) {
+            assert_eq!(qemu_img_info(name.to_str().unwrap())["backing-filename-format"], "raw");
+        }
+        fs::rename(&moved, dir.path()).unwrap();
+        let other = tempfile::NamedTempFile::new().unwrap();
+        other.as_file().set_len(512).unwrap();
+        fs::remove_file(&overlay).unwrap();
+        create_overlay_at_home(&inspect(other.path()).unwrap(), &overlay, None).unwrap();
+        assert_eq!(backing(&overlay), other.path().canonicalize().unwrap());
+    }
+
+    #[test]
+    fn the_name_of_an_image_that_was_moved_or_copied_with_its_home_is_corrected() {
+        for below in [STORED, "base.raw"] {
+            let dir = tempfile::tempdir().unwrap();
+            let (old, new) = (dir.path().join("old"), dir.path().join("a-new-home-with-a-longer-name"));
+            let (image, overlay) = home(&old, below);
+            create_overlay(&inspect(&image).unwrap(), &overlay, None).unwrap();
+            let (there, copied) = home(&new, below);
+            fs::copy(&overlay, &copied).unwrap();
+            settle_backing(&copied, &there).unwrap();
+            assert_eq!(
+                backing(&copied),
+                Path::new("../..").join(below),
+                "a copy of a home that is still there"
+            );
+            settle_backing(&overlay, &image).unwrap();
+            assert_eq!(backing(&overlay), image.canonicalize().unwrap(), "nothing is wrong with this one");
+            fs::copy(&overlay, &copied).unwrap();
+            fs::remove_dir_all(&old).unwrap();
+            settle_backing(&copied, &there).unwrap();
+            let name = copied.to_str().unwrap();
+            assert_eq!(backing(&copied), Path::new("../..").join(below), "the home was moved");
+            if qemu_img(&["check", "-q", "-f", "qcow2", name]) {
+                assert!(qemu_img(&[
+                    "compare",
+                    "-q",
+                    "-f",
+                    "qcow2",
+                    "-F",
+                    "raw",
+                    name,
+                    there.to_str().unwrap()
+                ]));
+            }
+        }
+    }
+
+    #[test]
+    fn an_overlay_that_its_owner_has_put_over_another_image_stays_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let (image, overlay) = home(&dir.path().join("home"), "base.raw");
+        let own = dir.path().join("base.raw");
+        fs::write(&own, vec![1; 1 << 20]).unwrap();
+        create_overlay(&inspect(&own).unwrap(), &overlay, None).unwrap();
+        settle_backing(&overlay, &image).unwrap();
+        assert_eq!(backing(&overlay), own.canonicalize().unwrap());
+        settle_backing(&dir.path().join("none"), &image).unwrap();
+        settle_backing(&image, &own).unwrap();
+    }
+}
