@@ -11,6 +11,7 @@
 //! Nothing of a VM lives in this process: a handle, the work directory and the kernel know everything, so any number of
 //! programs may hold a `QemuHypervisor` over the same directories, and any of them may die.
 
+mod accel;
 pub(crate) mod agent;
 mod argv;
 #[cfg(test)]
@@ -44,8 +45,9 @@ pub use facts::FirmwareFiles;
 pub use plan::{PrepareStep, QemuPlan, SocketPlan};
 pub use switch::Accelerator;
 
+use self::accel::{accelerator, wants_kvm};
 use self::elsewhere::{recorded_run_dir, run_dir};
-use self::facts::{Media, QemuFacts, accelerator, wants_kvm};
+use self::facts::{Media, QemuFacts};
 use self::layout::Layout;
 use self::qmp::client::QmpClient;
 use crate::backend::supervise::process::{self, Found};

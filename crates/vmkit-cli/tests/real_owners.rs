@@ -1,0 +1,157 @@
+//! Homes of another user, and removals that could not begin, with the real QEMU.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod real;
+mod support;
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use real::Life;
+use serde_json::Value;
+
+/// Runs the command as the user `nobody`.
+fn as_nobody(life: &Life, line: &str) -> support::Answer {
+    let mut command = life.command(line.split(' '));
+    support::answer(command.uid(NOBODY).gid(NOBODY).output().unwrap())
+}
+
+const NOBODY: u32 = 65534;
+
+/// Makes a home of the user `nobody`, with a VM that runs; `None`, and aloud, where this user may not.
+fn home_of_nobody() -> Option<Life> {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIP: only root acts as another user");
+        return None;
+    }
+    let life = Life::new();
+    fs::set_permissions(life.dir.path(), Permissions::from_mode(0o755)).unwrap();
+    fs::create_dir(life.home()).unwrap();
+    chown(life.home(), Some(NOBODY), Some(NOBODY)).unwrap();
+    for line in ["create a --image base.img --memory 32MiB --accel tcg", "start a"] {
+        let answer = as_nobody(&life, line);
+        if answer.code != Some(0) && answer.stderr.contains("cannot start /proc/self/exe") {
+            eprintln!("SKIP: another user can't run this build: {answer:?}");
+            return None;
+        }
+        assert_eq!(answer.code, Some(0), "{answer:?}");
+    }
+    Some(life)
+}
+
+/// Answers what below a directory is not this user's.
+fn not_of(user: u32, dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut found = Vec::new();
+    for entry in entries {
+        let metadata = entry.path().symlink_metadata().unwrap();
+        if metadata.uid() != user {
+            found.push(entry.path());
+        }
+        if metadata.is_dir() {
+            found.extend(not_of(user, &entry.path()));
+        }
+    }
+    found
+}
+
+#[test]
+fn a_command_that_is_run_as_root_takes_no_vm_from_its_user() {
+    let Some(life) = home_of_nobody() else { return };
+    fs::write(life.file("vmkit.toml"), "version = 1\n[machine.m]\nimage = 'base.img'\n").unwrap();
+    for line in [
+        "create b --image base.img",
+        "start a",
+        "stop --timeout 0 a",
+        "suspend a",
+        "resume a",
+        "restart --timeout 0 a",
+        "set a --cpus 2",
+        "forward a 7",
+        "rm --force a",
+        "image import base.img --name base",
+        "image prune",
+        "up",
+        "down",
+    ] {
+        let refused = life.vmkit(line.split(' '));
+        assert_eq!(refused.code, Some(2), "{line}: {refused:?}");
+        let says = |text: &str| refused.stderr.contains(text);
+        assert!(says("nobody (65534)") && says("chown -R") && !says("doctor"), "{line}: {refused:?}");
+        assert_eq!(not_of(NOBODY, &life.home()), Vec::<PathBuf>::new(), "{line}: {refused:?}");
+    }
+    for line in [
+        "ls",
+        "info a",
+        "ip a",
+        "logs a",
+        "wait a running",
+        "image ls",
+        "doctor",
+        "plan",
+        "console a --print-endpoint",
+    ] {
+        let answer = life.vmkit(line.split(' '));
+        assert_eq!(not_of(NOBODY, &life.home()), Vec::<PathBuf>::new(), "{line}: {answer:?}");
+    }
+    for line in ["suspend a", "resume a", "stop --timeout 0 a", "start a", "rm --force a"] {
+        let answer = as_nobody(&life, line);
+        assert_eq!(answer.code, Some(0), "{line}: {answer:?}");
+    }
+}
+
+#[test]
+fn what_root_has_left_in_a_home_is_named_with_the_command_that_gives_it_back() {
+    let Some(life) = home_of_nobody() else { return };
+    assert_eq!(as_nobody(&life, "stop --timeout 0 a").code, Some(0));
+    let vm = life.home().join("vms/a");
+    for file in ["run.json", "vm.json", "lock", "alive", "qemu.json", "owner"] {
+        chown(vm.join(file), Some(0), Some(0)).unwrap();
+        let refused = as_nobody(&life, "start a");
+        assert_eq!(refused.code, Some(2), "{file}: {refused:?}");
+        let repair = format!("sudo chown -R nobody {}", life.home().display());
+        let says = |text: &str| refused.stderr.contains(text);
+        assert!(says("belongs to user root (0)") && says(&repair) && !says("doctor"), "{file}: {refused:?}");
+        let doctor = as_nobody(&life, "doctor");
+        assert!(doctor.stdout.contains(file) && doctor.stdout.contains(&repair), "{file}: {doctor:?}");
+        chown(vm.join(file), Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+    for line in ["start a", "rm --force a"] {
+        let answer = as_nobody(&life, line);
+        assert_eq!(answer.code, Some(0), "{line}: {answer:?}");
+    }
+}
+
+#[test]
+fn a_removal_that_could_not_begin_leaves_a_vm_that_can_be_used() {
+    let life = Life::new();
+    life.must(["create", "a", "--image", "base.img", "--memory", "32MiB", "--accel", "tcg"]);
+    life.must(["start", "a"]);
+    let elsewhere = |line: &str| {
+        let mut command = Command::new("unshare");
+        let vmkit = life.command(line.split(' '));
+        command.args(["--pid", "--fork", "--mount-proc"]).arg(vmkit.get_program()).args(vmkit.get_args());
+        command.env("VMKIT_HOME", life.home()).current_dir(life.dir.path());
+        support::answer(command.output().unwrap())
+    };
+    let tried = elsewhere("--version");
+    if tried.code != Some(0) {
+        return eprintln!("SKIP: this user can't make a PID namespace: {tried:?}");
+    }
+    for line in ["rm --force a", "stop --timeout 0 a"] {
+        let refused = elsewhere(line);
+        assert_eq!(refused.code, Some(6), "{refused:?}");
+        assert!(refused.stderr.contains("in another PID namespace"), "{refused:?}");
+        assert_eq!(life.row("a")["state"], "running", "{line}");
+        assert_eq!(life.info("a")["intent"], Value::Null, "{line}");
+    }
+    assert!(!life.home().join("vms/a/stop-asked").exists(), "it was not stopped");
+    for line in ["suspend a", "resume a", "stop --timeout 0 a", "start a"] {
+        life.must(line.split(' '));
+    }
+    life.must(["rm", "--force", "a"]);
+    life.assert_empty("after rm");
+}
