@@ -120,7 +120,7 @@ fn fields(mut blob: &[u8]) -> Option<Vec<&[u8]>> {
 /// Decodes base64. Source: RFC 4648, section 4.
 fn decoded(text: &str) -> Option<Vec<u8>> {
     let digits = text.trim_end_matches('=');
-    if text.len() % 4 != 0 || text.len() - digits.len() > 2 {
+    if !text.len().is_multiple_of(4) || text.len() - digits.len() > 2 {
         return None;
     }
     let mut bytes = Vec::new();

@@ -5,15 +5,22 @@
 //! (the manager). What the one has done the other learns here: both are in one task, and the trait between them has no word for it.
 
 use std::cell::Cell;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
+#[cfg(any(feature = "ssh", all(target_os = "linux", feature = "qemu")))]
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// How far a guest's clock may be off and still be right: less than anybody notices, more than a busy host's delays.
+#[cfg(any(feature = "ssh", all(target_os = "linux", feature = "qemu")))]
 pub(crate) const CLOSE: Duration = Duration::from_millis(20);
 
 /// What the two sides of a resume know.
 #[derive(Debug, Clone, Copy, Default)]
 struct Resumption {
     /// How long the guest was paused, where that is known.
+    #[cfg_attr(
+        not(all(target_os = "linux", feature = "qemu")),
+        expect(dead_code, reason = "only QEMU's backend sets a clock")
+    )]
     paused: Option<Duration>,
     /// The clock is right, or no matter.
     is_settled: bool,
@@ -47,6 +54,7 @@ pub(crate) fn settled() {
 }
 
 /// How a guest's clock stood at a moment of this host's.
+#[cfg(any(feature = "ssh", all(target_os = "linux", feature = "qemu")))]
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ClockReading {
     /// By how much it is ahead, in nanoseconds; negative where it is behind.
@@ -55,6 +63,7 @@ pub(crate) struct ClockReading {
     pub(crate) round_trip: Duration,
 }
 
+#[cfg(any(feature = "ssh", all(target_os = "linux", feature = "qemu")))]
 impl ClockReading {
     /// Creates it of what the guest said, and of when it was asked and had answered.
     pub(crate) fn of(guest: Duration, asked: Duration, answered: Duration) -> Self {
@@ -81,6 +90,7 @@ impl ClockReading {
 }
 
 /// Returns the time of this host, since 1970 in UTC.
+#[cfg(any(feature = "ssh", all(target_os = "linux", feature = "qemu")))]
 pub(crate) fn now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
@@ -89,6 +99,7 @@ pub(crate) fn now() -> Duration {
 mod tests {
     use super::*;
 
+    #[cfg(any(feature = "ssh", all(target_os = "linux", feature = "qemu")))]
     #[test]
     fn a_reading_counts_from_the_middle_of_its_round_trip() {
         let ms = Duration::from_millis;

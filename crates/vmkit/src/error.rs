@@ -141,11 +141,11 @@ pub enum Error {
         /// What belongs to the other user.
         path: PathBuf,
         /// The owner.
-        owner: String,
+        owner: Box<str>,
         /// The user that this process acts as.
-        user: String,
+        user: Box<str>,
         /// What to do about it.
-        way_out: String,
+        way_out: Box<str>,
     },
     /// The image that is to be removed is the backing file of VMs' disks.
     #[error("{image}: the {} on it, and so it is in use", Hanging(vms))]
@@ -268,19 +268,19 @@ pub enum Error {
     #[error("cannot copy {from} to {to}: {problem}")]
     CopyPart {
         /// What is copied, such as `web:/etc`.
-        from: String,
+        from: Box<str>,
         /// Where to.
-        to: String,
+        to: Box<str>,
         /// What was left out.
-        problem: String,
+        problem: Box<str>,
         /// Which kind this is to a caller.
         kind: ErrorKind,
         /// The failures, an [`Error::Copy`] each; of very many only the first.
         failures: Vec<Error>,
         /// How many more failures there were.
-        more: usize,
+        more: u32,
         /// What was left out because it is neither file nor directory nor symbolic link.
-        skipped: Vec<String>,
+        skipped: Box<[String]>,
     },
     /// The system refused a file operation.
     #[error("cannot {verb} {}", path.display())]

@@ -76,6 +76,7 @@ pub(crate) struct InputStream {
     /// The open file.
     pub(crate) file: File,
     /// Where it is: absolute and without symbolic links where it is a regular file.
+    #[cfg_attr(not(feature = "images"), expect(dead_code, reason = "only an import names its source"))]
     pub(crate) path: PathBuf,
     /// How long a regular file is.
     pub(crate) bytes: Option<u64>,

@@ -256,7 +256,8 @@ fn tell(copied: Result<Copied, Error>) -> Option<Error> {
             if let Error::CopyPart { failures, more, skipped, .. } = &failure {
                 skip(skipped);
                 failures.iter().take(MOST_TOLD).for_each(|failure| output::error(None, failure));
-                match failures.len().saturating_sub(MOST_TOLD) + more {
+                match failures.len().saturating_sub(MOST_TOLD) + usize::try_from(*more).unwrap_or(usize::MAX)
+                {
                     0 => {}
                     more => output::warning(format_args!("{more} more could not be copied")),
                 }

@@ -72,7 +72,12 @@ fn other_user(path: &Path, owner: u32) -> Error {
             home.display()
         ),
     };
-    Error::OtherUser { path: path.to_owned(), owner: user(owner), user: user(this_user()), way_out }
+    Error::OtherUser {
+        path: path.to_owned(),
+        owner: user(owner).into(),
+        user: user(this_user()).into(),
+        way_out: way_out.into(),
+    }
 }
 
 /// Returns the home that a path lies in, and its owner: what is above the nearest of the directories that every home has.

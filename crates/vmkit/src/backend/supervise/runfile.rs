@@ -6,7 +6,9 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Component, Path, PathBuf};
+#[cfg(any(test, all(target_os = "linux", feature = "qemu")))]
+use std::path::Component;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -126,6 +128,7 @@ fn recorded_dir(run_file: &Path, run_dir: &Path) -> PathBuf {
 }
 
 /// Returns the directory for sockets that a record names, in full.
+#[cfg(any(test, all(target_os = "linux", feature = "qemu")))]
 pub(crate) fn run_dir_in_full(run_file: &Path, recorded: &str) -> PathBuf {
     let recorded = Path::new(recorded);
     if recorded.is_absolute() {

@@ -390,7 +390,7 @@ impl Files {
             // Whoever takes one byte after the other takes the zeros, too.
             Target::Stream(_) => None,
         };
-        let wanted = data.unwrap_or_else(|| vec![0..size]);
+        let wanted = data.unwrap_or_else(|| std::iter::once(0..size).collect());
         let source = Source { handle: &handle, path: from, size };
         let read = self.read_open(source, wanted, target, ends, progress, report).await;
         self.close(handle, read, failed).await

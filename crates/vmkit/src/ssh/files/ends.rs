@@ -231,13 +231,13 @@ impl LeftOut {
         }
         parts.push("all else was copied".to_owned());
         Err(Error::CopyPart {
-            from: ends.from.clone(),
-            to: ends.to.clone(),
-            problem: parts.join("; "),
+            from: ends.from.as_str().into(),
+            to: ends.to.as_str().into(),
+            problem: parts.join("; ").into(),
             kind: if self.failures.is_empty() { ErrorKind::InvalidInput } else { ErrorKind::Io },
-            more: self.failed - self.failures.len(),
+            more: u32::try_from(self.failed - self.failures.len()).unwrap_or(u32::MAX),
             failures: self.failures,
-            skipped: skipped.to_vec(),
+            skipped: skipped.into(),
         })
     }
 }

@@ -136,10 +136,11 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_is_not_believed() {
+        let one = |range: Range<u64>| Some(std::iter::once(range).collect::<Vec<_>>());
         assert_eq!(answer("0 4096\n8388608 8392704\n"), Some(vec![0..4096, 8_388_608..8_392_704]));
-        assert_eq!(answer("0 4096\n8192 12288\n"), Some(vec![0..12288]), "a short hole is read");
+        assert_eq!(answer("0 4096\n8192 12288\n"), one(0..12288), "a short hole is read");
         assert_eq!(answer(""), Some(vec![]), "there is nothing but a hole");
-        assert_eq!(answer("0 999999999999\n"), Some(vec![0..SIZE]));
+        assert_eq!(answer("0 999999999999\n"), one(0..SIZE));
         for lines in ["0\n", "0 x\n", "-1 5\n", "5 5\n", "9 5\n", "8388608 8392704\n0 4096\n", "0 5 6\n"] {
             assert_eq!(answer(lines), None, "{lines:?}");
         }
@@ -148,7 +149,7 @@ mod tests {
         }
         // Perl began and failed, and then Python did it.
         let both = format!("{BEGIN}\n0 10\n{BEGIN}\n0 20\n{END}\n");
-        assert_eq!(read(&both, SIZE), Some(vec![0..20]));
+        assert_eq!(read(&both, SIZE), one(0..20));
     }
 
     #[test]
@@ -165,7 +166,7 @@ mod tests {
             let output = program.output().unwrap();
             read(&String::from_utf8(output.stdout).unwrap(), SIZE)
         };
-        let expected = Some(vec![50 << 20..(50 << 20) + 8192]);
+        let expected = Some(std::iter::once(50 << 20..(50 << 20) + 8192).collect());
         for program in ["perl", "python3"] {
             let other = if program == "perl" { "python3" } else { "perl" };
             if Program::new(program).arg("-V").output().is_ok() {
