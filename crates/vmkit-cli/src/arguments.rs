@@ -14,12 +14,12 @@ use crate::commands::Command;
 use crate::context::Context;
 use crate::failure::{EXIT_CODES, Failure};
 
-/// Runs virtual machines: creates, starts, stops and removes them, and shows what they do.
+/// Run virtual machines: create, start, stop and remove them, and show what they do.
 #[derive(Debug, Parser)]
 #[command(name = "vmkit", version, after_help = EXIT_CODES, max_term_width = 100)]
 #[command(arg_required_else_help = true, infer_subcommands = false)]
 pub(crate) struct Arguments {
-    /// Keeps everything below this directory [else: VMKIT_HOME, else the XDG directories]
+    /// Keep everything below this directory [else: VMKIT_HOME, else the XDG directories]
     #[arg(long, global = true, value_name = "DIR")]
     home: Option<PathBuf>,
     #[command(subcommand)]

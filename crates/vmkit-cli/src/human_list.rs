@@ -12,7 +12,7 @@ use crate::output::Table;
 /// A column: its head, and what stands in it for a VM.
 type Column = (&'static str, fn(&Listed) -> String);
 
-/// Answers the table of all VMs; a `wide` one has every column, and cuts off nothing.
+/// Returns the table of all VMs; a `wide` one has every column, and cuts off nothing.
 pub(crate) fn list(listed: &[Listed], wide: bool) -> Table {
     let columns = columns(listed, wide);
     let mut table = Table::new(&columns.iter().map(|(head, _)| *head).collect::<Vec<_>>());
@@ -22,7 +22,7 @@ pub(crate) fn list(listed: &[Listed], wide: bool) -> Table {
     table
 }
 
-/// Answers the columns that these VMs need, so that a line of them fits a terminal.
+/// Returns the columns that these VMs need, so that a line of them fits a terminal.
 fn columns(listed: &[Listed], wide: bool) -> Vec<Column> {
     let vms = || listed.iter().filter_map(vm);
     let has_projects = vms().any(|vm| Origin::of(&vm.spec).is_some());
@@ -47,7 +47,7 @@ fn columns(listed: &[Listed], wide: bool) -> Vec<Column> {
     columns.into_iter().filter_map(|(is_needed, column)| is_needed.then_some(column)).collect()
 }
 
-/// Answers the VM as it is, else as it was recorded.
+/// Returns the VM as it is, else as it was recorded.
 fn vm(listed: &Listed) -> Option<&VmHandle> {
     listed.handle.as_ref().ok().or(listed.recorded.as_ref())
 }
@@ -60,7 +60,7 @@ fn image(listed: &Listed) -> &str {
     vm(listed).and_then(|vm| vm.spec.image_name()).unwrap_or("-")
 }
 
-/// Answers as much of an image's name as tells images apart: of a file or an address its last part.
+/// Returns as much of an image's name as tells images apart: of a file or an address its last part.
 fn shortened(image: &str) -> &str {
     let path = match image.split_once("://") {
         Some(("oci", rest)) => rest,
@@ -75,13 +75,13 @@ fn project(listed: &Listed) -> String {
     origin.map_or("-", |origin| origin.project).to_owned()
 }
 
-/// Answers an error and what caused it on one line.
+/// Returns an error and what caused it on one line.
 fn with_causes(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
-/// Answers what else there is to know of a VM in the list.
+/// Returns what else there is to know of a VM in the list.
 fn note(listed: &Listed) -> String {
     let what = match &listed.handle {
         Err(error) => with_causes(error),
@@ -107,7 +107,8 @@ fn note(listed: &Listed) -> String {
 /// The most characters of a note that is in short.
 const NOTE_CHARS: usize = 60;
 
-/// Returns the beginning of a text, as far as a line of a terminal has room for it: up to a blank, where there is one.
+/// Returns the beginning of a text, as far as a line of a terminal has room for it: up to a blank,
+/// where there is one.
 fn in_short(text: &str) -> String {
     let Some((end, _)) = text.char_indices().nth(NOTE_CHARS) else { return text.to_owned() };
     let begin = &text[..end];
@@ -115,7 +116,7 @@ fn in_short(text: &str) -> String {
     format!("{} …", words.trim_end_matches([' ', ',', ':', ';']))
 }
 
-/// Answers how the guest is reached, in a few characters.
+/// Returns how the guest is reached, in a few characters.
 fn network(vm: &VmHandle) -> String {
     let ports = ports(vm);
     match vm.spec.network() {

@@ -1,5 +1,5 @@
-//! The store of images as this user has it: with an own catalogue, mirrors, logins at registries and a proxy, each found
-//! where the environment says. The library never reads the environment.
+//! The store of images as this user has it: with an own catalogue, mirrors, logins at registries
+//! and a proxy, each found where the environment says. The library never reads the environment.
 
 use std::env;
 use std::ffi::OsString;
@@ -13,10 +13,11 @@ use vmkit::image::{Catalogue, ImageRef, ImageStore, Proxies, PullProgress};
 use vmkit::spec::Arch;
 use vmkit::store::Home;
 
-/// Answers the store of the images in a home.
+/// Returns the store of the images in a home.
 ///
 /// # Errors
-/// `Record` for an own catalogue that can't be used; `InvalidInput` for a mirror or a proxy that is no address.
+/// `Record` for an own catalogue that can't be used; `InvalidInput` for a mirror or a proxy that is
+/// no address.
 pub(crate) fn store(home: &Home) -> Result<ImageStore, Error> {
     let mut catalogue = Catalogue::built_in();
     if let Some(file) = config_file(var)
@@ -34,8 +35,8 @@ pub(crate) fn store(home: &Home) -> Result<ImageStore, Error> {
     Ok(store.with_proxies(proxies(text)?))
 }
 
-/// Returns the proxies of the environment, as curl reads them: `http_proxy` in lower case only, for a web server sets HTTP_PROXY
-/// to what a request says.
+/// Returns the proxies of the environment, as curl reads them: `http_proxy` in lower case only, for
+/// a web server sets HTTP_PROXY to what a request says.
 ///
 /// Source: "Environment variables" in curl(1).
 fn proxies(text: impl Fn(&str) -> Option<String>) -> Result<Proxies, Error> {
@@ -53,7 +54,7 @@ fn proxies(text: impl Fn(&str) -> Option<String>) -> Result<Proxies, Error> {
     })
 }
 
-/// Answers the architecture of this host.
+/// Returns the architecture of this host.
 pub(crate) fn host_arch() -> Arch {
     if cfg!(target_arch = "aarch64") { Arch::Aarch64 } else { Arch::X86_64 }
 }
@@ -74,7 +75,7 @@ pub(crate) fn image(text: &str) -> Result<ImageRef, Error> {
     Ok(image.seen_from(&here))
 }
 
-/// Where whoever works on an image tells how far it is.
+/// The receiver of an image's progress.
 pub(crate) type Progress = watch::Sender<PullProgress>;
 
 /// Does what sends progress, and shows it to a person meanwhile.
@@ -99,15 +100,16 @@ fn text(name: &str) -> Option<String> {
     env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// Answers the user's own catalogue: `$XDG_CONFIG_HOME/vmkit/images.toml`.
+/// Returns the user's own catalogue: `$XDG_CONFIG_HOME/vmkit/images.toml`.
 fn config_file(var: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
-    // A relative path in this variable is to be ignored. Source: the XDG Base Directory Specification.
+    // A relative path in this variable is to be ignored. Source: the XDG Base Directory
+    // Specification.
     let named = var("XDG_CONFIG_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
     let config = named.or_else(|| var("HOME").map(|home| Path::new(&home).join(".config")))?;
     Some(config.join("vmkit/images.toml"))
 }
 
-/// Answers where logins at registries may be, the first that is there counts.
+/// Returns where logins at registries may be, the first that is there counts.
 ///
 /// Source: containers-auth.json(5), and Docker's documentation of `DOCKER_CONFIG`.
 fn login_files(var: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {

@@ -135,7 +135,8 @@ pub(crate) fn absolute(field: &'static str, path: &Path) -> Result<PathBuf, Erro
     }
 }
 
-/// Returns the absolute path of something that is read once: `-` is standard input, which may be a pipe.
+/// Returns the absolute path of something that is read once: `-` is standard input, which may be a
+/// pipe.
 ///
 /// # Errors
 /// As for [`absolute`].

@@ -30,8 +30,9 @@ impl ProjectFile {
     }
 }
 
-/// Finds the file that was named, or else the nearest one above the current directory. What comes through a pipe is taken for
-/// `vmkit.toml` in the current directory, there or not: machines are known by their file.
+/// Finds the file that was named, or else the nearest one above the current directory. What comes
+/// through a pipe is taken for `vmkit.toml` in the current directory, there or not: machines are
+/// known by their file.
 ///
 /// # Errors
 /// `InvalidInput` where none was named and none is found.

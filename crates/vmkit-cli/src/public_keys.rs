@@ -1,5 +1,5 @@
-//! Public keys as `ssh-keygen` writes them and `authorized_keys` has them, checked before a guest gets them: one that is cut would
-//! be found out by a login that fails minutes later.
+//! Public keys as `ssh-keygen` writes them and `authorized_keys` has them, checked before a guest
+//! gets them: one that is cut would be found out by a login that fails minutes later.
 //!
 //! Source: sshd(8), "AUTHORIZED_KEYS FILE FORMAT"; RFC 4253, section 6.6.
 
@@ -22,7 +22,8 @@ const KINDS: [&str; 4] = ["ssh-", "ecdsa-sha2-", "sk-ssh-", "sk-ecdsa-"];
 /// Reads public keys from a file or a pipe, one a line; an empty line and a comment are none.
 ///
 /// # Errors
-/// `InvalidInput` on `ssh-key` where the file can't be read or has anything else: a private key given to a guest would be given away.
+/// `InvalidInput` on `ssh-key` where the file can't be read or has anything else: a private key
+/// given to a guest would be given away.
 pub(crate) fn read(path: &Path) -> Result<Vec<String>, Error> {
     let refused = |why: String| Error::invalid("ssh-key", path.display(), why);
     let mut text = String::new();
@@ -74,7 +75,8 @@ fn check(line: &str) -> Result<(), String> {
     }
 }
 
-/// Returns whether a key of this kind has all its fields; of a kind that is not known it may have any.
+/// Returns whether a key of this kind has all its fields; of a kind that is not known it may have
+/// any.
 fn is_whole(kind: &str, fields: &[&[u8]]) -> bool {
     match (kind, fields) {
         ("ssh-ed25519", fields) => matches!(fields, [key] if key.len() == 32),

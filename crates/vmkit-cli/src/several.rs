@@ -13,7 +13,8 @@ use crate::failure::{Failure, Whose};
 /// has 1024.
 const AT_ONCE: usize = 32;
 
-/// Returns the names of all VMs in a state that is meant. One whose state is not known is among them: its operation says why.
+/// Returns the names of all VMs in a state that is meant. One whose state is not known is among
+/// them: its operation says why.
 ///
 /// # Errors
 /// Where the home can't be read.

@@ -1,4 +1,5 @@
-//! Bad input: refused with the field, the value and the bound, exit code 2, and nothing left behind.
+//! Bad input: refused with the field, the value and the bound, exit code 2, and nothing left
+//! behind.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stderr,

@@ -1,4 +1,5 @@
-//! `vmkit image`, against a web server on loopback: what a person sees, what is promised to programs, and what a kill leaves.
+//! `vmkit image`, against a web server on loopback: what a person sees, what is promised to
+//! programs, and what a kill leaves.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -68,7 +69,8 @@ fn a_pull_that_was_killed_goes_on_where_it_was() {
     assert!(fs::read(shown[0]["path"].as_str().unwrap()).unwrap() == disk());
 }
 
-/// Runs a script with a file system of this size mounted at a directory, `$0` the command; `None`, said aloud, where nobody may.
+/// Runs a script with a file system of this size mounted at a directory, `$0` the command; `None`,
+/// said aloud, if mounting is not permitted.
 fn on_a_small_disk(host: &Host, at: &Path, size: &str, script: &str) -> Option<Answer> {
     if !rustix::process::geteuid().is_root() {
         println!("SKIP: only root can mount a small file system");
@@ -88,7 +90,7 @@ fn on_a_small_disk(host: &Host, at: &Path, size: &str, script: &str) -> Option<A
     Some(answer)
 }
 
-/// Answers 20 MB of noise, packed, so that what comes fits where what is unpacked does not.
+/// Returns 20 MB of noise, packed, so that what comes fits where what is unpacked does not.
 fn packed_noise(host: &Host) -> String {
     let packed = host.file("disk.gz");
     let write = format!("head -c 20000000 /dev/urandom | gzip -1 > {packed}");
@@ -133,7 +135,7 @@ fn an_image_is_converted_to_a_raw_file_which_nothing_overwrites_by_chance() {
     let new = host.file("new.raw");
     assert_eq!(answer, serde_json::json!({"path": new, "format": "raw", "bytes": expected.len()}));
     assert!(fs::read(&new).unwrap() == expected);
-    // Told before anything is fetched: at the second address nobody is.
+    // Reported before anything is fetched: no server listens at the second address.
     for image in [url.as_str(), "http://127.0.0.1:1/disk.raw"] {
         let refused = host.vmkit(["image", "convert", image, "new.raw"]);
         assert_eq!(refused.code, Some(2), "{refused:?}");
@@ -292,7 +294,7 @@ fn a_login_that_a_helper_keeps_is_shown_to_its_registry() {
         answer(command.env("DOCKER_CONFIG", host.dir.path()).output().unwrap())
     };
     let missing = pull();
-    // One that was uninstalled keeps nobody from what needs no login; here the registry wants one.
+    // A helper that was uninstalled does not matter without a login; here the registry wants one.
     assert_eq!(missing.code, Some(1), "{missing:?}");
     assert!(missing.stderr.contains("docker-credential-test: it keeps the login at"), "{missing:?}");
     assert!(missing.stderr.contains("the server does not give it to everybody"), "{missing:?}");
@@ -447,7 +449,7 @@ fn a_damaged_image_is_told_with_what_heals_it() {
     assert_eq!(host.must(["image", "verify"]).matches("good").count(), 2);
 }
 
-/// Answers what `sha256sum` says of these bytes.
+/// Returns what `sha256sum` says of these bytes.
 fn sha256(bytes: &[u8]) -> String {
     let mut sum = Command::new("sha256sum").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     sum.stdin.take().unwrap().write_all(bytes).unwrap();
@@ -642,7 +644,7 @@ fn a_vm_is_made_of_an_image_by_its_name_and_the_image_is_kept_for_it() {
     let expected = "error: image `mine:1`: the disk of VM `web` hangs on it, and so it is in use\n\
         hint: `vmkit rm web` removes the VM with its disk\n";
     assert_eq!(refused.stderr, expected);
-    // By whichever of its names, and whoever needs it.
+    // By any of its names.
     host.must(["image", "import", "base.img", "--name", "mine:2"]);
     host.must(["create", "db", "--image", "mine:2", "--accel", "tcg"]);
     host.must(["image", "rm", "mine:2"]);

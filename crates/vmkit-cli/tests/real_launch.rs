@@ -15,7 +15,8 @@ use rustix::process::{Signal, kill_process};
 use serde_json::Value;
 use vmkit_testkit::guest::{self, Guest};
 
-/// Answers the arguments that launch this guest; the tiny one has no disk, so it gets one with nothing on it.
+/// Returns the arguments that launch this guest; the tiny one has no disk, so it gets one with
+/// nothing on it.
 fn launch_arguments(life: &Life, guest: &Guest, more: &[&str]) -> Vec<String> {
     let image = guest.disk.as_ref().map_or_else(|| life.file("base.img"), |disk| disk.display().to_string());
     let mut created = create_arguments(guest, "unused", "").split_off(2);

@@ -291,7 +291,8 @@ fn a_program_of_the_agent_ends_with_the_guest_and_says_why() {
     assert!(answer.stderr.contains("the guest's kernel panicked: sysrq triggered crash"), "{answer:?}");
 }
 
-/// Returns by how much a guest's clock is certainly off: what its way to us may hide is not counted.
+/// Returns by how much a guest's clock is certainly off: what its way to us may hide is not
+/// counted.
 fn clock_error(life: &Life, name: &str) -> Duration {
     let socket = life.info(name)["run"]["agent"].as_str().unwrap().to_owned();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -583,7 +584,8 @@ fn in_a_home_that_can_not_be_written_vms_are_seen_and_none_is_made() {
         life.make("web", "");
         life.must(["start", "web"]);
         let files = life.files();
-        // A log that is open for writing keeps its file system writable, but not another mount of it.
+        // A log that is open for writing keeps its file system writable, but not another mount of
+        // it.
         mount(&["--bind", life.home().to_str().unwrap()], &life.home());
         mount(&["-o", "remount,bind,ro"], &life.home());
         let refused = life.vmkit(real::create_arguments(&vmkit_testkit::guest::tiny(), "other", ""));

@@ -25,7 +25,8 @@ fn as_nobody(life: &Life, line: &str) -> support::Answer {
 
 const NOBODY: u32 = 65534;
 
-/// Makes a home of the user `nobody`, with a VM that runs; `None`, and aloud, where this user may not.
+/// Creates a home of the user `nobody`, with a VM that runs; `None`, and aloud, where this user may
+/// not.
 fn home_of_nobody() -> Option<Life> {
     if !rustix::process::geteuid().is_root() {
         eprintln!("SKIP: only root acts as another user");
@@ -46,7 +47,7 @@ fn home_of_nobody() -> Option<Life> {
     Some(life)
 }
 
-/// Answers what below a directory is not this user's.
+/// Returns what below a directory is not this user's.
 fn not_of(user: u32, dir: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     let mut found = Vec::new();

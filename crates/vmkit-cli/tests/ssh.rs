@@ -1,4 +1,5 @@
-//! Into a guest that is none: a QEMU with nothing to boot, and OpenSSH's real server on loopback where its guest's would be.
+//! Into a guest that is none: a QEMU with nothing to boot, and OpenSSH's real server on loopback
+//! where its guest's would be.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -63,7 +64,7 @@ fn led_to(access: &GuestAccess, address: SocketAddr) -> Life {
     life
 }
 
-/// Makes the VM `web`, by the library, which can be told the keys.
+/// Creates the VM `web`, by the library, which can be told the keys.
 fn make(life: &Life, with: impl FnOnce(vmkit::spec::VmSpecBuilder) -> vmkit::spec::VmSpecBuilder) {
     let home = Home::at(life.home()).unwrap();
     let qemu = QemuHypervisor::builder(home.vms(), home.run()).keeper(env!("CARGO_BIN_EXE_vmkit")).build();
@@ -158,7 +159,8 @@ fn a_young_guest_may_refuse_until_its_users_are_made_and_one_that_has_let_somebo
     assert!(took < Duration::from_secs(60), "{took:?}");
 }
 
-/// Does something odd with the first visitors of a server, one after the other, and passes on those who come later.
+/// Does something odd with the first visitors of a server, one after the other, and passes on those
+/// who come later.
 fn front(server: SocketAddr, oddities: Vec<fn(TcpStream)>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -367,7 +369,8 @@ fn a_hang_up_in_the_middle_of_output_leaves_what_was_said() {
     assert_eq!((answer.code, answer.stdout.as_str()), (Some(129), "said\n"), "{answer:?}");
 }
 
-/// What is refused both ways: what is copied and where to, in a directory, and how the refusal ends.
+/// What is refused both ways: what is copied and where to, in a directory, and how the refusal
+/// ends.
 const REFUSED_COPIES: &[(&str, &[&str], &str, i32, &str)] = &[
     ("", &["none"], "x", 3, "there is no such file"),
     ("", &["f/x"], "x", 3, "there is no such file"),

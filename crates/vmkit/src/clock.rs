@@ -1,15 +1,18 @@
 //! A guest's clock after its CPUs stood still.
 //!
-//! A paused guest counts no time, and nothing in it notices: its clock is behind by as long as it was paused, for good where no time
-//! server is reached. So whoever lets it go on sets its clock, by the guest agent where there is one (the backend) and else over SSH
-//! (the manager). What the one has done the other learns here: both are in one task, and the trait between them has no word for it.
+//! A paused guest counts no time, and nothing in it notices: its clock is behind by as long as it
+//! was paused, for good where no time server is reached. So whoever lets it go on sets its clock,
+//! by the guest agent where there is one (the backend) and else over SSH (the manager). What the
+//! one has done the other learns here: both are in one task, and the trait between them has no word
+//! for it.
 
 use std::cell::Cell;
 use std::time::Duration;
 #[cfg(any(feature = "ssh", all(target_os = "linux", feature = "qemu")))]
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// How far a guest's clock may be off and still be right: less than anybody notices, more than a busy host's delays.
+/// How far a guest's clock may be off and still be right: less than anybody notices, more than a
+/// busy host's delays.
 #[cfg(any(feature = "ssh", all(target_os = "linux", feature = "qemu")))]
 pub(crate) const CLOSE: Duration = Duration::from_millis(20);
 
@@ -30,7 +33,8 @@ tokio::task_local! {
     static RESUMPTION: Cell<Resumption>;
 }
 
-/// Lets a guest go on that was paused for this long, and returns whether its clock is certainly right then.
+/// Lets a guest go on that was paused for this long, and returns whether its clock is certainly
+/// right then.
 pub(crate) async fn resuming<T>(paused: Option<Duration>, resume: impl Future<Output = T>) -> (T, bool) {
     let begun = Cell::new(Resumption { paused, is_settled: false });
     RESUMPTION

@@ -1,7 +1,7 @@
 //! The files of the host that a VM's disks are: whether they may be together in one VM.
 //!
-//! Edge: examines files. Files are compared by device and inode, so that links and other spellings of a path make no
-//! difference. A file that is not there is for the caller who opens it.
+//! Edge: examines files. Files are compared by device and inode, so that links and other spellings
+//! of a path make no difference. A file that is not there is for the caller who opens it.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,7 @@
 //! The one error type of the library, and the few kinds that callers act on.
 //!
-//! Pure: this module knows nothing of the host. A message names the field or the path, the value and
-//! what would be right; it never repeats its source, so print the chain
+//! Pure: this module knows nothing of the host. A message names the field or the path, the value
+//! and what would be right; it never repeats its source, so print the chain
 //! (`std::error::Error::source`) once, at the edge.
 
 use std::borrow::Cow;

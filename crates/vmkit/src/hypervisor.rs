@@ -70,8 +70,8 @@ pub trait Hypervisor: Send + Sync {
 
     /// Asks the guest to power down, and kills the hypervisor when `timeout` has passed.
     ///
-    /// A `timeout` of zero kills at once. A suspended guest is resumed, so that the guest can react.
-    /// Bounded by `timeout` and a few seconds more for the kill to take effect.
+    /// A `timeout` of zero kills at once. A suspended guest is resumed, so that the guest can
+    /// react. Bounded by `timeout` and a few seconds more for the kill to take effect.
     fn stop(&self, vm: &VmHandle, timeout: Duration) -> impl Future<Output = Result<VmHandle>> + Send;
 
     /// Pauses the vCPUs; the guest is not shut down and keeps its memory.
@@ -231,7 +231,8 @@ impl std::fmt::Debug for DynHypervisor {
 
 type Boxed<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
 
-/// The object-safe twin of [`Hypervisor`]; other names, or every call on a backend would be ambiguous.
+/// The object-safe twin of [`Hypervisor`]; other names, or every call on a backend would be
+/// ambiguous.
 trait Erased: Send + Sync {
     fn prepare_dyn<'a>(&'a self, spec: &'a VmSpec) -> Boxed<'a, VmHandle>;
     fn start_dyn<'a>(&'a self, vm: &'a VmHandle) -> Boxed<'a, VmHandle>;

@@ -41,8 +41,9 @@ impl InputFile {
             }
             None => Ok(()),
         };
-        // Asked before it is opened, since opening alone has effects on some devices, and after, since only that is certain. And
-        // before the path is resolved, which has no meaning for what a pipe of this process is called below `/dev/fd`.
+        // Asked before it is opened, since opening alone has effects on some devices, and after,
+        // since only that is certain. And before the path is resolved, which has no meaning for
+        // what a pipe of this process is called below `/dev/fd`.
         check(&path.metadata().map_err(failed)?)?;
         let found = path.canonicalize().map_err(failed)?;
         let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits().cast_signed();
@@ -52,7 +53,8 @@ impl InputFile {
         Ok(Self { file, path: found, bytes: metadata.len() })
     }
 
-    /// Opens a data disk, and refuses one to write to that this user may not write to, or that lies on a read-only file system.
+    /// Opens a data disk, and refuses one to write to that this user may not write to, or that lies
+    /// on a read-only file system.
     ///
     /// # Errors
     /// `InvalidInput` on `data_disks`.
@@ -83,8 +85,8 @@ pub(crate) struct InputStream {
 }
 
 impl InputStream {
-    /// Opens a regular file, or a pipe: `<(…)` of a shell, `/dev/stdin`, or a named one, which something has to write to
-    /// within [`WRITER_LIMIT`].
+    /// Opens a regular file, or a pipe: `<(…)` of a shell, `/dev/stdin`, or a named one, which
+    /// something has to write to within [`WRITER_LIMIT`].
     ///
     /// # Errors
     /// `InvalidInput` on `field` for what is neither, is not there, or may not be read.
@@ -97,7 +99,8 @@ impl InputStream {
             let InputFile { file, path, bytes } = InputFile::open(field, path)?;
             return Ok(Self { file, path, bytes: Some(bytes) });
         }
-        // What has no name, such as the text that a shell hands over as `<<EOF`, is opened by its descriptor.
+        // What has no name, such as the text that a shell hands over as `<<EOF`, is opened by its
+        // descriptor.
         let is_named = resolved.is_ok();
         let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
         let file = OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path);
@@ -118,7 +121,8 @@ impl InputStream {
     }
 }
 
-/// Waits until there is something to read, or the end; without a limit for a pipe that was opened with its writer there.
+/// Waits until there is something to read, or the end; without a limit for a pipe that was opened
+/// with its writer there.
 fn has_writer(file: &File, limit: Option<Duration>) -> io::Result<bool> {
     let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
     loop {

@@ -15,9 +15,9 @@
 //! # Tracing
 //! What goes wrong beside an operation is reported by events of [`tracing`]. Each operation of a
 //! [`VmManager`] that changes something is a span: `create`, `start`, `stop`, `restart`, `suspend`,
-//! `resume`, `remove`, `reconfigure`, `add_forward`, `remove_forward` and `rerun_cloud_init`; and so
-//! are `launch`, `pull` of an image, and `up` of a machine. A `launch` contains the others. Target:
-//! `vmkit::operation`; level: `INFO`; fields:
+//! `resume`, `remove`, `reconfigure`, `add_forward`, `remove_forward` and `rerun_cloud_init`; and
+//! so are `launch`, `pull` of an image, and `up` of a machine. A `launch` contains the others.
+//! Target: `vmkit::operation`; level: `INFO`; fields:
 //!
 //! | field | content |
 //! | --- | --- |

@@ -121,8 +121,9 @@ impl Pumped {
         self.heard.truncate(heard);
     }
 
-    /// Reads until it has so many bytes of the guest's, but for those that it was told to be missing: a guest may flood faster
-    /// than a test's server tells its history. Answers how many those are.
+    /// Reads until it has so many bytes of the guest's, but for those that it was told to be
+    /// missing: a guest may flood faster than a test's server tells its history. Answers how many
+    /// those are.
     async fn hears_or_misses(&mut self, bytes: usize) -> usize {
         let mut missed = 0;
         while self.heard.len() + missed < bytes {
@@ -133,7 +134,7 @@ impl Pumped {
         missed
     }
 
-    /// Reads to the end of the VM, and answers all that was heard.
+    /// Reads to the end of the VM, and returns all that was heard.
     async fn rest(mut self) -> String {
         let read = timeout(PATIENCE, self.ours.read_to_end(&mut self.heard)).await;
         read.expect("it ends").unwrap();

@@ -1,5 +1,5 @@
-//! The manager over the real QEMU is killed before every step of every operation, its files fail one by one, and its home is
-//! moved and copied.
+//! The manager over the real QEMU is killed before every step of every operation, its files fail
+//! one by one, and its home is moved and copied.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 #[path = "real/moved_home.rs"]
@@ -17,7 +17,8 @@ use vmkit::{BackendTag, ErrorKind, QemuHypervisor, Result, VmManager};
 use vmkit_testkit::crash::{self, Fault, Lasting};
 use vmkit_testkit::guest;
 
-/// What is done before an operation so that it has its full way to go, and the states that it may leave when it is cut.
+/// What is done before an operation so that it has its full way to go, and the states that it may
+/// leave when it is cut.
 const LIVES: [(&str, &[&str], &[&str]); 10] = [
     ("create", &[], &["", "failed", "prepared"]),
     ("start", &["create"], &["prepared", "stopped", "running"]),
@@ -93,10 +94,11 @@ impl World {
         }
     }
 
-    /// Answers the state that the list shows; `""` where it shows no VM.
+    /// Returns the state that the list shows; `""` where it shows no VM.
     ///
-    /// Another test's thread that is about to start a process has copies of all descriptors between fork and exec, the lock of
-    /// this one's VM among them, and so the VM may be in use for that moment.
+    /// Another test's thread that is about to start a process has copies of all descriptors between
+    /// fork and exec, the lock of this one's VM among them, and so the VM may be in use for that
+    /// moment.
     fn listed(&self) -> &'static str {
         let limit = std::time::Instant::now() + Duration::from_secs(10);
         loop {
@@ -118,7 +120,8 @@ impl World {
         ["vms", "run"].iter().flat_map(|part| paths_below(&self.home.join(part))).collect()
     }
 
-    /// Answers the commands of the processes, other than this one, that have anything below the directory open.
+    /// Returns the commands of the processes, other than this one, that have anything below the
+    /// directory open.
     fn holders(&self) -> Vec<String> {
         let mut holders = Vec::new();
         for entry in fs::read_dir("/proc").unwrap().flatten() {
@@ -138,7 +141,7 @@ impl World {
         holders
     }
 
-    /// Tells whether nothing of the VM is gone.
+    /// Returns whether nothing of the VM is gone.
     fn is_whole(&self) -> bool {
         let parts = ["vm.json", "owner", "root.qcow2", "data-0.qcow2"];
         parts.iter().all(|part| self.home.join("vms/web").join(part).exists())

@@ -375,6 +375,12 @@ fn five_ups_at_once_do_it_once() {
     assert!(shop.up(SHOP).is_unchanged());
 }
 
+/// Returns how long this thread has been on a processor.
+fn cpu_time() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(now.tv_sec.try_into().unwrap(), now.tv_nsec.try_into().unwrap())
+}
+
 #[test]
 fn a_hundred_machines_with_files_are_planned_within_a_tenth_of_a_second() {
     let (_temp, shop) = shop();
@@ -396,16 +402,17 @@ fn a_hundred_machines_with_files_are_planned_within_a_tenth_of_a_second() {
     assert!(shop.up(&text).is_fine());
     let runtime = runtime();
     let plan = |steps: usize| {
-        let began = std::time::Instant::now();
+        let began = cpu_time();
         let plan = runtime.block_on(shop.engine.plan(&project, &Options::default())).unwrap();
-        let took = began.elapsed();
+        let took = cpu_time() - began;
         for machine in &plan.machines {
             assert!(matches!(machine.action, Ok(PlannedAction::Keep)), "{machine:?}");
             assert_eq!(machine.steps.len(), steps, "{machine:?}");
         }
         took
     };
-    // The best of several: what other tests do at the same time is not the plan's.
+    // This thread's time on a processor, the best of several: what the host does besides is not the
+    // plan's.
     let best = (0..10).map(|_| plan(0)).min().unwrap();
     assert!(best < Duration::from_millis(100), "{best:?}");
     fs::write(shop.world.dir.join("app/0"), "changed").unwrap();

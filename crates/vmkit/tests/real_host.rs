@@ -412,7 +412,8 @@ fn boot_code(word: &str) -> Vec<u8> {
     code
 }
 
-/// Writes a disc that boots this code: a primary volume, a boot record, the end of descriptors, a boot catalog, the code.
+/// Writes a disc that boots this code: a primary volume, a boot record, the end of descriptors, a
+/// boot catalog, the code.
 ///
 /// Source: the El Torito Bootable CD-ROM Format Specification 1.0.
 fn write_boot_disc(path: &Path, word: &str) {

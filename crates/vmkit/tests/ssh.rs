@@ -312,7 +312,8 @@ async fn a_key_that_the_server_does_not_take_is_named_with_what_it_would_take() 
     assert_eq!(error.kind(), ErrorKind::Guest);
 }
 
-/// Makes a key of this kind that the server takes besides the one that it has, and answers its file.
+/// Creates a key of this kind that the server takes besides the one that it has, and returns its
+/// file.
 fn another_key(sshd: &Sshd, arguments: &[&str]) -> std::path::PathBuf {
     use std::io::Write;
     let path = sshd.dir.path().join(format!("another{}", arguments.concat()));
@@ -449,7 +450,8 @@ async fn a_port_where_nobody_or_something_else_listens_is_told_apart() {
     assert!(error.to_string().contains("closed the connection"), "{error}");
 }
 
-/// A server whose users' login shell first does what this text says: it is put before every command, SFTP among them.
+/// A server whose users' login shell first does what this text says: it is put before every
+/// command, SFTP among them.
 fn with_shell(text: &str) -> (Sshd, tempfile::TempDir) {
     use std::os::unix::fs::PermissionsExt;
     let dir = tempfile::tempdir().unwrap();

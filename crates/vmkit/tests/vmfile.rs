@@ -6,7 +6,7 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use jsonschema::Validator;
 use proptest::prelude::*;
@@ -377,6 +377,12 @@ fn files_that_are_none_are_refused_by_path_and_reason() {
     }
 }
 
+/// Returns how long this thread has been on a processor.
+fn cpu_time() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(now.tv_sec.try_into().unwrap(), now.tv_nsec.try_into().unwrap())
+}
+
 #[test]
 fn a_hundred_machines_are_read_and_compared_within_100_ms() {
     let mut text = "version = 1\n[defaults]\nimage = 'debian:12'\nmemory = '1GiB'\n".to_owned();
@@ -392,7 +398,7 @@ fn a_hundred_machines_are_read_and_compared_within_100_ms() {
         .unwrap();
     }
     let once = || {
-        let begun = Instant::now();
+        let begun = cpu_time();
         let project = read(&text).unwrap();
         assert_eq!(project.in_order().len(), 100);
         for machine in &project.machines {
@@ -400,9 +406,10 @@ fn a_hundred_machines_are_read_and_compared_within_100_ms() {
             let recorded = machine.spec(found).unwrap();
             assert!(changes(&recorded, &machine.spec_over(&recorded).unwrap(), true).is_empty());
         }
-        begun.elapsed()
+        cpu_time() - begun
     };
-    // The best of a few: what else the machine does is not what is measured.
+    // This thread's time on a processor, the best of a few: what else the machine does is not what
+    // is measured.
     let best = (0..10).map(|_| once()).min().unwrap();
     assert!(best < Duration::from_millis(100), "{best:?}");
 }

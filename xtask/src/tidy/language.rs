@@ -35,13 +35,13 @@ const WORDS: &[(&str, &str)] = &[
     ("whoever", "the process, user or caller that"),
 ];
 
-/// Adds what the comments of a Rust file have against the rules.
+/// Adds what the comments of a Rust file have against the rules; code blocks and drawings pass.
 pub(super) fn check_rust(text: &str, findings: &mut Findings) {
-    let mut in_docs = false;
+    let (mut in_docs, mut in_code) = (false, false);
     for (index, line) in text.lines().enumerate() {
         let line = line.trim_end();
         let Some(comment) = comment_of(line) else {
-            in_docs = false;
+            (in_docs, in_code) = (false, false);
             continue;
         };
         let is_doc = line.trim_start().starts_with("///");
@@ -49,8 +49,12 @@ pub(super) fn check_rust(text: &str, findings: &mut Findings) {
             check_verb(comment, index + 1, findings);
         }
         in_docs = is_doc;
-        check_columns(line, index + 1, findings);
-        check_words(comment, index + 1, findings);
+        if comment.starts_with("```") {
+            in_code = !in_code;
+        } else if !in_code {
+            check_columns(line, index + 1, findings);
+            check_words(comment, index + 1, findings);
+        }
     }
 }
 
@@ -127,6 +131,7 @@ mod tests {
     fn words_of_the_list_are_found_outside_of_backticks_and_code() {
         assert_eq!(found(check_rust, "// Whoever comes.\nlet nobody = 1;\n").len(), 1);
         assert!(found(check_rust, "// The user `nobody`.\n").is_empty());
+        assert!(found(check_rust, "/// ```\n/// nobody\n/// ```\n").is_empty());
         assert!(found(check_markdown, "```\nnobody\n```\nThe user `nobody`.\n").is_empty());
         assert_eq!(found(check_markdown, "| nobody |\n").len(), 1, "tables are read, too");
     }

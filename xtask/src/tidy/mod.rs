@@ -7,10 +7,12 @@
 //! | a module that calls itself `Pure` touches no file, process, socket, clock, environment or runtime | the same, but for tests |
 //! | no left-overs, no `utils.rs`, no `get_…`, no `…Inner`, `…Impl`, `…Helper` | every Rust file |
 //! | ARCHITECTURE.md has at most 200 lines | |
-//! | a relative link leads somewhere | every Markdown file |
+//! | a relative link has a target | every Markdown file |
+//! | comments and prose are plain English in 100 columns | files that are not in `old_language.txt` |
 //!
 //! Files are those that git tracks or would track.
 
+mod language;
 mod links;
 mod syntax;
 
@@ -32,6 +34,9 @@ const LEFT_OVERS: &[&str] = &[
     concat!("FIX", "ME"),
     concat!("X", "XX"),
 ];
+
+/// The files whose language was not brought under the rules yet, a path a line.
+const OLD_LANGUAGE: &str = include_str!("old_language.txt");
 
 /// A place where a rule is broken.
 #[derive(Debug, PartialEq, Eq)]
@@ -85,8 +90,27 @@ fn check(repository: &Path) -> Result<Vec<Violation>> {
             check_markdown(&text, repository, &mut findings);
         }
         violations.extend(findings.violations);
+        violations.extend(check_language(&path, &text));
     }
     Ok(violations)
+}
+
+/// Returns what the language of a file has against the rules; for a file of the list of old ones,
+/// only that it has nothing and can leave the list.
+fn check_language(path: &Path, text: &str) -> Vec<Violation> {
+    let mut findings = Findings { path, violations: Vec::new() };
+    if path.extension().is_some_and(|found| found == "rs") {
+        language::check_rust(text, &mut findings);
+    } else {
+        language::check_markdown(text, &mut findings);
+    }
+    let is_old = OLD_LANGUAGE.lines().any(|old| Path::new(old) == path);
+    match (is_old, findings.violations.is_empty()) {
+        (true, true) => findings.add(1, "the language is fine: take the file off `old_language.txt`"),
+        (true, false) => findings.violations.clear(),
+        (false, _) => {}
+    }
+    findings.violations
 }
 
 /// Lists the files that are tracked, or would be after `git add`, relative to the repository.
@@ -136,7 +160,8 @@ fn check_markdown(text: &str, repository: &Path, findings: &mut Findings) {
     links::check(text, repository, findings);
 }
 
-/// Tells whether a file is a module of a crate of ours, and not an integration test or an example.
+/// Returns whether a file is a module of a crate of ours, and not an integration test or an
+/// example.
 fn is_module(path: &Path) -> bool {
     let mut parts = path.iter().map(|part| part.to_string_lossy());
     match parts.next().as_deref() {
@@ -146,7 +171,7 @@ fn is_module(path: &Path) -> bool {
     }
 }
 
-/// Tells whether the line has the word with no letter, digit or underscore on either side.
+/// Returns whether the line has the word with no letter, digit or underscore on either side.
 fn contains_word(line: &str, word: &str) -> bool {
     let is_part = |character: char| character.is_alphanumeric() || character == '_';
     line.match_indices(word).any(|(start, _)| {

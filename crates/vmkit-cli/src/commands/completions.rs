@@ -6,7 +6,7 @@ use clap_complete::Shell;
 use crate::failure::Failure;
 use crate::output;
 
-/// Prints a script that lets a shell complete the arguments of vmkit.
+/// Print a completion script for a shell.
 ///
 /// For bash: `vmkit completions bash > ~/.local/share/bash-completion/completions/vmkit`
 #[derive(Debug, Args)]

@@ -14,11 +14,12 @@ use crate::context::Context;
 use crate::failure::Failure;
 use crate::{json, output};
 
-/// Attaches the terminal to a VM's serial console; Ctrl-] leaves, or another key.
+/// Attach the terminal to a VM's serial console; Ctrl-] leaves, or another key.
 ///
-/// The recent past of the console is shown first. All keys but the one that leaves go to the guest. Where standard input is no
-/// terminal, it is sent to the guest as it is, and what the guest says is printed until the VM ends: a pipe that has ended
-/// ends nothing, so name a --timeout where the VM goes on.
+/// The recent past of the console is shown first. All keys but the one that leaves go to the guest.
+/// Where standard input is no terminal, it is sent to the guest as it is, and what the guest says
+/// is printed until the VM ends: a pipe that has ended ends nothing, so name a --timeout where the
+/// VM goes on.
 #[derive(Debug, Args)]
 pub(crate) struct Console {
     /// Names the VM.
@@ -77,8 +78,9 @@ impl Console {
             ConsoleEndpoint::WebSocket(url) if vm.state.is_live() => {
                 console::attach(&self.name, At::WebSocket(&url), escape, self.timeout)
             }
-            // A guest that has panicked has its console still. Where none is known to run, a socket there is another VM's: of a home
-            // that this one is a copy of, and shares the runtime directory with.
+            // A guest that has panicked has its console still. Where none is known to run, a socket
+            // there is another VM's: of a home that this one is a copy of, and shares the runtime
+            // directory with.
             ConsoleEndpoint::UnixSocket(path)
                 if vm.state.is_live() || (path.exists() && matches!(vm.state, VmState::Failed { .. })) =>
             {

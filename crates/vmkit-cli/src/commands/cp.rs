@@ -30,7 +30,7 @@ const STREAM: &str = "-";
 const STDIN: &str = "/dev/stdin";
 const STDOUT: &str = "/dev/stdout";
 
-/// Copies files into a guest, or out of it.
+/// Copy files into a guest, or out of it.
 ///
 /// A place in a guest is NAME:PATH; a path there that does not begin at the root begins at the
 /// user's home. A path of this host with a colon in it is written with a slash before that, such as
@@ -223,7 +223,7 @@ impl Cp {
     }
 }
 
-/// Tells whether a failure is one of what was copied, and not of the connection or the place that
+/// Returns whether a failure is one of what was copied, and not of the connection or the place that
 /// all goes to.
 fn is_of_one(failure: &Error) -> bool {
     matches!(failure, Error::CopyPart { .. })
@@ -268,7 +268,7 @@ fn tell(copied: Result<Copied, Error>) -> Option<Error> {
     None
 }
 
-/// Makes the bar, for a person only.
+/// Creates the bar, for a person only.
 fn bar(plan: &Plan) -> ProgressBar {
     // It would be printed into the file where both are one terminal.
     let is_shown = matches!(plan, Plan::OutOf { to: Here::Stream, .. }) && stdout().is_terminal();

@@ -17,16 +17,17 @@ use crate::{images, output};
 const NOT_STARTED: &str =
     "the VM was made, and did not start: `vmkit start` tries again, `vmkit rm` removes it";
 
-/// Makes a VM; nothing runs yet unless `--start` is given.
+/// Create a VM; it does not run unless `--start` is given.
 ///
-/// It boots from its disk, an overlay over the image, or from a kernel. Sizes are written 512MiB, 2GiB or as a bare
-/// number of MiB, from 64 on.
+/// It boots from its disk, an overlay over the image, or from a kernel. Sizes are written 512MiB,
+/// 2GiB or as a bare number of MiB, from 64 on.
 #[derive(Debug, Args)]
 pub(crate) struct Create {
     /// Names the VM: a-z, 0-9 and -, at most 63 characters.
     name: VmName,
-    /// Makes the root disk an overlay over this image, which is never written to: debian:12, a file, raw or qcow2, an https://
-    /// address, or oci://REGISTRY/NAME:TAG. It is fetched if it is not kept already.
+    /// Create the root disk as an overlay over this image, which is never written to: debian:12, a
+    /// file, raw or qcow2, an https:// address, or oci://REGISTRY/NAME:TAG. It is fetched unless it
+    /// is local already.
     #[arg(long, value_name = "IMAGE")]
     image: Option<PathBuf>,
     /// Boots the VM at once.
@@ -74,7 +75,8 @@ impl Create {
         manager.check_host(&self.spec(None)?).await
     }
 
-    /// Finds the image here, or fetches it. A path that is not here may be one at a server elsewhere: the backend tells.
+    /// Finds the image here, or fetches it. A path that is not here may be one at a server
+    /// elsewhere: the backend tells.
     async fn found(&self, context: &Context) -> Result<Option<ImageInUse>, Error> {
         let Some(text) = self.image.as_ref().and_then(|image| image.to_str()) else { return Ok(None) };
         if text.starts_with(ZFS) {
@@ -119,7 +121,8 @@ impl Create {
         })
     }
 
-    /// Answers what the root disk is made from, as `launch` records it: an image by its whole name, a file by its path.
+    /// Returns what the root disk is made from, as `launch` records it: an image by its whole name,
+    /// a file by its path.
     fn image_name(&self, found: Option<&ImageInUse>) -> Option<String> {
         let image = self.image.as_deref()?;
         match found {

@@ -15,9 +15,10 @@ use crate::failure::Failure;
 use crate::output::{self, Table};
 use crate::propolis;
 
-/// Checks whether this host is fit to run VMs, and says what to do where it is not.
+/// Check what this host can do, and say what to install or repair.
 ///
-/// KVM is tried by running guest code. The exit code is 2 where a check fails; a warning is no failure.
+/// KVM is tried by running guest code. The exit code is 2 where a check fails; a warning is no
+/// failure.
 #[derive(Debug, Args)]
 pub(crate) struct Doctor {
     /// Checks what this backend needs [default: qemu, on illumos propolis].
@@ -80,7 +81,8 @@ enum Kvm {
     Leave,
 }
 
-/// Tells whether `vmkit doctor` would show the cause of an error that is put down to the host. Guest code is not run for this.
+/// Returns whether `vmkit doctor` would show the cause of an error that is put down to the host.
+/// Guest code is not run for this.
 pub(crate) fn finds_cause(context: &Context, error: &Error) -> bool {
     let is_full = |kind| matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
     let wants_room = matches!(error, Error::Io { source, .. } if is_full(source.kind()));

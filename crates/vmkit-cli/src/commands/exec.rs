@@ -15,11 +15,11 @@ use crate::failure::Failure;
 use crate::remote::way::Way;
 use crate::remote::{self, agent};
 
-/// Runs a program in a guest, with this command's streams, and answers its exit code.
+/// Run a program in a guest, with this command's streams, and exit with its exit code.
 ///
-/// The arguments arrive as they were typed, and no shell of the guest reads them: for pipes and variables of the guest run
-/// `sh -c '…'`. A terminal is made where there is one here; a new line and `~.` leave it. A program that a signal ended answers
-/// 128 and the signal's number.
+/// The arguments arrive as they were typed, and no shell of the guest reads them: for pipes and
+/// variables of the guest run `sh -c '…'`. A terminal is made where there is one here; a new line
+/// and `~.` leave it. A program that a signal ended answers 128 and the signal's number.
 #[derive(Debug, Args)]
 pub(crate) struct Exec {
     /// Names the VM.
@@ -40,7 +40,7 @@ pub(crate) struct Exec {
     /// Goes this way.
     #[arg(long, value_enum, default_value_t = Via::Auto)]
     via: Via,
-    /// Answers this exit code for every failure of vmkit's own, to tell it from the program's.
+    /// Returns this exit code for every failure of vmkit's own, to tell it from the program's.
     #[arg(long, value_name = "CODE")]
     error_code: Option<u8>,
     /// Names the program and its arguments.
@@ -85,7 +85,7 @@ impl Surroundings {
     }
 }
 
-/// Makes a terminal for a guest that is like the one of this process.
+/// Creates a terminal for a guest that is like the one of this process.
 pub(crate) fn terminal() -> Terminal {
     let term = env::var("TERM").unwrap_or_else(|_| "xterm".to_owned());
     let size = vmkit::ssh::TerminalSize { columns: 80, rows: 24 };
@@ -131,7 +131,8 @@ impl Exec {
     }
 }
 
-/// Waits until a VM's guest is gone, by a panic that ends no process too, and returns what to say of it.
+/// Waits until a VM's guest is gone, by a panic that ends no process too, and returns what to say
+/// of it.
 async fn gone(manager: &Manager, seen: &VmHandle) -> Failure {
     let mut last = seen.clone();
     loop {
@@ -155,7 +156,7 @@ fn check_for_agent(way: &Way, tty: bool) -> Result<(), Error> {
     Err(Error::invalid(option, value, expected))
 }
 
-/// Tells whether SSH has no way in, and the guest agent may have one.
+/// Returns whether SSH has no way in, and the guest agent may have one.
 async fn goes_by_agent(via: Via, way: &Way, manager: &Manager, name: &VmName) -> Result<bool, Failure> {
     if via != Via::Auto {
         return Ok(false);

@@ -19,10 +19,11 @@ use crate::{human, json, output};
 /// How long the guest has to let one in.
 const LOGIN: Duration = Duration::from_secs(120);
 
-/// Leads ports of the host into a VM, at once and at each of its starts; without ports, lists those in force.
+/// Forward ports of the host into a VM, at once and at each of its starts; without ports, list the
+/// forwards in force.
 ///
-/// A VM that runs goes on meanwhile. This is for user networking; a guest on a bridge has an address of its own, which `ip`
-/// prints, and `--foreground` leads into any guest that SSH reaches.
+/// A VM that runs goes on meanwhile. This is for user networking; a guest on a bridge has an
+/// address of its own, which `ip` prints, and `--foreground` leads into any guest that SSH reaches.
 #[derive(Debug, Args)]
 pub(crate) struct Forward {
     /// Names the VM.

@@ -7,7 +7,7 @@ use crate::context::Context;
 use crate::failure::Failure;
 use crate::{human, json, output};
 
-/// Shows a VM: what it is, and the state that it has now.
+/// Show a VM: its configuration, and its present state.
 #[derive(Debug, Args)]
 pub(crate) struct Info {
     /// Names the VM.

@@ -18,10 +18,11 @@ use crate::project_file::FILE;
 /// The machine's name where the folder's is none.
 const MACHINE: &str = "vm";
 
-/// Writes a small vmkit.toml into this folder, to begin with: one machine, and in comments what else it could have.
+/// Write a small vmkit.toml into this folder: one machine, and in comments what else it could have.
 ///
-/// The machine is called as the folder is, where that is a name. A vmkit.toml that is there stays as it is. The image's name has to be
-/// one of a kept image or of the catalogue; nothing is fetched.
+/// The machine is called as the folder is, where that is a name. A vmkit.toml that is there stays
+/// as it is. The image's name has to be one of a kept image or of the catalogue; nothing is
+/// fetched.
 #[derive(Debug, Args)]
 pub(crate) struct Init {
     /// Names the image: debian:12, a file, an https:// address, oci://REGISTRY/NAME:TAG.
@@ -51,7 +52,7 @@ impl Init {
     }
 }
 
-/// Answers the text of the file, and what it comes to.
+/// Returns the text of the file, and what it comes to.
 ///
 /// # Errors
 /// [`VmfileError`] where no file of machines could be right in this folder.
@@ -69,7 +70,8 @@ fn described(path: &Path, image: &str) -> Result<(String, Project), VmfileError>
     }
 }
 
-/// Tells whether a text is a key of TOML as it stands; whether it is a machine's name is for the file's own rules to say.
+/// Returns whether a text is a key of TOML as it stands; whether it is a machine's name is for the
+/// file's own rules to say.
 fn is_plain(name: &str) -> bool {
     !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
 }

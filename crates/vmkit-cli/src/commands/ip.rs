@@ -7,9 +7,10 @@ use crate::context::Context;
 use crate::failure::Failure;
 use crate::{json, output};
 
-/// Prints the address at which this host reaches the guest, asked anew.
+/// Print the address at which this host reaches the guest.
 ///
-/// With user networking that is loopback, and what can be reached are the forwarded ports, which `info` shows.
+/// With user networking that is loopback, and what can be reached are the forwarded ports, which
+/// `info` shows.
 #[derive(Debug, Args)]
 pub(crate) struct Ip {
     /// Names the VM.

@@ -20,10 +20,11 @@ use crate::launching::{Launching, MISSING};
 use crate::remote::{self, Attended, agent};
 use crate::{human, json, output};
 
-/// From an image to a shell: makes a VM of the image, boots it, and waits until one can log in and cloud-init is through.
+/// Create a VM from an image, boot it, and wait until a login works and cloud-init has ended.
 ///
-/// The image is fetched if it is not kept already. The VM has a key and a host key of its own, so `vmkit shell` and `vmkit exec`
-/// need nothing else. What fails says why, and leaves the VM to be looked into.
+/// The image is fetched if it is not kept already. The VM has a key and a host key of its own, so
+/// `vmkit shell` and `vmkit exec` need nothing else. What fails says why, and leaves the VM to be
+/// looked into.
 #[derive(Debug, Args)]
 pub(crate) struct Launch {
     /// Names the image: debian:12, a file, an https:// address, or oci://REGISTRY/NAME:TAG.
@@ -34,7 +35,7 @@ pub(crate) struct Launch {
     /// Names the VM, as NAME does.
     #[arg(long = "name", value_name = "NAME", conflicts_with = "name")]
     named: Option<VmName>,
-    /// Runs this in the guest once it is ready, and answers its exit code.
+    /// Runs this in the guest once it is ready, and returns its exit code.
     #[arg(value_name = "COMMAND", last = true)]
     command: Vec<OsString>,
     /// Removes the VM once COMMAND has ended, or however else this ends.
@@ -169,7 +170,8 @@ impl Launch {
     }
 }
 
-/// Removes the VM of a launch that is over, and answers how the launch ended; that the VM is still there is a failure.
+/// Removes the VM of a launch that is over, and returns how the launch ended; that the VM is still
+/// there is a failure.
 async fn removed(
     manager: &Manager,
     vm: Option<&VmName>,
@@ -177,7 +179,7 @@ async fn removed(
 ) -> Result<Ended, Failure> {
     let removed = match vm {
         Some(name) => manager.remove_orphan(name).await.map(drop),
-        // It was cut off while the VM was made, if it was.
+        // It may have been interrupted while the VM was created.
         None => manager.remove_orphans().await.map(drop),
     };
     let Err(error) = removed else { return ended };
@@ -212,8 +214,8 @@ fn tell(launched: &Launched, show: &Launching, json: bool) -> Result<Ended, Fail
     Ok(Ended::Well(0))
 }
 
-/// Runs the command in the VM, on the session that waited for it; where there is no network, by the guest agent, which gets as long to
-/// answer as an SSH server would.
+/// Runs the command in the VM, on the session that waited for it; where there is no network, by the
+/// guest agent, which gets as long to answer as an SSH server would.
 async fn run_in(launched: &Launched, command: &mut Command, timeout: Duration) -> Result<Ended, Failure> {
     let attended = match &launched.session {
         Some(session) => {
@@ -228,7 +230,7 @@ async fn run_in(launched: &Launched, command: &mut Command, timeout: Duration) -
     })
 }
 
-/// Answers the failure of a launch, and says first what is left of it.
+/// Returns the failure of a launch, and says first what is left of it.
 fn failed(failed: LaunchFailed, rm: bool) -> Failure {
     if let Some(name) = failed.vm.as_ref().filter(|_| !rm) {
         output::warning(format_args!("{failed}; {}", left(name)));

@@ -14,21 +14,23 @@ use crate::failure::Failure;
 use crate::follow::{self, Part};
 use crate::output;
 
-/// Prints what a VM's serial console said, as far back as it is kept.
+/// Print the log of a VM's serial console, as far back as it is kept.
 ///
-/// It is printed as the guest wrote it, colours and cursor movements included. Of a Propolis VM that runs it is what its
-/// server keeps of this run, the first and the last MiB; once the VM has stopped, it is in the log like any other's.
+/// It is printed as the guest wrote it, colours and cursor movements included. Of a Propolis VM
+/// that runs it is what its server keeps of this run, the first and the last MiB; once the VM has
+/// stopped, it is in the log like any other's.
 #[derive(Debug, Args)]
 pub(crate) struct Logs {
     /// Names the VM.
     pub(super) name: VmName,
-    /// Goes on with what is said from now on, until the VM is removed; with Propolis, until it stops.
+    /// Goes on with what is said from now on, until the VM is removed; with Propolis, until it
+    /// stops.
     #[arg(short, long)]
     follow: bool,
-    /// Begins with the last lines, so many of them.
+    /// Start with this many last lines
     #[arg(long, value_name = "LINES")]
     tail: Option<usize>,
-    /// Begins with what the VM's last run said, which may be the present one.
+    /// Start with the VM's last run, which may be the present one
     #[arg(long)]
     last_run: bool,
     /// Prints what the hypervisor said instead.
@@ -55,7 +57,7 @@ impl Logs {
         }
     }
 
-    /// Answers where in the log is begun, if that was asked for.
+    /// Returns where in the log is begun, if that was asked for.
     fn since(&self, context: &Context, manager: &Manager) -> Result<Option<LogMark>, Failure> {
         if !self.last_run {
             return Ok(None);
@@ -92,7 +94,7 @@ impl Logs {
     }
 }
 
-/// Answers where the console of a VM is served that keeps no log of its own while it runs.
+/// Returns where the console of a VM is served that keeps no log of its own while it runs.
 fn served(context: &Context, manager: &Manager, name: &VmName) -> Result<Option<String>, Failure> {
     // No other backend's console is at a server, and its VMs need not be asked how they are.
     let endpoint = manager.console_endpoint(name)?;
@@ -111,7 +113,7 @@ fn print(past: &Past, tail: Option<usize>) -> Result<(), Failure> {
     output::bytes(last_lines(&past.bytes, tail))
 }
 
-/// Answers the last lines, the last one even if it is not ended.
+/// Returns the last lines, the last one even if it is not ended.
 fn last_lines(bytes: &[u8], tail: Option<usize>) -> &[u8] {
     let Some(lines) = tail else { return bytes };
     let ended = bytes.strip_suffix(b"\n").unwrap_or(bytes);

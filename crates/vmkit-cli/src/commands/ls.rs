@@ -7,13 +7,14 @@ use crate::context::Context;
 use crate::failure::Failure;
 use crate::{human_list, json, output};
 
-/// Lists all VMs, each with the state that it has now.
+/// List all VMs with their present states.
 ///
-/// No VM is waited for: one that does not answer within a second is listed as unknown, and so is one whose record can't
-/// be read, with the path of that record. What a killed `launch --rm` left is removed first.
+/// No VM is waited for: one that does not answer within a second is listed as unknown, and so is
+/// one whose record can't be read, with the path of that record. What a killed `launch --rm` left
+/// is removed first.
 ///
-/// IMAGE is what the VM was made from; of a file or an address only its last part. PROJECT is there where a VM is a machine of
-/// a vmkit.toml, BACKEND where not all VMs have the same.
+/// IMAGE is what the VM was made from; of a file or an address only its last part. PROJECT is there
+/// where a VM is a machine of a vmkit.toml, BACKEND where not all VMs have the same.
 #[derive(Debug, Args)]
 pub(crate) struct Ls {
     /// Shows the backend, the project and the image whole, whatever they are.
@@ -29,7 +30,7 @@ impl Ls {
         let manager = context.manager()?;
         let listed = context.block_on_threads(async {
             let listed = manager.list().await?;
-            // The VMs of a command that was killed are nobody's, and here somebody looks at them.
+            // VMs of a command that was killed have no owner any more; they are removed here.
             if listed.iter().any(Listed::is_ephemeral) && !manager.remove_orphans().await?.is_empty() {
                 return Ok(manager.list().await?);
             }

@@ -27,8 +27,8 @@ pub(crate) struct Options {
     /// Sets the guest's memory.
     #[arg(long, value_name = "SIZE", default_value = "512MiB", value_parser = |text: &str| size("memory", text))]
     memory: Mib,
-    /// Sets the size of the root disk, at least the image's [default: the image's]. Without an image and with --cdrom, makes an
-    /// empty one.
+    /// Sets the size of the root disk, at least the image's [default: the image's]. Without an
+    /// image and with --cdrom, makes an empty one.
     #[arg(long, value_name = "SIZE", value_parser = |text: &str| size("disk", text))]
     disk: Option<Mib>,
     /// Adds a disk: a new one of this size, or an image as it is. May be repeated.
@@ -36,8 +36,8 @@ pub(crate) struct Options {
     /// What begins with a digit and has no slash is a size. After :ro the guest may only read.
     #[arg(long = "data-disk", value_name = "SIZE|PATH[:ro]", value_parser = data_disk)]
     data_disks: Vec<DataDisk>,
-    /// Puts this image of a disc, as an installer's .iso is, into a CD-ROM drive: only read, and booted where the disks have
-    /// nothing to boot.
+    /// Puts this image of a disc, as an installer's .iso is, into a CD-ROM drive: only read, and
+    /// booted where the disks have nothing to boot.
     #[arg(long, value_name = "FILE")]
     cdrom: Option<PathBuf>,
     /// Boots this kernel directly.
@@ -86,8 +86,8 @@ struct Network {
     network: Mode,
     /// Leads a port of the host into the guest, with user networking. May be repeated.
     ///
-    /// Without HOST the host's port is chosen at each start. ADDR is 127.0.0.1 unless given. Port 22 of the guest is
-    /// always forwarded.
+    /// Without HOST the host's port is chosen at each start. ADDR is 127.0.0.1 unless given. Port
+    /// 22 of the guest is always forwarded.
     #[arg(long = "forward", value_name = "[[ADDR:]HOST:]GUEST[/udp]")]
     forwards: Vec<PortForward>,
     /// Keeps the guest from everything but its forwards, with user networking.
@@ -102,10 +102,12 @@ struct Guest {
     /// Hands this user-data to cloud-init in the guest, as it is; - for standard input.
     #[arg(long, value_name = "FILE")]
     cloud_init: Option<PathBuf>,
-    /// Has cloud-init make a user that the public keys in this file may log in as; - for standard input.
+    /// Has cloud-init make a user that the public keys in this file may log in as; - for standard
+    /// input.
     #[arg(long, value_name = "FILE", conflicts_with = "cloud_init")]
     ssh_key: Option<PathBuf>,
-    /// Has cloud-init make this user, who may become root, and has vmkit log in as it [default: with --ssh-key vmkit].
+    /// Has cloud-init make this user, who may become root, and has vmkit log in as it [default:
+    /// with --ssh-key vmkit].
     #[arg(long, value_name = "USER")]
     user: Option<UserName>,
     /// Sets the guest's host name by cloud-init [default: the VM's name].
@@ -145,7 +147,7 @@ names!(AccelName => Accel: Auto, Kvm, Tcg);
 names!(VncName => Vnc: Unix, Loopback, Off);
 
 impl Options {
-    /// Answers the size that the root disk shall have.
+    /// Returns the size that the root disk shall have.
     pub(crate) fn disk(&self) -> Option<Mib> {
         self.disk
     }
@@ -155,7 +157,7 @@ impl Options {
         self.cdrom.as_deref().map(|disc| absolute("cdrom", disc)).transpose()
     }
 
-    /// Answers the machine.
+    /// Returns the machine.
     pub(crate) fn machine(&self) -> Machine {
         self.machine.into()
     }
@@ -186,12 +188,12 @@ impl Options {
         Ok(spec.backend_options(options))
     }
 
-    /// Answers what cloud-init in the guest is told, where it is told anything.
+    /// Returns what cloud-init in the guest is told, where it is told anything.
     pub(crate) fn cloud_init(&self) -> Result<Option<CloudInitConfig>, Error> {
         self.guest.config()
     }
 
-    /// Answers what it boots, where that was said.
+    /// Returns what it boots, where that was said.
     pub(crate) fn boot(&self) -> Result<Option<Boot>, Error> {
         let Some(kernel) = &self.kernel else {
             return Ok(self.firmware.map(|firmware| Boot::Firmware(firmware.into())));
@@ -278,10 +280,10 @@ fn backend_option(text: &str) -> Result<(String, String), Error> {
     option.ok_or_else(|| Error::invalid("backend-option", text, "write KEY=VALUE"))
 }
 
-/// Begins the name of an image that is the snapshot of a ZFS volume.
+/// The prefix of the name of an image that is the snapshot of a ZFS volume.
 pub(crate) const ZFS: &str = "zfs:";
 
-/// Makes a path absolute; the snapshot of a ZFS volume is no path.
+/// Returns the absolute path; the snapshot of a ZFS volume is no path.
 pub(crate) fn image_path(image: &Path) -> Result<PathBuf, Error> {
     if image.as_os_str().as_encoded_bytes().starts_with(ZFS.as_bytes()) {
         return Ok(image.to_owned());

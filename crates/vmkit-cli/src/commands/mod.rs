@@ -77,7 +77,7 @@ pub(crate) enum Command {
     Doctor(doctor::Doctor),
     Completions(completions::Completions),
     Schema(schema::Schema),
-    /// Prints the version.
+    /// Print the version.
     Version,
 }
 
@@ -98,7 +98,7 @@ impl Command {
         }
     }
 
-    /// Answers the one VM that it is about, where that is there before.
+    /// Returns the one VM that it is about, where that is there before.
     fn vm(&self) -> Option<&VmName> {
         match self {
             Command::Info(info::Info { name, .. })
@@ -210,7 +210,8 @@ impl Targets {
     }
 }
 
-/// Tells of a VM that something was done to: to a program if it asked, and to a person who looks on.
+/// Tells of a VM that something was done to: to a program if it asked, and to a person who looks
+/// on.
 fn tell(vm: &VmHandle, json: bool) -> Result<(), Failure> {
     if json {
         return output::json(&json::Vm::of(vm));

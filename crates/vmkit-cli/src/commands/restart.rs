@@ -7,7 +7,7 @@ use crate::commands::{Patience, Targets, plan};
 use crate::context::Context;
 use crate::failure::Failure;
 
-/// Stops VMs as `stop` does, and boots them again.
+/// Stop VMs as `stop` does, and boot them again.
 #[derive(Debug, Args)]
 pub(crate) struct Restart {
     #[command(flatten)]

@@ -7,7 +7,7 @@ use crate::commands::Targets;
 use crate::context::Context;
 use crate::failure::Failure;
 
-/// Lets the vCPUs of suspended VMs run again.
+/// Resume the vCPUs of suspended VMs, and set the guests' clocks.
 #[derive(Debug, Args)]
 pub(crate) struct Resume {
     #[command(flatten)]

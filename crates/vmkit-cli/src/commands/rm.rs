@@ -7,7 +7,7 @@ use crate::context::Context;
 use crate::failure::Failure;
 use crate::{output, several};
 
-/// Removes VMs with their disks and logs; the images that they were made from stay.
+/// Remove VMs with their disks and logs; the images that they were created from stay.
 #[derive(Debug, Args)]
 pub(crate) struct Rm {
     /// Names the VMs.

@@ -5,9 +5,10 @@ use clap::Args;
 use crate::failure::Failure;
 use crate::output;
 
-/// Prints the JSON Schema of vmkit.toml, for editors.
+/// Print the JSON Schema of vmkit.toml, for editors.
 ///
-/// An editor that knows the schema completes a vmkit.toml and marks what is wrong in it. Its first line names the schema:
+/// An editor that knows the schema completes a vmkit.toml and marks what is wrong in it. Its first
+/// line names the schema:
 /// #:schema PATH.
 #[derive(Debug, Args)]
 pub(crate) struct Schema {}

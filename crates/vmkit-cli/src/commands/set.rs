@@ -17,10 +17,11 @@ use crate::failure::Failure;
 use crate::places::absolute;
 use crate::{human, json, output};
 
-/// Changes what a VM is made of; what is not named stays as it is.
+/// Change the configuration of a VM; what is not named stays as it is.
 ///
-/// A VM that runs goes on as it is, and is what it was set to from its next start on: `vmkit restart` does that now. A disk only
-/// grows. What a VM has to be made anew for is refused, and so is the VM of a machine in a vmkit.toml: its file says what it is.
+/// A VM that runs goes on as it is, and is what it was set to from its next start on:
+/// `vmkit restart` does that now. A disk only grows. What a VM has to be recreated for is refused,
+/// and so is the VM of a machine in a vmkit.toml: its file says what it is.
 #[derive(Debug, Args)]
 #[command(override_usage = "vmkit set [OPTIONS] <NAME>")]
 pub(crate) struct Set {
@@ -129,7 +130,7 @@ impl Set {
 }
 
 impl Wanted {
-    /// Tells whether nothing was named.
+    /// Returns whether nothing was named.
     fn is_nothing(&self) -> bool {
         // Taken apart in full, so that a new option is not forgotten here.
         let Wanted {
@@ -156,7 +157,7 @@ impl Wanted {
         sizes && disc && boots && runs && network.is_none() && restrict.is_none()
     }
 
-    /// Answers what a VM of this spec shall be.
+    /// Returns what a VM of this spec shall be.
     fn applied_to(&self, spec: VmSpec) -> Result<VmSpec, Error> {
         let cdrom = self.cdrom.as_deref().map(|disc| absolute("cdrom", disc)).transpose()?;
         let (boot, network) = (self.boot(spec.boot())?, self.network(spec.network())?);
@@ -195,7 +196,8 @@ impl Wanted {
         builder.build()
     }
 
-    /// Answers what it shall boot, where that changes: of a kernel's three parts, those that are named.
+    /// Returns what it shall boot, where that changes: of a kernel's three parts, those that are
+    /// named.
     fn boot(&self, now: &Boot) -> Result<Option<Boot>, Error> {
         if let Some(firmware) = self.firmware {
             return Ok(Some(Boot::Firmware(firmware.into())));
@@ -225,7 +227,8 @@ impl Wanted {
         })))
     }
 
-    /// Answers how it shall be connected, where that changes; forwards stay as long as the network is the user's.
+    /// Returns how it shall be connected, where that changes; forwards stay as long as the network
+    /// is the user's.
     fn network(&self, now: &NetworkConfig) -> Result<Option<NetworkConfig>, Error> {
         let mut network = match (&self.network, now) {
             (None, now) | (Some(Mode::User), now @ NetworkConfig::User(_)) => now.clone(),

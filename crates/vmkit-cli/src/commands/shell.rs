@@ -10,10 +10,10 @@ use crate::failure::Failure;
 use crate::remote;
 use crate::remote::way::Way;
 
-/// Opens a shell in a guest, and answers its exit code.
+/// Open a shell in a guest, and exit with its exit code.
 ///
-/// A guest that still boots is waited for. A new line and `~.` leave a shell that no longer answers. Where standard input is no
-/// terminal, it is what the shell runs.
+/// A guest that still boots is waited for. A new line and `~.` leave a shell that no longer
+/// answers. Where standard input is no terminal, it is what the shell runs.
 #[derive(Debug, Args)]
 pub(crate) struct Shell {
     /// Names the VM.

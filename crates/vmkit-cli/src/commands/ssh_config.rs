@@ -8,10 +8,12 @@ use crate::context::Context;
 use crate::failure::Failure;
 use crate::{json, output};
 
-/// Prints what `ssh`, `scp`, `rsync` and editors need to get into guests, as a block for `~/.ssh/config`.
+/// Print what `ssh`, `scp`, `rsync` and editors need to get into guests, as a block for
+/// `~/.ssh/config`.
 ///
-/// Without a name: for all VMs that run and that vmkit has a key for. The key and the host key lie in files beside the VM and go
-/// with it. A VM with user networking may have another port after its next start: print the block again.
+/// Without a name: for all VMs that run and that vmkit has a key for. The key and the host key lie
+/// in files beside the VM and go with it. A VM with user networking may have another port after its
+/// next start: print the block again.
 #[derive(Debug, Args)]
 pub(crate) struct SshConfig {
     /// Names the VMs.

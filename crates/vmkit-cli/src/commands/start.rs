@@ -6,7 +6,7 @@ use crate::commands::{Targets, plan};
 use crate::context::Context;
 use crate::failure::Failure;
 
-/// Boots VMs; one that runs already is left as it is.
+/// Boot VMs; a VM that runs already is left as it is.
 #[derive(Debug, Args)]
 pub(crate) struct Start {
     #[command(flatten)]
@@ -14,7 +14,7 @@ pub(crate) struct Start {
     /// Prints what would be done, and changes nothing.
     #[arg(long)]
     dry_run: bool,
-    /// Has cloud-init run again, as on a new machine; a VM that runs already does so at its next start.
+    /// Run cloud-init again, as on a new machine; a running VM does so at its next start
     #[arg(long)]
     rerun_cloud_init: bool,
 }

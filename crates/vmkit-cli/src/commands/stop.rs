@@ -7,7 +7,7 @@ use crate::commands::{Patience, Targets};
 use crate::context::Context;
 use crate::failure::Failure;
 
-/// Shuts VMs down: asks the guest to power off, and ends it by force at the deadline.
+/// Shut VMs down: ask the guest to power off, and end it by force at the deadline.
 #[derive(Debug, Args)]
 pub(crate) struct Stop {
     #[command(flatten)]

@@ -7,7 +7,7 @@ use crate::commands::Targets;
 use crate::context::Context;
 use crate::failure::Failure;
 
-/// Pauses the vCPUs of VMs; the guests keep their memory, and hear nothing of it.
+/// Pause the vCPUs of VMs; the guests keep their memory.
 #[derive(Debug, Args)]
 pub(crate) struct Suspend {
     #[command(flatten)]

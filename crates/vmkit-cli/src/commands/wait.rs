@@ -12,10 +12,10 @@ use crate::context::Context;
 use crate::failure::Failure;
 use crate::{json, output};
 
-/// Waits until a condition holds; a VM that is not started yet is waited for, too.
+/// Wait until a condition holds; a VM that is not started yet is waited for, too.
 ///
-/// `running`: the vCPUs run. `agent`: the guest agent answers. `ssh`: the guest's SSH server says its first words.
-/// `stopped`: no guest lives.
+/// `running`: the vCPUs run. `agent`: the guest agent answers. `ssh`: the guest's SSH server says
+/// its first words. `stopped`: no guest lives.
 #[derive(Debug, Args)]
 pub(crate) struct Wait {
     /// Names the VM.

@@ -21,7 +21,7 @@ const NOTHING_TO_BOOT: &str = "`--image debian:12` makes the root disk of an ima
 /// What helps where a check of `vmkit doctor` fails.
 pub(super) const DOCTOR: &str = "`vmkit doctor` tells what this host lacks";
 
-/// Answers what may be done about an error, of this VM where it is one's that is still there.
+/// Returns what may be done about an error, of this VM where it is one's that is still there.
 pub(super) fn hint(error: &Error, of: Option<&Whose>) -> Option<String> {
     let hint = match error {
         Error::WrongFormat { .. } => "`vmkit image convert IMAGE FILE` writes its disk as a raw file",
@@ -80,7 +80,7 @@ pub(super) fn hint(error: &Error, of: Option<&Whose>) -> Option<String> {
     Some(hint.to_owned())
 }
 
-/// Answers what may be done with the VM.
+/// Returns what may be done with the VM.
 fn of_vm(error: &Error, of: &Whose) -> Option<String> {
     let vm = &of.vm;
     let is_machine = of.called != vm.as_str();
@@ -111,7 +111,7 @@ fn of_vm(error: &Error, of: &Whose) -> Option<String> {
     })
 }
 
-/// Answers which limit of this process an error of the system is due to.
+/// Returns which limit of this process an error of the system is due to.
 fn of_limit(error: &Error) -> Option<String> {
     let limit = |resource| getrlimit(resource).current;
     let memory = || {
@@ -145,7 +145,8 @@ fn of_limit(error: &Error) -> Option<String> {
     }
 }
 
-/// Returns what may keep out a user who is there and has the key: nobody can look at it from outside.
+/// Returns what may keep out a user who is there and has the key: nobody can look at it from
+/// outside.
 fn refused(error: &Error) -> Option<String> {
     let is_key = matches!(error, Error::Refused { class, .. } if class == "publickey");
     is_key.then(|| {

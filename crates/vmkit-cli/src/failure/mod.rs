@@ -50,23 +50,25 @@ Exit codes:
   0  done
   1  the operation failed: the hypervisor, the guest or the system
   2  bad input, or a host that can't do it
-  3  there is no such VM, or not yet what was asked of it
+  3  no such VM, or what was asked of it does not exist yet
   4  not legal in the state that the VM is in
   5  a deadline passed
-  6  somebody else holds the VM or its console
+  6  another process holds the VM or its console
   7  the VM's backend does not support it
-`exec`, `shell` and `launch … -- COMMAND` answer the command's own code, and 255 where it was lost.";
+`exec`, `shell` and `launch … -- COMMAND` exit with the command's own code, and 255 if it was lost.";
 
 /// The exit code of a program whose end is not known.
 const UNKNOWN: u8 = 255;
 
 impl Failure {
-    /// Makes the failure for something that was lost while it ran in the guest: how it ended is not known.
+    /// Creates the failure for something that was lost while it ran in the guest: how it ended is
+    /// not known.
     pub(crate) fn unknown(error: vmkit::Error) -> Self {
         Failure::Own { code: UNKNOWN, failure: Box::new(error.into()) }
     }
 
-    /// Answers the failure as one of this VM, unless it is one already, or of something that was typed.
+    /// Returns the failure as one of this VM, unless it is one already, or of something that was
+    /// typed.
     pub(crate) fn of_vm(self, vm: &VmName) -> Self {
         match self {
             Failure::Library { of: None, error } if error.kind() != ErrorKind::InvalidInput => {
@@ -80,7 +82,8 @@ impl Failure {
         }
     }
 
-    /// Returns the failure with what can be printed of its VM's hypervisor, if it is the hypervisor's.
+    /// Returns the failure with what can be printed of its VM's hypervisor, if it is the
+    /// hypervisor's.
     pub(crate) fn looked_up(self, manager: &Manager) -> Self {
         match self {
             Failure::Library { of: Some(of), error } if error.kind() == ErrorKind::Hypervisor => {
@@ -112,7 +115,7 @@ impl Failure {
         }
     }
 
-    /// Answers the exit code; of several failures it is the first one's.
+    /// Returns the exit code; of several failures it is the first one's.
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Failure::Library { error, .. } => of_error(error),
@@ -185,7 +188,8 @@ impl Whose {
     }
 }
 
-/// Tells whether the hypervisor of a VM has said something here: that of a server elsewhere is there.
+/// Returns whether the hypervisor of a VM has said something here: that of a server elsewhere is
+/// there.
 fn has_log(manager: &Manager, vm: &VmName) -> bool {
     let says = |path: &Path| path.metadata().is_ok_and(|log| log.len() > 0);
     manager.hypervisor_log(vm).is_ok_and(|log| says(&log) || says(&log.with_added_extension("1")))
@@ -214,7 +218,7 @@ fn of_error(error: &vmkit::Error) -> u8 {
     }
 }
 
-/// Tells whether an error's own text says what it is about.
+/// Returns whether an error's own text says what it is about.
 fn names(error: &vmkit::Error, called: &str) -> bool {
     use vmkit::Error as E;
     // `web:/etc/hosts`.

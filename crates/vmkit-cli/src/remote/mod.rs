@@ -1,7 +1,8 @@
 //! A program in a guest with this process's own streams, terminal and signals.
 //!
-//! One loop on one thread; standard input is read, and both outputs are written, by threads that may block. Whatever is
-//! slow holds the others back: nothing is kept beyond a few pieces. The terminal is itself again on every way out.
+//! One loop on one thread; standard input is read, and both outputs are written, by threads that
+//! may block. Whatever is slow holds the others back: nothing is kept beyond a few pieces. The
+//! terminal is itself again on every way out.
 
 #[cfg(target_os = "linux")]
 pub(crate) mod agent;
@@ -33,12 +34,14 @@ use streams::{Reader, Writer};
 const GOODBYE: Duration = Duration::from_secs(2);
 /// The key that ends a terminal's input, unless somebody has set another: Ctrl-D.
 const END_OF_FILE: u8 = 4;
-/// Whose programs OpenSSH passes no signals on to. Source: OpenSSH, `session.c`, `session_signal_req`.
+/// Whose programs OpenSSH passes no signals on to. Source: OpenSSH, `session.c`,
+/// `session_signal_req`.
 const ROOT: &str = "root";
-/// How long the guest has to begin a program: more than a loaded one needs, less than a person waits for.
+/// How long the guest has to begin a program: more than a loaded one needs, less than a person
+/// waits for.
 const BEGIN: Duration = Duration::from_secs(60);
 
-/// Answers whether there is a person at both ends of this process.
+/// Returns whether there is a person at both ends of this process.
 pub(crate) fn is_at_terminal() -> bool {
     io::stdin().is_terminal() && io::stdout().is_terminal()
 }
@@ -53,11 +56,11 @@ enum Ending {
     Left,
 }
 
-/// Runs the command with this process's streams, and answers how it ended.
+/// Runs the command with this process's streams, and returns how it ended.
 ///
 /// # Errors
-/// Those of the session; `Output` where nobody reads what the program writes. `Own` where the connection is lost on the
-/// way.
+/// Those of the session; `Output` where nobody reads what the program writes. `Own` where the
+/// connection is lost on the way.
 pub(crate) async fn run(session: &Session, command: &Command, feed_stdin: bool) -> Result<Exit, Failure> {
     Ok(attend(session, command, feed_stdin).await?.or_die())
 }
@@ -71,7 +74,7 @@ pub(crate) enum Attended {
 }
 
 impl Attended {
-    /// Answers how the program ended; dies of the signal that this process is to end by.
+    /// Returns how the program ended; dies of the signal that this process is to end by.
     pub(crate) fn or_die(self) -> Exit {
         match self {
             Attended::Exit(exit) => exit,
@@ -146,7 +149,8 @@ impl Attached {
         let caught = signals.bell().map_err(unwatched())?;
         let resizes = follows_size.then(Resizes::catch).transpose().map_err(unwatched())?;
         let (pieces, mut taken) = channel::<Option<Vec<u8>>>(1);
-        // Its own future, so that a guest that reads nothing keeps neither output nor signals waiting.
+        // Its own future, so that a guest that reads nothing keeps neither output nor signals
+        // waiting.
         let (resized, mut sizes) = channel::<TerminalSize>(1);
         let mut feed = Box::pin(feed(&mut input, &mut taken, &mut sizes, at_terminal));
         let mut is_fed = false;
@@ -190,7 +194,7 @@ impl Attached {
             tokio::select! {
                 // A guest that can't be told learns it from the connection.
                 _ = timeout(GOODBYE, end(session, name, &input, &mut output, &mut writer)) => {}
-                // Whoever asks twice waits no longer.
+                // A second signal ends the wait.
                 _ = signals.next(&caught) => {}
             }
         }
@@ -221,8 +225,9 @@ async fn feed(
     }
 }
 
-/// Tells the program that nothing more comes. At a terminal a server has no way to say so but to type the key for it: once
-/// hands over the line that was begun, and at the beginning of one it is the end.
+/// Tells the program that nothing more comes. At a terminal a server has no way to say so but to
+/// type the key for it: once hands over the line that was begun, and at the beginning of one it is
+/// the end.
 async fn end_input(input: &mut Input, at_terminal: bool, in_line: bool) -> Result<(), Error> {
     if at_terminal {
         input.write(if in_line { &[END_OF_FILE; 2] } else { &[END_OF_FILE] }).await?;
@@ -248,7 +253,7 @@ async fn end(session: &Session, signal: &str, input: &Input, output: &mut Output
     }
 }
 
-/// Writes what came out of the program; at its end all of it, and answers how it ended.
+/// Writes what came out of the program; at its end all of it, and returns how it ended.
 async fn write(writer: &mut Writer, event: Event) -> Result<Option<Exit>, Failure> {
     match event {
         Event::Stdout(data) => writer.write(false, data).await.map(|()| None),

@@ -1,5 +1,5 @@
-//! This process's streams, read and written by threads: they may be files or terminals, for which the system has no
-//! other way to wait.
+//! This process's streams, read and written by threads: they may be files or terminals, for which
+//! the system has no other way to wait.
 
 use std::io::{self, Read, Write};
 use std::pin::Pin;
@@ -34,7 +34,7 @@ impl Reader {
                         }
                     }
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    // A terminal that is gone answers with an error.
+                    // Reading a terminal that is gone is an error.
                     Ok(_) | Err(_) => return,
                 }
             }
@@ -42,7 +42,8 @@ impl Reader {
         Self(receiver)
     }
 
-    /// Waits for room in `to`, and then for the next piece; nothing at the end, and for ever where there is no reader.
+    /// Waits for room in `to`, and then for the next piece; nothing at the end, and for ever where
+    /// there is no reader.
     ///
     /// # Cancel safety
     /// A dropped call loses nothing.

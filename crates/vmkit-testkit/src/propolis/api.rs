@@ -1,8 +1,10 @@
 //! The HTTP API: what a request means, and which status and words an answer has.
 //!
-//! Versions, request ids, limits, bodies of errors and upgrades are the framework's, which is the real server's too.
+//! Versions, request ids, limits, bodies of errors and upgrades are the framework's, which is the
+//! real server's too.
 //!
-//! Source: propolis-server's `server` module for the words; its published description for paths and shapes.
+//! Source: propolis-server's `server` module for the words; its published description for paths and
+//! shapes.
 
 use std::sync::Arc;
 
@@ -21,7 +23,7 @@ use super::wire::*;
 
 type Context = RequestContext<Arc<Machine>>;
 
-/// Answers all that the server serves.
+/// Returns all that the server serves.
 pub(super) fn api() -> ApiDescription<Arc<Machine>> {
     let mut api = ApiDescription::new();
     register(&mut api).expect("no two endpoints are the same");
@@ -240,7 +242,7 @@ async fn instance_issue_nmi(context: Context) -> Result<HttpResponseOk<()>, Http
     context.context().serial().map(|_| HttpResponseOk(())).ok_or_else(no_instance)
 }
 
-/// Answers that a disk is not one of Crucible's, as none is here.
+/// Returns that a disk is not one of Crucible's, as none is here.
 fn no_disk<T>(context: &Context, reason: String) -> Result<T, HttpError> {
     context.context().serial().ok_or_else(no_instance)?;
     Err(HttpError::for_not_found(Some(reason.clone()), reason))
@@ -292,7 +294,8 @@ mod tests {
     use super::super::description;
     use super::api;
 
-    /// Takes away what people read, the one-membered `allOf` that only makes room for it, and the order of alternatives.
+    /// Takes away what people read, the one-membered `allOf` that only makes room for it, and the
+    /// order of alternatives.
     fn bare(value: &Value) -> Value {
         match value {
             Value::Array(items) => {

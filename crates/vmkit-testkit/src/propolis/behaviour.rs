@@ -21,9 +21,11 @@ pub struct Behaviour {
     pub start_fails: bool,
     /// How many CPUs the host has; as many as this machine, but at least 4, unless named.
     pub host_cpus: Option<u8>,
-    /// For how long the server asks its host for CPUID, and a DNS for Nexus, once a VM was asked for: it denies to have one.
+    /// For how long the server asks its host for CPUID, and a DNS for Nexus, once a VM was asked
+    /// for: it denies to have one.
     pub asks_host_millis: u64,
-    /// How long a VM's devices take to pause before they are halted or reset: `GET /instance` waits for them.
+    /// How long a VM's devices take to pause before they are halted or reset: `GET /instance` waits
+    /// for them.
     pub pause_millis: u64,
     /// Whether a panic ends no more than its task, as in a build for development.
     pub unwinds: bool,
@@ -31,7 +33,8 @@ pub struct Behaviour {
     pub latest_version: Option<String>,
     /// So many lines it logs before it makes a VM: more than anybody reads meanwhile.
     pub chatter: u32,
-    /// The point at which the server dies, as by a bug of its own; what it holds of the kernel leaks.
+    /// The point at which the server dies, as by a bug of its own; what it holds of the kernel
+    /// leaks.
     pub dies: Option<Death>,
 }
 
@@ -66,7 +69,8 @@ pub enum Death {
     Stop,
 }
 
-/// The points at which a server in this process can be held; see [`FakePropolis::hold`](super::FakePropolis::hold).
+/// The points at which a server in this process can be held; see
+/// [`FakePropolis::hold`](super::FakePropolis::hold).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Gate {
     /// While it asks its host for CPUID, before anything is known of a VM that was asked for.

@@ -26,7 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How a fake server is to be made.
 ///
-/// Without more it listens on any port of the loopback address, has a directory of its own for everything, and behaves well.
+/// Without more it listens on any port of the loopback address, has a directory of its own for
+/// everything, and behaves well.
 #[derive(Debug, Default)]
 pub struct Setup {
     behaviour: Behaviour,
@@ -83,8 +84,8 @@ impl Setup {
 
     /// Starts it as a thread of this process.
     ///
-    /// What would end the process of the real server ends the thread: its connections break off, and what it holds of the
-    /// kernel leaks.
+    /// What would end the process of the real server ends the thread: its connections break off,
+    /// and what it holds of the kernel leaks.
     ///
     /// # Errors
     /// Whatever keeps it from listening.
@@ -172,7 +173,7 @@ fn run(
     runtime.shutdown_timeout(Duration::from_secs(1));
 }
 
-/// Reads a server's log for good, and answers where it listens once it says so.
+/// Reads a server's log for good, and returns where it listens once it says so.
 fn read_log(stdout: std::process::ChildStdout, mut log: SharedLog) -> Receiver<SocketAddr> {
     let (found, finds) = channel();
     std::thread::spawn(move || {
@@ -248,27 +249,27 @@ impl FakePropolis {
         Setup::default().behaviour(behaviour).spawn()
     }
 
-    /// Answers where it listens.
+    /// Returns where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Answers what stands for `/dev/vmm`: each entry is a VM of the kernel.
+    /// Returns what stands for `/dev/vmm`: each entry is a VM of the kernel.
     pub fn vmm(&self) -> &Path {
         &self.vmm
     }
 
-    /// Answers the names of the kernel's VMs, in order.
+    /// Returns the names of the kernel's VMs, in order.
     pub fn kernel_vms(&self) -> Vec<String> {
         illumos::names_in(&self.vmm)
     }
 
-    /// Answers what the server has logged so far: a line of JSON for each event.
+    /// Returns what the server has logged so far: a line of JSON for each event.
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&self.log.0.lock().expect("no holder panics")).into_owned()
     }
 
-    /// Answers the process's id, where it is a process.
+    /// Returns the process's id, where it is a process.
     pub fn pid(&self) -> Option<u32> {
         match &self.how {
             How::Process { child } => child.as_ref().map(Child::id),
@@ -296,7 +297,7 @@ impl FakePropolis {
         }
     }
 
-    /// Waits until it has ended by itself, and answers how; a thread has ended as by SIGABRT.
+    /// Waits until it has ended by itself, and returns how; a thread has ended as by SIGABRT.
     ///
     /// # Errors
     /// Whatever the system says to waiting for a child.
@@ -326,7 +327,7 @@ impl FakePropolis {
         }
     }
 
-    /// Tells whether the server has begun to pause its VM's devices.
+    /// Returns whether the server has begun to pause its VM's devices.
     ///
     /// # Panics
     /// Where the server is a process of its own.
@@ -350,7 +351,8 @@ impl FakePropolis {
         self.machine().order(Order::Raise(GuestEvent::Halt))
     }
 
-    /// Tells every client of the serial port that the VM moves to `destination`; answers whether there is a VM.
+    /// Tells every client of the serial port that the VM moves to `destination`; answers whether
+    /// there is a VM.
     ///
     /// # Panics
     /// Where the server is a process of its own.

@@ -1,6 +1,7 @@
 //! What the server takes of its host: disks, links, the kernel's VM, the firmware.
 //!
-//! The host's own tools are stood in for by `vmkit-fake-illumos`, whose state is looked at where it is there.
+//! The host's own tools are stood in for by `vmkit-fake-illumos`, whose state is looked at where it
+//! is there.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -71,7 +72,8 @@ pub(super) struct Held {
 impl Host {
     /// Takes what a VM needs, the kernel's VM first.
     ///
-    /// As in the real server, a failure afterwards lets go of everything again, and a panic of nothing.
+    /// As in the real server, a failure afterwards lets go of everything again, and a panic of
+    /// nothing.
     pub(super) fn take(&self, id: Uuid, spec: &InstanceSpec) -> Result<Held, Refusal> {
         if spec.board.cpus == 0 || spec.board.cpus > MOST_CPUS {
             return Err(format!("failed to set up {} vCPUs: Invalid argument", spec.board.cpus).into());
@@ -91,7 +93,8 @@ impl Host {
         }
     }
 
-    /// Has the kernel make the VM that is asked for CPUID; one of the same name is no other's to take away.
+    /// Has the kernel make the VM that is asked for CPUID; one of the same name is no other's to
+    /// take away.
     pub(super) fn ask_cpuid(&self) -> io::Result<CpuidVm> {
         std::fs::create_dir_all(&self.vmm)?;
         let path = self.vmm.join(format!("cpuid-gen-{}", std::process::id()));
@@ -99,7 +102,8 @@ impl Host {
         Ok(CpuidVm(path))
     }
 
-    /// Checks the firmware as the server does, which has no other words for what is wrong with it than its last ones.
+    /// Checks the firmware as the server does, which has no other words for what is wrong with it
+    /// than its last ones.
     fn map_bootrom(&self) -> Result<(), Refusal> {
         let panics =
             |why: String| Refusal::Panics(format!("Cannot open bootrom {}: {why}", self.bootrom.display()));
@@ -150,16 +154,18 @@ impl Host {
         let problem = |error: io::Error| format!("failed to open file {}: {error}", backend.path);
         let path = self.here(Path::new(&backend.path));
         let file = OpenOptions::new().read(true).write(!backend.readonly).open(path).map_err(problem)?;
-        // So that the stand-in for `zfs` knows that it is in use; who looks whether it is holds it for a moment only.
+        // So that the stand-in for `zfs` knows that it is in use; who looks whether it is holds it
+        // for a moment only.
         flock(&file, FlockOperation::LockShared).map_err(|error| problem(error.into()))?;
-        // Of any length and of blocks of any size: how many there are is asked, and what is left over is of no use.
+        // Of any length and of blocks of any size: how many there are is asked, and what is left
+        // over is of no use.
         match backend.block_size {
             0 => Err(Refusal::Panics("attempt to divide by zero".to_owned())),
             _ => Ok(file),
         }
     }
 
-    /// Answers where a device of the host lies for the stand-ins.
+    /// Returns where a device of the host lies for the stand-ins.
     fn here(&self, path: &Path) -> PathBuf {
         match (&self.illumos, path.strip_prefix("/dev")) {
             (Some(illumos), Ok(rest)) => illumos.dev().join(rest),
@@ -223,7 +229,7 @@ pub(super) struct KernelVm {
 }
 
 impl KernelVm {
-    /// Makes one, and takes away by force what has its name.
+    /// Creates one, and takes away by force what has its name.
     fn create(vmm: &Path, id: Uuid) -> io::Result<Self> {
         std::fs::create_dir_all(vmm)?;
         let path = vmm.join(id.to_string());

@@ -7,12 +7,12 @@
 //!                        ▲────────────────── ensure ─────────────────────┘──┘
 //! ```
 //!
-//! Before a VM waits for its making, the server asks its host for CPUID, by a VM of the kernel of its own, and knows of
-//! nothing meanwhile.
+//! Before a VM waits for its making, the server asks its host for CPUID, by a VM of the kernel of
+//! its own, and knows of nothing meanwhile.
 //!
-//! One task drives a VM: it makes it, takes requests and the guest's events one by one, and says what became of it. What
-//! everybody sees is the state that it published last, with a generation that grows by one each time; whoever looks seldom
-//! misses states.
+//! One task drives a VM: it makes it, takes requests and the guest's events one by one, and says
+//! what became of it. What everybody sees is the state that it published last, with a generation
+//! that grows by one each time; whoever looks seldom misses states.
 //!
 //! Source: propolis-server's `vm` module.
 
@@ -84,7 +84,8 @@ struct Now {
     stage: Stage,
     vm: Option<Vm>,
     active: Option<Active>,
-    /// Of a VM that was never made: it is still there, so that whoever waits for its next state waits on.
+    /// Of a VM that was never made: it is still there, so that whoever waits for its next state
+    /// waits on.
     failed: Option<Publisher>,
 }
 
@@ -166,7 +167,7 @@ impl Machine {
         asking.destroy()
     }
 
-    /// Makes a VM, and comes back once it is there or can't be.
+    /// Creates a VM, and comes back once it is there or can't be.
     pub(super) async fn ensure(
         self: &Arc<Self>,
         request: InstanceEnsureRequest,
@@ -213,7 +214,7 @@ impl Machine {
         }
     }
 
-    /// Answers the VM that there is or was last, once its devices are not being paused.
+    /// Returns the VM that there is or was last, once its devices are not being paused.
     pub(super) async fn get(&self) -> Option<InstanceSpecGetResponse> {
         let _shared = self.objects.read().await;
         let now = self.now();
@@ -222,12 +223,12 @@ impl Machine {
         Some(InstanceSpecGetResponse { properties: vm.properties.clone(), state, spec: vm.spec.clone() })
     }
 
-    /// Tells whether the devices are the driver's alone.
+    /// Returns whether the devices are the driver's alone.
     pub(super) fn is_pausing(&self) -> bool {
         self.objects.try_read().is_err()
     }
 
-    /// Answers where the states of the VM that there is or was last can be watched.
+    /// Returns where the states of the VM that there is or was last can be watched.
     pub(super) fn states(&self) -> Option<watch::Receiver<InstanceStateMonitorResponse>> {
         Some(self.now().vm.as_ref()?.states.clone())
     }
@@ -245,7 +246,7 @@ impl Machine {
         Some(queued)
     }
 
-    /// Answers the first serial port of the active VM.
+    /// Returns the first serial port of the active VM.
     pub(super) fn serial(&self) -> Option<Serial> {
         Some(self.now().active.as_ref()?.serial.clone())
     }
@@ -256,7 +257,7 @@ impl Machine {
     }
 }
 
-/// Answers the spec as the server tells it: with what the host would say of its CPUs.
+/// Returns the spec as the server tells it: with what the host would say of its CPUs.
 fn filled_in(spec: &InstanceSpec) -> InstanceSpec {
     let mut spec = spec.clone();
     let leaf = |leaf, eax, ebx, ecx, edx| CpuidEntry { leaf, subleaf: None, eax, ebx, ecx, edx };
@@ -356,7 +357,8 @@ impl Driver {
         }
     }
 
-    /// Takes events until the VM has stopped or can't be started, and answers what its last state will be.
+    /// Takes events until the VM has stopped or can't be started, and returns what its last state
+    /// will be.
     async fn drive(
         &self,
         held: &Held,
@@ -404,14 +406,15 @@ impl Driver {
         }
     }
 
-    /// Waits for the VM's devices to pause; who asks for the VM waits as well, and who asks for its state does not.
+    /// Waits for the VM's devices to pause; who asks for the VM waits as well, and who asks for its
+    /// state does not.
     async fn pause(&self) {
         let _exclusive = self.machine.objects.write().await;
         self.machine.gates.pass(Gate::Pause).await;
         sleep(Duration::from_millis(self.machine.behaviour.pause_millis)).await;
     }
 
-    /// Starts the guest, and answers whether it runs.
+    /// Starts the guest, and returns whether it runs.
     async fn start(&self, orders: &mpsc::UnboundedSender<Order>) -> bool {
         self.states.publish(InstanceState::Starting);
         if self.machine.behaviour.dies == Some(Death::Start) {

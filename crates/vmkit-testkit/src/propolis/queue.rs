@@ -2,8 +2,8 @@
 //!
 //! Pure: no clock, no tasks; the machine asks and tells.
 //!
-//! Source: the request queue of propolis-server. What is asked and not yet done counts as well as what is: after a `Stop` was
-//! queued nothing else is taken, though the instance still runs.
+//! Source: the request queue of propolis-server. What is asked and not yet done counts as well as
+//! what is: after a `Stop` was queued nothing else is taken, though the instance still runs.
 
 use super::wire::InstanceStateRequested as Request;
 
@@ -27,7 +27,7 @@ pub(super) enum Denied {
 }
 
 impl Denied {
-    /// Answers the server's own words.
+    /// Returns the server's own words.
     pub(super) fn text(self) -> &'static str {
         match self {
             Self::NotActive => "Operation requires an active instance",
@@ -57,7 +57,7 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    /// Answers the rules of an instance that was just created.
+    /// Returns the rules of an instance that was just created.
     pub(super) fn new() -> Self {
         Self {
             run: Disposition::Enqueue,
@@ -66,7 +66,7 @@ impl Queue {
         }
     }
 
-    /// Answers whether the request is to be done; if not, it is as good as done.
+    /// Returns whether the request is to be done; if not, it is as good as done.
     ///
     /// # Errors
     /// Says why it is denied.

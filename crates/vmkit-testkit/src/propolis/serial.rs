@@ -12,7 +12,8 @@
 //! - meanwhile each step sends that chunk once more to those that do read;
 //! - a chunk that was read while the list was empty is sent to the first client on it, which has it
 //!   from the history already;
-//! - what is read between a client's history and its place on the list is never sent to that client;
+//! - what is read between a client's history and its place on the list is never sent to that
+//!   client;
 //! - what the port still holds when the VM stops is lost, and a client that does not read keeps the
 //!   others from their farewell.
 //!
@@ -82,7 +83,7 @@ impl Serial {
         self.history.lock().expect("no holder panics")
     }
 
-    /// Answers a part of the history.
+    /// Returns a part of the history.
     ///
     /// # Errors
     /// Says that this part is lost.

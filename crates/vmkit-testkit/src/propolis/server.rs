@@ -19,7 +19,8 @@ use super::machine::{Die, Gates, Machine};
 /// The largest body of a request, in bytes.
 const MOST_BYTES: usize = 1024 * 1024;
 
-/// A line of the log that is as long as a pipe takes at once, or longer, and so comes in two pieces.
+/// A line of the log that is as long as a pipe takes at once, or longer, and so comes in two
+/// pieces.
 const CUT_LINE: (&str, &str) = (
     r#"{"msg":"instance spec","v":0,"name":"propolis-server","level":30,"time":"2026-01-01T00:00:00.000000000Z","hostname":"fake","pid":1,"spec":"Spec { board: Board { cpus: 2, memory_mb: 1024, chip"#,
     "set: I440Fx(I440Fx { enable_pcie: false }) }, serial: {Name(\"com1\"): SerialPort { num: Com1 } } }\",\"component\":\"vm\"}\n",
@@ -54,7 +55,8 @@ pub struct Options {
 /// Says why it can't listen.
 pub async fn serve(options: Options, level: Level, log: impl Write + Send + 'static) -> Result<(), String> {
     let die: Die = Arc::new(|why| {
-        // Where nobody keeps them, a panic's words are lost as there. They come between two writes of a long line of the log.
+        // Where nobody keeps them, a panic's words are lost as there. They come between two writes
+        // of a long line of the log.
         let _ = io::stdout().write_all(CUT_LINE.0.as_bytes()).and_then(|()| io::stdout().flush());
         let _ = write!(
             io::stderr(),

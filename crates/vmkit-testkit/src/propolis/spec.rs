@@ -1,6 +1,7 @@
 //! What is wrong with an instance spec, in the server's words.
 //!
-//! Pure: it looks at the spec alone. What the host says to it comes later, in [`host`](super::host).
+//! Pure: it looks at the spec alone. What the host says to it comes later, in
+//! [`host`](super::host).
 //!
 //! Source: the spec builder of propolis-server. Like it, this does not see that `com1` is missing.
 
@@ -11,7 +12,7 @@ use super::wire::{BootSettings, Component, Cpuid, InstanceSpec, PciPath, SpecKey
 /// Checks a spec as the server does before it makes anything.
 ///
 /// # Errors
-/// Answers the text that follows "failed to generate internal instance spec: ".
+/// Returns the text that follows "failed to generate internal instance spec: ".
 pub(super) fn check(spec: &InstanceSpec) -> Result<(), String> {
     if let Some(cpuid) = &spec.board.cpuid {
         check_cpuid(cpuid)?;
@@ -89,7 +90,8 @@ impl<'a> Seen<'a> {
                 }
                 self.take_slot(socket.pci_path)
             }
-            // Of several the last one counts, as in the real server, whose source knows a refusal that it never gives.
+            // Of several the last one counts, as in the real server, whose source knows a refusal
+            // that it never gives.
             Component::BootSettings(settings) => {
                 self.boot = Some(settings);
                 Ok(())

@@ -1,4 +1,5 @@
-//! A client that knows nothing of the server's types, and holds every answer against the published description.
+//! A client that knows nothing of the server's types, and holds every answer against the published
+//! description.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};

@@ -41,7 +41,7 @@ impl Host {
         self.command(line).output().unwrap()
     }
 
-    /// Runs what must succeed, and answers what it printed.
+    /// Runs what must succeed, and returns what it printed.
     fn ok(&self, line: &str) -> String {
         let output = self.run(line);
         assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));

@@ -240,7 +240,8 @@ fn a_vm_whose_devices_do_not_start_is_let_go_of_before_it_has_failed() {
         ensure_well(&fake);
         held(&fake, Gate::Release, || {
             assert_eq!(put_state(&fake, "Run").status, 204);
-            // The gate is not reached at once: then there is nothing that could be stopped any more.
+            // The gate is not reached at once: then there is nothing that could be stopped any
+            // more.
             while put_state(&fake, "Stop").status != 424 {
                 std::thread::yield_now();
             }
@@ -311,7 +312,8 @@ fn whoever_asks_for_a_vm_waits_while_its_devices_pause_and_whoever_asks_for_its_
             let waiting = held(&fake, Gate::Pause, || {
                 assert_eq!(put_state(&fake, asked).status, 204);
                 let generation = wait_for(&fake, passing);
-                // Published a moment before: that the devices pause is told by nothing but that nobody is answered.
+                // Published a moment before: that the devices pause is told by nothing but that
+                // nobody is answered.
                 while !fake.is_pausing() {
                     std::thread::yield_now();
                 }

@@ -129,7 +129,7 @@ fn a_wrong_command_line_ends_with_2_and_a_taken_address_with_1() {
     assert!(said.contains("failed to start server"), "{said}");
 }
 
-/// Asks through the proxy, and answers what came of it: the whole text, or nothing.
+/// Asks through the proxy, and returns what came of it: the whole text, or nothing.
 fn get(proxy: &FaultProxy) -> std::io::Result<String> {
     let mut stream = std::net::TcpStream::connect(proxy.address())?;
     stream.set_read_timeout(Some(PATIENCE))?;

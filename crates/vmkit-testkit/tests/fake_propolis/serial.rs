@@ -213,8 +213,8 @@ fn a_vm_that_stops_says_farewell_to_every_client() {
     }
 }
 
-/// Has the guest say more than the buffers of a connection hold until another client, which does not read, stalls the port.
-/// Answers the last chunk.
+/// Has the guest say more than the buffers of a connection hold until another client, which does
+/// not read, stalls the port. Returns the last chunk.
 fn flood_until_stalled(fake: &FakePropolis, reader: &mut Console) -> Vec<u8> {
     reader.type_in(&format!("flood {}\r", 32 * MIB));
     reader.set_read_timeout(Duration::from_millis(500));

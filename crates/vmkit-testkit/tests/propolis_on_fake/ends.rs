@@ -1,4 +1,5 @@
-//! VMs that end for good whatever became of them, and servers and networks that do not make it easy.
+//! VMs that end for good whatever became of them, and servers and networks that do not make it
+//! easy.
 
 use std::fs;
 use std::time::Duration;
@@ -83,7 +84,8 @@ async fn cut_off(remote: &Remote, propolis: &PropolisHypervisor, vm: &VmHandle, 
 
 #[tokio::test]
 async fn what_a_start_that_was_cut_off_left_is_ended_by_stop_start_and_destroy() {
-    // At the first gate it is left as `Creating`, at the second as `Failed`, which is let go of already.
+    // At the first gate it is left as `Creating`, at the second as `Failed`, which is let go of
+    // already.
     for (gate, behaviour) in [(Gate::Ensure, Behaviour::default()), (Gate::Event, failing())] {
         let remote = Remote::behaving(behaviour);
         let propolis = remote.hypervisor();
@@ -241,7 +243,8 @@ async fn a_program_that_takes_too_long_is_dead_before_its_work_is_undone() {
     world.host().forget_faults().unwrap();
     let vm = propolis.prepare(&world.spec(name())).await.unwrap();
 
-    // One that hangs for good while it removes something is killed, too, and the next try does the rest.
+    // One that hangs for good while it removes something is killed, too, and the next try does the
+    // rest.
     world.host().plan_fault(1, Fault::Hang).unwrap();
     let error = propolis.destroy(vm.clone()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");

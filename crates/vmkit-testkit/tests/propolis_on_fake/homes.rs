@@ -1,4 +1,5 @@
-//! Directories of VMs that are moved and copied: what belongs to a VM outside of its directory is the original's.
+//! Directories of VMs that are moved and copied: what belongs to a VM outside of its directory is
+//! the original's.
 
 use std::fs;
 use std::path::Path;

@@ -13,7 +13,8 @@ fn name() -> VmName {
     VmName::new("web").unwrap()
 }
 
-/// Begins a start, and ends it as the kill of its process does, once the server asks its host for CPUID.
+/// Begins a start, and ends it as the kill of its process does, once the server asks its host for
+/// CPUID.
 async fn kill_while_the_host_is_asked(remote: &Remote, propolis: &PropolisHypervisor, vm: &VmHandle) {
     let (end, ended) = channel::<()>();
     let starting = {
@@ -38,7 +39,8 @@ async fn a_vm_that_comes_after_its_start_was_killed_is_ended_by_stop_start_and_d
     let remote = Remote::new();
     let propolis = remote.hypervisor();
     let vm = propolis.prepare(&remote.spec(name())).await.unwrap();
-    // In the first round the server has had no VM yet, afterwards it says what has become of the last one.
+    // In the first round the server has had no VM yet, afterwards it says what has become of the
+    // last one.
     for operation in ["stop", "start", "stop", "destroy"] {
         let held = remote.hold(Gate::Host);
         kill_while_the_host_is_asked(&remote, &propolis, &vm).await;
@@ -81,7 +83,8 @@ async fn a_vm_that_comes_after_its_start_was_given_up_is_ended() {
     assert_eq!(started.unwrap_err().kind(), ErrorKind::TimedOut);
     assert_eq!(remote.kernel_vms(), Vec::<String>::new());
 
-    // One that comes when it is no longer waited for is still this VM's: the next who has to do with it ends it.
+    // One that comes when it is no longer waited for is still this VM's: the next who has to do
+    // with it ends it.
     let held = remote.hold(Gate::Host);
     assert_eq!(propolis.start(&vm).await.unwrap_err().kind(), ErrorKind::TimedOut);
     assert_eq!(propolis.state(&vm).await.unwrap(), VmState::Stopped);

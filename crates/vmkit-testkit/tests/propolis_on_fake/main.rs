@@ -1,5 +1,5 @@
-//! The Propolis backend on a fake server and on stand-ins for the tools of illumos: it keeps the contract, and it ends well
-//! whatever they do.
+//! The Propolis backend on a fake server and on stand-ins for the tools of illumos: it keeps the
+//! contract, and it ends well whatever they do.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod bad_input;

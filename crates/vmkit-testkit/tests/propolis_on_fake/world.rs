@@ -73,7 +73,7 @@ impl World {
             .keeper(KEEPER)
     }
 
-    /// Answers a hypervisor as a new process would make it.
+    /// Returns a hypervisor as a new process would make it.
     pub(crate) fn hypervisor(&self) -> PropolisHypervisor {
         self.builder().build()
     }
@@ -100,7 +100,7 @@ impl World {
         if self.kernel_has(vm) { servers } else { 0 }
     }
 
-    /// Tells whether the kernel has a VM, with a server or without.
+    /// Returns whether the kernel has a VM, with a server or without.
     pub(crate) fn kernel_has(&self, vm: &VmHandle) -> bool {
         self.host.dev().join("vmm").join(vm.id.to_string()).exists()
     }
@@ -112,7 +112,8 @@ impl World {
         left
     }
 
-    /// Gives the host a neighbour table with this one guest in it, as `arp -an` of illumos prints it.
+    /// Gives the host a neighbour table with this one guest in it, as `arp -an` of illumos prints
+    /// it.
     pub(crate) fn say_neighbour(&self, address: &str, mac: &str) {
         let table = format!("net0   {address}  255.255.255.255          {mac}");
         let program = self.host.path().join("arp");
@@ -179,8 +180,8 @@ impl Remote {
         log.lines().filter(is_taken).count()
     }
 
-    /// Waits until the server has been asked for what it is held before, with so many orders before that; nothing tells a test
-    /// when.
+    /// Waits until the server has been asked for what it is held before, with so many orders before
+    /// that; nothing tells a test when.
     pub(crate) async fn wait_at(&self, gate: Gate, orders: usize) {
         let address = self.server.lock().unwrap().address();
         // A VM that is to be made is there, and one that is to run was promised it.
@@ -258,7 +259,7 @@ impl Remote {
     }
 }
 
-/// Answers what a server says of its VM.
+/// Returns what a server says of its VM.
 fn instance_at(server: SocketAddr) -> String {
     let mut stream = TcpStream::connect(server).unwrap();
     let head = "host: x\r\nconnection: close\r\napi-version: 1.0.0";
@@ -349,7 +350,8 @@ pub(crate) async fn wait_for_console(propolis: &PropolisHypervisor, vm: &VmHandl
 pub(crate) async fn type_at_console(propolis: &PropolisHypervisor, vm: &VmHandle, text: &str) {
     let mut console = console(&url_of(propolis, vm)).await;
     console.send(Message::binary(text.as_bytes().to_vec())).await.unwrap();
-    // Whoever goes away at once may take what was typed along: the guest's echo tells that it has heard.
+    // Whoever goes away at once may take what was typed along: the guest's echo tells that it has
+    // heard.
     let _ = tokio::time::timeout(PATIENCE, console.next()).await;
 }
 
@@ -366,7 +368,8 @@ impl PowerOff for TypesPowerOff {
         Box::pin(async move {
             let ConsoleEndpoint::WebSocket(url) = vm.run.clone().unwrap().console else { panic!("{vm:?}") };
             let mut console = console(&url).await;
-            // What it says right before it ends may never leave the port; the words that come before do.
+            // What it says right before it ends may never leave the port; the words that come
+            // before do.
             console.send(Message::binary(b"going down\r".to_vec())).await.unwrap();
             let mut said = String::new();
             while !said.contains("going down\r\n") {

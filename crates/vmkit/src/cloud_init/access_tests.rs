@@ -1,4 +1,5 @@
-//! vmkit's own way into a guest, beside what somebody wants of cloud-init, read as cloud-init reads it.
+//! vmkit's own way into a guest, beside what somebody wants of cloud-init, read as cloud-init reads
+//! it.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -33,7 +34,8 @@ fn user_data(user_data: UserData) -> String {
     render(&config, &VmName::new("web").unwrap(), Uuid::nil(), None).unwrap().user_data
 }
 
-/// Answers what cloud-init makes of a document; nothing, and says so, where this host has no PyYAML.
+/// Returns what cloud-init makes of a document; nothing, and says so, where this host has no
+/// PyYAML.
 fn read(document: &str) -> Option<Value> {
     let has = Command::new("/usr/bin/python3").args(["-c", "import yaml"]).output();
     if !has.is_ok_and(|output| output.status.success()) {
@@ -58,7 +60,8 @@ fn our_user() -> Value {
     json!({ "sudo": "ALL=(ALL) NOPASSWD:ALL", KEYS: ["ssh-ed25519 AAAAlogin"] })
 }
 
-/// Answers whom vmkit logs in as beside raw user-data in an image with the user `debian`, and what cloud-init makes of both.
+/// Returns whom vmkit logs in as beside raw user-data in an image with the user `debian`, and what
+/// cloud-init makes of both.
 fn joined(raw: &str) -> Option<(String, Value)> {
     let theirs = UserData::Raw(raw.into());
     let (user, _) = free_login(&theirs, Some("debian")).unwrap_or_else(|error| panic!("{raw}: {error}"));
@@ -104,7 +107,8 @@ fn raw_user_data_stays_as_it_is_and_ours_is_added_to_it() {
     assert_eq!(read["users"]["debian"][KEYS], our_user()[KEYS]);
 }
 
-/// Forms of `users`, whom vmkit logs in as beside each, one of theirs, and what has to become of that one.
+/// Forms of `users`, whom vmkit logs in as beside each, one of theirs, and what has to become of
+/// that one.
 fn forms_of_users() -> Vec<(&'static str, &'static str, &'static str, Value)> {
     let their_key = || json!({ KEYS: ["ssh-rsa AAAAtheirs"] });
     vec![

@@ -1,6 +1,7 @@
 //! The three documents of the seed.
 //!
-//! Pure. They are YAML written by a serializer and never by joining text, so nothing a user types can become syntax.
+//! Pure. They are YAML written by a serializer and never by joining text, so nothing a user types
+//! can become syntax.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -38,14 +39,17 @@ impl fmt::Debug for Seed {
     }
 }
 
-/// Renders the seed of the VM `name` with this identity, and with this network device where it has one.
+/// Renders the seed of the VM `name` with this identity, and with this network device where it has
+/// one.
 ///
-/// The same input gives the same text. cloud-init runs once for each instance-id, which is `id` and the config's
-/// [`run`](CloudInitConfig::run). A network-config that the config does not give is DHCP over IPv4 on the device with `mac`:
-/// a guest that is told to expect DHCPv6 waits a minute for it where there is none.
+/// The same input gives the same text. cloud-init runs once for each instance-id, which is `id` and
+/// the config's [`run`](CloudInitConfig::run). A network-config that the config does not give is
+/// DHCP over IPv4 on the device with `mac`: a guest that is told to expect DHCPv6 waits a minute
+/// for it where there is none.
 ///
 /// # Errors
-/// `InvalidInput` as [`CloudInitConfig::check`], and on `user_data` where the typed form has become too long.
+/// `InvalidInput` as [`CloudInitConfig::check`], and on `user_data` where the typed form has become
+/// too long.
 pub fn render(config: &CloudInitConfig, name: &VmName, id: Uuid, mac: Option<MacAddr>) -> Result<Seed> {
     config.check()?;
     let user_data = match (&config.user_data, &config.access) {
@@ -115,7 +119,8 @@ struct Match {
 }
 
 impl Network {
-    /// IPv6 comes by router advertisement where there is a router: the kernel's own default, for which nothing waits.
+    /// IPv6 comes by router advertisement where there is a router: the kernel's own default, for
+    /// which nothing waits.
     fn dhcp(mac: Option<MacAddr>) -> Self {
         let ethernet = |mac: MacAddr| Ethernet {
             device: Match { macaddress: mac.to_string() },
@@ -126,7 +131,8 @@ impl Network {
     }
 }
 
-/// A cloud-config document; a field that says nothing is left out, since cloud-init takes an empty list for a mistake.
+/// A cloud-config document; a field that says nothing is left out, since cloud-init takes an empty
+/// list for a mistake.
 #[derive(Default, Serialize)]
 struct Document<'a> {
     #[serde(skip_serializing_if = "Users::is_empty")]
@@ -186,7 +192,8 @@ impl<'a> Document<'a> {
     }
 }
 
-/// What goes before vmkit's own part where that can't be joined with what stands there: the same in a form that can.
+/// What goes before vmkit's own part where that can't be joined with what stands there: the same in
+/// a form that can.
 #[derive(Default, PartialEq, Eq, Serialize)]
 struct Prelude<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -236,7 +243,8 @@ struct MergeHow {
 }
 
 impl MergeHow {
-    /// What was there before stays, and lists are added to at their beginning: cloud-init makes no user after one that it can't make.
+    /// What was there before stays, and lists are added to at their beginning: cloud-init makes no
+    /// user after one that it can't make.
     const ADDING: [MergeHow; 3] = [
         MergeHow { name: "list", settings: &["prepend"] },
         MergeHow { name: "dict", settings: &["no_replace", "recurse_list", "recurse_dict"] },
@@ -251,8 +259,8 @@ enum UserEntry<'a> {
     Named {
         #[serde(skip_serializing_if = "Option::is_none")]
         name: Option<&'a str>,
-        /// Where none is given, the system gives it its own: a server lets nobody in whose shell is missing, and not every
-        /// system has the same ones.
+        /// Where none is given, the system gives it its own: a server lets nobody in whose shell is
+        /// missing, and not every system has the same ones.
         #[serde(skip_serializing_if = "Option::is_none")]
         shell: Option<&'a str>,
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -315,7 +323,8 @@ struct FileEntry<'a> {
 
 impl<'a> FileEntry<'a> {
     fn of(file: &'a GuestFile) -> Self {
-        // Anything else would survive as YAML too, but a person who reads the seed could not see what is in it.
+        // Anything else would survive as YAML too, but a person who reads the seed could not see
+        // what is in it.
         let plain = file.content.chars().all(|c| matches!(c, ' '..='~' | '\n'));
         let owner = file.owner.as_deref();
         Self {
@@ -330,7 +339,8 @@ impl<'a> FileEntry<'a> {
     }
 }
 
-/// A host key that is handed in, so that cloud-init makes none, and the removal of those that the image came with.
+/// A host key that is handed in, so that cloud-init makes none, and the removal of those that the
+/// image came with.
 #[derive(Serialize)]
 struct HostKeys<'a> {
     ssh_deletekeys: bool,
@@ -458,7 +468,8 @@ mod tests {
         CloudInitConfig { user_data: UserData::Typed(typed), ..CloudInitConfig::default() }
     }
 
-    /// Reads YAML as cloud-init does, with PyYAML; answers nothing, and says so, where this host has none.
+    /// Reads YAML as cloud-init does, with PyYAML; answers nothing, and says so, where this host
+    /// has none.
     fn py_yaml(document: &str) -> Option<Value> {
         const READER: &str =
             "import json, sys, yaml\njson.dump(yaml.safe_load(sys.stdin.buffer), sys.stdout)";

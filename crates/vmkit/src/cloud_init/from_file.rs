@@ -7,11 +7,13 @@ use crate::error::{Error, Result};
 use crate::input_file::InputStream;
 use crate::spec::{CloudInitConfig, UserData, check_user_data};
 
-/// Reads raw user-data from a file, at most [`CloudInitConfig::MAX_BYTES`] of it, and checks it as [`CloudInitConfig::check`] does.
+/// Reads raw user-data from a file, at most [`CloudInitConfig::MAX_BYTES`] of it, and checks it as
+/// [`CloudInitConfig::check`] does.
 ///
 /// # Errors
-/// `InvalidInput` on `user_data` where there is no regular file that may be read, or it is longer, is not UTF-8, begins as
-/// nothing that cloud-init knows, or is a cloud-config that is not YAML with keys and values: with line and column.
+/// `InvalidInput` on `user_data` where there is no regular file that may be read, or it is longer,
+/// is not UTF-8, begins as nothing that cloud-init knows, or is a cloud-config that is not YAML
+/// with keys and values: with line and column.
 pub fn read_user_data(path: &Path) -> Result<CloudInitConfig> {
     let InputStream { file, bytes, .. } = InputStream::open("user_data", path)?;
     let of_file = |expected: String| Error::invalid("user_data", path.display(), expected);

@@ -7,8 +7,9 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 
 /// Joins somebody's user-data with cloud-configs of vmkit's own, which come last.
 ///
-/// cloud-init looks at what a part of the type `text/plain` begins with, as it does with a whole document. Theirs goes in
-/// unchanged; where it has MIME parts itself, they become parts of a part, which cloud-init walks through.
+/// cloud-init looks at what a part of the type `text/plain` begins with, as it does with a whole
+/// document. Theirs goes in unchanged; where it has MIME parts itself, they become parts of a part,
+/// which cloud-init walks through.
 pub(super) fn joined(theirs: &str, ours: &[String]) -> String {
     let texts: Vec<&str> = ours.iter().map(String::as_str).chain([theirs]).collect();
     let boundary = boundary(&texts);
@@ -23,8 +24,9 @@ pub(super) fn joined(theirs: &str, ours: &[String]) -> String {
     )
 }
 
-/// Writes a text as a part: readable where it is ASCII. cloud-init reads the document as text and not as bytes, and Python's
-/// `email` then makes another letter, or nothing, of one that stands there by itself.
+/// Writes a text as a part: readable where it is ASCII. cloud-init reads the document as text and
+/// not as bytes, and Python's `email` then makes another letter, or nothing, of one that stands
+/// there by itself.
 fn part(text: &str) -> String {
     let (encoding, body) = match text.is_ascii() {
         true => ("7bit", text.to_owned()),
@@ -44,13 +46,14 @@ fn wrapped(base64: &str) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// Tells whether the text is a MIME document: header lines come first, and `MIME-Version` is one of them.
+/// Returns whether the text is a MIME document: header lines come first, and `MIME-Version` is one
+/// of them.
 fn is_mime(text: &str) -> bool {
     let mut headers = text.trim_start().lines().take_while(|line| !line.is_empty());
     headers.any(|line| line.to_ascii_lowercase().starts_with("mime-version:"))
 }
 
-/// Answers a boundary that is nowhere in the texts; the same texts get the same.
+/// Returns a boundary that is nowhere in the texts; the same texts get the same.
 fn boundary(texts: &[&str]) -> String {
     (0_u64..)
         .map(|number| format!("==vmkit-{number}=="))

@@ -1,7 +1,9 @@
-//! Serial consoles of VMs: [`Console`], one that is attached, and [`SerialConsole`], one that a Propolis server serves.
+//! Serial consoles of VMs: [`Console`], one that is attached, and [`SerialConsole`], one that a
+//! Propolis server serves.
 //!
-//! [`VmManager::attach_console`](crate::VmManager::attach_console) makes the first of either kind. QEMU's console serves one client
-//! at a time, so whoever is there has a [`ConsoleTurn`], which the next one is told of.
+//! [`VmManager::attach_console`](crate::VmManager::attach_console) makes the first of either kind.
+//! QEMU's console serves one client at a time, so whoever is there has a [`ConsoleTurn`], which the
+//! next one is told of.
 
 #[cfg(feature = "propolis")]
 mod address;

@@ -128,7 +128,7 @@ impl Page {
 }
 
 impl SerialConsole {
-    /// Makes the client of the console at this URL. Touches nothing.
+    /// Creates the client of the console at this URL. Touches nothing.
     ///
     /// # Errors
     /// `InvalidInput` for a URL that is no Propolis VM's console.
@@ -136,7 +136,7 @@ impl SerialConsole {
         Ok(Self { client: Client { address: address::server(url)?, version: API_VERSION } })
     }
 
-    /// Answers what the console has said, as far as the server keeps it: the first and the last
+    /// Returns what the console has said, as far as the server keeps it: the first and the last
     /// MiB.
     ///
     /// # Errors
@@ -167,7 +167,7 @@ impl SerialConsole {
     /// until one of both ends.
     ///
     /// `next` is [`Past::end`] of the past that is already known, 0 for everything. A connection
-    /// that is lost is made anew, 10 s long, and no byte is lost or doubled by that; what is typed
+    /// that is lost is recreated, 10 s long, and no byte is lost or doubled by that; what is typed
     /// at such a moment may be lost. `tell` hears what happens meanwhile.
     ///
     /// # Cancel safety

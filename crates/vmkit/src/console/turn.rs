@@ -49,7 +49,7 @@ impl ConsoleTurn {
         Ok(Self { held: file, vm: vm.clone(), socket: socket.to_owned() })
     }
 
-    /// Tells whether the hypervisor serves a client that has not taken its turn, so that a
+    /// Returns whether the hypervisor serves a client that has not taken its turn, so that a
     /// connection made now waits to be accepted. Always `false` but on Linux, which alone tells it.
     pub fn is_disregarded(&self) -> bool {
         fs::read_to_string("/proc/net/unix").is_ok_and(|table| has_waiting(&table, &self.socket))
@@ -59,7 +59,7 @@ impl ConsoleTurn {
         &self.socket
     }
 
-    /// Makes the error for a console that is served to such a client.
+    /// Creates the error for a console that is served to such a client.
     pub fn busy(&self) -> Error {
         busy(&self.vm, None)
     }

@@ -1,6 +1,7 @@
 //! Which process has something of the host: [`ProcessHolder`].
 //!
-//! Edge: reads `/proc`. Another user's processes don't show what they have open, so a holder may stay unknown.
+//! Edge: reads `/proc`. Another user's processes don't show what they have open, so a holder may
+//! stay unknown.
 
 use std::fmt;
 use std::fs;
@@ -25,7 +26,8 @@ impl fmt::Display for ProcessHolder {
     }
 }
 
-/// Returns the process that has a descriptor for which `is_meant` holds; it is given the descriptor's path below `/proc`.
+/// Returns the process that has a descriptor for which `is_meant` holds; it is given the
+/// descriptor's path below `/proc`.
 ///
 /// Source: proc_pid_fd(5).
 pub(crate) fn holder_of(is_meant: impl Fn(&Path) -> bool) -> Option<ProcessHolder> {

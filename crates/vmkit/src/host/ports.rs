@@ -12,10 +12,10 @@ use super::holder::{ProcessHolder, holder_of};
 use crate::error::{Error, Result};
 use crate::spec::Protocol;
 
-/// Answers whether somebody could listen on this port now.
+/// Returns whether somebody could listen on this port now.
 ///
-/// It is a courtesy, so that a port in use is named before anything is made. The port may be taken in the next moment, and
-/// that is for whoever binds it to report.
+/// It is a courtesy, so that a port in use is named before anything is made. The port may be taken
+/// in the next moment, and that is for whoever binds it to report.
 ///
 /// # Errors
 /// `Host` when this user may not listen there, or the host does not have the address.
@@ -41,8 +41,8 @@ pub(crate) fn port_is_free(protocol: Protocol, addr: IpAddr, port: NonZeroU16) -
     }
 }
 
-/// Binds a TCP port for a moment and does not listen there, so that two who look at once do not find each other, and whoever begins to
-/// listen just now does not find this.
+/// Binds a TCP port for a moment and does not listen there, so that two who look at once do not
+/// find each other, and whoever begins to listen just now does not find this.
 ///
 /// Source: socket(7), `SO_REUSEADDR`: only a socket that listens is in the way.
 fn bind_alone(addr: SocketAddr) -> io::Result<()> {
@@ -54,7 +54,8 @@ fn bind_alone(addr: SocketAddr) -> io::Result<()> {
     socket.bind(addr)
 }
 
-/// Answers who has this port, as far as this user may know: another user's processes don't show their sockets.
+/// Returns who has this port, as far as this user may know: another user's processes don't show
+/// their sockets.
 ///
 /// Source: proc_pid_net(5) and proc_pid_fd(5).
 pub(crate) fn port_holder(protocol: Protocol, addr: Ipv4Addr, port: NonZeroU16) -> Option<ProcessHolder> {
@@ -66,7 +67,7 @@ pub(crate) fn port_holder(protocol: Protocol, addr: Ipv4Addr, port: NonZeroU16) 
     holder_of(|fd| fs::read_link(fd).is_ok_and(|target| target == Path::new(&socket)))
 }
 
-/// Finds in a table of the kernel's the socket that has this port, and answers its inode.
+/// Finds in a table of the kernel's the socket that has this port, and returns its inode.
 fn inode_in(table: &str, protocol: Protocol, addr: Ipv4Addr, port: NonZeroU16) -> Option<u64> {
     /// The state of a TCP socket that listens; of UDP every socket counts.
     const LISTENS: &str = "0A";

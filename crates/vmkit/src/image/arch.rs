@@ -1,11 +1,11 @@
 //! Tells for which architecture and which firmware a disk was made, as far as the disk tells it.
 //!
-//! Edge: reads a disk, raw or qcow2. It looks at what a loader looks at: the boot code of the first sector, the types of the
-//! partitions, and the name of the loader that UEFI starts from the EFI system partition. A disk that says nothing is for any
-//! architecture.
+//! Edge: reads a disk, raw or qcow2. It looks at what a loader looks at: the boot code of the first
+//! sector, the types of the partitions, and the name of the loader that UEFI starts from the EFI
+//! system partition. A disk that says nothing is for any architecture.
 //!
-//! Source: the UEFI Specification, "GPT Disk Layout" and "Removable Media Boot Behavior"; the Discoverable Partitions
-//! Specification for the types of root partitions.
+//! Source: the UEFI Specification, "GPT Disk Layout" and "Removable Media Boot Behavior"; the
+//! Discoverable Partitions Specification for the types of root partitions.
 
 use std::io;
 
@@ -46,7 +46,7 @@ const TYPES: &[(&str, Arch)] = &[
 /// The loaders that UEFI starts by itself, as a FAT directory has them.
 const LOADERS: &[(&[u8; 11], Arch)] = &[(b"BOOTX64 EFI", Arch::X86_64), (b"BOOTAA64EFI", Arch::Aarch64)];
 
-/// Answers the architecture of a disk; `None` where it tells none, or two.
+/// Returns the architecture of a disk; `None` where it tells none, or two.
 ///
 /// # Errors
 /// `Io` where the disk can't be read.
@@ -70,8 +70,9 @@ pub(super) fn of_disk(facts: &ImageFacts) -> Result<Option<Arch>> {
     read().map_err(Error::io("read", &facts.path))
 }
 
-/// Returns the firmware that a disk needs: UEFI for one with an EFI system partition and nothing that a BIOS could start, neither
-/// boot code in its first sector nor a BIOS boot partition. `None` for all else, which boots as the machine usually does.
+/// Returns the firmware that a disk needs: UEFI for one with an EFI system partition and nothing
+/// that a BIOS could start, neither boot code in its first sector nor a BIOS boot partition. `None`
+/// for all else, which boots as the machine usually does.
 ///
 /// # Errors
 /// `Io` where the disk can't be read.
@@ -101,7 +102,7 @@ struct Partition {
     bytes: u64,
 }
 
-/// Answers the partitions of a GPT; a disk without one has none.
+/// Returns the partitions of a GPT; a disk without one has none.
 fn partitions(disk: &mut Disk) -> io::Result<Vec<Partition>> {
     let header = disk.read(SECTOR, SECTOR)?;
     if !header.starts_with(b"EFI PART") || number(&header, 84, 4) != Some(ENTRY_BYTES as u64) {
@@ -121,9 +122,10 @@ fn partitions(disk: &mut Disk) -> io::Result<Vec<Partition>> {
     Ok(table.chunks_exact(ENTRY_BYTES).filter_map(partition).collect())
 }
 
-/// Answers the architectures of the loaders in an EFI system partition.
+/// Returns the architectures of the loaders in an EFI system partition.
 ///
-/// A directory of a FAT has the names in entries of 32 bytes, and lies near the beginning of a partition as small as these.
+/// A directory of a FAT has the names in entries of 32 bytes, and lies near the beginning of a
+/// partition as small as these.
 fn loaders(disk: &mut Disk, partition: &Partition) -> io::Result<Vec<Arch>> {
     let bytes = disk.read(partition.offset, partition.bytes.min(ESP_BYTES))?;
     let has = |name: &[u8; 11]| bytes.chunks_exact(32).any(|entry| entry.starts_with(name));

@@ -1,10 +1,12 @@
 //! What an overlay says its backing file is, and a home that lies elsewhere than it did.
 //!
-//! Edge. An image that lies in the VM's home is named as it is found from the overlay, `../../images/…`, so that both go together.
-//! Overlays of vmkit 0.1 name it in full: in a home that was moved that is nothing any more, in one that was copied it is the
-//! original's. What the name says is then corrected before the disk is used; what the disk's owner has made it, stays.
+//! Edge. An image that lies in the VM's home is named as it is found from the overlay,
+//! `../../images/…`, so that both go together. Overlays of vmkit 0.1 name it in full: in a home
+//! that was moved that is nothing any more, in one that was copied it is the original's. What the
+//! name says is then corrected before the disk is used; what the disk's owner has made it, stays.
 //!
-//! Source: QEMU's `docs/interop/qcow2.txt`: the name's offset and length lie at bytes 8 to 19, the name within the first cluster.
+//! Source: QEMU's `docs/interop/qcow2.txt`: the name's offset and length lie at bytes 8 to 19, the
+//! name within the first cluster.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -21,7 +23,8 @@ use crate::store::stored_image;
 /// Where the name's offset lies, and behind it its length.
 const PLACE: u64 = 8;
 
-/// Returns how the overlay of a VM names an image of the home that it lies in, `HOME/vms/NAME`; `None` for another image.
+/// Returns how the overlay of a VM names an image of the home that it lies in, `HOME/vms/NAME`;
+/// `None` for another image.
 pub(super) fn name_at_home(overlay: &Path, image: &Path) -> Option<PathBuf> {
     let home = home_of(overlay)?;
     let image = image.canonicalize().ok()?;
@@ -35,11 +38,13 @@ fn home_of(overlay: &Path) -> Option<PathBuf> {
     work.parent()?.parent().filter(|home| home.parent().is_some()).map(Path::to_owned)
 }
 
-/// Corrects what an overlay that nobody has open says of its backing file, if that is the image `image` under the name that it
-/// had in another place. Neither what is no overlay nor one that its owner has put over another image is touched.
+/// Corrects what an overlay that nobody has open says of its backing file, if that is the image
+/// `image` under the name that it had in another place. Neither what is no overlay nor one that its
+/// owner has put over another image is touched.
 ///
 /// # Errors
-/// `Io` and `Host` where the overlay can't be read or written; `InvalidInput` on `image` for a path that does not fit.
+/// `Io` and `Host` where the overlay can't be read or written; `InvalidInput` on `image` for a path
+/// that does not fit.
 pub(crate) fn settle_backing(overlay: &Path, image: &Path) -> Result<()> {
     let Some((offset, name)) = recorded(overlay).map_err(Error::io("read", overlay))? else { return Ok(()) };
     let Some(dir) = overlay.parent().and_then(|dir| dir.canonicalize().ok()) else { return Ok(()) };
@@ -63,7 +68,8 @@ pub(crate) fn settle_backing(overlay: &Path, image: &Path) -> Result<()> {
     rename(overlay, offset, bytes).map_err(Error::io("write", overlay))
 }
 
-/// Tells whether a name that leads to another file, or to none, is one that this image had before the home was moved or copied.
+/// Returns whether a name that leads to another file, or to none, is one that this image had before
+/// the home was moved or copied.
 fn is_former_name(overlay: &Path, name: &Path, named: &Path, image: &Path) -> bool {
     // By its first part a name may be a protocol of QEMU's.
     let is_path = name.is_absolute() || name.starts_with("..");
@@ -119,8 +125,8 @@ fn cluster_bytes(overlay: &Path) -> io::Result<u64> {
     Ok(1_u64.checked_shl(u32::from_be_bytes(bits)).unwrap_or(0).min(MAX_CLUSTER_BYTES))
 }
 
-/// Puts another name in the place of the one at `offset`: in one write from the length to the end of the name, so that no kill leaves
-/// the one without the other.
+/// Puts another name in the place of the one at `offset`: in one write from the length to the end
+/// of the name, so that no kill leaves the one without the other.
 fn rename(overlay: &Path, offset: u64, name: &[u8]) -> io::Result<()> {
     step("image: name the backing file")?;
     let file = OpenOptions::new().read(true).write(true).open(overlay)?;

@@ -15,29 +15,32 @@ use crate::error::{Error, Result};
 use crate::spec::Mib;
 use crate::steps::step;
 
-/// The largest disk that can be made, 2 PiB: all that an L1 table of 32 MiB, QEMU's limit, refers to in clusters of 64 KiB.
+/// The largest disk that can be made, 2 PiB: all that an L1 table of 32 MiB, QEMU's limit, refers
+/// to in clusters of 64 KiB.
 pub const MAX_DISK_BYTES: u64 = 1 << 51;
 
 /// The longest name of a backing file that a qcow2 header may hold.
 pub(super) const MAX_BACKING_NAME_BYTES: usize = 1023;
 
-/// Makes a qcow2 file at `overlay` that holds the difference to `base`, and answers the size of its disk in bytes.
+/// Creates a qcow2 file at `overlay` that holds the difference to `base`, and returns the size of
+/// its disk in bytes.
 ///
-/// `size` is what the guest sees, at least the image's size; without one it is the image's own. The backing file is
-/// recorded by absolute path and with its format, so QEMU never guesses. The file is the caller's alone (0600) and is not
-/// synced: until the guest writes there is nothing in it that could not be made again.
+/// `size` is what the guest sees, at least the image's size; without one it is the image's own. The
+/// backing file is recorded by absolute path and with its format, so QEMU never guesses. The file
+/// is the caller's alone (0600) and is not synced: until the guest writes there is nothing in it
+/// that could not be made again.
 ///
 /// # Errors
-/// `InvalidInput` on `disk` for a size below the image's or above [`MAX_DISK_BYTES`], on `image` where qcow2 can't hold its
-/// path (1023 bytes of UTF-8); `AlreadyExists` where `overlay` is there, which stays as it is; `Host` or `Io` where it can't
-/// be written, and then nothing of it stays.
+/// `InvalidInput` on `disk` for a size below the image's or above [`MAX_DISK_BYTES`], on `image`
+/// where qcow2 can't hold its path (1023 bytes of UTF-8); `AlreadyExists` where `overlay` is there,
+/// which stays as it is; `Host` or `Io` where it can't be written, and then nothing of it stays.
 pub fn create_overlay(base: &ImageFacts, overlay: &Path, size: Option<Mib>) -> Result<u64> {
     let backing = std::path::absolute(&base.path).map_err(Error::io("resolve", &base.path))?;
     create_overlay_over(base, &backing, overlay, size)
 }
 
-/// Creates the overlay of a VM, as [`create_overlay`] does; but an image that lies in the VM's home is recorded as it is found from
-/// the overlay, so that both can be moved or copied together.
+/// Creates the overlay of a VM, as [`create_overlay`] does; but an image that lies in the VM's home
+/// is recorded as it is found from the overlay, so that both can be moved or copied together.
 ///
 /// # Errors
 /// Those of [`create_overlay`].
@@ -65,7 +68,7 @@ fn create_overlay_over(base: &ImageFacts, backing: &Path, overlay: &Path, size: 
     Ok(disk_bytes)
 }
 
-/// Makes an empty qcow2 disk at `path`, of mode 0600.
+/// Creates an empty qcow2 disk at `path`, of mode 0600.
 ///
 /// # Errors
 /// `InvalidInput` on `disk` for a size above [`MAX_DISK_BYTES`]; otherwise as [`create_overlay`].
@@ -73,14 +76,16 @@ pub fn create_blank(path: &Path, size: Mib) -> Result<()> {
     create(path, size.bytes(), |image| image)
 }
 
-/// Grows the disk of a qcow2 file that nobody has open, an overlay or not, to `size`; one of that size already stays as it is.
+/// Grows the disk of a qcow2 file that nobody has open, an overlay or not, to `size`; one of that
+/// size already stays as it is.
 ///
 /// # Errors
-/// `InvalidInput` on `disk` for a size below what the disk has, or above [`MAX_DISK_BYTES`]; `Host` or `Io` where the file can't
-/// be read or written.
+/// `InvalidInput` on `disk` for a size below what the disk has, or above [`MAX_DISK_BYTES`]; `Host`
+/// or `Io` where the file can't be read or written.
 pub fn grow_disk(path: &Path, size: Mib) -> Result<()> {
     check_bound(size.bytes())?;
-    // Whoever is cut off here leaves a disk of the old size: the size in the header is written last.
+    // Whoever is cut off here leaves a disk of the old size: the size in the header is written
+    // last.
     let grow = || -> io::Result<Result<()>> {
         let file = OpenOptions::new().read(true).write(true).open(path)?;
         // The image below is not opened: nothing of it is read for this.
@@ -130,7 +135,8 @@ fn create(path: &Path, disk_bytes: u64, options: impl FnOnce(Builder) -> Builder
         options(Builder::new(ImagoFile::try_from(file)?).size(disk_bytes)).create()
     };
     write().map_err(|source| {
-        // Made a moment ago by this very call; where even this fails, `destroy` removes the directory around it.
+        // Made a moment ago by this very call; where even this fails, `destroy` removes the
+        // directory around it.
         let _ = fs::remove_file(path);
         Error::io("write", path)(source)
     })

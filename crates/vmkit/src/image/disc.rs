@@ -1,9 +1,10 @@
-//! What a disc image is, an installer's ISO for one: whether it is a disc at all, and what it boots by.
+//! What a disc image is, an installer's ISO for one: whether it is a disc at all, and what it boots
+//! by.
 //!
 //! Edge: reads the beginning of a file.
 //!
-//! Source: ECMA-119 (ISO 9660), 8; ECMA-167 (UDF), 2/9; the El Torito Bootable CD-ROM Format Specification 1.0, and the UEFI
-//! Specification, 13.3.2.1.
+//! Source: ECMA-119 (ISO 9660), 8; ECMA-167 (UDF), 2/9; the El Torito Bootable CD-ROM Format
+//! Specification 1.0, and the UEFI Specification, 13.3.2.1.
 
 use std::fs::File;
 use std::io;
@@ -30,7 +31,8 @@ const PLATFORM_EFI: u8 = 0xef;
 /// Opens the image of a disc for a CD-ROM drive.
 ///
 /// # Errors
-/// `InvalidInput` on `cdrom` for what is no regular file that may be read, or has neither an ISO 9660 nor a UDF file system.
+/// `InvalidInput` on `cdrom` for what is no regular file that may be read, or has neither an ISO
+/// 9660 nor a UDF file system.
 pub(crate) fn check_disc(path: &Path) -> Result<()> {
     let InputFile { file, .. } = InputFile::open("cdrom", path)?;
     if is_disc(&file).map_err(Error::io("read", path))? {
@@ -41,7 +43,8 @@ pub(crate) fn check_disc(path: &Path) -> Result<()> {
     Err(Error::invalid("cdrom", path.display(), why))
 }
 
-/// Returns the firmware that a disc needs: UEFI for one that boots by nothing else. `None` for all else.
+/// Returns the firmware that a disc needs: UEFI for one that boots by nothing else. `None` for all
+/// else.
 ///
 /// # Errors
 /// `InvalidInput` on `cdrom` for what is no regular file that may be read; `Io`.

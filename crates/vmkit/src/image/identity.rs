@@ -1,8 +1,10 @@
-//! What an image was when a VM was made on it, so that a change is noticed before the VM starts: [`ImageIdentity`].
+//! What an image was when a VM was made on it, so that a change is noticed before the VM starts:
+//! [`ImageIdentity`].
 //!
-//! Edge: reads files. A VM's disk holds only the difference to its image, so another image below it is a broken file system.
-//! The identity survives what changes no byte: a move, `cp -a`, `touch`. It has no path, device or inode number for that
-//! reason. An image that was neither written to nor moved is known by its times alone; else its content decides.
+//! Edge: reads files. A VM's disk holds only the difference to its image, so another image below it
+//! is a broken file system. The identity survives what changes no byte: a move, `cp -a`, `touch`.
+//! It has no path, device or inode number for that reason. An image that was neither written to nor
+//! moved is known by its times alone; else its content decides.
 
 use std::fs::{File, Metadata};
 use std::io;
@@ -15,8 +17,9 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::input_file::InputFile;
 
-/// The most data that is read for a checksum: about 0.2 s of reading from the page cache. Holes are not data.
-const MOST_DATA_BYTES: u64 = 512 << 20;
+/// The most data that is read for a checksum, in bytes: some 40 ms of reading from the page cache.
+/// Holes are not data. A larger image is known by its length and time alone.
+const MOST_DATA_BYTES: u64 = 128 << 20;
 const BLOCK_BYTES: usize = 64 << 10;
 static ZEROS: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
 
@@ -27,7 +30,8 @@ pub(crate) struct ImageIdentity {
     bytes: u64,
     /// When its content was written last, in nanoseconds since 1970.
     modified_ns: i64,
-    /// When anything about the file changed last. No program can set it, so one that is the same means the same file.
+    /// When anything about the file changed last. No program can set it, so one that is the same
+    /// means the same file.
     changed_ns: i64,
     /// The checksum of its content; none for an image with more data than is read for one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -49,7 +53,8 @@ impl ImageIdentity {
     /// Reads what an image is now. Blocks while its content is read.
     ///
     /// # Errors
-    /// `InvalidInput` on `image` for what is no regular file that may be read; `Io` where reading fails.
+    /// `InvalidInput` on `image` for what is no regular file that may be read; `Io` where reading
+    /// fails.
     pub(crate) fn of(path: &Path) -> Result<Self> {
         let InputFile { file, .. } = InputFile::open("image", path)?;
         let read = || {
@@ -71,8 +76,8 @@ impl ImageIdentity {
         }
     }
 
-    /// Compares with the image as it is now, and returns what to note from now on. Blocks while the content is read, which
-    /// happens only where the file was touched since.
+    /// Compares with the image as it is now, and returns what to note from now on. Blocks while the
+    /// content is read, which happens only where the file was touched since.
     ///
     /// # Errors
     /// As [`of`](Self::of).
@@ -125,7 +130,8 @@ impl ImageChange {
     }
 }
 
-/// Reports whether a file is an image of the store, whose directory is named by what the file hashes to: no checksum is needed.
+/// Reports whether a file is an image of the store, whose directory is named by what the file
+/// hashes to: no checksum is needed.
 #[cfg(feature = "images")]
 fn is_named_by_content(path: &Path) -> bool {
     named_content(path).is_some()
@@ -141,7 +147,8 @@ fn named_content(path: &Path) -> Option<super::digest::Digest> {
     super::kept::id_of_dir(path.parent()?.file_name()?.to_str()?)
 }
 
-/// Reads a file whole that its directory names by its content, and returns whether it has that; `None` for any other file.
+/// Reads a file whole that its directory names by its content, and returns whether it has that;
+/// `None` for any other file.
 #[cfg(feature = "images")]
 fn has_named_content(mut file: File, path: &Path) -> io::Result<Option<bool>> {
     use super::digest::{DigestAlgorithm, Hasher};

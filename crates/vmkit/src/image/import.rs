@@ -24,11 +24,12 @@ use crate::store::lock::Hold;
 const BLOCK_BYTES: usize = 1 << 20;
 
 impl ImageStore {
-    /// Stores a copy of a file, or of what comes from a pipe, under a name, unpacked if it is compressed; the file stays as it is.
+    /// Stores a copy of a file, or of what comes from a pipe, under a name, unpacked if it is
+    /// compressed; the file stays as it is.
     ///
     /// # Errors
-    /// `InvalidInput` on `image` for a file that is no disk of the architecture; `Host` and `Io` if it
-    /// can't be stored.
+    /// `InvalidInput` on `image` for a file that is no disk of the architecture; `Host` and `Io` if
+    /// it can't be stored.
     pub async fn import(
         &self,
         path: &Path,

@@ -40,7 +40,7 @@ pub enum ImageFormat {
 }
 
 impl ImageFormat {
-    /// Answers the name that QEMU gives it: `raw` or `qcow2`.
+    /// Returns the name that QEMU gives it: `raw` or `qcow2`.
     pub fn as_str(self) -> &'static str {
         match self {
             ImageFormat::Raw => "raw",
@@ -61,7 +61,8 @@ pub(super) const SECTOR_BYTES: u64 = 512;
 const JSON_BYTES: u64 = 64 << 10;
 
 impl ImageFacts {
-    /// Answers how large a disk over this image is, in bytes: as large as is wanted, and else as the image.
+    /// Returns how large a disk over this image is, in bytes: as large as is wanted, and else as
+    /// the image.
     ///
     /// # Errors
     /// `InvalidInput` on `disk` for a size below the image's.
@@ -85,13 +86,15 @@ impl ImageFacts {
 
 /// Tells what the image at `path` is: raw or qcow2, and how large a disk.
 ///
-/// Of a qcow2 it reads the header, the L1 table and the L2 table that lies furthest back, which finds an interrupted
-/// download; it does not check the rest as `qemu-img check` does. It never waits: a FIFO or a device is refused unopened.
+/// Of a qcow2 it reads the header, the L1 table and the L2 table that lies furthest back, which
+/// finds an interrupted download; it does not check the rest as `qemu-img check` does. It never
+/// waits: a FIFO or a device is refused unopened.
 ///
 /// # Errors
-/// `InvalidInput` on `image` where there is no file, no regular file, nothing in it, or nothing that may be read; where it is
-/// of another format or compressed as a whole; and for a qcow2 that is damaged, encrypted, keeps its data in another file,
-/// or has a backing file: an image from outside could name any file of the host there.
+/// `InvalidInput` on `image` where there is no file, no regular file, nothing in it, or nothing
+/// that may be read; where it is of another format or compressed as a whole; and for a qcow2 that
+/// is damaged, encrypted, keeps its data in another file, or has a backing file: an image from
+/// outside could name any file of the host there.
 pub fn inspect(path: &Path) -> Result<ImageFacts> {
     inspect_for("image", path)
 }
@@ -112,7 +115,8 @@ pub(super) struct Origin {
 
 #[cfg(feature = "images")]
 impl Origin {
-    /// Answers an error that was made without knowing where the image came from, or by where it lies for a moment, with that.
+    /// Returns an error that was made without knowing where the image came from, or by where it
+    /// lies for a moment, with that.
     pub(super) fn named(&self, error: Error) -> Error {
         match error {
             Error::Invalid { field, expected, .. } if field == "image" => {
@@ -139,7 +143,8 @@ pub(super) fn inspect_from(field: &'static str, path: &Path, origin: Option<&Ori
     }
     let head = read_range(&file, 0, 4096).map_err(Error::io("read", path))?;
     if !head.starts_with(&qcow2_header::MAGIC) {
-        // What came from elsewhere is unpacked already, and a disk is not imported to be written to.
+        // What came from elsewhere is unpacked already, and a disk is not imported to be written
+        // to.
         if field == "image"
             && origin.is_none()
             && let Some(how) = importable(&file, &head).map_err(Error::io("read", path))?
@@ -175,7 +180,8 @@ pub(super) fn inspect_from(field: &'static str, path: &Path, origin: Option<&Ori
     })
 }
 
-/// Tells whether what is taken as the bytes of a disk is a text: somebody named another file than was meant.
+/// Returns whether what is taken as the bytes of a disk is a text: somebody named another file than
+/// was meant.
 #[cfg(feature = "images")]
 pub(super) fn is_text(facts: &ImageFacts) -> bool {
     const LOOKED_AT: u64 = 4096;
@@ -285,7 +291,8 @@ const PACKED: &[(usize, &[u8], &str)] = &[
 #[cfg(feature = "images")]
 const PACKED_HEAD_BYTES: u64 = 1 << 20;
 
-/// Says of a packed file that an import unpacks it, or that it is an archive, which no import takes.
+/// Says of a packed file that an import unpacks it, or that it is an archive, which no import
+/// takes.
 #[cfg(feature = "images")]
 fn importable(file: &File, head: &[u8]) -> io::Result<Option<String>> {
     if !PACKED[..4].iter().any(|(_, mark, _)| head.starts_with(mark)) {
@@ -329,19 +336,20 @@ fn foreign_format(head: &[u8]) -> Option<String> {
     is_web_page(head).then(|| "a web page, not an image: the download went wrong".to_owned())
 }
 
-/// Tells whether these bytes begin a web page: what a login or an error page looks like in the place of an image.
+/// Returns whether these bytes begin a web page: what a login or an error page looks like in the
+/// place of an image.
 pub(super) fn is_web_page(head: &[u8]) -> bool {
     const MARKS: [&[u8]; 6] = [b"<!doctype", b"<html", b"<head", b"<body", b"<?xml", b"<!--"];
     let head = text_begin(head);
     MARKS.iter().any(|mark| head.get(..mark.len()).is_some_and(|head| head.eq_ignore_ascii_case(mark)))
 }
 
-/// Answers a text without what may stand before its first letter.
+/// Returns a text without what may stand before its first letter.
 fn text_begin(head: &[u8]) -> &[u8] {
     head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head).trim_ascii_start()
 }
 
-/// Tells whether a file is one JSON object.
+/// Returns whether a file is one JSON object.
 fn is_json(file: &File) -> io::Result<bool> {
     let text = read_range(file, 0, JSON_BYTES)?;
     let text = text_begin(&text);
@@ -349,10 +357,10 @@ fn is_json(file: &File) -> io::Result<bool> {
         && serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(text).is_ok())
 }
 
-/// Tells whether this begins a file of the old `.lzma` format, which has no mark of its own.
+/// Returns whether this begins a file of the old `.lzma` format, which has no mark of its own.
 ///
-/// Source: `lzma-file-format.txt` of XZ Utils, which tells it by the same: the usual properties, a dictionary of 2^n or 2^n + 2^(n-1)
-/// bytes, and a size that is unknown or below 256 GiB.
+/// Source: `lzma-file-format.txt` of XZ Utils, which tells it by the same: the usual properties, a
+/// dictionary of 2^n or 2^n + 2^(n-1) bytes, and a size that is unknown or below 256 GiB.
 fn is_lzma(head: &[u8]) -> bool {
     let (Some([0x5d]), Some(dictionary), Some(size)) = (head.get(..1), head.get(1..5), head.get(5..13))
     else {

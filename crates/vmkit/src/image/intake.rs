@@ -7,8 +7,8 @@
 //! ```
 //!
 //! The bytes are stored as they were received, so that an interrupted download resumes where it
-//! ended, even in another process: the keeper then reads the stored bytes again. Whether the image is
-//! compressed is found from its first bytes. An image that is not compressed is its own disk.
+//! ended, even in another process: the keeper then reads the stored bytes again. Whether the image
+//! is compressed is found from its first bytes. An image that is not compressed is its own disk.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, Read};
@@ -92,8 +92,9 @@ impl Intake {
         let (answer, outcome) = oneshot::channel();
         let place = place.clone();
         spawn("vmkit-keep", move || {
-            // The thread owns the whole value, so that nothing else writes there before it and the unpacker
-            // have ended: a closure that uses one field alone would capture only that field.
+            // The thread owns the whole value, so that nothing else writes there before it and the
+            // unpacker have ended: a closure that uses one field alone would capture only that
+            // field.
             let place = place;
             if let Some(taken) = keep(&place.dir, file, algorithm, kept_bytes, receiver).transpose() {
                 // The caller may have gone away; the stored bytes stay for the next attempt.
@@ -103,8 +104,8 @@ impl Intake {
         Ok(Self { sender: Some(sender), outcome })
     }
 
-    /// Receives the next bytes; returns false if that fails, and then [`finish`](Self::finish) returns
-    /// why.
+    /// Receives the next bytes; returns false if that fails, and then [`finish`](Self::finish)
+    /// returns why.
     pub(super) async fn take(&mut self, bytes: Bytes) -> bool {
         match &self.sender {
             Some(sender) => sender.send(Piece::Bytes(bytes)).await.is_ok(),
@@ -123,8 +124,8 @@ impl Intake {
     /// Finishes the intake: no more bytes follow.
     ///
     /// # Errors
-    /// `Host` and `Io` if a write failed; `InvalidInput` on `image` if the image can't be unpacked or is
-    /// a web page.
+    /// `Host` and `Io` if a write failed; `InvalidInput` on `image` if the image can't be unpacked
+    /// or is a web page.
     pub(super) async fn finish(self) -> Result<Taken> {
         if let Some(sender) = &self.sender {
             // If the keeper has ended already, its outcome says why.
@@ -188,7 +189,8 @@ struct Branches {
     /// The first bytes, while they are too few to recognise the format.
     head: Option<Vec<u8>>,
     digest: Branch<Digest>,
-    /// The hash of an image that is its own disk, if it is another algorithm than the one asked for.
+    /// The hash of an image that is its own disk, if it is another algorithm than the one asked
+    /// for.
     disk_digest: Option<Branch<Digest>>,
     unpacked: Option<Branch<Digest>>,
 }
@@ -258,8 +260,8 @@ impl Branches {
 
 /// A thread that is fed bytes and returns a result once, at the end or when it fails.
 ///
-/// Dropping it waits for the thread's end: a thread that wrote after the next attempt had begun would
-/// damage that one's file.
+/// Dropping it waits for the thread's end: a thread that wrote after the next attempt had begun
+/// would damage that one's file.
 struct Branch<T> {
     feed: Option<threads::SyncSender<Bytes>>,
     answer: threads::Receiver<Result<T>>,
@@ -391,7 +393,8 @@ impl Read for Pieces {
     }
 }
 
-/// Returns the first bytes of what is packed in this beginning of a file; `None` for what is not packed as an image may be.
+/// Returns the first bytes of what is packed in this beginning of a file; `None` for what is not
+/// packed as an image may be.
 pub(super) fn unpacked_head(packed: Vec<u8>) -> Option<Vec<u8>> {
     let packing = Packing::of(&packed)?;
     let (_, pieces) = threads::channel();

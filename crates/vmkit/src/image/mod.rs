@@ -1,13 +1,13 @@
 //! Disk images: the format of a file, overlays and empty disks, and images by name.
 //!
-//! [`inspect`] reads an image that came from outside and trusts nothing in it. [`create_overlay`] and
-//! [`create_blank`] create the qcow2 files that belong to a VM, [`grow_disk`] grows one of them.
-//! Nothing here ever writes to a base image, takes QEMU's image locks, or runs a program; rebasing
-//! is left to `qemu-img`.
+//! [`inspect`] reads an image that came from outside and trusts nothing in it. [`create_overlay`]
+//! and [`create_blank`] create the qcow2 files that belong to a VM, [`grow_disk`] grows one of
+//! them. Nothing here ever writes to a base image, takes QEMU's image locks, or runs a program;
+//! rebasing is left to `qemu-img`.
 //!
-//! With the feature `images`, [`convert`](fn@convert) writes an image as a raw file, an [`ImageRef`]
-//! names an image, a [`Catalogue`] has its address, and an [`ImageStore`] fetches, verifies and
-//! stores it:
+//! With the feature `images`, [`convert`](fn@convert) writes an image as a raw file, an
+//! [`ImageRef`] names an image, a [`Catalogue`] has its address, and an [`ImageStore`] fetches,
+//! verifies and stores it:
 //!
 //! ```text
 //! ImageRef ─▶ Catalogue ─▶ pull: checksums, signature ─▶ remote ─▶ intake: hash, unpack ─▶ store
@@ -127,7 +127,8 @@ pub use store::{ImageInUse, ImageStore, Import, PullPolicy, RemovedImage};
 mod tests {
     use std::process::Command;
 
-    /// Runs the real `qemu-img`, which must succeed; returns false, and says so, if this host has none.
+    /// Runs the real `qemu-img`, which must succeed; returns false, and says so, if this host has
+    /// none.
     pub(super) fn qemu_img(arguments: &[&str]) -> bool {
         match Command::new("qemu-img").args(arguments).output() {
             Ok(output) => {

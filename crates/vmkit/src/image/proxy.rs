@@ -1,4 +1,5 @@
-//! Proxies for servers of images, by the scheme of an address, and the servers that are asked directly: [`Proxies`].
+//! Proxies for servers of images, by the scheme of an address, and the servers that are asked
+//! directly: [`Proxies`].
 //!
 //! Pure. The rules are curl's, see "Environment variables" and `NOPROXY` in curl(1).
 
@@ -8,7 +9,8 @@ use reqwest::Url;
 
 use crate::error::{Error, Result};
 
-/// What may stand before `://` in a proxy's address. With `socks4` and `socks5` this host looks names up, with the others the proxy.
+/// What may stand before `://` in a proxy's address. With `socks4` and `socks5` this host looks
+/// names up, with the others the proxy.
 const SCHEMES: [&str; 6] = ["http", "https", "socks4", "socks4a", "socks5", "socks5h"];
 /// The port of a SOCKS proxy that names none. Source: RFC 1928.
 const SOCKS_PORT: u16 = 1080;
@@ -48,11 +50,12 @@ impl std::fmt::Debug for Proxies {
 }
 
 impl Proxies {
-    /// Sets the proxy for `http://` addresses: `http://`, `https://`, `socks4://`, `socks4a://`, `socks5://` or `socks5h://`, then
-    /// `[USER:PASSWORD@]HOST[:PORT]`; `http://` may be left out.
+    /// Sets the proxy for `http://` addresses: `http://`, `https://`, `socks4://`, `socks4a://`,
+    /// `socks5://` or `socks5h://`, then `[USER:PASSWORD@]HOST[:PORT]`; `http://` may be left out.
     ///
     /// # Errors
-    /// `InvalidInput` on `field` for what is no address of a proxy. It may have a password, so it is not repeated.
+    /// `InvalidInput` on `field` for what is no address of a proxy. It may have a password, so it
+    /// is not repeated.
     pub fn with_http(self, field: &'static str, url: &str) -> Result<Self> {
         Ok(Self { http: Some(parse(field, url)?), ..self })
     }
@@ -65,8 +68,9 @@ impl Proxies {
         Ok(Self { https: Some(parse(field, url)?), ..self })
     }
 
-    /// Sets the servers that are asked directly, separated by commas or blanks: a host or a domain with all below it, with a
-    /// leading dot or without; an address; addresses in CIDR notation; each with `:PORT` where only that is meant; or `*`.
+    /// Sets the servers that are asked directly, separated by commas or blanks: a host or a domain
+    /// with all below it, with a leading dot or without; an address; addresses in CIDR notation;
+    /// each with `:PORT` where only that is meant; or `*`.
     #[must_use]
     pub fn with_exceptions(self, list: &str) -> Self {
         let words = list.split(|c: char| c == ',' || c.is_whitespace()).filter(|word| !word.is_empty());

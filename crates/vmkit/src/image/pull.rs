@@ -33,15 +33,16 @@ use crate::store::lock::Hold;
 
 /// The largest file of checksums, in bytes.
 const MOST_CHECKSUM_BYTES: usize = 4 << 20;
-/// How often a download with the wrong checksum is fetched again: once, if a part of it came from an
-/// earlier attempt.
+/// How often a download with the wrong checksum is fetched again: once, if a part of it came from
+/// an earlier attempt.
 const FRESH_TRIES: u32 = 1;
 
 /// A file to fetch, and how it is verified.
 #[derive(Debug)]
 pub(super) struct Source {
     pub(super) url: String,
-    /// The name in a registry that it is from, and the authorization that the registry was sent so far.
+    /// The name in a registry that it is from, and the authorization that the registry was sent so
+    /// far.
     pub(super) registry: Option<(OciRef, Option<String>)>,
     /// The checksum of the file as it is transferred.
     pub(super) digest: Option<Digest>,
@@ -58,8 +59,8 @@ pub(super) struct FileSignature {
 }
 
 impl ImageStore {
-    /// Returns an image that VMs can be created from, fetched if need be. The image can't be removed
-    /// while the returned value exists.
+    /// Returns an image that VMs can be created from, fetched if need be. The image can't be
+    /// removed while the returned value exists.
     ///
     /// A file is used where it is. For anything else, `policy` says whether it is fetched.
     ///
@@ -67,9 +68,9 @@ impl ImageStore {
     /// What was fetched stays, and the next call continues from there.
     ///
     /// # Errors
-    /// `InvalidInput` on `image` for an unknown name, or an image of another architecture or format;
-    /// `NotFound` for one that is not stored and may not be fetched; `Remote` if it can't be fetched or
-    /// verified; `Host` and `Io` if it can't be stored; `TimedOut`.
+    /// `InvalidInput` on `image` for an unknown name, or an image of another architecture or
+    /// format; `NotFound` for one that is not stored and may not be fetched; `Remote` if it can't
+    /// be fetched or verified; `Host` and `Io` if it can't be stored; `TimedOut`.
     pub async fn resolve(
         &self,
         image: &ImageRef,
@@ -110,7 +111,8 @@ impl ImageStore {
     /// As for [`resolve`](Self::resolve).
     ///
     /// # Errors
-    /// As for [`resolve`](Self::resolve); `InvalidInput` on `image` for a file, which is imported instead.
+    /// As for [`resolve`](Self::resolve); `InvalidInput` on `image` for a file, which is imported
+    /// instead.
     pub async fn pull(
         &self,
         image: &ImageRef,
@@ -166,14 +168,14 @@ impl ImageStore {
         }
     }
 
-    /// Checks whether `resolve` could find or fetch an image, as far as this host knows: whether a name
-    /// is that of a local image or of the catalogue, and whether a disk of this size can be created from
-    /// one that is stored. Contacts no server.
+    /// Checks whether `resolve` could find or fetch an image, as far as this host knows: whether a
+    /// name is that of a local image or of the catalogue, and whether a disk of this size can be
+    /// created from one that is stored. Contacts no server.
     ///
     /// # Errors
-    /// Those of [`published`](Self::published) for a name that is neither; those of [`inspect`], and
-    /// `InvalidInput` on `image` for a file of another architecture; on `disk` for a size below the
-    /// image's; `Record` and `Io` if the store can't be read.
+    /// Those of [`published`](Self::published) for a name that is neither; those of [`inspect`],
+    /// and `InvalidInput` on `image` for a file of another architecture; on `disk` for a size below
+    /// the image's; `Record` and `Io` if the store can't be read.
     pub fn check(&self, image: &ImageRef, arch: Arch, disk: Option<Mib>) -> Result<()> {
         let facts = match image {
             ImageRef::Path(path) => {
@@ -194,12 +196,12 @@ impl ImageStore {
         }
     }
 
-    /// Returns the catalogue's entry for a name: the image's address and how it is verified. Contacts no
-    /// server.
+    /// Returns the catalogue's entry for a name: the image's address and how it is verified.
+    /// Contacts no server.
     ///
     /// # Errors
-    /// `InvalidInput` on `image` as from [`Catalogue::find`](super::Catalogue::find), with the names of
-    /// local images among those that may have been meant.
+    /// `InvalidInput` on `image` as from [`Catalogue::find`](super::Catalogue::find), with the
+    /// names of local images among those that may have been meant.
     pub fn published(&self, name: &ImageName, arch: Arch) -> Result<Published> {
         // What can't be read is reported where the images are listed.
         let kept = || self.list().unwrap_or_default().0.into_iter().flat_map(|image| image.names);
@@ -407,8 +409,8 @@ impl ImageStore {
             let verified = kept.verified.clone();
             return Ok(Some((kept, verified)));
         }
-        // A checksum alone is no signature. The stored disk may be the signed file itself; if it was
-        // unpacked from that, the signature can't be verified, and the file is fetched again.
+        // A checksum alone is no signature. The stored disk may be the signed file itself; if it
+        // was unpacked from that, the signature can't be verified, and the file is fetched again.
         let Some(kept) = names.pop() else { return Ok(None) };
         let Some(_lock) = self.hold(&kept.image, Hold::Shared).await? else { return Ok(None) };
         let Some(image) = self.read(&kept.image)? else { return Ok(None) };

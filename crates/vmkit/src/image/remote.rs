@@ -1,5 +1,5 @@
-//! The HTTP client: small files as a whole, and requests to registries; `download.rs` fetches images
-//! with it.
+//! The HTTP client: small files as a whole, and requests to registries; `download.rs` fetches
+//! images with it.
 //!
 //! Edge: the network. It knows HTTP, and nothing of images or how they are verified.
 //!
@@ -91,7 +91,8 @@ impl Remote {
     /// Fetches a small file.
     ///
     /// # Errors
-    /// `Remote` if the server can't be reached, refuses, or sends more than `most_bytes`; `NotFound`.
+    /// `Remote` if the server can't be reached, refuses, or sends more than `most_bytes`;
+    /// `NotFound`.
     pub(super) async fn small_file(&self, url: &str, most_bytes: usize) -> Result<Vec<u8>> {
         let answer = self.ask(url, None, None, most_bytes).await?;
         let is_page = is_web_page(&answer.headers);
@@ -124,8 +125,8 @@ impl Remote {
         self.asked(url, request, most_bytes).await
     }
 
-    /// Sends a form and returns the reply, whatever its status. Follows no redirect: the form's content
-    /// is meant for this server.
+    /// Sends a form and returns the reply, whatever its status. Follows no redirect: the form's
+    /// content is meant for this server.
     ///
     /// # Errors
     /// As for [`ask`](Self::ask).
@@ -258,7 +259,8 @@ impl Tries {
 }
 
 pub(super) fn with(request: RequestBuilder, authorization: Option<&str>) -> RequestBuilder {
-    // Marked as sensitive, so that it is in no log; the client drops it on a redirect to another host.
+    // Marked as sensitive, so that it is in no log; the client drops it on a redirect to another
+    // host.
     match authorization.map(HeaderValue::from_str) {
         Some(Ok(mut value)) => {
             value.set_sensitive(true);
@@ -342,8 +344,8 @@ pub(super) fn refusal(url: &str, status: StatusCode) -> Error {
     Error::Fetch { url: shown(url), problem, status: Some(status.as_u16()), source: None }
 }
 
-/// Returns an address without what may be secret in it: signed addresses have their signature in the
-/// query.
+/// Returns an address without what may be secret in it: signed addresses have their signature in
+/// the query.
 pub(super) fn shown(url: &str) -> String {
     match url.split_once('?') {
         Some((address, _)) => format!("{address}?…"),

@@ -1,7 +1,8 @@
 //! The images that are kept: [`ImageStore`].
 //!
-//! Edge: files and locks; what lies where is drawn in `kept.rs`. An image is named by what its disk hashes to, so two names
-//! of one image share it, and it is never written to again. What removes them is in `removal.rs`.
+//! Edge: files and locks; what lies where is drawn in `kept.rs`. An image is named by what its disk
+//! hashes to, so two names of one image share it, and it is never written to again. What removes
+//! them is in `removal.rs`.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -31,7 +32,8 @@ use crate::steps::step;
 use crate::store::lock::{self, Hold, Lock};
 use crate::store::{Home, create_private};
 
-/// How long one who removes an image waits for those who are just making a VM of it, and the other way round.
+/// How long one who removes an image waits for those who are just making a VM of it, and the other
+/// way round.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// More than any record has.
 const MOST_RECORD_BYTES: u64 = 1 << 20;
@@ -46,8 +48,8 @@ const UNFINISHED: &str = ".new";
 /// Any number of stores in any number of processes may work on one home.
 ///
 /// # Cancel safety
-/// A dropped future, like a killed process, leaves no half image under any name. What was downloaded stays, and the next
-/// pull goes on from there.
+/// A dropped future, like a killed process, leaves no half image under any name. What was
+/// downloaded stays, and the next pull goes on from there.
 ///
 /// # Examples
 /// ```
@@ -130,40 +132,43 @@ pub struct RemovedImage {
 }
 
 impl ImageStore {
-    /// Makes a store of the images in a home. Touches nothing.
+    /// Creates a store of the images in a home. Touches nothing.
     pub fn new(home: &Home, catalogue: Catalogue) -> Self {
         let (remote, credentials) = (Remote::default(), RegistryCredentials::default());
         let (login_files, helper_path) = (Vec::new(), None);
         Self { home: home.clone(), catalogue, remote, credentials, login_files, helper_path }
     }
 
-    /// Answers the same store, which shows registries who asks.
+    /// Returns the same store, which shows registries who asks.
     #[must_use]
     pub fn with_registry_credentials(mut self, credentials: RegistryCredentials) -> Self {
         self.credentials = credentials;
         self
     }
 
-    /// Answers the same store, which looks for logins in the first of these files that is there, once a registry asks who asks:
-    /// each is what [`RegistryCredentials::from_docker_config`] reads. Logins that were handed over count before.
+    /// Returns the same store, which looks for logins in the first of these files that is there,
+    /// once a registry asks who asks: each is what [`RegistryCredentials::from_docker_config`]
+    /// reads. Logins that were handed over count before.
     #[must_use]
     pub fn with_login_files(mut self, files: Vec<PathBuf>) -> Self {
         self.login_files = files;
         self
     }
 
-    /// Answers the same store, which runs the helpers that keep logins (`credHelpers`, `credsStore`), `docker-credential-NAME`, found
-    /// as `PATH` has it. Without this it runs none, and only logins that are written down count.
+    /// Returns the same store, which runs the helpers that keep logins (`credHelpers`,
+    /// `credsStore`), `docker-credential-NAME`, found as `PATH` has it. Without this it runs none,
+    /// and only logins that are written down count.
     ///
-    /// A helper runs with this process's environment, once a registry asks who asks, and is killed after 30 s.
+    /// A helper runs with this process's environment, once a registry asks who asks, and is killed
+    /// after 30 s.
     #[must_use]
     pub fn with_credential_helpers(mut self, path: &OsStr) -> Self {
         self.helper_path = Some(std::env::split_paths(path).collect());
         self
     }
 
-    /// Returns the same store, which asks all servers through a proxy, but for the hosts that `except` lists with commas: see
-    /// [`Proxies`] for its forms.
+    /// Returns the same store, which asks all servers through a proxy, but for the hosts that
+    /// `except` lists with commas: see [`Proxies`] for its forms.
     ///
     /// # Errors
     /// `InvalidInput` on `proxy` for what is no address of one.
@@ -179,11 +184,13 @@ impl ImageStore {
         self
     }
 
-    /// Answers the login at the registry of an image: the helper's that keeps it, else the one that is written down.
+    /// Returns the login at the registry of an image: the helper's that keeps it, else the one that
+    /// is written down.
     ///
     /// # Errors
-    /// `InvalidInput` on `registry credentials` for a file that is something else; `Io` for one that can't be read; `Host` and
-    /// `TimedOut` for a helper that does not answer. One that is not installed is no error, and warned of.
+    /// `InvalidInput` on `registry credentials` for a file that is something else; `Io` for one
+    /// that can't be read; `Host` and `TimedOut` for a helper that does not answer. One that is not
+    /// installed is no error, and warned of.
     pub(super) async fn login(&self, image: &OciRef) -> Result<Option<Login>> {
         let (credentials, registry) = (self.logins()?, image.registry());
         if let (Some(path), Some(name)) = (&self.helper_path, credentials.helper(registry)) {
@@ -193,7 +200,8 @@ impl ImageStore {
                         return Ok(Some(login));
                     }
                 }
-                // Named by what was uninstalled since. Most images need no login; a registry that wants one says so.
+                // Named by what was uninstalled since. Most images need no login; a registry that
+                // wants one says so.
                 Err(error) if error.kind() == ErrorKind::Host => {
                     tracing::warn!(%error, "going on without a login");
                 }
@@ -203,7 +211,7 @@ impl ImageStore {
         Ok(credentials.written_down(image))
     }
 
-    /// Answers the logins at registries.
+    /// Returns the logins at registries.
     fn logins(&self) -> Result<RegistryCredentials> {
         if !self.credentials.is_empty() {
             return Ok(self.credentials.clone());
@@ -216,12 +224,13 @@ impl ImageStore {
         Ok(RegistryCredentials::default())
     }
 
-    /// Answers the catalogue that names are looked up in.
+    /// Returns the catalogue that names are looked up in.
     pub fn catalogue(&self) -> &Catalogue {
         &self.catalogue
     }
 
-    /// Answers all kept images in the order of their names, those without one last; and what could not be read.
+    /// Returns all kept images in the order of their names, those without one last; and what could
+    /// not be read.
     ///
     /// # Errors
     /// `Io` where the directory can't be read.
@@ -256,8 +265,8 @@ impl ImageStore {
         Ok((images, unreadable))
     }
 
-    /// Answers the kept images that a text means: a name or an address, for one architecture or all, or the beginning of
-    /// an identity, `sha256:` and at least 6 digits.
+    /// Returns the kept images that a text means: a name or an address, for one architecture or
+    /// all, or the beginning of an identity, `sha256:` and at least 6 digits.
     ///
     /// # Errors
     /// `NotFound` where there is none, `InvalidInput` where an identity's beginning fits several.
@@ -292,7 +301,7 @@ impl ImageStore {
         if found.is_empty() { Err(missing()) } else { Ok(found) }
     }
 
-    /// Answers the whole name under which an image is kept.
+    /// Returns the whole name under which an image is kept.
     pub(super) fn kept_name(&self, image: &ImageRef) -> String {
         match image {
             ImageRef::Name(name) => {
@@ -302,12 +311,12 @@ impl ImageStore {
         }
     }
 
-    /// Answers what a whole name stands for; `None` where no image is kept under it.
+    /// Returns what a whole name stands for; `None` where no image is kept under it.
     pub(super) fn kept_under(&self, name: &str, arch: Arch) -> Result<Option<KeptName>> {
         self.read_name(&self.names_dir().join(kept::file_name(name, arch)))
     }
 
-    /// Answers the image that a name stands for, held against removal; `None` where none is kept.
+    /// Returns the image that a name stands for, held against removal; `None` where none is kept.
     pub(super) async fn use_kept(&self, name: &str, arch: Arch) -> Result<Option<ImageInUse>> {
         loop {
             let Some(kept) = self.kept_under(name, arch)? else { return Ok(None) };
@@ -337,7 +346,8 @@ impl ImageStore {
         }
     }
 
-    /// Answers an image that is a file of the user's; one that lies in the store is held against removal.
+    /// Returns an image that is a file of the user's; one that lies in the store is held against
+    /// removal.
     pub(super) async fn use_file(&self, path: &Path) -> Result<ImageInUse> {
         let facts = inspect(path)?;
         let images = self.home.images();
@@ -359,8 +369,9 @@ impl ImageStore {
 
     /// Puts a disk that was taken in among the images, and names it.
     ///
-    /// The disk is synced before it has its place, and the record beside it is written last. Where the same is kept already but was
-    /// damaged, this one takes its place; who has the damaged file open goes on with that.
+    /// The disk is synced before it has its place, and the record beside it is written last. Where
+    /// the same is kept already but was damaged, this one takes its place; who has the damaged file
+    /// open goes on with that.
     ///
     /// # Errors
     /// `InvalidInput` on `image` for what is no disk of this architecture; `Host` and `Io`.
@@ -411,13 +422,14 @@ impl ImageStore {
         Ok(KeptImage { names: self.names_of(&id)?, ..image })
     }
 
-    /// Tells whether a kept image can be what it was, as far as a glance tells: its disk has its length, and was not found damaged.
+    /// Returns whether a kept image can be what it was, as far as a glance tells: its disk has its
+    /// length, and was not found damaged.
     pub(super) fn is_sound(&self, image: &KeptImage) -> bool {
         let has_length = |metadata: fs::Metadata| metadata.len() == image.facts.file_bytes;
         !self.dir(&image.id).join(DAMAGED).exists() && fs::metadata(&image.facts.path).is_ok_and(has_length)
     }
 
-    /// Tells whether an image is kept whose disk still hashes to what it is known by.
+    /// Returns whether an image is kept whose disk still hashes to what it is known by.
     async fn is_whole(&self, id: &Digest) -> Result<bool> {
         let Some(_lock) = self.hold(id, Hold::Shared).await? else { return Ok(false) };
         match self.read(id)? {
@@ -429,7 +441,8 @@ impl ImageStore {
         }
     }
 
-    /// Answers the names of kept images whose download had this checksum: then there is nothing to fetch.
+    /// Returns the names of kept images whose download had this checksum: then there is nothing to
+    /// fetch.
     pub(super) fn kept_downloads(&self, download: &Digest) -> Result<Vec<KeptName>> {
         let mut names = Vec::new();
         for file in entries(&self.names_dir())?.into_iter().filter(|file| file.ends_with(".json")) {
@@ -477,7 +490,7 @@ impl ImageStore {
         }
     }
 
-    /// Answers where the downloads are.
+    /// Returns where the downloads are.
     pub(super) fn downloads(&self) -> PathBuf {
         self.home.images().join("downloads")
     }
@@ -515,7 +528,8 @@ impl ImageStore {
         Ok(names)
     }
 
-    /// Answers what an image is called in errors: by its names, or by its identity where it has none.
+    /// Returns what an image is called in errors: by its names, or by its identity where it has
+    /// none.
     pub(super) fn called(&self, id: &Digest) -> String {
         // A name that can't be read is missing here, and an error elsewhere.
         let mut names: Vec<String> =
@@ -582,7 +596,8 @@ pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     })
 }
 
-/// Removes what is left in a directory of records that were being written; whoever calls it holds the lock that each writer does.
+/// Removes what is left in a directory of records that were being written; whoever calls it holds
+/// the lock that each writer does.
 pub(super) fn sweep(dir: &Path) -> Result<()> {
     for left in entries(dir)?.into_iter().filter(|file| file.ends_with(UNFINISHED)) {
         remove_file(&dir.join(left))?;
@@ -608,7 +623,7 @@ pub(super) fn read_bytes(path: &Path) -> Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-/// Answers the names in a directory, in order; one that is not there has none.
+/// Returns the names in a directory, in order; one that is not there has none.
 pub(super) fn entries(dir: &Path) -> Result<Vec<String>> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
@@ -626,7 +641,7 @@ pub(super) fn entries(dir: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Removes a file and answers how much room it took; what is gone already took none.
+/// Removes a file and returns how much room it took; what is gone already took none.
 pub(super) fn remove_file(path: &Path) -> Result<u64> {
     use std::os::unix::fs::MetadataExt;
 

@@ -1,8 +1,8 @@
 //! From an image's name to a guest that is ready: [`launch`].
 //!
-//! It only puts together what the image store, the manager and SSH have each alone, and tells how far it is as data. What
-//! it makes is an ordinary VM: whatever ends a launch half way, `remove` removes it, and a name whose making was cut off
-//! can be launched again.
+//! It only puts together what the image store, the manager and SSH have each alone, and tells how
+//! far it is as data. What it makes is an ordinary VM: whatever ends a launch half way, `remove`
+//! removes it, and a name whose making was cut off can be launched again.
 //!
 //! ```text
 //! image ─▶ disk ─▶ boot ─▶ network ─▶ ssh ─▶ cloud-init
@@ -62,7 +62,8 @@ pub struct Launch {
     pub pull: PullPolicy,
     /// The name; where none is given, one is made of the image's, such as `debian-1`.
     pub name: Option<VmName>,
-    /// The VM. Its name, its machine, its root disk, what it boots and its cloud-init are set by what stands here beside it.
+    /// The VM. Its name, its machine, its root disk, what it boots and its cloud-init are set by
+    /// what stands here beside it.
     pub spec: VmSpecBuilder,
     /// The machine, which decides the architecture of the image.
     pub machine: Machine,
@@ -81,8 +82,9 @@ pub struct Launch {
 }
 
 impl Launch {
-    /// Makes the launch of an image with everything else as it is where nobody says: fetched if need be, the usual machine of
-    /// [`VmSpec::builder`], waited for until it is ready, 10 minutes at most, and there until somebody removes it.
+    /// Creates the launch of an image with everything else as it is where nobody says: fetched if
+    /// need be, the usual machine of [`VmSpec::builder`], waited for until it is ready, 10 minutes
+    /// at most, and there until somebody removes it.
     pub fn new(image: ImageRef) -> Self {
         // The name is given once it is known what is free.
         let unnamed = VmName::new("unnamed").expect("it is a name");
@@ -129,16 +131,17 @@ pub struct Launched {
     pub owner: Option<Owner>,
 }
 
-/// Makes a VM of an image, boots it, and waits until it is ready; `tell` hears of each step.
+/// Creates a VM of an image, boots it, and waits until it is ready; `tell` hears of each step.
 ///
 /// # Cancel safety
-/// What an image's pull has fetched stays. A VM that is there already stays, in whatever state it is; an ephemeral one is
-/// left without its owner.
+/// What an image's pull has fetched stays. A VM that is there already stays, in whatever state it
+/// is; an ephemeral one is left without its owner.
 ///
 /// # Errors
-/// Those of the steps, with the stage and, where it is there, the VM: [`ImageStore::resolve`]; `AlreadyExists` for a name in
-/// use and [`VmManager::create`]'s; [`VmManager::start`]'s; `TimedOut` and `InvalidState` with the console's last lines, or
-/// `Guest` with what its SSH server answered or cloud-init's own errors.
+/// Those of the steps, with the stage and, where it is there, the VM: [`ImageStore::resolve`];
+/// `AlreadyExists` for a name in use and [`VmManager::create`]'s; [`VmManager::start`]'s;
+/// `TimedOut` and `InvalidState` with the console's last lines, or `Guest` with what its SSH server
+/// answered or cloud-init's own errors.
 pub async fn launch<H: Hypervisor + 'static>(
     manager: &VmManager<H>,
     store: &ImageStore,
@@ -212,7 +215,7 @@ async fn resolve(store: &ImageStore, launch: &Launch, report: &mut Reporter<'_>)
     }
 }
 
-/// Makes the VM, under the next free name where none was given.
+/// Creates the VM, under the next free name where none was given.
 async fn create<H: Hypervisor + 'static>(
     manager: &VmManager<H>,
     launch: Launch,
@@ -259,7 +262,7 @@ fn with_access(mut config: CloudInitConfig, own: Option<&UserName>) -> Result<Cl
     Ok(config)
 }
 
-/// Answers the first name after the image's that no VM has, such as `debian-1`.
+/// Returns the first name after the image's that no VM has, such as `debian-1`.
 fn free_name<H: Hypervisor + 'static>(
     manager: &VmManager<H>,
     image: &str,
@@ -275,7 +278,7 @@ fn free_name<H: Hypervisor + 'static>(
     Err(Error::AlreadyExists { what: "VM", name: format!("{stem}-{}", u32::MAX) })
 }
 
-/// Answers what VMs of this image are called: the name of the distribution, or of the file.
+/// Returns what VMs of this image are called: the name of the distribution, or of the file.
 fn stem(image: &str) -> String {
     let file = image.rsplit('/').find(|part| !part.is_empty()).unwrap_or_default();
     let word = file.split(['.', ':', '@', '#', '?']).next().unwrap_or_default();

@@ -30,9 +30,11 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         }
     }
 
-    /// Refuses what a spec asks of this host and can never have here: files that are not there, but for the image of its root disk,
-    /// which may have to be fetched; disks that the VM has twice, or that other VMs or images have; a kernel that QEMU does not boot; more memory than there is; a user or a bridge that it does not have. It is asked
-    /// for QEMU's VMs only: another backend may run them elsewhere.
+    /// Refuses what a spec asks of this host and can never have here: files that are not there, but
+    /// for the image of its root disk, which may have to be fetched; disks that the VM has twice,
+    /// or that other VMs or images have; a kernel that QEMU does not boot; more memory than there
+    /// is; a user or a bridge that it does not have. It is asked for QEMU's VMs only: another
+    /// backend may run them elsewhere.
     ///
     /// # Errors
     /// `InvalidInput` with the field and the value.

@@ -11,9 +11,11 @@ use crate::hypervisor::Hypervisor;
 use crate::spec::{NetworkConfig, VmName};
 use crate::ssh::{Login, Session};
 
-/// How long the guest's SSH server has to greet. One that listens does so at once, and a guest that has none is not waited for.
+/// How long the guest's SSH server has to greet. One that listens does so at once, and a guest that
+/// has none is not waited for.
 const GREETING: Duration = Duration::from_secs(5);
-/// How long all of it may take: a login, and the next second of the clock, on a slow guest several times.
+/// How long all of it may take: a login, and the next second of the clock, on a slow guest several
+/// times.
 const LIMIT: Duration = Duration::from_secs(20);
 /// How long a pause has to be for a clock that is behind by it to be worth a warning.
 const NOTICED: Duration = Duration::from_secs(1);
@@ -24,7 +26,8 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         self.store.changed_at(name)?.elapsed().ok()
     }
 
-    /// Sets the clock of a guest that has gone on over SSH, where vmkit has a login; what can't be done is warned of.
+    /// Sets the clock of a guest that has gone on over SSH, where vmkit has a login; what can't be
+    /// done is warned of.
     pub(super) async fn set_clock(&self, vm: &VmHandle, paused: Option<Duration>) {
         let by_ssh = match vm.run.as_ref().and_then(|run| run.pid) {
             Some(_) if has_login(vm) => Some(self.set_clock_by_ssh(vm).await),

@@ -1,7 +1,7 @@
 //! Disks of a VM that belong to another one, found in the records of all VMs.
 //!
-//! An image below VMs' disks is never written to, and what is written to is below no disk. Which VM has a disk that may be
-//! written by several, one at a time, is for its start to find out.
+//! An image below VMs' disks is never written to, and what is written to is below no disk. Which VM
+//! has a disk that may be written by several, one at a time, is for its start to find out.
 
 use std::fs;
 use std::path::Path;
@@ -14,12 +14,15 @@ use crate::hypervisor::Hypervisor;
 use crate::spec::{VmName, VmSpec};
 
 impl<H: Hypervisor + 'static> VmManager<H> {
-    /// Refuses disks of a spec that can't be together: with each other, with what other VMs have, or with the local images.
+    /// Refuses disks of a spec that can't be together: with each other, with what other VMs have,
+    /// or with the local images.
     ///
-    /// QEMU's VMs only: another backend may have its files elsewhere. Records that can't be read are left out.
+    /// QEMU's VMs only: another backend may have its files elsewhere. Records that can't be read
+    /// are left out.
     ///
     /// # Errors
-    /// `InvalidInput` with the field, the path, and the VM or the image that has the file; `Io` where the home can't be read.
+    /// `InvalidInput` with the field, the path, and the VM or the image that has the file; `Io`
+    /// where the home can't be read.
     pub(super) fn check_disks(&self, spec: &VmSpec) -> Result<()> {
         if *spec.backend().unwrap_or(&self.backend) != BackendTag::Qemu {
             return Ok(());

@@ -1,7 +1,7 @@
 //! VMs that live no longer than the process that made them.
 //!
-//! Such a process removes its VM itself. For the one that was killed, whoever comes next does: the VM is marked by a label
-//! from its first record on, and its owner holds a lock that dies with it.
+//! Such a process removes its VM itself. For the one that was killed, whoever comes next does: the
+//! VM is marked by a label from its first record on, and its owner holds a lock that dies with it.
 
 use tokio::time::Instant;
 use tracing::warn;
@@ -17,14 +17,15 @@ use crate::store::Owner;
 /// The label of a VM that is to go with its owner.
 const EPHEMERAL: &str = "vmkit.ephemeral";
 
-/// Tells whether a VM is to go with the process that made it.
+/// Returns whether a VM is to go with the process that made it.
 pub(super) fn is_ephemeral(spec: &VmSpec) -> bool {
     spec.labels().get(EPHEMERAL).is_some()
 }
 
 impl<H: Hypervisor + 'static> VmManager<H> {
-    /// Makes a VM that goes with its owner: once the answered [`Owner`] is dropped, or this process has ended however it
-    /// did, [`remove_orphans`](Self::remove_orphans) removes it, running or not.
+    /// Creates a VM that goes with its owner: once the answered [`Owner`] is dropped, or this
+    /// process has ended however it did, [`remove_orphans`](Self::remove_orphans) removes it,
+    /// running or not.
     ///
     /// # Errors
     /// Those of [`create`](Self::create).
@@ -34,7 +35,8 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         Ok((vm, owner.expect("a VM with the label has an owner when it is made")))
     }
 
-    /// Removes the VMs whose owner has ended, and answers their names; one that somebody works on is left alone.
+    /// Removes the VMs whose owner has ended, and answers their names; one that somebody works on
+    /// is left alone.
     ///
     /// What can't be removed is warned of, and stays for the next one to try.
     ///
@@ -59,13 +61,15 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         Ok(removed)
     }
 
-    /// Removes the VM of this name if its owner has ended, and waits for whoever works on it; answers whether it was there.
+    /// Removes the VM of this name if its owner has ended, and waits for whoever works on it;
+    /// answers whether it was there.
     ///
-    /// For the owner itself, which lets go of the VM first and then sees it removed. A VM of the name that is somebody
-    /// else's by now is left alone.
+    /// For the owner itself, which lets go of the VM first and then sees it removed. A VM of the
+    /// name that is somebody else's by now is left alone.
     ///
     /// # Errors
-    /// `Busy` after 30 s; those of [`Hypervisor::destroy`]. The VM is then left to [`remove_orphans`](Self::remove_orphans).
+    /// `Busy` after 30 s; those of [`Hypervisor::destroy`]. The VM is then left to
+    /// [`remove_orphans`](Self::remove_orphans).
     pub async fn remove_orphan(&self, name: &VmName) -> Result<bool> {
         match self.remove_orphan_by(name, Instant::now() + PATIENCE).await {
             Err(Error::NotFound { what: "VM", .. }) => Ok(false),

@@ -1,7 +1,8 @@
 //! Logging in to a guest that may still be booting.
 //!
-//! A guest lets nobody in before cloud-init has made its users and put its host key in place, and on some systems its SSH
-//! server listens before that. So what a young guest refuses is asked again, and what an old one refuses is refused:
+//! A guest lets nobody in before cloud-init has made its users and put its host key in place, and
+//! on some systems its SSH server listens before that. So what a young guest refuses is asked
+//! again, and what an old one refuses is refused:
 //!
 //! ```text
 //! nobody listens ───────────────────────▶ wait for the greeting ─┐
@@ -10,12 +11,13 @@
 //! refused, otherwise ────────────────────▶ told at once
 //! ```
 //!
-//! A server that breaks off, or is late, may have too many others to serve: that passes. So that vmkit's own logins are not those
-//! others, each waits for its turn ([`TurnFor`]).
+//! A server that breaks off, or is late, may have too many others to serve: that passes. So that
+//! vmkit's own logins are not those others, each waits for its turn ([`TurnFor`]).
 //!
-//! OpenSSH (9.8 and later) lays 5 s of penalty on whoever was refused and 1 s on whoever has left without a login, as one does
-//! who knocks; and it turns away whom it has laid more than 15 s on. The pauses between two logins keep below that, and nobody
-//! knocks in between. Source: sshd_config(5), `PerSourcePenalties`.
+//! OpenSSH (9.8 and later) lays 5 s of penalty on whoever was refused and 1 s on whoever has left
+//! without a login, as one does who knocks; and it turns away whom it has laid more than 15 s on.
+//! The pauses between two logins keep below that, and nobody knocks in between. Source:
+//! sshd_config(5), `PerSourcePenalties`.
 
 use std::time::Duration;
 
@@ -38,18 +40,21 @@ use crate::store::{Turn, TurnFor, create_private};
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// How long a VM whose process has ended may take to say why.
 const CAUSE_LIMIT: Duration = Duration::from_secs(3);
-/// How long a guest may be silent before it counts as one whose server is not up yet: one that has just been started, and another.
+/// How long a guest may be silent before it counts as one whose server is not up yet: one that has
+/// just been started, and another.
 const SILENCE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(8));
 /// How long a guest has just been started.
 const YOUNG: Duration = Duration::from_secs(60);
-/// How long one login may take at first. One that took longer may take twice as long the next time: a guest without KVM on a
-/// busy host needs seconds for its cryptography.
+/// How long one login may take at first. One that took longer may take twice as long the next time:
+/// a guest without KVM on a busy host needs seconds for its cryptography.
 const ATTEMPT: Duration = Duration::from_secs(30);
 /// How often one tries to log in to a guest whose server speaks another protocol than ours.
 const TRIES: u32 = 4;
-/// The first and the longest pause after a failure that passes; each is twice the one before, and some more by chance.
+/// The first and the longest pause after a failure that passes; each is twice the one before, and
+/// some more by chance.
 const PASSING: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(4));
-/// How long after the start of a VM that nobody has been let into yet cloud-init may still be about to make its users.
+/// How long after the start of a VM that nobody has been let into yet cloud-init may still be about
+/// to make its users.
 const BOOTING: Duration = Duration::from_secs(10 * 60);
 /// The pauses after the first refusals, and after all further ones.
 const PAUSES: [Duration; 3] = [Duration::from_millis(500), Duration::from_secs(3), Duration::from_secs(5)];
@@ -129,21 +134,24 @@ impl Failures {
     }
 }
 
-/// Adds up to a half by chance, so that those who were turned away together do not come again together.
+/// Adds up to a half by chance, so that those who were turned away together do not come again
+/// together.
 fn scattered(pause: Duration) -> Duration {
     pause + pause * u32::from(uuid::Uuid::new_v4().as_bytes()[0]) / 512
 }
 
 impl<H: Hypervisor + 'static> VmManager<H> {
-    /// Logs in to a guest that runs; where its SSH server is not up yet, has too many others to serve, or its users are not made yet,
-    /// waits for that.
+    /// Logs in to a guest that runs; where its SSH server is not up yet, has too many others to
+    /// serve, or its users are not made yet, waits for that.
     ///
-    /// `timeout` bounds all of it, but for the time in which other processes log in to the same guest and this one waits for its turn: as
-    /// much again at most. The session ends with the VM's process, where that is one of this host.
+    /// `timeout` bounds all of it, but for the time in which other processes log in to the same
+    /// guest and this one waits for its turn: as much again at most. The session ends with the VM's
+    /// process, where that is one of this host.
     ///
     /// # Errors
-    /// Those of [`ssh_target`](Self::ssh_target), [`Session::connect`] and [`wait`](Self::wait); what a guest that has let
-    /// somebody in before, or runs for ten minutes, refuses is told at once.
+    /// Those of [`ssh_target`](Self::ssh_target), [`Session::connect`] and [`wait`](Self::wait);
+    /// what a guest that has let somebody in before, or runs for ten minutes, refuses is told at
+    /// once.
     pub async fn ssh_session(&self, name: &VmName, login: &Login, timeout: Duration) -> Result<Session> {
         self.log_in(name, login, later(timeout), Guest::Known).await
     }
@@ -204,9 +212,11 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         }
     }
 
-    /// Connects, and waits until the server has begun to speak; where it is silent, it may not be up yet, and is knocked at as well.
+    /// Connects, and waits until the server has begun to speak; where it is silent, it may not be
+    /// up yet, and is knocked at as well.
     ///
-    /// The first connection is kept meanwhile: a server that is only slow greets on that, and needs no more visitors.
+    /// The first connection is kept meanwhile: a server that is only slow greets on that, and needs
+    /// no more visitors.
     async fn visit(
         &self,
         vm: &VmHandle,
@@ -229,7 +239,8 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         }
     }
 
-    /// Waits for a turn, unless the VM ends. At the deadline it goes on without one: there is no time left to do harm in.
+    /// Waits for a turn, unless the VM ends. At the deadline it goes on without one: there is no
+    /// time left to do harm in.
     async fn turn(&self, name: &VmName, what: TurnFor, deadline: Instant) -> Result<Turn> {
         match self.store.turn_now(name, what).await {
             Some(turn) => Ok(turn),
@@ -237,7 +248,8 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         }
     }
 
-    /// Waits until the server greets, or another process has seen it do so: each visit without a login burdens the server.
+    /// Waits until the server greets, or another process has seen it do so: each visit without a
+    /// login burdens the server.
     async fn greeted(&self, name: &VmName, deadline: Instant) -> Result<()> {
         let left = || deadline.saturating_duration_since(Instant::now());
         match self.store.turn_now(name, TurnFor::Greeting).await {
@@ -267,14 +279,15 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         }
     }
 
-    /// Tells whether cloud-init may still be about to make the users of this guest.
+    /// Returns whether cloud-init may still be about to make the users of this guest.
     fn is_booting(&self, vm: &VmHandle) -> bool {
         let Some(run) = vm.spec.cloud_init().map(|config| config.run) else { return false };
         let entered = std::fs::read_to_string(self.home().kept(vm.name()).join(ENTERED));
         !entered.is_ok_and(|entered| entered == entry(run)) && age(vm).is_some_and(|age| age < BOOTING)
     }
 
-    /// Remembers that the guest's users are made. What can't be written costs a later login its patience only.
+    /// Remembers that the guest's users are made. What can't be written costs a later login its
+    /// patience only.
     async fn note_entered(&self, vm: &VmHandle) {
         let Some(run) = vm.spec.cloud_init().map(|config| config.run) else { return };
         let kept = self.home().kept(vm.name());
@@ -282,7 +295,8 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         if std::fs::read_to_string(&path).is_ok_and(|entered| entered == entry(run)) {
             return;
         }
-        // Held, so that nobody removes the VM and leaves what is written here; whoever has it may be doing just that.
+        // Held, so that nobody removes the VM and leaves what is written here; whoever has it may
+        // be doing just that.
         let Ok(_locked) = self.store.lock(vm.name(), Instant::now()).await else { return };
         if self.store.read(vm.name()).is_ok_and(|record| record.handle.id == vm.id) {
             let written = create_private(&kept).and_then(|()| keep(&path, &entry(run)));
@@ -292,8 +306,8 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         }
     }
 
-    /// Logs in over a connection that was greeted; the session ends with the VM, where that is a process of this host: with its process,
-    /// and with its guest where its kernel panics.
+    /// Logs in over a connection that was greeted; the session ends with the VM, where that is a
+    /// process of this host: with its process, and with its guest where its kernel panics.
     pub(super) async fn over(
         &self,
         stream: TcpStream,

@@ -1,8 +1,8 @@
 //! The operations that the command and any other program call: [`VmManager`].
 //!
-//! It keeps one record for each VM and lets one operation at a time work on a VM. What it is about to do it writes down
-//! first, so that whoever comes next after a crash can finish it or undo it. The state in a record is only what was
-//! known; reality is asked of the hypervisor.
+//! It keeps one record for each VM and lets one operation at a time work on a VM. What it is about
+//! to do it writes down first, so that whoever comes next after a crash can finish it or undo it.
+//! The state in a record is only what was known; reality is asked of the hypervisor.
 //!
 //! ```text
 //! lock ─▶ settle what was cut off ─▶ write the intent ─▶ hypervisor ─▶ write what came of it ─▶ unlock
@@ -53,19 +53,20 @@ use crate::store::{Home, Intent, LockedVm, Owner, Store, VmRecord};
 
 /// How long an operation waits for another one on the same VM; a stop may itself take its timeout.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How long a backend has to answer where a VM is in its life; the contract gives it a second or two.
+/// How long a backend has to answer where a VM is in its life; the contract gives it a second or
+/// two.
 const STATE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Creates, runs, finds and removes VMs that outlive the process, over any hypervisor.
 ///
 /// # Concurrency
-/// Any number of managers in any number of processes may work on one home. Operations on one VM wait for each other, 30 s
-/// at most (`stop` and `restart`: their timeout more), and answer `Busy` with the holder's PID after that. What only reads
-/// waits for nobody.
+/// Any number of managers in any number of processes may work on one home. Operations on one VM
+/// wait for each other, 30 s at most (`stop` and `restart`: their timeout more), and answer `Busy`
+/// with the holder's PID after that. What only reads waits for nobody.
 ///
 /// # Cancel safety
-/// A dropped future, like a killed process, leaves a record of what was being done. The next operation on the VM finishes
-/// it or undoes it.
+/// A dropped future, like a killed process, leaves a record of what was being done. The next
+/// operation on the VM finishes it or undoes it.
 ///
 /// # Examples
 /// ```
@@ -121,35 +122,37 @@ impl Order {
 }
 
 impl<H: Hypervisor + 'static> VmManager<H> {
-    /// Makes a manager of the VMs in a home; `backend` is whose VM it is when a spec names no backend.
+    /// Creates a manager of the VMs in a home; `backend` is whose VM it is when a spec names no
+    /// backend.
     ///
-    /// It is written down before anything is made, so it has to be what the hypervisor takes then: a router's default, or a
-    /// backend's own tag. Touches nothing.
+    /// It is written down before anything is made, so it has to be what the hypervisor takes then:
+    /// a router's default, or a backend's own tag. Touches nothing.
     pub fn new(hypervisor: H, backend: BackendTag, home: Home) -> Self {
         Self { hypervisor: Arc::new(hypervisor), backend, store: Store::new(home) }
     }
 
-    /// Answers where the VMs are kept.
+    /// Returns where the VMs are kept.
     pub fn home(&self) -> &Home {
         self.store.home()
     }
 
-    /// Answers the hypervisor that runs the VMs.
+    /// Returns the hypervisor that runs the VMs.
     pub fn hypervisor(&self) -> &H {
         &self.hypervisor
     }
 
-    /// Makes a VM and answers it in `Prepared`; nothing runs yet.
+    /// Creates a VM and returns it in `Prepared`; nothing runs yet.
     ///
     /// What an interrupted `create` or `remove` left under this name is removed first.
     ///
     /// # Errors
-    /// `AlreadyExists` for a name in use; otherwise those of [`Hypervisor::prepare`], and of the home. Nothing is left behind.
+    /// `AlreadyExists` for a name in use; otherwise those of [`Hypervisor::prepare`], and of the
+    /// home. Nothing is left behind.
     pub async fn create(&self, spec: VmSpec) -> Result<VmHandle> {
         self.create_owned(spec).await.map(|(vm, _)| vm)
     }
 
-    /// Makes a VM, and with it its owner if it is one that goes with its owner.
+    /// Creates a VM, and with it its owner if it is one that goes with its owner.
     async fn create_owned(&self, spec: VmSpec) -> Result<(VmHandle, Option<Owner>)> {
         let span = operation!("create", vm = spec.name());
         within(span, self.create_in_span(spec)).await
@@ -183,7 +186,8 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         let backend = spec.backend().unwrap_or(&self.backend).clone();
         let preparing = VmHandle::preparing(id, backend, spec);
         let intending = VmRecord::intending(preparing.clone(), intent(Operation::Prepare));
-        // Once more, since it is written down now: of two who want one identity at once, the later one sees the other.
+        // Once more, since it is written down now: of two who want one identity at once, the later
+        // one sees the other.
         let checked = locked.write_made(&intending).and_then(|()| {
             self.check_id(&preparing.spec)?;
             self.check_disks(&preparing.spec)
@@ -221,7 +225,8 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         Ok((vm, owner))
     }
 
-    /// Refuses an identity that another VM has, or is about to have: undoing a failed `create` would destroy that one.
+    /// Refuses an identity that another VM has, or is about to have: undoing a failed `create`
+    /// would destroy that one.
     fn check_id(&self, spec: &VmSpec) -> Result<()> {
         let Some(id) = spec.id() else { return Ok(()) };
         for name in self.store.names()? {
@@ -233,7 +238,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         Ok(())
     }
 
-    /// Boots a VM; on a running one it succeeds and answers the facts of that run.
+    /// Boots a VM; on a running one it succeeds and returns the facts of that run.
     ///
     /// # Errors
     /// `InvalidState` for a suspended VM, and those of [`Hypervisor::start`].
@@ -243,7 +248,8 @@ impl<H: Hypervisor + 'static> VmManager<H> {
 
     /// Shuts a VM down, by force once `timeout` has passed; zero is by force at once.
     ///
-    /// A VM that runs is stopped even where the record of its making is spoilt: what was written since tells how.
+    /// A VM that runs is stopped even where the record of its making is spoilt: what was written
+    /// since tells how.
     ///
     /// # Errors
     /// Those of [`Hypervisor::stop`].
@@ -260,16 +266,20 @@ impl<H: Hypervisor + 'static> VmManager<H> {
             .await
     }
 
-    /// Has cloud-init run again at the VM's next start, as on a new machine: with another instance-id.
+    /// Has cloud-init run again at the VM's next start, as on a new machine: with another
+    /// instance-id.
     ///
-    /// Changes nothing about a VM that runs until it is started anew, and nothing at all about one without cloud-init.
+    /// Changes nothing about a VM that runs until it is started anew, and nothing at all about one
+    /// without cloud-init.
     ///
     /// # Errors
-    /// `NotFound`; `Busy`; `InvalidState` for a VM that can only be removed; `Io` and `Host` where it can't be recorded.
+    /// `NotFound`; `Busy`; `InvalidState` for a VM that can only be removed; `Io` and `Host` where
+    /// it can't be recorded.
     pub async fn rerun_cloud_init(&self, name: &VmName) -> Result<VmHandle> {
         let again = async {
             let (locked, mut record) = self.take(name, Instant::now() + PATIENCE).await?;
-            // Only to refuse what can only be removed: an intent that is there stays for the operation that comes next.
+            // Only to refuse what can only be removed: an intent that is there stays for the
+            // operation that comes next.
             self.settle(record.clone(), Order::Start).await?;
             record.handle.spec = record.handle.spec.with_cloud_init_again();
             locked.write_wanted(&record)?;
@@ -286,8 +296,9 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         within(operation!("suspend", vm = name), self.operate(name, &[Order::Suspend])).await
     }
 
-    /// Unpauses a VM's vCPUs, and sets the guest's clock, which stood still meanwhile: by the guest agent where one runs, else over
-    /// SSH where the VM's record has a login. Where neither does it within seconds, that is warned of, and the guest runs on.
+    /// Unpauses a VM's vCPUs, and sets the guest's clock, which stood still meanwhile: by the guest
+    /// agent where one runs, else over SSH where the VM's record has a login. Where neither does it
+    /// within seconds, that is warned of, and the guest runs on.
     ///
     /// # Errors
     /// `InvalidState` unless it lives, and those of [`Hypervisor::resume`].
@@ -310,8 +321,8 @@ impl<H: Hypervisor + 'static> VmManager<H> {
 
     /// Removes a VM and all that belongs to it; a VM that lives only with `force`.
     ///
-    /// Removes what an interrupted `create` or `remove` left, too; with `force` a VM whose record is spoilt as well, as long as
-    /// what was written since its making can be read.
+    /// Removes what an interrupted `create` or `remove` left, too; with `force` a VM whose record
+    /// is spoilt as well, as long as what was written since its making can be read.
     ///
     /// # Errors
     /// `InvalidState` for a VM that lives, without `force`; those of [`Hypervisor::destroy`].
@@ -335,7 +346,8 @@ impl<H: Hypervisor + 'static> VmManager<H> {
                     return Err(InvalidTransition { state, operation: Operation::Destroy }.into());
                 }
                 Ok(_) => {}
-                // Force is for a hypervisor that is sick, and can do nothing with one that is missing here.
+                // Force is for a hypervisor that is sick, and can do nothing with one that is
+                // missing here.
                 Err(error) if !force || matches!(error, Error::UnknownBackend { .. }) => return Err(error),
                 Err(error) => {
                     warn!(vm = %record.handle.name(), %error, "cannot tell whether the VM lives; removing it by force");
@@ -345,7 +357,8 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         let vm = record.handle;
         let begun = VmRecord::intending(vm.clone(), intent(Operation::Destroy));
         if let Err(error) = locked.write_since(&begun) {
-            // On a full disk this is what makes room, and a removal that is cut off can be begun again in any case.
+            // On a full disk this is what makes room, and a removal that is cut off can be begun
+            // again in any case.
             warn!(vm = %vm.name(), %error, "cannot write down that the VM is being removed");
         }
         match self.hypervisor.destroy(vm.clone()).await {
@@ -357,8 +370,8 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         }
     }
 
-    /// Takes the intent of a removal back that has removed nothing. Else it stays: what is left may lack a part, and is fit for
-    /// nothing but to be removed.
+    /// Takes the intent of a removal back that has removed nothing. Else it stays: what is left may
+    /// lack a part, and is fit for nothing but to be removed.
     async fn take_back_removal(&self, locked: &LockedVm, vm: VmHandle, was_begun: bool, error: &Error) {
         let state = self.state(&vm).await;
         match state {
@@ -389,21 +402,22 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         Ok(is_whole_in(record, &self.state(&record.handle).await?))
     }
 
-    /// Answers a VM with the state that it has now.
+    /// Returns a VM with the state that it has now.
     ///
     /// # Errors
     /// `NotFound`; `Record`; `TimedOut` when its hypervisor does not answer.
     pub async fn info(&self, name: &VmName) -> Result<VmHandle> {
         let (record, is_cut_off) = self.store.read_now(name)?;
         let state = match self.look(&record, is_cut_off).await {
-            // A monitor serves one client at a time: where many ask at once, the second question is answered.
+            // A monitor serves one client at a time: where many ask at once, the second question is
+            // answered.
             Err(Error::TimedOut { .. }) => self.look(&record, is_cut_off).await?,
             state => state?,
         };
         Ok(record.handle.in_state(state))
     }
 
-    /// Answers the address at which the host reaches the guest, asked anew.
+    /// Returns the address at which the host reaches the guest, asked again.
     ///
     /// # Errors
     /// Those of [`Hypervisor::guest_ip`].
@@ -411,7 +425,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         self.hypervisor.guest_ip(&self.store.read(name)?.handle).await
     }
 
-    /// Answers where the VM's console is.
+    /// Returns where the VM's console is.
     ///
     /// # Errors
     /// Those of [`Hypervisor::console_endpoint`].
@@ -419,7 +433,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         self.hypervisor.console_endpoint(&self.store.read(name)?.handle)
     }
 
-    /// Answers the file that keeps what the guest's serial console said.
+    /// Returns the file that keeps what the guest's serial console said.
     ///
     /// # Errors
     /// `NotFound` where the backend keeps none.
@@ -428,7 +442,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         log.ok_or_else(|| Error::NotFound { what: "console log of VM", name: name.to_string() })
     }
 
-    /// Answers the file that keeps what the hypervisor said.
+    /// Returns the file that keeps what the hypervisor said.
     ///
     /// # Errors
     /// `NotFound` where the backend keeps none.
@@ -484,7 +498,8 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         };
         match locked.write_since(&VmRecord::intending(vm.clone(), intent(operation))) {
             Ok(()) => {}
-            // A full disk is no reason to leave a guest running; a stop that is cut off needs no finishing.
+            // A full disk is no reason to leave a guest running; a stop that is cut off needs no
+            // finishing.
             Err(error) if operation == Operation::Stop => {
                 warn!(vm = %vm.name(), %error, "cannot write down that the VM is being stopped")
             }
@@ -515,8 +530,9 @@ impl<H: Hypervisor + 'static> VmManager<H> {
 
     /// Finishes what a killed process had begun, as far as `order` builds on it.
     ///
-    /// Stop, suspend and resume need nothing: done or not, what the VM is now is true, and a start and a stop go on from
-    /// anywhere. Only an unrecorded start has something that nobody else knows: the facts of the run.
+    /// Stop, suspend and resume need nothing: done or not, what the VM is now is true, and a start
+    /// and a stop go on from anywhere. Only an unrecorded start has something that nobody else
+    /// knows: the facts of the run.
     ///
     /// # Errors
     /// `InvalidState` for a VM that can only be removed.
@@ -550,7 +566,8 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     /// Records what is true of a VM after an operation on it failed.
     async fn write_truth(&self, locked: &LockedVm, vm: VmHandle, failed: Operation) {
         match self.state(&vm).await {
-            // It runs after all, and what is known of the run is lost: the intent stays, for the next one to ask.
+            // It runs after all, and what is known of the run is lost: the intent stays, for the
+            // next one to ask.
             Ok(state) if failed == Operation::Start && state.is_live() => {}
             Ok(state) => write_outcome(locked, &vm.in_state(state)),
             // Nothing is known, so the intent stays.
@@ -558,7 +575,8 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         }
     }
 
-    /// Answers the state that the VM of a record has now; `is_cut_off` tells that nobody does what the record says.
+    /// Returns the state that the VM of a record has now; `is_cut_off` tells that nobody does what
+    /// the record says.
     async fn look(&self, record: &VmRecord, is_cut_off: bool) -> Result<VmState> {
         let vm = &record.handle;
         let cut_off = match record.intent.as_ref().map(|intent| intent.operation) {
@@ -571,7 +589,8 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         if is_cut_off && !cut_off.is_empty() && !state.is_live() && is_begun {
             return Ok(VmState::failed(FailureKind::Interrupted, cut_off));
         }
-        // Its record is there still, and says nothing of a removal: whoever removes a VM writes that down first.
+        // Its record is there still, and says nothing of a removal: whoever removes a VM writes
+        // that down first.
         let is_there = || self.store.is_left_alone(record);
         if state == VmState::Destroyed
             && record.intent.is_none()
@@ -588,8 +607,9 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     }
 }
 
-/// Tells whether the state of this VM's backend shows that a part of the VM was removed: only then is a VM usable whose removal was
-/// interrupted, in any state but those that [`is_usable`] names.
+/// Returns whether the state of this VM's backend shows that a part of the VM was removed: only
+/// then is a VM usable whose removal was interrupted, in any state but those that [`is_usable`]
+/// names.
 fn shows_what_is_missing(vm: &VmHandle) -> bool {
     matches!(vm.backend, BackendTag::Qemu | BackendTag::Propolis)
 }
@@ -600,7 +620,7 @@ fn is_whole_in(record: &VmRecord, state: &VmState) -> bool {
     is_removal && shows_what_is_missing(&record.handle) && is_usable(state)
 }
 
-/// Tells whether a VM in this state has all its parts.
+/// Returns whether a VM in this state has all its parts.
 fn is_usable(state: &VmState) -> bool {
     match state {
         VmState::Preparing | VmState::Destroyed => false,
@@ -619,8 +639,8 @@ fn found(locked: &LockedVm, in_need: bool) -> Result<Option<VmRecord>> {
 
 /// Records what an operation led to.
 ///
-/// Failing to do so changes nothing about the VM, so it is no failure of the operation: least of all is a healthy guest
-/// ended for it. The intent that stays makes the next operation ask again.
+/// Failing to do so changes nothing about the VM, so it is no failure of the operation: least of
+/// all is a healthy guest ended for it. The intent that stays makes the next operation ask again.
 fn write_outcome(locked: &LockedVm, vm: &VmHandle) {
     if let Err(error) = locked.write_since(&VmRecord::settled(vm.clone())) {
         warn!(vm = %vm.name(), state = %vm.state, %error, "the VM is in this state, but that can't be recorded; the next command will");

@@ -1,6 +1,7 @@
 //! What a VM that is there already shall be from now on.
 //!
-//! A VM that lives goes on as it is: its record says what runs, and what it shall be waits beside that for the next start.
+//! A VM that lives goes on as it is: its record says what runs, and what it shall be waits beside
+//! that for the next start.
 
 use tokio::time::Instant;
 
@@ -13,24 +14,27 @@ use crate::span::{operation, within};
 use crate::spec::{Applies, Change, Mib, RootDisk, VmName, VmSpec, changes};
 
 impl<H: Hypervisor + 'static> VmManager<H> {
-    /// Writes down what a VM shall be: at once if nothing runs, else from its next start on, when it becomes
-    /// [`VmHandle::spec`]. Labels are written at once in either case. What is written outlives a power cut.
+    /// Writes down what a VM shall be: at once if nothing runs, else from its next start on, when
+    /// it becomes [`VmHandle::spec`]. Labels are written at once in either case. What is written
+    /// outlives a power cut.
     ///
-    /// The VM's name, its identity and how often cloud-init was run again stay as they are. What was to apply at the next
-    /// start before is forgotten.
+    /// The VM's name, its identity and how often cloud-init was run again stay as they are. What
+    /// was to apply at the next start before is forgotten.
     ///
     /// # State
     /// Any, which stays. Writing down what is there already is success, and writes nothing.
     ///
     /// # Errors
-    /// `InvalidInput` on the field where the VM would have to be made anew ([`changes`] tells beforehand); `NotFound`; `Busy`;
-    /// `InvalidState` for a VM that can only be removed; `Io` and `Host` where it can't be recorded.
+    /// `InvalidInput` on the field where the VM would have to be recreated ([`changes`] tells
+    /// beforehand); `NotFound`; `Busy`; `InvalidState` for a VM that can only be removed; `Io` and
+    /// `Host` where it can't be recorded.
     pub async fn reconfigure(&self, name: &VmName, spec: VmSpec) -> Result<VmHandle> {
         self.reconfigure_with(name, |_| Ok(spec)).await.map(|(vm, _)| vm)
     }
 
-    /// Writes down what a VM shall be, as [`reconfigure`](Self::reconfigure) does, and answers what changed as well: `edit` makes it
-    /// of what the VM was to be so far, while nobody else can change that.
+    /// Writes down what a VM shall be, as [`reconfigure`](Self::reconfigure) does, and returns what
+    /// changed as well: `edit` makes it of what the VM was to be so far, while nobody else can
+    /// change that.
     ///
     /// # Errors
     /// Those of `edit`, and of [`reconfigure`](Self::reconfigure).
@@ -48,7 +52,8 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         edit: impl FnOnce(VmSpec) -> Result<VmSpec>,
     ) -> Result<(VmHandle, Vec<Change>)> {
         let (locked, record) = self.take(name, Instant::now() + PATIENCE).await?;
-        // Only to refuse what can only be removed: an intent that is there stays for the operation that comes next.
+        // Only to refuse what can only be removed: an intent that is there stays for the operation
+        // that comes next.
         self.settle(record.clone(), Order::Start).await?;
         let mut changed = record.clone();
         let vm = &mut changed.handle;
@@ -71,7 +76,8 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         Ok((changed.handle, changed_fields))
     }
 
-    /// Answers a VM as it is now, what it would be, and what would change by it; changes nothing, and waits for nobody.
+    /// Returns a VM as it is now, what it would be, and what would change by it; changes nothing,
+    /// and waits for nobody.
     ///
     /// # Errors
     /// Those of `edit`, and of [`reconfigure`](Self::reconfigure) but `Busy`.
@@ -85,7 +91,8 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         Ok((vm, spec, changes))
     }
 
-    /// Answers the VM as it shall be started: what waited for this becomes what it is, unless it lives already.
+    /// Returns the VM as it shall be started: what waited for this becomes what it is, unless it
+    /// lives already.
     pub(super) async fn as_it_shall_start(&self, mut vm: VmHandle) -> Result<VmHandle> {
         if let Some(spec) = vm.next_spec.take() {
             if self.state(&vm).await?.is_live() {
@@ -99,10 +106,10 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     }
 }
 
-/// Answers what a VM shall be, and what changes by it beside what it was to be so far.
+/// Returns what a VM shall be, and what changes by it beside what it was to be so far.
 ///
 /// # Errors
-/// `InvalidInput` on a field for which the VM would have to be made anew.
+/// `InvalidInput` on a field for which the VM would have to be recreated.
 fn wanted(vm: &VmHandle, edit: impl FnOnce(VmSpec) -> Result<VmSpec>) -> Result<(VmSpec, Vec<Change>)> {
     let so_far = vm.next_spec.as_deref().unwrap_or(&vm.spec);
     let spec = edit(so_far.clone())?.in_place_of(&vm.spec);
@@ -117,7 +124,8 @@ fn wanted(vm: &VmHandle, edit: impl FnOnce(VmSpec) -> Result<VmSpec>) -> Result<
     Ok((spec, changed))
 }
 
-/// Refuses a size for a disk that had none so far and is as large as its image, where that is larger: the next start could not do it.
+/// Refuses a size for a disk that had none so far and is as large as its image, where that is
+/// larger: the next start could not do it.
 fn check_disk(vm: &VmHandle, spec: &VmSpec) -> Result<()> {
     let (Some(disk), Some(RootDisk { size: Some(size), .. })) = (vm.spec.disk(), spec.disk()) else {
         return Ok(());

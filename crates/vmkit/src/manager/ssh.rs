@@ -78,8 +78,9 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         SshConfig::write(name, vm.id, address, access, &self.home().kept(name))
     }
 
-    /// Returns a VM as [`info`](Self::info) does, and asks again where its hypervisor has too many others to serve: a monitor has one
-    /// client at a time, and any number of commands may be started at once.
+    /// Returns a VM as [`info`](Self::info) does, and asks again where its hypervisor has too many
+    /// others to serve: a monitor has one client at a time, and any number of commands may be
+    /// started at once.
     pub(super) async fn info_in_turn(&self, name: &VmName, deadline: Instant) -> Result<VmHandle> {
         let deadline = deadline.min(later(TURN));
         loop {

@@ -15,7 +15,8 @@ const MOST_LINES: usize = 10;
 #[cfg(all(feature = "ssh", feature = "images"))]
 const MOST_OF_RUN: u64 = 256 << 10;
 
-/// Returns what a guest has printed in this run, without what commands a terminal; none where the log can't be read.
+/// Returns what a guest has printed in this run, without what commands a terminal; none where the
+/// log can't be read.
 #[cfg(all(feature = "ssh", feature = "images"))]
 pub(super) fn this_run(log: &Path, since: Option<&LogMark>) -> Option<String> {
     let said = match since {

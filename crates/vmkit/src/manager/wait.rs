@@ -24,10 +24,12 @@ use super::VmManager;
 use super::knock::Knocker;
 use super::tail::console_tail;
 
-/// How long one attempt to reach the guest may take. A guest without KVM on a busy host needs seconds to say a word.
+/// How long one attempt to reach the guest may take. A guest without KVM on a busy host needs
+/// seconds to say a word.
 const ATTEMPT: Duration = Duration::from_secs(10);
-/// After how long the state is asked again though nothing was heard. A guest's panic, or a pause by somebody else's
-/// monitor, ends no process and changes no record: nothing that this process could wait for tells of it.
+/// After how long the state is asked again though nothing was heard. A guest's panic, or a pause by
+/// somebody else's monitor, ends no process and changes no record: nothing that this process could
+/// wait for tells of it.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// The shortest and the longest pause between two questions for what has no event.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(250));
@@ -53,7 +55,7 @@ impl Condition {
     pub const ALL: &'static [Condition] =
         &[Condition::Running, Condition::Agent, Condition::Ssh, Condition::Stopped];
 
-    /// Answers the condition's name, such as `running`.
+    /// Returns the condition's name, such as `running`.
     pub fn as_str(self) -> &'static str {
         match self {
             Condition::Running => "running",
@@ -106,17 +108,19 @@ fn next(state: &VmState, condition: Condition, lived: bool) -> Next {
 }
 
 impl<H: Hypervisor + 'static> VmManager<H> {
-    /// Waits until the condition holds, and answers the VM as it is then.
+    /// Waits until the condition holds, and returns the VM as it is then.
     ///
-    /// `timeout` bounds the whole wait. For a VM that does not live yet it waits for somebody to start it.
+    /// `timeout` bounds the whole wait. For a VM that does not live yet it waits for somebody to
+    /// start it.
     ///
     /// # Cancel safety
     /// Nothing is changed by waiting.
     ///
     /// # Errors
-    /// `TimedOut` with the console's last lines; `InvalidState` as soon as the VM fails or ends while something else was
-    /// awaited, with the cause; `NotFound` without the VM, and ([`Error::NoLogin`]) where no port leads to its SSH server; `Unsupported`
-    /// for a guest agent that the VM has not, or this build can't ask.
+    /// `TimedOut` with the console's last lines; `InvalidState` as soon as the VM fails or ends
+    /// while something else was awaited, with the cause; `NotFound` without the VM, and
+    /// ([`Error::NoLogin`]) where no port leads to its SSH server; `Unsupported` for a guest agent
+    /// that the VM has not, or this build can't ask.
     pub async fn wait(&self, name: &VmName, condition: Condition, timeout: Duration) -> Result<VmHandle> {
         let (mut last, mut ways) = (None, Ways::default());
         let waited = timeout_at(later(timeout), self.fulfilled(name, condition, &mut last, &mut ways)).await;
@@ -169,7 +173,8 @@ impl<H: Hypervisor + 'static> VmManager<H> {
                         if answer? {
                             return Ok(vm);
                         }
-                        // No event tells that an agent answers, nor of every address that a guest may get.
+                        // No event tells that an agent answers, nor of every address that a guest
+                        // may get.
                         tokio::select! {
                             ended = happened(&changes, process.as_ref(), pause) => ended?,
                             () = ways.arrivals(&vm).next() => {}
@@ -183,10 +188,12 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         }
     }
 
-    /// Waits until a VM is no longer as somebody saw it, in another state or another run, and answers it as it is then.
+    /// Waits until a VM is no longer as somebody saw it, in another state or another run, and
+    /// returns it as it is then.
     ///
-    /// Whoever watches a VM asks again with each answer. Ends of processes, and what other programs do to the VM, are heard of at once;
-    /// a guest's panic, and a pause by somebody else's monitor, within 2 s. What came and went between two questions is not told.
+    /// Whoever watches a VM asks again with each answer. Ends of processes, and what other programs
+    /// do to the VM, are heard of at once; a guest's panic, and a pause by somebody else's monitor,
+    /// within 2 s. What came and went between two questions is not told.
     ///
     /// # Cancel safety
     /// Nothing is changed by waiting.
@@ -231,9 +238,11 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         }
     }
 
-    /// Looks at a VM, and takes hold of its process; no VM where it is too busy to say how it is, or just being started.
+    /// Looks at a VM, and takes hold of its process; no VM where it is too busy to say how it is,
+    /// or just being started.
     async fn glance(&self, name: &VmName) -> Result<(Option<VmHandle>, Option<ProcessFd>)> {
-        // In this order, since a PID that belonged to a live VM after the descriptor was opened did so before.
+        // In this order, since a PID that belonged to a live VM after the descriptor was opened did
+        // so before.
         let (record, is_cut_off) = self.store.read_now(name)?;
         let process = hold(&record.handle)?;
         match self.look(&record, is_cut_off).await {
@@ -244,7 +253,8 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         }
     }
 
-    /// Tries to reach what is awaited in the guest, and answers whether it could; for SSH it goes on trying.
+    /// Tries to reach what is awaited in the guest, and returns whether it could; for SSH it goes
+    /// on trying.
     async fn reach(&self, vm: &VmHandle, condition: Condition, ways: &mut Ways) -> Result<bool> {
         match condition {
             Condition::Ssh => {
@@ -276,7 +286,8 @@ impl<H: Hypervisor + 'static> VmManager<H> {
 
     /// Waits until the guest's address is known, or the deadline has passed.
     ///
-    /// Whatever goes wrong meanwhile, waiting for SSH says it as well, with the console's last lines.
+    /// Whatever goes wrong meanwhile, waiting for SSH says it as well, with the console's last
+    /// lines.
     #[cfg(all(feature = "ssh", feature = "images"))]
     pub(crate) async fn address_known(&self, vm: &VmHandle, deadline: Instant) {
         let mut ways = Ways::default();
@@ -296,7 +307,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         let _ = timeout_at(deadline, known).await;
     }
 
-    /// Answers where the guest's SSH server can be reached, once that is known.
+    /// Returns where the guest's SSH server can be reached, once that is known.
     pub(super) async fn ssh_address(&self, vm: &VmHandle) -> Result<Option<SocketAddr>> {
         let mut forwards = vm.run.iter().flat_map(|run| &run.forwards);
         let forward = forwards.find(|f| f.protocol == Protocol::Tcp && f.guest_port.get() == SSH);
@@ -324,7 +335,7 @@ struct Ways {
 }
 
 impl Ways {
-    /// Answers what tells that the guest has shown itself on its bridge.
+    /// Returns what tells that the guest has shown itself on its bridge.
     fn arrivals(&mut self, vm: &VmHandle) -> &mut Arrivals {
         self.arrivals.get_or_insert_with(|| match vm.spec.network() {
             NetworkConfig::Tap { .. } => Arrivals::of(MacAddr::of_vm(vm.id)),
@@ -338,7 +349,7 @@ impl Ways {
 struct Console(Option<Changes>);
 
 impl Console {
-    /// Answers what tells of it, once there is a log.
+    /// Returns what tells of it, once there is a log.
     fn of(&mut self, vm: &VmHandle) -> Option<&Changes> {
         if self.0.is_none() {
             self.0 = vm.console_log.as_deref().and_then(|log| Changes::of_log(log).ok());

@@ -150,7 +150,7 @@ pub(super) fn unless_gone(
     }
 }
 
-/// Tells whether this can't be copied: a socket, a named pipe, a device.
+/// Returns whether this can't be copied: a socket, a named pipe, a device.
 pub(super) fn is_special(kind: &fs::Metadata) -> bool {
     !kind.is_file() && !kind.is_dir() && !kind.is_symlink()
 }

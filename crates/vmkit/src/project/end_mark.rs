@@ -1,8 +1,8 @@
 //! How a step says that it has ended, in its own output: [`EndMark`].
 //!
-//! Pure. A program that a step leaves in the background has the step's output open, so its end can't
-//! be seen from that. The mark comes behind all that the step itself has printed, in the same pipe:
-//! a NUL, the step's token, a colon, the exit code and a NUL.
+//! Pure. A program that a step leaves in the background has the step's output open, so its end
+//! can't be seen from that. The mark comes behind all that the step itself has printed, in the same
+//! pipe: a NUL, the step's token, a colon, the exit code and a NUL.
 
 /// The longest exit code, in digits.
 const MOST_DIGITS: usize = 3;

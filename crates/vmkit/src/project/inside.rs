@@ -24,7 +24,8 @@ const MOST_ANSWER_BYTES: usize = 4096;
 /// How long interrupted tasks have to end: what the guest itself gives them, and the round trip.
 const END_LIMIT: Duration = Duration::from_secs(60);
 
-/// How long a connection may take to end after the step at its other end: what that left in the background keeps it open.
+/// How long a connection may take to end after the step at its other end: what that left in the
+/// background keeps it open.
 const BACKGROUND_GRACE: Duration = Duration::from_secs(1);
 
 /// A guest that was entered.
@@ -68,7 +69,8 @@ impl<G: Guest> Inside<G> {
         self.guest.run(argv, input, output, deadline).await
     }
 
-    /// Runs a step until it says that it has ended: what it leaves in the background goes on, and is not waited for.
+    /// Runs a step until it says that it has ended: what it leaves in the background goes on, and
+    /// is not waited for.
     ///
     /// # Errors
     /// As for [`run`](Self::run).
@@ -242,7 +244,8 @@ mod tests {
     use crate::project::script_text::ScriptText;
     use crate::vmfile;
 
-    /// A guest with this host's own shell. As with an SSH server, a command is over once its output is closed.
+    /// A guest with this host's own shell. As with an SSH server, a command is over once its output
+    /// is closed.
     struct HostShell;
 
     impl Guest for HostShell {

@@ -26,7 +26,8 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
     /// Looks for a machine's VM.
     ///
     /// # Errors
-    /// `AlreadyExists` for a VM of its name that is somebody else's; `Record`, `TimedOut` where it can't be told.
+    /// `AlreadyExists` for a VM of its name that is somebody else's; `Record`, `TimedOut` where it
+    /// can't be told.
     pub(super) async fn look(&self, project: &Project, machine: &MachinePlan) -> Result<Found> {
         match self.manager().find(&machine.vm).await {
             Some(listed) => found(project, machine, listed),
@@ -35,7 +36,7 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
     }
 }
 
-/// Answers what a VM that was listed is to a machine whose VM has that name.
+/// Returns what a VM that was listed is to a machine whose VM has that name.
 ///
 /// # Errors
 /// As for [`ProjectManager::look`].

@@ -1,8 +1,9 @@
 //! The machines that a file describes, brought to be as it says: [`ProjectManager`].
 //!
-//! It works over [`VmManager`], which keeps each VM safe by itself, and over [`Guests`], the ways into them. What a machine
-//! shall be is the file's, what it is is asked of reality; nothing about a project as a whole is kept, so there is nothing
-//! that could be wrong after a crash. Whoever runs `up` again finds each machine where it was left.
+//! It works over [`VmManager`], which keeps each VM safe by itself, and over [`Guests`], the ways
+//! into them. What a machine shall be is the file's, what it is is asked of reality; nothing about
+//! a project as a whole is kept, so there is nothing that could be wrong after a crash. Whoever
+//! runs `up` again finds each machine where it was left.
 //!
 //! ```text
 //!           missing ─▶ make ──▶ ┐
@@ -10,8 +11,8 @@
 //!           right ────────────▶ ┘
 //! ```
 //!
-//! A machine is known by the labels of its VM: the file's absolute path, and its name there. A VM without them is never
-//! touched, whatever it is called.
+//! A machine is known by the labels of its VM: the file's absolute path, and its name there. A VM
+//! without them is never touched, whatever it is called.
 
 mod archive;
 mod down;
@@ -61,12 +62,12 @@ use crate::vmfile::{MachinePlan, Project};
 /// Brings the machines of a project up and down, over any hypervisor and any way into its guests.
 ///
 /// # Concurrency
-/// One operation at a time changes the machines of a project; a second one waits for the first, as long as its
-/// [`patience`](Options::patience) lasts. What only reads waits for nobody.
+/// One operation at a time changes the machines of a project; a second one waits for the first, as
+/// long as its [`patience`](Options::patience) lasts. What only reads waits for nobody.
 ///
 /// # Cancel safety
-/// A dropped future, like a killed process, leaves each machine where it was. The same call again goes on from there: a step
-/// that was cut off is run again.
+/// A dropped future, like a killed process, leaves each machine where it was. The same call again
+/// goes on from there: a step that was cut off is run again.
 #[derive(Debug)]
 pub struct ProjectManager<H, G> {
     shared: Arc<Shared<H, G>>,
@@ -90,7 +91,8 @@ impl<H, G> Clone for ProjectManager<H, G> {
 pub struct Options {
     /// The machines, by their names in the file; all of them where none is named.
     pub machines: Vec<String>,
-    /// Makes machines anew where the file changed what can't be changed otherwise. Their disks are lost.
+    /// Makes machines anew where the file changed what can't be changed otherwise. Their disks are
+    /// lost.
     pub recreate: bool,
     /// Removes the VMs of machines that the file no longer has.
     pub prune: bool,
@@ -125,12 +127,12 @@ pub struct Provision {
 }
 
 impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
-    /// Makes a manager of projects whose VMs are in `manager`'s home. Touches nothing.
+    /// Creates a manager of projects whose VMs are in `manager`'s home. Touches nothing.
     pub fn new(manager: VmManager<H>, guests: G, images: ImageStore) -> Self {
         Self { shared: Arc::new(Shared { manager, guests, images }) }
     }
 
-    /// Answers the manager of the VMs.
+    /// Returns the manager of the VMs.
     pub fn manager(&self) -> &VmManager<H> {
         &self.shared.manager
     }
@@ -159,7 +161,7 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
     }
 }
 
-/// Answers the machines that were named, in the order of the file; all of them where none was.
+/// Returns the machines that were named, in the order of the file; all of them where none was.
 ///
 /// # Errors
 /// `NotFound` for a name that no machine has.
@@ -171,7 +173,7 @@ fn chosen<'a>(project: &'a Project, names: &[String]) -> Result<Vec<&'a MachineP
     Ok(project.machines.iter().filter(is_chosen).collect())
 }
 
-/// Makes the error for a name that none of those has that there are.
+/// Creates the error for a name that none of those has that there are.
 fn unknown<'a>(what: &'static str, name: &str, known: impl Iterator<Item = &'a String>) -> Error {
     let mut names: Vec<String> = Vec::new();
     for known in known {
@@ -186,7 +188,7 @@ fn unknown<'a>(what: &'static str, name: &str, known: impl Iterator<Item = &'a S
     Error::Unknown { what, name: name.to_owned(), known: names, meant }
 }
 
-/// Answers the same machines and all that they depend on, however far.
+/// Returns the same machines and all that they depend on, however far.
 fn with_dependencies<'a>(project: &'a Project, machines: Vec<&'a MachinePlan>) -> Vec<&'a MachinePlan> {
     let mut names: Vec<&str> = machines.iter().map(|machine| machine.name.as_str()).collect();
     let mut looked = 0;
@@ -201,7 +203,7 @@ fn with_dependencies<'a>(project: &'a Project, machines: Vec<&'a MachinePlan>) -
     project.machines.iter().filter(|machine| names.contains(&machine.name.as_str())).collect()
 }
 
-/// Answers, for each of the machines, the places of those among them that it depends on.
+/// Returns, for each of the machines, the places of those among them that it depends on.
 fn dependencies(machines: &[&MachinePlan]) -> Vec<Vec<usize>> {
     let place = |name: &String| machines.iter().position(|machine| machine.name == *name);
     machines.iter().map(|machine| machine.depends_on.iter().filter_map(place).collect()).collect()

@@ -43,7 +43,7 @@ impl<H: Hypervisor + 'static> SshGuest<H> {
 }
 
 impl<H: Hypervisor + 'static> SshGuests<H> {
-    /// Makes the ways into the guests of this manager's VMs.
+    /// Creates the ways into the guests of this manager's VMs.
     pub fn new(manager: VmManager<H>) -> Self {
         Self { manager }
     }

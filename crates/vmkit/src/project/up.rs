@@ -51,7 +51,7 @@ pub(super) struct Turn<H, G> {
     pub(super) done: Vec<Done>,
     /// The fields whose change counts from the next start on.
     pending: Vec<String>,
-    /// The fields whose change counts once the machine is made anew.
+    /// The fields whose change counts once the machine is recreated.
     pub(super) anew: Vec<String>,
 }
 
@@ -68,21 +68,24 @@ impl Work {
 }
 
 impl<H: PortForwarding + 'static, G: Guests> ProjectManager<H, G> {
-    /// Brings up the machines that were chosen and all that they depend on: makes what is missing, starts what is stopped,
-    /// changes what the file changed, provisions, waits until each is ready, and leaves alone what is right.
+    /// Brings up the machines that were chosen and all that they depend on: makes what is missing,
+    /// starts what is stopped, changes what the file changed, provisions, waits until each is
+    /// ready, and leaves alone what is right.
     ///
     /// One that fails keeps only those from their turn that depend on it.
     ///
     /// # Errors
-    /// `NotFound` for a name that no machine has; `InvalidInput` where files of the host that the machines need can't be read or
-    /// an image has a name that nobody knows, and nothing is done then; `Busy` where somebody else works on the project for too long; those of the
-    /// home. What went wrong with a machine is in the report.
+    /// `NotFound` for a name that no machine has; `InvalidInput` where files of the host that the
+    /// machines need can't be read or an image has a name that nobody knows, and nothing is done
+    /// then; `Busy` where somebody else works on the project for too long; those of the home. What
+    /// went wrong with a machine is in the report.
     pub async fn up(&self, project: &Project, options: &Options, listener: Listener) -> Result<Report> {
         let machines = with_dependencies(project, chosen(project, &options.machines)?);
         let _lock = self.lock(project, options, &listener).await?;
         let mut work = Work::new(project, options, listener);
         self.check_paths(&work, &machines, false).await?;
-        // A port of the host that goes from one machine to another is given up before anybody takes it.
+        // A port of the host that goes from one machine to another is given up before anybody takes
+        // it.
         let pruned = if options.prune { self.remove_leftovers(&work).await? } else { Vec::new() };
         work.freed = Arc::new(self.free_ports(&work, &machines).await);
         let mut report = self.bring_up(&work, machines).await;
@@ -90,8 +93,8 @@ impl<H: PortForwarding + 'static, G: Guests> ProjectManager<H, G> {
         Ok(report)
     }
 
-    /// Takes away the forwards that running machines have no longer in the file, where another machine of the file wants their port;
-    /// answers from which machines.
+    /// Takes away the forwards that running machines have no longer in the file, where another
+    /// machine of the file wants their port; answers from which machines.
     ///
     /// What goes wrong here is told by the machine's own turn, which comes upon it again.
     async fn free_ports(&self, work: &Work, machines: &[&MachinePlan]) -> BTreeSet<String> {
@@ -231,8 +234,8 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
         Ok(Makings { image, spec })
     }
 
-    /// Finds what the machine's VM is made of anew, before the one that is there is touched: nothing that could be known
-    /// beforehand shall fail when its disks are gone.
+    /// Finds what the machine's VM is made of anew, before the one that is there is touched:
+    /// nothing that could be known beforehand shall fail when its disks are gone.
     pub(super) async fn makings_anew(&self) -> Result<Makings> {
         let (machine, digests) = (self.machine.clone(), self.work.digests.clone());
         let action = PlannedAction::Recreate;
@@ -357,8 +360,8 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
         manager.reconfigure(name, wanted).await
     }
 
-    /// Takes away the forwards that the machine has no longer in the file, where another one wants their port and this one may change;
-    /// answers whether there were any.
+    /// Takes away the forwards that the machine has no longer in the file, where another one wants
+    /// their port and this one may change; answers whether there were any.
     async fn free_ports(&self) -> Result<bool> {
         let Found::Vm { vm, .. } = self.engine.look(&self.work.project, &self.machine).await? else {
             return Ok(false);
@@ -376,7 +379,7 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
         Ok(!gone.is_empty())
     }
 
-    /// Tells whether another machine of the file wants the host's port of this forward.
+    /// Returns whether another machine of the file wants the host's port of this forward.
     fn is_wanted_elsewhere(&self, forward: &PortForward) -> bool {
         let others = self.work.project.machines.iter().filter(|other| other.name != self.machine.name);
         let mut wanted = others.filter_map(|other| match other.network() {
@@ -406,7 +409,7 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
     }
 }
 
-/// Answers the forwards that one network has and another one has not, where both have any.
+/// Returns the forwards that one network has and another one has not, where both have any.
 fn not_in(one: &NetworkConfig, other: &NetworkConfig) -> Vec<PortForward> {
     let (NetworkConfig::User(one), NetworkConfig::User(other)) = (one, other) else { return Vec::new() };
     one.forwards.iter().filter(|forward| !other.forwards.contains(forward)).cloned().collect()

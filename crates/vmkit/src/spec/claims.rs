@@ -1,11 +1,14 @@
-//! What raw user-data says of users, groups and host keys, and whether vmkit's own way in can be joined with it.
+//! What raw user-data says of users, groups and host keys, and whether vmkit's own way in can be
+//! joined with it.
 //!
-//! Pure. cloud-init joins two entries of one user in favour of the first, drops what it can't join, and gives up making users at the
-//! first word that it does not understand, each without a word outside the guest. So what it would make of a document is found out
-//! beforehand: vmkit takes a name that the document leaves free, says its own part in the form that the document uses, and refuses what
-//! would keep everybody out, with its line.
+//! Pure. cloud-init joins two entries of one user in favour of the first, drops what it can't join,
+//! and gives up making users at the first word that it does not understand, each without a word
+//! outside the guest. So what it would make of a document is found out beforehand: vmkit takes a
+//! name that the document leaves free, says its own part in the form that the document uses, and
+//! refuses what would keep everybody out, with its line.
 //!
-//! Source: cloud-init 22.4, `distros/ug_util.py`, `config/cc_users_groups.py`, `config/cc_ssh.py`, `mergers`.
+//! Source: cloud-init 22.4, `distros/ug_util.py`, `config/cc_users_groups.py`, `config/cc_ssh.py`,
+//! `mergers`.
 
 use super::raw_parts::{PartKind, RawPart, parts};
 use super::yaml::Mistake;
@@ -68,7 +71,8 @@ impl UserDataClaims {
     /// Reads user-data.
     ///
     /// # Errors
-    /// The first thing that no way in can be joined with, or that keeps cloud-init from making users or host keys.
+    /// The first thing that no way in can be joined with, or that keeps cloud-init from making
+    /// users or host keys.
     pub(crate) fn of(text: &str) -> Result<Self, Mistake> {
         let mut claims = Self::default();
         for part in parts(text)? {
@@ -86,8 +90,8 @@ impl UserDataClaims {
         self.names.iter().find(|claimed| claimed.name == name).map(|claimed| claimed.line)
     }
 
-    /// Returns whom vmkit may log in as: the image's own user, unless the document says something of that one, or a user of a name
-    /// that is nowhere in it.
+    /// Returns whom vmkit may log in as: the image's own user, unless the document says something
+    /// of that one, or a user of a name that is nowhere in it.
     pub(crate) fn login_name(&self, own: Option<&str>) -> String {
         let own = own.filter(|_| !self.shapes_own_user && self.unread.is_empty());
         let numbered = (2..).map(|number| format!("{USER}-access-{number}"));
@@ -98,7 +102,7 @@ impl UserDataClaims {
         free.next().expect("a document has not all names")
     }
 
-    /// Tells whether what can't be read has a list of users.
+    /// Returns whether what can't be read has a list of users.
     pub(crate) fn may_list_users(&self) -> bool {
         self.unread.iter().any(|text| text.lines().any(|line| line.starts_with("users:")))
     }
@@ -358,7 +362,7 @@ fn names_in(text: &str) -> Vec<String> {
     text.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect()
 }
 
-/// Tells whether a name stands in a text by itself.
+/// Returns whether a name stands in a text by itself.
 fn has_word(text: &str, name: &str) -> bool {
     let is_part = |c: char| c.is_alphanumeric() || c == '_' || c == '-';
     text.match_indices(name)

@@ -22,7 +22,8 @@ pub struct CloudInitConfig {
     pub hostname: Option<String>,
     /// What the guest shall become.
     pub user_data: UserData,
-    /// A network-config (version 1 or 2) in cloud-init's own words; DHCP on the first device where none is given.
+    /// A network-config (version 1 or 2) in cloud-init's own words; DHCP on the first device where
+    /// none is given.
     pub network_config: Option<String>,
     /// Counts up to make cloud-init run again: it is part of the instance-id.
     pub run: u32,
@@ -35,11 +36,13 @@ pub struct CloudInitConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GuestAccess {
-    /// The user that cloud-init makes for it, who may become root. Among typed users it may be one of them, who has its own keys beside.
+    /// The user that cloud-init makes for it, who may become root. Among typed users it may be one
+    /// of them, who has its own keys beside.
     pub user: String,
     /// The key that logs in.
     pub login_key: SshKeyPair,
-    /// The Ed25519 key that the guest's SSH server proves itself with: handed in, so that nobody trusts it on first use.
+    /// The Ed25519 key that the guest's SSH server proves itself with: handed in, so that nobody
+    /// trusts it on first use.
     pub host_key: SshKeyPair,
 }
 
@@ -80,9 +83,11 @@ pub struct CloudConfig {
     pub packages: Vec<String>,
     /// Files to write, in order.
     pub files: Vec<GuestFile>,
-    /// Commands to run once at the first boot, in order; each is a program and its arguments, no shell between.
+    /// Commands to run once at the first boot, in order; each is a program and its arguments, no
+    /// shell between.
     pub commands: Vec<Vec<String>>,
-    /// An Ed25519 host key for the guest's SSH server, so that it makes none and its identity is known beforehand.
+    /// An Ed25519 host key for the guest's SSH server, so that it makes none and its identity is
+    /// known beforehand.
     pub ssh_host_key: Option<SshKeyPair>,
 }
 
@@ -114,7 +119,8 @@ pub struct GuestFile {
     /// Its permission bits, such as `0o644`.
     #[serde(default = "default_mode")]
     pub mode: u32,
-    /// `USER` or `USER:GROUP`; root's where none is given. A file of anybody else is written last, when the users are there.
+    /// `USER` or `USER:GROUP`; root's where none is given. A file of anybody else is written last,
+    /// when the users are there.
     #[serde(default)]
     pub owner: Option<String>,
 }
@@ -160,12 +166,14 @@ impl CloudInitConfig {
 
     /// Checks every field, as [`VmSpecBuilder::build`](crate::spec::VmSpecBuilder::build) does.
     ///
-    /// cloud-init itself skips what it can't use and says so in a log inside the guest, which is where nobody looks.
+    /// cloud-init itself skips what it can't use and says so in a log inside the guest, which is
+    /// where nobody looks.
     ///
     /// # Errors
-    /// `InvalidInput` on the very field, such as `cloud_init.users[0].name`; on `user_data` for raw text that is longer
-    /// than [`MAX_BYTES`](Self::MAX_BYTES) or begins as nothing that cloud-init knows; with line and column on `user_data` that
-    /// begins with `#cloud-config`, and on `network_config`, where they are not YAML with keys and values.
+    /// `InvalidInput` on the very field, such as `cloud_init.users[0].name`; on `user_data` for raw
+    /// text that is longer than [`MAX_BYTES`](Self::MAX_BYTES) or begins as nothing that cloud-init
+    /// knows; with line and column on `user_data` that begins with `#cloud-config`, and on
+    /// `network_config`, where they are not YAML with keys and values.
     pub fn check(&self) -> Result<()> {
         self.check_fields()?;
         self.check_documents()
@@ -229,7 +237,8 @@ pub(crate) fn check_joinable(_text: &str) -> Result<(), Mistake> {
     Ok(())
 }
 
-/// Returns whom vmkit may log in as beside this user-data: the image's own user, or one whose name is free.
+/// Returns whom vmkit may log in as beside this user-data: the image's own user, or one whose name
+/// is free.
 ///
 /// # Errors
 /// `InvalidInput` on `user_data` for raw text that no way in can be joined with.
@@ -254,25 +263,27 @@ pub(crate) fn free_login(
 
 /// What raw user-data may begin with, in any case and after any space.
 ///
-/// Source: `INCLUSION_TYPES_MAP` in cloud-init's `handlers/__init__.py`; the longer names there begin with these.
+/// Source: `INCLUSION_TYPES_MAP` in cloud-init's `handlers/__init__.py`; the longer names there
+/// begin with these.
 const RAW_BEGINNINGS: &[&str] =
     &["#cloud-config", "#!", "#include", "#cloud-boothook", "#part-handler", "## template: jinja"];
 
-/// Tells whether user-data begins so, in any case and after any space.
+/// Returns whether user-data begins so, in any case and after any space.
 pub(super) fn begins_with(text: &str, beginning: &str) -> bool {
     let head = text.trim_start().as_bytes().get(..beginning.len());
     head.is_some_and(|head| head.eq_ignore_ascii_case(beginning.as_bytes()))
 }
 
-/// Tells whether user-data has MIME parts: they are known by this header, wherever it is in the first 4096 bytes.
+/// Returns whether user-data has MIME parts: they are known by this header, wherever it is in the
+/// first 4096 bytes.
 pub(super) fn is_mime(text: &str) -> bool {
     let head = &text.as_bytes()[..text.len().min(4096)];
     let mime = b"mime-version:";
     head.windows(mime.len()).any(|window| window.eq_ignore_ascii_case(mime))
 }
 
-/// Answers what cloud-init could not read in raw user-data. Of what it reads as something else, templates and parts among it, nothing
-/// is said.
+/// Returns what cloud-init could not read in raw user-data. Of what it reads as something else,
+/// templates and parts among it, nothing is said.
 pub(crate) fn check_user_data(text: &str) -> Result<(), Mistake> {
     match text {
         text if is_mime(text) || begins_with(text, "#cloud-config-jsonp") => Ok(()),
@@ -282,7 +293,7 @@ pub(crate) fn check_user_data(text: &str) -> Result<(), Mistake> {
     }
 }
 
-/// Answers what cloud-init could not read in a network-config.
+/// Returns what cloud-init could not read in a network-config.
 pub(crate) fn check_network_config(text: &str) -> Result<(), Mistake> {
     yaml::check(text, Top::Mapping { or_nothing: false })
 }
@@ -472,7 +483,7 @@ impl SshKeyPair {
     }
 }
 
-/// Tells whether the guest can take this as the path of a file.
+/// Returns whether the guest can take this as the path of a file.
 fn is_guest_path(path: &str) -> bool {
     path.starts_with('/') && path.len() < 4096 && !path.chars().any(char::is_control)
 }

@@ -14,7 +14,8 @@ pub struct RootDisk {
     /// The base image on the host, raw or qcow2; which, is found by looking. For Propolis raw, or
     /// `zfs:DATASET@SNAPSHOT` to clone a volume's snapshot.
     ///
-    /// The empty path stands for no image: the disk is empty, and has a size. See [`RootDisk::empty`].
+    /// The empty path stands for no image: the disk is empty, and has a size. See
+    /// [`RootDisk::empty`].
     pub image: PathBuf,
     /// The size the guest sees; the image's own where none is given. Never smaller than the image.
     pub size: Option<Mib>,

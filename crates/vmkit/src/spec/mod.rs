@@ -1,6 +1,7 @@
 //! What is wanted: [`VmSpec`] and its parts, one file each.
 //!
-//! Pure. A spec is always valid once built; what only the host can tell (does the image exist?) is asked when it is planned.
+//! Pure. A spec is always valid once built; what only the host can tell (does the image exist?) is
+//! asked when it is planned.
 
 mod boot;
 mod changes;
@@ -97,7 +98,8 @@ impl VmSpec {
     /// The longest kernel command line in bytes (`COMMAND_LINE_SIZE` of Linux on x86).
     pub const MAX_CMDLINE_BYTES: usize = 2048;
 
-    /// Begins a spec: 1 CPU, 512 MiB, `q35` with BIOS, `accel = auto`, user network with SSH forwarded.
+    /// Begins a spec: 1 CPU, 512 MiB, `q35` with BIOS, `accel = auto`, user network with SSH
+    /// forwarded.
     pub fn builder(name: VmName) -> VmSpecBuilder {
         VmSpecBuilder {
             name,
@@ -121,59 +123,59 @@ impl VmSpec {
         }
     }
 
-    /// Answers the name.
+    /// Returns the name.
     pub fn name(&self) -> &VmName {
         &self.0.name
     }
 
-    /// Answers the identity, where one was given already; `prepare` gives one otherwise.
+    /// Returns the identity, where one was given already; `prepare` gives one otherwise.
     pub fn id(&self) -> Option<Uuid> {
         self.0.id
     }
 
-    /// Answers the same spec with this identity.
+    /// Returns the same spec with this identity.
     #[must_use]
     pub fn with_id(mut self, id: Uuid) -> Self {
         self.0.id = Some(id);
         self
     }
 
-    /// Answers the backend that shall run it, where one was named.
+    /// Returns the backend that shall run it, where one was named.
     pub fn backend(&self) -> Option<&BackendTag> {
         self.0.backend.as_ref()
     }
 
-    /// Answers the number of virtual CPUs.
+    /// Returns the number of virtual CPUs.
     pub fn cpus(&self) -> u32 {
         self.0.cpus
     }
 
-    /// Answers the guest's memory.
+    /// Returns the guest's memory.
     pub fn memory(&self) -> Mib {
         self.0.memory
     }
 
-    /// Answers the machine.
+    /// Returns the machine.
     pub fn machine(&self) -> Machine {
         self.0.machine
     }
 
-    /// Answers what brings up the guest.
+    /// Returns what brings up the guest.
     pub fn boot(&self) -> &Boot {
         &self.0.boot
     }
 
-    /// Answers how the guest's code shall be run.
+    /// Returns how the guest's code shall be run.
     pub fn accel(&self) -> Accel {
         self.0.accel
     }
 
-    /// Answers the root disk, where there is one.
+    /// Returns the root disk, where there is one.
     pub fn disk(&self) -> Option<&RootDisk> {
         self.0.disk.as_ref()
     }
 
-    /// Answers the further disks.
+    /// Returns the further disks.
     pub fn data_disks(&self) -> &[DataDisk] {
         &self.0.data_disks
     }
@@ -183,17 +185,18 @@ impl VmSpec {
         self.0.cdrom.as_deref()
     }
 
-    /// Answers the network.
+    /// Returns the network.
     pub fn network(&self) -> &NetworkConfig {
         &self.0.network
     }
 
-    /// Answers what cloud-init is told, where it is told anything.
+    /// Returns what cloud-init is told, where it is told anything.
     pub fn cloud_init(&self) -> Option<&CloudInitConfig> {
         self.0.cloud_init.as_ref()
     }
 
-    /// Answers the same spec, with cloud-init to run again at the next start; without cloud-init, the same.
+    /// Returns the same spec, with cloud-init to run again at the next start; without cloud-init,
+    /// the same.
     #[must_use]
     pub fn with_cloud_init_again(mut self) -> Self {
         if let Some(config) = &mut self.0.cloud_init {
@@ -202,10 +205,11 @@ impl VmSpec {
         self
     }
 
-    /// Answers the same spec with this forward as well; where it has it already, the same.
+    /// Returns the same spec with this forward as well; where it has it already, the same.
     ///
     /// # Errors
-    /// `InvalidInput` where the network is not the user one, or another forward names the same port of the host.
+    /// `InvalidInput` where the network is not the user one, or another forward names the same port
+    /// of the host.
     pub fn with_forward(mut self, forward: PortForward) -> Result<Self> {
         let NetworkConfig::User(user) = &mut self.0.network else {
             return Err(Error::invalid("forward", forward, "only user networking forwards ports"));
@@ -216,7 +220,7 @@ impl VmSpec {
         self.0.build()
     }
 
-    /// Answers the same spec without this forward.
+    /// Returns the same spec without this forward.
     #[must_use]
     pub fn without_forward(mut self, forward: &PortForward) -> Self {
         if let NetworkConfig::User(user) = &mut self.0.network {
@@ -225,7 +229,8 @@ impl VmSpec {
         self
     }
 
-    /// Answers the same spec for the VM of another one: with its name, its identity and its count of cloud-init's runs.
+    /// Returns the same spec for the VM of another one: with its name, its identity and its count
+    /// of cloud-init's runs.
     pub(crate) fn in_place_of(mut self, recorded: &VmSpec) -> Self {
         self.0.name = recorded.0.name.clone();
         self.0.id = recorded.0.id;
@@ -235,33 +240,33 @@ impl VmSpec {
         self
     }
 
-    /// Answers the same spec with these labels.
+    /// Returns the same spec with these labels.
     pub(crate) fn with_labels(mut self, labels: Labels) -> Self {
         self.0.labels = labels;
         self
     }
 
-    /// Answers where the screen is shown.
+    /// Returns where the screen is shown.
     pub fn vnc(&self) -> Vnc {
         self.0.vnc
     }
 
-    /// Answers how much of the serial console's output is kept on disk at the most.
+    /// Returns how much of the serial console's output is kept on disk at the most.
     pub fn console_log(&self) -> Mib {
         self.0.console_log
     }
 
-    /// Answers the host's user that the hypervisor shall run as, where vmkit is root.
+    /// Returns the host's user that the hypervisor shall run as, where vmkit is root.
     pub fn run_as(&self) -> Option<&UserName> {
         self.0.run_as.as_ref()
     }
 
-    /// Answers what its owner wrote on it.
+    /// Returns what its owner wrote on it.
     pub fn labels(&self) -> &Labels {
         &self.0.labels
     }
 
-    /// Answers the same spec with one more label.
+    /// Returns the same spec with one more label.
     ///
     /// # Errors
     /// Those of [`Labels::set`].
@@ -270,14 +275,17 @@ impl VmSpec {
         Ok(self)
     }
 
-    /// Answers what its root disk was made from, as whoever made it named it, such as `debian:12`; where that was recorded.
+    /// Returns what its root disk was made from, as whoever made it named it, such as `debian:12`;
+    /// where that was recorded.
     ///
-    /// `launch`, files of machines and the command record it. Where the image lies is told by [`disk`](Self::disk).
+    /// `launch`, files of machines and the command record it. Where the image lies is told by
+    /// [`disk`](Self::disk).
     pub fn image_name(&self) -> Option<&str> {
         self.0.labels.get(Labels::IMAGE)
     }
 
-    /// Answers the same spec, with what its root disk is made from recorded; a name that no label can hold is left out.
+    /// Returns the same spec, with what its root disk is made from recorded; a name that no label
+    /// can hold is left out.
     #[must_use]
     pub fn with_image_name(mut self, name: &str) -> Self {
         let mut labels = self.0.labels.clone();
@@ -287,7 +295,7 @@ impl VmSpec {
         self
     }
 
-    /// Answers what only its backend understands.
+    /// Returns what only its backend understands.
     pub fn backend_options(&self) -> &BackendOptions {
         &self.0.backend_options
     }
@@ -343,7 +351,8 @@ impl VmSpecBuilder {
         disk: RootDisk,
         /// Sets the further disks.
         data_disks: Vec<DataDisk>,
-        /// Sets the image of the disc in a CD-ROM drive: only read, and booted where the disks before it have nothing to boot.
+        /// Sets the image of the disc in a CD-ROM drive: only read, and booted where the disks
+        /// before it have nothing to boot.
         cdrom: PathBuf,
         /// Sets the network.
         network: NetworkConfig,
@@ -367,7 +376,7 @@ impl VmSpecBuilder {
         self
     }
 
-    /// Checks the whole and answers the spec.
+    /// Checks the whole and returns the spec.
     ///
     /// # Errors
     /// `InvalidInput` with the field, the value and what would be right.
@@ -378,8 +387,8 @@ impl VmSpecBuilder {
         Ok(spec)
     }
 
-    /// Checks the whole but for what raw documents of cloud-init say, and for disks that are named twice: a VM that was made with
-    /// them is there, and its start says what is wrong.
+    /// Checks the whole but for what raw documents of cloud-init say, and for disks that are named
+    /// twice: a VM that was made with them is there, and its start says what is wrong.
     fn build_recorded(self) -> Result<VmSpec> {
         if !(1..=VmSpec::MAX_CPUS).contains(&self.cpus) {
             let bound = format!("a VM has 1 to {} CPUs", VmSpec::MAX_CPUS);
@@ -422,7 +431,8 @@ impl VmSpecBuilder {
         }
     }
 
-    /// Refuses a path that is two disks, of which one is written to. Links and other spellings are for the host to tell.
+    /// Refuses a path that is two disks, of which one is written to. Links and other spellings are
+    /// for the host to tell.
     fn check_disks(&self) -> Result<()> {
         let existing = |disk: &DataDisk| match disk {
             DataDisk::Existing { path, readonly } => Some((path.clone(), *readonly)),

@@ -1,6 +1,7 @@
 //! The parts of raw user-data, as cloud-init takes it apart.
 //!
-//! Pure. Source: cloud-init's `user_data.py` and `handlers/__init__.py`; RFC 2045 and RFC 2046 for MIME.
+//! Pure. Source: cloud-init's `user_data.py` and `handlers/__init__.py`; RFC 2045 and RFC 2046 for
+//! MIME.
 
 use std::borrow::Cow;
 
@@ -21,9 +22,11 @@ pub(super) enum PartKind {
     Config,
     /// A list of parts, in YAML.
     Archive,
-    /// What says only in the guest what it says: a template, a patch, addresses of further parts, something packed.
+    /// What says only in the guest what it says: a template, a patch, addresses of further parts,
+    /// something packed.
     Opaque,
-    /// What can't name a user or a key of cloud-init's: a script, a boothook, a program that handles parts.
+    /// What can't name a user or a key of cloud-init's: a script, a boothook, a program that
+    /// handles parts.
     Program,
 }
 
@@ -37,7 +40,8 @@ pub(super) struct RawPart<'a> {
     /// How many lines stand before it, and how many bytes.
     line: usize,
     byte: usize,
-    /// Whether it stands in the document as it is read, so that a place in it is one in the document.
+    /// Whether it stands in the document as it is read, so that a place in it is one in the
+    /// document.
     is_verbatim: bool,
 }
 
@@ -212,7 +216,8 @@ fn take_message<'a>(message: Piece<'a>, depth: usize, parts: &mut Vec<RawPart<'a
     take_piece(piece, kind.as_deref(), has_merge_header, depth, parts)
 }
 
-/// Returns the headers of a message, those that go on in further lines in one, and where its body begins.
+/// Returns the headers of a message, those that go on in further lines in one, and where its body
+/// begins.
 fn split_headers(text: &str) -> (Vec<(String, String)>, usize) {
     let mut headers: Vec<(String, String)> = Vec::new();
     let mut at = 0;

@@ -1,7 +1,8 @@
 //! A document of YAML as cloud-init's parser loads it, each node with its place.
 //!
-//! Pure. PyYAML reads plain texts by the rules of YAML 1.1: `yes` is no text there, nor is `12:30`. Only what is a text, nothing,
-//! a list or a mapping is told apart here; numbers, truth values and dates are all the same.
+//! Pure. PyYAML reads plain texts by the rules of YAML 1.1: `yes` is no text there, nor is `12:30`.
+//! Only what is a text, nothing, a list or a mapping is told apart here; numbers, truth values and
+//! dates are all the same.
 //!
 //! Source: PyYAML, `lib/yaml/resolver.py` and `lib/yaml/constructor.py`.
 
@@ -11,7 +12,8 @@ use granit_parser::{Event, Marker, Parser, ScalarStyle, Tag};
 
 use super::yaml::Mistake;
 
-/// More entries than any mapping has once its merge keys are followed: aliases of aliases grow without end.
+/// More entries than any mapping has once its merge keys are followed: aliases of aliases grow
+/// without end.
 const MOST_ENTRIES: usize = 10_000;
 /// How deep merge keys are followed.
 const MOST_MERGES: usize = 16;
@@ -248,8 +250,8 @@ impl<'a> YamlNode<'a> {
         items.iter().map(move |index| YamlNode { index: *index, ..self })
     }
 
-    /// Returns the keys and values of a mapping, with those that its merge keys bring before its own; of equal keys the last is in
-    /// force. None of anything else.
+    /// Returns the keys and values of a mapping, with those that its merge keys bring before its
+    /// own; of equal keys the last is in force. None of anything else.
     pub(super) fn entries(self) -> Vec<(YamlNode<'a>, YamlNode<'a>)> {
         let mut entries = Vec::new();
         self.collect(&mut entries, MOST_MERGES);

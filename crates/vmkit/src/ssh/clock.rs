@@ -20,7 +20,8 @@ const HALF: Duration = Duration::from_millis(500);
 /// The longest answer, in bytes.
 const MOST_ANSWER: usize = 200;
 
-/// Answers each line with the time, after having set it where the line has one. Whole seconds: busybox knows no others.
+/// Returns each line with the time, after having set it where the line has one. Whole seconds:
+/// busybox knows no others.
 const SET: &str = "while read -r at; do
 [ \"$at\" = get ] || date -u -s \"@$at\" >/dev/null || exit
 date -u +%s.%N || exit
@@ -125,7 +126,8 @@ impl Way<'_> {
     }
 }
 
-/// Parses a time such as `1700000000.250000000`, and tells whether it has a fraction; without one it is the middle of its second.
+/// Parses a time such as `1700000000.250000000`, and tells whether it has a fraction; without one
+/// it is the middle of its second.
 fn seconds(text: &str) -> Option<(Duration, bool)> {
     let (whole, fraction) = text.split_once('.')?;
     let whole = Duration::from_secs(whole.parse().ok()?);

@@ -18,13 +18,15 @@ pub struct CloudInit {
     pub stage: Option<String>,
     /// What went wrong, each with its stage before it.
     pub errors: Vec<String>,
-    /// What it could not do and went on without, each with its stage before it: what it calls recoverable errors, and since version
-    /// 23.4 is told of. What it finds deprecated is not among them.
+    /// What it could not do and went on without, each with its stage before it: what it calls
+    /// recoverable errors, and since version 23.4 is told of. What it finds deprecated is not among
+    /// them.
     pub warnings: Vec<String>,
 }
 
 impl CloudInit {
-    /// Answers what to say where it failed: its errors, and what it went on without on the way, which may be their cause.
+    /// Returns what to say where it failed: its errors, and what it went on without on the way,
+    /// which may be their cause.
     #[cfg(any(test, feature = "images"))]
     pub(crate) fn failure(&self) -> Option<String> {
         let errors = self.errors.join("; ");
@@ -53,16 +55,17 @@ pub enum CloudInitProgress {
 
 /// Tells of each change until there is none to come.
 ///
-/// A guest has no event for it that every distribution's tools could wait for, so the loop looks ten times in a second;
-/// `cloud-init status --wait` does the same, and loads a Python for it first. Source: cloud-init's documentation, "Status and
-/// result files".
+/// A guest has no event for it that every distribution's tools could wait for, so the loop looks
+/// ten times in a second; `cloud-init status --wait` does the same, and loads a Python for it
+/// first. Source: cloud-init's documentation, "Status and result files".
 ///
-/// After cloud-init's end the power may be switched yet: by a process of its own that waits for that end (`power_state`), or by what
-/// was asked before (`runcmd: [reboot]`). While that is to come, the loop goes on, until it ends with the guest. A sign of life every two
-/// seconds or so tells the other side that the guest has not gone already.
+/// After cloud-init's end the power may be switched yet: by a process of its own that waits for
+/// that end (`power_state`), or by what was asked before (`runcmd: [reboot]`). While that is to
+/// come, the loop goes on, until it ends with the guest. A sign of life every two seconds or so
+/// tells the other side that the guest has not gone already.
 ///
-/// Source: cloud-init's `config/cc_power_state_change.py`; systemctl(1), `is-system-running`; shutdown(8); logind's
-/// `PreparingForShutdown`; OpenRC's `RC_STOPPING`.
+/// Source: cloud-init's `config/cc_power_state_change.py`; systemctl(1), `is-system-running`;
+/// shutdown(8); logind's `PreparingForShutdown`; OpenRC's `RC_STOPPING`.
 const WATCH: &str = "\
 cd /run/cloud-init 2>/dev/null || command -v cloud-init >/dev/null || exit 100
 last= turn=0
@@ -130,17 +133,20 @@ while later || stops; do
 done
 exit 0";
 
-/// What begins a sign of life, and the news that the guest is about to restart or to power itself off: in so many seconds, where
-/// that is known.
+/// What begins a sign of life, and the news that the guest is about to restart or to power itself
+/// off: in so many seconds, where that is known.
 const ALIVE: u8 = 1;
 const STOPPING: u8 = 2;
-/// After how long without a sign of life a guest counts as gone. An emulated one on a busy host needs seconds for each.
+/// After how long without a sign of life a guest counts as gone. An emulated one on a busy host
+/// needs seconds for each.
 const SILENCE: Duration = Duration::from_secs(25);
 
 impl Session {
-    /// Waits until cloud-init has done all that it does in this boot, and tells `progressed` of each stage meanwhile.
+    /// Waits until cloud-init has done all that it does in this boot, and tells `progressed` of
+    /// each stage meanwhile.
     ///
-    /// Its own failures are data in the answer. A guest that cloud-init restarts or powers off ends the session: that is an error here.
+    /// Its own failures are data in the answer. A guest that cloud-init restarts or powers off ends
+    /// the session: that is an error here.
     ///
     /// # Errors
     /// `TimedOut`; `Guest` where the connection is lost, or what it wrote makes no sense.
@@ -152,7 +158,8 @@ impl Session {
         self.watch_cloud_init(deadline, &mut progressed).await
     }
 
-    /// Waits as [`cloud_init_done`](Self::cloud_init_done) does. A restart that the guest has set for after the deadline is a warning.
+    /// Waits as [`cloud_init_done`](Self::cloud_init_done) does. A restart that the guest has set
+    /// for after the deadline is a warning.
     ///
     /// # Errors
     /// As there; every connection that is lost is [`Error::Ssh`].
@@ -208,7 +215,8 @@ impl Session {
     }
 }
 
-/// Returns what to say of a restart that comes so many seconds from now, where that is after the deadline.
+/// Returns what to say of a restart that comes so many seconds from now, where that is after the
+/// deadline.
 fn set_for_later(seconds: &[u8], deadline: Instant) -> Option<String> {
     let seconds: u64 = std::str::from_utf8(seconds).ok()?.parse().ok()?;
     let is_later = Duration::from_secs(seconds) > deadline.saturating_duration_since(Instant::now());
@@ -245,10 +253,11 @@ fn status(document: &[u8]) -> Option<CloudInit> {
     Some(found)
 }
 
-/// The level of what works, and will not for ever. Source: cloud-init's documentation, "Reported status".
+/// The level of what works, and will not for ever. Source: cloud-init's documentation, "Reported
+/// status".
 const DEPRECATED: &str = "DEPRECATED";
 
-/// Answers a list of texts, each with the stage before it.
+/// Returns a list of texts, each with the stage before it.
 fn texts<'a>(stage: &'a str, list: Option<&'a Value>) -> impl Iterator<Item = String> + 'a {
     let list = list.and_then(Value::as_array).into_iter().flatten();
     list.map(move |text| match text.as_str() {

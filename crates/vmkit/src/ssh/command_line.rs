@@ -1,7 +1,8 @@
 //! What is to run in the guest, and how that is written for its login shell.
 //!
-//! Pure. SSH has no way to hand over arguments: a server gives one line to the user's login shell. So each argument is
-//! quoted for a POSIX shell, and arrives as it was given. Source: RFC 4254, section 6.5; POSIX, "Shell Command Language".
+//! Pure. SSH has no way to hand over arguments: a server gives one line to the user's login shell.
+//! So each argument is quoted for a POSIX shell, and arrives as it was given. Source: RFC 4254,
+//! section 6.5; POSIX, "Shell Command Language".
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -9,8 +10,9 @@ use std::os::unix::ffi::OsStrExt;
 use super::Terminal;
 use crate::error::{Error, Result};
 
-/// Says why the directory can't be entered, and answers what a shell does for a program that can't be run. It runs instead of the
-/// program, in a shell of its own: what the user's is need not know more than `||` and `;`.
+/// Says why the directory can't be entered, and returns what a shell does for a program that can't
+/// be run. It runs instead of the program, in a shell of its own: what the user's is need not know
+/// more than `||` and `;`.
 const NO_DIR: &str = "if [ -d \"$1\" ]; then why=\"the directory $1 may not be entered\"; \
     else why=\"there is no directory $1\"; fi; printf \"error: %s in the guest\\n\" \"$why\" >&2; exit 126";
 
@@ -21,23 +23,25 @@ pub struct Command {
     pub argv: Vec<OsString>,
     /// Variables that it has beside those that a login has.
     pub env: Vec<(String, OsString)>,
-    /// The directory that it runs in; the user's home where none is given. One that can't be entered is told on the program's standard
-    /// error, with the code 126.
+    /// The directory that it runs in; the user's home where none is given. One that can't be
+    /// entered is told on the program's standard error, with the code 126.
     pub dir: Option<OsString>,
     /// The terminal that it runs at; pipes where none is given.
     pub terminal: Option<Terminal>,
 }
 
 impl Command {
-    /// Makes a command of a program and its arguments.
+    /// Creates a command of a program and its arguments.
     pub fn new<S: Into<OsString>>(argv: impl IntoIterator<Item = S>) -> Self {
         Self { argv: argv.into_iter().map(Into::into).collect(), ..Self::default() }
     }
 
-    /// Answers the line for a POSIX shell; nothing where the login shell itself is all that is wanted.
+    /// Returns the line for a POSIX shell; nothing where the login shell itself is all that is
+    /// wanted.
     ///
     /// # Errors
-    /// `InvalidInput` for a zero byte, which no argument can hold, and for a variable that no shell could name.
+    /// `InvalidInput` for a zero byte, which no argument can hold, and for a variable that no shell
+    /// could name.
     pub fn line(&self) -> Result<Option<Vec<u8>>> {
         if self.argv.is_empty() && self.env.is_empty() && self.dir.is_none() {
             return Ok(None);
@@ -58,7 +62,8 @@ impl Command {
             quote("env", value, &mut line)?;
             line.extend_from_slice(b" && ");
         }
-        // Nothing stays between the server and the program: a signal that ends it is reported as one.
+        // Nothing stays between the server and the program: a signal that ends it is reported as
+        // one.
         line.extend_from_slice(b"exec");
         if self.argv.is_empty() {
             line.extend_from_slice(b" \"${SHELL:-/bin/sh}\" -l");
@@ -71,12 +76,13 @@ impl Command {
     }
 }
 
-/// Returns the line that runs a program of vmkit's own, by whatever shell the user has: `mark` is printed on a line of its own to both
-/// streams right before the program begins.
+/// Returns the line that runs a program of vmkit's own, by whatever shell the user has: `mark` is
+/// printed on a line of its own to both streams right before the program begins.
 ///
-/// A login shell may print what its start-up files say before it runs anything, and need not be a POSIX one. So all that it reads is
-/// one word in single quotes without a quote, a line break or an exclamation mark, which sh, csh and fish read alike; a POSIX shell
-/// turns that back into the line.
+/// A login shell may print what its start-up files say before it runs anything, and need not be a
+/// POSIX one. So all that it reads is one word in single quotes without a quote, a line break or an
+/// exclamation mark, which sh, csh and fish read alike; a POSIX shell turns that back into the
+/// line.
 ///
 /// # Errors
 /// `InvalidInput` for a zero byte, which no argument can hold.

@@ -19,7 +19,8 @@ use crate::spec::{CloudInitConfig, GuestAccess, SshKeyPair, UserData, UserName, 
 const MOST_KEY_BYTES: u64 = 64 * 1024;
 
 impl GuestAccess {
-    /// Makes vmkit's own way into a guest that is to be made: a login key and a host key, both Ed25519 and new.
+    /// Makes vmkit's own way into a guest that is to be made: a login key and a host key, both
+    /// Ed25519 and new.
     ///
     /// # Errors
     /// `Host` where the system has no random numbers.
@@ -29,23 +30,26 @@ impl GuestAccess {
 }
 
 impl GuestAccess {
-    /// Creates vmkit's own way into a guest that is to be made with this config, whose image has a user `own`.
+    /// Creates vmkit's own way into a guest that is to be made with this config, whose image has a
+    /// user `own`.
     ///
-    /// The user is the image's own, or one of another name where the user-data says something of that one. An Ed25519 host key that the
-    /// user-data hands in is the one that is expected then.
+    /// The user is the image's own, or one of another name where the user-data says something of
+    /// that one. An Ed25519 host key that the user-data hands in is the one that is expected then.
     ///
     /// # Errors
-    /// `InvalidInput` on `user_data` for raw text that no way in can be joined with: with its line; `Host` where the system has no
-    /// random numbers.
+    /// `InvalidInput` on `user_data` for raw text that no way in can be joined with: with its line;
+    /// `Host` where the system has no random numbers.
     pub fn beside(config: &CloudInitConfig, own: Option<&UserName>) -> Result<Self> {
         let (user, _) = free_login(&config.user_data, own.map(UserName::as_str))?;
         Self::of_user(user, config)
     }
 
-    /// Creates vmkit's own way into a guest that is to be made with this config, as a user of this name.
+    /// Creates vmkit's own way into a guest that is to be made with this config, as a user of this
+    /// name.
     ///
     /// # Errors
-    /// As [`beside`](Self::beside). Whether the name is free is [`CloudInitConfig::check`]'s to say.
+    /// As [`beside`](Self::beside). Whether the name is free is [`CloudInitConfig::check`]'s to
+    /// say.
     pub fn of_user(user: impl Into<String>, config: &CloudInitConfig) -> Result<Self> {
         let mut access = Self::generate(user)?;
         let (_, claimed) = free_login(&config.user_data, None)?;
@@ -138,7 +142,8 @@ impl Identity {
         Self::parse(&pair.private, "the key in the VM's record")
     }
 
-    /// Takes the keys of the SSH agent at this socket, which `SSH_AUTH_SOCK` names; nothing is asked of it yet.
+    /// Takes the keys of the SSH agent at this socket, which `SSH_AUTH_SOCK` names; nothing is
+    /// asked of it yet.
     pub fn agent(socket: impl Into<PathBuf>) -> Self {
         let socket = socket.into();
         Self { origin: format!("the SSH agent at {}", socket.display()), keys: Keys::Agent(socket) }
@@ -147,8 +152,8 @@ impl Identity {
     /// Reads the key in a file, as `ssh -i` does.
     ///
     /// # Errors
-    /// `InvalidInput` on `identity` for a file that is missing, may be read by others, is protected by a passphrase, or has
-    /// no private key of a kind that vmkit can use.
+    /// `InvalidInput` on `identity` for a file that is missing, may be read by others, is protected
+    /// by a passphrase, or has no private key of a kind that vmkit can use.
     pub fn read(path: &Path) -> Result<Self> {
         let refused = |why: String| Error::invalid("identity", path.display(), why);
         let input = InputStream::open("identity", path)?;
@@ -186,7 +191,8 @@ impl Identity {
         Ok(Self { keys: Keys::Own(Arc::new(key)), origin: origin.to_owned() })
     }
 
-    /// Answers the fingerprint of the key's public half, such as `SHA256:…`; none for an agent, which may have several keys.
+    /// Returns the fingerprint of the key's public half, such as `SHA256:…`; none for an agent,
+    /// which may have several keys.
     pub fn fingerprint(&self) -> Option<String> {
         match &self.keys {
             Keys::Own(key) => Some(key.fingerprint(HashAlg::Sha256).to_string()),
@@ -198,7 +204,7 @@ impl Identity {
         &self.origin
     }
 
-    /// Answers what errors call it.
+    /// Returns what errors call it.
     pub(super) fn described(&self) -> String {
         match self.fingerprint() {
             Some(fingerprint) => format!("the key {fingerprint}"),
@@ -241,7 +247,8 @@ impl HostKey {
     /// Reads the key from a file's first line, as `ssh-keygen` writes the public half of one.
     ///
     /// # Errors
-    /// `InvalidInput` on `host-key` for a file that is missing, may not be read, or has no public key there.
+    /// `InvalidInput` on `host-key` for a file that is missing, may not be read, or has no public
+    /// key there.
     pub fn read(path: &Path) -> Result<Self> {
         let refused = |why: &str| Error::invalid("host-key", path.display(), why);
         let input = InputStream::open("host-key", path)?;
@@ -259,7 +266,7 @@ impl HostKey {
         Self(None)
     }
 
-    /// Answers the fingerprint of the one that is known.
+    /// Returns the fingerprint of the one that is known.
     pub fn fingerprint(&self) -> Option<String> {
         self.0.as_ref().map(fingerprint)
     }

@@ -1,7 +1,8 @@
 //! The connection to a guest, which ends with the guest.
 //!
-//! On a bridge nothing closes the connection to a VM whose process has ended: the host would send into the void until the
-//! keep-alive gives up. So whoever knows the VM hands over a future that is over when the VM is.
+//! On a bridge nothing closes the connection to a VM whose process has ended: the host would send
+//! into the void until the keep-alive gives up. So whoever knows the VM hands over a future that is
+//! over when the VM is.
 
 use std::io;
 use std::pin::Pin;
@@ -18,7 +19,7 @@ pub(crate) type Lifeline = Pin<Box<dyn Future<Output = String> + Send>>;
 #[error("{0}")]
 struct LineCut(String);
 
-/// Tells whether this is what a connection fails with whose guest is over.
+/// Returns whether this is what a connection fails with whose guest is over.
 pub(super) fn is_cut(error: &io::Error) -> bool {
     error.get_ref().is_some_and(|cause| cause.is::<LineCut>())
 }
@@ -35,7 +36,7 @@ impl Line {
         Self { stream, lifeline, cut: None }
     }
 
-    /// Answers the failure where the guest is over, and has this task woken when it will be.
+    /// Returns the failure where the guest is over, and has this task woken when it will be.
     fn cut<T>(&mut self, context: &mut Context<'_>) -> Poll<io::Result<T>> {
         if let Some(lifeline) = &mut self.lifeline
             && let Poll::Ready(why) = lifeline.as_mut().poll(context)

@@ -1,18 +1,20 @@
 //! Sessions in a guest over SSH: programs, terminals, files.
 //!
-//! It knows SSH and nothing of VMs but a [`Target`], which [`VmManager::ssh_target`](crate::VmManager::ssh_target) makes
-//! from a VM's record: where its server listens, which key logs in, and which host key the server has to prove itself
-//! with. Both keys are made by [`GuestAccess::generate`](crate::spec::GuestAccess::generate) before the guest is, so nobody is
-//! ever trusted on first use.
+//! It knows SSH and nothing of VMs but a [`Target`], which
+//! [`VmManager::ssh_target`](crate::VmManager::ssh_target) makes from a VM's record: where its
+//! server listens, which key logs in, and which host key the server has to prove itself with. Both
+//! keys are made by [`GuestAccess::generate`](crate::spec::GuestAccess::generate) before the guest
+//! is, so nobody is ever trusted on first use.
 //!
 //! ```text
 //! Target ──connect──▶ Session ──spawn──▶ Process: Input, Output
 //!                        └─────files───▶ Files: upload, download
 //! ```
 //!
-//! Every call that waits for the guest has a deadline, with two exceptions. How long a program runs is its own affair, so those of a
-//! [`Process`] have none; there a guest that died is noticed by keep-alive messages. How long a copy takes depends on what is copied, so
-//! those of [`Files`] bound each request that the guest has to answer, by 60 s.
+//! Every call that waits for the guest has a deadline, with two exceptions. How long a program runs
+//! is its own affair, so those of a [`Process`] have none; there a guest that died is noticed by
+//! keep-alive messages. How long a copy takes depends on what is copied, so those of [`Files`]
+//! bound each request that the guest has to answer, by 60 s.
 
 mod auth;
 mod clock;

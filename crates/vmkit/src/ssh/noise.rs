@@ -1,7 +1,8 @@
 //! What a guest's login shell prints before the program that it was to run begins.
 //!
-//! Pure but for the mark, which is a random number. A server runs each command by the user's login shell, and whatever that shell's
-//! start-up files print comes first, on the same streams. A person sees that; what vmkit reads itself must not begin with it.
+//! Pure but for the mark, which is a random number. A server runs each command by the user's login
+//! shell, and whatever that shell's start-up files print comes first, on the same streams. A person
+//! sees that; what vmkit reads itself must not begin with it.
 
 use uuid::Uuid;
 

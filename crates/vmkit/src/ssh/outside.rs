@@ -1,4 +1,5 @@
-//! What OpenSSH's own programs need to get into a guest: a block of configuration, a key file, a list of known hosts.
+//! What OpenSSH's own programs need to get into a guest: a block of configuration, a key file, a
+//! list of known hosts.
 
 use std::fmt::{self, Write as _};
 use std::fs::{self, OpenOptions};
@@ -16,7 +17,8 @@ use crate::store::{create_private, denied, refuse_other_user};
 
 /// A host of OpenSSH's configuration; its text is the block, as it goes into `~/.ssh/config`.
 ///
-/// The host key goes by a name of the VM's own, so that another VM at the same port is never taken for a changed one.
+/// The host key goes by a name of the VM's own, so that another VM at the same port is never taken
+/// for a changed one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SshConfig {
@@ -35,10 +37,11 @@ pub struct SshConfig {
 }
 
 impl SshConfig {
-    /// Writes the files of a VM's access below `kept`, and answers the block that names them.
+    /// Writes the files of a VM's access below `kept`, and returns the block that names them.
     ///
     /// # Errors
-    /// `InvalidInput` for a path that OpenSSH's configuration can't hold; `Host` and `Io` where it can't be written.
+    /// `InvalidInput` for a path that OpenSSH's configuration can't hold; `Host` and `Io` where it
+    /// can't be written.
     pub(crate) fn write(
         host: &VmName,
         id: Uuid,
@@ -91,7 +94,8 @@ impl fmt::Display for SshConfig {
     }
 }
 
-/// Writes a file for this user alone, unless it has this content already; a reader finds the old one or the new one.
+/// Writes a file for this user alone, unless it has this content already; a reader finds the old
+/// one or the new one.
 pub(crate) fn keep(path: &Path, content: &str) -> Result<()> {
     if fs::read_to_string(path).is_ok_and(|found| found == content) {
         return Ok(());

@@ -28,7 +28,8 @@ pub enum Exit {
 }
 
 impl Exit {
-    /// Answers what a shell shows of it: the code, or 128 and the signal's number on Linux; 255 for a signal without one.
+    /// Returns what a shell shows of it: the code, or 128 and the signal's number on Linux; 255 for
+    /// a signal without one.
     pub fn shell_code(&self) -> u8 {
         match self {
             Exit::Code(code) => u8::try_from(*code).unwrap_or(u8::MAX),
@@ -36,7 +37,7 @@ impl Exit {
         }
     }
 
-    /// Tells whether the program said that all went well.
+    /// Returns whether the program said that all went well.
     pub fn is_success(&self) -> bool {
         *self == Exit::Code(0)
     }
@@ -128,18 +129,20 @@ impl Session {
     /// Begins a program, and answers once the server has begun it.
     ///
     /// # Errors
-    /// `InvalidInput` for a command that no shell could be told; `Guest` where the server refuses it; `TimedOut`.
+    /// `InvalidInput` for a command that no shell could be told; `Guest` where the server refuses
+    /// it; `TimedOut`.
     pub async fn spawn(&self, command: &Command, deadline: Instant) -> Result<Process> {
         let line = command.line()?;
         let terminal = command.terminal.as_ref();
         self.within(deadline, "the beginning of a program", self.begin(terminal, line)).await
     }
 
-    /// Begins a program of vmkit's own, whose output is the program's alone: what the user's login shell prints before is passed over,
-    /// and the shell need not be a POSIX one.
+    /// Begins a program of vmkit's own, whose output is the program's alone: what the user's login
+    /// shell prints before is passed over, and the shell need not be a POSIX one.
     ///
     /// # Errors
-    /// As [`spawn`](Self::spawn). [`Output::next`] fails with `Guest` where the shell ran nothing, with what it said.
+    /// As [`spawn`](Self::spawn). [`Output::next`] fails with `Guest` where the shell ran nothing,
+    /// with what it said.
     pub(crate) async fn spawn_own(&self, argv: &[impl AsRef<OsStr>], deadline: Instant) -> Result<Process> {
         let mark = OutputMark::new();
         let line = own_line(argv, mark.text())?;
@@ -153,7 +156,8 @@ impl Session {
         let channel = self.channel().await?;
         let (mut reading, writing) = channel.split();
         let failed = |error| self.failed("cannot begin a program", error);
-        // All is asked for at once, and then the answers are waited for: one way to the guest and back.
+        // All is asked for at once, and then the answers are waited for: one way to the guest and
+        // back.
         let mut asked = vec!["the server runs no program"];
         if let Some(terminal) = terminal {
             let (columns, rows) = (u32::from(terminal.size.columns), u32::from(terminal.size.rows));
@@ -186,7 +190,7 @@ impl Session {
         Ok(Process { input, output })
     }
 
-    /// Runs a program to its end with this as its whole standard input, and answers what it left.
+    /// Runs a program to its end with this as its whole standard input, and returns what it left.
     ///
     /// A program that still runs at the deadline keeps running, its streams closed.
     ///
@@ -227,18 +231,20 @@ impl Session {
     }
 }
 
-/// Signals the process group of each program that the server's process for this connection has begun, but for the one
-/// that runs this.
+/// Signals the process group of each program that the server's process for this connection has
+/// begun, but for the one that runs this.
 ///
-/// A server begins each program in a session of its own, so its group is all that it has started. `pgrep` is for guests
-/// whose kernel does not list children.
+/// A server begins each program in a session of its own, so its group is all that it has started.
+/// `pgrep` is for guests whose kernel does not list children.
 const SIGNAL_ALL: &str = "for p in $(cat /proc/$PPID/task/$PPID/children 2>/dev/null || pgrep -P $PPID); do \
     [ \"$p\" = $$ ] || kill -s \"$1\" -- \"-$p\" 2>/dev/null || kill -s \"$1\" \"$p\" 2>/dev/null; done; :";
 
 impl Session {
-    /// Sends the signal of this name, such as `TERM`, to all programs that run on this session, by a program in the guest.
+    /// Sends the signal of this name, such as `TERM`, to all programs that run on this session, by
+    /// a program in the guest.
     ///
-    /// For a server that passes no signals on, as OpenSSH's does not to the programs of root; else see [`Input::signal`].
+    /// For a server that passes no signals on, as OpenSSH's does not to the programs of root; else
+    /// see [`Input::signal`].
     ///
     /// # Errors
     /// Those of [`output`](Self::output).
@@ -254,7 +260,8 @@ impl Session {
 }
 
 impl Process {
-    /// Answers both sides, to be used at the same time: a program that nobody listens to may stop reading.
+    /// Returns both sides, to be used at the same time: a program that nobody listens to may stop
+    /// reading.
     pub fn split(self) -> (Input, Output) {
         (self.input, self.output)
     }

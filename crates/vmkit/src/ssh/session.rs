@@ -28,8 +28,9 @@ const MOST_FIRST_WORDS: usize = 120;
 
 /// A session of a user in a guest, logged in.
 ///
-/// A guest that no longer answers is given up after a minute. A VM that ended is noticed at once by a session of
-/// [`VmManager::ssh_session`](crate::VmManager::ssh_session), where the VM is a process of this host.
+/// A guest that no longer answers is given up after a minute. A VM that ended is noticed at once by
+/// a session of [`VmManager::ssh_session`](crate::VmManager::ssh_session), where the VM is a
+/// process of this host.
 ///
 /// # Cancel safety
 /// Every call may be dropped; what the server was told meanwhile may or may not be carried out.
@@ -50,8 +51,8 @@ impl Session {
     /// Connects, has the server prove itself, and logs in.
     ///
     /// # Errors
-    /// `TimedOut` with what was awaited; `Guest` where nobody listens, the server has another host key (with both
-    /// fingerprints), does not take the key, or goes away.
+    /// `TimedOut` with what was awaited; `Guest` where nobody listens, the server has another host
+    /// key (with both fingerprints), does not take the key, or goes away.
     pub async fn connect(target: &Target, deadline: Instant) -> Result<Self> {
         Self::over(Self::reach(target, deadline).await?, target, None, deadline).await
     }
@@ -80,7 +81,8 @@ impl Session {
         })
     }
 
-    /// Has the server prove itself, and logs in; the session ends with the lifeline, where it has one.
+    /// Has the server prove itself, and logs in; the session ends with the lifeline, where it has
+    /// one.
     pub(crate) async fn over(
         stream: TcpStream,
         target: &Target,
@@ -145,18 +147,19 @@ impl Session {
         }
     }
 
-    /// Answers who is logged in.
+    /// Returns who is logged in.
     pub fn user(&self) -> &str {
         &self.user
     }
 
-    /// Ends the session in order. Dropping it ends it as well, and the server learns so from the connection.
+    /// Ends the session in order. Dropping it ends it as well, and the server learns so from the
+    /// connection.
     pub async fn close(self) {
         // A server that is gone needs no goodbye.
         let _ = self.handle.disconnect(Disconnect::ByApplication, "", "").await;
     }
 
-    /// Has the guest connect to a port that it reaches, and answers the connection.
+    /// Has the guest connect to a port that it reaches, and returns the connection.
     ///
     /// # Errors
     /// `Guest` where the guest can't connect, or its server forwards nothing; `TimedOut`.
@@ -174,7 +177,7 @@ impl Session {
         self.within(deadline, "the guest's own connection", dialled).await
     }
 
-    /// Tells whether the connection is gone.
+    /// Returns whether the connection is gone.
     pub(super) fn has_ended(&self) -> bool {
         self.handle.is_closed()
     }
@@ -190,7 +193,7 @@ impl Session {
         opened.map_err(|error| self.failed("the server opens no channel", error))
     }
 
-    /// Answers why the session has ended, where that is known.
+    /// Returns why the session has ended, where that is known.
     pub(super) fn fate(&self) -> Fate {
         self.fate.clone()
     }
@@ -222,8 +225,9 @@ impl Session {
     }
 }
 
-/// Checks whether a login that failed so may succeed a moment later, with nothing changed: the server was too slow, had too
-/// many others to serve, or broke off. What both ends can't agree on, and what one of them does not believe, stays so.
+/// Checks whether a login that failed so may succeed a moment later, with nothing changed: the
+/// server was too slow, had too many others to serve, or broke off. What both ends can't agree on,
+/// and what one of them does not believe, stays so.
 pub(crate) fn may_pass(error: &Error) -> bool {
     let source = match error {
         Error::TimedOut { .. } => return true,
@@ -239,14 +243,16 @@ pub(crate) fn may_pass(error: &Error) -> bool {
 
 fn config(host_key: &HostKey) -> client::Config {
     let mut preferred = Preferred::default();
-    // The cheapest first: the guest may be emulated, and whoever could break it later is on this host already.
+    // The cheapest first: the guest may be emulated, and whoever could break it later is on this
+    // host already.
     let mut exchanges = vec![kex::CURVE25519];
     exchanges.extend(preferred.kex.iter().filter(|&&other| other != kex::CURVE25519));
     preferred.kex = Cow::Owned(exchanges);
     // With SHA-1 nothing is proved any more.
     preferred.key.to_mut().retain(|kind| *kind != Algorithm::Rsa { hash: None });
     if let Some(known) = host_key.algorithm() {
-        // Others are offered as well, or a server without such a key could not be told from one with a wrong one.
+        // Others are offered as well, or a server without such a key could not be told from one
+        // with a wrong one.
         let is_known = |kind: &Algorithm| match (kind, &known) {
             (Algorithm::Rsa { .. }, Algorithm::Rsa { .. }) => true,
             (kind, known) => kind == known,
@@ -286,13 +292,13 @@ impl Fate {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).ended.clone()
     }
 
-    /// Makes the error for a connection that is gone.
+    /// Creates the error for a connection that is gone.
     pub(super) fn lost(&self, target: &str, what: &str) -> Error {
         let why = self.ended().unwrap_or_else(|| "the connection is gone".to_owned());
         Error::Ssh { target: target.to_owned(), problem: format!("{what}: {why}"), source: None }
     }
 
-    /// Makes the error for something that failed on the way.
+    /// Creates the error for something that failed on the way.
     pub(super) fn failed(&self, target: &str, what: &str, error: russh::Error) -> Error {
         match error {
             russh::Error::SendError | russh::Error::Disconnect | russh::Error::RecvError => {
@@ -306,8 +312,8 @@ impl Fate {
         }
     }
 
-    /// Notes what the server has said already, where that is no greeting. It may still greet: RFC 4253, 4.2, lets it say
-    /// other lines before.
+    /// Notes what the server has said already, where that is no greeting. It may still greet: RFC
+    /// 4253, 4.2, lets it say other lines before.
     async fn note_first_words(&self, stream: &TcpStream) {
         let mut words = [0; MOST_FIRST_WORDS];
         let said = stream.peek(&mut words).await.unwrap_or(0);
@@ -326,7 +332,7 @@ impl Fate {
         Error::Ssh { target: to.to_owned(), problem, source: None }
     }
 
-    /// Makes the error for a connection that never came about.
+    /// Creates the error for a connection that never came about.
     fn explain(&self, target: &Target, to: &str, stage: &str, error: russh::Error) -> Error {
         let refused = self.0.lock().unwrap_or_else(PoisonError::into_inner).refused_key.take();
         if let Some(found) = refused {

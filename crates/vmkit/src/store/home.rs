@@ -15,7 +15,8 @@ use crate::steps::step;
 /// What the directory of a VM's small files is called.
 pub(super) const KEPT: &str = "kept";
 
-/// The directories below which vmkit keeps what it makes. Nothing is created before something is put there.
+/// The directories below which vmkit keeps what it makes. Nothing is created before something is
+/// put there.
 ///
 /// The library never reads the environment: whoever calls it chooses the places.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,13 +40,15 @@ impl Home {
     /// Puts everything below one directory.
     ///
     /// # Errors
-    /// `InvalidInput` for a path that is relative, is not UTF-8, or is too long for the sockets below it.
+    /// `InvalidInput` for a path that is relative, is not UTF-8, or is too long for the sockets
+    /// below it.
     pub fn at(root: impl AsRef<Path>) -> Result<Self> {
         let root = root.as_ref();
         Self::checked(root, root.join("run"), root.join("cache"))
     }
 
-    /// Puts what is kept below `data`, the sockets below `runtime`, and what can be made again below `cache`.
+    /// Puts what is kept below `data`, the sockets below `runtime`, and what can be made again
+    /// below `cache`.
     ///
     /// # Errors
     /// As for [`at`](Self::at).
@@ -93,38 +96,38 @@ impl Home {
         HomePaths::new(self.root(), aliases.collect())
     }
 
-    /// Answers the directory that has one directory for each VM.
+    /// Returns the directory that has one directory for each VM.
     pub fn vms(&self) -> &Path {
         &self.vms
     }
 
-    /// Answers the directory of one VM: its record, its lock, and what its backend keeps.
+    /// Returns the directory of one VM: its record, its lock, and what its backend keeps.
     pub fn vm(&self, name: &VmName) -> PathBuf {
         self.vms.join(name.as_str())
     }
 
-    /// Answers the directory of the small files that belong to a VM beside its backend's: the key that logs in, what was
-    /// provisioned. They are removed with the VM.
+    /// Returns the directory of the small files that belong to a VM beside its backend's: the key
+    /// that logs in, what was provisioned. They are removed with the VM.
     pub fn kept(&self, name: &VmName) -> PathBuf {
         self.vm(name).join(KEPT)
     }
 
-    /// Answers the directory of the images that were pulled or imported.
+    /// Returns the directory of the images that were pulled or imported.
     pub fn images(&self) -> &Path {
         &self.images
     }
 
-    /// Answers the directory of the locks that keep two operations on one project apart.
+    /// Returns the directory of the locks that keep two operations on one project apart.
     pub fn projects(&self) -> &Path {
         &self.projects
     }
 
-    /// Answers the directory of the sockets; it may be gone after a reboot.
+    /// Returns the directory of the sockets; it may be gone after a reboot.
     pub fn run(&self) -> &Path {
         &self.run
     }
 
-    /// Answers the directory of what can be made again.
+    /// Returns the directory of what can be made again.
     pub fn cache(&self) -> &Path {
         &self.cache
     }
@@ -141,13 +144,14 @@ impl Home {
         refuse_other_user(&self.run)
     }
 
-    /// Refuses to write to a directory of this home that is another user's, or if the home is: the owner could not read what would
-    /// lie there.
+    /// Refuses to write to a directory of this home that is another user's, or if the home is: the
+    /// owner could not read what would lie there.
     ///
     /// # Errors
     /// [`Error::OtherUser`], with what to do.
     pub(crate) fn refuse_other_user(&self, dir: &Path) -> Result<()> {
-        // Any user may create a home in a directory that all may write to; root would take it from its owner.
+        // Any user may create a home in a directory that all may write to; root would take it from
+        // its owner.
         if rustix::process::geteuid().is_root() {
             refuse_other_user(self.root())?;
         }
@@ -155,8 +159,9 @@ impl Home {
         refuse_other_user(dir)
     }
 
-    /// Looks for what in this home belongs to other users than its owner, such as what a command that was run by `sudo` has left;
-    /// `None` where there is no home yet. It has to look at every file.
+    /// Looks for what in this home belongs to other users than its owner, such as what a command
+    /// that was run by `sudo` has left; `None` where there is no home yet. It has to look at every
+    /// file.
     pub fn strangers(&self) -> Option<Strangers> {
         let parts = [&self.vms, &self.images, &self.projects, &self.run, &self.cache];
         Strangers::of(self.root(), &parts.map(PathBuf::as_path))

@@ -21,14 +21,17 @@ pub(crate) struct Lock(File);
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // Closing is not enough: a child that another thread is just spawning has the file, too, until it execs.
+        // Closing is not enough: a child that another thread is just spawning has the file, too,
+        // until it execs.
         let _ = flock(&self.0, FlockOperation::Unlock);
     }
 }
 
-/// Opens the lock file, made if need be, and waits for the lock. `None`: the directory it lies in is not there.
+/// Opens the lock file, made if need be, and waits for the lock. `None`: the directory it lies in
+/// is not there.
 ///
-/// The file may have been removed with its VM while this waited; then the lock of the new file counts.
+/// The file may have been removed with its VM while this waited; then the lock of the new file
+/// counts.
 ///
 /// # Errors
 /// `Busy` with the holder's PID once the deadline has passed.
@@ -46,7 +49,8 @@ pub(crate) async fn acquire(path: &Path, hold: Hold, deadline: Instant) -> Resul
     }
 }
 
-/// Tells whether somebody works on the VM right now. Changes nothing, and lets go of the lock at once.
+/// Returns whether somebody works on the VM right now. Changes nothing, and lets go of the lock at
+/// once.
 pub(super) fn is_held(path: &Path) -> bool {
     let Ok(file) = File::open(path) else { return false };
     match flock(&file, FlockOperation::NonBlockingLockShared) {
@@ -76,7 +80,8 @@ fn open(path: &Path, hold: Hold) -> Result<Option<File>> {
     match opened {
         Ok(file) => Ok(Some(file)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        // A lock needs no writing, and what runs in a home that has become read-only must be stopped all the same.
+        // A lock needs no writing, and what runs in a home that has become read-only must be
+        // stopped all the same.
         Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => match File::open(path) {
             Ok(file) => Ok(Some(file)),
             Err(_) => Err(Error::io("create", path)(error)),

@@ -10,10 +10,11 @@
 //! <vms>/NAME/…          what its backend keeps
 //! ```
 //!
-//! What happens to a VM matters as long as the host runs, and the page cache lives as long: a killed process loses nothing of
-//! `run.json`. A power cut may, but it has ended the guest as well; the VM is then as `vm.json` has it, and reality is asked
-//! anyway. So no start, stop, suspend or resume waits for a disk, which would cost more than they do. What somebody wants a VM
-//! to be is another matter: a change of that is rare, and is in both on the disk before it counts.
+//! What happens to a VM matters as long as the host runs, and the page cache lives as long: a
+//! killed process loses nothing of `run.json`. A power cut may, but it has ended the guest as well;
+//! the VM is then as `vm.json` has it, and reality is asked anyway. So no start, stop, suspend or
+//! resume waits for a disk, which would cost more than they do. What somebody wants a VM to be is
+//! another matter: a change of that is rare, and is in both on the disk before it counts.
 
 mod changes;
 mod home;
@@ -61,7 +62,8 @@ const OWN: [&str; 4] = [OWNER, MADE, SINCE, LOCK];
 /// What a file is called until it is whole. One name is enough: only the lock's holder writes.
 const UNFINISHED: [(&str, &str); 2] = [(MADE, "vm.json.new"), (SINCE, "run.json.new")];
 
-/// More than any record has: a file that is bigger is not one, and isn't read whole to find that out.
+/// More than any record has: a file that is bigger is not one, and isn't read whole to find that
+/// out.
 const MOST_RECORD_BYTES: u64 = 4 << 20;
 
 /// The records of all VMs of one home.
@@ -88,7 +90,7 @@ impl Store {
         &self.home
     }
 
-    /// Answers the names of all directories that may be a VM's, in order.
+    /// Returns the names of all directories that may be a VM's, in order.
     pub(crate) fn names(&self) -> Result<Vec<VmName>> {
         let vms = self.home.vms();
         let entries = match fs::read_dir(vms) {
@@ -115,7 +117,8 @@ impl Store {
         read(&self.home, name)?.ok_or_else(|| missing(name))
     }
 
-    /// Reads a VM's record without its lock, and tells whether what it says is being done was cut off: nobody is at work.
+    /// Reads a VM's record without its lock, and tells whether what it says is being done was cut
+    /// off: nobody is at work.
     ///
     /// # Errors
     /// As for [`read`](Self::read).
@@ -136,11 +139,12 @@ impl Store {
         fs::metadata(self.home.vm(name).join(SINCE)).and_then(|found| found.modified()).ok()
     }
 
-    /// Tells whether this is the record of a VM still, and nobody works on the VM.
+    /// Returns whether this is the record of a VM still, and nobody works on the VM.
     pub(crate) fn is_left_alone(&self, record: &VmRecord) -> bool {
         let name = record.handle.name();
         let is_same = || self.read(name).is_ok_and(|now| now == *record);
-        // Read again after the lock was looked at: whoever had it may have removed the VM before that.
+        // Read again after the lock was looked at: whoever had it may have removed the VM before
+        // that.
         is_same() && !lock::is_held(&self.home.vm(name).join(LOCK)) && is_same()
     }
 
@@ -165,8 +169,8 @@ impl Store {
     /// Locks a name for a new VM; the directory is made if need be.
     ///
     /// # Errors
-    /// `Busy` once the deadline has passed; `Host` where the home can't be written; `Record` where something else than a directory
-    /// has the name.
+    /// `Busy` once the deadline has passed; `Host` where the home can't be written; `Record` where
+    /// something else than a directory has the name.
     pub(crate) async fn lock_new(&self, name: &VmName, deadline: Instant) -> Result<LockedVm> {
         self.home.create()?;
         let dir = self.home.vm(name);
@@ -184,7 +188,8 @@ impl Store {
             self.home.refuse_other_user(&dir)?;
             match acquire(name, &dir, deadline).await {
                 Ok(Some(lock)) => return Ok(self.locked(name, dir, lock)),
-                // Whoever removed a VM of this name took the directory along; each turn waits for such a holder.
+                // Whoever removed a VM of this name took the directory along; each turn waits for
+                // such a holder.
                 Ok(None) if Instant::now() < deadline => tokio::task::yield_now().await,
                 Ok(None) => return Err(Error::Busy { what: format!("VM `{name}`"), holder: None }),
                 Err(error) => {
@@ -213,7 +218,8 @@ impl LockedVm {
         read(&self.home, &self.name)
     }
 
-    /// Answers the VM as it was since it was made, where the record of its making is spoilt: enough to end what runs.
+    /// Returns the VM as it was since it was made, where the record of its making is spoilt: enough
+    /// to end what runs.
     pub(crate) fn last_known(&self) -> Option<VmRecord> {
         let made = read_bytes(&self.dir.join(MADE)).ok()??;
         // Somebody else's record, or a newer vmkit's, is not spoilt.
@@ -225,7 +231,7 @@ impl LockedVm {
         decode(&self.home, &path, &bytes).ok().filter(|record| *record.handle.name() == self.name)
     }
 
-    /// Answers the first thing in the directory that is not of the store, if any.
+    /// Returns the first thing in the directory that is not of the store, if any.
     pub(crate) fn stranger(&self) -> Result<Option<PathBuf>> {
         stranger(&self.dir)
     }
@@ -235,10 +241,12 @@ impl LockedVm {
         self.replace(UNFINISHED[0], record, true)
     }
 
-    /// Writes the record of a VM that shall be something else from now on, so that this outlives a power cut.
+    /// Writes the record of a VM that shall be something else from now on, so that this outlives a
+    /// power cut.
     ///
-    /// The record of its making is written first: where that fails, nothing is changed. It is replaced as a whole, so until then the
-    /// older one is there. What the VM is now is synced as well, or an older one would hide this after the power cut.
+    /// The record of its making is written first: where that fails, nothing is changed. It is
+    /// replaced as a whole, so until then the older one is there. What the VM is now is synced as
+    /// well, or an older one would hide this after the power cut.
     pub(crate) fn write_wanted(&self, record: &VmRecord) -> Result<()> {
         let path = self.dir.join(MADE);
         let made = read_bytes(&path)?.and_then(|bytes| decode(&self.home, &path, &bytes).ok());
@@ -287,8 +295,8 @@ impl LockedVm {
         Ok(())
     }
 
-    /// Removes what is left of a VM that is gone, so that a new one begins with nothing: its record, what was done to it, and
-    /// what was kept beside it.
+    /// Removes what is left of a VM that is gone, so that a new one begins with nothing: its
+    /// record, what was done to it, and what was kept beside it.
     pub(crate) fn clear(&self) -> Result<()> {
         for record in [MADE, SINCE] {
             remove_file(&self.dir.join(record))?;
@@ -302,7 +310,8 @@ impl LockedVm {
             .map_err(Error::io("remove", kept))
     }
 
-    /// Removes the directory and all that is in it: the record last, so that until then the VM can be found.
+    /// Removes the directory and all that is in it: the record last, so that until then the VM can
+    /// be found.
     ///
     /// What is gone already is success.
     pub(crate) fn remove(self) -> Result<()> {
@@ -334,7 +343,8 @@ impl LockedVm {
     }
 }
 
-/// Refuses what is no directory where a VM's is to be, such as a link to a disk that is not mounted.
+/// Refuses what is no directory where a VM's is to be, such as a link to a disk that is not
+/// mounted.
 fn check_directory(dir: &Path) -> Result<()> {
     if dir.is_dir() || !fs::symlink_metadata(dir).is_ok_and(|found| !found.is_dir()) {
         return Ok(());
@@ -351,13 +361,15 @@ async fn acquire(name: &VmName, dir: &Path, deadline: Instant) -> Result<Option<
     })
 }
 
-/// Reads a VM's record: as it is now, or else as it was made and told to be. `None`: there is no record.
+/// Reads a VM's record: as it is now, or else as it was made and told to be. `None`: there is no
+/// record.
 fn read(home: &Home, name: &VmName) -> Result<Option<VmRecord>> {
     let dir = home.vm(name);
     let path = dir.join(MADE);
     let Some(bytes) = read_bytes(&path)? else { return Ok(None) };
     let since = read_bytes(&dir.join(SINCE))?;
-    // Where the newer record is good, all that matters of the older one is that both are of the same VM.
+    // Where the newer record is good, all that matters of the older one is that both are of the
+    // same VM.
     if let Some(since) = &since
         && let Some((id, of)) = VmRecord::whose(&bytes)
         && of == *name
@@ -384,7 +396,8 @@ fn decode(home: &Home, path: &Path, bytes: &[u8]) -> Result<VmRecord> {
     Ok(home.paths().found(record, |path| path.exists()))
 }
 
-/// Reads a file of the store; one that is a pipe, or bigger than any record, is refused instead of waited for.
+/// Reads a file of the store; one that is a pipe, or bigger than any record, is refused instead of
+/// waited for.
 fn read_bytes(path: &Path) -> Result<Option<Vec<u8>>> {
     let nonblocking = i32::try_from(OFlags::NONBLOCK.bits()).expect("the flag is a small number");
     let file = match OpenOptions::new().read(true).custom_flags(nonblocking).open(path) {
@@ -403,8 +416,8 @@ fn read_bytes(path: &Path) -> Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-/// Answers the first thing in a VM's directory that is not of the store. What is kept beside a VM goes with it, even where it
-/// was written while the VM was being removed.
+/// Returns the first thing in a VM's directory that is not of the store. What is kept beside a VM
+/// goes with it, even where it was written while the VM was being removed.
 pub(crate) fn stranger(dir: &Path) -> Result<Option<PathBuf>> {
     let own = |name: &OsStr| {
         name == home::KEPT

@@ -1,7 +1,8 @@
 //! Whose a home is, and what in it belongs to another user.
 //!
-//! One command that writes as root to a user's home would leave files there that the user can't read, and with them the VM.
-//! So what writes refuses the home of another user, and what meets a file that an earlier vmkit has left so says whose it is.
+//! One command that writes as root to a user's home would leave files there that the user can't
+//! read, and with them the VM. So what writes refuses the home of another user, and what meets a
+//! file that an earlier vmkit has left so says whose it is.
 
 use std::fs::{self, File};
 use std::io;
@@ -29,7 +30,8 @@ pub(crate) fn refuse_other_user(path: &Path) -> Result<()> {
     }
 }
 
-/// Gives a file that was created beside others to the owner of their directory, so that it is no stranger there.
+/// Gives a file that was created beside others to the owner of their directory, so that it is no
+/// stranger there.
 pub(crate) fn keep_owner(file: &File, path: &Path) {
     let Some(dir) = path.parent().and_then(|dir| fs::metadata(dir).ok()) else { return };
     if dir.uid() != this_user() {
@@ -38,8 +40,8 @@ pub(crate) fn keep_owner(file: &File, path: &Path) {
     }
 }
 
-/// Returns a function for `map_err` that wraps an I/O error as [`Error::io`] does; one that comes of another user's file says whose
-/// that is, and how it is given back.
+/// Returns a function for `map_err` that wraps an I/O error as [`Error::io`] does; one that comes
+/// of another user's file says whose that is, and how it is given back.
 pub(crate) fn denied(verb: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Error {
     let path = path.into();
     move |error| {
@@ -52,7 +54,8 @@ pub(crate) fn denied(verb: &'static str, path: impl Into<PathBuf>) -> impl FnOnc
     }
 }
 
-/// Finds what another user owns of a path that can't be used: the file, or the nearest directory above that can be looked at.
+/// Finds what another user owns of a path that can't be used: the file, or the nearest directory
+/// above that can be looked at.
 fn stranger_of(path: &Path) -> Option<(PathBuf, u32)> {
     let (found, metadata) =
         path.ancestors().find_map(|above| fs::metadata(above).ok().map(|metadata| (above, metadata)))?;
@@ -80,7 +83,8 @@ fn other_user(path: &Path, owner: u32) -> Error {
     }
 }
 
-/// Returns the home that a path lies in, and its owner: what is above the nearest of the directories that every home has.
+/// Returns the home that a path lies in, and its owner: what is above the nearest of the
+/// directories that every home has.
 fn home_of(path: &Path) -> (PathBuf, Option<u32>) {
     let is_part = |dir: &&Path| ["vms", "images", "projects"].iter().any(|part| dir.ends_with(part));
     let home = path.ancestors().find(is_part).and_then(Path::parent).unwrap_or(path);
@@ -122,7 +126,8 @@ pub struct Strangers {
 }
 
 impl Strangers {
-    /// Looks for them in the home that these directories are parts of; `None` where there is no home yet.
+    /// Looks for them in the home that these directories are parts of; `None` where there is no
+    /// home yet.
     pub(super) fn of(root: &Path, parts: &[&Path]) -> Option<Self> {
         let owner = [root.join("vms"), root.to_owned()].iter().find_map(|dir| fs::metadata(dir).ok())?.uid();
         let (mut found, mut left) = (Vec::new(), MOST_ENTRIES);

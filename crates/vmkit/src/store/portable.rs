@@ -1,8 +1,9 @@
 //! Paths below the home, as records hold them: [`HomePaths`].
 //!
-//! Pure. A record names what lies below its home as `{home}/images/…`, so that a home can be renamed, copied, restored from a
-//! backup and mounted at another place: where a VM lies is where its record was found. Records of vmkit 0.1 name such paths
-//! in full; they are read as paths below the home that the record says it was written in.
+//! Pure. A record names what lies below its home as `{home}/images/…`, so that a home can be
+//! renamed, copied, restored from a backup and mounted at another place: where a VM lies is where
+//! its record was found. Records of vmkit 0.1 name such paths in full; they are read as paths below
+//! the home that the record says it was written in.
 
 use std::path::{Path, PathBuf};
 
@@ -39,7 +40,8 @@ impl HomePaths {
         record
     }
 
-    /// Returns the record as it was written, with its paths in full. `is_there` tells whether a path names a file.
+    /// Returns the record as it was written, with its paths in full. `is_there` tells whether a
+    /// path names a file.
     pub(super) fn found(&self, mut record: VmRecord, is_there: impl Fn(&Path) -> bool) -> VmRecord {
         let former = former_home(&record.handle).filter(|former| *former != self.root);
         for_each_path(&mut record.handle, |path, kind| {
@@ -76,7 +78,8 @@ impl HomePaths {
         let rest = former.and_then(|former| path.strip_prefix(former).ok());
         let moved = match (rest, kind) {
             (Some(rest), _) => self.root.join(rest),
-            // An image of the store is named by what it holds, so another home's of that name is the same.
+            // An image of the store is named by what it holds, so another home's of that name is
+            // the same.
             (None, PathKind::Input) => {
                 self.root.join(stored_image(path).filter(|it| is_there(&self.root.join(it)))?)
             }
@@ -113,7 +116,8 @@ fn home_of(work: &Path, name: &VmName) -> Option<PathBuf> {
     vms.parent().filter(|_| vms.ends_with(VMS)).map(Path::to_owned)
 }
 
-/// Returns what names an image of a store of images, below its home: `images/sha256-HEX/disk.FORMAT`.
+/// Returns what names an image of a store of images, below its home:
+/// `images/sha256-HEX/disk.FORMAT`.
 pub(crate) fn stored_image(path: &Path) -> Option<PathBuf> {
     let mut parts = path.components().rev();
     let mut next = || parts.next().and_then(|part| part.as_os_str().to_str());
@@ -208,8 +212,8 @@ mod tests {
         old.handle.details = BackendDetails { version: 1, data: layout };
         let moved = paths("/new").found(old.clone(), |_| false);
         assert_eq!(image(&moved), "/new/base.raw");
-        assert_eq!(moved.handle.console_log, record("/new", "").handle.console_log);
-        assert_eq!(moved.handle.run, record("/new", "").handle.run);
+        assert_eq!(moved.handle.console_log, record("/new", "/x.raw").handle.console_log);
+        assert_eq!(moved.handle.run, record("/new", "/x.raw").handle.run);
         // What the VM was made of was left behind.
         let stayed = paths("/new").found(old.clone(), |path| path == Path::new("/old/base.raw"));
         assert_eq!(image(&stayed), "/old/base.raw");

@@ -25,8 +25,8 @@ pub fn load(file: &Path) -> Result<Project> {
     load_from(file, file)
 }
 
-/// Reads the machines of a pipe or another file as if they were in `file`, which need not be there: it is what relative paths start
-/// from, and what the machines are known by.
+/// Reads the machines of a pipe or another file as if they were in `file`, which need not be there:
+/// it is what relative paths start from, and what the machines are known by.
 ///
 /// # Errors
 /// As for [`load`].

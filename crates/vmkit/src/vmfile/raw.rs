@@ -53,12 +53,14 @@ table! {
         cpus: Cpus,
         /// The guest's memory: "2GiB", "512MiB" or a number of MiB. Default: 512 MiB.
         memory: Mib,
-        /// The size of the root disk, at least the image's; with a cdrom and without an image, of an empty one. Default: the image's.
+        /// The size of the root disk, at least the image's; with a cdrom and without an image, of
+        /// an empty one. Default: the image's.
         disk: Mib,
         /// Further disks: a size for a new one, or the path of an image, with :ro behind it to be
         /// read only.
         data_disks: Vec<Disk>,
-        /// The image of a disc for a CD-ROM drive, as an installer's .iso is. Only read; booted where the disks have nothing to boot.
+        /// The image of a disc for a CD-ROM drive, as an installer's .iso is. Only read; booted
+        /// where the disks have nothing to boot.
         cdrom: HostPath,
         /// How the guest is connected: user, tap:BRIDGE, vnic:LINK or none. Default: user.
         network: Network,

@@ -1,6 +1,7 @@
 //! From what is written to what is meant: [`parse`].
 //!
-//! Pure: what it needs of the host (the text of a file that the file names) it asks of whoever calls it.
+//! Pure: what it needs of the host (the text of a file that the file names) it asks of whoever
+//! calls it.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -31,17 +32,18 @@ const FILE_ENDS: &[&str] =
 /// More problems than anybody reads at once.
 const MOST_PROBLEMS: usize = 50;
 
-/// Answers the text of a file of the host, or what to say of it, such as `there is no such file`.
+/// Returns the text of a file of the host, or what to say of it, such as `there is no such file`.
 pub type ReadText<'a> = &'a dyn Fn(&Path) -> Result<String, String>;
 
-/// Reads the text of a file of machines; `file` is where it lies, absolute, and `read` reads the files that it names.
+/// Reads the text of a file of machines; `file` is where it lies, absolute, and `read` reads the
+/// files that it names.
 ///
 /// # Errors
-/// [`VmfileError`] with everything that is wrong: at first what is not TOML; then unknown keys and wrong values; and where
-/// there are none, what does not go together.
+/// [`VmfileError`] with everything that is wrong: at first what is not TOML; then unknown keys and
+/// wrong values; and where there are none, what does not go together.
 pub fn parse(file: &Path, text: &str, read: ReadText<'_>) -> Result<Project, VmfileError> {
-    // Editors of Windows write a mark at the beginning, which is no part of the text. A script that was written there would not run
-    // in a guest with the line ends from there.
+    // Editors of Windows write a mark at the beginning, which is no part of the text. A script that
+    // was written there would not run in a guest with the line ends from there.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let text: Arc<str> = text.replace("\r\n", "\n").into();
     let failed = |problems: Vec<Problem>| {
@@ -118,7 +120,8 @@ impl Resolver<'_> {
         let Named { name, raw, places } = named;
         let at = Place { places: &places };
         let problems_before = self.problems.len();
-        // A project's name that is none was told already; it is not every machine's mistake as well.
+        // A project's name that is none was told already; it is not every machine's mistake as
+        // well.
         let joined = if VmName::new(project).is_ok() { format!("{project}-{name}") } else { name.clone() };
         let vm = match VmName::new(&name).and_then(|_| VmName::new(joined)) {
             Ok(vm) => Some(vm),
@@ -160,7 +163,7 @@ impl Resolver<'_> {
         self.problems.push(Problem::new(message).at(at.of(""), "").help("the VM is called PROJECT-MACHINE"));
     }
 
-    /// Answers the path seen from the file's folder.
+    /// Returns the path seen from the file's folder.
     fn absolute(&self, path: &str) -> PathBuf {
         let mut absolute = self.folder.to_owned();
         // So that `./a` and `../a` are what a person would write.
@@ -176,7 +179,8 @@ impl Resolver<'_> {
         absolute
     }
 
-    /// Answers the image's text, a path made absolute: only a name or an address means the same everywhere.
+    /// Returns the image's text, a path made absolute: only a name or an address means the same
+    /// everywhere.
     fn image(&self, text: &str) -> String {
         let is_address = text.contains("://") || text.starts_with("file:");
         let is_file = FILE_ENDS.iter().any(|end| text.to_ascii_lowercase().ends_with(end));
@@ -419,7 +423,7 @@ impl Resolver<'_> {
         }
     }
 
-    /// Answers a document that is written in the file, or in one that it names.
+    /// Returns a document that is written in the file, or in one that it names.
     fn document(
         &mut self,
         key: &str,
@@ -453,7 +457,7 @@ impl Resolver<'_> {
         }
     }
 
-    /// Answers a document that is written in the file, or points at what is wrong in it.
+    /// Returns a document that is written in the file, or points at what is wrong in it.
     fn inline_document(&mut self, key: &str, document: &str, at: &Place<'_>) -> Option<String> {
         let Some(mistake) = mistake_in(key, document) else { return Some(document.to_owned()) };
         let place = at.of(&format!("cloud_init.{key}"));
@@ -473,7 +477,7 @@ impl Resolver<'_> {
     }
 }
 
-/// Answers what cloud-init could not read in a document of this key.
+/// Returns what cloud-init could not read in a document of this key.
 fn mistake_in(key: &str, document: &str) -> Option<Mistake> {
     match key {
         "user_data" => check_user_data(document).and_then(|()| check_joinable(document)).err(),
@@ -606,7 +610,7 @@ fn unseen_ports(machine: &MachinePlan) -> Vec<Problem> {
     unseen.map(problem).collect()
 }
 
-/// Answers the folder's name, made fit for the name of a VM to begin with.
+/// Returns the folder's name, made fit for the name of a VM to begin with.
 fn fit_name(folder: &Path) -> String {
     const MOST: usize = 30;
     let name = folder.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
@@ -618,7 +622,7 @@ fn fit_name(folder: &Path) -> String {
     }
 }
 
-/// Answers what to say of a name that no machine has.
+/// Returns what to say of a name that no machine has.
 pub(super) fn which_machine(name: &str, machines: &[MachinePlan]) -> String {
     let names: Vec<&str> = machines.iter().map(|machine| machine.name.as_str()).collect();
     match meant(name, &names) {

@@ -9,7 +9,7 @@ use super::problem::Problem;
 use super::project::MachinePlan;
 use crate::spec::{DataDisk, NetworkConfig, PortForward};
 
-/// Answers what two machines of one file both want for themselves.
+/// Returns what two machines of one file both want for themselves.
 pub(super) fn problems(machines: &[MachinePlan]) -> Vec<Problem> {
     let mut problems =
         twice(&wanted_ports(machines), "give one of them another port", "give each machine its own");
@@ -99,7 +99,8 @@ fn wanted_disks(machines: &[MachinePlan]) -> Vec<Wanted<'_, Disk<'_>>> {
     all
 }
 
-/// Says of all that is in the way of something before it, of another machine. What stands in `defaults` is told once.
+/// Says of all that is in the way of something before it, of another machine. What stands in
+/// `defaults` is told once.
 fn twice<T: Exclusive>(all: &[Wanted<'_, T>], help: &str, help_in_defaults: &str) -> Vec<Problem> {
     let mut problems = Vec::new();
     let mut told_in_defaults = Vec::new();

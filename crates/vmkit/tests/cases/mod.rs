@@ -38,7 +38,8 @@ fn disk(dir: &Path) -> RootDisk {
     RootDisk { image: dir.join("base.img"), size: Some(mib(64)) }
 }
 
-/// Returns all cases; `dir` has `base.img`, `extra, with comma.img`, `disc, with comma.iso`, `vmlinuz` and `initrd`.
+/// Returns all cases; `dir` has `base.img`, `extra, with comma.img`, `disc, with comma.iso`,
+/// `vmlinuz` and `initrd`.
 pub(crate) fn cases(dir: &Path) -> Vec<Case> {
     let existing: PathBuf = dir.join("extra, with comma.img");
     let forwards = ["127.0.0.1:18080:80", "5353/udp", "22"].map(|text| text.parse().expect("a forward"));

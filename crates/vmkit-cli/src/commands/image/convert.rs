@@ -14,11 +14,12 @@ use crate::{images, json_image, output, progress};
 
 /// Writes the disk of an image as a raw file: the form that Propolis takes.
 ///
-/// The file has holes for the disk's zeros, and no name before it is whole. Interrupted, this leaves FILE.unfinished, which the
-/// next one for the same file takes over.
+/// The file has holes for the disk's zeros, and no name before it is whole. Interrupted, this
+/// leaves FILE.unfinished, which the next one for the same file takes over.
 #[derive(Debug, Args)]
 pub(crate) struct Convert {
-    /// Names the image: what `vmkit launch` takes, or sha256: and at least 6 digits. It is fetched if it is not kept already.
+    /// Names the image: what `vmkit launch` takes, or sha256: and at least 6 digits. It is fetched
+    /// if it is not kept already.
     #[arg(value_name = "IMAGE")]
     image: String,
     /// Names the file to write; or a block device that is large enough, with --force.
@@ -39,7 +40,7 @@ impl Convert {
     pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
         let to = absolute("file", &self.file)?;
         let existing = if self.force { Existing::Replaced } else { Existing::Stays };
-        // Before an image is fetched for nothing; whoever writes the file looks again.
+        // Checked before an image is fetched for nothing; the conversion checks again.
         if !self.force && to.symlink_metadata().is_ok() {
             return Err(Error::AlreadyExists { what: "file", name: to.display().to_string() }.into());
         }
@@ -60,7 +61,8 @@ impl Convert {
         })
     }
 
-    /// Finds the image. A file is looked at where it lies, whatever it is for: nothing is to be booted here.
+    /// Finds the image. A file is looked at where it lies, whatever it is for: nothing is to be
+    /// booted here.
     async fn found(&self, context: &Context, progress: &images::Progress) -> Result<ImageFacts, Error> {
         if self.image.starts_with("sha256:") {
             let found = context.images()?.find(&self.image, None)?;

@@ -12,10 +12,12 @@ use crate::failure::Failure;
 use crate::places::{local, stdin_or};
 use crate::{human_image, images, json_image, output};
 
-/// Keeps a copy of a file as an image, unpacked if it is packed, so that VMs can be made of it by name.
+/// Keeps a copy of a file as an image, unpacked if it is packed, so that VMs can be made of it by
+/// name.
 #[derive(Debug, Args)]
 pub(crate) struct Import {
-    /// Names the file: raw or qcow2, as it is or packed with gzip, xz, zstd or bzip2; - for standard input.
+    /// Names the file: raw or qcow2, as it is or packed with gzip, xz, zstd or bzip2; - for
+    /// standard input.
     #[arg(value_name = "FILE")]
     file: PathBuf,
     /// Names the image from now on; a name of the catalogue then means this one.

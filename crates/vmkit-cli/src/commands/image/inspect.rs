@@ -9,10 +9,10 @@ use crate::context::Context;
 use crate::failure::Failure;
 use crate::{human_image, images, json_image, output};
 
-/// Shows an image: what it is, where it came from, how it was verified, and which VMs hang on it.
+/// Show an image: its format, source and verification, and the VMs that use it
 ///
-/// A file is looked at where it lies. Of a name that was not pulled it is told what the catalogue knows: where the image lies, how
-/// it is verified, and who logs in.
+/// A file is looked at where it lies. Of a name that was not pulled it is told what the catalogue
+/// knows: where the image lies, how it is verified, and who logs in.
 #[derive(Debug, Args)]
 pub(crate) struct Inspect {
     /// Names the image: a name, an address, a file, or sha256: and at least 6 digits.
@@ -61,7 +61,7 @@ impl Inspect {
         }
     }
 
-    /// Tells what the catalogue knows of an image that was not pulled.
+    /// Prints the catalogue's entry of an image that was not pulled.
     fn tell_published(&self, store: &ImageStore, name: &ImageName) -> Result<(), Failure> {
         let entry = store.catalogue().entry(name);
         let arches = match (self.arch, &entry) {

@@ -14,10 +14,10 @@ use clap::{Args, Subcommand};
 use crate::context::Context;
 use crate::failure::Failure;
 
-/// Fetches, lists, checks, converts and removes the images that VMs are made from.
+/// Fetch, list, verify, convert and remove images.
 ///
-/// An image is named as debian:12 is, or by a file, an https:// address, or oci://REGISTRY/NAME:TAG. `image ls --available`
-/// lists the names there are.
+/// An image is named as debian:12 is, or by a file, an https:// address, or
+/// oci://REGISTRY/NAME:TAG. `image ls --available` lists the names there are.
 #[derive(Debug, Args)]
 pub(crate) struct Image {
     #[command(subcommand)]

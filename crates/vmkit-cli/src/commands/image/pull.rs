@@ -9,8 +9,8 @@ use crate::{human_image, images, json_image, output};
 
 /// Fetches images, or looks whether there are newer ones.
 ///
-/// What was fetched before an interruption is not fetched again. The checksum is verified, and the signature where the
-/// publisher signs and vmkit has the key.
+/// What was fetched before an interruption is not fetched again. The checksum is verified, and the
+/// signature where the publisher signs and vmkit has the key.
 #[derive(Debug, Args)]
 pub(crate) struct Pull {
     /// Names the images: debian:12, an https:// address, oci://REGISTRY/NAME:TAG.
@@ -28,7 +28,8 @@ impl Pull {
     pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
         let store = context.images()?;
         let arch = self.arch.unwrap_or_else(images::host_arch);
-        // All are read before the first is fetched, so that a slip in the last does not come too late.
+        // All are read before the first is fetched, so that a slip in the last does not come too
+        // late.
         let wanted = self.images.iter().map(|text| images::image(text)).collect::<Result<Vec<_>, _>>()?;
         context.block_on(async {
             for image in &wanted {

@@ -7,10 +7,11 @@ use crate::context::Context;
 use crate::failure::Failure;
 use crate::{human_image, images, output};
 
-/// Removes images; one that a VM's disk hangs on stays, and the VM is named.
+/// Remove images; an image in use stays, and the VMs that use it are named
 #[derive(Debug, Args)]
 pub(crate) struct Rm {
-    /// Names the images: a name, an address, or sha256: and at least 6 digits for an image with all its names.
+    /// Names the images: a name, an address, or sha256: and at least 6 digits for an image with all
+    /// its names.
     #[arg(value_name = "IMAGE", required = true)]
     images: Vec<String>,
     /// Removes only those for this architecture.

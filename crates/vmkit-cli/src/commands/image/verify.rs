@@ -9,7 +9,7 @@ use crate::failure::Failure;
 use crate::output::{self, Table};
 use crate::{images, json_image};
 
-/// Reads kept images whole, and tells whether they are still what they were; without a name, all of them.
+/// Read local images completely and compare their checksums; without a name, all of them
 #[derive(Debug, Args)]
 pub(crate) struct Verify {
     /// Names the images: a name, an address, or sha256: and at least 6 digits.

@@ -8,10 +8,10 @@ use crate::commands::Patience;
 use crate::context::Context;
 use crate::failure::Failure;
 
-/// Shuts down the machines of a file, those first that depend on others.
+/// Shut down the machines of a file, each before those that it depends on.
 ///
-/// Without a name it does so to machines that the file no longer has, too. What was stopped or removed is told on standard error,
-/// a line a machine.
+/// Without a name it does so to machines that the file no longer has, too. What was stopped or
+/// removed is told on standard error, a line a machine.
 #[derive(Debug, Args)]
 pub(crate) struct Down {
     #[command(flatten)]

@@ -19,7 +19,8 @@ use crate::context::Context;
 use crate::failure::Failure;
 use crate::{images, output, project_file};
 
-/// The exit code of a command that was interrupted, as a shell has it: 128 and the number of SIGINT.
+/// The exit code of a command that was interrupted, as a shell has it: 128 and the number of
+/// SIGINT.
 const INTERRUPTED: u8 = 130;
 
 /// The machines that a command is about, and the file that describes them.
@@ -28,7 +29,8 @@ pub(super) struct Which {
     /// Names the machines as the file does [default: all of them].
     #[arg(value_name = "MACHINE")]
     machines: Vec<String>,
-    /// Reads this file, - for standard input [default: vmkit.toml in this folder, or in the nearest one above].
+    /// Reads this file, - for standard input [default: vmkit.toml in this folder, or in the nearest
+    /// one above].
     #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
 }
@@ -44,14 +46,15 @@ impl Which {
     }
 }
 
-/// Answers the manager of projects.
+/// Returns the manager of projects.
 fn engine(context: &Context) -> Result<ProjectManager<RouterHypervisor, SshGuests<RouterHypervisor>>, Error> {
     let manager = context.manager()?;
     let images = images::store(manager.home())?;
     Ok(ProjectManager::new(manager.clone(), SshGuests::new(manager), images))
 }
 
-/// Does the work to its end, or until somebody presses Ctrl-C: then all stays as it is, and the same command goes on from there.
+/// Does the work to its end, or until somebody presses Ctrl-C: then all stays as it is, and the
+/// same command goes on from there.
 fn done_or_interrupted<T>(
     context: &Context,
     command: &str,

@@ -10,9 +10,10 @@ use crate::context::Context;
 use crate::failure::{Failure, Whose};
 use crate::{json_project, output};
 
-/// Shows what `vmkit up` would do, and changes nothing.
+/// Show what `vmkit up` would do, and change nothing.
 ///
-/// For each change it tells whether it counts at once, at the next start, or only when the machine is made anew.
+/// For each change it tells whether it counts at once, at the next start, or only when the machine
+/// is recreated.
 #[derive(Debug, Args)]
 pub(crate) struct Plan {
     #[command(flatten)]

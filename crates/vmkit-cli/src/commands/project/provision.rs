@@ -8,7 +8,7 @@ use super::{Which, done_or_interrupted, engine};
 use crate::context::Context;
 use crate::failure::Failure;
 
-/// Does what is still to be done in the guests of machines that run: copies and steps, as `vmkit up` would.
+/// Run the copies and steps that are due in running machines, as `vmkit up` would.
 #[derive(Debug, Args)]
 pub(crate) struct Provision {
     #[command(flatten)]

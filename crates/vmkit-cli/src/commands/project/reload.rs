@@ -8,14 +8,14 @@ use crate::commands::Patience;
 use crate::context::Context;
 use crate::failure::Failure;
 
-/// Shuts down the machines of a file and brings them up again, so that everything that the file says counts.
+/// Shut down the machines of a file and bring them up again, so that all of the file takes effect.
 ///
-/// A machine that would have to be made anew is left running.
+/// A machine that would have to be recreated is left running.
 #[derive(Debug, Args)]
 pub(crate) struct Reload {
     #[command(flatten)]
     which: Which,
-    /// Makes machines anew where a change needs that; their disks are lost.
+    /// Recreate machines where a change needs that; their disks are lost
     #[arg(long)]
     recreate: bool,
     #[command(flatten)]

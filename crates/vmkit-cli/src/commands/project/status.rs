@@ -14,7 +14,7 @@ use crate::failure::{Failure, Whose};
 use crate::output::Table;
 use crate::{human, json_project, output};
 
-/// Shows how the machines of a file are; of one that is not ready, what it lacks.
+/// Show the machines of a file; of one that is not ready, what it lacks.
 #[derive(Debug, Args)]
 pub(crate) struct Status {
     #[command(flatten)]

@@ -1,7 +1,8 @@
-//! What is said of the work on a project: each stage as it begins, and at the end a line or two a machine.
+//! What is said of the work on a project: each stage as it begins, and at the end a line or two a
+//! machine.
 //!
-//! All of it goes to standard error, a whole line at a time, and it is the same on a terminal and off it: whoever reads a log
-//! wants to know how far it came, too.
+//! All of it goes to standard error, a whole line at a time, and it is the same on a terminal and
+//! off it: whoever reads a log wants to know how far it came, too.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -40,7 +41,7 @@ impl Asked {
     }
 }
 
-/// Answers who prints what happens.
+/// Returns who prints what happens.
 pub(super) fn printer(project: &Project) -> Listener {
     let width = project.machines.iter().map(|machine| machine.name.chars().count()).max().unwrap_or(0);
     let image = |machine: &vmkit::vmfile::MachinePlan| Some((machine.name.clone(), machine.image.clone()?));
@@ -112,14 +113,14 @@ pub(super) fn warn_of_left_out(machine: &str, step: &str, path: &Path) {
     ));
 }
 
-/// Answers how many tenths of an image are there. A line is printed for each: machines that fetch side by side leave no room for
-/// bars.
+/// Returns how many tenths of an image are there. A line is printed for each: machines that fetch
+/// side by side leave no room for bars.
 fn tenths(now: PullProgress) -> Option<u64> {
     let total = now.total_bytes.filter(|total| *total > 0)?;
     Some(now.done_bytes.min(total).saturating_mul(10) / total)
 }
 
-/// Tells what came of it, and fails where something did.
+/// Prints the result, and returns an error if a machine failed.
 pub(super) fn tell(project: &Project, report: Report, asked: Asked, json: bool) -> Result<(), Failure> {
     let told = match json {
         true => output::json(&json_project::Outcome::of(project, &report)),
@@ -135,7 +136,7 @@ pub(super) fn tell(project: &Project, report: Report, asked: Asked, json: bool) 
         }
         _ => None,
     });
-    // What failed counts even where nobody reads the answer.
+    // A failure is the exit code even if standard output is closed.
     Failure::of(failed.collect()).and(told)
 }
 
@@ -147,7 +148,8 @@ fn tell_machine(project: &Project, report: &MachineReport, asked: Asked) {
     lines(project, report, asked).into_iter().for_each(output::line);
 }
 
-/// Answers what there is to say of a machine at the end: what was done, the way in, and what still has to happen.
+/// Returns what there is to say of a machine at the end: what was done, the way in, and what still
+/// has to happen.
 fn lines(project: &Project, report: &MachineReport, asked: Asked) -> Vec<String> {
     let name = &report.machine;
     let is_waiting = |done: &&Done| matches!(done, Done::Recorded(_));

@@ -8,17 +8,19 @@ use crate::commands::Patience;
 use crate::context::Context;
 use crate::failure::Failure;
 
-/// Makes the machines of a file be as it says: makes what is missing, starts what is stopped, changes what changed.
+/// Bring the machines of a file up: create what is missing, start what is stopped, apply what
+/// changed.
 ///
-/// Machines come up after those that they depend on, and side by side otherwise; what is right is left alone. A change that
-/// a running machine can't take is kept for its next start: `vmkit reload` does that. Interrupted at any point, it goes on
-/// when it is run again. Each stage is told on standard error as it begins; at the end, what was done, the way in, and what waits
+/// Machines come up after those that they depend on, and side by side otherwise; what is right is
+/// left alone. A change that a running machine can't take is kept for its next start:
+/// `vmkit reload` does that. Interrupted at any point, it goes on when it is run again. Each stage
+/// is told on standard error as it begins; at the end, what was done, the way in, and what waits
 /// for the next start.
 #[derive(Debug, Args)]
 pub(crate) struct Up {
     #[command(flatten)]
     which: Which,
-    /// Makes machines anew where a change needs that; their disks are lost.
+    /// Recreate machines where a change needs that; their disks are lost
     #[arg(long)]
     recreate: bool,
     /// Removes the VMs of machines that the file no longer has.

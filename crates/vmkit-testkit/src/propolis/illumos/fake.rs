@@ -40,7 +40,7 @@ pub struct FakeIllumos {
 }
 
 impl FakeIllumos {
-    /// Makes a host in `dir`, with links to the two programs under the names of the host's tools.
+    /// Creates a host in `dir`, with links to the two programs under the names of the host's tools.
     ///
     /// # Errors
     /// Whatever the system says to new files in `dir`.
@@ -60,29 +60,31 @@ impl FakeIllumos {
         Ok(fake)
     }
 
-    /// Answers the host that somebody else has made in `dir`, such as the parent of a process that is to be killed.
+    /// Returns the host that somebody else has made in `dir`, such as the parent of a process that
+    /// is to be killed.
     pub fn open(dir: &Path) -> Self {
         Self { illumos: Illumos::at(dir.to_owned()), ends_servers: false }
     }
 
-    /// Answers the directory to have in `PATH`: it has `zfs`, `dladm`, `bhyvectl`, `pfexec` and `propolis-server`.
+    /// Returns the directory to have in `PATH`: it has `zfs`, `dladm`, `bhyvectl`, `pfexec` and
+    /// `propolis-server`.
     ///
     /// Each finds its host by the variable [`DIR`](super::DIR), else by where it was found itself.
     pub fn path(&self) -> PathBuf {
         self.illumos.dir.join("bin")
     }
 
-    /// Answers the directory that is the host.
+    /// Returns the directory that is the host.
     pub fn dir(&self) -> &Path {
         &self.illumos.dir
     }
 
-    /// Answers what stands for `/dev`; it has `vmm` and `zvol/rdsk`.
+    /// Returns what stands for `/dev`; it has `vmm` and `zvol/rdsk`.
     pub fn dev(&self) -> PathBuf {
         self.illumos.dev()
     }
 
-    /// Answers a file that a server takes for its firmware.
+    /// Returns a file that a server takes for its firmware.
     pub fn bootrom(&self) -> PathBuf {
         self.illumos.dir.join("OVMF_CODE.fd")
     }
@@ -123,7 +125,8 @@ impl FakeIllumos {
     /// Gives the host a snapshot, `VOLUME@NAME`, of a volume that it has.
     ///
     /// # Errors
-    /// Whatever the system says to the host's files, and [`io::ErrorKind::InvalidInput`] for what `zfs` refuses.
+    /// Whatever the system says to the host's files, and [`io::ErrorKind::InvalidInput`] for what
+    /// `zfs` refuses.
     pub fn add_snapshot(&self, name: &str) -> io::Result<()> {
         let calls = self.calls()?.len();
         let said = self.illumos.run_zfs(&["snapshot", name])?;
@@ -145,7 +148,7 @@ impl FakeIllumos {
         State::change(&self.illumos, |state| drop(state.links.insert(name.to_owned(), link)))
     }
 
-    /// Answers what the host has.
+    /// Returns what the host has.
     ///
     /// # Errors
     /// Whatever the system says to the host's files.
@@ -153,7 +156,7 @@ impl FakeIllumos {
         State::load(&self.illumos)
     }
 
-    /// Answers every call so far, in order: the tool's name, then its arguments.
+    /// Returns every call so far, in order: the tool's name, then its arguments.
     ///
     /// # Errors
     /// Whatever the system says to the host's files.
@@ -183,7 +186,8 @@ impl FakeIllumos {
         std::fs::write(self.illumos.dir.join("faults.json"), b"[]")
     }
 
-    /// Answers what is there that the test did not give the host: datasets, links, VMs of the kernel, servers that run.
+    /// Returns what is there that the test did not give the host: datasets, links, VMs of the
+    /// kernel, servers that run.
     ///
     /// # Errors
     /// Whatever the system says to the host's files.
@@ -221,7 +225,7 @@ impl Illumos {
         }
     }
 
-    /// Answers where a server on this host finds how to behave.
+    /// Returns where a server on this host finds how to behave.
     pub fn behaviour_file(&self) -> PathBuf {
         self.dir.join("propolis.json")
     }
@@ -235,7 +239,7 @@ impl Illumos {
         Ok(file)
     }
 
-    /// Answers the process ids of the servers that run.
+    /// Returns the process ids of the servers that run.
     fn servers(&self) -> Vec<String> {
         let dir = self.dir.join("servers");
         let runs = |pid: &String| {

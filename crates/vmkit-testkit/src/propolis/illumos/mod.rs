@@ -25,7 +25,8 @@ pub const DIR: &str = "VMKIT_FAKE_ILLUMOS";
 /// What stands for a firmware: pages of nothing, as many as servers may want.
 pub(super) const BOOTROM: [u8; 8192] = [0; 8192];
 
-/// The variable that names what stands for `/dev/vmm`, where that is not in the stand-ins' directory.
+/// The variable that names what stands for `/dev/vmm`, where that is not in the stand-ins'
+/// directory.
 pub const VMM: &str = "VMKIT_FAKE_VMM";
 
 /// A host that is a directory.
@@ -35,12 +36,13 @@ pub struct Illumos {
 }
 
 impl Illumos {
-    /// Answers the host whose directory is `dir`.
+    /// Returns the host whose directory is `dir`.
     pub fn at(dir: PathBuf) -> Self {
         Self { dir }
     }
 
-    /// Answers the host on which a program was found that was called as `program`, a path or a name in `path`.
+    /// Returns the host on which a program was found that was called as `program`, a path or a name
+    /// in `path`.
     ///
     /// A host's programs are links in its directory `bin`.
     pub fn of_program(program: &Path, path: Option<&std::ffi::OsStr>) -> Option<Self> {
@@ -53,17 +55,17 @@ impl Illumos {
         dir.join("state.json").exists().then(|| Self::at(dir.to_owned()))
     }
 
-    /// Answers the directory.
+    /// Returns the directory.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Answers what stands for `/dev`.
+    /// Returns what stands for `/dev`.
     pub fn dev(&self) -> PathBuf {
         self.dir.join("dev")
     }
 
-    /// Answers what stands for `/dev/vmm`.
+    /// Returns what stands for `/dev/vmm`.
     pub fn vmm(&self) -> PathBuf {
         self.dev().join("vmm")
     }
@@ -77,7 +79,7 @@ impl Illumos {
     }
 }
 
-/// Answers the names of a directory's entries in order; one that is not there has none.
+/// Returns the names of a directory's entries in order; one that is not there has none.
 pub(super) fn names_in(dir: &Path) -> Vec<String> {
     let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
     let mut names: Vec<String> =

@@ -103,7 +103,8 @@ impl<'de> Deserialize<'de> for PciPath {
     }
 }
 
-/// Defines types that go over the wire as JSON objects, which name all of their fields and take no others.
+/// Defines types that go over the wire as JSON objects, which name all of their fields and take no
+/// others.
 macro_rules! objects {
     ($($(#[$meta:meta])* $name:ident { $($(#[$field_meta:meta])* $field:ident: $type:ty),* $(,)? })*) => {$(
         $(#[$meta])*

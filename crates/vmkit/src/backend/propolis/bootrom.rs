@@ -1,6 +1,7 @@
 //! What a server takes for its firmware.
 //!
-//! Pure: a size to what is wrong with it. A server maps the file as it is, and panics where that can't be done.
+//! Pure: a size to what is wrong with it. A server maps the file as it is, and panics where that
+//! can't be done.
 //!
 //! Source: propolis-server, which maps whole pages below 4 GiB, of at most 2 MiB.
 
@@ -9,7 +10,8 @@ const PAGE_BYTES: u64 = 4096;
 /// The largest firmware, in bytes.
 const MOST_BYTES: u64 = 2 << 20;
 
-/// Returns what keeps a server from taking a file of this size for its firmware, and what would be right.
+/// Returns what keeps a server from taking a file of this size for its firmware, and what would be
+/// right.
 pub(crate) fn problem(bytes: u64) -> Option<String> {
     let right = format!(
         "a bootrom has whole pages of {PAGE_BYTES} bytes, at most {MOST_BYTES} bytes in all: take an OVMF_CODE.fd without variables"

@@ -1,8 +1,9 @@
 //! Talking to a Propolis server: HTTP without encryption, one connection a request.
 //!
-//! Every request names the version of the API, has a deadline, and its answer a bound. The server's own limit is none: its long
-//! poll blocks until there is something to tell. What goes wrong is told apart here, since callers act on it: nobody listens,
-//! nobody answers, somebody else answers, the server refuses.
+//! Every request names the version of the API, has a deadline, and its answer a bound. The server's
+//! own limit is none: its long poll blocks until there is something to tell. What goes wrong is
+//! told apart here, since callers act on it: nobody listens, nobody answers, somebody else answers,
+//! the server refuses.
 //!
 //! Source: the API description of propolis-server 5.0.0, and dropshot's error bodies.
 
@@ -64,7 +65,8 @@ pub(crate) enum Failure {
     Lost(String),
     /// The deadline has passed; the server may have done what it was asked.
     TimedOut(Duration),
-    /// The server says for so long that it still makes the VM, and denies to have one that could be ended.
+    /// The server says for so long that it still makes the VM, and denies to have one that could be
+    /// ended.
     StillMaking(Duration),
     /// Whoever answers is no Propolis server.
     Foreign(String),
@@ -75,22 +77,22 @@ pub(crate) enum Failure {
 pub(crate) type Answer<T> = Result<T, Failure>;
 
 impl Failure {
-    /// Tells whether the server has no VM, or none that is alive.
+    /// Returns whether the server has no VM, or none that is alive.
     pub(crate) fn is_no_instance(&self) -> bool {
         matches!(self, Failure::Denied { status, .. } if matches!(status.as_u16(), 424 | 410))
     }
 
-    /// Tells whether the server has a VM already.
+    /// Returns whether the server has a VM already.
     pub(super) fn is_taken(&self) -> bool {
         matches!(self, Failure::Denied { status, .. } if *status == StatusCode::CONFLICT)
     }
 
-    /// Tells whether the network failed, which says nothing of the server: it may be asked again.
+    /// Returns whether the network failed, which says nothing of the server: it may be asked again.
     pub(super) fn is_of_the_network(&self) -> bool {
         matches!(self, Failure::Unreached(_) | Failure::Lost(_))
     }
 
-    /// Answers the request's id, by which the server's log tells more of a failure that it hides.
+    /// Returns the request's id, by which the server's log tells more of a failure that it hides.
     pub(super) fn hidden(&self) -> Option<&str> {
         match self {
             Failure::Denied { status, refusal } if status.is_server_error() => Some(&refusal.request_id),
@@ -98,7 +100,8 @@ impl Failure {
         }
     }
 
-    /// Makes the library's error of it; `why` is what the server's log tells of a failure that it hides.
+    /// Creates the library's error of it; `why` is what the server's log tells of a failure that it
+    /// hides.
     pub(crate) fn into_error(self, client: &Client, doing: &'static str, why: Option<String>) -> Error {
         let address = client.address;
         match self {
@@ -148,7 +151,8 @@ fn denied(client: &Client, doing: &str, status: StatusCode, refusal: Refusal, wh
         );
         return Error::Protocol { peer: PEER, problem, source: None };
     }
-    // Some refusals have their reason in the place of the code, and the bare status as their message.
+    // Some refusals have their reason in the place of the code, and the bare status as their
+    // message.
     let reason = match (why, error_code) {
         (Some(why), _) => why,
         (None, Some(code)) if code.contains(' ') => code,
@@ -180,7 +184,7 @@ impl fmt::Display for Failure {
 }
 
 impl Client {
-    /// Answers where the console is.
+    /// Returns where the console is.
     pub(crate) fn console_url(&self) -> String {
         format!("ws://{}/instance/serial", self.address)
     }
@@ -197,8 +201,9 @@ impl Client {
         parsed::<InstanceAnswer>(&bytes).map(|answer| answer.instance)
     }
 
-    /// Looks what VM there is. A server tells nothing of one whose devices it is pausing, to reset or to halt them, but its state:
-    /// so that is asked for as well where there is no answer for so long.
+    /// Looks what VM there is. A server tells nothing of one whose devices it is pausing, to reset
+    /// or to halt them, but its state: so that is asked for as well where there is no answer for so
+    /// long.
     pub(super) async fn look(&self, blocked_after: Duration, deadline: Instant) -> Answer<Sight> {
         let whole = async {
             let there = self.instance(deadline).await?;
@@ -278,7 +283,8 @@ impl Client {
             let bytes = limited.collect().await.map_err(|error| Failure::Lost(error.to_string()))?.to_bytes();
             Ok((status, bytes))
         };
-        // The connection is driven by whoever waits for the answer, so nothing outlives a dropped future.
+        // The connection is driven by whoever waits for the answer, so nothing outlives a dropped
+        // future.
         tokio::pin!(connection);
         tokio::pin!(conversation);
         let (status, bytes) = tokio::select! {
@@ -340,7 +346,7 @@ fn parsed<T: DeserializeOwned>(bytes: &[u8]) -> Answer<T> {
         .map_err(|error| Failure::Foreign(format!("it says {}, which is no answer: {error}", shown(bytes))))
 }
 
-/// Answers the beginning of what somebody said, fit for a message.
+/// Returns the beginning of what somebody said, fit for a message.
 fn shown(bytes: &[u8]) -> String {
     let text: String = String::from_utf8_lossy(&bytes[..bytes.len().min(200)]).chars().take(80).collect();
     if bytes.is_empty() { "nothing".to_owned() } else { format!("{text:?}") }
@@ -352,7 +358,7 @@ mod tests {
     use std::io::{Read, Write};
     use std::net::TcpListener;
 
-    /// Answers whoever connects first with these bytes, and the request that came.
+    /// Returns whoever connects first with these bytes, and the request that came.
     fn answering(bytes: &'static [u8]) -> (Client, std::thread::JoinHandle<String>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();

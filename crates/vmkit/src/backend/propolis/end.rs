@@ -10,8 +10,8 @@
 //!                                        else                     on its way out: wait for its last state
 //! ```
 //!
-//! A server that was asked for a VM asks its host for CPUID, and a DNS for Nexus, before it knows of any: meanwhile it says what it
-//! said before, and goes on though nobody waits for its answer.
+//! A server that was asked for a VM asks its host for CPUID, and a DNS for Nexus, before it knows
+//! of any: meanwhile it says what it said before, and goes on though nobody waits for its answer.
 
 use std::time::Duration;
 
@@ -22,14 +22,16 @@ use super::client::{Answer, Client, Failure};
 use super::instance_spec::{Instance, InstanceState, Requested};
 use super::monitor;
 
-/// The pause before a server is asked again that may make a VM yet or still makes it, or that the network did not lead to. No
-/// event tells of these: the monitor has none without a VM, and a VM is `Creating` before and after it is made.
+/// The pause before a server is asked again that may make a VM yet or still makes it, or that the
+/// network did not lead to. No event tells of these: the monitor has none without a VM, and a VM is
+/// `Creating` before and after it is made.
 const AGAIN: Duration = Duration::from_millis(100);
 
 /// How long the network may fail at a stretch.
 const NETWORK_LIMIT: Duration = Duration::from_secs(5);
 
-/// How long a VM is waited for that is still being made. One stays so for good whose server has panicked and lives.
+/// How long a VM is waited for that is still being made. One stays so for good whose server has
+/// panicked and lives.
 const MAKING_LIMIT: Duration = Duration::from_secs(30);
 
 /// What an ending came to.
@@ -81,7 +83,8 @@ enum Tried {
 /// That it has no such VM is success.
 ///
 /// # Errors
-/// `Refused` where nobody listens, so there is no server that could hold anything; any other failure leaves open what runs.
+/// `Refused` where nobody listens, so there is no server that could hold anything; any other
+/// failure leaves open what runs.
 pub(super) async fn end(client: &Client, id: Uuid, limits: Limits) -> Answer<Outcome> {
     let began = Instant::now();
     let (mut heard, mut making) = (began, None);

@@ -1,4 +1,5 @@
-//! What a VM has in its directory: whose it is and what was made for it, where its server listens, what was asked.
+//! What a VM has in its directory: whose it is and what was made for it, where its server listens,
+//! what was asked.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -27,7 +28,8 @@ const MOST_BYTES: u64 = 1 << 20;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Claim {
     pub(super) id: Uuid,
-    /// What the VM asked for when it was made: what the backend's defaults were then stays true for it.
+    /// What the VM asked for when it was made: what the backend's defaults were then stays true for
+    /// it.
     pub(super) options: Options,
     /// What was made, in order.
     pub(super) steps: Vec<HostStep>,
@@ -36,7 +38,8 @@ pub(super) struct Claim {
     pub(super) pending: Vec<HostStep>,
     /// How large the image was.
     pub(super) image_bytes: u64,
-    /// Where the directory lies, absolute; a claim that names another one came here by a move or a copy.
+    /// Where the directory lies, absolute; a claim that names another one came here by a move or a
+    /// copy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) work: Option<PathBuf>,
     /// Whether the VM's removal was begun: some of what was made may be gone.
@@ -45,12 +48,13 @@ pub(super) struct Claim {
 }
 
 impl Claim {
-    /// Tells whether the root disk is a copy that was made here.
+    /// Returns whether the root disk is a copy that was made here.
     pub(super) fn has_copy(&self) -> bool {
         self.steps.iter().any(|step| matches!(step, HostStep::Copy { .. }))
     }
 
-    /// Returns the same with all files of the VM where this layout has them: they lie in its directory, wherever that is now.
+    /// Returns the same with all files of the VM where this layout has them: they lie in its
+    /// directory, wherever that is now.
     fn at(mut self, layout: &Layout) -> Self {
         for step in self.steps.iter_mut().chain(&mut self.pending) {
             if let HostStep::Copy { path, .. } | HostStep::Blank { path, .. } = step
@@ -62,11 +66,12 @@ impl Claim {
         self
     }
 
-    /// Returns the directory of the VM of which the one in this directory is a copy, where there is such a VM on this host;
-    /// `recorded` is where the VM's record says that it was made.
+    /// Returns the directory of the VM of which the one in this directory is a copy, where there is
+    /// such a VM on this host; `recorded` is where the VM's record says that it was made.
     ///
-    /// Two directories of one VM share what lies outside of them: its volumes, its VNIC, its name in the kernel and at a
-    /// server. These are the original's, and not to be touched from the copy.
+    /// Two directories of one VM share what lies outside of them: its volumes, its VNIC, its name
+    /// in the kernel and at a server. These are the original's, and not to be touched from the
+    /// copy.
     ///
     /// # Errors
     /// `Io` where the system does not tell what lies there.
@@ -80,7 +85,7 @@ impl Claim {
     }
 }
 
-/// Tells whether two paths lead to one directory, as through a link or another mount.
+/// Returns whether two paths lead to one directory, as through a link or another mount.
 fn is_one_directory(one: &Path, other: &Path) -> bool {
     let identity = |path: &Path| path.metadata().map(|found| (found.dev(), found.ino())).ok();
     one == other || identity(one).is_some_and(|one| identity(other) == Some(one))
@@ -92,11 +97,13 @@ pub(super) struct ServerFile {
     pub(super) address: SocketAddr,
     /// Another one for each run.
     pub(super) run: Uuid,
-    /// Whether the server was told to run the guest; else it may have been asked to make the VM, and no more.
+    /// Whether the server was told to run the guest; else it may have been asked to make the VM,
+    /// and no more.
     pub(super) is_begun: bool,
 }
 
-/// How long a server may take from being asked for a VM until it says that there is one: it asks its host for CPUID first.
+/// How long a server may take from being asked for a VM until it says that there is one: it asks
+/// its host for CPUID first.
 const ASKING_LIMIT: Duration = Duration::from_secs(6);
 /// The same of one that listens at an IPv6 address, which asks a DNS for Nexus besides.
 const ASKING_LIMIT_V6: Duration = Duration::from_secs(30);
@@ -108,7 +115,7 @@ impl ServerFile {
     }
 }
 
-/// Answers whose the directory is; `None` where nobody has claimed it, or was killed while it did.
+/// Returns whose the directory is; `None` where nobody has claimed it, or was killed while it did.
 ///
 /// # Errors
 /// `Io` where it can't be read.
@@ -116,7 +123,7 @@ pub(super) fn claim(layout: &Layout) -> Result<Option<Claim>> {
     read(&layout.claim()).map(|claim: Option<Claim>| claim.map(|claim| claim.at(layout)))
 }
 
-/// Answers where the server of the last run listens, if one was asked for anything.
+/// Returns where the server of the last run listens, if one was asked for anything.
 ///
 /// # Errors
 /// `Io` where it can't be read.
@@ -124,26 +131,28 @@ pub(super) fn server(layout: &Layout) -> Result<Option<ServerFile>> {
     read(&layout.server_file())
 }
 
-/// Returns until when a server may yet show the VM of this run, which a start was cut off in asking for; `None` where that is
-/// over, or the VM was seen.
+/// Returns until when a server may yet show the VM of this run, which a start was cut off in asking
+/// for; `None` where that is over, or the VM was seen.
 pub(super) fn watched_until(layout: &Layout, server: &ServerFile) -> Option<Instant> {
     if server.is_begun || has_ended(layout, server) {
         return None;
     }
     let limit = if server.address.is_ipv4() { ASKING_LIMIT } else { ASKING_LIMIT_V6 };
-    // Written right before the server is asked. Where the clock was set back since, it counts as written now.
+    // Written right before the server is asked. Where the clock was set back since, it counts as
+    // written now.
     let written = fs::metadata(layout.server_file()).and_then(|file| file.modified()).ok()?;
     let passed = SystemTime::now().duration_since(written).unwrap_or_default();
     limit.checked_sub(passed).map(|rest| Instant::now() + rest)
 }
 
-/// Tells whether somebody has seen this run end.
+/// Returns whether somebody has seen this run end.
 pub(super) fn has_ended(layout: &Layout, server: &ServerFile) -> bool {
     // What can't be read tells nothing.
     read(&layout.ended_mark()).is_ok_and(|ended: Option<Uuid>| ended == Some(server.run))
 }
 
-/// Remembers that this run was seen to end: its server forgets that, with the next VM or with its process.
+/// Remembers that this run was seen to end: its server forgets that, with the next VM or with its
+/// process.
 pub(super) fn remember_end(layout: &Layout, server: &ServerFile) {
     if has_ended(layout, server) {
         return;
@@ -203,7 +212,7 @@ fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     })
 }
 
-/// Makes a file that says something by being there.
+/// Creates a file that says something by being there.
 ///
 /// # Errors
 /// `Io`, `Host`.
@@ -214,7 +223,8 @@ pub(super) fn mark(path: &Path) -> Result<()> {
     made.map(drop).map_err(Error::io("create", path))
 }
 
-/// Removes all that this backend may have made in a VM's directory, and the directory when nothing else is in it.
+/// Removes all that this backend may have made in a VM's directory, and the directory when nothing
+/// else is in it.
 ///
 /// # Errors
 /// `Io`, `Host`.

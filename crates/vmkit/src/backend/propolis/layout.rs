@@ -74,7 +74,7 @@ impl Layout {
         self.work.join(format!("data-{index}.raw"))
     }
 
-    /// Answers where the server's process is supervised.
+    /// Returns where the server's process is supervised.
     pub(super) fn place(&self) -> Place {
         Place {
             alive: self.work.join("alive"),
@@ -85,8 +85,9 @@ impl Layout {
         }
     }
 
-    /// Every file that this backend may have made. The claim comes late: until it goes, the directory is known to be this
-    /// VM's. The locks are last: whoever gets a new one finds no claim any more.
+    /// Every file that this backend may have made. The claim comes late: until it goes, the
+    /// directory is known to be this VM's. The locks are last: whoever gets a new one finds no
+    /// claim any more.
     pub(super) fn files(&self, data_disks: usize) -> Vec<PathBuf> {
         let place = self.place();
         let mut files = vec![self.root_disk()];
@@ -110,20 +111,21 @@ impl Layout {
     }
 }
 
-/// Answers the name of a VM's own VNIC, such as `vmk52a0c1b2d3n0`.
+/// Returns the name of a VM's own VNIC, such as `vmk52a0c1b2d3n0`.
 ///
-/// It ends with a letter and a single digit: the digits at the end are the link's number, which has no leading zeros.
+/// It ends with a letter and a single digit: the digits at the end are the link's number, which has
+/// no leading zeros.
 pub(super) fn vnic_of(id: Uuid) -> String {
     let [_, own @ ..] = MacAddr::of_vm(id).bytes();
     format!("vmk{}n0", own.map(|byte| format!("{byte:02x}")).concat())
 }
 
-/// Answers the name of the volume of a VM's root disk.
+/// Returns the name of the volume of a VM's root disk.
 pub(super) fn root_volume(dataset: &str, id: Uuid) -> String {
     format!("{dataset}/{id}")
 }
 
-/// Answers the name of the volume of one of its further disks.
+/// Returns the name of the volume of one of its further disks.
 pub(super) fn data_volume(dataset: &str, id: Uuid, index: usize) -> String {
     format!("{dataset}/{id}-data-{index}")
 }

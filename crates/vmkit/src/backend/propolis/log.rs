@@ -1,4 +1,5 @@
-//! What a server says in its log: lines of JSON, as bunyan has them, and what its process says besides.
+//! What a server says in its log: lines of JSON, as bunyan has them, and what its process says
+//! besides.
 //!
 //! Pure: text to what it tells. A line that is none of these tells nothing.
 //!
@@ -25,7 +26,7 @@ const CONSEQUENCES: [&str; 3] = [
 /// So many lines of the log may come from other threads between the panics of one end.
 const MOST_BETWEEN: usize = 20;
 
-/// Answers where the server listens, if this line says so.
+/// Returns where the server listens, if this line says so.
 pub(super) fn listening(line: &str) -> Option<SocketAddr> {
     let line: Value = serde_json::from_str(line.trim()).ok()?;
     if line["msg"].as_str()? != "listening" {
@@ -34,7 +35,7 @@ pub(super) fn listening(line: &str) -> Option<SocketAddr> {
     line["local_addr"].as_str()?.parse().ok()
 }
 
-/// Answers why the server failed to answer a request: what it hides behind `Internal Server Error`.
+/// Returns why the server failed to answer a request: what it hides behind `Internal Server Error`.
 pub(super) fn why(log: &str, request_id: &str) -> Option<String> {
     if request_id.is_empty() {
         return None;
@@ -45,8 +46,8 @@ pub(super) fn why(log: &str, request_id: &str) -> Option<String> {
     })
 }
 
-/// Returns a server's last words: the panic that ended it, after the last lines that are errors; without a panic also what is no
-/// JSON.
+/// Returns a server's last words: the panic that ended it, after the last lines that are errors;
+/// without a panic also what is no JSON.
 pub(super) fn last_words(log: &str) -> String {
     let lines: Vec<&str> = log.lines().collect();
     let (panic, before) = match first_cause(&lines) {
@@ -84,8 +85,8 @@ pub(super) fn panic(log: &str) -> Option<String> {
 
 /// Finds the line that begins the panic of which a server ended.
 ///
-/// A panic while another one unwinds says its own words, after those of the first one and its backtrace. What is far apart are
-/// two panics, of which the server survived the first.
+/// A panic while another one unwinds says its own words, after those of the first one and its
+/// backtrace. What is far apart are two panics, of which the server survived the first.
 fn first_cause(lines: &[&str]) -> Option<usize> {
     let panics = lines.iter().enumerate().filter(|(_, line)| line.contains(PANICKED));
     let mut panics: Vec<usize> = panics.map(|(at, _)| at).collect();
@@ -128,7 +129,7 @@ fn panic_at(lines: &[&str]) -> Vec<String> {
     panic
 }
 
-/// Tells whether a line is one of JSON, or a half of one: it has the names of members.
+/// Returns whether a line is one of JSON, or a half of one: it has the names of members.
 fn is_of_json(line: &str) -> bool {
     line.trim_start().starts_with("{\"")
         || line.matches("\":").count() > 1

@@ -1,6 +1,7 @@
 //! Propolis (bhyve) on illumos: [`PropolisHypervisor`].
 //!
-//! It reads like the contract: options and spec make a plan, the plan is applied, what came of it is a handle.
+//! It reads like the contract: options and spec make a plan, the plan is applied, what came of it
+//! is a handle.
 //!
 //! ```text
 //! options ─┐
@@ -8,13 +9,15 @@
 //!             (pure: plan, instance_spec)      state: run file ─▶ process ─▶ GET /instance ─▶ /dev/vmm
 //! ```
 //!
-//! Every VM has a server of its own, which lives from `start` to `stop`; or it runs at one that is there already, named by an
-//! address. The host's programs are data of the plan and found on a search path, so all of this is the same code on every OS.
+//! Every VM has a server of its own, which lives from `start` to `stop`; or it runs at one that is
+//! there already, named by an address. The host's programs are data of the plan and found on a
+//! search path, so all of this is the same code on every OS.
 //!
-//! Nothing of a VM lives in this process: the claim in its directory, the kernel and the server know everything. Whoever changes
-//! something holds the VM's lock, see [`hold`].
+//! Nothing of a VM lives in this process: the claim in its directory, the kernel and the server
+//! know everything. Whoever changes something holds the VM's lock, see [`hold`].
 //!
-//! It was never run on illumos by this project. Source: the sources of Propolis, and of the agents that drive it.
+//! It was never run on illumos by this project. Source: the sources of Propolis, and of the agents
+//! that drive it.
 
 pub(crate) mod bootrom;
 mod builder;
@@ -87,12 +90,14 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Runs VMs in Propolis.
 ///
-/// Every VM has a directory `NAME` below the work root, kept from `prepare` to `destroy`. What a VM asks for in particular
-/// stands in its [`backend_options`](VmSpec::backend_options): `address` of a server that runs already, `bootrom`, `dataset`,
-/// `guest-ip`, `program`, `serial-number` and `vnic`. What it does not say is what the builder was given when it was prepared.
+/// Every VM has a directory `NAME` below the work root, kept from `prepare` to `destroy`. What a VM
+/// asks for in particular stands in its [`backend_options`](VmSpec::backend_options): `address` of
+/// a server that runs already, `bootrom`, `dataset`, `guest-ip`, `program`, `serial-number` and
+/// `vnic`. What it does not say is what the builder was given when it was prepared.
 ///
-/// A VM's root disk is a clone where its image is named `zfs:POOL/DATASET@SNAPSHOT`, and a copy of a raw file otherwise. Its
-/// network is [`NetworkConfig::Vnic`] or none. Its firmware is the bootrom, which is UEFI, whatever the spec says.
+/// A VM's root disk is a clone where its image is named `zfs:POOL/DATASET@SNAPSHOT`, and a copy of
+/// a raw file otherwise. Its network is [`NetworkConfig::Vnic`] or none. Its firmware is the
+/// bootrom, which is UEFI, whatever the spec says.
 ///
 /// It can't suspend. `stop` is graceful only with a [`PowerOff`].
 ///
@@ -130,7 +135,8 @@ struct Site<'a> {
     vm: &'a VmHandle,
     layout: Layout,
     claim: Claim,
-    /// The directory of the VM of which this is a copy: what is outside of this directory is that VM's.
+    /// The directory of the VM of which this is a copy: what is outside of this directory is that
+    /// VM's.
     original: Option<PathBuf>,
 }
 
@@ -144,17 +150,18 @@ impl Site<'_> {
         &self.settings.host
     }
 
-    /// Answers where the server's process is supervised.
+    /// Returns where the server's process is supervised.
     fn place(&self) -> Place {
         Place { killer: self.settings.host.killer(), ..self.layout.place() }
     }
 
-    /// Answers where the kernel's half of the VM is seen.
+    /// Returns where the kernel's half of the VM is seen.
     fn kernel_vm(&self) -> PathBuf {
         self.settings.dev_vmm.join(self.vm.id.to_string())
     }
 
-    /// Writes down that the VM lives in this directory, where that was moved here, so that a copy of it is known as one.
+    /// Writes down that the VM lives in this directory, where that was moved here, so that a copy
+    /// of it is known as one.
     fn settle_down(&mut self) -> Result<()> {
         let work = absolute(&self.layout)?;
         let lies_elsewhere = self.claim.work.as_ref().is_some_and(|claimed| *claimed != work);
@@ -169,7 +176,7 @@ impl Site<'_> {
         Client { address, version: plan::api_version(&self.claim.options) }
     }
 
-    /// Answers the server that the last run was at, or the one that is elsewhere.
+    /// Returns the server that the last run was at, or the one that is elsewhere.
     fn server(&self) -> Result<Option<Client>> {
         let address = match self.claim.options.address {
             Some(address) => Some(address),
@@ -218,7 +225,7 @@ fn absolute(layout: &Layout) -> Result<PathBuf> {
 }
 
 impl Settings {
-    /// Answers where the guest is reached.
+    /// Returns where the guest is reached.
     ///
     /// # Errors
     /// `Unsupported` without a network, `NotFound` while no address is known.
@@ -247,7 +254,8 @@ impl Settings {
         if let Some(address) = found.first() {
             return Ok(*address);
         }
-        // The host has not spoken with the guest of late, or never: whoever gave it an address may know it.
+        // The host has not spoken with the guest of late, or never: whoever gave it an address may
+        // know it.
         let files = self.lease_files.clone().unwrap_or_else(default_lease_files);
         let leased = leased_to(mac, &files)?;
         leased
@@ -256,7 +264,8 @@ impl Settings {
             .ok_or_else(|| Error::NotFound { what: "address of VM", name: vm.name().to_string() })
     }
 
-    /// Answers the Ethernet address of the guest's card: that of a VNIC that was there before is its own.
+    /// Returns the Ethernet address of the guest's card: that of a VNIC that was there before is
+    /// its own.
     async fn mac(&self, vm: &VmHandle, claim: &Claim) -> Result<MacAddr> {
         let Some(vnic) = &claim.options.vnic else { return Ok(MacAddr::of_vm(vm.id)) };
         let words = ["dladm", "show-vnic", "-p", "-o", "macaddress", vnic.as_str()];
@@ -267,7 +276,8 @@ impl Settings {
         })
     }
 
-    /// Finds out what a plan has to know of the host; of a VM that was prepared, its claim knows where the image is.
+    /// Finds out what a plan has to know of the host; of a VM that was prepared, its claim knows
+    /// where the image is.
     async fn facts(
         &self,
         spec: &VmSpec,
@@ -318,10 +328,11 @@ impl PropolisHypervisor {
         PropolisHypervisorBuilder::new(work_root.into())
     }
 
-    /// Answers what `prepare` and `start` would do for a spec, and changes nothing.
+    /// Returns what `prepare` and `start` would do for a spec, and changes nothing.
     ///
     /// # Errors
-    /// Those of `prepare` that can be told without making anything: `InvalidInput`, `Unsupported`, `Host`.
+    /// Those of `prepare` that can be told without making anything: `InvalidInput`, `Unsupported`,
+    /// `Host`.
     pub async fn plan(&self, spec: &VmSpec) -> Result<PropolisPlan> {
         let id = spec.id().unwrap_or_else(Uuid::new_v4);
         self.planned(spec, id).await.map(|(_, plan, _)| plan)
@@ -337,7 +348,8 @@ impl PropolisHypervisor {
         Ok((options, plan, facts.image_bytes))
     }
 
-    /// Returns where a VM's files are: below the work root, wherever they were when the VM was made.
+    /// Returns where a VM's files are: below the work root, wherever they were when the VM was
+    /// made.
     ///
     /// # Errors
     /// `Record` for a handle that is not this backend's.
@@ -345,7 +357,8 @@ impl PropolisHypervisor {
         self.recorded(vm).map(|_| Layout::of(&self.0.work_root, vm.name()))
     }
 
-    /// Returns where a VM's files were when it was made; of an interrupted `prepare` the handle says nothing yet.
+    /// Returns where a VM's files were when it was made; of an interrupted `prepare` the handle
+    /// says nothing yet.
     fn recorded(&self, vm: &VmHandle) -> Result<Option<PathBuf>> {
         let foreign =
             |problem: String| Error::Record { path: self.0.work_root.join(vm.name().as_str()), problem };
@@ -366,7 +379,7 @@ impl PropolisHypervisor {
         }
     }
 
-    /// Answers the VM's ground; `None` where its directory is nobody's or another VM's by now.
+    /// Returns the VM's ground; `None` where its directory is nobody's or another VM's by now.
     fn site<'a>(&'a self, vm: &'a VmHandle) -> Result<Option<Site<'a>>> {
         let layout = self.layout(vm)?;
         let claim = files::claim(&layout)?.filter(|claim| claim.id == vm.id);
@@ -405,8 +418,8 @@ impl PropolisHypervisor {
         Ok((site, hold))
     }
 
-    /// Ends the VM's own server where its guest has ended by itself: it has let go of the VM, and nothing is left to ask it for. An
-    /// operation that is at work on the VM ends it itself.
+    /// Ends the VM's own server where its guest has ended by itself: it has let go of the VM, and
+    /// nothing is left to ask it for. An operation that is at work on the VM ends it itself.
     async fn end_idle_server(&self, site: &Site<'_>) {
         let is_idle = || {
             let server = files::server(&site.layout).ok().flatten();
@@ -561,7 +574,8 @@ impl Hypervisor for PropolisHypervisor {
         // Who wants a hard stop does not wait for long before it.
         let limit = timeout.clamp(LOOK_LIMIT, ASK_LIMIT);
         let state = match observe(&site, Asker::Operation, limit).await {
-            // It may be slow, or the network bad: the guest is asked all the same, and force comes last.
+            // It may be slow, or the network bad: the guest is asked all the same, and force comes
+            // last.
             Err(error) if matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::Hypervisor) => {
                 tracing::warn!(%error, "the server does not tell its state; it is stopped as one that runs its guest");
                 VmState::Running

@@ -1,7 +1,8 @@
 //! Following a VM's state by its generations.
 //!
-//! The server tells the newest state only: those in between may be skipped, and a VM that stopped may be seen `Destroyed`
-//! at once. A lost connection loses nothing, since the next question begins at the generation after the last that was seen.
+//! The server tells the newest state only: those in between may be skipped, and a VM that stopped
+//! may be seen `Destroyed` at once. A lost connection loses nothing, since the next question begins
+//! at the generation after the last that was seen.
 
 use std::time::Duration;
 
@@ -10,15 +11,18 @@ use tokio::time::{Instant, sleep_until};
 use super::client::{Answer, Client, Failure};
 use super::instance_spec::InstanceState;
 
-/// The pause before a server that could not be reached is tried again. No event tells that it can be.
+/// The pause before a server that could not be reached is tried again. No event tells that it can
+/// be.
 const BACK_OFF: Duration = Duration::from_millis(200);
 /// After so many refusals in a row nobody listens there any more.
 const MOST_REFUSALS: u32 = 5;
 
-/// Waits until the VM is in a state that `wanted` accepts, or is gone for good, and answers its state.
+/// Waits until the VM is in a state that `wanted` accepts, or is gone for good, and returns its
+/// state.
 ///
-/// `Failed` is the last state of a VM that could not be made or started, which the server has let go of by then: say so by
-/// `wanted`. A network that fails is waited for; a server that is not there is not.
+/// `Failed` is the last state of a VM that could not be made or started, which the server has let
+/// go of by then: say so by `wanted`. A network that fails is waited for; a server that is not
+/// there is not.
 ///
 /// # Cancel safety
 /// Nothing is changed by waiting.

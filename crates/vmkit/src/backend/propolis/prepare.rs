@@ -22,7 +22,7 @@ use crate::steps::step;
 /// The size of a disk's sectors in bytes; a disk has whole ones.
 const SECTOR_BYTES: u64 = 512;
 
-/// Answers the size of the root disk's image; 0 where it lies on the host of a server elsewhere.
+/// Returns the size of the root disk's image; 0 where it lies on the host of a server elsewhere.
 ///
 /// # Errors
 /// `InvalidInput` on `image` where it is not there, or is no raw disk.
@@ -42,15 +42,16 @@ pub(super) async fn image_bytes(spec: &VmSpec, options: &Options, host: &Host) -
     }
 }
 
-/// Tells whether a path is one of the host on which a server elsewhere runs.
+/// Returns whether a path is one of the host on which a server elsewhere runs.
 ///
-/// One at a loopback address runs on this host, as a rule; but it may be the end of a tunnel, so that what is not here counts as
-/// there.
+/// One at a loopback address runs on this host, as a rule; but it may be the end of a tunnel, so
+/// that what is not here counts as there.
 pub(super) fn is_there(path: &Path, options: &Options) -> bool {
     options.address.is_some_and(|address| !address.ip().is_loopback() || !path.exists())
 }
 
-/// Checks the further disks that exist already; of a server elsewhere only those that are here can be looked at.
+/// Checks the further disks that exist already; of a server elsewhere only those that are here can
+/// be looked at.
 ///
 /// # Errors
 /// `InvalidInput` on `image` where one is not there, or is no raw disk.
@@ -85,7 +86,7 @@ pub(super) struct NotMade {
     pub(super) is_undone: bool,
 }
 
-/// Makes what a claim says. On an error all that was made is undone, but for the claim.
+/// Creates what a claim says. On an error all that was made is undone, but for the claim.
 ///
 /// # Errors
 /// `Host` with what a program said.
@@ -162,8 +163,8 @@ async fn run_unless_there(host: &Host, run: &[String], hold: &Hold) -> Result<()
 
 /// Makes of what was made for a VM what its plan asks for now: another network, a larger disk.
 ///
-/// What comes stands in the claim before it is made, so that `destroy` finds it; what goes stands there until it is gone. A
-/// reshaping that was cut off is done again from its beginning.
+/// What comes stands in the claim before it is made, so that `destroy` finds it; what goes stands
+/// there until it is gone. A reshaping that was cut off is done again from its beginning.
 ///
 /// # Errors
 /// `Host` with what a program said, `Io`.
@@ -204,8 +205,8 @@ fn grow(path: &Path, size: Mib) -> Result<()> {
     grown.map_err(Error::io("grow", path))
 }
 
-/// Undoes steps, from the last to the first; what is gone already is success. One that can't be undone keeps none of the
-/// others from it.
+/// Undoes steps, from the last to the first; what is gone already is success. One that can't be
+/// undone keeps none of the others from it.
 ///
 /// # Errors
 /// The first that came up.
@@ -242,7 +243,8 @@ pub(super) async fn destroy_kernel_vm(host: &Host, entry: &Path, hold: &Hold) ->
     }
 }
 
-/// Copies a raw image on a thread, which holds the operation's lock until it is done, whoever waits for it.
+/// Copies a raw image on a thread, which holds the operation's lock until it is done, whoever waits
+/// for it.
 async fn copy(image: &Path, path: &Path, size: Option<Mib>, hold: &Hold) -> Result<()> {
     step("prepare: copy").map_err(Error::io("create", path))?;
     let lock = hold.as_input().map_err(Error::io("create", path))?;
@@ -274,7 +276,8 @@ pub(super) fn remove_files(spec: &VmSpec, layout: &Layout) -> Result<()> {
     files::remove_all(layout, spec.data_disks().len())
 }
 
-/// Removes the files of a `prepare` that failed, the claim among them unless something could not be undone.
+/// Removes the files of a `prepare` that failed, the claim among them unless something could not be
+/// undone.
 pub(super) fn give_up(spec: &VmSpec, layout: &Layout) {
     if let Err(error) = remove_files(spec, layout) {
         tracing::warn!(work = %layout.work.display(), %error, "could not undo a failed prepare; destroy will");

@@ -1,4 +1,5 @@
-//! Bringing a VM to life: a server, its VM, its guest, in this order, each undone where the next one fails.
+//! Bringing a VM to life: a server, its VM, its guest, in this order, each undone where the next
+//! one fails.
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -34,13 +35,15 @@ use crate::steps::step;
 const SERVER_LOG_BYTES: u64 = 4 << 20;
 /// How long the log may take to tell why a request failed.
 const WHY_LIMIT: Duration = Duration::from_secs(1);
-/// The pause before the log is looked at again. Nobody tells when a line of it is written once the copy of it is lost.
+/// The pause before the log is looked at again. Nobody tells when a line of it is written once the
+/// copy of it is lost.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Starts a server for the VM and its guest on it.
 ///
 /// # Errors
-/// `Host`, `Io` for what the host refused, `Hypervisor` with the server's words, `TimedOut` at the deadline. Nothing runs then.
+/// `Host`, `Io` for what the host refused, `Hypervisor` with the server's words, `TimedOut` at the
+/// deadline. Nothing runs then.
 pub(super) async fn owned(
     site: &Site<'_>,
     plan: &PropolisPlan,
@@ -100,7 +103,8 @@ pub(super) async fn elsewhere(
     }
     remove_file(&site.layout.console_mark())?;
     let server = ServerFile::of_new_run(client.address);
-    // Before anything is asked for: from here on the server may have a VM of which nobody else here knows.
+    // Before anything is asked for: from here on the server may have a VM of which nobody else here
+    // knows.
     files::write_synced(&site.layout.server_file(), &server)?;
     let begun = async {
         if !is_made {
@@ -122,7 +126,8 @@ pub(super) async fn elsewhere(
     Ok(run_info(client))
 }
 
-/// Makes room at a server for the VM, and tells whether it lives there already, as a start that was cut off has left it.
+/// Makes room at a server for the VM, and tells whether it lives there already, as a start that was
+/// cut off has left it.
 ///
 /// # Errors
 /// `Busy` where it has another VM that lives.
@@ -156,7 +161,7 @@ async fn is_made_already(site: &Site<'_>, client: &Client, deadline: Instant) ->
     }
 }
 
-/// Answers what is known of a run from its server.
+/// Returns what is known of a run from its server.
 pub(super) fn run_info(client: &Client) -> RunInfo {
     RunInfo { console: ConsoleEndpoint::WebSocket(client.console_url()), ..RunInfo::default() }
 }
@@ -271,10 +276,11 @@ async fn ensure(
     Err(answered(Error::Protocol { peer: "propolis-server", problem, source: None }))
 }
 
-/// Has a server elsewhere make the VM, in a task that holds the operation's lock until it has answered.
+/// Has a server elsewhere make the VM, in a task that holds the operation's lock until it has
+/// answered.
 ///
-/// The server makes the VM whoever waits for it, and nobody could end its process: were this future dropped and the lock free,
-/// a `destroy` would find no VM yet, and leave it behind.
+/// The server makes the VM whoever waits for it, and nobody could end its process: were this future
+/// dropped and the lock free, a `destroy` would find no VM yet, and leave it behind.
 async fn detached(
     client: &Client,
     plan: &PropolisPlan,
@@ -290,7 +296,8 @@ async fn detached(
     made.await.map_err(|error| lost(&client, std::io::Error::other(error)))
 }
 
-/// Reads the log for why a request failed: as it comes, and the file, since the copy of a long log is lost.
+/// Reads the log for why a request failed: as it comes, and the file, since the copy of a long log
+/// is lost.
 async fn why(site: &Site<'_>, words: &mut Words, request_id: &str) -> Option<String> {
     let copied = async {
         let mut line = String::new();
@@ -358,14 +365,16 @@ fn lost(client: &Client, source: std::io::Error) -> Error {
 /// Ends the server of a VM and takes away what it left in the kernel.
 ///
 /// # Errors
-/// `TimedOut` where the process survives even SIGKILL, `Busy` where the lock of what lives does not get free.
+/// `TimedOut` where the process survives even SIGKILL, `Busy` where the lock of what lives does not
+/// get free.
 pub(super) async fn end_server(site: &Site<'_>, host: &Host, hold: &Hold) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(10);
     drop(alive::take_and_silence(&site.place(), deadline).await?);
     clear_kernel(site, host, hold).await
 }
 
-/// Takes away what the VM's server, which has ended, left in the kernel: its VM, and the one that it asked for CPUID.
+/// Takes away what the VM's server, which has ended, left in the kernel: its VM, and the one that
+/// it asked for CPUID.
 ///
 /// # Errors
 /// `Host` with what the program said.

@@ -1,4 +1,5 @@
-//! Asking reality where a VM is in its life: the process first, then the server's own word, then what is left of both.
+//! Asking reality where a VM is in its life: the process first, then the server's own word, then
+//! what is left of both.
 //!
 //! ```text
 //!  server's process   its VM                     →  state
@@ -13,9 +14,10 @@
 //!  another boot's     -                             Stopped
 //! ```
 //!
-//! Of a server elsewhere there is no process: that nobody listens there any more is its end. A network that does not lead
-//! there tells nothing. Once a run was seen to end, nobody is asked about it any more. A copy of a VM's directory is at rest,
-//! whatever runs for the VM that it is a copy of.
+//! Of a server elsewhere there is no process: that nobody listens there any more is its end. A
+//! network that does not lead there tells nothing. Once a run was seen to end, nobody is asked
+//! about it any more. A copy of a VM's directory is at rest, whatever runs for the VM that it is a
+//! copy of.
 
 use std::time::Duration;
 
@@ -40,7 +42,8 @@ pub(super) const LOOK_LIMIT: Duration = Duration::from_secs(1);
 pub(super) const ASK_LIMIT: Duration = Duration::from_secs(10);
 /// How long a server that no longer answers is given to end, before it counts as one that hangs.
 const ENDING_LIMIT: Duration = Duration::from_millis(500);
-/// How much of a server's log is looked at for its last words, in bytes: a panic within a panic prints long lists of calls.
+/// How much of a server's log is looked at for its last words, in bytes: a panic within a panic
+/// prints long lists of calls.
 pub(super) const LOG_BYTES: u64 = 256 << 10;
 
 /// Who asks.
@@ -53,8 +56,8 @@ pub(super) enum Asker {
 }
 
 impl Asker {
-    /// Returns how long a server may tell nothing of its VM before its state alone will do: an operation would rather know
-    /// whose VM it is.
+    /// Returns how long a server may tell nothing of its VM before its state alone will do: an
+    /// operation would rather know whose VM it is.
     fn blocked_after(self, limit: Duration) -> Duration {
         match self {
             Self::Operation => limit * 3 / 4,
@@ -70,11 +73,11 @@ enum Seen {
     HalfDone,
 }
 
-/// Answers where the VM is in its life; its server is given `limit` to answer.
+/// Returns where the VM is in its life; its server is given `limit` to answer.
 ///
 /// # Errors
-/// `Busy` while a start is at work, `TimedOut` where the server does not answer, `Hypervisor` where it answers nonsense or can't
-/// be reached.
+/// `Busy` while a start is at work, `TimedOut` where the server does not answer, `Hypervisor` where
+/// it answers nonsense or can't be reached.
 pub(super) async fn observe(site: &Site<'_>, asker: Asker, limit: Duration) -> Result<VmState> {
     if site.original.is_some() {
         return Ok(at_rest(site));
@@ -83,7 +86,8 @@ pub(super) async fn observe(site: &Site<'_>, asker: Asker, limit: Duration) -> R
         let begun = "its removal was interrupted: remove it again";
         return Ok(VmState::failed(FailureKind::Interrupted, begun));
     }
-    // A start may have come to its end between a look at the VM and one at the lock: then the VM is looked at again.
+    // A start may have come to its end between a look at the VM and one at the lock: then the VM is
+    // looked at again.
     for _ in 0..2 {
         let seen = match site.claim.options.address {
             Some(address) => elsewhere(site, site.client(address), asker, limit).await?,
@@ -151,7 +155,8 @@ async fn elsewhere(site: &Site<'_>, client: Client, asker: Asker, limit: Duratio
         Ok(Sight { id: None, .. }) | Err(Failure::Refused(_)) if !server.is_begun => {
             return Ok(Seen::HalfDone);
         }
-        // Where only the state is told, it is believed that no other VM has come; nothing is done or kept by it.
+        // Where only the state is told, it is believed that no other VM has come; nothing is done
+        // or kept by it.
         Ok(Sight { id: None, state: InstanceState::Destroyed }) => VmState::Stopped,
         Ok(Sight { id, state }) if is_ours(id) => return Ok(of_instance(site, state, &server)),
         Ok(_) if !server.is_begun => return Ok(Seen::HalfDone),
@@ -229,17 +234,19 @@ fn ended_state(site: &Site<'_>, ended: Option<Ended>) -> Result<VmState> {
     Ok(VmState::failed(kind, format!("propolis-server ended, {ended}{colon}{words}{kernel}")))
 }
 
-/// Answers what the server of this VM said last, where it is one of vmkit's own.
+/// Returns what the server of this VM said last, where it is one of vmkit's own.
 pub(super) fn last_words(site: &Site<'_>) -> String {
     log::last_words(&own_log(site))
 }
 
-/// Returns the panic of the server of this VM in this run, where there was one and the server is one of vmkit's own.
+/// Returns the panic of the server of this VM in this run, where there was one and the server is
+/// one of vmkit's own.
 pub(super) fn last_panic(site: &Site<'_>) -> Option<String> {
     log::panic(&own_log(site))
 }
 
-/// Returns what the server of this VM said in this run, as far as it is of use; nothing of one elsewhere.
+/// Returns what the server of this VM said in this run, as far as it is of use; nothing of one
+/// elsewhere.
 fn own_log(site: &Site<'_>) -> String {
     if site.claim.options.address.is_some() {
         return String::new();

@@ -1,4 +1,5 @@
-//! Ending a run: ask the guest, then the server, then the kernel; and keep what the console says to its end.
+//! Ending a run: ask the guest, then the server, then the kernel; and keep what the console says to
+//! its end.
 
 use std::time::Duration;
 
@@ -19,20 +20,23 @@ use crate::steps::step;
 
 /// How long a VM may take to halt once its server was told: it lets go of disks and links.
 const HALT_LIMIT: Duration = Duration::from_secs(10);
-/// The same at a server elsewhere, which can't be ended by force: disks that are slow to finish hold it up.
+/// The same at a server elsewhere, which can't be ended by force: disks that are slow to finish
+/// hold it up.
 const HALT_ELSEWHERE_LIMIT: Duration = Duration::from_secs(60);
-/// How long a VM is waited for that a server says it still makes, though it has answered that it can't.
+/// How long a VM is waited for that a server says it still makes, though it has answered that it
+/// can't.
 const MAKING_ANSWERED_LIMIT: Duration = Duration::from_secs(2);
 /// How long a server may take to tell of a VM that it never showed in its time.
 const LATE_LIMIT: Duration = Duration::from_secs(2);
-/// How often the guest is asked again: one that is still booting hears only a later question, and there is no event for "the
-/// guest can be reached now".
+/// How often the guest is asked again: one that is still booting hears only a later question, and
+/// there is no event for "the guest can be reached now".
 const ASK_EVERY: Duration = Duration::from_secs(1);
 
 /// Stops a guest that lives at its server, gracefully until `timeout` has passed.
 ///
 /// # Errors
-/// Whatever keeps a server elsewhere from ending its VM, or from telling; one of vmkit's own is ended by force then.
+/// Whatever keeps a server elsewhere from ending its VM, or from telling; one of vmkit's own is
+/// ended by force then.
 pub(super) async fn stop_guest(site: &Site<'_>, client: &Client, timeout: Duration) -> Result<()> {
     let mut keeping = Keeping::begin(*client, &site.layout, site.vm.spec.console_log());
     if !timeout.is_zero() {
@@ -47,7 +51,8 @@ pub(super) async fn stop_guest(site: &Site<'_>, client: &Client, timeout: Durati
             return Ok(());
         }
     }
-    // Not before: if this is cut off while the guest is asked, a later end from outside is still one from outside.
+    // Not before: if this is cut off while the guest is asked, a later end from outside is still
+    // one from outside.
     mark_asked(site);
     step("server: stop the VM").map_err(Error::io("stop the VM of", &site.layout.work))?;
     let ending = end_guest(site, client);
@@ -78,7 +83,8 @@ pub(super) enum Asked {
     Answered,
 }
 
-/// Has a server elsewhere end the VM, and remembers that it did: whatever is found there from then on is not this run.
+/// Has a server elsewhere end the VM, and remembers that it did: whatever is found there from then
+/// on is not this run.
 ///
 /// A VM that the server may have been asked for just now is waited for.
 ///
@@ -127,7 +133,8 @@ pub(super) async fn clear_elsewhere(site: &Site<'_>, client: &Client) -> Result<
         Some(server) if !files::has_ended(&site.layout, &server) => {
             end_elsewhere(site, client, Asked::MayBeAtWork).await
         }
-        // It counts as ended, since the server never showed it for as long as that was watched: a last look.
+        // It counts as ended, since the server never showed it for as long as that was watched: a
+        // last look.
         Some(server) if !server.is_begun => {
             let limits = Limits::until(Instant::now() + LATE_LIMIT);
             if let Err(failure) = end(client, site.vm.id, limits).await {
@@ -139,7 +146,8 @@ pub(super) async fn clear_elsewhere(site: &Site<'_>, client: &Client) -> Result<
     }
 }
 
-/// Asks the guest to power itself off until it has, or the deadline has passed; answers whether it has.
+/// Asks the guest to power itself off until it has, or the deadline has passed; answers whether it
+/// has.
 async fn ask_guest(site: &Site<'_>, client: &Client, deadline: Instant) -> bool {
     let Some(power_off) = &site.settings.power_off else { return false };
     let gone = monitor::until(client, |state| state == InstanceState::Failed, deadline);
@@ -182,7 +190,8 @@ async fn ask_guest(site: &Site<'_>, client: &Client, deadline: Instant) -> bool 
 
 /// Writes down that the end was asked for, so that even an end by force counts as `Stopped`.
 ///
-/// A full or a read-only disk is no reason to leave a guest running: then an end by force looks like one from outside.
+/// A full or a read-only disk is no reason to leave a guest running: then an end by force looks
+/// like one from outside.
 pub(super) fn mark_asked(site: &Site<'_>) {
     if let Err(error) = files::mark(&site.layout.stop_mark()) {
         tracing::warn!(%error, "cannot write down that the VM is being stopped");
@@ -192,7 +201,8 @@ pub(super) fn mark_asked(site: &Site<'_>) {
 /// Ends whatever is left of a run, the guest's or only the server's, whatever state its VM is in.
 ///
 /// # Errors
-/// Those of the programs that are needed for it; where the server is elsewhere, whatever keeps it from ending the VM.
+/// Those of the programs that are needed for it; where the server is elsewhere, whatever keeps it
+/// from ending the VM.
 pub(super) async fn clear(site: &Site<'_>, hold: &Hold) -> Result<()> {
     mark_asked(site);
     match site.claim.options.address {

@@ -1,11 +1,12 @@
-//! What runs the guest's code: KVM where it was asked for, or is of use, and else QEMU's translator.
+//! What runs the guest's code: KVM where it was asked for, or is of use, and else QEMU's
+//! translator.
 
 use super::switch::Accelerator;
 use crate::error::{Error, Result};
 use crate::host::KvmVerdict;
 use crate::spec::{Accel, VmSpec};
 
-/// Tells whether KVM has to be tried for this spec.
+/// Returns whether KVM has to be tried for this spec.
 pub(super) fn wants_kvm(spec: &VmSpec) -> Result<bool> {
     let guest = spec.machine().arch().as_str();
     let same_arch = guest == std::env::consts::ARCH;

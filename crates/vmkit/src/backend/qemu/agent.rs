@@ -1,8 +1,9 @@
 //! The client of QEMU's guest agent.
 //!
-//! The agent speaks like QEMU's monitor but has no ids, and whatever an earlier client left in the channel is still in
-//! there. So nothing is taken for an answer until the agent has answered a `guest-sync-delimited` with a number that was
-//! never used before; and after every call that did not end with its answer, that is done again.
+//! The agent speaks like QEMU's monitor but has no ids, and whatever an earlier client left in the
+//! channel is still in there. So nothing is taken for an answer until the agent has answered a
+//! `guest-sync-delimited` with a number that was never used before; and after every call that did
+//! not end with its answer, that is done again.
 //!
 //! ```text
 //!    Lost ──sync──▶ InSync ──request──▶ Lost ──answer──▶ InSync
@@ -27,22 +28,23 @@ use super::qmp::codec::{Malformed, object, text};
 use super::qmp::wire::{Wire, within};
 use crate::error::{Error, GUEST_AGENT, Result};
 
-/// The longest line that is read, in bytes. The agent keeps at most 16 MiB of each of a program's two streams; in base64
-/// and in one line they make 43 MiB.
+/// The longest line that is read, in bytes. The agent keeps at most 16 MiB of each of a program's
+/// two streams; in base64 and in one line they make 43 MiB.
 const LINE_LIMIT_BYTES: usize = 48 * 1024 * 1024;
 /// Never part of UTF-8, so a line can't hold it by chance: it ends what was half said.
 const DELIMITER: u8 = 0xFF;
 
-/// Signals a process and then its children, and theirs: a parent that goes first begins nothing anew when they end. They are looked for
-/// before it goes, since then they are another's. `pgrep` is for guests whose kernel does not list children.
+/// Signals a process and then its children, and theirs: a parent that goes first begins nothing
+/// anew when they end. They are looked for before it goes, since then they are another's. `pgrep`
+/// is for guests whose kernel does not list children.
 const SIGNAL_ALL: &str = "end() { set -- \"$1\" $(cat /proc/$1/task/*/children 2>/dev/null || pgrep -P $1); \
     kill -s $name $1 2>/dev/null; shift; for p; do end $p; done; }; name=$1; end $2";
 
 /// A guest agent that is listened to. One client at a time: QEMU keeps others waiting.
 ///
 /// # Cancel safety
-/// Any call may be dropped anywhere, or run into its deadline; the client stays usable. What the guest was told may or
-/// may not be carried out.
+/// Any call may be dropped anywhere, or run into its deadline; the client stays usable. What the
+/// guest was told may or may not be carried out.
 #[derive(Debug)]
 pub struct GuestAgent {
     wire: Wire,
@@ -96,11 +98,12 @@ pub enum ShutdownMode {
 }
 
 impl GuestAgent {
-    /// Connects to the agent's channel, which is `agent` in a VM's [`RunInfo`](crate::RunInfo), and waits for the agent.
+    /// Connects to the agent's channel, which is `agent` in a VM's [`RunInfo`](crate::RunInfo), and
+    /// waits for the agent.
     ///
     /// # Errors
-    /// `Io` where nobody listens at `path`; `TimedOut` while the guest has not come up or has no agent, or another client
-    /// holds the channel.
+    /// `Io` where nobody listens at `path`; `TimedOut` while the guest has not come up or has no
+    /// agent, or another client holds the channel.
     pub async fn connect(path: &Path, deadline: Instant) -> Result<Self> {
         let wire = Wire::connect(path, GUEST_AGENT, LINE_LIMIT_BYTES, deadline).await?;
         let mut agent = Self { wire, in_sync: false };
@@ -129,10 +132,12 @@ impl GuestAgent {
             .ok_or_else(|| self.wire.problem(format!("its time makes no sense: {answer}")))
     }
 
-    /// Sets the guest's clock, in nanoseconds since 1970 in UTC, and has the guest write it to its RTC.
+    /// Sets the guest's clock, in nanoseconds since 1970 in UTC, and has the guest write it to its
+    /// RTC.
     ///
     /// # Errors
-    /// As [`ping`](Self::ping); `Guest` where the agent refuses, or could not write the RTC: the clock is set by then.
+    /// As [`ping`](Self::ping); `Guest` where the agent refuses, or could not write the RTC: the
+    /// clock is set by then.
     pub async fn set_time(&mut self, nanos: i64, deadline: Instant) -> Result<()> {
         self.execute("guest-set-time", Some(json!({ "time": nanos })), deadline).await.map(drop)
     }
@@ -147,10 +152,11 @@ impl GuestAgent {
             .ok_or_else(|| self.wire.problem(format!("its interfaces make no sense: {answer}")))
     }
 
-    /// Runs a program in the guest, and answers its output once it has ended.
+    /// Runs a program in the guest, and returns its output once it has ended.
     ///
-    /// `program` is looked up in the agent's `PATH` and gets no shell. `stdin` is all of its standard input; without one it
-    /// is empty. A program that is still running at the deadline keeps running.
+    /// `program` is looked up in the agent's `PATH` and gets no shell. `stdin` is all of its
+    /// standard input; without one it is empty. A program that is still running at the deadline
+    /// keeps running.
     ///
     /// # Errors
     /// `Guest` where the program can't be run or the agent refuses; `TimedOut`.
@@ -166,7 +172,8 @@ impl GuestAgent {
         within(deadline, awaited, self.outcome(pid)).await
     }
 
-    /// Begins a program as [`exec`](Self::exec) does, and answers the number of its process in the guest.
+    /// Begins a program as [`exec`](Self::exec) does, and returns the number of its process in the
+    /// guest.
     ///
     /// # Errors
     /// As [`exec`](Self::exec).
@@ -187,7 +194,8 @@ impl GuestAgent {
         pid.ok_or_else(|| self.wire.problem(format!("it ran `{program}` but told no pid: {answer}")))
     }
 
-    /// Waits until a program that was [begun](Self::begin) has ended, and answers its output. The agent answers that once.
+    /// Waits until a program that was [begun](Self::begin) has ended, and returns its output. The
+    /// agent answers that once.
     ///
     /// # Errors
     /// `Guest` where the agent knows no such process; `TimedOut`.
@@ -196,8 +204,9 @@ impl GuestAgent {
         within(deadline, awaited, self.outcome(pid)).await
     }
 
-    /// Sends the signal of this name, such as `TERM`, to a program that was [begun](Self::begin) and has not ended, and to all that it has
-    /// started, by a shell in the guest; the agent itself has no command for it.
+    /// Sends the signal of this name, such as `TERM`, to a program that was [begun](Self::begin)
+    /// and has not ended, and to all that it has started, by a shell in the guest; the agent itself
+    /// has no command for it.
     ///
     /// # Errors
     /// As [`exec`](Self::exec).
@@ -206,11 +215,12 @@ impl GuestAgent {
         self.exec("/bin/sh", &args, None, deadline).await.map(drop)
     }
 
-    /// Tells the guest to shut down. It is not down yet when this returns: wait for the VM's process.
+    /// Tells the guest to shut down. It is not down yet when this returns: wait for the VM's
+    /// process.
     ///
     /// # Errors
-    /// `Guest` where the agent refuses. `TimedOut` where the guest takes the agent down before it can say that all is
-    /// well: then nothing is known.
+    /// `Guest` where the agent refuses. `TimedOut` where the guest takes the agent down before it
+    /// can say that all is well: then nothing is known.
     pub async fn shutdown(&mut self, mode: ShutdownMode, deadline: Instant) -> Result<()> {
         let awaited = || "the guest agent's answer to `guest-shutdown`".to_owned();
         within(deadline, awaited, self.tell_shutdown(mode)).await
@@ -220,8 +230,9 @@ impl GuestAgent {
         const COMMAND: &str = "guest-shutdown";
         self.sync().await?;
         self.in_sync = false;
-        // Success has no answer, so a sync goes right behind: only an error can come before its answer. There is no
-        // delimiter in front of it, for the agent would answer that with an error too.
+        // Success has no answer, so a sync goes right behind: only an error can come before its
+        // answer. There is no delimiter in front of it, for the agent would answer that with an
+        // error too.
         let mark = fresh_number();
         self.wire.queue(&request(COMMAND, Some(json!({ "mode": mode.as_str() }))));
         self.wire.queue(&request("guest-sync-delimited", Some(json!({ "id": mark }))));
@@ -245,8 +256,9 @@ impl GuestAgent {
 
     /// Waits for a program's end.
     ///
-    /// The agent has no event for it and holds no answer back until it happens, so there is nothing to wait on: all that
-    /// is left is to ask again, soon at first, for most programs are short, and then every 100 ms.
+    /// The agent has no event for it and holds no answer back until it happens, so there is nothing
+    /// to wait on: all that is left is to ask again, soon at first, for most programs are short,
+    /// and then every 100 ms.
     async fn outcome(&mut self, pid: i64) -> Result<ExecOutput> {
         let mut pause = Duration::from_millis(5);
         loop {
@@ -268,7 +280,8 @@ impl GuestAgent {
         within(deadline, awaited, self.converse(command, arguments)).await
     }
 
-    /// Sends a command and takes its answer. A future dropped meanwhile leaves the client out of sync.
+    /// Sends a command and takes its answer. A future dropped meanwhile leaves the client out of
+    /// sync.
     async fn converse(&mut self, command: &str, arguments: Option<Value>) -> Result<Value> {
         self.sync().await?;
         self.in_sync = false;
@@ -293,7 +306,8 @@ impl GuestAgent {
             return Ok(());
         }
         let mark = fresh_number();
-        // What an earlier call left half written must not be finished now; the delimiter makes the agent forget it.
+        // What an earlier call left half written must not be finished now; the delimiter makes the
+        // agent forget it.
         self.wire.forget_unsent();
         self.wire.queue(&[DELIMITER]);
         self.wire.queue(&request("guest-sync-delimited", Some(json!({ "id": mark }))));
@@ -327,7 +341,7 @@ enum Reply {
     Other,
 }
 
-/// Answers what a line says; everything up to the last delimiter in it is dropped.
+/// Returns what a line says; everything up to the last delimiter in it is dropped.
 fn decode(line: &[u8]) -> Result<Reply, Malformed> {
     let delimiter = line.iter().rposition(|byte| *byte == DELIMITER);
     let mut map = object(&line[delimiter.map_or(0, |at| at + 1)..])?;
@@ -341,7 +355,7 @@ fn decode(line: &[u8]) -> Result<Reply, Malformed> {
     })
 }
 
-/// Tells whether the error is that the channel's other end is gone.
+/// Returns whether the error is that the channel's other end is gone.
 fn has_hung_up(error: &Error) -> bool {
     let kind = match error {
         Error::Protocol { source: Some(source), .. } => source.kind(),
@@ -364,7 +378,8 @@ fn refused(command: &str, class: String, description: String) -> Error {
     Error::Refused { peer: GUEST_AGENT, command: command.to_owned(), class, description }
 }
 
-/// Answers a number that no earlier client of the channel can have used, of 48 bits: JSON keeps those exactly.
+/// Returns a number that no earlier client of the channel can have used, of 48 bits: JSON keeps
+/// those exactly.
 fn fresh_number() -> i64 {
     (Uuid::new_v4().as_u128() & 0xFFFF_FFFF_FFFF) as i64
 }

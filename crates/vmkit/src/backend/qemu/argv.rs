@@ -1,6 +1,7 @@
 //! The command line of one VM, in one fixed order.
 //!
-//! Pure: the same spec on the same host gives the same line. `tests/golden` holds whole lines, and the real QEMU accepts each.
+//! Pure: the same spec on the same host gives the same line. `tests/golden` holds whole lines, and
+//! the real QEMU accepts each.
 
 use std::ffi::OsString;
 
@@ -19,7 +20,7 @@ use crate::spec::{Boot, DataDisk, Firmware, Machine, NetworkConfig, VmSpec, Vnc}
 /// The number of the descriptor set whose one member is the console's log.
 const CONSOLE_LOG_SET: i32 = 1;
 
-/// Answers QEMU's arguments, without the program.
+/// Returns QEMU's arguments, without the program.
 pub(super) fn argv(
     spec: &VmSpec,
     id: Uuid,

@@ -1,8 +1,9 @@
 //! The guest's clock set right by its agent, after its CPUs stood still.
 //!
-//! `guest-set-time` sets the clock at once, and then has the guest write it to its RTC, which takes an emulated guest a second and may
-//! fail. So what it answers counts for nothing: the clock is read again. Where the guest has no `hwclock`, as a small Debian has none, the
-//! agent refuses before it sets anything; then it runs `date`.
+//! `guest-set-time` sets the clock at once, and then has the guest write it to its RTC, which takes
+//! an emulated guest a second and may fail. So what it answers counts for nothing: the clock is
+//! read again. Where the guest has no `hwclock`, as a small Debian has none, the agent refuses
+//! before it sets anything; then it runs `date`.
 //!
 //! Source: QEMU, `qga/commands-posix.c`.
 
@@ -17,7 +18,8 @@ use super::qmp::client::QmpClient;
 use crate::clock::{self, CLOSE, ClockReading};
 use crate::error::{Error, GUEST_AGENT, Result};
 
-/// How long the agent has in all. Without load an emulated guest needs 1 s, and on a busy host ten times as long.
+/// How long the agent has in all. Without load an emulated guest needs 1 s, and on a busy host ten
+/// times as long.
 const LIMIT: Duration = Duration::from_secs(20);
 /// How long the agent has to say its first word.
 const GREETING: Duration = Duration::from_secs(5);
@@ -32,7 +34,8 @@ const QUICK: Duration = Duration::from_millis(10);
 
 /// Sets the clock of a guest that has just gone on, where an agent runs in it and the clock is off.
 ///
-/// The guest goes on whatever becomes of this; what could not be done is a debug line here, and the manager's to warn of.
+/// The guest goes on whatever becomes of this; what could not be done is a debug line here, and the
+/// manager's to warn of.
 pub(super) async fn keep_right(qmp: &mut QmpClient, agent: &Path, paused: Option<Duration>) {
     if paused.is_some_and(|paused| paused < CLOSE) {
         return clock::settled();
@@ -50,7 +53,8 @@ pub(super) async fn keep_right(qmp: &mut QmpClient, agent: &Path, paused: Option
     }
 }
 
-/// Checks whether something in the guest has opened the agent's port. Source: QEMU, `qapi/char.json`, `ChardevInfo`.
+/// Checks whether something in the guest has opened the agent's port. Source: QEMU,
+/// `qapi/char.json`, `ChardevInfo`.
 async fn agent_listens(qmp: &mut QmpClient, deadline: Instant) -> Result<bool> {
     let answer = qmp.execute("query-chardev", None, deadline).await?;
     let mut devices = answer.as_array().into_iter().flatten();

@@ -1,4 +1,5 @@
-//! The files that a VM needs at each start, looked at again: QEMU's own words for a missing one are a command line long.
+//! The files that a VM needs at each start, looked at again: QEMU's own words for a missing one are
+//! a command line long.
 //!
 //! Edge: examines files, and reads an image that was touched since the VM was made on it.
 
@@ -12,13 +13,14 @@ use crate::input_file::InputFile;
 use crate::kernel_file::{check_initrd, check_kernel};
 use crate::spec::{Boot, DataDisk, RootDisk, VmSpec};
 
-/// Checks the files of a VM that is about to start, and returns the identity of its image to note from now on.
+/// Checks the files of a VM that is about to start, and returns the identity of its image to note
+/// from now on.
 ///
 /// A VM without a noted identity, made by an earlier version, starts as long as its image is there.
 ///
 /// # Errors
-/// `InvalidInput` with the field and the path of a file that is gone or can't be read, of an image that was changed, and of a
-/// disk that the VM has twice.
+/// `InvalidInput` with the field and the path of a file that is gone or can't be read, of an image
+/// that was changed, and of a disk that the VM has twice.
 pub(super) async fn check_files(
     spec: &VmSpec,
     media: &Media,
@@ -39,7 +41,8 @@ pub(super) async fn check_files(
     check_base(spec, noted).await
 }
 
-/// Refuses a data disk that is no qcow2 any more. What a raw one holds is the guest's, so its bytes do not count.
+/// Refuses a data disk that is no qcow2 any more. What a raw one holds is the guest's, so its bytes
+/// do not count.
 fn check_data_disk(path: &Path, format: Option<ImageFormat>) -> Result<()> {
     if format != Some(ImageFormat::Qcow2) || inspect_for("data_disks", path)?.format == ImageFormat::Qcow2 {
         return Ok(());

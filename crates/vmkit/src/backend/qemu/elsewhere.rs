@@ -1,9 +1,9 @@
-//! What of a VM is, or seems to be, in another place: the sockets of another session, the VM of the home that this one is a
-//! copy of.
+//! What of a VM is, or seems to be, in another place: the sockets of another session, the VM of the
+//! home that this one is a copy of.
 //!
-//! A copy of a home has the identities of the original's VMs, and where both use one runtime directory, the same place for
-//! their sockets. What runs for the original is not the copy's: its processes, its sockets and its lock are left alone, and the
-//! same VM is not started twice.
+//! A copy of a home has the identities of the original's VMs, and where both use one runtime
+//! directory, the same place for their sockets. What runs for the original is not the copy's: its
+//! processes, its sockets and its lock are left alone, and the same VM is not started twice.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -18,16 +18,18 @@ use crate::backend::supervise::{ALIVE_DESCRIPTOR, alive};
 use crate::error::{Error, Result};
 use crate::handle::VmHandle;
 
-/// Returns where the sockets of a VM's run are: its keeper has written down where they were made. That may be another session's
-/// directory, or one that is not there under this name, such as that of a home which has been moved since. Or it is that of the
-/// home which this one is a copy of, and then nothing runs here.
+/// Returns where the sockets of a VM's run are: its keeper has written down where they were made.
+/// That may be another session's directory, or one that is not there under this name, such as that
+/// of a home which has been moved since. Or it is that of the home which this one is a copy of, and
+/// then nothing runs here.
 pub(super) fn run_dir(layout: &Layout) -> PathBuf {
     let recorded = recorded_run_dir(layout);
     let is_ours = |run: &PathBuf| run.is_dir() && alive::is_held(&layout.place()).unwrap_or(false);
     recorded.filter(|run| *run != layout.run).filter(is_ours).unwrap_or_else(|| layout.run.clone())
 }
 
-/// Returns where the sockets of a VM's last run were, as its keeper has written it down; `None` for what is no directory of this VM.
+/// Returns where the sockets of a VM's last run were, as its keeper has written it down; `None` for
+/// what is no directory of this VM.
 pub(super) fn recorded_run_dir(layout: &Layout) -> Option<PathBuf> {
     let run_file = layout.run_file();
     let run = runfile::read(&run_file).ok().flatten()?.run_dir?;
@@ -35,8 +37,8 @@ pub(super) fn recorded_run_dir(layout: &Layout) -> Option<PathBuf> {
     (run.file_name() == layout.run.file_name()).then_some(run)
 }
 
-/// Refuses to start a VM that runs already in another directory, which this one is a copy of, or the other way round. The caller
-/// holds the lock `alive`, so nothing runs here.
+/// Refuses to start a VM that runs already in another directory, which this one is a copy of, or
+/// the other way round. The caller holds the lock `alive`, so nothing runs here.
 ///
 /// # Errors
 /// [`Error::SameVm`], with the other directory where it can be known.
@@ -49,7 +51,8 @@ pub(super) fn refuse_twin(vm: &VmHandle, layout: &Layout) -> Result<()> {
     Err(Error::SameVm { vm: vm.name().clone(), here: layout.work.clone(), other: work, pid })
 }
 
-/// Finds a process of this user's that runs the same VM with the lock of another directory, and that directory.
+/// Finds a process of this user's that runs the same VM with the lock of another directory, and
+/// that directory.
 fn twin(vm: &VmHandle, layout: &Layout) -> Result<Option<(u32, Option<PathBuf>)>> {
     let lock = layout.alive_lock();
     let own = fs::metadata(&lock).map_err(Error::io("examine", &lock))?;
@@ -69,7 +72,7 @@ fn twin(vm: &VmHandle, layout: &Layout) -> Result<Option<(u32, Option<PathBuf>)>
     Ok(None)
 }
 
-/// Tells whether a process, by its directory in `/proc`, is a QEMU with the identity of this VM.
+/// Returns whether a process, by its directory in `/proc`, is a QEMU with the identity of this VM.
 ///
 /// Source: proc_pid_cmdline(5).
 fn runs(process: &Path, vm: &VmHandle) -> bool {
@@ -78,7 +81,8 @@ fn runs(process: &Path, vm: &VmHandle) -> bool {
     words.next() == Some(vm.id.to_string().as_bytes())
 }
 
-/// Tells whether another VM's process listens at the sockets. The caller holds the lock `alive`, so it is none of this VM's.
+/// Returns whether another VM's process listens at the sockets. The caller holds the lock `alive`,
+/// so it is none of this VM's.
 pub(super) fn is_served(layout: &Layout) -> bool {
     let Ok(address) = SocketAddrUnix::new(layout.monitor_socket()) else { return false };
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;

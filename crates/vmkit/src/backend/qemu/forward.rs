@@ -1,7 +1,7 @@
 //! Forwards of a VM that runs: added and taken away through the monitor.
 //!
-//! QEMU has no command of its protocol for them, only those for people: what they print is their answer, and whether a
-//! forward is in force is read from the table that `info usernet` prints.
+//! QEMU has no command of its protocol for them, only those for people: what they print is their
+//! answer, and whether a forward is in force is read from the table that `info usernet` prints.
 //!
 //! Source: QEMU, `net/slirp.c`, `hmp_hostfwd_add` and `hmp_hostfwd_remove`.
 
@@ -22,7 +22,8 @@ use crate::hypervisor::Hypervisor;
 use crate::spec::{NetworkConfig, PortForward};
 use crate::steps::step;
 
-/// How long QEMU may take for it. A change that is given up may be made all the same, so it has longer than a question.
+/// How long QEMU may take for it. A change that is given up may be made all the same, so it has
+/// longer than a question.
 const CHANGE_LIMIT: Duration = Duration::from_secs(10);
 
 impl PortForwarding for QemuHypervisor {
@@ -64,7 +65,7 @@ impl PortForwarding for QemuHypervisor {
 }
 
 impl QemuHypervisor {
-    /// Answers where the VM is, if its forwards can be changed now.
+    /// Returns where the VM is, if its forwards can be changed now.
     async fn forwarding(&self, vm: &VmHandle, forward: &PortForward) -> Result<Layout> {
         if !matches!(vm.spec.network(), NetworkConfig::User(_)) {
             return Err(Error::invalid("forward", forward, "only user networking forwards ports"));

@@ -1,7 +1,7 @@
 //! Where everything of one VM lies.
 //!
-//! Pure: paths only. Two directories a VM: the work directory is kept from `prepare` to `destroy`, the runtime directory has
-//! the sockets of one run, on a path short enough for them.
+//! Pure: paths only. Two directories a VM: the work directory is kept from `prepare` to `destroy`,
+//! the runtime directory has the sockets of one run, on a path short enough for them.
 
 use std::path::{Path, PathBuf};
 
@@ -26,13 +26,15 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// Answers the paths of a VM below the backend's two roots.
+    /// Returns the paths of a VM below the backend's two roots.
     ///
     /// # Errors
-    /// `InvalidInput` where a root is relative or not UTF-8, or the runtime root is too long for a socket.
+    /// `InvalidInput` where a root is relative or not UTF-8, or the runtime root is too long for a
+    /// socket.
     pub(crate) fn of(work_root: &Path, run_root: &Path, name: &VmName, id: Uuid) -> Result<Self> {
         for root in [work_root, run_root] {
-            // The keeper works in `/`, and paths are kept in handles and told to QEMU's monitor, which are JSON.
+            // The keeper works in `/`, and paths are kept in handles and told to QEMU's monitor,
+            // which are JSON.
             if !root.is_absolute() {
                 return Err(Error::invalid("home", root.display(), "the path must be absolute"));
             }
@@ -53,12 +55,12 @@ impl Layout {
         Ok(layout)
     }
 
-    /// Answers the VM's name, for a log: the work directory has it.
+    /// Returns the VM's name, for a log: the work directory has it.
     pub(crate) fn name(&self) -> std::borrow::Cow<'_, str> {
         self.work.file_name().unwrap_or_default().to_string_lossy()
     }
 
-    /// Answers where the run is supervised.
+    /// Returns where the run is supervised.
     pub(crate) fn place(&self) -> Place {
         Place {
             alive: self.alive_lock(),
@@ -99,7 +101,8 @@ impl Layout {
         self.work.join("qemu.json")
     }
 
-    /// Locked by whoever runs the VM; QEMU itself inherits the lock, so it is free exactly when nothing runs.
+    /// Locked by whoever runs the VM; QEMU itself inherits the lock, so it is free exactly when
+    /// nothing runs.
     pub(crate) fn alive_lock(&self) -> PathBuf {
         self.work.join("alive")
     }
@@ -118,8 +121,9 @@ impl Layout {
         self.run.join("qmp.sock")
     }
 
-    /// A second monitor of vmkit's, in the work directory. What cleans up runtime directories, at a logout or by age, does not reach it,
-    /// so a VM can be asked and stopped as long as its disks are there.
+    /// A second monitor of vmkit's, in the work directory. What cleans up runtime directories, at a
+    /// logout or by age, does not reach it, so a VM can be asked and stopped as long as its disks
+    /// are there.
     pub(crate) fn spare_socket(&self) -> PathBuf {
         self.work.join("spare.sock")
     }
@@ -149,9 +153,10 @@ impl Layout {
         self.run.join("vnc.password")
     }
 
-    /// Every file that this backend may have made in the work directory, those that a killed process left unfinished among
-    /// them. The owner's mark comes late: until it goes, the directory is known to be this VM's. The lock is last: whoever
-    /// gets a new one finds no owner any more.
+    /// Every file that this backend may have made in the work directory, those that a killed
+    /// process left unfinished among them. The owner's mark comes late: until it goes, the
+    /// directory is known to be this VM's. The lock is last: whoever gets a new one finds no owner
+    /// any more.
     pub(crate) fn work_files(&self, data_disks: usize) -> Vec<PathBuf> {
         let mut files = vec![self.root_disk(), self.seed(), self.efi_vars()];
         files.extend((0..data_disks).map(|index| self.data_disk(index)));
@@ -180,7 +185,7 @@ impl Layout {
     }
 }
 
-/// Answers ten letters for names that may have few: what tells the VM's MAC address from others.
+/// Returns ten letters for names that may have few: what tells the VM's MAC address from others.
 ///
 /// They come from the whole id: ids that were made one after the other begin, or end, alike.
 pub(crate) fn short_id(id: Uuid) -> String {

@@ -1,6 +1,7 @@
 //! QEMU on Linux: [`QemuHypervisor`].
 //!
-//! It reads like the contract: facts and spec make a plan, the plan is applied, what came of it is a handle.
+//! It reads like the contract: facts and spec make a plan, the plan is applied, what came of it is
+//! a handle.
 //!
 //! ```text
 //! HostFacts ─┐
@@ -8,8 +9,9 @@
 //!               (pure: plan, argv, switch)     state: run file ─▶ process ─▶ QMP
 //! ```
 //!
-//! Nothing of a VM lives in this process: a handle, the work directory and the kernel know everything, so any number of
-//! programs may hold a `QemuHypervisor` over the same directories, and any of them may die.
+//! Nothing of a VM lives in this process: a handle, the work directory and the kernel know
+//! everything, so any number of programs may hold a `QemuHypervisor` over the same directories, and
+//! any of them may die.
 
 mod accel;
 pub(crate) mod agent;
@@ -63,11 +65,13 @@ use crate::network::{MacAddr, addresses_of, default_lease_files};
 use crate::spec::{Boot, Firmware, Mib, NetworkConfig, PortForward, VmSpec};
 use crate::store::refuse_other_user;
 
-/// How long a QEMU may take from its start until it answers, unless set otherwise. A quiet host needs 30 ms.
+/// How long a QEMU may take from its start until it answers, unless set otherwise. A quiet host
+/// needs 30 ms.
 const START_LIMIT: Duration = Duration::from_secs(30);
 /// How long a question to a monitor, or to an agent, may take.
 const ASK_LIMIT: Duration = Duration::from_secs(1);
-/// How long QEMU may take to pause a guest or let it go on: it writes out what its disks have in flight first.
+/// How long QEMU may take to pause a guest or let it go on: it writes out what its disks have in
+/// flight first.
 const PAUSE_LIMIT: Duration = Duration::from_secs(30);
 /// How long the guest agent has to name an address where another is known already.
 const AGENT_GRACE: Duration = Duration::from_millis(30);
@@ -75,14 +79,14 @@ const AGENT_GRACE: Duration = Duration::from_millis(30);
 const ENDING_LIMIT: Duration = Duration::from_millis(500);
 /// Where programs are looked for unless set otherwise.
 const SYSTEM_PATH: [&str; 4] = ["/usr/local/bin", "/usr/bin", "/bin", "/usr/libexec"];
-/// The version of the shape of [`Details`]. Version 1 named the VM's directories in full, which are not read any more: where a VM
-/// lies is where it was found.
+/// The version of the shape of [`Details`]. Version 1 named the VM's directories in full, which are
+/// not read any more: where a VM lies is where it was found.
 const DETAILS_VERSION: u32 = 2;
 
 /// Runs VMs in QEMU.
 ///
-/// Every VM has a directory `NAME` below the work root, kept from `prepare` to `destroy`, and while it runs one below the
-/// runtime root for its sockets. Both are private to the user.
+/// Every VM has a directory `NAME` below the work root, kept from `prepare` to `destroy`, and while
+/// it runs one below the runtime root for its sockets. Both are private to the user.
 ///
 /// # Examples
 /// ```no_run
@@ -132,7 +136,8 @@ struct Settings {
 pub struct QemuHypervisorBuilder(Settings);
 
 impl QemuHypervisorBuilder {
-    /// Sets the directories that programs are looked for in, as `PATH` has them. Without it: the usual system ones.
+    /// Sets the directories that programs are looked for in, as `PATH` has them. Without it: the
+    /// usual system ones.
     pub fn search_path(mut self, path: &OsStr) -> Self {
         self.0.search_path = std::env::split_paths(path).collect();
         self
@@ -144,7 +149,8 @@ impl QemuHypervisorBuilder {
         self
     }
 
-    /// Sets the directory where what was found out about the host is remembered. Without it, it is found out anew.
+    /// Sets the directory where what was found out about the host is remembered. Without it, it is
+    /// found out anew.
     pub fn cache_dir(mut self, dir: impl Into<PathBuf>) -> Self {
         self.0.cache_dir = Some(dir.into());
         self
@@ -152,7 +158,8 @@ impl QemuHypervisorBuilder {
 
     /// Names the program that becomes each VM's keeper.
     ///
-    /// Without it: this program itself if it called [`run_if_keeper`](crate::run_if_keeper), else `vmkit-keeper` beside it.
+    /// Without it: this program itself if it called [`run_if_keeper`](crate::run_if_keeper), else
+    /// `vmkit-keeper` beside it.
     pub fn keeper(mut self, path: impl Into<PathBuf>) -> Self {
         self.0.keeper = Some(path.into());
         self
@@ -164,13 +171,14 @@ impl QemuHypervisorBuilder {
         self
     }
 
-    /// Sets the lease files of dnsmasq that are asked for a tap guest's address, instead of the usual ones.
+    /// Sets the lease files of dnsmasq that are asked for a tap guest's address, instead of the
+    /// usual ones.
     pub fn lease_files(mut self, files: Vec<PathBuf>) -> Self {
         self.0.lease_files = files;
         self
     }
 
-    /// Answers the hypervisor. Touches nothing.
+    /// Returns the hypervisor. Touches nothing.
     pub fn build(self) -> QemuHypervisor {
         QemuHypervisor(Arc::new(self.0))
     }
@@ -201,12 +209,12 @@ impl Details {
     }
 }
 
-/// Answers which run of cloud-init a spec asks for.
+/// Returns which run of cloud-init a spec asks for.
 fn wanted_run(spec: &VmSpec) -> u32 {
     spec.cloud_init().map_or(0, |config| config.run)
 }
 
-/// Answers which size a spec asks for the root disk.
+/// Returns which size a spec asks for the root disk.
 fn wanted_disk(spec: &VmSpec) -> Option<Mib> {
     spec.disk().and_then(|disk| disk.size)
 }
@@ -230,7 +238,7 @@ impl QemuHypervisor {
         })
     }
 
-    /// Answers what `prepare` and `start` would do for a spec, and changes nothing.
+    /// Returns what `prepare` and `start` would do for a spec, and changes nothing.
     ///
     /// # Errors
     /// Those of `prepare` that can be told without making anything: `InvalidInput`, `Host`.
@@ -248,7 +256,8 @@ impl QemuHypervisor {
         Layout::of(&self.0.work_root, &self.0.run_root, spec.name(), id)
     }
 
-    /// Answers what the handle says of its VM's place; of an interrupted `prepare` it says nothing yet.
+    /// Returns what the handle says of its VM's place; of an interrupted `prepare` it says nothing
+    /// yet.
     fn details(&self, vm: &VmHandle) -> Result<Details> {
         let foreign =
             |problem: String| Error::Record { path: self.0.work_root.join(vm.name().as_str()), problem };
@@ -330,8 +339,8 @@ impl QemuHypervisor {
         Ok(state)
     }
 
-    /// Removes the sockets that a start of this host's may have left before its keeper wrote down where they are, and those of another
-    /// session's that it did write down.
+    /// Removes the sockets that a start of this host's may have left before its keeper wrote down
+    /// where they are, and those of another session's that it did write down.
     fn remove_sockets(&self, vm: &VmHandle) -> Result<()> {
         match self.layout(&vm.spec, vm.id) {
             Ok(layout) => {
@@ -345,7 +354,8 @@ impl QemuHypervisor {
         }
     }
 
-    /// Does to a VM that does not run what its spec, or this host, has come to ask for since it was prepared.
+    /// Does to a VM that does not run what its spec, or this host, has come to ask for since it was
+    /// prepared.
     fn bring_up_to_date(&self, vm: &VmHandle, details: &mut Details) -> Result<()> {
         details.layout.run = self.layout(&vm.spec, vm.id)?.run;
         if let Some(run) = recorded_run_dir(&details.layout).filter(|run| *run != details.layout.run) {
@@ -539,7 +549,8 @@ impl Hypervisor for QemuHypervisor {
         if layout.work.exists() {
             let _still =
                 alive::take_and_silence(&layout.place(), Instant::now() + self.0.start_limit).await?;
-            // Asked again under the lock: somebody else may have removed it, and another VM have come.
+            // Asked again under the lock: somebody else may have removed it, and another VM have
+            // come.
             if prepare::owner(&layout)?.is_none_or(|owner| owner == vm.id) {
                 self.remove_sockets(&vm)?;
                 prepare::remove(&vm.spec, &layout)?;
@@ -564,7 +575,8 @@ impl Hypervisor for QemuHypervisor {
         }
         let found = process::look(&layout.place()).await?;
         let found = match found {
-            // The sockets were bound before the keeper began: the greeting is the event that it has started QEMU.
+            // The sockets were bound before the keeper began: the greeting is the event that it has
+            // started QEMU.
             Found::Launching | Found::Starting(_) => match status::ask(vm, &layout).await {
                 Ok(state) => return Ok(state),
                 Err(_) => process::look(&layout.place()).await?,
@@ -579,8 +591,8 @@ impl Hypervisor for QemuHypervisor {
             Found::Launching | Found::Starting(_) => {
                 Err(Error::Busy { what: format!("VM `{}`", vm.name()), holder: None })
             }
-            // A QEMU that is ending removes its sockets first. Else nothing can be asked, and the guest may be reached all the same: it
-            // is as it was last known to be.
+            // A QEMU that is ending removes its sockets first. Else nothing can be asked, and the
+            // guest may be reached all the same: it is as it was last known to be.
             Found::Live(process) if !status::monitor(&layout).exists() => {
                 match process.wait(Instant::now() + ENDING_LIMIT).await? {
                     true => ended_now(&layout).await,
@@ -614,7 +626,8 @@ impl Hypervisor for QemuHypervisor {
                 let mac = MacAddr::of_vm(vm.id);
                 let leases = self.lease_files();
                 let found = addresses_of(mac, bridge, &leases).await;
-                // The agent knows best, and is silent in most guests: what the host knows waits for it a moment only.
+                // The agent knows best, and is silent in most guests: what the host knows waits for
+                // it a moment only.
                 let is_known = found.as_ref().is_ok_and(|found| !found.is_empty());
                 let patience = if is_known { AGENT_GRACE } else { ASK_LIMIT };
                 if let Ok(Some(addr)) = timeout(patience, agent_address(&layout, mac)).await {
@@ -640,7 +653,7 @@ impl Backend for QemuHypervisor {
     }
 }
 
-/// Answers what came of a run that has just ended.
+/// Returns what came of a run that has just ended.
 async fn ended_now(layout: &Layout) -> Result<VmState> {
     process::settled(&layout.place()).await?;
     match process::look(&layout.place()).await? {
@@ -649,7 +662,8 @@ async fn ended_now(layout: &Layout) -> Result<VmState> {
     }
 }
 
-/// Answers what an ended run means: asked for or clean is `Stopped`, all else is `Failed` with its cause.
+/// Returns what an ended run means: asked for or clean is `Stopped`, all else is `Failed` with its
+/// cause.
 fn ended_state(layout: &Layout, ended: Option<Ended>) -> VmState {
     let clean = ended.is_some_and(|ended| ended.code == Some(0));
     if clean || layout.stop_mark().exists() {
@@ -666,7 +680,8 @@ fn ended_state(layout: &Layout, ended: Option<Ended>) -> VmState {
     VmState::failed(kind, format!("QEMU ended, {ended}{colon}{words}"))
 }
 
-/// Asks the guest agent for the address of the network device with this MAC; silence is no error here.
+/// Asks the guest agent for the address of the network device with this MAC; silence is no error
+/// here.
 async fn agent_address(layout: &Layout, mac: MacAddr) -> Option<String> {
     let limit = Instant::now() + ASK_LIMIT;
     let mac = mac.to_string();

@@ -1,6 +1,7 @@
 //! What will be done for a VM: [`QemuPlan`], as data.
 //!
-//! Pure: from a spec and the facts of the host, without touching either. `--dry-run`, the golden tests and bug reports print it.
+//! Pure: from a spec and the facts of the host, without touching either. `--dry-run`, the golden
+//! tests and bug reports print it.
 
 use std::ffi::OsString;
 use std::fmt;

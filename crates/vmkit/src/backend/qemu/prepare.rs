@@ -73,7 +73,8 @@ pub(super) fn look_at_files(spec: &VmSpec) -> Result<Looked> {
 /// Checks what else the spec asks of this host: the bridge, and the ports that it names.
 ///
 /// # Errors
-/// `InvalidInput` with the field and the value. A port that is taken after this is QEMU's to refuse.
+/// `InvalidInput` with the field and the value. A port that is taken after this is QEMU's to
+/// refuse.
 pub(super) async fn check_network(spec: &VmSpec) -> Result<()> {
     match spec.network() {
         NetworkConfig::Tap { bridge } => check_bridge(bridge).await?,
@@ -110,7 +111,7 @@ fn check_absolute(field: &'static str, path: &Path) -> Result<()> {
     }
 }
 
-/// Makes what the plan says. On an error everything made is removed again.
+/// Creates what the plan says. On an error everything made is removed again.
 ///
 /// # Errors
 /// `AlreadyExists` where another VM lives in the directory; `Io` and `InvalidInput` from the steps.
@@ -174,7 +175,7 @@ fn claim(spec: &VmSpec, id: Uuid, layout: &Layout) -> Result<()> {
     }
 }
 
-/// Answers whose directory this is; `None` where nobody has claimed it.
+/// Returns whose directory this is; `None` where nobody has claimed it.
 ///
 /// # Errors
 /// `Io` where the mark can't be read. A mark cut short by a crash counts as nobody's claim.
@@ -190,8 +191,8 @@ pub(super) fn owner(layout: &Layout) -> Result<Option<Uuid>> {
     }
 }
 
-/// Finds a part that `prepare` made and that is gone: without it the VM is fit for nothing but to be removed. The seed can be
-/// written again.
+/// Finds a part that `prepare` made and that is gone: without it the VM is fit for nothing but to
+/// be removed. The seed can be written again.
 pub(super) fn missing_part(spec: &VmSpec, layout: &Layout) -> Option<PathBuf> {
     let root = spec.disk().map(|_| layout.root_disk());
     let vars = matches!(spec.boot(), Boot::Firmware(Firmware::Uefi)).then(|| layout.efi_vars());
@@ -202,7 +203,8 @@ pub(super) fn missing_part(spec: &VmSpec, layout: &Layout) -> Option<PathBuf> {
     root.into_iter().chain(vars).chain(fresh).find(gone)
 }
 
-/// Removes everything that `prepare` and `start` may have made, and the directories when nothing else is in them.
+/// Removes everything that `prepare` and `start` may have made, and the directories when nothing
+/// else is in them.
 ///
 /// # Errors
 /// `Io` for what can't be removed.
@@ -214,7 +216,8 @@ pub(super) fn remove(spec: &VmSpec, layout: &Layout) -> Result<()> {
     remove_dir(&layout.work)
 }
 
-/// Removes the sockets of a run and their directory, unless they are the original's of which this VM is a copy.
+/// Removes the sockets of a run and their directory, unless they are the original's of which this
+/// VM is a copy.
 pub(super) fn remove_run_dir(layout: &Layout) -> Result<()> {
     if is_served(layout) {
         tracing::debug!(run = %layout.run.display(), "a VM of another home has its sockets there: they stay");
@@ -259,7 +262,8 @@ impl Drop for Undo<'_> {
         if !self.armed {
             return;
         }
-        // Another VM's directory is left alone; one that was never claimed holds nothing but, perhaps, itself.
+        // Another VM's directory is left alone; one that was never claimed holds nothing but,
+        // perhaps, itself.
         let removed = match owner(self.layout) {
             Ok(Some(owner)) if owner != self.id => return,
             Ok(_) => remove(self.spec, self.layout),

@@ -1,4 +1,5 @@
-//! Bringing a planned VM to life: lock, sockets, tap, keeper, greeting, in this order, each with its undo.
+//! Bringing a planned VM to life: lock, sockets, tap, keeper, greeting, in this order, each with
+//! its undo.
 
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::Write;
@@ -39,11 +40,11 @@ const VNC_PASSWORD_LETTERS: usize = 8;
 /// How much of QEMU's last words goes into an error.
 const LAST_WORDS_BYTES: u64 = 2048;
 
-/// Starts QEMU by its plan and answers what is known of the run.
+/// Starts QEMU by its plan and returns what is known of the run.
 ///
 /// # Errors
-/// `QemuExited` with QEMU's last words; `Host`, `Io` for what the host refused; `TimedOut` when QEMU does not answer by the
-/// deadline, in which case it is killed.
+/// `QemuExited` with QEMU's last words; `Host`, `Io` for what the host refused; `TimedOut` when
+/// QEMU does not answer by the deadline, in which case it is killed.
 pub(super) async fn start(
     vm: &VmHandle,
     layout: &Layout,
@@ -104,7 +105,7 @@ pub(super) async fn start(
     }
 }
 
-/// Answers what is known of a run that somebody else began, or is just beginning.
+/// Returns what is known of a run that somebody else began, or is just beginning.
 ///
 /// # Errors
 /// `Busy` where nothing listens for the VM yet, or no more.
@@ -169,8 +170,8 @@ async fn run_info(
     })
 }
 
-/// Answers what QEMU was told to run the guest's code with, as its own command line has it: true of a run that somebody
-/// else began, too.
+/// Returns what QEMU was told to run the guest's code with, as its own command line has it: true of
+/// a run that somebody else began, too.
 ///
 /// Source: proc_pid_cmdline(5).
 fn accel_of(pid: u32) -> Option<Accel> {
@@ -211,8 +212,8 @@ async fn vnc_address(
     }
 }
 
-/// Sets the password of this run where the screen is to be had by TCP: nobody gets in before one is set. Whoever began the run may
-/// have been killed before that.
+/// Sets the password of this run where the screen is to be had by TCP: nobody gets in before one is
+/// set. Whoever began the run may have been killed before that.
 async fn protect_screen(
     vm: &VmHandle,
     layout: &Layout,
@@ -227,7 +228,7 @@ async fn protect_screen(
     qmp.execute("set_password", Some(arguments), deadline).await.map(drop)
 }
 
-/// Answers the password of this run, drawn at the first question.
+/// Returns the password of this run, drawn at the first question.
 fn vnc_password(layout: &Layout) -> Result<String> {
     let path = layout.vnc_password();
     match fs::read_to_string(&path) {
@@ -245,7 +246,8 @@ fn vnc_password(layout: &Layout) -> Result<String> {
     Ok(password)
 }
 
-/// Draws a password of 48 random bits, the most that VNC's eight letters hold when they are easily typed.
+/// Draws a password of 48 random bits, the most that VNC's eight letters hold when they are easily
+/// typed.
 fn draw_password() -> String {
     const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
     let random = uuid::Uuid::new_v4().into_bytes();
@@ -256,7 +258,8 @@ fn draw_password() -> String {
 
 /// Makes sense of a start that failed after QEMU was spawned, and leaves nothing running.
 async fn refused(vm: &VmHandle, layout: &Layout, error: Error) -> Error {
-    // A QEMU that refuses its arguments closes everything and goes: wait for its last words to be written down.
+    // A QEMU that refuses its arguments closes everything and goes: wait for its last words to be
+    // written down.
     let found = match process::look(&layout.place()).await {
         Ok(Found::Live(_)) if matches!(error, Error::Protocol { .. }) => {
             let _ = process::settled(&layout.place()).await;
@@ -273,7 +276,8 @@ async fn refused(vm: &VmHandle, layout: &Layout, error: Error) -> Error {
             log: layout.qemu_log(),
         });
     }
-    // Not only what shows now: a keeper that is slow to begin would start QEMU after we have said that it does not run.
+    // Not only what shows now: a keeper that is slow to begin would start QEMU after we have said
+    // that it does not run.
     if let Err(kill) = alive::take_and_silence(&layout.place(), Instant::now() + LAUNCH_LIMIT).await {
         tracing::warn!(vm = %layout.name(), error = %kill, "could not end a QEMU that failed to start");
     }
@@ -298,7 +302,7 @@ fn held_by_another(vm: &VmHandle, words: &str) -> Option<Error> {
     words::is_port_refused(words).then(|| user.forwards.iter().find_map(refused)).flatten()
 }
 
-/// Answers what QEMU said last in its last run.
+/// Returns what QEMU said last in its last run.
 pub(super) fn last_words(layout: &Layout) -> String {
     let tail = tail_of_file(&layout.qemu_log(), LAST_WORDS_BYTES).unwrap_or_default();
     String::from_utf8_lossy(&tail).trim().to_owned()
@@ -326,14 +330,16 @@ fn launch(spec: &VmSpec, layout: &Layout, plan: &QemuPlan, descriptors: Vec<i32>
 fn listen(path: &Path) -> Result<OwnedFd> {
     step("start: listen").map_err(Error::io("listen on", path))?;
     let listener = bind(path).map_err(Error::io("listen on", path))?;
-    // QEMU takes a listener as it is, and now and then accepts a client that another of its threads has taken already: one
-    // that blocks would stop its main loop for good (seen with 7.2.22: the main thread sat in accept4, `quit` unread).
+    // QEMU takes a listener as it is, and now and then accepts a client that another of its threads
+    // has taken already: one that blocks would stop its main loop for good (seen with 7.2.22: the
+    // main thread sat in accept4, `quit` unread).
     listener.set_nonblocking(true).map_err(Error::io("listen on", path))?;
     fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(Error::io("protect", path))?;
     Ok(listener.into())
 }
 
-/// Binds the spare monitor, in the runtime directory where the work directory's file system has no sockets.
+/// Binds the spare monitor, in the runtime directory where the work directory's file system has no
+/// sockets.
 fn listen_spare(layout: &Layout) -> Result<OwnedFd> {
     listen(&layout.spare_socket()).or_else(|error| {
         tracing::debug!(%error, "without its runtime directory this run can't be asked");
@@ -346,7 +352,7 @@ fn tap_name(vm: &VmHandle) -> String {
     format!("vmk{}", short_id(vm.id))
 }
 
-/// Forgets that the end of an earlier run was asked for, and answers whether it was.
+/// Forgets that the end of an earlier run was asked for, and returns whether it was.
 fn remove_stop_mark(layout: &Layout) -> Result<bool> {
     let mark = layout.stop_mark();
     match fs::remove_file(&mark) {

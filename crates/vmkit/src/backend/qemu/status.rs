@@ -1,8 +1,10 @@
-//! Where a guest is in its life, as a QEMU that runs knows it, and as the guest's kernel has said on its console.
+//! Where a guest is in its life, as a QEMU that runs knows it, and as the guest's kernel has said
+//! on its console.
 //!
-//! QEMU is asked by its monitor in the runtime directory, or by the spare one where that directory is gone. It hears of a panic by a
-//! device of its own (pvpanic), for which the cloud kernels of distributions load a module late: until then a panicked guest is
-//! one that runs. So the console's last lines count as well.
+//! QEMU is asked by its monitor in the runtime directory, or by the spare one where that directory
+//! is gone. It hears of a panic by a device of its own (pvpanic), for which the cloud kernels of
+//! distributions load a module late: until then a panicked guest is one that runs. So the console's
+//! last lines count as well.
 
 use std::path::PathBuf;
 
@@ -16,9 +18,11 @@ use crate::error::Result;
 use crate::handle::VmHandle;
 use crate::lifecycle::{FailureKind, VmState};
 
-/// How much of the console's end is looked at for a panic, in bytes: what a kernel says after one, such as of other CPUs that hang.
+/// How much of the console's end is looked at for a panic, in bytes: what a kernel says after one,
+/// such as of other CPUs that hang.
 const TAIL_BYTES: u64 = 4096;
-/// How a kernel ends what it says of a panic after which it does not boot again. Source: Linux, `kernel/panic.c`.
+/// How a kernel ends what it says of a panic after which it does not boot again. Source: Linux,
+/// `kernel/panic.c`.
 const END_OF_PANIC: &str = "---[ end Kernel panic - not syncing: ";
 
 /// Returns the socket of the monitor to ask.
@@ -90,7 +94,8 @@ fn panicked(message: &str) -> VmState {
     VmState::failed(FailureKind::GuestPanic, format!("the guest's kernel panicked: {message}"))
 }
 
-/// Returns what the guest's kernel said of a panic, where that is the last that came on this run's console.
+/// Returns what the guest's kernel said of a panic, where that is the last that came on this run's
+/// console.
 pub(super) fn ended_in_panic(vm: &VmHandle, layout: &Layout) -> Option<String> {
     last_panic(&console(vm, layout)?)
 }
@@ -110,9 +115,10 @@ fn console(vm: &VmHandle, layout: &Layout) -> Option<Vec<u8>> {
 
 /// Returns the message of the panic that a console ended with.
 ///
-/// Anything may print such words, and a guest is no worse for it. So they count in the kernel's own form only, with its time before
-/// them, and only while nothing but the kernel has printed since: after a panic nothing else can. A kernel that boots again after a
-/// panic does not print the end of it.
+/// Anything may print such words, and a guest is no worse for it. So they count in the kernel's own
+/// form only, with its time before them, and only while nothing but the kernel has printed since:
+/// after a panic nothing else can. A kernel that boots again after a panic does not print the end
+/// of it.
 fn last_panic(said: &[u8]) -> Option<String> {
     let said = String::from_utf8_lossy(said);
     for line in said.lines().rev().filter(|line| !line.trim().is_empty()) {

@@ -25,8 +25,8 @@ const FORCE_GRACE: Duration = Duration::from_secs(2);
 const MONITOR_LIMIT: Duration = Duration::from_secs(2);
 /// How long a start that is under way may hold the lock before it shows a process.
 pub(super) const LAUNCH_LIMIT: Duration = Duration::from_secs(10);
-/// How often the power button is pressed: a guest that is still booting hears only a later press, and there is no event
-/// for "the guest listens to its button now".
+/// How often the power button is pressed: a guest that is still booting hears only a later press,
+/// and there is no event for "the guest listens to its button now".
 const PRESS_EVERY: Duration = Duration::from_secs(1);
 
 /// Stops what runs, by force once `timeout` has passed.
@@ -50,7 +50,8 @@ pub(super) async fn stop(vm: &VmHandle, layout: &Layout, timeout: Duration) -> R
             return Ok(());
         }
     }
-    // Not before: if this is cut off while the guest is asked, a later kill from outside is still one from outside.
+    // Not before: if this is cut off while the guest is asked, a later kill from outside is still
+    // one from outside.
     let was_asked = layout.stop_mark().exists();
     mark_asked(layout);
     let ended = end_run(layout, timeout, deadline, can_ask).await;
@@ -92,7 +93,8 @@ async fn end_run(layout: &Layout, timeout: Duration, deadline: Instant, can_ask:
 
 /// Writes down that the end was asked for, so that even an end by force counts as `Stopped`.
 ///
-/// A full or a read-only disk is no reason to leave a guest running: then an end by force looks like one from outside.
+/// A full or a read-only disk is no reason to leave a guest running: then an end by force looks
+/// like one from outside.
 pub(super) fn mark_asked(layout: &Layout) {
     let mark = layout.stop_mark();
     let opened = step("stop: mark")
@@ -102,7 +104,8 @@ pub(super) fn mark_asked(layout: &Layout) {
     }
 }
 
-/// Presses the power button until the guest has gone or the deadline has passed; answers whether it has gone.
+/// Presses the power button until the guest has gone or the deadline has passed; answers whether it
+/// has gone.
 async fn ask_guest(vm: &VmHandle, layout: &Layout, process: &ProcessFd, deadline: Instant) -> Result<bool> {
     let mut has_room = true;
     loop {
@@ -112,7 +115,8 @@ async fn ask_guest(vm: &VmHandle, layout: &Layout, process: &ProcessFd, deadline
             Ok(Ok(Pressed::Deaf)) => return Ok(false),
             Ok(Ok(Pressed::Yes)) => Instant::now() + PRESS_EVERY,
             Ok(Err(error)) => {
-                // The monitor goes away together with a QEMU that is just ending, and a busy one may answer later.
+                // The monitor goes away together with a QEMU that is just ending, and a busy one
+                // may answer later.
                 tracing::debug!(%error, "the power button could not be pressed");
                 Instant::now() + PRESS_EVERY
             }
@@ -132,7 +136,8 @@ enum Pressed {
     Deaf,
 }
 
-/// Presses the button; `has_room` says whether the disks of a guest that waits for room are worth another try.
+/// Presses the button; `has_room` says whether the disks of a guest that waits for room are worth
+/// another try.
 async fn press_button(vm: &VmHandle, layout: &Layout, has_room: &mut bool) -> Result<Pressed> {
     let limit = Instant::now() + MONITOR_LIMIT;
     let (mut qmp, state) = QmpClient::with_status(&status::monitor(layout), limit).await?;

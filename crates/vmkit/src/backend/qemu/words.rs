@@ -6,7 +6,8 @@ use std::path::PathBuf;
 
 /// Returns the disk that another process has locked, where QEMU says that one has.
 ///
-/// Source: QEMU's block/file-posix.c, `raw_check_lock_bytes`, and its hint in `raw_handle_perm_lock`: since 2.12.
+/// Source: QEMU's block/file-posix.c, `raw_check_lock_bytes`, and its hint in
+/// `raw_handle_perm_lock`: since 2.12.
 pub(super) fn locked_disk(words: &str) -> Option<PathBuf> {
     let is_lock = |line: &str| line.contains("Failed to get ") && line.trim_end().ends_with(" lock");
     if !words.lines().any(is_lock) {
@@ -21,7 +22,8 @@ pub(super) fn is_port_refused(words: &str) -> bool {
     words.contains("Could not set up host forwarding rule")
 }
 
-/// Returns QEMU's last words in short: without the program and the switch, which may be hundreds of characters.
+/// Returns QEMU's last words in short: without the program and the switch, which may be hundreds of
+/// characters.
 pub(super) fn in_short(words: &str) -> String {
     if let Some(path) = locked_disk(words) {
         return format!("another process uses the disk {}", path.display());
@@ -31,7 +33,8 @@ pub(super) fn in_short(words: &str) -> String {
         .strip_prefix("qemu-system-")
         .and_then(|line| line.split_once(": "))
         .map_or(line, |(_, rest)| rest);
-    // `-switch value: what is wrong`. A value may have a colon, and none with a blank behind it that QEMU wrote itself.
+    // `-switch value: what is wrong`. A value may have a colon, and none with a blank behind it
+    // that QEMU wrote itself.
     match line.strip_prefix('-').and_then(|line| line.split_once(": ")) {
         Some((_, rest)) => rest.to_owned(),
         None => line.to_owned(),

@@ -1,5 +1,6 @@
-//! The lock that is held while anything of a VM runs, or is about to: by whoever makes, starts or removes it, then by the
-//! keeper and the hypervisor, which inherit it. The kernel frees it when the last of them is gone, however that came.
+//! The lock that is held while anything of a VM runs, or is about to: by whoever makes, starts or
+//! removes it, then by the keeper and the hypervisor, which inherit it. The kernel frees it when
+//! the last of them is gone, however that came.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -18,8 +19,8 @@ use crate::flock::{Hold, Waiting, is_at};
 use crate::steps::step;
 use crate::store::denied;
 
-/// How long the lock is waited for before what runs is looked at again: a start that has come as far as a process shows
-/// itself there, and holds the lock from then on.
+/// How long the lock is waited for before what runs is looked at again: a start that has come as
+/// far as a process shows itself there, and holds the lock from then on.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Takes the lock if it is free; `None` where something runs or is about to.
@@ -39,7 +40,7 @@ pub(crate) fn try_take(place: &Place) -> Result<Option<OwnedFd>> {
     }
 }
 
-/// Tells whether anybody holds the lock, without taking it for longer than the question lasts.
+/// Returns whether anybody holds the lock, without taking it for longer than the question lasts.
 pub(crate) fn is_held(place: &Place) -> Result<bool> {
     let path = &place.alive;
     let file = match File::open(path) {
@@ -54,7 +55,8 @@ pub(crate) fn is_held(place: &Place) -> Result<bool> {
     }
 }
 
-/// Takes the lock to start the VM; `None` where it turns out to be running already, by somebody else's start.
+/// Takes the lock to start the VM; `None` where it turns out to be running already, by somebody
+/// else's start.
 ///
 /// # Errors
 /// `Busy` where neither comes true by the deadline.
@@ -75,10 +77,11 @@ pub(crate) async fn take_unless_live(place: &Place, deadline: Instant) -> Result
     }
 }
 
-/// Ends whatever runs, and answers the lock, so that nothing runs until it is dropped.
+/// Ends whatever runs, and returns the lock, so that nothing runs until it is dropped.
 ///
 /// # Errors
-/// `Busy` where the lock does not become free by the deadline, `TimedOut` where a process survives SIGKILL.
+/// `Busy` where the lock does not become free by the deadline, `TimedOut` where a process survives
+/// SIGKILL.
 pub(crate) async fn take_and_silence(place: &Place, deadline: Instant) -> Result<OwnedFd> {
     process::kill(place).await?;
     if let Some(lock) = try_take(place)? {

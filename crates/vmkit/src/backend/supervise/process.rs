@@ -62,7 +62,8 @@ pub(crate) enum Found {
 pub(crate) async fn look(place: &Place) -> Result<Found> {
     let recorded = recorded(place).await?;
     let lives = matches!(recorded, Found::Live(_) | Found::Starting(_));
-    // A VM at rest has no runtime directory, so the lock is asked only where a start is under way or was cut off.
+    // A VM at rest has no runtime directory, so the lock is asked only where a start is under way
+    // or was cut off.
     if !lives && place.run_dir.exists() && alive::is_held(place)? {
         leave_taken(place).await?;
         // The run file may have come while we looked elsewhere.
@@ -76,7 +77,8 @@ pub(crate) async fn look(place: &Place) -> Result<Found> {
     Ok(recorded)
 }
 
-/// Waits for a keeper that has written down the end of its run: it has the lock still while it removes the sockets.
+/// Waits for a keeper that has written down the end of its run: it has the lock still while it
+/// removes the sockets.
 async fn leave_taken(place: &Place) -> Result<()> {
     if let Ok(Some(run)) = runfile::read(&place.run_file)
         && run.ended.is_some()
@@ -91,7 +93,8 @@ async fn recorded(place: &Place) -> Result<Found> {
     let run = match runfile::read(&place.run_file) {
         Ok(Some(run)) => run,
         Ok(None) => return Ok(Found::Nothing),
-        // What can't be read tells nothing, and stops nobody from ending what runs; the next start writes it anew.
+        // What can't be read tells nothing, and stops nobody from ending what runs; the next start
+        // writes it anew.
         Err(error) if error.kind() == ErrorKind::Record => {
             tracing::warn!(record = %place.run_file.display(), %error, "the record of a VM's last run is lost");
             return Ok(Found::Ended(None));
@@ -139,8 +142,9 @@ fn open(process: Option<ProcessId>) -> Result<Option<ProcessFd>> {
     }
 }
 
-/// Tells whether a process that a record names holds the lock of this very directory: a home that was copied has the records of
-/// the original's runs, and its processes are not to be touched from the copy.
+/// Returns whether a process that a record names holds the lock of this very directory: a home that
+/// was copied has the records of the original's runs, and its processes are not to be touched from
+/// the copy.
 fn is_of(place: &Place, process: &ProcessFd) -> Result<bool> {
     let lock = match fs::metadata(&place.alive) {
         Ok(lock) => Some((lock.dev(), lock.ino())),
@@ -156,7 +160,8 @@ fn is_of(place: &Place, process: &ProcessFd) -> Result<bool> {
     let mut is_empty = true;
     let entries = match fs::read_dir(&open) {
         Ok(entries) => entries,
-        // It runs as another user, or has just ended. Then the lock itself tells whether anything runs here.
+        // It runs as another user, or has just ended. Then the lock itself tells whether anything
+        // runs here.
         Err(_) => return alive::is_held(place),
     };
     for entry in entries.flatten() {
@@ -169,7 +174,8 @@ fn is_of(place: &Place, process: &ProcessFd) -> Result<bool> {
     if is_empty { alive::is_held(place) } else { Ok(false) }
 }
 
-/// Tells whether an open file is the lock; where somebody has removed that, whether the file has no name any more.
+/// Returns whether an open file is the lock; where somebody has removed that, whether the file has
+/// no name any more.
 fn is_lock(file: &fs::Metadata, lock: Option<(u64, u64)>) -> bool {
     match lock {
         Some(lock) => (file.dev(), file.ino()) == lock,
@@ -182,8 +188,9 @@ fn rebooted_since(run: &Run) -> Result<bool> {
     Ok(run.keeper.iter().chain(&run.hypervisor).any(|process| process.boot_id != now))
 }
 
-/// Finds a hypervisor whose keeper was killed before it could write down whom it had started: it has inherited the lock's file
-/// under the number that only vmkit gives it. Who has opened the file itself, and happened upon that number, is another.
+/// Finds a hypervisor whose keeper was killed before it could write down whom it had started: it
+/// has inherited the lock's file under the number that only vmkit gives it. Who has opened the file
+/// itself, and happened upon that number, is another.
 pub(crate) fn orphan(place: &Place) -> Result<Option<ProcessFd>> {
     let path = &place.alive;
     // By the file, not by its name: a home may be reached through a symbolic link.
@@ -214,8 +221,8 @@ pub(crate) fn orphan(place: &Place) -> Result<Option<ProcessFd>> {
     Ok(None)
 }
 
-/// Tells whether a process, by its directory in `/proc`, would hand the lock's descriptor on as it was handed it: whatever opens a
-/// file for itself marks it to be closed at an exec.
+/// Returns whether a process, by its directory in `/proc`, would hand the lock's descriptor on as
+/// it was handed it: whatever opens a file for itself marks it to be closed at an exec.
 ///
 /// Source: proc_pid_fdinfo(5): the flags are octal.
 #[cfg(target_os = "linux")]
@@ -228,14 +235,14 @@ fn is_inherited(process: &Path) -> bool {
     flags.is_some_and(|flags| flags & rustix::fs::OFlags::CLOEXEC.bits() == 0)
 }
 
-/// Answers yes: elsewhere the flags of another process's descriptors are not asked for.
+/// Returns yes: elsewhere the flags of another process's descriptors are not asked for.
 #[cfg(not(target_os = "linux"))]
 fn is_inherited(_process: &Path) -> bool {
     true
 }
 
-/// Tells of a lock that is held whether a process holds it that can't be seen from here: the record says that it has been started,
-/// in this boot, and nothing of an end.
+/// Tells of a lock that is held whether a process holds it that can't be seen from here: the record
+/// says that it has been started, in this boot, and nothing of an end.
 pub(crate) fn runs_out_of_sight(place: &Place) -> bool {
     let Ok(Some(run)) = runfile::read(&place.run_file) else { return false };
     let is_gone = |process| open(process).is_ok_and(|process| process.is_none());
@@ -246,7 +253,8 @@ pub(crate) fn runs_out_of_sight(place: &Place) -> bool {
         && rebooted_since(&run).is_ok_and(|rebooted| !rebooted)
 }
 
-/// Waits until the keeper has written down the end of the run, so that whoever looks next sees it settled.
+/// Waits until the keeper has written down the end of the run, so that whoever looks next sees it
+/// settled.
 pub(crate) async fn settled(place: &Place) -> Result<()> {
     if let Ok(Some(run)) = runfile::read(&place.run_file)
         && let Some(keeper) = open(run.keeper)?
@@ -284,10 +292,12 @@ pub(crate) async fn kill(place: &Place) -> Result<()> {
     Ok(())
 }
 
-/// Kills a process, with more privileges than this user's where it takes them, and answers whether it has ended.
+/// Kills a process, with more privileges than this user's where it takes them, and returns whether
+/// it has ended.
 async fn end_by_force(place: &Place, process: &ProcessFd, grace: Duration) -> Result<bool> {
     match (end(process, Signal::KILL, grace).await, &place.killer) {
-        // Such a program knows numbers only: this is the one place where one is signalled, and whose it is was just asked.
+        // Such a program knows numbers only: this is the one place where one is signalled, and
+        // whose it is was just asked.
         (Err(error), Some(killer)) if error.kind() == ErrorKind::Host => {
             if process.id().open()?.is_some() {
                 kill_by(killer, process.id().pid).await?;
@@ -350,7 +360,8 @@ mod tests {
     async fn a_keeper_that_has_written_the_end_and_still_has_the_lock_is_no_start() {
         let dir = tempfile::tempdir().unwrap();
         let (place, lock) = place(dir.path());
-        // Stands in for a keeper that is slow to remove its sockets: it has the lock as its standard input.
+        // Stands in for a keeper that is slow to remove its sockets: it has the lock as its
+        // standard input.
         let mut keeper = Command::new("sleep").arg("0.3").stdin(Stdio::from(lock)).spawn().unwrap();
         let ended = Some(Ended { code: Some(0), signal: None });
         let run = Run { keeper: ProcessId::of(keeper.id()).unwrap(), ended, ..Run::default() };

@@ -1,7 +1,9 @@
-//! The record of the last run: which process it was and how it ended. Written by the keeper alone, read by everybody.
+//! The record of the last run: which process it was and how it ended. Written by the keeper alone,
+//! read by everybody.
 //!
-//! It has its full size from the beginning and is overwritten in place, so that the cause of an end can be written on a full
-//! disk. Its truth is bound to a boot: the process identity has the boot's id in it.
+//! It has its full size from the beginning and is overwritten in place, so that the cause of an end
+//! can be written on a full disk. Its truth is bound to a boot: the process identity has the boot's
+//! id in it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -17,7 +19,8 @@ use crate::error::{Error, Result};
 use crate::host::process::ProcessId;
 use crate::store::denied;
 
-/// The file's size, always: more than its JSON needs, and a page, so that one write replaces all of it.
+/// The file's size, always: more than its JSON needs, and a page, so that one write replaces all of
+/// it.
 const SIZE_BYTES: usize = 4096;
 /// The longest path of a directory for sockets, in bytes: as JSON one of them may take six.
 pub(crate) const MOST_RUN_DIR_BYTES: usize = 512;
@@ -32,8 +35,8 @@ pub(crate) struct Run {
     pub(crate) keeper: Option<ProcessId>,
     /// How the hypervisor ended, once it has.
     pub(crate) ended: Option<Ended>,
-    /// Where the sockets of this run are, which may be elsewhere than those of the run before. A relative path is one from the
-    /// directory of the record, so that it holds wherever that lies.
+    /// Where the sockets of this run are, which may be elsewhere than those of the run before. A
+    /// relative path is one from the directory of the record, so that it holds wherever that lies.
     #[serde(default)]
     pub(crate) run_dir: Option<String>,
     /// Where this run begins in the log of its console, if it has one.
@@ -81,7 +84,8 @@ pub(crate) struct RunFile {
 }
 
 impl RunFile {
-    /// Creates the file anew with its full size, under its name at once, and with only the keeper in it.
+    /// Creates the file anew with its full size, under its name at once, and with only the keeper
+    /// in it.
     pub(crate) fn create(path: &Path, run_dir: &Path, console: Option<LogMark>) -> io::Result<Self> {
         let temporary = super::unfinished(path);
         let mut file =
@@ -110,8 +114,8 @@ impl RunFile {
     }
 }
 
-/// Returns how a directory for sockets is recorded beside a VM's work directory, `HOME/vms/NAME`: from there, if both lie in one
-/// home.
+/// Returns how a directory for sockets is recorded beside a VM's work directory, `HOME/vms/NAME`:
+/// from there, if both lie in one home.
 fn recorded_dir(run_file: &Path, run_dir: &Path) -> PathBuf {
     let work = run_file.parent().unwrap_or(run_file);
     let mut up = PathBuf::new();
@@ -178,7 +182,8 @@ pub(crate) fn read(path: &Path) -> Result<Option<Run>> {
     Err(Error::Record { path: path.to_owned(), problem })
 }
 
-/// Reads as much as the file has, and a byte more where it is none of ours, in one call: two might see two records.
+/// Reads as much as the file has, and a byte more where it is none of ours, in one call: two might
+/// see two records.
 fn read_once(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; SIZE_BYTES + 1];
     let read = File::open(path)?.read(&mut bytes)?;

@@ -73,7 +73,8 @@ pub struct Ownership {
 }
 
 impl DirFacts {
-    /// Looks at a directory; where it is not there yet, at the nearest one above, which it would be made in.
+    /// Looks at a directory; where it is not there yet, at the nearest one above, which it would be
+    /// made in.
     pub fn probe(path: &Path) -> Self {
         let mut unwritable = None;
         let mut free_bytes = None;
@@ -101,7 +102,8 @@ impl DirFacts {
     }
 }
 
-/// Judges the two directories in which VMs are kept and run; `euid` is the user that this process acts as.
+/// Judges the two directories in which VMs are kept and run; `euid` is the user that this process
+/// acts as.
 pub fn places(home: &DirFacts, runtime: &DirFacts, euid: u32) -> Vec<Check> {
     vec![writable("home", home), private(runtime, euid), room(home)]
 }

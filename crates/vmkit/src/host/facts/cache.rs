@@ -1,8 +1,8 @@
 //! Answers about the host that cost too much to ask for at every start, kept in small files.
 //!
-//! A cache is never needed and never believed: what is missing, foreign, torn or of another shape is asked for again, and
-//! what can't be written is not. So there are no temporaries either; a file that is written twice at once, or half, is
-//! one that does not parse.
+//! A cache is never needed and never believed: what is missing, foreign, torn or of another shape
+//! is asked for again, and what can't be written is not. So there are no temporaries either; a file
+//! that is written twice at once, or half, is one that does not parse.
 
 use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};

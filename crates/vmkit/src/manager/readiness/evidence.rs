@@ -4,7 +4,8 @@
 
 use crate::ssh::cloud_init_status;
 
-/// Prints what of `ended`, `no-cloud-init` and `no-sshd` is so, each on a line, and then cloud-init's status.
+/// Prints what of `ended`, `no-cloud-init` and `no-sshd` is so, each on a line, and then
+/// cloud-init's status.
 pub(super) const ASK: &str = "\
 [ -e /run/cloud-init/result.json ] && echo ended
 command -v cloud-init >/dev/null || [ -e /run/cloud-init ] || echo no-cloud-init
@@ -34,7 +35,7 @@ pub(super) struct Evidence {
 }
 
 impl Evidence {
-    /// Tells whether cloud-init has ended with errors.
+    /// Returns whether cloud-init has ended with errors.
     pub(super) fn has_failed(&self) -> bool {
         self.has_ended && !self.errors.is_empty()
     }
@@ -111,7 +112,8 @@ pub(super) fn of_console(said: &str) -> Evidence {
             errors.push(found);
         }
     }
-    // A login prompt comes when all that is to be started was: what then failed to start is not to come.
+    // A login prompt comes when all that is to be started was: what then failed to start is not to
+    // come.
     has_ended |= is_up;
     Evidence { is_certain: false, is_up, has_ended, has_cloud_init: true, has_sshd: true, errors }
 }

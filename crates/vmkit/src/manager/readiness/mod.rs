@@ -1,7 +1,9 @@
-//! Waiting until a guest lets vmkit in and its cloud-init is through, across reboots, and no longer than there is hope.
+//! Waiting until a guest lets vmkit in and its cloud-init is through, across reboots, and no longer
+//! than there is hope.
 //!
-//! cloud-init can restart its own guest, or end before there is an SSH server. The first is a connection that is lost and comes
-//! again; the second is told by the guest agent, where it answers, and else by what the guest printed on its console.
+//! cloud-init can restart its own guest, or end before there is an SSH server. The first is a
+//! connection that is lost and comes again; the second is told by the guest agent, where it
+//! answers, and else by what the guest printed on its console.
 
 mod evidence;
 
@@ -27,7 +29,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// How long a guest agent may take to say so.
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 const ANSWER: Duration = Duration::from_secs(30);
-/// How long after the failed end of cloud-init an SSH server may still come: what the agent tells is certain, the console is not.
+/// How long after the failed end of cloud-init an SSH server may still come: what the agent tells
+/// is certain, the console is not.
 const GRACE: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(60));
 /// How long after a sign that the guest is up its SSH server may come before that is said.
 const QUIET: Duration = Duration::from_secs(60);
@@ -35,12 +38,14 @@ const QUIET: Duration = Duration::from_secs(60);
 const MOST_FRUITLESS: u32 = 4;
 
 impl<H: Hypervisor + 'static> VmManager<H> {
-    /// Waits until the guest's SSH server lets vmkit in, and logs in; gives up once cloud-init has failed in the guest and no server
-    /// comes. `notice` is told once what is odd about a guest that is up.
+    /// Waits until the guest's SSH server lets vmkit in, and logs in; gives up once cloud-init has
+    /// failed in the guest and no server comes. `notice` is told once what is odd about a guest
+    /// that is up.
     ///
     /// # Errors
-    /// Those of [`wait`](Self::wait) and [`ssh_session`](Self::ssh_session), each with cloud-init's own errors where they are known;
-    /// `Guest` with these alone where they are the reason to give up.
+    /// Those of [`wait`](Self::wait) and [`ssh_session`](Self::ssh_session), each with cloud-init's
+    /// own errors where they are known; `Guest` with these alone where they are the reason to give
+    /// up.
     pub(crate) async fn enter(
         &self,
         name: &VmName,
@@ -68,8 +73,8 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         })
     }
 
-    /// Returns why no SSH server will let vmkit in, once that is known. No event tells how far cloud-init is in a guest that lets
-    /// nobody in, so it is asked again.
+    /// Returns why no SSH server will let vmkit in, once that is known. No event tells how far
+    /// cloud-init is in a guest that lets nobody in, so it is asked again.
     async fn given_up(
         &self,
         name: &VmName,
@@ -104,11 +109,13 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         }
     }
 
-    /// Waits until cloud-init has done all that it does, and no reboot that it asked for is to come; returns the session that is
-    /// in force then. `progressed` is told of each stage meanwhile.
+    /// Waits until cloud-init has done all that it does, and no reboot that it asked for is to
+    /// come; returns the session that is in force then. `progressed` is told of each stage
+    /// meanwhile.
     ///
     /// # Errors
-    /// `TimedOut`; `InvalidState` where the guest powers itself off; `Guest` where it lets nobody in any more.
+    /// `TimedOut`; `InvalidState` where the guest powers itself off; `Guest` where it lets nobody
+    /// in any more.
     pub(crate) async fn cloud_init_through(
         &self,
         name: &VmName,

@@ -271,7 +271,7 @@ impl Files {
         Ok(dirs)
     }
 
-    /// Makes a directory of this host for one of the guest's, or opens the one that is there.
+    /// Creates a directory of this host for one of the guest's, or opens the one that is there.
     fn make_dir_here(&self, from: &str, parent: &Dir, name: &str, mode: Option<u32>) -> Result<Dir> {
         let path = parent.path.join(name);
         let ends = Ends { from: format!("{}:{from}", self.name), to: path.display().to_string() };
@@ -281,7 +281,7 @@ impl Files {
         })
     }
 
-    /// Answers what a directory of the guest has, in the order of the names, no name in it leading
+    /// Returns what a directory of the guest has, in the order of the names, no name in it leading
     /// anywhere else.
     async fn list(&self, path: &str, ends: &Ends) -> Result<Vec<(String, FileAttributes)>> {
         let failed = |error| ends.remote(Act::Read, path, error);
@@ -318,7 +318,7 @@ impl Files {
         }
     }
 
-    /// Makes a link that leads to the same, and tells whether that was UTF-8: what comes with a
+    /// Creates a link that leads to the same, and tells whether that was UTF-8: what comes with a
     /// replacement character mostly was not.
     async fn download_link(&self, from: &str, dir: &Dir, name: &str, ends: &Ends) -> Result<bool> {
         let answer = self.raw.readlink(from).await.map_err(|error| ends.remote(Act::Read, from, error))?;
@@ -535,7 +535,7 @@ fn write_sparse(file: &File, data: &[u8], offset: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes a directory that its owner can use, or opens the one that is there; never one behind a
+/// Creates a directory that its owner can use, or opens the one that is there; never one behind a
 /// symbolic link.
 fn make_dir(parent: &Dir, name: &str, mode: Option<u32>) -> io::Result<Dir> {
     let mode = Mode::from_raw_mode(mode.unwrap_or(0) & 0o777 | 0o700);

@@ -32,7 +32,7 @@ impl Ends {
         }
     }
 
-    /// Makes the error for something that this host refused.
+    /// Creates the error for something that this host refused.
     pub(super) fn local(&self, act: Act, path: &Path, source: io::Error) -> Error {
         let parent = || path.parent().unwrap_or(path).display().to_string();
         match (source.kind(), act) {
@@ -55,7 +55,7 @@ impl Ends {
         }
     }
 
-    /// Makes the error for something that the guest refused.
+    /// Creates the error for something that the guest refused.
     pub(super) fn remote(&self, act: Act, path: &str, error: SftpError) -> Error {
         match error {
             SftpError::Status(status) => match status.status_code {
@@ -250,7 +250,7 @@ fn listed(names: Vec<&str>, all: usize) -> String {
     }
 }
 
-/// Tells whether a failure is one of the whole copy: a connection that is gone, an end that is
+/// Returns whether a failure is one of the whole copy: a connection that is gone, an end that is
 /// full.
 pub(super) fn ends_all(failure: &Error) -> bool {
     let Error::Copy { kind, source, .. } = failure else { return true };

@@ -1,7 +1,8 @@
 //! The beginning of SFTP, found behind what a guest's login shell prints first.
 //!
-//! A server that runs SFTP as a program runs it by the user's login shell, whose start-up files may print. OpenSSH's own client takes
-//! that for a packet ("Received message too long 1460865107"). Here all is passed over until the first packet of the server.
+//! A server that runs SFTP as a program runs it by the user's login shell, whose start-up files may
+//! print. OpenSSH's own client takes that for a packet ("Received message too long 1460865107").
+//! Here all is passed over until the first packet of the server.
 
 use std::io;
 use std::pin::Pin;
@@ -62,7 +63,8 @@ impl<S> AfterPreface<S> {
     }
 }
 
-/// Checks whether these bytes are the head of `SSH_FXP_VERSION`. Source: draft-ietf-secsh-filexfer-02, 3 and 4.
+/// Checks whether these bytes are the head of `SSH_FXP_VERSION`. Source:
+/// draft-ietf-secsh-filexfer-02, 3 and 4.
 fn is_hello(head: &[u8]) -> bool {
     const VERSION: u8 = 2;
     let number = |at: usize| u32::from_be_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);

@@ -158,7 +158,7 @@ impl Files {
         *self.unfinished.lock().unwrap_or_else(PoisonError::into_inner) = path;
     }
 
-    /// Answers the path as the server knows it: below the user's home where it is relative.
+    /// Returns the path as the server knows it: below the user's home where it is relative.
     fn path(path: &str) -> &str {
         match path.strip_prefix("~/").unwrap_or(path) {
             "" | "~" => ".",
@@ -166,7 +166,7 @@ impl Files {
         }
     }
 
-    /// Answers what lies at a path, its last link followed; nothing where there is nothing.
+    /// Returns what lies at a path, its last link followed; nothing where there is nothing.
     async fn look(&self, path: &str, ends: &Ends) -> Result<Option<FileAttributes>> {
         match self.raw.stat(path).await {
             Ok(found) => Ok(Some(found.attrs)),
@@ -175,7 +175,7 @@ impl Files {
         }
     }
 
-    /// Makes the error for something that could not be made or written in the guest. Its server
+    /// Creates the error for something that could not be made or written in the guest. Its server
     /// says that something is not there also of a directory in which nothing can be made, such as
     /// those of `/proc`.
     async fn unmade(&self, act: Act, path: &str, error: SftpError, ends: &Ends) -> Error {
@@ -210,7 +210,7 @@ impl Files {
             .then(|| ends.full(dir, "no space left on device (no inode is free)"))
     }
 
-    /// Answers the path without any symbolic link in it.
+    /// Returns the path without any symbolic link in it.
     async fn resolved(&self, path: &str, ends: &Ends) -> Result<String> {
         let answer = self.raw.realpath(path).await.map_err(|error| ends.remote(Act::Find, path, error))?;
         let found = answer.files.into_iter().next().map(|file| file.filename);
@@ -240,7 +240,7 @@ impl Files {
     }
 }
 
-/// Tells whether the server says that something is not there.
+/// Returns whether the server says that something is not there.
 fn is_missing(error: &SftpError) -> bool {
     matches!(error, SftpError::Status(status) if status.status_code == StatusCode::NoSuchFile)
 }
@@ -309,7 +309,7 @@ fn described(found: &FileAttributes) -> &'static str {
     }
 }
 
-/// Answers a place as errors show it: what says that it has to be a directory is not a part of it.
+/// Returns a place as errors show it: what says that it has to be a directory is not a part of it.
 fn shown(place: &str) -> &str {
     place.strip_suffix("/.").unwrap_or(place)
 }

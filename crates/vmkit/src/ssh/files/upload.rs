@@ -146,7 +146,7 @@ impl Files {
         }
     }
 
-    /// Tells whether this is a directory of the guest.
+    /// Returns whether this is a directory of the guest.
     ///
     /// # Errors
     /// `Copy` where the guest does not tell.
@@ -205,7 +205,7 @@ impl Files {
         Ok(left_out)
     }
 
-    /// Makes a directory, and returns what that of this host has in it, last name first.
+    /// Creates a directory, and returns what that of this host has in it, last name first.
     async fn upload_dir(
         &self,
         from: &Path,
@@ -222,7 +222,7 @@ impl Files {
         Ok(entries)
     }
 
-    /// Makes a directory that its owner can use, unless it is there.
+    /// Creates a directory that its owner can use, unless it is there.
     async fn make_dir(&self, path: &str, mode: u32, ends: &Ends) -> Result<()> {
         let mode = mode & 0o7777 | 0o700;
         let attrs = FileAttributes { permissions: Some(mode), ..FileAttributes::default() };
@@ -241,7 +241,7 @@ impl Files {
         }
     }
 
-    /// Makes a link that leads to the same, and tells whether that can be said in UTF-8.
+    /// Creates a link that leads to the same, and tells whether that can be said in UTF-8.
     async fn upload_link(&self, from: &Path, to: &str, ends: &Ends) -> Result<bool> {
         let target = fs::read_link(from).map_err(|source| ends.local(Act::Read, from, source))?;
         let Some(target) = target.to_str() else { return Ok(false) };
@@ -549,8 +549,8 @@ fn typed_name(path: &Path) -> Option<&OsStr> {
     (!matches!(name, b"." | b"..")).then(|| OsStr::from_bytes(name))
 }
 
-/// Tells whether a pipe has no name in any directory: a shell's `<(…)`, or standard input. One with
-/// a name is read by nobody who does not know who writes to it, or whether anything does.
+/// Returns whether a pipe has no name in any directory: a shell's `<(…)`, or standard input. One
+/// with a name is read by nobody who does not know who writes to it, or whether anything does.
 pub(super) fn is_unnamed(pipe: &Path) -> bool {
     pipe.canonicalize().is_err()
 }
@@ -571,7 +571,7 @@ pub(super) fn special(kind: FileType) -> &'static str {
     }
 }
 
-/// Tells whether the server has nothing more.
+/// Returns whether the server has nothing more.
 pub(super) fn is_end(error: &SftpError) -> bool {
     matches!(error, SftpError::Status(status) if status.status_code == StatusCode::Eof)
 }

@@ -1,7 +1,7 @@
 //! Moves lines over a Unix socket, for QEMU's monitor and for the guest agent.
 //!
-//! What was read and what is not yet written are kept in [`Wire`], not in the futures: each may be dropped anywhere and
-//! not a byte is lost or sent twice.
+//! What was read and what is not yet written are kept in [`Wire`], not in the futures: each may be
+//! dropped anywhere and not a byte is lost or sent twice.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -33,7 +33,8 @@ pub(crate) struct Wire {
 }
 
 impl Wire {
-    /// Wraps a connected stream; no line may have more than `line_limit` bytes, and errors call the other side `peer`.
+    /// Wraps a connected stream; no line may have more than `line_limit` bytes, and errors call the
+    /// other side `peer`.
     pub(crate) fn new(stream: UnixStream, peer: &'static str, line_limit: usize) -> Self {
         Self { stream, incoming: LineBuffer::new(line_limit), outgoing: Vec::new(), peer }
     }
@@ -105,7 +106,7 @@ impl Wire {
         }
     }
 
-    /// Answers the error for something that the peer must not do.
+    /// Returns the error for something that the peer must not do.
     pub(crate) fn problem(&self, problem: impl Into<String>) -> Error {
         Error::Protocol { peer: self.peer, problem: problem.into(), source: None }
     }
@@ -163,9 +164,10 @@ pub(crate) async fn within<T>(
 
 /// Connects where so many wait already that the kernel refuses one more.
 ///
-/// QEMU takes one client at a time and lets one more wait. Beyond that a connect that must not block fails at once with
-/// EAGAIN, and no event tells when to try again; one that may block is woken by the kernel, or by its send timeout. So it
-/// is made on a thread for blocking calls; if this future is dropped, it ends by itself at the deadline.
+/// QEMU takes one client at a time and lets one more wait. Beyond that a connect that must not
+/// block fails at once with EAGAIN, and no event tells when to try again; one that may block is
+/// woken by the kernel, or by its send timeout. So it is made on a thread for blocking calls; if
+/// this future is dropped, it ends by itself at the deadline.
 ///
 /// Source: unix(7), EAGAIN of connect(2); `SO_SNDTIMEO` in socket(7).
 async fn connect_in_turn(near: &Path, path: &Path, deadline: Instant) -> Result<UnixStream> {
