@@ -48,7 +48,8 @@ pub fn command() -> clap::Command {
     Arguments::command()
 }
 
-/// Runs the command with these arguments, the program's own name first, and returns its exit code.
+/// Runs the command with these arguments, the program's own name first, and exit with its exit
+/// code.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     warnings::print_from_now_on();
     let mut context = None;

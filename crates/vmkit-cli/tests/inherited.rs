@@ -193,6 +193,8 @@ fn what_is_read_once_may_come_through_a_pipe() {
     for (index, (text, command)) in [
         ("printf '#cloud-config\n{}\n'", format!("{create} --cloud-init")),
         (key_file.as_str(), format!("{create} --ssh-key")),
+        // The image is looked for with a spec of its own, before.
+        (key_file.as_str(), "create VM --image base.img --accel tcg --ssh-key".to_owned()),
         (file, "plan -f".to_owned()),
         ("/bin/cat base.img", "image import --name imVM".to_owned()),
     ]

@@ -146,12 +146,15 @@ fn a_removal_that_could_not_begin_leaves_a_vm_that_can_be_used() {
     if tried.code != Some(0) {
         return eprintln!("SKIP: this user can't make a PID namespace: {tried:?}");
     }
+    let started = elsewhere("start a");
+    assert_eq!(started.code, Some(6), "{started:?}");
+    assert_eq!(life.row("a")["operation"], Value::Null, "a start that has touched nothing is over");
     for line in ["rm --force a", "stop --timeout 0 a"] {
         let refused = elsewhere(line);
         assert_eq!(refused.code, Some(6), "{refused:?}");
         assert!(refused.stderr.contains("in another PID namespace"), "{refused:?}");
         assert_eq!(life.row("a")["state"], "running", "{line}");
-        assert_eq!(life.info("a")["intent"], Value::Null, "{line}");
+        assert_eq!(life.row("a")["operation"], Value::Null, "{line}");
     }
     assert!(!life.home().join("vms/a/stop-asked").exists(), "it was not stopped");
     for line in ["suspend a", "resume a", "stop --timeout 0 a", "start a"] {
@@ -159,4 +162,38 @@ fn a_removal_that_could_not_begin_leaves_a_vm_that_can_be_used() {
     }
     life.must(["rm", "--force", "a"]);
     life.assert_empty("after rm");
+}
+
+#[test]
+fn a_vm_that_could_not_start_again_is_not_stopped_for_a_restart() {
+    let life = Life::new();
+    life.must(["create", "a", "--image", "base.img", "--memory", "32MiB", "--accel", "tcg"]);
+    life.must(["start", "a"]);
+    let image = life.dir.path().join("base.img");
+    fs::write(&image, vec![1; 4 << 20]).unwrap();
+    let refused = life.vmkit(["restart", "--timeout", "0", "a"]);
+    assert_eq!(refused.code, Some(2), "{refused:?}");
+    assert!(refused.stderr.contains("the image was changed"), "{refused:?}");
+    assert_eq!(life.row("a")["state"], "running");
+    life.must(["rm", "--force", "a"]);
+}
+
+#[test]
+fn a_file_of_another_home_is_no_disk_to_write_to() {
+    let life = Life::new();
+    let other = life.dir.path().join("other").to_str().unwrap().to_owned();
+    life.must(["--home", &other, "image", "import", "base.img", "--name", "st"]);
+    life.must(["--home", &other, "create", "b", "--image", "st", "--data-disk", "1MiB", "--accel", "tcg"]);
+    let stored = fs::read_dir(format!("{other}/images")).unwrap().flatten().map(|entry| entry.path());
+    let stored = stored.map(|dir| dir.join("disk.raw")).find(|disk| disk.is_file()).unwrap();
+    for (disk, said) in
+        [(stored, "a local image"), (format!("{other}/vms/b/data-0.qcow2").into(), "a file of a VM")]
+    {
+        let disk = disk.to_str().unwrap();
+        let refused =
+            life.vmkit(["create", "a", "--image", "base.img", "--data-disk", disk, "--accel", "tcg"]);
+        assert_eq!(refused.code, Some(2), "{refused:?}");
+        assert!(refused.stderr.contains(said) && refused.stderr.contains(disk), "{refused:?}");
+    }
+    life.must(["--home", &other, "rm", "--force", "b"]);
 }

@@ -11,7 +11,7 @@ use crate::output;
 /// For bash: `vmkit completions bash > ~/.local/share/bash-completion/completions/vmkit`
 #[derive(Debug, Args)]
 pub(crate) struct Completions {
-    /// Names the shell.
+    /// The shell.
     shell: Shell,
 }
 

@@ -22,18 +22,18 @@ use crate::{json, output};
 /// VM goes on.
 #[derive(Debug, Args)]
 pub(crate) struct Console {
-    /// Names the VM.
+    /// The VM.
     pub(super) name: VmName,
-    /// Leaves this long after the end of an input that is no terminal.
+    /// Leave this long after the end of an input that is no terminal.
     #[arg(long, value_name = "SECONDS", value_parser = seconds, allow_negative_numbers = true)]
     timeout: Option<Duration>,
-    /// Leaves by this key: ^A, ctrl-a, …, or none [else: VMKIT_ESCAPE, else Ctrl-]].
+    /// Leave by this key: ^A, ctrl-a, …, or none [else: VMKIT_ESCAPE, else Ctrl-]].
     #[arg(long, value_name = "KEY")]
     escape: Option<EscapeKey>,
-    /// Prints where the console is, and does not attach.
+    /// Print where the console is, and do not attach.
     #[arg(long)]
     print_endpoint: bool,
-    /// Prints where the console is as a JSON object, and does not attach.
+    /// Print where the console is as a JSON object, and do not attach.
     #[arg(long)]
     json: bool,
 }

@@ -40,12 +40,12 @@ const STDOUT: &str = "/dev/stdout";
 /// cp web:file -`.
 #[derive(Debug, Args)]
 pub(crate) struct Cp {
-    /// Copies directories, and all below them.
+    /// Copy directories, and all below them.
     #[arg(long, short = 'r')]
     recursive: bool,
     #[command(flatten)]
     way: Way,
-    /// Names what is copied, and last of all where to.
+    /// What to copy, and last of all where to.
     #[arg(value_name = "PLACE", required = true, num_args = 2..)]
     places: Vec<OsString>,
 }

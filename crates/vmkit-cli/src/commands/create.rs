@@ -23,20 +23,20 @@ const NOT_STARTED: &str =
 /// 2GiB or as a bare number of MiB, from 64 on.
 #[derive(Debug, Args)]
 pub(crate) struct Create {
-    /// Names the VM: a-z, 0-9 and -, at most 63 characters.
+    /// The VM: a-z, 0-9 and -, at most 63 characters.
     name: VmName,
     /// Create the root disk as an overlay over this image, which is never written to: debian:12, a
     /// file, raw or qcow2, an https:// address, or oci://REGISTRY/NAME:TAG. It is fetched unless it
     /// is local already.
     #[arg(long, value_name = "IMAGE")]
     image: Option<PathBuf>,
-    /// Boots the VM at once.
+    /// Boot the VM at once.
     #[arg(long)]
     start: bool,
-    /// Prints what would be done, and changes nothing.
+    /// Print what would be done, and change nothing.
     #[arg(long)]
     dry_run: bool,
-    /// Prints the VM as a JSON object.
+    /// Print the VM as a JSON object.
     #[arg(long)]
     json: bool,
     // Last, since what follows a heading stands below it.

@@ -21,10 +21,10 @@ use crate::propolis;
 /// failure.
 #[derive(Debug, Args)]
 pub(crate) struct Doctor {
-    /// Checks what this backend needs [default: qemu, on illumos propolis].
+    /// Check what this backend needs [default: qemu, on illumos propolis].
     #[arg(long, value_enum, value_name = "NAME")]
     backend: Option<Backend>,
-    /// Prints a JSON array.
+    /// Print a JSON array.
     #[arg(long)]
     json: bool,
 }

@@ -22,28 +22,28 @@ use crate::remote::{self, agent};
 /// and `~.` leave it. A program that a signal ended answers 128 and the signal's number.
 #[derive(Debug, Args)]
 pub(crate) struct Exec {
-    /// Names the VM.
+    /// The VM.
     pub(super) name: VmName,
     #[command(flatten)]
     way: Way,
     #[command(flatten)]
     surroundings: Surroundings,
-    /// Runs it at a terminal though there is none here.
+    /// Run it at a terminal though there is none here.
     #[arg(long, short = 't', conflicts_with = "no_tty")]
     tty: bool,
-    /// Runs it without a terminal though there is one here.
+    /// Run it without a terminal though there is one here.
     #[arg(long, short = 'T')]
     no_tty: bool,
-    /// Gives it no standard input.
+    /// Give it no standard input.
     #[arg(long, short = 'n')]
     no_stdin: bool,
-    /// Goes this way.
+    /// Choose the way into the guest.
     #[arg(long, value_enum, default_value_t = Via::Auto)]
     via: Via,
-    /// Returns this exit code for every failure of vmkit's own, to tell it from the program's.
+    /// Exit with this code for every failure of vmkit's own, to tell it from the program's.
     #[arg(long, value_name = "CODE")]
     error_code: Option<u8>,
-    /// Names the program and its arguments.
+    /// The program and its arguments.
     #[arg(value_name = "COMMAND", required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     command: Vec<OsString>,
 }
@@ -51,10 +51,10 @@ pub(crate) struct Exec {
 /// What a program finds around it.
 #[derive(Debug, Args)]
 pub(crate) struct Surroundings {
-    /// Runs it in this directory of the guest [else: the user's home].
+    /// Run it in this directory of the guest [else: the user's home].
     #[arg(long, short = 'w', value_name = "DIR")]
     workdir: Option<OsString>,
-    /// Sets a variable for it; may be given more than once.
+    /// Set a variable for it; may be given more than once.
     #[arg(long, short = 'e', value_name = "NAME=VALUE")]
     env: Vec<String>,
 }

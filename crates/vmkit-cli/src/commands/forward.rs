@@ -26,18 +26,18 @@ const LOGIN: Duration = Duration::from_secs(120);
 /// address of its own, which `ip` prints, and `--foreground` leads into any guest that SSH reaches.
 #[derive(Debug, Args)]
 pub(crate) struct Forward {
-    /// Names the VM.
+    /// The VM.
     pub(super) name: VmName,
-    /// Names the ports; without HOST the host's port is chosen, ADDR is 127.0.0.1 unless given.
+    /// The ports; without HOST the host's port is chosen, ADDR is 127.0.0.1 unless given.
     #[arg(value_name = "[[ADDR:]HOST:]GUEST[/udp]")]
     forwards: Vec<PortForward>,
-    /// Takes these forwards away; connections that are open stay so.
+    /// Remove these forwards; open connections stay open.
     #[arg(long, requires = "forwards")]
     remove: bool,
-    /// Leads there over SSH, and only while this command runs: on any network, TCP only.
+    /// Forward over SSH, and only while this command runs: on any network, TCP only.
     #[arg(long, requires = "forwards", conflicts_with_all = ["remove", "json"])]
     foreground: bool,
-    /// Prints the VM as a JSON object.
+    /// Print the VM as a JSON object.
     #[arg(long)]
     json: bool,
 }

@@ -10,9 +10,9 @@ use crate::{human, json, output};
 /// Show a VM: its configuration, and its present state.
 #[derive(Debug, Args)]
 pub(crate) struct Info {
-    /// Names the VM.
+    /// The VM.
     pub(super) name: VmName,
-    /// Prints a JSON object.
+    /// Print a JSON object.
     #[arg(long)]
     json: bool,
 }

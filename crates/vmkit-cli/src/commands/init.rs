@@ -25,7 +25,7 @@ const MACHINE: &str = "vm";
 /// fetched.
 #[derive(Debug, Args)]
 pub(crate) struct Init {
-    /// Names the image: debian:12, a file, an https:// address, oci://REGISTRY/NAME:TAG.
+    /// The image: debian:12, a file, an https:// address, oci://REGISTRY/NAME:TAG.
     #[arg(value_name = "IMAGE", default_value = "debian:12")]
     image: String,
 }

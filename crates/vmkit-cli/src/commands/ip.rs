@@ -13,9 +13,9 @@ use crate::{json, output};
 /// `info` shows.
 #[derive(Debug, Args)]
 pub(crate) struct Ip {
-    /// Names the VM.
+    /// The VM.
     pub(super) name: VmName,
-    /// Prints a JSON object, with the forwarded ports.
+    /// Print a JSON object, with the forwarded ports.
     #[arg(long)]
     json: bool,
 }

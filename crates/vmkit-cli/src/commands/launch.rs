@@ -27,31 +27,31 @@ use crate::{human, json, output};
 /// looked into.
 #[derive(Debug, Args)]
 pub(crate) struct Launch {
-    /// Names the image: debian:12, a file, an https:// address, or oci://REGISTRY/NAME:TAG.
+    /// The image: debian:12, a file, an https:// address, or oci://REGISTRY/NAME:TAG.
     #[arg(value_name = "IMAGE")]
     image: ImageRef,
-    /// Names the VM [else: after its image, such as debian-1].
+    /// The VM's name [else: made from the image's, such as debian-1].
     name: Option<VmName>,
-    /// Names the VM, as NAME does.
+    /// The VM's name, as NAME.
     #[arg(long = "name", value_name = "NAME", conflicts_with = "name")]
     named: Option<VmName>,
-    /// Runs this in the guest once it is ready, and returns its exit code.
+    /// Run this in the guest once it is ready, and exit with its exit code.
     #[arg(value_name = "COMMAND", last = true)]
     command: Vec<OsString>,
-    /// Removes the VM once COMMAND has ended, or however else this ends.
+    /// Remove the VM once COMMAND has ended, or however else this ends.
     #[arg(long, requires = "command")]
     rm: bool,
     /// Only boots it.
     #[arg(long, conflicts_with_all = ["command", "timeout"])]
     no_wait: bool,
-    /// Gives the guest so long from its start until it is ready.
+    /// How long the guest may take from its start until it is ready.
     #[arg(long, value_name = "SECONDS", default_value = "600", value_parser = seconds)]
     #[arg(allow_negative_numbers = true)]
     timeout: Duration,
-    /// Says when the image is fetched.
+    /// When to fetch the image.
     #[arg(long, value_enum, default_value_t = Pull::Missing)]
     pull: Pull,
-    /// Prints the VM and how long each stage took, as a JSON object.
+    /// Print the VM and how long each stage took, as a JSON object.
     #[arg(long, conflicts_with = "command")]
     json: bool,
     // Last, since what follows a heading stands below it.

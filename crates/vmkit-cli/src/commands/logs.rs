@@ -21,9 +21,9 @@ use crate::output;
 /// stopped, it is in the log like any other's.
 #[derive(Debug, Args)]
 pub(crate) struct Logs {
-    /// Names the VM.
+    /// The VM.
     pub(super) name: VmName,
-    /// Goes on with what is said from now on, until the VM is removed; with Propolis, until it
+    /// Follow the log, until the VM is removed; with Propolis, until it
     /// stops.
     #[arg(short, long)]
     follow: bool,
@@ -33,7 +33,7 @@ pub(crate) struct Logs {
     /// Start with the VM's last run, which may be the present one
     #[arg(long)]
     last_run: bool,
-    /// Prints what the hypervisor said instead.
+    /// Print what the hypervisor said instead.
     #[arg(long, conflicts_with = "last_run")]
     hypervisor: bool,
 }

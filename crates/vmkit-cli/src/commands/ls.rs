@@ -17,10 +17,10 @@ use crate::{human_list, json, output};
 /// where a VM is a machine of a vmkit.toml, BACKEND where not all VMs have the same.
 #[derive(Debug, Args)]
 pub(crate) struct Ls {
-    /// Shows the backend, the project and the image whole, whatever they are.
+    /// Show the backend, the project and the image whole, whatever they are.
     #[arg(long, short = 'w', conflicts_with = "json")]
     wide: bool,
-    /// Prints a JSON array.
+    /// Print a JSON array.
     #[arg(long)]
     json: bool,
 }

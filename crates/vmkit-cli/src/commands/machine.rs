@@ -1,6 +1,7 @@
 //! What a VM is made of, as it is typed for `create` and `launch`.
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use clap::{Args, ValueEnum};
 use vmkit::spec::{
@@ -21,53 +22,53 @@ const USER: &str = "vmkit";
 /// What a VM is made of, besides its name and its image.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Sets the number of virtual CPUs, 1 to 255.
+    /// Set the number of virtual CPUs, 1 to 255.
     #[arg(long, value_name = "N", default_value = "1", value_parser = cpus, allow_negative_numbers = true)]
     cpus: u32,
-    /// Sets the guest's memory.
+    /// Set the guest's memory.
     #[arg(long, value_name = "SIZE", default_value = "512MiB", value_parser = |text: &str| size("memory", text))]
     memory: Mib,
-    /// Sets the size of the root disk, at least the image's [default: the image's]. Without an
+    /// Set the size of the root disk, at least the image's [default: the image's]. Without an
     /// image and with --cdrom, makes an empty one.
     #[arg(long, value_name = "SIZE", value_parser = |text: &str| size("disk", text))]
     disk: Option<Mib>,
-    /// Adds a disk: a new one of this size, or an image as it is. May be repeated.
+    /// Add a disk: a new one of this size, or an image as it is. May be repeated.
     ///
     /// What begins with a digit and has no slash is a size. After :ro the guest may only read.
     #[arg(long = "data-disk", value_name = "SIZE|PATH[:ro]", value_parser = data_disk)]
     data_disks: Vec<DataDisk>,
-    /// Puts this image of a disc, as an installer's .iso is, into a CD-ROM drive: only read, and
+    /// Put this image of a disc, such as an installer's .iso, into a CD-ROM drive: read-only, and
     /// booted where the disks have nothing to boot.
     #[arg(long, value_name = "FILE")]
     cdrom: Option<PathBuf>,
-    /// Boots this kernel directly.
+    /// Boot this kernel directly.
     #[arg(long, value_name = "PATH")]
     kernel: Option<PathBuf>,
-    /// Gives the kernel this initial ramdisk.
+    /// Give the kernel this initial ramdisk.
     #[arg(long, value_name = "PATH", requires = "kernel")]
     initrd: Option<PathBuf>,
-    /// Gives the kernel this command line.
+    /// Give the kernel this command line.
     #[arg(long, value_name = "STRING", requires = "kernel", allow_hyphen_values = true)]
     cmdline: Option<String>,
-    /// Chooses the machine; virt is the one for aarch64 guests.
+    /// Choose the machine type; virt is the one for aarch64 guests.
     #[arg(long, value_enum, default_value_t = MachineName::Q35)]
     machine: MachineName,
-    /// Chooses the firmware [default: bios, on virt uefi].
+    /// Choose the firmware [default: bios, on virt uefi].
     #[arg(long, value_enum, conflicts_with = "kernel")]
     firmware: Option<FirmwareName>,
-    /// Chooses what runs the guest's code; auto is KVM where it really works, else TCG.
+    /// Choose what runs the guest's code; auto is KVM where it really works, else TCG.
     #[arg(long, value_enum, default_value_t = AccelName::Auto)]
     accel: AccelName,
-    /// Shows the screen on a Unix socket, on a port of loopback with a password, or nowhere.
+    /// Show the screen on a Unix socket, on a port of loopback with a password, or nowhere.
     #[arg(long, value_enum, default_value_t = VncName::Unix)]
     vnc: VncName,
-    /// Runs the hypervisor as this user of the host; only root can ask for that.
+    /// Run the hypervisor as this user of the host; only root can ask for that.
     #[arg(long, value_name = "USER")]
     run_as: Option<UserName>,
-    /// Chooses what runs the VM: qemu or propolis [default: qemu, on illumos propolis].
+    /// Choose what runs the VM: qemu or propolis [default: qemu, on illumos propolis].
     #[arg(long, value_name = "NAME")]
     backend: Option<BackendTag>,
-    /// Sets an option that only the VM's backend understands. May be repeated.
+    /// Set an option that only the VM's backend understands. May be repeated.
     #[arg(long = "backend-option", value_name = "KEY=VALUE", value_parser = backend_option)]
     backend_options: Vec<(String, String)>,
     // Last, since what follows a heading stands below it.
@@ -81,16 +82,16 @@ pub(crate) struct Options {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Network")]
 struct Network {
-    /// Connects the guest: user, tap:BRIDGE, vnic:LINK (illumos) or none.
+    /// Connect the guest: user, tap:BRIDGE, vnic:LINK (illumos) or none.
     #[arg(long, value_name = "user|tap:BRIDGE|vnic:LINK|none", default_value = "user", value_parser = mode)]
     network: Mode,
-    /// Leads a port of the host into the guest, with user networking. May be repeated.
+    /// Forward a port of the host into the guest, with user networking. May be repeated.
     ///
     /// Without HOST the host's port is chosen at each start. ADDR is 127.0.0.1 unless given. Port
     /// 22 of the guest is always forwarded.
     #[arg(long = "forward", value_name = "[[ADDR:]HOST:]GUEST[/udp]")]
     forwards: Vec<PortForward>,
-    /// Keeps the guest from everything but its forwards, with user networking.
+    /// Keep the guest from everything but its forwards, with user networking.
     #[arg(long)]
     restrict: bool,
 }
@@ -99,20 +100,23 @@ struct Network {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Cloud-init")]
 struct Guest {
-    /// Hands this user-data to cloud-init in the guest, as it is; - for standard input.
+    /// Hand this user-data to cloud-init in the guest, as it is; - for standard input.
     #[arg(long, value_name = "FILE")]
     cloud_init: Option<PathBuf>,
-    /// Has cloud-init make a user that the public keys in this file may log in as; - for standard
+    /// Let cloud-init create a user that the public keys in this file may log in as; - for standard
     /// input.
     #[arg(long, value_name = "FILE", conflicts_with = "cloud_init")]
     ssh_key: Option<PathBuf>,
-    /// Has cloud-init make this user, who may become root, and has vmkit log in as it [default:
+    /// Let cloud-init create this user, who may become root, and log in as this user [default:
     /// with --ssh-key vmkit].
     #[arg(long, value_name = "USER")]
     user: Option<UserName>,
-    /// Sets the guest's host name by cloud-init [default: the VM's name].
+    /// Set the guest's host name by cloud-init [default: the VM's name].
     #[arg(long, value_name = "NAME")]
     hostname: Option<String>,
+    /// What came of the options: a pipe can be read once, and a spec may be asked for twice.
+    #[arg(skip)]
+    read: OnceLock<Option<CloudInitConfig>>,
 }
 
 /// A network as it is typed.
@@ -229,6 +233,14 @@ impl Network {
 
 impl Guest {
     fn config(&self) -> Result<Option<CloudInitConfig>, Error> {
+        if let Some(read) = self.read.get() {
+            return Ok(read.clone());
+        }
+        let config = self.read_config()?;
+        Ok(self.read.get_or_init(|| config).clone())
+    }
+
+    fn read_config(&self) -> Result<Option<CloudInitConfig>, Error> {
         let mut config = match (&self.cloud_init, &self.ssh_key) {
             (Some(file), _) => vmkit::cloud_init::read_user_data(&input("cloud-init", file)?)?,
             (None, Some(file)) => CloudInitConfig {

@@ -155,13 +155,13 @@ impl Command {
 /// The VMs that a command changes, and how it tells of them.
 #[derive(Debug, Args)]
 pub(crate) struct Targets {
-    /// Names the VMs.
+    /// The VMs.
     #[arg(value_name = "NAME", required_unless_present = "all", conflicts_with = "all")]
     names: Vec<VmName>,
-    /// Takes all VMs for which there is something to do, instead of names.
+    /// Take all VMs for which there is something to do, instead of names.
     #[arg(long)]
     all: bool,
-    /// Prints each VM as it is then, one JSON object a line.
+    /// Print each VM as it is then, one JSON object a line.
     #[arg(long)]
     json: bool,
 }
@@ -169,7 +169,7 @@ pub(crate) struct Targets {
 /// How long a guest has to shut down.
 #[derive(Debug, Args)]
 pub(crate) struct Patience {
-    /// Gives the guest so long to shut down before it is ended by force; 0 is by force at once.
+    /// How long the guest may take to shut down before it is ended by force; 0: at once.
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
     #[arg(allow_negative_numbers = true)]
     timeout: Duration,

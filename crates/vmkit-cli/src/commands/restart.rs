@@ -14,7 +14,7 @@ pub(crate) struct Restart {
     targets: Targets,
     #[command(flatten)]
     patience: Patience,
-    /// Prints what the start would do, and changes nothing.
+    /// Print what the start would do, and change nothing.
     #[arg(long)]
     dry_run: bool,
 }

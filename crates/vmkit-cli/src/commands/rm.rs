@@ -10,13 +10,13 @@ use crate::{output, several};
 /// Remove VMs with their disks and logs; the images that they were created from stay.
 #[derive(Debug, Args)]
 pub(crate) struct Rm {
-    /// Names the VMs.
+    /// The VMs.
     #[arg(value_name = "NAME", required_unless_present = "all", conflicts_with = "all")]
     names: Vec<VmName>,
-    /// Removes all VMs, with --force only.
+    /// Remove all VMs, with --force only.
     #[arg(long, requires = "force")]
     all: bool,
-    /// Removes a VM that runs, too, and ends it by force.
+    /// Remove a running VM, too, by force.
     #[arg(short, long)]
     force: bool,
 }

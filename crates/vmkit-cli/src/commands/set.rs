@@ -25,14 +25,14 @@ use crate::{human, json, output};
 #[derive(Debug, Args)]
 #[command(override_usage = "vmkit set [OPTIONS] <NAME>")]
 pub(crate) struct Set {
-    /// Names the VM.
+    /// The VM.
     pub(super) name: VmName,
     #[command(flatten)]
     wanted: Wanted,
-    /// Prints what would change, and changes nothing.
+    /// Print what would change, and change nothing.
     #[arg(long)]
     dry_run: bool,
-    /// Prints the VM and its changes as a JSON object.
+    /// Print the VM and its changes as a JSON object.
     #[arg(long)]
     json: bool,
 }
@@ -40,49 +40,49 @@ pub(crate) struct Set {
 /// What the VM shall be; at least one of it has to be named.
 #[derive(Debug, Args)]
 struct Wanted {
-    /// Sets the number of virtual CPUs, 1 to 255.
+    /// Set the number of virtual CPUs, 1 to 255.
     #[arg(long, value_name = "N", value_parser = cpus, allow_negative_numbers = true)]
     cpus: Option<u32>,
-    /// Sets the guest's memory.
+    /// Set the guest's memory.
     #[arg(long, value_name = "SIZE", value_parser = |text: &str| size("memory", text))]
     memory: Option<Mib>,
-    /// Grows the root disk to this size.
+    /// Grow the root disk to this size.
     #[arg(long, value_name = "SIZE", value_parser = |text: &str| size("disk", text))]
     disk: Option<Mib>,
-    /// Puts this image of a disc into the CD-ROM drive.
+    /// Put this image of a disc into the CD-ROM drive.
     #[arg(long, value_name = "FILE")]
     cdrom: Option<PathBuf>,
-    /// Takes the CD-ROM drive away.
+    /// Remove the CD-ROM drive.
     #[arg(long, conflicts_with = "cdrom")]
     no_cdrom: bool,
-    /// Boots this kernel directly.
+    /// Boot this kernel directly.
     #[arg(long, value_name = "PATH")]
     kernel: Option<PathBuf>,
-    /// Gives the kernel this initial ramdisk.
+    /// Give the kernel this initial ramdisk.
     #[arg(long, value_name = "PATH")]
     initrd: Option<PathBuf>,
-    /// Gives the kernel this command line.
+    /// Give the kernel this command line.
     #[arg(long, value_name = "STRING", allow_hyphen_values = true)]
     cmdline: Option<String>,
-    /// Chooses the machine.
+    /// Choose the machine type.
     #[arg(long, value_enum)]
     machine: Option<MachineName>,
-    /// Boots by the firmware instead of a kernel.
+    /// Boot by the firmware instead of a kernel.
     #[arg(long, value_enum, conflicts_with_all = ["kernel", "initrd", "cmdline"])]
     firmware: Option<FirmwareName>,
-    /// Chooses what runs the guest's code.
+    /// Choose what runs the guest's code.
     #[arg(long, value_enum)]
     accel: Option<AccelName>,
-    /// Shows the screen on a Unix socket, on a port of loopback with a password, or nowhere.
+    /// Show the screen on a Unix socket, on a port of loopback with a password, or nowhere.
     #[arg(long, value_enum)]
     vnc: Option<VncName>,
-    /// Runs the hypervisor as this user of the host; only root can ask for that.
+    /// Run the hypervisor as this user of the host; only root can ask for that.
     #[arg(long, value_name = "USER")]
     run_as: Option<UserName>,
-    /// Connects the guest: user, tap:BRIDGE, vnic:LINK (illumos) or none.
+    /// Connect the guest: user, tap:BRIDGE, vnic:LINK (illumos) or none.
     #[arg(long, value_name = "user|tap:BRIDGE|vnic:LINK|none", value_parser = mode)]
     network: Option<Mode>,
-    /// Says whether the guest is kept from everything but its forwards, with user networking.
+    /// Whether to keep the guest from everything but its forwards, with user networking.
     #[arg(long, value_name = "true|false")]
     restrict: Option<bool>,
 }

@@ -16,7 +16,7 @@ use crate::remote::way::Way;
 /// answers. Where standard input is no terminal, it is what the shell runs.
 #[derive(Debug, Args)]
 pub(crate) struct Shell {
-    /// Names the VM.
+    /// The VM.
     pub(super) name: VmName,
     #[command(flatten)]
     way: Way,

@@ -16,10 +16,10 @@ use crate::{json, output};
 /// next start: print the block again.
 #[derive(Debug, Args)]
 pub(crate) struct SshConfig {
-    /// Names the VMs.
+    /// The VMs.
     #[arg(value_name = "NAME")]
     names: Vec<VmName>,
-    /// Prints a JSON array instead.
+    /// Print a JSON array instead.
     #[arg(long)]
     json: bool,
 }

@@ -11,7 +11,7 @@ use crate::failure::Failure;
 pub(crate) struct Start {
     #[command(flatten)]
     targets: Targets,
-    /// Prints what would be done, and changes nothing.
+    /// Print what would be done, and change nothing.
     #[arg(long)]
     dry_run: bool,
     /// Run cloud-init again, as on a new machine; a running VM does so at its next start

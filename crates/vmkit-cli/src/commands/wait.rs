@@ -18,16 +18,16 @@ use crate::{json, output};
 /// its first words. `stopped`: no guest lives.
 #[derive(Debug, Args)]
 pub(crate) struct Wait {
-    /// Names the VM.
+    /// The VM.
     pub(super) name: VmName,
-    /// Names what is awaited.
+    /// Name what is awaited.
     #[arg(value_parser = conditions())]
     condition: Condition,
-    /// Waits so long, all in all.
+    /// Wait so long, all in all.
     #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = seconds)]
     #[arg(allow_negative_numbers = true)]
     timeout: Duration,
-    /// Prints the VM as it is then, as a JSON object.
+    /// Print the VM as it is then, as a JSON object.
     #[arg(long)]
     json: bool,
 }

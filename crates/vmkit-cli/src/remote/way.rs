@@ -2,6 +2,7 @@
 
 use std::env;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use clap::Args;
@@ -18,26 +19,29 @@ use crate::places::stdin_or;
 /// Who logs in to a guest, and how long that may take.
 #[derive(Debug, Args)]
 pub(crate) struct Way {
-    /// Logs in as this user [else: the one that vmkit made].
+    /// Log in as this user [else: the one that vmkit made].
     #[arg(long, short = 'u', value_name = "USER")]
     user: Option<String>,
-    /// Logs in with the key in this file [else: the one that vmkit made].
+    /// Log in with the key in this file [else: the one that vmkit made].
     #[arg(long, short = 'i', value_name = "FILE")]
     identity: Option<PathBuf>,
-    /// Logs in with the keys of the SSH agent that SSH_AUTH_SOCK names.
+    /// Log in with the keys of the SSH agent that SSH_AUTH_SOCK names.
     #[arg(long, conflicts_with = "identity")]
     ssh_agent: bool,
-    /// Believes a server with this host key, given as a line or a file [else: the one that vmkit
+    /// Accept a server with this host key, given as a line or a file [else: the one that vmkit
     /// made].
     #[arg(long, value_name = "KEY|FILE", conflicts_with = "any_host_key")]
     host_key: Option<String>,
-    /// Accepts any host key.
+    /// Accept any host key.
     #[arg(long)]
     any_host_key: bool,
-    /// Waits so long until the guest lets one in.
+    /// Wait so long until the guest lets one in.
     #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = seconds)]
     #[arg(allow_negative_numbers = true)]
     timeout: Duration,
+    /// What came of the options: a pipe can be read once.
+    #[arg(skip)]
+    read: OnceLock<Login>,
 }
 
 impl Way {
@@ -46,6 +50,14 @@ impl Way {
     /// # Errors
     /// `InvalidInput` for a key that is missing or can't be used.
     pub(crate) fn login(&self) -> Result<Login, Error> {
+        if let Some(login) = self.read.get() {
+            return Ok(login.clone());
+        }
+        let login = self.read_login()?;
+        Ok(self.read.get_or_init(|| login).clone())
+    }
+
+    fn read_login(&self) -> Result<Login, Error> {
         let host_key = match &self.host_key {
             None => self.any_host_key.then(HostKey::any),
             Some(line) if line.contains(' ') => Some(HostKey::known(line)?),

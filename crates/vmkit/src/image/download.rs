@@ -310,8 +310,7 @@ impl Download<'_> {
     /// Reads the head of a reply: whether the rest follows, or the whole file, or nothing of use.
     async fn accept(&mut self, response: &Response) -> Result<Coming, Cut> {
         let (url, status) = (self.wanted.url, response.status());
-        // Checked before the partial one is dropped: a network that wants a login sends a page
-        // first.
+        // Before the partial one is dropped: a network that wants a login sends a page first.
         if status.is_success() && is_web_page(response.headers()) {
             let (status, problem) =
                 (Some(status.as_u16()), "the server answered with a web page, not an image");

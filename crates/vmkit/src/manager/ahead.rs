@@ -2,7 +2,7 @@
 
 use super::VmManager;
 use crate::error::{Error, Result};
-use crate::handle::BackendTag;
+use crate::handle::{BackendTag, VmHandle};
 use crate::hypervisor::Hypervisor;
 use crate::image::check_disc;
 use crate::input_file::InputFile;
@@ -60,6 +60,20 @@ impl<H: Hypervisor + 'static> VmManager<H> {
                 crate::network::check_bridge(bridge).await?;
             }
         }
+        Ok(())
+    }
+
+    /// Refuses a VM whose files no longer allow a start, such as an image that was changed under
+    /// it.
+    ///
+    /// # Errors
+    /// `InvalidInput` with the field and the path.
+    pub(super) async fn check_restart(&self, vm: &VmHandle) -> Result<()> {
+        #[cfg(all(target_os = "linux", feature = "qemu"))]
+        if vm.backend == BackendTag::Qemu {
+            return crate::backend::qemu::check_restart(vm).await;
+        }
+        let _ = vm;
         Ok(())
     }
 }

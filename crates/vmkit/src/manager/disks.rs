@@ -47,7 +47,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
                 refuse_of_other(&wanted, &name, &disk_files(other))?;
             }
         }
-        Ok(())
+        wanted.iter().filter(|file| file.used == DiskUse::Written).try_for_each(refuse_of_another_home)
     }
 
     /// Refuses to have a local image written to.
@@ -81,6 +81,23 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         }
         Ok(())
     }
+}
+
+/// Refuses to write to what the files beside it show to be an image, or a VM's file, of another
+/// home.
+fn refuse_of_another_home(file: &DiskFile) -> Result<()> {
+    let Some(dir) = file.path.canonicalize().ok().and_then(|path| path.parent().map(Path::to_owned)) else {
+        return Ok(());
+    };
+    let is_there = |name: &str| dir.join(name).is_file();
+    let is_image = is_there("image.json")
+        && dir.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with("sha256-"));
+    let why = match (is_image, is_there("vm.json") && is_there("owner")) {
+        (true, _) => "a local image of a home, which VMs are created from and nothing writes to: copy it",
+        (_, true) => "a file of a VM, which writes to it and is removed with it: copy it",
+        (false, false) => return Ok(()),
+    };
+    Err(Error::invalid(file.used.field(), file.path.display(), why))
 }
 
 /// Refuses an image that another VM writes to, and a disk to write to that is another VM's image.

@@ -262,8 +262,14 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     /// # Errors
     /// Those of [`Hypervisor::stop`] and [`Hypervisor::start`].
     pub async fn restart(&self, name: &VmName, timeout: Duration) -> Result<VmHandle> {
-        within(operation!("restart", vm = name), self.operate(name, &[Order::Stop(timeout), Order::Start]))
-            .await
+        let restart = async {
+            // What can't be started again is not stopped.
+            if let Ok(record) = self.store.read(name) {
+                self.check_restart(&record.handle).await?;
+            }
+            self.operate(name, &[Order::Stop(timeout), Order::Start]).await
+        };
+        within(operation!("restart", vm = name), restart).await
     }
 
     /// Has cloud-init run again at the VM's next start, as on a new machine: with another
@@ -520,6 +526,11 @@ impl<H: Hypervisor + 'static> VmManager<H> {
             Err(Error::Transition(refused)) => {
                 write_outcome(locked, &before.in_state(refused.state.clone()));
                 Err(refused.into())
+            }
+            // A start that finds the VM in use has touched nothing.
+            Err(error) if operation == Operation::Start && error.kind() == ErrorKind::Busy => {
+                write_outcome(locked, &before);
+                Err(error)
             }
             Err(error) => {
                 self.write_truth(locked, vm, operation).await;

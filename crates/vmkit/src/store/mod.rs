@@ -333,7 +333,7 @@ impl LockedVm {
         for own in OWN {
             remove_file(&self.dir.join(own))?;
         }
-        let removed = step("remove the VM's directory").and_then(|()| fs::remove_dir(&self.dir));
+        let removed = step("remove the VM's directory").and_then(|()| remove_directory(&self.dir));
         match removed {
             // Somebody has begun to make a VM of the same name since the lock's file went.
             Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
@@ -359,6 +359,16 @@ async fn acquire(name: &VmName, dir: &Path, deadline: Instant) -> Result<Option<
         Error::Busy { holder, .. } => Error::Busy { what: format!("VM `{name}`"), holder },
         error => error,
     })
+}
+
+/// Removes an empty directory; of one that was moved elsewhere behind a symbolic link, both.
+fn remove_directory(dir: &Path) -> io::Result<()> {
+    if !fs::symlink_metadata(dir)?.is_symlink() {
+        return fs::remove_dir(dir);
+    }
+    let moved = fs::canonicalize(dir);
+    fs::remove_file(dir)?;
+    moved.and_then(fs::remove_dir)
 }
 
 /// Reads a VM's record: as it is now, or else as it was made and told to be. `None`: there is no

@@ -235,3 +235,35 @@ fn records_of_the_first_release_are_read_where_the_home_lies_now() {
     runtime().block_on(original.manager.start(&name)).unwrap();
     runtime().block_on(original.manager.remove(&name, true)).unwrap();
 }
+
+#[test]
+fn a_backup_that_is_restored_over_a_vm_that_runs_hides_nothing_of_it() {
+    let temp = tempfile::tempdir().unwrap();
+    let place = Place::at(&temp.path().join("home"));
+    place.create();
+    place.does("start");
+    let pid = place.pid().unwrap();
+    // As an archiver does: the file is removed and written again.
+    let alive = place.home.join("vms/web/alive");
+    fs::remove_file(&alive).unwrap();
+    fs::write(&alive, "").unwrap();
+    assert_eq!((place.state(), place.pid()), ("running", Some(pid)));
+    place.does("start");
+    assert_eq!(place.pid(), Some(pid));
+    place.does("remove");
+    assert!(!Path::new("/proc").join(pid.to_string()).join("exe").exists());
+    assert!(!place.home.join("vms/web").exists());
+}
+
+#[test]
+fn a_vm_whose_directory_was_moved_behind_a_link_is_removed_with_the_link() {
+    let temp = tempfile::tempdir().unwrap();
+    let place = Place::at(&temp.path().join("home"));
+    place.create();
+    let (work, moved) = (place.home.join("vms/web"), temp.path().join("larger-disk"));
+    fs::rename(&work, &moved).unwrap();
+    symlink(&moved, &work).unwrap();
+    place.does("start");
+    place.does("remove");
+    assert!(fs::symlink_metadata(&work).is_err() && !moved.exists());
+}

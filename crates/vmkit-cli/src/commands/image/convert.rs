@@ -12,26 +12,26 @@ use crate::failure::Failure;
 use crate::places::absolute;
 use crate::{images, json_image, output, progress};
 
-/// Writes the disk of an image as a raw file: the form that Propolis takes.
+/// Write the disk of an image as a raw file: the form that Propolis takes.
 ///
 /// The file has holes for the disk's zeros, and no name before it is whole. Interrupted, this
 /// leaves FILE.unfinished, which the next one for the same file takes over.
 #[derive(Debug, Args)]
 pub(crate) struct Convert {
-    /// Names the image: what `vmkit launch` takes, or sha256: and at least 6 digits. It is fetched
+    /// The image: what `vmkit launch` takes, or sha256: and at least 6 digits. It is fetched
     /// if it is not kept already.
     #[arg(value_name = "IMAGE")]
     image: String,
-    /// Names the file to write; or a block device that is large enough, with --force.
+    /// The file to write; or a block device that is large enough, with --force.
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// Replaces the file if there is one, and overwrites a block device.
+    /// Replace the file if there is one, or overwrite a block device.
     #[arg(long)]
     force: bool,
-    /// Chooses the architecture [default: this host's].
+    /// Choose the architecture [default: this host's].
     #[arg(long, value_name = "x86_64|aarch64", value_parser = images::arch)]
     arch: Option<Arch>,
-    /// Prints the file as a JSON object.
+    /// Print the file as a JSON object.
     #[arg(long)]
     json: bool,
 }

@@ -12,27 +12,27 @@ use crate::failure::Failure;
 use crate::places::{local, stdin_or};
 use crate::{human_image, images, json_image, output};
 
-/// Keeps a copy of a file as an image, unpacked if it is packed, so that VMs can be made of it by
+/// Store a copy of a file as a local image, unpacked if it is packed, so that VMs can be created by
 /// name.
 #[derive(Debug, Args)]
 pub(crate) struct Import {
-    /// Names the file: raw or qcow2, as it is or packed with gzip, xz, zstd or bzip2; - for
+    /// The file: raw or qcow2, as it is or packed with gzip, xz, zstd or bzip2; - for
     /// standard input.
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// Names the image from now on; a name of the catalogue then means this one.
+    /// The name of the image from now on; a name of the catalogue then means this one.
     #[arg(long)]
     name: ImageName,
-    /// Says which architecture it is for [default: this host's].
+    /// The architecture of the image [default: this host's].
     #[arg(long, value_name = "x86_64|aarch64", value_parser = images::arch)]
     arch: Option<Arch>,
-    /// Says which user its cloud-init makes.
+    /// The user that its cloud-init creates.
     #[arg(long, value_name = "USER")]
     user: Option<UserName>,
-    /// Says which firmware it boots with.
+    /// The firmware that it boots with.
     #[arg(long, value_enum)]
     firmware: Option<FirmwareName>,
-    /// Prints the image as a JSON object.
+    /// Print the image as a JSON object.
     #[arg(long)]
     json: bool,
 }

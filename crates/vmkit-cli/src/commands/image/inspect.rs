@@ -15,13 +15,13 @@ use crate::{human_image, images, json_image, output};
 /// knows: where the image lies, how it is verified, and who logs in.
 #[derive(Debug, Args)]
 pub(crate) struct Inspect {
-    /// Names the image: a name, an address, a file, or sha256: and at least 6 digits.
+    /// The image: a name, an address, a file, or sha256: and at least 6 digits.
     #[arg(value_name = "IMAGE")]
     image: String,
-    /// Shows only the one for this architecture.
+    /// Only the image for this architecture.
     #[arg(long, value_name = "x86_64|aarch64", value_parser = images::arch)]
     arch: Option<Arch>,
-    /// Prints a JSON array, of one object for each architecture.
+    /// Print a JSON array, of one object for each architecture.
     #[arg(long)]
     json: bool,
 }

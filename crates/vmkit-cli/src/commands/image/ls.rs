@@ -7,13 +7,13 @@ use crate::failure::Failure;
 use crate::output::{self, Table};
 use crate::{human_image, json_image};
 
-/// Lists the images that are kept here, or those that can be had.
+/// List local images, or those that can be pulled.
 #[derive(Debug, Args)]
 pub(crate) struct Ls {
-    /// Lists the names of the catalogue instead: what can be had.
+    /// List the names of the catalogue instead: what can be pulled.
     #[arg(long)]
     available: bool,
-    /// Prints a JSON array.
+    /// Print a JSON array.
     #[arg(long)]
     json: bool,
 }

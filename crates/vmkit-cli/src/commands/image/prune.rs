@@ -6,13 +6,13 @@ use crate::context::Context;
 use crate::failure::Failure;
 use crate::{human_image, json_image, output};
 
-/// Removes the images that no name and no VM needs, and what is left of interrupted downloads.
+/// Remove the images that no name and no VM needs, and what is left of interrupted downloads.
 #[derive(Debug, Args)]
 pub(crate) struct Prune {
-    /// Removes the images with a name, too, unless a VM needs them.
+    /// Remove the images with a name, too, unless a VM needs them.
     #[arg(long)]
     all: bool,
-    /// Prints a JSON object.
+    /// Print a JSON object.
     #[arg(long)]
     json: bool,
 }

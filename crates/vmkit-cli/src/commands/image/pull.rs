@@ -7,19 +7,19 @@ use crate::context::Context;
 use crate::failure::Failure;
 use crate::{human_image, images, json_image, output};
 
-/// Fetches images, or looks whether there are newer ones.
+/// Fetch images, or look for newer ones.
 ///
 /// What was fetched before an interruption is not fetched again. The checksum is verified, and the
 /// signature where the publisher signs and vmkit has the key.
 #[derive(Debug, Args)]
 pub(crate) struct Pull {
-    /// Names the images: debian:12, an https:// address, oci://REGISTRY/NAME:TAG.
+    /// The images: debian:12, an https:// address, oci://REGISTRY/NAME:TAG.
     #[arg(value_name = "IMAGE", required = true)]
     images: Vec<String>,
-    /// Chooses the architecture [default: this host's].
+    /// Choose the architecture [default: this host's].
     #[arg(long, value_name = "x86_64|aarch64", value_parser = images::arch)]
     arch: Option<Arch>,
-    /// Prints each image as it is then, one JSON object a line.
+    /// Print each image as it is then, one JSON object a line.
     #[arg(long)]
     json: bool,
 }

@@ -10,11 +10,11 @@ use crate::{human_image, images, output};
 /// Remove images; an image in use stays, and the VMs that use it are named
 #[derive(Debug, Args)]
 pub(crate) struct Rm {
-    /// Names the images: a name, an address, or sha256: and at least 6 digits for an image with all
+    /// The images: a name, an address, or sha256: and at least 6 digits for an image with all
     /// its names.
     #[arg(value_name = "IMAGE", required = true)]
     images: Vec<String>,
-    /// Removes only those for this architecture.
+    /// Only images for this architecture.
     #[arg(long, value_name = "x86_64|aarch64", value_parser = images::arch)]
     arch: Option<Arch>,
 }

@@ -12,13 +12,13 @@ use crate::{images, json_image};
 /// Read local images completely and compare their checksums; without a name, all of them
 #[derive(Debug, Args)]
 pub(crate) struct Verify {
-    /// Names the images: a name, an address, or sha256: and at least 6 digits.
+    /// The images: a name, an address, or sha256: and at least 6 digits.
     #[arg(value_name = "IMAGE")]
     images: Vec<String>,
-    /// Verifies only those for this architecture.
+    /// Only images for this architecture.
     #[arg(long, value_name = "x86_64|aarch64", value_parser = images::arch)]
     arch: Option<Arch>,
-    /// Prints a JSON array.
+    /// Print a JSON array.
     #[arg(long)]
     json: bool,
 }

@@ -16,12 +16,12 @@ use crate::failure::Failure;
 pub(crate) struct Down {
     #[command(flatten)]
     which: Which,
-    /// Removes their VMs as well; their disks are lost.
+    /// Remove their VMs as well; their disks are lost.
     #[arg(long)]
     rm: bool,
     #[command(flatten)]
     patience: Patience,
-    /// Prints what was done as a JSON object.
+    /// Print what was done as a JSON object.
     #[arg(long)]
     json: bool,
 }

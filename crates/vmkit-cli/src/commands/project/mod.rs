@@ -26,10 +26,10 @@ const INTERRUPTED: u8 = 130;
 /// The machines that a command is about, and the file that describes them.
 #[derive(Debug, Args)]
 pub(super) struct Which {
-    /// Names the machines as the file does [default: all of them].
+    /// The machines, by their names in the file [default: all of them].
     #[arg(value_name = "MACHINE")]
     machines: Vec<String>,
-    /// Reads this file, - for standard input [default: vmkit.toml in this folder, or in the nearest
+    /// Read this file, - for standard input [default: vmkit.toml in this folder, or in the nearest
     /// one above].
     #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,

@@ -18,7 +18,7 @@ use crate::{json_project, output};
 pub(crate) struct Plan {
     #[command(flatten)]
     which: Which,
-    /// Prints the plan as a JSON object.
+    /// Print the plan as a JSON object.
     #[arg(long)]
     json: bool,
 }

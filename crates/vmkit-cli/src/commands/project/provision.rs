@@ -13,13 +13,13 @@ use crate::failure::Failure;
 pub(crate) struct Provision {
     #[command(flatten)]
     which: Which,
-    /// Does only this step. May be repeated.
+    /// Run only this step. May be repeated.
     #[arg(long = "step", value_name = "STEP")]
     steps: Vec<String>,
-    /// Does what was done already, too.
+    /// Run what was done already, too.
     #[arg(long)]
     force: bool,
-    /// Prints what was done as a JSON object.
+    /// Print what was done as a JSON object.
     #[arg(long)]
     json: bool,
 }

@@ -20,7 +20,7 @@ pub(crate) struct Reload {
     recreate: bool,
     #[command(flatten)]
     patience: Patience,
-    /// Prints what was done as a JSON object.
+    /// Print what was done as a JSON object.
     #[arg(long)]
     json: bool,
 }

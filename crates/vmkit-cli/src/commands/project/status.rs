@@ -19,11 +19,11 @@ use crate::{human, json_project, output};
 pub(crate) struct Status {
     #[command(flatten)]
     which: Which,
-    /// Asks each guest so long whether it is ready.
+    /// How long each guest is asked whether it is ready.
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
     #[arg(allow_negative_numbers = true)]
     timeout: Duration,
-    /// Prints an array, a machine each.
+    /// Print an array, a machine each.
     #[arg(long)]
     json: bool,
 }

@@ -23,12 +23,12 @@ pub(crate) struct Up {
     /// Recreate machines where a change needs that; their disks are lost
     #[arg(long)]
     recreate: bool,
-    /// Removes the VMs of machines that the file no longer has.
+    /// Remove the VMs of machines that the file no longer has.
     #[arg(long)]
     prune: bool,
     #[command(flatten)]
     patience: Patience,
-    /// Prints what was done as a JSON object.
+    /// Print what was done as a JSON object.
     #[arg(long)]
     json: bool,
 }

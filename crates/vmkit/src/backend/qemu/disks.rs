@@ -5,9 +5,13 @@
 
 use std::path::Path;
 
+use serde::Deserialize;
+
+use super::Details;
 use super::facts::Media;
 use crate::disk_files::check_apart;
 use crate::error::{Error, Result};
+use crate::handle::VmHandle;
 use crate::image::{ImageFormat, ImageIdentity, check_disc, inspect_for};
 use crate::input_file::InputFile;
 use crate::kernel_file::{check_initrd, check_kernel};
@@ -88,4 +92,16 @@ pub(super) async fn identity_of_base(spec: &VmSpec) -> Result<Option<ImageIdenti
     let path = image.to_owned();
     let read = tokio::task::spawn_blocking(move || ImageIdentity::of(&path));
     read.await.expect("reading does not panic").map(Some)
+}
+
+/// Checks the files of a VM that is about to be stopped in order to start again, as its next start
+/// will.
+///
+/// # Errors
+/// As [`check_files`].
+pub(crate) async fn check_restart(vm: &VmHandle) -> Result<()> {
+    // Details that can't be read are the start's to report.
+    let Ok(details) = Details::deserialize(&vm.details.data) else { return Ok(()) };
+    let spec = vm.next_spec.as_deref().unwrap_or(&vm.spec);
+    check_files(spec, &details.media, details.base.as_ref()).await.map(drop)
 }

@@ -43,6 +43,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
+pub(crate) use disks::check_restart;
 pub use facts::FirmwareFiles;
 pub use plan::{PrepareStep, QemuPlan, SocketPlan};
 pub use switch::Accelerator;
@@ -171,8 +172,7 @@ impl QemuHypervisorBuilder {
         self
     }
 
-    /// Sets the lease files of dnsmasq that are asked for a tap guest's address, instead of the
-    /// usual ones.
+    /// Sets the lease files of dnsmasq for a tap guest's address, instead of the usual ones.
     pub fn lease_files(mut self, files: Vec<PathBuf>) -> Self {
         self.0.lease_files = files;
         self
@@ -335,12 +335,14 @@ impl QemuHypervisor {
     /// Asks reality, and refuses what the table refuses.
     async fn allowed(&self, vm: &VmHandle, operation: Operation) -> Result<VmState> {
         let state = self.state(vm).await?;
+        if state == VmState::Destroyed {
+            self.check_owner(vm, &self.details(vm)?.layout, operation)?;
+        }
         next(&state, operation)?;
         Ok(state)
     }
 
-    /// Removes the sockets that a start of this host's may have left before its keeper wrote down
-    /// where they are, and those of another session's that it did write down.
+    /// Removes the sockets of a start, recorded by its keeper or not, and those of another session.
     fn remove_sockets(&self, vm: &VmHandle) -> Result<()> {
         match self.layout(&vm.spec, vm.id) {
             Ok(layout) => {
@@ -549,8 +551,7 @@ impl Hypervisor for QemuHypervisor {
         if layout.work.exists() {
             let _still =
                 alive::take_and_silence(&layout.place(), Instant::now() + self.0.start_limit).await?;
-            // Asked again under the lock: somebody else may have removed it, and another VM have
-            // come.
+            // Asked again under the lock: by now the directory may be another VM's.
             if prepare::owner(&layout)?.is_none_or(|owner| owner == vm.id) {
                 self.remove_sockets(&vm)?;
                 prepare::remove(&vm.spec, &layout)?;

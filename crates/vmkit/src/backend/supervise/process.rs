@@ -152,9 +152,11 @@ fn is_of(place: &Place, process: &ProcessFd) -> Result<bool> {
         Err(error) => return Err(Error::io("examine", &place.alive)(error)),
     };
     let open = Path::new("/proc").join(process.id().pid.to_string()).join("fd");
+    let has_lock = |link: &Path| {
+        fs::metadata(link).is_ok_and(|file| is_lock(&file, lock)) || was_replaced(link, &place.alive)
+    };
     // Of the hypervisor it is known under which number it has the lock.
-    let usual = fs::metadata(open.join(ALIVE_DESCRIPTOR.to_string()));
-    if usual.is_ok_and(|file| is_lock(&file, lock)) {
+    if has_lock(&open.join(ALIVE_DESCRIPTOR.to_string())) {
         return Ok(true);
     }
     let mut is_empty = true;
@@ -166,12 +168,23 @@ fn is_of(place: &Place, process: &ProcessFd) -> Result<bool> {
     };
     for entry in entries.flatten() {
         is_empty = false;
-        if fs::metadata(entry.path()).is_ok_and(|file| is_lock(&file, lock)) {
+        if has_lock(&entry.path()) {
             return Ok(true);
         }
     }
     // One that is ending has closed everything already.
     if is_empty { alive::is_held(place) } else { Ok(false) }
+}
+
+/// Returns whether an open file was the lock of this directory until another file took its place, as
+/// when a backup is restored over the home of a VM that runs.
+///
+/// Source: proc_pid_fd(5): the name of a removed file ends with ` (deleted)`.
+fn was_replaced(link: &Path, alive: &Path) -> bool {
+    let (Ok(open), Some(name)) = (fs::read_link(link), alive.file_name()) else { return false };
+    let Some(work) = alive.parent().and_then(|work| work.canonicalize().ok()) else { return false };
+    let removed = open.as_os_str().as_encoded_bytes().strip_suffix(b" (deleted)");
+    removed.is_some_and(|open| open == work.join(name).as_os_str().as_encoded_bytes())
 }
 
 /// Returns whether an open file is the lock; where somebody has removed that, whether the file has
