@@ -41,7 +41,7 @@ pub(crate) struct Way {
     timeout: Duration,
     /// What came of the options: a pipe can be read once.
     #[arg(skip)]
-    read: OnceLock<Login>,
+    read: OnceLock<Box<Login>>,
 }
 
 impl Way {
@@ -51,10 +51,10 @@ impl Way {
     /// `InvalidInput` for a key that is missing or can't be used.
     pub(crate) fn login(&self) -> Result<Login, Error> {
         if let Some(login) = self.read.get() {
-            return Ok(login.clone());
+            return Ok(Login::clone(login));
         }
         let login = self.read_login()?;
-        Ok(self.read.get_or_init(|| login).clone())
+        Ok(Login::clone(self.read.get_or_init(|| Box::new(login))))
     }
 
     fn read_login(&self) -> Result<Login, Error> {
