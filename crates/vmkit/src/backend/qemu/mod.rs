@@ -542,7 +542,7 @@ impl Hypervisor for QemuHypervisor {
 
     async fn destroy(&self, vm: VmHandle) -> Result<()> {
         let Details { layout, .. } = self.details(&vm)?;
-        refuse_other_user(&layout.work)?;
+        prepare::refuse_other_users(&layout)?;
         match prepare::owner(&layout)? {
             // The name has been given to another VM since: this one is gone.
             Some(owner) if owner != vm.id => return Ok(()),

@@ -175,6 +175,18 @@ fn claim(spec: &VmSpec, id: Uuid, layout: &Layout) -> Result<()> {
     }
 }
 
+/// Refuses a VM of which a part belongs to another user, before the guest is ended for a removal
+/// that could not go on.
+///
+/// # Errors
+/// [`Error::OtherUser`].
+pub(super) fn refuse_other_users(layout: &Layout) -> Result<()> {
+    for path in [&layout.work, &layout.alive_lock(), &layout.run] {
+        crate::store::refuse_other_user(path)?;
+    }
+    Ok(())
+}
+
 /// Returns whose directory this is; `None` where nobody has claimed it.
 ///
 /// # Errors
