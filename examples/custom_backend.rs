@@ -20,7 +20,7 @@ use vmkit::{
     Backend, BackendTag, Capabilities, ConsoleEndpoint, Error, Hypervisor, NoopHypervisor, Result,
     RouterHypervisor, RunInfo, VmHandle, VmState,
 };
-use vmkit_testkit::{Conformance, Described, conformance, paper_spec};
+use vmkit_testkit::{Conformance, TaggedHypervisor, conformance, paper_spec};
 
 // Step 1: a struct that implements `Hypervisor`. Plain `async fn`s do.
 
@@ -195,7 +195,7 @@ async fn main() -> Result<()> {
     });
     let report = conformance::run(move || alone.clone(), options.clone()).await;
     println!("{report}");
-    let routed = move || Described::new(router.clone(), paper.tag(), paper.capabilities());
+    let routed = move || TaggedHypervisor::new(router.clone(), paper.tag(), paper.capabilities());
     let behind = conformance::run(routed, options).await;
     println!("behind the router: {}", behind.to_string().lines().last().unwrap_or_default());
     report.assert();

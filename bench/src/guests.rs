@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::{self, Runtime};
 use uuid::Uuid;
-use vmkit::spec::{Machine, VmSpec};
+use vmkit::spec::{MachineType, VmSpec};
 use vmkit::{ConsoleEndpoint, Hypervisor, QemuHypervisor, VmHandle};
-use vmkit_testkit::guest::{self, Guest};
+use vmkit_testkit::guest::{self, DebianGuest};
 
 use crate::Result;
 use crate::by_hand::{ByHand, Console, Outfit};
@@ -20,7 +20,7 @@ pub(crate) struct Bench {
     dir: tempfile::TempDir,
     pub(crate) runtime: Runtime,
     pub(crate) qemu: QemuHypervisor,
-    guest: Guest,
+    guest: DebianGuest,
 }
 
 /// A VM of vmkit; destroyed when dropped.
@@ -50,7 +50,7 @@ impl Bench {
 
     /// Returns the spec of a small guest.
     pub(crate) fn spec(&self, name: &str) -> Result<VmSpec> {
-        Ok(self.guest.spec(name, Machine::Q35, "").id(Uuid::new_v4()).build()?)
+        Ok(self.guest.spec(name, MachineType::Q35, "").id(Uuid::new_v4()).build()?)
     }
 
     /// Prepares a VM.

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::{self, Runtime};
-use vmkit::ssh::{Event, Session, Target, Terminal, TerminalSize};
+use vmkit::ssh::{ProcessEvent, Session, SshTarget, TerminalSize, TerminalSpec};
 
 use crate::Result;
 use crate::figures::{self, Figure, Pair};
@@ -86,21 +86,21 @@ impl Pair for Prompt {
     /// From the server's first word to the prompt.
     fn ours(&mut self) -> Result<Duration> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
-        let target = Target { address: listener.local_addr()?, ..self.sshd.target() };
+        let target = SshTarget { address: listener.local_addr()?, ..self.sshd.target() };
         let server = self.sshd.address;
         let (speaks, first_word) = channel();
         // It ends with the connection.
         thread::spawn(move || pass_on(&listener, server, &speaks));
         self.runtime.block_on(async {
             let session = Session::connect(&target, soon()).await?;
-            let terminal = Some(Terminal::new("dumb", TerminalSize { columns: 80, rows: 24 }));
-            let shell = vmkit::ssh::Command { terminal, ..Default::default() };
+            let terminal = Some(TerminalSpec::new("dumb", TerminalSize { columns: 80, rows: 24 }));
+            let shell = vmkit::ssh::GuestCommand { terminal, ..Default::default() };
             let (_input, mut output) = session.spawn(&shell, soon()).await?.split();
             let mut said = Vec::new();
             while !is_prompt(&said) {
                 match output.next().await? {
-                    Event::Stdout(data) | Event::Stderr(data) => said.extend(data),
-                    Event::Ended(exit) => return Err(format!("the shell ended with {exit}").into()),
+                    ProcessEvent::Stdout(data) | ProcessEvent::Stderr(data) => said.extend(data),
+                    ProcessEvent::Ended(exit) => return Err(format!("the shell ended with {exit}").into()),
                 }
             }
             Ok(Instant::now() - first_word.try_recv()?)

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::{self, Runtime};
-use vmkit::spec::{Accel, Machine, Mib, RootDisk, VmName, VmSpec, VmSpecBuilder};
+use vmkit::spec::{Accel, MachineType, Mib, RootDisk, VmName, VmSpec, VmSpecBuilder};
 use vmkit::store::Home;
 use vmkit::{BackendTag, QemuHypervisor, VmManager};
 use vmkit_testkit::guest;
@@ -72,7 +72,7 @@ impl Program {
         let guest = guest::tiny();
         let path = |path: &Path| path.to_str().map(str::to_owned).ok_or("a path that is not UTF-8");
         let (kernel, initrd) = (path(&guest.kernel)?, path(&guest.initrd)?);
-        let cmdline = guest.cmdline(Machine::Q35);
+        let cmdline = guest.cmdline(MachineType::Q35);
         let create = ["create", "one", "--accel", "tcg"];
         let create =
             [&create[..], &["--kernel", &kernel, "--initrd", &initrd, "--cmdline", cmdline]].concat();
@@ -128,8 +128,9 @@ impl Program {
     /// Measures `vmkit ls` of VMs that have all been started and stopped.
     pub(crate) fn ls_500_stopped(&mut self, runs: u32) -> Result<Figure> {
         let guest = guest::tiny();
-        let home =
-            Populated::new(&self.dir.join("500"), 500, |name| guest.spec(name.as_str(), Machine::Q35, ""))?;
+        let home = Populated::new(&self.dir.join("500"), 500, |name| {
+            guest.spec(name.as_str(), MachineType::Q35, "")
+        })?;
         for name in &home.names {
             home.runtime.block_on(home.manager.start(name))?;
             home.runtime.block_on(home.manager.stop(name, Duration::ZERO))?;

@@ -9,9 +9,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use vmkit::spec::{CloudConfig, CloudInitConfig, Machine, SshKeyPair, User, UserData, VmName, VmSpec};
+use vmkit::spec::{
+    CloudConfig, CloudInitConfig, GuestUser, MachineType, SshKeyPair, UserData, VmName, VmSpec,
+};
 use vmkit::store::Home;
-use vmkit::{ActiveForward, BackendTag, Condition, GuestAgent, QemuHypervisor, VmHandle, VmManager};
+use vmkit::{ActiveForward, BackendTag, GuestAgent, QemuHypervisor, VmHandle, VmManager, WaitCondition};
 use vmkit_testkit::guest;
 
 use crate::error::{Error, PathContext, Result};
@@ -62,7 +64,7 @@ async fn play(manager: &VmManager<QemuHypervisor>, name: &VmName, dir: &Path) ->
     laps.lap("create: overlay, cloud-init seed, record");
     let vm = manager.start(name).await.map_err(failed)?;
     laps.lap(&format!("start: QEMU answers, {}", facts(&vm)));
-    manager.wait(name, Condition::Ssh, BOOT_LIMIT).await.map_err(failed)?;
+    manager.wait(name, WaitCondition::Ssh, BOOT_LIMIT).await.map_err(failed)?;
     laps.lap("wait: the guest's SSH server greets");
     let ssh = Ssh { port: ssh_port(&vm)?, keys: &keys };
     let said = ssh.run("cloud-init status --wait > /dev/null; cloud-init status")?;
@@ -94,8 +96,12 @@ fn spec(name: &VmName, keys: &Keys) -> Result<VmSpec> {
         mode: 0o644,
         owner: None,
     };
-    let user =
-        User { name: "demo".to_owned(), ssh_keys: vec![keys.user_public.clone()], sudo: true, shell: None };
+    let user = GuestUser {
+        name: "demo".to_owned(),
+        ssh_keys: vec![keys.user_public.clone()],
+        sudo: true,
+        shell: None,
+    };
     let config = CloudConfig {
         users: vec![user],
         files: vec![file],
@@ -104,7 +110,7 @@ fn spec(name: &VmName, keys: &Keys) -> Result<VmSpec> {
     };
     let cloud_init = CloudInitConfig { user_data: UserData::Typed(config), ..CloudInitConfig::default() };
     guest::debian()
-        .spec(name.as_str(), Machine::Q35, "")
+        .spec(name.as_str(), MachineType::Q35, "")
         .accel(vmkit::spec::Accel::Auto)
         .cpus(2)
         .cloud_init(cloud_init)

@@ -14,7 +14,7 @@ use vmkit::console::SerialConsole;
 use vmkit::spec::{NetworkConfig, RootDisk, VmName, VmSpec};
 use vmkit::store::Home;
 use vmkit::{BackendTag, ConsoleEndpoint, ErrorKind, PropolisHypervisor, VmManager};
-use vmkit_testkit::propolis::{Behaviour, FakePropolis};
+use vmkit_testkit::propolis::{FakePropolis, PropolisBehaviour};
 
 use crate::demo::{Laps, failed};
 use crate::error::{Error, Result};
@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) fn run() -> Result<()> {
     let scratch =
         tempfile::tempdir().map_err(|error| Error::failed(format!("no temporary directory: {error}")))?;
-    let server = FakePropolis::spawn(Behaviour::default());
+    let server = FakePropolis::spawn(PropolisBehaviour::default());
     let server = server.map_err(|error| Error::failed(format!("no fake server: {error}")))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(|error| Error::failed(format!("no async runtime: {error}")))?;

@@ -11,14 +11,14 @@ use vmkit::Error;
 use vmkit::spec::Mib;
 
 use crate::commands::Command;
-use crate::context::Context;
+use crate::context::CommandContext;
 use crate::failure::{EXIT_CODES, Failure};
 
 /// Run virtual machines: create, start, stop and remove them, and show what they do.
 #[derive(Debug, Parser)]
 #[command(name = "vmkit", version, after_help = EXIT_CODES, max_term_width = 100)]
 #[command(arg_required_else_help = true, infer_subcommands = false)]
-pub(crate) struct Arguments {
+pub(crate) struct CommandLine {
     /// Keep everything below this directory [else: VMKIT_HOME, else the XDG directories]
     #[arg(long, global = true, value_name = "DIR")]
     home: Option<PathBuf>,
@@ -26,14 +26,14 @@ pub(crate) struct Arguments {
     command: Command,
 }
 
-impl Arguments {
+impl CommandLine {
     /// Returns what the command works with.
-    pub(crate) fn context(&self) -> Context {
-        Context::new(self.home.clone())
+    pub(crate) fn context(&self) -> CommandContext {
+        CommandContext::new(self.home.clone())
     }
 
     /// Does what was typed.
-    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+    pub(crate) fn run(self, context: &CommandContext) -> Result<(), Failure> {
         self.command.run(context)
     }
 }
@@ -62,7 +62,7 @@ mod tests {
 
     #[test]
     fn the_description_of_the_arguments_is_sound() {
-        Arguments::command().debug_assert();
+        CommandLine::command().debug_assert();
     }
 
     #[test]

@@ -24,15 +24,15 @@ pub(crate) const DEFAULT_BACKEND: BackendTag =
 const THREADS: usize = 2;
 
 /// The manager of this program.
-pub(crate) type Manager = VmManager<RouterHypervisor>;
+pub(crate) type CliManager = VmManager<RouterHypervisor>;
 
 /// Where and with what a command works.
 #[derive(Debug)]
-pub(crate) struct Context {
+pub(crate) struct CommandContext {
     named_home: Option<PathBuf>,
 }
 
-impl Context {
+impl CommandContext {
     /// Creates a context; nothing is read or written before it is used.
     pub(crate) fn new(named_home: Option<PathBuf>) -> Self {
         Self { named_home }
@@ -49,7 +49,7 @@ impl Context {
     }
 
     /// Returns the manager of the VMs, of all backends that this host can have.
-    pub(crate) fn manager(&self) -> Result<Manager, Error> {
+    pub(crate) fn manager(&self) -> Result<CliManager, Error> {
         let home = self.home()?;
         let propolis = self.propolis()?;
         #[cfg(target_os = "linux")]

@@ -6,7 +6,7 @@ use miette::{
     Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, MietteError, MietteSpanContents,
     Severity, SourceCode, SourceSpan, SpanContents,
 };
-use vmkit::vmfile::{Place, Problem, VmfileError};
+use vmkit::vmfile::{VmfileError, VmfileProblem, VmfileSpan};
 
 /// How wide a report is at the most.
 const COLUMNS: usize = 100;
@@ -15,7 +15,7 @@ const MOST_LINE_BYTES: usize = 1000;
 
 /// How a report looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Look {
+pub(crate) enum ReportStyle {
     /// Letters alone, for files and other programs.
     Plain,
     /// Lines, for a terminal without colours.
@@ -26,20 +26,20 @@ pub(crate) enum Look {
 
 /// Returns the report: each problem, the lines it is about, and what may be done. With a `machine`
 /// the file is right in itself, and this machine of it can't be as it says.
-pub(crate) fn report(machine: Option<&str>, error: &VmfileError, look: Look) -> String {
+pub(crate) fn report(machine: Option<&str>, error: &VmfileError, look: ReportStyle) -> String {
     if error.is_unread() {
         let whys = error.problems().iter().map(|problem| harmless(&problem.message));
         let why = whys.collect::<Vec<_>>().join("; ");
         return format!("error: {} can't be read: {why}\n", harmless(&error.file().to_string_lossy()));
     }
     let theme = match look {
-        Look::Plain => GraphicalTheme::none(),
-        Look::Lines => GraphicalTheme::unicode_nocolor(),
-        Look::Colours => GraphicalTheme::unicode(),
+        ReportStyle::Plain => GraphicalTheme::none(),
+        ReportStyle::Lines => GraphicalTheme::unicode_nocolor(),
+        ReportStyle::Colours => GraphicalTheme::unicode(),
     };
     let handler = GraphicalReportHandler::new_themed(theme).with_width(COLUMNS).with_links(false);
     let file = harmless(&error.file().to_string_lossy());
-    let source = Source { name: file.clone(), text: harmless(error.text()) };
+    let source = MietteSource { name: file.clone(), text: harmless(error.text()) };
     let mut text = match (machine, error.problems().len()) {
         (Some(machine), _) => format!("error: {machine} can't be as {file} says\n"),
         (None, 1) => format!("error: {file} has a mistake\n"),
@@ -47,7 +47,8 @@ pub(crate) fn report(machine: Option<&str>, error: &VmfileError, look: Look) -> 
     };
     for problem in error.problems() {
         text.push('\n');
-        let shown = Shown { error, problem, source: &source, message: harmless(&message(error, problem)) };
+        let shown =
+            MietteDiagnostic { error, problem, source: &source, message: harmless(&message(error, problem)) };
         // Writing to a string can't fail, and neither can reading from one.
         let _ = handler.render_report(&mut text, &shown);
     }
@@ -55,7 +56,7 @@ pub(crate) fn report(machine: Option<&str>, error: &VmfileError, look: Look) -> 
 }
 
 /// Returns what to say above the lines; without lines, with the place.
-fn message(error: &VmfileError, problem: &Problem) -> String {
+fn message(error: &VmfileError, problem: &VmfileProblem) -> String {
     let file = error.file().display();
     match &problem.place {
         None => format!("{file}: {}", problem.message),
@@ -67,7 +68,7 @@ fn message(error: &VmfileError, problem: &Problem) -> String {
     }
 }
 
-fn is_shown(error: &VmfileError, place: &Place) -> bool {
+fn is_shown(error: &VmfileError, place: &VmfileSpan) -> bool {
     let text = error.text();
     let start = text[..place.span.start].rfind('\n').map_or(0, |end| end + 1);
     let end = text[place.span.end..].find('\n').map_or(text.len(), |end| place.span.end + end);
@@ -92,12 +93,12 @@ fn harmless(text: &str) -> String {
 /// The file as miette shows it, but that a column is a character, as in all else that tells of the
 /// file, and not a byte.
 #[derive(Debug)]
-struct Source {
+struct MietteSource {
     name: String,
     text: String,
 }
 
-impl SourceCode for Source {
+impl SourceCode for MietteSource {
     fn read_span<'a>(
         &'a self,
         span: &SourceSpan,
@@ -122,22 +123,22 @@ impl SourceCode for Source {
 
 /// A problem as miette shows it.
 #[derive(Debug)]
-struct Shown<'a> {
+struct MietteDiagnostic<'a> {
     error: &'a VmfileError,
-    problem: &'a Problem,
-    source: &'a Source,
+    problem: &'a VmfileProblem,
+    source: &'a MietteSource,
     message: String,
 }
 
-impl fmt::Display for Shown<'_> {
+impl fmt::Display for MietteDiagnostic<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
     }
 }
 
-impl std::error::Error for Shown<'_> {}
+impl std::error::Error for MietteDiagnostic<'_> {}
 
-impl Diagnostic for Shown<'_> {
+impl Diagnostic for MietteDiagnostic<'_> {
     fn severity(&self) -> Option<Severity> {
         Some(Severity::Error)
     }
@@ -152,7 +153,7 @@ impl Diagnostic for Shown<'_> {
     }
 
     fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
-        let label = |place: &Place| {
+        let label = |place: &VmfileSpan| {
             let text = (!place.label.is_empty()).then(|| harmless(&place.label));
             LabeledSpan::new_with_span(text, place.span.clone())
         };
@@ -192,7 +193,7 @@ mod tests {
         for file in bad_files() {
             let name = Path::new("/shop").join(file.file_name().unwrap());
             let error = refusal(name.to_str().unwrap(), &fs::read_to_string(&file).unwrap());
-            let found = report(None, &error, Look::Plain);
+            let found = report(None, &error, ReportStyle::Plain);
             let golden = Path::new(GOLDEN).join(file.file_stem().unwrap()).with_extension("txt");
             if std::env::var_os("UPDATE_GOLDEN").is_some() {
                 fs::create_dir_all(GOLDEN).unwrap();
@@ -212,18 +213,18 @@ mod tests {
     #[test]
     fn colours_are_for_those_who_asked_for_them() {
         let error = refusal("vmkit.toml", "version = 3\n");
-        assert!(report(None, &error, Look::Colours).contains("\u{1b}["));
-        for look in [Look::Plain, Look::Lines] {
+        assert!(report(None, &error, ReportStyle::Colours).contains("\u{1b}["));
+        for look in [ReportStyle::Plain, ReportStyle::Lines] {
             assert!(!report(None, &error, look).contains('\u{1b}'), "{look:?}");
         }
-        assert!(report(None, &error, Look::Plain).is_ascii());
+        assert!(report(None, &error, ReportStyle::Plain).is_ascii());
     }
 
     #[test]
     fn a_file_can_not_command_the_terminal() {
         let hostile =
             "version = 1\n[machine.web]\nimage = 'a\u{9b}2J\u{202e}b'\n\"a\\u001b[2J\" = 1\ncpus = 0\n";
-        let text = report(None, &refusal("vm\u{1b}[2Jkit.toml", hostile), Look::Plain);
+        let text = report(None, &refusal("vm\u{1b}[2Jkit.toml", hostile), ReportStyle::Plain);
         assert!(!text.contains(['\u{1b}', '\u{9b}', '\u{202e}']), "{text:?}");
     }
 
@@ -233,7 +234,7 @@ mod tests {
         for text in [text, &text.replace("'ü' ü", "'ü'"), "version = 1\n['ü'.é]\n", "\u{feff}verzion = 1\n"]
         {
             let error = refusal("/p/vmkit.toml", text);
-            let report = report(None, &error, Look::Plain);
+            let report = report(None, &error, ReportStyle::Plain);
             assert!(!report.contains('\u{fffd}'), "{report}");
             for problem in error.problems() {
                 let (line, column) = error.line_and_column(problem.place.as_ref().unwrap().span.start);
@@ -248,7 +249,7 @@ mod tests {
     #[test]
     fn a_line_nobody_wrote_is_not_shown() {
         let text = format!("version = 1\n[machine.web]\nimage = '{}'\n", "x".repeat(900_000));
-        let report = report(None, &refusal("/p/vmkit.toml", &text), Look::Plain);
+        let report = report(None, &refusal("/p/vmkit.toml", &text), ReportStyle::Plain);
         assert!(report.contains("/p/vmkit.toml:3:9: ") && report.len() < 1000, "{report}");
     }
 }

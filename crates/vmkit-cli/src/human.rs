@@ -1,7 +1,7 @@
 //! How a VM looks to a person: lines, without a promise.
 
-use vmkit::spec::{Boot, Change, DataDisk, Firmware, NetworkConfig, Protocol, changes};
-use vmkit::vmfile::MachinePlan;
+use vmkit::spec::{Boot, DataDisk, Firmware, NetworkConfig, Protocol, SpecChange, changes};
+use vmkit::vmfile::MachineConfig;
 use vmkit::{BackendTag, ConsoleEndpoint, VmHandle, VmState, VncAddress};
 
 use crate::output::printable;
@@ -51,7 +51,7 @@ pub(crate) fn with_ports(vm: &VmHandle) -> String {
 /// Returns all that is known of a VM, a line each.
 pub(crate) fn details(vm: &VmHandle) -> String {
     let spec = &vm.spec;
-    let mut lines = Lines::default();
+    let mut lines = LabelLines::default();
     lines.add("name", vm.name());
     lines.add("state", &vm.state);
     if let VmState::Failed { cause } = &vm.state {
@@ -104,7 +104,7 @@ pub(crate) fn details(vm: &VmHandle) -> String {
         _ => lines.add("network", "none"),
     }
     // The image was told above.
-    for (key, value) in spec.labels().iter().filter(|(key, _)| *key != MachinePlan::IMAGE_LABEL) {
+    for (key, value) in spec.labels().iter().filter(|(key, _)| *key != MachineConfig::IMAGE_LABEL) {
         lines.add("label", format_args!("{key}={value}"));
     }
     for change in vm.next_spec.iter().flat_map(|next| changes(spec, next, false)) {
@@ -118,8 +118,8 @@ pub(crate) fn details(vm: &VmHandle) -> String {
 }
 
 /// Returns what changes about a VM, and when that counts.
-pub(crate) fn change(change: &Change) -> String {
-    let Change { field, from, to, applies, .. } = change;
+pub(crate) fn change(change: &SpecChange) -> String {
+    let SpecChange { field, from, to, applies, .. } = change;
     format!("{field}: {} -> {}, {applies}", shown(from), shown(to))
 }
 
@@ -128,7 +128,7 @@ fn shown(value: &str) -> &str {
     if value.is_empty() { "none" } else { value }
 }
 
-fn boot(lines: &mut Lines, boot: &Boot) {
+fn boot(lines: &mut LabelLines, boot: &Boot) {
     match boot {
         Boot::Firmware(Firmware::Bios) => lines.add("firmware", "bios"),
         Boot::Firmware(Firmware::Uefi) => lines.add("firmware", "uefi"),
@@ -145,7 +145,7 @@ fn boot(lines: &mut Lines, boot: &Boot) {
     }
 }
 
-fn run(lines: &mut Lines, vm: &VmHandle) {
+fn run(lines: &mut LabelLines, vm: &VmHandle) {
     forwards(vm).lines().for_each(|port| lines.add("port", port));
     if let Some(run) = &vm.run {
         if let Some(pid) = run.pid {
@@ -178,9 +178,9 @@ fn run(lines: &mut Lines, vm: &VmHandle) {
 
 /// Labels and values, aligned; the further lines of a value stand below its first.
 #[derive(Default)]
-pub(crate) struct Lines(String);
+pub(crate) struct LabelLines(String);
 
-impl Lines {
+impl LabelLines {
     /// Returns the lines as they were added.
     pub(crate) fn into_text(self) -> String {
         self.0

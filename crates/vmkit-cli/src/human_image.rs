@@ -1,19 +1,21 @@
 //! How an image looks to a person: tables and lines, without a promise.
 
-use vmkit::image::{ImageFacts, KeptImage, Published, PublishedSignature, RemovedImage, Signed, Verified};
+use vmkit::image::{
+    ImageFacts, LocalImage, PublishedImage, PublishedSignature, RemovedImage, SignatureTarget, Verification,
+};
 use vmkit::spec::{Firmware, VmName};
 
-use crate::human::Lines;
+use crate::human::LabelLines;
 use crate::images;
-use crate::output::Table;
+use crate::output::TextTable;
 use crate::progress::bytes;
 
 /// As much of an identity as tells images apart.
 const SHORT_ID: usize = 12;
 
 /// Returns the table of local images, a line for each name.
-pub(crate) fn list(images: &[KeptImage]) -> Table {
-    let mut table = Table::new(&["NAME", "ARCH", "FORMAT", "DISK SIZE", "FILE SIZE", "ID", "VERIFIED"]);
+pub(crate) fn list(images: &[LocalImage]) -> TextTable {
+    let mut table = TextTable::new(&["NAME", "ARCH", "FORMAT", "DISK SIZE", "FILE SIZE", "ID", "VERIFIED"]);
     for image in images {
         let id = format!("sha256:{}", &image.id.hex()[..SHORT_ID]);
         let row = |name: String, arch: &str, verified: String| {
@@ -32,7 +34,7 @@ pub(crate) fn list(images: &[KeptImage]) -> Table {
 }
 
 /// Returns the line about an image that was just stored.
-pub(crate) fn here(image: &KeptImage) -> String {
+pub(crate) fn here(image: &LocalImage) -> String {
     format!("here, a {} disk of {}", image.facts.format, bytes(image.facts.virtual_size_bytes))
 }
 
@@ -55,8 +57,8 @@ pub(crate) fn pruned(images: usize, freed_bytes: u64) -> String {
 }
 
 /// Returns all that is known of an image, a line each.
-pub(crate) fn details(image: &KeptImage, vms: &[VmName]) -> String {
-    let mut lines = Lines::default();
+pub(crate) fn details(image: &LocalImage, vms: &[VmName]) -> String {
+    let mut lines = LabelLines::default();
     lines.add("id", &image.id);
     facts(&mut lines, &image.facts);
     if let Some(arch) = image.arch {
@@ -66,7 +68,7 @@ pub(crate) fn details(image: &KeptImage, vms: &[VmName]) -> String {
         lines.add("name", format_args!("{} for {}", name.name, name.arch.as_str()));
         lines.add("source", &name.source);
         match &name.verified {
-            Verified::Nothing => lines.add("verified", "no"),
+            Verification::Nothing => lines.add("verified", "no"),
             by => lines.add("verified", format_args!("by its {by}")),
         }
         if let Some(user) = &name.user {
@@ -83,9 +85,9 @@ pub(crate) fn details(image: &KeptImage, vms: &[VmName]) -> String {
 }
 
 /// Returns what is known of an image that was not pulled, a line each.
-pub(crate) fn published(title: &str, image: &Published) -> String {
-    let Published { name, arch, url, digest, checksums, signature, user, firmware } = image;
-    let mut lines = Lines::default();
+pub(crate) fn published(title: &str, image: &PublishedImage) -> String {
+    let PublishedImage { name, arch, url, digest, checksums, signature, user, firmware } = image;
+    let mut lines = LabelLines::default();
     let option = if *arch == images::host_arch() { "" } else { &format!("--arch {} ", arch.as_str()) };
     lines.add("name", format_args!("{name} for {}", arch.as_str()));
     lines.add("title", title);
@@ -108,8 +110,8 @@ pub(crate) fn published(title: &str, image: &Published) -> String {
 /// Returns what is signed, where the signature lies, and whose it must be.
 fn signed(signature: &PublishedSignature) -> String {
     let what = match signature.signed {
-        Signed::Image => "the image",
-        Signed::Checksums | Signed::Inline => "the checksums",
+        SignatureTarget::Image => "the image",
+        SignatureTarget::Checksums | SignatureTarget::Inline => "the checksums",
     };
     let keys: Vec<&str> = signature.keys.iter().map(|key| key.fingerprint.as_str()).collect();
     format!("{what}, in {}\nby {}", signature.url, keys.join(" or "))
@@ -117,12 +119,12 @@ fn signed(signature: &PublishedSignature) -> String {
 
 /// Returns what a file is, a line each.
 pub(crate) fn file(found: &ImageFacts) -> String {
-    let mut lines = Lines::default();
+    let mut lines = LabelLines::default();
     facts(&mut lines, found);
     lines.into_text()
 }
 
-fn facts(lines: &mut Lines, facts: &ImageFacts) {
+fn facts(lines: &mut LabelLines, facts: &ImageFacts) {
     lines.add("path", facts.path.display());
     lines.add("format", facts.format);
     lines.add("disk size", bytes(facts.virtual_size_bytes));

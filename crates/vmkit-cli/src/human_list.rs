@@ -3,19 +3,19 @@
 use std::collections::BTreeSet;
 
 use vmkit::spec::NetworkConfig;
-use vmkit::vmfile::Origin;
-use vmkit::{Listed, VmHandle, VmState};
+use vmkit::vmfile::MachineOrigin;
+use vmkit::{VmEntry, VmHandle, VmState};
 
 use crate::human::ports;
-use crate::output::Table;
+use crate::output::TextTable;
 
 /// A column: its head, and what stands in it for a VM.
-type Column = (&'static str, fn(&Listed) -> String);
+type Column = (&'static str, fn(&VmEntry) -> String);
 
 /// Returns the table of all VMs; a `wide` one has every column, and cuts off nothing.
-pub(crate) fn list(listed: &[Listed], wide: bool) -> Table {
+pub(crate) fn list(listed: &[VmEntry], wide: bool) -> TextTable {
     let columns = columns(listed, wide);
-    let mut table = Table::new(&columns.iter().map(|(head, _)| *head).collect::<Vec<_>>());
+    let mut table = TextTable::new(&columns.iter().map(|(head, _)| *head).collect::<Vec<_>>());
     for one in listed {
         table.row(columns.iter().map(|(_, cell)| cell(one)));
     }
@@ -23,9 +23,9 @@ pub(crate) fn list(listed: &[Listed], wide: bool) -> Table {
 }
 
 /// Returns the columns that these VMs need, so that a line of them fits a terminal.
-fn columns(listed: &[Listed], wide: bool) -> Vec<Column> {
+fn columns(listed: &[VmEntry], wide: bool) -> Vec<Column> {
     let vms = || listed.iter().filter_map(vm);
-    let has_projects = vms().any(|vm| Origin::of(&vm.spec).is_some());
+    let has_projects = vms().any(|vm| MachineOrigin::of(&vm.spec).is_some());
     let backends: BTreeSet<&str> = vms().map(|vm| vm.backend.as_str()).collect();
     let columns: [(bool, Column); 9] = [
         (true, ("NAME", |one| one.name.to_string())),
@@ -48,15 +48,15 @@ fn columns(listed: &[Listed], wide: bool) -> Vec<Column> {
 }
 
 /// Returns the VM as it is, else as it was recorded.
-fn vm(listed: &Listed) -> Option<&VmHandle> {
+fn vm(listed: &VmEntry) -> Option<&VmHandle> {
     listed.handle.as_ref().ok().or(listed.recorded.as_ref())
 }
 
-fn of_vm(listed: &Listed, show: fn(&VmHandle) -> String) -> String {
+fn of_vm(listed: &VmEntry, show: fn(&VmHandle) -> String) -> String {
     vm(listed).map_or_else(|| "-".to_owned(), show)
 }
 
-fn image(listed: &Listed) -> &str {
+fn image(listed: &VmEntry) -> &str {
     vm(listed).and_then(|vm| vm.spec.image_name()).unwrap_or("-")
 }
 
@@ -70,8 +70,8 @@ fn shortened(image: &str) -> &str {
     path.rsplit('/').find(|part| !part.is_empty()).unwrap_or(image)
 }
 
-fn project(listed: &Listed) -> String {
-    let origin = vm(listed).and_then(|vm| Origin::of(&vm.spec));
+fn project(listed: &VmEntry) -> String {
+    let origin = vm(listed).and_then(|vm| MachineOrigin::of(&vm.spec));
     origin.map_or("-", |origin| origin.project).to_owned()
 }
 
@@ -82,7 +82,7 @@ fn with_causes(error: &dyn std::error::Error) -> String {
 }
 
 /// Returns what else there is to know of a VM in the list.
-fn note(listed: &Listed) -> String {
+fn note(listed: &VmEntry) -> String {
     let what = match &listed.handle {
         Err(error) => with_causes(error),
         Ok(VmHandle { state: VmState::Failed { cause }, .. }) => {

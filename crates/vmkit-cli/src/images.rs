@@ -76,15 +76,15 @@ pub(crate) fn image(text: &str) -> Result<ImageRef, Error> {
 }
 
 /// The receiver of an image's progress.
-pub(crate) type Progress = watch::Sender<PullProgress>;
+pub(crate) type ProgressSender = watch::Sender<PullProgress>;
 
 /// Does what sends progress, and shows it to a person meanwhile.
 pub(crate) async fn watched<T>(
     what: &str,
-    work: impl AsyncFnOnce(&Progress) -> Result<T, Error>,
+    work: impl AsyncFnOnce(&ProgressSender) -> Result<T, Error>,
 ) -> Result<T, Error> {
     let (sender, receiver) = watch::channel(PullProgress::default());
-    let mut bar = crate::progress::Bar::new(what);
+    let mut bar = crate::progress::ImageProgressBar::new(what);
     tokio::select! {
         biased;
         done = work(&sender) => done,

@@ -12,14 +12,14 @@ use serde::Serialize;
 use vmkit::launch::LaunchStage;
 use vmkit::lifecycle::{FailureCause, Operation, VmState};
 use vmkit::spec::{
-    Accel, Boot, Change, DataDisk, Firmware, Labels, Machine, NetworkConfig, Protocol, Vnc, changes,
+    Accel, Boot, DataDisk, Firmware, Labels, MachineType, NetworkConfig, Protocol, SpecChange, Vnc, changes,
 };
-use vmkit::vmfile::Origin;
-use vmkit::{ActiveForward, BackendTag, ConsoleEndpoint, ErrorKind, Listed, RunInfo, VmHandle, VncAddress};
+use vmkit::vmfile::MachineOrigin;
+use vmkit::{ActiveForward, BackendTag, ConsoleEndpoint, ErrorKind, RunInfo, VmEntry, VmHandle, VncAddress};
 
 /// A VM, whole: `info`, and what `create`, `start` and the like answer.
 #[derive(Serialize)]
-pub(crate) struct Vm<'a> {
+pub(crate) struct VmView<'a> {
     name: &'a str,
     id: String,
     backend: &'a str,
@@ -27,46 +27,46 @@ pub(crate) struct Vm<'a> {
     cause: Option<&'a FailureCause>,
     cpus: u32,
     memory_mib: u64,
-    machine: Machine,
+    machine: MachineType,
     accel: &'static str,
     boot: BootWay<'a>,
-    disk: Option<Disk<'a>>,
-    data_disks: Vec<Disk<'a>>,
+    disk: Option<DiskView<'a>>,
+    data_disks: Vec<DiskView<'a>>,
     cdrom: Option<&'a Path>,
-    network: Network<'a>,
+    network: NetworkView<'a>,
     cloud_init: bool,
     vnc: Vnc,
     run_as: Option<&'a str>,
     labels: &'a Labels,
     next_start: Vec<NextStart>,
-    run: Option<Run<'a>>,
+    run: Option<RunView<'a>>,
     console_log: Option<&'a Path>,
     hypervisor_log: Option<&'a Path>,
 }
 
 /// A VM that was launched.
 #[derive(Serialize)]
-pub(crate) struct Launched<'a> {
-    vm: Vm<'a>,
+pub(crate) struct LaunchedView<'a> {
+    vm: VmView<'a>,
     image: &'a str,
     /// How long each stage took, in seconds.
-    stages: Vec<Stage>,
+    stages: Vec<StageView>,
 }
 
 #[derive(Serialize)]
-struct Stage {
+struct StageView {
     stage: &'static str,
     seconds: f64,
 }
 
-impl<'a> Launched<'a> {
+impl<'a> LaunchedView<'a> {
     /// Shows a VM, what it was made of, and how long that took.
     pub(crate) fn of(vm: &'a VmHandle, image: &'a str, stages: &[(LaunchStage, Duration)]) -> Self {
-        let stage = |(stage, took): &(LaunchStage, Duration)| Stage {
+        let stage = |(stage, took): &(LaunchStage, Duration)| StageView {
             stage: stage.as_str(),
             seconds: took.as_secs_f64(),
         };
-        Self { vm: Vm::of(vm), image, stages: stages.iter().map(stage).collect() }
+        Self { vm: VmView::of(vm), image, stages: stages.iter().map(stage).collect() }
     }
 }
 
@@ -79,7 +79,7 @@ struct NextStart {
 }
 
 impl NextStart {
-    fn of(change: Change) -> Self {
+    fn of(change: SpecChange) -> Self {
         Self { field: change.field, from: change.from, to: change.to }
     }
 }
@@ -93,14 +93,14 @@ struct BootWay<'a> {
 }
 
 #[derive(Serialize)]
-struct Disk<'a> {
+struct DiskView<'a> {
     image: Option<&'a Path>,
     size_mib: Option<u64>,
     readonly: bool,
 }
 
 #[derive(Serialize)]
-struct Network<'a> {
+struct NetworkView<'a> {
     mode: &'static str,
     bridge: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -110,26 +110,26 @@ struct Network<'a> {
 }
 
 #[derive(Serialize)]
-struct Run<'a> {
+struct RunView<'a> {
     pid: Option<u32>,
     accel: Option<Accel>,
-    console: Console<'a>,
+    console: ConsoleView<'a>,
     agent: Option<&'a Path>,
     monitor: Option<&'a Path>,
-    vnc: Option<Screen<'a>>,
-    forwards: Vec<Forward>,
+    vnc: Option<VncView<'a>>,
+    forwards: Vec<ForwardView>,
 }
 
 /// Where a console is.
 #[derive(Serialize)]
-pub(crate) struct Console<'a> {
+pub(crate) struct ConsoleView<'a> {
     kind: &'static str,
     path: Option<&'a Path>,
     url: Option<&'a str>,
 }
 
 #[derive(Serialize)]
-struct Screen<'a> {
+struct VncView<'a> {
     kind: &'static str,
     path: Option<&'a Path>,
     address: Option<SocketAddrV4>,
@@ -138,7 +138,7 @@ struct Screen<'a> {
 
 /// A forward as it is in force.
 #[derive(Serialize)]
-pub(crate) struct Forward {
+pub(crate) struct ForwardView {
     protocol: Protocol,
     host: SocketAddrV4,
     guest_port: u16,
@@ -146,15 +146,15 @@ pub(crate) struct Forward {
 
 /// Where the host reaches the guest.
 #[derive(Serialize)]
-pub(crate) struct Address<'a> {
+pub(crate) struct AddressView<'a> {
     pub(crate) name: &'a str,
     pub(crate) address: String,
-    pub(crate) forwards: Vec<Forward>,
+    pub(crate) forwards: Vec<ForwardView>,
 }
 
 /// A VM in a list, or what is there in its place.
 #[derive(Serialize)]
-pub(crate) struct Row<'a> {
+pub(crate) struct RowView<'a> {
     name: &'a str,
     /// `unknown` where it can't be told.
     state: &'static str,
@@ -163,20 +163,20 @@ pub(crate) struct Row<'a> {
     memory_mib: Option<u64>,
     backend: Option<&'a str>,
     pid: Option<u32>,
-    forwards: Vec<Forward>,
+    forwards: Vec<ForwardView>,
     bridge: Option<&'a str>,
     image: Option<&'a str>,
     project: Option<&'a str>,
     project_file: Option<&'a Path>,
     machine: Option<&'a str>,
-    operation: Option<Work>,
-    error: Option<Problem>,
+    operation: Option<OperationView>,
+    error: Option<ErrorView>,
     path: &'a Path,
 }
 
 /// What somebody is doing with a VM, or was when it was cut off.
 #[derive(Serialize)]
-struct Work {
+struct OperationView {
     operation: Operation,
     /// Seconds since 1970.
     since: u64,
@@ -186,19 +186,19 @@ struct Work {
 
 /// An error.
 #[derive(Serialize)]
-pub(crate) struct Problem {
+pub(crate) struct ErrorView {
     kind: &'static str,
     message: String,
 }
 
-impl Problem {
+impl ErrorView {
     /// Shows an error.
     pub(crate) fn of(error: &vmkit::Error) -> Self {
         Self { kind: kind(error.kind()), message: error.to_string() }
     }
 }
 
-impl<'a> Vm<'a> {
+impl<'a> VmView<'a> {
     /// Shows a VM.
     pub(crate) fn of(vm: &'a VmHandle) -> Self {
         let spec = &vm.spec;
@@ -215,7 +215,7 @@ impl<'a> Vm<'a> {
             machine: spec.machine(),
             accel: if is_bhyve { "bhyve" } else { spec.accel().as_str() },
             boot: if is_bhyve { boot(&Boot::Firmware(Firmware::Uefi)) } else { boot(spec.boot()) },
-            disk: spec.disk().map(|disk| Disk {
+            disk: spec.disk().map(|disk| DiskView {
                 image: disk.base(),
                 size_mib: disk.size.map(|size| size.mib()),
                 readonly: false,
@@ -240,12 +240,12 @@ impl<'a> Vm<'a> {
     }
 }
 
-impl<'a> Row<'a> {
+impl<'a> RowView<'a> {
     /// Shows a VM in a list.
-    pub(crate) fn of(listed: &'a Listed) -> Self {
+    pub(crate) fn of(listed: &'a VmEntry) -> Self {
         let known = listed.handle.as_ref().ok();
         let vm = known.or(listed.recorded.as_ref());
-        let origin = vm.and_then(|vm| Origin::of(&vm.spec));
+        let origin = vm.and_then(|vm| MachineOrigin::of(&vm.spec));
         Self {
             name: listed.name.as_str(),
             state: known.map_or("unknown", |vm| vm.state.name()),
@@ -260,19 +260,19 @@ impl<'a> Row<'a> {
             project: origin.map(|origin| origin.project),
             project_file: origin.map(|origin| origin.file),
             machine: origin.map(|origin| origin.machine),
-            operation: listed.intent.as_ref().map(|intent| Work {
+            operation: listed.intent.as_ref().map(|intent| OperationView {
                 operation: intent.operation,
                 since: intent.since,
                 pid: intent.pid,
                 interrupted: listed.interrupted,
             }),
-            error: listed.handle.as_ref().err().map(Problem::of),
+            error: listed.handle.as_ref().err().map(ErrorView::of),
             path: &listed.path,
         }
     }
 }
 
-impl<'a> Console<'a> {
+impl<'a> ConsoleView<'a> {
     /// Shows where a console is.
     pub(crate) fn of(endpoint: &'a ConsoleEndpoint) -> Self {
         match endpoint {
@@ -283,15 +283,15 @@ impl<'a> Console<'a> {
     }
 }
 
-impl Forward {
+impl ForwardView {
     fn of(forward: &ActiveForward) -> Self {
         Self { protocol: forward.protocol, host: forward.host, guest_port: forward.guest_port.get() }
     }
 }
 
 /// Returns the forwards that are in force.
-pub(crate) fn forwards(vm: &VmHandle) -> Vec<Forward> {
-    vm.run.iter().flat_map(|run| &run.forwards).map(Forward::of).collect()
+pub(crate) fn forwards(vm: &VmHandle) -> Vec<ForwardView> {
+    vm.run.iter().flat_map(|run| &run.forwards).map(ForwardView::of).collect()
 }
 
 /// Returns the bridge that the VM is attached to.
@@ -324,52 +324,55 @@ fn boot(boot: &Boot) -> BootWay<'_> {
     }
 }
 
-fn data_disk(disk: &DataDisk) -> Disk<'_> {
+fn data_disk(disk: &DataDisk) -> DiskView<'_> {
     match disk {
-        DataDisk::Fresh { size } => Disk { image: None, size_mib: Some(size.mib()), readonly: false },
+        DataDisk::Fresh { size } => DiskView { image: None, size_mib: Some(size.mib()), readonly: false },
         DataDisk::Existing { path, readonly } => {
-            Disk { image: Some(path), size_mib: None, readonly: *readonly }
+            DiskView { image: Some(path), size_mib: None, readonly: *readonly }
         }
-        _ => Disk { image: None, size_mib: None, readonly: false },
+        _ => DiskView { image: None, size_mib: None, readonly: false },
     }
 }
 
-fn network(network: &NetworkConfig) -> Network<'_> {
-    let none = Network { mode: "none", bridge: None, link: None, restrict: false, forwards: Vec::new() };
+fn network(network: &NetworkConfig) -> NetworkView<'_> {
+    let none = NetworkView { mode: "none", bridge: None, link: None, restrict: false, forwards: Vec::new() };
     match network {
-        NetworkConfig::User(user) => Network {
+        NetworkConfig::User(user) => NetworkView {
             mode: "user",
             bridge: None,
             link: None,
             restrict: user.restrict,
             forwards: user.forwards.iter().map(ToString::to_string).collect(),
         },
-        NetworkConfig::Tap { bridge } => Network { mode: "tap", bridge: Some(bridge.as_str()), ..none },
-        NetworkConfig::Vnic { link } => Network { mode: "vnic", link: Some(link.as_str()), ..none },
+        NetworkConfig::Tap { bridge } => NetworkView { mode: "tap", bridge: Some(bridge.as_str()), ..none },
+        NetworkConfig::Vnic { link } => NetworkView { mode: "vnic", link: Some(link.as_str()), ..none },
         _ => none,
     }
 }
 
-fn run(run: &RunInfo) -> Run<'_> {
-    Run {
+fn run(run: &RunInfo) -> RunView<'_> {
+    RunView {
         pid: run.pid,
         accel: run.accel,
-        console: Console::of(&run.console),
+        console: ConsoleView::of(&run.console),
         agent: run.agent.as_deref(),
         monitor: run.monitor.as_deref(),
         vnc: run.vnc.as_ref().and_then(screen),
-        forwards: run.forwards.iter().map(Forward::of).collect(),
+        forwards: run.forwards.iter().map(ForwardView::of).collect(),
     }
 }
 
-fn screen(vnc: &VncAddress) -> Option<Screen<'_>> {
+fn screen(vnc: &VncAddress) -> Option<VncView<'_>> {
     match vnc {
         VncAddress::Unix(path) => {
-            Some(Screen { kind: "unix-socket", path: Some(path), address: None, password_file: None })
+            Some(VncView { kind: "unix-socket", path: Some(path), address: None, password_file: None })
         }
-        VncAddress::Tcp { addr, password_file } => {
-            Some(Screen { kind: "tcp", path: None, address: Some(*addr), password_file: Some(password_file) })
-        }
+        VncAddress::Tcp { addr, password_file } => Some(VncView {
+            kind: "tcp",
+            path: None,
+            address: Some(*addr),
+            password_file: Some(password_file),
+        }),
         _ => None,
     }
 }
@@ -403,7 +406,7 @@ mod tests {
 
     fn assert_golden(name: &str, vm: &VmHandle) {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
-        let found = format!("{}\n", serde_json::to_string(&Vm::of(vm)).unwrap());
+        let found = format!("{}\n", serde_json::to_string(&VmView::of(vm)).unwrap());
         if std::env::var_os("UPDATE_GOLDEN").is_some() {
             std::fs::write(&path, &found).unwrap();
         }
@@ -460,7 +463,7 @@ mod tests {
 
 /// A block of `ssh-config`.
 #[derive(Serialize)]
-pub(crate) struct SshConfig<'a> {
+pub(crate) struct SshConfigView<'a> {
     host: &'a str,
     address: std::net::SocketAddr,
     user: &'a str,
@@ -469,7 +472,7 @@ pub(crate) struct SshConfig<'a> {
     host_key_alias: &'a str,
 }
 
-impl<'a> SshConfig<'a> {
+impl<'a> SshConfigView<'a> {
     pub(crate) fn of(block: &'a vmkit::ssh::SshConfig) -> Self {
         Self {
             host: block.host.as_str(),

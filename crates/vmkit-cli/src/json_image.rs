@@ -4,24 +4,25 @@ use std::path::Path;
 
 use serde::Serialize;
 use vmkit::image::{
-    CatalogueEntry, Digest, ImageFacts, ImageFormat, KeptImage, KeptName, Published, Signed, Verified,
+    CatalogueEntry, Digest, ImageFacts, ImageFormat, LocalImage, LocalName, PublishedImage, SignatureTarget,
+    Verification,
 };
 use vmkit::spec::{Arch, Firmware, VmName};
 
 /// A local image, or an image of the catalogue.
 #[derive(Serialize)]
-pub(crate) struct Kept<'a> {
+pub(crate) struct ImageView<'a> {
     /// `null` for one that was not pulled.
     id: Option<String>,
     #[serde(flatten)]
     file: FileOrNone<'a>,
     arch: Option<Arch>,
     kept_at: Option<u64>,
-    names: Vec<Name<'a>>,
+    names: Vec<NameView<'a>>,
     /// The VMs that use it; `null` if they were not looked for.
     vms: Option<Vec<&'a str>>,
     /// What the catalogue knows of one that was not pulled.
-    catalogue: Option<Catalogued<'a>>,
+    catalogue: Option<CatalogueView<'a>>,
 }
 
 /// What a file is, where there is one.
@@ -35,19 +36,19 @@ struct FileOrNone<'a> {
 
 /// What the catalogue knows of an image.
 #[derive(Serialize)]
-struct Catalogued<'a> {
+struct CatalogueView<'a> {
     name: String,
     title: &'a str,
     url: &'a str,
     checksums: Option<&'a str>,
     digest: Option<String>,
-    signature: Option<Signature<'a>>,
+    signature: Option<SignatureView<'a>>,
     user: Option<&'a str>,
     firmware: Firmware,
 }
 
 #[derive(Serialize)]
-struct Signature<'a> {
+struct SignatureView<'a> {
     over: &'static str,
     url: &'a str,
     fingerprints: Vec<&'a str>,
@@ -55,7 +56,7 @@ struct Signature<'a> {
 
 /// What a file is.
 #[derive(Serialize)]
-pub(crate) struct File<'a> {
+pub(crate) struct FileView<'a> {
     path: &'a Path,
     format: ImageFormat,
     virtual_size_bytes: u64,
@@ -63,20 +64,20 @@ pub(crate) struct File<'a> {
 }
 
 #[derive(Serialize)]
-struct Name<'a> {
+struct NameView<'a> {
     name: &'a str,
     arch: Arch,
     source: &'a str,
     since: u64,
     download: String,
-    verified: &'a Verified,
+    verified: &'a Verification,
     user: Option<&'a str>,
     firmware: Option<Firmware>,
 }
 
 /// A name of the catalogue.
 #[derive(Serialize)]
-pub(crate) struct Available {
+pub(crate) struct AvailableView {
     name: String,
     title: String,
     arches: Vec<Arch>,
@@ -86,7 +87,7 @@ pub(crate) struct Available {
 
 /// Whether a local image is undamaged.
 #[derive(Serialize)]
-pub(crate) struct Verdict {
+pub(crate) struct VerdictView {
     name: String,
     id: String,
     found: String,
@@ -95,7 +96,7 @@ pub(crate) struct Verdict {
 
 /// A file that an image was converted to.
 #[derive(Serialize)]
-pub(crate) struct Converted<'a> {
+pub(crate) struct ConvertedView<'a> {
     path: &'a Path,
     format: ImageFormat,
     bytes: u64,
@@ -103,14 +104,14 @@ pub(crate) struct Converted<'a> {
 
 /// What was pruned.
 #[derive(Serialize)]
-pub(crate) struct Pruned {
+pub(crate) struct PrunedView {
     pub(crate) images: usize,
     pub(crate) freed_bytes: u64,
 }
 
-impl<'a> Kept<'a> {
-    pub(crate) fn of(image: &'a KeptImage) -> Self {
-        let names = image.names.iter().map(Name::of).collect();
+impl<'a> ImageView<'a> {
+    pub(crate) fn of(image: &'a LocalImage) -> Self {
+        let names = image.names.iter().map(NameView::of).collect();
         let ImageFacts { path, format, virtual_size_bytes, file_bytes } = &image.facts;
         let file = FileOrNone {
             path: Some(path),
@@ -122,16 +123,16 @@ impl<'a> Kept<'a> {
         Self { id, file, arch: image.arch, kept_at, names, vms: None, catalogue: None }
     }
 
-    pub(crate) fn published(title: &'a str, image: &'a Published) -> Self {
-        let signature = image.signature.as_ref().map(|signature| Signature {
+    pub(crate) fn published(title: &'a str, image: &'a PublishedImage) -> Self {
+        let signature = image.signature.as_ref().map(|signature| SignatureView {
             over: match signature.signed {
-                Signed::Image => "image",
-                Signed::Checksums | Signed::Inline => "checksums",
+                SignatureTarget::Image => "image",
+                SignatureTarget::Checksums | SignatureTarget::Inline => "checksums",
             },
             url: &signature.url,
             fingerprints: signature.keys.iter().map(|key| key.fingerprint.as_str()).collect(),
         });
-        let catalogue = Catalogued {
+        let catalogue = CatalogueView {
             name: image.name.to_string(),
             title,
             url: &image.url,
@@ -152,26 +153,26 @@ impl<'a> Kept<'a> {
         }
     }
 
-    pub(crate) fn used(image: &'a KeptImage, vms: &'a [VmName]) -> Self {
+    pub(crate) fn used(image: &'a LocalImage, vms: &'a [VmName]) -> Self {
         Self { vms: Some(vms.iter().map(VmName::as_str).collect()), ..Self::of(image) }
     }
 }
 
-impl<'a> File<'a> {
+impl<'a> FileView<'a> {
     pub(crate) fn of(facts: &'a ImageFacts) -> Self {
         let ImageFacts { path, format, virtual_size_bytes, file_bytes } = facts;
         Self { path, format: *format, virtual_size_bytes: *virtual_size_bytes, file_bytes: *file_bytes }
     }
 }
 
-impl<'a> Converted<'a> {
+impl<'a> ConvertedView<'a> {
     pub(crate) fn raw(path: &'a Path, bytes: u64) -> Self {
         Self { path, format: ImageFormat::Raw, bytes }
     }
 }
 
-impl<'a> Name<'a> {
-    fn of(kept: &'a KeptName) -> Self {
+impl<'a> NameView<'a> {
+    fn of(kept: &'a LocalName) -> Self {
         Self {
             name: &kept.name,
             arch: kept.arch,
@@ -185,7 +186,7 @@ impl<'a> Name<'a> {
     }
 }
 
-impl Available {
+impl AvailableView {
     pub(crate) fn of(entry: &CatalogueEntry) -> Self {
         let CatalogueEntry { name, title, arches, newest, aliases } = entry;
         let (title, arches, aliases) = (title.clone(), arches.clone(), aliases.clone());
@@ -193,8 +194,8 @@ impl Available {
     }
 }
 
-impl Verdict {
-    pub(crate) fn of(name: &str, image: &KeptImage, found: Digest) -> Self {
+impl VerdictView {
+    pub(crate) fn of(name: &str, image: &LocalImage, found: Digest) -> Self {
         let good = found == image.id;
         Self { name: name.to_owned(), id: image.id.to_string(), found: found.to_string(), good }
     }

@@ -8,22 +8,22 @@ use vmkit::launch::{LaunchEvent, LaunchStage};
 use vmkit::spec::VmName;
 
 use crate::output;
-use crate::progress::{Bar, seconds};
+use crate::progress::{ImageProgressBar, seconds};
 
 /// What may be missing in a guest that lets nobody in, and what may be done about it.
 pub(crate) const MISSING: &str = "does this image have cloud-init and an SSH server? `vmkit console` looks in, `launch --no-wait` does not wait";
 
 /// What is known of a launch that is under way.
-pub(crate) struct Launching {
+pub(crate) struct LaunchProgress {
     image: String,
     vm: Option<VmName>,
-    pull: Option<Bar>,
+    pull: Option<ImageProgressBar>,
     /// Where standard error is no terminal, it shows nothing.
     spinner: ProgressBar,
     stages: Vec<(LaunchStage, Duration)>,
 }
 
-impl Launching {
+impl LaunchProgress {
     /// Shows nothing yet.
     pub(crate) fn new(image: &ImageRef) -> Self {
         let style = ProgressStyle::with_template("{msg}  {spinner} {elapsed}");
@@ -45,7 +45,7 @@ impl Launching {
             }
             LaunchEvent::Pulling(progress) => {
                 let image = &self.image;
-                self.pull.get_or_insert_with(|| Bar::new(image)).show(progress);
+                self.pull.get_or_insert_with(|| ImageProgressBar::new(image)).show(progress);
             }
             LaunchEvent::CloudInit(stage) => {
                 self.spinner.set_message(output::printable(format_args!("cloud-init: {stage}")));

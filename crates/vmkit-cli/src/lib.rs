@@ -38,14 +38,14 @@ use std::process::ExitCode;
 use clap::error::{ContextKind, ContextValue};
 use clap::{CommandFactory, Parser};
 
-use crate::arguments::Arguments;
+use crate::arguments::CommandLine;
 use crate::failure::Failure;
 
 pub use crate::reference::{reference, schema};
 
 /// Returns the description of all arguments.
 pub fn command() -> clap::Command {
-    Arguments::command()
+    CommandLine::command()
 }
 
 /// Runs the command with these arguments, the program's own name first, and exit with its exit
@@ -53,7 +53,7 @@ pub fn command() -> clap::Command {
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     warnings::print_from_now_on();
     let mut context = None;
-    let outcome = match Arguments::try_parse_from(arguments) {
+    let outcome = match CommandLine::try_parse_from(arguments) {
         Ok(arguments) => {
             let context = context.insert(arguments.context());
             arguments.run(context)

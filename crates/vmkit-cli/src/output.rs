@@ -8,7 +8,7 @@ use std::io::{self, IsTerminal, Write};
 use serde::Serialize;
 use vmkit::vmfile::VmfileError;
 
-use crate::diagnostic::{self, Look};
+use crate::diagnostic::{self, ReportStyle};
 use crate::failure::Failure;
 
 /// Prints text that is the command's answer; a line feed is added where it ends without one.
@@ -60,10 +60,10 @@ pub(crate) fn error(of: Option<&str>, error: &(dyn Error + 'static)) {
 /// Prints what is wrong with a file of machines, or with what it asks for of one of them.
 pub(crate) fn vmfile(machine: Option<&str>, error: &VmfileError) {
     let look = match io::stderr().is_terminal() {
-        false => Look::Plain,
+        false => ReportStyle::Plain,
         // Source: no-color.org; an empty value counts as none.
-        true if env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()) => Look::Lines,
-        true => Look::Colours,
+        true if env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()) => ReportStyle::Lines,
+        true => ReportStyle::Colours,
     };
     utter(format_args!("{}", diagnostic::report(machine, error, look)));
 }
@@ -128,11 +128,11 @@ pub(crate) fn printable(text: impl Display) -> String {
 
 /// Rows with aligned columns; the last column is never padded.
 #[derive(Debug)]
-pub(crate) struct Table {
+pub(crate) struct TextTable {
     rows: Vec<Vec<String>>,
 }
 
-impl Table {
+impl TextTable {
     /// Creates a table with this head.
     pub(crate) fn new(head: &[&str]) -> Self {
         Self { rows: vec![head.iter().map(|&cell| cell.to_owned()).collect()] }
@@ -145,7 +145,7 @@ impl Table {
     }
 }
 
-impl Display for Table {
+impl Display for TextTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
         let width = |column: usize| {
@@ -174,7 +174,7 @@ mod tests {
 
     #[test]
     fn columns_are_aligned_and_lines_end_without_blanks() {
-        let mut table = Table::new(&["NAME", "STATE"]);
+        let mut table = TextTable::new(&["NAME", "STATE"]);
         table.row(["web-server".to_owned(), "running".to_owned()]);
         table.row(["db".to_owned(), "line\nbreak".to_owned()]);
         table.row(["none".to_owned(), String::new()]);

@@ -12,14 +12,14 @@ const WITHOUT_TOTAL: &str = "{msg}  {spinner} {binary_bytes}  {binary_bytes_per_
 const WAITING: &str = "{msg}  {spinner}";
 
 /// The progress of one image; it is gone from the screen when this is dropped.
-pub(crate) struct Bar {
+pub(crate) struct ImageProgressBar {
     bar: ProgressBar,
     what: String,
     /// What the bar's form was made for.
     shown: Option<(PullStage, Option<u64>)>,
 }
 
-impl Bar {
+impl ImageProgressBar {
     /// Creates a bar that is not shown yet.
     pub(crate) fn new(what: &str) -> Self {
         // Where standard error is no terminal, it shows nothing.
@@ -69,7 +69,7 @@ impl Bar {
     }
 }
 
-impl Drop for Bar {
+impl Drop for ImageProgressBar {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
     }

@@ -15,7 +15,7 @@ const BOOTROM: &str = "/var/ovmf/OVMF_CODE.fd";
 
 /// What the environment says about Propolis; a VM's own `--backend-option` goes before.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Settings {
+struct PropolisEnv {
     program: Option<PathBuf>,
     bootrom: Option<PathBuf>,
     dataset: Option<String>,
@@ -29,7 +29,7 @@ struct Settings {
 /// # Errors
 /// `InvalidInput` with the variable whose value makes no sense.
 pub(crate) fn hypervisor(home: &Home) -> Result<PropolisHypervisor, Error> {
-    let settings = Settings::read(env::var_os)?;
+    let settings = PropolisEnv::read(env::var_os)?;
     let mut propolis = PropolisHypervisor::builder(home.vms())
         .pfexec(settings.pfexec)
         .with_power_off(SshPowerOff::default());
@@ -59,7 +59,7 @@ pub(crate) fn hypervisor(home: &Home) -> Result<PropolisHypervisor, Error> {
 /// # Errors
 /// As [`hypervisor`].
 pub(crate) fn host(search_path: Vec<PathBuf>) -> Result<PropolisHost, Error> {
-    let settings = Settings::read(env::var_os)?;
+    let settings = PropolisEnv::read(env::var_os)?;
     Ok(PropolisHost {
         search_path,
         program: settings.program,
@@ -70,7 +70,7 @@ pub(crate) fn host(search_path: Vec<PathBuf>) -> Result<PropolisHost, Error> {
     })
 }
 
-impl Settings {
+impl PropolisEnv {
     fn read(environment: impl Fn(&'static str) -> Option<OsString>) -> Result<Self, Error> {
         let text = |name: &'static str| match environment(name).filter(|value| !value.is_empty()) {
             Some(value) => match value.into_string() {
@@ -111,16 +111,16 @@ impl Settings {
 mod tests {
     use super::*;
 
-    fn read(variables: &[(&str, &str)]) -> Result<Settings, Error> {
-        Settings::read(|name| {
+    fn read(variables: &[(&str, &str)]) -> Result<PropolisEnv, Error> {
+        PropolisEnv::read(|name| {
             variables.iter().find(|(other, _)| *other == name).map(|(_, value)| value.into())
         })
     }
 
     #[test]
     fn what_is_not_set_or_empty_is_left_to_the_library() {
-        assert_eq!(read(&[]).unwrap(), Settings::default());
-        assert_eq!(read(&[("VMKIT_PROPOLIS_ADDRESS", "")]).unwrap(), Settings::default());
+        assert_eq!(read(&[]).unwrap(), PropolisEnv::default());
+        assert_eq!(read(&[("VMKIT_PROPOLIS_ADDRESS", "")]).unwrap(), PropolisEnv::default());
     }
 
     #[test]
@@ -133,7 +133,7 @@ mod tests {
             ("VMKIT_PROPOLIS_PFEXEC", "1"),
             ("VMKIT_PROPOLIS_DEV", "/dev"),
         ]);
-        let expected = Settings {
+        let expected = PropolisEnv {
             program: Some("/opt/propolis-server".into()),
             bootrom: Some("/opt/OVMF_CODE.fd".into()),
             dataset: Some("tank/vm".to_owned()),

@@ -6,8 +6,8 @@ use tokio::sync::Semaphore;
 use vmkit::VmState;
 use vmkit::spec::VmName;
 
-use crate::context::{Context, Manager};
-use crate::failure::{Failure, Whose};
+use crate::context::{CliManager, CommandContext};
+use crate::failure::{ErrorSubject, Failure};
 
 /// How many are worked on at the same time: each needs a handful of descriptors, and a process
 /// has 1024.
@@ -19,8 +19,8 @@ const AT_ONCE: usize = 32;
 /// # Errors
 /// Where the home can't be read.
 pub(crate) fn all(
-    context: &Context,
-    manager: &Manager,
+    context: &CommandContext,
+    manager: &CliManager,
     is_meant: fn(&VmState) -> bool,
 ) -> Result<Vec<VmName>, Failure> {
     let listed = context.block_on_threads(async { Ok(manager.list().await?) })?;
@@ -35,9 +35,9 @@ pub(crate) fn all(
 /// # Errors
 /// `Several` with the failures; with one VM the failure itself.
 pub(crate) async fn each<T, F>(
-    manager: &Manager,
+    manager: &CliManager,
     names: Vec<VmName>,
-    operation: impl Fn(Manager, VmName) -> F,
+    operation: impl Fn(CliManager, VmName) -> F,
     tell: impl Fn(&VmName, T) -> Result<(), Failure>,
 ) -> Result<(), Failure>
 where
@@ -60,7 +60,7 @@ where
     for (name, task) in begun {
         match task.await {
             Ok(Ok(done)) => told = told.and_then(|()| tell(&name, done)),
-            Ok(Err(error)) => failures.push(Failure::Library { of: Some(Whose::vm(&name)), error }),
+            Ok(Err(error)) => failures.push(Failure::Library { of: Some(ErrorSubject::vm(&name)), error }),
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         }
     }

@@ -14,18 +14,18 @@ use crate::output;
 /// Prints the warnings and errors of this process from now on.
 pub(crate) fn print_from_now_on() {
     // A program that runs this as a library may have a subscriber already; then that one prints.
-    let _ = tracing::subscriber::set_global_default(Warnings);
+    let _ = tracing::subscriber::set_global_default(WarningLayer);
 }
 
-struct Warnings;
+struct WarningLayer;
 
-impl Subscriber for Warnings {
+impl Subscriber for WarningLayer {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         metadata.is_event() && *metadata.level() <= Level::WARN
     }
 
     fn event(&self, event: &Event<'_>) {
-        let mut line = Line::default();
+        let mut line = WarningLine::default();
         event.record(&mut line);
         output::warning(line);
     }
@@ -42,13 +42,13 @@ impl Subscriber for Warnings {
 
 /// An event as a line: the VM that it is about, its message, then its other fields.
 #[derive(Default)]
-struct Line {
+struct WarningLine {
     vm: String,
     message: String,
     fields: String,
 }
 
-impl Visit for Line {
+impl Visit for WarningLine {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         // Writing to a string does not fail.
         let _ = match field.name() {
@@ -64,7 +64,7 @@ impl Visit for Line {
     }
 }
 
-impl fmt::Display for Line {
+impl fmt::Display for WarningLine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}{}{}", self.vm, self.message, self.fields)
     }

@@ -7,8 +7,8 @@ use std::io::Write;
 use std::process::Stdio;
 
 use serde_json::Value;
-use vmkit::spec::Machine;
-use vmkit_testkit::guest::{Guest, tiny};
+use vmkit::spec::MachineType;
+use vmkit_testkit::guest::{DebianGuest, tiny};
 
 use support::Host;
 use support::stream::Heard;
@@ -40,7 +40,7 @@ impl Drop for Vm {
     }
 }
 
-fn arguments(guest: &Guest) -> Vec<String> {
+fn arguments(guest: &DebianGuest) -> Vec<String> {
     let path = |path: &std::path::Path| path.to_str().unwrap().to_owned();
     let fixed = ["create", "web", "--start", "--accel", "tcg", "--memory"].map(str::to_owned);
     let mut arguments = Vec::from(fixed);
@@ -51,7 +51,7 @@ fn arguments(guest: &Guest) -> Vec<String> {
         "--initrd".to_owned(),
         path(&guest.initrd),
     ]);
-    arguments.extend(["--cmdline".to_owned(), guest.cmdline(Machine::Q35).to_owned()]);
+    arguments.extend(["--cmdline".to_owned(), guest.cmdline(MachineType::Q35).to_owned()]);
     arguments
 }
 

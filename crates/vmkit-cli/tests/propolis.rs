@@ -8,7 +8,7 @@ use std::process::Stdio;
 
 use support::stream::{Heard, ended};
 use support::{Answer, Host};
-use vmkit_testkit::propolis::{Behaviour, FakePropolis, FaultProxy, NetworkFault, Setup};
+use vmkit_testkit::propolis::{FakePropolis, FakeSetup, FaultProxy, NetworkFault, PropolisBehaviour};
 
 /// What the fake's guest says first.
 const BOOT: &str = "no guest runs here\r\nlogin: ";
@@ -21,10 +21,10 @@ struct Served {
 
 impl Served {
     fn new() -> Self {
-        Self::by(Setup::default())
+        Self::by(FakeSetup::default())
     }
 
-    fn by(setup: Setup) -> Self {
+    fn by(setup: FakeSetup) -> Self {
         Self { host: Host::with_refusing_qemu(), server: setup.spawn().unwrap() }
     }
 
@@ -113,7 +113,7 @@ fn an_address_at_which_nobody_listens_is_named() {
 
 #[test]
 fn a_server_that_is_too_old_is_named_with_the_version_that_is_needed() {
-    let served = Served::by(Setup::default().latest_version("1.0.0"));
+    let served = Served::by(FakeSetup::default().latest_version("1.0.0"));
     let serial = ["--backend-option", "serial-number=rack-7"];
     assert_eq!(served.create("web", &serial).code, Some(0));
     let answer = served.host.vmkit(["start", "web"]);
@@ -204,8 +204,8 @@ fn a_dry_run_prints_the_request_and_changes_nothing() {
 
 #[test]
 fn a_vm_that_comes_after_its_start_was_killed_is_removed_with_its_record() {
-    let slow = Behaviour { asks_host_millis: 3000, ..Behaviour::default() };
-    let served = Served::by(Setup::default().behaviour(slow));
+    let slow = PropolisBehaviour { asks_host_millis: 3000, ..PropolisBehaviour::default() };
+    let served = Served::by(FakeSetup::default().behaviour(slow));
     assert_eq!(served.create("web", &[]).code, Some(0));
     for operation in ["stop", "rm"] {
         let mut start = served.host.command(["start", "web"]);
@@ -230,8 +230,9 @@ fn a_vm_that_comes_after_its_start_was_killed_is_removed_with_its_record() {
 
 #[test]
 fn what_a_server_elsewhere_hides_is_found_by_the_request_and_no_empty_log_is_hinted_at() {
-    let fails = Behaviour { ensure_fails: Some("no such VNIC".to_owned()), ..Behaviour::default() };
-    let served = Served::by(Setup::default().behaviour(fails));
+    let fails =
+        PropolisBehaviour { ensure_fails: Some("no such VNIC".to_owned()), ..PropolisBehaviour::default() };
+    let served = Served::by(FakeSetup::default().behaviour(fails));
     assert_eq!(served.create("web", &[]).code, Some(0));
     let answer = served.host.vmkit(["start", "web"]);
     assert_eq!(answer.code, Some(1), "{answer:?}");
@@ -244,8 +245,10 @@ fn what_a_server_elsewhere_hides_is_found_by_the_request_and_no_empty_log_is_hin
     assert_eq!(answer.code, Some(3), "{answer:?}");
     served.host.must(["rm", "web"]);
 
-    let served =
-        Served::by(Setup::default().behaviour(Behaviour { start_fails: true, ..Behaviour::default() }));
+    let served = Served::by(
+        FakeSetup::default()
+            .behaviour(PropolisBehaviour { start_fails: true, ..PropolisBehaviour::default() }),
+    );
     assert_eq!(served.create("web", &[]).code, Some(0));
     let answer = served.host.vmkit(["start", "web"]);
     assert!(answer.stderr.contains("its server says Failed\n"), "{answer:?}");
@@ -272,8 +275,8 @@ fn a_vm_in_propolis_is_shown_as_what_it_is() {
 
 #[test]
 fn a_vm_whose_devices_pause_is_listed_shown_and_stopped() {
-    let slow = Behaviour { pause_millis: 14_000, ..Behaviour::default() };
-    let served = Served::by(Setup::default().behaviour(slow));
+    let slow = PropolisBehaviour { pause_millis: 14_000, ..PropolisBehaviour::default() };
+    let served = Served::by(FakeSetup::default().behaviour(slow));
     assert_eq!(served.create("web", &["--start"]).code, Some(0));
     assert!(served.server.power_off());
     while !served.server.is_pausing() {

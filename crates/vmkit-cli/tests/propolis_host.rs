@@ -9,7 +9,7 @@ use std::process::Command;
 
 use support::{Answer, Host, answer};
 use vmkit_testkit::propolis::illumos::FakeIllumos;
-use vmkit_testkit::propolis::{Behaviour, FakePropolis, FaultProxy, NetworkFault};
+use vmkit_testkit::propolis::{FakePropolis, FaultProxy, NetworkFault, PropolisBehaviour};
 
 /// A home, and an illumos host with a pool, an image and a link.
 struct World {
@@ -129,7 +129,7 @@ fn what_the_host_has_not_is_refused_by_name_and_leaves_nothing() {
 #[test]
 fn an_address_that_speaks_something_else_is_said_to_be_no_propolis() {
     let world = World::new();
-    let server = FakePropolis::spawn(Behaviour::default()).unwrap();
+    let server = FakePropolis::spawn(PropolisBehaviour::default()).unwrap();
     let proxy = FaultProxy::new(server.address()).unwrap();
     let address = format!("address={}", proxy.address());
     let image = ["--image", "base.img", "--network", "none"];

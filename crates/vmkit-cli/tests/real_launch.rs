@@ -13,11 +13,11 @@ use std::time::Duration;
 use real::{LONG, Life, create_arguments, until};
 use rustix::process::{Signal, kill_process};
 use serde_json::Value;
-use vmkit_testkit::guest::{self, Guest};
+use vmkit_testkit::guest::{self, DebianGuest};
 
 /// Returns the arguments that launch this guest; the tiny one has no disk, so it gets one with
 /// nothing on it.
-fn launch_arguments(life: &Life, guest: &Guest, more: &[&str]) -> Vec<String> {
+fn launch_arguments(life: &Life, guest: &DebianGuest, more: &[&str]) -> Vec<String> {
     let image = guest.disk.as_ref().map_or_else(|| life.file("base.img"), |disk| disk.display().to_string());
     let mut created = create_arguments(guest, "unused", "").split_off(2);
     if let Some(at) = created.iter().position(|argument| argument == "--image") {

@@ -18,8 +18,8 @@ use std::io::Read;
 use real::{LONG, Life, until};
 use rustix::process::{Signal, kill_process};
 use support::answer;
-use vmkit::spec::{Accel, Boot, CloudInitConfig, GuestAccess, Kernel, Machine, RootDisk, VmName, VmSpec};
-use vmkit::ssh::{CloudInitProgress, Event, Login, Session, Terminal, TerminalSize};
+use vmkit::spec::{Accel, Boot, CloudInitConfig, GuestAccess, Kernel, MachineType, RootDisk, VmName, VmSpec};
+use vmkit::ssh::{CloudInitProgress, LoginOptions, ProcessEvent, Session, TerminalSize, TerminalSpec};
 use vmkit::store::Home;
 use vmkit::{BackendTag, QemuHypervisor, VmManager};
 use vmkit_testkit::guest;
@@ -37,7 +37,7 @@ fn make(life: &Life) -> VmManager<QemuHypervisor> {
     let kernel = Kernel {
         path: guest.kernel.clone(),
         initrd: Some(guest.initrd.clone()),
-        cmdline: guest.cmdline(Machine::Q35).to_owned(),
+        cmdline: guest.cmdline(MachineType::Q35).to_owned(),
     };
     let access = Some(GuestAccess::generate("vmkit").unwrap());
     let spec = VmSpec::builder(VmName::new("deb").unwrap())
@@ -78,16 +78,16 @@ fn first_greeting(address: SocketAddr) -> Receiver<Instant> {
 
 /// Measures how long it takes from nothing to a shell's prompt.
 async fn prompt(manager: &VmManager<QemuHypervisor>, name: &VmName) -> Duration {
-    let target = manager.ssh_target(name, &Login::default()).await.unwrap();
+    let target = manager.ssh_target(name, &LoginOptions::default()).await.unwrap();
     let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
     let began = Instant::now();
     let session = Session::connect(&target, deadline).await.unwrap();
-    let terminal = Some(Terminal::new("dumb", TerminalSize { columns: 80, rows: 24 }));
-    let shell = vmkit::ssh::Command { terminal, ..Default::default() };
+    let terminal = Some(TerminalSpec::new("dumb", TerminalSize { columns: 80, rows: 24 }));
+    let shell = vmkit::ssh::GuestCommand { terminal, ..Default::default() };
     let (_input, mut output) = session.spawn(&shell, deadline).await.unwrap().split();
     let mut said = String::new();
     while !said.ends_with("$ ") {
-        let Event::Stdout(data) = output.next().await.unwrap() else { panic!("{said}") };
+        let ProcessEvent::Stdout(data) = output.next().await.unwrap() else { panic!("{said}") };
         said.push_str(&String::from_utf8_lossy(&data));
     }
     began.elapsed()
@@ -114,7 +114,8 @@ fn a_guest_with_vmkits_own_key_is_entered_in_every_way() {
     assert!(late < Duration::from_secs(1), "SSH was there {late:?} before `wait` said so");
 
     runtime().block_on(async {
-        let session = manager.ssh_session(&name, &Login::default(), Duration::from_secs(300)).await.unwrap();
+        let session =
+            manager.ssh_session(&name, &LoginOptions::default(), Duration::from_secs(300)).await.unwrap();
         let mut stages = Vec::new();
         let deadline = tokio::time::Instant::now() + Duration::from_secs(300);
         let done = session.cloud_init_done(deadline, |now| stages.push(now.stage.clone())).await.unwrap();

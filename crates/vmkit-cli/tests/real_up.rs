@@ -12,7 +12,7 @@ use std::process::{Child, Stdio};
 use real::{Ear, LONG, Life, until};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use vmkit::spec::Machine;
+use vmkit::spec::MachineType;
 use vmkit_testkit::guest;
 
 /// What the file says that the test changes.
@@ -29,7 +29,7 @@ fn write(life: &Life, file: &File) {
         "kernel = {:?}\ninitrd = {:?}\ncmdline = {:?}\nmemory = {}\n",
         tiny.kernel,
         tiny.initrd,
-        tiny.cmdline(Machine::Q35),
+        tiny.cmdline(MachineType::Q35),
         tiny.memory.mib()
     );
     let text = format!(
@@ -46,7 +46,7 @@ fn write(life: &Life, file: &File) {
         debian.disk.as_ref().unwrap(),
         debian.kernel,
         debian.initrd,
-        debian.cmdline(Machine::Q35),
+        debian.cmdline(MachineType::Q35),
         debian.memory.mib(),
         file.more_steps,
     );
@@ -172,7 +172,7 @@ fn begin_up(life: &Life, step: &str) -> (Child, Ear) {
         debian.disk.as_ref().unwrap(),
         debian.kernel,
         debian.initrd,
-        debian.cmdline(Machine::Q35),
+        debian.cmdline(MachineType::Q35),
         debian.memory.mib(),
     );
     fs::write(life.file("vmkit.toml"), text).unwrap();

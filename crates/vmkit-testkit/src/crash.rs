@@ -22,10 +22,10 @@ const DIR: &str = "VMKIT_CRASH_DIR";
 const SCENARIO: &str = "VMKIT_CRASH_SCENARIO";
 const AT: &str = "VMKIT_CRASH_AT";
 
-type Hook = Rc<RefCell<dyn FnMut(&'static str) -> io::Result<()>>>;
+type FaultHook = Rc<RefCell<dyn FnMut(&'static str) -> io::Result<()>>>;
 
 thread_local! {
-    static HOOK: RefCell<Option<Hook>> = const { RefCell::new(None) };
+    static HOOK: RefCell<Option<FaultHook>> = const { RefCell::new(None) };
 }
 
 /// Announces an effect of a backend under test.
@@ -49,7 +49,7 @@ fn clear_hook() {
 
 /// What a test is to do in a process of its own.
 #[derive(Debug)]
-pub struct Task {
+pub struct CrashTask {
     /// Where it shall work.
     pub dir: PathBuf,
     /// What it shall do there; the words are the test's own.
@@ -58,13 +58,13 @@ pub struct Task {
 }
 
 /// Returns the task of this process, or `None` where it is an ordinary test run.
-pub fn task() -> Option<Task> {
+pub fn task() -> Option<CrashTask> {
     let dir = env::var_os(DIR)?.into();
     let at = env::var(AT).ok()?.parse().ok()?;
-    Some(Task { dir, scenario: env::var(SCENARIO).ok()?, at })
+    Some(CrashTask { dir, scenario: env::var(SCENARIO).ok()?, at })
 }
 
-impl Task {
+impl CrashTask {
     /// Arranges for the kernel to kill this process before its step `at`, counted from now on this
     /// thread.
     pub fn arm(&self) {
@@ -144,7 +144,7 @@ pub fn assert_passed(output: &Output) {
 
 /// How long a fault lasts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Lasting {
+pub enum FaultDuration {
     /// One step fails, the next ones succeed.
     Once,
     /// Every step from there on fails, as on a full disk.
@@ -153,18 +153,18 @@ pub enum Lasting {
 
 /// A fault in this thread's steps, until it is dropped.
 #[derive(Debug)]
-pub struct Fault {
+pub struct StepFault {
     name: Rc<Cell<Option<&'static str>>>,
 }
 
-impl Fault {
+impl StepFault {
     /// Lets step `at` of this thread fail, the first being 1.
-    pub fn at(at: u64, lasting: Lasting, kind: io::ErrorKind) -> Self {
+    pub fn at(at: u64, lasting: FaultDuration, kind: io::ErrorKind) -> Self {
         let name = Rc::new(Cell::new(None));
         let (mut taken, seen) = (0, Rc::clone(&name));
         set_hook(move |step| {
             taken += 1;
-            let fails = if lasting == Lasting::Once { taken == at } else { taken >= at };
+            let fails = if lasting == FaultDuration::Once { taken == at } else { taken >= at };
             if !fails {
                 return Ok(());
             }
@@ -182,7 +182,7 @@ impl Fault {
     }
 }
 
-impl Drop for Fault {
+impl Drop for StepFault {
     fn drop(&mut self) {
         clear_hook();
     }

@@ -7,20 +7,20 @@ use vmkit::{Backend, BackendTag, Capabilities, ConsoleEndpoint, Hypervisor, Resu
 
 /// A hypervisor with a name: makes a [`Backend`] of a `DynHypervisor` or of a router.
 #[derive(Debug, Clone)]
-pub struct Described<H> {
+pub struct TaggedHypervisor<H> {
     hypervisor: H,
     tag: BackendTag,
     capabilities: Capabilities,
 }
 
-impl<H: Hypervisor> Described<H> {
+impl<H: Hypervisor> TaggedHypervisor<H> {
     /// Says that `hypervisor` makes handles with this tag and can do this much.
     pub fn new(hypervisor: H, tag: BackendTag, capabilities: Capabilities) -> Self {
         Self { hypervisor, tag, capabilities }
     }
 }
 
-impl<H: Hypervisor> Hypervisor for Described<H> {
+impl<H: Hypervisor> Hypervisor for TaggedHypervisor<H> {
     async fn prepare(&self, spec: &VmSpec) -> Result<VmHandle> {
         self.hypervisor.prepare(spec).await
     }
@@ -50,7 +50,7 @@ impl<H: Hypervisor> Hypervisor for Described<H> {
     }
 }
 
-impl<H: Hypervisor> Backend for Described<H> {
+impl<H: Hypervisor> Backend for TaggedHypervisor<H> {
     fn tag(&self) -> BackendTag {
         self.tag.clone()
     }

@@ -21,16 +21,16 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-/// The variable that holds a [`Behaviour`] as JSON, or the path of a file with one.
+/// The variable that holds a [`QemuBehaviour`] as JSON, or the path of a file with one.
 pub const VARIABLE: &str = "VMKIT_FAKE_QEMU";
 
 /// How a fake QEMU behaves; as a default, well.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Behaviour {
+pub struct QemuBehaviour {
     /// It says this and ends before it has opened anything, as QEMU does on arguments that it does
     /// not like.
-    pub refusal: Option<Refusal>,
+    pub refusal: Option<StartRefusal>,
     /// Whether a monitor greets its clients; one that does not also never replies.
     pub greet: bool,
     /// It says this instead of its first greeting line, and goes on as usual.
@@ -55,10 +55,10 @@ pub struct Behaviour {
     /// What the guest prints on its console at once.
     pub console: String,
     /// What happens to it by itself.
-    pub fate: Option<Fate>,
+    pub fate: Option<TimedFault>,
 }
 
-impl Default for Behaviour {
+impl Default for QemuBehaviour {
     fn default() -> Self {
         Self {
             refusal: None,
@@ -81,7 +81,7 @@ impl Default for Behaviour {
 /// An end before the beginning.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Refusal {
+pub struct StartRefusal {
     /// What is written to the standard error.
     pub stderr: String,
     /// The exit code.
@@ -91,17 +91,17 @@ pub struct Refusal {
 /// Something that happens by itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Fate {
+pub struct TimedFault {
     /// How long after the start, in milliseconds.
     pub after_ms: u64,
     /// What happens.
-    pub what: Blow,
+    pub what: QemuFault,
 }
 
 /// What can happen to a QEMU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Blow {
+pub enum QemuFault {
     /// The guest's kernel panics, and pvpanic tells. SIGUSR1 does the same at any time.
     Panic,
     /// The virtualisation fails. SIGUSR2 does the same at any time.
@@ -145,7 +145,7 @@ impl FakeQemu {
     ///
     /// # Errors
     /// Whatever the system says to a new file beside the program.
-    pub fn behave(&self, behaviour: &Behaviour) -> io::Result<()> {
+    pub fn behave(&self, behaviour: &QemuBehaviour) -> io::Result<()> {
         let path = file_beside(&self.program);
         let temporary = path.with_extension("tmp");
         std::fs::write(&temporary, serde_json::to_vec_pretty(behaviour)?)?;
@@ -157,8 +157,8 @@ impl FakeQemu {
 /// the file beside it.
 ///
 /// # Errors
-/// Whatever the system says, and JSON that is no [`Behaviour`].
-pub fn behaviour_of(program: &Path, variable: Option<OsString>) -> io::Result<Behaviour> {
+/// Whatever the system says, and JSON that is no [`QemuBehaviour`].
+pub fn behaviour_of(program: &Path, variable: Option<OsString>) -> io::Result<QemuBehaviour> {
     let path = match variable {
         Some(text) if text.to_string_lossy().starts_with('{') => {
             return Ok(serde_json::from_str(&text.to_string_lossy())?);
@@ -168,7 +168,7 @@ pub fn behaviour_of(program: &Path, variable: Option<OsString>) -> io::Result<Be
     };
     match std::fs::read(&path) {
         Ok(text) => Ok(serde_json::from_slice(&text)?),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Behaviour::default()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(QemuBehaviour::default()),
         Err(error) => Err(error),
     }
 }

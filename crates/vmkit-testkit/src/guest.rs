@@ -8,11 +8,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use vmkit::spec::{Accel, Boot, Kernel, Machine, Mib, RootDisk, VmName, VmSpec, VmSpecBuilder};
+use vmkit::spec::{Accel, Boot, Kernel, MachineType, Mib, RootDisk, VmName, VmSpec, VmSpecBuilder};
 
 /// A guest that was built from distribution packages.
 #[derive(Debug, Clone)]
-pub struct Guest {
+pub struct DebianGuest {
     /// The kernel image.
     pub kernel: PathBuf,
     /// The initial ramdisk.
@@ -46,12 +46,12 @@ struct MachineFile {
     cmdline: String,
 }
 
-impl Guest {
+impl DebianGuest {
     /// Returns the kernel command line for a machine.
     ///
     /// # Panics
     /// For a machine that the guest was not built for.
-    pub fn cmdline(&self, machine: Machine) -> &str {
+    pub fn cmdline(&self, machine: MachineType) -> &str {
         let found = self.cmdlines.get(machine.as_str());
         found.unwrap_or_else(|| panic!("this guest is not for {}", machine.as_str()))
     }
@@ -61,7 +61,7 @@ impl Guest {
     ///
     /// # Panics
     /// For a name that is none, and a machine that the guest was not built for.
-    pub fn spec(&self, name: &str, machine: Machine, extra: &str) -> VmSpecBuilder {
+    pub fn spec(&self, name: &str, machine: MachineType, extra: &str) -> VmSpecBuilder {
         let cmdline = format!("{} {extra}", self.cmdline(machine));
         let kernel = Kernel { path: self.kernel.clone(), initrd: Some(self.initrd.clone()), cmdline };
         let builder = VmSpec::builder(VmName::new(name).expect("a test's name is a name"))
@@ -80,7 +80,7 @@ impl Guest {
 ///
 /// # Panics
 /// Where it has not been built: `cargo xtask guest tiny` does.
-pub fn tiny() -> Guest {
+pub fn tiny() -> DebianGuest {
     load("tiny")
 }
 
@@ -88,11 +88,11 @@ pub fn tiny() -> Guest {
 ///
 /// # Panics
 /// Where it has not been built: `cargo xtask guest debian` does.
-pub fn debian() -> Guest {
+pub fn debian() -> DebianGuest {
     load("debian")
 }
 
-fn load(name: &str) -> Guest {
+fn load(name: &str) -> DebianGuest {
     let link = guests_dir().join(name);
     // The link itself leads to another guest after the next build, and an overlay keeps the path of
     // its image.
@@ -102,7 +102,7 @@ fn load(name: &str) -> Guest {
         .unwrap_or_else(|error| panic!("{}: {error}; `cargo xtask guest {name}` builds it", file.display()));
     let read: GuestFile =
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
-    Guest {
+    DebianGuest {
         kernel: dir.join(read.kernel),
         initrd: dir.join(read.initrd),
         disk: read.disk.map(|disk| dir.join(disk.path)),

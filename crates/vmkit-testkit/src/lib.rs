@@ -28,7 +28,7 @@ pub mod propolis;
 pub mod walk;
 
 pub use conformance::Conformance;
-pub use described::Described;
+pub use described::TaggedHypervisor;
 pub use program::write_program;
 
 use vmkit::spec::{Boot, Kernel, VmName, VmSpec};

@@ -4,11 +4,11 @@ use proptest::prelude::*;
 use vmkit::lifecycle::{Operation, VmState};
 use vmkit::{Backend, ErrorKind, VmHandle};
 
-use crate::conformance::{Conformance, Stop, apply, check, judge};
+use crate::conformance::{CaseStop, Conformance, apply, check, judge};
 
 /// One step of a walk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Step {
+pub struct WalkStep {
     /// What is done.
     pub operation: Operation,
     /// Whether it is given the handle that `prepare` answered, and not the newest.
@@ -16,7 +16,7 @@ pub struct Step {
 }
 
 /// Returns a strategy for walks of at most `length` steps, in which `destroy` is rare.
-pub fn steps(length: usize) -> impl Strategy<Value = Vec<Step>> {
+pub fn steps(length: usize) -> impl Strategy<Value = Vec<WalkStep>> {
     let operation = prop_oneof![
         1 => Just(Operation::Prepare),
         4 => Just(Operation::Start),
@@ -25,7 +25,8 @@ pub fn steps(length: usize) -> impl Strategy<Value = Vec<Step>> {
         4 => Just(Operation::Resume),
         1 => Just(Operation::Destroy),
     ];
-    let step = (operation, any::<bool>()).prop_map(|(operation, old_handle)| Step { operation, old_handle });
+    let step =
+        (operation, any::<bool>()).prop_map(|(operation, old_handle)| WalkStep { operation, old_handle });
     prop::collection::vec(step, 0..=length)
 }
 
@@ -40,11 +41,11 @@ pub async fn along<H: Backend>(
     backend: &H,
     options: &Conformance,
     name: vmkit::spec::VmName,
-    steps: &[Step],
+    steps: &[WalkStep],
 ) -> Result<(), String> {
     let spec = (options.spec)(name);
     let made = backend.prepare(&spec).await.map_err(|error| format!("the first prepare failed: {error}"))?;
-    let mut walk = Walk { backend, options, old: made.clone(), new: made, state: VmState::Prepared };
+    let mut walk = RandomWalk { backend, options, old: made.clone(), new: made, state: VmState::Prepared };
     let mut failure = None;
     for (index, step) in steps.iter().enumerate() {
         if let Err(stop) = walk.take(*step).await {
@@ -52,12 +53,12 @@ pub async fn along<H: Backend>(
             break;
         }
     }
-    let destroyed = walk.take(Step { operation: Operation::Destroy, old_handle: false }).await;
+    let destroyed = walk.take(WalkStep { operation: Operation::Destroy, old_handle: false }).await;
     let destroyed = destroyed.map_err(|stop| format!("the last destroy: {stop:?}"));
     failure.map_or(destroyed, Err)
 }
 
-struct Walk<'a, H> {
+struct RandomWalk<'a, H> {
     backend: &'a H,
     options: &'a Conformance,
     old: VmHandle,
@@ -66,8 +67,8 @@ struct Walk<'a, H> {
     state: VmState,
 }
 
-impl<H: Backend> Walk<'_, H> {
-    async fn take(&mut self, step: Step) -> Result<(), Stop> {
+impl<H: Backend> RandomWalk<'_, H> {
+    async fn take(&mut self, step: WalkStep) -> Result<(), CaseStop> {
         if step.operation == Operation::Prepare {
             return self.prepare().await;
         }
@@ -81,7 +82,7 @@ impl<H: Backend> Walk<'_, H> {
         Ok(())
     }
 
-    async fn prepare(&mut self) -> Result<(), Stop> {
+    async fn prepare(&mut self) -> Result<(), CaseStop> {
         let answer = self.backend.prepare(&self.old.spec).await;
         if self.state == VmState::Destroyed {
             self.new = answer?;

@@ -10,8 +10,8 @@ use vmkit::{
     Backend, BackendTag, Capabilities, ConsoleEndpoint, DynHypervisor, Error, Hypervisor, NoopHypervisor,
     Result, RouterHypervisor, VmHandle, VmState,
 };
-use vmkit_testkit::conformance::{Outcome, Report};
-use vmkit_testkit::{Conformance, Described, conformance, paper_spec, walk};
+use vmkit_testkit::conformance::{CaseOutcome, ConformanceReport};
+use vmkit_testkit::{Conformance, TaggedHypervisor, conformance, paper_spec, walk};
 
 /// Returns the options for a backend over these books.
 fn over(noop: &NoopHypervisor) -> Conformance {
@@ -21,15 +21,15 @@ fn over(noop: &NoopHypervisor) -> Conformance {
 }
 
 fn erased(noop: &NoopHypervisor) -> impl Backend + use<> {
-    Described::new(DynHypervisor::new(noop.clone()), BackendTag::Noop, noop.capabilities())
+    TaggedHypervisor::new(DynHypervisor::new(noop.clone()), BackendTag::Noop, noop.capabilities())
 }
 
 fn routed(noop: &NoopHypervisor) -> impl Backend + use<> {
     let router = RouterHypervisor::new(BackendTag::Noop).with(noop.clone());
-    Described::new(router, BackendTag::Noop, noop.capabilities())
+    TaggedHypervisor::new(router, BackendTag::Noop, noop.capabilities())
 }
 
-fn all_passed(report: &Report) {
+fn all_passed(report: &ConformanceReport) {
     report.assert();
     assert_eq!(report.skipped(), 0, "{report}");
 }
@@ -55,7 +55,7 @@ async fn the_router_keeps_the_contract() {
     all_passed(&conformance::run(move || routed(&noop), options).await);
 }
 
-fn walks_keep_to_the_table(backend: &impl Backend, steps: &[walk::Step]) -> Result<(), TestCaseError> {
+fn walks_keep_to_the_table(backend: &impl Backend, steps: &[walk::WalkStep]) -> Result<(), TestCaseError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let name = VmName::new("walk").expect("a name");
     let options = Conformance::new(paper_spec);
@@ -225,7 +225,7 @@ async fn the_suite_finds_every_fault_and_says_what_it_saw() {
         };
         let report = conformance::run(make, options).await;
         let found = report.cases.iter().find(|it| it.name == case).map(|it| &it.outcome);
-        let Some(Outcome::Failed(what)) = found else { panic!("{fault:?} was not found: {report}") };
+        let Some(CaseOutcome::Failed(what)) = found else { panic!("{fault:?} was not found: {report}") };
         assert!(what.contains(words), "{fault:?}: {what}");
     }
 }

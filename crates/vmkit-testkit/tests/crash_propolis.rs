@@ -12,9 +12,9 @@ use tokio::runtime::{Builder, Runtime};
 use vmkit::spec::{BackendOptions, DataDisk, Mib, NetworkConfig, RootDisk, VmName, VmSpec};
 use vmkit::store::Home;
 use vmkit::{BackendTag, ErrorKind, PropolisHypervisor, Result, VmManager};
-use vmkit_testkit::crash::{self, Fault, Lasting};
+use vmkit_testkit::crash::{self, FaultDuration, StepFault};
 use vmkit_testkit::propolis::illumos::{self, FakeIllumos};
-use vmkit_testkit::propolis::{FakePropolis, Setup};
+use vmkit_testkit::propolis::{FakePropolis, FakeSetup};
 
 const TOOLS: &str = env!("CARGO_BIN_EXE_vmkit-fake-illumos");
 const SERVER: &str = env!("CARGO_BIN_EXE_vmkit-fake-propolis");
@@ -79,7 +79,7 @@ impl World {
         host.add_link("net0").unwrap();
         let mut world = Self::over(dir, host);
         if servers == Servers::Elsewhere {
-            let server = Setup::default().vmm(&world.host.dev().join("vmm")).spawn().unwrap();
+            let server = FakeSetup::default().vmm(&world.host.dev().join("vmm")).spawn().unwrap();
             std::fs::write(dir.join("address"), server.address().to_string()).unwrap();
             std::fs::write(dir.join("disk.raw"), vec![7; 1 << 20]).unwrap();
             world._server = Some(server);
@@ -250,12 +250,12 @@ fn a_failing_system_never_loses_a_vm_at_a_server_elsewhere_either() {
 }
 
 fn fail_every_step(servers: Servers) {
-    for lasting in [Lasting::Once, Lasting::FromThenOn] {
+    for lasting in [FaultDuration::Once, FaultDuration::FromThenOn] {
         for (word, before, allowed) in LIVES {
             for at in 1.. {
                 let temp = tempfile::tempdir().unwrap();
                 let world = World::prepared(temp.path(), servers, before);
-                let fault = Fault::at(at, lasting, io::ErrorKind::StorageFull);
+                let fault = StepFault::at(at, lasting, io::ErrorKind::StorageFull);
                 let outcome = runtime().block_on(world.operate(word));
                 let failed = fault.failed();
                 drop(fault);
@@ -273,8 +273,8 @@ fn fail_every_step(servers: Servers) {
 fn a_host_whose_commands_fail_is_left_as_it_was() {
     let (stderr, code) = ("the host is out of sorts".to_owned(), 1);
     let faults = [
-        illumos::Fault::Fail { stderr: stderr.clone(), code },
-        illumos::Fault::FailAfterwards { stderr, code },
+        illumos::CallFault::Fail { stderr: stderr.clone(), code },
+        illumos::CallFault::FailAfterwards { stderr, code },
     ];
     for fault in faults {
         for (word, before, allowed) in LIVES {

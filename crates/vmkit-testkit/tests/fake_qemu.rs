@@ -10,7 +10,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use vmkit_testkit::fake_qemu::{Behaviour, Blow, FakeQemu, Fate, Refusal};
+use vmkit_testkit::fake_qemu::{FakeQemu, QemuBehaviour, QemuFault, StartRefusal, TimedFault};
 
 const FAKE: &str = env!("CARGO_BIN_EXE_vmkit-fake-qemu");
 const REAL: &str = "qemu-system-x86_64";
@@ -39,7 +39,7 @@ impl Qemu {
         Self { child, dir }
     }
 
-    fn fake(behaviour: &Behaviour, args: &[&str]) -> Self {
+    fn fake(behaviour: &QemuBehaviour, args: &[&str]) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let fake = FakeQemu::install(FAKE.as_ref(), dir.path()).expect("a link");
         fake.behave(behaviour).expect("a file");
@@ -180,7 +180,7 @@ fn the_fake_says_what_the_real_one_says() {
     let dir = tempfile::tempdir().expect("a directory");
     let real = conversation(Qemu::start(REAL.as_ref(), &args, dir));
     // The fake's guest would obey the button once it runs; the real one here has no guest.
-    let deaf = Behaviour { ignore_power_down: true, ..Behaviour::default() };
+    let deaf = QemuBehaviour { ignore_power_down: true, ..QemuBehaviour::default() };
     let fake = conversation(Qemu::fake(&deaf, &args));
     assert_eq!(real.len(), 28, "{real:#?}");
     assert_eq!(fake, real);
@@ -188,7 +188,7 @@ fn the_fake_says_what_the_real_one_says() {
 
 #[test]
 fn both_end_with_code_0_at_sigterm() {
-    let fake = Qemu::fake(&Behaviour::default(), &[]);
+    let fake = Qemu::fake(&QemuBehaviour::default(), &[]);
     let real = Qemu::start(REAL.as_ref(), &["-S"], tempfile::tempdir().expect("a directory"));
     for qemu in [fake, real] {
         let mut client = qemu.talk();
@@ -208,7 +208,7 @@ fn both_refuse_what_they_can_not_have_in_the_same_words() {
     let forward = format!("user,id=n,hostfwd=tcp:127.0.0.1:{port}-:22");
     let missing = "driver=raw,node-name=a,file.driver=file,file.filename=/nowhere/disk";
     for args in [vec!["-foo"], vec!["-netdev", &forward], vec!["-blockdev", missing]] {
-        let fake = Qemu::fake(&Behaviour::default(), &args).ended();
+        let fake = Qemu::fake(&QemuBehaviour::default(), &args).ended();
         let real = Qemu::start(REAL.as_ref(), &args, tempfile::tempdir().expect("a directory")).ended();
         assert_eq!((fake.0.code(), &fake.1), (Some(1), &real.1), "{args:?}");
         assert_eq!(real.0.code(), Some(1));
@@ -219,9 +219,9 @@ fn both_refuse_what_they_can_not_have_in_the_same_words() {
 fn two_fakes_do_not_get_one_image() {
     let disk = tempfile::NamedTempFile::new().expect("a file");
     let blockdev = format!("driver=raw,node-name=a,file.driver=file,file.filename={}", disk.path().display());
-    let first = Qemu::fake(&Behaviour::default(), &["-blockdev", &blockdev]);
+    let first = Qemu::fake(&QemuBehaviour::default(), &["-blockdev", &blockdev]);
     first.talk();
-    let (status, said) = Qemu::fake(&Behaviour::default(), &["-blockdev", &blockdev]).ended();
+    let (status, said) = Qemu::fake(&QemuBehaviour::default(), &["-blockdev", &blockdev]).ended();
     assert_eq!(status.code(), Some(1));
     assert!(said.contains(r#"Failed to get "write" lock"#), "{said}");
     first.signal(Signal::TERM);
@@ -230,7 +230,7 @@ fn two_fakes_do_not_get_one_image() {
 
 #[test]
 fn the_guest_obeys_its_button_while_it_runs() {
-    let qemu = Qemu::fake(&Behaviour::default(), &["-S"]);
+    let qemu = Qemu::fake(&QemuBehaviour::default(), &["-S"]);
     let mut client = qemu.talk();
     client.ask("system_powerdown");
     assert_eq!(client.status(), "prelaunch");
@@ -242,7 +242,7 @@ fn the_guest_obeys_its_button_while_it_runs() {
 
 #[test]
 fn a_deaf_guest_does_not_hear_an_early_press() {
-    let qemu = Qemu::fake(&Behaviour { deaf_ms: 300, ..Behaviour::default() }, &[]);
+    let qemu = Qemu::fake(&QemuBehaviour { deaf_ms: 300, ..QemuBehaviour::default() }, &[]);
     let mut client = qemu.talk();
     client.ask("system_powerdown");
     std::thread::sleep(Duration::from_millis(400));
@@ -254,7 +254,7 @@ fn a_deaf_guest_does_not_hear_an_early_press() {
 
 #[test]
 fn panics_and_other_failures_show_in_the_state() {
-    let qemu = Qemu::fake(&Behaviour::default(), &["-action", "panic=pause"]);
+    let qemu = Qemu::fake(&QemuBehaviour::default(), &["-action", "panic=pause"]);
     let mut client = qemu.talk();
     qemu.signal(Signal::USR1);
     assert_eq!([client.hear()["event"].clone(), client.hear()["event"].clone()], ["GUEST_PANICKED", "STOP"]);
@@ -262,8 +262,8 @@ fn panics_and_other_failures_show_in_the_state() {
     client.ask("quit");
     assert!(qemu.ended().0.success());
 
-    let fate = Fate { after_ms: 1, what: Blow::InternalError };
-    let qemu = Qemu::fake(&Behaviour { fate: Some(fate), ..Behaviour::default() }, &[]);
+    let fate = TimedFault { after_ms: 1, what: QemuFault::InternalError };
+    let qemu = Qemu::fake(&QemuBehaviour { fate: Some(fate), ..QemuBehaviour::default() }, &[]);
     let mut client = qemu.talk();
     while client.status() == "running" {}
     assert_eq!(client.status(), "internal-error");
@@ -275,26 +275,27 @@ fn panics_and_other_failures_show_in_the_state() {
 
 #[test]
 fn it_ends_as_it_is_told_to() {
-    let refusal = Refusal { stderr: "no such thing\n".into(), code: 3 };
+    let refusal = StartRefusal { stderr: "no such thing\n".into(), code: 3 };
     let (status, said) =
-        Qemu::fake(&Behaviour { refusal: Some(refusal), ..Behaviour::default() }, &[]).ended();
+        Qemu::fake(&QemuBehaviour { refusal: Some(refusal), ..QemuBehaviour::default() }, &[]).ended();
     assert_eq!((status.code(), said.as_str()), (Some(3), "no such thing\n"));
 
     use std::os::unix::process::ExitStatusExt;
-    let fate = Fate { after_ms: 10, what: Blow::Signal(6) };
-    let (status, _) = Qemu::fake(&Behaviour { fate: Some(fate), ..Behaviour::default() }, &[]).ended();
+    let fate = TimedFault { after_ms: 10, what: QemuFault::Signal(6) };
+    let (status, _) =
+        Qemu::fake(&QemuBehaviour { fate: Some(fate), ..QemuBehaviour::default() }, &[]).ended();
     assert_eq!(status.signal(), Some(6));
 }
 
 #[test]
 fn it_is_silent_rude_or_stubborn_where_it_is_told_to() {
-    let behaviour = Behaviour {
+    let behaviour = QemuBehaviour {
         mute: vec!["stop".into()],
         refuse: [("cont".to_owned(), "I would rather not".to_owned())].into(),
         hang_up: vec!["query-name".into()],
         junk: true,
         ignore_sigterm: true,
-        ..Behaviour::default()
+        ..QemuBehaviour::default()
     };
     let qemu = Qemu::fake(&behaviour, &[]);
     let mut client = qemu.talk();
@@ -309,7 +310,7 @@ fn it_is_silent_rude_or_stubborn_where_it_is_told_to() {
     client.ask("quit");
     assert!(qemu.ended().0.success());
 
-    let qemu = Qemu::fake(&Behaviour { greet: false, ..Behaviour::default() }, &[]);
+    let qemu = Qemu::fake(&QemuBehaviour { greet: false, ..QemuBehaviour::default() }, &[]);
     let mut client = qemu.connect();
     client.stream.set_read_timeout(Some(Duration::from_millis(100))).expect("a timeout");
     client.say(r#"{"execute": "qmp_capabilities"}"#);

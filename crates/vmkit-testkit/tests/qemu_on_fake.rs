@@ -14,7 +14,7 @@ use vmkit::spec::{
     VmSpecBuilder,
 };
 use vmkit::{Error, ErrorKind, FailureKind, Hypervisor, QemuHypervisor, VmHandle, VmState};
-use vmkit_testkit::fake_qemu::{Behaviour, Blow, FakeQemu, Fate, Refusal};
+use vmkit_testkit::fake_qemu::{FakeQemu, QemuBehaviour, QemuFault, StartRefusal, TimedFault};
 use vmkit_testkit::{Conformance, conformance, walk};
 
 const FAKE: &str = env!("CARGO_BIN_EXE_vmkit-fake-qemu");
@@ -25,7 +25,7 @@ struct Home {
 }
 
 impl Home {
-    fn new(behaviour: &Behaviour) -> Self {
+    fn new(behaviour: &QemuBehaviour) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         fs::write(dir.path().join("vmlinuz"), vmkit_testkit::paper_kernel()).expect("a file");
         let qemu = FakeQemu::install(FAKE.as_ref(), dir.path()).expect("a link");
@@ -112,7 +112,7 @@ fn kill(vm: &VmHandle, signal: Signal) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_qemu_backend_keeps_the_contract() {
-    let home = Home::new(&Behaviour::default());
+    let home = Home::new(&QemuBehaviour::default());
     let (specs, vms, leftovers) =
         (home.dir.path().to_owned(), home.dir.path().to_owned(), home.dir.path().to_owned());
     let options = Conformance::new(move |name| spec(&specs, name))
@@ -128,7 +128,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
     #[test]
     fn the_qemu_backend_keeps_to_the_table_along_any_walk(steps in walk::steps(10)) {
-        let home = Home::new(&Behaviour::default());
+        let home = Home::new(&QemuBehaviour::default());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let dir = home.dir.path().to_owned();
         let options = Conformance::new(move |name| spec(&dir, name));
@@ -141,8 +141,8 @@ proptest! {
 
 #[tokio::test]
 async fn what_qemu_says_when_it_refuses_to_start_reaches_the_caller() {
-    let refusal = Refusal { stderr: "qemu: the moon is wrong\n".into(), code: 1 };
-    let home = Home::new(&Behaviour { refusal: Some(refusal), ..Behaviour::default() });
+    let refusal = StartRefusal { stderr: "qemu: the moon is wrong\n".into(), code: 1 };
+    let home = Home::new(&QemuBehaviour { refusal: Some(refusal), ..QemuBehaviour::default() });
     let qemu = home.hypervisor();
     let vm = home.prepared(&qemu).await;
     let error = qemu.start(&vm).await.expect_err("it refuses");
@@ -153,8 +153,8 @@ async fn what_qemu_says_when_it_refuses_to_start_reaches_the_caller() {
 
 #[tokio::test]
 async fn a_monitor_that_never_gets_ready_ends_the_start_and_its_qemu() {
-    let silent = Behaviour { greet: false, ..Behaviour::default() };
-    let stalled = Behaviour { mute: vec!["qmp_capabilities".into()], ..Behaviour::default() };
+    let silent = QemuBehaviour { greet: false, ..QemuBehaviour::default() };
+    let stalled = QemuBehaviour { mute: vec!["qmp_capabilities".into()], ..QemuBehaviour::default() };
     for behaviour in [silent, stalled] {
         let home = Home::new(&behaviour);
         let qemu = over(home.dir.path(), Duration::from_millis(700));
@@ -168,7 +168,8 @@ async fn a_monitor_that_never_gets_ready_ends_the_start_and_its_qemu() {
 
 #[tokio::test]
 async fn a_monitor_that_speaks_no_json_ends_the_start_and_its_qemu() {
-    let home = Home::new(&Behaviour { greeting: Some("HTTP/1.1 200 OK".into()), ..Behaviour::default() });
+    let home =
+        Home::new(&QemuBehaviour { greeting: Some("HTTP/1.1 200 OK".into()), ..QemuBehaviour::default() });
     let qemu = home.hypervisor();
     let vm = home.prepared(&qemu).await;
     let error = qemu.start(&vm).await.expect_err("that is no greeting");
@@ -179,7 +180,7 @@ async fn a_monitor_that_speaks_no_json_ends_the_start_and_its_qemu() {
 
 #[tokio::test]
 async fn a_qemu_that_answers_no_more_is_not_taken_for_dead() {
-    let home = Home::new(&Behaviour { mute: vec!["query-status".into()], ..Behaviour::default() });
+    let home = Home::new(&QemuBehaviour { mute: vec!["query-status".into()], ..QemuBehaviour::default() });
     let qemu = home.hypervisor();
     let vm = home.started(&qemu).await;
     let asked = Instant::now();
@@ -195,7 +196,7 @@ async fn a_panic_and_an_internal_error_are_failures_that_start_mends() {
     for (signal, kind) in
         [(Signal::USR1, FailureKind::GuestPanic), (Signal::USR2, FailureKind::InternalError)]
     {
-        let home = Home::new(&Behaviour::default());
+        let home = Home::new(&QemuBehaviour::default());
         let qemu = home.hypervisor();
         let vm = home.started(&qemu).await;
         kill(&vm, signal);
@@ -217,10 +218,13 @@ async fn a_panic_and_an_internal_error_are_failures_that_start_mends() {
 #[tokio::test]
 async fn how_qemu_ended_by_itself_is_told() {
     for (what, kind, word) in [
-        (Blow::Signal(6), FailureKind::HypervisorKilled, "SIGABRT"),
-        (Blow::Exit(3), FailureKind::HypervisorExited, "3"),
+        (QemuFault::Signal(6), FailureKind::HypervisorKilled, "SIGABRT"),
+        (QemuFault::Exit(3), FailureKind::HypervisorExited, "3"),
     ] {
-        let home = Home::new(&Behaviour { fate: Some(Fate { after_ms: 300, what }), ..Behaviour::default() });
+        let home = Home::new(&QemuBehaviour {
+            fate: Some(TimedFault { after_ms: 300, what }),
+            ..QemuBehaviour::default()
+        });
         let qemu = home.hypervisor();
         let vm = home.started(&qemu).await;
         let asked = Instant::now();
@@ -237,11 +241,11 @@ async fn how_qemu_ended_by_itself_is_told() {
 
 #[tokio::test]
 async fn a_qemu_that_ignores_everything_is_stopped_by_force() {
-    let home = Home::new(&Behaviour {
+    let home = Home::new(&QemuBehaviour {
         ignore_power_down: true,
         ignore_sigterm: true,
         mute: vec!["quit".into()],
-        ..Behaviour::default()
+        ..QemuBehaviour::default()
     });
     let qemu = home.hypervisor();
     let vm = home.started(&qemu).await;
@@ -256,12 +260,12 @@ async fn a_qemu_that_ignores_everything_is_stopped_by_force() {
 
 #[tokio::test]
 async fn a_guest_that_hears_its_button_late_still_ends_by_itself() {
-    let home = Home::new(&Behaviour {
+    let home = Home::new(&QemuBehaviour {
         deaf_ms: 1500,
         // Only the guest itself can end it.
         ignore_sigterm: true,
         mute: vec!["quit".into()],
-        ..Behaviour::default()
+        ..QemuBehaviour::default()
     });
     let qemu = home.hypervisor();
     let vm = home.started(&qemu).await;
@@ -278,7 +282,7 @@ async fn a_guest_that_hears_its_button_late_still_ends_by_itself() {
 
 #[tokio::test]
 async fn a_timeout_beyond_all_reckoning_is_as_good_as_never() {
-    let home = Home::new(&Behaviour::default());
+    let home = Home::new(&QemuBehaviour::default());
     let qemu = home.hypervisor();
     let vm = home.started(&qemu).await;
     let stopped = qemu.stop(&vm, Duration::MAX).await;
@@ -288,7 +292,7 @@ async fn a_timeout_beyond_all_reckoning_is_as_good_as_never() {
 
 #[tokio::test]
 async fn the_ports_that_the_kernel_chose_are_in_the_handle() {
-    let home = Home::new(&Behaviour::default());
+    let home = Home::new(&QemuBehaviour::default());
     let qemu = home.hypervisor();
     let vm = home.started(&qemu).await;
     let forwards = &vm.run.as_ref().expect("it runs").forwards;
@@ -301,7 +305,7 @@ async fn the_ports_that_the_kernel_chose_are_in_the_handle() {
 
 #[tokio::test]
 async fn a_disk_that_shall_be_larger_grows_at_the_start() {
-    let home = Home::new(&Behaviour::default());
+    let home = Home::new(&QemuBehaviour::default());
     let qemu = home.hypervisor();
     let image = home.dir.path().join("base.img");
     fs::File::create(&image).and_then(|file| file.set_len(4 << 20)).expect("an image");
@@ -359,19 +363,19 @@ fn sleeps(vm: &VmHandle) {
     }
 }
 
-fn ends_by_itself_only(what: Blow) -> Behaviour {
-    Behaviour {
-        fate: Some(Fate { after_ms: 100, what }),
+fn ends_by_itself_only(what: QemuFault) -> QemuBehaviour {
+    QemuBehaviour {
+        fate: Some(TimedFault { after_ms: 100, what }),
         // Only the guest itself can end it.
         ignore_sigterm: true,
         mute: vec!["quit".into()],
-        ..Behaviour::default()
+        ..QemuBehaviour::default()
     }
 }
 
 #[tokio::test]
 async fn a_guest_that_waits_for_room_on_its_disk_goes_on_at_the_next_start_or_stop() {
-    let home = Home::new(&ends_by_itself_only(Blow::IoError));
+    let home = Home::new(&ends_by_itself_only(QemuFault::IoError));
     let qemu = home.hypervisor();
     let vm = home.started(&qemu).await;
     let pid = |vm: &VmHandle| vm.run.as_ref().and_then(|run| run.pid);
@@ -391,7 +395,7 @@ async fn a_guest_that_waits_for_room_on_its_disk_goes_on_at_the_next_start_or_st
 
 #[tokio::test]
 async fn a_guest_that_sleeps_is_woken_to_be_stopped() {
-    let home = Home::new(&ends_by_itself_only(Blow::Sleep));
+    let home = Home::new(&ends_by_itself_only(QemuFault::Sleep));
     let qemu = home.hypervisor();
     let vm = home.started(&qemu).await;
     sleeps(&vm);
@@ -404,7 +408,7 @@ async fn a_guest_that_sleeps_is_woken_to_be_stopped() {
 
 #[tokio::test]
 async fn what_the_program_left_open_for_its_children_does_not_reach_the_hypervisor() {
-    let home = Home::new(&Behaviour::default());
+    let home = Home::new(&QemuBehaviour::default());
     let qemu = home.hypervisor();
     let (read, write) = rustix::pipe::pipe().expect("a pipe, handed on to every child");
     rustix::io::fcntl_setfd(&read, rustix::io::FdFlags::CLOEXEC).expect("a flag");
@@ -421,7 +425,7 @@ async fn what_the_program_left_open_for_its_children_does_not_reach_the_hypervis
 
 #[tokio::test]
 async fn a_start_that_comes_to_nothing_leaves_a_stopped_vm_stopped() {
-    let home = Home::new(&Behaviour::default());
+    let home = Home::new(&QemuBehaviour::default());
     let qemu = home.hypervisor();
     let vm = home.started(&qemu).await;
     let vm = qemu.stop(&vm, Duration::ZERO).await.unwrap_or_else(|error| panic!("stop: {error}"));
@@ -443,7 +447,7 @@ async fn a_start_that_comes_to_nothing_leaves_a_stopped_vm_stopped() {
 #[tokio::test]
 async fn a_start_that_is_not_heard_of_in_time_leaves_nothing_running() {
     for limit in [1, 5, 20] {
-        let home = Home::new(&Behaviour { greet: false, ..Behaviour::default() });
+        let home = Home::new(&QemuBehaviour { greet: false, ..QemuBehaviour::default() });
         let qemu = over(home.dir.path(), Duration::from_millis(limit));
         let vm = home.prepared(&qemu).await;
         let error = qemu.start(&vm).await.expect_err("it never greets");
@@ -455,7 +459,7 @@ async fn a_start_that_is_not_heard_of_in_time_leaves_nothing_running() {
 
 #[tokio::test]
 async fn a_vm_is_started_from_a_session_with_another_runtime_directory() {
-    let home = Home::new(&Behaviour::default());
+    let home = Home::new(&QemuBehaviour::default());
     let qemu = home.hypervisor();
     let vm = home.started(&qemu).await;
     let old = qemu.stop(&vm, Duration::from_secs(20)).await.unwrap_or_else(|error| panic!("stop: {error}"));
@@ -481,7 +485,7 @@ async fn a_vm_is_started_from_a_session_with_another_runtime_directory() {
 
 #[tokio::test]
 async fn a_screen_whose_password_was_never_set_gets_one_from_whoever_comes_next() {
-    let home = Home::new(&Behaviour::default());
+    let home = Home::new(&QemuBehaviour::default());
     let qemu = home.hypervisor();
     let name = VmName::new("web").expect("a name");
     let spec = VmSpecBuilder::from(home.spec(name)).vnc(vmkit::spec::Vnc::Loopback).build().expect("a spec");
@@ -507,7 +511,7 @@ async fn a_screen_whose_password_was_never_set_gets_one_from_whoever_comes_next(
 
 #[tokio::test]
 async fn relative_paths_are_refused_before_anything_is_made() {
-    let home = Home::new(&Behaviour::default());
+    let home = Home::new(&QemuBehaviour::default());
     let dir = home.dir.path();
     let name = || VmName::new("web").expect("a name");
     for (work, run) in [("vms".into(), dir.join("run")), (dir.join("vms"), "run".into())] {

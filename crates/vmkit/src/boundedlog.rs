@@ -41,9 +41,9 @@ impl BoundedLog {
     }
 
     /// Returns the place that is written to next.
-    pub(crate) fn mark(&self) -> io::Result<LogMark> {
+    pub(crate) fn mark(&self) -> io::Result<LogPosition> {
         let file = self.file.as_ref().ok_or(io::ErrorKind::NotFound)?;
-        Ok(LogMark { file: FileMark::of(file)?, at_bytes: self.written_bytes })
+        Ok(LogPosition { file: FileMark::of(file)?, at_bytes: self.written_bytes })
     }
 
     /// Appends, cutting where the bound says. A full disk loses log lines and nothing else: the
@@ -76,7 +76,7 @@ impl BoundedLog {
 /// A place in a bounded log: it tells what was written since from what was there before, however
 /// often the log is cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LogMark {
+pub struct LogPosition {
     #[serde(flatten)]
     file: FileMark,
     at_bytes: u64,
@@ -99,7 +99,7 @@ impl FileMark {
     }
 }
 
-impl LogMark {
+impl LogPosition {
     /// Returns the end of a bounded log, as it is now; nothing where there is no log.
     pub(crate) fn end_of(path: &Path) -> io::Result<Option<Self>> {
         let Some(file) = opened(path)? else { return Ok(None) };
@@ -119,7 +119,7 @@ impl LogMark {
 }
 
 /// Reads the last `most_bytes` of what was written to a bounded log since `mark`.
-pub fn tail_of_log_since(path: &Path, mark: &LogMark, most_bytes: u64) -> io::Result<Vec<u8>> {
+pub fn tail_of_log_since(path: &Path, mark: &LogPosition, most_bytes: u64) -> io::Result<Vec<u8>> {
     let mark_of = |file: &Option<File>| file.as_ref().map(FileMark::of).transpose();
     loop {
         let (newer, older) = (opened(path)?, opened(&older_log(path))?);

@@ -18,7 +18,7 @@ pub(crate) const CLOSE: Duration = Duration::from_millis(20);
 
 /// What the two sides of a resume know.
 #[derive(Debug, Clone, Copy, Default)]
-struct Resumption {
+struct ResumeContext {
     /// How long the guest was paused, where that is known.
     #[cfg_attr(
         not(all(target_os = "linux", feature = "qemu")),
@@ -30,13 +30,13 @@ struct Resumption {
 }
 
 tokio::task_local! {
-    static RESUMPTION: Cell<Resumption>;
+    static RESUMPTION: Cell<ResumeContext>;
 }
 
 /// Lets a guest go on that was paused for this long, and returns whether its clock is certainly
 /// right then.
 pub(crate) async fn resuming<T>(paused: Option<Duration>, resume: impl Future<Output = T>) -> (T, bool) {
-    let begun = Cell::new(Resumption { paused, is_settled: false });
+    let begun = Cell::new(ResumeContext { paused, is_settled: false });
     RESUMPTION
         .scope(begun, async {
             let done = resume.await;
@@ -54,7 +54,7 @@ pub(crate) fn paused() -> Option<Duration> {
 /// Notes that there is nothing left to do about the clock.
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 pub(crate) fn settled() {
-    let _ = RESUMPTION.try_with(|now| now.set(Resumption { is_settled: true, ..now.get() }));
+    let _ = RESUMPTION.try_with(|now| now.set(ResumeContext { is_settled: true, ..now.get() }));
 }
 
 /// How a guest's clock stood at a moment of this host's.

@@ -71,7 +71,7 @@ pub enum Error {
         backend: BackendTag,
     },
     /// The name is none of those that exist.
-    #[error("{what} `{name}` does not exist; {}{}", There(known), Meant(meant.as_deref()))]
+    #[error("{what} `{name}` does not exist; {}{}", LocationOf(known), SuggestionOf(meant.as_deref()))]
     Unknown {
         /// What kind of thing, such as `machine`.
         what: &'static str,
@@ -86,7 +86,7 @@ pub enum Error {
     #[error(transparent)]
     Transition(#[from] InvalidTransition),
     /// What was asked for exists only while the VM runs or is suspended.
-    #[error("{what} is known only while the VM runs, and it is {state}{}", Cause(state))]
+    #[error("{what} is known only while the VM runs, and it is {state}{}", CauseOf(state))]
     NotLive {
         /// What was asked for.
         what: &'static str,
@@ -102,7 +102,7 @@ pub enum Error {
         what: String,
     },
     /// No backend with this tag is registered.
-    #[error("no backend `{tag}` is registered here; known: {}", Names(known))]
+    #[error("no backend `{tag}` is registered here; known: {}", NameList(known))]
     UnknownBackend {
         /// The tag that was asked for.
         tag: BackendTag,
@@ -110,7 +110,7 @@ pub enum Error {
         known: Vec<BackendTag>,
     },
     /// Another process holds what is needed.
-    #[error("{what} is in use{}", Holder(*holder))]
+    #[error("{what} is in use{}", HolderOf(*holder))]
     Busy {
         /// What is held.
         what: String,
@@ -148,7 +148,7 @@ pub enum Error {
         way_out: Box<str>,
     },
     /// The image that is to be removed is the backing file of VMs' disks.
-    #[error("{image}: the {} on it, and so it is in use", Hanging(vms))]
+    #[error("{image}: the {} on it, and so it is in use", BackingUsers(vms))]
     ImageInUse {
         /// The image, by all its names.
         image: String,
@@ -156,7 +156,7 @@ pub enum Error {
         vms: Vec<VmName>,
     },
     /// A deadline passed.
-    #[error("waited {:.1} s for {awaited}{}", after.as_secs_f64(), Tail("the console's last lines", console))]
+    #[error("waited {:.1} s for {awaited}{}", after.as_secs_f64(), ConsoleTail("the console's last lines", console))]
     TimedOut {
         /// What was awaited.
         awaited: String,
@@ -168,8 +168,8 @@ pub enum Error {
     /// A VM ended while something else was awaited of it.
     #[error(
         "waited for {awaited}, and it is {state}{}{}",
-        Cause(state),
-        Tail("the console's last lines", console)
+        CauseOf(state),
+        ConsoleTail("the console's last lines", console)
     )]
     Ended {
         /// What was awaited.
@@ -196,7 +196,7 @@ pub enum Error {
         problem: String,
     },
     /// QEMU ended when it should not have.
-    #[error("QEMU ended: {status} (its log: {}){}", log.display(), Tail("it said", stderr))]
+    #[error("QEMU ended: {status} (its log: {}){}", log.display(), ConsoleTail("it said", stderr))]
     QemuExited {
         /// How it ended: its exit code or the signal.
         status: String,
@@ -476,9 +476,9 @@ pub(crate) const GUEST_AGENT: &str = "the guest agent";
 /// The name of a guest's SSH server as a peer in errors.
 pub(crate) const SSH_SERVER: &str = "the SSH server";
 
-struct Names<'a>(&'a [BackendTag]);
+struct NameList<'a>(&'a [BackendTag]);
 
-impl fmt::Display for Names<'_> {
+impl fmt::Display for NameList<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.is_empty() {
             return f.write_str("none");
@@ -494,9 +494,9 @@ impl fmt::Display for Names<'_> {
 /// How many names an error lists at most.
 const MOST_NAMES: usize = 20;
 
-struct There<'a>(&'a [String]);
+struct LocationOf<'a>(&'a [String]);
 
-impl fmt::Display for There<'_> {
+impl fmt::Display for LocationOf<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.is_empty() {
             return f.write_str("there is none");
@@ -510,9 +510,9 @@ impl fmt::Display for There<'_> {
     }
 }
 
-struct Meant<'a>(Option<&'a str>);
+struct SuggestionOf<'a>(Option<&'a str>);
 
-impl fmt::Display for Meant<'_> {
+impl fmt::Display for SuggestionOf<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             Some(meant) => write!(f, ": did you mean `{meant}`?"),
@@ -521,9 +521,9 @@ impl fmt::Display for Meant<'_> {
     }
 }
 
-struct Holder(Option<u32>);
+struct HolderOf(Option<u32>);
 
-impl fmt::Display for Holder {
+impl fmt::Display for HolderOf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             Some(pid) => write!(f, " by process {pid}"),
@@ -532,9 +532,9 @@ impl fmt::Display for Holder {
     }
 }
 
-struct Hanging<'a>(&'a [VmName]);
+struct BackingUsers<'a>(&'a [VmName]);
 
-impl fmt::Display for Hanging<'_> {
+impl fmt::Display for BackingUsers<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names: Vec<String> = self.0.iter().map(|name| format!("`{name}`")).collect();
         match &names[..] {
@@ -544,9 +544,9 @@ impl fmt::Display for Hanging<'_> {
     }
 }
 
-struct Cause<'a>(&'a VmState);
+struct CauseOf<'a>(&'a VmState);
 
-impl fmt::Display for Cause<'_> {
+impl fmt::Display for CauseOf<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             VmState::Failed { cause } => write!(f, ": {cause}"),
@@ -555,9 +555,9 @@ impl fmt::Display for Cause<'_> {
     }
 }
 
-struct Tail<'a>(&'static str, &'a str);
+struct ConsoleTail<'a>(&'static str, &'a str);
 
-impl fmt::Display for Tail<'_> {
+impl fmt::Display for ConsoleTail<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = self.1.trim_end();
         if text.is_empty() {

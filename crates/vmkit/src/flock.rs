@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 
 /// Whether others may hold the lock at the same time.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Hold {
+pub(crate) enum LockMode {
     /// Nobody else may.
     Alone,
     /// Those may who hold it so themselves.
@@ -25,19 +25,19 @@ pub(crate) enum Hold {
     Shared,
 }
 
-impl Hold {
+impl LockMode {
     /// Returns how it is asked for by one who does not wait.
     pub(crate) fn at_once(self) -> FlockOperation {
         match self {
-            Hold::Alone => FlockOperation::NonBlockingLockExclusive,
-            Hold::Shared => FlockOperation::NonBlockingLockShared,
+            LockMode::Alone => FlockOperation::NonBlockingLockExclusive,
+            LockMode::Shared => FlockOperation::NonBlockingLockShared,
         }
     }
 
     fn waiting(self) -> FlockOperation {
         match self {
-            Hold::Alone => FlockOperation::LockExclusive,
-            Hold::Shared => FlockOperation::LockShared,
+            LockMode::Alone => FlockOperation::LockExclusive,
+            LockMode::Shared => FlockOperation::LockShared,
         }
     }
 }
@@ -50,18 +50,18 @@ impl Hold {
 /// given up is forgotten with the next one, so that trying again and again leaves no more than
 /// that. It is not one of the runtime's threads, since the runtime would wait for it at its end.
 #[derive(Debug)]
-pub(crate) struct Waiting(oneshot::Receiver<Result<File, Errno>>);
+pub(crate) struct LockWait(oneshot::Receiver<Result<File, Errno>>);
 
-impl Waiting {
+impl LockWait {
     /// Begins to wait.
     ///
     /// # Errors
     /// What the host says to another thread.
-    pub(crate) fn begin(file: File, hold: Hold) -> io::Result<Self> {
+    pub(crate) fn begin(file: File, hold: LockMode) -> io::Result<Self> {
         let found = file.metadata()?;
         let id = (found.dev(), found.ino());
         let (sender, receiver) = oneshot::channel();
-        let waiter = Waiter { file, hold, sender };
+        let waiter = LockWaiter { file, hold, sender };
         let mut waiters = waiters();
         match waiters.get_mut(&id) {
             Some(queue) => {
@@ -90,26 +90,26 @@ impl Waiting {
 }
 
 /// Somebody who waits for the lock of an open file.
-struct Waiter {
+struct LockWaiter {
     file: File,
-    hold: Hold,
+    hold: LockMode,
     sender: oneshot::Sender<Result<File, Errno>>,
 }
 
 /// Which file: its device and its number there.
-type FileId = (u64, u64);
+type LockedFile = (u64, u64);
 
 /// Those who wait behind the one that a thread is waiting for, a queue for each such thread.
-static WAITERS: Mutex<BTreeMap<FileId, VecDeque<Waiter>>> = Mutex::new(BTreeMap::new());
+static WAITERS: Mutex<BTreeMap<LockedFile, VecDeque<LockWaiter>>> = Mutex::new(BTreeMap::new());
 
-fn waiters() -> MutexGuard<'static, BTreeMap<FileId, VecDeque<Waiter>>> {
+fn waiters() -> MutexGuard<'static, BTreeMap<LockedFile, VecDeque<LockWaiter>>> {
     WAITERS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Waits for the lock for the first one, then for each that has queued meanwhile.
-fn wait_for_all(id: FileId, first: Waiter) {
+fn wait_for_all(id: LockedFile, first: LockWaiter) {
     let mut next = Some(first);
-    while let Some(Waiter { file, hold, sender }) = next {
+    while let Some(LockWaiter { file, hold, sender }) = next {
         let outcome = wait_in_kernel(&file, hold.waiting()).map(|()| file);
         // Who is gone leaves the lock to the next one. Closing is not enough: a child that another
         // thread is just spawning has the file, too, until it execs.
@@ -169,11 +169,11 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("lock");
         let held = file(&path);
-        flock(&held, Hold::Alone.at_once()).unwrap();
+        flock(&held, LockMode::Alone.at_once()).unwrap();
         let found = held.metadata().unwrap();
         let id = (found.dev(), found.ino());
         for _ in 0..5 {
-            let mut waiting = Waiting::begin(file(&path), Hold::Alone).unwrap();
+            let mut waiting = LockWait::begin(file(&path), LockMode::Alone).unwrap();
             assert!(waiting.until(after(20)).await.unwrap().is_none());
         }
         assert_eq!(
@@ -181,17 +181,17 @@ mod tests {
             1,
             "one waits, and of those behind it the last is not forgotten yet"
         );
-        let mut next = Waiting::begin(file(&path), Hold::Alone).unwrap();
+        let mut next = LockWait::begin(file(&path), LockMode::Alone).unwrap();
         assert_eq!(waiters()[&id].len(), 1, "it is now");
         drop(held);
         let locked = next.until(after(60_000)).await.unwrap().unwrap();
-        assert_eq!(flock(file(&path), Hold::Alone.at_once()), Err(Errno::WOULDBLOCK));
+        assert_eq!(flock(file(&path), LockMode::Alone.at_once()), Err(Errno::WOULDBLOCK));
         drop(locked);
         let deadline = after(60_000);
         while waiters().contains_key(&id) {
             assert!(Instant::now() < deadline, "the thread does not end");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        flock(file(&path), Hold::Alone.at_once()).unwrap();
+        flock(file(&path), LockMode::Alone.at_once()).unwrap();
     }
 }

@@ -52,7 +52,7 @@ pub trait PortForwarding: Hypervisor {
 
 /// Any backend with the ability, its type erased: what a router keeps.
 #[derive(Clone)]
-pub(crate) struct DynPortForwarding(Arc<dyn Erased>);
+pub(crate) struct DynPortForwarding(Arc<dyn ErasedForwarding>);
 
 impl DynPortForwarding {
     pub(crate) fn new(backend: impl PortForwarding + 'static) -> Self {
@@ -74,19 +74,19 @@ impl std::fmt::Debug for DynPortForwarding {
     }
 }
 
-type Boxed<'a> = Pin<Box<dyn Future<Output = Result<VmHandle>> + Send + 'a>>;
+type ForwardFuture<'a> = Pin<Box<dyn Future<Output = Result<VmHandle>> + Send + 'a>>;
 
 /// The object-safe twin of [`PortForwarding`].
-trait Erased: Send + Sync {
-    fn add_dyn<'a>(&'a self, vm: &'a VmHandle, forward: &'a PortForward) -> Boxed<'a>;
-    fn remove_dyn<'a>(&'a self, vm: &'a VmHandle, forward: &'a PortForward) -> Boxed<'a>;
+trait ErasedForwarding: Send + Sync {
+    fn add_dyn<'a>(&'a self, vm: &'a VmHandle, forward: &'a PortForward) -> ForwardFuture<'a>;
+    fn remove_dyn<'a>(&'a self, vm: &'a VmHandle, forward: &'a PortForward) -> ForwardFuture<'a>;
 }
 
-impl<B: PortForwarding> Erased for B {
-    fn add_dyn<'a>(&'a self, vm: &'a VmHandle, forward: &'a PortForward) -> Boxed<'a> {
+impl<B: PortForwarding> ErasedForwarding for B {
+    fn add_dyn<'a>(&'a self, vm: &'a VmHandle, forward: &'a PortForward) -> ForwardFuture<'a> {
         Box::pin(self.add_forward(vm, forward))
     }
-    fn remove_dyn<'a>(&'a self, vm: &'a VmHandle, forward: &'a PortForward) -> Boxed<'a> {
+    fn remove_dyn<'a>(&'a self, vm: &'a VmHandle, forward: &'a PortForward) -> ForwardFuture<'a> {
         Box::pin(self.remove_forward(vm, forward))
     }
 }

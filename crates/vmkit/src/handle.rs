@@ -11,7 +11,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::boundedlog::LogMark;
+use crate::boundedlog::LogPosition;
 use crate::error::Error;
 use crate::lifecycle::VmState;
 use crate::spec::{Accel, Protocol, VmName, VmSpec};
@@ -131,7 +131,7 @@ pub struct VmHandle {
     pub console_log: Option<PathBuf>,
     /// Where the last run begins in `console_log`; `None` if that is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub console_since: Option<LogMark>,
+    pub console_since: Option<LogPosition>,
     /// The log of what the hypervisor itself printed.
     pub hypervisor_log: Option<PathBuf>,
     /// What only its backend reads.

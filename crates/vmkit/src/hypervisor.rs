@@ -214,7 +214,7 @@ impl Capabilities {
 /// # Ok(()) }
 /// ```
 #[derive(Clone)]
-pub struct DynHypervisor(Arc<dyn Erased>);
+pub struct DynHypervisor(Arc<dyn ErasedHypervisor>);
 
 impl DynHypervisor {
     /// Erases the type of a hypervisor.
@@ -229,45 +229,45 @@ impl std::fmt::Debug for DynHypervisor {
     }
 }
 
-type Boxed<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
+type BackendFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
 
 /// The object-safe twin of [`Hypervisor`]; other names, or every call on a backend would be
 /// ambiguous.
-trait Erased: Send + Sync {
-    fn prepare_dyn<'a>(&'a self, spec: &'a VmSpec) -> Boxed<'a, VmHandle>;
-    fn start_dyn<'a>(&'a self, vm: &'a VmHandle) -> Boxed<'a, VmHandle>;
-    fn stop_dyn<'a>(&'a self, vm: &'a VmHandle, timeout: Duration) -> Boxed<'a, VmHandle>;
-    fn suspend_dyn<'a>(&'a self, vm: &'a VmHandle) -> Boxed<'a, VmHandle>;
-    fn resume_dyn<'a>(&'a self, vm: &'a VmHandle) -> Boxed<'a, VmHandle>;
-    fn destroy_dyn(&self, vm: VmHandle) -> Boxed<'_, ()>;
-    fn state_dyn<'a>(&'a self, vm: &'a VmHandle) -> Boxed<'a, VmState>;
-    fn guest_ip_dyn<'a>(&'a self, vm: &'a VmHandle) -> Boxed<'a, String>;
+trait ErasedHypervisor: Send + Sync {
+    fn prepare_dyn<'a>(&'a self, spec: &'a VmSpec) -> BackendFuture<'a, VmHandle>;
+    fn start_dyn<'a>(&'a self, vm: &'a VmHandle) -> BackendFuture<'a, VmHandle>;
+    fn stop_dyn<'a>(&'a self, vm: &'a VmHandle, timeout: Duration) -> BackendFuture<'a, VmHandle>;
+    fn suspend_dyn<'a>(&'a self, vm: &'a VmHandle) -> BackendFuture<'a, VmHandle>;
+    fn resume_dyn<'a>(&'a self, vm: &'a VmHandle) -> BackendFuture<'a, VmHandle>;
+    fn destroy_dyn(&self, vm: VmHandle) -> BackendFuture<'_, ()>;
+    fn state_dyn<'a>(&'a self, vm: &'a VmHandle) -> BackendFuture<'a, VmState>;
+    fn guest_ip_dyn<'a>(&'a self, vm: &'a VmHandle) -> BackendFuture<'a, String>;
     fn console_endpoint_dyn(&self, vm: &VmHandle) -> Result<ConsoleEndpoint>;
 }
 
-impl<H: Hypervisor> Erased for H {
-    fn prepare_dyn<'a>(&'a self, spec: &'a VmSpec) -> Boxed<'a, VmHandle> {
+impl<H: Hypervisor> ErasedHypervisor for H {
+    fn prepare_dyn<'a>(&'a self, spec: &'a VmSpec) -> BackendFuture<'a, VmHandle> {
         Box::pin(self.prepare(spec))
     }
-    fn start_dyn<'a>(&'a self, vm: &'a VmHandle) -> Boxed<'a, VmHandle> {
+    fn start_dyn<'a>(&'a self, vm: &'a VmHandle) -> BackendFuture<'a, VmHandle> {
         Box::pin(self.start(vm))
     }
-    fn stop_dyn<'a>(&'a self, vm: &'a VmHandle, timeout: Duration) -> Boxed<'a, VmHandle> {
+    fn stop_dyn<'a>(&'a self, vm: &'a VmHandle, timeout: Duration) -> BackendFuture<'a, VmHandle> {
         Box::pin(self.stop(vm, timeout))
     }
-    fn suspend_dyn<'a>(&'a self, vm: &'a VmHandle) -> Boxed<'a, VmHandle> {
+    fn suspend_dyn<'a>(&'a self, vm: &'a VmHandle) -> BackendFuture<'a, VmHandle> {
         Box::pin(self.suspend(vm))
     }
-    fn resume_dyn<'a>(&'a self, vm: &'a VmHandle) -> Boxed<'a, VmHandle> {
+    fn resume_dyn<'a>(&'a self, vm: &'a VmHandle) -> BackendFuture<'a, VmHandle> {
         Box::pin(self.resume(vm))
     }
-    fn destroy_dyn(&self, vm: VmHandle) -> Boxed<'_, ()> {
+    fn destroy_dyn(&self, vm: VmHandle) -> BackendFuture<'_, ()> {
         Box::pin(self.destroy(vm))
     }
-    fn state_dyn<'a>(&'a self, vm: &'a VmHandle) -> Boxed<'a, VmState> {
+    fn state_dyn<'a>(&'a self, vm: &'a VmHandle) -> BackendFuture<'a, VmState> {
         Box::pin(self.state(vm))
     }
-    fn guest_ip_dyn<'a>(&'a self, vm: &'a VmHandle) -> Boxed<'a, String> {
+    fn guest_ip_dyn<'a>(&'a self, vm: &'a VmHandle) -> BackendFuture<'a, String> {
         Box::pin(self.guest_ip(vm))
     }
     fn console_endpoint_dyn(&self, vm: &VmHandle) -> Result<ConsoleEndpoint> {

@@ -110,7 +110,7 @@ pub use backend::qemu::{
 };
 pub use backend::router::RouterHypervisor;
 pub use backend::supervise::keeper::run_if_keeper;
-pub use boundedlog::{LogMark, tail_of_log, tail_of_log_since};
+pub use boundedlog::{LogPosition, tail_of_log, tail_of_log_since};
 pub use error::{Error, ErrorKind, LoginPart, Result};
 pub use forwarding::PortForwarding;
 pub use handle::{
@@ -118,6 +118,6 @@ pub use handle::{
 };
 pub use hypervisor::{Backend, Capabilities, DynHypervisor, Hypervisor};
 pub use lifecycle::{FailureCause, FailureKind, VmState};
-pub use manager::{Condition, Listed, VmManager};
+pub use manager::{VmEntry, VmManager, WaitCondition};
 #[doc(hidden)]
 pub use steps::set_step_hook;

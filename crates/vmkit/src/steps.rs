@@ -8,10 +8,10 @@
 use std::cell::RefCell;
 use std::io;
 
-type Hook = Box<dyn FnMut(&'static str) -> io::Result<()>>;
+type StepHook = Box<dyn FnMut(&'static str) -> io::Result<()>>;
 
 thread_local! {
-    static HOOK: RefCell<Option<Hook>> = const { RefCell::new(None) };
+    static HOOK: RefCell<Option<StepHook>> = const { RefCell::new(None) };
 }
 
 /// Announces the effect that comes next; on an error, the caller acts as if the effect had failed

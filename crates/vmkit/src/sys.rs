@@ -209,13 +209,13 @@ mod guest {
         // Dropped in this order: the memory goes last.
         vcpu: VcpuFd,
         _vm: VmFd,
-        memory: Mapping,
+        memory: PrivateMapping,
     }
 
     impl TinyGuest {
         /// Creates the machine with so many bytes of zeroed memory, a multiple of the page size.
         pub(crate) fn new(kvm: &Kvm, memory_bytes: usize) -> io::Result<Self> {
-            let memory = Mapping::new(memory_bytes)?;
+            let memory = PrivateMapping::new(memory_bytes)?;
             let vm = kvm.create_vm().map_err(io::Error::from)?;
             let slot = kvm_userspace_memory_region {
                 slot: 0,
@@ -264,15 +264,15 @@ mod guest {
     }
 
     /// Zeroed private memory of this process, page by page.
-    struct Mapping {
+    struct PrivateMapping {
         start: NonNull<c_void>,
         len: usize,
     }
 
     // SAFETY: the memory belongs to whoever has the value; nothing ties it to a thread.
-    unsafe impl Send for Mapping {}
+    unsafe impl Send for PrivateMapping {}
 
-    impl Mapping {
+    impl PrivateMapping {
         fn new(len: usize) -> io::Result<Self> {
             // SAFETY: the kernel chooses the place, so no other mapping is touched.
             let start = unsafe {
@@ -282,7 +282,7 @@ mod guest {
         }
     }
 
-    impl Drop for Mapping {
+    impl Drop for PrivateMapping {
         fn drop(&mut self) {
             // SAFETY: this is the mapping that `new` made, whole, and nobody borrows from it any
             // more. It fails only for an address that was never mapped.

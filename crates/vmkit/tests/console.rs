@@ -12,9 +12,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use vmkit::console::{Ending, Event, SerialConsole, Since};
+use vmkit::console::{ConsoleEnd, ConsoleEvent, HistoryRange, SerialConsole};
 use vmkit::{ErrorKind, Result};
-use vmkit_testkit::propolis::{Behaviour, FakePropolis, FaultProxy, Gate, NetworkFault, Setup};
+use vmkit_testkit::propolis::{FakePropolis, FakeSetup, FaultProxy, Gate, NetworkFault, PropolisBehaviour};
 
 /// What the fake's guest says first.
 const BOOT: &str = "no guest runs here\r\nlogin: ";
@@ -34,7 +34,7 @@ fn put(server: SocketAddr, path: &str, body: &Value) {
 
 /// Starts a server whose guest has said its first words.
 async fn running() -> FakePropolis {
-    let fake = FakePropolis::spawn(Behaviour::default()).unwrap();
+    let fake = FakePropolis::spawn(PropolisBehaviour::default()).unwrap();
     let nil = "00000000-0000-0000-0000-000000000000";
     let metadata = json!({
         "silo_id": nil, "project_id": nil, "sled_id": nil,
@@ -60,7 +60,7 @@ async fn running() -> FakePropolis {
 async fn read_to(fake: &FakePropolis, bytes: usize) {
     let console = console_at(fake.address());
     let read = async {
-        while console.history(Since::MostRecent(0)).await.unwrap().end < bytes as u64 {
+        while console.history(HistoryRange::MostRecent(0)).await.unwrap().end < bytes as u64 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
@@ -85,8 +85,8 @@ fn console_at(server: SocketAddr) -> SerialConsole {
 struct Pumped {
     ours: UnixStream,
     heard: Vec<u8>,
-    carrier: JoinHandle<Result<Ending>>,
-    events: Receiver<Event>,
+    carrier: JoinHandle<Result<ConsoleEnd>>,
+    events: Receiver<ConsoleEvent>,
 }
 
 impl Pumped {
@@ -139,16 +139,16 @@ impl Pumped {
         let read = timeout(PATIENCE, self.ours.read_to_end(&mut self.heard)).await;
         read.expect("it ends").unwrap();
         let heard = String::from_utf8(std::mem::take(&mut self.heard)).unwrap();
-        assert_eq!(self.ending().await.unwrap(), Ending::Stopped);
+        assert_eq!(self.ending().await.unwrap(), ConsoleEnd::Stopped);
         heard
     }
 
-    async fn ending(self) -> Result<Ending> {
+    async fn ending(self) -> Result<ConsoleEnd> {
         timeout(PATIENCE, self.carrier).await.unwrap().unwrap()
     }
 
     fn missed(&self) -> u64 {
-        let missed = |event| if let Event::Missed { bytes } = event { bytes } else { 0 };
+        let missed = |event| if let ConsoleEvent::Missed { bytes } = event { bytes } else { 0 };
         self.events.try_iter().map(missed).sum()
     }
 }
@@ -161,7 +161,7 @@ async fn what_is_typed_reaches_the_guest_and_its_words_come_back() {
     console.hears(7).await;
     assert_eq!(console.heard, b"hello\r\n");
     drop(console.ours);
-    assert_eq!(timeout(PATIENCE, console.carrier).await.unwrap().unwrap().unwrap(), Ending::Left);
+    assert_eq!(timeout(PATIENCE, console.carrier).await.unwrap().unwrap().unwrap(), ConsoleEnd::Left);
 }
 
 #[tokio::test]
@@ -177,7 +177,10 @@ async fn each_byte_comes_once_to_one_who_attaches_where_nobody_was() {
     late.hears(10).await;
     assert_eq!(String::from_utf8_lossy(&console.heard), format!("{BOOT} and more"));
     assert_eq!(String::from_utf8_lossy(&late.heard), "x and more");
-    assert_eq!(console_at(fake.address()).history(Since::Start(0)).await.unwrap().bytes, expected.as_bytes());
+    assert_eq!(
+        console_at(fake.address()).history(HistoryRange::Start(0)).await.unwrap().bytes,
+        expected.as_bytes()
+    );
 }
 
 #[tokio::test]
@@ -220,7 +223,7 @@ async fn a_client_that_does_not_read_doubles_nothing_for_the_others() {
             Ok(read) => heard += read.unwrap(),
             Err(_) => {
                 missed += console.missed() as usize;
-                let now = console_at(fake.address()).history(Since::MostRecent(0)).await.unwrap().end;
+                let now = console_at(fake.address()).history(HistoryRange::MostRecent(0)).await.unwrap().end;
                 if now == at && heard + missed == now as usize && heard > BOOT.len() {
                     break;
                 }
@@ -292,7 +295,7 @@ async fn the_end_of_the_vm_is_the_end_of_the_console_and_all_is_handed_over_befo
     put(fake.address(), "/instance/state", &json!("Stop"));
     console.hears(BOOT.len() + 10).await;
     assert!(console.heard.ends_with(b"last words"));
-    assert_eq!(console.ending().await.unwrap(), Ending::Stopped);
+    assert_eq!(console.ending().await.unwrap(), ConsoleEnd::Stopped);
 }
 
 #[tokio::test]
@@ -357,14 +360,14 @@ async fn a_vm_that_moves_is_followed() {
     assert!(here.say_migrating(there.address()));
     console.hears(BOOT.len() + 10).await;
     assert_eq!(String::from_utf8_lossy(&console.heard), format!("{BOOT}I am there"));
-    let events: Vec<Event> = console.events.try_iter().collect();
-    assert_eq!(events, [Event::Moved { server: there.address() }, Event::Restored]);
+    let events: Vec<ConsoleEvent> = console.events.try_iter().collect();
+    assert_eq!(events, [ConsoleEvent::Moved { server: there.address() }, ConsoleEvent::Restored]);
 }
 
 #[tokio::test]
 async fn a_vm_that_has_not_come_yet_to_where_it_moves_is_waited_for() {
     let (here, later) = (running().await, running().await);
-    let empty = FakePropolis::spawn(Behaviour::default()).unwrap();
+    let empty = FakePropolis::spawn(PropolisBehaviour::default()).unwrap();
     let there = FaultProxy::new(empty.address()).unwrap();
     let mut console = Pumped::begin(here.address(), 0);
     console.hears(BOOT.len()).await;
@@ -384,12 +387,12 @@ async fn a_vm_that_has_not_come_yet_to_where_it_moves_is_waited_for() {
 
 #[tokio::test]
 async fn a_server_that_has_forgotten_its_vm_ends_the_console() {
-    let (before, after) = (running().await, FakePropolis::spawn(Behaviour::default()).unwrap());
+    let (before, after) = (running().await, FakePropolis::spawn(PropolisBehaviour::default()).unwrap());
     let proxy = FaultProxy::new(before.address()).unwrap();
     let mut console = Pumped::begin(proxy.address(), 0);
     console.hears(BOOT.len()).await;
     proxy.replace(after.address()).unwrap();
-    assert_eq!(console.ending().await.unwrap(), Ending::Stopped);
+    assert_eq!(console.ending().await.unwrap(), ConsoleEnd::Stopped);
 }
 
 #[tokio::test]
@@ -404,20 +407,20 @@ async fn a_server_that_hangs_up_after_every_upgrade_is_not_tried_for_good() {
 
 #[tokio::test]
 async fn without_an_active_vm_there_is_no_console() {
-    let fake = FakePropolis::spawn(Behaviour::default()).unwrap();
+    let fake = FakePropolis::spawn(PropolisBehaviour::default()).unwrap();
     let error = Pumped::begin(fake.address(), 0).ending().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidState, "{error}");
-    let error = console_at(fake.address()).history(Since::Start(0)).await.unwrap_err();
+    let error = console_at(fake.address()).history(HistoryRange::Start(0)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidState, "{error}");
 }
 
 #[tokio::test]
 async fn a_server_too_old_for_the_console_is_called_so() {
-    let old = Setup::default().latest_version("0.9.0").spawn().unwrap();
+    let old = FakeSetup::default().latest_version("0.9.0").spawn().unwrap();
     let error = Pumped::begin(old.address(), 0).ending().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Hypervisor);
     assert!(error.to_string().contains("too old") && error.to_string().contains("1.0.0"), "{error}");
-    let error = console_at(old.address()).history(Since::Start(0)).await.unwrap_err();
+    let error = console_at(old.address()).history(HistoryRange::Start(0)).await.unwrap_err();
     assert!(error.to_string().contains("too old"), "{error}");
 }
 
@@ -440,14 +443,14 @@ async fn an_address_that_refuses_or_speaks_something_else_is_told_apart() {
 #[tokio::test]
 async fn the_past_has_the_first_and_the_last_mebibyte_and_says_what_is_missing() {
     let fake = running().await;
-    let past = console_at(fake.address()).history(Since::MostRecent(7)).await.unwrap();
+    let past = console_at(fake.address()).history(HistoryRange::MostRecent(7)).await.unwrap();
     assert_eq!((past.bytes.as_slice(), past.end, past.missed), (&b"login: "[..], BOOT.len() as u64, 0));
     let mut console = Pumped::begin(fake.address(), 0);
     let order = format!("flood {}\r", 3 * MIB);
     console.ours.write_all(order.as_bytes()).await.unwrap();
     let all = BOOT.len() + order.len() + 1 + 3 * MIB;
     console.hears_or_misses(all).await;
-    let past = console_at(fake.address()).history(Since::Start(0)).await.unwrap();
+    let past = console_at(fake.address()).history(HistoryRange::Start(0)).await.unwrap();
     assert_eq!((past.end, past.bytes.len() as u64 + past.missed), (all as u64, all as u64));
     assert_eq!(past.bytes[..MIB], console.heard[..MIB]);
     assert_eq!(past.bytes[past.bytes.len() - MIB..], console.heard[console.heard.len() - MIB..]);

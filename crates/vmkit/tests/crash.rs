@@ -10,7 +10,7 @@ use std::path::Path;
 use common::{LIVES, World, operate, web};
 use tokio::runtime::{Builder, Runtime};
 use vmkit::{Error, ErrorKind};
-use vmkit_testkit::crash::{self, Fault, Lasting};
+use vmkit_testkit::crash::{self, FaultDuration, StepFault};
 
 /// One thread, since steps are counted by thread.
 fn runtime() -> Runtime {
@@ -146,7 +146,7 @@ fn a_start_that_was_killed_can_be_followed_by_any_operation() {
 #[test]
 fn a_failing_system_never_leaves_a_half_made_or_a_lost_vm() {
     for kind in [io::ErrorKind::StorageFull, io::ErrorKind::Other] {
-        for lasting in [Lasting::Once, Lasting::FromThenOn] {
+        for lasting in [FaultDuration::Once, FaultDuration::FromThenOn] {
             for (word, before, allowed) in LIVES {
                 fail_each_step(word, before, allowed, lasting, kind);
             }
@@ -154,12 +154,18 @@ fn a_failing_system_never_leaves_a_half_made_or_a_lost_vm() {
     }
 }
 
-fn fail_each_step(word: &str, before: &[&str], allowed: &[&str], lasting: Lasting, kind: io::ErrorKind) {
+fn fail_each_step(
+    word: &str,
+    before: &[&str],
+    allowed: &[&str],
+    lasting: FaultDuration,
+    kind: io::ErrorKind,
+) {
     for at in 1.. {
         let temp = tempfile::tempdir().unwrap();
         let world = prepared(temp.path(), before);
         let was = listed(&world);
-        let fault = Fault::at(at, lasting, kind);
+        let fault = StepFault::at(at, lasting, kind);
         let outcome = runtime().block_on(operate(&world.manager, word));
         let Some(step) = fault.failed() else {
             assert!(at > 1, "`{word}` took no step");
@@ -177,7 +183,7 @@ fn check_after_fault(
     word: &str,
     was: &str,
     allowed: &[&str],
-    lasting: Lasting,
+    lasting: FaultDuration,
     outcome: &Result<(), Error>,
     place: &str,
 ) {
@@ -187,7 +193,7 @@ fn check_after_fault(
         assert!(matches!(error.kind(), ErrorKind::Host | ErrorKind::Io), "{place}");
     }
     match word {
-        "create" if lasting == Lasting::Once && outcome.is_err() => {
+        "create" if lasting == FaultDuration::Once && outcome.is_err() => {
             assert!(world.remains().is_empty(), "{place}: {:?}", world.remains());
         }
         "create" | "remove" => {}
@@ -204,7 +210,7 @@ fn a_guest_that_runs_is_kept_when_that_can_not_be_written_down() {
     let temp = tempfile::tempdir().unwrap();
     let world = prepared(temp.path(), &["create"]);
     let last_write = (1..).find(|at| {
-        let fault = Fault::at(*at, Lasting::FromThenOn, io::ErrorKind::StorageFull);
+        let fault = StepFault::at(*at, FaultDuration::FromThenOn, io::ErrorKind::StorageFull);
         runtime().block_on(operate(&world.manager, "start")).is_ok() && fault.failed().is_some()
     });
     assert!(last_write.is_some());

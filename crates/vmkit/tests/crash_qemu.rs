@@ -11,10 +11,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::{Builder, Runtime};
-use vmkit::spec::{CloudInitConfig, DataDisk, Machine, Mib, PortForward, RootDisk, VmName};
+use vmkit::spec::{CloudInitConfig, DataDisk, MachineType, Mib, PortForward, RootDisk, VmName};
 use vmkit::store::Home;
 use vmkit::{BackendTag, ErrorKind, QemuHypervisor, Result, VmManager};
-use vmkit_testkit::crash::{self, Fault, Lasting};
+use vmkit_testkit::crash::{self, FaultDuration, StepFault};
 use vmkit_testkit::guest;
 
 /// What is done before an operation so that it has its full way to go, and the states that it may
@@ -79,7 +79,7 @@ impl World {
             "create" => {
                 let disk = RootDisk { image: self.dir.join("base.img"), size: None };
                 let fresh = DataDisk::Fresh { size: Mib::new(1)? };
-                let spec = guest::tiny().spec("web", Machine::Q35, "").disk(disk);
+                let spec = guest::tiny().spec("web", MachineType::Q35, "").disk(disk);
                 let spec = spec.data_disks(vec![fresh]).cloud_init(CloudInitConfig::default()).build()?;
                 self.manager.create(spec).await.map(drop)
             }
@@ -254,18 +254,18 @@ fn whoever_comes_after_a_kill_finds_a_true_state_and_can_go_on_or_remove() {
 
 #[test]
 fn a_failing_system_never_leaves_a_half_made_or_a_lost_vm() {
-    for lasting in [Lasting::Once, Lasting::FromThenOn] {
+    for lasting in [FaultDuration::Once, FaultDuration::FromThenOn] {
         for (word, before, allowed) in LIVES {
             fail_each_step(word, before, allowed, lasting);
         }
     }
 }
 
-fn fail_each_step(word: &str, before: &[&str], allowed: &[&str], lasting: Lasting) {
+fn fail_each_step(word: &str, before: &[&str], allowed: &[&str], lasting: FaultDuration) {
     for at in 1.. {
         let temp = tempfile::tempdir().unwrap();
         let world = World::prepared(temp.path(), before);
-        let fault = Fault::at(at, lasting, io::ErrorKind::StorageFull);
+        let fault = StepFault::at(at, lasting, io::ErrorKind::StorageFull);
         let outcome = runtime().block_on(world.operate(word));
         let Some(step) = fault.failed() else {
             assert!(at > 1, "`{word}` took no step");
@@ -278,7 +278,7 @@ fn fail_each_step(word: &str, before: &[&str], allowed: &[&str], lasting: Lastin
         let state = world.listed();
         assert!(allowed.contains(&state), "{place}: {state}");
         assert!(world.qemus() <= 1, "{place}: {:?}", world.holders());
-        if word == "create" && lasting == Lasting::Once && outcome.is_err() {
+        if word == "create" && lasting == FaultDuration::Once && outcome.is_err() {
             assert!(world.remains().is_empty(), "{place}: {:?}", world.remains());
         }
         world.assert_removable(&place);

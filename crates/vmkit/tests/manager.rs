@@ -20,8 +20,8 @@ use vmkit::lifecycle::Operation;
 use vmkit::spec::{Protocol, VmName};
 use vmkit::store::{Home, Intent, VmRecord};
 use vmkit::{
-    ActiveForward, BackendTag, Condition, ErrorKind, Hypervisor, NoopHypervisor, Result, RouterHypervisor,
-    RunInfo, VmHandle, VmManager, VmState,
+    ActiveForward, BackendTag, ErrorKind, Hypervisor, NoopHypervisor, Result, RouterHypervisor, RunInfo,
+    VmHandle, VmManager, VmState, WaitCondition,
 };
 
 const SOON: Duration = Duration::from_secs(20);
@@ -495,7 +495,7 @@ async fn a_wait_hears_of_what_another_manager_does() {
     let temp = tempfile::tempdir().unwrap();
     let (_, manager) = noop(&temp);
     manager.create(spec()).await.unwrap();
-    for (condition, is_start) in [(Condition::Running, true), (Condition::Stopped, false)] {
+    for (condition, is_start) in [(WaitCondition::Running, true), (WaitCondition::Stopped, false)] {
         let waiting = {
             let manager = manager.clone();
             tokio::spawn(async move { manager.wait(&web(), condition, SOON).await })
@@ -518,7 +518,7 @@ async fn a_wait_ends_at_its_deadline_with_the_consoles_last_lines() {
     let world = World::at(temp.path());
     let vm = world.manager.create(spec()).await.unwrap();
     fs::write(vm.console_log.unwrap(), "first\n\x1b[2Jlast words\r\n").unwrap();
-    let error = world.manager.wait(&web(), Condition::Ssh, Duration::from_millis(300)).await.unwrap_err();
+    let error = world.manager.wait(&web(), WaitCondition::Ssh, Duration::from_millis(300)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TimedOut);
     let expected = "waited 0.3 s for `ssh` of the VM `web`, which is prepared; the console's last lines:\n    first\n    last words";
     assert_eq!(error.to_string(), expected);
@@ -536,7 +536,7 @@ async fn a_wait_ends_at_once_when_the_vm_fails() {
         unreachable!()
     };
     hypervisor.break_vm(&vm, cause).unwrap();
-    let error = manager.wait(&web(), Condition::Stopped, SOON).await.unwrap_err();
+    let error = manager.wait(&web(), WaitCondition::Stopped, SOON).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidState);
     assert_eq!(
         error.to_string(),
@@ -550,7 +550,7 @@ async fn waiting_for_an_agent_that_the_backend_has_not_is_refused() {
     let (_, manager) = noop(&temp);
     manager.create(spec()).await.unwrap();
     manager.start(&web()).await.unwrap();
-    let error = manager.wait(&web(), Condition::Agent, SOON).await.unwrap_err();
+    let error = manager.wait(&web(), WaitCondition::Agent, SOON).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported);
 }
 
@@ -577,7 +577,7 @@ async fn ssh_is_there_when_the_server_speaks_not_when_the_host_accepts() {
             stream.write_all(greeting.as_bytes()).await.unwrap();
         }
     });
-    manager.wait(&web(), Condition::Ssh, SOON).await.unwrap();
+    manager.wait(&web(), WaitCondition::Ssh, SOON).await.unwrap();
     guest.await.unwrap();
 }
 
@@ -591,7 +591,7 @@ async fn a_wait_hears_of_the_end_of_the_hypervisors_process() {
     let run = RunInfo { pid: child.id(), forwards: vec![forward], ..RunInfo::default() };
     let manager = running(temp.path(), run).await;
     let vm = manager.info(&web()).await.unwrap();
-    let waiting = tokio::spawn(async move { manager.wait(&web(), Condition::Ssh, SOON).await });
+    let waiting = tokio::spawn(async move { manager.wait(&web(), WaitCondition::Ssh, SOON).await });
     // The host accepts, and nothing is sent: the wait is in the middle of an attempt.
     let silent = listener.accept().await.unwrap();
     let guest = vm.run.unwrap().monitor.unwrap();

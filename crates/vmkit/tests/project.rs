@@ -15,7 +15,9 @@ use std::time::Duration;
 
 use common::{FileHypervisor, World};
 use shop::{SHOP, Shop, done, end, only, runtime, shop};
-use vmkit::project::{Done, Event, Happening, Options, PlannedAction, Provision, Report};
+use vmkit::project::{
+    EventKind, MachineAction, PlannedAction, ProjectEvent, ProjectOptions, ProjectReport, ProvisionPolicy,
+};
 use vmkit::spec::{Protocol, VmName};
 use vmkit::{ActiveForward, BackendTag, ErrorKind, RunInfo, VmManager};
 use vmkit_testkit::crash;
@@ -35,11 +37,11 @@ fn machines_come_up_after_those_that_they_depend_on() {
     let places = order.map(|line| shop.place_of(line));
     assert!(places.is_sorted(), "{:?}", shop.said());
     let expected = [
-        Done::Made,
-        Done::Started,
-        Done::Ran("copy to /srv/app".into()),
-        Done::Ran("install".into()),
-        Done::Ran("sync".into()),
+        MachineAction::Made,
+        MachineAction::Started,
+        MachineAction::Ran("copy to /srv/app".into()),
+        MachineAction::Ran("install".into()),
+        MachineAction::Ran("sync".into()),
     ];
     assert_eq!(done(&report, "web"), expected);
     assert_eq!(shop.state("shop-other"), "running");
@@ -106,8 +108,11 @@ fn what_stopped_is_started_and_what_changed_is_run_again() {
     fs::write(shop.world.dir.join("app/index.html"), "hello again").unwrap();
     let report =
         shop.up(&SHOP.replace("echo web-sync", "echo web-sync-2").replace("echo web-install", "echo never"));
-    assert_eq!(done(&report, "db"), [Done::Started]);
-    assert_eq!(done(&report, "web"), [Done::Ran("copy to /srv/app".into()), Done::Ran("sync".into())]);
+    assert_eq!(done(&report, "db"), [MachineAction::Started]);
+    assert_eq!(
+        done(&report, "web"),
+        [MachineAction::Ran("copy to /srv/app".into()), MachineAction::Ran("sync".into())]
+    );
     assert!(!shop.said().iter().any(|line| line.contains("never")), "a step that is run once was run again");
 }
 
@@ -132,7 +137,8 @@ fn a_failed_step_stops_its_machine_and_leaves_the_others() {
     );
     shop.events.lock().unwrap().clear();
     shop.up(&broken);
-    let is_end = |event: &Event| matches!(&event.what, Happening::Awaiting(what) if what.contains("cut off"));
+    let is_end =
+        |event: &ProjectEvent| matches!(&event.what, EventKind::Awaiting(what) if what.contains("cut off"));
     assert!(!shop.events.lock().unwrap().iter().any(is_end), "it ended by itself");
     let plan = runtime().block_on(shop.engine.plan(&shop.project(&broken), &only(&["web"]))).unwrap();
     let steps: Vec<_> =
@@ -186,7 +192,7 @@ fn output_is_told_by_lines_with_machine_and_step() {
         .unwrap()
         .iter()
         .filter_map(|event| match &event.what {
-            Happening::Output { step, line } => {
+            EventKind::Output { step, line } => {
                 Some(format!("{} {step} {line}", event.machine.as_ref().unwrap()))
             }
             _ => None,
@@ -212,13 +218,13 @@ fn down_stops_in_the_other_order_and_removes_when_asked() {
     let (_temp, shop) = shop();
     shop.up(SHOP);
     shop.events.lock().unwrap().clear();
-    assert!(shop.down(SHOP, false, &Options::default()).is_fine());
+    assert!(shop.down(SHOP, false, &ProjectOptions::default()).is_fine());
     let stopped: Vec<_> =
         shop.events.lock().unwrap().iter().filter_map(|event| event.machine.clone()).collect();
     let place = |name: &str| stopped.iter().position(|stopped| stopped == name).unwrap();
     assert!(place("edge") < place("web") && place("web") < place("db"), "{stopped:?}");
-    assert!(shop.down(SHOP, false, &Options::default()).is_unchanged());
-    assert!(shop.down(SHOP, true, &Options::default()).is_fine());
+    assert!(shop.down(SHOP, false, &ProjectOptions::default()).is_unchanged());
+    assert!(shop.down(SHOP, true, &ProjectOptions::default()).is_fine());
     assert!(shop.world.remains().is_empty(), "{:?}", shop.world.remains());
 }
 
@@ -228,27 +234,27 @@ fn provisioning_can_be_repeated_by_name_and_by_force() {
     shop.up(SHOP);
     let provision = |steps: &[&str], force| {
         let steps = steps.iter().map(|&step| step.to_owned()).collect();
-        let what = Provision { steps, force };
+        let what = ProvisionPolicy { steps, force };
         let (project, web) = (shop.project(SHOP), only(&["web"]));
         let done = shop.engine.provision(&project, &what, &web, shop.listener());
         runtime().block_on(done).map(|report| done_of(&report))
     };
-    let done_of_none: Vec<Done> = Vec::new();
+    let done_of_none: Vec<MachineAction> = Vec::new();
     assert_eq!(provision(&[], false).unwrap(), done_of_none);
-    assert_eq!(provision(&["sync"], true).unwrap(), [Done::Ran("sync".into())]);
+    assert_eq!(provision(&["sync"], true).unwrap(), [MachineAction::Ran("sync".into())]);
     assert_eq!(provision(&[], true).unwrap().len(), 3);
     assert_eq!(provision(&["sink"], true).unwrap_err().kind(), ErrorKind::NotFound);
-    shop.down(SHOP, false, &Options::default());
+    shop.down(SHOP, false, &ProjectOptions::default());
     let report = runtime().block_on(shop.engine.provision(
         &shop.project(SHOP),
-        &Provision::default(),
+        &ProvisionPolicy::default(),
         &only(&["web"]),
         shop.listener(),
     ));
     assert!(end(&report.unwrap(), "web").contains("stopped"));
 }
 
-fn done_of(report: &Report) -> Vec<Done> {
+fn done_of(report: &ProjectReport) -> Vec<MachineAction> {
     report.machines.iter().flat_map(|machine| machine.done.clone()).collect()
 }
 
@@ -256,7 +262,7 @@ fn done_of(report: &Report) -> Vec<Done> {
 fn status_tells_state_readiness_and_provisioning() {
     let (_temp, shop) = shop();
     shop.up_as(SHOP, &only(&["db"]));
-    let (project, all) = (shop.project(SHOP), Options::default());
+    let (project, all) = (shop.project(SHOP), ProjectOptions::default());
     let statuses = shop.engine.status(&project, &all, Duration::from_secs(5));
     let statuses = runtime().block_on(statuses).unwrap();
     let of = |name: &str| statuses.iter().find(|status| status.machine == name).unwrap();
@@ -294,7 +300,7 @@ fn many_guests_that_do_not_answer_take_no_longer_than_one() {
     );
     assert!(shop.up(&text).is_fine());
     fs::write(shop.world.dir.join("mute"), "").unwrap();
-    let (project, all) = (shop.project(&text), Options::default());
+    let (project, all) = (shop.project(&text), ProjectOptions::default());
     let began = std::time::Instant::now();
     let statuses = shop.engine.status(&project, &all, Duration::from_secs(2));
     let statuses = runtime().block_on(statuses).unwrap();
@@ -307,14 +313,14 @@ fn many_guests_that_do_not_answer_take_no_longer_than_one() {
 fn a_project_goes_up_and_down() {
     let Some(task) = crash::task() else {
         let (_temp, shop) = shop();
-        assert!(shop.up(SHOP).is_fine() && shop.down(SHOP, true, &Options::default()).is_fine());
+        assert!(shop.up(SHOP).is_fine() && shop.down(SHOP, true, &ProjectOptions::default()).is_fine());
         return;
     };
     let shop = Shop::at(&task.dir);
     task.arm();
     let report = match task.scenario.as_str() {
         "up" => shop.up(SHOP),
-        _ => shop.down(SHOP, true, &Options::default()),
+        _ => shop.down(SHOP, true, &ProjectOptions::default()),
     };
     assert!(report.is_fine(), "{report:?}");
 }
@@ -335,7 +341,7 @@ fn whoever_comes_after_a_kill_of_up_finishes_it() {
         assert_eq!(said.len(), 5, "{place}: {said:?}");
         assert!(all <= 6, "{place}: only the step that was cut off is run twice: {:?}", shop.said());
         assert!(shop.world.temporaries().is_empty(), "{place}: {:?}", shop.world.temporaries());
-        assert!(shop.down(SHOP, true, &Options::default()).is_fine(), "{place}");
+        assert!(shop.down(SHOP, true, &ProjectOptions::default()).is_fine(), "{place}");
         assert!(shop.world.remains().is_empty(), "{place}: {:?}", shop.world.remains());
     };
     crash::kill_at_every_step("a_project_goes_up_and_down", "up", |_| (), check);
@@ -351,7 +357,7 @@ fn whoever_comes_after_a_kill_of_down_finishes_it_or_comes_up_again() {
                 assert!(report.is_fine(), "{place}: {report:?}");
                 assert!(shop.up(SHOP).is_unchanged(), "{place}");
             }
-            let report = shop.down(SHOP, true, &Options::default());
+            let report = shop.down(SHOP, true, &ProjectOptions::default());
             assert!(report.is_fine(), "{place}: {report:?}");
             assert!(shop.world.remains().is_empty(), "{place}: {:?}", shop.world.remains());
         };
@@ -403,7 +409,7 @@ fn a_hundred_machines_with_files_are_planned_within_a_tenth_of_a_second() {
     let runtime = runtime();
     let plan = |steps: usize| {
         let began = cpu_time();
-        let plan = runtime.block_on(shop.engine.plan(&project, &Options::default())).unwrap();
+        let plan = runtime.block_on(shop.engine.plan(&project, &ProjectOptions::default())).unwrap();
         let took = cpu_time() - began;
         for machine in &plan.machines {
             assert!(matches!(machine.action, Ok(PlannedAction::Keep)), "{machine:?}");

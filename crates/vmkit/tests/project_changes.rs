@@ -12,7 +12,9 @@ use std::time::Duration;
 
 use shop::{SHOP, done, end, only, runtime, shop};
 use vmkit::ErrorKind;
-use vmkit::project::{Done, End, Event, Happening, Options, PlannedAction, Report};
+use vmkit::project::{
+    EventKind, MachineAction, MachineOutcome, PlannedAction, ProjectEvent, ProjectOptions, ProjectReport,
+};
 use vmkit::spec::VmName;
 use vmkit::vmfile;
 
@@ -21,22 +23,22 @@ fn a_machine_that_left_the_file_is_shown_pruned_and_taken_down() {
     let (_temp, shop) = shop();
     let grown = format!("{SHOP}\n[machine.old]\n[machine.older]\n");
     shop.up(&grown);
-    let plan = runtime().block_on(shop.engine.plan(&shop.project(SHOP), &Options::default())).unwrap();
+    let plan = runtime().block_on(shop.engine.plan(&shop.project(SHOP), &ProjectOptions::default())).unwrap();
     let left: Vec<_> = plan.left.iter().map(|left| left.vm.as_str()).collect();
     assert_eq!(left, ["shop-old", "shop-older"]);
     assert!(shop.up(SHOP).is_unchanged(), "up leaves them alone unless asked");
     shop.down(SHOP, true, &only(&["older"]));
     assert_eq!((shop.state("shop-old"), shop.state("shop-older")), ("running", ""));
-    let prune = Options { prune: true, ..Options::default() };
+    let prune = ProjectOptions { prune: true, ..ProjectOptions::default() };
     shop.down(SHOP, true, &only(&["other"]));
     shop.events.lock().unwrap().clear();
     let report = shop.up_as(SHOP, &prune);
-    assert_eq!(done(&report, "old"), [Done::Stopped, Done::Removed]);
+    assert_eq!(done(&report, "old"), [MachineAction::Stopped, MachineAction::Removed]);
     assert_eq!(shop.state("shop-old"), "");
     let events = shop.events.lock().unwrap();
-    let place = |is: fn(&Happening) -> bool| events.iter().position(|event| is(&event.what)).unwrap();
-    let removed = place(|what| matches!(what, Happening::Removing));
-    assert!(removed < place(|what| matches!(what, Happening::Making)), "what goes makes room: {events:?}");
+    let place = |is: fn(&EventKind) -> bool| events.iter().position(|event| is(&event.what)).unwrap();
+    let removed = place(|what| matches!(what, EventKind::Removing));
+    assert!(removed < place(|what| matches!(what, EventKind::Making)), "what goes makes room: {events:?}");
 }
 
 #[test]
@@ -47,7 +49,7 @@ fn somebody_elses_vm_is_never_touched() {
     let report = shop.up(SHOP);
     assert!(end(&report, "db").contains("it is of no project"), "{report:?}");
     assert_eq!(end(&report, "web"), "skipped for db");
-    let report = shop.down(SHOP, true, &Options::default());
+    let report = shop.down(SHOP, true, &ProjectOptions::default());
     assert!(end(&report, "db").contains("it is of no project"), "{report:?}");
     assert_eq!((end(&report, "other"), shop.state("shop-other")), ("fine".into(), ""));
     assert_eq!(shop.state("shop-db"), "prepared");
@@ -59,8 +61,9 @@ fn machines_of_a_file_that_was_moved_are_named_with_their_owner_and_left_running
     shop.up(SHOP);
     let file = shop.world.dir.join("moved/vmkit.toml");
     let moved = vmfile::parse(&file, SHOP, &|_| Err("not here".into())).unwrap();
-    let report =
-        runtime().block_on(shop.engine.down(&moved, true, &Options::default(), shop.listener())).unwrap();
+    let report = runtime()
+        .block_on(shop.engine.down(&moved, true, &ProjectOptions::default(), shop.listener()))
+        .unwrap();
     for machine in ["db", "web", "edge", "other"] {
         let (said, owner) = (end(&report, machine), shop.world.dir.join("vmkit.toml"));
         assert!(said.contains(&format!("`{machine}` of {}", owner.display())), "{said}");
@@ -83,7 +86,7 @@ fn vms_of_a_file_that_is_gone_are_told_where_a_machine_has_none() {
     let parse = |text: &str| vmfile::parse(&file, text, &|_| Err("not here".into())).unwrap();
     let all = text("shop2", "db") + "[machine.edge]\n[machine.other]\n[machine.web]\n[machine.new]\n";
     let project = parse(&all);
-    let plan = || runtime().block_on(shop.engine.plan(&project, &Options::default())).unwrap();
+    let plan = || runtime().block_on(shop.engine.plan(&project, &ProjectOptions::default())).unwrap();
     assert!(plan().lost.is_empty(), "the other project is where it was");
     fs::remove_file(&old).unwrap();
     let planned = plan().lost;
@@ -95,22 +98,25 @@ fn vms_of_a_file_that_is_gone_are_told_where_a_machine_has_none() {
     assert!(planned.iter().all(|lost| lost.file == old));
     let lost = |text: &str, machines: &[&str]| {
         let machines = machines.iter().map(|name| (*name).to_owned()).collect();
-        let options = Options { machines, ..Options::default() };
+        let options = ProjectOptions { machines, ..ProjectOptions::default() };
         runtime().block_on(shop.engine.lost(&parse(text), &options)).unwrap()
     };
     assert_eq!(lost(&all, &[]), planned);
     assert_eq!(lost(&text("shop", "mail"), &[]), planned, "the project has the same name");
     assert!(lost(&text("shop2", "db"), &[]).is_empty(), "a project with other machines too was another one");
     let down = || {
-        runtime().block_on(shop.engine.down(&project, false, &Options::default(), shop.listener())).unwrap()
+        runtime()
+            .block_on(shop.engine.down(&project, false, &ProjectOptions::default(), shop.listener()))
+            .unwrap()
     };
     assert_eq!(down().lost, planned);
     shop.events.lock().unwrap().clear();
-    let up = || runtime().block_on(shop.engine.up(&project, &Options::default(), shop.listener())).unwrap();
+    let up =
+        || runtime().block_on(shop.engine.up(&project, &ProjectOptions::default(), shop.listener())).unwrap();
     assert_eq!(up().lost, planned);
     let first = shop.events.lock().unwrap().first().map(|event| event.what.clone());
     assert!(
-        matches!(first, Some(Happening::Lost(lost)) if lost == planned),
+        matches!(first, Some(EventKind::Lost(lost)) if lost == planned),
         "they are told before one is made"
     );
     assert_eq!(shop.state("shop-db"), "running");
@@ -130,13 +136,13 @@ fn a_port_of_the_host_goes_from_one_machine_to_another_in_one_go() {
     for machine in ["web", "db", "edge", "other", "db"] {
         let report = shop.up(&with(machine));
         assert!(report.is_fine(), "{report:?}");
-        assert_eq!(done(&report, machine), [Done::Changed(vec!["forwards".into()])]);
+        assert_eq!(done(&report, machine), [MachineAction::Changed(vec!["forwards".into()])]);
         let changed = report.machines.iter().filter(|report| !report.done.is_empty()).count();
         assert!(changed <= 2, "{report:?}");
         assert!(shop.up(&with(machine)).is_unchanged());
     }
     let report = shop.up(SHOP);
-    assert_eq!(done(&report, "db"), [Done::Changed(vec!["forwards".into()])]);
+    assert_eq!(done(&report, "db"), [MachineAction::Changed(vec!["forwards".into()])]);
     assert!(shop.up(SHOP).is_unchanged());
 }
 
@@ -181,7 +187,7 @@ fn files_that_are_not_there_are_all_told_before_anything_is_made() {
         .replace("'app'", "'no-app'")
         .replace("'edge.sh'", "'no-edge.sh'")
         .replace("[machine.other]", "[machine.other]\nkernel = 'no-kernel'\ndata_disks = ['no-disk.img']");
-    let (project, all) = (shop.project(&text), Options::default());
+    let (project, all) = (shop.project(&text), ProjectOptions::default());
     let error = runtime().block_on(shop.engine.up(&project, &all, shop.listener())).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidInput);
     let said = error.to_string();
@@ -219,7 +225,7 @@ fn an_image_that_can_not_be_fetched_is_pointed_at_and_is_no_bad_input() {
     // Nothing listens there.
     let text = SHOP.replace("[machine.other]", "[machine.other]\nimage = 'http://127.0.0.1:1/x.img'");
     let report = shop.up_as(&text, &only(&["other"]));
-    let End::Failed(error) = &report.machines[0].end else { panic!("{report:?}") };
+    let MachineOutcome::Failed(error) = &report.machines[0].end else { panic!("{report:?}") };
     assert_eq!(error.kind(), ErrorKind::Remote);
     let line = text.lines().position(|line| line.starts_with("image")).unwrap() + 1;
     assert!(error.to_string().contains(&format!("vmkit.toml:{line}:")), "{error}");
@@ -234,12 +240,13 @@ fn who_waits_for_somebody_else_says_so_at_once_and_for_whom() {
     let lock = fs::File::create(projects.join("shop.lock")).unwrap();
     lock.lock().unwrap();
     (&lock).write_all(b"4242").unwrap();
-    let options = Options { patience: Duration::from_millis(200), ..Options::default() };
+    let options = ProjectOptions { patience: Duration::from_millis(200), ..ProjectOptions::default() };
     let project = shop.project(SHOP);
     let error = runtime().block_on(shop.engine.up(&project, &options, shop.listener())).unwrap_err();
     assert_eq!(error.to_string(), "the project `shop` is in use by process 4242");
     let events = shop.events.lock().unwrap();
-    let [Event { machine: None, what: Happening::Queued { holder: Some(4242) }, .. }] = &events[..] else {
+    let [ProjectEvent { machine: None, what: EventKind::Queued { holder: Some(4242) }, .. }] = &events[..]
+    else {
         panic!("{events:?}")
     };
 }
@@ -251,7 +258,7 @@ fn reload_starts_again_what_it_stopped() {
     let (project, web) = (shop.project(SHOP), only(&["web"]));
     let reload = shop.engine.reload(&project, &web, shop.listener());
     let report = runtime().block_on(reload).unwrap();
-    assert_eq!(done(&report, "web"), [Done::Stopped, Done::Started]);
+    assert_eq!(done(&report, "web"), [MachineAction::Stopped, MachineAction::Started]);
     assert_eq!(shop.world.boots(), 5);
 }
 
@@ -272,8 +279,8 @@ fn a_change_is_made_when_it_can_be_and_told_by_the_plan_before() {
     let changes = ["cpus at the next start", "forwards at once", "labels at once"].map(str::to_owned);
     assert_eq!(planned(&changed), (PlannedAction::Keep, changes.to_vec(), vec![]));
     let report = shop.up(&changed);
-    let now = Done::Changed(vec!["forwards".into(), "labels".into()]);
-    assert_eq!(done(&report, "other"), [now, Done::Recorded(vec!["cpus".into()])]);
+    let now = MachineAction::Changed(vec!["forwards".into(), "labels".into()]);
+    assert_eq!(done(&report, "other"), [now, MachineAction::Recorded(vec!["cpus".into()])]);
     assert_eq!(waits(&report, "other"), ["cpus"]);
     assert_eq!(planned(&changed), (PlannedAction::Keep, vec![], vec!["cpus".to_owned()]));
     let report = shop.up(&changed);
@@ -287,7 +294,7 @@ fn a_change_is_made_when_it_can_be_and_told_by_the_plan_before() {
     assert_eq!(vm.spec.cpus(), 2);
 }
 
-fn waits(report: &Report, machine: &str) -> Vec<String> {
+fn waits(report: &ProjectReport, machine: &str) -> Vec<String> {
     report.machines.iter().find(|report| report.machine == machine).unwrap().pending.clone()
 }
 
@@ -309,8 +316,14 @@ fn what_needs_a_machine_made_anew_is_refused_unless_asked_for() {
         assert_eq!(report.machines.iter().find(|it| it.machine == "db").unwrap().anew, ["backend"]);
         assert_eq!(shop.state("shop-db"), "running");
     }
-    let recreate = Options { recreate: true, ..Options::default() };
+    let recreate = ProjectOptions { recreate: true, ..ProjectOptions::default() };
     let report = shop.up_as(&changed, &recreate);
-    let expected = [Done::Stopped, Done::Removed, Done::Made, Done::Started, Done::Ran("install".into())];
+    let expected = [
+        MachineAction::Stopped,
+        MachineAction::Removed,
+        MachineAction::Made,
+        MachineAction::Started,
+        MachineAction::Ran("install".into()),
+    ];
     assert_eq!(done(&report, "db"), expected);
 }

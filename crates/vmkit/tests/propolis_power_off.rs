@@ -13,7 +13,7 @@ use sshd::Sshd;
 use vmkit::spec::{BackendOptions, CloudInitConfig, DataDisk, GuestAccess, NetworkConfig, VmName, VmSpec};
 use vmkit::ssh::SshPowerOff;
 use vmkit::{Hypervisor, PropolisHypervisor, VmState};
-use vmkit_testkit::propolis::{Behaviour, FakePropolis};
+use vmkit_testkit::propolis::{FakePropolis, PropolisBehaviour};
 
 /// Far more than a guest that hears needs, even on a busy host.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -28,7 +28,7 @@ impl World {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("disk.raw"), vec![7; 1 << 20]).unwrap();
-        Self { dir, server: FakePropolis::spawn(Behaviour::default()).unwrap() }
+        Self { dir, server: FakePropolis::spawn(PropolisBehaviour::default()).unwrap() }
     }
 
     fn spec(&self, access: Option<GuestAccess>) -> VmSpec {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
-use vmkit::spec::{Machine, VmName};
+use vmkit::spec::{MachineType, VmName};
 use vmkit::store::Home;
 use vmkit::{BackendTag, Error, ErrorKind, QemuHypervisor, VmManager, VmState};
 use vmkit_testkit::guest;
@@ -23,7 +23,7 @@ fn soon() -> Instant {
 
 async fn started(place: &Place) -> (VmManager<QemuHypervisor>, VmName) {
     let manager = VmManager::new(place.hypervisor(), BackendTag::Qemu, Home::at(place.path()).unwrap());
-    let vm = manager.create(guest::tiny().spec("web", Machine::Q35, "").build().unwrap()).await.unwrap();
+    let vm = manager.create(guest::tiny().spec("web", MachineType::Q35, "").build().unwrap()).await.unwrap();
     manager.start(vm.name()).await.unwrap();
     (manager, vm.name().clone())
 }
@@ -107,7 +107,7 @@ async fn what_is_handed_over_is_the_log_byte_for_byte_however_often_somebody_att
     let mut all = console.wait_for("all of 2000", soon()).await.unwrap();
     console.send("poweroff -f\n", soon()).await.unwrap();
     console.read_to_end(&mut all).await.unwrap();
-    let vm = manager.wait(&name, vmkit::Condition::Stopped, LONG).await.unwrap();
+    let vm = manager.wait(&name, vmkit::WaitCondition::Stopped, LONG).await.unwrap();
     let since = vm.console_since.expect("it is kept when the run has ended");
     let log = vmkit::tail_of_log_since(&vm.console_log.unwrap(), &since, u64::MAX).unwrap();
     seen.push(all);
@@ -131,7 +131,7 @@ async fn what_an_earlier_run_said_is_not_this_ones() {
 
     manager.start(&name).await.unwrap();
     // Before the guest has said anything, what it said last time is no cause of anything.
-    let error = manager.wait(&name, vmkit::Condition::Stopped, Duration::ZERO).await.unwrap_err();
+    let error = manager.wait(&name, vmkit::WaitCondition::Stopped, Duration::ZERO).await.unwrap_err();
     assert!(!error.to_string().contains("1001 first"), "{error}");
     let mut console = manager.attach_console(&name).await.unwrap();
     let said = console.wait_for(PROMPT, soon()).await.unwrap();

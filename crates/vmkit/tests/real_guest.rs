@@ -15,7 +15,7 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWrite
 use tokio::net::{TcpStream, UdpSocket, UnixStream};
 use tokio::time::{Instant, timeout};
 use vmkit::network::MacAddr;
-use vmkit::spec::{Machine, NetworkConfig, Protocol, UserNetwork, VmSpecBuilder, Vnc};
+use vmkit::spec::{MachineType, NetworkConfig, Protocol, UserNetwork, VmSpecBuilder, Vnc};
 use vmkit::{
     ErrorKind, GuestAgent, GuestExit, Hypervisor, PortForwarding, QemuHypervisor, ShutdownMode, VmHandle,
     VmState, VncAddress,
@@ -25,7 +25,7 @@ use vmkit_testkit::guest;
 use real::{LONG, Place, agent, booted, console, echoes, run, started, until};
 
 fn tiny(name: &str) -> VmSpecBuilder {
-    guest::tiny().spec(name, Machine::Q35, "")
+    guest::tiny().spec(name, MachineType::Q35, "")
 }
 
 fn forwarding(name: &str, forwards: &[&str], restrict: bool) -> VmSpecBuilder {
@@ -161,7 +161,7 @@ async fn a_restricted_guest_does_not_reach_the_host_but_is_reached_by_its_forwar
 async fn the_agent_tells_the_guest_s_addresses_runs_programs_and_shuts_it_down() {
     let place = Place::new();
     let qemu = place.hypervisor();
-    for machine in [Machine::Q35, Machine::Microvm] {
+    for machine in [MachineType::Q35, MachineType::Microvm] {
         let vm = booted(&qemu, &guest::tiny().spec("agent", machine, "").build().unwrap()).await;
         agent_works(&qemu, vm).await;
     }
@@ -253,7 +253,7 @@ async fn line(stream: &mut BufStream<UnixStream>) -> String {
 async fn a_command_typed_at_the_console_is_carried_out() {
     let place = Place::new();
     let qemu = place.hypervisor();
-    for machine in [Machine::Q35, Machine::Microvm] {
+    for machine in [MachineType::Q35, MachineType::Microvm] {
         let spec = guest::tiny().spec("typed", machine, "").build().unwrap();
         let vm = booted(&qemu, &spec).await;
         let mut console = console(&qemu, &vm).await;

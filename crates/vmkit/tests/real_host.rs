@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use tokio::io::AsyncWriteExt;
 use vmkit::spec::{
-    Accel, Boot, CloudInitConfig, DataDisk, Firmware, Machine, Mib, RootDisk, UserName, VmName, VmSpec,
+    Accel, Boot, CloudInitConfig, DataDisk, Firmware, MachineType, Mib, RootDisk, UserName, VmName, VmSpec,
     VmSpecBuilder, Vnc,
 };
 use vmkit::{ErrorKind, FailureKind, GuestExit, Hypervisor, VmHandle, VmState};
@@ -22,7 +22,7 @@ use vmkit_testkit::guest;
 use real::{LONG, Place, agent, booted, console_says, in_own_namespaces, pid, started, state_becomes};
 
 fn tiny(name: &str) -> VmSpecBuilder {
-    guest::tiny().spec(name, Machine::Q35, "")
+    guest::tiny().spec(name, MachineType::Q35, "")
 }
 
 fn mib(mib: u64) -> Mib {
@@ -113,7 +113,7 @@ async fn uefi_runs_and_keeps_its_variables_for_this_vm_alone() {
     fs::write(&image, vec![0; 1 << 20]).unwrap();
     let uefi = |name: &str| {
         guest::tiny()
-            .spec(name, Machine::Q35, "")
+            .spec(name, MachineType::Q35, "")
             .boot(Boot::Firmware(Firmware::Uefi))
             .disk(RootDisk { image: image.clone(), size: None })
     };

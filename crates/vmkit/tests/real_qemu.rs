@@ -8,7 +8,7 @@ mod real;
 use std::path::Path;
 use std::time::Duration;
 
-use vmkit::spec::{self, Arch, Machine};
+use vmkit::spec::{self, Arch, MachineType};
 use vmkit::{FailureKind, Hypervisor, VmHandle, VmState, tail_of_log};
 use vmkit_testkit::{Conformance, conformance, guest};
 
@@ -60,7 +60,7 @@ async fn the_real_qemu_keeps_the_contract() {
     let tiny = guest::tiny();
     let roots = [dir.path().join("vms"), dir.path().join("run")];
     let options = Conformance::new(move |name| {
-        let builder = tiny.spec(name.as_str(), Machine::Q35, "");
+        let builder = tiny.spec(name.as_str(), MachineType::Q35, "");
         builder.build().expect("the tiny guest's spec is valid")
     })
     .polls(40)
@@ -79,7 +79,7 @@ async fn the_real_qemu_keeps_the_contract() {
 async fn a_guest_that_powers_itself_off_is_stopped() {
     let dir = Place::new();
     let qemu = dir.hypervisor();
-    for machine in [Machine::Q35, Machine::Microvm] {
+    for machine in [MachineType::Q35, MachineType::Microvm] {
         let spec = guest::tiny().spec("off", machine, "vmkit.poweroff").build().unwrap();
         let vm = qemu.start(&qemu.prepare(&spec).await.unwrap()).await.unwrap();
         gone(pid(&vm)).await;
@@ -92,7 +92,7 @@ async fn a_guest_that_powers_itself_off_is_stopped() {
 async fn a_panicked_guest_is_failed_and_starts_again() {
     let dir = Place::new();
     let qemu = dir.hypervisor();
-    let spec = guest::tiny().spec("panic", Machine::Q35, "vmkit.panic").build().unwrap();
+    let spec = guest::tiny().spec("panic", MachineType::Q35, "vmkit.panic").build().unwrap();
     let vm = qemu.start(&qemu.prepare(&spec).await.unwrap()).await.unwrap();
     console_says(&vm, "Kernel panic").await;
     let VmState::Failed { cause } = state_becomes(&qemu, &vm, |state| *state != VmState::Running).await
@@ -109,7 +109,7 @@ async fn a_panicked_guest_is_failed_and_starts_again() {
 async fn a_qemu_killed_from_outside_is_failed_with_the_signal() {
     let dir = Place::new();
     let qemu = dir.hypervisor();
-    let spec = guest::tiny().spec("shot", Machine::Q35, "").build().unwrap();
+    let spec = guest::tiny().spec("shot", MachineType::Q35, "").build().unwrap();
     let vm = qemu.start(&qemu.prepare(&spec).await.unwrap()).await.unwrap();
     rustix::process::kill_process(pid(&vm), rustix::process::Signal::KILL).unwrap();
     let VmState::Failed { cause } = state_becomes(&qemu, &vm, |state| *state != VmState::Running).await
@@ -128,7 +128,7 @@ async fn a_qemu_killed_from_outside_is_failed_with_the_signal() {
 async fn a_stop_right_after_a_start_is_heard_by_a_guest_that_is_still_booting() {
     let dir = Place::new();
     let qemu = dir.hypervisor();
-    for machine in [Machine::Q35, Machine::Microvm] {
+    for machine in [MachineType::Q35, MachineType::Microvm] {
         let spec = guest::tiny().spec("early", machine, "").build().unwrap();
         let vm = qemu.start(&qemu.prepare(&spec).await.unwrap()).await.unwrap();
         let vm = qemu.stop(&vm, Duration::from_secs(120)).await.unwrap();
@@ -143,7 +143,7 @@ async fn a_stop_right_after_a_start_is_heard_by_a_guest_that_is_still_booting() 
 async fn a_guest_deaf_to_its_button_ends_soon_after_the_deadline() {
     let dir = Place::new();
     let qemu = dir.hypervisor();
-    let spec = guest::tiny().spec("deaf", Machine::Q35, "vmkit.nobutton").build().unwrap();
+    let spec = guest::tiny().spec("deaf", MachineType::Q35, "vmkit.nobutton").build().unwrap();
     let vm = qemu.start(&qemu.prepare(&spec).await.unwrap()).await.unwrap();
     let began = std::time::Instant::now();
     let vm = qemu.stop(&vm, Duration::from_secs(2)).await.unwrap();
@@ -158,7 +158,7 @@ async fn a_chattering_guest_does_not_outgrow_its_log() {
     let dir = Place::new();
     let qemu = dir.hypervisor();
     let bound = vmkit::spec::Mib::new(1).unwrap();
-    let spec = guest::tiny().spec("spam", Machine::Q35, "vmkit.spam").console_log(bound).build().unwrap();
+    let spec = guest::tiny().spec("spam", MachineType::Q35, "vmkit.spam").console_log(bound).build().unwrap();
     let vm = qemu.start(&qemu.prepare(&spec).await.unwrap()).await.unwrap();
     let log = vm.console_log.clone().unwrap();
     let older = log.with_extension("log.1");

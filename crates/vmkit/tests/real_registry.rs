@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use sha2::{Digest as _, Sha256};
 use vmkit::ErrorKind;
-use vmkit::image::{Catalogue, ImageStore, RegistryCredentials, Verified, unwatched};
+use vmkit::image::{Catalogue, ImageStore, RegistryCredentials, Verification, unwatched};
 use vmkit::spec::Arch;
 use vmkit::store::Home;
 
@@ -136,7 +136,7 @@ async fn a_disk_comes_from_a_real_registry() {
     let image = format!("oci://{}/disks/web:1", registry.host).parse().unwrap();
     let kept = store.pull(&image, Arch::X86_64, &unwatched()).await.unwrap();
     assert_eq!(kept.id.to_string(), digest(&disk));
-    assert_eq!(kept.names[0].verified, Verified::Digest);
+    assert_eq!(kept.names[0].verified, Verification::Digest);
     let missing = format!("oci://{}/disks/web:2", registry.host).parse().unwrap();
     let error = store.pull(&missing, Arch::X86_64, &unwatched()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");

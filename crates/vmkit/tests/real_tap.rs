@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use vmkit::network::MacAddr;
-use vmkit::spec::{BridgeName, Machine, NetworkConfig, VmSpec};
+use vmkit::spec::{BridgeName, MachineType, NetworkConfig, VmSpec};
 use vmkit::{ErrorKind, Hypervisor, QemuHypervisor, VmHandle, VmState};
 use vmkit_testkit::guest;
 
@@ -84,7 +84,7 @@ impl Drop for Bridge {
 
 fn on_bridge(name: &str, bridge: &str) -> VmSpec {
     let network = NetworkConfig::Tap { bridge: BridgeName::new(bridge).unwrap() };
-    guest::tiny().spec(name, Machine::Q35, "").network(network).build().unwrap()
+    guest::tiny().spec(name, MachineType::Q35, "").network(network).build().unwrap()
 }
 
 fn tap_of(vm: &VmHandle) -> String {

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use vmkit::lifecycle::Operation;
 use vmkit::spec::{VmName, VmSpecBuilder};
 use vmkit::store::{Home, Intent, VmRecord};
-use vmkit::{BackendTag, Condition, ErrorKind, NoopHypervisor, RunInfo, VmHandle, VmManager, VmState};
+use vmkit::{BackendTag, ErrorKind, NoopHypervisor, RunInfo, VmHandle, VmManager, VmState, WaitCondition};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -76,7 +76,7 @@ async fn without_a_port_that_leads_there_nobody_waits_for_ssh_at_this_hosts_own(
     manager.create(spec()).await.unwrap();
     manager.start(&web()).await.unwrap();
     let begun = Instant::now();
-    let error = manager.wait(&web(), Condition::Ssh, SOON).await.unwrap_err();
+    let error = manager.wait(&web(), WaitCondition::Ssh, SOON).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
     assert!(
         error

@@ -11,7 +11,10 @@ use std::time::{Duration, Instant as Clock};
 use rustix::process::Signal;
 use tokio::time::{Instant, timeout};
 use vmkit::spec::GuestAccess;
-use vmkit::ssh::{Captured, Command, Event, Exit, HostKey, Identity, Session, Terminal, TerminalSize};
+use vmkit::ssh::{
+    CapturedOutput, GuestCommand, GuestExitStatus, HostKey, ProcessEvent, Session, SshIdentity, TerminalSize,
+    TerminalSpec,
+};
 use vmkit::{Error, ErrorKind};
 
 use sshd::{Sshd, soon};
@@ -20,8 +23,8 @@ fn in_ms(millis: u64) -> Instant {
     Instant::now() + Duration::from_millis(millis)
 }
 
-async fn run(session: &Session, argv: &[&str]) -> Captured {
-    session.output(&Command::new(argv.iter().copied()), b"", soon()).await.unwrap()
+async fn run(session: &Session, argv: &[&str]) -> CapturedOutput {
+    session.output(&GuestCommand::new(argv.iter().copied()), b"", soon()).await.unwrap()
 }
 
 fn text(bytes: &[u8]) -> &str {
@@ -32,11 +35,11 @@ fn text(bytes: &[u8]) -> &str {
 async fn a_program_says_how_it_ended() {
     let sshd = Sshd::new();
     let session = sshd.session().await;
-    assert_eq!(run(&session, &["true"]).await.exit, Exit::Code(0));
-    assert_eq!(run(&session, &["sh", "-c", "exit 37"]).await.exit, Exit::Code(37));
-    assert_eq!(run(&session, &["/no/such/program"]).await.exit, Exit::Code(127));
+    assert_eq!(run(&session, &["true"]).await.exit, GuestExitStatus::Code(0));
+    assert_eq!(run(&session, &["sh", "-c", "exit 37"]).await.exit, GuestExitStatus::Code(37));
+    assert_eq!(run(&session, &["/no/such/program"]).await.exit, GuestExitStatus::Code(127));
     let killed = run(&session, &["sh", "-c", "kill -KILL $$"]).await;
-    assert_eq!((killed.exit.shell_code(), killed.exit), (137, Exit::Signal("KILL".into())));
+    assert_eq!((killed.exit.shell_code(), killed.exit), (137, GuestExitStatus::Signal("KILL".into())));
     let output = run(&session, &["sh", "-c", "echo out; echo err >&2"]).await;
     assert_eq!((text(&output.stdout), text(&output.stderr)), ("out\n", "err\n"));
     session.close().await;
@@ -46,17 +49,17 @@ async fn a_program_says_how_it_ended() {
 async fn arguments_variables_and_directory_arrive_as_they_were_given() {
     let sshd = Sshd::new();
     let session = sshd.session().await;
-    let mut command = Command::new(["printf", "%s|", "a  b", "", "it's", "$(id)", "*", "-n", "\n", "ü"]);
+    let mut command = GuestCommand::new(["printf", "%s|", "a  b", "", "it's", "$(id)", "*", "-n", "\n", "ü"]);
     let output = session.output(&command, b"", soon()).await.unwrap();
     assert_eq!(text(&output.stdout), "a  b||it's|$(id)|*|-n|\n|ü|");
-    command = Command::new(["sh", "-c", "printf '%s,%s' \"$PWD\" \"$COLOUR\""]);
+    command = GuestCommand::new(["sh", "-c", "printf '%s,%s' \"$PWD\" \"$COLOUR\""]);
     command.dir = Some("/usr/bin".into());
     command.env = vec![("COLOUR".into(), OsString::from("it's $blue"))];
     let output = session.output(&command, b"", soon()).await.unwrap();
     assert_eq!(text(&output.stdout), "/usr/bin,it's $blue");
     command.dir = Some("/no/such/dir".into());
     let output = session.output(&command, b"", soon()).await.unwrap();
-    assert_ne!(output.exit, Exit::Code(0));
+    assert_ne!(output.exit, GuestExitStatus::Code(0));
     assert!(text(&output.stderr).contains("/no/such/dir"), "{output:?}");
 }
 
@@ -65,7 +68,7 @@ async fn standard_input_is_handed_over_to_its_end() {
     let sshd = Sshd::new();
     let session = sshd.session().await;
     let sent = "line\n".repeat(1000);
-    let output = session.output(&Command::new(["cat"]), sent.as_bytes(), soon()).await.unwrap();
+    let output = session.output(&GuestCommand::new(["cat"]), sent.as_bytes(), soon()).await.unwrap();
     assert_eq!(text(&output.stdout), sent);
     assert_eq!(text(&run(&session, &["wc", "-c"]).await.stdout), "0\n");
 }
@@ -76,8 +79,8 @@ async fn a_program_that_reads_nothing_ends_all_the_same() {
     let session = sshd.session().await;
     // More than the window, so that the rest of it waits for a reader who never comes.
     let sent = vec![0; 16 << 20];
-    let output = session.output(&Command::new(["sh", "-c", "exit 3"]), &sent, soon()).await.unwrap();
-    assert_eq!(output.exit, Exit::Code(3));
+    let output = session.output(&GuestCommand::new(["sh", "-c", "exit 3"]), &sent, soon()).await.unwrap();
+    assert_eq!(output.exit, GuestExitStatus::Code(3));
 }
 
 #[tokio::test]
@@ -86,20 +89,20 @@ async fn a_hundred_megabytes_pass_each_way_unharmed() {
     let sshd = Sshd::new();
     let session = sshd.session().await;
     let began = Clock::now();
-    let count = Command::new(["head", "-c", &BYTES.to_string(), "/dev/zero"]);
+    let count = GuestCommand::new(["head", "-c", &BYTES.to_string(), "/dev/zero"]);
     let (_input, mut output) = session.spawn(&count, soon()).await.unwrap().split();
     let mut received = 0;
     loop {
         match timeout(Duration::from_secs(60), output.next()).await.unwrap().unwrap() {
-            Event::Stdout(data) => received += data.len(),
-            Event::Stderr(data) => panic!("{:?}", text(&data)),
-            Event::Ended(exit) => break assert_eq!(exit, Exit::Code(0)),
+            ProcessEvent::Stdout(data) => received += data.len(),
+            ProcessEvent::Stderr(data) => panic!("{:?}", text(&data)),
+            ProcessEvent::Ended(exit) => break assert_eq!(exit, GuestExitStatus::Code(0)),
         }
     }
     assert_eq!(received, BYTES);
     let down = began.elapsed();
     let began = Clock::now();
-    let counted = session.output(&Command::new(["wc", "-c"]), &vec![7; BYTES], soon()).await.unwrap();
+    let counted = session.output(&GuestCommand::new(["wc", "-c"]), &vec![7; BYTES], soon()).await.unwrap();
     assert_eq!(text(&counted.stdout), format!("{BYTES}\n"));
     eprintln!("100 MiB: {down:?} out of the guest, {:?} into it", began.elapsed());
 }
@@ -113,7 +116,8 @@ async fn a_program_is_held_back_while_nobody_listens() {
         "i=0; while dd if=/dev/zero bs=1M count=1 2>/dev/null; do i=$((i+1)); echo $i > {}; done",
         progress.display()
     );
-    let (_input, output) = session.spawn(&Command::new(["sh", "-c", &script]), soon()).await.unwrap().split();
+    let (_input, output) =
+        session.spawn(&GuestCommand::new(["sh", "-c", &script]), soon()).await.unwrap().split();
     tokio::time::sleep(Duration::from_secs(2)).await;
     let written = || std::fs::read_to_string(&progress).unwrap().trim().parse::<u32>().unwrap();
     let first = written();
@@ -127,25 +131,25 @@ async fn a_program_is_held_back_while_nobody_listens() {
 async fn a_terminal_has_the_size_it_was_given_and_takes_another() {
     let sshd = Sshd::new();
     let session = sshd.session().await;
-    let mut command = Command::new([
+    let mut command = GuestCommand::new([
         "sh",
         "-c",
         "trap 'stty size; exit 5' WINCH; tty; stty size; while :; do sleep 0.1; done",
     ]);
-    command.terminal = Some(Terminal::new("xterm", TerminalSize { columns: 91, rows: 33 }));
+    command.terminal = Some(TerminalSpec::new("xterm", TerminalSize { columns: 91, rows: 33 }));
     let (input, mut output) = session.spawn(&command, soon()).await.unwrap().split();
     let mut said = String::new();
     let exit = loop {
         match timeout(Duration::from_secs(60), output.next()).await.unwrap().unwrap() {
-            Event::Stdout(data) => said.push_str(text(&data)),
-            Event::Stderr(data) => panic!("{:?}", text(&data)),
-            Event::Ended(exit) => break exit,
+            ProcessEvent::Stdout(data) => said.push_str(text(&data)),
+            ProcessEvent::Stderr(data) => panic!("{:?}", text(&data)),
+            ProcessEvent::Ended(exit) => break exit,
         }
         if said.ends_with("33 91\r\n") {
             input.resize(TerminalSize { columns: 100, rows: 40 }).await.unwrap();
         }
     };
-    assert_eq!(exit, Exit::Code(5));
+    assert_eq!(exit, GuestExitStatus::Code(5));
     assert!(said.starts_with("/dev/pts/") && said.ends_with("40 100\r\n"), "{said:?}");
 }
 
@@ -154,17 +158,20 @@ async fn a_login_shell_at_a_terminal_answers_what_is_typed() {
     let sshd = Sshd::new();
     let began = Clock::now();
     let session = sshd.session().await;
-    let terminal = Some(Terminal::new("dumb", TerminalSize { columns: 80, rows: 24 }));
-    let command = Command { terminal, ..Command::default() };
+    let terminal = Some(TerminalSpec::new("dumb", TerminalSize { columns: 80, rows: 24 }));
+    let command = GuestCommand { terminal, ..GuestCommand::default() };
     let (mut input, mut output) = session.spawn(&command, soon()).await.unwrap().split();
-    let Event::Stdout(_) = timeout(Duration::from_secs(60), output.next()).await.unwrap().unwrap() else {
+    let ProcessEvent::Stdout(_) = timeout(Duration::from_secs(60), output.next()).await.unwrap().unwrap()
+    else {
         panic!("a shell begins with its prompt")
     };
     eprintln!("a prompt after {:?}", began.elapsed());
     input.write(b"exit 9\n").await.unwrap();
     loop {
-        if let Event::Ended(exit) = timeout(Duration::from_secs(60), output.next()).await.unwrap().unwrap() {
-            break assert_eq!(exit, Exit::Code(9));
+        if let ProcessEvent::Ended(exit) =
+            timeout(Duration::from_secs(60), output.next()).await.unwrap().unwrap()
+        {
+            break assert_eq!(exit, GuestExitStatus::Code(9));
         }
     }
 }
@@ -176,10 +183,11 @@ async fn a_signal_reaches_the_program() {
     }
     let sshd = Sshd::new();
     let session = sshd.session().await;
-    let (input, mut output) = session.spawn(&Command::new(["sleep", "600"]), soon()).await.unwrap().split();
+    let (input, mut output) =
+        session.spawn(&GuestCommand::new(["sleep", "600"]), soon()).await.unwrap().split();
     input.signal("TERM").await.unwrap();
     let ended = timeout(Duration::from_secs(60), output.next()).await.unwrap().unwrap();
-    assert_eq!(ended, Event::Ended(Exit::Signal("TERM".into())));
+    assert_eq!(ended, ProcessEvent::Ended(GuestExitStatus::Signal("TERM".into())));
 }
 
 #[tokio::test]
@@ -187,14 +195,15 @@ async fn a_program_ends_by_a_signal_that_the_server_does_not_pass_on() {
     let sshd = Sshd::new();
     let session = sshd.session().await;
     assert_eq!(session.user(), sshd.access.user);
-    let script = Command::new(["sh", "-c", "sleep 1000 & echo $! $$; wait"]);
+    let script = GuestCommand::new(["sh", "-c", "sleep 1000 & echo $! $$; wait"]);
     let (_input, mut output) = session.spawn(&script, soon()).await.unwrap().split();
-    let Event::Stdout(pids) = timeout(Duration::from_secs(60), output.next()).await.unwrap().unwrap() else {
+    let ProcessEvent::Stdout(pids) = timeout(Duration::from_secs(60), output.next()).await.unwrap().unwrap()
+    else {
         panic!("it tells its processes")
     };
     session.signal_all("TERM", soon()).await.unwrap();
     let ended = timeout(Duration::from_secs(60), output.next()).await.unwrap().unwrap();
-    assert_eq!(ended, Event::Ended(Exit::Signal("TERM".into())));
+    assert_eq!(ended, ProcessEvent::Ended(GuestExitStatus::Signal("TERM".into())));
     for pid in text(&pids).split_ascii_whitespace() {
         let began = Clock::now();
         while std::path::Path::new("/proc").join(pid).exists() {
@@ -202,7 +211,7 @@ async fn a_program_ends_by_a_signal_that_the_server_does_not_pass_on() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
-    assert_eq!(run(&session, &["true"]).await.exit, Exit::Code(0), "the session goes on");
+    assert_eq!(run(&session, &["true"]).await.exit, GuestExitStatus::Code(0), "the session goes on");
 }
 
 #[tokio::test]
@@ -251,7 +260,7 @@ async fn keys_are_exchanged_anew_in_the_middle_of_much_output_and_input() {
     let sshd = Sshd::with("RekeyLimit 4M");
     let session = sshd.session().await;
     let sent: Vec<u8> = (0..BYTES / 4).flat_map(|word| (word as u32).to_le_bytes()).collect();
-    let (mut input, mut output) = session.spawn(&Command::new(["cat"]), soon()).await.unwrap().split();
+    let (mut input, mut output) = session.spawn(&GuestCommand::new(["cat"]), soon()).await.unwrap().split();
     let feed = async {
         input.write(&sent).await.unwrap();
         input.end().await.unwrap();
@@ -260,9 +269,9 @@ async fn keys_are_exchanged_anew_in_the_middle_of_much_output_and_input() {
         let mut received = Vec::with_capacity(BYTES);
         loop {
             match timeout(Duration::from_secs(60), output.next()).await.unwrap().unwrap() {
-                Event::Stdout(data) => received.extend(data),
-                Event::Stderr(data) => panic!("{:?}", text(&data)),
-                Event::Ended(exit) => break assert_eq!(exit, Exit::Code(0)),
+                ProcessEvent::Stdout(data) => received.extend(data),
+                ProcessEvent::Stderr(data) => panic!("{:?}", text(&data)),
+                ProcessEvent::Ended(exit) => break assert_eq!(exit, GuestExitStatus::Code(0)),
             }
         }
         assert!(received == sent);
@@ -302,7 +311,7 @@ async fn a_server_whose_key_is_of_another_kind_is_refused_with_both_fingerprints
 async fn a_key_that_the_server_does_not_take_is_named_with_what_it_would_take() {
     let sshd = Sshd::new();
     let mut target = sshd.target();
-    target.identity = Identity::of(&GuestAccess::generate("other").unwrap().login_key).unwrap();
+    target.identity = SshIdentity::of(&GuestAccess::generate("other").unwrap().login_key).unwrap();
     let error = Session::connect(&target, soon()).await.unwrap_err();
     let text = error.to_string();
     assert!(
@@ -332,7 +341,7 @@ async fn keys_of_every_usual_kind_log_in() {
     let sshd = Sshd::new();
     for kind in [&["-t", "rsa", "-b", "3072"][..], &["-t", "rsa", "-m", "PEM"], &["-t", "ecdsa"]] {
         let mut target = sshd.target();
-        target.identity = Identity::read(&another_key(&sshd, kind)).unwrap();
+        target.identity = SshIdentity::read(&another_key(&sshd, kind)).unwrap();
         Session::connect(&target, soon()).await.unwrap_or_else(|error| panic!("{kind:?}: {error}"));
     }
 }
@@ -383,7 +392,7 @@ async fn the_keys_of_an_ssh_agent_log_in_though_nobody_sees_them() {
     let sshd = Sshd::new();
     let agent = Agent::new(sshd.dir.path());
     let mut target = sshd.target();
-    target.identity = Identity::agent(&agent.1);
+    target.identity = SshIdentity::agent(&agent.1);
     let error = Session::connect(&target, soon()).await.unwrap_err();
     assert!(error.to_string().contains("it has no keys"), "{error}");
     assert_eq!(error.kind(), ErrorKind::InvalidInput);
@@ -394,8 +403,8 @@ async fn the_keys_of_an_ssh_agent_log_in_though_nobody_sees_them() {
     assert!(error.to_string().contains("does not take any key of the SSH agent"), "{error}");
     agent.add(&another_key(&sshd, &["-t", "rsa"]));
     let session = Session::connect(&target, soon()).await.unwrap();
-    assert_eq!(run(&session, &["true"]).await.exit, Exit::Code(0));
-    target.identity = Identity::agent("/no/such/socket");
+    assert_eq!(run(&session, &["true"]).await.exit, GuestExitStatus::Code(0));
+    target.identity = SshIdentity::agent("/no/such/socket");
     let error = Session::connect(&target, soon()).await.unwrap_err();
     assert!(error.to_string().contains("/no/such/socket"), "{error}");
 }
@@ -404,11 +413,12 @@ async fn the_keys_of_an_ssh_agent_log_in_though_nobody_sees_them() {
 async fn a_server_that_dies_midway_is_noticed_at_once() {
     let sshd = Sshd::new();
     let session = sshd.session().await;
-    let (_input, mut output) = session.spawn(&Command::new(["sleep", "600"]), soon()).await.unwrap().split();
+    let (_input, mut output) =
+        session.spawn(&GuestCommand::new(["sleep", "600"]), soon()).await.unwrap().split();
     sshd.signal(Signal::KILL);
     let error = timeout(Duration::from_secs(30), output.next()).await.unwrap().unwrap_err();
     assert!(error.to_string().contains("the program's end is not known"), "{error}");
-    let error = session.output(&Command::new(["true"]), b"", soon()).await.unwrap_err();
+    let error = session.output(&GuestCommand::new(["true"]), b"", soon()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Guest, "{error}");
 }
 
@@ -417,12 +427,12 @@ async fn a_server_that_stalls_keeps_nobody_beyond_the_deadline() {
     let sshd = Sshd::new();
     let session = sshd.session().await;
     sshd.signal(Signal::STOP);
-    let error = session.output(&Command::new(["true"]), b"", in_ms(300)).await.unwrap_err();
+    let error = session.output(&GuestCommand::new(["true"]), b"", in_ms(300)).await.unwrap_err();
     assert!(matches!(error, Error::TimedOut { .. }), "{error}");
     sshd.signal(Signal::CONT);
     assert_eq!(
         run(&session, &["true"]).await.exit,
-        Exit::Code(0),
+        GuestExitStatus::Code(0),
         "and when it goes on, so does the session"
     );
 

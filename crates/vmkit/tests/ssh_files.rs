@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant as Clock;
 
 use rustix::process::Signal;
-use vmkit::ssh::{Copied, Files, Progress, Session};
+use vmkit::ssh::{CopyProgress, CopySummary, GuestFiles, Session};
 use vmkit::{Error, ErrorKind};
 
 use sshd::{Sshd, soon};
@@ -19,7 +19,7 @@ use sshd::{Sshd, soon};
 struct Both {
     sshd: Sshd,
     _session: Session,
-    files: Files,
+    files: GuestFiles,
     dir: tempfile::TempDir,
 }
 
@@ -43,11 +43,11 @@ impl Both {
         self.dir.path().join("there").join(name)
     }
 
-    async fn upload(&self, from: &Path, to: &Path) -> vmkit::Result<Copied> {
+    async fn upload(&self, from: &Path, to: &Path) -> vmkit::Result<CopySummary> {
         self.files.upload(from, to.to_str().unwrap(), true, &mut |_| {}).await
     }
 
-    async fn download(&self, from: &Path, to: &Path) -> vmkit::Result<Copied> {
+    async fn download(&self, from: &Path, to: &Path) -> vmkit::Result<CopySummary> {
         self.files.download(from.to_str().unwrap(), to, true, &mut |_| {}).await
     }
 }
@@ -90,7 +90,7 @@ async fn a_hundred_megabytes_are_the_same_at_both_ends() {
         (0..100 << 18).flat_map(|word: u32| word.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
     fs::write(both.here("big"), &data).unwrap();
     let mut seen = Vec::new();
-    let mut report = |progress: &Progress| seen.push(progress.file_bytes);
+    let mut report = |progress: &CopyProgress| seen.push(progress.file_bytes);
     let began = Clock::now();
     let to = both.there("big");
     both.files.upload(&both.here("big"), to.to_str().unwrap(), false, &mut report).await.unwrap();
@@ -176,7 +176,7 @@ async fn every_refusal_names_both_ends_and_what_was_wrong() {
     let both = Both::new().await;
     fs::write(both.here("file"), "x").unwrap();
     fs::create_dir(both.here("dir")).unwrap();
-    let refusal = |result: vmkit::Result<Copied>| match result.unwrap_err() {
+    let refusal = |result: vmkit::Result<CopySummary>| match result.unwrap_err() {
         error @ Error::Copy { .. } => (error.kind(), error.to_string()),
         error => panic!("{error:?}"),
     };
@@ -223,7 +223,7 @@ async fn a_server_that_dies_midway_leaves_nothing_under_the_names() {
     fs::write(both.here("big"), vec![7; 64 << 20]).unwrap();
     fs::write(both.there("big"), vec![7; 64 << 20]).unwrap();
     let (from, to) = (both.there("big"), both.here("copy"));
-    let mut kill = |progress: &Progress| {
+    let mut kill = |progress: &CopyProgress| {
         if progress.file_bytes > 1 << 20 {
             both.sshd.signal(Signal::KILL);
         }
@@ -239,7 +239,7 @@ async fn what_a_dropped_upload_has_begun_can_be_tidied_up() {
     fs::write(both.here("big"), vec![7; 64 << 20]).unwrap();
     let to = both.there("copy");
     let (begun, mut told) = tokio::sync::mpsc::unbounded_channel();
-    let mut report = move |progress: &Progress| {
+    let mut report = move |progress: &CopyProgress| {
         if progress.file_bytes > 0 {
             let _ = begun.send(());
         }
@@ -318,7 +318,7 @@ async fn what_a_killed_copy_left_is_removed_by_the_next_one_into_its_directory()
 }
 
 /// Copies a log of one letter while it is written to.
-async fn while_it_grows(path: &Path, copy: impl Future<Output = vmkit::Result<Copied>>) {
+async fn while_it_grows(path: &Path, copy: impl Future<Output = vmkit::Result<CopySummary>>) {
     use std::sync::atomic::{AtomicBool, Ordering};
     let mut file = fs::File::create(path).unwrap();
     file.write_all(&vec![b'x'; 4 << 20]).unwrap();
@@ -357,7 +357,7 @@ async fn a_file_that_shrinks_while_it_is_copied_is_as_long_as_what_was_read() {
     let both = Both::new().await;
     fs::write(both.here("log"), vec![b'x'; 32 << 20]).unwrap();
     let path = both.here("log");
-    let mut shrink = |progress: &Progress| {
+    let mut shrink = |progress: &CopyProgress| {
         if progress.file_bytes > 1 << 20 {
             fs::File::options().write(true).open(&path).unwrap().set_len(1 << 20).unwrap();
         }
@@ -420,7 +420,7 @@ async fn what_is_a_hole_in_the_guest_is_not_sent() {
     }
     file.set_len(size).unwrap();
     let (mut reports, to) = (0, both.here("disk"));
-    let mut report = |_: &Progress| reports += 1;
+    let mut report = |_: &CopyProgress| reports += 1;
     let from = both.there("disk");
     let copied = both.files.download(from.to_str().unwrap(), &to, false, &mut report).await.unwrap();
     assert!(reports < 100, "{reports} pieces");

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use jsonschema::Validator;
 use proptest::prelude::*;
-use vmkit::spec::{Applies, Boot, DataDisk, Firmware, NetworkConfig, UserData, changes};
-use vmkit::vmfile::{Action, Found, Project, Run, VmfileError, load, parse, schema};
+use vmkit::spec::{Boot, DataDisk, Firmware, NetworkConfig, TakesEffect, UserData, changes};
+use vmkit::vmfile::{HostInputs, Project, RunPolicy, StepAction, VmfileError, load, parse, schema};
 use vmkit::{Error, ErrorKind};
 
 const FILE: &str = "/home/me/shop/vmkit.toml";
@@ -52,14 +52,14 @@ fn every_example_is_read_and_the_schema_accepts_it() {
         for machine in &project.machines {
             let copies = machine.files.iter().map(|copy| &copy.from);
             let steps = machine.steps.iter().filter_map(|step| match &step.action {
-                Action::Script(path) => Some(path),
-                Action::Copy(copy) => Some(&copy.from),
+                StepAction::Script(path) => Some(path),
+                StepAction::Copy(copy) => Some(&copy.from),
                 _ => None,
             });
             for path in copies.chain(steps) {
                 assert!(path.exists(), "{}: {}", file.display(), path.display());
             }
-            machine.spec(Found { image: Some("/image".into()), ..Found::default() }).unwrap();
+            machine.spec(HostInputs { image: Some("/image".into()), ..HostInputs::default() }).unwrap();
         }
         let errors: Vec<String> = validator.iter_errors(&as_json(&file)).map(|e| e.to_string()).collect();
         assert!(errors.is_empty(), "{}: {errors:?}", file.display());
@@ -158,7 +158,9 @@ fn defaults_are_laid_under_every_machine() {
     let specs: Vec<_> = project
         .machines
         .iter()
-        .map(|machine| machine.spec(Found { image: Some("/image".into()), ..Found::default() }).unwrap())
+        .map(|machine| {
+            machine.spec(HostInputs { image: Some("/image".into()), ..HostInputs::default() }).unwrap()
+        })
         .collect();
     assert_eq!((specs[0].memory().mib(), specs[1].memory().mib()), (512, 1024));
     assert_eq!(specs[0].labels().get("team"), Some("web"));
@@ -189,11 +191,11 @@ fn paths_are_seen_from_the_file_and_names_stay() {
     assert_eq!(images, [file, Some("debian:12"), Some("https://example.org/x.img"), other, None]);
     let machine = &project.machines[0];
     assert_eq!(machine.files[0].from, Path::new("/home/me/shop/site"));
-    assert_eq!(machine.steps[0].action, Action::Script("/home/me/shop/sub/s.sh".into()));
-    let spec = machine.spec(Found { image: Some("/kept".into()), ..Found::default() }).unwrap();
+    assert_eq!(machine.steps[0].action, StepAction::Script("/home/me/shop/sub/s.sh".into()));
+    let spec = machine.spec(HostInputs { image: Some("/kept".into()), ..HostInputs::default() }).unwrap();
     let existing = DataDisk::Existing { path: "/home/me/d.raw".into(), readonly: true };
     assert_eq!(spec.data_disks()[1], existing);
-    let Boot::Kernel(kernel) = project.machines[4].spec(Found::default()).unwrap().boot().clone() else {
+    let Boot::Kernel(kernel) = project.machines[4].spec(HostInputs::default()).unwrap().boot().clone() else {
         panic!("it has a kernel")
     };
     assert_eq!(kernel.initrd.as_deref(), Some(Path::new("/home/me/shop/initrd")));
@@ -241,9 +243,9 @@ fn readiness_and_steps_have_their_defaults() {
     assert_eq!(project.machines[0].ready.tcp, [80]);
     assert_eq!(project.machines[3].ready.timeout, Duration::from_secs(90));
     let runs: Vec<_> = project.machines[0].steps.iter().map(|step| step.run).collect();
-    assert_eq!(runs, [Run::Once, Run::Changed]);
+    assert_eq!(runs, [RunPolicy::Once, RunPolicy::Changed]);
     assert_eq!(project.machines[0].steps[0].user, "root");
-    assert!(project.machines[1].spec(Found::default()).unwrap().cloud_init().is_none());
+    assert!(project.machines[1].spec(HostInputs::default()).unwrap().cloud_init().is_none());
 }
 
 #[test]
@@ -277,10 +279,10 @@ fn a_folder_of_any_name_gives_the_project_one() {
 fn a_vm_made_from_the_file_has_no_changes_until_the_file_changes() {
     let text = "version = 1\n[machine.web]\nimage = 'debian:12'\nmemory = '1GiB'\n";
     let machine = |text: &str| read(text).unwrap().machines.remove(0);
-    let found = Found {
+    let found = HostInputs {
         image: Some("/images/sha256-abc".into()),
         firmware: Some(Firmware::Uefi),
-        ..Found::default()
+        ..HostInputs::default()
     };
     let recorded = machine(text).spec(found).unwrap().with_id(uuid::Uuid::from_u128(7));
     assert_eq!(machine(text).spec_over(&recorded).unwrap(), recorded);
@@ -289,8 +291,8 @@ fn a_vm_made_from_the_file_has_no_changes_until_the_file_changes() {
         let changes = changes(&recorded, &wanted, true);
         changes.into_iter().map(|change| (change.field, change.to, change.applies)).collect::<Vec<_>>()
     };
-    assert_eq!(changed("1GiB", "2GiB"), [("memory", "2GiB".into(), Applies::NextStart)]);
-    assert_eq!(changed("debian:12", "debian:13"), [("image", "debian:13".into(), Applies::Anew)]);
+    assert_eq!(changed("1GiB", "2GiB"), [("memory", "2GiB".into(), TakesEffect::NextStart)]);
+    assert_eq!(changed("debian:12", "debian:13"), [("image", "debian:13".into(), TakesEffect::Anew)]);
 }
 
 #[test]
@@ -334,7 +336,7 @@ fn line_ends_and_a_byte_order_mark_are_nothing_special() {
     assert_eq!(refused(&format!("\u{feff}{text}")), plain);
     let script = "version = 1\r\n[machine.web]\r\nimage = 'x:1'\r\nprovision = [{ name = 'a', shell = '''\r\necho a\r\necho b\r\n''' }]\r\n";
     let project = read(script).unwrap();
-    assert_eq!(project.machines[0].steps[0].action, Action::Shell("echo a\necho b\n".into()));
+    assert_eq!(project.machines[0].steps[0].action, StepAction::Shell("echo a\necho b\n".into()));
 }
 
 #[test]
@@ -402,7 +404,7 @@ fn a_hundred_machines_are_read_and_compared_within_100_ms() {
         let project = read(&text).unwrap();
         assert_eq!(project.in_order().len(), 100);
         for machine in &project.machines {
-            let found = Found { image: Some("/image".into()), ..Found::default() };
+            let found = HostInputs { image: Some("/image".into()), ..HostInputs::default() };
             let recorded = machine.spec(found).unwrap();
             assert!(changes(&recorded, &machine.spec_over(&recorded).unwrap(), true).is_empty());
         }

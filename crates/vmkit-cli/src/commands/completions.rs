@@ -10,12 +10,12 @@ use crate::output;
 ///
 /// For bash: `vmkit completions bash > ~/.local/share/bash-completion/completions/vmkit`
 #[derive(Debug, Args)]
-pub(crate) struct Completions {
+pub(crate) struct CompletionsArgs {
     /// The shell.
     shell: Shell,
 }
 
-impl Completions {
+impl CompletionsArgs {
     pub(crate) fn run(self) -> Result<(), Failure> {
         let mut script = Vec::new();
         clap_complete::generate(self.shell, &mut crate::command(), "vmkit", &mut script);

@@ -9,8 +9,8 @@ use vmkit::{ConsoleEndpoint, Error, VmState};
 
 use crate::arguments::seconds;
 use crate::console::escape::{self, EscapeKey};
-use crate::console::{self, At};
-use crate::context::Context;
+use crate::console::{self, ConsoleAddress};
+use crate::context::CommandContext;
 use crate::failure::Failure;
 use crate::{json, output};
 
@@ -21,7 +21,7 @@ use crate::{json, output};
 /// is printed until the VM ends: a pipe that has ended ends nothing, so name a --timeout where the
 /// VM goes on.
 #[derive(Debug, Args)]
-pub(crate) struct Console {
+pub(crate) struct ConsoleArgs {
     /// The VM.
     pub(super) name: VmName,
     /// Leave this long after the end of an input that is no terminal.
@@ -38,7 +38,7 @@ pub(crate) struct Console {
     json: bool,
 }
 
-impl Console {
+impl ConsoleArgs {
     /// Returns the key that leaves: the option's, else the environment's.
     ///
     /// # Errors
@@ -55,13 +55,13 @@ impl Console {
         }
     }
 
-    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+    pub(crate) fn run(self, context: &CommandContext) -> Result<(), Failure> {
         let escape = self.escape()?;
         let manager = context.manager()?;
         let vm = context.block_on(async { Ok(manager.info(&self.name).await?) })?;
         let endpoint = manager.console_endpoint(&self.name)?;
         if self.json {
-            return output::json(&json::Console::of(&endpoint));
+            return output::json(&json::ConsoleView::of(&endpoint));
         }
         match endpoint {
             // Where a server has it, it is known only while the VM runs.
@@ -76,7 +76,7 @@ impl Console {
             ConsoleEndpoint::UnixSocket(path) if self.print_endpoint => output::text(path.display()),
             ConsoleEndpoint::WebSocket(url) if self.print_endpoint => output::text(url),
             ConsoleEndpoint::WebSocket(url) if vm.state.is_live() => {
-                console::attach(&self.name, At::WebSocket(&url), escape, self.timeout)
+                console::attach(&self.name, ConsoleAddress::WebSocket(&url), escape, self.timeout)
             }
             // A guest that has panicked has its console still. Where none is known to run, a socket
             // there is another VM's: of a home that this one is a copy of, and shares the runtime
@@ -84,7 +84,7 @@ impl Console {
             ConsoleEndpoint::UnixSocket(path)
                 if vm.state.is_live() || (path.exists() && matches!(vm.state, VmState::Failed { .. })) =>
             {
-                let at = At::Socket { path: &path, log: vm.console_log.as_deref() };
+                let at = ConsoleAddress::Socket { path: &path, log: vm.console_log.as_deref() };
                 console::attach(&self.name, at, escape, self.timeout)
             }
             ConsoleEndpoint::UnixSocket(_) | ConsoleEndpoint::WebSocket(_) => {

@@ -10,15 +10,15 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::time::{Instant, timeout};
 use vmkit::spec::VmName;
-use vmkit::ssh::{Copied, Files};
+use vmkit::ssh::{CopySummary, GuestFiles};
 use vmkit::{Error, ErrorKind};
 
-use crate::console::signals::{Signals, die_of};
-use crate::context::Context;
+use crate::console::signals::{CaughtSignals, die_of};
+use crate::context::CommandContext;
 use crate::failure::Failure;
 use crate::output;
-use crate::remote::streams::Stdin;
-use crate::remote::way::Way;
+use crate::remote::streams::StdinStream;
+use crate::remote::way::SshArgs;
 
 /// How long is waited for the guest to remove what a copy that was cut off has begun.
 const TIDYING: Duration = Duration::from_secs(2);
@@ -39,12 +39,12 @@ const STDOUT: &str = "/dev/stdout";
 /// standard input as what is copied, and standard output as where to: `vmkit cp - web:file`, `vmkit
 /// cp web:file -`.
 #[derive(Debug, Args)]
-pub(crate) struct Cp {
+pub(crate) struct CpArgs {
     /// Copy directories, and all below them.
     #[arg(long, short = 'r')]
     recursive: bool,
     #[command(flatten)]
-    way: Way,
+    way: SshArgs,
     /// What to copy, and last of all where to.
     #[arg(value_name = "PLACE", required = true, num_args = 2..)]
     places: Vec<OsString>,
@@ -52,104 +52,104 @@ pub(crate) struct Cp {
 
 /// A place as it was typed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Place {
-    Here(Here),
+enum CopyPlace {
+    Here(HostPlace),
     There(VmName, String),
 }
 
 /// A place of this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Here {
+enum HostPlace {
     Path(PathBuf),
     /// Standard input or output.
     Stream,
 }
 
-impl Place {
+impl CopyPlace {
     /// Reads `NAME:PATH`, and everything else as a place of this host; `stream` is the path of its
     /// stream.
     fn read(text: &OsStr, stream: &str) -> Result<Self, Error> {
         if text == STREAM || text == stream {
-            return Ok(Place::Here(Here::Stream));
+            return Ok(CopyPlace::Here(HostPlace::Stream));
         }
-        let here = || Place::Here(Here::Path(text.into()));
+        let here = || CopyPlace::Here(HostPlace::Path(text.into()));
         let Some((name, path)) = text.to_str().and_then(|text| text.split_once(':')) else {
             return Ok(here());
         };
         if name.contains('/') || name.is_empty() {
             return Ok(here());
         }
-        Ok(Place::There(VmName::new(name)?, path.to_owned()))
+        Ok(CopyPlace::There(VmName::new(name)?, path.to_owned()))
     }
 }
 
-impl fmt::Display for Here {
+impl fmt::Display for HostPlace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Here::Path(path) => path.display().fmt(f),
-            Here::Stream => f.write_str(STREAM),
+            HostPlace::Path(path) => path.display().fmt(f),
+            HostPlace::Stream => f.write_str(STREAM),
         }
     }
 }
 
 /// Which way it goes, all sources at one end.
 #[derive(Debug, PartialEq, Eq)]
-enum Plan {
-    Into { vm: VmName, from: Vec<Here>, to: String },
-    OutOf { vm: VmName, from: Vec<String>, to: Here },
+enum CopyPlan {
+    Into { vm: VmName, from: Vec<HostPlace>, to: String },
+    OutOf { vm: VmName, from: Vec<String>, to: HostPlace },
 }
 
-fn plan(places: &[OsString]) -> Result<Plan, Error> {
+fn plan(places: &[OsString]) -> Result<CopyPlan, Error> {
     let (to, from) = places.split_last().expect("the arguments have two at least");
-    let from = from.iter().map(|text| Place::read(text, STDIN)).collect::<Result<Vec<_>, _>>()?;
-    match Place::read(to, STDOUT)? {
-        Place::There(vm, to) => {
-            let here = |place: &Place| match place {
-                Place::Here(here) => Ok(here.clone()),
-                Place::There(other, _) => Err(Error::invalid(
+    let from = from.iter().map(|text| CopyPlace::read(text, STDIN)).collect::<Result<Vec<_>, _>>()?;
+    match CopyPlace::read(to, STDOUT)? {
+        CopyPlace::There(vm, to) => {
+            let here = |place: &CopyPlace| match place {
+                CopyPlace::Here(here) => Ok(here.clone()),
+                CopyPlace::There(other, _) => Err(Error::invalid(
                     "cp",
                     other,
                     "one end is this host: copy out of one guest, then into the other",
                 )),
             };
-            Ok(Plan::Into { vm, from: from.iter().map(here).collect::<Result<_, _>>()?, to })
+            Ok(CopyPlan::Into { vm, from: from.iter().map(here).collect::<Result<_, _>>()?, to })
         }
-        Place::Here(to) => {
+        CopyPlace::Here(to) => {
             let mut vm = None;
             let mut paths = Vec::new();
             for place in from {
                 match place {
-                    Place::There(name, path) if vm.as_ref().is_none_or(|vm| *vm == name) => {
+                    CopyPlace::There(name, path) if vm.as_ref().is_none_or(|vm| *vm == name) => {
                         vm = Some(name);
                         paths.push(path);
                     }
-                    Place::There(name, _) => {
+                    CopyPlace::There(name, _) => {
                         return Err(Error::invalid("cp", name, "all that is copied comes from one guest"));
                     }
-                    Place::Here(here) => {
+                    CopyPlace::Here(here) => {
                         return Err(Error::invalid("cp", here, "one end is a guest, written NAME:PATH"));
                     }
                 }
             }
-            if to == Here::Stream && paths.len() > 1 {
+            if to == HostPlace::Stream && paths.len() > 1 {
                 let expected = "standard output takes one file: where several are copied to is a directory";
                 return Err(Error::invalid("cp", to, expected));
             }
             let vm = vm.expect("there is one source at least");
-            Ok(Plan::OutOf { vm, from: paths, to })
+            Ok(CopyPlan::OutOf { vm, from: paths, to })
         }
     }
 }
 
-impl Cp {
-    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+impl CpArgs {
+    pub(crate) fn run(self, context: &CommandContext) -> Result<(), Failure> {
         let plan = plan(&self.places)?;
-        let (Plan::Into { vm, .. } | Plan::OutOf { vm, .. }) = &plan;
+        let (CopyPlan::Into { vm, .. } | CopyPlan::OutOf { vm, .. }) = &plan;
         let manager = context.manager()?;
         let done = context.block_on(async {
             let session = self.way.session(&manager, vm).await?;
             let files = session.files(vm.as_str(), Instant::now() + self.way.timeout()).await?;
-            let mut signals = Signals::catch().map_err(Error::io("watch for", "signals"))?;
+            let mut signals = CaughtSignals::catch().map_err(Error::io("watch for", "signals"))?;
             let bell = signals.bell().map_err(Error::io("watch for", "signals"))?;
             let bar = bar(&plan);
             let outcome = tokio::select! {
@@ -170,8 +170,8 @@ impl Cp {
 
     /// Copies one after the other. What one of them fails by keeps none of the others from being
     /// copied, as with cp(1), unless it would fail all.
-    async fn copy(&self, files: &Files, plan: &Plan, bar: &ProgressBar) -> Result<(), Failure> {
-        let mut report = |progress: &vmkit::ssh::Progress| {
+    async fn copy(&self, files: &GuestFiles, plan: &CopyPlan, bar: &ProgressBar) -> Result<(), Failure> {
+        let mut report = |progress: &vmkit::ssh::CopyProgress| {
             bar.set_length(progress.file_size);
             bar.set_position(progress.file_bytes);
             if bar.message() != progress.file {
@@ -180,15 +180,15 @@ impl Cp {
         };
         let mut failures = Vec::new();
         match plan {
-            Plan::Into { from, to, .. } => {
+            CopyPlan::Into { from, to, .. } => {
                 // With this behind it, it has to be a directory.
                 let dir = format!("{}/.", if to.is_empty() { "." } else { to });
                 let to = if from.len() > 1 { &dir } else { to };
                 for from in from {
                     let copied = match from {
-                        Here::Path(from) => files.upload(from, to, self.recursive, &mut report).await,
-                        Here::Stream => {
-                            let mut stdin = Stdin::new();
+                        HostPlace::Path(from) => files.upload(from, to, self.recursive, &mut report).await,
+                        HostPlace::Stream => {
+                            let mut stdin = StdinStream::new();
                             files.upload_stream(&mut stdin, "standard input", to, &mut report).await
                         }
                     };
@@ -200,13 +200,13 @@ impl Cp {
                     }
                 }
             }
-            Plan::OutOf { from, to: Here::Stream, .. } => {
+            CopyPlan::OutOf { from, to: HostPlace::Stream, .. } => {
                 let mut stdout = tokio::io::stdout();
                 let from = from.first().expect("there is one source at least");
                 let copied = files.download_stream(from, &mut stdout, "standard output", &mut report).await;
                 failures.extend(bar.suspend(|| tell(copied)).map(unwritten));
             }
-            Plan::OutOf { from, to: Here::Path(to), .. } => {
+            CopyPlan::OutOf { from, to: HostPlace::Path(to), .. } => {
                 let to = if from.len() > 1 { to.join(".") } else { to.clone() };
                 for from in from {
                     let copied = files.download(from, &to, self.recursive, &mut report).await;
@@ -244,7 +244,7 @@ fn unwritten(failure: Error) -> Failure {
 }
 
 /// Prints what of a copy was left out, and returns why it failed, if it did.
-fn tell(copied: Result<Copied, Error>) -> Option<Error> {
+fn tell(copied: Result<CopySummary, Error>) -> Option<Error> {
     let skip = |skipped: &[String]| {
         for skipped in skipped {
             output::warning(format_args!("{skipped} was left out: it is neither file, directory nor link"));
@@ -269,9 +269,9 @@ fn tell(copied: Result<Copied, Error>) -> Option<Error> {
 }
 
 /// Creates the bar, for a person only.
-fn bar(plan: &Plan) -> ProgressBar {
+fn bar(plan: &CopyPlan) -> ProgressBar {
     // It would be printed into the file where both are one terminal.
-    let is_shown = matches!(plan, Plan::OutOf { to: Here::Stream, .. }) && stdout().is_terminal();
+    let is_shown = matches!(plan, CopyPlan::OutOf { to: HostPlace::Stream, .. }) && stdout().is_terminal();
     if is_shown || !stderr().is_terminal() {
         return ProgressBar::hidden();
     }
@@ -285,7 +285,7 @@ fn bar(plan: &Plan) -> ProgressBar {
 mod tests {
     use super::*;
 
-    fn planned(places: &[&str]) -> Result<Plan, String> {
+    fn planned(places: &[&str]) -> Result<CopyPlan, String> {
         let places: Vec<OsString> = places.iter().map(OsString::from).collect();
         plan(&places).map_err(|error| error.to_string())
     }
@@ -293,14 +293,14 @@ mod tests {
     #[test]
     fn a_place_in_a_guest_has_its_name_before_the_first_colon() {
         let vm = VmName::new("web").unwrap();
-        let read = |text: &str| Place::read(text.as_ref(), STDIN);
-        assert_eq!(read("web:/a:b").unwrap(), Place::There(vm.clone(), "/a:b".into()));
-        assert_eq!(read("web:").unwrap(), Place::There(vm, String::new()));
+        let read = |text: &str| CopyPlace::read(text.as_ref(), STDIN);
+        assert_eq!(read("web:/a:b").unwrap(), CopyPlace::There(vm.clone(), "/a:b".into()));
+        assert_eq!(read("web:").unwrap(), CopyPlace::There(vm, String::new()));
         for here in ["a", "./a:b", "/a:b", "../web:x", ":a", "./-", STDOUT] {
-            assert_eq!(read(here).unwrap(), Place::Here(Here::Path(here.into())));
+            assert_eq!(read(here).unwrap(), CopyPlace::Here(HostPlace::Path(here.into())));
         }
         for stream in ["-", STDIN] {
-            assert_eq!(read(stream).unwrap(), Place::Here(Here::Stream));
+            assert_eq!(read(stream).unwrap(), CopyPlace::Here(HostPlace::Stream));
         }
         assert!(read("Web:/a").is_err());
     }
@@ -308,9 +308,9 @@ mod tests {
     #[test]
     fn one_end_is_this_host_and_the_other_a_single_guest() {
         let into = planned(&["a", "b", "web:c"]).unwrap();
-        assert!(matches!(into, Plan::Into { from, .. } if from.len() == 2));
+        assert!(matches!(into, CopyPlan::Into { from, .. } if from.len() == 2));
         assert!(
-            matches!(planned(&["web:a", "web:b", "."]).unwrap(), Plan::OutOf { from, .. } if from.len() == 2)
+            matches!(planned(&["web:a", "web:b", "."]).unwrap(), CopyPlan::OutOf { from, .. } if from.len() == 2)
         );
         assert!(planned(&["a", "b"]).unwrap_err().contains("NAME:PATH"));
         assert!(planned(&["one:a", "two:b"]).unwrap_err().contains("one end is this host"));

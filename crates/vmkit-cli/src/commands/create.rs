@@ -7,9 +7,9 @@ use vmkit::Error;
 use vmkit::image::{ImageInUse, ImageRef, PullPolicy, firmware_of_disc};
 use vmkit::spec::{Boot, RootDisk, VmName, VmSpec};
 
-use crate::commands::machine::{Options, ZFS, image_path};
+use crate::commands::machine::{SpecArgs, ZFS, image_path};
 use crate::commands::{plan, tell};
-use crate::context::{Context, Manager};
+use crate::context::{CliManager, CommandContext};
 use crate::failure::Failure;
 use crate::{images, output};
 
@@ -22,7 +22,7 @@ const NOT_STARTED: &str =
 /// It boots from its disk, an overlay over the image, or from a kernel. Sizes are written 512MiB,
 /// 2GiB or as a bare number of MiB, from 64 on.
 #[derive(Debug, Args)]
-pub(crate) struct Create {
+pub(crate) struct CreateArgs {
     /// The VM: a-z, 0-9 and -, at most 63 characters.
     name: VmName,
     /// Create the root disk as an overlay over this image, which is never written to: debian:12, a
@@ -41,11 +41,11 @@ pub(crate) struct Create {
     json: bool,
     // Last, since what follows a heading stands below it.
     #[command(flatten)]
-    options: Options,
+    options: SpecArgs,
 }
 
-impl Create {
-    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+impl CreateArgs {
+    pub(crate) fn run(self, context: &CommandContext) -> Result<(), Failure> {
         let manager = context.manager()?;
         context.block_on(async {
             self.check_ahead(&manager).await?;
@@ -65,7 +65,7 @@ impl Create {
     }
 
     /// Refuses what could not be made whatever its image is, before that is fetched.
-    async fn check_ahead(&self, manager: &Manager) -> Result<(), Error> {
+    async fn check_ahead(&self, manager: &CliManager) -> Result<(), Error> {
         if self.image.is_none() && !self.dry_run {
             return Ok(());
         }
@@ -77,7 +77,7 @@ impl Create {
 
     /// Finds the image here, or fetches it. A path that is not here may be one at a server
     /// elsewhere: the backend tells.
-    async fn found(&self, context: &Context) -> Result<Option<ImageInUse>, Error> {
+    async fn found(&self, context: &CommandContext) -> Result<Option<ImageInUse>, Error> {
         let Some(text) = self.image.as_ref().and_then(|image| image.to_str()) else { return Ok(None) };
         if text.starts_with(ZFS) {
             return Ok(None);

@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use vmkit::spec::{NetworkConfig, VmName};
-use vmkit::ssh::{Command, Terminal};
+use vmkit::ssh::{GuestCommand, TerminalSpec};
 use vmkit::{Error, ErrorKind, VmHandle, VmState};
 
-use crate::context::{Context, Manager};
+use crate::context::{CliManager, CommandContext};
 use crate::failure::Failure;
-use crate::remote::way::Way;
+use crate::remote::way::SshArgs;
 use crate::remote::{self, agent};
 
 /// Run a program in a guest, with this command's streams, and exit with its exit code.
@@ -21,13 +21,13 @@ use crate::remote::{self, agent};
 /// variables of the guest run `sh -c '…'`. A terminal is made where there is one here; a new line
 /// and `~.` leave it. A program that a signal ended answers 128 and the signal's number.
 #[derive(Debug, Args)]
-pub(crate) struct Exec {
+pub(crate) struct ExecArgs {
     /// The VM.
     pub(super) name: VmName,
     #[command(flatten)]
-    way: Way,
+    way: SshArgs,
     #[command(flatten)]
-    surroundings: Surroundings,
+    surroundings: ExecEnv,
     /// Run it at a terminal though there is none here.
     #[arg(long, short = 't', conflicts_with = "no_tty")]
     tty: bool,
@@ -38,8 +38,8 @@ pub(crate) struct Exec {
     #[arg(long, short = 'n')]
     no_stdin: bool,
     /// Choose the way into the guest.
-    #[arg(long, value_enum, default_value_t = Via::Auto)]
-    via: Via,
+    #[arg(long, value_enum, default_value_t = ExecVia::Auto)]
+    via: ExecVia,
     /// Exit with this code for every failure of vmkit's own, to tell it from the program's.
     #[arg(long, value_name = "CODE")]
     error_code: Option<u8>,
@@ -50,7 +50,7 @@ pub(crate) struct Exec {
 
 /// What a program finds around it.
 #[derive(Debug, Args)]
-pub(crate) struct Surroundings {
+pub(crate) struct ExecEnv {
     /// Run it in this directory of the guest [else: the user's home].
     #[arg(long, short = 'w', value_name = "DIR")]
     workdir: Option<OsString>,
@@ -61,7 +61,7 @@ pub(crate) struct Surroundings {
 
 /// The ways into a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Via {
+pub(crate) enum ExecVia {
     /// SSH; the guest agent where the VM has no network, or no key to log in with.
     Auto,
     /// SSH.
@@ -70,10 +70,10 @@ pub(crate) enum Via {
     Agent,
 }
 
-impl Surroundings {
+impl ExecEnv {
     /// Puts the program into them.
-    pub(crate) fn around(self, argv: Vec<OsString>) -> Result<Command, Error> {
-        let mut command = Command::new(argv);
+    pub(crate) fn around(self, argv: Vec<OsString>) -> Result<GuestCommand, Error> {
+        let mut command = GuestCommand::new(argv);
         command.dir = self.workdir;
         for variable in self.env {
             let Some((name, value)) = variable.split_once('=') else {
@@ -86,14 +86,14 @@ impl Surroundings {
 }
 
 /// Creates a terminal for a guest that is like the one of this process.
-pub(crate) fn terminal() -> Terminal {
+pub(crate) fn terminal() -> TerminalSpec {
     let term = env::var("TERM").unwrap_or_else(|_| "xterm".to_owned());
     let size = vmkit::ssh::TerminalSize { columns: 80, rows: 24 };
-    Terminal::like(io::stdin(), &term).unwrap_or_else(|_| Terminal::new(term, size))
+    TerminalSpec::like(io::stdin(), &term).unwrap_or_else(|_| TerminalSpec::new(term, size))
 }
 
-impl Exec {
-    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+impl ExecArgs {
+    pub(crate) fn run(self, context: &CommandContext) -> Result<(), Failure> {
         let own_code = self.error_code;
         match self.exit_code(context) {
             Ok(0) => Ok(()),
@@ -105,14 +105,14 @@ impl Exec {
         }
     }
 
-    fn exit_code(self, context: &Context) -> Result<u8, Failure> {
+    fn exit_code(self, context: &CommandContext) -> Result<u8, Failure> {
         let mut command = self.surroundings.around(self.command)?;
         // Looked at before anything is reached.
         command.line()?;
         let at_terminal = self.tty || (!self.no_tty && remote::is_at_terminal());
         let manager = context.manager()?;
         context.block_on(async {
-            if self.via == Via::Agent || goes_by_agent(self.via, &self.way, &manager, &self.name).await? {
+            if self.via == ExecVia::Agent || goes_by_agent(self.via, &self.way, &manager, &self.name).await? {
                 check_for_agent(&self.way, self.tty)?;
                 let vm = manager.info(&self.name).await?;
                 if vm.state != VmState::Running {
@@ -133,7 +133,7 @@ impl Exec {
 
 /// Waits until a VM's guest is gone, by a panic that ends no process too, and returns what to say
 /// of it.
-async fn gone(manager: &Manager, seen: &VmHandle) -> Failure {
+async fn gone(manager: &CliManager, seen: &VmHandle) -> Failure {
     let mut last = seen.clone();
     loop {
         match manager.changed(&last, Duration::MAX).await {
@@ -149,7 +149,7 @@ async fn gone(manager: &Manager, seen: &VmHandle) -> Failure {
 }
 
 /// Refuses what the guest agent would leave undone: it runs everything as root, and at no terminal.
-fn check_for_agent(way: &Way, tty: bool) -> Result<(), Error> {
+fn check_for_agent(way: &SshArgs, tty: bool) -> Result<(), Error> {
     let asked = way.asked().or(tty.then(|| ("tty", "true".to_owned())));
     let Some((option, value)) = asked else { return Ok(()) };
     let expected = "the guest agent runs everything as root, without a login and without a terminal, and there is no way in by SSH: leave this out";
@@ -157,8 +157,13 @@ fn check_for_agent(way: &Way, tty: bool) -> Result<(), Error> {
 }
 
 /// Returns whether SSH has no way in, and the guest agent may have one.
-async fn goes_by_agent(via: Via, way: &Way, manager: &Manager, name: &VmName) -> Result<bool, Failure> {
-    if via != Via::Auto {
+async fn goes_by_agent(
+    via: ExecVia,
+    way: &SshArgs,
+    manager: &CliManager,
+    name: &VmName,
+) -> Result<bool, Failure> {
+    if via != ExecVia::Auto {
         return Ok(false);
     }
     let error = match manager.ssh_target(name, &way.login()?).await {

@@ -9,10 +9,10 @@ use clap::Args;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use vmkit::spec::{PortForward, Protocol, VmName};
-use vmkit::ssh::Login;
-use vmkit::{Condition, Error};
+use vmkit::ssh::LoginOptions;
+use vmkit::{Error, WaitCondition};
 
-use crate::context::{Context, Manager};
+use crate::context::{CliManager, CommandContext};
 use crate::failure::Failure;
 use crate::{human, json, output};
 
@@ -25,7 +25,7 @@ const LOGIN: Duration = Duration::from_secs(120);
 /// A VM that runs goes on meanwhile. This is for user networking; a guest on a bridge has an
 /// address of its own, which `ip` prints, and `--foreground` leads into any guest that SSH reaches.
 #[derive(Debug, Args)]
-pub(crate) struct Forward {
+pub(crate) struct ForwardArgs {
     /// The VM.
     pub(super) name: VmName,
     /// The ports; without HOST the host's port is chosen, ADDR is 127.0.0.1 unless given.
@@ -42,8 +42,8 @@ pub(crate) struct Forward {
     json: bool,
 }
 
-impl Forward {
-    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+impl ForwardArgs {
+    pub(crate) fn run(self, context: &CommandContext) -> Result<(), Failure> {
         let manager = context.manager()?;
         if self.foreground {
             return context.block_on(self.over_ssh(&manager));
@@ -59,7 +59,7 @@ impl Forward {
             Ok(vm)
         })?;
         if self.json {
-            return output::json(&json::Vm::of(&vm));
+            return output::json(&json::VmView::of(&vm));
         }
         if !vm.state.is_live() {
             output::progress(format_args!(
@@ -72,7 +72,7 @@ impl Forward {
     }
 
     /// Leads the ports over one session, until the VM or the session ends.
-    async fn over_ssh(self, manager: &Manager) -> Result<(), Failure> {
+    async fn over_ssh(self, manager: &CliManager) -> Result<(), Failure> {
         if let Some(udp) = self.forwards.iter().find(|forward| forward.protocol == Protocol::Udp) {
             return Err(Error::invalid(
                 "forward",
@@ -90,7 +90,7 @@ impl Forward {
             let listener = TcpListener::bind(address).await.map_err(taken)?;
             listeners.push((listener, forward.guest_port));
         }
-        let session = Arc::new(manager.ssh_session(&self.name, &Login::default(), LOGIN).await?);
+        let session = Arc::new(manager.ssh_session(&self.name, &LoginOptions::default(), LOGIN).await?);
         let mut led = JoinSet::new();
         for (listener, guest_port) in listeners {
             let address = listener.local_addr().map_err(Error::io("listen at", "a forwarded port"))?;
@@ -100,7 +100,7 @@ impl Forward {
         }
         tokio::select! {
             Some(ended) = led.join_next() => match ended.expect("leading a port does not panic")? {},
-            ended = manager.wait(&self.name, Condition::Stopped, Duration::MAX) => ended.map(drop).map_err(Failure::from),
+            ended = manager.wait(&self.name, WaitCondition::Stopped, Duration::MAX) => ended.map(drop).map_err(Failure::from),
         }
     }
 }

@@ -3,13 +3,13 @@
 use clap::Args;
 use vmkit::spec::VmName;
 
-use crate::context::Context;
+use crate::context::CommandContext;
 use crate::failure::Failure;
 use crate::{human, json, output};
 
 /// Show a VM: its configuration, and its present state.
 #[derive(Debug, Args)]
-pub(crate) struct Info {
+pub(crate) struct InfoArgs {
     /// The VM.
     pub(super) name: VmName,
     /// Print a JSON object.
@@ -17,12 +17,12 @@ pub(crate) struct Info {
     json: bool,
 }
 
-impl Info {
-    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+impl InfoArgs {
+    pub(crate) fn run(self, context: &CommandContext) -> Result<(), Failure> {
         let manager = context.manager()?;
         let vm = context.block_on(async { Ok(manager.info(&self.name).await?) })?;
         match self.json {
-            true => output::json(&json::Vm::of(&vm)),
+            true => output::json(&json::VmView::of(&vm)),
             false => output::text(human::details(&vm)),
         }
     }

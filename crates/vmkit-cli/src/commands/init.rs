@@ -10,7 +10,7 @@ use vmkit::Error;
 use vmkit::image::ImageRef;
 use vmkit::vmfile::{self, Project, VmfileError};
 
-use crate::context::Context;
+use crate::context::CommandContext;
 use crate::failure::Failure;
 use crate::output;
 use crate::project_file::FILE;
@@ -24,14 +24,14 @@ const MACHINE: &str = "vm";
 /// as it is. The image's name has to be one of a kept image or of the catalogue; nothing is
 /// fetched.
 #[derive(Debug, Args)]
-pub(crate) struct Init {
+pub(crate) struct InitArgs {
     /// The image: debian:12, a file, an https:// address, oci://REGISTRY/NAME:TAG.
     #[arg(value_name = "IMAGE", default_value = "debian:12")]
     image: String,
 }
 
-impl Init {
-    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+impl InitArgs {
+    pub(crate) fn run(self, context: &CommandContext) -> Result<(), Failure> {
         let folder = env::current_dir().map_err(Error::io("find", "the current directory"))?;
         let path = folder.join(FILE);
         if fs::symlink_metadata(&path).is_ok() {

@@ -3,7 +3,7 @@
 use clap::Args;
 use vmkit::spec::VmName;
 
-use crate::context::Context;
+use crate::context::CommandContext;
 use crate::failure::Failure;
 use crate::{json, output};
 
@@ -12,7 +12,7 @@ use crate::{json, output};
 /// With user networking that is loopback, and what can be reached are the forwarded ports, which
 /// `info` shows.
 #[derive(Debug, Args)]
-pub(crate) struct Ip {
+pub(crate) struct IpArgs {
     /// The VM.
     pub(super) name: VmName,
     /// Print a JSON object, with the forwarded ports.
@@ -20,8 +20,8 @@ pub(crate) struct Ip {
     json: bool,
 }
 
-impl Ip {
-    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+impl IpArgs {
+    pub(crate) fn run(self, context: &CommandContext) -> Result<(), Failure> {
         let manager = context.manager()?;
         context.block_on(async {
             let address = manager.guest_ip(&self.name).await?;
@@ -30,7 +30,7 @@ impl Ip {
             }
             let vm = manager.info(&self.name).await?;
             let forwards = json::forwards(&vm);
-            output::json(&json::Address { name: self.name.as_str(), address, forwards })
+            output::json(&json::AddressView { name: self.name.as_str(), address, forwards })
         })
     }
 }

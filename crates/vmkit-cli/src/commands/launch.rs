@@ -6,18 +6,18 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use vmkit::Error;
 use vmkit::image::{ImageRef, PullPolicy};
-use vmkit::launch::{LaunchFailed, LaunchStage, LaunchUntil, Launched, launch};
+use vmkit::launch::{LaunchFailed, LaunchStage, LaunchUntil, LaunchedVm, launch};
 use vmkit::spec::VmName;
-use vmkit::ssh::Command;
+use vmkit::ssh::GuestCommand;
 
 use crate::arguments::seconds;
 use crate::commands::exec::terminal;
-use crate::commands::machine::Options;
-use crate::console::signals::{Signals, die_of};
-use crate::context::{Context, Manager};
+use crate::commands::machine::SpecArgs;
+use crate::console::signals::{CaughtSignals, die_of};
+use crate::context::{CliManager, CommandContext};
 use crate::failure::Failure;
-use crate::launching::{Launching, MISSING};
-use crate::remote::{self, Attended, agent};
+use crate::launching::{LaunchProgress, MISSING};
+use crate::remote::{self, Interaction, agent};
 use crate::{human, json, output};
 
 /// Create a VM from an image, boot it, and wait until a login works and cloud-init has ended.
@@ -26,7 +26,7 @@ use crate::{human, json, output};
 /// `vmkit shell` and `vmkit exec` need nothing else. What fails says why, and leaves the VM to be
 /// looked into.
 #[derive(Debug, Args)]
-pub(crate) struct Launch {
+pub(crate) struct LaunchArgs {
     /// The image: debian:12, a file, an https:// address, or oci://REGISTRY/NAME:TAG.
     #[arg(value_name = "IMAGE")]
     image: ImageRef,
@@ -49,19 +49,19 @@ pub(crate) struct Launch {
     #[arg(allow_negative_numbers = true)]
     timeout: Duration,
     /// When to fetch the image.
-    #[arg(long, value_enum, default_value_t = Pull::Missing)]
-    pull: Pull,
+    #[arg(long, value_enum, default_value_t = PullWhen::Missing)]
+    pull: PullWhen,
     /// Print the VM and how long each stage took, as a JSON object.
     #[arg(long, conflicts_with = "command")]
     json: bool,
     // Last, since what follows a heading stands below it.
     #[command(flatten)]
-    options: Options,
+    options: SpecArgs,
 }
 
 /// When an image is fetched.
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Pull {
+enum PullWhen {
     /// If it is not kept already.
     Missing,
     /// If the server has a newer one.
@@ -71,15 +71,15 @@ enum Pull {
 }
 
 /// How the command ended.
-enum Ended {
+enum LaunchEnd {
     /// As it should, with this exit code.
     Well(u8),
     /// By a signal to this process.
     Signal(i32),
 }
 
-impl Launch {
-    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+impl LaunchArgs {
+    pub(crate) fn run(self, context: &CommandContext) -> Result<(), Failure> {
         let manager = context.manager()?;
         let ended = context.block_on(async {
             for name in manager.remove_orphans().await? {
@@ -87,13 +87,13 @@ impl Launch {
                     "{name}: removed, for the command that it belonged to has ended"
                 ));
             }
-            let mut signals = Signals::catch().map_err(Error::io("watch for", "signals"))?;
+            let mut signals = CaughtSignals::catch().map_err(Error::io("watch for", "signals"))?;
             self.with_signals(context, &manager, &mut signals).await
         })?;
         match ended {
-            Ended::Well(0) => Ok(()),
-            Ended::Well(code) => Err(Failure::Exit(code)),
-            Ended::Signal(signal) => {
+            LaunchEnd::Well(0) => Ok(()),
+            LaunchEnd::Well(code) => Err(Failure::Exit(code)),
+            LaunchEnd::Signal(signal) => {
                 die_of(signal);
                 Err(Failure::Exit(255))
             }
@@ -103,13 +103,13 @@ impl Launch {
     /// Launches, runs the command, and removes what is to be removed, whatever happens on the way.
     async fn with_signals(
         self,
-        context: &Context,
-        manager: &Manager,
-        signals: &mut Signals,
-    ) -> Result<Ended, Failure> {
-        let (rm, timeout, mut show) = (self.rm, self.timeout, Launching::new(&self.image));
+        context: &CommandContext,
+        manager: &CliManager,
+        signals: &mut CaughtSignals,
+    ) -> Result<LaunchEnd, Failure> {
+        let (rm, timeout, mut show) = (self.rm, self.timeout, LaunchProgress::new(&self.image));
         let bell = signals.bell().map_err(Error::io("watch for", "signals"))?;
-        let (json, mut command) = (self.json, Command::new(self.command.clone()));
+        let (json, mut command) = (self.json, GuestCommand::new(self.command.clone()));
         // Looked at before anything is made.
         command.line()?;
         let (store, request) = (context.images()?, self.request()?);
@@ -120,7 +120,7 @@ impl Launch {
         };
         show.finish();
         let mut ended = match outcome {
-            Err(signal) => Ok(Ended::Signal(signal)),
+            Err(signal) => Ok(LaunchEnd::Signal(signal)),
             Ok(Err(failure)) => Err(failed(failure, rm)),
             Ok(Ok(launched)) => {
                 warn(&launched);
@@ -138,23 +138,23 @@ impl Launch {
         if rm {
             // Its owner went with what was launched.
             ended = removed(manager, show.vm(), ended).await;
-        } else if let (Ok(Ended::Signal(_)), Some(name)) = (&ended, show.vm()) {
+        } else if let (Ok(LaunchEnd::Signal(_)), Some(name)) = (&ended, show.vm()) {
             output::warning(format_args!("interrupted; {}", left(name)));
         }
         ended
     }
 
-    fn request(self) -> Result<vmkit::launch::Launch, Error> {
+    fn request(self) -> Result<vmkit::launch::LaunchOptions, Error> {
         let name = self.name.or(self.named);
         let here = std::env::current_dir().map_err(Error::io("find", "."))?;
-        let usual = vmkit::launch::Launch::new(self.image.seen_from(&here));
+        let usual = vmkit::launch::LaunchOptions::new(self.image.seen_from(&here));
         // The name is the launch's to give where none is given here.
         let unnamed = VmName::new("unnamed").expect("it is a name");
-        Ok(vmkit::launch::Launch {
+        Ok(vmkit::launch::LaunchOptions {
             pull: match self.pull {
-                Pull::Missing => PullPolicy::Missing,
-                Pull::Newer => PullPolicy::Newer,
-                Pull::Never => PullPolicy::Never,
+                PullWhen::Missing => PullPolicy::Missing,
+                PullWhen::Newer => PullPolicy::Newer,
+                PullWhen::Never => PullPolicy::Never,
             },
             spec: self.options.spec(name.clone().unwrap_or(unnamed))?,
             name,
@@ -173,10 +173,10 @@ impl Launch {
 /// Removes the VM of a launch that is over, and returns how the launch ended; that the VM is still
 /// there is a failure.
 async fn removed(
-    manager: &Manager,
+    manager: &CliManager,
     vm: Option<&VmName>,
-    ended: Result<Ended, Failure>,
-) -> Result<Ended, Failure> {
+    ended: Result<LaunchEnd, Failure>,
+) -> Result<LaunchEnd, Failure> {
     let removed = match vm {
         Some(name) => manager.remove_orphan(name).await.map(drop),
         // It may have been interrupted while the VM was created.
@@ -184,7 +184,7 @@ async fn removed(
     };
     let Err(error) = removed else { return ended };
     match ended {
-        Ok(Ended::Well(_)) => Err(error.into()),
+        Ok(LaunchEnd::Well(_)) => Err(error.into()),
         ended => {
             let name = vm.map_or_else(|| "the VM".to_owned(), ToString::to_string);
             output::warning(format_args!("{name} is not removed, the next `vmkit ls` tries again: {error}"));
@@ -194,29 +194,33 @@ async fn removed(
 }
 
 /// Says what cloud-init went on without: the guest may not be what was asked for.
-fn warn(launched: &Launched) {
+fn warn(launched: &LaunchedVm) {
     for warning in launched.cloud_init.iter().flat_map(|done| &done.warnings) {
         output::warning(format_args!("{}: cloud-init: {warning}", launched.vm.name()));
     }
 }
 
 /// Says where the VM is.
-fn tell(launched: &Launched, show: &Launching, json: bool) -> Result<Ended, Failure> {
+fn tell(launched: &LaunchedVm, show: &LaunchProgress, json: bool) -> Result<LaunchEnd, Failure> {
     let vm = &launched.vm;
     if json {
-        output::json(&json::Launched::of(vm, &launched.image, show.stages()))?;
+        output::json(&json::LaunchedView::of(vm, &launched.image, show.stages()))?;
     } else {
         let name = vm.name();
         let way_in = launched.session.as_ref().map(|_| format!("; `vmkit shell {name}` gets in"));
         output::progress(format_args!("{name}: {}{}", human::with_ports(vm), way_in.unwrap_or_default()));
         output::text(vm.name())?;
     }
-    Ok(Ended::Well(0))
+    Ok(LaunchEnd::Well(0))
 }
 
 /// Runs the command in the VM, on the session that waited for it; where there is no network, by the
 /// guest agent, which gets as long to answer as an SSH server would.
-async fn run_in(launched: &Launched, command: &mut Command, timeout: Duration) -> Result<Ended, Failure> {
+async fn run_in(
+    launched: &LaunchedVm,
+    command: &mut GuestCommand,
+    timeout: Duration,
+) -> Result<LaunchEnd, Failure> {
     let attended = match &launched.session {
         Some(session) => {
             command.terminal = remote::is_at_terminal().then(terminal);
@@ -225,8 +229,8 @@ async fn run_in(launched: &Launched, command: &mut Command, timeout: Duration) -
         None => agent::attend(&launched.vm, command, true, timeout).await?,
     };
     Ok(match attended {
-        Attended::Exit(exit) => Ended::Well(exit.shell_code()),
-        Attended::Signal(signal) => Ended::Signal(signal),
+        Interaction::Exit(exit) => LaunchEnd::Well(exit.shell_code()),
+        Interaction::Signal(signal) => LaunchEnd::Signal(signal),
     })
 }
 

@@ -4,14 +4,14 @@ use std::io::Read;
 use std::path::PathBuf;
 
 use clap::Args;
-use vmkit::console::{Past, Since};
+use vmkit::console::{ConsoleHistory, HistoryRange};
 use vmkit::spec::VmName;
-use vmkit::{BackendTag, ConsoleEndpoint, Error, LogMark, VmState};
+use vmkit::{BackendTag, ConsoleEndpoint, Error, LogPosition, VmState};
 
 use crate::console::websocket;
-use crate::context::{Context, Manager};
+use crate::context::{CliManager, CommandContext};
 use crate::failure::Failure;
-use crate::follow::{self, Part};
+use crate::follow::{self, LogRange};
 use crate::output;
 
 /// Print the log of a VM's serial console, as far back as it is kept.
@@ -20,7 +20,7 @@ use crate::output;
 /// that runs it is what its server keeps of this run, the first and the last MiB; once the VM has
 /// stopped, it is in the log like any other's.
 #[derive(Debug, Args)]
-pub(crate) struct Logs {
+pub(crate) struct LogsArgs {
     /// The VM.
     pub(super) name: VmName,
     /// Follow the log, until the VM is removed; with Propolis, until it
@@ -38,8 +38,8 @@ pub(crate) struct Logs {
     hypervisor: bool,
 }
 
-impl Logs {
-    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+impl LogsArgs {
+    pub(crate) fn run(self, context: &CommandContext) -> Result<(), Failure> {
         let manager = context.manager()?;
         if !self.hypervisor
             && let Some(url) = served(context, &manager, &self.name)?
@@ -50,7 +50,7 @@ impl Logs {
             true => manager.hypervisor_log(&self.name)?,
             false => manager.console_log(&self.name)?,
         };
-        let part = Part { since: self.since(context, &manager)?, tail: self.tail };
+        let part = LogRange { since: self.since(context, &manager)?, tail: self.tail };
         match self.follow {
             true => follow::follow(&log, part),
             false => follow::print(&log, part),
@@ -58,7 +58,7 @@ impl Logs {
     }
 
     /// Returns where in the log is begun, if that was asked for.
-    fn since(&self, context: &Context, manager: &Manager) -> Result<Option<LogMark>, Failure> {
+    fn since(&self, context: &CommandContext, manager: &CliManager) -> Result<Option<LogPosition>, Failure> {
         if !self.last_run {
             return Ok(None);
         }
@@ -75,7 +75,7 @@ impl Logs {
 
     /// Prints what the server of a VM that runs keeps.
     fn print_served(&self, url: &str) -> Result<(), Failure> {
-        let (past, mut stream, carrier) = websocket::open(url, Since::Start(0), output::warning)?;
+        let (past, mut stream, carrier) = websocket::open(url, HistoryRange::Start(0), output::warning)?;
         print(&past, self.tail)?;
         if !self.follow {
             return Ok(());
@@ -95,7 +95,7 @@ impl Logs {
 }
 
 /// Returns where the console of a VM is served that keeps no log of its own while it runs.
-fn served(context: &Context, manager: &Manager, name: &VmName) -> Result<Option<String>, Failure> {
+fn served(context: &CommandContext, manager: &CliManager, name: &VmName) -> Result<Option<String>, Failure> {
     // No other backend's console is at a server, and its VMs need not be asked how they are.
     let endpoint = manager.console_endpoint(name)?;
     let ConsoleEndpoint::WebSocket(url) = endpoint else { return Ok(None) };
@@ -103,7 +103,7 @@ fn served(context: &Context, manager: &Manager, name: &VmName) -> Result<Option<
     Ok((vm.backend == BackendTag::Propolis && vm.state.is_live()).then_some(url))
 }
 
-fn print(past: &Past, tail: Option<usize>) -> Result<(), Failure> {
+fn print(past: &ConsoleHistory, tail: Option<usize>) -> Result<(), Failure> {
     if past.missed > 0 {
         output::warning(format_args!(
             "{} bytes between the first and the last MiB are missing: the server no longer has them",

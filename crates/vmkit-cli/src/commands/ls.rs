@@ -1,9 +1,9 @@
 //! `vmkit ls`.
 
 use clap::Args;
-use vmkit::Listed;
+use vmkit::VmEntry;
 
-use crate::context::Context;
+use crate::context::CommandContext;
 use crate::failure::Failure;
 use crate::{human_list, json, output};
 
@@ -16,7 +16,7 @@ use crate::{human_list, json, output};
 /// IMAGE is what the VM was made from; of a file or an address only its last part. PROJECT is there
 /// where a VM is a machine of a vmkit.toml, BACKEND where not all VMs have the same.
 #[derive(Debug, Args)]
-pub(crate) struct Ls {
+pub(crate) struct LsArgs {
     /// Show the backend, the project and the image whole, whatever they are.
     #[arg(long, short = 'w', conflicts_with = "json")]
     wide: bool,
@@ -25,19 +25,19 @@ pub(crate) struct Ls {
     json: bool,
 }
 
-impl Ls {
-    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+impl LsArgs {
+    pub(crate) fn run(self, context: &CommandContext) -> Result<(), Failure> {
         let manager = context.manager()?;
         let listed = context.block_on_threads(async {
             let listed = manager.list().await?;
             // VMs of a command that was killed have no owner any more; they are removed here.
-            if listed.iter().any(Listed::is_ephemeral) && !manager.remove_orphans().await?.is_empty() {
+            if listed.iter().any(VmEntry::is_ephemeral) && !manager.remove_orphans().await?.is_empty() {
                 return Ok(manager.list().await?);
             }
             Ok(listed)
         })?;
         match self.json {
-            true => output::json(&listed.iter().map(json::Row::of).collect::<Vec<_>>()),
+            true => output::json(&listed.iter().map(json::RowView::of).collect::<Vec<_>>()),
             false => output::text(human_list::list(&listed, self.wide)),
         }
     }

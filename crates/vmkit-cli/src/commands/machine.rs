@@ -6,8 +6,8 @@ use std::sync::OnceLock;
 use clap::{Args, ValueEnum};
 use vmkit::spec::{
     Accel, BackendOptions, Boot, BridgeName, CloudConfig, CloudInitConfig, DataDisk, Firmware, GuestAccess,
-    Kernel, LinkName, Machine, Mib, NetworkConfig, PortForward, User, UserData, UserName, UserNetwork,
-    VmName, VmSpec, VmSpecBuilder, Vnc,
+    GuestUser, Kernel, LinkName, MachineType, Mib, NetworkConfig, PortForward, UserData, UserName,
+    UserNetwork, VmName, VmSpec, VmSpecBuilder, Vnc,
 };
 
 use vmkit::{BackendTag, Error};
@@ -21,7 +21,7 @@ const USER: &str = "vmkit";
 
 /// What a VM is made of, besides its name and its image.
 #[derive(Debug, Args)]
-pub(crate) struct Options {
+pub(crate) struct SpecArgs {
     /// Set the number of virtual CPUs, 1 to 255.
     #[arg(long, value_name = "N", default_value = "1", value_parser = cpus, allow_negative_numbers = true)]
     cpus: u32,
@@ -73,18 +73,18 @@ pub(crate) struct Options {
     backend_options: Vec<(String, String)>,
     // Last, since what follows a heading stands below it.
     #[command(flatten)]
-    network: Network,
+    network: NetworkArgs,
     #[command(flatten)]
-    guest: Guest,
+    guest: CloudInitArgs,
 }
 
 /// How the guest is connected.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Network")]
-struct Network {
+struct NetworkArgs {
     /// Connect the guest: user, tap:BRIDGE, vnic:LINK (illumos) or none.
     #[arg(long, value_name = "user|tap:BRIDGE|vnic:LINK|none", default_value = "user", value_parser = mode)]
-    network: Mode,
+    network: NetworkMode,
     /// Forward a port of the host into the guest, with user networking. May be repeated.
     ///
     /// Without HOST the host's port is chosen at each start. ADDR is 127.0.0.1 unless given. Port
@@ -99,7 +99,7 @@ struct Network {
 /// What cloud-init in the guest is told.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Cloud-init")]
-struct Guest {
+struct CloudInitArgs {
     /// Hand this user-data to cloud-init in the guest, as it is; - for standard input.
     #[arg(long, value_name = "FILE")]
     cloud_init: Option<PathBuf>,
@@ -121,7 +121,7 @@ struct Guest {
 
 /// A network as it is typed.
 #[derive(Debug, Clone)]
-pub(super) enum Mode {
+pub(super) enum NetworkMode {
     User,
     Tap(BridgeName),
     Vnic(LinkName),
@@ -145,12 +145,12 @@ macro_rules! names {
     };
 }
 
-names!(MachineName => Machine: Q35, Microvm, Virt);
+names!(MachineName => MachineType: Q35, Microvm, Virt);
 names!(FirmwareName => Firmware: Bios, Uefi);
 names!(AccelName => Accel: Auto, Kvm, Tcg);
 names!(VncName => Vnc: Unix, Loopback, Off);
 
-impl Options {
+impl SpecArgs {
     /// Returns the size that the root disk shall have.
     pub(crate) fn disk(&self) -> Option<Mib> {
         self.disk
@@ -162,7 +162,7 @@ impl Options {
     }
 
     /// Returns the machine.
-    pub(crate) fn machine(&self) -> Machine {
+    pub(crate) fn machine(&self) -> MachineType {
         self.machine.into()
     }
 
@@ -210,16 +210,16 @@ impl Options {
     }
 }
 
-impl Network {
+impl NetworkArgs {
     fn config(&self) -> Result<NetworkConfig, Error> {
         let other = match &self.network {
-            Mode::User => {
+            NetworkMode::User => {
                 let network = UserNetwork::with_ssh(self.forwards.clone());
                 return Ok(NetworkConfig::User(UserNetwork { restrict: self.restrict, ..network }));
             }
-            Mode::Tap(bridge) => NetworkConfig::Tap { bridge: bridge.clone() },
-            Mode::Vnic(link) => NetworkConfig::Vnic { link: link.clone() },
-            Mode::None => NetworkConfig::None,
+            NetworkMode::Tap(bridge) => NetworkConfig::Tap { bridge: bridge.clone() },
+            NetworkMode::Vnic(link) => NetworkConfig::Vnic { link: link.clone() },
+            NetworkMode::None => NetworkConfig::None,
         };
         if let Some(forward) = self.forwards.first() {
             return Err(Error::invalid("forward", forward, "only user networking forwards ports"));
@@ -231,7 +231,7 @@ impl Network {
     }
 }
 
-impl Guest {
+impl CloudInitArgs {
     fn config(&self) -> Result<Option<CloudInitConfig>, Error> {
         if let Some(read) = self.read.get() {
             return Ok(read.clone());
@@ -245,7 +245,7 @@ impl Guest {
             (Some(file), _) => vmkit::cloud_init::read_user_data(&input("cloud-init", file)?)?,
             (None, Some(file)) => CloudInitConfig {
                 user_data: UserData::Typed(CloudConfig {
-                    users: vec![User {
+                    users: vec![GuestUser {
                         name: self.user.as_ref().map_or(USER.to_owned(), ToString::to_string),
                         ssh_keys: public_keys::read(file)?,
                         sudo: true,
@@ -272,13 +272,13 @@ pub(super) fn cpus(text: &str) -> Result<u32, Error> {
     })
 }
 
-pub(super) fn mode(text: &str) -> Result<Mode, Error> {
+pub(super) fn mode(text: &str) -> Result<NetworkMode, Error> {
     match text {
-        "user" => Ok(Mode::User),
-        "none" => Ok(Mode::None),
+        "user" => Ok(NetworkMode::User),
+        "none" => Ok(NetworkMode::None),
         _ => match text.split_once(':') {
-            Some(("tap", bridge)) => BridgeName::new(bridge).map(Mode::Tap),
-            Some(("vnic", link)) => LinkName::new(link).map(Mode::Vnic),
+            Some(("tap", bridge)) => BridgeName::new(bridge).map(NetworkMode::Tap),
+            Some(("vnic", link)) => LinkName::new(link).map(NetworkMode::Vnic),
             _ => {
                 let value: String = text.chars().take(40).collect();
                 Err(Error::invalid("network", value, "write user, tap:BRIDGE, vnic:LINK or none"))

@@ -36,54 +36,54 @@ use vmkit::spec::VmName;
 use vmkit::{VmHandle, VmState};
 
 use crate::arguments::seconds;
-use crate::context::{Context, Manager};
+use crate::context::{CliManager, CommandContext};
 use crate::failure::Failure;
 use crate::{human, json, output, several};
 
 /// Everything that can be asked.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    Launch(Box<launch::Launch>),
-    Create(Box<create::Create>),
-    Start(start::Start),
-    Stop(stop::Stop),
-    Restart(restart::Restart),
-    Suspend(suspend::Suspend),
-    Resume(resume::Resume),
+    Launch(Box<launch::LaunchArgs>),
+    Create(Box<create::CreateArgs>),
+    Start(start::StartArgs),
+    Stop(stop::StopArgs),
+    Restart(restart::RestartArgs),
+    Suspend(suspend::SuspendArgs),
+    Resume(resume::ResumeArgs),
     #[command(visible_aliases = ["delete", "remove"])]
-    Rm(rm::Rm),
+    Rm(rm::RmArgs),
     #[command(visible_aliases = ["list", "ps"])]
-    Ls(ls::Ls),
-    Info(info::Info),
-    Ip(ip::Ip),
-    Wait(wait::Wait),
-    Set(Box<set::Set>),
-    Forward(forward::Forward),
+    Ls(ls::LsArgs),
+    Info(info::InfoArgs),
+    Ip(ip::IpArgs),
+    Wait(wait::WaitArgs),
+    Set(Box<set::SetArgs>),
+    Forward(forward::ForwardArgs),
     #[command(visible_alias = "ssh")]
-    Shell(shell::Shell),
-    Exec(Box<exec::Exec>),
-    Cp(Box<cp::Cp>),
-    SshConfig(ssh_config::SshConfig),
-    Init(init::Init),
-    Up(project::up::Up),
-    Down(project::down::Down),
-    Plan(project::plan::Plan),
-    Reload(project::reload::Reload),
-    Provision(project::provision::Provision),
-    Status(project::status::Status),
-    Console(console::Console),
-    Logs(logs::Logs),
-    Image(image::Image),
-    Doctor(doctor::Doctor),
-    Completions(completions::Completions),
-    Schema(schema::Schema),
+    Shell(shell::ShellArgs),
+    Exec(Box<exec::ExecArgs>),
+    Cp(Box<cp::CpArgs>),
+    SshConfig(ssh_config::SshConfigArgs),
+    Init(init::InitArgs),
+    Up(project::up::UpArgs),
+    Down(project::down::DownArgs),
+    Plan(project::plan::PlanArgs),
+    Reload(project::reload::ReloadArgs),
+    Provision(project::provision::ProvisionArgs),
+    Status(project::status::StatusArgs),
+    Console(console::ConsoleArgs),
+    Logs(logs::LogsArgs),
+    Image(image::ImageArgs),
+    Doctor(doctor::DoctorArgs),
+    Completions(completions::CompletionsArgs),
+    Schema(schema::SchemaArgs),
     /// Print the version.
     Version,
 }
 
 impl Command {
     /// Does it.
-    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+    pub(crate) fn run(self, context: &CommandContext) -> Result<(), Failure> {
         let vm = self.vm().cloned();
         let done = self.go(context);
         match vm {
@@ -101,20 +101,20 @@ impl Command {
     /// Returns the one VM that it is about, where that is there before.
     fn vm(&self) -> Option<&VmName> {
         match self {
-            Command::Info(info::Info { name, .. })
-            | Command::Ip(ip::Ip { name, .. })
-            | Command::Wait(wait::Wait { name, .. })
-            | Command::Forward(forward::Forward { name, .. })
-            | Command::Shell(shell::Shell { name, .. })
-            | Command::Console(console::Console { name, .. })
-            | Command::Logs(logs::Logs { name, .. }) => Some(name),
+            Command::Info(info::InfoArgs { name, .. })
+            | Command::Ip(ip::IpArgs { name, .. })
+            | Command::Wait(wait::WaitArgs { name, .. })
+            | Command::Forward(forward::ForwardArgs { name, .. })
+            | Command::Shell(shell::ShellArgs { name, .. })
+            | Command::Console(console::ConsoleArgs { name, .. })
+            | Command::Logs(logs::LogsArgs { name, .. }) => Some(name),
             Command::Exec(exec) => Some(&exec.name),
             Command::Set(set) => Some(&set.name),
             _ => None,
         }
     }
 
-    fn go(self, context: &Context) -> Result<(), Failure> {
+    fn go(self, context: &CommandContext) -> Result<(), Failure> {
         match self {
             Command::Launch(command) => command.run(context),
             Command::Create(command) => command.run(context),
@@ -154,7 +154,7 @@ impl Command {
 
 /// The VMs that a command changes, and how it tells of them.
 #[derive(Debug, Args)]
-pub(crate) struct Targets {
+pub(crate) struct TargetArgs {
     /// The VMs.
     #[arg(value_name = "NAME", required_unless_present = "all", conflicts_with = "all")]
     names: Vec<VmName>,
@@ -168,19 +168,19 @@ pub(crate) struct Targets {
 
 /// How long a guest has to shut down.
 #[derive(Debug, Args)]
-pub(crate) struct Patience {
+pub(crate) struct StopTimeout {
     /// How long the guest may take to shut down before it is ended by force; 0: at once.
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
     #[arg(allow_negative_numbers = true)]
     timeout: Duration,
 }
 
-impl Targets {
+impl TargetArgs {
     /// Returns the VMs that were named, or all that are in a state that is meant.
     fn names(
         &self,
-        context: &Context,
-        manager: &Manager,
+        context: &CommandContext,
+        manager: &CliManager,
         is_meant: fn(&VmState) -> bool,
     ) -> Result<Vec<VmName>, Failure> {
         match self.all {
@@ -192,10 +192,10 @@ impl Targets {
     /// Does an operation on each, and tells of each; `doing` names it while it is done.
     fn operate<F>(
         self,
-        context: &Context,
+        context: &CommandContext,
         doing: &str,
         is_meant: fn(&VmState) -> bool,
-        operation: impl Fn(Manager, VmName) -> F,
+        operation: impl Fn(CliManager, VmName) -> F,
     ) -> Result<(), Failure>
     where
         F: Future<Output = vmkit::Result<VmHandle>> + Send + 'static,
@@ -214,7 +214,7 @@ impl Targets {
 /// on.
 fn tell(vm: &VmHandle, json: bool) -> Result<(), Failure> {
     if json {
-        return output::json(&json::Vm::of(vm));
+        return output::json(&json::VmView::of(vm));
     }
     output::progress(format_args!("{}: {}", vm.name(), human::with_ports(vm)));
     Ok(())

@@ -6,8 +6,8 @@ use serde::Serialize;
 use vmkit::spec::VmSpec;
 use vmkit::{BackendTag, Error, ErrorKind};
 
-use crate::commands::Targets;
-use crate::context::{Context, DEFAULT_BACKEND, Manager};
+use crate::commands::TargetArgs;
+use crate::context::{CliManager, CommandContext, DEFAULT_BACKEND};
 use crate::failure::Failure;
 use crate::output;
 
@@ -16,8 +16,8 @@ use crate::output;
 /// # Errors
 /// Those that `create` would have, as far as they can be told without doing it.
 pub(super) async fn print_new(
-    context: &Context,
-    manager: &Manager,
+    context: &CommandContext,
+    manager: &CliManager,
     spec: &VmSpec,
     json: bool,
 ) -> Result<(), Failure> {
@@ -30,7 +30,7 @@ pub(super) async fn print_new(
 }
 
 /// Prints what starting these VMs would do.
-pub(super) fn print_start(context: &Context, targets: Targets) -> Result<(), Failure> {
+pub(super) fn print_start(context: &CommandContext, targets: TargetArgs) -> Result<(), Failure> {
     let manager = context.manager()?;
     let names = targets.names(context, &manager, |state| !state.is_live())?;
     context.block_on(async {
@@ -43,7 +43,12 @@ pub(super) fn print_start(context: &Context, targets: Targets) -> Result<(), Fai
 }
 
 /// Prints the plan of a VM.
-async fn print(context: &Context, backend: &BackendTag, spec: &VmSpec, json: bool) -> Result<(), Failure> {
+async fn print(
+    context: &CommandContext,
+    backend: &BackendTag,
+    spec: &VmSpec,
+    json: bool,
+) -> Result<(), Failure> {
     match backend {
         #[cfg(target_os = "linux")]
         BackendTag::Qemu => {

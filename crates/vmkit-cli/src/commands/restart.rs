@@ -3,24 +3,24 @@
 use clap::Args;
 use vmkit::VmState;
 
-use crate::commands::{Patience, Targets, plan};
-use crate::context::Context;
+use crate::commands::{StopTimeout, TargetArgs, plan};
+use crate::context::CommandContext;
 use crate::failure::Failure;
 
 /// Stop VMs as `stop` does, and boot them again.
 #[derive(Debug, Args)]
-pub(crate) struct Restart {
+pub(crate) struct RestartArgs {
     #[command(flatten)]
-    targets: Targets,
+    targets: TargetArgs,
     #[command(flatten)]
-    patience: Patience,
+    patience: StopTimeout,
     /// Print what the start would do, and change nothing.
     #[arg(long)]
     dry_run: bool,
 }
 
-impl Restart {
-    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+impl RestartArgs {
+    pub(crate) fn run(self, context: &CommandContext) -> Result<(), Failure> {
         if self.dry_run {
             return plan::print_start(context, self.targets);
         }

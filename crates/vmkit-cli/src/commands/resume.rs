@@ -3,19 +3,19 @@
 use clap::Args;
 use vmkit::VmState;
 
-use crate::commands::Targets;
-use crate::context::Context;
+use crate::commands::TargetArgs;
+use crate::context::CommandContext;
 use crate::failure::Failure;
 
 /// Resume the vCPUs of suspended VMs, and set the guests' clocks.
 #[derive(Debug, Args)]
-pub(crate) struct Resume {
+pub(crate) struct ResumeArgs {
     #[command(flatten)]
-    targets: Targets,
+    targets: TargetArgs,
 }
 
-impl Resume {
-    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+impl ResumeArgs {
+    pub(crate) fn run(self, context: &CommandContext) -> Result<(), Failure> {
         self.targets.operate(
             context,
             "resuming",

@@ -11,9 +11,9 @@ use crate::output;
 /// line names the schema:
 /// #:schema PATH.
 #[derive(Debug, Args)]
-pub(crate) struct Schema {}
+pub(crate) struct SchemaArgs {}
 
-impl Schema {
+impl SchemaArgs {
     pub(crate) fn run(self) -> Result<(), Failure> {
         output::text(crate::schema())
     }

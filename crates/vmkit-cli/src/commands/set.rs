@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde::Serialize;
 use vmkit::spec::{
-    Boot, Change, Kernel, Mib, NetworkConfig, UserName, UserNetwork, VmName, VmSpec, VmSpecBuilder,
+    Boot, Kernel, Mib, NetworkConfig, SpecChange, UserName, UserNetwork, VmName, VmSpec, VmSpecBuilder,
 };
-use vmkit::vmfile::{self, MachinePlan, Problem, Project};
+use vmkit::vmfile::{self, MachineConfig, Project, VmfileProblem};
 use vmkit::{Error, VmHandle};
 
 use crate::arguments::size;
-use crate::commands::machine::{AccelName, FirmwareName, MachineName, Mode, VncName, cpus, mode};
-use crate::context::{Context, Manager};
+use crate::commands::machine::{AccelName, FirmwareName, MachineName, NetworkMode, VncName, cpus, mode};
+use crate::context::{CliManager, CommandContext};
 use crate::failure::Failure;
 use crate::places::absolute;
 use crate::{human, json, output};
@@ -24,11 +24,11 @@ use crate::{human, json, output};
 /// and so is the VM of a machine in a vmkit.toml: its file says what it is.
 #[derive(Debug, Args)]
 #[command(override_usage = "vmkit set [OPTIONS] <NAME>")]
-pub(crate) struct Set {
+pub(crate) struct SetArgs {
     /// The VM.
     pub(super) name: VmName,
     #[command(flatten)]
-    wanted: Wanted,
+    wanted: SpecEdits,
     /// Print what would change, and change nothing.
     #[arg(long)]
     dry_run: bool,
@@ -39,7 +39,7 @@ pub(crate) struct Set {
 
 /// What the VM shall be; at least one of it has to be named.
 #[derive(Debug, Args)]
-struct Wanted {
+struct SpecEdits {
     /// Set the number of virtual CPUs, 1 to 255.
     #[arg(long, value_name = "N", value_parser = cpus, allow_negative_numbers = true)]
     cpus: Option<u32>,
@@ -81,7 +81,7 @@ struct Wanted {
     run_as: Option<UserName>,
     /// Connect the guest: user, tap:BRIDGE, vnic:LINK (illumos) or none.
     #[arg(long, value_name = "user|tap:BRIDGE|vnic:LINK|none", value_parser = mode)]
-    network: Option<Mode>,
+    network: Option<NetworkMode>,
     /// Whether to keep the guest from everything but its forwards, with user networking.
     #[arg(long, value_name = "true|false")]
     restrict: Option<bool>,
@@ -89,17 +89,17 @@ struct Wanted {
 
 /// What came of it, or would come.
 #[derive(Serialize)]
-struct Outcome<'a> {
-    vm: json::Vm<'a>,
-    changes: &'a [Change],
+struct SetOutcome<'a> {
+    vm: json::VmView<'a>,
+    changes: &'a [SpecChange],
 }
 
-impl Set {
-    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+impl SetArgs {
+    pub(crate) fn run(self, context: &CommandContext) -> Result<(), Failure> {
         let manager = context.manager()?;
         let (vm, changes) = context.block_on(async { Ok(self.change(&manager).await?) })?;
         if self.json {
-            return output::json(&Outcome { vm: json::Vm::of(&vm), changes: &changes });
+            return output::json(&SetOutcome { vm: json::VmView::of(&vm), changes: &changes });
         }
         if changes.is_empty() {
             output::line(format_args!("{}: it is so already", vm.name()));
@@ -110,7 +110,7 @@ impl Set {
         changes.iter().try_for_each(|change| output::text(output::printable(human::change(change))))
     }
 
-    async fn change(&self, manager: &Manager) -> Result<(VmHandle, Vec<Change>), Error> {
+    async fn change(&self, manager: &CliManager) -> Result<(VmHandle, Vec<SpecChange>), Error> {
         if self.wanted.is_nothing() {
             let why = "say what shall change, such as --memory 2GiB; `vmkit info` tells what the VM is";
             return Err(Error::invalid("set", &self.name, why));
@@ -129,11 +129,11 @@ impl Set {
     }
 }
 
-impl Wanted {
+impl SpecEdits {
     /// Returns whether nothing was named.
     fn is_nothing(&self) -> bool {
         // Taken apart in full, so that a new option is not forgotten here.
-        let Wanted {
+        let SpecEdits {
             cpus,
             memory,
             disk,
@@ -231,11 +231,11 @@ impl Wanted {
     /// is the user's.
     fn network(&self, now: &NetworkConfig) -> Result<Option<NetworkConfig>, Error> {
         let mut network = match (&self.network, now) {
-            (None, now) | (Some(Mode::User), now @ NetworkConfig::User(_)) => now.clone(),
-            (Some(Mode::User), _) => NetworkConfig::User(UserNetwork::with_ssh(Vec::new())),
-            (Some(Mode::Tap(bridge)), _) => NetworkConfig::Tap { bridge: bridge.clone() },
-            (Some(Mode::Vnic(link)), _) => NetworkConfig::Vnic { link: link.clone() },
-            (Some(Mode::None), _) => NetworkConfig::None,
+            (None, now) | (Some(NetworkMode::User), now @ NetworkConfig::User(_)) => now.clone(),
+            (Some(NetworkMode::User), _) => NetworkConfig::User(UserNetwork::with_ssh(Vec::new())),
+            (Some(NetworkMode::Tap(bridge)), _) => NetworkConfig::Tap { bridge: bridge.clone() },
+            (Some(NetworkMode::Vnic(link)), _) => NetworkConfig::Vnic { link: link.clone() },
+            (Some(NetworkMode::None), _) => NetworkConfig::None,
         };
         match (self.restrict, &mut network) {
             (Some(restrict), NetworkConfig::User(user)) => user.restrict = restrict,
@@ -256,9 +256,11 @@ impl Wanted {
 ///
 /// # Errors
 /// `InvalidInput`, pointing to where the file says what shall change.
-fn refuse_machine(vm: &VmHandle, change: &Change) -> Result<(), Error> {
+fn refuse_machine(vm: &VmHandle, change: &SpecChange) -> Result<(), Error> {
     let label = |key| vm.spec.labels().get(key);
-    let (Some(file), Some(name)) = (label(Project::LABEL), label(MachinePlan::LABEL)) else { return Ok(()) };
+    let (Some(file), Some(name)) = (label(Project::LABEL), label(MachineConfig::LABEL)) else {
+        return Ok(());
+    };
     let file = Path::new(file);
     if !file.exists() {
         return Ok(());
@@ -271,7 +273,7 @@ fn refuse_machine(vm: &VmHandle, change: &Change) -> Result<(), Error> {
     let Some(machine) = project.machine(name).filter(|machine| machine.vm == *vm.name()) else {
         return Ok(());
     };
-    let problem = Problem::new(format!(
+    let problem = VmfileProblem::new(format!(
         "`{}`: this file says what the VM `{}` is, and its next `up` would set that back",
         change.field,
         vm.name()

@@ -4,24 +4,24 @@ use clap::Args;
 use vmkit::spec::{NetworkConfig, VmName};
 use vmkit::{Error, VmHandle, VmState};
 
-use super::exec::{Surroundings, terminal};
-use crate::context::Context;
+use super::exec::{ExecEnv, terminal};
+use crate::context::CommandContext;
 use crate::failure::Failure;
 use crate::remote;
-use crate::remote::way::Way;
+use crate::remote::way::SshArgs;
 
 /// Open a shell in a guest, and exit with its exit code.
 ///
 /// A guest that still boots is waited for. A new line and `~.` leave a shell that no longer
 /// answers. Where standard input is no terminal, it is what the shell runs.
 #[derive(Debug, Args)]
-pub(crate) struct Shell {
+pub(crate) struct ShellArgs {
     /// The VM.
     pub(super) name: VmName,
     #[command(flatten)]
-    way: Way,
+    way: SshArgs,
     #[command(flatten)]
-    surroundings: Surroundings,
+    surroundings: ExecEnv,
 }
 
 /// Says where a shell goes that has no network to go over: the guest agent streams nothing.
@@ -34,8 +34,8 @@ fn no_network(vm: VmHandle) -> Error {
     Error::Unsupported { backend: vm.backend, what }
 }
 
-impl Shell {
-    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+impl ShellArgs {
+    pub(crate) fn run(self, context: &CommandContext) -> Result<(), Failure> {
         let mut command = self.surroundings.around(Vec::new())?;
         command.line()?;
         let manager = context.manager()?;

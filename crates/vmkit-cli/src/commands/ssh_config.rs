@@ -4,7 +4,7 @@ use clap::Args;
 use vmkit::ErrorKind;
 use vmkit::spec::VmName;
 
-use crate::context::Context;
+use crate::context::CommandContext;
 use crate::failure::Failure;
 use crate::{json, output};
 
@@ -15,7 +15,7 @@ use crate::{json, output};
 /// in files beside the VM and go with it. A VM with user networking may have another port after its
 /// next start: print the block again.
 #[derive(Debug, Args)]
-pub(crate) struct SshConfig {
+pub(crate) struct SshConfigArgs {
     /// The VMs.
     #[arg(value_name = "NAME")]
     names: Vec<VmName>,
@@ -24,8 +24,8 @@ pub(crate) struct SshConfig {
     json: bool,
 }
 
-impl SshConfig {
-    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+impl SshConfigArgs {
+    pub(crate) fn run(self, context: &CommandContext) -> Result<(), Failure> {
         let manager = context.manager()?;
         context.block_on(async {
             let mut blocks = Vec::new();
@@ -44,7 +44,7 @@ impl SshConfig {
                 blocks.push(block.map_err(|error| Failure::from(error).of_vm(name))?);
             }
             if self.json {
-                return output::json(&blocks.iter().map(json::SshConfig::of).collect::<Vec<_>>());
+                return output::json(&blocks.iter().map(json::SshConfigView::of).collect::<Vec<_>>());
             }
             blocks.into_iter().try_for_each(output::text)
         })

@@ -2,15 +2,15 @@
 
 use clap::Args;
 
-use crate::commands::{Targets, plan};
-use crate::context::Context;
+use crate::commands::{TargetArgs, plan};
+use crate::context::CommandContext;
 use crate::failure::Failure;
 
 /// Boot VMs; a VM that runs already is left as it is.
 #[derive(Debug, Args)]
-pub(crate) struct Start {
+pub(crate) struct StartArgs {
     #[command(flatten)]
-    targets: Targets,
+    targets: TargetArgs,
     /// Print what would be done, and change nothing.
     #[arg(long)]
     dry_run: bool,
@@ -19,8 +19,8 @@ pub(crate) struct Start {
     rerun_cloud_init: bool,
 }
 
-impl Start {
-    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+impl StartArgs {
+    pub(crate) fn run(self, context: &CommandContext) -> Result<(), Failure> {
         if self.dry_run {
             return plan::print_start(context, self.targets);
         }

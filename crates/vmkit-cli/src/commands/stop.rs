@@ -3,21 +3,21 @@
 use clap::Args;
 use vmkit::VmState;
 
-use crate::commands::{Patience, Targets};
-use crate::context::Context;
+use crate::commands::{StopTimeout, TargetArgs};
+use crate::context::CommandContext;
 use crate::failure::Failure;
 
 /// Shut VMs down: ask the guest to power off, and end it by force at the deadline.
 #[derive(Debug, Args)]
-pub(crate) struct Stop {
+pub(crate) struct StopArgs {
     #[command(flatten)]
-    targets: Targets,
+    targets: TargetArgs,
     #[command(flatten)]
-    patience: Patience,
+    patience: StopTimeout,
 }
 
-impl Stop {
-    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+impl StopArgs {
+    pub(crate) fn run(self, context: &CommandContext) -> Result<(), Failure> {
         let timeout = self.patience.timeout;
         self.targets.operate(context, "stopping", VmState::is_live, move |manager, name| async move {
             manager.stop(&name, timeout).await

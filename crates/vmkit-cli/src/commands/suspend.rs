@@ -3,19 +3,19 @@
 use clap::Args;
 use vmkit::VmState;
 
-use crate::commands::Targets;
-use crate::context::Context;
+use crate::commands::TargetArgs;
+use crate::context::CommandContext;
 use crate::failure::Failure;
 
 /// Pause the vCPUs of VMs; the guests keep their memory.
 #[derive(Debug, Args)]
-pub(crate) struct Suspend {
+pub(crate) struct SuspendArgs {
     #[command(flatten)]
-    targets: Targets,
+    targets: TargetArgs,
 }
 
-impl Suspend {
-    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+impl SuspendArgs {
+    pub(crate) fn run(self, context: &CommandContext) -> Result<(), Failure> {
         self.targets.operate(
             context,
             "suspending",

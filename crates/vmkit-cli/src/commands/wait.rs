@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use vmkit::Condition;
+use vmkit::WaitCondition;
 use vmkit::spec::VmName;
 
 use crate::arguments::seconds;
-use crate::context::Context;
+use crate::context::CommandContext;
 use crate::failure::Failure;
 use crate::{json, output};
 
@@ -17,12 +17,12 @@ use crate::{json, output};
 /// `running`: the vCPUs run. `agent`: the guest agent answers. `ssh`: the guest's SSH server says
 /// its first words. `stopped`: no guest lives.
 #[derive(Debug, Args)]
-pub(crate) struct Wait {
+pub(crate) struct WaitArgs {
     /// The VM.
     pub(super) name: VmName,
     /// Name what is awaited.
     #[arg(value_parser = conditions())]
-    condition: Condition,
+    condition: WaitCondition,
     /// Wait so long, all in all.
     #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = seconds)]
     #[arg(allow_negative_numbers = true)]
@@ -32,20 +32,20 @@ pub(crate) struct Wait {
     json: bool,
 }
 
-impl Wait {
-    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+impl WaitArgs {
+    pub(crate) fn run(self, context: &CommandContext) -> Result<(), Failure> {
         let manager = context.manager()?;
         output::progress(format_args!("{}: waiting until it is `{}` …", self.name, self.condition));
         let vm =
             context.block_on(async { Ok(manager.wait(&self.name, self.condition, self.timeout).await?) })?;
         match self.json {
-            true => output::json(&json::Vm::of(&vm)),
+            true => output::json(&json::VmView::of(&vm)),
             false => Ok(()),
         }
     }
 }
 
-fn conditions() -> impl TypedValueParser<Value = Condition> {
-    PossibleValuesParser::new(Condition::ALL.iter().map(|condition| condition.as_str()))
-        .try_map(|name| name.parse::<Condition>())
+fn conditions() -> impl TypedValueParser<Value = WaitCondition> {
+    PossibleValuesParser::new(WaitCondition::ALL.iter().map(|condition| condition.as_str()))
+        .try_map(|name| name.parse::<WaitCondition>())
 }

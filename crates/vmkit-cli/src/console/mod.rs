@@ -24,16 +24,16 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use vmkit::Error;
-use vmkit::console::{ConsoleLog, ConsoleTurn, JoinedConsole, Since};
+use vmkit::console::{ConsoleLog, ConsoleTurn, HistoryRange, JoinedConsole};
 use vmkit::spec::VmName;
 
 use crate::failure::Failure;
 use crate::output;
 use escape::EscapeKey;
-use printer::Printer;
-use signals::Signals;
+use printer::PrintThread;
+use signals::CaughtSignals;
 use terminal::RawMode;
-use websocket::Carrier;
+use websocket::CarrierThread;
 
 /// How much of the console's past is shown.
 const HISTORY_BYTES: u64 = 64 << 10;
@@ -43,7 +43,7 @@ const MOST_PENDING_BYTES: usize = 64 << 10;
 const SILENCE: Duration = Duration::from_secs(1);
 
 /// Why a console session ended.
-enum Ending {
+enum SessionEnd {
     /// They left.
     Left,
     /// The VM has ended, or its console was lost.
@@ -56,7 +56,7 @@ enum Ending {
 
 /// Where a console is.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum At<'a> {
+pub(crate) enum ConsoleAddress<'a> {
     /// At a socket that serves one client, beside a log of its past.
     Socket { path: &'a Path, log: Option<&'a Path> },
     /// At a server that serves many, and keeps the past itself.
@@ -64,10 +64,10 @@ pub(crate) enum At<'a> {
 }
 
 /// A console that was reached, whatever it is behind.
-struct Reached {
+struct OpenConsole {
     stream: UnixStream,
     past: Vec<u8>,
-    carrier: Option<Carrier>,
+    carrier: Option<CarrierThread>,
 }
 
 /// Attaches to a console until the person leaves or the VM ends.
@@ -80,28 +80,28 @@ struct Reached {
 /// or no longer.
 pub(crate) fn attach(
     vm: &VmName,
-    at: At,
+    at: ConsoleAddress,
     escape: EscapeKey,
     linger: Option<Duration>,
 ) -> Result<(), Failure> {
     let turn = match at {
-        At::Socket { path, .. } => Some(ConsoleTurn::take(vm, path)?),
-        At::WebSocket(_) => None,
+        ConsoleAddress::Socket { path, .. } => Some(ConsoleTurn::take(vm, path)?),
+        ConsoleAddress::WebSocket(_) => None,
     };
     let place = match at {
-        At::Socket { path, .. } => path.to_owned(),
-        At::WebSocket(url) => url.into(),
+        ConsoleAddress::Socket { path, .. } => path.to_owned(),
+        ConsoleAddress::WebSocket(url) => url.into(),
     };
-    let signals = Signals::catch().map_err(Error::io("watch for signals at", &place))?;
-    let printer = Printer::start().map_err(Error::io("make", "the thread that prints"))?;
-    let Reached { stream, past, carrier } = Reached::reach(turn.as_ref(), at, &printer)?;
+    let signals = CaughtSignals::catch().map_err(Error::io("watch for signals at", &place))?;
+    let printer = PrintThread::start().map_err(Error::io("make", "the thread that prints"))?;
+    let OpenConsole { stream, past, carrier } = OpenConsole::reach(turn.as_ref(), at, &printer)?;
     let terminal = RawMode::enter().map_err(Error::io("set up", "the terminal"))?;
     let was_terminal = terminal.is_some();
     if was_terminal {
         printer.notice(format!("at the console of {vm}; {escape}"));
     }
     printer.words(&past);
-    let mut session = Session {
+    let mut session = ConsoleSession {
         place,
         stream,
         signals,
@@ -117,17 +117,17 @@ pub(crate) fn attach(
         linger,
     };
     let ended = session.run().and_then(|ending| session.last_words(ending));
-    let Session { printer, stream, .. } = session;
+    let ConsoleSession { printer, stream, .. } = session;
     // The receiver is gone.
     drop(stream);
     drop(terminal);
     match ended? {
-        Ending::Signal(signal) => signals::die_of(signal),
+        SessionEnd::Signal(signal) => signals::die_of(signal),
         ending => {
             printer.outcome()?;
             match ending {
-                Ending::Left if was_terminal => output::notice(format_args!("left the console of {vm}")),
-                Ending::Closed => {
+                SessionEnd::Left if was_terminal => output::notice(format_args!("left the console of {vm}")),
+                SessionEnd::Closed => {
                     if let Some(carrier) = carrier {
                         websocket::outcome(carrier)?;
                     }
@@ -140,10 +140,10 @@ pub(crate) fn attach(
     Ok(())
 }
 
-impl Reached {
-    fn reach(turn: Option<&ConsoleTurn>, at: At, printer: &Printer) -> Result<Self, Error> {
+impl OpenConsole {
+    fn reach(turn: Option<&ConsoleTurn>, at: ConsoleAddress, printer: &PrintThread) -> Result<Self, Error> {
         match at {
-            At::Socket { log, .. } => {
+            ConsoleAddress::Socket { log, .. } => {
                 let log = log.map(|path| ConsoleLog { path, since: None, most_bytes: HISTORY_BYTES });
                 let turn = turn.expect("whoever is at such a console has taken a turn");
                 let JoinedConsole { past, said, stream } = turn.join(log)?;
@@ -151,9 +151,9 @@ impl Reached {
                 let past = [whole_lines(past, is_cut), said].concat();
                 Ok(Self { stream, past, carrier: None })
             }
-            At::WebSocket(url) => {
+            ConsoleAddress::WebSocket(url) => {
                 let (past, stream, carrier) =
-                    websocket::open(url, Since::MostRecent(HISTORY_BYTES), printer.teller())?;
+                    websocket::open(url, HistoryRange::MostRecent(HISTORY_BYTES), printer.teller())?;
                 let is_cut = past.end > past.bytes.len() as u64;
                 let past = whole_lines(past.bytes, is_cut);
                 Ok(Self { stream, past, carrier: Some(carrier) })
@@ -169,12 +169,12 @@ fn whole_lines(mut tail: Vec<u8>, is_cut: bool) -> Vec<u8> {
     tail
 }
 
-struct Session {
+struct ConsoleSession {
     /// What errors call the console.
     place: PathBuf,
     stream: UnixStream,
-    signals: Signals,
-    printer: Printer,
+    signals: CaughtSignals,
+    printer: PrintThread,
     is_terminal: bool,
     escape: EscapeKey,
     input_open: bool,
@@ -193,7 +193,7 @@ struct Session {
 }
 
 /// What `poll` found.
-struct Ready {
+struct PollResult {
     stream: bool,
     room: bool,
     signal: bool,
@@ -203,17 +203,17 @@ struct Ready {
     input: bool,
 }
 
-impl Session {
-    fn run(&mut self) -> Result<Ending, Failure> {
+impl ConsoleSession {
+    fn run(&mut self) -> Result<SessionEnd, Failure> {
         loop {
             let ready = self.wait().map_err(Error::io("wait at", &self.place))?;
             if ready.signal
                 && let Some(signal) = self.signals.caught()
             {
-                return Ok(Ending::Signal(signal));
+                return Ok(SessionEnd::Signal(signal));
             }
             if ready.unheard || ready.printed && !self.printer.hear() {
-                return Ok(Ending::Left);
+                return Ok(SessionEnd::Left);
             }
             if ready.room {
                 self.send()?;
@@ -230,7 +230,7 @@ impl Session {
             }
             let now = Instant::now();
             if self.leave_at.is_some_and(|at| at <= now) {
-                return Ok(Ending::TimeOver);
+                return Ok(SessionEnd::TimeOver);
             }
             if self.look_at.is_some_and(|at| at <= now) {
                 self.look_at = None;
@@ -243,8 +243,8 @@ impl Session {
     }
 
     /// Waits until everything is printed; a signal, and a person who leaves, end even that.
-    fn last_words(&mut self, ending: Ending) -> Result<Ending, Failure> {
-        if let Ending::Signal(_) = ending {
+    fn last_words(&mut self, ending: SessionEnd) -> Result<SessionEnd, Failure> {
+        if let SessionEnd::Signal(_) = ending {
             return Ok(ending);
         }
         self.printer.finish();
@@ -254,7 +254,7 @@ impl Session {
             if ready.signal
                 && let Some(signal) = self.signals.caught()
             {
-                return Ok(Ending::Signal(signal));
+                return Ok(SessionEnd::Signal(signal));
             }
             if ready.printed && !self.printer.hear() {
                 return Ok(ending);
@@ -262,7 +262,7 @@ impl Session {
         }
     }
 
-    fn wait(&self) -> io::Result<Ready> {
+    fn wait(&self) -> io::Result<PollResult> {
         // What the terminal does not take is not read either, so that it waits where it is bounded.
         let hears = if self.printer.has_room() { PollFlags::IN } else { PollFlags::empty() };
         let room = if self.pending.is_empty() { PollFlags::empty() } else { PollFlags::OUT };
@@ -291,7 +291,7 @@ impl Session {
         }
         let found = |at: usize| polled.get(at).map_or(PollFlags::empty(), PollFd::revents);
         let has_said = found(3).intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR);
-        Ok(Ready {
+        Ok(PollResult {
             signal: !found(0).is_empty(),
             printed: !found(1).is_empty(),
             unheard: found(2).contains(PollFlags::ERR),
@@ -302,17 +302,17 @@ impl Session {
     }
 
     /// Queues the guest's output for printing.
-    fn receive(&mut self) -> Result<Option<Ending>, Failure> {
+    fn receive(&mut self) -> Result<Option<SessionEnd>, Failure> {
         let mut said = [0; 16 << 10];
         match self.stream.read(&mut said) {
-            Ok(0) => Ok(Some(Ending::Closed)),
+            Ok(0) => Ok(Some(SessionEnd::Closed)),
             Ok(bytes) => {
                 self.look_at = None;
                 self.printer.words(&said[..bytes]);
                 Ok(None)
             }
             Err(error) if is_later(&error) => Ok(None),
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(Some(Ending::Closed)),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(Some(SessionEnd::Closed)),
             Err(error) => Err(Error::io("read", &self.place)(error).into()),
         }
     }
@@ -332,7 +332,7 @@ impl Session {
     }
 
     /// Takes what was typed, up to the escape where there is a person to type it.
-    fn take_input(&mut self) -> Result<Option<Ending>, Failure> {
+    fn take_input(&mut self) -> Result<Option<SessionEnd>, Failure> {
         let mut typed = [0; 4096];
         let typed = match rustix::io::read(io::stdin(), &mut typed) {
             // Reading a terminal that is gone is an error.
@@ -347,13 +347,13 @@ impl Session {
             self.pending.extend_from_slice(taken);
         }
         self.send()?;
-        Ok(escape.map(|_| Ending::Left))
+        Ok(escape.map(|_| SessionEnd::Left))
     }
 
-    fn end_of_input(&mut self) -> Option<Ending> {
+    fn end_of_input(&mut self) -> Option<SessionEnd> {
         self.input_open = false;
         if self.is_terminal {
-            return Some(Ending::Left);
+            return Some(SessionEnd::Left);
         }
         self.leave_at = self.linger.and_then(|linger| Instant::now().checked_add(linger));
         None

@@ -15,7 +15,7 @@ use crate::output;
 /// How much waits for a slow terminal before no more is read from the console.
 const MOST_WAITING_BYTES: usize = 64 << 10;
 
-enum Item {
+enum PrintItem {
     Words(Vec<u8>),
     Notice(String),
     /// Nothing more comes.
@@ -23,15 +23,15 @@ enum Item {
 }
 
 /// The thread that prints, and what waits for it.
-pub(super) struct Printer {
-    items: Sender<Item>,
+pub(super) struct PrintThread {
+    items: Sender<PrintItem>,
     /// Hears a byte for each item that is printed, and the end.
     bell: UnixStream,
     waiting_bytes: Arc<AtomicUsize>,
     thread: JoinHandle<Result<(), Failure>>,
 }
 
-impl Printer {
+impl PrintThread {
     pub(super) fn start() -> io::Result<Self> {
         let (bell, rings) = UnixStream::pair()?;
         bell.set_nonblocking(true)?;
@@ -42,12 +42,12 @@ impl Printer {
         let thread = std::thread::Builder::new().name("printer".into()).spawn(move || {
             for item in to_print {
                 match item {
-                    Item::Words(words) => {
+                    PrintItem::Words(words) => {
                         output::bytes(&words)?;
                         waiting.fetch_sub(words.len(), Ordering::SeqCst);
                     }
-                    Item::Notice(notice) => output::notice(notice),
-                    Item::End => break,
+                    PrintItem::Notice(notice) => output::notice(notice),
+                    PrintItem::End => break,
                 }
                 // A bell that has not been heard yet is full, and rings all the same.
                 let _ = io::Write::write(&mut &rings, &[0]);
@@ -63,22 +63,22 @@ impl Printer {
             return;
         }
         self.waiting_bytes.fetch_add(words.len(), Ordering::SeqCst);
-        self.hand_over(Item::Words(words.to_vec()));
+        self.hand_over(PrintItem::Words(words.to_vec()));
     }
 
     /// Queues a message for the user.
     pub(super) fn notice(&self, notice: impl Into<String>) {
-        self.hand_over(Item::Notice(notice.into()));
+        self.hand_over(PrintItem::Notice(notice.into()));
     }
 
     /// Returns a sender of messages to the user, for another thread.
     pub(super) fn teller(&self) -> impl Fn(String) + Send + 'static {
         let items = self.items.clone();
         // A user who has left gets no more messages.
-        move |notice| drop(items.send(Item::Notice(notice)))
+        move |notice| drop(items.send(PrintItem::Notice(notice)))
     }
 
-    fn hand_over(&self, item: Item) {
+    fn hand_over(&self, item: PrintItem) {
         // A thread that has failed tells why at the end.
         let _ = self.items.send(item);
     }
@@ -96,7 +96,7 @@ impl Printer {
 
     /// Says that nothing more comes; the bell is closed once all is printed.
     pub(super) fn finish(&self) {
-        self.hand_over(Item::End);
+        self.hand_over(PrintItem::End);
     }
 
     /// Returns how it went; to be called once the bell is closed.
@@ -109,7 +109,7 @@ impl Printer {
     }
 }
 
-impl AsFd for Printer {
+impl AsFd for PrintThread {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.bell.as_fd()
     }

@@ -15,12 +15,12 @@ const ENDING: [i32; 4] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM];
 
 /// The signals caught from now on; readable once there is one.
 #[derive(Debug)]
-pub(crate) struct Signals {
+pub(crate) struct CaughtSignals {
     pipe: UnixStream,
     last: Arc<AtomicUsize>,
 }
 
-impl Signals {
+impl CaughtSignals {
     /// Catches the signals that end a process.
     pub(crate) fn catch() -> io::Result<Self> {
         let (pipe, bell) = UnixStream::pair()?;
@@ -56,7 +56,7 @@ impl Signals {
     }
 }
 
-impl AsFd for Signals {
+impl AsFd for CaughtSignals {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.pipe.as_fd()
     }
@@ -64,9 +64,9 @@ impl AsFd for Signals {
 
 /// The changes of the terminal's size from now on.
 #[derive(Debug)]
-pub(crate) struct Resizes(tokio::net::UnixStream);
+pub(crate) struct ResizeSignals(tokio::net::UnixStream);
 
-impl Resizes {
+impl ResizeSignals {
     /// Listens to the signal that tells of them.
     pub(crate) fn catch() -> io::Result<Self> {
         let (pipe, bell) = UnixStream::pair()?;

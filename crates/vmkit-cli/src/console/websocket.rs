@@ -5,10 +5,10 @@ use std::thread::JoinHandle;
 
 use tokio::runtime;
 use vmkit::Error;
-use vmkit::console::{Ending, Event, SerialConsole, Since};
+use vmkit::console::{ConsoleEnd, ConsoleEvent, HistoryRange, SerialConsole};
 
 /// The thread that carries a console.
-pub(crate) type Carrier = JoinHandle<Result<Ending, Error>>;
+pub(crate) type CarrierThread = JoinHandle<Result<ConsoleEnd, Error>>;
 
 /// Returns the console's recent past, and a socket to what comes behind it.
 ///
@@ -18,9 +18,9 @@ pub(crate) type Carrier = JoinHandle<Result<Ending, Error>>;
 /// Those of [`SerialConsole::history`].
 pub(crate) fn open(
     url: &str,
-    since: Since,
+    since: HistoryRange,
     tell: impl Fn(String) + Send + 'static,
-) -> Result<(vmkit::console::Past, UnixStream, Carrier), Error> {
+) -> Result<(vmkit::console::ConsoleHistory, UnixStream, CarrierThread), Error> {
     let console = SerialConsole::at(url)?;
     let failed = || Error::io("make", "the console's thread");
     let runtime = runtime::Builder::new_current_thread().enable_all().build().map_err(failed())?;
@@ -43,19 +43,21 @@ pub(crate) fn open(
 ///
 /// # Errors
 /// Whatever ended it but the VM's end.
-pub(crate) fn outcome(carrier: Carrier) -> Result<Ending, Error> {
+pub(crate) fn outcome(carrier: CarrierThread) -> Result<ConsoleEnd, Error> {
     match carrier.join() {
         Ok(outcome) => outcome,
         Err(panic) => std::panic::resume_unwind(panic),
     }
 }
 
-fn told(event: &Event) -> String {
+fn told(event: &ConsoleEvent) -> String {
     match event {
-        Event::Lost => "the connection to the console is lost; trying again".to_owned(),
-        Event::Restored => "the console is there again".to_owned(),
-        Event::Moved { server } => format!("the VM has moved to {server}"),
-        Event::Missed { bytes } => format!("{bytes} bytes are missing here: the server no longer has them"),
+        ConsoleEvent::Lost => "the connection to the console is lost; trying again".to_owned(),
+        ConsoleEvent::Restored => "the console is there again".to_owned(),
+        ConsoleEvent::Moved { server } => format!("the VM has moved to {server}"),
+        ConsoleEvent::Missed { bytes } => {
+            format!("{bytes} bytes are missing here: the server no longer has them")
+        }
         other => format!("{other:?}"),
     }
 }

@@ -8,7 +8,7 @@ use rustix::process::{Resource, getrlimit};
 use vmkit::lifecycle::{InvalidTransition, Operation};
 use vmkit::{Error, ErrorKind, LoginPart, VmState};
 
-use super::Whose;
+use super::ErrorSubject;
 
 /// What helps who does not know which images there are.
 const IMAGES: &str =
@@ -22,7 +22,7 @@ const NOTHING_TO_BOOT: &str = "`--image debian:12` makes the root disk of an ima
 pub(super) const DOCTOR: &str = "`vmkit doctor` tells what this host lacks";
 
 /// Returns what may be done about an error, of this VM where it is one's that is still there.
-pub(super) fn hint(error: &Error, of: Option<&Whose>) -> Option<String> {
+pub(super) fn hint(error: &Error, of: Option<&ErrorSubject>) -> Option<String> {
     let hint = match error {
         Error::WrongFormat { .. } => "`vmkit image convert IMAGE FILE` writes its disk as a raw file",
         // Their texts say what to do.
@@ -81,7 +81,7 @@ pub(super) fn hint(error: &Error, of: Option<&Whose>) -> Option<String> {
 }
 
 /// Returns what may be done with the VM.
-fn of_vm(error: &Error, of: &Whose) -> Option<String> {
+fn of_vm(error: &Error, of: &ErrorSubject) -> Option<String> {
     let vm = &of.vm;
     let is_machine = of.called != vm.as_str();
     Some(match error {

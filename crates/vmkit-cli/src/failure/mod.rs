@@ -9,14 +9,14 @@ use vmkit::ErrorKind;
 use vmkit::spec::VmName;
 
 use crate::commands::doctor;
-use crate::context::{Context, Manager};
+use crate::context::{CliManager, CommandContext};
 use crate::{machine_hint, output};
 
 /// Why a command did not do what it was asked.
 #[derive(Debug)]
 pub(crate) enum Failure {
     /// The library said so, of this VM where it is one's.
-    Library { of: Option<Box<Whose>>, error: vmkit::Error },
+    Library { of: Option<Box<ErrorSubject>>, error: vmkit::Error },
     /// The arguments were not understood, or were a plea for help.
     Usage(clap::Error),
     /// What there was to say can't be written.
@@ -35,7 +35,7 @@ pub(crate) enum Failure {
 
 /// Whose failure it is.
 #[derive(Debug, Clone)]
-pub(crate) struct Whose {
+pub(crate) struct ErrorSubject {
     /// What the user calls it: the VM, or a machine of a file.
     pub(crate) called: String,
     /// The VM.
@@ -72,7 +72,7 @@ impl Failure {
     pub(crate) fn of_vm(self, vm: &VmName) -> Self {
         match self {
             Failure::Library { of: None, error } if error.kind() != ErrorKind::InvalidInput => {
-                Failure::Library { of: Some(Whose::vm(vm)), error }
+                Failure::Library { of: Some(ErrorSubject::vm(vm)), error }
             }
             Failure::Own { code, failure } => Failure::Own { code, failure: Box::new(failure.of_vm(vm)) },
             Failure::Hinted { failure, hint } => {
@@ -84,11 +84,11 @@ impl Failure {
 
     /// Returns the failure with what can be printed of its VM's hypervisor, if it is the
     /// hypervisor's.
-    pub(crate) fn looked_up(self, manager: &Manager) -> Self {
+    pub(crate) fn looked_up(self, manager: &CliManager) -> Self {
         match self {
             Failure::Library { of: Some(of), error } if error.kind() == ErrorKind::Hypervisor => {
                 let has_log = has_log(manager, &of.vm);
-                Failure::Library { of: Some(Box::new(Whose { has_log, ..*of })), error }
+                Failure::Library { of: Some(Box::new(ErrorSubject { has_log, ..*of })), error }
             }
             Failure::Own { code, failure } => {
                 Failure::Own { code, failure: Box::new(failure.looked_up(manager)) }
@@ -132,7 +132,7 @@ impl Failure {
     }
 
     /// Prints what went wrong, then what may be done about it.
-    pub(crate) fn report(&self, context: Option<&Context>) {
+    pub(crate) fn report(&self, context: Option<&CommandContext>) {
         let mut hints = Vec::new();
         self.tell(&mut hints);
         hints.dedup();
@@ -181,7 +181,7 @@ impl Failure {
     }
 }
 
-impl Whose {
+impl ErrorSubject {
     /// A VM's own.
     pub(crate) fn vm(vm: &VmName) -> Box<Self> {
         Box::new(Self { called: vm.to_string(), vm: vm.clone(), has_log: true })
@@ -190,7 +190,7 @@ impl Whose {
 
 /// Returns whether the hypervisor of a VM has said something here: that of a server elsewhere is
 /// there.
-fn has_log(manager: &Manager, vm: &VmName) -> bool {
+fn has_log(manager: &CliManager, vm: &VmName) -> bool {
     let says = |path: &Path| path.metadata().is_ok_and(|log| log.len() > 0);
     manager.hypervisor_log(vm).is_ok_and(|log| says(&log) || says(&log.with_added_extension("1")))
 }

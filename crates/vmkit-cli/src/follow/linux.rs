@@ -18,13 +18,13 @@ use super::is_at;
 /// While one of its files is open, the removal of a directory raises no event: so the parent
 /// directory is watched, too.
 #[derive(Debug)]
-pub(super) struct Changes {
+pub(super) struct LogChanges {
     inotify: OwnedFd,
     dir: File,
     path: PathBuf,
 }
 
-impl Changes {
+impl LogChanges {
     pub(super) fn watch(log: &Path) -> Result<Self, Error> {
         let path = log.parent().unwrap_or(Path::new("/"));
         let failed = |errno: Errno| Error::io("watch", path)(errno.into());

@@ -11,20 +11,20 @@ use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use vmkit::{Error, LogMark};
+use vmkit::{Error, LogPosition};
 
 #[cfg(target_os = "linux")]
-use self::linux::Changes;
+use self::linux::LogChanges;
 #[cfg(not(target_os = "linux"))]
-use self::portable::Changes;
+use self::portable::LogChanges;
 use crate::failure::Failure;
 use crate::output;
 
 /// What of a log is printed.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Part {
+pub(crate) struct LogRange {
     /// What was written since; all that is kept without it.
-    pub(crate) since: Option<LogMark>,
+    pub(crate) since: Option<LogPosition>,
     /// The last lines of that, so many of them.
     pub(crate) tail: Option<usize>,
 }
@@ -33,18 +33,18 @@ pub(crate) struct Part {
 ///
 /// # Errors
 /// `Io` where it can't be read. A log that is not there yet is empty.
-pub(crate) fn print(log: &Path, part: Part) -> Result<(), Failure> {
-    Log::open(log)?.print(part)
+pub(crate) fn print(log: &Path, part: LogRange) -> Result<(), Failure> {
+    LogHalves::open(log)?.print(part)
 }
 
 /// Prints a part of a log, and what is added from now on, until its directory is removed.
 ///
 /// # Errors
 /// As for [`print`].
-pub(crate) fn follow(log: &Path, part: Part) -> Result<(), Failure> {
+pub(crate) fn follow(log: &Path, part: LogRange) -> Result<(), Failure> {
     // Watched before it is read, so that nothing is written unseen in between.
-    let changes = Changes::watch(log)?;
-    let mut followed = Log::open(log)?;
+    let changes = LogChanges::watch(log)?;
+    let mut followed = LogHalves::open(log)?;
     followed.print(part)?;
     loop {
         followed.catch_up()?;
@@ -56,7 +56,7 @@ pub(crate) fn follow(log: &Path, part: Part) -> Result<(), Failure> {
 
 /// The two halves of a log, as they were when they were opened.
 #[derive(Debug)]
-struct Log {
+struct LogHalves {
     path: PathBuf,
     older: Option<File>,
     newer: Option<File>,
@@ -64,19 +64,19 @@ struct Log {
 
 /// Where in each half of a log something begins.
 #[derive(Debug, Clone, Copy)]
-struct Begin {
+struct StartOffsets {
     /// Not at all where it is `None`.
     older: Option<u64>,
     newer: u64,
 }
 
-impl Default for Begin {
+impl Default for StartOffsets {
     fn default() -> Self {
         Self { older: Some(0), newer: 0 }
     }
 }
 
-impl Log {
+impl LogHalves {
     fn open(path: &Path) -> Result<Self, Error> {
         loop {
             let newer = open(path)?;
@@ -88,9 +88,10 @@ impl Log {
         }
     }
 
-    fn print(&mut self, part: Part) -> Result<(), Failure> {
+    fn print(&mut self, part: LogRange) -> Result<(), Failure> {
         let failed = || Error::io("read", &self.path);
-        let begin = part.since.map_or(Ok(Begin::default()), |since| self.begin(&since)).map_err(failed())?;
+        let begin =
+            part.since.map_or(Ok(StartOffsets::default()), |since| self.begin(&since)).map_err(failed())?;
         self.go_to(begin).map_err(failed())?;
         let skipped = match part.tail {
             Some(lines) => self.lines().map_err(failed())?.saturating_sub(lines),
@@ -105,16 +106,16 @@ impl Log {
     }
 
     /// Returns where in the halves begins what was written since.
-    fn begin(&self, since: &LogMark) -> io::Result<Begin> {
+    fn begin(&self, since: &LogPosition) -> io::Result<StartOffsets> {
         let place = |half: &Option<File>| half.as_ref().map(|file| since.in_file(file)).transpose();
         let (in_older, in_newer) = (place(&self.older)?.flatten(), place(&self.newer)?.flatten());
         Ok(match in_newer {
-            Some(at) => Begin { older: None, newer: at },
-            None => Begin { older: Some(in_older.unwrap_or(0)), newer: 0 },
+            Some(at) => StartOffsets { older: None, newer: at },
+            None => StartOffsets { older: Some(in_older.unwrap_or(0)), newer: 0 },
         })
     }
 
-    fn go_to(&self, begin: Begin) -> io::Result<()> {
+    fn go_to(&self, begin: StartOffsets) -> io::Result<()> {
         if let Some(mut older) = self.older.as_ref() {
             older.seek(begin.older.map_or(SeekFrom::End(0), SeekFrom::Start))?;
         }

@@ -17,12 +17,12 @@ const LOOK_AGAIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
 
 /// The passing of time, and the end of a log's directory.
 #[derive(Debug)]
-pub(super) struct Changes {
+pub(super) struct LogChanges {
     dir: File,
     path: PathBuf,
 }
 
-impl Changes {
+impl LogChanges {
     pub(super) fn watch(log: &Path) -> Result<Self, Error> {
         let path = log.parent().unwrap_or(Path::new("/"));
         let dir = File::open(path).map_err(Error::io("open", path))?;

@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
-use vmkit::ssh::{Command, Exit};
+use vmkit::ssh::{GuestCommand, GuestExitStatus};
 use vmkit::{Error, ErrorKind, ExecOutput, GuestAgent, GuestExit, VmHandle};
 
-use super::{Attended, GOODBYE};
-use crate::console::signals::{Signals, name_of};
+use super::{GOODBYE, Interaction};
+use crate::console::signals::{CaughtSignals, name_of};
 use crate::failure::Failure;
 use crate::output;
 
@@ -35,31 +35,31 @@ const NOT_RUN: u32 = 126;
 /// it can't be told.
 pub(crate) async fn attend(
     vm: &VmHandle,
-    command: &Command,
+    command: &GuestCommand,
     feed_stdin: bool,
     timeout: Duration,
-) -> Result<Attended, Failure> {
+) -> Result<Interaction, Failure> {
     let Some(socket) = vm.run.as_ref().and_then(|run| run.agent.as_ref()) else {
         let what = format!("a guest agent in the VM `{}`", vm.name());
         return Err(Error::Unsupported { backend: vm.backend.clone(), what }.into());
     };
     let (program, arguments) = words(command)?;
-    let mut signals = Signals::catch().map_err(Error::io("watch for", "signals"))?;
+    let mut signals = CaughtSignals::catch().map_err(Error::io("watch for", "signals"))?;
     let bell = signals.bell().map_err(Error::io("watch for", "signals"))?;
     let begun = tokio::select! {
         begun = begin(socket, &program, &arguments, feed_stdin, timeout) => begun,
-        signal = signals.next(&bell) => return Ok(Attended::Signal(signal)),
+        signal = signals.next(&bell) => return Ok(Interaction::Signal(signal)),
     };
     let (mut agent, pid) = match begun {
         Ok(begun) => begun,
-        Err(error) => return not_run(&program, error).map(Attended::Exit),
+        Err(error) => return not_run(&program, error).map(Interaction::Exit),
     };
     let ended = tokio::select! {
         ended = agent.ended(pid, Instant::now() + AGES) => Ok(ended),
         signal = signals.next(&bell) => Err(signal),
     };
     match ended {
-        Ok(ended) => told(&ended.map_err(Failure::unknown)?).map(Attended::Exit),
+        Ok(ended) => told(&ended.map_err(Failure::unknown)?).map(Interaction::Exit),
         Err(signal) => {
             tokio::select! {
                 // A guest that can't be told keeps its program.
@@ -67,7 +67,7 @@ pub(crate) async fn attend(
                 // A second signal ends the wait.
                 _ = signals.next(&bell) => {}
             }
-            Ok(Attended::Signal(signal))
+            Ok(Interaction::Signal(signal))
         }
     }
 }
@@ -98,7 +98,7 @@ async fn end(agent: &mut GuestAgent, pid: i64, signal: i32) -> Result<(), Failur
 }
 
 /// Prints what a program wrote, and returns how it ended.
-fn told(ran: &ExecOutput) -> Result<Exit, Failure> {
+fn told(ran: &ExecOutput) -> Result<GuestExitStatus, Failure> {
     output::bytes(&ran.stdout)?;
     io::stderr().write_all(&ran.stderr).map_err(Failure::Output)?;
     if ran.truncated {
@@ -108,13 +108,13 @@ fn told(ran: &ExecOutput) -> Result<Exit, Failure> {
         GuestExit::Code(code) => code,
         GuestExit::Signal(signal) => 128 + signal,
     };
-    Ok(Exit::Code(u32::try_from(code).unwrap_or(u32::MAX)))
+    Ok(GuestExitStatus::Code(u32::try_from(code).unwrap_or(u32::MAX)))
 }
 
 /// Says of a program that the agent could not run what a shell says, and returns the code of one.
 ///
 /// The agent passes on what GLib says, which names the system's error. Source: GLib, `gspawn.c`.
-fn not_run(program: &str, error: Error) -> Result<Exit, Failure> {
+fn not_run(program: &str, error: Error) -> Result<GuestExitStatus, Failure> {
     let says = |text: &str| matches!(&error, Error::Refused { command, description, .. } if command == "guest-exec" && description.contains(text));
     let (why, code) = match () {
         () if says("(No such file or directory)") => ("there is no such program", NO_PROGRAM),
@@ -123,12 +123,12 @@ fn not_run(program: &str, error: Error) -> Result<Exit, Failure> {
     };
     let message = format!("cannot run `{program}` in the guest: {why}");
     output::error(None, &Error::Backend { message, kind: ErrorKind::Guest, source: None });
-    Ok(Exit::Code(code))
+    Ok(GuestExitStatus::Code(code))
 }
 
 /// Returns the program and its arguments; a shell sets directory and variables, for the agent knows
 /// neither.
-fn words(command: &Command) -> Result<(String, Vec<String>), Error> {
+fn words(command: &GuestCommand) -> Result<(String, Vec<String>), Error> {
     let text = |word: OsString| {
         word.into_string().map_err(|word| {
             Error::invalid("command", word.display(), "the guest agent takes UTF-8 only: go over SSH")

@@ -3,7 +3,7 @@
 
 /// What was typed, after the escape was looked for in it.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Typed {
+pub(super) enum TypedBytes {
     /// This is for the guest.
     Pass(Vec<u8>),
     /// The person leaves.
@@ -12,44 +12,44 @@ pub(super) enum Typed {
 
 /// Where in the escape the person is.
 #[derive(Debug)]
-pub(super) struct Escape {
-    at: At,
+pub(super) struct EscapeParser {
+    at: EscapeState,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum At {
+enum EscapeState {
     InLine,
     NewLine,
     Tilde,
 }
 
-impl Escape {
+impl EscapeParser {
     pub(super) fn new() -> Self {
-        Self { at: At::NewLine }
+        Self { at: EscapeState::NewLine }
     }
 
     /// Takes what was typed; a tilde that may begin the escape is held back until the next key.
-    pub(super) fn take(&mut self, typed: &[u8]) -> Typed {
+    pub(super) fn take(&mut self, typed: &[u8]) -> TypedBytes {
         let mut pass = Vec::with_capacity(typed.len());
         for &byte in typed {
             self.at = match (self.at, byte) {
-                (At::Tilde, b'.') => return Typed::Left,
-                (At::NewLine, b'~') => At::Tilde,
+                (EscapeState::Tilde, b'.') => return TypedBytes::Left,
+                (EscapeState::NewLine, b'~') => EscapeState::Tilde,
                 // Twice is one for the guest.
-                (At::Tilde, b'~') => {
+                (EscapeState::Tilde, b'~') => {
                     pass.push(b'~');
-                    At::InLine
+                    EscapeState::InLine
                 }
                 (before, byte) => {
-                    if before == At::Tilde {
+                    if before == EscapeState::Tilde {
                         pass.push(b'~');
                     }
                     pass.push(byte);
-                    if matches!(byte, b'\r' | b'\n') { At::NewLine } else { At::InLine }
+                    if matches!(byte, b'\r' | b'\n') { EscapeState::NewLine } else { EscapeState::InLine }
                 }
             };
         }
-        Typed::Pass(pass)
+        TypedBytes::Pass(pass)
     }
 }
 
@@ -58,11 +58,11 @@ mod tests {
     use super::*;
 
     fn after(typed: &[&str]) -> (String, bool) {
-        let (mut escape, mut passed) = (Escape::new(), String::new());
+        let (mut escape, mut passed) = (EscapeParser::new(), String::new());
         for piece in typed {
             match escape.take(piece.as_bytes()) {
-                Typed::Pass(piece) => passed.push_str(std::str::from_utf8(&piece).unwrap()),
-                Typed::Left => return (passed, true),
+                TypedBytes::Pass(piece) => passed.push_str(std::str::from_utf8(&piece).unwrap()),
+                TypedBytes::Left => return (passed, true),
             }
         }
         (passed, false)

@@ -21,14 +21,16 @@ use std::time::Duration;
 use tokio::sync::mpsc::{Receiver, channel};
 use tokio::time::{Instant, timeout};
 use vmkit::Error;
-use vmkit::ssh::{Command, Event, Exit, Input, Output, Session, TerminalSize};
+use vmkit::ssh::{
+    GuestCommand, GuestExitStatus, ProcessEvent, ProcessInput, ProcessOutput, Session, TerminalSize,
+};
 
-use crate::console::signals::{Resizes, Signals, die_of, name_of};
+use crate::console::signals::{CaughtSignals, ResizeSignals, die_of, name_of};
 use crate::console::terminal::RawMode;
 use crate::failure::Failure;
 use crate::output;
-use escape::{Escape, Typed};
-use streams::{Reader, Writer};
+use escape::{EscapeParser, TypedBytes};
+use streams::{OutputThread, StdinThread};
 
 /// How long the program in the guest has to end after a signal that ends this process.
 const GOODBYE: Duration = Duration::from_secs(2);
@@ -47,9 +49,9 @@ pub(crate) fn is_at_terminal() -> bool {
 }
 
 /// Why the loop has ended.
-enum Ending {
+enum LoopEnd {
     /// The program has.
-    Exit(Exit),
+    Exit(GuestExitStatus),
     /// This process was told to end.
     Signal(i32),
     /// The person left.
@@ -59,28 +61,32 @@ enum Ending {
 /// Runs the command with this process's streams, and returns how it ended.
 ///
 /// # Errors
-/// Those of the session; `Output` where nobody reads what the program writes. `Own` where the
+/// Those of the session; `ProcessOutput` where nobody reads what the program writes. `Own` where the
 /// connection is lost on the way.
-pub(crate) async fn run(session: &Session, command: &Command, feed_stdin: bool) -> Result<Exit, Failure> {
+pub(crate) async fn run(
+    session: &Session,
+    command: &GuestCommand,
+    feed_stdin: bool,
+) -> Result<GuestExitStatus, Failure> {
     Ok(attend(session, command, feed_stdin).await?.or_die())
 }
 
 /// What ended first.
-pub(crate) enum Attended {
+pub(crate) enum Interaction {
     /// The program, or the person's stay with it.
-    Exit(Exit),
+    Exit(GuestExitStatus),
     /// This process is to, by this signal, once it has tidied up.
     Signal(i32),
 }
 
-impl Attended {
+impl Interaction {
     /// Returns how the program ended; dies of the signal that this process is to end by.
-    pub(crate) fn or_die(self) -> Exit {
+    pub(crate) fn or_die(self) -> GuestExitStatus {
         match self {
-            Attended::Exit(exit) => exit,
-            Attended::Signal(signal) => {
+            Interaction::Exit(exit) => exit,
+            Interaction::Signal(signal) => {
                 die_of(signal);
-                Exit::Code(255)
+                GuestExitStatus::Code(255)
             }
         }
     }
@@ -89,11 +95,11 @@ impl Attended {
 /// Runs the command as [`run`] does, and leaves it to the caller to die of a signal.
 pub(crate) async fn attend(
     session: &Session,
-    command: &Command,
+    command: &GuestCommand,
     feed_stdin: bool,
-) -> Result<Attended, Failure> {
+) -> Result<Interaction, Failure> {
     let at_terminal = command.terminal.is_some();
-    let mut signals = Signals::catch().map_err(Error::io("watch for", "signals"))?;
+    let mut signals = CaughtSignals::catch().map_err(Error::io("watch for", "signals"))?;
     let (mut input, output) = session.spawn(command, Instant::now() + BEGIN).await?.split();
     if !feed_stdin {
         // Else whoever reads it would wait for ever.
@@ -101,53 +107,53 @@ pub(crate) async fn attend(
     }
     let raw = if at_terminal { RawMode::enter().map_err(Error::io("set up", "the terminal"))? } else { None };
     let is_raw = raw.is_some();
-    let attached = Attached {
+    let attached = AttachedStreams {
         input,
         output,
-        reader: feed_stdin.then(Reader::of_stdin),
-        writer: Writer::new(),
-        escape: is_raw.then(Escape::new),
+        reader: feed_stdin.then(StdinThread::of_stdin),
+        writer: OutputThread::new(),
+        escape: is_raw.then(EscapeParser::new),
         at_terminal,
         follows_size: is_raw,
     };
     let ended = attached.run(session, &mut signals).await;
     drop(raw);
     match ended? {
-        Ending::Exit(exit) => Ok(Attended::Exit(exit)),
-        Ending::Left => {
+        LoopEnd::Exit(exit) => Ok(Interaction::Exit(exit)),
+        LoopEnd::Left => {
             output::notice("left; what ran there was hung up");
-            Ok(Attended::Exit(Exit::Signal("HUP".to_owned())))
+            Ok(Interaction::Exit(GuestExitStatus::Signal("HUP".to_owned())))
         }
-        Ending::Signal(signal) => Ok(Attended::Signal(signal)),
+        LoopEnd::Signal(signal) => Ok(Interaction::Signal(signal)),
     }
 }
 
-struct Attached {
-    input: Input,
-    output: Output,
+struct AttachedStreams {
+    input: ProcessInput,
+    output: ProcessOutput,
     /// Standard input until its end.
-    reader: Option<Reader>,
-    writer: Writer,
-    escape: Option<Escape>,
+    reader: Option<StdinThread>,
+    writer: OutputThread,
+    escape: Option<EscapeParser>,
     at_terminal: bool,
     follows_size: bool,
 }
 
 /// What happened first.
-enum Happened {
-    Output(Event),
+enum LoopEvent {
+    Output(ProcessEvent),
     Input(Option<Vec<u8>>),
     Resized,
     Signal(i32),
 }
 
-impl Attached {
-    async fn run(self, session: &Session, signals: &mut Signals) -> Result<Ending, Failure> {
+impl AttachedStreams {
+    async fn run(self, session: &Session, signals: &mut CaughtSignals) -> Result<LoopEnd, Failure> {
         let Self { mut input, mut output, mut reader, mut writer, mut escape, at_terminal, follows_size } =
             self;
         let unwatched = || Error::io("watch for", "signals");
         let caught = signals.bell().map_err(unwatched())?;
-        let resizes = follows_size.then(Resizes::catch).transpose().map_err(unwatched())?;
+        let resizes = follows_size.then(ResizeSignals::catch).transpose().map_err(unwatched())?;
         let (pieces, mut taken) = channel::<Option<Vec<u8>>>(1);
         // Its own future, so that a guest that reads nothing keeps neither output nor signals
         // waiting.
@@ -157,38 +163,38 @@ impl Attached {
         let ending = loop {
             let room = pieces.clone();
             let happened = tokio::select! {
-                event = output.next() => Happened::Output(event.map_err(Failure::unknown)?),
+                event = output.next() => LoopEvent::Output(event.map_err(Failure::unknown)?),
                 // A lost connection is told by the output, which has more to say about it.
                 _ = &mut feed, if !is_fed => { is_fed = true; continue }
-                piece = Reader::next(&mut reader, room) => Happened::Input(piece),
-                () = Resizes::next(resizes.as_ref()) => Happened::Resized,
-                signal = signals.next(&caught) => Happened::Signal(signal),
+                piece = StdinThread::next(&mut reader, room) => LoopEvent::Input(piece),
+                () = ResizeSignals::next(resizes.as_ref()) => LoopEvent::Resized,
+                signal = signals.next(&caught) => LoopEvent::Signal(signal),
             };
             match happened {
-                Happened::Output(event) => {
+                LoopEvent::Output(event) => {
                     // Whoever reads slowly, or not at all, can still have this ended.
                     tokio::select! {
                         written = write(&mut writer, event) => if let Some(exit) = written? {
-                            break Ending::Exit(exit);
+                            break LoopEnd::Exit(exit);
                         },
-                        signal = signals.next(&caught) => break Ending::Signal(signal),
+                        signal = signals.next(&caught) => break LoopEnd::Signal(signal),
                     }
                 }
-                Happened::Input(None) => {
+                LoopEvent::Input(None) => {
                     reader = None;
                     let _ = pieces.try_send(None);
                 }
-                Happened::Input(Some(piece)) => match escape.as_mut().map(|escape| escape.take(&piece)) {
-                    Some(Typed::Left) => break Ending::Left,
-                    Some(Typed::Pass(piece)) => drop(pieces.try_send(Some(piece))),
+                LoopEvent::Input(Some(piece)) => match escape.as_mut().map(|escape| escape.take(&piece)) {
+                    Some(TypedBytes::Left) => break LoopEnd::Left,
+                    Some(TypedBytes::Pass(piece)) => drop(pieces.try_send(Some(piece))),
                     None => drop(pieces.try_send(Some(piece))),
                 },
-                Happened::Resized => drop(TerminalSize::of(io::stdin()).map(|size| resized.try_send(size))),
-                Happened::Signal(signal) => break Ending::Signal(signal),
+                LoopEvent::Resized => drop(TerminalSize::of(io::stdin()).map(|size| resized.try_send(size))),
+                LoopEvent::Signal(signal) => break LoopEnd::Signal(signal),
             }
         };
         drop(feed);
-        if let Ending::Signal(signal) = &ending
+        if let LoopEnd::Signal(signal) = &ending
             && let Some(name) = name_of(*signal)
         {
             tokio::select! {
@@ -204,7 +210,7 @@ impl Attached {
 
 /// Hands the program what is typed, and its terminal each new size, until nothing more comes.
 async fn feed(
-    input: &mut Input,
+    input: &mut ProcessInput,
     pieces: &mut Receiver<Option<Vec<u8>>>,
     sizes: &mut Receiver<TerminalSize>,
     at_terminal: bool,
@@ -228,7 +234,7 @@ async fn feed(
 /// Tells the program that nothing more comes. At a terminal a server has no way to say so but to
 /// type the key for it: once hands over the line that was begun, and at the beginning of one it is
 /// the end.
-async fn end_input(input: &mut Input, at_terminal: bool, in_line: bool) -> Result<(), Error> {
+async fn end_input(input: &mut ProcessInput, at_terminal: bool, in_line: bool) -> Result<(), Error> {
     if at_terminal {
         input.write(if in_line { &[END_OF_FILE; 2] } else { &[END_OF_FILE] }).await?;
     }
@@ -238,7 +244,13 @@ async fn end_input(input: &mut Input, at_terminal: bool, in_line: bool) -> Resul
 /// Has the program end by a signal, and writes what it says until it has.
 ///
 /// The signal is only queued by the call: it is on its way while the end is waited for.
-async fn end(session: &Session, signal: &str, input: &Input, output: &mut Output, writer: &mut Writer) {
+async fn end(
+    session: &Session,
+    signal: &str,
+    input: &ProcessInput,
+    output: &mut ProcessOutput,
+    writer: &mut OutputThread,
+) {
     let told = match session.user() {
         ROOT => session.signal_all(signal, Instant::now() + GOODBYE).await,
         _ => input.signal(signal).await,
@@ -254,10 +266,10 @@ async fn end(session: &Session, signal: &str, input: &Input, output: &mut Output
 }
 
 /// Writes what came out of the program; at its end all of it, and returns how it ended.
-async fn write(writer: &mut Writer, event: Event) -> Result<Option<Exit>, Failure> {
+async fn write(writer: &mut OutputThread, event: ProcessEvent) -> Result<Option<GuestExitStatus>, Failure> {
     match event {
-        Event::Stdout(data) => writer.write(false, data).await.map(|()| None),
-        Event::Stderr(data) => writer.write(true, data).await.map(|()| None),
-        Event::Ended(exit) => writer.finish().await.map(|()| Some(exit)),
+        ProcessEvent::Stdout(data) => writer.write(false, data).await.map(|()| None),
+        ProcessEvent::Stderr(data) => writer.write(true, data).await.map(|()| None),
+        ProcessEvent::Ended(exit) => writer.finish().await.map(|()| Some(exit)),
     }
 }

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use vmkit::ssh::Command;
+use vmkit::ssh::GuestCommand;
 use vmkit::{Error, VmHandle};
 
-use super::Attended;
+use super::Interaction;
 use crate::failure::Failure;
 
 /// Returns that there is no way by a guest agent.
@@ -14,10 +14,10 @@ use crate::failure::Failure;
 /// `Unsupported`, always.
 pub(crate) async fn attend(
     vm: &VmHandle,
-    _command: &Command,
+    _command: &GuestCommand,
     _feed_stdin: bool,
     _timeout: Duration,
-) -> Result<Attended, Failure> {
+) -> Result<Interaction, Failure> {
     let what = format!("a guest agent in the VM `{}`", vm.name());
     Err(Error::Unsupported { backend: vm.backend.clone(), what }.into())
 }

@@ -19,9 +19,9 @@ const PIECES: usize = 4;
 
 /// Standard input, read by a thread that ends with the process: nobody can wake it from its read.
 #[derive(Debug)]
-pub(super) struct Reader(Receiver<Vec<u8>>);
+pub(super) struct StdinThread(Receiver<Vec<u8>>);
 
-impl Reader {
+impl StdinThread {
     pub(super) fn of_stdin() -> Self {
         let (sender, receiver) = channel(PIECES);
         thread::spawn(move || {
@@ -59,13 +59,13 @@ impl Reader {
 ///
 /// Not Tokio's own: its event loop would wait at the end for a read that nobody can wake.
 #[derive(Debug)]
-pub(crate) struct Stdin {
+pub(crate) struct StdinStream {
     pieces: Receiver<io::Result<Vec<u8>>>,
     /// What of the last piece was not taken yet.
     left: io::Cursor<Vec<u8>>,
 }
 
-impl Stdin {
+impl StdinStream {
     /// Begins to read.
     pub(crate) fn new() -> Self {
         let (sender, pieces) = channel(PIECES);
@@ -91,7 +91,7 @@ impl Stdin {
     }
 }
 
-impl AsyncRead for Stdin {
+impl AsyncRead for StdinStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -109,12 +109,12 @@ impl AsyncRead for Stdin {
 
 /// Standard output and standard error, written in the order in which it came.
 #[derive(Debug)]
-pub(super) struct Writer {
+pub(super) struct OutputThread {
     pieces: Option<Sender<(bool, Vec<u8>)>>,
     ended: oneshot::Receiver<io::Result<()>>,
 }
 
-impl Writer {
+impl OutputThread {
     pub(super) fn new() -> Self {
         let (sender, mut receiver) = channel::<(bool, Vec<u8>)>(PIECES);
         let (tell, ended) = oneshot::channel();

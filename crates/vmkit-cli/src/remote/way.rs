@@ -8,17 +8,17 @@ use std::time::Duration;
 use clap::Args;
 use vmkit::Error;
 use vmkit::spec::VmName;
-use vmkit::ssh::{HostKey, Identity, Login, Session};
+use vmkit::ssh::{HostKey, LoginOptions, Session, SshIdentity};
 
 use super::ROOT;
 use crate::arguments::seconds;
-use crate::context::Manager;
+use crate::context::CliManager;
 use crate::failure::Failure;
 use crate::places::stdin_or;
 
 /// Who logs in to a guest, and how long that may take.
 #[derive(Debug, Args)]
-pub(crate) struct Way {
+pub(crate) struct SshArgs {
     /// Log in as this user [else: the one that vmkit made].
     #[arg(long, short = 'u', value_name = "USER")]
     user: Option<String>,
@@ -41,41 +41,41 @@ pub(crate) struct Way {
     timeout: Duration,
     /// What came of the options: a pipe can be read once.
     #[arg(skip)]
-    read: OnceLock<Box<Login>>,
+    read: OnceLock<Box<LoginOptions>>,
 }
 
-impl Way {
+impl SshArgs {
     /// Returns what goes before the VM's record.
     ///
     /// # Errors
     /// `InvalidInput` for a key that is missing or can't be used.
-    pub(crate) fn login(&self) -> Result<Login, Error> {
+    pub(crate) fn login(&self) -> Result<LoginOptions, Error> {
         if let Some(login) = self.read.get() {
-            return Ok(Login::clone(login));
+            return Ok(LoginOptions::clone(login));
         }
         let login = self.read_login()?;
-        Ok(Login::clone(self.read.get_or_init(|| Box::new(login))))
+        Ok(LoginOptions::clone(self.read.get_or_init(|| Box::new(login))))
     }
 
-    fn read_login(&self) -> Result<Login, Error> {
+    fn read_login(&self) -> Result<LoginOptions, Error> {
         let host_key = match &self.host_key {
             None => self.any_host_key.then(HostKey::any),
             Some(line) if line.contains(' ') => Some(HostKey::known(line)?),
             Some(path) => Some(HostKey::read(stdin_or(Path::new(path)))?),
         };
         let identity = match (&self.identity, self.ssh_agent) {
-            (Some(path), _) => Some(Identity::read(stdin_or(path))?),
+            (Some(path), _) => Some(SshIdentity::read(stdin_or(path))?),
             (None, true) => Some(ssh_agent()?),
             (None, false) => None,
         };
-        Ok(Login { user: self.user.clone(), identity, host_key })
+        Ok(LoginOptions { user: self.user.clone(), identity, host_key })
     }
 
     /// Logs in.
     ///
     /// # Errors
     /// Those of [`login`](Self::login) and of the manager.
-    pub(crate) async fn session(&self, manager: &Manager, name: &VmName) -> Result<Session, Failure> {
+    pub(crate) async fn session(&self, manager: &CliManager, name: &VmName) -> Result<Session, Failure> {
         let error = match manager.ssh_session(name, &self.login()?, self.timeout).await {
             Ok(session) => return Ok(session),
             Err(error) => error,
@@ -92,7 +92,7 @@ impl Way {
     }
 
     /// Returns the user that vmkit can log in as, if another one was asked for and refused.
-    async fn other_login(&self, manager: &Manager, name: &VmName) -> Option<String> {
+    async fn other_login(&self, manager: &CliManager, name: &VmName) -> Option<String> {
         let vm = manager.info(name).await.ok()?;
         let own = &vm.spec.cloud_init()?.access.as_ref()?.user;
         let has_key = self.identity.is_some() || self.ssh_agent;
@@ -125,8 +125,8 @@ impl Way {
     }
 }
 
-fn ssh_agent() -> Result<Identity, Error> {
+fn ssh_agent() -> Result<SshIdentity, Error> {
     let socket = env::var_os("SSH_AUTH_SOCK").filter(|socket| !socket.is_empty());
     let expected = "SSH_AUTH_SOCK names no SSH agent: start one with `eval $(ssh-agent)` and `ssh-add`";
-    socket.map(Identity::agent).ok_or_else(|| Error::invalid("ssh-agent", "true", expected))
+    socket.map(SshIdentity::agent).ok_or_else(|| Error::invalid("ssh-agent", "true", expected))
 }

@@ -19,8 +19,8 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use serde_json::Value;
-use vmkit::spec::Machine;
-use vmkit_testkit::guest::{self, Guest};
+use vmkit::spec::MachineType;
+use vmkit_testkit::guest::{self, DebianGuest};
 
 use crate::support::{Answer, Host, answer};
 
@@ -163,8 +163,8 @@ impl Life {
 }
 
 /// Returns the arguments that make a VM of this guest.
-pub(crate) fn create_arguments(guest: &Guest, name: &str, words: &str) -> Vec<String> {
-    let cmdline = format!("{} {words}", guest.cmdline(Machine::Q35));
+pub(crate) fn create_arguments(guest: &DebianGuest, name: &str, words: &str) -> Vec<String> {
+    let cmdline = format!("{} {words}", guest.cmdline(MachineType::Q35));
     let (kernel, initrd) = (guest.kernel.to_str().unwrap(), guest.initrd.to_str().unwrap());
     let memory = guest.memory.to_string();
     let mut arguments = vec!["create", name, "--accel", "tcg", "--memory", &memory];

@@ -12,29 +12,29 @@ use vmkit::lifecycle::{Operation, VmState, next};
 use vmkit::spec::{VmName, VmSpec};
 use vmkit::{Backend, Capabilities, Error, ErrorKind, VmHandle};
 
-use super::{Conformance, Verdict};
+use super::{CaseResult, Conformance};
 
 /// Why the cases about `Suspended` are skipped where they are.
 pub(crate) const CANT_SUSPEND: &str = "the backend can't suspend";
 
 /// Why a case ends early.
 #[derive(Debug)]
-pub(crate) enum Stop {
+pub(crate) enum CaseStop {
     /// The backend does not keep the contract.
     Failed(String),
     /// This can't be tried here.
     Skipped(String),
 }
 
-impl From<Error> for Stop {
+impl From<Error> for CaseStop {
     fn from(error: Error) -> Self {
-        Stop::Failed(format!("it failed: {}", chain(&error)))
+        CaseStop::Failed(format!("it failed: {}", chain(&error)))
     }
 }
 
 /// Fails with what `otherwise` says, unless `holds`.
-pub(crate) fn check(holds: bool, otherwise: impl FnOnce() -> String) -> Verdict {
-    if holds { Ok(()) } else { Err(Stop::Failed(otherwise())) }
+pub(crate) fn check(holds: bool, otherwise: impl FnOnce() -> String) -> CaseResult {
+    if holds { Ok(()) } else { Err(CaseStop::Failed(otherwise())) }
 }
 
 fn chain(error: &Error) -> String {
@@ -49,7 +49,7 @@ fn chain(error: &Error) -> String {
 
 /// What the contract says of an operation in a state.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Expected {
+pub(crate) enum ExpectedOutcome {
     /// It succeeds and leads there.
     To(VmState),
     /// It fails as one of these kinds.
@@ -57,20 +57,24 @@ pub(crate) enum Expected {
 }
 
 /// Returns what the contract says of `operation` in `state`.
-pub(crate) fn expected(capabilities: &Capabilities, state: &VmState, operation: Operation) -> Expected {
+pub(crate) fn expected(
+    capabilities: &Capabilities,
+    state: &VmState,
+    operation: Operation,
+) -> ExpectedOutcome {
     let denied = matches!(operation, Operation::Suspend | Operation::Resume) && !capabilities.suspend;
     match (next(state, operation), state) {
         // Nothing is left that could tell which state it was in.
         (Err(_), VmState::Destroyed | VmState::Preparing) if !denied => {
-            Expected::Refusal(&[ErrorKind::InvalidState, ErrorKind::NotFound])
+            ExpectedOutcome::Refusal(&[ErrorKind::InvalidState, ErrorKind::NotFound])
         }
         (Err(_), VmState::Destroyed | VmState::Preparing) => {
-            Expected::Refusal(&[ErrorKind::InvalidState, ErrorKind::NotFound, ErrorKind::Unsupported])
+            ExpectedOutcome::Refusal(&[ErrorKind::InvalidState, ErrorKind::NotFound, ErrorKind::Unsupported])
         }
-        (Err(_), _) if denied => Expected::Refusal(&[ErrorKind::InvalidState, ErrorKind::Unsupported]),
-        (Err(_), _) => Expected::Refusal(&[ErrorKind::InvalidState]),
-        (Ok(_), _) if denied => Expected::Refusal(&[ErrorKind::Unsupported]),
-        (Ok(state), _) => Expected::To(state),
+        (Err(_), _) if denied => ExpectedOutcome::Refusal(&[ErrorKind::InvalidState, ErrorKind::Unsupported]),
+        (Err(_), _) => ExpectedOutcome::Refusal(&[ErrorKind::InvalidState]),
+        (Ok(_), _) if denied => ExpectedOutcome::Refusal(&[ErrorKind::Unsupported]),
+        (Ok(state), _) => ExpectedOutcome::To(state),
     }
 }
 
@@ -82,7 +86,7 @@ pub(crate) async fn apply<H: Backend>(
     options: &Conformance,
     vm: &VmHandle,
     operation: Operation,
-) -> Result<vmkit::Result<VmHandle>, Stop> {
+) -> Result<vmkit::Result<VmHandle>, CaseStop> {
     let grace = options.grace;
     match operation {
         Operation::Start => within("start", options.start_limit + grace, backend.start(vm)).await,
@@ -109,17 +113,23 @@ pub(crate) async fn judge<H: Backend>(
     options: &Conformance,
     (vm, before, operation): (&VmHandle, &VmState, Operation),
     answer: vmkit::Result<VmHandle>,
-) -> Result<Option<VmHandle>, Stop> {
+) -> Result<Option<VmHandle>, CaseStop> {
     let what = format!("{operation} of a VM that is {before}");
     let (after, handle) = match (expected(&backend.capabilities(), before, operation), answer) {
-        (Expected::To(state), Ok(handle)) => (state, Some(handle)),
-        (Expected::To(state), Err(error)) => {
-            return Err(Stop::Failed(format!("{what} must lead to {state}, but failed: {}", chain(&error))));
+        (ExpectedOutcome::To(state), Ok(handle)) => (state, Some(handle)),
+        (ExpectedOutcome::To(state), Err(error)) => {
+            return Err(CaseStop::Failed(format!(
+                "{what} must lead to {state}, but failed: {}",
+                chain(&error)
+            )));
         }
-        (Expected::Refusal(kinds), Ok(handle)) => {
-            return Err(Stop::Failed(format!("{what} must fail ({kinds:?}), but led to {}", handle.state)));
+        (ExpectedOutcome::Refusal(kinds), Ok(handle)) => {
+            return Err(CaseStop::Failed(format!(
+                "{what} must fail ({kinds:?}), but led to {}",
+                handle.state
+            )));
         }
-        (Expected::Refusal(kinds), Err(error)) => {
+        (ExpectedOutcome::Refusal(kinds), Err(error)) => {
             check(kinds.contains(&error.kind()), || {
                 format!("{what} must fail as one of {kinds:?}, but: {}", chain(&error))
             })?;
@@ -148,8 +158,8 @@ pub(crate) async fn within<T>(
     what: &str,
     limit: Duration,
     future: impl Future<Output = T>,
-) -> Result<T, Stop> {
-    let endless = |_| Stop::Failed(format!("{what} has not ended after {} s", limit.as_secs_f64()));
+) -> Result<T, CaseStop> {
+    let endless = |_| CaseStop::Failed(format!("{what} has not ended after {} s", limit.as_secs_f64()));
     timeout(limit, future).await.map_err(endless)
 }
 
@@ -169,14 +179,14 @@ impl Situation {
 }
 
 /// The backend under test and what the case has made of it.
-pub(crate) struct Bench<H> {
+pub(crate) struct CaseBench<H> {
     pub(crate) backend: H,
     pub(crate) options: Conformance,
     make: Arc<dyn Fn() -> H + Send + Sync>,
     made: Mutex<Vec<VmHandle>>,
 }
 
-impl<H: Backend> Bench<H> {
+impl<H: Backend> CaseBench<H> {
     pub(super) fn new(make: Arc<dyn Fn() -> H + Send + Sync>, options: Conformance) -> Self {
         Self { backend: make(), options, make, made: Mutex::default() }
     }
@@ -200,7 +210,7 @@ impl<H: Backend> Bench<H> {
     }
 
     /// Prepares a VM.
-    pub(crate) async fn prepare(&self, spec: &VmSpec) -> Result<vmkit::Result<VmHandle>, Stop> {
+    pub(crate) async fn prepare(&self, spec: &VmSpec) -> Result<vmkit::Result<VmHandle>, CaseStop> {
         let prepared = within("prepare", self.options.grace, self.backend.prepare(spec)).await?;
         if let Ok(vm) = &prepared {
             self.remember(vm);
@@ -209,7 +219,7 @@ impl<H: Backend> Bench<H> {
     }
 
     /// Prepares a VM with a new name.
-    pub(crate) async fn prepared(&self) -> Result<VmHandle, Stop> {
+    pub(crate) async fn prepared(&self) -> Result<VmHandle, CaseStop> {
         Ok(self.prepare(&self.spec()).await??)
     }
 
@@ -217,14 +227,14 @@ impl<H: Backend> Bench<H> {
     /// says it is in.
     ///
     /// Skips the case where the backend has no way there.
-    pub(crate) async fn bring_to(&self, situation: Situation) -> Result<VmHandle, Stop> {
+    pub(crate) async fn bring_to(&self, situation: Situation) -> Result<VmHandle, CaseStop> {
         let vm = self.prepared().await?;
         let vm = match situation {
             Situation::Prepared => vm,
             Situation::Running => self.apply(&vm, Operation::Start).await??,
             Situation::Suspended => {
                 if !self.backend.capabilities().suspend {
-                    return Err(Stop::Skipped(CANT_SUSPEND.into()));
+                    return Err(CaseStop::Skipped(CANT_SUSPEND.into()));
                 }
                 let vm = self.apply(&vm, Operation::Start).await??;
                 self.apply(&vm, Operation::Suspend).await??
@@ -235,7 +245,7 @@ impl<H: Backend> Bench<H> {
             }
             Situation::Failed => {
                 let Some(break_vm) = &self.options.break_vm else {
-                    return Err(Stop::Skipped("nobody told the suite how to make a VM fail".into()));
+                    return Err(CaseStop::Skipped("nobody told the suite how to make a VM fail".into()));
                 };
                 let vm = self.apply(&vm, Operation::Start).await??;
                 break_vm(&vm);
@@ -254,7 +264,7 @@ impl<H: Backend> Bench<H> {
         &self,
         vm: &VmHandle,
         operation: Operation,
-    ) -> Result<vmkit::Result<VmHandle>, Stop> {
+    ) -> Result<vmkit::Result<VmHandle>, CaseStop> {
         apply(&self.backend, &self.options, vm, operation).await
     }
 
@@ -264,18 +274,18 @@ impl<H: Backend> Bench<H> {
         vm: &VmHandle,
         before: &VmState,
         operation: Operation,
-    ) -> Result<Option<VmHandle>, Stop> {
+    ) -> Result<Option<VmHandle>, CaseStop> {
         let answer = self.apply(vm, operation).await?;
         judge(&self.backend, &self.options, (vm, before, operation), answer).await
     }
 
     /// Asks the backend for a VM's state.
-    pub(crate) async fn state(&self, vm: &VmHandle) -> Result<VmState, Stop> {
+    pub(crate) async fn state(&self, vm: &VmHandle) -> Result<VmState, CaseStop> {
         Ok(within("state", self.options.grace, self.backend.state(vm)).await??)
     }
 
     /// Fails unless `wanted` guests run for a VM, if the backend's test can count them.
-    pub(crate) fn check_guests(&self, vm: &VmHandle, wanted: usize) -> Verdict {
+    pub(crate) fn check_guests(&self, vm: &VmHandle, wanted: usize) -> CaseResult {
         let Some(count) = &self.options.count_guests else { return Ok(()) };
         let found = count(vm);
         check(found == wanted, || format!("{found} guests run for the VM, not {wanted}"))
@@ -283,7 +293,7 @@ impl<H: Backend> Bench<H> {
 
     /// Destroys a VM and fails unless it is gone, by its handle and by what an unfinished `prepare`
     /// leaves of one.
-    pub(crate) async fn check_destroyed(&self, vm: &VmHandle) -> Verdict {
+    pub(crate) async fn check_destroyed(&self, vm: &VmHandle) -> CaseResult {
         self.apply(vm, Operation::Destroy).await??;
         let found = self.state(vm).await?;
         check(found == VmState::Destroyed, || format!("after destroy the VM is {found:?}"))?;
@@ -296,7 +306,7 @@ impl<H: Backend> Bench<H> {
     }
 
     /// Destroys all that the case has made, and fails where that fails or leaves something behind.
-    pub(super) async fn clean(&self) -> Verdict {
+    pub(super) async fn clean(&self) -> CaseResult {
         let made = std::mem::take(&mut *self.made.lock().expect("nothing panics while it holds the list"));
         let mut verdict = Ok(());
         for vm in made {

@@ -6,11 +6,11 @@ use uuid::Uuid;
 use vmkit::lifecycle::{Operation, VmState};
 use vmkit::{Backend, BackendTag, ConsoleEndpoint, ErrorKind, RunInfo, VmHandle};
 
-use super::bench::{Bench, Situation, Stop, check, within};
-use super::{Case, Verdict, cases};
+use super::bench::{CaseBench, CaseStop, Situation, check, within};
+use super::{CaseResult, ConformanceCase, cases};
 
-pub(super) fn cases<H: Backend + 'static>() -> Vec<Case<H>> {
-    let mut cases: Vec<Case<H>> = cases![
+pub(super) fn cases<H: Backend + 'static>() -> Vec<ConformanceCase<H>> {
+    let mut cases: Vec<ConformanceCase<H>> = cases![
         prepare_answers_a_prepared_vm,
         prepare_keeps_the_identity_of_the_spec,
         prepare_gives_an_identity_where_the_spec_has_none,
@@ -33,14 +33,14 @@ pub(super) fn cases<H: Backend + 'static>() -> Vec<Case<H>> {
         for operation in
             [Operation::Start, Operation::Stop, Operation::Suspend, Operation::Resume, Operation::Destroy]
         {
-            cases.push(Case {
+            cases.push(ConformanceCase {
                 name: format!("the table holds for {operation} of a {situation:?} VM"),
                 run: Box::new(move |bench| {
                     Box::pin(async move { the_table_holds(&bench, situation, operation).await })
                 }),
             });
         }
-        cases.push(Case {
+        cases.push(ConformanceCase {
             name: format!("asking changes nothing of a {situation:?} VM"),
             run: Box::new(move |bench| {
                 Box::pin(async move { asking_changes_nothing(&bench, situation).await })
@@ -51,10 +51,10 @@ pub(super) fn cases<H: Backend + 'static>() -> Vec<Case<H>> {
 }
 
 async fn the_table_holds<H: Backend>(
-    bench: &Bench<H>,
+    bench: &CaseBench<H>,
     situation: Situation,
     operation: Operation,
-) -> Verdict {
+) -> CaseResult {
     let vm = bench.bring_to(situation).await?;
     let handle = bench.try_out(&vm, &vm.state, operation).await?;
     if let Some(handle) = &handle
@@ -66,7 +66,7 @@ async fn the_table_holds<H: Backend>(
     bench.check_guests(&vm, usize::from(live))
 }
 
-async fn asking_changes_nothing<H: Backend>(bench: &Bench<H>, situation: Situation) -> Verdict {
+async fn asking_changes_nothing<H: Backend>(bench: &CaseBench<H>, situation: Situation) -> CaseResult {
     let vm = bench.bring_to(situation).await?;
     for _ in 0..3 {
         check_guest_ip(bench, &vm).await?;
@@ -79,7 +79,7 @@ async fn asking_changes_nothing<H: Backend>(bench: &Bench<H>, situation: Situati
     Ok(())
 }
 
-async fn check_guest_ip<H: Backend>(bench: &Bench<H>, vm: &VmHandle) -> Verdict {
+async fn check_guest_ip<H: Backend>(bench: &CaseBench<H>, vm: &VmHandle) -> CaseResult {
     let answer = within("guest_ip", bench.options.grace, bench.backend.guest_ip(vm)).await?;
     let can = bench.backend.capabilities().guest_ip;
     let kind = answer.as_ref().err().map(vmkit::Error::kind);
@@ -99,7 +99,7 @@ async fn check_guest_ip<H: Backend>(bench: &Bench<H>, vm: &VmHandle) -> Verdict 
     })
 }
 
-async fn prepare_answers_a_prepared_vm<H: Backend>(bench: &Bench<H>) -> Verdict {
+async fn prepare_answers_a_prepared_vm<H: Backend>(bench: &CaseBench<H>) -> CaseResult {
     let spec = bench.spec();
     let vm = bench.prepare(&spec).await??;
     check(vm.state == VmState::Prepared, || format!("prepare answered a handle in {}", vm.state))?;
@@ -112,18 +112,20 @@ async fn prepare_answers_a_prepared_vm<H: Backend>(bench: &Bench<H>) -> Verdict 
     bench.check_guests(&vm, 0)
 }
 
-async fn prepare_keeps_the_identity_of_the_spec<H: Backend>(bench: &Bench<H>) -> Verdict {
+async fn prepare_keeps_the_identity_of_the_spec<H: Backend>(bench: &CaseBench<H>) -> CaseResult {
     let id = Uuid::new_v4();
     let vm = bench.prepare(&bench.spec().with_id(id)).await??;
     check(vm.id == id, || format!("the spec's id is {id}, the handle's {}", vm.id))
 }
 
-async fn prepare_gives_an_identity_where_the_spec_has_none<H: Backend>(bench: &Bench<H>) -> Verdict {
+async fn prepare_gives_an_identity_where_the_spec_has_none<H: Backend>(bench: &CaseBench<H>) -> CaseResult {
     let (one, two) = (bench.prepared().await?, bench.prepared().await?);
     check(one.id != two.id, || format!("two VMs have the id {}", one.id))
 }
 
-async fn prepare_refuses_a_name_in_use_and_leaves_its_vm_alone<H: Backend>(bench: &Bench<H>) -> Verdict {
+async fn prepare_refuses_a_name_in_use_and_leaves_its_vm_alone<H: Backend>(
+    bench: &CaseBench<H>,
+) -> CaseResult {
     let spec = bench.spec();
     let mut vm = bench.prepare(&spec).await??;
     for _ in 0..2 {
@@ -139,7 +141,7 @@ async fn prepare_refuses_a_name_in_use_and_leaves_its_vm_alone<H: Backend>(bench
     Ok(())
 }
 
-async fn a_name_is_free_again_after_destroy<H: Backend>(bench: &Bench<H>) -> Verdict {
+async fn a_name_is_free_again_after_destroy<H: Backend>(bench: &CaseBench<H>) -> CaseResult {
     let spec = bench.spec();
     let first = bench.prepare(&spec).await??;
     bench.check_destroyed(&first).await?;
@@ -149,7 +151,9 @@ async fn a_name_is_free_again_after_destroy<H: Backend>(bench: &Bench<H>) -> Ver
     check(found == VmState::Destroyed, || format!("the first VM is {found:?} since there is a second one"))
 }
 
-async fn start_of_a_running_vm_gives_the_facts_of_that_run_again<H: Backend>(bench: &Bench<H>) -> Verdict {
+async fn start_of_a_running_vm_gives_the_facts_of_that_run_again<H: Backend>(
+    bench: &CaseBench<H>,
+) -> CaseResult {
     let prepared = bench.prepared().await?;
     let first = bench.apply(&prepared, Operation::Start).await??;
     // The old handle has no run in it: a caller that lost the facts gets them back.
@@ -158,17 +162,17 @@ async fn start_of_a_running_vm_gives_the_facts_of_that_run_again<H: Backend>(ben
     bench.check_guests(&first, 1)
 }
 
-async fn start_after_stop_gives_a_new_run<H: Backend>(bench: &Bench<H>) -> Verdict {
+async fn start_after_stop_gives_a_new_run<H: Backend>(bench: &CaseBench<H>) -> CaseResult {
     let vm = bench.bring_to(Situation::Stopped).await?;
     check(vm.run.is_none(), || format!("nothing runs, but the handle says {:?}", vm.run))?;
     let vm = bench.try_out(&vm, &vm.state, Operation::Start).await?;
     check(vm.is_some_and(|vm| vm.run.is_some()), || "the handle tells nothing of the run".into())
 }
 
-async fn stop_with_no_time_kills_at_once<H: Backend>(bench: &Bench<H>) -> Verdict {
+async fn stop_with_no_time_kills_at_once<H: Backend>(bench: &CaseBench<H>) -> CaseResult {
     for situation in [Situation::Running, Situation::Suspended] {
         let vm = match bench.bring_to(situation).await {
-            Err(Stop::Skipped(_)) => continue,
+            Err(CaseStop::Skipped(_)) => continue,
             vm => vm?,
         };
         let start = Instant::now();
@@ -181,7 +185,7 @@ async fn stop_with_no_time_kills_at_once<H: Backend>(bench: &Bench<H>) -> Verdic
     Ok(())
 }
 
-async fn destroy_succeeds_on_what_is_gone<H: Backend>(bench: &Bench<H>) -> Verdict {
+async fn destroy_succeeds_on_what_is_gone<H: Backend>(bench: &CaseBench<H>) -> CaseResult {
     let vm = bench.bring_to(Situation::Running).await?;
     for _ in 0..3 {
         bench.check_destroyed(&vm).await?;
@@ -189,11 +193,11 @@ async fn destroy_succeeds_on_what_is_gone<H: Backend>(bench: &Bench<H>) -> Verdi
     Ok(())
 }
 
-async fn destroy_succeeds_on_what_prepare_never_began<H: Backend>(bench: &Bench<H>) -> Verdict {
+async fn destroy_succeeds_on_what_prepare_never_began<H: Backend>(bench: &CaseBench<H>) -> CaseResult {
     bench.check_destroyed(&bench.preparing(&bench.spec(), Uuid::new_v4())).await
 }
 
-async fn destroy_finds_a_vm_by_what_its_prepare_began_with<H: Backend>(bench: &Bench<H>) -> Verdict {
+async fn destroy_finds_a_vm_by_what_its_prepare_began_with<H: Backend>(bench: &CaseBench<H>) -> CaseResult {
     let (spec, id) = (bench.spec(), Uuid::new_v4());
     let vm = bench.prepare(&spec.clone().with_id(id)).await??;
     bench.check_destroyed(&bench.preparing(&spec, id)).await?;
@@ -203,7 +207,7 @@ async fn destroy_finds_a_vm_by_what_its_prepare_began_with<H: Backend>(bench: &B
     Ok(())
 }
 
-async fn only_destroy_is_legal_on_what_is_gone<H: Backend>(bench: &Bench<H>) -> Verdict {
+async fn only_destroy_is_legal_on_what_is_gone<H: Backend>(bench: &CaseBench<H>) -> CaseResult {
     let vm = bench.bring_to(Situation::Running).await?;
     bench.check_destroyed(&vm).await?;
     for operation in [Operation::Start, Operation::Stop, Operation::Suspend, Operation::Resume] {
@@ -212,7 +216,7 @@ async fn only_destroy_is_legal_on_what_is_gone<H: Backend>(bench: &Bench<H>) -> 
     bench.check_guests(&vm, 0)
 }
 
-async fn old_handles_are_as_good_as_new_ones<H: Backend>(bench: &Bench<H>) -> Verdict {
+async fn old_handles_are_as_good_as_new_ones<H: Backend>(bench: &CaseBench<H>) -> CaseResult {
     let old = bench.prepared().await?;
     let mut state = old.state.clone();
     let mut way = vec![Operation::Start];
@@ -228,9 +232,9 @@ async fn old_handles_are_as_good_as_new_ones<H: Backend>(bench: &Bench<H>) -> Ve
     Ok(())
 }
 
-async fn a_handle_survives_its_text<H: Backend>(bench: &Bench<H>) -> Verdict {
+async fn a_handle_survives_its_text<H: Backend>(bench: &CaseBench<H>) -> CaseResult {
     let vm = bench.bring_to(Situation::Running).await?;
-    let broken = |error: serde_json::Error| Stop::Failed(format!("{error}"));
+    let broken = |error: serde_json::Error| CaseStop::Failed(format!("{error}"));
     let text = serde_json::to_string(&vm).map_err(broken)?;
     let read: VmHandle = serde_json::from_str(&text).map_err(broken)?;
     check(read == vm, || format!("a handle came back from its text as another one: {text}"))?;
@@ -238,7 +242,7 @@ async fn a_handle_survives_its_text<H: Backend>(bench: &Bench<H>) -> Verdict {
     Ok(())
 }
 
-async fn another_instance_knows_the_vm<H: Backend>(bench: &Bench<H>) -> Verdict {
+async fn another_instance_knows_the_vm<H: Backend>(bench: &CaseBench<H>) -> CaseResult {
     let vm = bench.bring_to(Situation::Running).await?;
     let found = within("state", bench.options.grace, bench.another().state(&vm)).await??;
     check(found == vm.state, || format!("another instance says the VM is {found:?}"))?;
@@ -248,7 +252,7 @@ async fn another_instance_knows_the_vm<H: Backend>(bench: &Bench<H>) -> Verdict 
     bench.check_destroyed(&vm).await
 }
 
-async fn the_console_is_where_the_capabilities_say<H: Backend>(bench: &Bench<H>) -> Verdict {
+async fn the_console_is_where_the_capabilities_say<H: Backend>(bench: &CaseBench<H>) -> CaseResult {
     let vm = bench.bring_to(Situation::Running).await?;
     let console = bench.backend.console_endpoint(&vm)?;
     let has = bench.backend.capabilities().console;
@@ -257,7 +261,7 @@ async fn the_console_is_where_the_capabilities_say<H: Backend>(bench: &Bench<H>)
     })
 }
 
-async fn the_console_of_another_backends_vm_is_an_error<H: Backend>(bench: &Bench<H>) -> Verdict {
+async fn the_console_of_another_backends_vm_is_an_error<H: Backend>(bench: &CaseBench<H>) -> CaseResult {
     let mut vm = bench.prepared().await?;
     vm.backend = BackendTag::custom("nobodys")?;
     let answer = bench.backend.console_endpoint(&vm);
@@ -266,7 +270,7 @@ async fn the_console_of_another_backends_vm_is_an_error<H: Backend>(bench: &Benc
 
 /// Fails unless two handles tell of the same run; in which order the forwards are listed means
 /// nothing.
-fn check_same_run(one: &VmHandle, two: &VmHandle) -> Verdict {
+fn check_same_run(one: &VmHandle, two: &VmHandle) -> CaseResult {
     let sorted = |vm: &VmHandle| {
         vm.run.clone().map(|mut run: RunInfo| {
             run.forwards.sort_by_key(|it| (it.host, it.guest_port));

@@ -13,10 +13,10 @@ use uuid::Uuid;
 use vmkit::lifecycle::{Operation, VmState};
 use vmkit::{Backend, ErrorKind, VmHandle};
 
-use super::bench::{Bench, CANT_SUSPEND, Situation, Stop, check, within};
-use super::{Case, Verdict};
+use super::bench::{CANT_SUSPEND, CaseBench, CaseStop, Situation, check, within};
+use super::{CaseResult, ConformanceCase};
 
-pub(super) fn cases<H: Backend + 'static>() -> Vec<Case<H>> {
+pub(super) fn cases<H: Backend + 'static>() -> Vec<ConformanceCase<H>> {
     let operations = [
         (Operation::Start, Situation::Prepared),
         (Operation::Stop, Situation::Running),
@@ -24,20 +24,20 @@ pub(super) fn cases<H: Backend + 'static>() -> Vec<Case<H>> {
         (Operation::Resume, Situation::Suspended),
         (Operation::Destroy, Situation::Running),
     ];
-    let mut cases: Vec<Case<H>> = vec![Case {
+    let mut cases: Vec<ConformanceCase<H>> = vec![ConformanceCase {
         name: "a dropped prepare leaves nothing that destroy does not find".into(),
         run: Box::new(|bench| Box::pin(async move { dropped_prepare(&bench).await })),
     }];
-    cases.extend(operations.map(|(operation, situation)| Case {
+    cases.extend(operations.map(|(operation, situation)| ConformanceCase {
         name: format!("a dropped {operation} leaves nothing that destroy does not find"),
-        run: Box::new(move |bench: std::sync::Arc<Bench<H>>| {
+        run: Box::new(move |bench: std::sync::Arc<CaseBench<H>>| {
             Box::pin(async move { dropped(&bench, operation, situation).await })
         }),
     }));
     cases
 }
 
-async fn dropped_prepare<H: Backend>(bench: &Bench<H>) -> Verdict {
+async fn dropped_prepare<H: Backend>(bench: &CaseBench<H>) -> CaseResult {
     for polls in polls(bench.options.polls) {
         let (spec, id) = (bench.spec(), Uuid::new_v4());
         let preparing = bench.preparing(&spec, id);
@@ -52,9 +52,9 @@ async fn dropped_prepare<H: Backend>(bench: &Bench<H>) -> Verdict {
     Ok(())
 }
 
-async fn dropped<H: Backend>(bench: &Bench<H>, operation: Operation, situation: Situation) -> Verdict {
+async fn dropped<H: Backend>(bench: &CaseBench<H>, operation: Operation, situation: Situation) -> CaseResult {
     if operation == Operation::Suspend && !bench.backend.capabilities().suspend {
-        return Err(Stop::Skipped(CANT_SUSPEND.into()));
+        return Err(CaseStop::Skipped(CANT_SUSPEND.into()));
     }
     for polls in polls(bench.options.polls) {
         let mut ended = false;
@@ -88,10 +88,10 @@ async fn dropped<H: Backend>(bench: &Bench<H>, operation: Operation, situation: 
 
 /// Asks again for as long as the answer is `Busy`, within the grace: what a dropped future had
 /// begun may still be ending.
-async fn settled<H, T, F>(bench: &Bench<H>, mut ask: impl FnMut() -> F) -> Result<T, Stop>
+async fn settled<H, T, F>(bench: &CaseBench<H>, mut ask: impl FnMut() -> F) -> Result<T, CaseStop>
 where
     H: Backend,
-    F: Future<Output = Result<vmkit::Result<T>, Stop>>,
+    F: Future<Output = Result<vmkit::Result<T>, CaseStop>>,
 {
     let start = Instant::now();
     loop {
@@ -104,7 +104,7 @@ where
     }
 }
 
-async fn check_name_is_free<H: Backend>(bench: &Bench<H>, vm: &VmHandle) -> Verdict {
+async fn check_name_is_free<H: Backend>(bench: &CaseBench<H>, vm: &VmHandle) -> CaseResult {
     let spec = vm.spec.clone().with_id(Uuid::new_v4());
     let vm = bench.prepare(&spec).await??;
     bench.check_destroyed(&vm).await

@@ -1,6 +1,6 @@
 //! The conformance suite, which every backend passes.
 //!
-//! [`run`] runs a list of named cases against a backend and returns a [`Report`]. Each case makes
+//! [`run`] runs a list of named cases against a backend and returns a [`ConformanceReport`]. Each case makes
 //! VMs of its own and destroys them. The legal operations come from [`vmkit::lifecycle::next`], so
 //! the suite has no table of its own to get out of step.
 //!
@@ -23,9 +23,9 @@ use std::time::{Duration, Instant};
 use vmkit::spec::{VmName, VmSpec};
 use vmkit::{Backend, VmHandle};
 
-use bench::Bench;
-pub(crate) use bench::{Stop, apply, check, judge};
-pub use report::{CaseReport, Outcome, Report};
+use bench::CaseBench;
+pub(crate) use bench::{CaseStop, apply, check, judge};
+pub use report::{CaseOutcome, CaseReport, ConformanceReport};
 
 type MakeSpec = Arc<dyn Fn(VmName) -> VmSpec + Send + Sync>;
 type BreakVm = Arc<dyn Fn(&VmHandle) + Send + Sync>;
@@ -114,7 +114,7 @@ impl Conformance {
 /// store do: for a backend that keeps its books in memory, clone one.
 ///
 /// A case that fails or panics does not end the run; it is in the report.
-pub async fn run<H>(make: impl Fn() -> H + Send + Sync + 'static, options: Conformance) -> Report
+pub async fn run<H>(make: impl Fn() -> H + Send + Sync + 'static, options: Conformance) -> ConformanceReport
 where
     H: Backend + 'static,
 {
@@ -122,16 +122,16 @@ where
     let mut cases = contract::cases();
     cases.extend(together::cases());
     cases.extend(drops::cases());
-    let mut report = Report::default();
+    let mut report = ConformanceReport::default();
     for case in cases {
-        let bench = Arc::new(Bench::new(Arc::clone(&make), options.clone()));
+        let bench = Arc::new(CaseBench::new(Arc::clone(&make), options.clone()));
         let start = Instant::now();
         let verdict = guarded((case.run)(Arc::clone(&bench))).await;
         let cleaned = guarded(async move { bench.clean().await }).await;
         let outcome = match (verdict, cleaned) {
-            (Err(Stop::Failed(what)), _) | (_, Err(Stop::Failed(what))) => Outcome::Failed(what),
-            (Err(Stop::Skipped(why)), _) | (_, Err(Stop::Skipped(why))) => Outcome::Skipped(why),
-            (Ok(()), Ok(())) => Outcome::Passed,
+            (Err(CaseStop::Failed(what)), _) | (_, Err(CaseStop::Failed(what))) => CaseOutcome::Failed(what),
+            (Err(CaseStop::Skipped(why)), _) | (_, Err(CaseStop::Skipped(why))) => CaseOutcome::Skipped(why),
+            (Ok(()), Ok(())) => CaseOutcome::Passed,
         };
         report.cases.push(CaseReport { name: case.name, outcome, took: start.elapsed() });
     }
@@ -139,25 +139,25 @@ where
 }
 
 /// Runs a part of a case as a task of its own: a panic ends the task, not the run.
-async fn guarded(part: impl Future<Output = Verdict> + Send + 'static) -> Verdict {
+async fn guarded(part: impl Future<Output = CaseResult> + Send + 'static) -> CaseResult {
     let ended = tokio::spawn(part).await;
-    ended.unwrap_or_else(|error| Err(Stop::Failed(format!("it panicked: {error}"))))
+    ended.unwrap_or_else(|error| Err(CaseStop::Failed(format!("it panicked: {error}"))))
 }
 
-pub(crate) type Verdict = Result<(), Stop>;
+pub(crate) type CaseResult = Result<(), CaseStop>;
 
-type Running = Pin<Box<dyn Future<Output = Verdict> + Send>>;
+type CaseFuture = Pin<Box<dyn Future<Output = CaseResult> + Send>>;
 
 /// One named check.
-struct Case<H> {
+struct ConformanceCase<H> {
     name: String,
-    run: Box<dyn FnOnce(Arc<Bench<H>>) -> Running + Send>,
+    run: Box<dyn FnOnce(Arc<CaseBench<H>>) -> CaseFuture + Send>,
 }
 
 /// Creates cases of functions; a function's name, as a sentence, is the case's.
 macro_rules! cases {
     ($($function:ident),* $(,)?) => {
-        vec![$(crate::conformance::Case {
+        vec![$(crate::conformance::ConformanceCase {
             name: stringify!($function).replace('_', " "),
             run: Box::new(|bench| Box::pin(async move { $function(&bench).await })),
         }),*]

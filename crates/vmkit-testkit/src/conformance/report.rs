@@ -5,7 +5,7 @@ use std::time::Duration;
 
 /// What a run of the suite found, case by case.
 #[derive(Debug, Clone, Default)]
-pub struct Report {
+pub struct ConformanceReport {
     /// The cases in the order in which they ran.
     pub cases: Vec<CaseReport>,
 }
@@ -16,14 +16,14 @@ pub struct CaseReport {
     /// The case, as a sentence.
     pub name: String,
     /// How it ended.
-    pub outcome: Outcome,
+    pub outcome: CaseOutcome,
     /// How long it took.
     pub took: Duration,
 }
 
 /// How a case ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
+pub enum CaseOutcome {
     /// The backend does as the contract says.
     Passed,
     /// It could not be tried, and why.
@@ -32,7 +32,7 @@ pub enum Outcome {
     Failed(String),
 }
 
-impl Report {
+impl ConformanceReport {
     /// Panics unless every case passed or was skipped; the panic shows each case.
     #[track_caller]
     pub fn assert(&self) {
@@ -41,27 +41,27 @@ impl Report {
 
     /// Returns how many cases failed.
     pub fn failed(&self) -> usize {
-        self.count(|outcome| matches!(outcome, Outcome::Failed(_)))
+        self.count(|outcome| matches!(outcome, CaseOutcome::Failed(_)))
     }
 
     /// Returns how many cases were skipped.
     pub fn skipped(&self) -> usize {
-        self.count(|outcome| matches!(outcome, Outcome::Skipped(_)))
+        self.count(|outcome| matches!(outcome, CaseOutcome::Skipped(_)))
     }
 
-    fn count(&self, which: impl Fn(&Outcome) -> bool) -> usize {
+    fn count(&self, which: impl Fn(&CaseOutcome) -> bool) -> usize {
         self.cases.iter().filter(|case| which(&case.outcome)).count()
     }
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for ConformanceReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for case in &self.cases {
             let millis = case.took.as_millis();
             match &case.outcome {
-                Outcome::Passed => writeln!(f, "passed   {} ({millis} ms)", case.name)?,
-                Outcome::Skipped(why) => writeln!(f, "skipped  {}: {why}", case.name)?,
-                Outcome::Failed(what) => {
+                CaseOutcome::Passed => writeln!(f, "passed   {} ({millis} ms)", case.name)?,
+                CaseOutcome::Skipped(why) => writeln!(f, "skipped  {}: {why}", case.name)?,
+                CaseOutcome::Failed(what) => {
                     let what = what.replace('\n', "\n             ");
                     writeln!(f, "FAILED   {} ({millis} ms):\n             {what}", case.name)?;
                 }

@@ -3,14 +3,14 @@
 use vmkit::lifecycle::{Operation, VmState};
 use vmkit::{Backend, ErrorKind, RunInfo};
 
-use super::bench::{Bench, Situation, apply, check};
-use super::{Case, Verdict, cases};
+use super::bench::{CaseBench, Situation, apply, check};
+use super::{CaseResult, ConformanceCase, cases};
 
 /// How a caller may fail because of another one.
 const BESIDES: [ErrorKind; 4] =
     [ErrorKind::Busy, ErrorKind::InvalidState, ErrorKind::NotFound, ErrorKind::TimedOut];
 
-pub(super) fn cases<H: Backend + 'static>() -> Vec<Case<H>> {
+pub(super) fn cases<H: Backend + 'static>() -> Vec<ConformanceCase<H>> {
     cases![
         starts_at_once_end_in_one_guest,
         stops_at_once_all_end_in_stopped,
@@ -19,7 +19,7 @@ pub(super) fn cases<H: Backend + 'static>() -> Vec<Case<H>> {
     ]
 }
 
-async fn starts_at_once_end_in_one_guest<H: Backend>(bench: &Bench<H>) -> Verdict {
+async fn starts_at_once_end_in_one_guest<H: Backend>(bench: &CaseBench<H>) -> CaseResult {
     let vm = bench.prepared().await?;
     let others = [bench.another(), bench.another(), bench.another()];
     let [one, two, three] = &others;
@@ -42,7 +42,7 @@ async fn starts_at_once_end_in_one_guest<H: Backend>(bench: &Bench<H>) -> Verdic
     bench.check_guests(&vm, 1)
 }
 
-async fn stops_at_once_all_end_in_stopped<H: Backend>(bench: &Bench<H>) -> Verdict {
+async fn stops_at_once_all_end_in_stopped<H: Backend>(bench: &CaseBench<H>) -> CaseResult {
     let vm = bench.bring_to(Situation::Running).await?;
     let (one, two) = (bench.another(), bench.another());
     let answers = tokio::join!(
@@ -61,8 +61,8 @@ async fn stops_at_once_all_end_in_stopped<H: Backend>(bench: &Bench<H>) -> Verdi
 }
 
 async fn start_and_destroy_at_once_leave_nothing_that_destroy_does_not_find<H: Backend>(
-    bench: &Bench<H>,
-) -> Verdict {
+    bench: &CaseBench<H>,
+) -> CaseResult {
     let vm = bench.prepared().await?;
     let (one, two) = (bench.another(), bench.another());
     let (started, destroyed) = tokio::join!(
@@ -74,7 +74,7 @@ async fn start_and_destroy_at_once_leave_nothing_that_destroy_does_not_find<H: B
     bench.check_destroyed(&vm).await
 }
 
-async fn prepares_of_one_name_at_once_make_one_vm<H: Backend>(bench: &Bench<H>) -> Verdict {
+async fn prepares_of_one_name_at_once_make_one_vm<H: Backend>(bench: &CaseBench<H>) -> CaseResult {
     let spec = bench.spec();
     let (one, two) = (bench.another(), bench.another());
     let answers = tokio::join!(one.prepare(&spec), two.prepare(&spec));

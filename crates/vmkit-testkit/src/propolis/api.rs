@@ -16,21 +16,23 @@ use dropshot::{
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
-use super::history::{DEFAULT_BYTES, Offset};
-use super::machine::{EnsureError, Machine};
+use super::history::{DEFAULT_BYTES, HistoryOffset};
+use super::machine::{EnsureError, PropolisMachine};
 use super::spec;
 use super::wire::*;
 
-type Context = RequestContext<Arc<Machine>>;
+type ApiContext = RequestContext<Arc<PropolisMachine>>;
 
 /// Returns all that the server serves.
-pub(super) fn api() -> ApiDescription<Arc<Machine>> {
+pub(super) fn api() -> ApiDescription<Arc<PropolisMachine>> {
     let mut api = ApiDescription::new();
     register(&mut api).expect("no two endpoints are the same");
     api
 }
 
-fn register(api: &mut ApiDescription<Arc<Machine>>) -> Result<(), dropshot::ApiDescriptionRegisterError> {
+fn register(
+    api: &mut ApiDescription<Arc<PropolisMachine>>,
+) -> Result<(), dropshot::ApiDescriptionRegisterError> {
     api.register(instance_ensure_v1)?;
     api.register(instance_ensure_v2)?;
     api.register(instance_ensure)?;
@@ -58,7 +60,7 @@ fn no_instance() -> HttpError {
 }
 
 async fn ensure(
-    context: &Context,
+    context: &ApiContext,
     request: InstanceEnsureRequest,
 ) -> Result<HttpResponseCreated<InstanceEnsureResponse>, HttpError> {
     if let InstanceInitializationMethod::Spec { spec } = &request.init {
@@ -95,7 +97,7 @@ async fn ensure(
 
 #[endpoint { method = PUT, path = "/instance", operation_id = "instance_ensure", versions = "1.0.0".."2.0.0" }]
 async fn instance_ensure_v1(
-    context: Context,
+    context: ApiContext,
     request: TypedBody<InstanceEnsureRequestV1>,
 ) -> Result<HttpResponseCreated<InstanceEnsureResponse>, HttpError> {
     ensure(&context, request.into_inner().into()).await
@@ -103,7 +105,7 @@ async fn instance_ensure_v1(
 
 #[endpoint { method = PUT, path = "/instance", operation_id = "instance_ensure", versions = "2.0.0".."3.0.0" }]
 async fn instance_ensure_v2(
-    context: Context,
+    context: ApiContext,
     request: TypedBody<InstanceEnsureRequestV2>,
 ) -> Result<HttpResponseCreated<InstanceEnsureResponse>, HttpError> {
     ensure(&context, request.into_inner().into()).await
@@ -111,21 +113,21 @@ async fn instance_ensure_v2(
 
 #[endpoint { method = PUT, path = "/instance", versions = "3.0.0".. }]
 async fn instance_ensure(
-    context: Context,
+    context: ApiContext,
     request: TypedBody<InstanceEnsureRequest>,
 ) -> Result<HttpResponseCreated<InstanceEnsureResponse>, HttpError> {
     ensure(&context, request.into_inner()).await
 }
 
 #[endpoint { method = GET, path = "/instance" }]
-async fn instance_get(context: Context) -> Result<HttpResponseOk<InstanceGetResponse>, HttpError> {
+async fn instance_get(context: ApiContext) -> Result<HttpResponseOk<InstanceGetResponse>, HttpError> {
     let InstanceSpecGetResponse { properties, state, .. } =
         context.context().get().await.ok_or_else(no_instance)?;
     Ok(HttpResponseOk(InstanceGetResponse { instance: Instance { properties, state } }))
 }
 
 async fn old_spec<S: TryFrom<InstanceSpec, Error = &'static str>>(
-    context: &Context,
+    context: &ApiContext,
 ) -> Result<OldSpecGetResponse<S>, HttpError> {
     let response = context.context().get().await.ok_or_else(no_instance)?;
     response.try_into().map_err(|component| {
@@ -136,26 +138,28 @@ async fn old_spec<S: TryFrom<InstanceSpec, Error = &'static str>>(
 
 #[endpoint { method = GET, path = "/instance/spec", operation_id = "instance_spec_get", versions = "1.0.0".."2.0.0" }]
 async fn instance_spec_get_v1(
-    context: Context,
+    context: ApiContext,
 ) -> Result<HttpResponseOk<OldSpecGetResponse<VersionedInstanceSpec>>, HttpError> {
     old_spec(&context).await.map(HttpResponseOk)
 }
 
 #[endpoint { method = GET, path = "/instance/spec", operation_id = "instance_spec_get", versions = "2.0.0".."3.0.0" }]
 async fn instance_spec_get_v2(
-    context: Context,
+    context: ApiContext,
 ) -> Result<HttpResponseOk<OldSpecGetResponse<InstanceSpecV2>>, HttpError> {
     old_spec(&context).await.map(HttpResponseOk)
 }
 
 #[endpoint { method = GET, path = "/instance/spec", versions = "3.0.0".. }]
-async fn instance_spec_get(context: Context) -> Result<HttpResponseOk<InstanceSpecGetResponse>, HttpError> {
+async fn instance_spec_get(
+    context: ApiContext,
+) -> Result<HttpResponseOk<InstanceSpecGetResponse>, HttpError> {
     context.context().get().await.map(HttpResponseOk).ok_or_else(no_instance)
 }
 
 #[endpoint { method = PUT, path = "/instance/state" }]
 async fn instance_state_put(
-    context: Context,
+    context: ApiContext,
     request: TypedBody<InstanceStateRequested>,
 ) -> Result<HttpResponseUpdatedNoContent, HttpError> {
     let queued = context.context().request(request.into_inner()).ok_or_else(no_instance)?;
@@ -168,7 +172,7 @@ async fn instance_state_put(
 
 #[endpoint { method = GET, path = "/instance/state-monitor" }]
 async fn instance_state_monitor(
-    context: Context,
+    context: ApiContext,
     request: TypedBody<InstanceStateMonitorRequest>,
 ) -> Result<HttpResponseOk<InstanceStateMonitorResponse>, HttpError> {
     let wanted = request.into_inner().r#gen;
@@ -182,12 +186,12 @@ async fn instance_state_monitor(
 
 #[endpoint { method = GET, path = "/instance/serial/history" }]
 async fn instance_serial_history_get(
-    context: Context,
+    context: ApiContext,
     query: Query<InstanceSerialConsoleHistoryRequest>,
 ) -> Result<HttpResponseOk<InstanceSerialConsoleHistoryResponse>, HttpError> {
     let serial = context.context().serial().ok_or_else(no_instance)?;
     let query = query.into_inner();
-    let offset = Offset::of(query.from_start, query.most_recent).ok_or_else(|| {
+    let offset = HistoryOffset::of(query.from_start, query.most_recent).ok_or_else(|| {
         let text = "Exactly one of 'from_start' or 'most_recent' must be specified.".to_owned();
         HttpError::for_bad_request(None, text)
     })?;
@@ -200,7 +204,7 @@ async fn instance_serial_history_get(
 
 #[channel { protocol = WEBSOCKETS, path = "/instance/serial" }]
 async fn instance_serial(
-    context: Context,
+    context: ApiContext,
     query: Query<InstanceSerialConsoleStreamRequest>,
     connection: WebsocketConnection,
 ) -> WebsocketChannelResult {
@@ -208,19 +212,19 @@ async fn instance_serial(
     let serial = context.context().serial().ok_or("no active VM")?;
     let query = query.into_inner();
     let socket = WebSocketStream::from_raw_socket(connection.into_inner(), Role::Server, None).await;
-    Ok(serial.attach(socket, Offset::of(query.from_start, query.most_recent)).await?)
+    Ok(serial.attach(socket, HistoryOffset::of(query.from_start, query.most_recent)).await?)
 }
 
 /// No description has it. A picture there is none.
 #[channel { protocol = WEBSOCKETS, path = "/instance/vnc", unpublished = true }]
-async fn instance_vnc(context: Context, _connection: WebsocketConnection) -> WebsocketChannelResult {
+async fn instance_vnc(context: ApiContext, _connection: WebsocketConnection) -> WebsocketChannelResult {
     context.context().serial().ok_or("no active VM")?;
     Err("this server is a fake and has no picture".into())
 }
 
 #[channel { protocol = WEBSOCKETS, path = "/instance/migrate/{migration_id}/start" }]
 async fn instance_migrate_start(
-    _context: Context,
+    _context: ApiContext,
     path: Path<MigrationPath>,
     _connection: WebsocketConnection,
 ) -> WebsocketChannelResult {
@@ -230,7 +234,7 @@ async fn instance_migrate_start(
 
 #[endpoint { method = GET, path = "/instance/migration-status" }]
 async fn instance_migrate_status(
-    context: Context,
+    context: ApiContext,
 ) -> Result<HttpResponseOk<InstanceMigrateStatusResponse>, HttpError> {
     let states = context.context().states().ok_or_else(no_instance)?;
     let migration = states.borrow().migration.clone();
@@ -238,23 +242,23 @@ async fn instance_migrate_status(
 }
 
 #[endpoint { method = POST, path = "/instance/nmi" }]
-async fn instance_issue_nmi(context: Context) -> Result<HttpResponseOk<()>, HttpError> {
+async fn instance_issue_nmi(context: ApiContext) -> Result<HttpResponseOk<()>, HttpError> {
     context.context().serial().map(|_| HttpResponseOk(())).ok_or_else(no_instance)
 }
 
 /// Returns that a disk is not one of Crucible's, as none is here.
-fn no_disk<T>(context: &Context, reason: String) -> Result<T, HttpError> {
+fn no_disk<T>(context: &ApiContext, reason: String) -> Result<T, HttpError> {
     context.context().serial().ok_or_else(no_instance)?;
     Err(HttpError::for_not_found(Some(reason.clone()), reason))
 }
 
-fn no_backend<T>(context: &Context, id: &str) -> Result<T, HttpError> {
+fn no_backend<T>(context: &ApiContext, id: &str) -> Result<T, HttpError> {
     no_disk(context, format!("No crucible backend for id {id}"))
 }
 
 #[endpoint { method = POST, path = "/instance/disk/{id}/snapshot/{snapshot_id}" }]
 async fn instance_issue_crucible_snapshot_request(
-    context: Context,
+    context: ApiContext,
     path: Path<SnapshotPath>,
 ) -> Result<HttpResponseOk<()>, HttpError> {
     no_disk(&context, format!("no disk with id {}!", path.into_inner().id))
@@ -262,7 +266,7 @@ async fn instance_issue_crucible_snapshot_request(
 
 #[endpoint { method = GET, path = "/instance/disk/{id}/status", operation_id = "disk_volume_status", versions = "1.0.0".."5.0.0" }]
 async fn disk_volume_status_v1(
-    context: Context,
+    context: ApiContext,
     path: Path<DiskPath>,
 ) -> Result<HttpResponseOk<OldVolumeStatus>, HttpError> {
     no_backend(&context, &path.into_inner().id)
@@ -270,7 +274,7 @@ async fn disk_volume_status_v1(
 
 #[endpoint { method = GET, path = "/instance/disk/{id}/status", versions = "5.0.0".. }]
 async fn disk_volume_status(
-    context: Context,
+    context: ApiContext,
     path: Path<DiskPath>,
 ) -> Result<HttpResponseOk<VolumeStatus>, HttpError> {
     no_backend(&context, &path.into_inner().id)
@@ -278,7 +282,7 @@ async fn disk_volume_status(
 
 #[endpoint { method = PUT, path = "/instance/disk/{id}/vcr" }]
 async fn instance_issue_crucible_vcr_request(
-    context: Context,
+    context: ApiContext,
     path: Path<DiskPath>,
     _request: TypedBody<InstanceVCRReplace>,
 ) -> Result<HttpResponseOk<ReplaceResult>, HttpError> {

@@ -2,13 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The variable that holds a [`Behaviour`] as JSON, for the program `vmkit-fake-propolis`.
+/// The variable that holds a [`PropolisBehaviour`] as JSON, for the program `vmkit-fake-propolis`.
 pub const BEHAVIOUR: &str = "VMKIT_FAKE_PROPOLIS";
 
 /// How a fake Propolis server behaves; as a default, well.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Behaviour {
+pub struct PropolisBehaviour {
     /// What the guest prints on its first serial port when it boots.
     pub console: String,
     /// Whether the guest echoes what is typed.
@@ -35,10 +35,10 @@ pub struct Behaviour {
     pub chatter: u32,
     /// The point at which the server dies, as by a bug of its own; what it holds of the kernel
     /// leaks.
-    pub dies: Option<Death>,
+    pub dies: Option<DeathPoint>,
 }
 
-impl Default for Behaviour {
+impl Default for PropolisBehaviour {
     fn default() -> Self {
         Self {
             console: "no guest runs here\r\nlogin: ".to_owned(),
@@ -60,7 +60,7 @@ impl Default for Behaviour {
 /// Where a server can die.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Death {
+pub enum DeathPoint {
     /// While it makes a VM, after the kernel has one.
     Ensure,
     /// After it said that a VM starts.

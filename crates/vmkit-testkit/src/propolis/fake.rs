@@ -15,11 +15,11 @@ use slog::Level;
 use tempfile::TempDir;
 use tokio::sync::{OwnedMutexGuard, mpsc};
 
-use super::behaviour::{BEHAVIOUR, Behaviour, Gate};
-use super::guest::{GuestEvent, Order};
+use super::behaviour::{BEHAVIOUR, Gate, PropolisBehaviour};
+use super::guest::{GuestEvent, GuestOrder};
 use super::illumos;
-use super::machine::{Gates, Machine};
-use super::server::{self, Options};
+use super::machine::{MachineGates, PropolisMachine};
+use super::server::{self, ServerOptions};
 
 /// How long a server may take to listen, on the slowest of machines.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -29,16 +29,16 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Without more it listens on any port of the loopback address, has a directory of its own for
 /// everything, and behaves well.
 #[derive(Debug, Default)]
-pub struct Setup {
-    behaviour: Behaviour,
+pub struct FakeSetup {
+    behaviour: PropolisBehaviour,
     address: Option<SocketAddr>,
     vmm: Option<PathBuf>,
     illumos: Option<PathBuf>,
 }
 
-impl Setup {
+impl FakeSetup {
     /// Has it behave so.
-    pub fn behaviour(mut self, behaviour: Behaviour) -> Self {
+    pub fn behaviour(mut self, behaviour: PropolisBehaviour) -> Self {
         self.behaviour = behaviour;
         self
     }
@@ -67,11 +67,11 @@ impl Setup {
         self
     }
 
-    fn options(&self, dir: &Path) -> io::Result<Options> {
+    fn options(&self, dir: &Path) -> io::Result<ServerOptions> {
         let bootrom = dir.join("OVMF_CODE.fd");
         std::fs::write(&bootrom, illumos::BOOTROM)?;
         let of_illumos = self.illumos.as_ref().map(|dir| illumos::Illumos::at(dir.clone()).vmm());
-        Ok(Options {
+        Ok(ServerOptions {
             address: self.address.unwrap_or_else(|| (Ipv4Addr::LOCALHOST, 0).into()),
             bootrom,
             cwd: dir.to_owned(),
@@ -96,7 +96,7 @@ impl Setup {
         let log = SharedLog::default();
         let (started, starts) = channel();
         let (end, ended) = mpsc::unbounded_channel();
-        let gates = Gates::default();
+        let gates = MachineGates::default();
         let thread = {
             let (log, gates, end) = (log.clone(), gates.clone(), end.clone());
             std::thread::spawn(move || run(options, log, gates, end, ended, &started))
@@ -105,7 +105,7 @@ impl Setup {
             .recv_timeout(PATIENCE)
             .map_err(|error| io::Error::new(io::ErrorKind::TimedOut, error))?
             .map_err(io::Error::other)?;
-        let how = How::Thread { end, thread: Some(thread), machine, gates };
+        let how = ServerHost::Thread { end, thread: Some(thread), machine, gates };
         Ok(FakePropolis { address, vmm, log, how, _dir: dir })
     }
 
@@ -129,7 +129,7 @@ impl Setup {
         let stdout = child.stdout.take().expect("it was asked for");
         let log = SharedLog::default();
         let found = read_log(stdout, log.clone());
-        let how = How::Process { child: Some(child) };
+        let how = ServerHost::Process { child: Some(child) };
         let unspecified = (Ipv4Addr::UNSPECIFIED, 0).into();
         // From here on, its end is the child's.
         let mut fake = FakePropolis { address: unspecified, vmm: options.vmm, log, how, _dir: dir };
@@ -142,12 +142,12 @@ impl Setup {
 
 /// Runs a server and a runtime of its own until it is to end.
 fn run(
-    options: Options,
+    options: ServerOptions,
     log: SharedLog,
-    gates: Gates,
+    gates: MachineGates,
     end: mpsc::UnboundedSender<()>,
     mut ended: mpsc::UnboundedReceiver<()>,
-    started: &std::sync::mpsc::Sender<Result<(SocketAddr, Arc<Machine>), String>>,
+    started: &std::sync::mpsc::Sender<Result<(SocketAddr, Arc<PropolisMachine>), String>>,
 ) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = match runtime {
@@ -211,23 +211,23 @@ pub struct FakePropolis {
     address: SocketAddr,
     vmm: PathBuf,
     log: SharedLog,
-    how: How,
+    how: ServerHost,
     _dir: TempDir,
 }
 
-enum How {
+enum ServerHost {
     Thread {
         end: mpsc::UnboundedSender<()>,
         thread: Option<JoinHandle<()>>,
-        machine: Arc<Machine>,
-        gates: Gates,
+        machine: Arc<PropolisMachine>,
+        gates: MachineGates,
     },
     Process {
         child: Option<Child>,
     },
 }
 
-impl std::fmt::Debug for How {
+impl std::fmt::Debug for ServerHost {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Thread { .. } => f.write_str("Thread"),
@@ -238,15 +238,15 @@ impl std::fmt::Debug for How {
 
 /// Holds a server at a [`Gate`]; dropped, it goes on.
 #[derive(Debug)]
-pub struct Held(#[expect(dead_code, reason = "it is its drop that counts")] OwnedMutexGuard<()>);
+pub struct HeldGate(#[expect(dead_code, reason = "it is its drop that counts")] OwnedMutexGuard<()>);
 
 impl FakePropolis {
     /// Starts a thread that behaves so.
     ///
     /// # Errors
     /// Whatever keeps it from listening.
-    pub fn spawn(behaviour: Behaviour) -> io::Result<Self> {
-        Setup::default().behaviour(behaviour).spawn()
+    pub fn spawn(behaviour: PropolisBehaviour) -> io::Result<Self> {
+        FakeSetup::default().behaviour(behaviour).spawn()
     }
 
     /// Returns where it listens.
@@ -272,22 +272,22 @@ impl FakePropolis {
     /// Returns the process's id, where it is a process.
     pub fn pid(&self) -> Option<u32> {
         match &self.how {
-            How::Process { child } => child.as_ref().map(Child::id),
-            How::Thread { .. } => None,
+            ServerHost::Process { child } => child.as_ref().map(Child::id),
+            ServerHost::Thread { .. } => None,
         }
     }
 
     /// Ends it without any cleaning up, and waits until it has ended.
     pub fn kill(&mut self) {
         match &mut self.how {
-            How::Thread { end, thread, .. } => {
+            ServerHost::Thread { end, thread, .. } => {
                 // It may have died by itself.
                 let _ = end.send(());
                 if let Some(thread) = thread.take() {
                     thread.join().expect("the server's thread does not panic");
                 }
             }
-            How::Process { child } => {
+            ServerHost::Process { child } => {
                 if let Some(mut child) = child.take() {
                     // It may have died by itself; it is reaped in any case.
                     let _ = child.kill();
@@ -303,13 +303,13 @@ impl FakePropolis {
     /// Whatever the system says to waiting for a child.
     pub fn wait(&mut self) -> io::Result<ExitStatus> {
         match &mut self.how {
-            How::Thread { thread, .. } => {
+            ServerHost::Thread { thread, .. } => {
                 if let Some(thread) = thread.take() {
                     thread.join().expect("the server's thread does not panic");
                 }
                 Ok(ExitStatus::from_raw(6))
             }
-            How::Process { child } => match child.take() {
+            ServerHost::Process { child } => match child.take() {
                 Some(mut child) => child.wait(),
                 None => Ok(ExitStatus::from_raw(9)),
             },
@@ -320,10 +320,10 @@ impl FakePropolis {
     ///
     /// # Panics
     /// Where the server is a process of its own.
-    pub async fn hold(&self, gate: Gate) -> Held {
+    pub async fn hold(&self, gate: Gate) -> HeldGate {
         match &self.how {
-            How::Thread { gates, .. } => Held(gates.of(gate).lock_owned().await),
-            How::Process { .. } => panic!("only a server in this process can be held"),
+            ServerHost::Thread { gates, .. } => HeldGate(gates.of(gate).lock_owned().await),
+            ServerHost::Process { .. } => panic!("only a server in this process can be held"),
         }
     }
 
@@ -340,7 +340,7 @@ impl FakePropolis {
     /// # Panics
     /// Where the server is a process of its own: type `flood N` there.
     pub fn print(&self, bytes: &[u8]) -> bool {
-        self.machine().order(Order::Print(bytes.to_vec()))
+        self.machine().order(GuestOrder::Print(bytes.to_vec()))
     }
 
     /// Has the guest shut itself down; answers whether there is one.
@@ -348,7 +348,7 @@ impl FakePropolis {
     /// # Panics
     /// Where the server is a process of its own: type `poweroff` there.
     pub fn power_off(&self) -> bool {
-        self.machine().order(Order::Raise(GuestEvent::Halt))
+        self.machine().order(GuestOrder::Raise(GuestEvent::Halt))
     }
 
     /// Tells every client of the serial port that the VM moves to `destination`; answers whether
@@ -361,10 +361,10 @@ impl FakePropolis {
         serial.map(|serial| serial.say_migrating(destination)).is_some()
     }
 
-    fn machine(&self) -> &Machine {
+    fn machine(&self) -> &PropolisMachine {
         match &self.how {
-            How::Thread { machine, .. } => machine,
-            How::Process { .. } => panic!("only a server in this process has a guest at hand"),
+            ServerHost::Thread { machine, .. } => machine,
+            ServerHost::Process { .. } => panic!("only a server in this process has a guest at hand"),
         }
     }
 }

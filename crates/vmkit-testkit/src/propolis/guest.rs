@@ -12,7 +12,7 @@ use std::future::pending;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::mpsc;
 
-use super::behaviour::Behaviour;
+use super::behaviour::PropolisBehaviour;
 
 /// What the guest does to its machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,7 +23,7 @@ pub(super) enum GuestEvent {
 
 /// What the machine does to its guest.
 #[derive(Debug)]
-pub(super) enum Order {
+pub(super) enum GuestOrder {
     /// Starts from the beginning.
     Boot,
     /// Ends at once.
@@ -43,12 +43,13 @@ const FLOOD_LINE: usize = 64;
 /// Runs until the sender of orders is gone.
 pub(super) async fn run(
     uart: DuplexStream,
-    mut orders: mpsc::UnboundedReceiver<Order>,
+    mut orders: mpsc::UnboundedReceiver<GuestOrder>,
     events: impl Fn(GuestEvent),
-    behaviour: Behaviour,
+    behaviour: PropolisBehaviour,
 ) {
     let (mut input, mut output) = tokio::io::split(uart);
-    let mut guest = Guest { behaviour, on: false, unsent: VecDeque::new(), line: Vec::new(), last: None };
+    let mut guest =
+        SimulatedGuest { behaviour, on: false, unsent: VecDeque::new(), line: Vec::new(), last: None };
     let mut typed = [0; 256];
     loop {
         if guest.unsent.is_empty()
@@ -85,18 +86,18 @@ async fn write_some(output: &mut (impl AsyncWriteExt + Unpin), unsent: &VecDeque
 }
 
 #[derive(Debug)]
-struct Guest {
-    behaviour: Behaviour,
+struct SimulatedGuest {
+    behaviour: PropolisBehaviour,
     on: bool,
     unsent: VecDeque<u8>,
     line: Vec<u8>,
     last: Option<GuestEvent>,
 }
 
-impl Guest {
-    fn obey(&mut self, order: Order) {
+impl SimulatedGuest {
+    fn obey(&mut self, order: GuestOrder) {
         match order {
-            Order::Boot => {
+            GuestOrder::Boot => {
                 *self = Self {
                     on: true,
                     unsent: self.behaviour.console.bytes().collect(),
@@ -105,14 +106,14 @@ impl Guest {
                     behaviour: self.behaviour.clone(),
                 };
             }
-            Order::Halt => {
+            GuestOrder::Halt => {
                 self.on = false;
                 self.unsent.clear();
                 self.last = None;
             }
-            Order::Print(bytes) => self.unsent.extend(bytes),
-            Order::Raise(event) if self.on => self.last = Some(event),
-            Order::Raise(_) => {}
+            GuestOrder::Print(bytes) => self.unsent.extend(bytes),
+            GuestOrder::Raise(event) if self.on => self.last = Some(event),
+            GuestOrder::Raise(_) => {}
         }
     }
 

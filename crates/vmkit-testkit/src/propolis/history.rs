@@ -14,14 +14,14 @@ pub(super) const DEFAULT_BYTES: usize = 16 * 1024;
 
 /// Where to read from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Offset {
+pub(super) enum HistoryOffset {
     /// Counted from the first byte since the instance was created.
     FromStart(u64),
     /// Counted back from the latest byte.
     MostRecent(u64),
 }
 
-impl Offset {
+impl HistoryOffset {
     /// Returns the offset of a query, or `None` where it names neither or both.
     pub(super) fn of(from_start: Option<u64>, most_recent: Option<u64>) -> Option<Self> {
         match (from_start, most_recent) {
@@ -34,20 +34,20 @@ impl Offset {
 
 /// What the guest has said.
 #[derive(Debug)]
-pub(super) struct History {
+pub(super) struct SerialHistory {
     beginning: Vec<u8>,
     latest: VecDeque<u8>,
     total: usize,
     kept: usize,
 }
 
-impl Default for History {
+impl Default for SerialHistory {
     fn default() -> Self {
         Self { beginning: Vec::new(), latest: VecDeque::new(), total: 0, kept: KEPT_BYTES }
     }
 }
 
-impl History {
+impl SerialHistory {
     /// Takes what the guest says next.
     pub(super) fn record(&mut self, bytes: &[u8]) {
         self.latest.extend(bytes);
@@ -69,10 +69,10 @@ impl History {
     ///
     /// # Errors
     /// Says that the offset lies in the middle, which is lost.
-    pub(super) fn read(&self, offset: Offset, max_bytes: usize) -> Result<(Vec<u8>, u64), String> {
+    pub(super) fn read(&self, offset: HistoryOffset, max_bytes: usize) -> Result<(Vec<u8>, u64), String> {
         let start = match offset {
-            Offset::FromStart(offset) => usize::try_from(offset).unwrap_or(usize::MAX).min(self.total),
-            Offset::MostRecent(back) => {
+            HistoryOffset::FromStart(offset) => usize::try_from(offset).unwrap_or(usize::MAX).min(self.total),
+            HistoryOffset::MostRecent(back) => {
                 self.total.saturating_sub(usize::try_from(back).unwrap_or(usize::MAX))
             }
         };
@@ -100,18 +100,18 @@ impl History {
 
 #[cfg(test)]
 mod tests {
-    use super::Offset::{FromStart, MostRecent};
+    use super::HistoryOffset::{FromStart, MostRecent};
     use super::*;
 
-    fn small(text: &str) -> History {
-        let mut history = History { kept: 4, ..History::default() };
+    fn small(text: &str) -> SerialHistory {
+        let mut history = SerialHistory { kept: 4, ..SerialHistory::default() };
         for chunk in text.as_bytes().chunks(3) {
             history.record(chunk);
         }
         history
     }
 
-    fn read(history: &History, offset: Offset, max_bytes: usize) -> (String, u64) {
+    fn read(history: &SerialHistory, offset: HistoryOffset, max_bytes: usize) -> (String, u64) {
         let (data, end) = history.read(offset, max_bytes).expect("it is kept");
         (String::from_utf8(data).expect("text"), end)
     }
@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn nothing_is_said_yet() {
-        assert_eq!(read(&History::default(), FromStart(0), 10), (String::new(), 0));
-        assert_eq!(read(&History::default(), MostRecent(10), 10), (String::new(), 0));
+        assert_eq!(read(&SerialHistory::default(), FromStart(0), 10), (String::new(), 0));
+        assert_eq!(read(&SerialHistory::default(), MostRecent(10), 10), (String::new(), 0));
     }
 }

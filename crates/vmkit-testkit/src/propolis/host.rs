@@ -19,7 +19,7 @@ use rustix::io::Errno;
 use tokio::net::UnixStream;
 use uuid::Uuid;
 
-use super::illumos::{Illumos, State};
+use super::illumos::{Illumos, IllumosState};
 use super::wire::{
     BlobStorageBackend, Component, FileStorageBackend, InstanceSpec, PciPath, SerialPortNumber,
 };
@@ -33,7 +33,7 @@ const MOST_BOOTROM_BYTES: u64 = 2 << 20;
 
 /// Where the server finds what it takes.
 #[derive(Debug, Clone)]
-pub(super) struct Host {
+pub(super) struct FakeHost {
     /// What stands for `/dev/vmm`.
     pub(super) vmm: PathBuf,
     /// The stand-ins' state, where there are stand-ins; without it any link is there.
@@ -49,14 +49,14 @@ pub(super) struct Host {
 
 /// Why a VM can't be made.
 #[derive(Debug)]
-pub(super) enum Refusal {
+pub(super) enum HostRefusal {
     /// The server says so, in its log only.
     Fails(String),
     /// The server panics, and with it its process.
     Panics(String),
 }
 
-impl From<String> for Refusal {
+impl From<String> for HostRefusal {
     fn from(text: String) -> Self {
         Self::Fails(text)
     }
@@ -64,17 +64,17 @@ impl From<String> for Refusal {
 
 /// What a VM holds of its host.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(super) struct HeldByVm {
     pub(super) kernel: KernelVm,
     _opened: Vec<File>,
 }
 
-impl Host {
+impl FakeHost {
     /// Takes what a VM needs, the kernel's VM first.
     ///
     /// As in the real server, a failure afterwards lets go of everything again, and a panic of
     /// nothing.
-    pub(super) fn take(&self, id: Uuid, spec: &InstanceSpec) -> Result<Held, Refusal> {
+    pub(super) fn take(&self, id: Uuid, spec: &InstanceSpec) -> Result<HeldByVm, HostRefusal> {
         if spec.board.cpus == 0 || spec.board.cpus > MOST_CPUS {
             return Err(format!("failed to set up {} vCPUs: Invalid argument", spec.board.cpus).into());
         }
@@ -84,10 +84,10 @@ impl Host {
         let kernel = KernelVm::create(&self.vmm, id)
             .map_err(|error| format!("failed to create kernel VM {id}: {error}"))?;
         match self.take_rest(spec) {
-            Ok(opened) => Ok(Held { kernel, _opened: opened }),
-            Err(Refusal::Fails(text)) => {
+            Ok(opened) => Ok(HeldByVm { kernel, _opened: opened }),
+            Err(HostRefusal::Fails(text)) => {
                 kernel.destroy().map_err(|error| format!("{text}, and the kernel keeps {id}: {error}"))?;
-                Err(Refusal::Fails(text))
+                Err(HostRefusal::Fails(text))
             }
             Err(panics) => Err(panics),
         }
@@ -104,9 +104,10 @@ impl Host {
 
     /// Checks the firmware as the server does, which has no other words for what is wrong with it
     /// than its last ones.
-    fn map_bootrom(&self) -> Result<(), Refusal> {
-        let panics =
-            |why: String| Refusal::Panics(format!("Cannot open bootrom {}: {why}", self.bootrom.display()));
+    fn map_bootrom(&self) -> Result<(), HostRefusal> {
+        let panics = |why: String| {
+            HostRefusal::Panics(format!("Cannot open bootrom {}: {why}", self.bootrom.display()))
+        };
         let found = File::open(&self.bootrom).and_then(|file| file.metadata());
         let bytes = found.map_err(|error| panics(error.to_string()))?.len();
         match bytes {
@@ -119,11 +120,11 @@ impl Host {
         }
     }
 
-    fn take_rest(&self, spec: &InstanceSpec) -> Result<Vec<File>, Refusal> {
+    fn take_rest(&self, spec: &InstanceSpec) -> Result<Vec<File>, HostRefusal> {
         self.map_bootrom()?;
         let com1 = |component: &Component| matches!(component, Component::SerialPort(port) if port.num == SerialPortNumber::Com1);
         if !spec.components.values().any(com1) {
-            return Err(Refusal::Panics("com1 must be in the spec".to_owned()));
+            return Err(HostRefusal::Panics("com1 must be in the spec".to_owned()));
         }
         File::create(self.cwd.join("debug.out"))
             .and_then(|mut file| file.write_all(b"no firmware runs here\n"))
@@ -133,7 +134,7 @@ impl Host {
             if let Some(path) = slot(component)
                 && matches!((path.bus, path.device, path.function), (0, 0, 0) | (0, 1, 0 | 3))
             {
-                return Err(Refusal::Panics(format!("{key} is where the chipset is: {path:?}")));
+                return Err(HostRefusal::Panics(format!("{key} is where the chipset is: {path:?}")));
             }
             match component {
                 Component::FileStorageBackend(backend) => opened.push(self.open(backend)?),
@@ -150,7 +151,7 @@ impl Host {
         Ok(opened)
     }
 
-    fn open(&self, backend: &FileStorageBackend) -> Result<File, Refusal> {
+    fn open(&self, backend: &FileStorageBackend) -> Result<File, HostRefusal> {
         let problem = |error: io::Error| format!("failed to open file {}: {error}", backend.path);
         let path = self.here(Path::new(&backend.path));
         let file = OpenOptions::new().read(true).write(!backend.readonly).open(path).map_err(problem)?;
@@ -160,7 +161,7 @@ impl Host {
         // Of any length and of blocks of any size: how many there are is asked, and what is left
         // over is of no use.
         match backend.block_size {
-            0 => Err(Refusal::Panics("attempt to divide by zero".to_owned())),
+            0 => Err(HostRefusal::Panics("attempt to divide by zero".to_owned())),
             _ => Ok(file),
         }
     }
@@ -176,7 +177,7 @@ impl Host {
     /// Takes a link into use, so that the stand-in for `dladm` knows that it is.
     fn open_link(&self, name: &str) -> Result<Option<File>, String> {
         let Some(illumos) = &self.illumos else { return Ok(None) };
-        let state = State::load(illumos).map_err(|error| format!("the stand-ins' state: {error}"))?;
+        let state = IllumosState::load(illumos).map_err(|error| format!("the stand-ins' state: {error}"))?;
         let problem = |error: io::Error| format!("failed to create viona device {name}: {error}");
         if !state.links.contains_key(name) {
             return Err(problem(Errno::NOENT.into()));

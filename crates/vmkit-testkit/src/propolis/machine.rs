@@ -24,11 +24,11 @@ use slog::{Logger, error, info};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::sleep;
 
-use super::behaviour::{Behaviour, Death, Gate};
-use super::guest::{self, GuestEvent, Order};
-use super::host::{Held, Host, Refusal};
-use super::queue::{Change, Denied, Queue};
-use super::serial::{Serial, SerialTask, UART_BYTES};
+use super::behaviour::{DeathPoint, Gate, PropolisBehaviour};
+use super::guest::{self, GuestEvent, GuestOrder};
+use super::host::{FakeHost, HeldByVm, HostRefusal};
+use super::queue::{InstanceChange, RequestDenied, RequestQueue};
+use super::serial::{SerialHandle, SerialTask, UART_BYTES};
 use super::wire::{
     Cpuid, CpuidEntry, CpuidVendor, InstanceEnsureRequest, InstanceInitializationMethod,
     InstanceMigrateInitiateResponse, InstanceMigrateStatusResponse, InstanceMigrationStatus,
@@ -37,23 +37,23 @@ use super::wire::{
 };
 
 /// Ends the server as a panic does, without any cleaning up.
-pub(super) type Die = Arc<dyn Fn(&str) + Send + Sync>;
+pub(super) type DieHook = Arc<dyn Fn(&str) + Send + Sync>;
 
 /// The server's one VM, if it has one.
-pub(super) struct Machine {
+pub(super) struct PropolisMachine {
     log: Logger,
-    host: Host,
-    behaviour: Behaviour,
-    die: Die,
-    gates: Gates,
-    now: Mutex<Now>,
+    host: FakeHost,
+    behaviour: PropolisBehaviour,
+    die: DieHook,
+    gates: MachineGates,
+    now: Mutex<MachineNow>,
     /// The VM's devices, which its driver has for itself while it pauses them.
     objects: tokio::sync::RwLock<()>,
 }
 
 /// Held by a test, the machine waits there.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Gates {
+pub(super) struct MachineGates {
     host: Arc<tokio::sync::Mutex<()>>,
     pause: Arc<tokio::sync::Mutex<()>>,
     ensure: Arc<tokio::sync::Mutex<()>>,
@@ -62,7 +62,7 @@ pub(super) struct Gates {
     release: Arc<tokio::sync::Mutex<()>>,
 }
 
-impl Gates {
+impl MachineGates {
     pub(super) fn of(&self, gate: Gate) -> Arc<tokio::sync::Mutex<()>> {
         match gate {
             Gate::Host => Arc::clone(&self.host),
@@ -80,17 +80,17 @@ impl Gates {
 }
 
 #[derive(Debug, Default)]
-struct Now {
-    stage: Stage,
-    vm: Option<Vm>,
-    active: Option<Active>,
+struct MachineNow {
+    stage: VmStage,
+    vm: Option<VmInfo>,
+    active: Option<ActiveVm>,
     /// Of a VM that was never made: it is still there, so that whoever waits for its next state
     /// waits on.
-    failed: Option<Publisher>,
+    failed: Option<StatePublisher>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-enum Stage {
+enum VmStage {
     #[default]
     NoVm,
     WaitingForInit,
@@ -101,7 +101,7 @@ enum Stage {
 
 /// What is known of a VM at any time.
 #[derive(Debug)]
-struct Vm {
+struct VmInfo {
     properties: InstanceProperties,
     spec: InstanceSpecStatus,
     states: watch::Receiver<InstanceStateMonitorResponse>,
@@ -109,15 +109,15 @@ struct Vm {
 
 /// What an active VM can be asked.
 #[derive(Debug)]
-struct Active {
-    queue: Queue,
-    events: mpsc::UnboundedSender<Event>,
-    orders: mpsc::UnboundedSender<Order>,
-    serial: Serial,
+struct ActiveVm {
+    queue: RequestQueue,
+    events: mpsc::UnboundedSender<DriverEvent>,
+    orders: mpsc::UnboundedSender<GuestOrder>,
+    serial: SerialHandle,
 }
 
 #[derive(Debug)]
-enum Event {
+enum DriverEvent {
     Request(InstanceStateRequested),
     Guest(GuestEvent),
 }
@@ -134,9 +134,9 @@ pub(super) enum EnsureError {
 }
 
 #[derive(Debug)]
-struct Publisher(watch::Sender<InstanceStateMonitorResponse>);
+struct StatePublisher(watch::Sender<InstanceStateMonitorResponse>);
 
-impl Publisher {
+impl StatePublisher {
     fn publish(&self, state: InstanceState) {
         self.0.send_modify(|now| {
             now.r#gen += 1;
@@ -145,13 +145,19 @@ impl Publisher {
     }
 }
 
-impl Machine {
-    pub(super) fn new(log: Logger, host: Host, behaviour: Behaviour, die: Die, gates: Gates) -> Arc<Self> {
+impl PropolisMachine {
+    pub(super) fn new(
+        log: Logger,
+        host: FakeHost,
+        behaviour: PropolisBehaviour,
+        die: DieHook,
+        gates: MachineGates,
+    ) -> Arc<Self> {
         let objects = tokio::sync::RwLock::default();
         Arc::new(Self { log, host, behaviour, die, gates, now: Mutex::default(), objects })
     }
 
-    fn now(&self) -> MutexGuard<'_, Now> {
+    fn now(&self) -> MutexGuard<'_, MachineNow> {
         self.now.lock().expect("no holder panics")
     }
 
@@ -190,7 +196,7 @@ impl Machine {
         let (answer, answered) = oneshot::channel();
         {
             let mut now = self.now();
-            if !matches!(now.stage, Stage::NoVm | Stage::RundownComplete) {
+            if !matches!(now.stage, VmStage::NoVm | VmStage::RundownComplete) {
                 return Err(EnsureError::Taken);
             }
             let spec = match &init {
@@ -199,10 +205,10 @@ impl Machine {
                     InstanceSpecStatus::WaitingForMigrationSource
                 }
             };
-            now.stage = Stage::WaitingForInit;
+            now.stage = VmStage::WaitingForInit;
             now.failed = None;
-            now.vm = Some(Vm { properties: properties.clone(), spec, states: seen });
-            let driver = Driver { machine: Arc::clone(self), states: Publisher(states) };
+            now.vm = Some(VmInfo { properties: properties.clone(), spec, states: seen });
+            let driver = VmDriver { machine: Arc::clone(self), states: StatePublisher(states) };
             tokio::spawn(driver.run(properties, init, answer));
         }
         match answered.await {
@@ -234,25 +240,25 @@ impl Machine {
     }
 
     /// Queues a request, or answers `None` where no VM is active.
-    pub(super) fn request(&self, request: InstanceStateRequested) -> Option<Result<(), Denied>> {
+    pub(super) fn request(&self, request: InstanceStateRequested) -> Option<Result<(), RequestDenied>> {
         let mut now = self.now();
         let active = now.active.as_mut()?;
         let queued = active.queue.ask(request).map(|do_it| {
             if do_it {
                 // Its driver takes events for as long as a VM is active.
-                let _ = active.events.send(Event::Request(request));
+                let _ = active.events.send(DriverEvent::Request(request));
             }
         });
         Some(queued)
     }
 
     /// Returns the first serial port of the active VM.
-    pub(super) fn serial(&self) -> Option<Serial> {
+    pub(super) fn serial(&self) -> Option<SerialHandle> {
         Some(self.now().active.as_ref()?.serial.clone())
     }
 
     /// Gives the guest of the active VM an order; without one, nobody hears it.
-    pub(super) fn order(&self, order: Order) -> bool {
+    pub(super) fn order(&self, order: GuestOrder) -> bool {
         self.now().active.as_ref().is_some_and(|active| active.orders.send(order).is_ok())
     }
 }
@@ -273,12 +279,12 @@ fn filled_in(spec: &InstanceSpec) -> InstanceSpec {
 }
 
 /// Drives one VM.
-struct Driver {
-    machine: Arc<Machine>,
-    states: Publisher,
+struct VmDriver {
+    machine: Arc<PropolisMachine>,
+    states: StatePublisher,
 }
 
-impl Driver {
+impl VmDriver {
     async fn run(
         self,
         properties: InstanceProperties,
@@ -299,27 +305,28 @@ impl Driver {
                 error!(machine.log, "failed to create VM objects"; "error" => &text);
                 self.states.publish(InstanceState::Failed);
                 let mut now = machine.now();
-                now.stage = Stage::RundownComplete;
+                now.stage = VmStage::RundownComplete;
                 now.failed = Some(self.states);
                 drop(now);
                 let _ = answer.send(Err(text));
                 return;
             }
         };
-        if machine.behaviour.dies == Some(Death::Ensure) {
+        if machine.behaviour.dies == Some(DeathPoint::Ensure) {
             self.die("asked to die at ensure").await;
         }
         let (events, received) = mpsc::unbounded_channel();
         let (ours, theirs) = tokio::io::duplex(UART_BYTES);
         let (orders, taken) = mpsc::unbounded_channel();
         let raised = events.clone();
-        let raise = move |event| drop(raised.send(Event::Guest(event)));
+        let raise = move |event| drop(raised.send(DriverEvent::Guest(event)));
         tokio::spawn(guest::run(theirs, taken, raise, machine.behaviour.clone()));
-        let (serial, serial_task) = Serial::serve(ours, machine.gates.clone());
+        let (serial, serial_task) = SerialHandle::serve(ours, machine.gates.clone());
         {
             let mut now = machine.now();
-            now.stage = Stage::Active;
-            now.active = Some(Active { queue: Queue::new(), events, orders: orders.clone(), serial });
+            now.stage = VmStage::Active;
+            now.active =
+                Some(ActiveVm { queue: RequestQueue::new(), events, orders: orders.clone(), serial });
         }
         let _ = answer.send(Ok(()));
         let last = self.drive(&held, received, &orders).await;
@@ -327,7 +334,7 @@ impl Driver {
     }
 
     /// Takes what the VM needs of its host, in a thread that may block.
-    async fn take(&self, id: uuid::Uuid, spec: &InstanceSpec) -> Result<Held, String> {
+    async fn take(&self, id: uuid::Uuid, spec: &InstanceSpec) -> Result<HeldByVm, String> {
         for line in 0..self.machine.behaviour.chatter {
             info!(self.machine.log, "so much to tell before there is a VM"; "line" => line);
         }
@@ -338,8 +345,8 @@ impl Driver {
         let taken = tokio::task::spawn_blocking(move || machine.host.take(id, &spec)).await;
         match taken {
             Ok(Ok(held)) => Ok(held),
-            Ok(Err(Refusal::Fails(text))) => Err(text),
-            Ok(Err(Refusal::Panics(text))) => self.die(&text).await,
+            Ok(Err(HostRefusal::Fails(text))) => Err(text),
+            Ok(Err(HostRefusal::Panics(text))) => self.die(&text).await,
             Err(error) => Err(error.to_string()),
         }
     }
@@ -351,7 +358,7 @@ impl Driver {
         std::future::pending().await
     }
 
-    fn tell(&self, change: Change) {
+    fn tell(&self, change: InstanceChange) {
         if let Some(active) = &mut self.machine.now().active {
             active.queue.tell(change);
         }
@@ -361,9 +368,9 @@ impl Driver {
     /// will be.
     async fn drive(
         &self,
-        held: &Held,
-        mut events: mpsc::UnboundedReceiver<Event>,
-        orders: &mpsc::UnboundedSender<Order>,
+        held: &HeldByVm,
+        mut events: mpsc::UnboundedReceiver<DriverEvent>,
+        orders: &mpsc::UnboundedSender<GuestOrder>,
     ) -> InstanceState {
         let machine = &self.machine;
         let mut has_cpus = false;
@@ -378,27 +385,28 @@ impl Driver {
             machine.gates.pass(Gate::Event).await;
             info!(machine.log, "state driver handling event"; "event" => ?event);
             match event {
-                Event::Request(InstanceStateRequested::Run) => {
+                DriverEvent::Request(InstanceStateRequested::Run) => {
                     if !self.start(orders).await {
                         return InstanceState::Failed;
                     }
                     has_cpus = true;
                 }
-                Event::Request(InstanceStateRequested::Reboot) | Event::Guest(GuestEvent::Reset) => {
+                DriverEvent::Request(InstanceStateRequested::Reboot)
+                | DriverEvent::Guest(GuestEvent::Reset) => {
                     self.states.publish(InstanceState::Rebooting);
                     self.pause().await;
-                    let _ = orders.send(Order::Boot);
-                    self.tell(Change::Rebooted);
+                    let _ = orders.send(GuestOrder::Boot);
+                    self.tell(InstanceChange::Rebooted);
                     self.states.publish(InstanceState::Running);
                 }
-                Event::Request(InstanceStateRequested::Stop) | Event::Guest(GuestEvent::Halt) => {
+                DriverEvent::Request(InstanceStateRequested::Stop) | DriverEvent::Guest(GuestEvent::Halt) => {
                     self.states.publish(InstanceState::Stopping);
-                    if machine.behaviour.dies == Some(Death::Stop) {
+                    if machine.behaviour.dies == Some(DeathPoint::Stop) {
                         self.die("asked to die at stop").await;
                     }
                     self.pause().await;
-                    let _ = orders.send(Order::Halt);
-                    self.tell(Change::Stopped);
+                    let _ = orders.send(GuestOrder::Halt);
+                    self.tell(InstanceChange::Stopped);
                     self.states.publish(InstanceState::Stopped);
                     return InstanceState::Destroyed;
                 }
@@ -415,28 +423,28 @@ impl Driver {
     }
 
     /// Starts the guest, and returns whether it runs.
-    async fn start(&self, orders: &mpsc::UnboundedSender<Order>) -> bool {
+    async fn start(&self, orders: &mpsc::UnboundedSender<GuestOrder>) -> bool {
         self.states.publish(InstanceState::Starting);
-        if self.machine.behaviour.dies == Some(Death::Start) {
+        if self.machine.behaviour.dies == Some(DeathPoint::Start) {
             self.die("asked to die at start").await;
         }
         if self.machine.behaviour.start_fails {
             error!(self.machine.log, "failed to start devices"; "error" => "asked to fail");
-            self.tell(Change::Failed);
+            self.tell(InstanceChange::Failed);
             return false;
         }
-        let _ = orders.send(Order::Boot);
-        self.tell(Change::Running);
+        let _ = orders.send(GuestOrder::Boot);
+        self.tell(InstanceChange::Running);
         self.states.publish(InstanceState::Running);
         true
     }
 
     /// Lets go of everything, and only then says that the VM is no more, or that it has failed.
-    async fn run_down(self, held: Held, serial: SerialTask, last: InstanceState) {
+    async fn run_down(self, held: HeldByVm, serial: SerialTask, last: InstanceState) {
         let machine = &self.machine;
         {
             let mut now = machine.now();
-            now.stage = Stage::Rundown;
+            now.stage = VmStage::Rundown;
             now.active = None;
         }
         serial.stop().await;
@@ -445,7 +453,7 @@ impl Driver {
             error!(machine.log, "failed to destroy the kernel VM"; "error" => %error);
         }
         drop(held);
-        machine.now().stage = Stage::RundownComplete;
+        machine.now().stage = VmStage::RundownComplete;
         self.states.publish(last);
     }
 }

@@ -27,7 +27,7 @@
 //!   what it says then.
 //!
 //! Fake:
-//! - there is no guest; see the text that it prints and the lines that it obeys in [`Behaviour`];
+//! - there is no guest; see the text that it prints and the lines that it obeys in [`PropolisBehaviour`];
 //! - there is no Crucible, no migration, no VNC: what asks for them fails, or nobody answers;
 //! - memory and CPUs are only counted.
 //!
@@ -54,7 +54,7 @@ pub mod server;
 mod spec;
 mod wire;
 
-pub use behaviour::{BEHAVIOUR, Behaviour, Death, Gate};
+pub use behaviour::{BEHAVIOUR, DeathPoint, Gate, PropolisBehaviour};
 pub use description::{check_answer, check_ensure_request, description};
-pub use fake::{FakePropolis, Held, Setup};
+pub use fake::{FakePropolis, FakeSetup, HeldGate};
 pub use proxy::{FaultProxy, NetworkFault};

@@ -41,19 +41,19 @@ const LONGEST_HEAD: usize = 64 * 1024;
 #[derive(Debug)]
 pub struct FaultProxy {
     address: SocketAddr,
-    now: Arc<Mutex<Now>>,
-    orders: Option<mpsc::UnboundedSender<Order>>,
+    now: Arc<Mutex<ProxyNow>>,
+    orders: Option<mpsc::UnboundedSender<ProxyOrder>>,
     thread: Option<JoinHandle<()>>,
 }
 
 #[derive(Debug, Clone)]
-struct Now {
+struct ProxyNow {
     upstream: SocketAddr,
     fault: Option<NetworkFault>,
 }
 
 #[derive(Debug)]
-enum Order {
+enum ProxyOrder {
     Listen(Sender<io::Result<()>>),
     Refuse(Sender<io::Result<()>>),
     Cut(Sender<io::Result<()>>),
@@ -68,7 +68,7 @@ impl FaultProxy {
         let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
-        let now = Arc::new(Mutex::new(Now { upstream, fault: None }));
+        let now = Arc::new(Mutex::new(ProxyNow { upstream, fault: None }));
         let (orders, taken) = mpsc::unbounded_channel();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let thread = {
@@ -90,7 +90,7 @@ impl FaultProxy {
     pub fn set(&self, fault: Option<NetworkFault>) -> io::Result<()> {
         let refuse = fault == Some(NetworkFault::Refuse);
         self.now.lock().expect("no holder panics").fault = fault;
-        self.order(if refuse { Order::Refuse } else { Order::Listen })
+        self.order(if refuse { ProxyOrder::Refuse } else { ProxyOrder::Listen })
     }
 
     /// Has another server behind it for every connection that is made from now on, and breaks off
@@ -109,10 +109,10 @@ impl FaultProxy {
     /// # Errors
     /// None but that the proxy has ended.
     pub fn cut(&self) -> io::Result<()> {
-        self.order(Order::Cut)
+        self.order(ProxyOrder::Cut)
     }
 
-    fn order(&self, order: impl FnOnce(Sender<io::Result<()>>) -> Order) -> io::Result<()> {
+    fn order(&self, order: impl FnOnce(Sender<io::Result<()>>) -> ProxyOrder) -> io::Result<()> {
         let gone = || io::Error::other("the proxy has ended");
         let (done, waits) = channel();
         self.orders.as_ref().ok_or_else(gone)?.send(order(done)).map_err(|_| gone())?;
@@ -132,8 +132,8 @@ impl Drop for FaultProxy {
 
 async fn run(
     listener: std::net::TcpListener,
-    now: Arc<Mutex<Now>>,
-    mut orders: mpsc::UnboundedReceiver<Order>,
+    now: Arc<Mutex<ProxyNow>>,
+    mut orders: mpsc::UnboundedReceiver<ProxyOrder>,
 ) {
     let Ok(address) = listener.local_addr() else { return };
     let Ok(listener) = TcpListener::from_std(listener) else { return };
@@ -144,18 +144,18 @@ async fn run(
             biased;
             order = orders.recv() => match order {
                 None => return,
-                Some(Order::Refuse(done)) => {
+                Some(ProxyOrder::Refuse(done)) => {
                     listener = None;
                     let _ = done.send(Ok(()));
                 }
-                Some(Order::Listen(done)) => {
+                Some(ProxyOrder::Listen(done)) => {
                     let listens = match &listener {
                         Some(_) => Ok(()),
                         None => TcpListener::bind(address).await.map(|again| listener = Some(again)),
                     };
                     let _ = done.send(listens);
                 }
-                Some(Order::Cut(done)) => {
+                Some(ProxyOrder::Cut(done)) => {
                     connections.shutdown().await;
                     let _ = done.send(Ok(()));
                 }
@@ -179,7 +179,7 @@ async fn accept(listener: Option<&TcpListener>) -> Option<TcpStream> {
     }
 }
 
-async fn serve(mut client: TcpStream, now: Now) -> io::Result<()> {
+async fn serve(mut client: TcpStream, now: ProxyNow) -> io::Result<()> {
     match now.fault {
         // Who was let in before connections were refused is passed on.
         None | Some(NetworkFault::Refuse) => {

@@ -13,12 +13,12 @@ enum Disposition {
     Enqueue,
     /// It is done, or will be: the request succeeds and has no effect.
     Ignore,
-    Deny(Denied),
+    Deny(RequestDenied),
 }
 
 /// Why a request is denied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Denied {
+pub(super) enum RequestDenied {
     NotActive,
     StartInProgress,
     HaltPending,
@@ -26,7 +26,7 @@ pub(super) enum Denied {
     Failed,
 }
 
-impl Denied {
+impl RequestDenied {
     /// Returns the server's own words.
     pub(super) fn text(self) -> &'static str {
         match self {
@@ -41,7 +41,7 @@ impl Denied {
 
 /// What the instance has come to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Change {
+pub(super) enum InstanceChange {
     Running,
     Rebooted,
     Stopped,
@@ -50,18 +50,18 @@ pub(super) enum Change {
 
 /// The rules of one instance as they are now.
 #[derive(Debug)]
-pub(super) struct Queue {
+pub(super) struct RequestQueue {
     run: Disposition,
     reboot: Disposition,
     stop: Disposition,
 }
 
-impl Queue {
+impl RequestQueue {
     /// Returns the rules of an instance that was just created.
     pub(super) fn new() -> Self {
         Self {
             run: Disposition::Enqueue,
-            reboot: Disposition::Deny(Denied::NotActive),
+            reboot: Disposition::Deny(RequestDenied::NotActive),
             stop: Disposition::Enqueue,
         }
     }
@@ -70,7 +70,7 @@ impl Queue {
     ///
     /// # Errors
     /// Says why it is denied.
-    pub(super) fn ask(&mut self, request: Request) -> Result<bool, Denied> {
+    pub(super) fn ask(&mut self, request: Request) -> Result<bool, RequestDenied> {
         let disposition = match request {
             Request::Run => self.run,
             Request::Reboot => self.reboot,
@@ -84,33 +84,35 @@ impl Queue {
         match request {
             Request::Run => {
                 self.run = Disposition::Ignore;
-                self.reboot = Disposition::Deny(Denied::StartInProgress);
+                self.reboot = Disposition::Deny(RequestDenied::StartInProgress);
             }
             Request::Reboot => self.reboot = Disposition::Ignore,
-            Request::Stop => self.forbid_all_but_stop(Denied::HaltPending),
+            Request::Stop => self.forbid_all_but_stop(RequestDenied::HaltPending),
         }
         Ok(true)
     }
 
     /// Takes note of what the instance has come to.
-    pub(super) fn tell(&mut self, change: Change) {
+    pub(super) fn tell(&mut self, change: InstanceChange) {
         match change {
             // A `Stop` that was queued meanwhile still forbids it.
-            Change::Running if self.reboot == Disposition::Deny(Denied::StartInProgress) => {
+            InstanceChange::Running if self.reboot == Disposition::Deny(RequestDenied::StartInProgress) => {
                 self.reboot = Disposition::Enqueue;
             }
-            Change::Running => {}
-            Change::Rebooted if self.reboot == Disposition::Ignore => self.reboot = Disposition::Enqueue,
-            Change::Rebooted => {}
-            Change::Stopped => self.forbid_all_but_stop(Denied::Halted),
-            Change::Failed => {
-                self.run = Disposition::Deny(Denied::Failed);
-                self.reboot = Disposition::Deny(Denied::Failed);
+            InstanceChange::Running => {}
+            InstanceChange::Rebooted if self.reboot == Disposition::Ignore => {
+                self.reboot = Disposition::Enqueue
+            }
+            InstanceChange::Rebooted => {}
+            InstanceChange::Stopped => self.forbid_all_but_stop(RequestDenied::Halted),
+            InstanceChange::Failed => {
+                self.run = Disposition::Deny(RequestDenied::Failed);
+                self.reboot = Disposition::Deny(RequestDenied::Failed);
             }
         }
     }
 
-    fn forbid_all_but_stop(&mut self, why: Denied) {
+    fn forbid_all_but_stop(&mut self, why: RequestDenied) {
         self.run = Disposition::Deny(why);
         self.reboot = Disposition::Deny(why);
         self.stop = Disposition::Ignore;
@@ -121,23 +123,23 @@ impl Queue {
 mod tests {
     use super::*;
 
-    fn running() -> Queue {
-        let mut queue = Queue::new();
+    fn running() -> RequestQueue {
+        let mut queue = RequestQueue::new();
         assert_eq!(queue.ask(Request::Run), Ok(true));
-        queue.tell(Change::Running);
+        queue.tell(InstanceChange::Running);
         queue
     }
 
     #[test]
     fn a_created_instance_can_be_started_and_stopped_but_not_rebooted() {
-        assert_eq!(Queue::new().ask(Request::Run), Ok(true));
-        assert_eq!(Queue::new().ask(Request::Stop), Ok(true));
-        assert_eq!(Queue::new().ask(Request::Reboot), Err(Denied::NotActive));
+        assert_eq!(RequestQueue::new().ask(Request::Run), Ok(true));
+        assert_eq!(RequestQueue::new().ask(Request::Stop), Ok(true));
+        assert_eq!(RequestQueue::new().ask(Request::Reboot), Err(RequestDenied::NotActive));
     }
 
     #[test]
     fn a_second_start_is_taken_and_does_nothing() {
-        let mut queue = Queue::new();
+        let mut queue = RequestQueue::new();
         assert_eq!(queue.ask(Request::Run), Ok(true));
         assert_eq!(queue.ask(Request::Run), Ok(false));
         assert_eq!(running().ask(Request::Run), Ok(false));
@@ -145,9 +147,9 @@ mod tests {
 
     #[test]
     fn no_reboot_is_taken_while_a_start_is_queued() {
-        let mut queue = Queue::new();
+        let mut queue = RequestQueue::new();
         assert_eq!(queue.ask(Request::Run), Ok(true));
-        assert_eq!(queue.ask(Request::Reboot), Err(Denied::StartInProgress));
+        assert_eq!(queue.ask(Request::Reboot), Err(RequestDenied::StartInProgress));
     }
 
     #[test]
@@ -155,7 +157,7 @@ mod tests {
         let mut queue = running();
         assert_eq!(queue.ask(Request::Reboot), Ok(true));
         assert_eq!(queue.ask(Request::Reboot), Ok(false));
-        queue.tell(Change::Rebooted);
+        queue.tell(InstanceChange::Rebooted);
         assert_eq!(queue.ask(Request::Reboot), Ok(true));
     }
 
@@ -164,32 +166,32 @@ mod tests {
         let mut queue = running();
         assert_eq!(queue.ask(Request::Reboot), Ok(true));
         assert_eq!(queue.ask(Request::Stop), Ok(true));
-        queue.tell(Change::Rebooted);
+        queue.tell(InstanceChange::Rebooted);
         assert_eq!(queue.ask(Request::Stop), Ok(false));
-        assert_eq!(queue.ask(Request::Run), Err(Denied::HaltPending));
-        assert_eq!(queue.ask(Request::Reboot), Err(Denied::HaltPending));
-        queue.tell(Change::Stopped);
-        assert_eq!(queue.ask(Request::Run), Err(Denied::Halted));
-        assert_eq!(queue.ask(Request::Reboot), Err(Denied::Halted));
+        assert_eq!(queue.ask(Request::Run), Err(RequestDenied::HaltPending));
+        assert_eq!(queue.ask(Request::Reboot), Err(RequestDenied::HaltPending));
+        queue.tell(InstanceChange::Stopped);
+        assert_eq!(queue.ask(Request::Run), Err(RequestDenied::Halted));
+        assert_eq!(queue.ask(Request::Reboot), Err(RequestDenied::Halted));
     }
 
     #[test]
     fn a_start_that_succeeds_forgets_no_stop_that_was_queued_behind_it() {
-        let mut queue = Queue::new();
+        let mut queue = RequestQueue::new();
         assert_eq!(queue.ask(Request::Run), Ok(true));
         assert_eq!(queue.ask(Request::Stop), Ok(true));
-        queue.tell(Change::Running);
-        assert_eq!(queue.ask(Request::Reboot), Err(Denied::HaltPending));
-        assert_eq!(queue.ask(Request::Run), Err(Denied::HaltPending));
+        queue.tell(InstanceChange::Running);
+        assert_eq!(queue.ask(Request::Reboot), Err(RequestDenied::HaltPending));
+        assert_eq!(queue.ask(Request::Run), Err(RequestDenied::HaltPending));
     }
 
     #[test]
     fn a_failed_instance_can_be_stopped() {
-        let mut queue = Queue::new();
+        let mut queue = RequestQueue::new();
         assert_eq!(queue.ask(Request::Run), Ok(true));
-        queue.tell(Change::Failed);
-        assert_eq!(queue.ask(Request::Run), Err(Denied::Failed));
-        assert_eq!(queue.ask(Request::Reboot), Err(Denied::Failed));
+        queue.tell(InstanceChange::Failed);
+        assert_eq!(queue.ask(Request::Run), Err(RequestDenied::Failed));
+        assert_eq!(queue.ask(Request::Reboot), Err(RequestDenied::Failed));
         assert_eq!(queue.ask(Request::Stop), Ok(true));
     }
 }

@@ -35,12 +35,12 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{self, Message};
 
 use super::behaviour::Gate;
-use super::history::{DEFAULT_BYTES, History, Offset};
-use super::machine::Gates;
+use super::history::{DEFAULT_BYTES, HistoryOffset, SerialHistory};
+use super::machine::MachineGates;
 
-type Socket = WebSocketStream<WebsocketConnectionRaw>;
-type Sink = SplitSink<Socket, Message>;
-type Stream = SplitStream<Socket>;
+type ClientSocket = WebSocketStream<WebsocketConnectionRaw>;
+type FrameSink = SplitSink<ClientSocket, Message>;
+type FrameStream = SplitStream<ClientSocket>;
 
 /// How many bytes are sent at once of what the guest says now.
 const LIVE_BYTES: usize = 1024;
@@ -53,10 +53,10 @@ const AT_A_TIME: usize = 4;
 
 /// The port as the rest of the server sees it.
 #[derive(Debug, Clone)]
-pub(super) struct Serial {
-    history: Arc<Mutex<History>>,
-    gates: Gates,
-    clients: mpsc::Sender<Box<Socket>>,
+pub(super) struct SerialHandle {
+    history: Arc<Mutex<SerialHistory>>,
+    gates: MachineGates,
+    clients: mpsc::Sender<Box<ClientSocket>>,
     moves: mpsc::UnboundedSender<SocketAddr>,
 }
 
@@ -67,19 +67,20 @@ pub(super) struct SerialTask {
     task: tokio::task::JoinHandle<()>,
 }
 
-impl Serial {
+impl SerialHandle {
     /// Serves the host's end of a port.
-    pub(super) fn serve(uart: DuplexStream, gates: Gates) -> (Self, SerialTask) {
+    pub(super) fn serve(uart: DuplexStream, gates: MachineGates) -> (Self, SerialTask) {
         let (clients, come) = mpsc::channel(1);
         let (moves, told) = mpsc::unbounded_channel();
         let (stop, stopped) = oneshot::channel();
         let serial = Self { history: Arc::default(), gates, clients, moves };
-        let port = Port { serial: serial.clone(), sinks: Vec::new(), streams: Vec::new(), next_client: 0 };
+        let port =
+            SerialPort { serial: serial.clone(), sinks: Vec::new(), streams: Vec::new(), next_client: 0 };
         let task = tokio::spawn(port.run(uart, come, told, stopped));
         (serial, SerialTask { stop, task })
     }
 
-    fn lock(&self) -> MutexGuard<'_, History> {
+    fn lock(&self) -> MutexGuard<'_, SerialHistory> {
         self.history.lock().expect("no holder panics")
     }
 
@@ -87,7 +88,7 @@ impl Serial {
     ///
     /// # Errors
     /// Says that this part is lost.
-    pub(super) fn read(&self, offset: Offset, max_bytes: usize) -> Result<(Vec<u8>, u64), String> {
+    pub(super) fn read(&self, offset: HistoryOffset, max_bytes: usize) -> Result<(Vec<u8>, u64), String> {
         self.lock().read(offset, max_bytes)
     }
 
@@ -95,11 +96,15 @@ impl Serial {
     ///
     /// # Errors
     /// Says that this part of the history is lost, or that the client or the port has gone.
-    pub(super) async fn attach(&self, mut socket: Socket, offset: Option<Offset>) -> Result<(), String> {
+    pub(super) async fn attach(
+        &self,
+        mut socket: ClientSocket,
+        offset: Option<HistoryOffset>,
+    ) -> Result<(), String> {
         let mut next = offset;
         while let Some(offset) = next {
             let (data, end) = self.read(offset, DEFAULT_BYTES)?;
-            next = (!data.is_empty()).then_some(Offset::FromStart(end));
+            next = (!data.is_empty()).then_some(HistoryOffset::FromStart(end));
             if next.is_some() {
                 socket.send(Message::binary(data)).await.map_err(|error| error.to_string())?;
             }
@@ -123,31 +128,31 @@ impl SerialTask {
     }
 }
 
-struct Port {
-    serial: Serial,
-    sinks: Vec<(u64, Sink)>,
-    streams: Vec<(u64, Stream)>,
+struct SerialPort {
+    serial: SerialHandle,
+    sinks: Vec<(u64, FrameSink)>,
+    streams: Vec<(u64, FrameStream)>,
     next_client: u64,
 }
 
-type Received = Option<tungstenite::Result<Message>>;
+type ReceivedFrame = Option<tungstenite::Result<Message>>;
 
 /// What one step of the port came to.
-enum Step {
+enum PortStep {
     Moves(SocketAddr),
-    Comes(Box<Socket>),
+    Comes(Box<ClientSocket>),
     Typed(usize),
     Sent,
     Read(usize),
-    Received(u64, Received),
+    Received(u64, ReceivedFrame),
     Listened,
 }
 
-impl Port {
+impl SerialPort {
     async fn run(
         mut self,
         uart: DuplexStream,
-        mut come: mpsc::Receiver<Box<Socket>>,
+        mut come: mpsc::Receiver<Box<ClientSocket>>,
         mut told: mpsc::UnboundedReceiver<SocketAddr>,
         mut stopped: oneshot::Receiver<()>,
     ) {
@@ -161,34 +166,34 @@ impl Port {
             let step = tokio::select! {
                 biased;
                 _ = &mut stopped => break,
-                Some(destination) = told.recv() => Step::Moves(destination),
-                Some(client) = come.recv() => Step::Comes(client),
-                Ok(bytes) = input.write(&typed), if !typed.is_empty() => Step::Typed(bytes),
-                () = send(&mut self.sinks, &message), if sends => Step::Sent,
-                Ok(bytes @ 1..) = output.read(&mut chunk), if !sends => Step::Read(bytes),
-                Some((client, received)) = heard.recv() => Step::Received(client, received),
+                Some(destination) = told.recv() => PortStep::Moves(destination),
+                Some(client) = come.recv() => PortStep::Comes(client),
+                Ok(bytes) = input.write(&typed), if !typed.is_empty() => PortStep::Typed(bytes),
+                () = send(&mut self.sinks, &message), if sends => PortStep::Sent,
+                Ok(bytes @ 1..) = output.read(&mut chunk), if !sends => PortStep::Read(bytes),
+                Some((client, received)) = heard.recv() => PortStep::Received(client, received),
                 () = listen(&mut self.streams, &hears), if typed.is_empty() && !self.streams.is_empty() => {
-                    Step::Listened
+                    PortStep::Listened
                 }
             };
             match step {
-                Step::Moves(destination) => self.tell(destination).await,
-                Step::Comes(client) => self.enlist(*client),
-                Step::Typed(bytes) => drop(typed.drain(..bytes)),
-                Step::Sent => unsent = None,
-                Step::Read(bytes) => {
+                PortStep::Moves(destination) => self.tell(destination).await,
+                PortStep::Comes(client) => self.enlist(*client),
+                PortStep::Typed(bytes) => drop(typed.drain(..bytes)),
+                PortStep::Sent => unsent = None,
+                PortStep::Read(bytes) => {
                     self.serial.lock().record(&chunk[..bytes]);
                     unsent = Some(Message::binary(chunk[..bytes].to_vec()));
                 }
-                Step::Received(_, Some(Ok(Message::Binary(bytes)))) => typed = bytes.to_vec(),
-                Step::Received(client, Some(Ok(Message::Close(_))) | None) => self.dismiss(client).await,
-                Step::Received(..) | Step::Listened => {}
+                PortStep::Received(_, Some(Ok(Message::Binary(bytes)))) => typed = bytes.to_vec(),
+                PortStep::Received(client, Some(Ok(Message::Close(_))) | None) => self.dismiss(client).await,
+                PortStep::Received(..) | PortStep::Listened => {}
             }
         }
         self.say_farewell().await;
     }
 
-    fn enlist(&mut self, client: Socket) {
+    fn enlist(&mut self, client: ClientSocket) {
         let (sink, stream) = client.split();
         self.sinks.push((self.next_client, sink));
         self.streams.push((self.next_client, stream));
@@ -222,12 +227,12 @@ impl Port {
 }
 
 /// Sends something to all. One that can't be reached shows that where it is listened to.
-async fn send(sinks: &mut [(u64, Sink)], message: &Message) {
+async fn send(sinks: &mut [(u64, FrameSink)], message: &Message) {
     iter(sinks).for_each_concurrent(AT_A_TIME, |(_, sink)| sink.send(message.clone()).map(drop)).await;
 }
 
 /// Waits for one message of each client.
-async fn listen(streams: &mut [(u64, Stream)], hears: &mpsc::Sender<(u64, Received)>) {
+async fn listen(streams: &mut [(u64, FrameStream)], hears: &mpsc::Sender<(u64, ReceivedFrame)>) {
     let listening = iter(streams).for_each_concurrent(AT_A_TIME, |(client, stream)| {
         stream.next().then(|received| hears.send((*client, received)).map(drop))
     });

@@ -11,10 +11,10 @@ use dropshot::{
 use slog::{Drain, Level, Logger, info, o};
 
 use super::api;
-use super::behaviour::Behaviour;
-use super::host::Host;
+use super::behaviour::PropolisBehaviour;
+use super::host::FakeHost;
 use super::illumos::Illumos;
-use super::machine::{Die, Gates, Machine};
+use super::machine::{DieHook, MachineGates, PropolisMachine};
 
 /// The largest body of a request, in bytes.
 const MOST_BYTES: usize = 1024 * 1024;
@@ -30,7 +30,7 @@ const LEAST_CPUS: u8 = 4;
 
 /// What a server is started with.
 #[derive(Debug, Clone)]
-pub struct Options {
+pub struct ServerOptions {
     /// Where it listens; port 0 is any that is free, and the log tells which.
     pub address: SocketAddr,
     /// The firmware, which must be there and fit when a VM is made, or the server panics.
@@ -44,7 +44,7 @@ pub struct Options {
     /// Where VNC would be served: the port is taken, and nobody answers.
     pub vnc: Option<SocketAddr>,
     /// How it behaves.
-    pub behaviour: Behaviour,
+    pub behaviour: PropolisBehaviour,
 }
 
 /// Serves until the process ends; a panic of the real server is an abort of this process.
@@ -53,8 +53,12 @@ pub struct Options {
 ///
 /// # Errors
 /// Says why it can't listen.
-pub async fn serve(options: Options, level: Level, log: impl Write + Send + 'static) -> Result<(), String> {
-    let die: Die = Arc::new(|why| {
+pub async fn serve(
+    options: ServerOptions,
+    level: Level,
+    log: impl Write + Send + 'static,
+) -> Result<(), String> {
+    let die: DieHook = Arc::new(|why| {
         // Where nobody keeps them, a panic's words are lost as there. They come between two writes
         // of a long line of the log.
         let _ = io::stdout().write_all(CUT_LINE.0.as_bytes()).and_then(|()| io::stdout().flush());
@@ -67,7 +71,7 @@ pub async fn serve(options: Options, level: Level, log: impl Write + Send + 'sta
         std::process::abort();
     });
     let _vnc = options.vnc.map(std::net::TcpListener::bind).transpose().map_err(|error| error.to_string())?;
-    let (server, _) = start(options, logger(level, log), die, Gates::default())?;
+    let (server, _) = start(options, logger(level, log), die, MachineGates::default())?;
     server.await
 }
 
@@ -78,17 +82,17 @@ pub(super) fn logger(level: Level, log: impl Write + Send + 'static) -> Logger {
 
 /// Starts a server in this runtime.
 pub(super) fn start(
-    options: Options,
+    options: ServerOptions,
     log: Logger,
-    die: Die,
-    gates: Gates,
-) -> Result<(HttpServer<Arc<Machine>>, Arc<Machine>), String> {
+    die: DieHook,
+    gates: MachineGates,
+) -> Result<(HttpServer<Arc<PropolisMachine>>, Arc<PropolisMachine>), String> {
     let illumos = options.illumos.map(Illumos::at);
     let alive =
         illumos.as_ref().map(Illumos::register_server).transpose().map_err(|error| error.to_string())?;
     let online = std::thread::available_parallelism().map_or(1, |cpus| cpus.get());
     let online = u8::try_from(online).unwrap_or(u8::MAX).max(LEAST_CPUS);
-    let host = Host {
+    let host = FakeHost {
         vmm: options.vmm,
         cpus: options.behaviour.host_cpus.unwrap_or(online),
         illumos,
@@ -98,7 +102,7 @@ pub(super) fn start(
     };
     let latest = options.behaviour.latest_version.as_deref().unwrap_or("5.0.0");
     let latest = latest.parse().map_err(|error| format!("{latest} is no version: {error}"))?;
-    let machine = Machine::new(log.clone(), host, options.behaviour, die, gates);
+    let machine = PropolisMachine::new(log.clone(), host, options.behaviour, die, gates);
     let config = ConfigDropshot {
         bind_address: options.address,
         default_request_body_max_bytes: MOST_BYTES,

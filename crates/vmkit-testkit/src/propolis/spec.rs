@@ -17,7 +17,7 @@ pub(super) fn check(spec: &InstanceSpec) -> Result<(), String> {
     if let Some(cpuid) = &spec.board.cpuid {
         check_cpuid(cpuid)?;
     }
-    let mut seen = Seen { backends: backends(spec), ..Seen::default() };
+    let mut seen = SeenComponents { backends: backends(spec), ..SeenComponents::default() };
     for (key, component) in &spec.components {
         seen.device(key, component)?;
     }
@@ -35,20 +35,20 @@ pub(super) fn check(spec: &InstanceSpec) -> Result<(), String> {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum ComponentKind {
     Storage,
     Network,
     /// For ports of the emulated switch only.
     Dlpi,
 }
 
-fn backends(spec: &InstanceSpec) -> BTreeMap<&SpecKey, Kind> {
+fn backends(spec: &InstanceSpec) -> BTreeMap<&SpecKey, ComponentKind> {
     let kind = |component: &Component| match component {
         Component::FileStorageBackend(_)
         | Component::BlobStorageBackend(_)
-        | Component::CrucibleStorageBackend(_) => Some(Kind::Storage),
-        Component::VirtioNetworkBackend(_) => Some(Kind::Network),
-        Component::DlpiNetworkBackend(_) => Some(Kind::Dlpi),
+        | Component::CrucibleStorageBackend(_) => Some(ComponentKind::Storage),
+        Component::VirtioNetworkBackend(_) => Some(ComponentKind::Network),
+        Component::DlpiNetworkBackend(_) => Some(ComponentKind::Dlpi),
         _ => None,
     };
     spec.components.iter().filter_map(|(key, component)| Some((key, kind(component)?))).collect()
@@ -56,8 +56,8 @@ fn backends(spec: &InstanceSpec) -> BTreeMap<&SpecKey, Kind> {
 
 /// What was seen so far; of the backends, those that no device has taken.
 #[derive(Default)]
-struct Seen<'a> {
-    backends: BTreeMap<&'a SpecKey, Kind>,
+struct SeenComponents<'a> {
+    backends: BTreeMap<&'a SpecKey, ComponentKind>,
     disks: BTreeSet<&'a SpecKey>,
     pci: BTreeSet<PciPath>,
     ports: BTreeSet<super::wire::SerialPortNumber>,
@@ -66,13 +66,13 @@ struct Seen<'a> {
     boot: Option<&'a BootSettings>,
 }
 
-impl<'a> Seen<'a> {
+impl<'a> SeenComponents<'a> {
     fn device(&mut self, key: &'a SpecKey, component: &'a Component) -> Result<(), String> {
         match component {
             Component::VirtioDisk(disk) => self.disk(key, &disk.backend_id, disk.pci_path),
             Component::NvmeDisk(disk) => self.disk(key, &disk.backend_id, disk.pci_path),
             Component::VirtioNic(nic) => {
-                self.take_backend(key, &nic.backend_id, Kind::Network)?;
+                self.take_backend(key, &nic.backend_id, ComponentKind::Network)?;
                 self.take_slot(nic.pci_path)
             }
             Component::SerialPort(port) => match self.ports.insert(port.num) {
@@ -110,17 +110,22 @@ impl<'a> Seen<'a> {
     }
 
     fn disk(&mut self, key: &'a SpecKey, backend: &SpecKey, slot: PciPath) -> Result<(), String> {
-        self.take_backend(key, backend, Kind::Storage)?;
+        self.take_backend(key, backend, ComponentKind::Storage)?;
         self.take_slot(slot)?;
         self.disks.insert(key);
         Ok(())
     }
 
-    fn take_backend(&mut self, device: &SpecKey, backend: &SpecKey, kind: Kind) -> Result<(), String> {
+    fn take_backend(
+        &mut self,
+        device: &SpecKey,
+        backend: &SpecKey,
+        kind: ComponentKind,
+    ) -> Result<(), String> {
         if device == backend {
             return Err(format!("device {device} has the same name as its backend"));
         }
-        let what = if kind == Kind::Storage { "storage" } else { "network" };
+        let what = if kind == ComponentKind::Storage { "storage" } else { "network" };
         match self.backends.get(backend) {
             Some(found) if *found == kind => {
                 self.backends.remove(backend);

@@ -1,12 +1,12 @@
 //! What a server says to what it does not like.
 
 use serde_json::{Value, json};
-use vmkit_testkit::propolis::{Behaviour, FakePropolis, Setup, description};
+use vmkit_testkit::propolis::{FakePropolis, FakeSetup, PropolisBehaviour, description};
 
 use crate::client::*;
 
 fn fake() -> FakePropolis {
-    FakePropolis::spawn(Behaviour::default()).unwrap()
+    FakePropolis::spawn(PropolisBehaviour::default()).unwrap()
 }
 
 fn get_instance(fake: &FakePropolis, version: &str) -> (u16, String) {
@@ -42,7 +42,7 @@ fn an_upgrade_needs_its_version_too() {
 
 #[test]
 fn an_older_server_takes_no_newer_version_for_anything_upgrades_included() {
-    let fake = Setup::default().latest_version("1.0.0").spawn().unwrap();
+    let fake = FakeSetup::default().latest_version("1.0.0").spawn().unwrap();
     assert_eq!(get_instance(&fake, "\r\napi-version: 1.0.0").0, 424);
     let refusal = "server does not support this API version: 2.0.0";
     assert_eq!(get_instance(&fake, "\r\napi-version: 2.0.0"), (400, refusal.to_owned()));
@@ -225,7 +225,9 @@ fn what_the_host_does_not_have_fails_and_only_the_log_says_what() {
         (with(json!({ "a": disk("b", 4), "b": crooked })), "3 bytes are not whole blocks of 512"),
         (with(json!({ "a": disk("b", 4), "b": blob() })), "0 bytes are not whole blocks of 512"),
     ] {
-        let fake = FakePropolis::spawn(Behaviour { host_cpus: Some(7), ..Behaviour::default() }).unwrap();
+        let fake =
+            FakePropolis::spawn(PropolisBehaviour { host_cpus: Some(7), ..PropolisBehaviour::default() })
+                .unwrap();
         let answer = ensure(&fake, &spec);
         assert_eq!((answer.status, answer.message()), (500, "Internal Server Error"));
         assert!(fake.log().contains(told), "{told} is not in the log:\n{}", fake.log());

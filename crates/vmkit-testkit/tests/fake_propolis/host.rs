@@ -4,8 +4,8 @@ use std::process::{Command, Output};
 
 use serde_json::json;
 use tempfile::TempDir;
-use vmkit_testkit::propolis::illumos::{FakeIllumos, Fault};
-use vmkit_testkit::propolis::{Behaviour, FakePropolis, Setup};
+use vmkit_testkit::propolis::illumos::{CallFault, FakeIllumos};
+use vmkit_testkit::propolis::{FakePropolis, FakeSetup, PropolisBehaviour};
 
 use crate::client::*;
 
@@ -200,10 +200,10 @@ fn a_call_can_fail_before_or_after_its_effect_or_hang() {
     let host = Host::new();
     let fault = |stderr: &str| (stderr.to_owned(), 1);
     let (stderr, code) = fault("out of space");
-    host.fake.plan_fault(1, Fault::Fail { stderr, code }).unwrap();
+    host.fake.plan_fault(1, CallFault::Fail { stderr, code }).unwrap();
     let (stderr, code) = fault("interrupted");
-    host.fake.plan_fault(2, Fault::FailAfterwards { stderr, code }).unwrap();
-    host.fake.plan_fault(3, Fault::Hang).unwrap();
+    host.fake.plan_fault(2, CallFault::FailAfterwards { stderr, code }).unwrap();
+    host.fake.plan_fault(3, CallFault::Hang).unwrap();
     host.fails("zfs create tank/a", 1, "out of space");
     host.fails("zfs create tank/b", 1, "interrupted");
     let mut hanging = host.command("zfs create tank/c").spawn().unwrap();
@@ -234,7 +234,7 @@ fn spec_on(host: &Host) -> serde_json::Value {
 }
 
 fn server(host: &Host) -> FakePropolis {
-    Setup::default()
+    FakeSetup::default()
         .illumos(host.fake.dir())
         .spawn_process(&host.fake.path().join("propolis-server"))
         .unwrap()
@@ -326,7 +326,9 @@ fn a_server_whose_kernel_vm_is_taken_from_it_panics_while_that_runs() {
 #[test]
 fn a_server_of_the_host_behaves_as_the_host_says() {
     let host = Host::new();
-    host.fake.behave(&Behaviour { refusal: Some("no viona".to_owned()), ..Behaviour::default() }).unwrap();
+    host.fake
+        .behave(&PropolisBehaviour { refusal: Some("no viona".to_owned()), ..PropolisBehaviour::default() })
+        .unwrap();
     host.fails("pfexec propolis-server run /nowhere 127.0.0.1:0", 1, "no viona");
 }
 

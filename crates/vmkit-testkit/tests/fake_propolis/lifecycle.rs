@@ -1,12 +1,12 @@
 //! From the request that makes a VM to the end that everybody can ask about.
 
 use serde_json::{Value, json};
-use vmkit_testkit::propolis::{Behaviour, FakePropolis, Gate, Setup};
+use vmkit_testkit::propolis::{FakePropolis, FakeSetup, Gate, PropolisBehaviour};
 
 use crate::client::*;
 
 fn fake() -> FakePropolis {
-    FakePropolis::spawn(Behaviour::default()).unwrap()
+    FakePropolis::spawn(PropolisBehaviour::default()).unwrap()
 }
 
 /// Acts from another thread than the runtime's, which the requests would block.
@@ -197,7 +197,10 @@ fn a_vm_that_was_never_started_can_be_stopped() {
 
 #[test]
 fn a_failed_ensure_hides_its_reason_and_leaves_a_failed_instance() {
-    let behaviour = Behaviour { ensure_fails: Some("the moon is full".to_owned()), ..Behaviour::default() };
+    let behaviour = PropolisBehaviour {
+        ensure_fails: Some("the moon is full".to_owned()),
+        ..PropolisBehaviour::default()
+    };
     let fake = FakePropolis::spawn(behaviour).unwrap();
     let answer = ensure(&fake, &spec());
     assert_eq!(
@@ -219,7 +222,7 @@ fn a_failed_ensure_hides_its_reason_and_leaves_a_failed_instance() {
 
 #[test]
 fn whoever_asks_for_the_state_after_a_failed_ensure_waits_until_the_next_one() {
-    let behaviour = Behaviour { ensure_fails: Some("no".to_owned()), ..Behaviour::default() };
+    let behaviour = PropolisBehaviour { ensure_fails: Some("no".to_owned()), ..PropolisBehaviour::default() };
     let fake = FakePropolis::spawn(behaviour).unwrap();
     assert_eq!(ensure(&fake, &spec()).status, 500);
     std::thread::scope(|scope| {
@@ -235,7 +238,8 @@ fn whoever_asks_for_the_state_after_a_failed_ensure_waits_until_the_next_one() {
 
 #[test]
 fn a_vm_whose_devices_do_not_start_is_let_go_of_before_it_has_failed() {
-    let fake = FakePropolis::spawn(Behaviour { start_fails: true, ..Behaviour::default() }).unwrap();
+    let fake =
+        FakePropolis::spawn(PropolisBehaviour { start_fails: true, ..PropolisBehaviour::default() }).unwrap();
     for _ in 0..2 {
         ensure_well(&fake);
         held(&fake, Gate::Release, || {
@@ -295,7 +299,9 @@ fn nothing_is_known_of_a_vm_while_its_server_asks_the_host_and_it_comes_though_i
     wait_for(&fake, "Running");
     assert_eq!(fake.kernel_vms(), [ID]);
 
-    let fresh = FakePropolis::spawn(Behaviour { asks_host_millis: 300, ..Behaviour::default() }).unwrap();
+    let fresh =
+        FakePropolis::spawn(PropolisBehaviour { asks_host_millis: 300, ..PropolisBehaviour::default() })
+            .unwrap();
     ensure_and_go_away(&fresh, || !fresh.kernel_vms().is_empty());
     assert_eq!(ask(&fresh, "GET", "/instance", None).status, 424);
     while ask(&fresh, "GET", "/instance", None).status != 200 {
@@ -331,10 +337,10 @@ fn whoever_asks_for_a_vm_waits_while_its_devices_pause_and_whoever_asks_for_its_
 
 #[test]
 fn a_panic_of_a_server_that_unwinds_leaves_its_vm_creating_for_good() {
-    let fake = FakePropolis::spawn(Behaviour {
-        dies: Some(vmkit_testkit::propolis::Death::Ensure),
+    let fake = FakePropolis::spawn(PropolisBehaviour {
+        dies: Some(vmkit_testkit::propolis::DeathPoint::Ensure),
         unwinds: true,
-        ..Behaviour::default()
+        ..PropolisBehaviour::default()
     })
     .unwrap();
     assert_eq!(ensure(&fake, &spec()).status, 500);
@@ -367,7 +373,7 @@ fn a_killed_server_leaves_its_vm_in_the_kernel() {
 fn a_second_vm_of_the_same_id_takes_the_first_ones_place_in_the_kernel() {
     let mut first = fake();
     run(&first);
-    let second = Setup::default().vmm(first.vmm()).spawn().unwrap();
+    let second = FakeSetup::default().vmm(first.vmm()).spawn().unwrap();
     run(&second);
     first.wait().unwrap();
     assert_eq!(second.kernel_vms(), [ID], "it is the second one's");

@@ -6,19 +6,21 @@ use std::path::Path;
 use std::process::Command;
 
 use serde_json::{Value, json};
-use vmkit_testkit::propolis::{Behaviour, Death, FakePropolis, FaultProxy, NetworkFault, Setup};
+use vmkit_testkit::propolis::{
+    DeathPoint, FakePropolis, FakeSetup, FaultProxy, NetworkFault, PropolisBehaviour,
+};
 
 use crate::client::*;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_vmkit-fake-propolis");
 
-fn process(behaviour: Behaviour) -> FakePropolis {
-    Setup::default().behaviour(behaviour).spawn_process(Path::new(PROGRAM)).unwrap()
+fn process(behaviour: PropolisBehaviour) -> FakePropolis {
+    FakeSetup::default().behaviour(behaviour).spawn_process(Path::new(PROGRAM)).unwrap()
 }
 
 #[test]
 fn the_log_says_where_it_listens_in_bunyans_json() {
-    let fake = process(Behaviour::default());
+    let fake = process(PropolisBehaviour::default());
     let log = fake.log();
     let event: Value = log
         .lines()
@@ -35,7 +37,7 @@ fn the_log_says_where_it_listens_in_bunyans_json() {
 
 #[test]
 fn without_com1_the_process_aborts() {
-    let mut fake = process(Behaviour::default());
+    let mut fake = process(PropolisBehaviour::default());
     let mut spec = spec();
     spec["components"] = json!({});
     put_last(&fake, "/instance", &ensure_body(&spec));
@@ -56,16 +58,16 @@ fn put_last(fake: &FakePropolis, path: &str, body: &Value) {
 
 #[test]
 fn it_dies_where_it_is_told_to_and_leaks_its_vm() {
-    for death in [Death::Ensure, Death::Start, Death::Stop] {
-        let mut fake = process(Behaviour { dies: Some(death), ..Behaviour::default() });
+    for death in [DeathPoint::Ensure, DeathPoint::Start, DeathPoint::Stop] {
+        let mut fake = process(PropolisBehaviour { dies: Some(death), ..PropolisBehaviour::default() });
         match death {
-            Death::Ensure => put_last(&fake, "/instance", &ensure_body(&spec())),
+            DeathPoint::Ensure => put_last(&fake, "/instance", &ensure_body(&spec())),
             _ => ensure_well(&fake),
         }
         match death {
-            Death::Ensure => {}
-            Death::Start => put_last(&fake, "/instance/state", &json!("Run")),
-            Death::Stop => put_last(&fake, "/instance/state", &json!("Stop")),
+            DeathPoint::Ensure => {}
+            DeathPoint::Start => put_last(&fake, "/instance/state", &json!("Run")),
+            DeathPoint::Stop => put_last(&fake, "/instance/state", &json!("Stop")),
         }
         assert_eq!(fake.wait().unwrap().signal(), Some(6), "{death:?}");
         assert_eq!(fake.kernel_vms(), [ID]);
@@ -74,7 +76,7 @@ fn it_dies_where_it_is_told_to_and_leaks_its_vm() {
 
 #[test]
 fn a_panic_says_three_lines_between_the_halves_of_one_of_the_log() {
-    let behaviour = Behaviour { dies: Some(Death::Ensure), ..Behaviour::default() };
+    let behaviour = PropolisBehaviour { dies: Some(DeathPoint::Ensure), ..PropolisBehaviour::default() };
     let dir = tempfile::tempdir().unwrap();
     let bootrom = dir.path().join("OVMF_CODE.fd");
     std::fs::write(&bootrom, [0; 4096]).unwrap();
@@ -142,7 +144,7 @@ fn get(proxy: &FaultProxy) -> std::io::Result<String> {
 
 #[test]
 fn a_proxy_passes_on_breaks_off_lies_and_refuses() {
-    let fake = FakePropolis::spawn(Behaviour::default()).unwrap();
+    let fake = FakePropolis::spawn(PropolisBehaviour::default()).unwrap();
     let proxy = FaultProxy::new(fake.address()).unwrap();
     let set = |fault| proxy.set(Some(fault)).unwrap();
     assert!(get(&proxy).unwrap().starts_with("HTTP/1.1 424"));
@@ -160,7 +162,7 @@ fn a_proxy_passes_on_breaks_off_lies_and_refuses() {
 
 #[test]
 fn a_stalled_connection_waits_until_it_is_cut() {
-    let fake = FakePropolis::spawn(Behaviour::default()).unwrap();
+    let fake = FakePropolis::spawn(PropolisBehaviour::default()).unwrap();
     let proxy = FaultProxy::new(fake.address()).unwrap();
     proxy.set(Some(NetworkFault::Stall)).unwrap();
     std::thread::scope(|scope| {
@@ -175,8 +177,8 @@ fn a_stalled_connection_waits_until_it_is_cut() {
 
 #[test]
 fn a_server_that_was_started_again_has_forgotten_its_vm() {
-    let first = FakePropolis::spawn(Behaviour::default()).unwrap();
-    let second = FakePropolis::spawn(Behaviour::default()).unwrap();
+    let first = FakePropolis::spawn(PropolisBehaviour::default()).unwrap();
+    let second = FakePropolis::spawn(PropolisBehaviour::default()).unwrap();
     let proxy = FaultProxy::new(first.address()).unwrap();
     ensure_well(&first);
     assert!(get(&proxy).unwrap().starts_with("HTTP/1.1 200"));
@@ -186,7 +188,7 @@ fn a_server_that_was_started_again_has_forgotten_its_vm() {
 
 #[test]
 fn a_proxy_can_hang_up_right_after_an_upgrade() {
-    let fake = FakePropolis::spawn(Behaviour::default()).unwrap();
+    let fake = FakePropolis::spawn(PropolisBehaviour::default()).unwrap();
     run(&fake);
     let proxy = FaultProxy::new(fake.address()).unwrap();
     proxy.set(Some(NetworkFault::HangUpAfterUpgrade)).unwrap();

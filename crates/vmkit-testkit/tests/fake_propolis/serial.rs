@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::{Error, Message};
-use vmkit_testkit::propolis::{Behaviour, FakePropolis, Gate};
+use vmkit_testkit::propolis::{FakePropolis, Gate, PropolisBehaviour};
 
 use crate::client::*;
 
@@ -14,7 +14,7 @@ const BOOT: &str = "no guest runs here\r\nlogin: ";
 const MIB: usize = 1024 * 1024;
 
 fn running() -> FakePropolis {
-    let fake = FakePropolis::spawn(Behaviour::default()).unwrap();
+    let fake = FakePropolis::spawn(PropolisBehaviour::default()).unwrap();
     run(&fake);
     fake
 }
@@ -315,7 +315,7 @@ fn a_move_is_told_as_text() {
 
 #[test]
 fn without_an_active_vm_the_connection_ends_right_after_its_upgrade() {
-    let fake = FakePropolis::spawn(Behaviour::default()).unwrap();
+    let fake = FakePropolis::spawn(PropolisBehaviour::default()).unwrap();
     let mut console = Console::open(&fake, "");
     match console.next() {
         Err(Error::ConnectionClosed | Error::Protocol(_) | Error::Io(_)) => {}

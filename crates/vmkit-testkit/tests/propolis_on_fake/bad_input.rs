@@ -3,8 +3,8 @@
 use std::fs;
 
 use vmkit::spec::{
-    Accel, BackendOptions, Boot, CloudInitConfig, DataDisk, Firmware, Kernel, Machine, Mib, NetworkConfig,
-    RootDisk, UserData, VmName, VmSpec, VmSpecBuilder, Vnc,
+    Accel, BackendOptions, Boot, CloudInitConfig, DataDisk, Firmware, Kernel, MachineType, Mib,
+    NetworkConfig, RootDisk, UserData, VmName, VmSpec, VmSpecBuilder, Vnc,
 };
 use vmkit::{Error, ErrorKind, Hypervisor};
 
@@ -36,7 +36,11 @@ async fn what_propolis_can_not_run_is_refused_with_what_it_can() {
     let cases = [
         (bare().cpus(33), ErrorKind::InvalidInput, "1 to 32 CPUs"),
         (bare().network(NetworkConfig::default()), ErrorKind::InvalidInput, "vnic:LINK"),
-        (bare().machine(Machine::Virt).boot(Boot::Firmware(Firmware::Uefi)), ErrorKind::InvalidInput, "q35"),
+        (
+            bare().machine(MachineType::Virt).boot(Boot::Firmware(Firmware::Uefi)),
+            ErrorKind::InvalidInput,
+            "q35",
+        ),
         (bare().boot(Boot::Kernel(kernel)), ErrorKind::Unsupported, "boots from a disk"),
         (bare().accel(Accel::Tcg), ErrorKind::InvalidInput, "bhyve"),
         (bare().vnc(Vnc::Loopback), ErrorKind::Unsupported, "password"),

@@ -8,11 +8,11 @@ use rustix::process::{Pid, Signal, kill_process};
 use vmkit::spec::{BackendOptions, DataDisk, NetworkConfig, RootDisk, VmName};
 use vmkit::store::Home;
 use vmkit::{
-    BackendTag, Condition, ErrorKind, FailureKind, Hypervisor, PropolisHypervisor, VmHandle, VmManager,
-    VmState,
+    BackendTag, ErrorKind, FailureKind, Hypervisor, PropolisHypervisor, VmHandle, VmManager, VmState,
+    WaitCondition,
 };
-use vmkit_testkit::propolis::illumos::Fault;
-use vmkit_testkit::propolis::{Behaviour, Gate, NetworkFault};
+use vmkit_testkit::propolis::illumos::CallFault;
+use vmkit_testkit::propolis::{Gate, NetworkFault, PropolisBehaviour};
 
 use crate::world::{self, Remote, World};
 
@@ -20,8 +20,8 @@ fn name() -> VmName {
     VmName::new("web").unwrap()
 }
 
-fn failing() -> Behaviour {
-    Behaviour { start_fails: true, ..Behaviour::default() }
+fn failing() -> PropolisBehaviour {
+    PropolisBehaviour { start_fails: true, ..PropolisBehaviour::default() }
 }
 
 #[tokio::test]
@@ -65,7 +65,7 @@ async fn a_vm_that_can_not_be_started_leaves_its_server_free() {
     let error = propolis.start(&vm).await.unwrap_err();
     assert!(error.to_string().contains("Failed"), "{error}");
     assert!(!world.kernel_has(&vm));
-    world.host().behave(&Behaviour::default()).unwrap();
+    world.host().behave(&PropolisBehaviour::default()).unwrap();
     propolis.start(&vm).await.unwrap();
     propolis.destroy(vm).await.unwrap();
     assert_eq!(world.left(), Vec::<String>::new());
@@ -86,7 +86,7 @@ async fn cut_off(remote: &Remote, propolis: &PropolisHypervisor, vm: &VmHandle, 
 async fn what_a_start_that_was_cut_off_left_is_ended_by_stop_start_and_destroy() {
     // At the first gate it is left as `Creating`, at the second as `Failed`, which is let go of
     // already.
-    for (gate, behaviour) in [(Gate::Ensure, Behaviour::default()), (Gate::Event, failing())] {
+    for (gate, behaviour) in [(Gate::Ensure, PropolisBehaviour::default()), (Gate::Event, failing())] {
         let remote = Remote::behaving(behaviour);
         let propolis = remote.hypervisor();
         let vm = propolis.prepare(&remote.spec(name())).await.unwrap();
@@ -234,7 +234,7 @@ async fn a_program_that_takes_too_long_is_dead_before_its_work_is_undone() {
     let world = World::new();
     let propolis = world.builder().program_limit(Duration::from_secs(2)).build();
     // The first call asks for the size of the image, the second one clones it.
-    world.host().plan_fault(2, Fault::Late { millis: 4000 }).unwrap();
+    world.host().plan_fault(2, CallFault::Late { millis: 4000 }).unwrap();
     let error = propolis.prepare(&world.spec(name())).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
     assert!(error.to_string().contains("zfs clone"), "{error}");
@@ -245,7 +245,7 @@ async fn a_program_that_takes_too_long_is_dead_before_its_work_is_undone() {
 
     // One that hangs for good while it removes something is killed, too, and the next try does the
     // rest.
-    world.host().plan_fault(1, Fault::Hang).unwrap();
+    world.host().plan_fault(1, CallFault::Hang).unwrap();
     let error = propolis.destroy(vm.clone()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
     world.host().forget_faults().unwrap();
@@ -261,7 +261,7 @@ async fn a_vm_whose_removal_has_begun_can_only_be_removed() {
     let vm = propolis.start(&vm).await.unwrap();
     propolis.stop(&vm, Duration::ZERO).await.unwrap();
     // The first call takes the VNIC away, the next ones the volumes.
-    world.host().plan_fault(2, Fault::Fail { stderr: "out of sorts".to_owned(), code: 1 }).unwrap();
+    world.host().plan_fault(2, CallFault::Fail { stderr: "out of sorts".to_owned(), code: 1 }).unwrap();
     let error = propolis.destroy(vm.clone()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Host, "{error}");
     world.host().forget_faults().unwrap();
@@ -283,7 +283,7 @@ async fn with_pfexec_before_everything_a_vm_lives_and_a_program_that_hangs_is_ki
     let propolis = builder.program_limit(Duration::from_secs(2)).build();
     let plan = propolis.plan(&world.spec(name())).await.unwrap().to_string();
     assert!(plan.contains(&format!("run {}", world.host().path().join("pfexec").display())), "{plan}");
-    world.host().plan_fault(2, Fault::Hang).unwrap();
+    world.host().plan_fault(2, CallFault::Hang).unwrap();
     let error = propolis.prepare(&world.spec(name())).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
     assert_eq!(world.left(), Vec::<String>::new());
@@ -314,8 +314,10 @@ async fn what_a_server_has_left_in_its_directory_goes_with_the_vm() {
 
 #[tokio::test]
 async fn a_server_that_is_too_old_is_called_so() {
-    let remote =
-        Remote::behaving(Behaviour { latest_version: Some("1.0.0".to_owned()), ..Behaviour::default() });
+    let remote = Remote::behaving(PropolisBehaviour {
+        latest_version: Some("1.0.0".to_owned()),
+        ..PropolisBehaviour::default()
+    });
     let propolis = remote.hypervisor();
     let mut options = BackendOptions::default();
     options.set("address", remote.proxy.address().to_string()).unwrap();
@@ -338,7 +340,10 @@ async fn a_server_that_is_too_old_is_called_so() {
 async fn a_failure_is_told_from_the_log_though_its_copy_was_lost() {
     let world = World::new();
     let ensure_fails = Some("no such VNIC under the moon".to_owned());
-    world.host().behave(&Behaviour { ensure_fails, chatter: 20_000, ..Behaviour::default() }).unwrap();
+    world
+        .host()
+        .behave(&PropolisBehaviour { ensure_fails, chatter: 20_000, ..PropolisBehaviour::default() })
+        .unwrap();
     let propolis = world.hypervisor();
     let vm = propolis.prepare(&world.spec(name())).await.unwrap();
     let error = propolis.start(&vm).await.unwrap_err();
@@ -401,14 +406,14 @@ async fn whoever_waits_for_a_vm_that_is_being_started_gets_it_with_what_its_cons
         tokio::time::sleep(Duration::from_millis(300)).await;
         drop(held);
     };
-    let waited = manager.wait(&web, Condition::Running, Duration::from_secs(60));
+    let waited = manager.wait(&web, WaitCondition::Running, Duration::from_secs(60));
     let (started, waited, ()) = tokio::join!(manager.start(&web), waited, goes_on);
     started.unwrap();
     let vm = waited.unwrap();
     assert_eq!(vm.state, VmState::Running);
     world::wait_for_console(manager.hypervisor(), &vm, "login: ").await;
 
-    let error = manager.wait(&web, Condition::Stopped, Duration::from_millis(300)).await.unwrap_err();
+    let error = manager.wait(&web, WaitCondition::Stopped, Duration::from_millis(300)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TimedOut);
     assert!(error.to_string().contains("login:"), "{error}");
     manager.remove(&web, true).await.unwrap();

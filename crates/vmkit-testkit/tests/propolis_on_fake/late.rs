@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use vmkit::spec::VmName;
 use vmkit::{ErrorKind, Hypervisor, PropolisHypervisor, VmHandle, VmState};
-use vmkit_testkit::propolis::{Behaviour, Death, Gate};
+use vmkit_testkit::propolis::{DeathPoint, Gate, PropolisBehaviour};
 
 use crate::world::{self, Remote, World};
 
@@ -99,7 +99,10 @@ async fn a_vm_that_comes_after_its_start_was_given_up_is_ended() {
 #[tokio::test]
 async fn a_server_that_is_killed_while_it_asks_the_host_leaves_nothing_in_the_kernel() {
     let world = World::new();
-    world.host().behave(&Behaviour { asks_host_millis: 600_000, ..Behaviour::default() }).unwrap();
+    world
+        .host()
+        .behave(&PropolisBehaviour { asks_host_millis: 600_000, ..PropolisBehaviour::default() })
+        .unwrap();
     let propolis = world.builder().start_limit(Duration::from_secs(4)).build();
     let vm = propolis.prepare(&world.spec(name())).await.unwrap();
     assert_eq!(propolis.start(&vm).await.unwrap_err().kind(), ErrorKind::TimedOut);
@@ -128,7 +131,7 @@ async fn a_server_that_tells_nothing_while_it_pauses_a_vm_is_asked_for_the_state
 
 #[tokio::test]
 async fn a_halt_at_a_server_elsewhere_is_waited_for_however_slow_its_disks_are() {
-    let remote = Remote::behaving(Behaviour { pause_millis: 14_000, ..Behaviour::default() });
+    let remote = Remote::behaving(PropolisBehaviour { pause_millis: 14_000, ..PropolisBehaviour::default() });
     let propolis = remote.hypervisor();
     let vm = propolis.prepare(&remote.spec(name())).await.unwrap();
     let vm = propolis.start(&vm).await.unwrap();
@@ -146,7 +149,8 @@ async fn a_halt_at_a_server_elsewhere_is_waited_for_however_slow_its_disks_are()
 
 #[tokio::test]
 async fn a_server_that_makes_a_vm_for_ever_keeps_no_one_for_ever_and_is_called_so() {
-    let unwinds = Behaviour { dies: Some(Death::Ensure), unwinds: true, ..Behaviour::default() };
+    let unwinds =
+        PropolisBehaviour { dies: Some(DeathPoint::Ensure), unwinds: true, ..PropolisBehaviour::default() };
     let mut remote = Remote::behaving(unwinds);
     let propolis = remote.hypervisor();
     let vm = propolis.prepare(&remote.spec(name())).await.unwrap();
@@ -170,7 +174,7 @@ async fn a_server_that_makes_a_vm_for_ever_keeps_no_one_for_ever_and_is_called_s
 
 #[tokio::test]
 async fn a_start_that_fails_elsewhere_says_no_more_than_it_knows() {
-    let remote = Remote::behaving(Behaviour { start_fails: true, ..Behaviour::default() });
+    let remote = Remote::behaving(PropolisBehaviour { start_fails: true, ..PropolisBehaviour::default() });
     let propolis = remote.hypervisor();
     let vm = propolis.prepare(&remote.spec(name())).await.unwrap();
     let error = propolis.start(&vm).await.unwrap_err().to_string();

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use vmkit::spec::{Mib, NetworkConfig, RootDisk, VmName, VmSpecBuilder};
 use vmkit::{ErrorKind, Hypervisor, VmHandle};
-use vmkit_testkit::propolis::illumos::Fault;
+use vmkit_testkit::propolis::illumos::CallFault;
 
 use crate::world::World;
 
@@ -90,7 +90,7 @@ async fn a_reshaping_that_fails_anywhere_is_done_the_next_time_or_removed() {
             let propolis = world.hypervisor();
             let vm = propolis.prepare(&world.bare(name()).build().unwrap()).await.unwrap();
             let vm = reshaped(&vm, world.bare(name()).disk(clone_of(3)).network(over("net1")));
-            let fault = Fault::FailAfterwards { stderr: "out of sorts".to_owned(), code: 1 };
+            let fault = CallFault::FailAfterwards { stderr: "out of sorts".to_owned(), code: 1 };
             world.host().plan_fault(nth, fault).unwrap();
             let started = propolis.start(&vm).await;
             world.host().forget_faults().unwrap();

@@ -20,7 +20,7 @@ use vmkit::{
     VmHandle, VmState,
 };
 use vmkit_testkit::propolis::illumos::FakeIllumos;
-use vmkit_testkit::propolis::{Behaviour, FakePropolis, FaultProxy, Gate, Held};
+use vmkit_testkit::propolis::{FakePropolis, FaultProxy, Gate, HeldGate, PropolisBehaviour};
 
 const TOOLS: &str = env!("CARGO_BIN_EXE_vmkit-fake-illumos");
 const SERVER: &str = env!("CARGO_BIN_EXE_vmkit-fake-propolis");
@@ -138,10 +138,10 @@ pub(crate) struct Remote {
 
 impl Remote {
     pub(crate) fn new() -> Self {
-        Self::behaving(Behaviour::default())
+        Self::behaving(PropolisBehaviour::default())
     }
 
-    pub(crate) fn behaving(behaviour: Behaviour) -> Self {
+    pub(crate) fn behaving(behaviour: PropolisBehaviour) -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("disk.raw"), vec![7; 1 << 20]).unwrap();
         let server = FakePropolis::spawn(behaviour).unwrap();
@@ -167,7 +167,7 @@ impl Remote {
     }
 
     /// Holds the server at a gate.
-    pub(crate) fn hold(&self, gate: Gate) -> Held {
+    pub(crate) fn hold(&self, gate: Gate) -> HeldGate {
         self.server.lock().unwrap().hold(gate).now_or_never().expect("nobody else holds it")
     }
 
@@ -241,7 +241,7 @@ impl Remote {
 
     /// Has the server forget its VM, as one that was started anew.
     pub(crate) fn forget(&self) {
-        let fresh = FakePropolis::spawn(Behaviour::default()).unwrap();
+        let fresh = FakePropolis::spawn(PropolisBehaviour::default()).unwrap();
         self.proxy.replace(fresh.address()).unwrap();
         self.proxy.cut().unwrap();
         *self.server.lock().unwrap() = fresh;
@@ -324,7 +324,7 @@ fn url_of(propolis: &PropolisHypervisor, vm: &VmHandle) -> String {
 pub(crate) async fn wait_for_words(propolis: &PropolisHypervisor, vm: &VmHandle, wanted: &str) {
     let console = vmkit::console::SerialConsole::at(&url_of(propolis, vm)).unwrap();
     let said = async {
-        let all = vmkit::console::Since::Start(0);
+        let all = vmkit::console::HistoryRange::Start(0);
         while !String::from_utf8_lossy(&console.history(all).await.unwrap().bytes).contains(wanted) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use vmkit::spec::VmName;
 use vmkit::{ErrorKind, FailureKind, Hypervisor, VmState};
-use vmkit_testkit::propolis::{Behaviour, Death, NetworkFault};
+use vmkit_testkit::propolis::{DeathPoint, NetworkFault, PropolisBehaviour};
 
 use crate::world::{self, Remote, World};
 
@@ -16,14 +16,14 @@ fn name() -> VmName {
 async fn a_failure_that_the_server_hides_is_told_from_its_log() {
     let world = World::new();
     let fails = Some("no such VNIC under the moon".to_owned());
-    world.host().behave(&Behaviour { ensure_fails: fails, ..Behaviour::default() }).unwrap();
+    world.host().behave(&PropolisBehaviour { ensure_fails: fails, ..PropolisBehaviour::default() }).unwrap();
     let propolis = world.hypervisor();
     let vm = propolis.prepare(&world.spec(name())).await.unwrap();
     let error = propolis.start(&vm).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Hypervisor);
     assert!(error.to_string().contains("under the moon"), "{error}");
     assert_eq!(propolis.state(&vm).await.unwrap(), VmState::Stopped);
-    world.host().behave(&Behaviour::default()).unwrap();
+    world.host().behave(&PropolisBehaviour::default()).unwrap();
     propolis.start(&vm).await.unwrap();
     propolis.destroy(vm).await.unwrap();
     assert_eq!(world.left(), Vec::<String>::new());
@@ -31,20 +31,20 @@ async fn a_failure_that_the_server_hides_is_told_from_its_log() {
 
 #[tokio::test]
 async fn a_server_that_dies_at_any_point_leaves_nothing_and_its_words_are_told() {
-    for dies in [Death::Ensure, Death::Start] {
+    for dies in [DeathPoint::Ensure, DeathPoint::Start] {
         let world = World::new();
-        world.host().behave(&Behaviour { dies: Some(dies), ..Behaviour::default() }).unwrap();
+        world.host().behave(&PropolisBehaviour { dies: Some(dies), ..PropolisBehaviour::default() }).unwrap();
         let propolis = world.hypervisor();
         let vm = propolis.prepare(&world.spec(name())).await.unwrap();
         let error = propolis.start(&vm).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Hypervisor, "{dies:?}: {error}");
-        if dies == Death::Ensure {
+        if dies == DeathPoint::Ensure {
             let told = error.to_string();
             assert!(told.contains("asked to die at ensure"), "{told}");
             assert!(!told.contains("note: run with") && !told.contains("\":"), "{told}");
         }
         assert!(!world.kernel_has(&vm), "{dies:?}: its half in the kernel is gone");
-        world.host().behave(&Behaviour::default()).unwrap();
+        world.host().behave(&PropolisBehaviour::default()).unwrap();
         propolis.start(&vm).await.unwrap();
         propolis.destroy(vm).await.unwrap();
         assert_eq!(world.left(), Vec::<String>::new(), "{dies:?}");
@@ -54,7 +54,8 @@ async fn a_server_that_dies_at_any_point_leaves_nothing_and_its_words_are_told()
 #[tokio::test]
 async fn a_panic_that_a_server_survived_is_told_with_what_came_of_it() {
     let world = World::new();
-    let unwinds = Behaviour { dies: Some(Death::Ensure), unwinds: true, ..Behaviour::default() };
+    let unwinds =
+        PropolisBehaviour { dies: Some(DeathPoint::Ensure), unwinds: true, ..PropolisBehaviour::default() };
     world.host().behave(&unwinds).unwrap();
     let propolis = world.hypervisor();
     let vm = propolis.prepare(&world.spec(name())).await.unwrap();
@@ -89,7 +90,10 @@ async fn a_panic_is_told_as_what_a_server_died_of() {
 #[tokio::test]
 async fn a_server_that_dies_while_it_stops_its_vm_is_cleared_away_all_the_same() {
     let world = World::new();
-    world.host().behave(&Behaviour { dies: Some(Death::Stop), ..Behaviour::default() }).unwrap();
+    world
+        .host()
+        .behave(&PropolisBehaviour { dies: Some(DeathPoint::Stop), ..PropolisBehaviour::default() })
+        .unwrap();
     let propolis = world.hypervisor();
     let vm = propolis.prepare(&world.spec(name())).await.unwrap();
     let vm = propolis.start(&vm).await.unwrap();
@@ -104,7 +108,7 @@ async fn a_server_that_dies_while_it_stops_its_vm_is_cleared_away_all_the_same()
 async fn what_a_server_says_when_it_refuses_to_run_reaches_the_caller() {
     let world = World::new();
     let refusal = Some("viona is too old".to_owned());
-    world.host().behave(&Behaviour { refusal, ..Behaviour::default() }).unwrap();
+    world.host().behave(&PropolisBehaviour { refusal, ..PropolisBehaviour::default() }).unwrap();
     let propolis = world.hypervisor();
     let vm = propolis.prepare(&world.spec(name())).await.unwrap();
     let error = propolis.start(&vm).await.unwrap_err();

@@ -32,11 +32,11 @@ use crate::spec::{PortForward, VmName, VmSpec};
 /// ```
 #[derive(Debug, Clone, Default)]
 pub struct NoopHypervisor {
-    books: Arc<Mutex<Books>>,
+    books: Arc<Mutex<VmTable>>,
 }
 
 #[derive(Debug, Default)]
-struct Books {
+struct VmTable {
     vms: BTreeMap<Uuid, (VmName, VmState)>,
     failures: VecDeque<(Operation, String)>,
 }
@@ -64,7 +64,7 @@ impl NoopHypervisor {
         Ok(())
     }
 
-    fn books(&self) -> MutexGuard<'_, Books> {
+    fn books(&self) -> MutexGuard<'_, VmTable> {
         self.books.lock().expect("nothing panics while it holds the books")
     }
 
@@ -83,7 +83,7 @@ impl NoopHypervisor {
     }
 }
 
-impl Books {
+impl VmTable {
     fn take_failure(&mut self, operation: Operation) -> Result<()> {
         let Some(at) = self.failures.iter().position(|(planned, _)| *planned == operation) else {
             return Ok(());

@@ -19,12 +19,12 @@ use crate::spec::{PortForward, VmSpec};
 #[derive(Debug, Clone)]
 pub struct RouterHypervisor {
     default: BackendTag,
-    routes: BTreeMap<BackendTag, Route>,
+    routes: BTreeMap<BackendTag, RoutedBackend>,
 }
 
 /// A backend, and what else it has beside the contract.
 #[derive(Debug, Clone)]
-struct Route {
+struct RoutedBackend {
     hypervisor: DynHypervisor,
     capabilities: Capabilities,
     forwarding: Option<DynPortForwarding>,
@@ -73,7 +73,7 @@ impl RouterHypervisor {
     pub fn register(&mut self, backend: impl Backend + 'static) {
         let (tag, capabilities) = (backend.tag(), backend.capabilities());
         let hypervisor = DynHypervisor::new(backend);
-        self.routes.insert(tag, Route { hypervisor, capabilities, forwarding: None });
+        self.routes.insert(tag, RoutedBackend { hypervisor, capabilities, forwarding: None });
     }
 
     /// Returns the tags of the registered backends, in order.
@@ -89,7 +89,7 @@ impl RouterHypervisor {
         self.route(tag).map(|route| &route.capabilities)
     }
 
-    fn route(&self, tag: &BackendTag) -> Result<&Route> {
+    fn route(&self, tag: &BackendTag) -> Result<&RoutedBackend> {
         self.routes.get(tag).ok_or_else(|| Error::UnknownBackend {
             tag: tag.clone(),
             known: self.routes.keys().cloned().collect(),

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::render;
 use crate::spec::free_login;
-use crate::spec::{CloudConfig, CloudInitConfig, GuestAccess, SshKeyPair, User, UserData, VmName};
+use crate::spec::{CloudConfig, CloudInitConfig, GuestAccess, GuestUser, SshKeyPair, UserData, VmName};
 
 /// Prints what cloud-init makes of a document.
 const READER: &str = include_str!("access_tests.py");
@@ -73,7 +73,7 @@ fn joined(raw: &str) -> Option<(String, Value)> {
 
 #[test]
 fn typed_user_data_has_our_user_among_the_others_and_the_host_key() {
-    let ada = User { name: "ada".into(), ssh_keys: Vec::new(), sudo: false, shell: None };
+    let ada = GuestUser { name: "ada".into(), ssh_keys: Vec::new(), sudo: false, shell: None };
     let text = user_data(UserData::Typed(CloudConfig { users: vec![ada], ..CloudConfig::default() }));
     assert!(text.starts_with("#cloud-config\n"), "{text}");
     let Some(read) = read(&text) else { return };
@@ -85,7 +85,8 @@ fn typed_user_data_has_our_user_among_the_others_and_the_host_key() {
 #[test]
 fn a_typed_user_whom_vmkit_logs_in_as_keeps_its_own_keys_and_shell() {
     let shell = Some("/bin/zsh".to_owned());
-    let ours = User { name: "vmkit".into(), ssh_keys: vec!["ssh-rsa AAAAB3".into()], sudo: false, shell };
+    let ours =
+        GuestUser { name: "vmkit".into(), ssh_keys: vec!["ssh-rsa AAAAB3".into()], sudo: false, shell };
     let text = user_data(UserData::Typed(CloudConfig { users: vec![ours], ..CloudConfig::default() }));
     let Some(read) = read(&text) else { return };
     let expected = json!({

@@ -15,7 +15,9 @@ use crate::cloud_init::mime;
 use crate::error::{Error, Result};
 use crate::network::MacAddr;
 use crate::spec::claims::{UserDataClaims, UsersForm};
-use crate::spec::{CloudConfig, CloudInitConfig, GuestAccess, GuestFile, SshKeyPair, User, UserData, VmName};
+use crate::spec::{
+    CloudConfig, CloudInitConfig, GuestAccess, GuestFile, GuestUser, SshKeyPair, UserData, VmName,
+};
 
 /// The documents that cloud-init reads from a NoCloud seed.
 #[derive(Clone, PartialEq, Eq)]
@@ -55,7 +57,7 @@ pub fn render(config: &CloudInitConfig, name: &VmName, id: Uuid, mac: Option<Mac
     let user_data = match (&config.user_data, &config.access) {
         (UserData::Raw(text), None) => text.clone(),
         (UserData::Raw(text), Some(access)) => beside(text, access)?,
-        (UserData::Typed(typed), access) => cloud_config(&Document::of(typed, access.as_ref()))?,
+        (UserData::Typed(typed), access) => cloud_config(&CloudConfigDocument::of(typed, access.as_ref()))?,
     };
     CloudInitConfig::check_bytes("user_data", user_data.len())?;
     let meta_data = MetaData {
@@ -64,7 +66,7 @@ pub fn render(config: &CloudInitConfig, name: &VmName, id: Uuid, mac: Option<Mac
     };
     let network_config = match &config.network_config {
         Some(text) => text.clone(),
-        None => yaml("network_config", &Network::dhcp(mac))?,
+        None => yaml("network_config", &NetworkDocument::dhcp(mac))?,
     };
     Ok(Seed { user_data, meta_data: yaml("meta_data", &meta_data)?, network_config })
 }
@@ -74,15 +76,15 @@ fn beside(text: &str, access: &GuestAccess) -> Result<String> {
     let claims =
         UserDataClaims::of(text).map_err(|mistake| Error::invalid("user_data", "", mistake.with_place()))?;
     let mut ours = Vec::new();
-    let prelude = Prelude::of(&claims);
-    if prelude != Prelude::default() {
+    let prelude = ConfigPrelude::of(&claims);
+    if prelude != ConfigPrelude::default() {
         ours.push(format!("#cloud-config\n{}", yaml("user_data", &prelude)?));
     }
-    ours.push(cloud_config(&Document::beside(&claims, access))?);
+    ours.push(cloud_config(&CloudConfigDocument::beside(&claims, access))?);
     Ok(mime::joined(text, &ours))
 }
 
-fn cloud_config(document: &Document<'_>) -> Result<String> {
+fn cloud_config(document: &CloudConfigDocument<'_>) -> Result<String> {
     Ok(format!("#cloud-config\n{}", yaml("user_data", document)?))
 }
 
@@ -100,30 +102,30 @@ struct MetaData<'a> {
 
 /// A network-config of version 2.
 #[derive(Serialize)]
-struct Network {
+struct NetworkDocument {
     version: u32,
-    ethernets: BTreeMap<&'static str, Ethernet>,
+    ethernets: BTreeMap<&'static str, EthernetConfig>,
 }
 
 #[derive(Serialize)]
-struct Ethernet {
+struct EthernetConfig {
     #[serde(rename = "match")]
-    device: Match,
+    device: EthernetMatch,
     dhcp4: bool,
     dhcp6: bool,
 }
 
 #[derive(Serialize)]
-struct Match {
+struct EthernetMatch {
     macaddress: String,
 }
 
-impl Network {
+impl NetworkDocument {
     /// IPv6 comes by router advertisement where there is a router: the kernel's own default, for
     /// which nothing waits.
     fn dhcp(mac: Option<MacAddr>) -> Self {
-        let ethernet = |mac: MacAddr| Ethernet {
-            device: Match { macaddress: mac.to_string() },
+        let ethernet = |mac: MacAddr| EthernetConfig {
+            device: EthernetMatch { macaddress: mac.to_string() },
             dhcp4: true,
             dhcp6: false,
         };
@@ -134,9 +136,9 @@ impl Network {
 /// A cloud-config document; a field that says nothing is left out, since cloud-init takes an empty
 /// list for a mistake.
 #[derive(Default, Serialize)]
-struct Document<'a> {
-    #[serde(skip_serializing_if = "Users::is_empty")]
-    users: Users<'a>,
+struct CloudConfigDocument<'a> {
+    #[serde(skip_serializing_if = "UserList::is_empty")]
+    users: UserList<'a>,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     packages: &'a [String],
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -149,9 +151,9 @@ struct Document<'a> {
     merge_how: Option<[MergeHow; 3]>,
 }
 
-impl<'a> Document<'a> {
+impl<'a> CloudConfigDocument<'a> {
     fn of(config: &'a CloudConfig, access: Option<&'a GuestAccess>) -> Self {
-        let joins = |user: &&User| access.is_some_and(|access| access.user == user.name);
+        let joins = |user: &&GuestUser| access.is_some_and(|access| access.user == user.name);
         let mut users: Vec<_> = config.users.iter().map(UserEntry::named).collect();
         match (config.users.iter().position(|user| joins(&user)), access) {
             (Some(theirs), Some(access)) => users[theirs].let_in(access),
@@ -163,7 +165,7 @@ impl<'a> Document<'a> {
         }
         let host_key = config.ssh_host_key.as_ref().or(access.map(|access| &access.host_key));
         Self {
-            users: Users::List(users),
+            users: UserList::List(users),
             packages: &config.packages,
             write_files: config.files.iter().map(FileEntry::of).collect(),
             runcmd: &config.commands,
@@ -178,10 +180,10 @@ impl<'a> Document<'a> {
         let users = match claims.users {
             // Whether the image's own user is among theirs is theirs to say.
             UsersForm::Absent if !claims.may_list_users() => {
-                Users::List(vec![UserEntry::Default("default"), ours])
+                UserList::List(vec![UserEntry::Default("default"), ours])
             }
-            UsersForm::Mapping => Users::Mapping(BTreeMap::from([(access.user.as_str(), ours.unnamed())])),
-            _ => Users::List(vec![ours]),
+            UsersForm::Mapping => UserList::Mapping(BTreeMap::from([(access.user.as_str(), ours.unnamed())])),
+            _ => UserList::List(vec![ours]),
         };
         Self {
             users,
@@ -195,14 +197,14 @@ impl<'a> Document<'a> {
 /// What goes before vmkit's own part where that can't be joined with what stands there: the same in
 /// a form that can.
 #[derive(Default, PartialEq, Eq, Serialize)]
-struct Prelude<'a> {
+struct ConfigPrelude<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     users: Option<&'a [String]>,
     #[serde(skip_serializing_if = "Option::is_none")]
     ssh_keys: Option<BTreeMap<String, String>>,
 }
 
-impl<'a> Prelude<'a> {
+impl<'a> ConfigPrelude<'a> {
     fn of(claims: &'a UserDataClaims) -> Self {
         let users = match &claims.users {
             UsersForm::Null => Some(&[][..]),
@@ -216,18 +218,18 @@ impl<'a> Prelude<'a> {
 /// Users in one of the forms that cloud-init takes.
 #[derive(Serialize)]
 #[serde(untagged)]
-enum Users<'a> {
+enum UserList<'a> {
     List(Vec<UserEntry<'a>>),
     Mapping(BTreeMap<&'a str, UserEntry<'a>>),
 }
 
-impl Default for Users<'_> {
+impl Default for UserList<'_> {
     fn default() -> Self {
         Self::List(Vec::new())
     }
 }
 
-impl Users<'_> {
+impl UserList<'_> {
     fn is_empty(&self) -> bool {
         matches!(self, Self::List(users) if users.is_empty())
     }
@@ -273,7 +275,7 @@ enum UserEntry<'a> {
 const SUDO: &str = "ALL=(ALL) NOPASSWD:ALL";
 
 impl<'a> UserEntry<'a> {
-    fn named(user: &'a User) -> Self {
+    fn named(user: &'a GuestUser) -> Self {
         UserEntry::Named {
             name: Some(&user.name),
             shell: user.shell.as_deref(),
@@ -500,8 +502,18 @@ mod tests {
         };
         let config = typed(CloudConfig {
             users: vec![
-                User { name: "ada".into(), ssh_keys: vec!["ssh-rsa AAAAB3".into()], sudo: true, shell: None },
-                User { name: "null".into(), ssh_keys: vec![], sudo: false, shell: Some("/bin/sh".into()) },
+                GuestUser {
+                    name: "ada".into(),
+                    ssh_keys: vec!["ssh-rsa AAAAB3".into()],
+                    sudo: true,
+                    shell: None,
+                },
+                GuestUser {
+                    name: "null".into(),
+                    ssh_keys: vec![],
+                    sudo: false,
+                    shell: Some("/bin/sh".into()),
+                },
             ],
             packages: vec!["nginx".into()],
             files: vec![file("a\nb\n", Some("root:root")), file("ü", Some("ada"))],
@@ -615,7 +627,7 @@ mod tests {
     #[test]
     fn an_address_of_digits_alone_is_not_taken_for_a_number_in_base_60() {
         let mac = MacAddr::from([0x52, 0x10, 0x20, 0x30, 0x40, 0x50]);
-        let document = yaml("network_config", &Network::dhcp(Some(mac))).unwrap();
+        let document = yaml("network_config", &NetworkDocument::dhcp(Some(mac))).unwrap();
         let Some(read) = py_yaml(&document) else { return };
         assert_eq!(read["ethernets"]["primary"]["match"]["macaddress"], "52:10:20:30:40:50");
     }

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 
 /// Which bytes of the console's past are meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Since {
+pub enum HistoryRange {
     /// Those behind so many, counted from the boot.
     Start(u64),
     /// The last ones, so many of them.
@@ -31,7 +31,7 @@ pub(super) fn server(url: &str) -> Result<SocketAddr> {
 
 /// What the server says in a text message. Source: Propolis, `InstanceSerialConsoleControlMessage`.
 #[derive(Debug, PartialEq, Eq, Deserialize)]
-pub(super) enum Control {
+pub(super) enum ControlMessage {
     /// The VM goes on at another server.
     Migrating {
         /// The other server's address.
@@ -39,7 +39,7 @@ pub(super) enum Control {
     },
 }
 
-impl Control {
+impl ControlMessage {
     /// Reads a text message; `None` for one that this program does not know.
     pub(super) fn read(text: &str) -> Option<Self> {
         serde_json::from_str(text).ok()
@@ -73,14 +73,14 @@ mod tests {
     fn a_migration_is_understood_and_the_unknown_passed_over() {
         let text = r#"{"Migrating":{"destination":"10.0.0.2:12400","from_start":4711}}"#;
         let destination = "10.0.0.2:12400".parse().unwrap();
-        assert_eq!(Control::read(text), Some(Control::Migrating { destination }));
-        assert_eq!(Control::read(r#"{"Resized":{}}"#), None);
+        assert_eq!(ControlMessage::read(text), Some(ControlMessage::Migrating { destination }));
+        assert_eq!(ControlMessage::read(r#"{"Resized":{}}"#), None);
     }
 
     proptest! {
         #[test]
         fn any_text_is_read_without_panic(text in any::<String>()) {
-            let _ = (server(&text), Control::read(&text));
+            let _ = (server(&text), ControlMessage::read(&text));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A console that is attached: [`Console`].
+//! A console that is attached: [`AttachedConsole`].
 //!
 //! Edge: a socket. What a QEMU serves is the socket itself; what a Propolis server serves is
 //! carried to one.
@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::handle::{ConsoleEndpoint, VmHandle};
 use crate::hypervisor::Hypervisor;
 use crate::lifecycle::VmState;
-use crate::manager::{Condition, VmManager, last_lines};
+use crate::manager::{VmManager, WaitCondition, last_lines};
 use crate::spec::VmName;
 
 /// How much of what the run has said before is had, in bytes.
@@ -50,7 +50,7 @@ const END_LIMIT: Duration = Duration::from_secs(10);
 /// let said = console.wait_for("# ", soon()).await?;
 /// # drop(said); Ok(()) }
 /// ```
-pub struct Console {
+pub struct AttachedConsole {
     vm: VmName,
     stream: UnixStream,
     /// What was said and not read yet.
@@ -59,7 +59,7 @@ pub struct Console {
     old: usize,
     turn: Option<ConsoleTurn>,
     /// Asks how the VM is once its console has closed.
-    end: Box<dyn Fn() -> Asking + Send + Sync>,
+    end: Box<dyn Fn() -> StateQuery + Send + Sync>,
 }
 
 impl<H: Hypervisor + 'static> VmManager<H> {
@@ -69,7 +69,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     /// `Busy` with the process that is at the console, where it serves one client at a time;
     /// `InvalidState` unless the VM lives; `NotFound`; `Unsupported` for a VM without a console;
     /// `Io` and `Hypervisor` where it can't be reached.
-    pub async fn attach_console(&self, name: &VmName) -> Result<Console> {
+    pub async fn attach_console(&self, name: &VmName) -> Result<AttachedConsole> {
         let vm = self.info(name).await?;
         if !vm.state.is_live() {
             return Err(Error::NotLive { what: "the console", state: vm.state });
@@ -82,15 +82,15 @@ impl<H: Hypervisor + 'static> VmManager<H> {
             }
         };
         let (manager, of) = (self.clone(), name.clone());
-        let end = Box::new(move || -> Asking {
+        let end = Box::new(move || -> StateQuery {
             let (manager, of) = (manager.clone(), of.clone());
-            Box::pin(async move { Ok(manager.wait(&of, Condition::Stopped, END_LIMIT).await?.state) })
+            Box::pin(async move { Ok(manager.wait(&of, WaitCondition::Stopped, END_LIMIT).await?.state) })
         });
-        Ok(Console { vm: name.clone(), stream, unread, old: 0, turn, end })
+        Ok(AttachedConsole { vm: name.clone(), stream, unread, old: 0, turn, end })
     }
 }
 
-impl Console {
+impl AttachedConsole {
     /// Reads until the guest has said this, and returns what was said up to there, with it; of very
     /// much, at least the last 4 MiB.
     ///
@@ -196,7 +196,7 @@ impl Console {
     }
 }
 
-impl AsyncRead for Console {
+impl AsyncRead for AttachedConsole {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.unread.is_empty() {
@@ -213,7 +213,7 @@ impl AsyncRead for Console {
     }
 }
 
-impl AsyncWrite for Console {
+impl AsyncWrite for AttachedConsole {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, typed: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.get_mut().stream).poll_write(cx, typed)
     }
@@ -227,19 +227,19 @@ impl AsyncWrite for Console {
     }
 }
 
-impl fmt::Debug for Console {
+impl fmt::Debug for AttachedConsole {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Console").field("vm", &self.vm).field("turn", &self.turn).finish_non_exhaustive()
     }
 }
 
 /// Somebody is asked how a VM is.
-type Asking = Pin<Box<dyn Future<Output = Result<VmState>> + Send>>;
+type StateQuery = Pin<Box<dyn Future<Output = Result<VmState>> + Send>>;
 
 /// A console that was reached: the socket, what was said before, and whose turn it is.
-type Reached = (UnixStream, Vec<u8>, Option<ConsoleTurn>);
+type OpenedConsole = (UnixStream, Vec<u8>, Option<ConsoleTurn>);
 
-async fn at_socket(vm: &VmHandle, socket: &Path) -> Result<Reached> {
+async fn at_socket(vm: &VmHandle, socket: &Path) -> Result<OpenedConsole> {
     let turn = ConsoleTurn::take(vm.name(), socket)?;
     let (log, since) = (vm.console_log.clone(), vm.console_since);
     let join = move || {
@@ -255,10 +255,10 @@ async fn at_socket(vm: &VmHandle, socket: &Path) -> Result<Reached> {
 }
 
 #[cfg(feature = "propolis")]
-async fn at_server(vm: &VmHandle, url: &str) -> Result<Reached> {
-    use super::{SerialConsole, Since};
+async fn at_server(vm: &VmHandle, url: &str) -> Result<OpenedConsole> {
+    use super::{HistoryRange, SerialConsole};
     let console = SerialConsole::at(url)?;
-    let past = console.history(Since::MostRecent(PAST_BYTES)).await?;
+    let past = console.history(HistoryRange::MostRecent(PAST_BYTES)).await?;
     let (ours, theirs) = UnixStream::pair().map_err(Error::io("make", "a pair of sockets"))?;
     let name = vm.name().clone();
     // It ends when either end is closed, ours when the console is dropped.
@@ -273,7 +273,7 @@ async fn at_server(vm: &VmHandle, url: &str) -> Result<Reached> {
 
 /// Returns nothing: only Propolis has such consoles.
 #[cfg(not(feature = "propolis"))]
-async fn at_server(vm: &VmHandle, _url: &str) -> Result<Reached> {
+async fn at_server(vm: &VmHandle, _url: &str) -> Result<OpenedConsole> {
     Err(Error::Unsupported { backend: vm.backend.clone(), what: "a console at a WebSocket here".to_owned() })
 }
 
@@ -292,10 +292,10 @@ mod tests {
     #[tokio::test]
     async fn what_was_said_before_something_was_typed_is_no_answer_to_it() {
         let (stream, mut guest) = UnixStream::pair().unwrap();
-        let end = Box::new(|| -> Asking { Box::pin(async { Ok(VmState::Stopped) }) });
+        let end = Box::new(|| -> StateQuery { Box::pin(async { Ok(VmState::Stopped) }) });
         let vm = VmName::new("web").unwrap();
         let unread = b"login: login: ".to_vec();
-        let mut console = Console { vm, stream, unread, old: 0, turn: None, end };
+        let mut console = AttachedConsole { vm, stream, unread, old: 0, turn: None, end };
         let soon = || Instant::now() + Duration::from_secs(60);
         assert_eq!(console.wait_for("login: ", soon()).await.unwrap(), b"login: ");
         guest.write_all(b"lo").await.unwrap();
@@ -311,9 +311,9 @@ mod tests {
     #[tokio::test]
     async fn a_guest_that_floods_its_console_fills_no_memory_and_is_still_heard() {
         let (stream, mut guest) = UnixStream::pair().unwrap();
-        let end = Box::new(|| -> Asking { Box::pin(async { Ok(VmState::Stopped) }) });
+        let end = Box::new(|| -> StateQuery { Box::pin(async { Ok(VmState::Stopped) }) });
         let vm = VmName::new("web").unwrap();
-        let mut console = Console { vm, stream, unread: Vec::new(), old: 0, turn: None, end };
+        let mut console = AttachedConsole { vm, stream, unread: Vec::new(), old: 0, turn: None, end };
         let flood = tokio::spawn(async move {
             let line = [b'.'; 64 << 10];
             for _ in 0..4 * MOST_UNREAD_BYTES / line.len() {

@@ -17,24 +17,24 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_tungstenite::{WebSocketStream, client_async};
 
-use super::address::Control;
+use super::address::ControlMessage;
 use super::serial::{ANSWER_LIMIT, API_VERSION};
-use crate::backend::propolis::client::{Client, PEER};
+use crate::backend::propolis::client::{PEER, PropolisClient};
 use crate::error::{Error, Result};
 
-type Socket = WebSocketStream<TcpStream>;
+type ConsoleSocket = WebSocketStream<TcpStream>;
 
 /// The direction in which keys are sent.
-pub(super) type Keys = SplitSink<Socket, Message>;
+pub(super) type InputSink = SplitSink<ConsoleSocket, Message>;
 
 /// A connection that rings when the guest has said something.
-pub(super) struct Bell {
-    pub(super) keys: Keys,
-    frames: SplitStream<Socket>,
+pub(super) struct OutputSignal {
+    pub(super) keys: InputSink,
+    frames: SplitStream<ConsoleSocket>,
 }
 
 /// Why a bell rings no more.
-pub(super) enum Silence {
+pub(super) enum SignalEnd {
     /// The VM has stopped.
     Stopped,
     /// The connection broke, or was closed without a word.
@@ -43,9 +43,9 @@ pub(super) enum Silence {
     Moved(SocketAddr),
 }
 
-impl Bell {
+impl OutputSignal {
     /// Connects to a console. A server without an active VM accepts the connection and drops it.
-    pub(super) async fn hang(client: &Client) -> Result<Self> {
+    pub(super) async fn hang(client: &PropolisClient) -> Result<Self> {
         let url = client.console_url();
         let uri = url.parse().map_err(|_| Error::invalid("console", url, "this is no URL"))?;
         let request = ClientRequestBuilder::new(uri).with_header("api-version", API_VERSION);
@@ -78,7 +78,10 @@ impl Bell {
     ///
     /// It rings once at the beginning. Frames go along as long as there is room; it never waits for
     /// room, since a client that does not read stalls the server.
-    pub(super) fn ring(self, rings: mpsc::Sender<Bytes>) -> (Keys, impl Future<Output = Silence> + Send) {
+    pub(super) fn ring(
+        self,
+        rings: mpsc::Sender<Bytes>,
+    ) -> (InputSink, impl Future<Output = SignalEnd> + Send) {
         let Self { keys, mut frames } = self;
         // One that is full rings already.
         let ring = move |frame| drop(rings.try_send(frame));
@@ -91,15 +94,15 @@ impl Bell {
                     Some(Ok(Message::Binary(frame))) => ring(frame),
                     Some(Ok(Message::Pong(_))) => ring(Bytes::new()),
                     Some(Ok(Message::Text(text))) => {
-                        if let Some(Control::Migrating { destination }) = Control::read(&text) {
-                            return Silence::Moved(destination);
+                        if let Some(ControlMessage::Migrating { destination }) = ControlMessage::read(&text) {
+                            return SignalEnd::Moved(destination);
                         }
                     }
                     Some(Ok(Message::Close(Some(frame)))) if frame.code == CloseCode::Away => {
-                        return Silence::Stopped;
+                        return SignalEnd::Stopped;
                     }
                     Some(Ok(Message::Ping(_) | Message::Frame(_))) => {}
-                    Some(Ok(Message::Close(_)) | Err(_)) | None => return Silence::Lost,
+                    Some(Ok(Message::Close(_)) | Err(_)) | None => return SignalEnd::Lost,
                 }
             }
         };

@@ -23,7 +23,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
 use super::ConsoleTurn;
-use crate::boundedlog::{LogMark, tail_of_log, tail_of_log_since};
+use crate::boundedlog::{LogPosition, tail_of_log, tail_of_log_since};
 use crate::error::{Error, Result};
 
 /// How much of the log is compared with what was sent, in bytes.
@@ -43,7 +43,7 @@ pub struct ConsoleLog<'a> {
     /// The log.
     pub path: &'a Path,
     /// What was written before this is not wanted.
-    pub since: Option<LogMark>,
+    pub since: Option<LogPosition>,
     /// No more of its end than this is wanted, in bytes.
     pub most_bytes: u64,
 }
@@ -73,7 +73,7 @@ impl ConsoleTurn {
             return Ok(JoinedConsole { past: Vec::new(), said: Vec::new(), stream: self.connected()? });
         };
         let failed = || Error::io("read", log.path);
-        let before = LogMark::end_of(log.path).map_err(failed())?;
+        let before = LogPosition::end_of(log.path).map_err(failed())?;
         let stream = self.connected()?;
         let deadline = Instant::now() + PAUSE_LIMIT;
         let (mut past, mut said) = (Vec::new(), Vec::new());
@@ -129,7 +129,7 @@ impl ConsoleLog<'_> {
     }
 }
 
-fn added_since(log: &Path, before: Option<&LogMark>) -> io::Result<usize> {
+fn added_since(log: &Path, before: Option<&LogPosition>) -> io::Result<usize> {
     let added = match before {
         Some(before) => tail_of_log_since(log, before, COMPARED_BYTES),
         None => tail_of_log(log, COMPARED_BYTES),

@@ -1,4 +1,4 @@
-//! Serial consoles of VMs: [`Console`], one that is attached, and [`SerialConsole`], one that a
+//! Serial consoles of VMs: [`AttachedConsole`], one that is attached, and [`SerialConsole`], one that a
 //! Propolis server serves.
 //!
 //! [`VmManager::attach_console`](crate::VmManager::attach_console) makes the first of either kind.
@@ -19,11 +19,11 @@ pub(crate) mod serial;
 mod tape;
 mod turn;
 
-pub use attached::Console;
+pub use attached::AttachedConsole;
 pub use joined::{ConsoleLog, JoinedConsole};
 pub use turn::ConsoleTurn;
 
 #[cfg(feature = "propolis")]
-pub use address::Since;
+pub use address::HistoryRange;
 #[cfg(feature = "propolis")]
-pub use serial::{Ending, Event, Past, SerialConsole};
+pub use serial::{ConsoleEnd, ConsoleEvent, ConsoleHistory, SerialConsole};

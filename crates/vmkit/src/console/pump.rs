@@ -11,10 +11,10 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_tungstenite::tungstenite::Message;
 
-use super::bell::{Bell, Keys, Silence};
-use super::serial::{Ending, Event, no_vm};
-use super::tape::{Heard, MOST_FRAMES, Tape};
-use crate::backend::propolis::client::{Client, PEER};
+use super::bell::{InputSink, OutputSignal, SignalEnd};
+use super::serial::{ConsoleEnd, ConsoleEvent, no_vm};
+use super::tape::{ConsoleTape, MOST_FRAMES, TapeRead};
+use crate::backend::propolis::client::{PEER, PropolisClient};
 use crate::error::{Error, Result};
 
 /// How long a lost connection is tried anew.
@@ -25,17 +25,17 @@ const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::fro
 const FAREWELL_LIMIT: Duration = Duration::from_secs(1);
 
 /// What a try to connect led to.
-enum Tried {
-    Live(Bell),
+enum ConnectAttempt {
+    Live(OutputSignal),
     /// Nothing runs there any more.
     NoVm,
 }
 
-pub(crate) struct Pump<T> {
-    tape: Tape<T>,
+pub(crate) struct ConsolePump<T> {
+    tape: ConsoleTape<T>,
     typed: OwnedReadHalf,
     /// The first connection.
-    bell: Option<Bell>,
+    bell: Option<OutputSignal>,
     /// Whether the VM was said to be here from now on, and has not been seen here yet.
     is_coming: bool,
     /// Until when, and after which pause, a connection is tried anew; nothing since one was good
@@ -43,10 +43,10 @@ pub(crate) struct Pump<T> {
     trouble: Option<(Instant, Duration)>,
 }
 
-impl<T: FnMut(Event) + Send> Pump<T> {
-    pub(crate) fn new(client: Client, next: u64, stream: UnixStream, tell: T) -> Self {
+impl<T: FnMut(ConsoleEvent) + Send> ConsolePump<T> {
+    pub(crate) fn new(client: PropolisClient, next: u64, stream: UnixStream, tell: T) -> Self {
         let (typed, reader) = stream.into_split();
-        let tape = Tape::new(client, next, reader, tell);
+        let tape = ConsoleTape::new(client, next, reader, tell);
         Self { tape, typed, bell: None, is_coming: false, trouble: None }
     }
 
@@ -57,25 +57,25 @@ impl<T: FnMut(Event) + Send> Pump<T> {
     pub(crate) async fn attach(&mut self) -> Result<()> {
         let heard = self.tape.begin().await;
         match self.connect(heard).await? {
-            Tried::Live(bell) => self.bell = Some(bell),
-            Tried::NoVm => return Err(no_vm(&self.tape.client)),
+            ConnectAttempt::Live(bell) => self.bell = Some(bell),
+            ConnectAttempt::NoVm => return Err(no_vm(&self.tape.client)),
         }
         Ok(())
     }
 
     /// Carries both directions until one of both ends.
-    pub(crate) async fn run(mut self) -> Result<Ending> {
+    pub(crate) async fn run(mut self) -> Result<ConsoleEnd> {
         if self.bell.is_none() {
             self.attach().await?;
         }
         let ending = self.carry_on().await;
-        if matches!(ending, Ok(Ending::Left)) || self.tape.last_words().await? {
+        if matches!(ending, Ok(ConsoleEnd::Left)) || self.tape.last_words().await? {
             return ending;
         }
-        Ok(Ending::Left)
+        Ok(ConsoleEnd::Left)
     }
 
-    async fn carry_on(&mut self) -> Result<Ending> {
+    async fn carry_on(&mut self) -> Result<ConsoleEnd> {
         // How far it had come when the connection was last lost: what is gained while it is made
         // anew counts, too.
         let mut had = self.tape.next;
@@ -84,7 +84,7 @@ impl<T: FnMut(Event) + Send> Pump<T> {
                 Some(bell) => bell,
                 None => match self.reconnect().await? {
                     Some(bell) => bell,
-                    None => return Ok(Ending::Stopped),
+                    None => return Ok(ConsoleEnd::Stopped),
                 },
             };
             let began = Instant::now();
@@ -94,29 +94,31 @@ impl<T: FnMut(Event) + Send> Pump<T> {
             }
             had = self.tape.next;
             match silence {
-                None => return Ok(Ending::Left),
-                Some(Silence::Stopped) => return Ok(Ending::Stopped),
-                Some(Silence::Moved(server)) => {
+                None => return Ok(ConsoleEnd::Left),
+                Some(SignalEnd::Stopped) => return Ok(ConsoleEnd::Stopped),
+                Some(SignalEnd::Moved(server)) => {
                     self.tape.client.address = server;
                     self.is_coming = true;
-                    (self.tape.tell)(Event::Moved { server });
+                    (self.tape.tell)(ConsoleEvent::Moved { server });
                 }
-                Some(Silence::Lost) => (self.tape.tell)(Event::Lost),
+                Some(SignalEnd::Lost) => (self.tape.tell)(ConsoleEvent::Lost),
             }
         }
     }
 
     /// Connects once if the server has the VM: a server without one accepts the connection and
     /// drops it.
-    async fn connect(&mut self, heard: Heard) -> Result<Tried> {
+    async fn connect(&mut self, heard: TapeRead) -> Result<ConnectAttempt> {
         match heard {
-            Heard::Failed(problem) => Err(problem),
-            Heard::NoVm => Ok(Tried::NoVm),
-            Heard::All | Heard::Left => Bell::hang(&self.tape.client).await.map(Tried::Live),
+            TapeRead::Failed(problem) => Err(problem),
+            TapeRead::NoVm => Ok(ConnectAttempt::NoVm),
+            TapeRead::All | TapeRead::Left => {
+                OutputSignal::hang(&self.tape.client).await.map(ConnectAttempt::Live)
+            }
         }
     }
 
-    async fn try_again(&mut self) -> Result<Tried> {
+    async fn try_again(&mut self) -> Result<ConnectAttempt> {
         let heard = self.tape.ask().await;
         self.connect(heard).await
     }
@@ -126,8 +128,8 @@ impl<T: FnMut(Event) + Send> Pump<T> {
     /// A server that is coming back has no way to say so: there is nothing to wait for but time.
     /// One that takes every connection and drops it is waited for no longer than one that takes
     /// none.
-    async fn reconnect(&mut self) -> Result<Option<Bell>> {
-        let broken = |client: &Client, how: &str| Error::Protocol {
+    async fn reconnect(&mut self) -> Result<Option<OutputSignal>> {
+        let broken = |client: &PropolisClient, how: &str| Error::Protocol {
             peer: PEER,
             problem: format!("{}: {how}", client.address),
             source: None,
@@ -140,16 +142,16 @@ impl<T: FnMut(Event) + Send> Pump<T> {
             self.trouble = Some((deadline, pause));
             let problem = match timeout_at(deadline, sleep(pause)).await {
                 Ok(()) => match self.try_again().await {
-                    Ok(Tried::Live(bell)) => {
+                    Ok(ConnectAttempt::Live(bell)) => {
                         self.is_coming = false;
-                        (self.tape.tell)(Event::Restored);
+                        (self.tape.tell)(ConsoleEvent::Restored);
                         return Ok(Some(bell));
                     }
                     // The one who sends it tells of the move before the one who gets it has it.
-                    Ok(Tried::NoVm) if self.is_coming => {
+                    Ok(ConnectAttempt::NoVm) if self.is_coming => {
                         broken(&self.tape.client, "the VM moves there, and has not come")
                     }
-                    Ok(Tried::NoVm) => return Ok(None),
+                    Ok(ConnectAttempt::NoVm) => return Ok(None),
                     Err(problem) => problem,
                 },
                 Err(_) => broken(&self.tape.client, "it takes every connection to its console and drops it"),
@@ -163,7 +165,7 @@ impl<T: FnMut(Event) + Send> Pump<T> {
 
     /// Carries both directions over one connection until that ends; returns nothing if the reader
     /// has left.
-    async fn carry(&mut self, bell: Bell) -> Result<Option<Silence>> {
+    async fn carry(&mut self, bell: OutputSignal) -> Result<Option<SignalEnd>> {
         let (rings, mut rung) = mpsc::channel(MOST_FRAMES);
         let (keys, ringing) = bell.ring(rings);
         tokio::pin!(ringing);
@@ -176,17 +178,17 @@ impl<T: FnMut(Event) + Send> Pump<T> {
                 heard = &mut following => (heard?, None),
             };
             Ok::<_, Error>(match heard {
-                Heard::Left => None,
-                Heard::All => Some(silence.unwrap_or(Silence::Lost)),
-                Heard::NoVm if silence.is_none() => {
+                TapeRead::Left => None,
+                TapeRead::All => Some(silence.unwrap_or(SignalEnd::Lost)),
+                TapeRead::NoVm if silence.is_none() => {
                     // What came last is on its way still, and so is the word of a VM that goes on
                     // elsewhere.
-                    Some(timeout(FAREWELL_LIMIT, ringing.as_mut()).await.unwrap_or(Silence::Stopped))
+                    Some(timeout(FAREWELL_LIMIT, ringing.as_mut()).await.unwrap_or(SignalEnd::Stopped))
                 }
-                Heard::NoVm => silence,
-                Heard::Failed(problem) => {
+                TapeRead::NoVm => silence,
+                TapeRead::Failed(problem) => {
                     tracing::debug!(error = %problem, "the console's server can't be asked");
-                    Some(silence.unwrap_or(Silence::Lost))
+                    Some(silence.unwrap_or(SignalEnd::Lost))
                 }
             })
         };
@@ -200,7 +202,7 @@ impl<T: FnMut(Event) + Send> Pump<T> {
 }
 
 /// Sends what is typed until the writer has left.
-async fn type_in(typed: &OwnedReadHalf, mut keys: Keys) {
+async fn type_in(typed: &OwnedReadHalf, mut keys: InputSink) {
     let mut chunk = vec![0; 4096];
     loop {
         if typed.readable().await.is_err() {

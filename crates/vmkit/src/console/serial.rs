@@ -31,10 +31,12 @@ use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::time::Instant;
 
-use super::address::{self, Since};
+use super::address::{self, HistoryRange};
 use super::pump;
-use crate::backend::propolis::client::{Answer, Client, Failure, From, HISTORY_BYTES};
-use crate::backend::propolis::instance_spec::History;
+use crate::backend::propolis::client::{
+    ClientError, ClientResult, HISTORY_BYTES, HistoryStart, PropolisClient,
+};
+use crate::backend::propolis::instance_spec::SerialHistory;
 use crate::error::{Error, Result};
 use crate::lifecycle::VmState;
 
@@ -60,12 +62,12 @@ const KEPT_BYTES: u64 = 1 << 20;
 /// ```
 #[derive(Debug, Clone)]
 pub struct SerialConsole {
-    client: Client,
+    client: PropolisClient,
 }
 
 /// Some of what a console has said.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Past {
+pub struct ConsoleHistory {
     /// What it said; without the middle, where the server no longer has that.
     pub bytes: Vec<u8>,
     /// How many bytes it had said at the end of these, since the boot.
@@ -77,7 +79,7 @@ pub struct Past {
 /// Why a console has nothing more to say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Ending {
+pub enum ConsoleEnd {
     /// The VM has stopped.
     Stopped,
     /// Whoever read it has left.
@@ -87,7 +89,7 @@ pub enum Ending {
 /// What happens to a console beside its words.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Event {
+pub enum ConsoleEvent {
     /// The connection was lost; it is tried anew.
     Lost,
     /// It is there again.
@@ -106,7 +108,7 @@ pub enum Event {
 
 /// A piece of the past without a gap.
 #[derive(Debug)]
-pub(crate) struct Page {
+pub(crate) struct HistoryPage {
     pub(crate) bytes: Vec<u8>,
     /// The number of the byte behind it.
     pub(crate) end: u64,
@@ -114,7 +116,7 @@ pub(crate) struct Page {
     pub(crate) is_last: bool,
 }
 
-impl Page {
+impl HistoryPage {
     /// Returns the number of its first byte.
     pub(super) fn begin(&self) -> u64 {
         self.end.saturating_sub(self.bytes.len() as u64)
@@ -133,7 +135,7 @@ impl SerialConsole {
     /// # Errors
     /// `InvalidInput` for a URL that is no Propolis VM's console.
     pub fn at(url: &str) -> Result<Self> {
-        Ok(Self { client: Client { address: address::server(url)?, version: API_VERSION } })
+        Ok(Self { client: PropolisClient { address: address::server(url)?, version: API_VERSION } })
     }
 
     /// Returns what the console has said, as far as the server keeps it: the first and the last
@@ -142,19 +144,19 @@ impl SerialConsole {
     /// # Errors
     /// `InvalidState` where no VM is active there; `TimedOut`, and `Hypervisor` for a server that
     /// can't be reached or speaks something else.
-    pub async fn history(&self, since: Since) -> Result<Past> {
-        let mut past = Past { bytes: Vec::new(), end: 0, missed: 0 };
+    pub async fn history(&self, since: HistoryRange) -> Result<ConsoleHistory> {
+        let mut past = ConsoleHistory { bytes: Vec::new(), end: 0, missed: 0 };
         let (mut since, client) = (since, &self.client);
         loop {
             let asked = page(client, since, Instant::now() + ANSWER_LIMIT).await;
             let page = asked.map_err(|failure| failure.into_error(client, "tell of its console", None))?;
             let page = page.ok_or_else(|| no_vm(client))?;
-            if let Since::Start(next) = since {
+            if let HistoryRange::Start(next) = since {
                 past.missed += page.begin().saturating_sub(next);
             }
             past.bytes.extend(&page.bytes);
             past.end = page.end;
-            since = Since::Start(page.end);
+            since = HistoryRange::Start(page.end);
             // A guest that speaks faster than it is asked is not followed for good: all that is
             // kept is enough.
             if page.is_last || past.bytes.len() as u64 >= 2 * KEPT_BYTES {
@@ -166,7 +168,7 @@ impl SerialConsole {
     /// Carries the console from byte `next` on to `stream`, and what comes from there to the guest,
     /// until one of both ends.
     ///
-    /// `next` is [`Past::end`] of the past that is already known, 0 for everything. A connection
+    /// `next` is [`ConsoleHistory::end`] of the past that is already known, 0 for everything. A connection
     /// that is lost is recreated, 10 s long, and no byte is lost or doubled by that; what is typed
     /// at such a moment may be lost. `tell` hears what happens meanwhile.
     ///
@@ -180,39 +182,44 @@ impl SerialConsole {
         &self,
         next: u64,
         stream: UnixStream,
-        tell: impl FnMut(Event) + Send,
-    ) -> Result<Ending> {
-        Box::pin(pump::Pump::new(self.client, next, stream, tell).run()).await
+        tell: impl FnMut(ConsoleEvent) + Send,
+    ) -> Result<ConsoleEnd> {
+        Box::pin(pump::ConsolePump::new(self.client, next, stream, tell).run()).await
     }
 }
 
 /// Reads a piece of the past; if the server no longer has the first of these bytes, the latest
 /// piece that it has. Returns nothing if no VM is active there.
-pub(crate) async fn page(client: &Client, mut since: Since, deadline: Instant) -> Answer<Option<Page>> {
+pub(crate) async fn page(
+    client: &PropolisClient,
+    mut since: HistoryRange,
+    deadline: Instant,
+) -> ClientResult<Option<HistoryPage>> {
     loop {
         let from = match since {
-            Since::Start(bytes) => From::Start(bytes),
-            Since::MostRecent(bytes) => From::End(bytes),
+            HistoryRange::Start(bytes) => HistoryStart::Start(bytes),
+            HistoryRange::MostRecent(bytes) => HistoryStart::End(bytes),
         };
         match client.history(from, deadline).await {
-            Ok(History { data, last_byte_offset: end }) => {
+            Ok(SerialHistory { data, last_byte_offset: end }) => {
                 // One that is full has more behind it, and so may the end of what is kept of the
                 // beginning.
                 let has_more = data.len() as u64 >= HISTORY_BYTES || end == KEPT_BYTES && !data.is_empty();
-                return Ok(Some(Page { bytes: data, end, is_last: !has_more }));
+                return Ok(Some(HistoryPage { bytes: data, end, is_last: !has_more }));
             }
             Err(failure) if failure.is_no_instance() => return Ok(None),
-            Err(Failure::Denied { refusal, .. })
-                if matches!(since, Since::Start(_)) && refusal.message.contains("no longer cached") =>
+            Err(ClientError::Denied { refusal, .. })
+                if matches!(since, HistoryRange::Start(_))
+                    && refusal.message.contains("no longer cached") =>
             {
-                since = Since::MostRecent(KEPT_BYTES);
+                since = HistoryRange::MostRecent(KEPT_BYTES);
             }
             Err(failure) => return Err(failure),
         }
     }
 }
 
-pub(super) fn no_vm(client: &Client) -> Error {
+pub(super) fn no_vm(client: &PropolisClient) -> Error {
     Error::Ended {
         awaited: format!("the console at {}", client.address),
         state: VmState::Stopped,

@@ -8,9 +8,9 @@ use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
-use super::address::Since;
-use super::serial::{ANSWER_LIMIT, Event, Page, page};
-use crate::backend::propolis::client::Client;
+use super::address::HistoryRange;
+use super::serial::{ANSWER_LIMIT, ConsoleEvent, HistoryPage, page};
+use crate::backend::propolis::client::PropolisClient;
 use crate::error::{Error, Result};
 
 /// How many frames are kept that the history has not confirmed; each has at most 1 KiB.
@@ -24,7 +24,7 @@ const PACE: Duration = Duration::from_millis(10);
 const BURST: Duration = Duration::from_millis(200);
 
 /// What came of asking for what was said.
-pub(super) enum Heard {
+pub(super) enum TapeRead {
     /// The reader has all that there is.
     All,
     /// No VM is active there, or another one.
@@ -36,9 +36,9 @@ pub(super) enum Heard {
 }
 
 /// Where a reader is in what a console says.
-pub(super) struct Tape<T> {
+pub(super) struct ConsoleTape<T> {
     /// The server that the VM is at now.
-    pub(super) client: Client,
+    pub(super) client: PropolisClient,
     /// The number of the first byte that was not taken yet.
     pub(super) next: u64,
     /// What was taken, and not handed to the reader yet: one page at most.
@@ -53,48 +53,48 @@ pub(super) struct Tape<T> {
     pub(super) tell: T,
 }
 
-impl<T: FnMut(Event) + Send> Tape<T> {
-    pub(super) fn new(client: Client, next: u64, reader: OwnedWriteHalf, tell: T) -> Self {
+impl<T: FnMut(ConsoleEvent) + Send> ConsoleTape<T> {
+    pub(super) fn new(client: PropolisClient, next: u64, reader: OwnedWriteHalf, tell: T) -> Self {
         let (spool, recent, frames) = (Vec::new(), Vec::new(), Vec::new());
         Self { client, next, spool, recent, is_level: false, frames, reader, tell }
     }
 
     /// Reads the first page, and what stands right before it, if the server still has that.
-    pub(super) async fn begin(&mut self) -> Heard {
+    pub(super) async fn begin(&mut self) -> TapeRead {
         let begin = self.next.saturating_sub(RECENT_BYTES as u64);
-        match page(&self.client, Since::Start(begin), Instant::now() + ANSWER_LIMIT).await {
+        match page(&self.client, HistoryRange::Start(begin), Instant::now() + ANSWER_LIMIT).await {
             Ok(Some(page)) if page.begin() == begin && page.end >= self.next => {
                 let before = page.bytes.len() - page.since(self.next).len();
                 self.recent = page.bytes[..before].to_vec();
                 self.take(&page);
-                Heard::All
+                TapeRead::All
             }
             Ok(Some(_)) => self.ask().await,
-            Ok(None) => Heard::NoVm,
-            Err(failure) => Heard::Failed(failure.into_error(&self.client, "tell of its console", None)),
+            Ok(None) => TapeRead::NoVm,
+            Err(failure) => TapeRead::Failed(failure.into_error(&self.client, "tell of its console", None)),
         }
     }
 
     /// Reads the next page. A page that comes while the last one is not handed over yet is read
     /// again later.
-    pub(super) async fn ask(&mut self) -> Heard {
-        match page(&self.client, Since::Start(self.next), Instant::now() + ANSWER_LIMIT).await {
+    pub(super) async fn ask(&mut self) -> TapeRead {
+        match page(&self.client, HistoryRange::Start(self.next), Instant::now() + ANSWER_LIMIT).await {
             // The numbers of a VM only grow.
             Ok(Some(page)) if page.end >= self.next => {
                 if self.spool.is_empty() {
                     self.take(&page);
                 }
-                Heard::All
+                TapeRead::All
             }
-            Ok(_) => Heard::NoVm,
-            Err(failure) => Heard::Failed(failure.into_error(&self.client, "tell of its console", None)),
+            Ok(_) => TapeRead::NoVm,
+            Err(failure) => TapeRead::Failed(failure.into_error(&self.client, "tell of its console", None)),
         }
     }
 
-    fn take(&mut self, page: &Page) {
+    fn take(&mut self, page: &HistoryPage) {
         let missed = page.begin().saturating_sub(self.next);
         if missed > 0 {
-            (self.tell)(Event::Missed { bytes: missed });
+            (self.tell)(ConsoleEvent::Missed { bytes: missed });
         }
         self.add(page.since(self.next));
         self.next = page.end;
@@ -110,7 +110,7 @@ impl<T: FnMut(Event) + Send> Tape<T> {
     }
 
     /// Reads and hands over what the server has whenever the bell rings, until the bell is gone.
-    pub(super) async fn follow(&mut self, rings: &mut mpsc::Receiver<Bytes>) -> Result<Heard> {
+    pub(super) async fn follow(&mut self, rings: &mut mpsc::Receiver<Bytes>) -> Result<TapeRead> {
         let mut next = Instant::now();
         while let Some(frame) = rings.recv().await {
             self.keep(frame);
@@ -119,20 +119,20 @@ impl<T: FnMut(Event) + Send> Tape<T> {
             next = now.checked_sub(BURST).map_or(next, |earliest| next.max(earliest)) + PACE;
             loop {
                 if !self.hand_over().await? {
-                    return Ok(Heard::Left);
+                    return Ok(TapeRead::Left);
                 }
                 self.keep_all(rings);
                 match self.ask().await {
-                    Heard::All if self.is_level => break,
-                    Heard::All => {}
+                    TapeRead::All if self.is_level => break,
+                    TapeRead::All => {}
                     other => return Ok(other),
                 }
             }
             if !self.hand_over().await? {
-                return Ok(Heard::Left);
+                return Ok(TapeRead::Left);
             }
         }
-        Ok(Heard::All)
+        Ok(TapeRead::All)
     }
 
     /// Keeps the frames that have come, as long as none is missing in between.

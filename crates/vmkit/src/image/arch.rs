@@ -9,7 +9,7 @@
 
 use std::io;
 
-use super::disk::Disk;
+use super::disk::GuestDisk;
 use super::inspect::ImageFacts;
 use crate::error::{Error, Result};
 use crate::spec::{Arch, Firmware};
@@ -52,7 +52,7 @@ const LOADERS: &[(&[u8; 11], Arch)] = &[(b"BOOTX64 EFI", Arch::X86_64), (b"BOOTA
 /// `Io` where the disk can't be read.
 pub(super) fn of_disk(facts: &ImageFacts) -> Result<Option<Arch>> {
     let read = || -> io::Result<Option<Arch>> {
-        let mut disk = Disk::open(facts)?;
+        let mut disk = GuestDisk::open(facts)?;
         let mut found = Vec::new();
         for partition in partitions(&mut disk)? {
             match TYPES.iter().find(|(kind, _)| *kind == partition.kind) {
@@ -78,7 +78,7 @@ pub(super) fn of_disk(facts: &ImageFacts) -> Result<Option<Arch>> {
 /// `Io` where the disk can't be read.
 pub(super) fn firmware_of_disk(facts: &ImageFacts) -> Result<Option<Firmware>> {
     let read = || -> io::Result<bool> {
-        let mut disk = Disk::open(facts)?;
+        let mut disk = GuestDisk::open(facts)?;
         let first = disk.read(0, SECTOR)?;
         if first.iter().take(BOOT_CODE_BYTES).any(|byte| *byte != 0) {
             return Ok(false);
@@ -95,7 +95,7 @@ pub(super) fn firmware_of_disk(facts: &ImageFacts) -> Result<Option<Firmware>> {
     Ok(only_uefi.then_some(Firmware::Uefi))
 }
 
-struct Partition {
+struct DiskPartition {
     /// Its type in the usual form of a UUID.
     kind: String,
     offset: u64,
@@ -103,7 +103,7 @@ struct Partition {
 }
 
 /// Returns the partitions of a GPT; a disk without one has none.
-fn partitions(disk: &mut Disk) -> io::Result<Vec<Partition>> {
+fn partitions(disk: &mut GuestDisk) -> io::Result<Vec<DiskPartition>> {
     let header = disk.read(SECTOR, SECTOR)?;
     if !header.starts_with(b"EFI PART") || number(&header, 84, 4) != Some(ENTRY_BYTES as u64) {
         return Ok(Vec::new());
@@ -117,7 +117,7 @@ fn partitions(disk: &mut Disk) -> io::Result<Vec<Partition>> {
     let partition = |entry: &[u8]| {
         let (first, last) = (number(entry, 32, 8)?, number(entry, 40, 8)?);
         let bytes = last.checked_sub(first)?.checked_add(1)?.checked_mul(SECTOR)?;
-        Some(Partition { kind: guid(entry)?, offset: first.checked_mul(SECTOR)?, bytes })
+        Some(DiskPartition { kind: guid(entry)?, offset: first.checked_mul(SECTOR)?, bytes })
     };
     Ok(table.chunks_exact(ENTRY_BYTES).filter_map(partition).collect())
 }
@@ -126,7 +126,7 @@ fn partitions(disk: &mut Disk) -> io::Result<Vec<Partition>> {
 ///
 /// A directory of a FAT has the names in entries of 32 bytes, and lies near the beginning of a
 /// partition as small as these.
-fn loaders(disk: &mut Disk, partition: &Partition) -> io::Result<Vec<Arch>> {
+fn loaders(disk: &mut GuestDisk, partition: &DiskPartition) -> io::Result<Vec<Arch>> {
     let bytes = disk.read(partition.offset, partition.bytes.min(ESP_BYTES))?;
     let has = |name: &[u8; 11]| bytes.chunks_exact(32).any(|entry| entry.starts_with(name));
     Ok(LOADERS.iter().filter(|(name, _)| has(name)).map(|(_, arch)| *arch).collect())

@@ -24,14 +24,14 @@ const VERSION: u32 = 1;
 /// Images by name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Catalogue {
-    images: BTreeMap<String, Image>,
+    images: BTreeMap<String, CatalogueImage>,
     keys: BTreeMap<String, OpenPgpKey>,
-    mirrors: Vec<Mirror>,
+    mirrors: Vec<MirrorRule>,
 }
 
 /// What is known of an image for one architecture: its address, and how it is verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Published {
+pub struct PublishedImage {
     /// The whole name, with its version.
     pub name: ImageName,
     /// The architecture of the guest.
@@ -54,7 +54,7 @@ pub struct Published {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublishedSignature {
     /// What is signed.
-    pub signed: Signed,
+    pub signed: SignatureTarget,
     /// The address of the signature.
     pub url: String,
     /// The keys, any of which may have signed.
@@ -64,7 +64,7 @@ pub struct PublishedSignature {
 /// What a signature covers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Signed {
+pub enum SignatureTarget {
     /// The file of checksums; the signature is another file.
     Checksums,
     /// The file of checksums, which contains the signature.
@@ -73,7 +73,7 @@ pub enum Signed {
     Image,
 }
 
-impl Signed {
+impl SignatureTarget {
     /// Returns the word that the catalogue has for it.
     fn as_str(self) -> &'static str {
         match self {
@@ -106,7 +106,7 @@ pub enum PublicKey {
 /// A prefix of addresses, and its replacement.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Mirror {
+struct MirrorRule {
     /// The prefix; empty matches every address, whose host then stays as the first directory.
     #[serde(default)]
     from: String,
@@ -118,16 +118,16 @@ struct Mirror {
 struct RawCatalogue {
     version: u32,
     #[serde(default)]
-    key: BTreeMap<String, Key>,
+    key: BTreeMap<String, CatalogueKey>,
     #[serde(default)]
-    mirror: Vec<Mirror>,
+    mirror: Vec<MirrorRule>,
     #[serde(default)]
-    image: BTreeMap<String, Image>,
+    image: BTreeMap<String, CatalogueImage>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Key {
+struct CatalogueKey {
     fingerprint: String,
     public: Option<String>,
     url: Option<String>,
@@ -135,31 +135,31 @@ struct Key {
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Image {
+struct CatalogueImage {
     title: Option<String>,
     user: Option<UserName>,
     newest: Option<String>,
     #[serde(default)]
-    release: BTreeMap<String, Release>,
+    release: BTreeMap<String, CatalogueRelease>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Release {
+struct CatalogueRelease {
     #[serde(default)]
     names: Vec<String>,
     checksums: Option<String>,
     signature: Option<String>,
-    signed: Option<Signed>,
+    signed: Option<SignatureTarget>,
     #[serde(default)]
     keys: Vec<String>,
-    x86_64: Option<File>,
-    aarch64: Option<File>,
+    x86_64: Option<CatalogueFile>,
+    aarch64: Option<CatalogueFile>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct File {
+struct CatalogueFile {
     url: String,
     checksums: Option<String>,
     signature: Option<String>,
@@ -229,7 +229,7 @@ impl Catalogue {
     /// # Errors
     /// `InvalidInput` on `mirror` for an entry that is no address.
     pub fn with_mirrors(mut self, text: &str) -> Result<Self> {
-        let mirrors: Result<Vec<Mirror>> = text.split_whitespace().map(mirror).collect();
+        let mirrors: Result<Vec<MirrorRule>> = text.split_whitespace().map(mirror).collect();
         self.mirrors.splice(0..0, mirrors?);
         Ok(self)
     }
@@ -251,7 +251,7 @@ impl Catalogue {
     /// # Errors
     /// `InvalidInput` on `image` for an unknown name, with the nearest one; for an unknown version,
     /// with the versions that exist; and for an architecture that the image does not exist for.
-    pub fn find(&self, name: &ImageName, arch: Arch) -> Result<Published> {
+    pub fn find(&self, name: &ImageName, arch: Arch) -> Result<PublishedImage> {
         self.find_beside(name, arch, Vec::new)
     }
 
@@ -265,7 +265,7 @@ impl Catalogue {
         name: &ImageName,
         arch: Arch,
         others: impl Fn() -> Vec<ImageName>,
-    ) -> Result<Published> {
+    ) -> Result<PublishedImage> {
         let refused = |why: String| Err(Error::invalid("image", name, why));
         let Some(image) = self.images.get(name.name()) else {
             return refused(unknown(name.name(), &self.names_beside(&others())));
@@ -287,8 +287,8 @@ impl Catalogue {
         let keys: Vec<OpenPgpKey> = release.keys.iter().filter_map(|key| self.key(key)).collect();
         let signature = match (release.signed, file.signature.as_ref().or(release.signature.as_ref())) {
             (Some(signed), Some(signature)) if !keys.is_empty() => Some((signed, beside(signature))),
-            (Some(Signed::Inline), None) if !keys.is_empty() => {
-                checksums.map(|checksums| (Signed::Inline, beside(checksums)))
+            (Some(SignatureTarget::Inline), None) if !keys.is_empty() => {
+                checksums.map(|checksums| (SignatureTarget::Inline, beside(checksums)))
             }
             _ => None,
         };
@@ -296,7 +296,7 @@ impl Catalogue {
             Arch::X86_64 => Firmware::Bios,
             Arch::Aarch64 => Firmware::Uefi,
         };
-        Ok(Published {
+        Ok(PublishedImage {
             name: ImageName::new(&format!("{}:{version}", name.name()))?,
             arch,
             url: self.mirrored(&file.url),
@@ -346,7 +346,7 @@ impl Catalogue {
 
     /// Returns all names, each with its versions in order, including those of `others`.
     fn names_beside(&self, others: &[ImageName]) -> BTreeMap<String, Vec<String>> {
-        let own = |image: &Image| image.versions().into_iter().map(str::to_owned).collect();
+        let own = |image: &CatalogueImage| image.versions().into_iter().map(str::to_owned).collect();
         let mut names: BTreeMap<String, Vec<String>> =
             self.images.iter().map(|(name, image)| (name.clone(), own(image))).collect();
         for other in others {
@@ -372,7 +372,7 @@ impl Catalogue {
     }
 }
 
-impl Mirror {
+impl MirrorRule {
     /// Returns the mirror's address with the rest that followed `from`, separated by a slash where
     /// `from` ended with one or was followed by one.
     fn followed_by(&self, rest: &str) -> String {
@@ -384,9 +384,9 @@ impl Mirror {
     }
 }
 
-impl Key {
+impl CatalogueKey {
     fn checked(self) -> Result<OpenPgpKey, String> {
-        let Key { fingerprint, public, url } = self;
+        let CatalogueKey { fingerprint, public, url } = self;
         let is_digit = |b: u8| b.is_ascii_digit() || (b'A'..=b'F').contains(&b);
         if !matches!(fingerprint.len(), 40 | 64) || !fingerprint.bytes().all(is_digit) {
             let why = "a fingerprint has 40 or 64 digits, 0-9 and A-F, without blanks";
@@ -424,7 +424,7 @@ fn unknown(name: &str, names: &BTreeMap<String, Vec<String>>) -> String {
     }
 }
 
-impl Image {
+impl CatalogueImage {
     /// Checks what serde can't check.
     fn check(&self, name: &str, keys: &BTreeMap<String, OpenPgpKey>) -> Result<(), String> {
         for (version, release) in &self.release {
@@ -461,15 +461,15 @@ impl Image {
         Ok(())
     }
 
-    fn replace(&mut self, other: Image) {
+    fn replace(&mut self, other: CatalogueImage) {
         self.title = other.title.or(self.title.take());
         self.user = other.user.or(self.user.take());
         self.newest = other.newest.or(self.newest.take());
         self.release.extend(other.release);
     }
 
-    fn release_named(&self, version: &str) -> Option<(&str, &Release)> {
-        let named = |(own, release): &(&String, &Release)| {
+    fn release_named(&self, version: &str) -> Option<(&str, &CatalogueRelease)> {
+        let named = |(own, release): &(&String, &CatalogueRelease)| {
             *own == version || release.names.iter().any(|name| name == version)
         };
         self.release.iter().find(named).map(|(own, release)| (own.as_str(), release))
@@ -488,8 +488,8 @@ impl Image {
     }
 }
 
-impl Release {
-    fn file(&self, arch: Arch) -> Option<&File> {
+impl CatalogueRelease {
+    fn file(&self, arch: Arch) -> Option<&CatalogueFile> {
         match arch {
             Arch::X86_64 => self.x86_64.as_ref(),
             Arch::Aarch64 => self.aarch64.as_ref(),
@@ -498,12 +498,12 @@ impl Release {
 
     /// Refuses an entry that asks for a signature and lacks what to verify it with: nothing would
     /// be verified.
-    fn check_signature(&self, file: &File) -> Result<(), String> {
+    fn check_signature(&self, file: &CatalogueFile) -> Result<(), String> {
         let checksums = file.checksums.as_ref().or(self.checksums.as_ref());
         let signature = file.signature.as_ref().or(self.signature.as_ref());
         let keys = self.keys.first();
         let lacks = |field: &str, what: &str| {
-            let signed = self.signed.map_or("", Signed::as_str);
+            let signed = self.signed.map_or("", SignatureTarget::as_str);
             Err(format!("it is `signed = \"{signed}\"`, and `{field}` is missing: {what}"))
         };
         match self.signed {
@@ -512,10 +512,10 @@ impl Release {
             }
             None => Ok(()),
             Some(_) if keys.is_none() => lacks("keys", "the keys of which any may have signed"),
-            Some(Signed::Checksums | Signed::Inline) if checksums.is_none() => {
+            Some(SignatureTarget::Checksums | SignatureTarget::Inline) if checksums.is_none() => {
                 lacks("checksums", "the file of checksums that is signed")
             }
-            Some(Signed::Checksums | Signed::Image) if signature.is_none() => {
+            Some(SignatureTarget::Checksums | SignatureTarget::Image) if signature.is_none() => {
                 lacks("signature", "the file that has the signature")
             }
             Some(_) => Ok(()),
@@ -554,7 +554,7 @@ fn is_address(text: &str) -> bool {
     rest.is_some_and(|rest| !rest.is_empty() && !text.contains(char::is_whitespace))
 }
 
-fn mirror(entry: &str) -> Result<Mirror> {
+fn mirror(entry: &str) -> Result<MirrorRule> {
     let (from, to) = match entry.split_once("=http") {
         Some((from, rest)) => (from, &entry[entry.len() - rest.len() - "http".len()..]),
         None => ("", entry),
@@ -563,7 +563,7 @@ fn mirror(entry: &str) -> Result<Mirror> {
         let why = "a mirror is an address, or FROM=TO with two of them, and blanks stand between mirrors";
         return Err(Error::invalid("mirror", entry, why));
     }
-    Ok(Mirror { from: from.to_owned(), to: to.to_owned() })
+    Ok(MirrorRule { from: from.to_owned(), to: to.to_owned() })
 }
 
 /// Returns the position of an error in the text, and the error, on one line.

@@ -18,7 +18,7 @@ use rustix::fs::{FlockOperation, OFlags};
 use rustix::io::Errno;
 use tokio::sync::watch;
 
-use super::disk::{Disk, Piece};
+use super::disk::{DiskExtent, GuestDisk};
 use super::inspect::ImageFacts;
 use super::progress::{PullProgress, PullStage};
 use super::sparse::SparseFile;
@@ -32,7 +32,7 @@ const UNFINISHED: &str = ".unfinished";
 
 /// What to do with a file that exists already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Existing {
+pub enum OverwritePolicy {
     /// Keep it, and write nothing.
     Stays,
     /// Replace it, once everything is written.
@@ -57,20 +57,23 @@ pub enum Existing {
 pub async fn convert(
     image: &ImageFacts,
     to: &Path,
-    existing: Existing,
+    existing: OverwritePolicy,
     progress: &watch::Sender<PullProgress>,
 ) -> Result<u64> {
     let to_place = place(image, to, existing)?;
     let failed = || Error::io("write", to);
     let (mut target, unfinished) = if fs::metadata(&to_place).is_ok_and(|at| at.file_type().is_block_device())
     {
-        (Target::Device(device(image, to)?), None)
+        (ConvertTarget::Device(device(image, to)?), None)
     } else {
-        let unfinished = Unfinished::begin(&to_place, to)?;
-        (Target::File(SparseFile::new(unfinished.file.try_clone().map_err(failed())?)), Some(unfinished))
+        let unfinished = UnfinishedFile::begin(&to_place, to)?;
+        (
+            ConvertTarget::File(SparseFile::new(unfinished.file.try_clone().map_err(failed())?)),
+            Some(unfinished),
+        )
     };
     let asker = Arc::new(());
-    let work = Work {
+    let work = DiskCopy {
         image: image.clone(),
         to: to.to_owned(),
         progress: progress.clone(),
@@ -100,10 +103,10 @@ pub async fn convert(
 }
 
 /// Checks the destination, and returns it with symbolic links resolved.
-fn place(image: &ImageFacts, to: &Path, existing: Existing) -> Result<PathBuf> {
+fn place(image: &ImageFacts, to: &Path, existing: OverwritePolicy) -> Result<PathBuf> {
     let refused = |why: &str| Error::invalid("file", to.display(), why);
     let Some(name) = to.file_name() else { return Err(refused("this is no name of a file")) };
-    if existing == Existing::Stays && fs::symlink_metadata(to).is_ok() {
+    if existing == OverwritePolicy::Stays && fs::symlink_metadata(to).is_ok() {
         return Err(Error::AlreadyExists { what: "file", name: to.display().to_string() });
     }
     match to.canonicalize() {
@@ -154,13 +157,13 @@ fn device(image: &ImageFacts, to: &Path) -> Result<File> {
 
 /// A file that is being written; removed when dropped, unless it got its final name.
 #[derive(Debug)]
-struct Unfinished {
+struct UnfinishedFile {
     path: PathBuf,
     file: File,
     is_named: bool,
 }
 
-impl Drop for Unfinished {
+impl Drop for UnfinishedFile {
     fn drop(&mut self) {
         // The lock is held until after this, so the file is ours unless it got its final name.
         if !self.is_named {
@@ -169,7 +172,7 @@ impl Drop for Unfinished {
     }
 }
 
-impl Unfinished {
+impl UnfinishedFile {
     /// Opens the file, empty, and locks it against other writers.
     fn begin(place: &Path, to: &Path) -> Result<Self> {
         let mut path = place.as_os_str().to_owned();
@@ -206,11 +209,11 @@ impl Unfinished {
     }
 
     /// Renames it to its final name.
-    fn name(mut self, place: &Path, existing: Existing) -> io::Result<()> {
+    fn name(mut self, place: &Path, existing: OverwritePolicy) -> io::Result<()> {
         step("image: name the converted disk")?;
         match existing {
-            Existing::Replaced => fs::rename(&self.path, place)?,
-            Existing::Stays => rename_to_nothing(&self.path, place)?,
+            OverwritePolicy::Replaced => fs::rename(&self.path, place)?,
+            OverwritePolicy::Stays => rename_to_nothing(&self.path, place)?,
         }
         self.is_named = true;
         File::open(place.parent().unwrap_or(place))?.sync_all()
@@ -235,7 +238,7 @@ fn rename_to_nothing(from: &Path, to: &Path) -> io::Result<()> {
 }
 
 /// A copy in progress.
-struct Work {
+struct DiskCopy {
     image: ImageFacts,
     to: PathBuf,
     progress: watch::Sender<PullProgress>,
@@ -244,17 +247,17 @@ struct Work {
 }
 
 /// The destination.
-enum Target {
+enum ConvertTarget {
     File(SparseFile),
     /// A device has no holes: zeros have to be written.
     Device(File),
 }
 
-impl Work {
+impl DiskCopy {
     /// Copies the whole disk.
-    fn copy(&self, target: &mut Target) -> Result<u64> {
+    fn copy(&self, target: &mut ConvertTarget) -> Result<u64> {
         let failed_to_read = || Error::io("read", &self.image.path);
-        let mut disk = Disk::open(&self.image).map_err(failed_to_read())?;
+        let mut disk = GuestDisk::open(&self.image).map_err(failed_to_read())?;
         let (size, mut offset) = (disk.size(), 0);
         let mut buffer = vec![0; BLOCK_BYTES];
         while offset < size {
@@ -263,8 +266,8 @@ impl Work {
             }
             let piece = disk.piece(offset, &mut buffer).map_err(failed_to_read())?;
             let written = match piece {
-                Piece::Zeros(count) => target.zeros(offset, count).map(|()| count),
-                Piece::Read(count) => target.write(offset, &buffer[..count]).map(|()| count as u64),
+                DiskExtent::Zeros(count) => target.zeros(offset, count).map(|()| count),
+                DiskExtent::Read(count) => target.write(offset, &buffer[..count]).map(|()| count as u64),
             };
             offset += written.map_err(Error::io("write", &self.to))?;
             let (stage, total_bytes) = (PullStage::Converting, Some(size));
@@ -274,29 +277,29 @@ impl Work {
     }
 }
 
-impl Target {
+impl ConvertTarget {
     fn write(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         match self {
-            Target::File(file) => file.append(bytes),
-            Target::Device(device) => device.write_all_at(bytes, offset),
+            ConvertTarget::File(file) => file.append(bytes),
+            ConvertTarget::Device(device) => device.write_all_at(bytes, offset),
         }
     }
 
     /// Sets the final length, and syncs.
     fn finish(self) -> io::Result<()> {
         match self {
-            Target::File(file) => file.finish()?.sync_all(),
-            Target::Device(device) => device.sync_all(),
+            ConvertTarget::File(file) => file.finish()?.sync_all(),
+            ConvertTarget::Device(device) => device.sync_all(),
         }
     }
 
     fn zeros(&mut self, mut offset: u64, mut count: u64) -> io::Result<()> {
         let device = match self {
-            Target::File(file) => {
+            ConvertTarget::File(file) => {
                 file.skip(count);
                 return Ok(());
             }
-            Target::Device(device) => device,
+            ConvertTarget::Device(device) => device,
         };
         let zeros = vec![0; BLOCK_BYTES];
         while count > 0 {

@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::disk::Disk;
+use super::disk::GuestDisk;
 use super::tests::qemu_img;
 use super::*;
 use crate::error::ErrorKind;
@@ -28,9 +28,9 @@ fn content() -> Vec<u8> {
 }
 
 /// A directory with a raw disk `raw` in it.
-struct Scene(tempfile::TempDir);
+struct ConvertScene(tempfile::TempDir);
 
-impl Scene {
+impl ConvertScene {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("raw"), content()).unwrap();
@@ -45,7 +45,7 @@ impl Scene {
         self.path(name).to_str().unwrap().to_owned()
     }
 
-    async fn convert(&self, from: &str, to: &str, existing: Existing) -> crate::Result<u64> {
+    async fn convert(&self, from: &str, to: &str, existing: OverwritePolicy) -> crate::Result<u64> {
         convert(&inspect(&self.path(from))?, &self.path(to), existing, &unwatched()).await
     }
 
@@ -61,7 +61,7 @@ impl Scene {
 
 #[tokio::test]
 async fn every_form_of_qcow2_becomes_the_disk_that_it_was_made_of() {
-    let scene = Scene::new();
+    let scene = ConvertScene::new();
     for (number, options) in [
         "",
         "-c",
@@ -86,7 +86,8 @@ async fn every_form_of_qcow2_becomes_the_disk_that_it_was_made_of() {
         if !qemu_img(&arguments) {
             return;
         }
-        let bytes = scene.convert(&format!("{number}.qcow2"), "new", Existing::Replaced).await.unwrap();
+        let bytes =
+            scene.convert(&format!("{number}.qcow2"), "new", OverwritePolicy::Replaced).await.unwrap();
         assert_eq!(bytes, content().len() as u64, "{options}");
         assert!(fs::read(scene.path("new")).unwrap() == content(), "{options}");
         assert!(
@@ -94,7 +95,7 @@ async fn every_form_of_qcow2_becomes_the_disk_that_it_was_made_of() {
             "{options}: its zeros are holes"
         );
         // Any place by itself, and across every border.
-        let mut disk = Disk::open(&inspect(Path::new(&image)).unwrap()).unwrap();
+        let mut disk = GuestDisk::open(&inspect(Path::new(&image)).unwrap()).unwrap();
         for (offset, length) in [(0, 1), (65_535, 2), (524_287, 70_000), (1_966_080, 4096), (3_145_000, 5000)]
         {
             let end = content().len().min(offset + length);
@@ -106,7 +107,7 @@ async fn every_form_of_qcow2_becomes_the_disk_that_it_was_made_of() {
 
 #[tokio::test]
 async fn clusters_that_lie_over_an_image_or_were_discarded_read_as_qemu_reads_them() {
-    let scene = Scene::new();
+    let scene = ConvertScene::new();
     let image = scene.name("image");
     for options in ["extended_l2=on", "extended_l2=off", "compat=0.10"] {
         if !qemu_img(&["create", "-q", "-f", "qcow2", "-o", options, &image, "3M"]) {
@@ -134,18 +135,18 @@ async fn clusters_that_lie_over_an_image_or_were_discarded_read_as_qemu_reads_th
         }
         let expected = scene.name("expected");
         assert!(qemu_img(&["convert", "-f", "qcow2", "-O", "raw", &image, &expected]));
-        scene.convert("image", "new", Existing::Replaced).await.unwrap();
+        scene.convert("image", "new", OverwritePolicy::Replaced).await.unwrap();
         assert!(fs::read(scene.path("new")).unwrap() == fs::read(&expected).unwrap(), "{options}");
     }
 }
 
 #[tokio::test]
 async fn a_raw_file_is_copied_with_its_holes_to_whole_sectors() {
-    let scene = Scene::new();
+    let scene = ConvertScene::new();
     let file = fs::File::create(scene.path("odd")).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&file, &[3; 100], 5 << 20).unwrap();
     file.set_len((30 << 20) + 77).unwrap();
-    assert_eq!(scene.convert("odd", "new", Existing::Stays).await.unwrap(), (30 << 20) + 512);
+    assert_eq!(scene.convert("odd", "new", OverwritePolicy::Stays).await.unwrap(), (30 << 20) + 512);
     let mut expected = fs::read(scene.path("odd")).unwrap();
     expected.resize((30 << 20) + 512, 0);
     assert!(fs::read(scene.path("new")).unwrap() == expected);
@@ -155,14 +156,14 @@ async fn a_raw_file_is_copied_with_its_holes_to_whole_sectors() {
 
 #[tokio::test]
 async fn a_file_that_is_there_stays_unless_it_may_be_replaced() {
-    let scene = Scene::new();
+    let scene = ConvertScene::new();
     fs::write(scene.path("old"), "mine").unwrap();
-    let error = scene.convert("raw", "old", Existing::Stays).await.unwrap_err();
+    let error = scene.convert("raw", "old", OverwritePolicy::Stays).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::AlreadyExists);
     assert_eq!(fs::read(scene.path("old")).unwrap(), b"mine");
     // A link to it is led to the file, which is replaced; the link stays one.
     std::os::unix::fs::symlink("old", scene.path("link")).unwrap();
-    scene.convert("raw", "link", Existing::Replaced).await.unwrap();
+    scene.convert("raw", "link", OverwritePolicy::Replaced).await.unwrap();
     assert!(fs::read(scene.path("old")).unwrap() == content());
     assert!(fs::symlink_metadata(scene.path("link")).unwrap().is_symlink());
     assert_eq!(scene.entries(), ["link", "old", "raw"]);
@@ -170,7 +171,7 @@ async fn a_file_that_is_there_stays_unless_it_may_be_replaced() {
 
 #[tokio::test]
 async fn what_is_no_place_for_a_file_is_refused_by_its_path() {
-    let scene = Scene::new();
+    let scene = ConvertScene::new();
     fs::create_dir(scene.path("dir")).unwrap();
     for (to, why) in [
         ("dir", "this is a directory"),
@@ -179,7 +180,7 @@ async fn what_is_no_place_for_a_file_is_refused_by_its_path() {
         ("/dev/null", "without blocks"),
         ("..", "no name of a file"),
     ] {
-        let error = scene.convert("raw", to, Existing::Replaced).await.unwrap_err();
+        let error = scene.convert("raw", to, OverwritePolicy::Replaced).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput, "{to}: {error}");
         assert!(error.to_string().starts_with("file: ") && error.to_string().contains(why), "{to}: {error}");
     }
@@ -188,14 +189,17 @@ async fn what_is_no_place_for_a_file_is_refused_by_its_path() {
 
 #[tokio::test]
 async fn what_a_killed_writer_left_is_taken_over_and_what_another_writes_is_not() {
-    let scene = Scene::new();
+    let scene = ConvertScene::new();
     fs::write(scene.path("new.unfinished"), vec![9; 5 << 20]).unwrap();
     let held = fs::File::open(scene.path("new.unfinished")).unwrap();
     rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive).unwrap();
-    assert_eq!(scene.convert("raw", "new", Existing::Stays).await.unwrap_err().kind(), ErrorKind::Busy);
+    assert_eq!(
+        scene.convert("raw", "new", OverwritePolicy::Stays).await.unwrap_err().kind(),
+        ErrorKind::Busy
+    );
     // Closing is not enough: a child that another test is just spawning has the file, too.
     rustix::fs::flock(&held, rustix::fs::FlockOperation::Unlock).unwrap();
-    scene.convert("raw", "new", Existing::Stays).await.unwrap();
+    scene.convert("raw", "new", OverwritePolicy::Stays).await.unwrap();
     assert!(fs::read(scene.path("new")).unwrap() == content());
     assert_eq!(scene.entries(), ["new", "raw"]);
 }
@@ -204,12 +208,12 @@ async fn what_a_killed_writer_left_is_taken_over_and_what_another_writes_is_not(
 async fn what_stands_in_the_way_of_the_unfinished_file_is_not_followed_or_waited_for() {
     use rustix::fs::{CWD, FileType, Mode, mknodat};
 
-    let scene = Scene::new();
+    let scene = ConvertScene::new();
     fs::write(scene.path("precious"), "mine").unwrap();
     std::os::unix::fs::symlink("precious", scene.path("one.unfinished")).unwrap();
     mknodat(CWD, scene.path("two.unfinished"), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
     for name in ["one", "two"] {
-        scene.convert("raw", name, Existing::Stays).await.unwrap_err();
+        scene.convert("raw", name, OverwritePolicy::Stays).await.unwrap_err();
     }
     assert_eq!(fs::read(scene.path("precious")).unwrap(), b"mine");
     assert_eq!(scene.entries(), ["one.unfinished", "precious", "raw", "two.unfinished"]);
@@ -217,7 +221,7 @@ async fn what_stands_in_the_way_of_the_unfinished_file_is_not_followed_or_waited
 
 #[tokio::test]
 async fn a_damaged_cluster_is_told_and_leaves_nothing() {
-    let scene = Scene::new();
+    let scene = ConvertScene::new();
     let (raw, image) = (scene.name("raw"), scene.name("image"));
     // Letters only, so that every cluster is compressed.
     let letters: Vec<u8> = content().iter().map(|byte| b'a' + byte % 16).collect();
@@ -230,7 +234,7 @@ async fn a_damaged_cluster_is_told_and_leaves_nothing() {
     let middle = bytes.len() / 2;
     bytes[middle..middle + 100_000].fill(0xff);
     fs::write(&image, &bytes).unwrap();
-    let converted = scene.convert("image", "new", Existing::Stays).await;
+    let converted = scene.convert("image", "new", OverwritePolicy::Stays).await;
     let error = converted.unwrap_err();
     let cause = std::error::Error::source(&error).unwrap().to_string();
     assert!(cause.contains("damaged"), "{error}: {cause}");
@@ -242,7 +246,7 @@ async fn a_failure_at_any_step_leaves_no_file_under_its_name() {
     use std::cell::Cell;
     use std::rc::Rc;
 
-    let scene = Scene::new();
+    let scene = ConvertScene::new();
     for failing in 1.. {
         let taken = Rc::new(Cell::new(0));
         let counter = Rc::clone(&taken);
@@ -250,7 +254,7 @@ async fn a_failure_at_any_step_leaves_no_file_under_its_name() {
             counter.set(counter.get() + 1);
             if counter.get() == failing { Err(std::io::ErrorKind::StorageFull.into()) } else { Ok(()) }
         })));
-        let converted = scene.convert("raw", "new", Existing::Stays).await;
+        let converted = scene.convert("raw", "new", OverwritePolicy::Stays).await;
         crate::set_step_hook(None);
         if taken.get() < failing {
             converted.unwrap();
@@ -264,14 +268,14 @@ async fn a_failure_at_any_step_leaves_no_file_under_its_name() {
 
 #[tokio::test]
 async fn a_conversion_that_is_given_up_leaves_nothing() {
-    let scene = Scene::new();
+    let scene = ConvertScene::new();
     let file = fs::File::create(scene.path("large")).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&file, &vec![3; 64 << 20], 0).unwrap();
     let progress = unwatched();
     let mut seen = progress.subscribe();
     let (image, to) = (inspect(&scene.path("large")).unwrap(), scene.path("new"));
     tokio::select! {
-        _ = convert(&image, &to, Existing::Stays, &progress) => panic!("it was given up before"),
+        _ = convert(&image, &to, OverwritePolicy::Stays, &progress) => panic!("it was given up before"),
         _ = seen.wait_for(|progress| progress.done_bytes > 0) => {}
     }
     // The one who writes hears of it at the next piece.
@@ -304,7 +308,7 @@ proptest::proptest! {
             }
         }
         fs::write(&image, bytes).unwrap();
-        if let Ok(facts) = inspect(&image) && facts.virtual_size_bytes < 1 << 30 && let Ok(mut disk) = Disk::open(&facts) {
+        if let Ok(facts) = inspect(&image) && facts.virtual_size_bytes < 1 << 30 && let Ok(mut disk) = GuestDisk::open(&facts) {
             let _ = disk.read(0, 1 << 20);
         }
     }

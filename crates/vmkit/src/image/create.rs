@@ -116,9 +116,13 @@ fn check_bound(disk_bytes: u64) -> Result<()> {
     Err(Error::invalid("disk", format!("{disk_bytes} bytes"), bound))
 }
 
-type Builder = Qcow2CreateBuilder<ImagoFile, FormatAccess<ImagoFile>>;
+type OverlayBuilder = Qcow2CreateBuilder<ImagoFile, FormatAccess<ImagoFile>>;
 
-fn create(path: &Path, disk_bytes: u64, options: impl FnOnce(Builder) -> Builder) -> Result<()> {
+fn create(
+    path: &Path,
+    disk_bytes: u64,
+    options: impl FnOnce(OverlayBuilder) -> OverlayBuilder,
+) -> Result<()> {
     check_bound(disk_bytes)?;
     let new = || {
         step("image: create")?;
@@ -132,7 +136,7 @@ fn create(path: &Path, disk_bytes: u64, options: impl FnOnce(Builder) -> Builder
     })?;
     let write = || {
         step("image: write")?;
-        options(Builder::new(ImagoFile::try_from(file)?).size(disk_bytes)).create()
+        options(OverlayBuilder::new(ImagoFile::try_from(file)?).size(disk_bytes)).create()
     };
     write().map_err(|source| {
         // Made a moment ago by this very call; where even this fails, `destroy` removes the

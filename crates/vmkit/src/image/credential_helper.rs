@@ -22,7 +22,7 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use super::credentials::{Login, login_name};
+use super::credentials::{RegistryLogin, login_name};
 use crate::error::{Error, Result};
 use crate::host::inherited::child_problem;
 use crate::steps::step;
@@ -51,7 +51,7 @@ pub(super) struct CredentialProgram {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Answer {
+struct HelperReply {
     username: String,
     secret: String,
 }
@@ -89,7 +89,7 @@ impl CredentialProgram {
     ///
     /// # Errors
     /// `Host` with the helper's message if it fails; `TimedOut` if it does not end.
-    pub(super) async fn login(&self, registry: &str) -> Result<Option<Login>> {
+    pub(super) async fn login(&self, registry: &str) -> Result<Option<RegistryLogin>> {
         let failed = |problem: String| Error::Host {
             needed: self.name.clone(),
             problem: format!("it keeps the login at {registry}, and {problem}"),
@@ -114,12 +114,12 @@ impl CredentialProgram {
             return Err(failed(format!("failed ({status}): {told:?}")));
         }
         // Not even the position of the error: it would come with a part of the secret.
-        let answer: Answer = serde_json::from_slice(said)
+        let answer: HelperReply = serde_json::from_slice(said)
             .map_err(|_| failed("answered something else than a login".to_owned()))?;
         Ok(match (answer.username.as_str(), answer.secret) {
             (_, secret) if secret.is_empty() => None,
-            (TOKEN, secret) => Some(Login::IdentityToken(secret)),
-            (user, secret) => Some(Login::password(user, &secret)),
+            (TOKEN, secret) => Some(RegistryLogin::IdentityToken(secret)),
+            (user, secret) => Some(RegistryLogin::password(user, &secret)),
         })
     }
 
@@ -129,7 +129,7 @@ impl CredentialProgram {
         let mut command = Command::new(&self.program);
         command.arg("get").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.kill_on_drop(true);
-        let Owned { mut child, _thread } = Owned::spawn(command).await?;
+        let HelperProcess { mut child, _thread } = HelperProcess::spawn(command).await?;
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let ask = async {
             if let Some(mut stdin) = stdin {
@@ -143,13 +143,13 @@ impl CredentialProgram {
 }
 
 /// A helper that is killed when this is dropped, and when this process ends in any way.
-struct Owned {
+struct HelperProcess {
     child: Child,
     /// Keeps the spawning thread alive: on Linux the helper dies with that thread.
     _thread: mpsc::Sender<Infallible>,
 }
 
-impl Owned {
+impl HelperProcess {
     /// Spawns the helper on a thread of its own, which lives as long as the returned value. A
     /// thread of tokio's could end while the helper runs.
     async fn spawn(mut command: Command) -> io::Result<Self> {
@@ -205,7 +205,7 @@ mod tests {
         );
         let one = helper(&dir, &script);
         let login = one.login("r.example:5000").await.unwrap();
-        assert_eq!(login, Some(Login::Password("dTpw".to_owned())));
+        assert_eq!(login, Some(RegistryLogin::Password("dTpw".to_owned())));
         assert_eq!(fs::read_to_string(&asked).unwrap(), "get\nr.example:5000");
         one.login("docker.io").await.unwrap();
         assert_eq!(fs::read_to_string(&asked).unwrap(), "get\nhttps://index.docker.io/v1/");
@@ -215,7 +215,7 @@ mod tests {
     async fn a_token_is_told_from_a_password_and_no_login_is_no_failure() {
         let dir = tempfile::tempdir().unwrap();
         let token = helper(&dir, r#"echo '{"ServerURL":"x","Username":"<token>","Secret":"t"}'"#);
-        assert_eq!(token.login("r").await.unwrap(), Some(Login::IdentityToken("t".to_owned())));
+        assert_eq!(token.login("r").await.unwrap(), Some(RegistryLogin::IdentityToken("t".to_owned())));
         let none = helper(&dir, "echo 'credentials not found in native keychain'; exit 1");
         assert_eq!(none.login("r").await.unwrap(), None);
         let empty = helper(&dir, r#"echo '{"ServerURL":"x","Username":"","Secret":""}'"#);

@@ -26,7 +26,7 @@ const DOCKER_HUB_LOGIN: &str = "https://index.docker.io/v1/";
 #[serde(rename_all = "camelCase")]
 pub struct RegistryCredentials {
     #[serde(default)]
-    auths: Option<BTreeMap<String, Entry>>,
+    auths: Option<BTreeMap<String, AuthEntry>>,
     /// The helper with the login, for each registry.
     #[serde(default)]
     cred_helpers: Option<BTreeMap<String, String>>,
@@ -36,7 +36,7 @@ pub struct RegistryCredentials {
 }
 
 #[derive(Clone, Deserialize)]
-struct Entry {
+struct AuthEntry {
     /// `USER:PASSWORD` in Base64.
     auth: Option<String>,
     username: Option<String>,
@@ -47,7 +47,7 @@ struct Entry {
 
 /// A login at a registry.
 #[derive(Clone, PartialEq, Eq)]
-pub(super) enum Login {
+pub(super) enum RegistryLogin {
     /// `USER:PASSWORD` in Base64.
     Password(String),
     /// An identity token, which a token server exchanges for access tokens.
@@ -61,19 +61,19 @@ impl std::fmt::Debug for RegistryCredentials {
     }
 }
 
-impl std::fmt::Debug for Login {
+impl std::fmt::Debug for RegistryLogin {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Login::Password(_) => "Password(…)",
-            Login::IdentityToken(_) => "IdentityToken(…)",
+            RegistryLogin::Password(_) => "Password(…)",
+            RegistryLogin::IdentityToken(_) => "IdentityToken(…)",
         })
     }
 }
 
-impl Login {
+impl RegistryLogin {
     /// Creates the login of a user with a password.
     pub(super) fn password(user: &str, password: &str) -> Self {
-        Login::Password(STANDARD.encode(format!("{user}:{password}")))
+        RegistryLogin::Password(STANDARD.encode(format!("{user}:{password}")))
     }
 }
 
@@ -119,16 +119,16 @@ impl RegistryCredentials {
 
     /// Returns the stored login for an image: the one for a part of its registry before the
     /// registry's.
-    pub(super) fn written_down(&self, image: &OciRef) -> Option<Login> {
+    pub(super) fn written_down(&self, image: &OciRef) -> Option<RegistryLogin> {
         let fitting = self.auths.iter().flatten().filter_map(|(key, entry)| Some((fit(key, image)?, entry)));
         let (_, entry) = fitting.max_by_key(|(fit, _)| *fit)?;
         let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
         if let Some(token) = given(&entry.identity_token) {
-            return Some(Login::IdentityToken(token));
+            return Some(RegistryLogin::IdentityToken(token));
         }
         match (given(&entry.auth), &entry.username, &entry.password) {
-            (Some(auth), _, _) => Some(Login::Password(auth)),
-            (None, Some(user), Some(password)) => Some(Login::password(user, password)),
+            (Some(auth), _, _) => Some(RegistryLogin::Password(auth)),
+            (None, Some(user), Some(password)) => Some(RegistryLogin::password(user, password)),
             _ => None,
         }
     }
@@ -185,8 +185,8 @@ mod tests {
         format!("oci://{name}").parse().unwrap()
     }
 
-    fn password(base64: &str) -> Option<Login> {
-        Some(Login::Password(base64.to_owned()))
+    fn password(base64: &str) -> Option<RegistryLogin> {
+        Some(RegistryLogin::Password(base64.to_owned()))
     }
 
     #[test]
@@ -201,7 +201,7 @@ mod tests {
         assert_eq!(found.written_down(&image("localhost:5001/disk")), None);
         assert_eq!(found.written_down(&image("none/disk")), None);
         let token = found.written_down(&image("token.example/disk")).unwrap();
-        assert_eq!(token, Login::IdentityToken("geheim".to_owned()));
+        assert_eq!(token, RegistryLogin::IdentityToken("geheim".to_owned()));
         assert!(!format!("{found:?} {token:?} {:?}", password("dTpw")).contains("dTpw"));
         assert!(!format!("{found:?} {token:?}").contains("geheim"));
         let error = RegistryCredentials::from_docker_config(r#"{"auths": {"r": {"auth": 17}}}"#).unwrap_err();

@@ -1,4 +1,4 @@
-//! Reads a disk as the guest sees it, from a raw file or a qcow2 image: [`Disk`].
+//! Reads a disk as the guest sees it, from a raw file or a qcow2 image: [`GuestDisk`].
 //!
 //! Edge: reads files, and writes none. A qcow2 is one that [`inspect`](super::inspect()) has
 //! accepted: whole, without a backing file, not encrypted. Only what is asked for is read: one L2
@@ -21,7 +21,7 @@ use rustix::io::Errno;
 
 use super::inspect::{ImageFacts, ImageFormat};
 use super::qcow2_header::{
-    self, ALL_ZEROES, COMPRESSED, Compression, MAX_CLUSTER_BYTES, OFFSET_MASK, Qcow2Header, be_u64,
+    self, ALL_ZEROES, COMPRESSED, ClusterCompression, MAX_CLUSTER_BYTES, OFFSET_MASK, Qcow2Header, be_u64,
 };
 
 /// How many subclusters a cluster with an extended entry has, each with a bit of its own.
@@ -29,16 +29,16 @@ const SUBCLUSTERS: u64 = 32;
 
 /// A disk as the guest sees it.
 #[derive(Debug)]
-pub(super) struct Disk {
+pub(super) struct GuestDisk {
     file: File,
     file_bytes: u64,
     size: u64,
-    qcow2: Option<Qcow2>,
+    qcow2: Option<Qcow2Tables>,
 }
 
 /// What is at an offset of a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Piece {
+pub(super) enum DiskExtent {
     /// This many bytes are zeros, and perhaps more after them.
     Zeros(u64),
     /// This many bytes were read.
@@ -47,7 +47,7 @@ pub(super) enum Piece {
 
 /// The tables of a qcow2 image.
 #[derive(Debug)]
-struct Qcow2 {
+struct Qcow2Tables {
     header: Qcow2Header,
     l1: Vec<u8>,
     /// The L2 table that was read last, and its index.
@@ -57,13 +57,13 @@ struct Qcow2 {
 }
 
 /// What an L2 table says of the part of a cluster that begins at an offset.
-enum Place {
+enum ClusterEntry {
     Zeros,
     At(u64),
     Packed(u64),
 }
 
-impl Disk {
+impl GuestDisk {
     /// Opens a disk for reading.
     ///
     /// # Errors
@@ -79,7 +79,7 @@ impl Disk {
                 return Err(damaged("it needs more than its own file"));
             }
             let l1 = disk.bytes(header.l1_offset, u64::from(header.l1_entries) * 8)?;
-            disk.qcow2 = Some(Qcow2 { header, l1, l2: None, unpacked: None });
+            disk.qcow2 = Some(Qcow2Tables { header, l1, l2: None, unpacked: None });
         }
         Ok(disk)
     }
@@ -96,8 +96,10 @@ impl Disk {
         let mut at = 0;
         while at < buffer.len() {
             at += match self.piece(offset + at as u64, &mut buffer[at..])? {
-                Piece::Zeros(count) => usize::try_from(count).unwrap_or(usize::MAX).min(buffer.len() - at),
-                Piece::Read(count) => count,
+                DiskExtent::Zeros(count) => {
+                    usize::try_from(count).unwrap_or(usize::MAX).min(buffer.len() - at)
+                }
+                DiskExtent::Read(count) => count,
             };
         }
         Ok(buffer)
@@ -105,7 +107,7 @@ impl Disk {
 
     /// Reads what is at an offset into the beginning of the buffer; nothing only after the end of
     /// the disk.
-    pub(super) fn piece(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<Piece> {
+    pub(super) fn piece(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<DiskExtent> {
         let left = self.size.saturating_sub(offset);
         let most = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
         let buffer = &mut buffer[..most];
@@ -114,7 +116,7 @@ impl Disk {
             Some(image) => image.piece(&self.file, self.file_bytes, offset, buffer)?,
         };
         Ok(match piece {
-            Piece::Zeros(bytes) => Piece::Zeros(bytes.min(left)),
+            DiskExtent::Zeros(bytes) => DiskExtent::Zeros(bytes.min(left)),
             read => read,
         })
     }
@@ -125,24 +127,30 @@ impl Disk {
 }
 
 /// Reads a piece of a raw file, with zeros after its end: a disk has whole sectors.
-fn raw_piece(file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<Piece> {
+fn raw_piece(file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<DiskExtent> {
     let data = match rustix::fs::seek(file, SeekFrom::Data(offset)) {
         Ok(data) => data,
         // Nothing but holes from here on.
-        Err(Errno::NXIO) => return Ok(Piece::Zeros(u64::MAX)),
+        Err(Errno::NXIO) => return Ok(DiskExtent::Zeros(u64::MAX)),
         // A file system without SEEK_HOLE.
         Err(Errno::INVAL | Errno::NOTSUP) => offset,
         Err(errno) => return Err(errno.into()),
     };
     if data > offset {
-        return Ok(Piece::Zeros(data - offset));
+        return Ok(DiskExtent::Zeros(data - offset));
     }
     read_or_zeros(file, offset, buffer)?;
-    Ok(Piece::Read(buffer.len()))
+    Ok(DiskExtent::Read(buffer.len()))
 }
 
-impl Qcow2 {
-    fn piece(&mut self, file: &File, file_bytes: u64, offset: u64, buffer: &mut [u8]) -> io::Result<Piece> {
+impl Qcow2Tables {
+    fn piece(
+        &mut self,
+        file: &File,
+        file_bytes: u64,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> io::Result<DiskExtent> {
         let cluster_bytes = self.header.cluster_bytes();
         let entry_bytes: u64 = if self.header.extended_l2 { 16 } else { 8 };
         let per_table = cluster_bytes / entry_bytes;
@@ -152,7 +160,7 @@ impl Qcow2 {
         let l1_entry = self.l1.get(l1_at..).and_then(|rest| rest.get(..8));
         let l2_offset = be_u64(l1_entry.ok_or_else(|| damaged("its L1 table is too short"))?) & OFFSET_MASK;
         if l2_offset == 0 {
-            return Ok(Piece::Zeros((table + 1) * per_table * cluster_bytes - offset));
+            return Ok(DiskExtent::Zeros((table + 1) * per_table * cluster_bytes - offset));
         }
         if self.l2.as_ref().is_none_or(|(number, _)| *number != table) {
             self.l2 = Some((table, bytes_of(file, l2_offset, cluster_bytes)?));
@@ -166,12 +174,12 @@ impl Qcow2 {
         let most = rest.min(buffer.len());
         let buffer = &mut buffer[..most];
         match place {
-            Place::Zeros => return Ok(Piece::Zeros(part_bytes - within)),
-            Place::At(start) if start >= file_bytes => {
+            ClusterEntry::Zeros => return Ok(DiskExtent::Zeros(part_bytes - within)),
+            ClusterEntry::At(start) if start >= file_bytes => {
                 return Err(damaged("it is cut off: data lie behind its end"));
             }
-            Place::At(start) => read_or_zeros(file, start + within, buffer)?,
-            Place::Packed(entry) => {
+            ClusterEntry::At(start) => read_or_zeros(file, start + within, buffer)?,
+            ClusterEntry::Packed(entry) => {
                 if self.unpacked.as_ref().is_none_or(|(last, _)| *last != number) {
                     self.unpacked = Some((number, self.header.unpack(file, entry)?));
                 }
@@ -180,18 +188,18 @@ impl Qcow2 {
                 buffer.copy_from_slice(&cluster[within..within + most]);
             }
         }
-        Ok(Piece::Read(most))
+        Ok(DiskExtent::Read(most))
     }
 }
 
 impl Qcow2Header {
     /// Reads the entry of an L2 table: where the data at `offset` is, and how much of it is
     /// contiguous.
-    fn place(&self, entry: &[u8], offset: u64) -> io::Result<(Place, u64)> {
+    fn place(&self, entry: &[u8], offset: u64) -> io::Result<(ClusterEntry, u64)> {
         let cluster_bytes = self.cluster_bytes();
         let first = be_u64(&entry[..8]);
         if first & COMPRESSED != 0 {
-            return Ok((Place::Packed(first), cluster_bytes));
+            return Ok((ClusterEntry::Packed(first), cluster_bytes));
         }
         let start = first & OFFSET_MASK;
         if !start.is_multiple_of(cluster_bytes) {
@@ -199,14 +207,14 @@ impl Qcow2Header {
         }
         if !self.extended_l2 {
             let is_zero = start == 0 || first & ALL_ZEROES != 0;
-            return Ok((if is_zero { Place::Zeros } else { Place::At(start) }, cluster_bytes));
+            return Ok((if is_zero { ClusterEntry::Zeros } else { ClusterEntry::At(start) }, cluster_bytes));
         }
         // The low half says which subclusters are allocated, the high half which read as zeros.
         let bits = be_u64(&entry[8..16]);
         let part_bytes = cluster_bytes / SUBCLUSTERS;
         let part = offset % cluster_bytes / part_bytes;
         let is_there = bits >> part & 1 == 1 && bits >> (part + SUBCLUSTERS) & 1 == 0 && start != 0;
-        let place = if is_there { Place::At(start + part * part_bytes) } else { Place::Zeros };
+        let place = if is_there { ClusterEntry::At(start + part * part_bytes) } else { ClusterEntry::Zeros };
         Ok((place, part_bytes))
     }
 
@@ -221,10 +229,10 @@ impl Qcow2Header {
         let mut cluster =
             vec![0; usize::try_from(self.cluster_bytes()).expect("a cluster has 2 MiB at most")];
         let unpacked = match self.compression {
-            Compression::Deflate => {
+            ClusterCompression::Deflate => {
                 flate2::bufread::DeflateDecoder::new(&packed[..]).read_exact(&mut cluster)
             }
-            Compression::Zstandard => zstd::stream::read::Decoder::with_buffer(&packed[..])
+            ClusterCompression::Zstandard => zstd::stream::read::Decoder::with_buffer(&packed[..])
                 .and_then(|decoder| decoder.single_frame().read_exact(&mut cluster)),
         };
         unpacked.map_err(|error| damaged(format!("the compressed cluster at byte {offset}: {error}")))?;

@@ -1,4 +1,4 @@
-//! Downloads an image into an [`Intake`], and resumes after a broken connection.
+//! Downloads an image into an [`ImageIntake`], and resumes after a broken connection.
 //!
 //! Edge: the network, and the directory of a download. It knows nothing of images or how they are
 //! verified.
@@ -17,11 +17,12 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::digest::DigestAlgorithm;
-use super::downloads::Place;
-use super::intake::{DOWNLOAD, Intake, Taken};
+use super::downloads::DownloadDir;
+use super::intake::{DOWNLOAD, ImageIntake, ReceivedImage};
 use super::progress::{PullProgress, PullStage};
 use super::remote::{
-    Cut, Remote, Tries, challenge, fetch_error, is_passing, is_web_page, refusal, shown, with,
+    AttemptFailure, HttpFetcher, RetryBudget, challenge, fetch_error, is_passing, is_web_page, refusal,
+    shown, with,
 };
 use super::store::{read_bytes, replace};
 use crate::error::{Error, Result};
@@ -32,7 +33,7 @@ const STATE: &str = "state.json";
 
 /// A file to download.
 #[derive(Debug)]
-pub(super) struct Wanted<'a> {
+pub(super) struct DownloadRequest<'a> {
     pub(super) url: &'a str,
     /// The hash algorithm.
     pub(super) algorithm: DigestAlgorithm,
@@ -43,18 +44,18 @@ pub(super) struct Wanted<'a> {
 
 /// A completed download.
 #[derive(Debug)]
-pub(super) struct Fetched {
-    pub(super) taken: Taken,
+pub(super) struct FetchedFile {
+    pub(super) taken: ReceivedImage,
     /// Whether a part of it came from an earlier attempt, perhaps of another process.
     pub(super) is_resumed: bool,
 }
 
 /// The record of a download that has begun.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct State {
+struct DownloadRecord {
     url: String,
     #[serde(flatten)]
-    version: Version,
+    version: HttpValidators,
     total_bytes: Option<u64>,
     /// The boot id of the host when the data was written: unsynced data is lost with that boot.
     boot_id: Option<Uuid>,
@@ -62,22 +63,22 @@ struct State {
 
 /// The validators by which a server identifies this version of the file.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Version {
+struct HttpValidators {
     etag: Option<String>,
     modified: Option<String>,
 }
 
 /// The part of a file that a reply has: `bytes FIRST-LAST/TOTAL`, where TOTAL may be `*`.
 #[derive(Debug, PartialEq, Eq)]
-struct Part {
+struct ContentRange {
     first: u64,
     total_bytes: Option<u64>,
 }
 
-impl State {
+impl DownloadRecord {
     /// Returns how many bytes of a partial download can be kept. The server is asked for the rest,
     /// and for one byte at least unless a checksum is known: it may have another file by now.
-    fn usable_bytes(&self, wanted: &Wanted<'_>, there_bytes: u64) -> u64 {
+    fn usable_bytes(&self, wanted: &DownloadRequest<'_>, there_bytes: u64) -> u64 {
         if self.url != wanted.url {
             return 0;
         }
@@ -94,7 +95,7 @@ impl State {
     }
 }
 
-impl Version {
+impl HttpValidators {
     fn of(headers: &HeaderMap) -> Self {
         let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
         Self { etag: text(ETAG), modified: text(LAST_MODIFIED) }
@@ -121,7 +122,7 @@ impl Version {
     }
 }
 
-impl Part {
+impl ContentRange {
     fn of(headers: &HeaderMap) -> Option<Self> {
         let (range, total) = content_range(headers)?;
         let (first, last) = range.split_once('-')?;
@@ -141,27 +142,27 @@ fn content_range(headers: &HeaderMap) -> Option<(&str, &str)> {
     Some((range.trim(), total.trim()))
 }
 
-impl Remote {
+impl HttpFetcher {
     /// Starts to download a file into a directory of its own, or resumes the download that is
     /// there.
     ///
     /// # Errors
-    /// Those of [`Intake::begin`].
+    /// Those of [`ImageIntake::begin`].
     pub(super) fn download<'a>(
         &'a self,
-        wanted: &'a Wanted<'a>,
-        place: &'a Place,
+        wanted: &'a DownloadRequest<'a>,
+        place: &'a DownloadDir,
         authorization: Option<String>,
         progress: &'a watch::Sender<PullProgress>,
-    ) -> Result<Download<'a>> {
+    ) -> Result<FileDownload<'a>> {
         let dir = &place.dir;
-        let state: Option<State> =
+        let state: Option<DownloadRecord> =
             read_bytes(&dir.join(STATE))?.and_then(|bytes| serde_json::from_slice(&bytes).ok());
         let there_bytes = std::fs::metadata(dir.join(DOWNLOAD)).map_or(0, |metadata| metadata.len());
         let kept_bytes = state.as_ref().map_or(0, |state| state.usable_bytes(wanted, there_bytes));
         let state = state.filter(|_| kept_bytes > 0);
-        let intake = Intake::begin(place, wanted.algorithm, kept_bytes)?;
-        Ok(Download {
+        let intake = ImageIntake::begin(place, wanted.algorithm, kept_bytes)?;
+        Ok(FileDownload {
             remote: self,
             wanted,
             place,
@@ -179,7 +180,7 @@ impl Remote {
 
 /// What the body of a reply has.
 #[derive(Debug, PartialEq, Eq)]
-enum Coming {
+enum ReplyBody {
     Bytes,
     /// Nothing: everything was received already.
     Nothing,
@@ -193,24 +194,24 @@ const MUCH_BYTES: u64 = 4 << 10;
 ///
 /// # Cancel safety
 /// What was received stays in its directory, and the next download resumes there.
-pub(super) struct Download<'a> {
-    remote: &'a Remote,
-    wanted: &'a Wanted<'a>,
-    place: &'a Place,
+pub(super) struct FileDownload<'a> {
+    remote: &'a HttpFetcher,
+    wanted: &'a DownloadRequest<'a>,
+    place: &'a DownloadDir,
     progress: &'a watch::Sender<PullProgress>,
     /// The authorization that the server is sent; a new one is used from the next
     /// [`run`](Self::run).
     pub(super) authorization: Option<String>,
     challenge: Option<String>,
-    state: State,
-    intake: Intake,
+    state: DownloadRecord,
+    intake: ImageIntake,
     got_bytes: u64,
     /// The largest number of bytes so far: receiving the same bytes again is no progress.
     most_bytes: u64,
     is_resumed: bool,
 }
 
-impl Download<'_> {
+impl FileDownload<'_> {
     /// Returns how many bytes were received.
     pub(super) fn got_bytes(&self) -> u64 {
         self.got_bytes
@@ -226,15 +227,15 @@ impl Download<'_> {
     /// # Errors
     /// `Remote`, `NotFound`; `Host` without disk space.
     pub(super) async fn run(&mut self) -> Result<()> {
-        let mut tries = Tries::new(self.remote.patience);
+        let mut tries = RetryBudget::new(self.remote.patience);
         while self.got_bytes == 0 || self.state.total_bytes != Some(self.got_bytes) {
             let before = self.got_bytes;
             let error = match self.try_once().await {
                 Ok(()) => break,
-                Err(Cut::Final(error)) => return Err(error),
-                Err(Cut::Unreachable(error)) if before == 0 => return Err(error),
-                Err(Cut::Again(error) | Cut::Unreachable(error)) => error,
-                Err(Cut::Anew(error)) => {
+                Err(AttemptFailure::Final(error)) => return Err(error),
+                Err(AttemptFailure::Unreachable(error)) if before == 0 => return Err(error),
+                Err(AttemptFailure::Again(error) | AttemptFailure::Unreachable(error)) => error,
+                Err(AttemptFailure::Anew(error)) => {
                     self.begin_anew().await?;
                     error
                 }
@@ -242,7 +243,7 @@ impl Download<'_> {
             if self.got_bytes > self.most_bytes {
                 let more_bytes = self.got_bytes - self.most_bytes;
                 self.most_bytes = self.got_bytes;
-                tries = Tries::new(self.remote.patience);
+                tries = RetryBudget::new(self.remote.patience);
                 if more_bytes >= MUCH_BYTES {
                     tracing::debug!(%error, "going on");
                     continue;
@@ -261,20 +262,20 @@ impl Download<'_> {
     /// Returns the result, once everything was received.
     ///
     /// # Errors
-    /// Those of [`Intake::finish`].
-    pub(super) async fn finish(self) -> Result<Fetched> {
+    /// Those of [`ImageIntake::finish`].
+    pub(super) async fn finish(self) -> Result<FetchedFile> {
         self.progress.send_modify(|progress| progress.stage = PullStage::Finishing);
-        Ok(Fetched { taken: self.intake.finish().await?, is_resumed: self.is_resumed })
+        Ok(FetchedFile { taken: self.intake.finish().await?, is_resumed: self.is_resumed })
     }
 
     /// Requests what is missing, and receives it until the end or until the connection breaks.
-    async fn try_once(&mut self) -> Result<(), Cut> {
+    async fn try_once(&mut self) -> Result<(), AttemptFailure> {
         let url = self.wanted.url;
         if self.got_bytes > 0 && self.state.version.validator().is_none() && !self.wanted.is_checked {
             // Nothing would show if the rest were that of another file.
-            self.begin_anew().await.map_err(Cut::Final)?;
+            self.begin_anew().await.map_err(AttemptFailure::Final)?;
         }
-        let request = self.remote.client().map_err(Cut::Final)?.get(url);
+        let request = self.remote.client().map_err(AttemptFailure::Final)?.get(url);
         let mut request = with(request, self.authorization.as_deref());
         if self.got_bytes > 0 {
             request = request.header(RANGE, format!("bytes={}-", self.got_bytes));
@@ -283,7 +284,7 @@ impl Download<'_> {
             }
         }
         let mut response = self.remote.send(url, request).await?;
-        if self.accept(&response).await? == Coming::Nothing {
+        if self.accept(&response).await? == ReplyBody::Nothing {
             return Ok(());
         }
         while let Some(bytes) = self.remote.next(url, &mut response).await? {
@@ -298,39 +299,41 @@ impl Download<'_> {
         }
         let problem = |total: &str| fetch_error(url, &format!("{} of {total} bytes came", self.got_bytes));
         match self.state.total_bytes {
-            Some(total) if total > self.got_bytes => Err(Cut::Again(problem(&total.to_string()))),
-            Some(total) if total < self.got_bytes => Err(Cut::Anew(problem(&total.to_string()))),
+            Some(total) if total > self.got_bytes => Err(AttemptFailure::Again(problem(&total.to_string()))),
+            Some(total) if total < self.got_bytes => Err(AttemptFailure::Anew(problem(&total.to_string()))),
             // The total is unknown: only a server that has no more can say that this was the last
             // part.
-            None if response.status() == StatusCode::PARTIAL_CONTENT => Err(Cut::Again(problem("unknown"))),
+            None if response.status() == StatusCode::PARTIAL_CONTENT => {
+                Err(AttemptFailure::Again(problem("unknown")))
+            }
             _ => Ok(()),
         }
     }
 
     /// Reads the head of a reply: whether the rest follows, or the whole file, or nothing of use.
-    async fn accept(&mut self, response: &Response) -> Result<Coming, Cut> {
+    async fn accept(&mut self, response: &Response) -> Result<ReplyBody, AttemptFailure> {
         let (url, status) = (self.wanted.url, response.status());
         // Before the partial one is dropped: a network that wants a login sends a page first.
         if status.is_success() && is_web_page(response.headers()) {
             let (status, problem) =
                 (Some(status.as_u16()), "the server answered with a web page, not an image");
             let (url, problem) = (shown(url), problem.to_owned());
-            return Err(Cut::Final(Error::Fetch { url, problem, status, source: None }));
+            return Err(AttemptFailure::Final(Error::Fetch { url, problem, status, source: None }));
         }
-        let mut version = Version::of(response.headers());
+        let mut version = HttpValidators::of(response.headers());
         let total_bytes = match status {
             StatusCode::OK => {
                 if self.got_bytes > 0 {
                     // The server knows no ranges, or has another file by now: it sends the whole
                     // file.
-                    self.begin_anew().await.map_err(Cut::Final)?;
+                    self.begin_anew().await.map_err(AttemptFailure::Final)?;
                 }
                 response.content_length()
             }
             StatusCode::PARTIAL_CONTENT => {
-                let part = Part::of(response.headers()).filter(|part| part.first == self.got_bytes);
+                let part = ContentRange::of(response.headers()).filter(|part| part.first == self.got_bytes);
                 let Some(part) = part else {
-                    return Err(Cut::Anew(fetch_error(
+                    return Err(AttemptFailure::Anew(fetch_error(
                         url,
                         "the server sent another part than was asked for",
                     )));
@@ -339,11 +342,14 @@ impl Download<'_> {
                     part.total_bytes.zip(self.state.total_bytes).is_some_and(|(new, old)| new != old);
                 if self.got_bytes > 0 {
                     if has_other_size || version.differs(&self.state.version) {
-                        return Err(Cut::Anew(fetch_error(url, "the server has another file by now")));
+                        return Err(AttemptFailure::Anew(fetch_error(
+                            url,
+                            "the server has another file by now",
+                        )));
                     }
                     self.is_resumed = true;
                     let known = self.state.version.clone();
-                    version = Version {
+                    version = HttpValidators {
                         etag: known.etag.or(version.etag),
                         modified: known.modified.or(version.modified),
                     };
@@ -355,36 +361,36 @@ impl Download<'_> {
                     content_range(response.headers()).and_then(|(_, total)| total.parse::<u64>().ok());
                 return match total {
                     Some(total) if total == self.got_bytes && self.state.total_bytes.is_none() => {
-                        Ok(Coming::Nothing)
+                        Ok(ReplyBody::Nothing)
                     }
-                    _ => Err(Cut::Anew(refusal(url, status))),
+                    _ => Err(AttemptFailure::Anew(refusal(url, status))),
                 };
             }
-            _ if is_passing(status) => return Err(Cut::Again(refusal(url, status))),
+            _ if is_passing(status) => return Err(AttemptFailure::Again(refusal(url, status))),
             _ => {
                 self.challenge = challenge(url, response);
-                return Err(Cut::Final(refusal(url, status)));
+                return Err(AttemptFailure::Final(refusal(url, status)));
             }
         };
-        let state = State { url: url.to_owned(), version, total_bytes, boot_id: boot_id().ok() };
+        let state = DownloadRecord { url: url.to_owned(), version, total_bytes, boot_id: boot_id().ok() };
         if state != self.state {
             let bytes = serde_json::to_vec(&state).expect("it has only text and numbers");
-            replace(&self.place.dir.join(STATE), &bytes).map_err(Cut::Final)?;
+            replace(&self.place.dir.join(STATE), &bytes).map_err(AttemptFailure::Final)?;
             self.state = state;
         }
         check_room(&self.place.dir, self.state.total_bytes.map(|total| total.saturating_sub(self.got_bytes)))
-            .map_err(Cut::Final)?;
+            .map_err(AttemptFailure::Final)?;
         self.show();
-        Ok(Coming::Bytes)
+        Ok(ReplyBody::Bytes)
     }
 
     /// Drops the partial download, once nothing is written any more, and starts from the beginning.
     async fn begin_anew(&mut self) -> Result<()> {
         self.intake.give_up().await;
-        self.intake = Intake::begin(self.place, self.wanted.algorithm, 0)?;
+        self.intake = ImageIntake::begin(self.place, self.wanted.algorithm, 0)?;
         self.got_bytes = 0;
         self.is_resumed = false;
-        self.state = State::default();
+        self.state = DownloadRecord::default();
         Ok(())
     }
 
@@ -429,7 +435,7 @@ mod tests {
             (&[("etag", "W/\"a\""), ("last-modified", DATE)], Some(DATE)),
             (&[("etag", "W/\"a\"")], None),
         ] {
-            assert_eq!(Version::of(&headers(all)).validator(), expected);
+            assert_eq!(HttpValidators::of(&headers(all)).validator(), expected);
         }
     }
 
@@ -437,7 +443,7 @@ mod tests {
     fn versions_differ_by_what_both_tell() {
         let version = |etag: &str, modified: &str| {
             let told = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-            Version { etag: told(etag), modified: told(modified) }
+            HttpValidators { etag: told(etag), modified: told(modified) }
         };
         for (a, b, differ) in [
             (("\"a\"", DATE), ("\"a\"", LATER), false),
@@ -455,8 +461,8 @@ mod tests {
 
     #[test]
     fn a_part_is_read_with_its_total() {
-        let part = |range: &str| Part::of(&headers(&[("content-range", range)]));
-        let read = |first, total_bytes| Some(Part { first, total_bytes });
+        let part = |range: &str| ContentRange::of(&headers(&[("content-range", range)]));
+        let read = |first, total_bytes| Some(ContentRange { first, total_bytes });
         assert_eq!(part("bytes 17-98/100"), read(17, Some(100)));
         assert_eq!(part("bytes 17-99/*"), read(17, None));
         for bad in
@@ -469,7 +475,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_head_is_read_without_panic(range in "(bytes )?[0-9*/ -]{0,40}") {
-            let _ = Part::of(&headers(&[("content-range", &range)]));
+            let _ = ContentRange::of(&headers(&[("content-range", &range)]));
         }
     }
 }

@@ -14,12 +14,12 @@ use tokio::time::Instant;
 
 use super::intake::DOWNLOAD;
 use super::progress::{PullProgress, PullStage};
-use super::pull::Source;
+use super::pull::PullSource;
 use super::store::{ImageStore, entries, remove_file};
 use crate::error::{Error, Result};
 use crate::steps::step;
-use crate::store::lock::{self, Hold, Lock};
-use crate::store::{Changes, create_private};
+use crate::store::lock::{self, LockMode, VmLock};
+use crate::store::{RecordChanges, create_private};
 
 /// The lock of a download, in its directory.
 const LOCK: &str = "lock";
@@ -29,28 +29,28 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// The directory of a download, locked as long as anything works in it, including the threads of an
 /// abandoned intake.
 #[derive(Debug, Clone)]
-pub(super) struct Place {
+pub(super) struct DownloadDir {
     pub(super) dir: PathBuf,
-    _lock: Arc<Lock>,
+    _lock: Arc<VmLock>,
 }
 
 /// Which process is to fetch.
-pub(super) enum Turn {
+pub(super) enum FetchTurn {
     /// This one, in this directory.
-    Mine(Place),
+    Mine(DownloadDir),
     /// Another one, which has ended.
     Over,
 }
 
-impl Place {
-    fn held(dir: &Path, lock: Lock) -> Self {
+impl DownloadDir {
+    fn held(dir: &Path, lock: VmLock) -> Self {
         Self { dir: dir.to_owned(), _lock: Arc::new(lock) }
     }
 
     /// Creates a directory that no other process knows.
     pub(super) async fn new(dir: &Path) -> Result<Self> {
         create_private(dir)?;
-        match lock::acquire(&dir.join(LOCK), Hold::Alone, Instant::now() + PATIENCE).await? {
+        match lock::acquire(&dir.join(LOCK), LockMode::Alone, Instant::now() + PATIENCE).await? {
             Some(lock) => Ok(Self::held(dir, lock)),
             None => Err(Error::NotFound { what: "directory", name: dir.display().to_string() }),
         }
@@ -62,13 +62,17 @@ impl ImageStore {
     ///
     /// # Errors
     /// `Busy` if another process fetches it, without progress for ten minutes.
-    pub(super) async fn turn(&self, source: &Source, progress: &watch::Sender<PullProgress>) -> Result<Turn> {
+    pub(super) async fn turn(
+        &self,
+        source: &PullSource,
+        progress: &watch::Sender<PullProgress>,
+    ) -> Result<FetchTurn> {
         let dir = self.downloads().join(source.key());
         create_private(&dir)?;
         let path = dir.join(LOCK);
-        match lock::acquire(&path, Hold::Alone, Instant::now()).await {
-            Ok(Some(lock)) => return Ok(Turn::Mine(Place::held(&dir, lock))),
-            Ok(None) => return Ok(Turn::Over),
+        match lock::acquire(&path, LockMode::Alone, Instant::now()).await {
+            Ok(Some(lock)) => return Ok(FetchTurn::Mine(DownloadDir::held(&dir, lock))),
+            Ok(None) => return Ok(FetchTurn::Over),
             Err(Error::Busy { .. }) => {}
             Err(error) => return Err(error),
         }
@@ -76,13 +80,13 @@ impl ImageStore {
         loop {
             progress.send_modify(|progress| progress.stage = PullStage::Waiting);
             let lock = tokio::select! {
-                lock = lock::acquire(&path, Hold::Alone, Instant::now() + PATIENCE) => lock,
+                lock = lock::acquire(&path, LockMode::Alone, Instant::now() + PATIENCE) => lock,
                 never = show_growth(&dir, progress) => match never {},
             };
             match lock {
                 // The process that had the lock has finished, failed or died.
-                Ok(Some(lock)) => return Ok(Turn::Mine(Place::held(&dir, lock))),
-                Ok(None) => return Ok(Turn::Over),
+                Ok(Some(lock)) => return Ok(FetchTurn::Mine(DownloadDir::held(&dir, lock))),
+                Ok(None) => return Ok(FetchTurn::Over),
                 Err(Error::Busy { .. }) if grown(&dir) != seen_bytes => seen_bytes = grown(&dir),
                 Err(Error::Busy { holder, .. }) => {
                     return Err(Error::Busy { what: format!("the download of {}", source.url), holder });
@@ -97,7 +101,7 @@ impl ImageStore {
         let mut freed_bytes = 0;
         for entry in entries(&self.downloads())? {
             let dir = self.downloads().join(entry);
-            match lock::acquire(&dir.join(LOCK), Hold::Alone, Instant::now()).await {
+            match lock::acquire(&dir.join(LOCK), LockMode::Alone, Instant::now()).await {
                 Ok(Some(_lock)) => freed_bytes += remove_dir(&dir)?,
                 Ok(None) | Err(Error::Busy { .. }) => {}
                 Err(error) => return Err(error),
@@ -113,7 +117,7 @@ impl ImageStore {
 /// wait for the lock notices that.
 async fn show_growth(dir: &Path, progress: &watch::Sender<PullProgress>) -> Infallible {
     let watched = async {
-        let changes = Changes::of_files(dir)?;
+        let changes = RecordChanges::of_files(dir)?;
         loop {
             progress.send_modify(|progress| progress.done_bytes = grown(dir));
             changes.next().await?;
@@ -152,32 +156,32 @@ mod tests {
     #[tokio::test]
     async fn a_place_is_held_until_nobody_writes_there_any_more() {
         use crate::image::DigestAlgorithm;
-        use crate::image::intake::Intake;
+        use crate::image::intake::ImageIntake;
 
         let dir = tempfile::tempdir().unwrap();
-        let place = Place::new(dir.path()).await.unwrap();
-        let intake = Intake::begin(&place, DigestAlgorithm::Sha256, 0).unwrap();
+        let place = DownloadDir::new(dir.path()).await.unwrap();
+        let intake = ImageIntake::begin(&place, DigestAlgorithm::Sha256, 0).unwrap();
         drop(place);
         let lock = dir.path().join(LOCK);
-        let busy = lock::acquire(&lock, Hold::Alone, Instant::now()).await;
+        let busy = lock::acquire(&lock, LockMode::Alone, Instant::now()).await;
         assert!(matches!(busy, Err(Error::Busy { .. })), "{busy:?}");
         drop(intake);
-        lock::acquire(&lock, Hold::Alone, Instant::now() + PATIENCE).await.unwrap().unwrap();
+        lock::acquire(&lock, LockMode::Alone, Instant::now() + PATIENCE).await.unwrap().unwrap();
     }
 
     #[tokio::test]
     async fn a_place_is_held_until_what_came_is_unpacked() {
         use crate::image::DigestAlgorithm;
-        use crate::image::intake::Intake;
+        use crate::image::intake::ImageIntake;
 
         const UNPACKED_BYTES: usize = 64 << 20;
         let packed = zstd::stream::encode_all(&vec![7; UNPACKED_BYTES][..], 1).unwrap();
         let dir = tempfile::tempdir().unwrap();
-        let place = Place::new(dir.path()).await.unwrap();
-        let mut intake = Intake::begin(&place, DigestAlgorithm::Sha256, 0).unwrap();
+        let place = DownloadDir::new(dir.path()).await.unwrap();
+        let mut intake = ImageIntake::begin(&place, DigestAlgorithm::Sha256, 0).unwrap();
         assert!(intake.take(packed.into()).await);
         drop((intake, place));
-        let lock = lock::acquire(&dir.path().join(LOCK), Hold::Alone, Instant::now() + PATIENCE).await;
+        let lock = lock::acquire(&dir.path().join(LOCK), LockMode::Alone, Instant::now() + PATIENCE).await;
         lock.unwrap().unwrap();
         let unpacked = fs::metadata(dir.path().join("disk")).unwrap().len();
         assert_eq!(unpacked, UNPACKED_BYTES as u64, "nobody writes there any more");

@@ -10,16 +10,16 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use super::digest::{Digest, DigestAlgorithm, Hasher};
-use super::downloads::{Place, remove_dir};
-use super::inspect::Origin;
-use super::intake::Intake;
-use super::kept::{DAMAGED, KeptImage, NewName, Verified};
+use super::downloads::{DownloadDir, remove_dir};
+use super::inspect::ImageOrigin;
+use super::intake::ImageIntake;
+use super::kept::{DAMAGED, LocalImage, NewName, Verification};
 use super::progress::{PullProgress, PullStage};
-use super::store::{ImageStore, Import, remove_file};
+use super::store::{ImageStore, ImportOptions, remove_file};
 use crate::error::{Error, Result};
 use crate::input_file::{InputFile, InputStream};
 use crate::steps::step;
-use crate::store::lock::Hold;
+use crate::store::lock::LockMode;
 
 const BLOCK_BYTES: usize = 1 << 20;
 
@@ -33,17 +33,17 @@ impl ImageStore {
     pub async fn import(
         &self,
         path: &Path,
-        import: Import,
+        import: ImportOptions,
         progress: &watch::Sender<PullProgress>,
-    ) -> Result<KeptImage> {
+    ) -> Result<LocalImage> {
         self.home.refuse_other_user(self.home.images())?;
         let input = InputStream::open("image", path)?;
         // A pipe is read once, so the image is looked at in its copy.
         let file = input.bytes.is_some().then(|| input.path.clone());
-        let origin = Origin { shown: path.display().to_string(), file };
+        let origin = ImageOrigin { shown: path.display().to_string(), file };
         // A directory of its own, so that two imports at once do not collide.
         let dir = self.downloads().join(format!("import-{}", uuid::Uuid::new_v4().simple()));
-        let place = Place::new(&dir).await?;
+        let place = DownloadDir::new(&dir).await?;
         let kept = self.import_within(&place, input, &origin, import, progress).await;
         remove_dir(&dir)?;
         kept
@@ -51,13 +51,13 @@ impl ImageStore {
 
     async fn import_within(
         &self,
-        place: &Place,
+        place: &DownloadDir,
         input: InputStream,
-        origin: &Origin,
-        import: Import,
+        origin: &ImageOrigin,
+        import: ImportOptions,
         progress: &watch::Sender<PullProgress>,
-    ) -> Result<KeptImage> {
-        let mut intake = Intake::begin(place, DigestAlgorithm::Sha256, 0)?;
+    ) -> Result<LocalImage> {
+        let mut intake = ImageIntake::begin(place, DigestAlgorithm::Sha256, 0)?;
         let InputStream { mut file, path, bytes } = input;
         // What a pipe gives is nowhere else to be changed.
         let look = || bytes.map(|_| written(&path)).transpose().map_err(Error::io("examine", &path));
@@ -85,7 +85,7 @@ impl ImageStore {
             name: import.name.to_string(),
             arch: import.arch,
             source: path.display().to_string(),
-            verified: Verified::Nothing,
+            verified: Verification::Nothing,
             user: import.user,
             firmware: import.firmware,
         };
@@ -107,7 +107,7 @@ impl ImageStore {
     /// `NotFound`; `Io` if the disk can't be read.
     pub async fn rehash(&self, id: &Digest, progress: &watch::Sender<PullProgress>) -> Result<Digest> {
         let missing = || Error::NotFound { what: "image", name: id.to_string() };
-        let _lock = self.hold(id, Hold::Shared).await?.ok_or_else(missing)?;
+        let _lock = self.hold(id, LockMode::Shared).await?.ok_or_else(missing)?;
         let facts = self.read(id)?.ok_or_else(missing)?.facts;
         let (progress, total_bytes) = (progress.clone(), Some(facts.file_bytes));
         let found = hash_of_file(&facts.path, move |done_bytes| {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::qcow2_header::{self, Backing, Qcow2Header};
+use super::qcow2_header::{self, BackingName, Qcow2Header};
 use crate::error::{Error, Result};
 use crate::input_file::InputFile;
 #[cfg(any(feature = "images", all(target_os = "linux", feature = "qemu")))]
@@ -106,7 +106,7 @@ pub(crate) fn inspect_for(field: &'static str, path: &Path) -> Result<ImageFacts
 
 /// Where an image that lies here for a moment came from: a file of the user's, or a server.
 #[derive(Debug)]
-pub(super) struct Origin {
+pub(super) struct ImageOrigin {
     /// What it is called in errors.
     pub(super) shown: String,
     /// The file that it is a copy of, beside which another one would lie that it hangs on.
@@ -114,7 +114,7 @@ pub(super) struct Origin {
 }
 
 #[cfg(feature = "images")]
-impl Origin {
+impl ImageOrigin {
     /// Returns an error that was made without knowing where the image came from, or by where it
     /// lies for a moment, with that.
     pub(super) fn named(&self, error: Error) -> Error {
@@ -134,7 +134,11 @@ impl Origin {
 }
 
 /// As [`inspect`], for an image that came from elsewhere.
-pub(super) fn inspect_from(field: &'static str, path: &Path, origin: Option<&Origin>) -> Result<ImageFacts> {
+pub(super) fn inspect_from(
+    field: &'static str,
+    path: &Path,
+    origin: Option<&ImageOrigin>,
+) -> Result<ImageFacts> {
     let shown = origin.map_or_else(|| path.display().to_string(), |origin| origin.shown.clone());
     let refused = |why: String| Error::invalid(field, &shown, why);
     let InputFile { file, path: found, bytes: file_bytes } = InputFile::open(field, path)?;
@@ -220,7 +224,7 @@ fn check_use(header: &Qcow2Header, image: Option<&Path>) -> Result<(), String> {
     Ok(())
 }
 
-fn backing_refusal(backing: &Backing, image: Option<&Path>) -> String {
+fn backing_refusal(backing: &BackingName, image: Option<&Path>) -> String {
     let name = Path::new(std::ffi::OsStr::from_bytes(&backing.name));
     // A colon before any slash makes it a protocol to QEMU, so it names no file.
     let protocol = backing.name.split(|&byte| byte == b'/').next().is_some_and(|head| head.contains(&b':'));
@@ -248,8 +252,8 @@ fn check_whole(file: &File, header: &Qcow2Header, file_bytes: u64) -> io::Result
 
 /// Reads so many bytes, or fewer where the file ends before.
 fn read_range(file: &File, offset: u64, most_bytes: u64) -> io::Result<Vec<u8>> {
-    struct At<'a>(&'a File, u64);
-    impl Read for At<'_> {
+    struct HeaderReader<'a>(&'a File, u64);
+    impl Read for HeaderReader<'_> {
         fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
             let count = self.0.read_at(buffer, self.1)?;
             self.1 += count as u64;
@@ -257,7 +261,7 @@ fn read_range(file: &File, offset: u64, most_bytes: u64) -> io::Result<Vec<u8>> 
         }
     }
     let mut bytes = Vec::new();
-    At(file, offset).take(most_bytes).read_to_end(&mut bytes)?;
+    HeaderReader(file, offset).take(most_bytes).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 

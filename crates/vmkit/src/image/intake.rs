@@ -21,7 +21,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
 use super::digest::{Digest, DigestAlgorithm, Hasher};
-use super::downloads::Place;
+use super::downloads::DownloadDir;
 use super::inspect::is_web_page;
 use super::sparse::SparseFile;
 use crate::error::{Error, Result};
@@ -47,15 +47,15 @@ const DISK: &str = "disk";
 
 /// An image that is being received.
 #[derive(Debug)]
-pub(super) struct Intake {
+pub(super) struct ImageIntake {
     /// `None` once the intake was abandoned.
-    sender: Option<mpsc::Sender<Piece>>,
-    outcome: oneshot::Receiver<Result<Taken>>,
+    sender: Option<mpsc::Sender<IntakePiece>>,
+    outcome: oneshot::Receiver<Result<ReceivedImage>>,
 }
 
 /// An image that was received completely.
 #[derive(Debug)]
-pub(super) struct Taken {
+pub(super) struct ReceivedImage {
     /// The file with the disk; it is not synced yet.
     pub(super) disk: PathBuf,
     /// The checksum of the disk.
@@ -65,20 +65,20 @@ pub(super) struct Taken {
 }
 
 #[derive(Debug)]
-enum Piece {
+enum IntakePiece {
     Bytes(Bytes),
     /// The end: without it, the sender has gone away in the middle.
     End,
 }
 
-impl Intake {
+impl ImageIntake {
     /// Begins to receive an image in a directory of its own; the bytes are hashed by `algorithm`.
     ///
     /// The first `kept_bytes` are there already from an earlier attempt.
     ///
     /// # Errors
     /// `Io` and `Host` if the files can't be written.
-    pub(super) fn begin(place: &Place, algorithm: DigestAlgorithm, kept_bytes: u64) -> Result<Self> {
+    pub(super) fn begin(place: &DownloadDir, algorithm: DigestAlgorithm, kept_bytes: u64) -> Result<Self> {
         let path = place.dir.join(DOWNLOAD);
         let open = || {
             step("image: create the download")?;
@@ -108,7 +108,7 @@ impl Intake {
     /// returns why.
     pub(super) async fn take(&mut self, bytes: Bytes) -> bool {
         match &self.sender {
-            Some(sender) => sender.send(Piece::Bytes(bytes)).await.is_ok(),
+            Some(sender) => sender.send(IntakePiece::Bytes(bytes)).await.is_ok(),
             None => false,
         }
     }
@@ -126,10 +126,10 @@ impl Intake {
     /// # Errors
     /// `Host` and `Io` if a write failed; `InvalidInput` on `image` if the image can't be unpacked
     /// or is a web page.
-    pub(super) async fn finish(self) -> Result<Taken> {
+    pub(super) async fn finish(self) -> Result<ReceivedImage> {
         if let Some(sender) = &self.sender {
             // If the keeper has ended already, its outcome says why.
-            let _ = sender.send(Piece::End).await;
+            let _ = sender.send(IntakePiece::End).await;
         }
         self.outcome.await.expect("the keeper answers after the end")
     }
@@ -155,11 +155,11 @@ fn keep(
     file: File,
     algorithm: DigestAlgorithm,
     kept_bytes: u64,
-    mut receiver: mpsc::Receiver<Piece>,
-) -> Result<Option<Taken>> {
+    mut receiver: mpsc::Receiver<IntakePiece>,
+) -> Result<Option<ReceivedImage>> {
     let path = dir.join(DOWNLOAD);
     let mut download = SparseFile::new(file);
-    let mut branches = Branches::new(dir, algorithm)?;
+    let mut branches = IntakeBranches::new(dir, algorithm)?;
     while download.end() < kept_bytes {
         let wanted = usize::try_from(kept_bytes - download.end()).unwrap_or(BLOCK_BYTES).min(BLOCK_BYTES);
         let mut block = vec![0; wanted];
@@ -168,11 +168,11 @@ fn keep(
     }
     loop {
         match receiver.blocking_recv() {
-            Some(Piece::Bytes(bytes)) => {
+            Some(IntakePiece::Bytes(bytes)) => {
                 download.append(&bytes).map_err(Error::io("write", &path))?;
                 branches.feed(bytes)?;
             }
-            Some(Piece::End) => break,
+            Some(IntakePiece::End) => break,
             None => {
                 drop(download.finish().map_err(Error::io("write", &path))?);
                 return Ok(None);
@@ -184,23 +184,23 @@ fn keep(
 }
 
 /// Where the bytes go besides the file.
-struct Branches {
+struct IntakeBranches {
     dir: PathBuf,
     /// The first bytes, while they are too few to recognise the format.
     head: Option<Vec<u8>>,
-    digest: Branch<Digest>,
+    digest: IntakeBranch<Digest>,
     /// The hash of an image that is its own disk, if it is another algorithm than the one asked
     /// for.
-    disk_digest: Option<Branch<Digest>>,
-    unpacked: Option<Branch<Digest>>,
+    disk_digest: Option<IntakeBranch<Digest>>,
+    unpacked: Option<IntakeBranch<Digest>>,
 }
 
-impl Branches {
+impl IntakeBranches {
     fn new(dir: &Path, algorithm: DigestAlgorithm) -> Result<Self> {
-        let digest = Branch::hash(algorithm)?;
+        let digest = IntakeBranch::hash(algorithm)?;
         let disk_digest = match algorithm {
             DigestAlgorithm::Sha256 => None,
-            DigestAlgorithm::Sha512 => Some(Branch::hash(DigestAlgorithm::Sha256)?),
+            DigestAlgorithm::Sha512 => Some(IntakeBranch::hash(DigestAlgorithm::Sha256)?),
         };
         Ok(Self { dir: dir.to_owned(), head: Some(Vec::new()), digest, disk_digest, unpacked: None })
     }
@@ -226,9 +226,9 @@ impl Branches {
         if is_web_page(head) {
             return Err(Error::invalid("image", UNNAMED, "a web page came in the place of an image"));
         }
-        if let Some(packing) = Packing::of(head) {
+        if let Some(packing) = ImageCompression::of(head) {
             self.disk_digest = None;
-            self.unpacked = Some(Branch::unpack(packing, self.dir.join(DISK))?);
+            self.unpacked = Some(IntakeBranch::unpack(packing, self.dir.join(DISK))?);
         }
         Ok(())
     }
@@ -243,7 +243,7 @@ impl Branches {
         self.digest.send(bytes)
     }
 
-    fn finish(mut self, download: PathBuf) -> Result<Taken> {
+    fn finish(mut self, download: PathBuf) -> Result<ReceivedImage> {
         if let Some(head) = self.head.take() {
             self.begin(&head)?;
             self.send(Bytes::from(head))?;
@@ -254,7 +254,7 @@ impl Branches {
             (None, Some(hash)) => (download, hash.finish()?),
             (None, None) => (download, digest.clone()),
         };
-        Ok(Taken { disk, disk_digest, digest })
+        Ok(ReceivedImage { disk, disk_digest, digest })
     }
 }
 
@@ -262,14 +262,14 @@ impl Branches {
 ///
 /// Dropping it waits for the thread's end: a thread that wrote after the next attempt had begun
 /// would damage that one's file.
-struct Branch<T> {
+struct IntakeBranch<T> {
     feed: Option<threads::SyncSender<Bytes>>,
     answer: threads::Receiver<Result<T>>,
     /// The result, if the thread ended before it was fed to the end.
     early: Option<T>,
 }
 
-impl Branch<Digest> {
+impl IntakeBranch<Digest> {
     fn hash(algorithm: DigestAlgorithm) -> Result<Self> {
         Self::spawn("vmkit-hash", move |pieces| {
             let mut hasher = Hasher::new(algorithm);
@@ -278,12 +278,12 @@ impl Branch<Digest> {
         })
     }
 
-    fn unpack(packing: Packing, path: PathBuf) -> Result<Self> {
+    fn unpack(packing: ImageCompression, path: PathBuf) -> Result<Self> {
         Self::spawn("vmkit-unpack", move |pieces| unpack(packing, pieces, &path))
     }
 }
 
-impl<T: Send + 'static> Branch<T> {
+impl<T: Send + 'static> IntakeBranch<T> {
     fn spawn(
         name: &str,
         work: impl FnOnce(threads::Receiver<Bytes>) -> Result<T> + Send + 'static,
@@ -321,7 +321,7 @@ impl<T: Send + 'static> Branch<T> {
     }
 }
 
-impl<T> Drop for Branch<T> {
+impl<T> Drop for IntakeBranch<T> {
     fn drop(&mut self) {
         self.feed = None;
         while self.answer.recv().is_ok() {}
@@ -329,14 +329,14 @@ impl<T> Drop for Branch<T> {
 }
 
 /// Unpacks what is received into a sparse file, and returns the checksum of that.
-fn unpack(packing: Packing, pieces: threads::Receiver<Bytes>, path: &Path) -> Result<Digest> {
+fn unpack(packing: ImageCompression, pieces: threads::Receiver<Bytes>, path: &Path) -> Result<Digest> {
     let open = || {
         remove_earlier(path)?;
         OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
     };
     let mut disk = SparseFile::new(open().map_err(Error::io("create", path))?);
-    let mut hash = Branch::hash(DigestAlgorithm::Sha256)?;
-    let mut reader = packing.reader(Pieces { pieces, current: Bytes::new() });
+    let mut hash = IntakeBranch::hash(DigestAlgorithm::Sha256)?;
+    let mut reader = packing.reader(ChannelReader { pieces, current: Bytes::new() });
     let damaged = |error: io::Error| {
         let why = match needs_too_much_memory(&error) {
             true => format!(
@@ -362,12 +362,12 @@ fn unpack(packing: Packing, pieces: threads::Receiver<Bytes>, path: &Path) -> Re
 }
 
 /// Reads from a channel; the input ends when the sender is gone.
-struct Pieces {
+struct ChannelReader {
     pieces: threads::Receiver<Bytes>,
     current: Bytes,
 }
 
-impl BufRead for Pieces {
+impl BufRead for ChannelReader {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         while self.current.is_empty() {
             match self.pieces.recv() {
@@ -383,7 +383,7 @@ impl BufRead for Pieces {
     }
 }
 
-impl Read for Pieces {
+impl Read for ChannelReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let available = self.fill_buf()?;
         let count = available.len().min(buffer.len());
@@ -396,9 +396,9 @@ impl Read for Pieces {
 /// Returns the first bytes of what is packed in this beginning of a file; `None` for what is not
 /// packed as an image may be.
 pub(super) fn unpacked_head(packed: Vec<u8>) -> Option<Vec<u8>> {
-    let packing = Packing::of(&packed)?;
+    let packing = ImageCompression::of(&packed)?;
     let (_, pieces) = threads::channel();
-    let mut reader = packing.reader(Pieces { pieces, current: packed.into() });
+    let mut reader = packing.reader(ChannelReader { pieces, current: packed.into() });
     let mut head = Vec::with_capacity(HEAD_BYTES);
     let mut block = [0; HEAD_BYTES];
     // The file goes on where this beginning ends, so the end comes as an error.
@@ -413,14 +413,14 @@ pub(super) fn unpacked_head(packed: Vec<u8>) -> Option<Vec<u8>> {
 
 /// How an image is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Packing {
+enum ImageCompression {
     Gzip,
     Xz,
     Zstandard,
     Bzip2,
 }
 
-impl Packing {
+impl ImageCompression {
     /// Returns how an image is compressed, by its first bytes.
     fn of(head: &[u8]) -> Option<Self> {
         match head {
@@ -442,15 +442,15 @@ impl Packing {
     }
 
     /// Returns a reader of the unpacked bytes; several concatenated streams are one.
-    fn reader(self, packed: Pieces) -> Box<dyn Read> {
+    fn reader(self, packed: ChannelReader) -> Box<dyn Read> {
         match self {
-            Self::Gzip => Box::new(Gzip(Some(flate2::bufread::GzDecoder::new(packed)))),
+            Self::Gzip => Box::new(GzipReader(Some(flate2::bufread::GzDecoder::new(packed)))),
             Self::Xz => {
                 use liblzma::stream::{CONCATENATED, Stream};
                 // The decoder needs some KiB besides its window.
                 match Stream::new_stream_decoder(MOST_WINDOW_BYTES + (1 << 20), CONCATENATED) {
                     Ok(stream) => Box::new(liblzma::bufread::XzDecoder::new_stream(packed, stream)),
-                    Err(error) => Box::new(Failing(Some(error.into()))),
+                    Err(error) => Box::new(FailingReader(Some(error.into()))),
                 }
             }
             Self::Bzip2 => Box::new(bzip2::bufread::MultiBzDecoder::new(packed)),
@@ -461,7 +461,7 @@ impl Packing {
                 });
                 match bounded {
                     Ok(decoder) => Box::new(decoder),
-                    Err(error) => Box::new(Failing(Some(error))),
+                    Err(error) => Box::new(FailingReader(Some(error))),
                 }
             }
         }
@@ -470,9 +470,9 @@ impl Packing {
 
 /// Unpacks concatenated members of gzip, and takes zeros after the last one for padding, as `gzip`
 /// does.
-struct Gzip(Option<flate2::bufread::GzDecoder<Pieces>>);
+struct GzipReader(Option<flate2::bufread::GzDecoder<ChannelReader>>);
 
-impl Read for Gzip {
+impl Read for GzipReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while let Some(decoder) = &mut self.0 {
             let count = decoder.read(buffer)?;
@@ -491,7 +491,7 @@ impl Read for Gzip {
     }
 }
 
-fn skip_zeros(mut packed: Pieces) -> io::Result<()> {
+fn skip_zeros(mut packed: ChannelReader) -> io::Result<()> {
     loop {
         let bytes = packed.fill_buf()?;
         if bytes.is_empty() {
@@ -516,9 +516,9 @@ fn needs_too_much_memory(error: &io::Error) -> bool {
 }
 
 /// A reader that could not be created.
-struct Failing(Option<io::Error>);
+struct FailingReader(Option<io::Error>);
 
-impl Read for Failing {
+impl Read for FailingReader {
     fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
         self.0.take().map_or(Ok(0), Err)
     }

@@ -27,7 +27,7 @@ const VERSION: u32 = 1;
 
 /// A local image, with all its names.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KeptImage {
+pub struct LocalImage {
     /// The checksum of its disk: its id.
     pub id: Digest,
     /// The format and size of the disk.
@@ -37,12 +37,12 @@ pub struct KeptImage {
     /// When it was first stored, in seconds since 1970 (UTC).
     pub kept_at: u64,
     /// Its names; an image that was replaced by a newer one may have none.
-    pub names: Vec<KeptName>,
+    pub names: Vec<LocalName>,
 }
 
 /// A name of a local image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KeptName {
+pub struct LocalName {
     version: u32,
     /// The name: of the catalogue, of an import, or an address.
     pub name: String,
@@ -57,7 +57,7 @@ pub struct KeptName {
     /// The checksum of the bytes as they were received, compressed or not.
     pub download: Digest,
     /// How it was verified.
-    pub verified: Verified,
+    pub verified: Verification,
     /// The user that cloud-init in the image creates, if known.
     pub user: Option<UserName>,
     /// The firmware that the image boots with, if known.
@@ -68,7 +68,7 @@ pub struct KeptName {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
-pub enum Verified {
+pub enum Verification {
     /// By the publisher's signature.
     Signature {
         /// The fingerprint of the key.
@@ -102,31 +102,31 @@ pub(super) struct NewName {
     pub(super) name: String,
     pub(super) arch: Arch,
     pub(super) source: String,
-    pub(super) verified: Verified,
+    pub(super) verified: Verification,
     pub(super) user: Option<UserName>,
     pub(super) firmware: Option<Firmware>,
 }
 
 impl NewName {
     /// Returns the name as it is stored.
-    pub(super) fn of(self, image: Digest, download: Digest, since: u64) -> KeptName {
+    pub(super) fn of(self, image: Digest, download: Digest, since: u64) -> LocalName {
         let Self { name, arch, source, verified, user, firmware } = self;
-        KeptName { version: VERSION, name, arch, image, source, since, download, verified, user, firmware }
+        LocalName { version: VERSION, name, arch, image, source, since, download, verified, user, firmware }
     }
 }
 
-impl fmt::Display for Verified {
+impl fmt::Display for Verification {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Verified::Signature { fingerprint } => write!(f, "signature by {fingerprint}"),
-            Verified::Checksum { from } => write!(f, "checksum of {from}"),
-            Verified::Digest => f.write_str("checksum"),
-            Verified::Nothing => f.write_str("not verified"),
+            Verification::Signature { fingerprint } => write!(f, "signature by {fingerprint}"),
+            Verification::Checksum { from } => write!(f, "checksum of {from}"),
+            Verification::Digest => f.write_str("checksum"),
+            Verification::Nothing => f.write_str("not verified"),
         }
     }
 }
 
-impl KeptName {
+impl LocalName {
     /// Returns its bytes.
     pub(super) fn encode(&self) -> Vec<u8> {
         encode(self)
@@ -146,7 +146,7 @@ impl KeptName {
     }
 }
 
-impl KeptImage {
+impl LocalImage {
     /// Returns the bytes of the record beside its disk.
     pub(super) fn encode(&self) -> Vec<u8> {
         encode(&ImageRecord {
@@ -225,13 +225,13 @@ fn encode(record: &impl Serialize) -> Vec<u8> {
 
 fn decode<T: for<'a> Deserialize<'a>>(path: &Path, bytes: &[u8], version: fn(&T) -> u32) -> Result<T> {
     #[derive(Deserialize)]
-    struct Head {
+    struct ImageRecordHead {
         version: u32,
     }
     let refused = |problem: String| Err(Error::Record { path: path.to_owned(), problem });
     match serde_json::from_slice::<T>(bytes) {
         Ok(record) if version(&record) == VERSION => Ok(record),
-        parsed => match (serde_json::from_slice::<Head>(bytes), parsed) {
+        parsed => match (serde_json::from_slice::<ImageRecordHead>(bytes), parsed) {
             (Ok(head), _) if head.version != VERSION => refused(format!(
                 "the record has version {}, and this vmkit reads version {VERSION}",
                 head.version
@@ -257,9 +257,9 @@ mod tests {
 
     #[test]
     fn a_record_of_another_version_is_named_with_ours() {
-        let error = KeptName::decode(Path::new("/n"), br#"{"version": 2}"#).unwrap_err().to_string();
+        let error = LocalName::decode(Path::new("/n"), br#"{"version": 2}"#).unwrap_err().to_string();
         assert_eq!(error, "/n: the record has version 2, and this vmkit reads version 1");
-        let error = KeptName::decode(Path::new("/n"), b"{").unwrap_err().to_string();
+        let error = LocalName::decode(Path::new("/n"), b"{").unwrap_err().to_string();
         assert!(error.starts_with("/n: this is not a record"), "{error}");
     }
 
@@ -272,7 +272,7 @@ mod tests {
 
         #[test]
         fn reading_any_bytes_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..256)) {
-            let _ = KeptName::decode(Path::new("/n"), &bytes);
+            let _ = LocalName::decode(Path::new("/n"), &bytes);
         }
     }
 }

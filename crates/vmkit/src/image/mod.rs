@@ -104,16 +104,16 @@ pub use inspect::{ImageFacts, ImageFormat, inspect};
 
 #[cfg(feature = "images")]
 pub use catalogue::{
-    Catalogue, CatalogueEntry, OpenPgpKey, PublicKey, Published, PublishedSignature, Signed,
+    Catalogue, CatalogueEntry, OpenPgpKey, PublicKey, PublishedImage, PublishedSignature, SignatureTarget,
 };
 #[cfg(feature = "images")]
-pub use convert::{Existing, convert};
+pub use convert::{OverwritePolicy, convert};
 #[cfg(feature = "images")]
 pub use credentials::RegistryCredentials;
 #[cfg(feature = "images")]
 pub use digest::{Digest, DigestAlgorithm};
 #[cfg(feature = "images")]
-pub use kept::{KeptImage, KeptName, Verified};
+pub use kept::{LocalImage, LocalName, Verification};
 #[cfg(feature = "images")]
 pub use progress::{PullProgress, PullStage, unwatched};
 #[cfg(feature = "images")]
@@ -121,7 +121,7 @@ pub use proxy::Proxies;
 #[cfg(feature = "images")]
 pub use reference::{ImageName, ImageRef, ImageUrl, OciRef};
 #[cfg(feature = "images")]
-pub use store::{ImageInUse, ImageStore, Import, PullPolicy, RemovedImage};
+pub use store::{ImageInUse, ImageStore, ImportOptions, PullPolicy, RemovedImage};
 
 #[cfg(test)]
 mod tests {

@@ -20,12 +20,12 @@ const SOCKS_PORT: u16 = 1080;
 pub struct Proxies {
     http: Option<Url>,
     https: Option<Url>,
-    except: Vec<Exception>,
+    except: Vec<NoProxyRule>,
 }
 
 /// Servers that are asked directly.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Exception {
+enum NoProxyRule {
     All,
     /// A domain with all below it.
     Domain {
@@ -91,17 +91,17 @@ impl Proxies {
     }
 }
 
-impl Exception {
+impl NoProxyRule {
     fn matches(&self, host: &str, of_port: Option<u16>) -> bool {
         let is_port = |port: &Option<u16>| port.is_none() || *port == of_port;
         match self {
-            Exception::All => true,
-            Exception::Domain { name, port } => {
+            NoProxyRule::All => true,
+            NoProxyRule::Domain { name, port } => {
                 let host = host.trim_end_matches('.').to_ascii_lowercase();
                 let below = host.strip_suffix(name.as_str());
                 is_port(port) && below.is_some_and(|below| below.is_empty() || below.ends_with('.'))
             }
-            Exception::Network { address, bits, port } => {
+            NoProxyRule::Network { address, bits, port } => {
                 let host: Option<IpAddr> = host.parse().ok();
                 is_port(port) && host.is_some_and(|host| begins_alike(host, *address, *bits))
             }
@@ -125,18 +125,18 @@ fn begins_alike(one: IpAddr, other: IpAddr, bits: u8) -> bool {
 }
 
 /// Parses one exception; what can match nothing is left out.
-fn exception(word: &str) -> Option<Exception> {
+fn exception(word: &str) -> Option<NoProxyRule> {
     if word == "*" {
-        return Some(Exception::All);
+        return Some(NoProxyRule::All);
     }
     if let Some((address, bits)) = word.split_once('/') {
         let (address, bits) = (ip(address)?, bits.parse().ok()?);
         let most = if address.is_ipv4() { 32 } else { 128 };
-        return (bits <= most).then_some(Exception::Network { address, bits, port: None });
+        return (bits <= most).then_some(NoProxyRule::Network { address, bits, port: None });
     }
     let whole = |address: IpAddr, port| {
         let bits = if address.is_ipv4() { 32 } else { 128 };
-        Some(Exception::Network { address, bits, port })
+        Some(NoProxyRule::Network { address, bits, port })
     };
     if let Some(address) = ip(word) {
         return whole(address, None);
@@ -150,7 +150,7 @@ fn exception(word: &str) -> Option<Exception> {
     }
     let name = host.strip_prefix('*').unwrap_or(host);
     let name = name.trim_start_matches('.').trim_end_matches('.').to_ascii_lowercase();
-    (!name.is_empty()).then_some(Exception::Domain { name, port })
+    (!name.is_empty()).then_some(NoProxyRule::Domain { name, port })
 }
 
 fn ip(text: &str) -> Option<IpAddr> {

@@ -14,13 +14,15 @@ use std::path::Path;
 
 use tokio::sync::watch;
 
-use super::catalogue::{OpenPgpKey, PublicKey, Published, PublishedSignature, Signed, without_query};
+use super::catalogue::{
+    OpenPgpKey, PublicKey, PublishedImage, PublishedSignature, SignatureTarget, without_query,
+};
 use super::checksums;
 use super::digest::{Digest, DigestAlgorithm, Hasher};
-use super::download::{Fetched, Wanted};
-use super::downloads::{Place, Turn, remove_dir};
-use super::inspect::{Origin, inspect};
-use super::kept::{KeptImage, KeptName, NewName, Verified};
+use super::download::{DownloadRequest, FetchedFile};
+use super::downloads::{DownloadDir, FetchTurn, remove_dir};
+use super::inspect::{ImageOrigin, inspect};
+use super::kept::{LocalImage, LocalName, NewName, Verification};
 use super::progress::PullProgress;
 use super::reference::{ImageName, ImageRef, ImageUrl, OciRef};
 use super::remote::{may_go_on_later, shown};
@@ -29,7 +31,7 @@ use super::store::{ImageInUse, ImageStore, PullPolicy, seconds_since_1970};
 use crate::error::{Error, ErrorKind, Result};
 use crate::span::{about, operation, within};
 use crate::spec::{Arch, Mib};
-use crate::store::lock::Hold;
+use crate::store::lock::LockMode;
 
 /// The largest file of checksums, in bytes.
 const MOST_CHECKSUM_BYTES: usize = 4 << 20;
@@ -39,14 +41,14 @@ const FRESH_TRIES: u32 = 1;
 
 /// A file to fetch, and how it is verified.
 #[derive(Debug)]
-pub(super) struct Source {
+pub(super) struct PullSource {
     pub(super) url: String,
     /// The name in a registry that it is from, and the authorization that the registry was sent so
     /// far.
     pub(super) registry: Option<(OciRef, Option<String>)>,
     /// The checksum of the file as it is transferred.
     pub(super) digest: Option<Digest>,
-    pub(super) verified: Verified,
+    pub(super) verified: Verification,
     /// A signature over this file, verified when the file is complete.
     pub(super) signed_file: Option<FileSignature>,
 }
@@ -118,7 +120,7 @@ impl ImageStore {
         image: &ImageRef,
         arch: Arch,
         progress: &watch::Sender<PullProgress>,
-    ) -> Result<KeptImage> {
+    ) -> Result<LocalImage> {
         // An address may have a token in it.
         let shown = match image {
             ImageRef::Name(_) | ImageRef::Oci(_) => image.to_string(),
@@ -137,7 +139,7 @@ impl ImageStore {
         image: &ImageRef,
         arch: Arch,
         progress: &watch::Sender<PullProgress>,
-    ) -> Result<KeptImage> {
+    ) -> Result<LocalImage> {
         progress.send_replace(PullProgress::default());
         self.home.refuse_other_user(self.home.images())?;
         let name = self.kept_name(image);
@@ -202,7 +204,7 @@ impl ImageStore {
     /// # Errors
     /// `InvalidInput` on `image` as from [`Catalogue::find`](super::Catalogue::find), with the
     /// names of local images among those that may have been meant.
-    pub fn published(&self, name: &ImageName, arch: Arch) -> Result<Published> {
+    pub fn published(&self, name: &ImageName, arch: Arch) -> Result<PublishedImage> {
         // What can't be read is reported where the images are listed.
         let kept = || self.list().unwrap_or_default().0.into_iter().flat_map(|image| image.names);
         if self.catalogue.whole_name(name).is_none()
@@ -220,16 +222,16 @@ impl ImageStore {
     }
 
     /// Finds out the checksum of an image of the catalogue.
-    async fn published_source(&self, published: &Published) -> Result<Source> {
-        let mut source = Source {
+    async fn published_source(&self, published: &PublishedImage) -> Result<PullSource> {
+        let mut source = PullSource {
             url: published.url.clone(),
             registry: None,
             digest: published.digest.clone(),
-            verified: if published.digest.is_some() { Verified::Digest } else { Verified::Nothing },
+            verified: if published.digest.is_some() { Verification::Digest } else { Verification::Nothing },
             signed_file: None,
         };
         // Before the image, which can't be used without it.
-        if let Some(one) = published.signature.as_ref().filter(|one| one.signed == Signed::Image) {
+        if let Some(one) = published.signature.as_ref().filter(|one| one.signed == SignatureTarget::Image) {
             let signature = self.remote.small_file(&one.url, MOST_SIGNATURE_BYTES).await?;
             source.signed_file = Some(FileSignature { signature, keys: self.signers(one).await? });
         }
@@ -237,22 +239,22 @@ impl ImageStore {
             return Ok(source);
         };
         let mut bytes = self.remote.small_file(checksums, MOST_CHECKSUM_BYTES).await?;
-        source.verified = Verified::Checksum { from: checksums.clone() };
+        source.verified = Verification::Checksum { from: checksums.clone() };
         let now = seconds_since_1970();
         let untrusted = |problem: String| Error::Untrusted { what: checksums.clone(), problem };
         match &published.signature {
-            Some(one) if one.signed == Signed::Checksums => {
+            Some(one) if one.signed == SignatureTarget::Checksums => {
                 let signature = self.remote.small_file(&one.url, MOST_SIGNATURE_BYTES).await?;
                 let fingerprint =
                     signature::verify_detached(&signature, &self.signers(one).await?, now, || Ok(&bytes[..]));
-                source.verified = Verified::Signature { fingerprint: fingerprint.map_err(untrusted)? };
+                source.verified = Verification::Signature { fingerprint: fingerprint.map_err(untrusted)? };
             }
-            Some(one) if one.signed == Signed::Inline => {
+            Some(one) if one.signed == SignatureTarget::Inline => {
                 // Only the signed part is used, not the text around it.
                 let signers = self.signers(one).await?;
                 let (fingerprint, text) =
                     signature::verify_inline(&bytes, &signers, now).map_err(untrusted)?;
-                source.verified = Verified::Signature { fingerprint };
+                source.verified = Verification::Signature { fingerprint };
                 bytes = text.into_bytes();
             }
             _ => {}
@@ -287,15 +289,15 @@ impl ImageStore {
     /// Fetches a source, once for all processes that want it, and stores it under a name.
     async fn bring(
         &self,
-        source: Source,
+        source: PullSource,
         name: String,
         arch: Arch,
         user: Option<crate::spec::UserName>,
         firmware: Option<crate::spec::Firmware>,
         progress: &watch::Sender<PullProgress>,
-    ) -> Result<KeptImage> {
+    ) -> Result<LocalImage> {
         let begun = seconds_since_1970();
-        let new_name = |verified: Verified| NewName {
+        let new_name = |verified: Verification| NewName {
             name: name.clone(),
             arch,
             source: source.url.clone(),
@@ -311,7 +313,7 @@ impl ImageStore {
                 return Ok(image);
             }
             // Another process has just finished this download: look again.
-            let Turn::Mine(place) = self.turn(&source, progress).await? else { continue };
+            let FetchTurn::Mine(place) = self.turn(&source, progress).await? else { continue };
             let dir = &place.dir;
             if self.already_here(&source, &name, arch, begun).await?.is_some() {
                 remove_dir(dir)?;
@@ -341,10 +343,10 @@ impl ImageStore {
     /// On failure, the partial download stays only if it can be resumed.
     async fn fetch(
         &self,
-        source: &Source,
-        place: &Place,
+        source: &PullSource,
+        place: &DownloadDir,
         progress: &watch::Sender<PullProgress>,
-    ) -> Result<Fetched> {
+    ) -> Result<FetchedFile> {
         let wanted = source.wanted();
         let (image, authorization) = source.registry.clone().unzip();
         let mut download = self.remote.download(&wanted, place, authorization.flatten(), progress)?;
@@ -379,17 +381,17 @@ impl ImageStore {
     /// Returns the stored image that equals what would be fetched, and how it is verified.
     async fn already_here(
         &self,
-        source: &Source,
+        source: &PullSource,
         name: &str,
         arch: Arch,
         begun: u64,
-    ) -> Result<Option<(KeptName, Verified)>> {
+    ) -> Result<Option<(LocalName, Verification)>> {
         let mut names = match &source.digest {
             Some(digest) => self.kept_downloads(digest)?,
             // No checksum is known: only what was stored since this call began is up to date.
             None => {
                 let images = self.find(name, Some(arch)).unwrap_or_default();
-                let is_new = |kept: &KeptName| kept.name == name && kept.arch == arch && kept.since >= begun;
+                let is_new = |kept: &LocalName| kept.name == name && kept.arch == arch && kept.since >= begun;
                 images.into_iter().flat_map(|image| image.names).filter(is_new).collect()
             }
         };
@@ -398,8 +400,8 @@ impl ImageStore {
         let Some(signed) = &source.signed_file else {
             return Ok(names.pop().map(|kept| (kept, source.verified.clone())));
         };
-        let by_one_of_the_keys = |kept: &KeptName| match &kept.verified {
-            Verified::Signature { fingerprint } => {
+        let by_one_of_the_keys = |kept: &LocalName| match &kept.verified {
+            Verification::Signature { fingerprint } => {
                 signed.keys.iter().any(|key| key.fingerprint == *fingerprint)
             }
             _ => false,
@@ -412,15 +414,15 @@ impl ImageStore {
         // A checksum alone is no signature. The stored disk may be the signed file itself; if it
         // was unpacked from that, the signature can't be verified, and the file is fetched again.
         let Some(kept) = names.pop() else { return Ok(None) };
-        let Some(_lock) = self.hold(&kept.image, Hold::Shared).await? else { return Ok(None) };
+        let Some(_lock) = self.hold(&kept.image, LockMode::Shared).await? else { return Ok(None) };
         let Some(image) = self.read(&kept.image)? else { return Ok(None) };
         Ok(signed.verify(&image.facts.path).await.ok().map(|verified| (kept, verified)))
     }
 }
 
-impl Source {
-    fn wanted(&self) -> Wanted<'_> {
-        Wanted {
+impl PullSource {
+    fn wanted(&self) -> DownloadRequest<'_> {
+        DownloadRequest {
             url: &self.url,
             algorithm: self.digest.as_ref().map_or(DigestAlgorithm::Sha256, Digest::algorithm),
             is_checked: self.digest.is_some(),
@@ -428,12 +430,12 @@ impl Source {
     }
 
     /// Returns the name for errors: as the image was asked for, or the catalogue's address.
-    fn origin(&self) -> Origin {
+    fn origin(&self) -> ImageOrigin {
         let shown = match &self.registry {
             Some((image, _)) => image.to_string(),
             None => shown(&self.url),
         };
-        Origin { shown, file: None }
+        ImageOrigin { shown, file: None }
     }
 
     /// Returns the key of this download: pulls with the same key share one download.
@@ -444,7 +446,7 @@ impl Source {
     }
 
     /// Compares the checksum with the expected one, and returns how the image was verified.
-    async fn check(&self, found: &Digest, download: &Path, dir: &Path) -> Result<Verified> {
+    async fn check(&self, found: &Digest, download: &Path, dir: &Path) -> Result<Verification> {
         if let Some(wanted) = self.digest.as_ref().filter(|wanted| *wanted != found) {
             let problem = format!(
                 "it hashes to {found}, and has to hash to {wanted}: it was damaged on its way, or replaced"
@@ -465,22 +467,22 @@ impl FileSignature {
     ///
     /// # Errors
     /// The reason why the signature is not valid, for a person to read.
-    async fn verify(&self, file: &Path) -> std::result::Result<Verified, String> {
+    async fn verify(&self, file: &Path) -> std::result::Result<Verification, String> {
         let (Self { signature, keys }, file) = (self.clone(), file.to_owned());
         let checked = tokio::task::spawn_blocking(move || {
             signature::verify_detached(&signature, &keys, seconds_since_1970(), || File::open(&file))
         });
         let fingerprint = checked.await.expect("checking a signature does not panic")?;
-        Ok(Verified::Signature { fingerprint })
+        Ok(Verification::Signature { fingerprint })
     }
 }
 
-fn url_source(url: &ImageUrl) -> Source {
-    Source {
+fn url_source(url: &ImageUrl) -> PullSource {
+    PullSource {
         url: url.as_str().to_owned(),
         registry: None,
         digest: url.digest().cloned(),
-        verified: if url.digest().is_some() { Verified::Digest } else { Verified::Nothing },
+        verified: if url.digest().is_some() { Verification::Digest } else { Verification::Nothing },
         signed_file: None,
     }
 }

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::digest::{DigestAlgorithm, Hasher};
-use super::remote::Patience;
-use super::test_server::{Page, TestServer};
+use super::remote::RemoteTimeouts;
+use super::test_server::{ServedFile, TestServer};
 use super::*;
 use crate::error::{Error, ErrorKind};
 use crate::spec::Arch;
@@ -16,18 +16,18 @@ use crate::store::Home;
 pub(super) const ARCH: Arch = Arch::X86_64;
 
 /// A server, and a store that is patient for a moment only.
-pub(super) struct Scene {
+pub(super) struct PullScene {
     pub(super) dir: tempfile::TempDir,
     pub(super) server: TestServer,
     pub(super) store: ImageStore,
 }
 
-impl Scene {
+impl PullScene {
     pub(super) async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let server = TestServer::new().await;
         let mut store = ImageStore::new(&Home::at(dir.path()).unwrap(), Catalogue::built_in());
-        store.remote.patience = Patience {
+        store.remote.patience = RemoteTimeouts {
             connect: Duration::from_secs(20),
             idle: Duration::from_secs(20),
             tries: 2,
@@ -45,11 +45,11 @@ impl Scene {
         self.store.catalogue = self.store.catalogue.clone().extended(&text, Path::new("test.toml")).unwrap();
     }
 
-    pub(super) async fn pull(&self, image: &str) -> crate::Result<KeptImage> {
+    pub(super) async fn pull(&self, image: &str) -> crate::Result<LocalImage> {
         self.store.pull(&image.parse().unwrap(), ARCH, &unwatched()).await
     }
 
-    pub(super) async fn pull_url(&self, path: &str) -> crate::Result<KeptImage> {
+    pub(super) async fn pull_url(&self, path: &str) -> crate::Result<LocalImage> {
         self.pull(&self.server.url(path)).await
     }
 
@@ -105,12 +105,12 @@ pub(super) fn packed(kind: &str, disk: &[u8]) -> Vec<u8> {
 
 #[tokio::test]
 async fn a_pulled_image_is_the_disk_whatever_it_was_packed_with() {
-    let scene = Scene::new().await;
+    let scene = PullScene::new().await;
     let disk = disk(900_001);
     for kind in ["gz", "xz", "bz2", "zst", ""] {
         let path = format!("/disk.{kind}");
         let body = if kind.is_empty() { disk.clone() } else { packed(kind, &disk) };
-        scene.server.put(&path, Page::new(body));
+        scene.server.put(&path, ServedFile::new(body));
         let kept = scene.pull_url(&path).await.unwrap();
         assert_eq!(fs::read(&kept.facts.path).unwrap(), disk, "{kind}");
         assert_eq!(kept.id.hex(), sha256(&disk));
@@ -126,14 +126,14 @@ async fn a_pulled_image_is_the_disk_whatever_it_was_packed_with() {
 
 #[tokio::test]
 async fn a_download_that_is_cut_off_at_any_place_goes_on_from_there() {
-    let mut scene = Scene::new().await;
+    let mut scene = PullScene::new().await;
     for kind in ["", "zst"] {
         let disk = disk(700_000);
         let body = if kind.is_empty() { disk.clone() } else { packed(kind, &disk) };
         let cuts: Vec<usize> = vec![0, 1, 5, 511, 512, 4096, 65_535, 65_536, 100_000, 0, 1];
-        let page = Page { cuts: cuts.clone(), ..Page::new(body.clone()) };
+        let page = ServedFile { cuts: cuts.clone(), ..ServedFile::new(body.clone()) };
         scene.server.put("/test.img", page);
-        scene.server.put("/SUMS", Page::new(format!("{}  test.img\n", sha256(&body))));
+        scene.server.put("/SUMS", ServedFile::new(format!("{}  test.img\n", sha256(&body))));
         scene.publish("checksums = \"SUMS\"");
         let kept = scene.pull("test:1").await.unwrap();
         assert_eq!(fs::read(&kept.facts.path).unwrap(), disk);
@@ -148,10 +148,10 @@ async fn a_download_that_is_cut_off_at_any_place_goes_on_from_there() {
 
 #[tokio::test]
 async fn a_pull_that_was_given_up_goes_on_in_another_one() {
-    let scene = Scene::new().await;
+    let scene = PullScene::new().await;
     let disk = disk(2_000_000);
     let body = packed("zst", &disk);
-    scene.server.put("/d.zst", Page { cuts: vec![300_000], stalls: true, ..Page::new(body) });
+    scene.server.put("/d.zst", ServedFile { cuts: vec![300_000], stalls: true, ..ServedFile::new(body) });
     let progress = unwatched();
     let mut seen = progress.subscribe();
     let image = scene.server.url("/d.zst").parse().unwrap();
@@ -169,33 +169,33 @@ async fn a_pull_that_was_given_up_goes_on_in_another_one() {
 
 #[tokio::test]
 async fn a_server_without_ranges_or_with_another_file_by_now_is_asked_for_the_whole() {
-    let scene = Scene::new().await;
+    let scene = PullScene::new().await;
     let disk = disk(300_000);
-    scene.server.put("/a", Page { etag: None, cuts: vec![100_000], ..Page::new(disk.clone()) });
+    scene.server.put("/a", ServedFile { etag: None, cuts: vec![100_000], ..ServedFile::new(disk.clone()) });
     let kept = scene.pull_url("/a").await.unwrap();
     assert_eq!(kept.id.hex(), sha256(&disk));
 
     // Half of one file is here when the other takes its place.
-    let first = Page { cuts: vec![100_000, 0, 0, 0], ..Page::new(vec![7; 300_000]) };
+    let first = ServedFile { cuts: vec![100_000, 0, 0, 0], ..ServedFile::new(vec![7; 300_000]) };
     scene.server.put("/b", first);
     scene.pull_url("/b").await.unwrap_err();
-    scene.server.put("/b", Page { etag: Some("\"two\"".into()), ..Page::new(disk.clone()) });
+    scene.server.put("/b", ServedFile { etag: Some("\"two\"".into()), ..ServedFile::new(disk.clone()) });
     assert_eq!(scene.pull_url("/b").await.unwrap().id.hex(), sha256(&disk));
 }
 
 #[tokio::test]
 async fn a_body_of_unknown_length_is_taken_to_its_end() {
-    let scene = Scene::new().await;
+    let scene = PullScene::new().await;
     let disk = disk(200_000);
-    scene.server.put("/d", Page { tells_length: false, ..Page::new(disk.clone()) });
+    scene.server.put("/d", ServedFile { tells_length: false, ..ServedFile::new(disk.clone()) });
     assert_eq!(scene.pull_url("/d").await.unwrap().id.hex(), sha256(&disk));
 }
 
 #[tokio::test]
 async fn a_wrong_checksum_keeps_nothing() {
-    let mut scene = Scene::new().await;
-    scene.server.put("/test.img", Page::new(disk(100_000)));
-    scene.server.put("/SUMS", Page::new(format!("{}  test.img\n", "0".repeat(64))));
+    let mut scene = PullScene::new().await;
+    scene.server.put("/test.img", ServedFile::new(disk(100_000)));
+    scene.server.put("/SUMS", ServedFile::new(format!("{}  test.img\n", "0".repeat(64))));
     scene.publish("checksums = \"SUMS\"");
     let error = scene.pull("test:1").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Remote);
@@ -210,23 +210,25 @@ async fn a_wrong_checksum_keeps_nothing() {
 
 #[tokio::test]
 async fn a_checksum_that_is_missing_is_no_reason_to_trust() {
-    let mut scene = Scene::new().await;
-    scene.server.put("/test.img", Page::new(disk(100_000)));
-    scene.server.put("/SUMS", Page::new(format!("{}  other.img\n", "0".repeat(64))));
+    let mut scene = PullScene::new().await;
+    scene.server.put("/test.img", ServedFile::new(disk(100_000)));
+    scene.server.put("/SUMS", ServedFile::new(format!("{}  other.img\n", "0".repeat(64))));
     scene.publish("checksums = \"SUMS\"");
     let text = scene.pull("test:1").await.unwrap_err().to_string();
     assert!(text.contains("no SHA-256 or SHA-512 checksum of test.img"), "{text}");
     assert!(scene.server.asked("/test.img").is_empty(), "the image is not even fetched");
-    scene.server.put("/SUMS", Page::status("404 Not Found"));
+    scene.server.put("/SUMS", ServedFile::status("404 Not Found"));
     assert_eq!(scene.pull("test:1").await.unwrap_err().kind(), ErrorKind::NotFound);
 }
 
 #[tokio::test]
 async fn what_an_earlier_try_spoilt_is_fetched_once_more() {
-    let mut scene = Scene::new().await;
+    let mut scene = PullScene::new().await;
     let disk = disk(400_000);
-    scene.server.put("/test.img", Page { cuts: vec![200_000, 0, 0, 0], ..Page::new(disk.clone()) });
-    scene.server.put("/SUMS", Page::new(format!("{}  test.img\n", sha256(&disk))));
+    scene
+        .server
+        .put("/test.img", ServedFile { cuts: vec![200_000, 0, 0, 0], ..ServedFile::new(disk.clone()) });
+    scene.server.put("/SUMS", ServedFile::new(format!("{}  test.img\n", sha256(&disk))));
     scene.publish("checksums = \"SUMS\"");
     scene.pull("test:1").await.unwrap_err();
     let downloads = scene.images().join("downloads");
@@ -237,19 +239,21 @@ async fn what_an_earlier_try_spoilt_is_fetched_once_more() {
 
 /// Leaves the whole of a download behind, as one does who is killed while it is unpacked, and
 /// returns its directory.
-async fn left_whole(scene: &Scene, disk: &[u8]) -> PathBuf {
-    scene.server.put("/d", Page { cuts: vec![disk.len() / 2, 0, 0, 0], ..Page::new(disk.to_vec()) });
+async fn left_whole(scene: &PullScene, disk: &[u8]) -> PathBuf {
+    scene
+        .server
+        .put("/d", ServedFile { cuts: vec![disk.len() / 2, 0, 0, 0], ..ServedFile::new(disk.to_vec()) });
     scene.pull_url("/d").await.unwrap_err();
     let downloads = scene.images().join("downloads");
     let dir = downloads.join(&store::entries(&downloads).unwrap()[0]);
     fs::write(dir.join("download"), disk).unwrap();
-    scene.server.put("/d", Page::new(disk.to_vec()));
+    scene.server.put("/d", ServedFile::new(disk.to_vec()));
     dir
 }
 
 #[tokio::test]
 async fn a_whole_download_that_was_left_behind_counts_if_the_server_has_the_same_file_still() {
-    let scene = Scene::new().await;
+    let scene = PullScene::new().await;
     let (old, new) = (disk(400_000), disk(300_000));
     left_whole(&scene, &old).await;
     let before = scene.server.asked("/d").len();
@@ -257,15 +261,15 @@ async fn a_whole_download_that_was_left_behind_counts_if_the_server_has_the_same
     let asked = scene.server.asked("/d").split_off(before);
     assert_eq!((asked.len(), asked[0].headers["range"].as_str()), (1, "bytes=399999-"));
 
-    let scene = Scene::new().await;
+    let scene = PullScene::new().await;
     left_whole(&scene, &old).await;
-    scene.server.put("/d", Page { etag: Some("\"two\"".into()), ..Page::new(new.clone()) });
+    scene.server.put("/d", ServedFile { etag: Some("\"two\"".into()), ..ServedFile::new(new.clone()) });
     assert_eq!(scene.pull_url("/d").await.unwrap().id.hex(), sha256(&new));
 }
 
 #[tokio::test]
 async fn what_another_run_of_the_host_left_of_an_unchecked_download_is_not_built_upon() {
-    let scene = Scene::new().await;
+    let scene = PullScene::new().await;
     let disk = disk(400_000);
     let dir = left_whole(&scene, &disk).await;
     // As after a power cut: the length is there, and what was written is not.
@@ -279,14 +283,14 @@ async fn what_another_run_of_the_host_left_of_an_unchecked_download_is_not_built
 
 #[tokio::test]
 async fn what_is_no_image_is_refused_and_not_kept() {
-    let scene = Scene::new().await;
+    let scene = PullScene::new().await;
     let html = "<!DOCTYPE html><html>Please log in</html>".repeat(50);
     let headers = vec![("Content-Type".to_owned(), "text/html; charset=utf-8".to_owned())];
-    scene.server.put("/told", Page { headers, ..Page::new(html.clone()) });
-    scene.server.put("/untold", Page::new(html));
-    scene.server.put("/empty", Page::new(""));
-    scene.server.put("/vmdk", Page::new([&b"KDMV"[..], &[0; 5000]].concat()));
-    scene.server.put("/short.gz", Page::new(&packed("gz", &disk(300_000))[..100_000]));
+    scene.server.put("/told", ServedFile { headers, ..ServedFile::new(html.clone()) });
+    scene.server.put("/untold", ServedFile::new(html));
+    scene.server.put("/empty", ServedFile::new(""));
+    scene.server.put("/vmdk", ServedFile::new([&b"KDMV"[..], &[0; 5000]].concat()));
+    scene.server.put("/short.gz", ServedFile::new(&packed("gz", &disk(300_000))[..100_000]));
     for (path, why) in [
         ("/told", "a web page"),
         ("/untold", "a web page"),
@@ -303,11 +307,11 @@ async fn what_is_no_image_is_refused_and_not_kept() {
 
 #[tokio::test]
 async fn a_qcow2_that_hangs_on_another_file_is_refused() {
-    let scene = Scene::new().await;
+    let scene = PullScene::new().await;
     let (base, overlay) = (scene.dir.path().join("base"), scene.dir.path().join("overlay"));
     fs::write(&base, vec![1; 1 << 20]).unwrap();
     create_overlay(&inspect(&base).unwrap(), &overlay, None).unwrap();
-    scene.server.put("/o.qcow2", Page::new(fs::read(&overlay).unwrap()));
+    scene.server.put("/o.qcow2", ServedFile::new(fs::read(&overlay).unwrap()));
     let text = scene.pull_url("/o.qcow2").await.unwrap_err().to_string();
     assert!(text.contains("only the difference to"), "{text}");
     scene.assert_nothing_kept();
@@ -315,13 +319,13 @@ async fn a_qcow2_that_hangs_on_another_file_is_refused() {
 
 #[tokio::test]
 async fn redirects_are_followed_but_not_for_ever() {
-    let scene = Scene::new().await;
+    let scene = PullScene::new().await;
     let to = |path: &str| {
         let headers = vec![("Location".to_owned(), scene.server.url(path))];
-        Page { headers, ..Page::status("302 Found") }
+        ServedFile { headers, ..ServedFile::status("302 Found") }
     };
     let disk = disk(50_000);
-    scene.server.put("/disk", Page { cuts: vec![10_000], ..Page::new(disk.clone()) });
+    scene.server.put("/disk", ServedFile { cuts: vec![10_000], ..ServedFile::new(disk.clone()) });
     scene.server.put("/there", to("/disk"));
     scene.server.put("/here", to("/there"));
     assert_eq!(scene.pull_url("/here").await.unwrap().id.hex(), sha256(&disk));
@@ -333,9 +337,9 @@ async fn redirects_are_followed_but_not_for_ever() {
 
 #[tokio::test]
 async fn a_server_that_falls_silent_is_given_up_after_its_tries() {
-    let mut scene = Scene::new().await;
+    let mut scene = PullScene::new().await;
     scene.store.remote.patience.idle = Duration::from_millis(100);
-    let page = Page { cuts: vec![1000, 0, 0, 0], stalls: true, ..Page::new(disk(100_000)) };
+    let page = ServedFile { cuts: vec![1000, 0, 0, 0], stalls: true, ..ServedFile::new(disk(100_000)) };
     scene.server.put("/d", page);
     let error = scene.pull_url("/d").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
@@ -345,48 +349,48 @@ async fn a_server_that_falls_silent_is_given_up_after_its_tries() {
 
 #[tokio::test]
 async fn a_slow_server_is_waited_for() {
-    let mut scene = Scene::new().await;
+    let mut scene = PullScene::new().await;
     scene.store.remote.patience.idle = Duration::from_secs(5);
     let disk = disk(40_000);
-    scene.server.put("/d", Page { pause: Duration::from_millis(20), ..Page::new(disk.clone()) });
+    scene.server.put("/d", ServedFile { pause: Duration::from_millis(20), ..ServedFile::new(disk.clone()) });
     assert_eq!(scene.pull_url("/d").await.unwrap().id.hex(), sha256(&disk));
 }
 
 #[tokio::test]
 async fn an_overloaded_server_is_asked_again_and_a_forbidden_file_is_not() {
-    let scene = Scene::new().await;
-    scene.server.put("/busy", Page::status("503 Service Unavailable"));
+    let scene = PullScene::new().await;
+    scene.server.put("/busy", ServedFile::status("503 Service Unavailable"));
     let error = scene.pull_url("/busy").await.unwrap_err();
     assert!(error.to_string().contains("503"), "{error}");
     assert_eq!(scene.server.asked("/busy").len(), 3);
-    scene.server.put("/closed", Page::status("403 Forbidden"));
+    scene.server.put("/closed", ServedFile::status("403 Forbidden"));
     assert_eq!(scene.pull_url("/closed").await.unwrap_err().kind(), ErrorKind::Remote);
     assert_eq!(scene.server.asked("/closed").len(), 1);
 }
 
 #[tokio::test]
 async fn what_came_outlives_a_server_that_refuses_for_a_while() {
-    let scene = Scene::new().await;
+    let scene = PullScene::new().await;
     let disk = disk(400_000);
     let html = || vec![("Content-Type".to_owned(), "text/html".to_owned())];
     for (index, refusal) in [
-        Page::status("503 Service Unavailable"),
-        Page::status("429 Too Many Requests"),
-        Page::status("403 Forbidden"),
-        Page::status("401 Unauthorized"),
+        ServedFile::status("503 Service Unavailable"),
+        ServedFile::status("429 Too Many Requests"),
+        ServedFile::status("403 Forbidden"),
+        ServedFile::status("401 Unauthorized"),
         // The page of a network that wants a login first.
-        Page { headers: html(), etag: None, ..Page::new("<html>Please log in</html>") },
+        ServedFile { headers: html(), etag: None, ..ServedFile::new("<html>Please log in</html>") },
     ]
     .into_iter()
     .enumerate()
     {
         let path = format!("/{index}");
-        scene.server.put(&path, Page { cuts: vec![300_000, 0, 0, 0], ..Page::new(disk.clone()) });
+        scene.server.put(&path, ServedFile { cuts: vec![300_000, 0, 0, 0], ..ServedFile::new(disk.clone()) });
         scene.pull_url(&path).await.unwrap_err();
         let status = refusal.status;
         scene.server.put(&path, refusal);
         scene.pull_url(&path).await.unwrap_err();
-        scene.server.put(&path, Page::new(disk.clone()));
+        scene.server.put(&path, ServedFile::new(disk.clone()));
         assert_eq!(scene.pull_url(&path).await.unwrap().id.hex(), sha256(&disk));
         let asked = scene.server.asked(&path);
         let range = asked.last().unwrap().headers.get("range").map(String::as_str);
@@ -396,10 +400,10 @@ async fn what_came_outlives_a_server_that_refuses_for_a_while() {
 
 #[tokio::test]
 async fn what_came_of_a_file_that_is_gone_is_removed() {
-    let scene = Scene::new().await;
-    scene.server.put("/d", Page { cuts: vec![300_000, 0, 0, 0], ..Page::new(disk(400_000)) });
+    let scene = PullScene::new().await;
+    scene.server.put("/d", ServedFile { cuts: vec![300_000, 0, 0, 0], ..ServedFile::new(disk(400_000)) });
     scene.pull_url("/d").await.unwrap_err();
-    scene.server.put("/d", Page::status("404 Not Found"));
+    scene.server.put("/d", ServedFile::status("404 Not Found"));
     assert_eq!(scene.pull_url("/d").await.unwrap_err().kind(), ErrorKind::NotFound);
     scene.assert_nothing_kept();
 }
@@ -409,7 +413,7 @@ async fn a_window_that_would_take_too_much_memory_is_refused() {
     use liblzma::stream::{Check, Filters, LzmaOptions, Stream};
     use std::io::{Read, Write};
 
-    let scene = Scene::new().await;
+    let scene = PullScene::new().await;
     let disk = disk(300_000);
     let xz = |dictionary: u32| {
         let mut options = LzmaOptions::new_preset(0).unwrap();
@@ -428,11 +432,11 @@ async fn a_window_that_would_take_too_much_memory_is_refused() {
     };
     // The largest that `xz -9` and `zstd --ultra` write.
     for (path, body) in [("/xz-9", xz(64 << 20)), ("/zst-ultra", zst(27))] {
-        scene.server.put(path, Page::new(body));
+        scene.server.put(path, ServedFile::new(body));
         assert_eq!(scene.pull_url(path).await.unwrap().id.hex(), sha256(&disk));
     }
     for (path, body) in [("/xz", xz(256 << 20)), ("/zst", zst(28))] {
-        scene.server.put(path, Page::new(body));
+        scene.server.put(path, ServedFile::new(body));
         let error = scene.pull_url(path).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
         assert!(error.to_string().contains("more than 128 MiB of memory"), "{path}: {error}");
@@ -441,9 +445,9 @@ async fn a_window_that_would_take_too_much_memory_is_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pulls_of_one_image_at_once_share_one_download() {
-    let scene = Scene::new().await;
+    let scene = PullScene::new().await;
     let disk = disk(200_000);
-    scene.server.put("/d", Page { pause: Duration::from_millis(5), ..Page::new(disk.clone()) });
+    scene.server.put("/d", ServedFile { pause: Duration::from_millis(5), ..ServedFile::new(disk.clone()) });
     let url = scene.server.url("/d");
     let pulls = (0..4).map(|_| {
         // Each a store of its own, as in processes of their own.
@@ -460,9 +464,9 @@ async fn pulls_of_one_image_at_once_share_one_download() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_who_waits_sees_it_come_and_takes_over() {
-    let scene = Scene::new().await;
+    let scene = PullScene::new().await;
     let disk = disk(300_000);
-    scene.server.put("/d", Page { cuts: vec![100_000], stalls: true, ..Page::new(disk.clone()) });
+    scene.server.put("/d", ServedFile { cuts: vec![100_000], stalls: true, ..ServedFile::new(disk.clone()) });
     let (store, image) = (scene.store.clone(), scene.server.url("/d").parse().unwrap());
     let first_progress = unwatched();
     let mut first_seen = first_progress.subscribe();
@@ -480,10 +484,10 @@ async fn one_who_waits_sees_it_come_and_takes_over() {
 
 #[tokio::test]
 async fn a_kept_image_is_found_without_the_network_and_not_fetched_twice() {
-    let mut scene = Scene::new().await;
+    let mut scene = PullScene::new().await;
     let disk = disk(100_000);
-    scene.server.put("/test.img", Page::new(disk.clone()));
-    scene.server.put("/SUMS", Page::new(format!("{}  test.img\n", sha256(&disk))));
+    scene.server.put("/test.img", ServedFile::new(disk.clone()));
+    scene.server.put("/SUMS", ServedFile::new(format!("{}  test.img\n", sha256(&disk))));
     scene.publish("checksums = \"SUMS\"");
     let image: ImageRef = "test".parse().unwrap();
     let missing = scene.store.resolve(&image, ARCH, PullPolicy::Never, &unwatched()).await.unwrap_err();
@@ -500,14 +504,14 @@ async fn a_kept_image_is_found_without_the_network_and_not_fetched_twice() {
 
 #[tokio::test]
 async fn an_image_for_another_architecture_is_refused() {
-    let scene = Scene::new().await;
+    let scene = PullScene::new().await;
     let mut disk = vec![0; 1 << 20];
     disk[512..520].copy_from_slice(b"EFI PART");
     (disk[512 + 72], disk[512 + 80], disk[512 + 84]) = (2, 1, 128);
     let kind: uuid::Uuid = "b921b045-1df0-41c3-af44-4c6f280d3fae".parse().unwrap();
     disk[1024..1040].copy_from_slice(&kind.to_bytes_le());
     (disk[1056], disk[1064]) = (64, 128);
-    scene.server.put("/d", Page::new(disk));
+    scene.server.put("/d", ServedFile::new(disk));
     let text = scene.pull_url("/d").await.unwrap_err().to_string();
     assert!(text.contains("an image for aarch64, and x86_64 was asked for"), "{text}");
     scene.assert_nothing_kept();
@@ -515,15 +519,15 @@ async fn an_image_for_another_architecture_is_refused() {
 
 #[tokio::test]
 async fn a_mirror_stands_in_for_the_publisher() {
-    let mut scene = Scene::new().await;
+    let mut scene = PullScene::new().await;
     let disk = disk(10_000);
     let mirror = format!("https://never.invalid/={}", scene.server.url("/mirror/"));
     let text = "version = 1\n[image.test.release.1]\nchecksums = \"SUMS\"\n\
         x86_64 = { url = \"https://never.invalid/a/test.img\" }\n";
     let catalogue = Catalogue::built_in().extended(text, Path::new("t")).unwrap();
     scene.store.catalogue = catalogue.with_mirrors(&mirror).unwrap();
-    scene.server.put("/mirror/a/test.img", Page::new(disk.clone()));
-    scene.server.put("/mirror/a/SUMS", Page::new(format!("{}  test.img\n", sha256(&disk))));
+    scene.server.put("/mirror/a/test.img", ServedFile::new(disk.clone()));
+    scene.server.put("/mirror/a/SUMS", ServedFile::new(format!("{}  test.img\n", sha256(&disk))));
     assert_eq!(scene.pull("test").await.unwrap().id.hex(), sha256(&disk));
 }
 
@@ -533,7 +537,7 @@ const ONE: &str = "5A88DABF613BE576F30FF9839CE137947B24AC90";
 const SIGNED: &[u8] = include_bytes!("../../tests/signatures/SUMS");
 const SIGNATURE: &[u8] = include_bytes!("../../tests/signatures/one.sig");
 
-impl Scene {
+impl PullScene {
     /// Publishes an image `test:1` with this release, and knows the key `one`.
     fn publish_signed(&mut self, release: &str) {
         let public = include_str!("../../tests/signatures/one.pub");
@@ -547,17 +551,20 @@ const OF_IMAGE: &str = "signed = \"image\"\nsignature = \"{file}.sig\"\nkeys = [
 
 #[tokio::test]
 async fn a_key_that_lies_elsewhere_is_taken_only_by_its_fingerprint() {
-    let mut scene = Scene::new().await;
+    let mut scene = PullScene::new().await;
     let url = scene.server.url("/keys/one.asc");
     let key = format!("version = 1\n[key.one]\nfingerprint = \"{ONE}\"\nurl = \"{url}\"\n");
     scene.store.catalogue = scene.store.catalogue.clone().extended(&key, Path::new("k")).unwrap();
     scene.publish(OF_IMAGE);
-    scene.server.put("/test.img", Page::new(SIGNED));
-    scene.server.put("/test.img.sig", Page::new(SIGNATURE));
+    scene.server.put("/test.img", ServedFile::new(SIGNED));
+    scene.server.put("/test.img.sig", ServedFile::new(SIGNATURE));
     for (page, why) in [
-        (Page::status("404 Not Found"), "no such file on the server"),
-        (Page::new(&b"sign in"[..]), "can't be read"),
-        (Page::new(&include_bytes!("../../tests/signatures/two.pub")[..]), "is not that one, but 019F3568"),
+        (ServedFile::status("404 Not Found"), "no such file on the server"),
+        (ServedFile::new(&b"sign in"[..]), "can't be read"),
+        (
+            ServedFile::new(&include_bytes!("../../tests/signatures/two.pub")[..]),
+            "is not that one, but 019F3568",
+        ),
     ] {
         scene.server.put("/keys/one.asc", page);
         let error = scene.pull("test:1").await.unwrap_err().to_string();
@@ -565,43 +572,43 @@ async fn a_key_that_lies_elsewhere_is_taken_only_by_its_fingerprint() {
         assert!(scene.server.asked("/test.img").is_empty(), "without the key, nothing is fetched");
         scene.assert_nothing_kept();
     }
-    scene.server.put("/keys/one.asc", Page::new(&include_bytes!("../../tests/signatures/one.pub")[..]));
+    scene.server.put("/keys/one.asc", ServedFile::new(&include_bytes!("../../tests/signatures/one.pub")[..]));
     let kept = scene.pull("test:1").await.unwrap();
-    assert_eq!(kept.names[0].verified, Verified::Signature { fingerprint: ONE.to_owned() });
+    assert_eq!(kept.names[0].verified, Verification::Signature { fingerprint: ONE.to_owned() });
 }
 
 #[tokio::test]
 async fn a_signature_of_the_image_is_asked_for_before_the_image() {
-    let mut scene = Scene::new().await;
+    let mut scene = PullScene::new().await;
     scene.publish_signed(OF_IMAGE);
-    scene.server.put("/test.img", Page::new(SIGNED));
+    scene.server.put("/test.img", ServedFile::new(SIGNED));
     assert_eq!(scene.pull("test:1").await.unwrap_err().kind(), ErrorKind::NotFound);
-    scene.server.put("/test.img.sig", Page::status("503 Service Unavailable"));
+    scene.server.put("/test.img.sig", ServedFile::status("503 Service Unavailable"));
     scene.pull("test:1").await.unwrap_err();
     assert!(scene.server.asked("/test.img").is_empty(), "without it, nothing is fetched");
 }
 
 #[tokio::test]
 async fn a_kept_image_gets_a_signed_name_only_by_its_signature() {
-    let mut scene = Scene::new().await;
+    let mut scene = PullScene::new().await;
     scene.publish_signed(&format!("checksums = \"SUMS\"\n{OF_IMAGE}"));
-    scene.server.put("/test.img.sig", Page::new(SIGNATURE));
+    scene.server.put("/test.img.sig", ServedFile::new(SIGNATURE));
     // Here already by an address, verified by no key.
-    scene.server.put("/test.img", Page::new(SIGNED));
-    scene.server.put("/SUMS", Page::new(format!("{}  test.img\n", sha256(SIGNED))));
+    scene.server.put("/test.img", ServedFile::new(SIGNED));
+    scene.server.put("/SUMS", ServedFile::new(format!("{}  test.img\n", sha256(SIGNED))));
     scene.pull_url("/test.img").await.unwrap();
     for _ in 0..2 {
         let kept = scene.pull("test:1").await.unwrap();
         let name = kept.names.iter().find(|name| name.name == "test:1").unwrap();
-        assert_eq!(name.verified, Verified::Signature { fingerprint: ONE.to_owned() });
+        assert_eq!(name.verified, Verification::Signature { fingerprint: ONE.to_owned() });
         assert_eq!(scene.server.asked("/test.img").len(), 1, "what was signed is here");
     }
     // What is kept of this one is unpacked, and can't tell whether what it came as was signed: it
     // is fetched once more.
     let other = packed("gz", b"another disk");
-    scene.server.put("/test.img", Page::new(other.clone()));
-    scene.server.put("/SUMS", Page::new(format!("{}  test.img\n", sha256(&other))));
-    scene.server.put("/other", Page::new(other));
+    scene.server.put("/test.img", ServedFile::new(other.clone()));
+    scene.server.put("/SUMS", ServedFile::new(format!("{}  test.img\n", sha256(&other))));
+    scene.server.put("/other", ServedFile::new(other));
     scene.pull_url("/other").await.unwrap();
     let error = scene.pull("test:1").await.unwrap_err();
     assert!(error.to_string().contains("no good signature by 5A88DABF"), "{error}");
@@ -610,30 +617,32 @@ async fn a_kept_image_gets_a_signed_name_only_by_its_signature() {
 
 #[tokio::test]
 async fn a_signature_over_checksums_or_the_image_is_verified() {
-    let mut scene = Scene::new().await;
+    let mut scene = PullScene::new().await;
     scene.publish_signed(OF_IMAGE);
-    scene.server.put("/test.img", Page::new(SIGNED));
-    scene.server.put("/test.img.sig", Page::new(SIGNATURE));
+    scene.server.put("/test.img", ServedFile::new(SIGNED));
+    scene.server.put("/test.img.sig", ServedFile::new(SIGNATURE));
     let kept = scene.pull("test:1").await.unwrap();
-    assert_eq!(kept.names[0].verified, Verified::Signature { fingerprint: ONE.to_owned() });
+    assert_eq!(kept.names[0].verified, Verification::Signature { fingerprint: ONE.to_owned() });
     scene.store.remove("test:1", None).await.unwrap();
 
-    scene.server.put("/test.img", Page::new(&b"another"[..]));
+    scene.server.put("/test.img", ServedFile::new(&b"another"[..]));
     let error = scene.pull("test:1").await.unwrap_err();
     assert!(error.to_string().contains("no good signature by 5A88DABF"), "{error}");
     scene.assert_nothing_kept();
 
     scene.publish("checksums = \"SUMS\"\nsigned = \"checksums\"\nsignature = \"SUMS.sig\"\nkeys = [\"one\"]");
-    scene.server.put("/SUMS", Page::new(format!("{}  test.img\n", sha256(b"another"))));
-    scene.server.put("/SUMS.sig", Page::new(SIGNATURE));
+    scene.server.put("/SUMS", ServedFile::new(format!("{}  test.img\n", sha256(b"another"))));
+    scene.server.put("/SUMS.sig", ServedFile::new(SIGNATURE));
     let error = scene.pull("test:1").await.unwrap_err();
     assert!(matches!(error, Error::Untrusted { .. }), "{error}");
-    scene.server.put("/SUMS", Page::new(SIGNED));
+    scene.server.put("/SUMS", ServedFile::new(SIGNED));
     let error = scene.pull("test:1").await.unwrap_err();
     assert!(error.to_string().contains("has to hash to sha256:aaaa"), "the signature is good: {error}");
 
     scene.publish("checksums = \"CHECKSUM\"\nsigned = \"inline\"\nkeys = [\"one\"]");
-    scene.server.put("/CHECKSUM", Page::new(&include_bytes!("../../tests/signatures/CHECKSUM.inline")[..]));
+    scene
+        .server
+        .put("/CHECKSUM", ServedFile::new(&include_bytes!("../../tests/signatures/CHECKSUM.inline")[..]));
     let error = scene.pull("test:1").await.unwrap_err();
     assert!(error.to_string().contains("has to hash to sha256:aaaa"), "the signature is good: {error}");
     scene.assert_nothing_kept();

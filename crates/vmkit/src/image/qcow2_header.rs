@@ -40,7 +40,7 @@ pub(super) struct Qcow2Header {
     /// How many entries of 8 bytes the L1 table has.
     pub(super) l1_entries: u32,
     /// The backing image.
-    pub(super) backing: Option<Backing>,
+    pub(super) backing: Option<BackingName>,
     /// Whether the guest's data is in another file.
     pub(super) external_data_file: bool,
     /// Whether the guest's data is encrypted.
@@ -50,19 +50,19 @@ pub(super) struct Qcow2Header {
     /// Whether an entry of an L2 table has 16 bytes, not 8.
     pub(super) extended_l2: bool,
     /// The compression of its compressed clusters, if it has any.
-    pub(super) compression: Compression,
+    pub(super) compression: ClusterCompression,
 }
 
 /// The compression of clusters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Compression {
+pub(super) enum ClusterCompression {
     Deflate,
     Zstandard,
 }
 
 /// The backing image as named in the header.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Backing {
+pub(super) struct BackingName {
     /// The name, which may be a relative path, a protocol with a colon, or anything.
     pub(super) name: Vec<u8>,
     /// The format, if the image names it.
@@ -89,7 +89,7 @@ impl Qcow2Header {
 /// # Errors
 /// What is wrong with the image, for a person to read.
 pub(super) fn parse(bytes: &[u8], file_bytes: u64) -> Result<Qcow2Header, String> {
-    let fields = Fields(bytes);
+    let fields = HeaderFields(bytes);
     if bytes.get(..4) != Some(&MAGIC) {
         return Err("it does not begin as a qcow2 image does".to_owned());
     }
@@ -114,9 +114,9 @@ pub(super) fn parse(bytes: &[u8], file_bytes: u64) -> Result<Qcow2Header, String
     }
     // Without the bit the field may be missing.
     let compression = match incompatible & INCOMPATIBLE_COMPRESSION {
-        0 => Compression::Deflate,
+        0 => ClusterCompression::Deflate,
         _ => match fields.bytes(104, 105)? {
-            [1] => Compression::Zstandard,
+            [1] => ClusterCompression::Zstandard,
             other => return Err(format!("its compression_type is {}, and 1 is right", other[0])),
         },
     };
@@ -145,7 +145,11 @@ pub(super) fn parse(bytes: &[u8], file_bytes: u64) -> Result<Qcow2Header, String
 }
 
 /// Reads the backing file's name and, from the header's extensions, its format.
-fn backing(fields: &Fields<'_>, header_bytes: u32, cluster_bits: u32) -> Result<Option<Backing>, String> {
+fn backing(
+    fields: &HeaderFields<'_>,
+    header_bytes: u32,
+    cluster_bits: u32,
+) -> Result<Option<BackingName>, String> {
     let (offset, length) = (fields.u64(8)?, fields.u32(16)?);
     if offset == 0 || length == 0 {
         return Ok(None);
@@ -173,7 +177,7 @@ fn backing(fields: &Fields<'_>, header_bytes: u32, cluster_bits: u32) -> Result<
         }
         at = data + length.next_multiple_of(8);
     }
-    Ok(Some(Backing { name, format }))
+    Ok(Some(BackingName { name, format }))
 }
 
 fn check_refcount_table(
@@ -293,9 +297,9 @@ pub(super) fn be_u64(bytes: &[u8]) -> u64 {
 }
 
 /// The bytes of the header, read big-endian and never past their end.
-struct Fields<'a>(&'a [u8]);
+struct HeaderFields<'a>(&'a [u8]);
 
-impl Fields<'_> {
+impl HeaderFields<'_> {
     fn bytes(&self, from: u64, to: u64) -> Result<&[u8], String> {
         let range = usize::try_from(from).ok().zip(usize::try_from(to).ok());
         let found = range.and_then(|(from, to)| self.0.get(from..to));

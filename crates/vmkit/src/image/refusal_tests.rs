@@ -6,13 +6,14 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use super::pull_tests::{ARCH, Scene, disk, packed, sha256};
-use super::test_server::Page;
+use super::pull_tests::{ARCH, PullScene, disk, packed, sha256};
+use super::test_server::ServedFile;
 use super::*;
 use crate::error::ErrorKind;
 
-async fn import(scene: &Scene, file: &Path) -> crate::Result<KeptImage> {
-    let import = Import { name: ImageName::new("mine").unwrap(), arch: ARCH, user: None, firmware: None };
+async fn import(scene: &PullScene, file: &Path) -> crate::Result<LocalImage> {
+    let import =
+        ImportOptions { name: ImageName::new("mine").unwrap(), arch: ARCH, user: None, firmware: None };
     scene.store.import(file, import, &unwatched()).await
 }
 
@@ -65,7 +66,7 @@ fn refused(dir: &Path) -> Vec<(&'static str, Vec<u8>, &'static str)> {
 
 #[tokio::test]
 async fn a_refused_import_or_download_is_named_as_the_user_knows_it() {
-    let scene = Scene::new().await;
+    let scene = PullScene::new().await;
     let dir = scene.dir.path().join("here");
     fs::create_dir(&dir).unwrap();
     for (name, content, why) in refused(&dir) {
@@ -79,7 +80,7 @@ async fn a_refused_import_or_download_is_named_as_the_user_knows_it() {
         assert!(!text.contains("which is missing"), "{name}: {text}");
 
         let path = format!("/{name}");
-        scene.server.put(&path, Page::new(content));
+        scene.server.put(&path, ServedFile::new(content));
         let url = scene.server.url(&path);
         let text = scene.pull(&format!("{url}?sig=secret")).await.unwrap_err().to_string();
         let expected = format!("image: {:?}: ", format!("{url}?…"));
@@ -94,7 +95,7 @@ async fn a_refused_import_or_download_is_named_as_the_user_knows_it() {
 
 #[tokio::test]
 async fn zeros_behind_the_end_of_gzip_are_padding_and_other_bytes_are_not() {
-    let scene = Scene::new().await;
+    let scene = PullScene::new().await;
     let (disk, file) = (disk(300_000), scene.dir.path().join("disk.gz"));
     let (first, second) = disk.split_at(123_456);
     let members = [packed("gz", first), packed("gz", second)].concat();
@@ -110,17 +111,17 @@ async fn zeros_behind_the_end_of_gzip_are_padding_and_other_bytes_are_not() {
 }
 
 /// Changes a local image on the disk, with its length or without.
-fn damage(image: &KeptImage, content: &[u8]) {
+fn damage(image: &LocalImage, content: &[u8]) {
     fs::set_permissions(&image.facts.path, fs::Permissions::from_mode(0o600)).unwrap();
     fs::write(&image.facts.path, content).unwrap();
 }
 
 #[tokio::test]
 async fn a_damaged_image_is_healed_by_a_pull() {
-    let mut scene = Scene::new().await;
+    let mut scene = PullScene::new().await;
     let disk = disk(100_000);
-    scene.server.put("/test.img", Page::new(disk.clone()));
-    scene.server.put("/SUMS", Page::new(format!("{}  test.img\n", sha256(&disk))));
+    scene.server.put("/test.img", ServedFile::new(disk.clone()));
+    scene.server.put("/SUMS", ServedFile::new(format!("{}  test.img\n", sha256(&disk))));
     scene.publish("checksums = \"SUMS\"");
     let kept = scene.pull("test:1").await.unwrap();
     let whole = || fs::read(&kept.facts.path).unwrap() == disk;
@@ -151,7 +152,7 @@ async fn a_damaged_image_is_healed_by_a_pull() {
 
 #[tokio::test]
 async fn what_has_just_come_under_the_same_digest_takes_a_damaged_ones_place() {
-    let scene = Scene::new().await;
+    let scene = PullScene::new().await;
     let disk = disk(100_000);
     let file = scene.dir.path().join("disk.raw");
     fs::write(&file, &disk).unwrap();

@@ -14,12 +14,12 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::credentials::{DOCKER_HUB, Login, is_docker_hub};
+use super::credentials::{DOCKER_HUB, RegistryLogin, is_docker_hub};
 use super::digest::{Digest, Hasher};
-use super::kept::Verified;
-use super::pull::Source;
+use super::kept::Verification;
+use super::pull::PullSource;
 use super::reference::OciRef;
-use super::remote::Answer;
+use super::remote::HttpReply;
 use super::store::ImageStore;
 use crate::error::{Error, Result};
 use crate::spec::Arch;
@@ -37,38 +37,38 @@ const DISK_ENDS: &[&str] = &[".qcow2", ".raw", ".img", ".gz", ".xz", ".zst", ".b
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Manifest {
+struct OciManifest {
     #[serde(default)]
-    manifests: Vec<Descriptor>,
+    manifests: Vec<OciDescriptor>,
     #[serde(default)]
-    layers: Vec<Descriptor>,
+    layers: Vec<OciDescriptor>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Descriptor {
+struct OciDescriptor {
     #[serde(default)]
     media_type: String,
     digest: String,
-    platform: Option<Platform>,
+    platform: Option<OciPlatform>,
     #[serde(default)]
     annotations: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
-struct Platform {
+struct OciPlatform {
     architecture: String,
 }
 
 #[derive(Deserialize)]
-struct Token {
+struct BearerToken {
     token: Option<String>,
     access_token: Option<String>,
 }
 
 /// An authentication challenge of a registry: `Bearer realm="…",service="…"`.
 #[derive(Debug, PartialEq, Eq)]
-struct Challenge {
+struct AuthChallenge {
     scheme: String,
     parameters: BTreeMap<String, String>,
 }
@@ -79,13 +79,14 @@ impl ImageStore {
     /// # Errors
     /// `Remote`, `NotFound`; `InvalidInput` on `image` if the artifact has no disk, or none of this
     /// architecture.
-    pub(super) async fn registry_source(&self, image: &OciRef, arch: Arch) -> Result<Source> {
-        let mut session = Session { store: self, image, authorization: None };
+    pub(super) async fn registry_source(&self, image: &OciRef, arch: Arch) -> Result<PullSource> {
+        let mut session = RegistrySession { store: self, image, authorization: None };
         let refused = |why: String| Err(Error::invalid("image", image, why));
         let mut manifest = session.manifest(&image.reference(), image.digest()).await?;
         if !manifest.manifests.is_empty() {
             let name = oci_name(arch);
-            let of_arch = |one: &&Descriptor| one.platform.as_ref().is_some_and(|p| p.architecture == name);
+            let of_arch =
+                |one: &&OciDescriptor| one.platform.as_ref().is_some_and(|p| p.architecture == name);
             let Some(found) = manifest.manifests.iter().find(of_arch) else {
                 let platforms = manifest.manifests.iter().filter_map(|one| one.platform.as_ref());
                 let there: Vec<&str> = platforms.map(|platform| platform.architecture.as_str()).collect();
@@ -100,11 +101,11 @@ impl ImageStore {
         };
         let digest = checked(image, &disk.digest)?;
         let url = format!("{}/blobs/{digest}", session.base());
-        Ok(Source {
+        Ok(PullSource {
             url,
             registry: Some((image.clone(), session.authorization)),
             digest: Some(digest),
-            verified: Verified::Digest,
+            verified: Verification::Digest,
             signed_file: None,
         })
     }
@@ -119,18 +120,18 @@ impl ImageStore {
         image: &OciRef,
         challenge: &str,
     ) -> Result<Option<String>> {
-        Session { store: self, image, authorization: None }.answer(challenge).await
+        RegistrySession { store: self, image, authorization: None }.answer(challenge).await
     }
 }
 
 /// A conversation with one registry about one repository.
-struct Session<'a> {
+struct RegistrySession<'a> {
     store: &'a ImageStore,
     image: &'a OciRef,
     authorization: Option<String>,
 }
 
-impl Session<'_> {
+impl RegistrySession<'_> {
     /// Returns the address of the repository. Registries on this host are spoken to without TLS, as
     /// other tools do.
     fn base(&self) -> String {
@@ -151,7 +152,7 @@ impl Session<'_> {
         }
     }
 
-    async fn manifest(&mut self, reference: &str, digest: Option<&Digest>) -> Result<Manifest> {
+    async fn manifest(&mut self, reference: &str, digest: Option<&Digest>) -> Result<OciManifest> {
         let url = format!("{}/manifests/{reference}", self.base());
         let bytes = self.ask(&url).await?.body(&url)?;
         let untrusted = |problem: String| Error::Untrusted { what: self.image.to_string(), problem };
@@ -168,7 +169,7 @@ impl Session<'_> {
     }
 
     /// Sends a request, and again with an authorization if the registry asks for one.
-    async fn ask(&mut self, url: &str) -> Result<Answer> {
+    async fn ask(&mut self, url: &str) -> Result<HttpReply> {
         let remote = &self.store.remote;
         let answer =
             remote.ask(url, Some(MANIFESTS), self.authorization.as_deref(), MOST_MANIFEST_BYTES).await?;
@@ -187,7 +188,7 @@ impl Session<'_> {
         let of = |scheme: &str| challenges.iter().find(|challenge| challenge.scheme == scheme);
         let login = self.store.login(self.image).await?;
         let basic = match (of("basic"), &login) {
-            (Some(_), Some(Login::Password(password))) => Some(basic(password)),
+            (Some(_), Some(RegistryLogin::Password(password))) => Some(basic(password)),
             _ => None,
         };
         let Some(bearer) = of("bearer") else { return Ok(basic) };
@@ -202,7 +203,7 @@ impl Session<'_> {
     }
 
     /// Fetches a token for reading this repository, with a login or anonymously.
-    async fn token(&self, challenge: &Challenge, login: Option<Login>) -> Result<String> {
+    async fn token(&self, challenge: &AuthChallenge, login: Option<RegistryLogin>) -> Result<String> {
         let untrusted = |problem: &str| Error::Untrusted {
             what: format!("the registry {}", self.image.registry()),
             problem: problem.to_owned(),
@@ -220,19 +221,19 @@ impl Session<'_> {
         let remote = &self.store.remote;
         let url = format!("{realm}{}{query}", if realm.contains('?') { '&' } else { '?' });
         let answer = match login {
-            Some(Login::IdentityToken(token)) => {
+            Some(RegistryLogin::IdentityToken(token)) => {
                 let form = format!(
                     "grant_type=refresh_token&client_id=vmkit&{query}&refresh_token={}",
                     escaped(&token)
                 );
                 remote.post(realm, form, MOST_TOKEN_BYTES).await?.body(realm)?
             }
-            Some(Login::Password(password)) => {
+            Some(RegistryLogin::Password(password)) => {
                 remote.ask(&url, None, Some(&basic(&password)), MOST_TOKEN_BYTES).await?.body(&url)?
             }
             None => remote.ask(&url, None, None, MOST_TOKEN_BYTES).await?.body(&url)?,
         };
-        let token: Token =
+        let token: BearerToken =
             serde_json::from_slice(&answer).map_err(|_| untrusted("its token can't be read"))?;
         let token = token.token.or(token.access_token).ok_or_else(|| untrusted("it gave no token"))?;
         Ok(format!("Bearer {token}"))
@@ -245,18 +246,18 @@ fn basic(password: &str) -> String {
 }
 
 /// Returns the layer that is the disk.
-fn disk_of(manifest: &Manifest) -> Result<&Descriptor, String> {
-    let is_container = |layer: &Descriptor| {
+fn disk_of(manifest: &OciManifest) -> Result<&OciDescriptor, String> {
+    let is_container = |layer: &OciDescriptor| {
         layer.media_type.starts_with("application/vnd.oci.image.layer.v1.tar")
             || layer.media_type.starts_with("application/vnd.docker.image.rootfs.diff.tar")
     };
-    let is_disk = |layer: &&Descriptor| {
+    let is_disk = |layer: &&OciDescriptor| {
         let title = layer.annotations.get("org.opencontainers.image.title");
         layer.media_type.contains("disk")
             || title
                 .is_some_and(|title| DISK_ENDS.iter().any(|end| title.to_ascii_lowercase().ends_with(end)))
     };
-    let plain: Vec<&Descriptor> = manifest.layers.iter().filter(|layer| !is_container(layer)).collect();
+    let plain: Vec<&OciDescriptor> = manifest.layers.iter().filter(|layer| !is_container(layer)).collect();
     match plain[..] {
         [] if manifest.layers.is_empty() => Err("there is nothing in it".to_owned()),
         [] => Err("this is an image of a container, not the disk of a machine: unpack the disk that may lie in it, \
@@ -264,7 +265,7 @@ fn disk_of(manifest: &Manifest) -> Result<&Descriptor, String> {
             .to_owned()),
         [disk] => Ok(disk),
         _ => {
-            let disks: Vec<&&Descriptor> = plain.iter().filter(|layer| is_disk(layer)).collect();
+            let disks: Vec<&&OciDescriptor> = plain.iter().filter(|layer| is_disk(layer)).collect();
             match disks[..] {
                 [disk] => Ok(disk),
                 _ => Err(format!("it has {} files, and which one is the disk can't be told", plain.len())),
@@ -292,9 +293,9 @@ fn oci_name(arch: Arch) -> &'static str {
 /// Parses a list of challenges: schemes, each with parameters, whose values are in quotes or not.
 ///
 /// Source: RFC 9110, "WWW-Authenticate".
-fn challenges(header: &str) -> Vec<Challenge> {
+fn challenges(header: &str) -> Vec<AuthChallenge> {
     const BLANKS: [char; 2] = [' ', '\t'];
-    let mut challenges: Vec<Challenge> = Vec::new();
+    let mut challenges: Vec<AuthChallenge> = Vec::new();
     let mut rest = header;
     loop {
         rest = rest.trim_start_matches([' ', '\t', ',']);
@@ -314,7 +315,7 @@ fn challenges(header: &str) -> Vec<Challenge> {
             }
             // A word without a value begins the next challenge.
             None => {
-                challenges.push(Challenge { scheme: word, parameters: BTreeMap::new() });
+                challenges.push(AuthChallenge { scheme: word, parameters: BTreeMap::new() });
                 rest = after;
             }
         }
@@ -360,7 +361,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn manifest(layers: &[(&str, &str)]) -> Manifest {
+    fn manifest(layers: &[(&str, &str)]) -> OciManifest {
         let layers = layers.iter().map(|(media_type, title)| {
             serde_json::json!({
                 "mediaType": media_type,
@@ -431,7 +432,7 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let home = crate::store::Home::at(dir.path()).unwrap();
             let store = ImageStore::new(&home, crate::image::Catalogue::built_in());
-            let session = Session { store: &store, image: &image, authorization: None };
+            let session = RegistrySession { store: &store, image: &image, authorization: None };
             assert_eq!(session.base(), base);
         }
     }

@@ -2,8 +2,8 @@
 //! said.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use super::pull_tests::{ARCH, Scene, disk, sha256};
-use super::test_server::{Page, TestServer};
+use super::pull_tests::{ARCH, PullScene, disk, sha256};
+use super::test_server::{ServedFile, TestServer};
 use super::*;
 use crate::error::{Error, ErrorKind};
 
@@ -25,20 +25,20 @@ fn put_artifact(server: &TestServer, disk: &[u8], login: Option<&str>) -> String
         {"mediaType": "x", "digest": manifest_digest, "platform": {"architecture": "amd64"}},
     ]})
     .to_string();
-    let page = |body: &[u8]| Page { guarded: guarded.clone(), ..Page::new(body) };
+    let page = |body: &[u8]| ServedFile { guarded: guarded.clone(), ..ServedFile::new(body) };
     server.put("/v2/disks/web/manifests/1", page(manifest.as_bytes()));
     server.put("/v2/disks/web/manifests/index", page(index.as_bytes()));
     server.put(&format!("/v2/disks/web/manifests/{manifest_digest}"), page(manifest.as_bytes()));
-    server.put(&format!("/v2/disks/web/blobs/{digest}"), Page { cuts: vec![1000], ..page(disk) });
-    let token = Page::new(r#"{"token": "let-me-in"}"#);
+    server.put(&format!("/v2/disks/web/blobs/{digest}"), ServedFile { cuts: vec![1000], ..page(disk) });
+    let token = ServedFile::new(r#"{"token": "let-me-in"}"#);
     let guarded = login.map(|login| (login.to_owned(), "Basic realm=\"test\"".to_owned()));
-    server.put("/token", Page { guarded, ..token });
+    server.put("/token", ServedFile { guarded, ..token });
     format!("oci://{}/disks/web", server.host())
 }
 
 #[tokio::test]
 async fn a_disk_is_pulled_from_a_registry_that_wants_a_token() {
-    let scene = Scene::new().await;
+    let scene = PullScene::new().await;
     let disk = disk(50_000);
     let image = put_artifact(&scene.server, &disk, None);
     for tag in [":1", ":index", ""] {
@@ -49,7 +49,7 @@ async fn a_disk_is_pulled_from_a_registry_that_wants_a_token() {
         }
         let kept = pulled.unwrap();
         assert_eq!(kept.id.hex(), sha256(&disk));
-        assert_eq!(kept.names.last().unwrap().verified, Verified::Digest);
+        assert_eq!(kept.names.last().unwrap().verified, Verification::Digest);
     }
     let asked = scene.server.asked("/token");
     assert_eq!(asked[0].query, "scope=repository:disks/web:pull&service=test");
@@ -61,7 +61,7 @@ async fn a_disk_is_pulled_from_a_registry_that_wants_a_token() {
 
 #[tokio::test]
 async fn a_registry_that_wants_a_login_is_shown_it() {
-    let mut scene = Scene::new().await;
+    let mut scene = PullScene::new().await;
     let disk = disk(20_000);
     let image = put_artifact(&scene.server, &disk, Some("Basic dTpw"));
     let error = scene.pull(&format!("{image}:1")).await.unwrap_err();
@@ -76,7 +76,7 @@ async fn a_registry_that_wants_a_login_is_shown_it() {
 
 #[tokio::test]
 async fn of_several_challenges_the_token_is_preferred_to_the_password() {
-    let mut scene = Scene::new().await;
+    let mut scene = PullScene::new().await;
     let disk = disk(20_000);
     let image = format!("{}:1", put_artifact(&scene.server, &disk, Some("Basic dTpw")));
     let config = format!(r#"{{"auths": {{"{}": {{"auth": "dTpw"}}}}}}"#, scene.server.host());
@@ -88,7 +88,7 @@ async fn of_several_challenges_the_token_is_preferred_to_the_password() {
     let manifest = serde_json::json!({"layers": [{"mediaType": "x", "digest": digest}]}).to_string();
     let put = |token: &str, challenge: String| {
         let guarded = Some((token.to_owned(), challenge));
-        let page = |body: &[u8]| Page { guarded: guarded.clone(), ..Page::new(body) };
+        let page = |body: &[u8]| ServedFile { guarded: guarded.clone(), ..ServedFile::new(body) };
         scene.server.put("/v2/disks/web/manifests/1", page(manifest.as_bytes()));
         scene.server.put(&format!("/v2/disks/web/blobs/{digest}"), page(&disk));
     };
@@ -106,7 +106,7 @@ async fn of_several_challenges_the_token_is_preferred_to_the_password() {
         scene.store.remove(&image, None).await.unwrap();
     }
     // Who gives tokens is out of order; the password will do.
-    scene.server.put("/token", Page::status("404 Not Found"));
+    scene.server.put("/token", ServedFile::status("404 Not Found"));
     put("Basic dTpw", format!("{bearer}\r\nWWW-Authenticate: {basic}"));
     assert_eq!(scene.pull(&image).await.unwrap().id.hex(), sha256(&disk));
     scene.store.remove(&image, None).await.unwrap();
@@ -115,7 +115,7 @@ async fn of_several_challenges_the_token_is_preferred_to_the_password() {
 }
 
 /// Creates a helper `docker-credential-test` that returns this, and a store that runs it.
-fn with_helper(scene: &Scene, script: &str) -> ImageStore {
+fn with_helper(scene: &PullScene, script: &str) -> ImageStore {
     let path = scene.dir.path().join("docker-credential-test");
     vmkit_testkit::write_program(&path, &format!("#!/bin/sh\n{script}\n")).unwrap();
     let credentials = RegistryCredentials::from_docker_config(r#"{"credsStore": "test"}"#).unwrap();
@@ -125,7 +125,7 @@ fn with_helper(scene: &Scene, script: &str) -> ImageStore {
 
 #[tokio::test]
 async fn a_login_that_a_helper_keeps_is_shown() {
-    let mut scene = Scene::new().await;
+    let mut scene = PullScene::new().await;
     let disk = disk(20_000);
     let image = put_artifact(&scene.server, &disk, Some("Basic dTpw"));
     scene.store = with_helper(&scene, r#"echo '{"ServerURL":"","Username":"u","Secret":"p"}'"#);
@@ -134,7 +134,7 @@ async fn a_login_that_a_helper_keeps_is_shown() {
 
 #[tokio::test]
 async fn a_helper_without_a_login_is_as_good_as_none_and_one_that_fails_is_told() {
-    let mut scene = Scene::new().await;
+    let mut scene = PullScene::new().await;
     let disk = disk(20_000);
     let image = format!("{}:1", put_artifact(&scene.server, &disk, None));
     scene.store = with_helper(&scene, "echo 'the keychain is locked'; exit 1");
@@ -149,7 +149,7 @@ async fn a_helper_without_a_login_is_as_good_as_none_and_one_that_fails_is_told(
 
 #[tokio::test]
 async fn a_helper_that_is_not_installed_keeps_nobody_from_what_needs_no_login() {
-    let mut scene = Scene::new().await;
+    let mut scene = PullScene::new().await;
     let disk = disk(20_000);
     let image = format!("{}:1", put_artifact(&scene.server, &disk, None));
     scene.store = with_helper(&scene, "exit 1");
@@ -159,11 +159,11 @@ async fn a_helper_that_is_not_installed_keeps_nobody_from_what_needs_no_login() 
 
 #[tokio::test]
 async fn an_identity_token_is_sent_for_a_token_and_to_nobody_else() {
-    let mut scene = Scene::new().await;
+    let mut scene = PullScene::new().await;
     let other = TestServer::new().await;
     let disk = disk(20_000);
     let image = format!("{}:1", put_artifact(&scene.server, &disk, None));
-    scene.server.put("/token", Page::new(r#"{"access_token": "let-me-in"}"#));
+    scene.server.put("/token", ServedFile::new(r#"{"access_token": "let-me-in"}"#));
     scene.store = with_helper(&scene, r#"echo '{"ServerURL":"","Username":"<token>","Secret":"a b&c"}'"#);
     assert_eq!(scene.pull(&image).await.unwrap().id.hex(), sha256(&disk));
     let asked = &scene.server.asked("/token")[0];
@@ -175,23 +175,25 @@ async fn an_identity_token_is_sent_for_a_token_and_to_nobody_else() {
     assert!(asked.query.is_empty() && !asked.headers.contains_key("authorization"), "{asked:?}");
     scene.store.remove(&image, None).await.unwrap();
     let led = vec![("Location".to_owned(), other.url("/token"))];
-    scene.server.put("/token", Page { headers: led, ..Page::status("307 Temporary Redirect") });
+    scene.server.put("/token", ServedFile { headers: led, ..ServedFile::status("307 Temporary Redirect") });
     scene.pull(&image).await.unwrap_err();
     assert!(other.asked("/token").is_empty());
 }
 
 #[tokio::test]
 async fn a_registry_that_gives_another_manifest_or_blob_is_not_believed() {
-    let scene = Scene::new().await;
+    let scene = PullScene::new().await;
     let disk = disk(20_000);
     let image = put_artifact(&scene.server, &disk, None);
     let error = scene.pull(&format!("{image}@sha256:{}", "1".repeat(64))).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound);
     let path = format!("/v2/disks/web/manifests/sha256:{}", "1".repeat(64));
-    scene.server.put(&path, Page::new(r#"{"layers": []}"#));
+    scene.server.put(&path, ServedFile::new(r#"{"layers": []}"#));
     let error = scene.pull(&format!("{image}@sha256:{}", "1".repeat(64))).await.unwrap_err();
     assert!(matches!(error, Error::Untrusted { .. }), "{error}");
-    scene.server.put(&format!("/v2/disks/web/blobs/sha256:{}", sha256(&disk)), Page::new(vec![3; 20_000]));
+    scene
+        .server
+        .put(&format!("/v2/disks/web/blobs/sha256:{}", sha256(&disk)), ServedFile::new(vec![3; 20_000]));
     let error = scene.pull(&format!("{image}:1")).await.unwrap_err();
     assert!(matches!(error, Error::Untrusted { .. }), "{error}");
     scene.assert_nothing_kept();
@@ -199,7 +201,7 @@ async fn a_registry_that_gives_another_manifest_or_blob_is_not_believed() {
 
 #[tokio::test]
 async fn a_token_that_runs_out_in_the_middle_is_renewed() {
-    let scene = Scene::new().await;
+    let scene = PullScene::new().await;
     let disk = disk(50_000);
     let image = put_artifact(&scene.server, &disk, None);
     let blob = format!("/v2/disks/web/blobs/sha256:{}", sha256(&disk));
@@ -207,11 +209,14 @@ async fn a_token_that_runs_out_in_the_middle_is_renewed() {
     let challenge = format!("Bearer realm=\"{realm}\",service=\"test\"");
     // The blob is guarded by another token than the manifest: what was shown first is worth nothing
     // here.
-    scene.server.put("/token", Page::new(r#"{"token": "let-me-in"}"#));
-    let page = Page { guarded: Some(("Bearer second".to_owned(), challenge)), ..Page::new(disk.clone()) };
+    scene.server.put("/token", ServedFile::new(r#"{"token": "let-me-in"}"#));
+    let page = ServedFile {
+        guarded: Some(("Bearer second".to_owned(), challenge)),
+        ..ServedFile::new(disk.clone())
+    };
     let (server, progress) = (scene.server.clone(), unwatched());
     // The first half comes with the first token, which has run out when the connection breaks.
-    let first = Page { guarded: None, cuts: vec![20_000], stalls: true, ..page.clone() };
+    let first = ServedFile { guarded: None, cuts: vec![20_000], stalls: true, ..page.clone() };
     server.put(&blob, first);
     let mut seen = progress.subscribe();
     let image = format!("{image}:1").parse().unwrap();
@@ -219,7 +224,7 @@ async fn a_token_that_runs_out_in_the_middle_is_renewed() {
     store.remote.patience.idle = std::time::Duration::from_millis(500);
     let (pulled, ()) = tokio::join!(store.pull(&image, ARCH, &progress), async {
         seen.wait_for(|progress| progress.done_bytes == 20_000).await.unwrap();
-        server.put("/token", Page::new(r#"{"token": "second"}"#));
+        server.put("/token", ServedFile::new(r#"{"token": "second"}"#));
         server.put(&blob, page);
     });
     assert_eq!(pulled.unwrap().id.hex(), sha256(&disk));
@@ -231,14 +236,15 @@ async fn a_token_that_runs_out_in_the_middle_is_renewed() {
 
 #[tokio::test]
 async fn a_registry_that_refuses_every_token_is_not_asked_for_ever() {
-    let scene = Scene::new().await;
+    let scene = PullScene::new().await;
     let disk = disk(50_000);
     let image = put_artifact(&scene.server, &disk, None);
     let blob = format!("/v2/disks/web/blobs/sha256:{}", sha256(&disk));
     let challenge = format!("Bearer realm=\"{}\"", scene.server.url("/token"));
-    scene
-        .server
-        .put(&blob, Page { guarded: Some(("Bearer never".to_owned(), challenge)), ..Page::new(disk) });
+    scene.server.put(
+        &blob,
+        ServedFile { guarded: Some(("Bearer never".to_owned(), challenge)), ..ServedFile::new(disk) },
+    );
     let error = scene.pull(&format!("{image}:1")).await.unwrap_err();
     assert!(error.to_string().contains("does not give it to everybody"), "{error}");
     assert_eq!(scene.server.asked(&blob).len(), 2);
@@ -246,7 +252,7 @@ async fn a_registry_that_refuses_every_token_is_not_asked_for_ever() {
 
 #[tokio::test]
 async fn a_login_is_not_shown_to_a_server_that_the_registry_leads_to() {
-    let mut scene = Scene::new().await;
+    let mut scene = PullScene::new().await;
     let other = TestServer::new().await;
     let disk = disk(20_000);
     let image = put_artifact(&scene.server, &disk, Some("Basic dTpw"));
@@ -254,10 +260,13 @@ async fn a_login_is_not_shown_to_a_server_that_the_registry_leads_to() {
     let credentials = RegistryCredentials::from_docker_config(&config).unwrap();
     scene.store = scene.store.clone().with_registry_credentials(credentials);
     let challenge = format!("Bearer realm=\"{}\"", other.url("/token"));
-    other.put("/blob", Page { guarded: Some(("Bearer x".to_owned(), challenge)), ..Page::new("x") });
+    other.put(
+        "/blob",
+        ServedFile { guarded: Some(("Bearer x".to_owned(), challenge)), ..ServedFile::new("x") },
+    );
     let led = vec![("Location".to_owned(), other.url("/blob"))];
     let blob = format!("/v2/disks/web/blobs/sha256:{}", sha256(&disk));
-    scene.server.put(&blob, Page { headers: led, ..Page::status("302 Found") });
+    scene.server.put(&blob, ServedFile { headers: led, ..ServedFile::status("302 Found") });
     scene.pull(&format!("{image}:1")).await.unwrap_err();
     assert!(other.asked("/token").is_empty());
     assert!(!other.asked("/blob")[0].headers.contains_key("authorization"));

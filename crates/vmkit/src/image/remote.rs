@@ -21,15 +21,15 @@ const MOST_REDIRECTS: usize = 10;
 
 /// The HTTP client and its limits.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Remote {
-    pub(super) patience: Patience,
+pub(super) struct HttpFetcher {
+    pub(super) patience: RemoteTimeouts,
     proxies: Proxies,
     client: Arc<OnceLock<Client>>,
 }
 
 /// How long a server is waited for, and how often a request is repeated.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Patience {
+pub(super) struct RemoteTimeouts {
     pub(super) connect: Duration,
     /// The longest silence between two bytes.
     pub(super) idle: Duration,
@@ -39,7 +39,7 @@ pub(super) struct Patience {
     pub(super) pause: Duration,
 }
 
-impl Default for Patience {
+impl Default for RemoteTimeouts {
     fn default() -> Self {
         Self {
             connect: Duration::from_secs(30),
@@ -51,7 +51,7 @@ impl Default for Patience {
 }
 
 /// Why an attempt failed.
-pub(super) enum Cut {
+pub(super) enum AttemptFailure {
     /// May succeed if repeated.
     Again(Error),
     /// The server can't be reached: worth repeating only if it was reachable a moment ago.
@@ -64,7 +64,7 @@ pub(super) enum Cut {
 
 /// A reply that a registry's client has to inspect.
 #[derive(Debug)]
-pub(super) struct Answer {
+pub(super) struct HttpReply {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
     /// The authentication challenge, if the reply has one.
@@ -72,7 +72,7 @@ pub(super) struct Answer {
     pub(super) body: Vec<u8>,
 }
 
-impl Answer {
+impl HttpReply {
     /// Returns the body of a success.
     ///
     /// # Errors
@@ -82,7 +82,7 @@ impl Answer {
     }
 }
 
-impl Remote {
+impl HttpFetcher {
     /// Returns the same, asking through proxies.
     pub(super) fn through(self, proxies: Proxies) -> Self {
         Self { proxies, client: Arc::default(), ..self }
@@ -113,7 +113,7 @@ impl Remote {
         accept: Option<&str>,
         authorization: Option<&str>,
         most_bytes: usize,
-    ) -> Result<Answer> {
+    ) -> Result<HttpReply> {
         let client = self.client()?;
         let request = || {
             let request = with(client.get(url), authorization);
@@ -130,7 +130,7 @@ impl Remote {
     ///
     /// # Errors
     /// As for [`ask`](Self::ask).
-    pub(super) async fn post(&self, url: &str, form: String, most_bytes: usize) -> Result<Answer> {
+    pub(super) async fn post(&self, url: &str, form: String, most_bytes: usize) -> Result<HttpReply> {
         let client = self.new_client(redirect::Policy::none())?;
         let request =
             || client.post(url).header(CONTENT_TYPE, "application/x-www-form-urlencoded").body(form.clone());
@@ -142,21 +142,26 @@ impl Remote {
         url: &str,
         request: impl Fn() -> RequestBuilder,
         most_bytes: usize,
-    ) -> Result<Answer> {
-        let mut tries = Tries::new(self.patience);
+    ) -> Result<HttpReply> {
+        let mut tries = RetryBudget::new(self.patience);
         loop {
             match self.ask_once(url, request(), most_bytes).await {
                 Ok(answer) => return Ok(answer),
-                Err(Cut::Final(error) | Cut::Unreachable(error)) => return Err(error),
-                Err(Cut::Again(error) | Cut::Anew(error)) => tries.pause(error).await?,
+                Err(AttemptFailure::Final(error) | AttemptFailure::Unreachable(error)) => return Err(error),
+                Err(AttemptFailure::Again(error) | AttemptFailure::Anew(error)) => tries.pause(error).await?,
             }
         }
     }
 
-    async fn ask_once(&self, url: &str, request: RequestBuilder, most_bytes: usize) -> Result<Answer, Cut> {
+    async fn ask_once(
+        &self,
+        url: &str,
+        request: RequestBuilder,
+        most_bytes: usize,
+    ) -> Result<HttpReply, AttemptFailure> {
         let mut response = self.send(url, request).await?;
         if is_passing(response.status()) {
-            return Err(Cut::Again(refusal(url, response.status())));
+            return Err(AttemptFailure::Again(refusal(url, response.status())));
         }
         let (status, headers, challenge) =
             (response.status(), response.headers().clone(), challenge(url, &response));
@@ -165,30 +170,36 @@ impl Remote {
             body.extend_from_slice(&bytes);
             if body.len() > most_bytes {
                 let problem = format!("more than {most_bytes} bytes came, and this should be a small file");
-                return Err(Cut::Final(fetch_error(url, &problem)));
+                return Err(AttemptFailure::Final(fetch_error(url, &problem)));
             }
         }
-        Ok(Answer { status, headers, challenge, body })
+        Ok(HttpReply { status, headers, challenge, body })
     }
 
-    pub(super) async fn send(&self, url: &str, request: RequestBuilder) -> Result<Response, Cut> {
+    pub(super) async fn send(&self, url: &str, request: RequestBuilder) -> Result<Response, AttemptFailure> {
         match timeout(self.patience.connect + self.patience.idle, request.send()).await {
             Ok(Ok(response)) => Ok(response),
             // The request or the redirect is wrong, and will stay wrong.
             Ok(Err(error)) if error.is_redirect() || error.is_builder() => {
-                Err(Cut::Final(fetch_error_of(url, error)))
+                Err(AttemptFailure::Final(fetch_error_of(url, error)))
             }
-            Ok(Err(error)) if error.is_connect() => Err(Cut::Unreachable(fetch_error_of(url, error))),
-            Ok(Err(error)) => Err(Cut::Again(fetch_error_of(url, error))),
-            Err(_) => Err(Cut::Again(self.silence(url))),
+            Ok(Err(error)) if error.is_connect() => {
+                Err(AttemptFailure::Unreachable(fetch_error_of(url, error)))
+            }
+            Ok(Err(error)) => Err(AttemptFailure::Again(fetch_error_of(url, error))),
+            Err(_) => Err(AttemptFailure::Again(self.silence(url))),
         }
     }
 
-    pub(super) async fn next(&self, url: &str, response: &mut Response) -> Result<Option<bytes::Bytes>, Cut> {
+    pub(super) async fn next(
+        &self,
+        url: &str,
+        response: &mut Response,
+    ) -> Result<Option<bytes::Bytes>, AttemptFailure> {
         match timeout(self.patience.idle, response.chunk()).await {
             Ok(Ok(bytes)) => Ok(bytes),
-            Ok(Err(error)) => Err(Cut::Again(fetch_error_of(url, error))),
-            Err(_) => Err(Cut::Again(self.silence(url))),
+            Ok(Err(error)) => Err(AttemptFailure::Again(fetch_error_of(url, error))),
+            Err(_) => Err(AttemptFailure::Again(self.silence(url))),
         }
     }
 
@@ -236,13 +247,13 @@ impl Remote {
 }
 
 /// Counts attempts, and waits longer between them each time.
-pub(super) struct Tries {
-    patience: Patience,
+pub(super) struct RetryBudget {
+    patience: RemoteTimeouts,
     failed: u32,
 }
 
-impl Tries {
-    pub(super) fn new(patience: Patience) -> Self {
+impl RetryBudget {
+    pub(super) fn new(patience: RemoteTimeouts) -> Self {
         Self { patience, failed: 0 }
     }
 

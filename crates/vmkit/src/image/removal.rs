@@ -11,13 +11,13 @@ use std::path::Path;
 use tokio::time::Instant;
 
 use super::digest::Digest;
-use super::kept::{self, KeptName, RECORD};
+use super::kept::{self, LocalName, RECORD};
 use super::store::{ImageStore, LOCK, RemovedImage, entries, remove_file, sweep};
 use crate::error::{Error, Result};
 use crate::spec::{Arch, DataDisk, VmName};
 use crate::steps::step;
-use crate::store::Store;
-use crate::store::lock::{Hold, Lock};
+use crate::store::RecordStore;
+use crate::store::lock::{LockMode, VmLock};
 
 impl ImageStore {
     /// Returns the names of the VMs whose disks have an image as their backing file.
@@ -30,7 +30,7 @@ impl ImageStore {
         let within = |path: &Path| {
             path.starts_with(&dir) || path.canonicalize().is_ok_and(|path| path.starts_with(&dir))
         };
-        let store = Store::new(self.home.clone());
+        let store = RecordStore::new(self.home.clone());
         let mut users = Vec::new();
         for name in store.names()? {
             let spec = match store.read(&name) {
@@ -60,11 +60,12 @@ impl ImageStore {
         let found = self.find(text, arch)?;
         let of_identity = text.starts_with("sha256:");
         let name = if of_identity { String::new() } else { self.kept_name(&text.parse()?) };
-        let goes =
-            |kept: &KeptName| of_identity || (kept.name == name && arch.is_none_or(|arch| arch == kept.arch));
+        let goes = |kept: &LocalName| {
+            of_identity || (kept.name == name && arch.is_none_or(|arch| arch == kept.arch))
+        };
         let mut removed = RemovedImage { names: Vec::new(), images: 0, freed_bytes: 0 };
         for image in found {
-            let Some(lock) = self.hold(&image.id, Hold::Alone).await? else { continue };
+            let Some(lock) = self.hold(&image.id, LockMode::Alone).await? else { continue };
             // Read again under the lock.
             let names = self.names_of(&image.id)?;
             let (going, staying): (Vec<_>, Vec<_>) = names.into_iter().partition(goes);
@@ -96,7 +97,7 @@ impl ImageStore {
         let (mut count, mut freed_bytes) = (0, 0);
         for entry in entries(self.home.images())? {
             let Some(id) = kept::id_of_dir(&entry) else { continue };
-            let lock = match self.hold_until(&id, Hold::Alone, Instant::now()).await {
+            let lock = match self.hold_until(&id, LockMode::Alone, Instant::now()).await {
                 Ok(Some(lock)) => lock,
                 Ok(None) | Err(Error::Busy { .. }) => continue,
                 Err(error) => return Err(error),
@@ -129,7 +130,7 @@ impl ImageStore {
 
     /// Removes an image that is locked exclusively: the record first, since without it there is no
     /// image.
-    fn remove_content(&self, id: &Digest, lock: Lock) -> Result<u64> {
+    fn remove_content(&self, id: &Digest, lock: VmLock) -> Result<u64> {
         let dir = self.dir(id);
         let mut freed_bytes = remove_file(&dir.join(RECORD))?;
         for entry in entries(&dir)?.into_iter().filter(|entry| entry != LOCK) {

@@ -80,16 +80,16 @@ pub(super) fn verify_inline(text: &[u8], keys: &[Certificate], now: u64) -> Resu
 
 /// A key that may have signed.
 #[derive(Clone, Copy)]
-enum Signer<'a> {
+enum SigningKey<'a> {
     Primary(&'a PublicKey),
     Subkey(&'a PublicSubkey),
 }
 
-impl Signer<'_> {
+impl SigningKey<'_> {
     fn has_made(self, signature: &Signature, data: impl Read) -> bool {
         match self {
-            Signer::Primary(key) => signature.verify(key, data).is_ok(),
-            Signer::Subkey(key) => signature.verify(key, data).is_ok(),
+            SigningKey::Primary(key) => signature.verify(key, data).is_ok(),
+            SigningKey::Subkey(key) => signature.verify(key, data).is_ok(),
         }
     }
 }
@@ -99,7 +99,7 @@ fn trusted(
     signatures: &[&Signature],
     keys: &[Certificate],
     now: u64,
-    mut verify: impl FnMut(&Signature, Signer<'_>) -> bool,
+    mut verify: impl FnMut(&Signature, SigningKey<'_>) -> bool,
 ) -> Result<String, String> {
     if signatures.is_empty() {
         return Err("there is no signature in it".to_owned());
@@ -159,7 +159,7 @@ impl Certificate {
     }
 
     /// Returns the keys that might have signed at this time, in seconds since 1970.
-    fn signers(&self, made: u32) -> Vec<Signer<'_>> {
+    fn signers(&self, made: u32) -> Vec<SigningKey<'_>> {
         let in_time = |created: u32, expires_after: Option<u32>| {
             made >= created && expires_after.is_none_or(|after| after == 0 || made - created < after)
         };
@@ -172,7 +172,7 @@ impl Certificate {
         if !in_time(created, expires_after) {
             return signers;
         }
-        signers.push(Signer::Primary(&self.key.primary_key));
+        signers.push(SigningKey::Primary(&self.key.primary_key));
         for subkey in &self.key.public_subkeys {
             let is_revoked = |one: &Signature| one.typ() == Some(SignatureType::SubkeyRevocation);
             let binding = subkey.signatures.iter().max_by_key(|one| one.created().map(|time| time.as_secs()));
@@ -183,7 +183,7 @@ impl Certificate {
                 && !subkey.signatures.iter().any(is_revoked)
                 && in_time(created, expires_after)
             {
-                signers.push(Signer::Subkey(&subkey.key));
+                signers.push(SigningKey::Subkey(&subkey.key));
             }
         }
         signers

@@ -17,19 +17,19 @@ use tokio::time::Instant;
 
 use super::catalogue::Catalogue;
 use super::credential_helper::CredentialProgram;
-use super::credentials::{Login, RegistryCredentials};
+use super::credentials::{RegistryCredentials, RegistryLogin};
 use super::digest::Digest;
 use super::import::hash_of_file;
-use super::inspect::{ImageFacts, Origin, inspect, inspect_from, is_text};
-use super::intake::Taken;
-use super::kept::{self, DAMAGED, KeptImage, KeptName, NewName, RECORD};
+use super::inspect::{ImageFacts, ImageOrigin, inspect, inspect_from, is_text};
+use super::intake::ReceivedImage;
+use super::kept::{self, DAMAGED, LocalImage, LocalName, NewName, RECORD};
 use super::proxy::Proxies;
 use super::reference::{ImageName, ImageRef, OciRef};
-use super::remote::Remote;
+use super::remote::HttpFetcher;
 use crate::error::{Error, ErrorKind, Result};
 use crate::spec::{Arch, Firmware, UserName};
 use crate::steps::step;
-use crate::store::lock::{self, Hold, Lock};
+use crate::store::lock::{self, LockMode, VmLock};
 use crate::store::{Home, create_private};
 
 /// How long one who removes an image waits for those who are just making a VM of it, and the other
@@ -69,7 +69,7 @@ const UNFINISHED: &str = ".new";
 pub struct ImageStore {
     pub(super) home: Home,
     pub(super) catalogue: Catalogue,
-    pub(super) remote: Remote,
+    pub(super) remote: HttpFetcher,
     credentials: RegistryCredentials,
     login_files: Vec<PathBuf>,
     /// Where the programs are that keep logins; none is run where nobody has said that.
@@ -104,12 +104,12 @@ pub struct ImageInUse {
     pub user: Option<UserName>,
     /// The firmware that it boots with, where that is known.
     pub firmware: Option<Firmware>,
-    _lock: Option<Lock>,
+    _lock: Option<VmLock>,
 }
 
 /// What an import says of the image.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Import {
+pub struct ImportOptions {
     /// The name that it has from now on.
     pub name: ImageName,
     /// The architecture of the guest.
@@ -134,7 +134,7 @@ pub struct RemovedImage {
 impl ImageStore {
     /// Creates a store of the images in a home. Touches nothing.
     pub fn new(home: &Home, catalogue: Catalogue) -> Self {
-        let (remote, credentials) = (Remote::default(), RegistryCredentials::default());
+        let (remote, credentials) = (HttpFetcher::default(), RegistryCredentials::default());
         let (login_files, helper_path) = (Vec::new(), None);
         Self { home: home.clone(), catalogue, remote, credentials, login_files, helper_path }
     }
@@ -191,7 +191,7 @@ impl ImageStore {
     /// `InvalidInput` on `registry credentials` for a file that is something else; `Io` for one
     /// that can't be read; `Host` and `TimedOut` for a helper that does not answer. One that is not
     /// installed is no error, and warned of.
-    pub(super) async fn login(&self, image: &OciRef) -> Result<Option<Login>> {
+    pub(super) async fn login(&self, image: &OciRef) -> Result<Option<RegistryLogin>> {
         let (credentials, registry) = (self.logins()?, image.registry());
         if let (Some(path), Some(name)) = (&self.helper_path, credentials.helper(registry)) {
             match CredentialProgram::find(name, path, registry) {
@@ -234,7 +234,7 @@ impl ImageStore {
     ///
     /// # Errors
     /// `Io` where the directory can't be read.
-    pub fn list(&self) -> Result<(Vec<KeptImage>, Vec<Error>)> {
+    pub fn list(&self) -> Result<(Vec<LocalImage>, Vec<Error>)> {
         let mut unreadable = Vec::new();
         let mut images = BTreeMap::new();
         for name in entries(self.home.images())? {
@@ -256,8 +256,8 @@ impl ImageStore {
                 Err(error) => unreadable.push(error),
             }
         }
-        let mut images: Vec<KeptImage> = images.into_values().collect();
-        let key = |image: &KeptImage| {
+        let mut images: Vec<LocalImage> = images.into_values().collect();
+        let key = |image: &LocalImage| {
             let name = image.names.first().map(|name| name.name.clone());
             (name.is_none(), name, image.id.hex().to_owned())
         };
@@ -270,7 +270,7 @@ impl ImageStore {
     ///
     /// # Errors
     /// `NotFound` where there is none, `InvalidInput` where an identity's beginning fits several.
-    pub fn find(&self, text: &str, arch: Option<Arch>) -> Result<Vec<KeptImage>> {
+    pub fn find(&self, text: &str, arch: Option<Arch>) -> Result<Vec<LocalImage>> {
         let missing = || Error::NotFound { what: "image", name: text.to_owned() };
         let (images, _) = self.list()?;
         if let Some(hex) = text.strip_prefix("sha256:") {
@@ -282,7 +282,7 @@ impl ImageStore {
                     "an identity is named by at least 6 of its digits",
                 ));
             }
-            let found: Vec<KeptImage> =
+            let found: Vec<LocalImage> =
                 images.into_iter().filter(|image| image.id.hex().starts_with(&hex)).collect();
             return match found.len() {
                 0 => Err(missing()),
@@ -295,8 +295,8 @@ impl ImageStore {
             };
         }
         let name = self.kept_name(&text.parse()?);
-        let is_meant = |kept: &KeptName| kept.name == name && arch.is_none_or(|arch| arch == kept.arch);
-        let found: Vec<KeptImage> =
+        let is_meant = |kept: &LocalName| kept.name == name && arch.is_none_or(|arch| arch == kept.arch);
+        let found: Vec<LocalImage> =
             images.into_iter().filter(|image| image.names.iter().any(is_meant)).collect();
         if found.is_empty() { Err(missing()) } else { Ok(found) }
     }
@@ -312,7 +312,7 @@ impl ImageStore {
     }
 
     /// Returns what a whole name stands for; `None` where no image is kept under it.
-    pub(super) fn kept_under(&self, name: &str, arch: Arch) -> Result<Option<KeptName>> {
+    pub(super) fn kept_under(&self, name: &str, arch: Arch) -> Result<Option<LocalName>> {
         self.read_name(&self.names_dir().join(kept::file_name(name, arch)))
     }
 
@@ -320,7 +320,7 @@ impl ImageStore {
     pub(super) async fn use_kept(&self, name: &str, arch: Arch) -> Result<Option<ImageInUse>> {
         loop {
             let Some(kept) = self.kept_under(name, arch)? else { return Ok(None) };
-            let lock = self.hold(&kept.image, Hold::Shared).await?;
+            let lock = self.hold(&kept.image, LockMode::Shared).await?;
             // It may have become another image's name, or gone, while this waited.
             if self.kept_under(name, arch)?.as_ref() != Some(&kept) {
                 continue;
@@ -355,7 +355,7 @@ impl ImageStore {
         let first = facts.path.strip_prefix(&images).ok().and_then(|below| below.components().next());
         let id = first.and_then(|dir| kept::id_of_dir(dir.as_os_str().to_str()?));
         let lock = match &id {
-            Some(id) => self.hold(id, Hold::Shared).await?,
+            Some(id) => self.hold(id, LockMode::Shared).await?,
             None => None,
         };
         super::refuse_disc(&facts.path, &path.display().to_string())?;
@@ -375,7 +375,12 @@ impl ImageStore {
     ///
     /// # Errors
     /// `InvalidInput` on `image` for what is no disk of this architecture; `Host` and `Io`.
-    pub(super) async fn keep(&self, taken: Taken, origin: &Origin, name: NewName) -> Result<KeptImage> {
+    pub(super) async fn keep(
+        &self,
+        taken: ReceivedImage,
+        origin: &ImageOrigin,
+        name: NewName,
+    ) -> Result<LocalImage> {
         let facts = inspect_from("image", &taken.disk, Some(origin))?;
         if is_text(&facts) {
             tracing::warn!("{} is a text, and is taken as the bytes of a disk", name.source);
@@ -393,7 +398,7 @@ impl ImageStore {
         let was_whole = self.is_whole(&id).await?;
         let lock = loop {
             create_private(&dir)?;
-            if let Some(lock) = self.hold(&id, Hold::Alone).await? {
+            if let Some(lock) = self.hold(&id, LockMode::Alone).await? {
                 break lock;
             }
         };
@@ -404,7 +409,7 @@ impl ImageStore {
             known => {
                 let path = dir.join(kept::disk_name(facts.format));
                 settle(&taken.disk, &path).await?;
-                let image = KeptImage {
+                let image = LocalImage {
                     id: id.clone(),
                     facts: ImageFacts { path, ..facts },
                     arch: found,
@@ -419,19 +424,19 @@ impl ImageStore {
         };
         self.write_name(&name.of(id.clone(), taken.digest, now)).await?;
         drop(lock);
-        Ok(KeptImage { names: self.names_of(&id)?, ..image })
+        Ok(LocalImage { names: self.names_of(&id)?, ..image })
     }
 
     /// Returns whether a kept image can be what it was, as far as a glance tells: its disk has its
     /// length, and was not found damaged.
-    pub(super) fn is_sound(&self, image: &KeptImage) -> bool {
+    pub(super) fn is_sound(&self, image: &LocalImage) -> bool {
         let has_length = |metadata: fs::Metadata| metadata.len() == image.facts.file_bytes;
         !self.dir(&image.id).join(DAMAGED).exists() && fs::metadata(&image.facts.path).is_ok_and(has_length)
     }
 
     /// Returns whether an image is kept whose disk still hashes to what it is known by.
     async fn is_whole(&self, id: &Digest) -> Result<bool> {
-        let Some(_lock) = self.hold(id, Hold::Shared).await? else { return Ok(false) };
+        let Some(_lock) = self.hold(id, LockMode::Shared).await? else { return Ok(false) };
         match self.read(id)? {
             // One that can't be read is damaged.
             Some(image) if self.is_sound(&image) => {
@@ -443,7 +448,7 @@ impl ImageStore {
 
     /// Returns the names of kept images whose download had this checksum: then there is nothing to
     /// fetch.
-    pub(super) fn kept_downloads(&self, download: &Digest) -> Result<Vec<KeptName>> {
+    pub(super) fn kept_downloads(&self, download: &Digest) -> Result<Vec<LocalName>> {
         let mut names = Vec::new();
         for file in entries(&self.names_dir())?.into_iter().filter(|file| file.ends_with(".json")) {
             let name = self.read_name(&self.names_dir().join(file));
@@ -459,26 +464,26 @@ impl ImageStore {
     }
 
     /// Gives a kept image a further name.
-    pub(super) async fn name_again(&self, kept: KeptName, name: NewName) -> Result<Option<KeptImage>> {
-        let Some(_lock) = self.hold(&kept.image, Hold::Alone).await? else { return Ok(None) };
+    pub(super) async fn name_again(&self, kept: LocalName, name: NewName) -> Result<Option<LocalImage>> {
+        let Some(_lock) = self.hold(&kept.image, LockMode::Alone).await? else { return Ok(None) };
         let Some(image) = self.read(&kept.image)? else { return Ok(None) };
         self.write_name(&name.of(kept.image.clone(), kept.download, seconds_since_1970())).await?;
-        Ok(Some(KeptImage { names: self.names_of(&kept.image)?, ..image }))
+        Ok(Some(LocalImage { names: self.names_of(&kept.image)?, ..image }))
     }
 
     /// Writes down what a name stands for.
-    async fn write_name(&self, name: &KeptName) -> Result<()> {
+    async fn write_name(&self, name: &LocalName) -> Result<()> {
         let _lock = self.hold_names().await?;
         replace(&self.names_dir().join(name.file_name()), &name.encode())
     }
 
     /// Holds the names against others who write one, and removes what such a one left who died.
-    pub(super) async fn hold_names(&self) -> Result<Lock> {
+    pub(super) async fn hold_names(&self) -> Result<VmLock> {
         let dir = self.names_dir();
         self.home.refuse_other_user(self.home.images())?;
         loop {
             create_private(&dir)?;
-            let lock = lock::acquire(&dir.join(LOCK), Hold::Alone, Instant::now() + PATIENCE).await;
+            let lock = lock::acquire(&dir.join(LOCK), LockMode::Alone, Instant::now() + PATIENCE).await;
             let lock = lock.map_err(|error| match error {
                 Error::Busy { holder, .. } => Error::Busy { what: "the names of images".to_owned(), holder },
                 error => error,
@@ -496,10 +501,10 @@ impl ImageStore {
     }
 
     /// Reads a kept image without its names; `None` where there is none.
-    pub(super) fn read(&self, id: &Digest) -> Result<Option<KeptImage>> {
+    pub(super) fn read(&self, id: &Digest) -> Result<Option<LocalImage>> {
         let dir = self.dir(id);
         match read_bytes(&dir.join(RECORD))? {
-            Some(bytes) => KeptImage::decode(id.clone(), &dir, &bytes).map(Some),
+            Some(bytes) => LocalImage::decode(id.clone(), &dir, &bytes).map(Some),
             None => Ok(None),
         }
     }
@@ -512,11 +517,11 @@ impl ImageStore {
         self.home.images().join("names")
     }
 
-    fn read_name(&self, path: &Path) -> Result<Option<KeptName>> {
-        read_bytes(path)?.map(|bytes| KeptName::decode(path, &bytes)).transpose()
+    fn read_name(&self, path: &Path) -> Result<Option<LocalName>> {
+        read_bytes(path)?.map(|bytes| LocalName::decode(path, &bytes)).transpose()
     }
 
-    pub(super) fn names_of(&self, id: &Digest) -> Result<Vec<KeptName>> {
+    pub(super) fn names_of(&self, id: &Digest) -> Result<Vec<LocalName>> {
         let mut names = Vec::new();
         for file in entries(&self.names_dir())?.into_iter().filter(|file| file.ends_with(".json")) {
             if let Some(name) = self.read_name(&self.names_dir().join(file))?
@@ -543,16 +548,16 @@ impl ImageStore {
     }
 
     /// Holds an image; `None` where there is none, not even its directory.
-    pub(super) async fn hold(&self, id: &Digest, hold: Hold) -> Result<Option<Lock>> {
+    pub(super) async fn hold(&self, id: &Digest, hold: LockMode) -> Result<Option<VmLock>> {
         self.hold_until(id, hold, Instant::now() + PATIENCE).await
     }
 
     pub(super) async fn hold_until(
         &self,
         id: &Digest,
-        hold: Hold,
+        hold: LockMode,
         deadline: Instant,
-    ) -> Result<Option<Lock>> {
+    ) -> Result<Option<VmLock>> {
         lock::acquire(&self.dir(id).join(LOCK), hold, deadline).await.map_err(|error| match error {
             Error::Busy { holder, .. } => Error::Busy { what: self.called(id), holder },
             error => error,

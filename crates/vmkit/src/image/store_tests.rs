@@ -20,10 +20,11 @@ fn store(dir: &Path) -> ImageStore {
     ImageStore::new(&Home::at(dir).unwrap(), Catalogue::built_in())
 }
 
-async fn import(store: &ImageStore, dir: &Path, name: &str, content: &[u8]) -> crate::Result<KeptImage> {
+async fn import(store: &ImageStore, dir: &Path, name: &str, content: &[u8]) -> crate::Result<LocalImage> {
     let file = dir.join("import-me");
     fs::write(&file, content).unwrap();
-    let import = Import { name: ImageName::new(name).unwrap(), arch: ARCH, user: None, firmware: None };
+    let import =
+        ImportOptions { name: ImageName::new(name).unwrap(), arch: ARCH, user: None, firmware: None };
     store.import(&file, import, &unwatched()).await
 }
 

@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 /// What lies at a path.
 #[derive(Debug, Clone)]
-pub(super) struct Page {
+pub(super) struct ServedFile {
     pub(super) status: &'static str,
     pub(super) headers: Vec<(String, String)>,
     pub(super) body: Vec<u8>,
@@ -21,7 +21,7 @@ pub(super) struct Page {
     /// whole.
     pub(super) cuts: Vec<usize>,
     /// What it does with `Range` otherwise than it should.
-    pub(super) oddity: Oddity,
+    pub(super) oddity: RangeFault,
     /// How long it waits before each 4 KiB.
     pub(super) pause: Duration,
     /// Whether it falls silent instead of closing where it cuts.
@@ -34,7 +34,7 @@ pub(super) struct Page {
 
 /// How an answer to `Range` is odd.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Oddity {
+pub(super) enum RangeFault {
     None,
     /// Each part has at most so many bytes.
     ShortParts(usize),
@@ -48,7 +48,7 @@ pub(super) enum Oddity {
     NoIfRangeNorEtag,
 }
 
-impl Page {
+impl ServedFile {
     pub(super) fn new(body: impl Into<Vec<u8>>) -> Self {
         Self {
             status: "200 OK",
@@ -56,7 +56,7 @@ impl Page {
             body: body.into(),
             etag: Some("\"one\"".to_owned()),
             cuts: Vec::new(),
-            oddity: Oddity::None,
+            oddity: RangeFault::None,
             pause: Duration::ZERO,
             stalls: false,
             tells_length: true,
@@ -71,7 +71,7 @@ impl Page {
 
 /// What was asked for.
 #[derive(Debug, Clone)]
-pub(super) struct Asked {
+pub(super) struct ReceivedRequest {
     pub(super) path: String,
     /// What stood behind the `?`.
     pub(super) query: String,
@@ -81,23 +81,23 @@ pub(super) struct Asked {
 }
 
 #[derive(Debug, Default)]
-struct Shared {
-    pages: BTreeMap<String, Page>,
-    asked: Vec<Asked>,
+struct ServerState {
+    pages: BTreeMap<String, ServedFile>,
+    asked: Vec<ReceivedRequest>,
 }
 
 /// A server that runs until the runtime ends.
 #[derive(Debug, Clone)]
 pub(super) struct TestServer {
     base: String,
-    shared: Arc<Mutex<Shared>>,
+    shared: Arc<Mutex<ServerState>>,
 }
 
 impl TestServer {
     pub(super) async fn new() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let base = format!("http://{}", listener.local_addr().unwrap());
-        let shared = Arc::new(Mutex::new(Shared::default()));
+        let shared = Arc::new(Mutex::new(ServerState::default()));
         let state = Arc::clone(&shared);
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
@@ -116,17 +116,17 @@ impl TestServer {
         &self.base["http://".len()..]
     }
 
-    pub(super) fn put(&self, path: &str, page: Page) {
+    pub(super) fn put(&self, path: &str, page: ServedFile) {
         self.shared.lock().unwrap().pages.insert(path.to_owned(), page);
     }
 
     /// Returns all that was asked of a path.
-    pub(super) fn asked(&self, path: &str) -> Vec<Asked> {
+    pub(super) fn asked(&self, path: &str) -> Vec<ReceivedRequest> {
         self.shared.lock().unwrap().asked.iter().filter(|asked| asked.path == path).cloned().collect()
     }
 }
 
-async fn serve(mut stream: TcpStream, shared: Arc<Mutex<Shared>>) {
+async fn serve(mut stream: TcpStream, shared: Arc<Mutex<ServerState>>) {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         match stream.read_u8().await {
@@ -149,9 +149,9 @@ async fn serve(mut stream: TcpStream, shared: Arc<Mutex<Shared>>) {
         let (path, query) = (path.to_owned(), query.to_owned());
         let mut page = shared.pages.get_mut(&path);
         let cut = page.as_mut().and_then(|page| (!page.cuts.is_empty()).then(|| page.cuts.remove(0)));
-        let page = page.cloned().unwrap_or_else(|| Page::status("404 Not Found"));
+        let page = page.cloned().unwrap_or_else(|| ServedFile::status("404 Not Found"));
         let body = String::from_utf8(body).unwrap();
-        shared.asked.push(Asked { path, query, headers: headers.clone(), body });
+        shared.asked.push(ReceivedRequest { path, query, headers: headers.clone(), body });
         (page, cut)
     };
     // A client that goes away is what some tests are about.
@@ -160,7 +160,7 @@ async fn serve(mut stream: TcpStream, shared: Arc<Mutex<Shared>>) {
 
 async fn answer(
     stream: &mut TcpStream,
-    page: &Page,
+    page: &ServedFile,
     cut: Option<usize>,
     headers: &BTreeMap<String, String>,
 ) -> std::io::Result<()> {
@@ -198,9 +198,9 @@ async fn answer(
 }
 
 /// Returns how an answer begins, and what of the page it has: all, or the part that was asked for.
-fn part<'a>(page: &'a Page, headers: &BTreeMap<String, String>) -> (String, &'a [u8]) {
+fn part<'a>(page: &'a ServedFile, headers: &BTreeMap<String, String>) -> (String, &'a [u8]) {
     let range = headers.get("range").and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-'));
-    let is_careless = matches!(page.oddity, Oddity::NoIfRange | Oddity::NoIfRangeNorEtag);
+    let is_careless = matches!(page.oddity, RangeFault::NoIfRange | RangeFault::NoIfRangeNorEtag);
     let is_same = headers.get("if-range").is_none_or(|validator| Some(validator) == page.etag.as_ref());
     // A refusal has no parts.
     let has_parts = page.status == "200 OK" && page.etag.is_some() && (is_same || is_careless);
@@ -214,10 +214,10 @@ fn part<'a>(page: &'a Page, headers: &BTreeMap<String, String>) -> (String, &'a 
     }
     if from > 0 {
         let told = match page.oddity {
-            Oddity::ShortPartsOfSome(_) => "*".to_owned(),
+            RangeFault::ShortPartsOfSome(_) => "*".to_owned(),
             _ => total.to_string(),
         };
-        if let Oddity::ShortParts(most) | Oddity::ShortPartsOfSome(most) = page.oddity {
+        if let RangeFault::ShortParts(most) | RangeFault::ShortPartsOfSome(most) = page.oddity {
             body = &body[..most.min(body.len())];
         }
         let last = from + body.len() - 1;
@@ -228,8 +228,8 @@ fn part<'a>(page: &'a Page, headers: &BTreeMap<String, String>) -> (String, &'a 
         head.push_str(&format!("HTTP/1.1 {}\r\n", page.status));
     }
     let tells_etag = match page.oddity {
-        Oddity::NoEtag => false,
-        Oddity::NoIfRangeNorEtag => from == 0,
+        RangeFault::NoEtag => false,
+        RangeFault::NoIfRangeNorEtag => from == 0,
         _ => true,
     };
     if let Some(etag) = page.etag.as_ref().filter(|_| tells_etag) {

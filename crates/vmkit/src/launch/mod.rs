@@ -35,27 +35,27 @@ use tokio::time::Instant;
 
 pub use report::{LaunchEvent, LaunchFailed, LaunchStage};
 
-use self::report::Reporter;
+use self::report::StageReporter;
 use crate::deadline::later;
 use crate::error::{Error, ErrorKind, Result};
 use crate::handle::VmHandle;
 use crate::hypervisor::Hypervisor;
 use crate::image::{ImageInUse, ImageRef, ImageStore, PullPolicy, PullProgress};
-use crate::manager::{Guest, VmManager, console_tail};
+use crate::manager::{GuestAge, VmManager, console_tail};
 use crate::span::{about, operation, within};
 use crate::spec::{
-    Boot, CloudInitConfig, Firmware, GuestAccess, Machine, Mib, NetworkConfig, RootDisk, UserName, VmName,
-    VmSpec, VmSpecBuilder,
+    Boot, CloudInitConfig, Firmware, GuestAccess, MachineType, Mib, NetworkConfig, RootDisk, UserName,
+    VmName, VmSpec, VmSpecBuilder,
 };
-use crate::ssh::{CloudInit, Session};
-use crate::store::Owner;
+use crate::ssh::{CloudInitStatus, Session};
+use crate::store::EphemeralGuard;
 
 /// How long a guest may take where nobody says.
 const TIMEOUT: Duration = Duration::from_secs(600);
 
 /// What is to be launched.
 #[derive(Debug, Clone)]
-pub struct Launch {
+pub struct LaunchOptions {
     /// The image of the root disk.
     pub image: ImageRef,
     /// Whether the image may be fetched.
@@ -66,7 +66,7 @@ pub struct Launch {
     /// what stands here beside it.
     pub spec: VmSpecBuilder,
     /// The machine, which decides the architecture of the image.
-    pub machine: Machine,
+    pub machine: MachineType,
     /// The size of the root disk; the image's where none is given.
     pub disk: Option<Mib>,
     /// What it boots; where none is given, the image by the firmware that is known to suit it.
@@ -77,11 +77,11 @@ pub struct Launch {
     pub until: LaunchUntil,
     /// How long the guest may take from its start until it is ready.
     pub timeout: Duration,
-    /// Whether the VM goes with the answer's [`Owner`].
+    /// Whether the VM goes with the answer's [`EphemeralGuard`].
     pub ephemeral: bool,
 }
 
-impl Launch {
+impl LaunchOptions {
     /// Creates the launch of an image with everything else as it is where nobody says: fetched if
     /// need be, the usual machine of [`VmSpec::builder`], waited for until it is ready, 10 minutes
     /// at most, and there until somebody removes it.
@@ -93,7 +93,7 @@ impl Launch {
             pull: PullPolicy::Missing,
             name: None,
             spec: VmSpec::builder(unnamed),
-            machine: Machine::default(),
+            machine: MachineType::default(),
             disk: None,
             boot: None,
             cloud_init: None,
@@ -118,7 +118,7 @@ pub enum LaunchUntil {
 /// A VM that was launched.
 #[derive(Debug)]
 #[non_exhaustive]
-pub struct Launched {
+pub struct LaunchedVm {
     /// The VM.
     pub vm: VmHandle,
     /// The whole name of its image, or its path.
@@ -126,9 +126,9 @@ pub struct Launched {
     /// A session of vmkit's own user, where the launch went as far.
     pub session: Option<Session>,
     /// What cloud-init did, where it was asked.
-    pub cloud_init: Option<CloudInit>,
+    pub cloud_init: Option<CloudInitStatus>,
     /// Keeps an ephemeral VM; dropped, the VM is whoever's who comes next to remove.
-    pub owner: Option<Owner>,
+    pub owner: Option<EphemeralGuard>,
 }
 
 /// Creates a VM of an image, boots it, and waits until it is ready; `tell` hears of each step.
@@ -145,10 +145,10 @@ pub struct Launched {
 pub async fn launch<H: Hypervisor + 'static>(
     manager: &VmManager<H>,
     store: &ImageStore,
-    launch: Launch,
+    launch: LaunchOptions,
     tell: &mut (dyn FnMut(LaunchEvent) + Send),
-) -> std::result::Result<Launched, LaunchFailed> {
-    let mut report = Reporter::new(tell);
+) -> std::result::Result<LaunchedVm, LaunchFailed> {
+    let mut report = StageReporter::new(tell);
     let span = operation!("launch", vm = launch.name.as_ref().map_or("", |name| name.as_str()));
     let launched = within(span, carry_out(manager, store, launch, &mut report)).await;
     launched.map_err(|error| report.failed(error))
@@ -157,9 +157,9 @@ pub async fn launch<H: Hypervisor + 'static>(
 async fn carry_out<H: Hypervisor + 'static>(
     manager: &VmManager<H>,
     store: &ImageStore,
-    launch: Launch,
-    report: &mut Reporter<'_>,
-) -> Result<Launched> {
+    launch: LaunchOptions,
+    report: &mut StageReporter<'_>,
+) -> Result<LaunchedVm> {
     report.begin(LaunchStage::Image);
     check_ahead(manager, &launch).await?;
     let image = resolve(store, &launch, report).await?;
@@ -172,7 +172,7 @@ async fn carry_out<H: Hypervisor + 'static>(
     let image = image.name.clone();
     report.begin(LaunchStage::Boot);
     let vm = manager.start(&name).await?;
-    let mut launched = Launched { vm, image, session: None, cloud_init: None, owner };
+    let mut launched = LaunchedVm { vm, image, session: None, cloud_init: None, owner };
     let has_network = !matches!(launched.vm.spec.network(), NetworkConfig::None);
     if until == LaunchUntil::Ready && has_network {
         let deadline = later(timeout);
@@ -183,7 +183,7 @@ async fn carry_out<H: Hypervisor + 'static>(
 }
 
 /// Refuses what could not be launched whatever its image is, before that is fetched.
-async fn check_ahead<H: Hypervisor + 'static>(manager: &VmManager<H>, launch: &Launch) -> Result<()> {
+async fn check_ahead<H: Hypervisor + 'static>(manager: &VmManager<H>, launch: &LaunchOptions) -> Result<()> {
     if let Some(name) = &launch.name {
         manager.check_free(name).await?;
     }
@@ -198,7 +198,11 @@ async fn check_ahead<H: Hypervisor + 'static>(manager: &VmManager<H>, launch: &L
 }
 
 /// Fetches the image if need be, and tells of its progress.
-async fn resolve(store: &ImageStore, launch: &Launch, report: &mut Reporter<'_>) -> Result<ImageInUse> {
+async fn resolve(
+    store: &ImageStore,
+    launch: &LaunchOptions,
+    report: &mut StageReporter<'_>,
+) -> Result<ImageInUse> {
     let (sender, mut progress) = watch::channel(PullProgress::default());
     let resolved = store.resolve(&launch.image, launch.machine.arch(), launch.pull, &sender);
     tokio::pin!(resolved);
@@ -218,10 +222,10 @@ async fn resolve(store: &ImageStore, launch: &Launch, report: &mut Reporter<'_>)
 /// Creates the VM, under the next free name where none was given.
 async fn create<H: Hypervisor + 'static>(
     manager: &VmManager<H>,
-    launch: Launch,
+    launch: LaunchOptions,
     image: &ImageInUse,
-    report: &mut Reporter<'_>,
-) -> Result<(VmHandle, Option<Owner>)> {
+    report: &mut StageReporter<'_>,
+) -> Result<(VmHandle, Option<EphemeralGuard>)> {
     let usual = match launch.machine.usual_firmware() {
         Firmware::Bios => image.firmware.unwrap_or(Firmware::Bios),
         only => only,
@@ -293,16 +297,16 @@ fn stem(image: &str) -> String {
 /// Waits until the guest is as somebody needs it who wants to log in.
 async fn make_ready<H: Hypervisor + 'static>(
     manager: &VmManager<H>,
-    launched: &mut Launched,
+    launched: &mut LaunchedVm,
     deadline: Instant,
-    report: &mut Reporter<'_>,
+    report: &mut StageReporter<'_>,
 ) -> Result<()> {
     let name = launched.vm.name().clone();
     report.begin(LaunchStage::Network);
     manager.address_known(&launched.vm, deadline).await;
     report.begin(LaunchStage::Ssh);
     let mut notice = |text| report.tell(LaunchEvent::Notice(text));
-    let session = match manager.enter(&name, deadline, Guest::New, &mut notice).await {
+    let session = match manager.enter(&name, deadline, GuestAge::New, &mut notice).await {
         Err(error) => return Err(with_console(error, &launched.vm).await),
         session => session?,
     };

@@ -90,14 +90,14 @@ impl std::error::Error for LaunchFailed {
 }
 
 /// Receives each stage's beginning and end.
-pub(super) struct Reporter<'a> {
+pub(super) struct StageReporter<'a> {
     tell: &'a mut (dyn FnMut(LaunchEvent) + Send),
     stage: LaunchStage,
     since: Option<Instant>,
     name: Option<VmName>,
 }
 
-impl<'a> Reporter<'a> {
+impl<'a> StageReporter<'a> {
     pub(super) fn new(tell: &'a mut (dyn FnMut(LaunchEvent) + Send)) -> Self {
         Self { tell, stage: LaunchStage::Image, since: None, name: None }
     }

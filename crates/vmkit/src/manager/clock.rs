@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::handle::VmHandle;
 use crate::hypervisor::Hypervisor;
 use crate::spec::{NetworkConfig, VmName};
-use crate::ssh::{Login, Session};
+use crate::ssh::{LoginOptions, Session};
 
 /// How long the guest's SSH server has to greet. One that listens does so at once, and a guest that
 /// has none is not waited for.
@@ -53,7 +53,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
 
     async fn set_clock_by_ssh(&self, vm: &VmHandle) -> Result<()> {
         let deadline = Instant::now() + LIMIT;
-        let target = self.target_of(vm, &Login::default()).await?;
+        let target = self.target_of(vm, &LoginOptions::default()).await?;
         let stream = Session::reach(&target, Instant::now() + GREETING).await?;
         let session = self.over(stream, vm, &target, deadline).await?;
         let set = session.set_clock(deadline).await;

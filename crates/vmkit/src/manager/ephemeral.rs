@@ -12,7 +12,7 @@ use crate::handle::VmHandle;
 use crate::hypervisor::Hypervisor;
 use crate::span::{operation, within};
 use crate::spec::{VmName, VmSpec};
-use crate::store::Owner;
+use crate::store::EphemeralGuard;
 
 /// The label of a VM that is to go with its owner.
 const EPHEMERAL: &str = "vmkit.ephemeral";
@@ -23,13 +23,13 @@ pub(super) fn is_ephemeral(spec: &VmSpec) -> bool {
 }
 
 impl<H: Hypervisor + 'static> VmManager<H> {
-    /// Creates a VM that goes with its owner: once the answered [`Owner`] is dropped, or this
+    /// Creates a VM that goes with its owner: once the answered [`EphemeralGuard`] is dropped, or this
     /// process has ended however it did, [`remove_orphans`](Self::remove_orphans) removes it,
     /// running or not.
     ///
     /// # Errors
     /// Those of [`create`](Self::create).
-    pub async fn create_ephemeral(&self, spec: VmSpec) -> Result<(VmHandle, Owner)> {
+    pub async fn create_ephemeral(&self, spec: VmSpec) -> Result<(VmHandle, EphemeralGuard)> {
         let spec = spec.with_label(EPHEMERAL, "")?;
         let (vm, owner) = self.create_owned(spec).await?;
         Ok((vm, owner.expect("a VM with the label has an owner when it is made")))

@@ -7,7 +7,7 @@
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::{Order, PATIENCE, VmManager, write_outcome};
+use super::{PATIENCE, VmManager, VmRequest, write_outcome};
 use crate::error::{Error, ErrorKind, Result};
 use crate::forwarding::{PortForwarding, in_force};
 use crate::handle::VmHandle;
@@ -101,7 +101,7 @@ impl<H: PortForwarding + 'static> VmManager<H> {
         let (locked, record) = self.take(name, Instant::now() + PATIENCE).await?;
         // What can only be removed is refused as a start is; else an unrecorded run becomes known,
         // as for `resume`.
-        let order = if record.is_unfinished() { Order::Start } else { Order::Resume };
+        let order = if record.is_unfinished() { VmRequest::Start } else { VmRequest::Resume };
         let vm = self.settle(record, order).await?;
         let state = self.state(&vm).await?;
         Ok((locked, vm.in_state(state)))

@@ -24,7 +24,7 @@ const BATCH: usize = 16;
 /// One VM in a list, or what is there in its place.
 #[derive(Debug)]
 #[non_exhaustive]
-pub struct Listed {
+pub struct VmEntry {
     /// The VM's name.
     pub name: VmName,
     /// The VM's directory.
@@ -39,7 +39,7 @@ pub struct Listed {
     pub interrupted: bool,
 }
 
-impl Listed {
+impl VmEntry {
     /// Returns whether the VM is one that goes with its owner: `remove_orphans` may have work to
     /// do.
     pub fn is_ephemeral(&self) -> bool {
@@ -60,13 +60,13 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     ///
     /// # Errors
     /// `Io` or `Host` when the home can't be read; never for a single VM.
-    pub async fn list(&self) -> Result<Vec<Listed>> {
+    pub async fn list(&self) -> Result<Vec<VmEntry>> {
         let deadline = Instant::now() + PATIENCE;
         let names = self.store.names()?;
-        let mut listed: Vec<Option<Listed>> = Vec::new();
+        let mut listed: Vec<Option<VmEntry>> = Vec::new();
         listed.resize_with(names.len(), || None);
         let mut asked = JoinSet::new();
-        let mut take = |answer: std::result::Result<(usize, Option<Listed>), JoinError>| match answer {
+        let mut take = |answer: std::result::Result<(usize, Option<VmEntry>), JoinError>| match answer {
             Ok((place, answer)) => listed[place] = answer,
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         };
@@ -92,10 +92,10 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     ///
     /// Whoever asks for one VM waits for it: it has as long to answer as for any operation, and is
     /// asked a second time.
-    pub async fn find(&self, name: &VmName) -> Option<Listed> {
+    pub async fn find(&self, name: &VmName) -> Option<VmEntry> {
         let once = || self.list_one(name.clone(), Instant::now() + STATE_PATIENCE);
         match once().await {
-            Some(Listed { handle: Err(Error::TimedOut { .. }), .. }) => once().await,
+            Some(VmEntry { handle: Err(Error::TimedOut { .. }), .. }) => once().await,
             found => found,
         }
     }
@@ -111,14 +111,14 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         Ok(records.map(|record| record.handle).collect())
     }
 
-    async fn list_one(&self, name: VmName, deadline: Instant) -> Option<Listed> {
+    async fn list_one(&self, name: VmName, deadline: Instant) -> Option<VmEntry> {
         match self.store.read_now(&name) {
             Ok((record, is_cut_off)) => Some(self.listed(name, record, is_cut_off, deadline).await),
             Err(error) => self.unread(name, error),
         }
     }
 
-    async fn listed(&self, name: VmName, record: VmRecord, is_cut_off: bool, deadline: Instant) -> Listed {
+    async fn listed(&self, name: VmName, record: VmRecord, is_cut_off: bool, deadline: Instant) -> VmEntry {
         let intent = record.intent.clone();
         let began = Instant::now();
         let state = timeout_at(deadline, self.look(&record, is_cut_off)).await.unwrap_or_else(|_| {
@@ -129,12 +129,12 @@ impl<H: Hypervisor + 'static> VmManager<H> {
             Ok(state) => (Ok(record.handle.in_state(state)), None),
             Err(error) => (Err(error), Some(record.handle)),
         };
-        Listed { path: self.home().vm(&name), name, handle, recorded, intent, interrupted: is_cut_off }
+        VmEntry { path: self.home().vm(&name), name, handle, recorded, intent, interrupted: is_cut_off }
     }
 
     /// Returns what to list for a directory whose record can't be read; nothing where there is
     /// nothing of a VM.
-    fn unread(&self, name: VmName, error: Error) -> Option<Listed> {
+    fn unread(&self, name: VmName, error: Error) -> Option<VmEntry> {
         let path = self.home().vm(&name);
         let error = match error {
             Error::NotFound { .. } => {
@@ -144,6 +144,6 @@ impl<H: Hypervisor + 'static> VmManager<H> {
             }
             error => error,
         };
-        Some(Listed { name, path, handle: Err(error), recorded: None, intent: None, interrupted: false })
+        Some(VmEntry { name, path, handle: Err(error), recorded: None, intent: None, interrupted: false })
     }
 }

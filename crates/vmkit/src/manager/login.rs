@@ -26,15 +26,15 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::tail::console_tail;
 use super::wait::hold;
-use super::{Condition, VmManager, later};
+use super::{VmManager, WaitCondition, later};
 use crate::error::{Error, Result};
 use crate::handle::VmHandle;
 use crate::host::process::{ProcessFd, ProcessId};
 use crate::hypervisor::Hypervisor;
 use crate::lifecycle::VmState;
 use crate::spec::VmName;
-use crate::ssh::{Lifeline, Login, Session, Target, keep, may_pass};
-use crate::store::{Turn, TurnFor, create_private};
+use crate::ssh::{Lifeline, LoginOptions, Session, SshTarget, keep, may_pass};
+use crate::store::{TurnFor, VmTurn, create_private};
 
 /// After how long the state of a VM is asked again whose session is open.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -63,7 +63,7 @@ const ENTERED: &str = "entered";
 
 /// Whether a refusal may be one of a guest that has not made its users yet.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Guest {
+pub(crate) enum GuestAge {
     /// As its record and its age tell.
     Known,
     /// It has been made, or made to run cloud-init again, just now.
@@ -71,19 +71,19 @@ pub(crate) enum Guest {
     New,
 }
 
-impl Guest {
+impl GuestAge {
     fn is_new(self) -> bool {
         match self {
-            Guest::Known => false,
+            GuestAge::Known => false,
             #[cfg(feature = "images")]
-            Guest::New => true,
+            GuestAge::New => true,
         }
     }
 }
 
 /// What is to be done after a login that failed.
 #[derive(Debug, PartialEq, Eq)]
-enum Next {
+enum LoginNext {
     /// It is told.
     Fail,
     /// It is tried again after a pause, and as soon as the server greets.
@@ -94,13 +94,13 @@ enum Next {
 
 /// How often it was tried in vain.
 #[derive(Debug, Default)]
-struct Failures {
+struct LoginFailures {
     all: u32,
     greeted: usize,
 }
 
-impl Failures {
-    fn next(&mut self, error: &Error, has_greeted: bool, is_booting: bool) -> Next {
+impl LoginFailures {
+    fn next(&mut self, error: &Error, has_greeted: bool, is_booting: bool) -> LoginNext {
         self.all += 1;
         self.greeted += usize::from(has_greeted);
         let is_strange = matches!(error, Error::Ssh { .. }) && (is_booting || self.all < TRIES);
@@ -108,16 +108,16 @@ impl Failures {
             _ if may_pass(error) || is_strange => {
                 let doubled = |times: u32| PASSING.0.saturating_mul(1 << times.min(10)).min(PASSING.1);
                 match has_greeted {
-                    true => Next::Pause(doubled(self.all - 1)),
+                    true => LoginNext::Pause(doubled(self.all - 1)),
                     // The first time it has been waited for already.
-                    false if self.all == 1 => Next::Knock(Duration::ZERO),
-                    false => Next::Knock(doubled(self.all - 2)),
+                    false if self.all == 1 => LoginNext::Knock(Duration::ZERO),
+                    false => LoginNext::Knock(doubled(self.all - 2)),
                 }
             }
             Error::Refused { .. } | Error::HostKey { .. } if is_booting => {
-                Next::Pause(PAUSES[self.greeted.saturating_sub(1).min(PAUSES.len() - 1)])
+                LoginNext::Pause(PAUSES[self.greeted.saturating_sub(1).min(PAUSES.len() - 1)])
             }
-            _ => Next::Fail,
+            _ => LoginNext::Fail,
         }
     }
 
@@ -152,19 +152,24 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     /// Those of [`ssh_target`](Self::ssh_target), [`Session::connect`] and [`wait`](Self::wait);
     /// what a guest that has let somebody in before, or runs for ten minutes, refuses is told at
     /// once.
-    pub async fn ssh_session(&self, name: &VmName, login: &Login, timeout: Duration) -> Result<Session> {
-        self.log_in(name, login, later(timeout), Guest::Known).await
+    pub async fn ssh_session(
+        &self,
+        name: &VmName,
+        login: &LoginOptions,
+        timeout: Duration,
+    ) -> Result<Session> {
+        self.log_in(name, login, later(timeout), GuestAge::Known).await
     }
 
     /// Logs in as [`ssh_session`](Self::ssh_session) does.
     pub(crate) async fn log_in(
         &self,
         name: &VmName,
-        login: &Login,
+        login: &LoginOptions,
         mut deadline: Instant,
-        guest: Guest,
+        guest: GuestAge,
     ) -> Result<Session> {
-        let (began, mut failures, mut limit) = (Instant::now(), Failures::default(), ATTEMPT);
+        let (began, mut failures, mut limit) = (Instant::now(), LoginFailures::default(), ATTEMPT);
         let last = later(deadline.saturating_duration_since(began).saturating_mul(2));
         let mut refusal = None;
         loop {
@@ -193,8 +198,10 @@ impl<H: Hypervisor + 'static> VmManager<H> {
             let is_booting = guest.is_new() || self.is_booting(&vm);
             let next = failures.next(&error, has_greeted, is_booting);
             match next {
-                Next::Pause(pause) if Instant::now() + pause < deadline => self.pause(name, pause).await?,
-                Next::Knock(pause) if Instant::now() + pause < deadline => {
+                LoginNext::Pause(pause) if Instant::now() + pause < deadline => {
+                    self.pause(name, pause).await?
+                }
+                LoginNext::Knock(pause) if Instant::now() + pause < deadline => {
                     self.pause(name, pause).await?;
                     self.greeted(name, deadline).await?;
                 }
@@ -220,7 +227,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     async fn visit(
         &self,
         vm: &VmHandle,
-        target: &Target,
+        target: &SshTarget,
         until: Instant,
         deadline: Instant,
     ) -> Result<TcpStream> {
@@ -241,7 +248,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
 
     /// Waits for a turn, unless the VM ends. At the deadline it goes on without one: there is no
     /// time left to do harm in.
-    async fn turn(&self, name: &VmName, what: TurnFor, deadline: Instant) -> Result<Turn> {
+    async fn turn(&self, name: &VmName, what: TurnFor, deadline: Instant) -> Result<VmTurn> {
         match self.store.turn_now(name, what).await {
             Some(turn) => Ok(turn),
             None => self.unless_ended(name, self.store.turn(name, what, deadline)).await,
@@ -253,7 +260,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     async fn greeted(&self, name: &VmName, deadline: Instant) -> Result<()> {
         let left = || deadline.saturating_duration_since(Instant::now());
         match self.store.turn_now(name, TurnFor::Greeting).await {
-            Some(_turn) => self.wait(name, Condition::Ssh, left()).await.map(drop),
+            Some(_turn) => self.wait(name, WaitCondition::Ssh, left()).await.map(drop),
             // Not to the end, so that there is time to say what was heard.
             None => self.turn(name, TurnFor::Greeting, Instant::now() + left() * 9 / 10).await.map(drop),
         }
@@ -271,7 +278,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     async fn unless_ended<T>(&self, name: &VmName, awaited: impl Future<Output = T>) -> Result<T> {
         tokio::select! {
             awaited = awaited => Ok(awaited),
-            ended = self.wait(name, Condition::Stopped, Duration::MAX) => {
+            ended = self.wait(name, WaitCondition::Stopped, Duration::MAX) => {
                 let vm = ended?;
                 let (awaited, console) = (format!("the login in the VM `{name}`"), console_tail(&vm).await);
                 Err(Error::Ended { awaited, state: vm.state, console })
@@ -312,7 +319,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         &self,
         stream: TcpStream,
         vm: &VmHandle,
-        target: &Target,
+        target: &SshTarget,
         until: Instant,
     ) -> Result<Session> {
         let lifeline = hold(vm)?.map(|process| -> Lifeline {
@@ -366,21 +373,24 @@ mod tests {
 
     #[test]
     fn a_guest_that_is_up_refuses_once_and_one_that_boots_is_asked_ever_more_rarely() {
-        assert_eq!(Failures::default().next(&refused(), true, false), Next::Fail);
-        let mut failures = Failures::default();
+        assert_eq!(LoginFailures::default().next(&refused(), true, false), LoginNext::Fail);
+        let mut failures = LoginFailures::default();
         let pauses: Vec<_> = (0..6).map(|_| failures.next(&refused(), true, true)).collect();
-        let expected = [500, 3000, 5000, 5000, 5000, 5000].map(|ms| Next::Pause(Duration::from_millis(ms)));
+        let expected =
+            [500, 3000, 5000, 5000, 5000, 5000].map(|ms| LoginNext::Pause(Duration::from_millis(ms)));
         assert_eq!(pauses, expected);
     }
 
     #[test]
     fn no_series_of_refusals_gathers_more_penalty_than_openssh_bears() {
         // Somebody has knocked before.
-        let (mut failures, mut penalty) = (Failures::default(), Duration::from_secs(2));
+        let (mut failures, mut penalty) = (LoginFailures::default(), Duration::from_secs(2));
         for _ in 0..1000 {
             penalty += Duration::from_secs(5);
             assert!(penalty < Duration::from_secs(15), "{penalty:?}");
-            let Next::Pause(pause) = failures.next(&refused(), true, true) else { panic!("it gives up") };
+            let LoginNext::Pause(pause) = failures.next(&refused(), true, true) else {
+                panic!("it gives up")
+            };
             penalty = penalty.saturating_sub(pause);
         }
     }
@@ -393,8 +403,8 @@ mod tests {
             source: source.map(Into::into),
         };
         let tries = |error: &Error, is_booting| {
-            let mut failures = Failures::default();
-            (0..100).take_while(|_| failures.next(error, true, is_booting) != Next::Fail).count()
+            let mut failures = LoginFailures::default();
+            (0..100).take_while(|_| failures.next(error, true, is_booting) != LoginNext::Fail).count()
         };
         let late = Error::TimedOut { awaited: String::new(), after: ATTEMPT, console: String::new() };
         for passing in [late, broken(None), broken(Some(russh::Error::HUP))] {
@@ -407,9 +417,10 @@ mod tests {
     #[test]
     fn the_pauses_after_what_passes_grow_and_are_bounded() {
         let late = Error::TimedOut { awaited: String::new(), after: ATTEMPT, console: String::new() };
-        let mut failures = Failures::default();
+        let mut failures = LoginFailures::default();
         let pauses: Vec<_> = (0..40).map(|_| failures.next(&late, true, false)).collect();
-        let expected = [250, 500, 1000, 2000, 4000, 4000].map(|ms| Next::Pause(Duration::from_millis(ms)));
+        let expected =
+            [250, 500, 1000, 2000, 4000, 4000].map(|ms| LoginNext::Pause(Duration::from_millis(ms)));
         assert_eq!((&pauses[..6], &pauses[39]), (&expected[..], &expected[5]));
         for _ in 0..100 {
             let pause = scattered(PASSING.1);

@@ -34,13 +34,13 @@ use tokio::time::{Instant, timeout};
 use tracing::warn;
 use uuid::Uuid;
 
-pub use list::Listed;
+pub use list::VmEntry;
 #[cfg(all(feature = "ssh", feature = "images"))]
-pub(crate) use login::Guest;
+pub(crate) use login::GuestAge;
 #[cfg(all(feature = "ssh", feature = "images"))]
 pub(crate) use tail::console_tail;
 pub(crate) use tail::last_lines;
-pub use wait::Condition;
+pub use wait::WaitCondition;
 
 use crate::deadline::later;
 use crate::error::{Error, ErrorKind, Result};
@@ -49,7 +49,7 @@ use crate::hypervisor::Hypervisor;
 use crate::lifecycle::{FailureKind, InvalidTransition, Operation, VmState};
 use crate::span::{about, operation, within};
 use crate::spec::{VmName, VmSpec};
-use crate::store::{Home, Intent, LockedVm, Owner, Store, VmRecord};
+use crate::store::{EphemeralGuard, Home, Intent, LockedVm, RecordStore, VmRecord};
 
 /// How long an operation waits for another one on the same VM; a stop may itself take its timeout.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -88,7 +88,7 @@ const STATE_PATIENCE: Duration = Duration::from_secs(5);
 pub struct VmManager<H> {
     hypervisor: Arc<H>,
     backend: BackendTag,
-    store: Store,
+    store: RecordStore,
 }
 
 impl<H> Clone for VmManager<H> {
@@ -103,20 +103,20 @@ impl<H> Clone for VmManager<H> {
 
 /// An operation on a VM that exists, with what it needs.
 #[derive(Debug, Clone, Copy)]
-enum Order {
+enum VmRequest {
     Start,
     Stop(Duration),
     Suspend,
     Resume,
 }
 
-impl Order {
+impl VmRequest {
     fn operation(self) -> Operation {
         match self {
-            Order::Start => Operation::Start,
-            Order::Stop(_) => Operation::Stop,
-            Order::Suspend => Operation::Suspend,
-            Order::Resume => Operation::Resume,
+            VmRequest::Start => Operation::Start,
+            VmRequest::Stop(_) => Operation::Stop,
+            VmRequest::Suspend => Operation::Suspend,
+            VmRequest::Resume => Operation::Resume,
         }
     }
 }
@@ -128,7 +128,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     /// It is written down before anything is made, so it has to be what the hypervisor takes then:
     /// a router's default, or a backend's own tag. Touches nothing.
     pub fn new(hypervisor: H, backend: BackendTag, home: Home) -> Self {
-        Self { hypervisor: Arc::new(hypervisor), backend, store: Store::new(home) }
+        Self { hypervisor: Arc::new(hypervisor), backend, store: RecordStore::new(home) }
     }
 
     /// Returns where the VMs are kept.
@@ -153,12 +153,12 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     }
 
     /// Creates a VM, and with it its owner if it is one that goes with its owner.
-    async fn create_owned(&self, spec: VmSpec) -> Result<(VmHandle, Option<Owner>)> {
+    async fn create_owned(&self, spec: VmSpec) -> Result<(VmHandle, Option<EphemeralGuard>)> {
         let span = operation!("create", vm = spec.name());
         within(span, self.create_in_span(spec)).await
     }
 
-    async fn create_in_span(&self, spec: VmSpec) -> Result<(VmHandle, Option<Owner>)> {
+    async fn create_in_span(&self, spec: VmSpec) -> Result<(VmHandle, Option<EphemeralGuard>)> {
         self.check_id(&spec)?;
         let locked = self.store.lock_new(spec.name(), Instant::now() + PATIENCE).await?;
         match locked.record()? {
@@ -179,7 +179,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         self.make(locked, spec).await
     }
 
-    async fn make(&self, locked: LockedVm, spec: VmSpec) -> Result<(VmHandle, Option<Owner>)> {
+    async fn make(&self, locked: LockedVm, spec: VmSpec) -> Result<(VmHandle, Option<EphemeralGuard>)> {
         let id = spec.id().unwrap_or_else(Uuid::new_v4);
         about(id);
         let spec = spec.with_id(id);
@@ -218,7 +218,11 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         made
     }
 
-    async fn prepare(&self, locked: &LockedVm, wanted: &VmHandle) -> Result<(VmHandle, Option<Owner>)> {
+    async fn prepare(
+        &self,
+        locked: &LockedVm,
+        wanted: &VmHandle,
+    ) -> Result<(VmHandle, Option<EphemeralGuard>)> {
         let owner = ephemeral::is_ephemeral(&wanted.spec).then(|| locked.own()).transpose()?;
         let vm = self.hypervisor.prepare(&wanted.spec).await?;
         locked.write_made(&VmRecord::settled(vm.clone()))?;
@@ -243,7 +247,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     /// # Errors
     /// `InvalidState` for a suspended VM, and those of [`Hypervisor::start`].
     pub async fn start(&self, name: &VmName) -> Result<VmHandle> {
-        within(operation!("start", vm = name), self.operate(name, &[Order::Start])).await
+        within(operation!("start", vm = name), self.operate(name, &[VmRequest::Start])).await
     }
 
     /// Shuts a VM down, by force once `timeout` has passed; zero is by force at once.
@@ -254,7 +258,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     /// # Errors
     /// Those of [`Hypervisor::stop`].
     pub async fn stop(&self, name: &VmName, timeout: Duration) -> Result<VmHandle> {
-        within(operation!("stop", vm = name), self.operate(name, &[Order::Stop(timeout)])).await
+        within(operation!("stop", vm = name), self.operate(name, &[VmRequest::Stop(timeout)])).await
     }
 
     /// Stops a VM and boots it again, with nobody in between.
@@ -267,7 +271,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
             if let Ok(record) = self.store.read(name) {
                 self.check_restart(&record.handle).await?;
             }
-            self.operate(name, &[Order::Stop(timeout), Order::Start]).await
+            self.operate(name, &[VmRequest::Stop(timeout), VmRequest::Start]).await
         };
         within(operation!("restart", vm = name), restart).await
     }
@@ -286,7 +290,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
             let (locked, mut record) = self.take(name, Instant::now() + PATIENCE).await?;
             // Only to refuse what can only be removed: an intent that is there stays for the
             // operation that comes next.
-            self.settle(record.clone(), Order::Start).await?;
+            self.settle(record.clone(), VmRequest::Start).await?;
             record.handle.spec = record.handle.spec.with_cloud_init_again();
             locked.write_wanted(&record)?;
             Ok(record.handle)
@@ -299,7 +303,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     /// # Errors
     /// `InvalidState` unless it lives, and those of [`Hypervisor::suspend`].
     pub async fn suspend(&self, name: &VmName) -> Result<VmHandle> {
-        within(operation!("suspend", vm = name), self.operate(name, &[Order::Suspend])).await
+        within(operation!("suspend", vm = name), self.operate(name, &[VmRequest::Suspend])).await
     }
 
     /// Unpauses a VM's vCPUs, and sets the guest's clock, which stood still meanwhile: by the guest
@@ -315,7 +319,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
             #[cfg(not(feature = "ssh"))]
             let paused = None;
             let (resumed, _is_settled) =
-                crate::clock::resuming(paused, self.operate(name, &[Order::Resume])).await;
+                crate::clock::resuming(paused, self.operate(name, &[VmRequest::Resume])).await;
             #[cfg(feature = "ssh")]
             if let (Ok(vm), false) = (&resumed, _is_settled) {
                 self.set_clock(vm, paused).await;
@@ -475,13 +479,13 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         }
     }
 
-    async fn operate(&self, name: &VmName, orders: &[Order]) -> Result<VmHandle> {
+    async fn operate(&self, name: &VmName, orders: &[VmRequest]) -> Result<VmHandle> {
         let patience = orders.iter().fold(PATIENCE, |patience, order| match order {
-            Order::Stop(timeout) => patience.saturating_add(*timeout),
+            VmRequest::Stop(timeout) => patience.saturating_add(*timeout),
             _ => patience,
         });
         let locked = self.store.lock(name, later(patience)).await?;
-        let only_stops = orders.iter().all(|order| matches!(order, Order::Stop(_)));
+        let only_stops = orders.iter().all(|order| matches!(order, VmRequest::Stop(_)));
         let Some(record) = found(&locked, only_stops)? else {
             sweep(locked)?;
             return Err(Error::NotFound { what: "VM", name: name.to_string() });
@@ -495,11 +499,11 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     }
 
     /// Does one operation on a VM whose lock is held: intent, effect, outcome.
-    async fn carry_out(&self, locked: &LockedVm, vm: VmHandle, order: Order) -> Result<VmHandle> {
+    async fn carry_out(&self, locked: &LockedVm, vm: VmHandle, order: VmRequest) -> Result<VmHandle> {
         let operation = order.operation();
         let before = vm.clone();
         let vm = match order {
-            Order::Start => self.as_it_shall_start(vm).await?,
+            VmRequest::Start => self.as_it_shall_start(vm).await?,
             _ => vm,
         };
         match locked.write_since(&VmRecord::intending(vm.clone(), intent(operation))) {
@@ -512,10 +516,10 @@ impl<H: Hypervisor + 'static> VmManager<H> {
             Err(error) => return Err(error),
         }
         let done = match order {
-            Order::Start => self.hypervisor.start(&vm).await,
-            Order::Stop(timeout) => self.hypervisor.stop(&vm, timeout).await,
-            Order::Suspend => self.hypervisor.suspend(&vm).await,
-            Order::Resume => self.hypervisor.resume(&vm).await,
+            VmRequest::Start => self.hypervisor.start(&vm).await,
+            VmRequest::Stop(timeout) => self.hypervisor.stop(&vm, timeout).await,
+            VmRequest::Suspend => self.hypervisor.suspend(&vm).await,
+            VmRequest::Resume => self.hypervisor.resume(&vm).await,
         };
         match done {
             Ok(vm) => {
@@ -547,7 +551,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     ///
     /// # Errors
     /// `InvalidState` for a VM that can only be removed.
-    async fn settle(&self, record: VmRecord, order: Order) -> Result<VmHandle> {
+    async fn settle(&self, record: VmRecord, order: VmRequest) -> Result<VmHandle> {
         if record.is_unfinished() && self.is_whole(&record).await? {
             return Ok(record.handle);
         }
@@ -555,7 +559,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         let state = match begun.map(|intent| intent.operation) {
             Some(Operation::Prepare) => VmState::Preparing,
             Some(Operation::Destroy) => VmState::Destroyed,
-            Some(Operation::Start) if matches!(order, Order::Suspend | Order::Resume) => {
+            Some(Operation::Start) if matches!(order, VmRequest::Suspend | VmRequest::Resume) => {
                 return match self.state(&vm).await? {
                     VmState::Running => self.hypervisor.start(&vm).await,
                     _ => Ok(vm),

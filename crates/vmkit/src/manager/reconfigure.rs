@@ -5,13 +5,13 @@
 
 use tokio::time::Instant;
 
-use super::{Order, PATIENCE, VmManager};
+use super::{PATIENCE, VmManager, VmRequest};
 use crate::error::{Error, Result};
 use crate::handle::{BackendTag, VmHandle};
 use crate::hypervisor::Hypervisor;
 use crate::image::inspect;
 use crate::span::{operation, within};
-use crate::spec::{Applies, Change, Mib, RootDisk, VmName, VmSpec, changes};
+use crate::spec::{Mib, RootDisk, SpecChange, TakesEffect, VmName, VmSpec, changes};
 
 impl<H: Hypervisor + 'static> VmManager<H> {
     /// Writes down what a VM shall be: at once if nothing runs, else from its next start on, when
@@ -42,7 +42,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         &self,
         name: &VmName,
         edit: impl FnOnce(VmSpec) -> Result<VmSpec>,
-    ) -> Result<(VmHandle, Vec<Change>)> {
+    ) -> Result<(VmHandle, Vec<SpecChange>)> {
         within(operation!("reconfigure", vm = name), self.write_edited(name, edit)).await
     }
 
@@ -50,11 +50,11 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         &self,
         name: &VmName,
         edit: impl FnOnce(VmSpec) -> Result<VmSpec>,
-    ) -> Result<(VmHandle, Vec<Change>)> {
+    ) -> Result<(VmHandle, Vec<SpecChange>)> {
         let (locked, record) = self.take(name, Instant::now() + PATIENCE).await?;
         // Only to refuse what can only be removed: an intent that is there stays for the operation
         // that comes next.
-        self.settle(record.clone(), Order::Start).await?;
+        self.settle(record.clone(), VmRequest::Start).await?;
         let mut changed = record.clone();
         let vm = &mut changed.handle;
         let (spec, changed_fields) = wanted(vm, edit)?;
@@ -62,7 +62,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
             self.check_disks(&spec)?;
         }
         let mut differing = changes(&vm.spec, &spec, false).into_iter();
-        let waits = differing.any(|change| change.applies == Applies::NextStart);
+        let waits = differing.any(|change| change.applies == TakesEffect::NextStart);
         if waits && self.state(vm).await?.is_live() {
             vm.spec = vm.spec.clone().with_labels(spec.labels().clone());
             vm.next_spec = Some(Box::new(spec));
@@ -85,7 +85,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         &self,
         name: &VmName,
         edit: impl FnOnce(VmSpec) -> Result<VmSpec>,
-    ) -> Result<(VmHandle, VmSpec, Vec<Change>)> {
+    ) -> Result<(VmHandle, VmSpec, Vec<SpecChange>)> {
         let vm = self.info(name).await?;
         let (spec, changes) = wanted(&vm, edit)?;
         Ok((vm, spec, changes))
@@ -110,11 +110,11 @@ impl<H: Hypervisor + 'static> VmManager<H> {
 ///
 /// # Errors
 /// `InvalidInput` on a field for which the VM would have to be recreated.
-fn wanted(vm: &VmHandle, edit: impl FnOnce(VmSpec) -> Result<VmSpec>) -> Result<(VmSpec, Vec<Change>)> {
+fn wanted(vm: &VmHandle, edit: impl FnOnce(VmSpec) -> Result<VmSpec>) -> Result<(VmSpec, Vec<SpecChange>)> {
     let so_far = vm.next_spec.as_deref().unwrap_or(&vm.spec);
     let spec = edit(so_far.clone())?.in_place_of(&vm.spec);
     if let Some(change) =
-        changes(&vm.spec, &spec, false).iter().find(|change| change.applies == Applies::Anew)
+        changes(&vm.spec, &spec, false).iter().find(|change| change.applies == TakesEffect::Anew)
     {
         let expected = format!("it is {:?}, and only a VM that is made anew can be otherwise", change.from);
         return Err(Error::invalid(change.field, &change.to, expected));

@@ -11,7 +11,7 @@ use crate::handle::VmHandle;
 use crate::hypervisor::Hypervisor;
 use crate::lifecycle::VmState;
 use crate::spec::{GuestAccess, UserData, VmName};
-use crate::ssh::{HostKey, Identity, Login, SshConfig, Target};
+use crate::ssh::{HostKey, LoginOptions, SshConfig, SshIdentity, SshTarget};
 
 /// How long a hypervisor may be too busy with other clients to say where a VM is in its life.
 const TURN: Duration = Duration::from_secs(30);
@@ -21,25 +21,25 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     /// record has.
     ///
     /// Its SSH server may not listen yet: [`wait`](Self::wait) for
-    /// [`Condition::Ssh`](crate::Condition::Ssh).
+    /// [`Condition::Ssh`](crate::WaitCondition::Ssh).
     ///
     /// # Errors
     /// `NotFound` without the VM; `InvalidState` unless it runs; `NotFound` where neither says
     /// which key logs in, as whom, or which host key the server has; `Unsupported` for a VM without
     /// a network; `Guest` where its address is not known.
-    pub async fn ssh_target(&self, name: &VmName, login: &Login) -> Result<Target> {
+    pub async fn ssh_target(&self, name: &VmName, login: &LoginOptions) -> Result<SshTarget> {
         self.target_of(&self.info_in_turn(name, later(TURN)).await?, login).await
     }
 
     /// Returns how to log in to this guest.
-    pub(super) async fn target_of(&self, vm: &VmHandle, login: &Login) -> Result<Target> {
+    pub(super) async fn target_of(&self, vm: &VmHandle, login: &LoginOptions) -> Result<SshTarget> {
         // Who can't be entered at all needs no key for it.
         check_live(vm)?;
         let (name, access) = (vm.name(), access(vm));
         let missing = |missing| Error::NoLogin { vm: name.clone(), missing };
         let identity = match (&login.identity, access) {
             (Some(identity), _) => identity.clone(),
-            (None, Some(access)) => Identity::of(&access.login_key)?,
+            (None, Some(access)) => SshIdentity::of(&access.login_key)?,
             (None, None) => return Err(missing(LoginPart::Key)),
         };
         let user = login.user.clone().or(access.map(|access| access.user.clone()));
@@ -50,7 +50,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
             (None, None) => return Err(missing(LoginPart::HostKey)),
         };
         let address = self.live_ssh_address(vm).await?;
-        Ok(Target { name: name.to_string(), address, user, identity, host_key })
+        Ok(SshTarget { name: name.to_string(), address, user, identity, host_key })
     }
 
     /// Writes what OpenSSH's programs need for a guest that runs, and returns the block that tells

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use crate::boundedlog::{LogMark, tail_of_file, tail_of_log_since};
+use crate::boundedlog::{LogPosition, tail_of_file, tail_of_log_since};
 use crate::handle::{ConsoleEndpoint, VmHandle};
 
 /// How much of the end is looked at, in bytes.
@@ -18,7 +18,7 @@ const MOST_OF_RUN: u64 = 256 << 10;
 /// Returns what a guest has printed in this run, without what commands a terminal; none where the
 /// log can't be read.
 #[cfg(all(feature = "ssh", feature = "images"))]
-pub(super) fn this_run(log: &Path, since: Option<&LogMark>) -> Option<String> {
+pub(super) fn this_run(log: &Path, since: Option<&LogPosition>) -> Option<String> {
     let said = match since {
         Some(since) => tail_of_log_since(log, since, MOST_OF_RUN),
         None => tail_of_file(log, MOST_OF_RUN),
@@ -40,7 +40,7 @@ pub(crate) async fn console_tail(vm: &VmHandle) -> String {
     last_lines(&said.unwrap_or_default())
 }
 
-fn logged(log: &Path, since: Option<&LogMark>) -> Option<Vec<u8>> {
+fn logged(log: &Path, since: Option<&LogPosition>) -> Option<Vec<u8>> {
     match since {
         Some(since) => tail_of_log_since(log, since, MOST_BYTES).ok(),
         None => tail_of_file(log, MOST_BYTES).ok(),
@@ -49,11 +49,11 @@ fn logged(log: &Path, since: Option<&LogMark>) -> Option<Vec<u8>> {
 
 #[cfg(feature = "propolis")]
 async fn said_at(url: &str) -> Option<Vec<u8>> {
-    use crate::console::{SerialConsole, Since};
+    use crate::console::{HistoryRange, SerialConsole};
     /// The caller has waited long enough already.
     const LIMIT: std::time::Duration = std::time::Duration::from_secs(2);
     let console = SerialConsole::at(url).ok()?;
-    let past = tokio::time::timeout(LIMIT, console.history(Since::MostRecent(MOST_BYTES))).await;
+    let past = tokio::time::timeout(LIMIT, console.history(HistoryRange::MostRecent(MOST_BYTES))).await;
     past.ok()?.ok().map(|past| past.bytes)
 }
 

@@ -16,12 +16,12 @@ use crate::handle::VmHandle;
 use crate::host::process::{ProcessFd, ProcessId};
 use crate::hypervisor::Hypervisor;
 use crate::lifecycle::VmState;
-use crate::network::{Arrivals, MacAddr};
+use crate::network::{FirstPackets, MacAddr};
 use crate::spec::{NetworkConfig, Protocol, VmName};
-use crate::store::Changes;
+use crate::store::RecordChanges;
 
 use super::VmManager;
-use super::knock::Knocker;
+use super::knock::SshProbe;
 use super::tail::console_tail;
 
 /// How long one attempt to reach the guest may take. A guest without KVM on a busy host needs
@@ -39,7 +39,7 @@ const SSH: u16 = 22;
 /// What one can wait for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Condition {
+pub enum WaitCondition {
     /// The vCPUs run.
     Running,
     /// The guest agent answers.
@@ -50,29 +50,29 @@ pub enum Condition {
     Stopped,
 }
 
-impl Condition {
+impl WaitCondition {
     /// All conditions, for whoever lists them.
-    pub const ALL: &'static [Condition] =
-        &[Condition::Running, Condition::Agent, Condition::Ssh, Condition::Stopped];
+    pub const ALL: &'static [WaitCondition] =
+        &[WaitCondition::Running, WaitCondition::Agent, WaitCondition::Ssh, WaitCondition::Stopped];
 
     /// Returns the condition's name, such as `running`.
     pub fn as_str(self) -> &'static str {
         match self {
-            Condition::Running => "running",
-            Condition::Agent => "agent",
-            Condition::Ssh => "ssh",
-            Condition::Stopped => "stopped",
+            WaitCondition::Running => "running",
+            WaitCondition::Agent => "agent",
+            WaitCondition::Ssh => "ssh",
+            WaitCondition::Stopped => "stopped",
         }
     }
 }
 
-impl fmt::Display for Condition {
+impl fmt::Display for WaitCondition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.as_str())
     }
 }
 
-impl FromStr for Condition {
+impl FromStr for WaitCondition {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
@@ -84,7 +84,7 @@ impl FromStr for Condition {
 }
 
 /// What is to be done about a VM in some state by one who waits.
-enum Next {
+enum WaitNext {
     /// The condition holds.
     Done,
     /// The guest has to be asked.
@@ -96,14 +96,14 @@ enum Next {
 }
 
 /// Tells what comes next; `lived` says that the VM was seen alive before.
-fn next(state: &VmState, condition: Condition, lived: bool) -> Next {
+fn next(state: &VmState, condition: WaitCondition, lived: bool) -> WaitNext {
     match (state, condition) {
-        (VmState::Running, Condition::Running) => Next::Done,
-        (VmState::Running, Condition::Agent | Condition::Ssh) => Next::Ask,
-        (VmState::Prepared | VmState::Stopped, Condition::Stopped) => Next::Done,
-        (VmState::Failed { .. } | VmState::Destroyed, _) => Next::Never,
-        (VmState::Prepared | VmState::Stopped, _) if lived => Next::Never,
-        _ => Next::Wait,
+        (VmState::Running, WaitCondition::Running) => WaitNext::Done,
+        (VmState::Running, WaitCondition::Agent | WaitCondition::Ssh) => WaitNext::Ask,
+        (VmState::Prepared | VmState::Stopped, WaitCondition::Stopped) => WaitNext::Done,
+        (VmState::Failed { .. } | VmState::Destroyed, _) => WaitNext::Never,
+        (VmState::Prepared | VmState::Stopped, _) if lived => WaitNext::Never,
+        _ => WaitNext::Wait,
     }
 }
 
@@ -121,15 +121,15 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     /// while something else was awaited, with the cause; `NotFound` without the VM, and
     /// ([`Error::NoLogin`]) where no port leads to its SSH server; `Unsupported` for a guest agent
     /// that the VM has not, or this build can't ask.
-    pub async fn wait(&self, name: &VmName, condition: Condition, timeout: Duration) -> Result<VmHandle> {
-        let (mut last, mut ways) = (None, Ways::default());
+    pub async fn wait(&self, name: &VmName, condition: WaitCondition, timeout: Duration) -> Result<VmHandle> {
+        let (mut last, mut ways) = (None, WaitProbes::default());
         let waited = timeout_at(later(timeout), self.fulfilled(name, condition, &mut last, &mut ways)).await;
         if let Ok(fulfilled) = waited {
             return fulfilled;
         }
         let last = last.as_ref();
         let state = last.map_or(String::new(), |vm: &VmHandle| format!(", which is {}", vm.state));
-        let heard = ways.knocker.as_ref().and_then(Knocker::heard);
+        let heard = ways.knocker.as_ref().and_then(SshProbe::heard);
         let heard = heard.map_or(String::new(), |heard| format!("; {heard}"));
         let console = match last {
             Some(vm) => console_tail(vm).await,
@@ -144,9 +144,9 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     async fn fulfilled(
         &self,
         name: &VmName,
-        condition: Condition,
+        condition: WaitCondition,
         last: &mut Option<VmHandle>,
-        ways: &mut Ways,
+        ways: &mut WaitProbes,
     ) -> Result<VmHandle> {
         // Read first, since only a VM has a directory to watch.
         self.store.read(name)?;
@@ -162,13 +162,13 @@ impl<H: Hypervisor + 'static> VmManager<H> {
             lived |= vm.state.is_live();
             *last = Some(vm.clone());
             match next(&vm.state, condition, lived) {
-                Next::Done => return Ok(vm),
-                Next::Never => {
+                WaitNext::Done => return Ok(vm),
+                WaitNext::Never => {
                     let (awaited, console) = (awaited(name, condition), console_tail(&vm).await);
                     return Err(Error::Ended { awaited, state: vm.state, console });
                 }
-                Next::Wait => happened(&changes, process.as_ref(), LOOK_AGAIN).await?,
-                Next::Ask => tokio::select! {
+                WaitNext::Wait => happened(&changes, process.as_ref(), LOOK_AGAIN).await?,
+                WaitNext::Ask => tokio::select! {
                     answer = self.reach(&vm, condition, ways) => {
                         if answer? {
                             return Ok(vm);
@@ -255,9 +255,9 @@ impl<H: Hypervisor + 'static> VmManager<H> {
 
     /// Tries to reach what is awaited in the guest, and returns whether it could; for SSH it goes
     /// on trying.
-    async fn reach(&self, vm: &VmHandle, condition: Condition, ways: &mut Ways) -> Result<bool> {
+    async fn reach(&self, vm: &VmHandle, condition: WaitCondition, ways: &mut WaitProbes) -> Result<bool> {
         match condition {
-            Condition::Ssh => {
+            WaitCondition::Ssh => {
                 let address = tokio::select! {
                     address = self.ssh_address(vm) => address?,
                     // Asked again: a guest agent that is not there takes its time to say so.
@@ -267,7 +267,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
                 // At another address it begins anew; else what it holds may be answered any moment.
                 let knocker = match ways.knocker.take_if(|knocker| knocker.address() == address) {
                     Some(knocker) => knocker,
-                    None => Knocker::new(address),
+                    None => SshProbe::new(address),
                 };
                 ways.knocker.insert(knocker).greeted(ways.console.of(vm)).await;
                 Ok(true)
@@ -290,7 +290,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     /// lines.
     #[cfg(all(feature = "ssh", feature = "images"))]
     pub(crate) async fn address_known(&self, vm: &VmHandle, deadline: Instant) {
-        let mut ways = Ways::default();
+        let mut ways = WaitProbes::default();
         let known = async {
             loop {
                 let asked = tokio::select! {
@@ -328,37 +328,37 @@ impl<H: Hypervisor + 'static> VmManager<H> {
 
 /// What has been learnt on the ways to the guest, from one look to the next.
 #[derive(Default)]
-struct Ways {
-    knocker: Option<Knocker>,
-    console: Console,
-    arrivals: Option<Arrivals>,
+struct WaitProbes {
+    knocker: Option<SshProbe>,
+    console: ConsoleGrowth,
+    arrivals: Option<FirstPackets>,
 }
 
-impl Ways {
+impl WaitProbes {
     /// Returns what tells that the guest has shown itself on its bridge.
-    fn arrivals(&mut self, vm: &VmHandle) -> &mut Arrivals {
+    fn arrivals(&mut self, vm: &VmHandle) -> &mut FirstPackets {
         self.arrivals.get_or_insert_with(|| match vm.spec.network() {
-            NetworkConfig::Tap { .. } => Arrivals::of(MacAddr::of_vm(vm.id)),
-            _ => Arrivals::none(),
+            NetworkConfig::Tap { .. } => FirstPackets::of(MacAddr::of_vm(vm.id)),
+            _ => FirstPackets::none(),
         })
     }
 }
 
 /// The console's log as something that grows while the guest boots.
 #[derive(Default)]
-struct Console(Option<Changes>);
+struct ConsoleGrowth(Option<RecordChanges>);
 
-impl Console {
+impl ConsoleGrowth {
     /// Returns what tells of it, once there is a log.
-    fn of(&mut self, vm: &VmHandle) -> Option<&Changes> {
+    fn of(&mut self, vm: &VmHandle) -> Option<&RecordChanges> {
         if self.0.is_none() {
-            self.0 = vm.console_log.as_deref().and_then(|log| Changes::of_log(log).ok());
+            self.0 = vm.console_log.as_deref().and_then(|log| RecordChanges::of_log(log).ok());
         }
         self.0.as_ref()
     }
 }
 
-fn awaited(name: &VmName, condition: Condition) -> String {
+fn awaited(name: &VmName, condition: WaitCondition) -> String {
     format!("`{condition}` of the VM `{name}`")
 }
 
@@ -372,7 +372,7 @@ pub(super) fn hold(vm: &VmHandle) -> Result<Option<ProcessFd>> {
 }
 
 /// Waits until the VM's record changes, its process ends, or the time has passed.
-async fn happened(changes: &Changes, process: Option<&ProcessFd>, at_most: Duration) -> Result<()> {
+async fn happened(changes: &RecordChanges, process: Option<&ProcessFd>, at_most: Duration) -> Result<()> {
     let deadline = Instant::now() + at_most;
     let ended = async {
         match process {

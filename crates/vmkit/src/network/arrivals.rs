@@ -6,17 +6,17 @@
 use super::MacAddr;
 
 /// The first packets of one guest.
-pub(crate) struct Arrivals {
+pub(crate) struct FirstPackets {
     #[cfg(all(target_os = "linux", feature = "qemu"))]
-    neighbours: Option<super::netlink::Neighbours>,
+    neighbours: Option<super::netlink::NeighbourWatch>,
 }
 
-impl Arrivals {
+impl FirstPackets {
     /// Starts to watch for the guest with this Ethernet address; without a netlink socket no event
     /// ever arrives.
     #[cfg(all(target_os = "linux", feature = "qemu"))]
     pub(crate) fn of(mac: MacAddr) -> Self {
-        let neighbours = super::netlink::Neighbours::watch(mac);
+        let neighbours = super::netlink::NeighbourWatch::watch(mac);
         Self {
             neighbours: neighbours
                 .inspect_err(|error| tracing::debug!(%error, "new neighbours are not told of"))
@@ -65,7 +65,7 @@ mod tests {
             ip("link add br0 type bridge");
             ip("link set br0 up");
             let mine = "52:54:00:12:34:56";
-            let mut arrivals = Arrivals::of(mine.parse().unwrap());
+            let mut arrivals = FirstPackets::of(mine.parse().unwrap());
             ip("neigh add 10.0.0.3 lladdr 52:54:00:00:00:01 dev br0 nud reachable");
             ip(&format!("neigh add 10.0.0.2 lladdr {mine} dev br0 nud failed"));
             assert!(timeout(Duration::from_millis(200), arrivals.next()).await.is_err());

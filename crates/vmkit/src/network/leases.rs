@@ -21,14 +21,14 @@ const DIRS: [&str; 5] =
 
 /// An IPv4 lease. Those of IPv6 name no Ethernet address, so nothing can be found by it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Lease {
+struct DhcpLease {
     /// The second after 1970 in which it ends; 0 is never.
     expiry: u64,
     mac: MacAddr,
     address: Ipv4Addr,
 }
 
-impl Lease {
+impl DhcpLease {
     /// Reads one line: the end, the Ethernet address, the IPv4 address, the name and the client's
     /// id.
     ///
@@ -81,7 +81,7 @@ pub(crate) fn leased_to(mac: MacAddr, files: &[PathBuf]) -> Result<Vec<IpAddr>> 
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => return Err(Error::io("read", path)(error)),
         };
-        let leases = text.lines().filter_map(Lease::parse);
+        let leases = text.lines().filter_map(DhcpLease::parse);
         found.extend(leases.filter(|lease| lease.mac == mac && lease.is_in_force(now)));
     }
     found.sort_by_key(|lease| std::cmp::Reverse(if lease.expiry == 0 { u64::MAX } else { lease.expiry }));
@@ -140,14 +140,14 @@ mod tests {
     proptest! {
         #[test]
         fn any_line_is_read_without_panic(line in any::<String>()) {
-            let _ = Lease::parse(&line);
+            let _ = DhcpLease::parse(&line);
         }
 
         #[test]
         fn a_written_lease_is_read(expiry: u64, bytes: [u8; 6], address: [u8; 4], name in "[a-z*]{1,20}") {
             let (mac, address) = (MacAddr::from(bytes), Ipv4Addr::from(address));
             let line = format!("{expiry} {mac} {address} {name} *");
-            prop_assert_eq!(Lease::parse(&line), Some(Lease { expiry, mac, address }));
+            prop_assert_eq!(DhcpLease::parse(&line), Some(DhcpLease { expiry, mac, address }));
         }
     }
 }

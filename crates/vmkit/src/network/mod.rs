@@ -16,7 +16,7 @@ mod testing;
 
 pub use mac::MacAddr;
 
-pub(crate) use arrivals::Arrivals;
+pub(crate) use arrivals::FirstPackets;
 
 #[cfg(any(feature = "propolis", all(target_os = "linux", feature = "qemu")))]
 pub(crate) use leases::default_lease_files;

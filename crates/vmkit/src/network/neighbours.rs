@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use crate::error::{Error, Result};
 use crate::network::MacAddr;
 use crate::network::leases::leased_to;
-use crate::network::netlink::Netlink;
+use crate::network::netlink::NetlinkSocket;
 use crate::spec::BridgeName;
 
 /// Returns the addresses of the guest with this Ethernet address, the best first; none while none
@@ -22,7 +22,7 @@ pub(crate) async fn addresses_of(
     bridge: &BridgeName,
     lease_files: &[PathBuf],
 ) -> Result<Vec<IpAddr>> {
-    let netlink = Netlink::open()?;
+    let netlink = NetlinkSocket::open()?;
     let gone = |problem| Error::Host { needed: format!("the bridge `{bridge}`"), problem };
     let bridge = netlink.bridge(bridge).await?.map_err(gone)?;
     let mut addresses = netlink.neighbours(mac, &bridge).await?;

@@ -26,18 +26,18 @@ use crate::spec::BridgeName;
 const DEADLINE: Duration = Duration::from_secs(5);
 
 /// A netlink socket in the network namespace of the thread that opened it.
-pub(super) struct Netlink(Handle);
+pub(super) struct NetlinkSocket(Handle);
 
 /// A bridge, as it was when it was asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Bridge {
+pub(super) struct BridgeLink {
     pub(super) index: u32,
     pub(super) up: bool,
     /// The longest packet that passes, in bytes.
     pub(super) mtu: Option<u32>,
 }
 
-impl Netlink {
+impl NetlinkSocket {
     /// Opens the socket; a task of the tokio runtime serves it until this is dropped.
     pub(super) fn open() -> Result<Self> {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(|error| Error::Host {
@@ -52,7 +52,7 @@ impl Netlink {
     ///
     /// # Errors
     /// `Host` when the kernel does not tell.
-    pub(super) async fn bridge(&self, name: &BridgeName) -> Result<Result<Bridge, String>> {
+    pub(super) async fn bridge(&self, name: &BridgeName) -> Result<Result<BridgeLink, String>> {
         let link = match self.link(name.as_str()).await? {
             Ok(link) => link,
             Err(Errno::NODEV) => return Ok(Err("this host has no such network interface".to_owned())),
@@ -64,7 +64,11 @@ impl Netlink {
                     LinkAttribute::Mtu(mtu) => Some(*mtu),
                     _ => None,
                 });
-                Ok(Bridge { index: link.header.index, up: link.header.flags.contains(LinkFlags::Up), mtu })
+                Ok(BridgeLink {
+                    index: link.header.index,
+                    up: link.header.flags.contains(LinkFlags::Up),
+                    mtu,
+                })
             }
             Some(other) => Err(format!("that network interface is a {other}, not a bridge")),
             None => Err("that network interface is not a bridge".to_owned()),
@@ -77,7 +81,7 @@ impl Netlink {
     /// without an address of its own takes the lowest of its ports', and would lose the host's
     /// connections when a VM starts or stops. Its longest packet is made the bridge's for the same
     /// reason: a bridge takes the shortest of its ports'.
-    pub(super) async fn attach(&self, tap: &str, bridge: &Bridge) -> Result<()> {
+    pub(super) async fn attach(&self, tap: &str, bridge: &BridgeLink) -> Result<()> {
         let refused = |errno: Errno| Error::Host {
             needed: format!("the tap `{tap}`"),
             problem: format!("it can't be attached to its bridge: {}", io::Error::from(errno)),
@@ -101,7 +105,7 @@ impl Netlink {
 
     /// Returns the addresses at which a neighbour on this bridge was seen: those last confirmed
     /// first, IPv4 before IPv6.
-    pub(super) async fn neighbours(&self, mac: MacAddr, bridge: &Bridge) -> Result<Vec<IpAddr>> {
+    pub(super) async fn neighbours(&self, mac: MacAddr, bridge: &BridgeLink) -> Result<Vec<IpAddr>> {
         let known = bounded(self.0.neighbours().get().execute().try_collect::<Vec<_>>()).await?;
         let known = known.map_err(|errno| Error::Host {
             needed: "the neighbour table".to_owned(),
@@ -120,14 +124,14 @@ impl Netlink {
 }
 
 /// What the kernel tells of the neighbours with one Ethernet address.
-pub(super) struct Neighbours {
+pub(super) struct NeighbourWatch {
     mac: MacAddr,
     told: Pin<Box<dyn Stream<Item = RouteNetlinkMessage> + Send>>,
     /// The socket is served for as long as this is there.
     _handle: Handle,
 }
 
-impl Neighbours {
+impl NeighbourWatch {
     /// Starts to listen, in the network namespace of this thread.
     pub(super) fn watch(mac: MacAddr) -> io::Result<Self> {
         let (connection, handle, messages) = rtnetlink::new_multicast_connection(&[MulticastGroup::Neigh])?;
@@ -190,9 +194,9 @@ fn kind(link: &LinkMessage) -> Option<&InfoKind> {
 }
 
 /// How good an address is, the lowest the best: whether it is old, and whether it is IPv6.
-type Rank = (bool, bool);
+type AddressRank = (bool, bool);
 
-fn seen(neighbour: &NeighbourMessage, mac: MacAddr, interface: u32) -> Option<(Rank, IpAddr)> {
+fn seen(neighbour: &NeighbourMessage, mac: MacAddr, interface: u32) -> Option<(AddressRank, IpAddr)> {
     let old = match neighbour.header.state {
         NeighbourState::Incomplete | NeighbourState::Failed | NeighbourState::None => return None,
         NeighbourState::Stale => true,

@@ -8,7 +8,7 @@ use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 use crate::host::TUN;
-use crate::network::netlink::{Bridge, Netlink};
+use crate::network::netlink::{BridgeLink, NetlinkSocket};
 use crate::spec::BridgeName;
 use crate::steps::step;
 use crate::sys;
@@ -17,7 +17,7 @@ use crate::sys;
 ///
 /// The kernel removes it when the last holder ends, however that ends.
 #[derive(Debug)]
-pub(crate) struct Tap {
+pub(crate) struct TapDevice {
     /// The guest's end: Ethernet frames, each behind a virtio-net header.
     pub(crate) fd: OwnedFd,
     /// The name of the host's end.
@@ -32,10 +32,10 @@ pub(crate) struct Tap {
 /// # Errors
 /// `InvalidInput` naming the bridge when it does not exist or is something else.
 pub(crate) async fn check_bridge(bridge: &BridgeName) -> Result<()> {
-    find_bridge(&Netlink::open()?, bridge).await.map(drop)
+    find_bridge(&NetlinkSocket::open()?, bridge).await.map(drop)
 }
 
-async fn find_bridge(netlink: &Netlink, name: &BridgeName) -> Result<Bridge> {
+async fn find_bridge(netlink: &NetlinkSocket, name: &BridgeName) -> Result<BridgeLink> {
     let found = netlink.bridge(name).await?;
     found.map_err(|problem| Error::invalid("network.bridge", name, problem))
 }
@@ -52,8 +52,8 @@ async fn find_bridge(netlink: &Netlink, name: &BridgeName) -> Result<Bridge> {
 /// `InvalidInput` naming the bridge when it does not exist or is something else; `Host` naming
 /// `/dev/net/tun` when that is missing, or when this user lacks CAP_NET_ADMIN. `Busy` when there is
 /// an interface of this name.
-pub(crate) async fn open_tap(bridge: &BridgeName, name: &str) -> Result<Tap> {
-    let netlink = Netlink::open()?;
+pub(crate) async fn open_tap(bridge: &BridgeName, name: &str) -> Result<TapDevice> {
+    let netlink = NetlinkSocket::open()?;
     let found = find_bridge(&netlink, bridge).await?;
     if !found.up {
         tracing::warn!(%bridge, "the bridge is down: nothing passes through it until it is set up");
@@ -71,7 +71,7 @@ pub(crate) async fn open_tap(bridge: &BridgeName, name: &str) -> Result<Tap> {
         }
         Err(error) => return Err(lacking(&error)),
     };
-    let tap = Tap { fd: tun.into(), name };
+    let tap = TapDevice { fd: tun.into(), name };
     step("attach the tap").map_err(Error::io("attach a tap of", TUN))?;
     netlink.attach(&tap.name, &found).await?;
     Ok(tap)

@@ -11,7 +11,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use tar::{Builder, EntryType, Header};
 use tokio::net::unix::pipe::Receiver;
 
-use crate::vmfile::Copy;
+use crate::vmfile::CopySpec;
 
 /// What the entry at the top of an archive is called.
 const TOP: &str = "it";
@@ -25,17 +25,17 @@ const MOST_UNTOLD_BYTES: u64 = 256 << 20;
 
 /// An archive that is being made.
 #[derive(Debug)]
-pub(super) struct Archive {
+pub(super) struct TarArchive {
     writer: JoinHandle<Result<(), (PathBuf, io::Error)>>,
 }
 
-impl Archive {
+impl TarArchive {
     /// Begins to make one of what is to be copied, in a thread of its own that goes as fast as
     /// somebody reads; answers its bytes, too.
     ///
     /// # Errors
     /// Those of the system.
-    pub(super) fn of(copy: &Copy) -> io::Result<(Receiver, Self)> {
+    pub(super) fn of(copy: &CopySpec) -> io::Result<(Receiver, Self)> {
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
         rustix::io::ioctl_fionbio(&reader, true)?;
         let bytes = Receiver::from_owned_fd_unchecked(reader)?;
@@ -59,7 +59,7 @@ impl Archive {
 }
 
 /// Writes the archive; one whose writing fails lacks its last entry.
-pub(super) fn write(to: File, copy: &Copy) -> Result<(), (PathBuf, io::Error)> {
+pub(super) fn write(to: File, copy: &CopySpec) -> Result<(), (PathBuf, io::Error)> {
     let mut archive = Builder::new(io::BufWriter::with_capacity(64 << 10, to));
     archive.follow_symlinks(false);
     let failed = |error| (copy.from.clone(), error);
@@ -207,16 +207,16 @@ fn content(mut file: File) -> io::Result<(u64, impl Read)> {
     }
     // What grows meanwhile is cut, and what shrinks is a failure: the length was written already.
     let left = bytes - begin.len() as u64;
-    Ok((bytes, io::Cursor::new(begin).chain(Exact { file, left })))
+    Ok((bytes, io::Cursor::new(begin).chain(ExactReader { file, left })))
 }
 
 /// As many bytes of a file as it had when its length was looked at.
-struct Exact {
+struct ExactReader {
     file: File,
     left: u64,
 }
 
-impl io::Read for Exact {
+impl io::Read for ExactReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.left == 0 {
             return Ok(0);

@@ -1,17 +1,19 @@
 //! `down`: machines stopped, and removed where that is asked for, each before those that it depends
 //! on.
 
-use super::event::{Done, End, Event, Happening, Listener, MachineReport, Report};
-use super::look::Found;
-use super::order::{Ended, in_order};
-use super::plan::{Leftover, leftovers};
-use super::up::{Turn, Work};
-use super::{Guests, Options, ProjectManager, chosen, dependencies, reversed, unknown};
+use super::event::{
+    EventKind, EventListener, MachineAction, MachineOutcome, MachineReport, ProjectEvent, ProjectReport,
+};
+use super::look::MachineVm;
+use super::order::{JobEnd, in_order};
+use super::plan::{RemovedMachine, leftovers};
+use super::up::{MachineJob, RunContext};
+use super::{GuestConnector, ProjectManager, ProjectOptions, chosen, dependencies, reversed, unknown};
 use crate::error::{ErrorKind, Result};
 use crate::forwarding::PortForwarding;
-use crate::vmfile::{MachinePlan, Project};
+use crate::vmfile::{MachineConfig, Project};
 
-impl<H: PortForwarding + 'static, G: Guests> ProjectManager<H, G> {
+impl<H: PortForwarding + 'static, G: GuestConnector> ProjectManager<H, G> {
     /// Shuts down the machines that were chosen, those first that depend on others; removes their
     /// VMs with `remove`.
     ///
@@ -25,9 +27,9 @@ impl<H: PortForwarding + 'static, G: Guests> ProjectManager<H, G> {
         &self,
         project: &Project,
         remove: bool,
-        options: &Options,
-        listener: Listener,
-    ) -> Result<Report> {
+        options: &ProjectOptions,
+        listener: EventListener,
+    ) -> Result<ProjectReport> {
         let gone = |name: &&String| project.machine(name).is_none();
         let former: Vec<String> = options.machines.iter().filter(gone).cloned().collect();
         let named: Vec<String> = options.machines.iter().filter(|name| !gone(name)).cloned().collect();
@@ -39,9 +41,9 @@ impl<H: PortForwarding + 'static, G: Guests> ProjectManager<H, G> {
             let known = project.machines.iter().map(|machine| &machine.name);
             return Err(unknown("machine", name, known.chain(left.iter().map(|left| &left.machine))));
         }
-        let work = Work::new(project, options, listener);
+        let work = RunContext::new(project, options, listener);
         let lost = self.tell_lost(&work, &machines).await;
-        let mut report = Report { lost, ..self.take_down(&work, machines, remove).await };
+        let mut report = ProjectReport { lost, ..self.take_down(&work, machines, remove).await };
         for leftover in left.iter().filter(|left| all || former.contains(&left.machine)) {
             report.machines.push(self.take_down_leftover(&work, leftover, remove).await);
         }
@@ -49,10 +51,15 @@ impl<H: PortForwarding + 'static, G: Guests> ProjectManager<H, G> {
     }
 
     /// Takes down these machines, the project's lock held.
-    pub(super) async fn take_down(&self, work: &Work, machines: Vec<&MachinePlan>, remove: bool) -> Report {
+    pub(super) async fn take_down(
+        &self,
+        work: &RunContext,
+        machines: Vec<&MachineConfig>,
+        remove: bool,
+    ) -> ProjectReport {
         let after = reversed(&dependencies(&machines));
         let begin = |place: usize| {
-            let mut turn = Turn::new(self, work, machines[place]);
+            let mut turn = MachineJob::new(self, work, machines[place]);
             async move {
                 let end = turn.down(remove).await;
                 turn.report(end)
@@ -60,14 +67,14 @@ impl<H: PortForwarding + 'static, G: Guests> ProjectManager<H, G> {
         };
         let ended = in_order(&after, work.options.at_once, |_| true, begin).await;
         let reports = ended.into_iter().map(|ended| match ended {
-            Ended::Done(report) => report,
-            Ended::Skipped { .. } => unreachable!("nothing that fails skips another here"),
+            JobEnd::Done(report) => report,
+            JobEnd::Skipped { .. } => unreachable!("nothing that fails skips another here"),
         });
-        Report { machines: reports.collect(), ..Report::default() }
+        ProjectReport { machines: reports.collect(), ..ProjectReport::default() }
     }
 
     /// Removes the VMs of machines that the file no longer has.
-    pub(super) async fn remove_leftovers(&self, work: &Work) -> Result<Vec<MachineReport>> {
+    pub(super) async fn remove_leftovers(&self, work: &RunContext) -> Result<Vec<MachineReport>> {
         let mut reports = Vec::new();
         for leftover in leftovers(&work.project, &self.manager().list().await?) {
             reports.push(self.take_down_leftover(work, &leftover, true).await);
@@ -75,42 +82,47 @@ impl<H: PortForwarding + 'static, G: Guests> ProjectManager<H, G> {
         Ok(reports)
     }
 
-    async fn take_down_leftover(&self, work: &Work, leftover: &Leftover, remove: bool) -> MachineReport {
+    async fn take_down_leftover(
+        &self,
+        work: &RunContext,
+        leftover: &RemovedMachine,
+        remove: bool,
+    ) -> MachineReport {
         let mut done = Vec::new();
-        let tell = |what| (work.listener)(Event { machine: Some(leftover.machine.clone()), what });
+        let tell = |what| (work.listener)(ProjectEvent { machine: Some(leftover.machine.clone()), what });
         let steps = async {
             if leftover.state.as_ref().is_some_and(|state| state.is_live()) {
-                tell(Happening::Stopping);
+                tell(EventKind::Stopping);
                 self.manager().stop(&leftover.vm, work.options.stop_timeout).await?;
-                done.push(Done::Stopped);
+                done.push(MachineAction::Stopped);
             }
             if remove {
-                tell(Happening::Removing);
+                tell(EventKind::Removing);
                 self.manager().remove(&leftover.vm, true).await?;
-                done.push(Done::Removed);
+                done.push(MachineAction::Removed);
             }
             Ok(())
         };
-        let end = steps.await.map_or_else(End::Failed, |()| End::Fine);
+        let end = steps.await.map_or_else(MachineOutcome::Failed, |()| MachineOutcome::Fine);
         MachineReport { done, ..MachineReport::new(&leftover.machine, &leftover.vm, end) }
     }
 }
 
-impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
+impl<H: PortForwarding + 'static, G: GuestConnector> MachineJob<H, G> {
     async fn down(&mut self, remove: bool) -> Result<()> {
         let manager = self.engine.manager().clone();
         let vm = match self.engine.look(&self.work.project, &self.machine).await {
-            Ok(Found::Vm { vm, .. }) => vm,
+            Ok(MachineVm::Vm { vm, .. }) => vm,
             // A VM whose creation or removal was interrupted is removed as any other.
-            Ok(Found::Nothing) if remove => {
+            Ok(MachineVm::Nothing) if remove => {
                 match manager.remove(&self.machine.vm, true).await {
                     Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
                     removed => removed?,
                 }
-                self.done.push(Done::Removed);
+                self.done.push(MachineAction::Removed);
                 return Ok(());
             }
-            Ok(Found::Nothing) => return Ok(()),
+            Ok(MachineVm::Nothing) => return Ok(()),
             // Somebody else's VM is left alone; whoever expects it to be down has to hear that, all
             // the more where it is this project's own from before the file was moved.
             Err(error) => return Err(error),
@@ -119,9 +131,9 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
             return self.remove(&vm).await;
         }
         if vm.state.is_live() {
-            self.tell(Happening::Stopping);
+            self.tell(EventKind::Stopping);
             manager.stop(&self.machine.vm, self.work.options.stop_timeout).await?;
-            self.done.push(Done::Stopped);
+            self.done.push(MachineAction::Stopped);
         }
         Ok(())
     }

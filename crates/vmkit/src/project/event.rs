@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::lost::Lost;
-use super::provisioned::Why;
+use super::lost::OrphanedVm;
+use super::provisioned::StepReason;
 use crate::error::Error;
 use crate::image::PullProgress;
 use crate::spec::VmName;
@@ -16,18 +16,18 @@ use crate::spec::VmName;
 /// Something that happens.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
-pub struct Event {
+pub struct ProjectEvent {
     /// The machine that it happens on, by its name in the file; `None` where it is about the
     /// project as a whole.
     pub machine: Option<String>,
     /// What happens.
-    pub what: Happening,
+    pub what: EventKind,
 }
 
 /// What can happen.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
-pub enum Happening {
+pub enum EventKind {
     /// Another process changes the machines of the project, and is waited for.
     Queued {
         /// The process that does, where it is known.
@@ -35,7 +35,7 @@ pub enum Happening {
     },
     /// VMs are there whose file is no longer there, and a machine has to be made: it may be one of
     /// them.
-    Lost(Vec<Lost>),
+    Lost(Vec<OrphanedVm>),
     /// Its image is looked for, and fetched where it is missing.
     Image,
     /// Its image is being fetched, and has come so far.
@@ -62,7 +62,7 @@ pub enum Happening {
         /// The step.
         name: String,
         /// Why it is run.
-        why: Why,
+        why: StepReason,
     },
     /// A copy of a folder leaves this out: a socket, a named pipe or a device.
     LeftOut {
@@ -81,16 +81,16 @@ pub enum Happening {
 }
 
 /// Takes events as they come; it is called from where the work is done, and should not take long.
-pub type Listener = Arc<dyn Fn(Event) + Send + Sync>;
+pub type EventListener = Arc<dyn Fn(ProjectEvent) + Send + Sync>;
 
 /// What came of the work on a project, a machine each in the order of the file.
 #[derive(Debug, Default)]
 #[non_exhaustive]
-pub struct Report {
+pub struct ProjectReport {
     /// The machines.
     pub machines: Vec<MachineReport>,
     /// The VMs that this project has probably left behind, where a machine had no VM.
-    pub lost: Vec<Lost>,
+    pub lost: Vec<OrphanedVm>,
 }
 
 /// What came of the work on one machine.
@@ -102,19 +102,19 @@ pub struct MachineReport {
     /// The name of its VM.
     pub vm: VmName,
     /// What was done to it, in order; nothing where it was right already.
-    pub done: Vec<Done>,
+    pub done: Vec<MachineAction>,
     /// The fields that the file changed, by now or earlier, and that count from its next start on.
     pub pending: Vec<String>,
     /// The fields that the file changed, and that count only once it is recreated.
     pub anew: Vec<String>,
     /// How that ended.
-    pub end: End,
+    pub end: MachineOutcome,
 }
 
 /// How the work on a machine ended.
 #[derive(Debug)]
 #[non_exhaustive]
-pub enum End {
+pub enum MachineOutcome {
     /// All of it was done, or there was nothing to do.
     Fine,
     /// Something failed, and what would have come next on this machine was not tried.
@@ -126,7 +126,7 @@ pub enum End {
 /// Something that was done to a machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Done {
+pub enum MachineAction {
     /// Its VM was made.
     Made,
     /// Its VM was removed.
@@ -147,35 +147,39 @@ pub enum Done {
 
 impl MachineReport {
     /// Creates the report of a machine on which nothing was done.
-    pub(super) fn new(machine: &str, vm: &VmName, end: End) -> Self {
+    pub(super) fn new(machine: &str, vm: &VmName, end: MachineOutcome) -> Self {
         let [pending, anew] = [Vec::new(), Vec::new()];
         Self { machine: machine.to_owned(), vm: vm.clone(), done: Vec::new(), pending, anew, end }
     }
 }
 
-impl Report {
+impl ProjectReport {
     /// Returns whether everything was right already.
     pub fn is_unchanged(&self) -> bool {
-        self.machines.iter().all(|machine| machine.done.is_empty() && matches!(machine.end, End::Fine))
+        self.machines
+            .iter()
+            .all(|machine| machine.done.is_empty() && matches!(machine.end, MachineOutcome::Fine))
     }
 
     /// Returns whether all of it was done.
     pub fn is_fine(&self) -> bool {
-        self.machines.iter().all(|machine| matches!(machine.end, End::Fine))
+        self.machines.iter().all(|machine| matches!(machine.end, MachineOutcome::Fine))
     }
 }
 
-impl fmt::Display for Done {
+impl fmt::Display for MachineAction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Done::Made => f.write_str("made"),
-            Done::Removed => f.write_str("removed"),
-            Done::Started => f.write_str("started"),
-            Done::Resumed => f.write_str("resumed"),
-            Done::Stopped => f.write_str("stopped"),
-            Done::Changed(fields) => write!(f, "changed {}", fields.join(", ")),
-            Done::Recorded(fields) => write!(f, "changed {} from the next start on", fields.join(", ")),
-            Done::Ran(step) => write!(f, "ran `{step}`"),
+            MachineAction::Made => f.write_str("made"),
+            MachineAction::Removed => f.write_str("removed"),
+            MachineAction::Started => f.write_str("started"),
+            MachineAction::Resumed => f.write_str("resumed"),
+            MachineAction::Stopped => f.write_str("stopped"),
+            MachineAction::Changed(fields) => write!(f, "changed {}", fields.join(", ")),
+            MachineAction::Recorded(fields) => {
+                write!(f, "changed {} from the next start on", fields.join(", "))
+            }
+            MachineAction::Ran(step) => write!(f, "ran `{step}`"),
         }
     }
 }

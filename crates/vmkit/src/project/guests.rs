@@ -1,4 +1,4 @@
-//! What the engine needs of a guest: [`Guests`] lets it in, and a [`Guest`] runs what it is told.
+//! What the engine needs of a guest: [`GuestConnector`] lets it in, and a [`ConnectedGuest`] runs what it is told.
 
 use std::pin::Pin;
 
@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use crate::error::Result;
 use crate::spec::VmName;
-use crate::ssh::Exit;
+use crate::ssh::GuestExitStatus;
 
 /// What is sent to a command, to its end.
 pub type GuestInput = Pin<Box<dyn AsyncRead + Send>>;
@@ -16,9 +16,9 @@ pub type GuestInput = Pin<Box<dyn AsyncRead + Send>>;
 pub type GuestOutput<'a> = &'a mut (dyn FnMut(&[u8]) + Send);
 
 /// The ways into the guests of one home.
-pub trait Guests: Send + Sync + 'static {
+pub trait GuestConnector: Send + Sync + 'static {
     /// A way into one guest.
-    type Guest: Guest;
+    type Guest: ConnectedGuest;
 
     /// Waits until the guest lets vmkit in, and returns the way.
     ///
@@ -29,7 +29,7 @@ pub trait Guests: Send + Sync + 'static {
 }
 
 /// A guest that was entered.
-pub trait Guest: Send + Sync {
+pub trait ConnectedGuest: Send + Sync {
     /// Returns the user that commands run as.
     fn user(&self) -> &str;
 
@@ -50,5 +50,5 @@ pub trait Guest: Send + Sync {
         input: GuestInput,
         output: GuestOutput<'_>,
         deadline: Instant,
-    ) -> impl Future<Output = Result<Exit>> + Send;
+    ) -> impl Future<Output = Result<GuestExitStatus>> + Send;
 }

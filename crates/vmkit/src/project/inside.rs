@@ -1,4 +1,4 @@
-//! A guest that was entered, and what is run in it as whom: [`Inside`].
+//! A guest that was entered, and what is run in it as whom: [`GuestShell`].
 
 use std::pin::pin;
 use std::sync::{Mutex, PoisonError};
@@ -7,13 +7,13 @@ use tokio::sync::{Notify, OnceCell};
 use tokio::time::{Duration, Instant, sleep_until, timeout_at};
 
 use super::end_mark::EndMark;
-use super::guests::{Guest, GuestInput, GuestOutput};
+use super::guests::{ConnectedGuest, GuestInput, GuestOutput};
 use super::ports;
-use super::privilege::Means;
-use super::script::{self, ROOT, Script};
+use super::privilege::PrivilegeTool;
+use super::script::{self, GuestScript, ROOT};
 use crate::error::{Error, ErrorKind, Result};
-use crate::ssh::Exit;
-use crate::vmfile::Ready;
+use crate::ssh::GuestExitStatus;
+use crate::vmfile::ReadyProbes;
 
 /// The shortest and the longest pause between two questions whether a guest is ready. A service
 /// that begins to answer tells nothing outside of the guest, so there is nothing to wait for but
@@ -30,13 +30,13 @@ const BACKGROUND_GRACE: Duration = Duration::from_secs(1);
 
 /// A guest that was entered.
 #[derive(Debug)]
-pub(super) struct Inside<G> {
+pub(super) struct GuestShell<G> {
     guest: G,
     machine: String,
-    means: OnceCell<Means>,
+    means: OnceCell<PrivilegeTool>,
 }
 
-impl<G: Guest> Inside<G> {
+impl<G: ConnectedGuest> GuestShell<G> {
     /// Creates it from the guest of a machine.
     pub(super) fn new(guest: G, machine: &str) -> Self {
         Self { guest, machine: machine.to_owned(), means: OnceCell::new() }
@@ -50,14 +50,14 @@ impl<G: Guest> Inside<G> {
     /// Runs a script to its end, as its own user.
     ///
     /// # Errors
-    /// `Guest` where that user can't be become, and those of [`Guest::run`].
+    /// `Guest` where that user can't be become, and those of [`ConnectedGuest::run`].
     pub(super) async fn run(
         &self,
-        script: &Script,
+        script: &GuestScript,
         input: GuestInput,
         output: GuestOutput<'_>,
         deadline: Instant,
-    ) -> Result<Exit> {
+    ) -> Result<GuestExitStatus> {
         let login = self.guest.user();
         let argv = match script.user.as_deref().filter(|user| *user != login) {
             None => script.argv.clone(),
@@ -76,11 +76,11 @@ impl<G: Guest> Inside<G> {
     /// As for [`run`](Self::run).
     pub(super) async fn run_step(
         &self,
-        script: &Script,
+        script: &GuestScript,
         input: GuestInput,
         output: GuestOutput<'_>,
         deadline: Instant,
-    ) -> Result<Exit> {
+    ) -> Result<GuestExitStatus> {
         let Some(token) = &script.token else { return self.run(script, input, output, deadline).await };
         let (mark, output) = (Mutex::new(EndMark::new(token)), Mutex::new(output));
         let marked = Notify::new();
@@ -99,7 +99,7 @@ impl<G: Guest> Inside<G> {
                 exit = &mut run => exit,
                 () = marked.notified() => {
                     let grace = deadline.min(Instant::now() + BACKGROUND_GRACE);
-                    timeout_at(grace, run).await.unwrap_or(Ok(Exit::Code(0)))
+                    timeout_at(grace, run).await.unwrap_or(Ok(GuestExitStatus::Code(0)))
                 }
             }
         };
@@ -107,7 +107,7 @@ impl<G: Guest> Inside<G> {
         print(mark.rest());
         match mark.code() {
             // It is known, whatever became of the connection since.
-            Some(code) => Ok(Exit::Code(code)),
+            Some(code) => Ok(GuestExitStatus::Code(code)),
             None => exit,
         }
     }
@@ -115,11 +115,11 @@ impl<G: Guest> Inside<G> {
     /// Ends all tasks whose end was not recorded, and waits for that.
     ///
     /// # Errors
-    /// `Guest` where one of them does not end, and those of [`Guest::run`].
+    /// `Guest` where one of them does not end, and those of [`ConnectedGuest::run`].
     pub(super) async fn end_tasks(&self) -> Result<()> {
         let deadline = Instant::now() + END_LIMIT;
         let is_root = self.guest.user() == ROOT;
-        let as_root = !is_root && self.means(deadline).await? != Means::None;
+        let as_root = !is_root && self.means(deadline).await? != PrivilegeTool::None;
         // A user who can't become root has started nothing as another user either.
         let script = script::of_end(as_root.then_some(ROOT));
         let (exit, said) = self.ask(&script, deadline).await?;
@@ -130,7 +130,7 @@ impl<G: Guest> Inside<G> {
     }
 
     /// Waits until the ports of the guest answer and the command of the file succeeds.
-    pub(super) async fn answers(&self, ready: &Ready, deadline: Instant) -> Result<()> {
+    pub(super) async fn answers(&self, ready: &ReadyProbes, deadline: Instant) -> Result<()> {
         for port in &ready.tcp {
             self.listens(*port, deadline).await?;
         }
@@ -155,7 +155,7 @@ impl<G: Guest> Inside<G> {
     /// without a word.
     async fn succeeds(
         &self,
-        script: &Script,
+        script: &GuestScript,
         awaited: &str,
         silence: Option<&str>,
         deadline: Instant,
@@ -170,7 +170,9 @@ impl<G: Guest> Inside<G> {
                     return Ok(());
                 }
                 last = match silence {
-                    Some(silence) if said.is_empty() && exit == Exit::Code(1) => silence.to_owned(),
+                    Some(silence) if said.is_empty() && exit == GuestExitStatus::Code(1) => {
+                        silence.to_owned()
+                    }
                     _ if said.is_empty() => format!("last: {exit}"),
                     _ => format!("last: {exit}: {said}"),
                 };
@@ -188,7 +190,7 @@ impl<G: Guest> Inside<G> {
     }
 
     /// Runs a script without input; returns how it ended, and its last line of output.
-    async fn ask(&self, script: &Script, deadline: Instant) -> Result<(Exit, String)> {
+    async fn ask(&self, script: &GuestScript, deadline: Instant) -> Result<(GuestExitStatus, String)> {
         let mut said = Vec::new();
         let mut take = |bytes: &[u8]| add_bounded(&mut said, bytes);
         let exit = self.run(script, Box::pin(tokio::io::empty()), &mut take, deadline).await?;
@@ -197,16 +199,16 @@ impl<G: Guest> Inside<G> {
     }
 
     /// Returns the means to become another user, asked of the guest once.
-    async fn means(&self, deadline: Instant) -> Result<Means> {
+    async fn means(&self, deadline: Instant) -> Result<PrivilegeTool> {
         let asked = self.means.get_or_try_init(async || {
             // Not by `ask`: no other user is needed for this.
-            let (question, mut said) = (Means::question(), Vec::new());
+            let (question, mut said) = (PrivilegeTool::question(), Vec::new());
             let mut take = |bytes: &[u8]| add_bounded(&mut said, bytes);
             let input: GuestInput = Box::pin(tokio::io::empty());
             let exit = self.guest.run(question.argv, input, &mut take, deadline).await?;
             let said = String::from_utf8_lossy(&said);
             match exit.is_success() {
-                true => Ok(Means::named(&said)),
+                true => Ok(PrivilegeTool::named(&said)),
                 false => Err(self.problem(format!("it can't be told who may become root: {exit}"))),
             }
         });
@@ -240,7 +242,7 @@ mod tests {
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-    use crate::project::script::{Token, of_step};
+    use crate::project::script::{TaskToken, of_step};
     use crate::project::script_text::ScriptText;
     use crate::vmfile;
 
@@ -248,7 +250,7 @@ mod tests {
     /// is closed.
     struct HostShell;
 
-    impl Guest for HostShell {
+    impl ConnectedGuest for HostShell {
         fn user(&self) -> &str {
             ROOT
         }
@@ -263,7 +265,7 @@ mod tests {
             mut input: GuestInput,
             output: GuestOutput<'_>,
             deadline: Instant,
-        ) -> Result<Exit> {
+        ) -> Result<GuestExitStatus> {
             let mut command = tokio::process::Command::new(&argv[0]);
             command.args(&argv[1..]).stdin(Stdio::piped()).stdout(Stdio::piped());
             let mut child = command.spawn().unwrap();
@@ -283,7 +285,7 @@ mod tests {
                 }
             };
             let status = timeout_at(deadline, all).await.expect("the step is waited for until it has ended");
-            Ok(Exit::Code(status.code().unwrap().cast_unsigned()))
+            Ok(GuestExitStatus::Code(status.code().unwrap().cast_unsigned()))
         }
     }
 
@@ -293,17 +295,17 @@ mod tests {
             "version = 1\n[machine.web]\nimage = 'a'\n[[machine.web.provision]]\nname = 's'\nshell = 'x'\n";
         let project =
             vmfile::parse(std::path::Path::new("/p/vmkit.toml"), text, &|_| Err(String::new())).unwrap();
-        let inside = Inside::new(HostShell, "web");
+        let inside = GuestShell::new(HostShell, "web");
         for (last, code) in [("echo done", 0), ("exit 7", 7)] {
             let text = ScriptText::of_step(&format!("sleep 600 &\necho $!\n{last}\n"));
-            let token = Token::new(uuid::Uuid::new_v4().as_u128());
+            let token = TaskToken::new(uuid::Uuid::new_v4().as_u128());
             let script = of_step(&project.machines[0].steps[0], &text, "s", &token);
             let mut said = Vec::new();
             let mut take = |bytes: &[u8]| said.extend_from_slice(bytes);
             let input: GuestInput = Box::pin(std::io::Cursor::new(script.input.clone()));
             let deadline = Instant::now() + Duration::from_secs(120);
             let exit = inside.run_step(&script, input, &mut take, deadline).await.unwrap();
-            assert_eq!(exit, Exit::Code(code));
+            assert_eq!(exit, GuestExitStatus::Code(code));
             let said = String::from_utf8(said).unwrap();
             let mut lines = said.lines();
             let pid: i32 = lines.next().unwrap().parse().unwrap();

@@ -12,7 +12,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use super::provisioned::Provisioned;
+use super::provisioned::ProvisionRecord;
 use crate::boundedlog::BoundedLog;
 use crate::error::{Error, Result};
 use crate::spec::VmName;
@@ -24,11 +24,11 @@ const LOG_BYTES: u64 = 1 << 20;
 
 /// The kept files of one machine.
 #[derive(Debug, Clone)]
-pub(super) struct Kept {
+pub(super) struct MachineFiles {
     dir: PathBuf,
 }
 
-impl Kept {
+impl MachineFiles {
     pub(super) fn of(home: &Home, vm: &VmName) -> Self {
         Self { dir: home.kept(vm) }
     }
@@ -48,18 +48,18 @@ impl Kept {
     }
 
     /// Reads how far the provisioning came; nothing yet where there is no record.
-    pub(super) fn provisioned(&self) -> Result<Provisioned> {
+    pub(super) fn provisioned(&self) -> Result<ProvisionRecord> {
         let path = self.record();
         match fs::read(&path) {
-            Ok(bytes) => Provisioned::decode(&path, &bytes),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Provisioned::default()),
+            Ok(bytes) => ProvisionRecord::decode(&path, &bytes),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(ProvisionRecord::default()),
             Err(error) => Err(Error::io("read", path)(error)),
         }
     }
 
     /// Writes how far the provisioning came, so that it outlives a power cut: the guest's disk does
     /// so, too.
-    pub(super) fn write(&self, provisioned: &Provisioned) -> Result<()> {
+    pub(super) fn write(&self, provisioned: &ProvisionRecord) -> Result<()> {
         self.replace(&self.record(), &provisioned.encode())
     }
 

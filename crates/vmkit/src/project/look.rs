@@ -1,16 +1,16 @@
 //! What there is of a machine.
 
-use super::{Guests, ProjectManager};
+use super::{GuestConnector, ProjectManager};
 use crate::error::{Error, Result};
 use crate::handle::VmHandle;
 use crate::hypervisor::Hypervisor;
 use crate::lifecycle::{FailureKind, Operation, VmState};
-use crate::manager::Listed;
-use crate::vmfile::{MachinePlan, Project};
+use crate::manager::VmEntry;
+use crate::vmfile::{MachineConfig, Project};
 
 /// What there is of a machine.
 #[derive(Debug)]
-pub(super) enum Found {
+pub(super) enum MachineVm {
     /// No VM; or one whose making or removal was cut off, which is swept when it is made.
     Nothing,
     /// Its VM, with the state that it has now.
@@ -22,16 +22,16 @@ pub(super) enum Found {
     },
 }
 
-impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
+impl<H: Hypervisor + 'static, G: GuestConnector> ProjectManager<H, G> {
     /// Looks for a machine's VM.
     ///
     /// # Errors
     /// `AlreadyExists` for a VM of its name that is somebody else's; `Record`, `TimedOut` where it
     /// can't be told.
-    pub(super) async fn look(&self, project: &Project, machine: &MachinePlan) -> Result<Found> {
+    pub(super) async fn look(&self, project: &Project, machine: &MachineConfig) -> Result<MachineVm> {
         match self.manager().find(&machine.vm).await {
             Some(listed) => found(project, machine, listed),
-            None => Ok(Found::Nothing),
+            None => Ok(MachineVm::Nothing),
         }
     }
 }
@@ -40,7 +40,7 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
 ///
 /// # Errors
 /// As for [`ProjectManager::look`].
-pub(super) fn found(project: &Project, machine: &MachinePlan, listed: Listed) -> Result<Found> {
+pub(super) fn found(project: &Project, machine: &MachineConfig, listed: VmEntry) -> Result<MachineVm> {
     if let Some(vm) = listed.known() {
         check_owner(project, machine, vm)?;
     }
@@ -51,10 +51,10 @@ pub(super) fn found(project: &Project, machine: &MachinePlan, listed: Listed) ->
     let is_cut = matches!(&vm.state, VmState::Failed { cause } if cause.kind == FailureKind::Interrupted);
     match operation {
         Some(Operation::Destroy) if unsettled && !is_cut && vm.state != VmState::Destroyed => {
-            Ok(Found::Vm { vm, unsettled })
+            Ok(MachineVm::Vm { vm, unsettled })
         }
-        Some(Operation::Prepare | Operation::Destroy) => Ok(Found::Nothing),
-        _ => Ok(Found::Vm { vm, unsettled }),
+        Some(Operation::Prepare | Operation::Destroy) => Ok(MachineVm::Nothing),
+        _ => Ok(MachineVm::Vm { vm, unsettled }),
     }
 }
 
@@ -62,15 +62,15 @@ pub(super) fn found(project: &Project, machine: &MachinePlan, listed: Listed) ->
 pub(super) fn machine_of<'a>(project: &Project, vm: &'a VmHandle) -> Option<&'a str> {
     let labels = vm.spec.labels();
     let is_ours = labels.get(Project::LABEL).is_some_and(|file| project.file.as_os_str() == file);
-    labels.get(MachinePlan::LABEL).filter(|_| is_ours)
+    labels.get(MachineConfig::LABEL).filter(|_| is_ours)
 }
 
-fn check_owner(project: &Project, machine: &MachinePlan, vm: &VmHandle) -> Result<()> {
+fn check_owner(project: &Project, machine: &MachineConfig, vm: &VmHandle) -> Result<()> {
     if machine_of(project, vm) == Some(&machine.name) {
         return Ok(());
     }
     let labels = vm.spec.labels();
-    let owner = match (labels.get(Project::LABEL), labels.get(MachinePlan::LABEL)) {
+    let owner = match (labels.get(Project::LABEL), labels.get(MachineConfig::LABEL)) {
         (Some(file), Some(name)) => format!("it is the machine `{name}` of {file}"),
         _ => "it is of no project".to_owned(),
     };

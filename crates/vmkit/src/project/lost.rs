@@ -4,20 +4,20 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::event::{Event, Happening};
+use super::event::{EventKind, ProjectEvent};
 use super::provision::elsewhere;
-use super::up::Work;
-use super::{Guests, Options, ProjectManager, chosen};
+use super::up::RunContext;
+use super::{GuestConnector, ProjectManager, ProjectOptions, chosen};
 use crate::error::Result;
 use crate::handle::VmHandle;
 use crate::hypervisor::Hypervisor;
 use crate::spec::VmName;
-use crate::vmfile::{MachinePlan, Origin, Project};
+use crate::vmfile::{MachineConfig, MachineOrigin, Project};
 
 /// The VM of a machine whose file is no longer there, and was probably the same project's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Lost {
+pub struct OrphanedVm {
     /// The name that the machine had.
     pub machine: String,
     /// The name of its VM.
@@ -26,13 +26,13 @@ pub struct Lost {
     pub file: PathBuf,
 }
 
-impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
+impl<H: Hypervisor + 'static, G: GuestConnector> ProjectManager<H, G> {
     /// Returns the VMs that this project has probably left behind, where one of the machines that
     /// were chosen has no VM: it may be one of them. Changes nothing and asks no hypervisor.
     ///
     /// # Errors
     /// `NotFound` for a name that no machine has; `Io` where the home can't be read.
-    pub async fn lost(&self, project: &Project, options: &Options) -> Result<Vec<Lost>> {
+    pub async fn lost(&self, project: &Project, options: &ProjectOptions) -> Result<Vec<OrphanedVm>> {
         let machines = chosen(project, &options.machines)?;
         self.lost_of(project, &machines).await
     }
@@ -41,15 +41,15 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
     /// has no VM.
     ///
     /// What goes wrong here keeps no machine from coming up or going down, so it is not told.
-    pub(super) async fn tell_lost(&self, work: &Work, machines: &[&MachinePlan]) -> Vec<Lost> {
+    pub(super) async fn tell_lost(&self, work: &RunContext, machines: &[&MachineConfig]) -> Vec<OrphanedVm> {
         let lost = self.lost_of(&work.project, machines).await.unwrap_or_default();
         if !lost.is_empty() {
-            (work.listener)(Event { machine: None, what: Happening::Lost(lost.clone()) });
+            (work.listener)(ProjectEvent { machine: None, what: EventKind::Lost(lost.clone()) });
         }
         lost
     }
 
-    async fn lost_of(&self, project: &Project, machines: &[&MachinePlan]) -> Result<Vec<Lost>> {
+    async fn lost_of(&self, project: &Project, machines: &[&MachineConfig]) -> Result<Vec<OrphanedVm>> {
         let home = self.manager().home();
         if machines.iter().all(|machine| home.vm(&machine.vm).exists()) {
             return Ok(Vec::new());
@@ -63,9 +63,9 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
 ///
 /// It was where the project had the same name, or all its machines that are there are called as
 /// machines of this one. Who has renamed the folder has changed the one and not the other.
-pub(super) fn lost<'a>(project: &Project, vms: impl Iterator<Item = &'a VmHandle>) -> Vec<Lost> {
-    let vms: Vec<(&VmName, Origin<'_>)> =
-        vms.filter_map(|vm| Some((vm.name(), Origin::of(&vm.spec)?))).collect();
+pub(super) fn lost<'a>(project: &Project, vms: impl Iterator<Item = &'a VmHandle>) -> Vec<OrphanedVm> {
+    let vms: Vec<(&VmName, MachineOrigin<'_>)> =
+        vms.filter_map(|vm| Some((vm.name(), MachineOrigin::of(&vm.spec)?))).collect();
     // A file has many machines, and is looked for once.
     let mut is_left: BTreeMap<&Path, bool> = BTreeMap::new();
     for (_, origin) in &vms {
@@ -75,7 +75,7 @@ pub(super) fn lost<'a>(project: &Project, vms: impl Iterator<Item = &'a VmHandle
     is_left
         .retain(|file, is_like| *is_like && *file != project.file && matches!(file.try_exists(), Ok(false)));
     let left = vms.into_iter().filter(|(_, origin)| is_left.contains_key(origin.file));
-    left.map(|(vm, origin)| Lost {
+    left.map(|(vm, origin)| OrphanedVm {
         machine: origin.machine.to_owned(),
         vm: vm.clone(),
         file: origin.file.to_owned(),

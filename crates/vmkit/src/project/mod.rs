@@ -1,6 +1,6 @@
 //! The machines that a file describes, brought to be as it says: [`ProjectManager`].
 //!
-//! It works over [`VmManager`], which keeps each VM safe by itself, and over [`Guests`], the ways
+//! It works over [`VmManager`], which keeps each VM safe by itself, and over [`GuestConnector`], the ways
 //! into them. What a machine shall be is the file's, what it is is asked of reality; nothing about
 //! a project as a whole is kept, so there is nothing that could be wrong after a crash. Whoever
 //! runs `up` again finds each machine where it was left.
@@ -43,38 +43,40 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-pub use event::{Done, End, Event, Happening, Listener, MachineReport, Report};
-pub use guests::{Guest, GuestInput, GuestOutput, Guests};
-pub use lost::Lost;
-pub use plan::{Leftover, PlannedAction, PlannedMachine, PlannedStep, ProjectPlan};
-pub use provisioned::Why;
+pub use event::{
+    EventKind, EventListener, MachineAction, MachineOutcome, MachineReport, ProjectEvent, ProjectReport,
+};
+pub use guests::{ConnectedGuest, GuestConnector, GuestInput, GuestOutput};
+pub use lost::OrphanedVm;
+pub use plan::{PlannedAction, PlannedMachine, PlannedStep, ProjectPlan, RemovedMachine};
+pub use provisioned::StepReason;
 pub use ssh_guests::{SshGuest, SshGuests};
-pub use status::{MachineStatus, Provisioning, Unready};
+pub use status::{MachineStatus, NotReady, ProvisioningStatus};
 
 use crate::error::{Error, Result};
 use crate::hypervisor::Hypervisor;
 use crate::image::ImageStore;
 use crate::manager::VmManager;
 use crate::store::create_private;
-use crate::store::lock::{Hold, Lock, acquire};
-use crate::vmfile::{MachinePlan, Project};
+use crate::store::lock::{LockMode, VmLock, acquire};
+use crate::vmfile::{MachineConfig, Project};
 
 /// Brings the machines of a project up and down, over any hypervisor and any way into its guests.
 ///
 /// # Concurrency
 /// One operation at a time changes the machines of a project; a second one waits for the first, as
-/// long as its [`patience`](Options::patience) lasts. What only reads waits for nobody.
+/// long as its [`patience`](ProjectOptions::patience) lasts. What only reads waits for nobody.
 ///
 /// # Cancel safety
 /// A dropped future, like a killed process, leaves each machine where it was. The same call again
 /// goes on from there: a step that was cut off is run again.
 #[derive(Debug)]
 pub struct ProjectManager<H, G> {
-    shared: Arc<Shared<H, G>>,
+    shared: Arc<ManagerState<H, G>>,
 }
 
 #[derive(Debug)]
-struct Shared<H, G> {
+struct ManagerState<H, G> {
     manager: VmManager<H>,
     guests: G,
     images: ImageStore,
@@ -88,7 +90,7 @@ impl<H, G> Clone for ProjectManager<H, G> {
 
 /// What is to be done, and how far.
 #[derive(Debug, Clone)]
-pub struct Options {
+pub struct ProjectOptions {
     /// The machines, by their names in the file; all of them where none is named.
     pub machines: Vec<String>,
     /// Makes machines anew where the file changed what can't be changed otherwise. Their disks are
@@ -104,7 +106,7 @@ pub struct Options {
     pub patience: Duration,
 }
 
-impl Default for Options {
+impl Default for ProjectOptions {
     fn default() -> Self {
         Self {
             machines: Vec::new(),
@@ -119,17 +121,17 @@ impl Default for Options {
 
 /// What to provision, and when.
 #[derive(Debug, Clone, Default)]
-pub struct Provision {
+pub struct ProvisionPolicy {
     /// The steps, by their names; all of them where none is named.
     pub steps: Vec<String>,
     /// Runs them whatever was done before.
     pub force: bool,
 }
 
-impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
+impl<H: Hypervisor + 'static, G: GuestConnector> ProjectManager<H, G> {
     /// Creates a manager of projects whose VMs are in `manager`'s home. Touches nothing.
     pub fn new(manager: VmManager<H>, guests: G, images: ImageStore) -> Self {
-        Self { shared: Arc::new(Shared { manager, guests, images }) }
+        Self { shared: Arc::new(ManagerState { manager, guests, images }) }
     }
 
     /// Returns the manager of the VMs.
@@ -138,16 +140,21 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
     }
 
     /// Waits until nobody else changes the machines of the project.
-    async fn lock(&self, project: &Project, options: &Options, listener: &Listener) -> Result<Lock> {
+    async fn lock(
+        &self,
+        project: &Project,
+        options: &ProjectOptions,
+        listener: &EventListener,
+    ) -> Result<VmLock> {
         let dir = self.manager().home().projects();
         self.manager().home().refuse_other_user(dir)?;
         create_private(dir)?;
         let path = dir.join(format!("{}.lock", project.name));
         let now = Instant::now();
-        let at_once = match acquire(&path, Hold::Alone, now).await {
+        let at_once = match acquire(&path, LockMode::Alone, now).await {
             Err(Error::Busy { holder, .. }) => {
-                listener(Event { machine: None, what: Happening::Queued { holder } });
-                acquire(&path, Hold::Alone, now + options.patience).await
+                listener(ProjectEvent { machine: None, what: EventKind::Queued { holder } });
+                acquire(&path, LockMode::Alone, now + options.patience).await
             }
             at_once => at_once,
         };
@@ -165,11 +172,11 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
 ///
 /// # Errors
 /// `NotFound` for a name that no machine has.
-fn chosen<'a>(project: &'a Project, names: &[String]) -> Result<Vec<&'a MachinePlan>> {
+fn chosen<'a>(project: &'a Project, names: &[String]) -> Result<Vec<&'a MachineConfig>> {
     if let Some(name) = names.iter().find(|name| project.machine(name).is_none()) {
         return Err(unknown("machine", name, project.machines.iter().map(|machine| &machine.name)));
     }
-    let is_chosen = |machine: &&MachinePlan| names.is_empty() || names.contains(&machine.name);
+    let is_chosen = |machine: &&MachineConfig| names.is_empty() || names.contains(&machine.name);
     Ok(project.machines.iter().filter(is_chosen).collect())
 }
 
@@ -189,7 +196,7 @@ fn unknown<'a>(what: &'static str, name: &str, known: impl Iterator<Item = &'a S
 }
 
 /// Returns the same machines and all that they depend on, however far.
-fn with_dependencies<'a>(project: &'a Project, machines: Vec<&'a MachinePlan>) -> Vec<&'a MachinePlan> {
+fn with_dependencies<'a>(project: &'a Project, machines: Vec<&'a MachineConfig>) -> Vec<&'a MachineConfig> {
     let mut names: Vec<&str> = machines.iter().map(|machine| machine.name.as_str()).collect();
     let mut looked = 0;
     while let Some(machine) = names.get(looked).and_then(|name| project.machine(name)) {
@@ -204,7 +211,7 @@ fn with_dependencies<'a>(project: &'a Project, machines: Vec<&'a MachinePlan>) -
 }
 
 /// Returns, for each of the machines, the places of those among them that it depends on.
-fn dependencies(machines: &[&MachinePlan]) -> Vec<Vec<usize>> {
+fn dependencies(machines: &[&MachineConfig]) -> Vec<Vec<usize>> {
     let place = |name: &String| machines.iter().position(|machine| machine.name == *name);
     machines.iter().map(|machine| machine.depends_on.iter().filter_map(place).collect()).collect()
 }

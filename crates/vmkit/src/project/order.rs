@@ -6,7 +6,7 @@ use tokio::task::JoinSet;
 
 /// How the work on one machine ended.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Ended<T> {
+pub(super) enum JobEnd<T> {
     /// It was done, with this outcome.
     Done(T),
     /// It was not begun, since that on the machine at `because` did not end well.
@@ -34,25 +34,25 @@ pub(super) async fn in_order<T, F>(
     at_once: usize,
     lets_on: impl Fn(&T) -> bool,
     begin: impl Fn(usize) -> F,
-) -> Vec<Ended<T>>
+) -> Vec<JobEnd<T>>
 where
     T: Send + 'static,
     F: Future<Output = T> + Send + 'static,
 {
-    let mut ended: Vec<Option<Ended<T>>> = Vec::new();
+    let mut ended: Vec<Option<JobEnd<T>>> = Vec::new();
     ended.resize_with(after.len(), || None);
     let mut waiting: BTreeSet<usize> = (0..after.len()).collect();
     let mut begun = JoinSet::new();
     loop {
         loop {
-            let is_done = |place: &usize| matches!(&ended[*place], Some(Ended::Done(end)) if lets_on(end));
+            let is_done = |place: &usize| matches!(&ended[*place], Some(JobEnd::Done(end)) if lets_on(end));
             let bad = |place: &usize| ended[*place].is_some() && !is_done(place);
             let skipped = waiting
                 .iter()
                 .find_map(|place| after[*place].iter().copied().find(bad).map(|because| (*place, because)));
             if let Some((place, because)) = skipped {
                 waiting.remove(&place);
-                ended[place] = Some(Ended::Skipped { because });
+                ended[place] = Some(JobEnd::Skipped { because });
                 continue;
             }
             let next = waiting.iter().copied().find(|place| after[*place].iter().all(&is_done));
@@ -66,7 +66,7 @@ where
             }
         }
         match begun.join_next().await {
-            Some(Ok((place, end))) => ended[place] = Some(Ended::Done(end)),
+            Some(Ok((place, end))) => ended[place] = Some(JobEnd::Done(end)),
             Some(Err(error)) => std::panic::resume_unwind(error.into_panic()),
             None => break,
         }
@@ -149,7 +149,7 @@ mod tests {
     #[tokio::test]
     async fn a_failure_skips_what_comes_after_and_nothing_else() {
         let ended = in_order(&chain(), 8, |ok: &bool| *ok, |place| async move { place != 0 }).await;
-        let skipped = |because| Ended::Skipped { because };
-        assert_eq!(ended, [Ended::Done(false), skipped(0), skipped(1), Ended::Done(true)]);
+        let skipped = |because| JobEnd::Skipped { because };
+        assert_eq!(ended, [JobEnd::Done(false), skipped(0), skipped(1), JobEnd::Done(true)]);
     }
 }

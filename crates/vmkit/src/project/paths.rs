@@ -8,21 +8,21 @@ use std::sync::Arc;
 
 use rustix::fs::{Access, access};
 
-use super::kept::Kept;
-use super::look::Found;
+use super::kept::MachineFiles;
+use super::look::MachineVm;
 use super::plan::{PlannedAction, action, changes_of};
 use super::provision::elsewhere;
-use super::provisioned::Provisioned;
-use super::task::{Digests, Unreadable, tasks, to_do};
-use super::up::Work;
-use super::{Guests, ProjectManager};
+use super::provisioned::ProvisionRecord;
+use super::task::{DigestCache, UnreadableSource, tasks, to_do};
+use super::up::RunContext;
+use super::{GuestConnector, ProjectManager};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hypervisor::Hypervisor;
 use crate::lifecycle::VmState;
-use crate::spec::{Applies, Change};
-use crate::vmfile::{MachinePlan, Project, VmfileError};
+use crate::spec::{SpecChange, TakesEffect};
+use crate::vmfile::{MachineConfig, Project, VmfileError};
 
-impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
+impl<H: Hypervisor + 'static, G: GuestConnector> ProjectManager<H, G> {
     /// Looks for all that these machines need of the host to become as the file says: files,
     /// memory, users, and for the names of their images; `restarts` those that run as well. No
     /// server is asked.
@@ -32,16 +32,16 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
     /// file names it. What is wrong with a machine otherwise is left to its turn.
     pub(super) async fn check_paths(
         &self,
-        work: &Work,
-        machines: &[&MachinePlan],
+        work: &RunContext,
+        machines: &[&MachineConfig],
         restarts: bool,
     ) -> Result<()> {
         let mut needs = Vec::new();
         for machine in machines {
             let Ok(found) = self.look(&work.project, machine).await else { continue };
             let action = match found {
-                Found::Nothing => PlannedAction::Make,
-                Found::Vm { vm, .. } => match changes_of(&work.project, machine, &vm) {
+                MachineVm::Nothing => PlannedAction::Make,
+                MachineVm::Vm { vm, .. } => match changes_of(&work.project, machine, &vm) {
                     Ok(changes) => match needed(&vm.state, &changes) {
                         PlannedAction::Keep | PlannedAction::Resume if restarts => PlannedAction::Start,
                         action => action,
@@ -49,7 +49,7 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
                     Err(_) => continue,
                 },
             };
-            let Ok(provisioned) = Kept::of(self.manager().home(), &machine.vm).provisioned() else {
+            let Ok(provisioned) = MachineFiles::of(self.manager().home(), &machine.vm).provisioned() else {
                 continue;
             };
             match action {
@@ -80,7 +80,7 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
     pub(super) fn wrong_image(
         &self,
         project: &Project,
-        machine: &MachinePlan,
+        machine: &MachineConfig,
         action: PlannedAction,
     ) -> Option<Error> {
         let is_made = matches!(action, PlannedAction::Make | PlannedAction::Recreate);
@@ -103,7 +103,7 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
     pub(super) async fn check_host(
         &self,
         project: &Project,
-        machine: &MachinePlan,
+        machine: &MachineConfig,
         action: PlannedAction,
     ) -> Result<()> {
         match action {
@@ -118,10 +118,10 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
 
 /// Returns what a VM's files are needed for now. One that runs needs them for its next start, if
 /// that is to be another one.
-pub(super) fn needed(state: &VmState, changes: &[Change]) -> PlannedAction {
+pub(super) fn needed(state: &VmState, changes: &[SpecChange]) -> PlannedAction {
     match action(state, changes) {
         PlannedAction::Keep | PlannedAction::Resume
-            if changes.iter().any(|change| change.applies == Applies::NextStart) =>
+            if changes.iter().any(|change| change.applies == TakesEffect::NextStart) =>
         {
             PlannedAction::Start
         }
@@ -131,13 +131,13 @@ pub(super) fn needed(state: &VmState, changes: &[Change]) -> PlannedAction {
 
 /// Returns the files of the host that a machine needs for this, and that can't be read.
 pub(super) fn missing(
-    machine: &MachinePlan,
+    machine: &MachineConfig,
     action: PlannedAction,
-    provisioned: &Provisioned,
-    digests: &Digests,
-) -> Vec<Unreadable> {
+    provisioned: &ProvisionRecord,
+    digests: &DigestCache,
+) -> Vec<UnreadableSource> {
     let is_new = matches!(action, PlannedAction::Make | PlannedAction::Recreate);
-    let none = Provisioned::default();
+    let none = ProvisionRecord::default();
     let provisioned = if is_new { &none } else { provisioned };
     let named = machine.host_files().into_iter().filter(|(place, _)| match action {
         PlannedAction::Make | PlannedAction::Recreate => true,
@@ -145,10 +145,10 @@ pub(super) fn missing(
         PlannedAction::Start => place != "image",
         PlannedAction::Resume | PlannedAction::Keep => false,
     });
-    let mut missing: Vec<Unreadable> = named
+    let mut missing: Vec<UnreadableSource> = named
         .filter_map(|(place, path)| match readable(&path) {
             Ok(()) => None,
-            Err(error) => Some(Unreadable { place, path, error }),
+            Err(error) => Some(UnreadableSource { place, path, error }),
         })
         .collect();
     let tasks = tasks(machine).into_iter();
@@ -160,8 +160,8 @@ pub(super) fn missing(
 /// lacks.
 pub(super) fn errors(
     project: &Project,
-    machine: &MachinePlan,
-    missing: Vec<Unreadable>,
+    machine: &MachineConfig,
+    missing: Vec<UnreadableSource>,
     host: Result<()>,
 ) -> Vec<Error> {
     if missing.is_empty() {

@@ -2,21 +2,21 @@
 
 use std::path::PathBuf;
 
-use super::kept::Kept;
-use super::look::{Found, found, machine_of};
-use super::lost::{Lost, lost};
+use super::kept::MachineFiles;
+use super::look::{MachineVm, found, machine_of};
+use super::lost::{OrphanedVm, lost};
 use super::paths::{all_of, errors, missing, needed};
 use super::provision::elsewhere;
-use super::task::{Digests, ToDo, tasks, to_do};
-use super::{Guests, Options, ProjectManager, Why, chosen, with_dependencies};
+use super::task::{DigestCache, ToDo, tasks, to_do};
+use super::{GuestConnector, ProjectManager, ProjectOptions, StepReason, chosen, with_dependencies};
 
 use crate::error::Result;
 use crate::handle::VmHandle;
 use crate::hypervisor::Hypervisor;
 use crate::lifecycle::VmState;
-use crate::manager::Listed;
-use crate::spec::{Applies, Change, VmName, changes};
-use crate::vmfile::{MachinePlan, Project};
+use crate::manager::VmEntry;
+use crate::spec::{SpecChange, TakesEffect, VmName, changes};
+use crate::vmfile::{MachineConfig, Project};
 
 /// What would be done about the machines of a project.
 #[derive(Debug)]
@@ -29,10 +29,10 @@ pub struct ProjectPlan {
     /// The machines, in the order of the file.
     pub machines: Vec<PlannedMachine>,
     /// The VMs of machines that the file no longer has.
-    pub left: Vec<Leftover>,
+    pub left: Vec<RemovedMachine>,
     /// The VMs that this project has probably left behind, where a machine has to be made: it may
     /// be one of them.
-    pub lost: Vec<Lost>,
+    pub lost: Vec<OrphanedVm>,
 }
 
 /// What would be done about one machine.
@@ -48,7 +48,7 @@ pub struct PlannedMachine {
     /// What would be done about its VM, or why nothing can be.
     pub action: Result<PlannedAction>,
     /// What the file changed, and when each change would count.
-    pub changes: Vec<Change>,
+    pub changes: Vec<SpecChange>,
     /// The fields that were changed already, and count from its next start on.
     pub pending: Vec<String>,
     /// The copies and steps that would be run.
@@ -78,7 +78,7 @@ pub struct PlannedStep {
     /// Its name.
     pub name: String,
     /// Why it would be run.
-    pub why: Why,
+    pub why: StepReason,
     /// What the copy of a folder would leave out: sockets, named pipes and devices.
     pub left_out: Vec<PathBuf>,
 }
@@ -86,7 +86,7 @@ pub struct PlannedStep {
 /// The VM of a machine that the file no longer has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Leftover {
+pub struct RemovedMachine {
     /// The name that the machine had.
     pub machine: String,
     /// The name of its VM.
@@ -122,9 +122,9 @@ impl PlannedMachine {
 }
 
 /// Returns what is to be done about a VM that is there.
-pub(super) fn action(state: &VmState, changes: &[Change]) -> PlannedAction {
+pub(super) fn action(state: &VmState, changes: &[SpecChange]) -> PlannedAction {
     match state {
-        _ if changes.iter().any(|change| change.applies == Applies::Anew) => PlannedAction::Recreate,
+        _ if changes.iter().any(|change| change.applies == TakesEffect::Anew) => PlannedAction::Recreate,
         VmState::Running => PlannedAction::Keep,
         VmState::Suspended => PlannedAction::Resume,
         _ => PlannedAction::Start,
@@ -132,7 +132,11 @@ pub(super) fn action(state: &VmState, changes: &[Change]) -> PlannedAction {
 }
 
 /// Returns what the file changed about a machine whose VM is there, since that was written down.
-pub(super) fn changes_of(project: &Project, machine: &MachinePlan, vm: &VmHandle) -> Result<Vec<Change>> {
+pub(super) fn changes_of(
+    project: &Project,
+    machine: &MachineConfig,
+    vm: &VmHandle,
+) -> Result<Vec<SpecChange>> {
     let wanted = machine.spec_over(&vm.spec).map_err(|error| project.blamed(machine, error))?;
     Ok(changes(vm.next_spec.as_deref().unwrap_or(&vm.spec), &wanted, vm.state.is_live()))
 }
@@ -143,7 +147,7 @@ pub(super) fn pending(vm: &VmHandle) -> Vec<String> {
     next.map(|change| change.field.to_owned()).collect()
 }
 
-impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
+impl<H: Hypervisor + 'static, G: GuestConnector> ProjectManager<H, G> {
     /// Returns what `up` would do now. Changes nothing, fetches nothing and waits for no lock.
     ///
     /// Files of the host that steps copy or run are read where their content decides.
@@ -151,9 +155,9 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
     /// # Errors
     /// `NotFound` for a name that no machine has; `Io` where the home can't be read. What is wrong
     /// with a machine is told in its place.
-    pub async fn plan(&self, project: &Project, options: &Options) -> Result<ProjectPlan> {
+    pub async fn plan(&self, project: &Project, options: &ProjectOptions) -> Result<ProjectPlan> {
         let machines = with_dependencies(project, chosen(project, &options.machines)?);
-        let machines: Vec<MachinePlan> = machines.into_iter().cloned().collect();
+        let machines: Vec<MachineConfig> = machines.into_iter().cloned().collect();
         let mut listed = self.manager().list().await?;
         let mut hosts = Vec::with_capacity(machines.len());
         for machine in &machines {
@@ -164,7 +168,7 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
         let (engine, project) = (self.clone(), project.clone());
         let plan = move || {
             let left = leftovers(&project, &listed);
-            let digests = Digests::default();
+            let digests = DigestCache::default();
             let mut planned = Vec::with_capacity(machines.len());
             for (machine, host) in machines.iter().zip(hosts) {
                 let place = listed.binary_search_by(|listed| listed.name.cmp(&machine.vm));
@@ -173,7 +177,7 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
             }
             let is_made = |machine: &PlannedMachine| matches!(machine.action, Ok(PlannedAction::Make));
             let lost = match planned.iter().any(is_made) {
-                true => lost(&project, listed.iter().filter_map(Listed::known)),
+                true => lost(&project, listed.iter().filter_map(VmEntry::known)),
                 false => Vec::new(),
             };
             ProjectPlan { project: project.name, file: project.file, machines: planned, left, lost }
@@ -184,10 +188,10 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
     fn plan_machine(
         &self,
         project: &Project,
-        machine: &MachinePlan,
-        listed: Option<Listed>,
+        machine: &MachineConfig,
+        listed: Option<VmEntry>,
         host: Result<()>,
-        digests: &Digests,
+        digests: &DigestCache,
     ) -> PlannedMachine {
         let mut planned = PlannedMachine {
             machine: machine.name.clone(),
@@ -209,13 +213,13 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
         &self,
         planned: &mut PlannedMachine,
         project: &Project,
-        machine: &MachinePlan,
-        listed: Option<Listed>,
+        machine: &MachineConfig,
+        listed: Option<VmEntry>,
         host: Result<()>,
-        digests: &Digests,
+        digests: &DigestCache,
     ) -> Result<()> {
-        let found = listed.map_or(Ok(Found::Nothing), |listed| found(project, machine, listed))?;
-        if let Found::Vm { vm, .. } = found {
+        let found = listed.map_or(Ok(MachineVm::Nothing), |listed| found(project, machine, listed))?;
+        if let MachineVm::Vm { vm, .. } = found {
             planned.changes = changes_of(project, machine, &vm)?;
             planned.action = Ok(action(&vm.state, &planned.changes));
             planned.pending = pending(&vm);
@@ -229,15 +233,15 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
     fn planned_steps(
         &self,
         project: &Project,
-        machine: &MachinePlan,
+        machine: &MachineConfig,
         action: PlannedAction,
         host: Result<()>,
-        digests: &Digests,
+        digests: &DigestCache,
     ) -> Result<Vec<PlannedStep>> {
         let is_new = matches!(action, PlannedAction::Make | PlannedAction::Recreate);
         let provisioned = match is_new {
-            true => super::provisioned::Provisioned::default(),
-            false => Kept::of(self.manager().home(), &machine.vm).provisioned()?,
+            true => super::provisioned::ProvisionRecord::default(),
+            false => MachineFiles::of(self.manager().home(), &machine.vm).provisioned()?,
         };
         let host = match action {
             PlannedAction::Resume | PlannedAction::Keep => Ok(()),
@@ -253,11 +257,11 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
 }
 
 /// Returns the VMs that were machines of the project, and are none any more.
-pub(super) fn leftovers(project: &Project, listed: &[Listed]) -> Vec<Leftover> {
-    let left = |listed: &Listed| {
+pub(super) fn leftovers(project: &Project, listed: &[VmEntry]) -> Vec<RemovedMachine> {
+    let left = |listed: &VmEntry| {
         let machine = machine_of(project, listed.known()?)?;
         let is_machine = project.machine(machine).is_some_and(|machine| machine.vm == listed.name);
-        (!is_machine).then(|| Leftover {
+        (!is_machine).then(|| RemovedMachine {
             machine: machine.to_owned(),
             vm: listed.name.clone(),
             state: listed.handle.as_ref().ok().map(|vm| vm.state.clone()),

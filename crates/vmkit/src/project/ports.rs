@@ -36,7 +36,7 @@ const SSH: u16 = 22;
 
 /// How the host reaches a port of a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
+enum PortRoute {
     /// On a network that it is on.
     Direct(SocketAddr),
     /// Through QEMU's user network; `ssh` leads to the guest's SSH port.
@@ -89,17 +89,19 @@ async fn way<H: Hypervisor + 'static>(
     manager: &VmManager<H>,
     vm: &VmHandle,
     port: u16,
-) -> Result<Option<Way>> {
+) -> Result<Option<PortRoute>> {
     if let NetworkConfig::User(_) = vm.spec.network() {
         let forward = |port: u16| {
             let active = vm.run.iter().flat_map(|run| &run.forwards);
             let mut found = active.filter(|it| it.guest_port.get() == port && it.protocol == Protocol::Tcp);
             found.next().map(|it| reachable(it.host.into()))
         };
-        return Ok(forward(port).zip(forward(SSH)).map(|(port, ssh)| Way::Forward { port, ssh }));
+        return Ok(forward(port).zip(forward(SSH)).map(|(port, ssh)| PortRoute::Forward { port, ssh }));
     }
     match manager.guest_ip(vm.name()).await {
-        Ok(address) => Ok(address.parse().ok().map(|ip: IpAddr| Way::Direct(SocketAddr::new(ip, port)))),
+        Ok(address) => {
+            Ok(address.parse().ok().map(|ip: IpAddr| PortRoute::Direct(SocketAddr::new(ip, port))))
+        }
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
@@ -113,13 +115,13 @@ fn reachable(address: SocketAddr) -> SocketAddr {
     }
 }
 
-impl Way {
+impl PortRoute {
     async fn is_listened_at(self) -> bool {
         match self {
-            Way::Direct(address) => {
+            PortRoute::Direct(address) => {
                 timeout(ANSWER, TcpStream::connect(address)).await.is_ok_and(|connected| connected.is_ok())
             }
-            Way::Forward { port, ssh } => {
+            PortRoute::Forward { port, ssh } => {
                 let began = Instant::now();
                 if timeout(ANSWER, words(ssh)).await.is_err() {
                     return false;
@@ -147,22 +149,22 @@ mod tests {
 
     /// What a user network does with a connection once it has accepted it.
     #[derive(Clone, Copy)]
-    enum Guest {
+    enum FakeUserNetwork {
         Greets,
         Refuses,
         IsSilent,
     }
 
-    fn forward_to(guest: Guest) -> SocketAddr {
+    fn forward_to(guest: FakeUserNetwork) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         thread::spawn(move || {
             let mut held = Vec::new();
             for mut stream in listener.incoming().flatten() {
                 match guest {
-                    Guest::Greets => stream.write_all(b"220 hello\r\n").unwrap(),
-                    Guest::Refuses => continue,
-                    Guest::IsSilent => {}
+                    FakeUserNetwork::Greets => stream.write_all(b"220 hello\r\n").unwrap(),
+                    FakeUserNetwork::Refuses => continue,
+                    FakeUserNetwork::IsSilent => {}
                 }
                 held.push(stream);
             }
@@ -170,28 +172,31 @@ mod tests {
         address
     }
 
-    async fn is_listened_at(port: Guest, ssh: Guest) -> bool {
-        Way::Forward { port: forward_to(port), ssh: forward_to(ssh) }.is_listened_at().await
+    async fn is_listened_at(port: FakeUserNetwork, ssh: FakeUserNetwork) -> bool {
+        PortRoute::Forward { port: forward_to(port), ssh: forward_to(ssh) }.is_listened_at().await
     }
 
     #[tokio::test]
     async fn a_connection_that_stays_open_counts_for_a_guest_that_answers() {
-        for ssh in [Guest::Greets, Guest::Refuses] {
-            assert!(is_listened_at(Guest::IsSilent, ssh).await, "a server that waits for a request");
-            assert!(is_listened_at(Guest::Greets, ssh).await);
-            assert!(!is_listened_at(Guest::Refuses, ssh).await);
+        for ssh in [FakeUserNetwork::Greets, FakeUserNetwork::Refuses] {
+            assert!(
+                is_listened_at(FakeUserNetwork::IsSilent, ssh).await,
+                "a server that waits for a request"
+            );
+            assert!(is_listened_at(FakeUserNetwork::Greets, ssh).await);
+            assert!(!is_listened_at(FakeUserNetwork::Refuses, ssh).await);
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_to_a_guest_that_is_not_there_tells_nothing() {
-        assert!(!is_listened_at(Guest::IsSilent, Guest::IsSilent).await);
+        assert!(!is_listened_at(FakeUserNetwork::IsSilent, FakeUserNetwork::IsSilent).await);
     }
 
     #[tokio::test]
     async fn on_a_network_of_the_hosts_a_connection_tells() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let way = Way::Direct(listener.local_addr().unwrap());
+        let way = PortRoute::Direct(listener.local_addr().unwrap());
         assert!(way.is_listened_at().await);
         drop(listener);
         assert!(!way.is_listened_at().await);

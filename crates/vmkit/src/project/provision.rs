@@ -6,29 +6,29 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::archive::Archive;
-use super::event::{Done, Event, Happening, Listener, Report};
-use super::guests::{GuestInput, Guests};
-use super::inside::Inside;
-use super::look::Found;
+use super::archive::TarArchive;
+use super::event::{EventKind, EventListener, MachineAction, ProjectEvent, ProjectReport};
+use super::guests::{GuestConnector, GuestInput};
+use super::inside::GuestShell;
+use super::look::MachineVm;
 use super::ports;
-use super::provisioned::{Provisioned, StepEnd, StepRecord};
-use super::script::{Script, Token};
-use super::task::{Task, ToDo, Unreadable, What, tasks, to_do};
-use super::up::{Turn, Work};
-use super::{Options, ProjectManager, Provision, chosen, unknown};
+use super::provisioned::{ProvisionRecord, StepEnd, StepRecord};
+use super::script::{GuestScript, TaskToken};
+use super::task::{GuestTask, TaskKind, ToDo, UnreadableSource, tasks, to_do};
+use super::up::{MachineJob, RunContext};
+use super::{ProjectManager, ProjectOptions, ProvisionPolicy, chosen, unknown};
 use crate::boundedlog::BoundedLog;
 use crate::error::{Error, ErrorKind, Result};
 use crate::forwarding::PortForwarding;
 use crate::hypervisor::Hypervisor;
 use crate::lifecycle::VmState;
 use crate::steps::step;
-use crate::vmfile::{MachinePlan, Project, Ready};
+use crate::vmfile::{MachineConfig, Project, ReadyProbes};
 
 /// The longest line that is told as one.
 const MOST_LINE_BYTES: usize = 4096;
 
-impl<H: PortForwarding + 'static, G: Guests> ProjectManager<H, G> {
+impl<H: PortForwarding + 'static, G: GuestConnector> ProjectManager<H, G> {
     /// Provisions machines that run: those that were chosen, and nothing but that.
     ///
     /// # Errors
@@ -37,10 +37,10 @@ impl<H: PortForwarding + 'static, G: Guests> ProjectManager<H, G> {
     pub async fn provision(
         &self,
         project: &Project,
-        what: &Provision,
-        options: &Options,
-        listener: Listener,
-    ) -> Result<Report> {
+        what: &ProvisionPolicy,
+        options: &ProjectOptions,
+        listener: EventListener,
+    ) -> Result<ProjectReport> {
         let machines = chosen(project, &options.machines)?;
         let known: Vec<String> =
             machines.iter().flat_map(|machine| tasks(machine)).map(|task| task.name).collect();
@@ -49,7 +49,7 @@ impl<H: PortForwarding + 'static, G: Guests> ProjectManager<H, G> {
         }
         let _lock = self.lock(project, options, &listener).await?;
         let what = Arc::new(what.clone());
-        let work = Work::new(project, options, listener);
+        let work = RunContext::new(project, options, listener);
         let report = self.in_turn(&work, machines, |mut turn| {
             let what = Arc::clone(&what);
             async move {
@@ -61,11 +61,11 @@ impl<H: PortForwarding + 'static, G: Guests> ProjectManager<H, G> {
     }
 }
 
-impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
-    async fn provision_running(&mut self, what: &Provision) -> Result<()> {
+impl<H: PortForwarding + 'static, G: GuestConnector> MachineJob<H, G> {
+    async fn provision_running(&mut self, what: &ProvisionPolicy) -> Result<()> {
         let state = match self.engine.look(&self.work.project, &self.machine).await? {
-            Found::Vm { vm, .. } => vm.state,
-            Found::Nothing => {
+            MachineVm::Vm { vm, .. } => vm.state,
+            MachineVm::Nothing => {
                 return Err(Error::NotFound { what: "VM", name: self.machine.vm.to_string() });
             }
         };
@@ -82,14 +82,14 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
 
     /// Provisions a running machine, and waits until it is ready.
     pub(super) async fn fit(&mut self) -> Result<()> {
-        let to_do = self.to_do(&Provision::default()).await?;
+        let to_do = self.to_do(&ProvisionPolicy::default()).await?;
         let ready = self.machine.ready.clone();
         if to_do.is_empty() && !asks_guest(&ready) {
             return Ok(());
         }
         let began = Instant::now();
         if !self.machine.is_entered() {
-            self.tell(Happening::Awaiting("its readiness".to_owned()));
+            self.tell(EventKind::Awaiting("its readiness".to_owned()));
             let listens = self.engine.listens(&self.machine, &ready.tcp, began + ready.timeout).await;
             return listens.map_err(bounded);
         }
@@ -97,7 +97,7 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
         let left = ready.timeout.saturating_sub(began.elapsed());
         self.provision(&inside, to_do).await?;
         if !ready.tcp.is_empty() || ready.command.is_some() {
-            self.tell(Happening::Awaiting("its readiness".to_owned()));
+            self.tell(EventKind::Awaiting("its readiness".to_owned()));
             // The steps have limits of their own, so what they took does not count.
             inside.answers(&ready, Instant::now() + left).await.map_err(bounded)?;
         }
@@ -106,7 +106,7 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
 
     /// Returns what is to be done in the guest; files of the host are looked at on a thread that
     /// may wait for them.
-    async fn to_do(&self, what: &Provision) -> Result<Vec<ToDo>> {
+    async fn to_do(&self, what: &ProvisionPolicy) -> Result<Vec<ToDo>> {
         let (kept, what) = (self.kept(), what.clone());
         let mut tasks = tasks(&self.machine);
         if !what.steps.is_empty() {
@@ -114,23 +114,23 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
         }
         let (provisioned, digests) = (kept.provisioned()?, self.work.digests.clone());
         let looked = elsewhere(move || to_do(tasks, &provisioned, what.force, &digests)).await;
-        looked.map_err(Unreadable::into_error)
+        looked.map_err(UnreadableSource::into_error)
     }
 
     /// Waits until the guest can be worked in.
-    async fn enter(&self, deadline: Instant) -> Result<Inside<G::Guest>> {
-        self.tell(Happening::Awaiting("SSH".to_owned()));
+    async fn enter(&self, deadline: Instant) -> Result<GuestShell<G::Guest>> {
+        self.tell(EventKind::Awaiting("SSH".to_owned()));
         let guest = self.engine.shared.guests.enter(&self.machine.vm, deadline).await?;
-        let inside = Inside::new(guest, &self.machine.name);
+        let inside = GuestShell::new(guest, &self.machine.name);
         if self.machine.ready.cloud_init {
-            self.tell(Happening::Awaiting("cloud-init".to_owned()));
+            self.tell(EventKind::Awaiting("cloud-init".to_owned()));
             inside.cloud_init(deadline).await?;
         }
         Ok(inside)
     }
 
     /// Does what is to be done, in order, until something fails.
-    async fn provision(&mut self, inside: &Inside<G::Guest>, to_do: Vec<ToDo>) -> Result<()> {
+    async fn provision(&mut self, inside: &GuestShell<G::Guest>, to_do: Vec<ToDo>) -> Result<()> {
         if to_do.is_empty() {
             return Ok(());
         }
@@ -139,7 +139,7 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
         let mut provisioned = kept.provisioned()?;
         if provisioned.has_loose_ends() {
             if provisioned.was_cut_off() {
-                self.tell(Happening::Awaiting("the end of what was cut off".to_owned()));
+                self.tell(EventKind::Awaiting("the end of what was cut off".to_owned()));
             }
             // Nothing of an earlier time may go on beside what is begun now; what failed may have
             // left something, too.
@@ -147,19 +147,19 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
         }
         for ToDo { task, why, digest, left_out } in to_do {
             let name = task.name.clone();
-            self.tell(Happening::Step { name: name.clone(), why });
+            self.tell(EventKind::Step { name: name.clone(), why });
             for path in left_out {
-                self.tell(Happening::LeftOut { step: name.clone(), path });
+                self.tell(EventKind::LeftOut { step: name.clone(), path });
             }
             let digest = self.digest(&task, digest).await?;
-            let script = task.script(&token()).map_err(Unreadable::into_error)?;
-            let record = |end: StepEnd, provisioned: &mut Provisioned| {
+            let script = task.script(&token()).map_err(UnreadableSource::into_error)?;
+            let record = |end: StepEnd, provisioned: &mut ProvisionRecord| {
                 provisioned.set(&task.key, StepRecord { digest: digest.clone(), end, at: now() });
                 kept.write(provisioned)
             };
             record(StepEnd::Begun, &mut provisioned)?;
             log.append(format!("--- {name}: begun\n").as_bytes());
-            let printer = Printer::new(&name, &self.machine.name, &self.work.listener, &mut log);
+            let printer = StepPrinter::new(&name, &self.machine.name, &self.work.listener, &mut log);
             let ended = self.carry_out(inside, &task, &script, printer).await;
             let end = match &ended {
                 Ok(end) => end.clone(),
@@ -181,41 +181,41 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
                 let (machine, log) = (self.machine.name.clone(), kept.log_path());
                 return Err(Error::Step { machine, step: name, how: how.into(), log });
             }
-            self.done.push(Done::Ran(name));
+            self.done.push(MachineAction::Ran(name));
         }
         Ok(())
     }
 
     /// Returns what a task consists of now, where that was not looked at before.
-    async fn digest(&self, task: &Task, known: Option<String>) -> Result<String> {
+    async fn digest(&self, task: &GuestTask, known: Option<String>) -> Result<String> {
         if let Some(digest) = known {
             return Ok(digest);
         }
         let (task, digests) = (task.clone(), self.work.digests.clone());
-        elsewhere(move || task.digest(&digests)).await.map_err(Unreadable::into_error)
+        elsewhere(move || task.digest(&digests)).await.map_err(UnreadableSource::into_error)
     }
 
     /// Runs one task in the guest; returns how it ended.
     async fn carry_out(
         &self,
-        inside: &Inside<G::Guest>,
-        task: &Task,
-        script: &Script,
-        mut printer: Printer<'_>,
+        inside: &GuestShell<G::Guest>,
+        task: &GuestTask,
+        script: &GuestScript,
+        mut printer: StepPrinter<'_>,
     ) -> Result<StepEnd> {
         step("run a step in the guest").map_err(Error::io("run", &self.machine.name))?;
         let deadline = Instant::now() + task.limit;
         let mut print = |bytes: &[u8]| printer.print(bytes);
         let exit = match &task.what {
-            What::Copy(copy) => {
-                let (input, archive) = Archive::of(copy).map_err(Error::io("archive", &copy.from))?;
+            TaskKind::Copy(copy) => {
+                let (input, archive) = TarArchive::of(copy).map_err(Error::io("archive", &copy.from))?;
                 let exit = inside.run(script, Box::pin(input), &mut print, deadline).await;
                 if let Some((path, error)) = archive.failure().await {
                     return Err(task.unreadable("from", &path, error).into_error());
                 }
                 exit
             }
-            What::Run { .. } => {
+            TaskKind::Run { .. } => {
                 let input: GuestInput = Box::pin(std::io::Cursor::new(script.input.clone()));
                 inside.run_step(script, input, &mut print, deadline).await
             }
@@ -240,7 +240,7 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
 }
 
 /// Returns whether a machine's readiness is asked of its guest.
-pub(super) fn asks_guest(ready: &Ready) -> bool {
+pub(super) fn asks_guest(ready: &ReadyProbes) -> bool {
     ready.ssh || ready.cloud_init || !ready.tcp.is_empty() || ready.command.is_some()
 }
 
@@ -248,7 +248,7 @@ impl<H: Hypervisor + 'static, G> ProjectManager<H, G> {
     /// Waits until a guest that is not entered listens on these ports.
     pub(super) async fn listens(
         &self,
-        machine: &MachinePlan,
+        machine: &MachineConfig,
         ports: &[u16],
         deadline: Instant,
     ) -> Result<()> {
@@ -273,21 +273,21 @@ pub(super) async fn elsewhere<T: Send + 'static>(look: impl FnOnce() -> T + Send
     looked.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
 
-fn token() -> Token {
-    Token::new(Uuid::new_v4().as_u128())
+fn token() -> TaskToken {
+    TaskToken::new(Uuid::new_v4().as_u128())
 }
 
 /// Splits a step's output into lines, for the observer and for the log.
-struct Printer<'a> {
+struct StepPrinter<'a> {
     step: &'a str,
     machine: &'a str,
-    listener: &'a Listener,
+    listener: &'a EventListener,
     log: &'a mut BoundedLog,
     line: Vec<u8>,
 }
 
-impl<'a> Printer<'a> {
-    fn new(step: &'a str, machine: &'a str, listener: &'a Listener, log: &'a mut BoundedLog) -> Self {
+impl<'a> StepPrinter<'a> {
+    fn new(step: &'a str, machine: &'a str, listener: &'a EventListener, log: &'a mut BoundedLog) -> Self {
         Self { step, machine, listener, log, line: Vec::new() }
     }
 
@@ -312,8 +312,8 @@ impl<'a> Printer<'a> {
         let line = String::from_utf8_lossy(&self.line).trim_end_matches('\r').to_owned();
         self.line.clear();
         self.log.append(format!("{line}\n").as_bytes());
-        let what = Happening::Output { step: self.step.to_owned(), line };
-        (self.listener)(Event { machine: Some(self.machine.to_owned()), what });
+        let what = EventKind::Output { step: self.step.to_owned(), line };
+        (self.listener)(ProjectEvent { machine: Some(self.machine.to_owned()), what });
     }
 }
 

@@ -9,12 +9,12 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::vmfile::Run;
+use crate::vmfile::RunPolicy;
 
 /// The steps that were begun on one machine, by their names.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Provisioned {
+pub(super) struct ProvisionRecord {
     version: u32,
     steps: BTreeMap<String, StepRecord>,
 }
@@ -59,7 +59,7 @@ impl StepEnd {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
-pub enum Why {
+pub enum StepReason {
     /// It never was.
     New,
     /// It was started, and its end was not recorded.
@@ -74,33 +74,33 @@ pub enum Why {
     Forced,
 }
 
-impl Why {
+impl StepReason {
     /// Returns it in a word or two, such as `cut off`.
     pub fn as_str(&self) -> &'static str {
         match self {
-            Why::New => "new",
-            Why::CutOff => "cut off",
-            Why::Failed => "failed before",
-            Why::Changed => "changed",
-            Why::Always => "every time",
-            Why::Forced => "forced",
+            StepReason::New => "new",
+            StepReason::CutOff => "cut off",
+            StepReason::Failed => "failed before",
+            StepReason::Changed => "changed",
+            StepReason::Always => "every time",
+            StepReason::Forced => "forced",
         }
     }
 }
 
-impl fmt::Display for Why {
+impl fmt::Display for StepReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.as_str())
     }
 }
 
-impl Default for Provisioned {
+impl Default for ProvisionRecord {
     fn default() -> Self {
         Self { version: Self::VERSION, steps: BTreeMap::new() }
     }
 }
 
-impl Provisioned {
+impl ProvisionRecord {
     /// The version that this vmkit writes, and the newest that it reads.
     const VERSION: u32 = 1;
 
@@ -110,12 +110,12 @@ impl Provisioned {
     /// `Record` for what is not one, or is of a newer version.
     pub(super) fn decode(path: &Path, bytes: &[u8]) -> Result<Self> {
         #[derive(Deserialize)]
-        struct Version {
+        struct RecordVersion {
             version: u32,
         }
         let refused = |problem: String| Error::Record { path: path.to_owned(), problem };
         let read = |error: serde_json::Error| refused(format!("this is no record of provisioning: {error}"));
-        let Version { version } = serde_json::from_slice(bytes).map_err(read)?;
+        let RecordVersion { version } = serde_json::from_slice(bytes).map_err(read)?;
         if version > Self::VERSION {
             let newest = Self::VERSION;
             return Err(refused(format!(
@@ -139,16 +139,18 @@ impl Provisioned {
     pub(super) fn why<E>(
         &self,
         step: &str,
-        run: Run,
+        run: RunPolicy,
         digest: impl FnOnce() -> std::result::Result<String, E>,
-    ) -> std::result::Result<Option<Why>, E> {
-        let Some(record) = self.steps.get(step) else { return Ok(Some(Why::New)) };
+    ) -> std::result::Result<Option<StepReason>, E> {
+        let Some(record) = self.steps.get(step) else { return Ok(Some(StepReason::New)) };
         Ok(match (&record.end, run) {
-            (StepEnd::Begun | StepEnd::CutOff(_), _) => Some(Why::CutOff),
-            (StepEnd::Failed(_), _) => Some(Why::Failed),
-            (StepEnd::Done, Run::Once) => None,
-            (StepEnd::Done, Run::Always) => Some(Why::Always),
-            (StepEnd::Done, Run::Changed) => (digest()? != record.digest).then_some(Why::Changed),
+            (StepEnd::Begun | StepEnd::CutOff(_), _) => Some(StepReason::CutOff),
+            (StepEnd::Failed(_), _) => Some(StepReason::Failed),
+            (StepEnd::Done, RunPolicy::Once) => None,
+            (StepEnd::Done, RunPolicy::Always) => Some(StepReason::Always),
+            (StepEnd::Done, RunPolicy::Changed) => {
+                (digest()? != record.digest).then_some(StepReason::Changed)
+            }
         })
     }
 
@@ -179,8 +181,8 @@ mod tests {
     use super::*;
     use std::convert::Infallible;
 
-    fn why(end: StepEnd, run: Run, digest: &str) -> Option<Why> {
-        let mut provisioned = Provisioned::default();
+    fn why(end: StepEnd, run: RunPolicy, digest: &str) -> Option<StepReason> {
+        let mut provisioned = ProvisionRecord::default();
         provisioned.set("install", StepRecord { digest: "a".into(), end, at: 0 });
         let Ok(why) = provisioned.why("install", run, || Ok::<_, Infallible>(digest.to_owned()));
         why
@@ -189,9 +191,9 @@ mod tests {
     #[test]
     fn a_step_is_run_again_as_its_rule_says() {
         for (run, same, other) in [
-            (Run::Once, None, None),
-            (Run::Changed, None, Some(Why::Changed)),
-            (Run::Always, Some(Why::Always), Some(Why::Always)),
+            (RunPolicy::Once, None, None),
+            (RunPolicy::Changed, None, Some(StepReason::Changed)),
+            (RunPolicy::Always, Some(StepReason::Always), Some(StepReason::Always)),
         ] {
             assert_eq!(why(StepEnd::Done, run, "a"), same);
             assert_eq!(why(StepEnd::Done, run, "b"), other);
@@ -200,25 +202,26 @@ mod tests {
 
     #[test]
     fn a_step_that_did_not_succeed_is_run_again_whatever_its_rule() {
-        for run in [Run::Once, Run::Changed, Run::Always] {
-            assert_eq!(why(StepEnd::Begun, run, "a"), Some(Why::CutOff));
-            assert_eq!(why(StepEnd::CutOff("the guest is gone".into()), run, "a"), Some(Why::CutOff));
-            assert_eq!(why(StepEnd::Failed("exit code 1".into()), run, "a"), Some(Why::Failed));
-            let Ok(new) = Provisioned::default().why("install", run, || Ok::<_, Infallible>(String::new()));
-            assert_eq!(new, Some(Why::New));
+        for run in [RunPolicy::Once, RunPolicy::Changed, RunPolicy::Always] {
+            assert_eq!(why(StepEnd::Begun, run, "a"), Some(StepReason::CutOff));
+            assert_eq!(why(StepEnd::CutOff("the guest is gone".into()), run, "a"), Some(StepReason::CutOff));
+            assert_eq!(why(StepEnd::Failed("exit code 1".into()), run, "a"), Some(StepReason::Failed));
+            let Ok(new) =
+                ProvisionRecord::default().why("install", run, || Ok::<_, Infallible>(String::new()));
+            assert_eq!(new, Some(StepReason::New));
         }
     }
 
     #[test]
     fn a_record_survives_its_bytes_and_a_newer_one_is_refused() {
-        let mut provisioned = Provisioned::default();
+        let mut provisioned = ProvisionRecord::default();
         let end = StepEnd::Failed("exit code 3".into());
         provisioned.set("install", StepRecord { digest: "a".into(), end, at: 7 });
         let (path, bytes) = (Path::new("/p.json"), provisioned.encode());
-        assert_eq!(Provisioned::decode(path, &bytes).unwrap(), provisioned);
+        assert_eq!(ProvisionRecord::decode(path, &bytes).unwrap(), provisioned);
         let newer = String::from_utf8(bytes).unwrap().replace("\"version\": 1", "\"version\": 2");
-        let error = Provisioned::decode(path, newer.as_bytes()).unwrap_err().to_string();
+        let error = ProvisionRecord::decode(path, newer.as_bytes()).unwrap_err().to_string();
         assert!(error.contains("version 2") && error.contains("reads up to 1"), "{error}");
-        assert!(Provisioned::decode(path, b"[]").unwrap_err().to_string().starts_with("/p.json: "));
+        assert!(ProvisionRecord::decode(path, b"[]").unwrap_err().to_string().starts_with("/p.json: "));
     }
 }

@@ -2,16 +2,16 @@
 
 use std::sync::Arc;
 
-use super::event::{End, Listener, MachineReport, Report};
-use super::look::Found;
+use super::event::{EventListener, MachineOutcome, MachineReport, ProjectReport};
+use super::look::MachineVm;
 use super::plan::{PlannedAction, action, changes_of};
-use super::up::{Makings, Turn, Work};
-use super::{Guests, Options, ProjectManager, chosen};
+use super::up::{MachineJob, RunContext, VmInputs};
+use super::{GuestConnector, ProjectManager, ProjectOptions, chosen};
 use crate::error::Result;
 use crate::forwarding::PortForwarding;
 use crate::vmfile::Project;
 
-impl<H: PortForwarding + 'static, G: Guests> ProjectManager<H, G> {
+impl<H: PortForwarding + 'static, G: GuestConnector> ProjectManager<H, G> {
     /// Shuts down the machines that were chosen and brings them up again, as [`up`](Self::up) does,
     /// with what the file changed.
     ///
@@ -20,17 +20,22 @@ impl<H: PortForwarding + 'static, G: Guests> ProjectManager<H, G> {
     ///
     /// # Errors
     /// Those of [`up`](Self::up).
-    pub async fn reload(&self, project: &Project, options: &Options, listener: Listener) -> Result<Report> {
+    pub async fn reload(
+        &self,
+        project: &Project,
+        options: &ProjectOptions,
+        listener: EventListener,
+    ) -> Result<ProjectReport> {
         let machines = chosen(project, &options.machines)?;
         let _lock = self.lock(project, options, &listener).await?;
-        let work = Work::new(project, options, listener);
+        let work = RunContext::new(project, options, listener);
         let mut fit = Vec::new();
         let mut refused = Vec::new();
         // Held to the end: the image that a machine is recreated from stays there meanwhile.
         let mut makings = Vec::new();
         self.check_paths(&work, &machines, true).await?;
         for machine in machines {
-            let mut turn = Turn::new(self, &work, machine);
+            let mut turn = MachineJob::new(self, &work, machine);
             match turn.check().await {
                 Ok(found) => {
                     makings.extend(found);
@@ -41,7 +46,10 @@ impl<H: PortForwarding + 'static, G: Guests> ProjectManager<H, G> {
         }
         let stopped = self.take_down(&work, fit.clone(), false).await;
         let is_down = |name: &str| {
-            stopped.machines.iter().any(|report| report.machine == name && matches!(report.end, End::Fine))
+            stopped
+                .machines
+                .iter()
+                .any(|report| report.machine == name && matches!(report.end, MachineOutcome::Fine))
         };
         fit.retain(|machine| is_down(&machine.name));
         let mut started = self.bring_up(&work, fit).await;
@@ -63,12 +71,14 @@ impl<H: PortForwarding + 'static, G: Guests> ProjectManager<H, G> {
     }
 }
 
-impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
+impl<H: PortForwarding + 'static, G: GuestConnector> MachineJob<H, G> {
     /// Checks whether the machine could be brought up again; returns what it would be recreated
     /// from, if it would be.
-    async fn check(&mut self) -> Result<Option<Makings>> {
+    async fn check(&mut self) -> Result<Option<VmInputs>> {
         let project = Arc::clone(&self.work.project);
-        let Found::Vm { vm, .. } = self.engine.look(&project, &self.machine).await? else { return Ok(None) };
+        let MachineVm::Vm { vm, .. } = self.engine.look(&project, &self.machine).await? else {
+            return Ok(None);
+        };
         let changes = changes_of(&project, &self.machine, &vm)?;
         match action(&vm.state, &changes) {
             PlannedAction::Recreate if self.work.options.recreate => self.makings_anew().await.map(Some),

@@ -17,11 +17,11 @@
 //! before all of it is there: a script comes with its length, an archive has a last entry.
 
 use super::script_text::ScriptText;
-use crate::vmfile::{Copy, Step};
+use crate::vmfile::{CopySpec, ProvisionStep};
 
 /// What is said to a guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Script {
+pub(super) struct GuestScript {
     /// The guest's user that it runs as; the login user if none is named.
     pub(super) user: Option<String>,
     /// The program and its arguments.
@@ -34,9 +34,9 @@ pub(super) struct Script {
 
 /// The name of a task that is about to be told, which no other ever has.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Token(String);
+pub(super) struct TaskToken(String);
 
-impl Token {
+impl TaskToken {
     /// Creates the token of this number.
     pub(super) fn new(number: u128) -> Self {
         Self(format!("vmkit-step-{number:032x}"))
@@ -190,7 +190,12 @@ done
 "#;
 
 /// Returns how a step is told, with the script that it runs; `name` is what a person knows that by.
-pub(super) fn of_step(step: &Step, script: &ScriptText, name: &str, token: &Token) -> Script {
+pub(super) fn of_step(
+    step: &ProvisionStep,
+    script: &ScriptText,
+    name: &str,
+    token: &TaskToken,
+) -> GuestScript {
     let mut input: Vec<u8> = step
         .env
         .iter()
@@ -209,46 +214,46 @@ pub(super) fn of_step(step: &Step, script: &ScriptText, name: &str, token: &Toke
     };
     let arguments = [dir, name.to_owned(), path, argument, started];
     let argv = led(RUN, token, lengths.into_iter().chain(arguments));
-    Script { user: Some(step.user.clone()), argv, input, token: Some(token.0.clone()) }
+    GuestScript { user: Some(step.user.clone()), argv, input, token: Some(token.0.clone()) }
 }
 
 /// Returns how a copy is told; the archive is what is sent.
-pub(super) fn of_copy(copy: &Copy, token: &Token) -> Script {
+pub(super) fn of_copy(copy: &CopySpec, token: &TaskToken) -> GuestScript {
     let owner = copy.owner.clone().unwrap_or_else(|| ROOT.to_owned());
     let argv = led(COPY, token, [copy.to.clone(), owner]);
-    Script { user: Some(ROOT.to_owned()), argv, input: Vec::new(), token: None }
+    GuestScript { user: Some(ROOT.to_owned()), argv, input: Vec::new(), token: None }
 }
 
 /// Returns how a command of the file, a text for the shell, is told.
-pub(super) fn of_command(text: &str) -> Script {
+pub(super) fn of_command(text: &str) -> GuestScript {
     let argv = ["/bin/sh", "-c", text].map(str::to_owned).to_vec();
-    Script { user: Some(ROOT.to_owned()), argv, input: Vec::new(), token: None }
+    GuestScript { user: Some(ROOT.to_owned()), argv, input: Vec::new(), token: None }
 }
 
 /// Returns the script that ends the interrupted tasks in a guest.
-pub(super) fn of_end(user: Option<&str>) -> Script {
-    Script { user: user.map(str::to_owned), argv: shell(END, []), input: Vec::new(), token: None }
+pub(super) fn of_end(user: Option<&str>) -> GuestScript {
+    GuestScript { user: user.map(str::to_owned), argv: shell(END, []), input: Vec::new(), token: None }
 }
 
 /// Returns how a guest is asked whether something listens on a TCP port: the kernel's own list is
 /// read, so that nothing has to be connected to, nor installed.
 ///
 /// Source: proc(5), `/proc/net/tcp`; the state 0A is `LISTEN`.
-pub(super) fn listens(port: u16) -> Script {
+pub(super) fn listens(port: u16) -> GuestScript {
     let text = format!(
         "if [ -r /proc/net/tcp ]
 then cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | grep -q ':{port:04X} [0-9A-F]*:0000 0A '
 else nc -z 127.0.0.1 {port}
 fi"
     );
-    Script { user: None, ..of_command(&text) }
+    GuestScript { user: None, ..of_command(&text) }
 }
 
 /// The user for tasks without a user.
 pub(super) const ROOT: &str = "root";
 
 /// Returns the command line that begins a text as a group of its own.
-fn led(text: &str, token: &Token, arguments: impl IntoIterator<Item = String>) -> Vec<String> {
+fn led(text: &str, token: &TaskToken, arguments: impl IntoIterator<Item = String>) -> Vec<String> {
     let lead = format!("{}\n{}", LEAD.trim(), text.trim());
     shell(BEGIN, [token.0.clone(), lead].into_iter().chain(arguments))
 }

@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 
 use crate::project::archive;
 
-fn token() -> Token {
-    Token::new(uuid::Uuid::new_v4().as_u128())
+fn token() -> TaskToken {
+    TaskToken::new(uuid::Uuid::new_v4().as_u128())
 }
 
-fn step(env: &[(&str, &str)], dir: Option<&str>) -> Step {
+fn step(env: &[(&str, &str)], dir: Option<&str>) -> ProvisionStep {
     let text = format!(
         "version = 1\n[machine.web]\nimage = 'a'\n[[machine.web.provision]]\nname = 's'\nshell = 'x'\n{}",
         dir.map(|dir| format!("dir = '{dir}'\n")).unwrap_or_default()
@@ -28,14 +28,14 @@ fn step(env: &[(&str, &str)], dir: Option<&str>) -> Step {
 }
 
 /// A guest with this host's own shell, and a `/tmp` of its own.
-struct Guest(tempfile::TempDir);
+struct ShellGuest(tempfile::TempDir);
 
-impl Guest {
+impl ShellGuest {
     fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
 
-    fn begin(&self, script: &Script) -> Child {
+    fn begin(&self, script: &GuestScript) -> Child {
         let tmp = self.0.path().display();
         let own = |word: &String| {
             let word = word.replace("at=/tmp/", &format!("at={tmp}/"));
@@ -50,7 +50,7 @@ impl Guest {
             .unwrap()
     }
 
-    fn run(&self, script: &Script) -> Output {
+    fn run(&self, script: &GuestScript) -> Output {
         let mut child = self.begin(script);
         // It may end before it has read everything.
         let _ = child.stdin.take().unwrap().write_all(&script.input);
@@ -58,7 +58,7 @@ impl Guest {
     }
 
     /// Starts a step and returns after its first line of output.
-    fn begun(&self, text: &str, token: &Token) -> Child {
+    fn begun(&self, text: &str, token: &TaskToken) -> Child {
         let script = told(&step(&[], None), text.as_bytes(), token);
         let mut child = self.begin(&script);
         child.stdin.take().unwrap().write_all(&script.input).unwrap();
@@ -67,7 +67,7 @@ impl Guest {
         child
     }
 
-    fn folder(&self, token: &Token) -> PathBuf {
+    fn folder(&self, token: &TaskToken) -> PathBuf {
         self.0.path().join(&token.0)
     }
 
@@ -76,14 +76,14 @@ impl Guest {
     }
 }
 
-fn run(script: &Script) -> Output {
-    let guest = Guest::new();
+fn run(script: &GuestScript) -> Output {
+    let guest = ShellGuest::new();
     let output = guest.run(script);
     assert_eq!(guest.left(), 0, "nothing is left behind");
     output
 }
 
-fn told(step: &Step, text: &[u8], token: &Token) -> Script {
+fn told(step: &ProvisionStep, text: &[u8], token: &TaskToken) -> GuestScript {
     of_step(step, &ScriptText::parse(text).unwrap(), "the script", token)
 }
 
@@ -92,7 +92,7 @@ fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).split('\0').next().unwrap().to_owned()
 }
 
-fn run_step(step: &Step, text: &[u8]) -> (Option<i32>, String) {
+fn run_step(step: &ProvisionStep, text: &[u8]) -> (Option<i32>, String) {
     let output = run(&told(step, text, &token()));
     (output.status.code(), said(&output))
 }
@@ -161,7 +161,7 @@ fn a_hostile_environment_arrives_as_it_is() {
 
 #[test]
 fn a_script_has_no_input_and_leaves_nothing() {
-    let (guest, token) = (Guest::new(), token());
+    let (guest, token) = (ShellGuest::new(), token());
     let output = guest.run(&told(&step(&[], Some("/")), b"cat; pwd; echo $0", &token));
     let said = said(&output);
     let lines: Vec<&str> = said.lines().collect();
@@ -182,7 +182,7 @@ fn a_script_that_is_cut_off_anywhere_is_not_run() {
     let text = format!("touch {0}/one\ntouch {0}/two\n", marker.path().display());
     let whole = told(&step(&[("A", "b")], None), text.as_bytes(), &token());
     for length in 0..whole.input.len() {
-        let cut = Script { input: whole.input[..length].to_vec(), ..whole.clone() };
+        let cut = GuestScript { input: whole.input[..length].to_vec(), ..whole.clone() };
         let output = run(&cut);
         assert!(!output.status.success(), "{length}: {output:?}");
         assert_eq!(fs::read_dir(marker.path()).unwrap().count(), 0, "{length}");
@@ -206,7 +206,7 @@ fn a_task_that_was_cut_off_is_ended_with_all_that_it_began() {
          echo; wait",
         pids.display()
     );
-    let guest = Guest::new();
+    let guest = ShellGuest::new();
     let mut child = guest.begun(&text, &token());
     // As with a broken connection: the waiting process is gone, the rest goes on.
     child.kill().unwrap();
@@ -224,7 +224,7 @@ fn a_task_that_was_cut_off_is_ended_with_all_that_it_began() {
 #[test]
 fn what_ended_by_itself_and_what_is_somebody_elses_is_left_alone() {
     let mut other = Command::new("sleep").arg("600").spawn().unwrap();
-    let guest = Guest::new();
+    let guest = ShellGuest::new();
     for group in [other.id().to_string(), "rubbish -1\n".to_owned()] {
         let folder = guest.folder(&token());
         fs::create_dir(&folder).unwrap();
@@ -240,7 +240,7 @@ fn what_ended_by_itself_and_what_is_somebody_elses_is_left_alone() {
 
 #[test]
 fn a_task_whose_folder_is_gone_does_not_begin() {
-    let (guest, token, temp) = (Guest::new(), token(), tempfile::tempdir().unwrap());
+    let (guest, token, temp) = (ShellGuest::new(), token(), tempfile::tempdir().unwrap());
     let (folder, marker) = (guest.folder(&token), temp.path().join("ran"));
     let text = format!("touch {}", marker.display());
     let script = told(&step(&[], None), text.as_bytes(), &token);
@@ -254,7 +254,7 @@ fn a_task_whose_folder_is_gone_does_not_begin() {
     assert!(!marker.exists());
 }
 
-fn copy_of(from: &Path, to: &Path, mode: Option<u32>) -> Copy {
+fn copy_of(from: &Path, to: &Path, mode: Option<u32>) -> CopySpec {
     let text = format!(
         "version = 1\n[machine.web]\nimage = 'a'\nfiles = [{{ from = {from:?}, to = {to:?}, owner = '{}' }}]\n",
         rustix::process::geteuid().as_raw()
@@ -265,7 +265,7 @@ fn copy_of(from: &Path, to: &Path, mode: Option<u32>) -> Copy {
     copy
 }
 
-fn archive_of(copy: &Copy) -> Vec<u8> {
+fn archive_of(copy: &CopySpec) -> Vec<u8> {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     archive::write(File::create(file.path()).unwrap(), copy).unwrap();
     let mut bytes = Vec::new();
@@ -275,7 +275,7 @@ fn archive_of(copy: &Copy) -> Vec<u8> {
 
 fn copied(from: &Path, to: &Path) -> Output {
     let copy = copy_of(from, to, None);
-    run(&Script { input: archive_of(&copy), ..of_copy(&copy, &token()) })
+    run(&GuestScript { input: archive_of(&copy), ..of_copy(&copy, &token()) })
 }
 
 fn mode(path: PathBuf) -> u32 {
@@ -371,13 +371,13 @@ fn a_copy_that_is_cut_off_anywhere_changes_nothing() {
         for padding in [0, 1024] {
             let mut input = whole[..length].to_vec();
             input.resize(length + padding, 0);
-            let output = run(&Script { input, ..of_copy(&copy, &token()) });
+            let output = run(&GuestScript { input, ..of_copy(&copy, &token()) });
             assert!(!output.status.success(), "{length}: {output:?}");
             assert_eq!(fs::read_dir(at("guest/to")).unwrap().count(), 0, "{length}");
             assert_eq!(fs::read_dir(at("guest")).unwrap().count(), 1, "{length}");
         }
     }
-    assert!(run(&Script { input: whole, ..of_copy(&copy, &token()) }).status.success());
+    assert!(run(&GuestScript { input: whole, ..of_copy(&copy, &token()) }).status.success());
     assert_eq!(fs::read_dir(at("guest/to")).unwrap().count(), 3);
 }
 
@@ -399,7 +399,7 @@ fn an_archive_with_a_file_that_became_shorter_has_no_last_entry() {
     reader.read_to_end(&mut input).unwrap();
     let (path, error) = written.join().unwrap().unwrap_err();
     assert!(path == from && error.to_string().contains("became shorter"), "{error}");
-    let output = run(&Script { input, ..of_copy(&copy, &token()) });
+    let output = run(&GuestScript { input, ..of_copy(&copy, &token()) });
     assert!(!output.status.success() && !temp.path().join("to").exists(), "{output:?}");
 }
 
@@ -454,7 +454,7 @@ fn an_archive_has_what_was_read_of_a_file_whatever_its_length_is_said_to_be() {
         let archive = archive_of(&copy_of(&at("logs"), &at("to"), None));
         ends.store(true, Ordering::Relaxed);
         let copy = copy_of(&at("logs"), &at("to"), None);
-        let output = run(&Script { input: archive, ..of_copy(&copy, &token()) });
+        let output = run(&GuestScript { input: archive, ..of_copy(&copy, &token()) });
         assert!(output.status.success(), "{output:?}");
     });
     for name in ["to/small", "to/large"] {

@@ -9,14 +9,14 @@
 pub(super) struct ScriptText {
     pub(super) bytes: Vec<u8>,
     /// What its `#!` names; `/bin/sh -e` runs it without one.
-    pub(super) interpreter: Option<Interpreter>,
+    pub(super) interpreter: Option<ScriptInterpreter>,
 }
 
 /// What stands behind `#!`, as Linux reads it: a path, and all the rest as one argument.
 ///
 /// Source: execve(2), "Interpreter scripts".
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Interpreter {
+pub(super) struct ScriptInterpreter {
     pub(super) path: String,
     pub(super) argument: Option<String>,
 }
@@ -54,7 +54,7 @@ impl ScriptText {
         };
         let interpreter = match bytes.strip_prefix(b"#!") {
             Some(rest) => {
-                Some(Interpreter::parse(rest.split(|byte| *byte == b'\n').next().unwrap_or_default())?)
+                Some(ScriptInterpreter::parse(rest.split(|byte| *byte == b'\n').next().unwrap_or_default())?)
             }
             None => None,
         };
@@ -74,14 +74,14 @@ impl ScriptText {
     /// Returns the program that runs it, for messages.
     pub(super) fn runner(&self) -> String {
         match &self.interpreter {
-            Some(Interpreter { path, argument: Some(argument) }) => format!("{path} {argument}"),
-            Some(Interpreter { path, argument: None }) => path.clone(),
+            Some(ScriptInterpreter { path, argument: Some(argument) }) => format!("{path} {argument}"),
+            Some(ScriptInterpreter { path, argument: None }) => path.clone(),
             None => "/bin/sh -e".to_owned(),
         }
     }
 }
 
-impl Interpreter {
+impl ScriptInterpreter {
     fn parse(line: &[u8]) -> Result<Self, String> {
         let wrong = |why: String| Err(format!("line 1: {why}"));
         let Ok(line) = str::from_utf8(line) else { return wrong("`#!` names no UTF-8 path".to_owned()) };

@@ -5,12 +5,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::io::AsyncReadExt;
 use tokio::time::{Instant, timeout_at};
 
-use super::guests::{Guest, GuestInput, GuestOutput, Guests};
+use super::guests::{ConnectedGuest, GuestConnector, GuestInput, GuestOutput};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hypervisor::Hypervisor;
 use crate::manager::{self, VmManager};
 use crate::spec::VmName;
-use crate::ssh::{Event, Exit, Login, Session};
+use crate::ssh::{GuestExitStatus, LoginOptions, ProcessEvent, Session};
 
 /// How much of what is sent is read at once.
 const CHUNK_BYTES: usize = 32 << 10;
@@ -49,23 +49,23 @@ impl<H: Hypervisor + 'static> SshGuests<H> {
     }
 }
 
-impl<H: Hypervisor + 'static> Guests for SshGuests<H> {
+impl<H: Hypervisor + 'static> GuestConnector for SshGuests<H> {
     type Guest = SshGuest<H>;
 
     async fn enter(&self, vm: &VmName, deadline: Instant) -> Result<SshGuest<H>> {
         // Without a key of vmkit's own in the VM no waiting helps; anything else may still come.
-        match self.manager.ssh_target(vm, &Login::default()).await {
+        match self.manager.ssh_target(vm, &LoginOptions::default()).await {
             Err(error) if error.kind() == ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let session = self.manager.enter(vm, deadline, manager::Guest::Known, &mut |_| ()).await?;
+        let session = self.manager.enter(vm, deadline, manager::GuestAge::Known, &mut |_| ()).await?;
         let user = session.user().to_owned();
         let session = Mutex::new(Some(Arc::new(session)));
         Ok(SshGuest { manager: self.manager.clone(), vm: vm.clone(), session, user })
     }
 }
 
-impl<H: Hypervisor + 'static> Guest for SshGuest<H> {
+impl<H: Hypervisor + 'static> ConnectedGuest for SshGuest<H> {
     fn user(&self) -> &str {
         &self.user
     }
@@ -86,7 +86,7 @@ impl<H: Hypervisor + 'static> Guest for SshGuest<H> {
         mut input: GuestInput,
         output: GuestOutput<'_>,
         deadline: Instant,
-    ) -> Result<Exit> {
+    ) -> Result<GuestExitStatus> {
         let began = Instant::now();
         let session = self.session()?;
         let (mut to, mut from) = session.spawn_own(&argv, deadline).await?.split();
@@ -104,13 +104,13 @@ impl<H: Hypervisor + 'static> Guest for SshGuest<H> {
                 }
             }
             let _ = to.end().await;
-            std::future::pending::<Exit>().await
+            std::future::pending::<GuestExitStatus>().await
         };
         let listen = async {
             loop {
                 match from.next().await? {
-                    Event::Stdout(bytes) | Event::Stderr(bytes) => output(&bytes),
-                    Event::Ended(exit) => return Ok(exit),
+                    ProcessEvent::Stdout(bytes) | ProcessEvent::Stderr(bytes) => output(&bytes),
+                    ProcessEvent::Ended(exit) => return Ok(exit),
                 }
             }
         };

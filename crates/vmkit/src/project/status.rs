@@ -7,22 +7,22 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
-use super::inside::Inside;
-use super::kept::Kept;
-use super::look::{Found, found};
+use super::inside::GuestShell;
+use super::kept::MachineFiles;
+use super::look::{MachineVm, found};
 use super::plan::pending;
 use super::provision::{asks_guest, elsewhere};
 use super::provisioned::StepEnd;
-use super::task::{Digests, Task, Unreadable, tasks, to_do};
-use super::{Guests, Options, PlannedStep, ProjectManager, chosen};
+use super::task::{DigestCache, GuestTask, UnreadableSource, tasks, to_do};
+use super::{GuestConnector, PlannedStep, ProjectManager, ProjectOptions, chosen};
 use crate::deadline::later;
 use crate::error::{Error, Result};
 use crate::handle::VmHandle;
 use crate::hypervisor::Hypervisor;
 use crate::lifecycle::VmState;
-use crate::manager::Listed;
+use crate::manager::VmEntry;
 use crate::spec::VmName;
-use crate::vmfile::{MachinePlan, Project};
+use crate::vmfile::{MachineConfig, Project};
 
 /// How many guests are asked at the same time whether they are ready. Each takes a watch of the
 /// system's, and a user has 128 of them as a rule.
@@ -47,9 +47,9 @@ pub struct MachineStatus {
     pub ready: Option<bool>,
     /// Which of it is not true, the first that was asked; `None` where all of it is, or it does not
     /// run.
-    pub unready: Option<Unready>,
+    pub unready: Option<NotReady>,
     /// How far its provisioning came; `None` where there is no VM, or its files can't be read.
-    pub provisioning: Option<Provisioning>,
+    pub provisioning: Option<ProvisioningStatus>,
     /// The fields that were changed while it ran, and count from its next start on.
     pub pending: Vec<String>,
 }
@@ -57,7 +57,7 @@ pub struct MachineStatus {
 /// What a machine lacks to be ready.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Unready {
+pub struct NotReady {
     /// What was asked, as the file's `ready` has it: `ssh`, `cloud_init`, `tcp 80` or `command`.
     pub probe: String,
     /// How that ended.
@@ -67,7 +67,7 @@ pub struct Unready {
 /// How far the provisioning of a machine came.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Provisioning {
+pub struct ProvisioningStatus {
     /// The copies and steps that are done.
     pub done: Vec<String>,
     /// Those that the next `up` would run; one that is run every time is among them although it is
@@ -77,7 +77,7 @@ pub struct Provisioning {
     pub failed: Option<(String, String)>,
 }
 
-impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
+impl<H: Hypervisor + 'static, G: GuestConnector> ProjectManager<H, G> {
     /// Returns how the machines are that were chosen, in the order of the file. Changes nothing.
     ///
     /// `patience` bounds how long a guest is asked whether it is ready; they are asked at the same
@@ -88,13 +88,13 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
     pub async fn status(
         &self,
         project: &Project,
-        options: &Options,
+        options: &ProjectOptions,
         patience: Duration,
     ) -> Result<Vec<MachineStatus>> {
         let machines = chosen(project, &options.machines)?;
         let mut listed = self.manager().list().await?;
         let turns = Arc::new(Semaphore::new(ASKED_AT_ONCE));
-        let digests = Digests::default();
+        let digests = DigestCache::default();
         // They end with this call.
         let mut asked = JoinSet::new();
         for (index, machine) in machines.into_iter().enumerate() {
@@ -115,9 +115,9 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
     async fn status_of(
         &self,
         project: &Project,
-        machine: &MachinePlan,
-        listed: Option<Listed>,
-        digests: Digests,
+        machine: &MachineConfig,
+        listed: Option<VmEntry>,
+        digests: DigestCache,
         patience: Duration,
     ) -> MachineStatus {
         let mut status = MachineStatus {
@@ -130,15 +130,15 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
             provisioning: None,
             pending: Vec::new(),
         };
-        let vm = match listed.map_or(Ok(Found::Nothing), |listed| found(project, machine, listed)) {
-            Ok(Found::Vm { vm, .. }) => vm,
-            Ok(Found::Nothing) => return status,
+        let vm = match listed.map_or(Ok(MachineVm::Nothing), |listed| found(project, machine, listed)) {
+            Ok(MachineVm::Vm { vm, .. }) => vm,
+            Ok(MachineVm::Nothing) => return status,
             Err(error) => {
                 status.handle = Err(error);
                 return status;
             }
         };
-        let kept = Kept::of(self.manager().home(), &machine.vm);
+        let kept = MachineFiles::of(self.manager().home(), &machine.vm);
         let tasks = tasks(machine);
         status.provisioning = elsewhere(move || provisioning(tasks, &kept, &digests)).await.ok();
         status.pending = pending(&vm);
@@ -155,7 +155,7 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
     ///
     /// # Errors
     /// With the first of what the file's `ready` asks for that is not true.
-    async fn ready(&self, machine: &MachinePlan, patience: Duration) -> Result<(), Unready> {
+    async fn ready(&self, machine: &MachineConfig, patience: Duration) -> Result<(), NotReady> {
         let mut probe = "ssh".to_owned();
         let end = later(patience);
         // What is asked has a little less time, to say itself what it has waited for.
@@ -165,11 +165,11 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
             Ok(Err(error)) => said(error, patience),
             Err(_) => format!("no answer within {:.1} s", patience.as_secs_f64()),
         };
-        Err(Unready { probe, how })
+        Err(NotReady { probe, how })
     }
 
     /// Asks for one thing after the other, and notes in `probe` for which.
-    async fn probe(&self, machine: &MachinePlan, probe: &mut String, deadline: Instant) -> Result<()> {
+    async fn probe(&self, machine: &MachineConfig, probe: &mut String, deadline: Instant) -> Result<()> {
         let ready = &machine.ready;
         if !asks_guest(ready) {
             return Ok(());
@@ -182,7 +182,7 @@ impl<H: Hypervisor + 'static, G: Guests> ProjectManager<H, G> {
             return Ok(());
         }
         let guest = self.shared.guests.enter(&machine.vm, deadline).await?;
-        let inside = Inside::new(guest, &machine.name);
+        let inside = GuestShell::new(guest, &machine.name);
         if ready.cloud_init {
             *probe = "cloud_init".to_owned();
             inside.cloud_init(deadline).await?;
@@ -211,9 +211,13 @@ fn said(error: Error, after: Duration) -> String {
     text.lines().next().unwrap_or_default().to_owned()
 }
 
-fn provisioning(tasks: Vec<Task>, kept: &Kept, digests: &Digests) -> Result<Provisioning> {
+fn provisioning(
+    tasks: Vec<GuestTask>,
+    kept: &MachineFiles,
+    digests: &DigestCache,
+) -> Result<ProvisioningStatus> {
     let provisioned = kept.provisioned()?;
-    let mut found = Provisioning::default();
+    let mut found = ProvisioningStatus::default();
     for task in &tasks {
         match provisioned.get(&task.key).map(|record| &record.end) {
             Some(StepEnd::Done) => found.done.push(task.name.clone()),
@@ -223,7 +227,7 @@ fn provisioning(tasks: Vec<Task>, kept: &Kept, digests: &Digests) -> Result<Prov
             Some(StepEnd::Begun) | None => {}
         }
     }
-    let to_do = to_do(tasks, &provisioned, false, digests).map_err(Unreadable::into_error)?;
+    let to_do = to_do(tasks, &provisioned, false, digests).map_err(UnreadableSource::into_error)?;
     found.to_do = to_do.into_iter().map(PlannedStep::of).collect();
     Ok(found)
 }

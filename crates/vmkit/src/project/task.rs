@@ -1,5 +1,5 @@
 //! What is done in a guest, one after the other: a machine's copies and then its steps, as
-//! [`Task`]s.
+//! [`GuestTask`]s.
 //!
 //! It knows how a task is told to a guest's shell, and what a task consists of, to see whether it
 //! changed. Reading the host's files is its only effect.
@@ -16,41 +16,41 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 
 use super::archive::{self, entries, is_special, open_regular, unless_gone};
-use super::provisioned::{Provisioned, Why};
-use super::script::{self, Token};
+use super::provisioned::{ProvisionRecord, StepReason};
+use super::script::{self, TaskToken};
 use super::script_text::ScriptText;
 use crate::error::Error;
-use crate::vmfile::{Action, Copy, MachinePlan, Run, Step};
+use crate::vmfile::{CopySpec, MachineConfig, ProvisionStep, RunPolicy, StepAction};
 
 /// How long a copy of `files` may take; a step has its own limit.
 const COPY_LIMIT: Duration = Duration::from_secs(600);
 
 /// One thing to do in a guest.
 #[derive(Debug, Clone)]
-pub(super) struct Task {
+pub(super) struct GuestTask {
     /// What it is kept under: it stays the same while the file calls it the same.
     pub(super) key: String,
     /// What a person knows it by.
     pub(super) name: String,
     /// Where the file describes it, such as `provision[0]`.
     pub(super) place: String,
-    pub(super) run: Run,
+    pub(super) run: RunPolicy,
     pub(super) limit: Duration,
-    pub(super) what: What,
+    pub(super) what: TaskKind,
 }
 
 /// What a task does.
 #[derive(Debug, Clone)]
-pub(super) enum What {
-    Copy(Copy),
-    Run { step: Step, from: Option<PathBuf> },
+pub(super) enum TaskKind {
+    Copy(CopySpec),
+    Run { step: ProvisionStep, from: Option<PathBuf> },
 }
 
 /// A task that is to be done now.
 #[derive(Debug, Clone)]
 pub(super) struct ToDo {
-    pub(super) task: Task,
-    pub(super) why: Why,
+    pub(super) task: GuestTask,
+    pub(super) why: StepReason,
     /// What the task consists of now, where that had to be looked at to know whether it is due.
     pub(super) digest: Option<String>,
     /// What a copy leaves out: neither file nor folder nor link.
@@ -59,17 +59,17 @@ pub(super) struct ToDo {
 
 /// A file or a folder of the host that a task needs can't be read.
 #[derive(Debug)]
-pub(super) struct Unreadable {
+pub(super) struct UnreadableSource {
     /// Where the file names it, such as `provision[0].script`.
     pub(super) place: String,
     pub(super) path: PathBuf,
     pub(super) error: io::Error,
 }
 
-impl Unreadable {
+impl UnreadableSource {
     /// Returns it as an error on the key that names the path.
     pub(super) fn into_error(self) -> Error {
-        let Unreadable { place, path, error } = self;
+        let UnreadableSource { place, path, error } = self;
         let why = match error.kind() {
             io::ErrorKind::NotFound => "it can't be read: there is no such file or folder".to_owned(),
             io::ErrorKind::InvalidData => error.to_string(),
@@ -80,25 +80,25 @@ impl Unreadable {
 }
 
 /// Returns what is to be done in a machine's guest, in order.
-pub(super) fn tasks(machine: &MachinePlan) -> Vec<Task> {
-    let copies = machine.files.iter().enumerate().map(|(index, copy)| Task {
+pub(super) fn tasks(machine: &MachineConfig) -> Vec<GuestTask> {
+    let copies = machine.files.iter().enumerate().map(|(index, copy)| GuestTask {
         key: format!("copy {} {}", copy.from.display(), copy.to),
         name: format!("copy to {}", copy.to),
         place: format!("files[{index}]"),
-        run: Run::Changed,
+        run: RunPolicy::Changed,
         limit: COPY_LIMIT,
-        what: What::Copy(copy.clone()),
+        what: TaskKind::Copy(copy.clone()),
     });
-    let steps = machine.steps.iter().enumerate().map(|(index, step)| Task {
+    let steps = machine.steps.iter().enumerate().map(|(index, step)| GuestTask {
         key: format!("step {}", step.name),
         name: step.name.clone(),
         place: format!("provision[{index}]"),
         run: step.run,
         limit: step.timeout,
         what: match &step.action {
-            Action::Copy(copy) => What::Copy(copy.clone()),
-            Action::Script(path) => What::Run { step: step.clone(), from: Some(path.clone()) },
-            Action::Shell(_) => What::Run { step: step.clone(), from: None },
+            StepAction::Copy(copy) => TaskKind::Copy(copy.clone()),
+            StepAction::Script(path) => TaskKind::Run { step: step.clone(), from: Some(path.clone()) },
+            StepAction::Shell(_) => TaskKind::Run { step: step.clone(), from: None },
         },
     });
     copies.chain(steps).collect()
@@ -111,11 +111,11 @@ pub(super) fn tasks(machine: &MachinePlan) -> Vec<Task> {
 /// # Errors
 /// For a file of the host that has to be looked at, or is to be copied or run, and can't be read.
 pub(super) fn to_do(
-    tasks: Vec<Task>,
-    provisioned: &Provisioned,
+    tasks: Vec<GuestTask>,
+    provisioned: &ProvisionRecord,
     forced: bool,
-    digests: &Digests,
-) -> std::result::Result<Vec<ToDo>, Unreadable> {
+    digests: &DigestCache,
+) -> std::result::Result<Vec<ToDo>, UnreadableSource> {
     let mut found = Vec::new();
     for task in tasks {
         let mut looked = None;
@@ -125,7 +125,7 @@ pub(super) fn to_do(
             Ok(digest)
         };
         let why = match forced {
-            true => Some(Why::Forced),
+            true => Some(StepReason::Forced),
             false => provisioned.why(&task.key, task.run, &mut look)?,
         };
         let Some(why) = why else { continue };
@@ -138,12 +138,12 @@ pub(super) fn to_do(
 /// What lies below paths of the host, each hashed once in one operation, however many machines get
 /// it.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Digests(Arc<Mutex<BTreeMap<PathBuf, Known>>>);
+pub(super) struct DigestCache(Arc<Mutex<BTreeMap<PathBuf, KnownDigest>>>);
 
 /// The digest of one path, once computed.
-type Known = Arc<Mutex<Option<[u8; 32]>>>;
+type KnownDigest = Arc<Mutex<Option<[u8; 32]>>>;
 
-impl Digests {
+impl DigestCache {
     /// Returns the digest of a file, or of a folder with all that is in it.
     fn of(&self, path: &Path) -> std::result::Result<[u8; 32], (PathBuf, io::Error)> {
         let place = {
@@ -155,25 +155,28 @@ impl Digests {
         if let Some(digest) = *known {
             return Ok(digest);
         }
-        let mut parts = Parts(Sha256::new());
+        let mut parts = PartHasher(Sha256::new());
         parts.add_path(path)?;
         Ok(*known.insert(parts.0.finalize().into()))
     }
 }
 
-impl Task {
+impl GuestTask {
     /// Returns what has to be said to the guest to have it done, and as whom.
     ///
     /// # Errors
     /// For a script of the host that can't be read.
-    pub(super) fn script(&self, token: &Token) -> std::result::Result<script::Script, Unreadable> {
+    pub(super) fn script(
+        &self,
+        token: &TaskToken,
+    ) -> std::result::Result<script::GuestScript, UnreadableSource> {
         match &self.what {
-            What::Copy(copy) => Ok(script::of_copy(copy, token)),
-            What::Run { step, from: Some(path) } => {
+            TaskKind::Copy(copy) => Ok(script::of_copy(copy, token)),
+            TaskKind::Run { step, from: Some(path) } => {
                 Ok(script::of_step(step, &self.text(path)?, &path.display().to_string(), token))
             }
-            What::Run { step, from: None } => {
-                let Action::Shell(text) = &step.action else {
+            TaskKind::Run { step, from: None } => {
+                let StepAction::Shell(text) = &step.action else {
                     unreachable!("a step without a file is a text")
                 };
                 Ok(script::of_step(
@@ -188,18 +191,18 @@ impl Task {
 
     /// Checks beforehand that the files of the host are there and can be read, and returns what a
     /// copy leaves out.
-    fn check(&self) -> std::result::Result<Vec<PathBuf>, Unreadable> {
+    fn check(&self) -> std::result::Result<Vec<PathBuf>, UnreadableSource> {
         match &self.what {
-            What::Copy(copy) => {
+            TaskKind::Copy(copy) => {
                 archive::check(&copy.from).map_err(|(path, error)| self.unreadable("from", &path, error))
             }
-            What::Run { from: Some(path), .. } => self.text(path).map(|_| Vec::new()),
-            What::Run { from: None, .. } => Ok(Vec::new()),
+            TaskKind::Run { from: Some(path), .. } => self.text(path).map(|_| Vec::new()),
+            TaskKind::Run { from: None, .. } => Ok(Vec::new()),
         }
     }
 
     /// Reads a script of the host.
-    fn text(&self, path: &Path) -> std::result::Result<ScriptText, Unreadable> {
+    fn text(&self, path: &Path) -> std::result::Result<ScriptText, UnreadableSource> {
         let read = || {
             let mut bytes = Vec::new();
             open_regular(path)?.read_to_end(&mut bytes)?;
@@ -211,7 +214,7 @@ impl Task {
 
     /// Returns what a failure of this task is of: its script, with what runs that.
     pub(super) fn script_named(&self) -> Option<String> {
-        let What::Run { from: Some(path), .. } = &self.what else { return None };
+        let TaskKind::Run { from: Some(path), .. } = &self.what else { return None };
         let text = self.text(path).ok()?;
         Some(format!("the script {}, run by {}", path.display(), text.runner()))
     }
@@ -220,17 +223,17 @@ impl Task {
     ///
     /// # Errors
     /// For a file of the host that can't be read.
-    pub(super) fn digest(&self, digests: &Digests) -> std::result::Result<String, Unreadable> {
-        let mut parts = Parts(Sha256::new());
+    pub(super) fn digest(&self, digests: &DigestCache) -> std::result::Result<String, UnreadableSource> {
+        let mut parts = PartHasher(Sha256::new());
         match &self.what {
-            What::Copy(copy) => {
+            TaskKind::Copy(copy) => {
                 parts.add(b"copy");
                 parts.add(copy.to.as_bytes());
                 parts.add(format!("{:?} {:?}", copy.mode, copy.owner).as_bytes());
                 let below = digests.of(&copy.from);
                 parts.add(&below.map_err(|(path, error)| self.unreadable("from", &path, error))?);
             }
-            What::Run { step, from } => {
+            TaskKind::Run { step, from } => {
                 parts.add(b"run");
                 parts.add(step.user.as_bytes());
                 parts.add(step.dir.as_deref().unwrap_or_default().as_bytes());
@@ -239,7 +242,7 @@ impl Task {
                     parts.add(value.as_bytes());
                 }
                 match (&step.action, from) {
-                    (Action::Shell(text), _) => parts.add(text.as_bytes()),
+                    (StepAction::Shell(text), _) => parts.add(text.as_bytes()),
                     (_, Some(path)) => {
                         parts.add_file(path).map_err(|error| self.unreadable("script", path, error))?
                     }
@@ -250,21 +253,21 @@ impl Task {
         Ok(parts.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
-    pub(super) fn unreadable(&self, key: &str, path: &Path, error: io::Error) -> Unreadable {
+    pub(super) fn unreadable(&self, key: &str, path: &Path, error: io::Error) -> UnreadableSource {
         let inside = match &self.what {
-            What::Copy(_) if self.place.starts_with("provision") => "copy.",
+            TaskKind::Copy(_) if self.place.starts_with("provision") => "copy.",
             _ => "",
         };
         let place = format!("{}.{inside}{key}", self.place);
-        Unreadable { place, path: path.to_owned(), error }
+        UnreadableSource { place, path: path.to_owned(), error }
     }
 }
 
 /// A hash over parts, each with its length before it, so that nothing of one can be taken for the
 /// next.
-struct Parts(Sha256);
+struct PartHasher(Sha256);
 
-impl Parts {
+impl PartHasher {
     fn add(&mut self, part: &[u8]) {
         self.0.update((part.len() as u64).to_le_bytes());
         self.0.update(part);

@@ -6,68 +6,70 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::event::{Done, End, Event, Happening, Listener, MachineReport, Report};
-use super::kept::Kept;
-use super::look::Found;
-use super::order::{Ended, in_order};
+use super::event::{
+    EventKind, EventListener, MachineAction, MachineOutcome, MachineReport, ProjectEvent, ProjectReport,
+};
+use super::kept::MachineFiles;
+use super::look::MachineVm;
+use super::order::{JobEnd, in_order};
 use super::paths::{all_of, errors, missing};
 use super::plan::{PlannedAction, action, changes_of, pending};
 use super::provision::elsewhere;
-use super::provisioned::Provisioned;
-use super::task::Digests;
-use super::{Guests, Options, ProjectManager, chosen, dependencies, with_dependencies};
+use super::provisioned::ProvisionRecord;
+use super::task::DigestCache;
+use super::{GuestConnector, ProjectManager, ProjectOptions, chosen, dependencies, with_dependencies};
 use crate::error::{Error, Result};
 use crate::forwarding::PortForwarding;
 use crate::handle::VmHandle;
 use crate::image::{ImageInUse, PullPolicy, PullProgress, firmware_of_disc};
 use crate::lifecycle::VmState;
 use crate::span::{about, operation, within};
-use crate::spec::{Applies, Change, GuestAccess, NetworkConfig, PortForward, VmSpec};
-use crate::vmfile::{Found as OnHost, MachinePlan, Problem, Project};
+use crate::spec::{GuestAccess, NetworkConfig, PortForward, SpecChange, TakesEffect, VmSpec};
+use crate::vmfile::{HostInputs, MachineConfig, Project, VmfileProblem};
 
 /// What all turns of one operation share.
 #[derive(Clone)]
-pub(super) struct Work {
+pub(super) struct RunContext {
     pub(super) project: Arc<Project>,
-    pub(super) options: Arc<Options>,
-    pub(super) listener: Listener,
-    pub(super) digests: Digests,
+    pub(super) options: Arc<ProjectOptions>,
+    pub(super) listener: EventListener,
+    pub(super) digests: DigestCache,
     /// The machines from which forwards were taken away before the first turn.
     freed: Arc<BTreeSet<String>>,
 }
 
 /// What a VM is made of.
-pub(super) struct Makings {
+pub(super) struct VmInputs {
     /// As long as this lives, nobody removes the image.
     image: Option<ImageInUse>,
     spec: VmSpec,
 }
 
 /// The work on one machine, and what it has led to.
-pub(super) struct Turn<H, G> {
+pub(super) struct MachineJob<H, G> {
     pub(super) engine: ProjectManager<H, G>,
-    pub(super) work: Work,
-    pub(super) machine: MachinePlan,
-    pub(super) done: Vec<Done>,
+    pub(super) work: RunContext,
+    pub(super) machine: MachineConfig,
+    pub(super) done: Vec<MachineAction>,
     /// The fields whose change counts from the next start on.
     pending: Vec<String>,
     /// The fields whose change counts once the machine is recreated.
     pub(super) anew: Vec<String>,
 }
 
-impl Work {
-    pub(super) fn new(project: &Project, options: &Options, listener: Listener) -> Self {
+impl RunContext {
+    pub(super) fn new(project: &Project, options: &ProjectOptions, listener: EventListener) -> Self {
         Self {
             project: Arc::new(project.clone()),
             options: Arc::new(options.clone()),
             listener,
-            digests: Digests::default(),
+            digests: DigestCache::default(),
             freed: Arc::default(),
         }
     }
 }
 
-impl<H: PortForwarding + 'static, G: Guests> ProjectManager<H, G> {
+impl<H: PortForwarding + 'static, G: GuestConnector> ProjectManager<H, G> {
     /// Brings up the machines that were chosen and all that they depend on: makes what is missing,
     /// starts what is stopped, changes what the file changed, provisions, waits until each is
     /// ready, and leaves alone what is right.
@@ -79,10 +81,15 @@ impl<H: PortForwarding + 'static, G: Guests> ProjectManager<H, G> {
     /// machines need can't be read or an image has a name that nobody knows, and nothing is done
     /// then; `Busy` where somebody else works on the project for too long; those of the home. What
     /// went wrong with a machine is in the report.
-    pub async fn up(&self, project: &Project, options: &Options, listener: Listener) -> Result<Report> {
+    pub async fn up(
+        &self,
+        project: &Project,
+        options: &ProjectOptions,
+        listener: EventListener,
+    ) -> Result<ProjectReport> {
         let machines = with_dependencies(project, chosen(project, &options.machines)?);
         let _lock = self.lock(project, options, &listener).await?;
-        let mut work = Work::new(project, options, listener);
+        let mut work = RunContext::new(project, options, listener);
         self.check_paths(&work, &machines, false).await?;
         // A port of the host that goes from one machine to another is given up before anybody takes
         // it.
@@ -97,10 +104,10 @@ impl<H: PortForwarding + 'static, G: Guests> ProjectManager<H, G> {
     /// machine of the file wants their port; answers from which machines.
     ///
     /// What goes wrong here is told by the machine's own turn, which comes upon it again.
-    async fn free_ports(&self, work: &Work, machines: &[&MachinePlan]) -> BTreeSet<String> {
+    async fn free_ports(&self, work: &RunContext, machines: &[&MachineConfig]) -> BTreeSet<String> {
         let mut freed = BTreeSet::new();
         for machine in machines {
-            let turn = Turn::new(self, work, machine);
+            let turn = MachineJob::new(self, work, machine);
             if let Ok(true) = turn.free_ports().await {
                 freed.insert(machine.name.clone());
             }
@@ -109,54 +116,54 @@ impl<H: PortForwarding + 'static, G: Guests> ProjectManager<H, G> {
     }
 
     /// Brings up these machines, the project's lock held.
-    pub(super) async fn bring_up(&self, work: &Work, machines: Vec<&MachinePlan>) -> Report {
+    pub(super) async fn bring_up(&self, work: &RunContext, machines: Vec<&MachineConfig>) -> ProjectReport {
         let lost = self.tell_lost(work, &machines).await;
         let report = self.in_turn(work, machines, |mut turn| async move {
             let end = turn.up().await;
             turn.report(end)
         });
-        Report { lost, ..report.await }
+        ProjectReport { lost, ..report.await }
     }
 
     /// Does something to each of the machines, after those that it depends on.
     pub(super) async fn in_turn<F>(
         &self,
-        work: &Work,
-        machines: Vec<&MachinePlan>,
-        what: impl Fn(Turn<H, G>) -> F,
-    ) -> Report
+        work: &RunContext,
+        machines: Vec<&MachineConfig>,
+        what: impl Fn(MachineJob<H, G>) -> F,
+    ) -> ProjectReport
     where
         F: Future<Output = MachineReport> + Send + 'static,
     {
-        let begin = |place: usize| what(Turn::new(self, work, machines[place]));
-        let is_fine = |report: &MachineReport| matches!(report.end, End::Fine);
+        let begin = |place: usize| what(MachineJob::new(self, work, machines[place]));
+        let is_fine = |report: &MachineReport| matches!(report.end, MachineOutcome::Fine);
         let ended = in_order(&dependencies(&machines), work.options.at_once, is_fine, begin).await;
         let reports = ended.into_iter().zip(&machines).map(|(ended, machine)| match ended {
-            Ended::Done(report) => report,
-            Ended::Skipped { because } => {
-                let end = End::Skipped(machines[because].name.clone());
+            JobEnd::Done(report) => report,
+            JobEnd::Skipped { because } => {
+                let end = MachineOutcome::Skipped(machines[because].name.clone());
                 MachineReport::new(&machine.name, &machine.vm, end)
             }
         });
-        Report { machines: reports.collect(), ..Report::default() }
+        ProjectReport { machines: reports.collect(), ..ProjectReport::default() }
     }
 }
 
-impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
-    pub(super) fn new(engine: &ProjectManager<H, G>, work: &Work, machine: &MachinePlan) -> Self {
+impl<H: PortForwarding + 'static, G: GuestConnector> MachineJob<H, G> {
+    pub(super) fn new(engine: &ProjectManager<H, G>, work: &RunContext, machine: &MachineConfig) -> Self {
         let [pending, anew] = [Vec::new(), Vec::new()];
         let (engine, work, machine) = (engine.clone(), work.clone(), machine.clone());
         Self { engine, work, machine, done: Vec::new(), pending, anew }
     }
 
-    pub(super) fn tell(&self, what: Happening) {
-        (self.work.listener)(Event { machine: Some(self.machine.name.clone()), what });
+    pub(super) fn tell(&self, what: EventKind) {
+        (self.work.listener)(ProjectEvent { machine: Some(self.machine.name.clone()), what });
     }
 
     /// Ends the turn; an error that is about something in the file points there.
     pub(super) fn report(self, end: Result<()>) -> MachineReport {
         let end = end.map_err(|error| self.work.project.blamed(&self.machine, error));
-        let end = end.map_or_else(End::Failed, |()| End::Fine);
+        let end = end.map_or_else(MachineOutcome::Failed, |()| MachineOutcome::Fine);
         MachineReport {
             done: self.done,
             pending: self.pending,
@@ -165,8 +172,8 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
         }
     }
 
-    pub(super) fn kept(&self) -> Kept {
-        Kept::of(self.engine.manager().home(), &self.machine.vm)
+    pub(super) fn kept(&self) -> MachineFiles {
+        MachineFiles::of(self.engine.manager().home(), &self.machine.vm)
     }
 
     pub(super) async fn up(&mut self) -> Result<()> {
@@ -177,8 +184,8 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
     async fn up_in_span(&mut self) -> Result<()> {
         let began = Instant::now();
         let vm = match self.engine.look(&self.work.project, &self.machine).await? {
-            Found::Nothing => self.make(self.makings().await?).await?,
-            Found::Vm { mut vm, unsettled } => {
+            MachineVm::Nothing => self.make(self.makings().await?).await?,
+            MachineVm::Vm { mut vm, unsettled } => {
                 if unsettled && vm.state == VmState::Running {
                     // What is known of its run may not have been written down any more.
                     *vm = self.engine.manager().start(&self.machine.vm).await?;
@@ -189,7 +196,7 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
         about(vm.id);
         self.run(&vm).await?;
         self.fit().await?;
-        self.tell(Happening::Ready { after: began.elapsed() });
+        self.tell(EventKind::Ready { after: began.elapsed() });
         Ok(())
     }
 
@@ -199,14 +206,14 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
         let done = match vm.state {
             VmState::Running => return Ok(()),
             VmState::Suspended => {
-                self.tell(Happening::Resuming);
+                self.tell(EventKind::Resuming);
                 manager.resume(name).await?;
-                Done::Resumed
+                MachineAction::Resumed
             }
             _ => {
-                self.tell(Happening::Starting);
+                self.tell(EventKind::Starting);
                 manager.start(name).await?;
-                Done::Started
+                MachineAction::Started
             }
         };
         self.done.push(done);
@@ -214,9 +221,9 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
     }
 
     /// Finds what the machine's VM is made of: its image is fetched where it is missing.
-    async fn makings(&self) -> Result<Makings> {
+    async fn makings(&self) -> Result<VmInputs> {
         let image = self.image().await?;
-        let mut found = OnHost {
+        let mut found = HostInputs {
             image: image.as_ref().map(|image| image.facts.path.clone()),
             firmware: match (&image, self.machine.cdrom()) {
                 (Some(image), _) => image.firmware,
@@ -231,25 +238,25 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
             found.access = Some(GuestAccess::beside(config, own)?);
             spec = self.machine.spec(found)?;
         }
-        Ok(Makings { image, spec })
+        Ok(VmInputs { image, spec })
     }
 
     /// Finds what the machine's VM is made of anew, before the one that is there is touched:
     /// nothing that could be known beforehand shall fail when its disks are gone.
-    pub(super) async fn makings_anew(&self) -> Result<Makings> {
+    pub(super) async fn makings_anew(&self) -> Result<VmInputs> {
         let (machine, digests) = (self.machine.clone(), self.work.digests.clone());
         let action = PlannedAction::Recreate;
-        let look = move || missing(&machine, action, &Provisioned::default(), &digests);
+        let look = move || missing(&machine, action, &ProvisionRecord::default(), &digests);
         let project = &self.work.project;
         let host = self.engine.check_host(project, &self.machine, action).await;
         all_of(project, errors(project, &self.machine, elsewhere(look).await, host).into_iter())?;
         self.makings().await
     }
 
-    async fn make(&mut self, makings: Makings) -> Result<VmHandle> {
-        self.tell(Happening::Making);
+    async fn make(&mut self, makings: VmInputs) -> Result<VmHandle> {
+        self.tell(EventKind::Making);
         let vm = self.engine.manager().create(makings.spec).await?;
-        self.done.push(Done::Made);
+        self.done.push(MachineAction::Made);
         // Only now does the VM itself keep the image from being removed.
         drop(makings.image);
         Ok(vm)
@@ -258,7 +265,7 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
     /// Finds the machine's image, fetched where it is missing.
     async fn image(&self) -> Result<Option<ImageInUse>> {
         let Some(text) = &self.machine.image else { return Ok(None) };
-        self.tell(Happening::Image);
+        self.tell(EventKind::Image);
         let (sender, mut progress) = watch::channel(PullProgress::default());
         let (image, arch) = (text.parse()?, self.machine.machine().arch());
         let resolved = self.engine.shared.images.resolve(&image, arch, PullPolicy::Missing, &sender);
@@ -269,7 +276,7 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
                 resolved = &mut resolved => break resolved,
                 Ok(()) = progress.changed() => {
                     let now = *progress.borrow_and_update();
-                    self.tell(Happening::Pulling(now));
+                    self.tell(EventKind::Pulling(now));
                 }
             }
         };
@@ -288,7 +295,7 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
         match error {
             Error::NotFound { .. } | Error::Io { .. } => Error::invalid("image", image, why),
             Error::Fetch { .. } | Error::Untrusted { .. } => {
-                let problem = Problem::new(format!("`image`: {why}"));
+                let problem = VmfileProblem::new(format!("`image`: {why}"));
                 self.work.project.error_at(&self.machine, "image", problem).of_kind(kind).into()
             }
             error => error,
@@ -309,14 +316,15 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
         }
         let vm = if changes.is_empty() { vm } else { self.reconfigure(vm).await? };
         self.note_pending(&vm);
-        let (later, now): (Vec<&Change>, Vec<&Change>) =
-            changes.iter().partition(|change| vm.state.is_live() && change.applies == Applies::NextStart);
+        let (later, now): (Vec<&SpecChange>, Vec<&SpecChange>) =
+            changes.iter().partition(|change| vm.state.is_live() && change.applies == TakesEffect::NextStart);
         let [mut now, later] = [now, later]
             .map(|changes| changes.iter().map(|change| change.field.to_owned()).collect::<Vec<_>>());
         if self.work.freed.contains(&self.machine.name) && !now.iter().any(|field| field == "forwards") {
             now.push("forwards".to_owned());
         }
-        for (fields, done) in [(now, Done::Changed as fn(_) -> _), (later, Done::Recorded)] {
+        for (fields, done) in [(now, MachineAction::Changed as fn(_) -> _), (later, MachineAction::Recorded)]
+        {
             if !fields.is_empty() {
                 self.done.push(done(fields));
             }
@@ -332,11 +340,11 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
     }
 
     /// Notes what can't be changed about a VM that is there, and says so where the file says it.
-    pub(super) fn needs_anew(&mut self, changes: &[Change]) -> Error {
-        let anew = changes.iter().filter(|change| change.applies == Applies::Anew);
+    pub(super) fn needs_anew(&mut self, changes: &[SpecChange]) -> Error {
+        let anew = changes.iter().filter(|change| change.applies == TakesEffect::Anew);
         self.anew = anew.map(|change| change.field.to_owned()).collect();
         let told: Vec<String> = self.anew.iter().map(|field| format!("`{field}`")).collect();
-        let problem = Problem::new(format!(
+        let problem = VmfileProblem::new(format!(
             "{} of a machine that is there can't be changed: it has to be made anew",
             told.join(", ")
         ));
@@ -363,7 +371,7 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
     /// Takes away the forwards that the machine has no longer in the file, where another one wants
     /// their port and this one may change; answers whether there were any.
     async fn free_ports(&self) -> Result<bool> {
-        let Found::Vm { vm, .. } = self.engine.look(&self.work.project, &self.machine).await? else {
+        let MachineVm::Vm { vm, .. } = self.engine.look(&self.work.project, &self.machine).await? else {
             return Ok(false);
         };
         let changes = changes_of(&self.work.project, &self.machine, &vm)?;
@@ -397,14 +405,14 @@ impl<H: PortForwarding + 'static, G: Guests> Turn<H, G> {
     pub(super) async fn remove(&mut self, vm: &VmHandle) -> Result<()> {
         let (manager, name) = (self.engine.manager(), &self.machine.vm);
         if vm.state.is_live() {
-            self.tell(Happening::Stopping);
+            self.tell(EventKind::Stopping);
             manager.stop(name, self.work.options.stop_timeout).await?;
-            self.done.push(Done::Stopped);
+            self.done.push(MachineAction::Stopped);
         }
         let manager = self.engine.manager();
-        self.tell(Happening::Removing);
+        self.tell(EventKind::Removing);
         manager.remove(name, true).await?;
-        self.done.push(Done::Removed);
+        self.done.push(MachineAction::Removed);
         Ok(())
     }
 }

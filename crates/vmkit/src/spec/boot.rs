@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
-pub enum Machine {
+pub enum MachineType {
     /// The x86-64 PC with PCI Express.
     #[default]
     Q35,
@@ -31,29 +31,29 @@ pub enum Arch {
     Aarch64,
 }
 
-impl Machine {
+impl MachineType {
     /// Returns the instruction set that this machine runs.
     pub fn arch(self) -> Arch {
         match self {
-            Machine::Q35 | Machine::Microvm => Arch::X86_64,
-            Machine::Virt => Arch::Aarch64,
+            MachineType::Q35 | MachineType::Microvm => Arch::X86_64,
+            MachineType::Virt => Arch::Aarch64,
         }
     }
 
     /// Returns the firmware that it boots with where none is named.
     pub fn usual_firmware(self) -> Firmware {
         match self {
-            Machine::Q35 | Machine::Microvm => Firmware::Bios,
-            Machine::Virt => Firmware::Uefi,
+            MachineType::Q35 | MachineType::Microvm => Firmware::Bios,
+            MachineType::Virt => Firmware::Uefi,
         }
     }
 
     /// Returns QEMU's name of the machine.
     pub fn as_str(self) -> &'static str {
         match self {
-            Machine::Q35 => "q35",
-            Machine::Microvm => "microvm",
-            Machine::Virt => "virt",
+            MachineType::Q35 => "q35",
+            MachineType::Microvm => "microvm",
+            MachineType::Virt => "virt",
         }
     }
 }

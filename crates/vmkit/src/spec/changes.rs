@@ -16,14 +16,14 @@ use std::fmt::{self, Debug};
 use serde::Serialize;
 
 use super::{
-    BackendOptions, Boot, CloudInitConfig, DataDisk, Firmware, Labels, Machine, NetworkConfig, PortForward,
-    RootDisk, VmSpec, VmSpecBuilder,
+    BackendOptions, Boot, CloudInitConfig, DataDisk, Firmware, Labels, MachineType, NetworkConfig,
+    PortForward, RootDisk, VmSpec, VmSpecBuilder,
 };
 
 /// A field that shall be something else.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
-pub struct Change {
+pub struct SpecChange {
     /// The field, as a file of machines calls it.
     pub field: &'static str,
     /// What it is; empty where it is not set.
@@ -31,13 +31,13 @@ pub struct Change {
     /// What it shall be; empty where it shall not be set.
     pub to: String,
     /// When that can be.
-    pub applies: Applies,
+    pub applies: TakesEffect,
 }
 
 /// When a change applies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Applies {
+pub enum TakesEffect {
     /// At once, whether the VM runs or not.
     Live,
     /// When the VM is started the next time.
@@ -46,12 +46,12 @@ pub enum Applies {
     Anew,
 }
 
-impl fmt::Display for Applies {
+impl fmt::Display for TakesEffect {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
-            Applies::Live => "at once",
-            Applies::NextStart => "at the next start",
-            Applies::Anew => "only when made anew",
+            TakesEffect::Live => "at once",
+            TakesEffect::NextStart => "at the next start",
+            TakesEffect::Anew => "only when made anew",
         })
     }
 }
@@ -62,7 +62,7 @@ impl fmt::Display for Applies {
 /// `live` tells whether the VM runs on a backend that changes forwards meanwhile. Names, identities
 /// and how often cloud-init was run again are not compared. Where an image lies is not, either, for
 /// VMs that keep in the label `vmkit.image` what it was called: that is compared instead.
-pub fn changes(recorded: &VmSpec, wanted: &VmSpec, live: bool) -> Vec<Change> {
+pub fn changes(recorded: &VmSpec, wanted: &VmSpec, live: bool) -> Vec<SpecChange> {
     // Taken apart in full, so that a new field is not forgotten here.
     let VmSpecBuilder {
         name: _,
@@ -85,46 +85,46 @@ pub fn changes(recorded: &VmSpec, wanted: &VmSpec, live: bool) -> Vec<Change> {
         backend_options,
     } = &recorded.0;
     let to = &wanted.0;
-    let mut found = Found(Vec::new());
+    let mut found = ChangeList(Vec::new());
     let text = |tag: &Option<crate::handle::BackendTag>| shown(tag.as_ref());
-    found.note("backend", text(backend), text(&to.backend), Applies::Anew);
+    found.note("backend", text(backend), text(&to.backend), TakesEffect::Anew);
     if *backend_options != to.backend_options {
         let pairs = |options: &BackendOptions| options.iter().map(pair).collect::<Vec<_>>().join(", ");
-        found.note("backend_options", pairs(backend_options), pairs(&to.backend_options), Applies::Anew);
+        found.note("backend_options", pairs(backend_options), pairs(&to.backend_options), TakesEffect::Anew);
     }
-    found.note("cpus", cpus.to_string(), to.cpus.to_string(), Applies::NextStart);
-    found.note("memory", memory.to_string(), to.memory.to_string(), Applies::NextStart);
+    found.note("cpus", cpus.to_string(), to.cpus.to_string(), TakesEffect::NextStart);
+    found.note("memory", memory.to_string(), to.memory.to_string(), TakesEffect::NextStart);
     found.machine(*machine, to.machine);
     found.boot(boot, &to.boot);
-    found.note("accel", lower(accel), lower(&to.accel), Applies::NextStart);
+    found.note("accel", lower(accel), lower(&to.accel), TakesEffect::NextStart);
     found.image((disk, labels), (&to.disk, &to.labels));
     found.data_disks(data_disks, &to.data_disks);
     let disc = |path: &Option<std::path::PathBuf>| shown(path.as_ref().map(|path| path.display()).as_ref());
-    found.note("cdrom", disc(cdrom), disc(&to.cdrom), Applies::NextStart);
+    found.note("cdrom", disc(cdrom), disc(&to.cdrom), TakesEffect::NextStart);
     found.network(network, &to.network, live, cloud_init.is_some());
     found.cloud_init(cloud_init.as_ref(), to.cloud_init.as_ref());
-    found.note("vnc", lower(vnc), lower(&to.vnc), Applies::NextStart);
-    found.note("console_log", console_log.to_string(), to.console_log.to_string(), Applies::NextStart);
-    found.note("run_as", shown(run_as.as_ref()), shown(to.run_as.as_ref()), Applies::NextStart);
-    found.note("labels", labels_text(labels), labels_text(&to.labels), Applies::Live);
+    found.note("vnc", lower(vnc), lower(&to.vnc), TakesEffect::NextStart);
+    found.note("console_log", console_log.to_string(), to.console_log.to_string(), TakesEffect::NextStart);
+    found.note("run_as", shown(run_as.as_ref()), shown(to.run_as.as_ref()), TakesEffect::NextStart);
+    found.note("labels", labels_text(labels), labels_text(&to.labels), TakesEffect::Live);
     found.0
 }
 
 /// The label that keeps what a VM's image is called.
 const IMAGE_LABEL: &str = Labels::IMAGE;
 
-struct Found(Vec<Change>);
+struct ChangeList(Vec<SpecChange>);
 
-impl Found {
+impl ChangeList {
     /// Notes a field whose two texts differ.
-    fn note(&mut self, field: &'static str, from: String, to: String, applies: Applies) {
+    fn note(&mut self, field: &'static str, from: String, to: String, applies: TakesEffect) {
         if from != to {
-            self.0.push(Change { field, from, to, applies });
+            self.0.push(SpecChange { field, from, to, applies });
         }
     }
 
-    fn machine(&mut self, from: Machine, to: Machine) {
-        let applies = if from.arch() == to.arch() { Applies::NextStart } else { Applies::Anew };
+    fn machine(&mut self, from: MachineType, to: MachineType) {
+        let applies = if from.arch() == to.arch() { TakesEffect::NextStart } else { TakesEffect::Anew };
         self.note("machine", from.as_str().to_owned(), to.as_str().to_owned(), applies);
     }
 
@@ -135,7 +135,7 @@ impl Found {
         };
         // UEFI keeps its variables in a file that is made with the VM.
         let is_uefi = matches!(to, Boot::Firmware(Firmware::Uefi));
-        let applies = if is_uefi { Applies::Anew } else { Applies::NextStart };
+        let applies = if is_uefi { TakesEffect::Anew } else { TakesEffect::NextStart };
         self.note("firmware", firmware(from), firmware(to), applies);
         let kernel = |boot: &Boot| match boot {
             Boot::Firmware(_) => <[String; 3]>::default(),
@@ -148,7 +148,7 @@ impl Found {
         for ((field, from), to) in
             ["kernel", "initrd", "cmdline"].into_iter().zip(kernel(from)).zip(kernel(to))
         {
-            self.note(field, from, to, Applies::NextStart);
+            self.note(field, from, to, TakesEffect::NextStart);
         }
     }
 
@@ -160,11 +160,11 @@ impl Found {
             (Some(from), Some(to)) => (from.to_owned(), to.to_owned()),
             _ => (path(from.0), path(to.0)),
         };
-        self.note("image", from_name, to_name, Applies::Anew);
+        self.note("image", from_name, to_name, TakesEffect::Anew);
         let size = |disk: &Option<RootDisk>| disk.as_ref().and_then(|disk| disk.size);
         // A size that is no longer named is the image's own, which is not larger.
         let grows = size(to.0).is_some() && size(from.0) < size(to.0);
-        let applies = if grows { Applies::NextStart } else { Applies::Anew };
+        let applies = if grows { TakesEffect::NextStart } else { TakesEffect::Anew };
         self.note("disk", shown(size(from.0).as_ref()), shown(size(to.0).as_ref()), applies);
     }
 
@@ -179,7 +179,7 @@ impl Found {
         };
         let list = |disks: &[DataDisk]| disks.iter().map(whole).collect::<Vec<_>>().join(", ");
         let same_disks = from.iter().map(what).eq(to.iter().map(what));
-        let applies = if same_disks { Applies::NextStart } else { Applies::Anew };
+        let applies = if same_disks { TakesEffect::NextStart } else { TakesEffect::Anew };
         self.note("data_disks", list(from), list(to), applies);
     }
 
@@ -192,7 +192,7 @@ impl Found {
         };
         // The guest of a VM without a network was told of none when it booted the first time.
         let untold = *from == NetworkConfig::None && cloud_init;
-        let applies = if untold { Applies::Anew } else { Applies::NextStart };
+        let applies = if untold { TakesEffect::Anew } else { TakesEffect::NextStart };
         self.note("network", mode(from), mode(to), applies);
         let user = |network: &NetworkConfig| match network {
             NetworkConfig::User(user) => user.clone(),
@@ -200,7 +200,7 @@ impl Found {
         };
         let both = matches!((from, to), (NetworkConfig::User(_), NetworkConfig::User(_)));
         let (from, to) = (user(from), user(to));
-        let applies = if live && both { Applies::Live } else { Applies::NextStart };
+        let applies = if live && both { TakesEffect::Live } else { TakesEffect::NextStart };
         if !same_set(&from.forwards, &to.forwards) {
             let list = |forwards: &[PortForward]| {
                 forwards.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
@@ -208,17 +208,17 @@ impl Found {
             self.note("forwards", list(&from.forwards), list(&to.forwards), applies);
         }
         if both {
-            self.note("restrict", from.restrict.to_string(), to.restrict.to_string(), Applies::NextStart);
+            self.note("restrict", from.restrict.to_string(), to.restrict.to_string(), TakesEffect::NextStart);
         }
     }
 
     fn cloud_init(&mut self, from: Option<&CloudInitConfig>, to: Option<&CloudInitConfig>) {
         let (Some(from), Some(to)) = (from, to) else {
             let there = |config: Option<&CloudInitConfig>| config.map_or("", |_| "given").to_owned();
-            return self.note("cloud_init", there(from), there(to), Applies::Anew);
+            return self.note("cloud_init", there(from), there(to), TakesEffect::Anew);
         };
         let hostname = |config: &CloudInitConfig| config.hostname.clone().unwrap_or_default();
-        self.note("cloud_init.hostname", hostname(from), hostname(to), Applies::Anew);
+        self.note("cloud_init.hostname", hostname(from), hostname(to), TakesEffect::Anew);
         // Documents are too long to show, and keys are nobody's to see.
         let differ = [
             ("cloud_init.user_data", from.user_data != to.user_data),
@@ -226,7 +226,7 @@ impl Found {
             ("cloud_init.access", from.access != to.access),
         ];
         for (field, _) in differ.into_iter().filter(|(_, differs)| *differs) {
-            self.note(field, "as it was told".to_owned(), "changed".to_owned(), Applies::Anew);
+            self.note(field, "as it was told".to_owned(), "changed".to_owned(), TakesEffect::Anew);
         }
     }
 }
@@ -282,7 +282,7 @@ mod tests {
             .cloud_init(CloudInitConfig::default())
     }
 
-    fn found(recorded: VmSpecBuilder, wanted: VmSpecBuilder, live: bool) -> Vec<(&'static str, Applies)> {
+    fn found(recorded: VmSpecBuilder, wanted: VmSpecBuilder, live: bool) -> Vec<(&'static str, TakesEffect)> {
         let changes = changes(&recorded.build().unwrap(), &wanted.build().unwrap(), live);
         changes.into_iter().map(|change| (change.field, change.applies)).collect()
     }
@@ -296,7 +296,7 @@ mod tests {
 
     #[test]
     fn every_field_applies_when_the_table_says() {
-        use Applies::{Anew, Live, NextStart};
+        use TakesEffect::{Anew, Live, NextStart};
         let kernel =
             |path: &str| Boot::Kernel(Kernel { path: path.into(), initrd: None, cmdline: String::new() });
         let raw = |text: &str| CloudInitConfig {
@@ -306,7 +306,7 @@ mod tests {
         let mut options = BackendOptions::default();
         options.set("dataset", "tank").unwrap();
         let disk = |image: &str, mib: Option<Mib>| RootDisk { image: image.into(), size: mib };
-        type Row = (VmSpecBuilder, VmSpecBuilder, &'static str, Applies);
+        type Row = (VmSpecBuilder, VmSpecBuilder, &'static str, TakesEffect);
         let table: Vec<Row> = vec![
             (base(), base().cpus(2), "cpus", NextStart),
             (base(), base().memory(mib(1024)), "memory", NextStart),
@@ -336,11 +336,16 @@ mod tests {
             (base().boot(kernel("/a")), base().boot(kernel("/b")), "kernel", NextStart),
             (
                 base().boot(kernel("/a")),
-                base().boot(kernel("/a")).machine(Machine::Microvm),
+                base().boot(kernel("/a")).machine(MachineType::Microvm),
                 "machine",
                 NextStart,
             ),
-            (base().boot(kernel("/a")), base().boot(kernel("/a")).machine(Machine::Virt), "machine", Anew),
+            (
+                base().boot(kernel("/a")),
+                base().boot(kernel("/a")).machine(MachineType::Virt),
+                "machine",
+                Anew,
+            ),
             (base(), base().network(user(&[])), "forwards", Live),
             (base(), base().cloud_init(raw("#!/bin/sh\n")), "cloud_init.user_data", Anew),
         ];
@@ -351,9 +356,9 @@ mod tests {
 
     #[test]
     fn forwards_wait_for_the_next_start_where_they_can_not_be_live() {
-        assert_eq!(found(base(), base().network(user(&[])), false), [("forwards", Applies::NextStart)]);
+        assert_eq!(found(base(), base().network(user(&[])), false), [("forwards", TakesEffect::NextStart)]);
         let changed = found(base(), base().network(NetworkConfig::None), true);
-        assert_eq!(changed, [("network", Applies::NextStart), ("forwards", Applies::NextStart)]);
+        assert_eq!(changed, [("network", TakesEffect::NextStart), ("forwards", TakesEffect::NextStart)]);
         let reordered = user(&["9090:90", "8080:80"]);
         assert_eq!(found(base().network(user(&["8080:80", "9090:90"])), base().network(reordered), true), []);
     }
@@ -361,7 +366,7 @@ mod tests {
     #[test]
     fn a_guest_that_was_told_of_no_network_has_to_be_told_anew() {
         let changed = found(base().network(NetworkConfig::None), base().network(user(&[])), true);
-        assert_eq!(changed, [("network", Applies::Anew), ("forwards", Applies::NextStart)]);
+        assert_eq!(changed, [("network", TakesEffect::Anew), ("forwards", TakesEffect::NextStart)]);
     }
 
     #[test]
@@ -371,7 +376,7 @@ mod tests {
         let pulled_again = base().disk(moved.clone()).labels(named("debian:12"));
         assert_eq!(found(base().labels(named("debian:12")), pulled_again, true), []);
         let another = base().disk(moved).labels(named("debian:13"));
-        assert_eq!(found(base().labels(named("debian:12")), another, true), [("image", Applies::Anew)]);
+        assert_eq!(found(base().labels(named("debian:12")), another, true), [("image", TakesEffect::Anew)]);
     }
 
     #[test]

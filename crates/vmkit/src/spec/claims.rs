@@ -11,7 +11,7 @@
 //! `mergers`.
 
 use super::raw_parts::{PartKind, RawPart, parts};
-use super::yaml::Mistake;
+use super::yaml::YamlMistake;
 use super::yaml_tree::{NodeKind, YamlNode, YamlTree};
 
 /// The user that vmkit makes for itself in a guest whose image has none of its own.
@@ -73,7 +73,7 @@ impl UserDataClaims {
     /// # Errors
     /// The first thing that no way in can be joined with, or that keeps cloud-init from making
     /// users or host keys.
-    pub(crate) fn of(text: &str) -> Result<Self, Mistake> {
+    pub(crate) fn of(text: &str) -> Result<Self, YamlMistake> {
         let mut claims = Self::default();
         for part in parts(text)? {
             match part.kind {
@@ -107,15 +107,16 @@ impl UserDataClaims {
         self.unread.iter().any(|text| text.lines().any(|line| line.starts_with("users:")))
     }
 
-    fn read(&mut self, part: &RawPart<'_>) -> Result<(), Mistake> {
+    fn read(&mut self, part: &RawPart<'_>) -> Result<(), YamlMistake> {
         let in_whole = |mistake| part.mistake(mistake);
-        super::yaml::check(&part.text, super::yaml::Top::Mapping { or_nothing: true }).map_err(in_whole)?;
+        super::yaml::check(&part.text, super::yaml::TopLevel::Mapping { or_nothing: true })
+            .map_err(in_whole)?;
         let tree = YamlTree::parse(&part.text).map_err(in_whole)?;
         let Some(root) = tree.root() else { return Ok(()) };
         self.read_root(root, part).map_err(in_whole)
     }
 
-    fn read_root(&mut self, root: YamlNode<'_>, part: &RawPart<'_>) -> Result<(), Mistake> {
+    fn read_root(&mut self, root: YamlNode<'_>, part: &RawPart<'_>) -> Result<(), YamlMistake> {
         let merges =
             part.has_merge_header || ["merge_how", "merge_type"].iter().any(|key| root.get(key).is_some());
         if let Some(users) = root.get("users") {
@@ -147,7 +148,7 @@ impl UserDataClaims {
         self.names.push(ClaimedName { name: name.trim().to_owned(), line: part.line(at.line()) });
     }
 
-    fn read_users(&mut self, users: YamlNode<'_>, part: &RawPart<'_>) -> Result<UsersForm, Mistake> {
+    fn read_users(&mut self, users: YamlNode<'_>, part: &RawPart<'_>) -> Result<UsersForm, YamlMistake> {
         match users.kind() {
             NodeKind::Null => Ok(UsersForm::Null),
             NodeKind::Other => Err(users.mistake(format!("`users` is no list: {LIST_USERS}"))),
@@ -171,7 +172,7 @@ impl UserDataClaims {
         }
     }
 
-    fn read_list_entry(&mut self, entry: YamlNode<'_>, part: &RawPart<'_>) -> Result<(), Mistake> {
+    fn read_list_entry(&mut self, entry: YamlNode<'_>, part: &RawPart<'_>) -> Result<(), YamlMistake> {
         match entry.kind() {
             NodeKind::Text => {
                 let names = names_in(entry.text().unwrap_or_default());
@@ -200,7 +201,7 @@ impl UserDataClaims {
         key: YamlNode<'_>,
         value: YamlNode<'_>,
         part: &RawPart<'_>,
-    ) -> Result<(), Mistake> {
+    ) -> Result<(), YamlMistake> {
         let Some(name) = key.text() else {
             return Err(key.mistake("a user's name is no text: write it in quotes"));
         };
@@ -222,7 +223,7 @@ impl UserDataClaims {
         name: &str,
         entry: YamlNode<'_>,
         part: &RawPart<'_>,
-    ) -> Result<(), Mistake> {
+    ) -> Result<(), YamlMistake> {
         self.claim(name, entry, part);
         let entries = entry.entries();
         if let Some((key, _)) = entries.iter().find(|(key, _)| key.text().is_none()) {
@@ -254,7 +255,7 @@ impl UserDataClaims {
         }
     }
 
-    fn read_groups(&mut self, groups: YamlNode<'_>, part: &RawPart<'_>) -> Result<(), Mistake> {
+    fn read_groups(&mut self, groups: YamlNode<'_>, part: &RawPart<'_>) -> Result<(), YamlMistake> {
         let unusable = |node: YamlNode<'_>, what: &str| {
             let right = "write a list of names, or of `NAME: [MEMBER, ...]`";
             Err(node.mistake(format!("{what}, and cloud-init would make neither groups nor users: {right}")))
@@ -281,7 +282,7 @@ impl UserDataClaims {
         Ok(())
     }
 
-    fn read_host_keys(&mut self, keys: YamlNode<'_>, part: &RawPart<'_>) -> Result<(), Mistake> {
+    fn read_host_keys(&mut self, keys: YamlNode<'_>, part: &RawPart<'_>) -> Result<(), YamlMistake> {
         self.has_null_keys = keys.kind() == NodeKind::Null;
         if !matches!(keys.kind(), NodeKind::Null | NodeKind::Mapping) {
             return Err(keys.mistake(
@@ -326,7 +327,7 @@ impl UserDataClaims {
 const LIST_USERS: &str = "write `users` as a list, such as `- default` and `- name: ann`";
 
 /// Returns the names of groups that have members.
-fn members(groups: YamlNode<'_>) -> Result<Vec<YamlNode<'_>>, Mistake> {
+fn members(groups: YamlNode<'_>) -> Result<Vec<YamlNode<'_>>, YamlMistake> {
     let entries = groups.entries();
     let unusable = entries.iter().find(|(_, value)| !matches!(value.kind(), NodeKind::Text | NodeKind::List));
     match unusable {
@@ -338,7 +339,7 @@ fn members(groups: YamlNode<'_>) -> Result<Vec<YamlNode<'_>>, Mistake> {
 }
 
 /// Checks that the modules which make users and host keys are run.
-fn check_modules(root: YamlNode<'_>) -> Result<(), Mistake> {
+fn check_modules(root: YamlNode<'_>) -> Result<(), YamlMistake> {
     let lists = ["cloud_init_modules", "cloud_config_modules", "cloud_final_modules"];
     let lists: Vec<YamlNode<'_>> = lists.iter().filter_map(|key| root.get(key)).collect();
     let Some(first) = root.get("cloud_init_modules") else { return Ok(()) };

@@ -12,7 +12,7 @@ use crate::spec::UserName;
 #[cfg(feature = "cloud-init")]
 use crate::spec::claims::{ClaimedHostKey, UserDataClaims};
 use crate::spec::name::shortened;
-use crate::spec::yaml::{self, Mistake, Top};
+use crate::spec::yaml::{self, TopLevel, YamlMistake};
 
 /// The seed that cloud-init finds at its first boot (NoCloud).
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -78,7 +78,7 @@ impl Default for UserData {
 #[serde(default, deny_unknown_fields)]
 pub struct CloudConfig {
     /// Users to make. The image's own default user stays.
-    pub users: Vec<User>,
+    pub users: Vec<GuestUser>,
     /// Packages to install.
     pub packages: Vec<String>,
     /// Files to write, in order.
@@ -94,7 +94,7 @@ pub struct CloudConfig {
 /// A user of the guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct User {
+pub struct GuestUser {
     /// The login name.
     pub name: String,
     /// Public keys that may log in, one `ssh-…` line each.
@@ -215,25 +215,25 @@ impl CloudInitConfig {
     }
 }
 
-fn in_user_data(text: &str, mistake: &Mistake) -> Error {
+fn in_user_data(text: &str, mistake: &YamlMistake) -> Error {
     in_document("user_data", text, mistake)
 }
 
 /// Creates the error for a mistake in a raw document: with its line.
-fn in_document(field: &'static str, text: &str, mistake: &Mistake) -> Error {
+fn in_document(field: &'static str, text: &str, mistake: &YamlMistake) -> Error {
     let line = text.lines().nth(mistake.line - 1).unwrap_or_default();
     Error::invalid(field, shortened(line), mistake.with_place())
 }
 
 /// Returns what keeps vmkit's own way in from being joined with raw user-data.
 #[cfg(all(feature = "vmfile", feature = "cloud-init"))]
-pub(crate) fn check_joinable(text: &str) -> Result<(), Mistake> {
+pub(crate) fn check_joinable(text: &str) -> Result<(), YamlMistake> {
     UserDataClaims::of(text).map(drop)
 }
 
 /// Returns nothing: without cloud-init there is no way in.
 #[cfg(all(feature = "vmfile", not(feature = "cloud-init")))]
-pub(crate) fn check_joinable(_text: &str) -> Result<(), Mistake> {
+pub(crate) fn check_joinable(_text: &str) -> Result<(), YamlMistake> {
     Ok(())
 }
 
@@ -284,18 +284,20 @@ pub(super) fn is_mime(text: &str) -> bool {
 
 /// Returns what cloud-init could not read in raw user-data. Of what it reads as something else,
 /// templates and parts among it, nothing is said.
-pub(crate) fn check_user_data(text: &str) -> Result<(), Mistake> {
+pub(crate) fn check_user_data(text: &str) -> Result<(), YamlMistake> {
     match text {
         text if is_mime(text) || begins_with(text, "#cloud-config-jsonp") => Ok(()),
-        text if begins_with(text, "#cloud-config-archive") => yaml::check(text, Top::List),
-        text if begins_with(text, "#cloud-config") => yaml::check(text, Top::Mapping { or_nothing: true }),
+        text if begins_with(text, "#cloud-config-archive") => yaml::check(text, TopLevel::List),
+        text if begins_with(text, "#cloud-config") => {
+            yaml::check(text, TopLevel::Mapping { or_nothing: true })
+        }
         _ => Ok(()),
     }
 }
 
 /// Returns what cloud-init could not read in a network-config.
-pub(crate) fn check_network_config(text: &str) -> Result<(), Mistake> {
-    yaml::check(text, Top::Mapping { or_nothing: false })
+pub(crate) fn check_network_config(text: &str) -> Result<(), YamlMistake> {
+    yaml::check(text, TopLevel::Mapping { or_nothing: false })
 }
 
 fn check_raw(text: &str) -> Result<()> {
@@ -336,7 +338,7 @@ fn check_hostname(hostname: &str) -> Result<()> {
 impl CloudConfig {
     fn check(&self) -> Result<()> {
         for (index, user) in self.users.iter().enumerate() {
-            let at = At(format!("cloud_init.users[{index}]"));
+            let at = ConfigPath(format!("cloud_init.users[{index}]"));
             user.check(&at)?;
             if self.users[..index].iter().any(|other| other.name == user.name) {
                 return Err(at.refused("name", &user.name, "the same user is named twice"));
@@ -351,7 +353,7 @@ impl CloudConfig {
             }
         }
         for (index, file) in self.files.iter().enumerate() {
-            file.check(&At(format!("cloud_init.files[{index}]")))?;
+            file.check(&ConfigPath(format!("cloud_init.files[{index}]")))?;
         }
         for (index, command) in self.commands.iter().enumerate() {
             let field = format!("cloud_init.commands[{index}]");
@@ -362,17 +364,19 @@ impl CloudConfig {
                 return Err(Error::invalid(field, shortened(bad), "no argument can hold a zero byte"));
             }
         }
-        self.ssh_host_key.as_ref().map_or(Ok(()), |key| key.check(&At("cloud_init.ssh_host_key".to_owned())))
+        self.ssh_host_key
+            .as_ref()
+            .map_or(Ok(()), |key| key.check(&ConfigPath("cloud_init.ssh_host_key".to_owned())))
     }
 }
 
 impl GuestAccess {
     fn check(&self, beside: &UserData) -> Result<()> {
-        let at = At("cloud_init.access".to_owned());
-        let user = User { name: self.user.clone(), ssh_keys: Vec::new(), sudo: true, shell: None };
+        let at = ConfigPath("cloud_init.access".to_owned());
+        let user = GuestUser { name: self.user.clone(), ssh_keys: Vec::new(), sudo: true, shell: None };
         user.check(&at)?;
-        self.login_key.check(&At("cloud_init.access.login_key".to_owned()))?;
-        self.host_key.check(&At("cloud_init.access.host_key".to_owned()))?;
+        self.login_key.check(&ConfigPath("cloud_init.access.login_key".to_owned()))?;
+        self.host_key.check(&ConfigPath("cloud_init.access.host_key".to_owned()))?;
         let UserData::Typed(typed) = beside else { return Ok(()) };
         match &typed.ssh_host_key {
             Some(key) if *key != self.host_key => {
@@ -391,12 +395,12 @@ impl GuestAccess {
                 "line {line} of the user-data makes a user or a group of this name, and cloud-init would keep vmkit's \
                  key from the user: choose another name for vmkit's own login"
             );
-            return Err(At("cloud_init.access".to_owned()).refused("user", &self.user, &expected));
+            return Err(ConfigPath("cloud_init.access".to_owned()).refused("user", &self.user, &expected));
         }
         match &claims.host_key {
             Some(key) if key.private.trim_end() != self.host_key.private.trim_end() => {
                 let expected = format!("line {} of the user-data has another host key", key.line);
-                Err(At("cloud_init.access".to_owned()).refused("host_key", "(not shown)", &expected))
+                Err(ConfigPath("cloud_init.access".to_owned()).refused("host_key", "(not shown)", &expected))
             }
             _ => Ok(()),
         }
@@ -409,16 +413,16 @@ impl GuestAccess {
 }
 
 /// A place in the config, to name the fields in it.
-struct At(String);
+struct ConfigPath(String);
 
-impl At {
+impl ConfigPath {
     fn refused(&self, field: &str, value: &str, expected: &str) -> Error {
         Error::invalid(format!("{}.{field}", self.0), shortened(value), expected)
     }
 }
 
-impl User {
-    fn check(&self, at: &At) -> Result<()> {
+impl GuestUser {
+    fn check(&self, at: &ConfigPath) -> Result<()> {
         if UserName::new(&self.name).is_err() {
             let expected = "a user has a name of 1 to 32 of a-z, 0-9, _ and -, and begins with a letter or _";
             return Err(at.refused("name", &self.name, expected));
@@ -441,7 +445,7 @@ impl User {
 }
 
 impl GuestFile {
-    fn check(&self, at: &At) -> Result<()> {
+    fn check(&self, at: &ConfigPath) -> Result<()> {
         let shown = self.path.to_string_lossy();
         if !self.path.to_str().is_some_and(is_guest_path) || shown.ends_with('/') {
             let expected =
@@ -465,7 +469,7 @@ impl GuestFile {
 }
 
 impl SshKeyPair {
-    fn check(&self, at: &At) -> Result<()> {
+    fn check(&self, at: &ConfigPath) -> Result<()> {
         const PRIVATE_HEAD: &str = "-----BEGIN OPENSSH PRIVATE KEY-----\n";
         const PRIVATE_TAIL: &str = "-----END OPENSSH PRIVATE KEY-----";
         if !self.public.starts_with("ssh-ed25519 ") {
@@ -501,7 +505,7 @@ const KEY_TYPES: &[&str] = &[
     "sk-ecdsa-sha2-nistp256@openssh.com",
 ];
 
-fn check_public_key(at: &At, field: &str, key: &str) -> Result<()> {
+fn check_public_key(at: &ConfigPath, field: &str, key: &str) -> Result<()> {
     // Never more of it than its type: somebody may have given the private key by mistake.
     let shown: String = key.chars().take(30).collect();
     if key.trim_end().contains(char::is_control) {
@@ -527,7 +531,7 @@ mod tests {
     const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ me@host";
 
     fn sound() -> CloudConfig {
-        let user = User {
+        let user = GuestUser {
             name: "ada".into(),
             ssh_keys: vec![KEY.into()],
             sudo: true,

@@ -25,12 +25,12 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-pub use boot::{Accel, Arch, Boot, Firmware, Kernel, Machine};
-pub use changes::{Applies, Change, changes};
+pub use boot::{Accel, Arch, Boot, Firmware, Kernel, MachineType};
+pub use changes::{SpecChange, TakesEffect, changes};
 pub(crate) use cloud_init::check_user_data;
 #[cfg(feature = "ssh")]
 pub(crate) use cloud_init::free_login;
-pub use cloud_init::{CloudConfig, CloudInitConfig, GuestAccess, GuestFile, SshKeyPair, User, UserData};
+pub use cloud_init::{CloudConfig, CloudInitConfig, GuestAccess, GuestFile, GuestUser, SshKeyPair, UserData};
 #[cfg(feature = "vmfile")]
 pub(crate) use cloud_init::{check_joinable, check_network_config};
 pub use disk::{DataDisk, RootDisk};
@@ -58,7 +58,7 @@ pub struct VmSpecBuilder {
     backend: Option<BackendTag>,
     cpus: u32,
     memory: Mib,
-    machine: Machine,
+    machine: MachineType,
     boot: Boot,
     accel: Accel,
     disk: Option<RootDisk>,
@@ -107,7 +107,7 @@ impl VmSpec {
             backend: None,
             cpus: 1,
             memory: Mib::new(512).expect("512 MiB is a size"),
-            machine: Machine::default(),
+            machine: MachineType::default(),
             boot: Boot::Firmware(Firmware::Bios),
             accel: Accel::default(),
             disk: None,
@@ -156,7 +156,7 @@ impl VmSpec {
     }
 
     /// Returns the machine.
-    pub fn machine(&self) -> Machine {
+    pub fn machine(&self) -> MachineType {
         self.0.machine
     }
 
@@ -342,7 +342,7 @@ impl VmSpecBuilder {
         /// Sets the guest's memory.
         memory: Mib,
         /// Sets the machine.
-        machine: Machine,
+        machine: MachineType,
         /// Sets what brings up the guest.
         boot: Boot,
         /// Sets how the guest's code is run.
@@ -414,12 +414,12 @@ impl VmSpecBuilder {
                 Err(Error::invalid("cmdline", format!("{shown}…"), bound))
             }
             (Boot::Kernel(_), _) => Ok(()),
-            (Boot::Firmware(_), Machine::Microvm) => Err(Error::invalid(
+            (Boot::Firmware(_), MachineType::Microvm) => Err(Error::invalid(
                 "machine",
                 "microvm",
                 "this machine boots a kernel directly: give a kernel, or take q35",
             )),
-            (Boot::Firmware(Firmware::Bios), Machine::Virt) => Err(Error::invalid(
+            (Boot::Firmware(Firmware::Bios), MachineType::Virt) => Err(Error::invalid(
                 "firmware",
                 "bios",
                 "the virt machine has none: take uefi or give a kernel",
@@ -473,7 +473,7 @@ impl VmSpecBuilder {
             ));
         }
         match (&self.cdrom, self.machine) {
-            (Some(path), Machine::Microvm) => {
+            (Some(path), MachineType::Microvm) => {
                 let why = "the microvm machine has no CD-ROM drive: take q35, or add the file to data_disks with `:ro`";
                 Err(Error::invalid("cdrom", path.display(), why))
             }

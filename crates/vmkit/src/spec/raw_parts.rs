@@ -9,7 +9,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
 use super::cloud_init::{begins_with, is_mime};
-use super::yaml::Mistake;
+use super::yaml::YamlMistake;
 use super::yaml_tree::{NodeKind, YamlTree};
 
 /// How deep parts are looked for in parts.
@@ -47,10 +47,10 @@ pub(super) struct RawPart<'a> {
 
 impl RawPart<'_> {
     /// Returns a mistake in the part as one in the whole document.
-    pub(super) fn mistake(&self, mistake: Mistake) -> Mistake {
+    pub(super) fn mistake(&self, mistake: YamlMistake) -> YamlMistake {
         match self.is_verbatim {
-            true => Mistake { line: self.line + mistake.line, byte: self.byte + mistake.byte, ..mistake },
-            false => Mistake {
+            true => YamlMistake { line: self.line + mistake.line, byte: self.byte + mistake.byte, ..mistake },
+            false => YamlMistake {
                 line: self.line + 1,
                 column: 1,
                 byte: self.byte,
@@ -69,9 +69,9 @@ impl RawPart<'_> {
 ///
 /// # Errors
 /// The first mistake in an archive of parts.
-pub(super) fn parts(text: &str) -> Result<Vec<RawPart<'_>>, Mistake> {
+pub(super) fn parts(text: &str) -> Result<Vec<RawPart<'_>>, YamlMistake> {
     let mut parts = Vec::new();
-    let whole = Piece { text: Cow::Borrowed(text), line: 0, byte: 0, is_verbatim: true };
+    let whole = DocumentPart { text: Cow::Borrowed(text), line: 0, byte: 0, is_verbatim: true };
     match is_mime(text) {
         true => take_message(whole, MOST_DEPTH, &mut parts)?,
         false => take_piece(whole, None, false, MOST_DEPTH, &mut parts)?,
@@ -80,16 +80,16 @@ pub(super) fn parts(text: &str) -> Result<Vec<RawPart<'_>>, Mistake> {
 }
 
 /// A stretch of the document, or what is encoded there.
-struct Piece<'a> {
+struct DocumentPart<'a> {
     text: Cow<'a, str>,
     line: usize,
     byte: usize,
     is_verbatim: bool,
 }
 
-impl<'a> Piece<'a> {
+impl<'a> DocumentPart<'a> {
     /// Returns a stretch of the piece.
-    fn slice(&self, from: usize, to: usize) -> Piece<'a> {
+    fn slice(&self, from: usize, to: usize) -> DocumentPart<'a> {
         let lines = self.text[..from].matches('\n').count();
         let text = match &self.text {
             Cow::Borrowed(text) => Cow::Borrowed(&text[from..to]),
@@ -99,18 +99,18 @@ impl<'a> Piece<'a> {
             true => (self.line + lines, self.byte + from),
             false => (self.line, self.byte),
         };
-        Piece { text, line, byte, is_verbatim: self.is_verbatim }
+        DocumentPart { text, line, byte, is_verbatim: self.is_verbatim }
     }
 }
 
 /// Takes a piece for what its type says, or what it begins with.
 fn take_piece<'a>(
-    piece: Piece<'a>,
+    piece: DocumentPart<'a>,
     content_type: Option<&str>,
     has_merge_header: bool,
     depth: usize,
     parts: &mut Vec<RawPart<'a>>,
-) -> Result<(), Mistake> {
+) -> Result<(), YamlMistake> {
     let kind = match content_type {
         Some("text/cloud-config") => PartKind::Config,
         Some("text/cloud-config-archive") => PartKind::Archive,
@@ -126,7 +126,7 @@ fn take_piece<'a>(
         None | Some("text/plain" | "text/x-not-multipart" | "text/x-shellscript") => beginning(&piece.text),
         Some(_) => PartKind::Program,
     };
-    let Piece { text, line, byte, is_verbatim } = piece;
+    let DocumentPart { text, line, byte, is_verbatim } = piece;
     let part = RawPart { text, kind, has_merge_header, line, byte, is_verbatim };
     match kind {
         PartKind::Archive if depth > 0 => take_archive(&part, depth, parts),
@@ -149,7 +149,11 @@ fn beginning(text: &str) -> PartKind {
 }
 
 /// Takes the parts of a list in YAML.
-fn take_archive(archive: &RawPart<'_>, depth: usize, parts: &mut Vec<RawPart<'_>>) -> Result<(), Mistake> {
+fn take_archive(
+    archive: &RawPart<'_>,
+    depth: usize,
+    parts: &mut Vec<RawPart<'_>>,
+) -> Result<(), YamlMistake> {
     let tree = YamlTree::parse(&archive.text).map_err(|mistake| archive.mistake(mistake))?;
     for entry in tree.root().into_iter().flat_map(|root| root.items().collect::<Vec<_>>()) {
         let mapping = entry.kind() == NodeKind::Mapping;
@@ -160,7 +164,7 @@ fn take_archive(archive: &RawPart<'_>, depth: usize, parts: &mut Vec<RawPart<'_>
         let Some(text) = content.and_then(|content| content.text()) else { continue };
         let has_merge_header =
             mapping && entry.entries().iter().any(|(key, _)| key.text().is_some_and(is_merge_header));
-        let piece = Piece {
+        let piece = DocumentPart {
             text: Cow::Owned(text.to_owned()),
             line: archive.line(entry.line()) - 1,
             byte: archive.byte,
@@ -179,7 +183,11 @@ fn is_merge_header(name: &str) -> bool {
 }
 
 /// Takes the parts of a MIME message.
-fn take_message<'a>(message: Piece<'a>, depth: usize, parts: &mut Vec<RawPart<'a>>) -> Result<(), Mistake> {
+fn take_message<'a>(
+    message: DocumentPart<'a>,
+    depth: usize,
+    parts: &mut Vec<RawPart<'a>>,
+) -> Result<(), YamlMistake> {
     let (headers, body) = split_headers(&message.text);
     let header = |name: &str| {
         headers.iter().find(|(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
@@ -212,7 +220,7 @@ fn take_message<'a>(message: Piece<'a>, depth: usize, parts: &mut Vec<RawPart<'a
     let is_text = std::str::from_utf8(&bytes).is_ok();
     let text = Cow::Owned(String::from_utf8_lossy(&bytes).into_owned());
     let kind = if is_text { content_type } else { Some("application/gzip".to_owned()) };
-    let piece = Piece { text, line: body.line, byte: body.byte, is_verbatim: false };
+    let piece = DocumentPart { text, line: body.line, byte: body.byte, is_verbatim: false };
     take_piece(piece, kind.as_deref(), has_merge_header, depth, parts)
 }
 
@@ -340,7 +348,7 @@ mod tests {
         #[test]
         fn no_text_makes_it_panic(text in "(MIME-Version: 1\n|Content-Type: multipart/mixed; boundary=x\n|--x(--)?\r?\n|[=:a0-9ü \n\r;-]){0,60}") {
             for part in parts(&text).into_iter().flatten() {
-                let mistake = part.mistake(Mistake { line: 1, column: 1, byte: part.text.len(), what: String::new() });
+                let mistake = part.mistake(YamlMistake { line: 1, column: 1, byte: part.text.len(), what: String::new() });
                 let _ = &text[mistake.byte..];
             }
         }

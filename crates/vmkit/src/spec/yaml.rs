@@ -6,7 +6,7 @@
 
 /// What a document has to be at its top.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Top {
+pub(crate) enum TopLevel {
     /// Keys and values; with `or_nothing` a document of comments alone will do.
     Mapping { or_nothing: bool },
     /// A list.
@@ -15,7 +15,7 @@ pub(crate) enum Top {
 
 /// The first thing that is wrong with a document.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Mistake {
+pub(crate) struct YamlMistake {
     /// Its line, counted from 1.
     pub(crate) line: usize,
     /// Its column, counted from 1; a column is a character.
@@ -26,7 +26,7 @@ pub(crate) struct Mistake {
     pub(crate) what: String,
 }
 
-impl Mistake {
+impl YamlMistake {
     /// Returns what to say of it where its place in the text is told by words.
     pub(crate) fn with_place(&self) -> String {
         format!("line {}, column {}: {}", self.line, self.column, self.what)
@@ -38,10 +38,10 @@ impl Mistake {
 /// # Errors
 /// The first mistake.
 #[cfg(feature = "cloud-init")]
-pub(crate) fn check(text: &str, top: Top) -> Result<(), Mistake> {
+pub(crate) fn check(text: &str, top: TopLevel) -> Result<(), YamlMistake> {
     use granit_parser::{Event, Marker, Parser};
 
-    let mistake = |at: &Marker, what: String| Mistake {
+    let mistake = |at: &Marker, what: String| YamlMistake {
         line: at.line(),
         column: at.col() + 1,
         byte: at.byte_offset().unwrap_or_default().min(text.len()),
@@ -59,25 +59,26 @@ pub(crate) fn check(text: &str, top: Top) -> Result<(), Mistake> {
                 documents += 1;
                 continue;
             }
-            Event::MappingStart(..) => Some(Top::Mapping { or_nothing: false }),
-            Event::SequenceStart(..) => Some(Top::List),
+            Event::MappingStart(..) => Some(TopLevel::Mapping { or_nothing: false }),
+            Event::SequenceStart(..) => Some(TopLevel::List),
             Event::Scalar(..) | Event::Alias(..) => None,
             _ => continue,
         };
         if !has_top {
             has_top = true;
             let what = match (top, found) {
-                (Top::Mapping { .. }, Some(Top::Mapping { .. })) | (Top::List, Some(Top::List)) => continue,
-                (Top::Mapping { .. }, _) => {
+                (TopLevel::Mapping { .. }, Some(TopLevel::Mapping { .. }))
+                | (TopLevel::List, Some(TopLevel::List)) => continue,
+                (TopLevel::Mapping { .. }, _) => {
                     "this is not YAML with keys and values, each `key: value`, at its top"
                 }
-                (Top::List, _) => "this is not YAML with a list at its top",
+                (TopLevel::List, _) => "this is not YAML with a list at its top",
             };
             return Err(mistake(&span.start, what.to_owned()));
         }
     }
     match (has_top, top) {
-        (true, _) | (false, Top::Mapping { or_nothing: true }) => Ok(()),
+        (true, _) | (false, TopLevel::Mapping { or_nothing: true }) => Ok(()),
         (false, _) => {
             Err(mistake(&Marker::new(0, 1, 0).with_byte_offset(Some(0)), "there is nothing in it".to_owned()))
         }
@@ -86,7 +87,7 @@ pub(crate) fn check(text: &str, top: Top) -> Result<(), Mistake> {
 
 /// Returns nothing: without YAML the whole seed is refused.
 #[cfg(not(feature = "cloud-init"))]
-pub(crate) fn check(_text: &str, _top: Top) -> Result<(), Mistake> {
+pub(crate) fn check(_text: &str, _top: TopLevel) -> Result<(), YamlMistake> {
     Ok(())
 }
 
@@ -94,9 +95,9 @@ pub(crate) fn check(_text: &str, _top: Top) -> Result<(), Mistake> {
 mod tests {
     use super::*;
 
-    const CONFIG: Top = Top::Mapping { or_nothing: true };
+    const CONFIG: TopLevel = TopLevel::Mapping { or_nothing: true };
 
-    fn said(text: &str, top: Top) -> String {
+    fn said(text: &str, top: TopLevel) -> String {
         let mistake = check(text, top).expect_err("it has a mistake");
         let before = &text[..mistake.byte];
         assert_eq!(mistake.line, before.matches('\n').count() + 1, "{text:?}");
@@ -125,7 +126,7 @@ mod tests {
         ] {
             assert_eq!(check(text, CONFIG), Ok(()), "{text:?}");
         }
-        check("#cloud-config-archive\n- type: text/cloud-config\n", Top::List).unwrap();
+        check("#cloud-config-archive\n- type: text/cloud-config\n", TopLevel::List).unwrap();
     }
 
     #[test]
@@ -142,8 +143,8 @@ mod tests {
             let said = said(text, CONFIG);
             assert!(said.starts_with(expected), "{said}");
         }
-        assert!(said("# none\n", Top::Mapping { or_nothing: false }).contains("there is nothing in it"));
-        assert!(said("a: 1\n", Top::List).contains("with a list"));
+        assert!(said("# none\n", TopLevel::Mapping { or_nothing: false }).contains("there is nothing in it"));
+        assert!(said("a: 1\n", TopLevel::List).contains("with a list"));
     }
 
     proptest::proptest! {

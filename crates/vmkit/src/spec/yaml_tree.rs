@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use granit_parser::{Event, Marker, Parser, ScalarStyle, Tag};
 
-use super::yaml::Mistake;
+use super::yaml::YamlMistake;
 
 /// More entries than any mapping has once its merge keys are followed: aliases of aliases grow
 /// without end.
@@ -21,20 +21,20 @@ const MOST_MERGES: usize = 16;
 /// A document.
 #[derive(Debug)]
 pub(super) struct YamlTree {
-    nodes: Vec<Stored>,
+    nodes: Vec<StoredNode>,
     root: Option<usize>,
 }
 
 #[derive(Debug)]
-struct Stored {
+struct StoredNode {
     line: usize,
     column: usize,
     byte: usize,
-    value: Value,
+    value: YamlValue,
 }
 
 #[derive(Debug)]
-enum Value {
+enum YamlValue {
     Null,
     Text(String),
     Other,
@@ -71,12 +71,12 @@ impl YamlTree {
     ///
     /// # Errors
     /// The first mistake.
-    pub(super) fn parse(text: &str) -> Result<Self, Mistake> {
-        let mut building = Building::default();
+    pub(super) fn parse(text: &str) -> Result<Self, YamlMistake> {
+        let mut building = TreeBuilder::default();
         for event in Parser::new_from_str(text) {
             let (event, span) = event.map_err(|error| {
                 let what = format!("this is not YAML: {}", error.info());
-                stored(text, error.marker(), Value::Null).mistake(what)
+                stored(text, error.marker(), YamlValue::Null).mistake(what)
             })?;
             building.take(event, |value| stored(text, &span.start, value));
         }
@@ -89,35 +89,35 @@ impl YamlTree {
     }
 }
 
-fn stored(text: &str, at: &Marker, value: Value) -> Stored {
+fn stored(text: &str, at: &Marker, value: YamlValue) -> StoredNode {
     let byte = at.byte_offset().unwrap_or_default().min(text.len());
-    Stored { line: at.line(), column: at.col() + 1, byte, value }
+    StoredNode { line: at.line(), column: at.col() + 1, byte, value }
 }
 
-impl Stored {
-    fn mistake(&self, what: String) -> Mistake {
-        Mistake { line: self.line, column: self.column, byte: self.byte, what }
+impl StoredNode {
+    fn mistake(&self, what: String) -> YamlMistake {
+        YamlMistake { line: self.line, column: self.column, byte: self.byte, what }
     }
 }
 
 /// A tree under construction.
 #[derive(Default)]
-struct Building {
-    nodes: Vec<Stored>,
+struct TreeBuilder {
+    nodes: Vec<StoredNode>,
     root: Option<usize>,
     anchors: BTreeMap<usize, usize>,
     /// The lists and mappings that are open, each with the key that has no value yet.
     open: Vec<(usize, Option<usize>)>,
 }
 
-impl Building {
-    fn take(&mut self, event: Event<'_>, store: impl FnOnce(Value) -> Stored) {
+impl TreeBuilder {
+    fn take(&mut self, event: Event<'_>, store: impl FnOnce(YamlValue) -> StoredNode) {
         let (value, anchor, opens) = match event {
             Event::Scalar(text, style, anchor, tag) => {
                 (scalar(&text, style == ScalarStyle::Plain, tag.as_deref()), anchor, false)
             }
-            Event::SequenceStart(_, anchor, _) => (Value::List(Vec::new()), anchor, true),
-            Event::MappingStart(_, anchor, _) => (Value::Mapping(Vec::new()), anchor, true),
+            Event::SequenceStart(_, anchor, _) => (YamlValue::List(Vec::new()), anchor, true),
+            Event::MappingStart(_, anchor, _) => (YamlValue::Mapping(Vec::new()), anchor, true),
             Event::SequenceEnd | Event::MappingEnd => {
                 self.open.pop();
                 return;
@@ -147,8 +147,8 @@ impl Building {
             return;
         };
         match &mut self.nodes[*parent].value {
-            Value::List(items) => items.push(index),
-            Value::Mapping(entries) => match key.take() {
+            YamlValue::List(items) => items.push(index),
+            YamlValue::Mapping(entries) => match key.take() {
                 Some(key) => entries.push((key, index)),
                 None => *key = Some(index),
             },
@@ -157,24 +157,24 @@ impl Building {
     }
 }
 
-fn scalar(text: &str, is_plain: bool, tag: Option<&Tag>) -> Value {
+fn scalar(text: &str, is_plain: bool, tag: Option<&Tag>) -> YamlValue {
     match tag.map(|tag| tag.core_suffix().unwrap_or(tag.suffix())) {
-        Some("str" | "") => Value::Text(text.to_owned()),
-        Some("null") => Value::Null,
-        Some(_) => Value::Other,
-        None if !is_plain => Value::Text(text.to_owned()),
+        Some("str" | "") => YamlValue::Text(text.to_owned()),
+        Some("null") => YamlValue::Null,
+        Some(_) => YamlValue::Other,
+        None if !is_plain => YamlValue::Text(text.to_owned()),
         None => plain(text),
     }
 }
 
-fn plain(text: &str) -> Value {
+fn plain(text: &str) -> YamlValue {
     match text {
-        "" | "~" | "null" | "Null" | "NULL" => Value::Null,
-        "<<" => Value::Merge,
+        "" | "~" | "null" | "Null" | "NULL" => YamlValue::Null,
+        "<<" => YamlValue::Merge,
         "yes" | "Yes" | "YES" | "no" | "No" | "NO" | "true" | "True" | "TRUE" | "false" | "False"
-        | "FALSE" | "on" | "On" | "ON" | "off" | "Off" | "OFF" | "=" => Value::Other,
-        text if is_number(text) || is_date(text) => Value::Other,
-        text => Value::Text(text.to_owned()),
+        | "FALSE" | "on" | "On" | "ON" | "off" | "Off" | "OFF" | "=" => YamlValue::Other,
+        text if is_number(text) || is_date(text) => YamlValue::Other,
+        text => YamlValue::Text(text.to_owned()),
     }
 }
 
@@ -218,25 +218,25 @@ fn is_date(text: &str) -> bool {
 }
 
 impl<'a> YamlNode<'a> {
-    fn stored(self) -> &'a Stored {
+    fn stored(self) -> &'a StoredNode {
         &self.tree.nodes[self.index]
     }
 
     /// Returns what the node is.
     pub(super) fn kind(self) -> NodeKind {
         match self.stored().value {
-            Value::Null => NodeKind::Null,
-            Value::Text(_) => NodeKind::Text,
-            Value::Other | Value::Merge => NodeKind::Other,
-            Value::List(_) => NodeKind::List,
-            Value::Mapping(_) => NodeKind::Mapping,
+            YamlValue::Null => NodeKind::Null,
+            YamlValue::Text(_) => NodeKind::Text,
+            YamlValue::Other | YamlValue::Merge => NodeKind::Other,
+            YamlValue::List(_) => NodeKind::List,
+            YamlValue::Mapping(_) => NodeKind::Mapping,
         }
     }
 
     /// Returns the text that the node is.
     pub(super) fn text(self) -> Option<&'a str> {
         match &self.stored().value {
-            Value::Text(text) => Some(text),
+            YamlValue::Text(text) => Some(text),
             _ => None,
         }
     }
@@ -244,7 +244,7 @@ impl<'a> YamlNode<'a> {
     /// Returns the items of a list; none of anything else.
     pub(super) fn items(self) -> impl Iterator<Item = YamlNode<'a>> {
         let items: &[usize] = match &self.stored().value {
-            Value::List(items) => items,
+            YamlValue::List(items) => items,
             _ => &[],
         };
         items.iter().map(move |index| YamlNode { index: *index, ..self })
@@ -259,13 +259,13 @@ impl<'a> YamlNode<'a> {
     }
 
     fn collect(self, into: &mut Vec<(YamlNode<'a>, YamlNode<'a>)>, depth: usize) {
-        let Value::Mapping(own) = &self.stored().value else { return };
+        let YamlValue::Mapping(own) = &self.stored().value else { return };
         let own = || {
             own.iter()
                 .map(|(key, value)| (YamlNode { index: *key, ..self }, YamlNode { index: *value, ..self }))
         };
         if depth > 0 {
-            for (_, merged) in own().filter(|(key, _)| matches!(key.stored().value, Value::Merge)) {
+            for (_, merged) in own().filter(|(key, _)| matches!(key.stored().value, YamlValue::Merge)) {
                 let mut several: Vec<_> = merged.items().collect();
                 // The first of several goes before the others.
                 several.reverse();
@@ -276,7 +276,7 @@ impl<'a> YamlNode<'a> {
                 }
             }
         }
-        into.extend(own().filter(|(key, _)| !matches!(key.stored().value, Value::Merge)));
+        into.extend(own().filter(|(key, _)| !matches!(key.stored().value, YamlValue::Merge)));
     }
 
     /// Returns the value of a key.
@@ -290,7 +290,7 @@ impl<'a> YamlNode<'a> {
     }
 
     /// Returns a mistake at the node.
-    pub(super) fn mistake(self, what: impl Into<String>) -> Mistake {
+    pub(super) fn mistake(self, what: impl Into<String>) -> YamlMistake {
         self.stored().mistake(what.into())
     }
 }

@@ -9,42 +9,49 @@ use russh::keys::agent::AgentIdentity;
 use russh::keys::agent::client::AgentClient;
 use russh::keys::{Algorithm, HashAlg, PrivateKeyWithHashAlg, PublicKey};
 
-use super::Target;
-use super::keys::Keys;
-use super::session::Guard;
+use super::SshTarget;
+use super::keys::LoginKeys;
+use super::session::ServerVerifier;
 
 /// How many keys of an agent are tried: OpenSSH's server breaks off at the sixth that it does not
 /// take (`MaxAuthTries`).
 const MOST_KEYS: usize = 5;
 
 /// Why no login came about.
-pub(super) enum Failed {
+pub(super) enum LoginFailure {
     /// The connection to the guest.
     Session(russh::Error),
     /// The agent of this host.
     Agent(String),
 }
 
-impl From<russh::Error> for Failed {
+impl From<russh::Error> for LoginFailure {
     fn from(error: russh::Error) -> Self {
-        Failed::Session(error)
+        LoginFailure::Session(error)
     }
 }
 
 /// Logs in, and returns what the server said to the last key.
-pub(super) async fn log_in(handle: &mut Handle<Guard>, target: &Target) -> Result<AuthResult, Failed> {
+pub(super) async fn log_in(
+    handle: &mut Handle<ServerVerifier>,
+    target: &SshTarget,
+) -> Result<AuthResult, LoginFailure> {
     match &target.identity.keys {
-        Keys::Own(key) => {
+        LoginKeys::Own(key) => {
             let hash = hash(handle, &key.algorithm()).await?;
             let key = PrivateKeyWithHashAlg::new(Arc::clone(key), hash);
             Ok(handle.authenticate_publickey(&target.user, key).await?)
         }
-        Keys::Agent(socket) => by_agent(handle, &target.user, socket).await,
+        LoginKeys::Agent(socket) => by_agent(handle, &target.user, socket).await,
     }
 }
 
-async fn by_agent(handle: &mut Handle<Guard>, user: &str, socket: &Path) -> Result<AuthResult, Failed> {
-    let failed = |error: russh::keys::Error| Failed::Agent(format!("it does not answer: {error}"));
+async fn by_agent(
+    handle: &mut Handle<ServerVerifier>,
+    user: &str,
+    socket: &Path,
+) -> Result<AuthResult, LoginFailure> {
+    let failed = |error: russh::keys::Error| LoginFailure::Agent(format!("it does not answer: {error}"));
     let mut agent = AgentClient::connect_uds(socket).await.map_err(failed)?;
     let keys: Vec<PublicKey> =
         agent.request_identities().await.map_err(failed)?.into_iter().filter_map(plain).collect();
@@ -59,13 +66,13 @@ async fn by_agent(handle: &mut Handle<Guard>, user: &str, socket: &Path) -> Resu
                 last = Some(AuthResult::Failure { remaining_methods, partial_success });
             }
             Ok(answer) => return Ok(answer),
-            Err(AgentAuthError::Send(_)) => return Err(Failed::Session(russh::Error::SendError)),
+            Err(AgentAuthError::Send(_)) => return Err(LoginFailure::Session(russh::Error::SendError)),
             Err(AgentAuthError::Key(error)) => {
-                return Err(Failed::Agent(format!("it does not sign: {error}")));
+                return Err(LoginFailure::Agent(format!("it does not sign: {error}")));
             }
         }
     }
-    last.ok_or_else(|| Failed::Agent("it has no keys: `ssh-add` gives it one".to_owned()))
+    last.ok_or_else(|| LoginFailure::Agent("it has no keys: `ssh-add` gives it one".to_owned()))
 }
 
 /// Returns the key, unless it comes with a certificate: vmkit signs none for a guest.
@@ -78,7 +85,7 @@ fn plain(identity: AgentIdentity) -> Option<PublicKey> {
 
 /// Returns what a signature by this kind of key is made with, where there is a choice: what the
 /// server knows, SHA-256 where it does not say.
-async fn hash(handle: &Handle<Guard>, kind: &Algorithm) -> Result<Option<HashAlg>, russh::Error> {
+async fn hash(handle: &Handle<ServerVerifier>, kind: &Algorithm) -> Result<Option<HashAlg>, russh::Error> {
     match kind {
         Algorithm::Rsa { .. } => Ok(handle.best_supported_rsa_hash().await?.unwrap_or(Some(HashAlg::Sha256))),
         _ => Ok(None),

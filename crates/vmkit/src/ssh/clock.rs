@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::process::{Input, Output};
-use super::{Event, Session};
+use super::process::{ProcessInput, ProcessOutput};
+use super::{ProcessEvent, Session};
 use crate::clock::{self, ClockReading};
 use crate::error::Result;
 
@@ -40,21 +40,21 @@ impl Session {
     pub(crate) async fn set_clock(&self, deadline: Instant) -> Result<()> {
         let (mut input, mut output) =
             self.spawn_own(&["/bin/sh", "-c", AS_ROOT, "sh", SET], deadline).await?.split();
-        let mut way = Way { session: self, input: &mut input, output: &mut output, is_exact: true };
+        let mut way = ClockProgram { session: self, input: &mut input, output: &mut output, is_exact: true };
         self.within(deadline, "the guest's clock", way.set()).await
     }
 }
 
 /// The way to the program that reads and sets the clock.
-struct Way<'a> {
+struct ClockProgram<'a> {
     session: &'a Session,
-    input: &'a mut Input,
-    output: &'a mut Output,
+    input: &'a mut ProcessInput,
+    output: &'a mut ProcessOutput,
     /// Whether the guest's `date` prints fractions of a second.
     is_exact: bool,
 }
 
-impl Way<'_> {
+impl ClockProgram<'_> {
     /// Sets the clock until it is right, unless it is.
     async fn set(&mut self) -> Result<()> {
         let mut reading = self.best().await?;
@@ -107,9 +107,9 @@ impl Way<'_> {
         let (mut line, mut complaint) = (Vec::new(), Vec::new());
         while !line.ends_with(b"\n") && line.len() < MOST_ANSWER {
             match self.output.next().await? {
-                Event::Stdout(data) => line.extend(data),
-                Event::Stderr(data) => complaint.extend(data),
-                Event::Ended(exit) => {
+                ProcessEvent::Stdout(data) => line.extend(data),
+                ProcessEvent::Stderr(data) => complaint.extend(data),
+                ProcessEvent::Ended(exit) => {
                     let words = String::from_utf8_lossy(&complaint);
                     return Err(self
                         .session

@@ -5,13 +5,13 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::time::{Instant, timeout};
 
-use super::{Event, Session};
+use super::{ProcessEvent, Session};
 use crate::error::Result;
 
 /// What cloud-init has done in this boot of a guest.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
-pub struct CloudInit {
+pub struct CloudInitStatus {
     /// How far it is.
     pub progress: CloudInitProgress,
     /// The stage that it is in: `init-local`, `init`, `modules-config`, `modules-final`.
@@ -24,7 +24,7 @@ pub struct CloudInit {
     pub warnings: Vec<String>,
 }
 
-impl CloudInit {
+impl CloudInitStatus {
     /// Returns what to say where it failed: its errors, and what it went on without on the way,
     /// which may be their cause.
     #[cfg(any(test, feature = "images"))]
@@ -153,8 +153,8 @@ impl Session {
     pub async fn cloud_init_done(
         &self,
         deadline: Instant,
-        mut progressed: impl FnMut(&CloudInit),
-    ) -> Result<CloudInit> {
+        mut progressed: impl FnMut(&CloudInitStatus),
+    ) -> Result<CloudInitStatus> {
         self.watch_cloud_init(deadline, &mut progressed).await
     }
 
@@ -166,19 +166,19 @@ impl Session {
     pub(crate) async fn watch_cloud_init(
         &self,
         deadline: Instant,
-        mut progressed: impl FnMut(&CloudInit),
-    ) -> Result<CloudInit> {
+        mut progressed: impl FnMut(&CloudInitStatus),
+    ) -> Result<CloudInitStatus> {
         let (_input, mut output) = self.spawn_own(&["sh", "-c", WATCH], deadline).await?.split();
         let watch = async {
-            let (mut found, mut pending) = (CloudInit::default(), Vec::new());
+            let (mut found, mut pending) = (CloudInitStatus::default(), Vec::new());
             loop {
                 let event = timeout(SILENCE, output.next()).await;
                 let silent =
                     || self.problem(format!("the guest has said nothing for {} s", SILENCE.as_secs()));
                 match event.map_err(|_| silent())?? {
-                    Event::Stdout(data) => pending.extend(data),
-                    Event::Stderr(_) => {}
-                    Event::Ended(exit) => {
+                    ProcessEvent::Stdout(data) => pending.extend(data),
+                    ProcessEvent::Stderr(_) => {}
+                    ProcessEvent::Ended(exit) => {
                         found.progress = match exit.shell_code() {
                             0 => CloudInitProgress::Done,
                             100 => CloudInitProgress::Absent,
@@ -225,7 +225,7 @@ fn set_for_later(seconds: &[u8], deadline: Instant) -> Option<String> {
 
 /// Reads cloud-init's status, where there is one that makes sense.
 #[cfg(feature = "images")]
-pub(crate) fn cloud_init_status(document: &[u8]) -> Option<CloudInit> {
+pub(crate) fn cloud_init_status(document: &[u8]) -> Option<CloudInitStatus> {
     status(document)
 }
 
@@ -233,15 +233,15 @@ pub(crate) fn cloud_init_status(document: &[u8]) -> Option<CloudInit> {
 const MOST_STATUS_BYTES: usize = 1 << 20;
 
 /// Reads `status.json`; before there is one, cloud-init is about to run.
-fn status(document: &[u8]) -> Option<CloudInit> {
+fn status(document: &[u8]) -> Option<CloudInitStatus> {
     if document.is_empty() {
-        return Some(CloudInit::default());
+        return Some(CloudInitStatus::default());
     }
     let document: Value = serde_json::from_slice(document).ok()?;
     let stages = document.get("v1")?.as_object()?;
-    let mut found = CloudInit {
+    let mut found = CloudInitStatus {
         stage: stages.get("stage").and_then(Value::as_str).map(str::to_owned),
-        ..CloudInit::default()
+        ..CloudInitStatus::default()
     };
     for (stage, status) in stages {
         found.errors.extend(texts(stage, status.get("errors")));
@@ -402,7 +402,7 @@ mod tests {
         let found = status(text).unwrap();
         assert_eq!(found.stage.as_deref(), Some("modules-config"));
         assert_eq!(found.errors, ["init: no such disk"]);
-        assert_eq!(status(b"").unwrap(), CloudInit::default());
+        assert_eq!(status(b"").unwrap(), CloudInitStatus::default());
         for bad in [&b"{"[..], b"[]", b"{\"v1\": 3}"] {
             assert_eq!(status(bad), None);
         }

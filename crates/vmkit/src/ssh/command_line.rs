@@ -7,7 +7,7 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
-use super::Terminal;
+use super::TerminalSpec;
 use crate::error::{Error, Result};
 
 /// Says why the directory can't be entered, and returns what a shell does for a program that can't
@@ -18,7 +18,7 @@ const NO_DIR: &str = "if [ -d \"$1\" ]; then why=\"the directory $1 may not be e
 
 /// A program to run in a guest, or its user's login shell.
 #[derive(Debug, Clone, Default)]
-pub struct Command {
+pub struct GuestCommand {
     /// The program and its arguments, no shell between; none of them is the user's login shell.
     pub argv: Vec<OsString>,
     /// Variables that it has beside those that a login has.
@@ -27,10 +27,10 @@ pub struct Command {
     /// entered is told on the program's standard error, with the code 126.
     pub dir: Option<OsString>,
     /// The terminal that it runs at; pipes where none is given.
-    pub terminal: Option<Terminal>,
+    pub terminal: Option<TerminalSpec>,
 }
 
-impl Command {
+impl GuestCommand {
     /// Creates a command of a program and its arguments.
     pub fn new<S: Into<OsString>>(argv: impl IntoIterator<Item = S>) -> Self {
         Self { argv: argv.into_iter().map(Into::into).collect(), ..Self::default() }
@@ -142,19 +142,19 @@ mod tests {
 
     use super::*;
 
-    fn line(command: &Command) -> String {
+    fn line(command: &GuestCommand) -> String {
         String::from_utf8(command.line().unwrap().unwrap()).unwrap()
     }
 
     #[test]
     fn plain_words_stay_plain_and_all_others_are_quoted() {
-        let command = Command::new(["echo", "a b", "", "it's", "$HOME;", "=x", "-n"]);
+        let command = GuestCommand::new(["echo", "a b", "", "it's", "$HOME;", "=x", "-n"]);
         assert_eq!(line(&command), r"exec echo 'a b' '' 'it'\''s' '$HOME;' '=x' -n");
     }
 
     #[test]
     fn directory_and_variables_come_before_the_program() {
-        let mut command = Command::new(["env"]);
+        let mut command = GuestCommand::new(["env"]);
         command.dir = Some("-odd dir".into());
         command.env = vec![("A".into(), "1 2".into())];
         let no_dir = format!("exec sh -c '{NO_DIR}' sh");
@@ -166,7 +166,7 @@ mod tests {
 
     #[test]
     fn a_login_shell_needs_a_line_only_for_what_is_set_before_it() {
-        let mut command = Command::default();
+        let mut command = GuestCommand::default();
         assert_eq!(command.line().unwrap(), None);
         command.dir = Some("/srv".into());
         let no_dir = format!("exec sh -c '{NO_DIR}' sh");
@@ -181,8 +181,10 @@ mod tests {
             ("there", 0, "ran\n", ""),
         ] {
             std::fs::create_dir_all(dir.path().join("it's there")).unwrap();
-            let command =
-                Command { dir: Some(format!("it's {name}").into()), ..Command::new(["echo", "ran"]) };
+            let command = GuestCommand {
+                dir: Some(format!("it's {name}").into()),
+                ..GuestCommand::new(["echo", "ran"])
+            };
             let mut shell = std::process::Command::new("sh");
             let output = shell.args(["-c", &line(&command)]).current_dir(dir.path()).output().unwrap();
             assert_eq!(output.status.code(), Some(code), "{output:?}");
@@ -193,10 +195,10 @@ mod tests {
 
     #[test]
     fn what_no_shell_could_take_is_refused() {
-        let error = Command::new(["a\0b"]).line().unwrap_err().to_string();
+        let error = GuestCommand::new(["a\0b"]).line().unwrap_err().to_string();
         assert!(error.starts_with("command: ") && error.contains("zero byte"), "{error}");
         for name in ["", "1A", "A-B", "A B", "A;rm"] {
-            let mut command = Command::new(["true"]);
+            let mut command = GuestCommand::new(["true"]);
             command.env = vec![(name.to_owned(), "x".into())];
             assert!(command.line().is_err(), "{name:?}");
         }
@@ -209,7 +211,7 @@ mod tests {
         fn a_real_shell_reads_every_argument_back(words in prop::collection::vec("[^\0]{0,12}", 1..6)) {
             let mut argv = vec!["printf".to_owned(), "%s\\0".to_owned()];
             argv.extend(words.iter().cloned());
-            let line = line(&Command::new(argv));
+            let line = line(&GuestCommand::new(argv));
             let output = std::process::Command::new("sh").args(["-c", &line]).output().unwrap();
             let expected: String = words.iter().flat_map(|word| [word.as_str(), "\0"]).collect();
             prop_assert_eq!(String::from_utf8(output.stdout).unwrap(), expected);

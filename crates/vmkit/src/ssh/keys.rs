@@ -119,21 +119,21 @@ fn new_pair(comment: &str) -> Result<SshKeyPair> {
 
 /// What logs in: a private key, or those that an SSH agent has.
 #[derive(Clone)]
-pub struct Identity {
-    pub(super) keys: Keys,
+pub struct SshIdentity {
+    pub(super) keys: LoginKeys,
     origin: String,
 }
 
 /// Whose keys log in.
 #[derive(Clone)]
-pub(super) enum Keys {
+pub(super) enum LoginKeys {
     /// This one.
     Own(Arc<PrivateKey>),
     /// Those of the agent at this socket, which never leave it.
     Agent(PathBuf),
 }
 
-impl Identity {
+impl SshIdentity {
     /// Takes the key of a VM's record.
     ///
     /// # Errors
@@ -146,7 +146,7 @@ impl Identity {
     /// asked of it yet.
     pub fn agent(socket: impl Into<PathBuf>) -> Self {
         let socket = socket.into();
-        Self { origin: format!("the SSH agent at {}", socket.display()), keys: Keys::Agent(socket) }
+        Self { origin: format!("the SSH agent at {}", socket.display()), keys: LoginKeys::Agent(socket) }
     }
 
     /// Reads the key in a file, as `ssh -i` does.
@@ -188,15 +188,15 @@ impl Identity {
         if key.algorithm() == Algorithm::Dsa {
             return Err(refused(&unsupported(key.algorithm().as_str())));
         }
-        Ok(Self { keys: Keys::Own(Arc::new(key)), origin: origin.to_owned() })
+        Ok(Self { keys: LoginKeys::Own(Arc::new(key)), origin: origin.to_owned() })
     }
 
     /// Returns the fingerprint of the key's public half, such as `SHA256:…`; none for an agent,
     /// which may have several keys.
     pub fn fingerprint(&self) -> Option<String> {
         match &self.keys {
-            Keys::Own(key) => Some(key.fingerprint(HashAlg::Sha256).to_string()),
-            Keys::Agent(_) => None,
+            LoginKeys::Own(key) => Some(key.fingerprint(HashAlg::Sha256).to_string()),
+            LoginKeys::Agent(_) => None,
         }
     }
 
@@ -220,7 +220,7 @@ fn unsupported(kind: &str) -> String {
 const PASSPHRASE: &str = "it is protected by a passphrase, and vmkit can't ask for it: name a key without one, or \
                           take the passphrase off a copy with `ssh-keygen -p`";
 
-impl fmt::Debug for Identity {
+impl fmt::Debug for SshIdentity {
     /// Shows which key it is, and nothing of it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Identity({}, {})", self.origin, self.fingerprint().unwrap_or_default())
@@ -297,7 +297,7 @@ mod tests {
         let path = dir.path().join("key");
         fs::write(&path, text).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
-        Identity::read(&path).unwrap_err().to_string()
+        SshIdentity::read(&path).unwrap_err().to_string()
     }
 
     fn keygen(arguments: &[&str]) -> String {
@@ -315,7 +315,7 @@ mod tests {
         all.sort_by(|a, b| a.public.cmp(&b.public));
         all.dedup();
         assert_eq!(all.len(), 4);
-        let identity = Identity::of(&one.login_key).unwrap();
+        let identity = SshIdentity::of(&one.login_key).unwrap();
         assert_eq!(HostKey::known(&one.login_key.public).unwrap().fingerprint(), identity.fingerprint());
         let config = crate::spec::CloudInitConfig { access: Some(one), ..Default::default() };
         config.check().unwrap();
@@ -373,7 +373,7 @@ mod tests {
         assert!(refusal("hello", 0o600).contains("no private key"));
         assert!(refusal(&keygen(&["-t", "ed25519", "-N", "secret"]), 0o600).contains("passphrase"));
         assert!(refusal(&keygen(&["-t", "rsa", "-N", "secret"]), 0o600).contains("passphrase"));
-        let error = Identity::read(Path::new("/nowhere/key")).unwrap_err().to_string();
+        let error = SshIdentity::read(Path::new("/nowhere/key")).unwrap_err().to_string();
         assert!(error.starts_with("identity: \"/nowhere/key\"") && error.contains("no such file"), "{error}");
     }
 
@@ -403,7 +403,7 @@ mod tests {
     #[test]
     fn no_identity_shows_its_key() {
         let pair = GuestAccess::generate("vmkit").unwrap().login_key;
-        let shown = format!("{:?}", Identity::of(&pair).unwrap());
+        let shown = format!("{:?}", SshIdentity::of(&pair).unwrap());
         assert!(shown.contains("SHA256:") && !shown.contains("PRIVATE"), "{shown}");
     }
 }

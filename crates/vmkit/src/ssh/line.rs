@@ -25,13 +25,13 @@ pub(super) fn is_cut(error: &io::Error) -> bool {
 }
 
 /// A connection that breaks once its lifeline is over, and all that came before has been read.
-pub(super) struct Line {
+pub(super) struct GuardedStream {
     stream: TcpStream,
     lifeline: Option<Lifeline>,
     cut: Option<LineCut>,
 }
 
-impl Line {
+impl GuardedStream {
     pub(super) fn new(stream: TcpStream, lifeline: Option<Lifeline>) -> Self {
         Self { stream, lifeline, cut: None }
     }
@@ -50,7 +50,7 @@ impl Line {
     }
 }
 
-impl AsyncRead for Line {
+impl AsyncRead for GuardedStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -63,7 +63,7 @@ impl AsyncRead for Line {
     }
 }
 
-impl AsyncWrite for Line {
+impl AsyncWrite for GuardedStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -97,7 +97,7 @@ mod tests {
         let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (mut guest, _) = listener.accept().await.unwrap();
         let (end, ended) = oneshot::channel::<()>();
-        let mut line = Line::new(
+        let mut line = GuardedStream::new(
             stream,
             Some(Box::pin(async {
                 ended.await.map_or_else(|_| "it is over".to_owned(), |()| String::new())

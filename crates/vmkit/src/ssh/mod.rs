@@ -1,6 +1,6 @@
 //! Sessions in a guest over SSH: programs, terminals, files.
 //!
-//! It knows SSH and nothing of VMs but a [`Target`], which
+//! It knows SSH and nothing of VMs but a [`SshTarget`], which
 //! [`VmManager::ssh_target`](crate::VmManager::ssh_target) makes from a VM's record: where its
 //! server listens, which key logs in, and which host key the server has to prove itself with. Both
 //! keys are made by [`GuestAccess::generate`](crate::spec::GuestAccess::generate) before the guest
@@ -12,8 +12,8 @@
 //! ```
 //!
 //! Every call that waits for the guest has a deadline, with two exceptions. How long a program runs
-//! is its own affair, so those of a [`Process`] have none; there a guest that died is noticed by
-//! keep-alive messages. How long a copy takes depends on what is copied, so those of [`Files`]
+//! is its own affair, so those of a [`GuestProcess`] have none; there a guest that died is noticed by
+//! keep-alive messages. How long a copy takes depends on what is copied, so those of [`GuestFiles`]
 //! bound each request that the guest has to answer, by 60 s.
 
 mod auth;
@@ -35,17 +35,17 @@ mod terminal;
 
 #[cfg(feature = "images")]
 pub(crate) use cloud_init::cloud_init_status;
-pub use cloud_init::{CloudInit, CloudInitProgress};
-pub use command_line::Command;
-pub use files::{Copied, Files, Progress, Report};
-pub use keys::{HostKey, Identity};
+pub use cloud_init::{CloudInitProgress, CloudInitStatus};
+pub use command_line::GuestCommand;
+pub use files::{CopyObserver, CopyProgress, CopySummary, GuestFiles};
+pub use keys::{HostKey, SshIdentity};
 pub(crate) use line::Lifeline;
 pub use outside::SshConfig;
 pub(crate) use outside::keep;
 #[cfg(feature = "propolis")]
 pub use power_off::SshPowerOff;
-pub use process::{Captured, Event, Exit, Input, Output, Process};
+pub use process::{CapturedOutput, GuestExitStatus, GuestProcess, ProcessEvent, ProcessInput, ProcessOutput};
 pub use session::Session;
 pub(crate) use session::may_pass;
-pub use target::{Login, Target};
-pub use terminal::{Terminal, TerminalSize};
+pub use target::{LoginOptions, SshTarget};
+pub use terminal::{TerminalSize, TerminalSpec};

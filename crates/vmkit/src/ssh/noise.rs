@@ -13,12 +13,12 @@ const MOST_WORDS: usize = 400;
 #[derive(Debug)]
 pub(super) struct OutputMark {
     line: String,
-    streams: [Before; 2],
+    streams: [MarkedStream; 2],
 }
 
 /// One of the two streams until its mark has come.
 #[derive(Debug, Default)]
-struct Before {
+struct MarkedStream {
     held: Vec<u8>,
     words: Vec<u8>,
     is_over: bool,
@@ -26,7 +26,7 @@ struct Before {
 
 /// A stream of a program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stream {
+pub(super) enum OutputStream {
     Stdout,
     Stderr,
 }
@@ -48,7 +48,7 @@ impl OutputMark {
     }
 
     /// Returns what of these bytes is the program's.
-    pub(super) fn without_noise(&mut self, stream: Stream, data: Vec<u8>) -> Vec<u8> {
+    pub(super) fn without_noise(&mut self, stream: OutputStream, data: Vec<u8>) -> Vec<u8> {
         let before = &mut self.streams[stream as usize];
         if before.is_over {
             return data;
@@ -81,7 +81,7 @@ impl OutputMark {
     }
 }
 
-impl Before {
+impl MarkedStream {
     fn keep(&mut self, bytes: usize) {
         let room = MOST_WORDS.saturating_sub(self.words.len()).min(bytes);
         self.words.extend_from_slice(&self.held[..room]);
@@ -112,10 +112,12 @@ mod tests {
             let mut mark = OutputMark { line: text.clone(), streams: Default::default() };
             let mut output = Vec::new();
             for piece in whole.as_bytes().chunks(length) {
-                output.extend(mark.without_noise(Stream::Stdout, piece.to_vec()));
+                output.extend(mark.without_noise(OutputStream::Stdout, piece.to_vec()));
             }
             assert_eq!(output, b"line\n", "{length}");
-            assert!(mark.has_begun() && mark.without_noise(Stream::Stderr, b"noise".to_vec()).is_empty());
+            assert!(
+                mark.has_begun() && mark.without_noise(OutputStream::Stderr, b"noise".to_vec()).is_empty()
+            );
         }
     }
 
@@ -124,7 +126,7 @@ mod tests {
         let mut mark = OutputMark::new();
         let noise = [b"\n\x1b[1mThis account is currently not available.\n".to_vec(), vec![b'x'; 1 << 20]];
         for piece in noise {
-            assert!(mark.without_noise(Stream::Stdout, piece).is_empty());
+            assert!(mark.without_noise(OutputStream::Stdout, piece).is_empty());
         }
         assert!(!mark.has_begun() && mark.streams[0].held.len() < 100);
         assert_eq!(mark.said(), "[1mThis account is currently not available.");

@@ -5,7 +5,7 @@ use std::num::NonZeroU16;
 use std::pin::Pin;
 use std::time::{Duration, Instant};
 
-use super::{Command, HostKey, Identity, Session, Target};
+use super::{GuestCommand, HostKey, Session, SshIdentity, SshTarget};
 use crate::backend::propolis::PowerOff;
 use crate::error::{Error, Result};
 use crate::handle::VmHandle;
@@ -44,16 +44,16 @@ impl SshPowerOff {
             backend: vm.backend.clone(),
             what: format!("asking the guest of the VM `{}`, which vmkit has no way into", vm.name()),
         })?;
-        let target = Target {
+        let target = SshTarget {
             name: vm.name().to_string(),
             address: SocketAddr::new(address, self.port.get()),
             user: access.user.clone(),
-            identity: Identity::of(&access.login_key)?,
+            identity: SshIdentity::of(&access.login_key)?,
             host_key: HostKey::known(&access.host_key.public)?,
         };
         let deadline = deadline.min(Instant::now() + ATTEMPT).into();
         let session = Session::connect(&target, deadline).await?;
-        let done = session.output(&Command::new(["sudo", "-n", "poweroff"]), b"", deadline).await?;
+        let done = session.output(&GuestCommand::new(["sudo", "-n", "poweroff"]), b"", deadline).await?;
         session.close().await;
         if done.exit.is_success() {
             return Ok(());

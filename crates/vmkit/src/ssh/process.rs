@@ -10,9 +10,9 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::time::Instant;
 
 use super::command_line::own_line;
-use super::noise::{OutputMark, Stream};
-use super::session::Fate;
-use super::{Command, Session, Terminal, TerminalSize};
+use super::noise::{OutputMark, OutputStream};
+use super::session::DisconnectCause;
+use super::{GuestCommand, Session, TerminalSize, TerminalSpec};
 use crate::error::{Error, Result};
 
 /// The kind of extended data that is standard error. Source: RFC 4254, section 5.2.
@@ -20,34 +20,34 @@ const STDERR: u32 = 1;
 
 /// How a program in a guest ended.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Exit {
+pub enum GuestExitStatus {
     /// By itself, with this code.
     Code(u32),
     /// By the signal of this name, such as `KILL`.
     Signal(String),
 }
 
-impl Exit {
+impl GuestExitStatus {
     /// Returns what a shell shows of it: the code, or 128 and the signal's number on Linux; 255 for
     /// a signal without one.
     pub fn shell_code(&self) -> u8 {
         match self {
-            Exit::Code(code) => u8::try_from(*code).unwrap_or(u8::MAX),
-            Exit::Signal(name) => signal_number(name).map_or(u8::MAX, |number| 128 + number),
+            GuestExitStatus::Code(code) => u8::try_from(*code).unwrap_or(u8::MAX),
+            GuestExitStatus::Signal(name) => signal_number(name).map_or(u8::MAX, |number| 128 + number),
         }
     }
 
     /// Returns whether the program said that all went well.
     pub fn is_success(&self) -> bool {
-        *self == Exit::Code(0)
+        *self == GuestExitStatus::Code(0)
     }
 }
 
-impl fmt::Display for Exit {
+impl fmt::Display for GuestExitStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Exit::Code(code) => write!(f, "exit code {code}"),
-            Exit::Signal(name) => write!(f, "signal {name}"),
+            GuestExitStatus::Code(code) => write!(f, "exit code {code}"),
+            GuestExitStatus::Signal(name) => write!(f, "signal {name}"),
         }
     }
 }
@@ -75,9 +75,9 @@ fn signal_number(name: &str) -> Option<u8> {
 /// What a program that has ended left.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Captured {
+pub struct CapturedOutput {
     /// How it ended.
-    pub exit: Exit,
+    pub exit: GuestExitStatus,
     /// What it wrote to its standard output.
     pub stdout: Vec<u8>,
     /// What it wrote to its standard error.
@@ -88,38 +88,38 @@ pub struct Captured {
 
 /// A program that runs in a guest. Dropped, it is left to itself: the server closes its streams.
 #[derive(Debug)]
-pub struct Process {
-    input: Input,
-    output: Output,
+pub struct GuestProcess {
+    input: ProcessInput,
+    output: ProcessOutput,
 }
 
 /// What goes into a program.
-pub struct Input {
+pub struct ProcessInput {
     half: ChannelWriteHalf<Msg>,
     stdin: Pin<Box<dyn AsyncWrite + Send + Sync>>,
     target: String,
-    fate: Fate,
+    fate: DisconnectCause,
 }
 
 /// What comes out of a program, in the order in which it came.
-pub struct Output {
+pub struct ProcessOutput {
     half: ChannelReadHalf,
     /// What the program's own output begins behind, where that is not all that comes.
     mark: Option<OutputMark>,
-    exit: Option<Exit>,
+    exit: Option<GuestExitStatus>,
     target: String,
-    fate: Fate,
+    fate: DisconnectCause,
 }
 
 /// Something that came out of a program.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
+pub enum ProcessEvent {
     /// It wrote this to its standard output.
     Stdout(Vec<u8>),
     /// It wrote this to its standard error.
     Stderr(Vec<u8>),
     /// It has ended, and all that it wrote has been told.
-    Ended(Exit),
+    Ended(GuestExitStatus),
 }
 
 impl Session {
@@ -131,7 +131,7 @@ impl Session {
     /// # Errors
     /// `InvalidInput` for a command that no shell could be told; `Guest` where the server refuses
     /// it; `TimedOut`.
-    pub async fn spawn(&self, command: &Command, deadline: Instant) -> Result<Process> {
+    pub async fn spawn(&self, command: &GuestCommand, deadline: Instant) -> Result<GuestProcess> {
         let line = command.line()?;
         let terminal = command.terminal.as_ref();
         self.within(deadline, "the beginning of a program", self.begin(terminal, line)).await
@@ -141,9 +141,13 @@ impl Session {
     /// shell prints before is passed over, and the shell need not be a POSIX one.
     ///
     /// # Errors
-    /// As [`spawn`](Self::spawn). [`Output::next`] fails with `Guest` where the shell ran nothing,
+    /// As [`spawn`](Self::spawn). [`ProcessOutput::next`] fails with `Guest` where the shell ran nothing,
     /// with what it said.
-    pub(crate) async fn spawn_own(&self, argv: &[impl AsRef<OsStr>], deadline: Instant) -> Result<Process> {
+    pub(crate) async fn spawn_own(
+        &self,
+        argv: &[impl AsRef<OsStr>],
+        deadline: Instant,
+    ) -> Result<GuestProcess> {
         let mark = OutputMark::new();
         let line = own_line(argv, mark.text())?;
         let begun = self.begin(None, Some(line));
@@ -152,7 +156,7 @@ impl Session {
         Ok(process)
     }
 
-    async fn begin(&self, terminal: Option<&Terminal>, line: Option<Vec<u8>>) -> Result<Process> {
+    async fn begin(&self, terminal: Option<&TerminalSpec>, line: Option<Vec<u8>>) -> Result<GuestProcess> {
         let channel = self.channel().await?;
         let (mut reading, writing) = channel.split();
         let failed = |error| self.failed("cannot begin a program", error);
@@ -184,10 +188,11 @@ impl Session {
             }
         }
         let stdin = Box::pin(writing.make_writer());
-        let input = Input { half: writing, stdin, target: self.target().to_owned(), fate: self.fate() };
+        let input =
+            ProcessInput { half: writing, stdin, target: self.target().to_owned(), fate: self.fate() };
         let (target, fate) = (self.target().to_owned(), self.fate());
-        let output = Output { half: reading, mark: None, exit: None, target, fate };
-        Ok(Process { input, output })
+        let output = ProcessOutput { half: reading, mark: None, exit: None, target, fate };
+        Ok(GuestProcess { input, output })
     }
 
     /// Runs a program to its end with this as its whole standard input, and returns what it left.
@@ -196,7 +201,12 @@ impl Session {
     ///
     /// # Errors
     /// Those of [`spawn`](Self::spawn); `Guest` where the connection is lost before its end.
-    pub async fn output(&self, command: &Command, stdin: &[u8], deadline: Instant) -> Result<Captured> {
+    pub async fn output(
+        &self,
+        command: &GuestCommand,
+        stdin: &[u8],
+        deadline: Instant,
+    ) -> Result<CapturedOutput> {
         let (mut input, mut output) = self.spawn(command, deadline).await?.split();
         let feed = async {
             // Whoever ends without having read everything is no error.
@@ -205,13 +215,17 @@ impl Session {
             std::future::pending().await
         };
         let collect = async {
-            let mut captured =
-                Captured { exit: Exit::Code(0), stdout: Vec::new(), stderr: Vec::new(), truncated: false };
+            let mut captured = CapturedOutput {
+                exit: GuestExitStatus::Code(0),
+                stdout: Vec::new(),
+                stderr: Vec::new(),
+                truncated: false,
+            };
             loop {
                 let (kept, data) = match output.next().await? {
-                    Event::Stdout(data) => (&mut captured.stdout, data),
-                    Event::Stderr(data) => (&mut captured.stderr, data),
-                    Event::Ended(exit) => {
+                    ProcessEvent::Stdout(data) => (&mut captured.stdout, data),
+                    ProcessEvent::Stderr(data) => (&mut captured.stderr, data),
+                    ProcessEvent::Ended(exit) => {
                         captured.exit = exit;
                         return Ok(captured);
                     }
@@ -244,7 +258,7 @@ impl Session {
     /// a program in the guest.
     ///
     /// For a server that passes no signals on, as OpenSSH's does not to the programs of root; else
-    /// see [`Input::signal`].
+    /// see [`ProcessInput::signal`].
     ///
     /// # Errors
     /// Those of [`output`](Self::output).
@@ -252,25 +266,25 @@ impl Session {
         let (_input, mut output) =
             self.spawn_own(&["sh", "-c", SIGNAL_ALL, "sh", name], deadline).await?.split();
         let end = async {
-            while !matches!(output.next().await?, Event::Ended(_)) {}
+            while !matches!(output.next().await?, ProcessEvent::Ended(_)) {}
             Ok(())
         };
         self.within(deadline, "the end of a program", end).await
     }
 }
 
-impl Process {
+impl GuestProcess {
     /// Returns both sides, to be used at the same time: a program that nobody listens to may stop
     /// reading.
-    pub fn split(self) -> (Input, Output) {
+    pub fn split(self) -> (ProcessInput, ProcessOutput) {
         (self.input, self.output)
     }
 }
 
-impl Input {
+impl ProcessInput {
     /// Hands the program all of this, as fast as it reads.
     ///
-    /// A program that has ended reads nothing more: wait for [`Output::next`] at the same time.
+    /// A program that has ended reads nothing more: wait for [`ProcessOutput::next`] at the same time.
     ///
     /// # Errors
     /// `Guest` where the connection is gone.
@@ -310,8 +324,8 @@ impl Input {
     }
 }
 
-impl Output {
-    /// Waits for what comes next. Nothing comes after [`Event::Ended`].
+impl ProcessOutput {
+    /// Waits for what comes next. Nothing comes after [`ProcessEvent::Ended`].
     ///
     /// While it is not called, the program is held back once a few hundred KiB wait.
     ///
@@ -320,29 +334,31 @@ impl Output {
     ///
     /// # Errors
     /// `Guest` where the connection is lost before the program's end was told.
-    pub async fn next(&mut self) -> Result<Event> {
+    pub async fn next(&mut self) -> Result<ProcessEvent> {
         loop {
             match self.half.wait().await {
                 Some(ChannelMsg::Data { data }) => {
-                    if let Some(data) = self.own(Stream::Stdout, data.into()) {
-                        return Ok(Event::Stdout(data));
+                    if let Some(data) = self.own(OutputStream::Stdout, data.into()) {
+                        return Ok(ProcessEvent::Stdout(data));
                     }
                 }
                 Some(ChannelMsg::ExtendedData { data, ext: STDERR }) => {
-                    if let Some(data) = self.own(Stream::Stderr, data.into()) {
-                        return Ok(Event::Stderr(data));
+                    if let Some(data) = self.own(OutputStream::Stderr, data.into()) {
+                        return Ok(ProcessEvent::Stderr(data));
                     }
                 }
-                Some(ChannelMsg::ExitStatus { exit_status }) => self.exit = Some(Exit::Code(exit_status)),
+                Some(ChannelMsg::ExitStatus { exit_status }) => {
+                    self.exit = Some(GuestExitStatus::Code(exit_status))
+                }
                 Some(ChannelMsg::ExitSignal { signal_name, .. }) => {
-                    self.exit = Some(Exit::Signal(name(signal_name)));
+                    self.exit = Some(GuestExitStatus::Signal(name(signal_name)));
                 }
                 // The server may have more to tell between the exit and the close.
                 Some(ChannelMsg::Close) | None => {
                     let lost = || self.fate.lost(&self.target, "the program's end is not known");
                     let exit = self.exit.take().ok_or_else(lost)?;
                     return match self.mark.take_if(|mark| !mark.has_begun()) {
-                        None => Ok(Event::Ended(exit)),
+                        None => Ok(ProcessEvent::Ended(exit)),
                         Some(mark) => Err(self.not_begun(mark, &exit)),
                     };
                 }
@@ -352,7 +368,7 @@ impl Output {
     }
 
     /// Returns what of this the program has written, if anything.
-    fn own(&mut self, stream: Stream, data: Vec<u8>) -> Option<Vec<u8>> {
+    fn own(&mut self, stream: OutputStream, data: Vec<u8>) -> Option<Vec<u8>> {
         match &mut self.mark {
             None => Some(data),
             Some(mark) => Some(mark.without_noise(stream, data)).filter(|data| !data.is_empty()),
@@ -360,7 +376,7 @@ impl Output {
     }
 
     /// Creates the error for a login shell that has ended and has not run what it was told.
-    fn not_begun(&self, mark: OutputMark, exit: &Exit) -> Error {
+    fn not_begun(&self, mark: OutputMark, exit: &GuestExitStatus) -> Error {
         let said = match mark.said() {
             said if said.is_empty() => "said nothing".to_owned(),
             said => format!("printed {said:?}"),
@@ -399,13 +415,13 @@ fn signal(name: &str) -> Sig {
     }
 }
 
-impl fmt::Debug for Input {
+impl fmt::Debug for ProcessInput {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Input({})", self.target)
     }
 }
 
-impl fmt::Debug for Output {
+impl fmt::Debug for ProcessOutput {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Output({})", self.target)
     }
@@ -414,6 +430,6 @@ impl fmt::Debug for Output {
 /// Makes sure at compile time that a program can be handled on any thread.
 const _: fn() = || {
     fn send<T: Send>() {}
-    send::<Process>();
+    send::<GuestProcess>();
     send::<Error>();
 };

@@ -15,8 +15,8 @@ use tokio::time::{Instant, timeout_at};
 
 use super::auth;
 use super::keys::fingerprint;
-use super::line::{self, Lifeline, Line};
-use super::{HostKey, Target};
+use super::line::{self, GuardedStream, Lifeline};
+use super::{HostKey, SshTarget};
 use crate::error::{Error, Result, SSH_SERVER};
 
 /// After how long a silent server is asked whether it is still there.
@@ -35,10 +35,10 @@ const MOST_FIRST_WORDS: usize = 120;
 /// # Cancel safety
 /// Every call may be dropped; what the server was told meanwhile may or may not be carried out.
 pub struct Session {
-    handle: Arc<Handle<Guard>>,
+    handle: Arc<Handle<ServerVerifier>>,
     target: String,
     user: String,
-    fate: Fate,
+    fate: DisconnectCause,
 }
 
 impl fmt::Debug for Session {
@@ -53,12 +53,12 @@ impl Session {
     /// # Errors
     /// `TimedOut` with what was awaited; `Guest` where nobody listens, the server has another host
     /// key (with both fingerprints), does not take the key, or goes away.
-    pub async fn connect(target: &Target, deadline: Instant) -> Result<Self> {
+    pub async fn connect(target: &SshTarget, deadline: Instant) -> Result<Self> {
         Self::over(Self::reach(target, deadline).await?, target, None, deadline).await
     }
 
     /// Connects, and waits until the server has begun to speak.
-    pub(crate) async fn reach(target: &Target, deadline: Instant) -> Result<TcpStream> {
+    pub(crate) async fn reach(target: &SshTarget, deadline: Instant) -> Result<TcpStream> {
         let broken = |problem: &str, source: Option<io::Error>| Error::Ssh {
             target: target.to_string(),
             problem: problem.to_owned(),
@@ -85,13 +85,13 @@ impl Session {
     /// one.
     pub(crate) async fn over(
         stream: TcpStream,
-        target: &Target,
+        target: &SshTarget,
         lifeline: Option<Lifeline>,
         deadline: Instant,
     ) -> Result<Self> {
         let to = target.to_string();
-        let fate = Fate::default();
-        let guard = Guard { host_key: target.host_key.clone(), fate: fate.clone() };
+        let fate = DisconnectCause::default();
+        let guard = ServerVerifier { host_key: target.host_key.clone(), fate: fate.clone() };
         let began = Instant::now();
         // A lock rather than a cell, so that the future can go from thread to thread.
         let stage = Mutex::new("the key exchange");
@@ -104,18 +104,18 @@ impl Session {
             // Keys that somebody types have to leave at once.
             stream.set_nodelay(true).map_err(russh::Error::IO)?;
             fate.note_first_words(&stream).await;
-            let line = Line::new(stream, lifeline);
+            let line = GuardedStream::new(stream, lifeline);
             let mut handle = client::connect_stream(Arc::new(config(&target.host_key)), line, guard).await?;
             stage(Some("the login"));
             let answer = auth::log_in(&mut handle, target).await?;
-            Ok::<_, auth::Failed>((handle, answer))
+            Ok::<_, auth::LoginFailure>((handle, answer))
         });
         let (handle, answer) = match opened.await {
             Ok(Ok(opened)) => opened,
-            Ok(Err(auth::Failed::Session(error))) => {
+            Ok(Err(auth::LoginFailure::Session(error))) => {
                 return Err(fate.explain(target, &to, stage(None), error));
             }
-            Ok(Err(auth::Failed::Agent(problem))) => {
+            Ok(Err(auth::LoginFailure::Agent(problem))) => {
                 return Err(Error::invalid("identity", target.identity.origin(), problem));
             }
             Err(_) => {
@@ -183,7 +183,7 @@ impl Session {
     }
 
     /// Returns the connection for as long as the session lives.
-    pub(super) fn connection(&self) -> Weak<Handle<Guard>> {
+    pub(super) fn connection(&self) -> Weak<Handle<ServerVerifier>> {
         Arc::downgrade(&self.handle)
     }
 
@@ -194,7 +194,7 @@ impl Session {
     }
 
     /// Returns why the session has ended, where that is known.
-    pub(super) fn fate(&self) -> Fate {
+    pub(super) fn fate(&self) -> DisconnectCause {
         self.fate.clone()
     }
 
@@ -271,10 +271,10 @@ fn config(host_key: &HostKey) -> client::Config {
 
 /// What became of a connection, for whoever finds it gone.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Fate(Arc<Mutex<Known>>);
+pub(super) struct DisconnectCause(Arc<Mutex<KnownDisconnect>>);
 
 #[derive(Debug, Default)]
-struct Known {
+struct KnownDisconnect {
     /// What the server said in place of its greeting, such as OpenSSH's `Exceeded MaxStartups`.
     first_words: Option<String>,
     /// The fingerprint of a host key that was refused.
@@ -283,8 +283,8 @@ struct Known {
     ended: Option<String>,
 }
 
-impl Fate {
-    fn write(&self, write: impl FnOnce(&mut Known)) {
+impl DisconnectCause {
+    fn write(&self, write: impl FnOnce(&mut KnownDisconnect)) {
         write(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
@@ -333,7 +333,7 @@ impl Fate {
     }
 
     /// Creates the error for a connection that never came about.
-    fn explain(&self, target: &Target, to: &str, stage: &str, error: russh::Error) -> Error {
+    fn explain(&self, target: &SshTarget, to: &str, stage: &str, error: russh::Error) -> Error {
         let refused = self.0.lock().unwrap_or_else(PoisonError::into_inner).refused_key.take();
         if let Some(found) = refused {
             let expected = target.host_key.fingerprint().unwrap_or_default();
@@ -355,12 +355,12 @@ impl Fate {
 }
 
 /// Has the server prove itself, and remembers how the connection ended.
-pub(super) struct Guard {
+pub(super) struct ServerVerifier {
     host_key: HostKey,
-    fate: Fate,
+    fate: DisconnectCause,
 }
 
-impl client::Handler for Guard {
+impl client::Handler for ServerVerifier {
     type Error = russh::Error;
 
     async fn check_server_key(&mut self, shown: &PublicKeyOrCertificate) -> Result<bool, russh::Error> {

@@ -10,7 +10,7 @@ use rustix::termios::{
 
 /// A terminal's kind, size and modes.
 #[derive(Debug, Clone)]
-pub struct Terminal {
+pub struct TerminalSpec {
     /// Its kind, such as `xterm-256color`.
     pub term: String,
     /// Its size.
@@ -38,7 +38,7 @@ impl TerminalSize {
     }
 }
 
-impl Terminal {
+impl TerminalSpec {
     /// Creates a terminal with the guest's own modes.
     pub fn new(term: impl Into<String>, size: TerminalSize) -> Self {
         Self { term: term.into(), size, modes: Vec::new() }

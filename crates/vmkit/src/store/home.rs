@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use super::ownership::{Strangers, denied, refuse_other_user};
+use super::ownership::{ForeignFiles, denied, refuse_other_user};
 use super::portable::HomePaths;
 use crate::error::{Error, Result};
 use crate::spec::VmName;
@@ -162,9 +162,9 @@ impl Home {
     /// Looks for what in this home belongs to other users than its owner, such as what a command
     /// that was run by `sudo` has left; `None` where there is no home yet. It has to look at every
     /// file.
-    pub fn strangers(&self) -> Option<Strangers> {
+    pub fn strangers(&self) -> Option<ForeignFiles> {
         let parts = [&self.vms, &self.images, &self.projects, &self.run, &self.cache];
-        Strangers::of(self.root(), &parts.map(PathBuf::as_path))
+        ForeignFiles::of(self.root(), &parts.map(PathBuf::as_path))
     }
 }
 

@@ -10,16 +10,16 @@ use rustix::io::Errno;
 use tokio::time::Instant;
 
 use crate::error::{Error, Result};
-pub(crate) use crate::flock::Hold;
-use crate::flock::{Waiting, is_at};
+pub(crate) use crate::flock::LockMode;
+use crate::flock::{LockWait, is_at};
 use crate::steps::step;
 use crate::store::{denied, refuse_other_user};
 
 /// A lock, held until this is dropped.
 #[derive(Debug)]
-pub(crate) struct Lock(File);
+pub(crate) struct VmLock(File);
 
-impl Drop for Lock {
+impl Drop for VmLock {
     fn drop(&mut self) {
         // Closing is not enough: a child that another thread is just spawning has the file, too,
         // until it execs.
@@ -35,12 +35,12 @@ impl Drop for Lock {
 ///
 /// # Errors
 /// `Busy` with the holder's PID once the deadline has passed.
-pub(crate) async fn acquire(path: &Path, hold: Hold, deadline: Instant) -> Result<Option<Lock>> {
+pub(crate) async fn acquire(path: &Path, hold: LockMode, deadline: Instant) -> Result<Option<VmLock>> {
     loop {
         let Some(file) = open(path, hold)? else { return Ok(None) };
         let mut lock = locked(file, path, hold, deadline).await?;
         if is_at(&lock.0, path)? {
-            if matches!(hold, Hold::Alone) {
+            if matches!(hold, LockMode::Alone) {
                 // A PID that can't be written is missing in somebody's message and nowhere else.
                 let _ = sign(&mut lock.0);
             }
@@ -55,19 +55,19 @@ pub(super) fn is_held(path: &Path) -> bool {
     let Ok(file) = File::open(path) else { return false };
     match flock(&file, FlockOperation::NonBlockingLockShared) {
         Ok(()) => {
-            drop(Lock(file));
+            drop(VmLock(file));
             false
         }
         Err(errno) => errno == Errno::WOULDBLOCK,
     }
 }
 
-fn open(path: &Path, hold: Hold) -> Result<Option<File>> {
+fn open(path: &Path, hold: LockMode) -> Result<Option<File>> {
     // Root may open all, and what it creates here is not the user's whose directory this is.
     if let Err(error) = path.parent().map_or(Ok(()), refuse_other_user) {
         // Who only reads has no need to create it.
         return match (hold, File::open(path)) {
-            (Hold::Shared, Ok(file)) => Ok(Some(file)),
+            (LockMode::Shared, Ok(file)) => Ok(Some(file)),
             _ => Err(error),
         };
     }
@@ -91,9 +91,9 @@ fn open(path: &Path, hold: Hold) -> Result<Option<File>> {
 }
 
 /// Waits for the lock of an open file.
-pub(super) async fn locked(file: File, path: &Path, hold: Hold, deadline: Instant) -> Result<Lock> {
+pub(super) async fn locked(file: File, path: &Path, hold: LockMode, deadline: Instant) -> Result<VmLock> {
     match flock(&file, hold.at_once()) {
-        Ok(()) => return Ok(Lock(file)),
+        Ok(()) => return Ok(VmLock(file)),
         Err(Errno::WOULDBLOCK) => {}
         Err(errno) => return Err(Error::io("lock", path)(errno.into())),
     }
@@ -101,9 +101,9 @@ pub(super) async fn locked(file: File, path: &Path, hold: Hold, deadline: Instan
     if deadline <= Instant::now() {
         return Err(busy());
     }
-    let mut waiting = Waiting::begin(file, hold).map_err(Error::io("wait for", path))?;
+    let mut waiting = LockWait::begin(file, hold).map_err(Error::io("wait for", path))?;
     match waiting.until(deadline).await.map_err(Error::io("lock", path))? {
-        Some(file) => Ok(Lock(file)),
+        Some(file) => Ok(VmLock(file)),
         None => Err(busy()),
     }
 }
@@ -134,19 +134,19 @@ mod tests {
     async fn who_gives_up_learns_of_the_holder_and_leaves_the_lock_to_the_next() {
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("lock");
-        let held = acquire(&path, Hold::Alone, late()).await.unwrap().unwrap();
+        let held = acquire(&path, LockMode::Alone, late()).await.unwrap().unwrap();
         for soon in [Duration::ZERO, Duration::from_millis(20)] {
-            let error = acquire(&path, Hold::Alone, Instant::now() + soon).await.unwrap_err();
+            let error = acquire(&path, LockMode::Alone, Instant::now() + soon).await.unwrap_err();
             let here = std::process::id();
             assert!(matches!(error, Error::Busy { holder: Some(pid), .. } if pid == here), "{error:?}");
         }
         let waits = path.clone();
-        let next = tokio::spawn(async move { acquire(&waits, Hold::Alone, late()).await });
+        let next = tokio::spawn(async move { acquire(&waits, LockMode::Alone, late()).await });
         tokio::task::yield_now().await;
         drop(held);
         let held = next.await.unwrap().unwrap().unwrap();
         assert!(is_held(&path));
         drop(held);
-        drop(acquire(&path, Hold::Alone, late()).await.unwrap().unwrap());
+        drop(acquire(&path, LockMode::Alone, late()).await.unwrap().unwrap());
     }
 }

@@ -35,18 +35,18 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 use tokio::time::Instant;
 
-pub(crate) use changes::Changes;
+pub(crate) use changes::RecordChanges;
 pub use home::Home;
 #[cfg(any(feature = "images", feature = "ssh"))]
 pub(crate) use home::create_private;
-pub use owner::Owner;
-pub use ownership::Strangers;
+pub use owner::EphemeralGuard;
+pub use ownership::ForeignFiles;
 pub(crate) use ownership::{denied, keep_owner, refuse_other_user};
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 pub(crate) use portable::stored_image;
 pub use record::{Intent, VmRecord};
 #[cfg(feature = "ssh")]
-pub(crate) use turn::{Turn, TurnFor};
+pub(crate) use turn::{TurnFor, VmTurn};
 
 use self::owner::OWNER;
 use crate::error::{Error, Result};
@@ -68,7 +68,7 @@ const MOST_RECORD_BYTES: u64 = 4 << 20;
 
 /// The records of all VMs of one home.
 #[derive(Debug, Clone)]
-pub(crate) struct Store {
+pub(crate) struct RecordStore {
     home: Home,
 }
 
@@ -78,10 +78,10 @@ pub(crate) struct LockedVm {
     name: VmName,
     dir: PathBuf,
     home: Home,
-    _lock: lock::Lock,
+    _lock: lock::VmLock,
 }
 
-impl Store {
+impl RecordStore {
     pub(crate) fn new(home: Home) -> Self {
         Self { home }
     }
@@ -149,8 +149,8 @@ impl Store {
     }
 
     /// Begins to watch a VM's record.
-    pub(crate) fn changes(&self, name: &VmName) -> Result<Changes> {
-        Changes::of(&self.home.vm(name))
+    pub(crate) fn changes(&self, name: &VmName) -> Result<RecordChanges> {
+        RecordChanges::of(&self.home.vm(name))
     }
 
     /// Locks an existing VM.
@@ -203,8 +203,8 @@ impl Store {
     }
 }
 
-impl Store {
-    fn locked(&self, name: &VmName, dir: PathBuf, lock: lock::Lock) -> LockedVm {
+impl RecordStore {
+    fn locked(&self, name: &VmName, dir: PathBuf, lock: lock::VmLock) -> LockedVm {
         LockedVm { name: name.clone(), dir, home: self.home.clone(), _lock: lock }
     }
 }
@@ -354,8 +354,8 @@ fn check_directory(dir: &Path) -> Result<()> {
 }
 
 /// Waits for a VM's lock; whoever waits in vain learns of which VM, not of which file.
-async fn acquire(name: &VmName, dir: &Path, deadline: Instant) -> Result<Option<lock::Lock>> {
-    lock::acquire(&dir.join(LOCK), lock::Hold::Alone, deadline).await.map_err(|error| match error {
+async fn acquire(name: &VmName, dir: &Path, deadline: Instant) -> Result<Option<lock::VmLock>> {
+    lock::acquire(&dir.join(LOCK), lock::LockMode::Alone, deadline).await.map_err(|error| match error {
         Error::Busy { holder, .. } => Error::Busy { what: format!("VM `{name}`"), holder },
         error => error,
     })

@@ -16,17 +16,17 @@ pub(super) const OWNER: &str = "owner.lock";
 
 /// Keeps an ephemeral VM from being removed by another process; dropped, the VM may be removed.
 #[derive(Debug)]
-pub struct Owner(#[expect(dead_code, reason = "it is locked as long as it is open")] File);
+pub struct EphemeralGuard(#[expect(dead_code, reason = "it is locked as long as it is open")] File);
 
 impl LockedVm {
     /// Creates this process the VM's owner.
-    pub(crate) fn own(&self) -> Result<Owner> {
+    pub(crate) fn own(&self) -> Result<EphemeralGuard> {
         let path = self.dir.join(OWNER);
         step("own the VM").map_err(Error::io("create", &path))?;
         let options = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
         let file = options.map_err(Error::io("create", &path))?;
         match file.try_lock() {
-            Ok(()) => Ok(Owner(file)),
+            Ok(()) => Ok(EphemeralGuard(file)),
             Err(TryLockError::WouldBlock) => {
                 Err(Error::Busy { what: format!("the owner's lock of VM `{}`", self.name), holder: None })
             }

@@ -114,7 +114,7 @@ fn user(uid: u32) -> String {
 /// What of a home belongs to other users than its owner.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Strangers {
+pub struct ForeignFiles {
     /// The home.
     pub home: PathBuf,
     /// Its owner.
@@ -125,7 +125,7 @@ pub struct Strangers {
     pub repair: String,
 }
 
-impl Strangers {
+impl ForeignFiles {
     /// Looks for them in the home that these directories are parts of; `None` where there is no
     /// home yet.
     pub(super) fn of(root: &Path, parts: &[&Path]) -> Option<Self> {
@@ -181,7 +181,7 @@ mod tests {
             return;
         }
         std::os::unix::fs::chown(&file, Some(65534), None).unwrap();
-        let found = Strangers::of(home.path(), &[&vms]).unwrap();
+        let found = ForeignFiles::of(home.path(), &[&vms]).unwrap();
         assert_eq!(found.found.iter().map(|(path, _)| path).collect::<Vec<_>>(), [&file]);
         assert_eq!(found.repair, format!("sudo chown -R root {}", home.path().display()));
         let error = refuse_other_user(&file).unwrap_err().to_string();

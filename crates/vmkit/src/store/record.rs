@@ -83,20 +83,20 @@ impl VmRecord {
     /// rest is not looked at.
     pub(super) fn whose(bytes: &[u8]) -> Option<(Uuid, VmName)> {
         let whose =
-            serde_json::from_slice::<Whose>(bytes).ok().filter(|whose| whose.version == Self::VERSION);
+            serde_json::from_slice::<RecordOwner>(bytes).ok().filter(|whose| whose.version == Self::VERSION);
         whose.map(|whose| (whose.handle.id, whose.handle.spec.name))
     }
 
     /// Returns whether these bytes say that they are a record of a version that this vmkit does not
     /// read.
     pub(super) fn is_newer(bytes: &[u8]) -> bool {
-        serde_json::from_slice::<Head>(bytes).is_ok_and(|head| head.version > u64::from(Self::VERSION))
+        serde_json::from_slice::<RecordHead>(bytes).is_ok_and(|head| head.version > u64::from(Self::VERSION))
     }
 }
 
 /// The part of a record that says whose it is.
 #[derive(Deserialize)]
-struct Whose {
+struct RecordOwner {
     version: u32,
     handle: WhoseHandle,
 }
@@ -114,7 +114,7 @@ struct WhoseSpec {
 
 /// The part of the shape that every version keeps.
 #[derive(Deserialize)]
-struct Head {
+struct RecordHead {
     version: u64,
 }
 
@@ -123,7 +123,7 @@ fn explain(bytes: &[u8], error: &serde_json::Error) -> String {
     if bytes.is_empty() {
         return "the record is empty".to_owned();
     }
-    match serde_json::from_slice::<Head>(bytes) {
+    match serde_json::from_slice::<RecordHead>(bytes) {
         Ok(head) if head.version != u64::from(VmRecord::VERSION) => unsupported(head.version),
         _ if error.is_eof() => format!("the record is cut off after {} bytes", bytes.len()),
         _ => format!("this is not a record of a VM: {error}"),

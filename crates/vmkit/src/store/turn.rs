@@ -16,8 +16,8 @@ use std::path::PathBuf;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::lock::{Hold, Lock, locked};
-use super::{MADE, SINCE, Store};
+use super::lock::{LockMode, VmLock, locked};
+use super::{MADE, RecordStore, SINCE};
 use crate::spec::VmName;
 
 /// What a turn is for.
@@ -31,12 +31,12 @@ pub(crate) enum TurnFor {
 
 /// A turn, until this is dropped.
 #[derive(Debug)]
-pub(crate) struct Turn {
+pub(crate) struct VmTurn {
     #[cfg_attr(not(test), expect(dead_code, reason = "held, and let go of with the turn"))]
-    lock: Option<Lock>,
+    lock: Option<VmLock>,
 }
 
-impl Turn {
+impl VmTurn {
     /// Checks whether this is more than leave to go on without one.
     #[cfg(test)]
     fn is_one(&self) -> bool {
@@ -44,24 +44,24 @@ impl Turn {
     }
 }
 
-impl Store {
+impl RecordStore {
     /// Takes a turn where one is free, or where there are none to be had.
-    pub(crate) async fn turn_now(&self, name: &VmName, what: TurnFor) -> Option<Turn> {
+    pub(crate) async fn turn_now(&self, name: &VmName, what: TurnFor) -> Option<VmTurn> {
         let mut is_taken = false;
         for path in self.seats(name, what) {
             match File::open(&path) {
-                Ok(file) => match locked(file, &path, Hold::Alone, Instant::now()).await {
-                    Ok(lock) => return Some(Turn { lock: Some(lock) }),
+                Ok(file) => match locked(file, &path, LockMode::Alone, Instant::now()).await {
+                    Ok(lock) => return Some(VmTurn { lock: Some(lock) }),
                     Err(error) => is_taken |= matches!(error, crate::Error::Busy { .. }),
                 },
                 Err(error) => tracing::debug!(%error, "no turn can be taken at {}", path.display()),
             }
         }
-        (!is_taken).then_some(Turn { lock: None })
+        (!is_taken).then_some(VmTurn { lock: None })
     }
 
     /// Waits for a turn until the deadline, after which there is none.
-    pub(crate) async fn turn(&self, name: &VmName, what: TurnFor, deadline: Instant) -> Turn {
+    pub(crate) async fn turn(&self, name: &VmName, what: TurnFor, deadline: Instant) -> VmTurn {
         if let Some(turn) = self.turn_now(name, what).await {
             return turn;
         }
@@ -69,8 +69,8 @@ impl Store {
         // Not all at the same one.
         let one = usize::from(Uuid::new_v4().as_bytes()[0]) % seats.len();
         match File::open(&seats[one]) {
-            Ok(file) => Turn { lock: locked(file, &seats[one], Hold::Alone, deadline).await.ok() },
-            Err(_) => Turn { lock: None },
+            Ok(file) => VmTurn { lock: locked(file, &seats[one], LockMode::Alone, deadline).await.ok() },
+            Err(_) => VmTurn { lock: None },
         }
     }
 
@@ -92,7 +92,7 @@ mod tests {
     #[tokio::test]
     async fn two_log_in_at_a_time_and_the_next_one_waits_for_a_turn_and_not_for_ever() {
         let temp = tempfile::tempdir().unwrap();
-        let store = Store::new(Home::at(temp.path()).unwrap());
+        let store = RecordStore::new(Home::at(temp.path()).unwrap());
         let name = VmName::new("web").unwrap();
         assert!(store.turn_now(&name, TurnFor::Login).await.is_some(), "without files there are no turns");
         let dir = temp.path().join("vms/web");

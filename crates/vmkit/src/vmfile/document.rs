@@ -9,15 +9,15 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::forms::Version;
-use super::problem::Problem;
+use super::forms::FormatVersion;
+use super::problem::VmfileProblem;
 use super::raw;
-use super::read::{Node, Read};
+use super::read::{FromValue, ValueNode};
 
 /// Returns the tables of a text that is TOML, and of a version that this vmkit reads.
-pub(super) fn toml_of(text: &str) -> Result<Spanned<DeValue<'_>>, Vec<Problem>> {
+pub(super) fn toml_of(text: &str) -> Result<Spanned<DeValue<'_>>, Vec<VmfileProblem>> {
     if text.trim().is_empty() {
-        let empty = Problem::new("the file is empty");
+        let empty = VmfileProblem::new("the file is empty");
         return Err(vec![
             empty.help("begin with `version = 1` and a machine: [machine.web] and its `image`"),
         ]);
@@ -36,13 +36,14 @@ pub(super) fn toml_of(text: &str) -> Result<Spanned<DeValue<'_>>, Vec<Problem>> 
 
 /// Says what is not TOML: all keys that stand there twice, but only the first of the other
 /// mistakes, since what is read after one of them need not be what was meant.
-fn not_toml(text: &str, errors: &[toml::de::Error]) -> Vec<Problem> {
+fn not_toml(text: &str, errors: &[toml::de::Error]) -> Vec<VmfileProblem> {
     let span = |error: &toml::de::Error| error.span().unwrap_or_default();
     let (twice, mut others): (Vec<_>, Vec<_>) =
         errors.iter().partition(|error| error.message() == "duplicate key");
     others.sort_by_key(|error| span(error).start);
     let first = others.first().map(|error| {
-        let problem = Problem::new(format!("this is not TOML: {}", error.message())).at(span(error), "");
+        let problem =
+            VmfileProblem::new(format!("this is not TOML: {}", error.message())).at(span(error), "");
         match error.message() {
             message if message.contains("must be quoted") || message.contains("invalid boolean") => {
                 problem.help("a text is written in quotes: \"debian:12\"")
@@ -66,7 +67,7 @@ fn line_of(text: &str, byte: usize) -> &str {
 }
 
 /// Says of a key that it stands there a second time, and where the first one is.
-fn duplicate(text: &str, span: Range<usize>) -> Problem {
+fn duplicate(text: &str, span: Range<usize>) -> VmfileProblem {
     let line_start = text[..span.start].rfind('\n').map_or(0, |end| end + 1);
     let line = line_of(text, span.start);
     let key = &text[span.clone()];
@@ -74,7 +75,7 @@ fn duplicate(text: &str, span: Range<usize>) -> Problem {
         Some(_) => (format!("two machines are called `{key}`"), "give each machine a name of its own"),
         None => (format!("`{key}` stands here a second time"), "keep one of the two"),
     };
-    let problem = Problem::new(message).at(span, "again here").help(help);
+    let problem = VmfileProblem::new(message).at(span, "again here").help(help);
     // The parser does not tell where the first one is: a header is the same line, a key the one
     // that begins alike.
     let begins_alike = |other: &str| match line.starts_with('[') {
@@ -96,54 +97,57 @@ fn duplicate(text: &str, span: Range<usize>) -> Problem {
 }
 
 /// Says of a file of a newer version that it is one, before anything in it is taken for a mistake.
-fn newer_version(table: &DeTable<'_>) -> Option<Problem> {
+fn newer_version(table: &DeTable<'_>) -> Option<VmfileProblem> {
     let value = table.get("version")?;
     let number = value.get_ref().as_integer()?.as_str().parse::<u64>().ok()?;
-    let problem = Problem::new(format!(
+    let problem = VmfileProblem::new(format!(
         "this file has version {number}, and this vmkit reads version {}",
-        Version::NUMBER
+        FormatVersion::NUMBER
     ));
     let help = "take a newer vmkit, or write the file for this one";
-    (number > Version::NUMBER.into()).then(|| problem.at(value.span(), "").help(help))
+    (number > FormatVersion::NUMBER.into()).then(|| problem.at(value.span(), "").help(help))
 }
 
 /// A file as it was read, with the machines' defaults laid under them.
-pub(super) struct Whole {
+pub(super) struct MergedDocument {
     pub(super) project: Option<String>,
     pub(super) project_span: Range<usize>,
-    pub(super) machines: Vec<Named>,
+    pub(super) machines: Vec<NamedMachine>,
 }
 
 /// A machine as it was read.
-pub(super) struct Named {
+pub(super) struct NamedMachine {
     pub(super) name: String,
-    pub(super) raw: raw::Machine,
+    pub(super) raw: raw::RawMachine,
     /// Where everything that it says stands, by its path in the machine; the machine's own name is
     /// the empty one.
     pub(super) places: BTreeMap<String, Range<usize>>,
 }
 
-pub(super) fn read_file(document: &Spanned<DeValue<'_>>, problems: &mut Vec<Problem>) -> Option<Whole> {
-    let node = Node::behind("the file", document);
+pub(super) fn read_file(
+    document: &Spanned<DeValue<'_>>,
+    problems: &mut Vec<VmfileProblem>,
+) -> Option<MergedDocument> {
+    let node = ValueNode::behind("the file", document);
     // The whole is read for its mistakes; each machine is read again below, with the defaults under
     // it.
-    let raw::File { version: _version, project, defaults: _defaults, machine: _machines } =
-        raw::File::read(&node, problems)?;
+    let raw::RawFile { version: _version, project, defaults: _defaults, machine: _machines } =
+        raw::RawFile::read(&node, problems)?;
     let table = document.get_ref().as_table()?;
     if let Some(value) = table.get("defaults").and_then(|defaults| defaults.get_ref().get("depends_on")) {
-        let problem = Problem::new("`depends_on` is for a machine, not for all of them");
+        let problem = VmfileProblem::new("`depends_on` is for a machine, not for all of them");
         problems.push(problem.at(value.span(), "").help("write it in the machine that depends on another"));
     }
     let machines = table.get("machine").and_then(|machines| machines.get_ref().as_table());
     let machines = machines.map(|machines| machines.iter().collect::<Vec<_>>()).unwrap_or_default();
     if machines.is_empty() && problems.is_empty() {
-        let none = Problem::new("the file describes no machine");
+        let none = VmfileProblem::new("the file describes no machine");
         problems.push(none.help("add one: [machine.web] and its `image`"));
     }
     if !problems.is_empty() {
         return None;
     }
-    let mut named: Vec<Named> = Vec::with_capacity(machines.len());
+    let mut named: Vec<NamedMachine> = Vec::with_capacity(machines.len());
     for (name, own) in machines {
         let mut value = own.clone();
         if let Some(defaults) = table.get("defaults") {
@@ -151,13 +155,13 @@ pub(super) fn read_file(document: &Spanned<DeValue<'_>>, problems: &mut Vec<Prob
         }
         let mut places = BTreeMap::from([(String::new(), name.span())]);
         note_places(&value, "", &mut places);
-        let raw = raw::Machine::read(&Node::behind(name.get_ref(), &value), problems)?;
-        named.push(Named { name: name.get_ref().to_string(), raw, places });
+        let raw = raw::RawMachine::read(&ValueNode::behind(name.get_ref(), &value), problems)?;
+        named.push(NamedMachine { name: name.get_ref().to_string(), raw, places });
     }
     named.sort_by_key(|machine| machine.places[""].start);
     let name = table.get("project").and_then(|project| project.get_ref().get("name"));
     let project_span = name.map(Spanned::span).unwrap_or_default();
-    Some(Whole { project: project.and_then(|project| project.name), project_span, machines: named })
+    Some(MergedDocument { project: project.and_then(|project| project.name), project_span, machines: named })
 }
 
 /// Puts into a table what only the other has: tables are joined key by key, all else is the upper

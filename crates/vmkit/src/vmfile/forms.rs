@@ -8,22 +8,22 @@ use std::time::Duration;
 use schemars::{Schema, SchemaGenerator, json_schema};
 use toml::de::DeValue;
 
-use super::problem::Problem;
-use super::project::Run;
-use super::read::{Node, Read, Whole, number, quantities, texts, unknown_word, words};
+use super::problem::VmfileProblem;
+use super::project::RunPolicy;
+use super::read::{BoundedInt, FromValue, ValueNode, number, quantities, texts, unknown_word, words};
 use crate::error::Error;
 use crate::handle::BackendTag;
-use crate::spec::{Accel, BridgeName, Firmware, LinkName, Machine, Mib, PortForward, UserName, Vnc};
+use crate::spec::{Accel, BridgeName, Firmware, LinkName, MachineType, Mib, PortForward, UserName, Vnc};
 
 /// How long something may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Limit(pub(super) Duration);
+pub(super) struct TimeLimit(pub(super) Duration);
 
-impl Limit {
+impl TimeLimit {
     const MOST: Duration = Duration::from_secs(7 * 86_400);
 }
 
-impl FromStr for Limit {
+impl FromStr for TimeLimit {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
@@ -55,9 +55,9 @@ impl FromStr for Limit {
 
 /// The permission bits of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Mode(pub(super) u32);
+pub(super) struct FileMode(pub(super) u32);
 
-impl FromStr for Mode {
+impl FromStr for FileMode {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
@@ -71,17 +71,17 @@ impl FromStr for Mode {
 
 /// A data disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Disk {
+pub(super) enum DiskForm {
     Fresh(Mib),
     Existing { path: String, readonly: bool },
 }
 
-impl FromStr for Disk {
+impl FromStr for DiskForm {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
         if text.starts_with(|c: char| c.is_ascii_digit()) && !text.contains('/') {
-            return text.parse().map(Disk::Fresh);
+            return text.parse().map(DiskForm::Fresh);
         }
         let (path, readonly) = match text.strip_suffix(":ro") {
             Some(path) => (path, true),
@@ -90,29 +90,29 @@ impl FromStr for Disk {
         if path.is_empty() {
             return Err(Error::invalid("data_disks", text, "a disk is a size, or the path of an image"));
         }
-        Ok(Disk::Existing { path: path.to_owned(), readonly })
+        Ok(DiskForm::Existing { path: path.to_owned(), readonly })
     }
 }
 
 /// How the guest is connected.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Network {
+pub(super) enum NetworkForm {
     User,
     Tap(BridgeName),
     Vnic(LinkName),
     None,
 }
 
-impl FromStr for Network {
+impl FromStr for NetworkForm {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
         match text {
-            "user" => Ok(Network::User),
-            "none" => Ok(Network::None),
+            "user" => Ok(NetworkForm::User),
+            "none" => Ok(NetworkForm::None),
             _ => match text.split_once(':') {
-                Some(("tap", bridge)) => BridgeName::new(bridge).map(Network::Tap),
-                Some(("vnic", link)) => LinkName::new(link).map(Network::Vnic),
+                Some(("tap", bridge)) => BridgeName::new(bridge).map(NetworkForm::Tap),
+                Some(("vnic", link)) => LinkName::new(link).map(NetworkForm::Vnic),
                 _ => Err(Error::invalid(
                     "network",
                     "",
@@ -161,9 +161,9 @@ impl FromStr for GuestPath {
 
 /// A text of one line with something in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Line(pub(super) String);
+pub(super) struct LineText(pub(super) String);
 
-impl FromStr for Line {
+impl FromStr for LineText {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
@@ -177,24 +177,24 @@ impl FromStr for Line {
 
 /// Where the image of a root disk comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Image(pub(super) String);
+pub(super) struct ImageForm(pub(super) String);
 
-impl FromStr for Image {
+impl FromStr for ImageForm {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
         let expected =
             "an image is a name such as debian:12, a path, or an address, in one line of at most 1000 bytes";
         let line = text.parse().map_err(|_| Error::invalid("image", "", expected));
-        line.map(|Line(text)| Self(text))
+        line.map(|LineText(text)| Self(text))
     }
 }
 
 /// What a shell is given: any text but an empty one.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Shell(pub(super) String);
+pub(super) struct ShellText(pub(super) String);
 
-impl FromStr for Shell {
+impl FromStr for ShellText {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
@@ -208,12 +208,12 @@ impl FromStr for Shell {
     }
 }
 
-/// What a [`Line`] is: no control characters, and not only blanks.
+/// What a [`LineText`] is: no control characters, and not only blanks.
 const LINE: &str =
     r"^[^\u0000-\u001f\u007f-\u009f]*[^\s\u0000-\u001f\u007f-\u009f][^\u0000-\u001f\u007f-\u009f]*$";
 /// What a [`Mib`] is: a number with a unit, or one of at least [`Mib::LEAST_BARE`].
 const SIZE: &str = "^0*([1-9][0-9]*(MiB|M|GiB|G|TiB|T)|6[4-9]|[7-9][0-9]|[1-9][0-9]{2,})$";
-/// What a [`Limit`] is: longer than nothing.
+/// What a [`TimeLimit`] is: longer than nothing.
 const LIMIT: &str = r"^([0-9]*[1-9][0-9]*(\.[0-9]+)?|[0-9]+\.[0-9]*[1-9][0-9]*)(ms|s|m|h)?$";
 macro_rules! port {
     () => {
@@ -224,9 +224,9 @@ macro_rules! port {
 const FORWARD: &str = concat!("^(([0-9.]+:)?", port!(), ":)?", port!(), "(/tcp|/udp)?$");
 
 texts! {
-    Disk: "a size such as \"10GiB\", or the path of an image, with :ro behind it to be read only",
+    DiskForm: "a size such as \"10GiB\", or the path of an image, with :ro behind it to be read only",
         { "type": "string", "minLength": 1 };
-    Network: "\"user\", \"tap:BRIDGE\", \"vnic:LINK\" or \"none\"",
+    NetworkForm: "\"user\", \"tap:BRIDGE\", \"vnic:LINK\" or \"none\"",
         { "type": "string", "pattern": "^(user|none|tap:[A-Za-z0-9._-]{1,15}|vnic:[A-Za-z]([A-Za-z0-9._-]{0,29}[0-9]))$" };
     PortForward: "a forward such as \"8080:80\"",
         { "type": "string", "pattern": FORWARD };
@@ -234,13 +234,13 @@ texts! {
         { "type": "string", "pattern": "^([^~\\u0000]|~[^/\\u0000])[^\\u0000]*$" };
     GuestPath: "an absolute path in the guest",
         { "type": "string", "pattern": "^/[^\\u0000-\\u001f\\u007f-\\u009f]*$", "maxLength": 4095 };
-    Mode: "permission bits in quotes, such as \"0644\"",
+    FileMode: "permission bits in quotes, such as \"0644\"",
         { "type": "string", "pattern": "^[0-7]{3,4}$" };
-    Line: "a text of one line, in quotes",
+    LineText: "a text of one line, in quotes",
         { "type": "string", "pattern": LINE, "maxLength": 1000 };
-    Image: "a name such as \"debian:12\", a path, or an address, in quotes",
+    ImageForm: "a name such as \"debian:12\", a path, or an address, in quotes",
         { "type": "string", "pattern": LINE, "maxLength": 1000 };
-    Shell: "a text in quotes, for /bin/sh in the guest",
+    ShellText: "a text in quotes, for /bin/sh in the guest",
         { "type": "string", "pattern": "\\S", "maxLength": 131_072 };
     UserName: "the name of a user",
         { "type": "string", "pattern": "^[a-z_][a-z0-9_-]{0,31}$" };
@@ -255,7 +255,7 @@ quantities! {
             { "type": "integer", "minimum": Mib::LEAST_BARE, "maximum": Mib::MAX.mib() },
         ]
     };
-    Limit: "how long, such as \"30s\", \"5m\" or a number of seconds", number, {
+    TimeLimit: "how long, such as \"30s\", \"5m\" or a number of seconds", number, {
         "anyOf": [
             { "type": "string", "pattern": LIMIT },
             { "type": "number", "exclusiveMinimum": 0, "maximum": 604_800 },
@@ -264,8 +264,8 @@ quantities! {
 }
 
 words! {
-    Machine: "\"q35\", \"microvm\" or \"virt\"" {
-        "q35" => Machine::Q35, "microvm" => Machine::Microvm, "virt" => Machine::Virt,
+    MachineType: "\"q35\", \"microvm\" or \"virt\"" {
+        "q35" => MachineType::Q35, "microvm" => MachineType::Microvm, "virt" => MachineType::Virt,
     }
     Firmware: "\"bios\" or \"uefi\"" { "bios" => Firmware::Bios, "uefi" => Firmware::Uefi }
     Accel: "\"auto\", \"kvm\" or \"tcg\"" {
@@ -274,25 +274,25 @@ words! {
     Vnc: "\"unix\", \"loopback\" or \"off\"" {
         "unix" => Vnc::Unix, "loopback" => Vnc::Loopback, "off" => Vnc::Off,
     }
-    Run: "\"once\", \"always\" or \"changed\"" {
-        "once" => Run::Once, "always" => Run::Always, "changed" => Run::Changed,
+    RunPolicy: "\"once\", \"always\" or \"changed\"" {
+        "once" => RunPolicy::Once, "always" => RunPolicy::Always, "changed" => RunPolicy::Changed,
     }
 }
 
 /// The version of the format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Version;
+pub(super) struct FormatVersion;
 
-impl Version {
+impl FormatVersion {
     /// The one that there is.
     pub(super) const NUMBER: u32 = 1;
 }
 
-impl Read for Version {
+impl FromValue for FormatVersion {
     const WHAT: &'static str = "the number 1";
 
-    fn read(node: &Node<'_>, problems: &mut Vec<Problem>) -> Option<Self> {
-        Whole::<{ Self::NUMBER }, { Self::NUMBER }>::read(node, problems).map(|_| Self)
+    fn read(node: &ValueNode<'_>, problems: &mut Vec<VmfileProblem>) -> Option<Self> {
+        BoundedInt::<{ Self::NUMBER }, { Self::NUMBER }>::read(node, problems).map(|_| Self)
     }
 
     fn schema(_: &mut SchemaGenerator) -> Schema {
@@ -302,15 +302,15 @@ impl Read for Version {
 
 /// A command for cloud-init: a text for the shell, or a program and its arguments.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Command(pub(super) Vec<String>);
+pub(super) struct CommandForm(pub(super) Vec<String>);
 
-impl Read for Command {
+impl FromValue for CommandForm {
     const WHAT: &'static str = "a text for the shell, or a list of a program and its arguments";
 
-    fn read(node: &Node<'_>, problems: &mut Vec<Problem>) -> Option<Self> {
+    fn read(node: &ValueNode<'_>, problems: &mut Vec<VmfileProblem>) -> Option<Self> {
         match node.value.get_ref() {
             DeValue::String(_) => {
-                let Shell(text) = Shell::read(node, problems)?;
+                let ShellText(text) = ShellText::read(node, problems)?;
                 Some(Self(vec!["/bin/sh".to_owned(), "-c".to_owned(), text]))
             }
             DeValue::Array(_) => Vec::<String>::read(node, problems).map(Self),
@@ -340,24 +340,24 @@ mod tests {
         for (text, millis) in
             [("30s", 30_000), ("0.5", 500), ("250ms", 250), ("5m", 300_000), ("2h", 7_200_000)]
         {
-            assert_eq!(text.parse::<Limit>().unwrap().0, Duration::from_millis(millis), "{text}");
+            assert_eq!(text.parse::<TimeLimit>().unwrap().0, Duration::from_millis(millis), "{text}");
         }
     }
 
     #[test]
     fn rubbish_limits_are_refused_with_what_would_be_right() {
         for text in ["", "s", "0", "0s", "-1", "1d", "8000000", "1e3", "nan", "inf", "1.2.3s", "٣s"] {
-            let error = text.parse::<Limit>().unwrap_err().to_string();
+            let error = text.parse::<TimeLimit>().unwrap_err().to_string();
             assert!(error.contains("write \"30s\""), "{text}: {error}");
         }
     }
 
     #[test]
     fn a_mode_is_octal() {
-        assert_eq!("0644".parse::<Mode>().unwrap().0, 0o644);
-        assert_eq!("755".parse::<Mode>().unwrap().0, 0o755);
+        assert_eq!("0644".parse::<FileMode>().unwrap().0, 0o644);
+        assert_eq!("755".parse::<FileMode>().unwrap().0, 0o755);
         for text in ["", "0o644", "888", "64", "01777777", "rw-"] {
-            assert!(text.parse::<Mode>().is_err(), "{text}");
+            assert!(text.parse::<FileMode>().is_err(), "{text}");
         }
     }
 }

@@ -2,12 +2,12 @@
 //!
 //! Pure.
 
-use super::problem::Problem;
-use super::project::MachinePlan;
+use super::problem::VmfileProblem;
+use super::project::MachineConfig;
 use super::resolve::which_machine;
 
 /// Returns what is wrong with the machines' `depends_on`.
-pub(super) fn problems(machines: &[MachinePlan]) -> Vec<Problem> {
+pub(super) fn problems(machines: &[MachineConfig]) -> Vec<VmfileProblem> {
     let mut problems = Vec::new();
     for machine in machines {
         for (index, name) in machine.depends_on.iter().enumerate() {
@@ -18,7 +18,8 @@ pub(super) fn problems(machines: &[MachinePlan]) -> Vec<Problem> {
                     machine.name,
                     shown.escape_debug()
                 );
-                let problem = Problem::new(message).at(machine.place(&format!("depends_on[{index}]")), "");
+                let problem =
+                    VmfileProblem::new(message).at(machine.place(&format!("depends_on[{index}]")), "");
                 problems.push(problem.help(which_machine(name, machines)));
             }
         }
@@ -31,7 +32,7 @@ pub(super) fn problems(machines: &[MachinePlan]) -> Vec<Problem> {
 
 /// How far the search has come with a machine.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Mark {
+enum VisitMark {
     New,
     /// On the way that is being followed.
     Open,
@@ -40,33 +41,33 @@ enum Mark {
 }
 
 /// Returns the first circle, with every machine on it.
-fn circle(machines: &[MachinePlan]) -> Option<Problem> {
+fn circle(machines: &[MachineConfig]) -> Option<VmfileProblem> {
     let index_of = |name: &String| machines.iter().position(|machine| machine.name == *name);
     let below: Vec<Vec<usize>> =
         machines.iter().map(|machine| machine.depends_on.iter().filter_map(index_of).collect()).collect();
-    let mut marks = vec![Mark::New; machines.len()];
+    let mut marks = vec![VisitMark::New; machines.len()];
     for start in 0..machines.len() {
         // The way from `start`, each with how many of its dependencies were followed; a long way
         // must not exhaust the stack.
         let mut way: Vec<(usize, usize)> = Vec::new();
-        if marks[start] == Mark::New {
-            marks[start] = Mark::Open;
+        if marks[start] == VisitMark::New {
+            marks[start] = VisitMark::Open;
             way.push((start, 0));
         }
         while let Some((machine, followed)) = way.last_mut() {
             let Some(&next) = below[*machine].get(*followed) else {
-                marks[*machine] = Mark::Done;
+                marks[*machine] = VisitMark::Done;
                 way.pop();
                 continue;
             };
             *followed += 1;
             match marks[next] {
-                Mark::Done => {}
-                Mark::New => {
-                    marks[next] = Mark::Open;
+                VisitMark::Done => {}
+                VisitMark::New => {
+                    marks[next] = VisitMark::Open;
                     way.push((next, 0));
                 }
-                Mark::Open => {
+                VisitMark::Open => {
                     let from = way.iter().position(|(machine, _)| *machine == next).unwrap_or_default();
                     return Some(told(machines, &way[from..]));
                 }
@@ -76,7 +77,7 @@ fn circle(machines: &[MachinePlan]) -> Option<Problem> {
     None
 }
 
-fn told(machines: &[MachinePlan], circle: &[(usize, usize)]) -> Problem {
+fn told(machines: &[MachineConfig], circle: &[(usize, usize)]) -> VmfileProblem {
     let name = |index: usize| machines[index].name.as_str();
     let mut names: Vec<&str> = circle.iter().map(|(machine, _)| name(*machine)).collect();
     names.extend(names.first().copied());
@@ -85,7 +86,7 @@ fn told(machines: &[MachinePlan], circle: &[(usize, usize)]) -> Problem {
         machines[*machine].place(&format!("depends_on[{nth}]"))
     };
     let problem =
-        Problem::new(format!("the machines depend on each other in a circle: {}", names.join(" → ")));
+        VmfileProblem::new(format!("the machines depend on each other in a circle: {}", names.join(" → ")));
     let problem = problem.at(place(&circle[0]), "").help("take one of them out of `depends_on`");
     circle[1..].iter().fold(problem, |problem, step| problem.also(place(step), ""))
 }

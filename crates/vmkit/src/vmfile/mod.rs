@@ -36,7 +36,10 @@ mod schema;
 mod shared;
 
 pub use load::{load, load_from};
-pub use problem::{Place, Problem, VmfileError};
-pub use project::{Action, Copy, Found, MachinePlan, Origin, Project, Ready, Run, Step};
+pub use problem::{VmfileError, VmfileProblem, VmfileSpan};
+pub use project::{
+    CopySpec, HostInputs, MachineConfig, MachineOrigin, Project, ProvisionStep, ReadyProbes, RunPolicy,
+    StepAction,
+};
 pub use resolve::{ReadText, parse};
 pub use schema::schema;

@@ -16,7 +16,7 @@ use crate::error::ErrorKind;
 pub struct VmfileError {
     file: PathBuf,
     text: Arc<str>,
-    problems: Vec<Problem>,
+    problems: Vec<VmfileProblem>,
     kind: ErrorKind,
     is_unread: bool,
 }
@@ -24,13 +24,13 @@ pub struct VmfileError {
 /// One thing that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Problem {
+pub struct VmfileProblem {
     /// What is wrong: lower case, no full stop.
     pub message: String,
     /// Where; `None` where no place in the text is to blame.
-    pub place: Option<Place>,
+    pub place: Option<VmfileSpan>,
     /// Where else to look, such as at the first one of two.
-    pub also: Vec<Place>,
+    pub also: Vec<VmfileSpan>,
     /// What may be done about it.
     pub help: Option<String>,
 }
@@ -38,14 +38,14 @@ pub struct Problem {
 /// A place in the file's text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Place {
+pub struct VmfileSpan {
     /// The bytes from the beginning of the text.
     pub span: Range<usize>,
     /// What to say of them; may be empty.
     pub label: String,
 }
 
-impl Problem {
+impl VmfileProblem {
     /// Creates a problem that has no place yet.
     pub fn new(message: impl Into<String>) -> Self {
         Self { message: message.into(), place: None, also: Vec::new(), help: None }
@@ -54,14 +54,14 @@ impl Problem {
     /// Returns the same problem, at this place.
     #[must_use]
     pub fn at(mut self, span: Range<usize>, label: impl Into<String>) -> Self {
-        self.place = Some(Place { span, label: label.into() });
+        self.place = Some(VmfileSpan { span, label: label.into() });
         self
     }
 
     /// Returns the same problem, with another place to look at.
     #[must_use]
     pub fn also(mut self, span: Range<usize>, label: impl Into<String>) -> Self {
-        self.also.push(Place { span, label: label.into() });
+        self.also.push(VmfileSpan { span, label: label.into() });
         self
     }
 
@@ -76,14 +76,14 @@ impl Problem {
 impl VmfileError {
     /// Creates the error of a file with this text; the problems are put in the order of their
     /// places.
-    pub(crate) fn new(file: &Path, text: Arc<str>, mut problems: Vec<Problem>) -> Self {
+    pub(crate) fn new(file: &Path, text: Arc<str>, mut problems: Vec<VmfileProblem>) -> Self {
         problems.sort_by_key(|problem| problem.place.as_ref().map_or(0, |place| place.span.start));
         Self { file: file.to_owned(), text, problems, kind: ErrorKind::InvalidInput, is_unread: false }
     }
 
     /// Creates the error of a file that can't be read, which is its only problem.
     pub(crate) fn unread(file: &Path, why: String) -> Self {
-        Self { is_unread: true, ..Self::new(file, Arc::from(""), vec![Problem::new(why)]) }
+        Self { is_unread: true, ..Self::new(file, Arc::from(""), vec![VmfileProblem::new(why)]) }
     }
 
     /// Returns the same error, of another kind: what the file asks for is right, and could not be
@@ -116,7 +116,7 @@ impl VmfileError {
     }
 
     /// Returns what is wrong, in the order of the text; at least one problem.
-    pub fn problems(&self) -> &[Problem] {
+    pub fn problems(&self) -> &[VmfileProblem] {
         &self.problems
     }
 
@@ -156,13 +156,13 @@ impl std::error::Error for VmfileError {}
 mod tests {
     use super::*;
 
-    fn error(text: &str, problems: Vec<Problem>) -> VmfileError {
+    fn error(text: &str, problems: Vec<VmfileProblem>) -> VmfileError {
         VmfileError::new(Path::new("/p/vmkit.toml"), text.into(), problems)
     }
 
     #[test]
     fn lines_and_columns_count_characters_from_one() {
-        let error = error("a\r\nü = 1\n", vec![Problem::new("x")]);
+        let error = error("a\r\nü = 1\n", vec![VmfileProblem::new("x")]);
         for (byte, place) in [(0, (1, 1)), (3, (2, 1)), (4, (2, 1)), (5, (2, 2)), (10, (3, 1)), (99, (3, 1))]
         {
             assert_eq!(error.line_and_column(byte), place, "{byte}");
@@ -173,7 +173,10 @@ mod tests {
     fn problems_are_told_in_the_order_of_the_text() {
         let error = error(
             "a\nb\n",
-            vec![Problem::new("second").at(2..3, "").help("mend it"), Problem::new("first").at(0..1, "")],
+            vec![
+                VmfileProblem::new("second").at(2..3, "").help("mend it"),
+                VmfileProblem::new("first").at(0..1, ""),
+            ],
         );
         assert_eq!(error.to_string(), "/p/vmkit.toml:1:1: first\n/p/vmkit.toml:2:1: second: mend it");
     }

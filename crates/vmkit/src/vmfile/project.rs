@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::problem::{Problem, VmfileError};
+use super::problem::{VmfileError, VmfileProblem};
 use crate::error::{Error, Result};
 use crate::spec::{
-    Boot, Firmware, GuestAccess, Labels, Machine, NetworkConfig, RootDisk, VmName, VmSpec, VmSpecBuilder,
+    Boot, Firmware, GuestAccess, Labels, MachineType, NetworkConfig, RootDisk, VmName, VmSpec, VmSpecBuilder,
 };
 
 /// The machines that one file describes.
@@ -25,14 +25,14 @@ pub struct Project {
     /// The file, absolute.
     pub file: PathBuf,
     /// The machines, in the order of the file.
-    pub machines: Vec<MachinePlan>,
+    pub machines: Vec<MachineConfig>,
     pub(super) text: Arc<str>,
 }
 
 /// One machine: what it shall be, and what shall be done in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct MachinePlan {
+pub struct MachineConfig {
     /// Its name in the file.
     pub name: String,
     /// The name of its VM: `PROJECT-MACHINE`.
@@ -43,11 +43,11 @@ pub struct MachinePlan {
     /// The machines that have to be ready and provisioned before this one is started.
     pub depends_on: Vec<String>,
     /// When it counts as ready.
-    pub ready: Ready,
+    pub ready: ReadyProbes,
     /// What is copied into the guest before the steps, in order.
-    pub files: Vec<Copy>,
+    pub files: Vec<CopySpec>,
     /// What is done in the guest, in order; no two have one name.
-    pub steps: Vec<Step>,
+    pub steps: Vec<ProvisionStep>,
     /// Valid but for its image, which is the text of the file.
     pub(super) spec: VmSpec,
     /// Whether the file says which firmware, rather than leaving it to the image.
@@ -60,7 +60,7 @@ pub struct MachinePlan {
 /// Which machine of which project a VM is, by its labels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Origin<'a> {
+pub struct MachineOrigin<'a> {
     /// The name that the project had when the VM was made: the VM's own begins with it.
     pub project: &'a str,
     /// The machine's name in the file.
@@ -69,10 +69,10 @@ pub struct Origin<'a> {
     pub file: &'a Path,
 }
 
-impl<'a> Origin<'a> {
+impl<'a> MachineOrigin<'a> {
     /// Returns which machine of which project a VM is; `None` for one that is of no project.
     pub fn of(vm: &'a VmSpec) -> Option<Self> {
-        let (file, machine) = (vm.labels().get(Project::LABEL)?, vm.labels().get(MachinePlan::LABEL)?);
+        let (file, machine) = (vm.labels().get(Project::LABEL)?, vm.labels().get(MachineConfig::LABEL)?);
         let project = vm.name().as_str().strip_suffix(machine)?.strip_suffix('-')?;
         Some(Self { project, machine, file: Path::new(file) })
     }
@@ -81,7 +81,7 @@ impl<'a> Origin<'a> {
 /// When a machine counts as ready: once all of it is true.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Ready {
+pub struct ReadyProbes {
     /// Whether its SSH server has to let vmkit in.
     pub ssh: bool,
     /// Whether cloud-init has to have finished without an error.
@@ -97,7 +97,7 @@ pub struct Ready {
 /// A file or a folder of the host, to be copied into the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Copy {
+pub struct CopySpec {
     /// Where it is on the host, absolute.
     pub from: PathBuf,
     /// Where it is put in the guest, absolute.
@@ -111,13 +111,13 @@ pub struct Copy {
 /// A provision step.
 #[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Step {
+pub struct ProvisionStep {
     /// Its name.
     pub name: String,
     /// What it does.
-    pub action: Action,
+    pub action: StepAction,
     /// When it is run.
-    pub run: Run,
+    pub run: RunPolicy,
     /// The guest's user that it runs as.
     pub user: String,
     /// Its environment.
@@ -128,7 +128,7 @@ pub struct Step {
     pub timeout: Duration,
 }
 
-impl fmt::Debug for Step {
+impl fmt::Debug for ProvisionStep {
     /// Shows the names of its variables only: what is in them may be a password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Step")
@@ -146,18 +146,18 @@ impl fmt::Debug for Step {
 /// What a provision step does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Action {
+pub enum StepAction {
     /// Has `/bin/sh -e` run this text.
     Shell(String),
     /// Runs a file of the host, absolute, in the guest.
     Script(PathBuf),
     /// Copies.
-    Copy(Copy),
+    Copy(CopySpec),
 }
 
 /// When a provision step is run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Run {
+pub enum RunPolicy {
     /// Until it has succeeded once.
     Once,
     /// At every `up`.
@@ -169,7 +169,7 @@ pub enum Run {
 
 /// What only the host can tell of a machine, when its VM is made.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Found {
+pub struct HostInputs {
     /// Where the image lies; needed for a machine that has one.
     pub image: Option<PathBuf>,
     /// The firmware that the image needs, for a machine whose file names none.
@@ -183,14 +183,14 @@ impl Project {
     pub const LABEL: &'static str = "vmkit.project";
 
     /// Returns the machine with this name.
-    pub fn machine(&self, name: &str) -> Option<&MachinePlan> {
+    pub fn machine(&self, name: &str) -> Option<&MachineConfig> {
         self.machines.iter().find(|machine| machine.name == name)
     }
 
     /// Returns the machines so that each comes after all that it depends on, and else in the order
     /// of the file.
-    pub fn in_order(&self) -> Vec<&MachinePlan> {
-        let mut ordered: Vec<&MachinePlan> = Vec::with_capacity(self.machines.len());
+    pub fn in_order(&self) -> Vec<&MachineConfig> {
+        let mut ordered: Vec<&MachineConfig> = Vec::with_capacity(self.machines.len());
         let mut placed = BTreeSet::new();
         while ordered.len() < self.machines.len() {
             let before = ordered.len();
@@ -207,7 +207,7 @@ impl Project {
 
     /// Creates an error that points at a key of a machine, such as `image` or
     /// `provision[0].script`; at the nearest one around it where the file does not have it.
-    pub fn error_at(&self, machine: &MachinePlan, key: &str, problem: Problem) -> VmfileError {
+    pub fn error_at(&self, machine: &MachineConfig, key: &str, problem: VmfileProblem) -> VmfileError {
         let label = problem.place.as_ref().map(|place| place.label.clone()).unwrap_or_default();
         let problem = problem.at(machine.place(key), label);
         VmfileError::new(&self.file, Arc::clone(&self.text), vec![problem])
@@ -215,26 +215,26 @@ impl Project {
 
     /// Returns the same error, pointing into the file where it is about something that this machine
     /// says there.
-    pub fn blamed(&self, machine: &MachinePlan, error: Error) -> Error {
+    pub fn blamed(&self, machine: &MachineConfig, error: Error) -> Error {
         match error {
             Error::Invalid { field, value, expected } => {
                 let (key, message) = machine.blame(&field, &value, &expected);
-                self.error_at(machine, &key, Problem::new(message)).into()
+                self.error_at(machine, &key, VmfileProblem::new(message)).into()
             }
             error => error,
         }
     }
 }
 
-impl MachinePlan {
+impl MachineConfig {
     /// The label of a VM that says which machine of its project it is.
     pub const LABEL: &'static str = "vmkit.machine";
-    /// The label of a VM that keeps [`MachinePlan::image`]: where an image lies may change when it
+    /// The label of a VM that keeps [`MachineConfig::image`]: where an image lies may change when it
     /// is pulled again, and that makes no VM another one.
     pub const IMAGE_LABEL: &'static str = Labels::IMAGE;
 
     /// Returns whether vmkit has to get into the guest: to do something there, or to see whether it
-    /// is ready. Where it does not, [`Ready::tcp`] is asked from the host.
+    /// is ready. Where it does not, [`ReadyProbes::tcp`] is asked from the host.
     pub fn is_entered(&self) -> bool {
         let asks = self.ready.ssh || self.ready.cloud_init || self.ready.command.is_some();
         asks || !self.files.is_empty() || !self.steps.is_empty()
@@ -247,7 +247,7 @@ impl MachinePlan {
     }
 
     /// Returns the machine that its guest sees.
-    pub fn machine(&self) -> Machine {
+    pub fn machine(&self) -> MachineType {
         self.spec.machine()
     }
 
@@ -266,7 +266,7 @@ impl MachinePlan {
     /// # Errors
     /// `InvalidInput` where what was found does not go with the file, and for a machine with an
     /// image that none was found for.
-    pub fn spec(&self, found: Found) -> Result<VmSpec> {
+    pub fn spec(&self, found: HostInputs) -> Result<VmSpec> {
         let mut builder = VmSpecBuilder::from(self.spec.clone());
         if let Some(disk) = self.spec.disk().filter(|disk| disk.base().is_some()) {
             let image = found.image.ok_or_else(|| {
@@ -300,7 +300,7 @@ impl MachinePlan {
             Boot::Firmware(firmware) => Some(*firmware),
             Boot::Kernel(_) => None,
         };
-        let spec = self.spec(Found {
+        let spec = self.spec(HostInputs {
             image: recorded
                 .disk()
                 .and_then(|disk| disk.base().map(Path::to_owned))

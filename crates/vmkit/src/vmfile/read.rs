@@ -1,4 +1,4 @@
-//! From TOML's values to Rust's: [`Read`], and the macro [`table`] that writes it for the tables of
+//! From TOML's values to Rust's: [`FromValue`], and the macro [`table`] that writes it for the tables of
 //! the format.
 //!
 //! Pure. It reads on after a mistake, so that all of them are told at once, and knows the place of
@@ -12,16 +12,16 @@ use schemars::{Schema, SchemaGenerator, json_schema};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::problem::Problem;
+use super::problem::VmfileProblem;
 use crate::error::Error;
 
 /// Something that the file can say.
-pub(super) trait Read: Sized {
+pub(super) trait FromValue: Sized {
     /// What has to be written, such as `a whole number`.
     const WHAT: &'static str;
 
     /// Reads a value, or notes what is wrong with it.
-    fn read(node: &Node<'_>, problems: &mut Vec<Problem>) -> Option<Self>;
+    fn read(node: &ValueNode<'_>, problems: &mut Vec<VmfileProblem>) -> Option<Self>;
 
     /// Returns the JSON Schema of what can be read.
     fn schema(generator: &mut SchemaGenerator) -> Schema;
@@ -29,14 +29,14 @@ pub(super) trait Read: Sized {
 
 /// A value, with the key that it stands behind.
 #[derive(Clone, Copy)]
-pub(super) struct Node<'a> {
+pub(super) struct ValueNode<'a> {
     pub(super) key: &'a str,
     /// Whether it is one of several in a list there.
     pub(super) item: bool,
     pub(super) value: &'a Spanned<DeValue<'a>>,
 }
 
-impl<'a> Node<'a> {
+impl<'a> ValueNode<'a> {
     pub(super) fn behind(key: &'a str, value: &'a Spanned<DeValue<'a>>) -> Self {
         Self { key, item: false, value }
     }
@@ -48,7 +48,7 @@ impl<'a> Node<'a> {
     }
 
     /// Notes that something else has to be written here.
-    pub(super) fn wrong_type(&self, what: &str, problems: &mut Vec<Problem>) {
+    pub(super) fn wrong_type(&self, what: &str, problems: &mut Vec<VmfileProblem>) {
         let found = match self.value.get_ref() {
             DeValue::String(_) => "a text",
             DeValue::Integer(_) => "a whole number",
@@ -61,21 +61,21 @@ impl<'a> Node<'a> {
         problems.push(self.problem(format!("{} is {what}", self.name()), format!("this is {found}")));
     }
 
-    pub(super) fn problem(&self, message: String, label: impl Into<String>) -> Problem {
-        Problem::new(message).at(self.value.span(), label)
+    pub(super) fn problem(&self, message: String, label: impl Into<String>) -> VmfileProblem {
+        VmfileProblem::new(message).at(self.value.span(), label)
     }
 
     /// Reads what has a text of its own, through the type that knows it.
     pub(super) fn parsed<T: FromStr<Err = Error>>(
         &self,
         text: &str,
-        problems: &mut Vec<Problem>,
+        problems: &mut Vec<VmfileProblem>,
     ) -> Option<T> {
         text.parse().map_err(|error| problems.push(self.refused(&error))).ok()
     }
 
     /// Says of this value what the type that it is meant for says.
-    fn refused(&self, error: &Error) -> Problem {
+    fn refused(&self, error: &Error) -> VmfileProblem {
         let why = match error {
             Error::Invalid { expected, .. } => expected.clone(),
             other => other.to_string(),
@@ -91,13 +91,13 @@ impl<'a> Node<'a> {
     }
 }
 
-/// Writes `Read` for a type whose text `FromStr` knows.
+/// Writes `FromValue` for a type whose text `FromStr` knows.
 macro_rules! texts {
     ($($type:ty: $what:literal, $schema:tt;)*) => {$(
-        impl Read for $type {
+        impl FromValue for $type {
             const WHAT: &'static str = $what;
 
-            fn read(node: &Node<'_>, problems: &mut Vec<Problem>) -> Option<Self> {
+            fn read(node: &ValueNode<'_>, problems: &mut Vec<VmfileProblem>) -> Option<Self> {
                 match node.value.get_ref().as_str() {
                     Some(text) => node.parsed(text, problems),
                     None => {
@@ -115,10 +115,10 @@ macro_rules! texts {
 }
 pub(super) use texts;
 
-impl Read for String {
+impl FromValue for String {
     const WHAT: &'static str = "a text in quotes";
 
-    fn read(node: &Node<'_>, problems: &mut Vec<Problem>) -> Option<Self> {
+    fn read(node: &ValueNode<'_>, problems: &mut Vec<VmfileProblem>) -> Option<Self> {
         let text = node.value.get_ref().as_str().map(str::to_owned);
         if text.is_none() {
             node.wrong_type(Self::WHAT, problems);
@@ -131,10 +131,10 @@ impl Read for String {
     }
 }
 
-impl Read for bool {
+impl FromValue for bool {
     const WHAT: &'static str = "true or false";
 
-    fn read(node: &Node<'_>, problems: &mut Vec<Problem>) -> Option<Self> {
+    fn read(node: &ValueNode<'_>, problems: &mut Vec<VmfileProblem>) -> Option<Self> {
         let value = node.value.get_ref().as_bool();
         if value.is_none() {
             node.wrong_type("true or false, without quotes", problems);
@@ -149,12 +149,12 @@ impl Read for bool {
 
 /// A whole number within bounds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Whole<const LEAST: u32, const MOST: u32>(pub(super) u32);
+pub(super) struct BoundedInt<const LEAST: u32, const MOST: u32>(pub(super) u32);
 
-impl<const LEAST: u32, const MOST: u32> Read for Whole<LEAST, MOST> {
+impl<const LEAST: u32, const MOST: u32> FromValue for BoundedInt<LEAST, MOST> {
     const WHAT: &'static str = "a whole number";
 
-    fn read(node: &Node<'_>, problems: &mut Vec<Problem>) -> Option<Self> {
+    fn read(node: &ValueNode<'_>, problems: &mut Vec<VmfileProblem>) -> Option<Self> {
         let Some(number) = node.integer() else {
             node.wrong_type("a whole number, without quotes", problems);
             return None;
@@ -176,10 +176,10 @@ impl<const LEAST: u32, const MOST: u32> Read for Whole<LEAST, MOST> {
 /// What can be written as a number as well as a text.
 macro_rules! quantities {
     ($($type:ty: $what:literal, $number:expr, $schema:tt;)*) => {$(
-        impl Read for $type {
+        impl FromValue for $type {
             const WHAT: &'static str = $what;
 
-            fn read(node: &Node<'_>, problems: &mut Vec<Problem>) -> Option<Self> {
+            fn read(node: &ValueNode<'_>, problems: &mut Vec<VmfileProblem>) -> Option<Self> {
                 match node.value.get_ref() {
                     DeValue::String(text) => node.parsed(text, problems),
                     DeValue::Integer(_) | DeValue::Float(_) => {
@@ -203,22 +203,23 @@ macro_rules! quantities {
 pub(super) use quantities;
 
 /// Returns a number's text as TOML's grammar has cleaned it.
-pub(super) fn number(node: &Node<'_>) -> String {
+pub(super) fn number(node: &ValueNode<'_>) -> String {
     match node.value.get_ref() {
         DeValue::Float(float) => float.as_str().to_owned(),
         _ => node.integer().map(|number| number.to_string()).unwrap_or_default(),
     }
 }
 
-impl<T: Read> Read for Vec<T> {
+impl<T: FromValue> FromValue for Vec<T> {
     const WHAT: &'static str = "a list";
 
-    fn read(node: &Node<'_>, problems: &mut Vec<Problem>) -> Option<Self> {
+    fn read(node: &ValueNode<'_>, problems: &mut Vec<VmfileProblem>) -> Option<Self> {
         let Some(array) = node.value.get_ref().as_array() else {
             node.wrong_type(&format!("a list; each item is {}", T::WHAT), problems);
             return None;
         };
-        let items = array.iter().map(|value| T::read(&Node { key: node.key, item: true, value }, problems));
+        let items =
+            array.iter().map(|value| T::read(&ValueNode { key: node.key, item: true, value }, problems));
         // Every item is looked at before the first bad one counts.
         items.collect::<Vec<_>>().into_iter().collect()
     }
@@ -229,10 +230,10 @@ impl<T: Read> Read for Vec<T> {
     }
 }
 
-impl<T: Read> Read for BTreeMap<String, T> {
+impl<T: FromValue> FromValue for BTreeMap<String, T> {
     const WHAT: &'static str = "a table";
 
-    fn read(node: &Node<'_>, problems: &mut Vec<Problem>) -> Option<Self> {
+    fn read(node: &ValueNode<'_>, problems: &mut Vec<VmfileProblem>) -> Option<Self> {
         let Some(table) = node.value.get_ref().as_table() else {
             node.wrong_type(&format!("a table; each value is {}", T::WHAT), problems);
             return None;
@@ -240,7 +241,7 @@ impl<T: Read> Read for BTreeMap<String, T> {
         let mut map = Self::new();
         for (key, value) in table {
             let name: &str = key.get_ref();
-            if let Some(value) = T::read(&Node::behind(name, value), problems) {
+            if let Some(value) = T::read(&ValueNode::behind(name, value), problems) {
                 map.insert(name.to_owned(), value);
             }
         }
@@ -254,7 +255,7 @@ impl<T: Read> Read for BTreeMap<String, T> {
 }
 
 /// A table being read: what is asked for by its keys, and what nobody asks for.
-pub(super) struct Fields<'a> {
+pub(super) struct TableReader<'a> {
     what: &'static str,
     table: &'a DeTable<'a>,
     span: Range<usize>,
@@ -262,14 +263,14 @@ pub(super) struct Fields<'a> {
     meant: Vec<&'a str>,
 }
 
-impl<'a> Fields<'a> {
+impl<'a> TableReader<'a> {
     /// Begins to read a table with these keys, and notes every other one, with what was probably
     /// meant.
     pub(super) fn of(
         what: &'static str,
         known: &[&'a str],
-        node: &Node<'a>,
-        problems: &mut Vec<Problem>,
+        node: &ValueNode<'a>,
+        problems: &mut Vec<VmfileProblem>,
     ) -> Option<Self> {
         let Some(table) = node.value.get_ref().as_table() else {
             node.wrong_type("a table", problems);
@@ -278,7 +279,7 @@ impl<'a> Fields<'a> {
         let mut all_meant = Vec::new();
         for key in table.keys().filter(|key| !known.contains(&key.get_ref().as_ref())) {
             let name: String = key.get_ref().chars().take(60).collect();
-            let problem = Problem::new(format!("{what} has no key `{}`", name.escape_debug()));
+            let problem = VmfileProblem::new(format!("{what} has no key `{}`", name.escape_debug()));
             let help = match meant(&name, known) {
                 Some(meant) => {
                     all_meant.push(meant);
@@ -291,14 +292,22 @@ impl<'a> Fields<'a> {
         Some(Self { what, table, span: node.value.span(), meant: all_meant })
     }
 
-    pub(super) fn optional<T: Read>(&self, key: &'a str, problems: &mut Vec<Problem>) -> Option<T> {
-        self.table.get(key).and_then(|value| T::read(&Node::behind(key, value), problems))
+    pub(super) fn optional<T: FromValue>(
+        &self,
+        key: &'a str,
+        problems: &mut Vec<VmfileProblem>,
+    ) -> Option<T> {
+        self.table.get(key).and_then(|value| T::read(&ValueNode::behind(key, value), problems))
     }
 
-    pub(super) fn required<T: Read>(&self, key: &'a str, problems: &mut Vec<Problem>) -> Option<T> {
+    pub(super) fn required<T: FromValue>(
+        &self,
+        key: &'a str,
+        problems: &mut Vec<VmfileProblem>,
+    ) -> Option<T> {
         // A key that is there under another name has been told of.
         if !self.table.contains_key(key) && !self.meant.contains(&key) {
-            let missing = Problem::new(format!("{} needs `{key}`", self.what));
+            let missing = VmfileProblem::new(format!("{} needs `{key}`", self.what));
             let help = format!("add `{key}`, {}", T::WHAT);
             problems.push(missing.at(self.span.clone(), "it is missing here").help(help));
         }
@@ -352,7 +361,7 @@ pub(super) fn listed(words: &[&str]) -> String {
     words.join(", ")
 }
 
-/// Describes a table of the format: its fields with their docs, from which come `Read` and the JSON
+/// Describes a table of the format: its fields with their docs, from which come `FromValue` and the JSON
 /// Schema.
 ///
 /// A field is `Option` unless `= required` stands behind its type.
@@ -369,11 +378,11 @@ macro_rules! table {
             $($(#[doc = $field_doc])* pub(super) $field: table!(@type $type $(, $required)?),)*
         }
 
-        impl Read for $name {
+        impl FromValue for $name {
             const WHAT: &'static str = $what;
 
-            fn read(node: &Node<'_>, problems: &mut Vec<Problem>) -> Option<Self> {
-                let fields = Fields::of(Self::WHAT, &[$(stringify!($field)),*], node, problems)?;
+            fn read(node: &ValueNode<'_>, problems: &mut Vec<VmfileProblem>) -> Option<Self> {
+                let fields = TableReader::of(Self::WHAT, &[$(stringify!($field)),*], node, problems)?;
                 // Every field is read before a missing one counts.
                 $(let $field = table!(@read fields, problems, $field $(, $required)?);)*
                 Some(Self { $($field: table!(@take $field $(, $required)?),)* })
@@ -392,7 +401,7 @@ macro_rules! table {
             fn json_schema(generator: &mut SchemaGenerator) -> Schema {
                 let properties = serde_json::Map::from_iter([$((
                     stringify!($field).to_owned(),
-                    described(<$type as Read>::schema(generator), concat!($($field_doc),*)).to_value(),
+                    described(<$type as FromValue>::schema(generator), concat!($($field_doc),*)).to_value(),
                 )),*]);
                 let required: &[&str] = &[$($(table!(@name $field, $required),)?)*];
                 described(
@@ -430,10 +439,10 @@ pub(super) fn described(mut schema: Schema, doc: &str) -> Schema {
 /// Reads a word out of a few, each for one of the library's own values.
 macro_rules! words {
     ($($type:ty: $what:literal { $($word:literal => $value:expr),* $(,)? })*) => {$(
-        impl Read for $type {
+        impl FromValue for $type {
             const WHAT: &'static str = $what;
 
-            fn read(node: &Node<'_>, problems: &mut Vec<Problem>) -> Option<Self> {
+            fn read(node: &ValueNode<'_>, problems: &mut Vec<VmfileProblem>) -> Option<Self> {
                 let Some(text) = node.value.get_ref().as_str() else {
                     node.wrong_type(Self::WHAT, problems);
                     return None;
@@ -456,7 +465,7 @@ macro_rules! words {
 pub(super) use words;
 
 /// Says of a word that it is none of the few that are known.
-pub(super) fn unknown_word(node: &Node<'_>, word: &str, what: &str, known: &[&str]) -> Problem {
+pub(super) fn unknown_word(node: &ValueNode<'_>, word: &str, what: &str, known: &[&str]) -> VmfileProblem {
     let problem = node.problem(format!("{} is {what}", node.name()), "");
     match meant(word, known) {
         Some(meant) => problem.help(format!("did you mean \"{meant}\"?")),

@@ -9,19 +9,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::document::{Named, Whole, read_file, toml_of};
-use super::forms::{Disk, Limit, Mode, Network};
+use super::document::{MergedDocument, NamedMachine, read_file, toml_of};
+use super::forms::{DiskForm, FileMode, NetworkForm, TimeLimit};
 use super::graph;
-use super::problem::{Problem, VmfileError};
-use super::project::{self, Action, MachinePlan, Project, Ready, Run, blame, place_of};
+use super::problem::{VmfileError, VmfileProblem};
+use super::project::{self, MachineConfig, Project, ReadyProbes, RunPolicy, StepAction, blame, place_of};
 use super::raw;
 use super::read::{listed, meant};
 use super::shared;
 use crate::error::Error;
 use crate::spec::{
-    BackendOptions, Boot, CloudConfig, CloudInitConfig, DataDisk, Firmware, GuestFile, Kernel, Labels,
-    Machine as Board, NetworkConfig, Protocol, RootDisk, User, UserData, UserNetwork, VmName, VmSpec,
-    check_joinable, check_network_config, check_user_data, yaml::Mistake,
+    BackendOptions, Boot, CloudConfig, CloudInitConfig, DataDisk, Firmware, GuestFile, GuestUser, Kernel,
+    Labels, MachineType, NetworkConfig, Protocol, RootDisk, UserData, UserNetwork, VmName, VmSpec,
+    check_joinable, check_network_config, check_user_data, yaml::YamlMistake,
 };
 
 /// How long a step, or a machine that gets ready, may take where the file does not say.
@@ -46,9 +46,9 @@ pub fn parse(file: &Path, text: &str, read: ReadText<'_>) -> Result<Project, Vmf
     // was written there would not run in a guest with the line ends from there.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let text: Arc<str> = text.replace("\r\n", "\n").into();
-    let failed = |problems: Vec<Problem>| {
+    let failed = |problems: Vec<VmfileProblem>| {
         // A mistake in `defaults` is one, however many machines have it.
-        let mut told: Vec<Problem> = Vec::new();
+        let mut told: Vec<VmfileProblem> = Vec::new();
         for problem in problems {
             if told.len() < MOST_PROBLEMS && !told.contains(&problem) {
                 told.push(problem);
@@ -58,7 +58,7 @@ pub fn parse(file: &Path, text: &str, read: ReadText<'_>) -> Result<Project, Vmf
     };
     if file.to_str().is_none() {
         let problem =
-            Problem::new("the path of this file is not UTF-8, and its machines are known by its path");
+            VmfileProblem::new("the path of this file is not UTF-8, and its machines are known by its path");
         return Err(failed(vec![problem.help("move it to a folder whose name is UTF-8")]));
     }
     let document = toml_of(&text).map_err(failed)?;
@@ -80,22 +80,22 @@ struct Resolver<'a> {
     folder: &'a Path,
     text: &'a str,
     read: ReadText<'a>,
-    problems: Vec<Problem>,
+    problems: Vec<VmfileProblem>,
 }
 
 /// A machine whose parts are being put together, to point at them.
-struct Place<'a> {
+struct MachinePlace<'a> {
     places: &'a BTreeMap<String, Range<usize>>,
 }
 
-impl Place<'_> {
+impl MachinePlace<'_> {
     fn of(&self, key: &str) -> Range<usize> {
         place_of(self.places, key)
     }
 }
 
 impl Resolver<'_> {
-    fn project(&mut self, whole: Whole) -> (String, Vec<MachinePlan>) {
+    fn project(&mut self, whole: MergedDocument) -> (String, Vec<MachineConfig>) {
         let name = self.project_name(whole.project, whole.project_span);
         let mut machines = Vec::with_capacity(whole.machines.len());
         for machine in whole.machines {
@@ -111,14 +111,14 @@ impl Resolver<'_> {
     fn project_name(&mut self, given: Option<String>, span: Range<usize>) -> String {
         let Some(name) = given else { return fit_name(self.folder) };
         if let Err(Error::Invalid { expected, .. }) = VmName::new(&name) {
-            self.problems.push(Problem::new(format!("the project's name: {expected}")).at(span, ""));
+            self.problems.push(VmfileProblem::new(format!("the project's name: {expected}")).at(span, ""));
         }
         name
     }
 
-    fn machine(&mut self, project: &str, named: Named) -> Option<MachinePlan> {
-        let Named { name, raw, places } = named;
-        let at = Place { places: &places };
+    fn machine(&mut self, project: &str, named: NamedMachine) -> Option<MachineConfig> {
+        let NamedMachine { name, raw, places } = named;
+        let at = MachinePlace { places: &places };
         let problems_before = self.problems.len();
         // A project's name that is none was told already; it is not every machine's mistake as
         // well.
@@ -140,7 +140,7 @@ impl Resolver<'_> {
             return None;
         }
         let spec = spec?;
-        let plan = MachinePlan {
+        let plan = MachineConfig {
             vm: spec.name().clone(),
             name,
             image,
@@ -157,10 +157,11 @@ impl Resolver<'_> {
         Some(plan)
     }
 
-    fn refuse_name(&mut self, error: &Error, at: &Place<'_>) {
+    fn refuse_name(&mut self, error: &Error, at: &MachinePlace<'_>) {
         let Error::Invalid { value, expected, .. } = error else { return };
         let message = format!("no VM can be called {value:?}: {expected}");
-        self.problems.push(Problem::new(message).at(at.of(""), "").help("the VM is called PROJECT-MACHINE"));
+        self.problems
+            .push(VmfileProblem::new(message).at(at.of(""), "").help("the VM is called PROJECT-MACHINE"));
     }
 
     /// Returns the path seen from the file's folder.
@@ -190,62 +191,68 @@ impl Resolver<'_> {
         self.absolute(text).to_string_lossy().into_owned()
     }
 
-    fn copy(&self, raw: &raw::Copy) -> project::Copy {
-        project::Copy {
+    fn copy(&self, raw: &raw::RawCopy) -> project::CopySpec {
+        project::CopySpec {
             from: self.absolute(&raw.from.0),
             to: raw.to.0.clone(),
-            mode: raw.mode.map(|Mode(bits)| bits),
+            mode: raw.mode.map(|FileMode(bits)| bits),
             owner: raw.owner.as_ref().map(|owner| owner.0.clone()),
         }
     }
 
-    fn steps(&mut self, raw: &raw::Machine, at: &Place<'_>) -> Vec<project::Step> {
-        let mut steps: Vec<project::Step> = Vec::new();
+    fn steps(&mut self, raw: &raw::RawMachine, at: &MachinePlace<'_>) -> Vec<project::ProvisionStep> {
+        let mut steps: Vec<project::ProvisionStep> = Vec::new();
         for (index, step) in raw.provision.iter().flatten().enumerate() {
             let key = format!("provision[{index}]");
             let action = match (&step.shell, &step.script, &step.copy) {
-                (Some(shell), None, None) => Action::Shell(shell.0.clone()),
-                (None, Some(script), None) => Action::Script(self.absolute(&script.0)),
-                (None, None, Some(copy)) => Action::Copy(self.copy(copy)),
+                (Some(shell), None, None) => StepAction::Shell(shell.0.clone()),
+                (None, Some(script), None) => StepAction::Script(self.absolute(&script.0)),
+                (None, None, Some(copy)) => StepAction::Copy(self.copy(copy)),
                 (shell, script, copy) => {
                     let given = [shell.is_some(), script.is_some(), copy.is_some()];
                     let count = given.iter().filter(|given| **given).count();
                     let name = &step.name.0;
                     let message = format!("the step `{name}` has {count} of `shell`, `script` and `copy`");
-                    let problem = Problem::new(message).at(at.of(&key), "");
+                    let problem = VmfileProblem::new(message).at(at.of(&key), "");
                     self.problems.push(problem.help("a step does one thing: give it one of them"));
                     continue;
                 }
             };
             if let Some(first) = steps.iter().position(|other| other.name == step.name.0) {
-                let problem = Problem::new(format!("two steps are called `{}`", step.name.0))
+                let problem = VmfileProblem::new(format!("two steps are called `{}`", step.name.0))
                     .at(at.of(&format!("{key}.name")), "again here")
                     .also(at.of(&format!("provision[{first}].name")), "first here");
                 self.problems
                     .push(problem.help("what has been done is kept by the steps' names: give each its own"));
             }
-            let usual = if matches!(action, Action::Copy(_)) { Run::Changed } else { Run::Once };
-            steps.push(project::Step {
+            let usual =
+                if matches!(action, StepAction::Copy(_)) { RunPolicy::Changed } else { RunPolicy::Once };
+            steps.push(project::ProvisionStep {
                 name: step.name.0.clone(),
                 action,
                 run: step.run.unwrap_or(usual),
                 user: step.user.as_ref().map_or("root".to_owned(), ToString::to_string),
                 env: self.environment(step, &key, at),
                 dir: step.dir.as_ref().map(|dir| dir.0.clone()),
-                timeout: step.timeout.map_or(USUAL_LIMIT, |Limit(limit)| limit),
+                timeout: step.timeout.map_or(USUAL_LIMIT, |TimeLimit(limit)| limit),
             });
         }
         steps
     }
 
-    fn environment(&mut self, step: &raw::Step, key: &str, at: &Place<'_>) -> BTreeMap<String, String> {
+    fn environment(
+        &mut self,
+        step: &raw::RawStep,
+        key: &str,
+        at: &MachinePlace<'_>,
+    ) -> BTreeMap<String, String> {
         let env = step.env.clone().unwrap_or_default();
         for (name, value) in &env {
             let head = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
             let clean = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
             if !head || !clean || value.contains('\0') {
                 let message = format!("`{}` can't be in an environment", name.escape_debug());
-                let problem = Problem::new(message).at(at.of(&format!("{key}.env.{name}")), "");
+                let problem = VmfileProblem::new(message).at(at.of(&format!("{key}.env.{name}")), "");
                 self.problems.push(
                     problem.help("a variable's name is letters, digits and _, and no value has a zero byte"),
                 );
@@ -258,9 +265,9 @@ impl Resolver<'_> {
         &mut self,
         name: &str,
         vm: VmName,
-        raw: &raw::Machine,
+        raw: &raw::RawMachine,
         image: Option<&str>,
-        at: &Place<'_>,
+        at: &MachinePlace<'_>,
     ) -> Option<VmSpec> {
         let cloud_init = self.cloud_init(name, raw, at);
         let labels = self.labels(name, raw, image, at);
@@ -275,7 +282,7 @@ impl Resolver<'_> {
             .data_disks(raw.data_disks.iter().flatten().map(|disk| self.data_disk(disk)).collect())
             .labels(labels)
             .backend_options(options);
-        if let Some(raw::Cpus { 0: cpus }) = raw.cpus {
+        if let Some(raw::CpuCount { 0: cpus }) = raw.cpus {
             builder = builder.cpus(cpus);
         }
         if let Some(memory) = raw.memory {
@@ -314,23 +321,23 @@ impl Resolver<'_> {
     }
 
     /// Notes what the spec says of a value, where it stands in the file.
-    fn refuse(&mut self, error: &Error, at: &Place<'_>) {
+    fn refuse(&mut self, error: &Error, at: &MachinePlace<'_>) {
         let (key, message) = match error {
             Error::Invalid { field, value, expected } => blame(field, value, expected),
             error => (String::new(), error.to_string()),
         };
-        self.problems.push(Problem::new(message).at(at.of(&key), ""));
+        self.problems.push(VmfileProblem::new(message).at(at.of(&key), ""));
     }
 
-    fn needs(&mut self, key: &str, needed: &str, at: &Place<'_>) {
-        let problem = Problem::new(format!("`{key}` goes with `{needed}`, and there is none"));
+    fn needs(&mut self, key: &str, needed: &str, at: &MachinePlace<'_>) {
+        let problem = VmfileProblem::new(format!("`{key}` goes with `{needed}`, and there is none"));
         self.problems.push(problem.at(at.of(key), ""));
     }
 
-    fn boot(&mut self, raw: &raw::Machine, board: Board, at: &Place<'_>) -> Boot {
+    fn boot(&mut self, raw: &raw::RawMachine, board: MachineType, at: &MachinePlace<'_>) -> Boot {
         if let Some(kernel) = &raw.kernel {
             if raw.firmware.is_some() {
-                let problem = Problem::new(
+                let problem = VmfileProblem::new(
                     "`kernel` and `firmware` do not go together: a kernel is loaded without one",
                 );
                 self.problems.push(problem.at(at.of("firmware"), "").also(at.of("kernel"), "the kernel"));
@@ -346,26 +353,32 @@ impl Resolver<'_> {
                 self.needs(key, "kernel", at);
             }
         }
-        let usual = if board == Board::Virt { Firmware::Uefi } else { Firmware::Bios };
+        let usual = if board == MachineType::Virt { Firmware::Uefi } else { Firmware::Bios };
         Boot::Firmware(raw.firmware.unwrap_or(usual))
     }
 
-    fn data_disk(&self, disk: &Disk) -> DataDisk {
+    fn data_disk(&self, disk: &DiskForm) -> DataDisk {
         match disk {
-            Disk::Fresh(size) => DataDisk::Fresh { size: *size },
-            Disk::Existing { path, readonly } => {
+            DiskForm::Fresh(size) => DataDisk::Fresh { size: *size },
+            DiskForm::Existing { path, readonly } => {
                 DataDisk::Existing { path: self.absolute(path), readonly: *readonly }
             }
         }
     }
 
-    fn labels(&mut self, name: &str, raw: &raw::Machine, image: Option<&str>, at: &Place<'_>) -> Labels {
+    fn labels(
+        &mut self,
+        name: &str,
+        raw: &raw::RawMachine,
+        image: Option<&str>,
+        at: &MachinePlace<'_>,
+    ) -> Labels {
         let mut labels = Labels::default();
         let file = self.file.to_string_lossy();
         let own = [
             (Project::LABEL, Some(&*file)),
-            (MachinePlan::LABEL, Some(name)),
-            (MachinePlan::IMAGE_LABEL, image),
+            (MachineConfig::LABEL, Some(name)),
+            (MachineConfig::IMAGE_LABEL, image),
         ];
         for (key, value) in own.into_iter().filter_map(|(key, value)| Some((key, value?))) {
             if let Err(error) = labels.set(key, value) {
@@ -375,16 +388,17 @@ impl Resolver<'_> {
         for (key, value) in raw.labels.iter().flatten() {
             let place = at.of(&format!("labels.{key}"));
             if key.starts_with("vmkit.") {
-                let problem = Problem::new("labels that begin with `vmkit.` are vmkit's own");
+                let problem = VmfileProblem::new("labels that begin with `vmkit.` are vmkit's own");
                 self.problems.push(problem.at(place, "").help("give it another name"));
             } else if let Err(Error::Invalid { expected, .. }) = labels.set(key, value) {
-                self.problems.push(Problem::new(format!("the label {key:?}: {expected}")).at(place, ""));
+                self.problems
+                    .push(VmfileProblem::new(format!("the label {key:?}: {expected}")).at(place, ""));
             }
         }
         labels
     }
 
-    fn backend_options(&mut self, raw: &raw::Machine, at: &Place<'_>) -> BackendOptions {
+    fn backend_options(&mut self, raw: &raw::RawMachine, at: &MachinePlace<'_>) -> BackendOptions {
         let mut options = BackendOptions::default();
         for (key, value) in raw.backend_options.iter().flatten() {
             if let Err(error) = options.set(key, value) {
@@ -394,7 +408,7 @@ impl Resolver<'_> {
         options
     }
 
-    fn cloud_init(&mut self, name: &str, raw: &raw::Machine, at: &Place<'_>) -> CloudInitConfig {
+    fn cloud_init(&mut self, name: &str, raw: &raw::RawMachine, at: &MachinePlace<'_>) -> CloudInitConfig {
         let Some(raw) = &raw.cloud_init else {
             return CloudInitConfig { hostname: Some(name.to_owned()), ..CloudInitConfig::default() };
         };
@@ -407,7 +421,7 @@ impl Resolver<'_> {
         let own = self.document("user_data", raw.user_data.as_deref(), raw.user_data_file.as_ref(), at);
         if let (Some(_), Some((key, _))) = (&own, typed.iter().find(|(_, given)| *given)) {
             let message = format!("`{key}` and user-data of your own do not go together");
-            let problem = Problem::new(message).at(at.of(&format!("cloud_init.{key}")), "");
+            let problem = VmfileProblem::new(message).at(at.of(&format!("cloud_init.{key}")), "");
             self.problems.push(problem.help("say all of it in one of the two ways"));
         }
         CloudInitConfig {
@@ -429,12 +443,13 @@ impl Resolver<'_> {
         key: &str,
         inline: Option<&str>,
         file: Option<&super::forms::HostPath>,
-        at: &Place<'_>,
+        at: &MachinePlace<'_>,
     ) -> Option<String> {
         let Some(path) = file else { return self.inline_document(key, inline?, at) };
         let place = at.of(&format!("cloud_init.{key}_file"));
         if inline.is_some() {
-            let problem = Problem::new(format!("`{key}` and `{key}_file` do not go together")).at(place, "");
+            let problem =
+                VmfileProblem::new(format!("`{key}` and `{key}_file` do not go together")).at(place, "");
             self.problems.push(problem.also(at.of(&format!("cloud_init.{key}")), "and here"));
             return None;
         }
@@ -443,22 +458,23 @@ impl Resolver<'_> {
             // What an editor puts before a text is no part of the document.
             Ok(text) => match mistake_in(key, text.trim_start_matches('\u{feff}')) {
                 None => Some(text.trim_start_matches('\u{feff}').to_owned()),
-                Some(Mistake { line, column, what, .. }) => {
+                Some(YamlMistake { line, column, what, .. }) => {
                     let message = format!("`{key}_file`: {}:{line}:{column}: {what}", path.display());
-                    self.problems.push(Problem::new(message).at(place, ""));
+                    self.problems.push(VmfileProblem::new(message).at(place, ""));
                     None
                 }
             },
             Err(why) => {
-                self.problems
-                    .push(Problem::new(format!("`{key}_file`: {}: {why}", path.display())).at(place, ""));
+                self.problems.push(
+                    VmfileProblem::new(format!("`{key}_file`: {}: {why}", path.display())).at(place, ""),
+                );
                 None
             }
         }
     }
 
     /// Returns a document that is written in the file, or points at what is wrong in it.
-    fn inline_document(&mut self, key: &str, document: &str, at: &Place<'_>) -> Option<String> {
+    fn inline_document(&mut self, key: &str, document: &str, at: &MachinePlace<'_>) -> Option<String> {
         let Some(mistake) = mistake_in(key, document) else { return Some(document.to_owned()) };
         let place = at.of(&format!("cloud_init.{key}"));
         let as_written = self.text.get(place.clone()).and_then(|written| written.find(document));
@@ -467,10 +483,11 @@ impl Resolver<'_> {
                 let start = place.start + begin + mistake.byte;
                 let length =
                     self.text[start..].chars().next().filter(|c| *c != '\n').map_or(0, char::len_utf8);
-                Problem::new(format!("`cloud_init.{key}`: {}", mistake.what)).at(start..start + length, "")
+                VmfileProblem::new(format!("`cloud_init.{key}`: {}", mistake.what))
+                    .at(start..start + length, "")
             }
             // With escapes in it a text stands elsewhere than what it means.
-            None => Problem::new(format!("`cloud_init.{key}`: {}", mistake.with_place())).at(place, ""),
+            None => VmfileProblem::new(format!("`cloud_init.{key}`: {}", mistake.with_place())).at(place, ""),
         };
         self.problems.push(problem);
         None
@@ -478,20 +495,20 @@ impl Resolver<'_> {
 }
 
 /// Returns what cloud-init could not read in a document of this key.
-fn mistake_in(key: &str, document: &str) -> Option<Mistake> {
+fn mistake_in(key: &str, document: &str) -> Option<YamlMistake> {
     match key {
         "user_data" => check_user_data(document).and_then(|()| check_joinable(document)).err(),
         _ => check_network_config(document).err(),
     }
 }
 
-fn typed_config(raw: &raw::CloudInit) -> CloudConfig {
+fn typed_config(raw: &raw::RawCloudInit) -> CloudConfig {
     CloudConfig {
         users: raw
             .users
             .iter()
             .flatten()
-            .map(|user| User {
+            .map(|user| GuestUser {
                 name: user.name.to_string(),
                 ssh_keys: user.ssh_keys.clone().unwrap_or_default(),
                 sudo: user.sudo.unwrap_or_default(),
@@ -506,7 +523,7 @@ fn typed_config(raw: &raw::CloudInit) -> CloudConfig {
             .map(|file| GuestFile {
                 path: file.path.0.clone().into(),
                 content: file.content.clone(),
-                mode: file.mode.map_or(0o644, |Mode(bits)| bits),
+                mode: file.mode.map_or(0o644, |FileMode(bits)| bits),
                 owner: file.owner.clone(),
             })
             .collect(),
@@ -515,32 +532,33 @@ fn typed_config(raw: &raw::CloudInit) -> CloudConfig {
     }
 }
 
-fn network(raw: &raw::Machine, at: &Place<'_>, problems: &mut Vec<Problem>) -> NetworkConfig {
-    let other = match raw.network.as_ref().unwrap_or(&Network::User) {
-        Network::User => {
+fn network(raw: &raw::RawMachine, at: &MachinePlace<'_>, problems: &mut Vec<VmfileProblem>) -> NetworkConfig {
+    let other = match raw.network.as_ref().unwrap_or(&NetworkForm::User) {
+        NetworkForm::User => {
             let network = UserNetwork::with_ssh(raw.forwards.clone().unwrap_or_default());
             return NetworkConfig::User(UserNetwork {
                 restrict: raw.restrict.unwrap_or_default(),
                 ..network
             });
         }
-        Network::Vnic(link) => NetworkConfig::Vnic { link: link.clone() },
-        Network::Tap(bridge) => NetworkConfig::Tap { bridge: bridge.clone() },
-        Network::None => NetworkConfig::None,
+        NetworkForm::Vnic(link) => NetworkConfig::Vnic { link: link.clone() },
+        NetworkForm::Tap(bridge) => NetworkConfig::Tap { bridge: bridge.clone() },
+        NetworkForm::None => NetworkConfig::None,
     };
     let given = [
         ("forwards", raw.forwards.as_ref().is_some_and(|forwards| !forwards.is_empty())),
         ("restrict", raw.restrict == Some(true)),
     ];
     for (key, _) in given.into_iter().filter(|(_, given)| *given) {
-        let problem = Problem::new(format!("`{key}` goes with the network \"user\" only")).at(at.of(key), "");
+        let problem =
+            VmfileProblem::new(format!("`{key}` goes with the network \"user\" only")).at(at.of(key), "");
         problems.push(problem.also(at.of("network"), "the network"));
     }
     other
 }
 
-fn ready(raw: &raw::Machine, at: &Place<'_>, problems: &mut Vec<Problem>) -> Ready {
-    let none = matches!(raw.network, Some(Network::None));
+fn ready(raw: &raw::RawMachine, at: &MachinePlace<'_>, problems: &mut Vec<VmfileProblem>) -> ReadyProbes {
+    let none = matches!(raw.network, Some(NetworkForm::None));
     let reachable = raw.image.is_some() && !none;
     let table = raw.ready.as_ref();
     let ssh = table.and_then(|ready| ready.ssh).unwrap_or(reachable);
@@ -551,21 +569,21 @@ fn ready(raw: &raw::Machine, at: &Place<'_>, problems: &mut Vec<Problem>) -> Rea
         .filter_map(|port| port.0.try_into().ok())
         .collect();
     if none && !tcp.is_empty() {
-        let problem = Problem::new("`ready.tcp` needs a network, and the machine has none");
+        let problem = VmfileProblem::new("`ready.tcp` needs a network, and the machine has none");
         problems.push(problem.at(at.of("ready.tcp"), "").also(at.of("network"), "the network"));
     }
-    Ready {
+    ReadyProbes {
         ssh,
         cloud_init,
         tcp,
         command: table.and_then(|ready| ready.command.as_ref()).map(|command| command.0.clone()),
-        timeout: table.and_then(|ready| ready.timeout).map_or(USUAL_LIMIT, |Limit(limit)| limit),
+        timeout: table.and_then(|ready| ready.timeout).map_or(USUAL_LIMIT, |TimeLimit(limit)| limit),
     }
 }
 
 /// Says of everything that is to be done in a guest that nobody gets in.
-fn without_way_in(raw: &raw::Machine, at: &Place<'_>) -> Vec<Problem> {
-    let has_network = !matches!(raw.network, Some(Network::None));
+fn without_way_in(raw: &raw::RawMachine, at: &MachinePlace<'_>) -> Vec<VmfileProblem> {
+    let has_network = !matches!(raw.network, Some(NetworkForm::None));
     // vmkit's own user and key are handed over by cloud-init.
     let has_key = raw.image.is_some() || raw.cloud_init.is_some();
     if has_network && has_key {
@@ -580,10 +598,10 @@ fn without_way_in(raw: &raw::Machine, at: &Place<'_>) -> Vec<Problem> {
         ("ready.command", ready.is_some_and(|ready| ready.command.is_some())),
     ];
     let problem = |key: &str| match has_network {
-        false => Problem::new(format!("`{key}` needs a network, and the machine has none"))
+        false => VmfileProblem::new(format!("`{key}` needs a network, and the machine has none"))
             .at(at.of(key), "")
             .also(at.of("network"), "the network"),
-        true => Problem::new(format!("`{key}` needs a way into the guest, and there is none"))
+        true => VmfileProblem::new(format!("`{key}` needs a way into the guest, and there is none"))
             .at(at.of(key), "")
             .help("give the machine an `image`, or `cloud_init = {}` if the guest has cloud-init"),
     };
@@ -591,7 +609,7 @@ fn without_way_in(raw: &raw::Machine, at: &Place<'_>) -> Vec<Problem> {
 }
 
 /// Says of every port that is to be seen from the host that no forward leads there.
-fn unseen_ports(machine: &MachinePlan) -> Vec<Problem> {
+fn unseen_ports(machine: &MachineConfig) -> Vec<VmfileProblem> {
     let NetworkConfig::User(user) = machine.spec.network() else { return Vec::new() };
     if machine.is_entered() {
         return Vec::new();
@@ -604,7 +622,7 @@ fn unseen_ports(machine: &MachinePlan) -> Vec<Problem> {
         let message = format!(
             "`ready.tcp`: port {port} is asked from the host, since vmkit does not get into this guest, and no forward leads there"
         );
-        let problem = Problem::new(message).at(machine.place(&format!("ready.tcp[{index}]")), "");
+        let problem = VmfileProblem::new(message).at(machine.place(&format!("ready.tcp[{index}]")), "");
         problem.help(format!("add \"{port}\" to `forwards`"))
     };
     unseen.map(problem).collect()
@@ -623,7 +641,7 @@ fn fit_name(folder: &Path) -> String {
 }
 
 /// Returns what to say of a name that no machine has.
-pub(super) fn which_machine(name: &str, machines: &[MachinePlan]) -> String {
+pub(super) fn which_machine(name: &str, machines: &[MachineConfig]) -> String {
     let names: Vec<&str> = machines.iter().map(|machine| machine.name.as_str()).collect();
     match meant(name, &names) {
         Some(meant) => format!("did you mean `{meant}`?"),

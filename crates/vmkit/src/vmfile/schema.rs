@@ -5,7 +5,7 @@
 use schemars::generate::SchemaSettings;
 use serde_json::{Value, json};
 
-use super::raw::File;
+use super::raw::RawFile;
 
 /// Returns the JSON Schema (2020-12) of a `vmkit.toml`.
 ///
@@ -14,7 +14,7 @@ use super::raw::File;
 /// name of the file that it lies in, wherever that is.
 pub fn schema() -> Value {
     let generator = SchemaSettings::draft2020_12().into_generator();
-    let mut schema = generator.into_root_schema_for::<File>().to_value();
+    let mut schema = generator.into_root_schema_for::<RawFile>().to_value();
     schema["$id"] = json!("vmkit.schema.json");
     schema["title"] = json!("vmkit.toml");
     // What the types leave open, and a schema can say.

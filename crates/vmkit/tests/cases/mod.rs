@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use super::spec::{
-    Accel, Boot, CloudInitConfig, DataDisk, Firmware, Kernel, Machine, Mib, NetworkConfig, RootDisk,
+    Accel, Boot, CloudInitConfig, DataDisk, Firmware, Kernel, MachineType, Mib, NetworkConfig, RootDisk,
     UserName, UserNetwork, VmName, VmSpec, VmSpecBuilder, Vnc,
 };
 
@@ -62,9 +62,12 @@ pub(crate) fn cases(dir: &Path) -> Vec<Case> {
         ),
         ("q35-kernel-no-network", named("c").boot(kernel(dir)).network(NetworkConfig::None).vnc(Vnc::Off)),
         ("q35-kernel-vnc-loopback", named("d").boot(kernel(dir)).vnc(Vnc::Loopback)),
-        ("microvm-kernel-disk", named("e").boot(kernel(dir)).machine(Machine::Microvm).disk(disk(dir))),
-        ("virt-kernel", named("f").boot(kernel(dir)).machine(Machine::Virt).disk(disk(dir))),
-        ("virt-uefi", named("g").boot(Boot::Firmware(Firmware::Uefi)).machine(Machine::Virt).disk(disk(dir))),
+        ("microvm-kernel-disk", named("e").boot(kernel(dir)).machine(MachineType::Microvm).disk(disk(dir))),
+        ("virt-kernel", named("f").boot(kernel(dir)).machine(MachineType::Virt).disk(disk(dir))),
+        (
+            "virt-uefi",
+            named("g").boot(Boot::Firmware(Firmware::Uefi)).machine(MachineType::Virt).disk(disk(dir)),
+        ),
         (
             "q35-cdrom",
             named("i")
@@ -77,7 +80,7 @@ pub(crate) fn cases(dir: &Path) -> Vec<Case> {
             "virt-cdrom",
             named("k")
                 .boot(Boot::Firmware(Firmware::Uefi))
-                .machine(Machine::Virt)
+                .machine(MachineType::Virt)
                 .disk(RootDisk::empty(mib(64)))
                 .cdrom(dir.join("disc, with comma.iso")),
         ),

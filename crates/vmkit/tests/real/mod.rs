@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, sleep, timeout};
 use vmkit::network::MacAddr;
-use vmkit::spec::{Arch, Machine, VmSpec};
+use vmkit::spec::{Arch, MachineType, VmSpec};
 use vmkit::{
     ConsoleEndpoint, GuestAgent, Hypervisor, QemuHypervisor, QemuHypervisorBuilder, RunInfo, VmHandle,
     VmState, tail_of_log,
@@ -47,7 +47,7 @@ impl Place {
     }
 
     /// Returns one for guests of this machine.
-    pub(crate) fn hypervisor_for(&self, machine: Machine) -> QemuHypervisor {
+    pub(crate) fn hypervisor_for(&self, machine: MachineType) -> QemuHypervisor {
         match machine.arch() {
             Arch::X86_64 => self.hypervisor(),
             Arch::Aarch64 => plain_builder(self.path()).build(),

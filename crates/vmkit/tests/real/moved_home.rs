@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use vmkit::image::{create_overlay, inspect};
-use vmkit::spec::{DataDisk, Machine, RootDisk};
+use vmkit::spec::{DataDisk, MachineType, RootDisk};
 use vmkit::store::Home;
 use vmkit::{BackendTag, Error, ErrorKind, QemuHypervisor, Result, VmManager};
 use vmkit_testkit::guest;
@@ -50,7 +50,7 @@ impl Place {
             fs::write(file, vec![0; 1 << 20]).unwrap();
         }
         let data = DataDisk::Existing { path: self.home.join("data.raw"), readonly: false };
-        let spec = guest::tiny().spec("web", Machine::Q35, "").disk(RootDisk { image, size: None });
+        let spec = guest::tiny().spec("web", MachineType::Q35, "").disk(RootDisk { image, size: None });
         runtime().block_on(self.manager.create(spec.data_disks(vec![data]).build().unwrap())).unwrap();
     }
 

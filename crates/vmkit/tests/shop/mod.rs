@@ -14,10 +14,11 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::time::Instant;
 use vmkit::image::{Catalogue, ImageStore};
 use vmkit::project::{
-    Done, End, Event, Guest, GuestInput, GuestOutput, Guests, Listener, Options, ProjectManager, Report,
+    ConnectedGuest, EventListener, GuestConnector, GuestInput, GuestOutput, MachineAction, MachineOutcome,
+    ProjectEvent, ProjectManager, ProjectOptions, ProjectReport,
 };
 use vmkit::spec::{PortForward, VmName};
-use vmkit::ssh::Exit;
+use vmkit::ssh::GuestExitStatus;
 use vmkit::vmfile::{self, Project};
 use vmkit::{Error, PortForwarding, Result, VmHandle, VmManager};
 use vmkit_testkit::crash::step;
@@ -60,7 +61,7 @@ pub(crate) struct FileGuest {
     vm: VmName,
 }
 
-impl Guests for FileGuests {
+impl GuestConnector for FileGuests {
     type Guest = FileGuest;
 
     async fn enter(&self, vm: &VmName, _deadline: Instant) -> Result<FileGuest> {
@@ -79,7 +80,7 @@ impl FileGuest {
     }
 }
 
-impl Guest for FileGuest {
+impl ConnectedGuest for FileGuest {
     fn user(&self) -> &str {
         "vmkit"
     }
@@ -94,18 +95,18 @@ impl Guest for FileGuest {
         mut input: GuestInput,
         output: GuestOutput<'_>,
         _deadline: Instant,
-    ) -> Result<Exit> {
+    ) -> Result<GuestExitStatus> {
         let mut sent = Vec::new();
         input.read_to_end(&mut sent).await.map_err(Error::io("read", "the input"))?;
         let sent = String::from_utf8_lossy(&sent);
         let text = &argv[if argv[0] == "sudo" { 8 } else { 2 }];
         if text.contains("for means in") {
             output(if self.dir.join("no-sudo").exists() { b"none\n" } else { b"sudo\n" });
-            return Ok(Exit::Code(0));
+            return Ok(GuestExitStatus::Code(0));
         }
         if text.contains("vmkit-step-*") {
             self.note("ended", "all");
-            return Ok(Exit::Code(0));
+            return Ok(GuestExitStatus::Code(0));
         }
         let told = match () {
             () if argv.iter().any(|word| word == "/srv/app") => "copy",
@@ -121,14 +122,14 @@ impl Guest for FileGuest {
         }
         output(format!("doing {told}\nhalf a ").as_bytes());
         output(b"line");
-        Ok(Exit::Code(if told.contains("fail") { 3 } else { 0 }))
+        Ok(GuestExitStatus::Code(if told.contains("fail") { 3 } else { 0 }))
     }
 }
 
 pub(crate) struct Shop {
     pub(crate) world: World,
     pub(crate) engine: ProjectManager<FileHypervisor, FileGuests>,
-    pub(crate) events: Arc<Mutex<Vec<Event>>>,
+    pub(crate) events: Arc<Mutex<Vec<ProjectEvent>>>,
 }
 
 impl Shop {
@@ -154,20 +155,20 @@ impl Shop {
         vmfile::parse(&self.world.dir.join("vmkit.toml"), text, &|_| Err("not here".into())).unwrap()
     }
 
-    pub(crate) fn listener(&self) -> Listener {
+    pub(crate) fn listener(&self) -> EventListener {
         let events = Arc::clone(&self.events);
         Arc::new(move |event| events.lock().unwrap().push(event))
     }
 
-    pub(crate) fn up_as(&self, text: &str, options: &Options) -> Report {
+    pub(crate) fn up_as(&self, text: &str, options: &ProjectOptions) -> ProjectReport {
         runtime().block_on(self.engine.up(&self.project(text), options, self.listener())).unwrap()
     }
 
-    pub(crate) fn up(&self, text: &str) -> Report {
-        self.up_as(text, &Options::default())
+    pub(crate) fn up(&self, text: &str) -> ProjectReport {
+        self.up_as(text, &ProjectOptions::default())
     }
 
-    pub(crate) fn down(&self, text: &str, remove: bool, options: &Options) -> Report {
+    pub(crate) fn down(&self, text: &str, remove: bool, options: &ProjectOptions) -> ProjectReport {
         runtime().block_on(self.engine.down(&self.project(text), remove, options, self.listener())).unwrap()
     }
 
@@ -198,22 +199,25 @@ pub(crate) fn shop() -> (tempfile::TempDir, Shop) {
     (temp, shop)
 }
 
-pub(crate) fn only(machines: &[&str]) -> Options {
-    Options { machines: machines.iter().map(|&name| name.to_owned()).collect(), ..Options::default() }
+pub(crate) fn only(machines: &[&str]) -> ProjectOptions {
+    ProjectOptions {
+        machines: machines.iter().map(|&name| name.to_owned()).collect(),
+        ..ProjectOptions::default()
+    }
 }
 
 /// Returns how the work on a machine ended: `fine`, what failed, or what it was skipped for.
-pub(crate) fn end(report: &Report, machine: &str) -> String {
+pub(crate) fn end(report: &ProjectReport, machine: &str) -> String {
     let found = report.machines.iter().find(|report| report.machine == machine).unwrap();
     match &found.end {
-        End::Fine => "fine".to_owned(),
-        End::Failed(error) => error.to_string(),
-        End::Skipped(because) => format!("skipped for {because}"),
+        MachineOutcome::Fine => "fine".to_owned(),
+        MachineOutcome::Failed(error) => error.to_string(),
+        MachineOutcome::Skipped(because) => format!("skipped for {because}"),
         _ => unreachable!("there is no other end"),
     }
 }
 
-pub(crate) fn done(report: &Report, machine: &str) -> Vec<Done> {
+pub(crate) fn done(report: &ProjectReport, machine: &str) -> Vec<MachineAction> {
     report.machines.iter().find(|report| report.machine == machine).unwrap().done.clone()
 }
 

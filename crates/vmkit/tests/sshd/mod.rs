@@ -16,7 +16,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::time::Instant;
 use vmkit::spec::GuestAccess;
-use vmkit::ssh::{HostKey, Identity, Session, Target};
+use vmkit::ssh::{HostKey, Session, SshIdentity, SshTarget};
 
 const PROGRAM: &str = "/usr/sbin/sshd";
 
@@ -93,12 +93,12 @@ impl Sshd {
         Self { dir, access, address, served }
     }
 
-    pub(crate) fn target(&self) -> Target {
-        Target {
+    pub(crate) fn target(&self) -> SshTarget {
+        SshTarget {
             name: "test".into(),
             address: self.address,
             user: self.access.user.clone(),
-            identity: Identity::of(&self.access.login_key).unwrap(),
+            identity: SshIdentity::of(&self.access.login_key).unwrap(),
             host_key: HostKey::known(&self.access.host_key.public).unwrap(),
         }
     }

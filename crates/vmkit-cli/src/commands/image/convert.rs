@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use clap::Args;
 use vmkit::Error;
-use vmkit::image::{Existing, ImageFacts, ImageRef, PullPolicy};
+use vmkit::image::{ImageFacts, ImageRef, OverwritePolicy, PullPolicy};
 use vmkit::spec::Arch;
 
-use crate::context::Context;
+use crate::context::CommandContext;
 use crate::failure::Failure;
 use crate::places::absolute;
 use crate::{images, json_image, output, progress};
@@ -17,7 +17,7 @@ use crate::{images, json_image, output, progress};
 /// The file has holes for the disk's zeros, and no name before it is whole. Interrupted, this
 /// leaves FILE.unfinished, which the next one for the same file takes over.
 #[derive(Debug, Args)]
-pub(crate) struct Convert {
+pub(crate) struct ImageConvertArgs {
     /// The image: what `vmkit launch` takes, or sha256: and at least 6 digits. It is fetched
     /// if it is not kept already.
     #[arg(value_name = "IMAGE")]
@@ -36,10 +36,10 @@ pub(crate) struct Convert {
     json: bool,
 }
 
-impl Convert {
-    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+impl ImageConvertArgs {
+    pub(crate) fn run(self, context: &CommandContext) -> Result<(), Failure> {
         let to = absolute("file", &self.file)?;
-        let existing = if self.force { Existing::Replaced } else { Existing::Stays };
+        let existing = if self.force { OverwritePolicy::Replaced } else { OverwritePolicy::Stays };
         // Checked before an image is fetched for nothing; the conversion checks again.
         if !self.force && to.symlink_metadata().is_ok() {
             return Err(Error::AlreadyExists { what: "file", name: to.display().to_string() }.into());
@@ -51,7 +51,7 @@ impl Convert {
             });
             let bytes = converted.await?;
             match self.json {
-                true => output::json(&json_image::Converted::raw(&to, bytes)),
+                true => output::json(&json_image::ConvertedView::raw(&to, bytes)),
                 false => {
                     let disk = progress::bytes(bytes);
                     output::status(format_args!("{}: here, a raw disk of {disk}", to.display()));
@@ -63,7 +63,11 @@ impl Convert {
 
     /// Finds the image. A file is looked at where it lies, whatever it is for: nothing is to be
     /// booted here.
-    async fn found(&self, context: &Context, progress: &images::Progress) -> Result<ImageFacts, Error> {
+    async fn found(
+        &self,
+        context: &CommandContext,
+        progress: &images::ProgressSender,
+    ) -> Result<ImageFacts, Error> {
         if self.image.starts_with("sha256:") {
             let found = context.images()?.find(&self.image, None)?;
             return Ok(found.into_iter().next().expect("it answers one, or an error").facts);

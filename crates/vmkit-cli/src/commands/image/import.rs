@@ -7,7 +7,7 @@ use vmkit::image::ImageName;
 use vmkit::spec::{Arch, UserName};
 
 use crate::commands::machine::FirmwareName;
-use crate::context::Context;
+use crate::context::CommandContext;
 use crate::failure::Failure;
 use crate::places::{local, stdin_or};
 use crate::{human_image, images, json_image, output};
@@ -15,7 +15,7 @@ use crate::{human_image, images, json_image, output};
 /// Store a copy of a file as a local image, unpacked if it is packed, so that VMs can be created by
 /// name.
 #[derive(Debug, Args)]
-pub(crate) struct Import {
+pub(crate) struct ImageImportArgs {
     /// The file: raw or qcow2, as it is or packed with gzip, xz, zstd or bzip2; - for
     /// standard input.
     #[arg(value_name = "FILE")]
@@ -37,12 +37,12 @@ pub(crate) struct Import {
     json: bool,
 }
 
-impl Import {
-    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+impl ImageImportArgs {
+    pub(crate) fn run(self, context: &CommandContext) -> Result<(), Failure> {
         let store = context.images()?;
         let file = local("image", stdin_or(&self.file))?;
         let name = self.name.to_string();
-        let import = vmkit::image::Import {
+        let import = vmkit::image::ImportOptions {
             name: self.name,
             arch: self.arch.unwrap_or_else(images::host_arch),
             user: self.user,
@@ -52,7 +52,7 @@ impl Import {
             let kept = images::watched(&name, async |progress| store.import(&file, import, progress).await);
             let kept = kept.await?;
             match self.json {
-                true => output::json(&json_image::Kept::of(&kept)),
+                true => output::json(&json_image::ImageView::of(&kept)),
                 false => {
                     output::status(format_args!("{name}: {}", human_image::here(&kept)));
                     Ok(())

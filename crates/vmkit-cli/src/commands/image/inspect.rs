@@ -5,7 +5,7 @@ use vmkit::Error;
 use vmkit::image::{ImageName, ImageRef, ImageStore};
 use vmkit::spec::Arch;
 
-use crate::context::Context;
+use crate::context::CommandContext;
 use crate::failure::Failure;
 use crate::{human_image, images, json_image, output};
 
@@ -14,7 +14,7 @@ use crate::{human_image, images, json_image, output};
 /// A file is looked at where it lies. Of a name that was not pulled it is told what the catalogue
 /// knows: where the image lies, how it is verified, and who logs in.
 #[derive(Debug, Args)]
-pub(crate) struct Inspect {
+pub(crate) struct ImageInspectArgs {
     /// The image: a name, an address, a file, or sha256: and at least 6 digits.
     #[arg(value_name = "IMAGE")]
     image: String,
@@ -26,13 +26,13 @@ pub(crate) struct Inspect {
     json: bool,
 }
 
-impl Inspect {
-    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+impl ImageInspectArgs {
+    pub(crate) fn run(self, context: &CommandContext) -> Result<(), Failure> {
         let is_identity = self.image.starts_with("sha256:");
         if !is_identity && let ImageRef::Path(path) = images::image(&self.image)? {
             let facts = vmkit::image::inspect(&path)?;
             return match self.json {
-                true => output::json(&[json_image::File::of(&facts)]),
+                true => output::json(&[json_image::FileView::of(&facts)]),
                 false => output::text(human_image::file(&facts)),
             };
         }
@@ -51,7 +51,7 @@ impl Inspect {
         }
         match self.json {
             true => output::json(
-                &shown.iter().map(|(image, vms)| json_image::Kept::used(image, vms)).collect::<Vec<_>>(),
+                &shown.iter().map(|(image, vms)| json_image::ImageView::used(image, vms)).collect::<Vec<_>>(),
             ),
             false => {
                 let texts: Vec<String> =
@@ -74,7 +74,7 @@ impl Inspect {
         let published = published.collect::<Result<Vec<_>, _>>()?;
         let title = entry.as_ref().map_or_else(|| name.name(), |entry| entry.title.as_str());
         if self.json {
-            let shown = published.iter().map(|one| json_image::Kept::published(title, one));
+            let shown = published.iter().map(|one| json_image::ImageView::published(title, one));
             return output::json(&shown.collect::<Vec<_>>());
         }
         let texts: Vec<String> = published.iter().map(|one| human_image::published(title, one)).collect();

@@ -2,14 +2,14 @@
 
 use clap::Args;
 
-use crate::context::Context;
+use crate::context::CommandContext;
 use crate::failure::Failure;
-use crate::output::{self, Table};
+use crate::output::{self, TextTable};
 use crate::{human_image, json_image};
 
 /// List local images, or those that can be pulled.
 #[derive(Debug, Args)]
-pub(crate) struct Ls {
+pub(crate) struct ImageLsArgs {
     /// List the names of the catalogue instead: what can be pulled.
     #[arg(long)]
     available: bool,
@@ -18,15 +18,15 @@ pub(crate) struct Ls {
     json: bool,
 }
 
-impl Ls {
-    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+impl ImageLsArgs {
+    pub(crate) fn run(self, context: &CommandContext) -> Result<(), Failure> {
         let store = context.images()?;
         if self.available {
             let entries = store.catalogue().entries();
             if self.json {
-                return output::json(&entries.iter().map(json_image::Available::of).collect::<Vec<_>>());
+                return output::json(&entries.iter().map(json_image::AvailableView::of).collect::<Vec<_>>());
             }
-            let mut table = Table::new(&["NAME", "TITLE", "ARCHITECTURES", "ALSO"]);
+            let mut table = TextTable::new(&["NAME", "TITLE", "ARCHITECTURES", "ALSO"]);
             for entry in entries {
                 let arches: Vec<&str> = entry.arches.iter().map(|arch| arch.as_str()).collect();
                 let newest = entry.newest.then(|| entry.name.name().to_owned());
@@ -40,7 +40,7 @@ impl Ls {
             output::warning(error);
         }
         match self.json {
-            true => output::json(&images.iter().map(json_image::Kept::of).collect::<Vec<_>>()),
+            true => output::json(&images.iter().map(json_image::ImageView::of).collect::<Vec<_>>()),
             false => {
                 if images.is_empty() {
                     output::progress(

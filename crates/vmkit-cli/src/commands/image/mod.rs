@@ -11,7 +11,7 @@ mod verify;
 
 use clap::{Args, Subcommand};
 
-use crate::context::Context;
+use crate::context::CommandContext;
 use crate::failure::Failure;
 
 /// Fetch, list, verify, convert and remove images.
@@ -19,25 +19,25 @@ use crate::failure::Failure;
 /// An image is named as debian:12 is, or by a file, an https:// address, or
 /// oci://REGISTRY/NAME:TAG. `image ls --available` lists the names there are.
 #[derive(Debug, Args)]
-pub(crate) struct Image {
+pub(crate) struct ImageArgs {
     #[command(subcommand)]
     command: ImageCommand,
 }
 
 #[derive(Debug, Subcommand)]
 enum ImageCommand {
-    Ls(ls::Ls),
-    Inspect(inspect::Inspect),
-    Pull(pull::Pull),
-    Import(import::Import),
-    Convert(convert::Convert),
-    Verify(verify::Verify),
-    Rm(rm::Rm),
-    Prune(prune::Prune),
+    Ls(ls::ImageLsArgs),
+    Inspect(inspect::ImageInspectArgs),
+    Pull(pull::ImagePullArgs),
+    Import(import::ImageImportArgs),
+    Convert(convert::ImageConvertArgs),
+    Verify(verify::ImageVerifyArgs),
+    Rm(rm::ImageRmArgs),
+    Prune(prune::ImagePruneArgs),
 }
 
-impl Image {
-    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+impl ImageArgs {
+    pub(crate) fn run(self, context: &CommandContext) -> Result<(), Failure> {
         match self.command {
             ImageCommand::Ls(command) => command.run(context),
             ImageCommand::Inspect(command) => command.run(context),

@@ -3,7 +3,7 @@
 use clap::Args;
 use vmkit::spec::Arch;
 
-use crate::context::Context;
+use crate::context::CommandContext;
 use crate::failure::Failure;
 use crate::{human_image, images, json_image, output};
 
@@ -12,7 +12,7 @@ use crate::{human_image, images, json_image, output};
 /// What was fetched before an interruption is not fetched again. The checksum is verified, and the
 /// signature where the publisher signs and vmkit has the key.
 #[derive(Debug, Args)]
-pub(crate) struct Pull {
+pub(crate) struct ImagePullArgs {
     /// The images: debian:12, an https:// address, oci://REGISTRY/NAME:TAG.
     #[arg(value_name = "IMAGE", required = true)]
     images: Vec<String>,
@@ -24,8 +24,8 @@ pub(crate) struct Pull {
     json: bool,
 }
 
-impl Pull {
-    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+impl ImagePullArgs {
+    pub(crate) fn run(self, context: &CommandContext) -> Result<(), Failure> {
         let store = context.images()?;
         let arch = self.arch.unwrap_or_else(images::host_arch);
         // All are read before the first is fetched, so that a slip in the last does not come too
@@ -37,7 +37,7 @@ impl Pull {
                 let kept =
                     images::watched(&name, async |progress| store.pull(image, arch, progress).await).await?;
                 if self.json {
-                    output::json(&json_image::Kept::of(&kept))?;
+                    output::json(&json_image::ImageView::of(&kept))?;
                     continue;
                 }
                 let verified = kept.names.iter().max_by_key(|name| name.since).map(|name| &name.verified);

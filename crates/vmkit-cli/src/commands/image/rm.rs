@@ -3,13 +3,13 @@
 use clap::Args;
 use vmkit::spec::Arch;
 
-use crate::context::Context;
+use crate::context::CommandContext;
 use crate::failure::Failure;
 use crate::{human_image, images, output};
 
 /// Remove images; an image in use stays, and the VMs that use it are named
 #[derive(Debug, Args)]
-pub(crate) struct Rm {
+pub(crate) struct ImageRmArgs {
     /// The images: a name, an address, or sha256: and at least 6 digits for an image with all
     /// its names.
     #[arg(value_name = "IMAGE", required = true)]
@@ -19,8 +19,8 @@ pub(crate) struct Rm {
     arch: Option<Arch>,
 }
 
-impl Rm {
-    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+impl ImageRmArgs {
+    pub(crate) fn run(self, context: &CommandContext) -> Result<(), Failure> {
         let store = context.images()?;
         context.block_on(async {
             let mut failures = Vec::new();

@@ -1,17 +1,17 @@
 //! `vmkit image verify`.
 
 use clap::Args;
-use vmkit::image::KeptImage;
+use vmkit::image::LocalImage;
 use vmkit::spec::Arch;
 
-use crate::context::Context;
+use crate::context::CommandContext;
 use crate::failure::Failure;
-use crate::output::{self, Table};
+use crate::output::{self, TextTable};
 use crate::{images, json_image};
 
 /// Read local images completely and compare their checksums; without a name, all of them
 #[derive(Debug, Args)]
-pub(crate) struct Verify {
+pub(crate) struct ImageVerifyArgs {
     /// The images: a name, an address, or sha256: and at least 6 digits.
     #[arg(value_name = "IMAGE")]
     images: Vec<String>,
@@ -24,7 +24,7 @@ pub(crate) struct Verify {
 }
 
 /// Says what puts a whole image in the place of a damaged one.
-fn what_heals(image: &KeptImage) -> String {
+fn what_heals(image: &LocalImage) -> String {
     let Some(name) = image.names.first() else {
         return format!("`vmkit image rm {}` removes the damaged one, which has no name", image.id);
     };
@@ -41,8 +41,8 @@ fn what_heals(image: &KeptImage) -> String {
     }
 }
 
-impl Verify {
-    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+impl ImageVerifyArgs {
+    pub(crate) fn run(self, context: &CommandContext) -> Result<(), Failure> {
         let store = context.images()?;
         let mut kept = Vec::new();
         if self.images.is_empty() {
@@ -58,20 +58,20 @@ impl Verify {
             for image in &kept {
                 let name = image.names.first().map_or_else(|| image.id.to_string(), |name| name.name.clone());
                 let found = images::watched(&name, async |progress| store.rehash(&image.id, progress).await);
-                verdicts.push(json_image::Verdict::of(&name, image, found.await?));
+                verdicts.push(json_image::VerdictView::of(&name, image, found.await?));
             }
             Ok(verdicts)
         })?;
         if self.json {
             output::json(&verdicts)?;
         } else {
-            let mut table = Table::new(&["NAME", "ID", "VERDICT"]);
+            let mut table = TextTable::new(&["NAME", "ID", "VERDICT"]);
             verdicts.iter().for_each(|verdict| table.row(verdict.row()));
             output::text(table)?;
             let damaged = kept.iter().zip(&verdicts).filter(|(_, verdict)| !verdict.is_good());
             damaged.for_each(|(image, _)| output::hint(&what_heals(image)));
         }
         // What is damaged was just printed as the answer.
-        if verdicts.iter().all(json_image::Verdict::is_good) { Ok(()) } else { Err(Failure::Unfit) }
+        if verdicts.iter().all(json_image::VerdictView::is_good) { Ok(()) } else { Err(Failure::Unfit) }
     }
 }

@@ -2,10 +2,10 @@
 
 use clap::Args;
 
-use super::telling::{Asked, printer, tell};
-use super::{Which, done_or_interrupted, engine};
-use crate::commands::Patience;
-use crate::context::Context;
+use super::telling::{ProjectRequest, printer, tell};
+use super::{ProjectArgs, done_or_interrupted, engine};
+use crate::commands::StopTimeout;
+use crate::context::CommandContext;
 use crate::failure::Failure;
 
 /// Shut down the machines of a file, each before those that it depends on.
@@ -13,27 +13,27 @@ use crate::failure::Failure;
 /// Without a name it does so to machines that the file no longer has, too. What was stopped or
 /// removed is told on standard error, a line a machine.
 #[derive(Debug, Args)]
-pub(crate) struct Down {
+pub(crate) struct DownArgs {
     #[command(flatten)]
-    which: Which,
+    which: ProjectArgs,
     /// Remove their VMs as well; their disks are lost.
     #[arg(long)]
     rm: bool,
     #[command(flatten)]
-    patience: Patience,
+    patience: StopTimeout,
     /// Print what was done as a JSON object.
     #[arg(long)]
     json: bool,
 }
 
-impl Down {
-    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+impl DownArgs {
+    pub(crate) fn run(self, context: &CommandContext) -> Result<(), Failure> {
         let (project, engine) = (self.which.project()?, engine(context)?);
         let mut options = self.which.options();
         options.stop_timeout = self.patience.timeout;
         let down = engine.down(&project, self.rm, &options, printer(&project));
         let report = done_or_interrupted(context, "down", down)?;
-        let asked = if self.rm { Asked::Removal } else { Asked::Down };
+        let asked = if self.rm { ProjectRequest::Removal } else { ProjectRequest::Down };
         tell(&project, report, asked, self.json)
     }
 }

@@ -11,11 +11,11 @@ pub(super) mod up;
 use std::path::PathBuf;
 
 use clap::Args;
-use vmkit::project::{Options, ProjectManager, SshGuests};
+use vmkit::project::{ProjectManager, ProjectOptions, SshGuests};
 use vmkit::vmfile::Project;
 use vmkit::{Error, RouterHypervisor};
 
-use crate::context::Context;
+use crate::context::CommandContext;
 use crate::failure::Failure;
 use crate::{images, output, project_file};
 
@@ -25,7 +25,7 @@ const INTERRUPTED: u8 = 130;
 
 /// The machines that a command is about, and the file that describes them.
 #[derive(Debug, Args)]
-pub(super) struct Which {
+pub(super) struct ProjectArgs {
     /// The machines, by their names in the file [default: all of them].
     #[arg(value_name = "MACHINE")]
     machines: Vec<String>,
@@ -35,19 +35,21 @@ pub(super) struct Which {
     file: Option<PathBuf>,
 }
 
-impl Which {
+impl ProjectArgs {
     /// Reads the file.
     fn project(&self) -> Result<Project, Error> {
         project_file::find(self.file.as_deref())?.load()
     }
 
-    fn options(&self) -> Options {
-        Options { machines: self.machines.clone(), ..Options::default() }
+    fn options(&self) -> ProjectOptions {
+        ProjectOptions { machines: self.machines.clone(), ..ProjectOptions::default() }
     }
 }
 
 /// Returns the manager of projects.
-fn engine(context: &Context) -> Result<ProjectManager<RouterHypervisor, SshGuests<RouterHypervisor>>, Error> {
+fn engine(
+    context: &CommandContext,
+) -> Result<ProjectManager<RouterHypervisor, SshGuests<RouterHypervisor>>, Error> {
     let manager = context.manager()?;
     let images = images::store(manager.home())?;
     Ok(ProjectManager::new(manager.clone(), SshGuests::new(manager), images))
@@ -56,7 +58,7 @@ fn engine(context: &Context) -> Result<ProjectManager<RouterHypervisor, SshGuest
 /// Does the work to its end, or until somebody presses Ctrl-C: then all stays as it is, and the
 /// same command goes on from there.
 fn done_or_interrupted<T>(
-    context: &Context,
+    context: &CommandContext,
     command: &str,
     work: impl Future<Output = Result<T, Error>>,
 ) -> Result<T, Failure> {

@@ -2,12 +2,12 @@
 
 use clap::Args;
 use vmkit::project::{PlannedAction, PlannedMachine, ProjectPlan};
-use vmkit::spec::Applies;
+use vmkit::spec::TakesEffect;
 
 use super::telling::{warn_of_left_out, warn_of_lost};
-use super::{Which, engine};
-use crate::context::Context;
-use crate::failure::{Failure, Whose};
+use super::{ProjectArgs, engine};
+use crate::context::CommandContext;
+use crate::failure::{ErrorSubject, Failure};
 use crate::{json_project, output};
 
 /// Show what `vmkit up` would do, and change nothing.
@@ -15,21 +15,21 @@ use crate::{json_project, output};
 /// For each change it tells whether it counts at once, at the next start, or only when the machine
 /// is recreated.
 #[derive(Debug, Args)]
-pub(crate) struct Plan {
+pub(crate) struct PlanArgs {
     #[command(flatten)]
-    which: Which,
+    which: ProjectArgs,
     /// Print the plan as a JSON object.
     #[arg(long)]
     json: bool,
 }
 
-impl Plan {
-    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+impl PlanArgs {
+    pub(crate) fn run(self, context: &CommandContext) -> Result<(), Failure> {
         let (project, engine) = (self.which.project()?, engine(context)?);
         let options = self.which.options();
         let plan = context.block_on_threads(async { Ok(engine.plan(&project, &options).await?) })?;
         let told = match self.json {
-            true => output::json(&json_project::Plan::of(&plan)),
+            true => output::json(&json_project::PlanView::of(&plan)),
             false => output::text(output::printable(text(&plan))),
         };
         warn_of_lost(&plan.lost);
@@ -39,7 +39,7 @@ impl Plan {
             }
         }
         let failed = plan.machines.into_iter().filter_map(|machine| {
-            let of = Box::new(Whose { called: machine.machine, vm: machine.vm, has_log: true });
+            let of = Box::new(ErrorSubject { called: machine.machine, vm: machine.vm, has_log: true });
             machine.action.err().map(|error| Failure::Library { of: Some(of), error })
         });
         Failure::of(failed.collect()).and(told)
@@ -56,7 +56,7 @@ fn text(plan: &ProjectPlan) -> String {
         for change in &machine.changes {
             let (from, to) = (shown(&change.from), shown(&change.to));
             let applies = match change.applies {
-                Applies::NextStart if starts => "with this start".to_owned(),
+                TakesEffect::NextStart if starts => "with this start".to_owned(),
                 applies => applies.to_string(),
             };
             below(format!("{}: {from} -> {to}, {applies}", change.field));

@@ -1,18 +1,18 @@
 //! `vmkit provision`.
 
 use clap::Args;
-use vmkit::project::Provision as What;
+use vmkit::project::ProvisionPolicy;
 
-use super::telling::{Asked, printer, tell};
-use super::{Which, done_or_interrupted, engine};
-use crate::context::Context;
+use super::telling::{ProjectRequest, printer, tell};
+use super::{ProjectArgs, done_or_interrupted, engine};
+use crate::context::CommandContext;
 use crate::failure::Failure;
 
 /// Run the copies and steps that are due in running machines, as `vmkit up` would.
 #[derive(Debug, Args)]
-pub(crate) struct Provision {
+pub(crate) struct ProvisionArgs {
     #[command(flatten)]
-    which: Which,
+    which: ProjectArgs,
     /// Run only this step. May be repeated.
     #[arg(long = "step", value_name = "STEP")]
     steps: Vec<String>,
@@ -24,13 +24,13 @@ pub(crate) struct Provision {
     json: bool,
 }
 
-impl Provision {
-    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+impl ProvisionArgs {
+    pub(crate) fn run(self, context: &CommandContext) -> Result<(), Failure> {
         let (project, engine) = (self.which.project()?, engine(context)?);
-        let what = What { steps: self.steps, force: self.force };
+        let what = ProvisionPolicy { steps: self.steps, force: self.force };
         let options = self.which.options();
         let provision = engine.provision(&project, &what, &options, printer(&project));
         let report = done_or_interrupted(context, "provision", provision)?;
-        tell(&project, report, Asked::Provisioning, self.json)
+        tell(&project, report, ProjectRequest::Provisioning, self.json)
     }
 }

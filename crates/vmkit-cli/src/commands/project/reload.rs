@@ -2,31 +2,31 @@
 
 use clap::Args;
 
-use super::telling::{Asked, printer, tell};
-use super::{Which, done_or_interrupted, engine};
-use crate::commands::Patience;
-use crate::context::Context;
+use super::telling::{ProjectRequest, printer, tell};
+use super::{ProjectArgs, done_or_interrupted, engine};
+use crate::commands::StopTimeout;
+use crate::context::CommandContext;
 use crate::failure::Failure;
 
 /// Shut down the machines of a file and bring them up again, so that all of the file takes effect.
 ///
 /// A machine that would have to be recreated is left running.
 #[derive(Debug, Args)]
-pub(crate) struct Reload {
+pub(crate) struct ReloadArgs {
     #[command(flatten)]
-    which: Which,
+    which: ProjectArgs,
     /// Recreate machines where a change needs that; their disks are lost
     #[arg(long)]
     recreate: bool,
     #[command(flatten)]
-    patience: Patience,
+    patience: StopTimeout,
     /// Print what was done as a JSON object.
     #[arg(long)]
     json: bool,
 }
 
-impl Reload {
-    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+impl ReloadArgs {
+    pub(crate) fn run(self, context: &CommandContext) -> Result<(), Failure> {
         let (project, engine) = (self.which.project()?, engine(context)?);
         let mut options = self.which.options();
         options.recreate = self.recreate;
@@ -34,6 +34,6 @@ impl Reload {
         let reload = engine.reload(&project, &options, printer(&project));
         // What is down by then comes up again by `up`, and `reload` would stop the rest once more.
         let report = done_or_interrupted(context, "up", reload)?;
-        tell(&project, report, Asked::Up, self.json)
+        tell(&project, report, ProjectRequest::Up, self.json)
     }
 }

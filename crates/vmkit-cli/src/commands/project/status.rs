@@ -7,18 +7,18 @@ use vmkit::VmState;
 use vmkit::project::MachineStatus;
 
 use super::telling::warn_of_lost;
-use super::{Which, engine};
+use super::{ProjectArgs, engine};
 use crate::arguments::seconds;
-use crate::context::Context;
-use crate::failure::{Failure, Whose};
-use crate::output::Table;
+use crate::context::CommandContext;
+use crate::failure::{ErrorSubject, Failure};
+use crate::output::TextTable;
 use crate::{human, json_project, output};
 
 /// Show the machines of a file; of one that is not ready, what it lacks.
 #[derive(Debug, Args)]
-pub(crate) struct Status {
+pub(crate) struct StatusArgs {
     #[command(flatten)]
-    which: Which,
+    which: ProjectArgs,
     /// How long each guest is asked whether it is ready.
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
     #[arg(allow_negative_numbers = true)]
@@ -28,8 +28,8 @@ pub(crate) struct Status {
     json: bool,
 }
 
-impl Status {
-    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+impl StatusArgs {
+    pub(crate) fn run(self, context: &CommandContext) -> Result<(), Failure> {
         let (project, engine) = (self.which.project()?, engine(context)?);
         let options = self.which.options();
         let (statuses, lost) = context.block_on(async {
@@ -42,15 +42,15 @@ impl Status {
         };
         warn_of_lost(&lost);
         let failed = statuses.into_iter().filter_map(|status| {
-            let of = Box::new(Whose { called: status.machine, vm: status.vm, has_log: true });
+            let of = Box::new(ErrorSubject { called: status.machine, vm: status.vm, has_log: true });
             status.handle.err().map(|error| Failure::Library { of: Some(of), error })
         });
         Failure::of(failed.collect()).and(told)
     }
 }
 
-fn table(statuses: &[MachineStatus]) -> Table {
-    let mut table = Table::new(&["MACHINE", "STATE", "READY", "PROVISIONED", "ADDRESS", "PORTS", "NOTE"]);
+fn table(statuses: &[MachineStatus]) -> TextTable {
+    let mut table = TextTable::new(&["MACHINE", "STATE", "READY", "PROVISIONED", "ADDRESS", "PORTS", "NOTE"]);
     let none = || "-".to_owned();
     for status in statuses {
         let vm = status.handle.as_ref().ok().and_then(Option::as_ref);

@@ -10,15 +10,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use vmkit::Error;
 use vmkit::image::PullProgress;
-use vmkit::project::{Done, End, Happening, Listener, Lost, MachineReport, Report};
+use vmkit::project::{
+    EventKind, EventListener, MachineAction, MachineOutcome, MachineReport, OrphanedVm, ProjectReport,
+};
 use vmkit::vmfile::Project;
 
-use crate::failure::{Failure, Whose};
+use crate::failure::{ErrorSubject, Failure};
 use crate::{json_project, output, progress};
 
 /// What was asked for: what there is to say at the end depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Asked {
+pub(super) enum ProjectRequest {
     /// That machines run, as the file says: `up`, `reload`.
     Up,
     /// That they do not.
@@ -29,59 +31,59 @@ pub(super) enum Asked {
     Provisioning,
 }
 
-impl Asked {
+impl ProjectRequest {
     /// Says of a machine that nothing had to be done about it.
     fn nothing(self) -> &'static str {
         match self {
-            Asked::Up => "unchanged",
-            Asked::Down => "was down already",
-            Asked::Removal => "was not there",
-            Asked::Provisioning => "nothing was due",
+            ProjectRequest::Up => "unchanged",
+            ProjectRequest::Down => "was down already",
+            ProjectRequest::Removal => "was not there",
+            ProjectRequest::Provisioning => "nothing was due",
         }
     }
 }
 
 /// Returns who prints what happens.
-pub(super) fn printer(project: &Project) -> Listener {
+pub(super) fn printer(project: &Project) -> EventListener {
     let width = project.machines.iter().map(|machine| machine.name.chars().count()).max().unwrap_or(0);
-    let image = |machine: &vmkit::vmfile::MachinePlan| Some((machine.name.clone(), machine.image.clone()?));
+    let image = |machine: &vmkit::vmfile::MachineConfig| Some((machine.name.clone(), machine.image.clone()?));
     let images: BTreeMap<String, String> = project.machines.iter().filter_map(image).collect();
     let project = project.name.clone();
     let pulls = Mutex::new(BTreeMap::new());
     Arc::new(move |event| {
         let machine = event.machine.unwrap_or_default();
         let stage = match event.what {
-            Happening::Queued { holder } => {
+            EventKind::Queued { holder } => {
                 let by = holder.map_or_else(String::new, |pid| format!(" by process {pid}"));
                 return output::line(format_args!(
                     "waiting for the project `{project}`, which is in use{by} …"
                 ));
             }
-            Happening::Lost(lost) => return warn_of_lost(&lost),
-            Happening::Output { line, .. } => {
+            EventKind::Lost(lost) => return warn_of_lost(&lost),
+            EventKind::Output { line, .. } => {
                 return output::line(format_args!("{machine:width$} | {line}"));
             }
-            Happening::LeftOut { step, path } => return warn_of_left_out(&machine, &step, &path),
-            Happening::Step { name, why } => {
+            EventKind::LeftOut { step, path } => return warn_of_left_out(&machine, &step, &path),
+            EventKind::Step { name, why } => {
                 return output::line(format_args!("{machine:width$} > {name} ({why})"));
             }
-            Happening::Image => {
+            EventKind::Image => {
                 format!("image {}", images.get(&machine).map_or("", String::as_str))
             }
-            Happening::Pulling(now) => {
+            EventKind::Pulling(now) => {
                 let mut pulls = pulls.lock().unwrap_or_else(PoisonError::into_inner);
                 let told = pulls.entry(machine.clone()).or_insert(0);
                 let Some(tenths) = tenths(now).filter(|tenths| tenths > told) else { return };
                 *told = tenths;
                 format!("{tenths}0% of {} fetched", progress::bytes(now.total_bytes.unwrap_or_default()))
             }
-            Happening::Making => "making the VM".to_owned(),
-            Happening::Removing => "removing the VM".to_owned(),
-            Happening::Starting => "booting".to_owned(),
-            Happening::Resuming => "resuming".to_owned(),
-            Happening::Stopping => "stopping".to_owned(),
-            Happening::Awaiting(what) => format!("waiting for {what}"),
-            Happening::Ready { after } => format!("ready in {}", progress::seconds(after)),
+            EventKind::Making => "making the VM".to_owned(),
+            EventKind::Removing => "removing the VM".to_owned(),
+            EventKind::Starting => "booting".to_owned(),
+            EventKind::Resuming => "resuming".to_owned(),
+            EventKind::Stopping => "stopping".to_owned(),
+            EventKind::Awaiting(what) => format!("waiting for {what}"),
+            EventKind::Ready { after } => format!("ready in {}", progress::seconds(after)),
             _ => return,
         };
         output::line(format_args!("{machine:width$} : {stage}"));
@@ -89,7 +91,7 @@ pub(super) fn printer(project: &Project) -> Listener {
 }
 
 /// Warns of VMs whose file is no longer there, a line for each file.
-pub(super) fn warn_of_lost(lost: &[Lost]) {
+pub(super) fn warn_of_lost(lost: &[OrphanedVm]) {
     let mut files: BTreeMap<_, Vec<&str>> = BTreeMap::new();
     for lost in lost {
         files.entry(&lost.file).or_default().push(lost.vm.as_str());
@@ -121,17 +123,22 @@ fn tenths(now: PullProgress) -> Option<u64> {
 }
 
 /// Prints the result, and returns an error if a machine failed.
-pub(super) fn tell(project: &Project, report: Report, asked: Asked, json: bool) -> Result<(), Failure> {
+pub(super) fn tell(
+    project: &Project,
+    report: ProjectReport,
+    asked: ProjectRequest,
+    json: bool,
+) -> Result<(), Failure> {
     let told = match json {
-        true => output::json(&json_project::Outcome::of(project, &report)),
+        true => output::json(&json_project::OutcomeView::of(project, &report)),
         false => {
             report.machines.iter().for_each(|machine| tell_machine(project, machine, asked));
             Ok(())
         }
     };
     let failed = report.machines.into_iter().filter_map(|machine| match machine.end {
-        End::Failed(error) => {
-            let of = Box::new(Whose { called: machine.machine, vm: machine.vm, has_log: true });
+        MachineOutcome::Failed(error) => {
+            let of = Box::new(ErrorSubject { called: machine.machine, vm: machine.vm, has_log: true });
             Some(Failure::Library { of: Some(of), error })
         }
         _ => None,
@@ -140,8 +147,8 @@ pub(super) fn tell(project: &Project, report: Report, asked: Asked, json: bool) 
     Failure::of(failed.collect()).and(told)
 }
 
-fn tell_machine(project: &Project, report: &MachineReport, asked: Asked) {
-    if let End::Skipped(because) = &report.end {
+fn tell_machine(project: &Project, report: &MachineReport, asked: ProjectRequest) {
+    if let MachineOutcome::Skipped(because) = &report.end {
         let machine = &report.machine;
         output::warning(format_args!("{machine} was left as it is, since it depends on {because}"));
     }
@@ -150,9 +157,9 @@ fn tell_machine(project: &Project, report: &MachineReport, asked: Asked) {
 
 /// Returns what there is to say of a machine at the end: what was done, the way in, and what still
 /// has to happen.
-fn lines(project: &Project, report: &MachineReport, asked: Asked) -> Vec<String> {
+fn lines(project: &Project, report: &MachineReport, asked: ProjectRequest) -> Vec<String> {
     let name = &report.machine;
-    let is_waiting = |done: &&Done| matches!(done, Done::Recorded(_));
+    let is_waiting = |done: &&MachineAction| matches!(done, MachineAction::Recorded(_));
     let done: Vec<String> =
         report.done.iter().filter(|done| !is_waiting(done)).map(ToString::to_string).collect();
     let done = match (done.is_empty(), report.done.is_empty()) {
@@ -160,16 +167,18 @@ fn lines(project: &Project, report: &MachineReport, asked: Asked) -> Vec<String>
         (true, false) => "left running".to_owned(),
         (true, true) => asked.nothing().to_owned(),
     };
-    let way_in = way_in(project, report).filter(|_| asked == Asked::Up);
+    let way_in = way_in(project, report).filter(|_| asked == ProjectRequest::Up);
     let mut lines = match (&report.end, way_in) {
-        (End::Fine, Some(way_in)) => vec![format!("{name}: {done}; {way_in}")],
-        (End::Fine, None) => vec![format!("{name}: {done}")],
+        (MachineOutcome::Fine, Some(way_in)) => vec![format!("{name}: {done}; {way_in}")],
+        (MachineOutcome::Fine, None) => vec![format!("{name}: {done}")],
         // The guest is there, and in it what tells more.
-        (End::Failed(Error::Step { .. }), Some(way_in)) => {
+        (MachineOutcome::Failed(Error::Step { .. }), Some(way_in)) => {
             let done = if report.done.is_empty() { String::new() } else { format!("{done}, and then ") };
             vec![format!("{name}: {done}a step failed; {way_in}")]
         }
-        (End::Failed(_), _) if !report.done.is_empty() => vec![format!("{name}: {done}, and then it failed")],
+        (MachineOutcome::Failed(_), _) if !report.done.is_empty() => {
+            vec![format!("{name}: {done}, and then it failed")]
+        }
         _ => Vec::new(),
     };
     if !report.pending.is_empty() {

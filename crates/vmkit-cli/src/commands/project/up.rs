@@ -2,10 +2,10 @@
 
 use clap::Args;
 
-use super::telling::{Asked, printer, tell};
-use super::{Which, done_or_interrupted, engine};
-use crate::commands::Patience;
-use crate::context::Context;
+use super::telling::{ProjectRequest, printer, tell};
+use super::{ProjectArgs, done_or_interrupted, engine};
+use crate::commands::StopTimeout;
+use crate::context::CommandContext;
 use crate::failure::Failure;
 
 /// Bring the machines of a file up: create what is missing, start what is stopped, apply what
@@ -17,9 +17,9 @@ use crate::failure::Failure;
 /// is told on standard error as it begins; at the end, what was done, the way in, and what waits
 /// for the next start.
 #[derive(Debug, Args)]
-pub(crate) struct Up {
+pub(crate) struct UpArgs {
     #[command(flatten)]
-    which: Which,
+    which: ProjectArgs,
     /// Recreate machines where a change needs that; their disks are lost
     #[arg(long)]
     recreate: bool,
@@ -27,14 +27,14 @@ pub(crate) struct Up {
     #[arg(long)]
     prune: bool,
     #[command(flatten)]
-    patience: Patience,
+    patience: StopTimeout,
     /// Print what was done as a JSON object.
     #[arg(long)]
     json: bool,
 }
 
-impl Up {
-    pub(crate) fn run(self, context: &Context) -> Result<(), Failure> {
+impl UpArgs {
+    pub(crate) fn run(self, context: &CommandContext) -> Result<(), Failure> {
         let (project, engine) = (self.which.project()?, engine(context)?);
         let mut options = self.which.options();
         options.recreate = self.recreate;
@@ -42,6 +42,6 @@ impl Up {
         options.stop_timeout = self.patience.timeout;
         let up = engine.up(&project, &options, printer(&project));
         let report = done_or_interrupted(context, "up", up)?;
-        tell(&project, report, Asked::Up, self.json)
+        tell(&project, report, ProjectRequest::Up, self.json)
     }
 }

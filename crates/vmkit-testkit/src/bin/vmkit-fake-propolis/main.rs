@@ -15,8 +15,8 @@ use std::str::FromStr;
 
 use slog::Level;
 use vmkit_testkit::propolis::illumos::{self, Illumos};
-use vmkit_testkit::propolis::server::{Options, serve};
-use vmkit_testkit::propolis::{BEHAVIOUR, Behaviour};
+use vmkit_testkit::propolis::server::{ServerOptions, serve};
+use vmkit_testkit::propolis::{BEHAVIOUR, PropolisBehaviour};
 
 const USAGE: &str = "\
 Usage: propolis-server run [OPTIONS] <BOOTROM_PATH> <PROPOLIS_ADDR> [VNC_ADDR]
@@ -51,21 +51,21 @@ fn host() -> Option<Illumos> {
     env::var_os(illumos::DIR).map(|dir| Illumos::at(dir.into())).or_else(found)
 }
 
-fn behaviour(host: Option<&Illumos>) -> Result<Behaviour, (u8, String)> {
+fn behaviour(host: Option<&Illumos>) -> Result<PropolisBehaviour, (u8, String)> {
     let kept = || host.and_then(|host| std::fs::read_to_string(host.behaviour_file()).ok());
     match env::var(BEHAVIOUR).ok().or_else(kept) {
         Some(text) => serde_json::from_str(&text).map_err(|error| (1, format!("its behaviour: {error}"))),
-        None => Ok(Behaviour::default()),
+        None => Ok(PropolisBehaviour::default()),
     }
 }
 
-fn run(host: Option<Illumos>, behaviour: Behaviour) -> Result<(), (u8, String)> {
-    let line =
-        Line::parse(env::args().skip(1)).map_err(|problem| (2, format!("error: {problem}\n\n{USAGE}")))?;
+fn run(host: Option<Illumos>, behaviour: PropolisBehaviour) -> Result<(), (u8, String)> {
+    let line = TypedLine::parse(env::args().skip(1))
+        .map_err(|problem| (2, format!("error: {problem}\n\n{USAGE}")))?;
     let failed = |error: String| (1, format!("Error: {error}"));
     let cwd = env::current_dir().map_err(|error| failed(error.to_string()))?;
     let vmm = env::var_os(illumos::VMM).map(PathBuf::from).or_else(|| Some(host.as_ref()?.vmm()));
-    let options = Options {
+    let options = ServerOptions {
         address: line.address,
         bootrom: line.bootrom,
         vmm: vmm.unwrap_or_else(|| cwd.join("vmm")),
@@ -80,14 +80,14 @@ fn run(host: Option<Illumos>, behaviour: Behaviour) -> Result<(), (u8, String)> 
 }
 
 /// What was typed.
-struct Line {
+struct TypedLine {
     bootrom: PathBuf,
     address: SocketAddr,
     vnc: Option<SocketAddr>,
     level: Level,
 }
 
-impl Line {
+impl TypedLine {
     fn parse(mut args: impl Iterator<Item = String>) -> Result<Self, String> {
         match args.next().as_deref() {
             Some("run") => {}

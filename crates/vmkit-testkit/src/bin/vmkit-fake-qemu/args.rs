@@ -62,23 +62,23 @@ pub(crate) struct CommandLine {
     pub(crate) panic_pauses: bool,
     pub(crate) name: Option<String>,
     pub(crate) uuid: Option<String>,
-    pub(crate) chardevs: Vec<Chardev>,
+    pub(crate) chardevs: Vec<ChardevArg>,
     /// The channels that are QMP monitors.
     pub(crate) monitors: Vec<String>,
     /// The channel that is the serial console.
     pub(crate) console: Option<String>,
     /// The descriptor sets and their member.
     pub(crate) fd_sets: Vec<(String, i32)>,
-    pub(crate) images: Vec<Image>,
+    pub(crate) images: Vec<ImageArg>,
     pub(crate) kernel: Option<PathBuf>,
     pub(crate) initrd: Option<PathBuf>,
-    pub(crate) forwards: Vec<Forward>,
-    pub(crate) vnc: Option<Vnc>,
+    pub(crate) forwards: Vec<ForwardArg>,
+    pub(crate) vnc: Option<VncArg>,
 }
 
 /// `-chardev socket,fd=N,server=on`.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Chardev {
+pub(crate) struct ChardevArg {
     pub(crate) id: String,
     pub(crate) fd: i32,
     pub(crate) log_file: Option<String>,
@@ -86,7 +86,7 @@ pub(crate) struct Chardev {
 
 /// A file of `-blockdev`.
 #[derive(Debug, PartialEq)]
-pub(crate) struct Image {
+pub(crate) struct ImageArg {
     /// The switch and its value, for error texts.
     pub(crate) said: String,
     pub(crate) path: PathBuf,
@@ -95,7 +95,7 @@ pub(crate) struct Image {
 
 /// A `hostfwd` of `-netdev user`.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Forward {
+pub(crate) struct ForwardArg {
     /// The switch and its value, for error texts.
     pub(crate) said: String,
     /// The rule, as it was written.
@@ -108,7 +108,7 @@ pub(crate) struct Forward {
 
 /// `-vnc`.
 #[derive(Debug, PartialEq)]
-pub(crate) enum Vnc {
+pub(crate) enum VncArg {
     Unix(PathBuf),
     /// The first and the last display to try.
     Tcp(u16, u16),
@@ -137,14 +137,14 @@ impl CommandLine {
     }
 
     /// Returns the number of the descriptor that a channel's output is copied to.
-    pub(crate) fn log_of(&self, chardev: &Chardev) -> Option<i32> {
+    pub(crate) fn log_of(&self, chardev: &ChardevArg) -> Option<i32> {
         let set = chardev.log_file.as_deref()?.strip_prefix("/dev/fdset/")?;
         self.fd_sets.iter().find(|(number, _)| number == set).map(|(_, fd)| *fd)
     }
 
     fn take(&mut self, switch: &str, value: OsString, said: &str) -> Result<(), String> {
         let text = || value.to_string_lossy().into_owned();
-        let props = Props::of(&value);
+        let props = PropertyArgs::of(&value);
         match switch {
             "-kernel" => self.kernel = Some(value.into()),
             "-initrd" => self.initrd = Some(value.into()),
@@ -160,7 +160,7 @@ impl CommandLine {
             "-blockdev" => {
                 if let Some(path) = props.get("file.filename") {
                     let readonly = props.text("read-only").as_deref() == Some("on");
-                    self.images.push(Image { said: said.to_owned(), path: path.into(), readonly });
+                    self.images.push(ImageArg { said: said.to_owned(), path: path.into(), readonly });
                 }
             }
             "-netdev" => {
@@ -177,22 +177,22 @@ impl CommandLine {
     }
 }
 
-fn chardev(props: &Props) -> Result<Chardev, String> {
+fn chardev(props: &PropertyArgs) -> Result<ChardevArg, String> {
     if props.first().as_deref() != Some("socket") || props.text("server").as_deref() != Some("on") {
         return Err("the fake only knows listening sockets".to_owned());
     }
-    Ok(Chardev { id: props.wanted("id")?, fd: props.number("fd")?, log_file: props.text("logfile") })
+    Ok(ChardevArg { id: props.wanted("id")?, fd: props.number("fd")?, log_file: props.text("logfile") })
 }
 
 /// Reads `tcp:127.0.0.1:8080-:80`.
-fn forward(rule: &str, said: &str) -> Result<Forward, String> {
+fn forward(rule: &str, said: &str) -> Result<ForwardArg, String> {
     let invalid = || format!("Invalid host forwarding rule '{rule}'");
     let (protocol, rest) = rule.split_once(':').ok_or_else(invalid)?;
     let (host, guest) = rest.split_once('-').ok_or_else(invalid)?;
     let (host, host_port) = host.rsplit_once(':').ok_or_else(invalid)?;
     let (_, guest_port) = guest.rsplit_once(':').ok_or_else(invalid)?;
     let host = if host.is_empty() { Ipv4Addr::UNSPECIFIED } else { host.parse().map_err(|_| invalid())? };
-    Ok(Forward {
+    Ok(ForwardArg {
         said: said.to_owned(),
         rule: rule.to_owned(),
         udp: protocol == "udp",
@@ -202,21 +202,21 @@ fn forward(rule: &str, said: &str) -> Result<Forward, String> {
     })
 }
 
-fn vnc(props: &Props) -> Result<Vnc, String> {
+fn vnc(props: &PropertyArgs) -> Result<VncArg, String> {
     let (_, address) = props.0.first().ok_or("no address")?;
     if let Some(path) = address.as_bytes().strip_prefix(b"unix:") {
-        return Ok(Vnc::Unix(PathBuf::from(OsStr::from_bytes(path))));
+        return Ok(VncArg::Unix(PathBuf::from(OsStr::from_bytes(path))));
     }
     let display = address.to_string_lossy().strip_prefix("127.0.0.1:").and_then(|it| it.parse().ok());
     let first = display.ok_or("the fake only knows unix:PATH and 127.0.0.1:DISPLAY")?;
     let last = props.text("to").and_then(|it| it.parse().ok()).unwrap_or(first);
-    Ok(Vnc::Tcp(first, last))
+    Ok(VncArg::Tcp(first, last))
 }
 
 /// A property list, in order. A property without a key has the key ``.
-struct Props(Vec<(String, OsString)>);
+struct PropertyArgs(Vec<(String, OsString)>);
 
-impl Props {
+impl PropertyArgs {
     fn of(value: &OsStr) -> Self {
         let mut parts = vec![Vec::new()];
         let mut bytes = value.as_bytes().iter().copied().peekable();

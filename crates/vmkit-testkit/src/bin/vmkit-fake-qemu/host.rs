@@ -9,20 +9,20 @@ use std::os::unix::net::UnixListener;
 use rustix::fs::FlockOperation;
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, Signal, getpid, kill_process, pidfd_getfd, pidfd_open};
 
-use crate::args::{CommandLine, Forward, Image, Vnc};
+use crate::args::{CommandLine, ForwardArg, ImageArg, VncArg};
 
 /// What is held until the end.
 #[derive(Debug)]
-pub(crate) struct Held {
+pub(crate) struct HeldResources {
     /// The forwards, with the ports that they really have.
-    pub(crate) forwards: Vec<Forward>,
+    pub(crate) forwards: Vec<ForwardArg>,
     /// The port of the VNC server, where it has one.
     pub(crate) vnc_port: Option<u16>,
     _files: Vec<File>,
     _sockets: Vec<OwnedFd>,
 }
 
-impl Held {
+impl HeldResources {
     /// Takes what the command line needs, and says what QEMU says where it can't be had.
     pub(crate) fn take(line: &CommandLine) -> Result<Self, String> {
         let mut sockets = Vec::new();
@@ -54,7 +54,7 @@ impl Held {
 }
 
 /// Opens an image, and locks it against other fakes unless it is only read.
-fn lock(image: &Image) -> Result<File, String> {
+fn lock(image: &ImageArg) -> Result<File, String> {
     let path = image.path.display();
     let open = OpenOptions::new().read(true).write(!image.readonly).open(&image.path);
     let file = open.map_err(|error| format!("{}: Could not open '{path}': {}", image.said, said(&error)))?;
@@ -68,7 +68,7 @@ fn lock(image: &Image) -> Result<File, String> {
     Ok(file)
 }
 
-fn bind(forward: &Forward) -> Result<(Forward, OwnedFd), String> {
+fn bind(forward: &ForwardArg) -> Result<(ForwardArg, OwnedFd), String> {
     let address = SocketAddrV4::new(forward.host, forward.host_port);
     let bound: io::Result<(u16, OwnedFd)> = (|| {
         Ok(if forward.udp {
@@ -81,19 +81,19 @@ fn bind(forward: &Forward) -> Result<(Forward, OwnedFd), String> {
     })();
     let (host_port, socket) = bound
         .map_err(|_| format!("{}: Could not set up host forwarding rule '{}'", forward.said, forward.rule))?;
-    Ok((Forward { host_port, ..forward.clone() }, socket))
+    Ok((ForwardArg { host_port, ..forward.clone() }, socket))
 }
 
-fn bind_vnc(vnc: &Vnc) -> Result<(Option<u16>, OwnedFd), String> {
+fn bind_vnc(vnc: &VncArg) -> Result<(Option<u16>, OwnedFd), String> {
     match vnc {
-        Vnc::Unix(path) => {
+        VncArg::Unix(path) => {
             // As QEMU does it: whatever is there is in the way.
             let _ = std::fs::remove_file(path);
             let problem =
                 |error| format!("-vnc: Failed to bind socket to {}: {}", path.display(), said(&error));
             UnixListener::bind(path).map(|socket| (None, socket.into())).map_err(problem)
         }
-        Vnc::Tcp(first, last) => (*first..=*last)
+        VncArg::Tcp(first, last) => (*first..=*last)
             .map(|display| 5900 + display)
             .find_map(|port| Some((Some(port), TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok()?.into())))
             .ok_or_else(|| "-vnc: Failed to bind socket: Address already in use".to_owned()),

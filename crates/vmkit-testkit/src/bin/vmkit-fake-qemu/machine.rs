@@ -13,44 +13,44 @@ use serde_json::{Value, json};
 use tokio::signal::unix::Signal;
 use tokio::sync::Notify;
 use tokio::time::sleep;
-use vmkit_testkit::fake_qemu::{Behaviour, Blow};
+use vmkit_testkit::fake_qemu::{QemuBehaviour, QemuFault};
 
-use crate::args::{CommandLine, Forward};
-use crate::host::Held;
+use crate::args::{CommandLine, ForwardArg};
+use crate::host::HeldResources;
 use crate::say;
 
 /// How the process ends.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) enum End {
+pub(crate) enum ExitCause {
     Exit(i32),
     Signal(i32),
 }
 
 /// An answer to a command: its value, or the class and the text of a refusal.
-pub(crate) type Answer = Result<Value, (&'static str, String)>;
+pub(crate) type CommandResult = Result<Value, (&'static str, String)>;
 
 /// The machine, as its monitors see it.
 #[derive(Debug)]
-pub(crate) struct Machine {
-    behaviour: Behaviour,
+pub(crate) struct FakeMachine {
+    behaviour: QemuBehaviour,
     /// As `query-status` names it.
     state: &'static str,
     panic_pauses: bool,
     name: Option<String>,
     uuid: Option<String>,
     chardevs: Vec<String>,
-    forwards: Vec<Forward>,
+    forwards: Vec<ForwardArg>,
     vnc_port: Option<u16>,
     since: Instant,
     /// The clients that have negotiated, of all monitors.
     clients: Vec<Rc<UnixStream>>,
-    end: Option<End>,
+    end: Option<ExitCause>,
     pressed: bool,
     changed: Rc<Notify>,
 }
 
-impl Machine {
-    pub(crate) fn new(line: &CommandLine, behaviour: Behaviour, held: &Held) -> Self {
+impl FakeMachine {
+    pub(crate) fn new(line: &CommandLine, behaviour: QemuBehaviour, held: &HeldResources) -> Self {
         Self {
             behaviour,
             state: if line.paused { "prelaunch" } else { "running" },
@@ -68,7 +68,7 @@ impl Machine {
         }
     }
 
-    pub(crate) fn behaviour(&self) -> &Behaviour {
+    pub(crate) fn behaviour(&self) -> &QemuBehaviour {
         &self.behaviour
     }
 
@@ -82,7 +82,7 @@ impl Machine {
     }
 
     /// Does what a command says.
-    pub(crate) fn execute(&mut self, command: &str, arguments: &Value) -> Answer {
+    pub(crate) fn execute(&mut self, command: &str, arguments: &Value) -> CommandResult {
         match command {
             "qmp_capabilities" => {
                 let text = "Capabilities negotiation is already complete, command ignored";
@@ -109,7 +109,7 @@ impl Machine {
             }
             "quit" => {
                 self.tell("SHUTDOWN", json!({ "guest": false, "reason": "host-qmp-quit" }));
-                self.finish(End::Exit(0));
+                self.finish(ExitCause::Exit(0));
             }
             "set_password" => {}
             "human-monitor-command" => {
@@ -140,28 +140,28 @@ impl Machine {
     }
 
     /// Applies an event to the machine.
-    pub(crate) fn suffer(&mut self, blow: Blow) {
+    pub(crate) fn suffer(&mut self, blow: QemuFault) {
         match blow {
-            Blow::Panic if self.panic_pauses => {
+            QemuFault::Panic if self.panic_pauses => {
                 self.tell("GUEST_PANICKED", json!({ "action": "pause" }));
                 self.pause("guest-panicked");
             }
-            Blow::Panic => {
+            QemuFault::Panic => {
                 self.tell("GUEST_PANICKED", json!({ "action": "poweroff" }));
                 self.tell("SHUTDOWN", json!({ "guest": true, "reason": "guest-panic" }));
-                self.finish(End::Exit(0));
+                self.finish(ExitCause::Exit(0));
             }
-            Blow::InternalError => self.pause("internal-error"),
-            Blow::IoError => {
+            QemuFault::InternalError => self.pause("internal-error"),
+            QemuFault::IoError => {
                 self.tell("BLOCK_IO_ERROR", json!({ "device": "", "action": "stop", "operation": "write" }));
                 self.pause("io-error");
             }
-            Blow::Sleep => {
+            QemuFault::Sleep => {
                 self.tell("SUSPEND", Value::Null);
                 self.pause("suspended");
             }
-            Blow::Exit(code) => self.finish(End::Exit(code)),
-            Blow::Signal(number) => self.finish(End::Signal(number)),
+            QemuFault::Exit(code) => self.finish(ExitCause::Exit(code)),
+            QemuFault::Signal(number) => self.finish(ExitCause::Signal(number)),
         }
     }
 
@@ -240,7 +240,7 @@ impl Machine {
         }
     }
 
-    fn finish(&mut self, end: End) {
+    fn finish(&mut self, end: ExitCause) {
         self.end.get_or_insert(end);
         self.changed.notify_waiters();
     }
@@ -280,21 +280,21 @@ pub(crate) fn write_line(mut stream: &UnixStream, line: &Value) {
 }
 
 /// Plays the guest: it shuts down a while after its power button was pressed, while it runs.
-pub(crate) async fn guest(machine: Rc<RefCell<Machine>>) {
+pub(crate) async fn guest(machine: Rc<RefCell<FakeMachine>>) {
     when(&machine, |it| (it.pressed && it.state == "running").then_some(())).await;
     let takes = Duration::from_millis(machine.borrow().behaviour.power_down_ms);
     sleep(takes).await;
     when(&machine, |it| (it.state == "running").then_some(())).await;
     let mut machine = machine.borrow_mut();
     machine.tell("SHUTDOWN", json!({ "guest": true, "reason": "guest-shutdown" }));
-    machine.finish(End::Exit(0));
+    machine.finish(ExitCause::Exit(0));
 }
 
 /// Waits for the end, by itself or by a signal.
 pub(crate) async fn ended(
-    machine: &Rc<RefCell<Machine>>,
-    mut signals: Vec<(i32, Option<Blow>, Signal)>,
-) -> End {
+    machine: &Rc<RefCell<FakeMachine>>,
+    mut signals: Vec<(i32, Option<QemuFault>, Signal)>,
+) -> ExitCause {
     loop {
         let signal = poll_fn(|context| {
             let arrived = signals
@@ -313,14 +313,14 @@ pub(crate) async fn ended(
             None => {
                 say(&format!("terminating on signal {number}"));
                 machine.tell("SHUTDOWN", json!({ "guest": false, "reason": "host-signal" }));
-                machine.finish(End::Exit(0));
+                machine.finish(ExitCause::Exit(0));
             }
         }
     }
 }
 
 /// Waits until `what` returns a value.
-async fn when<T>(machine: &Rc<RefCell<Machine>>, what: impl Fn(&Machine) -> Option<T>) -> T {
+async fn when<T>(machine: &Rc<RefCell<FakeMachine>>, what: impl Fn(&FakeMachine) -> Option<T>) -> T {
     let changed = Rc::clone(&machine.borrow().changed);
     loop {
         let notified = changed.notified();

@@ -23,7 +23,7 @@
 //! - images are locked against other fakes only; a forwarded port accepts no connection;
 //! - a command is one line, where QEMU takes any white space.
 //!
-//! How it behaves: [`vmkit_testkit::fake_qemu::Behaviour`], as JSON in `VMKIT_FAKE_QEMU` or in a
+//! How it behaves: [`vmkit_testkit::fake_qemu::QemuBehaviour`], as JSON in `VMKIT_FAKE_QEMU` or in a
 //! file named there, else in the file `NAME.json` beside the name it was called as. SIGUSR1 makes
 //! the guest panic, SIGUSR2 the virtualisation fail.
 
@@ -42,10 +42,10 @@ use tokio::net::UnixStream;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::sleep;
-use vmkit_testkit::fake_qemu::{Behaviour, Blow, VARIABLE, behaviour_of};
+use vmkit_testkit::fake_qemu::{QemuBehaviour, QemuFault, VARIABLE, behaviour_of};
 
-use args::{Chardev, CommandLine};
-use machine::{End, Machine};
+use args::{ChardevArg, CommandLine};
+use machine::{ExitCause, FakeMachine};
 
 /// What this program says its version is.
 const VERSION: &str = "QEMU emulator version 7.2.22 (vmkit-fake-qemu)";
@@ -75,7 +75,7 @@ fn say(text: &str) {
     let _ = writeln!(io::stderr(), "qemu-system-x86_64: {text}");
 }
 
-fn run(line: &CommandLine, behaviour: Behaviour) -> Result<(), String> {
+fn run(line: &CommandLine, behaviour: QemuBehaviour) -> Result<(), String> {
     if let Some(refusal) = &behaviour.refusal {
         let _ = io::stderr().write_all(refusal.stderr.as_bytes());
         std::process::exit(refusal.code);
@@ -86,8 +86,8 @@ fn run(line: &CommandLine, behaviour: Behaviour) -> Result<(), String> {
         .map_err(|error| format!("no runtime: {error}"))?;
     LocalSet::new().block_on(&runtime, async {
         // What is held here is let go of by the end of the process.
-        let held = host::Held::take(line)?;
-        let machine = Rc::new(RefCell::new(Machine::new(line, behaviour, &held)));
+        let held = host::HeldResources::take(line)?;
+        let machine = Rc::new(RefCell::new(FakeMachine::new(line, behaviour, &held)));
         for chardev in &line.chardevs {
             serve(line, chardev, &machine)?;
         }
@@ -96,14 +96,14 @@ fn run(line: &CommandLine, behaviour: Behaviour) -> Result<(), String> {
         let end = machine::ended(&machine, signals()?).await;
         drop(held);
         match end {
-            End::Exit(code) => std::process::exit(code),
-            End::Signal(number) => host::die_by(number),
+            ExitCause::Exit(code) => std::process::exit(code),
+            ExitCause::Signal(number) => host::die_by(number),
         }
     })
 }
 
 /// Serves one channel: a monitor, or what stands for the guest's end of it.
-fn serve(line: &CommandLine, chardev: &Chardev, machine: &Rc<RefCell<Machine>>) -> Result<(), String> {
+fn serve(line: &CommandLine, chardev: &ChardevArg, machine: &Rc<RefCell<FakeMachine>>) -> Result<(), String> {
     let listener = host::inherited_listener(chardev.fd)?;
     if line.monitors.contains(&chardev.id) {
         spawn_local(monitor::serve(listener, Rc::clone(machine)));
@@ -151,22 +151,23 @@ fn write_log(mut log: &std::fs::File, text: &[u8]) {
 }
 
 /// Deals the blow that the behaviour has in store.
-async fn fate(machine: Rc<RefCell<Machine>>) {
+async fn fate(machine: Rc<RefCell<FakeMachine>>) {
     let Some(fate) = machine.borrow().behaviour().fate.clone() else { return };
     sleep(Duration::from_millis(fate.after_ms)).await;
     machine.borrow_mut().suffer(fate.what);
 }
 
 /// Returns the signals that mean something: those that end it, and those that are blows.
-fn signals() -> Result<Vec<(i32, Option<Blow>, Signal)>, String> {
+fn signals() -> Result<Vec<(i32, Option<QemuFault>, Signal)>, String> {
     let kinds = [
         (SignalKind::terminate(), None),
         (SignalKind::interrupt(), None),
         (SignalKind::hangup(), None),
-        (SignalKind::user_defined1(), Some(Blow::Panic)),
-        (SignalKind::user_defined2(), Some(Blow::InternalError)),
+        (SignalKind::user_defined1(), Some(QemuFault::Panic)),
+        (SignalKind::user_defined2(), Some(QemuFault::InternalError)),
     ];
-    let listen = |(kind, blow): (SignalKind, Option<Blow>)| Ok((kind.as_raw_value(), blow, signal(kind)?));
+    let listen =
+        |(kind, blow): (SignalKind, Option<QemuFault>)| Ok((kind.as_raw_value(), blow, signal(kind)?));
     let signals: io::Result<Vec<_>> = kinds.into_iter().map(listen).collect();
     signals.map_err(|error| format!("no signals: {error}"))
 }

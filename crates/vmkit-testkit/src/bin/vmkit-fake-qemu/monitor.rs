@@ -9,14 +9,15 @@ use serde_json::{Map, Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::UnixListener;
 
-use crate::machine::{Answer, Machine, version, write_line};
+use crate::machine::{CommandResult, FakeMachine, version, write_line};
 
 /// Serves the clients of one monitor; the next has to wait until the one before has gone.
-pub(crate) async fn serve(listener: UnixListener, machine: Rc<RefCell<Machine>>) {
+pub(crate) async fn serve(listener: UnixListener, machine: Rc<RefCell<FakeMachine>>) {
     while let Ok((stream, _)) = listener.accept().await {
         let Ok(stream) = stream.into_std() else { return };
         let stream = Rc::new(stream);
-        let talk = Talk { stream: Rc::clone(&stream), machine: Rc::clone(&machine), negotiated: false };
+        let talk =
+            MonitorClient { stream: Rc::clone(&stream), machine: Rc::clone(&machine), negotiated: false };
         // However a conversation ends, it is over.
         let _ = talk.hold().await;
         machine.borrow_mut().leave(&stream);
@@ -24,14 +25,14 @@ pub(crate) async fn serve(listener: UnixListener, machine: Rc<RefCell<Machine>>)
 }
 
 /// One client.
-struct Talk {
+struct MonitorClient {
     /// For writing; what is read comes by a copy.
     stream: Rc<UnixStream>,
-    machine: Rc<RefCell<Machine>>,
+    machine: Rc<RefCell<FakeMachine>>,
     negotiated: bool,
 }
 
-impl Talk {
+impl MonitorClient {
     async fn hold(mut self) -> io::Result<()> {
         let behaviour = self.machine.borrow().behaviour().clone();
         let reader = BufReader::new(tokio::net::UnixStream::from_std(self.stream.try_clone()?)?);
@@ -84,7 +85,7 @@ impl Talk {
         reply
     }
 
-    fn answer(&mut self, request: &Map<String, Value>, refused: Option<&String>) -> Answer {
+    fn answer(&mut self, request: &Map<String, Value>, refused: Option<&String>) -> CommandResult {
         let generic = |text: String| Err(("GenericError", text));
         for key in request.keys() {
             if !matches!(key.as_str(), "execute" | "arguments" | "id") {

@@ -5,9 +5,9 @@
 
 use std::io;
 
-use super::{Illumos, Said};
+use super::{Illumos, ToolOutput};
 
-pub(super) fn run(illumos: &Illumos, args: &[String]) -> io::Result<Said> {
+pub(super) fn run(illumos: &Illumos, args: &[String]) -> io::Result<ToolOutput> {
     let (mut vm, mut destroy) = (None, false);
     let mut args = args.iter();
     while let Some(arg) = args.next() {
@@ -23,14 +23,18 @@ pub(super) fn run(illumos: &Illumos, args: &[String]) -> io::Result<Said> {
     let Some(vm) = vm.filter(|name| !name.is_empty() && !name.contains('/')) else { return Ok(usage()) };
     let entry = illumos.vmm().join(&vm);
     if !entry.exists() {
-        return Ok(Said { stdout: format!("VM:{vm} is not created.\n"), code: 1, ..Said::default() });
+        return Ok(ToolOutput {
+            stdout: format!("VM:{vm} is not created.\n"),
+            code: 1,
+            ..ToolOutput::default()
+        });
     }
     if destroy {
         std::fs::remove_file(entry)?;
     }
-    Ok(Said::default())
+    Ok(ToolOutput::default())
 }
 
-fn usage() -> Said {
-    Said::failed(1, "Usage: bhyvectl --vm=<vmname>\n       [--destroy]")
+fn usage() -> ToolOutput {
+    ToolOutput::failed(1, "Usage: bhyvectl --vm=<vmname>\n       [--destroy]")
 }

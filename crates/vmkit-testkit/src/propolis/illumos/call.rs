@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Illumos, State, bhyvectl, dladm, zfs};
+use super::{Illumos, IllumosState, bhyvectl, dladm, zfs};
 
 /// What a tool said, and how it ended.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Said {
+pub struct ToolOutput {
     /// What it printed.
     pub stdout: String,
     /// What it complained of.
@@ -20,7 +20,7 @@ pub struct Said {
     pub code: u8,
 }
 
-impl Said {
+impl ToolOutput {
     /// Returns what a tool says that did what was asked.
     pub(super) fn ok(stdout: impl Into<String>) -> Self {
         Self { stdout: stdout.into(), ..Self::default() }
@@ -35,7 +35,7 @@ impl Said {
 /// What happens to a call.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub enum Fault {
+pub enum CallFault {
     /// It says this and ends with this code, and does nothing.
     Fail {
         /// What it says on its standard error.
@@ -61,9 +61,9 @@ pub enum Fault {
 
 /// The fault of one call.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Planned {
+pub(super) struct PlannedFault {
     pub(super) call: u64,
-    pub(super) fault: Fault,
+    pub(super) fault: CallFault,
 }
 
 impl Illumos {
@@ -71,38 +71,38 @@ impl Illumos {
     ///
     /// # Errors
     /// Whatever the system says to the directory in which the host lives.
-    pub fn call(&self, tool: &str, args: &[String]) -> io::Result<Option<Said>> {
+    pub fn call(&self, tool: &str, args: &[String]) -> io::Result<Option<ToolOutput>> {
         let planned = self.planned()?;
-        let fault = State::change(self, |state| -> io::Result<_> {
+        let fault = IllumosState::change(self, |state| -> io::Result<_> {
             state.calls += 1;
             self.record(tool, args)?;
             let fault = planned.into_iter().find(|planned| planned.call == state.calls);
             Ok(fault.map(|planned| planned.fault))
         })??;
-        if let Some(Fault::Late { millis }) = fault {
+        if let Some(CallFault::Late { millis }) = fault {
             std::thread::sleep(Duration::from_millis(millis));
         }
-        State::change(self, |state| {
+        IllumosState::change(self, |state| {
             match fault {
-                Some(Fault::Hang) => return Ok(None),
-                Some(Fault::Fail { stderr, code }) => return Ok(Some(Said::failed(code, stderr))),
+                Some(CallFault::Hang) => return Ok(None),
+                Some(CallFault::Fail { stderr, code }) => return Ok(Some(ToolOutput::failed(code, stderr))),
                 _ => {}
             }
             let said = match tool {
                 "zfs" => zfs::run(self, state, args)?,
                 "dladm" => dladm::run(self, state, args),
                 "bhyvectl" => bhyvectl::run(self, args)?,
-                other => Said::failed(127, format!("{other}: no stand-in has this name")),
+                other => ToolOutput::failed(127, format!("{other}: no stand-in has this name")),
             };
             Ok(Some(match fault {
-                Some(Fault::FailAfterwards { stderr, code }) => Said::failed(code, stderr),
+                Some(CallFault::FailAfterwards { stderr, code }) => ToolOutput::failed(code, stderr),
                 _ => said,
             }))
         })?
     }
 
     /// Returns the faults that are in store.
-    pub(super) fn planned(&self) -> io::Result<Vec<Planned>> {
+    pub(super) fn planned(&self) -> io::Result<Vec<PlannedFault>> {
         match std::fs::read(self.dir.join("faults.json")) {
             Ok(text) => Ok(serde_json::from_slice(&text)?),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
@@ -120,17 +120,17 @@ impl Illumos {
 /// What was typed behind a subcommand, as `getopt` takes it apart: options first, operands
 /// afterwards.
 #[derive(Debug, Default)]
-pub(super) struct Typed {
+pub(super) struct ParsedArgs {
     options: Vec<(char, Option<String>)>,
     pub(super) operands: Vec<String>,
 }
 
-impl Typed {
+impl ParsedArgs {
     /// Takes apart; `known` names the options, each that takes a value followed by a colon.
     ///
     /// # Errors
     /// Returns the option that is not known, or the one that misses its value.
-    pub(super) fn parse(args: &[String], known: &str) -> Result<Self, Wrong> {
+    pub(super) fn parse(args: &[String], known: &str) -> Result<Self, GetoptError> {
         let mut typed = Self::default();
         let mut args = args.iter();
         while let Some(arg) = args.next() {
@@ -142,7 +142,7 @@ impl Typed {
             let mut rest = letters.chars();
             while let Some(letter) = rest.next() {
                 let Some(at) = known.find(letter).filter(|_| letter != ':') else {
-                    return Err(Wrong::Unknown(letter));
+                    return Err(GetoptError::Unknown(letter));
                 };
                 if !known[at + 1..].starts_with(':') {
                     typed.options.push((letter, None));
@@ -150,7 +150,7 @@ impl Typed {
                 }
                 let glued: String = rest.by_ref().collect();
                 let value = if glued.is_empty() { args.next().cloned() } else { Some(glued) };
-                typed.options.push((letter, Some(value.ok_or(Wrong::NoValue(letter))?)));
+                typed.options.push((letter, Some(value.ok_or(GetoptError::NoValue(letter))?)));
             }
         }
         Ok(typed)
@@ -175,7 +175,7 @@ impl Typed {
 
 /// What `getopt` does not like.
 #[derive(Debug)]
-pub(super) enum Wrong {
+pub(super) enum GetoptError {
     Unknown(char),
     NoValue(char),
 }

@@ -7,46 +7,46 @@ use std::collections::BTreeMap;
 
 use rustix::fs::{FlockOperation, flock};
 
-use super::call::{Typed, Wrong};
-use super::{Illumos, Link, LinkClass, Said, State};
+use super::call::{GetoptError, ParsedArgs};
+use super::{Illumos, IllumosState, Link, LinkClass, ToolOutput};
 
 /// The longest name of a link, in bytes.
 const LONGEST_NAME: usize = 31;
 
-pub(super) fn run(illumos: &Illumos, state: &mut State, args: &[String]) -> Said {
+pub(super) fn run(illumos: &Illumos, state: &mut IllumosState, args: &[String]) -> ToolOutput {
     let Some((command, args)) = args.split_first() else { return usage() };
     let done = match command.as_str() {
         "create-vnic" => create_vnic(state, args),
         "delete-vnic" => delete(illumos, state, args, LinkClass::Vnic),
-        "show-vnic" => show(state, args, Shown::Vnics),
+        "show-vnic" => show(state, args, ShownField::Vnics),
         "create-etherstub" => create_etherstub(state, args),
         "delete-etherstub" => delete(illumos, state, args, LinkClass::Etherstub),
-        "show-link" => show(state, args, Shown::Links),
+        "show-link" => show(state, args, ShownField::Links),
         "set-linkprop" => set_linkprop(state, args),
         other => die(format!("unknown subcommand '{other}'")),
     };
     done.unwrap_or_else(|said| said)
 }
 
-type Done = Result<Said, Said>;
+type DladmResult = Result<ToolOutput, ToolOutput>;
 
-fn usage() -> Said {
-    Said::failed(1, "usage:  dladm <subcommand> <args> ...")
+fn usage() -> ToolOutput {
+    ToolOutput::failed(1, "usage:  dladm <subcommand> <args> ...")
 }
 
-fn die<T>(text: impl AsRef<str>) -> Result<T, Said> {
-    Err(Said::failed(1, format!("dladm: {}", text.as_ref())))
+fn die<T>(text: impl AsRef<str>) -> Result<T, ToolOutput> {
+    Err(ToolOutput::failed(1, format!("dladm: {}", text.as_ref())))
 }
 
-fn typed(args: &[String], known: &str) -> Result<Typed, Said> {
-    Typed::parse(args, known).or_else(|wrong| match wrong {
-        Wrong::Unknown(letter) => die(format!("unrecognized option '-{letter}'")),
-        Wrong::NoValue(letter) => die(format!("option '-{letter}' requires a value")),
+fn typed(args: &[String], known: &str) -> Result<ParsedArgs, ToolOutput> {
+    ParsedArgs::parse(args, known).or_else(|wrong| match wrong {
+        GetoptError::Unknown(letter) => die(format!("unrecognized option '-{letter}'")),
+        GetoptError::NoValue(letter) => die(format!("option '-{letter}' requires a value")),
     })
 }
 
 /// Returns the one operand that most commands have.
-fn operand(typed: &Typed) -> Result<&str, Said> {
+fn operand(typed: &ParsedArgs) -> Result<&str, ToolOutput> {
     match typed.operands.as_slice() {
         [one] => Ok(one),
         _ => Err(usage()),
@@ -55,7 +55,7 @@ fn operand(typed: &Typed) -> Result<&str, Said> {
 
 /// Checks the name of a link to be: a letter, then letters, digits, `_` and `.`, at its end a
 /// number without leading zeros.
-fn check_name(name: &str) -> Result<(), Said> {
+fn check_name(name: &str) -> Result<(), ToolOutput> {
     if name.len() > LONGEST_NAME {
         return die(format!("link name too long '{name}'"));
     }
@@ -68,7 +68,7 @@ fn check_name(name: &str) -> Result<(), Said> {
     if good { Ok(()) } else { die(format!("invalid link name '{name}'")) }
 }
 
-fn create_vnic(state: &mut State, args: &[String]) -> Done {
+fn create_vnic(state: &mut IllumosState, args: &[String]) -> DladmResult {
     let typed = typed(args, "tfR:l:m:n:p:r:v:V:A:H")?;
     let name = operand(&typed)?;
     check_name(name)?;
@@ -115,7 +115,7 @@ fn create_vnic(state: &mut State, args: &[String]) -> Done {
         given: false,
     };
     state.links.insert(name.to_owned(), link);
-    Ok(Said::default())
+    Ok(ToolOutput::default())
 }
 
 fn pair(text: &str) -> (&str, &str) {
@@ -134,12 +134,12 @@ fn mac(text: &str) -> Option<String> {
 }
 
 /// Returns an unused address; the host counts, so that tests can be repeated.
-fn random_mac(state: &State) -> String {
+fn random_mac(state: &IllumosState) -> String {
     let [.., high, middle, low] = state.calls.to_be_bytes();
     format!("2:8:20:{high:x}:{middle:x}:{low:x}")
 }
 
-fn create_etherstub(state: &mut State, args: &[String]) -> Done {
+fn create_etherstub(state: &mut IllumosState, args: &[String]) -> DladmResult {
     let typed = typed(args, "tR:")?;
     let name = operand(&typed)?;
     check_name(name)?;
@@ -147,10 +147,10 @@ fn create_etherstub(state: &mut State, args: &[String]) -> Done {
         return die("etherstub creation failed: object already exists");
     }
     state.links.insert(name.to_owned(), Link::bare(LinkClass::Etherstub, random_mac(state), typed.has('t')));
-    Ok(Said::default())
+    Ok(ToolOutput::default())
 }
 
-fn delete(illumos: &Illumos, state: &mut State, args: &[String], class: LinkClass) -> Done {
+fn delete(illumos: &Illumos, state: &mut IllumosState, args: &[String], class: LinkClass) -> DladmResult {
     let typed = typed(args, "tR:z:")?;
     let name = operand(&typed)?;
     let Some(link) = state.links.get(name) else { return die(format!("invalid link name '{name}'")) };
@@ -163,10 +163,10 @@ fn delete(illumos: &Illumos, state: &mut State, args: &[String], class: LinkClas
         return die("vnic deletion failed: link busy");
     }
     state.links.remove(name);
-    Ok(Said::default())
+    Ok(ToolOutput::default())
 }
 
-fn set_linkprop(state: &mut State, args: &[String]) -> Done {
+fn set_linkprop(state: &mut IllumosState, args: &[String]) -> DladmResult {
     let typed = typed(args, "tR:p:")?;
     let name = operand(&typed)?;
     let Some(link) = state.links.get_mut(name) else {
@@ -182,20 +182,20 @@ fn set_linkprop(state: &mut State, args: &[String]) -> Done {
             Err(_) => return die(format!("cannot set link property 'mtu' on '{name}': invalid value")),
         }
     }
-    Ok(Said::default())
+    Ok(ToolOutput::default())
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Shown {
+enum ShownField {
     Vnics,
     Links,
 }
 
-fn show(state: &State, args: &[String], shown: Shown) -> Done {
+fn show(state: &IllumosState, args: &[String], shown: ShownField) -> DladmResult {
     let typed = typed(args, "pPo:l:z:")?;
     let (default, what) = match shown {
-        Shown::Vnics => ("link,over,speed,macaddress,macaddrtype,vid,zone", "vnic"),
-        Shown::Links => ("link,class,mtu,state,bridge,over", "link"),
+        ShownField::Vnics => ("link,over,speed,macaddress,macaddrtype,vid,zone", "vnic"),
+        ShownField::Links => ("link,class,mtu,state,bridge,over", "link"),
     };
     let parsable = typed.has('p');
     if parsable && typed.value('o').is_none() {
@@ -204,7 +204,7 @@ fn show(state: &State, args: &[String], shown: Shown) -> Done {
     let fields: Vec<String> =
         typed.value('o').unwrap_or(default).to_lowercase().split(',').map(str::to_owned).collect();
     let wanted = |name: &str, link: &Link| {
-        (shown == Shown::Links || link.class == LinkClass::Vnic)
+        (shown == ShownField::Links || link.class == LinkClass::Vnic)
             && typed.operands.iter().all(|wanted| wanted == name)
             && typed.value('l').is_none_or(|over| link.over.as_deref() == Some(over))
     };
@@ -227,7 +227,7 @@ fn show(state: &State, args: &[String], shown: Shown) -> Done {
         }
         said += &format!("{}\n", values.join(if parsable { ":" } else { " " }));
     }
-    Ok(Said::ok(said))
+    Ok(ToolOutput::ok(said))
 }
 
 fn field_of(name: &str, link: &Link, field: &str) -> Option<String> {

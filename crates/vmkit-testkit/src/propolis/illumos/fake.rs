@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::call::Planned;
-use super::{Dataset, Fault, Illumos, Kind, Link, LinkClass, State, names_in};
-use crate::propolis::Behaviour;
+use super::call::PlannedFault;
+use super::{CallFault, Dataset, DatasetKind, Illumos, IllumosState, Link, LinkClass, names_in};
+use crate::propolis::PropolisBehaviour;
 
 /// The names under which the stand-ins are called.
 const TOOLS: [&str; 4] = ["bhyvectl", "dladm", "pfexec", "zfs"];
@@ -56,7 +56,7 @@ impl FakeIllumos {
         }
         symlink(propolis, fake.path().join("propolis-server"))?;
         std::fs::write(fake.bootrom(), super::BOOTROM)?;
-        State::change(&fake.illumos, |_| ())?;
+        IllumosState::change(&fake.illumos, |_| ())?;
         Ok(fake)
     }
 
@@ -93,13 +93,13 @@ impl FakeIllumos {
     ///
     /// # Errors
     /// Whatever the system says to a new file in the host's directory.
-    pub fn behave(&self, behaviour: &Behaviour) -> io::Result<()> {
+    pub fn behave(&self, behaviour: &PropolisBehaviour) -> io::Result<()> {
         std::fs::write(self.illumos.behaviour_file(), serde_json::to_vec_pretty(behaviour)?)
     }
 
     fn give(&self, name: &str, dataset: Dataset) -> io::Result<()> {
         let dataset = Dataset { given: true, ..dataset };
-        State::change(&self.illumos, |state| drop(state.datasets.insert(name.to_owned(), dataset)))
+        IllumosState::change(&self.illumos, |state| drop(state.datasets.insert(name.to_owned(), dataset)))
     }
 
     /// Gives the host a pool, or a file system in one.
@@ -107,7 +107,7 @@ impl FakeIllumos {
     /// # Errors
     /// Whatever the system says to the host's files; so it is with the following.
     pub fn add_pool(&self, name: &str) -> io::Result<()> {
-        self.give(name, Dataset::new(Kind::Filesystem))
+        self.give(name, Dataset::new(DatasetKind::Filesystem))
     }
 
     /// Gives the host a volume with these contents, of whole mebibytes.
@@ -119,7 +119,7 @@ impl FakeIllumos {
         io::Write::write_all(&mut file, contents)?;
         let size = (contents.len() as u64).next_multiple_of(1024 * 1024).max(1024 * 1024);
         file.set_len(size)?;
-        self.give(name, Dataset { volsize: Some(size), ..Dataset::new(Kind::Volume) })
+        self.give(name, Dataset { volsize: Some(size), ..Dataset::new(DatasetKind::Volume) })
     }
 
     /// Gives the host a snapshot, `VOLUME@NAME`, of a volume that it has.
@@ -134,7 +134,7 @@ impl FakeIllumos {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, said.stderr));
         }
         debug_assert_eq!(calls, self.calls()?.len(), "a test's own doing is no call");
-        State::change(&self.illumos, |state| {
+        IllumosState::change(&self.illumos, |state| {
             state.datasets.entry(name.to_owned()).and_modify(|dataset| dataset.given = true);
         })
     }
@@ -145,15 +145,15 @@ impl FakeIllumos {
     /// Whatever the system says to the host's files.
     pub fn add_link(&self, name: &str) -> io::Result<()> {
         let link = Link { given: true, ..Link::bare(LinkClass::Phys, "0:1b:21:0:0:1".to_owned(), false) };
-        State::change(&self.illumos, |state| drop(state.links.insert(name.to_owned(), link)))
+        IllumosState::change(&self.illumos, |state| drop(state.links.insert(name.to_owned(), link)))
     }
 
     /// Returns what the host has.
     ///
     /// # Errors
     /// Whatever the system says to the host's files.
-    pub fn state(&self) -> io::Result<State> {
-        State::load(&self.illumos)
+    pub fn state(&self) -> io::Result<IllumosState> {
+        IllumosState::load(&self.illumos)
     }
 
     /// Returns every call so far, in order: the tool's name, then its arguments.
@@ -172,9 +172,9 @@ impl FakeIllumos {
     ///
     /// # Errors
     /// Whatever the system says to the host's files.
-    pub fn plan_fault(&self, nth: u64, fault: Fault) -> io::Result<()> {
+    pub fn plan_fault(&self, nth: u64, fault: CallFault) -> io::Result<()> {
         let mut planned = self.illumos.planned()?;
-        planned.push(Planned { call: self.state()?.calls + nth, fault });
+        planned.push(PlannedFault { call: self.state()?.calls + nth, fault });
         std::fs::write(self.illumos.dir.join("faults.json"), serde_json::to_vec_pretty(&planned)?)
     }
 
@@ -250,8 +250,8 @@ impl Illumos {
     }
 
     /// Runs `zfs` without anybody noticing.
-    fn run_zfs(&self, args: &[&str]) -> io::Result<super::Said> {
+    fn run_zfs(&self, args: &[&str]) -> io::Result<super::ToolOutput> {
         let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
-        State::change(self, |state| super::zfs::run(self, state, &args))?
+        IllumosState::change(self, |state| super::zfs::run(self, state, &args))?
     }
 }

@@ -15,9 +15,9 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
-pub use call::{Fault, Said};
+pub use call::{CallFault, ToolOutput};
 pub use fake::FakeIllumos;
-pub use state::{Dataset, Kind, Link, LinkClass, State};
+pub use state::{Dataset, DatasetKind, IllumosState, Link, LinkClass};
 
 /// The variable that names the directory in which the stand-ins keep their state.
 pub const DIR: &str = "VMKIT_FAKE_ILLUMOS";

@@ -10,7 +10,7 @@ use super::Illumos;
 /// All that a host has of ZFS and of links.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct State {
+pub struct IllumosState {
     /// Pools, file systems, volumes and snapshots, by their full names.
     pub datasets: BTreeMap<String, Dataset>,
     /// Links by their names.
@@ -24,7 +24,7 @@ pub struct State {
 #[serde(deny_unknown_fields)]
 pub struct Dataset {
     /// What it is.
-    pub kind: Kind,
+    pub kind: DatasetKind,
     /// How large a volume, or the volume of a snapshot, is, in bytes.
     pub volsize: Option<u64>,
     /// The snapshot that it is a clone of.
@@ -38,7 +38,7 @@ pub struct Dataset {
 /// What a dataset is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Kind {
+pub enum DatasetKind {
     /// A file system; a pool is one too.
     Filesystem,
     /// A block device.
@@ -81,7 +81,7 @@ pub enum LinkClass {
     Etherstub,
 }
 
-impl State {
+impl IllumosState {
     /// Reads the state of a host; an unused one has none.
     ///
     /// # Errors

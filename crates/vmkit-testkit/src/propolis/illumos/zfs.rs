@@ -11,8 +11,8 @@ use std::path::PathBuf;
 
 use rustix::fs::{FlockOperation, flock};
 
-use super::call::{Typed, Wrong};
-use super::{Dataset, Illumos, Kind, Said, State};
+use super::call::{GetoptError, ParsedArgs};
+use super::{Dataset, DatasetKind, Illumos, IllumosState, ToolOutput};
 
 /// The default block size of a volume, in bytes.
 const BLOCK_BYTES: u64 = 8192;
@@ -33,9 +33,9 @@ const KNOWN: [&str; 12] = [
     "volsize",
 ];
 
-pub(super) fn run(illumos: &Illumos, state: &mut State, args: &[String]) -> io::Result<Said> {
+pub(super) fn run(illumos: &Illumos, state: &mut IllumosState, args: &[String]) -> io::Result<ToolOutput> {
     let Some((command, args)) = args.split_first() else { return Ok(usage("missing command")) };
-    let mut zfs = Zfs { illumos, state };
+    let mut zfs = ZfsTool { illumos, state };
     let done = match command.as_str() {
         "create" => zfs.create(args),
         "snapshot" | "snap" => zfs.snapshot(args),
@@ -44,41 +44,41 @@ pub(super) fn run(illumos: &Illumos, state: &mut State, args: &[String]) -> io::
         "set" => zfs.set(args),
         "get" => zfs.get(args),
         "list" => zfs.list(args),
-        other => Err(Failed::Says(usage(&format!("unrecognized command '{other}'")))),
+        other => Err(ZfsFailure::Says(usage(&format!("unrecognized command '{other}'")))),
     };
     match done {
-        Ok(said) | Err(Failed::Says(said)) => Ok(said),
-        Err(Failed::Breaks(error)) => Err(error),
+        Ok(said) | Err(ZfsFailure::Says(said)) => Ok(said),
+        Err(ZfsFailure::Breaks(error)) => Err(error),
     }
 }
 
-type Done = Result<Said, Failed>;
+type ZfsResult = Result<ToolOutput, ZfsFailure>;
 
 /// Why nothing was done: the tool says so, or the stand-in itself is broken.
-enum Failed {
-    Says(Said),
+enum ZfsFailure {
+    Says(ToolOutput),
     Breaks(io::Error),
 }
 
-impl From<io::Error> for Failed {
+impl From<io::Error> for ZfsFailure {
     fn from(error: io::Error) -> Self {
         Self::Breaks(error)
     }
 }
 
-fn usage(problem: &str) -> Said {
-    Said::failed(2, format!("{problem}\nusage: zfs command args ..."))
+fn usage(problem: &str) -> ToolOutput {
+    ToolOutput::failed(2, format!("{problem}\nusage: zfs command args ..."))
 }
 
-fn fails<T>(text: impl AsRef<str>) -> Result<T, Failed> {
-    Err(Failed::Says(Said::failed(1, text)))
+fn fails<T>(text: impl AsRef<str>) -> Result<T, ZfsFailure> {
+    Err(ZfsFailure::Says(ToolOutput::failed(1, text)))
 }
 
-fn typed(args: &[String], known: &str) -> Result<Typed, Failed> {
-    Typed::parse(args, known).map_err(|wrong| {
-        Failed::Says(usage(&match wrong {
-            Wrong::Unknown(letter) => format!("invalid option '{letter}'"),
-            Wrong::NoValue(letter) => format!("missing argument for '{letter}' option"),
+fn typed(args: &[String], known: &str) -> Result<ParsedArgs, ZfsFailure> {
+    ParsedArgs::parse(args, known).map_err(|wrong| {
+        ZfsFailure::Says(usage(&match wrong {
+            GetoptError::Unknown(letter) => format!("invalid option '{letter}'"),
+            GetoptError::NoValue(letter) => format!("missing argument for '{letter}' option"),
         }))
     })
 }
@@ -105,13 +105,13 @@ fn is_below(name: &str, ancestor: &str) -> bool {
     name.strip_prefix(ancestor).is_some_and(|rest| rest.starts_with(['/', '@']))
 }
 
-struct Zfs<'a> {
+struct ZfsTool<'a> {
     illumos: &'a Illumos,
-    state: &'a mut State,
+    state: &'a mut IllumosState,
 }
 
-impl Zfs<'_> {
-    fn open(&self, name: &str) -> Result<&Dataset, Failed> {
+impl ZfsTool<'_> {
+    fn open(&self, name: &str) -> Result<&Dataset, ZfsFailure> {
         match self.state.datasets.get(name) {
             Some(dataset) => Ok(dataset),
             None => fails(format!("cannot open '{name}': dataset does not exist")),
@@ -119,7 +119,7 @@ impl Zfs<'_> {
     }
 
     /// Checks that a dataset can be made here, and makes its ancestors where that is asked for.
-    fn make_room(&mut self, name: &str, ancestors: bool) -> Result<(), Failed> {
+    fn make_room(&mut self, name: &str, ancestors: bool) -> Result<(), ZfsFailure> {
         let good = |letter: char| letter.is_ascii_alphanumeric() || "-_.: /".contains(letter);
         if let Some(letter) = name.chars().find(|letter| !good(*letter)) {
             return fails(format!("cannot create '{name}': invalid character '{letter}' in name"));
@@ -134,25 +134,25 @@ impl Zfs<'_> {
             return fails(format!("cannot create '{name}': missing dataset name"));
         };
         match self.state.datasets.get(parent).map(|parent| parent.kind) {
-            Some(Kind::Filesystem) => Ok(()),
+            Some(DatasetKind::Filesystem) => Ok(()),
             Some(_) => fails(format!("cannot create '{name}': parent is not a filesystem")),
             None if ancestors => {
                 self.make_room(parent, true)?;
-                self.state.datasets.insert(parent.to_owned(), Dataset::new(Kind::Filesystem));
+                self.state.datasets.insert(parent.to_owned(), Dataset::new(DatasetKind::Filesystem));
                 Ok(())
             }
             None => fails(format!("cannot create '{name}': parent does not exist")),
         }
     }
 
-    fn create(&mut self, args: &[String]) -> Done {
+    fn create(&mut self, args: &[String]) -> ZfsResult {
         let typed = typed(args, "psV:b:o:")?;
         let name = match typed.operands.as_slice() {
             [name] => name,
-            [] => return Err(Failed::Says(usage("missing dataset name argument"))),
-            _ => return Err(Failed::Says(usage("too many arguments"))),
+            [] => return Err(ZfsFailure::Says(usage("missing dataset name argument"))),
+            _ => return Err(ZfsFailure::Says(usage("too many arguments"))),
         };
-        let mut dataset = Dataset::new(Kind::Filesystem);
+        let mut dataset = Dataset::new(DatasetKind::Filesystem);
         dataset.properties = properties(&typed)?;
         if let Some(size) = typed.value('V') {
             let Some(size) = bytes(size) else {
@@ -161,7 +161,7 @@ impl Zfs<'_> {
             if let Some(block) = typed.value('b') {
                 dataset.properties.insert("volblocksize".to_owned(), block.to_owned());
             }
-            dataset.kind = Kind::Volume;
+            dataset.kind = DatasetKind::Volume;
             if size == 0 || !size.is_multiple_of(dataset.block_bytes()) {
                 let text = "volume size must be a multiple of volume block size";
                 return fails(format!("cannot create '{name}': {text}"));
@@ -169,21 +169,21 @@ impl Zfs<'_> {
             dataset.volsize = Some(size);
         }
         if typed.has('p') && self.state.datasets.contains_key(name) {
-            return Ok(Said::default());
+            return Ok(ToolOutput::default());
         }
         self.make_room(name, typed.has('p'))?;
         if let Some(size) = dataset.volsize {
             self.illumos.make_volume(name)?.set_len(size)?;
         }
         self.state.datasets.insert(name.clone(), dataset);
-        Ok(Said::default())
+        Ok(ToolOutput::default())
     }
 
-    fn snapshot(&mut self, args: &[String]) -> Done {
+    fn snapshot(&mut self, args: &[String]) -> ZfsResult {
         let typed = typed(args, "ro:")?;
         for name in &typed.operands {
             let Some((of, _)) = name.split_once('@') else {
-                return Err(Failed::Says(usage("missing '@' in snapshot name")));
+                return Err(ZfsFailure::Says(usage("missing '@' in snapshot name")));
             };
             let failed = |why: &str| {
                 fails(format!("cannot create snapshot '{name}': {why}\nno snapshots were created"))
@@ -192,24 +192,24 @@ impl Zfs<'_> {
             if self.state.datasets.contains_key(name) {
                 return failed("dataset already exists");
             }
-            let mut snapshot = Dataset::new(Kind::Snapshot);
+            let mut snapshot = Dataset::new(DatasetKind::Snapshot);
             snapshot.volsize = dataset.volsize;
-            if dataset.kind == Kind::Volume {
+            if dataset.kind == DatasetKind::Volume {
                 std::fs::create_dir_all(self.illumos.snapshots())?;
                 std::fs::copy(self.illumos.volume(of), self.illumos.snapshot_file(name))?;
             }
             self.state.datasets.insert(name.clone(), snapshot);
         }
-        Ok(Said::default())
+        Ok(ToolOutput::default())
     }
 
-    fn clone_snapshot(&mut self, args: &[String]) -> Done {
+    fn clone_snapshot(&mut self, args: &[String]) -> ZfsResult {
         let typed = typed(args, "po:")?;
         let [snapshot, name] = typed.operands.as_slice() else {
-            return Err(Failed::Says(usage("missing source dataset argument")));
+            return Err(ZfsFailure::Says(usage("missing source dataset argument")));
         };
         let origin = self.open(snapshot)?;
-        if origin.kind != Kind::Snapshot {
+        if origin.kind != DatasetKind::Snapshot {
             return fails(format!(
                 "cannot open '{snapshot}': operation not applicable to datasets of this type"
             ));
@@ -218,7 +218,8 @@ impl Zfs<'_> {
         if pool(snapshot) != pool(name) && self.state.datasets.contains_key(pool(name)) {
             return fails(format!("cannot create '{name}': source and target pools differ"));
         }
-        let mut dataset = Dataset::new(if volsize.is_some() { Kind::Volume } else { Kind::Filesystem });
+        let mut dataset =
+            Dataset::new(if volsize.is_some() { DatasetKind::Volume } else { DatasetKind::Filesystem });
         dataset.properties = properties(&typed)?;
         dataset.volsize = volsize;
         dataset.origin = Some(snapshot.clone());
@@ -228,13 +229,13 @@ impl Zfs<'_> {
             std::fs::copy(self.illumos.snapshot_file(snapshot), self.illumos.volume(name))?;
         }
         self.state.datasets.insert(name.clone(), dataset);
-        Ok(Said::default())
+        Ok(ToolOutput::default())
     }
 
-    fn destroy(&mut self, args: &[String]) -> Done {
+    fn destroy(&mut self, args: &[String]) -> ZfsResult {
         let typed = typed(args, "rRfnpvd")?;
         let [name] = typed.operands.as_slice() else {
-            return Err(Failed::Says(usage("missing dataset argument")));
+            return Err(ZfsFailure::Says(usage("missing dataset argument")));
         };
         if name.contains('@') && !self.state.datasets.contains_key(name) {
             self.open(name.split('@').next().unwrap_or_default())?;
@@ -248,9 +249,9 @@ impl Zfs<'_> {
             ));
         }
         let what = match self.open(name)?.kind {
-            Kind::Filesystem => "filesystem",
-            Kind::Volume => "volume",
-            Kind::Snapshot => "snapshot",
+            DatasetKind::Filesystem => "filesystem",
+            DatasetKind::Volume => "volume",
+            DatasetKind::Snapshot => "snapshot",
         };
         let (clones, children) = (typed.has('R'), typed.has('r') || typed.has('R'));
         let below: BTreeSet<String> =
@@ -280,13 +281,13 @@ impl Zfs<'_> {
         for name in &doomed {
             if let Some(Dataset { volsize: Some(_), kind, .. }) = self.state.datasets.remove(name) {
                 let file = match kind {
-                    Kind::Snapshot => self.illumos.snapshot_file(name),
+                    DatasetKind::Snapshot => self.illumos.snapshot_file(name),
                     _ => self.illumos.volume(name),
                 };
                 std::fs::remove_file(file)?;
             }
         }
-        Ok(Said::default())
+        Ok(ToolOutput::default())
     }
 
     /// Returns what was cloned from these, and from what is below those, and so on.
@@ -310,14 +311,14 @@ impl Zfs<'_> {
         }
     }
 
-    fn set(&mut self, args: &[String]) -> Done {
+    fn set(&mut self, args: &[String]) -> ZfsResult {
         let Some((name, pairs)) = args.split_last().filter(|(_, pairs)| !pairs.is_empty()) else {
-            return Err(Failed::Says(usage("missing property=value argument")));
+            return Err(ZfsFailure::Says(usage("missing property=value argument")));
         };
         self.open(name)?;
         for pair in pairs {
             let Some((key, value)) = pair.split_once('=') else {
-                return Err(Failed::Says(usage("missing value in property=value argument")));
+                return Err(ZfsFailure::Says(usage("missing value in property=value argument")));
             };
             let failed = |why: String| fails(format!("cannot set property for '{name}': {why}"));
             let dataset = self.state.datasets.get_mut(name).expect("it was opened");
@@ -325,7 +326,7 @@ impl Zfs<'_> {
                 dataset.properties.insert(key.to_owned(), value.to_owned());
                 continue;
             }
-            if dataset.kind != Kind::Volume {
+            if dataset.kind != DatasetKind::Volume {
                 return failed("'volsize' does not apply to datasets of this type".to_owned());
             }
             let Some(size) = bytes(value).filter(|size| *size > 0) else {
@@ -338,13 +339,13 @@ impl Zfs<'_> {
             dataset.volsize = Some(size);
             OpenOptions::new().write(true).open(self.illumos.volume(name))?.set_len(size)?;
         }
-        Ok(Said::default())
+        Ok(ToolOutput::default())
     }
 
-    fn get(&mut self, args: &[String]) -> Done {
+    fn get(&mut self, args: &[String]) -> ZfsResult {
         let typed = typed(args, "rHpd:o:s:t:")?;
         let Some((properties, names)) = typed.operands.split_first() else {
-            return Err(Failed::Says(usage("missing property argument")));
+            return Err(ZfsFailure::Says(usage("missing property argument")));
         };
         let columns = typed.value('o').unwrap_or("name,property,value,source");
         let mut said = String::new();
@@ -366,10 +367,10 @@ impl Zfs<'_> {
                 said += &format!("{}\n", cells.join(if typed.has('H') { "\t" } else { "  " }));
             }
         }
-        Ok(Said::ok(said))
+        Ok(ToolOutput::ok(said))
     }
 
-    fn list(&mut self, args: &[String]) -> Done {
+    fn list(&mut self, args: &[String]) -> ZfsResult {
         let typed = typed(args, "rHpd:o:t:s:S:")?;
         for name in &typed.operands {
             self.open(name)?;
@@ -377,7 +378,7 @@ impl Zfs<'_> {
         let depth: Option<usize> = typed.value('d').and_then(|depth| depth.parse().ok());
         let recursive = typed.has('r') || depth.is_some();
         let types = typed.value('t');
-        let wanted = |name: &str, kind: Kind| {
+        let wanted = |name: &str, kind: DatasetKind| {
             let among = typed.operands.is_empty()
                 || typed.operands.iter().any(|top| {
                     let steps = name.strip_prefix(top.as_str()).map(|rest| rest.matches(['/', '@']).count());
@@ -387,7 +388,7 @@ impl Zfs<'_> {
             let named = typed.operands.iter().any(|operand| operand == name);
             among
                 && match (types, kind) {
-                    (None, Kind::Snapshot) => named,
+                    (None, DatasetKind::Snapshot) => named,
                     (None, _) => true,
                     (Some(types), kind) => types.split(',').any(|typed| is_type(typed, kind)),
                 }
@@ -400,41 +401,41 @@ impl Zfs<'_> {
         }
         for (name, dataset) in &self.state.datasets {
             if wanted(name, dataset.kind) {
-                let cells: Result<Vec<String>, Failed> =
+                let cells: Result<Vec<String>, ZfsFailure> =
                     columns.iter().map(|column| Ok(value(name, dataset, column)?.0)).collect();
                 said += &format!("{}\n", cells?.join(if typed.has('H') { "\t" } else { "  " }));
             }
         }
-        Ok(Said::ok(said))
+        Ok(ToolOutput::ok(said))
     }
 }
 
-fn is_type(typed: &str, kind: Kind) -> bool {
+fn is_type(typed: &str, kind: DatasetKind) -> bool {
     match typed {
         "all" => true,
-        "filesystem" | "fs" => kind == Kind::Filesystem,
-        "volume" | "vol" => kind == Kind::Volume,
-        "snapshot" | "snap" => kind == Kind::Snapshot,
+        "filesystem" | "fs" => kind == DatasetKind::Filesystem,
+        "volume" | "vol" => kind == DatasetKind::Volume,
+        "snapshot" | "snap" => kind == DatasetKind::Snapshot,
         _ => false,
     }
 }
 
 /// Returns a property's value, in bytes where it is a size, and where it comes from.
-fn value(name: &str, dataset: &Dataset, property: &str) -> Result<(String, &'static str), Failed> {
+fn value(name: &str, dataset: &Dataset, property: &str) -> Result<(String, &'static str), ZfsFailure> {
     let nothing = || "-".to_owned();
     let text = match property {
         "name" => name.to_owned(),
         "type" => match dataset.kind {
-            Kind::Filesystem => "filesystem".to_owned(),
-            Kind::Volume => "volume".to_owned(),
-            Kind::Snapshot => "snapshot".to_owned(),
+            DatasetKind::Filesystem => "filesystem".to_owned(),
+            DatasetKind::Volume => "volume".to_owned(),
+            DatasetKind::Snapshot => "snapshot".to_owned(),
         },
         "origin" => dataset.origin.clone().unwrap_or_else(nothing),
         "volsize" => {
-            let source = if dataset.kind == Kind::Volume { "local" } else { "-" };
+            let source = if dataset.kind == DatasetKind::Volume { "local" } else { "-" };
             return Ok((dataset.volsize.map_or_else(nothing, |size| size.to_string()), source));
         }
-        "volblocksize" if dataset.kind == Kind::Volume => dataset.block_bytes().to_string(),
+        "volblocksize" if dataset.kind == DatasetKind::Volume => dataset.block_bytes().to_string(),
         property => match dataset.properties.get(property) {
             Some(value) => return Ok((value.clone(), "local")),
             None if KNOWN.contains(&property)
@@ -446,25 +447,25 @@ fn value(name: &str, dataset: &Dataset, property: &str) -> Result<(String, &'sta
             None if property.contains(':') => nothing(),
             None => {
                 let problem = format!("bad property list: invalid property '{property}'");
-                return Err(Failed::Says(usage(&problem)));
+                return Err(ZfsFailure::Says(usage(&problem)));
             }
         },
     };
     Ok((text, "-"))
 }
 
-fn properties(typed: &Typed) -> Result<BTreeMap<String, String>, Failed> {
+fn properties(typed: &ParsedArgs) -> Result<BTreeMap<String, String>, ZfsFailure> {
     typed
         .values('o')
         .map(|pair| match pair.split_once('=') {
             Some((key, value)) => Ok((key.to_owned(), value.to_owned())),
-            None => Err(Failed::Says(usage("missing '=' for property=value argument"))),
+            None => Err(ZfsFailure::Says(usage("missing '=' for property=value argument"))),
         })
         .collect()
 }
 
 impl Dataset {
-    pub(super) fn new(kind: Kind) -> Self {
+    pub(super) fn new(kind: DatasetKind) -> Self {
         Self { kind, volsize: None, origin: None, properties: BTreeMap::new(), given: false }
     }
 

@@ -87,12 +87,12 @@ pub(crate) struct PciPath {
 impl<'de> Deserialize<'de> for PciPath {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]
-        struct Unchecked {
+        struct UncheckedSpec {
             bus: u8,
             device: u8,
             function: u8,
         }
-        let Unchecked { bus, device, function } = Unchecked::deserialize(deserializer)?;
+        let UncheckedSpec { bus, device, function } = UncheckedSpec::deserialize(deserializer)?;
         if device > 31 {
             return Err(D::Error::custom(format_args!("PCI device {device} outside range of 0-31")));
         }

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::PropolisHypervisor;
-use super::host::{self, Host};
-use super::options::Defaults;
+use super::host::{self, HostPrograms};
+use super::options::OptionDefaults;
 use crate::error::Result;
 use crate::handle::VmHandle;
 
@@ -42,10 +42,10 @@ pub trait PowerOff: Send + Sync {
 }
 
 /// What a hypervisor was set up with.
-pub(super) struct Settings {
+pub(super) struct PropolisSettings {
     pub(super) work_root: PathBuf,
-    pub(super) host: Host,
-    pub(super) defaults: Defaults,
+    pub(super) host: HostPrograms,
+    pub(super) defaults: OptionDefaults,
     pub(super) dev_vmm: PathBuf,
     pub(super) zvol_dir: PathBuf,
     pub(super) keeper: Option<PathBuf>,
@@ -54,7 +54,7 @@ pub(super) struct Settings {
     pub(super) lease_files: Option<Vec<PathBuf>>,
 }
 
-impl fmt::Debug for Settings {
+impl fmt::Debug for PropolisSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Settings")
             .field("work_root", &self.work_root)
@@ -69,18 +69,18 @@ impl fmt::Debug for Settings {
 /// Sets up a [`PropolisHypervisor`].
 #[derive(Debug)]
 #[must_use]
-pub struct PropolisHypervisorBuilder(Settings);
+pub struct PropolisHypervisorBuilder(PropolisSettings);
 
 impl PropolisHypervisorBuilder {
     pub(super) fn new(work_root: PathBuf) -> Self {
-        Self(Settings {
+        Self(PropolisSettings {
             work_root,
-            host: Host {
+            host: HostPrograms {
                 search_path: SYSTEM_PATH.map(PathBuf::from).to_vec(),
                 pfexec: false,
                 limit: host::LIMIT,
             },
-            defaults: Defaults::default(),
+            defaults: OptionDefaults::default(),
             dev_vmm: "/dev/vmm".into(),
             zvol_dir: "/dev/zvol/rdsk".into(),
             keeper: None,

@@ -25,8 +25,8 @@ use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 use super::instance_spec::{
-    History, Instance, InstanceAnswer, InstanceEnsureRequest, InstanceState, MonitorQuestion, Monitored,
-    Refusal, Requested,
+    ErrorBody, InstanceAnswer, InstanceEnsureRequest, InstanceReply, InstanceState, MonitorQuestion,
+    RequestedState, SerialHistory, StateMonitorReply,
 };
 use crate::error::{Error, ErrorKind};
 
@@ -41,7 +41,7 @@ pub(crate) const HISTORY_BYTES: u64 = 256 << 10;
 
 /// What is seen of the VM at a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Sight {
+pub(super) struct InstanceView {
     /// Whose VM it is; `None` where the server tells no more than the state.
     pub(super) id: Option<Uuid>,
     pub(super) state: InstanceState,
@@ -49,14 +49,14 @@ pub(super) struct Sight {
 
 /// A server, spoken to in one version of its API.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Client {
+pub(crate) struct PropolisClient {
     pub(crate) address: SocketAddr,
     pub(crate) version: &'static str,
 }
 
 /// Why there is no answer.
 #[derive(Debug)]
-pub(crate) enum Failure {
+pub(crate) enum ClientError {
     /// Nobody listens there: the host itself says so.
     Refused(io::Error),
     /// There is no way there, or nothing comes back: whether somebody listens there is not known.
@@ -71,78 +71,89 @@ pub(crate) enum Failure {
     /// Whoever answers is no Propolis server.
     Foreign(String),
     /// The server says no.
-    Denied { status: StatusCode, refusal: Refusal },
+    Denied { status: StatusCode, refusal: ErrorBody },
 }
 
-pub(crate) type Answer<T> = Result<T, Failure>;
+pub(crate) type ClientResult<T> = Result<T, ClientError>;
 
-impl Failure {
+impl ClientError {
     /// Returns whether the server has no VM, or none that is alive.
     pub(crate) fn is_no_instance(&self) -> bool {
-        matches!(self, Failure::Denied { status, .. } if matches!(status.as_u16(), 424 | 410))
+        matches!(self, ClientError::Denied { status, .. } if matches!(status.as_u16(), 424 | 410))
     }
 
     /// Returns whether the server has a VM already.
     pub(super) fn is_taken(&self) -> bool {
-        matches!(self, Failure::Denied { status, .. } if *status == StatusCode::CONFLICT)
+        matches!(self, ClientError::Denied { status, .. } if *status == StatusCode::CONFLICT)
     }
 
     /// Returns whether the network failed, which says nothing of the server: it may be asked again.
     pub(super) fn is_of_the_network(&self) -> bool {
-        matches!(self, Failure::Unreached(_) | Failure::Lost(_))
+        matches!(self, ClientError::Unreached(_) | ClientError::Lost(_))
     }
 
     /// Returns the request's id, by which the server's log tells more of a failure that it hides.
     pub(super) fn hidden(&self) -> Option<&str> {
         match self {
-            Failure::Denied { status, refusal } if status.is_server_error() => Some(&refusal.request_id),
+            ClientError::Denied { status, refusal } if status.is_server_error() => Some(&refusal.request_id),
             _ => None,
         }
     }
 
     /// Creates the library's error of it; `why` is what the server's log tells of a failure that it
     /// hides.
-    pub(crate) fn into_error(self, client: &Client, doing: &'static str, why: Option<String>) -> Error {
+    pub(crate) fn into_error(
+        self,
+        client: &PropolisClient,
+        doing: &'static str,
+        why: Option<String>,
+    ) -> Error {
         let address = client.address;
         match self {
-            Failure::Refused(source) => Error::Protocol {
+            ClientError::Refused(source) => Error::Protocol {
                 peer: PEER,
                 problem: format!("nobody listens at {address}: is the address right, and does it run?"),
                 source: Some(source),
             },
-            Failure::Unreached(source) => Error::Protocol {
+            ClientError::Unreached(source) => Error::Protocol {
                 peer: PEER,
                 problem: format!("{address} can't be reached, so nobody knows what is there"),
                 source: Some(source),
             },
-            Failure::Lost(how) => Error::Protocol {
+            ClientError::Lost(how) => Error::Protocol {
                 peer: PEER,
                 problem: format!("the connection to {address} broke off while it was to {doing}: {how}"),
                 source: None,
             },
-            Failure::TimedOut(after) => {
+            ClientError::TimedOut(after) => {
                 let awaited = format!("the Propolis server at {address} to {doing}");
                 Error::TimedOut { awaited, after, console: String::new() }
             }
-            Failure::StillMaking(after) => {
+            ClientError::StillMaking(after) => {
                 let awaited = format!(
                     "the Propolis server at {address} to {doing}, which it says is still being made (`Creating`): a \
                      server that panicked in making a VM says so until it is ended, and then the VM is gone"
                 );
                 Error::TimedOut { awaited, after, console: String::new() }
             }
-            Failure::Foreign(what) => Error::Protocol {
+            ClientError::Foreign(what) => Error::Protocol {
                 peer: PEER,
                 problem: format!("what answers at {address} is no Propolis server: {what}"),
                 source: None,
             },
-            Failure::Denied { status, refusal } => denied(client, doing, status, refusal, why),
+            ClientError::Denied { status, refusal } => denied(client, doing, status, refusal, why),
         }
     }
 }
 
-fn denied(client: &Client, doing: &str, status: StatusCode, refusal: Refusal, why: Option<String>) -> Error {
-    let Refusal { error_code, message, request_id } = refusal;
+fn denied(
+    client: &PropolisClient,
+    doing: &str,
+    status: StatusCode,
+    refusal: ErrorBody,
+    why: Option<String>,
+) -> Error {
+    let ErrorBody { error_code, message, request_id } = refusal;
     let address = client.address;
     if message.contains("does not support this API version") {
         let problem = format!(
@@ -167,36 +178,40 @@ fn denied(client: &Client, doing: &str, status: StatusCode, refusal: Refusal, wh
     Error::Backend { message, kind, source: None }
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for ClientError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Failure::Refused(error) => write!(f, "nobody listens: {error}"),
-            Failure::Unreached(error) => write!(f, "it can't be reached: {error}"),
-            Failure::Lost(how) => write!(f, "the connection broke off: {how}"),
-            Failure::TimedOut(after) => write!(f, "no answer within {:.1} s", after.as_secs_f64()),
-            Failure::StillMaking(after) => {
+            ClientError::Refused(error) => write!(f, "nobody listens: {error}"),
+            ClientError::Unreached(error) => write!(f, "it can't be reached: {error}"),
+            ClientError::Lost(how) => write!(f, "the connection broke off: {how}"),
+            ClientError::TimedOut(after) => write!(f, "no answer within {:.1} s", after.as_secs_f64()),
+            ClientError::StillMaking(after) => {
                 write!(f, "it still makes the VM after {:.1} s", after.as_secs_f64())
             }
-            Failure::Foreign(what) => write!(f, "no Propolis server answers: {what}"),
-            Failure::Denied { status, refusal } => write!(f, "{status}: {}", refusal.message),
+            ClientError::Foreign(what) => write!(f, "no Propolis server answers: {what}"),
+            ClientError::Denied { status, refusal } => write!(f, "{status}: {}", refusal.message),
         }
     }
 }
 
-impl Client {
+impl PropolisClient {
     /// Returns where the console is.
     pub(crate) fn console_url(&self) -> String {
         format!("ws://{}/instance/serial", self.address)
     }
 
     /// Has the server make a VM; comes back once all its devices are there.
-    pub(super) async fn ensure(&self, request: &InstanceEnsureRequest, deadline: Instant) -> Answer<()> {
+    pub(super) async fn ensure(
+        &self,
+        request: &InstanceEnsureRequest,
+        deadline: Instant,
+    ) -> ClientResult<()> {
         let body = serde_json::to_vec(request).expect("a request is plain data of UTF-8 paths");
         self.send(Method::PUT, "/instance", Some(body), deadline).await.map(drop)
     }
 
     /// Asks what VM there is.
-    pub(super) async fn instance(&self, deadline: Instant) -> Answer<Instance> {
+    pub(super) async fn instance(&self, deadline: Instant) -> ClientResult<InstanceReply> {
         let bytes = self.send(Method::GET, "/instance", None, deadline).await?;
         parsed::<InstanceAnswer>(&bytes).map(|answer| answer.instance)
     }
@@ -204,10 +219,14 @@ impl Client {
     /// Looks what VM there is. A server tells nothing of one whose devices it is pausing, to reset
     /// or to halt them, but its state: so that is asked for as well where there is no answer for so
     /// long.
-    pub(super) async fn look(&self, blocked_after: Duration, deadline: Instant) -> Answer<Sight> {
+    pub(super) async fn look(
+        &self,
+        blocked_after: Duration,
+        deadline: Instant,
+    ) -> ClientResult<InstanceView> {
         let whole = async {
             let there = self.instance(deadline).await?;
-            Ok(Sight { id: Some(there.properties.id), state: there.state })
+            Ok(InstanceView { id: Some(there.properties.id), state: there.state })
         };
         tokio::pin!(whole);
         if let Ok(answer) = timeout_at(deadline.min(Instant::now() + blocked_after), &mut whole).await {
@@ -217,32 +236,36 @@ impl Client {
             biased;
             answer = &mut whole => answer,
             state = self.monitor(0, deadline) => match state {
-                Ok(seen) => Ok(Sight { id: None, state: seen.state }),
+                Ok(seen) => Ok(InstanceView { id: None, state: seen.state }),
                 Err(_) => whole.await,
             },
         }
     }
 
     /// Asks the VM to become running or stopped; it is done some time after the answer.
-    pub(super) async fn request(&self, state: Requested, deadline: Instant) -> Answer<()> {
+    pub(super) async fn request(&self, state: RequestedState, deadline: Instant) -> ClientResult<()> {
         let body = serde_json::to_vec(&state).expect("a word is plain data");
         self.send(Method::PUT, "/instance/state", Some(body), deadline).await.map(drop)
     }
 
     /// Waits for the state of this generation, or a later one: states in between may be skipped.
-    pub(super) async fn monitor(&self, generation: u64, deadline: Instant) -> Answer<Monitored> {
+    pub(super) async fn monitor(
+        &self,
+        generation: u64,
+        deadline: Instant,
+    ) -> ClientResult<StateMonitorReply> {
         let question = encoded(&MonitorQuestion { r#gen: generation });
         let bytes = self.send(Method::GET, "/instance/state-monitor", Some(question), deadline).await?;
         parsed(&bytes)
     }
 
     /// Asks for what the console has said from this offset on.
-    pub(crate) async fn history(&self, from: From, deadline: Instant) -> Answer<History> {
+    pub(crate) async fn history(&self, from: HistoryStart, deadline: Instant) -> ClientResult<SerialHistory> {
         let path = match from {
-            From::Start(offset) => {
+            HistoryStart::Start(offset) => {
                 format!("/instance/serial/history?from_start={offset}&max_bytes={HISTORY_BYTES}")
             }
-            From::End(bytes) => {
+            HistoryStart::End(bytes) => {
                 format!("/instance/serial/history?most_recent={bytes}&max_bytes={HISTORY_BYTES}")
             }
         };
@@ -256,13 +279,13 @@ impl Client {
         path: &str,
         body: Option<Vec<u8>>,
         deadline: Instant,
-    ) -> Answer<Bytes> {
+    ) -> ClientResult<Bytes> {
         let began = Instant::now();
         let answer = timeout_at(deadline, self.converse(method, path, body)).await;
-        answer.unwrap_or_else(|_| Err(Failure::TimedOut(began.elapsed())))
+        answer.unwrap_or_else(|_| Err(ClientError::TimedOut(began.elapsed())))
     }
 
-    async fn converse(&self, method: Method, path: &str, body: Option<Vec<u8>>) -> Answer<Bytes> {
+    async fn converse(&self, method: Method, path: &str, body: Option<Vec<u8>>) -> ClientResult<Bytes> {
         let stream = TcpStream::connect(self.address).await.map_err(unconnected)?;
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
@@ -280,7 +303,8 @@ impl Client {
             let answer = sender.send_request(request).await.map_err(|error| broken(&error))?;
             let status = answer.status();
             let limited = Limited::new(answer.into_body(), MOST_ANSWER_BYTES);
-            let bytes = limited.collect().await.map_err(|error| Failure::Lost(error.to_string()))?.to_bytes();
+            let bytes =
+                limited.collect().await.map_err(|error| ClientError::Lost(error.to_string()))?.to_bytes();
             Ok((status, bytes))
         };
         // The connection is driven by whoever waits for the answer, so nothing outlives a dropped
@@ -299,35 +323,35 @@ impl Client {
         if status.is_success() {
             return Ok(bytes);
         }
-        match serde_json::from_slice::<Refusal>(&bytes) {
-            Ok(refusal) => Err(Failure::Denied { status, refusal }),
-            Err(_) => Err(Failure::Foreign(format!("it says {status} and {}", shown(&bytes)))),
+        match serde_json::from_slice::<ErrorBody>(&bytes) {
+            Ok(refusal) => Err(ClientError::Denied { status, refusal }),
+            Err(_) => Err(ClientError::Foreign(format!("it says {status} and {}", shown(&bytes)))),
         }
     }
 }
 
 /// Tells a server that is not there from a network that does not lead there.
-fn unconnected(error: io::Error) -> Failure {
+fn unconnected(error: io::Error) -> ClientError {
     match error.kind() {
-        io::ErrorKind::ConnectionRefused => Failure::Refused(error),
-        _ => Failure::Unreached(error),
+        io::ErrorKind::ConnectionRefused => ClientError::Refused(error),
+        _ => ClientError::Unreached(error),
     }
 }
 
 /// From where the console's history is read.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum From {
+pub(crate) enum HistoryStart {
     /// So many bytes after its beginning.
     Start(u64),
     /// So many bytes before its end.
     End(u64),
 }
 
-fn broken(error: &hyper::Error) -> Failure {
+fn broken(error: &hyper::Error) -> ClientError {
     if error.is_parse() {
-        return Failure::Foreign(format!("it does not speak HTTP: {error}"));
+        return ClientError::Foreign(format!("it does not speak HTTP: {error}"));
     }
-    Failure::Lost(chain(error))
+    ClientError::Lost(chain(error))
 }
 
 fn chain(error: &dyn std::error::Error) -> String {
@@ -341,9 +365,10 @@ fn encoded(question: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(question).expect("a question is plain data")
 }
 
-fn parsed<T: DeserializeOwned>(bytes: &[u8]) -> Answer<T> {
-    serde_json::from_slice(bytes)
-        .map_err(|error| Failure::Foreign(format!("it says {}, which is no answer: {error}", shown(bytes))))
+fn parsed<T: DeserializeOwned>(bytes: &[u8]) -> ClientResult<T> {
+    serde_json::from_slice(bytes).map_err(|error| {
+        ClientError::Foreign(format!("it says {}, which is no answer: {error}", shown(bytes)))
+    })
 }
 
 /// Returns the beginning of what somebody said, fit for a message.
@@ -359,7 +384,7 @@ mod tests {
     use std::net::TcpListener;
 
     /// Returns whoever connects first with these bytes, and the request that came.
-    fn answering(bytes: &'static [u8]) -> (Client, std::thread::JoinHandle<String>) {
+    fn answering(bytes: &'static [u8]) -> (PropolisClient, std::thread::JoinHandle<String>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let thread = std::thread::spawn(move || {
@@ -369,7 +394,7 @@ mod tests {
             stream.write_all(bytes).unwrap();
             String::from_utf8_lossy(&request[..read]).into_owned()
         });
-        (Client { address, version: "1.0.0" }, thread)
+        (PropolisClient { address, version: "1.0.0" }, thread)
     }
 
     fn soon() -> Instant {
@@ -425,10 +450,10 @@ mod tests {
     #[tokio::test]
     async fn an_address_where_nobody_listens_is_named() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let client = Client { address: listener.local_addr().unwrap(), version: "1.0.0" };
+        let client = PropolisClient { address: listener.local_addr().unwrap(), version: "1.0.0" };
         drop(listener);
         let failure = client.instance(soon()).await.unwrap_err();
-        assert!(matches!(failure, Failure::Refused(_)), "{failure:?}");
+        assert!(matches!(failure, ClientError::Refused(_)), "{failure:?}");
         let error = failure.into_error(&client, "tell its state", None).to_string();
         assert!(error.contains("nobody listens at 127.0.0.1:"), "{error}");
     }
@@ -436,9 +461,9 @@ mod tests {
     #[tokio::test]
     async fn a_host_that_no_way_leads_to_is_not_taken_for_one_where_nobody_listens() {
         // No connection to everybody at once can be made: the kernel says that there is no way.
-        let client = Client { address: "255.255.255.255:12400".parse().unwrap(), version: "1.0.0" };
+        let client = PropolisClient { address: "255.255.255.255:12400".parse().unwrap(), version: "1.0.0" };
         let failure = client.instance(soon()).await.unwrap_err();
-        assert!(matches!(failure, Failure::Unreached(_)), "{failure:?}");
+        assert!(matches!(failure, ClientError::Unreached(_)), "{failure:?}");
         let error = failure.into_error(&client, "tell its state", None).to_string();
         assert!(error.contains("can't be reached"), "{error}");
     }
@@ -446,8 +471,8 @@ mod tests {
     #[tokio::test]
     async fn a_server_that_never_answers_is_waited_for_until_the_deadline() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let client = Client { address: listener.local_addr().unwrap(), version: "1.0.0" };
+        let client = PropolisClient { address: listener.local_addr().unwrap(), version: "1.0.0" };
         let failure = client.instance(Instant::now() + Duration::from_millis(50)).await.unwrap_err();
-        assert!(matches!(failure, Failure::TimedOut(_)), "{failure:?}");
+        assert!(matches!(failure, ClientError::TimedOut(_)), "{failure:?}");
     }
 }

@@ -16,13 +16,13 @@ use tokio::io::{AsyncReadExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::client::Client;
+use super::client::PropolisClient;
 use super::files;
-use super::layout::Layout;
+use super::layout::PropolisLayout;
 use crate::boundedlog::BoundedLog;
-use crate::console::Since;
-use crate::console::pump::Pump;
-use crate::console::serial::{Event, page};
+use crate::console::HistoryRange;
+use crate::console::pump::ConsolePump;
+use crate::console::serial::{ConsoleEvent, page};
 use crate::error::{Error, Result};
 use crate::spec::Mib;
 
@@ -32,17 +32,17 @@ const ATTACH_LIMIT: Duration = Duration::from_secs(8);
 const LAST_WORDS_LIMIT: Duration = Duration::from_millis(500);
 
 /// Writes the console's output to its log.
-pub(super) struct Keeping<'a> {
-    client: Client,
-    layout: &'a Layout,
+pub(super) struct LogWriter<'a> {
+    client: PropolisClient,
+    layout: &'a PropolisLayout,
     log: BoundedLog,
     /// How many bytes of this run are in the log, or are known to be lost.
     at: u64,
 }
 
-impl<'a> Keeping<'a> {
+impl<'a> LogWriter<'a> {
     /// Begins where the log ends; `None`, with a warning, where there can be no log.
-    pub(super) fn begin(client: Client, layout: &'a Layout, bound: Mib) -> Option<Self> {
+    pub(super) fn begin(client: PropolisClient, layout: &'a PropolisLayout, bound: Mib) -> Option<Self> {
         let log = match BoundedLog::open(&layout.console_log(), bound.bytes()) {
             Ok(log) => log,
             Err(error) => {
@@ -83,15 +83,15 @@ impl<'a> Keeping<'a> {
         done
     }
 
-    async fn attached(&mut self, deadline: Instant) -> Result<Attached> {
+    async fn attached(&mut self, deadline: Instant) -> Result<AttachedLog> {
         self.history(deadline).await;
-        Attached::at(self).await
+        AttachedLog::at(self).await
     }
 
     /// Writes down what the server has.
     async fn history(&mut self, deadline: Instant) {
         loop {
-            match page(&self.client, Since::Start(self.at), deadline).await {
+            match page(&self.client, HistoryRange::Start(self.at), deadline).await {
                 Ok(Some(page)) if page.end >= self.at => {
                     self.log.append(page.since(self.at));
                     self.reach(page.end);
@@ -117,30 +117,30 @@ impl<'a> Keeping<'a> {
 }
 
 /// A console that is attached behind what is in the log.
-struct Attached {
-    pump: Pump<Box<dyn FnMut(Event) + Send>>,
+struct AttachedLog {
+    pump: ConsolePump<Box<dyn FnMut(ConsoleEvent) + Send>>,
     words: UnixStream,
     missed: Arc<AtomicU64>,
 }
 
-impl Attached {
-    async fn at(keeping: &Keeping<'_>) -> Result<Self> {
+impl AttachedLog {
+    async fn at(keeping: &LogWriter<'_>) -> Result<Self> {
         let (words, theirs) = UnixStream::pair().map_err(Error::io("make", "a pair of sockets"))?;
         let missed = Arc::<AtomicU64>::default();
         let counted = Arc::clone(&missed);
         let tell = Box::new(move |event| {
-            if let Event::Missed { bytes } = event {
+            if let ConsoleEvent::Missed { bytes } = event {
                 counted.fetch_add(bytes, Ordering::Relaxed);
             }
         });
-        let mut pump: Pump<Box<dyn FnMut(Event) + Send>> =
-            Pump::new(keeping.client, keeping.at, theirs, tell);
+        let mut pump: ConsolePump<Box<dyn FnMut(ConsoleEvent) + Send>> =
+            ConsolePump::new(keeping.client, keeping.at, theirs, tell);
         pump.attach().await?;
         Ok(Self { pump, words, missed })
     }
 
     /// Writes down what is said until the console ends.
-    async fn write(self, keeping: &mut Keeping<'_>) {
+    async fn write(self, keeping: &mut LogWriter<'_>) {
         let Self { pump, words, missed } = self;
         let mut words = BufReader::new(words);
         let writing = async {

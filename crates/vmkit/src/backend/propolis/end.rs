@@ -18,8 +18,8 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
-use super::client::{Answer, Client, Failure};
-use super::instance_spec::{Instance, InstanceState, Requested};
+use super::client::{ClientError, ClientResult, PropolisClient};
+use super::instance_spec::{InstanceReply, InstanceState, RequestedState};
 use super::monitor;
 
 /// The pause before a server is asked again that may make a VM yet or still makes it, or that the
@@ -36,7 +36,7 @@ const MAKING_LIMIT: Duration = Duration::from_secs(30);
 
 /// What an ending came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Outcome {
+pub(super) enum EndOutcome {
     /// The server has let go of everything that the VM had, or has no such VM.
     Gone,
     /// The server may have been asked for the VM, and never had it for as long as that was watched.
@@ -45,13 +45,13 @@ pub(super) enum Outcome {
 
 /// How long each part of an ending may take.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Limits {
+pub(super) struct EndTimeouts {
     deadline: Instant,
     watched_until: Option<Instant>,
     making: Duration,
 }
 
-impl Limits {
+impl EndTimeouts {
     /// Returns the usual limits of an ending that is over at the deadline.
     pub(super) fn until(deadline: Instant) -> Self {
         Self { deadline, watched_until: None, making: MAKING_LIMIT }
@@ -69,7 +69,7 @@ impl Limits {
 }
 
 /// What one try to end a VM came to.
-enum Tried {
+enum EndAttempt {
     /// The server has let go of everything.
     Gone,
     /// It has no such VM, or what has become of an earlier run.
@@ -85,21 +85,21 @@ enum Tried {
 /// # Errors
 /// `Refused` where nobody listens, so there is no server that could hold anything; any other
 /// failure leaves open what runs.
-pub(super) async fn end(client: &Client, id: Uuid, limits: Limits) -> Answer<Outcome> {
+pub(super) async fn end(client: &PropolisClient, id: Uuid, limits: EndTimeouts) -> ClientResult<EndOutcome> {
     let began = Instant::now();
     let (mut heard, mut making) = (began, None);
     loop {
         match end_once(client, id, limits.deadline).await {
-            Ok(Tried::Gone) => return Ok(Outcome::Gone),
-            Ok(Tried::Nothing) => match limits.watched_until {
-                None => return Ok(Outcome::Gone),
-                Some(until) if Instant::now() >= until => return Ok(Outcome::NeverSeen),
+            Ok(EndAttempt::Gone) => return Ok(EndOutcome::Gone),
+            Ok(EndAttempt::Nothing) => match limits.watched_until {
+                None => return Ok(EndOutcome::Gone),
+                Some(until) if Instant::now() >= until => return Ok(EndOutcome::NeverSeen),
                 Some(_) => (heard, making) = (Instant::now(), None),
             },
-            Ok(Tried::Creating) => {
+            Ok(EndAttempt::Creating) => {
                 heard = Instant::now();
                 if making.get_or_insert(heard).elapsed() >= limits.making {
-                    return Err(Failure::StillMaking(limits.making));
+                    return Err(ClientError::StillMaking(limits.making));
                 }
             }
             Err(failure) if failure.is_of_the_network() && heard.elapsed() < NETWORK_LIMIT => {
@@ -109,8 +109,8 @@ pub(super) async fn end(client: &Client, id: Uuid, limits: Limits) -> Answer<Out
         }
         if Instant::now() + AGAIN >= limits.deadline {
             return Err(match making {
-                Some(since) => Failure::StillMaking(since.elapsed()),
-                None => Failure::TimedOut(began.elapsed()),
+                Some(since) => ClientError::StillMaking(since.elapsed()),
+                None => ClientError::TimedOut(began.elapsed()),
             });
         }
         sleep(AGAIN).await;
@@ -121,14 +121,18 @@ pub(super) async fn end(client: &Client, id: Uuid, limits: Limits) -> Answer<Out
 ///
 /// # Errors
 /// What keeps the server from telling.
-pub(super) async fn shown(client: &Client, until: Instant, deadline: Instant) -> Answer<Option<Instance>> {
+pub(super) async fn shown(
+    client: &PropolisClient,
+    until: Instant,
+    deadline: Instant,
+) -> ClientResult<Option<InstanceReply>> {
     loop {
         let there = match client.instance(deadline).await {
             Err(failure) if failure.is_no_instance() => None,
             there => Some(there?),
         };
         let lives =
-            |there: &Instance| !matches!(there.state, InstanceState::Destroyed | InstanceState::Failed);
+            |there: &InstanceReply| !matches!(there.state, InstanceState::Destroyed | InstanceState::Failed);
         if there.as_ref().is_some_and(lives) || Instant::now() >= until.min(deadline) {
             return Ok(there);
         }
@@ -136,21 +140,21 @@ pub(super) async fn shown(client: &Client, until: Instant, deadline: Instant) ->
     }
 }
 
-async fn end_once(client: &Client, id: Uuid, deadline: Instant) -> Answer<Tried> {
+async fn end_once(client: &PropolisClient, id: Uuid, deadline: Instant) -> ClientResult<EndAttempt> {
     let there = match client.instance(deadline).await {
-        Err(failure) if failure.is_no_instance() => return Ok(Tried::Nothing),
+        Err(failure) if failure.is_no_instance() => return Ok(EndAttempt::Nothing),
         there => there?,
     };
     match there.state {
-        InstanceState::Destroyed => return Ok(Tried::Nothing),
-        InstanceState::Failed if there.properties.id != id => return Ok(Tried::Nothing),
-        _ if there.properties.id != id => return Ok(Tried::Gone),
+        InstanceState::Destroyed => return Ok(EndAttempt::Nothing),
+        InstanceState::Failed if there.properties.id != id => return Ok(EndAttempt::Nothing),
+        _ if there.properties.id != id => return Ok(EndAttempt::Gone),
         _ => {}
     }
-    match client.request(Requested::Stop, deadline).await {
+    match client.request(RequestedState::Stop, deadline).await {
         Err(failure) if failure.is_no_instance() => match there.state {
-            InstanceState::Failed => return Ok(Tried::Nothing),
-            InstanceState::Creating => return Ok(Tried::Creating),
+            InstanceState::Failed => return Ok(EndAttempt::Nothing),
+            InstanceState::Creating => return Ok(EndAttempt::Creating),
             _ => {}
         },
         told => told?,
@@ -159,6 +163,6 @@ async fn end_once(client: &Client, id: Uuid, deadline: Instant) -> Answer<Tried>
     let has_failed = |state| state == InstanceState::Failed && there.state != InstanceState::Failed;
     match monitor::until(client, has_failed, deadline).await {
         Err(failure) if !failure.is_no_instance() => Err(failure),
-        _ => Ok(Tried::Gone),
+        _ => Ok(EndAttempt::Gone),
     }
 }

@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::layout::Layout;
-use super::options::Options;
+use super::layout::PropolisLayout;
+use super::options::PropolisOptions;
 use super::plan::HostStep;
 use crate::backend::supervise::files::{is_gone, remove_dir, remove_file};
 use crate::backend::supervise::unfinished;
@@ -26,11 +26,11 @@ const MOST_BYTES: u64 = 1 << 20;
 
 /// Says whose a directory is, and what was made on the host for that VM, or may have been.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Claim {
+pub(super) struct OwnerClaim {
     pub(super) id: Uuid,
     /// What the VM asked for when it was made: what the backend's defaults were then stays true for
     /// it.
-    pub(super) options: Options,
+    pub(super) options: PropolisOptions,
     /// What was made, in order.
     pub(super) steps: Vec<HostStep>,
     /// What is being made for a VM that was changed since, and may be there or not.
@@ -47,7 +47,7 @@ pub(super) struct Claim {
     pub(super) is_going: bool,
 }
 
-impl Claim {
+impl OwnerClaim {
     /// Returns whether the root disk is a copy that was made here.
     pub(super) fn has_copy(&self) -> bool {
         self.steps.iter().any(|step| matches!(step, HostStep::Copy { .. }))
@@ -55,7 +55,7 @@ impl Claim {
 
     /// Returns the same with all files of the VM where this layout has them: they lie in its
     /// directory, wherever that is now.
-    fn at(mut self, layout: &Layout) -> Self {
+    fn at(mut self, layout: &PropolisLayout) -> Self {
         for step in self.steps.iter_mut().chain(&mut self.pending) {
             if let HostStep::Copy { path, .. } | HostStep::Blank { path, .. } = step
                 && let Some(name) = path.file_name()
@@ -75,12 +75,16 @@ impl Claim {
     ///
     /// # Errors
     /// `Io` where the system does not tell what lies there.
-    pub(super) fn original(&self, layout: &Layout, recorded: Option<PathBuf>) -> Result<Option<PathBuf>> {
+    pub(super) fn original(
+        &self,
+        layout: &PropolisLayout,
+        recorded: Option<PathBuf>,
+    ) -> Result<Option<PathBuf>> {
         let Some(work) = self.work.clone().or(recorded) else { return Ok(None) };
         if is_one_directory(&work, &layout.work) {
             return Ok(None);
         }
-        let there = claim(&Layout { work: work.clone() })?;
+        let there = claim(&PropolisLayout { work: work.clone() })?;
         Ok(there.is_some_and(|there| there.id == self.id).then_some(work))
     }
 }
@@ -119,21 +123,21 @@ impl ServerFile {
 ///
 /// # Errors
 /// `Io` where it can't be read.
-pub(super) fn claim(layout: &Layout) -> Result<Option<Claim>> {
-    read(&layout.claim()).map(|claim: Option<Claim>| claim.map(|claim| claim.at(layout)))
+pub(super) fn claim(layout: &PropolisLayout) -> Result<Option<OwnerClaim>> {
+    read(&layout.claim()).map(|claim: Option<OwnerClaim>| claim.map(|claim| claim.at(layout)))
 }
 
 /// Returns where the server of the last run listens, if one was asked for anything.
 ///
 /// # Errors
 /// `Io` where it can't be read.
-pub(super) fn server(layout: &Layout) -> Result<Option<ServerFile>> {
+pub(super) fn server(layout: &PropolisLayout) -> Result<Option<ServerFile>> {
     read(&layout.server_file())
 }
 
 /// Returns until when a server may yet show the VM of this run, which a start was cut off in asking
 /// for; `None` where that is over, or the VM was seen.
-pub(super) fn watched_until(layout: &Layout, server: &ServerFile) -> Option<Instant> {
+pub(super) fn watched_until(layout: &PropolisLayout, server: &ServerFile) -> Option<Instant> {
     if server.is_begun || has_ended(layout, server) {
         return None;
     }
@@ -146,14 +150,14 @@ pub(super) fn watched_until(layout: &Layout, server: &ServerFile) -> Option<Inst
 }
 
 /// Returns whether somebody has seen this run end.
-pub(super) fn has_ended(layout: &Layout, server: &ServerFile) -> bool {
+pub(super) fn has_ended(layout: &PropolisLayout, server: &ServerFile) -> bool {
     // What can't be read tells nothing.
     read(&layout.ended_mark()).is_ok_and(|ended: Option<Uuid>| ended == Some(server.run))
 }
 
 /// Remembers that this run was seen to end: its server forgets that, with the next VM or with its
 /// process.
-pub(super) fn remember_end(layout: &Layout, server: &ServerFile) {
+pub(super) fn remember_end(layout: &PropolisLayout, server: &ServerFile) {
     if has_ended(layout, server) {
         return;
     }
@@ -228,7 +232,7 @@ pub(super) fn mark(path: &Path) -> Result<()> {
 ///
 /// # Errors
 /// `Io`, `Host`.
-pub(super) fn remove_all(layout: &Layout, data_disks: usize) -> Result<()> {
+pub(super) fn remove_all(layout: &PropolisLayout, data_disks: usize) -> Result<()> {
     let mut files = layout.files(data_disks);
     // The claim and the locks: they go when the server's directory has gone.
     let last = files.split_off(files.len() - 3);

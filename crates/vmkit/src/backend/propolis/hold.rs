@@ -15,14 +15,14 @@ use rustix::io::Errno;
 use tokio::time::Instant;
 
 use crate::error::{Error, Result};
-use crate::flock::{Hold as Sharing, Waiting, is_at};
+use crate::flock::{LockMode, LockWait, is_at};
 use crate::steps::step;
 
 /// The lock, held until this and every copy of it is closed.
 #[derive(Debug)]
-pub(super) struct Hold(File);
+pub(super) struct OperationLock(File);
 
-impl Hold {
+impl OperationLock {
     /// Waits for the lock, whose file is made if need be; `None` where the directory is not there.
     ///
     /// # Errors
@@ -72,7 +72,7 @@ async fn locked(file: File, path: &Path, deadline: Instant) -> Result<File> {
         Err(Errno::WOULDBLOCK) => {}
         Err(errno) => return Err(Error::io("lock", path)(errno.into())),
     }
-    let mut waiting = Waiting::begin(file, Sharing::Alone).map_err(Error::io("wait for", path))?;
+    let mut waiting = LockWait::begin(file, LockMode::Alone).map_err(Error::io("wait for", path))?;
     match waiting.until(deadline).await.map_err(Error::io("lock", path))? {
         Some(locked) => Ok(locked),
         None => Err(Error::Busy {

@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
-use super::hold::Hold;
+use super::hold::OperationLock;
 use crate::backend::supervise::process::kill_by;
 use crate::error::{Error, Result};
 use crate::host::inherited::child_problem;
@@ -33,7 +33,7 @@ const GONE: [&str; 4] = ["does not exist", "could not find any", "invalid link n
 
 /// Where programs are found, and how they get their privileges.
 #[derive(Debug, Clone)]
-pub(super) struct Host {
+pub(super) struct HostPrograms {
     pub(super) search_path: Vec<PathBuf>,
     /// Whether `pfexec` stands before each.
     pub(super) pfexec: bool,
@@ -43,7 +43,7 @@ pub(super) struct Host {
 
 /// How a program ended.
 #[derive(Debug)]
-pub(super) enum Done {
+pub(super) enum ProgramEnd {
     /// Well, and this it said.
     Well(String),
     /// It failed, and this was the reason.
@@ -53,15 +53,15 @@ pub(super) enum Done {
     Endless,
 }
 
-impl Done {
+impl ProgramEnd {
     /// Returns whether it failed since what it should make is there.
     pub(super) fn is_there(&self) -> bool {
-        matches!(self, Done::Failed(why) if THERE.iter().any(|text| why.contains(text)))
+        matches!(self, ProgramEnd::Failed(why) if THERE.iter().any(|text| why.contains(text)))
     }
 
     /// Returns whether it failed since what it is about is not there.
     pub(super) fn is_gone(&self) -> bool {
-        matches!(self, Done::Failed(why) if GONE.iter().any(|text| why.contains(text)))
+        matches!(self, ProgramEnd::Failed(why) if GONE.iter().any(|text| why.contains(text)))
     }
 
     /// Returns what it said; `words` is what was run.
@@ -70,9 +70,11 @@ impl Done {
     /// `Host` with why it failed, `TimedOut` where it does not end.
     pub(super) fn well(self, words: &[String]) -> Result<String> {
         match self {
-            Done::Well(said) => Ok(said),
-            Done::Failed(why) => Err(Error::Host { needed: format!("`{}`", words.join(" ")), problem: why }),
-            Done::Endless => Err(Error::TimedOut {
+            ProgramEnd::Well(said) => Ok(said),
+            ProgramEnd::Failed(why) => {
+                Err(Error::Host { needed: format!("`{}`", words.join(" ")), problem: why })
+            }
+            ProgramEnd::Endless => Err(Error::TimedOut {
                 awaited: format!("`{}` to end, even by a kill", words.join(" ")),
                 after: KILL_LIMIT,
                 console: String::new(),
@@ -81,7 +83,7 @@ impl Done {
     }
 }
 
-impl Host {
+impl HostPrograms {
     /// Finds a program.
     ///
     /// # Errors
@@ -120,7 +122,7 @@ impl Host {
     /// # Errors
     /// `Host` where it can't be run; `TimedOut` where it took too long, and has ended since it was
     /// killed.
-    pub(super) async fn change(&self, words: &[String], hold: &Hold) -> Result<Done> {
+    pub(super) async fn change(&self, words: &[String], hold: &OperationLock) -> Result<ProgramEnd> {
         let line = self.line(words)?;
         step("host: run a program").map_err(Error::io("run", &line[0]))?;
         let input = hold.as_input().map_err(Error::io("run", &line[0]))?;
@@ -131,13 +133,13 @@ impl Host {
     ///
     /// # Errors
     /// As for [`change`](Self::change).
-    pub(super) async fn ask(&self, words: &[&str]) -> Result<Done> {
+    pub(super) async fn ask(&self, words: &[&str]) -> Result<ProgramEnd> {
         let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
         let line = self.line(&words)?;
         self.run(&words, &line, Stdio::null(), true).await
     }
 
-    async fn run(&self, words: &[String], line: &[String], input: Stdio, kill: bool) -> Result<Done> {
+    async fn run(&self, words: &[String], line: &[String], input: Stdio, kill: bool) -> Result<ProgramEnd> {
         let failed = |error| Error::Host {
             needed: line[0].clone(),
             problem: format!("it can't be run: {}", child_problem(&error)),
@@ -157,14 +159,14 @@ impl Host {
                 let awaited = format!("`{}` to end, which was killed then", words.join(" "));
                 return Err(Error::TimedOut { awaited, after: self.limit, console: String::new() });
             }
-            Err(_) => return Ok(Done::Endless),
+            Err(_) => return Ok(ProgramEnd::Endless),
         };
         if status.success() {
-            return Ok(Done::Well(String::from_utf8_lossy(&said).into_owned()));
+            return Ok(ProgramEnd::Well(String::from_utf8_lossy(&said).into_owned()));
         }
         let complained = String::from_utf8_lossy(&complained);
         let complained: String = complained.trim().chars().take(2000).collect();
-        Ok(Done::Failed(if complained.is_empty() { status.to_string() } else { complained }))
+        Ok(ProgramEnd::Failed(if complained.is_empty() { status.to_string() } else { complained }))
     }
 
     /// Kills a program, and returns whether it has ended.

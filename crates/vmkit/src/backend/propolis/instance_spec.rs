@@ -216,7 +216,7 @@ pub(crate) enum InstanceState {
 
 /// What a VM can be told to become.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub(crate) enum Requested {
+pub(crate) enum RequestedState {
     Run,
     Stop,
 }
@@ -224,17 +224,17 @@ pub(crate) enum Requested {
 /// The answer of `GET /instance`.
 #[derive(Debug, Deserialize)]
 pub(crate) struct InstanceAnswer {
-    pub(crate) instance: Instance,
+    pub(crate) instance: InstanceReply,
 }
 
 #[derive(Debug, Deserialize)]
-pub(crate) struct Instance {
-    pub(crate) properties: Identity,
+pub(crate) struct InstanceReply {
+    pub(crate) properties: InstanceIdentity,
     pub(crate) state: InstanceState,
 }
 
 #[derive(Debug, Deserialize)]
-pub(crate) struct Identity {
+pub(crate) struct InstanceIdentity {
     pub(crate) id: Uuid,
 }
 
@@ -246,21 +246,21 @@ pub(crate) struct MonitorQuestion {
 
 /// The answer to it.
 #[derive(Debug, Deserialize)]
-pub(crate) struct Monitored {
+pub(crate) struct StateMonitorReply {
     pub(crate) r#gen: u64,
     pub(crate) state: InstanceState,
 }
 
 /// The answer of `GET /instance/serial/history`.
 #[derive(Debug, Deserialize)]
-pub(crate) struct History {
+pub(crate) struct SerialHistory {
     pub(crate) data: Vec<u8>,
     pub(crate) last_byte_offset: u64,
 }
 
 /// The body of every error.
 #[derive(Debug, Default, Deserialize)]
-pub(crate) struct Refusal {
+pub(crate) struct ErrorBody {
     #[serde(default)]
     pub(crate) request_id: String,
     #[serde(default)]

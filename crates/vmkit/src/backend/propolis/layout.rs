@@ -7,18 +7,18 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::backend::supervise::{Place, unfinished};
+use crate::backend::supervise::{SupervisionPaths, unfinished};
 use crate::boundedlog::older_log;
 use crate::network::MacAddr;
 use crate::spec::VmName;
 
 /// The files of one VM, kept from `prepare` to `destroy` in one directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Layout {
+pub(super) struct PropolisLayout {
     pub(super) work: PathBuf,
 }
 
-impl Layout {
+impl PropolisLayout {
     pub(super) fn of(work_root: &Path, name: &VmName) -> Self {
         Self { work: work_root.join(name.as_str()) }
     }
@@ -75,8 +75,8 @@ impl Layout {
     }
 
     /// Returns where the server's process is supervised.
-    pub(super) fn place(&self) -> Place {
-        Place {
+    pub(super) fn place(&self) -> SupervisionPaths {
+        SupervisionPaths {
             alive: self.work.join("alive"),
             run_file: self.work.join("propolis.json"),
             run_dir: self.server_dir(),

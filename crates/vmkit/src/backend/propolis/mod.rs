@@ -54,19 +54,19 @@ use uuid::Uuid;
 pub use builder::{PowerOff, PropolisHypervisorBuilder};
 pub use plan::{HostStep, PropolisPlan, ServerPlan};
 
-use self::builder::Settings;
-use self::client::Client;
-use self::files::Claim;
-use self::hold::Hold;
-use self::host::Host;
-use self::layout::Layout;
-use self::options::Options;
-use self::plan::Facts;
+use self::builder::PropolisSettings;
+use self::client::PropolisClient;
+use self::files::OwnerClaim;
+use self::hold::OperationLock;
+use self::host::HostPrograms;
+use self::layout::PropolisLayout;
+use self::options::PropolisOptions;
+use self::plan::PropolisFacts;
 use self::prepare::NotMade;
-use self::state::{ASK_LIMIT, Asker, LOOK_LIMIT, observe};
+use self::state::{ASK_LIMIT, LOOK_LIMIT, StateCaller, observe};
 use crate::backend::supervise::files::make_private_dir;
-use crate::backend::supervise::process::{self, Found};
-use crate::backend::supervise::{Place, spawn};
+use crate::backend::supervise::process::{self, ProcessState};
+use crate::backend::supervise::{SupervisionPaths, spawn};
 use crate::cloud_init::SeedOf;
 use crate::deadline::later;
 use crate::error::{Error, ErrorKind, Result};
@@ -77,7 +77,7 @@ use crate::lifecycle::{InvalidTransition, Operation, VmState, next};
 use crate::network::{MacAddr, default_lease_files, leased_to};
 use crate::spec::{NetworkConfig, VmSpec};
 
-/// The version of the shape of [`Details`].
+/// The version of the shape of [`PropolisDetails`].
 const DETAILS_VERSION: u32 = 1;
 /// The server's program, where none is named.
 const PROGRAM: &str = "propolis-server";
@@ -121,38 +121,38 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// }
 /// ```
 #[derive(Debug, Clone)]
-pub struct PropolisHypervisor(Arc<Settings>);
+pub struct PropolisHypervisor(Arc<PropolisSettings>);
 
 /// What this backend keeps in a handle for itself; the rest is in the VM's claim.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Details {
-    layout: Layout,
+struct PropolisDetails {
+    layout: PropolisLayout,
 }
 
 /// One VM that exists, and the ground that it stands on.
-struct Site<'a> {
-    settings: &'a Settings,
+struct VmContext<'a> {
+    settings: &'a PropolisSettings,
     vm: &'a VmHandle,
-    layout: Layout,
-    claim: Claim,
+    layout: PropolisLayout,
+    claim: OwnerClaim,
     /// The directory of the VM of which this is a copy: what is outside of this directory is that
     /// VM's.
     original: Option<PathBuf>,
 }
 
-impl Site<'_> {
+impl VmContext<'_> {
     /// Returns the VM's handle in a state, with what is known of its run.
     fn handle(&self, state: VmState, run: Option<RunInfo>) -> VmHandle {
         PropolisHypervisor::handle(self.vm, state, &self.layout, &self.claim.options, run)
     }
 
-    fn host(&self) -> &Host {
+    fn host(&self) -> &HostPrograms {
         &self.settings.host
     }
 
     /// Returns where the server's process is supervised.
-    fn place(&self) -> Place {
-        Place { killer: self.settings.host.killer(), ..self.layout.place() }
+    fn place(&self) -> SupervisionPaths {
+        SupervisionPaths { killer: self.settings.host.killer(), ..self.layout.place() }
     }
 
     /// Returns where the kernel's half of the VM is seen.
@@ -172,12 +172,12 @@ impl Site<'_> {
         Ok(())
     }
 
-    fn client(&self, address: SocketAddr) -> Client {
-        Client { address, version: plan::api_version(&self.claim.options) }
+    fn client(&self, address: SocketAddr) -> PropolisClient {
+        PropolisClient { address, version: plan::api_version(&self.claim.options) }
     }
 
     /// Returns the server that the last run was at, or the one that is elsewhere.
-    fn server(&self) -> Result<Option<Client>> {
+    fn server(&self) -> Result<Option<PropolisClient>> {
         let address = match self.claim.options.address {
             Some(address) => Some(address),
             None => files::server(&self.layout)?.map(|server| server.address),
@@ -209,14 +209,16 @@ impl Site<'_> {
             return Ok(start::run_info(&client));
         }
         match process::look(&self.place()).await? {
-            Found::Live(process) => Ok(RunInfo { pid: Some(process.id().pid), ..start::run_info(&client) }),
+            ProcessState::Live(process) => {
+                Ok(RunInfo { pid: Some(process.id().pid), ..start::run_info(&client) })
+            }
             _ => Err(busy()),
         }
     }
 }
 
 /// Returns the absolute path of a VM's directory, as its claim keeps it.
-fn absolute(layout: &Layout) -> Result<PathBuf> {
+fn absolute(layout: &PropolisLayout) -> Result<PathBuf> {
     let work = std::path::absolute(&layout.work).map_err(Error::io("find", &layout.work))?;
     match work.to_str() {
         Some(_) => Ok(work),
@@ -224,12 +226,12 @@ fn absolute(layout: &Layout) -> Result<PathBuf> {
     }
 }
 
-impl Settings {
+impl PropolisSettings {
     /// Returns where the guest is reached.
     ///
     /// # Errors
     /// `Unsupported` without a network, `NotFound` while no address is known.
-    async fn guest_address(&self, vm: &VmHandle, claim: &Claim) -> Result<IpAddr> {
+    async fn guest_address(&self, vm: &VmHandle, claim: &OwnerClaim) -> Result<IpAddr> {
         if let Some(address) = claim.options.guest_ip {
             return Ok(address);
         }
@@ -266,7 +268,7 @@ impl Settings {
 
     /// Returns the Ethernet address of the guest's card: that of a VNIC that was there before is
     /// its own.
-    async fn mac(&self, vm: &VmHandle, claim: &Claim) -> Result<MacAddr> {
+    async fn mac(&self, vm: &VmHandle, claim: &OwnerClaim) -> Result<MacAddr> {
         let Some(vnic) = &claim.options.vnic else { return Ok(MacAddr::of_vm(vm.id)) };
         let words = ["dladm", "show-vnic", "-p", "-o", "macaddress", vnic.as_str()];
         let said = self.host.ask(&words).await?.well(&words.map(str::to_owned))?;
@@ -282,9 +284,9 @@ impl Settings {
         &self,
         spec: &VmSpec,
         id: Uuid,
-        options: &Options,
-        claim: Option<&Claim>,
-    ) -> Result<Facts> {
+        options: &PropolisOptions,
+        claim: Option<&OwnerClaim>,
+    ) -> Result<PropolisFacts> {
         let (image_bytes, is_image_there) = match claim {
             Some(claim) => (claim.image_bytes, options.address.is_some() && !claim.has_copy()),
             None => {
@@ -311,7 +313,7 @@ impl Settings {
                 .then(|| MacAddr::of_vm(id));
             SeedOf { config, name: spec.name(), id, mac }.fat_volume()
         });
-        Ok(Facts {
+        Ok(PropolisFacts {
             server,
             bootrom,
             image_bytes,
@@ -338,12 +340,12 @@ impl PropolisHypervisor {
         self.planned(spec, id).await.map(|(_, plan, _)| plan)
     }
 
-    async fn planned(&self, spec: &VmSpec, id: Uuid) -> Result<(Options, PropolisPlan, u64)> {
-        let options = Options::of(spec, &self.0.defaults)?;
+    async fn planned(&self, spec: &VmSpec, id: Uuid) -> Result<(PropolisOptions, PropolisPlan, u64)> {
+        let options = PropolisOptions::of(spec, &self.0.defaults)?;
         plan::check(spec, &options)?;
         plan::dataset(spec, &options)?;
         let facts = self.0.facts(spec, id, &options, None).await?;
-        let layout = Layout::of(&self.0.work_root, spec.name());
+        let layout = PropolisLayout::of(&self.0.work_root, spec.name());
         let plan = plan::plan(spec, id, &options, &layout, &facts)?;
         Ok((options, plan, facts.image_bytes))
     }
@@ -353,8 +355,8 @@ impl PropolisHypervisor {
     ///
     /// # Errors
     /// `Record` for a handle that is not this backend's.
-    fn layout(&self, vm: &VmHandle) -> Result<Layout> {
-        self.recorded(vm).map(|_| Layout::of(&self.0.work_root, vm.name()))
+    fn layout(&self, vm: &VmHandle) -> Result<PropolisLayout> {
+        self.recorded(vm).map(|_| PropolisLayout::of(&self.0.work_root, vm.name()))
     }
 
     /// Returns where a VM's files were when it was made; of an interrupted `prepare` the handle
@@ -370,7 +372,7 @@ impl PropolisHypervisor {
         }
         match vm.details.version {
             0 => Ok(None),
-            DETAILS_VERSION => Details::deserialize(&vm.details.data)
+            DETAILS_VERSION => PropolisDetails::deserialize(&vm.details.data)
                 .map(|details| Some(details.layout.work))
                 .map_err(|error| foreign(format!("the handle's details can't be read: {error}"))),
             version => Err(foreign(format!(
@@ -380,15 +382,20 @@ impl PropolisHypervisor {
     }
 
     /// Returns the VM's ground; `None` where its directory is nobody's or another VM's by now.
-    fn site<'a>(&'a self, vm: &'a VmHandle) -> Result<Option<Site<'a>>> {
+    fn site<'a>(&'a self, vm: &'a VmHandle) -> Result<Option<VmContext<'a>>> {
         let layout = self.layout(vm)?;
         let claim = files::claim(&layout)?.filter(|claim| claim.id == vm.id);
         claim.map(|claim| self.site_of(vm, layout, claim)).transpose()
     }
 
-    fn site_of<'a>(&'a self, vm: &'a VmHandle, layout: Layout, claim: Claim) -> Result<Site<'a>> {
+    fn site_of<'a>(
+        &'a self,
+        vm: &'a VmHandle,
+        layout: PropolisLayout,
+        claim: OwnerClaim,
+    ) -> Result<VmContext<'a>> {
         let original = claim.original(&layout, self.recorded(vm)?)?;
-        Ok(Site { settings: &self.0, vm, layout, claim, original })
+        Ok(VmContext { settings: &self.0, vm, layout, claim, original })
     }
 
     /// Takes the VM's lock for an operation, and only then looks at what there is.
@@ -397,14 +404,14 @@ impl PropolisHypervisor {
         vm: &'a VmHandle,
         operation: Operation,
         patience: Duration,
-    ) -> Result<(Site<'a>, Hold)> {
+    ) -> Result<(VmContext<'a>, OperationLock)> {
         let gone = || Error::from(InvalidTransition { state: VmState::Destroyed, operation });
         let layout = self.layout(vm)?;
         if !layout.work.exists() {
             return Err(gone());
         }
         let deadline = later(patience);
-        let hold = Hold::take(&layout.operation_lock(), deadline).await?.ok_or_else(gone)?;
+        let hold = OperationLock::take(&layout.operation_lock(), deadline).await?.ok_or_else(gone)?;
         let site = self.site(vm)?;
         if site.is_none() && files::claim(&layout)?.is_none() {
             // The lock's file was ours alone, made for a VM that is gone.
@@ -420,7 +427,7 @@ impl PropolisHypervisor {
 
     /// Ends the VM's own server where its guest has ended by itself: it has let go of the VM, and
     /// nothing is left to ask it for. An operation that is at work on the VM ends it itself.
-    async fn end_idle_server(&self, site: &Site<'_>) {
+    async fn end_idle_server(&self, site: &VmContext<'_>) {
         let is_idle = || {
             let server = files::server(&site.layout).ok().flatten();
             server.is_some_and(|server| files::has_ended(&site.layout, &server))
@@ -429,11 +436,11 @@ impl PropolisHypervisor {
             return;
         }
         let end = async {
-            let lives = matches!(process::look(&site.place()).await?, Found::Live(_));
+            let lives = matches!(process::look(&site.place()).await?, ProcessState::Live(_));
             if !lives || hold::is_held(&site.layout.operation_lock())? {
                 return Ok(());
             }
-            let hold = Hold::take(&site.layout.operation_lock(), Instant::now()).await?;
+            let hold = OperationLock::take(&site.layout.operation_lock(), Instant::now()).await?;
             match hold.filter(|_| is_idle()) {
                 Some(hold) => start::end_server(site, &self.0.host, &hold).await,
                 None => Ok(()),
@@ -445,13 +452,13 @@ impl PropolisHypervisor {
     }
 
     /// Ends whatever runs for a VM, and undoes what was made for it outside of its directory.
-    async fn end_and_undo(&self, site: &Site<'_>, hold: &Hold) -> Result<()> {
+    async fn end_and_undo(&self, site: &VmContext<'_>, hold: &OperationLock) -> Result<()> {
         match site.claim.options.address {
             Some(address) => stop::clear_elsewhere(site, &site.client(address)).await?,
             None => start::end_server(site, &self.0.host, hold).await?,
         }
         // From here on a part of the VM may be missing, and that is told by nothing else.
-        let going = Claim { is_going: true, ..site.claim.clone() };
+        let going = OwnerClaim { is_going: true, ..site.claim.clone() };
         if let Err(error) = files::write_synced(&site.layout.claim(), &going) {
             // On a full disk a removal is what makes room.
             tracing::warn!(%error, "cannot write down that the VM is being removed");
@@ -463,8 +470,8 @@ impl PropolisHypervisor {
     fn handle(
         vm: &VmHandle,
         state: VmState,
-        layout: &Layout,
-        options: &Options,
+        layout: &PropolisLayout,
+        options: &PropolisOptions,
         run: Option<RunInfo>,
     ) -> VmHandle {
         let mut handle = vm.clone().in_state(state);
@@ -489,7 +496,7 @@ impl Hypervisor for PropolisHypervisor {
     async fn prepare(&self, spec: &VmSpec) -> Result<VmHandle> {
         let id = spec.id().unwrap_or_else(Uuid::new_v4);
         let spec = spec.clone().with_id(id);
-        let layout = Layout::of(&self.0.work_root, spec.name());
+        let layout = PropolisLayout::of(&self.0.work_root, spec.name());
         let taken = || Error::AlreadyExists { what: "VM", name: spec.name().to_string() };
         if files::claim(&layout)?.is_some() {
             return Err(taken());
@@ -497,7 +504,7 @@ impl Hypervisor for PropolisHypervisor {
         let work = Some(absolute(&layout)?);
         let (options, plan, image_bytes) = self.planned(&spec, id).await?;
         make_private_dir(&layout.work)?;
-        let hold = match Hold::take(&layout.operation_lock(), Instant::now() + PATIENCE).await {
+        let hold = match OperationLock::take(&layout.operation_lock(), Instant::now() + PATIENCE).await {
             Ok(Some(hold)) => hold,
             Ok(None) => {
                 let what = format!("the directory of VM `{}`", spec.name());
@@ -512,7 +519,8 @@ impl Hypervisor for PropolisHypervisor {
             return Err(taken());
         }
         let steps = plan.prepare;
-        let claim = Claim { id, options, steps, pending: Vec::new(), image_bytes, work, is_going: false };
+        let claim =
+            OwnerClaim { id, options, steps, pending: Vec::new(), image_bytes, work, is_going: false };
         // What is made next outlives a power cut, and so must what it is found by.
         let made = match files::write_synced(&layout.claim(), &claim) {
             Ok(()) => prepare::make(&self.0.host, &claim, &hold).await,
@@ -525,7 +533,7 @@ impl Hypervisor for PropolisHypervisor {
             }
             return Err(error);
         }
-        let data = serde_json::to_value(Details { layout: layout.clone() }).map_err(|_| {
+        let data = serde_json::to_value(PropolisDetails { layout: layout.clone() }).map_err(|_| {
             Error::invalid("path", layout.work.display(), "vmkit keeps its VMs below paths of UTF-8")
         })?;
         let mut vm = VmHandle::preparing(id, BackendTag::Propolis, spec);
@@ -548,7 +556,7 @@ impl Hypervisor for PropolisHypervisor {
             return Err(InvalidTransition { state: VmState::Destroyed, operation: Operation::Start }.into());
         }
         let deadline = later(self.0.start_limit);
-        let state = observe(&site, Asker::Operation, ASK_LIMIT).await?;
+        let state = observe(&site, StateCaller::Operation, ASK_LIMIT).await?;
         let to = next(&state, Operation::Start)?;
         if state == to {
             let run = site.run_info().await?;
@@ -573,7 +581,7 @@ impl Hypervisor for PropolisHypervisor {
         let (site, hold) = self.work_on(vm, Operation::Stop, patience).await?;
         // Who wants a hard stop does not wait for long before it.
         let limit = timeout.clamp(LOOK_LIMIT, ASK_LIMIT);
-        let state = match observe(&site, Asker::Operation, limit).await {
+        let state = match observe(&site, StateCaller::Operation, limit).await {
             // It may be slow, or the network bad: the guest is asked all the same, and force comes
             // last.
             Err(error) if matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::Hypervisor) => {
@@ -609,7 +617,9 @@ impl Hypervisor for PropolisHypervisor {
             return Ok(());
         }
         let deadline = later(self.0.start_limit.saturating_add(PATIENCE));
-        let Some(hold) = Hold::take(&layout.operation_lock(), deadline).await? else { return Ok(()) };
+        let Some(hold) = OperationLock::take(&layout.operation_lock(), deadline).await? else {
+            return Ok(());
+        };
         // Asked again under the lock: somebody else may have removed it, and another VM have come.
         let claim = files::claim(&layout)?;
         if claim.as_ref().is_some_and(|claim| claim.id != vm.id) {
@@ -634,7 +644,7 @@ impl Hypervisor for PropolisHypervisor {
         if vm.details.version == 0 {
             return Ok(VmState::Preparing);
         }
-        let state = observe(&site, Asker::Anybody, LOOK_LIMIT).await?;
+        let state = observe(&site, StateCaller::Anybody, LOOK_LIMIT).await?;
         if state == VmState::Stopped {
             self.end_idle_server(&site).await;
         }
@@ -662,7 +672,7 @@ impl Hypervisor for PropolisHypervisor {
         // The handle may be older than the run.
         let server = files::server(&layout)?;
         Ok(server.map_or(ConsoleEndpoint::None, |server| {
-            let client = Client { address: server.address, version: "1.0.0" };
+            let client = PropolisClient { address: server.address, version: "1.0.0" };
             ConsoleEndpoint::WebSocket(client.console_url())
         }))
     }

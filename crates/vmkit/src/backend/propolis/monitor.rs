@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-use super::client::{Answer, Client, Failure};
+use super::client::{ClientError, ClientResult, PropolisClient};
 use super::instance_spec::InstanceState;
 
 /// The pause before a server that could not be reached is tried again. No event tells that it can
@@ -27,10 +27,10 @@ const MOST_REFUSALS: u32 = 5;
 /// # Cancel safety
 /// Nothing is changed by waiting.
 pub(super) async fn until(
-    client: &Client,
+    client: &PropolisClient,
     wanted: impl Fn(InstanceState) -> bool,
     deadline: Instant,
-) -> Answer<InstanceState> {
+) -> ClientResult<InstanceState> {
     let began = Instant::now();
     let (mut generation, mut refusals) = (0, 0);
     loop {
@@ -41,10 +41,10 @@ pub(super) async fn until(
                 refusals = 0;
             }
             // It will never come to that generation: the VM's last state was seen by somebody else.
-            Err(Failure::Denied { status, .. }) if status.as_u16() == 410 => {
+            Err(ClientError::Denied { status, .. }) if status.as_u16() == 410 => {
                 return Ok(InstanceState::Destroyed);
             }
-            Err(failure) if failure.is_of_the_network() || matches!(failure, Failure::Refused(_)) => {
+            Err(failure) if failure.is_of_the_network() || matches!(failure, ClientError::Refused(_)) => {
                 refusals = if failure.is_of_the_network() { 0 } else { refusals + 1 };
                 if refusals >= MOST_REFUSALS {
                     return Err(failure);
@@ -52,7 +52,7 @@ pub(super) async fn until(
                 tracing::debug!(%failure, "the state of the VM is asked again");
                 let again = Instant::now() + BACK_OFF;
                 if again >= deadline {
-                    return Err(Failure::TimedOut(began.elapsed()));
+                    return Err(ClientError::TimedOut(began.elapsed()));
                 }
                 sleep_until(again).await;
             }

@@ -19,7 +19,7 @@ const ZFS: &str = "zfs:";
 
 /// What a VM without options of its own gets.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Defaults {
+pub(super) struct OptionDefaults {
     pub(super) dataset: Option<String>,
     pub(super) bootrom: Option<PathBuf>,
     pub(super) program: Option<PathBuf>,
@@ -28,7 +28,7 @@ pub(super) struct Defaults {
 
 /// What a VM asks for, read and checked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Options {
+pub(super) struct PropolisOptions {
     /// Below which dataset its volumes are made.
     pub(super) dataset: Option<String>,
     /// The firmware's file, where it was named.
@@ -45,12 +45,12 @@ pub(super) struct Options {
     pub(super) serial_number: Option<String>,
 }
 
-impl Options {
+impl PropolisOptions {
     /// Reads a spec's options over the backend's defaults.
     ///
     /// # Errors
     /// `InvalidInput` on `backend_options.KEY`.
-    pub(super) fn of(spec: &VmSpec, defaults: &Defaults) -> Result<Self> {
+    pub(super) fn of(spec: &VmSpec, defaults: &OptionDefaults) -> Result<Self> {
         let options = spec.backend_options();
         options.check_known(&KEYS)?;
         let path = |key: &'static str, default: &Option<PathBuf>| match options.get(key) {
@@ -84,9 +84,9 @@ fn refused(key: &'static str, value: &str, expected: &str) -> Error {
 
 /// The snapshot of a ZFS volume, such as `tank/img/debian@base`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Snapshot(String);
+pub(super) struct ZfsSnapshot(String);
 
-impl Snapshot {
+impl ZfsSnapshot {
     /// Reads an image's name; `None` for what is the path of a file.
     ///
     /// # Errors
@@ -158,12 +158,12 @@ mod tests {
 
     #[test]
     fn what_a_vm_says_goes_before_what_the_backend_was_given() {
-        let defaults = Defaults {
+        let defaults = OptionDefaults {
             dataset: Some("rpool/vm".into()),
             address: Some("127.0.0.1:1".parse().unwrap()),
-            ..Defaults::default()
+            ..OptionDefaults::default()
         };
-        let of = |spec| Options::of(&spec, &defaults).unwrap();
+        let of = |spec| PropolisOptions::of(&spec, &defaults).unwrap();
         assert_eq!(of(spec(&[])).dataset.as_deref(), Some("rpool/vm"));
         let own = of(spec(&[("dataset", "tank"), ("address", "[::1]:12400"), ("guest-ip", "10.0.0.9")]));
         assert_eq!(own.dataset.as_deref(), Some("tank"));
@@ -183,16 +183,18 @@ mod tests {
             ("program", "propolis-server"),
             ("pool", "tank"),
         ] {
-            let error = Options::of(&spec(&[(key, value)]), &Defaults::default()).unwrap_err().to_string();
+            let error = PropolisOptions::of(&spec(&[(key, value)]), &OptionDefaults::default())
+                .unwrap_err()
+                .to_string();
             assert!(error.starts_with(&format!("backend_options.{key}: ")), "{error}");
         }
-        let error = Options::of(&spec(&[("vnic", "net")]), &Defaults::default()).unwrap_err();
+        let error = PropolisOptions::of(&spec(&[("vnic", "net")]), &OptionDefaults::default()).unwrap_err();
         assert!(error.to_string().contains("ends with a digit"), "{error}");
     }
 
     #[test]
     fn an_image_on_zfs_is_a_snapshot_or_an_error() {
-        let of = |text: &str| Snapshot::of(Path::new(text));
+        let of = |text: &str| ZfsSnapshot::of(Path::new(text));
         let found = of("zfs:tank/img/debian-12@base").unwrap().unwrap();
         assert_eq!((found.as_str(), found.pool()), ("tank/img/debian-12@base", "tank"));
         assert_eq!(of("/images/zfs:x.raw").unwrap(), None);

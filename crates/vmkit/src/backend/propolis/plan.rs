@@ -18,12 +18,12 @@ use super::instance_spec::{
     Blob, Board, BootOrderEntry, Chipset, Component, InitializationMethod, InstanceEnsureRequest,
     InstanceMetadata, InstanceProperties, InstanceSpec, PciPath, Smbios,
 };
-use super::layout::{Layout, data_volume, root_volume, vnic_of};
-use super::options::{Options, Snapshot, pool_of};
+use super::layout::{PropolisLayout, data_volume, root_volume, vnic_of};
+use super::options::{PropolisOptions, ZfsSnapshot, pool_of};
 use crate::error::{Error, Result};
 use crate::handle::BackendTag;
 use crate::network::MacAddr;
-use crate::spec::{Accel, Boot, DataDisk, Machine, Mib, NetworkConfig, VmSpec, Vnc};
+use crate::spec::{Accel, Boot, DataDisk, MachineType, Mib, NetworkConfig, VmSpec, Vnc};
 
 /// The most CPUs that the server gives a VM.
 const MOST_CPUS: u32 = 32;
@@ -105,7 +105,7 @@ pub enum ServerPlan {
 
 /// What was found out on the host before planning.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Facts {
+pub(super) struct PropolisFacts {
     /// What a server is started by: its program, behind the one that gives it its privileges.
     pub(super) server: Vec<String>,
     /// The firmware's file.
@@ -124,13 +124,13 @@ pub(super) struct Facts {
 ///
 /// # Errors
 /// `InvalidInput` with the field, `Unsupported` for what this backend will never do.
-pub(super) fn check(spec: &VmSpec, options: &Options) -> Result<()> {
+pub(super) fn check(spec: &VmSpec, options: &PropolisOptions) -> Result<()> {
     let never = |what: &str| Error::Unsupported { backend: BackendTag::Propolis, what: what.to_owned() };
     if spec.cpus() > MOST_CPUS {
         let bound = format!("Propolis gives a VM 1 to {MOST_CPUS} CPUs");
         return Err(Error::invalid("cpus", spec.cpus(), bound));
     }
-    if spec.machine() != Machine::Q35 {
+    if spec.machine() != MachineType::Q35 {
         let bound = "Propolis has one machine, a PC: leave it at q35";
         return Err(Error::invalid("machine", spec.machine().as_str(), bound));
     }
@@ -171,7 +171,7 @@ pub(super) fn check(spec: &VmSpec, options: &Options) -> Result<()> {
 /// Refuses what would have to be made on the host of a server elsewhere.
 fn check_elsewhere(spec: &VmSpec, address: SocketAddr) -> Result<()> {
     if let Some(disk) = spec.disk()
-        && Snapshot::of(&disk.image)?.is_some()
+        && ZfsSnapshot::of(&disk.image)?.is_some()
     {
         let bound = "no volume is made for a server elsewhere: clone it where the server runs, and name its device there, such as \
                      /dev/zvol/rdsk/POOL/NAME";
@@ -189,7 +189,7 @@ fn check_elsewhere(spec: &VmSpec, address: SocketAddr) -> Result<()> {
     Ok(())
 }
 
-fn check_network(spec: &VmSpec, options: &Options) -> Result<()> {
+fn check_network(spec: &VmSpec, options: &PropolisOptions) -> Result<()> {
     let refused = |value: &str| {
         let there = "Propolis has no such network; there are vnic:LINK, a VNIC of the VM's own over a link of the host, \
                      and none";
@@ -214,11 +214,11 @@ fn check_network(spec: &VmSpec, options: &Options) -> Result<()> {
 ///
 /// # Errors
 /// `InvalidInput` for one in another pool than the image: a clone lies in the pool of its snapshot.
-pub(super) fn dataset(spec: &VmSpec, options: &Options) -> Result<Option<String>> {
+pub(super) fn dataset(spec: &VmSpec, options: &PropolisOptions) -> Result<Option<String>> {
     if options.address.is_some() {
         return Ok(None);
     }
-    let snapshot = spec.disk().map(|disk| Snapshot::of(&disk.image)).transpose()?.flatten();
+    let snapshot = spec.disk().map(|disk| ZfsSnapshot::of(&disk.image)).transpose()?.flatten();
     match (&snapshot, &options.dataset) {
         (Some(snapshot), Some(dataset)) if snapshot.pool() != pool_of(dataset) => {
             let bound = format!("a clone lies in the pool of its image, `{}`", snapshot.pool());
@@ -231,7 +231,7 @@ pub(super) fn dataset(spec: &VmSpec, options: &Options) -> Result<Option<String>
 }
 
 /// Returns the lowest version of the API that a VM needs: 2 has SMBIOS.
-pub(super) fn api_version(options: &Options) -> &'static str {
+pub(super) fn api_version(options: &PropolisOptions) -> &'static str {
     if options.serial_number.is_some() { "2.0.0" } else { "1.0.0" }
 }
 
@@ -243,18 +243,18 @@ pub(super) fn api_version(options: &Options) -> &'static str {
 pub(super) fn plan(
     spec: &VmSpec,
     id: Uuid,
-    options: &Options,
-    layout: &Layout,
-    facts: &Facts,
+    options: &PropolisOptions,
+    layout: &PropolisLayout,
+    facts: &PropolisFacts,
 ) -> Result<PropolisPlan> {
     check(spec, options)?;
     check_text(spec, options, layout, facts)?;
     let dataset = dataset(spec, options)?;
-    let mut made = Made { prepare: Vec::new(), disks: Vec::new(), dataset, id, facts };
+    let mut made = PlannedBackends { prepare: Vec::new(), disks: Vec::new(), dataset, id, facts };
     made.root(spec, layout)?;
     made.data(spec, layout);
     let vnic = made.vnic(spec, options);
-    let Made { prepare, disks, .. } = made;
+    let PlannedBackends { prepare, disks, .. } = made;
     let server = match options.address {
         Some(address) => ServerPlan::Remote { address },
         None => ServerPlan::Owned { run: server_command(facts), work_dir: layout.server_dir() },
@@ -285,7 +285,12 @@ pub(super) fn plan(
 }
 
 /// Refuses paths that a request, which is text, can't name.
-fn check_text(spec: &VmSpec, options: &Options, layout: &Layout, facts: &Facts) -> Result<()> {
+fn check_text(
+    spec: &VmSpec,
+    options: &PropolisOptions,
+    layout: &PropolisLayout,
+    facts: &PropolisFacts,
+) -> Result<()> {
     let mut paths: Vec<(&'static str, &Path)> = vec![
         ("home", &layout.work),
         ("bootrom", &facts.bootrom),
@@ -319,7 +324,7 @@ fn check_body(request: &InstanceEnsureRequest) -> Result<()> {
     Err(Error::invalid("cloud_init", format!("a request of {bytes} bytes"), bound))
 }
 
-fn server_command(facts: &Facts) -> Vec<String> {
+fn server_command(facts: &PropolisFacts) -> Vec<String> {
     let mut run = facts.server.clone();
     run.push("run".to_owned());
     run.push(facts.bootrom.to_string_lossy().into_owned());
@@ -329,16 +334,16 @@ fn server_command(facts: &Facts) -> Vec<String> {
 }
 
 /// What the steps make, so far.
-struct Made<'a> {
+struct PlannedBackends<'a> {
     prepare: Vec<HostStep>,
     disks: Vec<(String, PathBuf, bool)>,
     dataset: Option<String>,
     id: Uuid,
-    facts: &'a Facts,
+    facts: &'a PropolisFacts,
 }
 
-impl Made<'_> {
-    fn root(&mut self, spec: &VmSpec, layout: &Layout) -> Result<()> {
+impl PlannedBackends<'_> {
+    fn root(&mut self, spec: &VmSpec, layout: &PropolisLayout) -> Result<()> {
         let Some(disk) = spec.disk() else { return Ok(()) };
         if self.facts.is_image_there {
             if let Some(size) = disk.size {
@@ -352,7 +357,7 @@ impl Made<'_> {
             let bound = format!("the image has {} bytes; a disk is never smaller", self.facts.image_bytes);
             return Err(Error::invalid("disk", size, bound));
         }
-        let path = match (Snapshot::of(&disk.image)?, &self.dataset) {
+        let path = match (ZfsSnapshot::of(&disk.image)?, &self.dataset) {
             (Some(snapshot), Some(dataset)) => {
                 let volume = root_volume(dataset, self.id);
                 self.command(&["zfs", "clone", "-p", snapshot.as_str(), &volume], Some(destroy_of(&volume)));
@@ -373,7 +378,7 @@ impl Made<'_> {
         Ok(())
     }
 
-    fn data(&mut self, spec: &VmSpec, layout: &Layout) {
+    fn data(&mut self, spec: &VmSpec, layout: &PropolisLayout) {
         for (index, disk) in spec.data_disks().iter().enumerate() {
             let key = format!("data-{index}");
             match (disk, &self.dataset) {
@@ -394,7 +399,7 @@ impl Made<'_> {
     }
 
     /// Returns the VNIC that the guest gets, made or found.
-    fn vnic(&mut self, spec: &VmSpec, options: &Options) -> Option<String> {
+    fn vnic(&mut self, spec: &VmSpec, options: &PropolisOptions) -> Option<String> {
         match (spec.network(), &options.vnic) {
             (NetworkConfig::None, _) => None,
             (_, Some(vnic)) => Some(vnic.to_string()),

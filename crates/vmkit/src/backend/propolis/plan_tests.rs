@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 use vmkit_testkit::propolis::check_ensure_request;
 
-use super::layout::Layout;
-use super::options::{Defaults, Options};
-use super::plan::{Facts, PropolisPlan, plan};
+use super::layout::PropolisLayout;
+use super::options::{OptionDefaults, PropolisOptions};
+use super::plan::{PropolisFacts, PropolisPlan, plan};
 use crate::error::Result;
 use crate::spec::{
     BackendOptions, DataDisk, LinkName, Mib, NetworkConfig, RootDisk, VmName, VmSpec, VmSpecBuilder,
@@ -31,9 +31,9 @@ fn vnic() -> NetworkConfig {
 }
 
 fn planned(spec: &VmSpec, seed: Option<Vec<u8>>) -> Result<PropolisPlan> {
-    let defaults = Defaults { bootrom: Some("/fw/OVMF_CODE.fd".into()), ..Defaults::default() };
-    let options = Options::of(spec, &defaults)?;
-    let facts = Facts {
+    let defaults = OptionDefaults { bootrom: Some("/fw/OVMF_CODE.fd".into()), ..OptionDefaults::default() };
+    let options = PropolisOptions::of(spec, &defaults)?;
+    let facts = PropolisFacts {
         server: ["/usr/bin/pfexec", "/opt/propolis/bin/propolis-server"].map(str::to_owned).to_vec(),
         bootrom: "/fw/OVMF_CODE.fd".into(),
         image_bytes: 2 << 30,
@@ -41,7 +41,7 @@ fn planned(spec: &VmSpec, seed: Option<Vec<u8>>) -> Result<PropolisPlan> {
         seed,
         zvol_dir: "/dev/zvol/rdsk".into(),
     };
-    let layout = Layout::of(Path::new("/home/vms"), spec.name());
+    let layout = PropolisLayout::of(Path::new("/home/vms"), spec.name());
     plan(spec, Uuid::from_u128(0x5eed), &options, &layout, &facts)
 }
 

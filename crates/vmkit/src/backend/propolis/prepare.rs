@@ -5,11 +5,11 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use super::files::{self, Claim};
-use super::hold::Hold;
-use super::host::{Done, Host};
-use super::layout::Layout;
-use super::options::{Options, Snapshot};
+use super::files::{self, OwnerClaim};
+use super::hold::OperationLock;
+use super::host::{HostPrograms, ProgramEnd};
+use super::layout::PropolisLayout;
+use super::options::{PropolisOptions, ZfsSnapshot};
 use super::plan::HostStep;
 use super::reshape::reshaping;
 use crate::backend::supervise::files::remove_file;
@@ -26,15 +26,19 @@ const SECTOR_BYTES: u64 = 512;
 ///
 /// # Errors
 /// `InvalidInput` on `image` where it is not there, or is no raw disk.
-pub(super) async fn image_bytes(spec: &VmSpec, options: &Options, host: &Host) -> Result<u64> {
+pub(super) async fn image_bytes(
+    spec: &VmSpec,
+    options: &PropolisOptions,
+    host: &HostPrograms,
+) -> Result<u64> {
     let Some(disk) = spec.disk().filter(|disk| !is_there(&disk.image, options)) else { return Ok(0) };
-    let Some(snapshot) = Snapshot::of(&disk.image)? else {
+    let Some(snapshot) = ZfsSnapshot::of(&disk.image)? else {
         return raw_bytes("image", &disk.image);
     };
     let refused = |why: &str| Error::invalid("image", disk.image.display(), why);
     let words = ["zfs", "get", "-H", "-p", "-o", "value", "volsize", snapshot.as_str()];
     match host.ask(&words).await? {
-        Done::Failed(why) => Err(refused(&why)),
+        ProgramEnd::Failed(why) => Err(refused(&why)),
         done => {
             let said = done.well(&words.map(str::to_owned))?;
             said.trim().parse().map_err(|_| refused("this is not the snapshot of a volume"))
@@ -46,7 +50,7 @@ pub(super) async fn image_bytes(spec: &VmSpec, options: &Options, host: &Host) -
 ///
 /// One at a loopback address runs on this host, as a rule; but it may be the end of a tunnel, so
 /// that what is not here counts as there.
-pub(super) fn is_there(path: &Path, options: &Options) -> bool {
+pub(super) fn is_there(path: &Path, options: &PropolisOptions) -> bool {
     options.address.is_some_and(|address| !address.ip().is_loopback() || !path.exists())
 }
 
@@ -55,7 +59,7 @@ pub(super) fn is_there(path: &Path, options: &Options) -> bool {
 ///
 /// # Errors
 /// `InvalidInput` on `image` where one is not there, or is no raw disk.
-pub(super) fn check_disks(spec: &VmSpec, options: &Options) -> Result<()> {
+pub(super) fn check_disks(spec: &VmSpec, options: &PropolisOptions) -> Result<()> {
     for disk in spec.data_disks() {
         let DataDisk::Existing { path, .. } = disk else { continue };
         let is_device = path.metadata().is_ok_and(|found| !found.is_file() && !found.is_dir());
@@ -90,14 +94,18 @@ pub(super) struct NotMade {
 ///
 /// # Errors
 /// `Host` with what a program said.
-pub(super) async fn make(host: &Host, claim: &Claim, hold: &Hold) -> Result<(), NotMade> {
+pub(super) async fn make(
+    host: &HostPrograms,
+    claim: &OwnerClaim,
+    hold: &OperationLock,
+) -> Result<(), NotMade> {
     for (index, one) in claim.steps.iter().enumerate() {
-        let Err(Unmade { error, touched }) = carry_out(host, one, hold).await else { continue };
-        if touched == Touched::Unknown {
+        let Err(StepFailure { error, touched }) = carry_out(host, one, hold).await else { continue };
+        if touched == StepTrace::Unknown {
             // Whatever it makes yet, the claim is what it is found by.
             return Err(NotMade { error, is_undone: false });
         }
-        let made = &claim.steps[..index + usize::from(touched == Touched::Perhaps)];
+        let made = &claim.steps[..index + usize::from(touched == StepTrace::Perhaps)];
         let undone = undo(host, made, hold).await;
         if let Err(undo) = &undone {
             tracing::warn!(%undo, "could not undo a failed prepare; destroy will");
@@ -108,33 +116,33 @@ pub(super) async fn make(host: &Host, claim: &Claim, hold: &Hold) -> Result<(), 
 }
 
 /// Why a step was not done.
-struct Unmade {
+struct StepFailure {
     error: Error,
-    touched: Touched,
+    touched: StepTrace,
 }
 
 /// Whether a step that was not done has left something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Touched {
+enum StepTrace {
     No,
     Perhaps,
     /// It is still at work.
     Unknown,
 }
 
-async fn carry_out(host: &Host, one: &HostStep, hold: &Hold) -> Result<(), Unmade> {
-    let touched = |error| Unmade { error, touched: Touched::Perhaps };
+async fn carry_out(host: &HostPrograms, one: &HostStep, hold: &OperationLock) -> Result<(), StepFailure> {
+    let touched = |error| StepFailure { error, touched: StepTrace::Perhaps };
     match one {
         HostStep::Command { run, .. } => {
             // A program that is not there has made nothing, and could not undo it.
-            host.line(run).map_err(|error| Unmade { error, touched: Touched::No })?;
+            host.line(run).map_err(|error| StepFailure { error, touched: StepTrace::No })?;
             let done = host.change(run, hold).await.map_err(touched)?;
             let touched = match &done {
-                Done::Endless => Touched::Unknown,
-                done if done.is_there() => Touched::No,
-                _ => Touched::Perhaps,
+                ProgramEnd::Endless => StepTrace::Unknown,
+                done if done.is_there() => StepTrace::No,
+                _ => StepTrace::Perhaps,
             };
-            done.well(run).map(drop).map_err(|error| Unmade { error, touched })
+            done.well(run).map(drop).map_err(|error| StepFailure { error, touched })
         }
         HostStep::Copy { image, path, size } => copy(image, path, *size, hold).await.map_err(touched),
         HostStep::Blank { path, size } => blank(path, *size).map_err(touched),
@@ -145,7 +153,7 @@ async fn carry_out(host: &Host, one: &HostStep, hold: &Hold) -> Result<(), Unmad
 ///
 /// # Errors
 /// `Host` with what a program said.
-pub(super) async fn make_again(host: &Host, claim: &Claim, hold: &Hold) -> Result<()> {
+pub(super) async fn make_again(host: &HostPrograms, claim: &OwnerClaim, hold: &OperationLock) -> Result<()> {
     for one in &claim.steps {
         if let HostStep::Command { run, at_every_start: true, .. } = one {
             run_unless_there(host, run, hold).await?;
@@ -154,7 +162,7 @@ pub(super) async fn make_again(host: &Host, claim: &Claim, hold: &Hold) -> Resul
     Ok(())
 }
 
-async fn run_unless_there(host: &Host, run: &[String], hold: &Hold) -> Result<()> {
+async fn run_unless_there(host: &HostPrograms, run: &[String], hold: &OperationLock) -> Result<()> {
     match host.change(run, hold).await? {
         done if done.is_there() => Ok(()),
         done => done.well(run).map(drop),
@@ -169,17 +177,17 @@ async fn run_unless_there(host: &Host, run: &[String], hold: &Hold) -> Result<()
 /// # Errors
 /// `Host` with what a program said, `Io`.
 pub(super) async fn reshape(
-    host: &Host,
-    layout: &Layout,
-    claim: &Claim,
+    host: &HostPrograms,
+    layout: &PropolisLayout,
+    claim: &OwnerClaim,
     planned: &[HostStep],
-    hold: &Hold,
-) -> Result<Claim> {
+    hold: &OperationLock,
+) -> Result<OwnerClaim> {
     let shape = reshaping(&claim.steps, &claim.pending, planned);
     if shape.is_none() && claim.pending.is_empty() {
         return Ok(claim.clone());
     }
-    let begun = Claim { pending: shape.pending, ..claim.clone() };
+    let begun = OwnerClaim { pending: shape.pending, ..claim.clone() };
     files::write_synced(&layout.claim(), &begun)?;
     undo(host, &shape.going, hold).await?;
     for one in &shape.coming {
@@ -190,7 +198,7 @@ pub(super) async fn reshape(
             HostStep::Copy { size: None, .. } | HostStep::Blank { .. } => {}
         }
     }
-    let done = Claim { steps: shape.steps, pending: Vec::new(), ..begun };
+    let done = OwnerClaim { steps: shape.steps, pending: Vec::new(), ..begun };
     files::write_synced(&layout.claim(), &done)?;
     Ok(done)
 }
@@ -210,7 +218,7 @@ fn grow(path: &Path, size: Mib) -> Result<()> {
 ///
 /// # Errors
 /// The first that came up.
-pub(super) async fn undo(host: &Host, steps: &[HostStep], hold: &Hold) -> Result<()> {
+pub(super) async fn undo(host: &HostPrograms, steps: &[HostStep], hold: &OperationLock) -> Result<()> {
     let mut outcome = Ok(());
     for one in steps.iter().rev() {
         let undone = match one {
@@ -223,7 +231,7 @@ pub(super) async fn undo(host: &Host, steps: &[HostStep], hold: &Hold) -> Result
     outcome
 }
 
-async fn take_away(host: &Host, undo: &[String], hold: &Hold) -> Result<()> {
+async fn take_away(host: &HostPrograms, undo: &[String], hold: &OperationLock) -> Result<()> {
     match host.change(undo, hold).await? {
         done if done.is_gone() => Ok(()),
         done => done.well(undo).map(drop),
@@ -234,18 +242,18 @@ async fn take_away(host: &Host, undo: &[String], hold: &Hold) -> Result<()> {
 ///
 /// # Errors
 /// `Host` with what the program said.
-pub(super) async fn destroy_kernel_vm(host: &Host, entry: &Path, hold: &Hold) -> Result<()> {
+pub(super) async fn destroy_kernel_vm(host: &HostPrograms, entry: &Path, hold: &OperationLock) -> Result<()> {
     let Some(name) = entry.file_name().filter(|_| entry.exists()) else { return Ok(()) };
     let run = vec!["bhyvectl".to_owned(), "--destroy".to_owned(), format!("--vm={}", name.to_string_lossy())];
     match host.change(&run, hold).await? {
-        Done::Failed(_) if !entry.exists() => Ok(()),
+        ProgramEnd::Failed(_) if !entry.exists() => Ok(()),
         done => done.well(&run).map(drop),
     }
 }
 
 /// Copies a raw image on a thread, which holds the operation's lock until it is done, whoever waits
 /// for it.
-async fn copy(image: &Path, path: &Path, size: Option<Mib>, hold: &Hold) -> Result<()> {
+async fn copy(image: &Path, path: &Path, size: Option<Mib>, hold: &OperationLock) -> Result<()> {
     step("prepare: copy").map_err(Error::io("create", path))?;
     let lock = hold.as_input().map_err(Error::io("create", path))?;
     let (from, to) = (image.to_owned(), path.to_owned());
@@ -272,20 +280,20 @@ fn create(path: &Path) -> io::Result<File> {
 ///
 /// # Errors
 /// `Io`, `Host`.
-pub(super) fn remove_files(spec: &VmSpec, layout: &Layout) -> Result<()> {
+pub(super) fn remove_files(spec: &VmSpec, layout: &PropolisLayout) -> Result<()> {
     files::remove_all(layout, spec.data_disks().len())
 }
 
 /// Removes the files of a `prepare` that failed, the claim among them unless something could not be
 /// undone.
-pub(super) fn give_up(spec: &VmSpec, layout: &Layout) {
+pub(super) fn give_up(spec: &VmSpec, layout: &PropolisLayout) {
     if let Err(error) = remove_files(spec, layout) {
         tracing::warn!(work = %layout.work.display(), %error, "could not undo a failed prepare; destroy will");
     }
 }
 
 /// Removes the directory of a VM that was never begun, if nothing is in it.
-pub(super) fn remove_unclaimed(layout: &Layout) {
+pub(super) fn remove_unclaimed(layout: &PropolisLayout) {
     // What lies there is somebody else's, or the next one's to remove.
     let _ = std::fs::remove_dir(&layout.work);
 }

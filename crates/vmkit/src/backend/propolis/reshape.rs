@@ -8,7 +8,7 @@ use super::plan::{HostStep, VOLSIZE};
 
 /// From the steps that were done to those that a plan has.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Reshaping {
+pub(super) struct StepDiff {
     /// What is undone, with what an earlier reshaping may have left.
     pub(super) going: Vec<HostStep>,
     /// What is done, in order.
@@ -19,7 +19,7 @@ pub(super) struct Reshaping {
     pub(super) steps: Vec<HostStep>,
 }
 
-impl Reshaping {
+impl StepDiff {
     /// Returns whether everything is as it is planned.
     pub(super) fn is_none(&self) -> bool {
         self.going.is_empty() && self.coming.is_empty()
@@ -28,8 +28,8 @@ impl Reshaping {
 
 /// Returns what has to be done to a VM for which `done` was done, and `pending` perhaps, so that it
 /// is as `planned`.
-pub(super) fn reshaping(done: &[HostStep], pending: &[HostStep], planned: &[HostStep]) -> Reshaping {
-    let mut shape = Reshaping::default();
+pub(super) fn reshaping(done: &[HostStep], pending: &[HostStep], planned: &[HostStep]) -> StepDiff {
+    let mut shape = StepDiff::default();
     let changes = |step: &&HostStep| is_network(step) || is_growth(step);
     let gone = |step: &&HostStep| is_network(step) && !planned.contains(step);
     shape.going.extend(done.iter().chain(pending).filter(gone).cloned());

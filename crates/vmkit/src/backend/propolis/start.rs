@@ -9,22 +9,22 @@ use std::time::Duration;
 use tokio::io::AsyncBufReadExt;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::Site;
-use super::client::{Answer, Client, Failure, PEER};
-use super::end::{Limits, end, shown};
+use super::VmContext;
+use super::client::{ClientError, ClientResult, PEER, PropolisClient};
+use super::end::{EndTimeouts, end, shown};
 use super::files::{self, ServerFile};
-use super::hold::Hold;
-use super::host::Host;
-use super::instance_spec::{InstanceState, Requested};
+use super::hold::OperationLock;
+use super::host::HostPrograms;
+use super::instance_spec::{InstanceState, RequestedState};
 use super::log;
 use super::monitor;
 use super::plan::{PropolisPlan, ServerPlan};
 use super::prepare::{destroy_kernel_vm, make_again, reshape};
 use super::state::{LOG_BYTES, last_panic, last_words};
-use super::stop::{Asked, end_elsewhere};
+use super::stop::{StopRequest, end_elsewhere};
 use crate::backend::supervise::files::{make_private_dir, remove_file};
-use crate::backend::supervise::keeper::Launch;
-use crate::backend::supervise::spawn::Words;
+use crate::backend::supervise::keeper::KeeperRequest;
+use crate::backend::supervise::spawn::KeeperStream;
 use crate::backend::supervise::{ALIVE_DESCRIPTOR, alive, process, runfile, spawn};
 use crate::boundedlog::tail_of_log;
 use crate::error::{Error, ErrorKind, Result};
@@ -45,10 +45,10 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// `Host`, `Io` for what the host refused, `Hypervisor` with the server's words, `TimedOut` at the
 /// deadline. Nothing runs then.
 pub(super) async fn owned(
-    site: &Site<'_>,
+    site: &VmContext<'_>,
     plan: &PropolisPlan,
     keeper: &Path,
-    hold: &Hold,
+    hold: &OperationLock,
     deadline: Instant,
 ) -> Result<RunInfo> {
     let ServerPlan::Owned { run, .. } = &plan.server else {
@@ -67,7 +67,9 @@ pub(super) async fn owned(
         let (pid, mut words) = launched.started(deadline).await?;
         let address = listening(site, &mut words, deadline).await?;
         let client = site.client(address);
-        ensure(site, &client, plan, By::Own(&mut words), deadline).await.map_err(|(error, _)| error)?;
+        ensure(site, &client, plan, ServerChoice::Own(&mut words), deadline)
+            .await
+            .map_err(|(error, _)| error)?;
         run_guest(site, &client, ServerFile::of_new_run(address), deadline).await?;
         Ok(RunInfo { pid: Some(pid), ..run_info(&client) })
     };
@@ -91,10 +93,10 @@ pub(super) async fn owned(
 /// # Errors
 /// `Busy` where it has another VM that lives; otherwise those of [`owned`].
 pub(super) async fn elsewhere(
-    site: &Site<'_>,
-    client: &Client,
+    site: &VmContext<'_>,
+    client: &PropolisClient,
     plan: &PropolisPlan,
-    hold: &Hold,
+    hold: &OperationLock,
     deadline: Instant,
 ) -> Result<RunInfo> {
     let is_made = is_made_already(site, client, deadline).await?;
@@ -108,12 +110,12 @@ pub(super) async fn elsewhere(
     files::write_synced(&site.layout.server_file(), &server)?;
     let begun = async {
         if !is_made {
-            ensure(site, client, plan, By::Elsewhere(hold), deadline).await?;
+            ensure(site, client, plan, ServerChoice::Elsewhere(hold), deadline).await?;
         }
-        run_guest(site, client, server, deadline).await.map_err(|error| (error, Asked::Answered))
+        run_guest(site, client, server, deadline).await.map_err(|error| (error, StopRequest::Answered))
     };
     if let Err((error, asked)) = begun.await {
-        if asked == Asked::MayBeAtWork {
+        if asked == StopRequest::MayBeAtWork {
             // From now on it is waited for, however long ago it was asked.
             files::write_synced(&site.layout.server_file(), &server)?;
         }
@@ -131,7 +133,7 @@ pub(super) async fn elsewhere(
 ///
 /// # Errors
 /// `Busy` where it has another VM that lives.
-async fn is_made_already(site: &Site<'_>, client: &Client, deadline: Instant) -> Result<bool> {
+async fn is_made_already(site: &VmContext<'_>, client: &PropolisClient, deadline: Instant) -> Result<bool> {
     use InstanceState as State;
     let server = files::server(&site.layout)?;
     let watched_until = server.and_then(|server| files::watched_until(&site.layout, &server));
@@ -145,7 +147,7 @@ async fn is_made_already(site: &Site<'_>, client: &Client, deadline: Instant) ->
         State::Destroyed => Ok(false),
         // What it was made of may be another thing by now, and one that failed has no second life.
         State::Creating | State::Failed | State::Stopping | State::Stopped if is_ours => {
-            let ended = end(client, site.vm.id, Limits::until(deadline)).await;
+            let ended = end(client, site.vm.id, EndTimeouts::until(deadline)).await;
             ended
                 .map_err(|failure| failure.into_error(client, "end what was left of an earlier run", None))?;
             Ok(false)
@@ -162,14 +164,14 @@ async fn is_made_already(site: &Site<'_>, client: &Client, deadline: Instant) ->
 }
 
 /// Returns what is known of a run from its server.
-pub(super) fn run_info(client: &Client) -> RunInfo {
+pub(super) fn run_info(client: &PropolisClient) -> RunInfo {
     RunInfo { console: ConsoleEndpoint::WebSocket(client.console_url()), ..RunInfo::default() }
 }
 
-fn launch(site: &Site<'_>, run: &[String]) -> Launch {
+fn launch(site: &VmContext<'_>, run: &[String]) -> KeeperRequest {
     let (program, args) = run.split_first().expect("a server has a program");
     let place = site.place();
-    Launch {
+    KeeperRequest {
         program: program.into(),
         args: args.iter().map(OsString::from).collect(),
         work_dir: Some(site.layout.server_dir()),
@@ -187,7 +189,7 @@ fn launch(site: &Site<'_>, run: &[String]) -> Launch {
 }
 
 /// Waits until the server says where it listens.
-async fn listening(site: &Site<'_>, words: &mut Words, deadline: Instant) -> Result<SocketAddr> {
+async fn listening(site: &VmContext<'_>, words: &mut KeeperStream, deadline: Instant) -> Result<SocketAddr> {
     let began = Instant::now();
     let mut line = String::new();
     loop {
@@ -209,7 +211,7 @@ async fn listening(site: &Site<'_>, words: &mut Words, deadline: Instant) -> Res
     }
 }
 
-async fn ended(site: &Site<'_>) -> Error {
+async fn ended(site: &VmContext<'_>) -> Error {
     let _ = process::settled(&site.place()).await;
     let words = last_words(site);
     let log = site.layout.server_log();
@@ -222,11 +224,11 @@ async fn ended(site: &Site<'_>) -> Error {
 }
 
 /// Which server makes a VM.
-enum By<'a> {
+enum ServerChoice<'a> {
     /// One of its own, which says why it can't.
-    Own(&'a mut Words),
+    Own(&'a mut KeeperStream),
     /// One elsewhere.
-    Elsewhere(&'a Hold),
+    Elsewhere(&'a OperationLock),
 }
 
 /// Has the server make the VM.
@@ -234,17 +236,19 @@ enum By<'a> {
 /// # Errors
 /// Why it did not, and whether it may come to it yet.
 async fn ensure(
-    site: &Site<'_>,
-    client: &Client,
+    site: &VmContext<'_>,
+    client: &PropolisClient,
     plan: &PropolisPlan,
-    by: By<'_>,
+    by: ServerChoice<'_>,
     deadline: Instant,
-) -> Result<(), (Error, Asked)> {
-    let answered = |error| (error, Asked::Answered);
+) -> Result<(), (Error, StopRequest)> {
+    let answered = |error| (error, StopRequest::Answered);
     step("server: make the VM").map_err(|source| answered(lost(client, source)))?;
     let (made, words) = match by {
-        By::Elsewhere(hold) => (detached(client, plan, hold, deadline).await.map_err(answered)?, None),
-        By::Own(words) => (client.ensure(&plan.request, deadline).await, Some(words)),
+        ServerChoice::Elsewhere(hold) => {
+            (detached(client, plan, hold, deadline).await.map_err(answered)?, None)
+        }
+        ServerChoice::Own(words) => (client.ensure(&plan.request, deadline).await, Some(words)),
     };
     let Err(failure) = made else { return Ok(()) };
     if failure.is_taken() {
@@ -260,10 +264,10 @@ async fn ensure(
         _ => None,
     };
     let asked = match &failure {
-        Failure::Denied { .. } | Failure::Refused(_) => Asked::Answered,
-        _ => Asked::MayBeAtWork,
+        ClientError::Denied { .. } | ClientError::Refused(_) => StopRequest::Answered,
+        _ => StopRequest::MayBeAtWork,
     };
-    let hung_up = failure.is_of_the_network() || matches!(failure, Failure::Refused(_));
+    let hung_up = failure.is_of_the_network() || matches!(failure, ClientError::Refused(_));
     let died = hung_up && site.claim.options.address.is_none();
     let error = failure.into_error(client, "make the VM", why);
     if !died {
@@ -282,11 +286,11 @@ async fn ensure(
 /// The server makes the VM whoever waits for it, and nobody could end its process: were this future
 /// dropped and the lock free, a `destroy` would find no VM yet, and leave it behind.
 async fn detached(
-    client: &Client,
+    client: &PropolisClient,
     plan: &PropolisPlan,
-    hold: &Hold,
+    hold: &OperationLock,
     deadline: Instant,
-) -> Result<Answer<()>> {
+) -> Result<ClientResult<()>> {
     let lock = hold.as_input().map_err(|source| lost(client, source))?;
     let (client, request) = (*client, plan.request.clone());
     let made = tokio::spawn(async move {
@@ -298,7 +302,7 @@ async fn detached(
 
 /// Reads the log for why a request failed: as it comes, and the file, since the copy of a long log
 /// is lost.
-async fn why(site: &Site<'_>, words: &mut Words, request_id: &str) -> Option<String> {
+async fn why(site: &VmContext<'_>, words: &mut KeeperStream, request_id: &str) -> Option<String> {
     let copied = async {
         let mut line = String::new();
         while words.read_line(&mut line).await.is_ok_and(|bytes| bytes > 0) {
@@ -329,7 +333,12 @@ async fn why(site: &Site<'_>, words: &mut Words, request_id: &str) -> Option<Str
 }
 
 /// Runs the guest of a VM that was made, and waits until it does.
-async fn run_guest(site: &Site<'_>, client: &Client, server: ServerFile, deadline: Instant) -> Result<()> {
+async fn run_guest(
+    site: &VmContext<'_>,
+    client: &PropolisClient,
+    server: ServerFile,
+    deadline: Instant,
+) -> Result<()> {
     let server = ServerFile { is_begun: true, ..server };
     match site.claim.options.address {
         // A guest elsewhere outlives a power cut here.
@@ -338,8 +347,8 @@ async fn run_guest(site: &Site<'_>, client: &Client, server: ServerFile, deadlin
     }
     remove_file(&site.layout.stop_mark())?;
     step("server: run the VM").map_err(|source| lost(client, source))?;
-    let explained = |failure: Failure| failure.into_error(client, "run the VM", None);
-    client.request(Requested::Run, deadline).await.map_err(explained)?;
+    let explained = |failure: ClientError| failure.into_error(client, "run the VM", None);
+    client.request(RequestedState::Run, deadline).await.map_err(explained)?;
     let running = |state| matches!(state, InstanceState::Running | InstanceState::Failed);
     match monitor::until(client, running, deadline).await.map_err(explained)? {
         InstanceState::Running => Ok(()),
@@ -354,7 +363,7 @@ async fn run_guest(site: &Site<'_>, client: &Client, server: ServerFile, deadlin
     }
 }
 
-fn lost(client: &Client, source: std::io::Error) -> Error {
+fn lost(client: &PropolisClient, source: std::io::Error) -> Error {
     Error::Protocol {
         peer: PEER,
         problem: format!("the connection to {} failed", client.address),
@@ -367,7 +376,11 @@ fn lost(client: &Client, source: std::io::Error) -> Error {
 /// # Errors
 /// `TimedOut` where the process survives even SIGKILL, `Busy` where the lock of what lives does not
 /// get free.
-pub(super) async fn end_server(site: &Site<'_>, host: &Host, hold: &Hold) -> Result<()> {
+pub(super) async fn end_server(
+    site: &VmContext<'_>,
+    host: &HostPrograms,
+    hold: &OperationLock,
+) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(10);
     drop(alive::take_and_silence(&site.place(), deadline).await?);
     clear_kernel(site, host, hold).await
@@ -378,7 +391,7 @@ pub(super) async fn end_server(site: &Site<'_>, host: &Host, hold: &Hold) -> Res
 ///
 /// # Errors
 /// `Host` with what the program said.
-async fn clear_kernel(site: &Site<'_>, host: &Host, hold: &Hold) -> Result<()> {
+async fn clear_kernel(site: &VmContext<'_>, host: &HostPrograms, hold: &OperationLock) -> Result<()> {
     destroy_kernel_vm(host, &site.kernel_vm(), hold).await?;
     let run = runfile::read(&site.place().run_file).ok().flatten();
     let Some(server) = run.and_then(|run| run.hypervisor) else { return Ok(()) };

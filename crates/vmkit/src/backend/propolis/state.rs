@@ -24,14 +24,14 @@ use std::time::Duration;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::Site;
-use super::client::{Client, Failure, Sight};
+use super::VmContext;
+use super::client::{ClientError, InstanceView, PropolisClient};
 use super::files::{self, ServerFile};
 use super::hold;
 use super::instance_spec::InstanceState;
 use super::log;
-use crate::backend::supervise::process::{self, Found};
-use crate::backend::supervise::runfile::Ended;
+use crate::backend::supervise::process::{self, ProcessState};
+use crate::backend::supervise::runfile::ProcessEnd;
 use crate::boundedlog::tail_of_file;
 use crate::error::{Error, Result};
 use crate::lifecycle::{FailureKind, VmState};
@@ -48,14 +48,14 @@ pub(super) const LOG_BYTES: u64 = 256 << 10;
 
 /// Who asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Asker {
+pub(super) enum StateCaller {
     /// An operation, which holds the VM's lock: what is half done was cut off.
     Operation,
     /// Anybody: what is half done may be somebody's work.
     Anybody,
 }
 
-impl Asker {
+impl StateCaller {
     /// Returns how long a server may tell nothing of its VM before its state alone will do: an
     /// operation would rather know whose VM it is.
     fn blocked_after(self, limit: Duration) -> Duration {
@@ -67,7 +67,7 @@ impl Asker {
 }
 
 /// What was seen of a VM.
-enum Seen {
+enum ObservedVm {
     State(VmState),
     /// A start is at work, or was cut off.
     HalfDone,
@@ -78,7 +78,7 @@ enum Seen {
 /// # Errors
 /// `Busy` while a start is at work, `TimedOut` where the server does not answer, `Hypervisor` where
 /// it answers nonsense or can't be reached.
-pub(super) async fn observe(site: &Site<'_>, asker: Asker, limit: Duration) -> Result<VmState> {
+pub(super) async fn observe(site: &VmContext<'_>, asker: StateCaller, limit: Duration) -> Result<VmState> {
     if site.original.is_some() {
         return Ok(at_rest(site));
     }
@@ -94,12 +94,12 @@ pub(super) async fn observe(site: &Site<'_>, asker: Asker, limit: Duration) -> R
             None => own(site, asker, limit).await?,
         };
         match seen {
-            Seen::State(state) => return Ok(state),
-            Seen::HalfDone if asker == Asker::Operation => break,
-            Seen::HalfDone if hold::is_held(&site.layout.operation_lock())? => {
+            ObservedVm::State(state) => return Ok(state),
+            ObservedVm::HalfDone if asker == StateCaller::Operation => break,
+            ObservedVm::HalfDone if hold::is_held(&site.layout.operation_lock())? => {
                 return Err(Error::Busy { what: format!("VM `{}`", site.vm.name()), holder: None });
             }
-            Seen::HalfDone => {}
+            ObservedVm::HalfDone => {}
         }
     }
     let cut_off = "a start was cut off before the guest ran; start it again";
@@ -107,15 +107,15 @@ pub(super) async fn observe(site: &Site<'_>, asker: Asker, limit: Duration) -> R
 }
 
 /// Looks at a VM with a server of its own.
-async fn own(site: &Site<'_>, asker: Asker, limit: Duration) -> Result<Seen> {
+async fn own(site: &VmContext<'_>, asker: StateCaller, limit: Duration) -> Result<ObservedVm> {
     let process = match process::look(&site.place()).await? {
-        Found::Nothing => return Ok(Seen::State(at_rest(site))),
-        Found::Rebooted | Found::Copied => return Ok(Seen::State(VmState::Stopped)),
-        Found::Launching | Found::Starting(_) => return Ok(Seen::HalfDone),
-        Found::Ended(ended) => return ended_state(site, ended).map(Seen::State),
-        Found::Live(process) => process,
+        ProcessState::Nothing => return Ok(ObservedVm::State(at_rest(site))),
+        ProcessState::Rebooted | ProcessState::Copied => return Ok(ObservedVm::State(VmState::Stopped)),
+        ProcessState::Launching | ProcessState::Starting(_) => return Ok(ObservedVm::HalfDone),
+        ProcessState::Ended(ended) => return ended_state(site, ended).map(ObservedVm::State),
+        ProcessState::Live(process) => process,
     };
-    let Some(server) = files::server(&site.layout)? else { return Ok(Seen::HalfDone) };
+    let Some(server) = files::server(&site.layout)? else { return Ok(ObservedVm::HalfDone) };
     let client = site.client(server.address);
     let state = match client.look(asker.blocked_after(limit), Instant::now() + limit).await {
         Ok(sight) => return Ok(of_instance(site, sight.state, &server)),
@@ -127,70 +127,77 @@ async fn own(site: &Site<'_>, asker: Asker, limit: Duration) -> Result<Seen> {
             true => {
                 process::settled(&site.place()).await?;
                 match process::look(&site.place()).await? {
-                    Found::Ended(ended) => ended_state(site, ended)?,
+                    ProcessState::Ended(ended) => ended_state(site, ended)?,
                     _ => ended_state(site, None)?,
                 }
             }
             false => return Err(failure.into_error(&client, "tell its state", None)),
         },
     };
-    Ok(Seen::State(state))
+    Ok(ObservedVm::State(state))
 }
 
 /// Looks at a VM at a server that is somebody else's.
-async fn elsewhere(site: &Site<'_>, client: Client, asker: Asker, limit: Duration) -> Result<Seen> {
+async fn elsewhere(
+    site: &VmContext<'_>,
+    client: PropolisClient,
+    asker: StateCaller,
+    limit: Duration,
+) -> Result<ObservedVm> {
     // Read before the server is asked: a run that is begun meanwhile is another one.
-    let Some(server) = files::server(&site.layout)? else { return Ok(Seen::State(at_rest(site))) };
+    let Some(server) = files::server(&site.layout)? else { return Ok(ObservedVm::State(at_rest(site))) };
     if files::has_ended(&site.layout, &server) {
-        return Ok(Seen::State(VmState::Stopped));
+        return Ok(ObservedVm::State(VmState::Stopped));
     }
     let address = client.address;
     let sight = client.look(asker.blocked_after(limit), Instant::now() + limit).await;
     let is_ours = |id: Option<Uuid>| id.is_none_or(|id| id == site.vm.id);
     let state = match sight {
         // Of a run that was not begun, that is what an earlier one has come to.
-        Ok(Sight { state: InstanceState::Destroyed | InstanceState::Failed, .. }) if !server.is_begun => {
-            return Ok(Seen::HalfDone);
+        Ok(InstanceView { state: InstanceState::Destroyed | InstanceState::Failed, .. })
+            if !server.is_begun =>
+        {
+            return Ok(ObservedVm::HalfDone);
         }
-        Ok(Sight { id: None, .. }) | Err(Failure::Refused(_)) if !server.is_begun => {
-            return Ok(Seen::HalfDone);
+        Ok(InstanceView { id: None, .. }) | Err(ClientError::Refused(_)) if !server.is_begun => {
+            return Ok(ObservedVm::HalfDone);
         }
         // Where only the state is told, it is believed that no other VM has come; nothing is done
         // or kept by it.
-        Ok(Sight { id: None, state: InstanceState::Destroyed }) => VmState::Stopped,
-        Ok(Sight { id, state }) if is_ours(id) => return Ok(of_instance(site, state, &server)),
-        Ok(_) if !server.is_begun => return Ok(Seen::HalfDone),
-        Err(failure) if failure.is_no_instance() && !server.is_begun => return Ok(Seen::HalfDone),
-        Ok(Sight { id, .. }) => {
+        Ok(InstanceView { id: None, state: InstanceState::Destroyed }) => VmState::Stopped,
+        Ok(InstanceView { id, state }) if is_ours(id) => return Ok(of_instance(site, state, &server)),
+        Ok(_) if !server.is_begun => return Ok(ObservedVm::HalfDone),
+        Err(failure) if failure.is_no_instance() && !server.is_begun => return Ok(ObservedVm::HalfDone),
+        Ok(InstanceView { id, .. }) => {
             let other = id.unwrap_or_default();
             forgotten(site, &server, &format!("the server at {address} has another VM now, {other}"))
         }
         Err(failure) if failure.is_no_instance() => {
             forgotten(site, &server, "the server has forgotten it: it was started anew")
         }
-        Err(Failure::Refused(error)) => {
+        Err(ClientError::Refused(error)) => {
             forgotten(site, &server, &format!("nobody listens at {address} any more: {error}"))
         }
         Err(failure) => return Err(failure.into_error(&client, "tell its state", None)),
     };
-    Ok(Seen::State(state))
+    Ok(ObservedVm::State(state))
 }
 
-fn at_rest(site: &Site<'_>) -> VmState {
+fn at_rest(site: &VmContext<'_>) -> VmState {
     if site.layout.stop_mark().exists() { VmState::Stopped } else { VmState::Prepared }
 }
 
 /// A VM that is gone without a word: as was asked for, or as was seen, or a failure.
-fn forgotten(site: &Site<'_>, server: &ServerFile, why: &str) -> VmState {
+fn forgotten(site: &VmContext<'_>, server: &ServerFile, why: &str) -> VmState {
     if site.layout.stop_mark().exists() || files::has_ended(&site.layout, server) {
         return VmState::Stopped;
     }
     VmState::failed(FailureKind::Vanished, why)
 }
 
-fn of_instance(site: &Site<'_>, state: InstanceState, server: &ServerFile) -> Seen {
-    Seen::State(match state {
-        InstanceState::Creating => return Seen::HalfDone,
+fn of_instance(site: &VmContext<'_>, state: InstanceState, server: &ServerFile) -> ObservedVm {
+    ObservedVm::State(match state {
+        InstanceState::Creating => return ObservedVm::HalfDone,
         InstanceState::Starting
         | InstanceState::Running
         | InstanceState::Stopping
@@ -214,7 +221,7 @@ fn of_instance(site: &Site<'_>, state: InstanceState, server: &ServerFile) -> Se
     })
 }
 
-fn ended_state(site: &Site<'_>, ended: Option<Ended>) -> Result<VmState> {
+fn ended_state(site: &VmContext<'_>, ended: Option<ProcessEnd>) -> Result<VmState> {
     let seen = files::server(&site.layout)?.is_some_and(|server| files::has_ended(&site.layout, &server));
     if seen || site.layout.stop_mark().exists() {
         return Ok(VmState::Stopped);
@@ -235,19 +242,19 @@ fn ended_state(site: &Site<'_>, ended: Option<Ended>) -> Result<VmState> {
 }
 
 /// Returns what the server of this VM said last, where it is one of vmkit's own.
-pub(super) fn last_words(site: &Site<'_>) -> String {
+pub(super) fn last_words(site: &VmContext<'_>) -> String {
     log::last_words(&own_log(site))
 }
 
 /// Returns the panic of the server of this VM in this run, where there was one and the server is
 /// one of vmkit's own.
-pub(super) fn last_panic(site: &Site<'_>) -> Option<String> {
+pub(super) fn last_panic(site: &VmContext<'_>) -> Option<String> {
     log::panic(&own_log(site))
 }
 
 /// Returns what the server of this VM said in this run, as far as it is of use; nothing of one
 /// elsewhere.
-fn own_log(site: &Site<'_>) -> String {
+fn own_log(site: &VmContext<'_>) -> String {
     if site.claim.options.address.is_some() {
         return String::new();
     }

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::Site;
-use super::client::{Client, Failure};
-use super::console::Keeping;
-use super::end::{Limits, Outcome, end};
+use super::VmContext;
+use super::client::{ClientError, PropolisClient};
+use super::console::LogWriter;
+use super::end::{EndOutcome, EndTimeouts, end};
 use super::files;
-use super::hold::Hold;
+use super::hold::OperationLock;
 use super::instance_spec::InstanceState;
 use super::monitor;
 use super::start::end_server;
@@ -37,8 +37,12 @@ const ASK_EVERY: Duration = Duration::from_secs(1);
 /// # Errors
 /// Whatever keeps a server elsewhere from ending its VM, or from telling; one of vmkit's own is
 /// ended by force then.
-pub(super) async fn stop_guest(site: &Site<'_>, client: &Client, timeout: Duration) -> Result<()> {
-    let mut keeping = Keeping::begin(*client, &site.layout, site.vm.spec.console_log());
+pub(super) async fn stop_guest(
+    site: &VmContext<'_>,
+    client: &PropolisClient,
+    timeout: Duration,
+) -> Result<()> {
+    let mut keeping = LogWriter::begin(*client, &site.layout, site.vm.spec.console_log());
     if !timeout.is_zero() {
         // Its time begins once the console is attached.
         let asking = async { ask_guest(site, client, later(timeout)).await };
@@ -63,12 +67,12 @@ pub(super) async fn stop_guest(site: &Site<'_>, client: &Client, timeout: Durati
     }
 }
 
-async fn end_guest(site: &Site<'_>, client: &Client) -> Result<()> {
+async fn end_guest(site: &VmContext<'_>, client: &PropolisClient) -> Result<()> {
     if site.claim.options.address.is_some() {
-        return end_elsewhere(site, client, Asked::MayBeAtWork).await;
+        return end_elsewhere(site, client, StopRequest::MayBeAtWork).await;
     }
     // Its end by force follows in any case.
-    if let Err(failure) = end(client, site.vm.id, Limits::until(Instant::now() + HALT_LIMIT)).await {
+    if let Err(failure) = end(client, site.vm.id, EndTimeouts::until(Instant::now() + HALT_LIMIT)).await {
         tracing::warn!(%failure, "the server did not stop its VM, so it is ended by force");
     }
     Ok(())
@@ -76,7 +80,7 @@ async fn end_guest(site: &Site<'_>, client: &Client) -> Result<()> {
 
 /// What is known of a server that was asked for a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Asked {
+pub(super) enum StopRequest {
     /// The start that has asked it was cut off, or given up: the server may come to it yet.
     MayBeAtWork,
     /// It has answered, or was not reached.
@@ -90,28 +94,34 @@ pub(super) enum Asked {
 ///
 /// # Errors
 /// Whatever leaves open whether the VM is gone. Where nobody listens, no server has it.
-pub(super) async fn end_elsewhere(site: &Site<'_>, client: &Client, asked: Asked) -> Result<()> {
+pub(super) async fn end_elsewhere(
+    site: &VmContext<'_>,
+    client: &PropolisClient,
+    asked: StopRequest,
+) -> Result<()> {
     let server = files::server(&site.layout)?;
     let begun = Instant::now();
-    let limits = Limits::until(begun + HALT_ELSEWHERE_LIMIT);
+    let limits = EndTimeouts::until(begun + HALT_ELSEWHERE_LIMIT);
     let limits = match asked {
-        Asked::Answered => limits.with_making(MAKING_ANSWERED_LIMIT),
-        Asked::MayBeAtWork => match server.and_then(|server| files::watched_until(&site.layout, &server)) {
-            Some(until) => {
-                let seconds = until.duration_since(begun).as_secs_f64().ceil();
-                tracing::warn!(address = %client.address, "a start was interrupted just after it had asked the server for the \
+        StopRequest::Answered => limits.with_making(MAKING_ANSWERED_LIMIT),
+        StopRequest::MayBeAtWork => {
+            match server.and_then(|server| files::watched_until(&site.layout, &server)) {
+                Some(until) => {
+                    let seconds = until.duration_since(begun).as_secs_f64().ceil();
+                    tracing::warn!(address = %client.address, "a start was interrupted just after it had asked the server for the \
                     VM, which may come yet: it is waited for at most {seconds} s, and ended");
-                Limits::until(until + HALT_ELSEWHERE_LIMIT).watching_until(Some(until))
+                    EndTimeouts::until(until + HALT_ELSEWHERE_LIMIT).watching_until(Some(until))
+                }
+                None => limits,
             }
-            None => limits,
-        },
+        }
     };
     match end(client, site.vm.id, limits).await {
-        Ok(Outcome::Gone) => {}
-        Ok(Outcome::NeverSeen) => {
+        Ok(EndOutcome::Gone) => {}
+        Ok(EndOutcome::NeverSeen) => {
             tracing::info!(address = %client.address, "the server has not made the VM that it may have been asked for");
         }
-        Err(Failure::Refused(error)) => {
+        Err(ClientError::Refused(error)) => {
             let (address, vm) = (client.address, site.vm.id);
             tracing::warn!(%error, %address, %vm, "nobody listens there, so the VM's server is gone; one that was \
                 killed leaves its VM in the kernel of its host, where bhyvectl --destroy takes it away");
@@ -128,15 +138,15 @@ pub(super) async fn end_elsewhere(site: &Site<'_>, client: &Client, asked: Asked
 ///
 /// # Errors
 /// Those of [`end_elsewhere`].
-pub(super) async fn clear_elsewhere(site: &Site<'_>, client: &Client) -> Result<()> {
+pub(super) async fn clear_elsewhere(site: &VmContext<'_>, client: &PropolisClient) -> Result<()> {
     match files::server(&site.layout)? {
         Some(server) if !files::has_ended(&site.layout, &server) => {
-            end_elsewhere(site, client, Asked::MayBeAtWork).await
+            end_elsewhere(site, client, StopRequest::MayBeAtWork).await
         }
         // It counts as ended, since the server never showed it for as long as that was watched: a
         // last look.
         Some(server) if !server.is_begun => {
-            let limits = Limits::until(Instant::now() + LATE_LIMIT);
+            let limits = EndTimeouts::until(Instant::now() + LATE_LIMIT);
             if let Err(failure) = end(client, site.vm.id, limits).await {
                 tracing::debug!(%failure, "the server does not tell whether it made a VM late");
             }
@@ -148,7 +158,7 @@ pub(super) async fn clear_elsewhere(site: &Site<'_>, client: &Client) -> Result<
 
 /// Asks the guest to power itself off until it has, or the deadline has passed; answers whether it
 /// has.
-async fn ask_guest(site: &Site<'_>, client: &Client, deadline: Instant) -> bool {
+async fn ask_guest(site: &VmContext<'_>, client: &PropolisClient, deadline: Instant) -> bool {
     let Some(power_off) = &site.settings.power_off else { return false };
     let gone = monitor::until(client, |state| state == InstanceState::Failed, deadline);
     let asking = async {
@@ -192,7 +202,7 @@ async fn ask_guest(site: &Site<'_>, client: &Client, deadline: Instant) -> bool 
 ///
 /// A full or a read-only disk is no reason to leave a guest running: then an end by force looks
 /// like one from outside.
-pub(super) fn mark_asked(site: &Site<'_>) {
+pub(super) fn mark_asked(site: &VmContext<'_>) {
     if let Err(error) = files::mark(&site.layout.stop_mark()) {
         tracing::warn!(%error, "cannot write down that the VM is being stopped");
     }
@@ -203,7 +213,7 @@ pub(super) fn mark_asked(site: &Site<'_>) {
 /// # Errors
 /// Those of the programs that are needed for it; where the server is elsewhere, whatever keeps it
 /// from ending the VM.
-pub(super) async fn clear(site: &Site<'_>, hold: &Hold) -> Result<()> {
+pub(super) async fn clear(site: &VmContext<'_>, hold: &OperationLock) -> Result<()> {
     mark_asked(site);
     match site.claim.options.address {
         Some(address) => clear_elsewhere(site, &site.client(address)).await,

@@ -24,8 +24,8 @@ use serde_json::{Map, Value, json};
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
-use super::qmp::codec::{Malformed, object, text};
-use super::qmp::wire::{Wire, within};
+use super::qmp::codec::{MalformedLine, object, text};
+use super::qmp::wire::{LineStream, within};
 use crate::error::{Error, GUEST_AGENT, Result};
 
 /// The longest line that is read, in bytes. The agent keeps at most 16 MiB of each of a program's
@@ -47,7 +47,7 @@ const SIGNAL_ALL: &str = "end() { set -- \"$1\" $(cat /proc/$1/task/*/children 2
 /// guest was told may or may not be carried out.
 #[derive(Debug)]
 pub struct GuestAgent {
-    wire: Wire,
+    wire: LineStream,
     in_sync: bool,
 }
 
@@ -105,7 +105,7 @@ impl GuestAgent {
     /// `Io` where nobody listens at `path`; `TimedOut` while the guest has not come up or has no
     /// agent, or another client holds the channel.
     pub async fn connect(path: &Path, deadline: Instant) -> Result<Self> {
-        let wire = Wire::connect(path, GUEST_AGENT, LINE_LIMIT_BYTES, deadline).await?;
+        let wire = LineStream::connect(path, GUEST_AGENT, LINE_LIMIT_BYTES, deadline).await?;
         let mut agent = Self { wire, in_sync: false };
         let awaited = "the guest agent: the guest is not up, has none, or another client holds the channel";
         within(deadline, || awaited.to_owned(), agent.sync()).await?;
@@ -244,11 +244,11 @@ impl GuestAgent {
                 line => line?,
             };
             match decode(&line) {
-                Ok(Reply::Synced(number)) if number == mark => {
+                Ok(AgentReply::Synced(number)) if number == mark => {
                     self.in_sync = true;
                     return Ok(());
                 }
-                Ok(Reply::Error { class, desc }) => return Err(refused(COMMAND, class, desc)),
+                Ok(AgentReply::Error { class, desc }) => return Err(refused(COMMAND, class, desc)),
                 _ => {}
             }
         }
@@ -289,12 +289,12 @@ impl GuestAgent {
         self.wire.flush().await?;
         let line = self.wire.line().await?;
         let answer = match decode(&line) {
-            Ok(Reply::Return(value)) => Ok(value),
-            Ok(Reply::Error { class, desc }) => Err(refused(command, class, desc)),
-            Ok(Reply::Synced(_) | Reply::Other) => {
+            Ok(AgentReply::Return(value)) => Ok(value),
+            Ok(AgentReply::Error { class, desc }) => Err(refused(command, class, desc)),
+            Ok(AgentReply::Synced(_) | AgentReply::Other) => {
                 return Err(self.wire.problem(format!("it did not answer `{command}`")));
             }
-            Err(Malformed(problem)) => return Err(self.wire.problem(problem)),
+            Err(MalformedLine(problem)) => return Err(self.wire.problem(problem)),
         };
         self.in_sync = true;
         answer
@@ -312,7 +312,7 @@ impl GuestAgent {
         self.wire.queue(&[DELIMITER]);
         self.wire.queue(&request("guest-sync-delimited", Some(json!({ "id": mark }))));
         self.wire.flush().await?;
-        while !matches!(decode(&self.wire.line().await?), Ok(Reply::Synced(number)) if number == mark) {}
+        while !matches!(decode(&self.wire.line().await?), Ok(AgentReply::Synced(number)) if number == mark) {}
         self.in_sync = true;
         Ok(())
     }
@@ -330,7 +330,7 @@ impl ShutdownMode {
 
 /// What the agent says, one line each.
 #[derive(Debug, Clone, PartialEq)]
-enum Reply {
+enum AgentReply {
     /// A command succeeded.
     Return(Value),
     /// `guest-sync-delimited` succeeded: the delimiter came before the answer.
@@ -342,16 +342,16 @@ enum Reply {
 }
 
 /// Returns what a line says; everything up to the last delimiter in it is dropped.
-fn decode(line: &[u8]) -> Result<Reply, Malformed> {
+fn decode(line: &[u8]) -> Result<AgentReply, MalformedLine> {
     let delimiter = line.iter().rposition(|byte| *byte == DELIMITER);
     let mut map = object(&line[delimiter.map_or(0, |at| at + 1)..])?;
     if let Some(Value::Object(error)) = map.get("error") {
-        return Ok(Reply::Error { class: text(error, "class"), desc: text(error, "desc") });
+        return Ok(AgentReply::Error { class: text(error, "class"), desc: text(error, "desc") });
     }
     Ok(match (map.remove("return"), delimiter) {
-        (Some(value), Some(_)) => value.as_i64().map_or(Reply::Other, Reply::Synced),
-        (Some(value), None) => Reply::Return(value),
-        (None, _) => Reply::Other,
+        (Some(value), Some(_)) => value.as_i64().map_or(AgentReply::Other, AgentReply::Synced),
+        (Some(value), None) => AgentReply::Return(value),
+        (None, _) => AgentReply::Other,
     })
 }
 
@@ -448,15 +448,15 @@ mod tests {
     }
 
     /// The agent's side of the channel, played by a test.
-    struct Peer(BufStream<UnixStream>);
+    struct FakeAgent(BufStream<UnixStream>);
 
-    fn pair() -> (GuestAgent, Peer) {
+    fn pair() -> (GuestAgent, FakeAgent) {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let wire = Wire::new(ours, GUEST_AGENT, 64 * 1024);
-        (GuestAgent { wire, in_sync: false }, Peer(BufStream::new(theirs)))
+        let wire = LineStream::new(ours, GUEST_AGENT, 64 * 1024);
+        (GuestAgent { wire, in_sync: false }, FakeAgent(BufStream::new(theirs)))
     }
 
-    impl Peer {
+    impl FakeAgent {
         async fn say(&mut self, bytes: impl AsRef<[u8]>) {
             self.0.write_all(bytes.as_ref()).await.unwrap();
             self.0.flush().await.unwrap();
@@ -663,7 +663,7 @@ mod tests {
             let mut line = rubbish;
             line.push(DELIMITER);
             line.extend(json!({ "return": mark }).to_string().into_bytes());
-            prop_assert_eq!(decode(&line), Ok(Reply::Synced(mark)));
+            prop_assert_eq!(decode(&line), Ok(AgentReply::Synced(mark)));
         }
 
         #[test]

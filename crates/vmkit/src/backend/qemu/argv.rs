@@ -7,15 +7,15 @@ use std::ffi::OsString;
 
 use uuid::Uuid;
 
-use super::facts::{Media, QemuFacts, descriptor};
-use super::layout::Layout;
+use super::facts::{ImageMedia, QemuFacts, descriptor};
+use super::layout::QemuLayout;
 use super::switch::{
-    Args, Blockdev, Chardev, Cpu, Device, Direct, MachineType, Monitor, Netdev, Props, Rng, Sandbox,
-    VncServer,
+    Blockdev, Chardev, Cpu, DeviceSwitch, DirectKernel, MachineSwitch, Monitor, Netdev, PropertyList,
+    QemuArgs, Rng, Sandbox, VncServer,
 };
 use crate::image::ImageFormat;
 use crate::network::MacAddr;
-use crate::spec::{Boot, DataDisk, Firmware, Machine, NetworkConfig, VmSpec, Vnc};
+use crate::spec::{Boot, DataDisk, Firmware, MachineType, NetworkConfig, VmSpec, Vnc};
 
 /// The number of the descriptor set whose one member is the console's log.
 const CONSOLE_LOG_SET: i32 = 1;
@@ -24,11 +24,11 @@ const CONSOLE_LOG_SET: i32 = 1;
 pub(super) fn argv(
     spec: &VmSpec,
     id: Uuid,
-    layout: &Layout,
+    layout: &QemuLayout,
     facts: &QemuFacts,
-    media: &Media,
+    media: &ImageMedia,
 ) -> Vec<OsString> {
-    let mut args = Args::default();
+    let mut args = QemuArgs::default();
     identity(spec, id, facts, &mut args);
     machine(spec, layout, facts, &mut args);
     channels(&mut args);
@@ -39,7 +39,7 @@ pub(super) fn argv(
 }
 
 /// Who it is, and what it may do on the host.
-fn identity(spec: &VmSpec, id: Uuid, facts: &QemuFacts, args: &mut Args) {
+fn identity(spec: &VmSpec, id: Uuid, facts: &QemuFacts, args: &mut QemuArgs) {
     // Only what stands here: no devices of QEMU's own choice, no configuration of the host's.
     args.flag("-nodefaults");
     args.flag("-no-user-config");
@@ -47,17 +47,17 @@ fn identity(spec: &VmSpec, id: Uuid, facts: &QemuFacts, args: &mut Args) {
     if let Some(user) = spec.run_as() {
         // 9.1 renamed the switch, 10.1 took the old one away.
         if facts.version >= (9, 1) {
-            args.props("-run-with", Props::first("user", user.as_str()));
+            args.props("-run-with", PropertyList::first("user", user.as_str()));
         } else {
             args.plain("-runas", user.as_str());
         }
     }
-    args.props("-name", Props::first("guest", spec.name().as_str()).with("debug-threads", "on"));
+    args.props("-name", PropertyList::first("guest", spec.name().as_str()).with("debug-threads", "on"));
     args.plain("-uuid", id.to_string());
 }
 
 /// The board, the CPUs, the memory, and what boots.
-fn machine(spec: &VmSpec, layout: &Layout, facts: &QemuFacts, args: &mut Args) {
+fn machine(spec: &VmSpec, layout: &QemuLayout, facts: &QemuFacts, args: &mut QemuArgs) {
     let machine = spec.machine();
     let firmware = match spec.boot() {
         Boot::Firmware(Firmware::Uefi) => facts.firmware.as_ref(),
@@ -70,40 +70,40 @@ fn machine(spec: &VmSpec, layout: &Layout, facts: &QemuFacts, args: &mut Args) {
         code.add_to(args);
         vars.add_to(args);
     }
-    MachineType { machine, flash: firmware.is_some() }.add_to(args);
+    MachineSwitch { machine, flash: firmware.is_some() }.add_to(args);
     facts.accel.add_to(args);
     Cpu { machine, accel: facts.accel, cpus: spec.cpus(), memory: spec.memory() }.add_to(args);
     if let Boot::Kernel(kernel) = spec.boot() {
-        Direct(kernel).add_to(args);
+        DirectKernel(kernel).add_to(args);
     }
-    args.props("-rtc", Props::first("base", "utc"));
+    args.props("-rtc", PropertyList::first("base", "utc"));
     // A guest that panicked stays as it is, to be looked at and told from one that powered off.
-    args.props("-action", Props::first("panic", "pause"));
-    Device::Panic.add_to(machine, args);
+    args.props("-action", PropertyList::first("panic", "pause"));
+    DeviceSwitch::Panic.add_to(machine, args);
     Rng.add_to(args);
-    Device::Rng.add_to(machine, args);
-    Device::SerialBus.add_to(machine, args);
+    DeviceSwitch::Rng.add_to(machine, args);
+    DeviceSwitch::SerialBus.add_to(machine, args);
 }
 
 /// The monitors, the console and the guest agent: sockets that were bound before QEMU began.
-fn channels(args: &mut Args) {
+fn channels(args: &mut QemuArgs) {
     Chardev { id: "qmp", descriptor: descriptor::QMP, log_set: None }.add_to(args);
     Monitor { chardev: "qmp" }.add_to(args);
     Chardev { id: "monitor", descriptor: descriptor::MONITOR, log_set: None }.add_to(args);
     Monitor { chardev: "monitor" }.add_to(args);
     Chardev { id: "spare", descriptor: descriptor::SPARE, log_set: None }.add_to(args);
     Monitor { chardev: "spare" }.add_to(args);
-    let log =
-        Props::first("fd", descriptor::CONSOLE_LOG.to_string()).with("set", CONSOLE_LOG_SET.to_string());
+    let log = PropertyList::first("fd", descriptor::CONSOLE_LOG.to_string())
+        .with("set", CONSOLE_LOG_SET.to_string());
     args.props("-add-fd", log);
     Chardev { id: "console", descriptor: descriptor::CONSOLE, log_set: Some(CONSOLE_LOG_SET) }.add_to(args);
     args.plain("-serial", "chardev:console");
     Chardev { id: "agent", descriptor: descriptor::AGENT, log_set: None }.add_to(args);
     // The port's kind is the same on every machine.
-    Device::AgentPort.add_to(Machine::Q35, args);
+    DeviceSwitch::AgentPort.add_to(MachineType::Q35, args);
 }
 
-fn disks(spec: &VmSpec, layout: &Layout, media: &Media, args: &mut Args) {
+fn disks(spec: &VmSpec, layout: &QemuLayout, media: &ImageMedia, args: &mut QemuArgs) {
     let machine = spec.machine();
     // A kernel that QEMU loads itself asks no firmware for an order.
     let boots = matches!(spec.boot(), Boot::Firmware(_));
@@ -111,7 +111,7 @@ fn disks(spec: &VmSpec, layout: &Layout, media: &Media, args: &mut Args) {
     let mut add = |node: &str, format, path: &std::path::Path, readonly| {
         Blockdev { node, format, path, readonly }.add_to(args);
         let bootindex = order.next().flatten();
-        Device::Disk { node, bootindex }.add_to(machine, args);
+        DeviceSwitch::Disk { node, bootindex }.add_to(machine, args);
     };
     if spec.disk().is_some() {
         add("root", ImageFormat::Qcow2, &layout.root_disk(), false);
@@ -129,32 +129,32 @@ fn disks(spec: &VmSpec, layout: &Layout, media: &Media, args: &mut Args) {
     let disc_order = spec.cdrom().and_then(|_| order.next().flatten());
     if let Some(disc) = spec.cdrom() {
         Blockdev { node: "cdrom", format: ImageFormat::Raw, path: disc, readonly: true }.add_to(args);
-        if machine == Machine::Virt {
-            Device::ScsiBus.add_to(machine, args);
+        if machine == MachineType::Virt {
+            DeviceSwitch::ScsiBus.add_to(machine, args);
         }
-        Device::Disc { node: "cdrom", bootindex: disc_order }.add_to(machine, args);
+        DeviceSwitch::Disc { node: "cdrom", bootindex: disc_order }.add_to(machine, args);
     }
     if spec.cloud_init().is_some() {
         let seed = layout.seed();
         Blockdev { node: "seed", format: ImageFormat::Raw, path: &seed, readonly: true }.add_to(args);
-        Device::Disk { node: "seed", bootindex: order.next().flatten() }.add_to(machine, args);
+        DeviceSwitch::Disk { node: "seed", bootindex: order.next().flatten() }.add_to(machine, args);
     }
 }
 
-fn network(spec: &VmSpec, id: Uuid, args: &mut Args) {
+fn network(spec: &VmSpec, id: Uuid, args: &mut QemuArgs) {
     match spec.network() {
         NetworkConfig::User(user) => Netdev::User(user).add_to(args),
         NetworkConfig::Tap { .. } => Netdev::Tap { descriptor: descriptor::TAP }.add_to(args),
         // Refused before anything is planned.
         NetworkConfig::Vnic { .. } | NetworkConfig::None => return,
     }
-    Device::Net { mac: MacAddr::of_vm(id) }.add_to(spec.machine(), args);
+    DeviceSwitch::Net { mac: MacAddr::of_vm(id) }.add_to(spec.machine(), args);
 }
 
-fn screen(spec: &VmSpec, layout: &Layout, args: &mut Args) {
+fn screen(spec: &VmSpec, layout: &QemuLayout, args: &mut QemuArgs) {
     args.plain("-display", "none");
     // microvm has no bus for a screen.
-    if spec.machine() == Machine::Microvm {
+    if spec.machine() == MachineType::Microvm {
         return;
     }
     match spec.vnc() {
@@ -162,5 +162,5 @@ fn screen(spec: &VmSpec, layout: &Layout, args: &mut Args) {
         Vnc::Unix => VncServer::Unix(&layout.vnc_socket()).add_to(args),
         Vnc::Loopback => VncServer::Loopback.add_to(args),
     }
-    Device::Screen.add_to(spec.machine(), args);
+    DeviceSwitch::Screen.add_to(spec.machine(), args);
 }

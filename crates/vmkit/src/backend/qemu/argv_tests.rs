@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-use super::facts::{FirmwareFiles, Media, QemuFacts};
-use super::layout::Layout;
+use super::facts::{FirmwareFiles, ImageMedia, QemuFacts};
+use super::layout::QemuLayout;
 use super::plan::plan;
 use super::switch::Accelerator;
 use crate::image::ImageFormat;
@@ -27,8 +27,8 @@ fn facts(arch: Arch, accel: Accelerator, version: (u32, u32)) -> QemuFacts {
 
 fn line(spec: &VmSpec, accel: Accelerator, version: (u32, u32)) -> String {
     let id = Uuid::from_u128(0x5eed);
-    let layout = Layout::of(Path::new("/home/vms"), Path::new("/run/vmkit"), spec.name(), id).unwrap();
-    let media = Media { data_formats: vec![None, Some(ImageFormat::Raw)] };
+    let layout = QemuLayout::of(Path::new("/home/vms"), Path::new("/run/vmkit"), spec.name(), id).unwrap();
+    let media = ImageMedia { data_formats: vec![None, Some(ImageFormat::Raw)] };
     let plan = plan(spec, id, &layout, &facts(spec.machine().arch(), accel, version), &media);
     let mut text = format!("{}\n", plan.program.display());
     for arg in &plan.args {

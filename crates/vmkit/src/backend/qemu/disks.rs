@@ -7,8 +7,8 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::Details;
-use super::facts::Media;
+use super::QemuDetails;
+use super::facts::ImageMedia;
 use crate::disk_files::check_apart;
 use crate::error::{Error, Result};
 use crate::handle::VmHandle;
@@ -27,7 +27,7 @@ use crate::spec::{Boot, DataDisk, RootDisk, VmSpec};
 /// that was changed, and of a disk that the VM has twice.
 pub(super) async fn check_files(
     spec: &VmSpec,
-    media: &Media,
+    media: &ImageMedia,
     noted: Option<&ImageIdentity>,
 ) -> Result<Option<ImageIdentity>> {
     if let Boot::Kernel(kernel) = spec.boot() {
@@ -101,7 +101,7 @@ pub(super) async fn identity_of_base(spec: &VmSpec) -> Result<Option<ImageIdenti
 /// As [`check_files`].
 pub(crate) async fn check_restart(vm: &VmHandle) -> Result<()> {
     // Details that can't be read are the start's to report.
-    let Ok(details) = Details::deserialize(&vm.details.data) else { return Ok(()) };
+    let Ok(details) = QemuDetails::deserialize(&vm.details.data) else { return Ok(()) };
     let spec = vm.next_spec.as_deref().unwrap_or(&vm.spec);
     check_files(spec, &details.media, details.base.as_ref()).await.map(drop)
 }

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, sockopt};
 
-use super::layout::Layout;
+use super::layout::QemuLayout;
 use crate::backend::supervise::runfile;
 use crate::backend::supervise::{ALIVE_DESCRIPTOR, alive};
 use crate::error::{Error, Result};
@@ -22,7 +22,7 @@ use crate::handle::VmHandle;
 /// That may be another session's directory, or one that is not there under this name, such as that
 /// of a home which has been moved since. Or it is that of the home which this one is a copy of, and
 /// then nothing runs here.
-pub(super) fn run_dir(layout: &Layout) -> PathBuf {
+pub(super) fn run_dir(layout: &QemuLayout) -> PathBuf {
     let recorded = recorded_run_dir(layout);
     let is_ours = |run: &PathBuf| run.is_dir() && alive::is_held(&layout.place()).unwrap_or(false);
     recorded.filter(|run| *run != layout.run).filter(is_ours).unwrap_or_else(|| layout.run.clone())
@@ -30,7 +30,7 @@ pub(super) fn run_dir(layout: &Layout) -> PathBuf {
 
 /// Returns where the sockets of a VM's last run were, as its keeper has written it down; `None` for
 /// what is no directory of this VM.
-pub(super) fn recorded_run_dir(layout: &Layout) -> Option<PathBuf> {
+pub(super) fn recorded_run_dir(layout: &QemuLayout) -> Option<PathBuf> {
     let run_file = layout.run_file();
     let run = runfile::read(&run_file).ok().flatten()?.run_dir?;
     let run = runfile::run_dir_in_full(&run_file, &run);
@@ -42,7 +42,7 @@ pub(super) fn recorded_run_dir(layout: &Layout) -> Option<PathBuf> {
 ///
 /// # Errors
 /// [`Error::SameVm`], with the other directory where it can be known.
-pub(super) fn refuse_twin(vm: &VmHandle, layout: &Layout) -> Result<()> {
+pub(super) fn refuse_twin(vm: &VmHandle, layout: &QemuLayout) -> Result<()> {
     let twin = twin(vm, layout)?;
     if twin.is_none() && !is_served(layout) {
         return Ok(());
@@ -53,7 +53,7 @@ pub(super) fn refuse_twin(vm: &VmHandle, layout: &Layout) -> Result<()> {
 
 /// Finds a process of this user's that runs the same VM with the lock of another directory, and
 /// that directory.
-fn twin(vm: &VmHandle, layout: &Layout) -> Result<Option<(u32, Option<PathBuf>)>> {
+fn twin(vm: &VmHandle, layout: &QemuLayout) -> Result<Option<(u32, Option<PathBuf>)>> {
     let lock = layout.alive_lock();
     let own = fs::metadata(&lock).map_err(Error::io("examine", &lock))?;
     let entries = fs::read_dir("/proc").map_err(Error::io("read", "/proc"))?;
@@ -83,7 +83,7 @@ fn runs(process: &Path, vm: &VmHandle) -> bool {
 
 /// Returns whether another VM's process listens at the sockets. The caller holds the lock `alive`,
 /// so it is none of this VM's.
-pub(super) fn is_served(layout: &Layout) -> bool {
+pub(super) fn is_served(layout: &QemuLayout) -> bool {
     let Ok(address) = SocketAddrUnix::new(layout.monitor_socket()) else { return false };
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let Ok(socket) = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None) else { return false };

@@ -53,7 +53,7 @@ pub struct FirmwareFiles {
 
 /// What was found out about the images when the VM was prepared.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub(crate) struct Media {
+pub(crate) struct ImageMedia {
     /// For each further disk that existed: what it is.
     pub(crate) data_formats: Vec<Option<ImageFormat>>,
 }

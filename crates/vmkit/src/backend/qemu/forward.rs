@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::QemuHypervisor;
-use super::layout::Layout;
+use super::layout::QemuLayout;
 use super::prepare::check_port;
 use super::qmp::client::QmpClient;
 use super::status;
@@ -66,7 +66,7 @@ impl PortForwarding for QemuHypervisor {
 
 impl QemuHypervisor {
     /// Returns where the VM is, if its forwards can be changed now.
-    async fn forwarding(&self, vm: &VmHandle, forward: &PortForward) -> Result<Layout> {
+    async fn forwarding(&self, vm: &VmHandle, forward: &PortForward) -> Result<QemuLayout> {
         if !matches!(vm.spec.network(), NetworkConfig::User(_)) {
             return Err(Error::invalid("forward", forward, "only user networking forwards ports"));
         }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-use crate::backend::supervise::{Place, unfinished};
+use crate::backend::supervise::{SupervisionPaths, unfinished};
 use crate::boundedlog::older_log;
 use crate::error::{Error, Result};
 use crate::network::MacAddr;
@@ -18,14 +18,14 @@ pub(crate) const MAX_SOCKET_PATH_BYTES: usize = 107;
 
 /// The paths of one VM.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) struct Layout {
+pub(crate) struct QemuLayout {
     /// The work directory: disks, seed, logs, the record of the run.
     pub work: PathBuf,
     /// The runtime directory: sockets.
     pub run: PathBuf,
 }
 
-impl Layout {
+impl QemuLayout {
     /// Returns the paths of a VM below the backend's two roots.
     ///
     /// # Errors
@@ -61,8 +61,8 @@ impl Layout {
     }
 
     /// Returns where the run is supervised.
-    pub(crate) fn place(&self) -> Place {
-        Place {
+    pub(crate) fn place(&self) -> SupervisionPaths {
+        SupervisionPaths {
             alive: self.alive_lock(),
             run_file: self.run_file(),
             run_dir: self.run.clone(),
@@ -200,7 +200,7 @@ mod tests {
     #[test]
     fn ids_that_begin_alike_have_different_runtime_directories() {
         let name = VmName::new("web").unwrap();
-        let of = |id| Layout::of(Path::new("/w"), Path::new("/r"), &name, Uuid::from_u128(id)).unwrap();
+        let of = |id| QemuLayout::of(Path::new("/w"), Path::new("/r"), &name, Uuid::from_u128(id)).unwrap();
         assert_ne!(of(1).run, of(2).run);
         assert_ne!(of(1 << 127).run, of(1 << 127 | 1 << 126).run);
         assert_eq!(of(1), of(1));
@@ -215,7 +215,7 @@ mod tests {
         for (root, why) in [(Path::new("vms"), "absolute"), (Path::new(OsStr::from_bytes(b"/\xff")), "UTF-8")]
         {
             for (work, run) in [(root, absolute), (absolute, root)] {
-                let error = Layout::of(work, run, &name, Uuid::nil()).unwrap_err().to_string();
+                let error = QemuLayout::of(work, run, &name, Uuid::nil()).unwrap_err().to_string();
                 assert!(error.contains(why), "{error}");
             }
         }
@@ -225,7 +225,7 @@ mod tests {
     fn a_runtime_root_too_long_for_a_socket_is_refused_with_both_numbers() {
         let name = VmName::new("web").unwrap();
         let root = PathBuf::from(format!("/{}", "r".repeat(100)));
-        let error = Layout::of(Path::new("/w"), &root, &name, Uuid::nil()).unwrap_err().to_string();
+        let error = QemuLayout::of(Path::new("/w"), &root, &name, Uuid::nil()).unwrap_err().to_string();
         assert!(error.contains("125 bytes") && error.contains("at most 107"), "{error}");
     }
 }

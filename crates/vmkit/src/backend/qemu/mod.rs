@@ -50,11 +50,11 @@ pub use switch::Accelerator;
 
 use self::accel::{accelerator, wants_kvm};
 use self::elsewhere::{recorded_run_dir, run_dir};
-use self::facts::{Media, QemuFacts};
-use self::layout::Layout;
+use self::facts::{ImageMedia, QemuFacts};
+use self::layout::QemuLayout;
 use self::qmp::client::QmpClient;
-use crate::backend::supervise::process::{self, Found};
-use crate::backend::supervise::runfile::{self, Ended};
+use crate::backend::supervise::process::{self, ProcessState};
+use crate::backend::supervise::runfile::{self, ProcessEnd};
 use crate::backend::supervise::{alive, spawn};
 use crate::error::{Error, ErrorKind, Result};
 use crate::handle::{BackendDetails, BackendTag, ConsoleEndpoint, RunInfo, VmHandle};
@@ -80,7 +80,7 @@ const AGENT_GRACE: Duration = Duration::from_millis(30);
 const ENDING_LIMIT: Duration = Duration::from_millis(500);
 /// Where programs are looked for unless set otherwise.
 const SYSTEM_PATH: [&str; 4] = ["/usr/local/bin", "/usr/bin", "/bin", "/usr/libexec"];
-/// The version of the shape of [`Details`]. Version 1 named the VM's directories in full, which are
+/// The version of the shape of [`QemuDetails`]. Version 1 named the VM's directories in full, which are
 /// not read any more: where a VM lies is where it was found.
 const DETAILS_VERSION: u32 = 2;
 
@@ -113,10 +113,10 @@ const DETAILS_VERSION: u32 = 2;
 /// }
 /// ```
 #[derive(Debug, Clone)]
-pub struct QemuHypervisor(Arc<Settings>);
+pub struct QemuHypervisor(Arc<QemuSettings>);
 
 #[derive(Debug)]
-struct Settings {
+struct QemuSettings {
     work_root: PathBuf,
     run_root: PathBuf,
     search_path: Vec<PathBuf>,
@@ -134,7 +134,7 @@ struct Settings {
 /// Sets up a [`QemuHypervisor`].
 #[derive(Debug)]
 #[must_use]
-pub struct QemuHypervisorBuilder(Settings);
+pub struct QemuHypervisorBuilder(QemuSettings);
 
 impl QemuHypervisorBuilder {
     /// Sets the directories that programs are looked for in, as `PATH` has them. Without it: the
@@ -186,11 +186,11 @@ impl QemuHypervisorBuilder {
 
 /// What this backend keeps in a handle for itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Details {
+struct QemuDetails {
     /// Where the VM lies, from the backend's directories: a home may have been moved, or be a copy.
     #[serde(skip)]
-    layout: Layout,
-    media: Media,
+    layout: QemuLayout,
+    media: ImageMedia,
     /// Which run of cloud-init the seed on disk asks for.
     #[serde(default)]
     seed_run: u32,
@@ -202,7 +202,7 @@ struct Details {
     base: Option<ImageIdentity>,
 }
 
-impl Details {
+impl QemuDetails {
     fn keep_in(&self, vm: &mut VmHandle) {
         let data = serde_json::to_value(self).expect("these are plain data");
         vm.details = BackendDetails { version: DETAILS_VERSION, data };
@@ -224,7 +224,7 @@ impl QemuHypervisor {
     ///
     /// The runtime root has to be short: a Unix socket's path has at most 107 bytes.
     pub fn builder(work_root: impl Into<PathBuf>, run_root: impl Into<PathBuf>) -> QemuHypervisorBuilder {
-        QemuHypervisorBuilder(Settings {
+        QemuHypervisorBuilder(QemuSettings {
             work_root: work_root.into(),
             run_root: run_root.into(),
             search_path: SYSTEM_PATH.map(PathBuf::from).to_vec(),
@@ -252,28 +252,28 @@ impl QemuHypervisor {
         Ok(plan::plan(spec, id, &layout, &facts, &looked.media))
     }
 
-    fn layout(&self, spec: &VmSpec, id: Uuid) -> Result<Layout> {
-        Layout::of(&self.0.work_root, &self.0.run_root, spec.name(), id)
+    fn layout(&self, spec: &VmSpec, id: Uuid) -> Result<QemuLayout> {
+        QemuLayout::of(&self.0.work_root, &self.0.run_root, spec.name(), id)
     }
 
     /// Returns what the handle says of its VM's place; of an interrupted `prepare` it says nothing
     /// yet.
-    fn details(&self, vm: &VmHandle) -> Result<Details> {
+    fn details(&self, vm: &VmHandle) -> Result<QemuDetails> {
         let foreign =
             |problem: String| Error::Record { path: self.0.work_root.join(vm.name().as_str()), problem };
         if vm.backend != BackendTag::Qemu {
             return Err(foreign(format!("the handle belongs to the backend `{}`, not `qemu`", vm.backend)));
         }
         match vm.details.version {
-            0 => Ok(Details {
+            0 => Ok(QemuDetails {
                 layout: self.layout(&vm.spec, vm.id)?,
-                media: Media::default(),
+                media: ImageMedia::default(),
                 seed_run: 0,
                 disk: None,
                 base: None,
             }),
             1 | DETAILS_VERSION => {
-                let mut details = Details::deserialize(&vm.details.data)
+                let mut details = QemuDetails::deserialize(&vm.details.data)
                     .map_err(|error| foreign(format!("the handle's details can't be read: {error}")))?;
                 details.layout = self.layout(&vm.spec, vm.id)?;
                 details.layout.run = run_dir(&details.layout);
@@ -348,7 +348,7 @@ impl QemuHypervisor {
             Ok(layout) => {
                 let recorded = recorded_run_dir(&layout).filter(|run| *run != layout.run);
                 prepare::remove_run_dir(&layout)?;
-                recorded.map_or(Ok(()), |run| prepare::remove_run_dir(&Layout { run, ..layout }))
+                recorded.map_or(Ok(()), |run| prepare::remove_run_dir(&QemuLayout { run, ..layout }))
             }
             // Nothing can have been started in a directory that is refused.
             Err(error) if error.kind() == ErrorKind::InvalidInput => Ok(()),
@@ -358,11 +358,11 @@ impl QemuHypervisor {
 
     /// Does to a VM that does not run what its spec, or this host, has come to ask for since it was
     /// prepared.
-    fn bring_up_to_date(&self, vm: &VmHandle, details: &mut Details) -> Result<()> {
+    fn bring_up_to_date(&self, vm: &VmHandle, details: &mut QemuDetails) -> Result<()> {
         details.layout.run = self.layout(&vm.spec, vm.id)?.run;
         if let Some(run) = recorded_run_dir(&details.layout).filter(|run| *run != details.layout.run) {
             // Another session's directory, which may be gone with it.
-            prepare::remove_run_dir(&Layout { run, ..details.layout.clone() })?;
+            prepare::remove_run_dir(&QemuLayout { run, ..details.layout.clone() })?;
         }
         // The first thing that a removal takes from a VM without a root disk.
         let is_gone = vm.spec.cloud_init().is_some() && !details.layout.seed().exists();
@@ -380,7 +380,7 @@ impl QemuHypervisor {
         Ok(())
     }
 
-    fn check_owner(&self, vm: &VmHandle, layout: &Layout, operation: Operation) -> Result<()> {
+    fn check_owner(&self, vm: &VmHandle, layout: &QemuLayout, operation: Operation) -> Result<()> {
         let (owner, missing) = (prepare::owner(layout)?, prepare::missing_part(&vm.spec, layout));
         let problem = match (owner, missing) {
             (Some(owner), None) if owner == vm.id => return Ok(()),
@@ -403,7 +403,7 @@ impl QemuHypervisor {
     }
 
     /// Returns the state of a VM that does not run; it has failed where a part of it is gone.
-    fn at_rest(vm: &VmHandle, layout: &Layout, state: VmState) -> VmState {
+    fn at_rest(vm: &VmHandle, layout: &QemuLayout, state: VmState) -> VmState {
         match prepare::missing_part(&vm.spec, layout) {
             Some(part) => VmState::failed(
                 FailureKind::Interrupted,
@@ -413,7 +413,7 @@ impl QemuHypervisor {
         }
     }
 
-    fn handle(vm: &VmHandle, state: VmState, layout: &Layout, run: Option<RunInfo>) -> VmHandle {
+    fn handle(vm: &VmHandle, state: VmState, layout: &QemuLayout, run: Option<RunInfo>) -> VmHandle {
         let mut handle = vm.clone().in_state(state);
         if run.is_some() {
             handle.run = run;
@@ -446,7 +446,7 @@ impl Hypervisor for QemuHypervisor {
         }
         let base = disks::identity_of_base(&spec).await?;
         prepare::make(&spec, id, &layout, &plan, looked.root.as_ref())?;
-        let details = Details {
+        let details = QemuDetails {
             layout: layout.clone(),
             media: looked.media,
             seed_run: wanted_run(&spec),
@@ -465,7 +465,8 @@ impl Hypervisor for QemuHypervisor {
         let lock = self.start_lock(vm.id);
         let _one = lock.lock().await;
         let to = VmState::Running;
-        let adopted = |run, details: &Details| Ok(Self::handle(vm, to.clone(), &details.layout, Some(run)));
+        let adopted =
+            |run, details: &QemuDetails| Ok(Self::handle(vm, to.clone(), &details.layout, Some(run)));
         match self.allowed(vm, Operation::Start).await {
             Ok(state) if state == to => {
                 let run = start::adopt(vm, &details.layout, deadline).await?;
@@ -507,7 +508,7 @@ impl Hypervisor for QemuHypervisor {
     }
 
     async fn stop(&self, vm: &VmHandle, timeout: Duration) -> Result<VmHandle> {
-        let Details { layout, .. } = self.details(vm)?;
+        let QemuDetails { layout, .. } = self.details(vm)?;
         refuse_other_user(&layout.work)?;
         self.check_owner(vm, &layout, Operation::Stop)?;
         stop::stop(vm, &layout, timeout).await?;
@@ -515,7 +516,7 @@ impl Hypervisor for QemuHypervisor {
     }
 
     async fn suspend(&self, vm: &VmHandle) -> Result<VmHandle> {
-        let Details { layout, .. } = self.details(vm)?;
+        let QemuDetails { layout, .. } = self.details(vm)?;
         let to = VmState::Suspended;
         if self.allowed(vm, Operation::Suspend).await? != to {
             let limit = Instant::now() + PAUSE_LIMIT;
@@ -526,7 +527,7 @@ impl Hypervisor for QemuHypervisor {
     }
 
     async fn resume(&self, vm: &VmHandle) -> Result<VmHandle> {
-        let Details { layout, .. } = self.details(vm)?;
+        let QemuDetails { layout, .. } = self.details(vm)?;
         let to = VmState::Running;
         if self.allowed(vm, Operation::Resume).await? != to {
             let limit = Instant::now() + PAUSE_LIMIT;
@@ -541,7 +542,7 @@ impl Hypervisor for QemuHypervisor {
     }
 
     async fn destroy(&self, vm: VmHandle) -> Result<()> {
-        let Details { layout, .. } = self.details(&vm)?;
+        let QemuDetails { layout, .. } = self.details(&vm)?;
         prepare::refuse_other_users(&layout)?;
         match prepare::owner(&layout)? {
             // The name has been given to another VM since: this one is gone.
@@ -566,7 +567,7 @@ impl Hypervisor for QemuHypervisor {
     }
 
     async fn state(&self, vm: &VmHandle) -> Result<VmState> {
-        let Details { layout, .. } = self.details(vm)?;
+        let QemuDetails { layout, .. } = self.details(vm)?;
         match prepare::owner(&layout)? {
             Some(owner) if owner == vm.id => {}
             _ => return Ok(VmState::Destroyed),
@@ -578,7 +579,7 @@ impl Hypervisor for QemuHypervisor {
         let found = match found {
             // The sockets were bound before the keeper began: the greeting is the event that it has
             // started QEMU.
-            Found::Launching | Found::Starting(_) => match status::ask(vm, &layout).await {
+            ProcessState::Launching | ProcessState::Starting(_) => match status::ask(vm, &layout).await {
                 Ok(state) => return Ok(state),
                 Err(_) => process::look(&layout.place()).await?,
             },
@@ -586,21 +587,21 @@ impl Hypervisor for QemuHypervisor {
         };
         let at_rest = |state| Ok(Self::at_rest(vm, &layout, state));
         match found {
-            Found::Nothing if layout.stop_mark().exists() => at_rest(VmState::Stopped),
-            Found::Nothing => at_rest(VmState::Prepared),
-            Found::Rebooted | Found::Copied => at_rest(VmState::Stopped),
-            Found::Launching | Found::Starting(_) => {
+            ProcessState::Nothing if layout.stop_mark().exists() => at_rest(VmState::Stopped),
+            ProcessState::Nothing => at_rest(VmState::Prepared),
+            ProcessState::Rebooted | ProcessState::Copied => at_rest(VmState::Stopped),
+            ProcessState::Launching | ProcessState::Starting(_) => {
                 Err(Error::Busy { what: format!("VM `{}`", vm.name()), holder: None })
             }
             // A QEMU that is ending removes its sockets first. Else nothing can be asked, and the
             // guest may be reached all the same: it is as it was last known to be.
-            Found::Live(process) if !status::monitor(&layout).exists() => {
+            ProcessState::Live(process) if !status::monitor(&layout).exists() => {
                 match process.wait(Instant::now() + ENDING_LIMIT).await? {
                     true => ended_now(&layout).await,
                     false => Ok(status::recorded(vm)),
                 }
             }
-            Found::Live(process) => match status::ask(vm, &layout).await {
+            ProcessState::Live(process) => match status::ask(vm, &layout).await {
                 Ok(state) => Ok(state),
                 // A QEMU that is ending closes its monitor first: what counts then is how it ends.
                 Err(error) => match process.wait(Instant::now() + ENDING_LIMIT).await? {
@@ -608,12 +609,12 @@ impl Hypervisor for QemuHypervisor {
                     false => Err(error),
                 },
             },
-            Found::Ended(ended) => at_rest(ended_state(&layout, ended)),
+            ProcessState::Ended(ended) => at_rest(ended_state(&layout, ended)),
         }
     }
 
     async fn guest_ip(&self, vm: &VmHandle) -> Result<String> {
-        let Details { layout, .. } = self.details(vm)?;
+        let QemuDetails { layout, .. } = self.details(vm)?;
         let state = self.state(vm).await?;
         let unknown = || Error::NotFound { what: "address of VM", name: vm.name().to_string() };
         match (vm.spec.network(), state.is_live()) {
@@ -655,17 +656,17 @@ impl Backend for QemuHypervisor {
 }
 
 /// Returns what came of a run that has just ended.
-async fn ended_now(layout: &Layout) -> Result<VmState> {
+async fn ended_now(layout: &QemuLayout) -> Result<VmState> {
     process::settled(&layout.place()).await?;
     match process::look(&layout.place()).await? {
-        Found::Ended(ended) => Ok(ended_state(layout, ended)),
+        ProcessState::Ended(ended) => Ok(ended_state(layout, ended)),
         _ => Ok(ended_state(layout, None)),
     }
 }
 
 /// Returns what an ended run means: asked for or clean is `Stopped`, all else is `Failed` with its
 /// cause.
-fn ended_state(layout: &Layout, ended: Option<Ended>) -> VmState {
+fn ended_state(layout: &QemuLayout, ended: Option<ProcessEnd>) -> VmState {
     let clean = ended.is_some_and(|ended| ended.code == Some(0));
     if clean || layout.stop_mark().exists() {
         return VmState::Stopped;
@@ -683,7 +684,7 @@ fn ended_state(layout: &Layout, ended: Option<Ended>) -> VmState {
 
 /// Asks the guest agent for the address of the network device with this MAC; silence is no error
 /// here.
-async fn agent_address(layout: &Layout, mac: MacAddr) -> Option<String> {
+async fn agent_address(layout: &QemuLayout, mac: MacAddr) -> Option<String> {
     let limit = Instant::now() + ASK_LIMIT;
     let mac = mac.to_string();
     let mut agent = agent::GuestAgent::connect(&layout.agent_socket(), limit).await.ok()?;

@@ -11,8 +11,8 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::argv::argv;
-use super::facts::{Media, QemuFacts, descriptor};
-use super::layout::Layout;
+use super::facts::{ImageMedia, QemuFacts, descriptor};
+use super::layout::QemuLayout;
 use super::switch::Accelerator;
 use crate::spec::{Boot, BridgeName, DataDisk, Firmware, Mib, NetworkConfig, VmSpec, Vnc};
 
@@ -87,7 +87,13 @@ pub struct SocketPlan {
 }
 
 /// Plans a VM.
-pub(crate) fn plan(spec: &VmSpec, id: Uuid, layout: &Layout, facts: &QemuFacts, media: &Media) -> QemuPlan {
+pub(crate) fn plan(
+    spec: &VmSpec,
+    id: Uuid,
+    layout: &QemuLayout,
+    facts: &QemuFacts,
+    media: &ImageMedia,
+) -> QemuPlan {
     let socket = |path, descriptor| SocketPlan { path, descriptor };
     QemuPlan {
         prepare: prepare_steps(spec, layout, facts),
@@ -109,7 +115,7 @@ pub(crate) fn plan(spec: &VmSpec, id: Uuid, layout: &Layout, facts: &QemuFacts, 
     }
 }
 
-fn prepare_steps(spec: &VmSpec, layout: &Layout, facts: &QemuFacts) -> Vec<PrepareStep> {
+fn prepare_steps(spec: &VmSpec, layout: &QemuLayout, facts: &QemuFacts) -> Vec<PrepareStep> {
     let mut steps = vec![PrepareStep::Directory { path: layout.work.clone() }];
     if let Some(disk) = spec.disk() {
         let path = layout.root_disk();
@@ -138,7 +144,7 @@ fn warnings(spec: &VmSpec, facts: &QemuFacts) -> Vec<String> {
     if let Some(host) = facts.host_memory.filter(|host| spec.memory() > *host) {
         warnings.push(format!("memory: {} is more than this host has ({host})", spec.memory()));
     }
-    if spec.machine() == crate::spec::Machine::Microvm && spec.vnc() == Vnc::Loopback {
+    if spec.machine() == crate::spec::MachineType::Microvm && spec.vnc() == Vnc::Loopback {
         warnings.push("vnc: the microvm machine has no screen".to_owned());
     }
     warnings

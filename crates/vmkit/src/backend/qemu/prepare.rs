@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
 use super::elsewhere::is_served;
-use super::facts::Media;
-use super::layout::Layout;
+use super::facts::ImageMedia;
+use super::layout::QemuLayout;
 use super::plan::{PrepareStep, QemuPlan};
 use crate::backend::supervise::alive;
 use crate::backend::supervise::files::{is_gone, make_private_dir, remove_dir, remove_file};
@@ -32,16 +32,16 @@ use crate::store::denied;
 const MARK_BYTES: usize = 64;
 
 /// The images of a spec, looked at: what only the host can tell.
-pub(super) struct Looked {
+pub(super) struct InspectedMedia {
     pub(super) root: Option<ImageFacts>,
-    pub(super) media: Media,
+    pub(super) media: ImageMedia,
 }
 
 /// Looks at every file that the spec names, before anything is made.
 ///
 /// # Errors
 /// `InvalidInput` with the field and the path.
-pub(super) fn look_at_files(spec: &VmSpec) -> Result<Looked> {
+pub(super) fn look_at_files(spec: &VmSpec) -> Result<InspectedMedia> {
     let root = spec.disk().and_then(RootDisk::base).map(inspect).transpose()?;
     if let Some(root) = &root {
         refuse_disc(&root.path, &root.path.display().to_string())?;
@@ -67,7 +67,7 @@ pub(super) fn look_at_files(spec: &VmSpec) -> Result<Looked> {
             check_initrd(initrd)?;
         }
     }
-    Ok(Looked { root, media: Media { data_formats } })
+    Ok(InspectedMedia { root, media: ImageMedia { data_formats } })
 }
 
 /// Checks what else the spec asks of this host: the bridge, and the ports that it names.
@@ -118,11 +118,11 @@ fn check_absolute(field: &'static str, path: &Path) -> Result<()> {
 pub(super) fn make(
     spec: &VmSpec,
     id: Uuid,
-    layout: &Layout,
+    layout: &QemuLayout,
     plan: &QemuPlan,
     root: Option<&ImageFacts>,
 ) -> Result<()> {
-    let mut undo = Undo { layout, spec, id, armed: true, alone: None };
+    let mut undo = UndoPrepare { layout, spec, id, armed: true, alone: None };
     make_private_dir(&layout.work)?;
     undo.alone = alive::try_take(&layout.place())?;
     if undo.alone.is_none() {
@@ -162,7 +162,7 @@ pub(super) fn write_seed(spec: &VmSpec, id: Uuid, path: &Path) -> Result<()> {
 }
 
 /// Writes down whose directory this is, so that nobody takes over, or removes, another VM's.
-fn claim(spec: &VmSpec, id: Uuid, layout: &Layout) -> Result<()> {
+fn claim(spec: &VmSpec, id: Uuid, layout: &QemuLayout) -> Result<()> {
     let mark = layout.owner_mark();
     step("prepare: claim").map_err(Error::io("create", &mark))?;
     let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&mark);
@@ -180,7 +180,7 @@ fn claim(spec: &VmSpec, id: Uuid, layout: &Layout) -> Result<()> {
 ///
 /// # Errors
 /// [`Error::OtherUser`].
-pub(super) fn refuse_other_users(layout: &Layout) -> Result<()> {
+pub(super) fn refuse_other_users(layout: &QemuLayout) -> Result<()> {
     for path in [&layout.work, &layout.alive_lock(), &layout.run] {
         crate::store::refuse_other_user(path)?;
     }
@@ -191,7 +191,7 @@ pub(super) fn refuse_other_users(layout: &Layout) -> Result<()> {
 ///
 /// # Errors
 /// `Io` where the mark can't be read. A mark cut short by a crash counts as nobody's claim.
-pub(super) fn owner(layout: &Layout) -> Result<Option<Uuid>> {
+pub(super) fn owner(layout: &QemuLayout) -> Result<Option<Uuid>> {
     let mark = layout.owner_mark();
     let mut text = [0; MARK_BYTES];
     match fs::File::open(&mark).and_then(|mut file| file.read(&mut text)) {
@@ -205,7 +205,7 @@ pub(super) fn owner(layout: &Layout) -> Result<Option<Uuid>> {
 
 /// Finds a part that `prepare` made and that is gone: without it the VM is fit for nothing but to
 /// be removed. The seed can be written again.
-pub(super) fn missing_part(spec: &VmSpec, layout: &Layout) -> Option<PathBuf> {
+pub(super) fn missing_part(spec: &VmSpec, layout: &QemuLayout) -> Option<PathBuf> {
     let root = spec.disk().map(|_| layout.root_disk());
     let vars = matches!(spec.boot(), Boot::Firmware(Firmware::Uefi)).then(|| layout.efi_vars());
     let fresh =
@@ -220,7 +220,7 @@ pub(super) fn missing_part(spec: &VmSpec, layout: &Layout) -> Option<PathBuf> {
 ///
 /// # Errors
 /// `Io` for what can't be removed.
-pub(super) fn remove(spec: &VmSpec, layout: &Layout) -> Result<()> {
+pub(super) fn remove(spec: &VmSpec, layout: &QemuLayout) -> Result<()> {
     remove_run_dir(layout)?;
     for file in layout.work_files(spec.data_disks().len()) {
         remove_file(&file)?;
@@ -230,7 +230,7 @@ pub(super) fn remove(spec: &VmSpec, layout: &Layout) -> Result<()> {
 
 /// Removes the sockets of a run and their directory, unless they are the original's of which this
 /// VM is a copy.
-pub(super) fn remove_run_dir(layout: &Layout) -> Result<()> {
+pub(super) fn remove_run_dir(layout: &QemuLayout) -> Result<()> {
     if is_served(layout) {
         tracing::debug!(run = %layout.run.display(), "a VM of another home has its sockets there: they stay");
         return Ok(());
@@ -254,8 +254,8 @@ fn copy_private(template: &Path, path: &Path) -> Result<()> {
 }
 
 /// Removes what was made, unless the whole came off.
-struct Undo<'a> {
-    layout: &'a Layout,
+struct UndoPrepare<'a> {
+    layout: &'a QemuLayout,
     spec: &'a VmSpec,
     id: Uuid,
     armed: bool,
@@ -263,13 +263,13 @@ struct Undo<'a> {
     alone: Option<OwnedFd>,
 }
 
-impl Undo<'_> {
+impl UndoPrepare<'_> {
     fn disarm(mut self) {
         self.armed = false;
     }
 }
 
-impl Drop for Undo<'_> {
+impl Drop for UndoPrepare<'_> {
     fn drop(&mut self) {
         if !self.armed {
             return;

@@ -12,7 +12,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::facts::descriptor;
-use super::layout::{Layout, short_id};
+use super::layout::{QemuLayout, short_id};
 use super::plan::QemuPlan;
 use super::prepare::{check_port, remove_run_dir};
 use super::qmp::client::QmpClient;
@@ -22,15 +22,15 @@ use super::stop::{LAUNCH_LIMIT, mark_asked};
 use super::words;
 use crate::backend::supervise::alive;
 use crate::backend::supervise::files::make_private_dir;
-use crate::backend::supervise::keeper::Launch;
-use crate::backend::supervise::process::{self, Found};
+use crate::backend::supervise::keeper::KeeperRequest;
+use crate::backend::supervise::process::{self, ProcessState};
 use crate::backend::supervise::spawn;
 use crate::boundedlog::tail_of_file;
 use crate::error::{Error, ErrorKind, Result};
 use crate::handle::{ActiveForward, ConsoleEndpoint, RunInfo, VmHandle, VncAddress};
 use crate::host::holder::file_holder;
 use crate::network::open_tap;
-use crate::spec::{Accel, Machine, NetworkConfig, VmSpec, Vnc};
+use crate::spec::{Accel, MachineType, NetworkConfig, VmSpec, Vnc};
 use crate::steps::step;
 
 /// The bound of QEMU's own log.
@@ -47,7 +47,7 @@ const LAST_WORDS_BYTES: u64 = 2048;
 /// QEMU does not answer by the deadline, in which case it is killed.
 pub(super) async fn start(
     vm: &VmHandle,
-    layout: &Layout,
+    layout: &QemuLayout,
     plan: &QemuPlan,
     keeper: &Path,
     alive: OwnedFd,
@@ -109,7 +109,7 @@ pub(super) async fn start(
 ///
 /// # Errors
 /// `Busy` where nothing listens for the VM yet, or no more.
-pub(super) async fn adopt(vm: &VmHandle, layout: &Layout, deadline: Instant) -> Result<RunInfo> {
+pub(super) async fn adopt(vm: &VmHandle, layout: &QemuLayout, deadline: Instant) -> Result<RunInfo> {
     let busy = || Error::Busy { what: format!("VM `{}`", vm.name()), holder: None };
     // The sockets are bound before QEMU begins, so its greeting is the event that it is there.
     let mut met = meet(vm, layout, deadline).await.map_err(|error| match error.kind() {
@@ -118,45 +118,45 @@ pub(super) async fn adopt(vm: &VmHandle, layout: &Layout, deadline: Instant) -> 
     })?;
     protect_screen(vm, layout, &mut met.qmp, deadline).await?;
     match process::look(&layout.place()).await? {
-        Found::Live(process) => run_info(vm, layout, process.id().pid, met, deadline).await,
+        ProcessState::Live(process) => run_info(vm, layout, process.id().pid, met, deadline).await,
         _ => Err(busy()),
     }
 }
 
-async fn greet(vm: &VmHandle, layout: &Layout, pid: u32, deadline: Instant) -> Result<RunInfo> {
+async fn greet(vm: &VmHandle, layout: &QemuLayout, pid: u32, deadline: Instant) -> Result<RunInfo> {
     let mut met = meet(vm, layout, deadline).await?;
     protect_screen(vm, layout, &mut met.qmp, deadline).await?;
     run_info(vm, layout, pid, met, deadline).await
 }
 
 /// A QEMU that has greeted, and what it said of its network.
-struct Met {
+struct ConnectedQemu {
     qmp: QmpClient,
     forwards: Vec<ActiveForward>,
 }
 
-async fn meet(vm: &VmHandle, layout: &Layout, deadline: Instant) -> Result<Met> {
+async fn meet(vm: &VmHandle, layout: &QemuLayout, deadline: Instant) -> Result<ConnectedQemu> {
     let socket = status::monitor(layout);
     match vm.spec.network() {
         NetworkConfig::User(user) if !user.forwards.is_empty() => {
             let (qmp, forwards) = QmpClient::with_user_forwards(&socket, deadline).await?;
-            Ok(Met { qmp, forwards })
+            Ok(ConnectedQemu { qmp, forwards })
         }
         NetworkConfig::User(_)
         | NetworkConfig::Tap { .. }
         | NetworkConfig::Vnic { .. }
         | NetworkConfig::None => {
             let qmp = QmpClient::connect(&socket, deadline).await?;
-            Ok(Met { qmp, forwards: Vec::new() })
+            Ok(ConnectedQemu { qmp, forwards: Vec::new() })
         }
     }
 }
 
 async fn run_info(
     vm: &VmHandle,
-    layout: &Layout,
+    layout: &QemuLayout,
     pid: u32,
-    mut met: Met,
+    mut met: ConnectedQemu,
     deadline: Instant,
 ) -> Result<RunInfo> {
     Ok(RunInfo {
@@ -185,12 +185,12 @@ fn accel_of(pid: u32) -> Option<Accel> {
 }
 
 fn has_screen(spec: &VmSpec) -> bool {
-    spec.machine() != Machine::Microvm
+    spec.machine() != MachineType::Microvm
 }
 
 async fn vnc_address(
     spec: &VmSpec,
-    layout: &Layout,
+    layout: &QemuLayout,
     qmp: &mut QmpClient,
     deadline: Instant,
 ) -> Result<Option<VncAddress>> {
@@ -216,7 +216,7 @@ async fn vnc_address(
 /// set. Whoever began the run may have been killed before that.
 async fn protect_screen(
     vm: &VmHandle,
-    layout: &Layout,
+    layout: &QemuLayout,
     qmp: &mut QmpClient,
     deadline: Instant,
 ) -> Result<()> {
@@ -229,7 +229,7 @@ async fn protect_screen(
 }
 
 /// Returns the password of this run, drawn at the first question.
-fn vnc_password(layout: &Layout) -> Result<String> {
+fn vnc_password(layout: &QemuLayout) -> Result<String> {
     let path = layout.vnc_password();
     match fs::read_to_string(&path) {
         Ok(password) if password.len() == VNC_PASSWORD_LETTERS => return Ok(password),
@@ -257,17 +257,17 @@ fn draw_password() -> String {
 }
 
 /// Makes sense of a start that failed after QEMU was spawned, and leaves nothing running.
-async fn refused(vm: &VmHandle, layout: &Layout, error: Error) -> Error {
+async fn refused(vm: &VmHandle, layout: &QemuLayout, error: Error) -> Error {
     // A QEMU that refuses its arguments closes everything and goes: wait for its last words to be
     // written down.
     let found = match process::look(&layout.place()).await {
-        Ok(Found::Live(_)) if matches!(error, Error::Protocol { .. }) => {
+        Ok(ProcessState::Live(_)) if matches!(error, Error::Protocol { .. }) => {
             let _ = process::settled(&layout.place()).await;
             process::look(&layout.place()).await
         }
         found => found,
     };
-    if let Ok(Found::Ended(ended)) = found {
+    if let Ok(ProcessState::Ended(ended)) = found {
         let status = ended.map_or_else(|| "nobody knows how".to_owned(), |ended| ended.to_string());
         let stderr = last_words(layout);
         return held_by_another(vm, &stderr).unwrap_or(Error::QemuExited {
@@ -303,13 +303,13 @@ fn held_by_another(vm: &VmHandle, words: &str) -> Option<Error> {
 }
 
 /// Returns what QEMU said last in its last run.
-pub(super) fn last_words(layout: &Layout) -> String {
+pub(super) fn last_words(layout: &QemuLayout) -> String {
     let tail = tail_of_file(&layout.qemu_log(), LAST_WORDS_BYTES).unwrap_or_default();
     String::from_utf8_lossy(&tail).trim().to_owned()
 }
 
-fn launch(spec: &VmSpec, layout: &Layout, plan: &QemuPlan, descriptors: Vec<i32>) -> Launch {
-    Launch {
+fn launch(spec: &VmSpec, layout: &QemuLayout, plan: &QemuPlan, descriptors: Vec<i32>) -> KeeperRequest {
+    KeeperRequest {
         program: plan.program.clone(),
         args: plan.args.clone(),
         work_dir: None,
@@ -340,7 +340,7 @@ fn listen(path: &Path) -> Result<OwnedFd> {
 
 /// Binds the spare monitor, in the runtime directory where the work directory's file system has no
 /// sockets.
-fn listen_spare(layout: &Layout) -> Result<OwnedFd> {
+fn listen_spare(layout: &QemuLayout) -> Result<OwnedFd> {
     listen(&layout.spare_socket()).or_else(|error| {
         tracing::debug!(%error, "without its runtime directory this run can't be asked");
         listen(&layout.run.join("spare.sock"))
@@ -353,7 +353,7 @@ fn tap_name(vm: &VmHandle) -> String {
 }
 
 /// Forgets that the end of an earlier run was asked for, and returns whether it was.
-fn remove_stop_mark(layout: &Layout) -> Result<bool> {
+fn remove_stop_mark(layout: &QemuLayout) -> Result<bool> {
     let mark = layout.stop_mark();
     match fs::remove_file(&mark) {
         Ok(()) => Ok(true),
@@ -364,7 +364,7 @@ fn remove_stop_mark(layout: &Layout) -> Result<bool> {
 
 /// Removes the run's directory when the start failed before a keeper had it.
 struct UndoRunDir<'a> {
-    layout: &'a Layout,
+    layout: &'a QemuLayout,
     armed: bool,
 }
 

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use tokio::time::Instant;
 
-use super::layout::Layout;
+use super::layout::QemuLayout;
 use super::qmp::client::{QmpClient, RunState};
 use super::{ASK_LIMIT, PAUSE_LIMIT, clock, start};
 use crate::boundedlog::tail_of_log_since;
@@ -26,7 +26,7 @@ const TAIL_BYTES: u64 = 4096;
 const END_OF_PANIC: &str = "---[ end Kernel panic - not syncing: ";
 
 /// Returns the socket of the monitor to ask.
-pub(super) fn monitor(layout: &Layout) -> PathBuf {
+pub(super) fn monitor(layout: &QemuLayout) -> PathBuf {
     let usual = layout.qmp_socket();
     match usual.exists() {
         true => usual,
@@ -43,7 +43,7 @@ pub(super) fn recorded(vm: &VmHandle) -> VmState {
 }
 
 /// Lets a guest go on whose disk had failed, and returns whether it does.
-pub(super) async fn go_on(vm: &VmHandle, layout: &Layout) -> bool {
+pub(super) async fn go_on(vm: &VmHandle, layout: &QemuLayout) -> bool {
     let limit = Instant::now() + PAUSE_LIMIT;
     let went_on = async {
         let mut qmp = QmpClient::connect(&monitor(layout), limit).await?;
@@ -60,7 +60,7 @@ pub(super) async fn go_on(vm: &VmHandle, layout: &Layout) -> bool {
 }
 
 /// Asks a living QEMU where its guest is.
-pub(super) async fn ask(vm: &VmHandle, layout: &Layout) -> Result<VmState> {
+pub(super) async fn ask(vm: &VmHandle, layout: &QemuLayout) -> Result<VmState> {
     let limit = Instant::now() + ASK_LIMIT;
     let (_, state) = QmpClient::with_status(&monitor(layout), limit).await?;
     Ok(match state {
@@ -96,12 +96,12 @@ fn panicked(message: &str) -> VmState {
 
 /// Returns what the guest's kernel said of a panic, where that is the last that came on this run's
 /// console.
-pub(super) fn ended_in_panic(vm: &VmHandle, layout: &Layout) -> Option<String> {
+pub(super) fn ended_in_panic(vm: &VmHandle, layout: &QemuLayout) -> Option<String> {
     last_panic(&console(vm, layout)?)
 }
 
 /// Returns what the guest's kernel said of a panic that QEMU has heard of.
-fn printed_panic(vm: &VmHandle, layout: &Layout) -> Option<String> {
+fn printed_panic(vm: &VmHandle, layout: &QemuLayout) -> Option<String> {
     const PANIC: &str = "Kernel panic - not syncing: ";
     let said = console(vm, layout)?;
     let said = String::from_utf8_lossy(&said);
@@ -109,7 +109,7 @@ fn printed_panic(vm: &VmHandle, layout: &Layout) -> Option<String> {
     Some(shown(message))
 }
 
-fn console(vm: &VmHandle, layout: &Layout) -> Option<Vec<u8>> {
+fn console(vm: &VmHandle, layout: &QemuLayout) -> Option<Vec<u8>> {
     tail_of_log_since(&layout.console_log(), vm.console_since.as_ref()?, TAIL_BYTES).ok()
 }
 

@@ -8,11 +8,11 @@ use rustix::process::Signal;
 use tokio::time::{Instant, timeout_at};
 
 use super::ENDING_LIMIT;
-use super::layout::Layout;
+use super::layout::QemuLayout;
 use super::qmp::client::{QmpClient, RunState};
 use super::status;
 use crate::backend::supervise::alive;
-use crate::backend::supervise::process::{self, Found};
+use crate::backend::supervise::process::{self, ProcessState};
 use crate::deadline::later;
 use crate::error::Result;
 use crate::handle::VmHandle;
@@ -33,10 +33,10 @@ const PRESS_EVERY: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// `TimedOut` where the process survives even SIGKILL.
-pub(super) async fn stop(vm: &VmHandle, layout: &Layout, timeout: Duration) -> Result<()> {
+pub(super) async fn stop(vm: &VmHandle, layout: &QemuLayout, timeout: Duration) -> Result<()> {
     let deadline = later(timeout);
     let can_ask = status::monitor(layout).exists();
-    if let Found::Live(process) = process::look(&layout.place()).await?
+    if let ProcessState::Live(process) = process::look(&layout.place()).await?
         && !timeout.is_zero()
     {
         let has_ended = match can_ask {
@@ -63,14 +63,16 @@ pub(super) async fn stop(vm: &VmHandle, layout: &Layout, timeout: Duration) -> R
 }
 
 /// Ends what runs by force.
-async fn end_run(layout: &Layout, timeout: Duration, deadline: Instant, can_ask: bool) -> Result<()> {
+async fn end_run(layout: &QemuLayout, timeout: Duration, deadline: Instant, can_ask: bool) -> Result<()> {
     let process = match process::look(&layout.place()).await? {
-        Found::Live(process) => process,
+        ProcessState::Live(process) => process,
         // Nothing to ask yet, and nothing to lose: it ends before it has begun.
-        Found::Launching | Found::Starting(_) => {
+        ProcessState::Launching | ProcessState::Starting(_) => {
             return alive::take_and_silence(&layout.place(), Instant::now() + LAUNCH_LIMIT).await.map(drop);
         }
-        Found::Nothing | Found::Ended(_) | Found::Rebooted | Found::Copied => return Ok(()),
+        ProcessState::Nothing | ProcessState::Ended(_) | ProcessState::Rebooted | ProcessState::Copied => {
+            return Ok(());
+        }
     };
     if !timeout.is_zero() {
         let why = match (can_ask, Instant::now() < deadline) {
@@ -95,7 +97,7 @@ async fn end_run(layout: &Layout, timeout: Duration, deadline: Instant, can_ask:
 ///
 /// A full or a read-only disk is no reason to leave a guest running: then an end by force looks
 /// like one from outside.
-pub(super) fn mark_asked(layout: &Layout) {
+pub(super) fn mark_asked(layout: &QemuLayout) {
     let mark = layout.stop_mark();
     let opened = step("stop: mark")
         .and_then(|()| OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&mark));
@@ -106,14 +108,19 @@ pub(super) fn mark_asked(layout: &Layout) {
 
 /// Presses the power button until the guest has gone or the deadline has passed; answers whether it
 /// has gone.
-async fn ask_guest(vm: &VmHandle, layout: &Layout, process: &ProcessFd, deadline: Instant) -> Result<bool> {
+async fn ask_guest(
+    vm: &VmHandle,
+    layout: &QemuLayout,
+    process: &ProcessFd,
+    deadline: Instant,
+) -> Result<bool> {
     let mut has_room = true;
     loop {
         let press = timeout_at(deadline, press_button(vm, layout, &mut has_room)).await;
         let next = match press {
             // A guest that can't hear any more need not be waited for.
-            Ok(Ok(Pressed::Deaf)) => return Ok(false),
-            Ok(Ok(Pressed::Yes)) => Instant::now() + PRESS_EVERY,
+            Ok(Ok(ButtonPress::Deaf)) => return Ok(false),
+            Ok(Ok(ButtonPress::Yes)) => Instant::now() + PRESS_EVERY,
             Ok(Err(error)) => {
                 // The monitor goes away together with a QEMU that is just ending, and a busy one
                 // may answer later.
@@ -131,14 +138,14 @@ async fn ask_guest(vm: &VmHandle, layout: &Layout, process: &ProcessFd, deadline
     }
 }
 
-enum Pressed {
+enum ButtonPress {
     Yes,
     Deaf,
 }
 
 /// Presses the button; `has_room` says whether the disks of a guest that waits for room are worth
 /// another try.
-async fn press_button(vm: &VmHandle, layout: &Layout, has_room: &mut bool) -> Result<Pressed> {
+async fn press_button(vm: &VmHandle, layout: &QemuLayout, has_room: &mut bool) -> Result<ButtonPress> {
     let limit = Instant::now() + MONITOR_LIMIT;
     let (mut qmp, state) = QmpClient::with_status(&status::monitor(layout), limit).await?;
     match state {
@@ -155,17 +162,17 @@ async fn press_button(vm: &VmHandle, layout: &Layout, has_room: &mut bool) -> Re
             qmp.wake(limit).await?;
         }
         RunState::GuestPanicked | RunState::InternalError | RunState::Shutdown | RunState::IoError => {
-            return Ok(Pressed::Deaf);
+            return Ok(ButtonPress::Deaf);
         }
-        _ if status::ended_in_panic(vm, layout).is_some() => return Ok(Pressed::Deaf),
+        _ if status::ended_in_panic(vm, layout).is_some() => return Ok(ButtonPress::Deaf),
         _ => {}
     }
     qmp.power_down(limit).await?;
-    Ok(Pressed::Yes)
+    Ok(ButtonPress::Yes)
 }
 
 /// Ends QEMU itself: `quit`, then SIGTERM; answers whether it has ended. What is left is SIGKILL.
-async fn force(layout: &Layout, process: &ProcessFd) -> Result<bool> {
+async fn force(layout: &QemuLayout, process: &ProcessFd) -> Result<bool> {
     let limit = Instant::now() + FORCE_GRACE;
     let quit = async { QmpClient::connect(&status::monitor(layout), limit).await?.quit(limit).await };
     match quit.await {

@@ -12,10 +12,10 @@ use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use tokio::time::Instant;
 
-use super::Place;
+use super::SupervisionPaths;
 use super::process;
 use crate::error::{Error, Result};
-use crate::flock::{Hold, Waiting, is_at};
+use crate::flock::{LockMode, LockWait, is_at};
 use crate::steps::step;
 use crate::store::denied;
 
@@ -27,7 +27,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 ///
 /// # Errors
 /// `Io` where the work directory is not there, or not writable.
-pub(crate) fn try_take(place: &Place) -> Result<Option<OwnedFd>> {
+pub(crate) fn try_take(place: &SupervisionPaths) -> Result<Option<OwnedFd>> {
     loop {
         let file = open(place)?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -41,7 +41,7 @@ pub(crate) fn try_take(place: &Place) -> Result<Option<OwnedFd>> {
 }
 
 /// Returns whether anybody holds the lock, without taking it for longer than the question lasts.
-pub(crate) fn is_held(place: &Place) -> Result<bool> {
+pub(crate) fn is_held(place: &SupervisionPaths) -> Result<bool> {
     let path = &place.alive;
     let file = match File::open(path) {
         Ok(file) => file,
@@ -61,16 +61,16 @@ pub(crate) fn is_held(place: &Place) -> Result<bool> {
 /// # Errors
 /// `Busy` where neither comes true by the deadline.
 #[cfg(all(target_os = "linux", feature = "qemu"))]
-pub(crate) async fn take_unless_live(place: &Place, deadline: Instant) -> Result<Option<OwnedFd>> {
+pub(crate) async fn take_unless_live(place: &SupervisionPaths, deadline: Instant) -> Result<Option<OwnedFd>> {
     if let Some(lock) = try_take(place)? {
         return Ok(Some(lock));
     }
-    let mut waiting = Turn::begin(place)?;
+    let mut waiting = AliveWaiter::begin(place)?;
     loop {
         if let Some(lock) = waiting.for_a_moment(place).await? {
             return Ok(Some(lock));
         }
-        if matches!(process::look(place).await?, process::Found::Live(_)) {
+        if matches!(process::look(place).await?, process::ProcessState::Live(_)) {
             return Ok(None);
         }
         held_at(deadline, place)?;
@@ -82,12 +82,12 @@ pub(crate) async fn take_unless_live(place: &Place, deadline: Instant) -> Result
 /// # Errors
 /// `Busy` where the lock does not become free by the deadline, `TimedOut` where a process survives
 /// SIGKILL.
-pub(crate) async fn take_and_silence(place: &Place, deadline: Instant) -> Result<OwnedFd> {
+pub(crate) async fn take_and_silence(place: &SupervisionPaths, deadline: Instant) -> Result<OwnedFd> {
     process::kill(place).await?;
     if let Some(lock) = try_take(place)? {
         return Ok(lock);
     }
-    let mut waiting = Turn::begin(place)?;
+    let mut waiting = AliveWaiter::begin(place)?;
     loop {
         if let Some(lock) = waiting.for_a_moment(place).await? {
             return Ok(lock);
@@ -97,7 +97,7 @@ pub(crate) async fn take_and_silence(place: &Place, deadline: Instant) -> Result
     }
 }
 
-fn held_at(deadline: Instant, place: &Place) -> Result<()> {
+fn held_at(deadline: Instant, place: &SupervisionPaths) -> Result<()> {
     if Instant::now() < deadline {
         return Ok(());
     }
@@ -113,14 +113,14 @@ fn held_at(deadline: Instant, place: &Place) -> Result<()> {
 }
 
 /// One who waits for the lock.
-struct Turn(Waiting);
+struct AliveWaiter(LockWait);
 
-impl Turn {
-    fn begin(place: &Place) -> Result<Self> {
-        Waiting::begin(open(place)?, Hold::Alone).map(Self).map_err(Error::io("wait for", &place.alive))
+impl AliveWaiter {
+    fn begin(place: &SupervisionPaths) -> Result<Self> {
+        LockWait::begin(open(place)?, LockMode::Alone).map(Self).map_err(Error::io("wait for", &place.alive))
     }
 
-    async fn for_a_moment(&mut self, place: &Place) -> Result<Option<OwnedFd>> {
+    async fn for_a_moment(&mut self, place: &SupervisionPaths) -> Result<Option<OwnedFd>> {
         let waited = self.0.until(Instant::now() + LOOK_AGAIN).await;
         match waited.map_err(Error::io("lock", &place.alive))? {
             Some(lock) if is_at(&lock, &place.alive)? => Ok(Some(lock.into())),
@@ -133,7 +133,7 @@ impl Turn {
     }
 }
 
-fn open(place: &Place) -> Result<File> {
+fn open(place: &SupervisionPaths) -> Result<File> {
     let path = &place.alive;
     step("alive: lock").map_err(Error::io("lock", path))?;
     let mut options = OpenOptions::new();

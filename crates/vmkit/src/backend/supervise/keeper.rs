@@ -31,7 +31,7 @@ use rustix::io::{Errno, FdFlags};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use serde::{Deserialize, Serialize};
 
-use super::runfile::{Ended, RunFile};
+use super::runfile::{ProcessEnd, RunFile};
 use crate::boundedlog::BoundedLog;
 use crate::host::inherited;
 use crate::host::process::{ProcessFd, ProcessId};
@@ -49,7 +49,7 @@ static HAS_ASKED: AtomicBool = AtomicBool::new(false);
 
 /// What the keeper is told, once.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Launch {
+pub(crate) struct KeeperRequest {
     pub(crate) program: PathBuf,
     pub(crate) args: Vec<OsString>,
     /// Where the hypervisor works; `/` unless named.
@@ -73,7 +73,7 @@ pub(crate) struct Launch {
 /// What the keeper answers, once.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(crate) enum Answer {
+pub(crate) enum KeeperReply {
     Started { pid: u32 },
     Failed { what: String },
 }
@@ -140,15 +140,15 @@ fn main() -> i32 {
         // The library died before it had said anything: nothing was started, nothing is owed.
         Err(_) => return 1,
     };
-    let mut kept = match Kept::start(&launch, descriptors) {
+    let mut kept = match SupervisedProcess::start(&launch, descriptors) {
         Ok(kept) => kept,
         Err(what) => {
             remove_sockets(&launch);
-            answer(&mut control, &Answer::Failed { what });
+            answer(&mut control, &KeeperReply::Failed { what });
             return 1;
         }
     };
-    answer(&mut control, &Answer::Started { pid: kept.child.id() });
+    answer(&mut control, &KeeperReply::Started { pid: kept.child.id() });
     // Never waited for: a library that does not listen loses the copy.
     if launch.copy_log && control.set_nonblocking(true).is_ok() {
         kept.own_log().copy = Some(control);
@@ -159,7 +159,7 @@ fn main() -> i32 {
     kept.finish(&launch, &ended)
 }
 
-fn answer(control: &mut UnixStream, answer: &Answer) {
+fn answer(control: &mut UnixStream, answer: &KeeperReply) {
     let mut line = serde_json::to_vec(answer).expect("an answer is plain data");
     line.push(b'\n');
     // Nobody may be listening any more; the run file says the same to whoever comes next.
@@ -167,7 +167,7 @@ fn answer(control: &mut UnixStream, answer: &Answer) {
 }
 
 /// Receives the launch and its descriptors: they come with the first bytes of one line.
-fn receive(control: &UnixStream) -> io::Result<(Launch, Vec<OwnedFd>)> {
+fn receive(control: &UnixStream) -> io::Result<(KeeperRequest, Vec<OwnedFd>)> {
     let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let mut head = vec![0; 64 << 10];
@@ -191,7 +191,7 @@ fn receive(control: &UnixStream) -> io::Result<(Launch, Vec<OwnedFd>)> {
 }
 
 /// Checks that the hypervisor can have its descriptors under their numbers.
-fn check_descriptor_limit(launch: &Launch) -> Result<(), String> {
+fn check_descriptor_limit(launch: &KeeperRequest) -> Result<(), String> {
     let highest = launch.descriptors.iter().chain(&launch.console_log_descriptor).max();
     let needed = highest.map_or(0, |number| u64::try_from(*number).unwrap_or(0) + 1);
     match inherited::most_descriptors() {
@@ -204,27 +204,27 @@ fn check_descriptor_limit(launch: &Launch) -> Result<(), String> {
 }
 
 /// The hypervisor and all that hangs on it.
-struct Kept {
+struct SupervisedProcess {
     child: Child,
     run_file: RunFile,
     /// Nothing where it had ended before anybody could take hold of it.
     process: Option<ProcessFd>,
     /// The console's, then the hypervisor's own; gone once their pipe is closed.
-    logs: Vec<Log>,
+    logs: Vec<LogPipe>,
     /// Held to the end: the lock tells others that this run is not over until how it ended is
     /// written down.
     _descriptors: Vec<OwnedFd>,
 }
 
 /// Output on its way from a pipe to a log.
-struct Log {
+struct LogPipe {
     pipe: OwnedFd,
     log: BoundedLog,
     /// Who gets a copy, for as long as they take it.
     copy: Option<UnixStream>,
 }
 
-impl Log {
+impl LogPipe {
     /// Copies what is there from the pipe; answers whether that is still open.
     fn copy_some(&mut self, buffer: &mut [u8]) -> bool {
         match rustix::io::read(&self.pipe, &mut *buffer) {
@@ -242,8 +242,8 @@ impl Log {
     }
 }
 
-impl Kept {
-    fn start(launch: &Launch, descriptors: Vec<OwnedFd>) -> Result<Self, String> {
+impl SupervisedProcess {
+    fn start(launch: &KeeperRequest, descriptors: Vec<OwnedFd>) -> Result<Self, String> {
         if descriptors.len() != launch.descriptors.len() {
             return Err(format!("{} descriptors came, not {}", descriptors.len(), launch.descriptors.len()));
         }
@@ -256,11 +256,11 @@ impl Kept {
         };
         let console = open(&launch.console_log, launch.console_log_bytes)?;
         let begin = launch.console_log_descriptor.and_then(|_| console.mark().ok());
-        logs.push(Log { pipe: console_read, log: console, copy: None });
+        logs.push(LogPipe { pipe: console_read, log: console, copy: None });
         let mut log = open(&launch.log, launch.log_bytes)?;
         // The last words of an earlier run are not this one's.
         log.begin_anew();
-        logs.push(Log { pipe: log_read, log, copy: None });
+        logs.push(LogPipe { pipe: log_read, log, copy: None });
         let mut inherited = Vec::new();
         for (descriptor, number) in descriptors.iter().zip(&launch.descriptors) {
             inherited.push(inheritable(descriptor, *number)?);
@@ -282,7 +282,7 @@ impl Kept {
         let held =
             child.map_err(|e| format!("cannot start {}: {e}", launch.program.display())).and_then(held);
         let (child, process) = held.inspect_err(|_| {
-            let _ = run_file.ended(&Ended { code: None, signal: None });
+            let _ = run_file.ended(&ProcessEnd { code: None, signal: None });
         })?;
         // A run file that can't be written does not kill a healthy guest: the file has its size
         // since it was created, and the lock tells that something runs.
@@ -291,12 +291,12 @@ impl Kept {
     }
 
     /// Returns the log of what the hypervisor itself says.
-    fn own_log(&mut self) -> &mut Log {
+    fn own_log(&mut self) -> &mut LogPipe {
         self.logs.last_mut().expect("the pipe is looked at only once the hypervisor is watched")
     }
 
     /// Copies output into the logs until the hypervisor has ended, and returns how.
-    fn watch(&mut self) -> Ended {
+    fn watch(&mut self) -> ProcessEnd {
         let mut buffer = vec![0; 16 << 10];
         let mut process = self.process.take();
         // One that nobody could take hold of has ended.
@@ -333,12 +333,12 @@ impl Kept {
             {}
         }
         match ended {
-            Ok(status) => Ended { code: status.code(), signal: status.signal() },
-            Err(_) => Ended { code: None, signal: None },
+            Ok(status) => ProcessEnd { code: status.code(), signal: status.signal() },
+            Err(_) => ProcessEnd { code: None, signal: None },
         }
     }
 
-    fn finish(&mut self, launch: &Launch, ended: &Ended) -> i32 {
+    fn finish(&mut self, launch: &KeeperRequest, ended: &ProcessEnd) -> i32 {
         let written = self.run_file.ended(ended);
         remove_sockets(launch);
         i32::from(written.is_err())
@@ -362,7 +362,7 @@ fn held(mut child: Child) -> Result<(Child, Option<ProcessFd>), String> {
 
 /// Removes the sockets of the run. What can't be removed here, the next start or `destroy` removes,
 /// and reports.
-fn remove_sockets(launch: &Launch) {
+fn remove_sockets(launch: &KeeperRequest) {
     for socket in &launch.sockets {
         let _ = fs::remove_file(socket);
     }

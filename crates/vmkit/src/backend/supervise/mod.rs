@@ -26,7 +26,7 @@ pub(crate) const ALIVE_DESCRIPTOR: i32 = 200;
 
 /// Where the supervision of one VM's hypervisor keeps its files.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Place {
+pub(crate) struct SupervisionPaths {
     /// Locked by the process that runs the VM; the hypervisor itself inherits the lock, so it is
     /// free exactly when nothing runs.
     pub(crate) alive: PathBuf,

@@ -25,8 +25,8 @@ use rustix::process::Signal;
 use tokio::time::{Instant, timeout};
 
 use super::alive;
-use super::runfile::{self, Ended, Run};
-use super::{ALIVE_DESCRIPTOR, Place};
+use super::runfile::{self, ProcessEnd, ProcessRun};
+use super::{ALIVE_DESCRIPTOR, SupervisionPaths};
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::inherited::child_problem;
 use crate::host::process::{ProcessFd, ProcessId, boot_id};
@@ -38,7 +38,7 @@ const KILLER_LIMIT: Duration = Duration::from_secs(5);
 
 /// What was found to run.
 #[derive(Debug)]
-pub(crate) enum Found {
+pub(crate) enum ProcessState {
     /// It has never been started.
     Nothing,
     /// Somebody holds the lock to start it, or has just told a keeper to.
@@ -48,7 +48,7 @@ pub(crate) enum Found {
     /// The hypervisor runs.
     Live(ProcessFd),
     /// The last run is over; how, where somebody wrote it down.
-    Ended(Option<Ended>),
+    Ended(Option<ProcessEnd>),
     /// The host has been rebooted since.
     Rebooted,
     /// The record is a copy of one in another directory, whose run it is: nothing runs here.
@@ -59,27 +59,27 @@ pub(crate) enum Found {
 ///
 /// # Errors
 /// `Io` where the system does not tell.
-pub(crate) async fn look(place: &Place) -> Result<Found> {
+pub(crate) async fn look(place: &SupervisionPaths) -> Result<ProcessState> {
     let recorded = recorded(place).await?;
-    let lives = matches!(recorded, Found::Live(_) | Found::Starting(_));
+    let lives = matches!(recorded, ProcessState::Live(_) | ProcessState::Starting(_));
     // A VM at rest has no runtime directory, so the lock is asked only where a start is under way
     // or was cut off.
     if !lives && place.run_dir.exists() && alive::is_held(place)? {
         leave_taken(place).await?;
         // The run file may have come while we looked elsewhere.
         let recorded = self::recorded(place).await?;
-        if matches!(recorded, Found::Live(_) | Found::Starting(_)) || !alive::is_held(place)? {
+        if matches!(recorded, ProcessState::Live(_) | ProcessState::Starting(_)) || !alive::is_held(place)? {
             return Ok(recorded);
         }
         // Or it was lost, and the hypervisor runs on: then it is the one that has the lock.
-        return Ok(orphan(place)?.map_or(Found::Launching, Found::Live));
+        return Ok(orphan(place)?.map_or(ProcessState::Launching, ProcessState::Live));
     }
     Ok(recorded)
 }
 
 /// Waits for a keeper that has written down the end of its run: it has the lock still while it
 /// removes the sockets.
-async fn leave_taken(place: &Place) -> Result<()> {
+async fn leave_taken(place: &SupervisionPaths) -> Result<()> {
     if let Ok(Some(run)) = runfile::read(&place.run_file)
         && run.ended.is_some()
         && let Some(keeper) = open(run.keeper)?
@@ -89,50 +89,50 @@ async fn leave_taken(place: &Place) -> Result<()> {
     Ok(())
 }
 
-async fn recorded(place: &Place) -> Result<Found> {
+async fn recorded(place: &SupervisionPaths) -> Result<ProcessState> {
     let run = match runfile::read(&place.run_file) {
         Ok(Some(run)) => run,
-        Ok(None) => return Ok(Found::Nothing),
+        Ok(None) => return Ok(ProcessState::Nothing),
         // What can't be read tells nothing, and stops nobody from ending what runs; the next start
         // writes it anew.
         Err(error) if error.kind() == ErrorKind::Record => {
             tracing::warn!(record = %place.run_file.display(), %error, "the record of a VM's last run is lost");
-            return Ok(Found::Ended(None));
+            return Ok(ProcessState::Ended(None));
         }
         Err(error) => return Err(error),
     };
     if run.ended.is_some() {
-        return Ok(Found::Ended(run.ended));
+        return Ok(ProcessState::Ended(run.ended));
     }
     if let Some(process) = open(run.hypervisor)? {
-        return Ok(if is_of(place, &process)? { Found::Live(process) } else { Found::Copied });
+        return Ok(if is_of(place, &process)? { ProcessState::Live(process) } else { ProcessState::Copied });
     }
     if let Some(keeper) = open(run.keeper)? {
         if !is_of(place, &keeper)? {
             // It may just have written the end, and let go of the lock.
             let ended = runfile::read(&place.run_file)?.and_then(|run| run.ended);
-            return Ok(ended.map_or(Found::Copied, |ended| Found::Ended(Some(ended))));
+            return Ok(ended.map_or(ProcessState::Copied, |ended| ProcessState::Ended(Some(ended))));
         }
         if run.hypervisor.is_none() {
-            return Ok(Found::Starting(keeper));
+            return Ok(ProcessState::Starting(keeper));
         }
         keeper.wait(Instant::now() + KEEPER_GRACE).await?;
-        return Ok(Found::Ended(runfile::read(&place.run_file)?.and_then(|run| run.ended)));
+        return Ok(ProcessState::Ended(runfile::read(&place.run_file)?.and_then(|run| run.ended)));
     }
     // The keeper may have written the end, and gone, between our reading and our asking.
     let again = runfile::read(&place.run_file)?;
     if again.as_ref() != Some(&run) {
-        return Ok(Found::Ended(again.and_then(|run| run.ended)));
+        return Ok(ProcessState::Ended(again.and_then(|run| run.ended)));
     }
     if rebooted_since(&run)? {
-        return Ok(Found::Rebooted);
+        return Ok(ProcessState::Rebooted);
     }
     if run.hypervisor.is_none()
         && let Some(process) = orphan(place)?
     {
-        return Ok(Found::Live(process));
+        return Ok(ProcessState::Live(process));
     }
-    Ok(Found::Ended(None))
+    Ok(ProcessState::Ended(None))
 }
 
 fn open(process: Option<ProcessId>) -> Result<Option<ProcessFd>> {
@@ -145,7 +145,7 @@ fn open(process: Option<ProcessId>) -> Result<Option<ProcessFd>> {
 /// Returns whether a process that a record names holds the lock of this very directory: a home that
 /// was copied has the records of the original's runs, and its processes are not to be touched from
 /// the copy.
-fn is_of(place: &Place, process: &ProcessFd) -> Result<bool> {
+fn is_of(place: &SupervisionPaths, process: &ProcessFd) -> Result<bool> {
     let lock = match fs::metadata(&place.alive) {
         Ok(lock) => Some((lock.dev(), lock.ino())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
@@ -196,7 +196,7 @@ fn is_lock(file: &fs::Metadata, lock: Option<(u64, u64)>) -> bool {
     }
 }
 
-fn rebooted_since(run: &Run) -> Result<bool> {
+fn rebooted_since(run: &ProcessRun) -> Result<bool> {
     let now = boot_id()?;
     Ok(run.keeper.iter().chain(&run.hypervisor).any(|process| process.boot_id != now))
 }
@@ -204,7 +204,7 @@ fn rebooted_since(run: &Run) -> Result<bool> {
 /// Finds a hypervisor whose keeper was killed before it could write down whom it had started: it
 /// has inherited the lock's file under the number that only vmkit gives it. Who has opened the file
 /// itself, and happened upon that number, is another.
-pub(crate) fn orphan(place: &Place) -> Result<Option<ProcessFd>> {
+pub(crate) fn orphan(place: &SupervisionPaths) -> Result<Option<ProcessFd>> {
     let path = &place.alive;
     // By the file, not by its name: a home may be reached through a symbolic link.
     let lock = match fs::metadata(path) {
@@ -256,7 +256,7 @@ fn is_inherited(_process: &Path) -> bool {
 
 /// Tells of a lock that is held whether a process holds it that can't be seen from here: the record
 /// says that it has been started, in this boot, and nothing of an end.
-pub(crate) fn runs_out_of_sight(place: &Place) -> bool {
+pub(crate) fn runs_out_of_sight(place: &SupervisionPaths) -> bool {
     let Ok(Some(run)) = runfile::read(&place.run_file) else { return false };
     let is_gone = |process| open(process).is_ok_and(|process| process.is_none());
     run.ended.is_none()
@@ -268,7 +268,7 @@ pub(crate) fn runs_out_of_sight(place: &Place) -> bool {
 
 /// Waits until the keeper has written down the end of the run, so that whoever looks next sees it
 /// settled.
-pub(crate) async fn settled(place: &Place) -> Result<()> {
+pub(crate) async fn settled(place: &SupervisionPaths) -> Result<()> {
     if let Ok(Some(run)) = runfile::read(&place.run_file)
         && let Some(keeper) = open(run.keeper)?
     {
@@ -281,17 +281,17 @@ pub(crate) async fn settled(place: &Place) -> Result<()> {
 ///
 /// # Errors
 /// `TimedOut` where a process survives SIGKILL (it hangs in the kernel).
-pub(crate) async fn kill(place: &Place) -> Result<()> {
+pub(crate) async fn kill(place: &SupervisionPaths) -> Result<()> {
     let mut found = look(place).await?;
-    if let Found::Starting(keeper) = &found {
+    if let ProcessState::Starting(keeper) = &found {
         // First the keeper, so that it starts nothing more; then what it may have started.
         end_by_force(place, keeper, KEEPER_GRACE).await?;
         found = match orphan(place)? {
-            Some(process) => Found::Live(process),
-            None => Found::Ended(None),
+            Some(process) => ProcessState::Live(process),
+            None => ProcessState::Ended(None),
         };
     }
-    if let Found::Live(process) = &found {
+    if let ProcessState::Live(process) = &found {
         const GRACE: Duration = Duration::from_secs(5);
         if !end_by_force(place, process, GRACE).await? {
             return Err(Error::TimedOut {
@@ -307,7 +307,7 @@ pub(crate) async fn kill(place: &Place) -> Result<()> {
 
 /// Kills a process, with more privileges than this user's where it takes them, and returns whether
 /// it has ended.
-async fn end_by_force(place: &Place, process: &ProcessFd, grace: Duration) -> Result<bool> {
+async fn end_by_force(place: &SupervisionPaths, process: &ProcessFd, grace: Duration) -> Result<bool> {
     match (end(process, Signal::KILL, grace).await, &place.killer) {
         // Such a program knows numbers only: this is the one place where one is signalled, and
         // whose it is was just asked.
@@ -353,11 +353,11 @@ mod tests {
     use std::process::Command;
 
     use super::*;
-    use crate::backend::supervise::runfile::Run;
+    use crate::backend::supervise::runfile::ProcessRun;
 
     /// A place whose lock is held, and which tells of a start or of an end.
-    fn place(dir: &Path) -> (Place, OwnedFd) {
-        let place = Place {
+    fn place(dir: &Path) -> (SupervisionPaths, OwnedFd) {
+        let place = SupervisionPaths {
             alive: dir.join("alive"),
             run_file: dir.join("run.json"),
             run_dir: dir.join("run"),
@@ -376,12 +376,12 @@ mod tests {
         // Stands in for a keeper that is slow to remove its sockets: it has the lock as its
         // standard input.
         let mut keeper = Command::new("sleep").arg("0.3").stdin(Stdio::from(lock)).spawn().unwrap();
-        let ended = Some(Ended { code: Some(0), signal: None });
-        let run = Run { keeper: ProcessId::of(keeper.id()).unwrap(), ended, ..Run::default() };
+        let ended = Some(ProcessEnd { code: Some(0), signal: None });
+        let run = ProcessRun { keeper: ProcessId::of(keeper.id()).unwrap(), ended, ..ProcessRun::default() };
         fs::write(&place.run_file, serde_json::to_vec(&run).unwrap()).unwrap();
         assert!(alive::is_held(&place).unwrap());
         let found = look(&place).await.unwrap();
-        assert!(matches!(found, Found::Ended(Some(Ended { code: Some(0), .. }))), "{found:?}");
+        assert!(matches!(found, ProcessState::Ended(Some(ProcessEnd { code: Some(0), .. }))), "{found:?}");
         keeper.wait().unwrap();
     }
 
@@ -401,11 +401,15 @@ mod tests {
     async fn a_lock_that_somebody_holds_for_a_start_is_one() {
         let dir = tempfile::tempdir().unwrap();
         let (place, lock) = place(dir.path());
-        let ended = Some(Ended { code: Some(0), signal: None });
-        fs::write(&place.run_file, serde_json::to_vec(&Run { ended, ..Run::default() }).unwrap()).unwrap();
-        assert!(matches!(look(&place).await.unwrap(), Found::Launching));
+        let ended = Some(ProcessEnd { code: Some(0), signal: None });
+        fs::write(
+            &place.run_file,
+            serde_json::to_vec(&ProcessRun { ended, ..ProcessRun::default() }).unwrap(),
+        )
+        .unwrap();
+        assert!(matches!(look(&place).await.unwrap(), ProcessState::Launching));
         drop(lock);
-        assert!(matches!(look(&place).await.unwrap(), Found::Ended(Some(_))));
+        assert!(matches!(look(&place).await.unwrap(), ProcessState::Ended(Some(_))));
     }
 
     #[tokio::test]

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::boundedlog::LogMark;
+use crate::boundedlog::LogPosition;
 use crate::error::{Error, Result};
 use crate::host::process::ProcessId;
 use crate::store::denied;
@@ -27,31 +27,31 @@ pub(crate) const MOST_RUN_DIR_BYTES: usize = 512;
 
 /// What is known of a run.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub(crate) struct Run {
+pub(crate) struct ProcessRun {
     /// The hypervisor's process.
     #[serde(alias = "qemu")]
     pub(crate) hypervisor: Option<ProcessId>,
     /// The keeper's process.
     pub(crate) keeper: Option<ProcessId>,
     /// How the hypervisor ended, once it has.
-    pub(crate) ended: Option<Ended>,
+    pub(crate) ended: Option<ProcessEnd>,
     /// Where the sockets of this run are, which may be elsewhere than those of the run before. A
     /// relative path is one from the directory of the record, so that it holds wherever that lies.
     #[serde(default)]
     pub(crate) run_dir: Option<String>,
     /// Where this run begins in the log of its console, if it has one.
     #[serde(default)]
-    pub(crate) console: Option<LogMark>,
+    pub(crate) console: Option<LogPosition>,
 }
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Ended {
+pub(crate) struct ProcessEnd {
     pub(crate) code: Option<i32>,
     pub(crate) signal: Option<i32>,
 }
 
-impl std::fmt::Display for Ended {
+impl std::fmt::Display for ProcessEnd {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match (self.code, self.signal) {
             (Some(code), _) => write!(f, "exit code {code}"),
@@ -80,18 +80,19 @@ fn signal_name(signal: i32) -> &'static str {
 #[derive(Debug)]
 pub(crate) struct RunFile {
     file: File,
-    run: Run,
+    run: ProcessRun,
 }
 
 impl RunFile {
     /// Creates the file anew with its full size, under its name at once, and with only the keeper
     /// in it.
-    pub(crate) fn create(path: &Path, run_dir: &Path, console: Option<LogMark>) -> io::Result<Self> {
+    pub(crate) fn create(path: &Path, run_dir: &Path, console: Option<LogPosition>) -> io::Result<Self> {
         let temporary = super::unfinished(path);
         let mut file =
             OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         let run_dir = recorded_dir(path, run_dir).to_str().map(str::to_owned);
-        let run = Run { keeper: identify(std::process::id()), run_dir, console, ..Run::default() };
+        let run =
+            ProcessRun { keeper: identify(std::process::id()), run_dir, console, ..ProcessRun::default() };
         file.write_all(&padded(&run))?;
         fs::rename(&temporary, path)?;
         Ok(Self { file, run })
@@ -104,7 +105,7 @@ impl RunFile {
     }
 
     /// Writes down how it ended.
-    pub(crate) fn ended(&mut self, ended: &Ended) -> io::Result<()> {
+    pub(crate) fn ended(&mut self, ended: &ProcessEnd) -> io::Result<()> {
         self.run.ended = Some(*ended);
         self.write()
     }
@@ -153,7 +154,7 @@ fn identify(pid: u32) -> Option<ProcessId> {
     ProcessId::of(pid).ok().flatten()
 }
 
-fn padded(run: &Run) -> Vec<u8> {
+fn padded(run: &ProcessRun) -> Vec<u8> {
     let mut bytes = serde_json::to_vec(run).expect("a run is plain data");
     assert!(bytes.len() < SIZE_BYTES, "a run's record fits its file");
     bytes.resize(SIZE_BYTES - 1, b' ');
@@ -165,7 +166,7 @@ fn padded(run: &Run) -> Vec<u8> {
 ///
 /// # Errors
 /// `Record` where the file is not one.
-pub(crate) fn read(path: &Path) -> Result<Option<Run>> {
+pub(crate) fn read(path: &Path) -> Result<Option<ProcessRun>> {
     // The keeper may be overwriting it: a torn read is read again, a bad file stays bad.
     let mut problem = String::new();
     for _ in 0..3 {
@@ -205,7 +206,7 @@ mod tests {
         let fresh = read(&path).unwrap().unwrap();
         assert!(fresh.keeper.is_some() && fresh.hypervisor.is_none() && fresh.ended.is_none());
         file.started(std::process::id()).unwrap();
-        let ended = Ended { code: None, signal: Some(9) };
+        let ended = ProcessEnd { code: None, signal: Some(9) };
         file.ended(&ended).unwrap();
         let run = read(&path).unwrap().unwrap();
         assert_eq!(run.hypervisor, run.keeper);

@@ -11,7 +11,7 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::time::Instant;
 
-use super::keeper::{self, ARG0, Answer, Launch, MAX_DESCRIPTORS, PEER};
+use super::keeper::{self, ARG0, KeeperReply, KeeperRequest, MAX_DESCRIPTORS, PEER};
 use super::runfile::MOST_RUN_DIR_BYTES;
 use crate::error::{Error, Result};
 
@@ -47,11 +47,11 @@ pub(crate) fn keeper_program(named: Option<&Path>) -> Result<PathBuf> {
 }
 
 /// What a keeper says on: a copy of its hypervisor's output, where that was asked for.
-pub(crate) type Words = BufReader<tokio::net::UnixStream>;
+pub(crate) type KeeperStream = BufReader<tokio::net::UnixStream>;
 
 /// A keeper that was told what to do and has not answered yet.
 #[derive(Debug)]
-pub(crate) struct Launched {
+pub(crate) struct StartedKeeper {
     answers: UnixStream,
     program: PathBuf,
     hypervisor: PathBuf,
@@ -66,7 +66,11 @@ pub(crate) struct Launched {
 /// # Errors
 /// `Protocol` where the keeper can't be started; `InvalidInput` on a directory for sockets whose
 /// path is too long to be recorded.
-pub(crate) fn launch(program: &Path, launch: &Launch, descriptors: &[OwnedFd]) -> Result<Launched> {
+pub(crate) fn launch(
+    program: &Path,
+    launch: &KeeperRequest,
+    descriptors: &[OwnedFd],
+) -> Result<StartedKeeper> {
     if launch.run_dir.as_os_str().len() > MOST_RUN_DIR_BYTES {
         let why = format!("the path must have {MOST_RUN_DIR_BYTES} bytes at the most");
         return Err(Error::invalid("run_dir", launch.run_dir.display(), why));
@@ -87,17 +91,17 @@ pub(crate) fn launch(program: &Path, launch: &Launch, descriptors: &[OwnedFd]) -
     drop(child);
     crate::steps::step("keeper: launch").map_err(&failed)?;
     send(&ours, launch, descriptors).map_err(&failed)?;
-    Ok(Launched { answers: ours, program: program.to_owned(), hypervisor: launch.program.clone() })
+    Ok(StartedKeeper { answers: ours, program: program.to_owned(), hypervisor: launch.program.clone() })
 }
 
-impl Launched {
+impl StartedKeeper {
     /// Waits until the hypervisor's process is there, and returns its id, with what the keeper says
     /// from then on.
     ///
     /// # Errors
     /// `Host` where the hypervisor can't be started, `TimedOut` at the deadline, `Protocol` from a
     /// program that is no keeper.
-    pub(crate) async fn started(self, deadline: Instant) -> Result<(u32, Words)> {
+    pub(crate) async fn started(self, deadline: Instant) -> Result<(u32, KeeperStream)> {
         let failed = failure(&self.program);
         self.answers.set_nonblocking(true).map_err(&failed)?;
         let answers = tokio::net::UnixStream::from_std(self.answers).map_err(&failed)?;
@@ -115,8 +119,8 @@ impl Launched {
             }
         };
         match serde_json::from_str(&line) {
-            Ok(Answer::Started { pid }) => Ok((pid, words)),
-            Ok(Answer::Failed { what }) => {
+            Ok(KeeperReply::Started { pid }) => Ok((pid, words)),
+            Ok(KeeperReply::Failed { what }) => {
                 Err(Error::Host { needed: self.hypervisor.display().to_string(), problem: what })
             }
             Err(_) => Err(Error::Protocol {
@@ -137,7 +141,7 @@ fn failure(program: &Path) -> impl Fn(io::Error) -> Error {
 }
 
 /// The keeper's name in the process list: whose keeper it is.
-fn name_of(launch: &Launch) -> std::ffi::OsString {
+fn name_of(launch: &KeeperRequest) -> std::ffi::OsString {
     let vm = launch.run_file.parent().and_then(Path::file_name).unwrap_or(OsStr::new("?"));
     let mut name = std::ffi::OsString::from(format!("{ARG0}: "));
     name.push(vm);
@@ -145,7 +149,7 @@ fn name_of(launch: &Launch) -> std::ffi::OsString {
 }
 
 /// Sends one line, the descriptors along with its first bytes.
-fn send(stream: &UnixStream, launch: &Launch, descriptors: &[OwnedFd]) -> io::Result<()> {
+fn send(stream: &UnixStream, launch: &KeeperRequest, descriptors: &[OwnedFd]) -> io::Result<()> {
     let mut line = serde_json::to_vec(launch)?;
     line.push(b'\n');
     let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];

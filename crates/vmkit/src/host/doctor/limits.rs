@@ -3,7 +3,7 @@
 use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
 
-use super::{Check, Status, bad, ok};
+use super::{CheckStatus, HostCheck, bad, ok};
 
 /// As many descriptors QEMU needs at least: it is given its sockets under numbers from 200 up.
 const FEWEST_DESCRIPTORS: u64 = 210;
@@ -36,15 +36,15 @@ impl ProcessLimits {
 }
 
 /// Judges the limits of a process that starts VMs.
-pub fn limits(limits: &ProcessLimits) -> Vec<Check> {
+pub fn limits(limits: &ProcessLimits) -> Vec<HostCheck> {
     vec![descriptors(limits), sizes(limits)]
 }
 
-fn descriptors(limits: &ProcessLimits) -> Check {
+fn descriptors(limits: &ProcessLimits) -> HostCheck {
     const RAISE: &str = "raise the hard limit: `ulimit -Hn`, or LimitNOFILE of a systemd unit";
     match limits.descriptors {
         Some(most) if most < FEW_DESCRIPTORS => {
-            let status = if most < FEWEST_DESCRIPTORS { Status::Fail } else { Status::Warn };
+            let status = if most < FEWEST_DESCRIPTORS { CheckStatus::Fail } else { CheckStatus::Warn };
             let found =
                 format!("{most} open files at the most (RLIMIT_NOFILE), a VM needs {FEWEST_DESCRIPTORS}");
             bad("descriptors", status, found, RAISE)
@@ -54,7 +54,7 @@ fn descriptors(limits: &ProcessLimits) -> Check {
     }
 }
 
-fn sizes(limits: &ProcessLimits) -> Check {
+fn sizes(limits: &ProcessLimits) -> HostCheck {
     let mut found = Vec::new();
     if let Some(bytes) = limits.file_bytes {
         found.push(format!("a file has {bytes} bytes at the most (RLIMIT_FSIZE, `ulimit -f`)"));
@@ -66,7 +66,7 @@ fn sizes(limits: &ProcessLimits) -> Check {
         true => ok("limits", "files and memory without limit"),
         false => {
             let advice = "raise them, or VMs fail that need more: disks, and the guest's memory, count";
-            bad("limits", Status::Warn, found.join("; "), advice)
+            bad("limits", CheckStatus::Warn, found.join("; "), advice)
         }
     }
 }
@@ -78,12 +78,22 @@ mod tests {
     #[test]
     fn a_limit_that_keeps_vms_from_running_is_named() {
         let none = ProcessLimits { descriptors: None, file_bytes: None, memory_bytes: None };
-        assert!(limits(&none).iter().all(|check| check.status == Status::Ok));
+        assert!(limits(&none).iter().all(|check| check.status == CheckStatus::Ok));
         for (found, name, status, said) in [
-            (ProcessLimits { descriptors: Some(209), ..none }, "descriptors", Status::Fail, "RLIMIT_NOFILE"),
-            (ProcessLimits { descriptors: Some(256), ..none }, "descriptors", Status::Warn, "256 open files"),
-            (ProcessLimits { file_bytes: Some(4096), ..none }, "limits", Status::Warn, "RLIMIT_FSIZE"),
-            (ProcessLimits { memory_bytes: Some(1 << 30), ..none }, "limits", Status::Warn, "RLIMIT_AS"),
+            (
+                ProcessLimits { descriptors: Some(209), ..none },
+                "descriptors",
+                CheckStatus::Fail,
+                "RLIMIT_NOFILE",
+            ),
+            (
+                ProcessLimits { descriptors: Some(256), ..none },
+                "descriptors",
+                CheckStatus::Warn,
+                "256 open files",
+            ),
+            (ProcessLimits { file_bytes: Some(4096), ..none }, "limits", CheckStatus::Warn, "RLIMIT_FSIZE"),
+            (ProcessLimits { memory_bytes: Some(1 << 30), ..none }, "limits", CheckStatus::Warn, "RLIMIT_AS"),
         ] {
             let checks = limits(&found);
             let check = checks.iter().find(|check| check.name == name).unwrap();

@@ -18,7 +18,7 @@ pub use self::limits::{ProcessLimits, limits};
 pub use self::propolis::{PropolisHost, diagnose_propolis};
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 pub use self::qemu::diagnose;
-use crate::store::Strangers;
+use crate::store::ForeignFiles;
 
 /// Less room than this for VMs is worth a warning.
 const LITTLE_ROOM_BYTES: u64 = 2 << 30;
@@ -26,11 +26,11 @@ const LITTLE_ROOM_BYTES: u64 = 2 << 30;
 /// One thing that was looked at.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
-pub struct Check {
+pub struct HostCheck {
     /// What it is about, such as `kvm`.
     pub name: String,
     /// How it stands.
-    pub status: Status,
+    pub status: CheckStatus,
     /// What was found.
     pub found: String,
     /// What to do about it, where there is something to do.
@@ -40,7 +40,7 @@ pub struct Check {
 /// How a thing that was looked at stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Status {
+pub enum CheckStatus {
     /// As it should be.
     Ok,
     /// VMs run, and something is slower or can't be had.
@@ -56,7 +56,7 @@ pub struct DirFacts {
     /// The directory.
     pub path: PathBuf,
     /// Its owner and permission bits, where it is there already.
-    pub present: Option<Ownership>,
+    pub present: Option<DirOwnership>,
     /// Why nothing can be made in it, or in the directory that it would be made in.
     pub unwritable: Option<String>,
     /// The room on its file system that this user may fill, in bytes.
@@ -65,7 +65,7 @@ pub struct DirFacts {
 
 /// Whose a directory is and who else may use it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Ownership {
+pub struct DirOwnership {
     /// The owner's user id.
     pub uid: u32,
     /// The permission bits.
@@ -97,19 +97,19 @@ impl DirFacts {
             }
         }
         let present = fs::metadata(path).ok();
-        let present = present.map(|found| Ownership { uid: found.uid(), mode: found.mode() & 0o7777 });
+        let present = present.map(|found| DirOwnership { uid: found.uid(), mode: found.mode() & 0o7777 });
         Self { path: path.to_owned(), present, unwritable, free_bytes }
     }
 }
 
 /// Judges the two directories in which VMs are kept and run; `euid` is the user that this process
 /// acts as.
-pub fn places(home: &DirFacts, runtime: &DirFacts, euid: u32) -> Vec<Check> {
+pub fn places(home: &DirFacts, runtime: &DirFacts, euid: u32) -> Vec<HostCheck> {
     vec![writable("home", home), private(runtime, euid), room(home)]
 }
 
 /// Judges whose the files of a home are: every command of the owner's has to read them.
-pub fn owners(strangers: &Strangers) -> Check {
+pub fn owners(strangers: &ForeignFiles) -> HostCheck {
     let path = strangers.home.display();
     let Some((first, other)) = strangers.found.first() else {
         return ok("owner", format!("all of {path} belongs to {}", strangers.owner));
@@ -123,30 +123,30 @@ pub fn owners(strangers: &Strangers) -> Check {
         strangers.owner,
         first.display()
     );
-    bad("owner", Status::Fail, found, format!("run `{}`", strangers.repair))
+    bad("owner", CheckStatus::Fail, found, format!("run `{}`", strangers.repair))
 }
 
-fn ok(name: impl Into<String>, found: impl Into<String>) -> Check {
-    Check { name: name.into(), status: Status::Ok, found: found.into(), advice: None }
+fn ok(name: impl Into<String>, found: impl Into<String>) -> HostCheck {
+    HostCheck { name: name.into(), status: CheckStatus::Ok, found: found.into(), advice: None }
 }
 
 fn bad(
     name: impl Into<String>,
-    status: Status,
+    status: CheckStatus,
     found: impl Into<String>,
     advice: impl Into<String>,
-) -> Check {
-    Check { name: name.into(), status, found: found.into(), advice: Some(advice.into()) }
+) -> HostCheck {
+    HostCheck { name: name.into(), status, found: found.into(), advice: Some(advice.into()) }
 }
 
-fn writable(name: &str, dir: &DirFacts) -> Check {
+fn writable(name: &str, dir: &DirFacts) -> HostCheck {
     let path = dir.path.display();
     match &dir.unwritable {
         None if dir.present.is_some() => ok(name, format!("{path} is writable")),
         None => ok(name, format!("{path} is not there yet and can be made")),
         Some(problem) => bad(
             name,
-            Status::Fail,
+            CheckStatus::Fail,
             format!("{path} can't be written to: {problem}"),
             "give this user the directory, or choose another",
         ),
@@ -154,14 +154,14 @@ fn writable(name: &str, dir: &DirFacts) -> Check {
 }
 
 /// Sockets lie there that are as good as a root shell in the guest, so nobody else may come in.
-fn private(dir: &DirFacts, euid: u32) -> Check {
+fn private(dir: &DirFacts, euid: u32) -> HostCheck {
     let check = writable("runtime", dir);
-    let Some(Ownership { uid, mode }) = dir.present else { return check };
+    let Some(DirOwnership { uid, mode }) = dir.present else { return check };
     let path = dir.path.display();
     if uid != euid {
         return bad(
             "runtime",
-            Status::Fail,
+            CheckStatus::Fail,
             format!("{path} belongs to user {uid}, not to user {euid}"),
             "remove it or choose another",
         );
@@ -169,7 +169,7 @@ fn private(dir: &DirFacts, euid: u32) -> Check {
     if mode & 0o077 != 0 {
         return bad(
             "runtime",
-            Status::Fail,
+            CheckStatus::Fail,
             format!("{path} is open to others (mode {mode:04o})"),
             format!("run `chmod 0700 {path}`"),
         );
@@ -177,14 +177,24 @@ fn private(dir: &DirFacts, euid: u32) -> Check {
     check
 }
 
-fn room(home: &DirFacts) -> Check {
+fn room(home: &DirFacts) -> HostCheck {
     let path = home.path.display();
     let Some(free) = home.free_bytes else {
-        return bad("room", Status::Warn, format!("the free room of {path} is not known"), "look with `df`");
+        return bad(
+            "room",
+            CheckStatus::Warn,
+            format!("the free room of {path} is not known"),
+            "look with `df`",
+        );
     };
     let found = format!("{:.1} GiB free for {path}", free as f64 / (1u64 << 30) as f64);
     if free < LITTLE_ROOM_BYTES {
-        return bad("room", Status::Warn, found, "make room: disks of guests grow as they are written to");
+        return bad(
+            "room",
+            CheckStatus::Warn,
+            found,
+            "make room: disks of guests grow as they are written to",
+        );
     }
     ok("room", found)
 }
@@ -198,7 +208,7 @@ mod tests {
     pub(super) fn dir(path: &str) -> DirFacts {
         DirFacts {
             path: path.into(),
-            present: Some(Ownership { uid: 1000, mode: 0o700 }),
+            present: Some(DirOwnership { uid: 1000, mode: 0o700 }),
             unwritable: None,
             free_bytes: Some(LITTLE_ROOM_BYTES),
         }
@@ -207,16 +217,16 @@ mod tests {
     #[test]
     fn directories_that_are_foreign_open_full_or_unwritable_are_named() {
         let good = dir("/d");
-        let foreign = DirFacts { present: Some(Ownership { uid: 0, mode: 0o700 }), ..good.clone() };
-        let open = DirFacts { present: Some(Ownership { uid: 1000, mode: 0o755 }), ..good.clone() };
+        let foreign = DirFacts { present: Some(DirOwnership { uid: 0, mode: 0o700 }), ..good.clone() };
+        let open = DirFacts { present: Some(DirOwnership { uid: 1000, mode: 0o755 }), ..good.clone() };
         let sealed = DirFacts { unwritable: Some("read-only".to_owned()), ..good.clone() };
         let full = DirFacts { free_bytes: Some(LITTLE_ROOM_BYTES - 1), ..good.clone() };
         for (home, runtime, name, status, found) in [
-            (&good, &foreign, "runtime", Status::Fail, "belongs to user 0"),
-            (&good, &open, "runtime", Status::Fail, "mode 0755"),
-            (&good, &sealed, "runtime", Status::Fail, "read-only"),
-            (&sealed, &good, "home", Status::Fail, "read-only"),
-            (&full, &good, "room", Status::Warn, "2.0 GiB free"),
+            (&good, &foreign, "runtime", CheckStatus::Fail, "belongs to user 0"),
+            (&good, &open, "runtime", CheckStatus::Fail, "mode 0755"),
+            (&good, &sealed, "runtime", CheckStatus::Fail, "read-only"),
+            (&sealed, &good, "home", CheckStatus::Fail, "read-only"),
+            (&full, &good, "room", CheckStatus::Warn, "2.0 GiB free"),
         ] {
             let check = places(home, runtime, 1000).into_iter().find(|check| check.name == name).unwrap();
             assert!(check.status == status && check.found.contains(found), "{check:?}");
@@ -240,6 +250,6 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         fs::set_permissions(home.path(), Permissions::from_mode(0o750)).unwrap();
         let present = DirFacts::probe(home.path()).present.unwrap();
-        assert_eq!(present, Ownership { uid: rustix::process::geteuid().as_raw(), mode: 0o750 });
+        assert_eq!(present, DirOwnership { uid: rustix::process::geteuid().as_raw(), mode: 0o750 });
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustix::fs::{Access, access};
 
-use super::{Check, Status, bad, ok};
+use super::{CheckStatus, HostCheck, bad, ok};
 use crate::backend::propolis::bootrom;
 
 /// How long a server that runs already may take to accept.
@@ -33,21 +33,28 @@ pub struct PropolisHost {
 /// Judges whether VMs can run in Propolis here.
 ///
 /// Looks for files and, where a server runs already, whether it accepts; runs no program.
-pub fn diagnose_propolis(host: &PropolisHost) -> Vec<Check> {
+pub fn diagnose_propolis(host: &PropolisHost) -> Vec<HostCheck> {
     if let Some(address) = host.address {
         return vec![server(address)];
     }
     let mut checks = vec![
         match &host.program {
             Some(path) => named(path),
-            None => program(host, "propolis-server", Status::Fail, "build it from its source, or name it"),
+            None => {
+                program(host, "propolis-server", CheckStatus::Fail, "build it from its source, or name it")
+            }
         },
-        program(host, "zfs", Status::Fail, "images that are ZFS snapshots need it"),
-        program(host, "dladm", Status::Fail, "VNICs are made with it"),
-        program(host, "bhyvectl", Status::Warn, "VMs that a killed server leaves in the kernel need it"),
+        program(host, "zfs", CheckStatus::Fail, "images that are ZFS snapshots need it"),
+        program(host, "dladm", CheckStatus::Fail, "VNICs are made with it"),
+        program(host, "bhyvectl", CheckStatus::Warn, "VMs that a killed server leaves in the kernel need it"),
     ];
     if host.pfexec {
-        checks.push(program(host, "pfexec", Status::Fail, "it is wanted for the privileges of all others"));
+        checks.push(program(
+            host,
+            "pfexec",
+            CheckStatus::Fail,
+            "it is wanted for the privileges of all others",
+        ));
     }
     checks.push(bootrom(&host.bootrom));
     checks.push(device(&host.dev, "vmmctl", "bhyve's driver: install system/bhyve"));
@@ -55,7 +62,7 @@ pub fn diagnose_propolis(host: &PropolisHost) -> Vec<Check> {
     checks
 }
 
-fn program(host: &PropolisHost, name: &str, missing: Status, why: &str) -> Check {
+fn program(host: &PropolisHost, name: &str, missing: CheckStatus, why: &str) -> HostCheck {
     let mut dirs = host.search_path.iter().filter(|dir| dir.is_absolute());
     match dirs.find_map(|dir| Some(dir.join(name)).filter(|path| is_executable(path))) {
         Some(path) => ok(name, path.display().to_string()),
@@ -63,12 +70,12 @@ fn program(host: &PropolisHost, name: &str, missing: Status, why: &str) -> Check
     }
 }
 
-fn named(path: &Path) -> Check {
+fn named(path: &Path) -> HostCheck {
     match is_executable(path) {
         true => ok("propolis-server", path.display().to_string()),
         false => bad(
             "propolis-server",
-            Status::Fail,
+            CheckStatus::Fail,
             format!("{} is no program that this user can run", path.display()),
             "name the server's program",
         ),
@@ -79,44 +86,47 @@ fn is_executable(path: &Path) -> bool {
     path.is_file() && access(path, Access::EXEC_OK).is_ok()
 }
 
-fn bootrom(path: &Path) -> Check {
+fn bootrom(path: &Path) -> HostCheck {
     let shown = path.display();
     match fs::metadata(path) {
         Ok(found) if !found.is_file() => {
-            bad("bootrom", Status::Fail, format!("{shown} is not a file"), "name the file OVMF_CODE.fd")
+            bad("bootrom", CheckStatus::Fail, format!("{shown} is not a file"), "name the file OVMF_CODE.fd")
         }
         Ok(found) => match bootrom::problem(found.len()) {
             None => ok("bootrom", shown.to_string()),
             Some(problem) => bad(
                 "bootrom",
-                Status::Fail,
+                CheckStatus::Fail,
                 format!("{shown}: {problem}"),
                 "take an OVMF_CODE.fd without variables, of at most 2 MiB",
             ),
         },
         Err(error) => bad(
             "bootrom",
-            Status::Fail,
+            CheckStatus::Fail,
             format!("{shown}: {error}"),
             "put the OVMF_CODE.fd of Oxide's edk2 there, or name it",
         ),
     }
 }
 
-fn device(dev: &Path, name: &str, what: &str) -> Check {
+fn device(dev: &Path, name: &str, what: &str) -> HostCheck {
     let path = dev.join(name);
     match path.exists() {
         true => ok(name, path.display().to_string()),
-        false => bad(name, Status::Fail, format!("there is no {}", path.display()), what),
+        false => bad(name, CheckStatus::Fail, format!("there is no {}", path.display()), what),
     }
 }
 
-fn server(address: SocketAddr) -> Check {
+fn server(address: SocketAddr) -> HostCheck {
     match TcpStream::connect_timeout(&address, ACCEPT_LIMIT) {
         Ok(_) => ok("server", format!("something accepts at {address}")),
-        Err(error) => {
-            bad("server", Status::Fail, format!("{address}: {error}"), "start propolis-server there first")
-        }
+        Err(error) => bad(
+            "server",
+            CheckStatus::Fail,
+            format!("{address}: {error}"),
+            "start propolis-server there first",
+        ),
     }
 }
 
@@ -148,7 +158,7 @@ mod tests {
     fn a_host_that_has_everything_needs_no_advice() {
         let dir = tempfile::tempdir().unwrap();
         for check in diagnose_propolis(&host(dir.path())) {
-            assert_eq!((check.status, &check.advice), (Status::Ok, &None), "{check:?}");
+            assert_eq!((check.status, &check.advice), (CheckStatus::Ok, &None), "{check:?}");
         }
     }
 
@@ -157,13 +167,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let good = host(dir.path());
         for (name, status, advice) in [
-            ("propolis-server", Status::Fail, "source"),
-            ("zfs", Status::Fail, "snapshots"),
-            ("dladm", Status::Fail, "VNICs"),
-            ("bhyvectl", Status::Warn, "killed server"),
-            ("pfexec", Status::Fail, "privileges"),
-            ("vmmctl", Status::Fail, "bhyve"),
-            ("viona", Status::Fail, "network"),
+            ("propolis-server", CheckStatus::Fail, "source"),
+            ("zfs", CheckStatus::Fail, "snapshots"),
+            ("dladm", CheckStatus::Fail, "VNICs"),
+            ("bhyvectl", CheckStatus::Warn, "killed server"),
+            ("pfexec", CheckStatus::Fail, "privileges"),
+            ("vmmctl", CheckStatus::Fail, "bhyve"),
+            ("viona", CheckStatus::Fail, "network"),
         ] {
             fs::rename(dir.path().join(name), dir.path().join("away")).unwrap();
             let checks = diagnose_propolis(&good);
@@ -176,7 +186,7 @@ mod tests {
             fs::write(&good.bootrom, vec![0; bytes]).unwrap();
             let checks = diagnose_propolis(&good);
             let check = checks.iter().find(|check| check.name == "bootrom").unwrap();
-            assert!(check.status == Status::Fail && check.found.contains(found), "{check:?}");
+            assert!(check.status == CheckStatus::Fail && check.found.contains(found), "{check:?}");
         }
     }
 
@@ -187,8 +197,8 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let there = PropolisHost { address: Some(address), ..host(dir.path()) };
         assert_eq!(diagnose_propolis(&there).len(), 1);
-        assert_eq!(diagnose_propolis(&there)[0].status, Status::Ok);
+        assert_eq!(diagnose_propolis(&there)[0].status, CheckStatus::Ok);
         drop(listener);
-        assert_eq!(diagnose_propolis(&there)[0].status, Status::Fail);
+        assert_eq!(diagnose_propolis(&there)[0].status, CheckStatus::Fail);
     }
 }

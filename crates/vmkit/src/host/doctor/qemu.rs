@@ -1,6 +1,6 @@
 //! What the QEMU backend needs of a host.
 
-use super::{Check, DirFacts, Status, bad, ok, places};
+use super::{CheckStatus, DirFacts, HostCheck, bad, ok, places};
 use crate::host::facts::{
     DeviceAccess, HostFacts, KvmVerdict, QemuVersion, TUN, firmware_package, qemu_name, qemu_package,
 };
@@ -10,7 +10,7 @@ use crate::spec::Arch;
 /// kept and run.
 ///
 /// Pure over what was found. Ask for KVM in the facts, or its check says that nobody tried.
-pub fn diagnose(facts: &HostFacts, home: &DirFacts, runtime: &DirFacts) -> Vec<Check> {
+pub fn diagnose(facts: &HostFacts, home: &DirFacts, runtime: &DirFacts) -> Vec<HostCheck> {
     let mut checks = vec![kvm(facts)];
     for arch in [Arch::X86_64, Arch::Aarch64] {
         // QEMU for a foreign instruction set is optional.
@@ -24,10 +24,10 @@ pub fn diagnose(facts: &HostFacts, home: &DirFacts, runtime: &DirFacts) -> Vec<C
     checks
 }
 
-fn kvm(facts: &HostFacts) -> Check {
+fn kvm(facts: &HostFacts) -> HostCheck {
     const SLOW: &str = "until then guests run under TCG, which is many times slower";
     let Some(verdict) = &facts.kvm else {
-        return bad("kvm", Status::Warn, "nobody tried it", "probe the host with `kvm` set");
+        return bad("kvm", CheckStatus::Warn, "nobody tried it", "probe the host with `kvm` set");
     };
     let advice = match verdict {
         KvmVerdict::Usable => return ok("kvm", verdict.to_string()),
@@ -43,56 +43,59 @@ fn kvm(facts: &HostFacts) -> Check {
              that has it"
         }
     };
-    bad("kvm", Status::Warn, verdict.to_string(), format!("{advice}; {SLOW}"))
+    bad("kvm", CheckStatus::Warn, verdict.to_string(), format!("{advice}; {SLOW}"))
 }
 
-fn qemu(facts: &HostFacts, arch: Arch) -> Check {
+fn qemu(facts: &HostFacts, arch: Arch) -> HostCheck {
     let name = qemu_name(arch);
     let install = format!("install {}", qemu_package(arch));
     let Some(program) = facts.qemu.iter().find(|program| program.arch == arch) else {
-        return bad(name, Status::Fail, "not found in the search path", install);
+        return bad(name, CheckStatus::Fail, "not found in the search path", install);
     };
     let path = program.path.display();
     match &program.version {
         Ok(version) if *version >= QemuVersion::OLDEST => ok(name, format!("{path}, version {version}")),
         Ok(version) => bad(
             name,
-            Status::Fail,
+            CheckStatus::Fail,
             format!("{path}, version {version}"),
             format!("{install} in version {} or later", QemuVersion::OLDEST),
         ),
-        Err(problem) => {
-            bad(name, Status::Fail, format!("{path}: {problem}"), format!("repair it, or {install} again"))
-        }
+        Err(problem) => bad(
+            name,
+            CheckStatus::Fail,
+            format!("{path}: {problem}"),
+            format!("repair it, or {install} again"),
+        ),
     }
 }
 
-fn uefi(facts: &HostFacts, arch: Arch) -> Check {
+fn uefi(facts: &HostFacts, arch: Arch) -> HostCheck {
     let name = format!("uefi-{}", arch.as_str());
     match facts.firmware.iter().find(|firmware| firmware.arch == arch) {
         Some(firmware) => ok(name, firmware.code.display().to_string()),
         None => bad(
             name,
-            Status::Warn,
+            CheckStatus::Warn,
             "no firmware without Secure Boot was found",
             format!("install {}, if guests shall boot by UEFI", firmware_package(arch)),
         ),
     }
 }
 
-fn qemu_img(facts: &HostFacts) -> Check {
+fn qemu_img(facts: &HostFacts) -> HostCheck {
     match &facts.qemu_img {
         Some(path) => ok("qemu-img", path.display().to_string()),
         None => bad(
             "qemu-img",
-            Status::Warn,
+            CheckStatus::Warn,
             "not found in the search path",
             "install the package qemu-utils, to convert and check images",
         ),
     }
 }
 
-fn tun(facts: &HostFacts) -> Check {
+fn tun(facts: &HostFacts) -> HostCheck {
     const OTHERWISE: &str = "user networking works without";
     let (found, advice) = match &facts.tun {
         DeviceAccess::Usable if facts.net_admin => {
@@ -107,7 +110,7 @@ fn tun(facts: &HostFacts) -> Check {
             (format!("{TUN} can't be opened: {problem}"), "run vmkit as root for VMs on a bridge")
         }
     };
-    bad("tun", Status::Warn, found, format!("{advice}; {OTHERWISE}"))
+    bad("tun", CheckStatus::Warn, found, format!("{advice}; {OTHERWISE}"))
 }
 
 #[cfg(test)]
@@ -115,18 +118,18 @@ mod tests {
     use super::super::tests::dir;
     use super::*;
 
-    fn on(facts: &HostFacts) -> Vec<Check> {
+    fn on(facts: &HostFacts) -> Vec<HostCheck> {
         diagnose(facts, &dir("/home/me/vms"), &dir("/run/user/1000/vmkit"))
     }
 
-    fn named(checks: Vec<Check>, name: &str) -> Check {
+    fn named(checks: Vec<HostCheck>, name: &str) -> HostCheck {
         checks.into_iter().find(|check| check.name == name).unwrap_or_else(|| panic!("no check named {name}"))
     }
 
     #[test]
     fn a_host_that_has_everything_needs_no_advice() {
         for check in on(&HostFacts::example()) {
-            assert_eq!((check.status, &check.advice), (Status::Ok, &None), "{check:?}");
+            assert_eq!((check.status, &check.advice), (CheckStatus::Ok, &None), "{check:?}");
         }
     }
 
@@ -143,41 +146,47 @@ mod tests {
         let broken = KvmVerdict::Broken { reason: "KVM_EXIT_INTERNAL_ERROR".to_owned() };
         let denied = KvmVerdict::Denied { problem: "Permission denied".to_owned() };
         for (facts, name, status, found, advice) in [
-            (with_kvm(Some(KvmVerdict::Missing)), "kvm", Status::Warn, "no /dev/kvm", "firmware"),
-            (with_kvm(Some(denied)), "kvm", Status::Warn, "Permission denied", "group kvm"),
-            (with_kvm(Some(broken)), "kvm", Status::Warn, "INTERNAL_ERROR", "nested"),
-            (with_kvm(None), "kvm", Status::Warn, "nobody tried", "kvm"),
+            (with_kvm(Some(KvmVerdict::Missing)), "kvm", CheckStatus::Warn, "no /dev/kvm", "firmware"),
+            (with_kvm(Some(denied)), "kvm", CheckStatus::Warn, "Permission denied", "group kvm"),
+            (with_kvm(Some(broken)), "kvm", CheckStatus::Warn, "INTERNAL_ERROR", "nested"),
+            (with_kvm(None), "kvm", CheckStatus::Warn, "nobody tried", "kvm"),
             (
                 HostFacts { qemu: Vec::new(), ..good.clone() },
                 "qemu-system-x86_64",
-                Status::Fail,
+                CheckStatus::Fail,
                 "not found",
                 "qemu-system-x86",
             ),
-            (with_version(Ok(old)), "qemu-system-x86_64", Status::Fail, "6.2.0", "7.2.0 or later"),
-            (with_version(Err("no".to_owned())), "qemu-system-x86_64", Status::Fail, "no", "repair"),
+            (with_version(Ok(old)), "qemu-system-x86_64", CheckStatus::Fail, "6.2.0", "7.2.0 or later"),
+            (with_version(Err("no".to_owned())), "qemu-system-x86_64", CheckStatus::Fail, "no", "repair"),
             (
                 HostFacts { firmware: Vec::new(), ..good.clone() },
                 "uefi-x86_64",
-                Status::Warn,
+                CheckStatus::Warn,
                 "no firmware",
                 "ovmf",
             ),
             (
                 HostFacts { qemu_img: None, ..good.clone() },
                 "qemu-img",
-                Status::Warn,
+                CheckStatus::Warn,
                 "not found",
                 "qemu-utils",
             ),
             (
                 HostFacts { tun: DeviceAccess::Missing, ..good.clone() },
                 "tun",
-                Status::Warn,
+                CheckStatus::Warn,
                 "no /dev/net/tun",
                 "module tun",
             ),
-            (HostFacts { net_admin: false, ..good.clone() }, "tun", Status::Warn, "CAP_NET_ADMIN", "root"),
+            (
+                HostFacts { net_admin: false, ..good.clone() },
+                "tun",
+                CheckStatus::Warn,
+                "CAP_NET_ADMIN",
+                "root",
+            ),
         ] {
             let check = named(on(&facts), name);
             assert_eq!(check.status, status, "{check:?}");

@@ -89,19 +89,19 @@ mod tests {
 
     #[derive(Debug, PartialEq, Serialize, Deserialize)]
     #[serde(deny_unknown_fields)]
-    struct Answer {
+    struct CachedAnswer {
         text: String,
     }
 
-    fn answer() -> Answer {
-        Answer { text: "yes".to_owned() }
+    fn answer() -> CachedAnswer {
+        CachedAnswer { text: "yes".to_owned() }
     }
 
     #[test]
     fn an_answer_is_found_again_and_its_directory_is_private() {
         let home = tempfile::tempdir().unwrap();
         let dir = home.path().join("a/b");
-        assert_eq!(load::<Answer>(&dir, "x.json"), None);
+        assert_eq!(load::<CachedAnswer>(&dir, "x.json"), None);
         store(&dir, "x.json", &answer());
         assert_eq!(load(&dir, "x.json"), Some(answer()));
         assert_eq!(fs::metadata(&dir).unwrap().mode() & 0o777, 0o700);
@@ -112,7 +112,7 @@ mod tests {
     #[test]
     fn a_shorter_answer_replaces_a_longer_one_whole() {
         let dir = tempfile::tempdir().unwrap();
-        store(dir.path(), "x.json", &Answer { text: "long".repeat(100) });
+        store(dir.path(), "x.json", &CachedAnswer { text: "long".repeat(100) });
         store(dir.path(), "x.json", &answer());
         assert_eq!(load(dir.path(), "x.json"), Some(answer()));
     }
@@ -123,7 +123,7 @@ mod tests {
         store(dir.path(), "x.json", &answer());
         let path = dir.path().join("x.json");
         fs::set_permissions(&path, Permissions::from_mode(0o666)).unwrap();
-        assert_eq!(load::<Answer>(dir.path(), "x.json"), None);
+        assert_eq!(load::<CachedAnswer>(dir.path(), "x.json"), None);
         store(dir.path(), "x.json", &answer());
         assert_eq!(load(dir.path(), "x.json"), Some(answer()));
     }
@@ -139,8 +139,8 @@ mod tests {
         let mode = rustix::fs::Mode::from(0o600);
         rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
         for name in ["link", "directory", "pipe"] {
-            store(dir.path(), name, &Answer { text: "no".to_owned() });
-            assert_eq!(load::<Answer>(dir.path(), name), None, "{name}");
+            store(dir.path(), name, &CachedAnswer { text: "no".to_owned() });
+            assert_eq!(load::<CachedAnswer>(dir.path(), name), None, "{name}");
         }
         assert_eq!(load(dir.path(), "target"), Some(answer()));
     }
@@ -148,8 +148,8 @@ mod tests {
     #[test]
     fn a_huge_file_is_not_read() {
         let dir = tempfile::tempdir().unwrap();
-        store(dir.path(), "x.json", &Answer { text: "x".repeat(MOST_BYTES as usize) });
-        assert_eq!(load::<Answer>(dir.path(), "x.json"), None);
+        store(dir.path(), "x.json", &CachedAnswer { text: "x".repeat(MOST_BYTES as usize) });
+        assert_eq!(load::<CachedAnswer>(dir.path(), "x.json"), None);
     }
 
     proptest! {
@@ -158,7 +158,7 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             store(dir.path(), "x.json", &answer());
             fs::write(dir.path().join("x.json"), bytes).unwrap();
-            prop_assert_eq!(load::<Answer>(dir.path(), "x.json"), None);
+            prop_assert_eq!(load::<CachedAnswer>(dir.path(), "x.json"), None);
         }
 
         #[test]
@@ -167,7 +167,7 @@ mod tests {
             let whole = serde_json::to_vec(&answer()).unwrap();
             store(dir.path(), "x.json", &answer());
             fs::write(dir.path().join("x.json"), &whole[..kept]).unwrap();
-            prop_assert_eq!(load::<Answer>(dir.path(), "x.json"), None);
+            prop_assert_eq!(load::<CachedAnswer>(dir.path(), "x.json"), None);
         }
     }
 }

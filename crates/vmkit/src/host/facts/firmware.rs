@@ -48,16 +48,16 @@ pub struct UefiFirmware {
 /// One descriptor; only what is asked of it here, so that new fields do no harm.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-struct Descriptor {
+struct FirmwareDescriptor {
     interface_types: Vec<String>,
-    mapping: Mapping,
-    targets: Vec<Target>,
+    mapping: FirmwareMapping,
+    targets: Vec<FirmwareTarget>,
     features: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-struct Mapping {
+struct FirmwareMapping {
     device: String,
     /// `split` where it is missing: that is older than the other modes.
     mode: Option<String>,
@@ -72,12 +72,12 @@ struct FlashFile {
 }
 
 #[derive(Debug, Deserialize)]
-struct Target {
+struct FirmwareTarget {
     architecture: String,
     machines: Vec<String>,
 }
 
-impl Descriptor {
+impl FirmwareDescriptor {
     /// Returns the firmware where this describes one that a plain VM of this instruction set boots
     /// with.
     fn fits(&self, arch: Arch) -> Option<UefiFirmware> {
@@ -128,7 +128,7 @@ pub(super) fn find(archs: &[Arch], descriptor_dirs: &[PathBuf]) -> Vec<UefiFirmw
 }
 
 /// Reads all descriptors in the order of their file names, which is their order of preference.
-fn descriptors(dirs: &[PathBuf]) -> Vec<Descriptor> {
+fn descriptors(dirs: &[PathBuf]) -> Vec<FirmwareDescriptor> {
     let mut files: BTreeMap<OsString, PathBuf> = BTreeMap::new();
     for dir in dirs {
         // A directory that is not there has no descriptors.
@@ -142,7 +142,7 @@ fn descriptors(dirs: &[PathBuf]) -> Vec<Descriptor> {
     files.values().filter_map(|path| read(path)).collect()
 }
 
-fn read(path: &Path) -> Option<Descriptor> {
+fn read(path: &Path) -> Option<FirmwareDescriptor> {
     let text = fs::read(path).ok()?;
     if text.is_empty() {
         // The way to hide a descriptor of a later directory.
@@ -162,11 +162,11 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    struct Host {
+    struct TestHost {
         dir: tempfile::TempDir,
     }
 
-    impl Host {
+    impl TestHost {
         fn new() -> Self {
             let dir = tempfile::tempdir().unwrap();
             fs::create_dir(dir.path().join("etc")).unwrap();
@@ -207,7 +207,7 @@ mod tests {
 
     #[test]
     fn the_first_descriptor_without_secure_boot_wins() {
-        let host = Host::new();
+        let host = TestHost::new();
         host.describe("usr/40-secure.json", "pc-q35-*", &["secure-boot", "requires-smm"], "raw");
         host.describe("usr/45-qcow2.json", "pc-q35-*", &[], "qcow2");
         host.describe("usr/46-microvm.json", "microvm", &[], "raw");
@@ -219,7 +219,7 @@ mod tests {
 
     #[test]
     fn an_administrators_descriptor_hides_the_distributions() {
-        let host = Host::new();
+        let host = TestHost::new();
         host.describe("usr/60-a.json", "pc-q35-*", &[], "raw");
         host.describe("usr/61-b.json", "pc-q35-*", &[], "raw");
         host.describe("etc/61-b.json", "pc-q35-*", &[], "raw");
@@ -229,7 +229,7 @@ mod tests {
 
     #[test]
     fn a_descriptor_of_missing_files_or_of_rubbish_is_passed_over() {
-        let host = Host::new();
+        let host = TestHost::new();
         host.describe("usr/60-a.json", "pc-q35-*", &[], "raw");
         fs::remove_file(host.path("usr-60-a.json.vars")).unwrap();
         fs::write(host.path("usr/50-b.json"), "{\"mapping\": 7}").unwrap();

@@ -73,7 +73,7 @@ impl fmt::Display for KvmVerdict {
 /// A verdict that came of running code, with all that it depends on.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Cached {
+struct CachedVerdict {
     vmkit: String,
     boot_id: Uuid,
     kernel: String,
@@ -82,12 +82,12 @@ struct Cached {
 
 /// A verdict, and whether it will be the same for as long as the host is up.
 #[derive(Debug, PartialEq, Eq)]
-struct Finding {
+struct KvmFinding {
     verdict: KvmVerdict,
     lasting: bool,
 }
 
-impl Finding {
+impl KvmFinding {
     fn lasting(verdict: KvmVerdict) -> Self {
         Self { verdict, lasting: true }
     }
@@ -109,19 +109,19 @@ pub(crate) async fn probe(cache_dir: Option<&Path>, boot_id: Uuid, kernel: &str)
         Ok(device) => device,
         Err(verdict) => return verdict,
     };
-    let key = |verdict| Cached {
+    let key = |verdict| CachedVerdict {
         vmkit: env!("CARGO_PKG_VERSION").to_owned(),
         boot_id,
         kernel: kernel.to_owned(),
         verdict,
     };
-    if let Some(cached) = cache_dir.and_then(|dir| cache::load::<Cached>(dir, CACHE)) {
+    if let Some(cached) = cache_dir.and_then(|dir| cache::load::<CachedVerdict>(dir, CACHE)) {
         let verdict = cached.verdict.clone();
         if cached == key(verdict.clone()) {
             return verdict;
         }
     }
-    let Finding { verdict, lasting } = run(device).await;
+    let KvmFinding { verdict, lasting } = run(device).await;
     tracing::debug!(%verdict, lasting, "KVM was tried");
     if let (Some(dir), true) = (cache_dir, lasting) {
         cache::store(dir, CACHE, &key(verdict.clone()));
@@ -156,29 +156,29 @@ fn open(path: &Path) -> Result<Kvm, KvmVerdict> {
 /// none to spare; so a thread that does not come back in time is abandoned. The guest leaves KVM
 /// after every part of its loop, and there the thread finds that nobody waits any more and ends,
 /// unless the kernel itself is stuck.
-async fn run(device: Kvm) -> Finding {
+async fn run(device: Kvm) -> KvmFinding {
     let (answer, answered) = oneshot::channel();
     let spawned =
         thread::Builder::new().name("vmkit-kvm-probe".to_owned()).spawn(move || guest::run(&device, answer));
     if let Err(error) = spawned {
-        return Finding::for_now(format!("no thread could be started to try it: {error}"));
+        return KvmFinding::for_now(format!("no thread could be started to try it: {error}"));
     }
     match timeout(DEADLINE, answered).await {
         Ok(Ok(finding)) => finding,
-        Ok(Err(_)) => Finding::for_now("the thread that tried it ended without an answer".to_owned()),
-        Err(_) => Finding::for_now(format!("guest code did not end within {} ms", DEADLINE.as_millis())),
+        Ok(Err(_)) => KvmFinding::for_now("the thread that tried it ended without an answer".to_owned()),
+        Err(_) => KvmFinding::for_now(format!("guest code did not end within {} ms", DEADLINE.as_millis())),
     }
 }
 
 #[cfg(not(target_arch = "x86_64"))]
 mod guest {
-    use super::{Finding, KvmVerdict};
+    use super::{KvmFinding, KvmVerdict};
 
     /// Returns that nothing is known: the guest is written for x86-64.
-    pub(super) fn run(_: &kvm_ioctls::Kvm, answer: tokio::sync::oneshot::Sender<Finding>) {
+    pub(super) fn run(_: &kvm_ioctls::Kvm, answer: tokio::sync::oneshot::Sender<KvmFinding>) {
         let reason = "vmkit can't try it on this kind of processor yet".to_owned();
         // The caller no longer waits.
-        let _ = answer.send(Finding::lasting(KvmVerdict::Broken { reason }));
+        let _ = answer.send(KvmFinding::lasting(KvmVerdict::Broken { reason }));
     }
 }
 
@@ -192,7 +192,7 @@ mod guest {
     use rustix::time::{ClockId, clock_gettime};
     use tokio::sync::oneshot::Sender;
 
-    use super::{Finding, KvmVerdict};
+    use super::{KvmFinding, KvmVerdict};
     use crate::sys::TinyGuest;
 
     // The guest's memory: three levels of page tables that map the first 2 MiB onto themselves, a
@@ -221,7 +221,7 @@ mod guest {
     const MARK: u64 = 0x766d_6b69_7421;
 
     /// Runs the guest and returns the result; returns early if the caller no longer waits.
-    pub(super) fn run(kvm: &Kvm, answer: Sender<Finding>) {
+    pub(super) fn run(kvm: &Kvm, answer: Sender<KvmFinding>) {
         let finding = match prepared(kvm) {
             Ok(mut guest) => {
                 let finding = judge(&mut guest, &answer);
@@ -229,7 +229,7 @@ mod guest {
                 let _ = answer.send(finding);
                 return;
             }
-            Err((what, error)) => Finding::for_now(format!("cannot {what}: {error}")),
+            Err((what, error)) => KvmFinding::for_now(format!("cannot {what}: {error}")),
         };
         // As above.
         let _ = answer.send(finding);
@@ -290,8 +290,8 @@ mod guest {
         code
     }
 
-    fn judge(guest: &mut TinyGuest, answer: &Sender<Finding>) -> Finding {
-        let broken = |reason: String| Finding::lasting(KvmVerdict::Broken { reason });
+    fn judge(guest: &mut TinyGuest, answer: &Sender<KvmFinding>) -> KvmFinding {
+        let broken = |reason: String| KvmFinding::lasting(KvmVerdict::Broken { reason });
         if let Err(problem) = run_to(guest, PORT_EXCHANGED) {
             return broken(format!(
                 "it can't execute `lock cmpxchg16b`, which every Linux guest needs ({problem})"
@@ -306,7 +306,7 @@ mod guest {
         let begun = processor_time();
         for part in 1..=PARTS {
             if answer.is_closed() {
-                return Finding::for_now("nobody waited for the answer".to_owned());
+                return KvmFinding::for_now("nobody waited for the answer".to_owned());
             }
             if let Err(problem) = run_to(guest, PORT_TURNED) {
                 return broken(format!("it can't execute a loop ({problem})"));
@@ -320,7 +320,7 @@ mod guest {
                 ));
             }
         }
-        Finding::lasting(KvmVerdict::Usable)
+        KvmFinding::lasting(KvmVerdict::Usable)
     }
 
     /// Runs the guest until it writes to the port, or says what it did instead.
@@ -368,7 +368,7 @@ mod tests {
         // The deadline, and what a busy host may add to it.
         assert!(begun.elapsed() < DEADLINE + Duration::from_secs(5), "{:?}", begun.elapsed());
         println!("{first}, after {:?}", begun.elapsed());
-        match cache::load::<Cached>(dir.path(), CACHE) {
+        match cache::load::<CachedVerdict>(dir.path(), CACHE) {
             Some(cached) => {
                 assert_eq!(cached.verdict, first);
                 assert_eq!(probe(Some(dir.path()), Uuid::nil(), "test").await, first);
@@ -392,8 +392,12 @@ mod tests {
             (version, Uuid::nil(), "other", false),
             ("0.0.0", Uuid::nil(), "test", false),
         ] {
-            let cached =
-                Cached { vmkit: vmkit.to_owned(), boot_id, kernel: kernel.to_owned(), verdict: lie.clone() };
+            let cached = CachedVerdict {
+                vmkit: vmkit.to_owned(),
+                boot_id,
+                kernel: kernel.to_owned(),
+                verdict: lie.clone(),
+            };
             cache::store(dir.path(), CACHE, &cached);
             let found = probe(Some(dir.path()), Uuid::nil(), "test").await;
             assert_eq!(found == lie, believed, "{cached:?}");

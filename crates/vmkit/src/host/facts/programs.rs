@@ -101,21 +101,21 @@ impl From<QemuVersion> for String {
 /// The versions that were asked for before.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Cached {
+struct CachedVersions {
     programs: Vec<CachedProgram>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct CachedProgram {
-    stamp: Stamp,
+    stamp: ProgramStamp,
     version: QemuVersion,
 }
 
 /// What changes whenever another program is put in a program's place.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Stamp {
+struct ProgramStamp {
     path: PathBuf,
     device: u64,
     inode: u64,
@@ -124,7 +124,7 @@ struct Stamp {
     changed: (i64, i64),
 }
 
-impl Stamp {
+impl ProgramStamp {
     fn of(path: &Path) -> std::io::Result<Self> {
         let found = fs::metadata(path)?;
         Ok(Self {
@@ -150,11 +150,11 @@ pub(super) fn find(name: &str, search_path: &[PathBuf]) -> Option<PathBuf> {
 /// Returns these QEMU programs with their versions, from the cache as far as that knows the very
 /// same files.
 pub(super) async fn with_versions(found: Vec<(Arch, PathBuf)>, cache_dir: Option<&Path>) -> Vec<QemuProgram> {
-    let cached = cache_dir.and_then(|dir| cache::load::<Cached>(dir, CACHE)).unwrap_or_default();
+    let cached = cache_dir.and_then(|dir| cache::load::<CachedVersions>(dir, CACHE)).unwrap_or_default();
     let mut fresh = cached.programs.clone();
     let mut programs = Vec::new();
     for (arch, path) in found {
-        let version = match Stamp::of(&path) {
+        let version = match ProgramStamp::of(&path) {
             Ok(stamp) => match cached.programs.iter().find(|known| known.stamp == stamp) {
                 Some(known) => Ok(known.version),
                 None => {
@@ -173,7 +173,7 @@ pub(super) async fn with_versions(found: Vec<(Arch, PathBuf)>, cache_dir: Option
     {
         // Programs that are gone would otherwise stay for ever.
         fresh.retain(|known| known.stamp.path.exists());
-        cache::store(dir, CACHE, &Cached { programs: fresh });
+        cache::store(dir, CACHE, &CachedVersions { programs: fresh });
     }
     programs
 }

@@ -171,12 +171,12 @@ pub(crate) fn boot_id() -> Result<Uuid> {
 
 /// The two fields of `/proc/PID/stat` that tell one process from another.
 #[derive(Debug, PartialEq, Eq)]
-struct Stat {
+struct ProcStat {
     state: char,
     start_time: u64,
 }
 
-impl Stat {
+impl ProcStat {
     /// Reads a line of `/proc/PID/stat`.
     ///
     /// The second field is the program's name in parentheses, and may itself hold spaces,
@@ -198,7 +198,7 @@ impl Stat {
     }
 }
 
-fn read_stat(pid: u32) -> Result<Option<Stat>> {
+fn read_stat(pid: u32) -> Result<Option<ProcStat>> {
     let path = proc_dir(pid).join("stat");
     let bytes = match fs::read(&path) {
         Ok(bytes) => bytes,
@@ -207,7 +207,7 @@ fn read_stat(pid: u32) -> Result<Option<Stat>> {
         Err(error) if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => return Ok(None),
         Err(error) => return Err(Error::io("read", path)(error)),
     };
-    match Stat::parse(&String::from_utf8_lossy(&bytes)) {
+    match ProcStat::parse(&String::from_utf8_lossy(&bytes)) {
         Some(stat) => Ok(Some(stat)),
         None => Err(Error::io("read", path)(io::Error::new(
             io::ErrorKind::InvalidData,
@@ -229,21 +229,21 @@ mod tests {
     fn a_hostile_program_name_does_not_shift_the_fields() {
         let fields = "S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4711 20";
         for name in ["sleep", "a b", ") Z 1 2 3", "((", "\n) R 0"] {
-            let stat = Stat::parse(&format!("42 ({name}) {fields}\n")).unwrap();
-            assert_eq!(stat, Stat { state: 'S', start_time: 4711 }, "{name:?}");
+            let stat = ProcStat::parse(&format!("42 ({name}) {fields}\n")).unwrap();
+            assert_eq!(stat, ProcStat { state: 'S', start_time: 4711 }, "{name:?}");
         }
     }
 
     proptest! {
         #[test]
         fn any_text_is_read_without_panic(text in any::<String>()) {
-            let _ = Stat::parse(&text);
+            let _ = ProcStat::parse(&text);
         }
 
         #[test]
         fn the_fields_are_found_behind_any_name(name in any::<String>(), start_time: u64) {
             let line = format!("1 ({name}) R{} {start_time} 0 0\n", " 7".repeat(18));
-            prop_assert_eq!(Stat::parse(&line), Some(Stat { state: 'R', start_time }));
+            prop_assert_eq!(ProcStat::parse(&line), Some(ProcStat { state: 'R', start_time }));
         }
     }
 }

@@ -34,8 +34,8 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::store::Changes;
-use pace::Pace;
+use crate::store::RecordChanges;
+use pace::ProbeBackoff;
 
 /// How long one may take to connect. Beyond QEMU's user network a guest that is not there takes no
 /// connection.
@@ -48,7 +48,7 @@ const MOST_WORDS: usize = 120;
 
 /// What a knock was answered with.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Answer {
+enum ProbeReply {
     /// An SSH server's greeting.
     Greeting,
     /// The guest is up, and nothing listens.
@@ -61,12 +61,12 @@ enum Answer {
 
 /// What was heard last at an address where no SSH server greets.
 #[derive(Debug)]
-pub(super) struct Heard<'a> {
+pub(super) struct ProbeFailure<'a> {
     address: SocketAddr,
     words: Option<&'a str>,
 }
 
-impl fmt::Display for Heard<'_> {
+impl fmt::Display for ProbeFailure<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.words {
             Some(words) => {
@@ -79,17 +79,17 @@ impl fmt::Display for Heard<'_> {
 
 /// Knocks at one address until an SSH server greets.
 #[derive(Debug)]
-pub(super) struct Knocker {
+pub(super) struct SshProbe {
     address: SocketAddr,
-    held: JoinSet<Answer>,
-    pace: Pace,
-    last_answer: Option<Answer>,
+    held: JoinSet<ProbeReply>,
+    pace: ProbeBackoff,
+    last_answer: Option<ProbeReply>,
 }
 
-impl Knocker {
+impl SshProbe {
     /// Starts with the first connection attempt.
     pub(super) fn new(address: SocketAddr) -> Self {
-        Self { address, held: JoinSet::new(), pace: Pace::new(Instant::now()), last_answer: None }
+        Self { address, held: JoinSet::new(), pace: ProbeBackoff::new(Instant::now()), last_answer: None }
     }
 
     /// Returns where it knocks.
@@ -98,12 +98,12 @@ impl Knocker {
     }
 
     /// Returns what was heard last, where it was no greeting and not nothing.
-    pub(super) fn heard(&self) -> Option<Heard<'_>> {
+    pub(super) fn heard(&self) -> Option<ProbeFailure<'_>> {
         let words = match self.last_answer.as_ref()? {
-            Answer::Words(words) => Some(words.as_str()),
+            ProbeReply::Words(words) => Some(words.as_str()),
             _ => None,
         };
-        Some(Heard { address: self.address, words })
+        Some(ProbeFailure { address: self.address, words })
     }
 
     /// Waits until the server greets, hinted at by the console's log where there is one. It has no
@@ -111,12 +111,12 @@ impl Knocker {
     ///
     /// # Cancel safety
     /// A dropped call goes on in the next: what is held stays held.
-    pub(super) async fn greeted(&mut self, console: Option<&Changes>) {
+    pub(super) async fn greeted(&mut self, console: Option<&RecordChanges>) {
         loop {
             let next = self.pace.due(self.held.len());
             tokio::select! {
                 Some(answer) = self.held.join_next() => {
-                    if self.hear(answer.unwrap_or(Answer::Silence)) {
+                    if self.hear(answer.unwrap_or(ProbeReply::Silence)) {
                         return;
                     }
                 }
@@ -130,12 +130,12 @@ impl Knocker {
     }
 
     /// Takes an answer, and tells whether it was the greeting.
-    fn hear(&mut self, answer: Answer) -> bool {
+    fn hear(&mut self, answer: ProbeReply) -> bool {
         self.pace.heard(&answer, Instant::now());
         match answer {
-            Answer::Greeting => return true,
-            Answer::Silence => {}
-            Answer::Refusal | Answer::Words(_) => self.last_answer = Some(answer),
+            ProbeReply::Greeting => return true,
+            ProbeReply::Silence => {}
+            ProbeReply::Refusal | ProbeReply::Words(_) => self.last_answer = Some(answer),
         }
         false
     }
@@ -150,7 +150,7 @@ async fn due(at: Option<Instant>) {
 }
 
 /// Waits until the guest prints something.
-async fn printed(console: Option<&Changes>) {
+async fn printed(console: Option<&RecordChanges>) {
     match console {
         Some(console) if console.next().await.is_ok() => {}
         // There is no event.
@@ -158,16 +158,16 @@ async fn printed(console: Option<&Changes>) {
     }
 }
 
-async fn knock(address: SocketAddr) -> Answer {
+async fn knock(address: SocketAddr) -> ProbeReply {
     match timeout(HELD, answer(address)).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(error)) => match error.kind() {
             io::ErrorKind::ConnectionRefused
             | io::ErrorKind::ConnectionReset
-            | io::ErrorKind::UnexpectedEof => Answer::Refusal,
-            _ => Answer::Silence,
+            | io::ErrorKind::UnexpectedEof => ProbeReply::Refusal,
+            _ => ProbeReply::Silence,
         },
-        Err(_) => Answer::Silence,
+        Err(_) => ProbeReply::Silence,
     }
 }
 
@@ -175,7 +175,7 @@ async fn knock(address: SocketAddr) -> Answer {
 ///
 /// Source: RFC 4253, section 4.2: lines may come before the one that begins with `SSH-`, but
 /// servers send none.
-async fn answer(address: SocketAddr) -> io::Result<Answer> {
+async fn answer(address: SocketAddr) -> io::Result<ProbeReply> {
     let mut stream = timeout(CONNECT, TcpStream::connect(address)).await??;
     let mut said = Vec::new();
     let mut piece = [0; MOST_WORDS];
@@ -183,7 +183,7 @@ async fn answer(address: SocketAddr) -> io::Result<Answer> {
         let bytes = stream.read(&mut piece).await?;
         said.extend_from_slice(&piece[..bytes]);
         if said.starts_with(b"SSH-") {
-            return Ok(Answer::Greeting);
+            return Ok(ProbeReply::Greeting);
         }
         if bytes == 0 || said.contains(&b'\n') || said.len() >= MOST_WORDS {
             break;
@@ -192,7 +192,7 @@ async fn answer(address: SocketAddr) -> io::Result<Answer> {
     said.truncate(MOST_WORDS);
     let words = String::from_utf8_lossy(&said);
     let words: String = words.trim().chars().filter(|c| !c.is_control()).collect();
-    Ok(if said.is_empty() { Answer::Refusal } else { Answer::Words(words) })
+    Ok(if said.is_empty() { ProbeReply::Refusal } else { ProbeReply::Words(words) })
 }
 
 #[cfg(test)]
@@ -204,17 +204,17 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     /// A guest that is silent, refuses, and greets, each when it is told to.
-    struct Guest {
+    struct FakeGuest {
         address: SocketAddr,
-        mood: Arc<Mutex<Answer>>,
+        mood: Arc<Mutex<ProbeReply>>,
         knocks: Arc<AtomicU32>,
     }
 
-    impl Guest {
+    impl FakeGuest {
         fn new() -> Self {
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
             let address = listener.local_addr().unwrap();
-            let (mood, knocks) = (Arc::new(Mutex::new(Answer::Silence)), Arc::new(AtomicU32::new(0)));
+            let (mood, knocks) = (Arc::new(Mutex::new(ProbeReply::Silence)), Arc::new(AtomicU32::new(0)));
             let (feels, counts) = (Arc::clone(&mood), Arc::clone(&knocks));
             std::thread::spawn(move || {
                 let mut held = Vec::new();
@@ -222,33 +222,33 @@ mod tests {
                     counts.fetch_add(1, Ordering::SeqCst);
                     let mood = feels.lock().unwrap().clone();
                     match mood {
-                        Answer::Silence => held.push(stream),
-                        Answer::Refusal => drop(stream),
-                        Answer::Greeting => stream.write_all(b"SSH-2.0-test\r\n").unwrap(),
-                        Answer::Words(words) => stream.write_all(words.as_bytes()).unwrap(),
+                        ProbeReply::Silence => held.push(stream),
+                        ProbeReply::Refusal => drop(stream),
+                        ProbeReply::Greeting => stream.write_all(b"SSH-2.0-test\r\n").unwrap(),
+                        ProbeReply::Words(words) => stream.write_all(words.as_bytes()).unwrap(),
                     }
                 }
             });
             Self { address, mood, knocks }
         }
 
-        fn turns(&self, mood: Answer) {
+        fn turns(&self, mood: ProbeReply) {
             *self.mood.lock().unwrap() = mood;
         }
     }
 
-    async fn knocked(knocker: &mut Knocker, millis: u64) -> bool {
+    async fn knocked(knocker: &mut SshProbe, millis: u64) -> bool {
         timeout(Duration::from_millis(millis), knocker.greeted(None)).await.is_ok()
     }
 
     #[tokio::test]
     async fn a_greeting_is_heard_at_once_by_one_who_is_refused() {
-        let guest = Guest::new();
-        guest.turns(Answer::Refusal);
-        let mut knocker = Knocker::new(guest.address);
+        let guest = FakeGuest::new();
+        guest.turns(ProbeReply::Refusal);
+        let mut knocker = SshProbe::new(guest.address);
         assert!(!knocked(&mut knocker, 500).await);
         assert!(guest.knocks.load(Ordering::SeqCst) >= 5, "it knocks often at a guest that is up");
-        guest.turns(Answer::Greeting);
+        guest.turns(ProbeReply::Greeting);
         let began = Instant::now();
         assert!(knocked(&mut knocker, 30_000).await);
         assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
@@ -256,22 +256,22 @@ mod tests {
 
     #[tokio::test]
     async fn a_silent_guest_is_knocked_at_ever_more_rarely() {
-        let guest = Guest::new();
-        let mut knocker = Knocker::new(guest.address);
+        let guest = FakeGuest::new();
+        let mut knocker = SshProbe::new(guest.address);
         assert!(!knocked(&mut knocker, 2000).await);
         let knocks = guest.knocks.load(Ordering::SeqCst);
         assert!((4..=14).contains(&knocks), "{knocks} knocks in two seconds");
-        guest.turns(Answer::Greeting);
+        guest.turns(ProbeReply::Greeting);
         assert!(knocked(&mut knocker, 30_000).await);
     }
 
     #[tokio::test]
     async fn a_guest_that_has_refused_and_is_silent_is_left_to_find_its_words() {
-        let guest = Guest::new();
-        guest.turns(Answer::Refusal);
-        let mut knocker = Knocker::new(guest.address);
+        let guest = FakeGuest::new();
+        guest.turns(ProbeReply::Refusal);
+        let mut knocker = SshProbe::new(guest.address);
         assert!(!knocked(&mut knocker, 200).await);
-        guest.turns(Answer::Silence);
+        guest.turns(ProbeReply::Silence);
         assert!(!knocked(&mut knocker, 100).await);
         let knocks = guest.knocks.load(Ordering::SeqCst);
         assert!(!knocked(&mut knocker, 1000).await);
@@ -280,43 +280,43 @@ mod tests {
 
     #[tokio::test]
     async fn somebody_else_s_words_are_kept_and_asked_for_ever_more_rarely() {
-        let guest = Guest::new();
-        guest.turns(Answer::Words("Not allowed\u{1b}[31m at this time\r\n".into()));
-        let mut knocker = Knocker::new(guest.address);
+        let guest = FakeGuest::new();
+        guest.turns(ProbeReply::Words("Not allowed\u{1b}[31m at this time\r\n".into()));
+        let mut knocker = SshProbe::new(guest.address);
         assert!(!knocked(&mut knocker, 2000).await);
         let knocks = guest.knocks.load(Ordering::SeqCst);
         assert!((3..=10).contains(&knocks), "{knocks} knocks in two seconds");
         let heard = knocker.heard().unwrap().to_string();
         assert!(heard.ends_with("\"Not allowed[31m at this time\""), "{heard}");
-        guest.turns(Answer::Words("x".repeat(1 << 20)));
+        guest.turns(ProbeReply::Words("x".repeat(1 << 20)));
         assert!(!knocked(&mut knocker, 5000).await);
         assert!(knocker.heard().unwrap().to_string().len() < 250);
-        guest.turns(Answer::Greeting);
+        guest.turns(ProbeReply::Greeting);
         assert!(knocked(&mut knocker, 30_000).await);
     }
 
     #[tokio::test]
     async fn a_refusal_is_told_as_one_and_silence_as_nothing() {
-        let guest = Guest::new();
-        let mut knocker = Knocker::new(guest.address);
+        let guest = FakeGuest::new();
+        let mut knocker = SshProbe::new(guest.address);
         assert!(!knocked(&mut knocker, 300).await);
         assert!(knocker.heard().is_none());
-        guest.turns(Answer::Refusal);
+        guest.turns(ProbeReply::Refusal);
         assert!(!knocked(&mut knocker, 3000).await);
         let heard = knocker.heard().unwrap().to_string();
         assert!(heard.contains("nothing in it listens at 127.0.0.1:"), "{heard}");
     }
 
     /// Measures how late the greeting is heard of a guest that changes its mind at a known moment.
-    async fn lateness(before: &Answer, console: Option<&std::path::Path>) -> Duration {
-        let guest = Guest::new();
+    async fn lateness(before: &ProbeReply, console: Option<&std::path::Path>) -> Duration {
+        let guest = FakeGuest::new();
         guest.turns(before.clone());
-        let changes = console.map(|path| Changes::of_log(path).unwrap());
-        let mut knocker = Knocker::new(guest.address);
+        let changes = console.map(|path| RecordChanges::of_log(path).unwrap());
+        let mut knocker = SshProbe::new(guest.address);
         // Long enough that the pauses between two knocks have grown.
         let waited = timeout(Duration::from_millis(1500), knocker.greeted(changes.as_ref())).await;
         assert!(waited.is_err());
-        guest.turns(Answer::Greeting);
+        guest.turns(ProbeReply::Greeting);
         let began = Instant::now();
         if let Some(path) = console {
             std::fs::OpenOptions::new().append(true).open(path).unwrap().write_all(b"up\n").unwrap();
@@ -325,7 +325,7 @@ mod tests {
         began.elapsed()
     }
 
-    async fn median_lateness(before: Answer, console: Option<&std::path::Path>) -> Duration {
+    async fn median_lateness(before: ProbeReply, console: Option<&std::path::Path>) -> Duration {
         let mut all = Vec::new();
         for _ in 0..7 {
             all.push(lateness(&before, console).await);
@@ -336,14 +336,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_guest_that_has_refused_is_heard_within_fifty_milliseconds() {
-        let late = median_lateness(Answer::Refusal, None).await;
+        let late = median_lateness(ProbeReply::Refusal, None).await;
         assert!(late < Duration::from_millis(50), "{late:?}");
     }
 
     #[tokio::test]
     async fn a_silent_guest_that_prints_is_heard_within_fifty_milliseconds() {
         let log = tempfile::NamedTempFile::new().unwrap();
-        let late = median_lateness(Answer::Silence, Some(log.path())).await;
+        let late = median_lateness(ProbeReply::Silence, Some(log.path())).await;
         assert!(late < Duration::from_millis(50), "{late:?}");
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::Answer;
+use super::ProbeReply;
 
 /// After how long a guest that refuses is asked again.
 const REFUSED: Duration = Duration::from_millis(20);
@@ -24,7 +24,7 @@ const SPARE: (u32, Duration) = (2, Duration::from_secs(7));
 
 /// When the next knock is due.
 #[derive(Debug)]
-pub(super) struct Pace {
+pub(super) struct ProbeBackoff {
     silent_since: Instant,
     next: Instant,
     /// When the last knock was.
@@ -39,7 +39,7 @@ pub(super) struct Pace {
     is_up: bool,
 }
 
-impl Pace {
+impl ProbeBackoff {
     /// Starts with an attempt that is due at once.
     pub(super) fn new(now: Instant) -> Self {
         Self {
@@ -74,11 +74,11 @@ impl Pace {
     }
 
     /// Notes an answer that was no greeting.
-    pub(super) fn heard(&mut self, answer: &Answer, now: Instant) {
+    pub(super) fn heard(&mut self, answer: &ProbeReply, now: Instant) {
         let pause = match answer {
-            Answer::Greeting | Answer::Silence => return,
-            Answer::Refusal => REFUSED,
-            Answer::Words(_) => {
+            ProbeReply::Greeting | ProbeReply::Silence => return,
+            ProbeReply::Refusal => REFUSED,
+            ProbeReply::Words(_) => {
                 self.answered += 1;
                 (REFUSED * 2u32.saturating_pow(self.answered)).min(ANSWERED)
             }
@@ -117,7 +117,7 @@ mod tests {
     /// minutes, in ms.
     fn knocks(prints_every: u64) -> Vec<u64> {
         let began = Instant::now();
-        let (mut pace, mut knocks) = (Pace::new(began), Vec::new());
+        let (mut pace, mut knocks) = (ProbeBackoff::new(began), Vec::new());
         for ms in (0..240_000).step_by(10) {
             let now = began + Duration::from_millis(ms);
             if ms % prints_every == 0 {
@@ -185,10 +185,10 @@ mod tests {
     #[test]
     fn one_that_refuses_is_asked_again_at_once_however_many_are_unanswered() {
         let now = Instant::now();
-        let mut pace = Pace::new(now);
+        let mut pace = ProbeBackoff::new(now);
         pace.knocked(now);
         assert_eq!(pace.due(MOST), None);
-        pace.heard(&Answer::Refusal, now);
+        pace.heard(&ProbeReply::Refusal, now);
         assert_eq!(pace.due(MOST), Some(now + REFUSED));
     }
 }

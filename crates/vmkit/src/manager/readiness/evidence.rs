@@ -22,7 +22,7 @@ const MOST_CHARS: usize = 300;
 
 /// How a guest is that lets nobody in.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct Evidence {
+pub(super) struct ReadinessEvidence {
     /// Whether the guest said so itself.
     pub(super) is_certain: bool,
     /// Whether it has booted.
@@ -34,7 +34,7 @@ pub(super) struct Evidence {
     pub(super) errors: Vec<String>,
 }
 
-impl Evidence {
+impl ReadinessEvidence {
     /// Returns whether cloud-init has ended with errors.
     pub(super) fn has_failed(&self) -> bool {
         self.has_ended && !self.errors.is_empty()
@@ -62,12 +62,12 @@ impl Evidence {
 }
 
 /// Reads what the agent answered to [`ASK`].
-pub(super) fn of_answer(answer: &[u8]) -> Option<Evidence> {
+pub(super) fn of_answer(answer: &[u8]) -> Option<ReadinessEvidence> {
     let text = String::from_utf8_lossy(answer);
     let (flags, status) = text.split_once("status\n").or_else(|| Some((text.strip_suffix("status")?, "")))?;
     let has = |flag: &str| flags.lines().any(|line| line == flag);
     let errors = cloud_init_status(status.trim().as_bytes()).map(|status| status.errors).unwrap_or_default();
-    Some(Evidence {
+    Some(ReadinessEvidence {
         is_certain: true,
         is_up: has("ended"),
         has_ended: has("ended"),
@@ -80,7 +80,7 @@ pub(super) fn of_answer(answer: &[u8]) -> Option<Evidence> {
 /// Reads what a guest has printed in this run.
 ///
 /// The words are those of cloud-init's programs, of systemd's units for them, and of agetty.
-pub(super) fn of_console(said: &str) -> Evidence {
+pub(super) fn of_console(said: &str) -> ReadinessEvidence {
     let mut errors: Vec<String> = Vec::new();
     let (mut has_ended, mut is_up) = (false, false);
     let mut in_traceback = false;
@@ -115,7 +115,7 @@ pub(super) fn of_console(said: &str) -> Evidence {
     // A login prompt comes when all that is to be started was: what then failed to start is not to
     // come.
     has_ended |= is_up;
-    Evidence { is_certain: false, is_up, has_ended, has_cloud_init: true, has_sshd: true, errors }
+    ReadinessEvidence { is_certain: false, is_up, has_ended, has_cloud_init: true, has_sshd: true, errors }
 }
 
 /// Returns the line without who printed it, such as `[   41.2] cloud-init[412]: `.

@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-use self::evidence::Evidence;
-use super::login::Guest;
+use self::evidence::ReadinessEvidence;
+use super::login::GuestAge;
 use super::tail::console_tail;
-use super::{Condition, VmManager};
+use super::{VmManager, WaitCondition};
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 use crate::backend::qemu::agent::GuestAgent;
 use crate::error::{Error, ErrorKind, Result};
@@ -22,7 +22,7 @@ use crate::handle::VmHandle;
 use crate::hypervisor::Hypervisor;
 use crate::lifecycle::VmState;
 use crate::spec::VmName;
-use crate::ssh::{CloudInit, Login, Session};
+use crate::ssh::{CloudInitStatus, LoginOptions, Session};
 
 /// After how long a guest that lets nobody in is asked again how far its cloud-init is.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
@@ -50,12 +50,12 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         &self,
         name: &VmName,
         deadline: Instant,
-        guest: Guest,
+        guest: GuestAge,
         notice: &mut (dyn FnMut(String) + Send),
     ) -> Result<Session> {
         let entering = async {
-            self.wait(name, Condition::Ssh, deadline.saturating_duration_since(Instant::now())).await?;
-            self.log_in(name, &Login::default(), deadline, guest).await
+            self.wait(name, WaitCondition::Ssh, deadline.saturating_duration_since(Instant::now())).await?;
+            self.log_in(name, &LoginOptions::default(), deadline, guest).await
         };
         let mut last = None;
         let error = tokio::select! {
@@ -78,7 +78,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     async fn given_up(
         &self,
         name: &VmName,
-        last: &mut Option<Evidence>,
+        last: &mut Option<ReadinessEvidence>,
         notice: &mut (dyn FnMut(String) + Send),
     ) -> Error {
         let (mut failed_since, mut up_since, mut is_told) = (None, None, false);
@@ -121,8 +121,8 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         name: &VmName,
         mut session: Option<Session>,
         deadline: Instant,
-        mut progressed: impl FnMut(&CloudInit),
-    ) -> Result<(Session, CloudInit)> {
+        mut progressed: impl FnMut(&CloudInitStatus),
+    ) -> Result<(Session, CloudInitStatus)> {
         let (mut fruitless, began) = (0, Instant::now());
         // What went wrong before a reboot: the guest forgets it.
         let (mut errors, mut warnings) = (Vec::new(), Vec::new());
@@ -158,7 +158,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
 
     /// Logs in again to a guest whose connection was lost while its cloud-init was at work.
     async fn again(&self, name: &VmName, began: Instant, deadline: Instant) -> Result<Session> {
-        let error = match self.log_in(name, &Login::default(), deadline, Guest::New).await {
+        let error = match self.log_in(name, &LoginOptions::default(), deadline, GuestAge::New).await {
             Ok(session) => return Ok(session),
             Err(error) => error,
         };
@@ -207,7 +207,7 @@ fn with_reason(error: Error, reason: &str) -> Error {
 }
 
 /// Finds out how far cloud-init is in a guest that lets nobody in.
-async fn look(vm: &VmHandle) -> Option<Evidence> {
+async fn look(vm: &VmHandle) -> Option<ReadinessEvidence> {
     #[cfg(all(target_os = "linux", feature = "qemu"))]
     if let Some(evidence) = asked(vm).await {
         return Some(evidence);
@@ -218,7 +218,7 @@ async fn look(vm: &VmHandle) -> Option<Evidence> {
 
 /// Asks the guest agent, where it answers and may run programs.
 #[cfg(all(target_os = "linux", feature = "qemu"))]
-async fn asked(vm: &VmHandle) -> Option<Evidence> {
+async fn asked(vm: &VmHandle) -> Option<ReadinessEvidence> {
     let socket = vm.run.as_ref()?.agent.as_ref()?;
     let deadline = Instant::now() + LOOK_AGAIN;
     let mut agent = GuestAgent::connect(socket, deadline).await.ok()?;

@@ -19,11 +19,11 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::net::unix::pipe::Sender;
 use tokio::task::JoinHandle;
 
-use super::ends::{Act, Ends, LeftOut, ends_all};
+use super::ends::{CopyEnds, FileAction, LeftOut, ends_all};
 use super::upload::{is_end, is_unnamed, special};
 use super::{
-    CHUNK_BYTES, Copied, Files, IN_FLIGHT, Kind, Progress, Report, described, is_missing, joined, kind,
-    shown, typed_name, unfinished,
+    CHUNK_BYTES, CopyObserver, CopyProgress, CopySummary, FileKind, GuestFiles, IN_FLIGHT, described,
+    is_missing, joined, kind, shown, typed_name, unfinished,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::steps::step;
@@ -37,19 +37,19 @@ const MOST_NAME_BYTES: usize = 64 << 20;
 
 /// A directory of this host, held open, and how it is called.
 #[derive(Debug)]
-struct Dir {
+struct HostDir {
     fd: OwnedFd,
     path: PathBuf,
 }
 
 /// A name in a directory that is taken away again unless it was kept.
-struct Part<'a> {
-    dir: &'a Dir,
+struct PartialFile<'a> {
+    dir: &'a HostDir,
     name: String,
     kept: bool,
 }
 
-impl Drop for Part<'_> {
+impl Drop for PartialFile<'_> {
     fn drop(&mut self) {
         if !self.kept {
             let _ = unlinkat(&self.dir.fd, &self.name, AtFlags::empty());
@@ -58,7 +58,7 @@ impl Drop for Part<'_> {
 }
 
 /// Where what is read from a file of the guest goes.
-enum Target<'a> {
+enum DownloadTarget<'a> {
     /// A new file of this host, which gets holes where zeros come.
     File(&'a File),
     /// Something that takes bytes one after the other.
@@ -66,19 +66,19 @@ enum Target<'a> {
 }
 
 /// An open file of the guest, and how long it was found to be.
-struct Source<'a> {
+struct GuestSource<'a> {
     handle: &'a str,
     path: &'a str,
     size: u64,
 }
 
 /// A directory of the guest that is to be copied, and where to.
-struct Ahead {
+struct PendingDir {
     from: String,
-    to: Arc<Dir>,
+    to: Arc<HostDir>,
 }
 
-impl Files {
+impl GuestFiles {
     /// Copies a file, or with `recursive` a directory and all below it, out of the guest.
     ///
     /// Where `to` is a directory, it is copied into that, under its own name; else `to` is its name
@@ -99,30 +99,30 @@ impl Files {
         from: &str,
         to: &Path,
         recursive: bool,
-        report: Report<'_>,
-    ) -> Result<Copied> {
+        report: CopyObserver<'_>,
+    ) -> Result<CopySummary> {
         let ends =
-            Ends { from: format!("{}:{from}", self.name), to: shown(&to.to_string_lossy()).to_owned() };
+            CopyEnds { from: format!("{}:{from}", self.name), to: shown(&to.to_string_lossy()).to_owned() };
         let from = Self::path(from);
         let found = self.look_for_source(from, &ends).await?;
-        let is_dir = kind(&found) == Kind::Dir;
+        let is_dir = kind(&found) == FileKind::Dir;
         if is_dir && !recursive {
             return Err(ends.flat());
         }
         if !is_dir && to.metadata().is_ok_and(|found| found.file_type().is_fifo()) && is_unnamed(to) {
             let flags = OFlags::NONBLOCK.bits().cast_signed();
             let opened = File::options().write(true).custom_flags(flags).open(to).and_then(Sender::from_file);
-            let mut pipe = opened.map_err(|source| ends.local(Act::Write, to, source))?;
+            let mut pipe = opened.map_err(|source| ends.local(FileAction::Write, to, source))?;
             return self.download_content(from, &found, &mut pipe, &ends, report).await;
         }
-        let mut progress = Progress::default();
+        let mut progress = CopyProgress::default();
         let name = typed_name(from);
         if is_dir && name.is_none() && to.is_dir() {
-            let dir = Dir {
-                fd: open_dir(to).map_err(|source| ends.local(Act::Write, to, source))?,
+            let dir = HostDir {
+                fd: open_dir(to).map_err(|source| ends.local(FileAction::Write, to, source))?,
                 path: to.into(),
             };
-            let ahead = Ahead { from: from.to_owned(), to: Arc::new(dir) };
+            let ahead = PendingDir { from: from.to_owned(), to: Arc::new(dir) };
             let left_out = self.download_tree(ahead, &mut progress, report).await?;
             left_out.check(&ends, &progress.total.skipped)?;
             return Ok(progress.total);
@@ -135,11 +135,11 @@ impl Files {
             );
         };
         let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-        let fd = open_dir(parent).map_err(|source| ends.local(Act::Write, &place, source))?;
-        let dir = Dir { fd, path: parent.to_owned() };
+        let fd = open_dir(parent).map_err(|source| ends.local(FileAction::Write, &place, source))?;
+        let dir = HostDir { fd, path: parent.to_owned() };
         if is_dir {
             let made = self.make_dir_here(from, &dir, name, found.permissions)?;
-            let ahead = Ahead { from: from.to_owned(), to: Arc::new(made) };
+            let ahead = PendingDir { from: from.to_owned(), to: Arc::new(made) };
             let left_out = self.download_tree(ahead, &mut progress, report).await?;
             left_out.check(&ends, &progress.total.skipped)?;
         } else {
@@ -158,9 +158,9 @@ impl Files {
         from: &str,
         to: &mut (dyn AsyncWrite + Send + Unpin),
         name: &str,
-        report: Report<'_>,
-    ) -> Result<Copied> {
-        let ends = Ends { from: format!("{}:{from}", self.name), to: name.to_owned() };
+        report: CopyObserver<'_>,
+    ) -> Result<CopySummary> {
+        let ends = CopyEnds { from: format!("{}:{from}", self.name), to: name.to_owned() };
         let from = Self::path(from);
         let found = self.look_for_source(from, &ends).await?;
         self.download_content(from, &found, to, &ends, report).await
@@ -171,34 +171,34 @@ impl Files {
         from: &str,
         found: &FileAttributes,
         to: &mut (dyn AsyncWrite + Send + Unpin),
-        ends: &Ends,
-        report: Report<'_>,
-    ) -> Result<Copied> {
-        if kind(found) != Kind::File {
+        ends: &CopyEnds,
+        report: CopyObserver<'_>,
+    ) -> Result<CopySummary> {
+        if kind(found) != FileKind::File {
             return Err(ends.special(described(found), "in the guest"));
         }
-        let mut progress = Progress { file: ends.from.clone(), ..Progress::default() };
+        let mut progress = CopyProgress { file: ends.from.clone(), ..CopyProgress::default() };
         progress.file_size = found.size.unwrap_or(0);
-        let target = Target::Stream(&mut *to);
+        let target = DownloadTarget::Stream(&mut *to);
         self.read_into(target, from, progress.file_size, ends, &mut progress, report).await?;
-        to.flush().await.map_err(|source| ends.local(Act::Write, Path::new(&ends.to), source))?;
+        to.flush().await.map_err(|source| ends.local(FileAction::Write, Path::new(&ends.to), source))?;
         progress.total.files += 1;
         Ok(progress.total)
     }
 
-    async fn look_for_source(&self, from: &str, ends: &Ends) -> Result<FileAttributes> {
+    async fn look_for_source(&self, from: &str, ends: &CopyEnds) -> Result<FileAttributes> {
         let found = self.look(from, ends).await?;
         found.ok_or_else(|| ends.problem(ErrorKind::NotFound, "there is no such file in the guest"))
     }
 
     async fn download_tree(
         &self,
-        top: Ahead,
-        progress: &mut Progress,
-        report: Report<'_>,
+        top: PendingDir,
+        progress: &mut CopyProgress,
+        report: CopyObserver<'_>,
     ) -> Result<LeftOut> {
         let mut left_out = LeftOut::default();
-        let ends = |from: &str, to: &Dir| Ends {
+        let ends = |from: &str, to: &HostDir| CopyEnds {
             from: format!("{}:{from}", self.name),
             to: to.path.display().to_string(),
         };
@@ -226,17 +226,17 @@ impl Files {
     /// answered.
     async fn download_dir(
         &self,
-        at: &Ahead,
+        at: &PendingDir,
         listed: Vec<(String, FileAttributes)>,
         left_out: &mut LeftOut,
-        progress: &mut Progress,
-        report: Report<'_>,
-    ) -> Result<Vec<Ahead>> {
+        progress: &mut CopyProgress,
+        report: CopyObserver<'_>,
+    ) -> Result<Vec<PendingDir>> {
         let mut dirs = Vec::new();
         for (name, found) in listed {
             let place = joined(&at.from, &name);
             let path = at.to.path.join(&name);
-            let ends = Ends { from: format!("{}:{place}", self.name), to: path.display().to_string() };
+            let ends = CopyEnds { from: format!("{}:{place}", self.name), to: path.display().to_string() };
             // What is not UTF-8 comes with this in it, and then there is nothing of such a name.
             if name.contains(char::REPLACEMENT_CHARACTER)
                 && self.raw.lstat(&place).await.is_err_and(|error| is_missing(&error))
@@ -245,11 +245,11 @@ impl Files {
                 continue;
             }
             let done = match kind(&found) {
-                Kind::Dir => {
+                FileKind::Dir => {
                     let made = self.make_dir_here(&place, &at.to, &name, found.permissions);
-                    made.map(|made| dirs.push(Ahead { from: place.clone(), to: Arc::new(made) }))
+                    made.map(|made| dirs.push(PendingDir { from: place.clone(), to: Arc::new(made) }))
                 }
-                Kind::Link => match self.download_link(&place, &at.to, &name, &ends).await {
+                FileKind::Link => match self.download_link(&place, &at.to, &name, &ends).await {
                     Ok(true) => {
                         progress.total.files += 1;
                         Ok(())
@@ -260,8 +260,8 @@ impl Files {
                     }
                     Err(error) => Err(error),
                 },
-                Kind::File => self.download_file(&place, &found, &at.to, &name, progress, report).await,
-                Kind::Other => {
+                FileKind::File => self.download_file(&place, &found, &at.to, &name, progress, report).await,
+                FileKind::Other => {
                     progress.total.skipped.push(format!("{}:{place}", self.name));
                     Ok(())
                 }
@@ -272,19 +272,19 @@ impl Files {
     }
 
     /// Creates a directory of this host for one of the guest's, or opens the one that is there.
-    fn make_dir_here(&self, from: &str, parent: &Dir, name: &str, mode: Option<u32>) -> Result<Dir> {
+    fn make_dir_here(&self, from: &str, parent: &HostDir, name: &str, mode: Option<u32>) -> Result<HostDir> {
         let path = parent.path.join(name);
-        let ends = Ends { from: format!("{}:{from}", self.name), to: path.display().to_string() };
+        let ends = CopyEnds { from: format!("{}:{from}", self.name), to: path.display().to_string() };
         make_dir(parent, name, mode).map_err(|source| match source.kind() {
             io::ErrorKind::NotADirectory => ends.file_there("on this host"),
-            _ => ends.local(Act::Make, &path, source),
+            _ => ends.local(FileAction::Make, &path, source),
         })
     }
 
     /// Returns what a directory of the guest has, in the order of the names, no name in it leading
     /// anywhere else.
-    async fn list(&self, path: &str, ends: &Ends) -> Result<Vec<(String, FileAttributes)>> {
-        let failed = |error| ends.remote(Act::Read, path, error);
+    async fn list(&self, path: &str, ends: &CopyEnds) -> Result<Vec<(String, FileAttributes)>> {
+        let failed = |error| ends.remote(FileAction::Read, path, error);
         let handle = self.raw.opendir(path).await.map_err(failed)?.handle;
         let read = self.names(&handle, path, ends).await;
         let mut found = self.close(handle, read, failed).await?;
@@ -297,7 +297,12 @@ impl Files {
     }
 
     /// Returns what the guest says that an open directory has.
-    async fn names(&self, handle: &str, path: &str, ends: &Ends) -> Result<Vec<(String, FileAttributes)>> {
+    async fn names(
+        &self,
+        handle: &str,
+        path: &str,
+        ends: &CopyEnds,
+    ) -> Result<Vec<(String, FileAttributes)>> {
         let (mut found, mut bytes) = (Vec::new(), 0);
         loop {
             match self.raw.readdir(handle).await {
@@ -313,39 +318,40 @@ impl Files {
                     }
                 }
                 Err(error) if is_end(&error) => return Ok(found),
-                Err(error) => return Err(ends.remote(Act::Read, path, error)),
+                Err(error) => return Err(ends.remote(FileAction::Read, path, error)),
             }
         }
     }
 
     /// Creates a link that leads to the same, and tells whether that was UTF-8: what comes with a
     /// replacement character mostly was not.
-    async fn download_link(&self, from: &str, dir: &Dir, name: &str, ends: &Ends) -> Result<bool> {
-        let answer = self.raw.readlink(from).await.map_err(|error| ends.remote(Act::Read, from, error))?;
+    async fn download_link(&self, from: &str, dir: &HostDir, name: &str, ends: &CopyEnds) -> Result<bool> {
+        let answer =
+            self.raw.readlink(from).await.map_err(|error| ends.remote(FileAction::Read, from, error))?;
         let target = answer.files.into_iter().next().map(|file| file.filename).unwrap_or_default();
         if target.contains(char::REPLACEMENT_CHARACTER) {
             return Ok(false);
         }
         let path = dir.path.join(name);
-        let part = Part { dir, name: unfinished(name), kept: false };
+        let part = PartialFile { dir, name: unfinished(name), kept: false };
         let made = step("make a symbolic link")
             .and_then(|()| symlinkat(target, &dir.fd, &part.name).map_err(io::Error::from))
             .and_then(|()| place(part, name));
-        made.map(|()| true).map_err(|source| ends.local(Act::Make, &path, source))
+        made.map(|()| true).map_err(|source| ends.local(FileAction::Make, &path, source))
     }
 
     async fn download_file(
         &self,
         from: &str,
         found: &FileAttributes,
-        dir: &Dir,
+        dir: &HostDir,
         name: &str,
-        progress: &mut Progress,
-        report: Report<'_>,
+        progress: &mut CopyProgress,
+        report: CopyObserver<'_>,
     ) -> Result<()> {
         let path = dir.path.join(name);
-        let ends = Ends { from: format!("{}:{from}", self.name), to: path.display().to_string() };
-        if kind(found) != Kind::File {
+        let ends = CopyEnds { from: format!("{}:{from}", self.name), to: path.display().to_string() };
+        if kind(found) != FileKind::File {
             return Err(ends.special(described(found), "in the guest"));
         }
         match std::fs::symlink_metadata(&path) {
@@ -354,8 +360,8 @@ impl Files {
             }
             _ => {}
         }
-        let local = |source: io::Error| ends.local(Act::Write, &path, source);
-        let part = Part { dir, name: unfinished(name), kept: false };
+        let local = |source: io::Error| ends.local(FileAction::Write, &path, source);
+        let part = PartialFile { dir, name: unfinished(name), kept: false };
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = step("create a file for a copy")
             .and_then(|()| Ok(openat(&dir.fd, &part.name, flags, Mode::from_raw_mode(0o600))?))
@@ -364,7 +370,7 @@ impl Files {
         progress.file.clone_from(&ends.from);
         (progress.file_bytes, progress.file_size) = (0, found.size.unwrap_or(0));
         let size = found.size.unwrap_or(0);
-        self.read_into(Target::File(&file), from, size, &ends, progress, report).await?;
+        self.read_into(DownloadTarget::File(&file), from, size, &ends, progress, report).await?;
         let mode = found.permissions.map_or(0o600, |mode| mode & 0o777);
         fchmod(&file, Mode::from_raw_mode(mode)).map_err(|errno| local(errno.into()))?;
         place(part, name).map_err(local)?;
@@ -375,23 +381,23 @@ impl Files {
     /// Reads a file of the guest to its end, which may be elsewhere than where it was found to be.
     async fn read_into(
         &self,
-        target: Target<'_>,
+        target: DownloadTarget<'_>,
         from: &str,
         size: u64,
-        ends: &Ends,
-        progress: &mut Progress,
-        report: Report<'_>,
+        ends: &CopyEnds,
+        progress: &mut CopyProgress,
+        report: CopyObserver<'_>,
     ) -> Result<()> {
-        let failed = |error| ends.remote(Act::Read, from, error);
+        let failed = |error| ends.remote(FileAction::Read, from, error);
         let opened = self.raw.open(from, OpenFlags::READ, FileAttributes::default()).await;
         let handle = opened.map_err(failed)?.handle;
         let data = match &target {
-            Target::File(_) => self.data_of(from, size).await,
+            DownloadTarget::File(_) => self.data_of(from, size).await,
             // Whoever takes one byte after the other takes the zeros, too.
-            Target::Stream(_) => None,
+            DownloadTarget::Stream(_) => None,
         };
         let wanted = data.unwrap_or_else(|| std::iter::once(0..size).collect());
-        let source = Source { handle: &handle, path: from, size };
+        let source = GuestSource { handle: &handle, path: from, size };
         let read = self.read_open(source, wanted, target, ends, progress, report).await;
         self.close(handle, read, failed).await
     }
@@ -415,18 +421,18 @@ impl Files {
     /// that it was found to have.
     async fn read_open(
         &self,
-        source: Source<'_>,
+        source: GuestSource<'_>,
         wanted: Vec<Range<u64>>,
-        mut target: Target<'_>,
-        ends: &Ends,
-        progress: &mut Progress,
-        report: Report<'_>,
+        mut target: DownloadTarget<'_>,
+        ends: &CopyEnds,
+        progress: &mut CopyProgress,
+        report: CopyObserver<'_>,
     ) -> Result<()> {
-        let Source { handle, path, size } = source;
-        let failed = |error| ends.remote(Act::Read, path, error);
-        let local = |source: io::Error| ends.local(Act::Write, Path::new(&ends.to), source);
+        let GuestSource { handle, path, size } = source;
+        let failed = |error| ends.remote(FileAction::Read, path, error);
+        let local = |source: io::Error| ends.local(FileAction::Write, Path::new(&ends.to), source);
         let mut wanted = VecDeque::from(wanted);
-        let mut flying: VecDeque<Piece> = VecDeque::new();
+        let mut flying: VecDeque<ReadRequest> = VecDeque::new();
         // Where the file is thought to end, and where what came from it does.
         let (mut tail, mut end) = (size, 0);
         loop {
@@ -456,8 +462,8 @@ impl Files {
             end = bytes.start + data.len() as u64;
             tail = tail.max(end);
             match &mut target {
-                Target::File(file) => write_sparse(file, &data, bytes.start).map_err(local)?,
-                Target::Stream(to) => to.write_all(&data).await.map_err(local)?,
+                DownloadTarget::File(file) => write_sparse(file, &data, bytes.start).map_err(local)?,
+                DownloadTarget::Stream(to) => to.write_all(&data).await.map_err(local)?,
             }
             self.tell(progress, data.len() as u64, report);
             if end < bytes.end && end < tail {
@@ -468,13 +474,13 @@ impl Files {
             self.tell(progress, end - progress.file_bytes, report);
         }
         match target {
-            Target::File(file) => file.set_len(end).map_err(local),
-            Target::Stream(_) => Ok(()),
+            DownloadTarget::File(file) => file.set_len(end).map_err(local),
+            DownloadTarget::Stream(_) => Ok(()),
         }
     }
 
     /// Asks for these bytes of a file of the guest.
-    fn ask(&self, handle: &str, bytes: Range<u64>) -> Piece {
+    fn ask(&self, handle: &str, bytes: Range<u64>) -> ReadRequest {
         let (raw, handle, offset) = (self.raw.clone(), handle.to_owned(), bytes.start);
         let length = u32::try_from(bytes.end - bytes.start).unwrap_or(CHUNK_BYTES);
         let task = tokio::spawn(async move { raw.read(handle, offset, length).await.map(|data| data.data) });
@@ -483,7 +489,7 @@ impl Files {
 }
 
 /// A request on its way, and what it asks for.
-type Piece = (Range<u64>, JoinHandle<Result<Vec<u8>, SftpError>>);
+type ReadRequest = (Range<u64>, JoinHandle<Result<Vec<u8>, SftpError>>);
 
 /// Takes the next request's share of what is wanted of a file.
 fn next_piece(wanted: &mut VecDeque<Range<u64>>) -> Option<Range<u64>> {
@@ -501,7 +507,7 @@ fn next_piece(wanted: &mut VecDeque<Range<u64>>) -> Option<Range<u64>> {
 }
 
 /// Returns where on this host something of this name goes.
-fn place_of(to: &Path, name: Option<&str>, is_dir: bool, ends: &Ends) -> Result<PathBuf> {
+fn place_of(to: &Path, name: Option<&str>, is_dir: bool, ends: &CopyEnds) -> Result<PathBuf> {
     let ends_with = |end: &[u8]| to.as_os_str().as_bytes().ends_with(end);
     if to.is_dir() {
         let name = name.unwrap_or_default();
@@ -537,7 +543,7 @@ fn write_sparse(file: &File, data: &[u8], offset: u64) -> io::Result<()> {
 
 /// Creates a directory that its owner can use, or opens the one that is there; never one behind a
 /// symbolic link.
-fn make_dir(parent: &Dir, name: &str, mode: Option<u32>) -> io::Result<Dir> {
+fn make_dir(parent: &HostDir, name: &str, mode: Option<u32>) -> io::Result<HostDir> {
     let mode = Mode::from_raw_mode(mode.unwrap_or(0) & 0o777 | 0o700);
     step("make a directory for a copy")?;
     match mkdirat(&parent.fd, name, mode) {
@@ -546,18 +552,18 @@ fn make_dir(parent: &Dir, name: &str, mode: Option<u32>) -> io::Result<Dir> {
     }
     let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = openat(&parent.fd, name, flags, Mode::empty())?;
-    Ok(Dir { fd, path: parent.path.join(name) })
+    Ok(HostDir { fd, path: parent.path.join(name) })
 }
 
 /// Gives what is whole its name.
-fn place(mut part: Part<'_>, name: &str) -> io::Result<()> {
+fn place(mut part: PartialFile<'_>, name: &str) -> io::Result<()> {
     step("give a copied file its name")?;
     renameat(&part.dir.fd, &part.name, &part.dir.fd, name)?;
     part.kept = true;
     Ok(())
 }
 
-fn check_name(name: &str, ends: &Ends) -> Result<()> {
+fn check_name(name: &str, ends: &CopyEnds) -> Result<()> {
     if !matches!(name, "" | "." | "..") && !name.contains(['/', '\0']) {
         return Ok(());
     }
@@ -573,7 +579,7 @@ mod tests {
 
     #[test]
     fn no_name_from_the_guest_leads_out_of_a_directory() {
-        let ends = Ends { from: "web:/d".into(), to: "d".into() };
+        let ends = CopyEnds { from: "web:/d".into(), to: "d".into() };
         for name in ["..", ".", "", "/etc/passwd", "a/b", "../x", "a\0b"] {
             assert!(check_name(name, &ends).is_err(), "{name:?}");
         }
@@ -581,9 +587,9 @@ mod tests {
     }
 
     /// A guest whose directory has no end.
-    struct Endless;
+    struct EndlessGuest;
 
-    impl russh_sftp::server::Handler for Endless {
+    impl russh_sftp::server::Handler for EndlessGuest {
         type Error = StatusCode;
 
         fn unimplemented(&self) -> StatusCode {
@@ -603,10 +609,10 @@ mod tests {
     #[tokio::test]
     async fn a_directory_without_an_end_is_given_up_with_the_bound() {
         let (ours, theirs) = tokio::io::duplex(1 << 20);
-        russh_sftp::server::run(theirs, Endless).await;
+        russh_sftp::server::run(theirs, EndlessGuest).await;
         let raw = RawSftpSession::new(ours);
         raw.init().await.unwrap();
-        let files = Files {
+        let files = GuestFiles {
             raw: Arc::new(raw),
             connection: std::sync::Weak::new(),
             name: "web".to_owned(),
@@ -614,7 +620,7 @@ mod tests {
             unfinished: std::sync::Mutex::default(),
             swept: std::sync::Mutex::default(),
         };
-        let ends = Ends { from: "web:/d".into(), to: "d".into() };
+        let ends = CopyEnds { from: "web:/d".into(), to: "d".into() };
         let error = files.list("/d", &ends).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Guest);
         assert!(error.to_string().contains("more than 1000000 files"), "{error}");

@@ -16,12 +16,12 @@ const MOST_NAMED: usize = 3;
 
 /// Both ends of a copy, for errors.
 #[derive(Debug, Clone)]
-pub(super) struct Ends {
+pub(super) struct CopyEnds {
     pub(super) from: String,
     pub(super) to: String,
 }
 
-impl Ends {
+impl CopyEnds {
     pub(super) fn problem(&self, kind: ErrorKind, problem: impl Into<String>) -> Error {
         Error::Copy {
             from: self.from.clone(),
@@ -33,10 +33,12 @@ impl Ends {
     }
 
     /// Creates the error for something that this host refused.
-    pub(super) fn local(&self, act: Act, path: &Path, source: io::Error) -> Error {
+    pub(super) fn local(&self, act: FileAction, path: &Path, source: io::Error) -> Error {
         let parent = || path.parent().unwrap_or(path).display().to_string();
         match (source.kind(), act) {
-            (io::ErrorKind::NotFound, Act::Make | Act::Write) if path.parent().is_some_and(Path::is_dir) => {
+            (io::ErrorKind::NotFound, FileAction::Make | FileAction::Write)
+                if path.parent().is_some_and(Path::is_dir) =>
+            {
                 self.nothing_made(&parent(), "on this host")
             }
             (io::ErrorKind::NotFound | io::ErrorKind::NotADirectory, _) => {
@@ -56,7 +58,7 @@ impl Ends {
     }
 
     /// Creates the error for something that the guest refused.
-    pub(super) fn remote(&self, act: Act, path: &str, error: SftpError) -> Error {
+    pub(super) fn remote(&self, act: FileAction, path: &str, error: SftpError) -> Error {
         match error {
             SftpError::Status(status) => match status.status_code {
                 StatusCode::NoSuchFile => self.missing(act, parent_and_name(path).0, "in the guest"),
@@ -85,10 +87,10 @@ impl Ends {
 
     /// Returns the error for what is not there: what is copied, or the directory that it would go
     /// to.
-    fn missing(&self, act: Act, parent: &str, end: &str) -> Error {
+    fn missing(&self, act: FileAction, parent: &str, end: &str) -> Error {
         let problem = match act {
-            Act::Find | Act::Read => format!("there is no such file {end}"),
-            Act::Make | Act::Write => format!("there is no directory {parent} {end}"),
+            FileAction::Find | FileAction::Read => format!("there is no such file {end}"),
+            FileAction::Make | FileAction::Write => format!("there is no directory {parent} {end}"),
         };
         self.problem(ErrorKind::NotFound, problem)
     }
@@ -154,20 +156,20 @@ impl Ends {
 
 /// What was being done when it was refused.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Act {
+pub(super) enum FileAction {
     Find,
     Read,
     Make,
     Write,
 }
 
-impl Act {
+impl FileAction {
     fn verb(self) -> &'static str {
         match self {
-            Act::Find => "find",
-            Act::Read => "read",
-            Act::Make => "make",
-            Act::Write => "write",
+            FileAction::Find => "find",
+            FileAction::Read => "read",
+            FileAction::Make => "make",
+            FileAction::Write => "write",
         }
     }
 }
@@ -204,7 +206,7 @@ impl LeftOut {
 
     /// Returns the error for a copy that left something out which it should have copied; `skipped`
     /// is what can't be copied at all.
-    pub(super) fn check(self, ends: &Ends, skipped: &[String]) -> Result<()> {
+    pub(super) fn check(self, ends: &CopyEnds, skipped: &[String]) -> Result<()> {
         if self.unnamed.is_empty() && self.failures.is_empty() {
             return Ok(());
         }

@@ -22,9 +22,9 @@ const MOST_HELLO: u32 = 64 << 10;
 
 /// What was said before SFTP began.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Preface(Arc<Mutex<Vec<u8>>>);
+pub(super) struct SftpPreface(Arc<Mutex<Vec<u8>>>);
 
-impl Preface {
+impl SftpPreface {
     /// Returns its first line; nothing where nothing was said.
     pub(super) fn first_line(&self) -> String {
         first_line(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
@@ -40,7 +40,7 @@ impl Preface {
 /// A stream that begins with the server's first packet, whatever came before.
 pub(super) struct AfterPreface<S> {
     stream: S,
-    preface: Preface,
+    preface: SftpPreface,
     /// What was read, and is not known to be noise or has not been handed over.
     held: Vec<u8>,
     passed_over: usize,
@@ -48,7 +48,7 @@ pub(super) struct AfterPreface<S> {
 }
 
 impl<S> AfterPreface<S> {
-    pub(super) fn new(stream: S, preface: Preface) -> Self {
+    pub(super) fn new(stream: S, preface: SftpPreface) -> Self {
         Self { stream, preface, held: Vec::new(), passed_over: 0, has_begun: false }
     }
 
@@ -127,7 +127,7 @@ mod tests {
 
     async fn read(said: &[u8], chunk: usize) -> (Vec<u8>, String) {
         let (mut guest, host) = duplex(chunk);
-        let preface = Preface::default();
+        let preface = SftpPreface::default();
         let mut stream = AfterPreface::new(host, preface.clone());
         let said = said.to_vec();
         let writer = tokio::spawn(async move { guest.write_all(&said).await });

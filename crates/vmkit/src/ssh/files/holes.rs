@@ -12,9 +12,9 @@ use russh::ChannelMsg;
 use russh::client::Handle;
 use tokio::time::timeout;
 
-use super::Files;
-use crate::ssh::Command;
-use crate::ssh::session::Guard;
+use super::GuestFiles;
+use crate::ssh::GuestCommand;
+use crate::ssh::session::ServerVerifier;
 
 /// The smallest file that is worth a program in the guest.
 const LEAST_BYTES: u64 = 8 << 20;
@@ -62,14 +62,14 @@ except OSError as error:
 ' "$1" 2>/dev/null
 "#;
 
-impl Files {
+impl GuestFiles {
     /// Returns where a file of the guest of this length has data; `None` where that is not known.
     pub(super) async fn data_of(&self, path: &str, size: u64) -> Option<Vec<Range<u64>>> {
         if size < LEAST_BYTES {
             return None;
         }
         let connection = self.connection.upgrade()?;
-        let line = Command::new(["sh", "-c", SCRIPT, "sh", path]).line().ok()??;
+        let line = GuestCommand::new(["sh", "-c", SCRIPT, "sh", path]).line().ok()??;
         let said = timeout(LIMIT, said(&connection, line)).await.ok()??;
         read(&String::from_utf8(said).ok()?, size)
     }
@@ -77,7 +77,7 @@ impl Files {
 
 /// Runs a program in the guest without input, and returns what it printed; `None` where that is too
 /// much, or the server runs nothing.
-async fn said(connection: &Handle<Guard>, line: Vec<u8>) -> Option<Vec<u8>> {
+async fn said(connection: &Handle<ServerVerifier>, line: Vec<u8>) -> Option<Vec<u8>> {
     let mut channel = connection.channel_open_session().await.ok()?;
     channel.exec(true, line).await.ok()?;
     channel.eof().await.ok()?;

@@ -6,14 +6,14 @@
 
 use russh_sftp::protocol::FileAttributes;
 
-use super::{Files, Kind, PATIENCE, joined, kind};
+use super::{FileKind, GuestFiles, PATIENCE, joined, kind};
 
 /// How many names of a directory are looked through. In a larger one what is left stays.
 const MOST_NAMES: usize = 20_000;
 /// How long a leftover was not written to, in seconds.
 const AGE_SECONDS: u32 = 2 * PATIENCE.as_secs() as u32;
 
-impl Files {
+impl GuestFiles {
     /// Removes what is left in a directory of the guest, once in a session; `now` is something that
     /// was written just now there, by the guest's clock. What can't be removed stays.
     pub(super) async fn sweep(&self, dir: &str, now: &FileAttributes) {
@@ -44,7 +44,7 @@ fn is_left(name: &str, found: &FileAttributes, now: u32) -> bool {
     let is_hex = |mark: &str| mark.len() == 8 && mark.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
     let is_ours = name.starts_with('.') && name.rsplit_once(".vmkit-").is_some_and(|(_, mark)| is_hex(mark));
     let is_old = found.mtime.is_some_and(|mtime| mtime < now.saturating_sub(AGE_SECONDS));
-    is_ours && is_old && matches!(kind(found), Kind::File | Kind::Link)
+    is_ours && is_old && matches!(kind(found), FileKind::File | FileKind::Link)
 }
 
 #[cfg(test)]

@@ -26,10 +26,10 @@ use russh_sftp::protocol::{FileAttributes, Packet, StatusCode};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use self::ends::{Act, Ends};
-use self::hello::{AfterPreface, Preface};
+use self::ends::{CopyEnds, FileAction};
+use self::hello::{AfterPreface, SftpPreface};
 use super::Session;
-use super::session::Guard;
+use super::session::ServerVerifier;
 use crate::error::{Error, ErrorKind, Result};
 
 /// How much one request carries. Every server takes this much.
@@ -44,10 +44,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const POSIX_RENAME: &str = "posix-rename@openssh.com";
 
 /// The files of a guest, as the user of the session may use them.
-pub struct Files {
+pub struct GuestFiles {
     raw: Arc<RawSftpSession>,
     /// The connection, for a program that finds the holes of a file; it ends with its session.
-    connection: Weak<Handle<Guard>>,
+    connection: Weak<Handle<ServerVerifier>>,
     /// What errors call the guest.
     name: String,
     replaces: bool,
@@ -60,7 +60,7 @@ pub struct Files {
 /// How far a copy is.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
-pub struct Progress {
+pub struct CopyProgress {
     /// The file that is being copied, at the end that it comes from.
     pub file: String,
     /// How much of it has been copied, in bytes; holes count.
@@ -68,13 +68,13 @@ pub struct Progress {
     /// How long it is, in bytes.
     pub file_size: u64,
     /// What was copied all in all.
-    pub total: Copied,
+    pub total: CopySummary,
 }
 
 /// What was copied.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
-pub struct Copied {
+pub struct CopySummary {
     /// How many files, symbolic links among them.
     pub files: u64,
     /// How many bytes of them; holes count.
@@ -84,18 +84,18 @@ pub struct Copied {
 }
 
 /// Tells of the progress of a copy.
-pub type Report<'a> = &'a mut (dyn FnMut(&Progress) + Send);
+pub type CopyObserver<'a> = &'a mut (dyn FnMut(&CopyProgress) + Send);
 
 impl Session {
     /// Begins to use the guest's files.
     ///
     /// # Errors
     /// `Guest` where its server has no SFTP; `TimedOut`.
-    pub async fn files(&self, name: &str, deadline: Instant) -> Result<Files> {
+    pub async fn files(&self, name: &str, deadline: Instant) -> Result<GuestFiles> {
         self.within(deadline, "the guest's SFTP server", self.begin_files(name)).await
     }
 
-    async fn begin_files(&self, name: &str) -> Result<Files> {
+    async fn begin_files(&self, name: &str) -> Result<GuestFiles> {
         let mut channel = self.channel().await?;
         let failed = |error| self.failed("cannot begin SFTP", error);
         channel.request_subsystem(true, "sftp").await.map_err(failed)?;
@@ -111,12 +111,12 @@ impl Session {
             }
         }
         let config = Config { request_timeout_secs: PATIENCE.as_secs(), ..Config::default() };
-        let preface = Preface::default();
+        let preface = SftpPreface::default();
         let stream = AfterPreface::new(channel.into_stream(), preface.clone());
         let raw = RawSftpSession::new_with_config(stream, config);
         let hello = raw.init().await.map_err(|error| self.problem(not_begun(&preface, &error)))?;
         let replaces = hello.extensions.contains_key(POSIX_RENAME);
-        Ok(Files {
+        Ok(GuestFiles {
             raw: Arc::new(raw),
             connection: self.connection(),
             name: name.to_owned(),
@@ -128,7 +128,7 @@ impl Session {
 }
 
 /// Returns why SFTP did not begin, by what came in its place.
-fn not_begun(preface: &Preface, error: &SftpError) -> String {
+fn not_begun(preface: &SftpPreface, error: &SftpError) -> String {
     let said = preface.first_line();
     let expected =
         "expected a login shell that runs what it is given, and OpenSSH's SFTP server in the guest";
@@ -138,13 +138,13 @@ fn not_begun(preface: &Preface, error: &SftpError) -> String {
     }
 }
 
-impl fmt::Debug for Files {
+impl fmt::Debug for GuestFiles {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Files({})", self.name)
     }
 }
 
-impl Files {
+impl GuestFiles {
     /// Removes what a dropped copy has left half-written in the guest, if anything.
     pub async fn tidy_up(&self) {
         let unfinished = self.unfinished.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -167,25 +167,25 @@ impl Files {
     }
 
     /// Returns what lies at a path, its last link followed; nothing where there is nothing.
-    async fn look(&self, path: &str, ends: &Ends) -> Result<Option<FileAttributes>> {
+    async fn look(&self, path: &str, ends: &CopyEnds) -> Result<Option<FileAttributes>> {
         match self.raw.stat(path).await {
             Ok(found) => Ok(Some(found.attrs)),
             Err(error) if is_missing(&error) => Ok(None),
-            Err(error) => Err(ends.remote(Act::Find, path, error)),
+            Err(error) => Err(ends.remote(FileAction::Find, path, error)),
         }
     }
 
     /// Creates the error for something that could not be made or written in the guest. Its server
     /// says that something is not there also of a directory in which nothing can be made, such as
     /// those of `/proc`.
-    async fn unmade(&self, act: Act, path: &str, error: SftpError, ends: &Ends) -> Error {
+    async fn unmade(&self, act: FileAction, path: &str, error: SftpError, ends: &CopyEnds) -> Error {
         let dir = parent_and_name(path).0;
         if let Some(full) = self.full(dir, &error, SMALLEST_BLOCK, ends).await {
             return full;
         }
         if is_missing(&error)
             && let Ok(Some(found)) = self.look(dir, ends).await
-            && kind(&found) == Kind::Dir
+            && kind(&found) == FileKind::Dir
         {
             return ends.nothing_made(dir, "in the guest");
         }
@@ -195,7 +195,7 @@ impl Files {
     /// Returns the error for a file system that is full, where that is why the guest refused
     /// something in this directory, for which it has fewer bytes than needed: its server has one
     /// word for that and for all else.
-    async fn full(&self, dir: &str, error: &SftpError, needed: u64, ends: &Ends) -> Option<Error> {
+    async fn full(&self, dir: &str, error: &SftpError, needed: u64, ends: &CopyEnds) -> Option<Error> {
         let SftpError::Status(status) = error else { return None };
         if status.status_code != StatusCode::Failure {
             return None;
@@ -211,8 +211,9 @@ impl Files {
     }
 
     /// Returns the path without any symbolic link in it.
-    async fn resolved(&self, path: &str, ends: &Ends) -> Result<String> {
-        let answer = self.raw.realpath(path).await.map_err(|error| ends.remote(Act::Find, path, error))?;
+    async fn resolved(&self, path: &str, ends: &CopyEnds) -> Result<String> {
+        let answer =
+            self.raw.realpath(path).await.map_err(|error| ends.remote(FileAction::Find, path, error))?;
         let found = answer.files.into_iter().next().map(|file| file.filename);
         found.ok_or_else(|| ends.problem(ErrorKind::Guest, format!("the guest has no path for {path:?}")))
     }
@@ -247,7 +248,7 @@ fn is_missing(error: &SftpError) -> bool {
 
 /// What a file of the guest is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum FileKind {
     File,
     Dir,
     Link,
@@ -256,12 +257,12 @@ enum Kind {
 
 /// Tells what this is, by the type in the mode, which is a number and not a set of flags: a socket
 /// has the bits of both a file and a directory.
-fn kind(found: &FileAttributes) -> Kind {
+fn kind(found: &FileAttributes) -> FileKind {
     match found.permissions.map(|mode| mode & 0o170_000) {
-        Some(0o100_000) => Kind::File,
-        Some(0o040_000) => Kind::Dir,
-        Some(0o120_000) => Kind::Link,
-        _ => Kind::Other,
+        Some(0o100_000) => FileKind::File,
+        Some(0o040_000) => FileKind::Dir,
+        Some(0o120_000) => FileKind::Link,
+        _ => FileKind::Other,
     }
 }
 

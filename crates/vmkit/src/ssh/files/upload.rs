@@ -16,22 +16,22 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::unix::pipe::Receiver;
 use tokio::task::JoinHandle;
 
-use super::ends::{Act, Ends, LeftOut, ends_all};
+use super::ends::{CopyEnds, FileAction, LeftOut, ends_all};
 use super::{
-    CHUNK_BYTES, Copied, Files, IN_FLIGHT, Kind, Progress, Report, described, joined, kind, parent_and_name,
-    shown, unfinished,
+    CHUNK_BYTES, CopyObserver, CopyProgress, CopySummary, FileKind, GuestFiles, IN_FLIGHT, described, joined,
+    kind, parent_and_name, shown, unfinished,
 };
 use crate::error::{ErrorKind, Result};
 
 /// What becomes a file of the guest.
-enum Content<'a> {
+enum UploadContent<'a> {
     /// A file of this host, with its mode and its holes.
     File { file: File, mode: u32, bytes: u64 },
     /// What comes until its end.
     Stream(&'a mut (dyn AsyncRead + Send + Unpin)),
 }
 
-impl Files {
+impl GuestFiles {
     /// Copies a file, or with `recursive` a directory and all below it, into the guest.
     ///
     /// Where `to` is a directory, it is copied into that, under its own name, which is that of the
@@ -49,12 +49,18 @@ impl Files {
     /// # Errors
     /// `Copy` with both ends, what was tried and at which of them; `CopyPart` where some of what is
     /// below a directory could not be copied, and all else was.
-    pub async fn upload(&self, from: &Path, to: &str, recursive: bool, report: Report<'_>) -> Result<Copied> {
-        let ends = Ends { from: from.display().to_string(), to: format!("{}:{}", self.name, shown(to)) };
-        let metadata = fs::metadata(from).map_err(|source| ends.local(Act::Find, from, source))?;
+    pub async fn upload(
+        &self,
+        from: &Path,
+        to: &str,
+        recursive: bool,
+        report: CopyObserver<'_>,
+    ) -> Result<CopySummary> {
+        let ends = CopyEnds { from: from.display().to_string(), to: format!("{}:{}", self.name, shown(to)) };
+        let metadata = fs::metadata(from).map_err(|source| ends.local(FileAction::Find, from, source))?;
         if metadata.file_type().is_fifo() && is_unnamed(from) {
-            let mut pipe = open_pipe(from).map_err(|source| ends.local(Act::Read, from, source))?;
-            return self.upload_content(Content::Stream(&mut pipe), to, &ends, report).await;
+            let mut pipe = open_pipe(from).map_err(|source| ends.local(FileAction::Read, from, source))?;
+            return self.upload_content(UploadContent::Stream(&mut pipe), to, &ends, report).await;
         }
         if metadata.is_dir() && !recursive {
             return Err(ends.flat());
@@ -65,10 +71,10 @@ impl Files {
         let to = Self::path(to);
         let found = self.look_for_place(to, metadata.is_dir(), &ends).await?;
         let place = match (found, typed_name(from)) {
-            (Some(found), _) if kind(&found) != Kind::Dir && metadata.is_dir() => {
+            (Some(found), _) if kind(&found) != FileKind::Dir && metadata.is_dir() => {
                 return Err(ends.file_there("in the guest"));
             }
-            (Some(found), Some(name)) if kind(&found) == Kind::Dir => {
+            (Some(found), Some(name)) if kind(&found) == FileKind::Dir => {
                 let name = name.to_str().ok_or_else(|| {
                     ends.problem(ErrorKind::InvalidInput, "what is copied needs a name in UTF-8")
                 })?;
@@ -77,7 +83,7 @@ impl Files {
             _ if shown(to).trim_end_matches('/').is_empty() => "/".to_owned(),
             _ => shown(to).trim_end_matches('/').to_owned(),
         };
-        let mut progress = Progress::default();
+        let mut progress = CopyProgress::default();
         if metadata.is_dir() {
             let left_out = self.upload_tree(from, place, &metadata, &mut progress, report).await?;
             left_out.check(&ends, &progress.total.skipped)?;
@@ -103,25 +109,25 @@ impl Files {
         from: &mut (dyn AsyncRead + Send + Unpin),
         name: &str,
         to: &str,
-        report: Report<'_>,
-    ) -> Result<Copied> {
-        let ends = Ends { from: name.to_owned(), to: format!("{}:{}", self.name, shown(to)) };
-        self.upload_content(Content::Stream(from), to, &ends, report).await
+        report: CopyObserver<'_>,
+    ) -> Result<CopySummary> {
+        let ends = CopyEnds { from: name.to_owned(), to: format!("{}:{}", self.name, shown(to)) };
+        self.upload_content(UploadContent::Stream(from), to, &ends, report).await
     }
 
     async fn upload_content(
         &self,
-        content: Content<'_>,
+        content: UploadContent<'_>,
         to: &str,
-        ends: &Ends,
-        report: Report<'_>,
-    ) -> Result<Copied> {
+        ends: &CopyEnds,
+        report: CopyObserver<'_>,
+    ) -> Result<CopySummary> {
         let to = Self::path(to);
         let found = self.look_for_place(to, false, ends).await?;
-        if found.is_some_and(|found| kind(&found) == Kind::Dir) {
+        if found.is_some_and(|found| kind(&found) == FileKind::Dir) {
             return Err(ends.nameless("in the guest"));
         }
-        let mut progress = Progress::default();
+        let mut progress = CopyProgress::default();
         self.upload_to(content, to, ends, &mut progress, report).await?;
         Ok(progress.total)
     }
@@ -131,7 +137,12 @@ impl Files {
     /// # Errors
     /// `Copy` for a directory that has to be there and is not, and for a link that leads to
     /// nothing.
-    async fn look_for_place(&self, to: &str, is_dir: bool, ends: &Ends) -> Result<Option<FileAttributes>> {
+    async fn look_for_place(
+        &self,
+        to: &str,
+        is_dir: bool,
+        ends: &CopyEnds,
+    ) -> Result<Option<FileAttributes>> {
         let found = self.look(to, ends).await?;
         if found.is_some() {
             return Ok(found);
@@ -141,7 +152,7 @@ impl Files {
             return Err(ends.no_dir(there, "in the guest"));
         }
         match self.raw.lstat(to.trim_end_matches('/')).await {
-            Ok(found) if kind(&found.attrs) == Kind::Link => Err(ends.dangling("in the guest")),
+            Ok(found) if kind(&found.attrs) == FileKind::Link => Err(ends.dangling("in the guest")),
             _ => Ok(None),
         }
     }
@@ -152,8 +163,8 @@ impl Files {
     /// `Copy` where the guest does not tell.
     pub async fn is_dir(&self, path: &str) -> Result<bool> {
         let place = format!("{}:{path}", self.name);
-        let ends = Ends { from: place.clone(), to: place };
-        Ok(self.look(Self::path(path), &ends).await?.is_some_and(|found| kind(&found) == Kind::Dir))
+        let ends = CopyEnds { from: place.clone(), to: place };
+        Ok(self.look(Self::path(path), &ends).await?.is_some_and(|found| kind(&found) == FileKind::Dir))
     }
 
     async fn upload_tree(
@@ -161,8 +172,8 @@ impl Files {
         from: &Path,
         to: String,
         metadata: &Metadata,
-        progress: &mut Progress,
-        report: Report<'_>,
+        progress: &mut CopyProgress,
+        report: CopyObserver<'_>,
     ) -> Result<LeftOut> {
         let (mut ahead, mut left_out) = (Vec::new(), LeftOut::default());
         // What fails at the top is a failure of the whole copy.
@@ -176,9 +187,9 @@ impl Files {
                 left_out.add_unnamed(format!("the name of {}", path.display()));
                 continue;
             }
-            let ends = Ends { from: path.display().to_string(), to: format!("{}:{place}", self.name) };
+            let ends = CopyEnds { from: path.display().to_string(), to: format!("{}:{place}", self.name) };
             let done = match fs::symlink_metadata(&path) {
-                Err(source) => Err(ends.local(Act::Read, &path, source)),
+                Err(source) => Err(ends.local(FileAction::Read, &path, source)),
                 Ok(found) if found.is_dir() => {
                     let entries = self.upload_dir(&path, &place, found.mode()).await;
                     entries.map(|entries| ahead.push((entries, place)))
@@ -212,9 +223,9 @@ impl Files {
         to: &str,
         mode: u32,
     ) -> Result<Vec<(PathBuf, std::ffi::OsString)>> {
-        let ends = Ends { from: from.display().to_string(), to: format!("{}:{to}", self.name) };
+        let ends = CopyEnds { from: from.display().to_string(), to: format!("{}:{to}", self.name) };
         let read = fs::read_dir(from).and_then(Iterator::collect::<io::Result<Vec<_>>>);
-        let entries = read.map_err(|source| ends.local(Act::Read, from, source))?;
+        let entries = read.map_err(|source| ends.local(FileAction::Read, from, source))?;
         self.make_dir(to, mode, &ends).await?;
         let mut entries: Vec<_> =
             entries.into_iter().map(|entry| (entry.path(), entry.file_name())).collect();
@@ -223,40 +234,42 @@ impl Files {
     }
 
     /// Creates a directory that its owner can use, unless it is there.
-    async fn make_dir(&self, path: &str, mode: u32, ends: &Ends) -> Result<()> {
+    async fn make_dir(&self, path: &str, mode: u32, ends: &CopyEnds) -> Result<()> {
         let mode = mode & 0o7777 | 0o700;
         let attrs = FileAttributes { permissions: Some(mode), ..FileAttributes::default() };
         let Err(error) = self.raw.mkdir(path, attrs.clone()).await else {
             // The guest's mask takes these away, and mkdir(2) those beyond the permissions.
             if mode & 0o7022 != 0 {
                 let set = self.raw.setstat(path, attrs).await;
-                set.map_err(|error| ends.remote(Act::Make, path, error))?;
+                set.map_err(|error| ends.remote(FileAction::Make, path, error))?;
             }
             return Ok(());
         };
         match self.look(path, ends).await? {
-            Some(found) if kind(&found) == Kind::Dir => Ok(()),
+            Some(found) if kind(&found) == FileKind::Dir => Ok(()),
             Some(_) => Err(ends.file_there("in the guest")),
-            None => Err(self.unmade(Act::Make, path, error, ends).await),
+            None => Err(self.unmade(FileAction::Make, path, error, ends).await),
         }
     }
 
     /// Creates a link that leads to the same, and tells whether that can be said in UTF-8.
-    async fn upload_link(&self, from: &Path, to: &str, ends: &Ends) -> Result<bool> {
-        let target = fs::read_link(from).map_err(|source| ends.local(Act::Read, from, source))?;
+    async fn upload_link(&self, from: &Path, to: &str, ends: &CopyEnds) -> Result<bool> {
+        let target = fs::read_link(from).map_err(|source| ends.local(FileAction::Read, from, source))?;
         let Some(target) = target.to_str() else { return Ok(false) };
         let (dir, name) = parent_and_name(to);
         let part = joined(dir, &unfinished(name));
         // OpenSSH takes the two the other way round than the draft has them. Source: OpenSSH,
         // `PROTOCOL`, section 4.1.
         if let Err(error) = self.raw.symlink(target, &part).await {
-            return Err(self.unmade(Act::Make, to, error, ends).await);
+            return Err(self.unmade(FileAction::Make, to, error, ends).await);
         }
         if let Err(error) = self.rename(&part, to).await {
             let _ = self.raw.remove(&part).await;
             return Err(match self.raw.lstat(to).await {
-                Ok(found) if kind(&found.attrs) == Kind::Dir => ends.special("a directory", "in the guest"),
-                _ => ends.remote(Act::Make, to, error),
+                Ok(found) if kind(&found.attrs) == FileKind::Dir => {
+                    ends.special("a directory", "in the guest")
+                }
+                _ => ends.remote(FileAction::Make, to, error),
             });
         }
         Ok(true)
@@ -266,11 +279,11 @@ impl Files {
         &self,
         from: &Path,
         to: &str,
-        progress: &mut Progress,
-        report: Report<'_>,
+        progress: &mut CopyProgress,
+        report: CopyObserver<'_>,
     ) -> Result<()> {
-        let ends = Ends { from: from.display().to_string(), to: format!("{}:{to}", self.name) };
-        let local = |source| ends.local(Act::Read, from, source);
+        let ends = CopyEnds { from: from.display().to_string(), to: format!("{}:{to}", self.name) };
+        let local = |source| ends.local(FileAction::Read, from, source);
         // What it was is known, and may be something else by now: that is never waited for.
         let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits().cast_signed();
         let file = File::options().read(true).custom_flags(flags).open(from).map_err(local)?;
@@ -278,23 +291,23 @@ impl Files {
         if !found.is_file() {
             return Err(ends.special(special(found.file_type()), "on this host"));
         }
-        let content = Content::File { file, mode: found.mode(), bytes: found.len() };
+        let content = UploadContent::File { file, mode: found.mode(), bytes: found.len() };
         self.upload_to(content, to, &ends, progress, report).await
     }
 
     /// Writes a file of the guest, which has its name once it is whole.
     async fn upload_to(
         &self,
-        content: Content<'_>,
+        content: UploadContent<'_>,
         to: &str,
-        ends: &Ends,
-        progress: &mut Progress,
-        report: Report<'_>,
+        ends: &CopyEnds,
+        progress: &mut CopyProgress,
+        report: CopyObserver<'_>,
     ) -> Result<()> {
         let found = self.look(to, ends).await?;
         let place = match &found {
             // A link to a file is kept, and what it leads to is replaced.
-            Some(found) if kind(found) == Kind::File => self.resolved(to, ends).await?,
+            Some(found) if kind(found) == FileKind::File => self.resolved(to, ends).await?,
             Some(found) => return Err(ends.special(described(found), "in the guest")),
             None => to.to_owned(),
         };
@@ -303,14 +316,14 @@ impl Files {
         self.set_unfinished(Some(part.clone()));
         progress.file = ends.from.clone();
         let mode = match &content {
-            Content::File { mode, .. } => Some(*mode),
-            Content::Stream(_) => found.and_then(|found| found.permissions).map(|mode| mode & 0o777),
+            UploadContent::File { mode, .. } => Some(*mode),
+            UploadContent::Stream(_) => found.and_then(|found| found.permissions).map(|mode| mode & 0o777),
         };
         let copied = self.write_part(content, mode, &part, ends, progress, report).await;
         let placed = match copied {
             Ok(()) => {
                 let renamed = self.rename(&part, &place).await;
-                renamed.map_err(|error| ends.remote(Act::Write, &place, error))
+                renamed.map_err(|error| ends.remote(FileAction::Write, &place, error))
             }
             Err(error) => Err(error),
         };
@@ -325,12 +338,12 @@ impl Files {
 
     async fn write_part(
         &self,
-        content: Content<'_>,
+        content: UploadContent<'_>,
         mode: Option<u32>,
         part: &str,
-        ends: &Ends,
-        progress: &mut Progress,
-        report: Report<'_>,
+        ends: &CopyEnds,
+        progress: &mut CopyProgress,
+        report: CopyObserver<'_>,
     ) -> Result<()> {
         let flags = OpenFlags::WRITE | OpenFlags::CREATE | OpenFlags::EXCLUDE;
         // Until it is whole it is for its owner; without a mode it has what the guest gives new
@@ -338,13 +351,13 @@ impl Files {
         let attrs = FileAttributes { permissions: mode.map(|_| 0o600), ..FileAttributes::default() };
         let handle = match self.raw.open(part, flags, attrs).await {
             Ok(opened) => opened.handle,
-            Err(error) => return Err(self.unmade(Act::Write, part, error, ends).await),
+            Err(error) => return Err(self.unmade(FileAction::Write, part, error, ends).await),
         };
         // Before anything is written: it may be what fills the disk.
         if let Ok(begun) = self.raw.fstat(&handle).await {
             self.sweep(parent_and_name(part).0, &begun.attrs).await;
         }
-        let mut draft = Draft {
+        let mut draft = UploadDraft {
             files: self,
             handle: handle.clone(),
             part,
@@ -375,15 +388,15 @@ impl Files {
     }
 
     /// Returns the error for something that could not be written in the guest.
-    async fn unwritten(&self, path: &str, error: SftpError, ends: &Ends) -> crate::Error {
+    async fn unwritten(&self, path: &str, error: SftpError, ends: &CopyEnds) -> crate::Error {
         let needed = 2 * u64::from(CHUNK_BYTES);
         match self.full(parent_and_name(path).0, &error, needed, ends).await {
             Some(full) => full,
-            None => ends.remote(Act::Write, path, error),
+            None => ends.remote(FileAction::Write, path, error),
         }
     }
 
-    pub(super) fn tell(&self, progress: &mut Progress, bytes: u64, report: Report<'_>) {
+    pub(super) fn tell(&self, progress: &mut CopyProgress, bytes: u64, report: CopyObserver<'_>) {
         progress.file_bytes += bytes;
         progress.total.bytes += bytes;
         report(progress);
@@ -391,23 +404,23 @@ impl Files {
 }
 
 /// A file of the guest that is being written.
-struct Draft<'a> {
-    files: &'a Files,
+struct UploadDraft<'a> {
+    files: &'a GuestFiles,
     handle: String,
     part: &'a str,
-    ends: &'a Ends,
+    ends: &'a CopyEnds,
     /// The requests on their way, the oldest first.
     flying: VecDeque<JoinHandle<Result<u64, SftpError>>>,
-    progress: &'a mut Progress,
-    report: Report<'a>,
+    progress: &'a mut CopyProgress,
+    report: CopyObserver<'a>,
 }
 
-impl Draft<'_> {
+impl UploadDraft<'_> {
     /// Writes all of this, and returns how long that was.
-    async fn write_content(&mut self, content: Content<'_>) -> Result<u64> {
+    async fn write_content(&mut self, content: UploadContent<'_>) -> Result<u64> {
         let size = match content {
-            Content::File { file, bytes, .. } => self.write_file(&file, bytes).await?,
-            Content::Stream(stream) => self.write_stream(stream).await?,
+            UploadContent::File { file, bytes, .. } => self.write_file(&file, bytes).await?,
+            UploadContent::Stream(stream) => self.write_stream(stream).await?,
         };
         self.land_all().await?;
         Ok(size)
@@ -422,14 +435,14 @@ impl Draft<'_> {
         // What says that it is empty has no holes, and may have content.
         let mut knows_holes = bytes > 0;
         loop {
-            let next = if knows_holes { next_stretch(file, offset) } else { Stretch::Unknown };
+            let next = if knows_holes { next_stretch(file, offset) } else { FileStretch::Unknown };
             let (begin, end) = match next {
-                Stretch::Data { begin, end } => (begin, end),
-                Stretch::Hole { end } => {
+                FileStretch::Data { begin, end } => (begin, end),
+                FileStretch::Hole { end } => {
                     self.tell(end - offset);
                     return Ok(end);
                 }
-                Stretch::Unknown => {
+                FileStretch::Unknown => {
                     knows_holes = false;
                     (offset, u64::MAX)
                 }
@@ -440,7 +453,7 @@ impl Draft<'_> {
                 let most = u64::from(CHUNK_BYTES).min(end - offset);
                 let mut chunk = vec![0; usize::try_from(most).expect("a chunk is small")];
                 let read = file.read_at(&mut chunk, offset);
-                match read.map_err(|source| self.ends.local(Act::Read, &path, source))? {
+                match read.map_err(|source| self.ends.local(FileAction::Read, &path, source))? {
                     0 => return Ok(offset),
                     read => chunk.truncate(read),
                 }
@@ -458,7 +471,7 @@ impl Draft<'_> {
             let mut chunk = Vec::with_capacity(CHUNK_BYTES as usize);
             let mut piece = (&mut *stream).take(CHUNK_BYTES.into());
             let read = piece.read_to_end(&mut chunk).await;
-            if read.map_err(|source| self.ends.local(Act::Read, &path, source))? == 0 {
+            if read.map_err(|source| self.ends.local(FileAction::Read, &path, source))? == 0 {
                 return Ok(offset);
             }
             offset = self.write(chunk, offset).await?;
@@ -503,7 +516,7 @@ impl Draft<'_> {
 
 /// What comes next in a file.
 #[derive(Debug, PartialEq, Eq)]
-enum Stretch {
+enum FileStretch {
     Data {
         begin: u64,
         end: u64,
@@ -519,7 +532,7 @@ enum Stretch {
 /// Returns where the next data of a file begins and ends.
 ///
 /// Source: lseek(2), `SEEK_DATA` and `SEEK_HOLE`; a file system without holes answers one stretch.
-fn next_stretch(file: &File, offset: u64) -> Stretch {
+fn next_stretch(file: &File, offset: u64) -> FileStretch {
     // The length is that of a file without data beyond the offset only if there is none afterwards
     // either: it may grow.
     let mut end = None;
@@ -527,16 +540,16 @@ fn next_stretch(file: &File, offset: u64) -> Stretch {
         match (rustix::fs::seek(file, SeekFrom::Data(offset)), end) {
             (Ok(begin), _) => {
                 return match rustix::fs::seek(file, SeekFrom::Hole(begin)) {
-                    Ok(end) if end > begin => Stretch::Data { begin, end },
-                    _ => Stretch::Unknown,
+                    Ok(end) if end > begin => FileStretch::Data { begin, end },
+                    _ => FileStretch::Unknown,
                 };
             }
-            (Err(Errno::NXIO), Some(end)) => return Stretch::Hole { end },
+            (Err(Errno::NXIO), Some(end)) => return FileStretch::Hole { end },
             (Err(Errno::NXIO), None) => match file.metadata() {
                 Ok(found) => end = Some(found.len().max(offset)),
-                Err(_) => return Stretch::Unknown,
+                Err(_) => return FileStretch::Unknown,
             },
-            (Err(_), _) => return Stretch::Unknown,
+            (Err(_), _) => return FileStretch::Unknown,
         }
     }
 }
@@ -596,12 +609,12 @@ mod tests {
     #[test]
     fn the_stretches_of_a_file_are_its_data_and_its_last_hole() {
         let file = tempfile::tempfile().unwrap();
-        assert_eq!(next_stretch(&file, 0), Stretch::Hole { end: 0 });
+        assert_eq!(next_stretch(&file, 0), FileStretch::Hole { end: 0 });
         file.set_len(1 << 20).unwrap();
-        assert_eq!(next_stretch(&file, 0), Stretch::Hole { end: 1 << 20 });
+        assert_eq!(next_stretch(&file, 0), FileStretch::Hole { end: 1 << 20 });
         file.write_all_at(&[7; 4096], 512 << 10).unwrap();
-        let Stretch::Data { begin, end } = next_stretch(&file, 0) else { panic!("there is data") };
+        let FileStretch::Data { begin, end } = next_stretch(&file, 0) else { panic!("there is data") };
         assert!(begin <= 512 << 10 && end >= (512 << 10) + 4096);
-        assert_eq!(next_stretch(&file, end), Stretch::Hole { end: 1 << 20 });
+        assert_eq!(next_stretch(&file, end), FileStretch::Hole { end: 1 << 20 });
     }
 }

@@ -13,7 +13,7 @@ use crate::sys;
 
 /// The changes of one VM's records from now on.
 #[derive(Debug)]
-pub(crate) struct Changes {
+pub(crate) struct RecordChanges {
     path: PathBuf,
     inotify: AsyncFd<OwnedFd>,
     is_log: bool,
@@ -22,7 +22,7 @@ pub(crate) struct Changes {
 /// What happens to a log: it grows, and is moved away when it has grown too much.
 const LOG: WatchFlags = WatchFlags::MODIFY.union(WatchFlags::MOVE_SELF);
 
-impl Changes {
+impl RecordChanges {
     /// Starts to watch a VM's directory. Read the VM after this: earlier changes raise no event.
     ///
     /// # Errors

@@ -6,6 +6,6 @@ mod linux;
 mod portable;
 
 #[cfg(target_os = "linux")]
-pub(crate) use linux::Changes;
+pub(crate) use linux::RecordChanges;
 #[cfg(not(target_os = "linux"))]
-pub(crate) use portable::Changes;
+pub(crate) use portable::RecordChanges;

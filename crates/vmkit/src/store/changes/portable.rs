@@ -17,19 +17,19 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// What a directory is like: another one whenever something in it was made, renamed or removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Look {
+struct DirStamp {
     file: (u64, u64),
     changed: (i64, i64),
 }
 
 /// The changes of one VM's records from now on.
 #[derive(Debug)]
-pub(crate) struct Changes {
+pub(crate) struct RecordChanges {
     dir: PathBuf,
-    seen: Mutex<Look>,
+    seen: Mutex<DirStamp>,
 }
 
-impl Changes {
+impl RecordChanges {
     /// Starts to watch a VM's directory. Read the VM after this: earlier changes raise no event.
     ///
     /// # Errors
@@ -80,9 +80,9 @@ impl Changes {
     }
 }
 
-fn look(dir: &Path) -> io::Result<Look> {
+fn look(dir: &Path) -> io::Result<DirStamp> {
     let found = fs::metadata(dir)?;
-    Ok(Look { file: (found.dev(), found.ino()), changed: (found.ctime(), found.ctime_nsec()) })
+    Ok(DirStamp { file: (found.dev(), found.ino()), changed: (found.ctime(), found.ctime_nsec()) })
 }
 
 #[cfg(test)]
@@ -96,7 +96,7 @@ mod tests {
         let dir = above.path().join("web");
         fs::create_dir(&dir).unwrap();
         fs::write(dir.join("run.json.new"), "{}").unwrap();
-        let changes = Changes::of(&dir).unwrap();
+        let changes = RecordChanges::of(&dir).unwrap();
         assert!(
             timeout(Duration::from_millis(10), changes.next()).await.is_err(),
             "nothing has happened yet"
@@ -106,6 +106,6 @@ mod tests {
         assert!(timeout(Duration::from_millis(10), changes.next()).await.is_err(), "once is enough");
         fs::remove_dir_all(&dir).unwrap();
         timeout(Duration::from_secs(60), changes.next()).await.unwrap().unwrap();
-        assert!(Changes::of(&dir).is_err());
+        assert!(RecordChanges::of(&dir).is_err());
     }
 }

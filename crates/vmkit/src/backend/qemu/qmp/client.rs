@@ -9,9 +9,9 @@ use std::path::Path;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::codec::{Malformed, Message, decode, encode};
+use super::codec::{MalformedLine, QmpMessage, decode, encode};
 use super::usernet;
-use super::wire::{Wire, within};
+use super::wire::{LineStream, within};
 use crate::error::{Error, Result};
 use crate::handle::ActiveForward;
 
@@ -44,7 +44,7 @@ fn first_id() -> u64 {
 /// deadline.
 #[derive(Debug)]
 pub(crate) struct QmpClient {
-    wire: Wire,
+    wire: LineStream,
     last_id: u64,
 }
 
@@ -55,7 +55,7 @@ impl QmpClient {
     /// `Io` if nothing listens there; `TimedOut` without a greeting, which happens while another
     /// client holds the monitor too.
     pub(crate) async fn connect(path: &Path, deadline: Instant) -> Result<Self> {
-        let wire = Wire::connect(path, QEMU, LINE_LIMIT_BYTES, deadline).await?;
+        let wire = LineStream::connect(path, QEMU, LINE_LIMIT_BYTES, deadline).await?;
         Self::negotiate(wire, None, deadline).await.map(|(client, _)| client)
     }
 
@@ -64,7 +64,7 @@ impl QmpClient {
     /// # Errors
     /// As [`connect`](Self::connect) and [`execute`](Self::execute).
     pub(crate) async fn with_status(path: &Path, deadline: Instant) -> Result<(Self, RunState)> {
-        let wire = Wire::connect(path, QEMU, LINE_LIMIT_BYTES, deadline).await?;
+        let wire = LineStream::connect(path, QEMU, LINE_LIMIT_BYTES, deadline).await?;
         let (client, answer) = Self::negotiate(wire, Some((STATUS, None)), deadline).await?;
         let state = client.run_state(&answer)?;
         Ok((client, state))
@@ -79,7 +79,7 @@ impl QmpClient {
         path: &Path,
         deadline: Instant,
     ) -> Result<(Self, Vec<ActiveForward>)> {
-        let wire = Wire::connect(path, QEMU, LINE_LIMIT_BYTES, deadline).await?;
+        let wire = LineStream::connect(path, QEMU, LINE_LIMIT_BYTES, deadline).await?;
         let question = (HMP, Some(json!({ "command-line": USERNET })));
         let (client, answer) = Self::negotiate(wire, Some(question), deadline).await?;
         let forwards = client.forwards(&answer)?;
@@ -89,7 +89,7 @@ impl QmpClient {
     /// Negotiates over a stream that is connected to a monitor.
     #[cfg(test)]
     async fn from_stream(stream: tokio::net::UnixStream, deadline: Instant) -> Result<Self> {
-        let wire = Wire::new(stream, QEMU, LINE_LIMIT_BYTES);
+        let wire = LineStream::new(stream, QEMU, LINE_LIMIT_BYTES);
         Self::negotiate(wire, None, deadline).await.map(|(client, _)| client)
     }
 
@@ -99,7 +99,7 @@ impl QmpClient {
     /// loop that is busy with the guest. QEMU reads it when this client's turn comes, even if the
     /// client has given up by then: so only what changes nothing may be asked like this.
     async fn negotiate(
-        wire: Wire,
+        wire: LineStream,
         question: Option<(&str, Option<Value>)>,
         deadline: Instant,
     ) -> Result<(Self, Value)> {
@@ -121,11 +121,11 @@ impl QmpClient {
     async fn greeted(&mut self) -> Result<()> {
         loop {
             match self.message().await? {
-                Message::Greeting { .. } => return Ok(()),
-                Message::Return { .. } | Message::Error { .. } | Message::Event(_) => {
+                QmpMessage::Greeting { .. } => return Ok(()),
+                QmpMessage::Return { .. } | QmpMessage::Error { .. } | QmpMessage::Event(_) => {
                     tracing::debug!("passed over what QEMU said to the client before");
                 }
-                Message::Other(other) => {
+                QmpMessage::Other(other) => {
                     return Err(self.wire.problem(format!("it began without a greeting: {other:?}")));
                 }
             }
@@ -166,17 +166,17 @@ impl QmpClient {
         self.wire.flush().await?;
         loop {
             match self.message().await? {
-                Message::Return { id: Some(id), value } if id == ours => return Ok(value),
+                QmpMessage::Return { id: Some(id), value } if id == ours => return Ok(value),
                 // Without an id QEMU could not read a command, and only one is under way.
-                Message::Error { id, class, desc } if id.is_none_or(|id| id == ours) => {
+                QmpMessage::Error { id, class, desc } if id.is_none_or(|id| id == ours) => {
                     let command = command.to_owned();
                     return Err(Error::Refused { peer: QEMU, command, class, description: desc });
                 }
-                Message::Event(event) => tracing::trace!(event = event.name, "passed over an event"),
-                Message::Return { .. } | Message::Error { .. } => {
+                QmpMessage::Event(event) => tracing::trace!(event = event.name, "passed over an event"),
+                QmpMessage::Return { .. } | QmpMessage::Error { .. } => {
                     tracing::debug!(command, "passed over a late answer of QEMU");
                 }
-                Message::Greeting { .. } | Message::Other(_) => {
+                QmpMessage::Greeting { .. } | QmpMessage::Other(_) => {
                     tracing::debug!(command, "passed over a line of QEMU that is no answer");
                 }
             }
@@ -268,9 +268,9 @@ impl QmpClient {
         answer.as_str().ok_or_else(problem)
     }
 
-    async fn message(&mut self) -> Result<Message> {
+    async fn message(&mut self) -> Result<QmpMessage> {
         let line = self.wire.line().await?;
-        decode(&line).map_err(|Malformed(text)| self.wire.problem(text))
+        decode(&line).map_err(|MalformedLine(text)| self.wire.problem(text))
     }
 }
 
@@ -358,9 +358,9 @@ mod tests {
     }
 
     /// QEMU's side of the monitor, played by a test.
-    struct Peer(BufStream<UnixStream>);
+    struct FakeMonitor(BufStream<UnixStream>);
 
-    impl Peer {
+    impl FakeMonitor {
         async fn say(&mut self, line: impl std::fmt::Display) {
             self.0.write_all(format!("{line}\r\n").as_bytes()).await.unwrap();
             self.0.flush().await.unwrap();
@@ -379,13 +379,13 @@ mod tests {
     }
 
     /// Returns a client whose peer has greeted and then follows `script`.
-    async fn greeted<F>(script: impl FnOnce(Peer) -> F + Send + 'static) -> QmpClient
+    async fn greeted<F>(script: impl FnOnce(FakeMonitor) -> F + Send + 'static) -> QmpClient
     where
         F: Future<Output = ()> + Send,
     {
         let (ours, theirs) = UnixStream::pair().unwrap();
         tokio::spawn(async move {
-            let mut peer = Peer(BufStream::new(theirs));
+            let mut peer = FakeMonitor(BufStream::new(theirs));
             peer.say(GREETING).await;
             peer.answer(json!({})).await;
             script(peer).await;
@@ -422,7 +422,7 @@ mod tests {
     async fn what_was_said_to_the_client_before_is_nobody_elses() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         tokio::spawn(async move {
-            let mut peer = Peer(BufStream::new(theirs));
+            let mut peer = FakeMonitor(BufStream::new(theirs));
             // As QEMU 7.2 does where a client hung up while its command was carried out.
             for id in 1..=4 {
                 peer.say(json!({"return": {"status": "shutdown"}, "id": id})).await;

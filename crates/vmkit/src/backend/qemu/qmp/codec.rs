@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 /// What QEMU says, one line each.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Message {
+pub(crate) enum QmpMessage {
     /// The first line of a connection.
     Greeting {
         /// QEMU's version: major, minor, micro.
@@ -34,14 +34,14 @@ pub(crate) enum Message {
         desc: String,
     },
     /// Something happened.
-    Event(Event),
+    Event(QmpEvent),
     /// An object that is none of these.
     Other(Map<String, Value>),
 }
 
 /// Something that happened in QEMU.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Event {
+pub(crate) struct QmpEvent {
     /// Its name, such as `SHUTDOWN`.
     pub(crate) name: String,
     /// Its data; `null` where it has none.
@@ -52,27 +52,35 @@ pub(crate) struct Event {
 
 /// A line that is not a JSON object.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Malformed(pub(crate) String);
+pub(crate) struct MalformedLine(pub(crate) String);
 
 /// Returns what a line says; its line end may be there or not.
-pub(crate) fn decode(line: &[u8]) -> Result<Message, Malformed> {
+pub(crate) fn decode(line: &[u8]) -> Result<QmpMessage, MalformedLine> {
     let mut map = object(line)?;
     if let Some(value) = map.remove("return") {
-        return Ok(Message::Return { id: id(&map), value });
+        return Ok(QmpMessage::Return { id: id(&map), value });
     }
     if let Some(Value::Object(error)) = map.get("error") {
-        return Ok(Message::Error { id: id(&map), class: text(error, "class"), desc: text(error, "desc") });
+        return Ok(QmpMessage::Error {
+            id: id(&map),
+            class: text(error, "class"),
+            desc: text(error, "desc"),
+        });
     }
     if let Some(Value::String(name)) = map.get("event") {
         let name = name.clone();
         let timestamp = map.get("timestamp").and_then(instant);
-        return Ok(Message::Event(Event { name, data: map.remove("data").unwrap_or_default(), timestamp }));
+        return Ok(QmpMessage::Event(QmpEvent {
+            name,
+            data: map.remove("data").unwrap_or_default(),
+            timestamp,
+        }));
     }
     if let Some(greeting) = map.get("QMP") {
         let number = |part| greeting["version"]["qemu"][part].as_u64().unwrap_or(0);
-        return Ok(Message::Greeting { version: [number("major"), number("minor"), number("micro")] });
+        return Ok(QmpMessage::Greeting { version: [number("major"), number("minor"), number("micro")] });
     }
-    Ok(Message::Other(map))
+    Ok(QmpMessage::Other(map))
 }
 
 /// Returns the line that says a command, its end included.
@@ -87,11 +95,11 @@ pub(crate) fn encode(id: u64, command: &str, arguments: Option<Value>) -> Vec<u8
 }
 
 /// Returns the JSON object of a line.
-pub(crate) fn object(line: &[u8]) -> Result<Map<String, Value>, Malformed> {
+pub(crate) fn object(line: &[u8]) -> Result<Map<String, Value>, MalformedLine> {
     match serde_json::from_slice(line) {
         Ok(Value::Object(map)) => Ok(map),
-        Ok(_) => Err(Malformed(format!("{} is not an object", excerpt(line)))),
-        Err(error) => Err(Malformed(format!("{} is not JSON: {error}", excerpt(line)))),
+        Ok(_) => Err(MalformedLine(format!("{} is not an object", excerpt(line)))),
+        Err(error) => Err(MalformedLine(format!("{} is not JSON: {error}", excerpt(line)))),
     }
 }
 
@@ -175,13 +183,13 @@ mod tests {
     #[test]
     fn what_qemu_7_2_says_is_understood() {
         let greeting = br#"{"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": "Debian"}, "capabilities": ["oob"]}}"#;
-        assert_eq!(decode(greeting), Ok(Message::Greeting { version: [7, 2, 22] }));
+        assert_eq!(decode(greeting), Ok(QmpMessage::Greeting { version: [7, 2, 22] }));
         assert_eq!(
             decode(b"{\"return\": {}, \"id\": 7}\r\n"),
-            Ok(Message::Return { id: Some(7), value: json!({}) })
+            Ok(QmpMessage::Return { id: Some(7), value: json!({}) })
         );
         let event = br#"{"timestamp": {"seconds": 1795379978, "microseconds": 180441}, "event": "SHUTDOWN", "data": {"guest": false, "reason": "host-qmp-quit"}}"#;
-        let Ok(Message::Event(event)) = decode(event) else { panic!("not an event") };
+        let Ok(QmpMessage::Event(event)) = decode(event) else { panic!("not an event") };
         assert_eq!(event.name, "SHUTDOWN");
         assert_eq!(event.data["reason"], "host-qmp-quit");
         assert_eq!(event.timestamp, Some(Duration::from_micros(1_795_379_978_180_441)));
@@ -191,7 +199,7 @@ mod tests {
     fn an_error_without_an_id_belongs_to_nobody() {
         let line =
             br#"{"error": {"class": "GenericError", "desc": "JSON parse error, invalid keyword 'junk'"}}"#;
-        let Ok(Message::Error { id, class, .. }) = decode(line) else { panic!("not an error") };
+        let Ok(QmpMessage::Error { id, class, .. }) = decode(line) else { panic!("not an error") };
         assert_eq!((id, class.as_str()), (None, "GenericError"));
     }
 
@@ -199,15 +207,15 @@ mod tests {
     fn names_never_heard_of_pass() {
         let line =
             br#"{"event": "COMET_SIGHTED", "timestamp": {"seconds": -1, "microseconds": -1}, "tail": 3}"#;
-        let expected = Event { name: "COMET_SIGHTED".into(), data: Value::Null, timestamp: None };
-        assert_eq!(decode(line), Ok(Message::Event(expected)));
-        assert!(matches!(decode(br#"{"novelty": 1}"#), Ok(Message::Other(map)) if map["novelty"] == 1));
+        let expected = QmpEvent { name: "COMET_SIGHTED".into(), data: Value::Null, timestamp: None };
+        assert_eq!(decode(line), Ok(QmpMessage::Event(expected)));
+        assert!(matches!(decode(br#"{"novelty": 1}"#), Ok(QmpMessage::Other(map)) if map["novelty"] == 1));
     }
 
     #[test]
     fn a_line_that_is_no_object_is_shown() {
-        assert_eq!(decode(b"[1]"), Err(Malformed("`[1]` is not an object".into())));
-        let Malformed(text) = decode(b"\x1b[0mBoo").unwrap_err();
+        assert_eq!(decode(b"[1]"), Err(MalformedLine("`[1]` is not an object".into())));
+        let MalformedLine(text) = decode(b"\x1b[0mBoo").unwrap_err();
         assert!(text.starts_with(r"`\x1b[0mBoo` is not JSON: "), "{text}");
     }
 
@@ -237,24 +245,28 @@ mod tests {
         })
     }
 
-    fn message() -> impl Strategy<Value = Message> {
+    fn message() -> impl Strategy<Value = QmpMessage> {
         let id = prop::option::of(any::<u64>());
         prop_oneof![
-            (id.clone(), json_value()).prop_map(|(id, value)| Message::Return { id, value }),
-            (id, any::<String>(), any::<String>()).prop_map(|(id, class, desc)| Message::Error {
+            (id.clone(), json_value()).prop_map(|(id, value)| QmpMessage::Return { id, value }),
+            (id, any::<String>(), any::<String>()).prop_map(|(id, class, desc)| QmpMessage::Error {
                 id,
                 class,
                 desc
             }),
             (any::<String>(), json_value(), prop::option::of(any::<u32>())).prop_map(|(name, data, at)| {
-                Message::Event(Event { name, data, timestamp: at.map(|at| Duration::from_secs(at.into())) })
+                QmpMessage::Event(QmpEvent {
+                    name,
+                    data,
+                    timestamp: at.map(|at| Duration::from_secs(at.into())),
+                })
             }),
-            any::<[u64; 3]>().prop_map(|version| Message::Greeting { version }),
+            any::<[u64; 3]>().prop_map(|version| QmpMessage::Greeting { version }),
         ]
     }
 
     /// Says a message as QEMU does.
-    fn said(message: &Message) -> String {
+    fn said(message: &QmpMessage) -> String {
         let with_id = |mut line: Value, id: &Option<u64>| {
             if let Some(id) = id {
                 line["id"] = json!(id);
@@ -262,19 +274,19 @@ mod tests {
             line
         };
         match message {
-            Message::Greeting { version: [major, minor, micro] } => {
+            QmpMessage::Greeting { version: [major, minor, micro] } => {
                 json!({"QMP": {"version": {"qemu": {"major": major, "minor": minor, "micro": micro}}}})
             }
-            Message::Return { id, value } => with_id(json!({ "return": value }), id),
-            Message::Error { id, class, desc } => {
+            QmpMessage::Return { id, value } => with_id(json!({ "return": value }), id),
+            QmpMessage::Error { id, class, desc } => {
                 with_id(json!({"error": {"class": class, "desc": desc}}), id)
             }
-            Message::Event(Event { name, data, timestamp }) => {
+            QmpMessage::Event(QmpEvent { name, data, timestamp }) => {
                 let seconds = timestamp.map_or(-1, |at| at.as_secs() as i64);
                 let micros = timestamp.map_or(-1, |at| i64::from(at.subsec_micros()));
                 json!({"event": name, "data": data, "timestamp": {"seconds": seconds, "microseconds": micros}})
             }
-            Message::Other(map) => Value::Object(map.clone()),
+            QmpMessage::Other(map) => Value::Object(map.clone()),
         }
         .to_string()
     }

@@ -1,6 +1,6 @@
 //! Moves lines over a Unix socket, for QEMU's monitor and for the guest agent.
 //!
-//! What was read and what is not yet written are kept in [`Wire`], not in the futures: each may be
+//! What was read and what is not yet written are kept in [`LineStream`], not in the futures: each may be
 //! dropped anywhere and not a byte is lost or sent twice.
 
 use std::io;
@@ -25,14 +25,14 @@ const READ_BYTES: usize = 8 * 1024;
 
 /// A connection that carries lines.
 #[derive(Debug)]
-pub(crate) struct Wire {
+pub(crate) struct LineStream {
     stream: UnixStream,
     incoming: LineBuffer,
     outgoing: Vec<u8>,
     peer: &'static str,
 }
 
-impl Wire {
+impl LineStream {
     /// Wraps a connected stream; no line may have more than `line_limit` bytes, and errors call the
     /// other side `peer`.
     pub(crate) fn new(stream: UnixStream, peer: &'static str, line_limit: usize) -> Self {
@@ -46,7 +46,7 @@ impl Wire {
         line_limit: usize,
         deadline: Instant,
     ) -> Result<Self> {
-        let near = Near::to(path).map_err(Error::io("connect to", path))?;
+        let near = ShortSocketPath::to(path).map_err(Error::io("connect to", path))?;
         let stream = match UnixStream::connect(&near.path).await {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 connect_in_turn(&near.path, path, deadline).await
@@ -118,12 +118,12 @@ impl Wire {
 }
 
 /// A path to a socket that is short enough to be bound or connected to, as long as this lives.
-struct Near {
+struct ShortSocketPath {
     path: PathBuf,
     _dir: Option<OwnedFd>,
 }
 
-impl Near {
+impl ShortSocketPath {
     /// Finds one for this path: a long one by the descriptor of its directory.
     ///
     /// Source: unix(7), BUGS; proc_pid_fd(5).
@@ -143,7 +143,7 @@ impl Near {
 
 /// Binds a listening socket at this path, however long that is.
 pub(crate) fn bind(path: &Path) -> io::Result<UnixListener> {
-    UnixListener::bind(Near::to(path)?.path)
+    UnixListener::bind(ShortSocketPath::to(path)?.path)
 }
 
 /// Waits for `future` until `deadline`.
@@ -206,7 +206,7 @@ mod tests {
     #[tokio::test]
     async fn a_line_half_read_by_a_dropped_call_is_whole_in_the_next() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
-        let mut wire = Wire::new(ours, "QEMU", 100);
+        let mut wire = LineStream::new(ours, "QEMU", 100);
         theirs.write_all(b"hello, ").await.unwrap();
         let error = within(soon(), || "a line".into(), wire.line()).await.unwrap_err();
         assert!(matches!(error, Error::TimedOut { .. }), "{error}");
@@ -217,7 +217,7 @@ mod tests {
     #[tokio::test]
     async fn bytes_half_written_by_a_dropped_call_are_written_once() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
-        let mut wire = Wire::new(ours, "QEMU", 100);
+        let mut wire = LineStream::new(ours, "QEMU", 100);
         let sent = vec![b'x'; 4 * 1024 * 1024];
         wire.queue(&sent);
         assert!(within(soon(), || "room".into(), wire.flush()).await.is_err(), "nobody reads yet");
@@ -240,11 +240,11 @@ mod tests {
         let _first = UnixStream::connect(&path).await.unwrap();
         assert_eq!(UnixStream::connect(&path).await.unwrap_err().kind(), io::ErrorKind::WouldBlock);
 
-        let error = Wire::connect(&path, "QEMU", 100, soon()).await.unwrap_err();
+        let error = LineStream::connect(&path, "QEMU", 100, soon()).await.unwrap_err();
         assert!(error.to_string().contains("a turn on"), "{error}");
 
         let waiting = tokio::spawn(async move {
-            Wire::connect(&path, "QEMU", 100, Instant::now() + Duration::from_secs(20)).await
+            LineStream::connect(&path, "QEMU", 100, Instant::now() + Duration::from_secs(20)).await
         });
         tokio::time::sleep(Duration::from_millis(50)).await;
         let _first_served = listener.accept().unwrap();
@@ -258,10 +258,10 @@ mod tests {
         std::fs::create_dir(&dir).unwrap();
         let path = dir.join("spare.sock");
         let listener = bind(&path).unwrap();
-        Wire::connect(&path, "QEMU", 100, soon()).await.unwrap();
+        LineStream::connect(&path, "QEMU", 100, soon()).await.unwrap();
         listener.accept().unwrap();
         let missing = temp.path().join("x".repeat(150)).join("spare.sock");
-        let error = Wire::connect(&missing, "QEMU", 100, soon()).await.unwrap_err().to_string();
+        let error = LineStream::connect(&missing, "QEMU", 100, soon()).await.unwrap_err().to_string();
         assert!(error.contains(missing.to_str().unwrap()), "{error}");
     }
 }

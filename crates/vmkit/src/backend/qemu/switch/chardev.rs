@@ -5,7 +5,7 @@
 use std::ffi::OsString;
 use std::path::Path;
 
-use super::{Args, Props};
+use super::{PropertyList, QemuArgs};
 
 /// `-chardev socket`: a listening socket handed down by number, so that nothing races for a path.
 pub(crate) struct Chardev {
@@ -16,9 +16,9 @@ pub(crate) struct Chardev {
 }
 
 impl Chardev {
-    pub(crate) fn add_to(&self, args: &mut Args) {
+    pub(crate) fn add_to(&self, args: &mut QemuArgs) {
         let log = self.log_set.map(|set| format!("/dev/fdset/{set}"));
-        let props = Props::new("socket")
+        let props = PropertyList::new("socket")
             .with("id", self.id)
             .with("fd", self.descriptor.to_string())
             .with("server", "on")
@@ -35,8 +35,8 @@ pub(crate) struct Monitor {
 }
 
 impl Monitor {
-    pub(crate) fn add_to(&self, args: &mut Args) {
-        args.props("-mon", Props::first("chardev", self.chardev).with("mode", "control"));
+    pub(crate) fn add_to(&self, args: &mut QemuArgs) {
+        args.props("-mon", PropertyList::first("chardev", self.chardev).with("mode", "control"));
     }
 }
 
@@ -48,14 +48,14 @@ pub(crate) enum VncServer<'a> {
 }
 
 impl VncServer<'_> {
-    pub(crate) fn add_to(&self, args: &mut Args) {
+    pub(crate) fn add_to(&self, args: &mut QemuArgs) {
         let props = match self {
             VncServer::Unix(path) => {
                 let mut address = OsString::from("unix:");
                 address.push(path);
-                Props::new(address)
+                PropertyList::new(address)
             }
-            VncServer::Loopback => Props::new("127.0.0.1:0").with("to", "99").with("password", "on"),
+            VncServer::Loopback => PropertyList::new("127.0.0.1:0").with("to", "99").with("password", "on"),
         };
         args.props("-vnc", props);
     }

@@ -4,10 +4,10 @@
 
 use std::path::Path;
 
-use super::{Args, Props};
+use super::{PropertyList, QemuArgs};
 use crate::image::ImageFormat;
 use crate::network::MacAddr;
-use crate::spec::Machine;
+use crate::spec::MachineType;
 
 /// `-blockdev`: a node of the block graph over one file.
 pub(crate) struct Blockdev<'a> {
@@ -18,12 +18,12 @@ pub(crate) struct Blockdev<'a> {
 }
 
 impl Blockdev<'_> {
-    pub(crate) fn add_to(&self, args: &mut Args) {
+    pub(crate) fn add_to(&self, args: &mut QemuArgs) {
         let driver = match self.format {
             ImageFormat::Qcow2 => "qcow2",
             ImageFormat::Raw => "raw",
         };
-        let mut props = Props::first("driver", driver).with("node-name", self.node);
+        let mut props = PropertyList::first("driver", driver).with("node-name", self.node);
         // A guest's TRIM gives the space back to the host; the file below has to be told as well.
         props = if self.readonly {
             props.with("read-only", "on")
@@ -38,13 +38,13 @@ impl Blockdev<'_> {
 pub(crate) struct Rng;
 
 impl Rng {
-    pub(crate) fn add_to(&self, args: &mut Args) {
-        args.props("-object", Props::new("rng-builtin").with("id", "rng0"));
+    pub(crate) fn add_to(&self, args: &mut QemuArgs) {
+        args.props("-object", PropertyList::new("rng-builtin").with("id", "rng0"));
     }
 }
 
 /// `-device`.
-pub(crate) enum Device<'a> {
+pub(crate) enum DeviceSwitch<'a> {
     Disk {
         node: &'a str,
         bootindex: Option<u32>,
@@ -68,48 +68,48 @@ pub(crate) enum Device<'a> {
     Screen,
 }
 
-impl Device<'_> {
+impl DeviceSwitch<'_> {
     /// Adds the device as this machine has it: on PCI, or on microvm's virtio-mmio and ISA.
-    pub(crate) fn add_to(&self, machine: Machine, args: &mut Args) {
+    pub(crate) fn add_to(&self, machine: MachineType, args: &mut QemuArgs) {
         let virtio = |kind: &str| match machine {
-            Machine::Microvm => Props::new(format!("virtio-{kind}-device")),
-            Machine::Q35 | Machine::Virt => Props::new(format!("virtio-{kind}-pci")),
+            MachineType::Microvm => PropertyList::new(format!("virtio-{kind}-device")),
+            MachineType::Q35 | MachineType::Virt => PropertyList::new(format!("virtio-{kind}-pci")),
         };
         let props = match self {
-            Device::Disk { node, bootindex } => virtio("blk")
+            DeviceSwitch::Disk { node, bootindex } => virtio("blk")
                 .with("drive", node)
                 .with("id", format!("{node}-dev"))
                 .with("serial", node)
                 .with_some("bootindex", bootindex.map(|index| index.to_string())),
-            Device::Disc { node, bootindex } => match machine {
-                Machine::Virt => Props::new("scsi-cd").with("bus", "scsi0.0"),
-                Machine::Q35 | Machine::Microvm => Props::new("ide-cd").with("bus", "ide.0"),
+            DeviceSwitch::Disc { node, bootindex } => match machine {
+                MachineType::Virt => PropertyList::new("scsi-cd").with("bus", "scsi0.0"),
+                MachineType::Q35 | MachineType::Microvm => PropertyList::new("ide-cd").with("bus", "ide.0"),
             }
             .with("drive", node)
             .with("id", format!("{node}-dev"))
             .with_some("bootindex", bootindex.map(|index| index.to_string())),
-            Device::ScsiBus => virtio("scsi").with("id", "scsi0"),
-            Device::Net { mac } => {
+            DeviceSwitch::ScsiBus => virtio("scsi").with("id", "scsi0"),
+            DeviceSwitch::Net { mac } => {
                 let nic =
                     virtio("net").with("netdev", "net0").with("id", "net0-dev").with("mac", mac.to_string());
                 match machine {
-                    Machine::Microvm => nic,
+                    MachineType::Microvm => nic,
                     // Nothing boots over the network, so no ROM for it.
-                    Machine::Q35 | Machine::Virt => nic.with("romfile", ""),
+                    MachineType::Q35 | MachineType::Virt => nic.with("romfile", ""),
                 }
             }
-            Device::Rng => virtio("rng").with("rng", "rng0"),
-            Device::SerialBus => virtio("serial").with("id", "ports"),
-            Device::AgentPort => {
-                Props::new("virtserialport").with("chardev", "agent").with("name", "org.qemu.guest_agent.0")
-            }
-            Device::Panic => Props::new(match machine {
-                Machine::Virt => "pvpanic-pci",
-                Machine::Q35 | Machine::Microvm => "pvpanic",
+            DeviceSwitch::Rng => virtio("rng").with("rng", "rng0"),
+            DeviceSwitch::SerialBus => virtio("serial").with("id", "ports"),
+            DeviceSwitch::AgentPort => PropertyList::new("virtserialport")
+                .with("chardev", "agent")
+                .with("name", "org.qemu.guest_agent.0"),
+            DeviceSwitch::Panic => PropertyList::new(match machine {
+                MachineType::Virt => "pvpanic-pci",
+                MachineType::Q35 | MachineType::Microvm => "pvpanic",
             }),
-            Device::Screen => Props::new(match machine {
-                Machine::Virt => "virtio-gpu-pci",
-                Machine::Q35 | Machine::Microvm => "VGA",
+            DeviceSwitch::Screen => PropertyList::new(match machine {
+                MachineType::Virt => "virtio-gpu-pci",
+                MachineType::Q35 | MachineType::Microvm => "VGA",
             }),
         };
         args.props("-device", props);

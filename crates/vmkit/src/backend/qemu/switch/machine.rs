@@ -4,26 +4,26 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Args, Props};
-use crate::spec::{Kernel, Machine, Mib};
+use super::{PropertyList, QemuArgs};
+use crate::spec::{Kernel, MachineType, Mib};
 
 /// `-machine`: the board, and the flash nodes of its firmware.
-pub(crate) struct MachineType {
-    pub(crate) machine: Machine,
+pub(crate) struct MachineSwitch {
+    pub(crate) machine: MachineType,
     /// Whether the firmware lies in two flash nodes, `code` and `vars`.
     pub(crate) flash: bool,
 }
 
-impl MachineType {
-    pub(crate) fn add_to(&self, args: &mut Args) {
-        let mut props = Props::new(self.machine.as_str());
+impl MachineSwitch {
+    pub(crate) fn add_to(&self, args: &mut QemuArgs) {
+        let mut props = PropertyList::new(self.machine.as_str());
         props = match self.machine {
-            Machine::Q35 => props,
+            MachineType::Q35 => props,
             // ACPI brings the power button, and devices without a word on the kernel's command
             // line.
-            Machine::Microvm => props.with("acpi", "on"),
+            MachineType::Microvm => props.with("acpi", "on"),
             // `max` is the newest interrupt controller that the accelerator offers.
-            Machine::Virt => props.with("gic-version", "max"),
+            MachineType::Virt => props.with("gic-version", "max"),
         };
         if self.flash {
             props = props.with("pflash0", "code").with("pflash1", "vars");
@@ -43,7 +43,7 @@ pub enum Accelerator {
 }
 
 impl Accelerator {
-    pub(crate) fn add_to(self, args: &mut Args) {
+    pub(crate) fn add_to(self, args: &mut QemuArgs) {
         args.plain("-accel", self.as_str());
     }
 
@@ -58,36 +58,41 @@ impl Accelerator {
 
 /// `-cpu`, `-smp` and `-m`.
 pub(crate) struct Cpu {
-    pub(crate) machine: Machine,
+    pub(crate) machine: MachineType,
     pub(crate) accel: Accelerator,
     pub(crate) cpus: u32,
     pub(crate) memory: Mib,
 }
 
 impl Cpu {
-    pub(crate) fn add_to(&self, args: &mut Args) {
+    pub(crate) fn add_to(&self, args: &mut QemuArgs) {
         let model = match (self.accel, self.machine) {
-            (Accelerator::Kvm, _) => Props::new("host"),
+            (Accelerator::Kvm, _) => PropertyList::new("host"),
             // Five-level page tables cost an emulated CPU one load more a walk, and buy nothing
             // below 64 TiB.
-            (Accelerator::Tcg, Machine::Q35 | Machine::Microvm) => Props::new("max").with("la57", "off"),
+            (Accelerator::Tcg, MachineType::Q35 | MachineType::Microvm) => {
+                PropertyList::new("max").with("la57", "off")
+            }
             // Pointer authentication with the architecture's own cipher takes most of an emulated
             // boot.
-            (Accelerator::Tcg, Machine::Virt) => Props::new("max").with("pauth-impdef", "on"),
+            (Accelerator::Tcg, MachineType::Virt) => PropertyList::new("max").with("pauth-impdef", "on"),
         };
         args.props("-cpu", model);
         // One socket with all the cores: some guests are limited, or licensed, by the socket.
         let cpus = self.cpus.to_string();
-        args.props("-smp", Props::new(&cpus).with("sockets", "1").with("cores", &cpus).with("threads", "1"));
+        args.props(
+            "-smp",
+            PropertyList::new(&cpus).with("sockets", "1").with("cores", &cpus).with("threads", "1"),
+        );
         args.plain("-m", format!("{}M", self.memory.mib()));
     }
 }
 
 /// `-kernel`, `-initrd`, `-append`: a kernel that QEMU loads itself.
-pub(crate) struct Direct<'a>(pub(crate) &'a Kernel);
+pub(crate) struct DirectKernel<'a>(pub(crate) &'a Kernel);
 
-impl Direct<'_> {
-    pub(crate) fn add_to(&self, args: &mut Args) {
+impl DirectKernel<'_> {
+    pub(crate) fn add_to(&self, args: &mut QemuArgs) {
         args.plain("-kernel", &self.0.path);
         if let Some(initrd) = &self.0.initrd {
             args.plain("-initrd", initrd);
@@ -105,12 +110,12 @@ pub(crate) struct Sandbox {
 }
 
 impl Sandbox {
-    pub(crate) fn add_to(&self, args: &mut Args) {
+    pub(crate) fn add_to(&self, args: &mut QemuArgs) {
         // With `deny` and with `children`, `-runas` itself dies of SIGSYS (seen with 7.2.22). Once
         // it has stepped down, a process that is not root can't step up again without exec, and
         // `spawn` denies that.
         let elevate = if self.run_as { "allow" } else { "deny" };
-        let props = Props::new("on").with("obsolete", "deny").with("elevateprivileges", elevate);
+        let props = PropertyList::new("on").with("obsolete", "deny").with("elevateprivileges", elevate);
         args.props("-sandbox", props.with("spawn", "deny").with("resourcecontrol", "deny"));
     }
 }

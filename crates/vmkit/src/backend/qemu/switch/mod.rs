@@ -1,7 +1,7 @@
 //! QEMU's switches, one type a family, named as QEMU names them.
 //!
 //! Pure. Conventions: a value that QEMU reads as a property list (`-device`, `-blockdev`,
-//! `-netdev`, …) is a [`Props`], which doubles every comma of a value and keeps the order in which
+//! `-netdev`, …) is a [`PropertyList`], which doubles every comma of a value and keeps the order in which
 //! properties were added. Exceptions, which QEMU takes as they are: `-kernel`, `-initrd`,
 //! `-append`, `-m`, `-uuid`. Nothing else in the crate writes a comma.
 //!
@@ -16,16 +16,16 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 pub(crate) use chardev::{Chardev, Monitor, VncServer};
-pub(crate) use device::{Blockdev, Device, Rng};
+pub(crate) use device::{Blockdev, DeviceSwitch, Rng};
 pub use machine::Accelerator;
-pub(crate) use machine::{Cpu, Direct, MachineType, Sandbox};
+pub(crate) use machine::{Cpu, DirectKernel, MachineSwitch, Sandbox};
 pub(crate) use netdev::{Netdev, hostfwd};
 
 /// The arguments of one QEMU, in order.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) struct Args(Vec<OsString>);
+pub(crate) struct QemuArgs(Vec<OsString>);
 
-impl Args {
+impl QemuArgs {
     /// Adds a switch without a value.
     pub(crate) fn flag(&mut self, switch: &str) {
         self.0.push(switch.into());
@@ -38,7 +38,7 @@ impl Args {
     }
 
     /// Adds a switch and its property list.
-    pub(crate) fn props(&mut self, switch: &str, props: Props) {
+    pub(crate) fn props(&mut self, switch: &str, props: PropertyList) {
         self.0.push(switch.into());
         self.0.push(props.0);
     }
@@ -51,9 +51,9 @@ impl Args {
 
 /// A property list: a head, then `key=value` each, with the commas in values doubled.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Props(OsString);
+pub(crate) struct PropertyList(OsString);
 
-impl Props {
+impl PropertyList {
     /// Creates a list with its implied first value, such as a driver's name.
     pub(crate) fn new(head: impl AsRef<OsStr>) -> Self {
         Self(doubled_commas(head.as_ref()))
@@ -105,7 +105,7 @@ mod tests {
 
     #[test]
     fn commas_in_values_are_doubled_and_those_between_are_not() {
-        let props = Props::new("file").with("filename", "/a,b/c,,d").with("x", "1");
+        let props = PropertyList::new("file").with("filename", "/a,b/c,,d").with("x", "1");
         assert_eq!(props.0, "file,filename=/a,,b/c,,,,d,x=1");
     }
 }

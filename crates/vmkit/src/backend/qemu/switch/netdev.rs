@@ -4,7 +4,7 @@
 
 use std::num::NonZero;
 
-use super::{Args, Props};
+use super::{PropertyList, QemuArgs};
 use crate::spec::{PortForward, UserNetwork};
 
 /// `-netdev`, always `net0`.
@@ -17,10 +17,10 @@ pub(crate) enum Netdev<'a> {
 }
 
 impl Netdev<'_> {
-    pub(crate) fn add_to(&self, args: &mut Args) {
+    pub(crate) fn add_to(&self, args: &mut QemuArgs) {
         let props = match self {
             Netdev::User(user) => {
-                let mut props = Props::new("user").with("id", "net0");
+                let mut props = PropertyList::new("user").with("id", "net0");
                 if user.restrict {
                     props = props.with("restrict", "on");
                 }
@@ -30,7 +30,7 @@ impl Netdev<'_> {
                 props
             }
             Netdev::Tap { descriptor } => {
-                Props::new("tap").with("id", "net0").with("fd", descriptor.to_string())
+                PropertyList::new("tap").with("id", "net0").with("fd", descriptor.to_string())
             }
         };
         args.props("-netdev", props);
