@@ -20,7 +20,7 @@ mod operations;
 mod program;
 mod pull;
 #[allow(clippy::unwrap_used, reason = "it is the tests' own, which may panic")]
-#[path = "../../crates/vmkit/tests/sshd/mod.rs"]
+#[path = "../../crates/vmkit/tests/it/sshd.rs"]
 mod sshd;
 
 use std::process::ExitCode;

@@ -12,7 +12,7 @@ use super::switch::Accelerator;
 use crate::image::ImageFormat;
 use crate::spec::{self, Arch, BridgeName, NetworkConfig, VmName, VmSpec};
 
-#[path = "../../../tests/cases/mod.rs"]
+#[path = "../../../tests/real/qemu/cases.rs"]
 mod cases;
 
 fn facts(arch: Arch, accel: Accelerator, version: (u32, u32)) -> QemuFacts {

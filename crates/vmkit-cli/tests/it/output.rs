@@ -1,0 +1,257 @@
+//! What the command prints and its exit codes, where no VM has to run.
+
+use std::fs::OpenOptions;
+use std::io::Read;
+use std::process::Stdio;
+
+use crate::support::{Host, answer, assert_golden};
+
+/// Replaces what differs from run to run.
+fn steady(host: &Host, text: &str) -> String {
+    let mut text = text.replace(host.dir.path().to_str().unwrap(), "/DIR");
+    let info: serde_json::Value = serde_json::from_str(&host.must(["info", "web", "--json"])).unwrap();
+    let id = info["id"].as_str().unwrap();
+    let mac = vmkit::network::MacAddr::of_vm(id.parse().unwrap()).to_string().replace(':', "");
+    for (found, steady) in [(id, "ID"), (&mac[2..], "SHORT-ID")] {
+        text = text.replace(found, steady);
+    }
+    text
+}
+
+fn host() -> Host {
+    let host = Host::with_refusing_qemu();
+    let options =
+        ["--image", "base.img", "--disk", "1GiB", "--data-disk", "64MiB", "--data-disk", "./base.img:ro"];
+    let create =
+        ["create", "web", "--accel", "tcg", "--cpus", "2", "--forward", "28080:80", "--hostname", "web1"];
+    host.must([&create[..], &options].concat());
+    host
+}
+
+#[test]
+fn json_has_the_promised_shape() {
+    let host = host();
+    for (arguments, golden) in [
+        (&["info", "web", "--json"][..], "vm-prepared.json"),
+        (&["ls", "--json"], "ls.json"),
+        (&["console", "web", "--json"], "console.json"),
+    ] {
+        assert_golden(&format!("tests/golden/{golden}"), &steady(&host, &host.must(arguments)));
+    }
+}
+
+#[test]
+fn the_list_says_what_each_vm_was_made_from_and_whose_it_is() {
+    let host = host();
+    let head = |arguments: &[&str]| {
+        let table = host.must(arguments);
+        table.lines().next().unwrap().split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(head(&["ls"]), "NAME STATE IMAGE CPUS MEMORY PORTS NOTE");
+    assert_eq!(head(&["ls", "-w"]), "NAME STATE IMAGE PROJECT CPUS MEMORY BACKEND PORTS NOTE");
+
+    host.must(["image", "import", "base.img", "--name", "ours:1"]);
+    host.must(["create", "kept", "--image", "ours:1"]);
+    let launch = ["launch", "ours:1", "launched", "--accel", "tcg"];
+    assert_eq!(host.vmkit(launch).code, Some(2), "this host's QEMU refuses to start it");
+    host.create("kernel");
+    let file = "version = 1\n[project]\nname = 'shop'\n[machine.db]\nimage = 'ours:1'\naccel = 'tcg'\n";
+    std::fs::write(host.file("vmkit.toml"), file).unwrap();
+    assert_eq!(host.vmkit(["up"]).code, Some(2), "as above");
+    assert_eq!(head(&["ls"]), "NAME STATE IMAGE PROJECT CPUS MEMORY PORTS NOTE");
+    let table = host.must(["ls"]);
+    let rows: Vec<Vec<&str>> =
+        table.lines().skip(1).map(|line| line.split_whitespace().take(4).collect()).collect();
+    assert_eq!(
+        rows,
+        [
+            ["kept", "prepared", "ours:1", "-"],
+            ["kernel", "prepared", "-", "-"],
+            ["launched", "failed", "ours:1", "-"],
+            ["shop-db", "failed", "ours:1", "shop"],
+            ["web", "prepared", "base.img", "-"],
+        ]
+    );
+    let whole = host.file("base.img");
+    assert!(host.must(["ls", "--wide"]).contains(&whole));
+    assert!(host.must(["info", "web"]).contains(&format!("image:          {whole}\n")));
+    let listed: serde_json::Value = serde_json::from_str(&host.must(["ls", "--json"])).unwrap();
+    assert_eq!(listed[1]["image"], serde_json::Value::Null);
+    let db = &listed[3];
+    assert_eq!(
+        (&db["image"], &db["project"], &db["machine"]),
+        (&"ours:1".into(), &"shop".into(), &"db".into())
+    );
+    let file = std::fs::canonicalize(host.file("vmkit.toml")).unwrap();
+    assert_eq!(db["project_file"].as_str(), file.to_str());
+}
+
+#[test]
+fn a_record_that_can_not_be_read_is_a_row_of_the_list() {
+    let host = host();
+    std::fs::write(host.home().join("vms/web/vm.json"), "{").unwrap();
+    std::fs::write(host.home().join("vms/web/run.json"), "{").unwrap();
+    let listed = host.must(["ls", "--json"]);
+    let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
+    let row = &listed[0];
+    assert_eq!(row["state"], "unknown");
+    assert_eq!(row["error"]["kind"], "record");
+    assert!(row["error"]["message"].as_str().unwrap().contains("vm.json"), "{row}");
+    assert!(row["cpus"].is_null(), "{row}");
+}
+
+#[test]
+fn several_vms_print_a_line_each_and_the_first_failure_counts() {
+    let host = host();
+    let answer = host.vmkit(["stop", "nobody", "web", "nothing", "--json"]);
+    assert_eq!(answer.code, Some(3));
+    let vm: serde_json::Value = serde_json::from_str(&answer.stdout).unwrap();
+    assert_eq!((vm["name"].as_str(), vm["state"].as_str()), (Some("web"), Some("stopped")));
+    assert_eq!(
+        answer.stderr,
+        "error: VM `nobody` does not exist\nerror: VM `nothing` does not exist\n\
+         hint: `vmkit ls` lists the VMs\n"
+    );
+}
+
+#[test]
+fn every_exit_code_is_answered_where_it_is_promised() {
+    let host = host();
+    for (arguments, code, said) in [
+        (&["info", "web"][..], 0, ""),
+        (&["--help"], 0, ""),
+        (&["--version"], 0, ""),
+        (&["create", "web", "--kernel", "vmlinuz"], 2, "already exists"),
+        (&["frobnicate"], 2, "unrecognized"),
+        (&[], 2, "Usage: "),
+        (&["info", "nobody"], 3, "does not exist"),
+        (&["suspend", "web"], 4, "cannot suspend a VM that is prepared: start it first"),
+        (&["ip", "web"], 4, "prepared"),
+        (&["console", "web"], 4, "prepared"),
+        (&["wait", "web", "running", "--timeout", "0"], 5, "error: waited 0.0 s for "),
+    ] {
+        let answer = host.vmkit(arguments);
+        assert_eq!(answer.code, Some(code), "{arguments:?}: {answer:?}");
+        assert!(answer.stderr.contains(said), "{arguments:?}: {answer:?}");
+    }
+}
+
+#[test]
+fn help_lists_the_exit_codes_and_version_is_a_word_and_a_number() {
+    let host = Host::without_qemu();
+    let help = host.must(["--help"]);
+    assert!(help.contains("Exit codes:") && help.contains("  5  a deadline passed"), "{help}");
+    assert_eq!(host.must(["--version"]), format!("vmkit {}\n", env!("CARGO_PKG_VERSION")));
+    assert!(!host.home().exists(), "help needs no home");
+}
+
+#[test]
+fn a_list_of_nothing_is_a_head_and_in_json_an_empty_array() {
+    let host = Host::without_qemu();
+    assert_eq!(host.must(["ls", "--json"]), "[]\n");
+    assert_eq!(host.must(["ls"]).lines().count(), 1);
+    assert!(!host.home().exists(), "reading makes no home");
+}
+
+#[test]
+fn a_reader_who_leaves_early_is_no_failure() {
+    let host = host();
+    let mut child = host.command(["completions", "bash"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    stdout.read_exact(&mut [0; 10]).unwrap();
+    drop(stdout);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn an_answer_that_can_not_be_written_is_a_failure() {
+    let host = host();
+    let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let answer = answer(host.command(["ls"]).stdout(full).output().unwrap());
+    assert_eq!(answer.code, Some(1));
+    assert!(
+        answer.stderr.starts_with("error: cannot write to standard output\n  caused by: No space"),
+        "{answer:?}"
+    );
+}
+
+#[test]
+fn every_shell_gets_a_script_that_knows_the_commands() {
+    let host = Host::without_qemu();
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = host.must(["completions", shell]);
+        assert!(script.contains("console") && script.contains("doctor"), "{shell}");
+    }
+}
+
+#[test]
+fn doctor_fails_where_there_is_no_qemu_and_says_what_to_do() {
+    let host = Host::without_qemu();
+    let answer = host.vmkit(["doctor"]);
+    assert_eq!(answer.code, Some(2), "{answer:?}");
+    assert!(answer.stdout.lines().any(|line| line.starts_with("qemu-system") && line.contains("FAIL")));
+    assert!(answer.stdout.contains("do: "), "{answer:?}");
+    let checks: serde_json::Value = serde_json::from_str(&host.vmkit(["doctor", "--json"]).stdout).unwrap();
+    let failed = checks.as_array().unwrap().iter().find(|check| check["status"] == "fail").unwrap();
+    assert!(failed["advice"].is_string() && failed["found"].is_string() && failed["name"].is_string());
+}
+
+#[test]
+fn the_log_is_printed_whole_and_by_its_last_lines() {
+    let host = host();
+    let log = host.home().join("vms/web/console.log");
+    std::fs::write(log.with_extension("log.1"), "one\ntwo\n").unwrap();
+    std::fs::write(&log, "three\nfour").unwrap();
+    assert_eq!(host.must(["logs", "web"]), "one\ntwo\nthree\nfour");
+    for (lines, tail) in [("0", ""), ("1", "four"), ("3", "two\nthree\nfour"), ("9", "one\ntwo\nthree\nfour")]
+    {
+        assert_eq!(host.must(["logs", "web", "--tail", lines]), tail);
+    }
+    assert_eq!(host.must(["logs", "web", "--hypervisor"]), "");
+}
+
+#[test]
+fn the_words_of_other_programs_are_understood_or_translated() {
+    let host = Host::with_refusing_qemu();
+    for arguments in
+        [["ps"].as_slice(), &["list"], &["stop", "--all"], &["rm", "--all", "--force"], &["version"]]
+    {
+        host.must(arguments.iter().copied());
+    }
+    for (word, here) in
+        [("run", "vmkit launch IMAGE"), ("kill", "vmkit stop --timeout 0 NAME"), ("scp", "vmkit cp FROM TO")]
+    {
+        let answer = host.vmkit([word]);
+        assert_eq!(answer.code, Some(2), "{answer:?}");
+        assert!(answer.stderr.contains(&format!("hint: that is `{here}` here")), "{answer:?}");
+    }
+    let answer = host.vmkit(["ssh", "web"]);
+    assert_eq!(answer.code, Some(3), "it is `shell`: {answer:?}");
+}
+
+#[test]
+fn all_vms_are_taken_for_which_there_is_something_to_do() {
+    let host = Host::with_refusing_qemu();
+    for name in ["web", "db"] {
+        host.create(name);
+    }
+    host.must(["stop", "--all"]);
+    host.must(["suspend", "--all"]);
+    assert_eq!(host.vmkit(["rm", "--all"]).code, Some(2), "only with --force");
+    assert_eq!(host.vmkit(["rm", "--all", "web", "--force"]).code, Some(2), "all, or those that are named");
+    assert_eq!(host.vmkit(["stop"]).code, Some(2));
+    host.must(["delete", "web"]);
+    host.must(["rm", "--all", "--force"]);
+    assert_eq!(host.must(["ls"]).lines().count(), 1);
+}
+
+#[test]
+fn the_key_that_leaves_the_console_is_read_before_the_vm_is_looked_for() {
+    let host = host();
+    let mut command = host.command(["console", "web"]);
+    let answer = crate::support::answer(command.env("VMKIT_ESCAPE", "F1").output().unwrap());
+    assert_eq!(answer.code, Some(2), "{answer:?}");
+    assert!(answer.stderr.starts_with("error: VMKIT_ESCAPE: \"F1\": write ^ or ctrl-"), "{answer:?}");
+    let answer = host.vmkit(["console", "web", "--escape", "^A"]);
+    assert_eq!(answer.code, Some(4), "it does not run: {answer:?}");
+}

@@ -1,0 +1,21 @@
+//! The command on the real QEMU; a guest boots only in tests that need one.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test may panic, and prints its figures and what it skips"
+)]
+
+mod debian;
+mod guest_ssh;
+mod harness;
+mod inherited;
+mod launch;
+mod life;
+mod owners;
+mod ssh;
+#[path = "../../../vmkit/tests/it/sshd.rs"]
+mod sshd;
+#[path = "../support/mod.rs"]
+mod support;
+mod told;
+mod up;

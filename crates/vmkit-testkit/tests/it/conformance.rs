@@ -1,0 +1,256 @@
+//! The backends that run nothing keep the contract, and the suite finds those that don't.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+use vmkit::lifecycle::{FailureCause, FailureKind, Operation};
+use vmkit::spec::{VmName, VmSpec};
+use vmkit::{
+    Backend, BackendTag, Capabilities, ConsoleEndpoint, DynHypervisor, Error, Hypervisor, NoopHypervisor,
+    Result, RouterHypervisor, VmHandle, VmState,
+};
+use vmkit_testkit::conformance::{CaseOutcome, ConformanceReport};
+use vmkit_testkit::{Conformance, TaggedHypervisor, conformance, paper_spec, walk};
+
+/// Returns the options for a backend over these books.
+fn over(noop: &NoopHypervisor) -> Conformance {
+    let noop = noop.clone();
+    let cause = FailureCause { kind: FailureKind::GuestPanic, detail: "the suite wanted it".into() };
+    Conformance::new(paper_spec).breaking(move |vm| noop.break_vm(vm, cause.clone()).expect("it runs"))
+}
+
+fn erased(noop: &NoopHypervisor) -> impl Backend + use<> {
+    TaggedHypervisor::new(DynHypervisor::new(noop.clone()), BackendTag::Noop, noop.capabilities())
+}
+
+fn routed(noop: &NoopHypervisor) -> impl Backend + use<> {
+    let router = RouterHypervisor::new(BackendTag::Noop).with(noop.clone());
+    TaggedHypervisor::new(router, BackendTag::Noop, noop.capabilities())
+}
+
+fn all_passed(report: &ConformanceReport) {
+    report.assert();
+    assert_eq!(report.skipped(), 0, "{report}");
+}
+
+#[tokio::test]
+async fn noop_keeps_the_contract() {
+    let noop = NoopHypervisor::new();
+    let options = over(&noop);
+    all_passed(&conformance::run(move || noop.clone(), options).await);
+}
+
+#[tokio::test]
+async fn noop_with_its_type_erased_keeps_the_contract() {
+    let noop = NoopHypervisor::new();
+    let options = over(&noop);
+    all_passed(&conformance::run(move || erased(&noop), options).await);
+}
+
+#[tokio::test]
+async fn the_router_keeps_the_contract() {
+    let noop = NoopHypervisor::new();
+    let options = over(&noop);
+    all_passed(&conformance::run(move || routed(&noop), options).await);
+}
+
+fn walks_keep_to_the_table(backend: &impl Backend, steps: &[walk::WalkStep]) -> Result<(), TestCaseError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let name = VmName::new("walk").expect("a name");
+    let options = Conformance::new(paper_spec);
+    runtime.block_on(walk::along(backend, &options, name, steps)).map_err(TestCaseError::fail)
+}
+
+proptest! {
+    #[test]
+    fn noop_keeps_to_the_table_along_any_walk(steps in walk::steps(30)) {
+        walks_keep_to_the_table(&NoopHypervisor::new(), &steps)?;
+    }
+
+    #[test]
+    fn an_erased_hypervisor_keeps_to_the_table_along_any_walk(steps in walk::steps(30)) {
+        walks_keep_to_the_table(&erased(&NoopHypervisor::new()), &steps)?;
+    }
+
+    #[test]
+    fn the_router_keeps_to_the_table_along_any_walk(steps in walk::steps(30)) {
+        walks_keep_to_the_table(&routed(&NoopHypervisor::new()), &steps)?;
+    }
+}
+
+/// A way to break the contract.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    /// `suspend` says yes and does nothing.
+    SuspendIdle,
+    /// `destroy` fails on what is gone.
+    DestroyTwice,
+    /// `start` returns a handle without the run's facts.
+    NoFacts,
+    /// `stop` believes the handle's state, which may be old.
+    BelievesHandle,
+    /// The capabilities deny what works.
+    DeniesSuspend,
+    /// The capabilities promise a console that is not there.
+    PromisesConsole,
+    /// `state` panics.
+    Panics,
+    /// A dropped `stop` loses the VM.
+    LosesDropped,
+    /// Every instance has VMs of its own.
+    OwnBooks,
+    /// `suspend` never ends.
+    Endless,
+    /// `prepare` takes a name twice.
+    SameName,
+}
+
+/// The reference, spoilt.
+#[derive(Clone)]
+struct Faulty {
+    noop: NoopHypervisor,
+    fault: Fault,
+}
+
+impl Hypervisor for Faulty {
+    async fn prepare(&self, spec: &VmSpec) -> Result<VmHandle> {
+        match self.noop.prepare(spec).await {
+            Err(Error::AlreadyExists { .. }) if self.fault == Fault::SameName => {
+                let handle = VmHandle::preparing(uuid::Uuid::new_v4(), BackendTag::Noop, spec.clone());
+                Ok(handle.in_state(VmState::Prepared))
+            }
+            answer => answer,
+        }
+    }
+    async fn start(&self, vm: &VmHandle) -> Result<VmHandle> {
+        let mut handle = self.noop.start(vm).await?;
+        if self.fault == Fault::NoFacts {
+            handle.run = None;
+        }
+        Ok(handle)
+    }
+    async fn stop(&self, vm: &VmHandle, timeout: Duration) -> Result<VmHandle> {
+        if self.fault == Fault::LosesDropped {
+            let handle = self.noop.stop(vm, timeout).await?;
+            self.noop.destroy(vm.clone()).await?;
+            tokio::task::yield_now().await;
+            self.noop.prepare(&vm.spec).await?;
+            self.noop.stop(vm, timeout).await?;
+            return Ok(handle);
+        }
+        if self.fault == Fault::BelievesHandle && !vm.state.is_live() {
+            return Ok(vm.clone().in_state(VmState::Stopped));
+        }
+        self.noop.stop(vm, timeout).await
+    }
+    async fn suspend(&self, vm: &VmHandle) -> Result<VmHandle> {
+        match self.fault {
+            Fault::SuspendIdle => Ok(vm.clone().in_state(VmState::Suspended)),
+            Fault::Endless => std::future::pending().await,
+            _ => self.noop.suspend(vm).await,
+        }
+    }
+    async fn resume(&self, vm: &VmHandle) -> Result<VmHandle> {
+        self.noop.resume(vm).await
+    }
+    async fn destroy(&self, vm: VmHandle) -> Result<()> {
+        if self.fault == Fault::DestroyTwice && self.noop.state(&vm).await? == VmState::Destroyed {
+            return Err(Error::NotFound { what: "VM", name: vm.name().to_string() });
+        }
+        self.noop.destroy(vm).await
+    }
+    async fn state(&self, vm: &VmHandle) -> Result<VmState> {
+        assert!(self.fault != Fault::Panics, "the fault of this backend");
+        self.noop.state(vm).await
+    }
+    async fn guest_ip(&self, vm: &VmHandle) -> Result<String> {
+        self.noop.guest_ip(vm).await
+    }
+    fn console_endpoint(&self, vm: &VmHandle) -> Result<ConsoleEndpoint> {
+        self.noop.console_endpoint(vm)
+    }
+}
+
+impl Backend for Faulty {
+    fn tag(&self) -> BackendTag {
+        BackendTag::Noop
+    }
+    fn capabilities(&self) -> Capabilities {
+        match self.fault {
+            Fault::DeniesSuspend => self.noop.capabilities().without_suspend(),
+            Fault::PromisesConsole => Capabilities::all().without_guest_agent(),
+            _ => self.noop.capabilities(),
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_suite_finds_every_fault_and_says_what_it_saw() {
+    let faults = [
+        (
+            Fault::SuspendIdle,
+            "the table holds for suspend of a Running VM",
+            "after suspend of a VM that is running the backend says Running",
+        ),
+        (Fault::DestroyTwice, "destroy succeeds on what is gone", "VM `conformance-"),
+        (Fault::NoFacts, "start after stop gives a new run", "with the run None"),
+        (Fault::BelievesHandle, "old handles are as good as new ones", "after stop of a VM that is running"),
+        (
+            Fault::DeniesSuspend,
+            "the table holds for suspend of a Running VM",
+            "must fail ([Unsupported]), but led to suspended",
+        ),
+        (
+            Fault::PromisesConsole,
+            "the console is where the capabilities say",
+            "console in the capabilities: true",
+        ),
+        (Fault::Panics, "prepare answers a prepared vm", "it panicked"),
+        (
+            Fault::LosesDropped,
+            "a dropped stop leaves nothing that destroy does not find",
+            "after 1 polls of stop the VM is gone",
+        ),
+        (Fault::OwnBooks, "another instance knows the vm", "another instance says the VM is Destroyed"),
+        (Fault::Endless, "the table holds for suspend of a Running VM", "suspend has not ended after 0.05 s"),
+        (Fault::SameName, "prepare refuses a name in use and leaves its vm alone", "not AlreadyExists"),
+    ];
+    for (fault, case, words) in faults {
+        let noop = NoopHypervisor::new();
+        let options = over(&noop).grace(Duration::from_millis(50));
+        let make = move || Faulty {
+            noop: if fault == Fault::OwnBooks { NoopHypervisor::new() } else { noop.clone() },
+            fault,
+        };
+        let report = conformance::run(make, options).await;
+        let found = report.cases.iter().find(|it| it.name == case).map(|it| &it.outcome);
+        let Some(CaseOutcome::Failed(what)) = found else { panic!("{fault:?} was not found: {report}") };
+        assert!(what.contains(words), "{fault:?}: {what}");
+    }
+}
+
+#[tokio::test]
+async fn the_suite_finds_a_second_guest() {
+    let noop = NoopHypervisor::new();
+    let options = over(&noop).counting_guests(|vm| if vm.run.is_some() { 2 } else { 0 });
+    let text = conformance::run(move || noop.clone(), options).await.to_string();
+    assert!(text.contains("2 guests run for the VM, not 1"), "{text}");
+}
+
+#[tokio::test]
+async fn the_suite_finds_what_is_left_behind() {
+    let noop = NoopHypervisor::new();
+    let options = over(&noop).finding_leftovers(|| vec!["/run/left-behind".to_owned()]);
+    let report = conformance::run(move || noop.clone(), options).await;
+    assert_eq!(report.failed(), report.cases.len(), "{report}");
+    assert!(report.to_string().contains("/run/left-behind"), "{report}");
+}
+
+#[tokio::test]
+async fn a_vm_that_can_not_be_made_to_fail_skips_those_cases_and_says_why() {
+    let noop = NoopHypervisor::new();
+    let report = conformance::run(move || noop.clone(), Conformance::new(paper_spec)).await;
+    report.assert();
+    assert_eq!(report.skipped(), [Operation::Start; 5].len() + 1);
+    assert!(report.to_string().contains("nobody told the suite how to make a VM fail"), "{report}");
+}

@@ -1,0 +1,12 @@
+//! The conformance suite, the fakes, and the backends on the fakes.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod conformance;
+#[cfg(feature = "propolis")]
+mod crash_propolis;
+#[cfg(feature = "propolis")]
+mod fake_propolis;
+mod fake_qemu;
+#[cfg(feature = "propolis")]
+mod propolis_on_fake;
+mod qemu_on_fake;

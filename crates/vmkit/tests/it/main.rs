@@ -1,0 +1,32 @@
+//! The library without a QEMU: what is a file, a fake or a server on loopback is enough here.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test may panic, and prints its figures and what it skips"
+)]
+
+mod common;
+#[cfg(feature = "propolis")]
+mod console;
+mod crash;
+mod manager;
+#[cfg(all(feature = "propolis", feature = "ssh"))]
+mod power_off;
+#[cfg(all(feature = "images", feature = "ssh", feature = "vmfile"))]
+mod project;
+#[cfg(all(feature = "images", feature = "ssh", feature = "vmfile"))]
+mod project_changes;
+mod reconfigure;
+mod refused;
+#[cfg(all(feature = "images", feature = "ssh", feature = "vmfile"))]
+mod shop;
+mod spans;
+#[cfg(feature = "ssh")]
+mod ssh;
+#[cfg(feature = "ssh")]
+mod ssh_files;
+#[cfg(feature = "ssh")]
+mod sshd;
+#[cfg(feature = "vmfile")]
+mod vmfile;
+mod watch;

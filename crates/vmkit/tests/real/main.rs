@@ -1,0 +1,19 @@
+//! The library on the real QEMU, with guests that boot, and beside other real programs.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    reason = "a test may panic, and prints what it skips"
+)]
+
+mod console;
+#[cfg(feature = "images")]
+mod convert;
+mod crash;
+mod guest;
+mod harness;
+mod host;
+mod qemu;
+#[cfg(feature = "images")]
+mod registry;
+mod tap;
