@@ -6,6 +6,7 @@
 //! | a file begins with what its module is for | `crates/*/src`, `xtask/src` |
 //! | a module that calls itself `Pure` touches no file, process, socket, clock, environment or runtime | the same, but for tests |
 //! | no left-overs, no `utils.rs`, no `get_…`, no `…Inner`, `…Impl`, `…Helper` | every Rust file |
+//! | integration tests are at most ten binaries, and a `mod` declares each of their files | `*/tests` |
 //! | ARCHITECTURE.md has at most 200 lines | |
 //! | a relative link has a target | every Markdown file |
 //! | comments and prose are plain English in 100 columns | files that are not in `old_language.txt` |
@@ -15,6 +16,7 @@
 mod language;
 mod links;
 mod syntax;
+mod test_files;
 
 use std::fmt;
 use std::fs;
@@ -76,6 +78,7 @@ fn repository() -> PathBuf {
 
 fn check(repository: &Path) -> Result<Vec<Violation>> {
     let mut violations = Vec::new();
+    let mut tests = Vec::new();
     for path in files(repository)? {
         let is = |extension: &str| path.extension().is_some_and(|found| found == extension);
         if !is("rs") && !is("md") {
@@ -91,7 +94,11 @@ fn check(repository: &Path) -> Result<Vec<Violation>> {
         }
         violations.extend(findings.violations);
         violations.extend(check_language(&path, &text));
+        if test_files::is_test_file(&path) {
+            tests.push((path, text));
+        }
     }
+    violations.extend(test_files::check(&tests));
     Ok(violations)
 }
 
