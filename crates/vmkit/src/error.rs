@@ -14,6 +14,7 @@ use crate::handle::BackendTag;
 use crate::image::ImageFormat;
 use crate::lifecycle::{InvalidTransition, VmState};
 use crate::spec::VmName;
+use crate::store::Misplacement;
 
 /// The result of every fallible call of this library.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -134,6 +135,16 @@ pub enum Error {
         other: Option<PathBuf>,
         /// Its process, where that is known.
         pid: Option<u32>,
+    },
+    /// A directory has the record of a VM of another name.
+    #[error("{}: {}", path.display(), how.problem(path, vm))]
+    Misplaced {
+        /// The directory.
+        path: PathBuf,
+        /// The VM that its record is of.
+        vm: VmName,
+        /// What the directory is.
+        how: Misplacement,
     },
     /// What an operation needs belongs to another user.
     #[error("{} belongs to {owner}, and this is {user}: {way_out}", path.display())]
@@ -424,7 +435,7 @@ impl Error {
             Error::UnknownBackend { .. } | Error::Host { .. } | Error::OtherUser { .. } => ErrorKind::Host,
             Error::Busy { .. } | Error::ImageInUse { .. } | Error::SameVm { .. } => ErrorKind::Busy,
             Error::TimedOut { .. } => ErrorKind::TimedOut,
-            Error::Record { .. } => ErrorKind::Record,
+            Error::Record { .. } | Error::Misplaced { .. } => ErrorKind::Record,
             Error::QemuExited { .. } => ErrorKind::Hypervisor,
             Error::Refused { peer, .. } | Error::Protocol { peer, .. } => {
                 if [GUEST_AGENT, SSH_SERVER].contains(peer) {

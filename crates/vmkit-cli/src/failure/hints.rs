@@ -2,10 +2,13 @@
 
 use std::error::Error as StdError;
 use std::io;
+use std::path::Path;
 
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 use vmkit::lifecycle::{InvalidTransition, Operation};
+use vmkit::spec::VmName;
+use vmkit::store::Misplacement;
 use vmkit::{Error, ErrorKind, LoginPart, VmState};
 
 use super::ErrorSubject;
@@ -25,6 +28,7 @@ pub(super) const DOCTOR: &str = "`vmkit doctor` tells what this host lacks";
 pub(super) fn hint(error: &Error, of: Option<&ErrorSubject>) -> Option<String> {
     let hint = match error {
         Error::WrongFormat { .. } => "`vmkit image convert IMAGE FILE` writes its disk as a raw file",
+        Error::Misplaced { path, vm, how } => return misplaced(path, vm, *how),
         // Their texts say what to do.
         Error::OtherUser { .. } | Error::SameVm { .. } => return None,
         Error::Copy { kind: ErrorKind::InvalidInput, problem, .. } if problem.ends_with("recursively") => {
@@ -80,6 +84,18 @@ pub(super) fn hint(error: &Error, of: Option<&ErrorSubject>) -> Option<String> {
     Some(hint.to_owned())
 }
 
+/// Returns what may be done with a directory whose record is of the VM `vm`.
+fn misplaced(path: &Path, vm: &VmName, how: Misplacement) -> Option<String> {
+    let name = path.file_name()?.to_string_lossy();
+    Some(match how {
+        Misplacement::Link => format!("`vmkit rm {name}` removes the link, and nothing of `{vm}`"),
+        Misplacement::Copy => format!("`vmkit rm {name}` removes the copy, and nothing of `{vm}`"),
+        Misplacement::Replaced => format!("`vmkit rm {name}` removes it, and nothing of the `{vm}` of now"),
+        // Its text says what to do.
+        _ => return None,
+    })
+}
+
 /// Returns what may be done with the VM.
 fn of_vm(error: &Error, of: &ErrorSubject) -> Option<String> {
     let vm = &of.vm;
@@ -99,6 +115,11 @@ fn of_vm(error: &Error, of: &ErrorSubject) -> Option<String> {
             if class == "publickey" && command.starts_with("log in as root@") =>
         {
             format!("`vmkit exec {vm} -- sudo COMMAND` becomes root from the user that the VM was made with")
+        }
+        Error::Record { path, .. } if path.ends_with("vm.json") => {
+            format!(
+                "the file was left as it is: `vmkit rm --force {vm}` removes the VM, if nothing of it runs"
+            )
         }
         _ => match error.kind() {
             ErrorKind::TimedOut => {

@@ -12,7 +12,7 @@ use crate::handle::VmHandle;
 use crate::hypervisor::Hypervisor;
 use crate::span::{operation, within};
 use crate::spec::{VmName, VmSpec};
-use crate::store::EphemeralGuard;
+use crate::store::{EphemeralGuard, OwnerState};
 
 /// The label of a VM that is to go with its owner.
 const EPHEMERAL: &str = "vmkit.ephemeral";
@@ -81,11 +81,22 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         let locked = self.store.lock(name, deadline).await?;
         // Read again under the lock: another VM may have the name by now.
         match locked.record()? {
-            Some(record) if is_ephemeral(&record.handle.spec) && !locked.has_owner()? => {
-                let span = operation!("remove", vm = name);
-                within(span, self.remove_locked(locked, record, true)).await?;
-                Ok(true)
-            }
+            Some(record) if is_ephemeral(&record.handle.spec) => match locked.owner_state()? {
+                OwnerState::Runs => Ok(false),
+                // The mark comes with the VM's making, and goes with its removal.
+                OwnerState::Unknown if !record.is_unfinished() => {
+                    warn!(
+                        vm = %name,
+                        "kept: the VM goes with a command, and in a copy of its home nothing shows whether that has ended; remove it by hand"
+                    );
+                    Ok(false)
+                }
+                OwnerState::Unknown | OwnerState::Ended => {
+                    let span = operation!("remove", vm = name);
+                    within(span, self.remove_locked(locked, record, true)).await?;
+                    Ok(true)
+                }
+            },
             _ => Ok(false),
         }
     }

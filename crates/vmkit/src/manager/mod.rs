@@ -21,6 +21,7 @@ mod login;
 #[cfg(all(feature = "ssh", feature = "images"))]
 mod readiness;
 mod reconfigure;
+mod removal;
 #[cfg(feature = "ssh")]
 mod ssh;
 mod tail;
@@ -327,24 +328,6 @@ impl<H: Hypervisor + 'static> VmManager<H> {
             resumed
         };
         within(operation!("resume", vm = name), resume).await
-    }
-
-    /// Removes a VM and all that belongs to it; a VM that lives only with `force`.
-    ///
-    /// Removes what an interrupted `create` or `remove` left, too; with `force` a VM whose record
-    /// is spoilt as well, as long as what was written since its making can be read.
-    ///
-    /// # Errors
-    /// `InvalidState` for a VM that lives, without `force`; those of [`Hypervisor::destroy`].
-    pub async fn remove(&self, name: &VmName, force: bool) -> Result<()> {
-        let remove = async {
-            let locked = self.store.lock(name, Instant::now() + PATIENCE).await?;
-            match found(&locked, force)? {
-                Some(record) => self.remove_locked(locked, record, force).await,
-                None => sweep(locked),
-            }
-        };
-        within(operation!("remove", vm = name), remove).await
     }
 
     async fn remove_locked(&self, locked: LockedVm, record: VmRecord, force: bool) -> Result<()> {

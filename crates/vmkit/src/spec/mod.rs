@@ -205,6 +205,12 @@ impl VmSpec {
         self
     }
 
+    /// Returns the same spec under another name.
+    pub(crate) fn with_name(mut self, name: VmName) -> Self {
+        self.0.name = name;
+        self
+    }
+
     /// Returns the same spec with this forward as well; where it has it already, the same.
     ///
     /// # Errors

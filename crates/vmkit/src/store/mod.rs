@@ -19,6 +19,7 @@
 mod changes;
 mod home;
 pub(crate) mod lock;
+mod misplaced;
 mod owner;
 mod ownership;
 mod portable;
@@ -39,7 +40,9 @@ pub(crate) use changes::RecordChanges;
 pub use home::Home;
 #[cfg(any(feature = "images", feature = "ssh"))]
 pub(crate) use home::create_private;
+pub use misplaced::Misplacement;
 pub use owner::EphemeralGuard;
+pub(crate) use owner::OwnerState;
 pub use ownership::ForeignFiles;
 pub(crate) use ownership::{denied, keep_owner, refuse_other_user};
 #[cfg(all(target_os = "linux", feature = "qemu"))]
@@ -48,7 +51,8 @@ pub use record::{Intent, VmRecord};
 #[cfg(feature = "ssh")]
 pub(crate) use turn::{TurnFor, VmTurn};
 
-use self::owner::OWNER;
+use self::misplaced::misplaced;
+use self::owner::{OWNER, UNFINISHED_OWNER};
 use crate::error::{Error, Result};
 use crate::handle::VmHandle;
 use crate::spec::VmName;
@@ -60,7 +64,8 @@ const LOCK: &str = "lock";
 /// What is the store's in a VM's directory, in the order in which it is removed.
 const OWN: [&str; 4] = [OWNER, MADE, SINCE, LOCK];
 /// What a file is called until it is whole. One name is enough: only the lock's holder writes.
-const UNFINISHED: [(&str, &str); 2] = [(MADE, "vm.json.new"), (SINCE, "run.json.new")];
+const UNFINISHED: [(&str, &str); 3] =
+    [(MADE, "vm.json.new"), (SINCE, "run.json.new"), (OWNER, UNFINISHED_OWNER)];
 
 /// More than any record has: a file that is bigger is not one, and isn't read whole to find that
 /// out.
@@ -210,6 +215,11 @@ impl RecordStore {
 }
 
 impl LockedVm {
+    /// Returns the VM's directory.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// Reads the record, and sweeps what a killed process left half-written.
     pub(crate) fn record(&self) -> Result<Option<VmRecord>> {
         for (_, unfinished) in UNFINISHED {
@@ -318,20 +328,12 @@ impl LockedVm {
         let entries = fs::read_dir(&self.dir).map_err(Error::io("read", &self.dir))?;
         for entry in entries {
             let entry = entry.map_err(Error::io("read", &self.dir))?;
-            let path = entry.path();
-            if OWN.iter().any(|own| entry.file_name() == *own) {
-                continue;
-            }
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                step("remove a directory")
-                    .and_then(|()| fs::remove_dir_all(&path))
-                    .map_err(Error::io("remove", &path))?;
-            } else {
-                remove_file(&path)?;
+            if !OWN.iter().any(|own| entry.file_name() == *own) {
+                remove_entry(&entry.path())?;
             }
         }
         for own in OWN {
-            remove_file(&self.dir.join(own))?;
+            remove_entry(&self.dir.join(own))?;
         }
         let removed = step("remove the VM's directory").and_then(|()| remove_directory(&self.dir));
         match removed {
@@ -361,6 +363,10 @@ async fn acquire(name: &VmName, dir: &Path, deadline: Instant) -> Result<Option<
     })
 }
 
+fn is_link(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|found| found.is_symlink())
+}
+
 /// Removes an empty directory; of one that was moved elsewhere behind a symbolic link, both.
 fn remove_directory(dir: &Path) -> io::Result<()> {
     if !fs::symlink_metadata(dir)?.is_symlink() {
@@ -386,7 +392,7 @@ fn read(home: &Home, name: &VmName) -> Result<Option<VmRecord>> {
     {
         let path = dir.join(SINCE);
         match decode(home, &path, since) {
-            Ok(since) if since.handle.id == id => return Ok(Some(since)),
+            Ok(since) if since.handle.id == id && since.handle.name() == name => return Ok(Some(since)),
             Err(error) if VmRecord::is_newer(since) => return Err(error),
             // Cut off with the power, or another VM's: what was made is still true.
             _ => {}
@@ -394,8 +400,7 @@ fn read(home: &Home, name: &VmName) -> Result<Option<VmRecord>> {
     }
     let made = decode(home, &path, &bytes)?;
     if made.handle.name() != name {
-        let problem = format!("this is the record of the VM `{}`", made.handle.name());
-        return Err(Error::Record { path, problem });
+        return Err(misplaced(home, name, &made));
     }
     Ok(Some(made))
 }
@@ -409,19 +414,29 @@ fn decode(home: &Home, path: &Path, bytes: &[u8]) -> Result<VmRecord> {
 /// Reads a file of the store; one that is a pipe, or bigger than any record, is refused instead of
 /// waited for.
 fn read_bytes(path: &Path) -> Result<Option<Vec<u8>>> {
+    let refused = |problem: String| Error::Record { path: path.to_owned(), problem };
     let nonblocking = i32::try_from(OFlags::NONBLOCK.bits()).expect("the flag is a small number");
     let file = match OpenOptions::new().read(true).custom_flags(nonblocking).open(path) {
         Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound && is_link(path) => {
+            return Err(refused("this is a symbolic link that leads nowhere".to_owned()));
+        }
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
             return Ok(None);
         }
         Err(error) => return Err(denied("open", path)(error)),
     };
     let mut bytes = Vec::with_capacity(4096);
-    file.take(MOST_RECORD_BYTES + 1).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
+    match file.take(MOST_RECORD_BYTES + 1).read_to_end(&mut bytes) {
+        Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
+            return Err(refused("this is not a record of a VM: it is a directory".to_owned()));
+        }
+        read => read.map_err(Error::io("read", path))?,
+    };
     if u64::try_from(bytes.len()).is_ok_and(|found| found > MOST_RECORD_BYTES) {
-        let problem = format!("this is not a record of a VM: it has more than {MOST_RECORD_BYTES} bytes");
-        return Err(Error::Record { path: path.to_owned(), problem });
+        return Err(refused(format!(
+            "this is not a record of a VM: it has more than {MOST_RECORD_BYTES} bytes"
+        )));
     }
     Ok(Some(bytes))
 }
@@ -448,6 +463,14 @@ pub(crate) fn stranger(dir: &Path) -> Result<Option<PathBuf>> {
         }
     }
     Ok(None)
+}
+
+/// Removes a file, or a directory with all that is in it; symbolic links are not followed.
+fn remove_entry(path: &Path) -> Result<()> {
+    if !fs::symlink_metadata(path).is_ok_and(|found| found.is_dir()) {
+        return remove_file(path);
+    }
+    step("remove a directory").and_then(|()| fs::remove_dir_all(path)).map_err(Error::io("remove", path))
 }
 
 fn remove_file(path: &Path) -> Result<()> {

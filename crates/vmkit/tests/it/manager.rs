@@ -179,7 +179,11 @@ async fn an_unusable_record_hides_only_its_own_vm_and_is_kept() {
                 "alone {}: this lies in a VM's directory, and there is no record",
                 at("alone").replace("vm.json", "disk.qcow2")
             ),
-            format!("copied {}: this is the record of the VM `well`", at("copied")),
+            format!(
+                "copied {}: this is a copy of the directory of the VM `well`, with the identity of that VM, and \
+                 can't be used as another",
+                at("copied").trim_end_matches("/vm.json")
+            ),
             format!("cut {}: the record is cut off after 100 bytes", at("cut")),
             format!("future {}: the record has version 9, and this vmkit reads version 1", at("future")),
             "well prepared".to_owned(),

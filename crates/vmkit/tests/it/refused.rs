@@ -83,3 +83,33 @@ async fn without_a_port_that_leads_there_nobody_waits_for_ssh_at_this_hosts_own(
     );
     assert!(begun.elapsed() < SOON, "it is told at once");
 }
+
+#[tokio::test]
+async fn an_ephemeral_vm_of_a_copied_home_is_kept_since_nothing_shows_that_its_owner_has_ended() {
+    let temp = tempfile::tempdir().unwrap();
+    let (noop, manager) = {
+        let noop = NoopHypervisor::new();
+        let home = Home::at(temp.path().join("home")).unwrap();
+        (noop.clone(), VmManager::new(noop, BackendTag::Noop, home))
+    };
+    let (_, owner) = manager.create_ephemeral(spec()).await.unwrap();
+    let copied = temp.path().join("copied");
+    for option in ["-a", "-al"] {
+        let _ = fs::remove_dir_all(&copied);
+        let copy =
+            std::process::Command::new("cp").arg(option).arg(temp.path().join("home")).arg(&copied).status();
+        assert!(copy.unwrap().success());
+        let copy = VmManager::new(noop.clone(), BackendTag::Noop, Home::at(&copied).unwrap());
+        assert!(copy.remove_orphans().await.unwrap().is_empty(), "{option}");
+        assert!(copied.join("vms/web/vm.json").exists(), "{option}");
+    }
+    drop(owner);
+    let copy = VmManager::new(noop, BackendTag::Noop, Home::at(&copied).unwrap());
+    assert!(copy.remove_orphans().await.unwrap().is_empty());
+    assert!(copied.join("vms/web/vm.json").exists());
+    // A home that was renamed is the same.
+    fs::rename(temp.path().join("home"), temp.path().join("moved")).unwrap();
+    let moved =
+        VmManager::new(NoopHypervisor::new(), BackendTag::Noop, Home::at(temp.path().join("moved")).unwrap());
+    assert_eq!(moved.remove_orphans().await.unwrap(), [web()]);
+}

@@ -5,7 +5,9 @@
 //! directory, the same place for their sockets. What runs for the original is not the copy's: its
 //! processes, its sockets and its lock are left alone, and the same VM is not started twice.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -13,8 +15,8 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, sockopt};
 
 use super::layout::QemuLayout;
-use crate::backend::supervise::runfile;
-use crate::backend::supervise::{ALIVE_DESCRIPTOR, alive};
+use crate::backend::supervise::files::remove_file;
+use crate::backend::supervise::{ALIVE_DESCRIPTOR, alive, process, runfile};
 use crate::error::{Error, Result};
 use crate::handle::VmHandle;
 
@@ -51,6 +53,36 @@ pub(super) fn refuse_twin(vm: &VmHandle, layout: &QemuLayout) -> Result<()> {
     Err(Error::SameVm { vm: vm.name().clone(), here: layout.work.clone(), other: work, pid })
 }
 
+/// Refuses to start a VM whose lock, by a hard link, another directory's VM runs with: the two
+/// would write to the same disks.
+///
+/// # Errors
+/// [`Error::SameVm`].
+pub(super) fn refuse_linked(vm: &VmHandle, layout: &QemuLayout) -> Result<()> {
+    // One process has it at a start already: looking through all of them takes time.
+    let is_linked = fs::metadata(layout.alive_lock()).is_ok_and(|lock| lock.nlink() > 1);
+    let holder = if is_linked { process::linked_holder(&layout.place())? } else { None };
+    holder.map_or(Ok(()), |(pid, work)| {
+        Err(Error::SameVm {
+            vm: vm.name().clone(),
+            here: layout.work.clone(),
+            other: Some(work),
+            pid: Some(pid),
+        })
+    })
+}
+
+/// Leaves a lock to the directory that runs a VM with it, so that this one, a copy of that by hard
+/// links, can be removed meanwhile.
+pub(super) fn leave_linked(layout: &QemuLayout) -> Result<()> {
+    let lock = layout.alive_lock();
+    let is_linked = fs::metadata(&lock).is_ok_and(|lock| lock.nlink() > 1);
+    if is_linked && process::linked_holder(&layout.place())?.is_some() {
+        remove_file(&lock)?;
+    }
+    Ok(())
+}
+
 /// Finds a process of this user's that runs the same VM with the lock of another directory, and
 /// that directory.
 fn twin(vm: &VmHandle, layout: &QemuLayout) -> Result<Option<(u32, Option<PathBuf>)>> {
@@ -65,8 +97,12 @@ fn twin(vm: &VmHandle, layout: &QemuLayout) -> Result<Option<(u32, Option<PathBu
         let Ok(link) = fs::read_link(&held) else { continue };
         let is_other =
             fs::metadata(&held).is_ok_and(|file| (file.dev(), file.ino()) != (own.dev(), own.ino()));
-        if is_other && link.file_name() == lock.file_name() && runs(&entry.path(), vm) {
-            return Ok(Some((pid, link.parent().map(Path::to_owned))));
+        let bytes = link.as_os_str().as_bytes();
+        // Of a directory that was removed under its VM, the name stays. Source: proc_pid_fd(5).
+        let removed = bytes.strip_suffix(b" (deleted)");
+        let name = Path::new(OsStr::from_bytes(removed.unwrap_or(bytes)));
+        if is_other && name.file_name() == lock.file_name() && runs(&entry.path(), vm) {
+            return Ok(Some((pid, name.parent().map(Path::to_owned))));
         }
     }
     Ok(None)

@@ -488,6 +488,7 @@ impl Hypervisor for QemuHypervisor {
         }
         let keeper = spawn::keeper_program(self.0.keeper.as_deref())?;
         let facts = self.facts(&vm.spec).await?;
+        elsewhere::refuse_linked(vm, &details.layout)?;
         let Some(alive) = alive::take_unless_live(&details.layout.place(), deadline).await? else {
             // By the other start it may be elsewhere.
             let details = self.details(vm)?;
@@ -550,6 +551,7 @@ impl Hypervisor for QemuHypervisor {
             _ => {}
         }
         if layout.work.exists() {
+            elsewhere::leave_linked(&layout)?;
             let _still =
                 alive::take_and_silence(&layout.place(), Instant::now() + self.0.start_limit).await?;
             // Asked again under the lock: by now the directory may be another VM's.
@@ -575,8 +577,7 @@ impl Hypervisor for QemuHypervisor {
         if vm.details.version == 0 {
             return Ok(VmState::Preparing);
         }
-        let found = process::look(&layout.place()).await?;
-        let found = match found {
+        let found = match process::look(&layout.place()).await? {
             // The sockets were bound before the keeper began: the greeting is the event that it has
             // started QEMU.
             ProcessState::Launching | ProcessState::Starting(_) => match status::ask(vm, &layout).await {

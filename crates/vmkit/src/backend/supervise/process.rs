@@ -17,7 +17,7 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -51,7 +51,8 @@ pub(crate) enum ProcessState {
     Ended(Option<ProcessEnd>),
     /// The host has been rebooted since.
     Rebooted,
-    /// The record is a copy of one in another directory, whose run it is: nothing runs here.
+    /// The record, or by a hard link the lock, is that of another directory, whose run it is:
+    /// nothing runs here.
     Copied,
 }
 
@@ -72,7 +73,11 @@ pub(crate) async fn look(place: &SupervisionPaths) -> Result<ProcessState> {
             return Ok(recorded);
         }
         // Or it was lost, and the hypervisor runs on: then it is the one that has the lock.
-        return Ok(orphan(place)?.map_or(ProcessState::Launching, ProcessState::Live));
+        return Ok(match orphan(place)? {
+            Some(process) => ProcessState::Live(process),
+            None if linked_holder(place)?.is_some() => ProcessState::Copied,
+            None => ProcessState::Launching,
+        });
     }
     Ok(recorded)
 }
@@ -153,7 +158,8 @@ fn is_of(place: &SupervisionPaths, process: &ProcessFd) -> Result<bool> {
     };
     let open = Path::new("/proc").join(process.id().pid.to_string()).join("fd");
     let has_lock = |link: &Path| {
-        fs::metadata(link).is_ok_and(|file| is_lock(&file, lock)) || was_replaced(link, &place.alive)
+        let is_ours = |file: fs::Metadata| is_lock(&file, lock) && is_opened_here(link, &file, &place.alive);
+        fs::metadata(link).is_ok_and(is_ours) || was_replaced(link, &place.alive)
     };
     // Of the hypervisor it is known under which number it has the lock.
     if has_lock(&open.join(ALIVE_DESCRIPTOR.to_string())) {
@@ -196,6 +202,21 @@ fn is_lock(file: &fs::Metadata, lock: Option<(u64, u64)>) -> bool {
     }
 }
 
+/// Returns whether an open file that is the lock was opened in this directory. A directory that was
+/// copied by hard links (`cp -al`) has the very same file, and each is the lock of its own VM.
+fn is_opened_here(link: &Path, file: &fs::Metadata, alive: &Path) -> bool {
+    if file.nlink() < 2 {
+        return true;
+    }
+    let directory = |path: &Path| {
+        let found = fs::metadata(path.parent()?).ok()?;
+        Some((found.dev(), found.ino()))
+    };
+    let theirs = fs::read_link(link).ok().and_then(|open| directory(&open));
+    // From another mount namespace the name of the file says nothing.
+    theirs.is_none() || theirs == directory(alive)
+}
+
 fn rebooted_since(run: &ProcessRun) -> Result<bool> {
     let now = boot_id()?;
     Ok(run.keeper.iter().chain(&run.hypervisor).any(|process| process.boot_id != now))
@@ -205,33 +226,59 @@ fn rebooted_since(run: &ProcessRun) -> Result<bool> {
 /// has inherited the lock's file under the number that only vmkit gives it. Who has opened the file
 /// itself, and happened upon that number, is another.
 pub(crate) fn orphan(place: &SupervisionPaths) -> Result<Option<ProcessFd>> {
+    let keeper = runfile::read(&place.run_file).ok().flatten().and_then(|run| run.keeper);
+    for holder in holders(place)?.into_iter().filter(|holder| holder.is_here) {
+        let process = ProcessId::of(holder.pid)?;
+        // The keeper has a copy for as long as it takes to start the hypervisor.
+        if process != keeper
+            && let Some(process) = open(process)?
+        {
+            return Ok(Some(process));
+        }
+    }
+    Ok(None)
+}
+
+/// Finds a process that holds the lock for another directory: this one is a copy of that by hard
+/// links, or the other way round. Returns its number and that directory.
+pub(crate) fn linked_holder(place: &SupervisionPaths) -> Result<Option<(u32, PathBuf)>> {
+    let linked = holders(place)?.into_iter().find(|holder| !holder.is_here);
+    Ok(linked.and_then(|holder| Some((holder.pid, holder.lock.parent()?.to_owned()))))
+}
+
+/// A process that has inherited the lock.
+struct Holder {
+    pid: u32,
+    /// The lock, as it was named when it was opened.
+    lock: PathBuf,
+    /// Whether it was opened in this directory, and not in one that has the same file.
+    is_here: bool,
+}
+
+fn holders(place: &SupervisionPaths) -> Result<Vec<Holder>> {
     let path = &place.alive;
     // By the file, not by its name: a home may be reached through a symbolic link.
     let lock = match fs::metadata(path) {
         Ok(lock) => lock,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(Error::io("examine", path)(error)),
     };
-    let keeper = runfile::read(&place.run_file).ok().flatten().and_then(|run| run.keeper);
     let entries = fs::read_dir("/proc").map_err(Error::io("read", "/proc"))?;
+    let mut holders = Vec::new();
     for entry in entries.flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
             continue;
         };
         let held = entry.path().join("fd").join(ALIVE_DESCRIPTOR.to_string());
-        if fs::metadata(&held).is_ok_and(|file| (file.dev(), file.ino()) == (lock.dev(), lock.ino()))
+        if let Ok(file) = fs::metadata(&held)
+            && (file.dev(), file.ino()) == (lock.dev(), lock.ino())
             && is_inherited(&entry.path())
         {
-            let process = ProcessId::of(pid)?;
-            // The keeper has a copy for as long as it takes to start the hypervisor.
-            if process != keeper
-                && let Some(process) = open(process)?
-            {
-                return Ok(Some(process));
-            }
+            let is_here = is_opened_here(&held, &file, path);
+            holders.push(Holder { pid, lock: fs::read_link(&held).unwrap_or_default(), is_here });
         }
     }
-    Ok(None)
+    Ok(holders)
 }
 
 /// Returns whether a process, by its directory in `/proc`, would hand the lock's descriptor on as

@@ -2,6 +2,7 @@
 //! one by one, and its home is moved and copied.
 
 mod moved_home;
+mod moved_vm;
 
 use std::fs;
 use std::io;

@@ -19,13 +19,13 @@ const STORED: &str =
     "images/sha256-30e14955ebf1352266dc2ff8067e68104607e750abb9d3b36582b8af909fcb58/disk.raw";
 
 /// A home, and what is done to its one VM.
-struct Place {
-    home: PathBuf,
-    manager: VmManager<QemuHypervisor>,
+pub(super) struct Place {
+    pub(super) home: PathBuf,
+    pub(super) manager: VmManager<QemuHypervisor>,
 }
 
 impl Place {
-    fn at(home: &Path) -> Self {
+    pub(super) fn at(home: &Path) -> Self {
         Self::with(home, Home::at(home).unwrap())
     }
 
@@ -43,7 +43,7 @@ impl Place {
     }
 
     /// Creates a VM whose image and second disk lie in the home.
-    fn create(&self) {
+    pub(super) fn create(&self) {
         let image = self.home.join(STORED);
         fs::create_dir_all(image.parent().unwrap()).unwrap();
         for file in [&image, &self.home.join("data.raw")] {
@@ -54,7 +54,7 @@ impl Place {
         runtime().block_on(self.manager.create(spec.data_disks(vec![data]).build().unwrap())).unwrap();
     }
 
-    fn operate(&self, word: &str) -> Result<()> {
+    pub(super) fn operate(&self, word: &str) -> Result<()> {
         let (name, manager) = (web(), &self.manager);
         runtime().block_on(async {
             match word {
@@ -68,16 +68,16 @@ impl Place {
         })
     }
 
-    fn does(&self, word: &str) {
+    pub(super) fn does(&self, word: &str) {
         self.operate(word).unwrap_or_else(|error| panic!("{word} in {}: {error}", self.home.display()));
     }
 
-    fn state(&self) -> &'static str {
+    pub(super) fn state(&self) -> &'static str {
         let listed = runtime().block_on(self.manager.list()).unwrap();
         listed[0].handle.as_ref().unwrap_or_else(|error| panic!("{error}")).state.name()
     }
 
-    fn pid(&self) -> Option<u32> {
+    pub(super) fn pid(&self) -> Option<u32> {
         runtime().block_on(self.manager.info(&web())).unwrap().run.and_then(|run| run.pid)
     }
 
@@ -88,7 +88,7 @@ impl Place {
     }
 }
 
-fn copy(from: &Path, to: &Path) {
+pub(super) fn copy(from: &Path, to: &Path) {
     let copied = Command::new("cp").arg("-a").args([from, to]).status().unwrap();
     assert!(copied.success());
 }
