@@ -13,6 +13,8 @@ use vmkit::image::{Catalogue, ImageRef, ImageStore, Proxies, PullProgress};
 use vmkit::spec::Arch;
 use vmkit::store::Home;
 
+use crate::places::named_by;
+
 /// Returns the store of the images in a home.
 ///
 /// # Errors
@@ -25,30 +27,33 @@ pub(crate) fn store(home: &Home) -> Result<ImageStore, Error> {
     {
         catalogue = catalogue.extended(&text, &file)?;
     }
-    if let Some(mirrors) = text("VMKIT_MIRROR") {
-        catalogue = catalogue.with_mirrors(&mirrors)?;
+    if let Some(mirrors) = text("VMKIT_MIRROR", var)? {
+        catalogue = catalogue.with_mirrors(&mirrors).map_err(|error| named_by("VMKIT_MIRROR", error))?;
     }
     let mut store = ImageStore::new(home, catalogue).with_login_files(login_files(var));
     if let Some(path) = var("PATH") {
         store = store.with_credential_helpers(&path);
     }
-    Ok(store.with_proxies(proxies(text)?))
+    Ok(store.with_proxies(proxies(var)?))
 }
 
 /// Returns the proxies of the environment, as curl reads them: `http_proxy` in lower case only, for
 /// a web server sets HTTP_PROXY to what a request says.
 ///
 /// Source: "Environment variables" in curl(1).
-fn proxies(text: impl Fn(&str) -> Option<String>) -> Result<Proxies, Error> {
-    let first = |names: &[&'static str]| names.iter().find_map(|name| Some((*name, text(name)?)));
+fn proxies(var: impl Fn(&str) -> Option<OsString>) -> Result<Proxies, Error> {
+    let first = |names: &[&'static str]| -> Result<Option<(&'static str, String)>, Error> {
+        let Some(name) = names.iter().find(|name| var(name).is_some()) else { return Ok(None) };
+        Ok(text(name, &var)?.map(|value| (*name, value)))
+    };
     let mut proxies = Proxies::default();
-    if let Some((variable, url)) = first(&["http_proxy", "all_proxy", "ALL_PROXY"]) {
+    if let Some((variable, url)) = first(&["http_proxy", "all_proxy", "ALL_PROXY"])? {
         proxies = proxies.with_http(variable, &url)?;
     }
-    if let Some((variable, url)) = first(&["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"]) {
+    if let Some((variable, url)) = first(&["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"])? {
         proxies = proxies.with_https(variable, &url)?;
     }
-    Ok(match first(&["no_proxy", "NO_PROXY"]) {
+    Ok(match first(&["no_proxy", "NO_PROXY"])? {
         Some((_, except)) => proxies.with_exceptions(&except),
         None => proxies,
     })
@@ -96,8 +101,14 @@ fn var(name: &str) -> Option<OsString> {
     env::var_os(name).filter(|value| !value.is_empty())
 }
 
-fn text(name: &str) -> Option<String> {
-    env::var(name).ok().filter(|value| !value.is_empty())
+/// Returns the text of a variable.
+///
+/// # Errors
+/// `InvalidInput` on the variable for what is not UTF-8; it may have a password, so it is not
+/// repeated.
+fn text(name: &'static str, var: impl Fn(&str) -> Option<OsString>) -> Result<Option<String>, Error> {
+    let value = var(name).map(OsString::into_string).transpose();
+    value.map_err(|_| Error::invalid(name, "…", "the value is not UTF-8 (expected UTF-8)"))
 }
 
 /// Returns the user's own catalogue: `$XDG_CONFIG_HOME/vmkit/images.toml`.
@@ -137,6 +148,9 @@ fn read(path: &Path) -> Result<Option<String>, Error> {
 mod tests {
     use super::*;
 
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+
     #[test]
     fn the_own_catalogue_is_found_by_the_xdg_directories() {
         let found = |variables: &'static [(&str, &str)]| {
@@ -153,14 +167,22 @@ mod tests {
     #[test]
     fn a_proxy_that_can_not_be_read_is_refused_by_the_variable_that_names_it() {
         let of = |set: &'static str| {
-            proxies(|name| (name == set).then(|| "gopher://proxy".to_owned()))
-                .map_err(|error| error.to_string())
+            proxies(|name| (name == set).then(|| "gopher://proxy".into())).map_err(|error| error.to_string())
         };
         for name in ["http_proxy", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"] {
             let error = of(name).unwrap_err();
             assert!(error.starts_with(&format!("{name}: \"gopher://…\": ")), "{error}");
         }
         of("HTTP_PROXY").unwrap();
+    }
+
+    #[test]
+    fn a_variable_that_is_not_utf_8_is_refused_by_its_name() {
+        for name in ["http_proxy", "https_proxy", "all_proxy", "no_proxy"] {
+            let value = OsStr::from_bytes(b"http://me:pw@a\xff");
+            let error = proxies(|other| (other == name).then(|| value.to_owned())).unwrap_err().to_string();
+            assert_eq!(error, format!("{name}: \"…\": the value is not UTF-8 (expected UTF-8)"));
+        }
     }
 
     #[test]

@@ -43,17 +43,19 @@ fn find(
     let set = |name: &str| environment(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let one = |home: Home| FoundHome { home, refused_runtime: None };
     if let Some(root) = named {
+        check_directory("home", &root)?;
         return Home::at(absolute("home", &root)?).map(one);
     }
     if let Some(root) = set("VMKIT_HOME") {
         let root = absolute("VMKIT_HOME", &root)?;
+        check_directory("VMKIT_HOME", &root)?;
         return Home::at(root).map(one).map_err(|error| named_by("VMKIT_HOME", error));
     }
     // A relative path in these variables is to be ignored. Source: the XDG Base Directory
     // Specification.
     let xdg = |name: &str| set(name).filter(|path| path.is_absolute());
     let below_user = |below: &str| match set("HOME") {
-        Some(user) if user.is_absolute() => Ok(user.join(below)),
+        Some(user) if user.is_absolute() => check_directory("HOME", &user).map(|()| user.join(below)),
         Some(user) => Err(Error::invalid("HOME", user.display(), "the path must be absolute")),
         None => Err(Error::Host {
             needed: "HOME".to_owned(),
@@ -62,11 +64,15 @@ fn find(
         }),
     };
     let (data_from, data) = match xdg("XDG_DATA_HOME") {
-        Some(data) => ("XDG_DATA_HOME", data),
+        Some(data) => check_directory("XDG_DATA_HOME", &data).map(|()| ("XDG_DATA_HOME", data))?,
         None => ("HOME", below_user(".local/share")?),
     };
     let data = data.join("vmkit");
-    let cache = xdg("XDG_CACHE_HOME").map_or_else(|| below_user(".cache"), Ok)?.join("vmkit");
+    let cache = match xdg("XDG_CACHE_HOME") {
+        Some(cache) => check_directory("XDG_CACHE_HOME", &cache).map(|()| cache)?,
+        None => below_user(".cache")?,
+    }
+    .join("vmkit");
     let mut refused_runtime = None;
     if let Some(dir) = set("XDG_RUNTIME_DIR") {
         let tried = match unusable(&dir) {
@@ -85,8 +91,20 @@ fn find(
     Ok(FoundHome { home, refused_runtime })
 }
 
+/// Refuses a place that is there and is not a directory, or lies below such a one.
+fn check_directory(variable: &'static str, path: &Path) -> Result<(), Error> {
+    let is_none = match path.metadata() {
+        Ok(found) => !found.is_dir(),
+        Err(error) => error.kind() == io::ErrorKind::NotADirectory,
+    };
+    match is_none {
+        true => Err(Error::invalid(variable, path.display(), "this is not a directory (expected one)")),
+        false => Ok(()),
+    }
+}
+
 /// Says of a place that can't be used which variable named it.
-fn named_by(variable: &'static str, error: Error) -> Error {
+pub(crate) fn named_by(variable: &'static str, error: Error) -> Error {
     match error {
         Error::Invalid { value, expected, .. } => Error::invalid(variable, value, expected),
         other => other,
@@ -242,6 +260,9 @@ mod tests {
             (vec![("HOME", long.as_str())], "HOME: \"/hhh"),
             (vec![("HOME", "/user"), ("XDG_DATA_HOME", long.as_str())], "XDG_DATA_HOME: \"/hhh"),
             (vec![("HOME", "user")], "HOME: \"user\": the path must be absolute"),
+            (vec![("HOME", "/dev/null")], "HOME: \"/dev/null\": this is not a directory"),
+            (vec![("VMKIT_HOME", "/dev/null/x")], "VMKIT_HOME: \"/dev/null/x\": this is not a directory"),
+            (vec![("HOME", "/user"), ("XDG_CACHE_HOME", "/dev/null")], "XDG_CACHE_HOME: \"/dev/null\": "),
         ] {
             let error = found(None, &variables).unwrap_err().to_string();
             assert!(error.starts_with(said), "{error}");

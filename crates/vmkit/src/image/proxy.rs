@@ -18,9 +18,16 @@ const SOCKS_PORT: u16 = 1080;
 /// The proxies that servers are asked through.
 #[derive(Clone, Default)]
 pub struct Proxies {
-    http: Option<Url>,
-    https: Option<Url>,
+    http: Option<ProxyAddress>,
+    https: Option<ProxyAddress>,
     except: Vec<NoProxyRule>,
+}
+
+/// A proxy, and what names it; displayed without its password.
+#[derive(Clone)]
+pub(super) struct ProxyAddress {
+    pub(super) url: Url,
+    field: &'static str,
 }
 
 /// Servers that are asked directly.
@@ -46,6 +53,17 @@ impl std::fmt::Debug for Proxies {
         let mut proxies = f.debug_struct("Proxies");
         proxies.field("has_http", &self.http.is_some()).field("has_https", &self.https.is_some());
         proxies.field("except", &self.except).finish()
+    }
+}
+
+impl std::fmt::Display for ProxyAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (scheme, host) = (self.url.scheme(), self.url.host_str().unwrap_or_default());
+        write!(f, "{scheme}://{host}")?;
+        if let Some(port) = self.url.port_or_known_default() {
+            write!(f, ":{port}")?;
+        }
+        write!(f, " ({})", self.field)
     }
 }
 
@@ -83,7 +101,7 @@ impl Proxies {
     }
 
     /// Returns the proxy for an address.
-    pub(super) fn of(&self, url: &Url) -> Option<&Url> {
+    pub(super) fn of(&self, url: &Url) -> Option<&ProxyAddress> {
         let proxy = if url.scheme() == "https" { &self.https } else { &self.http };
         let host = url.host_str()?.trim_start_matches('[').trim_end_matches(']');
         let port = url.port_or_known_default();
@@ -157,7 +175,7 @@ fn ip(text: &str) -> Option<IpAddr> {
     text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text).parse().ok()
 }
 
-fn parse(field: &'static str, text: &str) -> Result<Url> {
+fn parse(field: &'static str, text: &str) -> Result<ProxyAddress> {
     let expected =
         format!("the address of a proxy: [SCHEME://]HOST[:PORT], SCHEME one of {}", SCHEMES.join(", "));
     let refused = || Error::invalid(field, "…", format!("it can't be read (expected {expected})"));
@@ -179,7 +197,7 @@ fn parse(field: &'static str, text: &str) -> Result<Url> {
     if url.scheme().starts_with("socks") && url.port().is_none() {
         url.set_port(Some(SOCKS_PORT)).map_err(|()| refused())?;
     }
-    Ok(url)
+    Ok(ProxyAddress { url, field })
 }
 
 #[cfg(test)]
@@ -195,7 +213,9 @@ mod tests {
 
     #[test]
     fn each_scheme_has_its_proxy() {
-        let of = |proxies: &Proxies, url: &str| proxies.of(&url.parse().unwrap()).map(Url::to_string);
+        let of = |proxies: &Proxies, url: &str| {
+            proxies.of(&url.parse().unwrap()).map(|proxy| proxy.url.to_string())
+        };
         let http = Proxies::default().with_http("http_proxy", "http://p:1").unwrap();
         assert_eq!(of(&http, "http://a/b").as_deref(), Some("http://p:1/"));
         assert_eq!(of(&http, "https://a/b"), None);
@@ -205,6 +225,8 @@ mod tests {
         let socks = Proxies::default().with_https("all_proxy", "socks5h://p").unwrap();
         assert_eq!(of(&socks, "https://a").as_deref(), Some("socks5h://p:1080"));
         assert!(!format!("{https:?}").contains("pw"));
+        let shown = https.of(&"https://a".parse().unwrap()).unwrap().to_string();
+        assert_eq!(shown, "http://p:2 (https_proxy)");
     }
 
     #[test]

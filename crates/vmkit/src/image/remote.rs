@@ -181,12 +181,12 @@ impl HttpFetcher {
             Ok(Ok(response)) => Ok(response),
             // The request or the redirect is wrong, and will stay wrong.
             Ok(Err(error)) if error.is_redirect() || error.is_builder() => {
-                Err(AttemptFailure::Final(fetch_error_of(url, error)))
+                Err(AttemptFailure::Final(self.fetch_error_of(url, error)))
             }
             Ok(Err(error)) if error.is_connect() => {
-                Err(AttemptFailure::Unreachable(fetch_error_of(url, error)))
+                Err(AttemptFailure::Unreachable(self.fetch_error_of(url, error)))
             }
-            Ok(Err(error)) => Err(AttemptFailure::Again(fetch_error_of(url, error))),
+            Ok(Err(error)) => Err(AttemptFailure::Again(self.fetch_error_of(url, error))),
             Err(_) => Err(AttemptFailure::Again(self.silence(url))),
         }
     }
@@ -198,14 +198,38 @@ impl HttpFetcher {
     ) -> Result<Option<bytes::Bytes>, AttemptFailure> {
         match timeout(self.patience.idle, response.chunk()).await {
             Ok(Ok(bytes)) => Ok(bytes),
-            Ok(Err(error)) => Err(AttemptFailure::Again(fetch_error_of(url, error))),
+            Ok(Err(error)) => Err(AttemptFailure::Again(self.fetch_error_of(url, error))),
             Err(_) => Err(AttemptFailure::Again(self.silence(url))),
         }
     }
 
     fn silence(&self, url: &str) -> Error {
-        let awaited = format!("{} to send the next byte", shown(url));
+        let through = Url::parse(url).map_or_else(|_| String::new(), |url| self.through_what(&url));
+        let awaited = format!("{} to send the next byte{through}", shown(url));
         Error::TimedOut { awaited, after: self.patience.idle, console: String::new() }
+    }
+
+    /// Returns the proxy that an address is fetched through, as messages name it.
+    fn through_what(&self, url: &Url) -> String {
+        self.proxies.of(url).map_or_else(String::new, |proxy| format!(" through the proxy {proxy}"))
+    }
+
+    fn fetch_error_of(&self, url: &str, error: reqwest::Error) -> Error {
+        // After a redirect it is another address than the one that was asked for.
+        let through = error.url().map_or_else(String::new, |url| self.through_what(url));
+        let problem = match () {
+            () if error.is_connect() => format!("the server can't be reached{through}"),
+            () if error.is_redirect() => "it leads somewhere that is not followed".to_owned(),
+            () if error.is_builder() => "this is no address".to_owned(),
+            () => format!("the connection{through} broke"),
+        };
+        Error::Fetch {
+            url: shown(url),
+            problem,
+            status: None,
+            // The error has the address already.
+            source: Some(Box::new(error.without_url())),
+        }
     }
 
     pub(super) fn client(&self) -> Result<&Client> {
@@ -240,7 +264,7 @@ impl HttpFetcher {
             .user_agent(concat!("vmkit/", env!("CARGO_PKG_VERSION")));
         if !self.proxies.is_empty() {
             let proxies = self.proxies.clone();
-            builder = builder.proxy(Proxy::custom(move |url| proxies.of(url).cloned()));
+            builder = builder.proxy(Proxy::custom(move |url| proxies.of(url).map(|proxy| proxy.url.clone())));
         }
         builder.build().map_err(|error| refused(error.to_string()))
     }
@@ -328,27 +352,14 @@ pub(super) fn fetch_error(url: &str, problem: &str) -> Error {
     Error::Fetch { url: shown(url), problem: problem.to_owned(), status: None, source: None }
 }
 
-fn fetch_error_of(url: &str, error: reqwest::Error) -> Error {
-    let problem = match () {
-        () if error.is_connect() => "the server can't be reached",
-        () if error.is_redirect() => "it leads somewhere that is not followed",
-        () if error.is_builder() => "this is no address",
-        () => "the connection broke",
-    };
-    Error::Fetch {
-        url: shown(url),
-        problem: problem.to_owned(),
-        status: None,
-        // The error has the address already.
-        source: Some(Box::new(error.without_url())),
-    }
-}
-
 pub(super) fn refusal(url: &str, status: StatusCode) -> Error {
     let problem = match status {
         StatusCode::NOT_FOUND | StatusCode::GONE => "there is no such file on the server".to_owned(),
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
             format!("the server does not give it to everybody ({status})")
+        }
+        StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
+            format!("the proxy wants a login ({status}; expected USER:PASSWORD@ before its host)")
         }
         _ => format!("the server answered {status}"),
     };
