@@ -3,8 +3,9 @@
 
 use std::env;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use tokio::runtime;
+use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use vmkit::image::ImageStore;
 use vmkit::store::Home;
@@ -13,7 +14,7 @@ use vmkit::{BackendTag, Error, PropolisHypervisor, RouterHypervisor, VmManager};
 use vmkit::{QemuHypervisor, QemuHypervisorBuilder};
 
 use crate::failure::Failure;
-use crate::{images, places, propolis};
+use crate::{images, places, propolis, threads};
 
 /// Whose VM it is when nobody says.
 pub(crate) const DEFAULT_BACKEND: BackendTag =
@@ -22,6 +23,9 @@ pub(crate) const DEFAULT_BACKEND: BackendTag =
 /// How many threads look at many VMs. What they look at is files in memory: more would cost more
 /// than they bring.
 const THREADS: usize = 2;
+
+/// Longer than any command runs.
+const FOR_EVER: Duration = Duration::from_secs(1 << 30);
 
 /// The manager of this program.
 pub(crate) type CliManager = VmManager<RouterHypervisor>;
@@ -83,8 +87,7 @@ impl CommandContext {
 
     /// Runs a future to its end on this thread.
     pub(crate) fn block_on<T>(&self, future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-        let runtime = runtime::Builder::new_current_thread().enable_all().build();
-        runtime.map_err(Error::io("make", "the event loop"))?.block_on(future)
+        event_loop(Builder::new_current_thread())?.block_on(future)
     }
 
     /// Runs a future to its end on this thread, or drops it at Ctrl-C and returns `None`. Nobody
@@ -93,8 +96,7 @@ impl CommandContext {
         &self,
         future: impl Future<Output = Result<T, Failure>>,
     ) -> Result<Option<T>, Failure> {
-        let runtime = runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(Error::io("make", "the event loop"))?;
+        let runtime = event_loop(Builder::new_current_thread())?;
         let done = runtime.block_on(async {
             // Heard from before anything is begun.
             let mut interrupts =
@@ -114,9 +116,20 @@ impl CommandContext {
         &self,
         future: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, Failure> {
-        let runtime = runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build();
-        runtime.map_err(Error::io("make", "the event loop"))?.block_on(future)
+        let mut builder = Builder::new_multi_thread();
+        builder.worker_threads(THREADS);
+        event_loop(builder)?.block_on(future)
     }
+}
+
+/// Creates an event loop with a thread for blocking calls, which stays: where Tokio needs its first
+/// one later, and none can be created, it panics.
+fn event_loop(mut builder: Builder) -> Result<Runtime, Error> {
+    threads::check()?;
+    let runtime = builder.enable_all().thread_keep_alive(FOR_EVER).build();
+    let runtime = runtime.map_err(Error::io("make", "the event loop"))?;
+    drop(runtime.spawn_blocking(|| {}));
+    Ok(runtime)
 }
 
 #[cfg(target_os = "linux")]

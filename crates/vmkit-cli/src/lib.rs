@@ -29,13 +29,14 @@ mod public_keys;
 mod reference;
 mod remote;
 mod several;
+mod threads;
 mod warnings;
 
 use std::error::Error as _;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::error::{ContextKind, ContextValue};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, Parser};
 
 use crate::arguments::CommandLine;
@@ -53,11 +54,14 @@ pub fn command() -> clap::Command {
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     warnings::print_from_now_on();
     let mut context = None;
-    let outcome = match CommandLine::try_parse_from(arguments) {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let outcome = match CommandLine::try_parse_from(&arguments) {
         Ok(arguments) => {
             let context = context.insert(arguments.context());
             arguments.run(context)
         }
+        Err(error) if !error.use_stderr() => output::help(&error),
+        Err(error) if error.kind() == ErrorKind::InvalidUtf8 => Err(no_text(&arguments)),
         Err(error) => Err(refused(error)),
     };
     match outcome {
@@ -86,6 +90,13 @@ fn own_word(word: &str) -> Option<&'static str> {
         "copy" | "scp" => "vmkit cp FROM TO",
         _ => return None,
     })
+}
+
+/// Returns the failure that names the argument that has to be text and is not.
+fn no_text(arguments: &[OsString]) -> Failure {
+    let argument = arguments.iter().skip(1).find(|argument| argument.to_str().is_none());
+    let argument = argument.map(|argument| argument.to_string_lossy()).unwrap_or_default();
+    vmkit::Error::invalid("argument", argument, "the argument is not UTF-8 (expected UTF-8)").into()
 }
 
 /// Returns what the library says about a value, and what clap says about everything else.

@@ -106,9 +106,14 @@ pub(crate) fn notice(notice: impl Display) {
     utter(format_args!("[vmkit: {}]\r\n", printable(notice)));
 }
 
-/// Prints what clap says: help and version as data, a refusal as an error.
+/// Prints the help or the version, which clap has as an error.
+pub(crate) fn help(help: &clap::Error) -> Result<(), Failure> {
+    help.print().and_then(|()| io::stdout().flush()).map_err(Failure::Output)
+}
+
+/// Prints why clap refuses the arguments.
 pub(crate) fn usage(error: &clap::Error) {
-    // The reader that closed the pipe does not want the rest.
+    // As for everything on standard error, a reader that left does not want the rest.
     let _ = error.print();
 }
 

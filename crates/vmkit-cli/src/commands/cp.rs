@@ -10,7 +10,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::time::{Instant, timeout};
 use vmkit::spec::VmName;
-use vmkit::ssh::{CopySummary, GuestFiles};
+use vmkit::ssh::{CopySummary, GuestFiles, check_download, check_upload};
 use vmkit::{Error, ErrorKind};
 
 use crate::console::signals::{CaughtSignals, die_of};
@@ -104,6 +104,11 @@ fn plan(places: &[OsString]) -> Result<CopyPlan, Error> {
     let from = from.iter().map(|text| CopyPlace::read(text, STDIN)).collect::<Result<Vec<_>, _>>()?;
     match CopyPlace::read(to, STDOUT)? {
         CopyPlace::There(vm, to) => {
+            if from.contains(&CopyPlace::Here(HostPlace::Stream)) && (from.len() > 1 || names_directory(&to))
+            {
+                let expected = "standard input is copied alone, and needs the name of a file to go to";
+                return Err(Error::invalid("cp", format!("{vm}:{to}"), expected));
+            }
             let here = |place: &CopyPlace| match place {
                 CopyPlace::Here(here) => Ok(here.clone()),
                 CopyPlace::There(other, _) => Err(Error::invalid(
@@ -141,9 +146,39 @@ fn plan(places: &[OsString]) -> Result<CopyPlan, Error> {
     }
 }
 
+/// Returns whether a place in a guest is a directory by the way it is written.
+fn names_directory(to: &str) -> bool {
+    to.is_empty() || to.ends_with('/') || to.ends_with("/.")
+}
+
+impl CopyPlan {
+    /// Checks the end of this host before the guest is waited for. Where one of several sources can
+    /// be copied, the copy begins, and reports the others.
+    fn check_here(&self, recursive: bool) -> Result<(), Failure> {
+        let checked: Vec<Result<(), Error>> = match self {
+            CopyPlan::Into { vm, from, to } => {
+                let check = |from: &HostPlace| match from {
+                    HostPlace::Path(from) => check_upload(from, vm.as_str(), to, recursive),
+                    HostPlace::Stream => Ok(()),
+                };
+                from.iter().map(check).collect()
+            }
+            CopyPlan::OutOf { vm, from, to: HostPlace::Path(to) } => {
+                from.iter().map(|from| check_download(vm.as_str(), from, to)).collect()
+            }
+            CopyPlan::OutOf { to: HostPlace::Stream, .. } => return Ok(()),
+        };
+        if checked.iter().any(Result::is_ok) {
+            return Ok(());
+        }
+        Failure::of(checked.into_iter().filter_map(Result::err).map(Failure::from).collect())
+    }
+}
+
 impl CpArgs {
     pub(crate) fn run(self, context: &CommandContext) -> Result<(), Failure> {
         let plan = plan(&self.places)?;
+        plan.check_here(self.recursive)?;
         let (CopyPlan::Into { vm, .. } | CopyPlan::OutOf { vm, .. }) = &plan;
         let manager = context.manager()?;
         let done = context.block_on(async {
@@ -188,7 +223,7 @@ impl CpArgs {
                     let copied = match from {
                         HostPlace::Path(from) => files.upload(from, to, self.recursive, &mut report).await,
                         HostPlace::Stream => {
-                            let mut stdin = StdinStream::new();
+                            let mut stdin = StdinStream::new()?;
                             files.upload_stream(&mut stdin, "standard input", to, &mut report).await
                         }
                     };
@@ -316,6 +351,9 @@ mod tests {
         assert!(planned(&["one:a", "two:b"]).unwrap_err().contains("one end is this host"));
         assert!(planned(&["-", "-"]).unwrap_err().contains("NAME:PATH"));
         assert!(planned(&["web:a", "web:b", "-"]).unwrap_err().contains("takes one file"));
+        for places in [&["-", "web:"][..], &["-", "web:dir/"], &["a", "-", "web:dir"]] {
+            assert!(planned(places).unwrap_err().contains("needs the name of a file"), "{places:?}");
+        }
         assert!(planned(&["one:a", "two:b", "."]).unwrap_err().contains("from one guest"));
     }
 }

@@ -17,6 +17,10 @@ use super::ErrorSubject;
 const IMAGES: &str =
     "`vmkit image ls` lists the images that are here, with --available those that can be had";
 
+/// What helps where a URL was given for a file.
+const URL: &str = "download the file first; of a disk's image, `vmkit image pull URL` does, and `vmkit image convert URL FILE` \
+     writes it to a file";
+
 /// What helps where a VM has nothing to boot from.
 const NOTHING_TO_BOOT: &str = "`--image debian:12` makes the root disk of an image, `--kernel FILE` boots a kernel, \
      `--data-disk FILE` boots a disk as it is, `--cdrom FILE` a disc; `vmkit image ls --available` lists the images";
@@ -64,6 +68,7 @@ pub(super) fn hint(error: &Error, of: Option<&ErrorSubject>) -> Option<String> {
         {
             return of_image(value, expected);
         }
+        Error::Invalid { expected, .. } if expected.ends_with("a URL is not fetched here") => URL,
         Error::Invalid { expected, .. } if expected.ends_with("made anew can be otherwise") => {
             "`vmkit rm` and then `vmkit create` make it anew: its disks are lost"
         }
@@ -139,8 +144,15 @@ fn of_limit(error: &Error) -> Option<String> {
         let most = limit(Resource::As)?;
         Some(format!("RLIMIT_AS allows {most} bytes of memory: `ulimit -v` tells and sets it"))
     };
-    if matches!(error, Error::QemuExited { .. }) {
-        return memory();
+    let processes = || {
+        let most = limit(Resource::Nproc)?;
+        Some(format!(
+            "RLIMIT_NPROC allows this user {most} processes and threads: `ulimit -u` tells and sets it"
+        ))
+    };
+    if let Error::QemuExited { stderr, .. } = error {
+        let is_without_thread = stderr.contains("thread_create: Resource temporarily unavailable");
+        return if is_without_thread { processes() } else { memory() };
     }
     let mut cause: Option<&dyn StdError> = Some(error);
     let errno = loop {
@@ -156,11 +168,7 @@ fn of_limit(error: &Error) -> Option<String> {
         Errno::FBIG => limit(Resource::Fsize).map(|most| {
             format!("RLIMIT_FSIZE allows files of {most} bytes at the most: `ulimit -f` tells and sets it")
         }),
-        Errno::AGAIN => limit(Resource::Nproc).map(|most| {
-            format!(
-                "RLIMIT_NPROC allows this user {most} processes and threads: `ulimit -u` tells and sets it"
-            )
-        }),
+        Errno::AGAIN => processes(),
         Errno::NOMEM => memory(),
         _ => None,
     }

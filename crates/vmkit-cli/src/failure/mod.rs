@@ -17,7 +17,7 @@ use crate::{machine_hint, output};
 pub(crate) enum Failure {
     /// The library said so, of this VM where it is one's.
     Library { of: Option<Box<ErrorSubject>>, error: vmkit::Error },
-    /// The arguments were not understood, or were a plea for help.
+    /// The arguments were not understood.
     Usage(clap::Error),
     /// What there was to say can't be written.
     Output(io::Error),
@@ -119,7 +119,6 @@ impl Failure {
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Failure::Library { error, .. } => of_error(error),
-            // Clap answers 0 for help and version, and 2 otherwise.
             Failure::Usage(error) => u8::try_from(error.exit_code()).unwrap_or(2),
             // Whoever closed the pipe has read what it wanted.
             Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => 0,

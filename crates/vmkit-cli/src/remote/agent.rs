@@ -149,11 +149,13 @@ fn words(command: &GuestCommand) -> Result<(String, Vec<String>), Error> {
 /// Reads all of standard input, on a thread that may block for ever.
 async fn stdin() -> Result<Vec<u8>, Error> {
     let (sender, read) = oneshot::channel();
-    thread::spawn(move || {
+    let read_all = move || {
         let mut input = Vec::new();
         let read = io::stdin().take(MOST_INPUT_BYTES + 1).read_to_end(&mut input);
         let _ = sender.send(read.map(|_| input));
-    });
+    };
+    let begun = thread::Builder::new().name("vmkit-stream".to_owned()).spawn(read_all);
+    begun.map_err(Error::io("begin", "a thread that reads standard input"))?;
     let read = read.await.unwrap_or_else(|_| Err(io::Error::other("the reading thread is gone")));
     let input = read.map_err(Error::io("read", "standard input"))?;
     if input.len() as u64 > MOST_INPUT_BYTES {

@@ -110,8 +110,8 @@ pub(crate) async fn attend(
     let attached = AttachedStreams {
         input,
         output,
-        reader: feed_stdin.then(StdinThread::of_stdin),
-        writer: OutputThread::new(),
+        reader: feed_stdin.then(StdinThread::of_stdin).transpose()?,
+        writer: OutputThread::new()?,
         escape: is_raw.then(EscapeParser::new),
         at_terminal,
         follows_size: is_raw,

@@ -9,6 +9,7 @@ use std::thread;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::sync::oneshot;
+use vmkit::Error;
 
 use crate::failure::Failure;
 
@@ -17,14 +18,24 @@ const PIECE_BYTES: usize = 32 << 10;
 /// How many pieces wait for whoever is slower.
 const PIECES: usize = 4;
 
+/// Runs this on a thread of its own.
+fn on_thread(what: &'static str, work: impl FnOnce() + Send + 'static) -> Result<(), Error> {
+    let begun = thread::Builder::new().name("vmkit-stream".to_owned()).spawn(work);
+    begun.map(drop).map_err(Error::io("begin", format!("a thread that {what}")))
+}
+
 /// Standard input, read by a thread that ends with the process: nobody can wake it from its read.
 #[derive(Debug)]
 pub(super) struct StdinThread(Receiver<Vec<u8>>);
 
 impl StdinThread {
-    pub(super) fn of_stdin() -> Self {
+    /// Starts to read.
+    ///
+    /// # Errors
+    /// `Io` where no thread can be created.
+    pub(super) fn of_stdin() -> Result<Self, Error> {
         let (sender, receiver) = channel(PIECES);
-        thread::spawn(move || {
+        on_thread("reads standard input", move || {
             let mut piece = vec![0; PIECE_BYTES];
             loop {
                 match io::stdin().read(&mut piece) {
@@ -38,8 +49,8 @@ impl StdinThread {
                     Ok(_) | Err(_) => return,
                 }
             }
-        });
-        Self(receiver)
+        })?;
+        Ok(Self(receiver))
     }
 
     /// Waits for room in `to`, and then for the next piece; nothing at the end, and for ever where
@@ -66,10 +77,13 @@ pub(crate) struct StdinStream {
 }
 
 impl StdinStream {
-    /// Begins to read.
-    pub(crate) fn new() -> Self {
+    /// Starts to read.
+    ///
+    /// # Errors
+    /// `Io` where no thread can be created.
+    pub(crate) fn new() -> Result<Self, Error> {
         let (sender, pieces) = channel(PIECES);
-        thread::spawn(move || {
+        on_thread("reads standard input", move || {
             loop {
                 let mut piece = vec![0; PIECE_BYTES];
                 let read = match io::stdin().read(&mut piece) {
@@ -86,8 +100,8 @@ impl StdinStream {
                     return;
                 }
             }
-        });
-        Self { pieces, left: io::Cursor::default() }
+        })?;
+        Ok(Self { pieces, left: io::Cursor::default() })
     }
 }
 
@@ -115,10 +129,14 @@ pub(super) struct OutputThread {
 }
 
 impl OutputThread {
-    pub(super) fn new() -> Self {
+    /// Starts to write.
+    ///
+    /// # Errors
+    /// `Io` where no thread can be created.
+    pub(super) fn new() -> Result<Self, Error> {
         let (sender, mut receiver) = channel::<(bool, Vec<u8>)>(PIECES);
         let (tell, ended) = oneshot::channel();
-        thread::spawn(move || {
+        on_thread("writes the output", move || {
             let mut write = || {
                 while let Some((is_error, piece)) = receiver.blocking_recv() {
                     if is_error {
@@ -134,8 +152,8 @@ impl OutputThread {
             drop(receiver);
             // Nobody asks any more where the process is ending.
             let _ = tell.send(written);
-        });
-        Self { pieces: Some(sender), ended }
+        })?;
+        Ok(Self { pieces: Some(sender), ended })
     }
 
     /// Hands a piece over, as soon as there is room.

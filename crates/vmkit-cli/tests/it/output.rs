@@ -167,12 +167,15 @@ fn a_reader_who_leaves_early_is_no_failure() {
 fn an_answer_that_can_not_be_written_is_a_failure() {
     let host = host();
     let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
-    let answer = answer(host.command(["ls"]).stdout(full).output().unwrap());
-    assert_eq!(answer.code, Some(1));
-    assert!(
-        answer.stderr.starts_with("error: cannot write to standard output\n  caused by: No space"),
-        "{answer:?}"
-    );
+    for arguments in [&["ls"][..], &["--help"], &["help", "ls"], &["--version"], &["completions", "bash"]] {
+        let full = full.try_clone().unwrap();
+        let answer = answer(host.command(arguments).stdout(full).output().unwrap());
+        assert_eq!(answer.code, Some(1), "{arguments:?}: {answer:?}");
+        assert!(
+            answer.stderr.starts_with("error: cannot write to standard output\n  caused by: No space"),
+            "{arguments:?}: {answer:?}"
+        );
+    }
 }
 
 #[test]

@@ -270,7 +270,7 @@ fn a_qemu_that_is_killed_ends_what_is_done_in_its_guest_with_the_cause() {
 fn a_guest_that_is_suspended_is_said_to_be_so_at_once() {
     let web = Web::new();
     web.life.must(["suspend", "web"]);
-    for command in [&["exec", "web", "--", "true"][..], &["cp", "Cargo.toml", "web:"], &["shell", "web"]] {
+    for command in [&["exec", "web", "--", "true"][..], &["cp", "base.img", "web:"], &["shell", "web"]] {
         let refused = web.life.vmkit(command);
         assert_eq!(refused.code, Some(4), "{command:?}: {refused:?}");
         assert!(refused.stderr.contains("suspended"), "{command:?}: {refused:?}");
@@ -412,6 +412,11 @@ fn a_copy_is_refused_alike_in_both_directions_and_in_one_sentence() {
         }
     }
     web.life.must(["stop", "web", "--timeout", "0"]);
+    // Nothing is asked of the guest for what this host has not.
+    for places in [[place("none"), guest("x")], [guest("f"), place("no/such/x")]] {
+        let refused = web.life.vmkit(["cp", &places[0], &places[1]]);
+        assert_eq!(refused.code, Some(3), "{refused:?}");
+    }
     for places in [[place("f"), guest("x")], [guest("f"), place("x")]] {
         let refused = web.life.vmkit(["cp", &places[0], &places[1]]);
         assert_eq!(refused.code, Some(4), "{refused:?}");

@@ -58,7 +58,15 @@ pub(crate) fn most_descriptors() -> Option<u64> {
     getrlimit(Resource::Nofile).maximum
 }
 
-/// Returns what is wrong where a child's end was asked for in vain; other errors as they are.
+/// Returns the limit that keeps this user from more processes and threads, for messages.
+pub(crate) fn process_limit() -> String {
+    let most = getrlimit(Resource::Nproc).current;
+    let most = most.map_or_else(|| "any number of".to_owned(), |most| most.to_string());
+    format!("RLIMIT_NPROC, `ulimit -u`, allows this user {most} processes and threads")
+}
+
+/// Returns what is wrong where a child can't be started, or its end was asked for in vain; other
+/// errors as they are.
 pub(crate) fn child_problem(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(errno) if errno == Errno::CHILD.raw_os_error() => {
@@ -66,6 +74,7 @@ pub(crate) fn child_problem(error: &io::Error) -> String {
                 "SIGCHLD is ignored in this process, so the ends of its children are lost ({error}): set SIGCHLD to its default"
             )
         }
+        Some(errno) if errno == Errno::AGAIN.raw_os_error() => format!("{error}: {}", process_limit()),
         _ => error.to_string(),
     }
 }
@@ -96,5 +105,6 @@ mod tests {
         let lost = io::Error::from(Errno::CHILD);
         assert!(child_problem(&lost).starts_with("SIGCHLD is ignored in this process"), "{lost}");
         assert!(!child_problem(&io::Error::from(Errno::NOENT)).contains("SIGCHLD"));
+        assert!(child_problem(&io::Error::from(Errno::AGAIN)).contains("RLIMIT_NPROC, `ulimit -u`, allows "));
     }
 }

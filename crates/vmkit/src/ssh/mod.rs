@@ -37,7 +37,7 @@ mod terminal;
 pub(crate) use cloud_init::cloud_init_status;
 pub use cloud_init::{CloudInitProgress, CloudInitStatus};
 pub use command_line::GuestCommand;
-pub use files::{CopyObserver, CopyProgress, CopySummary, GuestFiles};
+pub use files::{CopyObserver, CopyProgress, CopySummary, GuestFiles, check_download, check_upload};
 pub use keys::{HostKey, SshIdentity};
 pub(crate) use line::Lifeline;
 pub use outside::SshConfig;

@@ -279,8 +279,11 @@ impl SupervisedProcess {
             .stderr(Stdio::from(stderr))
             .spawn();
         drop((inherited, console_write));
-        let held =
-            child.map_err(|e| format!("cannot start {}: {e}", launch.program.display())).and_then(held);
+        let held = child
+            .map_err(|e| {
+                format!("cannot start {}: {}", launch.program.display(), inherited::child_problem(&e))
+            })
+            .and_then(held);
         let (child, process) = held.inspect_err(|_| {
             let _ = run_file.ended(&ProcessEnd { code: None, signal: None });
         })?;

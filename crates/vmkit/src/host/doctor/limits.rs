@@ -1,6 +1,6 @@
 //! What the limits of this process allow its VMs, which inherit them.
 
-use rustix::process::{Resource, getrlimit};
+use rustix::process::{Resource, geteuid, getrlimit};
 use serde::Serialize;
 
 use super::{CheckStatus, HostCheck, bad, ok};
@@ -9,6 +9,9 @@ use super::{CheckStatus, HostCheck, bad, ok};
 const FEWEST_DESCRIPTORS: u64 = 210;
 /// Fewer than these are too few for a VM with many disks or a busy network.
 const FEW_DESCRIPTORS: u64 = 1024;
+/// Fewer than these are too few beside a user's other processes: QEMU has up to 64 threads for its
+/// disks alone.
+const FEW_PROCESSES: u64 = 256;
 
 /// The hard limits of this process; `None` is without bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -20,6 +23,8 @@ pub struct ProcessLimits {
     pub file_bytes: Option<u64>,
     /// How much memory it can map, in bytes: RLIMIT_AS.
     pub memory_bytes: Option<u64>,
+    /// How many processes and threads its user can have: RLIMIT_NPROC. It does not hold for root.
+    pub processes: Option<u64>,
 }
 
 impl ProcessLimits {
@@ -31,6 +36,7 @@ impl ProcessLimits {
             descriptors: of(Resource::Nofile).maximum,
             file_bytes: of(Resource::Fsize).current,
             memory_bytes: of(Resource::As).current,
+            processes: of(Resource::Nproc).current.filter(|_| !geteuid().is_root()),
         }
     }
 }
@@ -62,10 +68,16 @@ fn sizes(limits: &ProcessLimits) -> HostCheck {
     if let Some(bytes) = limits.memory_bytes {
         found.push(format!("a process has {bytes} bytes of memory at the most (RLIMIT_AS, `ulimit -v`)"));
     }
+    if let Some(most) = limits.processes.filter(|most| *most < FEW_PROCESSES) {
+        found.push(format!(
+            "this user has {most} processes and threads at the most (RLIMIT_NPROC, `ulimit -u`)"
+        ));
+    }
     match found.is_empty() {
-        true => ok("limits", "files and memory without limit"),
+        true => ok("limits", "files, memory and processes as many as a VM needs"),
         false => {
-            let advice = "raise them, or VMs fail that need more: disks, and the guest's memory, count";
+            let advice =
+                "raise them, or VMs fail that need more: disks, the guest's memory and QEMU's threads count";
             bad("limits", CheckStatus::Warn, found.join("; "), advice)
         }
     }
@@ -77,7 +89,7 @@ mod tests {
 
     #[test]
     fn a_limit_that_keeps_vms_from_running_is_named() {
-        let none = ProcessLimits { descriptors: None, file_bytes: None, memory_bytes: None };
+        let none = ProcessLimits { descriptors: None, file_bytes: None, memory_bytes: None, processes: None };
         assert!(limits(&none).iter().all(|check| check.status == CheckStatus::Ok));
         for (found, name, status, said) in [
             (
@@ -93,6 +105,7 @@ mod tests {
                 "256 open files",
             ),
             (ProcessLimits { file_bytes: Some(4096), ..none }, "limits", CheckStatus::Warn, "RLIMIT_FSIZE"),
+            (ProcessLimits { processes: Some(9), ..none }, "limits", CheckStatus::Warn, "RLIMIT_NPROC"),
             (ProcessLimits { memory_bytes: Some(1 << 30), ..none }, "limits", CheckStatus::Warn, "RLIMIT_AS"),
         ] {
             let checks = limits(&found);

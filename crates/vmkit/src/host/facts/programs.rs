@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use crate::error::Error;
 use crate::host::facts::cache;
-use crate::host::inherited::child_problem;
+use crate::host::inherited::{child_problem, process_limit};
 use crate::spec::Arch;
 
 const CACHE: &str = "qemu.json";
@@ -195,7 +195,11 @@ async fn ask_version(path: &Path) -> Result<QemuVersion, String> {
     let complaint = String::from_utf8_lossy(&output.complained);
     let first = said.lines().chain(complaint.lines()).next().unwrap_or("nothing");
     let first: String = first.chars().take(200).collect();
-    Err(format!("`--version` ended with {ended} and said {first:?}"))
+    let limit = match first.contains("Resource temporarily unavailable") {
+        true => format!(": {}", process_limit()),
+        false => String::new(),
+    };
+    Err(format!("`--version` ended with {ended} and said {first:?}{limit}"))
 }
 
 /// What a program printed, and how it ended.
@@ -207,10 +211,18 @@ struct VersionOutput {
 
 /// Runs the program to its end.
 async fn output(path: &Path) -> Result<VersionOutput, String> {
-    let failed = |error: io::Error| format!("it can't be executed: {error}");
+    let failed = |error: io::Error| format!("it can't be executed: {}", child_problem(&error));
     let mut command = Command::new(path);
     command.arg("--version").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.kill_on_drop(true).spawn().map_err(failed)?;
+    let not_begun = |error: io::Error| match error.kind() {
+        // The program itself was found.
+        io::ErrorKind::NotFound => {
+            "it can't be executed: its loader, or the interpreter that its first line names, does not exist"
+                .to_owned()
+        }
+        _ => failed(error),
+    };
+    let mut child = command.kill_on_drop(true).spawn().map_err(not_begun)?;
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let (said, complained, ended) = tokio::join!(all_of(stdout), all_of(stderr), child.wait());
     Ok(VersionOutput { said: said.map_err(failed)?, complained: complained.map_err(failed)?, ended })

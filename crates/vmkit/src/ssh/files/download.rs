@@ -23,7 +23,7 @@ use super::ends::{CopyEnds, FileAction, LeftOut, ends_all};
 use super::upload::{is_end, is_unnamed, special};
 use super::{
     CHUNK_BYTES, CopyObserver, CopyProgress, CopySummary, FileKind, GuestFiles, IN_FLIGHT, described,
-    is_missing, joined, kind, shown, typed_name, unfinished,
+    is_missing, joined, kind, typed_name, unfinished,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::steps::step;
@@ -78,6 +78,21 @@ struct PendingDir {
     to: Arc<HostDir>,
 }
 
+/// Checks where a copy out of a guest is to go before the guest is waited for: the directory has to
+/// be there. `guest` is what errors call the guest.
+///
+/// # Errors
+/// `Copy`, as for [`GuestFiles::download`].
+pub fn check_download(guest: &str, from: &str, to: &Path) -> Result<()> {
+    let parent = to.parent().filter(|parent| !parent.as_os_str().is_empty());
+    match parent {
+        Some(parent) if to.symlink_metadata().is_err() => open_dir(parent)
+            .map(drop)
+            .map_err(|source| CopyEnds::of_download(guest, from, to).local(FileAction::Write, to, source)),
+        _ => Ok(()),
+    }
+}
+
 impl GuestFiles {
     /// Copies a file, or with `recursive` a directory and all below it, out of the guest.
     ///
@@ -101,8 +116,7 @@ impl GuestFiles {
         recursive: bool,
         report: CopyObserver<'_>,
     ) -> Result<CopySummary> {
-        let ends =
-            CopyEnds { from: format!("{}:{from}", self.name), to: shown(&to.to_string_lossy()).to_owned() };
+        let ends = CopyEnds::of_download(&self.name, from, to);
         let from = Self::path(from);
         let found = self.look_for_source(from, &ends).await?;
         let is_dir = kind(&found) == FileKind::Dir;

@@ -6,7 +6,7 @@ use std::path::Path;
 use russh_sftp::client::error::Error as SftpError;
 use russh_sftp::protocol::StatusCode;
 
-use super::{PATIENCE, parent_and_name};
+use super::{PATIENCE, parent_and_name, shown};
 use crate::error::{Error, ErrorKind, Result};
 
 /// How many failures of one copy are kept; of the others only their number is.
@@ -22,6 +22,16 @@ pub(super) struct CopyEnds {
 }
 
 impl CopyEnds {
+    /// Returns the ends of a copy from this host into a guest.
+    pub(super) fn of_upload(from: &Path, guest: &str, to: &str) -> Self {
+        Self { from: from.display().to_string(), to: format!("{guest}:{}", shown(to)) }
+    }
+
+    /// Returns the ends of a copy out of a guest to this host.
+    pub(super) fn of_download(guest: &str, from: &str, to: &Path) -> Self {
+        Self { from: format!("{guest}:{from}"), to: shown(&to.to_string_lossy()).to_owned() }
+    }
+
     pub(super) fn problem(&self, kind: ErrorKind, problem: impl Into<String>) -> Error {
         Error::Copy {
             from: self.from.clone(),

@@ -26,8 +26,10 @@ use russh_sftp::protocol::{FileAttributes, Packet, StatusCode};
 use tokio::time::Instant;
 use uuid::Uuid;
 
+pub use self::download::check_download;
 use self::ends::{CopyEnds, FileAction};
 use self::hello::{AfterPreface, SftpPreface};
+pub use self::upload::check_upload;
 use super::Session;
 use super::session::ServerVerifier;
 use crate::error::{Error, ErrorKind, Result};

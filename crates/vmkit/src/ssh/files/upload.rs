@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use russh_sftp::client::error::Error as SftpError;
 use russh_sftp::protocol::{FileAttributes, OpenFlags, StatusCode};
-use rustix::fs::{OFlags, SeekFrom};
+use rustix::fs::{Access, OFlags, SeekFrom, access};
 use rustix::io::Errno;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::unix::pipe::Receiver;
@@ -29,6 +29,29 @@ enum UploadContent<'a> {
     File { file: File, mode: u32, bytes: u64 },
     /// What comes until its end.
     Stream(&'a mut (dyn AsyncRead + Send + Unpin)),
+}
+
+/// Checks what is to be copied into a guest before the guest is waited for: that it is there, may
+/// be read, and is what [`GuestFiles::upload`] copies. `guest` is what errors call the guest.
+///
+/// # Errors
+/// `Copy`, as for [`GuestFiles::upload`].
+pub fn check_upload(from: &Path, guest: &str, to: &str, recursive: bool) -> Result<()> {
+    look_here(from, recursive, &CopyEnds::of_upload(from, guest, to)).map(drop)
+}
+
+/// Returns what is to be copied, if it can be.
+fn look_here(from: &Path, recursive: bool, ends: &CopyEnds) -> Result<Metadata> {
+    let metadata = fs::metadata(from).map_err(|source| ends.local(FileAction::Find, from, source))?;
+    let is_pipe = metadata.file_type().is_fifo() && is_unnamed(from);
+    if metadata.is_dir() && !recursive {
+        return Err(ends.flat());
+    }
+    if !metadata.is_dir() && !metadata.is_file() && !is_pipe {
+        return Err(ends.special(special(metadata.file_type()), "on this host"));
+    }
+    access(from, Access::READ_OK).map_err(|errno| ends.local(FileAction::Read, from, errno.into()))?;
+    Ok(metadata)
 }
 
 impl GuestFiles {
@@ -56,17 +79,11 @@ impl GuestFiles {
         recursive: bool,
         report: CopyObserver<'_>,
     ) -> Result<CopySummary> {
-        let ends = CopyEnds { from: from.display().to_string(), to: format!("{}:{}", self.name, shown(to)) };
-        let metadata = fs::metadata(from).map_err(|source| ends.local(FileAction::Find, from, source))?;
-        if metadata.file_type().is_fifo() && is_unnamed(from) {
+        let ends = CopyEnds::of_upload(from, &self.name, to);
+        let metadata = look_here(from, recursive, &ends)?;
+        if metadata.file_type().is_fifo() {
             let mut pipe = open_pipe(from).map_err(|source| ends.local(FileAction::Read, from, source))?;
             return self.upload_content(UploadContent::Stream(&mut pipe), to, &ends, report).await;
-        }
-        if metadata.is_dir() && !recursive {
-            return Err(ends.flat());
-        }
-        if !metadata.is_dir() && !metadata.is_file() {
-            return Err(ends.special(special(metadata.file_type()), "on this host"));
         }
         let to = Self::path(to);
         let found = self.look_for_place(to, metadata.is_dir(), &ends).await?;

@@ -1,0 +1,41 @@
+//! Whether this process can create the threads that a command needs.
+//!
+//! Tokio panics where it can't create one, and a thread that is missing later leaves work half
+//! done. So a command looks before it begins.
+
+use std::sync::Mutex;
+use std::thread;
+
+use rustix::process::{Resource, getrlimit};
+use vmkit::Error;
+
+/// How many threads a command has beside its first at the same time: two that look at VMs, one for
+/// blocking calls, and one each for standard input and output.
+const NEEDED: usize = 5;
+/// Enough for a thread that does nothing. Source: pthread_attr_setstacksize(3).
+const STACK_BYTES: usize = 64 << 10;
+
+/// Checks that the threads of a command can be created.
+///
+/// # Errors
+/// `Host` with the limit.
+pub(crate) fn check() -> Result<(), Error> {
+    let gate = Mutex::new(());
+    let closed = gate.lock();
+    let created = thread::scope(|scope| {
+        let wait = || drop(gate.lock());
+        let one = || thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, wait);
+        let created = (0..NEEDED).try_for_each(|_| one().map(drop));
+        drop(closed);
+        created
+    });
+    created.map_err(|error| {
+        let most = getrlimit(Resource::Nproc).current;
+        let most = most.map_or_else(|| "without bound".to_owned(), |most| most.to_string());
+        let problem = format!(
+            "the system refuses {NEEDED} threads to this command ({error}): the limit of this user's processes and \
+             threads is {most}, by `ulimit -u`; a container's own limit, pids.max, may be lower"
+        );
+        Error::Host { needed: "RLIMIT_NPROC".to_owned(), problem }
+    })
+}
