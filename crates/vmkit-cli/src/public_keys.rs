@@ -16,6 +16,9 @@ const MOST_BYTES: u64 = 64 << 10;
 /// As much of a line is shown in an error.
 const MOST_SHOWN: usize = 40;
 
+/// What the name of a kind of certificate has in it. Source: OpenSSH, PROTOCOL.certkeys.
+const CERTIFICATE: &str = "-cert-v0";
+
 /// What the names of all kinds of key begin with.
 const KINDS: [&str; 4] = ["ssh-", "ecdsa-sha2-", "sk-ssh-", "sk-ecdsa-"];
 
@@ -27,6 +30,9 @@ const KINDS: [&str; 4] = ["ssh-", "ecdsa-sha2-", "sk-ssh-", "sk-ecdsa-"];
 pub(crate) fn read(path: &Path) -> Result<Vec<String>, Error> {
     let refused = |why: String| Error::invalid("ssh-key", path.display(), why);
     let mut text = String::new();
+    if path.starts_with("https:") || path.starts_with("http:") {
+        return Err(refused("a URL is not fetched here".to_owned()));
+    }
     File::open(stdin_or(path))
         .and_then(|file| file.take(MOST_BYTES).read_to_string(&mut text))
         .map_err(|error| refused(format!("the file can't be read: {error}")))?;
@@ -41,7 +47,7 @@ pub(crate) fn read(path: &Path) -> Result<Vec<String>, Error> {
             continue;
         }
         check(line).map_err(|why| refused(format!("line {}: {why}", index + 1)))?;
-        keys.push(line.to_owned());
+        keys.push(with_spaces(line));
     }
     match keys.is_empty() {
         true => Err(refused("there is no key in this file".to_owned())),
@@ -58,6 +64,11 @@ fn check(line: &str) -> Result<(), String> {
         let line: String = line.chars().take(MOST_SHOWN).collect();
         return Err(format!("a public key begins with ssh-, ecdsa- or sk-, not {line:?}"));
     }
+    if kind.contains(CERTIFICATE) {
+        return Err(format!(
+            "`{kind}` is a certificate (expected the public key that it certifies, in the file without `-cert` in its name)"
+        ));
+    }
     let (encoded, _) = word(rest);
     if encoded.is_empty() {
         return Err(format!("no key follows `{kind}`"));
@@ -73,6 +84,18 @@ fn check(line: &str) -> Result<(), String> {
         true => Ok(()),
         false => Err(wrong("is cut")),
     }
+}
+
+/// Returns a line with a space where a tab stands between two of its words, as sshd(8) has it.
+fn with_spaces(line: &str) -> String {
+    let mut words = Vec::new();
+    let mut rest = line;
+    while !rest.is_empty() {
+        let (first, behind) = word(rest);
+        words.push(first);
+        rest = behind;
+    }
+    words.join(" ")
 }
 
 /// Returns whether a key of this kind has all its fields; of a kind that is not known it may have
@@ -165,6 +188,8 @@ mod tests {
         assert_eq!(found(&options).unwrap(), [options.trim()]);
         let two = format!("\u{feff}# mine\n\n{ED25519}\n  {ED25519} a comment of words\n");
         assert_eq!(found(&two).unwrap().len(), 2);
+        let tabs = format!("no-pty\t{}\tme", ED25519.replace(' ', "\t"));
+        assert_eq!(found(&tabs).unwrap(), [format!("no-pty {ED25519} me")]);
     }
 
     #[test]
@@ -182,6 +207,10 @@ mod tests {
             ("ssh-ed25519 %%%%", "is not base64"),
             (cut, "is cut"),
             (odd, "is not base64"),
+            (
+                "ssh-ed25519-cert-v01@openssh.com AAAA",
+                "is a certificate (expected the public key that it certifies",
+            ),
             (&other, "is one of kind `ssh-ed25519`"),
             (&format!("{ED25519}\n{cut}"), "line 2: "),
         ] {

@@ -7,7 +7,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::spec::{DataDisk, RootDisk, VmSpec};
+use crate::input_file::InputFile;
+use crate::spec::{Boot, DataDisk, RootDisk, VmSpec};
 
 /// What tells a file from all others on this host at one time: its device and its inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -71,6 +72,19 @@ pub(crate) fn disk_files(spec: &VmSpec) -> Vec<DiskFile> {
         Some(DiskFile { path: path.to_owned(), id: FileId::of(path)?, used })
     };
     named.into_iter().filter_map(found).collect()
+}
+
+/// Refuses paths that lead to a VM's files only as long as the process that names them.
+///
+/// # Errors
+/// `InvalidInput` on the field, with the path that the file has.
+pub(crate) fn check_paths(spec: &VmSpec) -> Result<()> {
+    disk_files(spec).iter().try_for_each(|file| InputFile::check_lasts(file.used.field(), &file.path))?;
+    if let Boot::Kernel(kernel) = spec.boot() {
+        InputFile::check_lasts("kernel", &kernel.path)?;
+        kernel.initrd.as_deref().map_or(Ok(()), |initrd| InputFile::check_lasts("initrd", initrd))?;
+    }
+    Ok(())
 }
 
 /// Refuses a file that a VM would write to and has a second time, as its image or as another disk.

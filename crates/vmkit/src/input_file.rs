@@ -15,6 +15,9 @@ use crate::error::{Error, Result};
 /// How long a named pipe may have no writer.
 const WRITER_LIMIT: Duration = Duration::from_secs(10);
 
+/// Why the URL of a web server is refused where a file is needed.
+const NO_URL: &str = "there is no such file, and a URL is not fetched here";
+
 /// A regular file, open for reading.
 #[derive(Debug)]
 pub(crate) struct InputFile {
@@ -51,6 +54,25 @@ impl InputFile {
         let metadata = file.metadata().map_err(Error::io("examine", path))?;
         check(&metadata)?;
         Ok(Self { file, path: found, bytes: metadata.len() })
+    }
+
+    /// Refuses a path that names an open file of one process, such as `/dev/stdin`: a VM needs its
+    /// files for longer.
+    ///
+    /// # Errors
+    /// `InvalidInput` on `field`, with the path that the file has.
+    pub(crate) fn check_lasts(field: &'static str, path: &Path) -> Result<()> {
+        let of_process = path.starts_with("/proc") && path.iter().any(|part| part == "fd");
+        let is_stream = ["/dev/fd", "/dev/stdin"].iter().any(|stream| path.starts_with(stream));
+        // A pipe is refused where it is opened.
+        if !(of_process || is_stream) || !path.is_file() {
+            return Ok(());
+        }
+        let own = path.canonicalize().map_or_else(|_| String::new(), |own| format!(", {}", own.display()));
+        let why = format!(
+            "this is an open file of one process, and the VM needs it later: name the file itself{own}"
+        );
+        Err(Error::invalid(field, path.display(), why))
     }
 
     /// Opens a data disk, and refuses one to write to that this user may not write to, or that lies
@@ -137,11 +159,17 @@ fn has_writer(file: &File, limit: Option<Duration>) -> io::Result<bool> {
 fn failure(field: &'static str, path: &Path, source: io::Error) -> Error {
     let refused = |why: &str| Error::invalid(field, path.display(), why);
     match source.kind() {
+        io::ErrorKind::NotFound if is_url(path) => refused(NO_URL),
         io::ErrorKind::NotFound => refused("there is no such file"),
         io::ErrorKind::NotADirectory => refused("a part of this path is not a directory"),
         io::ErrorKind::PermissionDenied => refused("this user may not read it"),
         _ => Error::io("open", path)(source),
     }
+}
+
+/// Returns whether a path that leads nowhere is the URL of a web server, made absolute perhaps.
+fn is_url(path: &Path) -> bool {
+    path.components().any(|part| ["http:", "https:"].iter().any(|scheme| part.as_os_str() == *scheme))
 }
 
 /// Returns what this is, unless it is a regular file.
@@ -201,8 +229,26 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_only_one_process_has_open_is_no_file_of_a_vm() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let descriptor = file.as_file().as_raw_fd();
+        for path in [format!("/dev/fd/{descriptor}"), format!("/proc/self/fd/{descriptor}")] {
+            let error = InputFile::check_lasts("image", Path::new(&path)).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("image: {path:?}: this is an open file of one process")));
+            assert!(error.ends_with(&format!("name the file itself, {}", file.path().display())), "{error}");
+        }
+        InputFile::check_lasts("image", file.path()).unwrap();
+    }
+
+    #[test]
     fn a_directory_and_a_device_are_no_input() {
-        for (path, what) in [("/", "a directory"), ("/dev/null", "a device"), ("/no/file", "no such file")] {
+        for (path, what) in [
+            ("/", "a directory"),
+            ("/dev/null", "a device"),
+            ("/no/file", "no such file"),
+            ("https://example.org/a.iso", "a URL is not fetched here"),
+            ("/home/me/http:/example.org/a.iso", "a URL is not fetched here"),
+        ] {
             let error = InputStream::open("file", Path::new(path)).unwrap_err().to_string();
             assert!(error.contains(what), "{error}");
         }

@@ -1,8 +1,10 @@
 //! Bad input: refused with the field, the value and the bound, exit code 2, and nothing left
 //! behind.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::net::TcpListener;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
@@ -254,6 +256,71 @@ fn sizes_and_counts_are_refused_with_their_bounds() {
     }
     create_refused(&host, &["--image", "base.img", "--disk", "1MiB"], &["disk: \"1MiB\": ", "4MiB"]);
     refused(&host, &["stop", "old", "--timeout", "soon"], &["timeout: \"soon\": "]);
+}
+
+#[test]
+fn a_url_is_refused_where_a_file_is_needed_with_what_fetches_it() {
+    let host = host();
+    for option in ["--cdrom", "--data-disk", "--kernel", "--cloud-init", "--ssh-key"] {
+        let said = ["http", "example.org/x", "a URL is not fetched here\n", "hint: download the file first"];
+        create_refused(&host, &[option, "https://example.org/x"], &said);
+    }
+    let import = ["image", "import", "http://example.org/x", "--name", "x"];
+    refused(&host, &import, &["image: ", "a URL is not fetched here\n", "`vmkit image pull URL`"]);
+}
+
+#[test]
+fn a_variable_that_can_not_be_used_is_refused_by_its_name() {
+    let host = host();
+    for (name, value, said) in [
+        ("VMKIT_MIRROR", "foo", "VMKIT_MIRROR: \"foo\": a mirror is an address"),
+        ("https_proxy", "gopher://me:pw@h", "https_proxy: \"gopher://…\": "),
+        ("http_proxy", "h:99999", "http_proxy: \"…\": "),
+    ] {
+        let refused = answer(host.command(["image", "ls"]).env(name, value).output().unwrap());
+        assert_eq!(refused.code, Some(2), "{refused:?}");
+        assert!(refused.stderr.starts_with(&format!("error: {said}")), "{refused:?}");
+    }
+}
+
+#[test]
+fn a_proxy_that_can_not_be_reached_is_named_with_its_variable() {
+    let host = host();
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    for (variable, url) in [
+        ("http_proxy", "http://example.invalid/x.img"),
+        ("https_proxy", "https://example.invalid/x.img"),
+        ("all_proxy", "https://example.invalid/x.img"),
+    ] {
+        let mut pull = host.command(["image", "pull", url]);
+        let refused = answer(pull.env(variable, format!("http://me:secret@{free}")).output().unwrap());
+        assert_eq!(refused.code, Some(1), "{refused:?}");
+        let said = format!("the server can't be reached through the proxy http://{free} ({variable})\n");
+        assert!(refused.stderr.contains(&said) && !refused.stderr.contains("secret"), "{refused:?}");
+    }
+}
+
+#[test]
+fn an_argument_that_is_not_utf_8_is_named() {
+    let host = host();
+    let mut create = host.command(["create", "new", "--kernel", "vmlinuz", "--data-disk"]);
+    let refused = answer(create.arg(OsStr::from_bytes(b"disk\xff.img")).output().unwrap());
+    assert_eq!(refused.code, Some(2), "{refused:?}");
+    assert!(refused.stderr.starts_with("error: argument: \"disk\u{fffd}.img\": "), "{refused:?}");
+}
+
+#[test]
+fn a_script_of_the_host_that_is_too_long_is_refused_with_both_numbers() {
+    let host = host();
+    fs::File::create(host.file("long.sh")).unwrap().set_len(1 << 40).unwrap();
+    let text = "version = 1\n[machine.a]\nkernel = 'vmlinuz'\ncloud_init = {}\naccel = 'tcg'\n\
+                provision = [{ name = 'load', script = 'long.sh' }]\n";
+    fs::write(host.file("vmkit.toml"), text).unwrap();
+    let plan = host.vmkit(["plan"]);
+    assert_eq!(plan.code, Some(2), "{plan:?}");
+    for said in ["long.sh\": the script has 1099511627776 bytes\n", "(expected 67108864 at the most)"] {
+        assert!(plan.stderr.contains(said), "{said}: {plan:?}");
+    }
 }
 
 #[test]

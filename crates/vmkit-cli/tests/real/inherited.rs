@@ -26,6 +26,33 @@ fn shell(host: &Host, before: &str, run: &str, arguments: &[&str]) -> Command {
     shell
 }
 
+/// A user without processes.
+const OTHER_USER: u32 = 61_234;
+
+/// Returns a host with a home, `theirs`, of another user, and the program where that user may run
+/// it.
+fn host_of_other_user() -> Option<Host> {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIP: only root becomes another user");
+        return None;
+    }
+    let host = Host::with_refusing_qemu();
+    fs::copy(env!("CARGO_BIN_EXE_vmkit"), host.file("vmkit")).unwrap();
+    fs::create_dir(host.file("theirs")).unwrap();
+    std::os::unix::fs::chown(host.file("theirs"), Some(OTHER_USER), None).unwrap();
+    fs::set_permissions(host.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    Some(host)
+}
+
+/// Runs `vmkit` as the other user, by a program that limits it perhaps.
+fn by_other_user(host: &Host, limited: &str, arguments: &[&str]) -> Answer {
+    let become_other = format!("exec setpriv --reuid {OTHER_USER} --clear-groups {limited}");
+    let run = format!("{become_other} ./vmkit --home \"$PWD/theirs\" \"${{@:2}}\"");
+    let mut command = shell(host, "", &run, arguments);
+    let path = format!("{}:{}", host.file("bin"), std::env::var("PATH").unwrap());
+    answer(command.env("PATH", path).output().unwrap())
+}
+
 /// Returns a set of signals out of a process's status, such as `SigIgn`.
 fn signals(pid: Pid, set: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", pid.as_raw_pid())).unwrap();
@@ -79,6 +106,38 @@ fn a_limit_of_open_files_is_lifted_or_named() {
     let doctor = by_shell(&life, "ulimit -n 150", &["doctor"]);
     assert!(doctor.stdout.contains("RLIMIT_NOFILE"), "the hint is true: {doctor:?}");
     assert_eq!(life.state("web"), "stopped");
+}
+
+#[test]
+fn a_limit_of_few_processes_is_named_and_leaves_nothing() {
+    let Some(host) = host_of_other_user() else { return };
+    for arguments in [&["ls"][..], &["create", "web", "--image", "base.img", "--accel", "tcg"], &["doctor"]] {
+        let answer = by_other_user(&host, "prlimit --nproc=2", arguments);
+        assert_eq!(answer.code, Some(2), "{arguments:?}: {answer:?}");
+        assert!(answer.stderr.starts_with("error: RLIMIT_NPROC: "), "{arguments:?}: {answer:?}");
+        assert!(answer.stderr.contains("is 2, by `ulimit -u`"), "{arguments:?}: {answer:?}");
+        assert!(!host.dir.path().join("theirs/vms/web").exists(), "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_file_of_a_vm_that_another_user_has_got_is_named_with_the_way_out() {
+    let Some(host) = host_of_other_user() else { return };
+    let create =
+        ["create", "web", "--image", "base.img", "--accel", "tcg", "--data-disk", "1MiB", "--user", "ann"];
+    assert_eq!(by_other_user(&host, "", &create).code, Some(0));
+    let vm = host.dir.path().join("theirs/vms/web");
+    for name in ["root.qcow2", "data-0.qcow2", "seed.iso", "console.log", "qemu.log"] {
+        let file = fs::OpenOptions::new().append(true).create(true).open(vm.join(name)).unwrap();
+        file.set_permissions(fs::Permissions::from_mode(0o600)).unwrap();
+        std::os::unix::fs::chown(vm.join(name), Some(0), None).unwrap();
+        let refused = by_other_user(&host, "", &["start", "web"]);
+        assert_eq!(refused.code, Some(2), "{name}: {refused:?}");
+        let said = format!("{name} belongs to user root (0), and this is user {OTHER_USER}: ");
+        assert!(refused.stderr.contains(&said), "{name}: {refused:?}");
+        assert!(refused.stderr.contains(&format!("`sudo chown -R {OTHER_USER} ")), "{name}: {refused:?}");
+        std::os::unix::fs::chown(vm.join(name), Some(OTHER_USER), None).unwrap();
+    }
 }
 
 #[test]
@@ -206,6 +265,13 @@ fn what_is_read_once_may_come_through_a_pipe() {
     let plan = answer(shell(&host, "", &format!("{file} | $1 plan -f -"), &[]).output().unwrap());
     assert!(plan.stdout.contains("web") && !plan.stdout.contains("/dev"), "{plan:?}");
     // What a VM goes on to need has to stay.
+    fs::copy(host.file("base.img"), host.file("data.img")).unwrap();
+    for (option, file) in [("--data-disk", "data.img"), ("--kernel", "vmlinuz")] {
+        let run = format!("$1 create new {option} /dev/stdin --accel tcg <{file}");
+        let answer = answer(shell(&host, "", &run, &[]).output().unwrap());
+        assert_eq!(answer.code, Some(2), "{answer:?}");
+        assert!(answer.stderr.contains("name the file itself, "), "{option}: {answer:?}");
+    }
     for option in ["--image", "--kernel", "--data-disk"] {
         let run = format!("$1 create new {option} <(/bin/cat base.img) --accel tcg");
         let answer = answer(shell(&host, "", &run, &[]).output().unwrap());

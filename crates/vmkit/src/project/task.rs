@@ -5,7 +5,7 @@
 //! changed. Reading the host's files is its only effect.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
@@ -24,6 +24,8 @@ use crate::vmfile::{CopySpec, MachineConfig, ProvisionStep, RunPolicy, StepActio
 
 /// How long a copy of `files` may take; a step has its own limit.
 const COPY_LIMIT: Duration = Duration::from_secs(600);
+/// How long a script of the host may be: it is held in memory, and sent in one piece.
+const MOST_SCRIPT_BYTES: u64 = 64 << 20;
 
 /// One thing to do in a guest.
 #[derive(Debug, Clone)]
@@ -205,7 +207,7 @@ impl GuestTask {
     fn text(&self, path: &Path) -> std::result::Result<ScriptText, UnreadableSource> {
         let read = || {
             let mut bytes = Vec::new();
-            open_regular(path)?.read_to_end(&mut bytes)?;
+            open_script(path)?.take(MOST_SCRIPT_BYTES).read_to_end(&mut bytes)?;
             let text = ScriptText::parse(&bytes);
             text.map_err(|why| io::Error::new(io::ErrorKind::InvalidData, why))
         };
@@ -244,7 +246,8 @@ impl GuestTask {
                 match (&step.action, from) {
                     (StepAction::Shell(text), _) => parts.add(text.as_bytes()),
                     (_, Some(path)) => {
-                        parts.add_file(path).map_err(|error| self.unreadable("script", path, error))?
+                        let added = open_script(path).and_then(|file| parts.add_content(file));
+                        added.map_err(|error| self.unreadable("script", path, error))?
                     }
                     (_, None) => {}
                 }
@@ -263,6 +266,20 @@ impl GuestTask {
     }
 }
 
+/// Opens a script of the host.
+fn open_script(path: &Path) -> io::Result<File> {
+    let file = open_regular(path)?;
+    match file.metadata()?.len() {
+        bytes if bytes > MOST_SCRIPT_BYTES => Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!(
+                "the script has {bytes} bytes (expected {MOST_SCRIPT_BYTES} at the most): copy it by `files`, and run it in a step"
+            ),
+        )),
+        _ => Ok(file),
+    }
+}
+
 /// A hash over parts, each with its length before it, so that nothing of one can be taken for the
 /// next.
 struct PartHasher(Sha256);
@@ -273,8 +290,7 @@ impl PartHasher {
         self.0.update(part);
     }
 
-    fn add_file(&mut self, path: &Path) -> io::Result<()> {
-        let mut file = open_regular(path)?;
+    fn add_content(&mut self, mut file: File) -> io::Result<()> {
         let mut content = Sha256::new();
         let mut buffer = vec![0; 64 << 10];
         loop {
@@ -306,7 +322,7 @@ impl PartHasher {
             let target = fs::read_link(path).map_err(failed)?;
             self.add(target.as_os_str().as_bytes());
         } else if kind.is_file() {
-            self.add_file(path).map_err(failed)?;
+            open_regular(path).and_then(|file| self.add_content(file)).map_err(failed)?;
         } else if kind.is_dir() {
             let mut entries = entries(path)?;
             // What is left out of the copy changes nothing about it.

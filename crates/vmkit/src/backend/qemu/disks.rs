@@ -5,17 +5,21 @@
 
 use std::path::Path;
 
+use rustix::fs::{Access, access};
+use rustix::io::Errno;
 use serde::Deserialize;
 
 use super::QemuDetails;
 use super::facts::ImageMedia;
-use crate::disk_files::check_apart;
+use super::layout::QemuLayout;
+use crate::disk_files::{check_apart, check_paths};
 use crate::error::{Error, Result};
 use crate::handle::VmHandle;
 use crate::image::{ImageFormat, ImageIdentity, check_disc, inspect_for};
 use crate::input_file::InputFile;
 use crate::kernel_file::{check_initrd, check_kernel};
 use crate::spec::{Boot, DataDisk, RootDisk, VmSpec};
+use crate::store::denied;
 
 /// Checks the files of a VM that is about to start, and returns the identity of its image to note
 /// from now on.
@@ -41,8 +45,24 @@ pub(super) async fn check_files(
         }
     }
     spec.cdrom().map_or(Ok(()), check_disc)?;
+    check_paths(spec)?;
     check_apart(spec)?;
     check_base(spec, noted).await
+}
+
+/// Refuses a file of the VM's directory that this user may not use, for QEMU and the keeper do not
+/// say whose it is.
+///
+/// # Errors
+/// `OtherUser` with the way out; `Host`.
+pub(super) fn check_own_files(layout: &QemuLayout, data_disks: usize) -> Result<()> {
+    for path in layout.run_inputs(data_disks) {
+        // What is not there is made, or QEMU names it.
+        if access(&path, Access::READ_OK | Access::WRITE_OK) == Err(Errno::ACCESS) {
+            return Err(denied("open", path)(Errno::ACCESS.into()));
+        }
+    }
+    Ok(())
 }
 
 /// Refuses a data disk that is no qcow2 any more. What a raw one holds is the guest's, so its bytes

@@ -158,14 +158,20 @@ impl QemuLayout {
     /// directory is known to be this VM's. The lock is last: whoever gets a new one finds no owner
     /// any more.
     pub(crate) fn work_files(&self, data_disks: usize) -> Vec<PathBuf> {
+        let mut files = self.run_inputs(data_disks);
+        files.extend([unfinished(&self.seed()), unfinished(&self.run_file()), self.spare_socket()]);
+        files.extend([self.run_file(), self.stop_mark(), self.owner_mark(), self.alive_lock()]);
+        files
+    }
+
+    /// The disks and the logs of the work directory, which QEMU and the keeper open at each start.
+    pub(crate) fn run_inputs(&self, data_disks: usize) -> Vec<PathBuf> {
         let mut files = vec![self.root_disk(), self.seed(), self.efi_vars()];
         files.extend((0..data_disks).map(|index| self.data_disk(index)));
         for log in [self.console_log(), self.qemu_log()] {
             files.push(older_log(&log));
             files.push(log);
         }
-        files.extend([unfinished(&self.seed()), unfinished(&self.run_file()), self.spare_socket()]);
-        files.extend([self.run_file(), self.stop_mark(), self.owner_mark(), self.alive_lock()]);
         files
     }
 

@@ -256,8 +256,7 @@ impl QemuHypervisor {
         QemuLayout::of(&self.0.work_root, &self.0.run_root, spec.name(), id)
     }
 
-    /// Returns what the handle says of its VM's place; of an interrupted `prepare` it says nothing
-    /// yet.
+    /// Returns what the handle says of its VM's place; of an interrupted `prepare` nothing yet.
     fn details(&self, vm: &VmHandle) -> Result<QemuDetails> {
         let foreign =
             |problem: String| Error::Record { path: self.0.work_root.join(vm.name().as_str()), problem };
@@ -498,6 +497,7 @@ impl Hypervisor for QemuHypervisor {
         // Whoever removed the VM meanwhile held the lock for it.
         self.check_owner(vm, &details.layout, Operation::Start)?;
         elsewhere::refuse_twin(vm, &details.layout)?;
+        disks::check_own_files(&details.layout, vm.spec.data_disks().len())?;
         prepare::check_network(&vm.spec).await?;
         details.base = disks::check_files(&vm.spec, &details.media, details.base.as_ref()).await?;
         self.bring_up_to_date(vm, &mut details)?;
@@ -683,8 +683,7 @@ fn ended_state(layout: &QemuLayout, ended: Option<ProcessEnd>) -> VmState {
     VmState::failed(kind, format!("QEMU ended, {ended}{colon}{words}"))
 }
 
-/// Asks the guest agent for the address of the network device with this MAC; silence is no error
-/// here.
+/// Asks the guest agent for the address of the device with this MAC; silence is no error here.
 async fn agent_address(layout: &QemuLayout, mac: MacAddr) -> Option<String> {
     let limit = Instant::now() + ASK_LIMIT;
     let mac = mac.to_string();

@@ -15,7 +15,7 @@ use super::plan::{PrepareStep, QemuPlan};
 use crate::backend::supervise::alive;
 use crate::backend::supervise::files::{is_gone, make_private_dir, remove_dir, remove_file};
 use crate::cloud_init::SeedOf;
-use crate::disk_files::check_apart;
+use crate::disk_files::{check_apart, check_paths};
 use crate::error::{Error, Result};
 use crate::host::ports::{port_holder, port_is_free};
 use crate::image::{
@@ -58,6 +58,7 @@ pub(super) fn look_at_files(spec: &VmSpec) -> Result<InspectedMedia> {
         }
     });
     let data_formats = formats.collect::<Result<_>>()?;
+    check_paths(spec)?;
     check_apart(spec)?;
     if let Boot::Kernel(kernel) = spec.boot() {
         check_absolute("kernel", &kernel.path)?;
