@@ -94,6 +94,20 @@ impl InputFile {
     }
 }
 
+/// Opens a file of vmkit's own for reading, and never waits for one: what is no regular file, such
+/// as a FIFO that took its place, is refused.
+///
+/// # Errors
+/// `InvalidData` for what is no regular file.
+pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
+    let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits().cast_signed();
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    match special(&file.metadata()?) {
+        Some(what) => Err(io::Error::new(io::ErrorKind::InvalidData, format!("this is {what}"))),
+        None => Ok(file),
+    }
+}
+
 /// A regular file or a pipe, open to be read once, from its beginning to its end.
 #[derive(Debug)]
 pub(crate) struct InputStream {

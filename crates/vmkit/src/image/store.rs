@@ -27,6 +27,7 @@ use super::proxy::Proxies;
 use super::reference::{ImageName, ImageRef, OciRef};
 use super::remote::HttpFetcher;
 use crate::error::{Error, ErrorKind, Result};
+use crate::input_file::open_regular;
 use crate::spec::{Arch, Firmware, UserName};
 use crate::steps::step;
 use crate::store::lock::{self, LockMode, VmLock};
@@ -616,7 +617,7 @@ fn sync_dir(path: &Path) -> Result<()> {
 
 /// Reads a record; one that is bigger than any is refused.
 pub(super) fn read_bytes(path: &Path) -> Result<Option<Vec<u8>>> {
-    let file = match File::open(path) {
+    let file = match open_regular(path) {
         Ok(file) => file,
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
             return Ok(None);

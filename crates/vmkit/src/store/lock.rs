@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use crate::error::{Error, Result};
 pub(crate) use crate::flock::LockMode;
 use crate::flock::{LockWait, is_at};
+use crate::input_file::open_regular;
 use crate::steps::step;
 use crate::store::{denied, refuse_other_user};
 
@@ -52,7 +53,7 @@ pub(crate) async fn acquire(path: &Path, hold: LockMode, deadline: Instant) -> R
 /// Returns whether somebody works on the VM right now. Changes nothing, and lets go of the lock at
 /// once.
 pub(super) fn is_held(path: &Path) -> bool {
-    let Ok(file) = File::open(path) else { return false };
+    let Ok(file) = open_regular(path) else { return false };
     match flock(&file, FlockOperation::NonBlockingLockShared) {
         Ok(()) => {
             drop(VmLock(file));
@@ -117,7 +118,7 @@ fn sign(file: &mut File) -> io::Result<()> {
 
 fn holder(path: &Path) -> Option<u32> {
     let mut text = String::new();
-    File::open(path).ok()?.take(16).read_to_string(&mut text).ok()?;
+    open_regular(path).ok()?.take(16).read_to_string(&mut text).ok()?;
     text.parse().ok()
 }
 

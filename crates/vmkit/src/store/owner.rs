@@ -1,8 +1,8 @@
 //! The mark of a VM that lives no longer than a process: a file that this process keeps locked.
 //!
 //! The kernel frees the lock however the process ends, in whatever namespace it lived. A copy of
-//! the directory has a file that no process ever locked, so the mark also names the directory that it
-//! was made for: only there is a free lock proof that the VM is no longer needed.
+//! the directory has a file that no process ever locked, so the mark also names the directory that
+//! it was made for: only there is a free lock proof that the VM is no longer needed.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
@@ -12,6 +12,7 @@ use std::path::Path;
 use super::LockedVm;
 use crate::error::{Error, Result};
 use crate::host::process::boot_id;
+use crate::input_file::open_regular;
 use crate::steps::step;
 
 /// The name of that file in the VM's directory.
@@ -64,9 +65,11 @@ impl LockedVm {
     /// VM: the VM's lock, which is held here, sees to that.
     pub(crate) fn owner_state(&self) -> Result<OwnerState> {
         let path = self.dir.join(OWNER);
-        let mut file = match File::open(&path) {
+        let mut file = match open_regular(&path) {
             Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(OwnerState::Unknown),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => {
+                return Ok(OwnerState::Unknown);
+            }
             Err(error) => return Err(Error::io("open", path)(error)),
         };
         match file.try_lock_shared() {

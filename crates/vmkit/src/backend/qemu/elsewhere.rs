@@ -15,10 +15,13 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, sockopt};
 
 use super::layout::QemuLayout;
+use super::prepare;
 use crate::backend::supervise::files::remove_file;
+use crate::backend::supervise::process::ProcessState;
 use crate::backend::supervise::{ALIVE_DESCRIPTOR, alive, process, runfile};
 use crate::error::{Error, Result};
 use crate::handle::VmHandle;
+use crate::lifecycle::{InvalidTransition, Operation, VmState};
 
 /// Returns where the sockets of a VM's run are: its keeper has written down where they were made.
 /// That may be another session's directory, or one that is not there under this name, such as that
@@ -81,6 +84,41 @@ pub(super) fn leave_linked(layout: &QemuLayout) -> Result<()> {
         remove_file(&lock)?;
     }
     Ok(())
+}
+
+/// Refuses an operation on a directory that is not known to be this VM's, and a start of a VM that
+/// lacks a part.
+///
+/// # Errors
+/// `InvalidState` where the VM is gone; `Record` with the file that is missing.
+pub(super) fn check_owner(vm: &VmHandle, layout: &QemuLayout, operation: Operation) -> Result<()> {
+    let (owner, missing) = (prepare::owner(layout)?, prepare::missing_part(&vm.spec, layout));
+    let problem = match (owner, missing) {
+        (Some(owner), None) if owner == vm.id => return Ok(()),
+        (Some(owner), Some(path)) if owner == vm.id && operation == Operation::Start => {
+            (path, "a part of the VM, and it is gone: put it back from a backup, or remove the VM".to_owned())
+        }
+        (Some(owner), _) if owner == vm.id => return Ok(()),
+        // A removal takes the disks first.
+        (None, None) if vm.spec.disk().is_some() => {
+            let problem = format!(
+                "the file that says whose the disks beside it are is gone, and the disks are there: put it back, with {} in it",
+                vm.id
+            );
+            (layout.owner_mark(), problem)
+        }
+        _ => return Err(InvalidTransition { state: VmState::Destroyed, operation }.into()),
+    };
+    Err(Error::Record { path: problem.0, problem: problem.1 })
+}
+
+/// Returns whether a process with the identity of this VM runs in its directory: then it is this
+/// VM's, though the file that says so may be lost.
+pub(super) async fn runs_here(vm: &VmHandle, layout: &QemuLayout) -> Result<bool> {
+    Ok(match process::look(&layout.place()).await? {
+        ProcessState::Live(process) => runs(&Path::new("/proc").join(process.id().pid.to_string()), vm),
+        _ => false,
+    })
 }
 
 /// Finds a process of this user's that runs the same VM with the lock of another directory, and

@@ -61,7 +61,7 @@ use crate::handle::{BackendDetails, BackendTag, ConsoleEndpoint, RunInfo, VmHand
 use crate::host::{HostFacts, ProbeOptions, demands};
 use crate::hypervisor::{Backend, Capabilities, Hypervisor};
 use crate::image::{ImageIdentity, grow_disk, settle_backing};
-use crate::lifecycle::{FailureKind, InvalidTransition, Operation, VmState, next};
+use crate::lifecycle::{FailureKind, Operation, VmState, next};
 use crate::network::{MacAddr, addresses_of, default_lease_files};
 use crate::spec::{Boot, Firmware, Mib, NetworkConfig, PortForward, VmSpec};
 use crate::store::refuse_other_user;
@@ -335,7 +335,7 @@ impl QemuHypervisor {
     async fn allowed(&self, vm: &VmHandle, operation: Operation) -> Result<VmState> {
         let state = self.state(vm).await?;
         if state == VmState::Destroyed {
-            self.check_owner(vm, &self.details(vm)?.layout, operation)?;
+            elsewhere::check_owner(vm, &self.details(vm)?.layout, operation)?;
         }
         next(&state, operation)?;
         Ok(state)
@@ -377,28 +377,6 @@ impl QemuHypervisor {
             details.disk = Some(size);
         }
         Ok(())
-    }
-
-    fn check_owner(&self, vm: &VmHandle, layout: &QemuLayout, operation: Operation) -> Result<()> {
-        let (owner, missing) = (prepare::owner(layout)?, prepare::missing_part(&vm.spec, layout));
-        let problem = match (owner, missing) {
-            (Some(owner), None) if owner == vm.id => return Ok(()),
-            (Some(owner), Some(path)) if owner == vm.id && operation == Operation::Start => (
-                path,
-                "a part of the VM, and it is gone: put it back from a backup, or remove the VM".to_owned(),
-            ),
-            (Some(owner), _) if owner == vm.id => return Ok(()),
-            // A removal takes the disks first.
-            (None, None) if vm.spec.disk().is_some() => {
-                let problem = format!(
-                    "the file that says whose the disks beside it are is gone, and the disks are there: put it back, with {} in it",
-                    vm.id
-                );
-                (layout.owner_mark(), problem)
-            }
-            _ => return Err(InvalidTransition { state: VmState::Destroyed, operation }.into()),
-        };
-        Err(Error::Record { path: problem.0, problem: problem.1 })
     }
 
     /// Returns the state of a VM that does not run; it has failed where a part of it is gone.
@@ -495,7 +473,7 @@ impl Hypervisor for QemuHypervisor {
             return adopted(run, &details);
         };
         // Whoever removed the VM meanwhile held the lock for it.
-        self.check_owner(vm, &details.layout, Operation::Start)?;
+        elsewhere::check_owner(vm, &details.layout, Operation::Start)?;
         elsewhere::refuse_twin(vm, &details.layout)?;
         disks::check_own_files(&details.layout, vm.spec.data_disks().len())?;
         prepare::check_network(&vm.spec).await?;
@@ -511,7 +489,9 @@ impl Hypervisor for QemuHypervisor {
     async fn stop(&self, vm: &VmHandle, timeout: Duration) -> Result<VmHandle> {
         let QemuDetails { layout, .. } = self.details(vm)?;
         refuse_other_user(&layout.work)?;
-        self.check_owner(vm, &layout, Operation::Stop)?;
+        if !elsewhere::runs_here(vm, &layout).await? {
+            elsewhere::check_owner(vm, &layout, Operation::Stop)?;
+        }
         stop::stop(vm, &layout, timeout).await?;
         Ok(Self::handle(vm, VmState::Stopped, &layout, None))
     }
@@ -572,6 +552,7 @@ impl Hypervisor for QemuHypervisor {
         let QemuDetails { layout, .. } = self.details(vm)?;
         match prepare::owner(&layout)? {
             Some(owner) if owner == vm.id => {}
+            None if elsewhere::runs_here(vm, &layout).await? => {}
             _ => return Ok(VmState::Destroyed),
         }
         if vm.details.version == 0 {

@@ -21,7 +21,7 @@ use crate::host::ports::{port_holder, port_is_free};
 use crate::image::{
     ImageFacts, check_disc, create_blank, create_overlay_at_home, inspect, inspect_for, refuse_disc,
 };
-use crate::input_file::InputFile;
+use crate::input_file::{InputFile, open_regular};
 use crate::kernel_file::{check_initrd, check_kernel};
 use crate::network::{MacAddr, check_bridge};
 use crate::spec::{Boot, DataDisk, Firmware, NetworkConfig, PortForward, RootDisk, VmSpec};
@@ -191,15 +191,14 @@ pub(super) fn refuse_other_users(layout: &QemuLayout) -> Result<()> {
 /// Returns whose directory this is; `None` where nobody has claimed it.
 ///
 /// # Errors
-/// `Io` where the mark can't be read. A mark cut short by a crash counts as nobody's claim.
+/// `Io` where the mark can't be read. What is no mark, such as one cut short by a crash, is no
+/// claim.
 pub(super) fn owner(layout: &QemuLayout) -> Result<Option<Uuid>> {
     let mark = layout.owner_mark();
     let mut text = [0; MARK_BYTES];
-    match fs::File::open(&mark).and_then(|mut file| file.read(&mut text)) {
+    match open_regular(&mark).and_then(|mut file| file.read(&mut text)) {
         Ok(read) => Ok(std::str::from_utf8(&text[..read]).ok().and_then(|text| text.trim().parse().ok())),
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-            Ok(None)
-        }
+        Err(error) if is_gone(&error) || error.kind() == io::ErrorKind::InvalidData => Ok(None),
         Err(error) => Err(denied("read", &mark)(error)),
     }
 }

@@ -16,6 +16,7 @@ use super::SupervisionPaths;
 use super::process;
 use crate::error::{Error, Result};
 use crate::flock::{LockMode, LockWait, is_at};
+use crate::input_file::open_regular;
 use crate::steps::step;
 use crate::store::denied;
 
@@ -43,7 +44,7 @@ pub(crate) fn try_take(place: &SupervisionPaths) -> Result<Option<OwnedFd>> {
 /// Returns whether anybody holds the lock, without taking it for longer than the question lasts.
 pub(crate) fn is_held(place: &SupervisionPaths) -> Result<bool> {
     let path = &place.alive;
-    let file = match File::open(path) {
+    let file = match open_regular(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(denied("open", path)(error)),

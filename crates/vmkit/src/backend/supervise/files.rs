@@ -17,14 +17,16 @@ pub(crate) fn make_private_dir(path: &Path) -> Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(Error::io("create", path))
 }
 
-/// Removes a file.
+/// Removes a file. A directory that took its place stays, for the removal of the VM's directory.
 ///
 /// # Errors
 /// `Io`, `Host`.
 pub(crate) fn remove_file(path: &Path) -> Result<()> {
     step("remove a file").map_err(Error::io("remove", path))?;
     match fs::remove_file(path) {
-        Err(error) if !is_gone(&error) => Err(Error::io("remove", path)(error)),
+        Err(error) if !is_gone(&error) && error.kind() != io::ErrorKind::IsADirectory => {
+            Err(Error::io("remove", path)(error))
+        }
         _ => Ok(()),
     }
 }

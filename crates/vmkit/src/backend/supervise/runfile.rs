@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::boundedlog::LogPosition;
 use crate::error::{Error, Result};
 use crate::host::process::ProcessId;
+use crate::input_file::open_regular;
 use crate::store::denied;
 
 /// The file's size, always: more than its JSON needs, and a page, so that one write replaces all of
@@ -173,6 +174,9 @@ pub(crate) fn read(path: &Path) -> Result<Option<ProcessRun>> {
         let bytes = match read_once(path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                return Err(Error::Record { path: path.to_owned(), problem: error.to_string() });
+            }
             Err(error) => return Err(denied("read", path)(error)),
         };
         match serde_json::from_slice(&bytes) {
@@ -187,7 +191,7 @@ pub(crate) fn read(path: &Path) -> Result<Option<ProcessRun>> {
 /// see two records.
 fn read_once(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; SIZE_BYTES + 1];
-    let read = File::open(path)?.read(&mut bytes)?;
+    let read = open_regular(path)?.read(&mut bytes)?;
     bytes.truncate(read);
     Ok(bytes)
 }

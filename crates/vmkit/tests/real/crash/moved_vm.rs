@@ -186,3 +186,59 @@ fn a_vm_whose_record_can_not_be_read_is_removed_by_force_once_nothing_of_it_runs
         assert!(!work.exists(), "{index}");
     }
 }
+
+#[test]
+fn what_took_the_place_of_a_file_of_a_vm_is_neither_waited_for_nor_in_the_way_of_its_removal() {
+    let temp = tempfile::tempdir().unwrap();
+    let place = home(&temp);
+    let work = place.home.join("vms/web");
+    let replace: [fn(&Path); 2] = [
+        |file| assert!(Command::new("mkfifo").arg(file).status().unwrap().success()),
+        |file| fs::create_dir(file).unwrap(),
+    ];
+    for file in ["qemu.json", "owner", "lock", "alive", "run.json"] {
+        for (index, replace) in replace.iter().enumerate() {
+            if !work.exists() {
+                place.create();
+            }
+            place.does("start");
+            place.does("stop");
+            let _ = fs::remove_file(work.join(file));
+            replace(&work.join(file));
+            let began = std::time::Instant::now();
+            let listed = runtime().block_on(place.manager.list()).unwrap();
+            assert_eq!(listed.len(), 1, "{file} {index}");
+            // A lock can't be a directory: then the user has to remove that.
+            if index == 1 && ["lock", "alive"].contains(&file) {
+                remove(&place, "web", true).unwrap_err();
+                fs::remove_dir(work.join(file)).unwrap();
+            }
+            remove(&place, "web", true).unwrap_or_else(|error| panic!("{file} {index}: {error}"));
+            assert!(!work.exists(), "{file} {index}");
+            assert!(began.elapsed() < super::Duration::from_secs(20), "{file} {index}");
+        }
+    }
+}
+
+#[test]
+fn a_vm_that_runs_is_stopped_though_the_mark_of_its_directory_was_lost() {
+    let temp = tempfile::tempdir().unwrap();
+    let place = home(&temp);
+    let mark = place.home.join("vms/web/owner");
+    let id = fs::read(&mark).unwrap();
+    for lost in [false, true] {
+        place.does("start");
+        match lost {
+            true => fs::remove_file(&mark).unwrap(),
+            false => fs::write(&mark, "").unwrap(),
+        }
+        assert_eq!(place.state(), "running");
+        place.does("suspend");
+        place.does("resume");
+        place.does("stop");
+        assert_eq!(place.operate("start").unwrap_err().kind(), ErrorKind::Record);
+        fs::write(&mark, &id).unwrap();
+    }
+    place.does("start");
+    place.does("remove");
+}
