@@ -7,14 +7,18 @@
 //! | a module that calls itself `Pure` touches no file, process, socket, clock, environment or runtime | the same, but for tests |
 //! | no left-overs, no `utils.rs`, no `get_…`, no `…Inner`, `…Impl`, `…Helper` | every Rust file |
 //! | integration tests are at most ten binaries, and a `mod` declares each of their files | `*/tests` |
+//! | a type's name is unique in its crate, and one in four at most has one word | `crates/*/src`, outside tests |
+//! | top-level modules use each other without a circle, pure modules use pure ones | the same |
 //! | ARCHITECTURE.md has at most 200 lines | |
 //! | a relative link has a target | every Markdown file |
 //! | comments and prose are plain English in 100 columns | files that are not in `old_language.txt` |
 //!
 //! Files are those that git tracks or would track.
 
+mod graph;
 mod language;
 mod links;
+mod names;
 mod syntax;
 mod test_files;
 
@@ -79,6 +83,8 @@ fn repository() -> PathBuf {
 fn check(repository: &Path) -> Result<Vec<Violation>> {
     let mut violations = Vec::new();
     let mut tests = Vec::new();
+    let mut names = names::TypeNames::default();
+    let mut graph = graph::ModuleGraph::default();
     for path in files(repository)? {
         let is = |extension: &str| path.extension().is_some_and(|found| found == extension);
         if !is("rs") && !is("md") {
@@ -88,7 +94,11 @@ fn check(repository: &Path) -> Result<Vec<Violation>> {
         let text = fs::read_to_string(&absolute).at("read", &absolute)?;
         let mut findings = Findings { path: &path, violations: Vec::new() };
         if is("rs") {
-            check_rust(&text, &mut findings);
+            let syntax = check_rust(&text, &mut findings);
+            if let Some(syntax) = syntax.filter(|_| path.starts_with("crates") && is_module(&path)) {
+                names.add(&path, &syntax);
+                graph.add(&path, &text, &syntax);
+            }
         } else {
             check_markdown(&text, repository, &mut findings);
         }
@@ -99,6 +109,8 @@ fn check(repository: &Path) -> Result<Vec<Violation>> {
         }
     }
     violations.extend(test_files::check(&tests));
+    violations.extend(names.violations());
+    violations.extend(graph.violations());
     Ok(violations)
 }
 
@@ -137,7 +149,8 @@ fn files(repository: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths.filter(|path| repository.join(path).is_file()).collect())
 }
 
-fn check_rust(text: &str, findings: &mut Findings) {
+/// Adds what breaks a rule in a Rust file, and returns its syntax.
+fn check_rust(text: &str, findings: &mut Findings) -> Option<syn::File> {
     let lines = text.lines().count();
     if lines >= FILE_LINES {
         findings.add(lines, format!("the file has {lines} lines; fewer than {FILE_LINES} are allowed"));
@@ -156,7 +169,7 @@ fn check_rust(text: &str, findings: &mut Findings) {
     if is_module(findings.path) && !documented {
         findings.add(1, "the file does not begin with `//!` and what its module is for");
     }
-    syntax::check(text, findings);
+    syntax::check(text, findings)
 }
 
 fn check_markdown(text: &str, repository: &Path, findings: &mut Findings) {

@@ -48,18 +48,23 @@ const IMPURE_METHODS: &[&str] = &[
 /// Ends of type names that say nothing.
 const VAGUE: &[&str] = &["Helper", "Impl", "Inner", "Utils"];
 
-/// Adds what breaks a rule in a Rust file.
-pub(super) fn check(text: &str, findings: &mut Findings) {
+/// Adds what breaks a rule in a Rust file, and returns its syntax.
+pub(super) fn check(text: &str, findings: &mut Findings) -> Option<syn::File> {
     let file = match syn::parse_file(text) {
         Ok(file) => file,
-        Err(error) => return findings.add(error.span().start().line, format!("this is not Rust: {error}")),
+        Err(error) => {
+            findings.add(error.span().start().line, format!("this is not Rust: {error}"));
+            return None;
+        }
     };
-    let pure = text.lines().take_while(|line| line.starts_with("//!")).any(is_vow_of_purity);
-    Visitor { findings, pure, in_tests: false }.visit_file(&file);
+    Visitor { findings, pure: is_pure(text), in_tests: false }.visit_file(&file);
+    Some(file)
 }
 
-fn is_vow_of_purity(line: &str) -> bool {
-    line.starts_with("//! Pure:") || line.starts_with("//! Pure.")
+/// Returns whether a module's docs call it pure.
+pub(super) fn is_pure(text: &str) -> bool {
+    let says_so = |line: &str| line.starts_with("//! Pure:") || line.starts_with("//! Pure.");
+    text.lines().take_while(|line| line.starts_with("//!")).any(says_so)
 }
 
 struct Visitor<'a, 'b> {
@@ -155,8 +160,8 @@ impl<'ast> Visit<'ast> for Visitor<'_, '_> {
     fn visit_item_use(&mut self, item: &'ast syn::ItemUse) {
         let mut paths = Vec::new();
         expand_use(&item.tree, String::new(), &mut paths);
-        for (path, line) in paths {
-            self.check_purity(&path, line);
+        for used in paths {
+            self.check_purity(&used.path, used.line);
         }
     }
 
@@ -179,21 +184,37 @@ impl<'ast> Visit<'ast> for Visitor<'_, '_> {
     }
 }
 
-fn is_cfg_test(attribute: &syn::Attribute) -> bool {
+pub(super) fn is_cfg_test(attribute: &syn::Attribute) -> bool {
     let syn::Meta::List(list) = &attribute.meta else { return false };
     list.path.is_ident("cfg") && list.tokens.to_string() == "test"
 }
 
-/// Takes a `use` apart into whole paths with their lines.
-fn expand_use(tree: &syn::UseTree, prefix: String, into: &mut Vec<(String, usize)>) {
+/// One name that a `use` brings in.
+pub(super) struct UsedPath {
+    /// The whole path, with `::` between its segments.
+    pub(super) path: String,
+    /// What it is called here.
+    pub(super) name: String,
+    /// Counted from 1.
+    pub(super) line: usize,
+}
+
+/// Takes a `use` apart into whole paths.
+pub(super) fn expand_use(tree: &syn::UseTree, prefix: String, into: &mut Vec<UsedPath>) {
     let joined =
         |name: &syn::Ident| if prefix.is_empty() { name.to_string() } else { format!("{prefix}::{name}") };
+    let last = |path: &str| path.rsplit("::").next().unwrap_or_default().to_owned();
+    let mut add = |path: String, name: String, line| into.push(UsedPath { path, name, line });
     match tree {
         syn::UseTree::Path(path) => expand_use(&path.tree, joined(&path.ident), into),
-        syn::UseTree::Name(name) if name.ident == "self" => into.push((prefix, name.span().start().line)),
-        syn::UseTree::Name(name) => into.push((joined(&name.ident), name.span().start().line)),
-        syn::UseTree::Rename(rename) => into.push((joined(&rename.ident), rename.span().start().line)),
-        syn::UseTree::Glob(glob) => into.push((prefix, glob.span().start().line)),
+        syn::UseTree::Name(name) => {
+            let path = if name.ident == "self" { prefix.clone() } else { joined(&name.ident) };
+            add(path.clone(), last(&path), name.span().start().line);
+        }
+        syn::UseTree::Rename(rename) => {
+            add(joined(&rename.ident), rename.rename.to_string(), rename.span().start().line);
+        }
+        syn::UseTree::Glob(glob) => add(prefix.clone(), last(&prefix), glob.span().start().line),
         syn::UseTree::Group(group) => {
             group.items.iter().for_each(|item| expand_use(item, prefix.clone(), into))
         }
@@ -208,7 +229,7 @@ mod tests {
 
     fn found(text: &str) -> Vec<(usize, String)> {
         let mut findings = Findings { path: Path::new("crates/a/src/b.rs"), violations: Vec::new() };
-        check(text, &mut findings);
+        let _syntax = check(text, &mut findings);
         findings.violations.into_iter().map(|violation| (violation.line, violation.message)).collect()
     }
 

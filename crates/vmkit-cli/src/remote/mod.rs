@@ -151,9 +151,9 @@ impl AttachedStreams {
     async fn run(self, session: &Session, signals: &mut CaughtSignals) -> Result<LoopEnd, Failure> {
         let Self { mut input, mut output, mut reader, mut writer, mut escape, at_terminal, follows_size } =
             self;
-        let unwatched = || Error::io("watch for", "signals");
-        let caught = signals.bell().map_err(unwatched())?;
-        let resizes = follows_size.then(ResizeSignals::catch).transpose().map_err(unwatched())?;
+        let no_progress = || Error::io("watch for", "signals");
+        let caught = signals.bell().map_err(no_progress())?;
+        let resizes = follows_size.then(ResizeSignals::catch).transpose().map_err(no_progress())?;
         let (pieces, mut taken) = channel::<Option<Vec<u8>>>(1);
         // Its own future, so that a guest that reads nothing keeps neither output nor signals
         // waiting.

@@ -1,8 +1,8 @@
 //! The conformance suite, which every backend passes.
 //!
-//! [`run`] runs a list of named cases against a backend and returns a [`ConformanceReport`]. Each case makes
-//! VMs of its own and destroys them. The legal operations come from [`vmkit::lifecycle::next`], so
-//! the suite has no table of its own to get out of step.
+//! [`run`] runs a list of named cases against a backend and returns a [`ConformanceReport`]. Each
+//! case makes VMs of its own and destroys them. The legal operations come from
+//! [`vmkit::lifecycle::next`], so the suite has no table of its own to get out of step.
 //!
 //! What the suite can't see from inside the trait, it asks hooks for: [`Conformance::breaking`],
 //! without which no VM becomes `Failed` and those cases are skipped;

@@ -1,5 +1,7 @@
 //! What this host is like, and what runs on it.
 
+#[cfg(feature = "propolis")]
+pub(crate) mod bootrom;
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 pub(crate) mod demands;
 pub mod doctor;

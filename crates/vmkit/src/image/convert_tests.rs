@@ -46,7 +46,7 @@ impl ConvertScene {
     }
 
     async fn convert(&self, from: &str, to: &str, existing: OverwritePolicy) -> crate::Result<u64> {
-        convert(&inspect(&self.path(from))?, &self.path(to), existing, &unwatched()).await
+        convert(&inspect(&self.path(from))?, &self.path(to), existing, &no_progress()).await
     }
 
     fn entries(&self) -> Vec<String> {
@@ -271,7 +271,7 @@ async fn a_conversion_that_is_given_up_leaves_nothing() {
     let scene = ConvertScene::new();
     let file = fs::File::create(scene.path("large")).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&file, &vec![3; 64 << 20], 0).unwrap();
-    let progress = unwatched();
+    let progress = no_progress();
     let mut seen = progress.subscribe();
     let (image, to) = (inspect(&scene.path("large")).unwrap(), scene.path("new"));
     tokio::select! {

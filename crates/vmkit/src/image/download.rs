@@ -330,32 +330,7 @@ impl FileDownload<'_> {
                 }
                 response.content_length()
             }
-            StatusCode::PARTIAL_CONTENT => {
-                let part = ContentRange::of(response.headers()).filter(|part| part.first == self.got_bytes);
-                let Some(part) = part else {
-                    return Err(AttemptFailure::Anew(fetch_error(
-                        url,
-                        "the server sent another part than was asked for",
-                    )));
-                };
-                let has_other_size =
-                    part.total_bytes.zip(self.state.total_bytes).is_some_and(|(new, old)| new != old);
-                if self.got_bytes > 0 {
-                    if has_other_size || version.differs(&self.state.version) {
-                        return Err(AttemptFailure::Anew(fetch_error(
-                            url,
-                            "the server has another file by now",
-                        )));
-                    }
-                    self.is_resumed = true;
-                    let known = self.state.version.clone();
-                    version = HttpValidators {
-                        etag: known.etag.or(version.etag),
-                        modified: known.modified.or(version.modified),
-                    };
-                }
-                part.total_bytes.or(self.state.total_bytes)
-            }
+            StatusCode::PARTIAL_CONTENT => self.resume(response, &mut version)?,
             StatusCode::RANGE_NOT_SATISFIABLE if self.got_bytes > 0 => {
                 let total =
                     content_range(response.headers()).and_then(|(_, total)| total.parse::<u64>().ok());
@@ -382,6 +357,31 @@ impl FileDownload<'_> {
             .map_err(AttemptFailure::Final)?;
         self.show();
         Ok(ReplyBody::Bytes)
+    }
+
+    /// Checks that a partial reply continues what has come, and returns the file's length, if known.
+    fn resume(
+        &mut self,
+        response: &Response,
+        version: &mut HttpValidators,
+    ) -> Result<Option<u64>, AttemptFailure> {
+        let again = |problem| AttemptFailure::Anew(fetch_error(self.wanted.url, problem));
+        let part = ContentRange::of(response.headers())
+            .filter(|part| part.first == self.got_bytes)
+            .ok_or_else(|| again("the server sent another part than was requested"))?;
+        let known = &self.state.version;
+        let has_other_size =
+            part.total_bytes.zip(self.state.total_bytes).is_some_and(|(new, old)| new != old);
+        if self.got_bytes > 0 {
+            if has_other_size || version.differs(known) {
+                return Err(again("the server has another file by now"));
+            }
+            let known = known.clone();
+            version.etag = known.etag.or(version.etag.take());
+            version.modified = known.modified.or(version.modified.take());
+            self.is_resumed = true;
+        }
+        Ok(part.total_bytes.or(self.state.total_bytes))
     }
 
     /// Drops the partial download, once nothing is written any more, and starts from the beginning.

@@ -38,7 +38,7 @@ async fn a_part_that_is_shorter_than_what_was_asked_for_is_not_the_end() {
     let mut store = scene.store.clone();
     store.remote.patience.idle = Duration::from_millis(300);
     let image = scene.server.url("/never").parse().unwrap();
-    assert_eq!(store.pull(&image, pull_tests::ARCH, &unwatched()).await.unwrap().id.hex(), sha256(&disk));
+    assert_eq!(store.pull(&image, pull_tests::ARCH, &no_progress()).await.unwrap().id.hex(), sha256(&disk));
     assert_eq!(starts(&scene, "/never"), [0, 200_000, 270_000, 340_000, 400_000]);
 }
 
@@ -90,7 +90,7 @@ async fn a_wrong_checksum_after_a_cut_is_tried_once_more_from_the_beginning() {
     let mut store = scene.store.clone();
     store.remote.patience.idle = Duration::from_millis(500);
     let image = format!("{}#sha256={}", scene.server.url("/d"), sha256(&new)).parse().unwrap();
-    let progress = unwatched();
+    let progress = no_progress();
     let mut seen = progress.subscribe();
     let (kept, ()) = tokio::join!(store.pull(&image, pull_tests::ARCH, &progress), async {
         seen.wait_for(|progress| progress.done_bytes == 200_000).await.unwrap();

@@ -191,7 +191,7 @@ mod tests {
     async fn who_waits_goes_on_waiting_where_nothing_can_be_watched() {
         let dir = tempfile::tempdir().unwrap();
         let gone = dir.path().join("gone");
-        let progress = crate::image::unwatched();
+        let progress = crate::image::no_progress();
         // The wait ends with the lock or its deadline.
         let watched = tokio::time::timeout(Duration::from_millis(100), show_growth(&gone, &progress)).await;
         assert!(watched.is_err());

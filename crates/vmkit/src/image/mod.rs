@@ -115,13 +115,13 @@ pub use digest::{Digest, DigestAlgorithm};
 #[cfg(feature = "images")]
 pub use kept::{LocalImage, LocalName, Verification};
 #[cfg(feature = "images")]
-pub use progress::{PullProgress, PullStage, unwatched};
+pub use progress::{PullProgress, PullStage};
 #[cfg(feature = "images")]
 pub use proxy::Proxies;
 #[cfg(feature = "images")]
 pub use reference::{ImageName, ImageRef, ImageUrl, OciRef};
 #[cfg(feature = "images")]
-pub use store::{ImageInUse, ImageStore, ImportOptions, PullPolicy, RemovedImage};
+pub use store::{ImageInUse, ImageStore, ImportOptions, PullPolicy, RemovedImage, no_progress};
 
 #[cfg(test)]
 mod tests {

@@ -1,8 +1,6 @@
 //! The progress of a pull, an import or a conversion, as data.
 //!
-//! Sent over a [`watch`] channel, which keeps only the newest value: a slow reader delays nothing.
-
-use tokio::sync::watch;
+//! Pure: data.
 
 /// The progress of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -30,9 +28,4 @@ pub enum PullStage {
     Converting,
     /// The image is complete; its checksum is compared, and it is synced.
     Finishing,
-}
-
-/// Returns a sender of progress without a receiver.
-pub fn unwatched() -> watch::Sender<PullProgress> {
-    watch::Sender::new(PullProgress::default())
 }

@@ -46,7 +46,7 @@ impl PullScene {
     }
 
     pub(super) async fn pull(&self, image: &str) -> crate::Result<LocalImage> {
-        self.store.pull(&image.parse().unwrap(), ARCH, &unwatched()).await
+        self.store.pull(&image.parse().unwrap(), ARCH, &no_progress()).await
     }
 
     pub(super) async fn pull_url(&self, path: &str) -> crate::Result<LocalImage> {
@@ -152,7 +152,7 @@ async fn a_pull_that_was_given_up_goes_on_in_another_one() {
     let disk = disk(2_000_000);
     let body = packed("zst", &disk);
     scene.server.put("/d.zst", ServedFile { cuts: vec![300_000], stalls: true, ..ServedFile::new(body) });
-    let progress = unwatched();
+    let progress = no_progress();
     let mut seen = progress.subscribe();
     let image = scene.server.url("/d.zst").parse().unwrap();
     tokio::select! {
@@ -453,7 +453,7 @@ async fn pulls_of_one_image_at_once_share_one_download() {
         // Each a store of its own, as in processes of their own.
         let store = ImageStore::new(&Home::at(scene.dir.path()).unwrap(), Catalogue::built_in());
         let image = url.parse().unwrap();
-        tokio::spawn(async move { store.pull(&image, ARCH, &unwatched()).await })
+        tokio::spawn(async move { store.pull(&image, ARCH, &no_progress()).await })
     });
     let pulls: Vec<_> = pulls.collect();
     for pull in pulls {
@@ -468,11 +468,11 @@ async fn one_who_waits_sees_it_come_and_takes_over() {
     let disk = disk(300_000);
     scene.server.put("/d", ServedFile { cuts: vec![100_000], stalls: true, ..ServedFile::new(disk.clone()) });
     let (store, image) = (scene.store.clone(), scene.server.url("/d").parse().unwrap());
-    let first_progress = unwatched();
+    let first_progress = no_progress();
     let mut first_seen = first_progress.subscribe();
     let first = tokio::spawn(async move { store.pull(&image, ARCH, &first_progress).await });
     first_seen.wait_for(|progress| progress.done_bytes == 100_000).await.unwrap();
-    let progress = unwatched();
+    let progress = no_progress();
     let mut seen = progress.subscribe();
     let (store, image) = (scene.store.clone(), scene.server.url("/d").parse().unwrap());
     let second = tokio::spawn(async move { store.pull(&image, ARCH, &progress).await });
@@ -490,15 +490,15 @@ async fn a_kept_image_is_found_without_the_network_and_not_fetched_twice() {
     scene.server.put("/SUMS", ServedFile::new(format!("{}  test.img\n", sha256(&disk))));
     scene.publish("checksums = \"SUMS\"");
     let image: ImageRef = "test".parse().unwrap();
-    let missing = scene.store.resolve(&image, ARCH, PullPolicy::Never, &unwatched()).await.unwrap_err();
+    let missing = scene.store.resolve(&image, ARCH, PullPolicy::Never, &no_progress()).await.unwrap_err();
     assert_eq!(missing.to_string(), "image `test:1` does not exist");
     for policy in [PullPolicy::Missing, PullPolicy::Missing, PullPolicy::Newer, PullPolicy::Never] {
-        let found = scene.store.resolve(&image, ARCH, policy, &unwatched()).await.unwrap();
+        let found = scene.store.resolve(&image, ARCH, policy, &no_progress()).await.unwrap();
         assert_eq!((found.name.as_str(), found.facts.virtual_size_bytes), ("test:1", 100_352));
     }
     assert_eq!(scene.server.asked("/test.img").len(), 1);
     assert_eq!(scene.server.asked("/SUMS").len(), 2, "once for each time it may be newer");
-    let other = scene.store.resolve(&image, Arch::Aarch64, PullPolicy::Missing, &unwatched()).await;
+    let other = scene.store.resolve(&image, Arch::Aarch64, PullPolicy::Missing, &no_progress()).await;
     assert!(other.unwrap_err().to_string().contains("does not exist for aarch64, only for x86_64"));
 }
 

@@ -14,7 +14,7 @@ use crate::error::ErrorKind;
 async fn import(scene: &PullScene, file: &Path) -> crate::Result<LocalImage> {
     let import =
         ImportOptions { name: ImageName::new("mine").unwrap(), arch: ARCH, user: None, firmware: None };
-    scene.store.import(file, import, &unwatched()).await
+    scene.store.import(file, import, &no_progress()).await
 }
 
 /// Returns a qcow2 of a disk of zeros, spoilt by `spoil`.
@@ -130,7 +130,7 @@ async fn a_damaged_image_is_healed_by_a_pull() {
         damage(&kept, &content);
         let open = fs::File::open(&kept.facts.path).unwrap();
         if is_verified {
-            assert_ne!(scene.store.rehash(&kept.id, &unwatched()).await.unwrap(), kept.id);
+            assert_ne!(scene.store.rehash(&kept.id, &no_progress()).await.unwrap(), kept.id);
             assert!(marker.exists());
         }
         let again = scene.pull("test:1").await.unwrap();
@@ -139,7 +139,7 @@ async fn a_damaged_image_is_healed_by_a_pull() {
         assert_eq!(fs::metadata(&kept.facts.path).unwrap().permissions().mode() & 0o777, 0o444);
         // Who had the damaged one open has that still.
         assert_eq!(open.metadata().unwrap().len(), content.len() as u64);
-        assert_eq!(scene.store.rehash(&kept.id, &unwatched()).await.unwrap(), kept.id);
+        assert_eq!(scene.store.rehash(&kept.id, &no_progress()).await.unwrap(), kept.id);
     }
     assert_eq!(scene.server.asked("/test.img").len(), 4);
     scene.pull("test:1").await.unwrap();
@@ -163,7 +163,7 @@ async fn what_has_just_come_under_the_same_digest_takes_a_damaged_ones_place() {
     assert!(fs::read(&kept.facts.path).unwrap() == disk);
     // What was marked is whole again, and says so.
     fs::write(kept.facts.path.with_file_name("damaged"), "").unwrap();
-    assert_eq!(scene.store.rehash(&kept.id, &unwatched()).await.unwrap(), kept.id);
+    assert_eq!(scene.store.rehash(&kept.id, &no_progress()).await.unwrap(), kept.id);
     assert!(!kept.facts.path.with_file_name("damaged").exists());
     scene.store.remove("mine", None).await.unwrap();
     assert!(!kept.facts.path.parent().unwrap().exists());

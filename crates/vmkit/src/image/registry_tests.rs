@@ -214,7 +214,7 @@ async fn a_token_that_runs_out_in_the_middle_is_renewed() {
         guarded: Some(("Bearer second".to_owned(), challenge)),
         ..ServedFile::new(disk.clone())
     };
-    let (server, progress) = (scene.server.clone(), unwatched());
+    let (server, progress) = (scene.server.clone(), no_progress());
     // The first half comes with the first token, which has run out when the connection breaks.
     let first = ServedFile { guarded: None, cuts: vec![20_000], stalls: true, ..page.clone() };
     server.put(&blob, first);

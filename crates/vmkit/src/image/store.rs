@@ -15,6 +15,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rustix::fs::Mode;
 use tokio::time::Instant;
 
+use tokio::sync::watch;
+
 use super::catalogue::Catalogue;
 use super::credential_helper::CredentialProgram;
 use super::credentials::{RegistryCredentials, RegistryLogin};
@@ -23,6 +25,7 @@ use super::import::hash_of_file;
 use super::inspect::{ImageFacts, ImageOrigin, inspect, inspect_from, is_text};
 use super::intake::ReceivedImage;
 use super::kept::{self, DAMAGED, LocalImage, LocalName, NewName, RECORD};
+use super::progress::PullProgress;
 use super::proxy::Proxies;
 use super::reference::{ImageName, ImageRef, OciRef};
 use super::remote::HttpFetcher;
@@ -54,7 +57,7 @@ const UNFINISHED: &str = ".new";
 ///
 /// # Examples
 /// ```
-/// use vmkit::image::{Catalogue, ImageStore, PullPolicy, unwatched};
+/// use vmkit::image::{Catalogue, ImageStore, PullPolicy, no_progress};
 /// use vmkit::spec::Arch;
 /// use vmkit::store::Home;
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> vmkit::Result<()> {
@@ -62,7 +65,7 @@ const UNFINISHED: &str = ".new";
 /// # std::fs::write(temp.path().join("disk.raw"), [1; 512]).unwrap();
 /// # let (home, disk) = (temp.path(), temp.path().join("disk.raw").to_str().unwrap().to_owned());
 /// let store = ImageStore::new(&Home::at(home)?, Catalogue::built_in());
-/// let image = store.resolve(&disk.parse()?, Arch::X86_64, PullPolicy::Missing, &unwatched()).await?;
+/// let image = store.resolve(&disk.parse()?, Arch::X86_64, PullPolicy::Missing, &no_progress()).await?;
 /// assert_eq!(image.facts.virtual_size_bytes, 512);
 /// # Ok(()) }
 /// ```
@@ -661,4 +664,9 @@ pub(super) fn remove_file(path: &Path) -> Result<u64> {
 
 pub(super) fn seconds_since_1970() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// Returns a sender of progress without a receiver.
+pub fn no_progress() -> watch::Sender<PullProgress> {
+    watch::Sender::new(PullProgress::default())
 }

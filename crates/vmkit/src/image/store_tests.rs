@@ -25,7 +25,7 @@ async fn import(store: &ImageStore, dir: &Path, name: &str, content: &[u8]) -> c
     fs::write(&file, content).unwrap();
     let import =
         ImportOptions { name: ImageName::new(name).unwrap(), arch: ARCH, user: None, firmware: None };
-    store.import(&file, import, &unwatched()).await
+    store.import(&file, import, &no_progress()).await
 }
 
 async fn make_vm(
@@ -47,12 +47,12 @@ async fn an_imported_image_is_found_by_its_name_and_its_identity() {
         assert_eq!(store.find(&text, None).unwrap()[0].id, kept.id, "{text}");
     }
     let image = "mine:1".parse().unwrap();
-    let found = store.resolve(&image, ARCH, PullPolicy::Never, &unwatched()).await.unwrap();
+    let found = store.resolve(&image, ARCH, PullPolicy::Never, &no_progress()).await.unwrap();
     assert_eq!(found.id, Some(kept.id.clone()));
     assert_eq!(fs::read(&found.facts.path).unwrap(), [7; 5000]);
     assert!(dir.path().join("import-me").exists(), "the file stays the user's");
     // One that the catalogue does not know can't be newer anywhere.
-    assert_eq!(store.pull(&image, ARCH, &unwatched()).await.unwrap().id, kept.id);
+    assert_eq!(store.pull(&image, ARCH, &no_progress()).await.unwrap().id, kept.id);
     for (text, kind) in [("mine:2", ErrorKind::NotFound), ("sha256:00", ErrorKind::InvalidInput)] {
         assert_eq!(store.find(text, None).unwrap_err().kind(), kind, "{text}");
     }
@@ -132,9 +132,9 @@ async fn an_image_is_not_removed_while_a_vm_is_being_made_of_it() {
     let store = store(dir.path());
     let kept = import(&store, dir.path(), "mine", &[1; 600]).await.unwrap();
     let image = "mine".parse().unwrap();
-    let in_use = store.resolve(&image, ARCH, PullPolicy::Never, &unwatched()).await.unwrap();
+    let in_use = store.resolve(&image, ARCH, PullPolicy::Never, &no_progress()).await.unwrap();
     let by_path = kept.facts.path.to_str().unwrap().parse().unwrap();
-    let again = store.resolve(&by_path, ARCH, PullPolicy::Never, &unwatched()).await.unwrap();
+    let again = store.resolve(&by_path, ARCH, PullPolicy::Never, &no_progress()).await.unwrap();
     drop(in_use);
     assert!(matches!(store.remove("mine", None).await, Err(Error::Busy { .. })), "held by its path as well");
     assert_eq!(store.prune(true).await.unwrap().0, 0);
@@ -151,12 +151,12 @@ async fn a_damaged_image_does_not_hash_to_its_identity() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path());
     let kept = import(&store, dir.path(), "mine", &[1; 100_000]).await.unwrap();
-    assert_eq!(store.rehash(&kept.id, &unwatched()).await.unwrap(), kept.id);
+    assert_eq!(store.rehash(&kept.id, &no_progress()).await.unwrap(), kept.id);
     fs::set_permissions(&kept.facts.path, fs::Permissions::from_mode(0o600)).unwrap();
     let mut bytes = fs::read(&kept.facts.path).unwrap();
     bytes[50_000] ^= 1;
     fs::write(&kept.facts.path, bytes).unwrap();
-    assert_ne!(store.rehash(&kept.id, &unwatched()).await.unwrap(), kept.id);
+    assert_ne!(store.rehash(&kept.id, &no_progress()).await.unwrap(), kept.id);
 }
 
 #[tokio::test]
@@ -175,7 +175,7 @@ async fn a_failure_at_any_step_leaves_no_half_image_and_the_next_try_succeeds() 
         let (images, unreadable) = store.list().unwrap();
         assert!(unreadable.is_empty(), "step {failing}: {unreadable:?}");
         for image in &images {
-            assert_eq!(store.rehash(&image.id, &unwatched()).await.unwrap(), image.id, "step {failing}");
+            assert_eq!(store.rehash(&image.id, &no_progress()).await.unwrap(), image.id, "step {failing}");
         }
         if taken.get() < failing {
             imported.unwrap();

@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::lost::OrphanedVm;
 use super::provisioned::StepReason;
 use crate::error::Error;
 use crate::image::PullProgress;
@@ -182,4 +181,16 @@ impl fmt::Display for MachineAction {
             MachineAction::Ran(step) => write!(f, "ran `{step}`"),
         }
     }
+}
+
+/// The VM of a machine whose file is no longer there, and was probably the same project's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct OrphanedVm {
+    /// The name that the machine had.
+    pub machine: String,
+    /// The name of its VM.
+    pub vm: VmName,
+    /// Where its file was.
+    pub file: PathBuf,
 }

@@ -1,4 +1,5 @@
-//! What the engine needs of a guest: [`GuestConnector`] lets it in, and a [`ConnectedGuest`] runs what it is told.
+//! What the engine needs of a guest: [`GuestConnector`] lets it in, and a [`ConnectedGuest`] runs
+//! what it is told.
 
 use std::pin::Pin;
 

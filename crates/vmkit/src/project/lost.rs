@@ -2,9 +2,9 @@
 //! VMs behind.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use super::event::{EventKind, ProjectEvent};
+use super::event::{EventKind, OrphanedVm, ProjectEvent};
 use super::provision::elsewhere;
 use super::up::RunContext;
 use super::{GuestConnector, ProjectManager, ProjectOptions, chosen};
@@ -13,18 +13,6 @@ use crate::handle::VmHandle;
 use crate::hypervisor::Hypervisor;
 use crate::spec::VmName;
 use crate::vmfile::{MachineConfig, MachineOrigin, Project};
-
-/// The VM of a machine whose file is no longer there, and was probably the same project's.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct OrphanedVm {
-    /// The name that the machine had.
-    pub machine: String,
-    /// The name of its VM.
-    pub vm: VmName,
-    /// Where its file was.
-    pub file: PathBuf,
-}
 
 impl<H: Hypervisor + 'static, G: GuestConnector> ProjectManager<H, G> {
     /// Returns the VMs that this project has probably left behind, where one of the machines that

@@ -44,10 +44,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 pub use event::{
-    EventKind, EventListener, MachineAction, MachineOutcome, MachineReport, ProjectEvent, ProjectReport,
+    EventKind, EventListener, MachineAction, MachineOutcome, MachineReport, OrphanedVm, ProjectEvent,
+    ProjectReport,
 };
 pub use guests::{ConnectedGuest, GuestConnector, GuestInput, GuestOutput};
-pub use lost::OrphanedVm;
 pub use plan::{PlannedAction, PlannedMachine, PlannedStep, ProjectPlan, RemovedMachine};
 pub use provisioned::StepReason;
 pub use ssh_guests::{SshGuest, SshGuests};

@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
+use super::event::OrphanedVm;
 use super::kept::MachineFiles;
 use super::look::{MachineVm, found, machine_of};
-use super::lost::{OrphanedVm, lost};
+use super::lost::lost;
 use super::paths::{all_of, errors, missing, needed};
 use super::provision::elsewhere;
 use super::task::{DigestCache, ToDo, tasks, to_do};

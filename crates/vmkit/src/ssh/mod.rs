@@ -22,6 +22,7 @@ mod cloud_init;
 mod command_line;
 mod files;
 mod forward;
+mod host_terminal;
 mod keys;
 mod line;
 mod noise;

@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 
-use vmkit::image::{OverwritePolicy, convert, inspect, unwatched};
+use vmkit::image::{OverwritePolicy, convert, inspect, no_progress};
 use vmkit_testkit::guest;
 
 /// Runs the real `qemu-img`, which must succeed; returns false, and says so, if this host has none.
@@ -34,7 +34,8 @@ async fn a_whole_debian_becomes_the_raw_disk_that_qemu_sees() {
     }
     for image in [&image, &compressed] {
         let facts = inspect(Path::new(image)).unwrap();
-        let bytes = convert(&facts, Path::new(&raw), OverwritePolicy::Replaced, &unwatched()).await.unwrap();
+        let bytes =
+            convert(&facts, Path::new(&raw), OverwritePolicy::Replaced, &no_progress()).await.unwrap();
         let metadata = std::fs::metadata(&raw).unwrap();
         assert_eq!((bytes, metadata.len()), (facts.virtual_size_bytes, facts.virtual_size_bytes));
         assert!(metadata.blocks() * 512 < bytes / 2, "{image}: what is not there takes no room");

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use sha2::{Digest as _, Sha256};
 use vmkit::ErrorKind;
-use vmkit::image::{Catalogue, ImageStore, RegistryCredentials, Verification, unwatched};
+use vmkit::image::{Catalogue, ImageStore, RegistryCredentials, Verification, no_progress};
 use vmkit::spec::Arch;
 use vmkit::store::Home;
 
@@ -128,11 +128,11 @@ async fn a_disk_comes_from_a_real_registry() {
     registry.put_disk(&disk);
     let store = ImageStore::new(&Home::at(dir.path().join("home")).unwrap(), Catalogue::built_in());
     let image = format!("oci://{}/disks/web:1", registry.host).parse().unwrap();
-    let kept = store.pull(&image, Arch::X86_64, &unwatched()).await.unwrap();
+    let kept = store.pull(&image, Arch::X86_64, &no_progress()).await.unwrap();
     assert_eq!(kept.id.to_string(), digest(&disk));
     assert_eq!(kept.names[0].verified, Verification::Digest);
     let missing = format!("oci://{}/disks/web:2", registry.host).parse().unwrap();
-    let error = store.pull(&missing, Arch::X86_64, &unwatched()).await.unwrap_err();
+    let error = store.pull(&missing, Arch::X86_64, &no_progress()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
 }
 
@@ -144,10 +144,10 @@ async fn a_real_registry_that_wants_a_login_is_shown_it() {
     registry.put_disk(&disk);
     let store = ImageStore::new(&Home::at(dir.path().join("home")).unwrap(), Catalogue::built_in());
     let image = format!("oci://{}/disks/web:1", registry.host).parse().unwrap();
-    let error = store.pull(&image, Arch::X86_64, &unwatched()).await.unwrap_err();
+    let error = store.pull(&image, Arch::X86_64, &no_progress()).await.unwrap_err();
     assert!(error.to_string().contains("does not give it to everybody"), "{error}");
     let config = format!(r#"{{"auths": {{"{}": {{"auth": "{BASIC}"}}}}}}"#, registry.host);
     let store = store.with_registry_credentials(RegistryCredentials::from_docker_config(&config).unwrap());
-    let kept = store.pull(&image, Arch::X86_64, &unwatched()).await.unwrap();
+    let kept = store.pull(&image, Arch::X86_64, &no_progress()).await.unwrap();
     assert_eq!(kept.id.to_string(), digest(&disk));
 }

@@ -19,7 +19,6 @@
 //! It was never run on illumos by this project. Source: the sources of Propolis, and of the agents
 //! that drive it.
 
-pub(crate) mod bootrom;
 mod builder;
 pub(crate) mod client;
 mod console;
@@ -71,6 +70,7 @@ use crate::cloud_init::SeedOf;
 use crate::deadline::later;
 use crate::error::{Error, ErrorKind, Result};
 use crate::handle::{BackendDetails, BackendTag, ConsoleEndpoint, RunInfo, VmHandle};
+use crate::host::bootrom;
 use crate::hypervisor::{Backend, Capabilities, Hypervisor};
 use crate::input_file::InputFile;
 use crate::lifecycle::{InvalidTransition, Operation, VmState, next};

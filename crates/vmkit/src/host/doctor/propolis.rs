@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::fs::{Access, access};
 
 use super::{CheckStatus, HostCheck, bad, ok};
-use crate::backend::propolis::bootrom;
+use crate::host::bootrom;
 
 /// How long a server that runs already may take to accept.
 const ACCEPT_LIMIT: Duration = Duration::from_secs(2);

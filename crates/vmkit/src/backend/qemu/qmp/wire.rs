@@ -1,7 +1,7 @@
 //! Moves lines over a Unix socket, for QEMU's monitor and for the guest agent.
 //!
-//! What was read and what is not yet written are kept in [`LineStream`], not in the futures: each may be
-//! dropped anywhere and not a byte is lost or sent twice.
+//! What was read and what is not yet written are kept in [`LineStream`], not in the futures: each
+//! may be dropped anywhere and not a byte is lost or sent twice.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};

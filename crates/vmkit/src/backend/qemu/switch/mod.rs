@@ -1,8 +1,8 @@
 //! QEMU's switches, one type a family, named as QEMU names them.
 //!
 //! Pure. Conventions: a value that QEMU reads as a property list (`-device`, `-blockdev`,
-//! `-netdev`, …) is a [`PropertyList`], which doubles every comma of a value and keeps the order in which
-//! properties were added. Exceptions, which QEMU takes as they are: `-kernel`, `-initrd`,
+//! `-netdev`, …) is a [`PropertyList`], which doubles every comma of a value and keeps the order in
+//! which properties were added. Exceptions, which QEMU takes as they are: `-kernel`, `-initrd`,
 //! `-append`, `-m`, `-uuid`. Nothing else in the crate writes a comma.
 //!
 //! Source: QEMU's `qemu-options.hx`; `docs/system/invocation`.
