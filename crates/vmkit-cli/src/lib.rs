@@ -30,6 +30,7 @@ mod reference;
 mod remote;
 mod several;
 mod threads;
+mod values;
 mod warnings;
 
 use std::error::Error as _;

@@ -7,11 +7,11 @@ use clap::Args;
 use vmkit::spec::VmName;
 use vmkit::{ConsoleEndpoint, Error, VmState};
 
-use crate::arguments::seconds;
 use crate::console::escape::{self, EscapeKey};
 use crate::console::{self, ConsoleAddress};
 use crate::context::CommandContext;
 use crate::failure::Failure;
+use crate::values::seconds;
 use crate::{json, output};
 
 /// Attach the terminal to a VM's serial console; Ctrl-] leaves, or another key.

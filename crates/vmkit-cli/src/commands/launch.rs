@@ -10,7 +10,6 @@ use vmkit::launch::{LaunchFailed, LaunchStage, LaunchUntil, LaunchedVm, launch};
 use vmkit::spec::VmName;
 use vmkit::ssh::GuestCommand;
 
-use crate::arguments::seconds;
 use crate::commands::exec::terminal;
 use crate::commands::machine::SpecArgs;
 use crate::console::signals::{CaughtSignals, die_of};
@@ -18,6 +17,7 @@ use crate::context::{CliManager, CommandContext};
 use crate::failure::Failure;
 use crate::launching::{LaunchProgress, MISSING};
 use crate::remote::{self, Interaction, agent};
+use crate::values::seconds;
 use crate::{human, json, output};
 
 /// Create a VM from an image, boot it, and wait until a login works and cloud-init has ended.

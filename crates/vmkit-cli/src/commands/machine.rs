@@ -12,9 +12,9 @@ use vmkit::spec::{
 
 use vmkit::{BackendTag, Error};
 
-use crate::arguments::size;
 use crate::places::{absolute, input};
 use crate::public_keys;
+use crate::values::size;
 
 /// The user whom keys of one's own let in where none is named.
 const USER: &str = "vmkit";

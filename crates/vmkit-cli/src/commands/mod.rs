@@ -35,9 +35,9 @@ use clap::{Args, Subcommand};
 use vmkit::spec::VmName;
 use vmkit::{VmHandle, VmState};
 
-use crate::arguments::seconds;
 use crate::context::{CliManager, CommandContext};
 use crate::failure::Failure;
+use crate::values::seconds;
 use crate::{human, json, output, several};
 
 /// Everything that can be asked.

@@ -10,11 +10,11 @@ use vmkit::spec::{
 use vmkit::vmfile::{self, MachineConfig, Project, VmfileProblem};
 use vmkit::{Error, VmHandle};
 
-use crate::arguments::size;
 use crate::commands::machine::{AccelName, FirmwareName, MachineName, NetworkMode, VncName, cpus, mode};
 use crate::context::{CliManager, CommandContext};
 use crate::failure::Failure;
 use crate::places::absolute;
+use crate::values::size;
 use crate::{human, json, output};
 
 /// Change the configuration of a VM; what is not named stays as it is.

@@ -7,9 +7,9 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use vmkit::WaitCondition;
 use vmkit::spec::VmName;
 
-use crate::arguments::seconds;
 use crate::context::CommandContext;
 use crate::failure::Failure;
+use crate::values::seconds;
 use crate::{json, output};
 
 /// Wait until a condition holds; a VM that is not started yet is waited for, too.

@@ -11,10 +11,10 @@ use vmkit::spec::VmName;
 use vmkit::ssh::{HostKey, LoginOptions, Session, SshIdentity};
 
 use super::ROOT;
-use crate::arguments::seconds;
 use crate::context::CliManager;
 use crate::failure::Failure;
 use crate::places::stdin_or;
+use crate::values::seconds;
 
 /// Who logs in to a guest, and how long that may take.
 #[derive(Debug, Args)]

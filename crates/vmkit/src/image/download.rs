@@ -359,7 +359,8 @@ impl FileDownload<'_> {
         Ok(ReplyBody::Bytes)
     }
 
-    /// Checks that a partial reply continues what has come, and returns the file's length, if known.
+    /// Checks that a partial reply continues what has come, and returns the file's length, if
+    /// known.
     fn resume(
         &mut self,
         response: &Response,

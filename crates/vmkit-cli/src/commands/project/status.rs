@@ -8,10 +8,10 @@ use vmkit::project::MachineStatus;
 
 use super::telling::warn_of_lost;
 use super::{ProjectArgs, engine};
-use crate::arguments::seconds;
 use crate::context::CommandContext;
 use crate::failure::{ErrorSubject, Failure};
 use crate::output::TextTable;
+use crate::values::seconds;
 use crate::{human, json_project, output};
 
 /// Show the machines of a file; of one that is not ready, what it lacks.

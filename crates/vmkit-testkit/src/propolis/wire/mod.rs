@@ -3,6 +3,8 @@
 //! They are not vmkit's types, so that a mistake in one is not repeated in the other. The names and
 //! the shapes are those of the description; a test compares what the framework generates from these
 //! types with it.
+//!
+//! Pure: data.
 
 mod component;
 mod instance;
