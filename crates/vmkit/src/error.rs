@@ -13,8 +13,8 @@ use std::time::Duration;
 use crate::handle::BackendTag;
 use crate::image::ImageFormat;
 use crate::lifecycle::{InvalidTransition, VmState};
+use crate::misplacement::Misplacement;
 use crate::spec::VmName;
-use crate::store::Misplacement;
 
 /// The result of every fallible call of this library.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

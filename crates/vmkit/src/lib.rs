@@ -83,6 +83,7 @@ mod kernel_file;
 pub mod launch;
 pub mod lifecycle;
 mod manager;
+mod misplacement;
 pub mod network;
 #[cfg(all(feature = "images", feature = "ssh", feature = "vmfile"))]
 pub mod project;

@@ -36,11 +36,11 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 use tokio::time::Instant;
 
+pub use crate::misplacement::Misplacement;
 pub(crate) use changes::RecordChanges;
 pub use home::Home;
 #[cfg(any(feature = "images", feature = "ssh"))]
 pub(crate) use home::create_private;
-pub use misplaced::Misplacement;
 pub use owner::EphemeralGuard;
 pub(crate) use owner::OwnerState;
 pub use ownership::ForeignFiles;
