@@ -156,6 +156,16 @@ impl VmHandle {
         }
     }
 
+    /// Returns the handle as it is from the next start on: what waits for that is its spec.
+    #[must_use]
+    pub fn with_next_spec(mut self) -> Self {
+        if let Some(next) = self.next_spec.take() {
+            // The number of cloud-init's runs goes on from what it has become meanwhile.
+            self.spec = next.in_place_of(&self.spec);
+        }
+        self
+    }
+
     /// Returns the VM's name.
     pub fn name(&self) -> &VmName {
         self.spec.name()

@@ -100,14 +100,15 @@ pub mod vmfile;
 pub use backend::noop::NoopHypervisor;
 #[cfg(feature = "propolis")]
 pub use backend::propolis::{
-    HostStep, PowerOff, PropolisHypervisor, PropolisHypervisorBuilder, PropolisPlan, ServerPlan,
+    HostStep, PowerOff, PropolisHypervisor, PropolisHypervisorBuilder, PropolisPlan, ServerPlan, StepDiff,
     instance_spec,
 };
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 pub use backend::qemu::agent::{ExecOutput, GuestAgent, GuestExit, GuestInterface, ShutdownMode};
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 pub use backend::qemu::{
-    Accelerator, FirmwareFiles, PrepareStep, QemuHypervisor, QemuHypervisorBuilder, QemuPlan, SocketPlan,
+    Accelerator, FirmwareFiles, PrepareStep, QemuHypervisor, QemuHypervisorBuilder, QemuPlan, SeedStep,
+    SocketPlan, UpdateStep,
 };
 pub use backend::router::RouterHypervisor;
 pub use backend::supervise::keeper::run_if_keeper;

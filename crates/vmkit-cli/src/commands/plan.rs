@@ -3,6 +3,8 @@
 use std::fmt::Display;
 
 use serde::Serialize;
+#[cfg(target_os = "linux")]
+use vmkit::QemuPlan;
 use vmkit::spec::VmSpec;
 use vmkit::{BackendTag, Error, ErrorKind};
 
@@ -26,7 +28,12 @@ pub(super) async fn print_new(
         Err(error) => return Err(error.into()),
         Ok(_) => return Err(Error::AlreadyExists { what: "VM", name: spec.name().to_string() }.into()),
     }
-    print(context, spec.backend().unwrap_or(&DEFAULT_BACKEND), spec, json).await
+    match spec.backend().unwrap_or(&DEFAULT_BACKEND) {
+        #[cfg(target_os = "linux")]
+        BackendTag::Qemu => tell_qemu(&context.qemu_planner()?.plan(spec).await?, json),
+        BackendTag::Propolis => tell(&context.propolis()?.plan(spec).await?, json),
+        backend => Err(unsupported(backend)),
+    }
 }
 
 /// Prints what starting these VMs would do.
@@ -36,29 +43,29 @@ pub(super) fn print_start(context: &CommandContext, targets: TargetArgs) -> Resu
     context.block_on(async {
         for name in &names {
             let vm = manager.info(name).await?;
-            print(context, &vm.backend, &vm.spec, targets.json).await?;
+            match &vm.backend {
+                #[cfg(target_os = "linux")]
+                BackendTag::Qemu => {
+                    tell_qemu(&context.qemu_planner()?.plan_start(&vm).await?, targets.json)?;
+                }
+                BackendTag::Propolis => {
+                    tell(&context.propolis()?.plan_start(&vm).await?, targets.json)?;
+                }
+                backend => return Err(unsupported(backend)),
+            }
         }
         Ok(())
     })
 }
 
-/// Prints the plan of a VM.
-async fn print(
-    context: &CommandContext,
-    backend: &BackendTag,
-    spec: &VmSpec,
-    json: bool,
-) -> Result<(), Failure> {
-    match backend {
-        #[cfg(target_os = "linux")]
-        BackendTag::Qemu => {
-            let plan = context.qemu_planner()?.plan(spec).await?;
-            plan.warnings.iter().for_each(output::warning);
-            tell(&plan, json)
-        }
-        BackendTag::Propolis => tell(&context.propolis()?.plan(spec).await?, json),
-        _ => Err(Error::Unsupported { backend: backend.clone(), what: "a dry run".to_owned() }.into()),
-    }
+fn unsupported(backend: &BackendTag) -> Failure {
+    Error::Unsupported { backend: backend.clone(), what: "a dry run".to_owned() }.into()
+}
+
+#[cfg(target_os = "linux")]
+fn tell_qemu(plan: &QemuPlan, json: bool) -> Result<(), Failure> {
+    plan.warnings.iter().for_each(output::warning);
+    tell(plan, json)
 }
 
 fn tell(plan: &(impl Serialize + Display), json: bool) -> Result<(), Failure> {

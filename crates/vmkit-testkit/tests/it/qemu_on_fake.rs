@@ -8,12 +8,14 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 use tempfile::TempDir;
+use uuid::Uuid;
 use vmkit::spec::{
-    Accel, Boot, Kernel, Mib, NetworkConfig, PortForward, Protocol, RootDisk, UserNetwork, VmName, VmSpec,
-    VmSpecBuilder,
+    Accel, Boot, CloudInitConfig, DataDisk, Kernel, Mib, NetworkConfig, PortForward, Protocol, RootDisk,
+    UserNetwork, VmName, VmSpec, VmSpecBuilder,
 };
-use vmkit::{Error, ErrorKind, FailureKind, Hypervisor, QemuHypervisor, VmHandle, VmState};
+use vmkit::{Error, ErrorKind, FailureKind, Hypervisor, QemuHypervisor, QemuPlan, VmHandle, VmState};
 use vmkit_testkit::fake_qemu::{FakeQemu, QemuBehaviour, QemuFault, StartRefusal, TimedFault};
 use vmkit_testkit::{Conformance, conformance, walk};
 
@@ -317,11 +319,7 @@ async fn a_disk_that_shall_be_larger_grows_at_the_start() {
     };
     let vm = qemu.prepare(&sized(8)).await.unwrap_or_else(|error| panic!("prepare: {error}"));
     let overlay = home.dir.path().join("vms/web/root.qcow2");
-    // Source: QEMU's docs/interop/qcow2: the size is at byte 24, big-endian.
-    let bytes = || {
-        let header = fs::read(&overlay).expect("the overlay");
-        u64::from_be_bytes(header[24..32].try_into().expect("eight bytes"))
-    };
+    let bytes = || disk_bytes(&overlay);
     assert_eq!(bytes(), 8 << 20);
     let with_disk = |vm: &VmHandle, mib| VmHandle { spec: sized(mib).with_id(vm.id), ..vm.clone() };
     let vm = qemu.start(&with_disk(&vm, 64)).await.unwrap_or_else(|error| panic!("start: {error}"));
@@ -331,6 +329,105 @@ async fn a_disk_that_shall_be_larger_grows_at_the_start() {
     assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
     assert_eq!(bytes(), 64 << 20);
     let vm = qemu.start(&vm).await.unwrap_or_else(|error| panic!("start: {error}"));
+    home.clear(&qemu, vm).await;
+}
+
+/// Returns the size of the disk in a qcow2 file. Source: QEMU's docs/interop/qcow2: it is at byte
+/// 24, big-endian.
+fn disk_bytes(path: &Path) -> u64 {
+    let header = fs::read(path).expect("a disk");
+    assert_eq!(header[..4], *b"QFI\xfb", "{}", path.display());
+    u64::from_be_bytes(header[24..32].try_into().expect("eight bytes"))
+}
+
+/// Fails unless a printed step of a plan has been done; returns the file that it is about.
+fn done(step: &Value, home: &Path) -> String {
+    let path = Path::new(step["path"].as_str().expect("a path"));
+    let has =
+        |text: &str| fs::read(path).expect("a file").windows(text.len()).any(|at| at == text.as_bytes());
+    match step["step"].as_str().expect("a kind") {
+        "directory" => {
+            let owner = fs::read_to_string(path.join("owner")).expect("the mark");
+            assert_eq!(owner.trim(), step["id"]);
+            return "owner".to_owned();
+        }
+        "overlay" => {
+            let image = &step["image"];
+            assert_eq!(image["path"], home.join("base.img").to_str().expect("UTF-8"));
+            assert!(has("../../base.img") && has(image["format"].as_str().expect("a format")));
+            assert_eq!(disk_bytes(path), step["size"].as_u64().expect("a size") << 20);
+        }
+        // The documents may hold secrets: only how long they are is printed.
+        "seed" => {
+            let documents = step["seed"].as_object().expect("lengths");
+            assert!(
+                documents.len() == 3 && documents.iter().all(|(name, bytes)| has(name) && bytes.is_u64())
+            );
+        }
+        "disk" | "grow" => assert_eq!(disk_bytes(path), step["size"].as_u64().expect("a size") << 20),
+        kind => panic!("{kind}"),
+    }
+    path.file_name().expect("a name").to_string_lossy().into_owned()
+}
+
+fn words(plan: &Value) -> Vec<&str> {
+    let args = plan["args"].as_array().expect("arguments");
+    std::iter::once(&plan["program"]).chain(args).map(|word| word.as_str().expect("text")).collect()
+}
+
+fn command_line(vm: &VmHandle) -> Vec<String> {
+    let pid = vm.run.as_ref().and_then(|run| run.pid).expect("it runs");
+    let line = fs::read(format!("/proc/{pid}/cmdline")).expect("it runs");
+    let line = String::from_utf8(line).expect("UTF-8");
+    line.trim_end_matches('\0').split('\0').map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn what_is_done_is_what_the_printed_plan_says() {
+    let home = Home::new(&QemuBehaviour::default());
+    let (qemu, dir) = (home.hypervisor(), home.dir.path().canonicalize().expect("a directory"));
+    fs::File::create(dir.join("base.img")).and_then(|file| file.set_len(4 << 20)).expect("an image");
+    let size = |mib: u64| Mib::new(mib).expect("a size");
+    let sized = |mib| {
+        let disk = RootDisk { image: dir.join("base.img"), size: Some(size(mib)) };
+        let spec = VmSpecBuilder::from(home.spec(VmName::new("web").expect("a name"))).disk(disk);
+        let data = vec![DataDisk::Fresh { size: size(16) }];
+        let spec = spec.id(Uuid::from_u128(7)).data_disks(data).cloud_init(CloudInitConfig::default());
+        spec.build().expect("a spec")
+    };
+    let printed = |plan: QemuPlan| serde_json::to_value(plan).expect("plain data");
+    let failed = |error: Error| -> QemuPlan { panic!("plan: {error}") };
+
+    let plan = printed(qemu.plan(&sized(8)).await.unwrap_or_else(failed));
+    assert_eq!(left(&dir), Vec::<String>::new());
+    let vm = qemu.prepare(&sized(8)).await.unwrap_or_else(|error| panic!("prepare: {error}"));
+    let steps = plan["prepare"].as_array().expect("steps").iter();
+    let mut files: Vec<String> = steps.map(|step| done(step, &dir)).chain(["alive".to_owned()]).collect();
+    let mut there: Vec<String> = fs::read_dir(dir.join("vms/web"))
+        .expect("the directory")
+        .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
+        .collect();
+    files.sort();
+    there.sort();
+    assert_eq!((there, plan["update"].as_array().map(Vec::len)), (files, Some(0)));
+
+    // A spec that waits for the next start is the one that is planned.
+    let spec = vm.spec.clone().with_cloud_init_again();
+    let vm = VmHandle { spec, next_spec: Some(Box::new(sized(64))), ..vm };
+    let plan = printed(qemu.plan_start(&vm).await.unwrap_or_else(failed));
+    assert_eq!(plan["prepare"].as_array().map(Vec::len), Some(0));
+    assert_eq!(disk_bytes(&dir.join("vms/web/root.qcow2")), 8 << 20);
+    let vm = qemu.start(&vm.with_next_spec()).await.unwrap_or_else(|error| panic!("start: {error}"));
+    let kinds: Vec<_> =
+        plan["update"].as_array().expect("steps").iter().map(|step| done(step, &dir)).collect();
+    assert_eq!(kinds, ["seed.iso", "root.qcow2"]);
+    assert_eq!(command_line(&vm), words(&plan));
+    for socket in plan["sockets"].as_array().expect("sockets") {
+        assert!(Path::new(socket["path"].as_str().expect("a path")).exists(), "{socket}");
+    }
+    assert_eq!(vm.run.as_ref().and_then(|run| run.accel), Some(Accel::Tcg));
+    let plan = printed(qemu.plan_start(&vm).await.unwrap_or_else(failed));
+    assert_eq!(plan["update"].as_array().map(Vec::len), Some(0));
     home.clear(&qemu, vm).await;
 }
 

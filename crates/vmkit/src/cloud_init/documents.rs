@@ -4,42 +4,19 @@
 //! can become syntax.
 
 use std::collections::BTreeMap;
-use std::fmt;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::cloud_init::mime;
+use crate::cloud_init::{Seed, mime};
 use crate::error::{Error, Result};
 use crate::network::MacAddr;
 use crate::spec::claims::{UserDataClaims, UsersForm};
 use crate::spec::{
     CloudConfig, CloudInitConfig, GuestAccess, GuestFile, GuestUser, SshKeyPair, UserData, VmName,
 };
-
-/// The documents that cloud-init reads from a NoCloud seed.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Seed {
-    /// What the guest shall become.
-    pub user_data: String,
-    /// Which instance this is, and its name.
-    pub meta_data: String,
-    /// How its network is set up.
-    pub network_config: String,
-}
-
-impl fmt::Debug for Seed {
-    /// Shows lengths only: user-data may hold a private key, which has no place in a log.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Seed")
-            .field("user_data_bytes", &self.user_data.len())
-            .field("meta_data_bytes", &self.meta_data.len())
-            .field("network_config_bytes", &self.network_config.len())
-            .finish()
-    }
-}
 
 /// Renders the seed of the VM `name` with this identity, and with this network device where it has
 /// one.

@@ -9,6 +9,7 @@
 
 #[cfg(all(test, feature = "cloud-init"))]
 mod access_tests;
+mod contents;
 #[cfg(feature = "cloud-init")]
 mod documents;
 #[cfg(all(feature = "cloud-init", feature = "propolis"))]
@@ -21,10 +22,13 @@ mod mime;
 #[cfg(any(feature = "propolis", all(target_os = "linux", feature = "qemu")))]
 mod seed;
 
+pub use contents::Seed;
 #[cfg(feature = "cloud-init")]
-pub use documents::{Seed, render};
+pub use documents::render;
 pub use from_file::read_user_data;
 #[cfg(feature = "cloud-init")]
 pub use iso::write_seed;
 #[cfg(any(feature = "propolis", all(target_os = "linux", feature = "qemu")))]
 pub(crate) use seed::SeedOf;
+#[cfg(all(target_os = "linux", feature = "qemu", not(feature = "cloud-init")))]
+pub(crate) use seed::write_seed;

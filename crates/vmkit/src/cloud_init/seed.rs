@@ -23,15 +23,6 @@ pub(crate) struct SeedOf<'a> {
 
 #[cfg(feature = "cloud-init")]
 impl SeedOf<'_> {
-    /// Writes the volume that QEMU shows the guest, over an earlier one.
-    ///
-    /// # Errors
-    /// `InvalidInput` for what can't be said in YAML; `Io` and `Host` where it can't be written.
-    #[cfg(all(target_os = "linux", feature = "qemu"))]
-    pub(crate) fn write_iso(self, path: &std::path::Path) -> Result<()> {
-        super::write_seed(&self.rendered()?, path)
-    }
-
     /// Returns the volume that Propolis shows the guest.
     ///
     /// # Errors
@@ -43,7 +34,11 @@ impl SeedOf<'_> {
         })
     }
 
-    fn rendered(self) -> Result<super::Seed> {
+    /// Returns the documents.
+    ///
+    /// # Errors
+    /// `InvalidInput` for what can't be said in YAML.
+    pub(crate) fn rendered(self) -> Result<super::Seed> {
         super::render(self.config, self.name, self.id, self.mac)
     }
 }
@@ -51,7 +46,7 @@ impl SeedOf<'_> {
 #[cfg(not(feature = "cloud-init"))]
 impl SeedOf<'_> {
     #[cfg(all(target_os = "linux", feature = "qemu"))]
-    pub(crate) fn write_iso(self, _path: &std::path::Path) -> Result<()> {
+    pub(crate) fn rendered(self) -> Result<super::Seed> {
         Err(self.left_out())
     }
 
@@ -64,4 +59,10 @@ impl SeedOf<'_> {
         let why = "this program was built without vmkit's cargo feature `cloud-init`";
         crate::error::Error::invalid("cloud_init", self.name, why)
     }
+}
+
+/// Writes nothing: without the feature there is no seed.
+#[cfg(all(target_os = "linux", feature = "qemu", not(feature = "cloud-init")))]
+pub(crate) fn write_seed(_seed: &super::Seed, _path: &std::path::Path) -> Result<()> {
+    Ok(())
 }

@@ -38,6 +38,14 @@ fn home_of(overlay: &Path) -> Option<PathBuf> {
     work.parent()?.parent().filter(|home| home.parent().is_some()).map(Path::to_owned)
 }
 
+/// Returns whether [`settle_backing`] would change nothing.
+///
+/// # Errors
+/// `Io` where the overlay can't be read.
+pub(crate) fn is_backing_settled(overlay: &Path, image: &Path) -> Result<bool> {
+    former_name(overlay, image).map(|former| former.is_none())
+}
+
 /// Corrects what an overlay that nobody has open says of its backing file, if that is the image
 /// `image` under the name that it had in another place. Neither what is no overlay nor one that its
 /// owner has put over another image is touched.
@@ -46,13 +54,7 @@ fn home_of(overlay: &Path) -> Option<PathBuf> {
 /// `Io` and `Host` where the overlay can't be read or written; `InvalidInput` on `image` for a path
 /// that does not fit.
 pub(crate) fn settle_backing(overlay: &Path, image: &Path) -> Result<()> {
-    let Some((offset, name)) = recorded(overlay).map_err(Error::io("read", overlay))? else { return Ok(()) };
-    let Some(dir) = overlay.parent().and_then(|dir| dir.canonicalize().ok()) else { return Ok(()) };
-    let named = dir.join(&name);
-    let Ok(image) = image.canonicalize() else { return Ok(()) };
-    if is_same(&named, &image) || !is_former_name(overlay, &name, &named, &image) {
-        return Ok(());
-    }
+    let Some((offset, name, image)) = former_name(overlay, image)? else { return Ok(()) };
     let now = name_at_home(overlay, &image).unwrap_or_else(|| image.clone());
     let (bytes, end) = (now.as_os_str().as_bytes(), offset + now.as_os_str().len() as u64);
     if bytes.len() > MAX_BACKING_NAME_BYTES
@@ -66,6 +68,19 @@ pub(crate) fn settle_backing(overlay: &Path, image: &Path) -> Result<()> {
     }
     tracing::info!(overlay = %overlay.display(), from = %name.display(), to = %now.display(), "the image lies elsewhere now");
     rename(overlay, offset, bytes).map_err(Error::io("write", overlay))
+}
+
+/// Finds the name that an image had in another place: where it lies in the overlay, the name, and
+/// the image's path now; `None` if the overlay has no such name.
+fn former_name(overlay: &Path, image: &Path) -> Result<Option<(u64, PathBuf, PathBuf)>> {
+    let Some((offset, name)) = recorded(overlay).map_err(Error::io("read", overlay))? else {
+        return Ok(None);
+    };
+    let Some(dir) = overlay.parent().and_then(|dir| dir.canonicalize().ok()) else { return Ok(None) };
+    let named = dir.join(&name);
+    let Ok(image) = image.canonicalize() else { return Ok(None) };
+    let is_former = !is_same(&named, &image) && is_former_name(overlay, &name, &named, &image);
+    Ok(is_former.then_some((offset, name, image)))
 }
 
 /// Returns whether a name that leads to another file, or to none, is one that this image had before

@@ -87,7 +87,7 @@ mod store_tests;
 mod test_server;
 
 #[cfg(all(target_os = "linux", feature = "qemu"))]
-pub(crate) use backing::settle_backing;
+pub(crate) use backing::{is_backing_settled, settle_backing};
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 pub(crate) use create::create_overlay_at_home;
 #[cfg(all(target_os = "linux", feature = "qemu"))]

@@ -93,16 +93,11 @@ impl<H: Hypervisor + 'static> VmManager<H> {
 
     /// Returns the VM as it shall be started: what waited for this becomes what it is, unless it
     /// lives already.
-    pub(super) async fn as_it_shall_start(&self, mut vm: VmHandle) -> Result<VmHandle> {
-        if let Some(spec) = vm.next_spec.take() {
-            if self.state(&vm).await?.is_live() {
-                vm.next_spec = Some(spec);
-            } else {
-                // What was counted meanwhile goes on from there.
-                vm.spec = spec.in_place_of(&vm.spec);
-            }
+    pub(super) async fn as_it_shall_start(&self, vm: VmHandle) -> Result<VmHandle> {
+        match vm.next_spec.is_some() && !self.state(&vm).await?.is_live() {
+            true => Ok(vm.with_next_spec()),
+            false => Ok(vm),
         }
-        Ok(vm)
     }
 }
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use vmkit::spec::{Mib, NetworkConfig, RootDisk, VmName, VmSpecBuilder};
-use vmkit::{ErrorKind, Hypervisor, VmHandle};
+use vmkit::{ErrorKind, Hypervisor, StepDiff, VmHandle};
 use vmkit_testkit::propolis::illumos::CallFault;
 
 use super::world::World;
@@ -43,13 +43,17 @@ async fn another_network_and_a_larger_disk_come_with_the_next_start() {
     let propolis = world.hypervisor();
     let bare = || world.bare(name());
     let vm = propolis.prepare(&bare().build().unwrap()).await.unwrap();
-    for (spec, link, mib) in [
-        (bare(), Some("net0"), 2),
-        (bare().disk(clone_of(3)).network(over("net1")), Some("net1"), 3),
-        (bare().disk(clone_of(3)).network(NetworkConfig::None), None, 3),
-        (bare().disk(clone_of(4)).network(over("net0")), Some("net0"), 4),
+    for (spec, link, mib, planned) in [
+        (bare(), Some("net0"), 2, [0, 0, 1]),
+        (bare().disk(clone_of(3)).network(over("net1")), Some("net1"), 3, [1, 2, 0]),
+        (bare().disk(clone_of(3)).network(NetworkConfig::None), None, 3, [1, 0, 0]),
+        (bare().disk(clone_of(4)).network(over("net0")), Some("net0"), 4, [0, 2, 0]),
     ] {
         let vm = reshaped(&vm, spec);
+        let plan = propolis.plan_start(&vm).await.unwrap();
+        let StepDiff { going, coming, again, .. } = &plan.update;
+        assert_eq!([going.len(), coming.len(), again.len()], planned, "{plan}");
+        assert_eq!(plan.prepare, []);
         let vm = propolis.start(&vm).await.unwrap();
         assert_eq!(seen(&world, &vm), (link.map(str::to_owned), Some(mib)));
         propolis.stop(&vm, Duration::ZERO).await.unwrap();

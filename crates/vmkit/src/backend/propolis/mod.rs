@@ -35,6 +35,7 @@ mod options;
 mod plan;
 #[cfg(test)]
 mod plan_tests;
+mod plans;
 mod prepare;
 mod reshape;
 mod start;
@@ -51,7 +52,7 @@ use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
 pub use builder::{PowerOff, PropolisHypervisorBuilder};
-pub use plan::{HostStep, PropolisPlan, ServerPlan};
+pub use plan::{HostStep, PropolisPlan, ServerPlan, StepDiff};
 
 use self::builder::PropolisSettings;
 use self::client::PropolisClient;
@@ -160,12 +161,11 @@ impl VmContext<'_> {
         self.settings.dev_vmm.join(self.vm.id.to_string())
     }
 
-    /// Writes down that the VM lives in this directory, where that was moved here, so that a copy
-    /// of it is known as one.
+    /// Writes down that the VM lives in this directory, so that a copy of it is known as one; the
+    /// directory may have been moved here, or be from before claims said so.
     fn settle_down(&mut self) -> Result<()> {
         let work = absolute(&self.layout)?;
-        let lies_elsewhere = self.claim.work.as_ref().is_some_and(|claimed| *claimed != work);
-        if self.original.is_none() && lies_elsewhere {
+        if self.original.is_none() && self.claim.work.as_ref() != Some(&work) {
             self.claim.work = Some(work);
             files::write_synced(&self.layout.claim(), &self.claim)?;
         }
@@ -328,26 +328,6 @@ impl PropolisHypervisor {
     /// Begins a hypervisor over this directory; it is made when it is needed.
     pub fn builder(work_root: impl Into<PathBuf>) -> PropolisHypervisorBuilder {
         PropolisHypervisorBuilder::new(work_root.into())
-    }
-
-    /// Returns what `prepare` and `start` would do for a spec, and changes nothing.
-    ///
-    /// # Errors
-    /// Those of `prepare` that can be told without making anything: `InvalidInput`, `Unsupported`,
-    /// `Host`.
-    pub async fn plan(&self, spec: &VmSpec) -> Result<PropolisPlan> {
-        let id = spec.id().unwrap_or_else(Uuid::new_v4);
-        self.planned(spec, id).await.map(|(_, plan, _)| plan)
-    }
-
-    async fn planned(&self, spec: &VmSpec, id: Uuid) -> Result<(PropolisOptions, PropolisPlan, u64)> {
-        let options = PropolisOptions::of(spec, &self.0.defaults)?;
-        plan::check(spec, &options)?;
-        plan::dataset(spec, &options)?;
-        let facts = self.0.facts(spec, id, &options, None).await?;
-        let layout = PropolisLayout::of(&self.0.work_root, spec.name());
-        let plan = plan::plan(spec, id, &options, &layout, &facts)?;
-        Ok((options, plan, facts.image_bytes))
     }
 
     /// Returns where a VM's files are: below the work root, wherever they were when the VM was
@@ -562,11 +542,8 @@ impl Hypervisor for PropolisHypervisor {
             let run = site.run_info().await?;
             return Ok(site.handle(to, Some(run)));
         }
-        let options = &site.claim.options;
-        let facts = self.0.facts(&vm.spec, vm.id, options, Some(&site.claim)).await?;
-        let plan = plan::plan(&vm.spec, vm.id, options, &site.layout, &facts)?;
-        site.check_size()?;
-        let run = match options.address {
+        let plan = site.plan().await?;
+        let run = match site.claim.options.address {
             Some(address) => start::elsewhere(&site, &site.client(address), &plan, &hold, deadline).await?,
             None => {
                 let keeper = spawn::keeper_program(self.0.keeper.as_deref())?;

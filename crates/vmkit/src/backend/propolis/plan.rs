@@ -40,8 +40,12 @@ const BLOCK_BYTES: u32 = 512;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct PropolisPlan {
-    /// What `prepare` makes, in order; `destroy` undoes it from the last to the first.
+    /// What `prepare` makes, in order; `destroy` undoes it from the last to the first. Nothing for a
+    /// VM that exists.
     pub prepare: Vec<HostStep>,
+    /// What `start` changes of what `prepare` made; nothing for a new VM.
+    #[serde(skip_serializing_if = "StepDiff::is_empty")]
+    pub update: StepDiff,
     /// What `start` runs, or where the server is that runs already.
     pub server: ServerPlan,
     /// The version of the API that is spoken: the lowest that has what the spec needs, for the
@@ -82,6 +86,37 @@ pub enum HostStep {
         /// Its size.
         size: Mib,
     },
+}
+
+/// What a start changes of what was done for a VM: from the steps that were done to those that its
+/// spec asks for now.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct StepDiff {
+    /// What is undone first, with what an interrupted start may have left.
+    pub going: Vec<HostStep>,
+    /// What is done then, in order.
+    pub coming: Vec<HostStep>,
+    /// What is done again if a reboot has undone it.
+    pub again: Vec<HostStep>,
+    /// What may be there meanwhile beside what was there before.
+    #[serde(skip)]
+    pub(super) pending: Vec<HostStep>,
+    /// What was done in all, afterwards.
+    #[serde(skip)]
+    pub(super) steps: Vec<HostStep>,
+}
+
+impl StepDiff {
+    /// Returns whether a start does nothing to the host.
+    pub(super) fn is_empty(&self) -> bool {
+        self.is_none() && self.again.is_empty()
+    }
+
+    /// Returns whether everything is as it is planned.
+    pub(super) fn is_none(&self) -> bool {
+        self.going.is_empty() && self.coming.is_empty()
+    }
 }
 
 /// The server of a VM.
@@ -281,7 +316,8 @@ pub(super) fn plan(
         init: InitializationMethod::Spec { spec: InstanceSpec { board, components, smbios } },
     };
     check_body(&request)?;
-    Ok(PropolisPlan { prepare, server, api_version: api_version(options), request })
+    let update = StepDiff::default();
+    Ok(PropolisPlan { prepare, update, server, api_version: api_version(options), request })
 }
 
 /// Refuses paths that a request, which is text, can't name.
@@ -486,17 +522,26 @@ impl fmt::Display for PropolisPlan {
     /// Prints the plan as a person reads it, the seed only by its length: it may hold a private
     /// key.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for step in &self.prepare {
+        for step in &self.update.going {
             match step {
-                HostStep::Command { run, .. } => writeln!(f, "run {}", run.join(" "))?,
-                HostStep::Copy { image, path, size } => {
-                    write!(f, "copy {} to {}", image.display(), path.display())?;
-                    size.map_or(Ok(()), |size| write!(f, ", {size}"))?;
-                    writeln!(f)?;
+                HostStep::Command { undo, .. } => {
+                    undo.iter().try_for_each(|undo| writeln!(f, "run {}", undo.join(" ")))?;
                 }
-                HostStep::Blank { path, size } => writeln!(f, "make disk {}, {size}", path.display())?,
+                HostStep::Copy { path, .. } | HostStep::Blank { path, .. } => {
+                    writeln!(f, "remove {}", path.display())?;
+                }
             }
         }
+        self.prepare.iter().try_for_each(|step| writeln!(f, "{step}"))?;
+        for step in &self.update.coming {
+            match step {
+                HostStep::Copy { path, size: Some(size), .. } => {
+                    writeln!(f, "grow disk {} to {size}", path.display())?;
+                }
+                step => writeln!(f, "{step}")?,
+            }
+        }
+        self.update.again.iter().try_for_each(|step| writeln!(f, "{step}, unless it is there"))?;
         match &self.server {
             ServerPlan::Owned { run, work_dir } => {
                 writeln!(f, "in {} run {}", work_dir.display(), run.join(" "))?;
@@ -512,5 +557,18 @@ impl fmt::Display for PropolisPlan {
         }
         let body = serde_json::to_string_pretty(&shown).map_err(|_| fmt::Error)?;
         writeln!(f, "PUT /instance, api-version {}:\n{body}", self.api_version)
+    }
+}
+
+impl fmt::Display for HostStep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            HostStep::Command { run, .. } => write!(f, "run {}", run.join(" ")),
+            HostStep::Copy { image, path, size } => {
+                write!(f, "copy {} to {}", image.display(), path.display())?;
+                size.map_or(Ok(()), |size| write!(f, ", {size}"))
+            }
+            HostStep::Blank { path, size } => write!(f, "make disk {}, {size}", path.display()),
+        }
     }
 }

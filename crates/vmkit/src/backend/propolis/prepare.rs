@@ -10,8 +10,7 @@ use super::hold::OperationLock;
 use super::host::{HostPrograms, ProgramEnd};
 use super::layout::PropolisLayout;
 use super::options::{PropolisOptions, ZfsSnapshot};
-use super::plan::HostStep;
-use super::reshape::reshaping;
+use super::plan::{HostStep, StepDiff};
 use crate::backend::supervise::files::remove_file;
 use crate::error::{Error, Result};
 use crate::handle::BackendTag;
@@ -153,9 +152,9 @@ async fn carry_out(host: &HostPrograms, one: &HostStep, hold: &OperationLock) ->
 ///
 /// # Errors
 /// `Host` with what a program said.
-pub(super) async fn make_again(host: &HostPrograms, claim: &OwnerClaim, hold: &OperationLock) -> Result<()> {
-    for one in &claim.steps {
-        if let HostStep::Command { run, at_every_start: true, .. } = one {
+pub(super) async fn make_again(host: &HostPrograms, shape: &StepDiff, hold: &OperationLock) -> Result<()> {
+    for one in &shape.again {
+        if let HostStep::Command { run, .. } = one {
             run_unless_there(host, run, hold).await?;
         }
     }
@@ -169,7 +168,7 @@ async fn run_unless_there(host: &HostPrograms, run: &[String], hold: &OperationL
     }
 }
 
-/// Makes of what was made for a VM what its plan asks for now: another network, a larger disk.
+/// Changes what was made for a VM as its plan says: another network, a larger disk.
 ///
 /// What comes stands in the claim before it is made, so that `destroy` finds it; what goes stands
 /// there until it is gone. A reshaping that was cut off is done again from its beginning.
@@ -180,14 +179,13 @@ pub(super) async fn reshape(
     host: &HostPrograms,
     layout: &PropolisLayout,
     claim: &OwnerClaim,
-    planned: &[HostStep],
+    shape: &StepDiff,
     hold: &OperationLock,
-) -> Result<OwnerClaim> {
-    let shape = reshaping(&claim.steps, &claim.pending, planned);
+) -> Result<()> {
     if shape.is_none() && claim.pending.is_empty() {
-        return Ok(claim.clone());
+        return Ok(());
     }
-    let begun = OwnerClaim { pending: shape.pending, ..claim.clone() };
+    let begun = OwnerClaim { pending: shape.pending.clone(), ..claim.clone() };
     files::write_synced(&layout.claim(), &begun)?;
     undo(host, &shape.going, hold).await?;
     for one in &shape.coming {
@@ -198,9 +196,8 @@ pub(super) async fn reshape(
             HostStep::Copy { size: None, .. } | HostStep::Blank { .. } => {}
         }
     }
-    let done = OwnerClaim { steps: shape.steps, pending: Vec::new(), ..begun };
-    files::write_synced(&layout.claim(), &done)?;
-    Ok(done)
+    let done = OwnerClaim { steps: shape.steps.clone(), pending: Vec::new(), ..begun };
+    files::write_synced(&layout.claim(), &done)
 }
 
 /// Grows a disk that is a file; one that is larger already stays.

@@ -4,27 +4,7 @@
 //! root disk, which grows. Every other disk stays what its claim says, whatever a plan of today
 //! would make.
 
-use super::plan::{HostStep, VOLSIZE};
-
-/// From the steps that were done to those that a plan has.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct StepDiff {
-    /// What is undone, with what an earlier reshaping may have left.
-    pub(super) going: Vec<HostStep>,
-    /// What is done, in order.
-    pub(super) coming: Vec<HostStep>,
-    /// What may be there meanwhile beside what was there before.
-    pub(super) pending: Vec<HostStep>,
-    /// What was done in all, afterwards.
-    pub(super) steps: Vec<HostStep>,
-}
-
-impl StepDiff {
-    /// Returns whether everything is as it is planned.
-    pub(super) fn is_none(&self) -> bool {
-        self.going.is_empty() && self.coming.is_empty()
-    }
-}
+use super::plan::{HostStep, StepDiff, VOLSIZE};
 
 /// Returns what has to be done to a VM for which `done` was done, and `pending` perhaps, so that it
 /// is as `planned`.
@@ -46,6 +26,8 @@ pub(super) fn reshaping(done: &[HostStep], pending: &[HostStep], planned: &[Host
         }
         shape.steps.push(step.clone());
     }
+    let again = shape.steps.iter().filter(|step| is_network(step) && !shape.coming.contains(step));
+    shape.again = again.cloned().collect();
     let links = pending.iter().filter(|step| is_network(step));
     shape.pending.extend(links.chain(&shape.coming).cloned());
     shape
@@ -132,6 +114,8 @@ mod tests {
         let shape = reshaping(&[disk(), vnic("a0")], &[], &[disk(), vnic("b0")]);
         assert_eq!((shape.going, shape.coming), (vec![vnic("a0")], vec![vnic("b0")]));
         assert_eq!((shape.pending, shape.steps), (vec![vnic("b0")], vec![disk(), vnic("b0")]));
+        assert!(shape.again.is_empty());
+        assert_eq!(reshaping(&[vnic("a0")], &[], &[vnic("a0")]).again, [vnic("a0")]);
         assert_eq!(reshaping(&[disk()], &[], &[disk(), vnic("a0")]).coming, [vnic("a0")]);
         let none = reshaping(&[disk(), vnic("a0")], &[], &[disk()]);
         assert_eq!((none.going, none.steps), (vec![vnic("a0")], vec![disk()]));

@@ -59,8 +59,8 @@ pub(super) async fn owned(
     clear_kernel(site, site.host(), hold).await?;
     remove_file(&site.layout.server_file())?;
     remove_file(&site.layout.console_mark())?;
-    let claim = reshape(site.host(), &site.layout, &site.claim, &plan.prepare, hold).await?;
-    make_again(site.host(), &claim, hold).await?;
+    reshape(site.host(), &site.layout, &site.claim, &plan.update, hold).await?;
+    make_again(site.host(), &plan.update, hold).await?;
     make_private_dir(&site.layout.server_dir())?;
     let launched = spawn::launch(keeper, &launch(site, run), &[alive])?;
     let begun = async {
@@ -101,7 +101,7 @@ pub(super) async fn elsewhere(
 ) -> Result<RunInfo> {
     let is_made = is_made_already(site, client, deadline).await?;
     if !is_made {
-        reshape(site.host(), &site.layout, &site.claim, &plan.prepare, hold).await?;
+        reshape(site.host(), &site.layout, &site.claim, &plan.update, hold).await?;
     }
     remove_file(&site.layout.console_mark())?;
     let server = ServerFile::of_new_run(client.address);
@@ -185,6 +185,7 @@ fn launch(site: &VmContext<'_>, run: &[String]) -> KeeperRequest {
         run_file: place.run_file,
         sockets: Vec::new(),
         run_dir: place.run_dir,
+        accel: None,
     }
 }
 

@@ -25,6 +25,7 @@ mod facts;
 mod forward;
 mod layout;
 mod plan;
+mod plans;
 mod prepare;
 pub(crate) mod qmp;
 mod start;
@@ -45,7 +46,7 @@ use uuid::Uuid;
 
 pub(crate) use disks::check_restart;
 pub use facts::FirmwareFiles;
-pub use plan::{PrepareStep, QemuPlan, SocketPlan};
+pub use plan::{PrepareStep, QemuPlan, SeedStep, SocketPlan, UpdateStep};
 pub use switch::Accelerator;
 
 use self::accel::{accelerator, wants_kvm};
@@ -60,7 +61,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::handle::{BackendDetails, BackendTag, ConsoleEndpoint, RunInfo, VmHandle};
 use crate::host::{HostFacts, ProbeOptions, demands};
 use crate::hypervisor::{Backend, Capabilities, Hypervisor};
-use crate::image::{ImageIdentity, grow_disk, settle_backing};
+use crate::image::ImageIdentity;
 use crate::lifecycle::{FailureKind, Operation, VmState, next};
 use crate::network::{MacAddr, addresses_of, default_lease_files};
 use crate::spec::{Boot, Firmware, Mib, NetworkConfig, PortForward, VmSpec};
@@ -238,20 +239,6 @@ impl QemuHypervisor {
         })
     }
 
-    /// Returns what `prepare` and `start` would do for a spec, and changes nothing.
-    ///
-    /// # Errors
-    /// Those of `prepare` that can be told without making anything: `InvalidInput`, `Host`.
-    pub async fn plan(&self, spec: &VmSpec) -> Result<QemuPlan> {
-        spec.backend_options().check_known(&[])?;
-        let id = spec.id().unwrap_or_else(Uuid::new_v4);
-        let layout = self.layout(spec, id)?;
-        let looked = prepare::look_at_files(spec)?;
-        prepare::check_network(spec).await?;
-        let facts = self.facts(spec).await?;
-        Ok(plan::plan(spec, id, &layout, &facts, &looked.media))
-    }
-
     fn layout(&self, spec: &VmSpec, id: Uuid) -> Result<QemuLayout> {
         QemuLayout::of(&self.0.work_root, &self.0.run_root, spec.name(), id)
     }
@@ -355,30 +342,6 @@ impl QemuHypervisor {
         }
     }
 
-    /// Does to a VM that does not run what its spec, or this host, has come to ask for since it was
-    /// prepared.
-    fn bring_up_to_date(&self, vm: &VmHandle, details: &mut QemuDetails) -> Result<()> {
-        details.layout.run = self.layout(&vm.spec, vm.id)?.run;
-        if let Some(run) = recorded_run_dir(&details.layout).filter(|run| *run != details.layout.run) {
-            // Another session's directory, which may be gone with it.
-            prepare::remove_run_dir(&QemuLayout { run, ..details.layout.clone() })?;
-        }
-        // The first thing that a removal takes from a VM without a root disk.
-        let is_gone = vm.spec.cloud_init().is_some() && !details.layout.seed().exists();
-        if is_gone || details.seed_run != wanted_run(&vm.spec) {
-            prepare::write_seed(&vm.spec, vm.id, &details.layout.seed())?;
-            details.seed_run = wanted_run(&vm.spec);
-        }
-        if let Some(disk) = vm.spec.disk() {
-            settle_backing(&details.layout.root_disk(), &disk.image)?;
-        }
-        if let Some(size) = wanted_disk(&vm.spec).filter(|size| details.disk != Some(*size)) {
-            grow_disk(&details.layout.root_disk(), size)?;
-            details.disk = Some(size);
-        }
-        Ok(())
-    }
-
     /// Returns the state of a VM that does not run; it has failed where a part of it is gone.
     fn at_rest(vm: &VmHandle, layout: &QemuLayout, state: VmState) -> VmState {
         match prepare::missing_part(&vm.spec, layout) {
@@ -405,27 +368,23 @@ impl QemuHypervisor {
 
 impl Hypervisor for QemuHypervisor {
     async fn prepare(&self, spec: &VmSpec) -> Result<VmHandle> {
-        spec.backend_options().check_known(&[])?;
         let id = spec.id().unwrap_or_else(Uuid::new_v4);
         let spec = spec.clone().with_id(id);
         let layout = self.layout(&spec, id)?;
         if prepare::owner(&layout)?.is_some() {
             return Err(Error::AlreadyExists { what: "VM", name: spec.name().to_string() });
         }
-        let looked = prepare::look_at_files(&spec)?;
-        prepare::check_network(&spec).await?;
         // What could never be started is not prepared.
         spawn::keeper_program(self.0.keeper.as_deref())?;
-        let facts = self.facts(&spec).await?;
-        let plan = plan::plan(&spec, id, &layout, &facts, &looked.media);
+        let (plan, media) = self.plan_new(&spec, id).await?;
         for warning in &plan.warnings {
             tracing::warn!(vm = %spec.name(), "{warning}");
         }
         let base = disks::identity_of_base(&spec).await?;
-        prepare::make(&spec, id, &layout, &plan, looked.root.as_ref())?;
+        prepare::apply(&plan)?;
         let details = QemuDetails {
             layout: layout.clone(),
-            media: looked.media,
+            media,
             seed_run: wanted_run(&spec),
             disk: wanted_disk(&spec),
             base,
@@ -478,9 +437,14 @@ impl Hypervisor for QemuHypervisor {
         disks::check_own_files(&details.layout, vm.spec.data_disks().len())?;
         prepare::check_network(&vm.spec).await?;
         details.base = disks::check_files(&vm.spec, &details.media, details.base.as_ref()).await?;
-        self.bring_up_to_date(vm, &mut details)?;
-        let plan = plan::plan(&vm.spec, vm.id, &details.layout, &facts, &details.media);
-        let run = start::start(vm, &details.layout, &plan, &keeper, alive, deadline).await?;
+        let plan = self.plan_run(vm, &details, &facts)?;
+        // What an earlier run, or a crash, left: nothing runs now, for the lock is held here.
+        self.remove_sockets(vm)?;
+        prepare::update(&plan)?;
+        details.layout = plan.layout.clone();
+        details.seed_run = wanted_run(&vm.spec);
+        details.disk = wanted_disk(&vm.spec).or(details.disk);
+        let run = start::start(vm, &plan, &keeper, alive, deadline).await?;
         let mut started = vm.clone();
         details.keep_in(&mut started);
         Ok(Self::handle(&started, to, &details.layout, Some(run)))
@@ -537,7 +501,7 @@ impl Hypervisor for QemuHypervisor {
             // Asked again under the lock: by now the directory may be another VM's.
             if prepare::owner(&layout)?.is_none_or(|owner| owner == vm.id) {
                 self.remove_sockets(&vm)?;
-                prepare::remove(&vm.spec, &layout)?;
+                prepare::remove(&layout, vm.spec.data_disks().len())?;
             }
         } else {
             self.remove_sockets(&vm)?;

@@ -1,7 +1,7 @@
 //! What will be done for a VM: [`QemuPlan`], as data.
 //!
-//! Pure: from a spec and the facts of the host, without touching either. `--dry-run`, the golden
-//! tests and bug reports print it.
+//! Pure: from a spec and the facts of the host, without touching either. `prepare` and `start`
+//! apply a plan and look at nothing else; `--dry-run`, the golden tests and bug reports print it.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -14,14 +14,18 @@ use super::argv::argv;
 use super::facts::{ImageMedia, QemuFacts, descriptor};
 use super::layout::QemuLayout;
 use super::switch::Accelerator;
+use crate::cloud_init::Seed;
+use crate::image::ImageFacts;
 use crate::spec::{Boot, BridgeName, DataDisk, Firmware, Mib, NetworkConfig, VmSpec, Vnc};
 
 /// All that will be done for one VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct QemuPlan {
-    /// What `prepare` makes, in order.
+    /// What `prepare` creates, in order; nothing for a VM that exists.
     pub prepare: Vec<PrepareStep>,
+    /// What `start` changes on disk before QEMU runs, in order; nothing for a new VM.
+    pub update: Vec<UpdateStep>,
     /// The program that `start` runs.
     pub program: PathBuf,
     /// Its arguments.
@@ -35,22 +39,27 @@ pub struct QemuPlan {
     pub accel: Accelerator,
     /// What is legal, and probably not what was meant.
     pub warnings: Vec<String>,
+    /// Where everything of the VM lies.
+    #[serde(skip)]
+    pub(super) layout: QemuLayout,
 }
 
-/// One thing that `prepare` makes.
+/// One thing that `prepare` creates.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case", tag = "step")]
 #[non_exhaustive]
 pub enum PrepareStep {
-    /// A directory of this user alone.
+    /// The VM's directory, of this user alone, with a mark that names the VM.
     Directory {
         /// Where.
         path: PathBuf,
+        /// The VM's identity.
+        id: Uuid,
     },
     /// The root disk: a qcow2 overlay.
     Overlay {
         /// The image below.
-        image: PathBuf,
+        image: ImageFacts,
         /// The overlay.
         path: PathBuf,
         /// The size the guest sees, where it is not the image's.
@@ -71,10 +80,40 @@ pub enum PrepareStep {
         path: PathBuf,
     },
     /// The cloud-init seed.
-    Seed {
-        /// Where.
+    Seed(SeedStep),
+}
+
+/// One thing that `start` changes on disk, since the spec or the host is another than it was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case", tag = "step")]
+#[non_exhaustive]
+pub enum UpdateStep {
+    /// Writes the cloud-init seed again.
+    Seed(SeedStep),
+    /// Corrects where the root disk says that its image is.
+    BackingFile {
+        /// The root disk.
         path: PathBuf,
+        /// The image.
+        image: PathBuf,
     },
+    /// Grows the root disk.
+    Grow {
+        /// The root disk.
+        path: PathBuf,
+        /// Its size from now on.
+        size: Mib,
+    },
+}
+
+/// A cloud-init seed to be written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SeedStep {
+    /// Where.
+    pub path: PathBuf,
+    /// What is in it. Plans are printed with the documents' lengths only: they may hold secrets.
+    #[serde(serialize_with = "lengths")]
+    pub seed: Seed,
 }
 
 /// A socket that is bound for QEMU.
@@ -86,7 +125,7 @@ pub struct SocketPlan {
     pub descriptor: i32,
 }
 
-/// Plans a VM.
+/// Plans a run of a VM.
 pub(crate) fn plan(
     spec: &VmSpec,
     id: Uuid,
@@ -96,7 +135,8 @@ pub(crate) fn plan(
 ) -> QemuPlan {
     let socket = |path, descriptor| SocketPlan { path, descriptor };
     QemuPlan {
-        prepare: prepare_steps(spec, layout, facts),
+        prepare: Vec::new(),
+        update: Vec::new(),
         program: facts.program.clone(),
         args: argv(spec, id, layout, facts, media),
         sockets: vec![
@@ -112,17 +152,26 @@ pub(crate) fn plan(
         },
         accel: facts.accel,
         warnings: warnings(spec, facts),
+        layout: layout.clone(),
     }
 }
 
-fn prepare_steps(spec: &VmSpec, layout: &QemuLayout, facts: &QemuFacts) -> Vec<PrepareStep> {
-    let mut steps = vec![PrepareStep::Directory { path: layout.work.clone() }];
-    if let Some(disk) = spec.disk() {
-        let path = layout.root_disk();
-        match (disk.base(), disk.size) {
-            (None, Some(size)) => steps.push(PrepareStep::Disk { path, size }),
-            _ => steps.push(PrepareStep::Overlay { image: disk.image.clone(), path, size: disk.size }),
-        }
+/// Plans what a VM is created of; `image` is what was found out about its root disk's, if it has
+/// one.
+pub(super) fn prepare_steps(
+    spec: &VmSpec,
+    id: Uuid,
+    layout: &QemuLayout,
+    facts: &QemuFacts,
+    image: Option<ImageFacts>,
+    seed: Option<SeedStep>,
+) -> Vec<PrepareStep> {
+    let mut steps = vec![PrepareStep::Directory { path: layout.work.clone(), id }];
+    let (path, size) = (layout.root_disk(), spec.disk().and_then(|disk| disk.size));
+    match (image, size) {
+        (Some(image), size) => steps.push(PrepareStep::Overlay { image, path, size }),
+        (None, Some(size)) => steps.push(PrepareStep::Disk { path, size }),
+        (None, None) => {}
     }
     for (index, disk) in spec.data_disks().iter().enumerate() {
         if let DataDisk::Fresh { size } = disk {
@@ -133,9 +182,7 @@ fn prepare_steps(spec: &VmSpec, layout: &QemuLayout, facts: &QemuFacts) -> Vec<P
         let template = firmware.vars.clone();
         steps.push(PrepareStep::FirmwareVariables { template, path: layout.efi_vars() });
     }
-    if spec.cloud_init().is_some() {
-        steps.push(PrepareStep::Seed { path: layout.seed() });
-    }
+    steps.extend(seed.map(PrepareStep::Seed));
     steps
 }
 
@@ -150,6 +197,11 @@ fn warnings(spec: &VmSpec, facts: &QemuFacts) -> Vec<String> {
     warnings
 }
 
+fn lengths<S: serde::Serializer>(seed: &Seed, serializer: S) -> Result<S::Ok, S::Error> {
+    let lengths = seed.documents().map(|(name, text)| (name, text.len()));
+    serializer.collect_map(lengths)
+}
+
 fn lossy<S: serde::Serializer>(args: &[OsString], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(args.iter().map(|arg| arg.to_string_lossy()))
 }
@@ -157,23 +209,8 @@ fn lossy<S: serde::Serializer>(args: &[OsString], serializer: S) -> Result<S::Ok
 impl fmt::Display for QemuPlan {
     /// Prints the plan as a person reads it: steps, then a command line that a shell would take.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for step in &self.prepare {
-            match step {
-                PrepareStep::Directory { path } => writeln!(f, "make directory {}", path.display())?,
-                PrepareStep::Overlay { image, path, size } => {
-                    write!(f, "make overlay {} over {}", path.display(), image.display())?;
-                    match size {
-                        Some(size) => writeln!(f, ", {size}")?,
-                        None => writeln!(f)?,
-                    }
-                }
-                PrepareStep::Disk { path, size } => writeln!(f, "make disk {}, {size}", path.display())?,
-                PrepareStep::FirmwareVariables { template, path } => {
-                    writeln!(f, "copy {} to {}", template.display(), path.display())?;
-                }
-                PrepareStep::Seed { path } => writeln!(f, "write cloud-init seed {}", path.display())?,
-            }
-        }
+        self.prepare.iter().try_for_each(|step| writeln!(f, "{step}"))?;
+        self.update.iter().try_for_each(|step| writeln!(f, "{step}"))?;
         for socket in &self.sockets {
             writeln!(f, "listen on {} (descriptor {})", socket.path.display(), socket.descriptor)?;
         }
@@ -187,6 +224,48 @@ impl fmt::Display for QemuPlan {
             write!(f, "{}{}", if switch { " \\\n    " } else { " " }, quoted(&text))?;
         }
         writeln!(f)
+    }
+}
+
+impl fmt::Display for PrepareStep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PrepareStep::Directory { path, id } => {
+                write!(f, "make directory {} of the VM {id}", path.display())
+            }
+            PrepareStep::Overlay { image, path, size } => {
+                let (path, over) = (path.display(), image.path.display());
+                write!(f, "make overlay {path} over {over} ({})", image.format)?;
+                size.map_or(Ok(()), |size| write!(f, ", {size}"))
+            }
+            PrepareStep::Disk { path, size } => write!(f, "make disk {}, {size}", path.display()),
+            PrepareStep::FirmwareVariables { template, path } => {
+                write!(f, "copy {} to {}", template.display(), path.display())
+            }
+            PrepareStep::Seed(seed) => seed.fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for UpdateStep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            UpdateStep::Seed(seed) => seed.fmt(f),
+            UpdateStep::BackingFile { path, image } => {
+                write!(f, "set the backing file of {} to {}", path.display(), image.display())
+            }
+            UpdateStep::Grow { path, size } => write!(f, "grow disk {} to {size}", path.display()),
+        }
+    }
+}
+
+impl fmt::Display for SeedStep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "write cloud-init seed {}", self.path.display())?;
+        self.seed
+            .documents()
+            .into_iter()
+            .try_for_each(|(name, text)| write!(f, ", {name} of {} bytes", text.len()))
     }
 }
 

@@ -1,4 +1,4 @@
-//! Making and removing what a VM has on disk: the steps of a plan, each with its undo.
+//! Creating, updating and removing what a VM has on disk, by the steps of its plan.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read, Write};
@@ -11,19 +11,20 @@ use uuid::Uuid;
 use super::elsewhere::is_served;
 use super::facts::ImageMedia;
 use super::layout::QemuLayout;
-use super::plan::{PrepareStep, QemuPlan};
+use super::plan::{PrepareStep, QemuPlan, SeedStep, UpdateStep};
 use crate::backend::supervise::alive;
 use crate::backend::supervise::files::{is_gone, make_private_dir, remove_dir, remove_file};
-use crate::cloud_init::SeedOf;
+use crate::cloud_init::write_seed;
 use crate::disk_files::{check_apart, check_paths};
 use crate::error::{Error, Result};
 use crate::host::ports::{port_holder, port_is_free};
 use crate::image::{
-    ImageFacts, check_disc, create_blank, create_overlay_at_home, inspect, inspect_for, refuse_disc,
+    ImageFacts, check_disc, create_blank, create_overlay_at_home, grow_disk, inspect, inspect_for,
+    refuse_disc, settle_backing,
 };
 use crate::input_file::{InputFile, open_regular};
 use crate::kernel_file::{check_initrd, check_kernel};
-use crate::network::{MacAddr, check_bridge};
+use crate::network::check_bridge;
 use crate::spec::{Boot, DataDisk, Firmware, NetworkConfig, PortForward, RootDisk, VmSpec};
 use crate::steps::step;
 use crate::store::denied;
@@ -112,68 +113,35 @@ fn check_absolute(field: &'static str, path: &Path) -> Result<()> {
     }
 }
 
-/// Creates what the plan says. On an error everything made is removed again.
+/// Creates what a plan of a new VM says. On an error everything that was created is removed again.
 ///
 /// # Errors
-/// `AlreadyExists` where another VM lives in the directory; `Io` and `InvalidInput` from the steps.
-pub(super) fn make(
-    spec: &VmSpec,
-    id: Uuid,
-    layout: &QemuLayout,
-    plan: &QemuPlan,
-    root: Option<&ImageFacts>,
-) -> Result<()> {
-    let mut undo = UndoPrepare { layout, spec, id, armed: true, alone: None };
-    make_private_dir(&layout.work)?;
-    undo.alone = alive::try_take(&layout.place())?;
-    if undo.alone.is_none() {
-        undo.disarm();
-        return Err(Error::Busy { what: format!("the directory of VM `{}`", spec.name()), holder: None });
-    }
-    claim(spec, id, layout)?;
-    for one in &plan.prepare {
-        match one {
-            PrepareStep::Directory { path } => make_private_dir(path)?,
-            PrepareStep::Overlay { path, size, .. } => {
-                let image =
-                    root.expect("a plan with an overlay comes from a spec with a disk that was looked at");
-                create_overlay_at_home(image, path, *size)?;
-            }
-            PrepareStep::Disk { path, size } => create_blank(path, *size)?,
-            PrepareStep::FirmwareVariables { template, path } => copy_private(template, path)?,
-            PrepareStep::Seed { path } => write_seed(spec, id, path)?,
-        }
-    }
-    undo.disarm();
-    Ok(())
+/// `AlreadyExists` if another VM lives in the directory, `Busy` while something is at work there;
+/// `Io` and `InvalidInput` from the steps.
+pub(super) fn apply(plan: &QemuPlan) -> Result<()> {
+    let mut undo = UndoPrepare { plan, lock: None, is_armed: true };
+    let done = plan.prepare.iter().try_for_each(|one| match one {
+        PrepareStep::Directory { path, id } => undo.claim(path, *id),
+        PrepareStep::Overlay { image, path, size } => create_overlay_at_home(image, path, *size).map(drop),
+        PrepareStep::Disk { path, size } => create_blank(path, *size),
+        PrepareStep::FirmwareVariables { template, path } => copy_private(template, path),
+        PrepareStep::Seed(SeedStep { path, seed }) => write_seed(seed, path),
+    });
+    undo.is_armed &= done.is_err();
+    done
 }
 
-/// Writes the cloud-init seed of a spec that has one, over an earlier one.
-pub(super) fn write_seed(spec: &VmSpec, id: Uuid, path: &Path) -> Result<()> {
-    let Some(config) = spec.cloud_init() else {
-        return Ok(());
-    };
-    let mac = match spec.network() {
-        NetworkConfig::None => None,
-        NetworkConfig::User(_) | NetworkConfig::Tap { .. } | NetworkConfig::Vnic { .. } => {
-            Some(MacAddr::of_vm(id))
-        }
-    };
-    SeedOf { config, name: spec.name(), id, mac }.write_iso(path)
-}
-
-/// Writes down whose directory this is, so that nobody takes over, or removes, another VM's.
-fn claim(spec: &VmSpec, id: Uuid, layout: &QemuLayout) -> Result<()> {
-    let mark = layout.owner_mark();
-    step("prepare: claim").map_err(Error::io("create", &mark))?;
-    let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&mark);
-    match made {
-        Ok(mut file) => writeln!(file, "{id}").map_err(Error::io("write", &mark)),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            Err(Error::AlreadyExists { what: "VM", name: spec.name().to_string() })
-        }
-        Err(error) => Err(Error::io("create", &mark)(error)),
-    }
+/// Changes what a plan of a VM's start says. The caller holds the lock `alive`. What was changed
+/// before an error stays: the next start goes on from there.
+///
+/// # Errors
+/// `Io`, `Host` and `InvalidInput` from the steps.
+pub(super) fn update(plan: &QemuPlan) -> Result<()> {
+    plan.update.iter().try_for_each(|one| match one {
+        UpdateStep::Seed(SeedStep { path, seed }) => write_seed(seed, path),
+        UpdateStep::BackingFile { path, image } => settle_backing(path, image),
+        UpdateStep::Grow { path, size } => grow_disk(path, *size),
+    })
 }
 
 /// Refuses a VM of which a part belongs to another user, before the guest is ended for a removal
@@ -215,14 +183,14 @@ pub(super) fn missing_part(spec: &VmSpec, layout: &QemuLayout) -> Option<PathBuf
     root.into_iter().chain(vars).chain(fresh).find(gone)
 }
 
-/// Removes everything that `prepare` and `start` may have made, and the directories when nothing
-/// else is in them.
+/// Removes everything that `prepare` and `start` may have created, and the directories when nothing
+/// else is in them. `data_disks` is how many data disks the VM has.
 ///
 /// # Errors
 /// `Io` for what can't be removed.
-pub(super) fn remove(spec: &VmSpec, layout: &QemuLayout) -> Result<()> {
+pub(super) fn remove(layout: &QemuLayout, data_disks: usize) -> Result<()> {
     remove_run_dir(layout)?;
-    for file in layout.work_files(spec.data_disks().len()) {
+    for file in layout.work_files(data_disks) {
         remove_file(&file)?;
     }
     remove_dir(&layout.work)
@@ -253,36 +221,59 @@ fn copy_private(template: &Path, path: &Path) -> Result<()> {
     file.write_all(&bytes).map_err(Error::io("write", path))
 }
 
-/// Removes what was made, unless the whole came off.
+/// Removes what was created of a VM, unless all of it was.
 struct UndoPrepare<'a> {
-    layout: &'a QemuLayout,
-    spec: &'a VmSpec,
-    id: Uuid,
-    armed: bool,
-    /// Held until all is made, or removed again.
-    alone: Option<OwnedFd>,
+    plan: &'a QemuPlan,
+    /// Held until all is created, or removed again.
+    lock: Option<OwnedFd>,
+    is_armed: bool,
 }
 
 impl UndoPrepare<'_> {
-    fn disarm(mut self) {
-        self.armed = false;
+    /// Creates the VM's directory, locked, and notes whose it is, so that no other VM takes it over
+    /// and no other one's is removed.
+    fn claim(&mut self, path: &Path, id: Uuid) -> Result<()> {
+        let layout = &self.plan.layout;
+        make_private_dir(path)?;
+        self.lock = alive::try_take(&layout.place())?;
+        // From here until the directory is this VM's, what lies in it is another's.
+        self.is_armed = false;
+        if self.lock.is_none() {
+            return Err(Error::Busy {
+                what: format!("the directory of VM `{}`", layout.name()),
+                holder: None,
+            });
+        }
+        let mark = layout.owner_mark();
+        let new = || OpenOptions::new().write(true).create_new(true).mode(0o600).open(&mark);
+        let made = step("prepare: claim").and_then(|()| new());
+        if let Err(error) = &made
+            && error.kind() == io::ErrorKind::AlreadyExists
+        {
+            return Err(Error::AlreadyExists { what: "VM", name: layout.name().into_owned() });
+        }
+        self.is_armed = true;
+        let mut file = made.map_err(Error::io("create", &mark))?;
+        writeln!(file, "{id}").map_err(Error::io("write", &mark))
+    }
+
+    fn remove(&self) -> Result<()> {
+        for one in &self.plan.prepare {
+            if let PrepareStep::Disk { path, .. } = one {
+                remove_file(path)?;
+            }
+        }
+        remove(&self.plan.layout, 0)
     }
 }
 
 impl Drop for UndoPrepare<'_> {
     fn drop(&mut self) {
-        if !self.armed {
-            return;
-        }
-        // Another VM's directory is left alone; one that was never claimed holds nothing but,
-        // perhaps, itself.
-        let removed = match owner(self.layout) {
-            Ok(Some(owner)) if owner != self.id => return,
-            Ok(_) => remove(self.spec, self.layout),
-            Err(error) => Err(error),
-        };
-        if let Err(error) = removed {
-            tracing::warn!(work = %self.layout.work.display(), %error, "could not undo a failed prepare; destroy will");
+        if self.is_armed
+            && let Err(error) = self.remove()
+        {
+            let work = self.plan.layout.work.display();
+            tracing::warn!(%work, %error, "could not undo a failed prepare; destroy will");
         }
     }
 }

@@ -24,7 +24,7 @@ use crate::backend::supervise::alive;
 use crate::backend::supervise::files::make_private_dir;
 use crate::backend::supervise::keeper::KeeperRequest;
 use crate::backend::supervise::process::{self, ProcessState};
-use crate::backend::supervise::spawn;
+use crate::backend::supervise::{runfile, spawn};
 use crate::boundedlog::tail_of_file;
 use crate::error::{Error, ErrorKind, Result};
 use crate::handle::{ActiveForward, ConsoleEndpoint, RunInfo, VmHandle, VncAddress};
@@ -47,14 +47,12 @@ const LAST_WORDS_BYTES: u64 = 2048;
 /// QEMU does not answer by the deadline, in which case it is killed.
 pub(super) async fn start(
     vm: &VmHandle,
-    layout: &QemuLayout,
     plan: &QemuPlan,
     keeper: &Path,
     alive: OwnedFd,
     deadline: Instant,
 ) -> Result<RunInfo> {
-    // What an earlier run, or a crash, left: nothing runs now, for the lock is ours.
-    remove_run_dir(layout)?;
+    let layout = &plan.layout;
     make_private_dir(&layout.run)?;
     let mut descriptors = vec![(alive, descriptor::ALIVE)];
     // After the lock, so that it goes before it: nobody else's sockets lie there yet.
@@ -71,7 +69,7 @@ pub(super) async fn start(
         let tap = open_tap(bridge, &tap_name(vm)).await?;
         descriptors.push((tap.fd, descriptor::TAP));
     }
-    let launch = launch(&vm.spec, layout, plan, descriptors.iter().map(|(_, number)| *number).collect());
+    let launch = launch(&vm.spec, plan, descriptors.iter().map(|(_, number)| *number).collect());
     let fds: Vec<OwnedFd> = descriptors.into_iter().map(|(fd, _)| fd).collect();
     // Not before: a start that comes to nothing changes nothing of how the run before it ended.
     let was_asked = remove_stop_mark(layout)?;
@@ -161,7 +159,7 @@ async fn run_info(
 ) -> Result<RunInfo> {
     Ok(RunInfo {
         pid: Some(pid),
-        accel: accel_of(pid),
+        accel: accel(vm, layout),
         console: ConsoleEndpoint::UnixSocket(layout.console_socket()),
         agent: Some(layout.agent_socket()),
         monitor: Some(layout.monitor_socket()),
@@ -170,17 +168,13 @@ async fn run_info(
     })
 }
 
-/// Returns what QEMU was told to run the guest's code with, as its own command line has it: true of
-/// a run that somebody else began, too.
-///
-/// Source: proc_pid_cmdline(5).
-fn accel_of(pid: u32) -> Option<Accel> {
-    let cmdline = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-    let mut words = cmdline.split(|byte| *byte == 0).skip_while(|word| *word != b"-accel").skip(1);
-    match words.next()? {
-        b"kvm" => Some(Accel::Kvm),
-        b"tcg" => Some(Accel::Tcg),
-        _ => None,
+/// Returns what runs the guest's code, as the run file has it. A run that an earlier version started
+/// has it in the VM's record alone.
+fn accel(vm: &VmHandle, layout: &QemuLayout) -> Option<Accel> {
+    let recorded = runfile::read(&layout.run_file()).ok().flatten().and_then(|run| run.accel);
+    match recorded {
+        Some(word) => [Accel::Kvm, Accel::Tcg].into_iter().find(|accel| accel.as_str() == word),
+        None => vm.run.as_ref().and_then(|run| run.accel),
     }
 }
 
@@ -308,7 +302,8 @@ pub(super) fn last_words(layout: &QemuLayout) -> String {
     String::from_utf8_lossy(&tail).trim().to_owned()
 }
 
-fn launch(spec: &VmSpec, layout: &QemuLayout, plan: &QemuPlan, descriptors: Vec<i32>) -> KeeperRequest {
+fn launch(spec: &VmSpec, plan: &QemuPlan, descriptors: Vec<i32>) -> KeeperRequest {
+    let layout = &plan.layout;
     KeeperRequest {
         program: plan.program.clone(),
         args: plan.args.clone(),
@@ -323,6 +318,7 @@ fn launch(spec: &VmSpec, layout: &QemuLayout, plan: &QemuPlan, descriptors: Vec<
         run_file: layout.run_file(),
         sockets: layout.run_files(),
         run_dir: layout.run.clone(),
+        accel: Some(plan.accel.as_str().to_owned()),
     }
 }
 

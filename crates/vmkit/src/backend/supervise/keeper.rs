@@ -68,6 +68,9 @@ pub(crate) struct KeeperRequest {
     /// What is removed once the hypervisor has ended: files, then the directory they lie in.
     pub(crate) sockets: Vec<PathBuf>,
     pub(crate) run_dir: PathBuf,
+    /// What runs the guest's code, for the run file.
+    #[serde(default)]
+    pub(crate) accel: Option<String>,
 }
 
 /// What the keeper answers, once.
@@ -269,7 +272,7 @@ impl SupervisedProcess {
             inherited.push(inheritable(&console_write, number)?);
         }
         let stderr = log_write.try_clone().map_err(|e| format!("cannot copy a pipe: {e}"))?;
-        let mut run_file = RunFile::create(&launch.run_file, &launch.run_dir, begin)
+        let mut run_file = RunFile::create(&launch.run_file, &launch.run_dir, begin, launch.accel.clone())
             .map_err(|e| format!("cannot write {}: {e}", launch.run_file.display()))?;
         let child = Command::new(&launch.program)
             .args(&launch.args)

@@ -43,6 +43,9 @@ pub(crate) struct ProcessRun {
     /// Where this run begins in the log of its console, if it has one.
     #[serde(default)]
     pub(crate) console: Option<LogPosition>,
+    /// What runs the guest's code, if the hypervisor has a choice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) accel: Option<String>,
 }
 
 /// How a process ended.
@@ -87,13 +90,18 @@ pub(crate) struct RunFile {
 impl RunFile {
     /// Creates the file anew with its full size, under its name at once, and with only the keeper
     /// in it.
-    pub(crate) fn create(path: &Path, run_dir: &Path, console: Option<LogPosition>) -> io::Result<Self> {
+    pub(crate) fn create(
+        path: &Path,
+        run_dir: &Path,
+        console: Option<LogPosition>,
+        accel: Option<String>,
+    ) -> io::Result<Self> {
         let temporary = super::unfinished(path);
         let mut file =
             OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         let run_dir = recorded_dir(path, run_dir).to_str().map(str::to_owned);
-        let run =
-            ProcessRun { keeper: identify(std::process::id()), run_dir, console, ..ProcessRun::default() };
+        let keeper = identify(std::process::id());
+        let run = ProcessRun { keeper, run_dir, console, accel, ..ProcessRun::default() };
         file.write_all(&padded(&run))?;
         fs::rename(&temporary, path)?;
         Ok(Self { file, run })
@@ -206,7 +214,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run.json");
         assert_eq!(read(&path).unwrap(), None);
-        let mut file = RunFile::create(&path, Path::new("/run/vm"), None).unwrap();
+        let mut file = RunFile::create(&path, Path::new("/run/vm"), None, Some("tcg".to_owned())).unwrap();
         let fresh = read(&path).unwrap().unwrap();
         assert!(fresh.keeper.is_some() && fresh.hypervisor.is_none() && fresh.ended.is_none());
         file.started(std::process::id()).unwrap();
@@ -214,9 +222,17 @@ mod tests {
         file.ended(&ended).unwrap();
         let run = read(&path).unwrap().unwrap();
         assert_eq!(run.hypervisor, run.keeper);
-        assert_eq!(run.run_dir.as_deref(), Some("/run/vm"));
+        assert_eq!((run.run_dir.as_deref(), run.accel.as_deref()), (Some("/run/vm"), Some("tcg")));
         assert_eq!(run.ended.unwrap().to_string(), "killed by signal 9 (SIGKILL)");
         assert_eq!(fs::metadata(&path).unwrap().len(), SIZE_BYTES as u64);
+    }
+
+    #[test]
+    fn the_run_file_of_the_first_release_is_read() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/records/c2c6b0a/qemu.json");
+        let run = read(&file).unwrap().unwrap();
+        assert_eq!((run.accel, run.run_dir.as_deref()), (None, Some("/old/vmkit/run/a7c0ea83b7")));
+        assert_eq!(run.hypervisor.unwrap().pid, 31214);
     }
 
     #[test]
