@@ -110,7 +110,7 @@ impl fmt::Display for BackendTag {
 }
 
 /// A VM that exists, as of when the handle was returned.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmHandle {
     /// The id, for the life of the VM.
     pub id: Uuid,
@@ -120,17 +120,14 @@ pub struct VmHandle {
     pub spec: VmSpec,
     /// What is wanted from the next start on, if that differs from `spec`. `VmManager` puts this
     /// spec in the place of `spec` before it calls the backend's `start`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_spec: Option<Box<VmSpec>>,
     /// The state at that time; the backend's `state` returns the present one.
-    #[serde(flatten)]
     pub state: VmState,
     /// What is known while the VM runs.
     pub run: Option<RunInfo>,
     /// The log of the serial console's output, at most `spec.console_log` bytes of it.
     pub console_log: Option<PathBuf>,
     /// Where the last run begins in `console_log`; `None` if that is not known.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub console_since: Option<LogPosition>,
     /// The log of what the hypervisor itself printed.
     pub hypervisor_log: Option<PathBuf>,
@@ -184,12 +181,11 @@ impl VmHandle {
 }
 
 /// What is known of a VM while it runs. Every field is optional for a backend; each buys something.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RunInfo {
     /// The hypervisor's process. With it, the end of the VM is noticed at once.
     pub pid: Option<u32>,
     /// What really runs the guest's code, if the backend has a choice: never `auto`.
-    #[serde(default)]
     pub accel: Option<Accel>,
     /// The console, as [`Hypervisor::console_endpoint`](crate::Hypervisor::console_endpoint)
     /// returns it.
@@ -207,8 +203,7 @@ pub struct RunInfo {
 }
 
 /// Where a VM's serial console can be attached to.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum ConsoleEndpoint {
     /// A Unix stream socket: raw bytes in both directions, as of QEMU's serial console. One client
     /// at a time; the guest's output goes to the console log whether a client is connected or not.
@@ -221,8 +216,7 @@ pub enum ConsoleEndpoint {
 }
 
 /// Where a VM's screen can be viewed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum VncAddress {
     /// A Unix socket that only this user can open.
@@ -237,7 +231,7 @@ pub enum VncAddress {
 }
 
 /// A forward in force.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ActiveForward {
     /// TCP or UDP.
     pub protocol: Protocol,
@@ -248,7 +242,7 @@ pub struct ActiveForward {
 }
 
 /// Data that only the VM's own backend reads, with the version of its format.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct BackendDetails {
     /// The version of the format; 0 means that there is no data yet.
     pub version: u32,

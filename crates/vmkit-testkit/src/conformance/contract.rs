@@ -1,9 +1,11 @@
 //! One VM, one caller: the table of the contract, and what each method promises beside it.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 use vmkit::lifecycle::{Operation, VmState};
+use vmkit::store::VmRecord;
 use vmkit::{Backend, BackendTag, ConsoleEndpoint, ErrorKind, RunInfo, VmHandle};
 
 use super::bench::{CaseBench, CaseStop, Situation, check, within};
@@ -24,7 +26,7 @@ pub(super) fn cases<H: Backend + 'static>() -> Vec<ConformanceCase<H>> {
         destroy_finds_a_vm_by_what_its_prepare_began_with,
         only_destroy_is_legal_on_what_is_gone,
         old_handles_are_as_good_as_new_ones,
-        a_handle_survives_its_text,
+        a_handle_survives_its_record,
         another_instance_knows_the_vm,
         the_console_is_where_the_capabilities_say,
         the_console_of_another_backends_vm_is_an_error,
@@ -232,12 +234,11 @@ async fn old_handles_are_as_good_as_new_ones<H: Backend>(bench: &CaseBench<H>) -
     Ok(())
 }
 
-async fn a_handle_survives_its_text<H: Backend>(bench: &CaseBench<H>) -> CaseResult {
+async fn a_handle_survives_its_record<H: Backend>(bench: &CaseBench<H>) -> CaseResult {
     let vm = bench.bring_to(Situation::Running).await?;
-    let broken = |error: serde_json::Error| CaseStop::Failed(format!("{error}"));
-    let text = serde_json::to_string(&vm).map_err(broken)?;
-    let read: VmHandle = serde_json::from_str(&text).map_err(broken)?;
-    check(read == vm, || format!("a handle came back from its text as another one: {text}"))?;
+    let bytes = VmRecord::settled(vm.clone()).encode()?;
+    let read = VmRecord::decode(Path::new("vm.json"), &bytes)?.handle;
+    check(read == vm, || format!("a handle came back from its record as another one: {read:?}"))?;
     bench.try_out(&read, &vm.state, Operation::Stop).await?;
     Ok(())
 }

@@ -5,8 +5,6 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
-
 use crate::error::{Error, Result};
 use crate::spec::UserName;
 #[cfg(feature = "cloud-init")]
@@ -15,8 +13,7 @@ use crate::spec::name::shortened;
 use crate::spec::yaml::{self, TopLevel, YamlMistake};
 
 /// The seed that cloud-init finds at its first boot (NoCloud).
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct CloudInitConfig {
     /// The guest's host name; the VM's name where none is given.
     pub hostname: Option<String>,
@@ -28,13 +25,11 @@ pub struct CloudInitConfig {
     /// Counts up to make cloud-init run again: it is part of the instance-id.
     pub run: u32,
     /// How vmkit itself gets into the guest; told to cloud-init beside the user-data, typed or raw.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub access: Option<GuestAccess>,
 }
 
 /// How vmkit itself gets into a guest over SSH, both sides known beforehand.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GuestAccess {
     /// The user that cloud-init makes for it, who may become root. Among typed users it may be one
     /// of them, who has its own keys beside.
@@ -47,8 +42,7 @@ pub struct GuestAccess {
 }
 
 /// The user-data, typed or raw.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum UserData {
     /// Fields that vmkit writes as cloud-config.
@@ -74,8 +68,7 @@ impl Default for UserData {
 }
 
 /// The typed part of cloud-config.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct CloudConfig {
     /// Users to make. The image's own default user stays.
     pub users: Vec<GuestUser>,
@@ -92,41 +85,30 @@ pub struct CloudConfig {
 }
 
 /// A user of the guest.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GuestUser {
     /// The login name.
     pub name: String,
     /// Public keys that may log in, one `ssh-…` line each.
-    #[serde(default)]
     pub ssh_keys: Vec<String>,
     /// Whether the user may become root without a password.
-    #[serde(default)]
     pub sudo: bool,
     /// The login shell; where none is given, the one that the guest gives a new user.
-    #[serde(default)]
     pub shell: Option<String>,
 }
 
 /// A file of the guest.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct GuestFile {
     /// The absolute path in the guest.
     pub path: PathBuf,
     /// What is in it.
     pub content: String,
     /// Its permission bits, such as `0o644`.
-    #[serde(default = "default_mode")]
     pub mode: u32,
     /// `USER` or `USER:GROUP`; root's where none is given. A file of anybody else is written last,
     /// when the users are there.
-    #[serde(default)]
     pub owner: Option<String>,
-}
-
-fn default_mode() -> u32 {
-    0o644
 }
 
 impl fmt::Debug for GuestFile {
@@ -142,8 +124,7 @@ impl fmt::Debug for GuestFile {
 }
 
 /// A pair of Ed25519 keys, as OpenSSH writes them.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct SshKeyPair {
     /// The private key in OpenSSH's format.
     pub private: String,

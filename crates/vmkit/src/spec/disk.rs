@@ -4,12 +4,10 @@
 
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
-
 use crate::spec::Mib;
 
 /// The root disk: the VM's own, over an image that is never written to. In QEMU a qcow2 overlay.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RootDisk {
     /// The base image on the host, raw or qcow2; which, is found by looking. For Propolis raw, or
     /// `zfs:DATASET@SNAPSHOT` to clone a volume's snapshot.
@@ -34,8 +32,7 @@ impl RootDisk {
 }
 
 /// A data disk.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DataDisk {
     /// A new empty disk, made by `prepare` and removed by `destroy`.

@@ -7,14 +7,13 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroU16;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::error::Error;
 use crate::spec::{BridgeName, LinkName};
 
 /// The network of a VM.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum NetworkConfig {
     /// QEMU's own user-mode network: no privilege, reached through port forwards.
@@ -34,7 +33,7 @@ pub enum NetworkConfig {
 }
 
 /// QEMU's user-mode network (slirp).
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct UserNetwork {
     /// Ports of the host that lead into the guest.
     pub forwards: Vec<PortForward>,
@@ -69,7 +68,7 @@ impl UserNetwork {
 }
 
 /// A transport protocol that can be forwarded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
     /// TCP.
@@ -93,7 +92,7 @@ impl Protocol {
 ///
 /// Its text is `[ADDR:]HOST:GUEST[/udp]`, or `GUEST[/udp]` alone to have the kernel choose the
 /// host's port.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct PortForward {
     /// TCP or UDP.
     pub protocol: Protocol,

@@ -16,6 +16,7 @@
 //! resume waits for a disk, which would cost more than they do. What somebody wants a VM to be is
 //! another matter: a change of that is rare, and is in both on the disk before it counts.
 
+mod bytes;
 mod changes;
 mod home;
 pub(crate) mod lock;
@@ -26,6 +27,9 @@ mod portable;
 mod record;
 #[cfg(feature = "ssh")]
 mod turn;
+mod v1;
+#[cfg(test)]
+mod v1_tests;
 
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -263,7 +267,6 @@ impl LockedVm {
         let mut made = made.unwrap_or_else(|| VmRecord {
             intent: None,
             handle: VmHandle { run: None, ..record.handle.clone() },
-            ..record.clone()
         });
         made.handle.spec = record.handle.spec.clone();
         made.handle.next_spec.clone_from(&record.handle.next_spec);

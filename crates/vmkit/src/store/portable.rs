@@ -7,6 +7,8 @@
 
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
+
 use super::record::VmRecord;
 use crate::handle::{ConsoleEndpoint, RunInfo, VmHandle, VncAddress};
 use crate::spec::VmName;
@@ -77,6 +79,7 @@ impl HomePaths {
         }
         let rest = former.and_then(|former| path.strip_prefix(former).ok());
         let moved = match (rest, kind) {
+            (_, PathKind::Details) => return None,
             (Some(rest), _) => self.root.join(rest),
             // An image of the store is named by what it holds, so another home's of that name is
             // the same.
@@ -98,6 +101,8 @@ enum PathKind {
     Input,
     /// A file of the VM itself.
     Own,
+    /// What only the VM's backend knows: of an older record it may say where the VM was created.
+    Details,
 }
 
 /// Returns the home in which a record was written that has paths in full.
@@ -138,6 +143,13 @@ fn for_each_path(vm: &mut VmHandle, mut visit: impl FnMut(&mut PathBuf, PathKind
             *spec = spec.clone().with_image_name(&path.to_string_lossy());
         }
     }
+    for_each_text(&mut vm.details.data, &mut |text| {
+        if text.starts_with('/') || text.starts_with(HOME) {
+            let mut path = PathBuf::from(&*text);
+            visit(&mut path, PathKind::Details);
+            *text = path.to_string_lossy().into_owned();
+        }
+    });
     let mut own = |path: &mut PathBuf| visit(path, PathKind::Own);
     vm.console_log.iter_mut().for_each(&mut own);
     vm.hypervisor_log.iter_mut().for_each(&mut own);
@@ -151,6 +163,15 @@ fn for_each_path(vm: &mut VmHandle, mut visit: impl FnMut(&mut PathBuf, PathKind
         Some(VncAddress::Unix(socket)) => own(socket),
         Some(VncAddress::Tcp { password_file, .. }) => own(password_file),
         None => {}
+    }
+}
+
+fn for_each_text(data: &mut Value, visit: &mut impl FnMut(&mut String)) {
+    match data {
+        Value::String(text) => visit(text),
+        Value::Array(items) => items.iter_mut().for_each(|item| for_each_text(item, visit)),
+        Value::Object(fields) => fields.values_mut().for_each(|field| for_each_text(field, visit)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
 }
 
@@ -174,6 +195,8 @@ mod tests {
         vm.console_log = Some(format!("{home}/vms/web/console.log").into());
         let console = ConsoleEndpoint::UnixSocket(format!("{home}/run/x/console.sock").into());
         vm.run = Some(RunInfo { console, ..RunInfo::default() });
+        let data = serde_json::json!({"dirs": [format!("{home}/vms/web"), "/dev/x"], "n": 1});
+        vm.details = BackendDetails { version: 1, data };
         VmRecord::settled(vm)
     }
 
