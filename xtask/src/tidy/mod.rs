@@ -7,6 +7,7 @@
 //! | a module that calls itself `Pure` touches no file, process, socket, clock, environment or runtime | the same, but for tests |
 //! | no left-overs, no `utils.rs`, no `get_…`, no `…Inner`, `…Impl`, `…Helper` | every Rust file |
 //! | integration tests are at most ten binaries, and a `mod` declares each of their files | `*/tests` |
+//! | a sleep in a test has a comment with its reason | the same |
 //! | a type's name is unique in its crate, and one in four at most has one word | `crates/*/src`, outside tests |
 //! | top-level modules use each other without a circle, pure modules use pure ones | the same |
 //! | ARCHITECTURE.md has at most 200 lines | |
@@ -168,6 +169,9 @@ fn check_rust(text: &str, findings: &mut Findings) -> Option<syn::File> {
         text.lines().find(|line| !line.trim().is_empty()).is_none_or(|line| line.starts_with("//!"));
     if is_module(findings.path) && !documented {
         findings.add(1, "the file does not begin with `//!` and what its module is for");
+    }
+    if test_files::is_test_file(findings.path) {
+        test_files::check_sleeps(text, findings);
     }
     syntax::check(text, findings)
 }

@@ -1,11 +1,11 @@
 //! Integration tests are few binaries, and each file of them is compiled.
 //!
 //! Every binary links the whole library again, so a crate has at most two. And rustc says nothing
-//! about a file that no `mod` declares: its tests would never run.
+//! about a file that no `mod` declares: its tests would never run. A sleep has its reason beside it.
 
 use std::path::{Component, Path, PathBuf};
 
-use super::Violation;
+use super::{Findings, Violation};
 
 /// How many binaries the workspace may have; each takes its time to link, and room on the disk.
 const BINARIES: usize = 10;
@@ -31,6 +31,29 @@ pub(super) fn check(files: &[(PathBuf, String)]) -> Vec<Violation> {
         violations.push(Violation { path: path.clone(), line: 1, message });
     }
     violations
+}
+
+/// Adds the sleeps of a test file that have no comment beside them or above them.
+///
+/// A test waits for events: a wait for time is too short on a busy host, or too long on all others.
+pub(super) fn check_sleeps(text: &str, findings: &mut Findings) {
+    let mut before = "";
+    for (index, line) in text.lines().map(str::trim).enumerate() {
+        let code = line.split("//").next().unwrap_or_default();
+        if is_sleep(code) && code.len() == line.len() && !before.starts_with("//") {
+            findings.add(index + 1, "a sleep in a test: wait for an event, or say why there is none");
+        }
+        before = line;
+    }
+}
+
+/// Returns whether a line calls a function of this name.
+fn is_sleep(code: &str) -> bool {
+    let call = concat!("sleep", "(");
+    code.match_indices(call).any(|(start, _)| {
+        let before = code[..start].chars().next_back();
+        !before.is_some_and(|before| before.is_alphanumeric() || before == '_')
+    })
 }
 
 /// Returns whether this is a Rust file of integration tests.
@@ -131,6 +154,20 @@ mod tests {
         let paths: Vec<String> = (1..=11).map(|nth| format!("crates/a/tests/{nth}/main.rs")).collect();
         let files: Vec<_> = paths.iter().map(|path| (path.as_str(), "")).collect();
         assert_eq!(found(&files), ["crates/a/tests/11/main.rs:1: test binary 11; at most 10 are allowed"]);
+    }
+
+    #[test]
+    fn a_sleep_without_a_reason_is_found() {
+        let path = Path::new("crates/a/tests/it/one.rs");
+        let lines = |text: &str| {
+            let mut findings = Findings { path, violations: Vec::new() };
+            check_sleeps(text, &mut findings);
+            findings.violations.iter().map(|violation| violation.line).collect::<Vec<_>>()
+        };
+        assert_eq!(lines("fn a() {\n    thread::sleep(SHORT);\n    sleep(SHORT).await;\n}\n"), [2, 3]);
+        assert!(lines("// No event tells.\nsleep(SHORT);\n").is_empty());
+        assert!(lines("sleep(SHORT); // No event tells.\n").is_empty());
+        assert!(lines("guest_sleeps(vm);\nrun(\"sleep 60\");\ndo_not_sleep(1);\n").is_empty());
     }
 
     #[test]

@@ -184,6 +184,7 @@ fn a_conversion_that_was_killed_is_done_by_the_next() {
     while fs::metadata(&unfinished).map_or(0, |file| file.len()) == 0
         && !Path::new(&host.file("new.raw")).exists()
     {
+        // No event tells how far a command is.
         thread::sleep(Duration::from_millis(1));
     }
     killed.kill().unwrap();
@@ -327,6 +328,7 @@ fn a_helper_that_hangs_does_not_outlive_a_command_that_is_killed() {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !Path::new(&told).exists() {
         assert!(Instant::now() < deadline, "the helper was not asked");
+        // The helper tells by a file.
         thread::sleep(Duration::from_millis(10));
     }
     let pid: i32 = fs::read_to_string(&told).unwrap().trim().parse().unwrap();

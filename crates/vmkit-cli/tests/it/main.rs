@@ -2,11 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may panic, and prints what it skips")]
 
 mod bad_input;
-mod console;
 mod disks;
 mod follow;
 mod images;
-mod life;
 mod output;
 mod project;
 mod propolis;

@@ -209,6 +209,7 @@ fn a_vm_that_comes_after_its_start_was_killed_is_removed_with_its_record() {
         let mut start = start.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         // The server has been asked: what tells is the VM that it asks for CPUID.
         while served.server.kernel_vms().is_empty() {
+            // The fake has no event for it.
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
         start.kill().unwrap();
@@ -277,6 +278,7 @@ fn a_vm_whose_devices_pause_is_listed_shown_and_stopped() {
     assert_eq!(served.create("web", &["--start"]).code, Some(0));
     assert!(served.server.power_off());
     while !served.server.is_pausing() {
+        // The fake has no event for it.
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
     let list = served.host.must(["ls"]);
@@ -302,6 +304,7 @@ fn a_removal_that_was_interrupted_is_said_once() {
     proxy.set(None).unwrap();
     assert!(served.server.power_off());
     while !served.server.kernel_vms().is_empty() {
+        // The fake has no event for it.
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
     let list = served.host.must(["ls"]);

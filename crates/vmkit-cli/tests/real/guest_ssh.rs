@@ -65,6 +65,7 @@ fn first_greeting(address: SocketAddr) -> Receiver<Instant> {
     thread::spawn(move || {
         let limit = Instant::now() + Duration::from_secs(600);
         while !greets().unwrap_or(false) && Instant::now() < limit {
+            // No event tells that a server listens.
             thread::sleep(Duration::from_millis(5));
         }
         let _ = sender.send(Instant::now());

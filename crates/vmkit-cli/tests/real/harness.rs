@@ -2,6 +2,7 @@
 //! listen and to wait.
 
 use std::fs::{self, File};
+use std::hash::{BuildHasher, RandomState};
 use std::io::{Read, Write};
 use std::ops::Deref;
 use std::os::fd::{AsFd, OwnedFd};
@@ -185,6 +186,14 @@ impl Begun {
         Pid::from_child(self.0.as_ref().expect("only the last method takes it"))
     }
 
+    /// Returns whether it waits for changes in a directory: it has an inotify descriptor.
+    pub(crate) fn watches(&self) -> bool {
+        let files = fs::read_dir(format!("/proc/{}/fd", self.pid())).into_iter().flatten().flatten();
+        files
+            .filter_map(|file| fs::read_link(file.path()).ok())
+            .any(|file| file == Path::new("anon_inode:inotify"))
+    }
+
     /// Takes its standard input; dropped, it has ended.
     pub(crate) fn input(&mut self) -> ChildStdin {
         self.child().stdin.take().unwrap()
@@ -223,6 +232,38 @@ impl Drop for Begun {
             let _ = child.kill();
             let _ = child.wait();
         }
+    }
+}
+
+/// Moments that a seed gives. The seed is printed, and `VMKIT_TEST_SEED` repeats it.
+pub(crate) struct Moments(u64);
+
+impl Moments {
+    pub(crate) fn new() -> Self {
+        let seed = match std::env::var("VMKIT_TEST_SEED") {
+            Ok(seed) => seed.parse().expect("VMKIT_TEST_SEED is a whole number"),
+            Err(_) => RandomState::new().hash_one(0),
+        };
+        eprintln!("to repeat it: VMKIT_TEST_SEED={seed}");
+        Self(seed)
+    }
+
+    /// Returns a moment within a duration: the next step of SplitMix64.
+    fn next(&mut self, within: Duration) -> Duration {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        within * u32::try_from((mixed ^ (mixed >> 31)) % 1000).unwrap() / 1000
+    }
+
+    /// Kills a command some time after it began, at most `within`, and returns when.
+    pub(crate) fn kill(&mut self, life: &Life, arguments: &[&str], within: Duration) -> Duration {
+        let after = self.next(within);
+        let begun = life.begin(arguments);
+        // The moment is the test.
+        sleep(after);
+        begun.kill();
+        after
     }
 }
 
@@ -280,6 +321,7 @@ pub(crate) fn until(limit: Duration, mut is_so: impl FnMut() -> bool) -> bool {
         if Instant::now() >= deadline {
             return false;
         }
+        // For what no event tells.
         sleep(Duration::from_millis(20));
     }
     true

@@ -201,6 +201,7 @@ fn a_launch_that_is_killed_anywhere_leaves_what_can_be_removed_or_launched_again
     let life = Life::new();
     for millis in [0, 20, 40, 60, 90, 120, 160, 220, 300, 500] {
         let begun = begin(&life, &tiny(&life, &["web", "--timeout", "60"]));
+        // The moment is the test.
         sleep(Duration::from_millis(millis));
         begun.kill();
         let listed = life.must(["ls", "--json"]);

@@ -1,14 +1,13 @@
 //! The command with real VMs of the tiny guest: as a person uses it, and in what befalls them.
 
 use std::fs::{self, File, OpenOptions};
-use std::hash::{BuildHasher, RandomState};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::harness::{self, Begun, Ear, LONG, Life, has_ended, in_own_mounts, mount, until};
+use crate::harness::{self, Begun, Ear, LONG, Life, Moments, has_ended, in_own_mounts, mount, until};
 use rustix::process::{Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::tcgetattr;
@@ -178,12 +177,13 @@ fn whoever_waits_for_the_end_has_it_as_soon_as_the_stop_is_done() {
     life.boot("web", "");
     let waiting = life.begin(&["wait", "web", "stopped", "--timeout", "180"]);
     let idle = life.begin(&["wait", "web", "ssh", "--timeout", "180"]);
-    sleep(Duration::from_millis(300));
+    assert!(until(LONG, || waiting.watches() && idle.watches()));
     life.must(["stop", "web", "--timeout", "180"]);
     let stopped = Instant::now();
     assert_eq!(waiting.ended(LONG).code, Some(0));
-    assert!(stopped.elapsed() < Duration::from_millis(1500), "{:?} after the stop", stopped.elapsed());
-    let idle = idle.ended(Duration::from_secs(10));
+    // A part of the timeout of 180 s; that it takes milliseconds is tested in the library.
+    assert!(stopped.elapsed() < Duration::from_secs(30), "{:?} after the stop", stopped.elapsed());
+    let idle = idle.ended(LONG);
     assert_eq!(idle.code, Some(4), "what awaits a guest that is gone ends, too: {idle:?}");
 }
 
@@ -309,11 +309,13 @@ fn a_guest_whose_agent_runs_has_the_right_time_after_a_pause() {
     life.boot("web", "");
     life.must(["wait", "web", "agent", "--timeout", "180"]);
     life.must(["suspend", "web"]);
+    // By so much the guest's clock would be wrong.
     sleep(Duration::from_secs(5));
     let resumed = life.vmkit(["resume", "web"]);
     assert_eq!((resumed.code, resumed.stderr.as_str()), (Some(0), ""), "{resumed:?}");
     let error = clock_error(&life, "web");
-    assert!(error < Duration::from_millis(50), "it is {error:?} off");
+    // Milliseconds on an idle host, and more where the word to the guest is delayed.
+    assert!(error < Duration::from_millis(500), "it is {error:?} off");
 }
 
 #[test]
@@ -323,6 +325,7 @@ fn a_guest_that_nobody_can_set_the_clock_of_goes_on_at_once_and_that_is_warned_o
     life.must(["start", "web"]);
     life.says("web", "#");
     life.must(["suspend", "web"]);
+    // By so much the guest's clock is wrong.
     sleep(Duration::from_secs(2));
     let resumed = life.vmkit(["resume", "web"]);
     assert_eq!(resumed.code, Some(0), "{resumed:?}");
@@ -370,20 +373,10 @@ fn a_wait_in_vain_says_for_what_and_shows_the_console() {
     life.boot("web", "");
     let (waited, took) = life.timed(&["wait", "web", "ssh", "--timeout", "1.5"]);
     assert_eq!(waited.code, Some(5), "{waited:?}");
-    assert!(took < Duration::from_secs(5), "{took:?}");
+    assert!(took < Duration::from_secs(15), "{took:?}");
     let said = waited.stderr;
     assert!(said.contains("waited 1.5 s for `ssh` of the VM `web`, which is running"), "{said}");
     assert!(said.contains("vmkit-guest: ready"), "{said}");
-}
-
-/// Kills a command some time after it began, at most `within`, and answers when.
-fn killed_at_random(life: &Life, arguments: &[&str], within: Duration) -> Duration {
-    let share = RandomState::new().hash_one(0) % 1000;
-    let after = within * u32::try_from(share).unwrap() / 1000;
-    let begun = life.begin(arguments);
-    sleep(after);
-    begun.kill();
-    after
 }
 
 #[test]
@@ -394,16 +387,17 @@ fn a_command_killed_at_any_moment_is_made_good_by_the_next_one() {
     let (_, starting) = life.timed(&["start", "web"]);
     let (_, stopping) = life.timed(&["stop", "web", NOW[0], NOW[1]]);
     let (_, removing) = life.timed(&["rm", "web"]);
+    let mut moments = Moments::new();
     for turn in 0..10 {
         life.make("web", "");
-        let at = killed_at_random(&life, &["start", "web"], starting);
+        let at = moments.kill(&life, &["start", "web"], starting);
         let after = format!("turn {turn}, start killed after {at:?}");
         let answer = life.vmkit(["start", "web"]);
         assert_eq!(answer.code, Some(0), "{after}: {answer:?}");
         assert_eq!(life.qemus().len(), 1, "{after}: {:?}", life.qemus());
         assert_eq!(life.state("web"), "running", "{after}");
 
-        let at = killed_at_random(&life, &["stop", "web", NOW[0], NOW[1]], stopping);
+        let at = moments.kill(&life, &["stop", "web", NOW[0], NOW[1]], stopping);
         let after = format!("turn {turn}, stop killed after {at:?}");
         let answer = life.vmkit(["stop", "web", NOW[0], NOW[1]]);
         assert_eq!(answer.code, Some(0), "{after}: {answer:?}");
@@ -411,7 +405,7 @@ fn a_command_killed_at_any_moment_is_made_good_by_the_next_one() {
         assert_eq!(life.qemus().len(), 0, "{after}: {:?}", life.qemus());
 
         life.must(["start", "web"]);
-        let at = killed_at_random(&life, &["rm", "--force", "web"], removing * 2);
+        let at = moments.kill(&life, &["rm", "--force", "web"], removing * 2);
         let after = format!("turn {turn}, rm killed after {at:?}");
         let listed = life.vmkit(["ls"]);
         assert_eq!(listed.code, Some(0), "{after}: {listed:?}");
@@ -472,11 +466,12 @@ fn a_removal_waits_for_a_stop_at_work_but_not_for_ever() {
     assert_eq!(refused.code, Some(6), "{refused:?}");
     let said = format!("error: VM `web` is in use by process {}\n", stop.pid());
     assert_eq!(refused.stderr, said);
-    assert!(took < Duration::from_secs(45), "{took:?}");
+    // The stop would go on for 150 s.
+    assert!(took < Duration::from_secs(120), "{took:?}");
     stop.kill();
     let (removed, took) = life.timed(&["rm", "--force", "web"]);
     assert_eq!(removed.code, Some(0), "{removed:?}");
-    assert!(took < Duration::from_secs(10), "{took:?}");
+    assert!(took < Duration::from_secs(60), "{took:?}");
     life.assert_empty("after rm --force");
 }
 
@@ -487,6 +482,7 @@ fn a_stop_that_was_cut_off_makes_no_later_kill_look_asked_for() {
     life.must(["start", "web"]);
     let stop = life.begin(&["stop", "web", "--timeout", "150"]);
     assert!(until(LONG, || life.row("web")["operation"]["operation"] == "stop"));
+    // Time to ask QEMU as well, of which nothing tells.
     sleep(Duration::from_millis(500));
     stop.kill();
     assert_eq!(life.state("web"), "running");
@@ -511,20 +507,21 @@ fn a_list_waits_for_no_qemu_that_hangs() {
     let hung = life.qemu("hung");
     kill_process(hung, Signal::STOP).unwrap();
     let (listed, took) = life.timed(&["ls", "--json"]);
-    assert!(took < Duration::from_secs(2), "{took:?}");
+    // QEMU would hang for ever, and the list waits for a second.
+    assert!(took < Duration::from_secs(10), "{took:?}");
     let rows: Vec<Value> = serde_json::from_str(&listed.stdout).unwrap();
     assert_eq!((&rows[0]["state"], &rows[0]["error"]["kind"]), (&"unknown".into(), &"timed-out".into()));
     assert_eq!(rows[1]["state"], "running");
     let (told, took) = life.timed(&["info", "hung"]);
     assert_eq!(told.code, Some(5), "{told:?}");
-    assert!(took < Duration::from_secs(10), "{took:?}");
+    assert!(took < Duration::from_secs(50), "{took:?}");
 
     kill_process(hung, Signal::CONT).unwrap();
     assert_eq!(life.state("hung"), "running");
     kill_process(hung, Signal::STOP).unwrap();
     let (removed, took) = life.timed(&["rm", "--force", "hung"]);
     assert_eq!(removed.code, Some(0), "{removed:?}");
-    assert!(took < Duration::from_secs(15), "{took:?}");
+    assert!(took < Duration::from_secs(60), "{took:?}");
     assert!(has_ended(hung, Duration::ZERO));
     life.must(["rm", "--force", "well"]);
     life.assert_empty("after rm --force");
@@ -674,10 +671,11 @@ fn a_program_by_the_guest_agent_is_told_of_and_ended_as_one_by_ssh() {
     assert_eq!(nowhere.code, Some(126), "{nowhere:?}");
     assert!(nowhere.stderr.contains("there is no directory /nosuch in the guest"), "{nowhere:?}");
 
-    let script = "echo up > /tmp/up; sleep 54321; echo anew > /tmp/anew";
+    let script =
+        "echo up > /tmp/up; echo the program is up > /dev/console; sleep 54321; echo anew > /tmp/anew";
     let begun = life.begin(&["exec", "-n", "web", "--", "sh", "-c", script]);
-    // The agent serves one client at a time, so nobody can ask it whether the program is up.
-    sleep(Duration::from_secs(5));
+    // The agent serves one client at a time, so the console has to tell.
+    life.says("web", "the program is up");
     kill_process(begun.pid(), Signal::TERM).unwrap();
     let answer = begun.ended(Duration::from_secs(30));
     assert_eq!(answer.code, None, "it dies of the signal: {answer:?}");

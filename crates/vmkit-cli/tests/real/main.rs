@@ -5,6 +5,8 @@
     reason = "a test may panic, and prints its figures and what it skips"
 )]
 
+mod basics;
+mod console;
 mod debian;
 mod guest_ssh;
 mod harness;

@@ -137,6 +137,7 @@ fn a_young_guest_may_refuse_until_its_users_are_made_and_one_that_has_let_somebo
     let keys = fs::read_to_string(web.keys()).unwrap();
     fs::write(web.keys(), "").unwrap();
     let begun = web.life.begin(&["exec", "-n", "web", "--", "echo", "in"]);
+    // Time to be refused once; one that comes later is let in at once, and passes as well.
     std::thread::sleep(Duration::from_secs(2));
     fs::write(web.keys(), keys).unwrap();
     let answer = begun.ended(LONG);

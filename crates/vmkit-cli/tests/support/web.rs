@@ -54,6 +54,7 @@ fn give(
     )?;
     for piece in body[from..].chunks(piece) {
         stream.write_all(piece)?;
+        // The server is to be as slow as this.
         thread::sleep(pause);
     }
     Ok(())
@@ -74,6 +75,7 @@ pub(crate) fn wait_for_download(home: &Path, bytes: u64) {
             .map_or(0, |file| file.len())
     };
     while grown() < bytes {
+        // A file that grows is no event.
         thread::sleep(Duration::from_millis(5));
     }
 }

@@ -128,6 +128,7 @@ impl World {
                 // A keeper that is told nothing has the operation's lock until its exec has closed
                 // it: a moment, and no more.
                 Err(error) if error.kind() == ErrorKind::Busy && Instant::now() < patience => {
+                    // No event tells.
                     std::thread::sleep(Duration::from_millis(1));
                 }
                 Err(error) => panic!("{error:?}"),
@@ -153,6 +154,7 @@ impl World {
         let patience = Instant::now() + Duration::from_secs(20);
         while !self.remains().is_empty() {
             assert!(Instant::now() < patience, "{place}: {:?}", self.remains());
+            // No event tells.
             std::thread::sleep(Duration::from_millis(5));
         }
     }

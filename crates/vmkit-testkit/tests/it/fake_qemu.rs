@@ -245,6 +245,7 @@ fn a_deaf_guest_does_not_hear_an_early_press() {
     let qemu = Qemu::fake(&QemuBehaviour { deaf_ms: 300, ..QemuBehaviour::default() }, &[]);
     let mut client = qemu.talk();
     client.ask("system_powerdown");
+    // The fake is deaf for a time.
     std::thread::sleep(Duration::from_millis(400));
     assert_eq!(client.status(), "running");
     client.ask("system_powerdown");

@@ -188,7 +188,7 @@ async fn a_qemu_that_answers_no_more_is_not_taken_for_dead() {
     let asked = Instant::now();
     let error = qemu.state(&vm).await.expect_err("nobody answers");
     assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
-    assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
+    assert!(asked.elapsed() < Duration::from_secs(30), "{:?}", asked.elapsed());
     assert_eq!(guests(&vm.id.to_string()), 1);
     home.clear(&qemu, vm).await;
 }
@@ -231,6 +231,7 @@ async fn how_qemu_ended_by_itself_is_told() {
         let vm = home.started(&qemu).await;
         let asked = Instant::now();
         while guests(&vm.id.to_string()) > 0 && asked.elapsed() < Duration::from_secs(20) {
+            // No child of this process: its end is no event.
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         let state = qemu.state(&vm).await.unwrap_or_else(|error| panic!("state: {error}"));
@@ -255,7 +256,7 @@ async fn a_qemu_that_ignores_everything_is_stopped_by_force() {
     let stopped = qemu.stop(&vm, Duration::from_millis(300)).await;
     let stopped = stopped.unwrap_or_else(|error| panic!("stop: {error}"));
     assert_eq!(stopped.state, VmState::Stopped);
-    assert!(asked.elapsed() < Duration::from_secs(15), "{:?}", asked.elapsed());
+    assert!(asked.elapsed() < Duration::from_secs(60), "{:?}", asked.elapsed());
     assert_eq!(guests(&vm.id.to_string()), 0);
     home.clear(&qemu, vm).await;
 }
@@ -440,6 +441,7 @@ async fn until(qemu: &QemuHypervisor, vm: &VmHandle, fits: impl Fn(&VmState) -> 
             return;
         }
         assert!(began.elapsed() < Duration::from_secs(30), "{state:?}");
+        // No event tells.
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

@@ -3,17 +3,24 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use tokio::task::yield_now;
+use tokio::time::timeout;
 use uuid::Uuid;
 use vmkit::lifecycle::{Operation, next};
 use vmkit::spec::{Boot, Kernel, VmName, VmSpec, VmSpecBuilder};
 use vmkit::store::Home;
 use vmkit::{
-    Backend, BackendTag, Capabilities, ConsoleEndpoint, Error, Hypervisor, Result, RunInfo, VmHandle,
-    VmManager, VmState,
+    Backend, BackendTag, Capabilities, ConsoleEndpoint, Error, Hypervisor, NoopHypervisor, Result, RunInfo,
+    VmHandle, VmManager, VmState,
 };
 use vmkit_testkit::crash::step;
+
+/// More than anything takes here, even on a busy host.
+pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 /// Hands all of [`Hypervisor`] but its `state` on to the backend in the first field.
 macro_rules! all_but_state {
@@ -50,6 +57,55 @@ macro_rules! all_but_state {
 }
 
 pub(crate) use all_but_state;
+
+/// A hypervisor that counts how often it is asked for a VM's state.
+#[derive(Clone, Default)]
+pub(crate) struct Counting(pub(crate) NoopHypervisor, Arc<AtomicU32>);
+
+impl Counting {
+    pub(crate) fn looks(&self) -> u32 {
+        self.1.load(Ordering::Relaxed)
+    }
+
+    /// Waits until it was asked more often than this.
+    ///
+    /// On a runtime of one thread, a wait that has looked is waiting for an event by then.
+    pub(crate) async fn was_asked_since(&self, looks: u32) {
+        let asked = async {
+            while self.looks() <= looks {
+                yield_now().await;
+            }
+        };
+        timeout(SOON, asked).await.expect("the state is asked for before anything is waited for");
+    }
+}
+
+impl Hypervisor for Counting {
+    all_but_state!();
+
+    async fn state(&self, vm: &VmHandle) -> Result<VmState> {
+        self.1.fetch_add(1, Ordering::Relaxed);
+        self.0.state(vm).await
+    }
+}
+
+/// Waits until this many open files of this process are the VM's lock: its holder's, and one of
+/// each operation that waits for it.
+///
+/// On a runtime of one thread, an operation that has opened the file stands in the queue: it does
+/// not await anything in between.
+pub(crate) async fn lock_is_open(home: &Home, vm: &VmName, files: usize) {
+    let path = home.vm(vm).join("lock");
+    let is_lock = |file: &fs::DirEntry| fs::read_link(file.path()).is_ok_and(|open| open == path);
+    let open = || fs::read_dir("/proc/self/fd").unwrap().flatten().filter(is_lock).count();
+    let opened = async {
+        while open() < files {
+            yield_now().await;
+        }
+    };
+    let in_time = timeout(SOON, opened).await.is_ok();
+    assert!(in_time, "{} is open {} times, not {files}", path.display(), open());
+}
 
 /// Keeps one directory for each VM. There, `disk` says that it was prepared, `guest` that it lives,
 /// `paused` that its vCPUs stand still, `ran` that it was started once; `boots` has a line for each

@@ -59,6 +59,7 @@ async fn read_to(fake: &FakePropolis, bytes: usize) {
     let console = console_at(fake.address());
     let read = async {
         while console.history(HistoryRange::MostRecent(0)).await.unwrap().end < bytes as u64 {
+            // The fake has no event for it.
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
@@ -195,6 +196,7 @@ async fn what_is_said_in_the_moment_of_attaching_is_not_missed() {
     console.hears(BOOT.len() + 1).await;
     // What stands before, what comes next, and once more after the attach.
     while asked() < before + 2 {
+        // The fake has no event for it.
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert!(fake.print(b"and more"));
@@ -374,6 +376,7 @@ async fn a_vm_that_has_not_come_yet_to_where_it_moves_is_waited_for() {
     assert!(here.say_migrating(there.address()));
     let denials = async {
         while empty.log().matches(r#""response_code":424"#).count() < 2 {
+            // The fake has no event for it.
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };

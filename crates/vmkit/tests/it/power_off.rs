@@ -65,6 +65,7 @@ async fn a_guest_that_hears_powers_itself_off() {
     let began = Instant::now();
     let heard = async {
         while fs::read_to_string(&asked).unwrap_or_default().is_empty() {
+            // The program in the guest tells by a file.
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         world.server.power_off();

@@ -114,12 +114,19 @@ async fn a_program_is_held_back_while_nobody_listens() {
     );
     let (_input, output) =
         session.spawn(&GuestCommand::new(["sh", "-c", &script]), soon()).await.unwrap().split();
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    let written = || std::fs::read_to_string(&progress).unwrap().trim().parse::<u32>().unwrap();
-    let first = written();
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    assert_eq!(written(), first, "it went on writing");
-    assert!(first < 64, "{first} MiB lie about between the two");
+    let written = || std::fs::read_to_string(&progress).ok()?.trim().parse::<u32>().ok();
+    let mut before = None;
+    loop {
+        let now = written();
+        assert!(now.is_none_or(|mib| mib < 64), "{now:?} MiB lie about between the two");
+        if now.is_some() && now == before {
+            break;
+        }
+        before = now;
+        // No event tells that a program writes no more. One that is not held back writes hundreds
+        // of MiB meanwhile, which the next look finds.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
     drop(output);
 }
 
@@ -203,7 +210,8 @@ async fn a_program_ends_by_a_signal_that_the_server_does_not_pass_on() {
     for pid in text(&pids).split_ascii_whitespace() {
         let began = Clock::now();
         while std::path::Path::new("/proc").join(pid).exists() {
-            assert!(began.elapsed() < Duration::from_secs(30), "{pid} still runs");
+            assert!(began.elapsed() < Duration::from_secs(60), "{pid} still runs");
+            // Its parent reaps it, and tells nobody.
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -229,7 +237,7 @@ async fn a_connection_that_is_slow_to_be_led_keeps_no_other_waiting() {
     let door = listener.local_addr().unwrap();
     let test = async {
         let _waiting = tokio::net::TcpStream::connect(door).await.unwrap();
-        // By now the kernel tries again every few seconds only.
+        // Afterwards the kernel tries again every few seconds only, and nothing tells so.
         tokio::time::sleep(Duration::from_millis(3500)).await;
         std::thread::spawn(move || {
             for mut stream in server.incoming().flatten() {
@@ -365,6 +373,7 @@ impl Agent {
         let agent =
             agent.arg("-D").arg("-a").arg(&socket).stdout(std::process::Stdio::null()).spawn().unwrap();
         while !socket.exists() {
+            // The agent does not say that it listens.
             std::thread::sleep(Duration::from_millis(10));
         }
         Self(agent, socket)

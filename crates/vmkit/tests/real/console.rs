@@ -168,6 +168,7 @@ async fn a_watcher_hears_at_once_that_somebody_killed_the_hypervisor() {
     let pid = seen.run.as_ref().unwrap().pid.unwrap();
     let pid = rustix::process::Pid::from_raw(pid.try_into().unwrap()).unwrap();
     let (changed, killed) = tokio::join!(manager.changed(&seen, LONG), async {
+        // Time for the first look, which would see the end without an event.
         tokio::time::sleep(Duration::from_millis(100)).await;
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
         Instant::now()

@@ -198,6 +198,7 @@ pub(crate) async fn until<T>(limit: Duration, mut ask: impl AsyncFnMut() -> Opti
         if Instant::now() >= deadline {
             return None;
         }
+        // For what no event tells.
         sleep(Duration::from_millis(50)).await;
     }
 }

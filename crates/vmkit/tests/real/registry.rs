@@ -66,6 +66,7 @@ impl Registry {
         // It does not report when it listens.
         while TcpStream::connect(&registry.host).is_err() {
             assert!(Instant::now() < deadline, "docker-registry does not listen");
+            // It does not say that it listens.
             std::thread::sleep(Duration::from_millis(20));
         }
         Some(registry)

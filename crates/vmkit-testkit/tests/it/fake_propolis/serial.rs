@@ -33,6 +33,7 @@ fn read_to(fake: &FakePropolis, bytes: usize) {
     let began = Instant::now();
     while history(fake, "most_recent=0").json()["last_byte_offset"] != json!(bytes) {
         assert!(began.elapsed() < PATIENCE, "the port was read to another place than {bytes}");
+        // The fake has no event for it.
         std::thread::sleep(Duration::from_millis(5));
     }
 }

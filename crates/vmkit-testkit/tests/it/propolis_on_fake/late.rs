@@ -47,6 +47,7 @@ async fn a_vm_that_comes_after_its_start_was_killed_is_ended_by_stop_start_and_d
         let state = propolis.state(&vm).await.unwrap();
         assert!(matches!(state, VmState::Failed { .. }), "{operation}: a start was cut off: {state:?}");
         let comes_late = async {
+            // Meanwhile the operation finds no VM; one that comes sooner is ended as well.
             tokio::time::sleep(Duration::from_millis(700)).await;
             drop(held);
         };
@@ -76,6 +77,7 @@ async fn a_vm_that_comes_after_its_start_was_given_up_is_ended() {
     let vm = propolis.prepare(&remote.spec(name())).await.unwrap();
     let held = remote.hold(Gate::Host);
     let comes_late = async {
+        // Past the limit of the start, of which nothing tells.
         tokio::time::sleep(Duration::from_secs(3)).await;
         drop(held);
     };
@@ -90,6 +92,7 @@ async fn a_vm_that_comes_after_its_start_was_given_up_is_ended() {
     assert_eq!(propolis.state(&vm).await.unwrap(), VmState::Stopped);
     drop(held);
     while remote.guests(&vm) == 0 {
+        // The fake has no event for it.
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     propolis.destroy(vm).await.unwrap();

@@ -28,7 +28,7 @@ const SERVER: &str = env!("CARGO_BIN_EXE_vmkit-fake-propolis");
 const KEEPER: &str = env!("CARGO_BIN_EXE_vmkit-fake-qemu");
 
 /// How long the slowest of machines may take for what takes a moment.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A host with a pool, an image and a link, on which each VM has a server of its own.
 #[derive(Clone)]
@@ -193,6 +193,7 @@ impl Remote {
         };
         let came = async {
             while !has_come() {
+                // The fake has no event for it.
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
@@ -226,6 +227,7 @@ impl Remote {
     pub(crate) async fn wait_for_no_guest(&self, vm: &VmHandle) {
         let gone = async {
             while self.guests(vm) > 0 {
+                // The fake has no event for it.
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
@@ -301,6 +303,7 @@ pub(crate) async fn wait_for(
             return;
         }
         assert!(began.elapsed() < PATIENCE, "it is {found:?}");
+        // The fake has no event for it.
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
@@ -326,6 +329,7 @@ pub(crate) async fn wait_for_words(propolis: &PropolisHypervisor, vm: &VmHandle,
     let said = async {
         let all = vmkit::console::HistoryRange::Start(0);
         while !String::from_utf8_lossy(&console.history(all).await.unwrap().bytes).contains(wanted) {
+            // The fake has no event for it.
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };

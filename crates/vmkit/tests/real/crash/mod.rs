@@ -109,6 +109,7 @@ impl World {
                 Some(Err(error)) => {
                     let passes = error.kind() == vmkit::ErrorKind::Busy && std::time::Instant::now() < limit;
                     assert!(passes, "{error}");
+                    // A keeper that is told nothing holds the lock for a moment.
                     std::thread::sleep(Duration::from_millis(20));
                 }
             }
@@ -160,6 +161,7 @@ impl World {
         let patience = Instant::now() + Duration::from_secs(20);
         while !self.holders().is_empty() {
             assert!(Instant::now() < patience, "{place}: {:?}", self.holders());
+            // No child of this process: its end is no event.
             std::thread::sleep(Duration::from_millis(5));
         }
     }

