@@ -6,6 +6,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use crate::harness::Life;
+use crate::support::Transcript;
 use crate::support::web::{disk, serve, wait_for_download};
 use serde_json::Value;
 use vmkit_testkit::guest;
@@ -56,39 +57,21 @@ fn machine(life: &Life, arguments: &[&str], place: usize) -> Value {
 fn every_stage_and_what_came_of_it_is_told_off_a_terminal() {
     let life = Life::new();
     write(&life, SHOP);
-    let image = fs::canonicalize(life.dir.path()).unwrap().join("base.img");
-    assert_eq!(
-        said(&life, &["up"]),
-        format!(
-            "db  : image {}\ndb  : making the VM\ndb  : booting\ndb  : ready in …\n\
-             web : making the VM\nweb : booting\nweb : ready in …\n\
-             db: made, started; `vmkit shell shop-db` gets in\n\
-             web: made, started; `vmkit console shop-web` attaches to it\n",
-            image.display()
-        )
-    );
-    assert_eq!(
-        said(&life, &["up", "db"]),
-        "db  : ready in …\ndb: unchanged; `vmkit shell shop-db` gets in\n"
-    );
+    let mut transcript = Transcript::of(&life);
+    transcript.run(&["up"]);
+    transcript.run(&["up", "db"]);
 
-    // What waits for the next start is told until it counts.
+    // What waits for the next start is told until it takes effect.
     write(&life, &SHOP.replace("[machine.web]", "memory = 600\nforwards = ['80']\n[machine.web]"));
-    let pending = "db: memory: at the next start; `vmkit reload db` does it now\n";
-    assert_eq!(
-        said(&life, &["up", "db"]),
-        format!("db  : ready in …\ndb: changed forwards; `vmkit shell shop-db` gets in\n{pending}")
-    );
-    assert!(said(&life, &["up"]).contains(pending));
+    transcript.run(&["up", "db"]);
+    transcript.run(&["up"]);
     let db = machine(&life, &["up", "--json"], 0);
     assert_eq!(
         (&db["outcome"], &db["pending"]),
         (&"unchanged".into(), &serde_json::json!(["memory"])),
         "{db}"
     );
-    assert!(said(&life, &["reload", "--timeout", "0", "db"]).ends_with(
-        "db  : stopping\ndb  : booting\ndb  : ready in …\ndb: stopped, started; `vmkit shell shop-db` gets in\n"
-    ));
+    transcript.run(&["reload", "--timeout", "0", "db"]);
     let db = machine(&life, &["up", "--json"], 0);
     assert_eq!((&db["pending"], &db["anew"]), (&serde_json::json!([]), &serde_json::json!([])), "{db}");
 
@@ -102,13 +85,11 @@ fn every_stage_and_what_came_of_it_is_told_off_a_terminal() {
     );
 
     write(&life, SHOP);
-    assert_eq!(said(&life, &["down", "--timeout", "0", "web"]), "web : stopping\nweb: stopped\n");
-    assert_eq!(
-        said(&life, &["down", "--timeout", "0"]),
-        "db  : stopping\ndb: stopped\nweb: was down already\n"
-    );
-    assert_eq!(said(&life, &["down", "--rm", "db"]), "db  : removing the VM\ndb: removed\n");
-    assert_eq!(said(&life, &["down", "--rm"]), "web : removing the VM\ndb: was not there\nweb: removed\n");
+    transcript.run(&["down", "--timeout", "0", "web"]);
+    transcript.run(&["down", "--timeout", "0"]);
+    transcript.run(&["down", "--rm", "db"]);
+    transcript.run(&["down", "--rm"]);
+    insta::assert_snapshot!(transcript.text());
 }
 
 #[test]

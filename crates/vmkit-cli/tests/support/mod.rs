@@ -105,6 +105,63 @@ impl Host {
     }
 }
 
+/// What commands printed, one after the other, for a snapshot: standard error, and before it what
+/// was on standard output; with `[DIR]` for the host's directory and `[TIME]` for how long something
+/// took.
+pub(crate) struct Transcript<'a> {
+    host: &'a Host,
+    text: String,
+}
+
+impl<'a> Transcript<'a> {
+    pub(crate) fn of(host: &'a Host) -> Self {
+        Self { host, text: String::new() }
+    }
+
+    /// Runs a command.
+    pub(crate) fn run(&mut self, arguments: &[&str]) {
+        let answer = self.host.vmkit(arguments);
+        self.add(arguments, &answer);
+    }
+
+    /// Runs a command that has to be refused as bad input, and to leave the home as it is.
+    pub(crate) fn refused(&mut self, arguments: &[&str]) {
+        let before = self.host.snapshot();
+        let answer = self.host.vmkit(arguments);
+        assert_eq!((answer.code, answer.stdout.as_str()), (Some(2), ""), "{arguments:?}: {answer:?}");
+        assert!(self.host.snapshot() == before, "{arguments:?} changed something");
+        self.add(arguments, &answer);
+    }
+
+    fn add(&mut self, arguments: &[&str], answer: &Answer) {
+        let is_plain = |word: &str| !word.is_empty() && !word.contains([' ', '\n']);
+        let quoted = |word: &&str| if is_plain(word) { (*word).to_owned() } else { format!("{word:?}") };
+        let words: Vec<String> = arguments.iter().map(quoted).collect();
+        let dir = self.host.dir.path().to_str().unwrap();
+        let mut said = format!("$ vmkit {}\n", words.join(" "));
+        if !answer.stdout.is_empty() {
+            said.push_str(&format!("[standard output]\n{}", answer.stdout));
+        }
+        said.push_str(&answer.stderr);
+        if answer.code != Some(0) {
+            said.push_str(&format!("[exit code {}]\n", answer.code.unwrap()));
+        }
+        for line in said.replace(dir, "[DIR]").lines() {
+            let (kept, time) = match line.split_once("ready in ") {
+                Some((before, _)) => (before, "ready in [TIME]"),
+                None => (line, ""),
+            };
+            self.text.extend([kept, time, "\n"]);
+        }
+        self.text.push('\n');
+    }
+
+    /// Returns all that was said.
+    pub(crate) fn text(&self) -> &str {
+        &self.text
+    }
+}
+
 fn walk(path: &Path, except: &Path, found: &mut BTreeMap<PathBuf, (u32, Vec<u8>)>) {
     let Ok(metadata) = fs::symlink_metadata(path) else { return };
     if path == except {
