@@ -395,7 +395,8 @@ macro_rules! table {
 
         impl JsonSchema for $name {
             fn schema_name() -> std::borrow::Cow<'static, str> {
-                stringify!($name).into()
+                // The schema calls a table what the file does.
+                stringify!($name).trim_start_matches("Raw").into()
             }
 
             fn json_schema(generator: &mut SchemaGenerator) -> Schema {
