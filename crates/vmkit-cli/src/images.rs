@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use tokio::sync::watch;
 use vmkit::Error;
-use vmkit::image::{Catalogue, ImageRef, ImageStore, Proxies, PullProgress};
+use vmkit::image::{Catalogue, ImageRef, ImageStore, Proxies, PullProgress, watch_progress};
 use vmkit::spec::Arch;
 use vmkit::store::Home;
 
@@ -75,7 +75,11 @@ pub(crate) fn arch(text: &str) -> Result<Arch, Error> {
 
 /// Reads an image as it was typed; a relative path is seen from here.
 pub(crate) fn image(text: &str) -> Result<ImageRef, Error> {
-    let image: ImageRef = text.parse()?;
+    from_here(text.parse()?)
+}
+
+/// Returns the image with a relative path seen from here.
+pub(crate) fn from_here(image: ImageRef) -> Result<ImageRef, Error> {
     let here = env::current_dir().map_err(Error::io("find", "the current directory"))?;
     Ok(image.seen_from(&here))
 }
@@ -90,11 +94,8 @@ pub(crate) async fn watched<T>(
 ) -> Result<T, Error> {
     let (sender, receiver) = watch::channel(PullProgress::default());
     let mut bar = crate::progress::ImageProgressBar::new(what);
-    tokio::select! {
-        biased;
-        done = work(&sender) => done,
-        () = bar.follow(receiver) => unreachable!("it is followed until the work is done"),
-    }
+    bar.show(PullProgress::default());
+    watch_progress(work(&sender), receiver, &mut |now| bar.show(now)).await
 }
 
 fn var(name: &str) -> Option<OsString> {

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use tokio::sync::watch;
 use vmkit::image::{PullProgress, PullStage};
 
 const WITH_TOTAL: &str =
@@ -25,18 +24,6 @@ impl ImageProgressBar {
         // Where standard error is no terminal, it shows nothing.
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
         Self { bar, what: crate::output::printable(what), shown: None }
-    }
-
-    /// Shows what comes, for as long as it is polled.
-    pub(crate) async fn follow(&mut self, mut progress: watch::Receiver<PullProgress>) {
-        loop {
-            let now = *progress.borrow_and_update();
-            self.show(now);
-            if progress.changed().await.is_err() {
-                // The sender is done, and the future that polls this will be in a moment.
-                std::future::pending::<()>().await;
-            }
-        }
     }
 
     /// Shows how far it is.

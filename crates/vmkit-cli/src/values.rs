@@ -1,12 +1,12 @@
 //! Values that several commands read, parsed into the library's own types.
 
+use std::str::FromStr;
 use std::time::Duration;
 
 use vmkit::Error;
-use vmkit::spec::Mib;
 
-/// Reads a size for the field that it is of.
-pub(crate) fn size(field: &'static str, text: &str) -> Result<Mib, Error> {
+/// Parses a value of this field, which an error names.
+pub(crate) fn value<T: FromStr<Err = Error>>(field: &'static str, text: &str) -> Result<T, Error> {
     text.parse().map_err(|error| match error {
         Error::Invalid { value, expected, .. } => Error::invalid(field, value, expected),
         error => error,
@@ -25,6 +25,7 @@ pub(crate) fn seconds(text: &str) -> Result<Duration, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vmkit::spec::Mib;
 
     #[test]
     fn timeouts_are_read_with_fractions_and_bounds() {
@@ -38,7 +39,7 @@ mod tests {
 
     #[test]
     fn a_bad_size_is_named_by_its_field() {
-        let error = size("memory", "4 GB?").unwrap_err().to_string();
+        let error = value::<Mib>("memory", "4 GB?").unwrap_err().to_string();
         assert!(error.starts_with("memory: \"4 GB?\": unknown unit"), "{error}");
     }
 }

@@ -1,17 +1,16 @@
 //! `vmkit create`.
 
-use std::path::PathBuf;
-
 use clap::Args;
-use vmkit::Error;
-use vmkit::image::{ImageInUse, ImageRef, PullPolicy, firmware_of_disc};
-use vmkit::spec::{Boot, RootDisk, VmName, VmSpec};
+use vmkit::image::{Catalogue, ImageRef, ImageStore, PullPolicy};
+use vmkit::launch::{LaunchEvent, LaunchOptions, LaunchStage, LaunchUntil, launch};
+use vmkit::spec::{Blueprint, VmName};
 
-use crate::commands::machine::{SpecArgs, ZFS, image_path};
+use crate::commands::machine::SpecArgs;
 use crate::commands::{plan, tell};
-use crate::context::{CliManager, CommandContext};
+use crate::context::CommandContext;
 use crate::failure::Failure;
-use crate::{images, output};
+use crate::output;
+use crate::progress::ImageProgressBar;
 
 /// What is left where making a VM succeeds and starting it does not.
 const NOT_STARTED: &str =
@@ -29,7 +28,7 @@ pub(crate) struct CreateArgs {
     /// file, raw or qcow2, an https:// address, or oci://REGISTRY/NAME:TAG. It is fetched unless it
     /// is local already.
     #[arg(long, value_name = "IMAGE")]
-    image: Option<PathBuf>,
+    image: Option<ImageRef>,
     /// Boot the VM at once.
     #[arg(long)]
     start: bool,
@@ -47,87 +46,37 @@ pub(crate) struct CreateArgs {
 impl CreateArgs {
     pub(crate) fn run(self, context: &CommandContext) -> Result<(), Failure> {
         let manager = context.manager()?;
-        context.block_on(async {
-            self.check_ahead(&manager).await?;
-            // It holds the image until there is a VM that hangs on it.
-            let image = self.found(context).await?;
-            let spec = self.spec(image.as_ref())?;
-            if self.dry_run {
-                return plan::print_new(context, &manager, &spec, self.json).await;
-            }
-            let mut vm = manager.create(spec).await?;
-            if self.start {
-                let started = manager.start(vm.name()).await;
-                vm = started.inspect_err(|_| output::warning(NOT_STARTED))?;
-            }
-            tell(&vm, self.json)
-        })
-    }
-
-    /// Refuses what could not be made whatever its image is, before that is fetched.
-    async fn check_ahead(&self, manager: &CliManager) -> Result<(), Error> {
-        if self.image.is_none() && !self.dry_run {
-            return Ok(());
-        }
-        if !self.dry_run {
-            manager.check_free(&self.name).await?;
-        }
-        manager.check_host(&self.spec(None)?).await
-    }
-
-    /// Finds the image here, or fetches it. A path that is not here may be one at a server
-    /// elsewhere: the backend tells.
-    async fn found(&self, context: &CommandContext) -> Result<Option<ImageInUse>, Error> {
-        let Some(text) = self.image.as_ref().and_then(|image| image.to_str()) else { return Ok(None) };
-        if text.starts_with(ZFS) {
-            return Ok(None);
-        }
-        let image = images::image(text)?;
-        if matches!(&image, ImageRef::Path(path) if !path.exists()) {
-            return Ok(None);
-        }
-        let policy = if self.dry_run { PullPolicy::Never } else { PullPolicy::Missing };
-        let (store, arch) = (context.images()?, self.options.machine().arch());
-        let work = async |progress: &_| store.resolve(&image, arch, policy, progress).await;
-        images::watched(text, work).await.map(Some)
-    }
-
-    fn spec(&self, found: Option<&ImageInUse>) -> Result<VmSpec, Error> {
-        let firmware = match (found, self.options.cdrom()?) {
-            (Some(image), _) => image.firmware,
-            // One that can't be read is refused with all else of the host.
-            (None, Some(disc)) if self.image.is_none() => firmware_of_disc(&disc)?,
-            _ => None,
+        let blueprint = Blueprint::new(self.options.spec(self.name, self.image.as_ref())?)?;
+        let store = match &self.image {
+            Some(_) => context.images()?,
+            // What the user has set up for images is not read for a VM without one.
+            None => ImageStore::new(manager.home(), Catalogue::built_in()),
         };
-        let usual = Boot::Firmware(firmware.unwrap_or(self.options.machine().usual_firmware()));
-        let mut spec = self.options.spec(self.name.clone())?.boot(self.options.boot()?.unwrap_or(usual));
-        if let Some(image) = &self.image {
-            let image = found.map_or_else(|| image_path(image), |found| Ok(found.facts.path.clone()))?;
-            spec = spec.disk(RootDisk { image, size: self.options.disk() });
-        } else if let Some(size) = self.options.disk() {
-            if self.options.cdrom()?.is_none() {
-                let why = "a root disk is made of an image, by --image, or empty for what --cdrom installs; --data-disk adds another";
-                return Err(Error::invalid("disk", size, why));
+        context.block_on(async {
+            if self.dry_run {
+                blueprint.check(&manager).await?;
+                let resolved = blueprint.resolve(&manager, &store, PullPolicy::Never, &mut |_| {}).await?;
+                return plan::print_new(context, &manager, &resolved.spec, self.json).await;
             }
-            spec = spec.disk(RootDisk::empty(size));
-        }
-        if let Some(config) = self.options.cloud_init()? {
-            spec = spec.cloud_init(config);
-        }
-        let spec = spec.build()?;
-        Ok(match self.image_name(found) {
-            Some(name) => spec.with_image_name(&name),
-            None => spec,
+            let mut options = LaunchOptions::new(blueprint);
+            options.until = if self.start { LaunchUntil::Booted } else { LaunchUntil::Created };
+            let mut progress = None;
+            let mut on_event = |event| match (event, &self.image) {
+                (LaunchEvent::Pulling(now), Some(image)) => {
+                    progress.get_or_insert_with(|| ImageProgressBar::new(&image.to_string())).show(now)
+                }
+                (LaunchEvent::Ended(..), _) => progress = None,
+                _ => {}
+            };
+            match launch(&manager, &store, options, &mut on_event).await {
+                Ok(launched) => tell(&launched.vm, self.json),
+                Err(failed) => {
+                    if failed.stage == LaunchStage::Boot {
+                        output::warning(NOT_STARTED);
+                    }
+                    Err(failed.error.into())
+                }
+            }
         })
-    }
-
-    /// Returns what the root disk is made from, as `launch` records it: an image by its whole name,
-    /// a file by its path.
-    fn image_name(&self, found: Option<&ImageInUse>) -> Option<String> {
-        let image = self.image.as_deref()?;
-        match found {
-            Some(found) => Some(found.name.clone()),
-            None => image_path(image).ok()?.to_str().map(str::to_owned),
-        }
     }
 }

@@ -6,8 +6,10 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use vmkit::Error;
 use vmkit::image::{ImageRef, PullPolicy};
-use vmkit::launch::{LaunchFailed, LaunchStage, LaunchUntil, LaunchedVm, launch};
-use vmkit::spec::VmName;
+use vmkit::launch::{
+    LaunchFailed, LaunchNaming, LaunchOptions, LaunchStage, LaunchUntil, LaunchedVm, launch, name_stem,
+};
+use vmkit::spec::{Blueprint, VmName};
 use vmkit::ssh::GuestCommand;
 
 use crate::commands::exec::terminal;
@@ -144,29 +146,22 @@ impl LaunchArgs {
         ended
     }
 
-    fn request(self) -> Result<vmkit::launch::LaunchOptions, Error> {
-        let name = self.name.or(self.named);
-        let here = std::env::current_dir().map_err(Error::io("find", "."))?;
-        let usual = vmkit::launch::LaunchOptions::new(self.image.seen_from(&here));
-        // The name is the launch's to give where none is given here.
-        let unnamed = VmName::new("unnamed").expect("it is a name");
-        Ok(vmkit::launch::LaunchOptions {
-            pull: match self.pull {
-                PullWhen::Missing => PullPolicy::Missing,
-                PullWhen::Newer => PullPolicy::Newer,
-                PullWhen::Never => PullPolicy::Never,
-            },
-            spec: self.options.spec(name.clone().unwrap_or(unnamed))?,
-            name,
-            machine: self.options.machine(),
-            disk: self.options.disk(),
-            boot: self.options.boot()?,
-            cloud_init: self.options.cloud_init()?,
-            until: if self.no_wait { LaunchUntil::Booted } else { LaunchUntil::Ready },
-            timeout: self.timeout,
-            ephemeral: self.rm,
-            ..usual
-        })
+    fn request(self) -> Result<LaunchOptions, Error> {
+        let (name, naming) = match self.name.or(self.named) {
+            Some(name) => (name, LaunchNaming::Exact),
+            None => (name_stem(&self.image), LaunchNaming::Numbered),
+        };
+        let spec = self.options.spec(name, Some(&self.image))?;
+        let mut options = LaunchOptions::new(Blueprint::new(spec)?.with_access());
+        options.naming = naming;
+        options.pull = match self.pull {
+            PullWhen::Missing => PullPolicy::Missing,
+            PullWhen::Newer => PullPolicy::Newer,
+            PullWhen::Never => PullPolicy::Never,
+        };
+        options.until = if self.no_wait { LaunchUntil::Booted } else { LaunchUntil::Ready };
+        (options.timeout, options.ephemeral) = (self.timeout, self.rm);
+        Ok(options)
     }
 }
 
@@ -204,7 +199,11 @@ fn warn(launched: &LaunchedVm) {
 fn tell(launched: &LaunchedVm, show: &LaunchProgress, json: bool) -> Result<LaunchEnd, Failure> {
     let vm = &launched.vm;
     if json {
-        output::json(&json::LaunchedView::of(vm, &launched.image, show.stages()))?;
+        output::json(&json::LaunchedView::of(
+            vm,
+            launched.image.as_deref().unwrap_or_default(),
+            show.stages(),
+        ))?;
     } else {
         let name = vm.name();
         let way_in = launched.session.as_ref().map(|_| format!("; `vmkit shell {name}` gets in"));

@@ -1,23 +1,20 @@
 //! What a VM is made of, as it is typed for `create` and `launch`.
 
-use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use vmkit::spec::{
-    Accel, BackendOptions, Boot, BridgeName, CloudConfig, CloudInitConfig, DataDisk, Firmware, GuestAccess,
-    GuestUser, Kernel, LinkName, MachineType, Mib, NetworkConfig, PortForward, UserData, UserName,
-    UserNetwork, VmName, VmSpec, VmSpecBuilder, Vnc,
+    Accel, BackendOptions, Boot, CloudConfig, CloudInitConfig, DataDisk, Firmware, GuestAccess, GuestUser,
+    Kernel, MachineType, Mib, NetworkConfig, PortForward, RootDisk, UserData, UserName, UserNetwork, VmName,
+    VmSpec, VmSpecBuilder, Vnc,
 };
 
+use vmkit::image::ImageRef;
 use vmkit::{BackendTag, Error};
 
 use crate::places::{absolute, input};
-use crate::public_keys;
-use crate::values::size;
-
-/// The user whom keys of one's own let in where none is named.
-const USER: &str = "vmkit";
+use crate::values::value;
+use crate::{images, public_keys};
 
 /// What a VM is made of, besides its name and its image.
 #[derive(Debug, Args)]
@@ -26,11 +23,11 @@ pub(crate) struct SpecArgs {
     #[arg(long, value_name = "N", default_value = "1", value_parser = cpus, allow_negative_numbers = true)]
     cpus: u32,
     /// Set the guest's memory.
-    #[arg(long, value_name = "SIZE", default_value = "512MiB", value_parser = |text: &str| size("memory", text))]
+    #[arg(long, value_name = "SIZE", default_value = "512MiB", value_parser = |text: &str| value::<Mib>("memory", text))]
     memory: Mib,
     /// Set the size of the root disk, at least the image's [default: the image's]. Without an
     /// image and with --cdrom, makes an empty one.
-    #[arg(long, value_name = "SIZE", value_parser = |text: &str| size("disk", text))]
+    #[arg(long, value_name = "SIZE", value_parser = |text: &str| value::<Mib>("disk", text))]
     disk: Option<Mib>,
     /// Add a disk: a new one of this size, or an image as it is. May be repeated.
     ///
@@ -83,8 +80,8 @@ pub(crate) struct SpecArgs {
 #[command(next_help_heading = "Network")]
 struct NetworkArgs {
     /// Connect the guest: user, tap:BRIDGE, vnic:LINK (illumos) or none.
-    #[arg(long, value_name = "user|tap:BRIDGE|vnic:LINK|none", default_value = "user", value_parser = mode)]
-    network: NetworkMode,
+    #[arg(long, value_name = "user|tap:BRIDGE|vnic:LINK|none", default_value = "user")]
+    network: NetworkConfig,
     /// Forward a port of the host into the guest, with user networking. May be repeated.
     ///
     /// Without HOST the host's port is chosen at each start. ADDR is 127.0.0.1 unless given. Port
@@ -114,24 +111,12 @@ struct CloudInitArgs {
     /// Set the guest's host name by cloud-init [default: the VM's name].
     #[arg(long, value_name = "NAME")]
     hostname: Option<String>,
-    /// What came of the options: a pipe can be read once, and a spec may be asked for twice.
-    #[arg(skip)]
-    read: OnceLock<Option<CloudInitConfig>>,
-}
-
-/// A network as it is typed.
-#[derive(Debug, Clone)]
-pub(super) enum NetworkMode {
-    User,
-    Tap(BridgeName),
-    Vnic(LinkName),
-    None,
 }
 
 /// Mirrors an enumeration of the library, so that clap lists and completes its values.
 macro_rules! names {
     ($name:ident => $of:ident: $($variant:ident),*) => {
-        #[derive(Debug, Clone, Copy, ValueEnum)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
         pub(crate) enum $name {
             $($variant),*
         }
@@ -151,23 +136,12 @@ names!(AccelName => Accel: Auto, Kvm, Tcg);
 names!(VncName => Vnc: Unix, Loopback, Off);
 
 impl SpecArgs {
-    /// Returns the size that the root disk shall have.
-    pub(crate) fn disk(&self) -> Option<Mib> {
-        self.disk
-    }
-
-    /// Returns the image of the disc in its CD-ROM drive.
-    pub(crate) fn cdrom(&self) -> Result<Option<PathBuf>, Error> {
-        self.cdrom.as_deref().map(|disc| absolute("cdrom", disc)).transpose()
-    }
-
-    /// Returns the machine.
-    pub(crate) fn machine(&self) -> MachineType {
-        self.machine.into()
-    }
-
-    /// Begins the spec: everything but the root disk, what it boots, and what cloud-init is told.
-    pub(crate) fn spec(&self, name: VmName) -> Result<VmSpecBuilder, Error> {
+    /// Returns the spec of a VM with this name and a root disk over this image.
+    pub(crate) fn spec(&self, name: VmName, image: Option<&ImageRef>) -> Result<VmSpecBuilder, Error> {
+        let mut options = BackendOptions::default();
+        for (key, value) in &self.backend_options {
+            options.set(key, value)?;
+        }
         let mut spec = VmSpec::builder(name)
             .cpus(self.cpus)
             .memory(self.memory)
@@ -175,30 +149,37 @@ impl SpecArgs {
             .accel(self.accel.into())
             .data_disks(self.data_disks.clone())
             .network(self.network.config()?)
-            .vnc(self.vnc.into());
+            .vnc(self.vnc.into())
+            .backend_options(options);
+        match (image, self.disk) {
+            (Some(image), size) => spec = spec.disk(images::from_here(image.clone())?.root_disk(size)),
+            (None, Some(size)) if self.cdrom.is_some() => spec = spec.disk(RootDisk::empty(size)),
+            (None, Some(size)) => {
+                let why = "a root disk is made of an image, by --image, or empty for what --cdrom installs; --data-disk adds another";
+                return Err(Error::invalid("disk", size, why));
+            }
+            (None, None) => {}
+        }
         if let Some(user) = &self.run_as {
             spec = spec.run_as(user.clone());
         }
         if let Some(backend) = &self.backend {
             spec = spec.backend(backend.clone());
         }
-        if let Some(disc) = self.cdrom()? {
-            spec = spec.cdrom(disc);
+        if let Some(disc) = &self.cdrom {
+            spec = spec.cdrom(absolute("cdrom", disc)?);
         }
-        let mut options = BackendOptions::default();
-        for (key, value) in &self.backend_options {
-            options.set(key, value)?;
+        if let Some(boot) = self.boot()? {
+            spec = spec.boot(boot);
         }
-        Ok(spec.backend_options(options))
+        Ok(match self.guest.config()? {
+            Some(config) => spec.cloud_init(config),
+            None => spec,
+        })
     }
 
-    /// Returns what cloud-init in the guest is told, where it is told anything.
-    pub(crate) fn cloud_init(&self) -> Result<Option<CloudInitConfig>, Error> {
-        self.guest.config()
-    }
-
-    /// Returns what it boots, where that was said.
-    pub(crate) fn boot(&self) -> Result<Option<Boot>, Error> {
+    /// Returns what to boot, if it is named.
+    fn boot(&self) -> Result<Option<Boot>, Error> {
         let Some(kernel) = &self.kernel else {
             return Ok(self.firmware.map(|firmware| Boot::Firmware(firmware.into())));
         };
@@ -212,41 +193,28 @@ impl SpecArgs {
 
 impl NetworkArgs {
     fn config(&self) -> Result<NetworkConfig, Error> {
-        let other = match &self.network {
-            NetworkMode::User => {
-                let network = UserNetwork::with_ssh(self.forwards.clone());
-                return Ok(NetworkConfig::User(UserNetwork { restrict: self.restrict, ..network }));
-            }
-            NetworkMode::Tap(bridge) => NetworkConfig::Tap { bridge: bridge.clone() },
-            NetworkMode::Vnic(link) => NetworkConfig::Vnic { link: link.clone() },
-            NetworkMode::None => NetworkConfig::None,
-        };
+        if let NetworkConfig::User(_) = self.network {
+            let network = UserNetwork::with_ssh(self.forwards.clone());
+            return Ok(NetworkConfig::User(UserNetwork { restrict: self.restrict, ..network }));
+        }
         if let Some(forward) = self.forwards.first() {
             return Err(Error::invalid("forward", forward, "only user networking forwards ports"));
         }
         if self.restrict {
             return Err(Error::invalid("restrict", true, "only user networking can restrict the guest"));
         }
-        Ok(other)
+        Ok(self.network.clone())
     }
 }
 
 impl CloudInitArgs {
     fn config(&self) -> Result<Option<CloudInitConfig>, Error> {
-        if let Some(read) = self.read.get() {
-            return Ok(read.clone());
-        }
-        let config = self.read_config()?;
-        Ok(self.read.get_or_init(|| config).clone())
-    }
-
-    fn read_config(&self) -> Result<Option<CloudInitConfig>, Error> {
         let mut config = match (&self.cloud_init, &self.ssh_key) {
             (Some(file), _) => vmkit::cloud_init::read_user_data(&input("cloud-init", file)?)?,
             (None, Some(file)) => CloudInitConfig {
                 user_data: UserData::Typed(CloudConfig {
                     users: vec![GuestUser {
-                        name: self.user.as_ref().map_or(USER.to_owned(), ToString::to_string),
+                        name: self.user.as_ref().map_or(GuestAccess::USER.to_owned(), ToString::to_string),
                         ssh_keys: public_keys::read(file)?,
                         sudo: true,
                         shell: None,
@@ -272,67 +240,16 @@ pub(super) fn cpus(text: &str) -> Result<u32, Error> {
     })
 }
 
-pub(super) fn mode(text: &str) -> Result<NetworkMode, Error> {
-    match text {
-        "user" => Ok(NetworkMode::User),
-        "none" => Ok(NetworkMode::None),
-        _ => match text.split_once(':') {
-            Some(("tap", bridge)) => BridgeName::new(bridge).map(NetworkMode::Tap),
-            Some(("vnic", link)) => LinkName::new(link).map(NetworkMode::Vnic),
-            _ => {
-                let value: String = text.chars().take(40).collect();
-                Err(Error::invalid("network", value, "write user, tap:BRIDGE, vnic:LINK or none"))
-            }
-        },
-    }
-}
-
 fn backend_option(text: &str) -> Result<(String, String), Error> {
     let option = text.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned()));
     option.ok_or_else(|| Error::invalid("backend-option", text, "write KEY=VALUE"))
 }
 
-/// The prefix of the name of an image that is the snapshot of a ZFS volume.
-pub(crate) const ZFS: &str = "zfs:";
-
-/// Returns the absolute path; the snapshot of a ZFS volume is no path.
-pub(crate) fn image_path(image: &Path) -> Result<PathBuf, Error> {
-    if image.as_os_str().as_encoded_bytes().starts_with(ZFS.as_bytes()) {
-        return Ok(image.to_owned());
-    }
-    absolute("image", image)
-}
-
 fn data_disk(text: &str) -> Result<DataDisk, Error> {
-    if text.starts_with(|c: char| c.is_ascii_digit()) && !text.contains('/') {
-        return Ok(DataDisk::Fresh { size: size("data-disk", text)? });
-    }
-    let (path, readonly) = match text.strip_suffix(":ro") {
-        Some(path) => (path, true),
-        None => (text, false),
-    };
-    if path.is_empty() {
-        return Err(Error::invalid("data-disk", text, "write a size, or the path of an image"));
-    }
-    Ok(DataDisk::Existing { path: absolute("data-disk", Path::new(path))?, readonly })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_data_disk_is_a_size_or_a_path() {
-        let size = Mib::new(2048).unwrap();
-        assert_eq!(data_disk("2GiB").unwrap(), DataDisk::Fresh { size });
-        let existing = |path: &str, readonly| DataDisk::Existing { path: path.into(), readonly };
-        assert_eq!(data_disk("/d/a,b.raw").unwrap(), existing("/d/a,b.raw", false));
-        assert_eq!(data_disk("/d/1.raw:ro").unwrap(), existing("/d/1.raw", true));
-        let here = std::env::current_dir().unwrap().join("10");
-        assert_eq!(data_disk("./10").unwrap(), existing(here.to_str().unwrap(), false));
-        for (text, field) in [("0", "data-disk: \"0\""), (":ro", "data-disk: "), ("2GB", "unknown unit")] {
-            let error = data_disk(text).unwrap_err().to_string();
-            assert!(error.contains(field), "{text}: {error}");
+    Ok(match value("data-disk", text)? {
+        DataDisk::Existing { path, readonly } => {
+            DataDisk::Existing { path: absolute("data-disk", &path)?, readonly }
         }
-    }
+        disk => disk,
+    })
 }

@@ -4,17 +4,15 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde::Serialize;
-use vmkit::spec::{
-    Boot, Kernel, Mib, NetworkConfig, SpecChange, UserName, UserNetwork, VmName, VmSpec, VmSpecBuilder,
-};
+use vmkit::spec::{Boot, Kernel, Mib, NetworkConfig, SpecChange, UserName, VmName, VmSpec, VmSpecBuilder};
 use vmkit::vmfile::{self, MachineConfig, Project, VmfileProblem};
 use vmkit::{Error, VmHandle};
 
-use crate::commands::machine::{AccelName, FirmwareName, MachineName, NetworkMode, VncName, cpus, mode};
+use crate::commands::machine::{AccelName, FirmwareName, MachineName, VncName, cpus};
 use crate::context::{CliManager, CommandContext};
 use crate::failure::Failure;
 use crate::places::absolute;
-use crate::values::size;
+use crate::values::value;
 use crate::{human, json, output};
 
 /// Change the configuration of a VM; what is not named stays as it is.
@@ -38,16 +36,16 @@ pub(crate) struct SetArgs {
 }
 
 /// What the VM shall be; at least one of it has to be named.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, PartialEq, Args)]
 struct SpecEdits {
     /// Set the number of virtual CPUs, 1 to 255.
     #[arg(long, value_name = "N", value_parser = cpus, allow_negative_numbers = true)]
     cpus: Option<u32>,
     /// Set the guest's memory.
-    #[arg(long, value_name = "SIZE", value_parser = |text: &str| size("memory", text))]
+    #[arg(long, value_name = "SIZE", value_parser = |text: &str| value::<Mib>("memory", text))]
     memory: Option<Mib>,
     /// Grow the root disk to this size.
-    #[arg(long, value_name = "SIZE", value_parser = |text: &str| size("disk", text))]
+    #[arg(long, value_name = "SIZE", value_parser = |text: &str| value::<Mib>("disk", text))]
     disk: Option<Mib>,
     /// Put this image of a disc into the CD-ROM drive.
     #[arg(long, value_name = "FILE")]
@@ -80,8 +78,8 @@ struct SpecEdits {
     #[arg(long, value_name = "USER")]
     run_as: Option<UserName>,
     /// Connect the guest: user, tap:BRIDGE, vnic:LINK (illumos) or none.
-    #[arg(long, value_name = "user|tap:BRIDGE|vnic:LINK|none", value_parser = mode)]
-    network: Option<NetworkMode>,
+    #[arg(long, value_name = "user|tap:BRIDGE|vnic:LINK|none")]
+    network: Option<NetworkConfig>,
     /// Whether to keep the guest from everything but its forwards, with user networking.
     #[arg(long, value_name = "true|false")]
     restrict: Option<bool>,
@@ -111,7 +109,7 @@ impl SetArgs {
     }
 
     async fn change(&self, manager: &CliManager) -> Result<(VmHandle, Vec<SpecChange>), Error> {
-        if self.wanted.is_nothing() {
+        if self.wanted == SpecEdits::default() {
             let why = "say what shall change, such as --memory 2GiB; `vmkit info` tells what the VM is";
             return Err(Error::invalid("set", &self.name, why));
         }
@@ -130,33 +128,6 @@ impl SetArgs {
 }
 
 impl SpecEdits {
-    /// Returns whether nothing was named.
-    fn is_nothing(&self) -> bool {
-        // Taken apart in full, so that a new option is not forgotten here.
-        let SpecEdits {
-            cpus,
-            memory,
-            disk,
-            cdrom,
-            no_cdrom,
-            kernel,
-            initrd,
-            cmdline,
-            machine,
-            firmware,
-            accel,
-            vnc,
-            run_as,
-            network,
-            restrict,
-        } = self;
-        let sizes = cpus.is_none() && memory.is_none() && disk.is_none();
-        let disc = cdrom.is_none() && !no_cdrom;
-        let boots = kernel.is_none() && initrd.is_none() && cmdline.is_none() && firmware.is_none();
-        let runs = machine.is_none() && accel.is_none() && vnc.is_none() && run_as.is_none();
-        sizes && disc && boots && runs && network.is_none() && restrict.is_none()
-    }
-
     /// Returns what a VM of this spec shall be.
     fn applied_to(&self, spec: VmSpec) -> Result<VmSpec, Error> {
         let cdrom = self.cdrom.as_deref().map(|disc| absolute("cdrom", disc)).transpose()?;
@@ -231,11 +202,8 @@ impl SpecEdits {
     /// is the user's.
     fn network(&self, now: &NetworkConfig) -> Result<Option<NetworkConfig>, Error> {
         let mut network = match (&self.network, now) {
-            (None, now) | (Some(NetworkMode::User), now @ NetworkConfig::User(_)) => now.clone(),
-            (Some(NetworkMode::User), _) => NetworkConfig::User(UserNetwork::with_ssh(Vec::new())),
-            (Some(NetworkMode::Tap(bridge)), _) => NetworkConfig::Tap { bridge: bridge.clone() },
-            (Some(NetworkMode::Vnic(link)), _) => NetworkConfig::Vnic { link: link.clone() },
-            (Some(NetworkMode::None), _) => NetworkConfig::None,
+            (None, now) | (Some(NetworkConfig::User(_)), now @ NetworkConfig::User(_)) => now.clone(),
+            (Some(wanted), _) => wanted.clone(),
         };
         match (self.restrict, &mut network) {
             (Some(restrict), NetworkConfig::User(user)) => user.restrict = restrict,

@@ -121,7 +121,9 @@ pub use proxy::Proxies;
 #[cfg(feature = "images")]
 pub use reference::{ImageName, ImageRef, ImageUrl, OciRef};
 #[cfg(feature = "images")]
-pub use store::{ImageInUse, ImageStore, ImportOptions, PullPolicy, RemovedImage, no_progress};
+pub use store::{
+    ImageInUse, ImageStore, ImportOptions, PullPolicy, RemovedImage, no_progress, watch_progress,
+};
 
 #[cfg(test)]
 mod tests {

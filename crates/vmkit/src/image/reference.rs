@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::digest::Digest;
 use crate::error::{Error, Result};
+use crate::spec::{Mib, RootDisk};
 
 /// The longest name of an image, in bytes, with its version.
 const MAX_NAME_BYTES: usize = 128;
@@ -51,13 +52,22 @@ pub enum ImageRef {
 }
 
 impl ImageRef {
-    /// Returns the same image, with a relative path joined to `base`.
+    /// Returns the same image, with a relative path joined to `base`; a ZFS snapshot has no path.
     #[must_use]
     pub fn seen_from(self, base: &Path) -> Self {
         match self {
-            ImageRef::Path(path) => ImageRef::Path(base.join(path)),
+            ImageRef::Path(path) if !RootDisk::is_zfs(&path) => ImageRef::Path(base.join(path)),
             other => other,
         }
+    }
+
+    /// Returns a root disk over this image, for a [`Blueprint`](crate::spec::Blueprint).
+    pub fn root_disk(&self, size: Option<Mib>) -> RootDisk {
+        let image = match self {
+            ImageRef::Path(path) if path.is_absolute() => path.clone(),
+            other => other.to_string().into(),
+        };
+        RootDisk { image, size }
     }
 }
 

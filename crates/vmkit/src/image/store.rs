@@ -666,6 +666,23 @@ pub(super) fn seconds_since_1970() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
+/// Waits for `work`, and calls `on_progress` with each state that it sends meanwhile.
+pub async fn watch_progress<T>(
+    work: impl Future<Output = T>,
+    mut progress: watch::Receiver<PullProgress>,
+    on_progress: &mut (dyn FnMut(PullProgress) + Send),
+) -> T {
+    tokio::pin!(work);
+    loop {
+        tokio::select! {
+            // The end first: the last progress is no news then.
+            biased;
+            done = &mut work => return done,
+            Ok(()) = progress.changed() => on_progress(*progress.borrow_and_update()),
+        }
+    }
+}
+
 /// Returns a sender of progress without a receiver.
 pub fn no_progress() -> watch::Sender<PullProgress> {
     watch::Sender::new(PullProgress::default())

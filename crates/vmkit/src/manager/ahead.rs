@@ -39,7 +39,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     /// # Errors
     /// `InvalidInput` with the field and the value.
     pub async fn check_host(&self, spec: &VmSpec) -> Result<()> {
-        if *spec.backend().unwrap_or(&self.backend) != BackendTag::Qemu {
+        if *self.backend_of(spec) != BackendTag::Qemu {
             return Ok(());
         }
         if let Boot::Kernel(kernel) = spec.boot() {

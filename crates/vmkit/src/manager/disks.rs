@@ -24,7 +24,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     /// `InvalidInput` with the field, the path, and the VM or the image that has the file; `Io`
     /// where the home can't be read.
     pub(super) fn check_disks(&self, spec: &VmSpec) -> Result<()> {
-        if *spec.backend().unwrap_or(&self.backend) != BackendTag::Qemu {
+        if *self.backend_of(spec) != BackendTag::Qemu {
             return Ok(());
         }
         check_apart(spec)?;

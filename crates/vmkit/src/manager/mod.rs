@@ -142,6 +142,11 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         &self.hypervisor
     }
 
+    /// Returns the backend that a VM of this spec gets.
+    pub(crate) fn backend_of<'a>(&'a self, spec: &'a VmSpec) -> &'a BackendTag {
+        spec.backend().unwrap_or(&self.backend)
+    }
+
     /// Creates a VM and returns it in `Prepared`; nothing runs yet.
     ///
     /// What an interrupted `create` or `remove` left under this name is removed first.
@@ -184,7 +189,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         let id = spec.id().unwrap_or_else(Uuid::new_v4);
         about(id);
         let spec = spec.with_id(id);
-        let backend = spec.backend().unwrap_or(&self.backend).clone();
+        let backend = self.backend_of(&spec).clone();
         let preparing = VmHandle::preparing(id, backend, spec);
         let intending = VmRecord::intending(preparing.clone(), intent(Operation::Prepare));
         // Once more, since it is written down now: of two who want one identity at once, the later

@@ -89,7 +89,7 @@ impl<H: Hypervisor + 'static, G: GuestConnector> ProjectManager<H, G> {
         if text.starts_with('/') && readable(Path::new(text)).is_err() {
             return None;
         }
-        let size = machine.spec_but_image().disk().and_then(|disk| disk.size);
+        let size = machine.blueprint().draft().disk().and_then(|disk| disk.size);
         let checked = self.shared.images.check(&text.parse().ok()?, machine.machine().arch(), size);
         // What can't be read is told by the machine's own turn.
         let error = checked.err().filter(|error| error.kind() == ErrorKind::InvalidInput)?;
@@ -109,7 +109,7 @@ impl<H: Hypervisor + 'static, G: GuestConnector> ProjectManager<H, G> {
         match action {
             PlannedAction::Resume | PlannedAction::Keep => Ok(()),
             PlannedAction::Make | PlannedAction::Recreate | PlannedAction::Start => {
-                let checked = self.manager().check_host(machine.spec_but_image()).await;
+                let checked = self.manager().check_host(machine.blueprint().draft()).await;
                 checked.map_err(|error| project.blamed(machine, error))
             }
         }

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use super::event::{EventListener, MachineOutcome, MachineReport, ProjectReport};
 use super::look::MachineVm;
 use super::plan::{PlannedAction, action, changes_of};
-use super::up::{MachineJob, RunContext, VmInputs};
+use super::up::{MachineJob, RunContext};
 use super::{GuestConnector, ProjectManager, ProjectOptions, chosen};
 use crate::error::Result;
 use crate::forwarding::PortForwarding;
+use crate::launch::ResolvedVm;
 use crate::vmfile::Project;
 
 impl<H: PortForwarding + 'static, G: GuestConnector> ProjectManager<H, G> {
@@ -74,7 +75,7 @@ impl<H: PortForwarding + 'static, G: GuestConnector> ProjectManager<H, G> {
 impl<H: PortForwarding + 'static, G: GuestConnector> MachineJob<H, G> {
     /// Checks whether the machine could be brought up again; returns what it would be recreated
     /// from, if it would be.
-    async fn check(&mut self) -> Result<Option<VmInputs>> {
+    async fn check(&mut self) -> Result<Option<ResolvedVm>> {
         let project = Arc::clone(&self.work.project);
         let MachineVm::Vm { vm, .. } = self.engine.look(&project, &self.machine).await? else {
             return Ok(None);

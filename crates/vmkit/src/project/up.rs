@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::event::{
@@ -21,11 +20,12 @@ use super::{GuestConnector, ProjectManager, ProjectOptions, chosen, dependencies
 use crate::error::{Error, Result};
 use crate::forwarding::PortForwarding;
 use crate::handle::VmHandle;
-use crate::image::{ImageInUse, PullPolicy, PullProgress, firmware_of_disc};
+use crate::image::PullPolicy;
+use crate::launch::ResolvedVm;
 use crate::lifecycle::VmState;
 use crate::span::{about, operation, within};
-use crate::spec::{GuestAccess, NetworkConfig, PortForward, SpecChange, TakesEffect, VmSpec};
-use crate::vmfile::{HostInputs, MachineConfig, Project, VmfileProblem};
+use crate::spec::{NetworkConfig, PortForward, SpecChange, TakesEffect};
+use crate::vmfile::{MachineConfig, Project, VmfileProblem};
 
 /// What all turns of one operation share.
 #[derive(Clone)]
@@ -36,13 +36,6 @@ pub(super) struct RunContext {
     pub(super) digests: DigestCache,
     /// The machines from which forwards were taken away before the first turn.
     freed: Arc<BTreeSet<String>>,
-}
-
-/// What a VM is made of.
-pub(super) struct VmInputs {
-    /// As long as this lives, nobody removes the image.
-    image: Option<ImageInUse>,
-    spec: VmSpec,
 }
 
 /// The work on one machine, and what it has led to.
@@ -220,30 +213,22 @@ impl<H: PortForwarding + 'static, G: GuestConnector> MachineJob<H, G> {
         Ok(())
     }
 
-    /// Finds what the machine's VM is made of: its image is fetched where it is missing.
-    async fn makings(&self) -> Result<VmInputs> {
-        let image = self.image().await?;
-        let mut found = HostInputs {
-            image: image.as_ref().map(|image| image.facts.path.clone()),
-            firmware: match (&image, self.machine.cdrom()) {
-                (Some(image), _) => image.firmware,
-                (None, Some(disc)) => firmware_of_disc(disc)?,
-                (None, None) => None,
-            },
-            access: None,
+    /// Finds what the machine's VM is made of; its image is fetched if it is not stored.
+    async fn makings(&self) -> Result<ResolvedVm> {
+        let (manager, images) = (self.engine.manager(), &self.engine.shared.images);
+        let mut on_progress = |now| self.tell(EventKind::Pulling(now));
+        let blueprint = self.machine.blueprint();
+        let Some(image) = &self.machine.image else {
+            return blueprint.resolve(manager, images, PullPolicy::Missing, &mut on_progress).await;
         };
-        let mut spec = self.machine.spec(found.clone())?;
-        if let Some(config) = spec.cloud_init() {
-            let own = image.as_ref().and_then(|image| image.user.as_ref());
-            found.access = Some(GuestAccess::beside(config, own)?);
-            spec = self.machine.spec(found)?;
-        }
-        Ok(VmInputs { image, spec })
+        self.tell(EventKind::Image);
+        let resolved = blueprint.resolve(manager, images, PullPolicy::Missing, &mut on_progress).await;
+        resolved.map_err(|error| self.without_image(image, error))
     }
 
     /// Finds what the machine's VM is made of anew, before the one that is there is touched:
     /// nothing that could be known beforehand shall fail when its disks are gone.
-    pub(super) async fn makings_anew(&self) -> Result<VmInputs> {
+    pub(super) async fn makings_anew(&self) -> Result<ResolvedVm> {
         let (machine, digests) = (self.machine.clone(), self.work.digests.clone());
         let action = PlannedAction::Recreate;
         let look = move || missing(&machine, action, &ProvisionRecord::default(), &digests);
@@ -253,34 +238,13 @@ impl<H: PortForwarding + 'static, G: GuestConnector> MachineJob<H, G> {
         self.makings().await
     }
 
-    async fn make(&mut self, makings: VmInputs) -> Result<VmHandle> {
+    async fn make(&mut self, makings: ResolvedVm) -> Result<VmHandle> {
         self.tell(EventKind::Making);
         let vm = self.engine.manager().create(makings.spec).await?;
         self.done.push(MachineAction::Made);
         // Only now does the VM itself keep the image from being removed.
         drop(makings.image);
         Ok(vm)
-    }
-
-    /// Finds the machine's image, fetched where it is missing.
-    async fn image(&self) -> Result<Option<ImageInUse>> {
-        let Some(text) = &self.machine.image else { return Ok(None) };
-        self.tell(EventKind::Image);
-        let (sender, mut progress) = watch::channel(PullProgress::default());
-        let (image, arch) = (text.parse()?, self.machine.machine().arch());
-        let resolved = self.engine.shared.images.resolve(&image, arch, PullPolicy::Missing, &sender);
-        tokio::pin!(resolved);
-        let resolved = loop {
-            tokio::select! {
-                biased;
-                resolved = &mut resolved => break resolved,
-                Ok(()) = progress.changed() => {
-                    let now = *progress.borrow_and_update();
-                    self.tell(EventKind::Pulling(now));
-                }
-            }
-        };
-        resolved.map(Some).map_err(|error| self.without_image(text, error))
     }
 
     /// Says of the file's words that they are what an error is about; nothing else does.

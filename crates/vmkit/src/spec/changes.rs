@@ -71,7 +71,7 @@ pub fn changes(recorded: &VmSpec, wanted: &VmSpec, live: bool) -> Vec<SpecChange
         cpus,
         memory,
         machine,
-        boot,
+        boot: _,
         accel,
         disk,
         data_disks,
@@ -95,7 +95,7 @@ pub fn changes(recorded: &VmSpec, wanted: &VmSpec, live: bool) -> Vec<SpecChange
     found.note("cpus", cpus.to_string(), to.cpus.to_string(), TakesEffect::NextStart);
     found.note("memory", memory.to_string(), to.memory.to_string(), TakesEffect::NextStart);
     found.machine(*machine, to.machine);
-    found.boot(boot, &to.boot);
+    found.boot(recorded.boot(), wanted.boot());
     found.note("accel", lower(accel), lower(&to.accel), TakesEffect::NextStart);
     found.image((disk, labels), (&to.disk, &to.labels));
     found.data_disks(data_disks, &to.data_disks);

@@ -10,12 +10,10 @@
 //! Source: cloud-init 22.4, `distros/ug_util.py`, `config/cc_users_groups.py`, `config/cc_ssh.py`,
 //! `mergers`.
 
+use super::GuestAccess;
 use super::raw_parts::{PartKind, RawPart, parts};
 use super::yaml::YamlMistake;
 use super::yaml_tree::{NodeKind, YamlNode, YamlTree};
-
-/// The user that vmkit makes for itself in a guest whose image has none of its own.
-const USER: &str = "vmkit";
 
 /// The form in which `users` stands at the end, once cloud-init has joined all parts.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -94,12 +92,9 @@ impl UserDataClaims {
     /// of that one, or a user of a name that is nowhere in it.
     pub(crate) fn login_name(&self, own: Option<&str>) -> String {
         let own = own.filter(|_| !self.shapes_own_user && self.unread.is_empty());
-        let numbered = (2..).map(|number| format!("{USER}-access-{number}"));
-        let fixed = own.into_iter().chain([USER, "vmkit-access"]).map(str::to_owned);
-        let mut free = fixed.chain(numbered).filter(|name| {
+        first_free(own, |name| {
             self.line_of(name).is_none() && !self.unread.iter().any(|text| has_word(text, name))
-        });
-        free.next().expect("a document has not all names")
+        })
     }
 
     /// Returns whether what can't be read has a list of users.
@@ -320,6 +315,18 @@ impl UserDataClaims {
             _ => {}
         }
         Ok(())
+    }
+}
+
+/// Returns the first of the names that vmkit logs in by that is free: the image's own user,
+/// [`GuestAccess::USER`], and that with an addition.
+pub(super) fn first_free(own: Option<&str>, is_free: impl Fn(&str) -> bool) -> String {
+    let addition = format!("{}-access", GuestAccess::USER);
+    let mut numbered = (2..).map(|number| format!("{addition}-{number}"));
+    let mut fixed = own.into_iter().chain([GuestAccess::USER, &addition]);
+    match fixed.find(|name| is_free(name)) {
+        Some(name) => name.to_owned(),
+        None => numbered.find(|name| is_free(name)).expect("no user-data names all"),
     }
 }
 

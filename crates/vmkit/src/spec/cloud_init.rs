@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use crate::error::{Error, Result};
 use crate::spec::UserName;
 #[cfg(feature = "cloud-init")]
-use crate::spec::claims::{ClaimedHostKey, UserDataClaims};
+use crate::spec::claims::{ClaimedHostKey, UserDataClaims, first_free};
 use crate::spec::name::shortened;
 use crate::spec::yaml::{self, TopLevel, YamlMistake};
 
@@ -235,9 +235,8 @@ pub(crate) fn free_login(
             Ok((claims.login_name(own), claims.host_key))
         }
         UserData::Typed(typed) => {
-            let is_free = |name: &&str| typed.users.iter().all(|user| user.name != *name);
-            let names = own.into_iter().chain(["vmkit"]);
-            Ok((names.into_iter().find(is_free).unwrap_or("vmkit-access").to_owned(), None))
+            let is_free = |name: &str| typed.users.iter().all(|user| user.name != name);
+            Ok((first_free(own, is_free), None))
         }
     }
 }
@@ -352,6 +351,9 @@ impl CloudConfig {
 }
 
 impl GuestAccess {
+    /// The user that vmkit logs in as unless the image has one of its own.
+    pub const USER: &str = "vmkit";
+
     fn check(&self, beside: &UserData) -> Result<()> {
         let at = ConfigPath("cloud_init.access".to_owned());
         let user = GuestUser { name: self.user.clone(), ssh_keys: Vec::new(), sudo: true, shell: None };

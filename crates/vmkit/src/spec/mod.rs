@@ -3,6 +3,7 @@
 //! Pure. A spec is always valid once built; what only the host can tell (does the image exist?) is
 //! asked when it is planned.
 
+mod blueprint;
 mod boot;
 mod changes;
 #[cfg(feature = "cloud-init")]
@@ -25,6 +26,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use uuid::Uuid;
 
+pub use blueprint::{Blueprint, HostInputs};
 pub use boot::{Accel, Arch, Boot, Firmware, Kernel, MachineType};
 pub use changes::{SpecChange, TakesEffect, changes};
 pub(crate) use cloud_init::check_user_data;
@@ -57,7 +59,8 @@ pub struct VmSpecBuilder {
     pub(crate) cpus: u32,
     pub(crate) memory: Mib,
     pub(crate) machine: MachineType,
-    pub(crate) boot: Boot,
+    /// Set in each [`VmSpec`].
+    pub(crate) boot: Option<Boot>,
     pub(crate) accel: Accel,
     pub(crate) disk: Option<RootDisk>,
     pub(crate) data_disks: Vec<DataDisk>,
@@ -93,8 +96,8 @@ impl VmSpec {
     /// The longest kernel command line in bytes (`COMMAND_LINE_SIZE` of Linux on x86).
     pub const MAX_CMDLINE_BYTES: usize = 2048;
 
-    /// Begins a spec: 1 CPU, 512 MiB, `q35` with BIOS, `accel = auto`, user network with SSH
-    /// forwarded.
+    /// Starts a spec: 1 CPU, 512 MiB, `q35`, the machine's usual firmware, `accel = auto`, user
+    /// network with SSH forwarded.
     pub fn builder(name: VmName) -> VmSpecBuilder {
         VmSpecBuilder {
             name,
@@ -103,7 +106,7 @@ impl VmSpec {
             cpus: 1,
             memory: Mib::new(512).expect("512 MiB is a size"),
             machine: MachineType::default(),
-            boot: Boot::Firmware(Firmware::Bios),
+            boot: None,
             accel: Accel::default(),
             disk: None,
             data_disks: Vec::new(),
@@ -157,7 +160,7 @@ impl VmSpec {
 
     /// Returns what brings up the guest.
     pub fn boot(&self) -> &Boot {
-        &self.0.boot
+        self.0.boot.as_ref().expect("`build` has set it")
     }
 
     /// Returns how the guest's code shall be run.
@@ -312,7 +315,7 @@ impl VmSpec {
             }
         }
         self.0.cdrom.iter_mut().for_each(&mut *visit);
-        if let Boot::Kernel(kernel) = &mut self.0.boot {
+        if let Some(Boot::Kernel(kernel)) = &mut self.0.boot {
             visit(&mut kernel.path);
             kernel.initrd.iter_mut().for_each(visit);
         }
@@ -344,7 +347,7 @@ impl VmSpecBuilder {
         memory: Mib,
         /// Sets the machine.
         machine: MachineType,
-        /// Sets what brings up the guest.
+        /// Sets what brings up the guest. Unless set, it is the machine's usual firmware.
         boot: Boot,
         /// Sets how the guest's code is run.
         accel: Accel,
@@ -390,7 +393,7 @@ impl VmSpecBuilder {
 
     /// Checks the whole but for what raw documents of cloud-init say, and for disks that are named
     /// twice: a VM that was made with them is there, and its start says what is wrong.
-    pub(crate) fn build_recorded(self) -> Result<VmSpec> {
+    pub(crate) fn build_recorded(mut self) -> Result<VmSpec> {
         if !(1..=VmSpec::MAX_CPUS).contains(&self.cpus) {
             let bound = format!("a VM has 1 to {} CPUs", VmSpec::MAX_CPUS);
             return Err(Error::invalid("cpus", self.cpus, bound));
@@ -399,15 +402,17 @@ impl VmSpecBuilder {
             let bound = format!("a VM has at most {} further disks", VmSpec::MAX_DATA_DISKS);
             return Err(Error::invalid("data_disks", self.data_disks.len(), bound));
         }
-        self.check_boot()?;
+        let usual = Boot::Firmware(self.machine.usual_firmware());
+        let boot = self.boot.get_or_insert(usual).clone();
+        self.check_boot(&boot)?;
         self.check_cdrom()?;
         self.check_forwards()?;
         self.cloud_init.as_ref().map_or(Ok(()), CloudInitConfig::check_fields)?;
         Ok(VmSpec(self))
     }
 
-    fn check_boot(&self) -> Result<()> {
-        match (&self.boot, self.machine) {
+    fn check_boot(&self, boot: &Boot) -> Result<()> {
+        match (boot, self.machine) {
             (Boot::Kernel(kernel), _) if kernel.cmdline.len() > VmSpec::MAX_CMDLINE_BYTES => {
                 let (most, found) = (VmSpec::MAX_CMDLINE_BYTES, kernel.cmdline.len());
                 let bound = format!("a kernel's command line has at most {most} bytes, this has {found}");

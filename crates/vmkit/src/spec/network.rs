@@ -49,6 +49,24 @@ impl Default for NetworkConfig {
     }
 }
 
+impl FromStr for NetworkConfig {
+    type Err = Error;
+
+    /// Parses `user`, which is the default, `tap:BRIDGE`, `vnic:LINK` or `none`.
+    fn from_str(text: &str) -> Result<Self, Error> {
+        match (text, text.split_once(':')) {
+            ("user", _) => Ok(Self::default()),
+            ("none", _) => Ok(Self::None),
+            (_, Some(("tap", bridge))) => BridgeName::new(bridge).map(|bridge| Self::Tap { bridge }),
+            (_, Some(("vnic", link))) => LinkName::new(link).map(|link| Self::Vnic { link }),
+            _ => {
+                let value: String = text.chars().take(40).collect();
+                Err(Error::invalid("network", value, "write user, tap:BRIDGE, vnic:LINK or none"))
+            }
+        }
+    }
+}
+
 impl UserNetwork {
     /// Returns a network with these forwards, and one to the guest's TCP port 22 where they have
     /// none.

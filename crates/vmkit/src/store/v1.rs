@@ -284,7 +284,7 @@ stored! {
         cpus: u32,
         memory: Mib,
         machine: MachineType,
-        boot: Boot,
+        boot: Option<Boot>,
         accel: Accel,
         disk: Option<RootDisk>,
         data_disks: Vec<DataDisk>,

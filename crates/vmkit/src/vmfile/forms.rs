@@ -1,4 +1,4 @@
-//! The texts that have a form of their own: durations, modes, disks, networks, commands.
+//! The texts that have a form of their own: durations, modes, paths, commands.
 //!
 //! Pure. What the command line has too is written as it is there.
 
@@ -13,7 +13,7 @@ use super::project::RunPolicy;
 use super::read::{BoundedInt, FromValue, ValueNode, number, quantities, texts, unknown_word, words};
 use crate::error::Error;
 use crate::handle::BackendTag;
-use crate::spec::{Accel, BridgeName, Firmware, LinkName, MachineType, Mib, PortForward, UserName, Vnc};
+use crate::spec::{Accel, DataDisk, Firmware, MachineType, Mib, NetworkConfig, PortForward, UserName, Vnc};
 
 /// How long something may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,60 +66,6 @@ impl FromStr for FileMode {
         bits.map(Self).ok_or_else(|| {
             Error::invalid("mode", "", "permission bits are written in octal, such as \"0644\"")
         })
-    }
-}
-
-/// A data disk.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum DiskForm {
-    Fresh(Mib),
-    Existing { path: String, readonly: bool },
-}
-
-impl FromStr for DiskForm {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self, Error> {
-        if text.starts_with(|c: char| c.is_ascii_digit()) && !text.contains('/') {
-            return text.parse().map(DiskForm::Fresh);
-        }
-        let (path, readonly) = match text.strip_suffix(":ro") {
-            Some(path) => (path, true),
-            None => (text, false),
-        };
-        if path.is_empty() {
-            return Err(Error::invalid("data_disks", text, "a disk is a size, or the path of an image"));
-        }
-        Ok(DiskForm::Existing { path: path.to_owned(), readonly })
-    }
-}
-
-/// How the guest is connected.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum NetworkForm {
-    User,
-    Tap(BridgeName),
-    Vnic(LinkName),
-    None,
-}
-
-impl FromStr for NetworkForm {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self, Error> {
-        match text {
-            "user" => Ok(NetworkForm::User),
-            "none" => Ok(NetworkForm::None),
-            _ => match text.split_once(':') {
-                Some(("tap", bridge)) => BridgeName::new(bridge).map(NetworkForm::Tap),
-                Some(("vnic", link)) => LinkName::new(link).map(NetworkForm::Vnic),
-                _ => Err(Error::invalid(
-                    "network",
-                    "",
-                    "write \"user\", \"tap:BRIDGE\", \"vnic:LINK\" or \"none\"",
-                )),
-            },
-        }
     }
 }
 
@@ -224,9 +170,9 @@ macro_rules! port {
 const FORWARD: &str = concat!("^(([0-9.]+:)?", port!(), ":)?", port!(), "(/tcp|/udp)?$");
 
 texts! {
-    DiskForm: "a size such as \"10GiB\", or the path of an image, with :ro behind it to be read only",
+    DataDisk: "a size such as \"10GiB\", or the path of an image, with :ro behind it to be read only",
         { "type": "string", "minLength": 1 };
-    NetworkForm: "\"user\", \"tap:BRIDGE\", \"vnic:LINK\" or \"none\"",
+    NetworkConfig: "\"user\", \"tap:BRIDGE\", \"vnic:LINK\" or \"none\"",
         { "type": "string", "pattern": "^(user|none|tap:[A-Za-z0-9._-]{1,15}|vnic:[A-Za-z]([A-Za-z0-9._-]{0,29}[0-9]))$" };
     PortForward: "a forward such as \"8080:80\"",
         { "type": "string", "pattern": FORWARD };

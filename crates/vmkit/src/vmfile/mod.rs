@@ -12,13 +12,14 @@
 //! # Examples
 //! ```
 //! use std::path::Path;
-//! use vmkit::vmfile::{Found, parse};
+//! use vmkit::spec::HostInputs;
+//! use vmkit::vmfile::parse;
 //!
 //! let text = "version = 1\n[machine.web]\nimage = 'debian:12'\nforwards = ['8080:80']\n";
 //! let project = parse(Path::new("/home/me/shop/vmkit.toml"), text, &|_| Err("not read here".into()))?;
 //! let web = project.machine("web").expect("the file describes it");
 //! assert_eq!(web.vm.as_str(), "shop-web");
-//! let spec = web.spec(Found { image: Some("/images/debian.qcow2".into()), ..Found::default() })?;
+//! let spec = web.spec(HostInputs { image: Some("/images/debian.qcow2".into()), ..HostInputs::default() })?;
 //! assert_eq!(spec.cpus(), 1);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -38,8 +39,7 @@ mod shared;
 pub use load::{load, load_from};
 pub use problem::{VmfileError, VmfileProblem, VmfileSpan};
 pub use project::{
-    CopySpec, HostInputs, MachineConfig, MachineOrigin, Project, ProvisionStep, ReadyProbes, RunPolicy,
-    StepAction,
+    CopySpec, MachineConfig, MachineOrigin, Project, ProvisionStep, ReadyProbes, RunPolicy, StepAction,
 };
 pub use resolve::{ReadText, parse};
 pub use schema::schema;

@@ -12,9 +12,7 @@ use std::time::Duration;
 
 use super::problem::{VmfileError, VmfileProblem};
 use crate::error::{Error, Result};
-use crate::spec::{
-    Boot, Firmware, GuestAccess, Labels, MachineType, NetworkConfig, RootDisk, VmName, VmSpec, VmSpecBuilder,
-};
+use crate::spec::{Blueprint, Boot, HostInputs, Labels, MachineType, NetworkConfig, VmName, VmSpec};
 
 /// The machines that one file describes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,10 +46,8 @@ pub struct MachineConfig {
     pub files: Vec<CopySpec>,
     /// What is done in the guest, in order; no two have one name.
     pub steps: Vec<ProvisionStep>,
-    /// Valid but for its image, which is the text of the file.
-    pub(super) spec: VmSpec,
-    /// Whether the file says which firmware, rather than leaving it to the image.
-    pub(super) names_firmware: bool,
+    /// What its VM is created from.
+    pub(super) blueprint: Blueprint,
     /// Where each key stands in the text, by its path in the machine; the machine's own name is the
     /// empty one.
     pub(super) places: BTreeMap<String, Range<usize>>,
@@ -167,17 +163,6 @@ pub enum RunPolicy {
     Changed,
 }
 
-/// What only the host can tell of a machine, when its VM is made.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct HostInputs {
-    /// Where the image lies; needed for a machine that has one.
-    pub image: Option<PathBuf>,
-    /// The firmware that the image needs, for a machine whose file names none.
-    pub firmware: Option<Firmware>,
-    /// How vmkit gets into the guest; only of use to a machine with cloud-init.
-    pub access: Option<GuestAccess>,
-}
-
 impl Project {
     /// The label of a VM that says which file it is of: the file's absolute path.
     pub const LABEL: &'static str = "vmkit.project";
@@ -243,22 +228,23 @@ impl MachineConfig {
     /// Returns whether vmkit can get into the guest: where cloud-init is told whom to let in, and a
     /// network leads there.
     pub fn has_way_in(&self) -> bool {
-        self.spec.cloud_init().is_some() && !matches!(self.spec.network(), NetworkConfig::None)
+        self.blueprint.draft().cloud_init().is_some()
+            && !matches!(self.blueprint.draft().network(), NetworkConfig::None)
     }
 
     /// Returns the machine that its guest sees.
     pub fn machine(&self) -> MachineType {
-        self.spec.machine()
+        self.blueprint.draft().machine()
     }
 
     /// Returns the image of the disc in its CD-ROM drive, where it has one.
     pub fn cdrom(&self) -> Option<&Path> {
-        self.spec.cdrom()
+        self.blueprint.draft().cdrom()
     }
 
     /// Returns the network of its guest.
     pub fn network(&self) -> &NetworkConfig {
-        self.spec.network()
+        self.blueprint.draft().network()
     }
 
     /// Returns the spec to make this machine's VM from.
@@ -267,25 +253,7 @@ impl MachineConfig {
     /// `InvalidInput` where what was found does not go with the file, and for a machine with an
     /// image that none was found for.
     pub fn spec(&self, found: HostInputs) -> Result<VmSpec> {
-        let mut builder = VmSpecBuilder::from(self.spec.clone());
-        if let Some(disk) = self.spec.disk().filter(|disk| disk.base().is_some()) {
-            let image = found.image.ok_or_else(|| {
-                let image = self.image.as_deref().unwrap_or_default();
-                Error::invalid("image", image, "it is not there yet: pull it first")
-            })?;
-            builder = builder.disk(RootDisk { image, size: disk.size });
-        }
-        if let (false, Some(firmware), Boot::Firmware(_)) =
-            (self.names_firmware, found.firmware, self.spec.boot())
-        {
-            builder = builder.boot(Boot::Firmware(firmware));
-        }
-        if let (Some(access), Some(config)) = (found.access, self.spec.cloud_init()) {
-            let mut config = config.clone();
-            config.access = Some(access);
-            builder = builder.cloud_init(config);
-        }
-        builder.build()
+        self.blueprint.fill(found)
     }
 
     /// Returns what this machine's VM, made from `recorded`, would be now: what only the host can
@@ -314,11 +282,10 @@ impl MachineConfig {
         })
     }
 
-    /// Returns what its VM shall be, with the text of the file where the path of its image will
-    /// stand.
+    /// Returns what its VM is created from.
     #[cfg(all(feature = "images", feature = "ssh"))]
-    pub(crate) fn spec_but_image(&self) -> &VmSpec {
-        &self.spec
+    pub(crate) fn blueprint(&self) -> &Blueprint {
+        &self.blueprint
     }
 
     /// Returns the files of the host that its VM is made from and started with, each with the key
@@ -331,12 +298,12 @@ impl MachineConfig {
         // say.
         let image = self.image.as_ref().filter(|image| image.starts_with('/'));
         files.extend(image.map(|image| ("image".to_owned(), image.into())));
-        if let Boot::Kernel(kernel) = self.spec.boot() {
+        if let Boot::Kernel(kernel) = self.blueprint.draft().boot() {
             files.push(("kernel".to_owned(), kernel.path.clone()));
             files.extend(kernel.initrd.clone().map(|initrd| ("initrd".to_owned(), initrd)));
         }
-        files.extend(self.spec.cdrom().map(|path| ("cdrom".to_owned(), path.to_owned())));
-        for (index, disk) in self.spec.data_disks().iter().enumerate() {
+        files.extend(self.blueprint.draft().cdrom().map(|path| ("cdrom".to_owned(), path.to_owned())));
+        for (index, disk) in self.blueprint.draft().data_disks().iter().enumerate() {
             if let DataDisk::Existing { path, .. } = disk {
                 files.push((format!("data_disks[{index}]"), path.clone()));
             }

@@ -8,14 +8,15 @@ use std::collections::BTreeMap;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
 use super::forms::{
-    CommandForm, DiskForm, FileMode, FormatVersion, GuestPath, HostPath, ImageForm, LineText, NetworkForm,
-    ShellText, TimeLimit,
+    CommandForm, FileMode, FormatVersion, GuestPath, HostPath, ImageForm, LineText, ShellText, TimeLimit,
 };
 use super::problem::VmfileProblem;
 use super::project::RunPolicy;
 use super::read::{BoundedInt, FromValue, TableReader, ValueNode, described, table};
 use crate::handle::BackendTag;
-use crate::spec::{Accel, Firmware, MachineType, Mib, PortForward, UserName, VmSpec, Vnc};
+use crate::spec::{
+    Accel, DataDisk, Firmware, MachineType, Mib, NetworkConfig, PortForward, UserName, VmSpec, Vnc,
+};
 
 /// How many CPUs a machine has.
 pub(super) type CpuCount = BoundedInt<1, { VmSpec::MAX_CPUS }>;
@@ -61,12 +62,12 @@ table! {
         disk: Mib,
         /// Further disks: a size for a new one, or the path of an image, with :ro behind it to be
         /// read only.
-        data_disks: Vec<DiskForm>,
+        data_disks: Vec<DataDisk>,
         /// The image of a disc for a CD-ROM drive, as an installer's .iso is. Only read; booted
         /// where the disks have nothing to boot.
         cdrom: HostPath,
         /// How the guest is connected: user, tap:BRIDGE, vnic:LINK or none. Default: user.
-        network: NetworkForm,
+        network: NetworkConfig,
         /// Whether the guest is kept from everything but its forwards; with the network user.
         /// Default: false.
         restrict: bool,

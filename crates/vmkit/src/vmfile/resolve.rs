@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::document::{MergedDocument, NamedMachine, read_file, toml_of};
-use super::forms::{DiskForm, FileMode, NetworkForm, TimeLimit};
+use super::forms::{FileMode, TimeLimit};
 use super::graph;
 use super::problem::{VmfileError, VmfileProblem};
 use super::project::{self, MachineConfig, Project, ReadyProbes, RunPolicy, StepAction, blame, place_of};
@@ -19,9 +19,9 @@ use super::read::{listed, meant};
 use super::shared;
 use crate::error::Error;
 use crate::spec::{
-    BackendOptions, Boot, CloudConfig, CloudInitConfig, DataDisk, Firmware, GuestFile, GuestUser, Kernel,
-    Labels, MachineType, NetworkConfig, Protocol, RootDisk, UserData, UserNetwork, VmName, VmSpec,
-    check_joinable, check_network_config, check_user_data, yaml::YamlMistake,
+    BackendOptions, Blueprint, Boot, CloudConfig, CloudInitConfig, DataDisk, GuestFile, GuestUser, Kernel,
+    Labels, NetworkConfig, Protocol, RootDisk, UserData, UserNetwork, VmName, VmSpec, check_joinable,
+    check_network_config, check_user_data, yaml::YamlMistake,
 };
 
 /// How long a step, or a machine that gets ready, may take where the file does not say.
@@ -135,21 +135,20 @@ impl Resolver<'_> {
         self.problems.extend(without_way_in(&raw, &at));
         let files = raw.files.iter().flatten().map(|copy| self.copy(copy)).collect();
         let steps = self.steps(&raw, &at);
-        let spec = self.spec(&name, vm?, &raw, image.as_deref(), &at);
+        let blueprint = self.blueprint(&name, vm?, &raw, image.as_deref(), &at);
         if self.problems.len() > problems_before {
             return None;
         }
-        let spec = spec?;
+        let blueprint = blueprint?;
         let plan = MachineConfig {
-            vm: spec.name().clone(),
+            vm: blueprint.draft().name().clone(),
             name,
             image,
             depends_on: raw.depends_on.unwrap_or_default(),
             ready,
             files,
             steps,
-            spec,
-            names_firmware: raw.firmware.is_some(),
+            blueprint,
             places,
         };
         let unseen = unseen_ports(&plan);
@@ -165,10 +164,10 @@ impl Resolver<'_> {
     }
 
     /// Returns the path seen from the file's folder.
-    fn absolute(&self, path: &str) -> PathBuf {
+    fn absolute(&self, path: impl AsRef<Path>) -> PathBuf {
         let mut absolute = self.folder.to_owned();
         // So that `./a` and `../a` are what a person would write.
-        for part in Path::new(path).components() {
+        for part in path.as_ref().components() {
             match part {
                 std::path::Component::CurDir => {}
                 std::path::Component::ParentDir if absolute.file_name().is_some() => {
@@ -261,27 +260,29 @@ impl Resolver<'_> {
         env
     }
 
-    fn spec(
+    fn blueprint(
         &mut self,
         name: &str,
         vm: VmName,
         raw: &raw::RawMachine,
         image: Option<&str>,
         at: &MachinePlace<'_>,
-    ) -> Option<VmSpec> {
+    ) -> Option<Blueprint> {
         let cloud_init = self.cloud_init(name, raw, at);
         let labels = self.labels(name, raw, image, at);
         let options = self.backend_options(raw, at);
-        let board = raw.machine.unwrap_or_default();
+        let boot = self.boot(raw, at);
         let mut builder = VmSpec::builder(vm)
-            .machine(board)
-            .boot(self.boot(raw, board, at))
+            .machine(raw.machine.unwrap_or_default())
             .accel(raw.accel.unwrap_or_default())
             .vnc(raw.vnc.unwrap_or_default())
             .network(network(raw, at, &mut self.problems))
             .data_disks(raw.data_disks.iter().flatten().map(|disk| self.data_disk(disk)).collect())
             .labels(labels)
             .backend_options(options);
+        if let Some(boot) = boot {
+            builder = builder.boot(boot);
+        }
         if let Some(raw::CpuCount { 0: cpus }) = raw.cpus {
             builder = builder.cpus(cpus);
         }
@@ -311,13 +312,9 @@ impl Resolver<'_> {
         if image.is_some() || raw.cloud_init.is_some() {
             builder = builder.cloud_init(cloud_init);
         }
-        match builder.build() {
-            Ok(spec) => Some(spec),
-            Err(error) => {
-                self.refuse(&error, at);
-                None
-            }
-        }
+        let blueprint = Blueprint::new(builder).map_err(|error| self.refuse(&error, at)).ok()?;
+        let has_cloud_init = blueprint.draft().cloud_init().is_some();
+        Some(if has_cloud_init { blueprint.with_access() } else { blueprint })
     }
 
     /// Notes what the spec says of a value, where it stands in the file.
@@ -334,7 +331,7 @@ impl Resolver<'_> {
         self.problems.push(problem.at(at.of(key), ""));
     }
 
-    fn boot(&mut self, raw: &raw::RawMachine, board: MachineType, at: &MachinePlace<'_>) -> Boot {
+    fn boot(&mut self, raw: &raw::RawMachine, at: &MachinePlace<'_>) -> Option<Boot> {
         if let Some(kernel) = &raw.kernel {
             if raw.firmware.is_some() {
                 let problem = VmfileProblem::new(
@@ -342,27 +339,26 @@ impl Resolver<'_> {
                 );
                 self.problems.push(problem.at(at.of("firmware"), "").also(at.of("kernel"), "the kernel"));
             }
-            return Boot::Kernel(Kernel {
+            return Some(Boot::Kernel(Kernel {
                 path: self.absolute(&kernel.0),
                 initrd: raw.initrd.as_ref().map(|initrd| self.absolute(&initrd.0)),
                 cmdline: raw.cmdline.clone().unwrap_or_default(),
-            });
+            }));
         }
         for (key, given) in [("initrd", raw.initrd.is_some()), ("cmdline", raw.cmdline.is_some())] {
             if given {
                 self.needs(key, "kernel", at);
             }
         }
-        let usual = if board == MachineType::Virt { Firmware::Uefi } else { Firmware::Bios };
-        Boot::Firmware(raw.firmware.unwrap_or(usual))
+        raw.firmware.map(Boot::Firmware)
     }
 
-    fn data_disk(&self, disk: &DiskForm) -> DataDisk {
-        match disk {
-            DiskForm::Fresh(size) => DataDisk::Fresh { size: *size },
-            DiskForm::Existing { path, readonly } => {
-                DataDisk::Existing { path: self.absolute(path), readonly: *readonly }
+    fn data_disk(&self, disk: &DataDisk) -> DataDisk {
+        match disk.clone() {
+            DataDisk::Existing { path, readonly } => {
+                DataDisk::Existing { path: self.absolute(path), readonly }
             }
+            disk => disk,
         }
     }
 
@@ -533,18 +529,12 @@ fn typed_config(raw: &raw::RawCloudInit) -> CloudConfig {
 }
 
 fn network(raw: &raw::RawMachine, at: &MachinePlace<'_>, problems: &mut Vec<VmfileProblem>) -> NetworkConfig {
-    let other = match raw.network.as_ref().unwrap_or(&NetworkForm::User) {
-        NetworkForm::User => {
-            let network = UserNetwork::with_ssh(raw.forwards.clone().unwrap_or_default());
-            return NetworkConfig::User(UserNetwork {
-                restrict: raw.restrict.unwrap_or_default(),
-                ..network
-            });
-        }
-        NetworkForm::Vnic(link) => NetworkConfig::Vnic { link: link.clone() },
-        NetworkForm::Tap(bridge) => NetworkConfig::Tap { bridge: bridge.clone() },
-        NetworkForm::None => NetworkConfig::None,
-    };
+    let network = raw.network.clone().unwrap_or_default();
+    if let NetworkConfig::User(_) = network {
+        let network = UserNetwork::with_ssh(raw.forwards.clone().unwrap_or_default());
+        let restrict = raw.restrict.unwrap_or_default();
+        return NetworkConfig::User(UserNetwork { restrict, ..network });
+    }
     let given = [
         ("forwards", raw.forwards.as_ref().is_some_and(|forwards| !forwards.is_empty())),
         ("restrict", raw.restrict == Some(true)),
@@ -554,11 +544,11 @@ fn network(raw: &raw::RawMachine, at: &MachinePlace<'_>, problems: &mut Vec<Vmfi
             VmfileProblem::new(format!("`{key}` goes with the network \"user\" only")).at(at.of(key), "");
         problems.push(problem.also(at.of("network"), "the network"));
     }
-    other
+    network
 }
 
 fn ready(raw: &raw::RawMachine, at: &MachinePlace<'_>, problems: &mut Vec<VmfileProblem>) -> ReadyProbes {
-    let none = matches!(raw.network, Some(NetworkForm::None));
+    let none = matches!(raw.network, Some(NetworkConfig::None));
     let reachable = raw.image.is_some() && !none;
     let table = raw.ready.as_ref();
     let ssh = table.and_then(|ready| ready.ssh).unwrap_or(reachable);
@@ -583,7 +573,7 @@ fn ready(raw: &raw::RawMachine, at: &MachinePlace<'_>, problems: &mut Vec<Vmfile
 
 /// Says of everything that is to be done in a guest that nobody gets in.
 fn without_way_in(raw: &raw::RawMachine, at: &MachinePlace<'_>) -> Vec<VmfileProblem> {
-    let has_network = !matches!(raw.network, Some(NetworkForm::None));
+    let has_network = !matches!(raw.network, Some(NetworkConfig::None));
     // vmkit's own user and key are handed over by cloud-init.
     let has_key = raw.image.is_some() || raw.cloud_init.is_some();
     if has_network && has_key {
@@ -610,7 +600,7 @@ fn without_way_in(raw: &raw::RawMachine, at: &MachinePlace<'_>) -> Vec<VmfilePro
 
 /// Says of every port that is to be seen from the host that no forward leads there.
 fn unseen_ports(machine: &MachineConfig) -> Vec<VmfileProblem> {
-    let NetworkConfig::User(user) = machine.spec.network() else { return Vec::new() };
+    let NetworkConfig::User(user) = machine.network() else { return Vec::new() };
     if machine.is_entered() {
         return Vec::new();
     }

@@ -65,7 +65,7 @@ impl HostResource for SharedDisk<'_> {
 fn wanted_ports(machines: &[MachineConfig]) -> Vec<ResourceUse<'_, SharedPort<'_>>> {
     let mut all = Vec::new();
     for machine in machines {
-        let NetworkConfig::User(user) = machine.spec.network() else { continue };
+        let NetworkConfig::User(user) = machine.network() else { continue };
         for (index, forward) in user.forwards.iter().enumerate() {
             if forward.host_port.is_some() {
                 let place = machine.place(&format!("forwards[{index}]"));
@@ -84,11 +84,11 @@ fn wanted_disks(machines: &[MachineConfig]) -> Vec<ResourceUse<'_, SharedDisk<'_
             let what = SharedDisk { path: Path::new(image), is_readonly: true };
             all.push(ResourceUse { what, machine: &machine.name, place: machine.place("image") });
         }
-        if let Some(path) = machine.spec.cdrom() {
+        if let Some(path) = machine.cdrom() {
             let what = SharedDisk { path, is_readonly: true };
             all.push(ResourceUse { what, machine: &machine.name, place: machine.place("cdrom") });
         }
-        for (index, disk) in machine.spec.data_disks().iter().enumerate() {
+        for (index, disk) in machine.blueprint.draft().data_disks().iter().enumerate() {
             if let DataDisk::Existing { path, readonly } = disk {
                 let place = machine.place(&format!("data_disks[{index}]"));
                 let what = SharedDisk { path, is_readonly: *readonly };

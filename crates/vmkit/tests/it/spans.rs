@@ -200,7 +200,7 @@ fn machines_launches_and_pulls_are_spans_and_no_address_is_shown() {
         let url = "http://127.0.0.1:1/disk.raw?token=geheim".parse().unwrap();
         images.pull(&url, Arch::X86_64, &progress).await.unwrap_err();
         images.pull(&"no-such-image:1".parse().unwrap(), Arch::X86_64, &progress).await.unwrap_err();
-        let none = LaunchOptions::new("/nowhere/disk.raw".parse().unwrap());
+        let none = LaunchOptions::of_image(&"/nowhere/disk.raw".parse().unwrap()).unwrap();
         assert!(launch(manager, &images, none, &mut |_| {}).await.is_err());
     });
     assert_eq!(listener.names(), ["up", "create", "start", "pull", "pull", "launch"]);

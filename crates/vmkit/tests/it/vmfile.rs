@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use jsonschema::Validator;
 use proptest::prelude::*;
-use vmkit::spec::{Boot, DataDisk, Firmware, NetworkConfig, TakesEffect, UserData, changes};
-use vmkit::vmfile::{HostInputs, Project, RunPolicy, StepAction, VmfileError, load, parse, schema};
+use vmkit::spec::{Boot, DataDisk, Firmware, HostInputs, NetworkConfig, TakesEffect, UserData, changes};
+use vmkit::vmfile::{Project, RunPolicy, StepAction, VmfileError, load, parse, schema};
 use vmkit::{Error, ErrorKind};
 
 const FILE: &str = "/home/me/shop/vmkit.toml";

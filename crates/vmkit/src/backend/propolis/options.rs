@@ -8,14 +8,11 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::spec::{LinkName, VmSpec};
+use crate::spec::{LinkName, RootDisk, VmSpec};
 
 /// The keys of a VM's `backend_options`.
 pub(super) const KEYS: [&str; 7] =
     ["address", "bootrom", "dataset", "guest-ip", "program", "serial-number", "vnic"];
-
-/// The prefix of the name of an image that is the snapshot of a ZFS volume.
-const ZFS: &str = "zfs:";
 
 /// What a VM without options of its own gets.
 #[derive(Debug, Clone, Default)]
@@ -92,7 +89,7 @@ impl ZfsSnapshot {
     /// # Errors
     /// `InvalidInput` on `image` for a name that is no snapshot's.
     pub(super) fn of(image: &std::path::Path) -> Result<Option<Self>> {
-        let Some(name) = image.to_str().and_then(|text| text.strip_prefix(ZFS)) else {
+        let Some(name) = image.to_str().and_then(|text| text.strip_prefix(RootDisk::ZFS)) else {
             return Ok(None);
         };
         let expected = "an image on ZFS is named zfs:POOL/DATASET@SNAPSHOT";
