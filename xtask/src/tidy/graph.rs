@@ -233,7 +233,7 @@ struct Collector<'a> {
 
 impl Collector<'_> {
     /// Returns a path from the root of the crate; `None` for one of another crate.
-    fn from_root(&self, segments: &[String]) -> Option<Vec<String>> {
+    fn absolute_path(&self, segments: &[String]) -> Option<Vec<String>> {
         let first = segments.first()?;
         let supers = segments.iter().take_while(|segment| *segment == "super").count();
         match first.as_str() {
@@ -271,7 +271,7 @@ impl<'ast> Visit<'ast> for Collector<'_> {
             // What begins with neither `crate` nor a known name is a child, or of another crate:
             // that resolves to this module itself.
             let below = || [self.path, &segments].concat();
-            let path = self.from_root(&segments).unwrap_or_else(below);
+            let path = self.absolute_path(&segments).unwrap_or_else(below);
             self.module.imports.insert(used.name, path.clone());
             self.module.uses.push(Use { path, line: used.line });
         }
@@ -279,7 +279,7 @@ impl<'ast> Visit<'ast> for Collector<'_> {
 
     fn visit_path(&mut self, path: &'ast syn::Path) {
         let segments: Vec<String> = path.segments.iter().map(|segment| segment.ident.to_string()).collect();
-        if let Some(path_from_root) = self.from_root(&segments) {
+        if let Some(path_from_root) = self.absolute_path(&segments) {
             self.module.uses.push(Use { path: path_from_root, line: path.span().start().line });
         }
         visit::visit_path(self, path);
