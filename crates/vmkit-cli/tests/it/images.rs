@@ -64,6 +64,7 @@ fn a_pull_that_was_killed_goes_on_where_it_was() {
 
 /// Runs a script with a file system of this size mounted at a directory, `$0` the command; `None`,
 /// said aloud, if mounting is not permitted.
+#[expect(clippy::print_stdout, reason = "a skipped test says so")]
 fn on_a_small_disk(host: &Host, at: &Path, size: &str, script: &str) -> Option<Answer> {
     if !rustix::process::geteuid().is_root() {
         println!("SKIP: only root can mount a small file system");
