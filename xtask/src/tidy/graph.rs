@@ -19,6 +19,7 @@ const ALLOWED: &[(&str, &str, &str)] = &[
     ("error", "vmfile", "what is wrong with a vmkit.toml is an error"),
     ("error", "handle", "an error names a backend by its tag"),
     ("error", "spec", "an error names the VM, and making a name can fail"),
+    ("error", "misplacement", "an error says what is wrong with a directory of the home"),
     ("host", "store", "`doctor` names what in a home belongs to other users"),
     ("spec", "handle", "a spec may name its backend"),
     ("console", "manager", "a manager's consoles are attached there"),

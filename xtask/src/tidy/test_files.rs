@@ -1,7 +1,8 @@
 //! Integration tests are few binaries, and each file of them is compiled.
 //!
 //! Every binary links the whole library again, so a crate has at most two. And rustc says nothing
-//! about a file that no `mod` declares: its tests would never run. A sleep has its reason beside it.
+//! about a file that no `mod` declares: its tests would never run. A sleep has its reason beside
+//! it.
 
 use std::path::{Component, Path, PathBuf};
 

@@ -106,8 +106,8 @@ impl Host {
 }
 
 /// What commands printed, one after the other, for a snapshot: standard error, and before it what
-/// was on standard output; with `[DIR]` for the host's directory and `[TIME]` for how long something
-/// took.
+/// was on standard output; with `[DIR]` for the host's directory and `[TIME]` for how long
+/// something took.
 pub(crate) struct Transcript<'a> {
     host: &'a Host,
     text: String,

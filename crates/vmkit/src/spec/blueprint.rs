@@ -45,8 +45,8 @@ impl Blueprint {
         Ok(Self { draft: spec.build()?, takes_firmware, takes_access: false })
     }
 
-    /// Returns the same blueprint, with a login for vmkit itself unless the spec has one; cloud-init
-    /// creates its user.
+    /// Returns the same blueprint, with a login for vmkit itself unless the spec has one;
+    /// cloud-init creates its user.
     #[must_use]
     pub fn with_access(mut self) -> Self {
         self.draft.0.cloud_init.get_or_insert_default();
