@@ -7,8 +7,11 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+#[cfg(all(target_os = "linux", feature = "qemu"))]
 use crate::input_file::InputFile;
-use crate::spec::{Boot, DataDisk, RootDisk, VmSpec};
+#[cfg(all(target_os = "linux", feature = "qemu"))]
+use crate::spec::Boot;
+use crate::spec::{DataDisk, RootDisk, VmSpec};
 
 /// What tells a file from all others on this host at one time: its device and its inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -78,6 +81,7 @@ pub(crate) fn disk_files(spec: &VmSpec) -> Vec<DiskFile> {
 ///
 /// # Errors
 /// `InvalidInput` on the field, with the path that the file has.
+#[cfg(all(target_os = "linux", feature = "qemu"))]
 pub(crate) fn check_paths(spec: &VmSpec) -> Result<()> {
     disk_files(spec).iter().try_for_each(|file| InputFile::check_lasts(file.used.field(), &file.path))?;
     if let Boot::Kernel(kernel) = spec.boot() {

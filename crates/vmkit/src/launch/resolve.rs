@@ -54,7 +54,7 @@ impl Blueprint {
     ) -> Result<ResolvedVm> {
         let draft = self.draft();
         let base = draft.disk().and_then(RootDisk::base);
-        let is_here = *manager.backend_of(draft) == BackendTag::Qemu;
+        let is_here = matches!(manager.backend_of(draft), BackendTag::Qemu | BackendTag::Noop);
         let image = match base.map(image_ref).transpose()? {
             // Its server may be on another host, and the backend examines it there.
             Some(ImageRef::Path(path)) if !is_here && !path.exists() => None,

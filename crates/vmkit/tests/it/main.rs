@@ -20,7 +20,6 @@ mod reconfigure;
 mod refused;
 #[cfg(all(feature = "images", feature = "ssh", feature = "vmfile"))]
 mod shop;
-mod spans;
 #[cfg(feature = "ssh")]
 mod ssh;
 #[cfg(feature = "ssh")]

@@ -79,7 +79,9 @@ async fn the_ports_of_two_guests_do_not_meet_and_lead_each_into_its_own() {
 async fn a_named_host_port_that_is_in_use_is_refused_by_its_number() {
     let place = Place::new();
     let qemu = place.hypervisor();
-    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    // Below the ports that the kernel hands out, so that no other test gets it in between.
+    let mut free = (20_000..30_000).filter_map(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok());
+    let taken = free.next().expect("a free port");
     let port = taken.local_addr().unwrap().port();
     let spec = forwarding("named", &[&format!("{port}:7")], false).build().unwrap();
     let says_so = |error: vmkit::Error| {

@@ -1,4 +1,20 @@
 //! What a program that has vmkit in it sees of the operations in its `tracing`.
+//!
+//! A binary of its own: a span that another test's thread meets first, without a subscriber, may be
+//! switched off for all.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    dead_code,
+    unused_imports,
+    reason = "a test may panic; what it shares with others has more than it uses"
+)]
+
+#[path = "../it/common.rs"]
+mod common;
+#[cfg(all(feature = "images", feature = "ssh", feature = "vmfile"))]
+#[path = "../it/shop.rs"]
+mod shop;
 
 use std::collections::BTreeMap;
 use std::fmt;
