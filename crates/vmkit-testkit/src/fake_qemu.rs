@@ -3,12 +3,12 @@
 //! What of it is real and what is fake stands in the program's own documentation.
 //!
 //! ```no_run
-//! use vmkit_testkit::fake_qemu::{Behaviour, FakeQemu};
+//! use vmkit_testkit::fake_qemu::{FakeQemu, QemuBehaviour};
 //! # fn main() -> std::io::Result<()> {
 //! # let dir = std::path::Path::new("/tmp");
 //! // In an integration test of this crate, the binary is `env!("CARGO_BIN_EXE_vmkit-fake-qemu")`.
 //! let qemu = FakeQemu::install("target/debug/vmkit-fake-qemu".as_ref(), dir)?;
-//! qemu.behave(&Behaviour { ignore_power_down: true, ..Behaviour::default() })?;
+//! qemu.behave(&QemuBehaviour { ignore_power_down: true, ..QemuBehaviour::default() })?;
 //! // Run `qemu.program()` as if it were QEMU; each one started from now on behaves so.
 //! # Ok(()) }
 //! ```

@@ -1,9 +1,9 @@
 //! A Propolis server without a hypervisor, and the tools of the host that it lives on, for tests.
 //!
 //! ```no_run
-//! use vmkit_testkit::propolis::{Behaviour, FakePropolis};
+//! use vmkit_testkit::propolis::{FakePropolis, PropolisBehaviour};
 //! # fn main() -> std::io::Result<()> {
-//! let server = FakePropolis::spawn(Behaviour::default())?;
+//! let server = FakePropolis::spawn(PropolisBehaviour::default())?;
 //! // Talk to `http://{server.address()}` as if it were a propolis-server; afterwards:
 //! assert!(server.kernel_vms().is_empty(), "it has left a VM in the kernel");
 //! # Ok(()) }

@@ -51,11 +51,11 @@ const KEPT_BYTES: u64 = 1 << 20;
 ///
 /// # Examples
 /// ```no_run
-/// use vmkit::console::{SerialConsole, Since};
+/// use vmkit::console::{HistoryRange, SerialConsole};
 ///
 /// # async fn example() -> vmkit::Result<()> {
 /// let console = SerialConsole::at("ws://127.0.0.1:12400/instance/serial")?;
-/// let past = console.history(Since::MostRecent(64 << 10)).await?;
+/// let past = console.history(HistoryRange::MostRecent(64 << 10)).await?;
 /// let (ours, theirs) = tokio::net::UnixStream::pair().map_err(vmkit::Error::io("make", "a socket pair"))?;
 /// let ending = console.pump(past.end, theirs, |event| eprintln!("{event:?}")).await?;
 /// # drop(ours); println!("{ending:?}"); Ok(()) }
