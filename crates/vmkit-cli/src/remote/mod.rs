@@ -61,7 +61,7 @@ enum LoopEnd {
 /// Runs the command with this process's streams, and returns how it ended.
 ///
 /// # Errors
-/// Those of the session; `ProcessOutput` where nobody reads what the program writes. `Own` where the
+/// Those of the session; `Output` if the program's output can't be written. `Own` where the
 /// connection is lost on the way.
 pub(crate) async fn run(
     session: &Session,
