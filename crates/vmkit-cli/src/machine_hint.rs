@@ -1,6 +1,7 @@
 //! Hints for a VM's name that is the name of a machine in the file of machines.
 
 use vmkit::Error;
+use vmkit::error::Subject;
 
 use crate::failure::Failure;
 use crate::project_file;
@@ -36,7 +37,7 @@ pub(crate) fn of(failure: &Failure) -> Vec<String> {
 /// Collects the names of the VMs that were not found.
 fn not_found<'a>(failure: &'a Failure, names: &mut Vec<&'a str>) {
     match failure {
-        Failure::Library { error: Error::NotFound { what: "VM", name }, .. } => names.push(name),
+        Failure::Library { error: Error::NotFound { what: Subject::Vm, name }, .. } => names.push(name),
         Failure::Own { failure, .. } => not_found(failure, names),
         Failure::Several(failures) => failures.iter().for_each(|failure| not_found(failure, names)),
         _ => {}

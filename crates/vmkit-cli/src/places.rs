@@ -57,11 +57,10 @@ fn find(
     let below_user = |below: &str| match set("HOME") {
         Some(user) if user.is_absolute() => check_directory("HOME", &user).map(|()| user.join(below)),
         Some(user) => Err(Error::invalid("HOME", user.display(), "the path must be absolute")),
-        None => Err(Error::Host {
-            needed: "HOME".to_owned(),
-            problem: "it is not set, and says where VMs are kept: set it, or VMKIT_HOME, or give --home"
-                .to_owned(),
-        }),
+        None => Err(Error::host(
+            "HOME",
+            "it is not set, and says where VMs are kept: set it, or VMKIT_HOME, or give --home",
+        )),
     };
     let (data_from, data) = match xdg("XDG_DATA_HOME") {
         Some(data) => check_directory("XDG_DATA_HOME", &data).map(|()| ("XDG_DATA_HOME", data))?,

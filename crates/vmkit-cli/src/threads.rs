@@ -36,6 +36,6 @@ pub(crate) fn check() -> Result<(), Error> {
             "the system refuses {NEEDED} threads to this command ({error}): the limit of this user's processes and \
              threads is {most}, by `ulimit -u`; a container's own limit, pids.max, may be lower"
         );
-        Error::Host { needed: "RLIMIT_NPROC".to_owned(), problem }
+        Error::host("RLIMIT_NPROC", problem)
     })
 }

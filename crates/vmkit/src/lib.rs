@@ -70,7 +70,7 @@ pub mod cloud_init;
 pub mod console;
 mod deadline;
 mod disk_files;
-mod error;
+pub mod error;
 mod flock;
 mod forwarding;
 mod handle;

@@ -4,6 +4,7 @@ use std::env;
 use std::time::Duration;
 
 use clap::Args;
+use vmkit::error::LiveResource;
 use vmkit::spec::VmName;
 use vmkit::{ConsoleEndpoint, Error, VmState};
 
@@ -68,7 +69,7 @@ impl ConsoleArgs {
             ConsoleEndpoint::None
                 if manager.hypervisor().capabilities(&vm.backend).is_ok_and(|able| able.console) =>
             {
-                Err(Error::NotLive { what: "the console", state: vm.state }.into())
+                Err(Error::NotLive { what: LiveResource::Console, state: vm.state }.into())
             }
             ConsoleEndpoint::None => {
                 Err(Error::Unsupported { backend: vm.backend, what: "a console".to_owned() }.into())
@@ -88,7 +89,7 @@ impl ConsoleArgs {
                 console::attach(&self.name, at, escape, self.timeout)
             }
             ConsoleEndpoint::UnixSocket(_) | ConsoleEndpoint::WebSocket(_) => {
-                Err(Error::NotLive { what: "the console", state: vm.state }.into())
+                Err(Error::NotLive { what: LiveResource::Console, state: vm.state }.into())
             }
         }
     }

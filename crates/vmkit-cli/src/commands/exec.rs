@@ -6,6 +6,7 @@ use std::io;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use vmkit::error::{LiveResource, Subject};
 use vmkit::spec::{NetworkConfig, VmName};
 use vmkit::ssh::{GuestCommand, TerminalSpec};
 use vmkit::{Error, ErrorKind, VmHandle, VmState};
@@ -116,7 +117,7 @@ impl ExecArgs {
                 check_for_agent(&self.way, self.tty)?;
                 let vm = manager.info(&self.name).await?;
                 if vm.state != VmState::Running {
-                    return Err(Error::NotLive { what: "the guest agent", state: vm.state }.into());
+                    return Err(Error::NotLive { what: LiveResource::GuestAgent, state: vm.state }.into());
                 }
                 let attended = tokio::select! {
                     attended = agent::attend(&vm, &command, !self.no_stdin, self.way.timeout()) => attended?,
@@ -141,7 +142,7 @@ async fn gone(manager: &CliManager, seen: &VmHandle) -> Failure {
             Ok(vm) if vm.state.is_live() => last = vm,
             Ok(vm) => {
                 let awaited = format!("the end of a program in the VM `{}`", vm.name());
-                return Failure::unknown(Error::Ended { awaited, state: vm.state, console: String::new() });
+                return Failure::unknown(Error::Ended { awaited, state: vm.state, console: None });
             }
             Err(error) => return Failure::unknown(error),
         }
@@ -170,7 +171,7 @@ async fn goes_by_agent(
         Ok(_) => return Ok(false),
         Err(error) => error,
     };
-    let no_vm = matches!(error, Error::NotFound { what: "VM", .. });
+    let no_vm = matches!(error, Error::NotFound { what: Subject::Vm, .. });
     if no_vm || !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Unsupported) {
         return Err(error.into());
     }

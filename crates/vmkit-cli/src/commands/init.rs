@@ -7,6 +7,7 @@ use std::path::Path;
 
 use clap::Args;
 use vmkit::Error;
+use vmkit::error::Subject;
 use vmkit::image::ImageRef;
 use vmkit::vmfile::{self, Project, VmfileError};
 
@@ -133,7 +134,7 @@ fn rename_to_nothing(from: &Path, to: &Path) -> io::Result<()> {
 }
 
 fn taken(path: &Path) -> Error {
-    Error::AlreadyExists { what: "file of machines", name: path.display().to_string() }
+    Error::already_exists(Subject::MachinesFile, path.display())
 }
 
 #[cfg(test)]

@@ -3,8 +3,9 @@
 use std::fmt::Display;
 
 use serde::Serialize;
-#[cfg(target_os = "linux")]
 use vmkit::QemuPlan;
+#[cfg(target_os = "linux")]
+use vmkit::error::Subject;
 use vmkit::spec::VmSpec;
 use vmkit::{BackendTag, Error, ErrorKind};
 
@@ -26,7 +27,7 @@ pub(super) async fn print_new(
     match manager.info(spec.name()).await {
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         Err(error) => return Err(error.into()),
-        Ok(_) => return Err(Error::AlreadyExists { what: "VM", name: spec.name().to_string() }.into()),
+        Ok(_) => return Err(Error::already_exists(Subject::Vm, spec.name()).into()),
     }
     match spec.backend().unwrap_or(&DEFAULT_BACKEND) {
         #[cfg(target_os = "linux")]

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
+use vmkit::error::Subject;
 use vmkit::lifecycle::{InvalidTransition, Operation};
 use vmkit::spec::VmName;
 use vmkit::store::Misplacement;
@@ -38,14 +39,14 @@ pub(super) fn hint(error: &Error, of: Option<&ErrorSubject>) -> Option<String> {
         Error::Copy { kind: ErrorKind::InvalidInput, problem, .. } if problem.ends_with("recursively") => {
             "`vmkit cp -r` does"
         }
-        Error::AlreadyExists { what: "file of machines", .. } => {
+        Error::AlreadyExists { what: Subject::MachinesFile, .. } => {
             "`vmkit plan` shows what `vmkit up` would do"
         }
-        Error::AlreadyExists { what: "file", .. } => "--force replaces it",
+        Error::AlreadyExists { what: Subject::File, .. } => "--force replaces it",
         Error::Foreign { .. } => {
             "if the file was moved, move it back, or remove its VMs by `vmkit rm`; else give the project another `name`"
         }
-        Error::AlreadyExists { what: "VM", name } => {
+        Error::AlreadyExists { what: Subject::Vm, name } => {
             return Some(format!(
                 "`vmkit info {name}` tells how it is, `vmkit start {name}` boots it, `vmkit rm --force {name}` removes it"
             ));
@@ -58,9 +59,9 @@ pub(super) fn hint(error: &Error, of: Option<&ErrorSubject>) -> Option<String> {
             let what = if names.len() == 1 { "the VM with its disk" } else { "the VMs with their disks" };
             return Some(format!("`vmkit rm {}` removes {what}", names.join(" ")));
         }
-        Error::NotFound { what: "VM", .. } => "`vmkit ls` lists the VMs",
-        Error::NotFound { what: "image", .. } => IMAGES,
-        Error::NotFound { what: "hypervisor log of VM", .. } => {
+        Error::NotFound { what: Subject::Vm, .. } => "`vmkit ls` lists the VMs",
+        Error::NotFound { what: Subject::Image, .. } => IMAGES,
+        Error::NotFound { what: Subject::HypervisorLog, .. } => {
             "the log of a server that somebody else has started is where that keeps it"
         }
         Error::Invalid { field, value, expected }

@@ -228,6 +228,8 @@ fn names(error: &vmkit::Error, called: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use vmkit::error::Subject;
+
     use super::*;
 
     #[test]
@@ -264,7 +266,7 @@ mod tests {
         assert_eq!(whose(vmkit::Error::invalid("env", "A", "write NAME=VALUE").into()), None);
         let other = VmName::new("db").unwrap();
         assert_eq!(whose(Failure::from(busy()).of_vm(&other)).as_deref(), Some("db"));
-        assert!(names(&vmkit::Error::NotFound { what: "VM", name: "web".into() }, "web"));
+        assert!(names(&vmkit::Error::not_found(Subject::Vm, "web"), "web"));
         assert!(!names(&busy(), "web"));
     }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use proptest::prelude::*;
+use vmkit::error::Subject;
 use vmkit::lifecycle::{FailureCause, FailureKind, Operation};
 use vmkit::spec::{VmName, VmSpec};
 use vmkit::{
@@ -155,7 +156,7 @@ impl Hypervisor for Faulty {
     }
     async fn destroy(&self, vm: VmHandle) -> Result<()> {
         if self.fault == Fault::DestroyTwice && self.noop.state(&vm).await? == VmState::Destroyed {
-            return Err(Error::NotFound { what: "VM", name: vm.name().to_string() });
+            return Err(Error::not_found(Subject::Vm, vm.name()));
         }
         self.noop.destroy(vm).await
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, LiveResource, Result, Subject};
 use crate::forwarding::PortForwarding;
 use crate::handle::{ActiveForward, BackendDetails, BackendTag, ConsoleEndpoint, RunInfo, VmHandle};
 use crate::hypervisor::{Backend, Capabilities, Hypervisor};
@@ -99,7 +99,7 @@ impl Hypervisor for NoopHypervisor {
         let mut books = self.books();
         books.take_failure(Operation::Prepare)?;
         if books.vms.iter().any(|(other, (name, _))| name == spec.name() || *other == id) {
-            return Err(Error::AlreadyExists { what: "VM", name: spec.name().to_string() });
+            return Err(Error::already_exists(Subject::Vm, spec.name()));
         }
         books.vms.insert(id, (spec.name().clone(), VmState::Prepared));
         drop(books);
@@ -138,14 +138,14 @@ impl Hypervisor for NoopHypervisor {
     async fn guest_ip(&self, vm: &VmHandle) -> Result<String> {
         match self.state(vm).await? {
             VmState::Running | VmState::Suspended => Ok("127.0.0.1".to_owned()),
-            state => Err(Error::NotLive { what: "the guest's address", state }),
+            state => Err(Error::NotLive { what: LiveResource::GuestAddress, state }),
         }
     }
 
     fn console_endpoint(&self, vm: &VmHandle) -> Result<ConsoleEndpoint> {
         if vm.backend != BackendTag::Noop {
             let problem = format!("the handle belongs to the backend `{}`, not `noop`", vm.backend);
-            return Err(Error::Record { path: vm.name().as_str().into(), problem });
+            return Err(Error::record(vm.name().as_str(), problem));
         }
         Ok(ConsoleEndpoint::None)
     }
@@ -173,7 +173,7 @@ impl NoopHypervisor {
         let state =
             self.books().vms.get(&vm.id).map(|(_, state)| state.clone()).ok_or_else(|| missing(vm))?;
         if !state.is_live() {
-            return Err(Error::NotLive { what: "what a port leads to", state });
+            return Err(Error::NotLive { what: LiveResource::ForwardedPort, state });
         }
         let mut handle = vm.clone();
         change(&mut handle.run.get_or_insert_with(RunInfo::default).forwards);
@@ -198,5 +198,5 @@ impl Backend for NoopHypervisor {
 }
 
 fn missing(vm: &VmHandle) -> Error {
-    Error::NotFound { what: "VM", name: vm.name().to_string() }
+    Error::not_found(Subject::Vm, vm.name())
 }

@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::joined::{ConsoleLog, JoinedConsole};
 use super::turn::ConsoleTurn;
-use crate::error::{Error, Result};
+use crate::error::{Error, LiveResource, Result};
 use crate::handle::{ConsoleEndpoint, VmHandle};
 use crate::hypervisor::Hypervisor;
 use crate::lifecycle::VmState;
@@ -72,7 +72,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     pub async fn attach_console(&self, name: &VmName) -> Result<AttachedConsole> {
         let vm = self.info(name).await?;
         if !vm.state.is_live() {
-            return Err(Error::NotLive { what: "the console", state: vm.state });
+            return Err(Error::NotLive { what: LiveResource::Console, state: vm.state });
         }
         let (stream, unread, turn) = match self.console_endpoint(name)? {
             ConsoleEndpoint::UnixSocket(socket) => at_socket(&vm, &socket).await?,

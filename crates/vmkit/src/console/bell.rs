@@ -19,8 +19,8 @@ use tokio_tungstenite::{WebSocketStream, client_async};
 
 use super::address::ControlMessage;
 use super::serial::{ANSWER_LIMIT, API_VERSION};
-use crate::backend::propolis::client::{PEER, PropolisClient};
-use crate::error::{Error, Result};
+use crate::backend::propolis::client::PropolisClient;
+use crate::error::{Error, Peer, Result};
 
 type ConsoleSocket = WebSocketStream<TcpStream>;
 
@@ -67,11 +67,11 @@ impl OutputSignal {
             Ok(Err(_)) => ("it does not serve a console", None),
             Err(_) => {
                 let awaited = format!("the console of the Propolis server at {}", client.address);
-                return Err(Error::TimedOut { awaited, after: ANSWER_LIMIT, console: String::new() });
+                return Err(Error::timed_out(awaited, ANSWER_LIMIT));
             }
         };
         let (how, source) = problem;
-        Err(Error::Protocol { peer: PEER, problem: format!("{}: {how}", client.address), source })
+        Err(Error::Protocol { peer: Peer::Propolis, problem: format!("{}: {how}", client.address), source })
     }
 
     /// Returns the direction of the keys, and a future that rings until the connection ends.

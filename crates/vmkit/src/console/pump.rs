@@ -14,8 +14,8 @@ use tokio_tungstenite::tungstenite::Message;
 use super::bell::{InputSink, OutputSignal, SignalEnd};
 use super::serial::{ConsoleEnd, ConsoleEvent, no_vm};
 use super::tape::{ConsoleTape, MOST_FRAMES, TapeRead};
-use crate::backend::propolis::client::{PEER, PropolisClient};
-use crate::error::{Error, Result};
+use crate::backend::propolis::client::PropolisClient;
+use crate::error::{Error, Peer, Result};
 
 /// How long a lost connection is tried anew.
 const RECONNECT_LIMIT: Duration = Duration::from_secs(10);
@@ -129,10 +129,8 @@ impl<T: FnMut(ConsoleEvent) + Send> ConsolePump<T> {
     /// One that takes every connection and drops it is waited for no longer than one that takes
     /// none.
     async fn reconnect(&mut self) -> Result<Option<OutputSignal>> {
-        let broken = |client: &PropolisClient, how: &str| Error::Protocol {
-            peer: PEER,
-            problem: format!("{}: {how}", client.address),
-            source: None,
+        let broken = |client: &PropolisClient, how: &str| {
+            Error::protocol(Peer::Propolis, format!("{}: {how}", client.address))
         };
         loop {
             let (deadline, pause) = match self.trouble {

@@ -223,6 +223,6 @@ pub(super) fn no_vm(client: &PropolisClient) -> Error {
     Error::Ended {
         awaited: format!("the console at {}", client.address),
         state: VmState::Stopped,
-        console: String::new(),
+        console: None,
     }
 }

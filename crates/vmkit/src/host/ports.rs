@@ -28,16 +28,16 @@ pub(crate) fn port_is_free(protocol: Protocol, addr: IpAddr, port: NonZeroU16) -
     match bound {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => Ok(false),
-        Err(error) => Err(Error::Host {
-            needed: format!("the port {socket}/{}", protocol.as_str()),
-            problem: match error.kind() {
+        Err(error) => Err(Error::host(
+            format!("the port {socket}/{}", protocol.as_str()),
+            match error.kind() {
                 io::ErrorKind::AddrNotAvailable => "this host does not have that address".to_owned(),
                 io::ErrorKind::PermissionDenied => {
                     "this user may not listen there; take a port from 1024 on".to_owned()
                 }
                 _ => error.to_string(),
             },
-        }),
+        )),
     }
 }
 

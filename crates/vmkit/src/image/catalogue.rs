@@ -199,7 +199,7 @@ impl Catalogue {
     /// # Errors
     /// `Record` with the file, the line and what is wrong there.
     pub fn extended(mut self, text: &str, file: &Path) -> Result<Self> {
-        let refused = |problem: String| Error::Record { path: file.to_owned(), problem };
+        let refused = |problem: String| Error::record(file, problem);
         let raw: RawCatalogue = toml::from_str(text).map_err(|error| refused(explain(text, &error)))?;
         if raw.version != VERSION {
             return Err(refused(format!(

@@ -22,7 +22,7 @@ use super::disk::{DiskExtent, GuestDisk};
 use super::inspect::ImageFacts;
 use super::progress::{PullProgress, PullStage};
 use super::sparse::SparseFile;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Subject};
 use crate::steps::step;
 
 /// How many bytes are read at a time.
@@ -93,9 +93,7 @@ pub async fn convert(
     let size = copied?;
     if let Some(unfinished) = unfinished {
         unfinished.name(&to_place, existing).map_err(|error| match error.kind() {
-            io::ErrorKind::AlreadyExists => {
-                Error::AlreadyExists { what: "file", name: to.display().to_string() }
-            }
+            io::ErrorKind::AlreadyExists => Error::already_exists(Subject::File, to.display()),
             _ => failed()(error),
         })?;
     }
@@ -107,7 +105,7 @@ fn place(image: &ImageFacts, to: &Path, existing: OverwritePolicy) -> Result<Pat
     let refused = |why: &str| Error::invalid("file", to.display(), why);
     let Some(name) = to.file_name() else { return Err(refused("this is no name of a file")) };
     if existing == OverwritePolicy::Stays && fs::symlink_metadata(to).is_ok() {
-        return Err(Error::AlreadyExists { what: "file", name: to.display().to_string() });
+        return Err(Error::already_exists(Subject::File, to.display()));
     }
     match to.canonicalize() {
         Ok(found) if found == image.path => Err(refused("this is the image itself")),

@@ -11,7 +11,7 @@ use imago::qcow2::{Qcow2, Qcow2CreateBuilder};
 use imago::{FormatAccess, FormatCreateBuilder};
 
 use super::{ImageFacts, backing};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Subject};
 use crate::spec::Mib;
 use crate::steps::step;
 
@@ -129,9 +129,7 @@ fn create(
         OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)
     };
     let file = new().map_err(|source| match source.kind() {
-        io::ErrorKind::AlreadyExists => {
-            Error::AlreadyExists { what: "disk", name: path.display().to_string() }
-        }
+        io::ErrorKind::AlreadyExists => Error::already_exists(Subject::Disk, path.display()),
         _ => Error::io("create", path)(source),
     })?;
     let write = || {

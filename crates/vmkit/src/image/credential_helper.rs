@@ -77,7 +77,7 @@ impl CredentialProgram {
                 let dirs: Vec<_> = search_path.iter().map(|dir| dir.display().to_string()).collect();
                 let problem =
                     format!("it keeps the login at {registry}, and is not found in {}", dirs.join(":"));
-                Err(Error::Host { needed: name, problem })
+                Err(Error::host(name, problem))
             }
         }
     }
@@ -90,16 +90,15 @@ impl CredentialProgram {
     /// # Errors
     /// `Host` with the helper's message if it fails; `TimedOut` if it does not end.
     pub(super) async fn login(&self, registry: &str) -> Result<Option<RegistryLogin>> {
-        let failed = |problem: String| Error::Host {
-            needed: self.name.clone(),
-            problem: format!("it keeps the login at {registry}, and {problem}"),
+        let failed = |problem: String| {
+            Error::host(self.name.clone(), format!("it keeps the login at {registry}, and {problem}"))
         };
         step("image: run a credential helper").map_err(Error::io("run", &self.program))?;
         let (said, complained, status) = match timeout(self.limit, self.run(login_name(registry))).await {
             Ok(ended) => ended.map_err(|error| failed(format!("can't be run: {}", child_problem(&error))))?,
             Err(_) => {
                 let awaited = format!("{} to give the login at {registry}", self.name);
-                return Err(Error::TimedOut { awaited, after: self.limit, console: String::new() });
+                return Err(Error::timed_out(awaited, self.limit));
             }
         };
         let said = said.trim_ascii();

@@ -412,7 +412,7 @@ fn check_room(dir: &Path, bytes: Option<u64>) -> Result<()> {
             bytes.div_ceil(1 << 20),
             free_bytes >> 20
         );
-        return Err(Error::Host { needed: format!("room in {}", dir.display()), problem });
+        return Err(Error::host(format!("room in {}", dir.display()), problem));
     }
     Ok(())
 }

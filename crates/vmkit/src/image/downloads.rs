@@ -16,7 +16,7 @@ use super::intake::DOWNLOAD;
 use super::progress::{PullProgress, PullStage};
 use super::pull::PullSource;
 use super::store::{ImageStore, entries, remove_file};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Subject};
 use crate::steps::step;
 use crate::store::lock::{self, LockMode, VmLock};
 use crate::store::{RecordChanges, create_private};
@@ -52,7 +52,7 @@ impl DownloadDir {
         create_private(dir)?;
         match lock::acquire(&dir.join(LOCK), LockMode::Alone, Instant::now() + PATIENCE).await? {
             Some(lock) => Ok(Self::held(dir, lock)),
-            None => Err(Error::NotFound { what: "directory", name: dir.display().to_string() }),
+            None => Err(Error::not_found(Subject::Directory, dir.display())),
         }
     }
 }

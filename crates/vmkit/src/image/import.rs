@@ -16,7 +16,7 @@ use super::intake::ImageIntake;
 use super::kept::{DAMAGED, LocalImage, NewName, Verification};
 use super::progress::{PullProgress, PullStage};
 use super::store::{ImageStore, ImportOptions, remove_file};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Subject};
 use crate::input_file::{InputFile, InputStream};
 use crate::steps::step;
 use crate::store::lock::LockMode;
@@ -106,7 +106,7 @@ impl ImageStore {
     /// # Errors
     /// `NotFound`; `Io` if the disk can't be read.
     pub async fn rehash(&self, id: &Digest, progress: &watch::Sender<PullProgress>) -> Result<Digest> {
-        let missing = || Error::NotFound { what: "image", name: id.to_string() };
+        let missing = || Error::not_found(Subject::Image, id);
         let _lock = self.hold(id, LockMode::Shared).await?.ok_or_else(missing)?;
         let facts = self.read(id)?.ok_or_else(missing)?.facts;
         let (progress, total_bytes) = (progress.clone(), Some(facts.file_bytes));

@@ -228,7 +228,7 @@ fn decode<T: for<'a> Deserialize<'a>>(path: &Path, bytes: &[u8], version: fn(&T)
     struct ImageRecordHead {
         version: u32,
     }
-    let refused = |problem: String| Err(Error::Record { path: path.to_owned(), problem });
+    let refused = |problem: String| Err(Error::record(path, problem));
     match serde_json::from_slice::<T>(bytes) {
         Ok(record) if version(&record) == VERSION => Ok(record),
         parsed => match (serde_json::from_slice::<ImageRecordHead>(bytes), parsed) {

@@ -28,7 +28,7 @@ use super::reference::{ImageName, ImageRef, ImageUrl, OciRef};
 use super::remote::{may_go_on_later, shown};
 use super::signature::{self, Certificate, MOST_KEY_BYTES, MOST_SIGNATURE_BYTES};
 use super::store::{ImageInUse, ImageStore, PullPolicy, seconds_since_1970};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, Subject};
 use crate::span::{about, operation, within};
 use crate::spec::{Arch, Mib};
 use crate::store::lock::LockMode;
@@ -96,7 +96,7 @@ impl ImageStore {
             if let ImageRef::Name(name) = image {
                 self.published(name, arch)?;
             }
-            return Err(Error::NotFound { what: "image", name });
+            return Err(Error::not_found(Subject::Image, name));
         }
         loop {
             self.pull(image, arch, progress).await?;

@@ -206,7 +206,7 @@ impl HttpFetcher {
     fn silence(&self, url: &str) -> Error {
         let through = Url::parse(url).map_or_else(|_| String::new(), |url| self.through_what(&url));
         let awaited = format!("{} to send the next byte{through}", shown(url));
-        Error::TimedOut { awaited, after: self.patience.idle, console: String::new() }
+        Error::timed_out(awaited, self.patience.idle)
     }
 
     /// Returns the proxy that an address is fetched through, as messages name it.
@@ -248,7 +248,7 @@ impl HttpFetcher {
     fn new_client(&self, follow: redirect::Policy) -> Result<Client> {
         use rustls_platform_verifier::BuilderVerifierExt;
 
-        let refused = |problem: String| Error::Host { needed: "TLS".to_owned(), problem };
+        let refused = |problem: String| Error::host("TLS", problem);
         // Passed explicitly: a library must not install a provider for the whole process.
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let tls = rustls::ClientConfig::builder_with_provider(provider)

@@ -29,7 +29,7 @@ use super::progress::PullProgress;
 use super::proxy::Proxies;
 use super::reference::{ImageName, ImageRef, OciRef};
 use super::remote::HttpFetcher;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, Subject};
 use crate::input_file::open_regular;
 use crate::spec::{Arch, Firmware, UserName};
 use crate::steps::step;
@@ -275,7 +275,7 @@ impl ImageStore {
     /// # Errors
     /// `NotFound` where there is none, `InvalidInput` where an identity's beginning fits several.
     pub fn find(&self, text: &str, arch: Option<Arch>) -> Result<Vec<LocalImage>> {
-        let missing = || Error::NotFound { what: "image", name: text.to_owned() };
+        let missing = || Error::not_found(Subject::Image, text);
         let (images, _) = self.list()?;
         if let Some(hex) = text.strip_prefix("sha256:") {
             let hex = hex.to_ascii_lowercase();

@@ -42,7 +42,7 @@ pub use resolve::ResolvedVm;
 
 use self::report::StageReporter;
 use crate::deadline::later;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, Subject};
 use crate::handle::VmHandle;
 use crate::hypervisor::Hypervisor;
 use crate::image::{ImageRef, ImageStore, PullPolicy};
@@ -230,7 +230,7 @@ async fn create<H: Hypervisor + 'static>(
             }
         }
     }
-    Err(Error::AlreadyExists { what: "VM", name: format!("{stem}-{}", u32::MAX) })
+    Err(Error::already_exists(Subject::Vm, format!("{stem}-{}", u32::MAX)))
 }
 
 /// Returns what VMs of this image are called, such as `debian`: the name of the distribution, or of
@@ -286,7 +286,7 @@ async fn make_ready<H: Hypervisor + 'static>(
 /// Adds the console's last lines to a deadline that passed.
 async fn with_console(error: Error, vm: &VmHandle) -> Error {
     match error {
-        Error::TimedOut { awaited, after, console } if console.is_empty() => {
+        Error::TimedOut { awaited, after, console: None } => {
             Error::TimedOut { awaited, after, console: console_tail(vm).await }
         }
         error => error,

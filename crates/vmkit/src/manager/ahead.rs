@@ -1,7 +1,7 @@
 //! What can be told of a VM that is to be made before its image is fetched, which may take long.
 
 use super::VmManager;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Subject};
 use crate::handle::{BackendTag, VmHandle};
 use crate::hypervisor::Hypervisor;
 use crate::image::check_disc;
@@ -22,9 +22,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
             _ => false,
         };
         match self.info(name).await {
-            Ok(vm) if !is_begun(&vm.state) => {
-                Err(Error::AlreadyExists { what: "VM", name: name.to_string() })
-            }
+            Ok(vm) if !is_begun(&vm.state) => Err(Error::already_exists(Subject::Vm, name)),
             // What else is wrong with it is told when the VM is made.
             _ => Ok(()),
         }

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use super::{PATIENCE, VmManager};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, Subject};
 use crate::handle::VmHandle;
 use crate::hypervisor::Hypervisor;
 use crate::span::{operation, within};
@@ -72,7 +72,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     /// [`remove_orphans`](Self::remove_orphans).
     pub async fn remove_orphan(&self, name: &VmName) -> Result<bool> {
         match self.remove_orphan_by(name, Instant::now() + PATIENCE).await {
-            Err(Error::NotFound { what: "VM", .. }) => Ok(false),
+            Err(Error::NotFound { what: Subject::Vm, .. }) => Ok(false),
             removed => removed,
         }
     }

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use super::{PATIENCE, VmManager, VmRequest, write_outcome};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, Subject};
 use crate::forwarding::{PortForwarding, in_force};
 use crate::handle::VmHandle;
 use crate::span::{operation, within};
@@ -76,7 +76,7 @@ impl<H: PortForwarding + 'static> VmManager<H> {
         let now = wanted(&vm, &vm.spec, forward);
         let later = vm.next_spec.as_deref().and_then(|next| wanted(&vm, next, forward));
         if now.is_none() && later.is_none() && !is_active(&vm, forward) {
-            return Err(Error::NotFound { what: "forward", name: forward.to_string() });
+            return Err(Error::not_found(Subject::Forward, forward));
         }
         if now.is_some() || later.is_some() {
             if let Some(now) = now {

@@ -123,7 +123,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         let began = Instant::now();
         let state = timeout_at(deadline, self.look(&record, is_cut_off)).await.unwrap_or_else(|_| {
             let awaited = format!("the state of the VM `{name}`");
-            Err(Error::TimedOut { awaited, after: began.elapsed(), console: String::new() })
+            Err(Error::timed_out(awaited, began.elapsed()))
         });
         let (handle, recorded) = match state {
             Ok(state) => (Ok(record.handle.in_state(state)), None),
@@ -140,7 +140,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
             Error::NotFound { .. } => {
                 let left = stranger(&path).ok()??;
                 let problem = "this lies in a VM's directory, and there is no record".to_owned();
-                Error::Record { path: left, problem }
+                Error::record(left, problem)
             }
             error => error,
         };

@@ -365,10 +365,11 @@ fn entry(run: u32) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Peer;
 
     fn refused() -> Error {
         let refused = String::new;
-        Error::Refused { peer: "it", command: refused(), class: refused(), description: refused() }
+        Error::Refused { peer: Peer::SshServer, command: refused(), class: refused(), description: refused() }
     }
 
     #[test]
@@ -406,7 +407,7 @@ mod tests {
             let mut failures = LoginFailures::default();
             (0..100).take_while(|_| failures.next(error, true, is_booting) != LoginNext::Fail).count()
         };
-        let late = Error::TimedOut { awaited: String::new(), after: ATTEMPT, console: String::new() };
+        let late = Error::timed_out("", ATTEMPT);
         for passing in [late, broken(None), broken(Some(russh::Error::HUP))] {
             assert_eq!((tries(&passing, false), tries(&passing, true)), (100, 100), "{passing}");
         }
@@ -416,7 +417,7 @@ mod tests {
 
     #[test]
     fn the_pauses_after_what_passes_grow_and_are_bounded() {
-        let late = Error::TimedOut { awaited: String::new(), after: ATTEMPT, console: String::new() };
+        let late = Error::timed_out("", ATTEMPT);
         let mut failures = LoginFailures::default();
         let pauses: Vec<_> = (0..40).map(|_| failures.next(&late, true, false)).collect();
         let expected =

@@ -44,7 +44,7 @@ pub(crate) use tail::last_lines;
 pub use wait::WaitCondition;
 
 use crate::deadline::later;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, Subject};
 use crate::handle::{BackendTag, ConsoleEndpoint, VmHandle};
 use crate::hypervisor::Hypervisor;
 use crate::lifecycle::{FailureKind, InvalidTransition, Operation, VmState};
@@ -171,7 +171,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
             Some(record) if record.is_unfinished() && !self.is_whole(&record).await? => {
                 self.hypervisor.destroy(record.handle).await?
             }
-            Some(_) => return Err(Error::AlreadyExists { what: "VM", name: spec.name().to_string() }),
+            Some(_) => return Err(Error::already_exists(Subject::Vm, spec.name())),
             None => {}
         }
         if let Some(path) = locked.stranger()? {
@@ -179,7 +179,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
                 "this lies where the VM `{}` would be kept, and no record says whose it is",
                 spec.name()
             );
-            return Err(Error::Record { path, problem });
+            return Err(Error::record(path, problem));
         }
         locked.clear()?;
         self.make(locked, spec).await
@@ -242,7 +242,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         for name in self.store.names()? {
             let other = self.store.read(&name);
             if name != *spec.name() && other.is_ok_and(|other| other.handle.id == id) {
-                return Err(Error::AlreadyExists { what: "VM", name: id.to_string() });
+                return Err(Error::already_exists(Subject::Vm, id));
             }
         }
         Ok(())
@@ -437,7 +437,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     /// `NotFound` where the backend keeps none.
     pub fn console_log(&self, name: &VmName) -> Result<PathBuf> {
         let log = self.store.read(name)?.handle.console_log;
-        log.ok_or_else(|| Error::NotFound { what: "console log of VM", name: name.to_string() })
+        log.ok_or_else(|| Error::not_found(Subject::ConsoleLog, name))
     }
 
     /// Returns the file that keeps what the hypervisor said.
@@ -446,7 +446,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     /// `NotFound` where the backend keeps none.
     pub fn hypervisor_log(&self, name: &VmName) -> Result<PathBuf> {
         let log = self.store.read(name)?.handle.hypervisor_log;
-        log.ok_or_else(|| Error::NotFound { what: "hypervisor log of VM", name: name.to_string() })
+        log.ok_or_else(|| Error::not_found(Subject::HypervisorLog, name))
     }
 
     /// Locks a VM and reads its record; what is left of one without a record is removed.
@@ -462,7 +462,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
             }
             None => {
                 sweep(locked)?;
-                Err(Error::NotFound { what: "VM", name: name.to_string() })
+                Err(Error::not_found(Subject::Vm, name))
             }
         }
     }
@@ -476,7 +476,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         let only_stops = orders.iter().all(|order| matches!(order, VmRequest::Stop(_)));
         let Some(record) = found(&locked, only_stops)? else {
             sweep(locked)?;
-            return Err(Error::NotFound { what: "VM", name: name.to_string() });
+            return Err(Error::not_found(Subject::Vm, name));
         };
         about(record.handle.id);
         let mut vm = self.settle(record, orders[0]).await?;
@@ -562,7 +562,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     async fn state(&self, vm: &VmHandle) -> Result<VmState> {
         timeout(STATE_PATIENCE, self.hypervisor.state(vm)).await.unwrap_or_else(|_| {
             let awaited = format!("the state of the VM `{}`", vm.name());
-            Err(Error::TimedOut { awaited, after: STATE_PATIENCE, console: String::new() })
+            Err(Error::timed_out(awaited, STATE_PATIENCE))
         })
     }
 
@@ -655,9 +655,8 @@ fn sweep(locked: LockedVm) -> Result<()> {
     match locked.stranger()? {
         None => locked.remove(),
         Some(path) => {
-            let problem =
-                "this lies in a VM's directory without a record, so nobody knows how to remove it".into();
-            Err(Error::Record { path, problem })
+            let problem = "this lies in a VM's directory without a record, so nobody knows how to remove it";
+            Err(Error::record(path, problem))
         }
     }
 }

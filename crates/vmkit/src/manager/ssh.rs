@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{PATIENCE, VmManager, later};
-use crate::error::{Error, LoginPart, Result};
+use crate::error::{Error, LiveResource, LoginPart, Result, Subject};
 use crate::handle::VmHandle;
 use crate::hypervisor::Hypervisor;
 use crate::lifecycle::VmState;
@@ -73,7 +73,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         // Held, so that the VM is not removed while this is written.
         let _locked = self.store.lock(name, Instant::now() + PATIENCE).await?;
         if self.store.read(name)?.handle.id != vm.id {
-            return Err(Error::NotFound { what: "VM", name: name.to_string() });
+            return Err(Error::not_found(Subject::Vm, name));
         }
         SshConfig::write(name, vm.id, address, access, &self.home().kept(name))
     }
@@ -105,7 +105,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
 fn check_live(vm: &VmHandle) -> Result<()> {
     match &vm.state {
         VmState::Running => Ok(()),
-        state => Err(Error::NotLive { what: "the way in over SSH", state: state.clone() }),
+        state => Err(Error::NotLive { what: LiveResource::SshServer, state: state.clone() }),
     }
 }
 

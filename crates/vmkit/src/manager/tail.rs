@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use crate::boundedlog::{LogPosition, tail_of_file, tail_of_log_since};
+use crate::error::ConsoleTail;
 use crate::handle::{ConsoleEndpoint, VmHandle};
 
 /// How much of the end is looked at, in bytes.
@@ -30,7 +31,7 @@ pub(super) fn this_run(log: &Path, since: Option<&LogPosition>) -> Option<String
 ///
 /// Of a console at a WebSocket there is no log before its VM is stopped: while it lives its server
 /// is asked. What the log has else is an earlier run's.
-pub(crate) async fn console_tail(vm: &VmHandle) -> String {
+pub(crate) async fn console_tail(vm: &VmHandle) -> Option<ConsoleTail> {
     let console = vm.run.as_ref().map(|run| &run.console);
     let said = match (console, &vm.console_log) {
         (Some(ConsoleEndpoint::WebSocket(url)), _) if vm.state.is_live() => said_at(url).await,
@@ -64,13 +65,13 @@ async fn said_at(_url: &str) -> Option<Vec<u8>> {
 }
 
 /// Returns the last lines of what was said, fit to be shown on a terminal.
-pub(crate) fn last_lines(said: &[u8]) -> String {
+pub(crate) fn last_lines(said: &[u8]) -> Option<ConsoleTail> {
     let text = String::from_utf8_lossy(said);
     // What the guest prints is not trusted with the reader's terminal.
     let clean: String =
         without_sequences(&text).chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect();
     let lines: Vec<&str> = clean.lines().filter(|line| !line.trim().is_empty()).collect();
-    lines[lines.len().saturating_sub(MOST_LINES)..].join("\n")
+    ConsoleTail::new(&lines[lines.len().saturating_sub(MOST_LINES)..].join("\n"))
 }
 
 /// Returns the text without what commands a terminal: colours, cursor movements, titles.
@@ -107,8 +108,9 @@ mod tests {
     #[test]
     fn what_a_guest_says_to_its_terminal_is_not_shown() {
         let said = b"\x1b[2J\x1b[0;32m  OK  \x1b[0m] Started \x1b[0;1;39mssh\x1b[0m\r\n\x1b]0;title\x07\x1b(Blogin: \x1b[6n\n";
-        assert_eq!(last_lines(said), "  OK  ] Started ssh\nlogin: ");
-        assert_eq!(last_lines(b"cut off \x1b["), "cut off ");
-        assert_eq!(last_lines("\u{1b}]never ended".as_bytes()), "");
+        let shown = |said: &[u8]| last_lines(said).map(|tail| tail.as_str().to_owned());
+        assert_eq!(shown(said).as_deref(), Some("  OK  ] Started ssh\nlogin:"));
+        assert_eq!(shown(b"cut off \x1b[").as_deref(), Some("cut off"));
+        assert_eq!(shown("\u{1b}]never ended".as_bytes()), None);
     }
 }

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 use crate::backend::qemu::agent::GuestAgent;
 use crate::deadline::later;
-use crate::error::{Error, ErrorKind, LoginPart, Result};
+use crate::error::{Error, ErrorKind, LoginPart, Result, Subject};
 use crate::handle::VmHandle;
 use crate::host::process::{ProcessFd, ProcessId};
 use crate::hypervisor::Hypervisor;
@@ -133,9 +133,9 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         let heard = heard.map_or(String::new(), |heard| format!("; {heard}"));
         let console = match last {
             Some(vm) => console_tail(vm).await,
-            None => String::new(),
+            None => None,
         };
-        let is_mute = console.is_empty() && last.is_some_and(|vm| vm.state == VmState::Running);
+        let is_mute = console.is_none() && last.is_some_and(|vm| vm.state == VmState::Running);
         let mute = if is_mute { "; it has said nothing on its serial console yet" } else { "" };
         let awaited = format!("{}{state}{heard}{mute}", awaited(name, condition));
         Err(Error::TimedOut { awaited, after: timeout, console })
@@ -210,7 +210,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
                 let (vm, process) = self.glance(name).await?;
                 if let Some(vm) = vm {
                     if vm.id != seen.id {
-                        return Err(Error::NotFound { what: "VM", name: name.to_string() });
+                        return Err(Error::not_found(Subject::Vm, name));
                     }
                     if vm.state != seen.state || run(&vm) != run(seen) {
                         return Ok(vm);
@@ -223,7 +223,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
             Ok(changed) => changed,
             Err(_) => {
                 let awaited = format!("a change of the VM `{name}`, which is {}", seen.state);
-                Err(Error::TimedOut { awaited, after: timeout, console: String::new() })
+                Err(Error::timed_out(awaited, timeout))
             }
         }
     }

@@ -23,7 +23,7 @@ pub(crate) async fn addresses_of(
     lease_files: &[PathBuf],
 ) -> Result<Vec<IpAddr>> {
     let netlink = NetlinkSocket::open()?;
-    let gone = |problem| Error::Host { needed: format!("the bridge `{bridge}`"), problem };
+    let gone = |problem| Error::host(format!("the bridge `{bridge}`"), problem);
     let bridge = netlink.bridge(bridge).await?.map_err(gone)?;
     let mut addresses = netlink.neighbours(mac, &bridge).await?;
     match leased_to(mac, lease_files) {

@@ -40,10 +40,8 @@ pub(super) struct BridgeLink {
 impl NetlinkSocket {
     /// Opens the socket; a task of the tokio runtime serves it until this is dropped.
     pub(super) fn open() -> Result<Self> {
-        let (connection, handle, _) = rtnetlink::new_connection().map_err(|error| Error::Host {
-            needed: "netlink".to_owned(),
-            problem: format!("cannot open a socket: {error}"),
-        })?;
+        let (connection, handle, _) = rtnetlink::new_connection()
+            .map_err(|error| Error::host("netlink", format!("cannot open a socket: {error}")))?;
         tokio::spawn(connection);
         Ok(Self(handle))
     }
@@ -82,9 +80,11 @@ impl NetlinkSocket {
     /// connections when a VM starts or stops. Its longest packet is made the bridge's for the same
     /// reason: a bridge takes the shortest of its ports'.
     pub(super) async fn attach(&self, tap: &str, bridge: &BridgeLink) -> Result<()> {
-        let refused = |errno: Errno| Error::Host {
-            needed: format!("the tap `{tap}`"),
-            problem: format!("it can't be attached to its bridge: {}", io::Error::from(errno)),
+        let refused = |errno: Errno| {
+            Error::host(
+                format!("the tap `{tap}`"),
+                format!("it can't be attached to its bridge: {}", io::Error::from(errno)),
+            )
         };
         let link = self.link(tap).await?.map_err(refused)?;
         let address = link.attributes.iter().find_map(|attribute| match attribute {
@@ -107,10 +107,8 @@ impl NetlinkSocket {
     /// first, IPv4 before IPv6.
     pub(super) async fn neighbours(&self, mac: MacAddr, bridge: &BridgeLink) -> Result<Vec<IpAddr>> {
         let known = bounded(self.0.neighbours().get().execute().try_collect::<Vec<_>>()).await?;
-        let known = known.map_err(|errno| Error::Host {
-            needed: "the neighbour table".to_owned(),
-            problem: io::Error::from(errno).to_string(),
-        })?;
+        let known =
+            known.map_err(|errno| Error::host("the neighbour table", io::Error::from(errno).to_string()))?;
         let mut found: Vec<_> =
             known.iter().filter_map(|neighbour| seen(neighbour, mac, bridge.index)).collect();
         found.sort();
@@ -168,14 +166,8 @@ async fn bounded<T>(
         Ok(Err(rtnetlink::Error::NetlinkError(message))) => {
             Ok(Err(Errno::from_raw_os_error(message.raw_code().saturating_abs())))
         }
-        Ok(Err(other)) => {
-            Err(Error::Host { needed: "netlink".to_owned(), problem: format!("unexpected answer: {other}") })
-        }
-        Err(_) => Err(Error::TimedOut {
-            awaited: "the kernel's answer about its network interfaces".to_owned(),
-            after: DEADLINE,
-            console: String::new(),
-        }),
+        Ok(Err(other)) => Err(Error::host("netlink", format!("unexpected answer: {other}"))),
+        Err(_) => Err(Error::timed_out("the kernel's answer about its network interfaces", DEADLINE)),
     }
 }
 

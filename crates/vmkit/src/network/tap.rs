@@ -85,7 +85,7 @@ fn lacking(error: &io::Error) -> Error {
         }
         _ => error.to_string(),
     };
-    Error::Host { needed: TUN.to_owned(), problem }
+    Error::host(TUN, problem)
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use super::order::{JobEnd, in_order};
 use super::plan::{RemovedMachine, leftovers};
 use super::up::{MachineJob, RunContext};
 use super::{GuestConnector, ProjectManager, ProjectOptions, chosen, dependencies, reversed, unknown};
-use crate::error::{ErrorKind, Result};
+use crate::error::{ErrorKind, Result, Subject};
 use crate::forwarding::PortForwarding;
 use crate::vmfile::{MachineConfig, Project};
 
@@ -39,7 +39,7 @@ impl<H: PortForwarding + 'static, G: GuestConnector> ProjectManager<H, G> {
         let left = leftovers(project, &self.manager().list().await?);
         if let Some(name) = former.iter().find(|name| left.iter().all(|left| left.machine != **name)) {
             let known = project.machines.iter().map(|machine| &machine.name);
-            return Err(unknown("machine", name, known.chain(left.iter().map(|left| &left.machine))));
+            return Err(unknown(Subject::Machine, name, known.chain(left.iter().map(|left| &left.machine))));
         }
         let work = RunContext::new(project, options, listener);
         let lost = self.tell_lost(&work, &machines).await;

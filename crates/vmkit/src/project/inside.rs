@@ -185,7 +185,7 @@ impl<G: ConnectedGuest> GuestShell<G> {
                 true => awaited.to_owned(),
                 false => format!("{awaited} ({last})"),
             };
-            Err(Error::TimedOut { awaited, after: began.elapsed(), console: String::new() })
+            Err(Error::timed_out(awaited, began.elapsed()))
         })
     }
 

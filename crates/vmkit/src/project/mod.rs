@@ -53,7 +53,7 @@ pub use provisioned::StepReason;
 pub use ssh_guests::{SshGuest, SshGuests};
 pub use status::{MachineStatus, NotReady, ProvisioningStatus};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Subject};
 use crate::hypervisor::Hypervisor;
 use crate::image::ImageStore;
 use crate::manager::VmManager;
@@ -174,14 +174,14 @@ impl<H: Hypervisor + 'static, G: GuestConnector> ProjectManager<H, G> {
 /// `NotFound` for a name that no machine has.
 fn chosen<'a>(project: &'a Project, names: &[String]) -> Result<Vec<&'a MachineConfig>> {
     if let Some(name) = names.iter().find(|name| project.machine(name).is_none()) {
-        return Err(unknown("machine", name, project.machines.iter().map(|machine| &machine.name)));
+        return Err(unknown(Subject::Machine, name, project.machines.iter().map(|machine| &machine.name)));
     }
     let is_chosen = |machine: &&MachineConfig| names.is_empty() || names.contains(&machine.name);
     Ok(project.machines.iter().filter(is_chosen).collect())
 }
 
 /// Creates the error for a name that none of those has that there are.
-fn unknown<'a>(what: &'static str, name: &str, known: impl Iterator<Item = &'a String>) -> Error {
+fn unknown<'a>(what: Subject, name: &str, known: impl Iterator<Item = &'a String>) -> Error {
     let mut names: Vec<String> = Vec::new();
     for known in known {
         if !names.contains(known) {

@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, LiveResource, Result};
 use crate::handle::VmHandle;
 use crate::hypervisor::Hypervisor;
 use crate::lifecycle::VmState;
@@ -60,7 +60,7 @@ pub(super) async fn listen<H: Hypervisor + 'static>(
             loop {
                 let vm = manager.info(vm).await?;
                 if vm.state != VmState::Running {
-                    return Err(Error::NotLive { what: "whether the guest listens", state: vm.state });
+                    return Err(Error::NotLive { what: LiveResource::GuestListener, state: vm.state });
                 }
                 if let Some(way) = way(manager, &vm, *port).await?
                     && way.is_listened_at().await
@@ -73,7 +73,7 @@ pub(super) async fn listen<H: Hypervisor + 'static>(
         };
         timeout_at(deadline, tries).await.unwrap_or_else(|_| {
             let awaited = format!("{} ({SILENT})", awaited(*port));
-            Err(Error::TimedOut { awaited, after: began.elapsed(), console: String::new() })
+            Err(Error::timed_out(awaited, began.elapsed()))
         })?;
     }
     Ok(())

@@ -18,7 +18,7 @@ use super::task::{GuestTask, TaskKind, ToDo, UnreadableSource, tasks, to_do};
 use super::up::{MachineJob, RunContext};
 use super::{ProjectManager, ProjectOptions, ProvisionPolicy, chosen, unknown};
 use crate::boundedlog::BoundedLog;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, LiveResource, Result, Subject};
 use crate::forwarding::PortForwarding;
 use crate::hypervisor::Hypervisor;
 use crate::lifecycle::VmState;
@@ -45,7 +45,7 @@ impl<H: PortForwarding + 'static, G: GuestConnector> ProjectManager<H, G> {
         let known: Vec<String> =
             machines.iter().flat_map(|machine| tasks(machine)).map(|task| task.name).collect();
         if let Some(name) = what.steps.iter().find(|name| !known.contains(name)) {
-            return Err(unknown("step", name, known.iter()));
+            return Err(unknown(Subject::Step, name, known.iter()));
         }
         let _lock = self.lock(project, options, &listener).await?;
         let what = Arc::new(what.clone());
@@ -66,11 +66,11 @@ impl<H: PortForwarding + 'static, G: GuestConnector> MachineJob<H, G> {
         let state = match self.engine.look(&self.work.project, &self.machine).await? {
             MachineVm::Vm { vm, .. } => vm.state,
             MachineVm::Nothing => {
-                return Err(Error::NotFound { what: "VM", name: self.machine.vm.to_string() });
+                return Err(Error::not_found(Subject::Vm, &self.machine.vm));
             }
         };
         if state != VmState::Running {
-            return Err(Error::NotLive { what: "the way into the guest", state });
+            return Err(Error::NotLive { what: LiveResource::GuestLogin, state });
         }
         let to_do = self.to_do(what).await?;
         if to_do.is_empty() {

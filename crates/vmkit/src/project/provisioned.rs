@@ -113,7 +113,7 @@ impl ProvisionRecord {
         struct RecordVersion {
             version: u32,
         }
-        let refused = |problem: String| Error::Record { path: path.to_owned(), problem };
+        let refused = |problem: String| Error::record(path, problem);
         let read = |error: serde_json::Error| refused(format!("this is no record of provisioning: {error}"));
         let RecordVersion { version } = serde_json::from_slice(bytes).map_err(read)?;
         if version > Self::VERSION {

@@ -122,7 +122,7 @@ impl<H: Hypervisor + 'static> ConnectedGuest for SshGuest<H> {
         };
         timeout_at(deadline, run).await.unwrap_or_else(|_| {
             let awaited = "the end of a command in the guest".to_owned();
-            Err(Error::TimedOut { awaited, after: began.elapsed(), console: String::new() })
+            Err(Error::timed_out(awaited, began.elapsed()))
         })
     }
 }

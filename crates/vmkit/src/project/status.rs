@@ -203,7 +203,7 @@ impl<H: Hypervisor + 'static, G: GuestConnector> ProjectManager<H, G> {
 /// the time.
 fn said(error: Error, after: Duration) -> String {
     let error = match error {
-        Error::TimedOut { awaited, .. } => Error::TimedOut { awaited, after, console: String::new() },
+        Error::TimedOut { awaited, .. } => Error::timed_out(awaited, after),
         error => error,
     };
     let causes = std::iter::successors(std::error::Error::source(&error), |cause| cause.source());

@@ -17,7 +17,7 @@ use super::auth;
 use super::keys::fingerprint;
 use super::line::{self, GuardedStream, Lifeline};
 use super::{HostKey, SshTarget};
-use crate::error::{Error, Result, SSH_SERVER};
+use crate::error::{Error, Peer, Result};
 
 /// After how long a silent server is asked whether it is still there.
 const KEEPALIVE: Duration = Duration::from_secs(15);
@@ -77,7 +77,7 @@ impl Session {
         let began = Instant::now();
         timeout_at(deadline, reached).await.unwrap_or_else(|_| {
             let awaited = format!("the server's greeting of SSH to {target}");
-            Err(Error::TimedOut { awaited, after: began.elapsed(), console: String::new() })
+            Err(Error::timed_out(awaited, began.elapsed()))
         })
     }
 
@@ -120,7 +120,7 @@ impl Session {
             }
             Err(_) => {
                 let awaited = format!("{} of SSH to {to}", stage(None));
-                return Err(Error::TimedOut { awaited, after: began.elapsed(), console: String::new() });
+                return Err(Error::timed_out(awaited, began.elapsed()));
             }
         };
         let session = Self { handle: Arc::new(handle), target: to, user: target.user.clone(), fate };
@@ -134,7 +134,7 @@ impl Session {
                 let offered: Vec<_> = remaining_methods.iter().map(Into::<&'static str>::into).collect();
                 let offered = offered.join(", ");
                 Err(Error::Refused {
-                    peer: SSH_SERVER,
+                    peer: Peer::SshServer,
                     command: format!("log in as {}", session.target),
                     class: "publickey".to_owned(),
                     description: format!(
@@ -220,7 +220,7 @@ impl Session {
         let began = Instant::now();
         timeout_at(deadline, future).await.unwrap_or_else(|_| {
             let awaited = format!("{awaited} of SSH to {}", self.target);
-            Err(Error::TimedOut { awaited, after: began.elapsed(), console: String::new() })
+            Err(Error::timed_out(awaited, began.elapsed()))
         })
     }
 }

@@ -41,7 +41,7 @@ impl VmRecord {
             Ok(record) => unsupported(record.version.into()),
             Err(error) => explain(bytes, &error),
         };
-        Err(Error::Record { path: path.to_owned(), problem })
+        Err(Error::record(path, problem))
     }
 
     /// Returns which VM these bytes are the record of, if they are a record of this version; the

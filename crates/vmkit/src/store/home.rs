@@ -177,7 +177,7 @@ pub(crate) fn create_private(path: &Path) -> Result<()> {
         step("create a directory").and_then(|()| DirBuilder::new().recursive(true).mode(0o700).create(path));
     match made {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            Err(Error::Host { needed: path.display().to_string(), problem: "this is not a directory".into() })
+            Err(Error::host(path.display().to_string(), "this is not a directory"))
         }
         made => made.map_err(denied("create", path)),
     }

@@ -57,7 +57,7 @@ pub(crate) use turn::{TurnFor, VmTurn};
 
 use self::misplaced::misplaced;
 use self::owner::{OWNER, UNFINISHED_OWNER};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Subject};
 use crate::handle::VmHandle;
 use crate::spec::VmName;
 use crate::steps::step;
@@ -355,7 +355,7 @@ fn check_directory(dir: &Path) -> Result<()> {
         return Ok(());
     }
     let problem = "a VM is to be kept here, and this is neither a directory nor leads to one".to_owned();
-    Err(Error::Record { path: dir.to_owned(), problem })
+    Err(Error::record(dir, problem))
 }
 
 /// Waits for a VM's lock; whoever waits in vain learns of which VM, not of which file.
@@ -417,7 +417,7 @@ fn decode(home: &Home, path: &Path, bytes: &[u8]) -> Result<VmRecord> {
 /// Reads a file of the store; one that is a pipe, or bigger than any record, is refused instead of
 /// waited for.
 fn read_bytes(path: &Path) -> Result<Option<Vec<u8>>> {
-    let refused = |problem: String| Error::Record { path: path.to_owned(), problem };
+    let refused = |problem: String| Error::record(path, problem);
     let nonblocking = i32::try_from(OFlags::NONBLOCK.bits()).expect("the flag is a small number");
     let file = match OpenOptions::new().read(true).custom_flags(nonblocking).open(path) {
         Ok(file) => file,
@@ -488,5 +488,5 @@ fn remove_file(path: &Path) -> Result<()> {
 }
 
 fn missing(name: &VmName) -> Error {
-    Error::NotFound { what: "VM", name: name.to_string() }
+    Error::not_found(Subject::Vm, name)
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::task::yield_now;
 use tokio::time::timeout;
 use uuid::Uuid;
+use vmkit::error::Peer;
 use vmkit::lifecycle::{Operation, next};
 use vmkit::spec::{Boot, Kernel, VmName, VmSpec, VmSpecBuilder};
 use vmkit::store::Home;
@@ -150,11 +151,7 @@ impl FileHypervisor {
         let mut vm = vm.clone().in_state(self.truth(vm.id));
         if vm.state.is_live() && vm.run.is_none() {
             // As with QEMU, only a start learns these.
-            return Err(Error::Protocol {
-                peer: "the fake",
-                problem: "the facts of the run are lost".into(),
-                source: None,
-            });
+            return Err(Error::protocol(Peer::Hypervisor, "the facts of the run are lost"));
         }
         vm.console_log = Some(self.dir(vm.id).join("console.log"));
         Ok(vm)

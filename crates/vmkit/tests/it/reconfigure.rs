@@ -114,7 +114,7 @@ impl Hypervisor for Mute {
 impl PortForwarding for Mute {
     async fn add_forward(&self, vm: &VmHandle, forward: &PortForward) -> Result<VmHandle> {
         self.0.add_forward(vm, forward).await?;
-        Err(Error::TimedOut { awaited: "its answer".into(), after: Duration::ZERO, console: String::new() })
+        Err(Error::timed_out("its answer", Duration::ZERO))
     }
     async fn remove_forward(&self, vm: &VmHandle, forward: &PortForward) -> Result<VmHandle> {
         self.0.remove_forward(vm, forward).await

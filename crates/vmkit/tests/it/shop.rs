@@ -116,7 +116,7 @@ impl ConnectedGuest for FileGuest {
         self.note("said", line.trim());
         if told.contains("hang") {
             let awaited = "the end of a command in the guest".to_owned();
-            return Err(Error::TimedOut { awaited, after: Duration::ZERO, console: String::new() });
+            return Err(Error::timed_out(awaited, Duration::ZERO));
         }
         output(format!("doing {told}\nhalf a ").as_bytes());
         output(b"line");

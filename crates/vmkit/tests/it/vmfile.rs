@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use jsonschema::Validator;
 use proptest::prelude::*;
+use vmkit::error::Subject;
 use vmkit::spec::{Boot, DataDisk, Firmware, HostInputs, NetworkConfig, TakesEffect, UserData, changes};
 use vmkit::vmfile::{Project, RunPolicy, StepAction, VmfileError, load, parse, schema};
 use vmkit::{Error, ErrorKind};
@@ -304,7 +305,7 @@ fn an_error_about_a_spec_points_into_the_file() {
     assert_eq!(blamed("image"), format!("{FILE}:3:9: `image`: \"it\": there is none"));
     assert_eq!(blamed("network.bridge"), format!("{FILE}:4:11: `network`: \"it\": there is none"));
     assert_eq!(blamed("memory"), format!("{FILE}:2:10: `memory`: \"it\": there is none"));
-    let other = project.blamed(machine, Error::NotFound { what: "VM", name: "x".into() });
+    let other = project.blamed(machine, Error::not_found(Subject::Vm, "x"));
     assert_eq!(other.kind(), ErrorKind::NotFound);
 }
 

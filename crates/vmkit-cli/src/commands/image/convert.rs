@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use vmkit::Error;
+use vmkit::error::Subject;
 use vmkit::image::{ImageFacts, ImageRef, OverwritePolicy, PullPolicy};
 use vmkit::spec::Arch;
 
@@ -42,7 +43,7 @@ impl ImageConvertArgs {
         let existing = if self.force { OverwritePolicy::Replaced } else { OverwritePolicy::Stays };
         // Checked before an image is fetched for nothing; the conversion checks again.
         if !self.force && to.symlink_metadata().is_ok() {
-            return Err(Error::AlreadyExists { what: "file", name: to.display().to_string() }.into());
+            return Err(Error::already_exists(Subject::File, to.display()).into());
         }
         context.block_on(async {
             let converted = images::watched(&self.image, async |progress| {

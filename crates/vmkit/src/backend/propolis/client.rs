@@ -28,10 +28,8 @@ use super::instance_spec::{
     ErrorBody, InstanceAnswer, InstanceEnsureRequest, InstanceReply, InstanceState, MonitorQuestion,
     RequestedState, SerialHistory, StateMonitorReply,
 };
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, Peer};
 
-/// The peer's name in errors.
-pub(crate) const PEER: &str = "the Propolis server";
 /// The header that names the version.
 const VERSION_HEADER: &str = "api-version";
 /// The most bytes of an answer: a piece of the console's history, written as a list of numbers.
@@ -111,36 +109,34 @@ impl ClientError {
         let address = client.address;
         match self {
             ClientError::Refused(source) => Error::Protocol {
-                peer: PEER,
+                peer: Peer::Propolis,
                 problem: format!("nobody listens at {address}: is the address right, and does it run?"),
                 source: Some(source),
             },
             ClientError::Unreached(source) => Error::Protocol {
-                peer: PEER,
+                peer: Peer::Propolis,
                 problem: format!("{address} can't be reached, so nobody knows what is there"),
                 source: Some(source),
             },
-            ClientError::Lost(how) => Error::Protocol {
-                peer: PEER,
-                problem: format!("the connection to {address} broke off while it was to {doing}: {how}"),
-                source: None,
-            },
+            ClientError::Lost(how) => Error::protocol(
+                Peer::Propolis,
+                format!("the connection to {address} broke off while it was to {doing}: {how}"),
+            ),
             ClientError::TimedOut(after) => {
                 let awaited = format!("the Propolis server at {address} to {doing}");
-                Error::TimedOut { awaited, after, console: String::new() }
+                Error::timed_out(awaited, after)
             }
             ClientError::StillMaking(after) => {
                 let awaited = format!(
                     "the Propolis server at {address} to {doing}, which it says is still being made (`Creating`): a \
                      server that panicked in making a VM says so until it is ended, and then the VM is gone"
                 );
-                Error::TimedOut { awaited, after, console: String::new() }
+                Error::timed_out(awaited, after)
             }
-            ClientError::Foreign(what) => Error::Protocol {
-                peer: PEER,
-                problem: format!("what answers at {address} is no Propolis server: {what}"),
-                source: None,
-            },
+            ClientError::Foreign(what) => Error::protocol(
+                Peer::Propolis,
+                format!("what answers at {address} is no Propolis server: {what}"),
+            ),
             ClientError::Denied { status, refusal } => denied(client, doing, status, refusal, why),
         }
     }
@@ -160,7 +156,7 @@ fn denied(
             "the server at {address} is too old: this VM needs version {} of its API ({message})",
             client.version
         );
-        return Error::Protocol { peer: PEER, problem, source: None };
+        return Error::protocol(Peer::Propolis, problem);
     }
     // Some refusals have their reason in the place of the code, and the bare status as their
     // message.

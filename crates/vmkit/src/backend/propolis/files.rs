@@ -210,10 +210,9 @@ fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
         Err(error) if is_gone(&error) => return Ok(None),
         Err(error) => return Err(Error::io("read", path)(error)),
     }
-    serde_json::from_slice(&bytes).map(Some).map_err(|error| Error::Record {
-        path: path.to_owned(),
-        problem: format!("not what vmkit writes there: {error}"),
-    })
+    serde_json::from_slice(&bytes)
+        .map(Some)
+        .map_err(|error| Error::record(path, format!("not what vmkit writes there: {error}")))
 }
 
 /// Creates a file that says something by being there.

@@ -71,14 +71,10 @@ impl ProgramEnd {
     pub(super) fn well(self, words: &[String]) -> Result<String> {
         match self {
             ProgramEnd::Well(said) => Ok(said),
-            ProgramEnd::Failed(why) => {
-                Err(Error::Host { needed: format!("`{}`", words.join(" ")), problem: why })
+            ProgramEnd::Failed(why) => Err(Error::host(format!("`{}`", words.join(" ")), why)),
+            ProgramEnd::Endless => {
+                Err(Error::timed_out(format!("`{}` to end, even by a kill", words.join(" ")), KILL_LIMIT))
             }
-            ProgramEnd::Endless => Err(Error::TimedOut {
-                awaited: format!("`{}` to end, even by a kill", words.join(" ")),
-                after: KILL_LIMIT,
-                console: String::new(),
-            }),
         }
     }
 }
@@ -94,7 +90,7 @@ impl HostPrograms {
         found.ok_or_else(|| {
             let dirs: Vec<_> = self.search_path.iter().map(|dir| dir.display().to_string()).collect();
             let problem = format!("not found in {}: it comes with illumos", dirs.join(":"));
-            Error::Host { needed: name.to_owned(), problem }
+            Error::host(name, problem)
         })
     }
 
@@ -140,10 +136,8 @@ impl HostPrograms {
     }
 
     async fn run(&self, words: &[String], line: &[String], input: Stdio, kill: bool) -> Result<ProgramEnd> {
-        let failed = |error| Error::Host {
-            needed: line[0].clone(),
-            problem: format!("it can't be run: {}", child_problem(&error)),
-        };
+        let failed =
+            |error| Error::host(line[0].clone(), format!("it can't be run: {}", child_problem(&error)));
         let mut command = Command::new(&line[0]);
         command.args(&line[1..]).env_clear().env("LC_ALL", "C").stdin(input).kill_on_drop(kill);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(failed)?;
@@ -157,7 +151,7 @@ impl HostPrograms {
             Ok(ended) => ended.map_err(failed)?,
             Err(_) if self.killed(&mut child).await => {
                 let awaited = format!("`{}` to end, which was killed then", words.join(" "));
-                return Err(Error::TimedOut { awaited, after: self.limit, console: String::new() });
+                return Err(Error::timed_out(awaited, self.limit));
             }
             Err(_) => return Ok(ProgramEnd::Endless),
         };

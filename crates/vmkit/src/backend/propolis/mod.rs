@@ -69,7 +69,7 @@ use crate::backend::supervise::process::{self, ProcessState};
 use crate::backend::supervise::{SupervisionPaths, spawn};
 use crate::cloud_init::SeedOf;
 use crate::deadline::later;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, LiveResource, Result, Subject};
 use crate::handle::{BackendDetails, BackendTag, ConsoleEndpoint, RunInfo, VmHandle};
 use crate::host::bootrom;
 use crate::hypervisor::{Backend, Capabilities, Hypervisor};
@@ -260,10 +260,7 @@ impl PropolisSettings {
         // know it.
         let files = self.lease_files.clone().unwrap_or_else(default_lease_files);
         let leased = leased_to(mac, &files)?;
-        leased
-            .first()
-            .copied()
-            .ok_or_else(|| Error::NotFound { what: "address of VM", name: vm.name().to_string() })
+        leased.first().copied().ok_or_else(|| Error::not_found(Subject::VmAddress, vm.name()))
     }
 
     /// Returns the Ethernet address of the guest's card: that of a VNIC that was there before is
@@ -272,9 +269,8 @@ impl PropolisSettings {
         let Some(vnic) = &claim.options.vnic else { return Ok(MacAddr::of_vm(vm.id)) };
         let words = ["dladm", "show-vnic", "-p", "-o", "macaddress", vnic.as_str()];
         let said = self.host.ask(&words).await?.well(&words.map(str::to_owned))?;
-        neighbours::ethernet_of(said.trim()).ok_or_else(|| Error::Host {
-            needed: format!("the address of the VNIC {vnic}"),
-            problem: format!("dladm says {:?}", said.trim()),
+        neighbours::ethernet_of(said.trim()).ok_or_else(|| {
+            Error::host(format!("the address of the VNIC {vnic}"), format!("dladm says {:?}", said.trim()))
         })
     }
 
@@ -342,8 +338,7 @@ impl PropolisHypervisor {
     /// Returns where a VM's files were when it was made; of an interrupted `prepare` the handle
     /// says nothing yet.
     fn recorded(&self, vm: &VmHandle) -> Result<Option<PathBuf>> {
-        let foreign =
-            |problem: String| Error::Record { path: self.0.work_root.join(vm.name().as_str()), problem };
+        let foreign = |problem: String| Error::record(self.0.work_root.join(vm.name().as_str()), problem);
         if vm.backend != BackendTag::Propolis {
             return Err(foreign(format!(
                 "the handle belongs to the backend `{}`, not `propolis`",
@@ -477,7 +472,7 @@ impl Hypervisor for PropolisHypervisor {
         let id = spec.id().unwrap_or_else(Uuid::new_v4);
         let spec = spec.clone().with_id(id);
         let layout = PropolisLayout::of(&self.0.work_root, spec.name());
-        let taken = || Error::AlreadyExists { what: "VM", name: spec.name().to_string() };
+        let taken = || Error::already_exists(Subject::Vm, spec.name());
         if files::claim(&layout)?.is_some() {
             return Err(taken());
         }
@@ -634,7 +629,7 @@ impl Hypervisor for PropolisHypervisor {
             Some(site) if state.is_live() => {
                 self.0.guest_address(vm, &site.claim).await.map(|address| address.to_string())
             }
-            _ => Err(Error::NotLive { what: "the guest's address", state }),
+            _ => Err(Error::NotLive { what: LiveResource::GuestAddress, state }),
         }
     }
 

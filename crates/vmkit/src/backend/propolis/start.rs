@@ -10,7 +10,7 @@ use tokio::io::AsyncBufReadExt;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::VmContext;
-use super::client::{ClientError, ClientResult, PEER, PropolisClient};
+use super::client::{ClientError, ClientResult, PropolisClient};
 use super::end::{EndTimeouts, end, shown};
 use super::files::{self, ServerFile};
 use super::hold::OperationLock;
@@ -27,7 +27,7 @@ use crate::backend::supervise::keeper::KeeperRequest;
 use crate::backend::supervise::spawn::KeeperStream;
 use crate::backend::supervise::{ALIVE_DESCRIPTOR, alive, process, runfile, spawn};
 use crate::boundedlog::tail_of_log;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Peer, Result};
 use crate::handle::{ConsoleEndpoint, RunInfo};
 use crate::steps::step;
 
@@ -206,7 +206,7 @@ async fn listening(site: &VmContext<'_>, words: &mut KeeperStream, deadline: Ins
             Err(_) => {
                 let awaited =
                     format!("propolis-server to listen (its log: {})", site.layout.server_log().display());
-                return Err(Error::TimedOut { awaited, after: began.elapsed(), console: String::new() });
+                return Err(Error::timed_out(awaited, began.elapsed()));
             }
         }
     }
@@ -221,7 +221,7 @@ async fn ended(site: &VmContext<'_>) -> Error {
         log.display(),
         words.replace('\n', "\n    ")
     );
-    Error::Protocol { peer: "propolis-server", problem, source: None }
+    Error::protocol(Peer::PropolisProcess, problem)
 }
 
 /// Which server makes a VM.
@@ -278,7 +278,7 @@ async fn ensure(
     let _ = process::settled(&site.place()).await;
     let problem =
         format!("it ended while it made the VM; it said:\n    {}", last_words(site).replace('\n', "\n    "));
-    Err(answered(Error::Protocol { peer: "propolis-server", problem, source: None }))
+    Err(answered(Error::protocol(Peer::PropolisProcess, problem)))
 }
 
 /// Has a server elsewhere make the VM, in a task that holds the operation's lock until it has
@@ -366,7 +366,7 @@ async fn run_guest(
 
 fn lost(client: &PropolisClient, source: std::io::Error) -> Error {
     Error::Protocol {
-        peer: PEER,
+        peer: Peer::Propolis,
         problem: format!("the connection to {} failed", client.address),
         source: Some(source),
     }

@@ -26,7 +26,7 @@ use uuid::Uuid;
 
 use super::qmp::codec::{MalformedLine, object, text};
 use super::qmp::wire::{LineStream, within};
-use crate::error::{Error, GUEST_AGENT, Result};
+use crate::error::{Error, Peer, Result};
 
 /// The longest line that is read, in bytes. The agent keeps at most 16 MiB of each of a program's
 /// two streams; in base64 and in one line they make 43 MiB.
@@ -105,7 +105,7 @@ impl GuestAgent {
     /// `Io` where nobody listens at `path`; `TimedOut` while the guest has not come up or has no
     /// agent, or another client holds the channel.
     pub async fn connect(path: &Path, deadline: Instant) -> Result<Self> {
-        let wire = LineStream::connect(path, GUEST_AGENT, LINE_LIMIT_BYTES, deadline).await?;
+        let wire = LineStream::connect(path, Peer::GuestAgent, LINE_LIMIT_BYTES, deadline).await?;
         let mut agent = Self { wire, in_sync: false };
         let awaited = "the guest agent: the guest is not up, has none, or another client holds the channel";
         within(deadline, || awaited.to_owned(), agent.sync()).await?;
@@ -375,7 +375,7 @@ fn request(command: &str, arguments: Option<Value>) -> Vec<u8> {
 }
 
 fn refused(command: &str, class: String, description: String) -> Error {
-    Error::Refused { peer: GUEST_AGENT, command: command.to_owned(), class, description }
+    Error::Refused { peer: Peer::GuestAgent, command: command.to_owned(), class, description }
 }
 
 /// Returns a number that no earlier client of the channel can have used, of 48 bits: JSON keeps
@@ -452,7 +452,7 @@ mod tests {
 
     fn pair() -> (GuestAgent, FakeAgent) {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let wire = LineStream::new(ours, GUEST_AGENT, 64 * 1024);
+        let wire = LineStream::new(ours, Peer::GuestAgent, 64 * 1024);
         (GuestAgent { wire, in_sync: false }, FakeAgent(BufStream::new(theirs)))
     }
 

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep};
 use super::agent::{GuestAgent, GuestExit};
 use super::qmp::client::QmpClient;
 use crate::clock::{self, CLOSE, ClockReading};
-use crate::error::{Error, GUEST_AGENT, Result};
+use crate::error::{Error, Peer, Result};
 
 /// How long the agent has in all. Without load an emulated guest needs 1 s, and on a busy host ten
 /// times as long.
@@ -92,7 +92,7 @@ async fn set(path: &Path, deadline: Instant) -> Result<()> {
         }
     }
     let problem = format!("it set the clock {TRIES} times, and that is {}", reading.described());
-    Err(Error::Protocol { peer: GUEST_AGENT, problem, source: None })
+    Err(Error::protocol(Peer::GuestAgent, problem))
 }
 
 /// Has the agent run `date`, so that it begins with a second: busybox's takes whole ones only.
@@ -106,7 +106,7 @@ async fn set_by_date(agent: &mut GuestAgent, lag: Duration, deadline: Instant) -
         exit => {
             let words = String::from_utf8_lossy(&done.stderr);
             let problem = format!("`date` in the guest could not set the clock ({exit:?}): {}", words.trim());
-            Err(Error::Protocol { peer: GUEST_AGENT, problem, source: None })
+            Err(Error::protocol(Peer::GuestAgent, problem))
         }
     }
 }

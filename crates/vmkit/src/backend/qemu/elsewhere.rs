@@ -109,7 +109,7 @@ pub(super) fn check_owner(vm: &VmHandle, layout: &QemuLayout, operation: Operati
         }
         _ => return Err(InvalidTransition { state: VmState::Destroyed, operation }.into()),
     };
-    Err(Error::Record { path: problem.0, problem: problem.1 })
+    Err(Error::record(problem.0, problem.1))
 }
 
 /// Returns whether a process with the identity of this VM runs in its directory: then it is this

@@ -15,7 +15,7 @@ use super::prepare::check_port;
 use super::qmp::client::QmpClient;
 use super::status;
 use super::switch::hostfwd;
-use crate::error::{Error, Result};
+use crate::error::{Error, LiveResource, Peer, Result};
 use crate::forwarding::{PortForwarding, in_force};
 use crate::handle::{ActiveForward, VmHandle};
 use crate::hypervisor::Hypervisor;
@@ -73,7 +73,7 @@ impl QemuHypervisor {
         let state = self.state(vm).await?;
         match state.is_live() {
             true => Ok(self.details(vm)?.layout),
-            false => Err(Error::NotLive { what: "what a port leads to", state }),
+            false => Err(Error::NotLive { what: LiveResource::ForwardedPort, state }),
         }
     }
 }
@@ -88,7 +88,7 @@ fn with_forwards(vm: &VmHandle, forwards: Vec<ActiveForward>) -> VmHandle {
 
 fn refused(command: &str, said: &str) -> Error {
     Error::Refused {
-        peer: "QEMU",
+        peer: Peer::Qemu,
         command: command.to_owned(),
         class: "printed".to_owned(),
         description: said.trim().to_owned(),

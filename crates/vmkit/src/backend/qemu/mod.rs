@@ -57,7 +57,7 @@ use self::qmp::client::QmpClient;
 use crate::backend::supervise::process::{self, ProcessState};
 use crate::backend::supervise::runfile::{self, ProcessEnd};
 use crate::backend::supervise::{alive, spawn};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, LiveResource, Result, Subject};
 use crate::handle::{BackendDetails, BackendTag, ConsoleEndpoint, RunInfo, VmHandle};
 use crate::host::{HostFacts, ProbeOptions, demands};
 use crate::hypervisor::{Backend, Capabilities, Hypervisor};
@@ -245,8 +245,7 @@ impl QemuHypervisor {
 
     /// Returns what the handle says of its VM's place; of an interrupted `prepare` nothing yet.
     fn details(&self, vm: &VmHandle) -> Result<QemuDetails> {
-        let foreign =
-            |problem: String| Error::Record { path: self.0.work_root.join(vm.name().as_str()), problem };
+        let foreign = |problem: String| Error::record(self.0.work_root.join(vm.name().as_str()), problem);
         if vm.backend != BackendTag::Qemu {
             return Err(foreign(format!("the handle belongs to the backend `{}`, not `qemu`", vm.backend)));
         }
@@ -289,7 +288,7 @@ impl QemuHypervisor {
         let version = program
             .version
             .clone()
-            .map_err(|problem| Error::Host { needed: program.path.display().to_string(), problem })?;
+            .map_err(|problem| Error::host(program.path.display().to_string(), problem))?;
         let firmware = if uefi {
             let found = host.uefi(arch)?;
             Some(FirmwareFiles { code: found.code.clone(), vars: found.vars.clone() })
@@ -372,7 +371,7 @@ impl Hypervisor for QemuHypervisor {
         let spec = spec.clone().with_id(id);
         let layout = self.layout(&spec, id)?;
         if prepare::owner(&layout)?.is_some() {
-            return Err(Error::AlreadyExists { what: "VM", name: spec.name().to_string() });
+            return Err(Error::already_exists(Subject::Vm, spec.name()));
         }
         // What could never be started is not prepared.
         spawn::keeper_program(self.0.keeper.as_deref())?;
@@ -562,13 +561,13 @@ impl Hypervisor for QemuHypervisor {
     async fn guest_ip(&self, vm: &VmHandle) -> Result<String> {
         let QemuDetails { layout, .. } = self.details(vm)?;
         let state = self.state(vm).await?;
-        let unknown = || Error::NotFound { what: "address of VM", name: vm.name().to_string() };
+        let unknown = || Error::not_found(Subject::VmAddress, vm.name());
         match (vm.spec.network(), state.is_live()) {
             (NetworkConfig::Vnic { .. } | NetworkConfig::None, _) => Err(Error::Unsupported {
                 backend: BackendTag::Qemu,
                 what: "an address without a network".to_owned(),
             }),
-            (_, false) => Err(Error::NotLive { what: "the guest's address", state }),
+            (_, false) => Err(Error::NotLive { what: LiveResource::GuestAddress, state }),
             (NetworkConfig::User(_), true) => Ok(PortForward::LOOPBACK.to_string()),
             (NetworkConfig::Tap { bridge }, true) => {
                 let mac = MacAddr::of_vm(vm.id);

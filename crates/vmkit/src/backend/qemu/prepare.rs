@@ -16,7 +16,7 @@ use crate::backend::supervise::alive;
 use crate::backend::supervise::files::{is_gone, make_private_dir, remove_dir, remove_file};
 use crate::cloud_init::write_seed;
 use crate::disk_files::{check_apart, check_paths};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Subject};
 use crate::host::ports::{port_holder, port_is_free};
 use crate::image::{
     ImageFacts, check_disc, create_blank, create_overlay_at_home, grow_disk, inspect, inspect_for,
@@ -250,7 +250,7 @@ impl UndoPrepare<'_> {
         if let Err(error) = &made
             && error.kind() == io::ErrorKind::AlreadyExists
         {
-            return Err(Error::AlreadyExists { what: "VM", name: layout.name().into_owned() });
+            return Err(Error::already_exists(Subject::Vm, layout.name()));
         }
         self.is_armed = true;
         let mut file = made.map_err(Error::io("create", &mark))?;

@@ -26,7 +26,7 @@ use crate::backend::supervise::keeper::KeeperRequest;
 use crate::backend::supervise::process::{self, ProcessState};
 use crate::backend::supervise::{runfile, spawn};
 use crate::boundedlog::tail_of_file;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Peer, Result};
 use crate::handle::{ActiveForward, ConsoleEndpoint, RunInfo, VmHandle, VncAddress};
 use crate::host::holder::file_holder;
 use crate::network::open_tap;
@@ -195,11 +195,8 @@ async fn vnc_address(
         Vnc::Loopback => {
             let answer = qmp.execute("query-vnc", None, deadline).await?;
             let port = answer["service"].as_str().and_then(|port| port.parse().ok());
-            let port = port.ok_or_else(|| Error::Protocol {
-                peer: "QEMU",
-                problem: format!("query-vnc told no port: {answer}"),
-                source: None,
-            })?;
+            let port =
+                port.ok_or_else(|| Error::protocol(Peer::Qemu, format!("query-vnc told no port: {answer}")))?;
             let addr = SocketAddrV4::new(Ipv4Addr::LOCALHOST, port);
             Ok(Some(VncAddress::Tcp { addr, password_file: layout.vnc_password() }))
         }

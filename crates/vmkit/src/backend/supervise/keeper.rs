@@ -39,9 +39,6 @@ use crate::host::process::{ProcessFd, ProcessId};
 /// The name that a process gives itself (as its first argument) to be a keeper.
 pub(crate) const ARG0: &str = "vmkit-keeper";
 
-/// The keeper's name in errors.
-pub(crate) const PEER: &str = "the keeper";
-
 /// The most descriptors that one launch carries.
 pub(crate) const MAX_DESCRIPTORS: usize = 16;
 

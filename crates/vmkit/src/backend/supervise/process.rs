@@ -341,11 +341,10 @@ pub(crate) async fn kill(place: &SupervisionPaths) -> Result<()> {
     if let ProcessState::Live(process) = &found {
         const GRACE: Duration = Duration::from_secs(5);
         if !end_by_force(place, process, GRACE).await? {
-            return Err(Error::TimedOut {
-                awaited: format!("{} (process {}) to end after SIGKILL", place.program, process.id().pid),
-                after: GRACE,
-                console: String::new(),
-            });
+            return Err(Error::timed_out(
+                format!("{} (process {}) to end after SIGKILL", place.program, process.id().pid),
+                GRACE,
+            ));
         }
         settled(place).await?;
     }
@@ -377,7 +376,7 @@ pub(crate) async fn kill_by(killer: &[String], pid: u32) -> Result<()> {
     crate::steps::step("process: kill by a program").map_err(Error::io("run", program))?;
     let mut command = tokio::process::Command::new(program);
     command.args(arguments).arg(pid.to_string()).env_clear().stdin(Stdio::null());
-    let failed = |problem: String| Error::Host { needed: killer.join(" "), problem };
+    let failed = |problem: String| Error::host(killer.join(" "), problem);
     let output = timeout(KILLER_LIMIT, command.kill_on_drop(true).output()).await;
     let output = output.map_err(|_| failed("it does not end".to_owned()))?;
     let output = output.map_err(|error| failed(format!("it can't be run: {}", child_problem(&error))))?;

@@ -183,7 +183,7 @@ pub(crate) fn read(path: &Path) -> Result<Option<ProcessRun>> {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                return Err(Error::Record { path: path.to_owned(), problem: error.to_string() });
+                return Err(Error::record(path, error.to_string()));
             }
             Err(error) => return Err(denied("read", path)(error)),
         };
@@ -192,7 +192,7 @@ pub(crate) fn read(path: &Path) -> Result<Option<ProcessRun>> {
             Err(error) => problem = format!("not the record of a run: {error}"),
         }
     }
-    Err(Error::Record { path: path.to_owned(), problem })
+    Err(Error::record(path, problem))
 }
 
 /// Reads as much as the file has, and a byte more where it is none of ours, in one call: two might

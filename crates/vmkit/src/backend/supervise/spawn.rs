@@ -11,9 +11,9 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::time::Instant;
 
-use super::keeper::{self, ARG0, KeeperReply, KeeperRequest, MAX_DESCRIPTORS, PEER};
+use super::keeper::{self, ARG0, KeeperReply, KeeperRequest, MAX_DESCRIPTORS};
 use super::runfile::MOST_RUN_DIR_BYTES;
-use crate::error::{Error, Result};
+use crate::error::{Error, Peer, Result};
 
 /// Finds the program that becomes a keeper: the one that was named, this program itself, or
 /// `vmkit-keeper` beside it.
@@ -39,10 +39,11 @@ pub(crate) fn keeper_program(named: Option<&Path>) -> Result<PathBuf> {
         return Ok(own);
     }
     let beside = own.ancestors().skip(1).take(2).map(|dir| dir.join(ARG0));
-    beside.into_iter().find(|path| path.is_file()).ok_or_else(|| Error::Host {
-        needed: ARG0.to_owned(),
-        problem: "call vmkit::run_if_keeper() first in main, or install vmkit-keeper beside this program"
-            .to_owned(),
+    beside.into_iter().find(|path| path.is_file()).ok_or_else(|| {
+        Error::host(
+            ARG0,
+            "call vmkit::run_if_keeper() first in main, or install vmkit-keeper beside this program",
+        )
     })
 }
 
@@ -111,33 +112,29 @@ impl StartedKeeper {
         match tokio::time::timeout_at(deadline, words.read_line(&mut line)).await {
             Ok(read) => read.map_err(&failed)?,
             Err(_) => {
-                return Err(Error::TimedOut {
-                    awaited: format!("the keeper to start {}", self.hypervisor.display()),
-                    after: began.elapsed(),
-                    console: String::new(),
-                });
+                return Err(Error::timed_out(
+                    format!("the keeper to start {}", self.hypervisor.display()),
+                    began.elapsed(),
+                ));
             }
         };
         match serde_json::from_str(&line) {
             Ok(KeeperReply::Started { pid }) => Ok((pid, words)),
-            Ok(KeeperReply::Failed { what }) => {
-                Err(Error::Host { needed: self.hypervisor.display().to_string(), problem: what })
-            }
-            Err(_) => Err(Error::Protocol {
-                peer: PEER,
-                problem: format!(
+            Ok(KeeperReply::Failed { what }) => Err(Error::host(self.hypervisor.display().to_string(), what)),
+            Err(_) => Err(Error::protocol(
+                Peer::Keeper,
+                format!(
                     "{} ended without a word: it is no vmkit-keeper, or it was killed",
                     self.program.display()
                 ),
-                source: None,
-            }),
+            )),
         }
     }
 }
 
 fn failure(program: &Path) -> impl Fn(io::Error) -> Error {
     let problem = format!("cannot start {}", program.display());
-    move |source| Error::Protocol { peer: PEER, problem: problem.clone(), source: Some(source) }
+    move |source| Error::Protocol { peer: Peer::Keeper, problem: problem.clone(), source: Some(source) }
 }
 
 /// The keeper's name in the process list: whose keeper it is.

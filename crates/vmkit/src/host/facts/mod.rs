@@ -156,9 +156,11 @@ impl HostFacts {
     /// # Errors
     /// `Host`, with what to install, where there is none.
     pub fn qemu(&self, arch: Arch) -> Result<&QemuProgram> {
-        self.qemu.iter().find(|program| program.arch == arch).ok_or_else(|| Error::Host {
-            needed: qemu_name(arch),
-            problem: format!("not found in the search path; {} has it", qemu_package(arch)),
+        self.qemu.iter().find(|program| program.arch == arch).ok_or_else(|| {
+            Error::host(
+                qemu_name(arch),
+                format!("not found in the search path; {} has it", qemu_package(arch)),
+            )
         })
     }
 
@@ -167,9 +169,11 @@ impl HostFacts {
     /// # Errors
     /// `Host`, with what to install, where there is none.
     pub fn uefi(&self, arch: Arch) -> Result<&UefiFirmware> {
-        self.firmware.iter().find(|firmware| firmware.arch == arch).ok_or_else(|| Error::Host {
-            needed: format!("UEFI firmware for {}", arch.as_str()),
-            problem: format!("none without Secure Boot was found; {} has it", firmware_package(arch)),
+        self.firmware.iter().find(|firmware| firmware.arch == arch).ok_or_else(|| {
+            Error::host(
+                format!("UEFI firmware for {}", arch.as_str()),
+                format!("none without Secure Boot was found; {} has it", firmware_package(arch)),
+            )
         })
     }
 }

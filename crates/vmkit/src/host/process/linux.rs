@@ -162,10 +162,8 @@ pub(crate) fn boot_id() -> Result<Uuid> {
         return Ok(*id);
     }
     let text = fs::read_to_string(PATH).map_err(Error::io("read", PATH))?;
-    let id = text.trim().parse().map_err(|_| Error::Host {
-        needed: PATH.to_owned(),
-        problem: format!("{:?} is not a UUID", text.trim()),
-    })?;
+    let id =
+        text.trim().parse().map_err(|_| Error::host(PATH, format!("{:?} is not a UUID", text.trim())))?;
     Ok(*BOOT_ID.get_or_init(|| id))
 }
 

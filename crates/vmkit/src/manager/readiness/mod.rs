@@ -171,7 +171,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
                 };
                 let console = match self.info(name).await {
                     Ok(vm) => console_tail(&vm).await,
-                    Err(_) => String::new(),
+                    Err(_) => None,
                 };
                 Err(Error::Ended { awaited, state, console })
             }

@@ -12,11 +12,9 @@ use tokio::time::Instant;
 use super::codec::{MalformedLine, QmpMessage, decode, encode};
 use super::usernet;
 use super::wire::{LineStream, within};
-use crate::error::{Error, Result};
+use crate::error::{Error, Peer, Result};
 use crate::handle::ActiveForward;
 
-/// The peer's name in the errors that QEMU causes.
-const QEMU: &str = "QEMU";
 /// The longest line that is read, in bytes. The longest real one, of `query-qmp-schema`, has 200
 /// kB.
 const LINE_LIMIT_BYTES: usize = 4 * 1024 * 1024;
@@ -55,7 +53,7 @@ impl QmpClient {
     /// `Io` if nothing listens there; `TimedOut` without a greeting, which happens while another
     /// client holds the monitor too.
     pub(crate) async fn connect(path: &Path, deadline: Instant) -> Result<Self> {
-        let wire = LineStream::connect(path, QEMU, LINE_LIMIT_BYTES, deadline).await?;
+        let wire = LineStream::connect(path, Peer::Qemu, LINE_LIMIT_BYTES, deadline).await?;
         Self::negotiate(wire, None, deadline).await.map(|(client, _)| client)
     }
 
@@ -64,7 +62,7 @@ impl QmpClient {
     /// # Errors
     /// As [`connect`](Self::connect) and [`execute`](Self::execute).
     pub(crate) async fn with_status(path: &Path, deadline: Instant) -> Result<(Self, RunState)> {
-        let wire = LineStream::connect(path, QEMU, LINE_LIMIT_BYTES, deadline).await?;
+        let wire = LineStream::connect(path, Peer::Qemu, LINE_LIMIT_BYTES, deadline).await?;
         let (client, answer) = Self::negotiate(wire, Some((STATUS, None)), deadline).await?;
         let state = client.run_state(&answer)?;
         Ok((client, state))
@@ -79,7 +77,7 @@ impl QmpClient {
         path: &Path,
         deadline: Instant,
     ) -> Result<(Self, Vec<ActiveForward>)> {
-        let wire = LineStream::connect(path, QEMU, LINE_LIMIT_BYTES, deadline).await?;
+        let wire = LineStream::connect(path, Peer::Qemu, LINE_LIMIT_BYTES, deadline).await?;
         let question = (HMP, Some(json!({ "command-line": USERNET })));
         let (client, answer) = Self::negotiate(wire, Some(question), deadline).await?;
         let forwards = client.forwards(&answer)?;
@@ -89,7 +87,7 @@ impl QmpClient {
     /// Negotiates over a stream that is connected to a monitor.
     #[cfg(test)]
     async fn from_stream(stream: tokio::net::UnixStream, deadline: Instant) -> Result<Self> {
-        let wire = LineStream::new(stream, QEMU, LINE_LIMIT_BYTES);
+        let wire = LineStream::new(stream, Peer::Qemu, LINE_LIMIT_BYTES);
         Self::negotiate(wire, None, deadline).await.map(|(client, _)| client)
     }
 
@@ -170,7 +168,7 @@ impl QmpClient {
                 // Without an id QEMU could not read a command, and only one is under way.
                 QmpMessage::Error { id, class, desc } if id.is_none_or(|id| id == ours) => {
                     let command = command.to_owned();
-                    return Err(Error::Refused { peer: QEMU, command, class, description: desc });
+                    return Err(Error::Refused { peer: Peer::Qemu, command, class, description: desc });
                 }
                 QmpMessage::Event(event) => tracing::trace!(event = event.name, "passed over an event"),
                 QmpMessage::Return { .. } | QmpMessage::Error { .. } => {

@@ -18,7 +18,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::codec::{LineBuffer, TooLong};
 use crate::backend::qemu::layout::MAX_SOCKET_PATH_BYTES;
-use crate::error::{Error, Result};
+use crate::error::{Error, Peer, Result};
 
 /// How much is read at least in one go, in bytes.
 const READ_BYTES: usize = 8 * 1024;
@@ -29,20 +29,20 @@ pub(crate) struct LineStream {
     stream: UnixStream,
     incoming: LineBuffer,
     outgoing: Vec<u8>,
-    peer: &'static str,
+    peer: Peer,
 }
 
 impl LineStream {
     /// Wraps a connected stream; no line may have more than `line_limit` bytes, and errors call the
     /// other side `peer`.
-    pub(crate) fn new(stream: UnixStream, peer: &'static str, line_limit: usize) -> Self {
+    pub(crate) fn new(stream: UnixStream, peer: Peer, line_limit: usize) -> Self {
         Self { stream, incoming: LineBuffer::new(line_limit), outgoing: Vec::new(), peer }
     }
 
     /// Connects to the socket at `path`.
     pub(crate) async fn connect(
         path: &Path,
-        peer: &'static str,
+        peer: Peer,
         line_limit: usize,
         deadline: Instant,
     ) -> Result<Self> {
@@ -108,7 +108,7 @@ impl LineStream {
 
     /// Returns the error for something that the peer must not do.
     pub(crate) fn problem(&self, problem: impl Into<String>) -> Error {
-        Error::Protocol { peer: self.peer, problem: problem.into(), source: None }
+        Error::protocol(self.peer, problem)
     }
 
     fn broke(&self, source: io::Error) -> Error {
@@ -158,7 +158,7 @@ pub(crate) async fn within<T>(
     let start = Instant::now();
     match timeout_at(deadline, future).await {
         Ok(result) => result,
-        Err(_) => Err(Error::TimedOut { awaited: awaited(), after: start.elapsed(), console: String::new() }),
+        Err(_) => Err(Error::timed_out(awaited(), start.elapsed())),
     }
 }
 
@@ -187,7 +187,7 @@ async fn connect_in_turn(near: &Path, path: &Path, deadline: Instant) -> Result<
     let stream = match connecting.await.map_err(io::Error::from).flatten() {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
             let awaited = format!("a turn on {}, where other clients wait too", path.display());
-            return Err(Error::TimedOut { awaited, after: start.elapsed(), console: String::new() });
+            return Err(Error::timed_out(awaited, start.elapsed()));
         }
         result => result.map_err(Error::io("connect to", path))?,
     };
@@ -206,7 +206,7 @@ mod tests {
     #[tokio::test]
     async fn a_line_half_read_by_a_dropped_call_is_whole_in_the_next() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
-        let mut wire = LineStream::new(ours, "QEMU", 100);
+        let mut wire = LineStream::new(ours, Peer::Qemu, 100);
         theirs.write_all(b"hello, ").await.unwrap();
         let error = within(soon(), || "a line".into(), wire.line()).await.unwrap_err();
         assert!(matches!(error, Error::TimedOut { .. }), "{error}");
@@ -217,7 +217,7 @@ mod tests {
     #[tokio::test]
     async fn bytes_half_written_by_a_dropped_call_are_written_once() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
-        let mut wire = LineStream::new(ours, "QEMU", 100);
+        let mut wire = LineStream::new(ours, Peer::Qemu, 100);
         let sent = vec![b'x'; 4 * 1024 * 1024];
         wire.queue(&sent);
         assert!(within(soon(), || "room".into(), wire.flush()).await.is_err(), "nobody reads yet");
@@ -240,11 +240,11 @@ mod tests {
         let _first = UnixStream::connect(&path).await.unwrap();
         assert_eq!(UnixStream::connect(&path).await.unwrap_err().kind(), io::ErrorKind::WouldBlock);
 
-        let error = LineStream::connect(&path, "QEMU", 100, soon()).await.unwrap_err();
+        let error = LineStream::connect(&path, Peer::Qemu, 100, soon()).await.unwrap_err();
         assert!(error.to_string().contains("a turn on"), "{error}");
 
         let waiting = tokio::spawn(async move {
-            LineStream::connect(&path, "QEMU", 100, Instant::now() + Duration::from_secs(20)).await
+            LineStream::connect(&path, Peer::Qemu, 100, Instant::now() + Duration::from_secs(20)).await
         });
         tokio::time::sleep(Duration::from_millis(50)).await;
         let _first_served = listener.accept().unwrap();
@@ -258,10 +258,10 @@ mod tests {
         std::fs::create_dir(&dir).unwrap();
         let path = dir.join("spare.sock");
         let listener = bind(&path).unwrap();
-        LineStream::connect(&path, "QEMU", 100, soon()).await.unwrap();
+        LineStream::connect(&path, Peer::Qemu, 100, soon()).await.unwrap();
         listener.accept().unwrap();
         let missing = temp.path().join("x".repeat(150)).join("spare.sock");
-        let error = LineStream::connect(&missing, "QEMU", 100, soon()).await.unwrap_err().to_string();
+        let error = LineStream::connect(&missing, Peer::Qemu, 100, soon()).await.unwrap_err().to_string();
         assert!(error.contains(missing.to_str().unwrap()), "{error}");
     }
 }

@@ -4,6 +4,9 @@
 //! and what would be right; it never repeats its source, so print the chain
 //! (`std::error::Error::source`) once, at the edge.
 
+mod kind;
+mod subject;
+
 use std::borrow::Cow;
 use std::fmt;
 use std::io;
@@ -15,6 +18,9 @@ use crate::image::ImageFormat;
 use crate::lifecycle::{InvalidTransition, VmState};
 use crate::misplacement::Misplacement;
 use crate::spec::VmName;
+
+pub use kind::ErrorKind;
+pub use subject::{LiveResource, Peer, Subject};
 
 /// The result of every fallible call of this library.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -38,16 +44,16 @@ pub enum Error {
     /// What should be created exists already.
     #[error("{what} `{name}` already exists")]
     AlreadyExists {
-        /// What kind of thing, such as `VM`.
-        what: &'static str,
+        /// What kind of thing.
+        what: Subject,
         /// Its name.
         name: String,
     },
     /// What was asked for does not exist.
     #[error("{what} `{name}` does not exist")]
     NotFound {
-        /// What kind of thing, such as `VM`.
-        what: &'static str,
+        /// What kind of thing.
+        what: Subject,
         /// Its name.
         name: String,
     },
@@ -74,8 +80,8 @@ pub enum Error {
     /// The name is none of those that exist.
     #[error("{what} `{name}` does not exist; {}{}", LocationOf(known), SuggestionOf(meant.as_deref()))]
     Unknown {
-        /// What kind of thing, such as `machine`.
-        what: &'static str,
+        /// What kind of thing.
+        what: Subject,
         /// The name that was given.
         name: String,
         /// The names that exist.
@@ -90,7 +96,7 @@ pub enum Error {
     #[error("{what} is known only while the VM runs, and it is {state}{}", CauseOf(state))]
     NotLive {
         /// What was asked for.
-        what: &'static str,
+        what: LiveResource,
         /// The state the VM is in.
         state: VmState,
     },
@@ -167,20 +173,20 @@ pub enum Error {
         vms: Vec<VmName>,
     },
     /// A deadline passed.
-    #[error("waited {:.1} s for {awaited}{}", after.as_secs_f64(), ConsoleTail("the console's last lines", console))]
+    #[error("waited {:.1} s for {awaited}{}", after.as_secs_f64(), LastLines("the console's last lines", console.as_ref().map_or("", ConsoleTail::as_str)))]
     TimedOut {
         /// What was awaited.
         awaited: String,
         /// How long it was awaited.
         after: Duration,
         /// The console's last lines, where there is a console.
-        console: String,
+        console: Option<ConsoleTail>,
     },
     /// A VM ended while something else was awaited of it.
     #[error(
         "waited for {awaited}, and it is {state}{}{}",
         CauseOf(state),
-        ConsoleTail("the console's last lines", console)
+        LastLines("the console's last lines", console.as_ref().map_or("", ConsoleTail::as_str))
     )]
     Ended {
         /// What was awaited.
@@ -188,7 +194,7 @@ pub enum Error {
         /// The state the VM is in now.
         state: VmState,
         /// The console's last lines, where there is a console.
-        console: String,
+        console: Option<ConsoleTail>,
     },
     /// A record or another file of vmkit's own can't be used.
     #[error("{}: {problem}", path.display())]
@@ -207,7 +213,7 @@ pub enum Error {
         problem: String,
     },
     /// QEMU ended when it should not have.
-    #[error("QEMU ended: {status} (its log: {}){}", log.display(), ConsoleTail("it said", stderr))]
+    #[error("QEMU ended: {status} (its log: {}){}", log.display(), LastLines("it said", stderr))]
     QemuExited {
         /// How it ended: its exit code or the signal.
         status: String,
@@ -219,8 +225,8 @@ pub enum Error {
     /// QEMU or the guest agent replied to a command with an error.
     #[error("{peer} refused `{command}`: {description} ({class})")]
     Refused {
-        /// Which peer: `QEMU` or `the guest agent`.
-        peer: &'static str,
+        /// The peer.
+        peer: Peer,
         /// The command.
         command: String,
         /// The error class of the reply.
@@ -231,8 +237,8 @@ pub enum Error {
     /// A peer broke the protocol or went away.
     #[error("{peer}: {problem}")]
     Protocol {
-        /// Which peer: `QEMU`, `the guest agent`, `the keeper`.
-        peer: &'static str,
+        /// The peer.
+        peer: Peer,
         /// What it did.
         problem: String,
         /// The I/O error below, if any.
@@ -363,6 +369,25 @@ pub enum Error {
     },
 }
 
+/// The last lines that a guest printed on its console; never none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConsoleTail(Box<str>);
+
+impl ConsoleTail {
+    /// Wraps the last lines of a console; `None` where nothing was printed.
+    #[must_use]
+    pub fn new(lines: &str) -> Option<Self> {
+        let lines = lines.trim_end();
+        (!lines.is_empty()).then(|| Self(lines.into()))
+    }
+
+    /// Returns the lines.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
 /// What it takes to log in to a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -388,76 +413,7 @@ impl fmt::Display for LoginPart {
     }
 }
 
-/// What a caller can do about an error. The CLI's exit codes come from it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum ErrorKind {
-    /// What was given is wrong: change it and call again.
-    InvalidInput,
-    /// The name is taken.
-    AlreadyExists,
-    /// What was named does not exist.
-    NotFound,
-    /// Not legal in this state: another operation has to come first.
-    InvalidState,
-    /// This backend can never do it.
-    Unsupported,
-    /// Another process holds it now: trying again later may help.
-    Busy,
-    /// A deadline passed; nothing is known to be dead.
-    TimedOut,
-    /// A file of vmkit's own is unreadable, foreign or from a newer version.
-    Record,
-    /// The host lacks something: a program, a device, permission or space.
-    Host,
-    /// A server failed, or sent what could not be verified.
-    Remote,
-    /// The hypervisor failed.
-    Hypervisor,
-    /// What runs in the guest failed.
-    Guest,
-    /// The system failed in another way.
-    Io,
-}
-
 impl Error {
-    /// Returns the kind: what a caller can do about this error.
-    pub fn kind(&self) -> ErrorKind {
-        match self {
-            Error::Invalid { .. } | Error::WrongFormat { .. } => ErrorKind::InvalidInput,
-            #[cfg(feature = "vmfile")]
-            Error::Vmfile(error) => error.kind(),
-            Error::AlreadyExists { .. } | Error::Foreign { .. } => ErrorKind::AlreadyExists,
-            Error::Step { .. } => ErrorKind::Guest,
-            Error::NotFound { .. } | Error::NoLogin { .. } | Error::Unknown { .. } => ErrorKind::NotFound,
-            Error::Transition(_) | Error::Ended { .. } | Error::NotLive { .. } => ErrorKind::InvalidState,
-            Error::Unsupported { .. } => ErrorKind::Unsupported,
-            Error::UnknownBackend { .. } | Error::Host { .. } | Error::OtherUser { .. } => ErrorKind::Host,
-            Error::Busy { .. } | Error::ImageInUse { .. } | Error::SameVm { .. } => ErrorKind::Busy,
-            Error::TimedOut { .. } => ErrorKind::TimedOut,
-            Error::Record { .. } | Error::Misplaced { .. } => ErrorKind::Record,
-            Error::QemuExited { .. } => ErrorKind::Hypervisor,
-            Error::Refused { peer, .. } | Error::Protocol { peer, .. } => {
-                if [GUEST_AGENT, SSH_SERVER].contains(peer) {
-                    ErrorKind::Guest
-                } else {
-                    ErrorKind::Hypervisor
-                }
-            }
-            Error::Io { source, .. } => match source.kind() {
-                io::ErrorKind::StorageFull
-                | io::ErrorKind::QuotaExceeded
-                | io::ErrorKind::ReadOnlyFilesystem
-                | io::ErrorKind::PermissionDenied => ErrorKind::Host,
-                _ => ErrorKind::Io,
-            },
-            Error::Ssh { .. } | Error::HostKey { .. } => ErrorKind::Guest,
-            Error::Copy { kind, .. } | Error::CopyPart { kind, .. } | Error::Backend { kind, .. } => *kind,
-            Error::Fetch { status: Some(404 | 410), .. } => ErrorKind::NotFound,
-            Error::Fetch { .. } | Error::Untrusted { .. } => ErrorKind::Remote,
-        }
-    }
-
     /// Creates the error for a value that can't be accepted.
     pub fn invalid(
         field: impl Into<Cow<'static, str>>,
@@ -465,6 +421,36 @@ impl Error {
         expected: impl Into<String>,
     ) -> Self {
         Error::Invalid { field: field.into(), value: value.to_string(), expected: expected.into() }
+    }
+
+    /// Creates the error for what does not exist.
+    pub fn not_found(what: Subject, name: impl fmt::Display) -> Self {
+        Error::NotFound { what, name: name.to_string() }
+    }
+
+    /// Creates the error for what should be created and exists.
+    pub fn already_exists(what: Subject, name: impl fmt::Display) -> Self {
+        Error::AlreadyExists { what, name: name.to_string() }
+    }
+
+    /// Creates the error for a file of vmkit's own that can't be used.
+    pub fn record(path: impl Into<PathBuf>, problem: impl Into<String>) -> Self {
+        Error::Record { path: path.into(), problem: problem.into() }
+    }
+
+    /// Creates the error for what the host lacks.
+    pub fn host(needed: impl Into<String>, problem: impl Into<String>) -> Self {
+        Error::Host { needed: needed.into(), problem: problem.into() }
+    }
+
+    /// Creates the error for a deadline that passed, with no console to show.
+    pub fn timed_out(awaited: impl Into<String>, after: Duration) -> Self {
+        Error::TimedOut { awaited: awaited.into(), after, console: None }
+    }
+
+    /// Creates the error for a peer that broke the protocol.
+    pub fn protocol(peer: Peer, problem: impl Into<String>) -> Self {
+        Error::Protocol { peer, problem: problem.into(), source: None }
     }
 
     /// Returns a function for `map_err` that wraps an I/O error with what was tried on which path.
@@ -480,12 +466,6 @@ impl From<crate::vmfile::VmfileError> for Error {
         Error::Vmfile(Box::new(error))
     }
 }
-
-/// The peer's name in the errors that the guest agent causes.
-pub(crate) const GUEST_AGENT: &str = "the guest agent";
-
-/// The name of a guest's SSH server as a peer in errors.
-pub(crate) const SSH_SERVER: &str = "the SSH server";
 
 struct NameList<'a>(&'a [BackendTag]);
 
@@ -566,9 +546,9 @@ impl fmt::Display for CauseOf<'_> {
     }
 }
 
-struct ConsoleTail<'a>(&'static str, &'a str);
+struct LastLines<'a>(&'static str, &'a str);
 
-impl fmt::Display for ConsoleTail<'_> {
+impl fmt::Display for LastLines<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = self.1.trim_end();
         if text.is_empty() {
@@ -579,5 +559,28 @@ impl fmt::Display for ConsoleTail<'_> {
             write!(f, "\n    {line}")?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every `Result` of the library is at least as large.
+    #[test]
+    fn an_error_is_small() {
+        assert!(size_of::<Error>() <= 96, "{}", size_of::<Error>());
+    }
+
+    #[test]
+    fn a_console_that_is_empty_has_no_last_lines() {
+        assert_eq!(ConsoleTail::new(" \n"), None);
+        assert_eq!(ConsoleTail::new("login: \n").as_ref().map(ConsoleTail::as_str), Some("login:"));
+        let error = Error::TimedOut {
+            awaited: "x".to_owned(),
+            after: Duration::from_secs(1),
+            console: ConsoleTail::new("a\nb\n"),
+        };
+        assert_eq!(error.to_string(), "waited 1.0 s for x; the console's last lines:\n    a\n    b");
     }
 }
