@@ -21,7 +21,6 @@ pub(crate) enum LockMode {
     /// Nobody else may.
     Alone,
     /// Those may who hold it so themselves.
-    #[cfg_attr(not(feature = "images"), expect(dead_code, reason = "only images are held by several"))]
     Shared,
 }
 
@@ -40,6 +39,44 @@ impl LockMode {
             LockMode::Shared => FlockOperation::LockShared,
         }
     }
+}
+
+/// A file that is locked until this is dropped.
+#[derive(Debug)]
+pub(crate) struct FileLock(File);
+
+impl FileLock {
+    /// Takes over a file that was locked already.
+    pub(crate) fn of_locked(file: File) -> Self {
+        Self(file)
+    }
+
+    /// Locks an open file; `None` if another process holds the lock.
+    pub(crate) fn try_take(file: File, mode: LockMode) -> io::Result<Result<Self, File>> {
+        match flock(&file, mode.at_once()) {
+            Ok(()) => Ok(Ok(Self(file))),
+            Err(Errno::WOULDBLOCK) => Ok(Err(file)),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Returns the file.
+    pub(crate) fn file(&self) -> &File {
+        &self.0
+    }
+}
+
+impl Drop for FileLock {
+    fn drop(&mut self) {
+        // Closing is not enough: a child that another thread is just spawning has the file, too,
+        // until it execs.
+        let _ = flock(&self.0, FlockOperation::Unlock);
+    }
+}
+
+/// Returns whether another process holds the lock of an open file.
+pub(crate) fn is_locked(file: File) -> io::Result<bool> {
+    FileLock::try_take(file, LockMode::Shared).map(|taken| taken.is_err())
 }
 
 /// Waits for the lock of an open file.
@@ -169,8 +206,8 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("lock");
         let held = file(&path);
-        flock(&held, LockMode::Alone.at_once()).unwrap();
-        let found = held.metadata().unwrap();
+        let held = FileLock::try_take(held, LockMode::Alone).unwrap().unwrap();
+        let found = held.file().metadata().unwrap();
         let id = (found.dev(), found.ino());
         for _ in 0..5 {
             let mut waiting = LockWait::begin(file(&path), LockMode::Alone).unwrap();
@@ -184,7 +221,7 @@ mod tests {
         let mut next = LockWait::begin(file(&path), LockMode::Alone).unwrap();
         assert_eq!(waiters()[&id].len(), 1, "it is now");
         drop(held);
-        let locked = next.until(after(60_000)).await.unwrap().unwrap();
+        let locked = FileLock::of_locked(next.until(after(60_000)).await.unwrap().unwrap());
         assert_eq!(flock(file(&path), LockMode::Alone.at_once()), Err(Errno::WOULDBLOCK));
         drop(locked);
         let deadline = after(60_000);
@@ -193,5 +230,18 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         flock(file(&path), LockMode::Alone.at_once()).unwrap();
+    }
+    #[test]
+    fn a_lock_ends_with_its_holder_though_a_child_of_another_thread_has_the_file_still() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("lock");
+        let held = FileLock::try_take(file(&path), LockMode::Alone).unwrap().unwrap();
+        let _of_a_child = held.file().try_clone().unwrap();
+        assert!(is_locked(file(&path)).unwrap());
+        drop(held);
+        let asked = file(&path);
+        let _of_another = asked.try_clone().unwrap();
+        assert!(!is_locked(asked).unwrap());
+        FileLock::try_take(file(&path), LockMode::Alone).unwrap().expect("the question is over");
     }
 }

@@ -6,10 +6,8 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
-
 use crate::error::{Error, Result};
+use crate::flock::{FileLock, LockMode};
 use crate::spec::VmName;
 use crate::store::{denied, keep_owner};
 
@@ -19,7 +17,7 @@ use crate::store::{denied, keep_owner};
 /// socket, has the PID for whoever comes next, and goes with the VM.
 #[derive(Debug)]
 pub struct ConsoleTurn {
-    held: File,
+    _held: FileLock,
     vm: VmName,
     socket: PathBuf,
 }
@@ -31,7 +29,7 @@ impl ConsoleTurn {
     /// `Busy` with the PID of the process that has it; `Io` and `Host` where that can't be told.
     pub fn take(vm: &VmName, socket: &Path) -> Result<Self> {
         let path = lock_of(socket);
-        let mut file = OpenOptions::new()
+        let file = OpenOptions::new()
             .read(true)
             .write(true)
             .create(true)
@@ -40,13 +38,12 @@ impl ConsoleTurn {
             .open(&path)
             .map_err(denied("open", &path))?;
         keep_owner(&file, &path);
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => return Err(busy(vm, signed(&mut file))),
-            Err(errno) => return Err(Error::io("lock", &path)(errno.into())),
-        }
-        sign(&mut file).map_err(Error::io("write", &path))?;
-        Ok(Self { held: file, vm: vm.clone(), socket: socket.to_owned() })
+        let held = match FileLock::try_take(file, LockMode::Alone).map_err(Error::io("lock", &path))? {
+            Ok(lock) => lock,
+            Err(file) => return Err(busy(vm, signed(&file))),
+        };
+        sign(held.file()).map_err(Error::io("write", &path))?;
+        Ok(Self { _held: held, vm: vm.clone(), socket: socket.to_owned() })
     }
 
     /// Returns whether the hypervisor serves a client that has not taken its turn, so that a
@@ -62,14 +59,6 @@ impl ConsoleTurn {
     /// Creates the error for a console that is served to such a client.
     pub fn busy(&self) -> Error {
         busy(&self.vm, None)
-    }
-}
-
-impl Drop for ConsoleTurn {
-    fn drop(&mut self) {
-        // Closing is not enough: a child that another thread is just spawning has the file, too,
-        // until it execs.
-        let _ = flock(&self.held, FlockOperation::Unlock);
     }
 }
 
@@ -96,12 +85,12 @@ fn lock_of(socket: &Path) -> PathBuf {
     path.into()
 }
 
-fn sign(file: &mut File) -> io::Result<()> {
+fn sign(mut file: &File) -> io::Result<()> {
     file.set_len(0)?;
     write!(file, "{}", std::process::id())
 }
 
-fn signed(file: &mut File) -> Option<u32> {
+fn signed(file: &File) -> Option<u32> {
     let mut text = String::new();
     file.take(16).read_to_string(&mut text).ok()?;
     text.parse().ok()

@@ -14,7 +14,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
-use rustix::fs::{FlockOperation, OFlags};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 use tokio::sync::watch;
 
@@ -23,6 +23,7 @@ use super::inspect::ImageFacts;
 use super::progress::{PullProgress, PullStage};
 use super::sparse::SparseFile;
 use crate::error::{Error, Result, Subject};
+use crate::flock::{FileLock, LockMode};
 use crate::steps::step;
 
 /// How many bytes are read at a time.
@@ -68,7 +69,7 @@ pub async fn convert(
     } else {
         let unfinished = UnfinishedFile::begin(&to_place, to)?;
         (
-            ConvertTarget::File(SparseFile::new(unfinished.file.try_clone().map_err(failed())?)),
+            ConvertTarget::File(SparseFile::new(unfinished.lock.file().try_clone().map_err(failed())?)),
             Some(unfinished),
         )
     };
@@ -157,7 +158,7 @@ fn device(image: &ImageFacts, to: &Path) -> Result<File> {
 #[derive(Debug)]
 struct UnfinishedFile {
     path: PathBuf,
-    file: File,
+    lock: FileLock,
     is_named: bool,
 }
 
@@ -190,18 +191,14 @@ impl UnfinishedFile {
                 let why = "this is no file, and is where the disk has to lie while it is written: remove it";
                 return Err(Error::invalid("file", path.display(), why));
             }
-            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => {}
-                Err(Errno::WOULDBLOCK) => {
-                    return Err(Error::Busy { what: to.display().to_string(), holder: None });
-                }
-                Err(errno) => return Err(failed()(errno.into())),
-            }
+            let Ok(lock) = FileLock::try_take(file, LockMode::Alone).map_err(failed())? else {
+                return Err(Error::Busy { what: to.display().to_string(), holder: None });
+            };
             // The previous holder may have given it its final name.
             let is_it = |at: fs::Metadata| (at.dev(), at.ino()) == (opened.dev(), opened.ino());
             if fs::symlink_metadata(&path).is_ok_and(is_it) {
-                file.set_len(0).map_err(failed())?;
-                return Ok(Self { path, file, is_named: false });
+                lock.file().set_len(0).map_err(failed())?;
+                return Ok(Self { path, lock, is_named: false });
             }
         }
     }

@@ -18,7 +18,7 @@ use super::pull::PullSource;
 use super::store::{ImageStore, entries, remove_file};
 use crate::error::{Error, Result, Subject};
 use crate::steps::step;
-use crate::store::lock::{self, LockMode, VmLock};
+use crate::store::lock::{self, FileLock, LockMode};
 use crate::store::{RecordChanges, create_private};
 
 /// The lock of a download, in its directory.
@@ -31,7 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(600);
 #[derive(Debug, Clone)]
 pub(super) struct DownloadDir {
     pub(super) dir: PathBuf,
-    _lock: Arc<VmLock>,
+    _lock: Arc<FileLock>,
 }
 
 /// Which process is to fetch.
@@ -43,7 +43,7 @@ pub(super) enum FetchTurn {
 }
 
 impl DownloadDir {
-    fn held(dir: &Path, lock: VmLock) -> Self {
+    fn held(dir: &Path, lock: FileLock) -> Self {
         Self { dir: dir.to_owned(), _lock: Arc::new(lock) }
     }
 

@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::spec::{Arch, DataDisk, VmName};
 use crate::steps::step;
 use crate::store::RecordStore;
-use crate::store::lock::{LockMode, VmLock};
+use crate::store::lock::{FileLock, LockMode};
 
 impl ImageStore {
     /// Returns the names of the VMs whose disks have an image as their backing file.
@@ -130,7 +130,7 @@ impl ImageStore {
 
     /// Removes an image that is locked exclusively: the record first, since without it there is no
     /// image.
-    fn remove_content(&self, id: &Digest, lock: VmLock) -> Result<u64> {
+    fn remove_content(&self, id: &Digest, lock: FileLock) -> Result<u64> {
         let dir = self.dir(id);
         let mut freed_bytes = remove_file(&dir.join(RECORD))?;
         for entry in entries(&dir)?.into_iter().filter(|entry| entry != LOCK) {

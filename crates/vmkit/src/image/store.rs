@@ -33,7 +33,7 @@ use crate::error::{Error, ErrorKind, Result, Subject};
 use crate::input_file::open_regular;
 use crate::spec::{Arch, Firmware, UserName};
 use crate::steps::step;
-use crate::store::lock::{self, LockMode, VmLock};
+use crate::store::lock::{self, FileLock, LockMode};
 use crate::store::{Home, create_private};
 
 /// How long one who removes an image waits for those who are just making a VM of it, and the other
@@ -108,7 +108,7 @@ pub struct ImageInUse {
     pub user: Option<UserName>,
     /// The firmware that it boots with, where that is known.
     pub firmware: Option<Firmware>,
-    _lock: Option<VmLock>,
+    _lock: Option<FileLock>,
 }
 
 /// What an import says of the image.
@@ -482,7 +482,7 @@ impl ImageStore {
     }
 
     /// Holds the names against others who write one, and removes what such a one left who died.
-    pub(super) async fn hold_names(&self) -> Result<VmLock> {
+    pub(super) async fn hold_names(&self) -> Result<FileLock> {
         let dir = self.names_dir();
         self.home.refuse_other_user(self.home.images())?;
         loop {
@@ -552,7 +552,7 @@ impl ImageStore {
     }
 
     /// Holds an image; `None` where there is none, not even its directory.
-    pub(super) async fn hold(&self, id: &Digest, hold: LockMode) -> Result<Option<VmLock>> {
+    pub(super) async fn hold(&self, id: &Digest, hold: LockMode) -> Result<Option<FileLock>> {
         self.hold_until(id, hold, Instant::now() + PATIENCE).await
     }
 
@@ -561,7 +561,7 @@ impl ImageStore {
         id: &Digest,
         hold: LockMode,
         deadline: Instant,
-    ) -> Result<Option<VmLock>> {
+    ) -> Result<Option<FileLock>> {
         lock::acquire(&self.dir(id).join(LOCK), hold, deadline).await.map_err(|error| match error {
             Error::Busy { holder, .. } => Error::Busy { what: self.called(id), holder },
             error => error,

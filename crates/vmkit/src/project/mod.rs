@@ -58,7 +58,7 @@ use crate::hypervisor::Hypervisor;
 use crate::image::ImageStore;
 use crate::manager::VmManager;
 use crate::store::create_private;
-use crate::store::lock::{LockMode, VmLock, acquire};
+use crate::store::lock::{FileLock, LockMode, acquire};
 use crate::vmfile::{MachineConfig, Project};
 
 /// Brings the machines of a project up and down, over any hypervisor and any way into its guests.
@@ -145,7 +145,7 @@ impl<H: Hypervisor + 'static, G: GuestConnector> ProjectManager<H, G> {
         project: &Project,
         options: &ProjectOptions,
         listener: &EventListener,
-    ) -> Result<VmLock> {
+    ) -> Result<FileLock> {
         let dir = self.manager().home().projects();
         self.manager().home().refuse_other_user(dir)?;
         create_private(dir)?;

@@ -5,28 +5,14 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
 use tokio::time::Instant;
 
 use crate::error::{Error, Result};
-pub(crate) use crate::flock::LockMode;
-use crate::flock::{LockWait, is_at};
+pub(crate) use crate::flock::{FileLock, LockMode};
+use crate::flock::{LockWait, is_at, is_locked};
 use crate::input_file::open_regular;
 use crate::steps::step;
 use crate::store::{denied, refuse_other_user};
-
-/// A lock, held until this is dropped.
-#[derive(Debug)]
-pub(crate) struct VmLock(File);
-
-impl Drop for VmLock {
-    fn drop(&mut self) {
-        // Closing is not enough: a child that another thread is just spawning has the file, too,
-        // until it execs.
-        let _ = flock(&self.0, FlockOperation::Unlock);
-    }
-}
 
 /// Opens the lock file, made if need be, and waits for the lock. `None`: the directory it lies in
 /// is not there.
@@ -36,14 +22,14 @@ impl Drop for VmLock {
 ///
 /// # Errors
 /// `Busy` with the holder's PID once the deadline has passed.
-pub(crate) async fn acquire(path: &Path, hold: LockMode, deadline: Instant) -> Result<Option<VmLock>> {
+pub(crate) async fn acquire(path: &Path, hold: LockMode, deadline: Instant) -> Result<Option<FileLock>> {
     loop {
         let Some(file) = open(path, hold)? else { return Ok(None) };
-        let mut lock = locked(file, path, hold, deadline).await?;
-        if is_at(&lock.0, path)? {
+        let lock = locked(file, path, hold, deadline).await?;
+        if is_at(lock.file(), path)? {
             if matches!(hold, LockMode::Alone) {
                 // A PID that can't be written is missing in somebody's message and nowhere else.
-                let _ = sign(&mut lock.0);
+                let _ = sign(lock.file());
             }
             return Ok(Some(lock));
         }
@@ -54,13 +40,7 @@ pub(crate) async fn acquire(path: &Path, hold: LockMode, deadline: Instant) -> R
 /// once.
 pub(super) fn is_held(path: &Path) -> bool {
     let Ok(file) = open_regular(path) else { return false };
-    match flock(&file, FlockOperation::NonBlockingLockShared) {
-        Ok(()) => {
-            drop(VmLock(file));
-            false
-        }
-        Err(errno) => errno == Errno::WOULDBLOCK,
-    }
+    is_locked(file).unwrap_or(false)
 }
 
 fn open(path: &Path, hold: LockMode) -> Result<Option<File>> {
@@ -92,25 +72,24 @@ fn open(path: &Path, hold: LockMode) -> Result<Option<File>> {
 }
 
 /// Waits for the lock of an open file.
-pub(super) async fn locked(file: File, path: &Path, hold: LockMode, deadline: Instant) -> Result<VmLock> {
-    match flock(&file, hold.at_once()) {
-        Ok(()) => return Ok(VmLock(file)),
-        Err(Errno::WOULDBLOCK) => {}
-        Err(errno) => return Err(Error::io("lock", path)(errno.into())),
-    }
+pub(super) async fn locked(file: File, path: &Path, hold: LockMode, deadline: Instant) -> Result<FileLock> {
+    let file = match FileLock::try_take(file, hold).map_err(Error::io("lock", path))? {
+        Ok(lock) => return Ok(lock),
+        Err(file) => file,
+    };
     let busy = || Error::Busy { what: path.display().to_string(), holder: holder(path) };
     if deadline <= Instant::now() {
         return Err(busy());
     }
     let mut waiting = LockWait::begin(file, hold).map_err(Error::io("wait for", path))?;
     match waiting.until(deadline).await.map_err(Error::io("lock", path))? {
-        Some(file) => Ok(VmLock(file)),
+        Some(file) => Ok(FileLock::of_locked(file)),
         None => Err(busy()),
     }
 }
 
 /// Writes this process's PID into the lock, for whoever has to say who holds it.
-fn sign(file: &mut File) -> io::Result<()> {
+fn sign(mut file: &File) -> io::Result<()> {
     step("sign the lock")?;
     file.set_len(0)?;
     write!(file, "{}", std::process::id())

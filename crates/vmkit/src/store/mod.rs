@@ -87,7 +87,7 @@ pub(crate) struct LockedVm {
     name: VmName,
     dir: PathBuf,
     home: Home,
-    _lock: lock::VmLock,
+    _lock: lock::FileLock,
 }
 
 impl RecordStore {
@@ -213,7 +213,7 @@ impl RecordStore {
 }
 
 impl RecordStore {
-    fn locked(&self, name: &VmName, dir: PathBuf, lock: lock::VmLock) -> LockedVm {
+    fn locked(&self, name: &VmName, dir: PathBuf, lock: lock::FileLock) -> LockedVm {
         LockedVm { name: name.clone(), dir, home: self.home.clone(), _lock: lock }
     }
 }
@@ -359,7 +359,7 @@ fn check_directory(dir: &Path) -> Result<()> {
 }
 
 /// Waits for a VM's lock; whoever waits in vain learns of which VM, not of which file.
-async fn acquire(name: &VmName, dir: &Path, deadline: Instant) -> Result<Option<lock::VmLock>> {
+async fn acquire(name: &VmName, dir: &Path, deadline: Instant) -> Result<Option<lock::FileLock>> {
     lock::acquire(&dir.join(LOCK), lock::LockMode::Alone, deadline).await.map_err(|error| match error {
         Error::Busy { holder, .. } => Error::Busy { what: format!("VM `{name}`"), holder },
         error => error,

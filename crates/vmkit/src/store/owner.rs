@@ -4,13 +4,14 @@
 //! the directory has a file that no process ever locked, so the mark also names the directory that
 //! it was made for: only there is a free lock proof that the VM is no longer needed.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use super::LockedVm;
 use crate::error::{Error, Result};
+use crate::flock::{FileLock, LockMode};
 use crate::host::process::boot_id;
 use crate::input_file::open_regular;
 use crate::steps::step;
@@ -24,7 +25,7 @@ const MARK_BYTES: u64 = 256;
 
 /// Keeps an ephemeral VM from being removed by another process; dropped, the VM may be removed.
 #[derive(Debug)]
-pub struct EphemeralGuard(#[expect(dead_code, reason = "it is locked as long as it is open")] File);
+pub struct EphemeralGuard(#[expect(dead_code, reason = "it is locked as long as it is there")] FileLock);
 
 /// What the mark shows of the process that an ephemeral VM goes with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,38 +48,35 @@ impl LockedVm {
             let mut file =
                 OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
             file.write_all(mark.as_bytes())?;
-            Ok((file.try_lock(), file))
+            FileLock::try_take(file, LockMode::Alone)
         };
-        let file = match owned().map_err(Error::io("create", &unfinished))? {
-            (Ok(()), file) => file,
-            (Err(TryLockError::WouldBlock), _) => {
+        let lock = match owned().map_err(Error::io("create", &unfinished))? {
+            Ok(lock) => lock,
+            Err(_) => {
                 let what = format!("the owner's lock of VM `{}`", self.name);
                 return Err(Error::Busy { what, holder: None });
             }
-            (Err(TryLockError::Error(error)), _) => return Err(Error::io("lock", unfinished)(error)),
         };
         fs::rename(&unfinished, &path).map_err(Error::io("create", path))?;
-        Ok(EphemeralGuard(file))
+        Ok(EphemeralGuard(lock))
     }
 
     /// Returns what the mark shows of the VM's owner. Ask only while no other process creates the
     /// VM: the VM's lock, which is held here, sees to that.
     pub(crate) fn owner_state(&self) -> Result<OwnerState> {
         let path = self.dir.join(OWNER);
-        let mut file = match open_regular(&path) {
+        let file = match open_regular(&path) {
             Ok(file) => file,
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => {
                 return Ok(OwnerState::Unknown);
             }
             Err(error) => return Err(Error::io("open", path)(error)),
         };
-        match file.try_lock_shared() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Ok(OwnerState::Runs),
-            Err(TryLockError::Error(error)) => return Err(Error::io("lock", path)(error)),
-        }
+        let Ok(lock) = FileLock::try_take(file, LockMode::Shared).map_err(Error::io("lock", path))? else {
+            return Ok(OwnerState::Runs);
+        };
         let mut found = String::new();
-        let read = (&mut file).take(MARK_BYTES).read_to_string(&mut found);
+        let read = lock.file().take(MARK_BYTES).read_to_string(&mut found);
         let is_ours = read.is_ok() && is_same_directory(&found, &mark(&self.dir)?);
         Ok(if is_ours { OwnerState::Ended } else { OwnerState::Unknown })
     }

@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::lock::{LockMode, VmLock, locked};
+use super::lock::{FileLock, LockMode, locked};
 use super::{MADE, RecordStore, SINCE};
 use crate::spec::VmName;
 
@@ -33,7 +33,7 @@ pub(crate) enum TurnFor {
 #[derive(Debug)]
 pub(crate) struct VmTurn {
     #[cfg_attr(not(test), expect(dead_code, reason = "held, and let go of with the turn"))]
-    lock: Option<VmLock>,
+    lock: Option<FileLock>,
 }
 
 impl VmTurn {

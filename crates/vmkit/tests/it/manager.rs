@@ -382,10 +382,20 @@ async fn a_vm_of_a_missing_backend_is_listed_and_stays_as_it_is() {
 }
 
 /// Takes the VM's lock as another process would, and returns what holds it.
-fn hold(home: &Home) -> fs::File {
+fn hold(home: &Home) -> HeldLock {
     let lock = fs::OpenOptions::new().write(true).open(home.vm(&web()).join("lock")).unwrap();
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
-    lock
+    HeldLock(lock)
+}
+
+/// A lock that ends when it is dropped, also if a child that another test is just spawning has the
+/// file.
+struct HeldLock(fs::File);
+
+impl Drop for HeldLock {
+    fn drop(&mut self) {
+        rustix::fs::flock(&self.0, rustix::fs::FlockOperation::Unlock).unwrap();
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use tokio::time::Instant;
 
 use crate::error::{Error, Result};
-use crate::flock::{LockMode, LockWait, is_at};
+use crate::flock::{LockMode, LockWait, is_at, is_locked};
 use crate::steps::step;
 
 /// The lock, held until this and every copy of it is closed.
@@ -58,11 +58,7 @@ pub(super) fn is_held(path: &Path) -> Result<bool> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(Error::io("open", path)(error)),
     };
-    match flock(&file, FlockOperation::NonBlockingLockShared) {
-        Ok(()) => Ok(false),
-        Err(Errno::WOULDBLOCK) => Ok(true),
-        Err(errno) => Err(Error::io("lock", path)(errno.into())),
-    }
+    is_locked(file).map_err(Error::io("lock", path))
 }
 
 /// Waits for the lock of an open file.

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::SupervisionPaths;
 use super::process;
 use crate::error::{Error, Result};
-use crate::flock::{LockMode, LockWait, is_at};
+use crate::flock::{LockMode, LockWait, is_at, is_locked};
 use crate::input_file::open_regular;
 use crate::steps::step;
 use crate::store::denied;
@@ -49,11 +49,7 @@ pub(crate) fn is_held(place: &SupervisionPaths) -> Result<bool> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(denied("open", path)(error)),
     };
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
-        Ok(()) => Ok(false),
-        Err(Errno::WOULDBLOCK) => Ok(true),
-        Err(errno) => Err(Error::io("lock", path)(errno.into())),
-    }
+    is_locked(file).map_err(Error::io("lock", path))
 }
 
 /// Takes the lock to start the VM; `None` where it turns out to be running already, by somebody
