@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use vmkit::spec::{
-    Accel, BackendOptions, Boot, CloudConfig, CloudInitConfig, DataDisk, Firmware, GuestAccess, GuestUser,
-    Kernel, MachineType, Mib, NetworkConfig, PortForward, RootDisk, UserData, UserName, UserNetwork, VmName,
-    VmSpec, VmSpecBuilder, Vnc,
+    Accel, BackendOptions, CdromPatch, CloudConfig, CloudInitConfig, DataDisk, Firmware, GuestAccess,
+    GuestUser, MachineType, Mib, NetworkConfig, PortForward, SpecPatch, UserData, UserName, VmName, VmSpec,
+    VmSpecBuilder, Vnc,
 };
 
 use vmkit::image::ImageRef;
@@ -16,52 +16,83 @@ use crate::places::{absolute, input};
 use crate::values::value;
 use crate::{images, public_keys};
 
-/// What a VM is made of, besides its name and its image.
-#[derive(Debug, Args)]
-pub(crate) struct SpecArgs {
-    /// Set the number of virtual CPUs, 1 to 255.
-    #[arg(long, value_name = "N", default_value = "1", value_parser = cpus, allow_negative_numbers = true)]
-    cpus: u32,
-    /// Set the guest's memory.
-    #[arg(long, value_name = "SIZE", default_value = "512MiB", value_parser = |text: &str| value::<Mib>("memory", text))]
-    memory: Mib,
-    /// Set the size of the root disk, at least the image's [default: the image's]. Without an
-    /// image and with --cdrom, makes an empty one.
+/// The fields of a spec that `create`, `launch` and `set` share.
+#[derive(Debug, Default, PartialEq, Args)]
+pub(crate) struct SpecFields {
+    /// Set the number of virtual CPUs, 1 to 255 [a new VM: 1].
+    #[arg(long, value_name = "N", value_parser = cpus, allow_negative_numbers = true)]
+    cpus: Option<u32>,
+    /// Set the guest's memory [a new VM: 512MiB].
+    #[arg(long, value_name = "SIZE", value_parser = |text: &str| value::<Mib>("memory", text))]
+    memory: Option<Mib>,
+    /// Set the size of the root disk, at least the image's; a disk only grows [a new VM: the
+    /// image's]. Without an image and with --cdrom, a new VM has an empty disk of this size.
     #[arg(long, value_name = "SIZE", value_parser = |text: &str| value::<Mib>("disk", text))]
     disk: Option<Mib>,
-    /// Add a disk: a new one of this size, or an image as it is. May be repeated.
-    ///
-    /// What begins with a digit and has no slash is a size. After :ro the guest may only read.
-    #[arg(long = "data-disk", value_name = "SIZE|PATH[:ro]", value_parser = data_disk)]
-    data_disks: Vec<DataDisk>,
     /// Put this image of a disc, such as an installer's .iso, into a CD-ROM drive: read-only, and
-    /// booted where the disks have nothing to boot.
+    /// booted if the disks have nothing to boot.
     #[arg(long, value_name = "FILE")]
     cdrom: Option<PathBuf>,
     /// Boot this kernel directly.
     #[arg(long, value_name = "PATH")]
     kernel: Option<PathBuf>,
     /// Give the kernel this initial ramdisk.
-    #[arg(long, value_name = "PATH", requires = "kernel")]
+    #[arg(long, value_name = "PATH")]
     initrd: Option<PathBuf>,
     /// Give the kernel this command line.
-    #[arg(long, value_name = "STRING", requires = "kernel", allow_hyphen_values = true)]
+    #[arg(long, value_name = "STRING", allow_hyphen_values = true)]
     cmdline: Option<String>,
-    /// Choose the machine type; virt is the one for aarch64 guests.
-    #[arg(long, value_enum, default_value_t = MachineName::Q35)]
-    machine: MachineName,
-    /// Choose the firmware [default: bios, on virt uefi].
-    #[arg(long, value_enum, conflicts_with = "kernel")]
+    /// Choose the machine type; virt is the one for aarch64 guests [a new VM: q35].
+    #[arg(long, value_enum)]
+    machine: Option<MachineName>,
+    /// Boot by this firmware [a new VM: bios, on virt uefi].
+    #[arg(long, value_enum, conflicts_with_all = ["kernel", "initrd", "cmdline"])]
     firmware: Option<FirmwareName>,
-    /// Choose what runs the guest's code; auto is KVM where it really works, else TCG.
-    #[arg(long, value_enum, default_value_t = AccelName::Auto)]
-    accel: AccelName,
-    /// Show the screen on a Unix socket, on a port of loopback with a password, or nowhere.
-    #[arg(long, value_enum, default_value_t = VncName::Unix)]
-    vnc: VncName,
+    /// Choose what runs the guest's code; auto is KVM where it really works, else TCG [a new VM:
+    /// auto].
+    #[arg(long, value_enum)]
+    accel: Option<AccelName>,
+    /// Show the screen on a Unix socket, on a port of loopback with a password, or nowhere [a new
+    /// VM: unix].
+    #[arg(long, value_enum)]
+    vnc: Option<VncName>,
     /// Run the hypervisor as this user of the host; only root can ask for that.
     #[arg(long, value_name = "USER")]
     run_as: Option<UserName>,
+}
+
+impl SpecFields {
+    /// Returns the fields as a patch, paths seen from the current directory.
+    pub(super) fn patch(&self) -> Result<SpecPatch, Error> {
+        let path =
+            |field, path: &Option<PathBuf>| path.as_ref().map(|path| absolute(field, path)).transpose();
+        let mut patch = SpecPatch::default();
+        patch.cpus = self.cpus;
+        patch.memory = self.memory;
+        patch.disk = self.disk;
+        patch.cdrom = path("cdrom", &self.cdrom)?.map(CdromPatch::Insert);
+        patch.kernel = path("kernel", &self.kernel)?;
+        patch.initrd = path("initrd", &self.initrd)?;
+        patch.cmdline.clone_from(&self.cmdline);
+        patch.machine = self.machine.map(Into::into);
+        patch.firmware = self.firmware.map(Into::into);
+        patch.accel = self.accel.map(Into::into);
+        patch.vnc = self.vnc.map(Into::into);
+        patch.run_as.clone_from(&self.run_as);
+        Ok(patch)
+    }
+}
+
+/// The options of `create` and `launch`, besides the VM's name and its image.
+#[derive(Debug, Args)]
+pub(crate) struct SpecArgs {
+    #[command(flatten)]
+    fields: SpecFields,
+    /// Add a disk: a new one of this size, or an image as it is. May be repeated.
+    ///
+    /// What begins with a digit and has no slash is a size. After :ro the guest may only read.
+    #[arg(long = "data-disk", value_name = "SIZE|PATH[:ro]", value_parser = data_disk)]
+    data_disks: Vec<DataDisk>,
     /// Choose what runs the VM: qemu or propolis [default: qemu, on illumos propolis].
     #[arg(long, value_name = "NAME")]
     backend: Option<BackendTag>,
@@ -142,68 +173,18 @@ impl SpecArgs {
         for (key, value) in &self.backend_options {
             options.set(key, value)?;
         }
-        let mut spec = VmSpec::builder(name)
-            .cpus(self.cpus)
-            .memory(self.memory)
-            .machine(self.machine.into())
-            .accel(self.accel.into())
-            .data_disks(self.data_disks.clone())
-            .network(self.network.config()?)
-            .vnc(self.vnc.into())
-            .backend_options(options);
-        match (image, self.disk) {
-            (Some(image), size) => spec = spec.disk(images::from_here(image.clone())?.root_disk(size)),
-            (None, Some(size)) if self.cdrom.is_some() => spec = spec.disk(RootDisk::empty(size)),
-            (None, Some(size)) => {
-                let why = "a root disk is made of an image, by --image, or empty for what --cdrom installs; --data-disk adds another";
-                return Err(Error::invalid("disk", size, why));
-            }
-            (None, None) => {}
-        }
-        if let Some(user) = &self.run_as {
-            spec = spec.run_as(user.clone());
-        }
-        if let Some(backend) = &self.backend {
-            spec = spec.backend(backend.clone());
-        }
-        if let Some(disc) = &self.cdrom {
-            spec = spec.cdrom(absolute("cdrom", disc)?);
-        }
-        if let Some(boot) = self.boot()? {
-            spec = spec.boot(boot);
-        }
-        Ok(match self.guest.config()? {
-            Some(config) => spec.cloud_init(config),
-            None => spec,
-        })
-    }
-
-    /// Returns what to boot, if it is named.
-    fn boot(&self) -> Result<Option<Boot>, Error> {
-        let Some(kernel) = &self.kernel else {
-            return Ok(self.firmware.map(|firmware| Boot::Firmware(firmware.into())));
-        };
-        Ok(Some(Boot::Kernel(Kernel {
-            path: absolute("kernel", kernel)?,
-            initrd: self.initrd.as_ref().map(|initrd| absolute("initrd", initrd)).transpose()?,
-            cmdline: self.cmdline.clone().unwrap_or_default(),
-        })))
-    }
-}
-
-impl NetworkArgs {
-    fn config(&self) -> Result<NetworkConfig, Error> {
-        if let NetworkConfig::User(_) = self.network {
-            let network = UserNetwork::with_ssh(self.forwards.clone());
-            return Ok(NetworkConfig::User(UserNetwork { restrict: self.restrict, ..network }));
-        }
-        if let Some(forward) = self.forwards.first() {
-            return Err(Error::invalid("forward", forward, "only user networking forwards ports"));
-        }
-        if self.restrict {
-            return Err(Error::invalid("restrict", true, "only user networking can restrict the guest"));
-        }
-        Ok(self.network.clone())
+        let mut patch = self.fields.patch()?;
+        patch.image = image
+            .map(|image| Ok::<_, Error>(images::from_here(image.clone())?.root_disk(None).image))
+            .transpose()?;
+        patch.data_disks = Some(self.data_disks.clone());
+        patch.network = Some(self.network.network.clone());
+        patch.forwards = Some(self.network.forwards.clone());
+        patch.restrict = Some(self.network.restrict);
+        patch.backend.clone_from(&self.backend);
+        patch.backend_options = Some(options);
+        patch.cloud_init = self.guest.config()?;
+        patch.apply(VmSpec::builder(name))
     }
 }
 

@@ -11,7 +11,7 @@ use crate::handle::{BackendTag, VmHandle};
 use crate::hypervisor::Hypervisor;
 use crate::image::inspect;
 use crate::span::{operation, within};
-use crate::spec::{Mib, RootDisk, SpecChange, TakesEffect, VmName, VmSpec, changes};
+use crate::spec::{Mib, RootDisk, SpecChange, SpecPatch, TakesEffect, VmName, VmSpec, changes};
 
 impl<H: Hypervisor + 'static> VmManager<H> {
     /// Writes down what a VM shall be: at once if nothing runs, else from its next start on, when
@@ -44,6 +44,22 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         edit: impl FnOnce(VmSpec) -> Result<VmSpec>,
     ) -> Result<(VmHandle, Vec<SpecChange>)> {
         within(operation!("reconfigure", vm = name), self.write_edited(name, edit)).await
+    }
+
+    /// Changes fields of a VM, as [`reconfigure`](Self::reconfigure) does, once the host was checked
+    /// for what the VM shall be; returns the VM and what changed.
+    ///
+    /// # Errors
+    /// Those of [`SpecPatch::apply_to`], [`check_host`](Self::check_host) and
+    /// [`reconfigure`](Self::reconfigure).
+    pub async fn set(&self, name: &VmName, patch: &SpecPatch) -> Result<(VmHandle, Vec<SpecChange>)> {
+        let edit = |spec| patch.apply_to(spec);
+        let (vm, wanted, changes) = self.plan_reconfigure(name, edit).await?;
+        if changes.is_empty() {
+            return Ok((vm, changes));
+        }
+        self.check_host(&wanted).await?;
+        self.reconfigure_with(name, edit).await
     }
 
     async fn write_edited(

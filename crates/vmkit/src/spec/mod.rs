@@ -14,6 +14,7 @@ mod labels;
 mod name;
 mod network;
 mod options;
+mod patch;
 #[cfg(feature = "cloud-init")]
 mod raw_parts;
 mod size;
@@ -40,6 +41,7 @@ pub use labels::Labels;
 pub use name::{BridgeName, LinkName, UserName, VmName};
 pub use network::{NetworkConfig, PortForward, Protocol, UserNetwork};
 pub use options::BackendOptions;
+pub use patch::{CdromPatch, FieldConflict, SpecPatch};
 pub use size::Mib;
 
 use crate::error::{Error, Result};

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::document::{MergedDocument, NamedMachine, read_file, toml_of};
-use super::forms::{FileMode, TimeLimit};
+use super::forms::{FileMode, HostPath, TimeLimit};
 use super::graph;
 use super::problem::{VmfileError, VmfileProblem};
 use super::project::{self, MachineConfig, Project, ReadyProbes, RunPolicy, StepAction, blame, place_of};
@@ -19,8 +19,8 @@ use super::read::{listed, meant};
 use super::shared;
 use crate::error::Error;
 use crate::spec::{
-    BackendOptions, Blueprint, Boot, CloudConfig, CloudInitConfig, DataDisk, GuestFile, GuestUser, Kernel,
-    Labels, NetworkConfig, Protocol, RootDisk, UserData, UserNetwork, VmName, VmSpec, check_joinable,
+    BackendOptions, Blueprint, CdromPatch, CloudConfig, CloudInitConfig, DataDisk, FieldConflict, GuestFile,
+    GuestUser, Labels, NetworkConfig, Protocol, SpecPatch, UserData, VmName, VmSpec, check_joinable,
     check_network_config, check_user_data, yaml::YamlMistake,
 };
 
@@ -91,6 +91,11 @@ struct MachinePlace<'a> {
 impl MachinePlace<'_> {
     fn of(&self, key: &str) -> Range<usize> {
         place_of(self.places, key)
+    }
+
+    /// Returns whether the machine has this key.
+    fn has(&self, key: &str) -> bool {
+        self.places.contains_key(key)
     }
 }
 
@@ -271,48 +276,42 @@ impl Resolver<'_> {
         let cloud_init = self.cloud_init(name, raw, at);
         let labels = self.labels(name, raw, image, at);
         let options = self.backend_options(raw, at);
-        let boot = self.boot(raw, at);
-        let mut builder = VmSpec::builder(vm)
-            .machine(raw.machine.unwrap_or_default())
-            .accel(raw.accel.unwrap_or_default())
-            .vnc(raw.vnc.unwrap_or_default())
-            .network(network(raw, at, &mut self.problems))
-            .data_disks(raw.data_disks.iter().flatten().map(|disk| self.data_disk(disk)).collect())
-            .labels(labels)
-            .backend_options(options);
-        if let Some(boot) = boot {
-            builder = builder.boot(boot);
-        }
-        if let Some(raw::CpuCount { 0: cpus }) = raw.cpus {
-            builder = builder.cpus(cpus);
-        }
-        if let Some(memory) = raw.memory {
-            builder = builder.memory(memory);
-        }
-        if let Some(size) = raw.console_log {
-            builder = builder.console_log(size);
-        }
-        if let Some(image) = image {
-            builder = builder.disk(RootDisk { image: image.into(), size: raw.disk });
-        } else if let (Some(size), Some(_)) = (raw.disk, &raw.cdrom) {
-            builder = builder.disk(RootDisk::empty(size));
-        } else if raw.disk.is_some() {
-            self.needs("disk", "image", at);
-        }
-        if let Some(disc) = &raw.cdrom {
-            builder = builder.cdrom(self.absolute(&disc.0));
-        }
-        if let Some(backend) = &raw.backend {
-            builder = builder.backend(backend.clone());
-        }
-        if let Some(user) = &raw.run_as {
-            builder = builder.run_as(user.clone());
-        }
+        let mut patch = SpecPatch::default();
+        let path = |path: &Option<HostPath>| path.as_ref().map(|path| self.absolute(&path.0));
+        patch.image = image.map(PathBuf::from);
+        patch.disk = raw.disk;
+        patch.cdrom = path(&raw.cdrom).map(CdromPatch::Insert);
+        patch.kernel = path(&raw.kernel);
+        patch.initrd = path(&raw.initrd);
+        patch.cmdline.clone_from(&raw.cmdline);
+        patch.firmware = raw.firmware;
+        patch.machine = raw.machine;
+        patch.accel = raw.accel;
+        patch.cpus = raw.cpus.map(|cpus| cpus.0);
+        patch.memory = raw.memory;
+        patch.data_disks = Some(raw.data_disks.iter().flatten().map(|disk| self.data_disk(disk)).collect());
+        patch.network.clone_from(&raw.network);
+        patch.forwards.clone_from(&raw.forwards);
+        patch.restrict = raw.restrict;
+        patch.vnc = raw.vnc;
+        patch.console_log = raw.console_log;
+        patch.run_as.clone_from(&raw.run_as);
+        patch.backend.clone_from(&raw.backend);
+        patch.backend_options = Some(options);
+        patch.labels = Some(labels);
         // An image is told who may come in; a bare kernel has nobody to tell.
-        if image.is_some() || raw.cloud_init.is_some() {
-            builder = builder.cloud_init(cloud_init);
+        patch.cloud_init = (image.is_some() || raw.cloud_init.is_some()).then_some(cloud_init);
+        let base = VmSpec::builder(vm);
+        for FieldConflict { field, other, problem, .. } in patch.conflicts(&base) {
+            let (key, message) = blame(field, "", problem);
+            let problem = VmfileProblem::new(message).at(at.of(&key), "");
+            self.problems.push(match at.has(other) && other != key {
+                true => problem.also(at.of(other), format!("the {other}")),
+                false => problem,
+            });
         }
-        let blueprint = Blueprint::new(builder).map_err(|error| self.refuse(&error, at)).ok()?;
+        let blueprint = Blueprint::new(patch.merged(base));
+        let blueprint = blueprint.map_err(|error| self.refuse(&error, at)).ok()?;
         let has_cloud_init = blueprint.draft().cloud_init().is_some();
         Some(if has_cloud_init { blueprint.with_access() } else { blueprint })
     }
@@ -324,33 +323,6 @@ impl Resolver<'_> {
             error => (String::new(), error.to_string()),
         };
         self.problems.push(VmfileProblem::new(message).at(at.of(&key), ""));
-    }
-
-    fn needs(&mut self, key: &str, needed: &str, at: &MachinePlace<'_>) {
-        let problem = VmfileProblem::new(format!("`{key}` goes with `{needed}`, and there is none"));
-        self.problems.push(problem.at(at.of(key), ""));
-    }
-
-    fn boot(&mut self, raw: &raw::RawMachine, at: &MachinePlace<'_>) -> Option<Boot> {
-        if let Some(kernel) = &raw.kernel {
-            if raw.firmware.is_some() {
-                let problem = VmfileProblem::new(
-                    "`kernel` and `firmware` do not go together: a kernel is loaded without one",
-                );
-                self.problems.push(problem.at(at.of("firmware"), "").also(at.of("kernel"), "the kernel"));
-            }
-            return Some(Boot::Kernel(Kernel {
-                path: self.absolute(&kernel.0),
-                initrd: raw.initrd.as_ref().map(|initrd| self.absolute(&initrd.0)),
-                cmdline: raw.cmdline.clone().unwrap_or_default(),
-            }));
-        }
-        for (key, given) in [("initrd", raw.initrd.is_some()), ("cmdline", raw.cmdline.is_some())] {
-            if given {
-                self.needs(key, "kernel", at);
-            }
-        }
-        raw.firmware.map(Boot::Firmware)
     }
 
     fn data_disk(&self, disk: &DataDisk) -> DataDisk {
@@ -438,7 +410,7 @@ impl Resolver<'_> {
         &mut self,
         key: &str,
         inline: Option<&str>,
-        file: Option<&super::forms::HostPath>,
+        file: Option<&HostPath>,
         at: &MachinePlace<'_>,
     ) -> Option<String> {
         let Some(path) = file else { return self.inline_document(key, inline?, at) };
@@ -526,25 +498,6 @@ fn typed_config(raw: &raw::RawCloudInit) -> CloudConfig {
         commands: raw.commands.iter().flatten().map(|command| command.0.clone()).collect(),
         ssh_host_key: None,
     }
-}
-
-fn network(raw: &raw::RawMachine, at: &MachinePlace<'_>, problems: &mut Vec<VmfileProblem>) -> NetworkConfig {
-    let network = raw.network.clone().unwrap_or_default();
-    if let NetworkConfig::User(_) = network {
-        let network = UserNetwork::with_ssh(raw.forwards.clone().unwrap_or_default());
-        let restrict = raw.restrict.unwrap_or_default();
-        return NetworkConfig::User(UserNetwork { restrict, ..network });
-    }
-    let given = [
-        ("forwards", raw.forwards.as_ref().is_some_and(|forwards| !forwards.is_empty())),
-        ("restrict", raw.restrict == Some(true)),
-    ];
-    for (key, _) in given.into_iter().filter(|(_, given)| *given) {
-        let problem =
-            VmfileProblem::new(format!("`{key}` goes with the network \"user\" only")).at(at.of(key), "");
-        problems.push(problem.also(at.of("network"), "the network"));
-    }
-    network
 }
 
 fn ready(raw: &raw::RawMachine, at: &MachinePlace<'_>, problems: &mut Vec<VmfileProblem>) -> ReadyProbes {
