@@ -104,10 +104,7 @@ fn check_directory(variable: &'static str, path: &Path) -> Result<(), Error> {
 
 /// Says of a place that can't be used which variable named it.
 pub(crate) fn named_by(variable: &'static str, error: Error) -> Error {
-    match error {
-        Error::Invalid { value, expected, .. } => Error::invalid(variable, value, expected),
-        other => other,
-    }
+    error.in_field(variable)
 }
 
 /// Returns why sockets can't be made below a runtime directory: `su` keeps the variable of another
@@ -174,7 +171,7 @@ pub(crate) fn local<'a>(field: &'static str, path: &'a Path) -> Result<Cow<'a, P
     }
     match text.parse() {
         Ok(ImageRef::Path(path)) => Ok(Cow::Owned(path)),
-        Err(Error::Invalid { value, expected, .. }) => Err(Error::invalid(field, value, expected)),
+        Err(error @ Error::Invalid { .. }) => Err(error.in_field(field)),
         Ok(_) | Err(_) => Ok(Cow::Borrowed(path)),
     }
 }

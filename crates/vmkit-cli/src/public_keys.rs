@@ -8,6 +8,7 @@ use std::io::Read;
 use std::path::Path;
 
 use vmkit::Error;
+use vmkit::error::ValueProblem;
 
 use crate::places::stdin_or;
 
@@ -31,7 +32,7 @@ pub(crate) fn read(path: &Path) -> Result<Vec<String>, Error> {
     let refused = |why: String| Error::invalid("ssh-key", path.display(), why);
     let mut text = String::new();
     if path.starts_with("https:") || path.starts_with("http:") {
-        return Err(refused("a URL is not fetched here".to_owned()));
+        return Err(refused("a URL is not fetched here".to_owned()).with_problem(ValueProblem::UrlNotFetched));
     }
     File::open(stdin_or(path))
         .and_then(|file| file.take(MOST_BYTES).read_to_string(&mut text))

@@ -7,10 +7,7 @@ use vmkit::Error;
 
 /// Parses a value of this field, which an error names.
 pub(crate) fn value<T: FromStr<Err = Error>>(field: &'static str, text: &str) -> Result<T, Error> {
-    text.parse().map_err(|error| match error {
-        Error::Invalid { value, expected, .. } => Error::invalid(field, value, expected),
-        error => error,
-    })
+    text.parse().map_err(|error: Error| error.in_field(field))
 }
 
 /// Reads a number of seconds, with a fraction or without.

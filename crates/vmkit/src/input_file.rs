@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Access, OFlags, access, fcntl_setfl};
 use rustix::io::Errno;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, ValueProblem};
 
 /// How long a named pipe may have no writer.
 const WRITER_LIMIT: Duration = Duration::from_secs(10);
@@ -174,7 +174,7 @@ fn has_writer(file: &File, limit: Option<Duration>) -> io::Result<bool> {
 fn failure(field: &'static str, path: &Path, source: io::Error) -> Error {
     let refused = |why: &str| Error::invalid(field, path.display(), why);
     match source.kind() {
-        io::ErrorKind::NotFound if is_url(path) => refused(NO_URL),
+        io::ErrorKind::NotFound if is_url(path) => refused(NO_URL).with_problem(ValueProblem::UrlNotFetched),
         io::ErrorKind::NotFound => refused("there is no such file"),
         io::ErrorKind::NotADirectory => refused("a part of this path is not a directory"),
         io::ErrorKind::PermissionDenied => refused("this user may not read it"),

@@ -49,10 +49,9 @@ impl ConsoleArgs {
         match (self.escape, variable) {
             (Some(key), _) => Ok(key),
             (None, None) => Ok(EscapeKey::default()),
-            (None, Some(value)) => value.to_string_lossy().parse().map_err(|error| match error {
-                Error::Invalid { value, expected, .. } => Error::invalid(escape::VARIABLE, value, expected),
-                other => other,
-            }),
+            (None, Some(value)) => {
+                value.to_string_lossy().parse().map_err(|error: Error| error.in_field(escape::VARIABLE))
+            }
         }
     }
 

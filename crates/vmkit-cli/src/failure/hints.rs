@@ -6,7 +6,7 @@ use std::path::Path;
 
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
-use vmkit::error::Subject;
+use vmkit::error::{Subject, ValueProblem};
 use vmkit::lifecycle::{InvalidTransition, Operation};
 use vmkit::spec::VmName;
 use vmkit::store::Misplacement;
@@ -36,9 +36,7 @@ pub(super) fn hint(error: &Error, of: Option<&ErrorSubject>) -> Option<String> {
         Error::Misplaced { path, vm, how } => return misplaced(path, vm, *how),
         // Their texts say what to do.
         Error::OtherUser { .. } | Error::SameVm { .. } => return None,
-        Error::Copy { kind: ErrorKind::InvalidInput, problem, .. } if problem.ends_with("recursively") => {
-            "`vmkit cp -r` does"
-        }
+        Error::NotRecursive { .. } => "`vmkit cp -r` does",
         Error::AlreadyExists { what: Subject::MachinesFile, .. } => {
             "`vmkit plan` shows what `vmkit up` would do"
         }
@@ -64,14 +62,8 @@ pub(super) fn hint(error: &Error, of: Option<&ErrorSubject>) -> Option<String> {
         Error::NotFound { what: Subject::HypervisorLog, .. } => {
             "the log of a server that somebody else has started is where that keeps it"
         }
-        Error::Invalid { field, value, expected }
-            if field == "image" && of_image(value, expected).is_some() =>
-        {
-            return of_image(value, expected);
-        }
-        Error::Invalid { expected, .. } if expected.ends_with("a URL is not fetched here") => URL,
-        Error::Invalid { expected, .. } if expected.ends_with("made anew can be otherwise") => {
-            "`vmkit rm` and then `vmkit create` make it anew: its disks are lost"
+        Error::Invalid { value, problem, .. } if *problem != ValueProblem::Other => {
+            return of_value(value, *problem);
         }
         Error::NoLogin { missing: LoginPart::HostKey, .. } => {
             "say what the server has: --host-key, or --any-host-key to believe whoever answers"
@@ -117,9 +109,7 @@ fn of_vm(error: &Error, of: &ErrorSubject) -> Option<String> {
             Operation::Suspend | Operation::Resume => format!("`vmkit start {vm}` boots it"),
             _ => return None,
         },
-        Error::Refused { class, command, .. }
-            if class == "publickey" && command.starts_with("log in as root@") =>
-        {
+        Error::LoginRefused { user, .. } if user == "root" => {
             format!("`vmkit exec {vm} -- sudo COMMAND` becomes root from the user that the VM was made with")
         }
         Error::Record { path, .. } if path.ends_with("vm.json") => {
@@ -152,6 +142,8 @@ fn of_limit(error: &Error) -> Option<String> {
         ))
     };
     if let Error::QemuExited { stderr, .. } = error {
+        // QEMU's own words, which no error code of it goes with.
+        // Source: QEMU, `util/qemu-thread-posix.c`.
         let is_without_thread = stderr.contains("thread_create: Resource temporarily unavailable");
         return if is_without_thread { processes() } else { memory() };
     }
@@ -178,8 +170,7 @@ fn of_limit(error: &Error) -> Option<String> {
 /// Returns what may keep out a user who is there and has the key: nobody can look at it from
 /// outside.
 fn refused(error: &Error) -> Option<String> {
-    let is_key = matches!(error, Error::Refused { class, .. } if class == "publickey");
-    is_key.then(|| {
+    matches!(error, Error::LoginRefused { .. }).then(|| {
         "the guest's sshd_config may let in others only (`AllowUsers`, `AllowGroups`): `vmkit console` looks in".to_owned()
     })
 }
@@ -192,22 +183,23 @@ fn of_kind(kind: ErrorKind) -> Option<String> {
     Some(hint.to_owned())
 }
 
-/// Returns what may be done about an image that was refused.
-fn of_image(image: &str, expected: &str) -> Option<String> {
-    if expected.starts_with("no image has this name") {
-        return Some(IMAGES.to_owned());
-    }
-    if expected.starts_with("nothing to boot from") {
-        return Some(NOTHING_TO_BOOT.to_owned());
-    }
-    let file = shell_word(image);
-    if expected.ends_with("import it as an image, which unpacks it") {
-        return Some(format!(
-            "`vmkit image import {file} --name NAME` keeps it unpacked, and NAME is the image then"
-        ));
-    }
-    expected.contains("give it as `cdrom`").then(|| {
-        format!("`vmkit create NAME --cdrom {file} --disk 20GiB --start` boots it beside an empty disk")
+/// Returns what may be done about a value that was refused.
+fn of_value(value: &str, problem: ValueProblem) -> Option<String> {
+    let file = shell_word(value);
+    Some(match problem {
+        ValueProblem::UnknownImage => IMAGES.to_owned(),
+        ValueProblem::NothingToBoot => NOTHING_TO_BOOT.to_owned(),
+        ValueProblem::UrlNotFetched => URL.to_owned(),
+        ValueProblem::NeedsRecreate => {
+            "`vmkit rm` and then `vmkit create` make it anew: its disks are lost".to_owned()
+        }
+        ValueProblem::CompressedImage => {
+            format!("`vmkit image import {file} --name NAME` keeps it unpacked, and NAME is the image then")
+        }
+        ValueProblem::DiscImage => {
+            format!("`vmkit create NAME --cdrom {file} --disk 20GiB --start` boots it beside an empty disk")
+        }
+        _ => return None,
     })
 }
 
@@ -215,4 +207,43 @@ fn of_image(image: &str, expected: &str) -> Option<String> {
 fn shell_word(word: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_=+:,./@%".contains(c);
     if word.chars().all(is_plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hint_of(error: &Error) -> Option<String> {
+        let vm = VmName::new("web").expect("a name");
+        hint(error, Some(&ErrorSubject::vm(&vm)))
+    }
+
+    #[test]
+    fn a_value_is_helped_by_what_is_wrong_with_it_whatever_the_words() {
+        let refused = |problem| Error::invalid("image", "my disc.iso", "…").with_problem(problem);
+        for (problem, expected) in [
+            (ValueProblem::UnknownImage, "`vmkit image ls`"),
+            (ValueProblem::NothingToBoot, "--kernel FILE"),
+            (ValueProblem::CompressedImage, "`vmkit image import 'my disc.iso' --name NAME`"),
+            (ValueProblem::DiscImage, "--cdrom 'my disc.iso'"),
+            (ValueProblem::UrlNotFetched, "`vmkit image pull URL`"),
+            (ValueProblem::NeedsRecreate, "`vmkit rm`"),
+        ] {
+            let hint = hint_of(&refused(problem)).unwrap_or_default();
+            assert!(hint.contains(expected), "{problem:?}: {hint}");
+        }
+        assert_eq!(hint_of(&refused(ValueProblem::Other)), None);
+    }
+
+    #[test]
+    fn root_is_told_of_sudo_and_others_of_the_servers_rules() {
+        let refused = |user: &str| Error::LoginRefused {
+            target: format!("{user}@web (127.0.0.1:2222)"),
+            user: user.to_owned(),
+            description: String::new(),
+        };
+        assert!(hint_of(&refused("root")).is_some_and(|hint| hint.contains("sudo COMMAND")));
+        assert!(hint_of(&refused("vmkit")).is_some_and(|hint| hint.contains("AllowUsers")));
+        assert_eq!(refused("vmkit").kind(), ErrorKind::Guest);
+    }
 }

@@ -221,7 +221,8 @@ fn of_error(error: &vmkit::Error) -> u8 {
 fn names(error: &vmkit::Error, called: &str) -> bool {
     use vmkit::Error as E;
     // `web:/etc/hosts`.
-    let is_place = matches!(error, E::Ssh { .. } | E::Copy { .. } | E::CopyPart { .. });
+    let is_place =
+        matches!(error, E::Ssh { .. } | E::Copy { .. } | E::NotRecursive { .. } | E::CopyPart { .. });
     let text = error.to_string();
     is_place || [format!("`{called}`"), format!("@{called} (")].iter().any(|name| text.contains(name))
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 use vmkit::ssh::{GuestCommand, GuestExitStatus};
-use vmkit::{Error, ErrorKind, ExecOutput, GuestAgent, GuestExit, VmHandle};
+use vmkit::{Error, ExecOutput, GuestAgent, GuestExit, VmHandle};
 
 use super::{GOODBYE, Interaction};
 use crate::console::signals::{CaughtSignals, name_of};
@@ -116,13 +116,12 @@ fn told(ran: &ExecOutput) -> Result<GuestExitStatus, Failure> {
 /// The agent passes on what GLib says, which names the system's error. Source: GLib, `gspawn.c`.
 fn not_run(program: &str, error: Error) -> Result<GuestExitStatus, Failure> {
     let says = |text: &str| matches!(&error, Error::Refused { command, description, .. } if command == "guest-exec" && description.contains(text));
-    let (why, code) = match () {
+    let (problem, code) = match () {
         () if says("(No such file or directory)") => ("there is no such program", NO_PROGRAM),
         () if says("(Permission denied)") => ("it may not be run", NOT_RUN),
         () => return Err(error.into()),
     };
-    let message = format!("cannot run `{program}` in the guest: {why}");
-    output::error(None, &Error::Backend { message, kind: ErrorKind::Guest, source: None });
+    output::error(None, &Error::GuestProgram { program: program.to_owned(), problem: problem.to_owned() });
     Ok(GuestExitStatus::Code(code))
 }
 

@@ -81,7 +81,7 @@ impl SshArgs {
             Err(error) => error,
         };
         let hint = match &error {
-            Error::Refused { class, .. } if class == "publickey" => self.other_login(manager, name).await,
+            Error::LoginRefused { .. } => self.other_login(manager, name).await,
             _ => None,
         };
         let failure = Failure::from(error);

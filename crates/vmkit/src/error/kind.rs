@@ -42,11 +42,16 @@ impl Error {
     /// Returns the kind: what a caller can do about this error.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Error::Invalid { .. } | Error::WrongFormat { .. } => ErrorKind::InvalidInput,
+            Error::Invalid { .. } | Error::WrongFormat { .. } | Error::NotRecursive { .. } => {
+                ErrorKind::InvalidInput
+            }
             #[cfg(feature = "vmfile")]
             Error::Vmfile(error) => error.kind(),
             Error::AlreadyExists { .. } | Error::Foreign { .. } => ErrorKind::AlreadyExists,
-            Error::Step { .. } => ErrorKind::Guest,
+            Error::Step { .. }
+            | Error::CloudInit { .. }
+            | Error::GuestProgram { .. }
+            | Error::GuestUser { .. } => ErrorKind::Guest,
             Error::NotFound { .. } | Error::NoLogin { .. } | Error::Unknown { .. } => ErrorKind::NotFound,
             Error::Transition(_) | Error::Ended { .. } | Error::NotLive { .. } => ErrorKind::InvalidState,
             Error::Unsupported { .. } => ErrorKind::Unsupported,
@@ -66,7 +71,7 @@ impl Error {
                 | io::ErrorKind::PermissionDenied => ErrorKind::Host,
                 _ => ErrorKind::Io,
             },
-            Error::Ssh { .. } | Error::HostKey { .. } => ErrorKind::Guest,
+            Error::Ssh { .. } | Error::HostKey { .. } | Error::LoginRefused { .. } => ErrorKind::Guest,
             Error::Copy { kind, .. } | Error::CopyPart { kind, .. } | Error::Backend { kind, .. } => *kind,
             Error::Fetch { status: Some(404 | 410), .. } => ErrorKind::NotFound,
             Error::Fetch { .. } | Error::Untrusted { .. } => ErrorKind::Remote,

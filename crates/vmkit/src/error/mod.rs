@@ -6,6 +6,7 @@
 
 mod kind;
 mod subject;
+mod value;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -21,6 +22,7 @@ use crate::spec::VmName;
 
 pub use kind::ErrorKind;
 pub use subject::{LiveResource, Peer, Subject};
+pub use value::ValueProblem;
 
 /// The result of every fallible call of this library.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -40,6 +42,8 @@ pub enum Error {
         value: String,
         /// What is wrong with it and what would be right.
         expected: String,
+        /// The same, where a caller can do something about it.
+        problem: ValueProblem,
     },
     /// What should be created exists already.
     #[error("{what} `{name}` already exists")]
@@ -234,6 +238,16 @@ pub enum Error {
         /// The description in the reply.
         description: String,
     },
+    /// A guest's SSH server does not let the user in.
+    #[error("the SSH server refused `log in as {target}`: {description} (publickey)")]
+    LoginRefused {
+        /// Where to and as whom, such as `vmkit@web (127.0.0.1:2222)`.
+        target: String,
+        /// The user.
+        user: String,
+        /// What the server did not take, and what it would take.
+        description: String,
+    },
     /// A peer broke the protocol or went away.
     #[error("{peer}: {problem}")]
     Protocol {
@@ -280,6 +294,14 @@ pub enum Error {
         /// The error below, if any.
         #[source]
         source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    },
+    /// A directory was to be copied as a file is.
+    #[error("cannot copy {from} to {to}: this is a directory, which is copied only recursively")]
+    NotRecursive {
+        /// The directory, such as `web:/etc`.
+        from: String,
+        /// Where to.
+        to: String,
     },
     /// A part of a directory could not be copied; all else was.
     #[error("cannot copy {from} to {to}: {problem}")]
@@ -356,7 +378,33 @@ pub enum Error {
         /// The log of what the step printed.
         log: PathBuf,
     },
-    /// A backend outside this crate failed in its own way.
+    /// cloud-init failed in a guest.
+    #[error("cloud-init in the VM `{vm}` failed{}: {problem}", if *is_locked { LOCKED_OUT } else { "" })]
+    CloudInit {
+        /// The VM.
+        vm: VmName,
+        /// Whether no SSH server lets vmkit into the guest for that.
+        is_locked: bool,
+        /// What cloud-init or the guest's console says.
+        problem: String,
+    },
+    /// A program can't be run in a guest.
+    #[error("cannot run `{program}` in the guest: {problem}")]
+    GuestProgram {
+        /// The program.
+        program: String,
+        /// Why.
+        problem: String,
+    },
+    /// The user that vmkit logs in as can't become the one that a step runs as.
+    #[error("in the guest of the machine `{machine}` {problem}")]
+    GuestUser {
+        /// The machine, by its name in the file.
+        machine: String,
+        /// Why.
+        problem: String,
+    },
+    /// A backend failed in a way of its own.
     #[error("{message}")]
     Backend {
         /// The message.
@@ -420,7 +468,34 @@ impl Error {
         value: impl fmt::Display,
         expected: impl Into<String>,
     ) -> Self {
-        Error::Invalid { field: field.into(), value: value.to_string(), expected: expected.into() }
+        Error::Invalid {
+            field: field.into(),
+            value: value.to_string(),
+            expected: expected.into(),
+            problem: ValueProblem::Other,
+        }
+    }
+
+    /// Sets what is wrong with a value that can't be accepted; any other error stays as it is.
+    #[must_use]
+    pub fn with_problem(self, problem: ValueProblem) -> Self {
+        match self {
+            Error::Invalid { field, value, expected, .. } => {
+                Error::Invalid { field, value, expected, problem }
+            }
+            other => other,
+        }
+    }
+
+    /// Sets the field whose value can't be accepted; any other error stays as it is.
+    #[must_use]
+    pub fn in_field(self, field: impl Into<Cow<'static, str>>) -> Self {
+        match self {
+            Error::Invalid { value, expected, problem, .. } => {
+                Error::Invalid { field: field.into(), value, expected, problem }
+            }
+            other => other,
+        }
     }
 
     /// Creates the error for what does not exist.
@@ -466,6 +541,9 @@ impl From<crate::vmfile::VmfileError> for Error {
         Error::Vmfile(Box::new(error))
     }
 }
+
+/// What a failure of cloud-init may lead to.
+const LOCKED_OUT: &str = ", and no SSH server in it lets vmkit in";
 
 struct NameList<'a>(&'a [BackendTag]);
 

@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use super::digest::Digest;
 use super::reference::ImageName;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, ValueProblem};
 use crate::spec::{Arch, Firmware, UserName};
 
 /// The catalogue that comes with vmkit.
@@ -268,7 +268,8 @@ impl Catalogue {
     ) -> Result<PublishedImage> {
         let refused = |why: String| Err(Error::invalid("image", name, why));
         let Some(image) = self.images.get(name.name()) else {
-            return refused(unknown(name.name(), &self.names_beside(&others())));
+            let why = unknown(name.name(), &self.names_beside(&others()));
+            return Err(Error::invalid("image", name, why).with_problem(ValueProblem::UnknownImage));
         };
         let versions = || self.names_beside(&others())[name.name()].join(", ");
         let Some(version) = name.version().or(image.newest()) else {

@@ -96,8 +96,8 @@ impl RegistryCredentials {
     /// Reads a file of logins.
     pub(super) fn from_file(path: &Path, bytes: &[u8]) -> Result<Self> {
         Self::from_docker_config(&String::from_utf8_lossy(bytes)).map_err(|error| match error {
-            Error::Invalid { field, value, expected } => {
-                Error::Invalid { field, value: format!("{}, {value}", path.display()), expected }
+            Error::Invalid { field, value, expected, .. } => {
+                Error::invalid(field, format_args!("{}, {value}", path.display()), expected)
             }
             error => error,
         })

@@ -66,7 +66,7 @@ pub(crate) fn refuse_disc(file: &Path, shown: &str) -> Result<()> {
     if !opened {
         return Ok(());
     }
-    Err(Error::invalid("image", shown, DISC_AS_IMAGE))
+    Err(Error::invalid("image", shown, DISC_AS_IMAGE).with_problem(crate::error::ValueProblem::DiscImage))
 }
 
 #[cfg(any(feature = "images", all(target_os = "linux", feature = "qemu")))]

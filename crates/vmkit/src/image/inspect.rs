@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::qcow2_header::{self, BackingName, Qcow2Header};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, ValueProblem};
 use crate::input_file::InputFile;
 #[cfg(any(feature = "images", all(target_os = "linux", feature = "qemu")))]
 use crate::spec::Mib;
@@ -119,8 +119,8 @@ impl ImageOrigin {
     /// lies for a moment, with that.
     pub(super) fn named(&self, error: Error) -> Error {
         match error {
-            Error::Invalid { field, expected, .. } if field == "image" => {
-                Error::invalid("image", &self.shown, expected)
+            Error::Invalid { field, expected, problem, .. } if field == "image" => {
+                Error::invalid(field, &self.shown, expected).with_problem(problem)
             }
             // What is wrong in the image, and not with the file.
             Error::Io { source, .. }
@@ -151,9 +151,9 @@ pub(super) fn inspect_from(
         // to.
         if field == "image"
             && origin.is_none()
-            && let Some(how) = importable(&file, &head).map_err(Error::io("read", path))?
+            && let Some((how, problem)) = importable(&file, &head).map_err(Error::io("read", path))?
         {
-            return Err(refused(how));
+            return Err(refused(how).with_problem(problem));
         }
         if let Some(other) = foreign_format(&head) {
             return Err(refused(other));
@@ -298,7 +298,7 @@ const PACKED_HEAD_BYTES: u64 = 1 << 20;
 /// Says of a packed file that an import unpacks it, or that it is an archive, which no import
 /// takes.
 #[cfg(feature = "images")]
-fn importable(file: &File, head: &[u8]) -> io::Result<Option<String>> {
+fn importable(file: &File, head: &[u8]) -> io::Result<Option<(String, ValueProblem)>> {
     if !PACKED[..4].iter().any(|(_, mark, _)| head.starts_with(mark)) {
         return Ok(None);
     }
@@ -308,15 +308,20 @@ fn importable(file: &File, head: &[u8]) -> io::Result<Option<String>> {
     let (_, _, what) = PACKED.iter().find(|(_, mark, _)| head.starts_with(mark)).expect("one of them fitted");
     let how = what.split(':').next().unwrap_or(what);
     Ok(Some(match unpacked.get(257..262) == Some(b"ustar") {
-        true => format!(
-            "this is a tar archive {how}: unpack it with `tar -xf`, then name the disk that was in it"
+        true => (
+            format!(
+                "this is a tar archive {how}: unpack it with `tar -xf`, then name the disk that was in it"
+            ),
+            ValueProblem::Other,
         ),
-        false => format!("this is {how}: import it as an image, which unpacks it"),
+        false => {
+            (format!("this is {how}: import it as an image, which unpacks it"), ValueProblem::CompressedImage)
+        }
     }))
 }
 
 #[cfg(not(feature = "images"))]
-fn importable(_: &File, _: &[u8]) -> io::Result<Option<String>> {
+fn importable(_: &File, _: &[u8]) -> io::Result<Option<(String, ValueProblem)>> {
     Ok(None)
 }
 

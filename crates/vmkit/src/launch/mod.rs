@@ -42,7 +42,7 @@ pub use resolve::ResolvedVm;
 
 use self::report::StageReporter;
 use crate::deadline::later;
-use crate::error::{Error, ErrorKind, Result, Subject};
+use crate::error::{Error, Result, Subject};
 use crate::handle::VmHandle;
 use crate::hypervisor::Hypervisor;
 use crate::image::{ImageRef, ImageStore, PullPolicy};
@@ -275,8 +275,7 @@ async fn make_ready<H: Hypervisor + 'static>(
     };
     launched.vm = manager.info(&name).await?;
     if let Some(why) = done.failure() {
-        let message = format!("cloud-init in the VM `{name}` failed: {why}");
-        return Err(Error::Backend { message, kind: ErrorKind::Guest, source: None });
+        return Err(Error::CloudInit { vm: name, is_locked: false, problem: why });
     }
     launched.session = Some(session);
     launched.cloud_init = Some(done);

@@ -114,7 +114,7 @@ impl LoginFailures {
                     false => LoginNext::Knock(doubled(self.all - 2)),
                 }
             }
-            Error::Refused { .. } | Error::HostKey { .. } if is_booting => {
+            Error::LoginRefused { .. } | Error::HostKey { .. } if is_booting => {
                 LoginNext::Pause(PAUSES[self.greeted.saturating_sub(1).min(PAUSES.len() - 1)])
             }
             _ => LoginNext::Fail,
@@ -211,7 +211,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
             }
             match error {
                 Error::TimedOut { .. } => limit *= 2,
-                Error::Refused { .. } | Error::HostKey { .. } | Error::Ssh { .. } if has_greeted => {
+                Error::LoginRefused { .. } | Error::HostKey { .. } | Error::Ssh { .. } if has_greeted => {
                     refusal = Some(error);
                 }
                 _ => {}
@@ -365,11 +365,10 @@ fn entry(run: u32) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Peer;
 
     fn refused() -> Error {
         let refused = String::new;
-        Error::Refused { peer: Peer::SshServer, command: refused(), class: refused(), description: refused() }
+        Error::LoginRefused { target: refused(), user: refused(), description: refused() }
     }
 
     #[test]

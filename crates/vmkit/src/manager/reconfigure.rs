@@ -6,7 +6,7 @@
 use tokio::time::Instant;
 
 use super::{PATIENCE, VmManager, VmRequest};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, ValueProblem};
 use crate::handle::{BackendTag, VmHandle};
 use crate::hypervisor::Hypervisor;
 use crate::image::inspect;
@@ -128,7 +128,8 @@ fn wanted(vm: &VmHandle, edit: impl FnOnce(VmSpec) -> Result<VmSpec>) -> Result<
         changes(&vm.spec, &spec, false).iter().find(|change| change.applies == TakesEffect::Anew)
     {
         let expected = format!("it is {:?}, and only a VM that is made anew can be otherwise", change.from);
-        return Err(Error::invalid(change.field, &change.to, expected));
+        let error = Error::invalid(change.field, &change.to, expected);
+        return Err(error.with_problem(ValueProblem::NeedsRecreate));
     }
     check_disk(vm, &spec)?;
     let changed = changes(so_far, &spec, false);

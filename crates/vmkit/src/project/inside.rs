@@ -11,7 +11,7 @@ use super::guests::{ConnectedGuest, GuestInput, GuestOutput};
 use super::ports;
 use super::privilege::PrivilegeTool;
 use super::script::{self, GuestScript, ROOT};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::ssh::GuestExitStatus;
 use crate::vmfile::ReadyProbes;
 
@@ -223,9 +223,8 @@ impl<G: ConnectedGuest> GuestShell<G> {
         ))
     }
 
-    fn problem(&self, what: String) -> Error {
-        let message = format!("in the guest of the machine `{}` {what}", self.machine);
-        Error::Backend { message, kind: ErrorKind::Guest, source: None }
+    fn problem(&self, problem: String) -> Error {
+        Error::GuestUser { machine: self.machine.to_owned(), problem }
     }
 }
 

@@ -76,8 +76,7 @@ impl<H: Hypervisor + 'static> ConnectedGuest for SshGuest<H> {
         let (session, done) = self.manager.cloud_init_through(&self.vm, session, deadline, |_| ()).await?;
         *self.session.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(session));
         let Some(why) = done.failure() else { return Ok(()) };
-        let message = format!("cloud-init failed in the guest: {why}");
-        Err(Error::Backend { message, kind: ErrorKind::Guest, source: None })
+        Err(Error::CloudInit { vm: self.vm.clone(), is_locked: false, problem: why })
     }
 
     async fn run(

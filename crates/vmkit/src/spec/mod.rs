@@ -44,7 +44,7 @@ pub use options::BackendOptions;
 pub use patch::{CdromPatch, FieldConflict, SpecPatch};
 pub use size::Mib;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, ValueProblem};
 use crate::handle::BackendTag;
 
 /// What a VM shall be. Made by [`VmSpec::builder`], valid from then on.
@@ -433,7 +433,8 @@ impl VmSpecBuilder {
                 "the virt machine has none: take uefi or give a kernel",
             )),
             (Boot::Firmware(_), _) if self.has_nothing_to_boot() => {
-                Err(Error::invalid("image", "", "nothing to boot from: give an image, or a kernel"))
+                let error = Error::invalid("image", "", "nothing to boot from: give an image, or a kernel");
+                Err(error.with_problem(ValueProblem::NothingToBoot))
             }
             (Boot::Firmware(_), _) => Ok(()),
         }

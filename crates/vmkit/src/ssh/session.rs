@@ -17,7 +17,7 @@ use super::auth;
 use super::keys::fingerprint;
 use super::line::{self, GuardedStream, Lifeline};
 use super::{HostKey, SshTarget};
-use crate::error::{Error, Peer, Result};
+use crate::error::{Error, Result};
 
 /// After how long a silent server is asked whether it is still there.
 const KEEPALIVE: Duration = Duration::from_secs(15);
@@ -133,10 +133,9 @@ impl Session {
             AuthResult::Failure { remaining_methods, .. } => {
                 let offered: Vec<_> = remaining_methods.iter().map(Into::<&'static str>::into).collect();
                 let offered = offered.join(", ");
-                Err(Error::Refused {
-                    peer: Peer::SshServer,
-                    command: format!("log in as {}", session.target),
-                    class: "publickey".to_owned(),
+                Err(Error::LoginRefused {
+                    target: session.target,
+                    user: target.user.clone(),
                     description: format!(
                         "it does not take {} for the user `{}`, and would take: {offered}",
                         target.identity.described(),

@@ -202,7 +202,7 @@ impl Project {
     /// says there.
     pub fn blamed(&self, machine: &MachineConfig, error: Error) -> Error {
         match error {
-            Error::Invalid { field, value, expected } => {
+            Error::Invalid { field, value, expected, .. } => {
                 let (key, message) = machine.blame(&field, &value, &expected);
                 self.error_at(machine, &key, VmfileProblem::new(message)).into()
             }

@@ -319,7 +319,7 @@ impl Resolver<'_> {
     /// Notes what the spec says of a value, where it stands in the file.
     fn refuse(&mut self, error: &Error, at: &MachinePlace<'_>) {
         let (key, message) = match error {
-            Error::Invalid { field, value, expected } => blame(field, value, expected),
+            Error::Invalid { field, value, expected, .. } => blame(field, value, expected),
             error => (String::new(), error.to_string()),
         };
         self.problems.push(VmfileProblem::new(message).at(at.of(&key), ""));

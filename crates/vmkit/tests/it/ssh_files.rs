@@ -173,7 +173,7 @@ async fn every_refusal_names_both_ends_and_what_was_wrong() {
     fs::write(both.here("file"), "x").unwrap();
     fs::create_dir(both.here("dir")).unwrap();
     let refusal = |result: vmkit::Result<CopySummary>| match result.unwrap_err() {
-        error @ Error::Copy { .. } => (error.kind(), error.to_string()),
+        error @ (Error::Copy { .. } | Error::NotRecursive { .. }) => (error.kind(), error.to_string()),
         error => panic!("{error:?}"),
     };
     let missing = both.download(&both.there("nothing"), &both.here("to")).await;

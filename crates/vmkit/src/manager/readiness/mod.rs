@@ -17,7 +17,7 @@ use super::tail::console_tail;
 use super::{VmManager, WaitCondition};
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 use crate::backend::qemu::agent::GuestAgent;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::handle::VmHandle;
 use crate::hypervisor::Hypervisor;
 use crate::lifecycle::VmState;
@@ -92,11 +92,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
             let grace = if evidence.is_certain { GRACE.0 } else { GRACE.1 };
             let is_over = |since: Option<Instant>, grace| since.is_some_and(|since| now - since >= grace);
             if is_over(failed_since, grace) {
-                let message = format!(
-                    "cloud-init in the VM `{name}` failed, and no SSH server in it lets vmkit in: {}",
-                    evidence.told()
-                );
-                return Error::Backend { message, kind: ErrorKind::Guest, source: None };
+                return Error::CloudInit { vm: name.clone(), is_locked: true, problem: evidence.told() };
             }
             let lacks = evidence.lacks();
             if !is_told && (lacks.is_some() || is_over(up_since, QUIET)) {
@@ -199,8 +195,8 @@ fn with_reason(error: Error, reason: &str) -> Error {
         Error::TimedOut { awaited, after, console } => {
             Error::TimedOut { awaited: format!("{awaited}; {said}"), after, console }
         }
-        Error::Refused { peer, command, class, description } => {
-            Error::Refused { peer, command, class, description: format!("{description}; {said}") }
+        Error::LoginRefused { target, user, description } => {
+            Error::LoginRefused { target, user, description: format!("{description}; {said}") }
         }
         error => error,
     }

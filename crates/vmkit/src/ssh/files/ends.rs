@@ -129,7 +129,7 @@ impl CopyEnds {
 
     /// Returns the error for a directory that nobody asked to have copied.
     pub(super) fn flat(&self) -> Error {
-        self.problem(ErrorKind::InvalidInput, "this is a directory, which is copied only recursively")
+        Error::NotRecursive { from: self.from.clone(), to: self.to.clone() }
     }
 
     /// Returns the error for a directory that would take the place of a file.
