@@ -18,7 +18,7 @@ use vmkit::lifecycle::{FailureKind, Operation, next};
 use vmkit::spec::{VmName, VmSpec};
 use vmkit::{
     Backend, BackendTag, Capabilities, ConsoleEndpoint, Error, Hypervisor, NoopHypervisor, Result,
-    RouterHypervisor, RunInfo, VmHandle, VmState,
+    RouterHypervisor, RunInfo, Subject, VmHandle, VmState,
 };
 use vmkit_testkit::{Conformance, TaggedHypervisor, conformance, paper_spec};
 
@@ -67,7 +67,7 @@ impl PaperHypervisor {
     /// Does an operation: the table of `lifecycle::next` says whether it is legal and where it
     /// leads.
     fn change(&self, vm: &VmHandle, operation: Operation) -> Result<VmHandle> {
-        let missing = || Error::NotFound { what: "VM", name: vm.name().to_string() };
+        let missing = || Error::NotFound { what: Subject::Vm, name: vm.name().to_string() };
         let mut sheet = self.read(vm)?.ok_or_else(missing)?;
         sheet.state = next(&sheet.state, operation)?;
         let path = self.sheet(vm.name());
@@ -100,7 +100,7 @@ impl Hypervisor for PaperHypervisor {
         fs::remove_file(&temporary).map_err(Error::io("remove", &temporary))?;
         match linked {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                return Err(Error::AlreadyExists { what: "VM", name: spec.name().to_string() });
+                return Err(Error::AlreadyExists { what: Subject::Vm, name: spec.name().to_string() });
             }
             linked => linked.map_err(Error::io("create", &path))?,
         }

@@ -178,9 +178,11 @@ fn whoever_waits_for_the_end_has_it_as_soon_as_the_stop_is_done() {
     let waiting = life.begin(&["wait", "web", "stopped", "--timeout", "180"]);
     let idle = life.begin(&["wait", "web", "ssh", "--timeout", "180"]);
     assert!(until(LONG, || waiting.watches() && idle.watches()));
-    life.must(["stop", "web", "--timeout", "180"]);
+    let (stop, took) = life.timed(&["stop", "web", "--timeout", "180"]);
+    assert_eq!(stop.code, Some(0), "{stop:?}");
     let stopped = Instant::now();
-    assert_eq!(waiting.ended(LONG).code, Some(0));
+    let waiting = waiting.ended(LONG);
+    assert_eq!(waiting.code, Some(0), "{waiting:?}, after a stop of {took:?}: {stop:?}");
     // A part of the timeout of 180 s; that it takes milliseconds is tested in the library.
     assert!(stopped.elapsed() < Duration::from_secs(30), "{:?} after the stop", stopped.elapsed());
     let idle = idle.ended(LONG);

@@ -6,12 +6,10 @@
 )]
 
 mod basics;
+mod booting;
 mod console;
-mod debian;
-mod guest_ssh;
 mod harness;
 mod inherited;
-mod launch;
 mod life;
 mod owners;
 mod ssh;
@@ -20,4 +18,3 @@ mod sshd;
 #[path = "../support/mod.rs"]
 mod support;
 mod told;
-mod up;
