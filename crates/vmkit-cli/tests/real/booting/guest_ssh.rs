@@ -108,7 +108,8 @@ fn a_guest_with_vmkits_own_key_is_entered_in_every_way() {
     let greeted = greeted.recv_timeout(Duration::from_secs(60)).unwrap();
     let late = waited.saturating_duration_since(greeted);
     eprintln!("`wait ssh` ended {late:?} after the first greeting");
-    assert!(late < Duration::from_secs(1), "SSH was there {late:?} before `wait` said so");
+    // Ten times what it takes on a busy host; `cargo xtask bench` measures it.
+    assert!(late < Duration::from_secs(10), "SSH was there {late:?} before `wait` said so");
 
     runtime().block_on(async {
         let session =
