@@ -1,10 +1,10 @@
 //! Measures vmkit against the same work done by hand, in one run on one machine.
 //!
-//! Each figure is a pair: what vmkit takes, and what nobody can do without. The two take turns, and
-//! which goes first takes turns too, so that a machine that grows slower slows both.
-//! `docs/performance.md` says what each pair is.
+//! Each figure is a pair: vmkit's time, and the time of the same work without vmkit. The two sides
+//! alternate, and so does which goes first, so that a slowdown of the machine affects both.
+//! `docs/performance.md` describes each pair.
 //!
-//! `cargo xtask bench` builds what this needs, optimised, and runs it.
+//! `cargo xtask bench` builds the optimised programs and runs this.
 
 #![expect(
     clippy::print_stdout,
@@ -31,7 +31,7 @@ use figures::Figure;
 use guests::Bench;
 use program::Program;
 
-/// The failure of a measurement, as text.
+/// The result of a measurement; its error is only printed.
 type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
 
 #[derive(Parser)]
@@ -43,14 +43,13 @@ struct Arguments {
     /// How often each side of a pair is measured.
     #[arg(long, default_value_t = 21, value_parser = clap::value_parser!(u32).range(1..=1000))]
     runs: u32,
-    /// Measures only the figures whose names begin like this.
+    /// Measures only the figures whose names start with this.
     #[arg(long, default_value = "")]
     only: String,
 }
 
 fn main() -> ExitCode {
-    // The VMs of this process are kept by this very program, as those of any program that embeds
-    // vmkit.
+    // This program is the keeper of its own VMs, like every program that embeds vmkit.
     vmkit::run_if_keeper();
     match run(&Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
@@ -78,8 +77,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         Ok(())
     };
     let runs = arguments.runs;
-    // The program first: a process inherits the peak of the one that spawned it, and this one
-    // grows.
+    // Before the others: a child starts with its parent's peak memory, and this process grows.
     measure("version", &mut || program.version(runs))?;
     measure("pull", &mut || pull::pull(&mut program, bench.dir(), runs))?;
     if arguments.only.is_empty() {

@@ -1,12 +1,12 @@
-//! Every step of an operation, cut: by a kill of the process, or by an error of the system.
+//! Interrupts each step of an operation: by a kill of the process, or by an error of the system.
 //!
 //! A step is an effect that outlives the process; vmkit announces each of them beforehand, and so
-//! may a backend under test, by [`step`]. The loops here know nothing of VMs: they say where to cut
-//! and how often, the test says what must be true afterwards.
+//! may a backend under test, with [`step`]. The loops here know nothing about VMs: they choose
+//! where to interrupt and how often, and the test says what must be true afterwards.
 //!
-//! A killed process can't be the test's own. So a test that is to be killed is an ordinary one,
-//! which passes when nobody kills it; [`kill_at_every_step`] runs it again, alone and in a process
-//! of its own, with the step to die at in the environment.
+//! A killed process can't be the test's own. So a test that is to be killed is an ordinary test,
+//! which passes when it is not killed; [`kill_at_every_step`] runs it again, alone and in a process
+//! of its own, with the number of the fatal step in the environment.
 
 use std::cell::{Cell, RefCell};
 use std::env;
@@ -31,7 +31,7 @@ thread_local! {
 /// Announces an effect of a backend under test.
 ///
 /// # Errors
-/// What the loop in charge has chosen.
+/// The error that the running loop injects here.
 pub fn step(name: &'static str) -> io::Result<()> {
     let hook = HOOK.with_borrow(Clone::clone);
     hook.map_or(Ok(()), |hook| (hook.borrow_mut())(name))
@@ -47,17 +47,17 @@ fn clear_hook() {
     HOOK.set(None);
 }
 
-/// What a test is to do in a process of its own.
+/// The task of a test that runs in a process of its own.
 #[derive(Debug)]
 pub struct CrashTask {
-    /// Where it shall work.
+    /// The directory to work in.
     pub dir: PathBuf,
-    /// What it shall do there; the words are the test's own.
+    /// The scenario to run, a name that only the test interprets.
     pub scenario: String,
     at: u64,
 }
 
-/// Returns the task of this process, or `None` where it is an ordinary test run.
+/// Returns the task of this process, or `None` in an ordinary test run.
 pub fn task() -> Option<CrashTask> {
     let dir = env::var_os(DIR)?.into();
     let at = env::var(AT).ok()?.parse().ok()?;
@@ -65,14 +65,14 @@ pub fn task() -> Option<CrashTask> {
 }
 
 impl CrashTask {
-    /// Arranges for the kernel to kill this process before its step `at`, counted from now on this
-    /// thread.
+    /// Arranges for the kernel to kill this process before its step `at`, counted from now on in
+    /// this thread.
     pub fn arm(&self) {
         let (mut taken, at) = (0, self.at);
         set_hook(move |name| {
             taken += 1;
             if taken == at {
-                // The parent shows it when what it finds is wrong.
+                // The parent shows it when the check fails.
                 let _ = writeln!(io::stderr(), "killed before step {taken}, `{name}`");
                 let _ = kill_process(getpid(), Signal::KILL);
             }
@@ -82,10 +82,10 @@ impl CrashTask {
 }
 
 /// Starts `test` of this test executable in a process of its own, to be killed before step `at`; 0:
-/// not at all.
+/// never.
 ///
 /// # Errors
-/// `Io` when it can't be run.
+/// `Io` if it can't be started.
 pub fn spawn(test: &str, scenario: &str, dir: &Path, at: u64) -> io::Result<Child> {
     Command::new(env::current_exe()?)
         .args(["--exact", test, "--nocapture", "--test-threads=1"])
@@ -98,14 +98,14 @@ pub fn spawn(test: &str, scenario: &str, dir: &Path, at: u64) -> io::Result<Chil
         .spawn()
 }
 
-/// Runs `test` with `scenario` again and again, killed before its first step, its second, and so
-/// on, until it lives to its end. Answers how many steps there were.
+/// Runs `test` with `scenario` repeatedly, killed before its first step, its second, and so on,
+/// until it completes. Returns the number of steps.
 ///
-/// `prepare` fills an empty directory before each run; `check` looks at what the process left, and
-/// is told where it was killed; the last one was not.
+/// `prepare` fills an empty directory before each run; `check` examines what the process left, and
+/// gets a description of where it was killed. The last run was not killed.
 ///
 /// # Panics
-/// When a run neither is killed as planned nor passes, or no step was taken at all.
+/// If a run is neither killed as planned nor passes, or takes no step at all.
 pub fn kill_at_every_step(
     test: &str,
     scenario: &str,
@@ -121,7 +121,7 @@ pub fn kill_at_every_step(
         if output.status.signal() != Some(Signal::KILL.as_raw()) {
             assert_passed(&output);
             assert!(at > 1, "`{scenario}` took no step, so nothing was tried");
-            // What it left alive is for the check to remove, too.
+            // The check also removes what a completed run left running.
             check(temp.path(), &format!("{scenario}, lived to its end"));
             return at - 1;
         }
@@ -131,13 +131,13 @@ pub fn kill_at_every_step(
     unreachable!("an operation has an end");
 }
 
-/// Checks that a process begun by [`spawn`] ran its test, and that it passed.
+/// Checks that a process started by [`spawn`] ran its test, and that it passed.
 ///
 /// # Panics
-/// When it did not.
+/// If it did not.
 pub fn assert_passed(output: &Output) {
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    // A misspelt name runs no test at all, and that passes.
+    // A misspelt name runs no test, and that passes.
     let ran = stdout.contains("1 passed");
     assert!(output.status.success() && ran, "{}\n{stdout}\n{stderr}", output.status);
 }
@@ -158,7 +158,7 @@ pub struct StepFault {
 }
 
 impl StepFault {
-    /// Lets step `at` of this thread fail, the first being 1.
+    /// Injects a fault at step `at` of this thread, the first being 1.
     pub fn at(at: u64, lasting: FaultDuration, kind: io::ErrorKind) -> Self {
         let name = Rc::new(Cell::new(None));
         let (mut taken, seen) = (0, Rc::clone(&name));
@@ -176,7 +176,7 @@ impl StepFault {
         Self { name }
     }
 
-    /// Returns the first step that failed, or `None` where there were fewer steps.
+    /// Returns the first step that failed, or `None` if there were fewer steps.
     pub fn failed(&self) -> Option<&'static str> {
         self.name.get()
     }

@@ -1,7 +1,6 @@
-//! `guest.json`: the files of a built guest, for the tests that boot it.
+//! `guest.json`: describes the files of a built guest to the tests that boot it.
 //!
-//! It lies beside the guest's files, and paths in it are relative to its own directory. This is its
-//! shape:
+//! It is stored beside the guest's files, and its paths are relative to its own directory:
 //!
 //! ```json
 //! {
@@ -21,24 +20,24 @@
 //! }
 //! ```
 //!
-//! - `recipe` changes whenever the guest could.
-//! - `disk` is `null` for a guest that lives in its initramfs.
-//! - `memory_mib` is enough memory.
-//! - `machines` names each QEMU machine the guest was made for, with its kernel command line. A
-//!   console other than `ttyS0` works: replace the word `console=ttyS0`.
-//! - `ready_line` is text that appears on the console, perhaps with something before it in its
-//!   line, when the guest does what its recipe promises: `tiny` listens to its power button and
-//!   gives a shell, `debian` is through with cloud-init.
+//! - `recipe` is a hash that changes with everything the guest is built from.
+//! - `disk` is `null` for a guest that runs from its initramfs.
+//! - `memory_mib` is what the guest needs.
+//! - `machines` has the kernel command line for each machine type the guest supports. For a console
+//!   other than `ttyS0`, replace `console=ttyS0`.
+//! - `ready_line` is printed on the console, possibly after other text in the same line, once the
+//!   guest is ready: `tiny` handles its power button and has started a shell, `debian` has
+//!   completed cloud-init.
 //!
-//! The directory is reached by a link that the next build replaces. Whoever makes an overlay of
-//! `disk` resolves the link first, or the overlay's backing file changes under it.
+//! The directory is reached by a symbolic link that the next build replaces. Resolve the link
+//! before creating an overlay of `disk`, or the overlay's backing file changes under it.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::Serialize;
 
-/// The contents of `guest.json`, but for what only the cache knows.
+/// The contents of `guest.json` except for the paths, which the cache adds.
 #[derive(Debug, Serialize)]
 pub(super) struct Manifest {
     pub(super) os: String,
@@ -50,7 +49,7 @@ pub(super) struct Manifest {
     pub(super) ready_line: String,
 }
 
-/// The image a guest has its root file system on. Boot an overlay of it, never the image.
+/// The guest's root disk. Boot an overlay of it, never the image.
 #[derive(Debug, Serialize)]
 pub(super) struct Disk {
     pub(super) path: PathBuf,
@@ -58,7 +57,7 @@ pub(super) struct Disk {
     pub(super) virtual_bytes: u64,
 }
 
-/// What depends on the machine type.
+/// The settings that depend on the machine type.
 #[derive(Debug, Serialize)]
 pub(super) struct Machine {
     pub(super) cmdline: String,

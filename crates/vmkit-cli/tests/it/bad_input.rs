@@ -10,7 +10,7 @@ use std::process::Command;
 
 use crate::support::{Answer, Host, Transcript, answer};
 
-/// Checks that the refusal says all this, and that the home is as it was.
+/// Checks that the refusal has all of these texts, and that the home is unchanged.
 fn refused(host: &Host, arguments: &[&str], said: &[&str]) -> Answer {
     let before = host.snapshot();
     let answer = host.vmkit(arguments);
@@ -26,7 +26,7 @@ fn refused(host: &Host, arguments: &[&str], said: &[&str]) -> Answer {
     answer
 }
 
-/// Refuses `create new` with these options beside a VM that is there already.
+/// Checks that `create new` with these options is refused beside an existing VM.
 fn create_refused(host: &Host, options: &[&str], said: &[&str]) {
     let mut arguments = vec!["create", "new"];
     if !options.iter().any(|option| ["--image", "--kernel"].contains(option)) {
@@ -132,10 +132,10 @@ fn a_disk_that_belongs_to_another_vm_or_to_the_store_is_refused_by_the_name_of_w
     let kept = kept.map(|entry| entry.path().join("disk.raw")).find(|path| path.exists()).unwrap();
     let kept = kept.to_str().unwrap();
     create_refused(&host, &["--data-disk", kept], &["data_disks: \"", "a local image"]);
-    // What nothing writes to, several may have.
+    // A disk that is only read may be shared.
     let options = ["--image", "hard.img", "--data-disk", "base.img:ro", "--data-disk", &format!("{kept}:ro")];
     host.must([&["create", "db", "--accel", "tcg"][..], &options].concat());
-    // Two may have one disk, one at a time.
+    // Two VMs may share a disk that only one of them uses at a time.
     host.must(["create", "cache", "--kernel", "vmlinuz", "--data-disk", "data.img", "--accel", "tcg"]);
 }
 
@@ -375,7 +375,7 @@ fn a_home_too_long_for_a_socket_is_refused_with_both_numbers() {
     assert!(!std::path::Path::new(&long).exists());
 }
 
-/// Runs the command where its home is a file system of its own, mounted with these options.
+/// Runs the command with its home on a file system of its own, mounted with these options.
 fn on_mount(host: &Host, options: &str, arguments: &str) -> Option<Answer> {
     let script = format!(
         "mount -t tmpfs -o {options} tmpfs {home} && exec {vmkit} --home {home} {arguments}",
@@ -496,7 +496,7 @@ fn more_memory_than_linux_ever_gives_is_refused_before_anything_is_fetched() {
     let said =
         ["memory: \"921600GiB\": Linux gives no guest on this host more than ", "take that at the most"];
     create_refused(&host, &["--memory", "900TiB"], &said);
-    // Nobody could fetch this image.
+    // The image server can't be reached.
     let image = ["--image", "http://127.0.0.1:1/none.qcow2"];
     refused(&host, &[&["create", "new"], &image[..], &["--memory", "900TiB"]].concat(), &said);
     refused(&host, &["launch", image[1], "--memory", "900TiB"], &said);
@@ -574,7 +574,7 @@ fn what_this_host_can_never_run_is_refused_with_its_place_in_the_file() {
         for said in kernel.iter().chain(&user) {
             assert!(answer.stderr.contains(said), "{command} does not say {said:?}: {}", answer.stderr);
         }
-        // Not even the machine that nothing is wrong with.
+        // Not even the valid machine is created.
         let vms = fs::read_dir(host.home().join("vms")).unwrap();
         assert_eq!(vms.map(|vm| vm.unwrap().file_name()).collect::<Vec<_>>(), ["old"], "{command}");
     }

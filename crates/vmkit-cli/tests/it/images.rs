@@ -1,5 +1,5 @@
-//! `vmkit image`, against a web server on loopback: what a person sees, what is promised to
-//! programs, and what a kill leaves.
+//! `vmkit image`, against a web server on loopback: its output for people and for programs, and
+//! what a kill leaves.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -62,8 +62,8 @@ fn a_pull_that_was_killed_goes_on_where_it_was() {
     assert!(fs::read(shown[0]["path"].as_str().unwrap()).unwrap() == disk());
 }
 
-/// Runs a script with a file system of this size mounted at a directory, `$0` the command; `None`,
-/// said aloud, if mounting is not permitted.
+/// Runs a script with a file system of this size mounted at a directory, `$0` being the command;
+/// returns `None`, and reports a skip, if mounting is not permitted.
 #[expect(clippy::print_stdout, reason = "a skipped test says so")]
 fn on_a_small_disk(host: &Host, at: &Path, size: &str, script: &str) -> Option<Answer> {
     if !rustix::process::geteuid().is_root() {
@@ -84,7 +84,7 @@ fn on_a_small_disk(host: &Host, at: &Path, size: &str, script: &str) -> Option<A
     Some(answer)
 }
 
-/// Returns 20 MB of noise, packed, so that what comes fits where what is unpacked does not.
+/// Returns 20 MB of noise, compressed, so that the download fits and the unpacked image does not.
 fn packed_noise(host: &Host) -> String {
     let packed = host.file("disk.gz");
     let write = format!("head -c 20000000 /dev/urandom | gzip -1 > {packed}");
@@ -101,7 +101,7 @@ fn a_full_disk_is_told_and_keeps_nothing() {
     for (command, size, why) in [
         (format!("import {packed} --name x"), "8m", "No space left on device"),
         (format!("import {packed} --name x"), "30m", "No space left on device"),
-        // Known before the first byte, and found out while it is unpacked.
+        // Once known before the first byte, and once found while unpacking.
         (format!("pull {address}/disk.gz"), "8m", "are still to come"),
         (format!("pull {address}/disk.gz"), "30m", "No space left on device"),
     ] {
@@ -121,7 +121,7 @@ fn an_image_is_converted_to_a_raw_file_which_nothing_overwrites_by_chance() {
     let host = Host::with_refusing_qemu();
     let (address, _) = serve(disk(), 1 << 20, Duration::ZERO);
     let url = format!("{address}/disk.raw");
-    // Whole sectors: a guest sees no others.
+    // A multiple of the sector size, as a guest sees whole sectors only.
     let mut expected = disk();
     expected.resize(disk().len().next_multiple_of(512), 0);
     let answer: serde_json::Value =
@@ -185,7 +185,7 @@ fn a_conversion_that_was_killed_is_done_by_the_next() {
     while fs::metadata(&unfinished).map_or(0, |file| file.len()) == 0
         && !Path::new(&host.file("new.raw")).exists()
     {
-        // No event tells how far a command is.
+        // There is no event for the command's progress.
         thread::sleep(Duration::from_millis(1));
     }
     killed.kill().unwrap();
@@ -243,7 +243,7 @@ fn a_login_file_of_somebody_elses_hinders_no_image_that_needs_no_login() {
         let answer = vmkit(arguments);
         assert_eq!(answer.code, Some(0), "{arguments:?}: {answer:?}");
     }
-    // Only where a registry asks.
+    // The helper runs only if a registry asks for a login.
     let registry = TcpListener::bind("127.0.0.1:0").unwrap();
     let image = format!("oci://{}/disks/web:1", registry.local_addr().unwrap());
     thread::spawn(move || {
@@ -289,7 +289,7 @@ fn a_login_that_a_helper_keeps_is_shown_to_its_registry() {
         answer(command.env("DOCKER_CONFIG", host.dir.path()).output().unwrap())
     };
     let missing = pull();
-    // A helper that was uninstalled does not matter without a login; here the registry wants one.
+    // A missing helper does not matter without a login; here the registry requires one.
     assert_eq!(missing.code, Some(1), "{missing:?}");
     assert!(missing.stderr.contains("docker-credential-test: it keeps the login at"), "{missing:?}");
     assert!(missing.stderr.contains("the server does not give it to everybody"), "{missing:?}");
@@ -305,7 +305,7 @@ fn a_login_that_a_helper_keeps_is_shown_to_its_registry() {
 #[test]
 fn a_helper_that_hangs_does_not_outlive_a_command_that_is_killed() {
     let host = Host::with_refusing_qemu();
-    // It is asked only by a registry that wants a login.
+    // It runs only for a registry that requires a login.
     let registry = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = registry.local_addr().unwrap();
     thread::spawn(move || {
@@ -329,7 +329,7 @@ fn a_helper_that_hangs_does_not_outlive_a_command_that_is_killed() {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !Path::new(&told).exists() {
         assert!(Instant::now() < deadline, "the helper was not asked");
-        // The helper tells by a file.
+        // The helper reports its run by a file.
         thread::sleep(Duration::from_millis(10));
     }
     let pid: i32 = fs::read_to_string(&told).unwrap().trim().parse().unwrap();
@@ -364,11 +364,11 @@ fn a_file_for_another_architecture_is_refused_and_a_directory_is_no_image() {
     let refused = host.vmkit(["create", "web", "--image", "arm.img", "--accel", "tcg"]);
     assert_eq!(refused.code, Some(2), "{refused:?}");
     assert!(refused.stderr.contains("an image for aarch64, and x86_64 was asked for"), "{refused:?}");
-    // A name is a name, whatever lies here beside.
+    // A name refers to the store, whatever file of that name is in the directory.
     fs::create_dir(host.file("debian")).unwrap();
     let refused = host.vmkit(["create", "web", "--image", "debian", "--dry-run"]);
     assert!(refused.stderr.contains("image `debian:13` does not exist"), "{refused:?}");
-    // Which image is at fault is said.
+    // The message names the image that failed.
     let refused = host.vmkit(["create", "web", "--image", "base.img", "--data-disk", "./none.img"]);
     assert_eq!(refused.code, Some(2), "{refused:?}");
     assert!(refused.stderr.contains("data_disks: ") && refused.stderr.contains("none.img"), "{refused:?}");
@@ -669,7 +669,7 @@ fn a_misspelt_image_makes_no_vm_and_a_dry_run_fetches_none() {
 #[test]
 fn an_image_comes_through_the_proxy_of_its_scheme_and_no_other() {
     let host = Host::with_refusing_qemu();
-    // It answers whatever it is asked for, as a proxy for http:// does.
+    // A proxy replies to every request, as one for http:// does.
     let (proxy, asked) = serve(disk(), 1 << 20, Duration::ZERO);
     let pull = |variables: &[(&str, &str)]| {
         let mut command = host.command(["image", "pull", "http://images.invalid/disk.raw"]);

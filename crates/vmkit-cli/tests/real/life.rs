@@ -1,4 +1,4 @@
-//! The command with real VMs of the tiny guest: as a person uses it, and in what befalls them.
+//! The command with real VMs of the tiny guest: everyday use, and failures of the VM and the host.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
@@ -118,7 +118,7 @@ impl Terminal {
 fn a_person_at_the_console_sees_the_past_types_and_leaves() {
     let life = Life::new();
     life.boot("web", "");
-    // What a terminal is like that nothing was done to.
+    // The mode of an untouched terminal.
     let usual = Terminal::with(&life, &["--version"]).modes();
     let mut terminal = Terminal::with(&life, &["console", "web"]);
     terminal.ear.hears("Linux version");
@@ -270,7 +270,7 @@ fn a_kernel_that_panics_before_it_has_a_device_for_that_is_told_of_by_what_it_pr
     let refused = life.vmkit(["exec", "--via", "agent", "web", "--", "true"]);
     assert_eq!(refused.code, Some(4), "{refused:?}");
     assert!(refused.stderr.contains("panicked"), "{refused:?}");
-    // It hears no power button, so nobody waits for that.
+    // It ignores the power button, so the stop does not wait for that.
     let stopped = life.vmkit(["stop", "web", "--timeout", "170"]);
     assert_eq!(stopped.code, Some(0), "{stopped:?}");
     assert!(stopped.stderr.contains("can't hear its power button"), "{stopped:?}");
@@ -289,8 +289,7 @@ fn a_program_of_the_agent_ends_with_the_guest_and_says_why() {
     assert!(answer.stderr.contains("the guest's kernel panicked: sysrq triggered crash"), "{answer:?}");
 }
 
-/// Returns by how much a guest's clock is certainly off: what its way to us may hide is not
-/// counted.
+/// Returns the least difference of a guest's clock to ours: delays on the way are subtracted.
 fn clock_error(life: &Life, name: &str) -> Duration {
     let socket = life.info(name)["run"]["agent"].as_str().unwrap().to_owned();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -311,12 +310,12 @@ fn a_guest_whose_agent_runs_has_the_right_time_after_a_pause() {
     life.boot("web", "");
     life.must(["wait", "web", "agent", "--timeout", "180"]);
     life.must(["suspend", "web"]);
-    // By so much the guest's clock would be wrong.
+    // The guest's clock would be wrong by this much.
     sleep(Duration::from_secs(5));
     let resumed = life.vmkit(["resume", "web"]);
     assert_eq!((resumed.code, resumed.stderr.as_str()), (Some(0), ""), "{resumed:?}");
     let error = clock_error(&life, "web");
-    // Milliseconds on an idle host, and more where the word to the guest is delayed.
+    // Milliseconds on an idle host, and more if the message to the guest is delayed.
     assert!(error < Duration::from_millis(500), "it is {error:?} off");
 }
 
@@ -327,7 +326,7 @@ fn a_guest_that_nobody_can_set_the_clock_of_goes_on_at_once_and_that_is_warned_o
     life.must(["start", "web"]);
     life.says("web", "#");
     life.must(["suspend", "web"]);
-    // By so much the guest's clock is wrong.
+    // The guest's clock is wrong by this much.
     sleep(Duration::from_secs(2));
     let resumed = life.vmkit(["resume", "web"]);
     assert_eq!(resumed.code, Some(0), "{resumed:?}");
@@ -352,7 +351,8 @@ fn without_its_runtime_directory_a_vm_is_asked_and_shut_down_in_order() {
     assert!(life.must(["logs", "web"]).contains("powering off: power button"), "the guest was asked");
     fs::remove_dir_all(life.home().join("elsewhere")).unwrap();
 
-    // Without the spare monitor, too, it is known to run, and ended without a pretence.
+    // Even without the spare monitor, its state is `running`, and the stop is honest about how it
+    // ended.
     life.must(["start", "web"]);
     fs::remove_dir_all(&run).unwrap();
     fs::remove_file(life.home().join("vms/web/spare.sock")).unwrap();
@@ -423,7 +423,7 @@ fn what_another_boot_left_blocks_nothing_and_names_no_process() {
     life.make("web", "");
     life.must(["start", "web"]);
     let qemu = life.qemu("web");
-    // As a power cut does: nobody writes anything down, and the sockets stay.
+    // As after a power cut: no record is updated, and the sockets stay.
     for process in life.processes().iter().filter(|process| process.pid != qemu) {
         kill_process(process.pid, Signal::KILL).unwrap();
         assert!(has_ended(process.pid, LONG));
@@ -432,7 +432,7 @@ fn what_another_boot_left_blocks_nothing_and_names_no_process() {
     assert!(has_ended(qemu, LONG));
     assert!(!life.home().join("run").read_dir().unwrap().flatten().collect::<Vec<_>>().is_empty());
 
-    // The numbers of the processes belong to a stranger now.
+    // The recorded process ids now belong to a foreign process.
     let mut stranger = Command::new("sleep").arg("600").spawn().unwrap();
     let file = life.home().join("vms/web/qemu.json");
     let mut run: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
@@ -448,7 +448,7 @@ fn what_another_boot_left_blocks_nothing_and_names_no_process() {
     assert_eq!(life.state("web"), "running");
     assert_eq!(life.qemus().len(), 1);
     fs::write(&file, run.to_string()).unwrap();
-    // The QEMU that does run is in nobody's record any more, but holds its lock.
+    // No record has the QEMU that runs, but it holds its lock.
     let again = life.vmkit(["start", "web"]);
     assert_eq!(life.qemus().len(), 1, "{again:?}");
     let lives = stranger.try_wait().unwrap().is_none();
@@ -468,7 +468,7 @@ fn a_removal_waits_for_a_stop_at_work_but_not_for_ever() {
     assert_eq!(refused.code, Some(6), "{refused:?}");
     let said = format!("error: VM `web` is in use by process {}\n", stop.pid());
     assert_eq!(refused.stderr, said);
-    // The stop would go on for 150 s.
+    // The stop would take 150 s.
     assert!(took < Duration::from_secs(120), "{took:?}");
     stop.kill();
     let (removed, took) = life.timed(&["rm", "--force", "web"]);
@@ -484,7 +484,7 @@ fn a_stop_that_was_cut_off_makes_no_later_kill_look_asked_for() {
     life.must(["start", "web"]);
     let stop = life.begin(&["stop", "web", "--timeout", "150"]);
     assert!(until(LONG, || life.row("web")["operation"]["operation"] == "stop"));
-    // Time to ask QEMU as well, of which nothing tells.
+    // Time to ask QEMU as well, for which there is no event.
     sleep(Duration::from_millis(500));
     stop.kill();
     assert_eq!(life.state("web"), "running");
@@ -509,7 +509,7 @@ fn a_list_waits_for_no_qemu_that_hangs() {
     let hung = life.qemu("hung");
     kill_process(hung, Signal::STOP).unwrap();
     let (listed, took) = life.timed(&["ls", "--json"]);
-    // QEMU would hang for ever, and the list waits for a second.
+    // QEMU would hang for ever, and the list waits one second.
     assert!(took < Duration::from_secs(10), "{took:?}");
     let rows: Vec<Value> = serde_json::from_str(&listed.stdout).unwrap();
     assert_eq!((&rows[0]["state"], &rows[0]["error"]["kind"]), (&"unknown".into(), &"timed-out".into()));
@@ -535,7 +535,7 @@ fn fill(life: &Life) {
     while file.write_all(&[0; 4096]).is_ok() {}
 }
 
-/// Makes files until there is no inode left.
+/// Creates files until no inode is left.
 fn use_up_inodes(life: &Life) {
     let left = |number: u32| File::create(life.home().join(format!("full-{number}"))).is_ok();
     assert!((0..100_000).any(|number| !left(number)), "the disk has inodes without end");
@@ -580,6 +580,7 @@ fn in_a_home_that_can_not_be_written_vms_are_seen_and_none_is_made() {
         life.must(["start", "web"]);
         let files = life.files();
         // A log that is open for writing keeps its file system writable, but not another mount of
+        // it.
         // it.
         mount(&["--bind", life.home().to_str().unwrap()], &life.home());
         mount(&["-o", "remount,bind,ro"], &life.home());
@@ -676,7 +677,7 @@ fn a_program_by_the_guest_agent_is_told_of_and_ended_as_one_by_ssh() {
     let script =
         "echo up > /tmp/up; echo the program is up > /dev/console; sleep 54321; echo anew > /tmp/anew";
     let begun = life.begin(&["exec", "-n", "web", "--", "sh", "-c", script]);
-    // The agent serves one client at a time, so the console has to tell.
+    // The agent serves one client at a time, so the test reads the console.
     life.says("web", "the program is up");
     kill_process(begun.pid(), Signal::TERM).unwrap();
     let answer = begun.ended(Duration::from_secs(30));

@@ -1,5 +1,5 @@
-//! Into a guest that is none: a QEMU with nothing to boot, and OpenSSH's real server on loopback
-//! where its guest's would be.
+//! SSH without a guest: a QEMU with nothing to boot, and OpenSSH's real server on loopback in place
+//! of the guest's.
 
 use std::fs;
 use std::io::{ErrorKind, Write};
@@ -21,7 +21,7 @@ use vmkit::spec::{
 use vmkit::store::Home;
 use vmkit::{BackendTag, QemuHypervisor, VmManager};
 
-/// A running VM whose SSH server is the one of the test.
+/// A running VM whose SSH server is the test's.
 struct Web {
     life: Life,
     sshd: Sshd,
@@ -32,7 +32,7 @@ impl Web {
         Self::with("")
     }
 
-    /// Runs one whose server has further lines of configuration.
+    /// Runs one whose server has additional lines of configuration.
     fn with(config: &str) -> Self {
         let sshd = Sshd::with(config);
         Self { life: led_to(&sshd.access, sshd.address), sshd }
@@ -43,7 +43,7 @@ impl Web {
     }
 }
 
-/// Runs the VM `web`, whose SSH server is at this address and lets these keys in.
+/// Runs the VM `web`, whose SSH server is at this address and accepts these keys.
 fn led_to(access: &GuestAccess, address: SocketAddr) -> Life {
     let life = Life::new();
     let config = CloudInitConfig { access: Some(access.clone()), ..CloudInitConfig::default() };
@@ -54,7 +54,7 @@ fn led_to(access: &GuestAccess, address: SocketAddr) -> Life {
     life
 }
 
-/// Creates the VM `web`, by the library, which can be told the keys.
+/// Creates the VM `web` with the library, which accepts given keys.
 fn make(life: &Life, with: impl FnOnce(vmkit::spec::VmSpecBuilder) -> vmkit::spec::VmSpecBuilder) {
     let home = Home::at(life.home()).unwrap();
     let qemu = QemuHypervisor::builder(home.vms(), home.run()).keeper(env!("CARGO_BIN_EXE_vmkit")).build();
@@ -65,7 +65,7 @@ fn make(life: &Life, with: impl FnOnce(vmkit::spec::VmSpecBuilder) -> vmkit::spe
     runtime.block_on(manager.create(with(spec).build().unwrap())).unwrap();
 }
 
-/// Writes into the record of the run that the guest's SSH server is reached here.
+/// Sets the address of the guest's SSH server in the record of the run.
 fn lead_to(life: &Life, address: SocketAddr) {
     let path = life.home().join("vms/web/run.json");
     let mut record: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
@@ -73,7 +73,7 @@ fn lead_to(life: &Life, address: SocketAddr) {
     fs::write(&path, serde_json::to_vec(&record).unwrap()).unwrap();
 }
 
-/// Finds the forwards that are in force, wherever the record has its run.
+/// Returns the forwards of the run, wherever the record has them.
 fn forwards(value: &mut Value) -> Option<&mut Value> {
     match value {
         Value::Object(fields) => {
@@ -93,7 +93,7 @@ fn is_alive(pid: &str) -> bool {
 #[test]
 fn a_program_without_standard_input_finds_its_end_at_once() {
     let web = Web::new();
-    // Open for as long as the command runs: what is not read has no end either.
+    // Open for as long as the command runs: unread output does not end either.
     for option in ["-n", "-tn"] {
         let begun = web.life.begin(&["exec", option, "web", "--", "cat"]);
         let answer = begun.ended(LONG);
@@ -137,7 +137,7 @@ fn a_young_guest_may_refuse_until_its_users_are_made_and_one_that_has_let_somebo
     let keys = fs::read_to_string(web.keys()).unwrap();
     fs::write(web.keys(), "").unwrap();
     let begun = web.life.begin(&["exec", "-n", "web", "--", "echo", "in"]);
-    // Time to be refused once; one that comes later is let in at once, and passes as well.
+    // Time for one refused connection; a later one is accepted at once, and passes as well.
     std::thread::sleep(Duration::from_secs(2));
     fs::write(web.keys(), keys).unwrap();
     let answer = begun.ended(LONG);
@@ -150,8 +150,8 @@ fn a_young_guest_may_refuse_until_its_users_are_made_and_one_that_has_let_somebo
     assert!(took < Duration::from_secs(60), "{took:?}");
 }
 
-/// Does something odd with the first visitors of a server, one after the other, and passes on those
-/// who come later.
+/// Applies a fault to the first connections of a server, one after the other, and forwards the
+/// later ones.
 fn front(server: SocketAddr, oddities: Vec<fn(TcpStream)>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -183,7 +183,7 @@ fn pass_on(client: TcpStream, server: TcpStream) {
 fn forty_commands_at_once_all_run_though_the_server_turns_away_all_but_two() {
     let daemon = Daemon::with("MaxStartups 2:100:2");
     let life = led_to(&daemon.access, daemon.address);
-    // Somebody's own programs, which know of no turns, take their part of the room.
+    // A user's own programs, which ignore vmkit's locks, use a part of the connections.
     let busy = TcpStream::connect(daemon.address).unwrap();
     let begun: Vec<_> =
         (0..40).map(|number| life.begin(&["exec", "-n", "web", "--", "echo", &number.to_string()])).collect();
@@ -202,7 +202,7 @@ fn a_server_that_turns_one_away_is_asked_again_whatever_it_says_and_at_the_end_q
     let reset = |client: TcpStream| {
         rustix::net::sockopt::set_socket_linger(&client, Some(Duration::ZERO)).unwrap();
     };
-    // More of them than any small number of tries.
+    // More connections than any small number of attempts.
     let odd: [fn(TcpStream); 6] = [penalty, late, reset, drop, reset, penalty];
     let life = led_to(&sshd.access, front(sshd.address, odd.to_vec()));
     let answer = life.vmkit(["exec", "-n", "web", "--", "echo", "in"]);
@@ -240,7 +240,7 @@ fn a_guest_that_panics_ends_what_is_done_in_it_and_says_why() {
     let web = Web::new();
     let mut begun = web.life.begin(&["exec", "web", "--", "sh", "-c", "echo up; exec sleep 1000"]);
     begun.output().hears("up");
-    // As the kernel of a guest does that has no device to tell QEMU.
+    // Like the kernel of a guest without a device that reports panics to QEMU.
     let log = web.life.home().join("vms/web/console.log");
     let mut console = fs::OpenOptions::new().append(true).open(log).unwrap();
     let words = "Kernel panic - not syncing: sysrq triggered crash";
@@ -251,7 +251,7 @@ fn a_guest_that_panics_ends_what_is_done_in_it_and_says_why() {
     let refused = web.life.vmkit(["exec", "web", "--", "true"]);
     assert_eq!(refused.code, Some(4), "{refused:?}");
     assert!(refused.stderr.contains("the guest's kernel panicked"), "{refused:?}");
-    // One that goes on printing has not panicked.
+    // A guest that continues to print has not panicked.
     console.write_all(b"\r\nweb login: ").unwrap();
     web.life.must(["exec", "-n", "web", "--", "true"]);
 }
@@ -360,8 +360,8 @@ fn a_hang_up_in_the_middle_of_output_leaves_what_was_said() {
     assert_eq!((answer.code, answer.stdout.as_str()), (Some(129), "said\n"), "{answer:?}");
 }
 
-/// What is refused both ways: what is copied and where to, in a directory, and how the refusal
-/// ends.
+/// A refused copy, for both directions: options, source, target, exit code, and
+/// the end of the message.
 const REFUSED_COPIES: &[(&str, &[&str], &str, i32, &str)] = &[
     ("", &["none"], "x", 3, "there is no such file"),
     ("", &["f/x"], "x", 3, "there is no such file"),
@@ -413,7 +413,7 @@ fn a_copy_is_refused_alike_in_both_directions_and_in_one_sentence() {
         }
     }
     web.life.must(["stop", "web", "--timeout", "0"]);
-    // Nothing is asked of the guest for what this host has not.
+    // A missing file of the host is reported without asking the guest.
     for places in [[place("none"), guest("x")], [guest("f"), place("no/such/x")]] {
         let refused = web.life.vmkit(["cp", &places[0], &places[1]]);
         assert_eq!(refused.code, Some(3), "{refused:?}");
@@ -452,7 +452,7 @@ fn who_is_not_let_in_is_told_as_whom_vmkit_is() {
         );
         assert!(refused.stderr.contains(&hint), "{refused:?}");
     }
-    // Where its own user is refused there is no other to name.
+    // If its own user is refused there is no other to name.
     let refused = web.life.vmkit(["exec", "web", "--", "true"]);
     assert!(refused.stderr.contains("does not take the key") && !refused.stderr.contains("by its own key"));
 }
@@ -584,7 +584,7 @@ fn what_can_not_be_copied_keeps_nothing_else_from_being_copied() {
         for name in ["m/a", "m/c"] {
             assert!(Path::new(&target).join(name).exists(), "{name}: {copied:?}");
         }
-        // And so with several sources, of which the first that fails says how.
+        // The same with several sources: the error is that of the first that fails.
         let (end, at) = if is_into { ("here", place("there/all")) } else { ("there", place("here/all")) };
         let source = |name: &str| {
             let name = format!("{end}/{name}");

@@ -1,4 +1,4 @@
-//! What the commands for a file of machines say, to people and to programs, where nobody sits at a
+//! The output of the commands for a file of machines, for people and for programs, without a
 //! terminal: the real QEMU with nothing to boot.
 
 use std::fs;
@@ -11,7 +11,7 @@ use crate::support::web::{disk, serve, wait_for_download};
 use serde_json::Value;
 use vmkit_testkit::guest;
 
-/// Two machines in which vmkit waits for nothing.
+/// Two machines for which vmkit waits for nothing.
 const SHOP: &str = "version = 1
 [project]
 name = 'shop'
@@ -29,13 +29,13 @@ depends_on = ['db']
 ";
 
 fn write(life: &Life, text: &str) {
-    // QEMU looks into it, so it has to be one.
+    // QEMU reads its header, so it has to be an image.
     let kernel = guest::tiny().kernel;
     let text = text.replace("vmlinuz", kernel.to_str().unwrap());
     fs::write(life.file("vmkit.toml"), text).unwrap();
 }
 
-/// Returns what a command said on standard error, how long things took left out.
+/// Returns a command's standard error without the durations.
 fn said(life: &Life, arguments: &[&str]) -> String {
     let answer = life.vmkit(arguments);
     assert_eq!((answer.code, answer.stdout.as_str()), (Some(0), ""), "{answer:?}");
@@ -46,7 +46,7 @@ fn said(life: &Life, arguments: &[&str]) -> String {
     answer.stderr.lines().map(cut).collect()
 }
 
-/// Returns a machine of what a command prints for programs.
+/// Returns a machine from a command's JSON.
 fn machine(life: &Life, arguments: &[&str], place: usize) -> Value {
     let answer = life.vmkit(arguments);
     let told: Value = serde_json::from_str(&answer.stdout).unwrap_or_else(|_| panic!("{answer:?}"));
@@ -61,7 +61,7 @@ fn every_stage_and_what_came_of_it_is_told_off_a_terminal() {
     transcript.run(&["up"]);
     transcript.run(&["up", "db"]);
 
-    // What waits for the next start is told until it takes effect.
+    // A change that waits for the next start is reported until it takes effect.
     write(&life, &SHOP.replace("[machine.web]", "memory = 600\nforwards = ['80']\n[machine.web]"));
     transcript.run(&["up", "db"]);
     transcript.run(&["up"]);
@@ -75,7 +75,7 @@ fn every_stage_and_what_came_of_it_is_told_off_a_terminal() {
     let db = machine(&life, &["up", "--json"], 0);
     assert_eq!((&db["pending"], &db["anew"]), (&serde_json::json!([]), &serde_json::json!([])), "{db}");
 
-    // What needs the machine recreated is no success.
+    // A change that needs the machine recreated is no success.
     write(&life, &SHOP.replace("[machine.web]", "cloud_init.hostname = 'other'\n[machine.web]"));
     let db = machine(&life, &["up", "--json"], 0);
     assert_eq!(

@@ -1,7 +1,7 @@
-//! A future that is dropped in the middle leaves nothing behind that `destroy` does not find.
+//! A future dropped midway leaves nothing behind that `destroy` does not remove.
 //!
-//! Each operation is polled once and dropped, then twice, and so on until it ends by itself.
-//! Whoever comes right behind may be told `Busy` for a moment, but for `destroy`, which must
+//! Each operation is polled once and dropped, then twice, and so on until it completes. The next
+//! operation may fail with `Busy` for a moment, except for `destroy`, which must succeed at once.
 //! succeed at once.
 
 use std::future::{Future, poll_fn};
@@ -68,7 +68,7 @@ async fn dropped<H: Backend>(bench: &CaseBench<H>, operation: Operation, situati
                 format!("after {polls} polls of {operation} the VM is gone")
             })?;
             if again {
-                // The next operation need not know of the dropped one.
+                // The next operation needs no knowledge of the dropped one.
                 let after = settled(bench, || bench.apply(&vm, operation)).await?.state;
                 let found = bench.state(&vm).await?;
                 check(found == after, || {
@@ -86,8 +86,8 @@ async fn dropped<H: Backend>(bench: &CaseBench<H>, operation: Operation, situati
     Ok(())
 }
 
-/// Asks again for as long as the answer is `Busy`, within the grace: what a dropped future had
-/// begun may still be ending.
+/// Retries while the result is `Busy`, within the grace: work that the dropped future started may
+/// still be ending.
 async fn settled<H, T, F>(bench: &CaseBench<H>, mut ask: impl FnMut() -> F) -> Result<T, CaseStop>
 where
     H: Backend,
@@ -110,7 +110,8 @@ async fn check_name_is_free<H: Backend>(bench: &CaseBench<H>, vm: &VmHandle) -> 
     bench.check_destroyed(&vm).await
 }
 
-/// Returns how often a future is polled, try by try: each number at first, then in growing steps.
+/// Returns how often a future is polled in each attempt: every number at first, then in growing
+/// steps.
 fn polls(limit: usize) -> impl Iterator<Item = usize> {
     std::iter::successors(Some(1), |polls| Some(polls + 1 + polls / 8))
         .take_while(move |polls| *polls <= limit)

@@ -1,8 +1,8 @@
-//! The published description of the API, and whether something fits it.
+//! The published description of the API, and checks of requests and replies against it.
 //!
-//! The description is data of Propolis, kept unchanged below `data/propolis/`. It says what may go
-//! over the wire in version 5.0.0; the fake's answers and vmkit's requests are both held against
-//! it, so that they can't agree on a mistake.
+//! The description is data of Propolis, kept unchanged below `data/propolis/`, for API version
+//! 5.0.0. The fake's replies and vmkit's requests are both checked against it, so that they can't
+//! agree on a mistake.
 
 use std::sync::LazyLock;
 
@@ -26,8 +26,8 @@ pub fn check_ensure_request(body: &Value) -> Result<(), String> {
     check(&json!({ "$ref": "#/components/schemas/InstanceEnsureRequest" }), body)
 }
 
-/// Checks that an answer fits the published description: that its status may come of this request,
-/// and that its body has the shape that goes with it.
+/// Checks that a reply fits the published description: that the request may have this status, and
+/// that the body has the shape that goes with it.
 ///
 /// `path` is the description's, with parameters in braces. A `body` of `None` is an empty one.
 ///
@@ -74,8 +74,8 @@ fn check(schema: &Value, instance: &Value) -> Result<(), String> {
     if problems.is_empty() { Ok(()) } else { Err(problems.join("\n")) }
 }
 
-/// Turns a schema of OpenAPI 3.0 into one of JSON Schema, which has no `nullable` and does not know
-/// the sizes of integers.
+/// Converts a schema of OpenAPI 3.0 to one of JSON Schema, which has no `nullable` and no sizes of
+/// integers.
 fn json_schema(schema: &Value) -> Value {
     match schema {
         Value::Array(items) => items.iter().map(json_schema).collect(),
@@ -91,7 +91,7 @@ fn json_schema(schema: &Value) -> Value {
             if let Some(largest) = largest {
                 map.insert("maximum".to_owned(), largest.into());
             }
-            // The schema of nothing is published as a string that can only be null.
+            // An empty body is published as a string that can only be null.
             if map.get("enum") == Some(&json!([null])) {
                 map.remove("type");
             }

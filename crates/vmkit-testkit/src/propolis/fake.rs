@@ -1,4 +1,4 @@
-//! A fake server in a test's hands, as a thread of the test or as a process.
+//! A fake server that a test controls, as a thread of the test or as a process.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -24,9 +24,9 @@ use super::server::{self, ServerOptions};
 /// How long a server may take to listen, on the slowest of machines.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How a fake server is to be made.
+/// The options of a fake server.
 ///
-/// Without more it listens on any port of the loopback address, has a directory of its own for
+/// By default it listens on a free port of the loopback address, has a directory of its own for
 /// everything, and behaves well.
 #[derive(Debug, Default)]
 pub struct FakeSetup {
@@ -37,31 +37,31 @@ pub struct FakeSetup {
 }
 
 impl FakeSetup {
-    /// Has it behave so.
+    /// Sets its behaviour.
     pub fn behaviour(mut self, behaviour: PropolisBehaviour) -> Self {
         self.behaviour = behaviour;
         self
     }
 
-    /// Has it serve no newer version of the API than this, such as `1.0.0`.
+    /// Sets the newest version of the API that it serves, such as `1.0.0`.
     pub fn latest_version(mut self, version: &str) -> Self {
         self.behaviour.latest_version = Some(version.to_owned());
         self
     }
 
-    /// Has it listen there.
+    /// Sets the address to listen on.
     pub fn address(mut self, address: SocketAddr) -> Self {
         self.address = Some(address);
         self
     }
 
-    /// Has the kernel's VMs be entries of `vmm`, so that several servers share one kernel.
+    /// Sets the directory of the kernel's VMs, so that several servers can share one kernel.
     pub fn vmm(mut self, vmm: &Path) -> Self {
         self.vmm = Some(vmm.to_owned());
         self
     }
 
-    /// Has it live on the host whose stand-ins are in `dir`; the kernel's VMs are there too.
+    /// Sets the directory of the stand-ins for the host; the kernel's VMs are there too.
     pub fn illumos(mut self, dir: &Path) -> Self {
         self.illumos = Some(dir.to_owned());
         self
@@ -82,13 +82,13 @@ impl FakeSetup {
         })
     }
 
-    /// Starts it as a thread of this process.
+    /// Starts the server as a thread of this process.
     ///
-    /// What would end the process of the real server ends the thread: its connections break off,
-    /// and what it holds of the kernel leaks.
+    /// What would end the process of the real server ends the thread: its connections break, and
+    /// its VMs in the kernel leak.
     ///
     /// # Errors
-    /// Whatever keeps it from listening.
+    /// Fails if the server can't listen.
     pub fn spawn(self) -> io::Result<FakePropolis> {
         let dir = tempfile::tempdir()?;
         let options = self.options(dir.path())?;
@@ -113,7 +113,7 @@ impl FakeSetup {
     /// `env!("CARGO_BIN_EXE_vmkit-fake-propolis")`.
     ///
     /// # Errors
-    /// Whatever keeps it from listening.
+    /// Fails if the server can't listen.
     pub fn spawn_process(self, program: &Path) -> io::Result<FakePropolis> {
         let dir = tempfile::tempdir()?;
         let options = self.options(dir.path())?;
@@ -131,7 +131,7 @@ impl FakeSetup {
         let found = read_log(stdout, log.clone());
         let how = ServerHost::Process { child: Some(child) };
         let unspecified = (Ipv4Addr::UNSPECIFIED, 0).into();
-        // From here on, its end is the child's.
+        // From here on, dropping it ends the child.
         let mut fake = FakePropolis { address: unspecified, vmm: options.vmm, log, how, _dir: dir };
         fake.address = found
             .recv_timeout(PATIENCE)
@@ -140,7 +140,7 @@ impl FakeSetup {
     }
 }
 
-/// Runs a server and a runtime of its own until it is to end.
+/// Runs a server in a runtime of its own until it is told to end.
 fn run(
     options: ServerOptions,
     log: SharedLog,
@@ -155,7 +155,7 @@ fn run(
         Err(error) => return drop(started.send(Err(error.to_string()))),
     };
     runtime.block_on(async {
-        // An end that nobody waits for is one already.
+        // If the receiver is gone, the server is ending already.
         let die = Arc::new(move |_: &str| {
             let _ = end.send(());
         });
@@ -169,11 +169,11 @@ fn run(
             Err(problem) => drop(started.send(Err(problem))),
         }
     });
-    // Not by dropping it, which would wait for whoever blocks.
+    // Dropping the runtime would wait for blocking tasks.
     runtime.shutdown_timeout(Duration::from_secs(1));
 }
 
-/// Reads a server's log for good, and returns where it listens once it says so.
+/// Reads a server's log until its end, and returns the address once the server logs it.
 fn read_log(stdout: std::process::ChildStdout, mut log: SharedLog) -> Receiver<SocketAddr> {
     let (found, finds) = channel();
     std::thread::spawn(move || {
@@ -183,7 +183,7 @@ fn read_log(stdout: std::process::ChildStdout, mut log: SharedLog) -> Receiver<S
             if event["msg"] == "listening"
                 && let Some(address) = event["local_addr"].as_str().and_then(|text| text.parse().ok())
             {
-                // Whoever asked may have given up.
+                // The caller may have given up.
                 let _ = found.send(address);
             }
         }
@@ -205,7 +205,7 @@ impl Write for SharedLog {
     }
 }
 
-/// A fake Propolis server. Dropped, it ends as by a kill.
+/// A fake Propolis server. Dropping it has the effect of a kill.
 #[derive(Debug)]
 pub struct FakePropolis {
     address: SocketAddr,
@@ -236,25 +236,25 @@ impl std::fmt::Debug for ServerHost {
     }
 }
 
-/// Holds a server at a [`Gate`]; dropped, it goes on.
+/// Holds a server at a [`Gate`] until it is dropped.
 #[derive(Debug)]
-pub struct HeldGate(#[expect(dead_code, reason = "it is its drop that counts")] OwnedMutexGuard<()>);
+pub struct HeldGate(#[expect(dead_code, reason = "only its drop is used")] OwnedMutexGuard<()>);
 
 impl FakePropolis {
-    /// Starts a thread that behaves so.
+    /// Starts a server with this behaviour, as a thread.
     ///
     /// # Errors
-    /// Whatever keeps it from listening.
+    /// Fails if the server can't listen.
     pub fn spawn(behaviour: PropolisBehaviour) -> io::Result<Self> {
         FakeSetup::default().behaviour(behaviour).spawn()
     }
 
-    /// Returns where it listens.
+    /// Returns the address it listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Returns what stands for `/dev/vmm`: each entry is a VM of the kernel.
+    /// Returns the directory that stands for `/dev/vmm`: each entry is a VM of the kernel.
     pub fn vmm(&self) -> &Path {
         &self.vmm
     }
@@ -269,7 +269,7 @@ impl FakePropolis {
         String::from_utf8_lossy(&self.log.0.lock().expect("no holder panics")).into_owned()
     }
 
-    /// Returns the process's id, where it is a process.
+    /// Returns the process id, if the server is a process.
     pub fn pid(&self) -> Option<u32> {
         match &self.how {
             ServerHost::Process { child } => child.as_ref().map(Child::id),
@@ -277,11 +277,11 @@ impl FakePropolis {
         }
     }
 
-    /// Ends it without any cleaning up, and waits until it has ended.
+    /// Ends the server without any cleanup, and waits until it has ended.
     pub fn kill(&mut self) {
         match &mut self.how {
             ServerHost::Thread { end, thread, .. } => {
-                // It may have died by itself.
+                // It may have ended by itself.
                 let _ = end.send(());
                 if let Some(thread) = thread.take() {
                     thread.join().expect("the server's thread does not panic");
@@ -289,7 +289,7 @@ impl FakePropolis {
             }
             ServerHost::Process { child } => {
                 if let Some(mut child) = child.take() {
-                    // It may have died by itself; it is reaped in any case.
+                    // It may have ended by itself; it is reaped in any case.
                     let _ = child.kill();
                     let _ = child.wait();
                 }
@@ -297,10 +297,11 @@ impl FakePropolis {
         }
     }
 
-    /// Waits until it has ended by itself, and returns how; a thread has ended as by SIGABRT.
+    /// Waits until the server ends by itself, and returns its exit status; a thread reports
+    /// SIGABRT.
     ///
     /// # Errors
-    /// Whatever the system says to waiting for a child.
+    /// Fails if waiting for the child fails.
     pub fn wait(&mut self) -> io::Result<ExitStatus> {
         match &mut self.how {
             ServerHost::Thread { thread, .. } => {
@@ -316,10 +317,10 @@ impl FakePropolis {
         }
     }
 
-    /// Holds it at a gate, from the next time it comes there.
+    /// Holds the server the next time it reaches a gate.
     ///
     /// # Panics
-    /// Where the server is a process of its own.
+    /// If the server is a process.
     pub async fn hold(&self, gate: Gate) -> HeldGate {
         match &self.how {
             ServerHost::Thread { gates, .. } => HeldGate(gates.of(gate).lock_owned().await),
@@ -327,35 +328,35 @@ impl FakePropolis {
         }
     }
 
-    /// Returns whether the server has begun to pause its VM's devices.
+    /// Returns whether the server is pausing its VM's devices.
     ///
     /// # Panics
-    /// Where the server is a process of its own.
+    /// If the server is a process.
     pub fn is_pausing(&self) -> bool {
         self.machine().is_pausing()
     }
 
-    /// Has the guest print something; answers whether there is one.
+    /// Prints something on the guest's console; returns whether there is a guest.
     ///
     /// # Panics
-    /// Where the server is a process of its own: type `flood N` there.
+    /// If the server is a process: send `flood N` to its console instead.
     pub fn print(&self, bytes: &[u8]) -> bool {
         self.machine().order(GuestOrder::Print(bytes.to_vec()))
     }
 
-    /// Has the guest shut itself down; answers whether there is one.
+    /// Shuts the guest down; returns whether there is one.
     ///
     /// # Panics
-    /// Where the server is a process of its own: type `poweroff` there.
+    /// If the server is a process: send `poweroff` to its console instead.
     pub fn power_off(&self) -> bool {
         self.machine().order(GuestOrder::Raise(GuestEvent::Halt))
     }
 
-    /// Tells every client of the serial port that the VM moves to `destination`; answers whether
-    /// there is a VM.
+    /// Sends every client of the serial port the address `destination`, as a migration does;
+    /// returns whether there is a VM.
     ///
     /// # Panics
-    /// Where the server is a process of its own.
+    /// If the server is a process.
     pub fn say_migrating(&self, destination: SocketAddr) -> bool {
         let serial = self.machine().serial();
         serial.map(|serial| serial.say_migrating(destination)).is_some()

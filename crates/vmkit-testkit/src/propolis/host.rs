@@ -1,7 +1,6 @@
-//! What the server takes of its host: disks, links, the kernel's VM, the firmware.
+//! The resources that the server takes from its host: disks, links, the kernel's VM, the firmware.
 //!
-//! The host's own tools are stood in for by `vmkit-fake-illumos`, whose state is looked at where it
-//! is there.
+//! `vmkit-fake-illumos` stands in for the host's tools; where there is one, its state is used.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -24,35 +23,35 @@ use super::wire::{
     BlobStorageBackend, Component, FileStorageBackend, InstanceSpec, PciPath, SerialPortNumber,
 };
 
-/// How many CPUs one VM may have.
+/// The most CPUs one VM may have.
 const MOST_CPUS: u8 = 32;
-/// How large a page is, of which a firmware has whole ones.
+/// The page size; the size of a firmware must be a multiple of it.
 const PAGE_BYTES: u64 = 4096;
-/// How large a firmware may be.
+/// The largest size of a firmware.
 const MOST_BOOTROM_BYTES: u64 = 2 << 20;
 
-/// Where the server finds what it takes.
+/// Where the server looks for its resources.
 #[derive(Debug, Clone)]
 pub(super) struct FakeHost {
-    /// What stands for `/dev/vmm`.
+    /// The directory that stands for `/dev/vmm`.
     pub(super) vmm: PathBuf,
-    /// The stand-ins' state, where there are stand-ins; without it any link is there.
+    /// The state of the stand-ins, if there are any; without it every link exists.
     pub(super) illumos: Option<Illumos>,
     pub(super) bootrom: PathBuf,
     /// The server's working directory.
     pub(super) cwd: PathBuf,
-    /// How many CPUs there are.
+    /// The number of CPUs of the host.
     pub(super) cpus: u8,
-    /// Says on the stand-ins' host that this server runs.
+    /// Marks the server as running on the stand-ins' host.
     pub(super) _alive: Option<Arc<File>>,
 }
 
-/// Why a VM can't be made.
+/// Why a VM can't be created.
 #[derive(Debug)]
 pub(super) enum HostRefusal {
-    /// The server says so, in its log only.
+    /// The server reports it, in its log only.
     Fails(String),
-    /// The server panics, and with it its process.
+    /// The server panics, which ends its process.
     Panics(String),
 }
 
@@ -72,7 +71,7 @@ pub(super) struct HeldByVm {
 impl FakeHost {
     /// Takes what a VM needs, the kernel's VM first.
     ///
-    /// As in the real server, a failure afterwards lets go of everything again, and a panic of
+    /// As in the real server, a later failure releases everything again, and a panic releases
     /// nothing.
     pub(super) fn take(&self, id: Uuid, spec: &InstanceSpec) -> Result<HeldByVm, HostRefusal> {
         if spec.board.cpus == 0 || spec.board.cpus > MOST_CPUS {
@@ -93,8 +92,8 @@ impl FakeHost {
         }
     }
 
-    /// Has the kernel make the VM that is asked for CPUID; one of the same name is no other's to
-    /// take away.
+    /// Creates the kernel VM that is asked for CPUID; an existing VM of that name belongs to
+    /// another request and stays.
     pub(super) fn ask_cpuid(&self) -> io::Result<CpuidVm> {
         std::fs::create_dir_all(&self.vmm)?;
         let path = self.vmm.join(format!("cpuid-gen-{}", std::process::id()));
@@ -102,8 +101,7 @@ impl FakeHost {
         Ok(CpuidVm(path))
     }
 
-    /// Checks the firmware as the server does, which has no other words for what is wrong with it
-    /// than its last ones.
+    /// Checks the firmware as the server does, whose only report of a bad one is a panic.
     fn map_bootrom(&self) -> Result<(), HostRefusal> {
         let panics = |why: String| {
             HostRefusal::Panics(format!("Cannot open bootrom {}: {why}", self.bootrom.display()))
@@ -155,18 +153,18 @@ impl FakeHost {
         let problem = |error: io::Error| format!("failed to open file {}: {error}", backend.path);
         let path = self.here(Path::new(&backend.path));
         let file = OpenOptions::new().read(true).write(!backend.readonly).open(path).map_err(problem)?;
-        // So that the stand-in for `zfs` knows that it is in use; who looks whether it is holds it
-        // for a moment only.
+        // Marks it as in use for the stand-in for `zfs`, which holds the lock itself only for the
+        // moment of its check.
         flock(&file, FlockOperation::LockShared).map_err(|error| problem(error.into()))?;
-        // Of any length and of blocks of any size: how many there are is asked, and what is left
-        // over is of no use.
+        // Any length and any block size is accepted: the number of blocks is computed, and the
+        // remainder is unused.
         match backend.block_size {
             0 => Err(HostRefusal::Panics("attempt to divide by zero".to_owned())),
             _ => Ok(file),
         }
     }
 
-    /// Returns where a device of the host lies for the stand-ins.
+    /// Returns the stand-in for a device path of the host.
     fn here(&self, path: &Path) -> PathBuf {
         match (&self.illumos, path.strip_prefix("/dev")) {
             (Some(illumos), Ok(rest)) => illumos.dev().join(rest),
@@ -174,7 +172,7 @@ impl FakeHost {
         }
     }
 
-    /// Takes a link into use, so that the stand-in for `dladm` knows that it is.
+    /// Opens a link, which marks it as in use for the stand-in for `dladm`.
     fn open_link(&self, name: &str) -> Result<Option<File>, String> {
         let Some(illumos) = &self.illumos else { return Ok(None) };
         let state = IllumosState::load(illumos).map_err(|error| format!("the stand-ins' state: {error}"))?;
@@ -225,12 +223,12 @@ impl CpuidVm {
 pub(super) struct KernelVm {
     path: PathBuf,
     entry: Arc<File>,
-    /// At its end as soon as the entry has no name any more.
+    /// Reaches its end as soon as the entry has no name any more.
     alive: UnixStream,
 }
 
 impl KernelVm {
-    /// Creates one, and takes away by force what has its name.
+    /// Creates a VM, after destroying one of the same name.
     fn create(vmm: &Path, id: Uuid) -> io::Result<Self> {
         std::fs::create_dir_all(vmm)?;
         let path = vmm.join(id.to_string());
@@ -247,7 +245,7 @@ impl KernelVm {
             }
         };
         let changes = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-        // The entry and not the path: whoever takes the name next must not be seen.
+        // The entry and not the path, which may belong to the next VM of that name.
         let opened = format!("/proc/self/fd/{}", entry.as_raw_fd());
         inotify::add_watch(&changes, opened, WatchFlags::ATTRIB | WatchFlags::DELETE_SELF)?;
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
@@ -257,13 +255,13 @@ impl KernelVm {
         Ok(Self { path, entry, alive: UnixStream::from_std(ours)? })
     }
 
-    /// Comes back once it is destroyed.
+    /// Waits until it is destroyed.
     pub(super) async fn gone(&self) {
-        // Nothing is ever sent there: what can be read is its end.
+        // Nothing is ever sent there: it becomes readable at its end.
         let _ = self.alive.readable().await;
     }
 
-    /// Destroys it, unless somebody else has.
+    /// Destroys it, unless another process already has.
     pub(super) fn destroy(&self) -> io::Result<()> {
         if is_nameless(&self.entry) {
             return Ok(());
@@ -276,7 +274,7 @@ fn is_nameless(file: &File) -> bool {
     file.metadata().is_ok_and(|metadata| metadata.nlink() == 0)
 }
 
-/// Blocks until a file has no name any more, or until nobody is at the other end of `held`.
+/// Blocks until a file has no name any more, or until the other end of `held` is closed.
 fn until_nameless(file: &File, changes: &OwnedFd, held: std::os::unix::net::UnixStream) {
     while !is_nameless(file) {
         let mut fds = [PollFd::new(changes, PollFlags::IN), PollFd::new(&held, PollFlags::IN)];

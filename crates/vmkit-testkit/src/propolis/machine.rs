@@ -1,4 +1,5 @@
-//! The VM of a server, from the request that makes it to the end that everybody can ask about.
+//! The VM of a server, from the request that creates it to its last state, which clients can still
+//! read.
 //!
 //! ```text
 //! NoVm ──ensure──▶ WaitingForInit ──▶ Active ──stop──▶ Rundown ──▶ RundownComplete
@@ -7,12 +8,12 @@
 //!                        ▲────────────────── ensure ─────────────────────┘──┘
 //! ```
 //!
-//! Before a VM waits for its making, the server asks its host for CPUID, by a VM of the kernel of
-//! its own, and knows of nothing meanwhile.
+//! Before it creates a VM, the server asks its host for CPUID, by a kernel VM of its own; no VM
+//! exists for clients meanwhile.
 //!
-//! One task drives a VM: it makes it, takes requests and the guest's events one by one, and says
-//! what became of it. What everybody sees is the state that it published last, with a generation
-//! that grows by one each time; whoever looks seldom misses states.
+//! One task drives a VM: it creates it, handles requests and the guest's events one by one, and
+//! publishes each state with a generation that grows by one. Clients see only the latest state; one
+//! that polls rarely misses states.
 //!
 //! Source: propolis-server's `vm` module.
 
@@ -36,7 +37,7 @@ use super::wire::{
     InstanceStateMonitorResponse, InstanceStateRequested, MigrationState,
 };
 
-/// Ends the server as a panic does, without any cleaning up.
+/// Ends the server as a panic does, without any cleanup.
 pub(super) type DieHook = Arc<dyn Fn(&str) + Send + Sync>;
 
 /// The server's one VM, if it has one.
@@ -47,11 +48,11 @@ pub(super) struct PropolisMachine {
     die: DieHook,
     gates: MachineGates,
     now: Mutex<MachineNow>,
-    /// The VM's devices, which its driver has for itself while it pauses them.
+    /// The VM's devices; the driver has exclusive access while it pauses them.
     objects: tokio::sync::RwLock<()>,
 }
 
-/// Held by a test, the machine waits there.
+/// Gates that a test can hold; the machine waits at a held gate.
 #[derive(Debug, Clone, Default)]
 pub(super) struct MachineGates {
     host: Arc<tokio::sync::Mutex<()>>,
@@ -84,8 +85,8 @@ struct MachineNow {
     stage: VmStage,
     vm: Option<VmInfo>,
     active: Option<ActiveVm>,
-    /// Of a VM that was never made: it is still there, so that whoever waits for its next state
-    /// waits on.
+    /// The states of a VM that was never created; kept so that clients that wait for its next state
+    /// keep waiting.
     failed: Option<StatePublisher>,
 }
 
@@ -99,7 +100,7 @@ enum VmStage {
     RundownComplete,
 }
 
-/// What is known of a VM at any time.
+/// The published properties of a VM.
 #[derive(Debug)]
 struct VmInfo {
     properties: InstanceProperties,
@@ -107,7 +108,7 @@ struct VmInfo {
     states: watch::Receiver<InstanceStateMonitorResponse>,
 }
 
-/// What an active VM can be asked.
+/// The handles to an active VM.
 #[derive(Debug)]
 struct ActiveVm {
     queue: RequestQueue,
@@ -122,14 +123,14 @@ enum DriverEvent {
     Guest(GuestEvent),
 }
 
-/// Why there is no new VM.
+/// Why no VM was created.
 #[derive(Debug)]
 pub(super) enum EnsureError {
-    /// There is one.
+    /// There is one already.
     Taken,
-    /// It could not be made; only the log says why.
+    /// The creation failed; only the log has the reason.
     Failed(String),
-    /// Its driver has panicked.
+    /// The driver has panicked.
     Dropped,
 }
 
@@ -161,19 +162,20 @@ impl PropolisMachine {
         self.now.lock().expect("no holder panics")
     }
 
-    /// Asks the host for CPUID, as is done of a spec that has none of its own, and a DNS for Nexus.
+    /// Asks the host for CPUID, which the server does for a spec without CPUID; and a DNS server
+    /// for Nexus.
     ///
     /// # Errors
-    /// Says that the kernel has a VM of that name already: another request asks at this moment.
+    /// Fails if the kernel has a VM of that name already: another request is asking at this moment.
     pub(super) async fn ask_host(&self) -> io::Result<()> {
         let asking = self.host.ask_cpuid()?;
         self.gates.pass(Gate::Host).await;
         sleep(Duration::from_millis(self.behaviour.asks_host_millis)).await;
-        // Not by its drop: a server that is killed meanwhile leaves it.
+        // Explicitly, not in a drop: a server that is killed meanwhile leaves it behind.
         asking.destroy()
     }
 
-    /// Creates a VM, and comes back once it is there or can't be.
+    /// Creates a VM, and returns once it exists or can't be created.
     pub(super) async fn ensure(
         self: &Arc<Self>,
         request: InstanceEnsureRequest,
@@ -220,7 +222,7 @@ impl PropolisMachine {
         }
     }
 
-    /// Returns the VM that there is or was last, once its devices are not being paused.
+    /// Returns the current or last VM, waiting while its devices are being paused.
     pub(super) async fn get(&self) -> Option<InstanceSpecGetResponse> {
         let _shared = self.objects.read().await;
         let now = self.now();
@@ -229,23 +231,23 @@ impl PropolisMachine {
         Some(InstanceSpecGetResponse { properties: vm.properties.clone(), state, spec: vm.spec.clone() })
     }
 
-    /// Returns whether the devices are the driver's alone.
+    /// Returns whether the driver has exclusive access to the devices.
     pub(super) fn is_pausing(&self) -> bool {
         self.objects.try_read().is_err()
     }
 
-    /// Returns where the states of the VM that there is or was last can be watched.
+    /// Returns a receiver of the states of the current or last VM.
     pub(super) fn states(&self) -> Option<watch::Receiver<InstanceStateMonitorResponse>> {
         Some(self.now().vm.as_ref()?.states.clone())
     }
 
-    /// Queues a request, or answers `None` where no VM is active.
+    /// Queues a request, or returns `None` if no VM is active.
     pub(super) fn request(&self, request: InstanceStateRequested) -> Option<Result<(), RequestDenied>> {
         let mut now = self.now();
         let active = now.active.as_mut()?;
         let queued = active.queue.ask(request).map(|do_it| {
             if do_it {
-                // Its driver takes events for as long as a VM is active.
+                // Its driver receives events for as long as a VM is active.
                 let _ = active.events.send(DriverEvent::Request(request));
             }
         });
@@ -257,13 +259,13 @@ impl PropolisMachine {
         Some(self.now().active.as_ref()?.serial.clone())
     }
 
-    /// Gives the guest of the active VM an order; without one, nobody hears it.
+    /// Sends an order to the guest of the active VM; returns whether there is one.
     pub(super) fn order(&self, order: GuestOrder) -> bool {
         self.now().active.as_ref().is_some_and(|active| active.orders.send(order).is_ok())
     }
 }
 
-/// Returns the spec as the server tells it: with what the host would say of its CPUs.
+/// Returns the spec as the server reports it: with the CPUID of the host.
 fn filled_in(spec: &InstanceSpec) -> InstanceSpec {
     let mut spec = spec.clone();
     let leaf = |leaf, eax, ebx, ecx, edx| CpuidEntry { leaf, subleaf: None, eax, ebx, ecx, edx };
@@ -333,7 +335,7 @@ impl VmDriver {
         self.run_down(held, serial_task, last).await;
     }
 
-    /// Takes what the VM needs of its host, in a thread that may block.
+    /// Takes the VM's resources from the host, in a thread that may block.
     async fn take(&self, id: uuid::Uuid, spec: &InstanceSpec) -> Result<HeldByVm, String> {
         for line in 0..self.machine.behaviour.chatter {
             info!(self.machine.log, "so much to tell before there is a VM"; "line" => line);
@@ -351,7 +353,7 @@ impl VmDriver {
         }
     }
 
-    /// Ends the server, or this task alone where panics unwind; what comes after it never runs.
+    /// Ends the server, or only this task where panics unwind; it never returns.
     async fn die(&self, why: &str) -> ! {
         assert!(!self.machine.behaviour.unwinds, "{why}");
         (self.machine.die)(why);
@@ -364,7 +366,7 @@ impl VmDriver {
         }
     }
 
-    /// Takes events until the VM has stopped or can't be started, and returns what its last state
+    /// Handles events until the VM has stopped or can't be started, and returns what its last state
     /// will be.
     async fn drive(
         &self,
@@ -414,8 +416,8 @@ impl VmDriver {
         }
     }
 
-    /// Waits for the VM's devices to pause; who asks for the VM waits as well, and who asks for its
-    /// state does not.
+    /// Waits for the VM's devices to pause; meanwhile requests for the VM wait, requests for its
+    /// state do not.
     async fn pause(&self) {
         let _exclusive = self.machine.objects.write().await;
         self.machine.gates.pass(Gate::Pause).await;
@@ -439,7 +441,7 @@ impl VmDriver {
         true
     }
 
-    /// Lets go of everything, and only then says that the VM is no more, or that it has failed.
+    /// Releases everything, and only then publishes that the VM is destroyed or has failed.
     async fn run_down(self, held: HeldByVm, serial: SerialTask, last: InstanceState) {
         let machine = &self.machine;
         {

@@ -1,4 +1,4 @@
-//! A network that misbehaves: a proxy in front of any server, of which tests say what goes wrong.
+//! A network that misbehaves: a proxy in front of any server, with faults that tests choose.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -15,26 +15,26 @@ use tokio::task::JoinSet;
 /// What goes wrong with a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NetworkFault {
-    /// It is refused.
+    /// The connection is refused.
     Refuse,
     /// The connection breaks after this many bytes of the replies.
     DropAfter(u64),
-    /// What is asked arrives, and no answer comes back.
+    /// The request arrives, and no reply comes back.
     Stall,
-    /// What is asked arrives after this long.
+    /// The request arrives after this long.
     Slow(Duration),
-    /// Whatever is asked, this is the answer, and then the end.
+    /// Every request gets these bytes as the reply, and the connection ends.
     Junk(Vec<u8>),
-    /// Whatever is asked, the answer is a page for people, with status 200.
+    /// Every request gets a page of HTML with status 200, as from a captive portal.
     Html,
-    /// It ends right behind the answer that it is a WebSocket from now on.
+    /// The connection ends right after the upgrade to a WebSocket.
     HangUpAfterUpgrade,
 }
 
-/// A page that no client of an API wants.
+/// A sign-in page, as a captive portal sends it.
 const PAGE: &str = "<!doctype html><title>Sign in</title><p>This network wants to know who you are.";
 
-/// The most that is read of an answer's head, in bytes.
+/// The most that is read of a reply's head, in bytes.
 const LONGEST_HEAD: usize = 64 * 1024;
 
 /// A proxy in front of a server. Without a fault it passes everything on.
@@ -60,10 +60,10 @@ enum ProxyOrder {
 }
 
 impl FaultProxy {
-    /// Creates one in front of `upstream`.
+    /// Creates a proxy in front of `upstream`.
     ///
     /// # Errors
-    /// Whatever the system says to a new listening socket.
+    /// Fails if the listening socket can't be created.
     pub fn new(upstream: SocketAddr) -> io::Result<Self> {
         let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         listener.set_nonblocking(true)?;
@@ -78,7 +78,7 @@ impl FaultProxy {
         Ok(Self { address, now, orders: Some(orders), thread: Some(thread) })
     }
 
-    /// Returns where it listens.
+    /// Returns the address it listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -86,28 +86,27 @@ impl FaultProxy {
     /// Applies this fault to every connection from now on.
     ///
     /// # Errors
-    /// Whatever the system says when it is to listen again after it has refused.
+    /// Fails if it has refused connections and can't listen again.
     pub fn set(&self, fault: Option<NetworkFault>) -> io::Result<()> {
         let refuse = fault == Some(NetworkFault::Refuse);
         self.now.lock().expect("no holder panics").fault = fault;
         self.order(if refuse { ProxyOrder::Refuse } else { ProxyOrder::Listen })
     }
 
-    /// Has another server behind it for every connection that is made from now on, and breaks off
-    /// those that there are: what was one server has been started again, and has forgotten
-    /// everything.
+    /// Replaces the server behind it for every new connection, and closes the present ones: a
+    /// restarted server has lost its state.
     ///
     /// # Errors
-    /// None but that the proxy has ended.
+    /// Fails only if the proxy has ended.
     pub fn replace(&self, upstream: SocketAddr) -> io::Result<()> {
         self.now.lock().expect("no holder panics").upstream = upstream;
         self.cut()
     }
 
-    /// Breaks off every connection that there is.
+    /// Closes every connection.
     ///
     /// # Errors
-    /// None but that the proxy has ended.
+    /// Fails only if the proxy has ended.
     pub fn cut(&self) -> io::Result<()> {
         self.order(ProxyOrder::Cut)
     }
@@ -124,7 +123,7 @@ impl Drop for FaultProxy {
     fn drop(&mut self) {
         self.orders = None;
         if let Some(thread) = self.thread.take() {
-            // It has nothing to tell.
+            // The thread returns nothing.
             let _ = thread.join();
         }
     }
@@ -163,7 +162,7 @@ async fn run(
             Some(client) = accept(listener.as_ref()) => {
                 let now = now.lock().expect("no holder panics").clone();
                 connections.spawn(async move {
-                    // A connection that breaks is what this is for.
+                    // Connections are expected to break here.
                     let _ = serve(client, now).await;
                 });
             }
@@ -181,7 +180,7 @@ async fn accept(listener: Option<&TcpListener>) -> Option<TcpStream> {
 
 async fn serve(mut client: TcpStream, now: ProxyNow) -> io::Result<()> {
     match now.fault {
-        // Who was let in before connections were refused is passed on.
+        // A connection accepted before new ones were refused is passed on.
         None | Some(NetworkFault::Refuse) => {
             let mut server = TcpStream::connect(now.upstream).await?;
             copy_bidirectional(&mut client, &mut server).await?;
@@ -220,17 +219,17 @@ async fn serve(mut client: TcpStream, now: ProxyNow) -> io::Result<()> {
     Ok(())
 }
 
-/// Reads a part of the request, and replies without having understood it.
+/// Reads a part of the request, and replies without having parsed it.
 async fn answer(mut client: TcpStream, text: &[u8]) -> io::Result<()> {
     let mut asked = [0; 4096];
     let _ = client.read(&mut asked).await?;
     client.write_all(text).await?;
     client.shutdown().await?;
-    // What is still asked must not reset what was answered.
+    // Data that still arrives must not reset the connection before the reply is read.
     copy(&mut client, &mut sink()).await.map(drop)
 }
 
-/// Passes on what is asked, and goes on waiting where nothing more is: the answer is still to come.
+/// Forwards the request, and waits after its end: the reply is still to come.
 async fn pass_on(
     from: &mut (impl AsyncReadExt + Unpin),
     to: &mut (impl AsyncWriteExt + Unpin),

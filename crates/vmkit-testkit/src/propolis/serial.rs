@@ -1,23 +1,21 @@
-//! The guest's first serial port, its history, and the WebSockets at which it is watched and typed
-//! into.
+//! The guest's first serial port, its history, and the WebSockets that read and write it.
 //!
 //! ```text
 //! attach ─▶ history ─▶ on the list ─▶ each chunk that is read while on the list
 //! ```
 //!
-//! One task serves the port, one step at a time, and begins each step from the start. Its oddities
-//! are the real server's, and a client must be tested against them:
-//! - no chunk is read before all clients have the last one: one that does not read stalls them all,
-//!   and the guest (issues 158, 391, 409, 540);
-//! - meanwhile each step sends that chunk once more to those that do read;
+//! One task serves the port, one step at a time, and starts each step from scratch. Its oddities
+//! are the real server's, and clients must be tested against them:
+//! - no chunk is read before all clients have the last one: a client that does not read stalls the
+//!   others and the guest (Propolis issues 158, 391, 409, 540);
+//! - meanwhile each step sends that chunk again to the clients that do read;
 //! - a chunk that was read while the list was empty is sent to the first client on it, which has it
 //!   from the history already;
-//! - what is read between a client's history and its place on the list is never sent to that
-//!   client;
+//! - what is read between sending a client the history and putting it on the list is never sent to
+//!   that client;
 //! - what the port still holds when the VM stops is lost, and a client that does not read keeps the
-//!   others from their farewell.
-//!
-//! Source: propolis-server, `instance_serial` and `serial/mod.rs`; seen there with its code run on
+//!   others from getting their close frame.
+//! Source: propolis-server, `instance_serial` and `serial/mod.rs`; observed with its code run on
 //! Linux.
 
 use std::net::SocketAddr;
@@ -42,16 +40,16 @@ type ClientSocket = WebSocketStream<WebsocketConnectionRaw>;
 type FrameSink = SplitSink<ClientSocket, Message>;
 type FrameStream = SplitStream<ClientSocket>;
 
-/// How many bytes are sent at once of what the guest says now.
+/// The most that is sent at once of live output, in bytes.
 const LIVE_BYTES: usize = 1024;
 
-/// How many bytes a port holds that nobody has read.
+/// How many unread bytes a port holds.
 pub(super) const UART_BYTES: usize = 1024;
 
 /// How many clients are served at a time.
 const AT_A_TIME: usize = 4;
 
-/// The port as the rest of the server sees it.
+/// A handle to the port for the rest of the server.
 #[derive(Debug, Clone)]
 pub(super) struct SerialHandle {
     history: Arc<Mutex<SerialHistory>>,
@@ -60,7 +58,7 @@ pub(super) struct SerialHandle {
     moves: mpsc::UnboundedSender<SocketAddr>,
 }
 
-/// Ends the port's task when told to, which says farewell to every client.
+/// Ends the port's task on request, after a close frame to every client.
 #[derive(Debug)]
 pub(super) struct SerialTask {
     stop: oneshot::Sender<()>,
@@ -113,15 +111,15 @@ impl SerialHandle {
         self.clients.send(Box::new(socket)).await.map_err(|_| "the serial task has ended".to_owned())
     }
 
-    /// Tells every client where the VM moves, as a migration does.
+    /// Sends every client the address that the VM migrates to.
     pub(super) fn say_migrating(&self, destination: SocketAddr) {
-        // A port that has ended has nobody to tell.
+        // A port that has ended has no clients.
         let _ = self.moves.send(destination);
     }
 }
 
 impl SerialTask {
-    /// Says farewell to every client, and ends.
+    /// Sends every client a close frame, and ends.
     pub(super) async fn stop(self) {
         let _ = self.stop.send(());
         let _ = self.task.await;
@@ -137,7 +135,7 @@ struct SerialPort {
 
 type ReceivedFrame = Option<tungstenite::Result<Message>>;
 
-/// What one step of the port came to.
+/// The result of one step of the port.
 enum PortStep {
     Moves(SocketAddr),
     Comes(Box<ClientSocket>),
@@ -204,7 +202,7 @@ impl SerialPort {
         self.streams.retain(|(client, _)| *client != gone);
         if let Some(index) = self.sinks.iter().position(|(client, _)| *client == gone) {
             let (_, mut sink) = self.sinks.remove(index);
-            // It is gone, whatever its connection says to that.
+            // The client is gone, even if closing fails.
             let _ = sink.close().await;
         }
     }
@@ -226,7 +224,7 @@ impl SerialPort {
     }
 }
 
-/// Sends something to all. One that can't be reached shows that where it is listened to.
+/// Sends a message to all clients. The reading side notices those that are gone.
 async fn send(sinks: &mut [(u64, FrameSink)], message: &Message) {
     iter(sinks).for_each_concurrent(AT_A_TIME, |(_, sink)| sink.send(message.clone()).map(drop)).await;
 }

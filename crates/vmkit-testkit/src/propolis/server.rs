@@ -1,4 +1,4 @@
-//! The server: the API over a machine, listening, with its log.
+//! The server: the API of a machine, its listening socket and its log.
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
@@ -19,48 +19,48 @@ use super::machine::{DieHook, MachineGates, PropolisMachine};
 /// The largest body of a request, in bytes.
 const MOST_BYTES: usize = 1024 * 1024;
 
-/// A line of the log that is as long as a pipe takes at once, or longer, and so comes in two
-/// pieces.
+/// A line of the log of at least a pipe's atomic write, which arrives in two pieces.
 const CUT_LINE: (&str, &str) = (
     r#"{"msg":"instance spec","v":0,"name":"propolis-server","level":30,"time":"2026-01-01T00:00:00.000000000Z","hostname":"fake","pid":1,"spec":"Spec { board: Board { cpus: 2, memory_mb: 1024, chip"#,
     "set: I440Fx(I440Fx { enable_pcie: false }) }, serial: {Name(\"com1\"): SerialPort { num: Com1 } } }\",\"component\":\"vm\"}\n",
 );
-/// How many CPUs a host has at least, for tests on machines with fewer.
+/// The least number of CPUs reported, for tests on machines with fewer.
 const LEAST_CPUS: u8 = 4;
 
-/// What a server is started with.
+/// The options of a server.
 #[derive(Debug, Clone)]
 pub struct ServerOptions {
-    /// Where it listens; port 0 is any that is free, and the log tells which.
+    /// The address to listen on; with port 0 the log has the port that was chosen.
     pub address: SocketAddr,
-    /// The firmware, which must be there and fit when a VM is made, or the server panics.
+    /// The firmware, which must exist and have a valid size when a VM is created, or the server
+    /// panics.
     pub bootrom: PathBuf,
     /// Its working directory, which gets `debug.out`.
     pub cwd: PathBuf,
-    /// What stands for `/dev/vmm`: each VM of the kernel is an entry there.
+    /// The directory that stands for `/dev/vmm`: each VM of the kernel is an entry there.
     pub vmm: PathBuf,
-    /// The directory of the stand-ins for the host's tools, where links and disks are looked for.
+    /// The directory of the stand-ins for the host's tools, where links and disks are looked up.
     pub illumos: Option<PathBuf>,
-    /// Where VNC would be served: the port is taken, and nobody answers.
+    /// The address of VNC: the port is bound, and connections get no reply.
     pub vnc: Option<SocketAddr>,
     /// How it behaves.
     pub behaviour: PropolisBehaviour,
 }
 
-/// Serves until the process ends; a panic of the real server is an abort of this process.
+/// Serves until the process ends; where the real server panics, this process aborts.
 ///
 /// `log` gets one line of JSON for each event.
 ///
 /// # Errors
-/// Says why it can't listen.
+/// Fails if it can't listen.
 pub async fn serve(
     options: ServerOptions,
     level: Level,
     log: impl Write + Send + 'static,
 ) -> Result<(), String> {
     let die: DieHook = Arc::new(|why| {
-        // Where nobody keeps them, a panic's words are lost as there. They come between two writes
-        // of a long line of the log.
+        // Without a keeper that reads them, a panic's message is lost, as with the real server. It
+        // comes between two writes of a long line of the log.
         let _ = io::stdout().write_all(CUT_LINE.0.as_bytes()).and_then(|()| io::stdout().flush());
         let _ = write!(
             io::stderr(),

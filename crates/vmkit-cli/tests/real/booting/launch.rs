@@ -1,4 +1,4 @@
-//! `launch` with real VMs: to a shell on Debian, and what is left when it is cut off.
+//! `launch` with real VMs: to a shell on Debian, and what remains after an interruption.
 
 use std::fs;
 use std::io::Read;
@@ -11,8 +11,7 @@ use rustix::process::{Signal, kill_process};
 use serde_json::Value;
 use vmkit_testkit::guest::{self, DebianGuest};
 
-/// Returns the arguments that launch this guest; the tiny one has no disk, so it gets one with
-/// nothing on it.
+/// Returns the arguments that launch this guest; the tiny one has no disk, so it gets an empty one.
 fn launch_arguments(life: &Life, guest: &DebianGuest, more: &[&str]) -> Vec<String> {
     let image = guest.disk.as_ref().map_or_else(|| life.file("base.img"), |disk| disk.display().to_string());
     let mut created = create_arguments(guest, "unused", "").split_off(2);
@@ -54,7 +53,8 @@ fn from_an_image_to_a_shell_and_what_one_does_there() {
     life.must(["cp", "deb:/tmp/there", &life.file("back")]);
     assert_eq!(fs::read_to_string(life.file("back")).unwrap(), "and back");
 
-    // The guest's own SSH server a second time, at a port that was not led there when it was made.
+    // The guest's own SSH server a second time, at a port that was not forwarded when the VM was
+    // created.
     let forwards = life.must(["forward", "deb", "22/udp", "2222"]);
     assert!(forwards.contains("->2222") && forwards.contains("->22/udp"), "{forwards}");
     let mut foreground = life.begin(&["forward", "deb", "22", "--foreground"]);
@@ -201,13 +201,13 @@ fn a_launch_that_is_killed_anywhere_leaves_what_can_be_removed_or_launched_again
     let life = Life::new();
     for millis in [0, 20, 40, 60, 90, 120, 160, 220, 300, 500] {
         let begun = begin(&life, &tiny(&life, &["web", "--timeout", "60"]));
-        // The moment is the test.
+        // The test needs this very moment.
         sleep(Duration::from_millis(millis));
         begun.kill();
         let listed = life.must(["ls", "--json"]);
         let listed: Vec<Value> = serde_json::from_str(&listed).unwrap();
         let again = match listed.first() {
-            // There was no VM yet, or only the beginning of one.
+            // There was no VM yet, or only an incomplete one.
             None => life.vmkit(tiny(&life, &["web", "--no-wait"])),
             Some(row) if row["state"] == "failed" => life.vmkit(tiny(&life, &["web", "--no-wait"])),
             Some(_) => life.vmkit(["start", "web"]),
@@ -226,7 +226,7 @@ fn a_command_in_a_machine_without_a_network_goes_by_the_guest_agent() {
     let answer = life.vmkit(tiny(&life, &more));
     assert_eq!((answer.code, answer.stdout.as_str()), (Some(7), "in\n"), "{answer:?}");
     assert_eq!(life.state("web"), "running");
-    // A guest without an agent: the VM is left, and that is said.
+    // A guest without an agent: the VM is left running, and the message says so.
     let base = life.file("base.img");
     let silent =
         ["launch", &base, "mute", "--accel", "tcg", "--network", "none", "--timeout", "2", "--", "true"];

@@ -1,31 +1,30 @@
-//! A QEMU without a guest, for tests: it takes the command lines that vmkit makes, speaks QMP, and
-//! can misbehave on demand.
+//! A QEMU without a guest, for tests: it accepts the command lines that vmkit generates, speaks
+//! QMP, and misbehaves on demand.
 //!
-//! Real, as measured with QEMU 7.2.22:
-//! - the sockets that were handed down by number, one client at a time each; the greeting, the
-//!   negotiation, ids, events and their order before the answer; the refusals of unknown commands
-//!   and of what is no JSON;
+//! Like QEMU 7.2.22, as measured:
+//! - sockets inherited as file descriptors, with one client at a time; the greeting, the capability
+//!   negotiation, ids, events and their order before the reply; the errors for unknown commands and
+//!   for invalid JSON;
 //! - `query-status`, `stop`, `cont`, `system_powerdown`, `quit`, `human-monitor-command` with
 //!   `info usernet` and `info status`, `query-chardev`, `query-version`, `query-name`,
 //!   `query-uuid`, `query-commands`, `query-vnc`, `set_password`;
 //! - the states `prelaunch`, `running`, `paused`, `guest-panicked`, `internal-error`, `io-error`,
-//!   `suspended`, and which of them `cont` refuses; a button pressed while it is paused is noticed
-//!   when it runs again;
-//! - SIGTERM, SIGINT and SIGHUP end it with code 0; its last words on standard error for an unknown
-//!   switch, a missing kernel or image, a port in use, an image in use;
-//! - the host's ports of the forwards are bound, the VNC socket too.
+//!   `suspended`, and which of them `cont` refuses; a power button pressed while the guest is
+//!   paused takes effect when it resumes;
+//! - SIGTERM, SIGINT and SIGHUP end it with exit code 0; the messages on standard error for an
+//!   unknown switch, a missing kernel or image, a port in use, an image in use;
+//! - the host ports of forwards and the VNC socket are bound.
 //!
 //! Fake:
-//! - there is no guest. It answers its power button after a while, prints one text on its console
-//!   and then echoes what is typed, and has no agent: that channel stays silent;
-//! - a property list is only looked at where one of the above needs it, so a misspelt device
-//!   passes;
+//! - there is no guest. The power button takes effect after a delay, the console prints one text
+//!   and then echoes its input, and the agent's channel stays silent;
+//! - property lists are parsed only as far as the above needs, so a misspelt device is accepted;
 //! - images are locked against other fakes only; a forwarded port accepts no connection;
-//! - a command is one line, where QEMU takes any white space.
+//! - a QMP command must be one line, where QEMU accepts any white space.
 //!
-//! How it behaves: [`vmkit_testkit::fake_qemu::QemuBehaviour`], as JSON in `VMKIT_FAKE_QEMU` or in a
-//! file named there, else in the file `NAME.json` beside the name it was called as. SIGUSR1 makes
-//! the guest panic, SIGUSR2 the virtualisation fail.
+//! [`vmkit_testkit::fake_qemu::QemuBehaviour`] sets the behaviour: JSON in `VMKIT_FAKE_QEMU` or in
+//! a file named there, else the file `NAME.json` beside the name it was started as. SIGUSR1
+//! simulates a guest panic, SIGUSR2 a failure of the virtualisation.
 
 mod args;
 mod host;
@@ -47,11 +46,11 @@ use vmkit_testkit::fake_qemu::{QemuBehaviour, QemuFault, VARIABLE, behaviour_of}
 use args::{ChardevArg, CommandLine};
 use machine::{ExitCause, FakeMachine};
 
-/// What this program says its version is.
+/// The output of `--version`.
 const VERSION: &str = "QEMU emulator version 7.2.22 (vmkit-fake-qemu)";
 
 fn main() {
-    // So that tests need one program only: called as a VM's keeper, it is a keeper, and a real one.
+    // Started as a VM's keeper, it is a real keeper, so that tests need only one program.
     vmkit::run_if_keeper();
     let mut args = std::env::args_os();
     let program = PathBuf::from(args.next().unwrap_or_default());
@@ -60,7 +59,7 @@ fn main() {
             return writeln!(io::stdout(), "{VERSION}").map_err(|error| error.to_string());
         }
         let behaviour = behaviour_of(&program, std::env::var_os(VARIABLE))
-            .map_err(|error| format!("its behaviour can't be read: {error}"))?;
+            .map_err(|error| format!("reading the behaviour failed: {error}"))?;
         run(&line, behaviour)
     });
     if let Err(problem) = result {
@@ -69,9 +68,9 @@ fn main() {
     }
 }
 
-/// Says something on the standard error as QEMU does.
+/// Writes a message on standard error as QEMU does.
 fn say(text: &str) {
-    // Without a receiver the message is not missed.
+    // A closed standard error is no reason to fail.
     let _ = writeln!(io::stderr(), "qemu-system-x86_64: {text}");
 }
 
@@ -85,7 +84,7 @@ fn run(line: &CommandLine, behaviour: QemuBehaviour) -> Result<(), String> {
         .build()
         .map_err(|error| format!("no runtime: {error}"))?;
     LocalSet::new().block_on(&runtime, async {
-        // What is held here is let go of by the end of the process.
+        // The end of the process releases what is held here.
         let held = host::HeldResources::take(line)?;
         let machine = Rc::new(RefCell::new(FakeMachine::new(line, behaviour, &held)));
         for chardev in &line.chardevs {
@@ -102,7 +101,7 @@ fn run(line: &CommandLine, behaviour: QemuBehaviour) -> Result<(), String> {
     })
 }
 
-/// Serves one channel: a monitor, or what stands for the guest's end of it.
+/// Serves one channel: a monitor, or the guest's end of a serial port or agent channel.
 fn serve(line: &CommandLine, chardev: &ChardevArg, machine: &Rc<RefCell<FakeMachine>>) -> Result<(), String> {
     let listener = host::inherited_listener(chardev.fd)?;
     if line.monitors.contains(&chardev.id) {
@@ -122,7 +121,7 @@ fn serve(line: &CommandLine, chardev: &ChardevArg, machine: &Rc<RefCell<FakeMach
     Ok(())
 }
 
-/// The guest's end of a channel: its console echoes, anything else is silent.
+/// Serves the guest's end of a channel: the console echoes, any other channel stays silent.
 async fn guest_side(client: UnixStream, log: Option<&std::fs::File>, echo: bool) -> io::Result<()> {
     let mut buffer = [0; 4096];
     loop {
@@ -140,24 +139,24 @@ async fn guest_side(client: UnixStream, log: Option<&std::fs::File>, echo: bool)
             write_log(log, &buffer[..bytes]);
         }
         client.writable().await?;
-        // A client that types without reading loses its echo, as on a real line.
+        // A client that sends without reading loses its echo, as on a real serial line.
         let _ = client.try_write(&buffer[..bytes]);
     }
 }
 
 fn write_log(mut log: &std::fs::File, text: &[u8]) {
-    // Like QEMU, which goes on when its log can't be written.
+    // QEMU too continues when its log can't be written.
     let _ = log.write_all(text);
 }
 
-/// Deals the blow that the behaviour has in store.
+/// Waits for the fault that the behaviour asks for, and causes it.
 async fn fate(machine: Rc<RefCell<FakeMachine>>) {
     let Some(fate) = machine.borrow().behaviour().fate.clone() else { return };
     sleep(Duration::from_millis(fate.after_ms)).await;
     machine.borrow_mut().suffer(fate.what);
 }
 
-/// Returns the signals that mean something: those that end it, and those that are blows.
+/// Returns the handled signals: those that end the process, and those that cause a fault.
 fn signals() -> Result<Vec<(i32, Option<QemuFault>, Signal)>, String> {
     let kinds = [
         (SignalKind::terminate(), None),

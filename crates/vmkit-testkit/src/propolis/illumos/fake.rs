@@ -1,4 +1,4 @@
-//! A host in a test's hands.
+//! A fake host that a test controls.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
@@ -12,7 +12,7 @@ use super::call::PlannedFault;
 use super::{CallFault, Dataset, DatasetKind, Illumos, IllumosState, Link, LinkClass, names_in};
 use crate::propolis::PropolisBehaviour;
 
-/// The names under which the stand-ins are called.
+/// The names under which the stand-ins are run.
 const TOOLS: [&str; 4] = ["bhyvectl", "dladm", "pfexec", "zfs"];
 
 /// A host whose tools are stand-ins, in a directory.
@@ -32,7 +32,7 @@ const TOOLS: [&str; 4] = ["bhyvectl", "dladm", "pfexec", "zfs"];
 /// # Ok(()) }
 /// ```
 ///
-/// When the one who made it drops it, the servers that still run on it are killed.
+/// Dropping the value that created it kills the servers that still run on it.
 #[derive(Debug)]
 pub struct FakeIllumos {
     illumos: Illumos,
@@ -43,7 +43,7 @@ impl FakeIllumos {
     /// Creates a host in `dir`, with links to the two programs under the names of the host's tools.
     ///
     /// # Errors
-    /// Whatever the system says to new files in `dir`.
+    /// Fails if a file in `dir` can't be created.
     pub fn new(dir: &Path, tools: &Path, propolis: &Path) -> io::Result<Self> {
         let illumos = Illumos::at(dir.to_owned());
         let fake = Self { illumos, ends_servers: true };
@@ -60,7 +60,7 @@ impl FakeIllumos {
         Ok(fake)
     }
 
-    /// Returns the host that somebody else has made in `dir`, such as the parent of a process that
+    /// Opens the host that another process created in `dir`, such as the parent of a process that
     /// is to be killed.
     pub fn open(dir: &Path) -> Self {
         Self { illumos: Illumos::at(dir.to_owned()), ends_servers: false }
@@ -69,30 +69,31 @@ impl FakeIllumos {
     /// Returns the directory to have in `PATH`: it has `zfs`, `dladm`, `bhyvectl`, `pfexec` and
     /// `propolis-server`.
     ///
-    /// Each finds its host by the variable [`DIR`](super::DIR), else by where it was found itself.
+    /// Each finds its host by the variable [`DIR`](super::DIR), else by the directory it was
+    /// started from.
     pub fn path(&self) -> PathBuf {
         self.illumos.dir.join("bin")
     }
 
-    /// Returns the directory that is the host.
+    /// Returns the directory of the host's state.
     pub fn dir(&self) -> &Path {
         &self.illumos.dir
     }
 
-    /// Returns what stands for `/dev`; it has `vmm` and `zvol/rdsk`.
+    /// Returns the directory that stands for `/dev`; it has `vmm` and `zvol/rdsk`.
     pub fn dev(&self) -> PathBuf {
         self.illumos.dev()
     }
 
-    /// Returns a file that a server takes for its firmware.
+    /// Returns a file that a server accepts as its firmware.
     pub fn bootrom(&self) -> PathBuf {
         self.illumos.dir.join("OVMF_CODE.fd")
     }
 
-    /// Tells every server that is started from now on how to behave.
+    /// Sets the behaviour of every server that is started from now on.
     ///
     /// # Errors
-    /// Whatever the system says to a new file in the host's directory.
+    /// Fails if the file in the host's directory can't be written.
     pub fn behave(&self, behaviour: &PropolisBehaviour) -> io::Result<()> {
         std::fs::write(self.illumos.behaviour_file(), serde_json::to_vec_pretty(behaviour)?)
     }
@@ -102,18 +103,18 @@ impl FakeIllumos {
         IllumosState::change(&self.illumos, |state| drop(state.datasets.insert(name.to_owned(), dataset)))
     }
 
-    /// Gives the host a pool, or a file system in one.
+    /// Adds a pool, or a file system in one.
     ///
     /// # Errors
-    /// Whatever the system says to the host's files; so it is with the following.
+    /// Fails if the host's files can't be read or written; so do the following.
     pub fn add_pool(&self, name: &str) -> io::Result<()> {
         self.give(name, Dataset::new(DatasetKind::Filesystem))
     }
 
-    /// Gives the host a volume with these contents, of whole mebibytes.
+    /// Adds a volume with these contents, a multiple of 1 MiB.
     ///
     /// # Errors
-    /// Whatever the system says to the host's files.
+    /// Fails if the host's files can't be read or written.
     pub fn add_volume(&self, name: &str, contents: &[u8]) -> io::Result<()> {
         let mut file = self.illumos.make_volume(name)?;
         io::Write::write_all(&mut file, contents)?;
@@ -122,11 +123,11 @@ impl FakeIllumos {
         self.give(name, Dataset { volsize: Some(size), ..Dataset::new(DatasetKind::Volume) })
     }
 
-    /// Gives the host a snapshot, `VOLUME@NAME`, of a volume that it has.
+    /// Adds a snapshot, `VOLUME@NAME`, of an existing volume.
     ///
     /// # Errors
-    /// Whatever the system says to the host's files, and [`io::ErrorKind::InvalidInput`] for what
-    /// `zfs` refuses.
+    /// Fails if the host's files can't be read or written, and with [`io::ErrorKind::InvalidInput`]
+    /// for what `zfs` refuses.
     pub fn add_snapshot(&self, name: &str) -> io::Result<()> {
         let calls = self.calls()?.len();
         let said = self.illumos.run_zfs(&["snapshot", name])?;
@@ -139,19 +140,19 @@ impl FakeIllumos {
         })
     }
 
-    /// Gives the host a network card.
+    /// Adds a network card.
     ///
     /// # Errors
-    /// Whatever the system says to the host's files.
+    /// Fails if the host's files can't be read or written.
     pub fn add_link(&self, name: &str) -> io::Result<()> {
         let link = Link { given: true, ..Link::bare(LinkClass::Phys, "0:1b:21:0:0:1".to_owned(), false) };
         IllumosState::change(&self.illumos, |state| drop(state.links.insert(name.to_owned(), link)))
     }
 
-    /// Returns what the host has.
+    /// Returns the host's state.
     ///
     /// # Errors
-    /// Whatever the system says to the host's files.
+    /// Fails if the host's files can't be read.
     pub fn state(&self) -> io::Result<IllumosState> {
         IllumosState::load(&self.illumos)
     }
@@ -159,7 +160,7 @@ impl FakeIllumos {
     /// Returns every call so far, in order: the tool's name, then its arguments.
     ///
     /// # Errors
-    /// Whatever the system says to the host's files.
+    /// Fails if the host's files can't be read.
     pub fn calls(&self) -> io::Result<Vec<Vec<String>>> {
         match File::open(self.illumos.dir.join("calls.log")) {
             Ok(file) => BufReader::new(file).lines().map(|line| Ok(serde_json::from_str(&line?)?)).collect(),
@@ -168,29 +169,29 @@ impl FakeIllumos {
         }
     }
 
-    /// Has the `nth` call from now meet with a fault; the next one is the first.
+    /// Plans a fault for the `nth` call from now; the next call is the first.
     ///
     /// # Errors
-    /// Whatever the system says to the host's files.
+    /// Fails if the host's files can't be written.
     pub fn plan_fault(&self, nth: u64, fault: CallFault) -> io::Result<()> {
         let mut planned = self.illumos.planned()?;
         planned.push(PlannedFault { call: self.state()?.calls + nth, fault });
         std::fs::write(self.illumos.dir.join("faults.json"), serde_json::to_vec_pretty(&planned)?)
     }
 
-    /// Takes back all faults that have not happened yet.
+    /// Removes all faults that have not happened yet.
     ///
     /// # Errors
-    /// Whatever the system says to the host's files.
+    /// Fails if the host's files can't be written.
     pub fn forget_faults(&self) -> io::Result<()> {
         std::fs::write(self.illumos.dir.join("faults.json"), b"[]")
     }
 
-    /// Returns what is there that the test did not give the host: datasets, links, VMs of the
-    /// kernel, servers that run.
+    /// Returns what exists on the host and was not added by the test: datasets, links, VMs of the
+    /// kernel, running servers.
     ///
     /// # Errors
-    /// Whatever the system says to the host's files.
+    /// Fails if the host's files can't be read.
     pub fn leftovers(&self) -> io::Result<Vec<String>> {
         let state = self.state()?;
         let mut left = Vec::new();
@@ -218,19 +219,19 @@ impl Illumos {
     fn end_server(&self, pid: &str) {
         let process = pid.parse().ok().and_then(Pid::from_raw);
         let opened = process.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
-        // Asked again behind the pidfd, which names one process for good.
+        // Looked up again after the pidfd was opened, which refers to one process for good.
         if let (Some(process), true) = (opened, self.servers().iter().any(|other| other == pid)) {
             // It may have ended by itself.
             let _ = pidfd_send_signal(process, Signal::KILL);
         }
     }
 
-    /// Returns where a server on this host finds how to behave.
+    /// Returns the file from which a server on this host reads its behaviour.
     pub fn behaviour_file(&self) -> PathBuf {
         self.dir.join("propolis.json")
     }
 
-    /// Says that a server lives on this host, for as long as the file is held.
+    /// Registers a running server on this host for as long as the file is open.
     pub(crate) fn register_server(&self) -> io::Result<File> {
         let dir = self.dir.join("servers");
         std::fs::create_dir_all(&dir)?;
@@ -249,7 +250,7 @@ impl Illumos {
         names_in(&dir).into_iter().filter(runs).collect()
     }
 
-    /// Runs `zfs` without anybody noticing.
+    /// Runs `zfs` without recording the call.
     fn run_zfs(&self, args: &[&str]) -> io::Result<super::ToolOutput> {
         let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
         IllumosState::change(self, |state| super::zfs::run(self, state, &args))?

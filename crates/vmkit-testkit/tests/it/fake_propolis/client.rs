@@ -1,4 +1,4 @@
-//! A client that knows nothing of the server's types, and holds every answer against the published
+//! A client that does not use the server's types, and checks every reply against the published
 //! description.
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -11,7 +11,7 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::{self, Message, WebSocket};
 use vmkit_testkit::propolis::{FakePropolis, check_answer, check_ensure_request};
 
-/// How long anything may take that must happen.
+/// The timeout of everything that must happen.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) const ID: &str = "6f0cf4d5-4b8c-4d2e-9d3a-7a0f4a0c9c11";
@@ -38,7 +38,7 @@ impl Answer {
     }
 }
 
-/// A spec that a good server takes.
+/// Returns a spec that a well-behaved server accepts.
 pub(crate) fn spec() -> Value {
     json!({
         "board": {
@@ -50,7 +50,7 @@ pub(crate) fn spec() -> Value {
     })
 }
 
-/// A spec with one disk more, a file.
+/// Returns a spec with one disk more, a file.
 pub(crate) fn spec_with_disk(path: &Path) -> Value {
     let mut spec = spec();
     spec["components"]["root"] = json!({
@@ -84,14 +84,14 @@ pub(crate) fn ensure_body(spec: &Value) -> Value {
     })
 }
 
-/// Asks with a request of one's own making; answers what came, unchecked.
+/// Sends a raw request; returns the reply, unchecked.
 pub(crate) fn ask_raw(fake: &FakePropolis, head: &str, body: &[u8]) -> Answer {
     let mut stream = TcpStream::connect(fake.address()).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let head =
         format!("{head}\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
     stream.write_all(head.as_bytes()).unwrap();
-    // A server that has seen enough of a body may close before it has all of it.
+    // A server that refuses a body may close the connection before it has read all of it.
     let _ = stream.write_all(body);
     let mut lines = BufReader::new(stream);
     let mut status = String::new();
@@ -113,7 +113,7 @@ pub(crate) fn ask_raw(fake: &FakePropolis, head: &str, body: &[u8]) -> Answer {
     Answer { status, body: serde_json::from_str(&text).ok(), text, request_id }
 }
 
-/// Asks as version 5.0.0 does, and checks that the answer fits the description.
+/// Sends a request as version 5.0.0, and checks that the reply fits the description.
 pub(crate) fn ask(fake: &FakePropolis, method: &str, path: &str, body: Option<&Value>) -> Answer {
     let bytes = body.map(|body| body.to_string().into_bytes()).unwrap_or_default();
     let head = format!("{method} {path} HTTP/1.1\r\napi-version: 5.0.0\r\ncontent-type: application/json");
@@ -134,7 +134,7 @@ pub(crate) fn ensure(fake: &FakePropolis, spec: &Value) -> Answer {
     ask(fake, "PUT", "/instance", Some(&body))
 }
 
-/// Ensures a VM from a spec that a good server takes.
+/// Ensures a VM from a spec that a well-behaved server accepts.
 pub(crate) fn ensure_well(fake: &FakePropolis) {
     let answer = ensure(fake, &spec());
     assert_eq!(
@@ -175,7 +175,7 @@ pub(crate) fn run(fake: &FakePropolis) {
     wait_for(fake, "Running");
 }
 
-/// The serial port of a VM, watched.
+/// A client of a VM's serial port.
 pub(crate) struct Console {
     socket: WebSocket<TcpStream>,
     pub(crate) heard: Vec<u8>,
@@ -208,12 +208,12 @@ impl Console {
         self.socket.send(Message::binary(text.as_bytes().to_vec())).unwrap();
     }
 
-    /// Asks for a sign of life, which only a client on the list is given.
+    /// Sends a ping, which only a client on the list gets a reply to.
     pub(crate) fn ping(&mut self) {
         self.socket.send(Message::Ping(Vec::new().into())).unwrap();
     }
 
-    /// Listens until the guest has said so much.
+    /// Reads until the guest has printed this many bytes.
     pub(crate) fn hear_bytes(&mut self, bytes: usize) {
         while self.heard.len() < bytes {
             match self.next().unwrap() {
@@ -226,7 +226,7 @@ impl Console {
         }
     }
 
-    /// Listens until the guest has said this.
+    /// Reads until the guest has printed this text.
     pub(crate) fn hear(&mut self, text: &str) {
         while !String::from_utf8_lossy(&self.heard).contains(text) {
             let more = self.heard.len() + 1;

@@ -1,4 +1,4 @@
-//! From the request that makes a VM to the end that everybody can ask about.
+//! From the request that creates a VM to its last state, which stays readable.
 
 use serde_json::{Value, json};
 use vmkit_testkit::propolis::{FakePropolis, FakeSetup, Gate, PropolisBehaviour};
@@ -9,7 +9,7 @@ fn fake() -> FakePropolis {
     FakePropolis::spawn(PropolisBehaviour::default()).unwrap()
 }
 
-/// Acts from another thread than the runtime's, which the requests would block.
+/// Acts from a thread outside the runtime, which the requests would block.
 fn held<T>(fake: &FakePropolis, gate: Gate, act: impl FnOnce() -> T) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let held = runtime.block_on(fake.hold(gate));
@@ -79,7 +79,7 @@ fn a_second_ensure_is_refused_with_409_in_every_stage_of_a_life() {
     std::thread::scope(|scope| {
         held(&fake, Gate::Ensure, || {
             let first = scope.spawn(|| ensure_well(&fake));
-            // The first of the two that comes makes it; the other is refused at once.
+            // The first of the two requests creates the VM; the other is refused at once.
             while ask(&fake, "GET", "/instance", None).status != 200 {
                 std::thread::yield_now();
             }
@@ -183,7 +183,7 @@ fn the_long_poll_waits_for_its_generation_and_may_skip_states() {
         let answer = waiting.join().unwrap();
         assert!(answer.json()["gen"].as_u64().unwrap() >= 2);
         wait_for(&fake, "Destroyed");
-        assert_eq!(monitor(&fake, 2).json()["gen"], 4, "whoever asks late sees the latest alone");
+        assert_eq!(monitor(&fake, 2).json()["gen"], 4, "a late request sees only the latest state");
     });
 }
 
@@ -213,7 +213,7 @@ fn a_failed_ensure_hides_its_reason_and_leaves_a_failed_instance() {
         event["error_message_internal"] == "VM initialization failed: the moon is full"
             && event["req_id"].as_str() == answer.request_id.as_deref()
     });
-    assert!(told, "the log tells it:\n{}", fake.log());
+    assert!(told, "the log has the reason:\n{}", fake.log());
     assert_eq!(state(&fake), "Failed");
     assert_eq!(monitor(&fake, 0).json()["gen"], 2);
     assert_eq!(put_state(&fake, "Run").status, 424);
@@ -228,7 +228,7 @@ fn whoever_asks_for_the_state_after_a_failed_ensure_waits_until_the_next_one() {
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| monitor(&fake, 3));
         assert!(!waiting.is_finished());
-        // It may be yet to come, and then waits for the end of one of these.
+        // The request may not have arrived yet; it then waits for the end of one of these.
         while !waiting.is_finished() {
             assert_eq!(ensure(&fake, &spec()).status, 500);
         }
@@ -244,12 +244,11 @@ fn a_vm_whose_devices_do_not_start_is_let_go_of_before_it_has_failed() {
         ensure_well(&fake);
         held(&fake, Gate::Release, || {
             assert_eq!(put_state(&fake, "Run").status, 204);
-            // The gate is not reached at once: then there is nothing that could be stopped any
-            // more.
+            // The gate is not reached at once: from there on, there is nothing to stop.
             while put_state(&fake, "Stop").status != 424 {
                 std::thread::yield_now();
             }
-            assert_eq!(state(&fake), "Starting", "nothing tells of a failure yet");
+            assert_eq!(state(&fake), "Starting", "the failure is not published yet");
             assert_eq!(fake.kernel_vms(), [ID]);
         });
         assert_eq!(wait_for(&fake, "Failed"), 3, "Creating, Starting, Failed");
@@ -259,7 +258,7 @@ fn a_vm_whose_devices_do_not_start_is_let_go_of_before_it_has_failed() {
     }
 }
 
-/// Begins an ensure whose client goes away once the server has it.
+/// Starts an ensure whose client disconnects once the server has the request.
 fn ensure_and_go_away(fake: &FakePropolis, has_come: impl Fn() -> bool) {
     let body = ensure_body(&spec()).to_string();
     let request = format!(
@@ -318,8 +317,8 @@ fn whoever_asks_for_a_vm_waits_while_its_devices_pause_and_whoever_asks_for_its_
             let waiting = held(&fake, Gate::Pause, || {
                 assert_eq!(put_state(&fake, asked).status, 204);
                 let generation = wait_for(&fake, passing);
-                // Published a moment before: that the devices pause is told by nothing but that
-                // nobody is answered.
+                // Published a moment before: the only sign of pausing devices is that requests get
+                // no reply.
                 while !fake.is_pausing() {
                     std::thread::yield_now();
                 }

@@ -45,14 +45,14 @@ fn without_com1_the_process_aborts() {
     assert_eq!(fake.kernel_vms(), [ID]);
 }
 
-/// Asks for what the server does not survive.
+/// Sends a request that the server does not survive.
 fn put_last(fake: &FakePropolis, path: &str, body: &Value) {
     let (head, body) = (format!("PUT {path} HTTP/1.1\r\nhost: x\r\napi-version: 5.0.0"), body.to_string());
     let request =
         format!("{head}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}", body.len());
     let mut stream = std::net::TcpStream::connect(fake.address()).unwrap();
     std::io::Write::write_all(&mut stream, request.as_bytes()).unwrap();
-    // It answers or breaks off; what counts is that it has it.
+    // A reply and a closed connection are both fine; the server has the request.
     let _ = std::io::Read::read(&mut stream, &mut [0; 64]);
 }
 
@@ -80,7 +80,7 @@ fn a_panic_says_three_lines_between_the_halves_of_one_of_the_log() {
     let dir = tempfile::tempdir().unwrap();
     let bootrom = dir.path().join("OVMF_CODE.fd");
     std::fs::write(&bootrom, [0; 4096]).unwrap();
-    // As vmkit's keeper has it: one pipe for both.
+    // As vmkit's keeper starts it: one pipe for both streams.
     let (output, both) = std::io::pipe().unwrap();
     let mut child = Command::new(PROGRAM)
         .args(["run", bootrom.to_str().unwrap(), "127.0.0.1:0"])
@@ -131,7 +131,7 @@ fn a_wrong_command_line_ends_with_2_and_a_taken_address_with_1() {
     assert!(said.contains("failed to start server"), "{said}");
 }
 
-/// Asks through the proxy, and returns what came of it: the whole text, or nothing.
+/// Sends a request through the proxy, and returns the whole reply, or nothing.
 fn get(proxy: &FaultProxy) -> std::io::Result<String> {
     let mut stream = std::net::TcpStream::connect(proxy.address())?;
     stream.set_read_timeout(Some(PATIENCE))?;

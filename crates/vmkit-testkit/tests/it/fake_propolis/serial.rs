@@ -28,7 +28,8 @@ fn text(answer: &Answer) -> String {
     String::from_utf8(bytes).unwrap()
 }
 
-/// Waits until the port has been read so far. Only a client is told of that, and here is none.
+/// Waits until the port has been read this far. Only a client is notified of that, and here is
+/// none.
 fn read_to(fake: &FakePropolis, bytes: usize) {
     let began = Instant::now();
     while history(fake, "most_recent=0").json()["last_byte_offset"] != json!(bytes) {
@@ -113,7 +114,7 @@ fn without_a_query_there_is_no_history() {
         read_to(&fake, BOOT.len());
         let mut console = Console::open(&fake, query);
         console.hear_bytes(BOOT.len());
-        // What is typed is echoed after the client was taken on.
+        // The echo comes after the client was put on the list.
         console.type_in("x");
         console.hear("x");
         assert_eq!(
@@ -133,10 +134,10 @@ fn the_most_recent_bytes_are_counted_back() {
     assert_eq!(console.frames[0], 7);
 }
 
-/// Watches a guest from its first byte on.
+/// Opens a console that has the guest's output from its first byte on.
 fn watching(fake: &FakePropolis) -> Console {
     read_to(fake, BOOT.len());
-    // Nothing but the last chunk, which is all that was said.
+    // The last chunk, which is the whole output.
     let mut console = Console::open(fake, "");
     console.hear_bytes(BOOT.len());
     console
@@ -179,7 +180,7 @@ fn the_history_has_the_first_mebibyte_and_the_latest_and_not_what_is_between() {
         lost.message()
     );
     let mut console = Console::open(&fake, &format!("?from_start={}", MIB + 5));
-    assert!(console.next().is_err(), "whoever asks for it by WebSocket is hung up on");
+    assert!(console.next().is_err(), "a WebSocket that asks for it is closed");
 }
 
 #[test]
@@ -217,8 +218,8 @@ fn a_vm_that_stops_says_farewell_to_every_client() {
     }
 }
 
-/// Has the guest say more than the buffers of a connection hold until another client, which does
-/// not read, stalls the port. Returns the last chunk.
+/// Lets the guest print more than the buffers of a connection hold until another client, which
+/// does not read, stalls the port. Returns the last chunk.
 fn flood_until_stalled(fake: &FakePropolis, reader: &mut Console) -> Vec<u8> {
     reader.type_in(&format!("flood {}\r", 32 * MIB));
     reader.set_read_timeout(Duration::from_millis(500));
@@ -240,7 +241,7 @@ fn flood_until_stalled(fake: &FakePropolis, reader: &mut Console) -> Vec<u8> {
 fn what_the_port_holds_when_the_vm_stops_is_lost() {
     let fake = running();
     let mut reader = watching(&fake);
-    // One that does not read keeps the port from being read, too.
+    // A client that does not read also keeps the port from being read.
     let mut stalled = Console::open(&fake, "");
     stalled.ping();
     while !matches!(stalled.next().unwrap(), Message::Pong(_)) {}
@@ -295,7 +296,7 @@ fn the_port_stays_open_across_a_reboot() {
 async fn a_guest_that_is_told_to_powers_itself_off() {
     let fake = running();
     let mut console = watching(&fake);
-    // Its last words are lost where the VM has stopped before the port is read.
+    // The last output is lost if the VM stops before the port is read.
     let held = fake.hold(Gate::Event).await;
     console.type_in("poweroff\r");
     console.hear("reboot: Power down\r\n");
@@ -355,7 +356,7 @@ fn one_client_that_does_not_read_stalls_the_others_until_it_leaves() {
     reader.hear_bytes(all);
 }
 
-/// Nothing but bytes: what a client sees that does not speak WebSocket after the upgrade.
+/// Raw bytes: what a client sees that does not speak WebSocket after the upgrade.
 #[test]
 fn an_upgrade_is_answered_with_101() {
     let fake = running();

@@ -1,5 +1,4 @@
-//! VMs that end for good whatever became of them, and servers and networks that do not make it
-//! easy.
+//! Ends of VMs that are reliable even with servers and networks that fail.
 
 use std::fs;
 use std::time::Duration;
@@ -71,7 +70,7 @@ async fn a_vm_that_can_not_be_started_leaves_its_server_free() {
     assert_eq!(world.left(), Vec::<String>::new());
 }
 
-/// Begins a start, gives it up once the server has come to `gate`, and lets the server go on.
+/// Starts a VM, drops the start once the server has reached `gate`, and releases the server.
 async fn cut_off(remote: &Remote, propolis: &PropolisHypervisor, vm: &VmHandle, gate: Gate) {
     let (held, orders) = (remote.hold(gate), remote.orders());
     let start = propolis.start(vm);
@@ -84,8 +83,8 @@ async fn cut_off(remote: &Remote, propolis: &PropolisHypervisor, vm: &VmHandle, 
 
 #[tokio::test]
 async fn what_a_start_that_was_cut_off_left_is_ended_by_stop_start_and_destroy() {
-    // At the first gate it is left as `Creating`, at the second as `Failed`, which is let go of
-    // already.
+    // At the first gate the VM is left as `Creating`, at the second as `Failed`, with its resources
+    // released already.
     for (gate, behaviour) in [(Gate::Ensure, PropolisBehaviour::default()), (Gate::Event, failing())] {
         let remote = Remote::behaving(behaviour);
         let propolis = remote.hypervisor();
@@ -155,7 +154,7 @@ async fn a_guest_that_was_seen_to_end_has_stopped_whatever_its_server_does_then(
     propolis.destroy(one).await.unwrap();
     assert_eq!(remote.guests(&two), 1, "it is another's");
 
-    // Nobody saw this one end.
+    // This VM ended unobserved.
     remote.forget();
     let state = propolis.state(&two).await.unwrap();
     let VmState::Failed { cause } = &state else { panic!("{state:?}") };
@@ -189,7 +188,7 @@ async fn a_server_that_stands_still_for_a_while_is_not_killed_for_it() {
     let pid = Pid::from_raw(i32::try_from(vm.run.as_ref().unwrap().pid.unwrap()).unwrap()).unwrap();
     kill_process(pid, Signal::STOP).unwrap();
     let goes_on = std::thread::spawn(move || {
-        // For so long the server stands still.
+        // The server is held for this long.
         std::thread::sleep(Duration::from_millis(2500));
         kill_process(pid, Signal::CONT).unwrap();
     });
@@ -210,7 +209,7 @@ async fn a_hard_stop_of_a_server_that_hangs_does_not_wait_for_it() {
     let vm = propolis.start(&vm).await.unwrap();
     let pid = Pid::from_raw(i32::try_from(vm.run.as_ref().unwrap().pid.unwrap()).unwrap()).unwrap();
     kill_process(pid, Signal::STOP).unwrap();
-    // The server never answers, so a stop that waits for it does not end.
+    // The server never replies, so a stop that waits for it does not end.
     let stop = propolis.stop(&vm, Duration::ZERO);
     let stopped = tokio::time::timeout(world::PATIENCE, stop).await.unwrap().unwrap();
     assert_eq!(propolis.state(&stopped).await.unwrap(), VmState::Stopped);
@@ -234,18 +233,18 @@ async fn a_timeout_beyond_all_reckoning_is_as_good_as_never() {
 async fn a_program_that_takes_too_long_is_dead_before_its_work_is_undone() {
     let world = World::new();
     let propolis = world.builder().program_limit(Duration::from_secs(2)).build();
-    // The first call asks for the size of the image, the second one clones it.
+    // The first call reads the size of the image, the second one clones it.
     world.host().plan_fault(2, CallFault::Late { millis: 4000 }).unwrap();
     let error = propolis.prepare(&world.spec(name())).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
     assert!(error.to_string().contains("zfs clone"), "{error}");
-    // By now the program would have done its work, were it alive.
+    // By now the program would have completed, were it still running.
     tokio::time::sleep(Duration::from_secs(5)).await;
     assert_eq!(world.left(), Vec::<String>::new());
     world.host().forget_faults().unwrap();
     let vm = propolis.prepare(&world.spec(name())).await.unwrap();
 
-    // One that hangs for good while it removes something is killed, too, and the next try does the
+    // A call that hangs while it removes something is killed, too, and the next attempt removes the
     // rest.
     world.host().plan_fault(1, CallFault::Hang).unwrap();
     let error = propolis.destroy(vm.clone()).await.unwrap_err();
@@ -262,7 +261,7 @@ async fn a_vm_whose_removal_has_begun_can_only_be_removed() {
     let vm = propolis.prepare(&world.spec(name())).await.unwrap();
     let vm = propolis.start(&vm).await.unwrap();
     propolis.stop(&vm, Duration::ZERO).await.unwrap();
-    // The first call takes the VNIC away, the next ones the volumes.
+    // The first call removes the VNIC, the next ones the volumes.
     world.host().plan_fault(2, CallFault::Fail { stderr: "out of sorts".to_owned(), code: 1 }).unwrap();
     let error = propolis.destroy(vm.clone()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Host, "{error}");
@@ -279,7 +278,7 @@ async fn a_vm_whose_removal_has_begun_can_only_be_removed() {
 #[tokio::test]
 async fn with_pfexec_before_everything_a_vm_lives_and_a_program_that_hangs_is_killed() {
     let world = World::new();
-    // `kill` is the system's; pfexec becomes what it runs.
+    // `kill` is the system's; pfexec executes the command in its place.
     let path = std::env::join_paths([world.host().path(), "/bin".into()]).unwrap();
     let builder = world.builder().search_path(&path).pfexec(true);
     let propolis = builder.program_limit(Duration::from_secs(2)).build();
@@ -331,7 +330,7 @@ async fn a_server_that_is_too_old_is_called_so() {
     assert!(error.to_string().contains("too old") && error.to_string().contains("2.0.0"), "{error}");
     propolis.destroy(vm).await.unwrap();
 
-    // One that asks for no more than the first version has runs there.
+    // A spec that needs only the first version runs there.
     let vm = propolis.prepare(&remote.spec(name())).await.unwrap();
     let vm = propolis.start(&vm).await.unwrap();
     propolis.destroy(vm).await.unwrap();
@@ -365,7 +364,7 @@ async fn a_server_that_takes_its_time_to_let_go_is_waited_for() {
         let mut stop = std::pin::pin!(propolis.stop(&vm, Duration::ZERO));
         let asked = async {
             remote.wait_at(Gate::Release, orders).await;
-            // A stop that doesn't wait would be done after one more reply of the server.
+            // A stop that doesn't wait would end after one more reply of the server.
             for _ in 0..10 {
                 let _ = propolis.state(&vm).await;
             }
@@ -389,7 +388,7 @@ async fn a_vm_that_is_made_only_after_its_start_was_given_up_is_ended_then() {
     let vm = propolis.prepare(&remote.spec(name())).await.unwrap();
     let held = remote.hold(Gate::Ensure);
     let makes_it = async {
-        // Past the limit of the start, of which nothing tells.
+        // Past the timeout of the start, for which there is no event.
         tokio::time::sleep(Duration::from_secs(2)).await;
         drop(held);
     };
@@ -412,7 +411,7 @@ async fn whoever_waits_for_a_vm_that_is_being_started_gets_it_with_what_its_cons
     let held = remote.hold(Gate::Ensure);
     let goes_on = async {
         remote.wait_at(Gate::Ensure, 0).await;
-        // Meanwhile the wait asks for the state more than once; the server doesn't tell who asks.
+        // Meanwhile the wait polls the state more than once; the server does not report requests.
         tokio::time::sleep(Duration::from_millis(300)).await;
         drop(held);
     };
@@ -439,11 +438,11 @@ async fn a_program_at_the_console_hears_what_was_said_before_and_that_the_vm_has
     manager.create(remote.spec(name())).await.unwrap();
     let (web, soon) = (name(), || tokio::time::Instant::now() + Duration::from_secs(60));
     let vm = manager.start(&web).await.unwrap();
-    // Nobody is at the console, so that the server sends its last chunk to the first one once more.
+    // No client is at the console, so the server sends its last chunk to the first one again.
     world::wait_for_words(manager.hypervisor(), &vm, "login: ").await;
     let mut console = manager.attach_console(&web).await.unwrap();
     console.wait_for("login: ", soon()).await.unwrap();
-    // The fake's guest says what it is told, and serves as many as come.
+    // The fake's guest prints what a test orders, and accepts any number of clients.
     let mut other = manager.attach_console(&web).await.unwrap();
     console.send("hello\r", soon()).await.unwrap();
     assert_eq!(console.wait_for("hello", soon()).await.unwrap(), b"hello");
@@ -451,7 +450,7 @@ async fn a_program_at_the_console_hears_what_was_said_before_and_that_the_vm_has
     assert_eq!(String::from_utf8_lossy(&said), "no guest runs here\r\nlogin: hello");
     let shortly = tokio::time::Instant::now() + Duration::from_millis(300);
     let stale = console.wait_for("login: ", shortly).await.unwrap_err();
-    assert_eq!(stale.kind(), ErrorKind::TimedOut, "what was said before is no answer: {stale}");
+    assert_eq!(stale.kind(), ErrorKind::TimedOut, "earlier output does not match: {stale}");
     manager.stop(&web, Duration::ZERO).await.unwrap();
     let ended = console.wait_for("never said", soon()).await.unwrap_err();
     assert_eq!(ended.kind(), ErrorKind::InvalidState, "{ended}");
@@ -481,7 +480,7 @@ async fn disks_of_a_server_elsewhere_are_named_and_not_looked_for_here() {
     for named in ["/dev/zvol/rdsk/tank/web", "/dev/zvol/rdsk/tank/shared", "web0"] {
         assert!(request.contains(named), "{request}");
     }
-    // It was never started, so that nobody there has to be asked.
+    // It was never started, so no server has to be asked.
     let vm = propolis.prepare(&spec).await.unwrap();
     propolis.destroy(vm).await.unwrap();
     assert_eq!(remote.left(), Vec::<String>::new());

@@ -1,4 +1,4 @@
-//! Servers that come to what they were asked for only later, or are silent meanwhile.
+//! Servers that handle a request late, or are silent meanwhile.
 
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ fn name() -> VmName {
     VmName::new("web").unwrap()
 }
 
-/// Begins a start, and ends it as the kill of its process does, once the server asks its host for
+/// Starts a VM, and ends it as the kill of its process does, once the server asks its host for
 /// CPUID.
 async fn kill_while_the_host_is_asked(remote: &Remote, propolis: &PropolisHypervisor, vm: &VmHandle) {
     let (end, ended) = channel::<()>();
@@ -25,7 +25,7 @@ async fn kill_while_the_host_is_asked(remote: &Remote, propolis: &PropolisHyperv
             let start = runtime.spawn(async move { propolis.start(&vm).await });
             ended.recv().unwrap();
             assert!(!start.is_finished());
-            // With all of its tasks, and their locks.
+            // The runtime with all of its tasks, and their locks.
             drop(runtime);
         })
     };
@@ -39,15 +39,15 @@ async fn a_vm_that_comes_after_its_start_was_killed_is_ended_by_stop_start_and_d
     let remote = Remote::new();
     let propolis = remote.hypervisor();
     let vm = propolis.prepare(&remote.spec(name())).await.unwrap();
-    // In the first round the server has had no VM yet, afterwards it says what has become of the
-    // last one.
+    // In the first round the server has had no VM yet, afterwards it reports the state of the last
+    // one.
     for operation in ["stop", "start", "stop", "destroy"] {
         let held = remote.hold(Gate::Host);
         kill_while_the_host_is_asked(&remote, &propolis, &vm).await;
         let state = propolis.state(&vm).await.unwrap();
-        assert!(matches!(state, VmState::Failed { .. }), "{operation}: a start was cut off: {state:?}");
+        assert!(matches!(state, VmState::Failed { .. }), "{operation}: a start was interrupted: {state:?}");
         let comes_late = async {
-            // Meanwhile the operation finds no VM; one that comes sooner is ended as well.
+            // Meanwhile the operation finds no VM; one that appears sooner is ended as well.
             tokio::time::sleep(Duration::from_millis(700)).await;
             drop(held);
         };
@@ -77,7 +77,7 @@ async fn a_vm_that_comes_after_its_start_was_given_up_is_ended() {
     let vm = propolis.prepare(&remote.spec(name())).await.unwrap();
     let held = remote.hold(Gate::Host);
     let comes_late = async {
-        // Past the limit of the start, of which nothing tells.
+        // Past the timeout of the start, for which there is no event.
         tokio::time::sleep(Duration::from_secs(3)).await;
         drop(held);
     };
@@ -85,8 +85,8 @@ async fn a_vm_that_comes_after_its_start_was_given_up_is_ended() {
     assert_eq!(started.unwrap_err().kind(), ErrorKind::TimedOut);
     assert_eq!(remote.kernel_vms(), Vec::<String>::new());
 
-    // One that comes when it is no longer waited for is still this VM's: the next who has to do
-    // with it ends it.
+    // A VM that appears when the start no longer waits is still this VM's: the next operation ends
+    // it.
     let held = remote.hold(Gate::Host);
     assert_eq!(propolis.start(&vm).await.unwrap_err().kind(), ErrorKind::TimedOut);
     assert_eq!(propolis.state(&vm).await.unwrap(), VmState::Stopped);
@@ -139,7 +139,7 @@ async fn a_halt_at_a_server_elsewhere_is_waited_for_however_slow_its_disks_are()
     let vm = propolis.prepare(&remote.spec(name())).await.unwrap();
     let vm = propolis.start(&vm).await.unwrap();
     let second = async {
-        // Whoever comes while it halts waits for the same end.
+        // A concurrent stop waits for the same end.
         remote.wait_at(Gate::Pause, 0).await;
         propolis.stop(&vm, Duration::ZERO).await
     };

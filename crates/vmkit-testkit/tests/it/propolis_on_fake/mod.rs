@@ -1,5 +1,5 @@
 //! The Propolis backend on a fake server and on stand-ins for the tools of illumos: it keeps the
-//! contract, and it ends well whatever they do.
+//! contract, and cleans up even if they fail.
 
 mod bad_input;
 mod ends;
@@ -88,7 +88,7 @@ async fn the_console_is_kept_when_the_vm_is_stopped() {
     let vm = propolis.prepare(&world.spec(VmName::new("web").unwrap())).await.unwrap();
     for run in 1..=2 {
         let vm = propolis.start(&vm).await.unwrap();
-        // Nobody is at the console, so that the server sends its last chunk to vmkit once more.
+        // No client is at the console, so the server sends its last chunk to vmkit again.
         world::wait_for_words(&propolis, &vm, "login: ").await;
         propolis.stop(&vm, Duration::ZERO).await.unwrap();
         let log = std::fs::read_to_string(vm.console_log.as_ref().unwrap()).unwrap();
@@ -105,7 +105,7 @@ async fn a_guest_that_powers_itself_off_has_stopped_and_starts_again_on_the_same
     let running = propolis.start(&vm).await.unwrap();
     world::type_at_console(&propolis, &running, "poweroff\r").await;
     world::wait_for_state(&propolis, &running, &VmState::Stopped).await;
-    // Whoever looks once its server has let go of the VM ends that too.
+    // A lookup that finds the server gone but the VM in the kernel ends the VM.
     let server = running.run.as_ref().unwrap().pid.unwrap();
     while Path::new(&format!("/proc/{server}")).exists() {
         world::wait_for_state(&propolis, &running, &VmState::Stopped).await;
@@ -199,7 +199,7 @@ async fn a_guest_is_found_by_the_neighbour_table_or_else_by_its_lease() {
     std::fs::write(&leases, format!("0 {mac} 10.0.0.7 web *\n")).unwrap();
     assert_eq!(propolis.guest_ip(&vm).await.unwrap(), "10.0.0.7");
 
-    // What the kernel knows goes before what was promised once.
+    // The kernel's neighbour table takes precedence over old leases.
     world.say_neighbour("10.0.0.9", &mac);
     assert_eq!(propolis.guest_ip(&vm).await.unwrap(), "10.0.0.9");
     propolis.destroy(vm).await.unwrap();

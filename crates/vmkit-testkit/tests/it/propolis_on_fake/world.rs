@@ -24,10 +24,10 @@ use vmkit_testkit::propolis::{FakePropolis, FaultProxy, Gate, HeldGate, Propolis
 
 const TOOLS: &str = env!("CARGO_BIN_EXE_vmkit-fake-illumos");
 const SERVER: &str = env!("CARGO_BIN_EXE_vmkit-fake-propolis");
-/// It becomes a keeper where it is called as one.
+/// Started as a keeper, this program is one.
 const KEEPER: &str = env!("CARGO_BIN_EXE_vmkit-fake-qemu");
 
-/// How long the slowest of machines may take for what takes a moment.
+/// The timeout of steps that take a moment, on the slowest of machines.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A host with a pool, an image and a link, on which each VM has a server of its own.
@@ -73,7 +73,7 @@ impl World {
             .keeper(KEEPER)
     }
 
-    /// Returns a hypervisor as a new process would make it.
+    /// Returns a hypervisor as a new process would create it.
     pub(crate) fn hypervisor(&self) -> PropolisHypervisor {
         self.builder().build()
     }
@@ -91,7 +91,8 @@ impl World {
         self.bare(name).data_disks(vec![fresh]).backend_options(options).build().unwrap()
     }
 
-    /// Counts the guests that run for a VM: what the kernel has without a server runs no more.
+    /// Returns the number of guests that run for a VM: a VM in the kernel without a server does not
+    /// run.
     pub(crate) fn guests(&self, vm: &VmHandle) -> usize {
         let dir = self.dir.path().join("vms").join(vm.name().as_str()).join("server");
         let works_there =
@@ -100,7 +101,7 @@ impl World {
         if self.kernel_has(vm) { servers } else { 0 }
     }
 
-    /// Returns whether the kernel has a VM, with a server or without.
+    /// Returns whether the kernel has a VM, with or without a server.
     pub(crate) fn kernel_has(&self, vm: &VmHandle) -> bool {
         self.host.dev().join("vmm").join(vm.id.to_string()).exists()
     }
@@ -112,8 +113,7 @@ impl World {
         left
     }
 
-    /// Gives the host a neighbour table with this one guest in it, as `arp -an` of illumos prints
-    /// it.
+    /// Sets the host's neighbour table to this one guest, as `arp -an` of illumos prints it.
     pub(crate) fn say_neighbour(&self, address: &str, mac: &str) {
         let table = format!("net0   {address}  255.255.255.255          {mac}");
         let program = self.host.path().join("arp");
@@ -121,14 +121,14 @@ impl World {
         vmkit_testkit::write_program(&program, &text).unwrap();
     }
 
-    /// Runs a tool of the host, as somebody else would.
+    /// Runs a tool of the host, as another process would.
     pub(crate) fn run(&self, tool: &str, args: &[&str]) {
         let output = Command::new(self.host.path().join(tool)).args(args).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 }
 
-/// A host on which one server runs already, with a network in between that can fail.
+/// A host with a running server behind a network that can fail.
 #[derive(Clone)]
 pub(crate) struct Remote {
     dir: Arc<TempDir>,
@@ -168,10 +168,10 @@ impl Remote {
 
     /// Holds the server at a gate.
     pub(crate) fn hold(&self, gate: Gate) -> HeldGate {
-        self.server.lock().unwrap().hold(gate).now_or_never().expect("nobody else holds it")
+        self.server.lock().unwrap().hold(gate).now_or_never().expect("no other test holds it")
     }
 
-    /// Counts how often the server has taken the order to run or to stop a VM.
+    /// Returns how often the server has accepted the order to run or to stop a VM.
     pub(crate) fn orders(&self) -> usize {
         let log = self.server.lock().unwrap().log();
         let is_taken = |line: &&str| {
@@ -180,11 +180,12 @@ impl Remote {
         log.lines().filter(is_taken).count()
     }
 
-    /// Waits until the server has been asked for what it is held before, with so many orders before
-    /// that; nothing tells a test when.
+    /// Waits until a request has reached the gate that is held, after so many orders; there is no
+    /// event for it.
     pub(crate) async fn wait_at(&self, gate: Gate, orders: usize) {
         let address = self.server.lock().unwrap().address();
-        // A VM that is to be made is there, and one that is to run was promised it.
+        // At these gates, a VM to be created exists already, and a request to run has been
+        // accepted.
         let has_come = || match gate {
             Gate::Ensure => instance_at(address).contains("Creating"),
             Gate::Host => self.kernel_vms().iter().any(|name| name.starts_with("cpuid-gen-")),
@@ -204,7 +205,7 @@ impl Remote {
         self.server.lock().unwrap().kernel_vms()
     }
 
-    /// Returns the id of the first request of which the log has a line with this.
+    /// Returns the id of the first request that has a line with this text in the log.
     pub(crate) fn request_id_of(&self, what: &str) -> String {
         let log = self.server.lock().unwrap().log();
         let line = log.lines().find(|line| line.contains(what)).unwrap_or_else(|| panic!("{log}"));
@@ -212,18 +213,18 @@ impl Remote {
         line["req_id"].as_str().unwrap().to_owned()
     }
 
-    /// Ends the server; nobody listens where it was.
+    /// Ends the server; nothing listens at its address afterwards.
     pub(crate) fn end_server(&mut self) {
         self.server.lock().unwrap().kill();
         self.proxy.set(Some(vmkit_testkit::propolis::NetworkFault::Refuse)).unwrap();
     }
 
-    /// Has the guest power itself off.
+    /// Powers the guest off from inside.
     pub(crate) fn power_off(&self) {
         assert!(self.server.lock().unwrap().power_off(), "there is a guest");
     }
 
-    /// Waits until the server has let go of a VM; nothing tells a test when.
+    /// Waits until the server has released a VM; there is no event for it.
     pub(crate) async fn wait_for_no_guest(&self, vm: &VmHandle) {
         let gone = async {
             while self.guests(vm) > 0 {
@@ -241,7 +242,7 @@ impl Remote {
         self.bare(name).backend_options(options).build().unwrap()
     }
 
-    /// Has the server forget its VM, as one that was started anew.
+    /// Replaces the server by one without a VM, as after a restart.
     pub(crate) fn forget(&self) {
         let fresh = FakePropolis::spawn(PropolisBehaviour::default()).unwrap();
         self.proxy.replace(fresh.address()).unwrap();
@@ -261,7 +262,7 @@ impl Remote {
     }
 }
 
-/// Returns what a server says of its VM.
+/// Returns a server's description of its VM.
 fn instance_at(server: SocketAddr) -> String {
     let mut stream = TcpStream::connect(server).unwrap();
     let head = "host: x\r\nconnection: close\r\napi-version: 1.0.0";
@@ -282,12 +283,12 @@ pub(crate) fn kill(pid: u32) {
     kill_process(pid, Signal::KILL).unwrap();
 }
 
-/// Waits until the VM is in a state; nothing tells a test when.
+/// Waits until the VM is in a state; there is no event for it.
 pub(crate) async fn wait_for_state(propolis: &PropolisHypervisor, vm: &VmHandle, wanted: &VmState) {
     wait_for(propolis, vm, |found| found == wanted).await;
 }
 
-/// Waits until the VM is in such a state, and no start is at work.
+/// Waits until the VM is in a state that `is` accepts, and no start is in progress.
 pub(crate) async fn wait_for(
     propolis: &PropolisHypervisor,
     vm: &VmHandle,
@@ -323,7 +324,7 @@ fn url_of(propolis: &PropolisHypervisor, vm: &VmHandle) -> String {
     }
 }
 
-/// Waits until the server has read something of what the guest says; nobody is at its console.
+/// Waits until the server has read some of the guest's output; no client is at its console.
 pub(crate) async fn wait_for_words(propolis: &PropolisHypervisor, vm: &VmHandle, wanted: &str) {
     let console = vmkit::console::SerialConsole::at(&url_of(propolis, vm)).unwrap();
     let said = async {
@@ -336,7 +337,7 @@ pub(crate) async fn wait_for_words(propolis: &PropolisHypervisor, vm: &VmHandle,
     tokio::time::timeout(PATIENCE, said).await.unwrap();
 }
 
-/// Waits until the guest has said something.
+/// Waits until the guest has printed this text.
 pub(crate) async fn wait_for_console(propolis: &PropolisHypervisor, vm: &VmHandle, wanted: &str) {
     let mut console = console(&url_of(propolis, vm)).await;
     let mut said = String::new();
@@ -354,8 +355,8 @@ pub(crate) async fn wait_for_console(propolis: &PropolisHypervisor, vm: &VmHandl
 pub(crate) async fn type_at_console(propolis: &PropolisHypervisor, vm: &VmHandle, text: &str) {
     let mut console = console(&url_of(propolis, vm)).await;
     console.send(Message::binary(text.as_bytes().to_vec())).await.unwrap();
-    // Whoever goes away at once may take what was typed along: the guest's echo tells that it has
-    // heard.
+    // A client that disconnects at once may lose its input: the guest's echo confirms that it has
+    // arrived.
     let _ = tokio::time::timeout(PATIENCE, console.next()).await;
 }
 
@@ -372,8 +373,7 @@ impl PowerOff for TypesPowerOff {
         Box::pin(async move {
             let ConsoleEndpoint::WebSocket(url) = vm.run.clone().unwrap().console else { panic!("{vm:?}") };
             let mut console = console(&url).await;
-            // What it says right before it ends may never leave the port; the words that come
-            // before do.
+            // Output right before the end may never leave the port; the words before it do.
             console.send(Message::binary(b"going down\r".to_vec())).await.unwrap();
             let mut said = String::new();
             while !said.contains("going down\r\n") {
