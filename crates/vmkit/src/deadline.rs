@@ -12,6 +12,12 @@ pub(crate) fn later(after: Duration) -> Instant {
     now.checked_add(after).unwrap_or(now + Duration::from_secs(10 * 365 * 86_400))
 }
 
+/// Returns how long it is until this instant; zero once it has passed.
+#[cfg(feature = "ssh")]
+pub(crate) fn left(deadline: Instant) -> Duration {
+    deadline.saturating_duration_since(Instant::now())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

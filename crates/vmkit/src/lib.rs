@@ -85,6 +85,8 @@ pub mod lifecycle;
 mod manager;
 mod misplacement;
 pub mod network;
+#[cfg(any(feature = "ssh", all(target_os = "linux", feature = "qemu")))]
+mod program;
 #[cfg(all(feature = "images", feature = "ssh", feature = "vmfile"))]
 pub mod project;
 mod span;
@@ -104,7 +106,7 @@ pub use backend::propolis::{
     instance_spec,
 };
 #[cfg(all(target_os = "linux", feature = "qemu"))]
-pub use backend::qemu::agent::{ExecOutput, GuestAgent, GuestExit, GuestInterface, ShutdownMode};
+pub use backend::qemu::agent::{GuestAgent, GuestInterface, ShutdownMode};
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 pub use backend::qemu::{
     Accelerator, FirmwareFiles, PrepareStep, QemuHypervisor, QemuHypervisorBuilder, QemuPlan, SeedStep,
@@ -121,5 +123,7 @@ pub use handle::{
 pub use hypervisor::{Backend, Capabilities, DynHypervisor, Hypervisor};
 pub use lifecycle::{FailureCause, FailureKind, VmState};
 pub use manager::{VmEntry, VmManager, WaitCondition};
+#[cfg(any(feature = "ssh", all(target_os = "linux", feature = "qemu")))]
+pub use program::{GuestExitStatus, ProgramOutput};
 #[doc(hidden)]
 pub use steps::set_step_hook;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use vmkit::spec::VmName;
 use vmkit::ssh::{CopySummary, GuestFiles, check_download, check_upload};
 use vmkit::{Error, ErrorKind};
@@ -183,7 +183,7 @@ impl CpArgs {
         let manager = context.manager()?;
         let done = context.block_on(async {
             let session = self.way.session(&manager, vm).await?;
-            let files = session.files(vm.as_str(), Instant::now() + self.way.timeout()).await?;
+            let files = session.files(vm.as_str(), self.way.timeout()).await?;
             let mut signals = CaughtSignals::catch().map_err(Error::io("watch for", "signals"))?;
             let bell = signals.bell().map_err(Error::io("watch for", "signals"))?;
             let bar = bar(&plan);

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
-use vmkit::ssh::{GuestCommand, GuestExitStatus};
-use vmkit::{Error, ExecOutput, GuestAgent, GuestExit, VmHandle};
+use vmkit::ssh::GuestCommand;
+use vmkit::{Error, GuestAgent, GuestExitStatus, ProgramOutput, VmHandle};
 
 use super::{GOODBYE, Interaction};
 use crate::console::signals::{CaughtSignals, name_of};
@@ -98,17 +98,13 @@ async fn end(agent: &mut GuestAgent, pid: i64, signal: i32) -> Result<(), Failur
 }
 
 /// Prints what a program wrote, and returns how it ended.
-fn told(ran: &ExecOutput) -> Result<GuestExitStatus, Failure> {
+fn told(ran: &ProgramOutput) -> Result<GuestExitStatus, Failure> {
     output::bytes(&ran.stdout)?;
     io::stderr().write_all(&ran.stderr).map_err(Failure::Output)?;
     if ran.truncated {
         output::warning("the guest agent kept only the beginning of what it wrote; over SSH all of it comes");
     }
-    let code = match ran.exit {
-        GuestExit::Code(code) => code,
-        GuestExit::Signal(signal) => 128 + signal,
-    };
-    Ok(GuestExitStatus::Code(u32::try_from(code).unwrap_or(u32::MAX)))
+    Ok(ran.exit.clone())
 }
 
 /// Says of a program that the agent could not run what a shell says, and returns the code of one.

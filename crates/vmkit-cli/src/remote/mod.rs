@@ -19,11 +19,10 @@ use std::io::{self, IsTerminal};
 use std::time::Duration;
 
 use tokio::sync::mpsc::{Receiver, channel};
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use vmkit::Error;
-use vmkit::ssh::{
-    GuestCommand, GuestExitStatus, ProcessEvent, ProcessInput, ProcessOutput, Session, TerminalSize,
-};
+use vmkit::GuestExitStatus;
+use vmkit::ssh::{GuestCommand, ProcessEvent, ProcessInput, ProcessOutput, Session, TerminalSize};
 
 use crate::console::signals::{CaughtSignals, ResizeSignals, die_of, name_of};
 use crate::console::terminal::RawMode;
@@ -100,7 +99,7 @@ pub(crate) async fn attend(
 ) -> Result<Interaction, Failure> {
     let at_terminal = command.terminal.is_some();
     let mut signals = CaughtSignals::catch().map_err(Error::io("watch for", "signals"))?;
-    let (mut input, output) = session.spawn(command, Instant::now() + BEGIN).await?.split();
+    let (mut input, output) = session.spawn(command, BEGIN).await?.split();
     if !feed_stdin {
         // Else whoever reads it would wait for ever.
         end_input(&mut input, at_terminal, false).await?;
@@ -252,7 +251,7 @@ async fn end(
     writer: &mut OutputThread,
 ) {
     let told = match session.user() {
-        ROOT => session.signal_all(signal, Instant::now() + GOODBYE).await,
+        ROOT => session.signal_all(signal, GOODBYE).await,
         _ => input.signal(signal).await,
     };
     if told.is_err() {

@@ -16,6 +16,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::joined::{ConsoleLog, JoinedConsole};
 use super::turn::ConsoleTurn;
+use crate::deadline::later;
 use crate::error::{Error, LiveResource, Result};
 use crate::handle::{ConsoleEndpoint, VmHandle};
 use crate::hypervisor::Hypervisor;
@@ -44,10 +45,10 @@ const END_LIMIT: Duration = Duration::from_secs(10);
 /// # async fn example(manager: vmkit::VmManager<vmkit::QemuHypervisor>) -> vmkit::Result<()> {
 /// let name = vmkit::spec::VmName::new("web")?;
 /// let mut console = manager.attach_console(&name).await?;
-/// let soon = || tokio::time::Instant::now() + std::time::Duration::from_secs(60);
-/// console.wait_for("login: ", soon()).await?;
-/// console.send("root\n", soon()).await?;
-/// let said = console.wait_for("# ", soon()).await?;
+/// let timeout = std::time::Duration::from_secs(60);
+/// console.wait_for("login: ", timeout).await?;
+/// console.send("root\n", timeout).await?;
+/// let said = console.wait_for("# ", timeout).await?;
 /// # drop(said); Ok(()) }
 /// ```
 pub struct AttachedConsole {
@@ -104,8 +105,8 @@ impl AttachedConsole {
     /// `TimedOut` with the console's last lines; `InvalidState` with them where the VM ends; `Busy`
     /// where the console is served to somebody who has not taken a [`ConsoleTurn`]; `Io`. What was
     /// read stays.
-    pub async fn wait_for(&mut self, text: &str, deadline: Instant) -> Result<Vec<u8>> {
-        let begun = Instant::now();
+    pub async fn wait_for(&mut self, text: &str, timeout: Duration) -> Result<Vec<u8>> {
+        let (begun, deadline) = (Instant::now(), later(timeout));
         let awaited = || format!("{text:?} on the console of the VM `{}`", self.vm);
         let awaited = awaited();
         // What was looked at is not looked at again, but for the beginning of what may be the text.
@@ -147,8 +148,8 @@ impl AttachedConsole {
     /// # Errors
     /// `TimedOut` where the guest does not take it; `Io` where the console has closed. What was
     /// typed before stays so.
-    pub async fn send(&mut self, typed: impl AsRef<[u8]>, deadline: Instant) -> Result<()> {
-        let begun = Instant::now();
+    pub async fn send(&mut self, typed: impl AsRef<[u8]>, timeout: Duration) -> Result<()> {
+        let (begun, deadline) = (Instant::now(), later(timeout));
         self.hear_all();
         match timeout_at(deadline, self.stream.write_all(typed.as_ref())).await {
             Ok(sent) => sent.map_err(|error| self.failed("write to", error)),
@@ -296,12 +297,12 @@ mod tests {
         let vm = VmName::new("web").unwrap();
         let unread = b"login: login: ".to_vec();
         let mut console = AttachedConsole { vm, stream, unread, old: 0, turn: None, end };
-        let soon = || Instant::now() + Duration::from_secs(60);
+        let soon = || Duration::from_secs(60);
         assert_eq!(console.wait_for("login: ", soon()).await.unwrap(), b"login: ");
         guest.write_all(b"lo").await.unwrap();
         console.send("root\r", soon()).await.unwrap();
         guest.write_all(b"gin: ").await.unwrap();
-        let shortly = Instant::now() + Duration::from_millis(50);
+        let shortly = Duration::from_millis(50);
         assert!(matches!(console.wait_for("login: ", shortly).await, Err(Error::TimedOut { .. })));
         guest.write_all(b"login: $").await.unwrap();
         assert_eq!(console.wait_for("login: ", soon()).await.unwrap(), b"login: login: login: ");
@@ -321,7 +322,7 @@ mod tests {
             }
             guest.write_all(b"login: and more").await.unwrap();
         });
-        let soon = Instant::now() + Duration::from_secs(60);
+        let soon = Duration::from_secs(60);
         let said = console.wait_for("login: ", soon).await.unwrap();
         assert!(said.capacity() <= 3 * MOST_UNREAD_BYTES);
         assert!(said.ends_with(b".login: ") && said.len() <= MOST_UNREAD_BYTES + CHUNK_BYTES);

@@ -6,12 +6,14 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{PATIENCE, VmManager, later};
+use crate::deadline::left;
 use crate::error::{Error, LiveResource, LoginPart, Result, Subject};
 use crate::handle::VmHandle;
 use crate::hypervisor::Hypervisor;
 use crate::lifecycle::VmState;
+use crate::program::ProgramOutput;
 use crate::spec::{GuestAccess, UserData, VmName};
-use crate::ssh::{HostKey, LoginOptions, SshConfig, SshIdentity, SshTarget};
+use crate::ssh::{GuestCommand, HostKey, LoginOptions, SshConfig, SshIdentity, SshTarget};
 
 /// How long a hypervisor may be too busy with other clients to say where a VM is in its life.
 const TURN: Duration = Duration::from_secs(30);
@@ -29,6 +31,42 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     /// a network; `Guest` where its address is not known.
     pub async fn ssh_target(&self, name: &VmName, login: &LoginOptions) -> Result<SshTarget> {
         self.target_of(&self.info_in_turn(name, later(TURN)).await?, login).await
+    }
+
+    /// Runs a program in a guest that runs, as the user of its record, and returns what the program
+    /// left; its standard input is empty.
+    ///
+    /// `timeout` bounds the login and the program together; a guest that is still booting is waited
+    /// for. A program that still runs then keeps running. For several programs, their input or
+    /// their output as it comes, take an [`ssh_session`](Self::ssh_session).
+    ///
+    /// # Examples
+    /// ```no_run
+    /// # async fn example(manager: vmkit::VmManager<vmkit::QemuHypervisor>) -> vmkit::Result<()> {
+    /// use std::time::Duration;
+    /// use vmkit::{spec::VmName, ssh::GuestCommand};
+    /// let uname = GuestCommand::new(["uname", "-r"]);
+    /// let ran = manager.exec(&VmName::new("web")?, &uname, Duration::from_secs(60)).await?;
+    /// assert!(ran.exit.is_success(), "{}", ran.stderr_text());
+    /// println!("{}", ran.stdout_text());
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`ssh_session`](Self::ssh_session) and
+    /// [`Session::output`](crate::ssh::Session::output). A program that fails is no error: its exit
+    /// status says so.
+    pub async fn exec(
+        &self,
+        name: &VmName,
+        command: &GuestCommand,
+        timeout: Duration,
+    ) -> Result<ProgramOutput> {
+        let deadline = later(timeout);
+        let session = self.ssh_session(name, &LoginOptions::default(), timeout).await?;
+        let ran = session.output(command, b"", left(deadline)).await;
+        session.close().await;
+        ran
     }
 
     /// Returns how to log in to this guest.

@@ -7,8 +7,8 @@ use tokio::io::AsyncRead;
 use tokio::time::Instant;
 
 use crate::error::Result;
+use crate::program::GuestExitStatus;
 use crate::spec::VmName;
-use crate::ssh::GuestExitStatus;
 
 /// What is sent to a command, to its end.
 pub type GuestInput = Pin<Box<dyn AsyncRead + Send>>;

@@ -12,7 +12,7 @@ use super::ports;
 use super::privilege::PrivilegeTool;
 use super::script::{self, GuestScript, ROOT};
 use crate::error::{Error, Result};
-use crate::ssh::GuestExitStatus;
+use crate::program::GuestExitStatus;
 use crate::vmfile::ReadyProbes;
 
 /// The shortest and the longest pause between two questions whether a guest is ready. A service

@@ -9,8 +9,9 @@ use super::guests::{ConnectedGuest, GuestConnector, GuestInput, GuestOutput};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hypervisor::Hypervisor;
 use crate::manager::{self, VmManager};
+use crate::program::GuestExitStatus;
 use crate::spec::VmName;
-use crate::ssh::{GuestExitStatus, LoginOptions, ProcessEvent, Session};
+use crate::ssh::{LoginOptions, ProcessEvent, Session};
 
 /// How much of what is sent is read at once.
 const CHUNK_BYTES: usize = 32 << 10;

@@ -6,6 +6,7 @@ use serde_json::Value;
 use tokio::time::{Instant, timeout};
 
 use super::{ProcessEvent, Session};
+use crate::deadline::later;
 use crate::error::Result;
 
 /// What cloud-init has done in this boot of a guest.
@@ -152,10 +153,10 @@ impl Session {
     /// `TimedOut`; `Guest` where the connection is lost, or what it wrote makes no sense.
     pub async fn cloud_init_done(
         &self,
-        deadline: Instant,
+        timeout: Duration,
         mut progressed: impl FnMut(&CloudInitStatus),
     ) -> Result<CloudInitStatus> {
-        self.watch_cloud_init(deadline, &mut progressed).await
+        self.watch_cloud_init(later(timeout), &mut progressed).await
     }
 
     /// Waits as [`cloud_init_done`](Self::cloud_init_done) does. A restart that the guest has set

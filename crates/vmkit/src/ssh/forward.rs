@@ -74,7 +74,7 @@ impl Session {
     /// # Errors
     /// `Guest` where the session itself has ended.
     async fn lead(&self, mut stream: TcpStream, guest_port: NonZeroU16) -> Result<()> {
-        match self.dial("localhost", guest_port.get(), Instant::now() + REACH).await {
+        match self.dial("localhost", guest_port.get(), REACH).await {
             Ok(mut channel) => {
                 // However a connection ends is for its two ends to tell.
                 let _ = copy_bidirectional(&mut stream, &mut channel).await;

@@ -45,7 +45,7 @@ pub use outside::SshConfig;
 pub(crate) use outside::keep;
 #[cfg(feature = "propolis")]
 pub use power_off::SshPowerOff;
-pub use process::{CapturedOutput, GuestExitStatus, GuestProcess, ProcessEvent, ProcessInput, ProcessOutput};
+pub use process::{GuestProcess, ProcessEvent, ProcessInput, ProcessOutput};
 pub use session::Session;
 pub(crate) use session::may_pass;
 pub use target::{LoginOptions, SshTarget};

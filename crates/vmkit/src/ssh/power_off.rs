@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::{GuestCommand, HostKey, Session, SshIdentity, SshTarget};
 use crate::backend::propolis::PowerOff;
+use crate::deadline::left;
 use crate::error::{Error, Result};
 use crate::handle::VmHandle;
 
@@ -52,8 +53,9 @@ impl SshPowerOff {
             host_key: HostKey::known(&access.host_key.public)?,
         };
         let deadline = deadline.min(Instant::now() + ATTEMPT).into();
-        let session = Session::connect(&target, deadline).await?;
-        let done = session.output(&GuestCommand::new(["sudo", "-n", "poweroff"]), b"", deadline).await?;
+        let session = Session::connect(&target, left(deadline)).await?;
+        let done =
+            session.output(&GuestCommand::new(["sudo", "-n", "poweroff"]), b"", left(deadline)).await?;
         session.close().await;
         if done.exit.is_success() {
             return Ok(());

@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::fmt;
 use std::pin::Pin;
+use std::time::Duration;
 
 use russh::client::Msg;
 use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Sig};
@@ -13,78 +14,12 @@ use super::command_line::own_line;
 use super::noise::{OutputMark, OutputStream};
 use super::session::DisconnectCause;
 use super::{GuestCommand, Session, TerminalSize, TerminalSpec};
+use crate::deadline::later;
 use crate::error::{Error, Result};
+use crate::program::{GuestExitStatus, ProgramOutput};
 
 /// The kind of extended data that is standard error. Source: RFC 4254, section 5.2.
 const STDERR: u32 = 1;
-
-/// How a program in a guest ended.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum GuestExitStatus {
-    /// By itself, with this code.
-    Code(u32),
-    /// By the signal of this name, such as `KILL`.
-    Signal(String),
-}
-
-impl GuestExitStatus {
-    /// Returns what a shell shows of it: the code, or 128 and the signal's number on Linux; 255 for
-    /// a signal without one.
-    pub fn shell_code(&self) -> u8 {
-        match self {
-            GuestExitStatus::Code(code) => u8::try_from(*code).unwrap_or(u8::MAX),
-            GuestExitStatus::Signal(name) => signal_number(name).map_or(u8::MAX, |number| 128 + number),
-        }
-    }
-
-    /// Returns whether the program said that all went well.
-    pub fn is_success(&self) -> bool {
-        *self == GuestExitStatus::Code(0)
-    }
-}
-
-impl fmt::Display for GuestExitStatus {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            GuestExitStatus::Code(code) => write!(f, "exit code {code}"),
-            GuestExitStatus::Signal(name) => write!(f, "signal {name}"),
-        }
-    }
-}
-
-/// The signals that SSH has names for. Source: RFC 4254, section 6.10; signal(7).
-fn signal_number(name: &str) -> Option<u8> {
-    const NUMBERS: [(&str, u8); 13] = [
-        ("HUP", 1),
-        ("INT", 2),
-        ("QUIT", 3),
-        ("ILL", 4),
-        ("TRAP", 5),
-        ("ABRT", 6),
-        ("FPE", 8),
-        ("KILL", 9),
-        ("USR1", 10),
-        ("SEGV", 11),
-        ("PIPE", 13),
-        ("ALRM", 14),
-        ("TERM", 15),
-    ];
-    NUMBERS.iter().find(|(known, _)| *known == name).map(|(_, number)| *number)
-}
-
-/// What a program that has ended left.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct CapturedOutput {
-    /// How it ended.
-    pub exit: GuestExitStatus,
-    /// What it wrote to its standard output.
-    pub stdout: Vec<u8>,
-    /// What it wrote to its standard error.
-    pub stderr: Vec<u8>,
-    /// Whether only the beginning of one of them was kept: [`Session::MOST_CAPTURED_BYTES`] each.
-    pub truncated: bool,
-}
 
 /// A program that runs in a guest. Dropped, it is left to itself: the server closes its streams.
 #[derive(Debug)]
@@ -126,15 +61,15 @@ impl Session {
     /// How much [`output`](Self::output) keeps of each stream: 16 MiB.
     pub const MOST_CAPTURED_BYTES: usize = 16 << 20;
 
-    /// Begins a program, and answers once the server has begun it.
+    /// Starts a program, and returns once the server has started it.
     ///
     /// # Errors
     /// `InvalidInput` for a command that no shell could be told; `Guest` where the server refuses
     /// it; `TimedOut`.
-    pub async fn spawn(&self, command: &GuestCommand, deadline: Instant) -> Result<GuestProcess> {
+    pub async fn spawn(&self, command: &GuestCommand, timeout: Duration) -> Result<GuestProcess> {
         let line = command.line()?;
         let terminal = command.terminal.as_ref();
-        self.within(deadline, "the beginning of a program", self.begin(terminal, line)).await
+        self.within(later(timeout), "the beginning of a program", self.begin(terminal, line)).await
     }
 
     /// Begins a program of vmkit's own, whose output is the program's alone: what the user's login
@@ -197,7 +132,7 @@ impl Session {
 
     /// Runs a program to its end with this as its whole standard input, and returns what it left.
     ///
-    /// A program that still runs at the deadline keeps running, its streams closed.
+    /// A program that still runs after `timeout` keeps running, its streams closed.
     ///
     /// # Errors
     /// Those of [`spawn`](Self::spawn); `Guest` where the connection is lost before its end.
@@ -205,9 +140,10 @@ impl Session {
         &self,
         command: &GuestCommand,
         stdin: &[u8],
-        deadline: Instant,
-    ) -> Result<CapturedOutput> {
-        let (mut input, mut output) = self.spawn(command, deadline).await?.split();
+        timeout: Duration,
+    ) -> Result<ProgramOutput> {
+        let deadline = later(timeout);
+        let (mut input, mut output) = self.spawn(command, timeout).await?.split();
         let feed = async {
             // Whoever ends without having read everything is no error.
             let _ = input.write(stdin).await;
@@ -215,7 +151,7 @@ impl Session {
             std::future::pending().await
         };
         let collect = async {
-            let mut captured = CapturedOutput {
+            let mut captured = ProgramOutput {
                 exit: GuestExitStatus::Code(0),
                 stdout: Vec::new(),
                 stderr: Vec::new(),
@@ -262,7 +198,8 @@ impl Session {
     ///
     /// # Errors
     /// Those of [`output`](Self::output).
-    pub async fn signal_all(&self, name: &str, deadline: Instant) -> Result<()> {
+    pub async fn signal_all(&self, name: &str, timeout: Duration) -> Result<()> {
+        let deadline = later(timeout);
         let (_input, mut output) =
             self.spawn_own(&["sh", "-c", SIGNAL_ALL, "sh", name], deadline).await?.split();
         let end = async {

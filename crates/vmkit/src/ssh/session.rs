@@ -17,6 +17,7 @@ use super::auth;
 use super::keys::fingerprint;
 use super::line::{self, GuardedStream, Lifeline};
 use super::{HostKey, SshTarget};
+use crate::deadline::later;
 use crate::error::{Error, Result};
 
 /// After how long a silent server is asked whether it is still there.
@@ -53,7 +54,8 @@ impl Session {
     /// # Errors
     /// `TimedOut` with what was awaited; `Guest` where nobody listens, the server has another host
     /// key (with both fingerprints), does not take the key, or goes away.
-    pub async fn connect(target: &SshTarget, deadline: Instant) -> Result<Self> {
+    pub async fn connect(target: &SshTarget, timeout: Duration) -> Result<Self> {
+        let deadline = later(timeout);
         Self::over(Self::reach(target, deadline).await?, target, None, deadline).await
     }
 
@@ -166,14 +168,14 @@ impl Session {
         &self,
         host: &str,
         port: u16,
-        deadline: Instant,
+        timeout: Duration,
     ) -> Result<impl AsyncRead + AsyncWrite + Send + Unpin + use<>> {
         let dialled = async {
             let opened = self.handle.channel_open_direct_tcpip(host, port.into(), "127.0.0.1", 0).await;
             let what = || format!("the guest can't connect to {host}:{port}");
             Ok(opened.map_err(|error| self.failed(&what(), error))?.into_stream())
         };
-        self.within(deadline, "the guest's own connection", dialled).await
+        self.within(later(timeout), "the guest's own connection", dialled).await
     }
 
     /// Returns whether the connection is gone.

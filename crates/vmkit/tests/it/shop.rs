@@ -10,13 +10,13 @@ use crate::common::{FileHypervisor, World};
 use tokio::io::AsyncReadExt;
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::Instant;
+use vmkit::GuestExitStatus;
 use vmkit::image::{Catalogue, ImageStore};
 use vmkit::project::{
     ConnectedGuest, EventListener, GuestConnector, GuestInput, GuestOutput, MachineAction, MachineOutcome,
     ProjectEvent, ProjectManager, ProjectOptions, ProjectReport,
 };
 use vmkit::spec::{PortForward, VmName};
-use vmkit::ssh::GuestExitStatus;
 use vmkit::vmfile::{self, Project};
 use vmkit::{Error, PortForwarding, Result, VmHandle, VmManager};
 use vmkit_testkit::crash::step;

@@ -5,21 +5,19 @@ use std::net::TcpListener;
 use std::time::{Duration, Instant as Clock};
 
 use rustix::process::Signal;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use vmkit::spec::GuestAccess;
-use vmkit::ssh::{
-    CapturedOutput, GuestCommand, GuestExitStatus, HostKey, ProcessEvent, Session, SshIdentity, TerminalSize,
-    TerminalSpec,
-};
+use vmkit::ssh::{GuestCommand, HostKey, ProcessEvent, Session, SshIdentity, TerminalSize, TerminalSpec};
 use vmkit::{Error, ErrorKind};
+use vmkit::{GuestExitStatus, ProgramOutput};
 
 use crate::sshd::{Sshd, soon};
 
-fn in_ms(millis: u64) -> Instant {
-    Instant::now() + Duration::from_millis(millis)
+fn in_ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
 }
 
-async fn run(session: &Session, argv: &[&str]) -> CapturedOutput {
+async fn run(session: &Session, argv: &[&str]) -> ProgramOutput {
     session.output(&GuestCommand::new(argv.iter().copied()), b"", soon()).await.unwrap()
 }
 

@@ -15,7 +15,6 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
-use tokio::time::Instant;
 use vmkit::spec::GuestAccess;
 use vmkit::ssh::{HostKey, Session, SshIdentity, SshTarget};
 
@@ -183,6 +182,6 @@ pub(crate) fn write_secret(path: &Path, text: &str) {
 }
 
 /// More than anything here takes, even on a busy host.
-pub(crate) fn soon() -> Instant {
-    Instant::now() + Duration::from_secs(60)
+pub(crate) fn soon() -> Duration {
+    Duration::from_secs(60)
 }

@@ -14,8 +14,8 @@ use tokio::time::{Instant, timeout};
 use vmkit::network::MacAddr;
 use vmkit::spec::{MachineType, NetworkConfig, Protocol, UserNetwork, VmSpecBuilder, Vnc};
 use vmkit::{
-    ErrorKind, GuestAgent, GuestExit, Hypervisor, PortForwarding, QemuHypervisor, ShutdownMode, VmHandle,
-    VmState, VncAddress,
+    ErrorKind, GuestAgent, GuestExitStatus, Hypervisor, PortForwarding, QemuHypervisor, ShutdownMode,
+    VmHandle, VmState, VncAddress,
 };
 use vmkit_testkit::guest;
 
@@ -178,10 +178,10 @@ async fn agent_works(qemu: &QemuHypervisor, vm: VmHandle) {
 
     let script = ["-c", "cat; echo aside >&2; exit 3"];
     let output = guest.exec("sh", &script, Some(b"\x00through\xff"), limit).await.unwrap();
-    assert_eq!(output.exit, GuestExit::Code(3));
+    assert_eq!(output.exit, GuestExitStatus::Code(3));
     assert_eq!((&output.stdout[..], &output.stderr[..]), (&b"\x00through\xff"[..], &b"aside\n"[..]));
     let output = guest.exec("sh", &["-c", "kill -9 $$"], None, limit).await.unwrap();
-    assert_eq!(output.exit, GuestExit::Signal(9));
+    assert_eq!(output.exit, GuestExitStatus::Signal("KILL".into()));
     let error = guest.exec("/no/such/program", &[""; 0], None, limit).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Guest, "{error}");
     assert!(error.to_string().contains("guest-exec"), "{error}");

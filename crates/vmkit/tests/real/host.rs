@@ -13,7 +13,7 @@ use vmkit::spec::{
     Accel, Boot, CloudInitConfig, DataDisk, Firmware, MachineType, Mib, RootDisk, UserName, VmName, VmSpec,
     VmSpecBuilder, Vnc,
 };
-use vmkit::{ErrorKind, FailureKind, GuestExit, Hypervisor, VmHandle, VmState};
+use vmkit::{ErrorKind, FailureKind, GuestExitStatus, Hypervisor, VmHandle, VmState};
 use vmkit_testkit::guest;
 
 use crate::harness::{
@@ -41,7 +41,7 @@ async fn in_guest(vm: &VmHandle, script: &str) -> String {
     let limit = tokio::time::Instant::now() + LONG;
     let output = agent(vm).await.exec("sh", &["-ec", script], None, limit).await.unwrap();
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert_eq!(output.exit, GuestExit::Code(0), "{script}: {stdout}{stderr}");
+    assert_eq!(output.exit, GuestExitStatus::Code(0), "{script}: {stdout}{stderr}");
     stdout.trim().to_owned()
 }
 

@@ -27,6 +27,7 @@ use uuid::Uuid;
 use super::qmp::codec::{MalformedLine, object, text};
 use super::qmp::wire::{LineStream, within};
 use crate::error::{Error, Peer, Result};
+use crate::program::{GuestExitStatus, ProgramOutput};
 
 /// The longest line that is read, in bytes. The agent keeps at most 16 MiB of each of a program's
 /// two streams; in base64 and in one line they make 43 MiB.
@@ -61,29 +62,6 @@ pub struct GuestInterface {
     pub mac: Option<String>,
     /// Its addresses.
     pub addrs: Vec<IpAddr>,
-}
-
-/// What became of a program that ran in the guest.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct ExecOutput {
-    /// How it ended.
-    pub exit: GuestExit,
-    /// What it wrote to its standard output.
-    pub stdout: Vec<u8>,
-    /// What it wrote to its standard error.
-    pub stderr: Vec<u8>,
-    /// Whether the agent kept only the beginning of one of them (16 MiB each).
-    pub truncated: bool,
-}
-
-/// How a program in the guest ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum GuestExit {
-    /// By itself, with this code.
-    Code(i32),
-    /// By this signal.
-    Signal(i32),
 }
 
 /// What the guest shall do at its shutdown.
@@ -166,7 +144,7 @@ impl GuestAgent {
         args: &[impl AsRef<str>],
         stdin: Option<&[u8]>,
         deadline: Instant,
-    ) -> Result<ExecOutput> {
+    ) -> Result<ProgramOutput> {
         let pid = self.begin(program, args, stdin, deadline).await?;
         let awaited = || format!("the end of `{program}` in the guest (its process {pid})");
         within(deadline, awaited, self.outcome(pid)).await
@@ -199,7 +177,7 @@ impl GuestAgent {
     ///
     /// # Errors
     /// `Guest` where the agent knows no such process; `TimedOut`.
-    pub async fn ended(&mut self, pid: i64, deadline: Instant) -> Result<ExecOutput> {
+    pub async fn ended(&mut self, pid: i64, deadline: Instant) -> Result<ProgramOutput> {
         let awaited = || format!("the end of the process {pid} in the guest");
         within(deadline, awaited, self.outcome(pid)).await
     }
@@ -259,7 +237,7 @@ impl GuestAgent {
     /// The agent has no event for it and holds no answer back until it happens, so there is nothing
     /// to wait on: all that is left is to ask again, soon at first, for most programs are short,
     /// and then every 100 ms.
-    async fn outcome(&mut self, pid: i64) -> Result<ExecOutput> {
+    async fn outcome(&mut self, pid: i64) -> Result<ProgramOutput> {
         let mut pause = Duration::from_millis(5);
         loop {
             let status = self.converse("guest-exec-status", Some(json!({ "pid": pid }))).await?;
@@ -399,7 +377,7 @@ fn interfaces(answer: &Value) -> Option<Vec<GuestInterface>> {
 #[derive(Debug, PartialEq)]
 enum ExecStatus {
     Running,
-    Ended(ExecOutput),
+    Ended(ProgramOutput),
 }
 
 fn exec_status(status: &Value) -> Option<ExecStatus> {
@@ -409,11 +387,11 @@ fn exec_status(status: &Value) -> Option<ExecStatus> {
     }
     let number = |key| status.get(key).and_then(Value::as_i64).and_then(|it| i32::try_from(it).ok());
     let exit = match number("exitcode") {
-        Some(code) => GuestExit::Code(code),
-        None => GuestExit::Signal(number("signal")?),
+        Some(code) => GuestExitStatus::Code(code.cast_unsigned()),
+        None => GuestExitStatus::of_signal(number("signal")?),
     };
     let cut = |key| status.get(key).and_then(Value::as_bool).unwrap_or(false);
-    Some(ExecStatus::Ended(ExecOutput {
+    Some(ExecStatus::Ended(ProgramOutput {
         exit,
         stdout: data(status, "out-data")?,
         stderr: data(status, "err-data")?,
@@ -536,7 +514,7 @@ mod tests {
             request
         });
         let output = agent.exec("/bin/cat", &["-n"], Some(b"hi"), in_time()).await.unwrap();
-        assert_eq!((output.exit, output.stdout.as_slice()), (GuestExit::Code(3), b"hi".as_slice()));
+        assert_eq!((output.exit, output.stdout.as_slice()), (GuestExitStatus::Code(3), b"hi".as_slice()));
         assert!(output.truncated && output.stderr.is_empty());
         let request = script.await.unwrap();
         let expected =
@@ -561,7 +539,7 @@ mod tests {
         });
         let pid = agent.begin("sleep", &["9"], None, in_time()).await.unwrap();
         agent.signal_all(pid, "TERM", in_time()).await.unwrap();
-        assert_eq!(agent.ended(pid, in_time()).await.unwrap().exit, GuestExit::Signal(15));
+        assert_eq!(agent.ended(pid, in_time()).await.unwrap().exit, GuestExitStatus::Signal("TERM".into()));
         let kill = script.await.unwrap();
         assert_eq!(kill["arguments"]["arg"], json!(["-c", SIGNAL_ALL, "sh", "TERM", "7"]));
     }
@@ -647,7 +625,7 @@ mod tests {
     fn a_program_killed_by_a_signal_says_so() {
         let status = json!({"exited": true, "signal": 9});
         let Some(ExecStatus::Ended(output)) = exec_status(&status) else { panic!("no output") };
-        assert_eq!(output.exit, GuestExit::Signal(9));
+        assert_eq!(output.exit, GuestExitStatus::Signal("KILL".into()));
         assert_eq!(exec_status(&json!({"exited": true})), None);
         assert_eq!(exec_status(&json!({"exited": true, "exitcode": 0, "out-data": "%"})), None);
     }
@@ -672,7 +650,7 @@ mod tests {
                 "exited": true, "exitcode": code,
                 "out-data": BASE64_STANDARD.encode(&out), "err-data": BASE64_STANDARD.encode(&err),
             });
-            let expected = ExecOutput { exit: GuestExit::Code(code), stdout: out, stderr: err, truncated: false };
+            let expected = ProgramOutput { exit: GuestExitStatus::Code(code.cast_unsigned()), stdout: out, stderr: err, truncated: false };
             prop_assert_eq!(exec_status(&status), Some(ExecStatus::Ended(expected)));
         }
     }

@@ -13,10 +13,11 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
-use super::agent::{GuestAgent, GuestExit};
+use super::agent::GuestAgent;
 use super::qmp::client::QmpClient;
 use crate::clock::{self, CLOSE, ClockReading};
 use crate::error::{Error, Peer, Result};
+use crate::program::GuestExitStatus;
 
 /// How long the agent has in all. Without load an emulated guest needs 1 s, and on a busy host ten
 /// times as long.
@@ -102,7 +103,7 @@ async fn set_by_date(agent: &mut GuestAgent, lag: Duration, deadline: Instant) -
     let arguments = ["-c", "exec date -u -s \"@$0\"", &second.to_string()];
     let done = agent.exec("/bin/sh", &arguments, None, deadline).await?;
     match done.exit {
-        GuestExit::Code(0) => Ok(()),
+        GuestExitStatus::Code(0) => Ok(()),
         exit => {
             let words = String::from_utf8_lossy(&done.stderr);
             let problem = format!("`date` in the guest could not set the clock ({exit:?}): {}", words.trim());

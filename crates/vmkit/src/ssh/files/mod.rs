@@ -23,7 +23,6 @@ use std::time::Duration;
 use russh::client::Handle;
 use russh_sftp::client::{Config, RawSftpSession, error::Error as SftpError};
 use russh_sftp::protocol::{FileAttributes, Packet, StatusCode};
-use tokio::time::Instant;
 use uuid::Uuid;
 
 pub use self::download::check_download;
@@ -32,6 +31,7 @@ use self::hello::{AfterPreface, SftpPreface};
 pub use self::upload::check_upload;
 use super::Session;
 use super::session::ServerVerifier;
+use crate::deadline::later;
 use crate::error::{Error, ErrorKind, Result};
 
 /// How much one request carries. Every server takes this much.
@@ -93,8 +93,8 @@ impl Session {
     ///
     /// # Errors
     /// `Guest` where its server has no SFTP; `TimedOut`.
-    pub async fn files(&self, name: &str, deadline: Instant) -> Result<GuestFiles> {
-        self.within(deadline, "the guest's SFTP server", self.begin_files(name)).await
+    pub async fn files(&self, name: &str, timeout: Duration) -> Result<GuestFiles> {
+        self.within(later(timeout), "the guest's SFTP server", self.begin_files(name)).await
     }
 
     async fn begin_files(&self, name: &str) -> Result<GuestFiles> {
