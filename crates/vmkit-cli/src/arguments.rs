@@ -8,7 +8,7 @@ use crate::commands::Command;
 use crate::context::CommandContext;
 use crate::failure::{EXIT_CODES, Failure};
 
-/// Run virtual machines: create, start, stop and remove them, and show what they do.
+/// Run virtual machines: create, start, stop and remove them, and show their state.
 #[derive(Debug, Parser)]
 #[command(name = "vmkit", version, after_help = EXIT_CODES, max_term_width = 100)]
 #[command(arg_required_else_help = true, infer_subcommands = false)]
@@ -21,12 +21,12 @@ pub(crate) struct CommandLine {
 }
 
 impl CommandLine {
-    /// Returns what the command works with.
+    /// Returns the command's environment.
     pub(crate) fn context(&self) -> CommandContext {
         CommandContext::new(self.home.clone())
     }
 
-    /// Does what was typed.
+    /// Runs the command.
     pub(crate) fn run(self, context: &CommandContext) -> Result<(), Failure> {
         self.command.run(context)
     }

@@ -1,5 +1,5 @@
-//! What commands work with: the home, the manager over all backends of this host, and the runtime,
-//! each made when a command first asks for it.
+//! The environment of a command: the home, the manager over all backends of this host, and the
+//! runtime, each created on first use.
 
 use std::env;
 use std::path::PathBuf;
@@ -16,12 +16,12 @@ use vmkit::{QemuHypervisor, QemuHypervisorBuilder};
 use crate::failure::Failure;
 use crate::{images, places, propolis, threads};
 
-/// Whose VM it is when nobody says.
+/// The backend of a new VM without `--backend`.
 pub(crate) const DEFAULT_BACKEND: BackendTag =
     if cfg!(target_os = "illumos") { BackendTag::Propolis } else { BackendTag::Qemu };
 
-/// How many threads look at many VMs. What they look at is files in memory: more would cost more
-/// than they bring.
+/// How many threads look up many VMs. They read files in memory, so more threads cost more than
+/// they save.
 const THREADS: usize = 2;
 
 /// Longer than any command runs.
@@ -30,7 +30,7 @@ const FOR_EVER: Duration = Duration::from_secs(1 << 30);
 /// The manager of this program.
 pub(crate) type CliManager = VmManager<RouterHypervisor>;
 
-/// Where and with what a command works.
+/// The environment of a command.
 #[derive(Debug)]
 pub(crate) struct CommandContext {
     named_home: Option<PathBuf>,
@@ -42,12 +42,12 @@ impl CommandContext {
         Self { named_home }
     }
 
-    /// Returns where VMs are kept.
+    /// Returns the directory of the VMs.
     pub(crate) fn home(&self) -> Result<Home, Error> {
         places::home(self.named_home.clone())
     }
 
-    /// Returns why the runtime directory of the environment is not used, where it is not.
+    /// Returns why the runtime directory of the environment is not used, if so.
     pub(crate) fn refused_runtime(&self) -> Option<String> {
         places::refused_runtime(self.named_home.clone())
     }
@@ -69,18 +69,18 @@ impl CommandContext {
         images::store(&self.home()?)
     }
 
-    /// Returns QEMU to plan with; it has no cache, so that planning writes nothing at all.
+    /// Returns QEMU for planning; it has no cache, so that planning writes nothing.
     #[cfg(target_os = "linux")]
     pub(crate) fn qemu_planner(&self) -> Result<QemuHypervisor, Error> {
         Ok(qemu(&self.home()?).build())
     }
 
-    /// Returns Propolis, as the environment has it.
+    /// Returns Propolis, configured from the environment.
     pub(crate) fn propolis(&self) -> Result<PropolisHypervisor, Error> {
         propolis::hypervisor(&self.home()?)
     }
 
-    /// Returns the directories that programs are looked for in.
+    /// Returns the directories in which programs are searched.
     pub(crate) fn search_path(&self) -> Vec<PathBuf> {
         env::var_os("PATH").map(|path| env::split_paths(&path).collect()).unwrap_or_default()
     }
@@ -90,15 +90,15 @@ impl CommandContext {
         event_loop(Builder::new_current_thread())?.block_on(future)
     }
 
-    /// Runs a future to its end on this thread, or drops it at Ctrl-C and returns `None`. Nobody
-    /// waits then for the threads that read files for it.
+    /// Runs a future to its end on this thread, or drops it at Ctrl-C and returns `None`, without
+    /// waiting for the threads that read files for it.
     pub(crate) fn block_on_until_interrupted<T>(
         &self,
         future: impl Future<Output = Result<T, Failure>>,
     ) -> Result<Option<T>, Failure> {
         let runtime = event_loop(Builder::new_current_thread())?;
         let done = runtime.block_on(async {
-            // Heard from before anything is begun.
+            // Registered before any work starts.
             let mut interrupts =
                 signal(SignalKind::interrupt()).map_err(Error::io("wait for", "an interrupt"))?;
             tokio::select! {
@@ -110,8 +110,8 @@ impl CommandContext {
         done
     }
 
-    /// Runs a future to its end, and what it spawns on other threads: worth their start where it
-    /// looks at many VMs.
+    /// Runs a future to its end, with worker threads for what it spawns: worth their start for a
+    /// lookup of many VMs.
     pub(crate) fn block_on_threads<T>(
         &self,
         future: impl Future<Output = Result<T, Failure>>,
@@ -122,8 +122,8 @@ impl CommandContext {
     }
 }
 
-/// Creates an event loop with a thread for blocking calls, which stays: where Tokio needs its first
-/// one later, and none can be created, it panics.
+/// Creates an event loop with a thread for blocking calls, which stays: Tokio panics if it needs
+/// its first one later and can't create it.
 fn event_loop(mut builder: Builder) -> Result<Runtime, Error> {
     threads::check()?;
     let runtime = builder.enable_all().thread_keep_alive(FOR_EVER).build();

@@ -1,8 +1,8 @@
-//! The shapes that `--json` prints. They are promised: `docs/json.md` describes them, and a test
+//! The shapes that `--json` prints. They are stable: `docs/json.md` describes them, and a test
 //! compares.
 //!
-//! They are not the records on disk, which may change, and they leave out what is secret: keys, and
-//! the user-data that may have some.
+//! They are not the records on disk, which may change, and they leave out secrets: keys, and the
+//! user-data, which may have some.
 
 use std::net::SocketAddrV4;
 use std::path::Path;
@@ -17,7 +17,7 @@ use vmkit::spec::{
 use vmkit::vmfile::MachineOrigin;
 use vmkit::{ActiveForward, BackendTag, ConsoleEndpoint, ErrorKind, RunInfo, VmEntry, VmHandle, VncAddress};
 
-/// A VM, whole: `info`, and what `create`, `start` and the like answer.
+/// A VM with all its properties: the output of `info`, `create`, `start` and others.
 #[derive(Serialize)]
 pub(crate) struct VmView<'a> {
     name: &'a str,
@@ -60,7 +60,7 @@ struct StageView {
 }
 
 impl<'a> LaunchedView<'a> {
-    /// Shows a VM, what it was made of, and how long that took.
+    /// Returns the view of a launched VM, its image, and the duration of each stage.
     pub(crate) fn of(vm: &'a VmHandle, image: &'a str, stages: &[(LaunchStage, Duration)]) -> Self {
         let stage = |(stage, took): &(LaunchStage, Duration)| StageView {
             stage: stage.as_str(),
@@ -70,7 +70,7 @@ impl<'a> LaunchedView<'a> {
     }
 }
 
-/// What waits for the next start.
+/// The changes that wait for the next start.
 #[derive(Serialize)]
 struct NextStart {
     field: &'static str,
@@ -120,7 +120,7 @@ struct RunView<'a> {
     forwards: Vec<ForwardView>,
 }
 
-/// Where a console is.
+/// The address of a console.
 #[derive(Serialize)]
 pub(crate) struct ConsoleView<'a> {
     kind: &'static str,
@@ -136,7 +136,7 @@ struct VncView<'a> {
     password_file: Option<&'a Path>,
 }
 
-/// A forward as it is in force.
+/// A forward that is in force.
 #[derive(Serialize)]
 pub(crate) struct ForwardView {
     protocol: Protocol,
@@ -144,7 +144,7 @@ pub(crate) struct ForwardView {
     guest_port: u16,
 }
 
-/// Where the host reaches the guest.
+/// The address at which the host reaches the guest.
 #[derive(Serialize)]
 pub(crate) struct AddressView<'a> {
     pub(crate) name: &'a str,
@@ -152,11 +152,11 @@ pub(crate) struct AddressView<'a> {
     pub(crate) forwards: Vec<ForwardView>,
 }
 
-/// A VM in a list, or what is there in its place.
+/// A VM in a list, or the entry in its place.
 #[derive(Serialize)]
 pub(crate) struct RowView<'a> {
     name: &'a str,
-    /// `unknown` where it can't be told.
+    /// `unknown` if the state can't be read.
     state: &'static str,
     cause: Option<&'a FailureCause>,
     cpus: Option<u32>,
@@ -174,7 +174,7 @@ pub(crate) struct RowView<'a> {
     path: &'a Path,
 }
 
-/// What somebody is doing with a VM, or was when it was cut off.
+/// The operation on a VM that runs or was interrupted.
 #[derive(Serialize)]
 struct OperationView {
     operation: Operation,
@@ -192,17 +192,17 @@ pub(crate) struct ErrorView {
 }
 
 impl ErrorView {
-    /// Shows an error.
+    /// Returns the view of an error.
     pub(crate) fn of(error: &vmkit::Error) -> Self {
         Self { kind: kind(error.kind()), message: error.to_string() }
     }
 }
 
 impl<'a> VmView<'a> {
-    /// Shows a VM.
+    /// Returns the view of a VM.
     pub(crate) fn of(vm: &'a VmHandle) -> Self {
         let spec = &vm.spec;
-        // Where there is no choice, what the spec says has no effect.
+        // The backend leaves no choice here, so the spec's value has no effect.
         let is_bhyve = vm.backend == BackendTag::Propolis;
         Self {
             name: vm.name().as_str(),
@@ -241,7 +241,7 @@ impl<'a> VmView<'a> {
 }
 
 impl<'a> RowView<'a> {
-    /// Shows a VM in a list.
+    /// Returns the view of a VM in a list.
     pub(crate) fn of(listed: &'a VmEntry) -> Self {
         let known = listed.handle.as_ref().ok();
         let vm = known.or(listed.recorded.as_ref());
@@ -273,7 +273,7 @@ impl<'a> RowView<'a> {
 }
 
 impl<'a> ConsoleView<'a> {
-    /// Shows where a console is.
+    /// Returns the view of a console.
     pub(crate) fn of(endpoint: &'a ConsoleEndpoint) -> Self {
         match endpoint {
             ConsoleEndpoint::UnixSocket(path) => Self { kind: "unix-socket", path: Some(path), url: None },
@@ -377,7 +377,7 @@ fn screen(vnc: &VncAddress) -> Option<VncView<'_>> {
     }
 }
 
-/// Returns the kind of an error as `--json` names it.
+/// Returns the name of a kind of error in JSON.
 fn kind(kind: ErrorKind) -> &'static str {
     match kind {
         ErrorKind::InvalidInput => "invalid-input",

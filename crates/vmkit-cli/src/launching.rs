@@ -1,4 +1,5 @@
-//! Shows how far a launch is: what runs on a terminal, and a line for each stage that has ended.
+//! Shows the progress of a launch: a spinner on a terminal, and a line for each stage that has
+//! ended.
 
 use std::time::Duration;
 
@@ -10,21 +11,21 @@ use vmkit::spec::VmName;
 use crate::output;
 use crate::progress::{ImageProgressBar, seconds};
 
-/// What may be missing in a guest that lets nobody in, and what may be done about it.
+/// The likely reasons for a guest that accepts no login, and what to do about them.
 pub(crate) const MISSING: &str = "does this image have cloud-init and an SSH server? `vmkit console` looks in, `launch --no-wait` does not wait";
 
-/// What is known of a launch that is under way.
+/// The progress of a launch.
 pub(crate) struct LaunchProgress {
     image: String,
     vm: Option<VmName>,
     pull: Option<ImageProgressBar>,
-    /// Where standard error is no terminal, it shows nothing.
+    /// Hidden if standard error is no terminal.
     spinner: ProgressBar,
     stages: Vec<(LaunchStage, Duration)>,
 }
 
 impl LaunchProgress {
-    /// Shows nothing yet.
+    /// Creates the progress, which shows nothing yet.
     pub(crate) fn new(image: &ImageRef) -> Self {
         let style = ProgressStyle::with_template("{msg}  {spinner} {elapsed}");
         let spinner = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10))
@@ -33,7 +34,7 @@ impl LaunchProgress {
         Self { image, vm: None, pull: None, spinner, stages: Vec::new() }
     }
 
-    /// Takes an event, and shows it.
+    /// Shows an event.
     pub(crate) fn hear(&mut self, event: LaunchEvent) {
         match event {
             LaunchEvent::Named(vm) => self.vm = Some(vm),
@@ -64,13 +65,13 @@ impl LaunchProgress {
         }
     }
 
-    /// Takes what moves from the screen.
+    /// Removes the spinner from the terminal.
     pub(crate) fn finish(&mut self) {
         self.pull = None;
         self.spinner.finish_and_clear();
     }
 
-    /// Returns the VM, once it may be there.
+    /// Returns the VM, once it may exist.
     pub(crate) fn vm(&self) -> Option<&VmName> {
         self.vm.as_ref()
     }

@@ -6,10 +6,9 @@ use vmkit::error::Subject;
 use crate::failure::Failure;
 use crate::project_file;
 
-/// Returns a hint for each VM that was not found, where the file of machines here tells what was
-/// meant.
+/// Returns a hint for each unknown VM if the file of machines here explains the name.
 ///
-/// The file is looked for and read only then; a missing or faulty file is ignored here.
+/// The file is read only then; a missing or faulty file is ignored here.
 pub(crate) fn of(failure: &Failure) -> Vec<String> {
     let mut names = Vec::new();
     not_found(failure, &mut names);
@@ -26,7 +25,7 @@ pub(crate) fn of(failure: &Failure) -> Vec<String> {
         None => {
             let machine = project.machines.iter().find(|machine| machine.vm.as_str() == name)?;
             Some(format!(
-                "it is the VM of the machine `{0}` in {file}: `vmkit up {0}` makes it",
+                "it is the VM of the machine `{0}` in {file}: `vmkit up {0}` creates it",
                 machine.name
             ))
         }

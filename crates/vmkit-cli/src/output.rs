@@ -11,7 +11,7 @@ use vmkit::vmfile::VmfileError;
 use crate::diagnostic::{self, ReportStyle};
 use crate::failure::Failure;
 
-/// Prints text that is the command's answer; a line feed is added where it ends without one.
+/// Prints the command's output; a line feed is added unless it ends with one.
 pub(crate) fn text(text: impl Display) -> Result<(), Failure> {
     let mut text = text.to_string();
     if !text.is_empty() && !text.ends_with('\n') {
@@ -27,14 +27,14 @@ pub(crate) fn json(value: &impl Serialize) -> Result<(), Failure> {
     bytes(&line)
 }
 
-/// Writes bytes as they are, at once.
+/// Writes bytes unchanged and without delay.
 pub(crate) fn bytes(bytes: &[u8]) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
     stdout.write_all(bytes).and_then(|()| stdout.flush()).map_err(Failure::Output)
 }
 
-/// Writes to standard error as it is, in one piece. Whoever closed it does not want to read it, and
-/// what is being done goes on: a `vmkit up 2>&1 | head` brings its machines up.
+/// Writes to standard error, in one piece. If it is closed the text is dropped and the work
+/// continues: `vmkit up 2>&1 | head` starts all machines.
 fn utter(text: fmt::Arguments<'_>) {
     let _ = io::stderr().lock().write_all(text.to_string().as_bytes());
 }
@@ -44,7 +44,7 @@ fn say(line: fmt::Arguments<'_>) {
     utter(format_args!("{line}\n"));
 }
 
-/// Prints an error and what caused it, each once; `of` names what it is about.
+/// Prints an error and its causes, each once; `of` is the machine or VM it is about.
 pub(crate) fn error(of: Option<&str>, error: &(dyn Error + 'static)) {
     match of {
         Some(of) => say(format_args!("error: {of}: {}", printable(error))),
@@ -57,7 +57,7 @@ pub(crate) fn error(of: Option<&str>, error: &(dyn Error + 'static)) {
     }
 }
 
-/// Prints what is wrong with a file of machines, or with what it asks for of one of them.
+/// Prints the errors in a file of machines, or in its values for one of them.
 pub(crate) fn vmfile(machine: Option<&str>, error: &VmfileError) {
     let look = match io::stderr().is_terminal() {
         false => ReportStyle::Plain,
@@ -68,7 +68,7 @@ pub(crate) fn vmfile(machine: Option<&str>, error: &VmfileError) {
     utter(format_args!("{}", diagnostic::report(machine, error, look)));
 }
 
-/// Prints that the command's answer can't be written.
+/// Prints that the command's output can't be written.
 pub(crate) fn unwritten(error: &io::Error) {
     say(format_args!("error: cannot write to standard output\n  caused by: {error}"));
 }
@@ -78,7 +78,7 @@ pub(crate) fn hint(hint: &str) {
     say(format_args!("hint: {hint}"));
 }
 
-/// Prints what is probably not meant, and was done nevertheless.
+/// Prints a warning: the work goes on, though this is probably not intended.
 pub(crate) fn warning(warning: impl Display) {
     say(format_args!("warning: {}", printable(warning)));
 }
@@ -88,37 +88,37 @@ pub(crate) fn line(line: impl Display) {
     say(format_args!("{}", printable(line)));
 }
 
-/// Prints how it goes, to a person only.
+/// Prints progress, on a terminal only.
 pub(crate) fn progress(progress: impl Display) {
     if io::stderr().is_terminal() {
         say(format_args!("{}", printable(progress)));
     }
 }
 
-/// Prints the progress.
+/// Prints progress unconditionally.
 pub(crate) fn status(status: impl Display) {
     say(format_args!("{}", printable(status)));
 }
 
-/// Prints what a person at the console has to know. In raw mode a line feed alone does not return
-/// the carriage.
+/// Prints a notice to a user at the console. In raw mode a line feed alone does not return the
+/// carriage.
 pub(crate) fn notice(notice: impl Display) {
     utter(format_args!("[vmkit: {}]\r\n", printable(notice)));
 }
 
-/// Prints the help or the version, which clap has as an error.
+/// Prints the help or the version, which clap reports as an error.
 pub(crate) fn help(help: &clap::Error) -> Result<(), Failure> {
     help.print().and_then(|()| io::stdout().flush()).map_err(Failure::Output)
 }
 
-/// Prints why clap refuses the arguments.
+/// Prints the usage error of clap.
 pub(crate) fn usage(error: &clap::Error) {
-    // As for everything on standard error, a reader that left does not want the rest.
+    // As with all of standard error, a closed reader is no failure.
     let _ = error.print();
 }
 
-/// Returns the text so that it can't command the terminal: a guest or a file may have had a hand in
-/// it.
+/// Returns the text without control characters: it may come from a guest or a file, and would
+/// control the terminal.
 pub(crate) fn printable(text: impl Display) -> String {
     let mut printable = String::new();
     for char in text.to_string().chars() {
@@ -143,7 +143,7 @@ impl TextTable {
         Self { rows: vec![head.iter().map(|&cell| cell.to_owned()).collect()] }
     }
 
-    /// Adds a row; what would break the alignment or command the terminal is escaped.
+    /// Adds a row; characters that would break the alignment or control the terminal are escaped.
     pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
         let one_line = |cell: String| printable(cell).replace(['\n', '\t'], " ");
         self.rows.push(cells.into_iter().map(one_line).collect());

@@ -15,32 +15,32 @@ use crate::failure::Failure;
 use crate::values::seconds;
 use crate::{json, output};
 
-/// Attach the terminal to a VM's serial console; Ctrl-] leaves, or another key.
+/// Attach the terminal to a VM's serial console; Ctrl-] or the key of --escape detaches.
 ///
-/// The recent past of the console is shown first. All keys but the one that leaves go to the guest.
-/// Where standard input is no terminal, it is sent to the guest as it is, and what the guest says
-/// is printed until the VM ends: a pipe that has ended ends nothing, so name a --timeout where the
-/// VM goes on.
+/// The recent output of the console is printed first. All keys except the escape key go to the
+/// guest. If standard input is no terminal, it is sent to the guest unchanged, and the guest's
+/// output is printed until the VM ends: the end of the input does not detach, so give a --timeout
+/// if the VM keeps running.
 #[derive(Debug, Args)]
 pub(crate) struct ConsoleArgs {
     /// The VM.
     pub(super) name: VmName,
-    /// Leave this long after the end of an input that is no terminal.
+    /// Detach this long after the end of an input that is no terminal.
     #[arg(long, value_name = "SECONDS", value_parser = seconds, allow_negative_numbers = true)]
     timeout: Option<Duration>,
-    /// Leave by this key: ^A, ctrl-a, …, or none [else: VMKIT_ESCAPE, else Ctrl-]].
+    /// Set the key that detaches: ^A, ctrl-a, …, or none [else: VMKIT_ESCAPE, else Ctrl-]].
     #[arg(long, value_name = "KEY")]
     escape: Option<EscapeKey>,
-    /// Print where the console is, and do not attach.
+    /// Print the console's address, and do not attach.
     #[arg(long)]
     print_endpoint: bool,
-    /// Print where the console is as a JSON object, and do not attach.
+    /// Print the console's address as a JSON object, and do not attach.
     #[arg(long)]
     json: bool,
 }
 
 impl ConsoleArgs {
-    /// Returns the key that leaves: the option's, else the environment's.
+    /// Returns the escape key: the option's, else the environment's.
     ///
     /// # Errors
     /// `InvalidInput` on the variable.
@@ -64,7 +64,7 @@ impl ConsoleArgs {
             return output::json(&json::ConsoleView::of(&endpoint));
         }
         match endpoint {
-            // Where a server has it, it is known only while the VM runs.
+            // A console at a server has an address only while the VM runs.
             ConsoleEndpoint::None
                 if manager.hypervisor().capabilities(&vm.backend).is_ok_and(|able| able.console) =>
             {
@@ -78,9 +78,9 @@ impl ConsoleArgs {
             ConsoleEndpoint::WebSocket(url) if vm.state.is_live() => {
                 console::attach(&self.name, ConsoleAddress::WebSocket(&url), escape, self.timeout)
             }
-            // A guest that has panicked has its console still. Where none is known to run, a socket
-            // there is another VM's: of a home that this one is a copy of, and shares the runtime
-            // directory with.
+            // A guest that has panicked still has its console. Without a running VM, a socket there
+            // is another VM's: of a home that this one is a copy of, with the same runtime
+            // directory.
             ConsoleEndpoint::UnixSocket(path)
                 if vm.state.is_live() || (path.exists() && matches!(vm.state, VmState::Failed { .. })) =>
             {

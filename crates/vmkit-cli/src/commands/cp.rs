@@ -20,37 +20,36 @@ use crate::output;
 use crate::remote::streams::StdinStream;
 use crate::remote::way::SshArgs;
 
-/// How long is waited for the guest to remove what a copy that was cut off has begun.
+/// How long to wait for the guest to remove the temporary file of an interrupted copy.
 const TIDYING: Duration = Duration::from_secs(2);
 
 /// How many failures of one copy are printed.
 const MOST_TOLD: usize = 20;
-/// What standard input and output are called here, and by the system.
+/// The name of standard input and output on the command line, and their paths.
 const STREAM: &str = "-";
 const STDIN: &str = "/dev/stdin";
 const STDOUT: &str = "/dev/stdout";
 
 /// Copy files into a guest, or out of it.
 ///
-/// A place in a guest is NAME:PATH; a path there that does not begin at the root begins at the
-/// user's home. A path of this host with a colon in it is written with a slash before that, such as
-/// ./a:b. Where the last place is a directory, what is copied goes into it; of DIR/. the content
-/// does. Permissions and holes are kept; a file appears under its name when it is whole. A dash is
-/// standard input as what is copied, and standard output as where to: `vmkit cp - web:file`, `vmkit
-/// cp web:file -`.
+/// A place in a guest is NAME:PATH; a relative path starts at the user's home. A path of this host
+/// with a colon in it needs a slash before the colon, such as ./a:b. If the last place is a
+/// directory, the sources are copied into it; DIR/. copies the content of DIR. Permissions and
+/// holes are kept; a file appears under its name once it is complete. A dash is standard input as
+/// the source and standard output as the target: `vmkit cp - web:file`, `vmkit cp web:file -`.
 #[derive(Debug, Args)]
 pub(crate) struct CpArgs {
-    /// Copy directories, and all below them.
+    /// Copy directories recursively.
     #[arg(long, short = 'r')]
     recursive: bool,
     #[command(flatten)]
     way: SshArgs,
-    /// What to copy, and last of all where to.
+    /// The sources, and last the target.
     #[arg(value_name = "PLACE", required = true, num_args = 2..)]
     places: Vec<OsString>,
 }
 
-/// A place as it was typed.
+/// A place on the command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum CopyPlace {
     Here(HostPlace),
@@ -66,7 +65,7 @@ enum HostPlace {
 }
 
 impl CopyPlace {
-    /// Reads `NAME:PATH`, and everything else as a place of this host; `stream` is the path of its
+    /// Parses `NAME:PATH`, and everything else as a place of this host; `stream` is the path of its
     /// stream.
     fn read(text: &OsStr, stream: &str) -> Result<Self, Error> {
         if text == STREAM || text == stream {
@@ -92,7 +91,7 @@ impl fmt::Display for HostPlace {
     }
 }
 
-/// Which way it goes, all sources at one end.
+/// The direction of a copy, with all sources at one end.
 #[derive(Debug, PartialEq, Eq)]
 enum CopyPlan {
     Into { vm: VmName, from: Vec<HostPlace>, to: String },
@@ -146,14 +145,14 @@ fn plan(places: &[OsString]) -> Result<CopyPlan, Error> {
     }
 }
 
-/// Returns whether a place in a guest is a directory by the way it is written.
+/// Returns whether a place in a guest must be a directory by its spelling.
 fn names_directory(to: &str) -> bool {
     to.is_empty() || to.ends_with('/') || to.ends_with("/.")
 }
 
 impl CopyPlan {
-    /// Checks the end of this host before the guest is waited for. Where one of several sources can
-    /// be copied, the copy begins, and reports the others.
+    /// Checks the host's end before waiting for the guest. If at least one source can be copied,
+    /// the copy starts, and reports the others.
     fn check_here(&self, recursive: bool) -> Result<(), Failure> {
         let checked: Vec<Result<(), Error>> = match self {
             CopyPlan::Into { vm, from, to } => {
@@ -191,7 +190,7 @@ impl CpArgs {
                 copied = self.copy(&files, &plan, &bar) => copied,
                 signal = signals.next(&bell) => {
                     bar.finish_and_clear();
-                    // A guest that does not answer keeps what it has.
+                    // A guest that does not reply keeps the temporary file.
                     let _ = timeout(TIDYING, files.tidy_up()).await;
                     die_of(signal);
                     Ok(())
@@ -203,8 +202,8 @@ impl CpArgs {
         done.map_err(|failure| failure.of_vm(vm))
     }
 
-    /// Copies one after the other. What one of them fails by keeps none of the others from being
-    /// copied, as with cp(1), unless it would fail all.
+    /// Copies the sources one after the other. As with cp(1), the failure of one does not keep the
+    /// others from being copied, unless all would fail by it.
     async fn copy(&self, files: &GuestFiles, plan: &CopyPlan, bar: &ProgressBar) -> Result<(), Failure> {
         let mut report = |progress: &vmkit::ssh::CopyProgress| {
             bar.set_length(progress.file_size);
@@ -216,7 +215,7 @@ impl CpArgs {
         let mut failures = Vec::new();
         match plan {
             CopyPlan::Into { from, to, .. } => {
-                // With this behind it, it has to be a directory.
+                // A trailing `/.` requires it to be a directory.
                 let dir = format!("{}/.", if to.is_empty() { "." } else { to });
                 let to = if from.len() > 1 { &dir } else { to };
                 for from in from {
@@ -258,14 +257,13 @@ impl CpArgs {
     }
 }
 
-/// Returns whether a failure is one of what was copied, and not of the connection or the place that
-/// all goes to.
+/// Returns whether a failure concerns one source only, and not the connection or the target.
 fn is_of_one(failure: &Error) -> bool {
     matches!(failure, Error::CopyPart { .. })
         || matches!(failure.kind(), ErrorKind::InvalidInput | ErrorKind::NotFound)
 }
 
-/// Returns the failure to write to standard output as that: whoever has read enough of it is none.
+/// Returns the failure of a write to standard output; a reader that closed the pipe is no failure.
 fn unwritten(failure: Error) -> Failure {
     match failure {
         Error::Copy { source: Some(source), problem, from, to, kind } => match source.downcast::<io::Error>()
@@ -278,7 +276,7 @@ fn unwritten(failure: Error) -> Failure {
     }
 }
 
-/// Prints what of a copy was left out, and returns why it failed, if it did.
+/// Warns of what a copy left out, and returns why it failed, if it did.
 fn tell(copied: Result<CopySummary, Error>) -> Option<Error> {
     let skip = |skipped: &[String]| {
         for skipped in skipped {
@@ -303,9 +301,9 @@ fn tell(copied: Result<CopySummary, Error>) -> Option<Error> {
     None
 }
 
-/// Creates the bar, for a person only.
+/// Creates the progress bar, which is visible on a terminal only.
 fn bar(plan: &CopyPlan) -> ProgressBar {
-    // It would be printed into the file where both are one terminal.
+    // The bar would be mixed with the file if both are on one terminal.
     let is_shown = matches!(plan, CopyPlan::OutOf { to: HostPlace::Stream, .. }) && stdout().is_terminal();
     if is_shown || !stderr().is_terminal() {
         return ProgressBar::hidden();

@@ -12,24 +12,24 @@ use crate::failure::Failure;
 use crate::output;
 use crate::progress::ImageProgressBar;
 
-/// What is left where making a VM succeeds and starting it does not.
+/// The hint if the VM was created but its start failed.
 const NOT_STARTED: &str =
-    "the VM was made, and did not start: `vmkit start` tries again, `vmkit rm` removes it";
+    "the VM was created, but did not start: `vmkit start` tries again, `vmkit rm` removes it";
 
 /// Create a VM; it does not run unless `--start` is given.
 ///
-/// It boots from its disk, an overlay over the image, or from a kernel. Sizes are written 512MiB,
-/// 2GiB or as a bare number of MiB, from 64 on.
+/// The VM boots from its disk, an overlay over the image, or from a kernel. Sizes are 512MiB, 2GiB
+/// or a bare number of MiB, from 64 on.
 #[derive(Debug, Args)]
 pub(crate) struct CreateArgs {
-    /// The VM: a-z, 0-9 and -, at most 63 characters.
+    /// The VM's name: a-z, 0-9 and -, at most 63 characters.
     name: VmName,
     /// Create the root disk as an overlay over this image, which is never written to: debian:12, a
     /// file, raw or qcow2, an https:// address, or oci://REGISTRY/NAME:TAG. It is fetched unless it
     /// is local already.
     #[arg(long, value_name = "IMAGE")]
     image: Option<ImageRef>,
-    /// Boot the VM at once.
+    /// Boot the VM after its creation.
     #[arg(long)]
     start: bool,
     /// Print what would be done, and change nothing.
@@ -38,7 +38,7 @@ pub(crate) struct CreateArgs {
     /// Print the VM as a JSON object.
     #[arg(long)]
     json: bool,
-    // Last, since what follows a heading stands below it.
+    // Last, since options after a heading are listed below it.
     #[command(flatten)]
     options: SpecArgs,
 }
@@ -49,7 +49,7 @@ impl CreateArgs {
         let blueprint = Blueprint::new(self.options.spec(self.name, self.image.as_ref())?)?;
         let store = match &self.image {
             Some(_) => context.images()?,
-            // What the user has set up for images is not read for a VM without one.
+            // A VM without an image does not read the user's settings of images.
             None => ImageStore::new(manager.home(), Catalogue::built_in()),
         };
         context.block_on(async {

@@ -15,9 +15,8 @@ use crate::failure::Failure;
 use crate::output::{self, TextTable};
 use crate::propolis;
 
-/// Check what this host can do, and say what to install or repair.
-///
-/// KVM is tried by running guest code. The exit code is 2 where a check fails; a warning is no
+/// Check what this host can do, and print what to install or repair.
+/// KVM is tested by running guest code. The exit code is 2 if a check fails; a warning is no
 /// failure.
 #[derive(Debug, Args)]
 pub(crate) struct DoctorArgs {
@@ -29,7 +28,7 @@ pub(crate) struct DoctorArgs {
     json: bool,
 }
 
-/// A backend that needs something of the host.
+/// A backend with requirements on the host.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum BackendChoice {
     #[cfg(target_os = "linux")]
@@ -74,15 +73,15 @@ impl BackendChoice {
     }
 }
 
-/// Whether guest code is run to see what KVM is good for.
+/// Whether guest code is run to test KVM.
 #[derive(Debug, Clone, Copy)]
 enum KvmProbe {
     Try,
     Leave,
 }
 
-/// Returns whether `vmkit doctor` would show the cause of an error that is put down to the host.
-/// Guest code is not run for this.
+/// Returns whether `vmkit doctor` would show the cause of an error of the host, without running
+/// guest code.
 pub(crate) fn finds_cause(context: &CommandContext, error: &Error) -> bool {
     let is_full = |kind| matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
     let wants_room = matches!(error, Error::Io { source, .. } if is_full(source.kind()));

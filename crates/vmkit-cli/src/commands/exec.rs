@@ -16,11 +16,12 @@ use crate::failure::Failure;
 use crate::remote::way::SshArgs;
 use crate::remote::{self, agent};
 
-/// Run a program in a guest, with this command's streams, and exit with its exit code.
+/// Run a program in a guest with this command's streams, and exit with its exit code.
 ///
-/// The arguments arrive as they were typed, and no shell of the guest reads them: for pipes and
-/// variables of the guest run `sh -c '…'`. A terminal is made where there is one here; a new line
-/// and `~.` leave it. A program that a signal ended answers 128 and the signal's number.
+/// The arguments are passed unchanged, and no shell of the guest parses them: for pipes and
+/// variables of the guest run `sh -c '…'`. The program gets a terminal if this command has one; a
+/// new line and `~.` leave it. If a signal ends the program, the exit code is 128 plus the signal's
+/// number.
 #[derive(Debug, Args)]
 pub(crate) struct ExecArgs {
     /// The VM.
@@ -29,19 +30,19 @@ pub(crate) struct ExecArgs {
     way: SshArgs,
     #[command(flatten)]
     surroundings: ExecEnv,
-    /// Run it at a terminal though there is none here.
+    /// Allocate a terminal even if there is none here.
     #[arg(long, short = 't', conflicts_with = "no_tty")]
     tty: bool,
-    /// Run it without a terminal though there is one here.
+    /// Allocate no terminal even if there is one here.
     #[arg(long, short = 'T')]
     no_tty: bool,
-    /// Give it no standard input.
+    /// Close the program's standard input.
     #[arg(long, short = 'n')]
     no_stdin: bool,
-    /// Choose the way into the guest.
+    /// Choose how the guest is reached.
     #[arg(long, value_enum, default_value_t = ExecVia::Auto)]
     via: ExecVia,
-    /// Exit with this code for every failure of vmkit's own, to tell it from the program's.
+    /// Exit with this code if vmkit itself fails, to distinguish it from the program's exit codes.
     #[arg(long, value_name = "CODE")]
     error_code: Option<u8>,
     /// The program and its arguments.
@@ -49,30 +50,30 @@ pub(crate) struct ExecArgs {
     command: Vec<OsString>,
 }
 
-/// What a program finds around it.
+/// The environment of a program in the guest.
 #[derive(Debug, Args)]
 pub(crate) struct ExecEnv {
-    /// Run it in this directory of the guest [else: the user's home].
+    /// Run the program in this directory of the guest [else: the user's home].
     #[arg(long, short = 'w', value_name = "DIR")]
     workdir: Option<OsString>,
-    /// Set a variable for it; may be given more than once.
+    /// Set an environment variable; may be given more than once.
     #[arg(long, short = 'e', value_name = "NAME=VALUE")]
     env: Vec<String>,
 }
 
-/// The ways into a guest.
+/// How a guest is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ExecVia {
-    /// SSH; the guest agent where the VM has no network, or no key to log in with.
+    /// SSH; the guest agent if the VM has no network, or no key to log in with.
     Auto,
     /// SSH.
     Ssh,
-    /// The guest agent: needs no network, and tells all at the end.
+    /// The guest agent: needs no network, and prints the output at the end.
     Agent,
 }
 
 impl ExecEnv {
-    /// Puts the program into them.
+    /// Adds the environment to a program.
     pub(crate) fn around(self, argv: Vec<OsString>) -> Result<GuestCommand, Error> {
         let mut command = GuestCommand::new(argv);
         command.dir = self.workdir;
@@ -86,7 +87,7 @@ impl ExecEnv {
     }
 }
 
-/// Creates a terminal for a guest that is like the one of this process.
+/// Returns the terminal to allocate in a guest, like the one of this process.
 pub(crate) fn terminal() -> TerminalSpec {
     let term = env::var("TERM").unwrap_or_else(|_| "xterm".to_owned());
     let size = vmkit::ssh::TerminalSize { columns: 80, rows: 24 };
@@ -108,7 +109,7 @@ impl ExecArgs {
 
     fn exit_code(self, context: &CommandContext) -> Result<u8, Failure> {
         let mut command = self.surroundings.around(self.command)?;
-        // Looked at before anything is reached.
+        // Checked before any connection.
         command.line()?;
         let at_terminal = self.tty || (!self.no_tty && remote::is_at_terminal());
         let manager = context.manager()?;
@@ -132,13 +133,13 @@ impl ExecArgs {
     }
 }
 
-/// Waits until a VM's guest is gone, by a panic that ends no process too, and returns what to say
-/// of it.
+/// Waits until a VM's guest is gone, also by a panic that ends no process, and returns the failure
+/// to report.
 async fn gone(manager: &CliManager, seen: &VmHandle) -> Failure {
     let mut last = seen.clone();
     loop {
         match manager.changed(&last, Duration::MAX).await {
-            // A guest that is suspended may go on.
+            // A suspended guest may be resumed.
             Ok(vm) if vm.state.is_live() => last = vm,
             Ok(vm) => {
                 let awaited = format!("the end of a program in the VM `{}`", vm.name());
@@ -149,7 +150,8 @@ async fn gone(manager: &CliManager, seen: &VmHandle) -> Failure {
     }
 }
 
-/// Refuses what the guest agent would leave undone: it runs everything as root, and at no terminal.
+/// Refuses options that the guest agent can't honour: it runs everything as root, without a
+/// terminal.
 fn check_for_agent(way: &SshArgs, tty: bool) -> Result<(), Error> {
     let asked = way.asked().or(tty.then(|| ("tty", "true".to_owned())));
     let Some((option, value)) = asked else { return Ok(()) };
@@ -157,7 +159,7 @@ fn check_for_agent(way: &SshArgs, tty: bool) -> Result<(), Error> {
     Err(Error::invalid(option, value, expected))
 }
 
-/// Returns whether SSH has no way in, and the guest agent may have one.
+/// Returns whether SSH has no way into the guest, and the guest agent may have one.
 async fn goes_by_agent(
     via: ExecVia,
     way: &SshArgs,
@@ -177,7 +179,7 @@ async fn goes_by_agent(
     }
     let vm = manager.info(name).await?;
     if !matches!(vm.spec.network(), NetworkConfig::None) && way.asked().is_some() {
-        // Whoever says how to log in wants to, and lacks a part of it.
+        // Options for the login ask for SSH, so their error is reported.
         return Err(error.into());
     }
     match vm.run.and_then(|run| run.agent) {

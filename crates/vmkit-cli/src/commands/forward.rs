@@ -16,19 +16,19 @@ use crate::context::{CliManager, CommandContext};
 use crate::failure::Failure;
 use crate::{human, json, output};
 
-/// How long the guest has to let one in.
+/// How long to wait for a login to the guest.
 const LOGIN: Duration = Duration::from_secs(120);
 
 /// Forward ports of the host into a VM, at once and at each of its starts; without ports, list the
 /// forwards in force.
 ///
-/// A VM that runs goes on meanwhile. This is for user networking; a guest on a bridge has an
-/// address of its own, which `ip` prints, and `--foreground` leads into any guest that SSH reaches.
+/// A running VM is not interrupted. This is for user networking; a guest on a bridge has an address
+/// of its own, which `ip` prints, and `--foreground` forwards to any guest that SSH reaches.
 #[derive(Debug, Args)]
 pub(crate) struct ForwardArgs {
     /// The VM.
     pub(super) name: VmName,
-    /// The ports; without HOST the host's port is chosen, ADDR is 127.0.0.1 unless given.
+    /// The ports; without HOST the host's port is chosen, ADDR defaults to 127.0.0.1.
     #[arg(value_name = "[[ADDR:]HOST:]GUEST[/udp]")]
     forwards: Vec<PortForward>,
     /// Remove these forwards; open connections stay open.
@@ -71,17 +71,17 @@ impl ForwardArgs {
         output::text(human::forwards(&vm))
     }
 
-    /// Leads the ports over one session, until the VM or the session ends.
+    /// Forwards the ports over one SSH session, until the VM or the session ends.
     async fn over_ssh(self, manager: &CliManager) -> Result<(), Failure> {
         if let Some(udp) = self.forwards.iter().find(|forward| forward.protocol == Protocol::Udp) {
             return Err(Error::invalid(
                 "forward",
                 udp,
-                "SSH leads TCP only; without --foreground UDP works too",
+                "SSH forwards TCP only; without --foreground UDP works too",
             )
             .into());
         }
-        // In the order of what is cheap: ports that are taken are told before anybody logs in.
+        // The cheap check first: a port in use is reported before the login.
         let mut listeners = Vec::new();
         for forward in &self.forwards {
             let address = SocketAddrV4::new(forward.host_addr, forward.host_port.map_or(0, NonZeroU16::get));
@@ -99,7 +99,7 @@ impl ForwardArgs {
             led.spawn(async move { session.forward(&listener, guest_port).await });
         }
         tokio::select! {
-            Some(ended) = led.join_next() => match ended.expect("leading a port does not panic")? {},
+            Some(ended) = led.join_next() => match ended.expect("forwarding a port does not panic")? {},
             ended = manager.wait(&self.name, WaitCondition::Stopped, Duration::MAX) => ended.map(drop).map_err(Failure::from),
         }
     }

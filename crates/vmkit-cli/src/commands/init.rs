@@ -16,14 +16,13 @@ use crate::failure::Failure;
 use crate::output;
 use crate::project_file::FILE;
 
-/// The machine's name where the folder's is none.
+/// The machine's name if the folder's name can't be one.
 const MACHINE: &str = "vm";
 
-/// Write a small vmkit.toml into this folder: one machine, and in comments what else it could have.
+/// Write a small vmkit.toml into this folder: one machine, with its other options in comments.
 ///
-/// The machine is called as the folder is, where that is a name. A vmkit.toml that is there stays
-/// as it is. The image's name has to be one of a kept image or of the catalogue; nothing is
-/// fetched.
+/// The machine has the folder's name if that is a valid one. An existing vmkit.toml is not changed.
+/// The image has to be a local image or one of the catalogue; nothing is fetched.
 #[derive(Debug, Args)]
 pub(crate) struct InitArgs {
     /// The image: debian:12, a file, an https:// address, oci://REGISTRY/NAME:TAG.
@@ -38,7 +37,7 @@ impl InitArgs {
         if fs::symlink_metadata(&path).is_ok() {
             return Err(taken(&path).into());
         }
-        // As it was typed: a relative path is seen from the file's folder, which is this one.
+        // As given: a relative path refers to the file's folder, which is this one.
         let image: ImageRef = self.image.parse()?;
         let (text, project) = described(&path, &self.image).map_err(Error::from)?;
         let arch = project.machines[0].machine().arch();
@@ -53,10 +52,10 @@ impl InitArgs {
     }
 }
 
-/// Returns the text of the file, and what it comes to.
+/// Returns the text of the file, and the project that it describes.
 ///
 /// # Errors
-/// [`VmfileError`] where no file of machines could be right in this folder.
+/// [`VmfileError`] if no file of machines could be valid in this folder.
 fn described(path: &Path, image: &str) -> Result<(String, Project), VmfileError> {
     let parsed = |machine: &str| {
         let text = text(machine, image);
@@ -64,21 +63,21 @@ fn described(path: &Path, image: &str) -> Result<(String, Project), VmfileError>
         Ok((text, project))
     };
     let folder = path.parent().and_then(Path::file_name).and_then(|name| name.to_str());
-    // A folder's name may be no machine's, or too long for one behind the project's.
+    // A folder's name may be no valid machine name, or too long behind the project's name.
     match folder.filter(|name| is_plain(name)).map(parsed) {
         Some(Ok(found)) => Ok(found),
         _ => parsed(MACHINE),
     }
 }
 
-/// Returns whether a text is a key of TOML as it stands; whether it is a machine's name is for the
-/// file's own rules to say.
+/// Returns whether a text is a bare key of TOML; the rules of the file check whether it is a
+/// machine's name.
 fn is_plain(name: &str) -> bool {
     !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
 }
 
 fn text(machine: &str, image: &str) -> String {
-    // A text in JSON is one in TOML as well; control characters were refused.
+    // A string in JSON is one in TOML as well; control characters were refused.
     let image = serde_json::Value::from(image);
     format!(
         "\
@@ -91,7 +90,7 @@ image = {image}
 memory = \"1GiB\"
 # cpus = 2
 # disk = \"20GiB\"          # the root disk, grown to this; else it is as large as the image
-# forwards = [\"8080:80\"]  # 127.0.0.1:8080 of this host leads to port 80 of the guest
+# forwards = [\"8080:80\"]  # 127.0.0.1:8080 of this host is forwarded to port 80 of the guest
 # files = [{{ from = \"site\", to = \"/srv/site\" }}]
 # provision = [{{ name = \"install\", shell = \"apt-get update && apt-get install -y nginx\" }}]
 # ready.tcp = [80]        # it counts as ready once this port of the guest answers
@@ -99,7 +98,7 @@ memory = \"1GiB\"
     )
 }
 
-/// Writes a file that is whole as soon as it has its name; one that has the name already stays.
+/// Writes a file that has its name only when complete; an existing file stays.
 fn write_new(path: &Path, text: &str) -> Result<(), Error> {
     let unfinished = path.with_file_name(format!("{FILE}.{}.new", std::process::id()));
     let written = write(&unfinished, text).and_then(|()| rename_to_nothing(&unfinished, path));
@@ -118,13 +117,13 @@ fn write(path: &Path, text: &str) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Renames a file, unless there is one of that name by now.
+/// Renames a file, unless the target exists.
 fn rename_to_nothing(from: &Path, to: &Path) -> io::Result<()> {
     #[cfg(target_os = "linux")]
     {
         use rustix::fs::{CWD, RenameFlags, renameat_with};
         match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-            // A file system that can't.
+            // The file system does not support the flag.
             Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {}
             renamed => return Ok(renamed?),
         }

@@ -9,7 +9,7 @@ use crate::{json, output};
 
 /// Print the address at which this host reaches the guest.
 ///
-/// With user networking that is loopback, and what can be reached are the forwarded ports, which
+/// With user networking that is loopback, where only the forwarded ports can be reached, which
 /// `info` shows.
 #[derive(Debug, Args)]
 pub(crate) struct IpArgs {

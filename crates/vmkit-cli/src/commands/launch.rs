@@ -24,26 +24,26 @@ use crate::{human, json, output};
 
 /// Create a VM from an image, boot it, and wait until a login works and cloud-init has ended.
 ///
-/// The image is fetched if it is not kept already. The VM has a key and a host key of its own, so
-/// `vmkit shell` and `vmkit exec` need nothing else. What fails says why, and leaves the VM to be
-/// looked into.
+/// The image is fetched unless it is local already. The VM gets a key and a host key of its own, so
+/// `vmkit shell` and `vmkit exec` need no setup. If the launch fails, the VM is left for
+/// inspection.
 #[derive(Debug, Args)]
 pub(crate) struct LaunchArgs {
     /// The image: debian:12, a file, an https:// address, or oci://REGISTRY/NAME:TAG.
     #[arg(value_name = "IMAGE")]
     image: ImageRef,
-    /// The VM's name [else: made from the image's, such as debian-1].
+    /// The VM's name [else: derived from the image's, such as debian-1].
     name: Option<VmName>,
-    /// The VM's name, as NAME.
+    /// The VM's name, like NAME.
     #[arg(long = "name", value_name = "NAME", conflicts_with = "name")]
     named: Option<VmName>,
     /// Run this in the guest once it is ready, and exit with its exit code.
     #[arg(value_name = "COMMAND", last = true)]
     command: Vec<OsString>,
-    /// Remove the VM once COMMAND has ended, or however else this ends.
+    /// Remove the VM once COMMAND has ended, or if the launch fails or is interrupted.
     #[arg(long, requires = "command")]
     rm: bool,
-    /// Only boots it.
+    /// Boot the VM without waiting until it is ready.
     #[arg(long, conflicts_with_all = ["command", "timeout"])]
     no_wait: bool,
     /// How long the guest may take from its start until it is ready.
@@ -56,7 +56,7 @@ pub(crate) struct LaunchArgs {
     /// Print the VM and how long each stage took, as a JSON object.
     #[arg(long, conflicts_with = "command")]
     json: bool,
-    // Last, since what follows a heading stands below it.
+    // Last, since options after a heading are listed below it.
     #[command(flatten)]
     options: SpecArgs,
 }
@@ -64,17 +64,17 @@ pub(crate) struct LaunchArgs {
 /// When an image is fetched.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum PullWhen {
-    /// If it is not kept already.
+    /// If it is not local yet.
     Missing,
     /// If the server has a newer one.
     Newer,
-    /// Not at all.
+    /// Never.
     Never,
 }
 
 /// How the command ended.
 enum LaunchEnd {
-    /// As it should, with this exit code.
+    /// Regularly, with this exit code.
     Well(u8),
     /// By a signal to this process.
     Signal(i32),
@@ -102,7 +102,7 @@ impl LaunchArgs {
         }
     }
 
-    /// Launches, runs the command, and removes what is to be removed, whatever happens on the way.
+    /// Launches the VM, runs the command, and removes what has to be removed, also after a failure.
     async fn with_signals(
         self,
         context: &CommandContext,
@@ -112,7 +112,7 @@ impl LaunchArgs {
         let (rm, timeout, mut show) = (self.rm, self.timeout, LaunchProgress::new(&self.image));
         let bell = signals.bell().map_err(Error::io("watch for", "signals"))?;
         let (json, mut command) = (self.json, GuestCommand::new(self.command.clone()));
-        // Looked at before anything is made.
+        // Checked before anything is created.
         command.line()?;
         let (store, request) = (context.images()?, self.request()?);
         let mut hear = |event| show.hear(event);
@@ -138,7 +138,7 @@ impl LaunchArgs {
             }
         };
         if rm {
-            // Its owner went with what was launched.
+            // The VM's owner ended with the launch.
             ended = removed(manager, show.vm(), ended).await;
         } else if let (Ok(LaunchEnd::Signal(_)), Some(name)) = (&ended, show.vm()) {
             output::warning(format_args!("interrupted; {}", left(name)));
@@ -165,8 +165,8 @@ impl LaunchArgs {
     }
 }
 
-/// Removes the VM of a launch that is over, and returns how the launch ended; that the VM is still
-/// there is a failure.
+/// Removes the VM of a completed launch, and returns how the launch ended; it is a failure if the
+/// VM can't be removed.
 async fn removed(
     manager: &CliManager,
     vm: Option<&VmName>,
@@ -174,7 +174,7 @@ async fn removed(
 ) -> Result<LaunchEnd, Failure> {
     let removed = match vm {
         Some(name) => manager.remove_orphan(name).await.map(drop),
-        // It may have been interrupted while the VM was created.
+        // The launch may have been interrupted while it created the VM.
         None => manager.remove_orphans().await.map(drop),
     };
     let Err(error) = removed else { return ended };
@@ -188,14 +188,14 @@ async fn removed(
     }
 }
 
-/// Says what cloud-init went on without: the guest may not be what was asked for.
+/// Warns of errors that cloud-init has ignored: the guest may differ from what was requested.
 fn warn(launched: &LaunchedVm) {
     for warning in launched.cloud_init.iter().flat_map(|done| &done.warnings) {
         output::warning(format_args!("{}: cloud-init: {warning}", launched.vm.name()));
     }
 }
 
-/// Says where the VM is.
+/// Prints the launched VM.
 fn tell(launched: &LaunchedVm, show: &LaunchProgress, json: bool) -> Result<LaunchEnd, Failure> {
     let vm = &launched.vm;
     if json {
@@ -206,15 +206,15 @@ fn tell(launched: &LaunchedVm, show: &LaunchProgress, json: bool) -> Result<Laun
         ))?;
     } else {
         let name = vm.name();
-        let way_in = launched.session.as_ref().map(|_| format!("; `vmkit shell {name}` gets in"));
+        let way_in = launched.session.as_ref().map(|_| format!("; `vmkit shell {name}` opens a shell"));
         output::progress(format_args!("{name}: {}{}", human::with_ports(vm), way_in.unwrap_or_default()));
         output::text(vm.name())?;
     }
     Ok(LaunchEnd::Well(0))
 }
 
-/// Runs the command in the VM, on the session that waited for it; where there is no network, by the
-/// guest agent, which gets as long to answer as an SSH server would.
+/// Runs the command in the VM, on the session that waited for it; without a network with the guest
+/// agent, which has the same timeout as an SSH server.
 async fn run_in(
     launched: &LaunchedVm,
     command: &mut GuestCommand,
@@ -233,7 +233,7 @@ async fn run_in(
     })
 }
 
-/// Returns the failure of a launch, and says first what is left of it.
+/// Returns the failure of a launch, after printing what it left behind.
 fn failed(failed: LaunchFailed, rm: bool) -> Failure {
     if let Some(name) = failed.vm.as_ref().filter(|_| !rm) {
         output::warning(format_args!("{failed}; {}", left(name)));
@@ -247,7 +247,5 @@ fn failed(failed: LaunchFailed, rm: bool) -> Failure {
 }
 
 fn left(name: &VmName) -> String {
-    format!(
-        "`vmkit logs {name}` and `vmkit info {name}` tell of the VM, `vmkit rm --force {name}` removes it"
-    )
+    format!("`vmkit logs {name}` and `vmkit info {name}` show the VM, `vmkit rm --force {name}` removes it")
 }

@@ -16,15 +16,14 @@ use crate::output;
 
 /// Print the log of a VM's serial console, as far back as it is kept.
 ///
-/// It is printed as the guest wrote it, colours and cursor movements included. Of a Propolis VM
-/// that runs it is what its server keeps of this run, the first and the last MiB; once the VM has
-/// stopped, it is in the log like any other's.
+/// The output is printed as the guest wrote it, with colours and cursor movements. For a running
+/// Propolis VM it is what the server keeps of this run, the first and the last MiB; after the VM
+/// has stopped, the log is stored as for any other VM.
 #[derive(Debug, Args)]
 pub(crate) struct LogsArgs {
     /// The VM.
     pub(super) name: VmName,
-    /// Follow the log, until the VM is removed; with Propolis, until it
-    /// stops.
+    /// Follow the log, until the VM is removed; with Propolis, until it stops.
     #[arg(short, long)]
     follow: bool,
     /// Start with this many last lines
@@ -33,7 +32,7 @@ pub(crate) struct LogsArgs {
     /// Start with the VM's last run, which may be the present one
     #[arg(long)]
     last_run: bool,
-    /// Print what the hypervisor said instead.
+    /// Print the hypervisor's output instead.
     #[arg(long, conflicts_with = "last_run")]
     hypervisor: bool,
 }
@@ -57,7 +56,7 @@ impl LogsArgs {
         }
     }
 
-    /// Returns where in the log is begun, if that was asked for.
+    /// Returns the offset in the log to start at, if one was requested.
     fn since(&self, context: &CommandContext, manager: &CliManager) -> Result<Option<LogPosition>, Failure> {
         if !self.last_run {
             return Ok(None);
@@ -73,7 +72,7 @@ impl LogsArgs {
         }
     }
 
-    /// Prints what the server of a VM that runs keeps.
+    /// Prints what the server of a running VM keeps.
     fn print_served(&self, url: &str) -> Result<(), Failure> {
         let (past, mut stream, carrier) = websocket::open(url, HistoryRange::Start(0), output::warning)?;
         print(&past, self.tail)?;
@@ -94,9 +93,9 @@ impl LogsArgs {
     }
 }
 
-/// Returns where the console of a VM is served that keeps no log of its own while it runs.
+/// Returns the console's address of a running VM whose log is kept by its server.
 fn served(context: &CommandContext, manager: &CliManager, name: &VmName) -> Result<Option<String>, Failure> {
-    // No other backend's console is at a server, and its VMs need not be asked how they are.
+    // No other backend has its console at a server, so the state of its VMs is not needed.
     let endpoint = manager.console_endpoint(name)?;
     let ConsoleEndpoint::WebSocket(url) = endpoint else { return Ok(None) };
     let vm = context.block_on(async { Ok(manager.info(name).await?) })?;
@@ -113,7 +112,7 @@ fn print(past: &ConsoleHistory, tail: Option<usize>) -> Result<(), Failure> {
     output::bytes(last_lines(&past.bytes, tail))
 }
 
-/// Returns the last lines, the last one even if it is not ended.
+/// Returns the last lines, including an unfinished last one.
 fn last_lines(bytes: &[u8], tail: Option<usize>) -> &[u8] {
     let Some(lines) = tail else { return bytes };
     let ended = bytes.strip_suffix(b"\n").unwrap_or(bytes);

@@ -9,15 +9,15 @@ use crate::{human_list, json, output};
 
 /// List all VMs with their present states.
 ///
-/// No VM is waited for: one that does not answer within a second is listed as unknown, and so is
-/// one whose record can't be read, with the path of that record. What a killed `launch --rm` left
-/// is removed first.
+/// No VM is waited for: a VM that does not reply within a second is listed as unknown, and so is
+/// one whose record can't be read, with the path of that record. VMs of a killed `launch --rm` are
+/// removed first.
 ///
-/// IMAGE is what the VM was made from; of a file or an address only its last part. PROJECT is there
-/// where a VM is a machine of a vmkit.toml, BACKEND where not all VMs have the same.
+/// IMAGE is the image that the VM was created from; of a file or an address only its last part.
+/// PROJECT is shown if a VM is a machine of a vmkit.toml, BACKEND if the VMs have different ones.
 #[derive(Debug, Args)]
 pub(crate) struct LsArgs {
-    /// Show the backend, the project and the image whole, whatever they are.
+    /// Always show the backend, the project and the full name of the image.
     #[arg(long, short = 'w', conflicts_with = "json")]
     wide: bool,
     /// Print a JSON array.
@@ -30,7 +30,7 @@ impl LsArgs {
         let manager = context.manager()?;
         let listed = context.block_on_threads(async {
             let listed = manager.list().await?;
-            // VMs of a command that was killed have no owner any more; they are removed here.
+            // VMs of a killed command have no owner any more; they are removed here.
             if listed.iter().any(VmEntry::is_ephemeral) && !manager.remove_orphans().await?.is_empty() {
                 return Ok(manager.list().await?);
             }

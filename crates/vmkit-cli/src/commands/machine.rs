@@ -1,4 +1,4 @@
-//! What a VM is made of, as it is typed for `create` and `launch`.
+//! The options of `create`, `launch` and `set` that describe a VM.
 
 use std::path::PathBuf;
 
@@ -25,44 +25,43 @@ pub(crate) struct SpecFields {
     /// Set the guest's memory [a new VM: 512MiB].
     #[arg(long, value_name = "SIZE", value_parser = |text: &str| value::<Mib>("memory", text))]
     memory: Option<Mib>,
-    /// Set the size of the root disk, at least the image's; a disk only grows [a new VM: the
-    /// image's]. Without an image and with --cdrom, a new VM has an empty disk of this size.
+    /// Set the size of the root disk, at least the image's; a disk can only grow [a new VM: the
+    /// image's]. Without an image and with --cdrom, a new VM gets an empty disk of this size.
     #[arg(long, value_name = "SIZE", value_parser = |text: &str| value::<Mib>("disk", text))]
     disk: Option<Mib>,
-    /// Put this image of a disc, such as an installer's .iso, into a CD-ROM drive: read-only, and
-    /// booted if the disks have nothing to boot.
+    /// Insert this disc image, such as an installer's .iso, into a CD-ROM drive: read-only, and
+    /// booted if no disk is bootable.
     #[arg(long, value_name = "FILE")]
     cdrom: Option<PathBuf>,
     /// Boot this kernel directly.
     #[arg(long, value_name = "PATH")]
     kernel: Option<PathBuf>,
-    /// Give the kernel this initial ramdisk.
+    /// Set the initial ramdisk of the kernel.
     #[arg(long, value_name = "PATH")]
     initrd: Option<PathBuf>,
-    /// Give the kernel this command line.
+    /// Set the command line of the kernel.
     #[arg(long, value_name = "STRING", allow_hyphen_values = true)]
     cmdline: Option<String>,
-    /// Choose the machine type; virt is the one for aarch64 guests [a new VM: q35].
+    /// Set the machine type; virt is for aarch64 guests [a new VM: q35].
     #[arg(long, value_enum)]
     machine: Option<MachineName>,
-    /// Boot by this firmware [a new VM: bios, on virt uefi].
+    /// Set the firmware to boot with [a new VM: bios, on virt uefi].
     #[arg(long, value_enum, conflicts_with_all = ["kernel", "initrd", "cmdline"])]
     firmware: Option<FirmwareName>,
-    /// Choose what runs the guest's code; auto is KVM where it really works, else TCG [a new VM:
-    /// auto].
+    /// Set how the guest's code is executed; auto is KVM if it works, else TCG [a new VM: auto].
     #[arg(long, value_enum)]
     accel: Option<AccelName>,
-    /// Show the screen on a Unix socket, on a port of loopback with a password, or nowhere [a new
-    /// VM: unix].
+    /// Serve VNC on a Unix socket, on a port of loopback with a password, or not at all [a new VM:
+    /// unix].
     #[arg(long, value_enum)]
     vnc: Option<VncName>,
-    /// Run the hypervisor as this user of the host; only root can ask for that.
+    /// Run the hypervisor as this user of the host; only root can do that.
     #[arg(long, value_name = "USER")]
     run_as: Option<UserName>,
 }
 
 impl SpecFields {
-    /// Returns the fields as a patch, paths seen from the current directory.
+    /// Returns the options as a patch, with paths relative to the current directory.
     pub(super) fn patch(&self) -> Result<SpecPatch, Error> {
         let path =
             |field, path: &Option<PathBuf>| path.as_ref().map(|path| absolute(field, path)).transpose();
@@ -88,18 +87,18 @@ impl SpecFields {
 pub(crate) struct SpecArgs {
     #[command(flatten)]
     fields: SpecFields,
-    /// Add a disk: a new one of this size, or an image as it is. May be repeated.
+    /// Add a disk: a new one of this size, or an existing image. May be repeated.
     ///
-    /// What begins with a digit and has no slash is a size. After :ro the guest may only read.
+    /// A value that starts with a digit and has no slash is a size. With :ro the disk is read-only.
     #[arg(long = "data-disk", value_name = "SIZE|PATH[:ro]", value_parser = data_disk)]
     data_disks: Vec<DataDisk>,
-    /// Choose what runs the VM: qemu or propolis [default: qemu, on illumos propolis].
+    /// Set the hypervisor: qemu or propolis [default: qemu, on illumos propolis].
     #[arg(long, value_name = "NAME")]
     backend: Option<BackendTag>,
-    /// Set an option that only the VM's backend understands. May be repeated.
+    /// Set an option of the VM's backend. May be repeated.
     #[arg(long = "backend-option", value_name = "KEY=VALUE", value_parser = backend_option)]
     backend_options: Vec<(String, String)>,
-    // Last, since what follows a heading stands below it.
+    // Last, since options after a heading are listed below it.
     #[command(flatten)]
     network: NetworkArgs,
     #[command(flatten)]
@@ -110,36 +109,36 @@ pub(crate) struct SpecArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Network")]
 struct NetworkArgs {
-    /// Connect the guest: user, tap:BRIDGE, vnic:LINK (illumos) or none.
+    /// Set how the guest is connected: user, tap:BRIDGE, vnic:LINK (illumos) or none.
     #[arg(long, value_name = "user|tap:BRIDGE|vnic:LINK|none", default_value = "user")]
     network: NetworkConfig,
     /// Forward a port of the host into the guest, with user networking. May be repeated.
     ///
-    /// Without HOST the host's port is chosen at each start. ADDR is 127.0.0.1 unless given. Port
-    /// 22 of the guest is always forwarded.
+    /// Without HOST the host's port is chosen at each start. ADDR defaults to 127.0.0.1. Port 22 of
+    /// the guest is always forwarded.
     #[arg(long = "forward", value_name = "[[ADDR:]HOST:]GUEST[/udp]")]
     forwards: Vec<PortForward>,
-    /// Keep the guest from everything but its forwards, with user networking.
+    /// Restrict the guest to its forwards, with user networking.
     #[arg(long)]
     restrict: bool,
 }
 
-/// What cloud-init in the guest is told.
+/// The configuration of cloud-init.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Cloud-init")]
 struct CloudInitArgs {
-    /// Hand this user-data to cloud-init in the guest, as it is; - for standard input.
+    /// Pass this user-data to cloud-init in the guest, unchanged; - for standard input.
     #[arg(long, value_name = "FILE")]
     cloud_init: Option<PathBuf>,
-    /// Let cloud-init create a user that the public keys in this file may log in as; - for standard
-    /// input.
+    /// Let cloud-init create a user who can log in with the public keys in this file; - for
+    /// standard input.
     #[arg(long, value_name = "FILE", conflicts_with = "cloud_init")]
     ssh_key: Option<PathBuf>,
-    /// Let cloud-init create this user, who may become root, and log in as this user [default:
-    /// with --ssh-key vmkit].
+    /// Let cloud-init create this user, with sudo, and log in as this user [default: with --ssh-key
+    /// vmkit].
     #[arg(long, value_name = "USER")]
     user: Option<UserName>,
-    /// Set the guest's host name by cloud-init [default: the VM's name].
+    /// Set the guest's host name with cloud-init [default: the VM's name].
     #[arg(long, value_name = "NAME")]
     hostname: Option<String>,
 }

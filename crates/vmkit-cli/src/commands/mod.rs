@@ -40,7 +40,7 @@ use crate::failure::Failure;
 use crate::values::seconds;
 use crate::{human, json, output, several};
 
-/// Everything that can be asked.
+/// The commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Launch(Box<launch::LaunchArgs>),
@@ -82,7 +82,7 @@ pub(crate) enum Command {
 }
 
 impl Command {
-    /// Does it.
+    /// Runs the command.
     pub(crate) fn run(self, context: &CommandContext) -> Result<(), Failure> {
         let vm = self.vm().cloned();
         let done = self.go(context);
@@ -98,7 +98,7 @@ impl Command {
         }
     }
 
-    /// Returns the one VM that it is about, where that is there before.
+    /// Returns the one existing VM that the command is about, if any.
     fn vm(&self) -> Option<&VmName> {
         match self {
             Command::Info(info::InfoArgs { name, .. })
@@ -152,16 +152,16 @@ impl Command {
     }
 }
 
-/// The VMs that a command changes, and how it tells of them.
+/// The VMs that a command changes, and how it prints them.
 #[derive(Debug, Args)]
 pub(crate) struct TargetArgs {
     /// The VMs.
     #[arg(value_name = "NAME", required_unless_present = "all", conflicts_with = "all")]
     names: Vec<VmName>,
-    /// Take all VMs for which there is something to do, instead of names.
+    /// All VMs in a matching state, instead of names.
     #[arg(long)]
     all: bool,
-    /// Print each VM as it is then, one JSON object a line.
+    /// Print each VM afterwards, as one JSON object a line.
     #[arg(long)]
     json: bool,
 }
@@ -169,14 +169,14 @@ pub(crate) struct TargetArgs {
 /// How long a guest has to shut down.
 #[derive(Debug, Args)]
 pub(crate) struct StopTimeout {
-    /// How long the guest may take to shut down before it is ended by force; 0: at once.
+    /// How long the guest may take to shut down before it is killed; 0: kill at once.
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
     #[arg(allow_negative_numbers = true)]
     timeout: Duration,
 }
 
 impl TargetArgs {
-    /// Returns the VMs that were named, or all that are in a state that is meant.
+    /// Returns the named VMs, or with `--all` those in a state that `is_meant` accepts.
     fn names(
         &self,
         context: &CommandContext,
@@ -189,7 +189,7 @@ impl TargetArgs {
         }
     }
 
-    /// Does an operation on each, and tells of each; `doing` names it while it is done.
+    /// Runs an operation on each VM and prints the result; `doing` is the progress shown meanwhile.
     fn operate<F>(
         self,
         context: &CommandContext,
@@ -210,8 +210,7 @@ impl TargetArgs {
     }
 }
 
-/// Tells of a VM that something was done to: to a program if it asked, and to a person who looks
-/// on.
+/// Prints a VM after an operation: as JSON if requested, else as progress on a terminal.
 fn tell(vm: &VmHandle, json: bool) -> Result<(), Failure> {
     if json {
         return output::json(&json::VmView::of(vm));

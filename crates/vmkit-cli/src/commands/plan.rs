@@ -1,4 +1,4 @@
-//! `--dry-run`: what would be done.
+//! `--dry-run`: prints what would be done.
 
 use std::fmt::Display;
 
@@ -14,10 +14,10 @@ use crate::context::{CliManager, CommandContext, DEFAULT_BACKEND};
 use crate::failure::Failure;
 use crate::output;
 
-/// Prints the plan of a VM that is not there yet.
+/// Prints the plan of a VM that does not exist yet.
 ///
 /// # Errors
-/// Those that `create` would have, as far as they can be told without doing it.
+/// Those that `create` would have, as far as they can be found without creating anything.
 pub(super) async fn print_new(
     context: &CommandContext,
     manager: &CliManager,

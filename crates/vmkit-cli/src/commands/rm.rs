@@ -13,10 +13,10 @@ pub(crate) struct RmArgs {
     /// The VMs.
     #[arg(value_name = "NAME", required_unless_present = "all", conflicts_with = "all")]
     names: Vec<VmName>,
-    /// Remove all VMs, with --force only.
+    /// Remove all VMs; needs --force.
     #[arg(long, requires = "force")]
     all: bool,
-    /// Remove a running VM, too, by force.
+    /// Kill running VMs and remove them, too.
     #[arg(short, long)]
     force: bool,
 }

@@ -7,9 +7,8 @@ use crate::output;
 
 /// Print the JSON Schema of vmkit.toml, for editors.
 ///
-/// An editor that knows the schema completes a vmkit.toml and marks what is wrong in it. Its first
-/// line names the schema:
-/// #:schema PATH.
+/// An editor that supports the schema completes a vmkit.toml and marks its errors. The first line
+/// of the file refers to the schema: #:schema PATH.
 #[derive(Debug, Args)]
 pub(crate) struct SchemaArgs {}
 

@@ -13,11 +13,11 @@ use crate::context::{CliManager, CommandContext};
 use crate::failure::Failure;
 use crate::{human, json, output};
 
-/// Change the configuration of a VM; what is not named stays as it is.
+/// Change the configuration of a VM; options that are not given stay as they are.
 ///
-/// A VM that runs goes on as it is, and is what it was set to from its next start on:
-/// `vmkit restart` does that now. A disk only grows. What a VM has to be recreated for is refused,
-/// and so is the VM of a machine in a vmkit.toml: its file says what it is.
+/// For a running VM a change takes effect at its next start: `vmkit restart` applies it now. A disk
+/// can only grow. Changes that need the VM recreated are refused, and so is the VM of a machine in
+/// a vmkit.toml: edit that file instead.
 #[derive(Debug, Args)]
 #[command(override_usage = "vmkit set [OPTIONS] <NAME>")]
 pub(crate) struct SetArgs {
@@ -28,13 +28,13 @@ pub(crate) struct SetArgs {
     /// Remove the CD-ROM drive.
     #[arg(long, conflicts_with = "cdrom")]
     no_cdrom: bool,
-    /// Connect the guest: user, tap:BRIDGE, vnic:LINK (illumos) or none.
+    /// Set how the guest is connected: user, tap:BRIDGE, vnic:LINK (illumos) or none.
     #[arg(long, value_name = "user|tap:BRIDGE|vnic:LINK|none")]
     network: Option<NetworkConfig>,
-    /// Whether to keep the guest from everything but its forwards, with user networking.
+    /// Whether to restrict the guest to its forwards, with user networking.
     #[arg(long, value_name = "true|false")]
     restrict: Option<bool>,
-    /// Print what would change, and change nothing.
+    /// Print what would change, without changing it.
     #[arg(long)]
     dry_run: bool,
     /// Print the VM and its changes as a JSON object.
@@ -42,7 +42,7 @@ pub(crate) struct SetArgs {
     json: bool,
 }
 
-/// What came of it, or would come.
+/// The changes made, or with `--dry-run` those that would be.
 #[derive(Serialize)]
 struct SetOutcome<'a> {
     vm: json::VmView<'a>,
@@ -57,10 +57,12 @@ impl SetArgs {
             return output::json(&SetOutcome { vm: json::VmView::of(&vm), changes: &changes });
         }
         if changes.is_empty() {
-            output::line(format_args!("{}: it is so already", vm.name()));
+            output::line(format_args!("{}: unchanged", vm.name()));
         } else if vm.state.is_live() && !self.dry_run {
             let name = vm.name();
-            output::line(format_args!("{name}: it runs as it was: `vmkit restart {name}` applies it now"));
+            output::line(format_args!(
+                "{name}: the change waits for the next start: `vmkit restart {name}` applies it now"
+            ));
         }
         changes.iter().try_for_each(|change| output::text(output::printable(human::change(change))))
     }
@@ -68,7 +70,7 @@ impl SetArgs {
     async fn change(&self, manager: &CliManager) -> Result<(VmHandle, Vec<SpecChange>), Error> {
         let patch = self.patch()?;
         if patch.is_empty() {
-            let why = "say what shall change, such as --memory 2GiB; `vmkit info` tells what the VM is";
+            let why = "no change is given (expected an option such as --memory 2GiB)";
             return Err(Error::invalid("set", &self.name, why));
         }
         let (vm, _, changes) = manager.plan_reconfigure(&self.name, |spec| patch.apply_to(spec)).await?;
@@ -93,10 +95,10 @@ impl SetArgs {
     }
 }
 
-/// Refuses the VM of a machine that a file describes: the next `up` would set it back.
+/// Refuses the VM of a machine that a file describes: the next `up` would revert the change.
 ///
 /// # Errors
-/// `InvalidInput`, pointing to where the file says what shall change.
+/// `InvalidInput`, with the line of the file to change.
 fn refuse_machine(vm: &VmHandle, change: &SpecChange) -> Result<(), Error> {
     let label = |key| vm.spec.labels().get(key);
     let (Some(file), Some(name)) = (label(Project::LABEL), label(MachineConfig::LABEL)) else {
@@ -110,12 +112,12 @@ fn refuse_machine(vm: &VmHandle, change: &SpecChange) -> Result<(), Error> {
         let why = format!("this VM is the machine `{name}` of {}: change it there", file.display());
         return Err(Error::invalid(change.field, &change.to, why));
     };
-    // A machine that the file no longer has is nobody's to set back.
+    // No `up` reverts changes to a machine that the file no longer has.
     let Some(machine) = project.machine(name).filter(|machine| machine.vm == *vm.name()) else {
         return Ok(());
     };
     let problem = VmfileProblem::new(format!(
-        "`{}`: this file says what the VM `{}` is, and its next `up` would set that back",
+        "`{}`: this file describes the VM `{}`, and its next `up` would revert the change",
         change.field,
         vm.name()
     ));

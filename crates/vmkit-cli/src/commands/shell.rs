@@ -12,8 +12,8 @@ use crate::remote::way::SshArgs;
 
 /// Open a shell in a guest, and exit with its exit code.
 ///
-/// A guest that still boots is waited for. A new line and `~.` leave a shell that no longer
-/// answers. Where standard input is no terminal, it is what the shell runs.
+/// A guest that is still booting is waited for. A new line and `~.` leave a shell that hangs. If
+/// standard input is no terminal, the shell runs it as its script.
 #[derive(Debug, Args)]
 pub(crate) struct ShellArgs {
     /// The VM.
@@ -24,7 +24,8 @@ pub(crate) struct ShellArgs {
     surroundings: ExecEnv,
 }
 
-/// Says where a shell goes that has no network to go over: the guest agent streams nothing.
+/// Returns the error for a VM without a network: a shell can't use the guest agent, which does not
+/// stream.
 fn no_network(vm: VmHandle) -> Error {
     let name = vm.name();
     let what = format!(

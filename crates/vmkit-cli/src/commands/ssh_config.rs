@@ -8,12 +8,12 @@ use crate::context::CommandContext;
 use crate::failure::Failure;
 use crate::{json, output};
 
-/// Print what `ssh`, `scp`, `rsync` and editors need to get into guests, as a block for
+/// Print the settings that `ssh`, `scp`, `rsync` and editors need to reach guests, as a block for
 /// `~/.ssh/config`.
 ///
-/// Without a name: for all VMs that run and that vmkit has a key for. The key and the host key lie
-/// in files beside the VM and go with it. A VM with user networking may have another port after its
-/// next start: print the block again.
+/// Without a name: for all running VMs that vmkit has a key for. The key and the host key are files
+/// in the VM's directory and are removed with it. A VM with user networking may have another port
+/// after its next start: print the block again.
 #[derive(Debug, Args)]
 pub(crate) struct SshConfigArgs {
     /// The VMs.
@@ -33,7 +33,7 @@ impl SshConfigArgs {
                 for listed in manager.list().await? {
                     match manager.ssh_config(&listed.name).await {
                         Ok(block) => blocks.push(block),
-                        // Not one of those that were asked for.
+                        // Not among the named ones.
                         Err(error) if is_elsewhere(error.kind()) => {}
                         Err(error) => return Err(error.into()),
                     }

@@ -6,7 +6,7 @@ use crate::commands::{TargetArgs, plan};
 use crate::context::CommandContext;
 use crate::failure::Failure;
 
-/// Boot VMs; a VM that runs already is left as it is.
+/// Boot VMs; a running VM stays as it is.
 #[derive(Debug, Args)]
 pub(crate) struct StartArgs {
     #[command(flatten)]

@@ -7,7 +7,7 @@ use crate::commands::{StopTimeout, TargetArgs};
 use crate::context::CommandContext;
 use crate::failure::Failure;
 
-/// Shut VMs down: ask the guest to power off, and end it by force at the deadline.
+/// Shut VMs down: ask the guest to power off, and kill the VM after the timeout.
 #[derive(Debug, Args)]
 pub(crate) struct StopArgs {
     #[command(flatten)]

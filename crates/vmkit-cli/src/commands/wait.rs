@@ -14,20 +14,20 @@ use crate::{json, output};
 
 /// Wait until a condition holds; a VM that is not started yet is waited for, too.
 ///
-/// `running`: the vCPUs run. `agent`: the guest agent answers. `ssh`: the guest's SSH server says
-/// its first words. `stopped`: no guest lives.
+/// `running`: the vCPUs run. `agent`: the guest agent replies. `ssh`: the guest's SSH server sends
+/// its banner. `stopped`: no guest runs.
 #[derive(Debug, Args)]
 pub(crate) struct WaitArgs {
     /// The VM.
     pub(super) name: VmName,
-    /// Name what is awaited.
+    /// The condition.
     #[arg(value_parser = conditions())]
     condition: WaitCondition,
-    /// Wait so long, all in all.
+    /// The timeout.
     #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = seconds)]
     #[arg(allow_negative_numbers = true)]
     timeout: Duration,
-    /// Print the VM as it is then, as a JSON object.
+    /// Print the VM afterwards, as a JSON object.
     #[arg(long)]
     json: bool,
 }

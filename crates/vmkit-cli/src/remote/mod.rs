@@ -1,8 +1,8 @@
 //! A program in a guest with this process's own streams, terminal and signals.
 //!
 //! One loop on one thread; standard input is read, and both outputs are written, by threads that
-//! may block. Whatever is slow holds the others back: nothing is kept beyond a few pieces. The
-//! terminal is itself again on every way out.
+//! may block. A slow stream slows the others: only a few pieces are buffered. The terminal is
+//! restored on every way out.
 
 #[cfg(target_os = "linux")]
 pub(crate) mod agent;
@@ -33,27 +33,27 @@ use streams::{OutputThread, StdinThread};
 
 /// How long the program in the guest has to end after a signal that ends this process.
 const GOODBYE: Duration = Duration::from_secs(2);
-/// The key that ends a terminal's input, unless somebody has set another: Ctrl-D.
+/// The key that ends a terminal's input unless the user has set another: Ctrl-D.
 const END_OF_FILE: u8 = 4;
-/// Whose programs OpenSSH passes no signals on to. Source: OpenSSH, `session.c`,
+/// The user to whose programs OpenSSH passes no signals. Source: OpenSSH, `session.c`,
 /// `session_signal_req`.
 const ROOT: &str = "root";
-/// How long the guest has to begin a program: more than a loaded one needs, less than a person
+/// How long the guest has to start a program: more than a loaded guest needs, less than a person
 /// waits for.
 const BEGIN: Duration = Duration::from_secs(60);
 
-/// Returns whether there is a person at both ends of this process.
+/// Returns whether both standard streams of this process are terminals.
 pub(crate) fn is_at_terminal() -> bool {
     io::stdin().is_terminal() && io::stdout().is_terminal()
 }
 
 /// Why the loop has ended.
 enum LoopEnd {
-    /// The program has.
+    /// The program has ended.
     Exit(GuestExitStatus),
-    /// This process was told to end.
+    /// This process got a signal that ends it.
     Signal(i32),
-    /// The person left.
+    /// The user left with `~.`.
     Left,
 }
 
@@ -70,16 +70,16 @@ pub(crate) async fn run(
     Ok(attend(session, command, feed_stdin).await?.or_die())
 }
 
-/// What ended first.
+/// How an interaction with a program ended.
 pub(crate) enum Interaction {
-    /// The program, or the person's stay with it.
+    /// The program has ended, or the user left it.
     Exit(GuestExitStatus),
-    /// This process is to, by this signal, once it has tidied up.
+    /// This process has to die of this signal, after its cleanup.
     Signal(i32),
 }
 
 impl Interaction {
-    /// Returns how the program ended; dies of the signal that this process is to end by.
+    /// Returns how the program ended; dies of the signal that ended the interaction.
     pub(crate) fn or_die(self) -> GuestExitStatus {
         match self {
             Interaction::Exit(exit) => exit,
@@ -91,7 +91,7 @@ impl Interaction {
     }
 }
 
-/// Runs the command as [`run`] does, and leaves it to the caller to die of a signal.
+/// Runs the command as [`run`] does, and leaves dying of a signal to the caller.
 pub(crate) async fn attend(
     session: &Session,
     command: &GuestCommand,
@@ -101,7 +101,7 @@ pub(crate) async fn attend(
     let mut signals = CaughtSignals::catch().map_err(Error::io("watch for", "signals"))?;
     let (mut input, output) = session.spawn(command, BEGIN).await?.split();
     if !feed_stdin {
-        // Else whoever reads it would wait for ever.
+        // Otherwise a program that reads its input would wait for ever.
         end_input(&mut input, at_terminal, false).await?;
     }
     let raw = if at_terminal { RawMode::enter().map_err(Error::io("set up", "the terminal"))? } else { None };
@@ -138,7 +138,7 @@ struct AttachedStreams {
     follows_size: bool,
 }
 
-/// What happened first.
+/// The next event of the loop.
 enum LoopEvent {
     Output(ProcessEvent),
     Input(Option<Vec<u8>>),
@@ -154,8 +154,8 @@ impl AttachedStreams {
         let caught = signals.bell().map_err(no_progress())?;
         let resizes = follows_size.then(ResizeSignals::catch).transpose().map_err(no_progress())?;
         let (pieces, mut taken) = channel::<Option<Vec<u8>>>(1);
-        // Its own future, so that a guest that reads nothing keeps neither output nor signals
-        // waiting.
+        // A future of its own, so that a guest that does not read blocks neither the output nor
+        // signals.
         let (resized, mut sizes) = channel::<TerminalSize>(1);
         let mut feed = Box::pin(feed(&mut input, &mut taken, &mut sizes, at_terminal));
         let mut is_fed = false;
@@ -163,7 +163,7 @@ impl AttachedStreams {
             let room = pieces.clone();
             let happened = tokio::select! {
                 event = output.next() => LoopEvent::Output(event.map_err(Failure::unknown)?),
-                // A lost connection is told by the output, which has more to say about it.
+                // The output reports a lost connection, with more details.
                 _ = &mut feed, if !is_fed => { is_fed = true; continue }
                 piece = StdinThread::next(&mut reader, room) => LoopEvent::Input(piece),
                 () = ResizeSignals::next(resizes.as_ref()) => LoopEvent::Resized,
@@ -171,7 +171,7 @@ impl AttachedStreams {
             };
             match happened {
                 LoopEvent::Output(event) => {
-                    // Whoever reads slowly, or not at all, can still have this ended.
+                    // A signal ends it even if the reader of the output is slow or blocked.
                     tokio::select! {
                         written = write(&mut writer, event) => if let Some(exit) = written? {
                             break LoopEnd::Exit(exit);
@@ -197,7 +197,7 @@ impl AttachedStreams {
             && let Some(name) = name_of(*signal)
         {
             tokio::select! {
-                // A guest that can't be told learns it from the connection.
+                // A guest that can't be signalled notices the closed connection.
                 _ = timeout(GOODBYE, end(session, name, &input, &mut output, &mut writer)) => {}
                 // A second signal ends the wait.
                 _ = signals.next(&caught) => {}
@@ -207,7 +207,7 @@ impl AttachedStreams {
     }
 }
 
-/// Hands the program what is typed, and its terminal each new size, until nothing more comes.
+/// Sends the input and each new terminal size to the program, until the input ends.
 async fn feed(
     input: &mut ProcessInput,
     pieces: &mut Receiver<Option<Vec<u8>>>,
@@ -230,9 +230,8 @@ async fn feed(
     }
 }
 
-/// Tells the program that nothing more comes. At a terminal a server has no way to say so but to
-/// type the key for it: once hands over the line that was begun, and at the beginning of one it is
-/// the end.
+/// Ends the program's input. At a terminal a server can only type the key for it: the first one
+/// submits an unfinished line, and at the start of a line it is the end.
 async fn end_input(input: &mut ProcessInput, at_terminal: bool, in_line: bool) -> Result<(), Error> {
     if at_terminal {
         input.write(if in_line { &[END_OF_FILE; 2] } else { &[END_OF_FILE] }).await?;
@@ -240,9 +239,9 @@ async fn end_input(input: &mut ProcessInput, at_terminal: bool, in_line: bool) -
     input.end().await
 }
 
-/// Has the program end by a signal, and writes what it says until it has.
+/// Sends the program a signal, and writes its output until it has ended.
 ///
-/// The signal is only queued by the call: it is on its way while the end is waited for.
+/// The call only queues the signal, which is sent while this waits for the end.
 async fn end(
     session: &Session,
     signal: &str,
@@ -264,7 +263,7 @@ async fn end(
     }
 }
 
-/// Writes what came out of the program; at its end all of it, and returns how it ended.
+/// Writes the program's output; at its end writes the rest, and returns how it ended.
 async fn write(writer: &mut OutputThread, event: ProcessEvent) -> Result<Option<GuestExitStatus>, Failure> {
     match event {
         ProcessEvent::Stdout(data) => writer.write(false, data).await.map(|()| None),

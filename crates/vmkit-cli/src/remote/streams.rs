@@ -1,5 +1,5 @@
-//! This process's streams, read and written by threads: they may be files or terminals, for which
-//! the system has no other way to wait.
+//! This process's streams, read and written by threads: files and terminals can't be polled by the
+//! event loop.
 
 use std::io::{self, Read, Write};
 use std::pin::Pin;
@@ -13,18 +13,18 @@ use vmkit::Error;
 
 use crate::failure::Failure;
 
-/// How much is read in one go.
+/// The most that is read at once.
 const PIECE_BYTES: usize = 32 << 10;
-/// How many pieces wait for whoever is slower.
+/// How many pieces are buffered for the slower side.
 const PIECES: usize = 4;
 
-/// Runs this on a thread of its own.
+/// Runs `work` on a thread of its own.
 fn on_thread(what: &'static str, work: impl FnOnce() + Send + 'static) -> Result<(), Error> {
     let begun = thread::Builder::new().name("vmkit-stream".to_owned()).spawn(work);
     begun.map(drop).map_err(Error::io("begin", format!("a thread that {what}")))
 }
 
-/// Standard input, read by a thread that ends with the process: nobody can wake it from its read.
+/// Standard input, read by a thread that ends with the process: its read can't be interrupted.
 #[derive(Debug)]
 pub(super) struct StdinThread(Receiver<Vec<u8>>);
 
@@ -32,7 +32,7 @@ impl StdinThread {
     /// Starts to read.
     ///
     /// # Errors
-    /// `Io` where no thread can be created.
+    /// `Io` if no thread can be created.
     pub(super) fn of_stdin() -> Result<Self, Error> {
         let (sender, receiver) = channel(PIECES);
         on_thread("reads standard input", move || {
@@ -45,7 +45,7 @@ impl StdinThread {
                         }
                     }
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    // Reading a terminal that is gone is an error.
+                    // Reading a terminal that is gone fails.
                     Ok(_) | Err(_) => return,
                 }
             }
@@ -53,26 +53,26 @@ impl StdinThread {
         Ok(Self(receiver))
     }
 
-    /// Waits for room in `to`, and then for the next piece; nothing at the end, and for ever where
-    /// there is no reader.
+    /// Waits for room in `to`, and then for the next piece; returns nothing at the end, and never
+    /// returns if there is no reader.
     ///
     /// # Cancel safety
     /// A dropped call loses nothing.
     pub(super) async fn next<T>(reader: &mut Option<Self>, to: Sender<T>) -> Option<Vec<u8>> {
         let Some(reader) = reader else { return std::future::pending().await };
-        // Whoever took the last piece away has to be through with it.
+        // The previous piece has to be consumed first.
         let Ok(_room) = to.reserve().await else { return std::future::pending().await };
         reader.0.recv().await
     }
 }
 
-/// Standard input as something to read, by a thread that ends with the process.
+/// Standard input as a reader, with a thread that ends with the process.
 ///
-/// Not Tokio's own: its event loop would wait at the end for a read that nobody can wake.
+/// Not Tokio's own: its event loop would wait at the end for a read that can't be interrupted.
 #[derive(Debug)]
 pub(crate) struct StdinStream {
     pieces: Receiver<io::Result<Vec<u8>>>,
-    /// What of the last piece was not taken yet.
+    /// The rest of the last piece.
     left: io::Cursor<Vec<u8>>,
 }
 
@@ -80,7 +80,7 @@ impl StdinStream {
     /// Starts to read.
     ///
     /// # Errors
-    /// `Io` where no thread can be created.
+    /// `Io` if no thread can be created.
     pub(crate) fn new() -> Result<Self, Error> {
         let (sender, pieces) = channel(PIECES);
         on_thread("reads standard input", move || {
@@ -121,7 +121,7 @@ impl AsyncRead for StdinStream {
     }
 }
 
-/// Standard output and standard error, written in the order in which it came.
+/// Standard output and standard error, written in the order of arrival.
 #[derive(Debug)]
 pub(super) struct OutputThread {
     pieces: Option<Sender<(bool, Vec<u8>)>>,
@@ -132,7 +132,7 @@ impl OutputThread {
     /// Starts to write.
     ///
     /// # Errors
-    /// `Io` where no thread can be created.
+    /// `Io` if no thread can be created.
     pub(super) fn new() -> Result<Self, Error> {
         let (sender, mut receiver) = channel::<(bool, Vec<u8>)>(PIECES);
         let (tell, ended) = oneshot::channel();
@@ -150,16 +150,16 @@ impl OutputThread {
             };
             let written = write();
             drop(receiver);
-            // Nobody asks any more where the process is ending.
+            // The receiver is gone if the process is ending.
             let _ = tell.send(written);
         })?;
         Ok(Self { pieces: Some(sender), ended })
     }
 
-    /// Hands a piece over, as soon as there is room.
+    /// Queues a piece, as soon as there is room.
     ///
     /// # Errors
-    /// `Output` where a piece before could not be written.
+    /// `Output` if an earlier piece could not be written.
     pub(super) async fn write(&mut self, is_error: bool, piece: Vec<u8>) -> Result<(), Failure> {
         let pieces = self.pieces.as_ref().expect("only the last method takes it");
         match pieces.send((is_error, piece)).await {
@@ -168,10 +168,10 @@ impl OutputThread {
         }
     }
 
-    /// Waits until all is written.
+    /// Waits until all pieces are written.
     ///
     /// # Errors
-    /// `Output` where it can't be.
+    /// `Output` if one can't be written.
     pub(super) async fn finish(&mut self) -> Result<(), Failure> {
         self.pieces = None;
         let written = (&mut self.ended).await;

@@ -1,4 +1,4 @@
-//! The way into a guest, as it can be typed.
+//! The options for the login to a guest.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -16,36 +16,36 @@ use crate::failure::Failure;
 use crate::places::stdin_or;
 use crate::values::seconds;
 
-/// Who logs in to a guest, and how long that may take.
+/// How to log in to a guest, and how long that may take.
 #[derive(Debug, Args)]
 pub(crate) struct SshArgs {
-    /// Log in as this user [else: the one that vmkit made].
+    /// Log in as this user [else: the one that vmkit created].
     #[arg(long, short = 'u', value_name = "USER")]
     user: Option<String>,
-    /// Log in with the key in this file [else: the one that vmkit made].
+    /// Log in with the key in this file [else: the one that vmkit created].
     #[arg(long, short = 'i', value_name = "FILE")]
     identity: Option<PathBuf>,
-    /// Log in with the keys of the SSH agent that SSH_AUTH_SOCK names.
+    /// Log in with the keys of the SSH agent at SSH_AUTH_SOCK.
     #[arg(long, conflicts_with = "identity")]
     ssh_agent: bool,
     /// Accept a server with this host key, given as a line or a file [else: the one that vmkit
-    /// made].
+    /// created].
     #[arg(long, value_name = "KEY|FILE", conflicts_with = "any_host_key")]
     host_key: Option<String>,
     /// Accept any host key.
     #[arg(long)]
     any_host_key: bool,
-    /// Wait so long until the guest lets one in.
+    /// Wait this long for a successful login.
     #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = seconds)]
     #[arg(allow_negative_numbers = true)]
     timeout: Duration,
-    /// What came of the options: a pipe can be read once.
+    /// The parsed options, kept because a pipe can be read only once.
     #[arg(skip)]
     read: OnceLock<Box<LoginOptions>>,
 }
 
 impl SshArgs {
-    /// Returns what goes before the VM's record.
+    /// Returns the options that take precedence over the VM's record.
     ///
     /// # Errors
     /// `InvalidInput` for a key that is missing or can't be used.
@@ -100,7 +100,7 @@ impl SshArgs {
             _ if has_key => {
                 Some(format!("by its own key vmkit logs in as `{own}`: leave out the key and the user"))
             }
-            // Of root there is more to say, and that is told for every error of this kind.
+            // Errors about root have a hint of their own.
             Some(user) if user != own && user != ROOT => Some(format!(
                 "by its own key vmkit logs in as `{own}` only: `vmkit exec {name} -- sudo -u {user} COMMAND` runs a command as \
                  `{user}`; who has a key of theirs names it by --identity"
@@ -109,8 +109,7 @@ impl SshArgs {
         }
     }
 
-    /// Returns what was said of the login, as an option and its value: the guest agent knows no
-    /// logins.
+    /// Returns a given option of the login with its value: the guest agent has no logins.
     pub(crate) fn asked(&self) -> Option<(&'static str, String)> {
         let user = self.user.as_ref().map(|user| ("user", user.clone()));
         let identity = self.identity.as_ref().map(|path| ("identity", path.display().to_string()));
@@ -119,7 +118,7 @@ impl SshArgs {
         user.or(identity).or(agent).or(host_key)
     }
 
-    /// Returns how long it may take.
+    /// Returns the timeout.
     pub(crate) fn timeout(&self) -> Duration {
         self.timeout
     }

@@ -470,7 +470,7 @@ fn a_qemu_that_fails_at_once_is_quoted_and_the_vm_is_still_there() {
 
     let answer = host.vmkit(["create", "new", "--kernel", "vmlinuz", "--accel", "tcg", "--start"]);
     assert_eq!(answer.code, Some(2), "{answer:?}");
-    assert!(answer.stderr.starts_with("warning: the VM was made, and did not start"), "{answer:?}");
+    assert!(answer.stderr.starts_with("warning: the VM was created, but did not start"), "{answer:?}");
     host.must(["info", "new"]);
 }
 

@@ -45,7 +45,7 @@ fn a_plan_shows_what_is_missing_and_changes_nothing() {
     let text = host.must(["plan"]);
     assert_eq!(
         text,
-        "db   make and start\n       run `install`: new\n       run `load`: new\nweb  make and start\n"
+        "db   create and start\n       run `install`: new\n       run `load`: new\nweb  create and start\n"
     );
     assert!(!host.home().join("vms").exists() && !host.home().join("projects").exists());
     let plan = json(&host.must(["plan", "--json", "db"]));
@@ -69,7 +69,7 @@ fn the_file_is_found_from_below_or_named() {
     };
     assert_eq!(
         from(&["plan", "web"]).stdout,
-        "db   make and start\n       run `install`: new\n       run `load`: new\nweb  make and start\n"
+        "db   create and start\n       run `install`: new\n       run `load`: new\nweb  create and start\n"
     );
     assert_eq!(from(&["plan", "-f", "../../vmkit.toml", "db"]).code, Some(0));
     let missing = from(&["plan", "-f", "other.toml"]);
@@ -147,7 +147,7 @@ fn a_machine_that_was_taken_for_a_vm_is_told_by_its_vm() {
         assert!(answer.stderr.contains(&hint), "{arguments:?}: {answer:?}");
     }
     let unmade = host.vmkit(["shell", "shop-web"]).stderr;
-    assert!(unmade.contains("`vmkit up web` makes it"), "{unmade}");
+    assert!(unmade.contains("`vmkit up web` creates it"), "{unmade}");
     // Whose name it is not, and a file that is not right, are not spoken of.
     assert!(!host.vmkit(["info", "mail"]).stderr.contains("vmkit.toml"));
     write(&host, "version = 1\nnonsense = 1\n");
@@ -238,7 +238,7 @@ fn a_file_to_begin_with_is_planned_at_once_and_never_written_over() {
         let planned = vmkit(&["plan"]);
         assert_eq!(
             (planned.code, planned.stdout.as_str()),
-            (Some(0), "blog  make and start\n"),
+            (Some(0), "blog  create and start\n"),
             "{planned:?}"
         );
         let again = vmkit(arguments);

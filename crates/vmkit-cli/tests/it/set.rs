@@ -32,7 +32,7 @@ fn what_is_named_changes_and_all_else_stays() {
 
     let again = host.vmkit([&["set", "web"], &options[..]].concat());
     assert_eq!((again.code, again.stdout.as_str()), (Some(0), ""));
-    assert_eq!(again.stderr, "web: it is so already\n");
+    assert_eq!(again.stderr, "web: unchanged\n");
 }
 
 #[test]

@@ -72,7 +72,7 @@ fn a_vm_that_runs_is_what_it_was_set_to_once_it_is_restarted() {
     assert_eq!(cpus(), "1\n");
     let set = life.vmkit(["set", "web", "--cpus", "2", "--memory", "192MiB"]);
     assert!(set.stdout.starts_with("cpus: 1 -> 2, at the next start\nmemory: "), "{set:?}");
-    assert_eq!(set.stderr, "web: it runs as it was: `vmkit restart web` applies it now\n");
+    assert_eq!(set.stderr, "web: the change waits for the next start: `vmkit restart web` applies it now\n");
     let set = life.must(["set", "web", "--memory", "320MiB"]);
     assert_eq!(set, "memory: 192MiB -> 320MiB, at the next start\n");
     let info = life.info("web");

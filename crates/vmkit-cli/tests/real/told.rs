@@ -140,16 +140,10 @@ fn what_waits_for_the_next_start_counts_with_the_one_that_is_planned() {
     let grown = SHOP.replace("[machine.web]", "memory = 600\n[machine.web]");
     write(&life, &grown);
     life.must(["up", "db"]);
-    assert!(
-        life.must(["plan", "db"])
-            .contains("memory: changed, and counts from the next start on: `vmkit reload`")
-    );
+    assert!(life.must(["plan", "db"]).contains("memory: changed, at the next start: `vmkit reload`"));
     life.must(["down", "--timeout", "0", "db"]);
     let plan = life.must(["plan", "db"]);
-    assert!(
-        plan.starts_with("db  start\n") && plan.contains("memory: changed, and counts with this start\n"),
-        "{plan}"
-    );
+    assert!(plan.starts_with("db  start\n") && plan.contains("memory: changed, with this start\n"), "{plan}");
     write(&life, &grown.replace("memory = 600", "memory = 700"));
     let plan = life.must(["plan", "db"]);
     assert!(plan.contains("memory: 600MiB -> 700MiB, with this start\n"), "{plan}");

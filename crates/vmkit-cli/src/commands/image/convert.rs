@@ -13,14 +13,14 @@ use crate::failure::Failure;
 use crate::places::absolute;
 use crate::{images, json_image, output, progress};
 
-/// Write the disk of an image as a raw file: the form that Propolis takes.
+/// Write the disk of an image as a raw file, as Propolis needs it.
 ///
-/// The file has holes for the disk's zeros, and no name before it is whole. Interrupted, this
-/// leaves FILE.unfinished, which the next one for the same file takes over.
+/// Zeros become holes, and the file gets its name when it is complete. If interrupted, this leaves
+/// FILE.unfinished, which the next conversion to the same file continues.
 #[derive(Debug, Args)]
 pub(crate) struct ImageConvertArgs {
-    /// The image: what `vmkit launch` takes, or sha256: and at least 6 digits. It is fetched
-    /// if it is not kept already.
+    /// The image: as for `vmkit launch`, or sha256: and at least 6 digits. It is fetched unless it
+    /// is local already.
     #[arg(value_name = "IMAGE")]
     image: String,
     /// The file to write; or a block device that is large enough, with --force.
@@ -41,7 +41,7 @@ impl ImageConvertArgs {
     pub(crate) fn run(self, context: &CommandContext) -> Result<(), Failure> {
         let to = absolute("file", &self.file)?;
         let existing = if self.force { OverwritePolicy::Replaced } else { OverwritePolicy::Stays };
-        // Checked before an image is fetched for nothing; the conversion checks again.
+        // Checked before an image is fetched in vain; the conversion checks again.
         if !self.force && to.symlink_metadata().is_ok() {
             return Err(Error::already_exists(Subject::File, to.display()).into());
         }
@@ -62,8 +62,7 @@ impl ImageConvertArgs {
         })
     }
 
-    /// Finds the image. A file is looked at where it lies, whatever it is for: nothing is to be
-    /// booted here.
+    /// Finds the image. The file of an image is used where it is, even if it can't be booted.
     async fn found(
         &self,
         context: &CommandContext,
@@ -71,7 +70,7 @@ impl ImageConvertArgs {
     ) -> Result<ImageFacts, Error> {
         if self.image.starts_with("sha256:") {
             let found = context.images()?.find(&self.image, None)?;
-            return Ok(found.into_iter().next().expect("it answers one, or an error").facts);
+            return Ok(found.into_iter().next().expect("the result has at least one image").facts);
         }
         match images::image(&self.image)? {
             ImageRef::Path(path) => vmkit::image::inspect(&path),

@@ -12,15 +12,14 @@ use crate::failure::Failure;
 use crate::places::{local, stdin_or};
 use crate::{human_image, images, json_image, output};
 
-/// Store a copy of a file as a local image, unpacked if it is packed, so that VMs can be created by
-/// name.
+/// Store a copy of a file as a local image, decompressed if needed, so that VMs can be created from
+/// it by name.
 #[derive(Debug, Args)]
 pub(crate) struct ImageImportArgs {
-    /// The file: raw or qcow2, as it is or packed with gzip, xz, zstd or bzip2; - for
-    /// standard input.
+    /// The file: raw or qcow2, uncompressed or with gzip, xz, zstd or bzip2; - for standard input.
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// The name of the image from now on; a name of the catalogue then means this one.
+    /// The name of the local image; it takes precedence over the same name in the catalogue.
     #[arg(long)]
     name: ImageName,
     /// The architecture of the image [default: this host's].

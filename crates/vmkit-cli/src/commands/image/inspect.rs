@@ -11,8 +11,8 @@ use crate::{human_image, images, json_image, output};
 
 /// Show an image: its format, source and verification, and the VMs that use it
 ///
-/// A file is looked at where it lies. Of a name that was not pulled it is told what the catalogue
-/// knows: where the image lies, how it is verified, and who logs in.
+/// A file is inspected in place. For a name that was not pulled the catalogue's entry is shown: the
+/// address, the verification, and the user that can log in.
 #[derive(Debug, Args)]
 pub(crate) struct ImageInspectArgs {
     /// The image: a name, an address, a file, or sha256: and at least 6 digits.
@@ -67,7 +67,7 @@ impl ImageInspectArgs {
         let arches = match (self.arch, &entry) {
             (Some(arch), _) => vec![arch],
             (None, Some(entry)) => entry.arches.clone(),
-            // Nothing is known of it, which is then told.
+            // An image without an entry is reported for the host's architecture.
             (None, None) => vec![images::host_arch()],
         };
         let published = arches.into_iter().map(|arch| store.published(name, arch));

@@ -10,7 +10,7 @@ use crate::{human_image, json_image};
 /// List local images, or those that can be pulled.
 #[derive(Debug, Args)]
 pub(crate) struct ImageLsArgs {
-    /// List the names of the catalogue instead: what can be pulled.
+    /// List the names of the catalogue instead, which can be pulled.
     #[arg(long)]
     available: bool,
     /// Print a JSON array.
@@ -44,7 +44,7 @@ impl ImageLsArgs {
             false => {
                 if images.is_empty() {
                     output::progress(
-                        "there is none yet: `vmkit image pull debian:12` fetches one, --available lists what can be had",
+                        "no local images yet: `vmkit image pull debian:12` fetches one, --available lists the catalogue",
                     );
                 }
                 output::text(human_image::list(&images))

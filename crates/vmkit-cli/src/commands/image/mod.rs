@@ -1,4 +1,4 @@
-//! `vmkit image`: the images that VMs are made from.
+//! `vmkit image`: the images that VMs are created from.
 
 mod convert;
 mod import;
@@ -16,8 +16,8 @@ use crate::failure::Failure;
 
 /// Fetch, list, verify, convert and remove images.
 ///
-/// An image is named as debian:12 is, or by a file, an https:// address, or
-/// oci://REGISTRY/NAME:TAG. `image ls --available` lists the names there are.
+/// An image is given by a name such as debian:12, a file, an https:// address, or
+/// oci://REGISTRY/NAME:TAG. `image ls --available` lists the names of the catalogue.
 #[derive(Debug, Args)]
 pub(crate) struct ImageArgs {
     #[command(subcommand)]

@@ -6,7 +6,7 @@ use crate::context::CommandContext;
 use crate::failure::Failure;
 use crate::{human_image, json_image, output};
 
-/// Remove the images that no name and no VM needs, and what is left of interrupted downloads.
+/// Remove the images without a name that no VM needs, and the remains of interrupted downloads.
 #[derive(Debug, Args)]
 pub(crate) struct ImagePruneArgs {
     /// Remove the images with a name, too, unless a VM needs them.

@@ -9,8 +9,8 @@ use crate::{human_image, images, json_image, output};
 
 /// Fetch images, or look for newer ones.
 ///
-/// What was fetched before an interruption is not fetched again. The checksum is verified, and the
-/// signature where the publisher signs and vmkit has the key.
+/// An interrupted download is continued. The checksum is verified, and also the signature if the
+/// publisher signs and vmkit has the key.
 #[derive(Debug, Args)]
 pub(crate) struct ImagePullArgs {
     /// The images: debian:12, an https:// address, oci://REGISTRY/NAME:TAG.
@@ -19,7 +19,7 @@ pub(crate) struct ImagePullArgs {
     /// Choose the architecture [default: this host's].
     #[arg(long, value_name = "x86_64|aarch64", value_parser = images::arch)]
     arch: Option<Arch>,
-    /// Print each image as it is then, one JSON object a line.
+    /// Print each image afterwards, as one JSON object a line.
     #[arg(long)]
     json: bool,
 }
@@ -28,8 +28,8 @@ impl ImagePullArgs {
     pub(crate) fn run(self, context: &CommandContext) -> Result<(), Failure> {
         let store = context.images()?;
         let arch = self.arch.unwrap_or_else(images::host_arch);
-        // All are read before the first is fetched, so that a slip in the last does not come too
-        // late.
+        // All names are parsed before the first image is fetched, so that a typo in the last one is
+        // reported early.
         let wanted = self.images.iter().map(|text| images::image(text)).collect::<Result<Vec<_>, _>>()?;
         context.block_on(async {
             for image in &wanted {

@@ -23,7 +23,7 @@ pub(crate) struct ImageVerifyArgs {
     json: bool,
 }
 
-/// Says what puts a whole image in the place of a damaged one.
+/// Returns the command that replaces a damaged image.
 fn what_heals(image: &LocalImage) -> String {
     let Some(name) = image.names.first() else {
         return format!("`vmkit image rm {}` removes the damaged one, which has no name", image.id);
@@ -33,9 +33,9 @@ fn what_heals(image: &LocalImage) -> String {
         false => format!(" --arch {}", name.arch.as_str()),
     };
     match name.source.contains("://") {
-        true => format!("`vmkit image pull {}{arch}` fetches it anew", name.name),
+        true => format!("`vmkit image pull {}{arch}` fetches it again", name.name),
         false => format!(
-            "`vmkit image import {} --name {}{arch}` takes it in anew, if that file is still what it was",
+            "`vmkit image import {} --name {}{arch}` imports it again, if that file is unchanged",
             name.source, name.name
         ),
     }
@@ -71,7 +71,7 @@ impl ImageVerifyArgs {
             let damaged = kept.iter().zip(&verdicts).filter(|(_, verdict)| !verdict.is_good());
             damaged.for_each(|(image, _)| output::hint(&what_heals(image)));
         }
-        // What is damaged was just printed as the answer.
+        // The damaged images were just printed as the output.
         if verdicts.iter().all(json_image::VerdictView::is_good) { Ok(()) } else { Err(Failure::Unfit) }
     }
 }

@@ -10,8 +10,8 @@ use crate::failure::Failure;
 
 /// Shut down the machines of a file, each before those that it depends on.
 ///
-/// Without a name it does so to machines that the file no longer has, too. What was stopped or
-/// removed is told on standard error, a line a machine.
+/// Without a name this includes machines that the file no longer has. Each machine that was stopped
+/// or removed is reported on standard error.
 #[derive(Debug, Args)]
 pub(crate) struct DownArgs {
     #[command(flatten)]

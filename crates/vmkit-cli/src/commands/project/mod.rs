@@ -19,8 +19,7 @@ use crate::context::CommandContext;
 use crate::failure::Failure;
 use crate::{images, output, project_file};
 
-/// The exit code of a command that was interrupted, as a shell has it: 128 and the number of
-/// SIGINT.
+/// The exit code of an interrupted command, as in a shell: 128 plus the number of SIGINT.
 const INTERRUPTED: u8 = 130;
 
 /// The machines that a command is about, and the file that describes them.
@@ -55,8 +54,8 @@ fn engine(
     Ok(ProjectManager::new(manager.clone(), SshGuests::new(manager), images))
 }
 
-/// Does the work to its end, or until somebody presses Ctrl-C: then all stays as it is, and the
-/// same command goes on from there.
+/// Runs the work to its end, or until Ctrl-C: then everything stays as it is, and the same command
+/// continues from there.
 fn done_or_interrupted<T>(
     context: &CommandContext,
     command: &str,
@@ -66,7 +65,7 @@ fn done_or_interrupted<T>(
         Some(done) => Ok(done),
         None => {
             output::status(format_args!(
-                "interrupted: `vmkit {command}` again goes on from here; what runs in a guest goes on until then"
+                "interrupted: `vmkit {command}` again continues from here; programs in a guest keep running"
             ));
             Err(Failure::Exit(INTERRUPTED))
         }

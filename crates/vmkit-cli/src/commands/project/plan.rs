@@ -12,8 +12,8 @@ use crate::{json_project, output};
 
 /// Show what `vmkit up` would do, and change nothing.
 ///
-/// For each change it tells whether it counts at once, at the next start, or only when the machine
-/// is recreated.
+/// For each change the plan says whether it takes effect at once, at the next start, or only if the
+/// machine is recreated.
 #[derive(Debug, Args)]
 pub(crate) struct PlanArgs {
     #[command(flatten)]
@@ -63,8 +63,8 @@ fn text(plan: &ProjectPlan) -> String {
         }
         for field in &machine.pending {
             below(match starts {
-                true => format!("{field}: changed, and counts with this start"),
-                false => format!("{field}: changed, and counts from the next start on: `vmkit reload`"),
+                true => format!("{field}: changed, with this start"),
+                false => format!("{field}: changed, at the next start: `vmkit reload`"),
             });
         }
         for step in &machine.steps {
@@ -83,14 +83,14 @@ fn text(plan: &ProjectPlan) -> String {
 
 fn headline(machine: &PlannedMachine) -> &'static str {
     match &machine.action {
-        Ok(PlannedAction::Make) => "make and start",
-        Ok(PlannedAction::Recreate) => "make anew, with --recreate only: its disks are lost",
+        Ok(PlannedAction::Make) => "create and start",
+        Ok(PlannedAction::Recreate) => "recreate, with --recreate only: its disks are lost",
         Ok(PlannedAction::Start) => "start",
         Ok(PlannedAction::Resume) => "resume",
         Ok(_) if machine.is_unchanged() => "unchanged",
         Ok(_) if machine.changes.is_empty() => "provision",
         Ok(_) => "change",
-        Err(_) => "can't be told",
+        Err(_) => "unknown",
     }
 }
 

@@ -16,7 +16,7 @@ pub(crate) struct ProvisionArgs {
     /// Run only this step. May be repeated.
     #[arg(long = "step", value_name = "STEP")]
     steps: Vec<String>,
-    /// Run what was done already, too.
+    /// Also run what is done already.
     #[arg(long)]
     force: bool,
     /// Print what was done as a JSON object.

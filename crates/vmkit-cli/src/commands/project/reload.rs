@@ -8,14 +8,15 @@ use crate::commands::StopTimeout;
 use crate::context::CommandContext;
 use crate::failure::Failure;
 
-/// Shut down the machines of a file and bring them up again, so that all of the file takes effect.
+/// Shut down the machines of a file and bring them up again, so that all changes in the file take
+/// effect.
 ///
-/// A machine that would have to be recreated is left running.
+/// A machine that would have to be recreated stays running.
 #[derive(Debug, Args)]
 pub(crate) struct ReloadArgs {
     #[command(flatten)]
     which: ProjectArgs,
-    /// Recreate machines where a change needs that; their disks are lost
+    /// Recreate machines if a change requires it; their disks are lost
     #[arg(long)]
     recreate: bool,
     #[command(flatten)]
@@ -32,7 +33,8 @@ impl ReloadArgs {
         options.recreate = self.recreate;
         options.stop_timeout = self.patience.timeout;
         let reload = engine.reload(&project, &options, printer(&project));
-        // What is down by then comes up again by `up`, and `reload` would stop the rest once more.
+        // After an interruption, `up` starts what is down; another `reload` would stop the rest
+        // again.
         let report = done_or_interrupted(context, "up", reload)?;
         tell(&project, report, ProjectRequest::Up, self.json)
     }

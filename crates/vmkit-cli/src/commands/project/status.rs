@@ -14,16 +14,16 @@ use crate::output::TextTable;
 use crate::values::seconds;
 use crate::{human, json_project, output};
 
-/// Show the machines of a file; of one that is not ready, what it lacks.
+/// Show the machines of a file, and for each that is not ready, what is missing.
 #[derive(Debug, Args)]
 pub(crate) struct StatusArgs {
     #[command(flatten)]
     which: ProjectArgs,
-    /// How long each guest is asked whether it is ready.
+    /// How long to wait for each guest's readiness.
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
     #[arg(allow_negative_numbers = true)]
     timeout: Duration,
-    /// Print an array, a machine each.
+    /// Print an array with an object for each machine.
     #[arg(long)]
     json: bool,
 }

@@ -1,8 +1,8 @@
-//! What is said of the work on a project: each stage as it begins, and at the end a line or two a
+//! Prints the work on a project: each stage as it starts, and at the end a line or two for each
 //! machine.
 //!
-//! All of it goes to standard error, a whole line at a time, and it is the same on a terminal and
-//! off it: whoever reads a log wants to know how far it came, too.
+//! All of it goes to standard error, in whole lines, and is the same with and without a terminal,
+//! so that a log has the progress, too.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -18,32 +18,32 @@ use vmkit::vmfile::Project;
 use crate::failure::{ErrorSubject, Failure};
 use crate::{json_project, output, progress};
 
-/// What was asked for: what there is to say at the end depends on it.
+/// The request, which decides what is reported at the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ProjectRequest {
-    /// That machines run, as the file says: `up`, `reload`.
+    /// Machines run as the file describes them: `up`, `reload`.
     Up,
-    /// That they do not.
+    /// Machines are stopped.
     Down,
-    /// That they are not there.
+    /// Machines are removed.
     Removal,
-    /// That they are provisioned.
+    /// Machines are provisioned.
     Provisioning,
 }
 
 impl ProjectRequest {
-    /// Says of a machine that nothing had to be done about it.
+    /// Returns the result for a machine that needed no change.
     fn nothing(self) -> &'static str {
         match self {
             ProjectRequest::Up => "unchanged",
-            ProjectRequest::Down => "was down already",
-            ProjectRequest::Removal => "was not there",
-            ProjectRequest::Provisioning => "nothing was due",
+            ProjectRequest::Down => "was stopped already",
+            ProjectRequest::Removal => "did not exist",
+            ProjectRequest::Provisioning => "no step was due",
         }
     }
 }
 
-/// Returns who prints what happens.
+/// Returns a listener that prints the events of a project.
 pub(super) fn printer(project: &Project) -> EventListener {
     let width = project.machines.iter().map(|machine| machine.name.chars().count()).max().unwrap_or(0);
     let image = |machine: &vmkit::vmfile::MachineConfig| Some((machine.name.clone(), machine.image.clone()?));
@@ -77,7 +77,7 @@ pub(super) fn printer(project: &Project) -> EventListener {
                 *told = tenths;
                 format!("{tenths}0% of {} fetched", progress::bytes(now.total_bytes.unwrap_or_default()))
             }
-            EventKind::Making => "making the VM".to_owned(),
+            EventKind::Making => "creating the VM".to_owned(),
             EventKind::Removing => "removing the VM".to_owned(),
             EventKind::Starting => "booting".to_owned(),
             EventKind::Resuming => "resuming".to_owned(),
@@ -90,7 +90,7 @@ pub(super) fn printer(project: &Project) -> EventListener {
     })
 }
 
-/// Warns of VMs whose file is no longer there, a line for each file.
+/// Warns of VMs whose file no longer exists, a line for each file.
 pub(super) fn warn_of_lost(lost: &[OrphanedVm]) {
     let mut files: BTreeMap<_, Vec<&str>> = BTreeMap::new();
     for lost in lost {
@@ -107,7 +107,7 @@ pub(super) fn warn_of_lost(lost: &[OrphanedVm]) {
     }
 }
 
-/// Warns of something that a copy leaves out.
+/// Warns of something that a copy left out.
 pub(super) fn warn_of_left_out(machine: &str, step: &str, path: &Path) {
     output::warning(format_args!(
         "{machine}: `{step}` leaves {} out: it is neither file, folder nor link",
@@ -115,8 +115,8 @@ pub(super) fn warn_of_left_out(machine: &str, step: &str, path: &Path) {
     ));
 }
 
-/// Returns how many tenths of an image are there. A line is printed for each: machines that fetch
-/// side by side leave no room for bars.
+/// Returns how many tenths of an image have been fetched. A line is printed for each: parallel
+/// downloads leave no room for progress bars.
 fn tenths(now: PullProgress) -> Option<u64> {
     let total = now.total_bytes.filter(|total| *total > 0)?;
     Some(now.done_bytes.min(total).saturating_mul(10) / total)
@@ -155,8 +155,8 @@ fn tell_machine(project: &Project, report: &MachineReport, asked: ProjectRequest
     lines(project, report, asked).into_iter().for_each(output::line);
 }
 
-/// Returns what there is to say of a machine at the end: what was done, the way in, and what still
-/// has to happen.
+/// Returns the lines about a machine at the end: what was done, how to log in, and what still has
+/// to happen.
 fn lines(project: &Project, report: &MachineReport, asked: ProjectRequest) -> Vec<String> {
     let name = &report.machine;
     let is_waiting = |done: &&MachineAction| matches!(done, MachineAction::Recorded(_));
@@ -171,7 +171,7 @@ fn lines(project: &Project, report: &MachineReport, asked: ProjectRequest) -> Ve
     let mut lines = match (&report.end, way_in) {
         (MachineOutcome::Fine, Some(way_in)) => vec![format!("{name}: {done}; {way_in}")],
         (MachineOutcome::Fine, None) => vec![format!("{name}: {done}")],
-        // The guest is there, and in it what tells more.
+        // The guest is reachable, which helps to find out why the step failed.
         (MachineOutcome::Failed(Error::Step { .. }), Some(way_in)) => {
             let done = if report.done.is_empty() { String::new() } else { format!("{done}, and then ") };
             vec![format!("{name}: {done}a step failed; {way_in}")]
@@ -188,11 +188,11 @@ fn lines(project: &Project, report: &MachineReport, asked: ProjectRequest) -> Ve
     lines
 }
 
-/// Says how one gets at a machine's guest.
+/// Returns a sentence on how to log in to a machine's guest.
 fn way_in(project: &Project, report: &MachineReport) -> Option<String> {
     let (machine, vm) = (project.machine(&report.machine)?, &report.vm);
     Some(match machine.has_way_in() {
-        true => format!("`vmkit shell {vm}` gets in"),
+        true => format!("`vmkit shell {vm}` opens a shell"),
         false => format!("`vmkit console {vm}` attaches to it"),
     })
 }

@@ -11,16 +11,16 @@ use crate::failure::Failure;
 /// Bring the machines of a file up: create what is missing, start what is stopped, apply what
 /// changed.
 ///
-/// Machines come up after those that they depend on, and side by side otherwise; what is right is
-/// left alone. A change that a running machine can't take is kept for its next start:
-/// `vmkit reload` does that. Interrupted at any point, it goes on when it is run again. Each stage
-/// is told on standard error as it begins; at the end, what was done, the way in, and what waits
-/// for the next start.
+/// Machines come up after those that they depend on, and in parallel otherwise; unchanged machines
+/// stay as they are. A change that can't be applied to a running machine takes effect at its next
+/// start: `vmkit reload` restarts it. If interrupted, run it again to continue. Each stage is
+/// reported on standard error when it starts; at the end, what was done, how to log in, and what
+/// waits for the next start.
 #[derive(Debug, Args)]
 pub(crate) struct UpArgs {
     #[command(flatten)]
     which: ProjectArgs,
-    /// Recreate machines where a change needs that; their disks are lost
+    /// Recreate machines if a change requires it; their disks are lost
     #[arg(long)]
     recreate: bool,
     /// Remove the VMs of machines that the file no longer has.

@@ -67,7 +67,7 @@ fn fails_at_its_step(life: &Life) {
     for line in [
         "web  | so it goes",
         "db: unchanged; `vmkit console trio-db` attaches to it",
-        "web: a step failed; `vmkit shell trio-web` gets in",
+        "web: a step failed; `vmkit shell trio-web` opens a shell",
         "warning: edge was left as it is, since it depends on web",
         "hint: `vmkit shell trio-web` looks into it; `vmkit up` goes on with this step",
         &format!(
