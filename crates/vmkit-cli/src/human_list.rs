@@ -75,16 +75,10 @@ fn project(listed: &VmEntry) -> String {
     origin.map_or("-", |origin| origin.project).to_owned()
 }
 
-/// Returns an error and what caused it on one line.
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
-}
-
 /// Returns what else there is to know of a VM in the list.
 fn note(listed: &VmEntry) -> String {
     let what = match &listed.handle {
-        Err(error) => with_causes(error),
+        Err(error) => error.chain().to_string(),
         Ok(VmHandle { state: VmState::Failed { cause }, .. }) => {
             cause.detail.lines().next().unwrap_or_default().to_owned()
         }

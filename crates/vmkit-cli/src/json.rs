@@ -184,7 +184,7 @@ struct OperationView {
     interrupted: bool,
 }
 
-/// An error.
+/// An error, with what caused it at the end of its message.
 #[derive(Serialize)]
 pub(crate) struct ErrorView {
     kind: &'static str,
@@ -194,7 +194,7 @@ pub(crate) struct ErrorView {
 impl ErrorView {
     /// Returns the view of an error.
     pub(crate) fn of(error: &vmkit::Error) -> Self {
-        Self { kind: kind(error.kind()), message: error.to_string() }
+        Self { kind: kind(error.kind()), message: error.chain().to_string() }
     }
 }
 

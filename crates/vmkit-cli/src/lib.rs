@@ -103,7 +103,7 @@ fn no_text(arguments: &[OsString]) -> Failure {
 /// Returns what the library says about a value, and what clap says about everything else.
 fn refused(error: clap::Error) -> Failure {
     match error.source().and_then(|source| source.downcast_ref::<vmkit::Error>()) {
-        Some(vmkit::Error::Invalid { field, value, expected, problem }) => {
+        Some(vmkit::Error::Invalid { field, value, expected, problem, .. }) => {
             vmkit::Error::invalid(field.clone(), value, expected).with_problem(*problem).into()
         }
         _ => {

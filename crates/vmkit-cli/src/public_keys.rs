@@ -36,7 +36,7 @@ pub(crate) fn read(path: &Path) -> Result<Vec<String>, Error> {
     }
     File::open(stdin_or(path))
         .and_then(|file| file.take(MOST_BYTES).read_to_string(&mut text))
-        .map_err(|error| refused(format!("the file can't be read: {error}")))?;
+        .map_err(|error| refused("the file can't be read".to_owned()).with_source(error))?;
     if text.contains("PRIVATE KEY") {
         return Err(refused("this is a private key: give the public one, which ends in .pub".to_owned()));
     }

@@ -85,8 +85,9 @@ impl ForwardArgs {
         let mut listeners = Vec::new();
         for forward in &self.forwards {
             let address = SocketAddrV4::new(forward.host_addr, forward.host_port.map_or(0, NonZeroU16::get));
-            let taken =
-                |error| Error::invalid("forward", forward, format!("cannot listen at {address}: {error}"));
+            let taken = |error| {
+                Error::invalid("forward", forward, format!("cannot listen at {address}")).with_source(error)
+            };
             let listener = TcpListener::bind(address).await.map_err(taken)?;
             listeners.push((listener, forward.guest_port));
         }

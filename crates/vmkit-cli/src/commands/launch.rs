@@ -182,7 +182,10 @@ async fn removed(
         Ok(LaunchEnd::Well(_)) => Err(error.into()),
         ended => {
             let name = vm.map_or_else(|| "the VM".to_owned(), ToString::to_string);
-            output::warning(format_args!("{name} is not removed, the next `vmkit ls` tries again: {error}"));
+            output::warning(format_args!(
+                "{name} is not removed, the next `vmkit ls` tries again: {}",
+                error.chain()
+            ));
             ended
         }
     }

@@ -67,7 +67,7 @@ fn cloud_config(document: &CloudConfigDocument<'_>) -> Result<String> {
 
 fn yaml(field: &'static str, document: &impl Serialize) -> Result<String> {
     serde_saphyr::to_string(document)
-        .map_err(|error| Error::invalid(field, "", format!("it can't be written as YAML: {error}")))
+        .map_err(|error| Error::invalid(field, "", "it can't be written as YAML").with_source(error))
 }
 
 #[derive(Serialize)]

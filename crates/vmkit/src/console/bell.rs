@@ -58,20 +58,21 @@ impl OutputSignal {
             socket.send(Message::Ping(Bytes::new())).await?;
             Ok(socket)
         };
-        let problem = match timeout_at(Instant::now() + ANSWER_LIMIT, opening).await {
+        let broken = |how| Error::protocol(Peer::Propolis, format!("{}: {how}", client.address));
+        match timeout_at(Instant::now() + ANSWER_LIMIT, opening).await {
             Ok(Ok(socket)) => {
                 let (keys, frames) = socket.split();
-                return Ok(Self { keys, frames });
+                Ok(Self { keys, frames })
             }
-            Ok(Err(tungstenite::Error::Io(source))) => ("its console can't be reached", Some(source)),
-            Ok(Err(_)) => ("it does not serve a console", None),
+            Ok(Err(tungstenite::Error::Io(source))) => {
+                Err(broken("its console can't be reached").with_source(source))
+            }
+            Ok(Err(_)) => Err(broken("it does not serve a console")),
             Err(_) => {
                 let awaited = format!("the console of the Propolis server at {}", client.address);
-                return Err(Error::timed_out(awaited, ANSWER_LIMIT));
+                Err(Error::timed_out(awaited, ANSWER_LIMIT))
             }
-        };
-        let (how, source) = problem;
-        Err(Error::Protocol { peer: Peer::Propolis, problem: format!("{}: {how}", client.address), source })
+        }
     }
 
     /// Returns the direction of the keys, and a future that rings until the connection ends.

@@ -6,6 +6,7 @@
 
 mod kind;
 mod subject;
+mod text;
 mod value;
 
 use std::borrow::Cow;
@@ -20,12 +21,17 @@ use crate::lifecycle::{InvalidTransition, VmState};
 use crate::misplacement::Misplacement;
 use crate::spec::VmName;
 
+use text::{BackingUsers, CauseOf, HolderOf, LastLines, LocationOf, NameList, SuggestionOf};
+
 pub use kind::ErrorKind;
 pub use subject::{LiveResource, Peer, Subject};
 pub use value::ValueProblem;
 
 /// The result of every fallible call of this library.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// The error below one of this library's, of whatever type.
+pub type ErrorSource = Box<dyn std::error::Error + Send + Sync>;
 
 /// Everything that can go wrong, with the facts a caller or a reader needs.
 ///
@@ -44,6 +50,9 @@ pub enum Error {
         expected: String,
         /// The same, where a caller can do something about it.
         problem: ValueProblem,
+        /// The error below, if any.
+        #[source]
+        source: Option<ErrorSource>,
     },
     /// What should be created exists already.
     #[error("{what} `{name}` already exists")]
@@ -207,6 +216,9 @@ pub enum Error {
         path: PathBuf,
         /// What is wrong with it.
         problem: String,
+        /// The error below, if any.
+        #[source]
+        source: Option<ErrorSource>,
     },
     /// The host lacks something that the operation needs.
     #[error("{needed}: {problem}")]
@@ -215,6 +227,9 @@ pub enum Error {
         needed: String,
         /// What was found instead, and what would be right.
         problem: String,
+        /// The error below, if any.
+        #[source]
+        source: Option<ErrorSource>,
     },
     /// QEMU ended when it should not have.
     #[error("QEMU ended: {status} (its log: {}){}", log.display(), LastLines("it said", stderr))]
@@ -255,9 +270,9 @@ pub enum Error {
         peer: Peer,
         /// What it did.
         problem: String,
-        /// The I/O error below, if any.
+        /// The error below, if any.
         #[source]
-        source: Option<io::Error>,
+        source: Option<ErrorSource>,
     },
     /// A guest's SSH server refused, failed or went away.
     #[error("SSH to {target}: {problem}")]
@@ -268,7 +283,7 @@ pub enum Error {
         problem: String,
         /// The error below, if any.
         #[source]
-        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+        source: Option<ErrorSource>,
     },
     /// A guest's SSH server has another host key than the one that is known.
     #[error("SSH to {target}: the server has the host key {found}, and {expected} is the one that is known")]
@@ -293,7 +308,7 @@ pub enum Error {
         kind: ErrorKind,
         /// The error below, if any.
         #[source]
-        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+        source: Option<ErrorSource>,
     },
     /// A directory was to be copied as a file is.
     #[error("cannot copy {from} to {to}: this is a directory, which is copied only recursively")]
@@ -347,7 +362,7 @@ pub enum Error {
         status: Option<u16>,
         /// The error of the connection, if that failed.
         #[source]
-        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+        source: Option<ErrorSource>,
     },
     /// What was fetched differs from what its publisher says, or could not be verified; it was not
     /// kept.
@@ -357,6 +372,9 @@ pub enum Error {
         what: String,
         /// What is wrong: both checksums, or what the signature lacks.
         problem: String,
+        /// The error below, if any.
+        #[source]
+        source: Option<ErrorSource>,
     },
     /// A VM has the name that a machine's VM would have, and is not the machine's.
     #[error("the VM `{vm}` is there already, and {owner}")]
@@ -413,7 +431,7 @@ pub enum Error {
         kind: ErrorKind,
         /// Its own error.
         #[source]
-        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+        source: Option<ErrorSource>,
     },
 }
 
@@ -433,6 +451,26 @@ impl ConsoleTail {
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+/// An error and all below it, displayed as `message: cause: cause`.
+#[derive(Debug, Clone, Copy)]
+pub struct ErrorChain<'a>(&'a (dyn std::error::Error + 'static));
+
+impl<'a> ErrorChain<'a> {
+    /// Wraps an error of any type.
+    #[must_use]
+    pub fn of(error: &'a (dyn std::error::Error + 'static)) -> Self {
+        Self(error)
+    }
+}
+
+impl fmt::Display for ErrorChain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let below = std::iter::successors(self.0.source(), |error| error.source());
+        below.into_iter().try_for_each(|error| write!(f, ": {error}"))
     }
 }
 
@@ -473,6 +511,7 @@ impl Error {
             value: value.to_string(),
             expected: expected.into(),
             problem: ValueProblem::Other,
+            source: None,
         }
     }
 
@@ -480,8 +519,8 @@ impl Error {
     #[must_use]
     pub fn with_problem(self, problem: ValueProblem) -> Self {
         match self {
-            Error::Invalid { field, value, expected, .. } => {
-                Error::Invalid { field, value, expected, problem }
+            Error::Invalid { field, value, expected, source, .. } => {
+                Error::Invalid { field, value, expected, problem, source }
             }
             other => other,
         }
@@ -491,8 +530,8 @@ impl Error {
     #[must_use]
     pub fn in_field(self, field: impl Into<Cow<'static, str>>) -> Self {
         match self {
-            Error::Invalid { value, expected, problem, .. } => {
-                Error::Invalid { field: field.into(), value, expected, problem }
+            Error::Invalid { value, expected, problem, source, .. } => {
+                Error::Invalid { field: field.into(), value, expected, problem, source }
             }
             other => other,
         }
@@ -510,12 +549,17 @@ impl Error {
 
     /// Creates the error for a file of vmkit's own that can't be used.
     pub fn record(path: impl Into<PathBuf>, problem: impl Into<String>) -> Self {
-        Error::Record { path: path.into(), problem: problem.into() }
+        Error::Record { path: path.into(), problem: problem.into(), source: None }
     }
 
     /// Creates the error for what the host lacks.
     pub fn host(needed: impl Into<String>, problem: impl Into<String>) -> Self {
-        Error::Host { needed: needed.into(), problem: problem.into() }
+        Error::Host { needed: needed.into(), problem: problem.into(), source: None }
+    }
+
+    /// Creates the error for what was fetched and can't be trusted.
+    pub fn untrusted(what: impl Into<String>, problem: impl Into<String>) -> Self {
+        Error::Untrusted { what: what.into(), problem: problem.into(), source: None }
     }
 
     /// Creates the error for a deadline that passed, with no console to show.
@@ -526,6 +570,30 @@ impl Error {
     /// Creates the error for a peer that broke the protocol.
     pub fn protocol(peer: Peer, problem: impl Into<String>) -> Self {
         Error::Protocol { peer, problem: problem.into(), source: None }
+    }
+
+    /// Sets the error below this one, which a reader sees after it; one that has no room for any
+    /// stays as it is.
+    #[must_use]
+    pub fn with_source(mut self, below: impl Into<ErrorSource>) -> Self {
+        match &mut self {
+            Error::Invalid { source, .. }
+            | Error::Record { source, .. }
+            | Error::Host { source, .. }
+            | Error::Untrusted { source, .. }
+            | Error::Protocol { source, .. }
+            | Error::Ssh { source, .. }
+            | Error::Copy { source, .. }
+            | Error::Fetch { source, .. }
+            | Error::Backend { source, .. } => *source = Some(below.into()),
+            _ => {}
+        }
+        self
+    }
+
+    /// Returns the text with those of all errors below it, in one line: for lists and JSON.
+    pub fn chain(&self) -> ErrorChain<'_> {
+        ErrorChain(self)
     }
 
     /// Returns a function for `map_err` that wraps an I/O error with what was tried on which path.
@@ -545,101 +613,6 @@ impl From<crate::vmfile::VmfileError> for Error {
 /// What a failure of cloud-init may lead to.
 const LOCKED_OUT: &str = ", and no SSH server in it lets vmkit in";
 
-struct NameList<'a>(&'a [BackendTag]);
-
-impl fmt::Display for NameList<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.is_empty() {
-            return f.write_str("none");
-        }
-        for (index, tag) in self.0.iter().enumerate() {
-            let comma = if index == 0 { "" } else { ", " };
-            write!(f, "{comma}`{tag}`")?;
-        }
-        Ok(())
-    }
-}
-
-/// How many names an error lists at most.
-const MOST_NAMES: usize = 20;
-
-struct LocationOf<'a>(&'a [String]);
-
-impl fmt::Display for LocationOf<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.is_empty() {
-            return f.write_str("there is none");
-        }
-        let names: Vec<String> = self.0.iter().take(MOST_NAMES).map(|name| format!("`{name}`")).collect();
-        write!(f, "there {} {}", if self.0.len() == 1 { "is" } else { "are" }, names.join(", "))?;
-        match self.0.len().saturating_sub(MOST_NAMES) {
-            0 => Ok(()),
-            more => write!(f, " and {more} more"),
-        }
-    }
-}
-
-struct SuggestionOf<'a>(Option<&'a str>);
-
-impl fmt::Display for SuggestionOf<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            Some(meant) => write!(f, ": did you mean `{meant}`?"),
-            None => Ok(()),
-        }
-    }
-}
-
-struct HolderOf(Option<u32>);
-
-impl fmt::Display for HolderOf {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            Some(pid) => write!(f, " by process {pid}"),
-            None => Ok(()),
-        }
-    }
-}
-
-struct BackingUsers<'a>(&'a [VmName]);
-
-impl fmt::Display for BackingUsers<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names: Vec<String> = self.0.iter().map(|name| format!("`{name}`")).collect();
-        match &names[..] {
-            [name] => write!(f, "disk of VM {name} hangs"),
-            names => write!(f, "disks of VMs {} hang", names.join(", ")),
-        }
-    }
-}
-
-struct CauseOf<'a>(&'a VmState);
-
-impl fmt::Display for CauseOf<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            VmState::Failed { cause } => write!(f, ": {cause}"),
-            _ => Ok(()),
-        }
-    }
-}
-
-struct LastLines<'a>(&'static str, &'a str);
-
-impl fmt::Display for LastLines<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = self.1.trim_end();
-        if text.is_empty() {
-            return Ok(());
-        }
-        write!(f, "; {}:", self.0)?;
-        for line in text.lines() {
-            write!(f, "\n    {line}")?;
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -648,6 +621,14 @@ mod tests {
     #[test]
     fn an_error_is_small() {
         assert!(size_of::<Error>() <= 96, "{}", size_of::<Error>());
+    }
+
+    #[test]
+    fn a_chain_has_each_text_once() {
+        let below = io::Error::new(io::ErrorKind::InvalidData, "not JSON");
+        let error = Error::record("/home/vm.json", "this is not a record of a VM").with_source(below);
+        assert_eq!(error.to_string(), "/home/vm.json: this is not a record of a VM");
+        assert_eq!(error.chain().to_string(), "/home/vm.json: this is not a record of a VM: not JSON");
     }
 
     #[test]

@@ -119,8 +119,8 @@ impl ImageOrigin {
     /// lies for a moment, with that.
     pub(super) fn named(&self, error: Error) -> Error {
         match error {
-            Error::Invalid { field, expected, problem, .. } if field == "image" => {
-                Error::invalid(field, &self.shown, expected).with_problem(problem)
+            Error::Invalid { field, expected, problem, source, .. } if field == "image" => {
+                Error::Invalid { field, value: self.shown.clone(), expected, problem, source }
             }
             // What is wrong in the image, and not with the file.
             Error::Io { source, .. }

@@ -338,15 +338,13 @@ fn unpack(packing: ImageCompression, pieces: threads::Receiver<Bytes>, path: &Pa
     let mut hash = IntakeBranch::hash(DigestAlgorithm::Sha256)?;
     let mut reader = packing.reader(ChannelReader { pieces, current: Bytes::new() });
     let damaged = |error: io::Error| {
-        let why = match needs_too_much_memory(&error) {
-            true => format!(
-                "what came can't be unpacked: its {} needs more than {} MiB of memory",
-                packing.name(),
-                MOST_WINDOW_BYTES >> 20
-            ),
-            false => format!("what came can't be unpacked as {}: {error}", packing.name()),
-        };
-        Error::invalid("image", UNNAMED, why)
+        if needs_too_much_memory(&error) {
+            let (name, most) = (packing.name(), MOST_WINDOW_BYTES >> 20);
+            let why = format!("what came can't be unpacked: its {name} needs more than {most} MiB of memory");
+            return Error::invalid("image", UNNAMED, why);
+        }
+        let why = format!("what came can't be unpacked as {}", packing.name());
+        Error::invalid("image", UNNAMED, why).with_source(error)
     };
     loop {
         let mut block = Vec::with_capacity(BLOCK_BYTES);

@@ -228,16 +228,16 @@ fn decode<T: for<'a> Deserialize<'a>>(path: &Path, bytes: &[u8], version: fn(&T)
     struct ImageRecordHead {
         version: u32,
     }
-    let refused = |problem: String| Err(Error::record(path, problem));
+    let refused = |problem: &str| Error::record(path, problem);
     match serde_json::from_slice::<T>(bytes) {
         Ok(record) if version(&record) == VERSION => Ok(record),
         parsed => match (serde_json::from_slice::<ImageRecordHead>(bytes), parsed) {
-            (Ok(head), _) if head.version != VERSION => refused(format!(
+            (Ok(head), _) if head.version != VERSION => Err(refused(&format!(
                 "the record has version {}, and this vmkit reads version {VERSION}",
                 head.version
-            )),
-            (_, Err(error)) => refused(format!("this is not a record of an image: {error}")),
-            (_, Ok(_)) => refused("this is not a record of an image".to_owned()),
+            ))),
+            (_, Err(error)) => Err(refused("this is not a record of an image").with_source(error)),
+            (_, Ok(_)) => Err(refused("this is not a record of an image")),
         },
     }
 }

@@ -241,7 +241,7 @@ impl ImageStore {
         let mut bytes = self.remote.small_file(checksums, MOST_CHECKSUM_BYTES).await?;
         source.verified = Verification::Checksum { from: checksums.clone() };
         let now = seconds_since_1970();
-        let untrusted = |problem: String| Error::Untrusted { what: checksums.clone(), problem };
+        let untrusted = |problem: String| Error::untrusted(checksums.clone(), problem);
         match &published.signature {
             Some(one) if one.signed == SignatureTarget::Checksums => {
                 let signature = self.remote.small_file(&one.url, MOST_SIGNATURE_BYTES).await?;
@@ -261,9 +261,8 @@ impl ImageStore {
         }
         let file = without_query(&published.url).rsplit('/').next().unwrap_or_default();
         let found = checksums::find(&String::from_utf8_lossy(&bytes), file);
-        source.digest = Some(found.ok_or_else(|| Error::Untrusted {
-            what: checksums.clone(),
-            problem: format!("it has no SHA-256 or SHA-512 checksum of {file}"),
+        source.digest = Some(found.ok_or_else(|| {
+            Error::untrusted(checksums.clone(), format!("it has no SHA-256 or SHA-512 checksum of {file}"))
         })?);
         Ok(source)
     }
@@ -281,7 +280,7 @@ impl ImageStore {
                     (Certificate::read(fingerprint, &text), url.as_str())
                 }
             };
-            signers.push(read.map_err(|problem| Error::Untrusted { what: from.to_owned(), problem })?);
+            signers.push(read.map_err(|problem| Error::untrusted(from, problem))?);
         }
         Ok(signers)
     }
@@ -451,14 +450,14 @@ impl PullSource {
             let problem = format!(
                 "it hashes to {found}, and has to hash to {wanted}: it was damaged on its way, or replaced"
             );
-            return Err(Error::Untrusted { what: self.url.clone(), problem });
+            return Err(Error::untrusted(self.url.clone(), problem));
         }
         let Some(signed) = &self.signed_file else { return Ok(self.verified.clone()) };
         let file = dir.join(super::intake::DOWNLOAD);
         // A compressed image was signed as it was compressed.
         let file = if file.exists() { &file } else { download };
         let verified = signed.verify(file).await;
-        verified.map_err(|problem| Error::Untrusted { what: self.url.clone(), problem })
+        verified.map_err(|problem| Error::untrusted(self.url.clone(), problem))
     }
 }
 

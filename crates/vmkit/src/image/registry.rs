@@ -155,7 +155,7 @@ impl RegistrySession<'_> {
     async fn manifest(&mut self, reference: &str, digest: Option<&Digest>) -> Result<OciManifest> {
         let url = format!("{}/manifests/{reference}", self.base());
         let bytes = self.ask(&url).await?.body(&url)?;
-        let untrusted = |problem: String| Error::Untrusted { what: self.image.to_string(), problem };
+        let untrusted = |problem: String| Error::untrusted(self.image.to_string(), problem);
         if let Some(wanted) = digest {
             let found = Hasher::digest(wanted.algorithm(), &bytes);
             if found != *wanted {
@@ -165,7 +165,7 @@ impl RegistrySession<'_> {
             }
         }
         serde_json::from_slice(&bytes)
-            .map_err(|error| untrusted(format!("its manifest can't be read: {error}")))
+            .map_err(|error| untrusted("its manifest can't be read".to_owned()).with_source(error))
     }
 
     /// Sends a request, and again with an authorization if the registry asks for one.
@@ -204,10 +204,8 @@ impl RegistrySession<'_> {
 
     /// Fetches a token for reading this repository, with a login or anonymously.
     async fn token(&self, challenge: &AuthChallenge, login: Option<RegistryLogin>) -> Result<String> {
-        let untrusted = |problem: &str| Error::Untrusted {
-            what: format!("the registry {}", self.image.registry()),
-            problem: problem.to_owned(),
-        };
+        let untrusted =
+            |problem: &str| Error::untrusted(format!("the registry {}", self.image.registry()), problem);
         let parameter = |name: &str| challenge.parameters.get(name).map(String::as_str);
         let realm = parameter("realm").unwrap_or_default();
         // A password is not sent over a connection that others can listen on.
@@ -276,9 +274,8 @@ fn disk_of(manifest: &OciManifest) -> Result<&OciDescriptor, String> {
 
 fn checked(image: &OciRef, digest: &str) -> Result<Digest> {
     let parsed = digest.split_once(':').and_then(|(kind, hex)| Digest::new(kind, hex));
-    parsed.ok_or_else(|| Error::Untrusted {
-        what: image.to_string(),
-        problem: format!("its manifest has the digest {digest:?}, which is none"),
+    parsed.ok_or_else(|| {
+        Error::untrusted(image.to_string(), format!("its manifest has the digest {digest:?}, which is none"))
     })
 }
 

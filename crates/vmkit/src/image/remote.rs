@@ -248,13 +248,14 @@ impl HttpFetcher {
     fn new_client(&self, follow: redirect::Policy) -> Result<Client> {
         use rustls_platform_verifier::BuilderVerifierExt;
 
-        let refused = |problem: String| Error::host("TLS", problem);
         // Passed explicitly: a library must not install a provider for the whole process.
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let tls = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .and_then(BuilderVerifierExt::with_platform_verifier)
-            .map_err(|error| refused(format!("the system's certificates can't be used: {error}")))?
+            .map_err(|error| {
+                Error::host("TLS", "the system's certificates can't be used").with_source(error)
+            })?
             .with_no_client_auth();
         let mut builder = Client::builder()
             .tls_backend_preconfigured(tls)
@@ -266,7 +267,7 @@ impl HttpFetcher {
             let proxies = self.proxies.clone();
             builder = builder.proxy(Proxy::custom(move |url| proxies.of(url).map(|proxy| proxy.url.clone())));
         }
-        builder.build().map_err(|error| refused(error.to_string()))
+        builder.build().map_err(|error| Error::host("TLS", "no client can be made").with_source(error))
     }
 }
 

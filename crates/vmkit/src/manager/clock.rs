@@ -37,7 +37,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         };
         let why = match by_ssh {
             Some(Ok(())) => return,
-            Some(Err(error)) => format!("no guest agent set it, and by SSH: {error}"),
+            Some(Err(error)) => format!("no guest agent set it, and by SSH: {}", error.chain()),
             None => "no guest agent runs in it, and vmkit has no login by SSH".to_owned(),
         };
         match paused {

@@ -41,7 +41,7 @@ impl NetlinkSocket {
     /// Opens the socket; a task of the tokio runtime serves it until this is dropped.
     pub(super) fn open() -> Result<Self> {
         let (connection, handle, _) = rtnetlink::new_connection()
-            .map_err(|error| Error::host("netlink", format!("cannot open a socket: {error}")))?;
+            .map_err(|error| Error::host("netlink", "cannot open a socket").with_source(error))?;
         tokio::spawn(connection);
         Ok(Self(handle))
     }
@@ -81,10 +81,8 @@ impl NetlinkSocket {
     /// reason: a bridge takes the shortest of its ports'.
     pub(super) async fn attach(&self, tap: &str, bridge: &BridgeLink) -> Result<()> {
         let refused = |errno: Errno| {
-            Error::host(
-                format!("the tap `{tap}`"),
-                format!("it can't be attached to its bridge: {}", io::Error::from(errno)),
-            )
+            Error::host(format!("the tap `{tap}`"), "it can't be attached to its bridge")
+                .with_source(io::Error::from(errno))
         };
         let link = self.link(tap).await?.map_err(refused)?;
         let address = link.attributes.iter().find_map(|attribute| match attribute {
@@ -107,8 +105,9 @@ impl NetlinkSocket {
     /// first, IPv4 before IPv6.
     pub(super) async fn neighbours(&self, mac: MacAddr, bridge: &BridgeLink) -> Result<Vec<IpAddr>> {
         let known = bounded(self.0.neighbours().get().execute().try_collect::<Vec<_>>()).await?;
-        let known =
-            known.map_err(|errno| Error::host("the neighbour table", io::Error::from(errno).to_string()))?;
+        let known = known.map_err(|errno| {
+            Error::host("the neighbour table", "it can't be read").with_source(io::Error::from(errno))
+        })?;
         let mut found: Vec<_> =
             known.iter().filter_map(|neighbour| seen(neighbour, mac, bridge.index)).collect();
         found.sort();

@@ -58,7 +58,7 @@ pub(crate) async fn open_tap(bridge: &BridgeName, name: &str) -> Result<TapDevic
     if !found.up {
         tracing::warn!(%bridge, "the bridge is down: nothing passes through it until it is set up");
     }
-    let tun = OpenOptions::new().read(true).write(true).open(TUN).map_err(|error| lacking(&error))?;
+    let tun = OpenOptions::new().read(true).write(true).open(TUN).map_err(lacking)?;
     step("make the tap").map_err(Error::io("make a tap with", TUN))?;
     let name = match sys::make_tap(&tun, name) {
         Ok(name) => name,
@@ -69,7 +69,7 @@ pub(crate) async fn open_tap(bridge: &BridgeName, name: &str) -> Result<TapDevic
             let problem = "the name of a network interface has 1 to 15 bytes";
             return Err(Error::invalid("tap", name, problem));
         }
-        Err(error) => return Err(lacking(&error)),
+        Err(error) => return Err(lacking(error)),
     };
     let tap = TapDevice { fd: tun.into(), name };
     step("attach the tap").map_err(Error::io("attach a tap of", TUN))?;
@@ -77,13 +77,13 @@ pub(crate) async fn open_tap(bridge: &BridgeName, name: &str) -> Result<TapDevic
     Ok(tap)
 }
 
-fn lacking(error: &io::Error) -> Error {
+fn lacking(error: io::Error) -> Error {
     let problem = match error.kind() {
-        io::ErrorKind::NotFound => "it is not there; load the module tun".to_owned(),
+        io::ErrorKind::NotFound => "it is not there; load the module tun",
         io::ErrorKind::PermissionDenied => {
-            "this user may not make network interfaces (CAP_NET_ADMIN); run vmkit as root".to_owned()
+            "this user may not make network interfaces (CAP_NET_ADMIN); run vmkit as root"
         }
-        _ => error.to_string(),
+        _ => return Error::host(TUN, "no tap can be made").with_source(error),
     };
     Error::host(TUN, problem)
 }

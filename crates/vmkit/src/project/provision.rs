@@ -231,7 +231,7 @@ impl<H: PortForwarding + 'static, G: GuestConnector> MachineJob<H, G> {
                 let late = format!("it did not end within {} s", task.limit.as_secs_f64());
                 Ok(match inside.end_tasks().await {
                     Ok(()) => StepEnd::Failed(format!("{late}, and was ended")),
-                    Err(error) => StepEnd::CutOff(format!("{late}, and may still run: {error}")),
+                    Err(error) => StepEnd::CutOff(format!("{late}, and may still run: {}", error.chain())),
                 })
             }
             Err(error) => Err(error),

@@ -113,14 +113,18 @@ impl ProvisionRecord {
         struct RecordVersion {
             version: u32,
         }
-        let refused = |problem: String| Error::record(path, problem);
-        let read = |error: serde_json::Error| refused(format!("this is no record of provisioning: {error}"));
+        let read = |error: serde_json::Error| {
+            Error::record(path, "this is no record of provisioning").with_source(error)
+        };
         let RecordVersion { version } = serde_json::from_slice(bytes).map_err(read)?;
         if version > Self::VERSION {
             let newest = Self::VERSION;
-            return Err(refused(format!(
-                "it was written by a newer vmkit: it has version {version}, and this one reads up to {newest}"
-            )));
+            return Err(Error::record(
+                path,
+                format!(
+                    "it was written by a newer vmkit: it has version {version}, and this one reads up to {newest}"
+                ),
+            ));
         }
         serde_json::from_slice(bytes).map_err(read)
     }

@@ -72,12 +72,12 @@ impl UnreadableSource {
     /// Returns it as an error on the key that names the path.
     pub(super) fn into_error(self) -> Error {
         let UnreadableSource { place, path, error } = self;
-        let why = match error.kind() {
-            io::ErrorKind::NotFound => "it can't be read: there is no such file or folder".to_owned(),
-            io::ErrorKind::InvalidData => error.to_string(),
-            _ => format!("it can't be read: {error}"),
-        };
-        Error::invalid(place, path.display(), why)
+        let refused = |why: &str| Error::invalid(place, path.display(), why);
+        match error.kind() {
+            io::ErrorKind::NotFound => refused("it can't be read: there is no such file or folder"),
+            io::ErrorKind::InvalidData => refused(&error.to_string()),
+            _ => refused("it can't be read").with_source(error),
+        }
     }
 }
 

@@ -250,14 +250,15 @@ impl<H: PortForwarding + 'static, G: GuestConnector> MachineJob<H, G> {
     /// Says of the file's words that they are what an error is about; nothing else does.
     fn without_image(&self, image: &str, error: Error) -> Error {
         let kind = error.kind();
-        let mut why = error.to_string();
-        let mut cause = std::error::Error::source(&error);
-        while let Some(error) = cause {
-            why.push_str(&format!(": {error}"));
-            cause = error.source();
-        }
+        let why = error.chain().to_string();
         match error {
-            Error::NotFound { .. } | Error::Io { .. } => Error::invalid("image", image, why),
+            Error::NotFound { .. } | Error::Io { .. } => {
+                let refused = Error::invalid("image", image, error.to_string());
+                match error {
+                    Error::Io { source, .. } => refused.with_source(source),
+                    _ => refused,
+                }
+            }
             Error::Fetch { .. } | Error::Untrusted { .. } => {
                 let problem = VmfileProblem::new(format!("`image`: {why}"));
                 self.work.project.error_at(&self.machine, "image", problem).of_kind(kind).into()

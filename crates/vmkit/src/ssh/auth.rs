@@ -22,7 +22,13 @@ pub(super) enum LoginFailure {
     /// The connection to the guest.
     Session(russh::Error),
     /// The agent of this host.
-    Agent(String),
+    Agent { problem: &'static str, source: Option<russh::keys::Error> },
+}
+
+impl LoginFailure {
+    fn agent(problem: &'static str, source: russh::keys::Error) -> Self {
+        LoginFailure::Agent { problem, source: Some(source) }
+    }
 }
 
 impl From<russh::Error> for LoginFailure {
@@ -51,7 +57,7 @@ async fn by_agent(
     user: &str,
     socket: &Path,
 ) -> Result<AuthResult, LoginFailure> {
-    let failed = |error: russh::keys::Error| LoginFailure::Agent(format!("it does not answer: {error}"));
+    let failed = |error: russh::keys::Error| LoginFailure::agent("it does not answer", error);
     let mut agent = AgentClient::connect_uds(socket).await.map_err(failed)?;
     let keys: Vec<PublicKey> =
         agent.request_identities().await.map_err(failed)?.into_iter().filter_map(plain).collect();
@@ -68,11 +74,12 @@ async fn by_agent(
             Ok(answer) => return Ok(answer),
             Err(AgentAuthError::Send(_)) => return Err(LoginFailure::Session(russh::Error::SendError)),
             Err(AgentAuthError::Key(error)) => {
-                return Err(LoginFailure::Agent(format!("it does not sign: {error}")));
+                return Err(LoginFailure::agent("it does not sign", error));
             }
         }
     }
-    last.ok_or_else(|| LoginFailure::Agent("it has no keys: `ssh-add` gives it one".to_owned()))
+    let problem = "it has no keys: `ssh-add` gives it one";
+    last.ok_or(LoginFailure::Agent { problem, source: None })
 }
 
 /// Returns the key, unless it comes with a certificate: vmkit signs none for a guest.

@@ -105,7 +105,7 @@ const ENCRYPTED: &str =
     "is protected by a passphrase, and an SSH server can't ask for one: give a key without";
 
 fn new_pair(comment: &str) -> Result<SshKeyPair> {
-    let failed = |error: ssh_key::Error| Error::host("a new SSH key", error.to_string());
+    let failed = |error: ssh_key::Error| Error::host("a new SSH key", "it can't be made").with_source(error);
     let mut key = PrivateKey::random(&mut safe_rng(), Algorithm::Ed25519).map_err(failed)?;
     key.set_comment(comment);
     Ok(SshKeyPair {

@@ -117,8 +117,12 @@ impl Session {
             Ok(Err(auth::LoginFailure::Session(error))) => {
                 return Err(fate.explain(target, &to, stage(None), error));
             }
-            Ok(Err(auth::LoginFailure::Agent(problem))) => {
-                return Err(Error::invalid("identity", target.identity.origin(), problem));
+            Ok(Err(auth::LoginFailure::Agent { problem, source })) => {
+                let error = Error::invalid("identity", target.identity.origin(), problem);
+                return Err(match source {
+                    Some(source) => error.with_source(source),
+                    None => error,
+                });
             }
             Err(_) => {
                 let awaited = format!("{} of SSH to {to}", stage(None));

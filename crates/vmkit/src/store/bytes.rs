@@ -2,7 +2,6 @@
 //!
 //! Pure. A record of a backend that is not registered here loads like any other.
 
-use std::fmt::Display;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -33,15 +32,13 @@ impl VmRecord {
     /// # Errors
     /// `Record` with the path, and what is wrong: empty, truncated, foreign, or of a newer version.
     pub fn decode(path: &Path, bytes: &[u8]) -> Result<Self> {
-        let problem = match serde_json::from_slice::<v1::StoredRecord>(bytes) {
-            Ok(record) if record.version == Self::VERSION => match record.load() {
-                Ok(record) => return Ok(record),
-                Err(error) => foreign(error),
-            },
-            Ok(record) => unsupported(record.version.into()),
-            Err(error) => explain(bytes, &error),
-        };
-        Err(Error::record(path, problem))
+        match serde_json::from_slice::<v1::StoredRecord>(bytes) {
+            Ok(record) if record.version == Self::VERSION => {
+                record.load().map_err(|error| Error::record(path, FOREIGN).with_source(error))
+            }
+            Ok(record) => Err(Error::record(path, unsupported(record.version.into()))),
+            Err(error) => Err(explain(path, bytes, error)),
+        }
     }
 
     /// Returns which VM these bytes are the record of, if they are a record of this version; the
@@ -84,20 +81,18 @@ struct RecordHead {
 }
 
 /// Says what is wrong with bytes that are no record of this version.
-fn explain(bytes: &[u8], error: &serde_json::Error) -> String {
-    if bytes.is_empty() {
-        return "the record is empty".to_owned();
-    }
-    match serde_json::from_slice::<RecordHead>(bytes) {
+fn explain(path: &Path, bytes: &[u8], error: serde_json::Error) -> Error {
+    let problem = match serde_json::from_slice::<RecordHead>(bytes) {
+        _ if bytes.is_empty() => "the record is empty".to_owned(),
         Ok(head) if head.version != u64::from(VmRecord::VERSION) => unsupported(head.version),
         _ if error.is_eof() => format!("the record is cut off after {} bytes", bytes.len()),
-        _ => foreign(error),
-    }
+        _ => return Error::record(path, FOREIGN).with_source(error),
+    };
+    Error::record(path, problem)
 }
 
-fn foreign(error: impl Display) -> String {
-    format!("this is not a record of a VM: {error}")
-}
+/// What is wrong with a file that has something else in it.
+const FOREIGN: &str = "this is not a record of a VM";
 
 fn unsupported(found: u64) -> String {
     let supported = VmRecord::VERSION;
@@ -123,7 +118,7 @@ mod tests {
     }
 
     fn problem(bytes: &[u8]) -> String {
-        VmRecord::decode(Path::new("/vms/web/vm.json"), bytes).unwrap_err().to_string()
+        VmRecord::decode(Path::new("/vms/web/vm.json"), bytes).unwrap_err().chain().to_string()
     }
 
     #[test]

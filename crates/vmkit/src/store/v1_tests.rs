@@ -158,7 +158,7 @@ fn a_record_with_every_field_has_the_bytes_that_are_committed() {
 #[test]
 fn a_recorded_spec_is_checked_again() {
     let broken = text(every_field().encode().unwrap()).replace("\"cpus\": 2", "\"cpus\": 0");
-    let error = VmRecord::decode(Path::new("x"), broken.as_bytes()).unwrap_err().to_string();
+    let error = VmRecord::decode(Path::new("x"), broken.as_bytes()).unwrap_err().chain().to_string();
     assert!(error.contains("not a record of a VM: cpus: \"0\": a VM has 1 to 255"), "{error}");
 }
 

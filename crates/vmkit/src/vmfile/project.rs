@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::problem::{VmfileError, VmfileProblem};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorChain, Result};
 use crate::spec::{Blueprint, Boot, HostInputs, Labels, MachineType, NetworkConfig, VmName, VmSpec};
 
 /// The machines that one file describes.
@@ -202,8 +202,12 @@ impl Project {
     /// says there.
     pub fn blamed(&self, machine: &MachineConfig, error: Error) -> Error {
         match error {
-            Error::Invalid { field, value, expected, .. } => {
-                let (key, message) = machine.blame(&field, &value, &expected);
+            Error::Invalid { field, value, expected, source, .. } => {
+                let (key, mut message) = machine.blame(&field, &value, &expected);
+                // A problem of a file is shown with its place, and has no errors below it.
+                if let Some(source) = source {
+                    message.push_str(&format!(": {}", ErrorChain::of(&*source)));
+                }
                 self.error_at(machine, &key, VmfileProblem::new(message)).into()
             }
             error => error,

@@ -108,16 +108,16 @@ impl ClientError {
     ) -> Error {
         let address = client.address;
         match self {
-            ClientError::Refused(source) => Error::Protocol {
-                peer: Peer::Propolis,
-                problem: format!("nobody listens at {address}: is the address right, and does it run?"),
-                source: Some(source),
-            },
-            ClientError::Unreached(source) => Error::Protocol {
-                peer: Peer::Propolis,
-                problem: format!("{address} can't be reached, so nobody knows what is there"),
-                source: Some(source),
-            },
+            ClientError::Refused(source) => Error::protocol(
+                Peer::Propolis,
+                format!("nobody listens at {address}: is the address right, and does it run?"),
+            )
+            .with_source(source),
+            ClientError::Unreached(source) => Error::protocol(
+                Peer::Propolis,
+                format!("{address} can't be reached, so nobody knows what is there"),
+            )
+            .with_source(source),
             ClientError::Lost(how) => Error::protocol(
                 Peer::Propolis,
                 format!("the connection to {address} broke off while it was to {doing}: {how}"),

@@ -212,7 +212,7 @@ fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     }
     serde_json::from_slice(&bytes)
         .map(Some)
-        .map_err(|error| Error::record(path, format!("not what vmkit writes there: {error}")))
+        .map_err(|error| Error::record(path, "not what vmkit writes there").with_source(error))
 }
 
 /// Creates a file that says something by being there.

@@ -349,7 +349,7 @@ impl PropolisHypervisor {
             0 => Ok(None),
             DETAILS_VERSION => PropolisDetails::deserialize(&vm.details.data)
                 .map(|details| Some(details.layout.work))
-                .map_err(|error| foreign(format!("the handle's details can't be read: {error}"))),
+                .map_err(|error| foreign("the handle's details can't be read".to_owned()).with_source(error)),
             version => Err(foreign(format!(
                 "the handle's details have version {version}; this program knows {DETAILS_VERSION}"
             ))),

@@ -365,11 +365,8 @@ async fn run_guest(
 }
 
 fn lost(client: &PropolisClient, source: std::io::Error) -> Error {
-    Error::Protocol {
-        peer: Peer::Propolis,
-        problem: format!("the connection to {} failed", client.address),
-        source: Some(source),
-    }
+    Error::protocol(Peer::Propolis, format!("the connection to {} failed", client.address))
+        .with_source(source)
 }
 
 /// Ends the server of a VM and takes away what it left in the kernel.

@@ -335,11 +335,12 @@ fn decode(line: &[u8]) -> Result<AgentReply, MalformedLine> {
 
 /// Returns whether the error is that the channel's other end is gone.
 fn has_hung_up(error: &Error) -> bool {
-    let kind = match error {
-        Error::Protocol { source: Some(source), .. } => source.kind(),
-        _ => return false,
-    };
-    matches!(kind, io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
+    let Error::Protocol { source: Some(source), .. } = error else { return false };
+    let Some(source) = source.downcast_ref::<io::Error>() else { return false };
+    matches!(
+        source.kind(),
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+    )
 }
 
 fn request(command: &str, arguments: Option<Value>) -> Vec<u8> {

@@ -93,11 +93,11 @@ async fn check_base(spec: &VmSpec, noted: Option<&ImageIdentity>) -> Result<Opti
 /// Says of an image that can't be opened that a VM's disk needs it.
 fn needed(vm: &str, error: Error) -> Error {
     match error {
-        Error::Invalid { field, value, expected, problem } => {
+        Error::Invalid { field, value, expected, problem, source } => {
             let remedy = format!(
                 "the disk of the VM `{vm}` holds only the difference to this image: put it back, or make the VM again"
             );
-            Error::Invalid { field, value, expected: format!("{expected}; {remedy}"), problem }
+            Error::Invalid { field, value, expected: format!("{expected}; {remedy}"), problem, source }
         }
         error => error,
     }

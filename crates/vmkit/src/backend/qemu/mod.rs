@@ -258,8 +258,9 @@ impl QemuHypervisor {
                 base: None,
             }),
             1 | DETAILS_VERSION => {
-                let mut details = QemuDetails::deserialize(&vm.details.data)
-                    .map_err(|error| foreign(format!("the handle's details can't be read: {error}")))?;
+                let mut details = QemuDetails::deserialize(&vm.details.data).map_err(|error| {
+                    foreign("the handle's details can't be read".to_owned()).with_source(error)
+                })?;
                 details.layout = self.layout(&vm.spec, vm.id)?;
                 details.layout.run = run_dir(&details.layout);
                 Ok(details)

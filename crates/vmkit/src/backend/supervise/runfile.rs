@@ -177,7 +177,7 @@ fn padded(run: &ProcessRun) -> Vec<u8> {
 /// `Record` where the file is not one.
 pub(crate) fn read(path: &Path) -> Result<Option<ProcessRun>> {
     // The keeper may be overwriting it: a torn read is read again, a bad file stays bad.
-    let mut problem = String::new();
+    let mut failure = None;
     for _ in 0..3 {
         let bytes = match read_once(path) {
             Ok(bytes) => bytes,
@@ -189,10 +189,14 @@ pub(crate) fn read(path: &Path) -> Result<Option<ProcessRun>> {
         };
         match serde_json::from_slice(&bytes) {
             Ok(run) => return Ok(Some(run)),
-            Err(error) => problem = format!("not the record of a run: {error}"),
+            Err(error) => failure = Some(error),
         }
     }
-    Err(Error::record(path, problem))
+    let error = Error::record(path, "not the record of a run");
+    Err(match failure {
+        Some(failure) => error.with_source(failure),
+        None => error,
+    })
 }
 
 /// Reads as much as the file has, and a byte more where it is none of ours, in one call: two might

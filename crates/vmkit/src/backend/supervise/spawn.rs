@@ -134,7 +134,7 @@ impl StartedKeeper {
 
 fn failure(program: &Path) -> impl Fn(io::Error) -> Error {
     let problem = format!("cannot start {}", program.display());
-    move |source| Error::Protocol { peer: Peer::Keeper, problem: problem.clone(), source: Some(source) }
+    move |source| Error::protocol(Peer::Keeper, problem.clone()).with_source(source)
 }
 
 /// The keeper's name in the process list: whose keeper it is.

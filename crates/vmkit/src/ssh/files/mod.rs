@@ -116,7 +116,7 @@ impl Session {
         let preface = SftpPreface::default();
         let stream = AfterPreface::new(channel.into_stream(), preface.clone());
         let raw = RawSftpSession::new_with_config(stream, config);
-        let hello = raw.init().await.map_err(|error| self.problem(not_begun(&preface, &error)))?;
+        let hello = raw.init().await.map_err(|error| self.problem(not_begun(&preface)).with_source(error))?;
         let replaces = hello.extensions.contains_key(POSIX_RENAME);
         Ok(GuestFiles {
             raw: Arc::new(raw),
@@ -130,12 +130,12 @@ impl Session {
 }
 
 /// Returns why SFTP did not begin, by what came in its place.
-fn not_begun(preface: &SftpPreface, error: &SftpError) -> String {
+fn not_begun(preface: &SftpPreface) -> String {
     let said = preface.first_line();
     let expected =
         "expected a login shell that runs what it is given, and OpenSSH's SFTP server in the guest";
     match said.is_empty() {
-        true => format!("SFTP does not begin, and the guest says nothing else: {error} ({expected})"),
+        true => format!("SFTP does not begin, and the guest says nothing else ({expected})"),
         false => format!("SFTP does not begin: the guest's shell printed {said:?} in its place ({expected})"),
     }
 }

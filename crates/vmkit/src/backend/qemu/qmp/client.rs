@@ -252,7 +252,11 @@ impl QmpClient {
     /// is success.
     pub(crate) async fn quit(mut self, deadline: Instant) -> Result<()> {
         match self.execute("quit", None, deadline).await {
-            Err(Error::Protocol { source: Some(source), .. }) if closed(&source) => Ok(()),
+            Err(Error::Protocol { source: Some(source), .. })
+                if source.downcast_ref().is_some_and(closed) =>
+            {
+                Ok(())
+            }
             result => result.map(drop),
         }
     }

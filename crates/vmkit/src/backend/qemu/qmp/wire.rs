@@ -112,8 +112,7 @@ impl LineStream {
     }
 
     fn broke(&self, source: io::Error) -> Error {
-        let problem = "it closed the connection".to_owned();
-        Error::Protocol { peer: self.peer, problem, source: Some(source) }
+        Error::protocol(self.peer, "it closed the connection").with_source(source)
     }
 }
 
