@@ -82,6 +82,7 @@ mod kernel_file;
 #[cfg(all(feature = "images", feature = "ssh"))]
 pub mod launch;
 pub mod lifecycle;
+mod logreader;
 mod manager;
 mod misplacement;
 pub mod network;
@@ -122,6 +123,7 @@ pub use handle::{
 };
 pub use hypervisor::{Backend, Capabilities, DynHypervisor, Hypervisor};
 pub use lifecycle::{FailureCause, FailureKind, VmState};
+pub use logreader::LogReader;
 pub use manager::{VmEntry, VmManager, WaitCondition};
 #[cfg(any(feature = "ssh", all(target_os = "linux", feature = "qemu")))]
 pub use program::{GuestExitStatus, ProgramOutput};

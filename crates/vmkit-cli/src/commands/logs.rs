@@ -51,7 +51,7 @@ impl LogsArgs {
         };
         let part = LogRange { since: self.since(context, &manager)?, tail: self.tail };
         match self.follow {
-            true => follow::follow(&log, part),
+            true => follow::follow(context, &log, part),
             false => follow::print(&log, part),
         }
     }

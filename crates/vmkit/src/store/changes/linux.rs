@@ -48,6 +48,23 @@ impl RecordChanges {
         Self::watch(file, LOG)
     }
 
+    /// Starts to watch the logs in a directory: their growth, and the removal of the directory.
+    ///
+    /// While a file in it is open, the removal of a directory raises no event: so the parent
+    /// directory is watched as well.
+    ///
+    /// # Errors
+    /// As for [`of`](Self::of).
+    pub(crate) fn of_logs(dir: &Path) -> Result<Self> {
+        let changes = Self::watch(dir, WatchFlags::MODIFY | WatchFlags::CREATE | WatchFlags::MOVED_TO)?;
+        if let Some(above) = dir.parent() {
+            let removed = WatchFlags::DELETE | WatchFlags::MOVED_FROM;
+            inotify::add_watch(changes.inotify.get_ref(), above, removed)
+                .map_err(|errno| Error::io("watch", above)(errno.into()))?;
+        }
+        Ok(changes)
+    }
+
     fn watch(path: &Path, what: WatchFlags) -> Result<Self> {
         let is_log = what == LOG;
         let kind = if is_log { WatchFlags::empty() } else { WatchFlags::DELETE_SELF | WatchFlags::ONLYDIR };
