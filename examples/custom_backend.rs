@@ -51,7 +51,7 @@ impl PaperHypervisor {
             text => text.map_err(Error::io("read", &path))?,
         };
         let sheet: Sheet = serde_json::from_slice(&text)
-            .map_err(|error| Error::Record { path, problem: format!("it can't be read: {error}") })?;
+            .map_err(|error| Error::record(path, "cannot parse the sheet").with_source(error))?;
         Ok((sheet.id == vm.id).then_some(sheet))
     }
 
@@ -144,7 +144,7 @@ impl Hypervisor for PaperHypervisor {
             return Ok(ConsoleEndpoint::None);
         }
         let problem = format!("the handle belongs to the backend `{}`", vm.backend);
-        Err(Error::Record { path: self.sheet(vm.name()), problem })
+        Err(Error::record(self.sheet(vm.name()), problem))
     }
 }
 
