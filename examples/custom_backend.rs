@@ -17,10 +17,10 @@ use uuid::Uuid;
 use vmkit::lifecycle::{FailureKind, Operation, next};
 use vmkit::spec::{VmName, VmSpec};
 use vmkit::{
-    Backend, BackendTag, Capabilities, ConsoleEndpoint, Error, Hypervisor, NoopHypervisor, Result,
+    Abilities, Backend, BackendTag, ConsoleEndpoint, Error, Hypervisor, NoopHypervisor, Result,
     RouterHypervisor, RunInfo, Subject, VmHandle, VmState,
 };
-use vmkit_testkit::{Conformance, TaggedHypervisor, conformance, paper_spec};
+use vmkit_testkit::{Conformance, conformance, paper_spec};
 
 // Step 1: a struct that implements `Hypervisor`. Plain `async fn`s do.
 
@@ -155,8 +155,8 @@ impl Backend for PaperHypervisor {
         BackendTag::custom("paper").expect("letters, and none of the built-in names")
     }
 
-    fn capabilities(&self) -> Capabilities {
-        Capabilities::default()
+    fn abilities(&self, _tag: &BackendTag) -> Abilities<'_> {
+        Abilities::none()
     }
 }
 
@@ -195,7 +195,7 @@ async fn main() -> Result<()> {
     });
     let report = conformance::run(move || alone.clone(), options.clone()).await;
     println!("{report}");
-    let routed = move || TaggedHypervisor::new(router.clone(), paper.tag(), paper.capabilities());
+    let routed = move || RouterHypervisor::new(paper.tag()).with(paper.clone());
     let behind = conformance::run(routed, options).await;
     println!("behind the router: {}", behind.to_string().lines().last().unwrap_or_default());
     report.assert();

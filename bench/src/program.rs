@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::{self, Runtime};
 use vmkit::spec::{Accel, MachineType, Mib, RootDisk, VmName, VmSpec, VmSpecBuilder};
 use vmkit::store::Home;
-use vmkit::{BackendTag, QemuHypervisor, VmManager};
+use vmkit::{QemuHypervisor, VmManager};
 use vmkit_testkit::guest;
 use wait4::Wait4;
 
@@ -236,7 +236,7 @@ impl Populated {
         let mut populated = Self {
             dir: dir.to_owned(),
             runtime: runtime::Builder::new_current_thread().enable_all().build()?,
-            manager: VmManager::new(qemu, BackendTag::Qemu, home),
+            manager: VmManager::new(qemu, home),
             names: Vec::new(),
         };
         for index in 0..count {

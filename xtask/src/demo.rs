@@ -13,7 +13,7 @@ use vmkit::spec::{
     CloudConfig, CloudInitConfig, GuestUser, MachineType, SshKeyPair, UserData, VmName, VmSpec,
 };
 use vmkit::store::Home;
-use vmkit::{ActiveForward, BackendTag, GuestAgent, QemuHypervisor, VmHandle, VmManager, WaitCondition};
+use vmkit::{ActiveForward, GuestAgent, QemuHypervisor, VmHandle, VmManager, WaitCondition};
 use vmkit_testkit::guest;
 
 use crate::error::{Error, PathContext, Result};
@@ -50,7 +50,7 @@ fn manager(dir: &Path) -> Result<VmManager<QemuHypervisor>> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let qemu =
         QemuHypervisor::builder(home.vms(), home.run()).cache_dir(home.cache()).search_path(&path).build();
-    Ok(VmManager::new(qemu, BackendTag::Qemu, home))
+    Ok(VmManager::new(qemu, home))
 }
 
 async fn play(manager: &VmManager<QemuHypervisor>, name: &VmName, dir: &Path) -> Result<()> {

@@ -10,10 +10,10 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
-use vmkit::console::SerialConsole;
+use vmkit::propolis::SerialConsole;
 use vmkit::spec::{NetworkConfig, RootDisk, VmName, VmSpec};
 use vmkit::store::Home;
-use vmkit::{BackendTag, ConsoleEndpoint, ErrorKind, PropolisHypervisor, VmManager};
+use vmkit::{ConsoleEndpoint, ErrorKind, PropolisHypervisor, VmManager};
 use vmkit_testkit::propolis::{FakePropolis, PropolisBehaviour};
 
 use crate::demo::{Laps, failed};
@@ -39,7 +39,7 @@ async fn play(dir: &Path, server: &FakePropolis) -> Result<()> {
     std::fs::write(&image, vec![0; 1 << 20]).map_err(|error| Error::failed(format!("no image: {error}")))?;
     let home = Home::at(dir.join("home")).map_err(failed)?;
     let propolis = PropolisHypervisor::builder(home.vms()).address(server.address()).build();
-    let manager = VmManager::new(propolis, BackendTag::Propolis, home);
+    let manager = VmManager::new(propolis, home);
     let name = VmName::new("demo").map_err(failed)?;
     let spec = VmSpec::builder(name.clone()).disk(RootDisk { image, size: None });
     let spec = spec.network(NetworkConfig::None).build().map_err(failed)?;

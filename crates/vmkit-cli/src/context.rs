@@ -61,7 +61,7 @@ impl CommandContext {
             RouterHypervisor::of_this_host(qemu(&home).cache_dir(home.cache()).build()).with(propolis);
         #[cfg(not(target_os = "linux"))]
         let router = RouterHypervisor::new(DEFAULT_BACKEND).with(propolis);
-        Ok(VmManager::new(router, DEFAULT_BACKEND, home))
+        Ok(VmManager::new(router, home))
     }
 
     /// Returns the store of images.

@@ -19,7 +19,6 @@
 
 pub mod conformance;
 pub mod crash;
-mod described;
 pub mod fake_qemu;
 pub mod guest;
 mod program;
@@ -28,7 +27,6 @@ pub mod propolis;
 pub mod walk;
 
 pub use conformance::Conformance;
-pub use described::TaggedHypervisor;
 pub use program::write_program;
 
 use vmkit::spec::{Boot, Kernel, VmName, VmSpec};

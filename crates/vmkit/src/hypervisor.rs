@@ -10,8 +10,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
+use crate::abilities::Abilities;
 use crate::error::Result;
 use crate::handle::{BackendTag, ConsoleEndpoint, VmHandle};
 use crate::lifecycle::VmState;
@@ -46,8 +45,8 @@ use crate::spec::VmSpec;
 ///
 /// # Errors
 /// Every method returns `InvalidState` where the table says error, `Unsupported` for what its
-/// [`Capabilities`] deny, `TimedOut` with what was awaited, and `Hypervisor` or `Host` if one of
-/// them fails. Every wait has a deadline.
+/// [`Capabilities`](crate::Capabilities) deny, `TimedOut` with what was awaited, and `Hypervisor`
+/// or `Host` if one of them fails. Every wait has a deadline.
 pub trait Hypervisor: Send + Sync {
     /// Creates everything that the spec needs and returns a handle in `Prepared`.
     ///
@@ -112,7 +111,7 @@ pub trait Hypervisor: Send + Sync {
     fn console_endpoint(&self, vm: &VmHandle) -> Result<ConsoleEndpoint>;
 }
 
-impl<H: Hypervisor + ?Sized> Hypervisor for Arc<H> {
+impl<H: Backend + ?Sized> Hypervisor for Arc<H> {
     fn prepare(&self, spec: &VmSpec) -> impl Future<Output = Result<VmHandle>> + Send {
         (**self).prepare(spec)
     }
@@ -150,57 +149,31 @@ impl<H: Hypervisor + ?Sized> Hypervisor for Arc<H> {
     }
 }
 
-/// A hypervisor with a tag and its abilities as data: what a router registers.
+/// A hypervisor that says whose VMs it runs and what it can do: what
+/// [`VmManager`](crate::VmManager) works with, and what a router registers.
 pub trait Backend: Hypervisor {
-    /// Returns the tag that its handles carry.
+    /// Returns the tag that its handles carry; of a router, the tag of the VMs whose spec names no
+    /// backend.
     fn tag(&self) -> BackendTag;
 
-    /// Returns what this backend can do.
-    fn capabilities(&self) -> Capabilities;
+    /// Returns what can be done with the VMs of the backend `tag`.
+    ///
+    /// A hypervisor with one tag need not look at it. One over several returns
+    /// [`Abilities::none`] for a tag that it does not know.
+    fn abilities(&self, tag: &BackendTag) -> Abilities<'_>;
 }
 
-/// What a backend can do, as data, so that a caller need not try.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct Capabilities {
-    /// Whether `suspend` and `resume` work.
-    pub suspend: bool,
-    /// Whether `stop` can ask the guest; otherwise `stop` kills when its timeout has passed.
-    pub graceful_stop: bool,
-    /// Whether there is a serial console.
-    pub console: bool,
-    /// Whether `guest_ip` can find an address.
-    pub guest_ip: bool,
-    /// Whether a guest agent can be reached.
-    pub guest_agent: bool,
-}
-
-impl Capabilities {
-    /// Returns the abilities of a backend that can do everything.
-    pub fn all() -> Self {
-        Self { suspend: true, graceful_stop: true, console: true, guest_ip: true, guest_agent: true }
+impl<B: Backend + ?Sized> Backend for Arc<B> {
+    fn tag(&self) -> BackendTag {
+        (**self).tag()
     }
 
-    /// Returns the same without `suspend` and `resume`.
-    #[must_use]
-    pub fn without_suspend(self) -> Self {
-        Self { suspend: false, ..self }
-    }
-
-    /// Returns the same without a console.
-    #[must_use]
-    pub fn without_console(self) -> Self {
-        Self { console: false, ..self }
-    }
-
-    /// Returns the same without a guest agent.
-    #[must_use]
-    pub fn without_guest_agent(self) -> Self {
-        Self { guest_agent: false, ..self }
+    fn abilities(&self, tag: &BackendTag) -> Abilities<'_> {
+        (**self).abilities(tag)
     }
 }
 
-/// Any hypervisor, its type erased; it is a [`Hypervisor`] again.
+/// Any backend, its type erased; it is a [`Backend`] again.
 ///
 /// # Examples
 /// ```
@@ -217,9 +190,9 @@ impl Capabilities {
 pub struct DynHypervisor(Arc<dyn ErasedHypervisor>);
 
 impl DynHypervisor {
-    /// Erases the type of a hypervisor.
-    pub fn new(hypervisor: impl Hypervisor + 'static) -> Self {
-        Self(Arc::new(hypervisor))
+    /// Erases the type of a backend.
+    pub fn new(backend: impl Backend + 'static) -> Self {
+        Self(Arc::new(backend))
     }
 }
 
@@ -231,7 +204,7 @@ impl std::fmt::Debug for DynHypervisor {
 
 type BackendFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
 
-/// The object-safe twin of [`Hypervisor`]; other names, or every call on a backend would be
+/// The object-safe twin of [`Backend`]; other names, or every call on a backend would be
 /// ambiguous.
 trait ErasedHypervisor: Send + Sync {
     fn prepare_dyn<'a>(&'a self, spec: &'a VmSpec) -> BackendFuture<'a, VmHandle>;
@@ -243,9 +216,11 @@ trait ErasedHypervisor: Send + Sync {
     fn state_dyn<'a>(&'a self, vm: &'a VmHandle) -> BackendFuture<'a, VmState>;
     fn guest_ip_dyn<'a>(&'a self, vm: &'a VmHandle) -> BackendFuture<'a, String>;
     fn console_endpoint_dyn(&self, vm: &VmHandle) -> Result<ConsoleEndpoint>;
+    fn tag_dyn(&self) -> BackendTag;
+    fn abilities_dyn(&self, tag: &BackendTag) -> Abilities<'_>;
 }
 
-impl<H: Hypervisor> ErasedHypervisor for H {
+impl<H: Backend> ErasedHypervisor for H {
     fn prepare_dyn<'a>(&'a self, spec: &'a VmSpec) -> BackendFuture<'a, VmHandle> {
         Box::pin(self.prepare(spec))
     }
@@ -272,6 +247,12 @@ impl<H: Hypervisor> ErasedHypervisor for H {
     }
     fn console_endpoint_dyn(&self, vm: &VmHandle) -> Result<ConsoleEndpoint> {
         self.console_endpoint(vm)
+    }
+    fn tag_dyn(&self) -> BackendTag {
+        self.tag()
+    }
+    fn abilities_dyn(&self, tag: &BackendTag) -> Abilities<'_> {
+        self.abilities(tag)
     }
 }
 
@@ -302,5 +283,14 @@ impl Hypervisor for DynHypervisor {
     }
     fn console_endpoint(&self, vm: &VmHandle) -> Result<ConsoleEndpoint> {
         self.0.console_endpoint_dyn(vm)
+    }
+}
+
+impl Backend for DynHypervisor {
+    fn tag(&self) -> BackendTag {
+        self.0.tag_dyn()
+    }
+    fn abilities(&self, tag: &BackendTag) -> Abilities<'_> {
+        self.0.abilities_dyn(tag)
     }
 }

@@ -63,6 +63,7 @@
 //! # }
 //! ```
 
+pub mod abilities;
 mod backend;
 mod boundedlog;
 mod clock;
@@ -72,7 +73,6 @@ mod deadline;
 mod disk_files;
 pub mod error;
 mod flock;
-mod forwarding;
 mod handle;
 pub mod host;
 mod hypervisor;
@@ -86,10 +86,11 @@ mod logreader;
 mod manager;
 mod misplacement;
 pub mod network;
-#[cfg(any(feature = "ssh", all(target_os = "linux", feature = "qemu")))]
 mod program;
 #[cfg(all(feature = "images", feature = "ssh", feature = "vmfile"))]
 pub mod project;
+#[cfg(feature = "propolis")]
+pub mod propolis;
 mod span;
 pub mod spec;
 #[cfg(feature = "ssh")]
@@ -100,6 +101,7 @@ mod sys;
 #[cfg(feature = "vmfile")]
 pub mod vmfile;
 
+pub use abilities::{Abilities, Capabilities, PortForwarding};
 pub use backend::noop::NoopHypervisor;
 #[cfg(feature = "propolis")]
 pub use backend::propolis::{
@@ -117,15 +119,13 @@ pub use backend::router::RouterHypervisor;
 pub use backend::supervise::keeper::run_if_keeper;
 pub use boundedlog::{LogPosition, tail_of_log, tail_of_log_since};
 pub use error::{Error, ErrorKind, LiveResource, LoginPart, Peer, Result, Subject};
-pub use forwarding::PortForwarding;
 pub use handle::{
     ActiveForward, BackendDetails, BackendTag, ConsoleEndpoint, CustomTag, RunInfo, VmHandle, VncAddress,
 };
-pub use hypervisor::{Backend, Capabilities, DynHypervisor, Hypervisor};
+pub use hypervisor::{Backend, DynHypervisor, Hypervisor};
 pub use lifecycle::{FailureCause, FailureKind, VmState};
 pub use logreader::LogReader;
 pub use manager::{VmEntry, VmManager, WaitCondition};
-#[cfg(any(feature = "ssh", all(target_os = "linux", feature = "qemu")))]
 pub use program::{GuestExitStatus, ProgramOutput};
 #[doc(hidden)]
 pub use steps::set_step_hook;

@@ -82,6 +82,11 @@ pub struct ProgramOutput {
 }
 
 impl ProgramOutput {
+    /// Creates the output of a program that wrote nothing and ended in this way.
+    pub fn of(exit: GuestExitStatus) -> Self {
+        Self { exit, stdout: Vec::new(), stderr: Vec::new(), truncated: false }
+    }
+
     /// Returns the standard output as text; what is not UTF-8 is replaced by `U+FFFD`.
     pub fn stdout_text(&self) -> std::borrow::Cow<'_, str> {
         String::from_utf8_lossy(&self.stdout)

@@ -22,8 +22,6 @@ const ALLOWED: &[(&str, &str, &str)] = &[
     ("error", "misplacement", "an error says what is wrong with a directory of the home"),
     ("host", "store", "`doctor` names what in a home belongs to other users"),
     ("spec", "handle", "a spec may name its backend"),
-    ("console", "manager", "a manager's consoles are attached there"),
-    ("console", "backend", "a console over WebSocket is Propolis's"),
     ("failure", "commands", "a failure of the host may suggest `doctor`, which finds its cause"),
     ("failure", "context", "the same"),
     ("failure", "output", "a failure prints itself"),

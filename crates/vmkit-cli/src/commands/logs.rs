@@ -4,7 +4,7 @@ use std::io::Read;
 use std::path::PathBuf;
 
 use clap::Args;
-use vmkit::console::{ConsoleHistory, HistoryRange};
+use vmkit::propolis::{HistoryRange, SerialOutput};
 use vmkit::spec::VmName;
 use vmkit::{BackendTag, ConsoleEndpoint, Error, LogPosition, VmState};
 
@@ -102,7 +102,7 @@ fn served(context: &CommandContext, manager: &CliManager, name: &VmName) -> Resu
     Ok((vm.backend == BackendTag::Propolis && vm.state.is_live()).then_some(url))
 }
 
-fn print(past: &ConsoleHistory, tail: Option<usize>) -> Result<(), Failure> {
+fn print(past: &SerialOutput, tail: Option<usize>) -> Result<(), Failure> {
     if past.missed > 0 {
         output::warning(format_args!(
             "{} bytes between the first and the last MiB are missing: the server no longer has them",

@@ -24,7 +24,8 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use vmkit::Error;
-use vmkit::console::{ConsoleLog, ConsoleTurn, HistoryRange, JoinedConsole};
+use vmkit::console::{ConsoleLog, ConsoleTurn, JoinedConsole};
+use vmkit::propolis::HistoryRange;
 use vmkit::spec::VmName;
 
 use crate::failure::Failure;

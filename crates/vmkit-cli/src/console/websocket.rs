@@ -5,7 +5,7 @@ use std::thread::JoinHandle;
 
 use tokio::runtime;
 use vmkit::Error;
-use vmkit::console::{ConsoleEnd, ConsoleEvent, HistoryRange, SerialConsole};
+use vmkit::propolis::{ConsoleEnd, ConsoleEvent, HistoryRange, SerialConsole};
 
 /// The thread that carries a console.
 pub(crate) type CarrierThread = JoinHandle<Result<ConsoleEnd, Error>>;
@@ -20,7 +20,7 @@ pub(crate) fn open(
     url: &str,
     since: HistoryRange,
     tell: impl Fn(String) + Send + 'static,
-) -> Result<(vmkit::console::ConsoleHistory, UnixStream, CarrierThread), Error> {
+) -> Result<(vmkit::propolis::SerialOutput, UnixStream, CarrierThread), Error> {
     let console = SerialConsole::at(url)?;
     let failed = || Error::io("make", "the console's thread");
     let runtime = runtime::Builder::new_current_thread().enable_all().build().map_err(failed())?;

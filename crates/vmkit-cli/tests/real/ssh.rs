@@ -19,7 +19,7 @@ use vmkit::spec::{
     Accel, CloudInitConfig, GuestAccess, NetworkConfig, RootDisk, UserNetwork, VmName, VmSpec,
 };
 use vmkit::store::Home;
-use vmkit::{BackendTag, QemuHypervisor, VmManager};
+use vmkit::{QemuHypervisor, VmManager};
 
 /// A running VM whose SSH server is the test's.
 struct Web {
@@ -58,7 +58,7 @@ fn led_to(access: &GuestAccess, address: SocketAddr) -> Life {
 fn make(life: &Life, with: impl FnOnce(vmkit::spec::VmSpecBuilder) -> vmkit::spec::VmSpecBuilder) {
     let home = Home::at(life.home()).unwrap();
     let qemu = QemuHypervisor::builder(home.vms(), home.run()).keeper(env!("CARGO_BIN_EXE_vmkit")).build();
-    let manager = VmManager::new(qemu, BackendTag::Qemu, home);
+    let manager = VmManager::new(qemu, home);
     let disk = RootDisk { image: life.file("base.img").into(), size: None };
     let spec = VmSpec::builder(VmName::new("web").unwrap()).disk(disk).accel(Accel::Tcg);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

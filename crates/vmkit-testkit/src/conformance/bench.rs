@@ -115,27 +115,28 @@ pub(crate) async fn judge<H: Backend>(
     answer: vmkit::Result<VmHandle>,
 ) -> Result<Option<VmHandle>, CaseStop> {
     let what = format!("{operation} of a VM that is {before}");
-    let (after, handle) = match (expected(&backend.capabilities(), before, operation), answer) {
-        (ExpectedOutcome::To(state), Ok(handle)) => (state, Some(handle)),
-        (ExpectedOutcome::To(state), Err(error)) => {
-            return Err(CaseStop::Failed(format!(
-                "{what} must lead to {state}, but failed: {}",
-                chain(&error)
-            )));
-        }
-        (ExpectedOutcome::Refusal(kinds), Ok(handle)) => {
-            return Err(CaseStop::Failed(format!(
-                "{what} must fail ({kinds:?}), but led to {}",
-                handle.state
-            )));
-        }
-        (ExpectedOutcome::Refusal(kinds), Err(error)) => {
-            check(kinds.contains(&error.kind()), || {
-                format!("{what} must fail as one of {kinds:?}, but: {}", chain(&error))
-            })?;
-            (before.clone(), None)
-        }
-    };
+    let (after, handle) =
+        match (expected(&backend.abilities(&backend.tag()).capabilities(), before, operation), answer) {
+            (ExpectedOutcome::To(state), Ok(handle)) => (state, Some(handle)),
+            (ExpectedOutcome::To(state), Err(error)) => {
+                return Err(CaseStop::Failed(format!(
+                    "{what} must lead to {state}, but failed: {}",
+                    chain(&error)
+                )));
+            }
+            (ExpectedOutcome::Refusal(kinds), Ok(handle)) => {
+                return Err(CaseStop::Failed(format!(
+                    "{what} must fail ({kinds:?}), but led to {}",
+                    handle.state
+                )));
+            }
+            (ExpectedOutcome::Refusal(kinds), Err(error)) => {
+                check(kinds.contains(&error.kind()), || {
+                    format!("{what} must fail as one of {kinds:?}, but: {}", chain(&error))
+                })?;
+                (before.clone(), None)
+            }
+        };
     if let Some(handle) = &handle {
         check(handle.state == after, || format!("{what} answered a handle in {}", handle.state))?;
         check(handle.id == vm.id, || format!("{what} answered a handle of another VM, {}", handle.id))?;
@@ -191,6 +192,11 @@ impl<H: Backend> CaseBench<H> {
         Self { backend: make(), options, make, made: Mutex::default() }
     }
 
+    /// Returns what the backend says that it can do.
+    pub(crate) fn capabilities(&self) -> Capabilities {
+        self.backend.abilities(&self.backend.tag()).capabilities()
+    }
+
     /// Returns another instance over the same VMs.
     pub(crate) fn another(&self) -> H {
         (self.make)()
@@ -233,7 +239,7 @@ impl<H: Backend> CaseBench<H> {
             Situation::Prepared => vm,
             Situation::Running => self.apply(&vm, Operation::Start).await??,
             Situation::Suspended => {
-                if !self.backend.capabilities().suspend {
+                if !self.capabilities().suspend {
                     return Err(CaseStop::Skipped(CANT_SUSPEND.into()));
                 }
                 let vm = self.apply(&vm, Operation::Start).await??;

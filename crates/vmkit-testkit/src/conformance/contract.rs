@@ -83,7 +83,7 @@ async fn asking_changes_nothing<H: Backend>(bench: &CaseBench<H>, situation: Sit
 
 async fn check_guest_ip<H: Backend>(bench: &CaseBench<H>, vm: &VmHandle) -> CaseResult {
     let answer = within("guest_ip", bench.options.grace, bench.backend.guest_ip(vm)).await?;
-    let can = bench.backend.capabilities().guest_ip;
+    let can = bench.capabilities().guest_ip;
     let kind = answer.as_ref().err().map(vmkit::Error::kind);
     let holds = match (&answer, kind) {
         (Ok(address), _) => can && vm.state.is_live() && !address.is_empty(),
@@ -222,7 +222,7 @@ async fn old_handles_are_as_good_as_new_ones<H: Backend>(bench: &CaseBench<H>) -
     let old = bench.prepared().await?;
     let mut state = old.state.clone();
     let mut way = vec![Operation::Start];
-    if bench.backend.capabilities().suspend {
+    if bench.capabilities().suspend {
         way.extend([Operation::Suspend, Operation::Resume]);
     }
     way.extend([Operation::Stop, Operation::Start, Operation::Destroy]);
@@ -256,7 +256,7 @@ async fn another_instance_knows_the_vm<H: Backend>(bench: &CaseBench<H>) -> Case
 async fn the_console_is_where_the_capabilities_say<H: Backend>(bench: &CaseBench<H>) -> CaseResult {
     let vm = bench.bring_to(Situation::Running).await?;
     let console = bench.backend.console_endpoint(&vm)?;
-    let has = bench.backend.capabilities().console;
+    let has = bench.capabilities().console;
     check(has == (console != ConsoleEndpoint::None), || {
         format!("the console is at {console:?}; console in the capabilities: {has}")
     })

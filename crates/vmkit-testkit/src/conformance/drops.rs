@@ -53,7 +53,7 @@ async fn dropped_prepare<H: Backend>(bench: &CaseBench<H>) -> CaseResult {
 }
 
 async fn dropped<H: Backend>(bench: &CaseBench<H>, operation: Operation, situation: Situation) -> CaseResult {
-    if operation == Operation::Suspend && !bench.backend.capabilities().suspend {
+    if operation == Operation::Suspend && !bench.capabilities().suspend {
         return Err(CaseStop::Skipped(CANT_SUSPEND.into()));
     }
     for polls in polls(bench.options.polls) {

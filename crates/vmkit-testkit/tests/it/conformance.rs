@@ -7,11 +7,11 @@ use vmkit::error::Subject;
 use vmkit::lifecycle::{FailureCause, FailureKind, Operation};
 use vmkit::spec::{VmName, VmSpec};
 use vmkit::{
-    Backend, BackendTag, Capabilities, ConsoleEndpoint, DynHypervisor, Error, Hypervisor, NoopHypervisor,
+    Abilities, Backend, BackendTag, ConsoleEndpoint, DynHypervisor, Error, Hypervisor, NoopHypervisor,
     Result, RouterHypervisor, VmHandle, VmState,
 };
 use vmkit_testkit::conformance::{CaseOutcome, ConformanceReport};
-use vmkit_testkit::{Conformance, TaggedHypervisor, conformance, paper_spec, walk};
+use vmkit_testkit::{Conformance, conformance, paper_spec, walk};
 
 /// Returns the options for a backend over these books.
 fn over(noop: &NoopHypervisor) -> Conformance {
@@ -21,12 +21,11 @@ fn over(noop: &NoopHypervisor) -> Conformance {
 }
 
 fn erased(noop: &NoopHypervisor) -> impl Backend + use<> {
-    TaggedHypervisor::new(DynHypervisor::new(noop.clone()), BackendTag::Noop, noop.capabilities())
+    DynHypervisor::new(noop.clone())
 }
 
 fn routed(noop: &NoopHypervisor) -> impl Backend + use<> {
-    let router = RouterHypervisor::new(BackendTag::Noop).with(noop.clone());
-    TaggedHypervisor::new(router, BackendTag::Noop, noop.capabilities())
+    RouterHypervisor::new(BackendTag::Noop).with(noop.clone())
 }
 
 fn all_passed(report: &ConformanceReport) {
@@ -176,11 +175,12 @@ impl Backend for Faulty {
     fn tag(&self) -> BackendTag {
         BackendTag::Noop
     }
-    fn capabilities(&self) -> Capabilities {
+    fn abilities(&self, tag: &BackendTag) -> Abilities<'_> {
+        let abilities = self.noop.abilities(tag);
         match self.fault {
-            Fault::DeniesSuspend => self.noop.capabilities().without_suspend(),
-            Fault::PromisesConsole => Capabilities::all().without_guest_agent(),
-            _ => self.noop.capabilities(),
+            Fault::DeniesSuspend => abilities.without_suspend(),
+            Fault::PromisesConsole => abilities.with_console(),
+            _ => abilities,
         }
     }
 }

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
 use vmkit::spec::{BackendOptions, DataDisk, Mib, NetworkConfig, RootDisk, VmName, VmSpec};
 use vmkit::store::Home;
-use vmkit::{BackendTag, ErrorKind, PropolisHypervisor, Result, VmManager};
+use vmkit::{ErrorKind, PropolisHypervisor, Result, VmManager};
 use vmkit_testkit::crash::{self, FaultDuration, StepFault};
 use vmkit_testkit::propolis::illumos::{self, FakeIllumos};
 use vmkit_testkit::propolis::{FakePropolis, FakeSetup};
@@ -65,7 +65,7 @@ impl World {
             .dev_vmm(host.dev().join("vmm"))
             .keeper(KEEPER)
             .build();
-        let manager = VmManager::new(propolis, BackendTag::Propolis, home);
+        let manager = VmManager::new(propolis, home);
         Self { dir: dir.to_owned(), host, manager, _server: None }
     }
 

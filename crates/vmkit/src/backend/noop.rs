@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+use crate::abilities::{Abilities, PortForwarding, Preflight};
 use crate::error::{Error, ErrorKind, LiveResource, Result, Subject};
-use crate::forwarding::PortForwarding;
 use crate::handle::{ActiveForward, BackendDetails, BackendTag, ConsoleEndpoint, RunInfo, VmHandle};
-use crate::hypervisor::{Backend, Capabilities, Hypervisor};
+use crate::hypervisor::{Backend, Hypervisor};
 use crate::lifecycle::{FailureCause, Operation, VmState, next};
 use crate::spec::{PortForward, VmName, VmSpec};
 
@@ -187,13 +187,35 @@ fn pretended(forward: &PortForward) -> ActiveForward {
     ActiveForward { protocol: forward.protocol, host, guest_port: forward.guest_port }
 }
 
+/// What `prepare` takes is all right, and so is every VM that is there.
+impl Preflight for NoopHypervisor {
+    async fn check_spec(&self, spec: &VmSpec) -> Result<()> {
+        match spec.backend() {
+            Some(other) if *other != BackendTag::Noop => {
+                Err(Error::invalid("backend", other, "this backend runs VMs of `noop`"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn check_restart(&self, vm: &VmHandle) -> Result<()> {
+        self.books().vms.get(&vm.id).map(drop).ok_or_else(|| missing(vm))
+    }
+}
+
 impl Backend for NoopHypervisor {
     fn tag(&self) -> BackendTag {
         BackendTag::Noop
     }
 
-    fn capabilities(&self) -> Capabilities {
-        Capabilities::all().without_console().without_guest_agent()
+    fn abilities(&self, _tag: &BackendTag) -> Abilities<'_> {
+        Abilities::none()
+            .with_suspend()
+            .with_graceful_stop()
+            .with_guest_ip()
+            .with_local_files()
+            .with_port_forwarding(self)
+            .with_preflight(self)
     }
 }
 

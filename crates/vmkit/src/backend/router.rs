@@ -3,31 +3,23 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::abilities::{Abilities, Capabilities};
 #[cfg(all(target_os = "illumos", feature = "propolis"))]
 use crate::backend::propolis::PropolisHypervisor;
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 use crate::backend::qemu::QemuHypervisor;
 use crate::error::{Error, Result};
-use crate::forwarding::{DynPortForwarding, PortForwarding};
 use crate::handle::{BackendTag, ConsoleEndpoint, VmHandle};
-use crate::hypervisor::{Backend, Capabilities, DynHypervisor, Hypervisor};
+use crate::hypervisor::{Backend, DynHypervisor, Hypervisor};
 use crate::lifecycle::VmState;
-use crate::spec::{PortForward, VmSpec};
+use crate::spec::VmSpec;
 
 /// A hypervisor over several: a handle's tag says whose VM it is, a spec's `backend` who shall make
 /// it.
 #[derive(Debug, Clone)]
 pub struct RouterHypervisor {
     default: BackendTag,
-    routes: BTreeMap<BackendTag, RoutedBackend>,
-}
-
-/// A backend, and what else it has beside the contract.
-#[derive(Debug, Clone)]
-struct RoutedBackend {
-    hypervisor: DynHypervisor,
-    capabilities: Capabilities,
-    forwarding: Option<DynPortForwarding>,
+    routes: BTreeMap<BackendTag, DynHypervisor>,
 }
 
 impl RouterHypervisor {
@@ -40,7 +32,7 @@ impl RouterHypervisor {
     /// also the default.
     #[cfg(all(target_os = "linux", feature = "qemu"))]
     pub fn of_this_host(qemu: QemuHypervisor) -> Self {
-        Self::new(BackendTag::Qemu).with_forwarding(qemu)
+        Self::new(BackendTag::Qemu).with(qemu)
     }
 
     /// Creates a router over what vmkit itself has for this kind of host: Propolis on illumos,
@@ -57,23 +49,9 @@ impl RouterHypervisor {
         self
     }
 
-    /// Adds a backend that can also forward ports of a VM that runs, or replaces the one with the
-    /// same tag.
-    #[must_use]
-    pub fn with_forwarding(mut self, backend: impl Backend + PortForwarding + Clone + 'static) -> Self {
-        let tag = backend.tag();
-        self.register(backend.clone());
-        if let Some(route) = self.routes.get_mut(&tag) {
-            route.forwarding = Some(DynPortForwarding::new(backend));
-        }
-        self
-    }
-
     /// Adds a backend at run time, or replaces the one with the same tag.
     pub fn register(&mut self, backend: impl Backend + 'static) {
-        let (tag, capabilities) = (backend.tag(), backend.capabilities());
-        let hypervisor = DynHypervisor::new(backend);
-        self.routes.insert(tag, RoutedBackend { hypervisor, capabilities, forwarding: None });
+        self.routes.insert(backend.tag(), DynHypervisor::new(backend));
     }
 
     /// Returns the tags of the registered backends, in order.
@@ -85,32 +63,25 @@ impl RouterHypervisor {
     ///
     /// # Errors
     /// `Host` for a tag that is not registered; the error names those that are.
-    pub fn capabilities(&self, tag: &BackendTag) -> Result<&Capabilities> {
-        self.route(tag).map(|route| &route.capabilities)
+    pub fn capabilities(&self, tag: &BackendTag) -> Result<Capabilities> {
+        self.route(tag).map(|backend| backend.abilities(tag).capabilities())
     }
 
-    fn route(&self, tag: &BackendTag) -> Result<&RoutedBackend> {
+    fn route(&self, tag: &BackendTag) -> Result<&DynHypervisor> {
         self.routes.get(tag).ok_or_else(|| Error::UnknownBackend {
             tag: tag.clone(),
             known: self.routes.keys().cloned().collect(),
         })
     }
 
-    fn forwarding_of(&self, vm: &VmHandle) -> Result<&DynPortForwarding> {
-        self.route(&vm.backend)?.forwarding.as_ref().ok_or_else(|| Error::Unsupported {
-            backend: vm.backend.clone(),
-            what: "forwards in a VM that is there already".to_owned(),
-        })
-    }
-
     fn of(&self, vm: &VmHandle) -> Result<&DynHypervisor> {
-        self.route(&vm.backend).map(|route| &route.hypervisor)
+        self.route(&vm.backend)
     }
 }
 
 impl Hypervisor for RouterHypervisor {
     async fn prepare(&self, spec: &VmSpec) -> Result<VmHandle> {
-        self.route(spec.backend().unwrap_or(&self.default))?.hypervisor.prepare(spec).await
+        self.route(spec.backend().unwrap_or(&self.default))?.prepare(spec).await
     }
 
     async fn start(&self, vm: &VmHandle) -> Result<VmHandle> {
@@ -146,13 +117,13 @@ impl Hypervisor for RouterHypervisor {
     }
 }
 
-impl PortForwarding for RouterHypervisor {
-    async fn add_forward(&self, vm: &VmHandle, forward: &PortForward) -> Result<VmHandle> {
-        self.forwarding_of(vm)?.add(vm, forward).await
+impl Backend for RouterHypervisor {
+    fn tag(&self) -> BackendTag {
+        self.default.clone()
     }
 
-    async fn remove_forward(&self, vm: &VmHandle, forward: &PortForward) -> Result<VmHandle> {
-        self.forwarding_of(vm)?.remove(vm, forward).await
+    fn abilities(&self, tag: &BackendTag) -> Abilities<'_> {
+        self.routes.get(tag).map_or_else(Abilities::none, |backend| backend.abilities(tag))
     }
 }
 

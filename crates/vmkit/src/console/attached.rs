@@ -1,11 +1,10 @@
 //! A console that is attached: [`AttachedConsole`].
 //!
-//! Edge: a socket. What a QEMU serves is the socket itself; what a Propolis server serves is
-//! carried to one.
+//! Edge: a socket. What a QEMU serves is the socket itself; what a server serves elsewhere is
+//! carried to one by its backend.
 
 use std::fmt;
 use std::io;
-use std::path::Path;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -14,25 +13,18 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::time::{Instant, timeout_at};
 
-use super::joined::{ConsoleLog, JoinedConsole};
+use super::lines::last_lines;
 use super::turn::ConsoleTurn;
 use crate::deadline::later;
-use crate::error::{Error, LiveResource, Result};
-use crate::handle::{ConsoleEndpoint, VmHandle};
-use crate::hypervisor::Hypervisor;
+use crate::error::{Error, Result};
 use crate::lifecycle::VmState;
-use crate::manager::{VmManager, WaitCondition, last_lines};
 use crate::spec::VmName;
 
-/// How much of what the run has said before is had, in bytes.
-const PAST_BYTES: u64 = 1 << 20;
 /// How much is kept of what was said and not read, before the older half goes: a guest that floods
 /// its console fills no memory.
 const MOST_UNREAD_BYTES: usize = 8 << 20;
 /// How much is read at once.
 const CHUNK_BYTES: usize = 16 << 10;
-/// How long a VM whose console has closed may take to have ended.
-const END_LIMIT: Duration = Duration::from_secs(10);
 
 /// A VM's serial console, attached: what the guest says is read from it, and what is written to it
 /// is typed.
@@ -63,35 +55,18 @@ pub struct AttachedConsole {
     end: Box<dyn Fn() -> StateQuery + Send + Sync>,
 }
 
-impl<H: Hypervisor + 'static> VmManager<H> {
-    /// Attaches to the serial console of a VM that runs.
-    ///
-    /// # Errors
-    /// `Busy` with the process that is at the console, where it serves one client at a time;
-    /// `InvalidState` unless the VM lives; `NotFound`; `Unsupported` for a VM without a console;
-    /// `Io` and `Hypervisor` where it can't be reached.
-    pub async fn attach_console(&self, name: &VmName) -> Result<AttachedConsole> {
-        let vm = self.info(name).await?;
-        if !vm.state.is_live() {
-            return Err(Error::NotLive { what: LiveResource::Console, state: vm.state });
-        }
-        let (stream, unread, turn) = match self.console_endpoint(name)? {
-            ConsoleEndpoint::UnixSocket(socket) => at_socket(&vm, &socket).await?,
-            ConsoleEndpoint::WebSocket(url) => at_server(&vm, &url).await?,
-            ConsoleEndpoint::None => {
-                return Err(Error::Unsupported { backend: vm.backend, what: "a console".to_owned() });
-            }
-        };
-        let (manager, of) = (self.clone(), name.clone());
-        let end = Box::new(move || -> StateQuery {
-            let (manager, of) = (manager.clone(), of.clone());
-            Box::pin(async move { Ok(manager.wait(&of, WaitCondition::Stopped, END_LIMIT).await?.state) })
-        });
-        Ok(AttachedConsole { vm: name.clone(), stream, unread, old: 0, turn, end })
-    }
-}
-
 impl AttachedConsole {
+    /// Creates one of the stream, what was printed before it, and how to learn of the VM's end.
+    pub(crate) fn new(
+        vm: VmName,
+        stream: UnixStream,
+        unread: Vec<u8>,
+        turn: Option<ConsoleTurn>,
+        end: Box<dyn Fn() -> StateQuery + Send + Sync>,
+    ) -> Self {
+        Self { vm, stream, unread, old: 0, turn, end }
+    }
+
     /// Reads until the guest has said this, and returns what was said up to there, with it; of very
     /// much, at least the last 4 MiB.
     ///
@@ -234,49 +209,8 @@ impl fmt::Debug for AttachedConsole {
     }
 }
 
-/// Somebody is asked how a VM is.
-type StateQuery = Pin<Box<dyn Future<Output = Result<VmState>> + Send>>;
-
-/// A console that was reached: the socket, what was said before, and whose turn it is.
-type OpenedConsole = (UnixStream, Vec<u8>, Option<ConsoleTurn>);
-
-async fn at_socket(vm: &VmHandle, socket: &Path) -> Result<OpenedConsole> {
-    let turn = ConsoleTurn::take(vm.name(), socket)?;
-    let (log, since) = (vm.console_log.clone(), vm.console_since);
-    let join = move || {
-        let log = log.as_deref().zip(since);
-        let log = log.map(|(path, since)| ConsoleLog { path, since: Some(since), most_bytes: PAST_BYTES });
-        (turn.join(log), turn)
-    };
-    let joined = tokio::task::spawn_blocking(join).await;
-    let (joined, turn) = joined.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
-    let JoinedConsole { past, said, stream } = joined?;
-    let stream = UnixStream::from_std(stream).map_err(Error::io("watch", socket))?;
-    Ok((stream, [past, said].concat(), Some(turn)))
-}
-
-#[cfg(feature = "propolis")]
-async fn at_server(vm: &VmHandle, url: &str) -> Result<OpenedConsole> {
-    use super::{HistoryRange, SerialConsole};
-    let console = SerialConsole::at(url)?;
-    let past = console.history(HistoryRange::MostRecent(PAST_BYTES)).await?;
-    let (ours, theirs) = UnixStream::pair().map_err(Error::io("make", "a pair of sockets"))?;
-    let name = vm.name().clone();
-    // It ends when either end is closed, ours when the console is dropped.
-    tokio::spawn(async move {
-        let told = |event| tracing::debug!(vm = %name, ?event, "at the console");
-        if let Err(error) = console.pump(past.end, theirs, told).await {
-            tracing::warn!(vm = %name, %error, "the console is lost");
-        }
-    });
-    Ok((ours, past.bytes, None))
-}
-
-/// Returns nothing: only Propolis has such consoles.
-#[cfg(not(feature = "propolis"))]
-async fn at_server(vm: &VmHandle, _url: &str) -> Result<OpenedConsole> {
-    Err(Error::Unsupported { backend: vm.backend.clone(), what: "a console at a WebSocket here".to_owned() })
-}
+/// A question for a VM's state.
+pub(crate) type StateQuery = Pin<Box<dyn Future<Output = Result<VmState>> + Send>>;
 
 /// Returns where the text begins.
 fn find(said: &[u8], text: &[u8]) -> Option<usize> {

@@ -9,7 +9,6 @@ use std::rc::Rc;
 use super::*;
 use crate::backend::noop::NoopHypervisor;
 use crate::error::{Error, ErrorKind};
-use crate::handle::BackendTag;
 use crate::manager::VmManager;
 use crate::spec::{Arch, DataDisk, RootDisk, VmName, VmSpec};
 use crate::store::Home;
@@ -33,7 +32,7 @@ async fn make_vm(
     name: &str,
     spec: impl FnOnce(crate::spec::VmSpecBuilder) -> crate::spec::VmSpecBuilder,
 ) {
-    let manager = VmManager::new(NoopHypervisor::new(), BackendTag::Noop, Home::at(dir).unwrap());
+    let manager = VmManager::new(NoopHypervisor::new(), Home::at(dir).unwrap());
     let builder = spec(VmSpec::builder(VmName::new(name).unwrap()));
     manager.create(builder.build().unwrap()).await.unwrap();
 }

@@ -21,7 +21,7 @@
 //! let home = vmkit::store::Home::at("/var/lib/ci")?;
 //! let qemu = QemuHypervisor::builder(home.vms(), home.run()).build();
 //! let (store, manager) =
-//!     (ImageStore::new(&home, Catalogue::built_in()), VmManager::new(qemu, BackendTag::Qemu, home));
+//!     (ImageStore::new(&home, Catalogue::built_in()), VmManager::new(qemu, home));
 //! let mut options = LaunchOptions::of_image(&"debian:12".parse()?)?;
 //! options.ephemeral = true;
 //! let launched = launch(&manager, &store, options, &mut |event| println!("{event:?}")).await;
@@ -44,9 +44,9 @@ use self::report::StageReporter;
 use crate::deadline::later;
 use crate::error::{Error, Result, Subject};
 use crate::handle::VmHandle;
-use crate::hypervisor::Hypervisor;
+use crate::hypervisor::Backend;
 use crate::image::{ImageRef, ImageStore, PullPolicy};
-use crate::manager::{GuestAge, VmManager, console_tail};
+use crate::manager::{GuestAge, VmManager};
 use crate::span::{about, operation, within};
 use crate::spec::{Blueprint, NetworkConfig, VmName, VmSpec};
 use crate::ssh::{CloudInitStatus, Session};
@@ -151,7 +151,7 @@ pub struct LaunchedVm {
 /// [`Blueprint::resolve`]; `AlreadyExists` for a name in use and [`VmManager::create`]'s;
 /// [`VmManager::start`]'s; `TimedOut` and `InvalidState` with the console's last lines, or `Guest`
 /// with what its SSH server answered or cloud-init's own errors.
-pub async fn launch<H: Hypervisor + 'static>(
+pub async fn launch<H: Backend + 'static>(
     manager: &VmManager<H>,
     store: &ImageStore,
     launch: LaunchOptions,
@@ -164,7 +164,7 @@ pub async fn launch<H: Hypervisor + 'static>(
     launched.map_err(|error| report.failed(error))
 }
 
-async fn carry_out<H: Hypervisor + 'static>(
+async fn carry_out<H: Backend + 'static>(
     manager: &VmManager<H>,
     store: &ImageStore,
     launch: LaunchOptions,
@@ -198,7 +198,7 @@ async fn carry_out<H: Hypervisor + 'static>(
 }
 
 /// Creates the VM; its record holds the image from then on.
-async fn create<H: Hypervisor + 'static>(
+async fn create<H: Backend + 'static>(
     manager: &VmManager<H>,
     resolved: ResolvedVm,
     naming: LaunchNaming,
@@ -246,7 +246,7 @@ pub fn name_stem(image: &ImageRef) -> VmName {
 }
 
 /// Waits until the guest is as somebody needs it who wants to log in.
-async fn make_ready<H: Hypervisor + 'static>(
+async fn make_ready<H: Backend + 'static>(
     manager: &VmManager<H>,
     launched: &mut LaunchedVm,
     deadline: Instant,
@@ -258,7 +258,7 @@ async fn make_ready<H: Hypervisor + 'static>(
     report.begin(LaunchStage::Ssh);
     let mut notice = |text| report.tell(LaunchEvent::Notice(text));
     let session = match manager.enter(&name, deadline, GuestAge::New, &mut notice).await {
-        Err(error) => return Err(with_console(error, &launched.vm).await),
+        Err(error) => return Err(with_console(manager, error, &launched.vm).await),
         session => session?,
     };
     report.begin(LaunchStage::CloudInit);
@@ -270,7 +270,7 @@ async fn make_ready<H: Hypervisor + 'static>(
         }
     });
     let (session, done) = match done.await {
-        Err(error) => return Err(with_console(error, &launched.vm).await),
+        Err(error) => return Err(with_console(manager, error, &launched.vm).await),
         done => done?,
     };
     launched.vm = manager.info(&name).await?;
@@ -283,10 +283,10 @@ async fn make_ready<H: Hypervisor + 'static>(
 }
 
 /// Adds the console's last lines to a deadline that passed.
-async fn with_console(error: Error, vm: &VmHandle) -> Error {
+async fn with_console<H: Backend + 'static>(manager: &VmManager<H>, error: Error, vm: &VmHandle) -> Error {
     match error {
         Error::TimedOut { awaited, after, console: None } => {
-            Error::TimedOut { awaited, after, console: console_tail(vm).await }
+            Error::TimedOut { awaited, after, console: manager.console_tail(vm).await }
         }
         error => error,
     }
@@ -296,7 +296,6 @@ async fn with_console(error: Error, vm: &VmHandle) -> Error {
 mod tests {
     use super::*;
     use crate::backend::noop::NoopHypervisor;
-    use crate::handle::BackendTag;
     use crate::image::Catalogue;
     use crate::lifecycle::VmState;
     use crate::store::Home;
@@ -307,7 +306,7 @@ mod tests {
         let (home, disk) = (Home::at(dir.path().join("home")).unwrap(), dir.path().join("disk.raw"));
         std::fs::write(&disk, [1; 512]).unwrap();
         let store = ImageStore::new(&home, Catalogue::built_in());
-        let manager = VmManager::new(NoopHypervisor::new(), BackendTag::Noop, home);
+        let manager = VmManager::new(NoopHypervisor::new(), home);
         for name in ["disk-1", "disk-2"] {
             let mut options = LaunchOptions::of_image(&ImageRef::Path(disk.clone())).unwrap();
             options.until = LaunchUntil::Created;

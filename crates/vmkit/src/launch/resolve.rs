@@ -5,8 +5,7 @@ use std::path::Path;
 use tokio::sync::watch;
 
 use crate::error::{Error, Result};
-use crate::handle::BackendTag;
-use crate::hypervisor::Hypervisor;
+use crate::hypervisor::Backend;
 use crate::image::{
     ImageInUse, ImageRef, ImageStore, PullPolicy, PullProgress, firmware_of_disc, watch_progress,
 };
@@ -31,7 +30,7 @@ impl Blueprint {
     /// # Errors
     /// `InvalidInput` for what this host can never run ([`VmManager::check_host`]), and on
     /// `user_data` for one that vmkit's login can't be added to.
-    pub async fn check<H: Hypervisor + 'static>(&self, manager: &VmManager<H>) -> Result<()> {
+    pub async fn check<H: Backend + 'static>(&self, manager: &VmManager<H>) -> Result<()> {
         // The image's own user is not known yet.
         self.new_access(None)?;
         manager.check_host(self.draft()).await
@@ -45,7 +44,7 @@ impl Blueprint {
     /// # Errors
     /// Those of [`ImageStore::resolve`] and [`fill`](Blueprint::fill); `InvalidInput` on `cdrom`
     /// and `user_data`; `Host` if the system has no random numbers.
-    pub async fn resolve<H: Hypervisor + 'static>(
+    pub async fn resolve<H: Backend + 'static>(
         &self,
         manager: &VmManager<H>,
         store: &ImageStore,
@@ -54,7 +53,7 @@ impl Blueprint {
     ) -> Result<ResolvedVm> {
         let draft = self.draft();
         let base = draft.disk().and_then(RootDisk::base);
-        let is_here = matches!(manager.backend_of(draft), BackendTag::Qemu | BackendTag::Noop);
+        let is_here = manager.abilities_for(draft).capabilities().local_files;
         let image = match base.map(image_ref).transpose()? {
             // Its server may be on another host, and the backend examines it there.
             Some(ImageRef::Path(path)) if !is_here && !path.exists() => None,

@@ -2,15 +2,12 @@
 
 use super::VmManager;
 use crate::error::{Error, Result, Subject};
-use crate::handle::{BackendTag, VmHandle};
-use crate::hypervisor::Hypervisor;
-use crate::image::check_disc;
-use crate::input_file::InputFile;
-use crate::kernel_file::{check_initrd, check_kernel};
+use crate::handle::VmHandle;
+use crate::hypervisor::Backend;
 use crate::lifecycle::{FailureKind, VmState};
-use crate::spec::{Boot, DataDisk, VmName, VmSpec};
+use crate::spec::{VmName, VmSpec};
 
-impl<H: Hypervisor + 'static> VmManager<H> {
+impl<H: Backend + 'static> VmManager<H> {
     /// Refuses a name in use. Whether it still is free counts when the VM is made.
     ///
     /// # Errors
@@ -28,37 +25,19 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         }
     }
 
-    /// Refuses what a spec asks of this host and can never have here: files that are not there, but
-    /// for the image of its root disk, which may have to be fetched; disks that the VM has twice,
-    /// or that other VMs or images have; a kernel that QEMU does not boot; more memory than there
-    /// is; a user or a bridge that it does not have. It is asked for QEMU's VMs only: another
-    /// backend may run them elsewhere.
+    /// Refuses what a spec asks of its host and can never have there, as far as its backend can
+    /// tell ([`Preflight`](crate::abilities::Preflight)): files that are not there, but for the
+    /// image of its root disk, which may have to be fetched; disks that the VM has twice, or that
+    /// other VMs or images have; for QEMU, a kernel that it does not boot, more memory than there
+    /// is, a user or a bridge that the host does not have.
     ///
     /// # Errors
     /// `InvalidInput` with the field and the value.
     pub async fn check_host(&self, spec: &VmSpec) -> Result<()> {
-        if *self.backend_of(spec) != BackendTag::Qemu {
-            return Ok(());
+        if let Some(preflight) = self.abilities_for(spec).preflight() {
+            preflight.check_spec(spec).await?;
         }
-        if let Boot::Kernel(kernel) = spec.boot() {
-            check_kernel(&kernel.path, spec.machine().arch())?;
-            kernel.initrd.as_deref().map_or(Ok(()), check_initrd)?;
-        }
-        for disk in spec.data_disks() {
-            if let DataDisk::Existing { path, readonly } = disk {
-                InputFile::data_disk(path, *readonly)?;
-            }
-        }
-        spec.cdrom().map_or(Ok(()), check_disc)?;
-        self.check_disks(spec)?;
-        #[cfg(all(target_os = "linux", feature = "qemu"))]
-        {
-            crate::host::demands::check(spec).await?;
-            if let crate::spec::NetworkConfig::Tap { bridge } = spec.network() {
-                crate::network::check_bridge(bridge).await?;
-            }
-        }
-        Ok(())
+        self.check_disks(spec)
     }
 
     /// Refuses a VM whose files no longer allow a start, such as an image that was changed under
@@ -67,11 +46,9 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     /// # Errors
     /// `InvalidInput` with the field and the path.
     pub(super) async fn check_restart(&self, vm: &VmHandle) -> Result<()> {
-        #[cfg(all(target_os = "linux", feature = "qemu"))]
-        if vm.backend == BackendTag::Qemu {
-            return crate::backend::qemu::check_restart(vm).await;
+        match self.abilities_of(vm).preflight() {
+            Some(preflight) => preflight.check_restart(vm).await,
+            None => Ok(()),
         }
-        let _ = vm;
-        Ok(())
     }
 }

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::VmManager;
 use crate::error::Result;
 use crate::handle::VmHandle;
-use crate::hypervisor::Hypervisor;
+use crate::hypervisor::Backend;
 use crate::spec::{NetworkConfig, VmName};
 use crate::ssh::{LoginOptions, Session};
 
@@ -20,7 +20,7 @@ const LIMIT: Duration = Duration::from_secs(20);
 /// How long a pause has to be for a clock that is behind by it to be worth a warning.
 const NOTICED: Duration = Duration::from_secs(1);
 
-impl<H: Hypervisor + 'static> VmManager<H> {
+impl<H: Backend + 'static> VmManager<H> {
     /// Returns how long a VM has been paused, by when that was recorded.
     pub(super) fn paused_for(&self, name: &VmName) -> Option<Duration> {
         self.store.changed_at(name)?.elapsed().ok()

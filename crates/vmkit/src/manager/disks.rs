@@ -9,22 +9,21 @@ use std::path::Path;
 use super::VmManager;
 use crate::disk_files::{DiskFile, DiskUse, FileId, check_apart, disk_files};
 use crate::error::{Error, Result};
-use crate::handle::BackendTag;
-use crate::hypervisor::Hypervisor;
+use crate::hypervisor::Backend;
 use crate::spec::{VmName, VmSpec};
 
-impl<H: Hypervisor + 'static> VmManager<H> {
+impl<H: Backend + 'static> VmManager<H> {
     /// Refuses disks of a spec that can't be together: with each other, with what other VMs have,
     /// or with the local images.
     ///
-    /// QEMU's VMs only: another backend may have its files elsewhere. Records that can't be read
-    /// are left out.
+    /// Only of a backend whose VMs open files of this host. Records that can't be read are left
+    /// out.
     ///
     /// # Errors
     /// `InvalidInput` with the field, the path, and the VM or the image that has the file; `Io`
     /// where the home can't be read.
     pub(super) fn check_disks(&self, spec: &VmSpec) -> Result<()> {
-        if *self.backend_of(spec) != BackendTag::Qemu {
+        if !self.abilities_for(spec).capabilities().local_files {
             return Ok(());
         }
         check_apart(spec)?;

@@ -9,7 +9,7 @@ use tracing::warn;
 use super::{PATIENCE, VmManager};
 use crate::error::{Error, ErrorKind, Result, Subject};
 use crate::handle::VmHandle;
-use crate::hypervisor::Hypervisor;
+use crate::hypervisor::Backend;
 use crate::span::{operation, within};
 use crate::spec::{VmName, VmSpec};
 use crate::store::{EphemeralGuard, OwnerState};
@@ -22,7 +22,7 @@ pub(super) fn is_ephemeral(spec: &VmSpec) -> bool {
     spec.labels().get(EPHEMERAL).is_some()
 }
 
-impl<H: Hypervisor + 'static> VmManager<H> {
+impl<H: Backend + 'static> VmManager<H> {
     /// Creates a VM that goes with its owner: once the answered [`EphemeralGuard`] is dropped, or this
     /// process has ended however it did, [`remove_orphans`](Self::remove_orphans) removes it,
     /// running or not.
@@ -68,7 +68,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     /// name that is somebody else's by now is left alone.
     ///
     /// # Errors
-    /// `Busy` after 30 s; those of [`Hypervisor::destroy`]. The VM is then left to
+    /// `Busy` after 30 s; those of [`Hypervisor::destroy`](crate::Hypervisor::destroy). The VM is then left to
     /// [`remove_orphans`](Self::remove_orphans).
     pub async fn remove_orphan(&self, name: &VmName) -> Result<bool> {
         match self.remove_orphan_by(name, Instant::now() + PATIENCE).await {

@@ -8,14 +8,15 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use super::{PATIENCE, VmManager, VmRequest, write_outcome};
+use crate::abilities::{DynPortForwarding, in_force};
 use crate::error::{Error, ErrorKind, Result, Subject};
-use crate::forwarding::{PortForwarding, in_force};
 use crate::handle::VmHandle;
+use crate::hypervisor::Backend;
 use crate::span::{operation, within};
 use crate::spec::{NetworkConfig, PortForward, VmName, VmSpec};
 use crate::store::{LockedVm, VmRecord};
 
-impl<H: PortForwarding + 'static> VmManager<H> {
+impl<H: Backend + 'static> VmManager<H> {
     /// Leads a port of the host into a VM from now on: at once if it lives, and at each start.
     ///
     /// # State
@@ -32,6 +33,8 @@ impl<H: PortForwarding + 'static> VmManager<H> {
 
     async fn lead(&self, name: &VmName, forward: &PortForward) -> Result<VmHandle> {
         let (locked, before) = self.take_to_forward(name).await?;
+        // A backend without the ability has nothing recorded that it can't do.
+        let forwarding = before.state.is_live().then(|| self.forwarding(&before)).transpose()?;
         let mut vm = before.clone();
         vm.spec = vm.spec.with_forward(forward.clone())?;
         // A network that has no forwards waits for the next start; this one is in force until then.
@@ -39,10 +42,8 @@ impl<H: PortForwarding + 'static> VmManager<H> {
             vm.next_spec = Some(Box::new(next.with_forward(forward.clone())?));
         }
         locked.write_wanted(&VmRecord::settled(vm.clone()))?;
-        if !vm.state.is_live() {
-            return Ok(vm);
-        }
-        let added = self.hypervisor.add_forward(&vm, forward).await;
+        let Some(forwarding) = forwarding else { return Ok(vm) };
+        let added = forwarding.add_forward(&vm, forward).await;
         match &added {
             Ok(added) => write_outcome(&locked, added),
             // It may be in force, or come into force yet: it stays known, so that it can be asked
@@ -90,9 +91,16 @@ impl<H: PortForwarding + 'static> VmManager<H> {
         if !vm.state.is_live() {
             return Ok(vm);
         }
-        let removed = self.hypervisor.remove_forward(&vm, forward).await?;
+        let removed = self.forwarding(&vm)?.remove_forward(&vm, forward).await?;
         write_outcome(&locked, &removed);
         Ok(removed)
+    }
+
+    fn forwarding(&self, vm: &VmHandle) -> Result<DynPortForwarding<'_>> {
+        self.abilities_of(vm).port_forwarding().ok_or_else(|| Error::Unsupported {
+            backend: vm.backend.clone(),
+            what: "forwards in a VM that is there already".to_owned(),
+        })
     }
 
     /// Locks a VM and returns it with the state that it has now, and the facts of its run if it

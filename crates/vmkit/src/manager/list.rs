@@ -8,7 +8,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::error::{Error, Result};
 use crate::handle::VmHandle;
-use crate::hypervisor::Hypervisor;
+use crate::hypervisor::Backend;
 use crate::spec::VmName;
 use crate::store::{Intent, VmRecord, stranger};
 
@@ -52,7 +52,7 @@ impl VmEntry {
     }
 }
 
-impl<H: Hypervisor + 'static> VmManager<H> {
+impl<H: Backend + 'static> VmManager<H> {
     /// Returns all VMs in the order of their names, each with the state that it has now.
     ///
     /// Takes no lock and asks all at the same time; a VM that has not answered after a second is

@@ -24,13 +24,12 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::tail::console_tail;
 use super::wait::hold;
 use super::{VmManager, WaitCondition, later};
 use crate::error::{Error, Result};
 use crate::handle::VmHandle;
 use crate::host::process::{ProcessFd, ProcessId};
-use crate::hypervisor::Hypervisor;
+use crate::hypervisor::Backend;
 use crate::lifecycle::VmState;
 use crate::spec::VmName;
 use crate::ssh::{Lifeline, LoginOptions, Session, SshTarget, keep, may_pass};
@@ -140,7 +139,7 @@ fn scattered(pause: Duration) -> Duration {
     pause + pause * u32::from(uuid::Uuid::new_v4().as_bytes()[0]) / 512
 }
 
-impl<H: Hypervisor + 'static> VmManager<H> {
+impl<H: Backend + 'static> VmManager<H> {
     /// Logs in to a guest that runs; where its SSH server is not up yet, has too many others to
     /// serve, or its users are not made yet, waits for that.
     ///
@@ -280,7 +279,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
             awaited = awaited => Ok(awaited),
             ended = self.wait(name, WaitCondition::Stopped, Duration::MAX) => {
                 let vm = ended?;
-                let (awaited, console) = (format!("the login in the VM `{name}`"), console_tail(&vm).await);
+                let (awaited, console) = (format!("the login in the VM `{name}`"), self.console_tail(&vm).await);
                 Err(Error::Ended { awaited, state: vm.state, console })
             }
         }

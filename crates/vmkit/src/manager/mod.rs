@@ -11,6 +11,7 @@
 mod ahead;
 #[cfg(feature = "ssh")]
 mod clock;
+mod console;
 mod disks;
 mod ephemeral;
 mod forward;
@@ -38,15 +39,13 @@ use uuid::Uuid;
 pub use list::VmEntry;
 #[cfg(all(feature = "ssh", feature = "images"))]
 pub(crate) use login::GuestAge;
-#[cfg(all(feature = "ssh", feature = "images"))]
-pub(crate) use tail::console_tail;
-pub(crate) use tail::last_lines;
 pub use wait::WaitCondition;
 
+use crate::abilities::Abilities;
 use crate::deadline::later;
 use crate::error::{Error, ErrorKind, Result, Subject};
 use crate::handle::{BackendTag, ConsoleEndpoint, VmHandle};
-use crate::hypervisor::Hypervisor;
+use crate::hypervisor::Backend;
 use crate::lifecycle::{FailureKind, InvalidTransition, Operation, VmState};
 use crate::span::{about, operation, within};
 use crate::spec::{VmName, VmSpec};
@@ -71,14 +70,14 @@ const STATE_PATIENCE: Duration = Duration::from_secs(5);
 ///
 /// # Examples
 /// ```
-/// use vmkit::{BackendTag, NoopHypervisor, VmManager, store::Home};
+/// use vmkit::{NoopHypervisor, VmManager, store::Home};
 /// # use vmkit::spec::{Boot, Kernel, VmName, VmSpec};
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> vmkit::Result<()> {
 /// # let temp = tempfile::tempdir().unwrap();
 /// # let home = temp.path();
 /// # let kernel = Kernel { path: "/boot/vmlinuz".into(), initrd: None, cmdline: String::new() };
 /// # let spec = VmSpec::builder(VmName::new("web")?).boot(Boot::Kernel(kernel)).build()?;
-/// let manager = VmManager::new(NoopHypervisor::new(), BackendTag::Noop, Home::at(home)?);
+/// let manager = VmManager::new(NoopHypervisor::new(), Home::at(home)?);
 /// let vm = manager.create(spec).await?;
 /// manager.start(vm.name()).await?;
 /// assert_eq!(manager.info(vm.name()).await?.state.name(), "running");
@@ -122,13 +121,24 @@ impl VmRequest {
     }
 }
 
-impl<H: Hypervisor + 'static> VmManager<H> {
-    /// Creates a manager of the VMs in a home; `backend` is whose VM it is when a spec names no
-    /// backend.
+#[cfg(all(target_os = "linux", feature = "qemu"))]
+impl VmManager<crate::QemuHypervisor> {
+    /// Creates a manager of QEMU's VMs in a home, with that home's directories for what they have
+    /// beside their records. Touches nothing.
     ///
-    /// It is written down before anything is made, so it has to be what the hypervisor takes then:
-    /// a router's default, or a backend's own tag. Touches nothing.
-    pub fn new(hypervisor: H, backend: BackendTag, home: Home) -> Self {
+    /// The program's `main` calls [`run_if_keeper`](crate::run_if_keeper) first.
+    pub fn qemu(home: Home) -> Self {
+        let builder = crate::QemuHypervisor::builder(home.vms(), home.run()).cache_dir(home.cache());
+        Self::new(builder.build(), home)
+    }
+}
+
+impl<H: Backend + 'static> VmManager<H> {
+    /// Creates a manager of the VMs in a home. Touches nothing.
+    ///
+    /// A VM whose spec names no backend gets the one of the hypervisor's tag: a router's default.
+    pub fn new(hypervisor: H, home: Home) -> Self {
+        let backend = hypervisor.tag();
         Self { hypervisor: Arc::new(hypervisor), backend, store: RecordStore::new(home) }
     }
 
@@ -142,8 +152,18 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         &self.hypervisor
     }
 
+    /// Returns what can be done with this VM beside the contract.
+    fn abilities_of(&self, vm: &VmHandle) -> Abilities<'_> {
+        self.hypervisor.abilities(&vm.backend)
+    }
+
+    /// Returns what can be done with a VM of this spec beside the contract.
+    pub(crate) fn abilities_for(&self, spec: &VmSpec) -> Abilities<'_> {
+        self.hypervisor.abilities(self.backend_of(spec))
+    }
+
     /// Returns the backend that a VM of this spec gets.
-    pub(crate) fn backend_of<'a>(&'a self, spec: &'a VmSpec) -> &'a BackendTag {
+    fn backend_of<'a>(&'a self, spec: &'a VmSpec) -> &'a BackendTag {
         spec.backend().unwrap_or(&self.backend)
     }
 
@@ -152,7 +172,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     /// What an interrupted `create` or `remove` left under this name is removed first.
     ///
     /// # Errors
-    /// `AlreadyExists` for a name in use; otherwise those of [`Hypervisor::prepare`], and of the
+    /// `AlreadyExists` for a name in use; otherwise those of [`Hypervisor::prepare`](crate::Hypervisor::prepare), and of the
     /// home. Nothing is left behind.
     pub async fn create(&self, spec: VmSpec) -> Result<VmHandle> {
         self.create_owned(spec).await.map(|(vm, _)| vm)
@@ -207,7 +227,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
             // What was written down first would not have told the next one whom to ask.
             Ok((vm, _)) if vm.backend != preparing.backend => {
                 let why =
-                    format!("the hypervisor makes VMs of `{}`: give the manager that backend", vm.backend);
+                    format!("the hypervisor makes VMs of `{}`, so that has to be its own tag", vm.backend);
                 self.hypervisor.destroy(vm.clone()).await?;
                 give_up(locked);
                 return Err(Error::invalid("backend", &preparing.backend, why));
@@ -251,7 +271,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     /// Boots a VM; on a running one it succeeds and returns the facts of that run.
     ///
     /// # Errors
-    /// `InvalidState` for a suspended VM, and those of [`Hypervisor::start`].
+    /// `InvalidState` for a suspended VM, and those of [`Hypervisor::start`](crate::Hypervisor::start).
     pub async fn start(&self, name: &VmName) -> Result<VmHandle> {
         within(operation!("start", vm = name), self.operate(name, &[VmRequest::Start])).await
     }
@@ -262,7 +282,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     /// since tells how.
     ///
     /// # Errors
-    /// Those of [`Hypervisor::stop`].
+    /// Those of [`Hypervisor::stop`](crate::Hypervisor::stop).
     pub async fn stop(&self, name: &VmName, timeout: Duration) -> Result<VmHandle> {
         within(operation!("stop", vm = name), self.operate(name, &[VmRequest::Stop(timeout)])).await
     }
@@ -270,7 +290,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     /// Stops a VM and boots it again, with nobody in between.
     ///
     /// # Errors
-    /// Those of [`Hypervisor::stop`] and [`Hypervisor::start`].
+    /// Those of [`Hypervisor::stop`](crate::Hypervisor::stop) and [`Hypervisor::start`](crate::Hypervisor::start).
     pub async fn restart(&self, name: &VmName, timeout: Duration) -> Result<VmHandle> {
         let restart = async {
             // What can't be started again is not stopped.
@@ -307,7 +327,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     /// Pauses a VM's vCPUs.
     ///
     /// # Errors
-    /// `InvalidState` unless it lives, and those of [`Hypervisor::suspend`].
+    /// `InvalidState` unless it lives, and those of [`Hypervisor::suspend`](crate::Hypervisor::suspend).
     pub async fn suspend(&self, name: &VmName) -> Result<VmHandle> {
         within(operation!("suspend", vm = name), self.operate(name, &[VmRequest::Suspend])).await
     }
@@ -317,7 +337,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     /// within seconds, that is warned of, and the guest runs on.
     ///
     /// # Errors
-    /// `InvalidState` unless it lives, and those of [`Hypervisor::resume`].
+    /// `InvalidState` unless it lives, and those of [`Hypervisor::resume`](crate::Hypervisor::resume).
     pub async fn resume(&self, name: &VmName) -> Result<VmHandle> {
         let resume = async {
             #[cfg(feature = "ssh")]
@@ -373,7 +393,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     async fn take_back_removal(&self, locked: &LockedVm, vm: VmHandle, was_begun: bool, error: &Error) {
         let state = self.state(&vm).await;
         match state {
-            Ok(state) if shows_what_is_missing(&vm) && is_usable(&state) => {
+            Ok(state) if self.shows_what_is_missing(&vm) && is_usable(&state) => {
                 write_outcome(locked, &vm.in_state(state))
             }
             // Where the VM is in use, a backend has touched nothing.
@@ -394,10 +414,10 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     /// Those of the hypervisor's `state`.
     async fn is_whole(&self, record: &VmRecord) -> Result<bool> {
         // Of a making that was interrupted, nothing is asked.
-        if !is_whole_in(record, &VmState::Stopped) {
+        if !self.is_whole_in(record, &VmState::Stopped) {
             return Ok(false);
         }
-        Ok(is_whole_in(record, &self.state(&record.handle).await?))
+        Ok(self.is_whole_in(record, &self.state(&record.handle).await?))
     }
 
     /// Returns a VM with the state that it has now.
@@ -418,7 +438,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     /// Returns the address at which the host reaches the guest, asked again.
     ///
     /// # Errors
-    /// Those of [`Hypervisor::guest_ip`].
+    /// Those of [`Hypervisor::guest_ip`](crate::Hypervisor::guest_ip).
     pub async fn guest_ip(&self, name: &VmName) -> Result<String> {
         self.hypervisor.guest_ip(&self.store.read(name)?.handle).await
     }
@@ -426,7 +446,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     /// Returns where the VM's console is.
     ///
     /// # Errors
-    /// Those of [`Hypervisor::console_endpoint`].
+    /// Those of [`Hypervisor::console_endpoint`](crate::Hypervisor::console_endpoint).
     pub fn console_endpoint(&self, name: &VmName) -> Result<ConsoleEndpoint> {
         self.hypervisor.console_endpoint(&self.store.read(name)?.handle)
     }
@@ -578,6 +598,19 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         }
     }
 
+    /// Returns whether the state of this VM's backend shows that a part of the VM was removed: only
+    /// then is a VM usable whose removal was interrupted, in any state but those that [`is_usable`]
+    /// names.
+    fn shows_what_is_missing(&self, vm: &VmHandle) -> bool {
+        self.abilities_of(vm).capabilities().notices_missing_parts
+    }
+
+    /// Tells of a VM whose removal was interrupted whether it is whole, if it is in this state.
+    fn is_whole_in(&self, record: &VmRecord, state: &VmState) -> bool {
+        let is_removal = record.intent.as_ref().is_some_and(|intent| intent.operation == Operation::Destroy);
+        is_removal && self.shows_what_is_missing(&record.handle) && is_usable(state)
+    }
+
     /// Returns the state that the VM of a record has now; `is_cut_off` tells that nobody does what
     /// the record says.
     async fn look(&self, record: &VmRecord, is_cut_off: bool) -> Result<VmState> {
@@ -588,7 +621,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
             _ => "",
         };
         let state = self.state(vm).await?;
-        let is_begun = !is_whole_in(record, &state);
+        let is_begun = !self.is_whole_in(record, &state);
         if is_cut_off && !cut_off.is_empty() && !state.is_live() && is_begun {
             return Ok(VmState::failed(FailureKind::Interrupted, cut_off));
         }
@@ -608,19 +641,6 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         let is_making = vm.state == VmState::Preparing;
         Ok(if is_making { VmState::Preparing } else { state })
     }
-}
-
-/// Returns whether the state of this VM's backend shows that a part of the VM was removed: only
-/// then is a VM usable whose removal was interrupted, in any state but those that [`is_usable`]
-/// names.
-fn shows_what_is_missing(vm: &VmHandle) -> bool {
-    matches!(vm.backend, BackendTag::Qemu | BackendTag::Propolis)
-}
-
-/// Tells of a VM whose removal was interrupted whether it is whole, if it is in this state.
-fn is_whole_in(record: &VmRecord, state: &VmState) -> bool {
-    let is_removal = record.intent.as_ref().is_some_and(|intent| intent.operation == Operation::Destroy);
-    is_removal && shows_what_is_missing(&record.handle) && is_usable(state)
 }
 
 /// Returns whether a VM in this state has all its parts.

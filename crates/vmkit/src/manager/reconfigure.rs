@@ -7,13 +7,13 @@ use tokio::time::Instant;
 
 use super::{PATIENCE, VmManager, VmRequest};
 use crate::error::{Error, Result, ValueProblem};
-use crate::handle::{BackendTag, VmHandle};
-use crate::hypervisor::Hypervisor;
+use crate::handle::VmHandle;
+use crate::hypervisor::Backend;
 use crate::image::inspect;
 use crate::span::{operation, within};
 use crate::spec::{Mib, RootDisk, SpecChange, SpecPatch, TakesEffect, VmName, VmSpec, changes};
 
-impl<H: Hypervisor + 'static> VmManager<H> {
+impl<H: Backend + 'static> VmManager<H> {
     /// Writes down what a VM shall be: at once if nothing runs, else from its next start on, when
     /// it becomes [`VmHandle::spec`]. Labels are written at once in either case. What is written
     /// outlives a power cut.
@@ -73,7 +73,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         self.settle(record.clone(), VmRequest::Start).await?;
         let mut changed = record.clone();
         let vm = &mut changed.handle;
-        let (spec, changed_fields) = wanted(vm, edit)?;
+        let (spec, changed_fields) = self.wanted(vm, edit)?;
         if changed_fields.iter().any(|change| ["data_disks", "cdrom"].contains(&change.field)) {
             self.check_disks(&spec)?;
         }
@@ -103,8 +103,34 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         edit: impl FnOnce(VmSpec) -> Result<VmSpec>,
     ) -> Result<(VmHandle, VmSpec, Vec<SpecChange>)> {
         let vm = self.info(name).await?;
-        let (spec, changes) = wanted(&vm, edit)?;
+        let (spec, changes) = self.wanted(&vm, edit)?;
         Ok((vm, spec, changes))
+    }
+
+    /// Returns what a VM shall be, and what changes by it beside what it was to be so far.
+    ///
+    /// # Errors
+    /// `InvalidInput` on a field for which the VM would have to be recreated.
+    fn wanted(
+        &self,
+        vm: &VmHandle,
+        edit: impl FnOnce(VmSpec) -> Result<VmSpec>,
+    ) -> Result<(VmSpec, Vec<SpecChange>)> {
+        let so_far = vm.next_spec.as_deref().unwrap_or(&vm.spec);
+        let spec = edit(so_far.clone())?.in_place_of(&vm.spec);
+        if let Some(change) =
+            changes(&vm.spec, &spec, false).iter().find(|change| change.applies == TakesEffect::Anew)
+        {
+            let expected =
+                format!("it is {:?}, and only a VM that is made anew can be otherwise", change.from);
+            let error = Error::invalid(change.field, &change.to, expected);
+            return Err(error.with_problem(ValueProblem::NeedsRecreate));
+        }
+        if self.abilities_of(vm).capabilities().local_files {
+            check_disk(vm, &spec)?;
+        }
+        let changed = changes(so_far, &spec, false);
+        Ok((spec, changed))
     }
 
     /// Returns the VM as it shall be started: what waited for this becomes what it is, unless it
@@ -117,32 +143,13 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     }
 }
 
-/// Returns what a VM shall be, and what changes by it beside what it was to be so far.
-///
-/// # Errors
-/// `InvalidInput` on a field for which the VM would have to be recreated.
-fn wanted(vm: &VmHandle, edit: impl FnOnce(VmSpec) -> Result<VmSpec>) -> Result<(VmSpec, Vec<SpecChange>)> {
-    let so_far = vm.next_spec.as_deref().unwrap_or(&vm.spec);
-    let spec = edit(so_far.clone())?.in_place_of(&vm.spec);
-    if let Some(change) =
-        changes(&vm.spec, &spec, false).iter().find(|change| change.applies == TakesEffect::Anew)
-    {
-        let expected = format!("it is {:?}, and only a VM that is made anew can be otherwise", change.from);
-        let error = Error::invalid(change.field, &change.to, expected);
-        return Err(error.with_problem(ValueProblem::NeedsRecreate));
-    }
-    check_disk(vm, &spec)?;
-    let changed = changes(so_far, &spec, false);
-    Ok((spec, changed))
-}
-
 /// Refuses a size for a disk that had none so far and is as large as its image, where that is
 /// larger: the next start could not do it.
 fn check_disk(vm: &VmHandle, spec: &VmSpec) -> Result<()> {
     let (Some(disk), Some(RootDisk { size: Some(size), .. })) = (vm.spec.disk(), spec.disk()) else {
         return Ok(());
     };
-    if disk.size.is_some() || vm.backend != BackendTag::Qemu {
+    if disk.size.is_some() {
         return Ok(());
     }
     // An image that can't be looked at any more is the next start's to tell of.

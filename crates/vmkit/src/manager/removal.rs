@@ -1,26 +1,18 @@
 //! Removes VMs, and directories that are no usable VM: those that were copied or renamed by hand,
 //! and those whose record this vmkit can't read.
 
-use std::path::Path;
-
 use tokio::time::Instant;
 use tracing::warn;
 
 use super::{PATIENCE, VmManager, found, sweep};
-use crate::backend::supervise::{SupervisionPaths, alive};
+use crate::backend::supervise::alive;
 use crate::error::{Error, Result};
-use crate::handle::BackendTag;
-use crate::hypervisor::Hypervisor;
+use crate::hypervisor::Backend;
 use crate::span::{operation, within};
 use crate::spec::VmName;
 use crate::store::{LockedVm, Misplacement};
 
-/// The mark of the backends that hold the lock `alive` while a VM runs.
-const OWNER: &str = "owner";
-/// Files of a backend whose VMs may run elsewhere, and so without a lock of this host.
-const REMOTE: [&str; 3] = ["operation", "server.json", "propolis.json"];
-
-impl<H: Hypervisor + 'static> VmManager<H> {
+impl<H: Backend + 'static> VmManager<H> {
     /// Removes a VM and all that belongs to it; a VM that lives only with `force`.
     ///
     /// Removes what an interrupted `create` or `remove` left, too. A directory that was copied or
@@ -28,7 +20,8 @@ impl<H: Hypervisor + 'static> VmManager<H> {
     /// or newer than this vmkit is removed as well, once nothing of it runs.
     ///
     /// # Errors
-    /// `InvalidState` for a VM that lives, without `force`; those of [`Hypervisor::destroy`].
+    /// `InvalidState` for a VM that lives, without `force`; those of
+    /// [`Hypervisor::destroy`](crate::Hypervisor::destroy).
     pub async fn remove(&self, name: &VmName, force: bool) -> Result<()> {
         let remove = async {
             let locked = self.store.lock(name, Instant::now() + PATIENCE).await?;
@@ -49,8 +42,8 @@ impl<H: Hypervisor + 'static> VmManager<H> {
             return locked.remove_link();
         }
         match locked.misplaced_record()? {
-            // Other backends may know the VM by its identity, which is that of the other one.
-            Some(record) if record.handle.backend == BackendTag::Qemu => {
+            // Another backend may know the VM by its identity, which is that of the other one.
+            Some(record) if self.abilities_of(&record.handle).capabilities().vm_is_directory => {
                 self.remove_locked(locked, record, force).await
             }
             _ => Err(error),
@@ -63,27 +56,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
 /// # Errors
 /// `Busy` where something runs; `error` for a VM that may run without the lock of this directory.
 fn remove_unread(locked: LockedVm, error: Error) -> Result<()> {
-    let dir = locked.dir();
-    let is_here = dir.join(OWNER).exists() && !REMOTE.iter().any(|name| dir.join(name).exists());
-    if !is_here {
-        return Err(error);
-    }
-    let lock = dir.join("alive");
-    let Some(_alone) = alive::try_take(&place(dir))? else {
-        let what = format!("{}, which is held while the VM runs,", lock.display());
-        return Err(Error::Busy { what, holder: None });
-    };
+    let Some(_alone) = alive::try_take_unread(locked.dir())? else { return Err(error) };
     warn!(%error, "removing a VM whose record can't be read, by force");
     locked.remove()
-}
-
-/// Returns where the lock of a VM lies, whichever backend runs it.
-fn place(dir: &Path) -> SupervisionPaths {
-    SupervisionPaths {
-        alive: dir.join("alive"),
-        run_file: dir.join("qemu.json"),
-        run_dir: dir.to_owned(),
-        program: "the hypervisor",
-        killer: None,
-    }
 }

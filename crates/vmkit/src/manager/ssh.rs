@@ -9,7 +9,7 @@ use super::{PATIENCE, VmManager, later};
 use crate::deadline::left;
 use crate::error::{Error, LiveResource, LoginPart, Result, Subject};
 use crate::handle::VmHandle;
-use crate::hypervisor::Hypervisor;
+use crate::hypervisor::Backend;
 use crate::lifecycle::VmState;
 use crate::program::ProgramOutput;
 use crate::spec::{GuestAccess, UserData, VmName};
@@ -18,7 +18,7 @@ use crate::ssh::{GuestCommand, HostKey, LoginOptions, SshConfig, SshIdentity, Ss
 /// How long a hypervisor may be too busy with other clients to say where a VM is in its life.
 const TURN: Duration = Duration::from_secs(30);
 
-impl<H: Hypervisor + 'static> VmManager<H> {
+impl<H: Backend + 'static> VmManager<H> {
     /// Returns how to log in to a guest that runs; what `login` has goes before what the VM's
     /// record has.
     ///

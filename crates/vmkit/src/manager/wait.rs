@@ -2,19 +2,16 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-#[cfg(all(target_os = "linux", feature = "qemu"))]
-use crate::backend::qemu::agent::GuestAgent;
 use crate::deadline::later;
 use crate::error::{Error, ErrorKind, LoginPart, Result, Subject};
 use crate::handle::VmHandle;
 use crate::host::process::{ProcessFd, ProcessId};
-use crate::hypervisor::Hypervisor;
+use crate::hypervisor::Backend;
 use crate::lifecycle::VmState;
 use crate::network::{FirstPackets, MacAddr};
 use crate::spec::{NetworkConfig, Protocol, VmName};
@@ -22,7 +19,6 @@ use crate::store::RecordChanges;
 
 use super::VmManager;
 use super::knock::SshProbe;
-use super::tail::console_tail;
 
 /// How long one attempt to reach the guest may take. A guest without KVM on a busy host needs
 /// seconds to say a word.
@@ -107,7 +103,7 @@ fn next(state: &VmState, condition: WaitCondition, lived: bool) -> WaitNext {
     }
 }
 
-impl<H: Hypervisor + 'static> VmManager<H> {
+impl<H: Backend + 'static> VmManager<H> {
     /// Waits until the condition holds, and returns the VM as it is then.
     ///
     /// `timeout` bounds the whole wait. For a VM that does not live yet it waits for somebody to
@@ -132,7 +128,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         let heard = ways.knocker.as_ref().and_then(SshProbe::heard);
         let heard = heard.map_or(String::new(), |heard| format!("; {heard}"));
         let console = match last {
-            Some(vm) => console_tail(vm).await,
+            Some(vm) => self.console_tail(vm).await,
             None => None,
         };
         let is_mute = console.is_none() && last.is_some_and(|vm| vm.state == VmState::Running);
@@ -164,7 +160,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
             match next(&vm.state, condition, lived) {
                 WaitNext::Done => return Ok(vm),
                 WaitNext::Never => {
-                    let (awaited, console) = (awaited(name, condition), console_tail(&vm).await);
+                    let (awaited, console) = (awaited(name, condition), self.console_tail(&vm).await);
                     return Err(Error::Ended { awaited, state: vm.state, console });
                 }
                 WaitNext::Wait => happened(&changes, process.as_ref(), LOOK_AGAIN).await?,
@@ -273,13 +269,11 @@ impl<H: Hypervisor + 'static> VmManager<H> {
                 Ok(true)
             }
             _ => {
-                let Some(path) = vm.run.as_ref().and_then(|run| run.agent.as_ref()) else {
-                    return Err(Error::Unsupported {
-                        backend: vm.backend.clone(),
-                        what: format!("a guest agent in the VM `{}`", vm.name()),
-                    });
-                };
-                agent_answers(vm, path).await
+                let agent = self.abilities_of(vm).guest_agent().ok_or_else(|| Error::Unsupported {
+                    backend: vm.backend.clone(),
+                    what: format!("a guest agent in the VM `{}`", vm.name()),
+                })?;
+                agent.agent_responds(vm, ATTEMPT).await
             }
         }
     }
@@ -387,21 +381,4 @@ async fn happened(changes: &RecordChanges, process: Option<&ProcessFd>, at_most:
         changed = changes.next() => changed,
         ended = ended => ended,
     }
-}
-
-/// Tries once whether a guest agent answers at this socket.
-#[cfg(all(target_os = "linux", feature = "qemu"))]
-async fn agent_answers(_vm: &VmHandle, socket: &Path) -> Result<bool> {
-    let deadline = Instant::now() + ATTEMPT;
-    match GuestAgent::connect(socket, deadline).await {
-        Ok(mut agent) => Ok(agent.ping(deadline).await.is_ok()),
-        Err(_) => Ok(false),
-    }
-}
-
-/// Says that nobody can ask: this build has no guest agent's client.
-#[cfg(not(all(target_os = "linux", feature = "qemu")))]
-async fn agent_answers(vm: &VmHandle, _socket: &Path) -> Result<bool> {
-    let what = format!("asking the guest agent in the VM `{}`, which takes the feature `qemu`", vm.name());
-    Err(Error::Unsupported { backend: vm.backend.clone(), what })
 }

@@ -10,10 +10,10 @@ use super::plan::{RemovedMachine, leftovers};
 use super::up::{MachineJob, RunContext};
 use super::{GuestConnector, ProjectManager, ProjectOptions, chosen, dependencies, reversed, unknown};
 use crate::error::{ErrorKind, Result, Subject};
-use crate::forwarding::PortForwarding;
+use crate::hypervisor::Backend;
 use crate::vmfile::{MachineConfig, Project};
 
-impl<H: PortForwarding + 'static, G: GuestConnector> ProjectManager<H, G> {
+impl<H: Backend + 'static, G: GuestConnector> ProjectManager<H, G> {
     /// Shuts down the machines that were chosen, those first that depend on others; removes their
     /// VMs with `remove`.
     ///
@@ -108,7 +108,7 @@ impl<H: PortForwarding + 'static, G: GuestConnector> ProjectManager<H, G> {
     }
 }
 
-impl<H: PortForwarding + 'static, G: GuestConnector> MachineJob<H, G> {
+impl<H: Backend + 'static, G: GuestConnector> MachineJob<H, G> {
     async fn down(&mut self, remove: bool) -> Result<()> {
         let manager = self.engine.manager().clone();
         let vm = match self.engine.look(&self.work.project, &self.machine).await {

@@ -3,7 +3,7 @@
 use super::{GuestConnector, ProjectManager};
 use crate::error::{Error, Result};
 use crate::handle::VmHandle;
-use crate::hypervisor::Hypervisor;
+use crate::hypervisor::Backend;
 use crate::lifecycle::{FailureKind, Operation, VmState};
 use crate::manager::VmEntry;
 use crate::vmfile::{MachineConfig, Project};
@@ -22,7 +22,7 @@ pub(super) enum MachineVm {
     },
 }
 
-impl<H: Hypervisor + 'static, G: GuestConnector> ProjectManager<H, G> {
+impl<H: Backend + 'static, G: GuestConnector> ProjectManager<H, G> {
     /// Looks for a machine's VM.
     ///
     /// # Errors

@@ -10,11 +10,11 @@ use super::up::RunContext;
 use super::{GuestConnector, ProjectManager, ProjectOptions, chosen};
 use crate::error::Result;
 use crate::handle::VmHandle;
-use crate::hypervisor::Hypervisor;
+use crate::hypervisor::Backend;
 use crate::spec::VmName;
 use crate::vmfile::{MachineConfig, MachineOrigin, Project};
 
-impl<H: Hypervisor + 'static, G: GuestConnector> ProjectManager<H, G> {
+impl<H: Backend + 'static, G: GuestConnector> ProjectManager<H, G> {
     /// Returns the VMs that this project has probably left behind, where one of the machines that
     /// were chosen has no VM: it may be one of them. Changes nothing and asks no hypervisor.
     ///

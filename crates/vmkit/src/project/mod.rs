@@ -54,7 +54,7 @@ pub use ssh_guests::{SshGuest, SshGuests};
 pub use status::{MachineStatus, NotReady, ProvisioningStatus};
 
 use crate::error::{Error, Result, Subject};
-use crate::hypervisor::Hypervisor;
+use crate::hypervisor::Backend;
 use crate::image::ImageStore;
 use crate::manager::VmManager;
 use crate::store::create_private;
@@ -128,7 +128,7 @@ pub struct ProvisionPolicy {
     pub force: bool,
 }
 
-impl<H: Hypervisor + 'static, G: GuestConnector> ProjectManager<H, G> {
+impl<H: Backend + 'static, G: GuestConnector> ProjectManager<H, G> {
     /// Creates a manager of projects whose VMs are in `manager`'s home. Touches nothing.
     pub fn new(manager: VmManager<H>, guests: G, images: ImageStore) -> Self {
         Self { shared: Arc::new(ManagerState { manager, guests, images }) }

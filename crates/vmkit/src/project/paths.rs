@@ -17,12 +17,12 @@ use super::task::{DigestCache, UnreadableSource, tasks, to_do};
 use super::up::RunContext;
 use super::{GuestConnector, ProjectManager};
 use crate::error::{Error, ErrorKind, Result};
-use crate::hypervisor::Hypervisor;
+use crate::hypervisor::Backend;
 use crate::lifecycle::VmState;
 use crate::spec::{SpecChange, TakesEffect};
 use crate::vmfile::{MachineConfig, Project, VmfileError};
 
-impl<H: Hypervisor + 'static, G: GuestConnector> ProjectManager<H, G> {
+impl<H: Backend + 'static, G: GuestConnector> ProjectManager<H, G> {
     /// Looks for all that these machines need of the host to become as the file says: files,
     /// memory, users, and for the names of their images; `restarts` those that run as well. No
     /// server is asked.

@@ -13,7 +13,7 @@ use super::{GuestConnector, ProjectManager, ProjectOptions, StepReason, chosen, 
 
 use crate::error::Result;
 use crate::handle::VmHandle;
-use crate::hypervisor::Hypervisor;
+use crate::hypervisor::Backend;
 use crate::lifecycle::VmState;
 use crate::manager::VmEntry;
 use crate::spec::{SpecChange, TakesEffect, VmName, changes};
@@ -148,7 +148,7 @@ pub(super) fn pending(vm: &VmHandle) -> Vec<String> {
     next.map(|change| change.field.to_owned()).collect()
 }
 
-impl<H: Hypervisor + 'static, G: GuestConnector> ProjectManager<H, G> {
+impl<H: Backend + 'static, G: GuestConnector> ProjectManager<H, G> {
     /// Returns what `up` would do now. Changes nothing, fetches nothing and waits for no lock.
     ///
     /// Files of the host that steps copy or run are read where their content decides.

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use crate::error::{Error, ErrorKind, LiveResource, Result};
 use crate::handle::VmHandle;
-use crate::hypervisor::Hypervisor;
+use crate::hypervisor::Backend;
 use crate::lifecycle::VmState;
 use crate::manager::VmManager;
 use crate::spec::{NetworkConfig, Protocol, VmName};
@@ -47,7 +47,7 @@ enum PortRoute {
 ///
 /// # Errors
 /// `TimedOut` at the deadline; `InvalidState` where the VM does not run; those of the manager.
-pub(super) async fn listen<H: Hypervisor + 'static>(
+pub(super) async fn listen<H: Backend + 'static>(
     manager: &VmManager<H>,
     vm: &VmName,
     ports: &[u16],
@@ -85,7 +85,7 @@ pub(super) fn awaited(port: u16) -> String {
 }
 
 /// Returns how the host reaches a port, where that is known by now.
-async fn way<H: Hypervisor + 'static>(
+async fn way<H: Backend + 'static>(
     manager: &VmManager<H>,
     vm: &VmHandle,
     port: u16,

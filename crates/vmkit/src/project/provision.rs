@@ -19,8 +19,7 @@ use super::up::{MachineJob, RunContext};
 use super::{ProjectManager, ProjectOptions, ProvisionPolicy, chosen, unknown};
 use crate::boundedlog::BoundedLog;
 use crate::error::{Error, ErrorKind, LiveResource, Result, Subject};
-use crate::forwarding::PortForwarding;
-use crate::hypervisor::Hypervisor;
+use crate::hypervisor::Backend;
 use crate::lifecycle::VmState;
 use crate::steps::step;
 use crate::vmfile::{MachineConfig, Project, ReadyProbes};
@@ -28,7 +27,7 @@ use crate::vmfile::{MachineConfig, Project, ReadyProbes};
 /// The longest line that is told as one.
 const MOST_LINE_BYTES: usize = 4096;
 
-impl<H: PortForwarding + 'static, G: GuestConnector> ProjectManager<H, G> {
+impl<H: Backend + 'static, G: GuestConnector> ProjectManager<H, G> {
     /// Provisions machines that run: those that were chosen, and nothing but that.
     ///
     /// # Errors
@@ -61,7 +60,7 @@ impl<H: PortForwarding + 'static, G: GuestConnector> ProjectManager<H, G> {
     }
 }
 
-impl<H: PortForwarding + 'static, G: GuestConnector> MachineJob<H, G> {
+impl<H: Backend + 'static, G: GuestConnector> MachineJob<H, G> {
     async fn provision_running(&mut self, what: &ProvisionPolicy) -> Result<()> {
         let state = match self.engine.look(&self.work.project, &self.machine).await? {
             MachineVm::Vm { vm, .. } => vm.state,
@@ -244,7 +243,7 @@ pub(super) fn asks_guest(ready: &ReadyProbes) -> bool {
     ready.ssh || ready.cloud_init || !ready.tcp.is_empty() || ready.command.is_some()
 }
 
-impl<H: Hypervisor + 'static, G> ProjectManager<H, G> {
+impl<H: Backend + 'static, G> ProjectManager<H, G> {
     /// Waits until a guest that is not entered listens on these ports.
     pub(super) async fn listens(
         &self,

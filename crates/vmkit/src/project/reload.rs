@@ -8,11 +8,11 @@ use super::plan::{PlannedAction, action, changes_of};
 use super::up::{MachineJob, RunContext};
 use super::{GuestConnector, ProjectManager, ProjectOptions, chosen};
 use crate::error::Result;
-use crate::forwarding::PortForwarding;
+use crate::hypervisor::Backend;
 use crate::launch::ResolvedVm;
 use crate::vmfile::Project;
 
-impl<H: PortForwarding + 'static, G: GuestConnector> ProjectManager<H, G> {
+impl<H: Backend + 'static, G: GuestConnector> ProjectManager<H, G> {
     /// Shuts down the machines that were chosen and brings them up again, as [`up`](Self::up) does,
     /// with what the file changed.
     ///
@@ -72,7 +72,7 @@ impl<H: PortForwarding + 'static, G: GuestConnector> ProjectManager<H, G> {
     }
 }
 
-impl<H: PortForwarding + 'static, G: GuestConnector> MachineJob<H, G> {
+impl<H: Backend + 'static, G: GuestConnector> MachineJob<H, G> {
     /// Checks whether the machine could be brought up again; returns what it would be recreated
     /// from, if it would be.
     async fn check(&mut self) -> Result<Option<ResolvedVm>> {

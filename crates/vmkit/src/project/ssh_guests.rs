@@ -7,7 +7,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::guests::{ConnectedGuest, GuestConnector, GuestInput, GuestOutput};
 use crate::error::{Error, ErrorKind, Result};
-use crate::hypervisor::Hypervisor;
+use crate::hypervisor::Backend;
 use crate::manager::{self, VmManager};
 use crate::program::GuestExitStatus;
 use crate::spec::VmName;
@@ -32,7 +32,7 @@ pub struct SshGuest<H> {
     user: String,
 }
 
-impl<H: Hypervisor + 'static> SshGuest<H> {
+impl<H: Backend + 'static> SshGuest<H> {
     fn session(&self) -> Result<Arc<Session>> {
         let session = self.session.lock().unwrap_or_else(PoisonError::into_inner).clone();
         session.ok_or_else(|| Error::Ssh {
@@ -43,14 +43,14 @@ impl<H: Hypervisor + 'static> SshGuest<H> {
     }
 }
 
-impl<H: Hypervisor + 'static> SshGuests<H> {
+impl<H: Backend + 'static> SshGuests<H> {
     /// Creates the ways into the guests of this manager's VMs.
     pub fn new(manager: VmManager<H>) -> Self {
         Self { manager }
     }
 }
 
-impl<H: Hypervisor + 'static> GuestConnector for SshGuests<H> {
+impl<H: Backend + 'static> GuestConnector for SshGuests<H> {
     type Guest = SshGuest<H>;
 
     async fn enter(&self, vm: &VmName, deadline: Instant) -> Result<SshGuest<H>> {
@@ -66,7 +66,7 @@ impl<H: Hypervisor + 'static> GuestConnector for SshGuests<H> {
     }
 }
 
-impl<H: Hypervisor + 'static> ConnectedGuest for SshGuest<H> {
+impl<H: Backend + 'static> ConnectedGuest for SshGuest<H> {
     fn user(&self) -> &str {
         &self.user
     }

@@ -18,7 +18,7 @@ use super::{GuestConnector, PlannedStep, ProjectManager, ProjectOptions, chosen}
 use crate::deadline::later;
 use crate::error::{Error, Result};
 use crate::handle::VmHandle;
-use crate::hypervisor::Hypervisor;
+use crate::hypervisor::Backend;
 use crate::lifecycle::VmState;
 use crate::manager::VmEntry;
 use crate::spec::VmName;
@@ -77,7 +77,7 @@ pub struct ProvisioningStatus {
     pub failed: Option<(String, String)>,
 }
 
-impl<H: Hypervisor + 'static, G: GuestConnector> ProjectManager<H, G> {
+impl<H: Backend + 'static, G: GuestConnector> ProjectManager<H, G> {
     /// Returns how the machines are that were chosen, in the order of the file. Changes nothing.
     ///
     /// `patience` bounds how long a guest is asked whether it is ready; they are asked at the same

@@ -18,8 +18,8 @@ use super::provisioned::ProvisionRecord;
 use super::task::DigestCache;
 use super::{GuestConnector, ProjectManager, ProjectOptions, chosen, dependencies, with_dependencies};
 use crate::error::{Error, Result};
-use crate::forwarding::PortForwarding;
 use crate::handle::VmHandle;
+use crate::hypervisor::Backend;
 use crate::image::PullPolicy;
 use crate::launch::ResolvedVm;
 use crate::lifecycle::VmState;
@@ -62,7 +62,7 @@ impl RunContext {
     }
 }
 
-impl<H: PortForwarding + 'static, G: GuestConnector> ProjectManager<H, G> {
+impl<H: Backend + 'static, G: GuestConnector> ProjectManager<H, G> {
     /// Brings up the machines that were chosen and all that they depend on: makes what is missing,
     /// starts what is stopped, changes what the file changed, provisions, waits until each is
     /// ready, and leaves alone what is right.
@@ -142,7 +142,7 @@ impl<H: PortForwarding + 'static, G: GuestConnector> ProjectManager<H, G> {
     }
 }
 
-impl<H: PortForwarding + 'static, G: GuestConnector> MachineJob<H, G> {
+impl<H: Backend + 'static, G: GuestConnector> MachineJob<H, G> {
     pub(super) fn new(engine: &ProjectManager<H, G>, work: &RunContext, machine: &MachineConfig) -> Self {
         let [pending, anew] = [Vec::new(), Vec::new()];
         let (engine, work, machine) = (engine.clone(), work.clone(), machine.clone());

@@ -12,12 +12,14 @@ use tokio::time::timeout;
 use uuid::Uuid;
 use vmkit::error::Peer;
 use vmkit::lifecycle::{Operation, next};
-use vmkit::spec::{Boot, Kernel, VmName, VmSpec, VmSpecBuilder};
+use vmkit::spec::{Boot, Kernel, PortForward, VmName, VmSpec, VmSpecBuilder};
 use vmkit::store::Home;
 use vmkit::{
-    Backend, BackendTag, Capabilities, ConsoleEndpoint, Error, Hypervisor, NoopHypervisor, Result, RunInfo,
-    VmHandle, VmManager, VmState,
+    Abilities, Backend, BackendTag, ConsoleEndpoint, Error, Hypervisor, NoopHypervisor, PortForwarding,
+    Result, RunInfo, VmHandle, VmManager, VmState,
 };
+#[cfg(all(target_os = "linux", feature = "qemu"))]
+use vmkit::{GuestAgent, ProgramOutput, abilities::GuestAgentChannel};
 use vmkit_testkit::crash::step;
 
 /// More than anything takes here, even on a busy host.
@@ -59,6 +61,21 @@ macro_rules! all_but_state {
 
 pub(crate) use all_but_state;
 
+/// A backend as its first field is one.
+macro_rules! backend_as_its_first {
+    ($wrapper:ty) => {
+        impl vmkit::Backend for $wrapper {
+            fn tag(&self) -> vmkit::BackendTag {
+                self.0.tag()
+            }
+            fn abilities(&self, tag: &vmkit::BackendTag) -> vmkit::Abilities<'_> {
+                self.0.abilities(tag)
+            }
+        }
+    };
+}
+pub(crate) use backend_as_its_first;
+
 /// A hypervisor that counts how often it is asked for a VM's state.
 #[derive(Clone, Default)]
 pub(crate) struct Counting(pub(crate) NoopHypervisor, Arc<AtomicU32>);
@@ -80,6 +97,8 @@ impl Counting {
         timeout(SOON, asked).await.expect("the state is asked for before anything is waited for");
     }
 }
+
+backend_as_its_first!(Counting);
 
 impl Hypervisor for Counting {
     all_but_state!();
@@ -259,13 +278,71 @@ impl Hypervisor for FileHypervisor {
     }
 }
 
+/// A port of the host is a file beside the VMs: only one of them can have it.
+impl PortForwarding for FileHypervisor {
+    async fn add_forward(&self, vm: &VmHandle, forward: &PortForward) -> Result<VmHandle> {
+        let path = port(self, forward);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        match fs::File::create_new(&path) {
+            Ok(_) => Ok(vm.clone()),
+            Err(_) => Err(Error::invalid("forward", forward, "the port is in use")),
+        }
+    }
+
+    async fn remove_forward(&self, vm: &VmHandle, forward: &PortForward) -> Result<VmHandle> {
+        let _ = fs::remove_file(port(self, forward));
+        Ok(vm.clone())
+    }
+}
+
+fn port(hypervisor: &FileHypervisor, forward: &PortForward) -> PathBuf {
+    hypervisor.root().with_file_name("ports").join(forward.to_string().replace('/', "-"))
+}
+
+/// The agent is QEMU's, or a test's that speaks as it does.
+#[cfg(all(target_os = "linux", feature = "qemu"))]
+impl GuestAgentChannel for FileHypervisor {
+    async fn agent_responds(&self, vm: &VmHandle, limit: Duration) -> Result<bool> {
+        let deadline = tokio::time::Instant::now() + limit;
+        match GuestAgent::connect(agent_of(vm)?, deadline).await {
+            Ok(mut agent) => Ok(agent.ping(deadline).await.is_ok()),
+            Err(_) => Ok(false),
+        }
+    }
+    async fn agent_exec(
+        &self,
+        vm: &VmHandle,
+        program: &str,
+        args: &[&str],
+        limit: Duration,
+    ) -> Result<ProgramOutput> {
+        let deadline = tokio::time::Instant::now() + limit;
+        GuestAgent::connect(agent_of(vm)?, deadline).await?.exec(program, args, None, deadline).await
+    }
+}
+
+#[cfg(all(target_os = "linux", feature = "qemu"))]
+fn agent_of(vm: &VmHandle) -> Result<&Path> {
+    let socket = vm.run.as_ref().and_then(|run| run.agent.as_deref());
+    socket.ok_or_else(|| Error::Unsupported { backend: vm.backend.clone(), what: "a guest agent".to_owned() })
+}
+
 impl Backend for FileHypervisor {
     fn tag(&self) -> BackendTag {
         BackendTag::Noop
     }
 
-    fn capabilities(&self) -> Capabilities {
-        Capabilities::all()
+    fn abilities(&self, _tag: &BackendTag) -> Abilities<'_> {
+        let abilities = Abilities::none()
+            .with_suspend()
+            .with_graceful_stop()
+            .with_console()
+            .with_guest_ip()
+            .with_local_files()
+            .with_port_forwarding(self);
+        #[cfg(all(target_os = "linux", feature = "qemu"))]
+        let abilities = abilities.with_guest_agent(self);
+        abilities
     }
 }
 
@@ -278,7 +355,7 @@ pub(crate) struct World {
 impl World {
     pub(crate) fn at(dir: &Path) -> Self {
         let home = Home::at(dir.join("home")).unwrap();
-        let manager = VmManager::new(FileHypervisor::new(dir.join("fake")), BackendTag::Noop, home);
+        let manager = VmManager::new(FileHypervisor::new(dir.join("fake")), home);
         Self { dir: dir.to_owned(), manager }
     }
 

@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use vmkit::console::{ConsoleEnd, ConsoleEvent, HistoryRange, SerialConsole};
+use vmkit::propolis::{ConsoleEnd, ConsoleEvent, HistoryRange, SerialConsole};
 use vmkit::{ErrorKind, Result};
 use vmkit_testkit::propolis::{FakePropolis, FakeSetup, FaultProxy, Gate, NetworkFault, PropolisBehaviour};
 

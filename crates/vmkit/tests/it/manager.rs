@@ -28,14 +28,14 @@ fn name(text: &str) -> VmName {
 fn noop(temp: &tempfile::TempDir) -> (NoopHypervisor, VmManager<NoopHypervisor>) {
     let hypervisor = NoopHypervisor::new();
     let home = Home::at(temp.path()).unwrap();
-    (hypervisor.clone(), VmManager::new(hypervisor, BackendTag::Noop, home))
+    (hypervisor.clone(), VmManager::new(hypervisor, home))
 }
 
 #[tokio::test]
 async fn an_ephemeral_vm_is_there_as_long_as_its_owner_and_then_anybodys_to_remove() {
     let temp = tempfile::tempdir().unwrap();
     let (noop, manager) = noop(&temp);
-    let other = VmManager::new(noop, BackendTag::Noop, Home::at(temp.path()).unwrap());
+    let other = VmManager::new(noop, Home::at(temp.path()).unwrap());
     manager.create(named(name("kept"))).await.unwrap();
     let (_, owner) = manager.create_ephemeral(spec()).await.unwrap();
     manager.start(&web()).await.unwrap();
@@ -95,6 +95,8 @@ async fn an_ephemeral_vm_whose_making_was_cut_off_is_removed_as_well() {
 /// A backend of which one VM's monitor never replies.
 struct Sick(FileHypervisor, VmName);
 
+crate::common::backend_as_its_first!(Sick);
+
 impl Hypervisor for Sick {
     crate::common::all_but_state!();
 
@@ -109,6 +111,8 @@ impl Hypervisor for Sick {
 /// A backend on a host that is too busy: it returns where a VM is at the second question, and after
 /// four seconds.
 struct Slow(NoopHypervisor, Arc<AtomicU32>);
+
+crate::common::backend_as_its_first!(Slow);
 
 impl Hypervisor for Slow {
     crate::common::all_but_state!();
@@ -133,7 +137,7 @@ async fn a_list_never_waits_for_a_sick_vm() {
     }
     let sick = Sick(FileHypervisor::new(temp.path().join("fake")), name("sick"));
     let home = world.manager.home().clone();
-    let manager = VmManager::new(sick, BackendTag::Noop, home.clone());
+    let manager = VmManager::new(sick, home.clone());
     let begun = tokio::time::Instant::now();
     let list = manager.list().await.unwrap();
     assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
@@ -290,7 +294,7 @@ async fn whoever_asks_for_one_vm_waits_longer_than_a_list() {
     manager.create(spec()).await.unwrap();
     let slow = Slow(noop, Arc::new(AtomicU32::new(0)));
     let asked = Arc::clone(&slow.1);
-    let manager = VmManager::new(slow, BackendTag::Noop, manager.home().clone());
+    let manager = VmManager::new(slow, manager.home().clone());
     let listed = manager.list().await.unwrap();
     assert_eq!(listed[0].handle.as_ref().unwrap_err().kind(), ErrorKind::TimedOut);
     // The first question has no answer within five seconds, the second one takes four.
@@ -371,7 +375,7 @@ async fn a_vm_of_a_missing_backend_is_listed_and_stays_as_it_is() {
     let (_, manager) = noop(&temp);
     manager.create(spec()).await.unwrap();
     let nobody = RouterHypervisor::new(BackendTag::Qemu);
-    let elsewhere = VmManager::new(nobody, BackendTag::Qemu, manager.home().clone());
+    let elsewhere = VmManager::new(nobody, manager.home().clone());
     let listed = elsewhere.list().await.unwrap().remove(0);
     assert!(listed.handle.unwrap_err().to_string().contains("no backend `noop`"));
     assert_eq!(listed.recorded.unwrap().backend, BackendTag::Noop);
@@ -504,7 +508,7 @@ async fn an_interrupted_creation_is_shown_refused_and_replaced() {
 async fn a_wait_hears_of_what_another_manager_does() {
     let temp = tempfile::tempdir().unwrap();
     let hypervisor = Counting::default();
-    let manager = VmManager::new(hypervisor.clone(), BackendTag::Noop, Home::at(temp.path()).unwrap());
+    let manager = VmManager::new(hypervisor.clone(), Home::at(temp.path()).unwrap());
     manager.create(spec()).await.unwrap();
     let mut latencies = Vec::new();
     let turns = [(WaitCondition::Running, true), (WaitCondition::Stopped, false)];
@@ -574,7 +578,7 @@ async fn waiting_for_an_agent_that_the_backend_has_not_is_refused() {
 /// Creates and starts a VM with these facts of its run.
 async fn running(dir: &std::path::Path, run: RunInfo) -> VmManager<FileHypervisor> {
     let hypervisor = FileHypervisor::new(dir.join("fake")).with_run(run);
-    let manager = VmManager::new(hypervisor, BackendTag::Noop, Home::at(dir.join("home")).unwrap());
+    let manager = VmManager::new(hypervisor, Home::at(dir.join("home")).unwrap());
     manager.create(spec()).await.unwrap();
     manager.start(&web()).await.unwrap();
     manager
@@ -656,11 +660,30 @@ async fn a_record_of_a_newer_vmkit_is_not_taken_for_a_spoilt_one() {
     assert_eq!(manager.remove(&web(), true).await.unwrap_err().kind(), ErrorKind::Record);
 }
 
+/// A backend whose handles carry another tag than its own.
+struct Mistagged(NoopHypervisor);
+
+impl Hypervisor for Mistagged {
+    crate::common::all_but_state!();
+
+    async fn state(&self, vm: &VmHandle) -> Result<VmState> {
+        self.0.state(vm).await
+    }
+}
+
+impl vmkit::Backend for Mistagged {
+    fn tag(&self) -> BackendTag {
+        BackendTag::Qemu
+    }
+    fn abilities(&self, tag: &BackendTag) -> vmkit::Abilities<'_> {
+        self.0.abilities(tag)
+    }
+}
+
 #[tokio::test]
-async fn a_manager_of_another_backend_than_its_hypervisor_takes_makes_nothing() {
+async fn a_hypervisor_whose_handles_have_another_tag_makes_nothing() {
     let temp = tempfile::tempdir().unwrap();
-    let router = RouterHypervisor::new(BackendTag::Noop).with(NoopHypervisor::new());
-    let manager = VmManager::new(router, BackendTag::Qemu, Home::at(temp.path()).unwrap());
+    let manager = VmManager::new(Mistagged(NoopHypervisor::new()), Home::at(temp.path()).unwrap());
     let error = manager.create(spec()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidInput);
     assert!(error.to_string().contains("VMs of `noop`"), "{error}");

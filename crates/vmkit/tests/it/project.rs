@@ -14,7 +14,7 @@ use vmkit::project::{
     EventKind, MachineAction, PlannedAction, ProjectEvent, ProjectOptions, ProjectReport, ProvisionPolicy,
 };
 use vmkit::spec::{Protocol, VmName};
-use vmkit::{ActiveForward, BackendTag, ErrorKind, RunInfo, VmManager};
+use vmkit::{ActiveForward, ErrorKind, RunInfo, VmManager};
 use vmkit_testkit::crash;
 
 #[test]
@@ -65,7 +65,7 @@ fn a_guest_that_is_not_entered_is_asked_for_its_ports_from_the_host() {
     let mut world = World::at(temp.path());
     let hypervisor =
         FileHypervisor::new(temp.path().join("fake")).with_run(RunInfo { forwards, ..RunInfo::default() });
-    world.manager = VmManager::new(hypervisor, BackendTag::Noop, world.manager.home().clone());
+    world.manager = VmManager::new(hypervisor, world.manager.home().clone());
     let shop = Shop::over(world);
     let text = |port: u16, timeout: &str| {
         format!(

@@ -11,14 +11,14 @@ use crate::common::{spec, web};
 use vmkit::spec::{CloudInitConfig, Labels, NetworkConfig, PortForward, VmName, VmSpec, VmSpecBuilder, Vnc};
 use vmkit::store::Home;
 use vmkit::{
-    BackendTag, Error, ErrorKind, Hypervisor, NoopHypervisor, PortForwarding, Result, RouterHypervisor,
-    VmHandle, VmManager, VmState,
+    Abilities, Backend, BackendTag, Error, ErrorKind, Hypervisor, NoopHypervisor, PortForwarding, Result,
+    RouterHypervisor, VmHandle, VmManager, VmState,
 };
 
 fn noop(temp: &tempfile::TempDir) -> (NoopHypervisor, VmManager<NoopHypervisor>) {
     let hypervisor = NoopHypervisor::new();
     let home = Home::at(temp.path()).unwrap();
-    (hypervisor.clone(), VmManager::new(hypervisor, BackendTag::Noop, home))
+    (hypervisor.clone(), VmManager::new(hypervisor, home))
 }
 
 fn forwards(vm: &VmHandle) -> (Vec<String>, Vec<u16>) {
@@ -91,13 +91,33 @@ async fn a_forward_outlives_a_start_that_another_change_has_waited_for() {
 #[tokio::test]
 async fn a_backend_that_can_not_forward_while_a_vm_runs_says_so_and_nothing_is_recorded() {
     let temp = tempfile::tempdir().unwrap();
-    let router = RouterHypervisor::new(BackendTag::Noop).with(NoopHypervisor::new());
-    let manager = VmManager::new(router, BackendTag::Noop, Home::at(temp.path()).unwrap());
+    let router = RouterHypervisor::new(BackendTag::Noop).with(Fixed(NoopHypervisor::new()));
+    let manager = VmManager::new(router, Home::at(temp.path()).unwrap());
     manager.create(spec()).await.unwrap();
     manager.start(&web()).await.unwrap();
     let error = manager.add_forward(&web(), &"80".parse().unwrap()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
     assert_eq!(forwards(&manager.info(&web()).await.unwrap()).0, ["22"]);
+}
+
+/// A backend whose VMs keep the forwards that they were started with.
+struct Fixed(NoopHypervisor);
+
+impl Hypervisor for Fixed {
+    crate::common::all_but_state!();
+
+    async fn state(&self, vm: &VmHandle) -> Result<VmState> {
+        self.0.state(vm).await
+    }
+}
+
+impl Backend for Fixed {
+    fn tag(&self) -> BackendTag {
+        self.0.tag()
+    }
+    fn abilities(&self, _tag: &BackendTag) -> Abilities<'_> {
+        Abilities::none().with_suspend()
+    }
 }
 
 /// A backend that loses the replies about forwards.
@@ -108,6 +128,15 @@ impl Hypervisor for Mute {
 
     async fn state(&self, vm: &VmHandle) -> Result<VmState> {
         self.0.state(vm).await
+    }
+}
+
+impl Backend for Mute {
+    fn tag(&self) -> BackendTag {
+        self.0.tag()
+    }
+    fn abilities(&self, tag: &BackendTag) -> Abilities<'_> {
+        self.0.abilities(tag).with_port_forwarding(self)
     }
 }
 
@@ -125,7 +154,7 @@ impl PortForwarding for Mute {
 async fn a_forward_that_may_be_in_force_stays_known_and_can_be_taken_back() {
     let temp = tempfile::tempdir().unwrap();
     let (home, http) = (Home::at(temp.path()).unwrap(), "8080:80".parse().unwrap());
-    let manager = VmManager::new(Mute(NoopHypervisor::new()), BackendTag::Noop, home);
+    let manager = VmManager::new(Mute(NoopHypervisor::new()), home);
     manager.create(spec()).await.unwrap();
     manager.start(&web()).await.unwrap();
     let error = manager.add_forward(&web(), &http).await.unwrap_err();

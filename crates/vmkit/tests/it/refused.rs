@@ -14,7 +14,7 @@ use vmkit::{BackendTag, ErrorKind, NoopHypervisor, RunInfo, VmHandle, VmManager,
 #[tokio::test]
 async fn a_start_that_is_refused_is_no_start_that_was_cut_off() {
     let temp = tempfile::tempdir().unwrap();
-    let manager = VmManager::new(NoopHypervisor::new(), BackendTag::Noop, Home::at(temp.path()).unwrap());
+    let manager = VmManager::new(NoopHypervisor::new(), Home::at(temp.path()).unwrap());
     manager.create(spec()).await.unwrap();
     manager.start(&web()).await.unwrap();
     manager.suspend(&web()).await.unwrap();
@@ -29,7 +29,7 @@ async fn a_start_that_is_refused_is_no_start_that_was_cut_off() {
 #[tokio::test]
 async fn a_name_that_something_else_than_a_directory_has_is_refused_at_once() {
     let temp = tempfile::tempdir().unwrap();
-    let manager = VmManager::new(NoopHypervisor::new(), BackendTag::Noop, Home::at(temp.path()).unwrap());
+    let manager = VmManager::new(NoopHypervisor::new(), Home::at(temp.path()).unwrap());
     let place = manager.home().vms().join("web");
     fs::create_dir_all(manager.home().vms()).unwrap();
     for is_link in [true, false] {
@@ -49,7 +49,7 @@ async fn a_name_that_something_else_than_a_directory_has_is_refused_at_once() {
 #[tokio::test]
 async fn the_identity_of_a_vm_whose_making_was_cut_off_is_in_use_for_all_other_names() {
     let temp = tempfile::tempdir().unwrap();
-    let manager = VmManager::new(NoopHypervisor::new(), BackendTag::Noop, Home::at(temp.path()).unwrap());
+    let manager = VmManager::new(NoopHypervisor::new(), Home::at(temp.path()).unwrap());
     let (id, half) = (Uuid::from_u128(8), VmName::new("half").unwrap());
     let named = |name: &VmName| VmSpecBuilder::from(spec()).name(name.clone()).id(id).build().unwrap();
     let begun = VmHandle::preparing(id, BackendTag::Noop, named(&half));
@@ -66,7 +66,7 @@ async fn the_identity_of_a_vm_whose_making_was_cut_off_is_in_use_for_all_other_n
 async fn without_a_port_that_leads_there_nobody_waits_for_ssh_at_this_hosts_own() {
     let temp = tempfile::tempdir().unwrap();
     let hypervisor = FileHypervisor::new(temp.path().join("fake")).with_run(RunInfo::default());
-    let manager = VmManager::new(hypervisor, BackendTag::Noop, Home::at(temp.path().join("home")).unwrap());
+    let manager = VmManager::new(hypervisor, Home::at(temp.path().join("home")).unwrap());
     manager.create(spec()).await.unwrap();
     manager.start(&web()).await.unwrap();
     let error = manager.wait(&web(), WaitCondition::Ssh, SOON).await.unwrap_err();
@@ -85,7 +85,7 @@ async fn an_ephemeral_vm_of_a_copied_home_is_kept_since_nothing_shows_that_its_o
     let (noop, manager) = {
         let noop = NoopHypervisor::new();
         let home = Home::at(temp.path().join("home")).unwrap();
-        (noop.clone(), VmManager::new(noop, BackendTag::Noop, home))
+        (noop.clone(), VmManager::new(noop, home))
     };
     let (_, owner) = manager.create_ephemeral(spec()).await.unwrap();
     let copied = temp.path().join("copied");
@@ -94,17 +94,16 @@ async fn an_ephemeral_vm_of_a_copied_home_is_kept_since_nothing_shows_that_its_o
         let copy =
             std::process::Command::new("cp").arg(option).arg(temp.path().join("home")).arg(&copied).status();
         assert!(copy.unwrap().success());
-        let copy = VmManager::new(noop.clone(), BackendTag::Noop, Home::at(&copied).unwrap());
+        let copy = VmManager::new(noop.clone(), Home::at(&copied).unwrap());
         assert!(copy.remove_orphans().await.unwrap().is_empty(), "{option}");
         assert!(copied.join("vms/web/vm.json").exists(), "{option}");
     }
     drop(owner);
-    let copy = VmManager::new(noop, BackendTag::Noop, Home::at(&copied).unwrap());
+    let copy = VmManager::new(noop, Home::at(&copied).unwrap());
     assert!(copy.remove_orphans().await.unwrap().is_empty());
     assert!(copied.join("vms/web/vm.json").exists());
     // A home that was renamed is the same.
     fs::rename(temp.path().join("home"), temp.path().join("moved")).unwrap();
-    let moved =
-        VmManager::new(NoopHypervisor::new(), BackendTag::Noop, Home::at(temp.path().join("moved")).unwrap());
+    let moved = VmManager::new(NoopHypervisor::new(), Home::at(temp.path().join("moved")).unwrap());
     assert_eq!(moved.remove_orphans().await.unwrap(), [web()]);
 }

@@ -16,9 +16,9 @@ use vmkit::project::{
     ConnectedGuest, EventListener, GuestConnector, GuestInput, GuestOutput, MachineAction, MachineOutcome,
     ProjectEvent, ProjectManager, ProjectOptions, ProjectReport,
 };
-use vmkit::spec::{PortForward, VmName};
+use vmkit::spec::VmName;
 use vmkit::vmfile::{self, Project};
-use vmkit::{Error, PortForwarding, Result, VmHandle, VmManager};
+use vmkit::{Error, Result, VmManager};
 use vmkit_testkit::crash::step;
 
 /// Three machines that depend on each other, and one that does not.
@@ -217,25 +217,4 @@ pub(crate) fn end(report: &ProjectReport, machine: &str) -> String {
 
 pub(crate) fn done(report: &ProjectReport, machine: &str) -> Vec<MachineAction> {
     report.machines.iter().find(|report| report.machine == machine).unwrap().done.clone()
-}
-
-/// A port of the host is a file beside the VMs: only one of them can have it.
-impl PortForwarding for FileHypervisor {
-    async fn add_forward(&self, vm: &VmHandle, forward: &PortForward) -> Result<VmHandle> {
-        let path = port(self, forward);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        match fs::File::create_new(&path) {
-            Ok(_) => Ok(vm.clone()),
-            Err(_) => Err(Error::invalid("forward", forward, "the port is in use")),
-        }
-    }
-
-    async fn remove_forward(&self, vm: &VmHandle, forward: &PortForward) -> Result<VmHandle> {
-        let _ = fs::remove_file(port(self, forward));
-        Ok(vm.clone())
-    }
-}
-
-fn port(hypervisor: &FileHypervisor, forward: &PortForward) -> PathBuf {
-    hypervisor.root().with_file_name("ports").join(forward.to_string().replace('/', "-"))
 }

@@ -4,13 +4,13 @@ use std::time::{Duration, Instant};
 
 use crate::common::{Counting, SOON, spec, web};
 use vmkit::store::Home;
-use vmkit::{BackendTag, ErrorKind, VmManager, VmState};
+use vmkit::{ErrorKind, VmManager, VmState};
 
 #[tokio::test]
 async fn a_watcher_hears_of_each_change_and_of_the_removal() {
     let temp = tempfile::tempdir().unwrap();
     let hypervisor = Counting::default();
-    let manager = || VmManager::new(hypervisor.clone(), BackendTag::Noop, Home::at(temp.path()).unwrap());
+    let manager = || VmManager::new(hypervisor.clone(), Home::at(temp.path()).unwrap());
     let (watcher, other) = (manager(), manager());
     let mut latencies = Vec::new();
     let mut seen = other.create(spec()).await.unwrap();

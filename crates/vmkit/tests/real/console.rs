@@ -6,7 +6,7 @@ use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
 use vmkit::spec::{MachineType, VmName};
 use vmkit::store::Home;
-use vmkit::{BackendTag, Error, ErrorKind, QemuHypervisor, VmManager, VmState};
+use vmkit::{Error, ErrorKind, QemuHypervisor, VmManager, VmState};
 use vmkit_testkit::guest;
 
 use crate::harness::{LONG, Place};
@@ -19,7 +19,7 @@ fn soon() -> Duration {
 }
 
 async fn started(place: &Place) -> (VmManager<QemuHypervisor>, VmName) {
-    let manager = VmManager::new(place.hypervisor(), BackendTag::Qemu, Home::at(place.path()).unwrap());
+    let manager = VmManager::new(place.hypervisor(), Home::at(place.path()).unwrap());
     let vm = manager.create(guest::tiny().spec("web", MachineType::Q35, "").build().unwrap()).await.unwrap();
     manager.start(vm.name()).await.unwrap();
     (manager, vm.name().clone())

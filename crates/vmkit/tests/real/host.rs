@@ -361,7 +361,7 @@ fn skip(why: &str) {
 async fn cloud_init_gets_another_instance_id_when_it_is_asked_to_run_again_and_only_then() {
     let place = Place::new();
     let home = vmkit::store::Home::at(place.path()).unwrap();
-    let manager = vmkit::VmManager::new(place.hypervisor(), vmkit::BackendTag::Qemu, home);
+    let manager = vmkit::VmManager::new(place.hypervisor(), home);
     let vm =
         manager.create(tiny("again").cloud_init(CloudInitConfig::default()).build().unwrap()).await.unwrap();
     let seed = manager.home().vm(vm.name()).join("seed.iso");

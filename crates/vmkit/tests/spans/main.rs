@@ -29,7 +29,7 @@ use tracing::{Event, Metadata, Subscriber};
 use tracing_core::span::Current;
 use vmkit::spec::VmSpecBuilder;
 use vmkit::store::Home;
-use vmkit::{BackendTag, NoopHypervisor, VmManager};
+use vmkit::{NoopHypervisor, VmManager};
 
 /// A span as it was seen.
 #[derive(Debug, Clone)]
@@ -123,7 +123,7 @@ fn listening<T>(work: impl Future<Output = T>) -> (T, Listener) {
 }
 
 fn manager(temp: &tempfile::TempDir) -> VmManager<NoopHypervisor> {
-    VmManager::new(NoopHypervisor::new(), BackendTag::Noop, Home::at(temp.path()).unwrap())
+    VmManager::new(NoopHypervisor::new(), Home::at(temp.path()).unwrap())
 }
 
 #[test]

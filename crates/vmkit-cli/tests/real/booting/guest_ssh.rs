@@ -17,7 +17,7 @@ use rustix::process::{Signal, kill_process};
 use vmkit::spec::{Accel, Boot, CloudInitConfig, GuestAccess, Kernel, MachineType, RootDisk, VmName, VmSpec};
 use vmkit::ssh::{CloudInitProgress, LoginOptions, ProcessEvent, Session, TerminalSize, TerminalSpec};
 use vmkit::store::Home;
-use vmkit::{BackendTag, QemuHypervisor, VmManager};
+use vmkit::{QemuHypervisor, VmManager};
 use vmkit_testkit::guest;
 
 /// How long the guest may take until SSH is ready, in seconds: one minute under emulation on an
@@ -28,7 +28,7 @@ const BOOT_LIMIT: &str = "600";
 fn make(life: &Life) -> VmManager<QemuHypervisor> {
     let home = Home::at(life.home()).unwrap();
     let qemu = QemuHypervisor::builder(home.vms(), home.run()).keeper(env!("CARGO_BIN_EXE_vmkit")).build();
-    let manager = VmManager::new(qemu, BackendTag::Qemu, home);
+    let manager = VmManager::new(qemu, home);
     let guest = guest::debian();
     let kernel = Kernel {
         path: guest.kernel.clone(),

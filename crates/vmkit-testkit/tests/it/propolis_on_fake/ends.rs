@@ -7,8 +7,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use vmkit::spec::{BackendOptions, DataDisk, NetworkConfig, RootDisk, VmName};
 use vmkit::store::Home;
 use vmkit::{
-    BackendTag, ErrorKind, FailureKind, Hypervisor, PropolisHypervisor, VmHandle, VmManager, VmState,
-    WaitCondition,
+    ErrorKind, FailureKind, Hypervisor, PropolisHypervisor, VmHandle, VmManager, VmState, WaitCondition,
 };
 use vmkit_testkit::propolis::illumos::CallFault;
 use vmkit_testkit::propolis::{Gate, NetworkFault, PropolisBehaviour};
@@ -405,7 +404,7 @@ async fn whoever_waits_for_a_vm_that_is_being_started_gets_it_with_what_its_cons
     let remote = Remote::new();
     let home = Home::at(remote.path().join("home")).unwrap();
     let propolis = PropolisHypervisor::builder(home.vms()).search_path("/nonexistent".as_ref()).build();
-    let manager = VmManager::new(propolis, BackendTag::Propolis, home);
+    let manager = VmManager::new(propolis, home);
     manager.create(remote.spec(name())).await.unwrap();
     let web = name();
     let held = remote.hold(Gate::Ensure);
@@ -434,7 +433,7 @@ async fn a_program_at_the_console_hears_what_was_said_before_and_that_the_vm_has
     let remote = Remote::new();
     let home = Home::at(remote.path().join("home")).unwrap();
     let propolis = PropolisHypervisor::builder(home.vms()).search_path("/nonexistent".as_ref()).build();
-    let manager = VmManager::new(propolis, BackendTag::Propolis, home);
+    let manager = VmManager::new(propolis, home);
     manager.create(remote.spec(name())).await.unwrap();
     let (web, soon) = (name(), || Duration::from_secs(60));
     let vm = manager.start(&web).await.unwrap();

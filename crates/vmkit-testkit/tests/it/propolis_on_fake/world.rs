@@ -326,9 +326,9 @@ fn url_of(propolis: &PropolisHypervisor, vm: &VmHandle) -> String {
 
 /// Waits until the server has read some of the guest's output; no client is at its console.
 pub(crate) async fn wait_for_words(propolis: &PropolisHypervisor, vm: &VmHandle, wanted: &str) {
-    let console = vmkit::console::SerialConsole::at(&url_of(propolis, vm)).unwrap();
+    let console = vmkit::propolis::SerialConsole::at(&url_of(propolis, vm)).unwrap();
     let said = async {
-        let all = vmkit::console::HistoryRange::Start(0);
+        let all = vmkit::propolis::HistoryRange::Start(0);
         while !String::from_utf8_lossy(&console.history(all).await.unwrap().bytes).contains(wanted) {
             // The fake has no event for it.
             tokio::time::sleep(Duration::from_millis(5)).await;

@@ -21,7 +21,7 @@
 
 mod builder;
 pub(crate) mod client;
-mod console;
+pub(crate) mod console;
 mod end;
 mod files;
 mod hold;
@@ -64,6 +64,7 @@ use self::options::PropolisOptions;
 use self::plan::PropolisFacts;
 use self::prepare::NotMade;
 use self::state::{ASK_LIMIT, LOOK_LIMIT, StateCaller, observe};
+use crate::abilities::Abilities;
 use crate::backend::supervise::files::make_private_dir;
 use crate::backend::supervise::process::{self, ProcessState};
 use crate::backend::supervise::{SupervisionPaths, spawn};
@@ -72,7 +73,7 @@ use crate::deadline::later;
 use crate::error::{Error, ErrorKind, LiveResource, Result, Subject};
 use crate::handle::{BackendDetails, BackendTag, ConsoleEndpoint, RunInfo, VmHandle};
 use crate::host::bootrom;
-use crate::hypervisor::{Backend, Capabilities, Hypervisor};
+use crate::hypervisor::{Backend, Hypervisor};
 use crate::input_file::InputFile;
 use crate::lifecycle::{InvalidTransition, Operation, VmState, next};
 use crate::network::{MacAddr, default_lease_files, leased_to};
@@ -655,8 +656,15 @@ impl Backend for PropolisHypervisor {
         BackendTag::Propolis
     }
 
-    fn capabilities(&self) -> Capabilities {
-        let graceful_stop = self.0.power_off.is_some();
-        Capabilities { graceful_stop, ..Capabilities::all().without_suspend().without_guest_agent() }
+    fn abilities(&self, _tag: &BackendTag) -> Abilities<'_> {
+        let abilities = Abilities::none()
+            .with_console()
+            .with_guest_ip()
+            .with_missing_parts_noticed()
+            .with_console_history(self);
+        match self.0.power_off {
+            Some(_) => abilities.with_graceful_stop(),
+            None => abilities,
+        }
     }
 }

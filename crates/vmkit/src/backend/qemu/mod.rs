@@ -13,6 +13,7 @@
 //! everything, so any number of programs may hold a `QemuHypervisor` over the same directories, and
 //! any of them may die.
 
+mod abilities;
 mod accel;
 pub(crate) mod agent;
 mod argv;
@@ -44,7 +45,6 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
-pub(crate) use disks::check_restart;
 pub use facts::FirmwareFiles;
 pub use plan::{PrepareStep, QemuPlan, SeedStep, SocketPlan, UpdateStep};
 pub use switch::Accelerator;
@@ -54,13 +54,14 @@ use self::elsewhere::{recorded_run_dir, run_dir};
 use self::facts::{ImageMedia, QemuFacts};
 use self::layout::QemuLayout;
 use self::qmp::client::QmpClient;
+use crate::abilities::Abilities;
 use crate::backend::supervise::process::{self, ProcessState};
 use crate::backend::supervise::runfile::{self, ProcessEnd};
 use crate::backend::supervise::{alive, spawn};
 use crate::error::{Error, ErrorKind, LiveResource, Result, Subject};
 use crate::handle::{BackendDetails, BackendTag, ConsoleEndpoint, RunInfo, VmHandle};
 use crate::host::{HostFacts, ProbeOptions, demands};
-use crate::hypervisor::{Backend, Capabilities, Hypervisor};
+use crate::hypervisor::{Backend, Hypervisor};
 use crate::image::ImageIdentity;
 use crate::lifecycle::{FailureKind, Operation, VmState, next};
 use crate::network::{MacAddr, addresses_of, default_lease_files};
@@ -596,8 +597,18 @@ impl Backend for QemuHypervisor {
         BackendTag::Qemu
     }
 
-    fn capabilities(&self) -> Capabilities {
-        Capabilities::all()
+    fn abilities(&self, _tag: &BackendTag) -> Abilities<'_> {
+        Abilities::none()
+            .with_suspend()
+            .with_graceful_stop()
+            .with_console()
+            .with_guest_ip()
+            .with_local_files()
+            .with_vm_as_directory()
+            .with_missing_parts_noticed()
+            .with_port_forwarding(self)
+            .with_preflight(self)
+            .with_guest_agent(self)
     }
 }
 

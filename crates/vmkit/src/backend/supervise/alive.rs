@@ -6,6 +6,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::fs::FlockOperation;
@@ -24,6 +25,11 @@ use crate::store::denied;
 /// far as a process shows itself there, and holds the lock from then on.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
+/// The mark of the backends that hold the lock `alive` while a VM runs.
+const OWNER: &str = "owner";
+/// Files of a backend whose VMs may run elsewhere, and so without a lock of this host.
+const REMOTE: [&str; 3] = ["operation", "server.json", "propolis.json"];
+
 /// Takes the lock if it is free; `None` where something runs or is about to.
 ///
 /// # Errors
@@ -37,6 +43,32 @@ pub(crate) fn try_take(place: &SupervisionPaths) -> Result<Option<OwnedFd>> {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => return Ok(None),
             Err(errno) => return Err(Error::io("lock", &place.alive)(errno.into())),
+        }
+    }
+}
+
+/// Takes the lock in the directory of a VM whose record can't be read, whichever backend runs it;
+/// `None` for a VM that may run without the lock of this directory.
+///
+/// # Errors
+/// `Busy` where something runs.
+pub(crate) fn try_take_unread(dir: &Path) -> Result<Option<OwnedFd>> {
+    let is_here = dir.join(OWNER).exists() && !REMOTE.iter().any(|name| dir.join(name).exists());
+    if !is_here {
+        return Ok(None);
+    }
+    let place = SupervisionPaths {
+        alive: dir.join("alive"),
+        run_file: dir.join("qemu.json"),
+        run_dir: dir.to_owned(),
+        program: "the hypervisor",
+        killer: None,
+    };
+    match try_take(&place)? {
+        Some(lock) => Ok(Some(lock)),
+        None => {
+            let what = format!("{}, which is held while the VM runs,", place.alive.display());
+            Err(Error::Busy { what, holder: None })
         }
     }
 }

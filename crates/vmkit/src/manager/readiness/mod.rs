@@ -13,13 +13,10 @@ use tokio::time::{Instant, sleep_until};
 
 use self::evidence::ReadinessEvidence;
 use super::login::GuestAge;
-use super::tail::console_tail;
 use super::{VmManager, WaitCondition};
-#[cfg(all(target_os = "linux", feature = "qemu"))]
-use crate::backend::qemu::agent::GuestAgent;
 use crate::error::{Error, Result};
 use crate::handle::VmHandle;
-use crate::hypervisor::Hypervisor;
+use crate::hypervisor::Backend;
 use crate::lifecycle::VmState;
 use crate::spec::VmName;
 use crate::ssh::{CloudInitStatus, LoginOptions, Session};
@@ -27,7 +24,6 @@ use crate::ssh::{CloudInitStatus, LoginOptions, Session};
 /// After how long a guest that lets nobody in is asked again how far its cloud-init is.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// How long a guest agent may take to say so.
-#[cfg(all(target_os = "linux", feature = "qemu"))]
 const ANSWER: Duration = Duration::from_secs(30);
 /// How long after the failed end of cloud-init an SSH server may still come: what the agent tells
 /// is certain, the console is not.
@@ -37,7 +33,7 @@ const QUIET: Duration = Duration::from_secs(60);
 /// How often in a row the watch on cloud-init may be lost before it has told anything.
 const MOST_FRUITLESS: u32 = 4;
 
-impl<H: Hypervisor + 'static> VmManager<H> {
+impl<H: Backend + 'static> VmManager<H> {
     /// Waits until the guest's SSH server lets vmkit in, and logs in; gives up once cloud-init has
     /// failed in the guest and no server comes. `notice` is told once what is odd about a guest
     /// that is up.
@@ -85,7 +81,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         loop {
             sleep_until(Instant::now() + LOOK_AGAIN).await;
             let Ok(vm) = self.info(name).await else { continue };
-            let Some(evidence) = look(&vm).await else { continue };
+            let Some(evidence) = self.look_at_cloud_init(&vm).await else { continue };
             let now = Instant::now();
             failed_since = evidence.has_failed().then(|| failed_since.unwrap_or(now));
             up_since = evidence.is_up.then(|| up_since.unwrap_or(now));
@@ -152,6 +148,26 @@ impl<H: Hypervisor + 'static> VmManager<H> {
         }
     }
 
+    /// Finds out how far cloud-init is in a guest that lets nobody in.
+    async fn look_at_cloud_init(&self, vm: &VmHandle) -> Option<ReadinessEvidence> {
+        if let Some(evidence) = self.ask_agent(vm).await {
+            return Some(evidence);
+        }
+        let log = vm.console_log.as_deref()?;
+        Some(evidence::of_console(&super::tail::this_run(log, vm.console_since.as_ref())?))
+    }
+
+    /// Asks the guest agent, where it responds and may run programs.
+    async fn ask_agent(&self, vm: &VmHandle) -> Option<ReadinessEvidence> {
+        let agent = self.abilities_of(vm).guest_agent()?;
+        // One that is not there is not waited for as long as a slow program.
+        if !agent.agent_responds(vm, LOOK_AGAIN).await.ok()? {
+            return None;
+        }
+        let output = agent.agent_exec(vm, "/bin/sh", &["-c", evidence::ASK], ANSWER).await.ok()?;
+        evidence::of_answer(&output.stdout)
+    }
+
     /// Logs in again to a guest whose connection was lost while its cloud-init was at work.
     async fn again(&self, name: &VmName, began: Instant, deadline: Instant) -> Result<Session> {
         let error = match self.log_in(name, &LoginOptions::default(), deadline, GuestAge::New).await {
@@ -166,7 +182,7 @@ impl<H: Hypervisor + 'static> VmManager<H> {
                     _ => awaited,
                 };
                 let console = match self.info(name).await {
-                    Ok(vm) => console_tail(&vm).await,
+                    Ok(vm) => self.console_tail(&vm).await,
                     Err(_) => None,
                 };
                 Err(Error::Ended { awaited, state, console })
@@ -200,24 +216,4 @@ fn with_reason(error: Error, reason: &str) -> Error {
         }
         error => error,
     }
-}
-
-/// Finds out how far cloud-init is in a guest that lets nobody in.
-async fn look(vm: &VmHandle) -> Option<ReadinessEvidence> {
-    #[cfg(all(target_os = "linux", feature = "qemu"))]
-    if let Some(evidence) = asked(vm).await {
-        return Some(evidence);
-    }
-    let log = vm.console_log.as_deref()?;
-    Some(evidence::of_console(&super::tail::this_run(log, vm.console_since.as_ref())?))
-}
-
-/// Asks the guest agent, where it answers and may run programs.
-#[cfg(all(target_os = "linux", feature = "qemu"))]
-async fn asked(vm: &VmHandle) -> Option<ReadinessEvidence> {
-    let socket = vm.run.as_ref()?.agent.as_ref()?;
-    let deadline = Instant::now() + LOOK_AGAIN;
-    let mut agent = GuestAgent::connect(socket, deadline).await.ok()?;
-    let output = agent.exec("/bin/sh", &["-c", evidence::ASK], None, Instant::now() + ANSWER).await.ok()?;
-    evidence::of_answer(&output.stdout)
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::{Builder, Runtime};
 use vmkit::spec::{CloudInitConfig, DataDisk, MachineType, Mib, PortForward, RootDisk, VmName};
 use vmkit::store::Home;
-use vmkit::{BackendTag, ErrorKind, QemuHypervisor, Result, VmManager};
+use vmkit::{ErrorKind, QemuHypervisor, Result, VmManager};
 use vmkit_testkit::crash::{self, FaultDuration, StepFault};
 use vmkit_testkit::guest;
 
@@ -58,7 +58,7 @@ impl World {
             .cache_dir(home.cache())
             .keeper(env!("CARGO_BIN_EXE_vmkit-keeper"))
             .build();
-        let manager = VmManager::new(qemu, BackendTag::Qemu, home);
+        let manager = VmManager::new(qemu, home);
         Self { dir: dir.to_owned(), home: dir.join(name), manager }
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use vmkit::image::{create_overlay, inspect};
 use vmkit::spec::{DataDisk, MachineType, RootDisk};
 use vmkit::store::Home;
-use vmkit::{BackendTag, Error, ErrorKind, QemuHypervisor, Result, VmManager};
+use vmkit::{Error, ErrorKind, QemuHypervisor, Result, VmManager};
 use vmkit_testkit::guest;
 
 use super::{paths_below, runtime, web};
@@ -39,7 +39,7 @@ impl Place {
             .cache_dir(home.cache())
             .keeper(env!("CARGO_BIN_EXE_vmkit-keeper"))
             .build();
-        Self { home: root.to_owned(), manager: VmManager::new(qemu, BackendTag::Qemu, home) }
+        Self { home: root.to_owned(), manager: VmManager::new(qemu, home) }
     }
 
     /// Creates a VM whose image and second disk lie in the home.

@@ -5,12 +5,10 @@
 
 use std::future::Future;
 use std::net::SocketAddrV4;
-use std::pin::Pin;
-use std::sync::Arc;
 
+use super::erased;
 use crate::error::Result;
 use crate::handle::{ActiveForward, VmHandle};
-use crate::hypervisor::Hypervisor;
 use crate::spec::{NetworkConfig, PortForward, VmSpec};
 
 /// Adds forwards to a VM that runs, and removes them.
@@ -20,7 +18,7 @@ use crate::spec::{NetworkConfig, PortForward, VmSpec};
 ///
 /// # Cancel safety
 /// A dropped future may or may not have had its effect; calling again is safe.
-pub trait PortForwarding: Hypervisor {
+pub trait PortForwarding: Send + Sync {
     /// Adds a forward, and returns a handle whose `run` has it, with the host's real port.
     ///
     /// # State
@@ -50,45 +48,19 @@ pub trait PortForwarding: Hypervisor {
     ) -> impl Future<Output = Result<VmHandle>> + Send;
 }
 
-/// Any backend with the ability, its type erased: what a router keeps.
-#[derive(Clone)]
-pub(crate) struct DynPortForwarding(Arc<dyn ErasedForwarding>);
-
-impl DynPortForwarding {
-    pub(crate) fn new(backend: impl PortForwarding + 'static) -> Self {
-        Self(Arc::new(backend))
-    }
-
-    pub(crate) async fn add(&self, vm: &VmHandle, forward: &PortForward) -> Result<VmHandle> {
-        self.0.add_dyn(vm, forward).await
-    }
-
-    pub(crate) async fn remove(&self, vm: &VmHandle, forward: &PortForward) -> Result<VmHandle> {
-        self.0.remove_dyn(vm, forward).await
-    }
-}
-
-impl std::fmt::Debug for DynPortForwarding {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("DynPortForwarding")
-    }
-}
-
-type ForwardFuture<'a> = Pin<Box<dyn Future<Output = Result<VmHandle>> + Send + 'a>>;
-
-/// The object-safe twin of [`PortForwarding`].
-trait ErasedForwarding: Send + Sync {
-    fn add_dyn<'a>(&'a self, vm: &'a VmHandle, forward: &'a PortForward) -> ForwardFuture<'a>;
-    fn remove_dyn<'a>(&'a self, vm: &'a VmHandle, forward: &'a PortForward) -> ForwardFuture<'a>;
-}
-
-impl<B: PortForwarding> ErasedForwarding for B {
-    fn add_dyn<'a>(&'a self, vm: &'a VmHandle, forward: &'a PortForward) -> ForwardFuture<'a> {
-        Box::pin(self.add_forward(vm, forward))
-    }
-    fn remove_dyn<'a>(&'a self, vm: &'a VmHandle, forward: &'a PortForward) -> ForwardFuture<'a> {
-        Box::pin(self.remove_forward(vm, forward))
-    }
+erased! {
+    /// Any backend that forwards ports while a VM runs, its type erased.
+    DynPortForwarding of PortForwarding by ErasedPortForwarding for 'a;
+    /// Calls [`PortForwarding::add_forward`].
+    ///
+    /// # Errors
+    /// Those of the backend.
+    add_forward as add_forward_dyn(vm: &'a VmHandle, forward: &'a PortForward) -> VmHandle;
+    /// Calls [`PortForwarding::remove_forward`].
+    ///
+    /// # Errors
+    /// Those of the backend.
+    remove_forward as remove_forward_dyn(vm: &'a VmHandle, forward: &'a PortForward) -> VmHandle;
 }
 
 /// Returns the address that the host listens on for this forward, if it is in force.

@@ -4,8 +4,8 @@
 //!  history ──▶ console.log ◀── what comes while the guest is told to go, until the VM is gone
 //! ```
 //!
-//! How far the log has come is in a file beside it, so that a stop that was cut off and begun again
-//! writes nothing twice but what it wrote in its last moment.
+//! How far the log has come is in a file beside it, so that a stop that was interrupted and begun
+//! again writes nothing twice but what it wrote in its last moment.
 
 use std::fs;
 use std::sync::Arc;
@@ -16,13 +16,13 @@ use tokio::io::{AsyncReadExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::client::PropolisClient;
-use super::files;
-use super::layout::PropolisLayout;
+use super::super::client::PropolisClient;
+use super::super::files;
+use super::super::layout::PropolisLayout;
+use super::address::HistoryRange;
+use super::pump::ConsolePump;
+use super::serial::{ConsoleEvent, page};
 use crate::boundedlog::BoundedLog;
-use crate::console::HistoryRange;
-use crate::console::pump::ConsolePump;
-use crate::console::serial::{ConsoleEvent, page};
 use crate::error::{Error, Result};
 use crate::spec::Mib;
 
@@ -32,7 +32,7 @@ const ATTACH_LIMIT: Duration = Duration::from_secs(8);
 const LAST_WORDS_LIMIT: Duration = Duration::from_millis(500);
 
 /// Writes the console's output to its log.
-pub(super) struct LogWriter<'a> {
+pub(in super::super) struct LogWriter<'a> {
     client: PropolisClient,
     layout: &'a PropolisLayout,
     log: BoundedLog,
@@ -41,8 +41,12 @@ pub(super) struct LogWriter<'a> {
 }
 
 impl<'a> LogWriter<'a> {
-    /// Begins where the log ends; `None`, with a warning, where there can be no log.
-    pub(super) fn begin(client: PropolisClient, layout: &'a PropolisLayout, bound: Mib) -> Option<Self> {
+    /// Opens the log, to go on where it ends; `None`, with a warning, where there can be no log.
+    pub(in super::super) fn begin(
+        client: PropolisClient,
+        layout: &'a PropolisLayout,
+        bound: Mib,
+    ) -> Option<Self> {
         let log = match BoundedLog::open(&layout.console_log(), bound.bytes()) {
             Ok(log) => log,
             Err(error) => {
@@ -58,7 +62,11 @@ impl<'a> LogWriter<'a> {
     ///
     /// The work begins once the console is attached, or can't be. If `ends` says that it ended the
     /// VM, the console's last words are waited for.
-    pub(super) async fn during<T>(&mut self, work: impl Future<Output = T>, ends: impl Fn(&T) -> bool) -> T {
+    pub(in super::super) async fn during<T>(
+        &mut self,
+        work: impl Future<Output = T>,
+        ends: impl Fn(&T) -> bool,
+    ) -> T {
         let deadline = Instant::now() + ATTACH_LIMIT;
         // All of these are large, and the stack of a debug build is not.
         let mut work = Box::pin(work);

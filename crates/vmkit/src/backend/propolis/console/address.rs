@@ -17,7 +17,7 @@ pub enum HistoryRange {
     MostRecent(u64),
 }
 
-/// Reads the URL of a console, such as `ws://127.0.0.1:12400/instance/serial`, and answers whose it
+/// Reads the URL of a console, such as `ws://127.0.0.1:12400/instance/serial`, and returns whose it
 /// is.
 ///
 /// # Errors

@@ -8,9 +8,9 @@ use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
+use super::super::client::PropolisClient;
 use super::address::HistoryRange;
 use super::serial::{ANSWER_LIMIT, ConsoleEvent, HistoryPage, page};
-use crate::backend::propolis::client::PropolisClient;
 use crate::error::{Error, Result};
 
 /// How many frames are kept that the history has not confirmed; each has at most 1 KiB.

@@ -31,12 +31,10 @@ use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::time::Instant;
 
+use super::super::client::{ClientError, ClientResult, HISTORY_BYTES, HistoryStart, PropolisClient};
+use super::super::instance_spec::SerialHistory;
 use super::address::{self, HistoryRange};
 use super::pump;
-use crate::backend::propolis::client::{
-    ClientError, ClientResult, HISTORY_BYTES, HistoryStart, PropolisClient,
-};
-use crate::backend::propolis::instance_spec::SerialHistory;
 use crate::error::{Error, Result};
 use crate::lifecycle::VmState;
 
@@ -51,7 +49,7 @@ const KEPT_BYTES: u64 = 1 << 20;
 ///
 /// # Examples
 /// ```no_run
-/// use vmkit::console::{HistoryRange, SerialConsole};
+/// use vmkit::propolis::{HistoryRange, SerialConsole};
 ///
 /// # async fn example() -> vmkit::Result<()> {
 /// let console = SerialConsole::at("ws://127.0.0.1:12400/instance/serial")?;
@@ -67,7 +65,7 @@ pub struct SerialConsole {
 
 /// Some of what a console has said.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ConsoleHistory {
+pub struct SerialOutput {
     /// What it said; without the middle, where the server no longer has that.
     pub bytes: Vec<u8>,
     /// How many bytes it had said at the end of these, since the boot.
@@ -82,7 +80,7 @@ pub struct ConsoleHistory {
 pub enum ConsoleEnd {
     /// The VM has stopped.
     Stopped,
-    /// Whoever read it has left.
+    /// The reader has left.
     Left,
 }
 
@@ -90,7 +88,7 @@ pub enum ConsoleEnd {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ConsoleEvent {
-    /// The connection was lost; it is tried anew.
+    /// The connection was lost; it is tried again.
     Lost,
     /// It is there again.
     Restored,
@@ -144,8 +142,8 @@ impl SerialConsole {
     /// # Errors
     /// `InvalidState` where no VM is active there; `TimedOut`, and `Hypervisor` for a server that
     /// can't be reached or speaks something else.
-    pub async fn history(&self, since: HistoryRange) -> Result<ConsoleHistory> {
-        let mut past = ConsoleHistory { bytes: Vec::new(), end: 0, missed: 0 };
+    pub async fn history(&self, since: HistoryRange) -> Result<SerialOutput> {
+        let mut past = SerialOutput { bytes: Vec::new(), end: 0, missed: 0 };
         let (mut since, client) = (since, &self.client);
         loop {
             let asked = page(client, since, Instant::now() + ANSWER_LIMIT).await;
@@ -168,9 +166,9 @@ impl SerialConsole {
     /// Carries the console from byte `next` on to `stream`, and what comes from there to the guest,
     /// until one of both ends.
     ///
-    /// `next` is [`ConsoleHistory::end`] of the past that is already known, 0 for everything. A connection
-    /// that is lost is recreated, 10 s long, and no byte is lost or doubled by that; what is typed
-    /// at such a moment may be lost. `tell` hears what happens meanwhile.
+    /// `next` is [`SerialOutput::end`] of the past that is already known, 0 for everything. A
+    /// connection that is lost is recreated, 10 s long, and no byte is lost or doubled by that;
+    /// what is typed at such a moment may be lost. `tell` hears what happens meanwhile.
     ///
     /// # Cancel safety
     /// Nothing is left behind; what was not yet taken from `stream`'s other end is lost.

@@ -11,13 +11,13 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_tungstenite::tungstenite::Message;
 
+use super::super::client::PropolisClient;
 use super::bell::{InputSink, OutputSignal, SignalEnd};
 use super::serial::{ConsoleEnd, ConsoleEvent, no_vm};
 use super::tape::{ConsoleTape, MOST_FRAMES, TapeRead};
-use crate::backend::propolis::client::PropolisClient;
 use crate::error::{Error, Peer, Result};
 
-/// How long a lost connection is tried anew.
+/// How long a lost connection is tried again.
 const RECONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// The shortest and the longest pause between two such tries.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
@@ -38,7 +38,7 @@ pub(crate) struct ConsolePump<T> {
     bell: Option<OutputSignal>,
     /// Whether the VM was said to be here from now on, and has not been seen here yet.
     is_coming: bool,
-    /// Until when, and after which pause, a connection is tried anew; nothing since one was good
+    /// Until when, and after which pause, a connection is tried again; nothing since one was good
     /// for something.
     trouble: Option<(Instant, Duration)>,
 }
@@ -77,7 +77,7 @@ impl<T: FnMut(ConsoleEvent) + Send> ConsolePump<T> {
 
     async fn carry_on(&mut self) -> Result<ConsoleEnd> {
         // How far it had come when the connection was last lost: what is gained while it is made
-        // anew counts, too.
+        // again counts, too.
         let mut had = self.tape.next;
         loop {
             let bell = match self.bell.take() {

@@ -17,9 +17,9 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_tungstenite::{WebSocketStream, client_async};
 
+use super::super::client::PropolisClient;
 use super::address::ControlMessage;
 use super::serial::{ANSWER_LIMIT, API_VERSION};
-use crate::backend::propolis::client::PropolisClient;
 use crate::error::{Error, Peer, Result};
 
 type ConsoleSocket = WebSocketStream<TcpStream>;

@@ -1,0 +1,75 @@
+//! What QEMU's VMs can beside the contract: checks before anything is created, and the guest agent.
+//! Forwards are in `forward.rs`.
+
+use std::path::Path;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::agent::GuestAgent;
+use super::{QemuHypervisor, disks};
+use crate::abilities::{GuestAgentChannel, Preflight};
+use crate::error::{Error, Result};
+use crate::handle::VmHandle;
+use crate::host::demands;
+use crate::image::check_disc;
+use crate::input_file::InputFile;
+use crate::kernel_file::{check_initrd, check_kernel};
+use crate::network::check_bridge;
+use crate::program::ProgramOutput;
+use crate::spec::{Boot, DataDisk, NetworkConfig, VmSpec};
+
+impl Preflight for QemuHypervisor {
+    /// Checks the files but the root disk's image, the memory, the user and the bridge.
+    async fn check_spec(&self, spec: &VmSpec) -> Result<()> {
+        if let Boot::Kernel(kernel) = spec.boot() {
+            check_kernel(&kernel.path, spec.machine().arch())?;
+            kernel.initrd.as_deref().map_or(Ok(()), check_initrd)?;
+        }
+        for disk in spec.data_disks() {
+            if let DataDisk::Existing { path, readonly } = disk {
+                InputFile::data_disk(path, *readonly)?;
+            }
+        }
+        spec.cdrom().map_or(Ok(()), check_disc)?;
+        demands::check(spec).await?;
+        match spec.network() {
+            NetworkConfig::Tap { bridge } => check_bridge(bridge).await,
+            _ => Ok(()),
+        }
+    }
+
+    async fn check_restart(&self, vm: &VmHandle) -> Result<()> {
+        disks::check_restart(vm).await
+    }
+}
+
+impl GuestAgentChannel for QemuHypervisor {
+    async fn agent_responds(&self, vm: &VmHandle, limit: Duration) -> Result<bool> {
+        let deadline = Instant::now() + limit;
+        match GuestAgent::connect(channel(vm)?, deadline).await {
+            Ok(mut agent) => Ok(agent.ping(deadline).await.is_ok()),
+            Err(_) => Ok(false),
+        }
+    }
+
+    async fn agent_exec(
+        &self,
+        vm: &VmHandle,
+        program: &str,
+        args: &[&str],
+        limit: Duration,
+    ) -> Result<ProgramOutput> {
+        let deadline = Instant::now() + limit;
+        GuestAgent::connect(channel(vm)?, deadline).await?.exec(program, args, None, deadline).await
+    }
+}
+
+/// Returns the socket of the VM's guest agent.
+fn channel(vm: &VmHandle) -> Result<&Path> {
+    let socket = vm.run.as_ref().and_then(|run| run.agent.as_deref());
+    socket.ok_or_else(|| Error::Unsupported {
+        backend: vm.backend.clone(),
+        what: format!("a guest agent in the VM `{}`", vm.name()),
+    })
+}
