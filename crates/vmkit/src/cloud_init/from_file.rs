@@ -25,7 +25,7 @@ pub fn read_user_data(path: &Path) -> Result<CloudInitConfig> {
         let found = bytes.unwrap_or_default().max(content.len() as u64);
         return Err(of_file(format!("the file has {found} bytes, and may have {most} at the most")));
     }
-    let content = unpacked(content).map_err(of_file)?;
+    let content = unpacked(content, &of_file)?;
     let text = String::from_utf8(content).map_err(|error| {
         let valid = error.utf8_error().valid_up_to();
         of_file(format!("the file is not UTF-8 from its byte {valid} on: write it as plain text"))
@@ -54,18 +54,19 @@ const GZIP: [u8; 2] = [0x1f, 0x8b];
 /// # Errors
 /// What is wrong with it.
 #[cfg(feature = "images")]
-fn unpacked(content: Vec<u8>) -> std::result::Result<Vec<u8>, String> {
+fn unpacked(content: Vec<u8>, of_file: &impl Fn(String) -> Error) -> Result<Vec<u8>> {
     if !content.starts_with(&GZIP) {
         return Ok(content);
     }
     let most = CloudInitConfig::MAX_BYTES;
     let mut plain = Vec::new();
     let unpacking = flate2::read::MultiGzDecoder::new(&content[..]).take(most as u64 + 1);
-    { unpacking }.read_to_end(&mut plain).map_err(|error| format!("the file can't be unpacked: {error}"))?;
+    let unpacked = { unpacking }.read_to_end(&mut plain);
+    unpacked.map_err(|error| of_file("the file can't be unpacked".to_owned()).with_source(error))?;
     match plain.len() > most {
-        true => {
-            Err(format!("unpacked the file has more than {most} bytes, the most that user-data may have"))
-        }
+        true => Err(of_file(format!(
+            "unpacked the file has more than {most} bytes, the most that user-data may have"
+        ))),
         false => Ok(plain),
     }
 }
@@ -75,9 +76,9 @@ fn unpacked(content: Vec<u8>) -> std::result::Result<Vec<u8>, String> {
 /// # Errors
 /// That it is packed.
 #[cfg(not(feature = "images"))]
-fn unpacked(content: Vec<u8>) -> std::result::Result<Vec<u8>, String> {
+fn unpacked(content: Vec<u8>, of_file: &impl Fn(String) -> Error) -> Result<Vec<u8>> {
     match content.starts_with(&GZIP) {
-        true => Err("the file is packed by gzip: unpack it with `gunzip`".to_owned()),
+        true => Err(of_file("the file is packed by gzip: unpack it with `gunzip`".to_owned())),
         false => Ok(content),
     }
 }

@@ -252,12 +252,10 @@ impl<H: Backend + 'static, G: GuestConnector> MachineJob<H, G> {
         let kind = error.kind();
         let why = error.chain().to_string();
         match error {
-            Error::NotFound { .. } | Error::Io { .. } => {
-                let refused = Error::invalid("image", image, error.to_string());
-                match error {
-                    Error::Io { source, .. } => refused.with_source(source),
-                    _ => refused,
-                }
+            Error::NotFound { .. } => Error::invalid("image", image, why),
+            Error::Io { verb, path, source } => {
+                Error::invalid("image", image, format!("cannot {verb} {}", path.display()))
+                    .with_source(source)
             }
             Error::Fetch { .. } | Error::Untrusted { .. } => {
                 let problem = VmfileProblem::new(format!("`image`: {why}"));

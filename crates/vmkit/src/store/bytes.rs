@@ -21,8 +21,10 @@ impl VmRecord {
     /// # Errors
     /// `InvalidInput` when the spec has a path that is not UTF-8.
     pub fn encode(&self) -> Result<Vec<u8>> {
-        let mut bytes = serde_json::to_vec_pretty(&v1::StoredRecord::store(self.clone()))
-            .map_err(|error| Error::invalid("spec", self.handle.name(), error.to_string()))?;
+        let mut bytes =
+            serde_json::to_vec_pretty(&v1::StoredRecord::store(self.clone())).map_err(|error| {
+                Error::invalid("spec", self.handle.name(), "it can't be recorded").with_source(error)
+            })?;
         bytes.push(b'\n');
         Ok(bytes)
     }

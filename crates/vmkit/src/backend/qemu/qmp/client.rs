@@ -9,7 +9,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::codec::{MalformedLine, QmpMessage, decode, encode};
+use super::codec::{QmpMessage, decode, encode};
 use super::usernet;
 use super::wire::{LineStream, within};
 use crate::error::{Error, Peer, Result};
@@ -272,7 +272,7 @@ impl QmpClient {
 
     async fn message(&mut self) -> Result<QmpMessage> {
         let line = self.wire.line().await?;
-        decode(&line).map_err(|MalformedLine(text)| self.wire.problem(text))
+        decode(&line).map_err(|malformed| self.wire.malformed(malformed))
     }
 }
 

@@ -51,8 +51,13 @@ pub(crate) struct QmpEvent {
 }
 
 /// A line that is not a JSON object.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct MalformedLine(pub(crate) String);
+#[derive(Debug)]
+pub(crate) struct MalformedLine {
+    /// The beginning of the line, and what is wrong with it.
+    pub(crate) problem: String,
+    /// Where it is no JSON.
+    pub(crate) source: Option<serde_json::Error>,
+}
 
 /// Returns what a line says; its line end may be there or not.
 pub(crate) fn decode(line: &[u8]) -> Result<QmpMessage, MalformedLine> {
@@ -98,8 +103,10 @@ pub(crate) fn encode(id: u64, command: &str, arguments: Option<Value>) -> Vec<u8
 pub(crate) fn object(line: &[u8]) -> Result<Map<String, Value>, MalformedLine> {
     match serde_json::from_slice(line) {
         Ok(Value::Object(map)) => Ok(map),
-        Ok(_) => Err(MalformedLine(format!("{} is not an object", excerpt(line)))),
-        Err(error) => Err(MalformedLine(format!("{} is not JSON: {error}", excerpt(line)))),
+        Ok(_) => Err(MalformedLine { problem: format!("{} is not an object", excerpt(line)), source: None }),
+        Err(error) => {
+            Err(MalformedLine { problem: format!("{} is not JSON", excerpt(line)), source: Some(error) })
+        }
     }
 }
 
@@ -183,10 +190,10 @@ mod tests {
     #[test]
     fn what_qemu_7_2_says_is_understood() {
         let greeting = br#"{"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": "Debian"}, "capabilities": ["oob"]}}"#;
-        assert_eq!(decode(greeting), Ok(QmpMessage::Greeting { version: [7, 2, 22] }));
+        assert_eq!(decode(greeting).unwrap(), QmpMessage::Greeting { version: [7, 2, 22] });
         assert_eq!(
-            decode(b"{\"return\": {}, \"id\": 7}\r\n"),
-            Ok(QmpMessage::Return { id: Some(7), value: json!({}) })
+            decode(b"{\"return\": {}, \"id\": 7}\r\n").unwrap(),
+            QmpMessage::Return { id: Some(7), value: json!({}) }
         );
         let event = br#"{"timestamp": {"seconds": 1795379978, "microseconds": 180441}, "event": "SHUTDOWN", "data": {"guest": false, "reason": "host-qmp-quit"}}"#;
         let Ok(QmpMessage::Event(event)) = decode(event) else { panic!("not an event") };
@@ -208,15 +215,16 @@ mod tests {
         let line =
             br#"{"event": "COMET_SIGHTED", "timestamp": {"seconds": -1, "microseconds": -1}, "tail": 3}"#;
         let expected = QmpEvent { name: "COMET_SIGHTED".into(), data: Value::Null, timestamp: None };
-        assert_eq!(decode(line), Ok(QmpMessage::Event(expected)));
+        assert_eq!(decode(line).unwrap(), QmpMessage::Event(expected));
         assert!(matches!(decode(br#"{"novelty": 1}"#), Ok(QmpMessage::Other(map)) if map["novelty"] == 1));
     }
 
     #[test]
     fn a_line_that_is_no_object_is_shown() {
-        assert_eq!(decode(b"[1]"), Err(MalformedLine("`[1]` is not an object".into())));
-        let MalformedLine(text) = decode(b"\x1b[0mBoo").unwrap_err();
-        assert!(text.starts_with(r"`\x1b[0mBoo` is not JSON: "), "{text}");
+        let list = decode(b"[1]").unwrap_err();
+        assert_eq!((list.problem.as_str(), list.source.is_some()), ("`[1]` is not an object", false));
+        let words = decode(b"\x1b[0mBoo").unwrap_err();
+        assert_eq!((words.problem.as_str(), words.source.is_some()), (r"`\x1b[0mBoo` is not JSON", true));
     }
 
     #[test]
@@ -305,7 +313,7 @@ mod tests {
 
         #[test]
         fn what_is_said_is_understood(message in message()) {
-            prop_assert_eq!(decode(said(&message).as_bytes()), Ok(message));
+            prop_assert_eq!(decode(said(&message).as_bytes()).unwrap(), message);
         }
 
         #[test]

@@ -16,7 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::{Instant, timeout_at};
 
-use super::codec::{LineBuffer, TooLong};
+use super::codec::{LineBuffer, MalformedLine, TooLong};
 use crate::backend::qemu::layout::MAX_SOCKET_PATH_BYTES;
 use crate::error::{Error, Peer, Result};
 
@@ -109,6 +109,15 @@ impl LineStream {
     /// Returns the error for something that the peer must not do.
     pub(crate) fn problem(&self, problem: impl Into<String>) -> Error {
         Error::protocol(self.peer, problem)
+    }
+
+    /// Returns the error for a line that is none of the protocol's.
+    pub(crate) fn malformed(&self, line: MalformedLine) -> Error {
+        let error = self.problem(line.problem);
+        match line.source {
+            Some(source) => error.with_source(source),
+            None => error,
+        }
     }
 
     fn broke(&self, source: io::Error) -> Error {
