@@ -13,6 +13,7 @@
 //! ```
 
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -239,6 +240,18 @@ fn decode<T: for<'a> Deserialize<'a>>(path: &Path, bytes: &[u8], version: fn(&T)
             (_, Err(error)) => Err(refused("this is not a record of an image").with_source(error)),
             (_, Ok(_)) => Err(refused("this is not a record of an image")),
         },
+    }
+}
+
+/// Returns whether a record was read and is none, so that what replaces or removes it loses nothing;
+/// a record of a newer version is one.
+pub(super) fn is_spoilt(error: &Error) -> bool {
+    match error {
+        Error::Record { source, .. } => source.is_some(),
+        Error::Io { source, .. } => {
+            matches!(source.kind(), io::ErrorKind::InvalidData | io::ErrorKind::IsADirectory)
+        }
+        _ => false,
     }
 }
 

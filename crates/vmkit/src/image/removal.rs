@@ -57,26 +57,38 @@ impl ImageStore {
     /// VMs), or while a VM is being created from it; `NotFound`; `Record` if a VM's record can't be
     /// read, since that VM may need the image.
     pub async fn remove(&self, text: &str, arch: Option<Arch>) -> Result<RemovedImage> {
-        let found = self.find(text, arch)?;
+        let (found, spoilt_names) = match self.find(text, arch) {
+            Ok(found) => (found.into_iter().map(|image| image.id).collect(), Vec::new()),
+            Err(missing @ Error::NotFound { .. }) => match self.find_spoilt(text, arch)? {
+                (images, names) if images.is_empty() && names.is_empty() => return Err(missing),
+                found => found,
+            },
+            Err(error) => return Err(error),
+        };
         let of_identity = text.starts_with("sha256:");
         let name = if of_identity { String::new() } else { self.kept_name(&text.parse()?) };
         let goes = |kept: &LocalName| {
             of_identity || (kept.name == name && arch.is_none_or(|arch| arch == kept.arch))
         };
         let mut removed = RemovedImage { names: Vec::new(), images: 0, freed_bytes: 0 };
-        for image in found {
-            let Some(lock) = self.hold(&image.id, LockMode::Alone).await? else { continue };
+        for file in spoilt_names {
+            let _lock = self.hold_names().await?;
+            remove_file(&self.names_dir().join(&file))?;
+            removed.names.push(file.trim_end_matches(".json").to_owned());
+        }
+        for id in found {
+            let Some(lock) = self.hold(&id, LockMode::Alone).await? else { continue };
             // Read again under the lock.
-            let names = self.names_of(&image.id)?;
+            let names = self.names_of(&id)?;
             let (going, staying): (Vec<_>, Vec<_>) = names.into_iter().partition(goes);
             if staying.is_empty() {
-                self.refuse_if_used(&image.id)?;
+                self.refuse_if_used(&id)?;
             }
             for name in &going {
                 remove_file(&self.names_dir().join(name.file_name()))?;
             }
             if staying.is_empty() {
-                removed.freed_bytes += self.remove_content(&image.id, lock)?;
+                removed.freed_bytes += self.remove_content(&id, lock)?;
                 removed.images += 1;
             }
             removed
@@ -95,6 +107,14 @@ impl ImageStore {
     pub async fn prune(&self, all: bool) -> Result<(usize, u64)> {
         self.home.refuse_other_user(self.home.images())?;
         let (mut count, mut freed_bytes) = (0, 0);
+        let spoilt_names = self.spoilt_names()?;
+        if let (Some(file), false) = (spoilt_names.first(), all) {
+            // What it named may be any of the images without a name.
+            return Err(Error::record(
+                self.names_dir().join(file),
+                "this is not a record of an image's name: remove it by `image rm`, or import the image again",
+            ));
+        }
         for entry in entries(self.home.images())? {
             let Some(id) = kept::id_of_dir(&entry) else { continue };
             let lock = match self.hold_until(&id, LockMode::Alone, Instant::now()).await {
@@ -114,10 +134,39 @@ impl ImageStore {
             count += 1;
         }
         if self.names_dir().exists() {
-            drop(self.hold_names().await?);
+            let _lock = self.hold_names().await?;
+            for file in spoilt_names {
+                remove_file(&self.names_dir().join(file))?;
+            }
         }
         freed_bytes += self.prune_downloads().await?;
         Ok((count, freed_bytes))
+    }
+
+    /// Returns what a text means of the images and names whose records are spoilt.
+    fn find_spoilt(&self, text: &str, arch: Option<Arch>) -> Result<(Vec<Digest>, Vec<String>)> {
+        let mut images = Vec::new();
+        let wanted = text.strip_prefix("sha256:").map(str::to_ascii_lowercase);
+        let name = if wanted.is_some() { String::new() } else { self.kept_name(&text.parse()?) };
+        for entry in entries(self.home.images())? {
+            let Some(id) = kept::id_of_dir(&entry) else { continue };
+            let is_meant = match &wanted {
+                Some(hex) => id.hex().starts_with(hex),
+                None => self
+                    .names_of(&id)?
+                    .iter()
+                    .any(|kept| kept.name == name && arch.is_none_or(|arch| arch == kept.arch)),
+            };
+            if is_meant && self.read(&id).is_err_and(|error| kept::is_spoilt(&error)) {
+                images.push(id);
+            }
+        }
+        let mut names = self.spoilt_names()?;
+        let arches = arch.map_or_else(|| vec![Arch::X86_64, Arch::Aarch64], |arch| vec![arch]);
+        names.retain(|file| {
+            wanted.is_none() && arches.iter().any(|arch| *file == kept::file_name(&name, *arch))
+        });
+        Ok((images, names))
     }
 
     fn refuse_if_used(&self, id: &Digest) -> Result<()> {

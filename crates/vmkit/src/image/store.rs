@@ -408,7 +408,7 @@ impl ImageStore {
         };
         sweep(&dir)?;
         let now = seconds_since_1970();
-        let image = match self.read(&id)? {
+        let image = match self.read_unless_spoilt(&id)? {
             Some(image) if was_whole && self.is_sound(&image) => image,
             known => {
                 let path = dir.join(kept::disk_name(facts.format));
@@ -441,7 +441,7 @@ impl ImageStore {
     /// Returns whether an image is kept whose disk still hashes to what it is known by.
     async fn is_whole(&self, id: &Digest) -> Result<bool> {
         let Some(_lock) = self.hold(id, LockMode::Shared).await? else { return Ok(false) };
-        match self.read(id)? {
+        match self.read_unless_spoilt(id)? {
             // One that can't be read is damaged.
             Some(image) if self.is_sound(&image) => {
                 Ok(hash_of_file(&image.facts.path, |_| {}).await.is_ok_and(|found| found == *id))
@@ -459,7 +459,7 @@ impl ImageStore {
             // A record that can't be read is somebody else's trouble: then the image is fetched.
             if let Ok(Some(name)) = name
                 && name.download == *download
-                && self.read(&name.image)?.is_some()
+                && self.read_unless_spoilt(&name.image)?.is_some()
             {
                 names.push(name);
             }
@@ -513,12 +513,30 @@ impl ImageStore {
         }
     }
 
+    /// Reads a local image as [`read`](Self::read) does; one whose record is spoilt is none.
+    pub(super) fn read_unless_spoilt(&self, id: &Digest) -> Result<Option<LocalImage>> {
+        match self.read(id) {
+            Err(error) if kept::is_spoilt(&error) => Ok(None),
+            read => read,
+        }
+    }
+
     pub(super) fn dir(&self, id: &Digest) -> PathBuf {
         self.home.images().join(kept::dir_name(id))
     }
 
     pub(super) fn names_dir(&self) -> PathBuf {
         self.home.images().join("names")
+    }
+
+    /// Returns the files of names whose records are spoilt.
+    pub(super) fn spoilt_names(&self) -> Result<Vec<String>> {
+        let mut files = entries(&self.names_dir())?;
+        files.retain(|file| {
+            let read = || self.read_name(&self.names_dir().join(file));
+            file.ends_with(".json") && read().is_err_and(|error| kept::is_spoilt(&error))
+        });
+        Ok(files)
     }
 
     fn read_name(&self, path: &Path) -> Result<Option<LocalName>> {
@@ -528,10 +546,11 @@ impl ImageStore {
     pub(super) fn names_of(&self, id: &Digest) -> Result<Vec<LocalName>> {
         let mut names = Vec::new();
         for file in entries(&self.names_dir())?.into_iter().filter(|file| file.ends_with(".json")) {
-            if let Some(name) = self.read_name(&self.names_dir().join(file))?
-                && name.image == *id
-            {
-                names.push(name);
+            match self.read_name(&self.names_dir().join(file)) {
+                Ok(Some(name)) if name.image == *id => names.push(name),
+                // A spoilt record is no image's name.
+                Err(error) if !kept::is_spoilt(&error) => return Err(error),
+                _ => {}
             }
         }
         Ok(names)
@@ -596,7 +615,15 @@ pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
         file.write_all(bytes)?;
         file.sync_all()?;
         step("image: rename a record")?;
-        fs::rename(&unfinished, path)?;
+        if let Err(error) = fs::rename(&unfinished, path) {
+            if error.kind() != io::ErrorKind::IsADirectory {
+                return Err(error);
+            }
+            // A directory in the record's place is nothing of vmkit's; one with something in it
+            // stays.
+            fs::remove_dir(path)?;
+            fs::rename(&unfinished, path)?;
+        }
         File::open(path.parent().unwrap_or(path))?.sync_all()
     };
     write().map_err(|error| {
@@ -655,7 +682,8 @@ pub(super) fn remove_file(path: &Path) -> Result<u64> {
     use std::os::unix::fs::MetadataExt;
 
     let Ok(metadata) = fs::symlink_metadata(path) else { return Ok(0) };
-    match step("image: remove a file").and_then(|()| fs::remove_file(path)) {
+    let remove = || if metadata.is_dir() { fs::remove_dir(path) } else { fs::remove_file(path) };
+    match step("image: remove a file").and_then(|()| remove()) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
         // A file's blocks are counted in 512 bytes, whatever the file system's own are.
         removed => removed.map(|()| metadata.blocks() * 512).map_err(Error::io("remove", path)),

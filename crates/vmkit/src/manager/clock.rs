@@ -2,21 +2,22 @@
 
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::VmManager;
 use crate::error::Result;
 use crate::handle::VmHandle;
 use crate::hypervisor::Backend;
 use crate::spec::{NetworkConfig, VmName};
-use crate::ssh::{LoginOptions, Session};
+use crate::ssh::{LoginOptions, Session, SshTarget, may_pass};
 
-/// How long the guest's SSH server has to greet. One that listens does so at once, and a guest that
-/// has none is not waited for.
-const GREETING: Duration = Duration::from_secs(5);
-/// How long all of it may take: a login, and the next second of the clock, on a slow guest several
+/// How long the guest's SSH server has to greet in one attempt: a busy emulated guest takes seconds.
+const GREETING: Duration = Duration::from_secs(15);
+/// How long all of it may take: logins, and the next second of the clock, on a slow guest several
 /// times.
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
+/// The pause before another attempt.
+const PAUSE: Duration = Duration::from_millis(500);
 /// How long a pause has to be for a clock that is behind by it to be worth a warning.
 const NOTICED: Duration = Duration::from_secs(1);
 
@@ -54,15 +55,59 @@ impl<H: Backend + 'static> VmManager<H> {
     async fn set_clock_by_ssh(&self, vm: &VmHandle) -> Result<()> {
         let deadline = Instant::now() + LIMIT;
         let target = self.target_of(vm, &LoginOptions::default()).await?;
-        let stream = Session::reach(&target, Instant::now() + GREETING).await?;
-        let session = self.over(stream, vm, &target, deadline).await?;
+        attempt_until(deadline, || self.set_clock_once(vm, &target, deadline)).await
+    }
+
+    async fn set_clock_once(&self, vm: &VmHandle, target: &SshTarget, deadline: Instant) -> Result<()> {
+        let stream = Session::reach(target, deadline.min(Instant::now() + GREETING)).await?;
+        let session = self.over(stream, vm, target, deadline).await?;
         let set = session.set_clock(deadline).await;
         session.close().await;
         set
     }
 }
 
+/// Tries until it works, it fails in a way that does not pass, or there is no time for another
+/// attempt.
+async fn attempt_until<F: Future<Output = Result<()>>>(
+    deadline: Instant,
+    mut attempt: impl FnMut() -> F,
+) -> Result<()> {
+    loop {
+        match attempt().await {
+            Err(error) if may_pass(&error) && Instant::now() + PAUSE < deadline => {
+                tracing::debug!(%error, "the clock was not set, and is tried again");
+                sleep(PAUSE).await;
+            }
+            tried => return tried,
+        }
+    }
+}
+
 fn has_login(vm: &VmHandle) -> bool {
     let access = vm.spec.cloud_init().and_then(|config| config.access.as_ref());
     access.is_some() && !matches!(vm.spec.network(), NetworkConfig::None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::{Error, Subject};
+
+    #[tokio::test(start_paused = true)]
+    async fn what_passes_is_tried_again_until_the_deadline_and_nothing_else_is() {
+        let tries = async |failing: usize, error: fn() -> Error| {
+            let mut tries = 0;
+            let attempt = || {
+                tries += 1;
+                std::future::ready(if tries <= failing { Err(error()) } else { Ok(()) })
+            };
+            let result = attempt_until(Instant::now() + LIMIT, attempt).await;
+            (tries, result.is_ok())
+        };
+        let late: fn() -> Error = || Error::timed_out("a greeting", GREETING);
+        assert_eq!(tries(3, late).await, (4, true));
+        assert_eq!(tries(usize::MAX, late).await, (120, false));
+        assert_eq!(tries(3, || Error::not_found(Subject::Vm, "web")).await, (1, false));
+    }
 }

@@ -1,6 +1,6 @@
 //! A lock in a file, as each VM has one: held by the kernel for a process, so it dies with it.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -61,6 +61,10 @@ fn open(path: &Path, hold: LockMode) -> Result<Option<File>> {
     match opened {
         Ok(file) => Ok(Some(file)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        // An empty directory in the lock's place is nothing of vmkit's.
+        Err(error) if error.kind() == io::ErrorKind::IsADirectory && fs::remove_dir(path).is_ok() => {
+            open(path, hold)
+        }
         // A lock needs no writing, and what runs in a home that has become read-only must be
         // stopped all the same.
         Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => match File::open(path) {
