@@ -18,13 +18,13 @@ use uuid::Uuid;
 
 use super::digest::DigestAlgorithm;
 use super::downloads::DownloadDir;
+use super::files::{read_bytes, replace};
 use super::intake::{DOWNLOAD, ImageIntake, ReceivedImage};
 use super::progress::{PullProgress, PullStage};
 use super::remote::{
     AttemptFailure, HttpFetcher, RetryBudget, challenge, fetch_error, is_passing, is_web_page, refusal,
     shown, with,
 };
-use super::store::{read_bytes, replace};
 use crate::error::{Error, Result};
 use crate::host::process::boot_id;
 

@@ -12,10 +12,11 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::files::{entries, remove_file};
 use super::intake::DOWNLOAD;
 use super::progress::{PullProgress, PullStage};
 use super::pull::PullSource;
-use super::store::{ImageStore, entries, remove_file};
+use super::store::ImageStore;
 use crate::error::{Error, Result, Subject};
 use crate::steps::step;
 use crate::store::lock::{self, FileLock, LockMode};

@@ -11,11 +11,12 @@ use tokio::sync::watch;
 
 use super::digest::{Digest, DigestAlgorithm, Hasher};
 use super::downloads::{DownloadDir, remove_dir};
+use super::files::remove_file;
 use super::inspect::ImageOrigin;
 use super::intake::ImageIntake;
 use super::kept::{DAMAGED, LocalImage, NewName, Verification};
 use super::progress::{PullProgress, PullStage};
-use super::store::{ImageStore, ImportOptions, remove_file};
+use super::store::{ImageStore, ImportOptions};
 use crate::error::{Error, Result, Subject};
 use crate::input_file::{InputFile, InputStream};
 use crate::steps::step;

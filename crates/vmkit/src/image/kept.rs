@@ -243,8 +243,8 @@ fn decode<T: for<'a> Deserialize<'a>>(path: &Path, bytes: &[u8], version: fn(&T)
     }
 }
 
-/// Returns whether a record was read and is none, so that what replaces or removes it loses nothing;
-/// a record of a newer version is one.
+/// Returns whether a record was read and is none, so that what replaces or removes it loses
+/// nothing; a record of a newer version is one.
 pub(super) fn is_spoilt(error: &Error) -> bool {
     match error {
         Error::Record { source, .. } => source.is_some(),

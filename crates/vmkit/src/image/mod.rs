@@ -45,6 +45,8 @@ mod download;
 mod download_tests;
 #[cfg(feature = "images")]
 mod downloads;
+#[cfg(feature = "images")]
+mod files;
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 mod identity;
 #[cfg(feature = "images")]

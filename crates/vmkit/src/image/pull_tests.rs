@@ -61,7 +61,7 @@ impl PullScene {
     pub(super) fn assert_nothing_kept(&self) {
         let (images, unreadable) = self.store.list().unwrap();
         assert!(images.is_empty() && unreadable.is_empty(), "{images:?} {unreadable:?}");
-        let left = store::entries(&self.images().join("downloads")).unwrap();
+        let left = files::entries(&self.images().join("downloads")).unwrap();
         assert!(left.is_empty(), "{left:?}");
     }
 }
@@ -232,7 +232,7 @@ async fn what_an_earlier_try_spoilt_is_fetched_once_more() {
     scene.publish("checksums = \"SUMS\"");
     scene.pull("test:1").await.unwrap_err();
     let downloads = scene.images().join("downloads");
-    let dir = downloads.join(&store::entries(&downloads).unwrap()[0]);
+    let dir = downloads.join(&files::entries(&downloads).unwrap()[0]);
     fs::write(dir.join("download"), vec![9; 150_000]).unwrap();
     assert_eq!(fs::read(scene.pull("test:1").await.unwrap().facts.path).unwrap(), disk);
 }
@@ -245,7 +245,7 @@ async fn left_whole(scene: &PullScene, disk: &[u8]) -> PathBuf {
         .put("/d", ServedFile { cuts: vec![disk.len() / 2, 0, 0, 0], ..ServedFile::new(disk.to_vec()) });
     scene.pull_url("/d").await.unwrap_err();
     let downloads = scene.images().join("downloads");
-    let dir = downloads.join(&store::entries(&downloads).unwrap()[0]);
+    let dir = downloads.join(&files::entries(&downloads).unwrap()[0]);
     fs::write(dir.join("download"), disk).unwrap();
     scene.server.put("/d", ServedFile::new(disk.to_vec()));
     dir

@@ -11,8 +11,9 @@ use std::path::Path;
 use tokio::time::Instant;
 
 use super::digest::Digest;
+use super::files::{entries, remove_file, sweep};
 use super::kept::{self, LocalName, RECORD};
-use super::store::{ImageStore, LOCK, RemovedImage, entries, remove_file, sweep};
+use super::store::{ImageStore, LOCK, RemovedImage};
 use crate::error::{Error, Result};
 use crate::spec::{Arch, DataDisk, VmName};
 use crate::steps::step;
@@ -179,7 +180,7 @@ impl ImageStore {
 
     /// Removes an image that is locked exclusively: the record first, since without it there is no
     /// image.
-    fn remove_content(&self, id: &Digest, lock: FileLock) -> Result<u64> {
+    pub(super) fn remove_content(&self, id: &Digest, lock: FileLock) -> Result<u64> {
         let dir = self.dir(id);
         let mut freed_bytes = remove_file(&dir.join(RECORD))?;
         for entry in entries(&dir)?.into_iter().filter(|entry| entry != LOCK) {

@@ -6,13 +6,10 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustix::fs::Mode;
 use tokio::time::Instant;
 
 use tokio::sync::watch;
@@ -21,6 +18,7 @@ use super::catalogue::Catalogue;
 use super::credential_helper::CredentialProgram;
 use super::credentials::{RegistryCredentials, RegistryLogin};
 use super::digest::Digest;
+use super::files::{entries, read_bytes, remove_file, replace, settle, sweep, sync_dir};
 use super::import::hash_of_file;
 use super::inspect::{ImageFacts, ImageOrigin, inspect, inspect_from, is_text};
 use super::intake::ReceivedImage;
@@ -30,21 +28,15 @@ use super::proxy::Proxies;
 use super::reference::{ImageName, ImageRef, OciRef};
 use super::remote::HttpFetcher;
 use crate::error::{Error, ErrorKind, Result, Subject};
-use crate::input_file::open_regular;
 use crate::spec::{Arch, Firmware, UserName};
-use crate::steps::step;
 use crate::store::lock::{self, FileLock, LockMode};
 use crate::store::{Home, create_private};
 
 /// How long one who removes an image waits for those who are just making a VM of it, and the other
 /// way round.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// More than any record has.
-const MOST_RECORD_BYTES: u64 = 1 << 20;
 /// The lock of an image, in its directory.
 pub(super) const LOCK: &str = "lock";
-/// The end of a record's name while it is being written.
-const UNFINISHED: &str = ".new";
 
 /// The images of one home: found, pulled, imported, checked and removed.
 ///
@@ -396,7 +388,7 @@ impl ImageStore {
                 format!("this is an image for {}, and {} was asked for", found.as_str(), name.arch.as_str());
             return Err(Error::invalid("image", &name.name, why));
         }
-        let id = taken.disk_digest;
+        let id = taken.disk_digest.clone();
         let dir = self.dir(&id);
         // Read whole before it is held alone, so that nobody who makes a VM of it waits for that.
         let was_whole = self.is_whole(&id).await?;
@@ -408,27 +400,46 @@ impl ImageStore {
         };
         sweep(&dir)?;
         let now = seconds_since_1970();
-        let image = match self.read_unless_spoilt(&id)? {
-            Some(image) if was_whole && self.is_sound(&image) => image,
-            known => {
-                let path = dir.join(kept::disk_name(facts.format));
-                settle(&taken.disk, &path).await?;
-                let image = LocalImage {
-                    id: id.clone(),
-                    facts: ImageFacts { path, ..facts },
-                    arch: found,
-                    kept_at: known.map_or(now, |known| known.kept_at),
-                    names: Vec::new(),
-                };
-                replace(&dir.join(RECORD), &image.encode())?;
-                remove_file(&dir.join(DAMAGED))?;
-                sync_dir(self.home.images())?;
-                image
-            }
+        let known = self.read_unless_spoilt(&id)?;
+        let is_new = known.is_none();
+        let content = LocalImage {
+            id: id.clone(),
+            facts: ImageFacts { path: dir.join(kept::disk_name(facts.format)), ..facts },
+            arch: found,
+            kept_at: known.as_ref().map_or(now, |known| known.kept_at),
+            names: Vec::new(),
         };
-        self.write_name(&name.of(id.clone(), taken.digest, now)).await?;
-        drop(lock);
-        Ok(LocalImage { names: self.names_of(&id)?, ..image })
+        let image = match known {
+            Some(image) if was_whole && self.is_sound(&image) => Ok(image),
+            _ => self.write_content(&taken, content).await,
+        };
+        let stored = match image {
+            Ok(image) => self.write_name(&name.of(id.clone(), taken.digest, now)).await.map(|()| image),
+            Err(error) => Err(error),
+        };
+        match stored {
+            Ok(image) => {
+                drop(lock);
+                Ok(LocalImage { names: self.names_of(&id)?, ..image })
+            }
+            Err(error) => {
+                // On a full disk, what has no name would only be in the way.
+                if is_new && let Err(left) = self.remove_content(&id, lock) {
+                    tracing::warn!(error = %left, "cannot remove an image that could not be stored");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Puts a disk and its record in an image's directory.
+    async fn write_content(&self, taken: &ReceivedImage, image: LocalImage) -> Result<LocalImage> {
+        let dir = self.dir(&image.id);
+        settle(&taken.disk, &image.facts.path).await?;
+        replace(&dir.join(RECORD), &image.encode())?;
+        remove_file(&dir.join(DAMAGED))?;
+        sync_dir(self.home.images())?;
+        Ok(image)
     }
 
     /// Returns whether a kept image can be what it was, as far as a glance tells: its disk has its
@@ -585,108 +596,6 @@ impl ImageStore {
             Error::Busy { holder, .. } => Error::Busy { what: self.called(id), holder },
             error => error,
         })
-    }
-}
-
-/// Moves a disk to its place: synced, for reading only.
-async fn settle(disk: &Path, place: &Path) -> Result<()> {
-    let settled = async || {
-        let file = File::open(disk)?;
-        step("image: protect the disk")?;
-        rustix::fs::fchmod(&file, Mode::RUSR | Mode::RGRP | Mode::ROTH)?;
-        step("image: sync the disk")?;
-        // Gigabytes take their time, and others are at work on this thread.
-        tokio::task::spawn_blocking(move || file.sync_all()).await.map_err(io::Error::other)??;
-        step("image: move the disk to its place")?;
-        fs::rename(disk, place)
-    };
-    settled().await.map_err(Error::io("keep", place))
-}
-
-/// Writes a record in the place of an earlier one, so that there is always a whole one.
-pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
-    // Two may write at once, and each renames its own.
-    let mut unfinished = path.as_os_str().to_owned();
-    unfinished.push(format!(".{}{UNFINISHED}", uuid::Uuid::new_v4().simple()));
-    let unfinished = PathBuf::from(unfinished);
-    let write = || {
-        step("image: write a record")?;
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        step("image: rename a record")?;
-        if let Err(error) = fs::rename(&unfinished, path) {
-            if error.kind() != io::ErrorKind::IsADirectory {
-                return Err(error);
-            }
-            // A directory in the record's place is nothing of vmkit's; one with something in it
-            // stays.
-            fs::remove_dir(path)?;
-            fs::rename(&unfinished, path)?;
-        }
-        File::open(path.parent().unwrap_or(path))?.sync_all()
-    };
-    write().map_err(|error| {
-        let _ = fs::remove_file(&unfinished);
-        Error::io("write", path)(error)
-    })
-}
-
-/// Removes what is left in a directory of records that were being written; whoever calls it holds
-/// the lock that each writer does.
-pub(super) fn sweep(dir: &Path) -> Result<()> {
-    for left in entries(dir)?.into_iter().filter(|file| file.ends_with(UNFINISHED)) {
-        remove_file(&dir.join(left))?;
-    }
-    Ok(())
-}
-
-fn sync_dir(path: &Path) -> Result<()> {
-    File::open(path).and_then(|dir| dir.sync_all()).map_err(Error::io("sync", path))
-}
-
-/// Reads a record; one that is bigger than any is refused.
-pub(super) fn read_bytes(path: &Path) -> Result<Option<Vec<u8>>> {
-    let file = match open_regular(path) {
-        Ok(file) => file,
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-            return Ok(None);
-        }
-        Err(error) => return Err(Error::io("open", path)(error)),
-    };
-    let mut bytes = Vec::new();
-    file.take(MOST_RECORD_BYTES).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
-    Ok(Some(bytes))
-}
-
-/// Returns the names in a directory, in order; one that is not there has none.
-pub(super) fn entries(dir: &Path) -> Result<Vec<String>> {
-    let entries = match fs::read_dir(dir) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(Error::io("read", dir)(error)),
-    };
-    let mut names = Vec::new();
-    for entry in entries {
-        // What vmkit writes here is plain text; other names are not its own.
-        if let Ok(name) = entry.map_err(Error::io("read", dir))?.file_name().into_string() {
-            names.push(name);
-        }
-    }
-    names.sort();
-    Ok(names)
-}
-
-/// Removes a file and returns how much room it took; what is gone already took none.
-pub(super) fn remove_file(path: &Path) -> Result<u64> {
-    use std::os::unix::fs::MetadataExt;
-
-    let Ok(metadata) = fs::symlink_metadata(path) else { return Ok(0) };
-    let remove = || if metadata.is_dir() { fs::remove_dir(path) } else { fs::remove_file(path) };
-    match step("image: remove a file").and_then(|()| remove()) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
-        // A file's blocks are counted in 512 bytes, whatever the file system's own are.
-        removed => removed.map(|()| metadata.blocks() * 512).map_err(Error::io("remove", path)),
     }
 }
 

@@ -66,7 +66,7 @@ async fn an_import_of_what_is_no_disk_leaves_nothing() {
         assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
     }
     assert!(store.list().unwrap().0.is_empty());
-    assert!(super::store::entries(&dir.path().join("images/downloads")).unwrap().is_empty());
+    assert!(super::files::entries(&dir.path().join("images/downloads")).unwrap().is_empty());
 }
 
 #[tokio::test]

@@ -11,7 +11,8 @@ use crate::hypervisor::Backend;
 use crate::spec::{NetworkConfig, VmName};
 use crate::ssh::{LoginOptions, Session, SshTarget, may_pass};
 
-/// How long the guest's SSH server has to greet in one attempt: a busy emulated guest takes seconds.
+/// How long the guest's SSH server has to greet in one attempt: a busy emulated guest takes
+/// seconds.
 const GREETING: Duration = Duration::from_secs(15);
 /// How long all of it may take: logins, and the next second of the clock, on a slow guest several
 /// times.
