@@ -65,6 +65,7 @@
 
 pub mod abilities;
 mod backend;
+mod backend_tag;
 mod boundedlog;
 mod clock;
 pub mod cloud_init;
@@ -77,6 +78,7 @@ mod handle;
 pub mod host;
 mod hypervisor;
 pub mod image;
+mod image_format;
 mod input_file;
 mod kernel_file;
 #[cfg(all(feature = "images", feature = "ssh"))]

@@ -15,8 +15,8 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::handle::BackendTag;
-use crate::image::ImageFormat;
+use crate::backend_tag::BackendTag;
+use crate::image_format::ImageFormat;
 use crate::lifecycle::{InvalidTransition, VmState};
 use crate::misplacement::Misplacement;
 use crate::spec::VmName;

@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use crate::handle::BackendTag;
+use crate::backend_tag::BackendTag;
 use crate::lifecycle::VmState;
 use crate::spec::VmName;
 

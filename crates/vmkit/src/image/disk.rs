@@ -19,10 +19,11 @@ use std::os::unix::fs::FileExt;
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
-use super::inspect::{ImageFacts, ImageFormat};
+use super::inspect::ImageFacts;
 use super::qcow2_header::{
     self, ALL_ZEROES, COMPRESSED, ClusterCompression, MAX_CLUSTER_BYTES, OFFSET_MASK, Qcow2Header, be_u64,
 };
+use crate::image_format::ImageFormat;
 
 /// How many subclusters a cluster with an extended entry has, each with a bit of its own.
 const SUBCLUSTERS: u64 = 32;

@@ -1,6 +1,5 @@
 //! Finds out what an image file is by looking at its bytes, never by its name.
 
-use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
@@ -11,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::qcow2_header::{self, BackingName, Qcow2Header};
 use crate::error::{Error, Result, ValueProblem};
+use crate::image_format::ImageFormat;
 use crate::input_file::InputFile;
 #[cfg(any(feature = "images", all(target_os = "linux", feature = "qemu")))]
 use crate::spec::Mib;
@@ -26,33 +26,6 @@ pub struct ImageFacts {
     pub virtual_size_bytes: u64,
     /// The length of the file.
     pub file_bytes: u64,
-}
-
-/// A format of disk images that vmkit uses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[non_exhaustive]
-pub enum ImageFormat {
-    /// The bytes of the disk as they are.
-    Raw,
-    /// QEMU's own format, version 2 or 3.
-    Qcow2,
-}
-
-impl ImageFormat {
-    /// Returns the name that QEMU gives it: `raw` or `qcow2`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            ImageFormat::Raw => "raw",
-            ImageFormat::Qcow2 => "qcow2",
-        }
-    }
-}
-
-impl fmt::Display for ImageFormat {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
-    }
 }
 
 /// The smallest unit of a disk in bytes; QEMU rounds odd lengths up to it.

@@ -19,8 +19,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::digest::{Digest, DigestAlgorithm};
-use super::inspect::{ImageFacts, ImageFormat};
+use super::inspect::ImageFacts;
 use crate::error::{Error, Result};
+use crate::image_format::ImageFormat;
 use crate::spec::{Arch, Firmware, UserName};
 
 /// The version of both formats that this vmkit writes, and the newest that it reads.

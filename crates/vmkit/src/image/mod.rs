@@ -88,6 +88,7 @@ mod store_tests;
 #[cfg(all(test, feature = "images", feature = "qemu"))]
 mod test_server;
 
+pub use crate::image_format::ImageFormat;
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 pub(crate) use backing::{is_backing_settled, settle_backing};
 #[cfg(all(target_os = "linux", feature = "qemu"))]
@@ -102,7 +103,7 @@ pub(crate) use disc::refuse_disc;
 pub(crate) use identity::ImageIdentity;
 #[cfg(any(feature = "propolis", all(target_os = "linux", feature = "qemu")))]
 pub(crate) use inspect::inspect_for;
-pub use inspect::{ImageFacts, ImageFormat, inspect};
+pub use inspect::{ImageFacts, inspect};
 
 #[cfg(feature = "images")]
 pub use catalogue::{

@@ -86,7 +86,7 @@ pub fn changes(recorded: &VmSpec, wanted: &VmSpec, live: bool) -> Vec<SpecChange
     } = &recorded.0;
     let to = &wanted.0;
     let mut found = ChangeList(Vec::new());
-    let text = |tag: &Option<crate::handle::BackendTag>| shown(tag.as_ref());
+    let text = |tag: &Option<crate::backend_tag::BackendTag>| shown(tag.as_ref());
     found.note("backend", text(backend), text(&to.backend), TakesEffect::Anew);
     if *backend_options != to.backend_options {
         let pairs = |options: &BackendOptions| options.iter().map(pair).collect::<Vec<_>>().join(", ");
@@ -257,7 +257,7 @@ fn pair((key, value): (&str, &str)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::handle::BackendTag;
+    use crate::backend_tag::BackendTag;
     use crate::spec::{Accel, GuestAccess, Kernel, Mib, SshKeyPair, UserData, UserNetwork, VmName, Vnc};
 
     fn mib(mib: u64) -> Mib {

@@ -44,8 +44,8 @@ pub use options::BackendOptions;
 pub use patch::{CdromPatch, FieldConflict, SpecPatch};
 pub use size::Mib;
 
+use crate::backend_tag::BackendTag;
 use crate::error::{Error, Result, ValueProblem};
-use crate::handle::BackendTag;
 
 /// What a VM shall be. Made by [`VmSpec::builder`], valid from then on.
 #[derive(Debug, Clone, PartialEq, Eq)]

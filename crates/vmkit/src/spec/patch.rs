@@ -9,8 +9,8 @@ use super::{
     Accel, BackendOptions, Boot, CloudInitConfig, DataDisk, Firmware, Kernel, Labels, MachineType, Mib,
     NetworkConfig, PortForward, RootDisk, UserName, UserNetwork, VmSpec, VmSpecBuilder, Vnc,
 };
+use crate::backend_tag::BackendTag;
 use crate::error::{Error, Result};
-use crate::handle::BackendTag;
 
 /// The fields of a spec that shall be different; a field that is `None` stays as it is.
 ///
