@@ -9,9 +9,25 @@ use std::time::UNIX_EPOCH;
 
 use serde::{Deserialize, Serialize};
 
-/// Appends to `path`, and moves it to `path.1` whenever it has reached half of the bound.
+/// A log that is written to and stays within its bound: a file, which becomes the older half
+/// (`.1` behind its name) whenever it has reached half of the bound.
+///
+/// It is what [`VmHandle::console_log`](crate::VmHandle::console_log) of a backend is expected to
+/// be. [`LogReader`](crate::LogReader) and [`tail_of_log`] read it.
+///
+/// # Examples
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("console.log");
+/// let mut log = vmkit::BoundedLog::open(&path, 1 << 20)?;
+/// log.append(b"an earlier run\n");
+/// let since = log.position()?; // `VmHandle::console_since` of the run that begins
+/// log.append(b"login: ");
+/// assert_eq!(vmkit::tail_of_log_since(&path, &since, 4096)?, b"login: ");
+/// # std::io::Result::Ok(())
+/// ```
 #[derive(Debug)]
-pub(crate) struct BoundedLog {
+pub struct BoundedLog {
     path: PathBuf,
     file: Option<File>,
     written_bytes: u64,
@@ -21,7 +37,10 @@ pub(crate) struct BoundedLog {
 impl BoundedLog {
     /// Opens the log to append, private to this user. Both halves together stay within
     /// `bound_bytes`.
-    pub(crate) fn open(path: &Path, bound_bytes: u64) -> io::Result<Self> {
+    ///
+    /// # Errors
+    /// Why the file can't be opened.
+    pub fn open(path: &Path, bound_bytes: u64) -> io::Result<Self> {
         let file = append_to(path)?;
         let written_bytes = file.metadata()?.len();
         Ok(Self {
@@ -34,21 +53,24 @@ impl BoundedLog {
 
     /// Moves what is there to the older half, so that the newer one has only what is written from
     /// now on.
-    pub(crate) fn begin_anew(&mut self) {
+    pub fn rotate(&mut self) {
         if self.written_bytes > 0 {
             self.cut();
         }
     }
 
     /// Returns the place that is written to next.
-    pub(crate) fn mark(&self) -> io::Result<LogPosition> {
+    ///
+    /// # Errors
+    /// Why the file can't be looked at.
+    pub fn position(&self) -> io::Result<LogPosition> {
         let file = self.file.as_ref().ok_or(io::ErrorKind::NotFound)?;
         Ok(LogPosition { file: FileMark::of(file)?, at_bytes: self.written_bytes })
     }
 
     /// Appends, cutting where the bound says. A full disk loses log lines and nothing else: the
     /// guest goes on.
-    pub(crate) fn append(&mut self, mut bytes: &[u8]) {
+    pub fn append(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             if self.written_bytes >= self.half_bytes {
                 self.cut();
@@ -100,8 +122,20 @@ impl FileMark {
 }
 
 impl LogPosition {
+    /// Returns the beginning of a log, as one of its halves is open here: what is written to this
+    /// file is behind it.
+    ///
+    /// # Errors
+    /// Why the file can't be looked at.
+    pub fn at_start(file: &File) -> io::Result<Self> {
+        Ok(Self { file: FileMark::of(file)?, at_bytes: 0 })
+    }
+
     /// Returns the end of a bounded log, as it is now; nothing where there is no log.
-    pub(crate) fn end_of(path: &Path) -> io::Result<Option<Self>> {
+    ///
+    /// # Errors
+    /// Why the log can't be looked at.
+    pub fn end_of(path: &Path) -> io::Result<Option<Self>> {
         let Some(file) = opened(path)? else { return Ok(None) };
         Ok(Some(Self { file: FileMark::of(&file)?, at_bytes: file.metadata()?.len() }))
     }
@@ -222,7 +256,7 @@ mod tests {
             let mut log = BoundedLog::open(&path, 1000).unwrap();
             before.iter().for_each(|length| log.append(&vec![b'.'; *length]));
             let mut log = BoundedLog::open(&path, 1000).unwrap();
-            let mark = log.mark().unwrap();
+            let mark = log.position().unwrap();
             let mut all = Vec::new();
             for (index, length) in since.into_iter().enumerate() {
                 let chunk = vec![b'a' + (index % 26) as u8; length];
@@ -241,7 +275,7 @@ mod tests {
         let path = dir.path().join("qemu.log");
         BoundedLog::open(&path, 100).unwrap().append(b"first run ");
         let mut log = BoundedLog::open(&path, 100).unwrap();
-        log.begin_anew();
+        log.rotate();
         log.append(b"second run");
         assert_eq!(tail_of_file(&path, 100).unwrap(), b"second run");
         assert_eq!(tail_of_log(&path, 100).unwrap(), b"first run second run");

@@ -31,7 +31,9 @@ pub struct VmHandle {
     pub run: Option<RunInfo>,
     /// The log of the serial console's output, at most `spec.console_log` bytes of it.
     pub console_log: Option<PathBuf>,
-    /// Where the last run begins in `console_log`; `None` if that is not known.
+    /// Where the last run begins in `console_log`; `None` if that is not known. `start` sets it,
+    /// by [`BoundedLog::position`](crate::BoundedLog::position). Without it, a client that attaches
+    /// has what earlier runs printed as well.
     pub console_since: Option<LogPosition>,
     /// The log of what the hypervisor itself printed.
     pub hypervisor_log: Option<PathBuf>,
@@ -94,7 +96,8 @@ pub struct RunInfo {
     /// The console, as [`Hypervisor::console_endpoint`](crate::Hypervisor::console_endpoint)
     /// returns it.
     pub console: ConsoleEndpoint,
-    /// The socket of the guest agent's channel.
+    /// The socket of the guest agent's channel. Only the backend's own
+    /// [`GuestAgentChannel`](crate::abilities::GuestAgentChannel) and people read it.
     pub agent: Option<PathBuf>,
     /// The socket of a monitor for people; vmkit itself uses another.
     pub monitor: Option<PathBuf>,
@@ -109,10 +112,20 @@ pub struct RunInfo {
 /// Where a VM's serial console can be attached to.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum ConsoleEndpoint {
-    /// A Unix stream socket: raw bytes in both directions, as of QEMU's serial console. One client
-    /// at a time; the guest's output goes to the console log whether a client is connected or not.
+    /// A Unix stream socket: raw bytes in both directions, as of QEMU's serial console.
+    ///
+    /// A backend MUST write what the guest prints to [`VmHandle::console_log`], whether a client is
+    /// connected or not, and to a client first and to the log after it: `VmManager` joins the two,
+    /// so that a client has each byte once, what was printed before it attached among them. A
+    /// client that does not read MUST NOT stop the guest for good. The stream ends with the VM's
+    /// run, not with a pause.
+    ///
+    /// One client at a time is served, and `VmManager` reports the process that is attached to the
+    /// next one; unless the backend says that many are
+    /// ([`Abilities::with_shared_console`](crate::Abilities::with_shared_console)).
     UnixSocket(PathBuf),
-    /// The address of a WebSocket: Propolis's console.
+    /// The address of a WebSocket: Propolis's console. `VmManager` attaches to it by the backend's
+    /// [`ConsoleHistory`](crate::abilities::ConsoleHistory).
     WebSocket(String),
     /// No console, as with the no-op backend.
     #[default]

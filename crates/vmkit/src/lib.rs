@@ -119,7 +119,7 @@ pub use backend::qemu::{
 };
 pub use backend::router::RouterHypervisor;
 pub use backend::supervise::keeper::run_if_keeper;
-pub use boundedlog::{LogPosition, tail_of_log, tail_of_log_since};
+pub use boundedlog::{BoundedLog, LogPosition, tail_of_log, tail_of_log_since};
 pub use error::{Error, ErrorKind, LiveResource, LoginPart, Peer, Result, Subject};
 pub use handle::{
     ActiveForward, BackendDetails, BackendTag, ConsoleEndpoint, CustomTag, RunInfo, VmHandle, VncAddress,

@@ -251,7 +251,7 @@ mod tests {
         assert!(early.read().unwrap().is_empty(), "there is no log yet");
         let mut log = BoundedLog::open(&path, BOUND).unwrap();
         log.append(&lines(0, 10));
-        let mark = log.mark().unwrap();
+        let mark = log.position().unwrap();
         log.append(&lines(10, 70));
         assert!(older_log(&path).exists());
         assert_eq!(all(&mut LogReader::open(&path, None).unwrap()), lines(0, 70));

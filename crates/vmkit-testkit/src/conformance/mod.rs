@@ -7,8 +7,11 @@
 //! What the suite can't see from inside the trait, it asks hooks for: [`Conformance::breaking`],
 //! without which no VM becomes `Failed` and those cases are skipped;
 //! [`Conformance::counting_guests`] and [`Conformance::finding_leftovers`], without which "one
-//! guest" and "nothing left behind" mean only what the backend itself says.
+//! guest" and "nothing left behind" mean only what the backend itself says;
+//! [`Conformance::printing`] and [`Conformance::forwarding`], without which consoles and forwards
+//! are not tried.
 
+mod abilities;
 mod bench;
 mod contract;
 mod drops;
@@ -20,7 +23,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use vmkit::spec::{VmName, VmSpec};
+use vmkit::spec::{PortForward, VmName, VmSpec};
 use vmkit::{Backend, VmHandle};
 
 use bench::CaseBench;
@@ -30,6 +33,7 @@ pub use report::{CaseOutcome, CaseReport, ConformanceReport};
 type MakeSpec = Arc<dyn Fn(VmName) -> VmSpec + Send + Sync>;
 type BreakVm = Arc<dyn Fn(&VmHandle) + Send + Sync>;
 type CountGuests = Arc<dyn Fn(&VmHandle) -> usize + Send + Sync>;
+type PrintLine = Arc<dyn Fn(&VmHandle) -> String + Send + Sync>;
 type FindLeftovers = Arc<dyn Fn() -> Vec<String> + Send + Sync>;
 
 /// What the suite has to know of a backend.
@@ -43,6 +47,8 @@ pub struct Conformance {
     break_vm: Option<BreakVm>,
     count_guests: Option<CountGuests>,
     find_leftovers: Option<FindLeftovers>,
+    print: Option<PrintLine>,
+    forward: Option<PortForward>,
 }
 
 impl Conformance {
@@ -57,6 +63,8 @@ impl Conformance {
             break_vm: None,
             count_guests: None,
             find_leftovers: None,
+            print: None,
+            forward: None,
         }
     }
 
@@ -100,6 +108,19 @@ impl Conformance {
         Self { count_guests: Some(Arc::new(count)), ..self }
     }
 
+    /// Names the way to have a running VM's guest print a line on its console, which is returned.
+    /// A guest that prints a known line while it boots needs nothing more.
+    #[must_use]
+    pub fn printing(self, print: impl Fn(&VmHandle) -> String + Send + Sync + 'static) -> Self {
+        Self { print: Some(Arc::new(print)), ..self }
+    }
+
+    /// Names a forward that no VM of the suite is started with, for backends that add them.
+    #[must_use]
+    pub fn forwarding(self, forward: PortForward) -> Self {
+        Self { forward: Some(forward), ..self }
+    }
+
     /// Names the way to list what is on the host because of the backend: it must list nothing once
     /// all VMs are destroyed.
     #[must_use]
@@ -122,6 +143,7 @@ where
     let mut cases = contract::cases();
     cases.extend(together::cases());
     cases.extend(drops::cases());
+    cases.extend(abilities::cases());
     let mut report = ConformanceReport::default();
     for case in cases {
         let bench = Arc::new(CaseBench::new(Arc::clone(&make), options.clone()));

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod conformance;
+mod console_backend;
 #[cfg(feature = "propolis")]
 mod crash_propolis;
 #[cfg(feature = "propolis")]

@@ -123,7 +123,8 @@ async fn the_qemu_backend_keeps_the_contract() {
         .finding_leftovers(move || left(&leftovers));
     let report = conformance::run(move || over(&vms, Duration::from_secs(30)), options).await;
     report.assert();
-    assert_eq!(report.skipped(), 0, "{report}");
+    // The fake has no `hostfwd_add`, and no guest that prints.
+    assert_eq!(report.skipped(), 2, "{report}");
 }
 
 proptest! {

@@ -128,6 +128,14 @@ impl<'a> Abilities<'a> {
         self
     }
 
+    /// Adds a serial console that serves many clients; see [`Capabilities::shared_console`].
+    #[must_use]
+    pub fn with_shared_console(mut self) -> Self {
+        self.plain.console = true;
+        self.plain.shared_console = true;
+        self
+    }
+
     /// Adds that `guest_ip` can find an address.
     #[must_use]
     pub fn with_guest_ip(mut self) -> Self {
@@ -234,6 +242,9 @@ pub struct Capabilities {
     pub graceful_stop: bool,
     /// Whether there is a serial console.
     pub console: bool,
+    /// Whether the console's socket serves many clients at a time. `VmManager` otherwise lets one
+    /// client at a time attach, and reports its process to the next one.
+    pub shared_console: bool,
     /// Whether `guest_ip` can find an address.
     pub guest_ip: bool,
     /// Whether ports of a VM that runs can be forwarded ([`PortForwarding`]).

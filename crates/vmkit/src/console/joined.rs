@@ -23,6 +23,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
 use super::ConsoleTurn;
+use super::turn::ConsoleClient;
 use crate::boundedlog::{LogPosition, tail_of_log, tail_of_log_since};
 use crate::error::{Error, Result};
 
@@ -69,6 +70,13 @@ impl ConsoleTurn {
     /// `Busy` where the console serves a client that has not taken its turn, and others wait; `Io`
     /// where it can't be reached, or the log can't be read.
     pub fn join(&self, log: Option<ConsoleLog>) -> Result<JoinedConsole> {
+        self.client().join(log)
+    }
+}
+
+impl ConsoleClient {
+    /// Connects to the console as [`ConsoleTurn::join`] does, with or without a turn.
+    pub(crate) fn join(&self, log: Option<ConsoleLog>) -> Result<JoinedConsole> {
         let Some(log) = log else {
             return Ok(JoinedConsole { past: Vec::new(), said: Vec::new(), stream: self.connected()? });
         };
@@ -91,7 +99,7 @@ impl ConsoleTurn {
             past = log.tail().map_err(failed())?;
             // Read in this order: what the log has by now was sent before.
             is_open &= read_some(&stream, &mut said).map_err(Error::io("read", self.socket()))?;
-            let is_silent = known == (past.len(), said.len()) && !self.is_disregarded();
+            let is_silent = known == (past.len(), said.len()) && !self.is_waiting();
             let added = added_since(log.path, before.as_ref()).map_err(failed())?;
             let overlap = overlap(&past, &said, added);
             let is_whole = is_silent && overlap == said.len();

@@ -13,4 +13,5 @@ pub use attached::AttachedConsole;
 pub(crate) use attached::StateQuery;
 pub use joined::{ConsoleLog, JoinedConsole};
 pub(crate) use lines::{last_lines, without_sequences};
+pub(crate) use turn::ConsoleClient;
 pub use turn::ConsoleTurn;

@@ -18,6 +18,12 @@ use crate::store::{denied, keep_owner};
 #[derive(Debug)]
 pub struct ConsoleTurn {
     _held: FileLock,
+    client: ConsoleClient,
+}
+
+/// The socket of a VM's console, as it is connected to.
+#[derive(Debug, Clone)]
+pub(crate) struct ConsoleClient {
     vm: VmName,
     socket: PathBuf,
 }
@@ -43,12 +49,33 @@ impl ConsoleTurn {
             Err(file) => return Err(busy(vm, signed(&file))),
         };
         sign(held.file()).map_err(Error::io("write", &path))?;
-        Ok(Self { _held: held, vm: vm.clone(), socket: socket.to_owned() })
+        Ok(Self { _held: held, client: ConsoleClient::new(vm, socket) })
     }
 
     /// Returns whether the hypervisor serves a client that has not taken its turn, so that a
     /// connection made now waits to be accepted. Always `false` but on Linux, which alone tells it.
     pub fn is_disregarded(&self) -> bool {
+        self.client.is_waiting()
+    }
+
+    /// Creates the error for a console that is served to such a client.
+    pub fn busy(&self) -> Error {
+        self.client.busy()
+    }
+
+    pub(super) fn client(&self) -> &ConsoleClient {
+        &self.client
+    }
+}
+
+impl ConsoleClient {
+    /// Creates a client of a console that needs no turn. Touches nothing.
+    pub(crate) fn new(vm: &VmName, socket: &Path) -> Self {
+        Self { vm: vm.clone(), socket: socket.to_owned() }
+    }
+
+    /// Returns whether a connection waits to be accepted, as far as the system tells it.
+    pub(super) fn is_waiting(&self) -> bool {
         fs::read_to_string("/proc/net/unix").is_ok_and(|table| has_waiting(&table, &self.socket))
     }
 
@@ -56,8 +83,7 @@ impl ConsoleTurn {
         &self.socket
     }
 
-    /// Creates the error for a console that is served to such a client.
-    pub fn busy(&self) -> Error {
+    pub(super) fn busy(&self) -> Error {
         busy(&self.vm, None)
     }
 }

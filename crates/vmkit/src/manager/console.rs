@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::net::UnixStream;
 
 use super::{VmManager, WaitCondition};
-use crate::console::{AttachedConsole, ConsoleLog, ConsoleTurn, JoinedConsole, StateQuery};
+use crate::console::{AttachedConsole, ConsoleClient, ConsoleLog, ConsoleTurn, JoinedConsole, StateQuery};
 use crate::error::{Error, LiveResource, Result};
 use crate::handle::{ConsoleEndpoint, VmHandle};
 use crate::hypervisor::Backend;
@@ -18,7 +18,10 @@ const PAST_BYTES: u64 = 1 << 20;
 const END_LIMIT: Duration = Duration::from_secs(10);
 
 impl<H: Backend + 'static> VmManager<H> {
-    /// Attaches to the serial console of a VM that runs.
+    /// Attaches to the serial console of a VM that runs, from what this run has printed before on.
+    ///
+    /// Of a VM whose handle does not say where the run begins in the log
+    /// ([`VmHandle::console_since`]), the last MiB of the log comes first.
     ///
     /// # Errors
     /// `Busy` with the process that is at the console, where it serves one client at a time;
@@ -31,7 +34,12 @@ impl<H: Backend + 'static> VmManager<H> {
         }
         let history = self.abilities_of(&vm).console_history();
         let (stream, unread, turn) = match (self.console_endpoint(name)?, history) {
-            (ConsoleEndpoint::UnixSocket(socket), _) => at_socket(&vm, &socket).await?,
+            (ConsoleEndpoint::UnixSocket(socket), _) => {
+                let is_shared = self.abilities_of(&vm).capabilities().shared_console;
+                let turn = (!is_shared).then(|| ConsoleTurn::take(name, &socket)).transpose()?;
+                let (stream, past) = at_socket(&vm, &socket).await?;
+                (stream, past, turn)
+            }
             (_, Some(history)) => {
                 let attached = history.attach_console(&vm, PAST_BYTES).await?;
                 (attached.stream, attached.past, None)
@@ -49,20 +57,20 @@ impl<H: Backend + 'static> VmManager<H> {
     }
 }
 
-/// A console that was reached: the socket, what was said before, and whose turn it is.
-type OpenedConsole = (UnixStream, Vec<u8>, Option<ConsoleTurn>);
-
-async fn at_socket(vm: &VmHandle, socket: &Path) -> Result<OpenedConsole> {
-    let turn = ConsoleTurn::take(vm.name(), socket)?;
+/// Connects to a console, and returns the stream and what was printed before.
+///
+/// Without a place where the run begins, all of the log is the past: of what was printed before,
+/// too much is better than nothing.
+async fn at_socket(vm: &VmHandle, socket: &Path) -> Result<(UnixStream, Vec<u8>)> {
     let (log, since) = (vm.console_log.clone(), vm.console_since);
+    let client = ConsoleClient::new(vm.name(), socket);
     let join = move || {
-        let log = log.as_deref().zip(since);
-        let log = log.map(|(path, since)| ConsoleLog { path, since: Some(since), most_bytes: PAST_BYTES });
-        (turn.join(log), turn)
+        let log = log.as_deref().map(|path| ConsoleLog { path, since, most_bytes: PAST_BYTES });
+        client.join(log)
     };
     let joined = tokio::task::spawn_blocking(join).await;
-    let (joined, turn) = joined.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+    let joined = joined.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
     let JoinedConsole { past, said, stream } = joined?;
     let stream = UnixStream::from_std(stream).map_err(Error::io("watch", socket))?;
-    Ok((stream, [past, said].concat(), Some(turn)))
+    Ok((stream, [past, said].concat()))
 }

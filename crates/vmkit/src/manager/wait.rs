@@ -308,12 +308,19 @@ impl<H: Backend + 'static> VmManager<H> {
         if let Some(forward) = forward {
             return Ok(Some(forward.host.into()));
         }
-        // Loopback is where its ports are led to, and else this host's own.
-        if matches!(vm.spec.network(), NetworkConfig::User(_)) {
-            return Err(Error::NoLogin { vm: vm.name().clone(), missing: LoginPart::Port });
+        let is_user = matches!(vm.spec.network(), NetworkConfig::User(_));
+        let no_port = || Error::NoLogin { vm: vm.name().clone(), missing: LoginPart::Port };
+        // A backend that forwards ports has no other way into such a network.
+        if is_user && self.abilities_of(vm).capabilities().port_forwarding {
+            return Err(no_port());
         }
         match self.hypervisor.guest_ip(vm).await {
-            Ok(address) => Ok(address.parse().ok().map(|ip: IpAddr| SocketAddr::new(ip, SSH))),
+            Ok(address) => match address.parse() {
+                // Loopback is where ports are forwarded, and else this host's own.
+                Ok(ip) if is_user && IpAddr::is_loopback(&ip) => Err(no_port()),
+                Ok(ip) => Ok(Some(SocketAddr::new(ip, SSH))),
+                Err(_) => Ok(None),
+            },
             Err(error) if error.kind() == ErrorKind::Unsupported => Err(error),
             Err(_) => Ok(None),
         }

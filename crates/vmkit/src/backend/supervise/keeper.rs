@@ -255,11 +255,11 @@ impl SupervisedProcess {
             BoundedLog::open(path, bytes).map_err(|e| format!("cannot open {}: {e}", path.display()))
         };
         let console = open(&launch.console_log, launch.console_log_bytes)?;
-        let begin = launch.console_log_descriptor.and_then(|_| console.mark().ok());
+        let begin = launch.console_log_descriptor.and_then(|_| console.position().ok());
         logs.push(LogPipe { pipe: console_read, log: console, copy: None });
         let mut log = open(&launch.log, launch.log_bytes)?;
         // The last words of an earlier run are not this one's.
-        log.begin_anew();
+        log.rotate();
         logs.push(LogPipe { pipe: log_read, log, copy: None });
         let mut inherited = Vec::new();
         for (descriptor, number) in descriptors.iter().zip(&launch.descriptors) {
