@@ -1,31 +1,31 @@
-//! A guest's clock after its CPUs stood still.
+//! The correction of a guest's clock after its CPUs were stopped.
 //!
-//! A paused guest counts no time, and nothing in it notices: its clock is behind by as long as it
-//! was paused, for good where no time server is reached. So whoever lets it go on sets its clock,
-//! by the guest agent where there is one (the backend) and else over SSH (the manager). What the
-//! one has done the other learns here: both are in one task, and the trait between them has no word
-//! for it.
+//! A paused guest's clock stands still, and the guest does not notice: without a time server it
+//! stays behind by the length of the pause. So resuming a guest sets its clock, with the guest
+//! agent if there is one (the backend) and else over SSH (the manager). This module passes the
+//! backend's result to the manager: both run in one task, and the trait between them has no
+//! parameter for it.
 
 use std::cell::Cell;
 use std::time::Duration;
 #[cfg(any(feature = "ssh", all(target_os = "linux", feature = "qemu")))]
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// How far a guest's clock may be off and still be right: less than anybody notices, more than a
-/// busy host's delays.
+/// How far a guest's clock may be off and still count as right: too little to notice, and more than
+/// a busy host's delays.
 #[cfg(any(feature = "ssh", all(target_os = "linux", feature = "qemu")))]
 pub(crate) const CLOSE: Duration = Duration::from_millis(20);
 
-/// What the two sides of a resume know.
+/// The state shared by both sides of a resume.
 #[derive(Debug, Clone, Copy, Default)]
 struct ResumeContext {
-    /// How long the guest was paused, where that is known.
+    /// How long the guest was paused, if known.
     #[cfg_attr(
         not(all(target_os = "linux", feature = "qemu")),
         expect(dead_code, reason = "only QEMU's backend sets a clock")
     )]
     paused: Option<Duration>,
-    /// The clock is right, or no matter.
+    /// Whether the clock is right, or need not be set.
     is_settled: bool,
 }
 
@@ -33,8 +33,8 @@ tokio::task_local! {
     static RESUMPTION: Cell<ResumeContext>;
 }
 
-/// Lets a guest go on that was paused for this long, and returns whether its clock is certainly
-/// right then.
+/// Resumes a guest that was paused for this long, and returns whether its clock is certainly right
+/// afterwards.
 pub(crate) async fn resuming<T>(paused: Option<Duration>, resume: impl Future<Output = T>) -> (T, bool) {
     let begun = Cell::new(ResumeContext { paused, is_settled: false });
     RESUMPTION
@@ -45,48 +45,48 @@ pub(crate) async fn resuming<T>(paused: Option<Duration>, resume: impl Future<Ou
         .await
 }
 
-/// Returns how long the guest that is to go on was paused, where its manager knows.
+/// Returns how long the guest that is being resumed was paused, if its manager knows.
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 pub(crate) fn paused() -> Option<Duration> {
     RESUMPTION.try_with(|now| now.get().paused).ok().flatten()
 }
 
-/// Notes that there is nothing left to do about the clock.
+/// Notes that the clock needs no further correction.
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 pub(crate) fn settled() {
     let _ = RESUMPTION.try_with(|now| now.set(ResumeContext { is_settled: true, ..now.get() }));
 }
 
-/// How a guest's clock stood at a moment of this host's.
+/// A reading of a guest's clock, compared to this host's.
 #[cfg(any(feature = "ssh", all(target_os = "linux", feature = "qemu")))]
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ClockReading {
-    /// By how much it is ahead, in nanoseconds; negative where it is behind.
+    /// By how much it is ahead, in nanoseconds; negative if it is behind.
     pub(crate) ahead: i128,
-    /// How long the question and its answer took.
+    /// How long the request and its reply took.
     pub(crate) round_trip: Duration,
 }
 
 #[cfg(any(feature = "ssh", all(target_os = "linux", feature = "qemu")))]
 impl ClockReading {
-    /// Creates it of what the guest said, and of when it was asked and had answered.
+    /// Creates a reading from the guest's time, and the times of the request and the reply.
     pub(crate) fn of(guest: Duration, asked: Duration, answered: Duration) -> Self {
         let round_trip = answered.saturating_sub(asked);
         let nanos = |at: Duration| i128::try_from(at.as_nanos()).unwrap_or(i128::MAX);
         Self { ahead: nanos(guest) - nanos(asked + round_trip / 2), round_trip }
     }
 
-    /// Checks whether the clock is right, as far as can be told.
+    /// Returns whether the clock is right, as far as the reading shows.
     pub(crate) fn is_close(&self) -> bool {
         self.ahead.unsigned_abs() <= CLOSE.as_nanos()
     }
 
-    /// Checks whether the clock is wrong for certain: a slow answer says little.
+    /// Returns whether the clock is certainly wrong: a slow reply proves little.
     pub(crate) fn is_off(&self) -> bool {
         self.ahead.unsigned_abs() > (CLOSE + self.round_trip / 2).as_nanos()
     }
 
-    /// Returns by how much the clock is off, for people.
+    /// Returns the difference of the clock as text.
     pub(crate) fn described(&self) -> String {
         let seconds = self.ahead.unsigned_abs() as f64 / 1e9;
         format!("{seconds:.3} s {}", if self.ahead < 0 { "behind" } else { "ahead" })

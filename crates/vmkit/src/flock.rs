@@ -1,4 +1,4 @@
-//! What all locks in files need, beside `flock` itself.
+//! Locks in files: what is needed beside `flock` itself.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File};
@@ -15,17 +15,17 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::error::{Error, Result};
 
-/// Whether others may hold the lock at the same time.
+/// Whether other processes may hold the lock at the same time.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum LockMode {
-    /// Nobody else may.
+    /// No other process.
     Alone,
-    /// Those may who hold it so themselves.
+    /// Other holders of a shared lock.
     Shared,
 }
 
 impl LockMode {
-    /// Returns how it is asked for by one who does not wait.
+    /// Returns the operation that does not wait.
     pub(crate) fn at_once(self) -> FlockOperation {
         match self {
             LockMode::Alone => FlockOperation::NonBlockingLockExclusive,
@@ -46,7 +46,7 @@ impl LockMode {
 pub(crate) struct FileLock(File);
 
 impl FileLock {
-    /// Takes over a file that was locked already.
+    /// Takes ownership of a file that is locked already.
     pub(crate) fn of_locked(file: File) -> Self {
         Self(file)
     }
@@ -68,7 +68,7 @@ impl FileLock {
 
 impl Drop for FileLock {
     fn drop(&mut self) {
-        // Closing is not enough: a child that another thread is just spawning has the file, too,
+        // Closing is not enough: a child that another thread is just spawning also has the file,
         // until it execs.
         let _ = flock(&self.0, FlockOperation::Unlock);
     }
@@ -81,19 +81,19 @@ pub(crate) fn is_locked(file: File) -> io::Result<bool> {
 
 /// Waits for the lock of an open file.
 ///
-/// `flock` has no deadline and no descriptor to poll, so a thread waits in it and hands over the
-/// locked file. When nobody is there any more to take it, the lock is freed: what was given up ends
-/// with its turn. All that wait for one file do so in one thread, one after the other, and who has
-/// given up is forgotten with the next one, so that trying again and again leaves no more than
-/// that. It is not one of the runtime's threads, since the runtime would wait for it at its end.
+/// `flock` has no timeout and no descriptor to poll, so a thread waits in it and sends the locked
+/// file. If the receiver is gone, the lock is released: an abandoned wait ends when it gets the
+/// lock. All waits for one file share one thread, one after the other, and an abandoned one is
+/// removed when the next one starts, so that repeated attempts accumulate no more than that. It is
+/// not a thread of the runtime, since the runtime would wait for it at its end.
 #[derive(Debug)]
 pub(crate) struct LockWait(oneshot::Receiver<Result<File, Errno>>);
 
 impl LockWait {
-    /// Begins to wait.
+    /// Starts to wait.
     ///
     /// # Errors
-    /// What the host says to another thread.
+    /// Fails if the host can't create another thread.
     pub(crate) fn begin(file: File, hold: LockMode) -> io::Result<Self> {
         let found = file.metadata()?;
         let id = (found.dev(), found.ino());
@@ -113,10 +113,10 @@ impl LockWait {
         Ok(Self(receiver))
     }
 
-    /// Returns the locked file; `None` at the deadline, after which it may be called again.
+    /// Returns the locked file, or `None` at the deadline, after which it may be called again.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// Those of the kernel.
     pub(crate) async fn until(&mut self, deadline: Instant) -> io::Result<Option<File>> {
         match timeout_at(deadline, &mut self.0).await {
             Ok(Ok(locked)) => Ok(Some(locked?)),
@@ -126,30 +126,30 @@ impl LockWait {
     }
 }
 
-/// Somebody who waits for the lock of an open file.
+/// A task that waits for the lock of an open file.
 struct LockWaiter {
     file: File,
     hold: LockMode,
     sender: oneshot::Sender<Result<File, Errno>>,
 }
 
-/// Which file: its device and its number there.
+/// The identity of a file: its device and its inode.
 type LockedFile = (u64, u64);
 
-/// Those who wait behind the one that a thread is waiting for, a queue for each such thread.
+/// The tasks that wait behind the one for which a thread is waiting, a queue for each such thread.
 static WAITERS: Mutex<BTreeMap<LockedFile, VecDeque<LockWaiter>>> = Mutex::new(BTreeMap::new());
 
 fn waiters() -> MutexGuard<'static, BTreeMap<LockedFile, VecDeque<LockWaiter>>> {
     WAITERS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Waits for the lock for the first one, then for each that has queued meanwhile.
+/// Waits for the lock for the first task, then for each that was queued meanwhile.
 fn wait_for_all(id: LockedFile, first: LockWaiter) {
     let mut next = Some(first);
     while let Some(LockWaiter { file, hold, sender }) = next {
         let outcome = wait_in_kernel(&file, hold.waiting()).map(|()| file);
-        // Who is gone leaves the lock to the next one. Closing is not enough: a child that another
-        // thread is just spawning has the file, too, until it execs.
+        // An abandoned lock is released for the next task. Closing is not enough: a child that
+        // another thread is just spawning also has the file, until it execs.
         if let Err(Ok(file)) = sender.send(outcome) {
             let _ = flock(&file, FlockOperation::Unlock);
         }
@@ -164,7 +164,7 @@ fn wait_for_all(id: LockedFile, first: LockWaiter) {
     }
 }
 
-/// Waits in the kernel until the lock of an open file is had, whatever signals come.
+/// Waits in the kernel for the lock of an open file, and continues after signals.
 fn wait_in_kernel(file: &File, operation: FlockOperation) -> Result<(), Errno> {
     loop {
         match flock(file, operation) {
@@ -174,8 +174,8 @@ fn wait_in_kernel(file: &File, operation: FlockOperation) -> Result<(), Errno> {
     }
 }
 
-/// Returns whether an open file is the one that the path names now: the one that was locked may
-/// have been removed, and another made.
+/// Returns whether the path still refers to an open file: the locked file may have been removed,
+/// and another one created.
 ///
 /// # Errors
 /// `Io`, `Host`.

@@ -1,5 +1,5 @@
-//! The one file with `unsafe`: what the kernel offers and no safe crate wraps. All but the closing
-//! of descriptors is Linux's.
+//! The only file with `unsafe`: kernel interfaces that no safe crate wraps. All except the closing
+//! of descriptors is for Linux only.
 #![expect(
     unsafe_code,
     reason = "KVM memory, the tun ioctl, passing descriptors through exec and what is done before one have no safe wrapper"
@@ -23,19 +23,18 @@ pub(crate) use guest::TinyGuest;
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 pub(crate) use tap::make_tap;
 
-/// Closes the descriptors from this number on that the process was given at its exec: those that
-/// whoever started it did not mean to hand on.
+/// Closes the descriptors from this number on that the process inherited at its exec, which its
+/// parent did not mean to pass on.
 ///
-/// What this program opens itself is not among them, for it is marked to be closed at an exec: std,
-/// tokio and rustix do so.
+/// The program's own descriptors are not affected, for they are marked close-on-exec: std, tokio
+/// and rustix do so.
 pub(crate) fn close_inherited(first: RawFd) -> io::Result<()> {
     let numbers: Vec<RawFd> = fs::read_dir("/proc/self/fd")?
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .filter(|number| *number >= first)
         .collect();
     for number in numbers {
-        // SAFETY: the number is only asked for its flags, and one that is not open is answered by
-        // an error.
+        // SAFETY: the call only reads flags, and fails for a number that is not open.
         let flags = rustix::io::fcntl_getfd(unsafe { BorrowedFd::borrow_raw(number) });
         if flags.is_ok_and(|flags| !flags.contains(FdFlags::CLOEXEC)) {
             // SAFETY: it came with the exec, so no value of this program owns it.
@@ -55,15 +54,15 @@ unsafe extern "C" {
     fn pthread_sigmask(how: c_int, set: *const SignalSet, old: *mut SignalSet) -> c_int;
 }
 
-/// As much as the largest `sigset_t` has: 128 bytes, on Linux.
+/// The size of the largest `sigset_t`: 128 bytes, on Linux.
 #[repr(C, align(16))]
 struct SignalSet([u64; 16]);
 
-/// Has this thread, and what it starts, block no signal.
+/// Unblocks all signals in this thread, and in the threads and processes that it starts.
 pub(crate) fn block_no_signal() -> io::Result<()> {
     const SIG_SETMASK: c_int = if cfg!(target_os = "linux") { 2 } else { 3 };
     let mut none = SignalSet([0; 16]);
-    // SAFETY: the set is no smaller than the system's, which writes to it only here.
+    // SAFETY: the set is not smaller than the system's, which writes to it only here.
     let errno = unsafe {
         sigemptyset(&mut none);
         pthread_sigmask(SIG_SETMASK, &none, std::ptr::null_mut())
@@ -74,21 +73,21 @@ pub(crate) fn block_no_signal() -> io::Result<()> {
     }
 }
 
-/// Gives a signal its default effect in this process, and in programs that it executes.
+/// Resets a signal to its default action in this process, and in programs that it executes.
 pub(crate) fn default_effect(signal: c_int) -> io::Result<()> {
     // SIG_DFL, on every system.
     set_effect(signal, 0)
 }
 
-/// Has a signal do nothing but interrupt what waits. Unlike an ignored one, it has its default
-/// effect in programs that are executed.
+/// Limits a signal to interrupting blocking calls. Unlike an ignored one, it has its default action
+/// in programs that are executed.
 pub(crate) fn no_effect(signal: c_int) -> io::Result<()> {
     extern "C" fn nothing(_: c_int) {}
     set_effect(signal, nothing as extern "C" fn(c_int) as usize)
 }
 
 fn set_effect(signal: c_int, effect: usize) -> io::Result<()> {
-    // SAFETY: the effect is SIG_DFL or a function that touches nothing, which may run at any time.
+    // SAFETY: the action is SIG_DFL or a function without side effects, which may run at any time.
     match unsafe { set_signal(signal, effect) } {
         // SIG_ERR.
         usize::MAX => Err(io::Error::last_os_error()),
@@ -96,12 +95,11 @@ fn set_effect(signal: c_int, effect: usize) -> io::Result<()> {
     }
 }
 
-/// Has the kernel kill the program that this command runs when the thread that spawns it ends,
-/// however that comes; with SIGKILL of the process it ends, too.
+/// Requests the kernel to kill the program that this command runs when the thread that spawns it
+/// ends for any reason, including SIGKILL of the process.
 ///
-/// The thread has to outlive the program's work, so it has to be one that is there for nothing
-/// else. A program that changes its user at its exec is not killed, nor are processes that it
-/// starts itself.
+/// The thread must outlive the program, so it must have no other purpose. A program that changes
+/// its user at its exec is not killed, nor are the processes that it starts itself.
 ///
 /// Source: PR_SET_PDEATHSIG(2const).
 #[cfg(all(target_os = "linux", feature = "images"))]
@@ -113,7 +111,7 @@ pub(crate) fn end_with_this_thread(command: &mut std::process::Command) {
     let parent: Pid = getpid();
     let ask = move || {
         set_parent_process_death_signal(Some(Signal::KILL))?;
-        // Whoever would have been killed ended before that was asked for.
+        // The parent ended before the kernel was asked.
         if getppid() != Some(parent) {
             return Err(rustix::io::Errno::SRCH.into());
         }
@@ -124,7 +122,7 @@ pub(crate) fn end_with_this_thread(command: &mut std::process::Command) {
     unsafe { command.pre_exec(ask) };
 }
 
-/// Has tokio's reactor watch a descriptor for being readable.
+/// Registers a descriptor with tokio's reactor, to wait until it is readable.
 ///
 /// # Panics
 /// Outside a tokio runtime, and on one without I/O.
@@ -135,16 +133,16 @@ pub(crate) fn watch_readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(Into::into)
 }
 
-/// Gives this thread, and the threads and processes that it starts from now on, a network of their
-/// own.
+/// Moves this thread, and the threads and processes that it starts from now on, to a network
+/// namespace of their own.
 #[cfg(all(test, target_os = "linux", feature = "qemu"))]
 pub(crate) fn leave_the_network() -> io::Result<()> {
-    // SAFETY: only descriptor tables are dangerous to part from, and this parts from none.
+    // SAFETY: only unsharing descriptor tables is dangerous, and this unshares none.
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }?;
     Ok(())
 }
 
-/// Taps.
+/// Tap devices.
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 mod tap {
     use std::ffi::c_int;
@@ -153,11 +151,11 @@ mod tap {
 
     use rustix::ioctl::{Opcode, Updater, ioctl, opcode};
 
-    /// Creates a descriptor of `/dev/net/tun` one end of a new tap, and returns the tap's name.
+    /// Attaches a descriptor of `/dev/net/tun` to a new tap, and returns the tap's name.
     ///
-    /// The name may hold one `%d`, for which the kernel takes the first free number. The tap
-    /// carries bare Ethernet frames, each behind a virtio-net header, and is gone with the last
-    /// copy of the descriptor.
+    /// The name may have one `%d`, which the kernel replaces by the first free number. The tap
+    /// carries Ethernet frames, each after a virtio-net header, and is removed with the last copy
+    /// of the descriptor.
     ///
     /// Source: the kernel's networking/tuntap.rst.
     pub(crate) fn make_tap(tun: impl AsFd, name: &str) -> io::Result<String> {
@@ -171,7 +169,7 @@ mod tap {
         const IFF_TAP: u16 = 0x0002;
         const IFF_NO_PI: u16 = 0x1000;
         const IFF_VNET_HDR: u16 = 0x4000;
-        // Without it the kernel would hand out somebody's lasting tap of this name.
+        // Without it the kernel would attach to an existing persistent tap of this name.
         const IFF_TUN_EXCL: u16 = 0x8000;
         const TUNSETIFF: Opcode = opcode::write::<c_int>(b'T', 202);
 
@@ -182,15 +180,15 @@ mod tap {
             return Err(io::Error::from(io::ErrorKind::InvalidInput));
         }
         request.name[..name.len()].copy_from_slice(name.as_bytes());
-        // SAFETY: TUNSETIFF reads and writes one `struct ifreq`, whose size and layout `IfReq` has,
-        // and keeps no pointer to it.
+        // SAFETY: TUNSETIFF reads and writes one `struct ifreq`, which has the size and layout of
+        // `IfReq`, and keeps no pointer to it.
         unsafe { ioctl(tun, Updater::<TUNSETIFF, IfReq>::new(&mut request)) }?;
         let name = request.name.split(|byte| *byte == 0).next().unwrap_or_default();
         Ok(String::from_utf8_lossy(name).into_owned())
     }
 }
 
-/// Guests that tell what KVM is good for.
+/// Small guests for the probe of KVM.
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 mod guest {
     use std::ffi::c_void;
@@ -201,10 +199,9 @@ mod guest {
     use kvm_ioctls::{Kvm, VcpuFd, VmFd};
     use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
-    /// A virtual machine of KVM's with one vCPU and a little memory at guest address 0.
+    /// A VM of KVM's with one vCPU and a little memory at guest address 0.
     ///
-    /// It exists to hold the three together: the kernel writes to the memory for as long as the
-    /// vCPU may run.
+    /// It owns all three, since the kernel writes to the memory for as long as the vCPU may run.
     pub(crate) struct TinyGuest {
         // Dropped in this order: the memory goes last.
         vcpu: VcpuFd,
@@ -213,7 +210,7 @@ mod guest {
     }
 
     impl TinyGuest {
-        /// Creates the machine with so many bytes of zeroed memory, a multiple of the page size.
+        /// Creates a VM with this many bytes of zeroed memory, a multiple of the page size.
         pub(crate) fn new(kvm: &Kvm, memory_bytes: usize) -> io::Result<Self> {
             let memory = PrivateMapping::new(memory_bytes)?;
             let vm = kvm.create_vm().map_err(io::Error::from)?;
@@ -236,10 +233,10 @@ mod guest {
             &mut self.vcpu
         }
 
-        /// Writes into the guest's memory.
+        /// Writes to the guest's memory.
         ///
         /// # Panics
-        /// Where the bytes would not fit.
+        /// If the bytes do not fit.
         pub(crate) fn write(&mut self, address: usize, bytes: &[u8]) {
             let end = address.checked_add(bytes.len()).expect("an address in the tiny guest");
             assert!(end <= self.memory.len, "{end:#x} lies behind the guest's memory");
@@ -253,28 +250,28 @@ mod guest {
         /// Reads 16 bytes of the guest's memory.
         ///
         /// # Panics
-        /// Where they lie behind its end.
+        /// If the range is not within the memory.
         pub(crate) fn read_u128(&mut self, address: usize) -> u128 {
             let end = address.checked_add(size_of::<u128>()).expect("an address in the tiny guest");
             assert!(end <= self.memory.len, "{end:#x} lies behind the guest's memory");
             // SAFETY: the range was checked; `&mut self` means that the vCPU is not running; any
-            // bytes are a u128.
+            // bytes are a valid u128.
             unsafe { self.memory.start.as_ptr().cast::<u8>().add(address).cast::<u128>().read_unaligned() }
         }
     }
 
-    /// Zeroed private memory of this process, page by page.
+    /// Zeroed private memory of this process, mapped in pages.
     struct PrivateMapping {
         start: NonNull<c_void>,
         len: usize,
     }
 
-    // SAFETY: the memory belongs to whoever has the value; nothing ties it to a thread.
+    // SAFETY: the memory belongs to the owner of the value; nothing ties it to a thread.
     unsafe impl Send for PrivateMapping {}
 
     impl PrivateMapping {
         fn new(len: usize) -> io::Result<Self> {
-            // SAFETY: the kernel chooses the place, so no other mapping is touched.
+            // SAFETY: the kernel chooses the address, so no other mapping is affected.
             let start = unsafe {
                 mmap_anonymous(ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE)
             }?;
@@ -284,8 +281,8 @@ mod guest {
 
     impl Drop for PrivateMapping {
         fn drop(&mut self) {
-            // SAFETY: this is the mapping that `new` made, whole, and nobody borrows from it any
-            // more. It fails only for an address that was never mapped.
+            // SAFETY: this is the whole mapping that `new` created, and no borrow of it is left. It
+            // fails only for an address that was never mapped.
             let _ = unsafe { munmap(self.start.as_ptr(), self.len) };
         }
     }

@@ -1,5 +1,4 @@
-//! vmkit's own way into a guest, beside what somebody wants of cloud-init, read as cloud-init reads
-//! it.
+//! vmkit's own login beside a user's user-data, parsed as cloud-init parses it.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -16,7 +15,7 @@ use super::render;
 use crate::spec::free_login;
 use crate::spec::{CloudConfig, CloudInitConfig, GuestAccess, GuestUser, SshKeyPair, UserData, VmName};
 
-/// Prints what cloud-init makes of a document.
+/// Prints a document as cloud-init understands it.
 const READER: &str = include_str!("access_tests.py");
 
 fn access() -> GuestAccess {
@@ -34,7 +33,7 @@ fn user_data(user_data: UserData) -> String {
     render(&config, &VmName::new("web").unwrap(), Uuid::nil(), None).unwrap().user_data
 }
 
-/// Returns what cloud-init makes of a document; nothing, and says so, where this host has no
+/// Returns a document as cloud-init understands it, or `None`, with a message, if this host has no
 /// PyYAML.
 fn read(document: &str) -> Option<Value> {
     let has = Command::new("/usr/bin/python3").args(["-c", "import yaml"]).output();
@@ -60,8 +59,8 @@ fn our_user() -> Value {
     json!({ "sudo": "ALL=(ALL) NOPASSWD:ALL", KEYS: ["ssh-ed25519 AAAAlogin"] })
 }
 
-/// Returns whom vmkit logs in as beside raw user-data in an image with the user `debian`, and what
-/// cloud-init makes of both.
+/// Returns the user that vmkit logs in as beside raw user-data in an image with the user `debian`,
+/// and both documents as cloud-init understands them.
 fn joined(raw: &str) -> Option<(String, Value)> {
     let theirs = UserData::Raw(raw.into());
     let (user, _) = free_login(&theirs, Some("debian")).unwrap_or_else(|error| panic!("{raw}: {error}"));
@@ -102,19 +101,19 @@ fn raw_user_data_stays_as_it_is_and_ours_is_added_to_it() {
     let raw = "#cloud-config\nhostname: 12:30:45\nruncmd:\n- echo --==vmkit-0==-- \u{fc} \u{1f600}\n";
     let Some((user, read)) = joined(raw) else { return };
     assert_eq!(read["first"].as_str().unwrap().trim_end(), raw.trim_end());
-    // The image's own user has its groups and its shell from the image, and our key.
+    // The image's user keeps its groups and its shell, and gets our key.
     assert_eq!((user.as_str(), &read["order"]), ("debian", &json!(["debian"])));
     assert_eq!(read["users"]["debian"]["shell"], "/bin/bash");
     assert_eq!(read["users"]["debian"][KEYS], our_user()[KEYS]);
 }
 
-/// Forms of `users`, whom vmkit logs in as beside each, one of theirs, and what has to become of
-/// that one.
+/// Forms of `users`, the user that vmkit logs in as beside each, one of the listed users, and that
+/// user's expected settings.
 fn forms_of_users() -> Vec<(&'static str, &'static str, &'static str, Value)> {
     let their_key = || json!({ KEYS: ["ssh-rsa AAAAtheirs"] });
     vec![
         ("users:\n- name: ann\n  ssh_authorized_keys: [ssh-rsa AAAAtheirs]\n", "debian", "ann", their_key()),
-        // A user of the name that vmkit would take.
+        // A user with the name that vmkit would use.
         (
             "users:\n- name: debian\n  ssh_authorized_keys: [ssh-rsa AAAAtheirs]\n",
             "vmkit",
@@ -153,7 +152,7 @@ fn forms_of_users() -> Vec<(&'static str, &'static str, &'static str, Value)> {
             "debian",
             their_key(),
         ),
-        // Groups have names as users do, and `useradd` makes none of a group's name.
+        // Groups and users share names: `useradd` creates no user with a group's name.
         ("groups: [debian, {vmkit: [root]}]\n", "vmkit-access", "vmkit-access", our_user()),
         (
             "users:\n- {name: ann, groups: 'sudo, debian'}\n",
@@ -161,7 +160,7 @@ fn forms_of_users() -> Vec<(&'static str, &'static str, &'static str, Value)> {
             "ann",
             json!({ "groups": "sudo, debian" }),
         ),
-        // Joined by two parts of their own.
+        // Merged by the rules of the document itself.
         (
             "merge_how: list(append)+dict(no_replace,recurse_list)+str()\nusers:\n- ann\n",
             "debian",
@@ -267,7 +266,7 @@ fn what_would_keep_everybody_out_is_refused_with_its_line() {
             error.starts_with("user_data: ") && error.contains(&place) && error.contains(what),
             "{error}"
         );
-        // Without a way in of vmkit's own all of it is theirs to say.
+        // Without vmkit's own login the user-data may have all of it.
         CloudInitConfig { access: None, ..config }.check().unwrap();
     }
 }

@@ -1,7 +1,6 @@
 //! The three documents of the seed.
 //!
-//! Pure. They are YAML written by a serializer and never by joining text, so nothing a user types
-//! can become syntax.
+//! Pure. They are serialized as YAML and never joined from text, so no input can become syntax.
 
 use std::collections::BTreeMap;
 
@@ -18,17 +17,17 @@ use crate::spec::{
     CloudConfig, CloudInitConfig, GuestAccess, GuestFile, GuestUser, SshKeyPair, UserData, VmName,
 };
 
-/// Renders the seed of the VM `name` with this identity, and with this network device where it has
+/// Renders the seed of the VM `name` with this identity, and with this network device if it has
 /// one.
 ///
 /// The same input gives the same text. cloud-init runs once for each instance-id, which is `id` and
-/// the config's [`run`](CloudInitConfig::run). A network-config that the config does not give is
-/// DHCP over IPv4 on the device with `mac`: a guest that is told to expect DHCPv6 waits a minute
-/// for it where there is none.
+/// the config's [`run`](CloudInitConfig::run). The default network-config is DHCP over IPv4 on the
+/// device with `mac`: a guest configured for DHCPv6 waits a minute for a server that does not
+/// exist.
 ///
 /// # Errors
-/// `InvalidInput` as [`CloudInitConfig::check`], and on `user_data` where the typed form has become
-/// too long.
+/// `InvalidInput` as [`CloudInitConfig::check`], and on `user_data` if the rendered form is too
+/// long.
 pub fn render(config: &CloudInitConfig, name: &VmName, id: Uuid, mac: Option<MacAddr>) -> Result<Seed> {
     config.check()?;
     let user_data = match (&config.user_data, &config.access) {
@@ -48,7 +47,7 @@ pub fn render(config: &CloudInitConfig, name: &VmName, id: Uuid, mac: Option<Mac
     Ok(Seed { user_data, meta_data: yaml("meta_data", &meta_data)?, network_config })
 }
 
-/// Joins raw user-data with what vmkit itself needs, in the form that the user-data has.
+/// Joins raw user-data with vmkit's own part, in the format of the user-data.
 fn beside(text: &str, access: &GuestAccess) -> Result<String> {
     let claims =
         UserDataClaims::of(text).map_err(|mistake| Error::invalid("user_data", "", mistake.with_place()))?;
@@ -98,7 +97,7 @@ struct EthernetMatch {
 }
 
 impl NetworkDocument {
-    /// IPv6 comes by router advertisement where there is a router: the kernel's own default, for
+    /// IPv6 is configured by router advertisements if there is a router: the kernel's default, for
     /// which nothing waits.
     fn dhcp(mac: Option<MacAddr>) -> Self {
         let ethernet = |mac: MacAddr| EthernetConfig {
@@ -110,8 +109,8 @@ impl NetworkDocument {
     }
 }
 
-/// A cloud-config document; a field that says nothing is left out, since cloud-init takes an empty
-/// list for a mistake.
+/// A cloud-config document; empty fields are left out, since cloud-init takes an empty list for a
+/// mistake.
 #[derive(Default, Serialize)]
 struct CloudConfigDocument<'a> {
     #[serde(skip_serializing_if = "UserList::is_empty")]
@@ -151,11 +150,11 @@ impl<'a> CloudConfigDocument<'a> {
         }
     }
 
-    /// What vmkit itself needs, as a part beside somebody's own user-data.
+    /// Returns vmkit's own part beside a user's user-data.
     fn beside(claims: &UserDataClaims, access: &'a GuestAccess) -> Self {
         let ours = UserEntry::of_access(access);
         let users = match claims.users {
-            // Whether the image's own user is among theirs is theirs to say.
+            // Whether the image's user is listed is the user-data's choice.
             UsersForm::Absent if !claims.may_list_users() => {
                 UserList::List(vec![UserEntry::Default("default"), ours])
             }
@@ -171,8 +170,7 @@ impl<'a> CloudConfigDocument<'a> {
     }
 }
 
-/// What goes before vmkit's own part where that can't be joined with what stands there: the same in
-/// a form that can.
+/// Keys that convert the earlier user-data to a form that vmkit's part can be merged with.
 #[derive(Default, PartialEq, Eq, Serialize)]
 struct ConfigPrelude<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -192,7 +190,7 @@ impl<'a> ConfigPrelude<'a> {
     }
 }
 
-/// Users in one of the forms that cloud-init takes.
+/// Users in one of the forms that cloud-init accepts.
 #[derive(Serialize)]
 #[serde(untagged)]
 enum UserList<'a> {
@@ -212,7 +210,7 @@ impl UserList<'_> {
     }
 }
 
-/// How cloud-init joins a document with those before it.
+/// How cloud-init merges a document with those before it.
 ///
 /// Source: cloud-init's documentation, "Merging user-data sections".
 #[derive(Serialize)]
@@ -222,8 +220,8 @@ struct MergeHow {
 }
 
 impl MergeHow {
-    /// What was there before stays, and lists are added to at their beginning: cloud-init makes no
-    /// user after one that it can't make.
+    /// Earlier values stay, and lists are extended at their start: cloud-init creates no users
+    /// after one that fails.
     const ADDING: [MergeHow; 3] = [
         MergeHow { name: "list", settings: &["prepend"] },
         MergeHow { name: "dict", settings: &["no_replace", "recurse_list", "recurse_dict"] },
@@ -238,8 +236,8 @@ enum UserEntry<'a> {
     Named {
         #[serde(skip_serializing_if = "Option::is_none")]
         name: Option<&'a str>,
-        /// Where none is given, the system gives it its own: a server lets nobody in whose shell is
-        /// missing, and not every system has the same ones.
+        /// The default is the system's: an SSH server refuses users whose shell is missing, and
+        /// systems have different ones.
         #[serde(skip_serializing_if = "Option::is_none")]
         shell: Option<&'a str>,
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -270,7 +268,7 @@ impl<'a> UserEntry<'a> {
         }
     }
 
-    /// Has vmkit log in as this user.
+    /// Adds vmkit's login to this user.
     fn let_in(&mut self, access: &'a GuestAccess) {
         if let UserEntry::Named { sudo, ssh_authorized_keys, .. } = self {
             *sudo = Some(SUDO);
@@ -278,7 +276,7 @@ impl<'a> UserEntry<'a> {
         }
     }
 
-    /// Returns the entry as a mapping of users has it, behind the name.
+    /// Returns the entry without its name, as in a mapping of users.
     fn unnamed(mut self) -> Self {
         if let UserEntry::Named { name, .. } = &mut self {
             *name = None;
@@ -302,8 +300,8 @@ struct FileEntry<'a> {
 
 impl<'a> FileEntry<'a> {
     fn of(file: &'a GuestFile) -> Self {
-        // Anything else would survive as YAML too, but a person who reads the seed could not see
-        // what is in it.
+        // Anything else would survive as YAML too, but would be unreadable for a person who
+        // inspects the seed.
         let plain = file.content.chars().all(|c| matches!(c, ' '..='~' | '\n'));
         let owner = file.owner.as_deref();
         Self {
@@ -312,14 +310,13 @@ impl<'a> FileEntry<'a> {
             content: if plain { file.content.clone() } else { BASE64.encode(&file.content) },
             permissions: format!("{:04o}", file.mode),
             owner,
-            // Files are written before users are made, except those that are deferred.
+            // Files are written before users are created, except deferred ones.
             defer: owner.is_some_and(|owner| owner.split(':').any(|name| name != "root")),
         }
     }
 }
 
-/// A host key that is handed in, so that cloud-init makes none, and the removal of those that the
-/// image came with.
+/// A given host key, so that cloud-init generates none, and the removal of those from the image.
 #[derive(Serialize)]
 struct HostKeys<'a> {
     ssh_deletekeys: bool,
@@ -334,7 +331,7 @@ struct KeyPair<'a> {
 
 impl<'a> HostKeys<'a> {
     fn of(key: &'a SshKeyPair) -> Self {
-        // Without the last line's end OpenSSH takes the file for damaged.
+        // Without the final line feed OpenSSH rejects the file as damaged.
         let ed25519_private = format!("{}\n", key.private.trim_end());
         let ssh_keys = KeyPair { ed25519_private, ed25519_public: key.public.trim_end() };
         Self { ssh_deletekeys: true, ssh_keys }
@@ -349,7 +346,7 @@ mod tests {
     use std::io::Write;
     use std::process::{Command, Stdio};
 
-    /// What YAML readers have been known to take for something else.
+    /// Text that YAML readers have been known to misread.
     const HOSTILE: &[&str] = &[
         "",
         " ",
@@ -447,8 +444,8 @@ mod tests {
         CloudInitConfig { user_data: UserData::Typed(typed), ..CloudInitConfig::default() }
     }
 
-    /// Reads YAML as cloud-init does, with PyYAML; answers nothing, and says so, where this host
-    /// has none.
+    /// Reads YAML as cloud-init does, with PyYAML; returns `None`, with a message, if this host has
+    /// none.
     fn py_yaml(document: &str) -> Option<Value> {
         const READER: &str =
             "import json, sys, yaml\njson.dump(yaml.safe_load(sys.stdin.buffer), sys.stdout)";
@@ -539,7 +536,7 @@ mod tests {
     #[test]
     fn hostile_texts_are_read_back_as_they_were() {
         let arguments: Vec<String> = HOSTILE.iter().map(ToString::to_string).collect();
-        // A zero byte can be in no argument, and the check says so.
+        // A zero byte can't be in an argument, and the check refuses it.
         let command = [vec!["echo".to_owned()], arguments.clone()].concat();
         let command: Vec<String> = command.into_iter().filter(|text| !text.contains('\0')).collect();
         let file = |content: &String| GuestFile {

@@ -1,15 +1,14 @@
-//! Joins user-data of several authors into one document of MIME parts.
+//! Joins several user-data documents into one document of MIME parts.
 //!
 //! Pure. Source: cloud-init's documentation, "MIME multi-part archive"; RFC 2046, section 5.1.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
-/// Joins somebody's user-data with cloud-configs of vmkit's own, which come last.
-///
-/// cloud-init looks at what a part of the type `text/plain` begins with, as it does with a whole
-/// document. Theirs goes in unchanged; where it has MIME parts itself, they become parts of a part,
-/// which cloud-init walks through.
+/// Joins a user's user-data with vmkit's cloud-configs, which come last.
+/// cloud-init finds out the type of a `text/plain` part by its first line, as for a whole document.
+/// The user's document is included unchanged; if it is a MIME document itself, its parts become
+/// nested ones, which cloud-init processes as well.
 pub(super) fn joined(theirs: &str, ours: &[String]) -> String {
     let texts: Vec<&str> = ours.iter().map(String::as_str).chain([theirs]).collect();
     let boundary = boundary(&texts);

@@ -1,4 +1,4 @@
-//! Whether a port of the host is free, and who has it otherwise.
+//! Whether a port of the host is free, and which process uses it.
 
 use std::fs;
 use std::io;
@@ -12,13 +12,13 @@ use super::holder::{ProcessHolder, holder_of};
 use crate::error::{Error, Result};
 use crate::spec::Protocol;
 
-/// Returns whether somebody could listen on this port now.
+/// Returns whether a process could listen on this port now.
 ///
-/// It is a courtesy, so that a port in use is named before anything is made. The port may be taken
-/// in the next moment, and that is for whoever binds it to report.
+/// This is only for an early error, before anything is created. The port may be taken in the next
+/// moment, which the process that binds it reports.
 ///
 /// # Errors
-/// `Host` when this user may not listen there, or the host does not have the address.
+/// `Host` if this user may not listen there, or the host does not have the address.
 pub(crate) fn port_is_free(protocol: Protocol, addr: IpAddr, port: NonZeroU16) -> Result<bool> {
     let socket = SocketAddr::new(addr, port.get());
     let bound = match protocol {
@@ -41,10 +41,10 @@ pub(crate) fn port_is_free(protocol: Protocol, addr: IpAddr, port: NonZeroU16) -
     }
 }
 
-/// Binds a TCP port for a moment and does not listen there, so that two who look at once do not
-/// find each other, and whoever begins to listen just now does not find this.
+/// Binds a TCP port for a moment without listening, so that concurrent checks do not conflict with
+/// each other, nor with a process that starts to listen.
 ///
-/// Source: socket(7), `SO_REUSEADDR`: only a socket that listens is in the way.
+/// Source: socket(7), `SO_REUSEADDR`: only a socket that listens conflicts.
 fn bind_alone(addr: SocketAddr) -> io::Result<()> {
     let socket = match addr {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
@@ -54,8 +54,8 @@ fn bind_alone(addr: SocketAddr) -> io::Result<()> {
     socket.bind(addr)
 }
 
-/// Returns who has this port, as far as this user may know: another user's processes don't show
-/// their sockets.
+/// Returns the process that has this port, as far as this user can see: the sockets of other users'
+/// processes are hidden.
 ///
 /// Source: proc_pid_net(5) and proc_pid_fd(5).
 pub(crate) fn port_holder(protocol: Protocol, addr: Ipv4Addr, port: NonZeroU16) -> Option<ProcessHolder> {
@@ -67,16 +67,16 @@ pub(crate) fn port_holder(protocol: Protocol, addr: Ipv4Addr, port: NonZeroU16) 
     holder_of(|fd| fs::read_link(fd).is_ok_and(|target| target == Path::new(&socket)))
 }
 
-/// Finds in a table of the kernel's the socket that has this port, and returns its inode.
+/// Finds in a table of the kernel the socket that has this port, and returns its inode.
 fn inode_in(table: &str, protocol: Protocol, addr: Ipv4Addr, port: NonZeroU16) -> Option<u64> {
-    /// The state of a TCP socket that listens; of UDP every socket counts.
+    /// The state of a TCP socket that listens; for UDP every socket matters.
     const LISTENS: &str = "0A";
     let ours = format!("{:08X}", u32::from_ne_bytes(addr.octets()));
     let is_it = |row: &&str| {
         let mut columns = row.split_ascii_whitespace().skip(1);
         let (Some(local), state) = (columns.next(), columns.nth(1)) else { return false };
         let Some((address, number)) = local.split_once(':') else { return false };
-        // The last word of an IPv6 address is the IPv4 one that is mapped into it.
+        // The last word of an IPv6 address is an IPv4-mapped address.
         let address = &address[address.len().saturating_sub(8)..];
         u16::from_str_radix(number, 16) == Ok(port.get())
             && (protocol == Protocol::Udp || state == Some(LISTENS))
@@ -140,7 +140,7 @@ mod tests {
     #[test]
     fn an_address_of_another_host_is_named() {
         let port = NonZeroU16::new(2222).unwrap();
-        // TEST-NET-1 of RFC 5737: nobody's.
+        // TEST-NET-1 of RFC 5737, which no host has.
         let error = port_is_free(Protocol::Tcp, Ipv4Addr::new(192, 0, 2, 1).into(), port).unwrap_err();
         assert_eq!(error.to_string(), "the port 192.0.2.1:2222/tcp: this host does not have that address");
     }

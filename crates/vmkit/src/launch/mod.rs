@@ -1,15 +1,15 @@
 //! From a [`Blueprint`] to a VM, and on to a guest that is ready: [`launch`].
 //!
-//! It puts together what the image store, the manager and SSH do each alone, and reports its
-//! progress as data. The result is an ordinary VM: `remove` removes what an interrupted launch has
-//! left, and another launch of the name replaces it.
+//! It combines the image store, the manager and SSH, and reports its progress as data. The result
+//! is an ordinary VM: `remove` removes what an interrupted launch has left, and another launch of
+//! the name replaces it.
 //!
 //! ```text
 //! image ─▶ disk ─▶ boot ─▶ network ─▶ ssh ─▶ cloud-init
 //! ```
 //!
-//! The first two stages are all that creates VMs from images: a project's machines take them as
-//! well.
+//! The first two stages are the only code that creates VMs from images: a project's machines use
+//! them as well.
 //!
 //! # Examples
 //! ```no_run
@@ -52,16 +52,16 @@ use crate::spec::{Blueprint, NetworkConfig, VmName, VmSpec};
 use crate::ssh::{CloudInitStatus, Session};
 use crate::store::EphemeralGuard;
 
-/// How long a guest may take where nobody says.
+/// The default timeout of a guest's readiness.
 const TIMEOUT: Duration = Duration::from_secs(600);
 
-/// What to launch, and how far.
+/// The options of a launch.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct LaunchOptions {
-    /// What the VM is created from. To be entered, it needs [`Blueprint::with_access`].
+    /// What the VM is created from. A login needs [`Blueprint::with_access`].
     pub blueprint: Blueprint,
-    /// What the blueprint's name means.
+    /// How the blueprint's name is used.
     pub naming: LaunchNaming,
     /// Whether the image may be fetched.
     pub pull: PullPolicy,
@@ -74,8 +74,8 @@ pub struct LaunchOptions {
 }
 
 impl LaunchOptions {
-    /// Creates the launch of a VM: its image is fetched if need be, it is waited for until it is
-    /// ready, 10 minutes at most, and it stays until it is removed.
+    /// Returns the options for a launch that fetches the image if needed, waits up to 10 minutes
+    /// until the VM is ready, and keeps it until it is removed.
     pub fn new(blueprint: Blueprint) -> Self {
         Self {
             blueprint,
@@ -87,8 +87,8 @@ impl LaunchOptions {
         }
     }
 
-    /// Creates the launch of an image on the usual machine of [`VmSpec::builder`], under the next
-    /// free name, with a login.
+    /// Returns the options for a launch of an image on the default machine of [`VmSpec::builder`],
+    /// under the next free name, with a login.
     ///
     /// # Errors
     /// `InvalidInput` for an image whose path is empty.
@@ -99,14 +99,14 @@ impl LaunchOptions {
     }
 }
 
-/// What the name in a blueprint means.
+/// How the name in a blueprint is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum LaunchNaming {
     /// It is the VM's name.
     #[default]
     Exact,
-    /// The VM gets it with the next free number: `debian` leads to `debian-1`.
+    /// The next free number is appended: `debian` becomes `debian-1`.
     Numbered,
 }
 
@@ -123,19 +123,20 @@ pub enum LaunchUntil {
     Ready,
 }
 
-/// A VM that was launched.
+/// A launched VM.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct LaunchedVm {
     /// The VM.
     pub vm: VmHandle,
-    /// The full name of its image, or the path.
+    /// The full name of its image, or its path.
     pub image: Option<String>,
-    /// A session of vmkit's own user, if the guest was waited for.
+    /// A session of vmkit's own user, if the launch waited for the guest.
     pub session: Option<Session>,
-    /// What cloud-init did, if the guest was waited for.
+    /// The result of cloud-init, if the launch waited for the guest.
     pub cloud_init: Option<CloudInitStatus>,
-    /// Keeps an ephemeral VM; once this is dropped, the next `remove_orphans` removes it.
+    /// The owner of an ephemeral VM; once this is dropped, the next `remove_orphans` removes the
+    /// VM.
     pub owner: Option<EphemeralGuard>,
 }
 
@@ -143,14 +144,14 @@ pub struct LaunchedVm {
 /// at each step.
 ///
 /// # Cancel safety
-/// What an image's pull has fetched stays. A VM that is there already stays, in whatever state it
-/// is; an ephemeral one is left without its owner.
+/// A partial download of the image stays. An existing VM stays, in its present state; an ephemeral
+/// one is left without its owner.
 ///
 /// # Errors
 /// Those of the steps, with the stage and, if it exists, the VM: [`Blueprint::check`] and
 /// [`Blueprint::resolve`]; `AlreadyExists` for a name in use and [`VmManager::create`]'s;
 /// [`VmManager::start`]'s; `TimedOut` and `InvalidState` with the console's last lines, or `Guest`
-/// with what its SSH server answered or cloud-init's own errors.
+/// with the reply of its SSH server or the errors of cloud-init.
 pub async fn launch<H: Backend + 'static>(
     manager: &VmManager<H>,
     store: &ImageStore,
@@ -197,7 +198,7 @@ async fn carry_out<H: Backend + 'static>(
     Ok(launched)
 }
 
-/// Creates the VM; its record holds the image from then on.
+/// Creates the VM; from then on its record keeps the image from being removed.
 async fn create<H: Backend + 'static>(
     manager: &VmManager<H>,
     resolved: ResolvedVm,
@@ -220,7 +221,7 @@ async fn create<H: Backend + 'static>(
             false => manager.create(spec).await.map(|vm| (vm, None)),
         };
         match created {
-            // Another process was quicker with this number.
+            // Another process took this number first.
             Err(Error::AlreadyExists { name: taken, .. })
                 if naming == LaunchNaming::Numbered && taken == name.as_str() => {}
             Err(error) => return Err(error),
@@ -233,8 +234,8 @@ async fn create<H: Backend + 'static>(
     Err(Error::already_exists(Subject::Vm, format!("{stem}-{}", u32::MAX)))
 }
 
-/// Returns what VMs of this image are called, such as `debian`: the name of the distribution, or of
-/// the file. It has room for a number.
+/// Returns the name of VMs of this image without their number, such as `debian`: the name of the
+/// distribution, or of the file.
 pub fn name_stem(image: &ImageRef) -> VmName {
     let image = image.to_string();
     let file = image.rsplit('/').find(|part| !part.is_empty()).unwrap_or_default();
@@ -245,7 +246,7 @@ pub fn name_stem(image: &ImageRef) -> VmName {
     VmName::new(stem).expect("it is 1 to 32 letters, digits and dashes, no dash at an end")
 }
 
-/// Waits until the guest is as somebody needs it who wants to log in.
+/// Waits until the guest is ready for a user's login.
 async fn make_ready<H: Backend + 'static>(
     manager: &VmManager<H>,
     launched: &mut LaunchedVm,
@@ -282,7 +283,7 @@ async fn make_ready<H: Backend + 'static>(
     Ok(())
 }
 
-/// Adds the console's last lines to a deadline that passed.
+/// Adds the console's last lines to a timeout.
 async fn with_console<H: Backend + 'static>(manager: &VmManager<H>, error: Error, vm: &VmHandle) -> Error {
     match error {
         Error::TimedOut { awaited, after, console: None } => {

@@ -1,4 +1,4 @@
-//! A file or a folder of the host as an archive (tar), made while it is sent.
+//! A file or a folder of the host as an archive (tar), created while it is sent.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -13,25 +13,25 @@ use tokio::net::unix::pipe::Receiver;
 
 use crate::vmfile::CopySpec;
 
-/// What the entry at the top of an archive is called.
+/// The name of the entry at the top of an archive.
 const TOP: &str = "it";
-/// The name of the last entry: an archive without it was interrupted, even if it looks whole.
+/// The name of the last entry: an archive without it was interrupted, even if it looks complete.
 const LAST: &str = "end";
-/// How much of a file is read before its length is written: a smaller one is as long as what was
-/// read, whatever happens to it meanwhile and whatever the file system says of its length.
+/// How much of a file is read before its length is written: a smaller file has the length that was
+/// read, even if it changes meanwhile or the file system reports another length.
 const WHOLE_BYTES: u64 = 8 << 20;
-/// The longest file of those whose length the file system does not tell, such as some in `/proc`.
+/// The longest file of unknown length, such as some in `/proc`.
 const MOST_UNTOLD_BYTES: u64 = 256 << 20;
 
-/// An archive that is being made.
+/// An archive that is being created.
 #[derive(Debug)]
 pub(super) struct TarArchive {
     writer: JoinHandle<Result<(), (PathBuf, io::Error)>>,
 }
 
 impl TarArchive {
-    /// Begins to make one of what is to be copied, in a thread of its own that goes as fast as
-    /// somebody reads; answers its bytes, too.
+    /// Starts to create an archive of the source, in a thread of its own that is as fast as the
+    /// reader; returns the reader, too.
     ///
     /// # Errors
     /// Those of the system.
@@ -45,11 +45,11 @@ impl TarArchive {
         Ok((bytes, Self { writer }))
     }
 
-    /// Returns what could not be read of the host's files, once the archive is no longer read.
+    /// Returns the failure to read the host's files, once the archive is no longer read.
     ///
     /// A reader that stops early is no failure of the archive.
     pub(super) async fn failure(self) -> Option<(PathBuf, io::Error)> {
-        // It may be in the middle of a block of a slow disk.
+        // The thread may be reading a block from a slow disk.
         match tokio::task::spawn_blocking(|| self.writer.join()).await.expect("joining does not panic") {
             Ok(Err((_, error))) if error.kind() == io::ErrorKind::BrokenPipe => None,
             Ok(written) => written.err(),
@@ -58,12 +58,12 @@ impl TarArchive {
     }
 }
 
-/// Writes the archive; one whose writing fails lacks its last entry.
+/// Writes the archive; after a failure the last entry is missing.
 pub(super) fn write(to: File, copy: &CopySpec) -> Result<(), (PathBuf, io::Error)> {
     let mut archive = Builder::new(io::BufWriter::with_capacity(64 << 10, to));
     archive.follow_symlinks(false);
     let failed = |error| (copy.from.clone(), error);
-    // What a link at the top leads to is what gets copied.
+    // A link at the top is followed.
     let kind = fs::metadata(&copy.from).map_err(failed)?;
     if is_special(&kind) {
         return Err(failed(io::Error::other("this is neither a file nor a folder nor a link")));
@@ -86,7 +86,7 @@ fn add(
     let failed = |error| (from.to_owned(), error);
     let mut header = Header::new_gnu();
     header.set_metadata(kind);
-    // Whose it is on the host means nothing in the guest.
+    // The host's owner has no meaning in the guest.
     header.set_uid(0);
     header.set_gid(0);
     if kind.is_symlink() {
@@ -96,7 +96,7 @@ fn add(
         return archive.append_link(&mut header, name, target).map_err(failed);
     }
     if kind.is_dir() {
-        // A folder without execute permission is of no use, whatever the mode of its files.
+        // A folder without execute permission is useless, whatever the mode of its files.
         let own = kind.permissions().mode() & 0o7777;
         header.set_mode(mode.map_or(own, |mode| mode | (mode & 0o444) >> 2 | 0o700));
         header.set_size(0);
@@ -108,7 +108,7 @@ fn add(
         return Ok(());
     }
     if is_special(kind) {
-        // Told beforehand, by `check`.
+        // Reported beforehand, by `check`.
         return Ok(());
     }
     if let Some(mode) = mode {
@@ -119,8 +119,7 @@ fn add(
     archive.append_data(&mut header, name, &mut content).map_err(failed)
 }
 
-/// Returns what a folder has, in the order of the names. What is gone by the time it is looked at
-/// is not there.
+/// Returns the entries of a folder, sorted by name. An entry that disappears meanwhile is left out.
 pub(super) fn entries(folder: &Path) -> Result<Vec<(PathBuf, fs::Metadata)>, (PathBuf, io::Error)> {
     let read = fs::read_dir(folder).and_then(Iterator::collect::<io::Result<Vec<_>>>);
     let mut entries = read.map_err(|error| (folder.to_owned(), error))?;
@@ -136,7 +135,7 @@ pub(super) fn entries(folder: &Path) -> Result<Vec<(PathBuf, fs::Metadata)>, (Pa
     Ok(found)
 }
 
-/// Takes an entry that was removed after its folder was read for one that was never there.
+/// Ignores an entry that was removed after its folder was read.
 ///
 /// # Errors
 /// Every other failure.
@@ -155,11 +154,10 @@ pub(super) fn is_special(kind: &fs::Metadata) -> bool {
     !kind.is_file() && !kind.is_dir() && !kind.is_symlink()
 }
 
-/// Checks that a file or a folder can be read, with all that is in it, and returns what is left out
-/// of the copy.
+/// Checks that a file or a folder can be read completely, and returns what the copy leaves out.
 ///
 /// # Errors
-/// What can't be read, with its path.
+/// The failure to read a part, with its path.
 pub(super) fn check(from: &Path) -> Result<Vec<PathBuf>, (PathBuf, io::Error)> {
     let kind = fs::metadata(from).map_err(|error| (from.to_owned(), error))?;
     if is_special(&kind) {
@@ -183,7 +181,7 @@ pub(super) fn check(from: &Path) -> Result<Vec<PathBuf>, (PathBuf, io::Error)> {
     Ok(left_out)
 }
 
-/// Opens a regular file, and never waits for one.
+/// Opens a regular file, without blocking on a named pipe.
 pub(super) fn open_regular(path: &Path) -> io::Result<File> {
     let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits().cast_signed();
     let file = File::options().read(true).custom_flags(flags).open(path)?;
@@ -193,7 +191,7 @@ pub(super) fn open_regular(path: &Path) -> io::Result<File> {
     }
 }
 
-/// Returns the length that a file's entry has, and what that many bytes come from.
+/// Returns the length for a file's entry, and a reader of that many bytes.
 fn content(mut file: File) -> io::Result<(u64, impl Read)> {
     let mut begin = Vec::new();
     (&mut file).take(WHOLE_BYTES).read_to_end(&mut begin)?;
@@ -205,12 +203,12 @@ fn content(mut file: File) -> io::Result<(u64, impl Read)> {
             bytes = begin.len() as u64;
         }
     }
-    // What grows meanwhile is cut, and what shrinks is a failure: the length was written already.
+    // Later growth is ignored, and a truncated file is a failure: the length was written already.
     let left = bytes - begin.len() as u64;
     Ok((bytes, io::Cursor::new(begin).chain(ExactReader { file, left })))
 }
 
-/// As many bytes of a file as it had when its length was looked at.
+/// As many bytes of a file as it had when its length was read.
 struct ExactReader {
     file: File,
     left: u64,

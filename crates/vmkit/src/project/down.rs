@@ -1,5 +1,4 @@
-//! `down`: machines stopped, and removed where that is asked for, each before those that it depends
-//! on.
+//! `down`: stops machines, and removes them on request, each before those that it depends on.
 
 use super::event::{
     EventKind, EventListener, MachineAction, MachineOutcome, MachineReport, ProjectEvent, ProjectReport,
@@ -14,15 +13,15 @@ use crate::hypervisor::Backend;
 use crate::vmfile::{MachineConfig, Project};
 
 impl<H: Backend + 'static, G: GuestConnector> ProjectManager<H, G> {
-    /// Shuts down the machines that were chosen, those first that depend on others; removes their
-    /// VMs with `remove`.
+    /// Shuts down the chosen machines in the reverse order of their dependencies; removes their VMs
+    /// with `remove`.
     ///
-    /// Without a choice it does so to the VMs of machines that the file no longer has, too. A
-    /// machine that does not go down keeps no other up.
+    /// Without a choice this includes the VMs of machines that the file no longer has. The failure
+    /// of one machine does not keep the others from being stopped.
     ///
     /// # Errors
-    /// `NotFound` for a name that no machine has, or had; `Busy`; those of the home. What went
-    /// wrong with a machine is in the report.
+    /// `NotFound` for the name of a machine that does not and did not exist; `Busy`; those of the
+    /// home. The failure of a machine is in the report.
     pub async fn down(
         &self,
         project: &Project,
@@ -50,7 +49,7 @@ impl<H: Backend + 'static, G: GuestConnector> ProjectManager<H, G> {
         Ok(report)
     }
 
-    /// Takes down these machines, the project's lock held.
+    /// Stops these machines, with the project's lock held.
     pub(super) async fn take_down(
         &self,
         work: &RunContext,
@@ -123,8 +122,8 @@ impl<H: Backend + 'static, G: GuestConnector> MachineJob<H, G> {
                 return Ok(());
             }
             Ok(MachineVm::Nothing) => return Ok(()),
-            // Somebody else's VM is left alone; whoever expects it to be down has to hear that, all
-            // the more where it is this project's own from before the file was moved.
+            // A foreign VM is left alone; the caller expects the machine to be down and gets an
+            // error, in particular if the VM is this project's own from before the file was moved.
             Err(error) => return Err(error),
         };
         if remove {

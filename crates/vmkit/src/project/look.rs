@@ -1,4 +1,4 @@
-//! What there is of a machine.
+//! The present state of a machine.
 
 use super::{GuestConnector, ProjectManager};
 use crate::error::{Error, Result};
@@ -8,26 +8,26 @@ use crate::lifecycle::{FailureKind, Operation, VmState};
 use crate::manager::VmEntry;
 use crate::vmfile::{MachineConfig, Project};
 
-/// What there is of a machine.
+/// The present state of a machine.
 #[derive(Debug)]
 pub(super) enum MachineVm {
-    /// No VM; or one whose making or removal was cut off, which is swept when it is made.
+    /// No VM; or one whose creation or removal was interrupted, which the next creation cleans up.
     Nothing,
-    /// Its VM, with the state that it has now.
+    /// A VM, with its present state.
     Vm {
         /// The VM.
         vm: Box<VmHandle>,
-        /// Whether an operation on it was cut off; the next one settles what that left.
+        /// Whether an operation on it was interrupted; the next one cleans up.
         unsettled: bool,
     },
 }
 
 impl<H: Backend + 'static, G: GuestConnector> ProjectManager<H, G> {
-    /// Looks for a machine's VM.
+    /// Looks a machine's VM up.
     ///
     /// # Errors
-    /// `AlreadyExists` for a VM of its name that is somebody else's; `Record`, `TimedOut` where it
-    /// can't be told.
+    /// `AlreadyExists` for a foreign VM of its name; `Record`, `TimedOut` if the state can't be
+    /// read.
     pub(super) async fn look(&self, project: &Project, machine: &MachineConfig) -> Result<MachineVm> {
         match self.manager().find(&machine.vm).await {
             Some(listed) => found(project, machine, listed),
@@ -36,7 +36,7 @@ impl<H: Backend + 'static, G: GuestConnector> ProjectManager<H, G> {
     }
 }
 
-/// Returns what a VM that was listed is to a machine whose VM has that name.
+/// Returns the state of a machine from its VM in a list.
 ///
 /// # Errors
 /// As for [`ProjectManager::look`].
@@ -47,7 +47,7 @@ pub(super) fn found(project: &Project, machine: &MachineConfig, listed: VmEntry)
     let vm = Box::new(listed.handle?);
     let unsettled = listed.interrupted;
     let operation = listed.intent.map(|intent| intent.operation);
-    // A removal that was interrupted before it had removed anything has left the VM as it was.
+    // A removal interrupted before its first step has left the VM unchanged.
     let is_cut = matches!(&vm.state, VmState::Failed { cause } if cause.kind == FailureKind::Interrupted);
     match operation {
         Some(Operation::Destroy) if unsettled && !is_cut && vm.state != VmState::Destroyed => {
@@ -58,7 +58,7 @@ pub(super) fn found(project: &Project, machine: &MachineConfig, listed: VmEntry)
     }
 }
 
-/// Tells which machine of the project a VM is, by its labels.
+/// Returns the machine of the project that a VM belongs to, by its labels.
 pub(super) fn machine_of<'a>(project: &Project, vm: &'a VmHandle) -> Option<&'a str> {
     let labels = vm.spec.labels();
     let is_ours = labels.get(Project::LABEL).is_some_and(|file| project.file.as_os_str() == file);

@@ -1,9 +1,9 @@
-//! The machines that a file describes, brought to be as it says: [`ProjectManager`].
+//! Brings the machines that a file describes to the described state: [`ProjectManager`].
 //!
-//! It works over [`VmManager`], which keeps each VM safe by itself, and over [`GuestConnector`], the ways
-//! into them. What a machine shall be is the file's, what it is is asked of reality; nothing about
-//! a project as a whole is kept, so there is nothing that could be wrong after a crash. Whoever
-//! runs `up` again finds each machine where it was left.
+//! It works over [`VmManager`], which manages each VM by itself, and over [`GuestConnector`], the
+//! logins to guests. The file has the wanted state, and the present state is always examined; there
+//! is no record of a project as a whole, so none can be wrong after a crash. Another `up` continues
+//! with each machine where it was left.
 //!
 //! ```text
 //!           missing ─▶ make ──▶ ┐
@@ -12,7 +12,7 @@
 //! ```
 //!
 //! A machine is known by the labels of its VM: the file's absolute path, and its name there. A VM
-//! without them is never touched, whatever it is called.
+//! without them is never touched, even if it has the machine's name.
 
 mod archive;
 mod down;
@@ -61,15 +61,15 @@ use crate::store::create_private;
 use crate::store::lock::{FileLock, LockMode, acquire};
 use crate::vmfile::{MachineConfig, Project};
 
-/// Brings the machines of a project up and down, over any hypervisor and any way into its guests.
+/// Manages the machines of projects, over any hypervisor and any kind of login to its guests.
 ///
 /// # Concurrency
-/// One operation at a time changes the machines of a project; a second one waits for the first, as
-/// long as its [`patience`](ProjectOptions::patience) lasts. What only reads waits for nobody.
+/// One operation at a time changes the machines of a project; another one waits for the first, up
+/// to its [`patience`](ProjectOptions::patience). Operations that only read do not wait.
 ///
 /// # Cancel safety
-/// A dropped future, like a killed process, leaves each machine where it was. The same call again
-/// goes on from there: a step that was cut off is run again.
+/// A dropped future, like a killed process, leaves each machine where it was. The same call
+/// continues from there: an interrupted step is run again.
 #[derive(Debug)]
 pub struct ProjectManager<H, G> {
     shared: Arc<ManagerState<H, G>>,
@@ -88,21 +88,20 @@ impl<H, G> Clone for ProjectManager<H, G> {
     }
 }
 
-/// What is to be done, and how far.
+/// The options of an operation on a project.
 #[derive(Debug, Clone)]
 pub struct ProjectOptions {
-    /// The machines, by their names in the file; all of them where none is named.
+    /// The machines, by their names in the file; empty for all.
     pub machines: Vec<String>,
-    /// Makes machines anew where the file changed what can't be changed otherwise. Their disks are
-    /// lost.
+    /// Recreates machines whose changes require it. Their disks are lost.
     pub recreate: bool,
     /// Removes the VMs of machines that the file no longer has.
     pub prune: bool,
-    /// How many machines are worked on at the same time.
+    /// How many machines are worked on in parallel.
     pub at_once: usize,
-    /// How long a guest has to shut down.
+    /// The timeout of a guest's shutdown.
     pub stop_timeout: Duration,
-    /// How long another operation on the same project is waited for.
+    /// How long to wait for another operation on the same project.
     pub patience: Duration,
 }
 
@@ -119,17 +118,17 @@ impl Default for ProjectOptions {
     }
 }
 
-/// What to provision, and when.
+/// The options of [`ProjectManager::provision`].
 #[derive(Debug, Clone, Default)]
 pub struct ProvisionPolicy {
-    /// The steps, by their names; all of them where none is named.
+    /// The steps, by their names; empty for all.
     pub steps: Vec<String>,
-    /// Runs them whatever was done before.
+    /// Runs them even if they are done.
     pub force: bool,
 }
 
 impl<H: Backend + 'static, G: GuestConnector> ProjectManager<H, G> {
-    /// Creates a manager of projects whose VMs are in `manager`'s home. Touches nothing.
+    /// Creates a manager of projects whose VMs are in `manager`'s home. Reads and writes nothing.
     pub fn new(manager: VmManager<H>, guests: G, images: ImageStore) -> Self {
         Self { shared: Arc::new(ManagerState { manager, guests, images }) }
     }
@@ -139,7 +138,7 @@ impl<H: Backend + 'static, G: GuestConnector> ProjectManager<H, G> {
         &self.shared.manager
     }
 
-    /// Waits until nobody else changes the machines of the project.
+    /// Waits until no other operation changes the machines of the project.
     async fn lock(
         &self,
         project: &Project,
@@ -168,7 +167,7 @@ impl<H: Backend + 'static, G: GuestConnector> ProjectManager<H, G> {
     }
 }
 
-/// Returns the machines that were named, in the order of the file; all of them where none was.
+/// Returns the named machines, in the order of the file; all of them without a name.
 ///
 /// # Errors
 /// `NotFound` for a name that no machine has.
@@ -180,7 +179,7 @@ fn chosen<'a>(project: &'a Project, names: &[String]) -> Result<Vec<&'a MachineC
     Ok(project.machines.iter().filter(is_chosen).collect())
 }
 
-/// Creates the error for a name that none of those has that there are.
+/// Returns the error for an unknown name, with a suggestion from the known ones.
 fn unknown<'a>(what: Subject, name: &str, known: impl Iterator<Item = &'a String>) -> Error {
     let mut names: Vec<String> = Vec::new();
     for known in known {
@@ -189,13 +188,13 @@ fn unknown<'a>(what: Subject, name: &str, known: impl Iterator<Item = &'a String
         }
     }
     let distance = |known: &&String| strsim::damerau_levenshtein(name, known);
-    // Of a short name one letter may be wrong, of a longer one a third.
+    // A short name may have one wrong letter, a longer one a third.
     let is_near = |known: &&String| distance(known) <= known.chars().count().max(3) / 3;
     let meant = names.iter().min_by_key(distance).filter(is_near).cloned();
     Error::Unknown { what, name: name.to_owned(), known: names, meant }
 }
 
-/// Returns the same machines and all that they depend on, however far.
+/// Returns the machines and all their dependencies, transitively.
 fn with_dependencies<'a>(project: &'a Project, machines: Vec<&'a MachineConfig>) -> Vec<&'a MachineConfig> {
     let mut names: Vec<&str> = machines.iter().map(|machine| machine.name.as_str()).collect();
     let mut looked = 0;
@@ -210,13 +209,13 @@ fn with_dependencies<'a>(project: &'a Project, machines: Vec<&'a MachineConfig>)
     project.machines.iter().filter(|machine| names.contains(&machine.name.as_str())).collect()
 }
 
-/// Returns, for each of the machines, the places of those among them that it depends on.
+/// Returns, for each of the machines, the indices of its dependencies among them.
 fn dependencies(machines: &[&MachineConfig]) -> Vec<Vec<usize>> {
     let place = |name: &String| machines.iter().position(|machine| machine.name == *name);
     machines.iter().map(|machine| machine.depends_on.iter().filter_map(place).collect()).collect()
 }
 
-/// Turns an order round: what came after comes before.
+/// Reverses the edges of a graph.
 fn reversed(after: &[Vec<usize>]) -> Vec<Vec<usize>> {
     let mut reversed = vec![Vec::new(); after.len()];
     for (place, before) in after.iter().enumerate() {

@@ -1,6 +1,6 @@
-//! What was done of a machine's provisioning, and what is still to do.
+//! The record of a machine's provisioning: what is done, and what is due.
 //!
-//! Pure. Where it lies on disk is `kept`'s business.
+//! Pure. The module `kept` stores it on disk.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::vmfile::RunPolicy;
 
-/// The steps that were begun on one machine, by their names.
+/// The steps that were started on one machine, by their names.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ProvisionRecord {
@@ -19,19 +19,19 @@ pub(super) struct ProvisionRecord {
     steps: BTreeMap<String, StepRecord>,
 }
 
-/// What is known of one step.
+/// The record of one step.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct StepRecord {
-    /// What the step consisted of, as a SHA-256.
+    /// The SHA-256 of the step's content.
     pub(super) digest: String,
-    /// How far it came.
+    /// The result.
     pub(super) end: StepEnd,
-    /// When that was, in seconds after the beginning of 1970 (UTC).
+    /// The time of the record, in seconds since 1970 (UTC).
     pub(super) at: u64,
 }
 
-/// How far a step came.
+/// The result of a step.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum StepEnd {
@@ -39,14 +39,14 @@ pub(super) enum StepEnd {
     Begun,
     /// It succeeded.
     Done,
-    /// It failed in this way.
+    /// It failed with this error.
     Failed(String),
-    /// It failed in this way, and may go on in the guest.
+    /// It failed with this error, and may still run in the guest.
     CutOff(String),
 }
 
 impl StepEnd {
-    /// Returns how it failed, if it did.
+    /// Returns the error, if it failed.
     pub(super) fn failure(&self) -> Option<&str> {
         match self {
             StepEnd::Failed(how) | StepEnd::CutOff(how) => Some(how),
@@ -55,27 +55,27 @@ impl StepEnd {
     }
 }
 
-/// Why a step is to be run.
+/// Why a step is due.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum StepReason {
-    /// It never was.
+    /// It was never run.
     New,
     /// It was started, and its end was not recorded.
     CutOff,
     /// It failed the last time.
     Failed,
-    /// It is not what it was when it was run.
+    /// Its content has changed since it was run.
     Changed,
-    /// It is run every time.
+    /// It is run at every `up`.
     Always,
-    /// It was asked for, whatever was done before.
+    /// It was requested with `force`.
     Forced,
 }
 
 impl StepReason {
-    /// Returns it in a word or two, such as `cut off`.
+    /// Returns the reason in a word or two, such as `cut off`.
     pub fn as_str(&self) -> &'static str {
         match self {
             StepReason::New => "new",
@@ -104,10 +104,10 @@ impl ProvisionRecord {
     /// The version that this vmkit writes, and the newest that it reads.
     const VERSION: u32 = 1;
 
-    /// Reads it from its bytes; `path` is where they came from.
+    /// Parses the record; `path` is where the bytes came from.
     ///
     /// # Errors
-    /// `Record` for what is not one, or is of a newer version.
+    /// `Record` for bytes that are no record, or of a newer version.
     pub(super) fn decode(path: &Path, bytes: &[u8]) -> Result<Self> {
         #[derive(Deserialize)]
         struct RecordVersion {
@@ -129,17 +129,17 @@ impl ProvisionRecord {
         serde_json::from_slice(bytes).map_err(read)
     }
 
-    /// Returns its bytes.
+    /// Returns the record's bytes.
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut bytes = serde_json::to_vec_pretty(self).expect("strings and numbers can be written as JSON");
         bytes.push(b'\n');
         bytes
     }
 
-    /// Returns why a step is to be run now, or `None` where it is not.
+    /// Returns why a step is due, or `None` if it is not.
     ///
-    /// `digest` answers what the step consists of now; it is asked only where that matters, since
-    /// it may have to read files.
+    /// `digest` returns the digest of the step's present content; it is called only if needed,
+    /// since it may have to read files.
     pub(super) fn why<E>(
         &self,
         step: &str,
@@ -158,8 +158,7 @@ impl ProvisionRecord {
         })
     }
 
-    /// Returns whether there is a step that did not end well as far as is known: something of it
-    /// may even go on.
+    /// Returns whether a step did not succeed as far as is known: a part of it may still run.
     pub(super) fn has_loose_ends(&self) -> bool {
         self.steps.values().any(|step| step.end != StepEnd::Done)
     }
@@ -169,12 +168,12 @@ impl ProvisionRecord {
         self.steps.values().any(|step| matches!(step.end, StepEnd::Begun | StepEnd::CutOff(_)))
     }
 
-    /// Writes down how far a step came.
+    /// Records the result of a step.
     pub(super) fn set(&mut self, step: &str, record: StepRecord) {
         self.steps.insert(step.to_owned(), record);
     }
 
-    /// Returns what is known of a step.
+    /// Returns the record of a step.
     pub(super) fn get(&self, step: &str) -> Option<&StepRecord> {
         self.steps.get(step)
     }

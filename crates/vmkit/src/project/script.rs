@@ -1,11 +1,11 @@
-//! How a task is told to a guest: a command for its shell, and what is sent to that command.
+//! The commands of tasks in a guest, and their input.
 //!
-//! Pure. A POSIX shell, `dd`, `wc` and, for copies, `find`, `mktemp` and `tar` are all that it asks
-//! of a guest. What may be secret, the environment and the script itself, goes through the
-//! command's input, where no list of processes shows it.
+//! Pure. A guest needs a POSIX shell, `dd`, `wc` and, for copies, `find`, `mktemp` and `tar`.
+//! Possible secrets, the environment and the script itself, are sent as input, since lists of
+//! processes show arguments.
 //!
-//! A guest does not notice that whoever gave it a task is gone, so a task can outlive its `up`.
-//! Therefore each is a process group of its own that the next one finds and ends:
+//! A guest does not notice that the `up` that started a task has died, so a task can outlive it.
+//! Therefore each task is a process group that the next `up` finds and ends:
 //!
 //! ```text
 //! /tmp/vmkit-step-TOKEN/lead     the shell text that leads the group; its path is in the list of processes
@@ -13,26 +13,26 @@
 //! /tmp/vmkit-step-TOKEN/script   what a step runs; env, its environment; new, where a copy is unpacked
 //! ```
 //!
-//! And since a broken connection looks to a guest like the end of what it is sent, nothing is begun
-//! before all of it is there: a script comes with its length, an archive has a last entry.
+//! And since a broken connection looks to a guest like the end of the input, no task starts before
+//! its input is complete: a script is sent with its length, an archive has a last entry.
 
 use super::script_text::ScriptText;
 use crate::vmfile::{CopySpec, ProvisionStep};
 
-/// What is said to a guest.
+/// A command for a guest, and its input.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct GuestScript {
-    /// The guest's user that it runs as; the login user if none is named.
+    /// The guest's user that runs it; the login user if none is given.
     pub(super) user: Option<String>,
     /// The program and its arguments.
     pub(super) argv: Vec<String>,
-    /// What the program is sent; a copy is sent as an archive instead.
+    /// The input; a copy has an archive instead.
     pub(super) input: Vec<u8>,
     /// The token of a step, which marks its end.
     pub(super) token: Option<String>,
 }
 
-/// The name of a task that is about to be told, which no other ever has.
+/// The unique name of a task.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct TaskToken(String);
 
@@ -46,7 +46,7 @@ impl TaskToken {
 /// Starts the script `$2` in a process group of its own, in the folder `$1` below `/tmp`; the other
 /// arguments are for that script.
 ///
-/// Where there is no `setsid`, the group is the one that the SSH server has made for this command.
+/// Without `setsid`, the group is the one that the SSH server has created for this command.
 const BEGIN: &str = r#"
 at=/tmp/$1 lead=$2
 shift 2
@@ -60,7 +60,7 @@ fi
 exit $?
 "#;
 
-/// What leads a group: it stays until what it runs has ended, so that the group is known by it.
+/// The leader of a group: it runs until its child has ended, so that the group can be found by it.
 const LEAD: &str = r#"
 at=$1 group=${2:-$$}
 shift 2
@@ -68,17 +68,16 @@ echo "$group" >"$at/group.new" && mv "$at/group.new" "$at/group" || exit
 trap : HUP INT TERM
 "#;
 
-/// Runs what is sent: first the environment, `$1` bytes of it, then a script of `$2` bytes, in the
+/// Runs the input: first the environment, `$1` bytes of it, then a script of `$2` bytes, in the
 /// folder `$3`.
 ///
-/// The arguments after these are the script's name on the host, the interpreter of its `#!`, that
-/// one's argument, and the program that `env` is to start; each may be empty. The interpreter is
-/// run with the script, as the kernel does, so that a `/tmp` from which nothing may be executed is
-/// no hindrance. At its end it says so, see [`EndMark`]: what a step leaves in the background may
-/// keep its output open for longer.
+/// The arguments after these are the script's name on the host, the interpreter of its `#!`, its
+/// argument, and the program that `env` has to start; each may be empty. The interpreter is run
+/// with the script, as the kernel does, so that a `/tmp` mounted `noexec` works. At its end it
+/// prints [`EndMark`]: background processes of a step may keep its output open for longer.
 ///
-/// The script is a file of its own while it runs, so that its input is its own.
-/// The environment may name anything, so nothing but positions is read after it.
+/// The script is a file while it runs, so that it has its own input. The environment may set any
+/// variable, so only positional parameters are used after it.
 const RUN: &str = r#"
 dd bs=1 count="$1" 2>/dev/null >"$at/env" && cat >"$at/script" || {
   echo "the script can't be written to $at: the guest needs room in /tmp to run a step" >&2; exit 1
@@ -109,12 +108,11 @@ printf '\000%s:%s\000' "${1##*/}" "$2"
 exit "$2"
 "#;
 
-/// Puts what is sent, an archive with the entry `it` and after it `end`, where `$1` says, as
-/// `$2`'s.
+/// Stores the input, an archive with the entry `it` and after it `end`, at `$1`, owned by `$2`.
 ///
-/// It is unpacked beside its place first, so that a copy that is cut off changes nothing there. A
-/// folder that is there already keeps its mode and its owner, at every depth: what came is moved
-/// into it.
+/// The archive is first unpacked beside its target, so that an interrupted copy changes nothing
+/// there. An existing folder keeps its mode and its owner, at every depth: the new entries are
+/// moved into it.
 const COPY: &str = r#"
 to=$1 owner=$2
 mkdir -p "$(dirname "$to")" || exit
@@ -150,12 +148,12 @@ else
 fi
 "#;
 
-/// Ends every task that was started and whose end was not recorded, and waits for that: by force
-/// after ten seconds.
+/// Ends every task that was started and whose end was not recorded, and waits for that: with
+/// SIGKILL after ten seconds.
 ///
-/// A group is known by its leader, whose command line has the token. The folder is renamed first: a
-/// task that has not come so far as to write its group there fails instead of beginning later. Only
-/// a folder of one's own is believed in what else is to be removed.
+/// A group is found by its leader, whose command line has the token. The folder is renamed first: a
+/// task that has not yet written its group there fails instead of starting later. Other leftovers
+/// are removed only as recorded in a folder of the same user.
 const END: &str = r#"
 for at in /tmp/vmkit-step-*
 do
@@ -177,7 +175,7 @@ do
     while kill -0 "-$group" 2>/dev/null
     do
       if [ "$left" -eq 0 ]; then kill -KILL "-$group"; fi
-      if [ "$left" -lt -50 ]; then echo "a step that was cut off does not end: process group $group" >&2; exit 1; fi
+      if [ "$left" -lt -50 ]; then echo "an interrupted step does not end: process group $group" >&2; exit 1; fi
       left=$((left - 1))
       sleep 0.1 2>/dev/null || sleep 1
     done ;;
@@ -189,7 +187,8 @@ do
 done
 "#;
 
-/// Returns how a step is told, with the script that it runs; `name` is what a person knows that by.
+/// Returns the command of a step, with the script that it runs; `name` is the script's name in
+/// messages.
 pub(super) fn of_step(
     step: &ProvisionStep,
     script: &ScriptText,
@@ -217,14 +216,14 @@ pub(super) fn of_step(
     GuestScript { user: Some(step.user.clone()), argv, input, token: Some(token.0.clone()) }
 }
 
-/// Returns how a copy is told; the archive is what is sent.
+/// Returns the command of a copy; the archive is its input.
 pub(super) fn of_copy(copy: &CopySpec, token: &TaskToken) -> GuestScript {
     let owner = copy.owner.clone().unwrap_or_else(|| ROOT.to_owned());
     let argv = led(COPY, token, [copy.to.clone(), owner]);
     GuestScript { user: Some(ROOT.to_owned()), argv, input: Vec::new(), token: None }
 }
 
-/// Returns how a command of the file, a text for the shell, is told.
+/// Returns the command for a script given in the file.
 pub(super) fn of_command(text: &str) -> GuestScript {
     let argv = ["/bin/sh", "-c", text].map(str::to_owned).to_vec();
     GuestScript { user: Some(ROOT.to_owned()), argv, input: Vec::new(), token: None }
@@ -235,8 +234,8 @@ pub(super) fn of_end(user: Option<&str>) -> GuestScript {
     GuestScript { user: user.map(str::to_owned), argv: shell(END, []), input: Vec::new(), token: None }
 }
 
-/// Returns how a guest is asked whether something listens on a TCP port: the kernel's own list is
-/// read, so that nothing has to be connected to, nor installed.
+/// Returns the command that checks whether a process in the guest listens on a TCP port: it reads
+/// the kernel's own table, so that no connection is needed, and no tool.
 ///
 /// Source: proc(5), `/proc/net/tcp`; the state 0A is `LISTEN`.
 pub(super) fn listens(port: u16) -> GuestScript {
@@ -249,10 +248,10 @@ fi"
     GuestScript { user: None, ..of_command(&text) }
 }
 
-/// The user for tasks without a user.
+/// The user of tasks without a user.
 pub(super) const ROOT: &str = "root";
 
-/// Returns the command line that begins a text as a group of its own.
+/// Returns the command line that runs a script as a process group.
 fn led(text: &str, token: &TaskToken, arguments: impl IntoIterator<Item = String>) -> Vec<String> {
     let lead = format!("{}\n{}", LEAD.trim(), text.trim());
     shell(BEGIN, [token.0.clone(), lead].into_iter().chain(arguments))

@@ -1,4 +1,4 @@
-//! The way into guests by SSH: [`SshGuests`].
+//! Logins to guests over SSH: [`SshGuests`].
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,21 +13,21 @@ use crate::program::GuestExitStatus;
 use crate::spec::VmName;
 use crate::ssh::{LoginOptions, ProcessEvent, Session};
 
-/// How much of what is sent is read at once.
+/// How much of the input is read at once.
 const CHUNK_BYTES: usize = 32 << 10;
 
-/// Enters guests by SSH, with the keys that are in the records of their VMs.
+/// Logs in to guests over SSH, with the keys in the records of their VMs.
 #[derive(Debug)]
 pub struct SshGuests<H> {
     manager: VmManager<H>,
 }
 
-/// A guest that was entered by SSH.
+/// A guest that is connected over SSH.
 #[derive(Debug)]
 pub struct SshGuest<H> {
     manager: VmManager<H>,
     vm: VmName,
-    /// The session that is in force: another one once cloud-init has restarted the guest.
+    /// The present session: a new one after cloud-init has restarted the guest.
     session: Mutex<Option<Arc<Session>>>,
     user: String,
 }
@@ -37,14 +37,14 @@ impl<H: Backend + 'static> SshGuest<H> {
         let session = self.session.lock().unwrap_or_else(PoisonError::into_inner).clone();
         session.ok_or_else(|| Error::Ssh {
             target: self.vm.to_string(),
-            problem: "the way in was lost while cloud-init was waited for".to_owned(),
+            problem: "the connection was lost while cloud-init was running".to_owned(),
             source: None,
         })
     }
 }
 
 impl<H: Backend + 'static> SshGuests<H> {
-    /// Creates the ways into the guests of this manager's VMs.
+    /// Creates the logins to the guests of this manager's VMs.
     pub fn new(manager: VmManager<H>) -> Self {
         Self { manager }
     }
@@ -54,7 +54,8 @@ impl<H: Backend + 'static> GuestConnector for SshGuests<H> {
     type Guest = SshGuest<H>;
 
     async fn enter(&self, vm: &VmName, deadline: Instant) -> Result<SshGuest<H>> {
-        // Without a key of vmkit's own in the VM no waiting helps; anything else may still come.
+        // Without a key in the VM's record waiting does not help; everything else may still come
+        // up.
         match self.manager.ssh_target(vm, &LoginOptions::default()).await {
             Err(error) if error.kind() == ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -95,7 +96,8 @@ impl<H: Backend + 'static> ConnectedGuest for SshGuest<H> {
             loop {
                 match input.read(&mut buffer).await {
                     Ok(0) | Err(_) => break,
-                    // Whoever ends without having read everything tells so by how it ends.
+                    // The exit code of a command that ends without reading all of its input
+                    // decides.
                     Ok(read) => {
                         if to.write(&buffer[..read]).await.is_err() {
                             break;

@@ -1,4 +1,5 @@
-//! `up`: every machine made, started, provisioned and ready, each after those that it depends on.
+//! `up`: creates, starts and provisions machines and waits until they are ready, each after its
+//! dependencies.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -27,26 +28,26 @@ use crate::span::{about, operation, within};
 use crate::spec::{NetworkConfig, PortForward, SpecChange, TakesEffect};
 use crate::vmfile::{MachineConfig, Project, VmfileProblem};
 
-/// What all turns of one operation share.
+/// The shared state of the jobs of one operation.
 #[derive(Clone)]
 pub(super) struct RunContext {
     pub(super) project: Arc<Project>,
     pub(super) options: Arc<ProjectOptions>,
     pub(super) listener: EventListener,
     pub(super) digests: DigestCache,
-    /// The machines from which forwards were taken away before the first turn.
+    /// The machines whose forwards were removed before the first job.
     freed: Arc<BTreeSet<String>>,
 }
 
-/// The work on one machine, and what it has led to.
+/// The work on one machine, and its results.
 pub(super) struct MachineJob<H, G> {
     pub(super) engine: ProjectManager<H, G>,
     pub(super) work: RunContext,
     pub(super) machine: MachineConfig,
     pub(super) done: Vec<MachineAction>,
-    /// The fields whose change counts from the next start on.
+    /// The changed fields that take effect at the next start.
     pending: Vec<String>,
-    /// The fields whose change counts once the machine is recreated.
+    /// The changed fields that take effect when the machine is recreated.
     pub(super) anew: Vec<String>,
 }
 
@@ -63,17 +64,17 @@ impl RunContext {
 }
 
 impl<H: Backend + 'static, G: GuestConnector> ProjectManager<H, G> {
-    /// Brings up the machines that were chosen and all that they depend on: makes what is missing,
-    /// starts what is stopped, changes what the file changed, provisions, waits until each is
-    /// ready, and leaves alone what is right.
+    /// Brings up the chosen machines and all their dependencies: creates missing ones, starts
+    /// stopped ones, applies changes, provisions, waits until each is ready, and leaves unchanged
+    /// ones alone.
     ///
-    /// One that fails keeps only those from their turn that depend on it.
+    /// If a machine fails, only the machines that depend on it are skipped.
     ///
     /// # Errors
-    /// `NotFound` for a name that no machine has; `InvalidInput` where files of the host that the
-    /// machines need can't be read or an image has a name that nobody knows, and nothing is done
-    /// then; `Busy` where somebody else works on the project for too long; those of the home. What
-    /// went wrong with a machine is in the report.
+    /// `NotFound` for an unknown machine; `InvalidInput` if the host's files that the machines need
+    /// can't be read or an image's name is unknown, before anything is changed; `Busy` if another
+    /// operation on the project takes too long; those of the home. The failure of a machine is in
+    /// the report.
     pub async fn up(
         &self,
         project: &Project,
@@ -84,8 +85,7 @@ impl<H: Backend + 'static, G: GuestConnector> ProjectManager<H, G> {
         let _lock = self.lock(project, options, &listener).await?;
         let mut work = RunContext::new(project, options, listener);
         self.check_paths(&work, &machines, false).await?;
-        // A port of the host that goes from one machine to another is given up before anybody takes
-        // it.
+        // A port of the host that moves from one machine to another is released before it is taken.
         let pruned = if options.prune { self.remove_leftovers(&work).await? } else { Vec::new() };
         work.freed = Arc::new(self.free_ports(&work, &machines).await);
         let mut report = self.bring_up(&work, machines).await;
@@ -93,10 +93,10 @@ impl<H: Backend + 'static, G: GuestConnector> ProjectManager<H, G> {
         Ok(report)
     }
 
-    /// Takes away the forwards that running machines have no longer in the file, where another
-    /// machine of the file wants their port; answers from which machines.
+    /// Removes the forwards of running machines that are no longer in the file, if another machine
+    /// of the file needs their port; returns the machines.
     ///
-    /// What goes wrong here is told by the machine's own turn, which comes upon it again.
+    /// A failure here is reported by the machine's own job, which tries again.
     async fn free_ports(&self, work: &RunContext, machines: &[&MachineConfig]) -> BTreeSet<String> {
         let mut freed = BTreeSet::new();
         for machine in machines {
@@ -108,7 +108,7 @@ impl<H: Backend + 'static, G: GuestConnector> ProjectManager<H, G> {
         freed
     }
 
-    /// Brings up these machines, the project's lock held.
+    /// Brings up these machines, with the project's lock held.
     pub(super) async fn bring_up(&self, work: &RunContext, machines: Vec<&MachineConfig>) -> ProjectReport {
         let lost = self.tell_lost(work, &machines).await;
         let report = self.in_turn(work, machines, |mut turn| async move {
@@ -118,7 +118,7 @@ impl<H: Backend + 'static, G: GuestConnector> ProjectManager<H, G> {
         ProjectReport { lost, ..report.await }
     }
 
-    /// Does something to each of the machines, after those that it depends on.
+    /// Runs a job for each of the machines, after those of its dependencies.
     pub(super) async fn in_turn<F>(
         &self,
         work: &RunContext,
@@ -153,7 +153,7 @@ impl<H: Backend + 'static, G: GuestConnector> MachineJob<H, G> {
         (self.work.listener)(ProjectEvent { machine: Some(self.machine.name.clone()), what });
     }
 
-    /// Ends the turn; an error that is about something in the file points there.
+    /// Ends the job; an error about a value in the file points to it.
     pub(super) fn report(self, end: Result<()>) -> MachineReport {
         let end = end.map_err(|error| self.work.project.blamed(&self.machine, error));
         let end = end.map_or_else(MachineOutcome::Failed, |()| MachineOutcome::Fine);
@@ -180,7 +180,7 @@ impl<H: Backend + 'static, G: GuestConnector> MachineJob<H, G> {
             MachineVm::Nothing => self.make(self.makings().await?).await?,
             MachineVm::Vm { mut vm, unsettled } => {
                 if unsettled && vm.state == VmState::Running {
-                    // What is known of its run may not have been written down any more.
+                    // The record of its run may be outdated.
                     *vm = self.engine.manager().start(&self.machine.vm).await?;
                 }
                 self.change(*vm).await?
@@ -193,7 +193,7 @@ impl<H: Backend + 'static, G: GuestConnector> MachineJob<H, G> {
         Ok(())
     }
 
-    /// Starts or resumes what does not run.
+    /// Starts a stopped machine, or resumes a suspended one.
     async fn run(&mut self, vm: &VmHandle) -> Result<()> {
         let (manager, name) = (self.engine.manager(), &self.machine.vm);
         let done = match vm.state {
@@ -213,7 +213,8 @@ impl<H: Backend + 'static, G: GuestConnector> MachineJob<H, G> {
         Ok(())
     }
 
-    /// Finds what the machine's VM is made of; its image is fetched if it is not stored.
+    /// Returns everything needed to create the machine's VM; the image is fetched if it is not
+    /// local.
     async fn makings(&self) -> Result<ResolvedVm> {
         let (manager, images) = (self.engine.manager(), &self.engine.shared.images);
         let mut on_progress = |now| self.tell(EventKind::Pulling(now));
@@ -226,8 +227,8 @@ impl<H: Backend + 'static, G: GuestConnector> MachineJob<H, G> {
         resolved.map_err(|error| self.without_image(image, error))
     }
 
-    /// Finds what the machine's VM is made of anew, before the one that is there is touched:
-    /// nothing that could be known beforehand shall fail when its disks are gone.
+    /// Returns everything needed to recreate the machine's VM, before the existing one is removed:
+    /// an error that can be found beforehand must not happen when its disks are gone.
     pub(super) async fn makings_anew(&self) -> Result<ResolvedVm> {
         let (machine, digests) = (self.machine.clone(), self.work.digests.clone());
         let action = PlannedAction::Recreate;
@@ -242,12 +243,12 @@ impl<H: Backend + 'static, G: GuestConnector> MachineJob<H, G> {
         self.tell(EventKind::Making);
         let vm = self.engine.manager().create(makings.spec).await?;
         self.done.push(MachineAction::Made);
-        // Only now does the VM itself keep the image from being removed.
+        // From here on the VM keeps the image from being removed.
         drop(makings.image);
         Ok(vm)
     }
 
-    /// Says of the file's words that they are what an error is about; nothing else does.
+    /// Returns the error about the image in the file; other errors stay as they are.
     fn without_image(&self, image: &str, error: Error) -> Error {
         let kind = error.kind();
         let why = error.chain().to_string();
@@ -265,7 +266,7 @@ impl<H: Backend + 'static, G: GuestConnector> MachineJob<H, G> {
         }
     }
 
-    /// Has the machine be as the file says, as far as that is allowed.
+    /// Applies the file's changes to the machine, as far as allowed.
     async fn change(&mut self, vm: VmHandle) -> Result<VmHandle> {
         let changes = changes_of(&self.work.project, &self.machine, &vm)?;
         if action(&vm.state, &changes) == PlannedAction::Recreate {
@@ -295,20 +296,20 @@ impl<H: Backend + 'static, G: GuestConnector> MachineJob<H, G> {
         Ok(vm)
     }
 
-    /// Notes what was told to a VM that runs, now or earlier, and waits for its next start.
+    /// Notes the changes to a running VM, from now or earlier, that wait for its next start.
     fn note_pending(&mut self, vm: &VmHandle) {
         if vm.state.is_live() {
             self.pending = pending(vm);
         }
     }
 
-    /// Notes what can't be changed about a VM that is there, and says so where the file says it.
+    /// Notes the changes that need the VM recreated, and returns the error that points to them.
     pub(super) fn needs_anew(&mut self, changes: &[SpecChange]) -> Error {
         let anew = changes.iter().filter(|change| change.applies == TakesEffect::Anew);
         self.anew = anew.map(|change| change.field.to_owned()).collect();
         let told: Vec<String> = self.anew.iter().map(|field| format!("`{field}`")).collect();
         let problem = VmfileProblem::new(format!(
-            "{} of a machine that is there can't be changed: it has to be made anew",
+            "{} can't be changed in an existing machine: it has to be recreated",
             told.join(", ")
         ));
         let problem = problem.help("`--recreate` does so, and its disks are lost");
@@ -320,7 +321,7 @@ impl<H: Backend + 'static, G: GuestConnector> MachineJob<H, G> {
         let (manager, name) = (self.engine.manager(), &self.machine.vm);
         let wanted = self.machine.spec_over(&vm.spec)?;
         if vm.state.is_live() {
-            // What goes makes room for what comes.
+            // Forwards are removed first, since new ones may use the same port.
             for forward in not_in(vm.spec.network(), wanted.network()) {
                 manager.remove_forward(name, &forward).await?;
             }
@@ -331,8 +332,8 @@ impl<H: Backend + 'static, G: GuestConnector> MachineJob<H, G> {
         manager.reconfigure(name, wanted).await
     }
 
-    /// Takes away the forwards that the machine has no longer in the file, where another one wants
-    /// their port and this one may change; answers whether there were any.
+    /// Removes the machine's forwards that are no longer in the file, if another machine needs
+    /// their port and this one may be changed; returns whether there were any.
     async fn free_ports(&self) -> Result<bool> {
         let MachineVm::Vm { vm, .. } = self.engine.look(&self.work.project, &self.machine).await? else {
             return Ok(false);
@@ -350,7 +351,7 @@ impl<H: Backend + 'static, G: GuestConnector> MachineJob<H, G> {
         Ok(!gone.is_empty())
     }
 
-    /// Returns whether another machine of the file wants the host's port of this forward.
+    /// Returns whether another machine of the file needs the host port of this forward.
     fn is_wanted_elsewhere(&self, forward: &PortForward) -> bool {
         let others = self.work.project.machines.iter().filter(|other| other.name != self.machine.name);
         let mut wanted = others.filter_map(|other| match other.network() {
@@ -364,7 +365,7 @@ impl<H: Backend + 'static, G: GuestConnector> MachineJob<H, G> {
         wanted.any(|forwards| forwards.iter().any(is_same))
     }
 
-    /// Removes the machine's VM; a guest gets the chance to shut down.
+    /// Removes the machine's VM, after a chance for the guest to shut down.
     pub(super) async fn remove(&mut self, vm: &VmHandle) -> Result<()> {
         let (manager, name) = (self.engine.manager(), &self.machine.vm);
         if vm.state.is_live() {
@@ -380,7 +381,7 @@ impl<H: Backend + 'static, G: GuestConnector> MachineJob<H, G> {
     }
 }
 
-/// Returns the forwards that one network has and another one has not, where both have any.
+/// Returns the forwards of one network that the other one does not have.
 fn not_in(one: &NetworkConfig, other: &NetworkConfig) -> Vec<PortForward> {
     let (NetworkConfig::User(one), NetworkConfig::User(other)) = (one, other) else { return Vec::new() };
     one.forwards.iter().filter(|forward| !other.forwards.contains(forward)).cloned().collect()

@@ -1,6 +1,6 @@
-//! What lies between a VM that exists and what it shall be: [`changes`].
+//! The differences between an existing VM and a wanted one: [`changes`].
 //!
-//! Pure. The table of what applies when is this module; the manager and every command go by it.
+//! Pure. This module is the only place that decides when a change takes effect.
 //!
 //! | field | applies |
 //! | --- | --- |
@@ -20,21 +20,21 @@ use super::{
     PortForward, RootDisk, VmSpec, VmSpecBuilder,
 };
 
-/// A field that shall be something else.
+/// A field with a changed value.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct SpecChange {
-    /// The field, as a file of machines calls it.
+    /// The field, as named in a file of machines.
     pub field: &'static str,
-    /// What it is; empty where it is not set.
+    /// The present value; empty if it is not set.
     pub from: String,
-    /// What it shall be; empty where it shall not be set.
+    /// The wanted value; empty if it is to be unset.
     pub to: String,
-    /// When that can be.
+    /// When the change takes effect.
     pub applies: TakesEffect,
 }
 
-/// When a change applies.
+/// When a change takes effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TakesEffect {
@@ -42,7 +42,7 @@ pub enum TakesEffect {
     Live,
     /// When the VM is started the next time.
     NextStart,
-    /// Only when the VM is removed and made again: what is on its disks is lost.
+    /// Only when the VM is removed and created again: the contents of its disks are lost.
     Anew,
 }
 
@@ -51,19 +51,19 @@ impl fmt::Display for TakesEffect {
         f.pad(match self {
             TakesEffect::Live => "at once",
             TakesEffect::NextStart => "at the next start",
-            TakesEffect::Anew => "only when made anew",
+            TakesEffect::Anew => "only when recreated",
         })
     }
 }
 
-/// Returns what has to change for the VM of `recorded` to be `wanted`, in the order of the fields;
-/// nothing for one that is right already.
+/// Returns the changes from the VM of `recorded` to `wanted`, in the order of the fields; none if
+/// it matches already.
 ///
-/// `live` tells whether the VM runs on a backend that changes forwards meanwhile. Names, identities
-/// and how often cloud-init was run again are not compared. Where an image lies is not, either, for
-/// VMs that keep in the label `vmkit.image` what it was called: that is compared instead.
+/// `live` says whether the VM runs on a backend that can change forwards meanwhile. Names,
+/// identities and the number of cloud-init runs are not compared. For VMs with the label
+/// `vmkit.image`, the image's name is compared instead of its path.
 pub fn changes(recorded: &VmSpec, wanted: &VmSpec, live: bool) -> Vec<SpecChange> {
-    // Taken apart in full, so that a new field is not forgotten here.
+    // Destructured in full, so that a new field is not forgotten here.
     let VmSpecBuilder {
         name: _,
         id: _,
@@ -110,13 +110,13 @@ pub fn changes(recorded: &VmSpec, wanted: &VmSpec, live: bool) -> Vec<SpecChange
     found.0
 }
 
-/// The label that keeps what a VM's image is called.
+/// The label with the name of a VM's image.
 const IMAGE_LABEL: &str = Labels::IMAGE;
 
 struct ChangeList(Vec<SpecChange>);
 
 impl ChangeList {
-    /// Notes a field whose two texts differ.
+    /// Adds a change if the two texts differ.
     fn note(&mut self, field: &'static str, from: String, to: String, applies: TakesEffect) {
         if from != to {
             self.0.push(SpecChange { field, from, to, applies });
@@ -133,7 +133,7 @@ impl ChangeList {
             Boot::Firmware(firmware) => lower(firmware),
             Boot::Kernel(_) => String::new(),
         };
-        // UEFI keeps its variables in a file that is made with the VM.
+        // UEFI keeps its variables in a file that is created with the VM.
         let is_uefi = matches!(to, Boot::Firmware(Firmware::Uefi));
         let applies = if is_uefi { TakesEffect::Anew } else { TakesEffect::NextStart };
         self.note("firmware", firmware(from), firmware(to), applies);
@@ -162,7 +162,7 @@ impl ChangeList {
         };
         self.note("image", from_name, to_name, TakesEffect::Anew);
         let size = |disk: &Option<RootDisk>| disk.as_ref().and_then(|disk| disk.size);
-        // A size that is no longer named is the image's own, which is not larger.
+        // Without a size the disk has the image's, which is not larger.
         let grows = size(to.0).is_some() && size(from.0) < size(to.0);
         let applies = if grows { TakesEffect::NextStart } else { TakesEffect::Anew };
         self.note("disk", shown(size(from.0).as_ref()), shown(size(to.0).as_ref()), applies);
@@ -190,7 +190,8 @@ impl ChangeList {
             NetworkConfig::Vnic { link } => format!("vnic:{link}"),
             NetworkConfig::None => "none".to_owned(),
         };
-        // The guest of a VM without a network was told of none when it booted the first time.
+        // The guest of a VM without a network got a network-config without a device at its first
+        // boot.
         let untold = *from == NetworkConfig::None && cloud_init;
         let applies = if untold { TakesEffect::Anew } else { TakesEffect::NextStart };
         self.note("network", mode(from), mode(to), applies);
@@ -219,19 +220,19 @@ impl ChangeList {
         };
         let hostname = |config: &CloudInitConfig| config.hostname.clone().unwrap_or_default();
         self.note("cloud_init.hostname", hostname(from), hostname(to), TakesEffect::Anew);
-        // Documents are too long to show, and keys are nobody's to see.
+        // Documents are too long to show, and keys are secret.
         let differ = [
             ("cloud_init.user_data", from.user_data != to.user_data),
             ("cloud_init.network_config", from.network_config != to.network_config),
             ("cloud_init.access", from.access != to.access),
         ];
         for (field, _) in differ.into_iter().filter(|(_, differs)| *differs) {
-            self.note(field, "as it was told".to_owned(), "changed".to_owned(), TakesEffect::Anew);
+            self.note(field, "as it was".to_owned(), "changed".to_owned(), TakesEffect::Anew);
         }
     }
 }
 
-/// Returns whether the two lists have the same forwards, in whatever order.
+/// Returns whether the two lists have the same forwards, in any order.
 fn same_set(one: &[PortForward], other: &[PortForward]) -> bool {
     one.len() == other.len() && one.iter().all(|forward| other.contains(forward))
 }
@@ -240,12 +241,12 @@ fn shown(value: Option<&impl fmt::Display>) -> String {
     value.map(ToString::to_string).unwrap_or_default()
 }
 
-/// Returns a plain variant's name as files have it.
+/// Returns the name of a unit variant as files have it.
 fn lower(variant: &impl Debug) -> String {
     format!("{variant:?}").to_lowercase()
 }
 
-/// Returns the labels as text, but for the one that is told as `image`.
+/// Returns the labels as text, without the one that is reported as `image`.
 fn labels_text(labels: &Labels) -> String {
     labels.iter().filter(|(key, _)| *key != IMAGE_LABEL).map(pair).collect::<Vec<_>>().join(", ")
 }

@@ -1,6 +1,6 @@
-//! What cloud-init in the guest is told.
+//! The configuration of cloud-init in the guest.
 //!
-//! Pure. How it is rendered and where it lies is `crate::cloud_init`'s business.
+//! Pure. `crate::cloud_init` renders it and stores it.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -12,32 +12,32 @@ use crate::spec::claims::{ClaimedHostKey, UserDataClaims, first_free};
 use crate::spec::name::shortened;
 use crate::spec::yaml::{self, TopLevel, YamlMistake};
 
-/// The seed that cloud-init finds at its first boot (NoCloud).
+/// The seed that cloud-init reads at its first boot (NoCloud).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct CloudInitConfig {
-    /// The guest's host name; the VM's name where none is given.
+    /// The guest's host name; by default the VM's name.
     pub hostname: Option<String>,
-    /// What the guest shall become.
+    /// The configuration of the system.
     pub user_data: UserData,
-    /// A network-config (version 1 or 2) in cloud-init's own words; DHCP on the first device where
-    /// none is given.
+    /// A network-config (version 1 or 2) in cloud-init's format; by default DHCP on the first
+    /// device.
     pub network_config: Option<String>,
-    /// Counts up to make cloud-init run again: it is part of the instance-id.
+    /// A counter that makes cloud-init run again: it is part of the instance-id.
     pub run: u32,
-    /// How vmkit itself gets into the guest; told to cloud-init beside the user-data, typed or raw.
+    /// vmkit's own login to the guest; given to cloud-init beside the user-data, typed or raw.
     pub access: Option<GuestAccess>,
 }
 
-/// How vmkit itself gets into a guest over SSH, both sides known beforehand.
+/// vmkit's own login to a guest over SSH, with the keys of both sides.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GuestAccess {
-    /// The user that cloud-init makes for it, who may become root. Among typed users it may be one
-    /// of them, who has its own keys beside.
+    /// The user that cloud-init creates for it, with sudo. It may be one of the typed users, who
+    /// keeps the other keys.
     pub user: String,
-    /// The key that logs in.
+    /// The key for the login.
     pub login_key: SshKeyPair,
-    /// The Ed25519 key that the guest's SSH server proves itself with: handed in, so that nobody
-    /// trusts it on first use.
+    /// The Ed25519 host key of the guest's SSH server: set beforehand, so that it need not be
+    /// trusted on first use.
     pub host_key: SshKeyPair,
 }
 
@@ -47,12 +47,12 @@ pub struct GuestAccess {
 pub enum UserData {
     /// Fields that vmkit writes as cloud-config.
     Typed(CloudConfig),
-    /// Text that goes in as it is: cloud-config, a script, or MIME parts.
+    /// Text that is passed on unchanged: cloud-config, a script, or MIME parts.
     Raw(String),
 }
 
 impl fmt::Debug for UserData {
-    /// Shows of a raw text how long it is: what is in it may be a password.
+    /// Shows only the length of a raw text, which may have a password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             UserData::Typed(typed) => f.debug_tuple("Typed").field(typed).finish(),
@@ -70,17 +70,17 @@ impl Default for UserData {
 /// The typed part of cloud-config.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct CloudConfig {
-    /// Users to make. The image's own default user stays.
+    /// Users to create. The image's own default user stays.
     pub users: Vec<GuestUser>,
     /// Packages to install.
     pub packages: Vec<String>,
     /// Files to write, in order.
     pub files: Vec<GuestFile>,
-    /// Commands to run once at the first boot, in order; each is a program and its arguments, no
-    /// shell between.
+    /// Commands to run once at the first boot, in order; each is a program and its arguments,
+    /// without a shell.
     pub commands: Vec<Vec<String>>,
-    /// An Ed25519 host key for the guest's SSH server, so that it makes none and its identity is
-    /// known beforehand.
+    /// An Ed25519 host key for the guest's SSH server, so that cloud-init generates none and its
+    /// identity is known beforehand.
     pub ssh_host_key: Option<SshKeyPair>,
 }
 
@@ -89,11 +89,11 @@ pub struct CloudConfig {
 pub struct GuestUser {
     /// The login name.
     pub name: String,
-    /// Public keys that may log in, one `ssh-…` line each.
+    /// Public keys for the login, one `ssh-…` line each.
     pub ssh_keys: Vec<String>,
     /// Whether the user may become root without a password.
     pub sudo: bool,
-    /// The login shell; where none is given, the one that the guest gives a new user.
+    /// The login shell; by default the guest's default for a new user.
     pub shell: Option<String>,
 }
 
@@ -102,17 +102,17 @@ pub struct GuestUser {
 pub struct GuestFile {
     /// The absolute path in the guest.
     pub path: PathBuf,
-    /// What is in it.
+    /// The content.
     pub content: String,
-    /// Its permission bits, such as `0o644`.
+    /// The permission bits, such as `0o644`.
     pub mode: u32,
-    /// `USER` or `USER:GROUP`; root's where none is given. A file of anybody else is written last,
-    /// when the users are there.
+    /// `USER` or `USER:GROUP`; by default root. A file of another user is written last, after the
+    /// users are created.
     pub owner: Option<String>,
 }
 
 impl fmt::Debug for GuestFile {
-    /// Shows how much is in it: what is may be a password.
+    /// Shows only the length of the content, which may be a password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("GuestFile")
             .field("path", &self.path)
@@ -123,7 +123,7 @@ impl fmt::Debug for GuestFile {
     }
 }
 
-/// A pair of Ed25519 keys, as OpenSSH writes them.
+/// A pair of Ed25519 keys in OpenSSH's format.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SshKeyPair {
     /// The private key in OpenSSH's format.
@@ -133,34 +133,33 @@ pub struct SshKeyPair {
 }
 
 impl fmt::Debug for SshKeyPair {
-    /// Shows the public half only: a private key has no place in a log.
+    /// Shows the public half only: a private key must not be logged.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SshKeyPair").field("public", &self.public).finish_non_exhaustive()
     }
 }
 
 impl CloudInitConfig {
-    /// The most bytes that the user-data, or the network-config, may have: 1 MiB.
+    /// The largest size of the user-data, or the network-config, in bytes: 1 MiB.
     ///
-    /// An ISO could hold more; this is a bound that every backend can keep.
+    /// An ISO could hold more; every backend supports this size.
     pub const MAX_BYTES: usize = 1 << 20;
 
     /// Checks every field, as [`VmSpecBuilder::build`](crate::spec::VmSpecBuilder::build) does.
     ///
-    /// cloud-init itself skips what it can't use and says so in a log inside the guest, which is
-    /// where nobody looks.
+    /// cloud-init itself skips invalid values and reports them only in a log inside the guest.
     ///
     /// # Errors
     /// `InvalidInput` on the very field, such as `cloud_init.users[0].name`; on `user_data` for raw
-    /// text that is longer than [`MAX_BYTES`](Self::MAX_BYTES) or begins as nothing that cloud-init
-    /// knows; with line and column on `user_data` that begins with `#cloud-config`, and on
-    /// `network_config`, where they are not YAML with keys and values.
+    /// text that is longer than [`MAX_BYTES`](Self::MAX_BYTES) or of no type that cloud-init
+    /// supports; with line and column on `user_data` with `#cloud-config`, and on `network_config`,
+    /// that is no YAML mapping.
     pub fn check(&self) -> Result<()> {
         self.check_fields()?;
         self.check_documents()
     }
 
-    /// Checks every field, and no raw document for what it says.
+    /// Checks every field, but not the contents of raw documents.
     pub(super) fn check_fields(&self) -> Result<()> {
         if let Some(hostname) = &self.hostname {
             check_hostname(hostname)?;
@@ -175,7 +174,7 @@ impl CloudInitConfig {
         self.access.as_ref().map_or(Ok(()), |access| access.check(&self.user_data))
     }
 
-    /// Checks what raw documents say, as far as cloud-init reads YAML there.
+    /// Checks the contents of raw documents, as far as cloud-init parses YAML there.
     pub(super) fn check_documents(&self) -> Result<()> {
         if let UserData::Raw(text) = &self.user_data {
             check_user_data(text).map_err(|mistake| in_user_data(text, &mistake))?;
@@ -200,31 +199,31 @@ fn in_user_data(text: &str, mistake: &YamlMistake) -> Error {
     in_document("user_data", text, mistake)
 }
 
-/// Creates the error for a mistake in a raw document: with its line.
+/// Returns the error for a mistake in a raw document, with its line.
 fn in_document(field: &'static str, text: &str, mistake: &YamlMistake) -> Error {
     let line = text.lines().nth(mistake.line - 1).unwrap_or_default();
     Error::invalid(field, shortened(line), mistake.with_place())
 }
 
-/// Returns what keeps vmkit's own way in from being joined with raw user-data.
+/// Returns the reason why vmkit's login can't be merged with raw user-data.
 #[cfg(all(feature = "vmfile", feature = "cloud-init"))]
 pub(crate) fn check_joinable(text: &str) -> Result<(), YamlMistake> {
     UserDataClaims::of(text).map(drop)
 }
 
-/// Returns nothing: without cloud-init there is no way in.
+/// Returns no reason: without cloud-init vmkit has no login.
 #[cfg(all(feature = "vmfile", not(feature = "cloud-init")))]
 pub(crate) fn check_joinable(_text: &str) -> Result<(), YamlMistake> {
     Ok(())
 }
 
-/// Returns whom vmkit may log in as beside this user-data: the image's own user, or one whose name
-/// is free.
+/// Returns the user that vmkit may log in as beside this user-data: the image's own user, or one
+/// whose name is free.
 ///
 /// # Errors
-/// `InvalidInput` on `user_data` for raw text that no way in can be joined with.
+/// `InvalidInput` on `user_data` for raw text that no login can be merged with.
 #[cfg(feature = "cloud-init")]
-#[cfg_attr(not(feature = "ssh"), expect(dead_code, reason = "without SSH there is no way in"))]
+#[cfg_attr(not(feature = "ssh"), expect(dead_code, reason = "without SSH there is no login"))]
 pub(crate) fn free_login(
     user_data: &UserData,
     own: Option<&str>,
@@ -241,29 +240,29 @@ pub(crate) fn free_login(
     }
 }
 
-/// What raw user-data may begin with, in any case and after any space.
+/// The possible starts of raw user-data, in any case and after any space.
 ///
 /// Source: `INCLUSION_TYPES_MAP` in cloud-init's `handlers/__init__.py`; the longer names there
-/// begin with these.
+/// start with these.
 const RAW_BEGINNINGS: &[&str] =
     &["#cloud-config", "#!", "#include", "#cloud-boothook", "#part-handler", "## template: jinja"];
 
-/// Returns whether user-data begins so, in any case and after any space.
+/// Returns whether user-data starts with this, in any case and after any space.
 pub(super) fn begins_with(text: &str, beginning: &str) -> bool {
     let head = text.trim_start().as_bytes().get(..beginning.len());
     head.is_some_and(|head| head.eq_ignore_ascii_case(beginning.as_bytes()))
 }
 
-/// Returns whether user-data has MIME parts: they are known by this header, wherever it is in the
-/// first 4096 bytes.
+/// Returns whether user-data is a MIME document: it has this header somewhere in its first 4096
+/// bytes.
 pub(super) fn is_mime(text: &str) -> bool {
     let head = &text.as_bytes()[..text.len().min(4096)];
     let mime = b"mime-version:";
     head.windows(mime.len()).any(|window| window.eq_ignore_ascii_case(mime))
 }
 
-/// Returns what cloud-init could not read in raw user-data. Of what it reads as something else,
-/// templates and parts among it, nothing is said.
+/// Returns the mistake that keeps cloud-init from parsing raw user-data as YAML. Other formats,
+/// such as templates and MIME parts, are not checked.
 pub(crate) fn check_user_data(text: &str) -> Result<(), YamlMistake> {
     match text {
         text if is_mime(text) || begins_with(text, "#cloud-config-jsonp") => Ok(()),
@@ -275,7 +274,7 @@ pub(crate) fn check_user_data(text: &str) -> Result<(), YamlMistake> {
     }
 }
 
-/// Returns what cloud-init could not read in a network-config.
+/// Returns the mistake that keeps cloud-init from parsing a network-config.
 pub(crate) fn check_network_config(text: &str) -> Result<(), YamlMistake> {
     yaml::check(text, TopLevel::Mapping { or_nothing: false })
 }
@@ -351,7 +350,7 @@ impl CloudConfig {
 }
 
 impl GuestAccess {
-    /// The user that vmkit logs in as unless the image has one of its own.
+    /// The user that vmkit logs in as, unless the image has one of its own.
     pub const USER: &str = "vmkit";
 
     fn check(&self, beside: &UserData) -> Result<()> {
@@ -369,7 +368,7 @@ impl GuestAccess {
         }
     }
 
-    /// Checks that cloud-init can join the way in with raw user-data.
+    /// Checks that cloud-init can merge the login with raw user-data.
     #[cfg(feature = "cloud-init")]
     fn check_beside(&self, text: &str) -> Result<()> {
         let claims = UserDataClaims::of(text).map_err(|mistake| in_user_data(text, &mistake))?;
@@ -395,7 +394,7 @@ impl GuestAccess {
     }
 }
 
-/// A place in the config, to name the fields in it.
+/// The path of a value in the config, to name its fields.
 struct ConfigPath(String);
 
 impl ConfigPath {
@@ -470,12 +469,12 @@ impl SshKeyPair {
     }
 }
 
-/// Returns whether the guest can take this as the path of a file.
+/// Returns whether the guest accepts this as the path of a file.
 fn is_guest_path(path: &str) -> bool {
     path.starts_with('/') && path.len() < 4096 && !path.chars().any(char::is_control)
 }
 
-/// The types of public keys that OpenSSH takes in `authorized_keys`.
+/// The types of public keys that OpenSSH accepts in `authorized_keys`.
 ///
 /// Source: sshd(8), AUTHORIZED_KEYS FILE FORMAT.
 const KEY_TYPES: &[&str] = &[
@@ -489,7 +488,7 @@ const KEY_TYPES: &[&str] = &[
 ];
 
 fn check_public_key(at: &ConfigPath, field: &str, key: &str) -> Result<()> {
-    // Never more of it than its type: somebody may have given the private key by mistake.
+    // Only the start of it: a user may have given the private key by mistake.
     let shown: String = key.chars().take(30).collect();
     if key.trim_end().contains(char::is_control) {
         return Err(at.refused(field, &shown, "a public key is one line; is this the private one?"));
@@ -500,7 +499,7 @@ fn check_public_key(at: &ConfigPath, field: &str, key: &str) -> Result<()> {
         return Err(at.refused(field, &shown, &expected));
     }
     let base64 = |c: char| c.is_ascii_alphanumeric() || "+/=".contains(c);
-    // Every key begins with the length of its type's name, three bytes of which are zero.
+    // Every key starts with the length of its type's name, three bytes of which are zero.
     if words.next().is_some_and(|word| word.starts_with("AAAA") && word.chars().all(base64)) {
         return Ok(());
     }
@@ -622,7 +621,7 @@ mod tests {
         let error = raw("#!/bin/sh\n", Some("version: 2\n x: 1\n")).check().unwrap_err().to_string();
         assert!(error.starts_with("network_config: \" x: 1\": line 2, column "), "{error}");
         assert!(raw("#Cloud-Config-Archive\na: 1\n", None).check().is_err());
-        // What is no cloud-config, or not yet.
+        // Other formats than cloud-config, or templates of it.
         for good in [
             "#!/bin/sh\n{[\n",
             "## template: jinja\n#cloud-config\na: {{ b }}\n{% if c %}\n",

@@ -1,4 +1,4 @@
-//! Disks: the root disk over an image, and further disks.
+//! Disks: the root disk over an image, and data disks.
 //!
 //! Pure.
 
@@ -8,36 +8,35 @@ use std::str::FromStr;
 use crate::error::Error;
 use crate::spec::Mib;
 
-/// The root disk: the VM's own, over an image that is never written to. In QEMU a qcow2 overlay.
+/// The root disk: the VM's own, over an image that is never written to. With QEMU a qcow2 overlay.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RootDisk {
-    /// The base image on the host, raw or qcow2; which, is found by looking. For Propolis raw, or
+    /// The base image on the host, raw or qcow2, which is detected. For Propolis raw, or
     /// `zfs:DATASET@SNAPSHOT` to clone a volume's snapshot.
     ///
-    /// The empty path stands for no image: the disk is empty, and has a size. See
-    /// [`RootDisk::empty`].
+    /// The empty path means no image: the disk is empty, and has a size. See [`RootDisk::empty`].
     pub image: PathBuf,
-    /// The size the guest sees; the image's own where none is given. Never smaller than the image.
+    /// The size that the guest sees, at least the image's, which is the default.
     pub size: Option<Mib>,
 }
 
 impl RootDisk {
-    /// The prefix of an image that is the snapshot of a ZFS volume.
+    /// The prefix of an image that is a snapshot of a ZFS volume.
     #[cfg(any(feature = "images", feature = "propolis"))]
     pub(crate) const ZFS: &str = "zfs:";
 
-    /// Returns whether this names the snapshot of a ZFS volume, rather than a file.
+    /// Returns whether this names a snapshot of a ZFS volume, rather than a file.
     #[cfg(feature = "images")]
     pub(crate) fn is_zfs(image: &Path) -> bool {
         image.as_os_str().as_encoded_bytes().starts_with(Self::ZFS.as_bytes())
     }
 
-    /// Returns an empty disk, for what is on a CD-ROM to be installed on.
+    /// Returns an empty disk, for an installation from a CD-ROM.
     pub fn empty(size: Mib) -> Self {
         Self { image: PathBuf::new(), size: Some(size) }
     }
 
-    /// Returns the image that it is made on; `None` for an empty disk.
+    /// Returns its base image; `None` for an empty disk.
     pub fn base(&self) -> Option<&Path> {
         Some(self.image.as_path()).filter(|image| !image.as_os_str().is_empty())
     }
@@ -47,16 +46,16 @@ impl RootDisk {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DataDisk {
-    /// A new empty disk, made by `prepare` and removed by `destroy`.
+    /// A new empty disk, created by `prepare` and removed by `destroy`.
     Fresh {
-        /// Its size.
+        /// The size.
         size: Mib,
     },
-    /// An existing image that stays the user's: attached as it is, never removed.
+    /// An existing image of the user's: attached unchanged, never removed.
     Existing {
         /// The image on the host, raw or qcow2.
         path: PathBuf,
-        /// Whether the guest may only read it.
+        /// Whether the disk is read-only for the guest.
         readonly: bool,
     },
 }
@@ -64,8 +63,8 @@ pub enum DataDisk {
 impl FromStr for DataDisk {
     type Err = Error;
 
-    /// Parses the size of a new disk, or the path of an image, with `:ro` at its end if the guest
-    /// may only read it. What begins with a digit and has no slash is a size.
+    /// Parses the size of a new disk, or the path of an image, with `:ro` at its end for a
+    /// read-only disk. A value that starts with a digit and has no slash is a size.
     fn from_str(text: &str) -> Result<Self, Error> {
         if text.starts_with(|c: char| c.is_ascii_digit()) && !text.contains('/') {
             return text.parse().map(|size| Self::Fresh { size });

@@ -1,7 +1,7 @@
-//! What is wanted: [`VmSpec`] and its parts, one file each.
+//! The wanted state of a VM: [`VmSpec`] and its parts, one file each.
 //!
-//! Pure. A spec is always valid once built; what only the host can tell (does the image exist?) is
-//! asked when it is planned.
+//! Pure. A spec is always valid once built; facts of the host (does the image exist?) are checked
+//! when it is planned.
 
 mod blueprint;
 mod boot;
@@ -47,11 +47,11 @@ pub use size::Mib;
 use crate::backend_tag::BackendTag;
 use crate::error::{Error, Result, ValueProblem};
 
-/// What a VM shall be. Made by [`VmSpec::builder`], valid from then on.
+/// The wanted configuration of a VM. Created by [`VmSpec::builder`], and valid from then on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmSpec(VmSpecBuilder);
 
-/// Collects what a VM shall be; [`build`](VmSpecBuilder::build) checks it as a whole.
+/// Collects the configuration of a VM; [`build`](VmSpecBuilder::build) checks it as a whole.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use]
 pub struct VmSpecBuilder {
@@ -61,7 +61,7 @@ pub struct VmSpecBuilder {
     pub(crate) cpus: u32,
     pub(crate) memory: Mib,
     pub(crate) machine: MachineType,
-    /// Set in each [`VmSpec`].
+    /// Always set in a [`VmSpec`].
     pub(crate) boot: Option<Boot>,
     pub(crate) accel: Accel,
     pub(crate) disk: Option<RootDisk>,
@@ -76,7 +76,7 @@ pub struct VmSpecBuilder {
     pub(crate) backend_options: BackendOptions,
 }
 
-/// Where the guest's screen is shown.
+/// Where VNC is served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
@@ -84,16 +84,16 @@ pub enum Vnc {
     /// On a Unix socket in the VM's runtime directory.
     #[default]
     Unix,
-    /// On a TCP port of loopback that QEMU chooses, with a password made at each start.
+    /// On a TCP port of loopback that QEMU chooses, with a password that is created at each start.
     Loopback,
-    /// Nowhere.
+    /// Not at all.
     Off,
 }
 
 impl VmSpec {
     /// The most CPUs a VM may have.
     pub const MAX_CPUS: u32 = 255;
-    /// The most further disks a VM may have.
+    /// The most data disks a VM may have.
     pub const MAX_DATA_DISKS: usize = 16;
     /// The longest kernel command line in bytes (`COMMAND_LINE_SIZE` of Linux on x86).
     pub const MAX_CMDLINE_BYTES: usize = 2048;
@@ -128,7 +128,7 @@ impl VmSpec {
         &self.0.name
     }
 
-    /// Returns the identity, where one was given already; `prepare` gives one otherwise.
+    /// Returns the identity, if it has one already; `prepare` assigns one otherwise.
     pub fn id(&self) -> Option<Uuid> {
         self.0.id
     }
@@ -140,7 +140,7 @@ impl VmSpec {
         self
     }
 
-    /// Returns the backend that shall run it, where one was named.
+    /// Returns the backend that runs it, if one was chosen.
     pub fn backend(&self) -> Option<&BackendTag> {
         self.0.backend.as_ref()
     }
@@ -155,32 +155,32 @@ impl VmSpec {
         self.0.memory
     }
 
-    /// Returns the machine.
+    /// Returns the machine type.
     pub fn machine(&self) -> MachineType {
         self.0.machine
     }
 
-    /// Returns what brings up the guest.
+    /// Returns what the guest boots.
     pub fn boot(&self) -> &Boot {
         self.0.boot.as_ref().expect("`build` has set it")
     }
 
-    /// Returns how the guest's code shall be run.
+    /// Returns how the guest's code is executed.
     pub fn accel(&self) -> Accel {
         self.0.accel
     }
 
-    /// Returns the root disk, where there is one.
+    /// Returns the root disk, if there is one.
     pub fn disk(&self) -> Option<&RootDisk> {
         self.0.disk.as_ref()
     }
 
-    /// Returns the further disks.
+    /// Returns the data disks.
     pub fn data_disks(&self) -> &[DataDisk] {
         &self.0.data_disks
     }
 
-    /// Returns the image of the disc in the CD-ROM drive, where the VM has one.
+    /// Returns the disc image in the CD-ROM drive, if the VM has one.
     pub fn cdrom(&self) -> Option<&Path> {
         self.0.cdrom.as_deref()
     }
@@ -190,13 +190,13 @@ impl VmSpec {
         &self.0.network
     }
 
-    /// Returns what cloud-init is told, where it is told anything.
+    /// Returns the configuration of cloud-init, if there is one.
     pub fn cloud_init(&self) -> Option<&CloudInitConfig> {
         self.0.cloud_init.as_ref()
     }
 
     /// Returns the same spec, with cloud-init to run again at the next start; without cloud-init,
-    /// the same.
+    /// the spec is unchanged.
     #[must_use]
     pub fn with_cloud_init_again(mut self) -> Self {
         if let Some(config) = &mut self.0.cloud_init {
@@ -211,11 +211,11 @@ impl VmSpec {
         self
     }
 
-    /// Returns the same spec with this forward as well; where it has it already, the same.
+    /// Returns the same spec with this forward; unchanged if it has it already.
     ///
     /// # Errors
-    /// `InvalidInput` where the network is not the user one, or another forward names the same port
-    /// of the host.
+    /// `InvalidInput` if the network is not the user one, or another forward has the same port of
+    /// the host.
     pub fn with_forward(mut self, forward: PortForward) -> Result<Self> {
         let NetworkConfig::User(user) = &mut self.0.network else {
             return Err(Error::invalid("forward", forward, "only user networking forwards ports"));
@@ -235,8 +235,8 @@ impl VmSpec {
         self
     }
 
-    /// Returns the same spec for the VM of another one: with its name, its identity and its count
-    /// of cloud-init's runs.
+    /// Returns the same spec for the VM of another one: with its name, its identity and its number
+    /// of cloud-init runs.
     pub(crate) fn in_place_of(mut self, recorded: &VmSpec) -> Self {
         self.0.name = recorded.0.name.clone();
         self.0.id = recorded.0.id;
@@ -252,22 +252,22 @@ impl VmSpec {
         self
     }
 
-    /// Returns where the screen is shown.
+    /// Returns where VNC is served.
     pub fn vnc(&self) -> Vnc {
         self.0.vnc
     }
 
-    /// Returns how much of the serial console's output is kept on disk at the most.
+    /// Returns the largest size of the serial console's log.
     pub fn console_log(&self) -> Mib {
         self.0.console_log
     }
 
-    /// Returns the host's user that the hypervisor shall run as, where vmkit is root.
+    /// Returns the host's user that the hypervisor runs as, if vmkit is root.
     pub fn run_as(&self) -> Option<&UserName> {
         self.0.run_as.as_ref()
     }
 
-    /// Returns what its owner wrote on it.
+    /// Returns the user's labels.
     pub fn labels(&self) -> &Labels {
         &self.0.labels
     }
@@ -281,17 +281,17 @@ impl VmSpec {
         Ok(self)
     }
 
-    /// Returns what its root disk was made from, as whoever made it named it, such as `debian:12`;
-    /// where that was recorded.
+    /// Returns the name of the image that its root disk was created from, as the creator gave it,
+    /// such as `debian:12`, if it was recorded.
     ///
-    /// `launch`, files of machines and the command record it. Where the image lies is told by
-    /// [`disk`](Self::disk).
+    /// `launch`, files of machines and the command record it. [`disk`](Self::disk) has the image's
+    /// path.
     pub fn image_name(&self) -> Option<&str> {
         self.0.labels.get(Labels::IMAGE)
     }
 
-    /// Returns the same spec, with what its root disk is made from recorded; a name that no label
-    /// can hold is left out.
+    /// Returns the same spec with the name of the root disk's image recorded; a name that is no
+    /// valid label is left out.
     #[must_use]
     pub fn with_image_name(mut self, name: &str) -> Self {
         let mut labels = self.0.labels.clone();
@@ -301,12 +301,12 @@ impl VmSpec {
         self
     }
 
-    /// Returns what only its backend understands.
+    /// Returns the options of its backend.
     pub fn backend_options(&self) -> &BackendOptions {
         &self.0.backend_options
     }
 
-    /// Calls `visit` with each path of the host that the VM is made of.
+    /// Calls `visit` with each path of the host that the VM uses.
     pub(crate) fn for_each_path(&mut self, visit: &mut dyn FnMut(&mut PathBuf)) {
         if let Some(disk) = &mut self.0.disk {
             visit(&mut disk.image);
@@ -324,7 +324,7 @@ impl VmSpec {
     }
 }
 
-/// Writes one setter a field, each taking what the field takes.
+/// Implements one setter for each field, which takes the field's type.
 macro_rules! setters {
     ($($(#[$doc:meta])* $name:ident: $type:ty),* $(,)?) => {$(
         $(#[$doc])*
@@ -339,53 +339,53 @@ impl VmSpecBuilder {
     setters! {
         /// Sets the name.
         name: VmName,
-        /// Sets the identity, so that whoever prepares it can find it again.
+        /// Sets the identity, so that the caller of `prepare` can find the VM again.
         id: Uuid,
-        /// Sets the backend that shall run it.
+        /// Sets the backend that runs it.
         backend: BackendTag,
         /// Sets the number of virtual CPUs, 1 to 255.
         cpus: u32,
         /// Sets the guest's memory.
         memory: Mib,
-        /// Sets the machine.
+        /// Sets the machine type.
         machine: MachineType,
-        /// Sets what brings up the guest. Unless set, it is the machine's usual firmware.
+        /// Sets what the guest boots. The default is the machine's usual firmware.
         boot: Boot,
-        /// Sets how the guest's code is run.
+        /// Sets how the guest's code is executed.
         accel: Accel,
         /// Sets the root disk.
         disk: RootDisk,
-        /// Sets the further disks.
+        /// Sets the data disks.
         data_disks: Vec<DataDisk>,
-        /// Sets the image of the disc in a CD-ROM drive: only read, and booted where the disks
-        /// before it have nothing to boot.
+        /// Sets the disc image in a CD-ROM drive: read-only, and booted if no disk before it is
+        /// bootable.
         cdrom: PathBuf,
         /// Sets the network.
         network: NetworkConfig,
-        /// Sets what cloud-init is told.
+        /// Sets the configuration of cloud-init.
         cloud_init: CloudInitConfig,
-        /// Sets where the screen is shown.
+        /// Sets where VNC is served.
         vnc: Vnc,
-        /// Sets how much of the serial console's output is kept on disk.
+        /// Sets the size of the serial console's log.
         console_log: Mib,
         /// Sets the host's user that the hypervisor runs as.
         run_as: UserName,
-        /// Sets what its owner writes on it.
+        /// Sets the user's labels.
         labels: Labels,
-        /// Sets what only its backend understands.
+        /// Sets the options of its backend.
         backend_options: BackendOptions,
     }
 
-    /// Takes the CD-ROM drive away.
+    /// Removes the CD-ROM drive.
     pub fn without_cdrom(mut self) -> Self {
         self.cdrom = None;
         self
     }
 
-    /// Checks the whole and returns the spec.
+    /// Checks the configuration and returns the spec.
     ///
     /// # Errors
-    /// `InvalidInput` with the field, the value and what would be right.
+    /// `InvalidInput` with the field, the value and the expected one.
     pub fn build(self) -> Result<VmSpec> {
         let spec = self.build_recorded()?;
         spec.0.check_disks()?;
@@ -393,8 +393,8 @@ impl VmSpecBuilder {
         Ok(spec)
     }
 
-    /// Checks the whole but for what raw documents of cloud-init say, and for disks that are named
-    /// twice: a VM that was made with them is there, and its start says what is wrong.
+    /// Checks the configuration except for the contents of raw documents of cloud-init, and for
+    /// disks that are listed twice: a VM created with them exists, and its start reports the error.
     pub(crate) fn build_recorded(mut self) -> Result<VmSpec> {
         if !(1..=VmSpec::MAX_CPUS).contains(&self.cpus) {
             let bound = format!("a VM has 1 to {} CPUs", VmSpec::MAX_CPUS);
@@ -440,8 +440,8 @@ impl VmSpecBuilder {
         }
     }
 
-    /// Refuses a path that is two disks, of which one is written to. Links and other spellings are
-    /// for the host to tell.
+    /// Refuses a path that is used by two disks, of which one is written to. Links and other
+    /// spellings are checked on the host.
     fn check_disks(&self) -> Result<()> {
         let existing = |disk: &DataDisk| match disk {
             DataDisk::Existing { path, readonly } => Some((path.clone(), *readonly)),
@@ -469,7 +469,7 @@ impl VmSpecBuilder {
     }
 
     fn has_nothing_to_boot(&self) -> bool {
-        // An empty disk has a system once one was installed, and then needs no disc any more.
+        // An empty disk has a system after the installation, and then needs no disc any more.
         self.disk.is_none() && self.data_disks.is_empty() && self.cdrom.is_none()
     }
 
@@ -570,7 +570,7 @@ mod tests {
         let text = refusal(disks(&[("/images//debian.qcow2", false)]));
         assert!(text.contains("the image of the same VM"), "{text}");
         disks(&[("/d", true), ("/d", true), ("/images/debian.qcow2", true), ("/e", false)]).build().unwrap();
-        // A VM that has them already is not lost.
+        // An existing VM with them must not be lost.
         disks(&[("/d", false), ("/d", false)]).build_recorded().unwrap();
     }
 }

@@ -1,4 +1,4 @@
-//! Where everything of one user's lies: [`Home`].
+//! The directories of one user's files: [`Home`].
 
 use std::fs::DirBuilder;
 use std::io;
@@ -12,13 +12,12 @@ use crate::error::{Error, Result};
 use crate::spec::VmName;
 use crate::steps::step;
 
-/// What the directory of a VM's small files is called.
+/// The name of the directory of a VM's small files.
 pub(super) const KEPT: &str = "kept";
 
-/// The directories below which vmkit keeps what it makes. Nothing is created before something is
-/// put there.
+/// The directories below which vmkit stores its files. They are created when first written to.
 ///
-/// The library never reads the environment: whoever calls it chooses the places.
+/// The library never reads the environment: the caller chooses the directories.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Home {
     vms: PathBuf,
@@ -34,10 +33,10 @@ impl Home {
     /// Source: unix(7).
     pub const MAX_SOCKET_PATH_BYTES: usize = 107;
 
-    /// The longest path below a VM's runtime directory, to see beforehand that it will fit.
+    /// The longest path below a VM's runtime directory, to check beforehand that it will fit.
     const LONGEST_SOCKET: &'static str = "/0123456789/console.sock";
 
-    /// Puts everything below one directory.
+    /// Returns a home with all directories below one.
     ///
     /// # Errors
     /// `InvalidInput` for a path that is relative, is not UTF-8, or is too long for the sockets
@@ -47,8 +46,8 @@ impl Home {
         Self::checked(root, root.join("run"), root.join("cache"))
     }
 
-    /// Puts what is kept below `data`, the sockets below `runtime`, and what can be made again
-    /// below `cache`.
+    /// Returns a home with the permanent files below `data`, the sockets below `runtime`, and what
+    /// can be created again below `cache`.
     ///
     /// # Errors
     /// As for [`at`](Self::at).
@@ -59,7 +58,7 @@ impl Home {
     fn checked(data: &Path, run: PathBuf, cache: PathBuf) -> Result<Self> {
         let [vms, images, projects] = ["vms", "images", "projects"].map(|below| data.join(below));
         for path in [&vms, &run, &cache] {
-            // Paths are kept in records and handed to QEMU's monitor, and both are JSON.
+            // Paths are stored in records and sent to QEMU's monitor, and both are JSON.
             if path.to_str().is_none() {
                 return Err(Error::invalid("home", path.display(), "the path must be UTF-8"));
             }
@@ -78,36 +77,36 @@ impl Home {
         Ok(Self { vms, images, projects, run, cache })
     }
 
-    /// Returns the directory that the VMs, the images and the projects lie below.
+    /// Returns the parent directory of the VMs, the images and the projects.
     pub(crate) fn root(&self) -> &Path {
         self.vms.parent().unwrap_or(&self.vms)
     }
 
-    /// Returns how records that are read name what lies below this home.
+    /// Returns the names that records have for paths below this home when they are read.
     pub(super) fn paths(&self) -> HomePaths {
         HomePaths::new(self.root(), Vec::new())
     }
 
-    /// Returns how records that are written name what lies below this home.
+    /// Returns the names that records have for paths below this home when they are written.
     pub(super) fn paths_to_write(&self) -> HomePaths {
-        // Images are known by their paths without symbolic links.
+        // Images are identified by their paths without symbolic links.
         let named = [(self.root(), ""), (&self.images, "images"), (&self.vms, "vms")];
         let aliases = named.into_iter().filter_map(|(path, below)| Some((path.canonicalize().ok()?, below)));
         HomePaths::new(self.root(), aliases.collect())
     }
 
-    /// Returns the directory that has one directory for each VM.
+    /// Returns the directory of the VMs, with one directory for each.
     pub fn vms(&self) -> &Path {
         &self.vms
     }
 
-    /// Returns the directory of one VM: its record, its lock, and what its backend keeps.
+    /// Returns the directory of one VM: its record, its lock, and its backend's files.
     pub fn vm(&self, name: &VmName) -> PathBuf {
         self.vms.join(name.as_str())
     }
 
-    /// Returns the directory of the small files that belong to a VM beside its backend's: the key
-    /// that logs in, what was provisioned. They are removed with the VM.
+    /// Returns the directory of a VM's small files beside its backend's: the login key, the record
+    /// of provisioning. They are removed with the VM.
     pub fn kept(&self, name: &VmName) -> PathBuf {
         self.vm(name).join(KEPT)
     }
@@ -117,41 +116,42 @@ impl Home {
         &self.images
     }
 
-    /// Returns the directory of the locks that keep two operations on one project apart.
+    /// Returns the directory of the locks that serialize operations on a project.
     pub fn projects(&self) -> &Path {
         &self.projects
     }
 
-    /// Returns the directory of the sockets; it may be gone after a reboot.
+    /// Returns the directory of the sockets; a reboot may remove it.
     pub fn run(&self) -> &Path {
         &self.run
     }
 
-    /// Returns the directory of what can be made again.
+    /// Returns the directory of files that can be created again.
     pub fn cache(&self) -> &Path {
         &self.cache
     }
 
-    /// Creates the directories for VMs and for sockets where they are missing, for this user alone.
+    /// Creates the directories for VMs and for sockets if they are missing, accessible to this user
+    /// only.
     ///
     /// # Errors
-    /// `Host` for a directory that can't be created, and for one that is another user's.
+    /// `Host` for a directory that can't be created, or that belongs to another user.
     pub fn create(&self) -> Result<()> {
         self.refuse_other_user(&self.vms)?;
         create_private(&self.vms)?;
         create_private(&self.run)?;
-        // Whoever owns the directory could put a socket of their own in the place of a VM's.
+        // The owner of the directory could replace a VM's socket.
         refuse_other_user(&self.run)
     }
 
-    /// Refuses to write to a directory of this home that is another user's, or if the home is: the
-    /// owner could not read what would lie there.
+    /// Refuses to write to a directory of this home if it, or the home, belongs to another user,
+    /// who could not read the new files.
     ///
     /// # Errors
-    /// [`Error::OtherUser`], with what to do.
+    /// [`Error::OtherUser`], with a remedy.
     pub(crate) fn refuse_other_user(&self, dir: &Path) -> Result<()> {
-        // Any user may create a home in a directory that all may write to; root would take it from
-        // its owner.
+        // Any user may create a home in a directory that is writable for all, but root would take
+        // it from its owner.
         if rustix::process::geteuid().is_root() {
             refuse_other_user(self.root())?;
         }
@@ -159,16 +159,17 @@ impl Home {
         refuse_other_user(dir)
     }
 
-    /// Looks for what in this home belongs to other users than its owner, such as what a command
-    /// that was run by `sudo` has left; `None` where there is no home yet. It has to look at every
-    /// file.
+    /// Searches the home for files that belong to other users than its owner, such as those of a
+    /// command that was run by `sudo`; `None` if there is no home yet. It reads the metadata of
+    /// every file.
     pub fn strangers(&self) -> Option<ForeignFiles> {
         let parts = [&self.vms, &self.images, &self.projects, &self.run, &self.cache];
         ForeignFiles::of(self.root(), &parts.map(PathBuf::as_path))
     }
 }
 
-/// Creates a directory for this user alone, with its parents; one that is there is left as it is.
+/// Creates a directory with its parents, accessible to this user only; an existing one is left
+/// unchanged.
 pub(crate) fn create_private(path: &Path) -> Result<()> {
     if path.is_dir() {
         return Ok(());

@@ -1,4 +1,4 @@
-//! A lock in a file, as each VM has one: held by the kernel for a process, so it dies with it.
+//! A lock in a file, such as each VM's: the kernel releases it when the process ends.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -14,21 +14,21 @@ use crate::input_file::open_regular;
 use crate::steps::step;
 use crate::store::{denied, refuse_other_user};
 
-/// Opens the lock file, made if need be, and waits for the lock. `None`: the directory it lies in
-/// is not there.
+/// Opens the lock file, which is created if needed, and waits for the lock; returns `None` if its
+/// directory does not exist.
 ///
-/// The file may have been removed with its VM while this waited; then the lock of the new file
-/// counts.
+/// The file may be removed with its VM while this waits; then it waits for the lock of the new
+/// file.
 ///
 /// # Errors
-/// `Busy` with the holder's PID once the deadline has passed.
+/// `Busy` with the holder's PID after the deadline.
 pub(crate) async fn acquire(path: &Path, hold: LockMode, deadline: Instant) -> Result<Option<FileLock>> {
     loop {
         let Some(file) = open(path, hold)? else { return Ok(None) };
         let lock = locked(file, path, hold, deadline).await?;
         if is_at(lock.file(), path)? {
             if matches!(hold, LockMode::Alone) {
-                // A PID that can't be written is missing in somebody's message and nowhere else.
+                // Without the PID only messages about the lock lack it.
                 let _ = sign(lock.file());
             }
             return Ok(Some(lock));
@@ -36,17 +36,17 @@ pub(crate) async fn acquire(path: &Path, hold: LockMode, deadline: Instant) -> R
     }
 }
 
-/// Returns whether somebody works on the VM right now. Changes nothing, and lets go of the lock at
-/// once.
+/// Returns whether another operation on the VM is running. Changes nothing, and releases the lock
+/// at once.
 pub(super) fn is_held(path: &Path) -> bool {
     let Ok(file) = open_regular(path) else { return false };
     is_locked(file).unwrap_or(false)
 }
 
 fn open(path: &Path, hold: LockMode) -> Result<Option<File>> {
-    // Root may open all, and what it creates here is not the user's whose directory this is.
+    // Root can open every directory, but its files would not belong to the directory's owner.
     if let Err(error) = path.parent().map_or(Ok(()), refuse_other_user) {
-        // Who only reads has no need to create it.
+        // A reader need not create it.
         return match (hold, File::open(path)) {
             (LockMode::Shared, Ok(file)) => Ok(Some(file)),
             _ => Err(error),
@@ -65,8 +65,8 @@ fn open(path: &Path, hold: LockMode) -> Result<Option<File>> {
         Err(error) if error.kind() == io::ErrorKind::IsADirectory && fs::remove_dir(path).is_ok() => {
             open(path, hold)
         }
-        // A lock needs no writing, and what runs in a home that has become read-only must be
-        // stopped all the same.
+        // A lock needs no write access, and VMs in a home that has become read-only must still be
+        // stopped.
         Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => match File::open(path) {
             Ok(file) => Ok(Some(file)),
             Err(_) => Err(Error::io("create", path)(error)),
@@ -92,7 +92,7 @@ pub(super) async fn locked(file: File, path: &Path, hold: LockMode, deadline: In
     }
 }
 
-/// Writes this process's PID into the lock, for whoever has to say who holds it.
+/// Writes this process's PID into the lock file, for messages about its holder.
 fn sign(mut file: &File) -> io::Result<()> {
     step("sign the lock")?;
     file.set_len(0)?;

@@ -1,6 +1,6 @@
-//! Where VMs are kept on disk: one directory each, and never one file for all.
+//! The storage of VMs: a directory for each, and no common file.
 //!
-//! Edge: files and locks. It knows records; what they mean for a VM is the manager's.
+//! Edge: files and locks. It reads and writes records; the manager interprets them.
 //!
 //! ```text
 //! <vms>/NAME/vm.json    the VM as it was made, with what it was told to be since; synced to the disk
@@ -10,11 +10,11 @@
 //! <vms>/NAME/…          what its backend keeps
 //! ```
 //!
-//! What happens to a VM matters as long as the host runs, and the page cache lives as long: a
-//! killed process loses nothing of `run.json`. A power cut may, but it has ended the guest as well;
-//! the VM is then as `vm.json` has it, and reality is asked anyway. So no start, stop, suspend or
-//! resume waits for a disk, which would cost more than they do. What somebody wants a VM to be is
-//! another matter: a change of that is rare, and is in both on the disk before it counts.
+//! Events of a VM matter as long as the host runs, and the page cache lives as long: a killed
+//! process loses nothing of `run.json`. A power cut may, but it has ended the guest as well; the VM
+//! then has the state of `vm.json`, and the backend examines what runs anyway. So no start, stop,
+//! suspend or resume waits for a disk sync, which would take longer than the operation. A user's
+//! changes of the configuration are rare, and both files are synced before they take effect.
 
 mod bytes;
 mod changes;
@@ -65,14 +65,14 @@ use crate::steps::step;
 const MADE: &str = "vm.json";
 const SINCE: &str = "run.json";
 const LOCK: &str = "lock";
-/// What is the store's in a VM's directory, in the order in which it is removed.
+/// The store's own files in a VM's directory, in the order of their removal.
 const OWN: [&str; 4] = [OWNER, MADE, SINCE, LOCK];
-/// What a file is called until it is whole. One name is enough: only the lock's holder writes.
+/// The temporary names of files that are being written. One is enough: only the holder of the lock
+/// writes.
 const UNFINISHED: [(&str, &str); 3] =
     [(MADE, "vm.json.new"), (SINCE, "run.json.new"), (OWNER, UNFINISHED_OWNER)];
 
-/// More than any record has: a file that is bigger is not one, and isn't read whole to find that
-/// out.
+/// The largest size of a record: a larger file is refused without reading it.
 const MOST_RECORD_BYTES: u64 = 4 << 20;
 
 /// The records of all VMs of one home.
@@ -99,7 +99,7 @@ impl RecordStore {
         &self.home
     }
 
-    /// Returns the names of all directories that may be a VM's, in order.
+    /// Returns the names of all directories that may be a VM's, sorted.
     pub(crate) fn names(&self) -> Result<Vec<VmName>> {
         let vms = self.home.vms();
         let entries = match fs::read_dir(vms) {
@@ -126,8 +126,8 @@ impl RecordStore {
         read(&self.home, name)?.ok_or_else(|| missing(name))
     }
 
-    /// Reads a VM's record without its lock, and tells whether what it says is being done was cut
-    /// off: nobody is at work.
+    /// Reads a VM's record without its lock, and returns whether its operation was interrupted: no
+    /// process is running it.
     ///
     /// # Errors
     /// As for [`read`](Self::read).
@@ -136,28 +136,27 @@ impl RecordStore {
         if record.intent.is_none() || lock::is_held(&self.home.vm(name).join(LOCK)) {
             return Ok((record, false));
         }
-        // Whoever was at work may have come to its end since the record was read.
+        // The operation may have ended since the record was read.
         let now = self.read(name)?;
         let is_cut_off = now == record;
         Ok((now, is_cut_off))
     }
 
-    /// Returns when a VM's record was written last: at the end of the last operation on it.
+    /// Returns when a VM's record was last written: at the end of the last operation on it.
     #[cfg(feature = "ssh")]
     pub(crate) fn changed_at(&self, name: &VmName) -> Option<std::time::SystemTime> {
         fs::metadata(self.home.vm(name).join(SINCE)).and_then(|found| found.modified()).ok()
     }
 
-    /// Returns whether this is the record of a VM still, and nobody works on the VM.
+    /// Returns whether the VM still has this record, and no operation on it is running.
     pub(crate) fn is_left_alone(&self, record: &VmRecord) -> bool {
         let name = record.handle.name();
         let is_same = || self.read(name).is_ok_and(|now| now == *record);
-        // Read again after the lock was looked at: whoever had it may have removed the VM before
-        // that.
+        // Read again after the lock was checked: its holder may have removed the VM before that.
         is_same() && !lock::is_held(&self.home.vm(name).join(LOCK)) && is_same()
     }
 
-    /// Begins to watch a VM's record.
+    /// Starts to watch a VM's record.
     pub(crate) fn changes(&self, name: &VmName) -> Result<RecordChanges> {
         RecordChanges::of(&self.home.vm(name))
     }
@@ -165,7 +164,7 @@ impl RecordStore {
     /// Locks an existing VM.
     ///
     /// # Errors
-    /// `NotFound` without a VM of that name, `Busy` once the deadline has passed.
+    /// `NotFound` without a VM of that name, `Busy` after the deadline.
     pub(crate) async fn lock(&self, name: &VmName, deadline: Instant) -> Result<LockedVm> {
         let dir = self.home.vm(name);
         self.home.refuse_other_user(&dir)?;
@@ -175,11 +174,11 @@ impl RecordStore {
         }
     }
 
-    /// Locks a name for a new VM; the directory is made if need be.
+    /// Locks a name for a new VM; the directory is created if needed.
     ///
     /// # Errors
-    /// `Busy` once the deadline has passed; `Host` where the home can't be written; `Record` where
-    /// something else than a directory has the name.
+    /// `Busy` after the deadline; `Host` if the home can't be written; `Record` if the name belongs
+    /// to something other than a directory.
     pub(crate) async fn lock_new(&self, name: &VmName, deadline: Instant) -> Result<LockedVm> {
         self.home.create()?;
         let dir = self.home.vm(name);
@@ -197,8 +196,8 @@ impl RecordStore {
             self.home.refuse_other_user(&dir)?;
             match acquire(name, &dir, deadline).await {
                 Ok(Some(lock)) => return Ok(self.locked(name, dir, lock)),
-                // Whoever removed a VM of this name took the directory along; each turn waits for
-                // such a holder.
+                // The removal of a VM of this name has removed the directory; each attempt waits
+                // for such a holder.
                 Ok(None) if Instant::now() < deadline => tokio::task::yield_now().await,
                 Ok(None) => return Err(Error::Busy { what: format!("VM `{name}`"), holder: None }),
                 Err(error) => {
@@ -224,7 +223,7 @@ impl LockedVm {
         &self.dir
     }
 
-    /// Reads the record, and sweeps what a killed process left half-written.
+    /// Reads the record, after removing files that a killed process left half-written.
     pub(crate) fn record(&self) -> Result<Option<VmRecord>> {
         for (_, unfinished) in UNFINISHED {
             remove_file(&self.dir.join(unfinished))?;
@@ -232,11 +231,11 @@ impl LockedVm {
         read(&self.home, &self.name)
     }
 
-    /// Returns the VM as it was since it was made, where the record of its making is spoilt: enough
-    /// to end what runs.
+    /// Returns the VM's last state if the record of its creation is damaged: enough to end what
+    /// runs.
     pub(crate) fn last_known(&self) -> Option<VmRecord> {
         let made = read_bytes(&self.dir.join(MADE)).ok()??;
-        // Somebody else's record, or a newer vmkit's, is not spoilt.
+        // A record of another home, or of a newer vmkit, is not damaged.
         if VmRecord::whose(&made).is_some() || VmRecord::is_newer(&made) {
             return None;
         }
@@ -245,22 +244,21 @@ impl LockedVm {
         decode(&self.home, &path, &bytes).ok().filter(|record| *record.handle.name() == self.name)
     }
 
-    /// Returns the first thing in the directory that is not of the store, if any.
+    /// Returns the first entry of the directory that is not the store's, if any.
     pub(crate) fn stranger(&self) -> Result<Option<PathBuf>> {
         stranger(&self.dir)
     }
 
-    /// Writes the record of a VM that is being made, so that it outlives a power cut.
+    /// Writes and syncs the record of a VM that is being created, so that it survives a power cut.
     pub(crate) fn write_made(&self, record: &VmRecord) -> Result<()> {
         self.replace(UNFINISHED[0], record, true)
     }
 
-    /// Writes the record of a VM that shall be something else from now on, so that this outlives a
-    /// power cut.
+    /// Writes and syncs the record of a changed VM, so that the change survives a power cut.
     ///
-    /// The record of its making is written first: where that fails, nothing is changed. It is
-    /// replaced as a whole, so until then the older one is there. What the VM is now is synced as
-    /// well, or an older one would hide this after the power cut.
+    /// The record of its creation is written first: if that fails, nothing is changed. It is
+    /// replaced atomically, so the older one exists until then. The record of its present state is
+    /// synced as well, or an older one would hide the change after a power cut.
     pub(crate) fn write_wanted(&self, record: &VmRecord) -> Result<()> {
         let path = self.dir.join(MADE);
         let made = read_bytes(&path)?.and_then(|bytes| decode(&self.home, &path, &bytes).ok());
@@ -274,7 +272,7 @@ impl LockedVm {
         self.replace(UNFINISHED[1], record, true)
     }
 
-    /// Writes the record of a VM that was made before, so that it outlives this process.
+    /// Writes the record of an existing VM, so that it survives the end of this process.
     pub(crate) fn write_since(&self, record: &VmRecord) -> Result<()> {
         self.replace(UNFINISHED[1], record, false)
     }
@@ -308,8 +306,8 @@ impl LockedVm {
         Ok(())
     }
 
-    /// Removes what is left of a VM that is gone, so that a new one begins with nothing: its
-    /// record, what was done to it, and what was kept beside it.
+    /// Removes the remains of a VM, so that a new one starts with nothing: its record, the record
+    /// of changes, and its small files.
     pub(crate) fn clear(&self) -> Result<()> {
         for record in [MADE, SINCE] {
             remove_file(&self.dir.join(record))?;
@@ -323,10 +321,10 @@ impl LockedVm {
             .map_err(Error::io("remove", kept))
     }
 
-    /// Removes the directory and all that is in it: the record last, so that until then the VM can
-    /// be found.
+    /// Removes the directory and its contents: the record last, so that until then the VM can be
+    /// found.
     ///
-    /// What is gone already is success.
+    /// Missing files are no error.
     pub(crate) fn remove(self) -> Result<()> {
         let entries = fs::read_dir(&self.dir).map_err(Error::io("read", &self.dir))?;
         for entry in entries {
@@ -340,7 +338,8 @@ impl LockedVm {
         }
         let removed = step("remove the VM's directory").and_then(|()| remove_directory(&self.dir));
         match removed {
-            // Somebody has begun to make a VM of the same name since the lock's file went.
+            // Another process has started to create a VM of the same name since the lock file was
+            // removed.
             Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             removed => removed.map_err(Error::io("remove", &self.dir)),
@@ -348,7 +347,7 @@ impl LockedVm {
     }
 }
 
-/// Refuses what is no directory where a VM's is to be, such as a link to a disk that is not
+/// Refuses anything but a directory in the place of a VM's, such as a link to a disk that is not
 /// mounted.
 fn check_directory(dir: &Path) -> Result<()> {
     if dir.is_dir() || !fs::symlink_metadata(dir).is_ok_and(|found| !found.is_dir()) {
@@ -358,7 +357,7 @@ fn check_directory(dir: &Path) -> Result<()> {
     Err(Error::record(dir, problem))
 }
 
-/// Waits for a VM's lock; whoever waits in vain learns of which VM, not of which file.
+/// Waits for a VM's lock; the error names the VM instead of the file.
 async fn acquire(name: &VmName, dir: &Path, deadline: Instant) -> Result<Option<lock::FileLock>> {
     lock::acquire(&dir.join(LOCK), lock::LockMode::Alone, deadline).await.map_err(|error| match error {
         Error::Busy { holder, .. } => Error::Busy { what: format!("VM `{name}`"), holder },
@@ -370,7 +369,7 @@ fn is_link(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|found| found.is_symlink())
 }
 
-/// Removes an empty directory; of one that was moved elsewhere behind a symbolic link, both.
+/// Removes an empty directory; if it was moved elsewhere behind a symbolic link, both.
 fn remove_directory(dir: &Path) -> io::Result<()> {
     if !fs::symlink_metadata(dir)?.is_symlink() {
         return fs::remove_dir(dir);
@@ -380,15 +379,14 @@ fn remove_directory(dir: &Path) -> io::Result<()> {
     moved.and_then(fs::remove_dir)
 }
 
-/// Reads a VM's record: as it is now, or else as it was made and told to be. `None`: there is no
-/// record.
+/// Reads a VM's record: its present state, else the state of its creation and later changes;
+/// returns `None` without a record.
 fn read(home: &Home, name: &VmName) -> Result<Option<VmRecord>> {
     let dir = home.vm(name);
     let path = dir.join(MADE);
     let Some(bytes) = read_bytes(&path)? else { return Ok(None) };
     let since = read_bytes(&dir.join(SINCE))?;
-    // Where the newer record is good, all that matters of the older one is that both are of the
-    // same VM.
+    // If the newer record is valid, the older one only has to be of the same VM.
     if let Some(since) = &since
         && let Some((id, of)) = VmRecord::whose(&bytes)
         && of == *name
@@ -397,7 +395,7 @@ fn read(home: &Home, name: &VmName) -> Result<Option<VmRecord>> {
         match decode(home, &path, since) {
             Ok(since) if since.handle.id == id && since.handle.name() == name => return Ok(Some(since)),
             Err(error) if VmRecord::is_newer(since) => return Err(error),
-            // Cut off with the power, or another VM's: what was made is still true.
+            // Truncated by a power cut, or another VM's: the record of the creation is still valid.
             _ => {}
         }
     }
@@ -408,14 +406,14 @@ fn read(home: &Home, name: &VmName) -> Result<Option<VmRecord>> {
     Ok(Some(made))
 }
 
-/// Reads a record from its bytes, with the paths that it has in this home.
+/// Parses a record, and replaces the names of this home's paths.
 fn decode(home: &Home, path: &Path, bytes: &[u8]) -> Result<VmRecord> {
     let record = VmRecord::decode(path, bytes)?;
     Ok(home.paths().found(record, |path| path.exists()))
 }
 
-/// Reads a file of the store; one that is a pipe, or bigger than any record, is refused instead of
-/// waited for.
+/// Reads a file of the store; a named pipe, or a file larger than any record, is refused without
+/// blocking.
 fn read_bytes(path: &Path) -> Result<Option<Vec<u8>>> {
     let refused = |problem: String| Error::record(path, problem);
     let nonblocking = i32::try_from(OFlags::NONBLOCK.bits()).expect("the flag is a small number");
@@ -444,8 +442,8 @@ fn read_bytes(path: &Path) -> Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-/// Returns the first thing in a VM's directory that is not of the store. What is kept beside a VM
-/// goes with it, even where it was written while the VM was being removed.
+/// Returns the first entry of a VM's directory that is not the store's. The small files beside a VM
+/// are removed with it, even if they were written during the removal.
 pub(crate) fn stranger(dir: &Path) -> Result<Option<PathBuf>> {
     let own = |name: &OsStr| {
         name == home::KEPT
@@ -468,7 +466,7 @@ pub(crate) fn stranger(dir: &Path) -> Result<Option<PathBuf>> {
     Ok(None)
 }
 
-/// Removes a file, or a directory with all that is in it; symbolic links are not followed.
+/// Removes a file, or a directory with its contents; symbolic links are not followed.
 fn remove_entry(path: &Path) -> Result<()> {
     if !fs::symlink_metadata(path).is_ok_and(|found| found.is_dir()) {
         return remove_file(path);

@@ -1,8 +1,8 @@
-//! Whose a home is, and what in it belongs to another user.
+//! The owner of a home, and files in it that belong to other users.
 //!
-//! One command that writes as root to a user's home would leave files there that the user can't
-//! read, and with them the VM. So what writes refuses the home of another user, and what meets a
-//! file that an earlier vmkit has left so says whose it is.
+//! A command that writes as root to a user's home would leave files there that the user can't read,
+//! and so the user would lose the VM. So writers refuse the home of another user, and an error
+//! about a file that an earlier vmkit has left names its owner.
 
 use std::fs::{self, File};
 use std::io;
@@ -11,15 +11,15 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
-/// More than any home has, and as much as is worth a user's time.
+/// More files than any home has, and as many as are checked in acceptable time.
 const MOST_ENTRIES: usize = 200_000;
 
-/// Returns the user that this process acts as.
+/// Returns the effective user of this process.
 fn this_user() -> u32 {
     rustix::process::geteuid().as_raw()
 }
 
-/// Refuses to write to a file or a directory of another user's; what is not there is nobody's.
+/// Refuses to write to a file or a directory of another user; a missing one is accepted.
 ///
 /// # Errors
 /// [`Error::OtherUser`].
@@ -30,18 +30,18 @@ pub(crate) fn refuse_other_user(path: &Path) -> Result<()> {
     }
 }
 
-/// Gives a file that was created beside others to the owner of their directory, so that it is no
-/// stranger there.
+/// Gives a new file to the owner of its directory, so that it belongs to the same user as the
+/// others.
 pub(crate) fn keep_owner(file: &File, path: &Path) {
     let Some(dir) = path.parent().and_then(|dir| fs::metadata(dir).ok()) else { return };
     if dir.uid() != this_user() {
-        // Only root may, and only root has to.
+        // Only root can do that, and only root needs to.
         let _ = std::os::unix::fs::fchown(file, Some(dir.uid()), Some(dir.gid()));
     }
 }
 
-/// Returns a function for `map_err` that wraps an I/O error as [`Error::io`] does; one that comes
-/// of another user's file says whose that is, and how it is given back.
+/// Returns a function for `map_err` that wraps an I/O error as [`Error::io`] does; if the cause is
+/// another user's file, the error names the owner and the command that gives it back.
 pub(crate) fn denied(verb: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Error {
     let path = path.into();
     move |error| {
@@ -54,8 +54,8 @@ pub(crate) fn denied(verb: &'static str, path: impl Into<PathBuf>) -> impl FnOnc
     }
 }
 
-/// Finds what another user owns of a path that can't be used: the file, or the nearest directory
-/// above that can be looked at.
+/// Returns the part of an unusable path that belongs to another user: the file, or its nearest
+/// accessible parent.
 fn stranger_of(path: &Path) -> Option<(PathBuf, u32)> {
     let (found, metadata) =
         path.ancestors().find_map(|above| fs::metadata(above).ok().map(|metadata| (above, metadata)))?;
@@ -83,7 +83,7 @@ fn other_user(path: &Path, owner: u32) -> Error {
     }
 }
 
-/// Returns the home that a path lies in, and its owner: what is above the nearest of the
+/// Returns the home that a path lies in, and its owner: the parent of the nearest of the
 /// directories that every home has.
 fn home_of(path: &Path) -> (PathBuf, Option<u32>) {
     let is_part = |dir: &&Path| ["vms", "images", "projects"].iter().any(|part| dir.ends_with(part));
@@ -93,7 +93,7 @@ fn home_of(path: &Path) -> (PathBuf, Option<u32>) {
     (home.to_owned(), found.map(|found| found.uid()))
 }
 
-/// Returns how a user is called on a command line.
+/// Returns a user's name for a command line.
 fn name(uid: u32) -> String {
     let users = fs::read_to_string("/etc/passwd").unwrap_or_default();
     let found = users.lines().find_map(|line| {
@@ -111,7 +111,7 @@ fn user(uid: u32) -> String {
     }
 }
 
-/// What of a home belongs to other users than its owner.
+/// The files of a home that belong to other users than its owner.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ForeignFiles {
@@ -119,15 +119,14 @@ pub struct ForeignFiles {
     pub home: PathBuf,
     /// Its owner.
     pub owner: String,
-    /// What belongs to others, with whom: a directory stands for all that is in it.
+    /// The files, each with its owner: a directory stands for its contents.
     pub found: Vec<(PathBuf, String)>,
-    /// The command that gives all of the home back to its owner.
+    /// The command that gives the whole home back to its owner.
     pub repair: String,
 }
 
 impl ForeignFiles {
-    /// Looks for them in the home that these directories are parts of; `None` where there is no
-    /// home yet.
+    /// Searches the home that has these directories; returns `None` if there is no home yet.
     pub(super) fn of(root: &Path, parts: &[&Path]) -> Option<Self> {
         let owner = [root.join("vms"), root.to_owned()].iter().find_map(|dir| fs::metadata(dir).ok())?.uid();
         let (mut found, mut left) = (Vec::new(), MOST_ENTRIES);

@@ -1,7 +1,7 @@
-//! What a file of machines comes to: [`Project`] and its parts.
+//! The result of reading a file of machines: [`Project`] and its parts.
 //!
-//! Pure: every path is absolute, every default is filled in, and what only the host can tell stays
-//! open until a VM is made.
+//! Pure: every path is absolute, every default is filled in, and facts of the host are left open
+//! until a VM is created.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -18,55 +18,55 @@ use crate::spec::{Blueprint, Boot, HostInputs, Labels, MachineType, NetworkConfi
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Project {
-    /// Its name, which the name of each VM begins with.
+    /// The name, which is the prefix of each VM's name.
     pub name: String,
-    /// The file, absolute.
+    /// The absolute path of the file.
     pub file: PathBuf,
     /// The machines, in the order of the file.
     pub machines: Vec<MachineConfig>,
     pub(super) text: Arc<str>,
 }
 
-/// One machine: what it shall be, and what shall be done in it.
+/// One machine: its configuration, and its provisioning.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MachineConfig {
-    /// Its name in the file.
+    /// The name in the file.
     pub name: String,
     /// The name of its VM: `PROJECT-MACHINE`.
     pub vm: VmName,
-    /// Its image as the file has it, a path made absolute; `None` for a machine that has only a
+    /// The image as in the file, with a path made absolute; `None` for a machine that has only a
     /// kernel.
     pub image: Option<String>,
     /// The machines that have to be ready and provisioned before this one is started.
     pub depends_on: Vec<String>,
-    /// When it counts as ready.
+    /// When it is ready.
     pub ready: ReadyProbes,
-    /// What is copied into the guest before the steps, in order.
+    /// The files copied to the guest before the steps, in order.
     pub files: Vec<CopySpec>,
-    /// What is done in the guest, in order; no two have one name.
+    /// The provision steps, in order; their names are unique.
     pub steps: Vec<ProvisionStep>,
     /// What its VM is created from.
     pub(super) blueprint: Blueprint,
-    /// Where each key stands in the text, by its path in the machine; the machine's own name is the
-    /// empty one.
+    /// The position of each key in the text, by its path in the machine; the empty path is the
+    /// machine's own name.
     pub(super) places: BTreeMap<String, Range<usize>>,
 }
 
-/// Which machine of which project a VM is, by its labels.
+/// The machine and the project of a VM, from its labels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MachineOrigin<'a> {
-    /// The name that the project had when the VM was made: the VM's own begins with it.
+    /// The name of the project when the VM was created: the VM's own name starts with it.
     pub project: &'a str,
     /// The machine's name in the file.
     pub machine: &'a str,
-    /// Where the file was.
+    /// The path of the file at that time.
     pub file: &'a Path,
 }
 
 impl<'a> MachineOrigin<'a> {
-    /// Returns which machine of which project a VM is; `None` for one that is of no project.
+    /// Returns the machine and the project of a VM; `None` for a VM without a project.
     pub fn of(vm: &'a VmSpec) -> Option<Self> {
         let (file, machine) = (vm.labels().get(Project::LABEL)?, vm.labels().get(MachineConfig::LABEL)?);
         let project = vm.name().as_str().strip_suffix(machine)?.strip_suffix('-')?;
@@ -74,33 +74,33 @@ impl<'a> MachineOrigin<'a> {
     }
 }
 
-/// When a machine counts as ready: once all of it is true.
+/// When a machine is ready: once all of these conditions hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ReadyProbes {
-    /// Whether its SSH server has to let vmkit in.
+    /// Whether a login over SSH has to work.
     pub ssh: bool,
     /// Whether cloud-init has to have finished without an error.
     pub cloud_init: bool,
-    /// The TCP ports of the guest that have to answer.
+    /// The TCP ports of the guest that have to accept connections.
     pub tcp: Vec<u16>,
-    /// The command that has to succeed in the guest: a text for `/bin/sh -c`, run as root.
+    /// The command that has to succeed in the guest: a script for `/bin/sh -c`, run as root.
     pub command: Option<String>,
-    /// How long all of it may take.
+    /// The timeout for all conditions.
     pub timeout: Duration,
 }
 
-/// A file or a folder of the host, to be copied into the guest.
+/// A file or a folder of the host that is copied to the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CopySpec {
-    /// Where it is on the host, absolute.
+    /// The absolute path on the host.
     pub from: PathBuf,
-    /// Where it is put in the guest, absolute.
+    /// The absolute path in the guest.
     pub to: String,
-    /// The permission bits of its files; as on the host where none are given.
+    /// The permission bits of its files; by default those on the host.
     pub mode: Option<u32>,
-    /// Whose it is, `USER` or `USER:GROUP`; root's where nobody is named.
+    /// The owner, `USER` or `USER:GROUP`; by default root.
     pub owner: Option<String>,
 }
 
@@ -108,24 +108,24 @@ pub struct CopySpec {
 #[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ProvisionStep {
-    /// Its name.
+    /// The name.
     pub name: String,
-    /// What it does.
+    /// The action.
     pub action: StepAction,
     /// When it is run.
     pub run: RunPolicy,
-    /// The guest's user that it runs as.
+    /// The guest's user that runs it.
     pub user: String,
-    /// Its environment.
+    /// The environment variables.
     pub env: BTreeMap<String, String>,
-    /// The folder of the guest that it runs in; the user's home where none is given.
+    /// The working directory in the guest; by default the user's home.
     pub dir: Option<String>,
-    /// How long it may take.
+    /// The timeout.
     pub timeout: Duration,
 }
 
 impl fmt::Debug for ProvisionStep {
-    /// Shows the names of its variables only: what is in them may be a password.
+    /// Shows only the names of the variables: their values may be passwords.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Step")
             .field("name", &self.name)
@@ -139,15 +139,15 @@ impl fmt::Debug for ProvisionStep {
     }
 }
 
-/// What a provision step does.
+/// The action of a provision step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StepAction {
-    /// Has `/bin/sh -e` run this text.
+    /// Runs this script with `/bin/sh -e`.
     Shell(String),
     /// Runs a file of the host, absolute, in the guest.
     Script(PathBuf),
-    /// Copies.
+    /// Copies a file or a folder.
     Copy(CopySpec),
 }
 
@@ -158,13 +158,13 @@ pub enum RunPolicy {
     Once,
     /// At every `up`.
     Always,
-    /// Until it has succeeded as it is now: again when its text, its files or anything else about
-    /// it changes.
+    /// Until it has succeeded with its present content: again when its script, its files or
+    /// anything else about it changes.
     Changed,
 }
 
 impl Project {
-    /// The label of a VM that says which file it is of: the file's absolute path.
+    /// The label of a VM with the absolute path of its file of machines.
     pub const LABEL: &'static str = "vmkit.project";
 
     /// Returns the machine with this name.
@@ -172,7 +172,7 @@ impl Project {
         self.machines.iter().find(|machine| machine.name == name)
     }
 
-    /// Returns the machines so that each comes after all that it depends on, and else in the order
+    /// Returns the machines sorted so that each comes after its dependencies, and else in the order
     /// of the file.
     pub fn in_order(&self) -> Vec<&MachineConfig> {
         let mut ordered: Vec<&MachineConfig> = Vec::with_capacity(self.machines.len());
@@ -190,16 +190,15 @@ impl Project {
         ordered
     }
 
-    /// Creates an error that points at a key of a machine, such as `image` or
-    /// `provision[0].script`; at the nearest one around it where the file does not have it.
+    /// Returns an error that points to a key of a machine, such as `image` or
+    /// `provision[0].script`, or to the nearest parent that the file has.
     pub fn error_at(&self, machine: &MachineConfig, key: &str, problem: VmfileProblem) -> VmfileError {
         let label = problem.place.as_ref().map(|place| place.label.clone()).unwrap_or_default();
         let problem = problem.at(machine.place(key), label);
         VmfileError::new(&self.file, Arc::clone(&self.text), vec![problem])
     }
 
-    /// Returns the same error, pointing into the file where it is about something that this machine
-    /// says there.
+    /// Returns the same error; if it is about a value of this machine in the file, it points there.
     pub fn blamed(&self, machine: &MachineConfig, error: Error) -> Error {
         match error {
             Error::Invalid { field, value, expected, source, .. } => {
@@ -216,32 +215,32 @@ impl Project {
 }
 
 impl MachineConfig {
-    /// The label of a VM that says which machine of its project it is.
+    /// The label of a VM with the name of its machine.
     pub const LABEL: &'static str = "vmkit.machine";
-    /// The label of a VM that keeps [`MachineConfig::image`]: where an image lies may change when it
-    /// is pulled again, and that makes no VM another one.
+    /// The label of a VM with [`MachineConfig::image`]: the path of an image may change when it is
+    /// pulled again, which is no change of the VM.
     pub const IMAGE_LABEL: &'static str = Labels::IMAGE;
 
-    /// Returns whether vmkit has to get into the guest: to do something there, or to see whether it
-    /// is ready. Where it does not, [`ReadyProbes::tcp`] is asked from the host.
+    /// Returns whether vmkit has to log in to the guest, to provision it or to check whether it is
+    /// ready. Otherwise [`ReadyProbes::tcp`] is checked from the host.
     pub fn is_entered(&self) -> bool {
         let asks = self.ready.ssh || self.ready.cloud_init || self.ready.command.is_some();
         asks || !self.files.is_empty() || !self.steps.is_empty()
     }
 
-    /// Returns whether vmkit can get into the guest: where cloud-init is told whom to let in, and a
-    /// network leads there.
+    /// Returns whether vmkit can log in to the guest: cloud-init creates its user, and the guest
+    /// has a network.
     pub fn has_way_in(&self) -> bool {
         self.blueprint.draft().cloud_init().is_some()
             && !matches!(self.blueprint.draft().network(), NetworkConfig::None)
     }
 
-    /// Returns the machine that its guest sees.
+    /// Returns its machine type.
     pub fn machine(&self) -> MachineType {
         self.blueprint.draft().machine()
     }
 
-    /// Returns the image of the disc in its CD-ROM drive, where it has one.
+    /// Returns the disc image in its CD-ROM drive, if it has one.
     pub fn cdrom(&self) -> Option<&Path> {
         self.blueprint.draft().cdrom()
     }
@@ -251,19 +250,19 @@ impl MachineConfig {
         self.blueprint.draft().network()
     }
 
-    /// Returns the spec to make this machine's VM from.
+    /// Returns the spec of this machine's VM.
     ///
     /// # Errors
-    /// `InvalidInput` where what was found does not go with the file, and for a machine with an
-    /// image that none was found for.
+    /// `InvalidInput` if the host's facts conflict with the file, and for a machine whose image was
+    /// not found.
     pub fn spec(&self, found: HostInputs) -> Result<VmSpec> {
         self.blueprint.fill(found)
     }
 
-    /// Returns what this machine's VM, made from `recorded`, would be now: what only the host can
-    /// tell stays as it was.
+    /// Returns the present spec for this machine's VM, created from `recorded`: facts of the host
+    /// are unchanged.
     ///
-    /// What [`changes`](crate::spec::changes) finds between the two is what the file changed.
+    /// The [`changes`](crate::spec::changes) between the two are those of the file.
     ///
     /// # Errors
     /// As [`spec`](Self::spec).
@@ -292,14 +291,13 @@ impl MachineConfig {
         &self.blueprint
     }
 
-    /// Returns the files of the host that its VM is made from and started with, each with the key
-    /// that names it.
+    /// Returns the files of the host that its VM is created from and started with, each with its
+    /// key.
     #[cfg(all(feature = "images", feature = "ssh"))]
     pub(crate) fn host_files(&self) -> Vec<(String, PathBuf)> {
         use crate::spec::DataDisk;
         let mut files = Vec::new();
-        // A name or an address has no file yet; whether it can be had is for the store of images to
-        // say.
+        // A name or an address has no file yet; the image store checks whether it can be fetched.
         let image = self.image.as_ref().filter(|image| image.starts_with('/'));
         files.extend(image.map(|image| ("image".to_owned(), image.into())));
         if let Boot::Kernel(kernel) = self.blueprint.draft().boot() {
@@ -315,23 +313,22 @@ impl MachineConfig {
         files
     }
 
-    /// Returns where a key stands, or the nearest one around it.
+    /// Returns the position of a key, or of its nearest parent.
     pub(super) fn place(&self, key: &str) -> Range<usize> {
         place_of(&self.places, key)
     }
 
-    /// Returns which key of the file an error on a spec's field is about, and what to say there.
+    /// Returns the key of the file that an error on a spec's field is about, and the message.
     pub(super) fn blame(&self, field: &str, value: &str, expected: &str) -> (String, String) {
         blame(field, value, expected)
     }
 }
 
-/// Returns where a key of a machine stands, or the nearest one around it; the machine's name at the
-/// outermost.
+/// Returns the position of a machine's key, or of its nearest parent; at last the machine's name.
 pub(super) fn place_of(places: &BTreeMap<String, Range<usize>>, key: &str) -> Range<usize> {
     let mut key = key;
     loop {
-        // A document can lie in a file that is named instead.
+        // The document may be in a file that the machine refers to.
         if let Some(place) = places.get(key).or_else(|| places.get(&format!("{key}_file"))) {
             return place.clone();
         }
@@ -339,7 +336,7 @@ pub(super) fn place_of(places: &BTreeMap<String, Range<usize>>, key: &str) -> Ra
     }
 }
 
-/// Returns which key of the file an error on a spec's field is about, and what to say there.
+/// Returns the key of the file that an error on a spec's field is about, and the message.
 pub(super) fn blame(field: &str, value: &str, expected: &str) -> (String, String) {
     let key = match field {
         "forward" => "forwards",

@@ -1,5 +1,4 @@
-//! What can be written in a `vmkit.toml`, table by table. The docs here are those of the JSON
-//! Schema.
+//! The keys of a `vmkit.toml`, table by table. The docs here are those of the JSON Schema.
 //!
 //! Pure.
 
@@ -18,20 +17,20 @@ use crate::spec::{
     Accel, DataDisk, Firmware, MachineType, Mib, NetworkConfig, PortForward, UserName, VmSpec, Vnc,
 };
 
-/// How many CPUs a machine has.
+/// The number of a machine's CPUs.
 pub(super) type CpuCount = BoundedInt<1, { VmSpec::MAX_CPUS }>;
 /// A TCP port.
 pub(super) type TcpPort = BoundedInt<1, 65535>;
 
 table! {
-    /// Machines for vmkit to make and to run: `vmkit up` in this file's folder.
+    /// Machines that vmkit creates and runs: `vmkit up` in this file's folder.
     struct RawFile = "the file" {
         /// The version of this format: 1.
         version: FormatVersion = required,
-        /// What the machines are, together.
+        /// Settings of all machines together.
         project: RawProject,
-        /// What a machine is where it does not say otherwise. Tables are joined key by key; all
-        /// else is replaced.
+        /// The settings of every machine that does not set them itself. Tables are merged key by
+        /// key; everything else is replaced.
         defaults: RawMachine,
         /// The machines, each by its name: [machine.web].
         machine: BTreeMap<String, RawMachine>,
@@ -39,7 +38,7 @@ table! {
 }
 
 table! {
-    /// What the machines are, together.
+    /// Settings of all machines together.
     struct RawProject = "a table" {
         /// The project's name: a-z, 0-9 and -. The VM of a machine is called PROJECT-MACHINE.
         /// Default: the folder's name.
@@ -58,23 +57,22 @@ table! {
         /// The guest's memory: "2GiB", "512MiB" or a number of MiB. Default: 512 MiB.
         memory: Mib,
         /// The size of the root disk, at least the image's; with a cdrom and without an image, of
-        /// an empty one. Default: the image's.
+        /// an empty disk. Default: the image's.
         disk: Mib,
-        /// Further disks: a size for a new one, or the path of an image, with :ro behind it to be
-        /// read only.
+        /// Data disks: a size for a new one, or the path of an image, with :ro after it for a
+        /// read-only disk.
         data_disks: Vec<DataDisk>,
-        /// The image of a disc for a CD-ROM drive, as an installer's .iso is. Only read; booted
-        /// where the disks have nothing to boot.
+        /// A disc image for a CD-ROM drive, such as an installer's .iso. Read-only; booted if no
+        /// disk is bootable.
         cdrom: HostPath,
         /// How the guest is connected: user, tap:BRIDGE, vnic:LINK or none. Default: user.
         network: NetworkConfig,
-        /// Whether the guest is kept from everything but its forwards; with the network user.
-        /// Default: false.
+        /// Whether the guest is restricted to its forwards; with the network user. Default: false.
         restrict: bool,
-        /// Ports of the host that lead into the guest, as [[ADDR:]HOST:]GUEST[/udp]; with the
-        /// network user. Port 22 of the guest is always forwarded.
+        /// Ports of the host that are forwarded to the guest, as [[ADDR:]HOST:]GUEST[/udp]; with
+        /// the network user. Port 22 of the guest is always forwarded.
         forwards: Vec<PortForward>,
-        /// The machine that the guest sees; virt is the one for aarch64. Default: q35.
+        /// The machine type; virt is for aarch64 guests. Default: q35.
         machine: MachineType,
         /// The firmware. Default: what the image needs, else bios, on virt uefi.
         firmware: Firmware,
@@ -84,29 +82,29 @@ table! {
         initrd: HostPath,
         /// The command line of that kernel.
         cmdline: String,
-        /// What runs the guest's code; auto is KVM where it really works, else TCG. Default: auto.
+        /// How the guest's code is executed; auto is KVM if it works, else TCG. Default: auto.
         accel: Accel,
-        /// Where the screen is shown: on a Unix socket, on a port of loopback with a password, or
-        /// nowhere. Default: unix.
+        /// Where VNC is served: on a Unix socket, on a port of loopback with a password, or not at
+        /// all. Default: unix.
         vnc: Vnc,
-        /// How much of the serial console's output is kept. Default: 4 MiB.
+        /// The size of the serial console's log. Default: 4 MiB.
         console_log: Mib,
         /// The backend that runs the machine. Default: the host's own.
         backend: BackendTag,
-        /// Options that only the backend knows.
+        /// Options of the backend.
         backend_options: BTreeMap<String, String>,
-        /// The host's user that the hypervisor runs as; only root can ask for that.
+        /// The host's user that the hypervisor runs as; only root can set that.
         run_as: UserName,
-        /// What cloud-init in the guest is told at its first boot.
+        /// The configuration of cloud-init for the guest's first boot.
         cloud_init: RawCloudInit,
         /// Files and folders of the host to copy into the guest, before the provision steps, again
         /// whenever they change.
         files: Vec<RawCopy>,
-        /// What is done in the guest once it can be entered, in order.
+        /// The steps that are run in the guest once a login works, in order.
         provision: Vec<RawStep>,
         /// The machines that have to be ready and provisioned before this one is started.
         depends_on: Vec<String>,
-        /// When the machine counts as ready.
+        /// When the machine is ready.
         ready: RawReady,
         /// Labels for your own use: keys of a-z, 0-9, ., _ and -.
         labels: BTreeMap<String, String>,
@@ -114,20 +112,20 @@ table! {
 }
 
 table! {
-    /// What cloud-init is told: typed, or as a document of your own.
+    /// The configuration of cloud-init: by keys, or as a document of your own.
     struct RawCloudInit = "cloud_init" {
         /// The guest's host name. Default: the machine's name.
         hostname: String,
-        /// Users to make; the image's own user stays.
+        /// Users to create; the image's own user stays.
         users: Vec<RawUser>,
         /// Packages to install.
         packages: Vec<String>,
         /// Files to write.
         files: Vec<RawGuestFile>,
-        /// Commands of the first boot: a text for the shell, or a list of a program and its
+        /// Commands of the first boot: a string for the shell, or a list of a program and its
         /// arguments.
         commands: Vec<CommandForm>,
-        /// User-data of your own, as it is; instead of the keys above, but for hostname.
+        /// User-data of your own, unchanged; instead of the keys above, except hostname.
         user_data: String,
         /// A file with user-data of your own.
         user_data_file: HostPath,
@@ -143,11 +141,11 @@ table! {
     struct RawUser = "a user" {
         /// The login name.
         name: UserName = required,
-        /// Public keys that may log in, a line each.
+        /// Public keys for the login, a line each.
         ssh_keys: Vec<String>,
         /// Whether the user may become root without a password. Default: false.
         sudo: bool,
-        /// The login shell. Default: the one that the guest gives a new user.
+        /// The login shell. Default: the guest's default for a new user.
         shell: GuestPath,
     }
 }
@@ -155,13 +153,13 @@ table! {
 table! {
     /// A file that cloud-init writes.
     struct RawGuestFile = "a file of cloud_init" {
-        /// Where, in the guest.
+        /// The path in the guest.
         path: GuestPath = required,
-        /// What is in it.
+        /// The content.
         content: String = required,
-        /// Its permission bits. Default: 0644.
+        /// The permission bits. Default: 0644.
         mode: FileMode,
-        /// Whose it is: USER or USER:GROUP. Default: root.
+        /// The owner: USER or USER:GROUP. Default: root.
         owner: String,
     }
 }
@@ -171,11 +169,11 @@ table! {
     struct RawCopy = "a copy" {
         /// The file or folder of the host, relative to this file.
         from: HostPath = required,
-        /// Where it is put in the guest. A folder becomes this folder.
+        /// The path in the guest. A folder is merged into an existing one.
         to: GuestPath = required,
         /// The permission bits of its files. Default: as on the host.
         mode: FileMode,
-        /// Whose it is: USER or USER:GROUP. Default: root.
+        /// The owner: USER or USER:GROUP. Default: root.
         owner: LineText,
     }
 }
@@ -183,40 +181,42 @@ table! {
 table! {
     /// A provision step: it has one of shell, script and copy.
     struct RawStep = "a step" {
-        /// Its name, which no other step of the machine has.
+        /// The name, unique among the machine's steps.
         name: LineText = required,
-        /// A text for /bin/sh -e in the guest.
+        /// A script for /bin/sh -e in the guest.
         shell: ShellText,
-        /// A file of the host that is run in the guest: by what its #! names, else by /bin/sh -e.
+        /// A file of the host that is run in the guest: by the interpreter of its #!, else by
+        /// /bin/sh -e.
         script: HostPath,
         /// A file or folder of the host to copy.
         copy: RawCopy,
-        /// When it is run: once; always, at every `up`; or when changed since. Default: once; for a
-        /// copy, changed.
+        /// When the step is run: once; always, at every `up`; or changed, after each change.
+        /// Default: once; for a copy, changed.
         run: RunPolicy,
-        /// The guest's user that it runs as. Default: root.
+        /// The guest's user that runs it. Default: root.
         user: UserName,
-        /// Its environment.
+        /// The environment variables.
         env: BTreeMap<String, String>,
-        /// The folder of the guest that it runs in. Default: the user's home.
+        /// The working directory in the guest. Default: the user's home.
         dir: GuestPath,
-        /// How long it may take. Default: 10 minutes.
+        /// The timeout. Default: 10 minutes.
         timeout: TimeLimit,
     }
 }
 
 table! {
-    /// When a machine counts as ready: once all of this is true.
+    /// When a machine is ready: once all of these conditions hold.
     struct RawReady = "ready" {
-        /// Its SSH server lets vmkit in. Default: true for a machine with an image and a network.
+        /// A login over SSH works. Default: true for a machine with an image and a network.
         ssh: bool,
         /// cloud-init has finished without an error. Default: as ssh.
         cloud_init: bool,
-        /// These TCP ports of the guest answer.
+        /// These TCP ports of the guest accept connections.
         tcp: Vec<TcpPort>,
-        /// This command succeeds in the guest: a text for /bin/sh, run as root until it does.
+        /// This command succeeds in the guest: a script for /bin/sh, run repeatedly as root until
+        /// it does.
         command: ShellText,
-        /// How long all of it may take. Default: 10 minutes.
+        /// The timeout for all conditions. Default: 10 minutes.
         timeout: TimeLimit,
     }
 }

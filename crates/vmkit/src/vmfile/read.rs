@@ -1,8 +1,8 @@
-//! From TOML's values to Rust's: [`FromValue`], and the macro [`table`] that writes it for the tables of
-//! the format.
+//! From TOML's values to Rust's: [`FromValue`], and the macro [`table`] that implements it for the
+//! tables of the format.
 //!
-//! Pure. It reads on after a mistake, so that all of them are told at once, and knows the place of
-//! each. The JSON Schema is made from the same types, so the two can't differ.
+//! Pure. Reading continues after an error, so that all errors are reported at once, each with its
+//! place. The JSON Schema is generated from the same types, so the two can't differ.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -15,23 +15,23 @@ use toml::de::{DeTable, DeValue};
 use super::problem::VmfileProblem;
 use crate::error::Error;
 
-/// Something that the file can say.
+/// A type that can be read from the file.
 pub(super) trait FromValue: Sized {
-    /// What has to be written, such as `a whole number`.
+    /// The expected form, such as `a whole number`.
     const WHAT: &'static str;
 
-    /// Reads a value, or notes what is wrong with it.
+    /// Reads a value, or adds a problem.
     fn read(node: &ValueNode<'_>, problems: &mut Vec<VmfileProblem>) -> Option<Self>;
 
-    /// Returns the JSON Schema of what can be read.
+    /// Returns the JSON Schema of the type.
     fn schema(generator: &mut SchemaGenerator) -> Schema;
 }
 
-/// A value, with the key that it stands behind.
+/// A value with its key.
 #[derive(Clone, Copy)]
 pub(super) struct ValueNode<'a> {
     pub(super) key: &'a str,
-    /// Whether it is one of several in a list there.
+    /// Whether it is an item of a list.
     pub(super) item: bool,
     pub(super) value: &'a Spanned<DeValue<'a>>,
 }
@@ -41,13 +41,13 @@ impl<'a> ValueNode<'a> {
         Self { key, item: false, value }
     }
 
-    /// Returns what to call the value.
+    /// Returns the value's name for messages.
     pub(super) fn name(&self) -> String {
         let key = self.key.escape_debug();
         if self.item { format!("an item of `{key}`") } else { format!("`{key}`") }
     }
 
-    /// Notes that something else has to be written here.
+    /// Adds the problem that a value of another type is expected here.
     pub(super) fn wrong_type(&self, what: &str, problems: &mut Vec<VmfileProblem>) {
         let found = match self.value.get_ref() {
             DeValue::String(_) => "a text",
@@ -65,7 +65,7 @@ impl<'a> ValueNode<'a> {
         VmfileProblem::new(message).at(self.value.span(), label)
     }
 
-    /// Reads what has a text of its own, through the type that knows it.
+    /// Parses a string with `FromStr`.
     pub(super) fn parsed<T: FromStr<Err = Error>>(
         &self,
         text: &str,
@@ -74,7 +74,7 @@ impl<'a> ValueNode<'a> {
         text.parse().map_err(|error| problems.push(self.refused(&error))).ok()
     }
 
-    /// Says of this value what the type that it is meant for says.
+    /// Returns the problem for a value that its type refuses.
     fn refused(&self, error: &Error) -> VmfileProblem {
         let why = match error {
             Error::Invalid { expected, .. } => expected.clone(),
@@ -85,13 +85,13 @@ impl<'a> ValueNode<'a> {
 
     fn integer(&self) -> Option<i128> {
         let integer = self.value.get_ref().as_integer()?;
-        // What does not fit is far out of every range that there is here.
+        // An overflow is outside of every range in the format.
         let most = if integer.as_str().starts_with('-') { i128::MIN } else { i128::MAX };
         Some(i128::from_str_radix(integer.as_str(), integer.radix()).unwrap_or(most))
     }
 }
 
-/// Writes `FromValue` for a type whose text `FromStr` knows.
+/// Implements `FromValue` for types with `FromStr`.
 macro_rules! texts {
     ($($type:ty: $what:literal, $schema:tt;)*) => {$(
         impl FromValue for $type {
@@ -173,7 +173,7 @@ impl<const LEAST: u32, const MOST: u32> FromValue for BoundedInt<LEAST, MOST> {
     }
 }
 
-/// What can be written as a number as well as a text.
+/// Implements `FromValue` for types that accept a number as well as a string.
 macro_rules! quantities {
     ($($type:ty: $what:literal, $number:expr, $schema:tt;)*) => {$(
         impl FromValue for $type {
@@ -183,7 +183,7 @@ macro_rules! quantities {
                 match node.value.get_ref() {
                     DeValue::String(text) => node.parsed(text, problems),
                     DeValue::Integer(_) | DeValue::Float(_) => {
-                        // A number is read as its text is, so that both have the same bounds and
+                        // A number is parsed like its text, so that both have the same bounds and
                         // units.
                         node.parsed(&$number(node), problems)
                     }
@@ -202,7 +202,7 @@ macro_rules! quantities {
 }
 pub(super) use quantities;
 
-/// Returns a number's text as TOML's grammar has cleaned it.
+/// Returns a number's text, normalised by TOML's grammar.
 pub(super) fn number(node: &ValueNode<'_>) -> String {
     match node.value.get_ref() {
         DeValue::Float(float) => float.as_str().to_owned(),
@@ -220,7 +220,7 @@ impl<T: FromValue> FromValue for Vec<T> {
         };
         let items =
             array.iter().map(|value| T::read(&ValueNode { key: node.key, item: true, value }, problems));
-        // Every item is looked at before the first bad one counts.
+        // Every item is read, so that the problems of all are reported.
         items.collect::<Vec<_>>().into_iter().collect()
     }
 
@@ -254,18 +254,17 @@ impl<T: FromValue> FromValue for BTreeMap<String, T> {
     }
 }
 
-/// A table being read: what is asked for by its keys, and what nobody asks for.
+/// A table that is being read: its keys, and the unknown keys.
 pub(super) struct TableReader<'a> {
     what: &'static str,
     table: &'a DeTable<'a>,
     span: Range<usize>,
-    /// What unknown keys were probably meant to be.
+    /// The known keys that unknown keys were probably meant to be.
     meant: Vec<&'a str>,
 }
 
 impl<'a> TableReader<'a> {
-    /// Begins to read a table with these keys, and notes every other one, with what was probably
-    /// meant.
+    /// Starts to read a table with these keys, and reports every other one, with a suggestion.
     pub(super) fn of(
         what: &'static str,
         known: &[&'a str],
@@ -305,7 +304,7 @@ impl<'a> TableReader<'a> {
         key: &'a str,
         problems: &mut Vec<VmfileProblem>,
     ) -> Option<T> {
-        // A key that is there under another name has been told of.
+        // A key under a misspelt name was reported already.
         if !self.table.contains_key(key) && !self.meant.contains(&key) {
             let missing = VmfileProblem::new(format!("{} needs `{key}`", self.what));
             let help = format!("add `{key}`, {}", T::WHAT);
@@ -315,7 +314,7 @@ impl<'a> TableReader<'a> {
     }
 }
 
-/// What other tools call things, and where the thing is here.
+/// Keys of other tools, and the place of the setting here.
 const ELSEWHERE: &[(&str, &str)] = &[
     ("base", "image"),
     ("box", "image"),
@@ -340,7 +339,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("vms", "machine"),
 ];
 
-/// Returns which of the known words was probably meant.
+/// Returns the known word that was probably meant.
 pub(super) fn meant<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     let word = word.to_lowercase().replace('-', "_");
     let elsewhere = ELSEWHERE.iter().find(|(other, _)| *other == word).map(|(_, here)| *here);
@@ -355,16 +354,16 @@ pub(super) fn meant<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     (distance(&nearest) <= most).then_some(nearest)
 }
 
-/// Returns the words in one line.
+/// Returns the words as a list in one line.
 pub(super) fn listed(words: &[&str]) -> String {
     let words: Vec<String> = words.iter().map(|word| format!("`{word}`")).collect();
     words.join(", ")
 }
 
-/// Describes a table of the format: its fields with their docs, from which come `FromValue` and the JSON
+/// Describes a table of the format: its fields with their docs, which give `FromValue` and the JSON
 /// Schema.
 ///
-/// A field is `Option` unless `= required` stands behind its type.
+/// A field is `Option` unless its type is followed by `= required`.
 macro_rules! table {
     (
         $(#[doc = $doc:literal])*
@@ -383,7 +382,7 @@ macro_rules! table {
 
             fn read(node: &ValueNode<'_>, problems: &mut Vec<VmfileProblem>) -> Option<Self> {
                 let fields = TableReader::of(Self::WHAT, &[$(stringify!($field)),*], node, problems)?;
-                // Every field is read before a missing one counts.
+                // Every field is read, so that the problems of all are reported.
                 $(let $field = table!(@read fields, problems, $field $(, $required)?);)*
                 Some(Self { $($field: table!(@take $field $(, $required)?),)* })
             }
@@ -395,7 +394,7 @@ macro_rules! table {
 
         impl JsonSchema for $name {
             fn schema_name() -> std::borrow::Cow<'static, str> {
-                // The schema calls a table what the file does.
+                // The schema names a table as the file does.
                 stringify!($name).trim_start_matches("Raw").into()
             }
 
@@ -431,13 +430,13 @@ macro_rules! table {
 }
 pub(super) use table;
 
-/// Returns the schema with this description, as a doc comment has it.
+/// Returns the schema with this description, in the form of a doc comment.
 pub(super) fn described(mut schema: Schema, doc: &str) -> Schema {
     schema.insert("description".to_owned(), doc.trim().into());
     schema
 }
 
-/// Reads a word out of a few, each for one of the library's own values.
+/// Implements `FromValue` for enumerations of the library, by a list of words.
 macro_rules! words {
     ($($type:ty: $what:literal { $($word:literal => $value:expr),* $(,)? })*) => {$(
         impl FromValue for $type {
@@ -465,7 +464,7 @@ macro_rules! words {
 }
 pub(super) use words;
 
-/// Says of a word that it is none of the few that are known.
+/// Adds the problem that a word is none of the known ones.
 pub(super) fn unknown_word(node: &ValueNode<'_>, word: &str, what: &str, known: &[&str]) -> VmfileProblem {
     let problem = node.problem(format!("{} is {what}", node.name()), "");
     match meant(word, known) {

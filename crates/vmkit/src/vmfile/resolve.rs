@@ -1,7 +1,6 @@
-//! From what is written to what is meant: [`parse`].
+//! From the text of a file of machines to a project: [`parse`].
 //!
-//! Pure: what it needs of the host (the text of a file that the file names) it asks of whoever
-//! calls it.
+//! Pure: the caller provides the text of files that the file refers to.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -24,30 +23,30 @@ use crate::spec::{
     check_network_config, check_user_data, yaml::YamlMistake,
 };
 
-/// How long a step, or a machine that gets ready, may take where the file does not say.
+/// The default timeout of a step, and of a machine's readiness.
 const USUAL_LIMIT: Duration = Duration::from_secs(600);
-/// The ends of files that are images more often than names.
+/// Extensions that mark a path of an image rather than a name.
 const FILE_ENDS: &[&str] =
     &[".qcow2", ".img", ".raw", ".qcow", ".vmdk", ".vdi", ".iso", ".gz", ".xz", ".zst", ".bz2"];
-/// More problems than anybody reads at once.
+/// More problems than a person reads at once.
 const MOST_PROBLEMS: usize = 50;
 
-/// Returns the text of a file of the host, or what to say of it, such as `there is no such file`.
+/// Returns the text of a file of the host, or what is wrong, such as `there is no such file`.
 pub type ReadText<'a> = &'a dyn Fn(&Path) -> Result<String, String>;
 
-/// Reads the text of a file of machines; `file` is where it lies, absolute, and `read` reads the
-/// files that it names.
+/// Parses the text of a file of machines; `file` is its absolute path, and `read` reads the files
+/// that it refers to.
 ///
 /// # Errors
-/// [`VmfileError`] with everything that is wrong: at first what is not TOML; then unknown keys and
-/// wrong values; and where there are none, what does not go together.
+/// [`VmfileError`] with all problems: syntax errors of TOML; if there are none, unknown keys and
+/// wrong values; if there are none, values that conflict.
 pub fn parse(file: &Path, text: &str, read: ReadText<'_>) -> Result<Project, VmfileError> {
-    // Editors of Windows write a mark at the beginning, which is no part of the text. A script that
-    // was written there would not run in a guest with the line ends from there.
+    // Editors of Windows write a byte order mark, which is no part of the text. A script with their
+    // line ends would not run in a guest.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let text: Arc<str> = text.replace("\r\n", "\n").into();
     let failed = |problems: Vec<VmfileProblem>| {
-        // A mistake in `defaults` is one, however many machines have it.
+        // A problem in `defaults` is reported once, however many machines have it.
         let mut told: Vec<VmfileProblem> = Vec::new();
         for problem in problems {
             if told.len() < MOST_PROBLEMS && !told.contains(&problem) {
@@ -83,7 +82,7 @@ struct Resolver<'a> {
     problems: Vec<VmfileProblem>,
 }
 
-/// A machine whose parts are being put together, to point at them.
+/// A machine that is being resolved, for the places of its problems.
 struct MachinePlace<'a> {
     places: &'a BTreeMap<String, Range<usize>>,
 }
@@ -125,8 +124,8 @@ impl Resolver<'_> {
         let NamedMachine { name, raw, places } = named;
         let at = MachinePlace { places: &places };
         let problems_before = self.problems.len();
-        // A project's name that is none was told already; it is not every machine's mistake as
-        // well.
+        // An invalid name of the project was reported already; it is not the fault of every
+        // machine.
         let joined = if VmName::new(project).is_ok() { format!("{project}-{name}") } else { name.clone() };
         let vm = match VmName::new(&name).and_then(|_| VmName::new(joined)) {
             Ok(vm) => Some(vm),
@@ -168,10 +167,10 @@ impl Resolver<'_> {
             .push(VmfileProblem::new(message).at(at.of(""), "").help("the VM is called PROJECT-MACHINE"));
     }
 
-    /// Returns the path seen from the file's folder.
+    /// Returns the path relative to the file's folder.
     fn absolute(&self, path: impl AsRef<Path>) -> PathBuf {
         let mut absolute = self.folder.to_owned();
-        // So that `./a` and `../a` are what a person would write.
+        // So that `./a` and `../a` give the path that a person would write.
         for part in path.as_ref().components() {
             match part {
                 std::path::Component::CurDir => {}
@@ -184,7 +183,7 @@ impl Resolver<'_> {
         absolute
     }
 
-    /// Returns the image's text, a path made absolute: only a name or an address means the same
+    /// Returns the image's text, with a path made absolute: only names and addresses mean the same
     /// everywhere.
     fn image(&self, text: &str) -> String {
         let is_address = text.contains("://") || text.starts_with("file:");
@@ -299,7 +298,7 @@ impl Resolver<'_> {
         patch.backend.clone_from(&raw.backend);
         patch.backend_options = Some(options);
         patch.labels = Some(labels);
-        // An image is told who may come in; a bare kernel has nobody to tell.
+        // An image gets vmkit's login through cloud-init; a bare kernel has no cloud-init.
         patch.cloud_init = (image.is_some() || raw.cloud_init.is_some()).then_some(cloud_init);
         let base = VmSpec::builder(vm);
         for FieldConflict { field, other, problem, .. } in patch.conflicts(&base) {
@@ -316,7 +315,7 @@ impl Resolver<'_> {
         Some(if has_cloud_init { blueprint.with_access() } else { blueprint })
     }
 
-    /// Notes what the spec says of a value, where it stands in the file.
+    /// Reports the spec's error about a value, at its place in the file.
     fn refuse(&mut self, error: &Error, at: &MachinePlace<'_>) {
         let (key, message) = match error {
             Error::Invalid { field, value, expected, .. } => blame(field, value, expected),
@@ -405,7 +404,7 @@ impl Resolver<'_> {
         }
     }
 
-    /// Returns a document that is written in the file, or in one that it names.
+    /// Returns a document that is given in the file, or in a file that it refers to.
     fn document(
         &mut self,
         key: &str,
@@ -423,7 +422,7 @@ impl Resolver<'_> {
         }
         let path = self.absolute(&path.0);
         match (self.read)(&path) {
-            // What an editor puts before a text is no part of the document.
+            // A byte order mark is no part of the document.
             Ok(text) => match mistake_in(key, text.trim_start_matches('\u{feff}')) {
                 None => Some(text.trim_start_matches('\u{feff}').to_owned()),
                 Some(YamlMistake { line, column, what, .. }) => {
@@ -441,7 +440,7 @@ impl Resolver<'_> {
         }
     }
 
-    /// Returns a document that is written in the file, or points at what is wrong in it.
+    /// Returns a document that is given in the file, or reports the mistake in it.
     fn inline_document(&mut self, key: &str, document: &str, at: &MachinePlace<'_>) -> Option<String> {
         let Some(mistake) = mistake_in(key, document) else { return Some(document.to_owned()) };
         let place = at.of(&format!("cloud_init.{key}"));
@@ -454,7 +453,7 @@ impl Resolver<'_> {
                 VmfileProblem::new(format!("`cloud_init.{key}`: {}", mistake.what))
                     .at(start..start + length, "")
             }
-            // With escapes in it a text stands elsewhere than what it means.
+            // In a string with escapes the places don't match.
             None => VmfileProblem::new(format!("`cloud_init.{key}`: {}", mistake.with_place())).at(place, ""),
         };
         self.problems.push(problem);
@@ -462,7 +461,7 @@ impl Resolver<'_> {
     }
 }
 
-/// Returns what cloud-init could not read in a document of this key.
+/// Returns the mistake that keeps cloud-init from reading a document of this key.
 fn mistake_in(key: &str, document: &str) -> Option<YamlMistake> {
     match key {
         "user_data" => check_user_data(document).and_then(|()| check_joinable(document)).err(),
@@ -524,10 +523,10 @@ fn ready(raw: &raw::RawMachine, at: &MachinePlace<'_>, problems: &mut Vec<Vmfile
     }
 }
 
-/// Says of everything that is to be done in a guest that nobody gets in.
+/// Reports everything that needs a login to a guest without one.
 fn without_way_in(raw: &raw::RawMachine, at: &MachinePlace<'_>) -> Vec<VmfileProblem> {
     let has_network = !matches!(raw.network, Some(NetworkConfig::None));
-    // vmkit's own user and key are handed over by cloud-init.
+    // cloud-init creates vmkit's user and installs its key.
     let has_key = raw.image.is_some() || raw.cloud_init.is_some();
     if has_network && has_key {
         return Vec::new();
@@ -544,14 +543,14 @@ fn without_way_in(raw: &raw::RawMachine, at: &MachinePlace<'_>) -> Vec<VmfilePro
         false => VmfileProblem::new(format!("`{key}` needs a network, and the machine has none"))
             .at(at.of(key), "")
             .also(at.of("network"), "the network"),
-        true => VmfileProblem::new(format!("`{key}` needs a way into the guest, and there is none"))
+        true => VmfileProblem::new(format!("`{key}` needs a login to the guest, and there is none"))
             .at(at.of(key), "")
             .help("give the machine an `image`, or `cloud_init = {}` if the guest has cloud-init"),
     };
     asked.into_iter().filter(|(_, asked)| *asked).map(|(key, _)| problem(key)).collect()
 }
 
-/// Says of every port that is to be seen from the host that no forward leads there.
+/// Reports every port of `ready.tcp` that the host can't reach because no forward exists.
 fn unseen_ports(machine: &MachineConfig) -> Vec<VmfileProblem> {
     let NetworkConfig::User(user) = machine.network() else { return Vec::new() };
     if machine.is_entered() {
@@ -571,7 +570,7 @@ fn unseen_ports(machine: &MachineConfig) -> Vec<VmfileProblem> {
     unseen.map(problem).collect()
 }
 
-/// Returns the folder's name, made fit for the name of a VM to begin with.
+/// Returns the folder's name, changed to a valid start of a VM's name.
 fn fit_name(folder: &Path) -> String {
     const MOST: usize = 30;
     let name = folder.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
@@ -583,7 +582,7 @@ fn fit_name(folder: &Path) -> String {
     }
 }
 
-/// Returns what to say of a name that no machine has.
+/// Returns a hint for a machine's name that does not exist.
 pub(super) fn which_machine(name: &str, machines: &[MachineConfig]) -> String {
     let names: Vec<&str> = machines.iter().map(|machine| machine.name.as_str()).collect();
     match meant(name, &names) {

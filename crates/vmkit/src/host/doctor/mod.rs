@@ -1,4 +1,4 @@
-//! Whether this host is fit to run VMs, and what to do where it is not.
+//! Checks of whether this host can run VMs, with advice for what is missing.
 
 mod limits;
 #[cfg(feature = "propolis")]
@@ -20,50 +20,50 @@ pub use self::propolis::{PropolisHost, diagnose_propolis};
 pub use self::qemu::diagnose;
 use crate::store::ForeignFiles;
 
-/// Less room than this for VMs is worth a warning.
+/// A warning is given below this free space for VMs.
 const LITTLE_ROOM_BYTES: u64 = 2 << 30;
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct HostCheck {
-    /// What it is about, such as `kvm`.
+    /// The subject of the check, such as `kvm`.
     pub name: String,
-    /// How it stands.
+    /// The result.
     pub status: CheckStatus,
     /// What was found.
     pub found: String,
-    /// What to do about it, where there is something to do.
+    /// What to do about it, if there is something to do.
     pub advice: Option<String>,
 }
 
-/// How a thing that was looked at stands.
+/// The status of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CheckStatus {
-    /// As it should be.
+    /// No problem.
     Ok,
-    /// VMs run, and something is slower or can't be had.
+    /// VMs run, but something is slower or unavailable.
     Warn,
     /// VMs don't run.
     Fail,
 }
 
-/// What a directory that vmkit keeps its things in is like.
+/// The facts about a directory that vmkit uses.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct DirFacts {
     /// The directory.
     pub path: PathBuf,
-    /// Its owner and permission bits, where it is there already.
+    /// Its owner and permission bits, if it exists.
     pub present: Option<DirOwnership>,
-    /// Why nothing can be made in it, or in the directory that it would be made in.
+    /// Why nothing can be created in it, or in its nearest existing parent.
     pub unwritable: Option<String>,
-    /// The room on its file system that this user may fill, in bytes.
+    /// The free space of its file system for this user, in bytes.
     pub free_bytes: Option<u64>,
 }
 
-/// Whose a directory is and who else may use it.
+/// The owner of a directory, and its permissions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct DirOwnership {
     /// The owner's user id.
@@ -73,8 +73,7 @@ pub struct DirOwnership {
 }
 
 impl DirFacts {
-    /// Looks at a directory; where it is not there yet, at the nearest one above, which it would be
-    /// made in.
+    /// Examines a directory; if it does not exist yet, the nearest parent that does.
     pub fn probe(path: &Path) -> Self {
         let mut unwritable = None;
         let mut free_bytes = None;
@@ -89,7 +88,7 @@ impl DirFacts {
                 }
                 if let Ok(found) = statvfs(above) {
                     free_bytes = Some(found.f_bavail.saturating_mul(found.f_frsize));
-                    // Root may write everywhere but here.
+                    // Root can write everywhere except on a read-only file system.
                     if found.f_flag.contains(StatVfsMountFlags::RDONLY) {
                         unwritable = Some(format!("{} is on a read-only file system", above.display()));
                     }
@@ -102,13 +101,12 @@ impl DirFacts {
     }
 }
 
-/// Judges the two directories in which VMs are kept and run; `euid` is the user that this process
-/// acts as.
+/// Checks the directories of VMs and of their sockets; `euid` is the user of this process.
 pub fn places(home: &DirFacts, runtime: &DirFacts, euid: u32) -> Vec<HostCheck> {
     vec![writable("home", home), private(runtime, euid), room(home)]
 }
 
-/// Judges whose the files of a home are: every command of the owner's has to read them.
+/// Checks the owners of the files of a home: every command of its owner has to read them.
 pub fn owners(strangers: &ForeignFiles) -> HostCheck {
     let path = strangers.home.display();
     let Some((first, other)) = strangers.found.first() else {
@@ -143,7 +141,7 @@ fn writable(name: &str, dir: &DirFacts) -> HostCheck {
     let path = dir.path.display();
     match &dir.unwritable {
         None if dir.present.is_some() => ok(name, format!("{path} is writable")),
-        None => ok(name, format!("{path} is not there yet and can be made")),
+        None => ok(name, format!("{path} does not exist yet and can be created")),
         Some(problem) => bad(
             name,
             CheckStatus::Fail,
@@ -153,7 +151,8 @@ fn writable(name: &str, dir: &DirFacts) -> HostCheck {
     }
 }
 
-/// Sockets lie there that are as good as a root shell in the guest, so nobody else may come in.
+/// Checks that no other user can enter the directory of the sockets, which give a root shell in the
+/// guest.
 fn private(dir: &DirFacts, euid: u32) -> HostCheck {
     let check = writable("runtime", dir);
     let Some(DirOwnership { uid, mode }) = dir.present else { return check };

@@ -1,4 +1,4 @@
-//! What the QEMU backend needs of a host.
+//! The requirements of the QEMU backend on a host.
 
 use super::{CheckStatus, DirFacts, HostCheck, bad, ok, places};
 use crate::host::facts::{
@@ -6,14 +6,14 @@ use crate::host::facts::{
 };
 use crate::spec::Arch;
 
-/// Judges the host: KVM, QEMU, its tools, the network, and the two directories in which VMs are
-/// kept and run.
+/// Checks the host: KVM, QEMU, its tools, the network, and the directories of VMs and their
+/// sockets.
 ///
-/// Pure over what was found. Ask for KVM in the facts, or its check says that nobody tried.
+/// Pure over the given facts. The facts need a probe of KVM, or its check is a warning.
 pub fn diagnose(facts: &HostFacts, home: &DirFacts, runtime: &DirFacts) -> Vec<HostCheck> {
     let mut checks = vec![kvm(facts)];
     for arch in [Arch::X86_64, Arch::Aarch64] {
-        // QEMU for a foreign instruction set is optional.
+        // QEMU for a foreign architecture is optional.
         if facts.arch == Some(arch) || facts.qemu.iter().any(|program| program.arch == arch) {
             checks.push(qemu(facts, arch));
             checks.push(uefi(facts, arch));
@@ -27,7 +27,7 @@ pub fn diagnose(facts: &HostFacts, home: &DirFacts, runtime: &DirFacts) -> Vec<H
 fn kvm(facts: &HostFacts) -> HostCheck {
     const SLOW: &str = "until then guests run under TCG, which is many times slower";
     let Some(verdict) = &facts.kvm else {
-        return bad("kvm", CheckStatus::Warn, "nobody tried it", "probe the host with `kvm` set");
+        return bad("kvm", CheckStatus::Warn, "KVM was not probed", "probe the host with `kvm` set");
     };
     let advice = match verdict {
         KvmVerdict::Usable => return ok("kvm", verdict.to_string()),
@@ -149,7 +149,7 @@ mod tests {
             (with_kvm(Some(KvmVerdict::Missing)), "kvm", CheckStatus::Warn, "no /dev/kvm", "firmware"),
             (with_kvm(Some(denied)), "kvm", CheckStatus::Warn, "Permission denied", "group kvm"),
             (with_kvm(Some(broken)), "kvm", CheckStatus::Warn, "INTERNAL_ERROR", "nested"),
-            (with_kvm(None), "kvm", CheckStatus::Warn, "nobody tried", "kvm"),
+            (with_kvm(None), "kvm", CheckStatus::Warn, "not probed", "kvm"),
             (
                 HostFacts { qemu: Vec::new(), ..good.clone() },
                 "qemu-system-x86_64",

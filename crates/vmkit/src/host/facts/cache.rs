@@ -1,8 +1,8 @@
-//! Answers about the host that cost too much to ask for at every start, kept in small files.
+//! Facts about the host that are too expensive to determine at every start, kept in small files.
 //!
-//! A cache is never needed and never believed: what is missing, foreign, torn or of another shape
-//! is asked for again, and what can't be written is not. So there are no temporaries either; a file
-//! that is written twice at once, or half, is one that does not parse.
+//! A cache is never needed and never trusted: a missing, foreign, torn or malformed file is
+//! ignored, and a failed write is no error. So there are no temporary files either: a file that is
+//! written concurrently, or half, does not parse.
 
 use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
@@ -19,12 +19,12 @@ use crate::steps::step;
 /// The most that is read of a cache file, in bytes.
 const MOST_BYTES: u64 = 64 << 10;
 
-/// Never follows a link, and never waits for the other end of a pipe that somebody put there.
+/// Never follows a link, and never blocks on a named pipe.
 const FLAGS: OFlags = OFlags::NOFOLLOW.union(OFlags::NONBLOCK);
 
-/// Reads what an earlier process of this user wrote, if that is what lies there.
+/// Reads what an earlier process of this user has written, if the file is valid.
 ///
-/// Mark `T` with `deny_unknown_fields`, and keep in it what it depends on.
+/// Mark `T` with `deny_unknown_fields`, and include in it what the fact depends on.
 pub(crate) fn load<T: DeserializeOwned>(dir: &Path, name: &str) -> Option<T> {
     match read(&dir.join(name)) {
         Ok(text) => serde_json::from_slice(&text).ok(),
@@ -44,7 +44,7 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// Writes an answer for later processes of this user; a failure is logged and otherwise nothing.
+/// Writes a fact for later processes of this user; a failure is only logged.
 pub(crate) fn store<T: Serialize>(dir: &Path, name: &str, value: &T) {
     let path = dir.join(name);
     if let Err(error) = write(dir, &path, value) {
@@ -55,7 +55,7 @@ pub(crate) fn store<T: Serialize>(dir: &Path, name: &str, value: &T) {
 fn write<T: Serialize>(dir: &Path, path: &Path, value: &T) -> io::Result<()> {
     let text = serde_json::to_vec(value)?;
     step("write the host cache")?;
-    // What this user wrote there, its owner could not read.
+    // The owner of the directory could not read a file of another user.
     if std::fs::metadata(dir).is_ok_and(|dir| dir.uid() != geteuid().as_raw()) {
         return Err(io::Error::from(io::ErrorKind::PermissionDenied));
     }
@@ -63,7 +63,7 @@ fn write<T: Serialize>(dir: &Path, path: &Path, value: &T) -> io::Result<()> {
         DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     }
     let mut file = open_for_writing(path)?;
-    // Somebody's umask or an older file may have made it too open to be believed.
+    // The umask or an older file may have set permissions that `load` refuses.
     file.set_permissions(Permissions::from_mode(0o600))?;
     file.write_all(&text)
 }

@@ -1,10 +1,9 @@
-//! Whether KVM runs guest code on this host, found out by running some.
+//! A probe of whether KVM runs guest code on this host.
 //!
-//! That `/dev/kvm` opens says little: in some virtual machines it does, and then an emulator
-//! executes the guest, which is slower than QEMU's own translator and does not know every
-//! instruction. So a tiny guest of 24 KiB executes one instruction that such emulators lack,
-//! `lock cmpxchg16b`, and then 10^7 turns of a loop: some milliseconds on hardware, and many
-//! seconds in an emulator.
+//! An open `/dev/kvm` is no proof: in some virtual machines an emulator executes the guest, which
+//! is slower than QEMU's own translator and lacks some instructions. So a tiny guest of 24 KiB
+//! executes one instruction that such emulators lack, `lock cmpxchg16b`, and then 10^7 iterations
+//! of a loop: some milliseconds on hardware, and many seconds in an emulator.
 
 use std::ffi::CString;
 use std::fmt;
@@ -23,15 +22,15 @@ use uuid::Uuid;
 
 use crate::host::facts::cache;
 
-/// The device.
+/// The device of KVM.
 pub(crate) const DEVICE: &str = "/dev/kvm";
 
 const CACHE: &str = "kvm.json";
 
-/// How long the caller waits for the answer. On hardware it takes some milliseconds.
+/// How long the caller waits for the result. On hardware it takes some milliseconds.
 const DEADLINE: Duration = Duration::from_millis(500);
 
-/// What KVM is good for on this host.
+/// Whether KVM is usable on this host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 #[non_exhaustive]
@@ -42,10 +41,10 @@ pub enum KvmVerdict {
     Missing,
     /// This user may not open it.
     Denied {
-        /// What the system said.
+        /// The error of the system.
         problem: String,
     },
-    /// It opens and is of no use.
+    /// It opens, but does not run guests properly.
     Broken {
         /// What happened when guest code was run.
         reason: String,
@@ -53,7 +52,7 @@ pub enum KvmVerdict {
 }
 
 impl KvmVerdict {
-    /// Returns whether `accel = auto` takes KVM.
+    /// Returns whether `accel = auto` uses KVM.
     pub fn is_usable(&self) -> bool {
         *self == KvmVerdict::Usable
     }
@@ -65,12 +64,12 @@ impl fmt::Display for KvmVerdict {
             KvmVerdict::Usable => f.write_str("KVM runs guest code at hardware speed"),
             KvmVerdict::Missing => write!(f, "there is no {DEVICE}"),
             KvmVerdict::Denied { problem } => write!(f, "{DEVICE} can't be opened: {problem}"),
-            KvmVerdict::Broken { reason } => write!(f, "{DEVICE} opens and is of no use: {reason}"),
+            KvmVerdict::Broken { reason } => write!(f, "{DEVICE} opens but is not usable: {reason}"),
         }
     }
 }
 
-/// A verdict that came of running code, with all that it depends on.
+/// A verdict from running code, with everything that it depends on.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct CachedVerdict {
@@ -80,7 +79,7 @@ struct CachedVerdict {
     verdict: KvmVerdict,
 }
 
-/// A verdict, and whether it will be the same for as long as the host is up.
+/// A verdict, and whether it holds until the host reboots.
 #[derive(Debug, PartialEq, Eq)]
 struct KvmFinding {
     verdict: KvmVerdict,
@@ -97,10 +96,10 @@ impl KvmFinding {
     }
 }
 
-/// Finds out what KVM is good for, or remembers it from an earlier time in this boot.
+/// Returns whether KVM is usable, from the cache if it was probed in this boot.
 ///
-/// Whether the device is there and may be opened is asked each time, since both change; what
-/// running code showed is remembered in `cache_dir`. Takes at most 500 ms.
+/// Whether the device exists and can be opened is checked each time, since both change; the result
+/// of running code is cached in `cache_dir`. Takes at most 500 ms.
 ///
 /// # Cancel safety
 /// The thread that runs the guest ends by itself soon after.
@@ -139,8 +138,7 @@ fn open(path: &Path) -> Result<Kvm, KvmVerdict> {
             _ => KvmVerdict::Broken { reason: format!("it can't be opened: {error}") },
         }
     })?;
-    // The one version there ever was since Linux 2.6.22. Source: the kernel's virt/kvm/api.rst,
-    // 4.1.
+    // The only version since Linux 2.6.22. Source: the kernel's virt/kvm/api.rst, 4.1.
     match device.get_api_version() {
         12 => Ok(device),
         other => {
@@ -149,13 +147,13 @@ fn open(path: &Path) -> Result<Kvm, KvmVerdict> {
     }
 }
 
-/// Runs the guest on a thread of its own and waits for the answer until the deadline.
+/// Runs the guest on a thread of its own and waits for the result until the deadline.
 ///
 /// A thread and not a child process: a library can't fork a process with threads, and has no
-/// program to execute. Once KVM_RUN is entered, only a signal could call it back, and a library has
-/// none to spare; so a thread that does not come back in time is abandoned. The guest leaves KVM
-/// after every part of its loop, and there the thread finds that nobody waits any more and ends,
-/// unless the kernel itself is stuck.
+/// program to execute. In KVM_RUN only a signal could interrupt it, and a library can't reserve
+/// one; so a thread that exceeds the deadline is abandoned. The guest exits to the thread after
+/// every part of its loop, and the thread ends when it finds that the caller no longer waits,
+/// unless the kernel itself hangs.
 async fn run(device: Kvm) -> KvmFinding {
     let (answer, answered) = oneshot::channel();
     let spawned =
@@ -174,7 +172,7 @@ async fn run(device: Kvm) -> KvmFinding {
 mod guest {
     use super::{KvmFinding, KvmVerdict};
 
-    /// Returns that nothing is known: the guest is written for x86-64.
+    /// Returns an unknown result: the guest is written for x86-64.
     pub(super) fn run(_: &kvm_ioctls::Kvm, answer: tokio::sync::oneshot::Sender<KvmFinding>) {
         let reason = "vmkit can't try it on this kind of processor yet".to_owned();
         // The caller no longer waits.
@@ -195,8 +193,8 @@ mod guest {
     use super::{KvmFinding, KvmVerdict};
     use crate::sys::TinyGuest;
 
-    // The guest's memory: three levels of page tables that map the first 2 MiB onto themselves, a
-    // page of code, a page of data. Source: AMD64 Architecture Programmer's Manual, volume 2, 5.3.
+    // The guest's memory: three levels of page tables that identity-map the first 2 MiB, a page of
+    // code, a page of data. Source: AMD64 Architecture Programmer's Manual, volume 2, 5.3.
     const PML4: usize = 0x1000;
     const PDPT: usize = 0x2000;
     const PD: usize = 0x3000;
@@ -204,20 +202,20 @@ mod guest {
     const DATA: usize = 0x5000;
     const MEMORY_BYTES: usize = 0x6000;
 
-    /// Announces that the one instruction was executed.
+    /// The guest writes here after the instruction.
     const PORT_EXCHANGED: u16 = 0x10;
-    /// Announces that a part of the loop was executed.
+    /// The guest writes here after a part of the loop.
     const PORT_TURNED: u16 = 0x11;
 
-    /// The turns of one part; an emulator needs some 100 ms for them.
+    /// The iterations of one part; an emulator needs some 100 ms for them.
     const TURNS: u32 = 100_000;
     const PARTS: u32 = 100;
 
-    /// The processor time, not the clock's, in which 10^7 turns must end, so that a busy host is
-    /// not taken for a slow one. Hardware needs about 5 ms.
+    /// The processor time, not the wall time, in which 10^7 iterations must complete, so that a
+    /// busy host does not look like a slow one. Hardware needs about 5 ms.
     const BUDGET: Duration = Duration::from_millis(200);
 
-    /// What the guest leaves in its register RCX for the exchange.
+    /// The value that the guest leaves in its register RCX for the exchange.
     const MARK: u64 = 0x766d_6b69_7421;
 
     /// Runs the guest and returns the result; returns early if the caller no longer waits.
@@ -225,7 +223,7 @@ mod guest {
         let finding = match prepared(kvm) {
             Ok(mut guest) => {
                 let finding = judge(&mut guest, &answer);
-                // The result does not wait for the machine to be removed. The caller may be gone.
+                // The result does not wait for the removal of the VM. The caller may be gone.
                 let _ = answer.send(finding);
                 return;
             }
@@ -239,7 +237,7 @@ mod guest {
         let failed = |what: &'static str| move |error: kvm_ioctls::Error| (what, io::Error::from(error));
         let mut guest =
             TinyGuest::new(kvm, MEMORY_BYTES).map_err(|error| ("create a virtual machine", error))?;
-        // Present and writable; the last level also says that it maps 2 MiB.
+        // Present and writable; the last level also marks a page of 2 MiB.
         guest.write(PML4, &(PDPT as u64 | 0x3).to_le_bytes());
         guest.write(PDPT, &(PD as u64 | 0x3).to_le_bytes());
         guest.write(PD, &0x83_u64.to_le_bytes());
@@ -297,7 +295,7 @@ mod guest {
                 "it can't execute `lock cmpxchg16b`, which every Linux guest needs ({problem})"
             ));
         }
-        // RDX:RAX was zero as the memory was, so RCX:RBX was put there.
+        // RDX:RAX was zero like the memory, so RCX:RBX was stored there.
         let expected = u128::from(MARK) << 64 | DATA as u128;
         let found = guest.read_u128(DATA);
         if found != expected {
@@ -306,7 +304,7 @@ mod guest {
         let begun = processor_time();
         for part in 1..=PARTS {
             if answer.is_closed() {
-                return KvmFinding::for_now("nobody waited for the answer".to_owned());
+                return KvmFinding::for_now("the caller no longer waited".to_owned());
             }
             if let Err(problem) = run_to(guest, PORT_TURNED) {
                 return broken(format!("it can't execute a loop ({problem})"));
@@ -323,21 +321,21 @@ mod guest {
         KvmFinding::lasting(KvmVerdict::Usable)
     }
 
-    /// Runs the guest until it writes to the port, or says what it did instead.
+    /// Runs the guest until it writes to the port; returns an error if it exits otherwise.
     fn run_to(guest: &mut TinyGuest, port: u16) -> Result<(), String> {
         loop {
             match guest.vcpu().run() {
                 Ok(VcpuExit::IoOut(written, _)) if written == port => return Ok(()),
                 Ok(VcpuExit::InternalError) => return Err("KVM_EXIT_INTERNAL_ERROR".to_owned()),
                 Ok(other) => return Err(format!("it left with {other:?}")),
-                // A signal for this process, taken elsewhere.
+                // A signal for this process, handled elsewhere.
                 Err(error) if io::Error::from(error).kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(format!("KVM_RUN: {error}")),
             }
         }
     }
 
-    /// Returns how long this thread, the guest included, has been on a processor.
+    /// Returns the processor time of this thread, including the guest.
     fn processor_time() -> Duration {
         let time = clock_gettime(ClockId::ThreadCPUTime);
         Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
@@ -365,7 +363,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let begun = Instant::now();
         let first = probe(Some(dir.path()), Uuid::nil(), "test").await;
-        // The deadline, and what a busy host may add to it.
+        // The deadline, and a margin for a busy host.
         assert!(begun.elapsed() < DEADLINE + Duration::from_secs(5), "{:?}", begun.elapsed());
         println!("{first}, after {:?}", begun.elapsed());
         match cache::load::<CachedVerdict>(dir.path(), CACHE) {
