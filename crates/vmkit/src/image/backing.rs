@@ -1,12 +1,12 @@
-//! What an overlay says its backing file is, and a home that lies elsewhere than it did.
+//! The backing file that an overlay records, and homes that were moved or copied.
 //!
-//! Edge. An image that lies in the VM's home is named as it is found from the overlay,
-//! `../../images/…`, so that both go together. Overlays of vmkit 0.1 name it in full: in a home
-//! that was moved that is nothing any more, in one that was copied it is the original's. What the
-//! name says is then corrected before the disk is used; what the disk's owner has made it, stays.
+//! Edge. The path of an image in the VM's home is recorded relative to the overlay,
+//! `../../images/…`, so that both can be moved together. Overlays of vmkit 0.1 have the full path:
+//! in a moved home that file does not exist, in a copied one it is the original's. The path is then
+//! corrected before the disk is used; a path that the disk's owner has set stays.
 //!
-//! Source: QEMU's `docs/interop/qcow2.txt`: the name's offset and length lie at bytes 8 to 19, the
-//! name within the first cluster.
+//! Source: QEMU's `docs/interop/qcow2.txt`: the name's offset and length are at bytes 8 to 19, the
+//! name is within the first cluster.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -20,38 +20,38 @@ use crate::error::{Error, Result};
 use crate::steps::step;
 use crate::store::stored_image;
 
-/// Where the name's offset lies, and behind it its length.
+/// The position of the name's offset, which is followed by its length.
 const PLACE: u64 = 8;
 
-/// Returns how the overlay of a VM names an image of the home that it lies in, `HOME/vms/NAME`;
-/// `None` for another image.
+/// Returns the path that the overlay of a VM at `HOME/vms/NAME` records for an image of the same
+/// home; `None` for another image.
 pub(super) fn name_at_home(overlay: &Path, image: &Path) -> Option<PathBuf> {
     let home = home_of(overlay)?;
     let image = image.canonicalize().ok()?;
     image.strip_prefix(home).ok().map(|below| Path::new("../..").join(below))
 }
 
-/// Returns the home of a VM's disk, as it is found from there.
+/// Returns the home of a VM's disk, derived from the disk's path.
 fn home_of(overlay: &Path) -> Option<PathBuf> {
     let work = overlay.parent()?.canonicalize().ok()?;
-    // A home at the root of the file system would own every image.
+    // A home at the root of the file system would contain every image.
     work.parent()?.parent().filter(|home| home.parent().is_some()).map(Path::to_owned)
 }
 
 /// Returns whether [`settle_backing`] would change nothing.
 ///
 /// # Errors
-/// `Io` where the overlay can't be read.
+/// `Io` if the overlay can't be read.
 pub(crate) fn is_backing_settled(overlay: &Path, image: &Path) -> Result<bool> {
     former_name(overlay, image).map(|former| former.is_none())
 }
 
-/// Corrects what an overlay that nobody has open says of its backing file, if that is the image
-/// `image` under the name that it had in another place. Neither what is no overlay nor one that its
-/// owner has put over another image is touched.
+/// Corrects the backing file of an overlay that no process has open, if that is the image `image`
+/// under its path in another home. Other files than overlays, and overlays whose owner has chosen
+/// another image, are not changed.
 ///
 /// # Errors
-/// `Io` and `Host` where the overlay can't be read or written; `InvalidInput` on `image` for a path
+/// `Io` and `Host` if the overlay can't be read or written; `InvalidInput` on `image` for a path
 /// that does not fit.
 pub(crate) fn settle_backing(overlay: &Path, image: &Path) -> Result<()> {
     let Some((offset, name, image)) = former_name(overlay, image)? else { return Ok(()) };
@@ -70,8 +70,8 @@ pub(crate) fn settle_backing(overlay: &Path, image: &Path) -> Result<()> {
     rename(overlay, offset, bytes).map_err(Error::io("write", overlay))
 }
 
-/// Finds the name that an image had in another place: where it lies in the overlay, the name, and
-/// the image's path now; `None` if the overlay has no such name.
+/// Finds the path that an image had in another home; returns its position in the overlay, the path,
+/// and the image's present path, or `None` if the overlay has no such path.
 fn former_name(overlay: &Path, image: &Path) -> Result<Option<(u64, PathBuf, PathBuf)>> {
     let Some((offset, name)) = recorded(overlay).map_err(Error::io("read", overlay))? else {
         return Ok(None);
@@ -83,17 +83,17 @@ fn former_name(overlay: &Path, image: &Path) -> Result<Option<(u64, PathBuf, Pat
     Ok(is_former.then_some((offset, name, image)))
 }
 
-/// Returns whether a name that leads to another file, or to none, is one that this image had before
-/// the home was moved or copied.
+/// Returns whether a path to another file, or to none, is this image's path from before the home
+/// was moved or copied.
 fn is_former_name(overlay: &Path, name: &Path, named: &Path, image: &Path) -> bool {
-    // By its first part a name may be a protocol of QEMU's.
+    // The first component could be a protocol of QEMU's.
     let is_path = name.is_absolute() || name.starts_with("..");
     if let Some(stored) = stored_image(image) {
         return is_path && stored_image(name) == Some(stored);
     }
     let below = match home_of(overlay).and_then(|home| image.strip_prefix(home).ok().map(Path::to_owned)) {
         Some(below) => below,
-        // It has been named from a home that it was in.
+        // The path is that of the image in its former home.
         None => name.components().filter(|part| *part != Component::ParentDir).collect(),
     };
     let is_other_home = || {
@@ -109,10 +109,10 @@ fn is_same(one: &Path, other: &Path) -> bool {
     id(one).is_some_and(|one| id(other) == Some(one))
 }
 
-/// Reads where the name of the backing file lies, and the name; `None` for what has none.
+/// Reads the position of the backing file's name, and the name; `None` without one.
 fn recorded(overlay: &Path) -> io::Result<Option<(u64, PathBuf)>> {
     let file = match File::open(overlay) {
-        // What is missing is told by who needs it.
+        // The user of the disk reports a missing file.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         file => file?,
     };
@@ -140,8 +140,8 @@ fn cluster_bytes(overlay: &Path) -> io::Result<u64> {
     Ok(1_u64.checked_shl(u32::from_be_bytes(bits)).unwrap_or(0).min(MAX_CLUSTER_BYTES))
 }
 
-/// Puts another name in the place of the one at `offset`: in one write from the length to the end
-/// of the name, so that no kill leaves the one without the other.
+/// Replaces the name at `offset`, in one write from the length to the end of the name, so that a
+/// kill can't leave only one of them.
 fn rename(overlay: &Path, offset: u64, name: &[u8]) -> io::Result<()> {
     step("image: name the backing file")?;
     let file = OpenOptions::new().read(true).write(true).open(overlay)?;

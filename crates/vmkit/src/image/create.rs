@@ -1,4 +1,4 @@
-//! Makes the qcow2 files of a VM: overlays over an image, and empty disks.
+//! Creates the qcow2 files of a VM: overlays over an image, and empty disks.
 
 use std::fs::{self, OpenOptions};
 use std::io;
@@ -15,32 +15,31 @@ use crate::error::{Error, Result, Subject};
 use crate::spec::Mib;
 use crate::steps::step;
 
-/// The largest disk that can be made, 2 PiB: all that an L1 table of 32 MiB, QEMU's limit, refers
-/// to in clusters of 64 KiB.
+/// The largest disk that can be created, 2 PiB: the range of an L1 table of 32 MiB, QEMU's limit,
+/// with clusters of 64 KiB.
 pub const MAX_DISK_BYTES: u64 = 1 << 51;
 
-/// The longest name of a backing file that a qcow2 header may hold.
+/// The longest name of a backing file in a qcow2 header.
 pub(super) const MAX_BACKING_NAME_BYTES: usize = 1023;
 
-/// Creates a qcow2 file at `overlay` that holds the difference to `base`, and returns the size of
-/// its disk in bytes.
+/// Creates a qcow2 overlay over `base` at `overlay`, and returns the size of its disk in bytes.
 ///
-/// `size` is what the guest sees, at least the image's size; without one it is the image's own. The
-/// backing file is recorded by absolute path and with its format, so QEMU never guesses. The file
-/// is the caller's alone (0600) and is not synced: until the guest writes there is nothing in it
-/// that could not be made again.
+/// `size` is the size that the guest sees, at least the image's, which is the default. The backing
+/// file is recorded by absolute path and with its format, so QEMU never guesses. The file is
+/// accessible to the caller only (0600) and is not synced: until the guest writes to it, it can be
+/// created again.
 ///
 /// # Errors
-/// `InvalidInput` on `disk` for a size below the image's or above [`MAX_DISK_BYTES`], on `image`
-/// where qcow2 can't hold its path (1023 bytes of UTF-8); `AlreadyExists` where `overlay` is there,
-/// which stays as it is; `Host` or `Io` where it can't be written, and then nothing of it stays.
+/// `InvalidInput` on `disk` for a size below the image's or above [`MAX_DISK_BYTES`], on `image` if
+/// qcow2 can't store its path (1023 bytes of UTF-8); `AlreadyExists` if `overlay` exists, which is
+/// not changed; `Host` or `Io` if it can't be written, and then it is removed.
 pub fn create_overlay(base: &ImageFacts, overlay: &Path, size: Option<Mib>) -> Result<u64> {
     let backing = std::path::absolute(&base.path).map_err(Error::io("resolve", &base.path))?;
     create_overlay_over(base, &backing, overlay, size)
 }
 
-/// Creates the overlay of a VM, as [`create_overlay`] does; but an image that lies in the VM's home
-/// is recorded as it is found from the overlay, so that both can be moved or copied together.
+/// Creates the overlay of a VM, as [`create_overlay`] does, but records an image in the VM's home
+/// relative to the overlay, so that both can be moved or copied together.
 ///
 /// # Errors
 /// Those of [`create_overlay`].
@@ -76,19 +75,18 @@ pub fn create_blank(path: &Path, size: Mib) -> Result<()> {
     create(path, size.bytes(), |image| image)
 }
 
-/// Grows the disk of a qcow2 file that nobody has open, an overlay or not, to `size`; one of that
-/// size already stays as it is.
+/// Grows the disk of a qcow2 file that no process has open, overlay or not, to `size`; a disk of
+/// that size is not changed.
 ///
 /// # Errors
-/// `InvalidInput` on `disk` for a size below what the disk has, or above [`MAX_DISK_BYTES`]; `Host`
-/// or `Io` where the file can't be read or written.
+/// `InvalidInput` on `disk` for a size below the disk's, or above [`MAX_DISK_BYTES`]; `Host` or
+/// `Io` if the file can't be read or written.
 pub fn grow_disk(path: &Path, size: Mib) -> Result<()> {
     check_bound(size.bytes())?;
-    // Whoever is cut off here leaves a disk of the old size: the size in the header is written
-    // last.
+    // After an interruption here the disk has its old size: the size in the header is written last.
     let grow = || -> io::Result<Result<()>> {
         let file = OpenOptions::new().read(true).write(true).open(path)?;
-        // The image below is not opened: nothing of it is read for this.
+        // The backing file is not opened: nothing of it is needed.
         let disk = FormatAccess::new(Qcow2::<ImagoFile>::open_image(ImagoFile::try_from(file)?, true)?);
         let bytes = disk.size();
         if size.bytes() < bytes {
@@ -137,8 +135,7 @@ fn create(
         options(OverlayBuilder::new(ImagoFile::try_from(file)?).size(disk_bytes)).create()
     };
     write().map_err(|source| {
-        // Made a moment ago by this very call; where even this fails, `destroy` removes the
-        // directory around it.
+        // Created a moment ago by this call; if even this fails, `destroy` removes the directory.
         let _ = fs::remove_file(path);
         Error::io("write", path)(source)
     })
@@ -169,7 +166,7 @@ mod tests {
         let name = overlay.to_str().unwrap();
         let mib = |mib| Mib::new(mib).unwrap();
         create_overlay(&base, &overlay, None).unwrap();
-        // Beyond 32 TiB the first table is moved; the steps before it fit where it is.
+        // Beyond 32 TiB the L1 table is moved; the steps before it fit in place.
         for size in [4, 5, 512, 10 * 1024, 10 * 1024, 2 << 20, 64 << 20] {
             grow_disk(&overlay, mib(size)).unwrap();
             if !qemu_img(&["check", "-q", "-f", "qcow2", name]) {

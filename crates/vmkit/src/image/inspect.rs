@@ -1,4 +1,4 @@
-//! Finds out what an image file is by looking at its bytes, never by its name.
+//! Detects the format of an image file from its content, never from its name.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -15,7 +15,7 @@ use crate::input_file::InputFile;
 #[cfg(any(feature = "images", all(target_os = "linux", feature = "qemu")))]
 use crate::spec::Mib;
 
-/// What an image is, found by looking.
+/// The properties of an image, from its content.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageFacts {
     /// The image: absolute, without symbolic links, so it stays the same file when a link is moved.
@@ -30,12 +30,11 @@ pub struct ImageFacts {
 
 /// The smallest unit of a disk in bytes; QEMU rounds odd lengths up to it.
 pub(super) const SECTOR_BYTES: u64 = 512;
-/// A JSON text as long as this is no server's answer, and too long to be read here.
+/// The largest JSON file that is examined: a server's reply is shorter.
 const JSON_BYTES: u64 = 64 << 10;
 
 impl ImageFacts {
-    /// Returns how large a disk over this image is, in bytes: as large as is wanted, and else as
-    /// the image.
+    /// Returns the size of a disk over this image, in bytes: the wanted size, else the image's.
     ///
     /// # Errors
     /// `InvalidInput` on `disk` for a size below the image's.
@@ -57,45 +56,44 @@ impl ImageFacts {
     }
 }
 
-/// Tells what the image at `path` is: raw or qcow2, and how large a disk.
+/// Returns the format of the image at `path`, raw or qcow2, and the size of its disk.
 ///
-/// Of a qcow2 it reads the header, the L1 table and the L2 table that lies furthest back, which
-/// finds an interrupted download; it does not check the rest as `qemu-img check` does. It never
-/// waits: a FIFO or a device is refused unopened.
+/// Of a qcow2 it reads the header, the L1 table and the last L2 table in the file, which detects an
+/// interrupted download; it does not check the rest as `qemu-img check` does. It never blocks: a
+/// FIFO or a device is refused without opening it.
 ///
 /// # Errors
-/// `InvalidInput` on `image` where there is no file, no regular file, nothing in it, or nothing
-/// that may be read; where it is of another format or compressed as a whole; and for a qcow2 that
-/// is damaged, encrypted, keeps its data in another file, or has a backing file: an image from
-/// outside could name any file of the host there.
+/// `InvalidInput` on `image` if the file does not exist, is no regular file, is empty, or can't be
+/// read; if it has another format or is compressed as a whole; and for a qcow2 that is damaged,
+/// encrypted, has its data in another file, or has a backing file: an image from outside could
+/// refer to any file of the host there.
 pub fn inspect(path: &Path) -> Result<ImageFacts> {
     inspect_for("image", path)
 }
 
-/// As [`inspect`], for another field than `image`.
+/// Like [`inspect`], for another field than `image`.
 pub(crate) fn inspect_for(field: &'static str, path: &Path) -> Result<ImageFacts> {
     inspect_from(field, path, None)
 }
 
-/// Where an image that lies here for a moment came from: a file of the user's, or a server.
+/// The origin of an image that is stored temporarily: a file of the user's, or a server.
 #[derive(Debug)]
 pub(super) struct ImageOrigin {
-    /// What it is called in errors.
+    /// Its name in errors.
     pub(super) shown: String,
-    /// The file that it is a copy of, beside which another one would lie that it hangs on.
+    /// The file that it is a copy of, which is next to a backing file, if it has one.
     pub(super) file: Option<PathBuf>,
 }
 
 #[cfg(feature = "images")]
 impl ImageOrigin {
-    /// Returns an error that was made without knowing where the image came from, or by where it
-    /// lies for a moment, with that.
+    /// Returns an error about the temporary file as one about the image's origin.
     pub(super) fn named(&self, error: Error) -> Error {
         match error {
             Error::Invalid { field, expected, problem, source, .. } if field == "image" => {
                 Error::Invalid { field, value: self.shown.clone(), expected, problem, source }
             }
-            // What is wrong in the image, and not with the file.
+            // Errors in the image's content, not in the file.
             Error::Io { source, .. }
                 if matches!(source.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) =>
             {
@@ -106,7 +104,7 @@ impl ImageOrigin {
     }
 }
 
-/// As [`inspect`], for an image that came from elsewhere.
+/// Like [`inspect`], for an image from elsewhere.
 pub(super) fn inspect_from(
     field: &'static str,
     path: &Path,
@@ -120,8 +118,8 @@ pub(super) fn inspect_from(
     }
     let head = read_range(&file, 0, 4096).map_err(Error::io("read", path))?;
     if !head.starts_with(&qcow2_header::MAGIC) {
-        // What came from elsewhere is unpacked already, and a disk is not imported to be written
-        // to.
+        // A downloaded or imported image is decompressed already, and is never attached for
+        // writing.
         if field == "image"
             && origin.is_none()
             && let Some((how, problem)) = importable(&file, &head).map_err(Error::io("read", path))?
@@ -157,14 +155,13 @@ pub(super) fn inspect_from(
     })
 }
 
-/// Returns whether what is taken as the bytes of a disk is a text: somebody named another file than
-/// was meant.
+/// Returns whether the bytes of a raw disk are text: the user gave the wrong file.
 #[cfg(feature = "images")]
 pub(super) fn is_text(facts: &ImageFacts) -> bool {
     const LOOKED_AT: u64 = 4096;
     let mut begin = Vec::new();
     let read = File::open(&facts.path).and_then(|file| file.take(LOOKED_AT).read_to_end(&mut begin));
-    // A disk has zeros near its beginning, or bytes that are no text.
+    // A disk has zeros near its start, or bytes that are not text.
     let is_text = match std::str::from_utf8(&begin) {
         Ok(text) => !text.contains('\0'),
         Err(error) => error.error_len().is_none() && !begin.contains(&0),
@@ -172,9 +169,9 @@ pub(super) fn is_text(facts: &ImageFacts) -> bool {
     facts.format == ImageFormat::Raw && read.is_ok_and(|bytes| bytes > 0) && is_text
 }
 
-/// Refuses what a qcow2 image may ask for and an image from outside does not get.
+/// Refuses features of qcow2 that an image from outside must not use.
 ///
-/// `image` is the file that it is, or was, if that is here.
+/// `image` is the original file, if it is on this host.
 fn check_use(header: &Qcow2Header, image: Option<&Path>) -> Result<(), String> {
     if header.marked_corrupt {
         return Err("a qcow2 image that is marked corrupt: repair a copy with `qemu-img check -r all`".into());
@@ -199,7 +196,7 @@ fn check_use(header: &Qcow2Header, image: Option<&Path>) -> Result<(), String> {
 
 fn backing_refusal(backing: &BackingName, image: Option<&Path>) -> String {
     let name = Path::new(std::ffi::OsStr::from_bytes(&backing.name));
-    // A colon before any slash makes it a protocol to QEMU, so it names no file.
+    // A colon before any slash is a protocol of QEMU's, so it refers to no file.
     let protocol = backing.name.split(|&byte| byte == b'/').next().is_some_and(|head| head.contains(&b':'));
     let beside = image.map(|image| image.parent().unwrap_or(Path::new("/")).join(name));
     let is_missing = !protocol && beside.is_some_and(|beside| !beside.exists());
@@ -211,7 +208,7 @@ fn backing_refusal(backing: &BackingName, image: Option<&Path>) -> String {
     )
 }
 
-/// Checks that what the tables of a qcow2 refer to lies within the file.
+/// Checks that the tables of a qcow2 refer only to offsets within the file.
 fn check_whole(file: &File, header: &Qcow2Header, file_bytes: u64) -> io::Result<Result<(), String>> {
     let l1_table = read_range(file, header.l1_offset, u64::from(header.l1_entries) * 8)?;
     let furthest = match qcow2_header::furthest_l2_table(&l1_table, header, file_bytes) {
@@ -223,7 +220,7 @@ fn check_whole(file: &File, header: &Qcow2Header, file_bytes: u64) -> io::Result
     Ok(qcow2_header::check_l2_table(&l2_table, header, file_bytes))
 }
 
-/// Reads so many bytes, or fewer where the file ends before.
+/// Reads this many bytes, or fewer at the end of the file.
 fn read_range(file: &File, offset: u64, most_bytes: u64) -> io::Result<Vec<u8>> {
     struct HeaderReader<'a>(&'a File, u64);
     impl Read for HeaderReader<'_> {
@@ -238,7 +235,7 @@ fn read_range(file: &File, offset: u64, most_bytes: u64) -> io::Result<Vec<u8>> 
     Ok(bytes)
 }
 
-/// What vmkit can't use: where its mark lies, the mark, and what to call it.
+/// Formats that vmkit does not support: the position of the magic bytes, the bytes, and the name.
 const FOREIGN_IMAGES: &[(usize, &[u8], &str)] = &[
     (0, b"KDMV", "a VMDK image"),
     (0, b"COWD", "a VMDK image"),
@@ -251,7 +248,7 @@ const FOREIGN_IMAGES: &[(usize, &[u8], &str)] = &[
     (0, b"WithouFreSpacExt", "a Parallels image"),
 ];
 
-/// Files that hold an image, once they are unpacked.
+/// Files that contain an image, to be unpacked first.
 const PACKED: &[(usize, &[u8], &str)] = &[
     (0, b"\x1f\x8b", "compressed with gzip: unpack it with `gunzip`"),
     (0, b"\xfd7zXZ\0", "compressed with xz: unpack it with `unxz`"),
@@ -264,12 +261,13 @@ const PACKED: &[(usize, &[u8], &str)] = &[
     (257, b"ustar", "a tar archive (an .ova is one): unpack it with `tar -x`"),
 ];
 
-/// How much of a packed file is read to see what is in it: a block of bzip2 has 900 kB at the most.
+/// How much of a compressed file is read to detect its content: a block of bzip2 has at most 900
+/// kB.
 #[cfg(feature = "images")]
 const PACKED_HEAD_BYTES: u64 = 1 << 20;
 
-/// Says of a packed file that an import unpacks it, or that it is an archive, which no import
-/// takes.
+/// Returns that an import decompresses the file, or that it is an archive, which an import does not
+/// accept.
 #[cfg(feature = "images")]
 fn importable(file: &File, head: &[u8]) -> io::Result<Option<(String, ValueProblem)>> {
     if !PACKED[..4].iter().any(|(_, mark, _)| head.starts_with(mark)) {
@@ -298,7 +296,7 @@ fn importable(_: &File, _: &[u8]) -> io::Result<Option<(String, ValueProblem)>> 
     Ok(None)
 }
 
-/// Says what a file is that is neither raw nor qcow2, as far as its first bytes tell.
+/// Returns the format of a file that is neither raw nor qcow2, as far as its first bytes show.
 fn foreign_format(head: &[u8]) -> Option<String> {
     let begins = |(at, mark, _): &&(usize, &[u8], &str)| head.get(*at..).is_some_and(|h| h.starts_with(mark));
     if let Some((_, _, what)) = FOREIGN_IMAGES.iter().find(begins) {
@@ -318,15 +316,15 @@ fn foreign_format(head: &[u8]) -> Option<String> {
     is_web_page(head).then(|| "a web page, not an image: the download went wrong".to_owned())
 }
 
-/// Returns whether these bytes begin a web page: what a login or an error page looks like in the
-/// place of an image.
+/// Returns whether these bytes start a web page, such as a login or an error page in place of an
+/// image.
 pub(super) fn is_web_page(head: &[u8]) -> bool {
     const MARKS: [&[u8]; 6] = [b"<!doctype", b"<html", b"<head", b"<body", b"<?xml", b"<!--"];
     let head = text_begin(head);
     MARKS.iter().any(|mark| head.get(..mark.len()).is_some_and(|head| head.eq_ignore_ascii_case(mark)))
 }
 
-/// Returns a text without what may stand before its first letter.
+/// Returns a text without what may precede its first letter.
 fn text_begin(head: &[u8]) -> &[u8] {
     head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head).trim_ascii_start()
 }
@@ -339,10 +337,11 @@ fn is_json(file: &File) -> io::Result<bool> {
         && serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(text).is_ok())
 }
 
-/// Returns whether this begins a file of the old `.lzma` format, which has no mark of its own.
+/// Returns whether these bytes start a file of the old `.lzma` format, which has no magic bytes.
 ///
-/// Source: `lzma-file-format.txt` of XZ Utils, which tells it by the same: the usual properties, a
-/// dictionary of 2^n or 2^n + 2^(n-1) bytes, and a size that is unknown or below 256 GiB.
+/// Source: `lzma-file-format.txt` of XZ Utils, which detects it in the same way: the usual
+/// properties, a dictionary of 2^n or 2^n + 2^(n-1) bytes, and a size that is unknown or below 256
+/// GiB.
 fn is_lzma(head: &[u8]) -> bool {
     let (Some([0x5d]), Some(dictionary), Some(size)) = (head.get(..1), head.get(1..5), head.get(5..13))
     else {

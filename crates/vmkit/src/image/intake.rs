@@ -1,4 +1,4 @@
-//! Receives the bytes of an image: writes, hashes and unpacks them, all at the same time.
+//! Receives the bytes of an image: writes, hashes and decompresses them concurrently.
 //!
 //! ```text
 //! take() ──▶ keeper ──▶ `download`, sparse          each arrow is a bounded channel, so that memory
@@ -7,8 +7,8 @@
 //! ```
 //!
 //! The bytes are stored as they were received, so that an interrupted download resumes where it
-//! ended, even in another process: the keeper then reads the stored bytes again. Whether the image
-//! is compressed is found from its first bytes. An image that is not compressed is its own disk.
+//! ended, even in another process: the keeper then reads the stored bytes again. The compression is
+//! detected from the first bytes. An uncompressed image is its own disk.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, Read};
@@ -27,28 +27,29 @@ use super::sparse::SparseFile;
 use crate::error::{Error, Result};
 use crate::steps::step;
 
-/// How many pieces may wait between two threads. A piece from the network has at most some 400 KiB.
+/// How many pieces may be queued between two threads. A piece from the network has at most some 400
+/// KiB.
 const PIECES: usize = 8;
-/// How many bytes are read or unpacked at a time.
+/// How many bytes are read or decompressed at a time.
 const BLOCK_BYTES: usize = 256 << 10;
 /// The largest window, or dictionary, of a compressed image: the image is verified only at its end,
-/// and could demand gigabytes. `xz -9` has 64 MiB, `zstd --ultra` 128 MiB.
+/// and could demand gigabytes before. `xz -9` has 64 MiB, `zstd --ultra` 128 MiB.
 const MOST_WINDOW_BYTES: u64 = 128 << 20;
-/// How many bytes of the beginning are needed to recognise the format.
+/// How many bytes of the start are needed to detect the format.
 const HEAD_BYTES: usize = 512;
 
-/// The name of the image in errors, until the caller puts in where it came from.
+/// The name of the image in errors, until the caller replaces it by the image's origin.
 const UNNAMED: &str = "the image";
 
-/// The file with the bytes as they were received.
+/// The file with the bytes as received.
 pub(super) const DOWNLOAD: &str = "download";
-/// The file with the unpacked disk.
+/// The file with the decompressed disk.
 const DISK: &str = "disk";
 
 /// An image that is being received.
 #[derive(Debug)]
 pub(super) struct ImageIntake {
-    /// `None` once the intake was abandoned.
+    /// `None` after the intake was abandoned.
     sender: Option<mpsc::Sender<IntakePiece>>,
     outcome: oneshot::Receiver<Result<ReceivedImage>>,
 }
@@ -60,21 +61,21 @@ pub(super) struct ReceivedImage {
     pub(super) disk: PathBuf,
     /// The checksum of the disk.
     pub(super) disk_digest: Digest,
-    /// The checksum of the bytes as they were received.
+    /// The checksum of the bytes as received.
     pub(super) digest: Digest,
 }
 
 #[derive(Debug)]
 enum IntakePiece {
     Bytes(Bytes),
-    /// The end: without it, the sender has gone away in the middle.
+    /// The end; without it, the sender has been dropped before the end.
     End,
 }
 
 impl ImageIntake {
-    /// Begins to receive an image in a directory of its own; the bytes are hashed by `algorithm`.
+    /// Starts to receive an image in a directory of its own; the bytes are hashed with `algorithm`.
     ///
-    /// The first `kept_bytes` are there already from an earlier attempt.
+    /// The first `kept_bytes` exist already from an earlier attempt.
     ///
     /// # Errors
     /// `Io` and `Host` if the files can't be written.
@@ -93,11 +94,11 @@ impl ImageIntake {
         let place = place.clone();
         spawn("vmkit-keep", move || {
             // The thread owns the whole value, so that nothing else writes there before it and the
-            // unpacker have ended: a closure that uses one field alone would capture only that
+            // decompressor have ended: a closure that uses only one field would capture only that
             // field.
             let place = place;
             if let Some(taken) = keep(&place.dir, file, algorithm, kept_bytes, receiver).transpose() {
-                // The caller may have gone away; the stored bytes stay for the next attempt.
+                // The caller may be gone; the stored bytes stay for the next attempt.
                 let _ = answer.send(taken);
             }
         })?;
@@ -116,7 +117,7 @@ impl ImageIntake {
     /// Abandons the intake, and waits until nothing is written any more; the stored bytes stay.
     pub(super) async fn give_up(&mut self) {
         if self.sender.take().is_some() {
-            // The keeper returns nothing then, or an earlier failure, which no longer matters.
+            // The keeper returns `None` then, or an earlier failure, which no longer matters.
             let _ = (&mut self.outcome).await;
         }
     }
@@ -124,11 +125,11 @@ impl ImageIntake {
     /// Finishes the intake: no more bytes follow.
     ///
     /// # Errors
-    /// `Host` and `Io` if a write failed; `InvalidInput` on `image` if the image can't be unpacked
-    /// or is a web page.
+    /// `Host` and `Io` if a write failed; `InvalidInput` on `image` if the image can't be
+    /// decompressed or is a web page.
     pub(super) async fn finish(self) -> Result<ReceivedImage> {
         if let Some(sender) = &self.sender {
-            // If the keeper has ended already, its outcome says why.
+            // If the keeper has ended already, its result has the reason.
             let _ = sender.send(IntakePiece::End).await;
         }
         self.outcome.await.expect("the keeper answers after the end")
@@ -149,7 +150,7 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
     spawned.map(drop).map_err(Error::io("begin", "a thread that takes in the image"))
 }
 
-/// Writes, hashes and passes on what is received. `None`: the sender went away.
+/// Writes, hashes and passes on the received bytes; returns `None` if the sender is gone.
 fn keep(
     dir: &Path,
     file: File,
@@ -183,14 +184,13 @@ fn keep(
     branches.finish(path).map(Some)
 }
 
-/// Where the bytes go besides the file.
+/// The consumers of the bytes besides the file.
 struct IntakeBranches {
     dir: PathBuf,
-    /// The first bytes, while they are too few to recognise the format.
+    /// The first bytes, while they are too few to detect the format.
     head: Option<Vec<u8>>,
     digest: IntakeBranch<Digest>,
-    /// The hash of an image that is its own disk, if it is another algorithm than the one asked
-    /// for.
+    /// The hash of an uncompressed image, if it needs another algorithm than the requested one.
     disk_digest: Option<IntakeBranch<Digest>>,
     unpacked: Option<IntakeBranch<Digest>>,
 }
@@ -221,7 +221,7 @@ impl IntakeBranches {
         self.send(bytes)
     }
 
-    /// Recognises the format, and begins to unpack if need be.
+    /// Detects the format, and starts to decompress if needed.
     fn begin(&mut self, head: &[u8]) -> Result<()> {
         if is_web_page(head) {
             return Err(Error::invalid("image", UNNAMED, "a web page came in the place of an image"));
@@ -260,12 +260,12 @@ impl IntakeBranches {
 
 /// A thread that is fed bytes and returns a result once, at the end or when it fails.
 ///
-/// Dropping it waits for the thread's end: a thread that wrote after the next attempt had begun
-/// would damage that one's file.
+/// Dropping it waits for the thread's end: a late write after the start of the next attempt would
+/// damage that one's file.
 struct IntakeBranch<T> {
     feed: Option<threads::SyncSender<Bytes>>,
     answer: threads::Receiver<Result<T>>,
-    /// The result, if the thread ended before it was fed to the end.
+    /// The result, if the thread ended early.
     early: Option<T>,
 }
 
@@ -291,13 +291,13 @@ impl<T: Send + 'static> IntakeBranch<T> {
         let (feed, fed) = threads::sync_channel(PIECES);
         let (answers, answer) = threads::sync_channel(1);
         spawn(name, move || {
-            // The keeper may have failed meanwhile, and then the result is not read.
+            // The keeper may have failed meanwhile, and then the result is not needed.
             let _ = answers.send(work(fed));
         })?;
         Ok(Self { feed: Some(feed), answer, early: None })
     }
 
-    /// Feeds the thread; if it has ended too early, returns why.
+    /// Sends bytes to the thread; if it has ended early, returns why.
     fn send(&mut self, bytes: Bytes) -> Result<()> {
         if let Some(feed) = &self.feed
             && feed.send(bytes).is_err()
@@ -328,7 +328,7 @@ impl<T> Drop for IntakeBranch<T> {
     }
 }
 
-/// Unpacks what is received into a sparse file, and returns the checksum of that.
+/// Decompresses the received bytes into a sparse file, and returns its checksum.
 fn unpack(packing: ImageCompression, pieces: threads::Receiver<Bytes>, path: &Path) -> Result<Digest> {
     let open = || {
         remove_earlier(path)?;
@@ -359,7 +359,7 @@ fn unpack(packing: ImageCompression, pieces: threads::Receiver<Bytes>, path: &Pa
     hash.finish()
 }
 
-/// Reads from a channel; the input ends when the sender is gone.
+/// Reads from a channel; the input ends when the sender is dropped.
 struct ChannelReader {
     pieces: threads::Receiver<Bytes>,
     current: Bytes,
@@ -391,15 +391,15 @@ impl Read for ChannelReader {
     }
 }
 
-/// Returns the first bytes of what is packed in this beginning of a file; `None` for what is not
-/// packed as an image may be.
+/// Returns the first decompressed bytes of this start of a file; `None` if it is not compressed in
+/// a supported way.
 pub(super) fn unpacked_head(packed: Vec<u8>) -> Option<Vec<u8>> {
     let packing = ImageCompression::of(&packed)?;
     let (_, pieces) = threads::channel();
     let mut reader = packing.reader(ChannelReader { pieces, current: packed.into() });
     let mut head = Vec::with_capacity(HEAD_BYTES);
     let mut block = [0; HEAD_BYTES];
-    // The file goes on where this beginning ends, so the end comes as an error.
+    // The file continues after this part, so its end is an error.
     while let Ok(count @ 1..) = reader.read(&mut block) {
         head.extend_from_slice(&block[..count]);
         if head.len() >= HEAD_BYTES {
@@ -439,7 +439,7 @@ impl ImageCompression {
         }
     }
 
-    /// Returns a reader of the unpacked bytes; several concatenated streams are one.
+    /// Returns a reader of the decompressed bytes; several concatenated streams are one.
     fn reader(self, packed: ChannelReader) -> Box<dyn Read> {
         match self {
             Self::Gzip => Box::new(GzipReader(Some(flate2::bufread::GzDecoder::new(packed)))),
@@ -466,8 +466,8 @@ impl ImageCompression {
     }
 }
 
-/// Unpacks concatenated members of gzip, and takes zeros after the last one for padding, as `gzip`
-/// does.
+/// Decompresses concatenated members of gzip, and ignores zeros after the last one as padding, as
+/// `gzip` does.
 struct GzipReader(Option<flate2::bufread::GzDecoder<ChannelReader>>);
 
 impl Read for GzipReader {
@@ -509,7 +509,7 @@ fn skip_zeros(mut packed: ChannelReader) -> io::Result<()> {
 /// Returns whether an error is that of a decoder that needs more memory than its limit.
 fn needs_too_much_memory(error: &io::Error) -> bool {
     let of_xz = error.get_ref().and_then(|error| error.downcast_ref::<liblzma::stream::Error>());
-    // zstd has only a text for it: that of ZSTD_error_frameParameter_windowTooLarge.
+    // zstd reports it only by a text: that of ZSTD_error_frameParameter_windowTooLarge.
     of_xz == Some(&liblzma::stream::Error::MemLimit) || error.to_string().contains("requires too much memory")
 }
 

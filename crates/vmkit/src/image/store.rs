@@ -1,8 +1,8 @@
-//! The images that are kept: [`ImageStore`].
+//! The local images: [`ImageStore`].
 //!
-//! Edge: files and locks; what lies where is drawn in `kept.rs`. An image is named by what its disk
-//! hashes to, so two names of one image share it, and it is never written to again. What removes
-//! them is in `removal.rs`.
+//! Edge: files and locks; `kept.rs` draws the layout. An image is identified by the hash of its
+//! disk, so names of the same image share it, and it is never written to again. `removal.rs`
+//! removes images.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -32,20 +32,19 @@ use crate::spec::{Arch, Firmware, UserName};
 use crate::store::lock::{self, FileLock, LockMode};
 use crate::store::{Home, create_private};
 
-/// How long one who removes an image waits for those who are just making a VM of it, and the other
-/// way round.
+/// How long the removal of an image waits for a VM that is being created from it, and vice versa.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The lock of an image, in its directory.
 pub(super) const LOCK: &str = "lock";
 
-/// The images of one home: found, pulled, imported, checked and removed.
+/// The images of one home: resolves, pulls, imports, verifies and removes them.
 ///
 /// # Concurrency
-/// Any number of stores in any number of processes may work on one home.
+/// Any number of stores in any number of processes may use one home.
 ///
 /// # Cancel safety
-/// A dropped future, like a killed process, leaves no half image under any name. What was
-/// downloaded stays, and the next pull goes on from there.
+/// A dropped future, like a killed process, leaves no incomplete image under any name. A partial
+/// download stays, and the next pull continues it.
 ///
 /// # Examples
 /// ```
@@ -68,125 +67,125 @@ pub struct ImageStore {
     pub(super) remote: HttpFetcher,
     credentials: RegistryCredentials,
     login_files: Vec<PathBuf>,
-    /// Where the programs are that keep logins; none is run where nobody has said that.
+    /// The directories of the credential helpers; without them no helper is run.
     helper_path: Option<Vec<PathBuf>>,
 }
 
-/// Whether an image may be, or has to be, fetched.
+/// Whether an image may or must be fetched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum PullPolicy {
-    /// What is kept is taken as it is, however old; what is missing is fetched.
+    /// A local image is used however old it is; a missing one is fetched.
     #[default]
     Missing,
-    /// The server is asked whether there is a newer one.
+    /// The server is asked for a newer image.
     Newer,
     /// Nothing is fetched.
     Never,
 }
 
-/// An image that a VM can be made of now: as long as this lives, nobody removes it.
+/// An image that a VM can be created from: while this lives, the image is not removed.
 #[derive(Debug)]
 pub struct ImageInUse {
-    /// The whole name it was found by: with its version, or as it was given.
+    /// The full name it was found by: with its version, or as given.
     pub name: String,
-    /// What it is, and where.
+    /// Its path and properties.
     pub facts: ImageFacts,
-    /// The image's identity, where it is a kept one.
+    /// The image's identity, if it is a local image.
     pub id: Option<Digest>,
-    /// The architecture of the guest, where the disk tells it.
+    /// The architecture of the guest, if known from the disk.
     pub arch: Option<Arch>,
-    /// The user that cloud-init in the image makes, where that is known.
+    /// The user that cloud-init in the image creates, if known.
     pub user: Option<UserName>,
-    /// The firmware that it boots with, where that is known.
+    /// The firmware that it boots with, if known.
     pub firmware: Option<Firmware>,
     _lock: Option<FileLock>,
 }
 
-/// What an import says of the image.
+/// The properties of an imported image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImportOptions {
-    /// The name that it has from now on.
+    /// The name of the local image.
     pub name: ImageName,
     /// The architecture of the guest.
     pub arch: Arch,
-    /// The user that cloud-init in the image makes, where that is known.
+    /// The user that cloud-init in the image creates, if known.
     pub user: Option<UserName>,
-    /// The firmware that it boots with, where that is known.
+    /// The firmware that it boots with, if known.
     pub firmware: Option<Firmware>,
 }
 
-/// What removing a name led to.
+/// The result of the removal of names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RemovedImage {
-    /// The names that are gone.
+    /// The removed names.
     pub names: Vec<String>,
-    /// How many images went with them: none while the image has another name.
+    /// How many images were removed: none while the image has another name.
     pub images: usize,
-    /// How much room that made; 0 while the image has another name.
+    /// The space that was freed, in bytes; 0 while the image has another name.
     pub freed_bytes: u64,
 }
 
 impl ImageStore {
-    /// Creates a store of the images in a home. Touches nothing.
+    /// Creates a store of the images in a home. Reads and writes nothing.
     pub fn new(home: &Home, catalogue: Catalogue) -> Self {
         let (remote, credentials) = (HttpFetcher::default(), RegistryCredentials::default());
         let (login_files, helper_path) = (Vec::new(), None);
         Self { home: home.clone(), catalogue, remote, credentials, login_files, helper_path }
     }
 
-    /// Returns the same store, which shows registries who asks.
+    /// Returns the same store with logins for registries.
     #[must_use]
     pub fn with_registry_credentials(mut self, credentials: RegistryCredentials) -> Self {
         self.credentials = credentials;
         self
     }
 
-    /// Returns the same store, which looks for logins in the first of these files that is there,
-    /// once a registry asks who asks: each is what [`RegistryCredentials::from_docker_config`]
-    /// reads. Logins that were handed over count before.
+    /// Returns the same store, which reads logins from the first existing one of these files when a
+    /// registry asks for a login; [`RegistryCredentials::from_docker_config`] describes the format.
+    /// Logins that were given directly take precedence.
     #[must_use]
     pub fn with_login_files(mut self, files: Vec<PathBuf>) -> Self {
         self.login_files = files;
         self
     }
 
-    /// Returns the same store, which runs the helpers that keep logins (`credHelpers`,
-    /// `credsStore`), `docker-credential-NAME`, found as `PATH` has it. Without this it runs none,
-    /// and only logins that are written down count.
+    /// Returns the same store, which runs credential helpers (`credHelpers`, `credsStore`):
+    /// `docker-credential-NAME`, searched as in `PATH`. Without this it runs none, and uses only
+    /// logins from files.
     ///
-    /// A helper runs with this process's environment, once a registry asks who asks, and is killed
-    /// after 30 s.
+    /// A helper runs with this process's environment when a registry asks for a login, and is
+    /// killed after 30 s.
     #[must_use]
     pub fn with_credential_helpers(mut self, path: &OsStr) -> Self {
         self.helper_path = Some(std::env::split_paths(path).collect());
         self
     }
 
-    /// Returns the same store, which asks all servers through a proxy, but for the hosts that
-    /// `except` lists with commas: see [`Proxies`] for its forms.
+    /// Returns the same store, which uses a proxy for all servers except the hosts in the
+    /// comma-separated list `except`: [`Proxies`] describes its forms.
     ///
     /// # Errors
-    /// `InvalidInput` on `proxy` for what is no address of one.
+    /// `InvalidInput` on `proxy` for an invalid address.
     pub fn with_proxy(self, url: &str, except: &str) -> Result<Self> {
         let proxies = Proxies::default().with_http("proxy", url)?.with_https("proxy", url)?;
         Ok(self.with_proxies(proxies.with_exceptions(except)))
     }
 
-    /// Returns the same store, which asks servers through these proxies.
+    /// Returns the same store, which uses these proxies.
     #[must_use]
     pub fn with_proxies(mut self, proxies: Proxies) -> Self {
         self.remote = self.remote.through(proxies);
         self
     }
 
-    /// Returns the login at the registry of an image: the helper's that keeps it, else the one that
-    /// is written down.
+    /// Returns the login for the registry of an image: the credential helper's, else the one in a
+    /// file.
     ///
     /// # Errors
-    /// `InvalidInput` on `registry credentials` for a file that is something else; `Io` for one
-    /// that can't be read; `Host` and `TimedOut` for a helper that does not answer. One that is not
-    /// installed is no error, and warned of.
+    /// `InvalidInput` on `registry credentials` for a file of another format; `Io` for one that
+    /// can't be read; `Host` and `TimedOut` for a helper that does not reply. A helper that is not
+    /// installed causes only a warning.
     pub(super) async fn login(&self, image: &OciRef) -> Result<Option<RegistryLogin>> {
         let (credentials, registry) = (self.logins()?, image.registry());
         if let (Some(path), Some(name)) = (&self.helper_path, credentials.helper(registry)) {
@@ -196,8 +195,8 @@ impl ImageStore {
                         return Ok(Some(login));
                     }
                 }
-                // Named by what was uninstalled since. Most images need no login; a registry that
-                // wants one says so.
+                // The configuration refers to a helper that was uninstalled. Most images need no
+                // login; a registry that requires one reports it.
                 Err(error) if error.kind() == ErrorKind::Host => {
                     tracing::warn!(%error, "going on without a login");
                 }
@@ -220,16 +219,16 @@ impl ImageStore {
         Ok(RegistryCredentials::default())
     }
 
-    /// Returns the catalogue that names are looked up in.
+    /// Returns the catalogue in which names are looked up.
     pub fn catalogue(&self) -> &Catalogue {
         &self.catalogue
     }
 
-    /// Returns all kept images in the order of their names, those without one last; and what could
-    /// not be read.
+    /// Returns all local images sorted by their names, with unnamed ones last, and the errors of
+    /// those that could not be read.
     ///
     /// # Errors
-    /// `Io` where the directory can't be read.
+    /// `Io` if the directory can't be read.
     pub fn list(&self) -> Result<(Vec<LocalImage>, Vec<Error>)> {
         let mut unreadable = Vec::new();
         let mut images = BTreeMap::new();
@@ -261,9 +260,8 @@ impl ImageStore {
         Ok((images, unreadable))
     }
 
-    /// Returns the kept images that a text means: a name or an address, for one architecture or
-    /// all, or the beginning of an identity, `sha256:` and at least 6 digits.
-    ///
+    /// Returns the local images for a name or an address, for one architecture or all, or for the
+    /// start of an identity, `sha256:` and at least 6 digits.
     /// # Errors
     /// `NotFound` where there is none, `InvalidInput` where an identity's beginning fits several.
     pub fn find(&self, text: &str, arch: Option<Arch>) -> Result<Vec<LocalImage>> {
@@ -297,7 +295,7 @@ impl ImageStore {
         if found.is_empty() { Err(missing()) } else { Ok(found) }
     }
 
-    /// Returns the whole name under which an image is kept.
+    /// Returns the full name under which an image is stored.
     pub(super) fn kept_name(&self, image: &ImageRef) -> String {
         match image {
             ImageRef::Name(name) => {
@@ -307,17 +305,17 @@ impl ImageStore {
         }
     }
 
-    /// Returns what a whole name stands for; `None` where no image is kept under it.
+    /// Returns the entry of a full name; `None` if no local image has it.
     pub(super) fn kept_under(&self, name: &str, arch: Arch) -> Result<Option<LocalName>> {
         self.read_name(&self.names_dir().join(kept::file_name(name, arch)))
     }
 
-    /// Returns the image that a name stands for, held against removal; `None` where none is kept.
+    /// Returns the local image of a name, locked against removal; `None` if there is none.
     pub(super) async fn use_kept(&self, name: &str, arch: Arch) -> Result<Option<ImageInUse>> {
         loop {
             let Some(kept) = self.kept_under(name, arch)? else { return Ok(None) };
             let lock = self.hold(&kept.image, LockMode::Shared).await?;
-            // It may have become another image's name, or gone, while this waited.
+            // The name may have moved to another image, or been removed, while this waited.
             if self.kept_under(name, arch)?.as_ref() != Some(&kept) {
                 continue;
             }
@@ -342,8 +340,7 @@ impl ImageStore {
         }
     }
 
-    /// Returns an image that is a file of the user's; one that lies in the store is held against
-    /// removal.
+    /// Returns a file of the user's as an image; a file in the store is locked against removal.
     pub(super) async fn use_file(&self, path: &Path) -> Result<ImageInUse> {
         let facts = inspect(path)?;
         let images = self.home.images();
@@ -363,14 +360,14 @@ impl ImageStore {
         Ok(ImageInUse { name, facts, id, arch, user: None, firmware, _lock: lock })
     }
 
-    /// Puts a disk that was taken in among the images, and names it.
+    /// Stores a received disk as a local image, under a name.
     ///
-    /// The disk is synced before it has its place, and the record beside it is written last. Where
-    /// the same is kept already but was damaged, this one takes its place; who has the damaged file
-    /// open goes on with that.
+    /// The disk is synced before it is moved to its place, and its record is written last. An
+    /// existing but damaged copy of the same image is replaced; processes that have the damaged
+    /// file open keep it.
     ///
     /// # Errors
-    /// `InvalidInput` on `image` for what is no disk of this architecture; `Host` and `Io`.
+    /// `InvalidInput` on `image` for a disk of another architecture; `Host` and `Io`.
     pub(super) async fn keep(
         &self,
         taken: ReceivedImage,
@@ -390,7 +387,8 @@ impl ImageStore {
         }
         let id = taken.disk_digest.clone();
         let dir = self.dir(&id);
-        // Read whole before it is held alone, so that nobody who makes a VM of it waits for that.
+        // Read completely before the image is locked, so that the creation of a VM does not wait
+        // for that.
         let was_whole = self.is_whole(&id).await?;
         let lock = loop {
             create_private(&dir)?;
@@ -442,18 +440,18 @@ impl ImageStore {
         Ok(image)
     }
 
-    /// Returns whether a kept image can be what it was, as far as a glance tells: its disk has its
-    /// length, and was not found damaged.
+    /// Returns whether a local image looks undamaged: its disk has the recorded length, and no
+    /// verification has failed.
     pub(super) fn is_sound(&self, image: &LocalImage) -> bool {
         let has_length = |metadata: fs::Metadata| metadata.len() == image.facts.file_bytes;
         !self.dir(&image.id).join(DAMAGED).exists() && fs::metadata(&image.facts.path).is_ok_and(has_length)
     }
 
-    /// Returns whether an image is kept whose disk still hashes to what it is known by.
+    /// Returns whether a local image still has its recorded hash.
     async fn is_whole(&self, id: &Digest) -> Result<bool> {
         let Some(_lock) = self.hold(id, LockMode::Shared).await? else { return Ok(false) };
         match self.read_unless_spoilt(id)? {
-            // One that can't be read is damaged.
+            // An image that can't be read is damaged.
             Some(image) if self.is_sound(&image) => {
                 Ok(hash_of_file(&image.facts.path, |_| {}).await.is_ok_and(|found| found == *id))
             }
@@ -461,13 +459,13 @@ impl ImageStore {
         }
     }
 
-    /// Returns the names of kept images whose download had this checksum: then there is nothing to
-    /// fetch.
+    /// Returns the names of local images whose download had this checksum: then nothing has to be
+    /// fetched.
     pub(super) fn kept_downloads(&self, download: &Digest) -> Result<Vec<LocalName>> {
         let mut names = Vec::new();
         for file in entries(&self.names_dir())?.into_iter().filter(|file| file.ends_with(".json")) {
             let name = self.read_name(&self.names_dir().join(file));
-            // A record that can't be read is somebody else's trouble: then the image is fetched.
+            // An unreadable record is reported elsewhere: here the image is fetched.
             if let Ok(Some(name)) = name
                 && name.download == *download
                 && self.read_unless_spoilt(&name.image)?.is_some()
@@ -478,7 +476,7 @@ impl ImageStore {
         Ok(names)
     }
 
-    /// Gives a kept image a further name.
+    /// Gives a local image another name.
     pub(super) async fn name_again(&self, kept: LocalName, name: NewName) -> Result<Option<LocalImage>> {
         let Some(_lock) = self.hold(&kept.image, LockMode::Alone).await? else { return Ok(None) };
         let Some(image) = self.read(&kept.image)? else { return Ok(None) };
@@ -486,13 +484,13 @@ impl ImageStore {
         Ok(Some(LocalImage { names: self.names_of(&kept.image)?, ..image }))
     }
 
-    /// Writes down what a name stands for.
+    /// Writes the record of a name.
     async fn write_name(&self, name: &LocalName) -> Result<()> {
         let _lock = self.hold_names().await?;
         replace(&self.names_dir().join(name.file_name()), &name.encode())
     }
 
-    /// Holds the names against others who write one, and removes what such a one left who died.
+    /// Locks the names for writing, and removes what a killed writer has left.
     pub(super) async fn hold_names(&self) -> Result<FileLock> {
         let dir = self.names_dir();
         self.home.refuse_other_user(self.home.images())?;
@@ -510,12 +508,12 @@ impl ImageStore {
         }
     }
 
-    /// Returns where the downloads are.
+    /// Returns the directory of the downloads.
     pub(super) fn downloads(&self) -> PathBuf {
         self.home.images().join("downloads")
     }
 
-    /// Reads a kept image without its names; `None` where there is none.
+    /// Reads a local image without its names; `None` if it does not exist.
     pub(super) fn read(&self, id: &Digest) -> Result<Option<LocalImage>> {
         let dir = self.dir(id);
         match read_bytes(&dir.join(RECORD))? {
@@ -567,10 +565,9 @@ impl ImageStore {
         Ok(names)
     }
 
-    /// Returns what an image is called in errors: by its names, or by its identity where it has
-    /// none.
+    /// Returns an image's name for errors: its names, or its identity if it has none.
     pub(super) fn called(&self, id: &Digest) -> String {
-        // A name that can't be read is missing here, and an error elsewhere.
+        // An unreadable name is left out here, and reported elsewhere.
         let mut names: Vec<String> =
             self.names_of(id).unwrap_or_default().into_iter().map(|name| name.name).collect();
         names.dedup();
@@ -581,7 +578,7 @@ impl ImageStore {
         }
     }
 
-    /// Holds an image; `None` where there is none, not even its directory.
+    /// Locks an image; `None` if it does not exist, not even its directory.
     pub(super) async fn hold(&self, id: &Digest, hold: LockMode) -> Result<Option<FileLock>> {
         self.hold_until(id, hold, Instant::now() + PATIENCE).await
     }
@@ -603,7 +600,7 @@ pub(super) fn seconds_since_1970() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-/// Waits for `work`, and calls `on_progress` with each state that it sends meanwhile.
+/// Waits for `work`, and meanwhile calls `on_progress` with each state that it sends.
 pub async fn watch_progress<T>(
     work: impl Future<Output = T>,
     mut progress: watch::Receiver<PullProgress>,
@@ -612,7 +609,7 @@ pub async fn watch_progress<T>(
     tokio::pin!(work);
     loop {
         tokio::select! {
-            // The end first: the last progress is no news then.
+            // The end has priority: progress is no longer news then.
             biased;
             done = &mut work => return done,
             Ok(()) = progress.changed() => on_progress(*progress.borrow_and_update()),

@@ -1,4 +1,4 @@
-//! How far cloud-init has come in a guest, as it writes it down itself.
+//! The progress of cloud-init in a guest, from its status files.
 
 use std::time::Duration;
 
@@ -9,25 +9,24 @@ use super::{ProcessEvent, Session};
 use crate::deadline::later;
 use crate::error::Result;
 
-/// What cloud-init has done in this boot of a guest.
+/// The state of cloud-init in this boot of a guest.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct CloudInitStatus {
-    /// How far it is.
+    /// The progress.
     pub progress: CloudInitProgress,
-    /// The stage that it is in: `init-local`, `init`, `modules-config`, `modules-final`.
+    /// The present stage: `init-local`, `init`, `modules-config`, `modules-final`.
     pub stage: Option<String>,
-    /// What went wrong, each with its stage before it.
+    /// The errors, each with its stage before it.
     pub errors: Vec<String>,
-    /// What it could not do and went on without, each with its stage before it: what it calls
-    /// recoverable errors, and since version 23.4 is told of. What it finds deprecated is not among
-    /// them.
+    /// The problems that it ignored, each with its stage before it: its recoverable errors, which
+    /// it reports since version 23.4. Deprecations are left out.
     pub warnings: Vec<String>,
 }
 
 impl CloudInitStatus {
-    /// Returns what to say where it failed: its errors, and what it went on without on the way,
-    /// which may be their cause.
+    /// Returns the message for a failure: the errors, and the preceding warnings, which may be the
+    /// cause.
     #[cfg(any(test, feature = "images"))]
     pub(crate) fn failure(&self) -> Option<String> {
         let errors = self.errors.join("; ");
@@ -39,31 +38,31 @@ impl CloudInitStatus {
     }
 }
 
-/// How far cloud-init is.
+/// The progress of cloud-init.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum CloudInitProgress {
-    /// It is at work, or about to be.
+    /// It is running, or about to.
     #[default]
     Running,
-    /// It has ended; whether well is told by the errors.
+    /// It has ended, successfully if there are no errors.
     Done,
-    /// It is there and does not run in this boot.
+    /// It is installed but does not run in this boot.
     Disabled,
-    /// The guest has none.
+    /// The guest has no cloud-init.
     Absent,
 }
 
-/// Tells of each change until there is none to come.
+/// Reports each change until no more can come.
 ///
-/// A guest has no event for it that every distribution's tools could wait for, so the loop looks
-/// ten times in a second; `cloud-init status --wait` does the same, and loads a Python for it
-/// first. Source: cloud-init's documentation, "Status and result files".
+/// A guest has no event for it that every distribution's tools could wait for, so the loop polls
+/// ten times in a second; `cloud-init status --wait` does the same, and starts Python first.
+/// Source: cloud-init's documentation, "Status and result files".
 ///
-/// After cloud-init's end the power may be switched yet: by a process of its own that waits for
-/// that end (`power_state`), or by what was asked before (`runcmd: [reboot]`). While that is to
-/// come, the loop goes on, until it ends with the guest. A sign of life every two seconds or so
-/// tells the other side that the guest has not gone already.
+/// After its end cloud-init may still restart the guest or power it off: by a process that waits
+/// for that end (`power_state`), or by an earlier command (`runcmd: [reboot]`). While that is
+/// pending the loop continues until it ends with the guest. A heartbeat about every two seconds
+/// shows that the guest still runs.
 ///
 /// Source: cloud-init's `config/cc_power_state_change.py`; systemctl(1), `is-system-running`;
 /// shutdown(8); logind's `PreparingForShutdown`; OpenRC's `RC_STOPPING`.
@@ -134,23 +133,23 @@ while later || stops; do
 done
 exit 0";
 
-/// What begins a sign of life, and the news that the guest is about to restart or to power itself
-/// off: in so many seconds, where that is known.
+/// The first byte of a heartbeat, and of the message that the guest is about to restart or to power
+/// off: in this many seconds, if known.
 const ALIVE: u8 = 1;
 const STOPPING: u8 = 2;
-/// After how long without a sign of life a guest counts as gone. An emulated one on a busy host
-/// needs seconds for each.
+/// The time without a heartbeat after which a guest counts as gone. An emulated guest on a busy
+/// host needs seconds for each.
 const SILENCE: Duration = Duration::from_secs(25);
 
 impl Session {
-    /// Waits until cloud-init has done all that it does in this boot, and tells `progressed` of
-    /// each stage meanwhile.
+    /// Waits until cloud-init has completed its work in this boot, and calls `progressed` with each
+    /// stage meanwhile.
     ///
-    /// Its own failures are data in the answer. A guest that cloud-init restarts or powers off ends
-    /// the session: that is an error here.
+    /// The failures of cloud-init are part of the result. A restart or power-off of the guest by
+    /// cloud-init ends the session, which is an error here.
     ///
     /// # Errors
-    /// `TimedOut`; `Guest` where the connection is lost, or what it wrote makes no sense.
+    /// `TimedOut`; `Guest` if the connection is lost, or the status can't be parsed.
     pub async fn cloud_init_done(
         &self,
         timeout: Duration,
@@ -159,11 +158,11 @@ impl Session {
         self.watch_cloud_init(later(timeout), &mut progressed).await
     }
 
-    /// Waits as [`cloud_init_done`](Self::cloud_init_done) does. A restart that the guest has set
-    /// for after the deadline is a warning.
+    /// Waits as [`cloud_init_done`](Self::cloud_init_done) does. A restart that the guest has
+    /// scheduled for after the deadline is a warning.
     ///
     /// # Errors
-    /// As there; every connection that is lost is [`Error::Ssh`].
+    /// The same; every lost connection is [`Error::Ssh`].
     pub(crate) async fn watch_cloud_init(
         &self,
         deadline: Instant,
@@ -216,24 +215,23 @@ impl Session {
     }
 }
 
-/// Returns what to say of a restart that comes so many seconds from now, where that is after the
-/// deadline.
+/// Returns a warning for a restart in this many seconds, if that is after the deadline.
 fn set_for_later(seconds: &[u8], deadline: Instant) -> Option<String> {
     let seconds: u64 = std::str::from_utf8(seconds).ok()?.parse().ok()?;
     let is_later = Duration::from_secs(seconds) > deadline.saturating_duration_since(Instant::now());
     is_later.then(|| format!("the guest is set to restart or to power itself off in {seconds} s"))
 }
 
-/// Reads cloud-init's status, where there is one that makes sense.
+/// Parses cloud-init's status, if there is a valid one.
 #[cfg(feature = "images")]
 pub(crate) fn cloud_init_status(document: &[u8]) -> Option<CloudInitStatus> {
     status(document)
 }
 
-/// More than any status has, in bytes.
+/// The largest size of a status, in bytes.
 const MOST_STATUS_BYTES: usize = 1 << 20;
 
-/// Reads `status.json`; before there is one, cloud-init is about to run.
+/// Parses `status.json`; without a file, cloud-init is about to run.
 fn status(document: &[u8]) -> Option<CloudInitStatus> {
     if document.is_empty() {
         return Some(CloudInitStatus::default());
@@ -254,11 +252,10 @@ fn status(document: &[u8]) -> Option<CloudInitStatus> {
     Some(found)
 }
 
-/// The level of what works, and will not for ever. Source: cloud-init's documentation, "Reported
-/// status".
+/// The level of deprecations. Source: cloud-init's documentation, "Reported status".
 const DEPRECATED: &str = "DEPRECATED";
 
-/// Returns a list of texts, each with the stage before it.
+/// Returns a list of texts, each with its stage before it.
 fn texts<'a>(stage: &'a str, list: Option<&'a Value>) -> impl Iterator<Item = String> + 'a {
     let list = list.and_then(Value::as_array).into_iter().flatten();
     list.map(move |text| match text.as_str() {
@@ -293,7 +290,7 @@ mod tests {
         assert_eq!(status(br#"{"v1": {"init": {"recoverable_errors": [1]}}}"#).unwrap().warnings.len(), 0);
     }
 
-    /// What the loop is about to look at, below a directory of its own, and the loop.
+    /// The loop, and the files that it reads, in a directory of its own.
     fn watch(dir: &Path, systemctl: &str) -> std::process::Child {
         let script = WATCH.replace("/run/", &format!("{}/", dir.display())).replace("/proc/", "/nowhere/");
         let script = script.replace("/var/lib/cloud/", &format!("{}/", dir.display()));

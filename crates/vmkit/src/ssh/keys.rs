@@ -1,4 +1,4 @@
-//! The keys of both sides: made, read from files, compared.
+//! The keys of both sides: generated, read from files, compared.
 
 use std::fmt;
 use std::io::Read;
@@ -15,41 +15,37 @@ use crate::input_file::InputStream;
 use crate::spec::claims::ClaimedHostKey;
 use crate::spec::{CloudInitConfig, GuestAccess, SshKeyPair, UserData, UserName, free_login};
 
-/// More than any file with one private key has, in bytes.
+/// The largest size of a file with one private key, in bytes.
 const MOST_KEY_BYTES: u64 = 64 * 1024;
 
 impl GuestAccess {
-    /// Makes vmkit's own way into a guest that is to be made: a login key and a host key, both
-    /// Ed25519 and new.
+    /// Generates vmkit's own login for a new guest: a login key and a host key, both Ed25519.
     ///
     /// # Errors
-    /// `Host` where the system has no random numbers.
+    /// `Host` if the system has no random numbers.
     pub fn generate(user: impl Into<String>) -> Result<Self> {
         Ok(Self { user: user.into(), login_key: new_pair("vmkit")?, host_key: new_pair("")? })
     }
 }
 
 impl GuestAccess {
-    /// Creates vmkit's own way into a guest that is to be made with this config, whose image has a
-    /// user `own`.
+    /// Creates vmkit's own login for a new guest with this config, whose image has the user `own`.
     ///
-    /// The user is the image's own, or one of another name where the user-data says something of
-    /// that one. An Ed25519 host key that the user-data hands in is the one that is expected then.
+    /// The user is the image's own, or one of another name if the user-data configures that one. An
+    /// Ed25519 host key in the user-data is then the expected one.
     ///
     /// # Errors
-    /// `InvalidInput` on `user_data` for raw text that no way in can be joined with: with its line;
-    /// `Host` where the system has no random numbers.
+    /// `InvalidInput` on `user_data` for raw text that no login can be merged with, with its line;
+    /// `Host` if the system has no random numbers.
     pub fn beside(config: &CloudInitConfig, own: Option<&UserName>) -> Result<Self> {
         let (user, _) = free_login(&config.user_data, own.map(UserName::as_str))?;
         Self::of_user(user, config)
     }
 
-    /// Creates vmkit's own way into a guest that is to be made with this config, as a user of this
-    /// name.
+    /// Creates vmkit's own login for a new guest with this config, as a user of this name.
     ///
     /// # Errors
-    /// As [`beside`](Self::beside). Whether the name is free is [`CloudInitConfig::check`]'s to
-    /// say.
+    /// As [`beside`](Self::beside). [`CloudInitConfig::check`] checks whether the name is free.
     pub fn of_user(user: impl Into<String>, config: &CloudInitConfig) -> Result<Self> {
         let mut access = Self::generate(user)?;
         let (_, claimed) = free_login(&config.user_data, None)?;
@@ -64,7 +60,7 @@ impl GuestAccess {
     }
 }
 
-/// Returns the pair of a host key that raw user-data hands in.
+/// Returns the pair of a host key that raw user-data sets.
 fn adopted(claimed: &ClaimedHostKey) -> Result<SshKeyPair> {
     let refused = |key: &str, why: &str| {
         let expected = format!("line {}: `{key}` {why}", claimed.line);
@@ -114,33 +110,33 @@ fn new_pair(comment: &str) -> Result<SshKeyPair> {
     })
 }
 
-/// What logs in: a private key, or those that an SSH agent has.
+/// The keys for a login: a private key, or those of an SSH agent.
 #[derive(Clone)]
 pub struct SshIdentity {
     pub(super) keys: LoginKeys,
     origin: String,
 }
 
-/// Whose keys log in.
+/// The source of the keys.
 #[derive(Clone)]
 pub(super) enum LoginKeys {
-    /// This one.
+    /// A private key.
     Own(Arc<PrivateKey>),
-    /// Those of the agent at this socket, which never leave it.
+    /// The keys of the agent at this socket, which never leave it.
     Agent(PathBuf),
 }
 
 impl SshIdentity {
-    /// Takes the key of a VM's record.
+    /// Parses the key of a VM's record.
     ///
     /// # Errors
-    /// `InvalidInput` for a text that is no private key without a passphrase.
+    /// `InvalidInput` for a text that is no private key, or one with a passphrase.
     pub fn of(pair: &SshKeyPair) -> Result<Self> {
         Self::parse(&pair.private, "the key in the VM's record")
     }
 
-    /// Takes the keys of the SSH agent at this socket, which `SSH_AUTH_SOCK` names; nothing is
-    /// asked of it yet.
+    /// Returns the keys of the SSH agent at this socket, the value of `SSH_AUTH_SOCK`; it is not
+    /// contacted yet.
     pub fn agent(socket: impl Into<PathBuf>) -> Self {
         let socket = socket.into();
         Self { origin: format!("the SSH agent at {}", socket.display()), keys: LoginKeys::Agent(socket) }
@@ -149,8 +145,8 @@ impl SshIdentity {
     /// Reads the key in a file, as `ssh -i` does.
     ///
     /// # Errors
-    /// `InvalidInput` on `identity` for a file that is missing, may be read by others, is protected
-    /// by a passphrase, or has no private key of a kind that vmkit can use.
+    /// `InvalidInput` on `identity` for a file that is missing, can be read by other users, is
+    /// protected by a passphrase, or has no private key of a supported kind.
     pub fn read(path: &Path) -> Result<Self> {
         let refused = |why: String| Error::invalid("identity", path.display(), why);
         let input = InputStream::open("identity", path)?;
@@ -201,7 +197,7 @@ impl SshIdentity {
         &self.origin
     }
 
-    /// Returns what errors call it.
+    /// Returns the keys' name for errors.
     pub(super) fn described(&self) -> String {
         match self.fingerprint() {
             Some(fingerprint) => format!("the key {fingerprint}"),
@@ -218,18 +214,18 @@ const PASSPHRASE: &str = "it is protected by a passphrase, and vmkit can't ask f
                           take the passphrase off a copy with `ssh-keygen -p`";
 
 impl fmt::Debug for SshIdentity {
-    /// Shows which key it is, and nothing of it.
+    /// Shows which key it is, without the key.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Identity({}, {})", self.origin, self.fingerprint().unwrap_or_default())
     }
 }
 
-/// What an SSH server has to prove itself with.
+/// The host keys that are accepted from an SSH server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostKey(Option<PublicKey>);
 
 impl HostKey {
-    /// Takes the one key that the server may have: a line such as `ssh-ed25519 AAAA…`.
+    /// Accepts only this key of the server: a line such as `ssh-ed25519 AAAA…`.
     ///
     /// # Errors
     /// `InvalidInput` on `host_key` for a text that is no public key.
@@ -244,8 +240,8 @@ impl HostKey {
     /// Reads the key from a file's first line, as `ssh-keygen` writes the public half of one.
     ///
     /// # Errors
-    /// `InvalidInput` on `host-key` for a file that is missing, may not be read, or has no public
-    /// key there.
+    /// `InvalidInput` on `host-key` for a file that is missing, can't be read, or has no public key
+    /// there.
     pub fn read(path: &Path) -> Result<Self> {
         let refused = |why: &str| Error::invalid("host-key", path.display(), why);
         let input = InputStream::open("host-key", path)?;
@@ -258,12 +254,12 @@ impl HostKey {
         })
     }
 
-    /// Takes whatever key the server shows. Whoever has taken the server's place is believed.
+    /// Accepts any key of the server, even that of an attacker in its place.
     pub fn any() -> Self {
         Self(None)
     }
 
-    /// Returns the fingerprint of the one that is known.
+    /// Returns the fingerprint of the known key.
     pub fn fingerprint(&self) -> Option<String> {
         self.0.as_ref().map(fingerprint)
     }

@@ -1,8 +1,8 @@
 //! The connection to a guest, which ends with the guest.
 //!
-//! On a bridge nothing closes the connection to a VM whose process has ended: the host would send
-//! into the void until the keep-alive gives up. So whoever knows the VM hands over a future that is
-//! over when the VM is.
+//! On a bridge nothing closes the connection to a VM whose process has ended: the host would keep
+//! sending until the keep-alive gives up. So the caller, which knows the VM, provides a future that
+//! completes when the VM ends.
 
 use std::io;
 use std::pin::Pin;
@@ -11,20 +11,20 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-/// Is over once the guest is, and returns why.
+/// Completes once the guest has ended, and returns why.
 pub(crate) type Lifeline = Pin<Box<dyn Future<Output = String> + Send>>;
 
-/// What a connection fails with whose guest is over.
+/// The error of a connection whose guest has ended.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{0}")]
 struct LineCut(String);
 
-/// Returns whether this is what a connection fails with whose guest is over.
+/// Returns whether this is the error of a connection whose guest has ended.
 pub(super) fn is_cut(error: &io::Error) -> bool {
     error.get_ref().is_some_and(|cause| cause.is::<LineCut>())
 }
 
-/// A connection that breaks once its lifeline is over, and all that came before has been read.
+/// A connection that breaks when its lifeline completes, after everything received before was read.
 pub(super) struct GuardedStream {
     stream: TcpStream,
     lifeline: Option<Lifeline>,
@@ -36,7 +36,8 @@ impl GuardedStream {
         Self { stream, lifeline, cut: None }
     }
 
-    /// Returns the failure where the guest is over, and has this task woken when it will be.
+    /// Returns the failure if the guest has ended, and else registers this task to be woken at its
+    /// end.
     fn cut<T>(&mut self, context: &mut Context<'_>) -> Poll<io::Result<T>> {
         if let Some(lifeline) = &mut self.lifeline
             && let Poll::Ready(why) = lifeline.as_mut().poll(context)

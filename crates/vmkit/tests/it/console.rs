@@ -14,10 +14,10 @@ use vmkit::propolis::{ConsoleEnd, ConsoleEvent, HistoryRange, SerialConsole};
 use vmkit::{ErrorKind, Result};
 use vmkit_testkit::propolis::{FakePropolis, FakeSetup, FaultProxy, Gate, NetworkFault, PropolisBehaviour};
 
-/// What the fake's guest says first.
+/// The fake guest's first output.
 const BOOT: &str = "no guest runs here\r\nlogin: ";
 const MIB: usize = 1 << 20;
-/// How long anything may take that must happen, on the slowest of machines.
+/// The timeout of everything that must happen, on the slowest of machines.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn put(server: SocketAddr, path: &str, body: &Value) {
@@ -30,7 +30,7 @@ fn put(server: SocketAddr, path: &str, body: &Value) {
     assert!(answer.starts_with("HTTP/1.1 20"), "{answer}");
 }
 
-/// Starts a server whose guest has said its first words.
+/// Starts a server whose guest has printed its first output.
 async fn running() -> FakePropolis {
     let fake = FakePropolis::spawn(PropolisBehaviour::default()).unwrap();
     let nil = "00000000-0000-0000-0000-000000000000";
@@ -49,12 +49,12 @@ async fn running() -> FakePropolis {
     let init = json!({ "method": "Spec", "value": { "spec": spec } });
     put(fake.address(), "/instance", &json!({ "properties": properties, "init": init }));
     put(fake.address(), "/instance/state", &json!("Run"));
-    // Nobody is at the console meanwhile, which is the usual case.
+    // No client is at the console meanwhile, the usual case.
     read_to(&fake, BOOT.len()).await;
     fake
 }
 
-/// Waits until the server has read so much of the console. Only a client is told of that.
+/// Waits until the server has read this much of the console. Only a client is notified of that.
 async fn read_to(fake: &FakePropolis, bytes: usize) {
     let console = console_at(fake.address());
     let read = async {
@@ -66,7 +66,7 @@ async fn read_to(fake: &FakePropolis, bytes: usize) {
     timeout(PATIENCE, read).await.expect("the server reads what its guest says");
 }
 
-/// A client that never reads. Once the guest has said enough it stalls the server.
+/// A client that never reads. Once the guest has printed enough it stalls the server.
 fn deaf(server: SocketAddr) -> std::net::TcpStream {
     let mut stream = std::net::TcpStream::connect(server).unwrap();
     let request = "GET /instance/serial HTTP/1.1\r\nhost: x\r\napi-version: 1.0.0\r\nconnection: upgrade\r\n\
@@ -80,7 +80,7 @@ fn console_at(server: SocketAddr) -> SerialConsole {
     SerialConsole::at(&format!("ws://{server}/instance/serial")).unwrap()
 }
 
-/// A console that is carried, and the end that a person would hold.
+/// An attached console, and the end that a user would hold.
 struct Pumped {
     ours: UnixStream,
     heard: Vec<u8>,
@@ -98,7 +98,7 @@ impl Pumped {
         Self { ours, heard: Vec::new(), carrier, events }
     }
 
-    /// Reads until so many bytes were heard.
+    /// Reads until this many bytes were received.
     async fn hears(&mut self, bytes: usize) {
         while self.heard.len() < bytes {
             let read = timeout(PATIENCE, self.ours.read_buf(&mut self.heard)).await;
@@ -112,7 +112,7 @@ impl Pumped {
         }
     }
 
-    /// Waits until it has all that the guest has said so far.
+    /// Waits until it has everything that the guest has printed so far.
     async fn is_live(&mut self) {
         let heard = self.heard.len();
         self.ours.write_all(b"x").await.unwrap();
@@ -120,9 +120,9 @@ impl Pumped {
         self.heard.truncate(heard);
     }
 
-    /// Reads until it has so many bytes of the guest's, but for those that it was told to be
-    /// missing: a guest may flood faster than a test's server tells its history. Answers how many
-    /// those are.
+    /// Reads until it has this many bytes of the guest's, without those reported as missing: a
+    /// guest may print faster than a test's server sends its history. Returns the number of the
+    /// missing bytes.
     async fn hears_or_misses(&mut self, bytes: usize) -> usize {
         let mut missed = 0;
         while self.heard.len() + missed < bytes {
@@ -133,7 +133,7 @@ impl Pumped {
         missed
     }
 
-    /// Reads to the end of the VM, and returns all that was heard.
+    /// Reads to the end of the VM, and returns everything that was received.
     async fn rest(mut self) -> String {
         let read = timeout(PATIENCE, self.ours.read_to_end(&mut self.heard)).await;
         read.expect("it ends").unwrap();
@@ -185,7 +185,7 @@ async fn each_byte_comes_once_to_one_who_attaches_where_nobody_was() {
 #[tokio::test]
 async fn what_is_said_in_the_moment_of_attaching_is_not_missed() {
     let fake = running().await;
-    // Another client has the last chunk, so that the server sends the new one nothing.
+    // Another client has the last chunk, so the server sends the new one nothing.
     let mut other = Pumped::begin(fake.address(), 0);
     other.hears(BOOT.len()).await;
     other.is_live().await;
@@ -194,7 +194,7 @@ async fn what_is_said_in_the_moment_of_attaching_is_not_missed() {
     let before = asked();
     let mut console = Pumped::begin(fake.address(), 0);
     console.hears(BOOT.len() + 1).await;
-    // What stands before, what comes next, and once more after the attach.
+    // The history, the next chunk, and that chunk again after the attach.
     while asked() < before + 2 {
         // The fake has no event for it.
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -277,7 +277,7 @@ async fn a_reader_that_takes_nothing_stalls_nobody_and_learns_what_it_missed() {
     let all = BOOT.len() + order.len() + 1 + 4 * MIB;
     quick.hears_or_misses(all).await;
 
-    // It reads at last: the bytes that it has, and those that it was told to be missing, are all.
+    // It finally reads: the bytes received and those reported as missing add up to all.
     let missed = slow.hears_or_misses(all).await;
     assert!(missed > 0 && slow.heard.len() > MIB, "{missed}, {}", slow.heard.len());
     assert!(quick.heard.ends_with(&slow.heard[slow.heard.len() - MIB / 2..]));
@@ -355,7 +355,7 @@ async fn a_vm_that_moves_is_followed() {
     let mut console = Pumped::begin(here.address(), 0);
     console.hears(BOOT.len()).await;
     console.is_live().await;
-    // It goes on where it was: behind the byte that only the first one has said.
+    // It continues where it was: after the byte that only the first one has printed.
     assert!(there.print(b"xI am there"));
     assert!(here.say_migrating(there.address()));
     console.hears(BOOT.len() + 10).await;

@@ -1,4 +1,4 @@
-//! What the manager promises about many VMs, many callers, and what it finds on the disk.
+//! The manager with many VMs and many callers, and with what it finds on the disk.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -108,7 +108,7 @@ impl Hypervisor for Sick {
     }
 }
 
-/// A backend on a host that is too busy: it returns where a VM is at the second question, and after
+/// A backend on a host that is too busy: it reports a VM's state at the second request, and after
 /// four seconds.
 struct Slow(NoopHypervisor, Arc<AtomicU32>);
 
@@ -120,7 +120,7 @@ impl Hypervisor for Slow {
     async fn state(&self, vm: &VmHandle) -> Result<VmState> {
         match self.1.fetch_add(1, Ordering::Relaxed) {
             0 => std::future::pending::<()>().await,
-            // The time is paused.
+            // The test's clock is paused.
             _ => sleep(Duration::from_secs(4)).await,
         }
         self.0.state(vm).await
@@ -146,7 +146,7 @@ async fn a_list_never_waits_for_a_sick_vm() {
     assert_eq!(sick.recorded.as_ref().unwrap().state, VmState::Running);
     assert_eq!(sick.path, home.vm(&name("sick")));
     assert_eq!(well.handle.as_ref().unwrap().state, VmState::Running);
-    // By force, the sick one can be stopped and removed all the same.
+    // The hung VM can still be killed and removed.
     manager.stop(&name("sick"), Duration::ZERO).await.unwrap();
     manager.remove(&name("sick"), true).await.unwrap();
 }
@@ -229,8 +229,8 @@ async fn what_is_left_of_a_vm_is_nothing_to_the_next_one_of_its_name() {
     let dir = manager.home().vm(&web());
     let same = spec().with_id(Uuid::from_u128(7));
     let vm = manager.create(same.clone()).await.unwrap();
-    // As a removal does that was cut off, with somebody at work beside it who keeps what was done
-    // in the guest.
+    // As an interrupted removal leaves it, while another process records the provisioning of the
+    // guest.
     let intent = Intent { operation: Operation::Destroy, since: 1, pid: 1 };
     fs::write(dir.join("run.json"), VmRecord::intending(vm.clone(), intent).encode().unwrap()).unwrap();
     fs::create_dir(dir.join("kept")).unwrap();
@@ -297,7 +297,7 @@ async fn whoever_asks_for_one_vm_waits_longer_than_a_list() {
     let manager = VmManager::new(slow, manager.home().clone());
     let listed = manager.list().await.unwrap();
     assert_eq!(listed[0].handle.as_ref().unwrap_err().kind(), ErrorKind::TimedOut);
-    // The first question has no answer within five seconds, the second one takes four.
+    // The first request has no reply within five seconds, the second one takes four.
     asked.store(0, Ordering::Relaxed);
     let found = manager.find(&web()).await.unwrap();
     assert_eq!(found.handle.unwrap().state, VmState::Prepared);
@@ -392,8 +392,8 @@ fn hold(home: &Home) -> HeldLock {
     HeldLock(lock)
 }
 
-/// A lock that ends when it is dropped, also if a child that another test is just spawning has the
-/// file.
+/// A lock that is released when it is dropped, even if a child that another test is just spawning
+/// has the file.
 struct HeldLock(fs::File);
 
 impl Drop for HeldLock {
@@ -458,7 +458,7 @@ async fn the_lock_of_a_removed_vm_does_not_open_the_next_one_of_its_name() {
     let next = manager.create(spec()).await.unwrap();
     let second = hold(manager.home());
     drop(first);
-    // It has the lock of a VM that is gone by now, and waits for the one of the next VM.
+    // It has the lock of a VM that is removed by now, and waits for the lock of the next VM.
     lock_is_open(manager.home(), &web(), 2).await;
     assert!(!starting.is_finished(), "started under the lock of a VM that is gone");
     drop(second);
@@ -528,7 +528,7 @@ async fn a_wait_hears_of_what_another_manager_does() {
         assert_eq!(vm.state.name(), condition.as_str());
         latencies.push(begun.elapsed());
     }
-    // The next look comes after two seconds. The fastest tells: a busy host delays some.
+    // The next poll comes after two seconds. The fastest attempt is used: a busy host delays some.
     let fastest = latencies.iter().min().unwrap();
     assert!(*fastest < Duration::from_secs(1), "heard of at the next look: {latencies:?}");
 }
@@ -592,7 +592,7 @@ async fn ssh_is_there_when_the_server_speaks_not_when_the_host_accepts() {
     let forward = ActiveForward { protocol: Protocol::Tcp, host, guest_port: NonZeroU16::new(22).unwrap() };
     let manager = running(temp.path(), RunInfo { forwards: vec![forward], ..RunInfo::default() }).await;
     let guest = tokio::spawn(async move {
-        // As slirp does while the guest does not listen yet, and a server that is no SSH server.
+        // Like slirp while the guest does not listen yet, and like a server that is no SSH server.
         for greeting in ["", "", "220 mail\r\n", "SSH-2.0-test\r\n"] {
             let (mut stream, _) = listener.accept().await.unwrap();
             stream.write_all(greeting.as_bytes()).await.unwrap();
@@ -636,7 +636,7 @@ async fn a_vm_whose_record_is_spoilt_can_still_be_ended() {
     let record = manager.home().vm(&vm).join("vm.json");
     fs::write(&record, "{\"version\": 1, \"hand").unwrap();
 
-    // What it is can't be told, and nothing but its end is asked of what is left.
+    // Its state can't be read, and the only valid operation is its removal.
     assert_eq!(manager.info(&vm).await.unwrap_err().kind(), ErrorKind::Record);
     assert_eq!(manager.start(&vm).await.unwrap_err().kind(), ErrorKind::Record);
     assert_eq!(manager.remove(&vm, false).await.unwrap_err().kind(), ErrorKind::Record);

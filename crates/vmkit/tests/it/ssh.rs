@@ -71,7 +71,7 @@ async fn standard_input_is_handed_over_to_its_end() {
 async fn a_program_that_reads_nothing_ends_all_the_same() {
     let sshd = Sshd::new();
     let session = sshd.session().await;
-    // More than the window, so that the rest of it waits for a reader who never comes.
+    // More than the window, so that the rest waits for a reader that never comes.
     let sent = vec![0; 16 << 20];
     let output = session.output(&GuestCommand::new(["sh", "-c", "exit 3"]), &sent, soon()).await.unwrap();
     assert_eq!(output.exit, GuestExitStatus::Code(3));
@@ -121,8 +121,8 @@ async fn a_program_is_held_back_while_nobody_listens() {
             break;
         }
         before = now;
-        // No event tells that a program writes no more. One that is not held back writes hundreds
-        // of MiB meanwhile, which the next look finds.
+        // There is no event for a program that has stopped writing. Without flow control it writes
+        // hundreds of MiB meanwhile, which the next check finds.
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     drop(output);
@@ -209,7 +209,7 @@ async fn a_program_ends_by_a_signal_that_the_server_does_not_pass_on() {
         let began = Clock::now();
         while std::path::Path::new("/proc").join(pid).exists() {
             assert!(began.elapsed() < Duration::from_secs(60), "{pid} still runs");
-            // Its parent reaps it, and tells nobody.
+            // Its parent reaps it without reporting it.
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -220,7 +220,7 @@ async fn a_program_ends_by_a_signal_that_the_server_does_not_pass_on() {
 async fn a_connection_that_is_slow_to_be_led_keeps_no_other_waiting() {
     let sshd = Sshd::new();
     let session = sshd.session().await;
-    // A server that takes nobody: once its backlog is full, the kernel lets further ones wait.
+    // A server that accepts no connection: once its backlog is full, the kernel lets new ones wait.
     let full =
         rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None).unwrap();
     rustix::net::bind(&full, &"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap()).unwrap();
@@ -235,7 +235,7 @@ async fn a_connection_that_is_slow_to_be_led_keeps_no_other_waiting() {
     let door = listener.local_addr().unwrap();
     let test = async {
         let _waiting = tokio::net::TcpStream::connect(door).await.unwrap();
-        // Afterwards the kernel tries again every few seconds only, and nothing tells so.
+        // Afterwards the kernel retries only every few seconds, without an event.
         tokio::time::sleep(Duration::from_millis(3500)).await;
         std::thread::spawn(move || {
             for mut stream in server.incoming().flatten() {
@@ -323,8 +323,7 @@ async fn a_key_that_the_server_does_not_take_is_named_with_what_it_would_take() 
     assert_eq!(error.kind(), ErrorKind::Guest);
 }
 
-/// Creates a key of this kind that the server takes besides the one that it has, and returns its
-/// file.
+/// Creates another key of this kind that the server accepts, and returns its file.
 fn another_key(sshd: &Sshd, arguments: &[&str]) -> std::path::PathBuf {
     use std::io::Write;
     let path = sshd.dir.path().join(format!("another{}", arguments.concat()));
@@ -361,7 +360,7 @@ async fn a_server_with_an_rsa_key_alone_proves_itself_with_it() {
     Session::connect(&target, soon()).await.unwrap();
 }
 
-/// An agent without keys; ended with the test.
+/// An SSH agent without keys, which ends with the test.
 struct Agent(std::process::Child, std::path::PathBuf);
 
 impl Agent {
@@ -371,7 +370,7 @@ impl Agent {
         let agent =
             agent.arg("-D").arg("-a").arg(&socket).stdout(std::process::Stdio::null()).spawn().unwrap();
         while !socket.exists() {
-            // The agent does not say that it listens.
+            // The agent does not report that it listens.
             std::thread::sleep(Duration::from_millis(10));
         }
         Self(agent, socket)
@@ -399,7 +398,7 @@ async fn the_keys_of_an_ssh_agent_log_in_though_nobody_sees_them() {
     let error = Session::connect(&target, soon()).await.unwrap_err();
     assert!(error.to_string().contains("it has no keys"), "{error}");
     assert_eq!(error.kind(), ErrorKind::InvalidInput);
-    // One that the server does not take, and then one that it does.
+    // A key that the server refuses, and then one that it accepts.
     let elsewhere = Sshd::new();
     agent.add(&another_key(&elsewhere, &["-t", "ed25519"]));
     let error = Session::connect(&target, soon()).await.unwrap_err();
@@ -463,8 +462,8 @@ async fn a_port_where_nobody_or_something_else_listens_is_told_apart() {
     assert!(error.to_string().contains("closed the connection"), "{error}");
 }
 
-/// A server whose users' login shell first does what this text says: it is put before every
-/// command, SFTP among them.
+/// A server whose users' login shell first runs this script: it precedes every command, including
+/// SFTP.
 fn with_shell(text: &str) -> (Sshd, tempfile::TempDir) {
     use std::os::unix::fs::PermissionsExt;
     let dir = tempfile::tempdir().unwrap();
@@ -489,7 +488,7 @@ async fn what_a_login_shell_prints_first_is_no_part_of_a_copy_nor_of_what_vmkit_
         std::fs::write(&from, "content").unwrap();
         files.upload(&from, to.to_str().unwrap(), false, &mut |_| ()).await.unwrap();
         assert_eq!(std::fs::read_to_string(to).unwrap(), "content", "{noise}");
-        // Whatever cloud-init there is on this host, its status is no noise.
+        // Any cloud-init status of this host must be parsed without the shell's output.
         let asked = session.cloud_init_done(in_ms(2000), |_| ()).await;
         let error = asked.err().map(|error| error.to_string()).unwrap_or_default();
         assert!(!error.contains("no sense") && !error.contains("ran no command"), "{noise}: {error}");

@@ -1,4 +1,4 @@
-//! Files copied both ways, with OpenSSH's real server on loopback.
+//! File copies in both directions, with OpenSSH's real server on loopback.
 
 use std::fs;
 use std::io::Write;
@@ -133,7 +133,7 @@ async fn a_tree_goes_both_ways_with_links_and_empty_directories() {
     assert_eq!(names(&both.there("tree/sub")), ["empty", "link", "two"]);
     assert_eq!(fs::read_link(both.there("tree/sub/link")).unwrap(), Path::new("../one"));
 
-    // Into a directory that is there it goes under its own name, and twice is as good as once.
+    // An existing directory gets it under its own name, also the second time.
     for _ in 0..2 {
         both.download(&both.there("tree"), &both.here("")).await.unwrap();
         both.download(&both.there("tree"), &both.here("again"))
@@ -276,7 +276,7 @@ async fn a_name_that_is_not_utf_8_is_told_once_all_else_was_copied() {
         let error = refused.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
         let said = error.to_string();
-        // Whichever the directory has first.
+        // Whichever entry the directory has first.
         assert!(
             ["/d/caf\u{fffd} (and 1 more)", "/d/link leads to (and 1 more)"]
                 .iter()
@@ -323,7 +323,7 @@ async fn while_it_grows(path: &Path, copy: impl Future<Output = vmkit::Result<Co
     let writer = std::thread::spawn(move || {
         while !told.load(Ordering::Relaxed) {
             file.write_all(&[b'x'; 5000]).unwrap();
-            // So slowly that what is read comes to an end.
+            // Slowly enough for the reader to reach the end.
             std::thread::sleep(std::time::Duration::from_micros(500));
         }
     });
@@ -374,7 +374,7 @@ async fn what_the_system_says_of_the_length_of_its_own_files_is_not_believed() {
         };
         both.upload(Path::new(name), &both.there("copy")).await.unwrap();
         let copy = fs::read(both.there("copy")).unwrap();
-        // The clock rates change.
+        // The clock rates in this file change.
         let is_same = if name.ends_with("cpuinfo") { copy.len() > 100 } else { copy == content };
         assert!(is_same && !copy.contains(&0), "{name}: {} bytes", copy.len());
         both.download(Path::new(name), &both.here("back")).await.unwrap();
@@ -408,7 +408,7 @@ async fn a_hole_stays_one_at_the_beginning_at_the_end_and_all_over() {
 #[tokio::test]
 async fn what_is_a_hole_in_the_guest_is_not_sent() {
     let both = Both::new().await;
-    // Nobody would wait for that many zeros.
+    // So many zeros would take too long.
     let size = 64 << 30;
     let file = fs::File::create(both.there("disk")).unwrap();
     for offset in [0, 5 << 30, (5 << 30) + (1 << 20)] {
@@ -512,7 +512,7 @@ async fn a_directory_named_by_a_dot_gives_what_is_in_it() {
             }
         }
     }
-    // What is there is joined, and stays.
+    // Existing files stay in the merged directory.
     fs::write(both.there("to0true/kept"), "x").unwrap();
     both.upload(&both.here("site/."), &both.there("to0true/")).await.unwrap();
     assert_eq!(names(&both.there("to0true")), [".hidden", "kept", "sub"]);
@@ -549,7 +549,7 @@ async fn one_file_that_may_not_be_read_keeps_no_other_from_being_copied() {
     }
 }
 
-/// A directory of which not even root may read everything.
+/// A directory with files that not even root can read.
 const UNREADABLE: &str = "/proc/sys/net/ipv4/route";
 
 #[tokio::test]
@@ -612,7 +612,7 @@ async fn what_comes_from_a_pipe_is_a_file_of_the_name_that_was_given() {
     both.files.upload_stream(&mut stream, "standard input", to.to_str().unwrap(), &mut |_| {}).await.unwrap();
     assert_eq!((fs::read(&to).unwrap().as_slice(), mode(&to)), (&b"new"[..], 0o711));
 
-    // As a shell's `<(…)` is.
+    // Like a shell's `<(…)`.
     let (reader, mut writer) = std::io::pipe().unwrap();
     let fd = format!("/dev/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&reader));
     let bytes = data.clone();
