@@ -104,8 +104,9 @@ async fn a_line_printed_before_attaching_is_heard_over_the_manager<H: Backend + 
     let Some(print) = &bench.options.print else {
         return Err(CaseStop::Skipped("the suite was not told how to have a guest print a line".into()));
     };
-    let home = tempfile::tempdir().map_err(Error::io("create", "a temporary directory"))?;
-    let manager = VmManager::new(bench.another(), Home::at(home.path())?);
+    let temporary = tempfile::tempdir().map_err(Error::io("create", "a temporary directory"))?;
+    let home = bench.options.home.as_deref().unwrap_or(temporary.path());
+    let manager = VmManager::new(bench.another(), Home::at(home)?);
     let vm = manager.create(bench.spec()).await?;
     bench.remember(&vm);
     let name = vm.name().clone();

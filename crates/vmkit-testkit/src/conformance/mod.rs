@@ -19,6 +19,7 @@ mod report;
 mod together;
 
 use std::future::Future;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -49,6 +50,7 @@ pub struct Conformance {
     find_leftovers: Option<FindLeftovers>,
     print: Option<PrintLine>,
     forward: Option<PortForward>,
+    home: Option<PathBuf>,
 }
 
 impl Conformance {
@@ -65,6 +67,7 @@ impl Conformance {
             find_leftovers: None,
             print: None,
             forward: None,
+            home: None,
         }
     }
 
@@ -113,6 +116,13 @@ impl Conformance {
     #[must_use]
     pub fn printing(self, print: impl Fn(&VmHandle) -> String + Send + Sync + 'static) -> Self {
         Self { print: Some(Arc::new(print)), ..self }
+    }
+
+    /// Names the home whose directories the backend has its files in, for what is tried over a
+    /// `VmManager`; a temporary one unless set, for backends that have their files elsewhere.
+    #[must_use]
+    pub fn home(self, home: impl Into<PathBuf>) -> Self {
+        Self { home: Some(home.into()), ..self }
     }
 
     /// Names a forward that no VM of the suite is started with, for backends that add them.

@@ -69,7 +69,8 @@ async fn the_real_qemu_keeps_the_contract() {
         let pid = rustix::process::Pid::from_raw(pid as i32).unwrap();
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
     })
-    .printing(|_| "Linux version".to_owned())
+    .printing(|_| guest::tiny().ready_line.clone())
+    .home(dir.path())
     .forwarding("4711".parse().unwrap())
     .finding_leftovers(move || roots.iter().flat_map(|root| entries(root)).collect());
     conformance::run(move || qemu.clone(), options).await.assert();
