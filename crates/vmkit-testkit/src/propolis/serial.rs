@@ -15,6 +15,7 @@
 //!   that client;
 //! - what the port still holds when the VM stops is lost, and a client that does not read keeps the
 //!   others from getting their close frame.
+//!
 //! Source: propolis-server, `instance_serial` and `serial/mod.rs`; observed with its code run on
 //! Linux.
 

@@ -2,6 +2,7 @@
 //! it as it does QEMU's.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs;
 use std::io::Write;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -76,7 +77,7 @@ impl Hypervisor for Talking {
     async fn start(&self, vm: &VmHandle) -> Result<VmHandle> {
         let mut vm = self.noop.start(vm).await?;
         let mut guests = self.guests.lock().unwrap();
-        if !guests.contains_key(&vm.id) {
+        if let Entry::Vacant(place) = guests.entry(vm.id) {
             let path = self.log(&vm);
             let log = BoundedLog::open(&path, 1 << 20).map_err(Error::io("open", &path))?;
             let since = log.position().map_err(Error::io("look at", &path))?;
@@ -92,7 +93,7 @@ impl Hypervisor for Talking {
                     guest.lock().unwrap().clients.push(client);
                 }
             });
-            guests.insert(vm.id, guest);
+            place.insert(guest);
         }
         vm.console_log = Some(self.log(&vm));
         let console = ConsoleEndpoint::UnixSocket(self.socket(&vm));
