@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{Access, OFlags, access, fcntl_setfl};
+#[cfg(all(target_os = "linux", feature = "qemu"))]
+use rustix::fs::{Access, access};
+use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result, ValueProblem};
@@ -81,6 +83,7 @@ impl InputFile {
     ///
     /// # Errors
     /// `InvalidInput` on `data_disks`.
+    #[cfg(all(target_os = "linux", feature = "qemu"))]
     pub(crate) fn data_disk(path: &Path, readonly: bool) -> Result<Self> {
         let opened = Self::open("data_disks", path)?;
         if !readonly && let Err(error) = access(&opened.path, Access::WRITE_OK) {

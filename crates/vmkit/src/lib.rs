@@ -80,6 +80,7 @@ mod hypervisor;
 pub mod image;
 mod image_format;
 mod input_file;
+#[cfg(all(target_os = "linux", feature = "qemu"))]
 mod kernel_file;
 #[cfg(all(feature = "images", feature = "ssh"))]
 pub mod launch;

@@ -12,6 +12,8 @@ mod turn;
 pub use attached::AttachedConsole;
 pub(crate) use attached::StateQuery;
 pub use joined::{ConsoleLog, JoinedConsole};
-pub(crate) use lines::{last_lines, without_sequences};
+pub(crate) use lines::last_lines;
+#[cfg(all(feature = "ssh", feature = "images"))]
+pub(crate) use lines::without_sequences;
 pub(crate) use turn::ConsoleClient;
 pub use turn::ConsoleTurn;

@@ -33,6 +33,7 @@ const PLATFORM_EFI: u8 = 0xef;
 /// # Errors
 /// `InvalidInput` on `cdrom` for what is no regular file that may be read, or has neither an ISO
 /// 9660 nor a UDF file system.
+#[cfg(all(target_os = "linux", feature = "qemu"))]
 pub(crate) fn check_disc(path: &Path) -> Result<()> {
     let InputFile { file, .. } = InputFile::open("cdrom", path)?;
     if is_disc(&file).map_err(Error::io("read", path))? {
@@ -75,6 +76,7 @@ const DISC_AS_IMAGE: &str = "this is an image of a disc (ISO 9660 or UDF), as an
                              an empty disk of the size that `disk` says";
 
 /// Reports whether a file has the descriptors of a disc's file system.
+#[cfg(any(feature = "images", all(target_os = "linux", feature = "qemu")))]
 fn is_disc(file: &File) -> io::Result<bool> {
     let descriptor = sector(file, DESCRIPTORS)?;
     Ok(descriptor.get(1..6).is_some_and(|mark| MARKS.contains(&mark)))

@@ -95,6 +95,7 @@ pub(crate) use backing::{is_backing_settled, settle_backing};
 pub(crate) use create::create_overlay_at_home;
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 pub use create::{MAX_DISK_BYTES, create_blank, create_overlay, grow_disk};
+#[cfg(all(target_os = "linux", feature = "qemu"))]
 pub(crate) use disc::check_disc;
 pub use disc::firmware_of_disc;
 #[cfg(any(feature = "images", all(target_os = "linux", feature = "qemu")))]
