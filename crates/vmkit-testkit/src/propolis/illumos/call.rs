@@ -113,7 +113,8 @@ impl Illumos {
     fn record(&self, tool: &str, args: &[String]) -> io::Result<()> {
         let words: Vec<&str> = std::iter::once(tool).chain(args.iter().map(String::as_str)).collect();
         let mut log = OpenOptions::new().create(true).append(true).open(self.dir.join("calls.log"))?;
-        writeln!(log, "{}", serde_json::to_string(&words)?)
+        // In one write: another process may be reading.
+        log.write_all(format!("{}\n", serde_json::to_string(&words)?).as_bytes())
     }
 }
 
