@@ -31,8 +31,6 @@ use crate::error::{Error, Result};
 const COMPARED_BYTES: u64 = 2 << 20;
 /// How much may be sent before it is compared with what the log has by then, in bytes.
 const MOST_SENT_BYTES: usize = 1 << 20;
-/// How much of what was sent shows where in the log that begins, in bytes.
-const SHOWN_BYTES: usize = 64;
 /// How long a guest is silent that pauses. There is no event for a pause.
 const PAUSE: Duration = Duration::from_millis(10);
 /// How long a pause is waited for, and that the client is accepted.
@@ -102,9 +100,12 @@ impl ConsoleClient {
             let is_silent = known == (past.len(), said.len()) && !self.is_waiting();
             let added = added_since(log.path, before.as_ref()).map_err(failed())?;
             let overlap = overlap(&past, &said, added);
-            let is_whole = is_silent && overlap == said.len();
-            if is_whole || !is_open || said.len() >= MOST_SENT_BYTES || Instant::now() >= deadline {
-                past.truncate(past.len() - overlap);
+            if (is_silent && overlap.is_whole)
+                || !is_open
+                || said.len() >= MOST_SENT_BYTES
+                || Instant::now() >= deadline
+            {
+                past.truncate(past.len() - overlap.logged_bytes);
                 let surplus = past.len() as u64 - log.most_bytes.min(past.len() as u64);
                 past.drain(..usize::try_from(surplus).unwrap_or(0));
                 return Ok(JoinedConsole { past, said, stream });
@@ -161,17 +162,64 @@ fn read_some(mut stream: &UnixStream, said: &mut Vec<u8>) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Returns how many of the first bytes that were sent the log ends with, of those added since.
-fn overlap(past: &[u8], said: &[u8], added: usize) -> usize {
-    let most = said.len().min(past.len()).min(added);
-    if let Some(bytes) = (1..=most).rev().find(|&bytes| past.ends_with(&said[..bytes])) {
-        return bytes;
-    }
-    // A byte that QEMU has logged twice is in between: the beginning alone shows the place.
-    let begin = &said[..said.len().min(SHOWN_BYTES)];
+/// How the end of a log and the beginning of what was sent are the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Overlap {
+    /// How many bytes at the end of the log were sent as well.
+    logged_bytes: usize,
+    /// Whether the log has all that was sent.
+    is_whole: bool,
+}
+
+/// Returns the longest overlap of what was sent and the last `added` bytes of the log.
+///
+/// QEMU logs a byte again for each time that its client has no room for it. So both are compared
+/// as runs of one byte, whatever the length of a run.
+fn overlap(past: &[u8], said: &[u8], added: usize) -> Overlap {
     let recent = &past[past.len() - past.len().min(added)..];
-    let at = recent.windows(SHOWN_BYTES).position(|window| window == begin);
-    at.map_or(0, |at| recent.len() - at)
+    let (logged, sent) = (runs(recent), runs(said));
+    let matched = longest_overlap(&logged, &sent);
+    let Some((first, others)) = logged[logged.len() - matched..].split_first() else {
+        return Overlap { logged_bytes: 0, is_whole: said.is_empty() };
+    };
+    // What is longer than the first run that was sent came before the client.
+    let first_bytes = first.bytes.len().min(sent[0].bytes.len());
+    let last_logged = others.last().map_or(first_bytes, |run| run.bytes.len());
+    Overlap {
+        logged_bytes: first_bytes + others.iter().map(|run| run.bytes.len()).sum::<usize>(),
+        is_whole: matched == sent.len() && last_logged >= sent[matched - 1].bytes.len(),
+    }
+}
+
+/// One byte, as often as it follows itself.
+struct Run<'a> {
+    bytes: &'a [u8],
+}
+
+impl PartialEq for Run<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.bytes[0] == other.bytes[0]
+    }
+}
+
+fn runs(bytes: &[u8]) -> Vec<Run<'_>> {
+    bytes.chunk_by(|a, b| a == b).map(|bytes| Run { bytes }).collect()
+}
+
+/// Returns the length of the longest end of `log` that `sent` begins with, by Knuth, Morris and
+/// Pratt: a guest decides what is compared, so the time must not grow with its square.
+fn longest_overlap<T: PartialEq>(log: &[T], sent: &[T]) -> usize {
+    let advance = |shorter: &[usize], mut matched: usize, next: &T| {
+        while matched > 0 && sent.get(matched) != Some(next) {
+            matched = shorter[matched - 1];
+        }
+        matched + usize::from(sent.get(matched) == Some(next))
+    };
+    let mut shorter = vec![0; sent.len()];
+    for at in 1..sent.len() {
+        shorter[at] = advance(&shorter, shorter[at - 1], &sent[at]);
+    }
+    log.iter().fold(0, |matched, next| advance(&shorter, matched, next))
 }
 
 /// Waits for what the guest says next; returns false if it pauses.
@@ -196,14 +244,34 @@ mod tests {
 
     #[test]
     fn what_the_log_and_the_socket_both_have_is_had_once() {
-        assert_eq!(overlap(b"boot login: ", b"login: ", 12), 7);
-        assert_eq!(overlap(b"boot login: ", b"login: ", 0), 0, "nothing was said since");
-        assert_eq!(overlap(b"boot log", b"login: ", 8), 3);
-        assert_eq!(overlap(b"boot ", b"login: ", 5), 0);
-        assert_eq!(overlap(b"....", b"..", 2), 2);
-        let said: String = (100..200).map(|line| format!("line {line}\r\n")).collect();
-        let logged = format!("boot {}", said.replace("line 150", "line 1150"));
-        assert_eq!(overlap(logged.as_bytes(), said.as_bytes(), said.len() + 1), said.len() + 1);
+        let of = |past: &str, said: &str, added| {
+            let overlap = overlap(past.as_bytes(), said.as_bytes(), added);
+            (overlap.logged_bytes, overlap.is_whole)
+        };
+        assert_eq!(of("boot login: ", "login: ", 12), (7, true));
+        assert_eq!(of("boot login: ", "login: ", 0), (0, false), "nothing was said since");
+        assert_eq!(of("boot log", "login: ", 8), (3, false));
+        assert_eq!(of("boot ", "login: ", 5), (0, false));
+        assert_eq!(of("boot ", "", 5), (0, true));
+        assert_eq!(of("....", "..", 2), (2, true));
+        assert_eq!(of("....", "..", 4), (2, true), "the longer run began before the client");
+        assert_eq!(of("..", "...", 2), (2, false));
+        assert_eq!(of("abab", "ababab", 4), (4, false));
+        assert_eq!(of("ababab", "abab", 6), (4, true));
+    }
+
+    #[test]
+    fn a_byte_that_is_logged_twice_hides_no_overlap() {
+        let said: String = (100..200).map(|line| format!("\r\nline {line}")).collect::<String>() + "\r\n";
+        for doubled in ["\r\nline 100", "line 150", "line 199\r\n"] {
+            for (at, byte) in doubled.char_indices().skip(1) {
+                let mut twice = doubled.to_owned();
+                twice.insert(at, byte);
+                let log = format!("boot\r\n{}", said.replace(doubled, &twice));
+                let found = overlap(log.as_bytes(), said.as_bytes(), log.len());
+                assert_eq!(found, Overlap { logged_bytes: said.len() + 1, is_whole: true }, "{twice:?}");
+            }
+        }
     }
 
     #[test]

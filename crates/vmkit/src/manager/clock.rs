@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::VmManager;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::handle::VmHandle;
 use crate::hypervisor::Backend;
 use crate::spec::{NetworkConfig, VmName};
@@ -17,6 +17,9 @@ const GREETING: Duration = Duration::from_secs(15);
 /// How long all of it may take: logins, and the next second of the clock, on a slow guest several
 /// times.
 const LIMIT: Duration = Duration::from_secs(60);
+/// How long a guest that refuses or closes connections is tried: its SSH server does not run, or
+/// has too many logins for the moment. A busy one greets late, and is tried until `LIMIT`.
+const REFUSED_LIMIT: Duration = Duration::from_secs(5);
 /// The pause before another attempt.
 const PAUSE: Duration = Duration::from_millis(500);
 /// How long a pause has to be for a clock that is behind by it to be worth a warning.
@@ -74,9 +77,15 @@ async fn attempt_until<F: Future<Output = Result<()>>>(
     deadline: Instant,
     mut attempt: impl FnMut() -> F,
 ) -> Result<()> {
+    let refused_deadline = deadline.min(Instant::now() + REFUSED_LIMIT);
     loop {
-        match attempt().await {
-            Err(error) if may_pass(&error) && Instant::now() + PAUSE < deadline => {
+        let tried = attempt().await;
+        let until = match &tried {
+            Err(error) if error.kind() == ErrorKind::TimedOut => deadline,
+            _ => refused_deadline,
+        };
+        match tried {
+            Err(error) if may_pass(&error) && Instant::now() + PAUSE < until => {
                 tracing::debug!(%error, "the clock was not set, and is tried again");
                 sleep(PAUSE).await;
             }
@@ -109,6 +118,13 @@ mod tests {
         let late: fn() -> Error = || Error::timed_out("a greeting", GREETING);
         assert_eq!(tries(3, late).await, (4, true));
         assert_eq!(tries(usize::MAX, late).await, (120, false));
+        let refused: fn() -> Error = || Error::Ssh {
+            target: "vmkit@web".into(),
+            problem: "the connection was closed".into(),
+            source: None,
+        };
+        assert_eq!(tries(3, refused).await, (4, true));
+        assert_eq!(tries(usize::MAX, refused).await, (10, false));
         assert_eq!(tries(3, || Error::not_found(Subject::Vm, "web")).await, (1, false));
     }
 }

@@ -1,14 +1,12 @@
 //! The command with a real Debian in the VM: cloud-init, SSH, a clean end, and what outlives it.
 
 use std::fs;
-use std::io::Read;
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
-use std::thread;
 use std::time::{Duration, Instant};
 
+use super::first_greeting;
 use crate::harness::{Life, create_arguments};
 use vmkit_testkit::guest;
 
@@ -71,7 +69,7 @@ impl Debian {
     /// Starts the VM and waits for SSH, which must not take much longer than SSH does.
     fn boot(&self) {
         self.0.must(["start", "deb"]);
-        let greeted = first_greeting(self.ssh_port());
+        let greeted = first_greeting(self.ssh_port(), Duration::from_millis(200));
         self.0.must(["wait", "deb", "ssh", "--timeout", BOOT_LIMIT]);
         let waited = Instant::now();
         // It may have been the first to be greeted.
@@ -88,30 +86,6 @@ impl Debian {
         let end: Vec<&str> = log.lines().rev().take(10).collect();
         assert!(end.iter().any(|line| line.contains("Power down")), "{end:?}");
     }
-}
-
-/// Tries again and again to be greeted by an SSH server, and tells when it was.
-fn first_greeting(address: SocketAddr) -> Receiver<Instant> {
-    let (sender, receiver) = channel();
-    let greets = move || {
-        let mut stream = TcpStream::connect(address)?;
-        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-        let mut greeting = [0; 4];
-        stream.read_exact(&mut greeting)?;
-        std::io::Result::Ok(&greeting == b"SSH-")
-    };
-    let limit = Instant::now() + Duration::from_secs(600);
-    thread::spawn(move || {
-        while !greets().unwrap_or(false) {
-            if Instant::now() > limit {
-                return;
-            }
-            // No event tells that a server listens.
-            thread::sleep(Duration::from_millis(200));
-        }
-        let _ = sender.send(Instant::now());
-    });
-    receiver
 }
 
 #[test]

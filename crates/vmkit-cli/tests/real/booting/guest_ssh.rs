@@ -3,14 +3,10 @@
 
 use std::fs;
 use std::io::Write;
-use std::net::{SocketAddr, TcpStream};
 use std::process::{Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
-use std::thread;
 use std::time::{Duration, Instant};
 
-use std::io::Read;
-
+use super::first_greeting;
 use crate::harness::{LONG, Life, until};
 use crate::support::answer;
 use rustix::process::{Signal, kill_process};
@@ -52,27 +48,6 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-/// Asks for a greeting every few milliseconds once the guest refuses, and tells when it came.
-fn first_greeting(address: SocketAddr) -> Receiver<Instant> {
-    let (sender, receiver) = channel();
-    let greets = move || {
-        let mut stream = TcpStream::connect(address)?;
-        stream.set_read_timeout(Some(Duration::from_secs(3)))?;
-        let mut greeting = [0; 4];
-        stream.read_exact(&mut greeting)?;
-        std::io::Result::Ok(&greeting == b"SSH-")
-    };
-    thread::spawn(move || {
-        let limit = Instant::now() + Duration::from_secs(600);
-        while !greets().unwrap_or(false) && Instant::now() < limit {
-            // No event tells that a server listens.
-            thread::sleep(Duration::from_millis(5));
-        }
-        let _ = sender.send(Instant::now());
-    });
-    receiver
-}
-
 /// Measures how long it takes from nothing to a shell's prompt.
 async fn prompt(manager: &VmManager<QemuHypervisor>, name: &VmName) -> Duration {
     let target = manager.ssh_target(name, &LoginOptions::default()).await.unwrap();
@@ -102,7 +77,7 @@ fn a_guest_with_vmkits_own_key_is_entered_in_every_way() {
 
     life.must(["start", "deb"]);
     let forward = life.info("deb")["run"]["forwards"][0]["host"].as_str().unwrap().parse().unwrap();
-    let greeted = first_greeting(forward);
+    let greeted = first_greeting(forward, Duration::from_millis(5));
     life.must(["wait", "deb", "ssh", "--timeout", BOOT_LIMIT]);
     let waited = Instant::now();
     let greeted = greeted.recv_timeout(Duration::from_secs(60)).unwrap();
