@@ -249,7 +249,7 @@ fn what_a_server_elsewhere_hides_is_found_by_the_request_and_no_empty_log_is_hin
     );
     assert_eq!(served.create("web", &[]).code, Some(0));
     let answer = served.host.vmkit(["start", "web"]);
-    assert!(answer.stderr.contains("its server says Failed\n"), "{answer:?}");
+    assert!(answer.stderr.contains("its server reports Failed\n"), "{answer:?}");
     assert!(!answer.stderr.contains("logs --hypervisor"), "{answer:?}");
 }
 

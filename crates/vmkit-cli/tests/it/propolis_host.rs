@@ -132,8 +132,8 @@ fn an_address_that_speaks_something_else_is_said_to_be_no_propolis() {
     let image = ["--image", "base.img", "--network", "none"];
     assert_eq!(world.create(&[&image[..], &["--backend-option", &address]].concat()).code, Some(0));
     for (fault, said) in [
-        (NetworkFault::Html, "no Propolis server"),
-        (NetworkFault::Junk(b"SSH-2.0-OpenSSH_9.2p1\r\n".to_vec()), "does not speak HTTP"),
+        (NetworkFault::Html, "not a Propolis server"),
+        (NetworkFault::Junk(b"SSH-2.0-OpenSSH_9.2p1\r\n".to_vec()), "not HTTP"),
     ] {
         proxy.set(Some(fault)).unwrap();
         let answer = world.vmkit(&["start", "web"]);

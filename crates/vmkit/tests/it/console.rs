@@ -430,9 +430,9 @@ async fn an_address_that_refuses_or_speaks_something_else_is_told_apart() {
     let fake = running().await;
     let proxy = FaultProxy::new(fake.address()).unwrap();
     for (fault, text) in [
-        (NetworkFault::Refuse, "nobody listens"),
-        (NetworkFault::Html, "no Propolis server"),
-        (NetworkFault::Junk(b"SSH-2.0-OpenSSH\r\n".to_vec()), "no Propolis server"),
+        (NetworkFault::Refuse, "nothing listens"),
+        (NetworkFault::Html, "not a Propolis server"),
+        (NetworkFault::Junk(b"SSH-2.0-OpenSSH\r\n".to_vec()), "not a Propolis server"),
     ] {
         proxy.set(Some(fault)).unwrap();
         let error = Pumped::begin(proxy.address(), 0).ending().await.unwrap_err();

@@ -167,7 +167,7 @@ async fn a_server_that_makes_a_vm_for_ever_keeps_no_one_for_ever_and_is_called_s
 
     let error = propolis.destroy(vm.clone()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
-    for told in ["still being made", "until it is ended"] {
+    for told in ["`Creating`", "until it is ended"] {
         assert!(error.to_string().contains(told), "{error}");
     }
     remote.end_server();
@@ -181,7 +181,7 @@ async fn a_start_that_fails_elsewhere_says_no_more_than_it_knows() {
     let propolis = remote.hypervisor();
     let vm = propolis.prepare(&remote.spec(name())).await.unwrap();
     let error = propolis.start(&vm).await.unwrap_err().to_string();
-    assert!(error.ends_with("its server says Failed"), "{error}");
+    assert!(error.ends_with("its server reports Failed"), "{error}");
     propolis.destroy(vm).await.unwrap();
     assert_eq!(remote.left(), Vec::<String>::new());
 }

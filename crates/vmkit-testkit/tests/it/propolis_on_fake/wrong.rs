@@ -120,9 +120,9 @@ async fn what_a_server_says_when_it_refuses_to_run_reaches_the_caller() {
 #[tokio::test]
 async fn an_address_where_nobody_or_somebody_else_answers_is_called_so() {
     for (fault, kind, reason) in [
-        (NetworkFault::Refuse, ErrorKind::Hypervisor, "nobody listens"),
-        (NetworkFault::Html, ErrorKind::Hypervisor, "no Propolis server"),
-        (NetworkFault::Junk(b"SSH-2.0-OpenSSH\r\n".to_vec()), ErrorKind::Hypervisor, "does not speak HTTP"),
+        (NetworkFault::Refuse, ErrorKind::Hypervisor, "nothing listens"),
+        (NetworkFault::Html, ErrorKind::Hypervisor, "not a Propolis server"),
+        (NetworkFault::Junk(b"SSH-2.0-OpenSSH\r\n".to_vec()), ErrorKind::Hypervisor, "not HTTP"),
         (NetworkFault::DropAfter(10), ErrorKind::Hypervisor, ""),
     ] {
         let remote = Remote::new();
@@ -161,7 +161,7 @@ async fn a_server_that_is_gone_or_has_forgotten_its_vm_is_a_failure_with_its_cau
     let vm = propolis.prepare(&remote.spec(name())).await.unwrap();
     let vm = propolis.start(&vm).await.unwrap();
     remote.proxy.set(Some(NetworkFault::Refuse)).unwrap();
-    for reason in ["nobody listens", "forgotten"] {
+    for reason in ["nothing listens", "has no such VM"] {
         let state = propolis.state(&vm).await.unwrap();
         let VmState::Failed { cause } = &state else { panic!("{state:?}") };
         assert_eq!(cause.kind, FailureKind::Vanished);

@@ -1,9 +1,9 @@
-//! Talking to a Propolis server: HTTP without encryption, one connection a request.
+//! The client of a Propolis server: HTTP without encryption, one connection per request.
 //!
-//! Every request names the version of the API, has a deadline, and its answer a bound. The server's
-//! own limit is none: its long poll blocks until there is something to tell. What goes wrong is
-//! told apart here, since callers act on it: nobody listens, nobody answers, somebody else answers,
-//! the server refuses.
+//! Every request names the version of the API and has a deadline; a reply has a size limit. The
+//! server has no timeout of its own: its long poll blocks until the state changes. Failures are
+//! distinguished here, since callers act on them: nothing listens, no reply, a reply from something
+//! else than Propolis, a refusal.
 //!
 //! Source: the API description of propolis-server 5.0.0, and dropshot's error bodies.
 
@@ -30,45 +30,45 @@ use super::instance_spec::{
 };
 use crate::error::{Error, ErrorKind, Peer};
 
-/// The header that names the version.
+/// The header with the version of the API.
 const VERSION_HEADER: &str = "api-version";
-/// The most bytes of an answer: a piece of the console's history, written as a list of numbers.
+/// The maximum size of a reply: a piece of the console's history, written as a list of numbers.
 const MOST_ANSWER_BYTES: usize = 8 << 20;
-/// How much of the console's history is asked for at once, in bytes.
+/// How much of the console's history one request asks for, in bytes.
 pub(crate) const HISTORY_BYTES: u64 = 256 << 10;
 
-/// What is seen of the VM at a server.
+/// A server's VM, as the server reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct InstanceView {
-    /// Whose VM it is; `None` where the server tells no more than the state.
+    /// `None` if the server reports only the state.
     pub(super) id: Option<Uuid>,
     pub(super) state: InstanceState,
 }
 
-/// A server, spoken to in one version of its API.
+/// A server's address, with the version of the API to use.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PropolisClient {
     pub(crate) address: SocketAddr,
     pub(crate) version: &'static str,
 }
 
-/// Why there is no answer.
+/// Why a request has no result.
 #[derive(Debug)]
 pub(crate) enum ClientError {
-    /// Nobody listens there: the host itself says so.
+    /// Nothing listens there: the host refused the connection.
     Refused(io::Error),
-    /// There is no way there, or nothing comes back: whether somebody listens there is not known.
+    /// The network is down, or nothing comes back: whether a server listens there is unknown.
     Unreached(io::Error),
-    /// The connection broke off.
+    /// The connection was lost.
     Lost(String),
     /// The deadline has passed; the server may have done what it was asked.
     TimedOut(Duration),
-    /// The server says for so long that it still makes the VM, and denies to have one that could be
+    /// The server has reported for this long that the VM is `Creating`, and has no VM that could be
     /// ended.
     StillMaking(Duration),
-    /// Whoever answers is no Propolis server.
+    /// The peer is not a Propolis server.
     Foreign(String),
-    /// The server says no.
+    /// The server refused.
     Denied { status: StatusCode, refusal: ErrorBody },
 }
 
@@ -80,17 +80,18 @@ impl ClientError {
         matches!(self, ClientError::Denied { status, .. } if matches!(status.as_u16(), 424 | 410))
     }
 
-    /// Returns whether the server has a VM already.
+    /// Returns whether the server already has a VM.
     pub(super) fn is_taken(&self) -> bool {
         matches!(self, ClientError::Denied { status, .. } if *status == StatusCode::CONFLICT)
     }
 
-    /// Returns whether the network failed, which says nothing of the server: it may be asked again.
+    /// Returns whether the network failed, which says nothing about the server: the caller may
+    /// retry.
     pub(super) fn is_of_the_network(&self) -> bool {
         matches!(self, ClientError::Unreached(_) | ClientError::Lost(_))
     }
 
-    /// Returns the request's id, by which the server's log tells more of a failure that it hides.
+    /// Returns the id of a request whose failure the server explains only in its log.
     pub(super) fn hidden(&self) -> Option<&str> {
         match self {
             ClientError::Denied { status, refusal } if status.is_server_error() => Some(&refusal.request_id),
@@ -98,8 +99,8 @@ impl ClientError {
         }
     }
 
-    /// Creates the library's error of it; `why` is what the server's log tells of a failure that it
-    /// hides.
+    /// Converts to the library's error; `why` is the reason from the server's log, if the reply
+    /// hides it.
     pub(crate) fn into_error(
         self,
         client: &PropolisClient,
@@ -110,17 +111,17 @@ impl ClientError {
         match self {
             ClientError::Refused(source) => Error::protocol(
                 Peer::Propolis,
-                format!("nobody listens at {address}: is the address right, and does it run?"),
+                format!("nothing listens at {address}: check the address, and that the server runs"),
             )
             .with_source(source),
             ClientError::Unreached(source) => Error::protocol(
                 Peer::Propolis,
-                format!("{address} can't be reached, so nobody knows what is there"),
+                format!("{address} can't be reached, so the VM's state is unknown"),
             )
             .with_source(source),
             ClientError::Lost(how) => Error::protocol(
                 Peer::Propolis,
-                format!("the connection to {address} broke off while it was to {doing}: {how}"),
+                format!("the connection to {address} was lost during a request to {doing}: {how}"),
             ),
             ClientError::TimedOut(after) => {
                 let awaited = format!("the Propolis server at {address} to {doing}");
@@ -128,14 +129,14 @@ impl ClientError {
             }
             ClientError::StillMaking(after) => {
                 let awaited = format!(
-                    "the Propolis server at {address} to {doing}, which it says is still being made (`Creating`): a \
-                     server that panicked in making a VM says so until it is ended, and then the VM is gone"
+                    "the Propolis server at {address} to {doing}, which it reports as `Creating`: a server \
+                     that panicked while it created a VM reports that until it is ended, and the VM is gone then"
                 );
                 Error::timed_out(awaited, after)
             }
             ClientError::Foreign(what) => Error::protocol(
                 Peer::Propolis,
-                format!("what answers at {address} is no Propolis server: {what}"),
+                format!("the peer at {address} is not a Propolis server: {what}"),
             ),
             ClientError::Denied { status, refusal } => denied(client, doing, status, refusal, why),
         }
@@ -158,13 +159,12 @@ fn denied(
         );
         return Error::protocol(Peer::Propolis, problem);
     }
-    // Some refusals have their reason in the place of the code, and the bare status as their
-    // message.
+    // Some refusals have their reason in `error_code`, and only the status as their message.
     let reason = match (why, error_code) {
         (Some(why), _) => why,
         (None, Some(code)) if code.contains(' ') => code,
         (None, _) if status.is_server_error() && !request_id.is_empty() => {
-            format!("{message}; only that server's own log tells why, by the request id {request_id}")
+            format!("{message}; the reason is in that server's log, at the request id {request_id}")
         }
         (None, _) => message,
     };
@@ -177,26 +177,26 @@ fn denied(
 impl fmt::Display for ClientError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            ClientError::Refused(error) => write!(f, "nobody listens: {error}"),
-            ClientError::Unreached(error) => write!(f, "it can't be reached: {error}"),
-            ClientError::Lost(how) => write!(f, "the connection broke off: {how}"),
-            ClientError::TimedOut(after) => write!(f, "no answer within {:.1} s", after.as_secs_f64()),
+            ClientError::Refused(error) => write!(f, "nothing listens: {error}"),
+            ClientError::Unreached(error) => write!(f, "unreachable: {error}"),
+            ClientError::Lost(how) => write!(f, "the connection was lost: {how}"),
+            ClientError::TimedOut(after) => write!(f, "no reply within {:.1} s", after.as_secs_f64()),
             ClientError::StillMaking(after) => {
-                write!(f, "it still makes the VM after {:.1} s", after.as_secs_f64())
+                write!(f, "still creating the VM after {:.1} s", after.as_secs_f64())
             }
-            ClientError::Foreign(what) => write!(f, "no Propolis server answers: {what}"),
+            ClientError::Foreign(what) => write!(f, "not a Propolis server: {what}"),
             ClientError::Denied { status, refusal } => write!(f, "{status}: {}", refusal.message),
         }
     }
 }
 
 impl PropolisClient {
-    /// Returns where the console is.
+    /// Returns the URL of the console's WebSocket.
     pub(crate) fn console_url(&self) -> String {
         format!("ws://{}/instance/serial", self.address)
     }
 
-    /// Has the server make a VM; comes back once all its devices are there.
+    /// Asks the server to create a VM; returns when all its devices exist.
     pub(super) async fn ensure(
         &self,
         request: &InstanceEnsureRequest,
@@ -206,15 +206,15 @@ impl PropolisClient {
         self.send(Method::PUT, "/instance", Some(body), deadline).await.map(drop)
     }
 
-    /// Asks what VM there is.
+    /// Requests the server's VM.
     pub(super) async fn instance(&self, deadline: Instant) -> ClientResult<InstanceReply> {
         let bytes = self.send(Method::GET, "/instance", None, deadline).await?;
         parsed::<InstanceAnswer>(&bytes).map(|answer| answer.instance)
     }
 
-    /// Looks what VM there is. A server tells nothing of one whose devices it is pausing, to reset
-    /// or to halt them, but its state: so that is asked for as well where there is no answer for so
-    /// long.
+    /// Reports the server's VM. While the server pauses the devices of a VM, to reset or to halt
+    /// them, it reports only the state: that is requested as well if there is no reply within
+    /// `blocked_after`.
     pub(super) async fn look(
         &self,
         blocked_after: Duration,
@@ -238,13 +238,13 @@ impl PropolisClient {
         }
     }
 
-    /// Asks the VM to become running or stopped; it is done some time after the answer.
+    /// Asks the VM to become running or stopped; the change follows some time after the reply.
     pub(super) async fn request(&self, state: RequestedState, deadline: Instant) -> ClientResult<()> {
         let body = serde_json::to_vec(&state).expect("a word is plain data");
         self.send(Method::PUT, "/instance/state", Some(body), deadline).await.map(drop)
     }
 
-    /// Waits for the state of this generation, or a later one: states in between may be skipped.
+    /// Waits for the state of this generation or a later one: states in between may be skipped.
     pub(super) async fn monitor(
         &self,
         generation: u64,
@@ -255,7 +255,7 @@ impl PropolisClient {
         parsed(&bytes)
     }
 
-    /// Asks for what the console has said from this offset on.
+    /// Requests the console's output from this offset on.
     pub(crate) async fn history(&self, from: HistoryStart, deadline: Instant) -> ClientResult<SerialHistory> {
         let path = match from {
             HistoryStart::Start(offset) => {
@@ -303,15 +303,14 @@ impl PropolisClient {
                 limited.collect().await.map_err(|error| ClientError::Lost(error.to_string()))?.to_bytes();
             Ok((status, bytes))
         };
-        // The connection is driven by whoever waits for the answer, so nothing outlives a dropped
-        // future.
+        // This future drives the connection, so nothing outlives it if it is dropped.
         tokio::pin!(connection);
         tokio::pin!(conversation);
         let (status, bytes) = tokio::select! {
             biased;
             answer = &mut conversation => answer?,
             ended = &mut connection => match ended {
-                // The last bytes may lie in the conversation's hands still.
+                // The connection may close before its last bytes were read.
                 Ok(()) => conversation.await?,
                 Err(error) => return Err(broken(&error)),
             },
@@ -321,12 +320,12 @@ impl PropolisClient {
         }
         match serde_json::from_slice::<ErrorBody>(&bytes) {
             Ok(refusal) => Err(ClientError::Denied { status, refusal }),
-            Err(_) => Err(ClientError::Foreign(format!("it says {status} and {}", shown(&bytes)))),
+            Err(_) => Err(ClientError::Foreign(format!("the reply is {status} with {}", shown(&bytes)))),
         }
     }
 }
 
-/// Tells a server that is not there from a network that does not lead there.
+/// Distinguishes a refused connection from a network failure.
 fn unconnected(error: io::Error) -> ClientError {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => ClientError::Refused(error),
@@ -334,18 +333,18 @@ fn unconnected(error: io::Error) -> ClientError {
     }
 }
 
-/// From where the console's history is read.
+/// Where to start reading the console's history.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum HistoryStart {
-    /// So many bytes after its beginning.
+    /// This many bytes after its start.
     Start(u64),
-    /// So many bytes before its end.
+    /// This many bytes before its end.
     End(u64),
 }
 
 fn broken(error: &hyper::Error) -> ClientError {
     if error.is_parse() {
-        return ClientError::Foreign(format!("it does not speak HTTP: {error}"));
+        return ClientError::Foreign(format!("not HTTP: {error}"));
     }
     ClientError::Lost(chain(error))
 }
@@ -362,12 +361,11 @@ fn encoded(question: &impl Serialize) -> Vec<u8> {
 }
 
 fn parsed<T: DeserializeOwned>(bytes: &[u8]) -> ClientResult<T> {
-    serde_json::from_slice(bytes).map_err(|error| {
-        ClientError::Foreign(format!("it says {}, which is no answer: {error}", shown(bytes)))
-    })
+    serde_json::from_slice(bytes)
+        .map_err(|error| ClientError::Foreign(format!("unexpected reply {}: {error}", shown(bytes))))
 }
 
-/// Returns the beginning of what somebody said, fit for a message.
+/// Returns the start of a reply, printable.
 fn shown(bytes: &[u8]) -> String {
     let text: String = String::from_utf8_lossy(&bytes[..bytes.len().min(200)]).chars().take(80).collect();
     if bytes.is_empty() { "nothing".to_owned() } else { format!("{text:?}") }
@@ -379,7 +377,8 @@ mod tests {
     use std::io::{Read, Write};
     use std::net::TcpListener;
 
-    /// Returns whoever connects first with these bytes, and the request that came.
+    /// Returns a server that replies to the first connection with these bytes, and the request it
+    /// got.
     fn answering(bytes: &'static [u8]) -> (PropolisClient, std::thread::JoinHandle<String>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -401,7 +400,7 @@ mod tests {
         let (client, thread) = answering(bytes);
         let failure = client.instance(soon()).await.unwrap_err();
         thread.join().unwrap();
-        failure.into_error(&client, "tell its state", None).to_string()
+        failure.into_error(&client, "report its state", None).to_string()
     }
 
     #[tokio::test]
@@ -416,19 +415,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_is_no_propolis_server_is_called_so() {
+    async fn a_peer_that_is_not_a_propolis_server_is_reported_as_such() {
         let html = error_of(b"HTTP/1.1 200 OK\r\ncontent-length: 13\r\n\r\n<html></html>").await;
-        assert!(html.contains("no Propolis server") && html.contains("<html>"), "{html}");
+        assert!(html.contains("not a Propolis server") && html.contains("<html>"), "{html}");
         let ssh = error_of(b"SSH-2.0-OpenSSH_9.2p1\r\n").await;
-        assert!(ssh.contains("does not speak HTTP"), "{ssh}");
+        assert!(ssh.contains("not HTTP"), "{ssh}");
         let hung_up = error_of(b"").await;
-        assert!(hung_up.contains("broke off"), "{hung_up}");
+        assert!(hung_up.contains("was lost"), "{hung_up}");
         let proxy = error_of(b"HTTP/1.1 502 Bad Gateway\r\ncontent-length: 3\r\n\r\nno!").await;
         assert!(proxy.contains("502") && proxy.contains("\"no!\""), "{proxy}");
     }
 
     #[tokio::test]
-    async fn both_shapes_of_a_refusal_tell_their_reason() {
+    async fn both_shapes_of_a_refusal_keep_their_reason() {
         let code = error_of(
             b"HTTP/1.1 403 Forbidden\r\ncontent-length: 82\r\n\r\n{\"request_id\":\"1\",\"error_code\":\"instance state change \
               not allowed\",\"message\":\"No\"}",
@@ -444,28 +443,28 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_address_where_nobody_listens_is_named() {
+    async fn a_refused_connection_names_the_address() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let client = PropolisClient { address: listener.local_addr().unwrap(), version: "1.0.0" };
         drop(listener);
         let failure = client.instance(soon()).await.unwrap_err();
         assert!(matches!(failure, ClientError::Refused(_)), "{failure:?}");
-        let error = failure.into_error(&client, "tell its state", None).to_string();
-        assert!(error.contains("nobody listens at 127.0.0.1:"), "{error}");
+        let error = failure.into_error(&client, "report its state", None).to_string();
+        assert!(error.contains("nothing listens at 127.0.0.1:"), "{error}");
     }
 
     #[tokio::test]
-    async fn a_host_that_no_way_leads_to_is_not_taken_for_one_where_nobody_listens() {
-        // No connection to everybody at once can be made: the kernel says that there is no way.
+    async fn an_unreachable_network_is_not_a_refused_connection() {
+        // The kernel refuses a TCP connection to the broadcast address: no route.
         let client = PropolisClient { address: "255.255.255.255:12400".parse().unwrap(), version: "1.0.0" };
         let failure = client.instance(soon()).await.unwrap_err();
         assert!(matches!(failure, ClientError::Unreached(_)), "{failure:?}");
-        let error = failure.into_error(&client, "tell its state", None).to_string();
+        let error = failure.into_error(&client, "report its state", None).to_string();
         assert!(error.contains("can't be reached"), "{error}");
     }
 
     #[tokio::test]
-    async fn a_server_that_never_answers_is_waited_for_until_the_deadline() {
+    async fn a_silent_server_is_waited_for_until_the_deadline() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let client = PropolisClient { address: listener.local_addr().unwrap(), version: "1.0.0" };
         let failure = client.instance(Instant::now() + Duration::from_millis(50)).await.unwrap_err();

@@ -1,17 +1,17 @@
-//! Having a server end its VM, whatever became of that.
+//! Ending the VM of a server, whatever state it is in.
 //!
 //! ```text
 //!  instance     ──▶ another VM that lives                         gone
-//!               ──▶ Destroyed, none (424)   asked for just now:   may come yet: look again
+//!               ──▶ Destroyed, none (424)   requested just now:   may still appear: look again
 //!                                           else                  gone
-//!  Stop         ──▶ taken            ──▶ wait for Destroyed       gone
-//!               ──▶ no active VM (424):  Failed                   as Destroyed: it has let go of everything
-//!                                        Creating                 still being made: ask again
-//!                                        else                     on its way out: wait for its last state
+//!  Stop         ──▶ accepted         ──▶ wait for Destroyed       gone
+//!               ──▶ no active VM (424):  Failed                   as Destroyed: everything is released
+//!                                        Creating                 still being created: ask again
+//!                                        else                     ending: wait for its last state
 //! ```
 //!
-//! A server that was asked for a VM asks its host for CPUID, and a DNS for Nexus, before it knows
-//! of any: meanwhile it says what it said before, and goes on though nobody waits for its answer.
+//! After a request for a VM, a server asks its host for CPUID, and a DNS for Nexus, before it has
+//! one: until then its replies are the same as before. It goes on even if the client is gone.
 
 use std::time::Duration;
 
@@ -22,28 +22,28 @@ use super::client::{ClientError, ClientResult, PropolisClient};
 use super::instance_spec::{InstanceReply, InstanceState, RequestedState};
 use super::monitor;
 
-/// The pause before a server is asked again that may make a VM yet or still makes it, or that the
-/// network did not lead to. No event tells of these: the monitor has none without a VM, and a VM is
-/// `Creating` before and after it is made.
+/// The pause before asking again: a server that may still create a VM, or is creating it, or that
+/// the network did not reach. There is no event: without a VM the monitor has none, and a VM is
+/// `Creating` before and after it is created.
 const AGAIN: Duration = Duration::from_millis(100);
 
-/// How long the network may fail at a stretch.
+/// How long the network may fail without a break.
 const NETWORK_LIMIT: Duration = Duration::from_secs(5);
 
-/// How long a VM is waited for that is still being made. One stays so for good whose server has
-/// panicked and lives.
+/// How long to wait for a VM that is being created. It stays so forever if its server has panicked
+/// and still runs.
 const MAKING_LIMIT: Duration = Duration::from_secs(30);
 
-/// What an ending came to.
+/// The result of [`end`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum EndOutcome {
-    /// The server has let go of everything that the VM had, or has no such VM.
+    /// The server has released everything that the VM had, or has no such VM.
     Gone,
-    /// The server may have been asked for the VM, and never had it for as long as that was watched.
+    /// The server may have been asked for the VM, and did not have it until `watched_until`.
     NeverSeen,
 }
 
-/// How long each part of an ending may take.
+/// The timeouts of [`end`].
 #[derive(Debug, Clone, Copy)]
 pub(super) struct EndTimeouts {
     deadline: Instant,
@@ -52,39 +52,39 @@ pub(super) struct EndTimeouts {
 }
 
 impl EndTimeouts {
-    /// Returns the usual limits of an ending that is over at the deadline.
+    /// Returns the usual timeouts, up to this deadline.
     pub(super) fn until(deadline: Instant) -> Self {
         Self { deadline, watched_until: None, making: MAKING_LIMIT }
     }
 
-    /// Counts a VM as gone only if the server has none by this instant.
+    /// Regards a VM as gone only if the server still has none at this instant.
     pub(super) fn watching_until(self, until: Option<Instant>) -> Self {
         Self { watched_until: until, ..self }
     }
 
-    /// Waits no longer than this for a VM that is still being made.
+    /// Waits at most this long for a VM that is being created.
     pub(super) fn with_making(self, making: Duration) -> Self {
         Self { making, ..self }
     }
 }
 
-/// What one try to end a VM came to.
+/// The result of one attempt to end a VM.
 enum EndAttempt {
-    /// The server has let go of everything.
+    /// The server has released everything.
     Gone,
-    /// It has no such VM, or what has become of an earlier run.
+    /// The server has no such VM, or only the last state of an earlier run.
     Nothing,
-    /// It is still making the VM, and denies to have one.
+    /// The server is creating the VM, and can't end it yet.
     Creating,
 }
 
-/// Has a server end this VM, and comes back once it has let go of everything that the VM had.
+/// Ends this VM of a server; returns when the server has released everything that the VM had.
 ///
-/// That it has no such VM is success.
+/// A server without this VM is success.
 ///
 /// # Errors
-/// `Refused` where nobody listens, so there is no server that could hold anything; any other
-/// failure leaves open what runs.
+/// `Refused` if nothing listens, so there is no server that could hold anything; after any other
+/// failure it is unknown what runs.
 pub(super) async fn end(client: &PropolisClient, id: Uuid, limits: EndTimeouts) -> ClientResult<EndOutcome> {
     let began = Instant::now();
     let (mut heard, mut making) = (began, None);
@@ -103,7 +103,7 @@ pub(super) async fn end(client: &PropolisClient, id: Uuid, limits: EndTimeouts) 
                 }
             }
             Err(failure) if failure.is_of_the_network() && heard.elapsed() < NETWORK_LIMIT => {
-                tracing::debug!(%failure, "the server is asked again to end its VM");
+                tracing::debug!(%failure, "could not reach the server to end its VM; trying again");
             }
             Err(failure) => return Err(failure),
         }
@@ -117,10 +117,10 @@ pub(super) async fn end(client: &PropolisClient, id: Uuid, limits: EndTimeouts) 
     }
 }
 
-/// Looks what VM a server has, until it has one that lives or `until` has passed.
+/// Waits until the server has a VM that lives, or `until` has passed; returns the server's VM.
 ///
 /// # Errors
-/// What keeps the server from telling.
+/// What kept the server from replying.
 pub(super) async fn shown(
     client: &PropolisClient,
     until: Instant,
@@ -159,7 +159,7 @@ async fn end_once(client: &PropolisClient, id: Uuid, deadline: Instant) -> Clien
         },
         told => told?,
     }
-    // Of one that had failed before, this is no news.
+    // A VM that had failed before doesn't change to `Failed` again.
     let has_failed = |state| state == InstanceState::Failed && there.state != InstanceState::Failed;
     match monitor::until(client, has_failed, deadline).await {
         Err(failure) if !failure.is_no_instance() => Err(failure),

@@ -1,5 +1,5 @@
-//! What a VM has in its directory: whose it is and what was made for it, where its server listens,
-//! what was asked.
+//! The files of a VM: who owns the directory and what was created for it, where its server listens,
+//! which changes were requested.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -21,40 +21,39 @@ use crate::backend::supervise::unfinished;
 use crate::error::{Error, Result};
 use crate::steps::step;
 
-/// More than a claim has: an id, some paths and commands.
+/// A limit well above the size of a claim: an id, some paths and commands.
 const MOST_BYTES: u64 = 1 << 20;
 
-/// Says whose a directory is, and what was made on the host for that VM, or may have been.
+/// The owner of a directory, and what was created on the host for that VM, or may have been.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct OwnerClaim {
     pub(super) id: Uuid,
-    /// What the VM asked for when it was made: what the backend's defaults were then stays true for
-    /// it.
+    /// The options of the VM when it was created: later changes of the backend's defaults don't
+    /// affect it.
     pub(super) options: PropolisOptions,
-    /// What was made, in order.
+    /// What was created, in order.
     pub(super) steps: Vec<HostStep>,
-    /// What is being made for a VM that was changed since, and may be there or not.
+    /// What a change of the VM is creating, which may exist or not.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) pending: Vec<HostStep>,
-    /// How large the image was.
+    /// The size of the image.
     pub(super) image_bytes: u64,
-    /// Where the directory lies, absolute; a claim that names another one came here by a move or a
-    /// copy.
+    /// The directory's absolute path; if a claim names another one, it was moved or copied here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) work: Option<PathBuf>,
-    /// Whether the VM's removal was begun: some of what was made may be gone.
+    /// Whether the VM's removal has started: some of what was created may be gone.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) is_going: bool,
 }
 
 impl OwnerClaim {
-    /// Returns whether the root disk is a copy that was made here.
+    /// Returns whether the root disk is a copy in this directory.
     pub(super) fn has_copy(&self) -> bool {
         self.steps.iter().any(|step| matches!(step, HostStep::Copy { .. }))
     }
 
-    /// Returns the same with all files of the VM where this layout has them: they lie in its
-    /// directory, wherever that is now.
+    /// Returns the claim with the paths of all files in this layout's directory, wherever that is
+    /// now.
     fn at(mut self, layout: &PropolisLayout) -> Self {
         for step in self.steps.iter_mut().chain(&mut self.pending) {
             if let HostStep::Copy { path, .. } | HostStep::Blank { path, .. } = step
@@ -66,15 +65,14 @@ impl OwnerClaim {
         self
     }
 
-    /// Returns the directory of the VM of which the one in this directory is a copy, where there is
-    /// such a VM on this host; `recorded` is where the VM's record says that it was made.
+    /// Returns the directory of the original VM if this directory is a copy of it and the original
+    /// is on this host; `recorded` is the directory according to the VM's record.
     ///
-    /// Two directories of one VM share what lies outside of them: its volumes, its VNIC, its name
-    /// in the kernel and at a server. These are the original's, and not to be touched from the
-    /// copy.
+    /// Both directories share what is outside of them: the VM's volumes, its VNIC, its name in the
+    /// kernel and at a server. These belong to the original, and the copy must not touch them.
     ///
     /// # Errors
-    /// `Io` where the system does not tell what lies there.
+    /// `Io` if the system can't say what is there.
     pub(super) fn original(
         &self,
         layout: &PropolisLayout,
@@ -89,84 +87,85 @@ impl OwnerClaim {
     }
 }
 
-/// Returns whether two paths lead to one directory, as through a link or another mount.
+/// Returns whether two paths lead to the same directory, for example through a link or another
+/// mount.
 fn is_one_directory(one: &Path, other: &Path) -> bool {
     let identity = |path: &Path| path.metadata().map(|found| (found.dev(), found.ino())).ok();
     one == other || identity(one).is_some_and(|one| identity(other) == Some(one))
 }
 
-/// Says where the server of the last run listens, and which run that was.
+/// Where the server of the last run listens, and which run that was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct ServerFile {
     pub(super) address: SocketAddr,
-    /// Another one for each run.
+    /// A new id for each run.
     pub(super) run: Uuid,
-    /// Whether the server was told to run the guest; else it may have been asked to make the VM,
-    /// and no more.
+    /// Whether the server was asked to run the guest; if not, it may have been asked to create the
+    /// VM.
     pub(super) is_begun: bool,
 }
 
-/// How long a server may take from being asked for a VM until it says that there is one: it asks
-/// its host for CPUID first.
+/// How long a server may take from the request for a VM until it reports one: it asks its host for
+/// CPUID first.
 const ASKING_LIMIT: Duration = Duration::from_secs(6);
-/// The same of one that listens at an IPv6 address, which asks a DNS for Nexus besides.
+/// The same for a server at an IPv6 address, which also asks a DNS for Nexus.
 const ASKING_LIMIT_V6: Duration = Duration::from_secs(30);
 
 impl ServerFile {
-    /// Begins a run at this server.
+    /// Creates the file of a new run at this server.
     pub(super) fn of_new_run(address: SocketAddr) -> Self {
         Self { address, run: Uuid::new_v4(), is_begun: false }
     }
 }
 
-/// Returns whose the directory is; `None` where nobody has claimed it, or was killed while it did.
+/// Returns the owner of the directory; `None` if the directory has no claim, or the process that
+/// wrote it was killed.
 ///
 /// # Errors
-/// `Io` where it can't be read.
+/// `Io` if the claim can't be read.
 pub(super) fn claim(layout: &PropolisLayout) -> Result<Option<OwnerClaim>> {
     read(&layout.claim()).map(|claim: Option<OwnerClaim>| claim.map(|claim| claim.at(layout)))
 }
 
-/// Returns where the server of the last run listens, if one was asked for anything.
+/// Returns where the server of the last run listens, if a server was asked for anything.
 ///
 /// # Errors
-/// `Io` where it can't be read.
+/// `Io` if the file can't be read.
 pub(super) fn server(layout: &PropolisLayout) -> Result<Option<ServerFile>> {
     read(&layout.server_file())
 }
 
-/// Returns until when a server may yet show the VM of this run, which a start was cut off in asking
-/// for; `None` where that is over, or the VM was seen.
+/// Returns until when a server may still show the VM of an interrupted start; `None` if that time
+/// is over, or the VM was seen.
 pub(super) fn watched_until(layout: &PropolisLayout, server: &ServerFile) -> Option<Instant> {
     if server.is_begun || has_ended(layout, server) {
         return None;
     }
     let limit = if server.address.is_ipv4() { ASKING_LIMIT } else { ASKING_LIMIT_V6 };
-    // Written right before the server is asked. Where the clock was set back since, it counts as
-    // written now.
+    // The file was written right before the request. If the clock was set back since then, it is
+    // regarded as written now.
     let written = fs::metadata(layout.server_file()).and_then(|file| file.modified()).ok()?;
     let passed = SystemTime::now().duration_since(written).unwrap_or_default();
     limit.checked_sub(passed).map(|rest| Instant::now() + rest)
 }
 
-/// Returns whether somebody has seen this run end.
+/// Returns whether this run was seen to have ended.
 pub(super) fn has_ended(layout: &PropolisLayout, server: &ServerFile) -> bool {
-    // What can't be read tells nothing.
+    // A file that can't be read says nothing.
     read(&layout.ended_mark()).is_ok_and(|ended: Option<Uuid>| ended == Some(server.run))
 }
 
-/// Remembers that this run was seen to end: its server forgets that, with the next VM or with its
-/// process.
+/// Records that this run has ended: its server forgets that with the next VM, or with its process.
 pub(super) fn remember_end(layout: &PropolisLayout, server: &ServerFile) {
     if has_ended(layout, server) {
         return;
     }
     if let Err(error) = write(&layout.ended_mark(), &server.run) {
-        tracing::debug!(%error, "that the run has ended can't be kept");
+        tracing::debug!(%error, "cannot record that the run has ended");
     }
 }
 
-/// Writes one of these files, whole or not at all.
+/// Writes one of these files atomically.
 ///
 /// # Errors
 /// `Io`, `Host`.
@@ -174,7 +173,7 @@ pub(super) fn write(path: &Path, content: &impl Serialize) -> Result<()> {
     replace(path, content, false).map_err(Error::io("write", path))
 }
 
-/// Writes one of these files so that it outlives a power cut: what it tells of does.
+/// Writes one of these files so that it survives a power cut, as the things that it lists do.
 ///
 /// # Errors
 /// `Io`, `Host`.
@@ -215,7 +214,7 @@ fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
         .map_err(|error| Error::record(path, "not what vmkit writes there").with_source(error))
 }
 
-/// Creates a file that says something by being there.
+/// Creates an empty file, whose presence is the information.
 ///
 /// # Errors
 /// `Io`, `Host`.
@@ -226,14 +225,14 @@ pub(super) fn mark(path: &Path) -> Result<()> {
     made.map(drop).map_err(Error::io("create", path))
 }
 
-/// Removes all that this backend may have made in a VM's directory, and the directory when nothing
-/// else is in it.
+/// Removes all that this backend may have created in a VM's directory, and the directory if it is
+/// empty then.
 ///
 /// # Errors
 /// `Io`, `Host`.
 pub(super) fn remove_all(layout: &PropolisLayout, data_disks: usize) -> Result<()> {
     let mut files = layout.files(data_disks);
-    // The claim and the locks: they go when the server's directory has gone.
+    // The claim and the locks go after the server's directory.
     let last = files.split_off(files.len() - 3);
     files.iter().try_for_each(|file| remove_file(file))?;
     remove_whole(&layout.server_dir())?;
@@ -241,7 +240,7 @@ pub(super) fn remove_all(layout: &PropolisLayout, data_disks: usize) -> Result<(
     remove_dir(&layout.work)
 }
 
-/// Removes a directory of this VM's server with all that this has left there, such as a core dump.
+/// Removes a directory of the server with everything in it, such as a core dump.
 fn remove_whole(path: &Path) -> Result<()> {
     step("remove a directory").map_err(Error::io("remove", path))?;
     match fs::remove_dir_all(path) {

@@ -1,7 +1,7 @@
 //! Running the host's programs: `zfs`, `dladm`, `bhyvectl`, `arp`.
 //!
-//! What is run is data that [`plan`](super::plan) made. The environment is cleared: the programs
-//! speak English, and nothing of the caller's reaches them.
+//! The command lines come from [`plan`](super::plan). The environment is cleared, so that the
+//! programs speak English and nothing of the caller's environment reaches them.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -19,13 +19,14 @@ use crate::error::{Error, Result};
 use crate::host::inherited::child_problem;
 use crate::steps::step;
 
-/// How long a program may take, unless set otherwise: to destroy a large volume takes a while.
+/// The default timeout of a program: destroying a large volume takes a while.
 pub(super) const LIMIT: Duration = Duration::from_secs(120);
-/// How long one that is killed may take to end: what it has begun in the kernel goes on till it is
-/// done.
+/// How long a killed program may take to end: work that it has started in the kernel is completed
+/// first.
 const KILL_LIMIT: Duration = Duration::from_secs(5);
 
-/// What a program says of what it should make and is there, or should take away and is not.
+/// Parts of a program's error messages: what it should create exists, or what it should remove
+/// doesn't.
 ///
 /// Source: zfs_main.c and dladm.c of illumos.
 const THERE: [&str; 2] = ["already exists", "object already"];
@@ -35,45 +36,44 @@ const GONE: [&str; 4] = ["does not exist", "could not find any", "invalid link n
 #[derive(Debug, Clone)]
 pub(super) struct HostPrograms {
     pub(super) search_path: Vec<PathBuf>,
-    /// Whether `pfexec` stands before each.
+    /// Whether each is run by `pfexec`.
     pub(super) pfexec: bool,
-    /// How long each may take.
+    /// The timeout of each.
     pub(super) limit: Duration,
 }
 
 /// How a program ended.
 #[derive(Debug)]
 pub(super) enum ProgramEnd {
-    /// Well, and this it said.
+    /// Successfully, with this output.
     Well(String),
-    /// It failed, and this was the reason.
+    /// With this failure.
     Failed(String),
-    /// It did not end in time, and not when it was killed either: what it does, and will have done,
-    /// nobody knows.
+    /// Not in time, and not when it was killed either: what it has done is unknown.
     Endless,
 }
 
 impl ProgramEnd {
-    /// Returns whether it failed since what it should make is there.
+    /// Returns whether the program failed because what it should create exists.
     pub(super) fn is_there(&self) -> bool {
         matches!(self, ProgramEnd::Failed(why) if THERE.iter().any(|text| why.contains(text)))
     }
 
-    /// Returns whether it failed since what it is about is not there.
+    /// Returns whether the program failed because its object doesn't exist.
     pub(super) fn is_gone(&self) -> bool {
         matches!(self, ProgramEnd::Failed(why) if GONE.iter().any(|text| why.contains(text)))
     }
 
-    /// Returns what it said; `words` is what was run.
+    /// Returns the output of a program that succeeded; `words` is its command line.
     ///
     /// # Errors
-    /// `Host` with why it failed, `TimedOut` where it does not end.
+    /// `Host` with why it failed, `TimedOut` if it does not end.
     pub(super) fn well(self, words: &[String]) -> Result<String> {
         match self {
             ProgramEnd::Well(said) => Ok(said),
             ProgramEnd::Failed(why) => Err(Error::host(format!("`{}`", words.join(" ")), why)),
             ProgramEnd::Endless => {
-                Err(Error::timed_out(format!("`{}` to end, even by a kill", words.join(" ")), KILL_LIMIT))
+                Err(Error::timed_out(format!("`{}` to end after it was killed", words.join(" ")), KILL_LIMIT))
             }
         }
     }
@@ -83,7 +83,7 @@ impl HostPrograms {
     /// Finds a program.
     ///
     /// # Errors
-    /// `Host` where no directory has it.
+    /// `Host` if it is in no directory of the search path.
     pub(super) fn find(&self, name: &str) -> Result<PathBuf> {
         let paths = self.search_path.iter().filter(|dir| dir.is_absolute()).map(|dir| dir.join(name));
         let found = paths.into_iter().find(|path| path.is_file() && access(path, Access::EXEC_OK).is_ok());
@@ -94,11 +94,10 @@ impl HostPrograms {
         })
     }
 
-    /// Returns what to execute for a program and its arguments, `pfexec` before it where that is
-    /// wanted.
+    /// Returns the whole command line of a program, with `pfexec` if that is configured.
     ///
     /// # Errors
-    /// `Host` where no directory has it.
+    /// `Host` if the program is in no directory of the search path.
     pub(super) fn line(&self, words: &[String]) -> Result<Vec<String>> {
         let (program, arguments) = words.split_first().expect("a command has a program");
         let mut line = Vec::new();
@@ -113,10 +112,10 @@ impl HostPrograms {
     /// Runs a program that changes something, with the operation's lock as its standard input.
     ///
     /// # Cancel safety
-    /// A program that was begun goes on; until it has ended the lock is held.
+    /// A program that was started goes on, and holds the lock until it has ended.
     ///
     /// # Errors
-    /// `Host` where it can't be run; `TimedOut` where it took too long, and has ended since it was
+    /// `Host` if it can't be run; `TimedOut` if it took too long, and has ended since it was
     /// killed.
     pub(super) async fn change(&self, words: &[String], hold: &OperationLock) -> Result<ProgramEnd> {
         let line = self.line(words)?;
@@ -125,7 +124,7 @@ impl HostPrograms {
         self.run(words, &line, Stdio::from(input), false).await
     }
 
-    /// Runs a program that only tells something.
+    /// Runs a program that only reports something.
     ///
     /// # Errors
     /// As for [`change`](Self::change).
@@ -136,8 +135,9 @@ impl HostPrograms {
     }
 
     async fn run(&self, words: &[String], line: &[String], input: Stdio, kill: bool) -> Result<ProgramEnd> {
-        let failed =
-            |error| Error::host(line[0].clone(), format!("it can't be run: {}", child_problem(&error)));
+        let failed = |error| {
+            Error::host(line[0].clone(), format!("cannot run the program: {}", child_problem(&error)))
+        };
         let mut command = Command::new(&line[0]);
         command.args(&line[1..]).env_clear().env("LC_ALL", "C").stdin(input).kill_on_drop(kill);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(failed)?;
@@ -150,7 +150,7 @@ impl HostPrograms {
         let (said, complained, status) = match timeout(self.limit, ending).await {
             Ok(ended) => ended.map_err(failed)?,
             Err(_) if self.killed(&mut child).await => {
-                let awaited = format!("`{}` to end, which was killed then", words.join(" "));
+                let awaited = format!("`{}` to end; it was killed", words.join(" "));
                 return Err(Error::timed_out(awaited, self.limit));
             }
             Err(_) => return Ok(ProgramEnd::Endless),
@@ -163,11 +163,11 @@ impl HostPrograms {
         Ok(ProgramEnd::Failed(if complained.is_empty() { status.to_string() } else { complained }))
     }
 
-    /// Kills a program, and returns whether it has ended.
+    /// Kills a program; returns whether it has ended.
     async fn killed(&self, child: &mut Child) -> bool {
         let killed = child.start_kill().map_err(Error::io("kill", "/proc"));
         let killed = match (killed, child.id(), self.killer()) {
-            // One that pfexec gave more privileges than this user has; its number is its own until
+            // `pfexec` gave it more privileges than this user has. Its PID can't be reused before
             // it is waited for.
             (Err(_), Some(pid), Some(killer)) => kill_by(&killer, pid).await,
             (killed, ..) => killed,
@@ -178,8 +178,8 @@ impl HostPrograms {
         matches!(timeout(KILL_LIMIT, child.wait()).await, Ok(Ok(_)))
     }
 
-    /// Returns what kills a process that runs with more privileges than this user's, where there is
-    /// such a thing.
+    /// Returns the command that kills a process with more privileges than this user's, if there is
+    /// one.
     pub(super) fn killer(&self) -> Option<Vec<String>> {
         let words = ["kill", "-9"].map(str::to_owned);
         self.pfexec.then(|| self.line(&words).ok()).flatten()

@@ -1,4 +1,4 @@
-//! Where everything of one VM lies, on this host and in its names.
+//! The paths and names of everything that belongs to one VM.
 //!
 //! Pure: paths and names only.
 
@@ -12,7 +12,7 @@ use crate::boundedlog::older_log;
 use crate::network::MacAddr;
 use crate::spec::VmName;
 
-/// The files of one VM, kept from `prepare` to `destroy` in one directory.
+/// The files of one VM, in one directory from `prepare` to `destroy`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct PropolisLayout {
     pub(super) work: PathBuf,
@@ -23,22 +23,22 @@ impl PropolisLayout {
         Self { work: work_root.join(name.as_str()) }
     }
 
-    /// Held for every operation that changes something.
+    /// The lock that every operation that changes something holds.
     pub(super) fn operation_lock(&self) -> PathBuf {
         self.work.join("operation")
     }
 
-    /// Says whose directory this is, and what was made for it on the host.
+    /// The owner of this directory, and what was created for it on the host.
     pub(super) fn claim(&self) -> PathBuf {
         self.work.join("owner")
     }
 
-    /// Says where the server of the last run listens; written before its guest runs.
+    /// Where the server of the last run listens; written before its guest runs.
     pub(super) fn server_file(&self) -> PathBuf {
         self.work.join("server.json")
     }
 
-    /// Its presence says that the end of the run was asked for.
+    /// Exists if the end of the run was requested.
     pub(super) fn stop_mark(&self) -> PathBuf {
         self.work.join("stop-asked")
     }
@@ -48,7 +48,7 @@ impl PropolisLayout {
         self.work.join("server")
     }
 
-    /// Says which run was seen to end.
+    /// The id of a run that was seen to have ended.
     pub(super) fn ended_mark(&self) -> PathBuf {
         self.work.join("run-ended")
     }
@@ -74,7 +74,7 @@ impl PropolisLayout {
         self.work.join(format!("data-{index}.raw"))
     }
 
-    /// Returns where the server's process is supervised.
+    /// Returns the files by which the server's process is supervised.
     pub(super) fn place(&self) -> SupervisionPaths {
         SupervisionPaths {
             alive: self.work.join("alive"),
@@ -85,9 +85,9 @@ impl PropolisLayout {
         }
     }
 
-    /// Every file that this backend may have made. The claim comes late: until it goes, the
-    /// directory is known to be this VM's. The locks are last: whoever gets a new one finds no
-    /// claim any more.
+    /// Returns every file that this backend may have created, in the order of their removal. The
+    /// claim is late: until it is removed, the directory is known to be this VM's. The locks are
+    /// last: a process that takes a new one finds no claim.
     pub(super) fn files(&self, data_disks: usize) -> Vec<PathBuf> {
         let place = self.place();
         let mut files = vec![self.root_disk()];
@@ -125,7 +125,7 @@ pub(super) fn root_volume(dataset: &str, id: Uuid) -> String {
     format!("{dataset}/{id}")
 }
 
-/// Returns the name of the volume of one of its further disks.
+/// Returns the name of the volume of one of its data disks.
 pub(super) fn data_volume(dataset: &str, id: Uuid, index: usize) -> String {
     format!("{dataset}/{id}-data-{index}")
 }
@@ -136,7 +136,7 @@ mod tests {
     use crate::spec::LinkName;
 
     #[test]
-    fn the_name_of_any_vnic_is_one_that_links_may_have() {
+    fn the_name_of_any_vnic_is_a_valid_link_name() {
         for id in [Uuid::nil(), Uuid::max(), Uuid::from_u128(7)] {
             let name = vnic_of(id);
             assert!(LinkName::new(&name).is_ok() && name.ends_with("n0"), "{name}");

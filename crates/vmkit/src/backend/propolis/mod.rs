@@ -1,7 +1,7 @@
 //! Propolis (bhyve) on illumos: [`PropolisHypervisor`].
 //!
-//! It reads like the contract: options and spec make a plan, the plan is applied, what came of it
-//! is a handle.
+//! It reads like the contract: options and spec make a plan, the plan is applied, and the result is
+//! a handle.
 //!
 //! ```text
 //! options ─┐
@@ -9,12 +9,12 @@
 //!             (pure: plan, instance_spec)      state: run file ─▶ process ─▶ GET /instance ─▶ /dev/vmm
 //! ```
 //!
-//! Every VM has a server of its own, which lives from `start` to `stop`; or it runs at one that is
-//! there already, named by an address. The host's programs are data of the plan and found on a
-//! search path, so all of this is the same code on every OS.
+//! Every VM has a server of its own, which lives from `start` to `stop`; or it runs at a server
+//! that exists, named by an address. The host's programs are data of the plan and found on a search
+//! path, so all of this is the same code on every OS.
 //!
-//! Nothing of a VM lives in this process: the claim in its directory, the kernel and the server
-//! know everything. Whoever changes something holds the VM's lock, see [`hold`].
+//! Nothing of a VM is kept in this process: the claim in its directory, the kernel and the server
+//! have everything. Every change is made with the VM's lock held, see [`hold`].
 //!
 //! It was never run on illumos by this project. Source: the sources of Propolis, and of the agents
 //! that drive it.
@@ -79,27 +79,28 @@ use crate::lifecycle::{InvalidTransition, Operation, VmState, next};
 use crate::network::{MacAddr, default_lease_files, leased_to};
 use crate::spec::{NetworkConfig, VmSpec};
 
-/// The version of the shape of [`PropolisDetails`].
+/// The version of the format of [`PropolisDetails`].
 const DETAILS_VERSION: u32 = 1;
-/// The server's program, where none is named.
+/// The server's program, if none is named.
 const PROGRAM: &str = "propolis-server";
-/// The firmware, where none is named.
+/// The firmware, if none is named.
 ///
 /// Source: where falcon puts it.
 const BOOTROM: &str = "/var/ovmf/OVMF_CODE.fd";
-/// How long an operation waits for another one on the same VM, beside what that may itself take.
+/// How long an operation waits for another one on the same VM, in addition to that one's own
+/// timeout.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Runs VMs in Propolis.
 ///
 /// Every VM has a directory `NAME` below the work root, kept from `prepare` to `destroy`. What a VM
-/// asks for in particular stands in its [`backend_options`](VmSpec::backend_options): `address` of
-/// a server that runs already, `bootrom`, `dataset`, `guest-ip`, `program`, `serial-number` and
-/// `vnic`. What it does not say is what the builder was given when it was prepared.
+/// asks for by itself is in its [`backend_options`](VmSpec::backend_options): `address` of a
+/// running server, `bootrom`, `dataset`, `guest-ip`, `program`, `serial-number` and `vnic`. For the
+/// rest, the builder's values at its creation apply.
 ///
-/// A VM's root disk is a clone where its image is named `zfs:POOL/DATASET@SNAPSHOT`, and a copy of
-/// a raw file otherwise. Its network is [`NetworkConfig::Vnic`] or none. Its firmware is the
-/// bootrom, which is UEFI, whatever the spec says.
+/// A VM's root disk is a clone if its image is named `zfs:POOL/DATASET@SNAPSHOT`, and a copy of a
+/// raw file otherwise. Its network is [`NetworkConfig::Vnic`] or none. Its firmware is the bootrom,
+/// which is UEFI, whatever the spec says.
 ///
 /// It can't suspend. `stop` is graceful only with a [`PowerOff`].
 ///
@@ -125,25 +126,25 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Debug, Clone)]
 pub struct PropolisHypervisor(Arc<PropolisSettings>);
 
-/// What this backend keeps in a handle for itself; the rest is in the VM's claim.
+/// This backend's data in a handle; the rest is in the VM's claim.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct PropolisDetails {
     layout: PropolisLayout,
 }
 
-/// One VM that exists, and the ground that it stands on.
+/// One VM that exists, with its files and the settings of the backend.
 struct VmContext<'a> {
     settings: &'a PropolisSettings,
     vm: &'a VmHandle,
     layout: PropolisLayout,
     claim: OwnerClaim,
-    /// The directory of the VM of which this is a copy: what is outside of this directory is that
-    /// VM's.
+    /// The directory of the original if this one is a copy: what is outside of this directory
+    /// belongs to the original.
     original: Option<PathBuf>,
 }
 
 impl VmContext<'_> {
-    /// Returns the VM's handle in a state, with what is known of its run.
+    /// Returns the VM's handle in a state, with the information on its run.
     fn handle(&self, state: VmState, run: Option<RunInfo>) -> VmHandle {
         PropolisHypervisor::handle(self.vm, state, &self.layout, &self.claim.options, run)
     }
@@ -152,18 +153,19 @@ impl VmContext<'_> {
         &self.settings.host
     }
 
-    /// Returns where the server's process is supervised.
+    /// Returns the files by which the server's process is supervised.
     fn place(&self) -> SupervisionPaths {
         SupervisionPaths { killer: self.settings.host.killer(), ..self.layout.place() }
     }
 
-    /// Returns where the kernel's half of the VM is seen.
+    /// Returns the path of the VM's device in the kernel.
     fn kernel_vm(&self) -> PathBuf {
         self.settings.dev_vmm.join(self.vm.id.to_string())
     }
 
-    /// Writes down that the VM lives in this directory, so that a copy of it is known as one; the
-    /// directory may have been moved here, or be from before claims said so.
+    /// Records that the VM is in this directory, so that a copy of the directory is recognized. The
+    /// directory may have been moved here, or its claim may come from a version that did not record
+    /// this.
     fn settle_down(&mut self) -> Result<()> {
         let work = absolute(&self.layout)?;
         if self.original.is_none() && self.claim.work.as_ref() != Some(&work) {
@@ -177,7 +179,7 @@ impl VmContext<'_> {
         PropolisClient { address, version: plan::api_version(&self.claim.options) }
     }
 
-    /// Returns the server that the last run was at, or the one that is elsewhere.
+    /// Returns the server of the last run, or the one elsewhere.
     fn server(&self) -> Result<Option<PropolisClient>> {
         let address = match self.claim.options.address {
             Some(address) => Some(address),
@@ -186,7 +188,7 @@ impl VmContext<'_> {
         Ok(address.map(|address| self.client(address)))
     }
 
-    /// Refuses a root disk that shall be smaller than it is.
+    /// Refuses a root disk that is to become smaller.
     ///
     /// # Errors
     /// `InvalidInput` on `disk`.
@@ -195,14 +197,15 @@ impl VmContext<'_> {
         let has = reshape::grown_to(&made).unwrap_or_default();
         match self.vm.spec.disk().and_then(|disk| disk.size) {
             Some(size) if size.bytes() < has => {
-                let bound = format!("the VM's disk has {has} bytes; what lies behind would be lost");
+                let bound =
+                    format!("the VM's disk has {has} bytes; the data behind the new end would be lost");
                 Err(Error::invalid("disk", size, bound))
             }
             _ => Ok(()),
         }
     }
 
-    /// Has the process that runs for the VM, and its server, tell what is known of the run.
+    /// Returns the information on the run, from its process and its server.
     async fn run_info(&self) -> Result<RunInfo> {
         let busy = || Error::Busy { what: format!("VM `{}`", self.vm.name()), holder: None };
         let client = self.server()?.ok_or_else(busy)?;
@@ -218,17 +221,17 @@ impl VmContext<'_> {
     }
 }
 
-/// Returns the absolute path of a VM's directory, as its claim keeps it.
+/// Returns the absolute path of a VM's directory, as it is in the claim.
 fn absolute(layout: &PropolisLayout) -> Result<PathBuf> {
     let work = std::path::absolute(&layout.work).map_err(Error::io("find", &layout.work))?;
     match work.to_str() {
         Some(_) => Ok(work),
-        None => Err(Error::invalid("path", work.display(), "vmkit keeps its VMs below paths of UTF-8")),
+        None => Err(Error::invalid("path", work.display(), "the path of a VM must be UTF-8")),
     }
 }
 
 impl PropolisSettings {
-    /// Returns where the guest is reached.
+    /// Returns the guest's address.
     ///
     /// # Errors
     /// `Unsupported` without a network, `NotFound` while no address is known.
@@ -242,7 +245,7 @@ impl PropolisSettings {
         }
         if claim.options.address.is_some_and(|address| !address.ip().is_loopback()) {
             let what =
-                "finding a guest at a server elsewhere: say where it is by the option guest-ip".to_owned();
+                "the address of a guest at a server elsewhere: set it by the option guest-ip".to_owned();
             return Err(Error::Unsupported { backend: BackendTag::Propolis, what });
         }
         let mac = self.mac(vm, claim).await?;
@@ -257,26 +260,25 @@ impl PropolisSettings {
         if let Some(address) = found.first() {
             return Ok(*address);
         }
-        // The host has not spoken with the guest of late, or never: whoever gave it an address may
-        // know it.
+        // The host has not communicated with the guest recently: the DHCP server may know the
+        // address.
         let files = self.lease_files.clone().unwrap_or_else(default_lease_files);
         let leased = leased_to(mac, &files)?;
         leased.first().copied().ok_or_else(|| Error::not_found(Subject::VmAddress, vm.name()))
     }
 
-    /// Returns the Ethernet address of the guest's card: that of a VNIC that was there before is
-    /// its own.
+    /// Returns the MAC address of the guest's card; an existing VNIC has its own.
     async fn mac(&self, vm: &VmHandle, claim: &OwnerClaim) -> Result<MacAddr> {
         let Some(vnic) = &claim.options.vnic else { return Ok(MacAddr::of_vm(vm.id)) };
         let words = ["dladm", "show-vnic", "-p", "-o", "macaddress", vnic.as_str()];
         let said = self.host.ask(&words).await?.well(&words.map(str::to_owned))?;
         neighbours::ethernet_of(said.trim()).ok_or_else(|| {
-            Error::host(format!("the address of the VNIC {vnic}"), format!("dladm says {:?}", said.trim()))
+            Error::host(format!("the address of the VNIC {vnic}"), format!("dladm printed {:?}", said.trim()))
         })
     }
 
-    /// Finds out what a plan has to know of the host; of a VM that was prepared, its claim knows
-    /// where the image is.
+    /// Collects what a plan needs to know of the host; the claim of a prepared VM has the image's
+    /// place.
     async fn facts(
         &self,
         spec: &VmSpec,
@@ -322,13 +324,12 @@ impl PropolisSettings {
 }
 
 impl PropolisHypervisor {
-    /// Begins a hypervisor over this directory; it is made when it is needed.
+    /// Builds a hypervisor over this directory, which is created when it is needed.
     pub fn builder(work_root: impl Into<PathBuf>) -> PropolisHypervisorBuilder {
         PropolisHypervisorBuilder::new(work_root.into())
     }
 
-    /// Returns where a VM's files are: below the work root, wherever they were when the VM was
-    /// made.
+    /// Returns the paths of a VM's files, below the work root, wherever they were at its creation.
     ///
     /// # Errors
     /// `Record` for a handle that is not this backend's.
@@ -336,8 +337,7 @@ impl PropolisHypervisor {
         self.recorded(vm).map(|_| PropolisLayout::of(&self.0.work_root, vm.name()))
     }
 
-    /// Returns where a VM's files were when it was made; of an interrupted `prepare` the handle
-    /// says nothing yet.
+    /// Returns the VM's directory at its creation; `None` after an interrupted `prepare`.
     fn recorded(&self, vm: &VmHandle) -> Result<Option<PathBuf>> {
         let foreign = |problem: String| Error::record(self.0.work_root.join(vm.name().as_str()), problem);
         if vm.backend != BackendTag::Propolis {
@@ -357,7 +357,7 @@ impl PropolisHypervisor {
         }
     }
 
-    /// Returns the VM's ground; `None` where its directory is nobody's or another VM's by now.
+    /// Returns the context of a VM; `None` if its directory has no owner, or another one.
     fn site<'a>(&'a self, vm: &'a VmHandle) -> Result<Option<VmContext<'a>>> {
         let layout = self.layout(vm)?;
         let claim = files::claim(&layout)?.filter(|claim| claim.id == vm.id);
@@ -374,7 +374,7 @@ impl PropolisHypervisor {
         Ok(VmContext { settings: &self.0, vm, layout, claim, original })
     }
 
-    /// Takes the VM's lock for an operation, and only then looks at what there is.
+    /// Takes the VM's lock for an operation, and looks at the VM only then.
     async fn work_on<'a>(
         &'a self,
         vm: &'a VmHandle,
@@ -390,7 +390,7 @@ impl PropolisHypervisor {
         let hold = OperationLock::take(&layout.operation_lock(), deadline).await?.ok_or_else(gone)?;
         let site = self.site(vm)?;
         if site.is_none() && files::claim(&layout)?.is_none() {
-            // The lock's file was ours alone, made for a VM that is gone.
+            // The lock's file is a new one of ours, created for a VM that is gone.
             prepare::remove_files(&vm.spec, &layout)?;
         }
         let mut site = site.ok_or_else(gone)?;
@@ -401,8 +401,8 @@ impl PropolisHypervisor {
         Ok((site, hold))
     }
 
-    /// Ends the VM's own server where its guest has ended by itself: it has let go of the VM, and
-    /// nothing is left to ask it for. An operation that is at work on the VM ends it itself.
+    /// Ends the VM's own server if its guest has ended by itself: the server has released the VM,
+    /// and nothing more will be asked of it. An operation that is at work on the VM ends it itself.
     async fn end_idle_server(&self, site: &VmContext<'_>) {
         let is_idle = || {
             let server = files::server(&site.layout).ok().flatten();
@@ -423,21 +423,22 @@ impl PropolisHypervisor {
             }
         };
         if let Ok(Err(error)) = timeout(LOOK_LIMIT, end).await {
-            tracing::debug!(%error, "a server whose guest has ended is left to the next operation");
+            tracing::debug!(%error, "could not end a server whose guest has ended; the next operation will");
         }
     }
 
-    /// Ends whatever runs for a VM, and undoes what was made for it outside of its directory.
+    /// Ends everything that runs for a VM, and removes what was created for it outside of its
+    /// directory.
     async fn end_and_undo(&self, site: &VmContext<'_>, hold: &OperationLock) -> Result<()> {
         match site.claim.options.address {
             Some(address) => stop::clear_elsewhere(site, &site.client(address)).await?,
             None => start::end_server(site, &self.0.host, hold).await?,
         }
-        // From here on a part of the VM may be missing, and that is told by nothing else.
+        // From here on parts of the VM may be missing, and only this records it.
         let going = OwnerClaim { is_going: true, ..site.claim.clone() };
         if let Err(error) = files::write_synced(&site.layout.claim(), &going) {
-            // On a full disk a removal is what makes room.
-            tracing::warn!(%error, "cannot write down that the VM is being removed");
+            // On a full disk, a removal is what makes room.
+            tracing::warn!(%error, "cannot record that the VM is being removed");
         }
         let made = [&site.claim.steps[..], &site.claim.pending].concat();
         prepare::undo(&self.0.host, &made, hold).await
@@ -455,12 +456,13 @@ impl PropolisHypervisor {
             handle.run = run;
         }
         handle.console_log = Some(layout.console_log());
-        // That of a server elsewhere is there.
+        // The log of a server elsewhere is on its host.
         handle.hypervisor_log = options.address.is_none().then(|| layout.server_log());
         handle
     }
 
-    /// What this backend will never do; in a state in which nobody could, that is said.
+    /// Refuses an operation that this backend never supports; if the state doesn't permit it
+    /// either, the error is about the state.
     async fn never(&self, vm: &VmHandle, operation: Operation) -> Result<VmHandle> {
         next(&self.state(vm).await?, operation)?;
         let what = format!("{operation}: a VM of Propolis can't be paused");
@@ -497,21 +499,20 @@ impl Hypervisor for PropolisHypervisor {
         let steps = plan.prepare;
         let claim =
             OwnerClaim { id, options, steps, pending: Vec::new(), image_bytes, work, is_going: false };
-        // What is made next outlives a power cut, and so must what it is found by.
+        // What is created next survives a power cut, and so must the claim that it is found by.
         let made = match files::write_synced(&layout.claim(), &claim) {
             Ok(()) => prepare::make(&self.0.host, &claim, &hold).await,
             Err(error) => Err(NotMade { error, is_undone: true }),
         };
         if let Err(NotMade { error, is_undone }) = made {
-            // The claim is what the rest is found by.
+            // Without the claim, the rest would not be found.
             if is_undone {
                 prepare::give_up(&spec, &layout);
             }
             return Err(error);
         }
-        let data = serde_json::to_value(PropolisDetails { layout: layout.clone() }).map_err(|_| {
-            Error::invalid("path", layout.work.display(), "vmkit keeps its VMs below paths of UTF-8")
-        })?;
+        let data = serde_json::to_value(PropolisDetails { layout: layout.clone() })
+            .map_err(|_| Error::invalid("path", layout.work.display(), "the path of a VM must be UTF-8"))?;
         let mut vm = VmHandle::preparing(id, BackendTag::Propolis, spec);
         vm.details = BackendDetails { version: DETAILS_VERSION, data };
         Ok(Self::handle(&vm, VmState::Prepared, &layout, &claim.options, None))
@@ -522,8 +523,8 @@ impl Hypervisor for PropolisHypervisor {
             self.work_on(vm, Operation::Start, self.0.start_limit.saturating_add(PATIENCE)).await?;
         if let Some(original) = &site.original {
             let why = format!(
-                "a copy of the VM in {}, whose disks, network and id it has: remove this copy, which leaves that VM alone, or \
-                 that VM first",
+                "a copy of the VM in {}, which owns the disks, the network and the id: remove this copy, which \
+                 does not affect the original, or remove the original first",
                 original.display()
             );
             return Err(Error::invalid("path", site.layout.work.display(), why));
@@ -552,13 +553,13 @@ impl Hypervisor for PropolisHypervisor {
     async fn stop(&self, vm: &VmHandle, timeout: Duration) -> Result<VmHandle> {
         let patience = self.0.start_limit.saturating_add(PATIENCE);
         let (site, hold) = self.work_on(vm, Operation::Stop, patience).await?;
-        // Who wants a hard stop does not wait for long before it.
+        // A caller with a short timeout does not wait for long here.
         let limit = timeout.clamp(LOOK_LIMIT, ASK_LIMIT);
         let state = match observe(&site, StateCaller::Operation, limit).await {
-            // It may be slow, or the network bad: the guest is asked all the same, and force comes
-            // last.
+            // The server may be slow, or the network bad: the guest is asked anyway, and ended by
+            // force after that.
             Err(error) if matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::Hypervisor) => {
-                tracing::warn!(%error, "the server does not tell its state; it is stopped as one that runs its guest");
+                tracing::warn!(%error, "cannot get the server's state; stopping it as if its guest runs");
                 VmState::Running
             }
             state => state?,
@@ -593,7 +594,8 @@ impl Hypervisor for PropolisHypervisor {
         let Some(hold) = OperationLock::take(&layout.operation_lock(), deadline).await? else {
             return Ok(());
         };
-        // Asked again under the lock: somebody else may have removed it, and another VM have come.
+        // Read again with the lock held: another process may have removed the VM, and another VM
+        // have its name.
         let claim = files::claim(&layout)?;
         if claim.as_ref().is_some_and(|claim| claim.id != vm.id) {
             return Ok(());
@@ -603,8 +605,8 @@ impl Hypervisor for PropolisHypervisor {
             match &site.original {
                 Some(original) => {
                     let (copy, original) = (layout.work.display(), original.display());
-                    tracing::warn!(%copy, %original, "this is a copy of a VM: the files in it are removed, and nothing else, \
-                        since the rest is the original's");
+                    tracing::warn!(%copy, %original, "the directory is a copy of a VM: only its files are removed, \
+                        since everything else belongs to the original");
                 }
                 None => self.end_and_undo(&site, &hold).await?,
             }

@@ -1,8 +1,8 @@
 //! Following a VM's state by its generations.
 //!
-//! The server tells the newest state only: those in between may be skipped, and a VM that stopped
-//! may be seen `Destroyed` at once. A lost connection loses nothing, since the next question begins
-//! at the generation after the last that was seen.
+//! The server reports only the newest state: others may be skipped, and a VM that stopped may be
+//! `Destroyed` at once. A lost connection loses no state, since the next request asks for the
+//! generation after the last that was seen.
 
 use std::time::Duration;
 
@@ -11,21 +11,19 @@ use tokio::time::{Instant, sleep_until};
 use super::client::{ClientError, ClientResult, PropolisClient};
 use super::instance_spec::InstanceState;
 
-/// The pause before a server that could not be reached is tried again. No event tells that it can
-/// be.
+/// The pause before trying again after a network failure, for whose end there is no event.
 const BACK_OFF: Duration = Duration::from_millis(200);
-/// After so many refusals in a row nobody listens there any more.
+/// After this many refusals in a row the server is regarded as gone.
 const MOST_REFUSALS: u32 = 5;
 
-/// Waits until the VM is in a state that `wanted` accepts, or is gone for good, and returns its
-/// state.
+/// Waits until the VM is in a state that `wanted` accepts, or is gone for good; returns its state.
 ///
-/// `Failed` is the last state of a VM that could not be made or started, which the server has let
-/// go of by then: say so by `wanted`. A network that fails is waited for; a server that is not
-/// there is not.
+/// `Failed` is the last state of a VM that could not be created or started, and which the server
+/// has released by then: include it in `wanted`. A network failure is waited out; a server that is
+/// gone is not.
 ///
 /// # Cancel safety
-/// Nothing is changed by waiting.
+/// Waiting changes nothing.
 pub(super) async fn until(
     client: &PropolisClient,
     wanted: impl Fn(InstanceState) -> bool,
@@ -40,7 +38,8 @@ pub(super) async fn until(
                 generation = seen.r#gen + 1;
                 refusals = 0;
             }
-            // It will never come to that generation: the VM's last state was seen by somebody else.
+            // The server never reaches that generation: another client has seen the VM's last
+            // state.
             Err(ClientError::Denied { status, .. }) if status.as_u16() == 410 => {
                 return Ok(InstanceState::Destroyed);
             }
@@ -49,7 +48,7 @@ pub(super) async fn until(
                 if refusals >= MOST_REFUSALS {
                     return Err(failure);
                 }
-                tracing::debug!(%failure, "the state of the VM is asked again");
+                tracing::debug!(%failure, "could not get the state of the VM; trying again");
                 let again = Instant::now() + BACK_OFF;
                 if again >= deadline {
                     return Err(ClientError::TimedOut(began.elapsed()));

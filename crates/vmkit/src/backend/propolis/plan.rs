@@ -1,8 +1,8 @@
 //! What will be done for a VM: [`PropolisPlan`], as data.
 //!
 //! Pure: from a spec and the facts of the host, without touching either. The golden tests and bug
-//! reports print it, and a VM's claim keeps its steps, so that whoever removes the VM undoes what
-//! was done and not what would be done today.
+//! reports print it. A VM's claim keeps its steps, so that a removal undoes what was done, and not
+//! what would be done today.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -25,37 +25,37 @@ use crate::handle::BackendTag;
 use crate::network::MacAddr;
 use crate::spec::{Accel, Boot, DataDisk, MachineType, Mib, NetworkConfig, VmSpec, Vnc};
 
-/// The most CPUs that the server gives a VM.
+/// The maximum number of CPUs that the server gives a VM.
 const MOST_CPUS: u32 = 32;
-/// The most disks that have a slot.
+/// The number of slots for disks.
 const MOST_DISKS: usize = 12;
-/// The most bytes of a request's body.
+/// The maximum size of a request's body.
 const MOST_BODY_BYTES: usize = 1 << 20;
-/// Begins the word that sets a volume's size.
+/// The start of the argument that sets a volume's size.
 pub(super) const VOLSIZE: &str = "volsize=";
 /// The size of a disk's blocks in bytes.
 const BLOCK_BYTES: u32 = 512;
 
-/// All that will be done for one VM.
+/// Everything that will be done for one VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct PropolisPlan {
-    /// What `prepare` makes, in order; `destroy` undoes it from the last to the first. Nothing for a
-    /// VM that exists.
+    /// What `prepare` does, in order; `destroy` undoes it in reverse order. Empty for a VM that
+    /// exists.
     pub prepare: Vec<HostStep>,
-    /// What `start` changes of what `prepare` made; nothing for a new VM.
+    /// What `start` changes of what `prepare` did; empty for a new VM.
     #[serde(skip_serializing_if = "StepDiff::is_empty")]
     pub update: StepDiff,
-    /// What `start` runs, or where the server is that runs already.
+    /// What `start` runs, or where the running server listens.
     pub server: ServerPlan,
-    /// The version of the API that is spoken: the lowest that has what the spec needs, for the
-    /// widest range of servers.
+    /// The version of the API to use: the lowest that has what the spec needs, so that most servers
+    /// have it.
     pub api_version: &'static str,
-    /// What the server is asked for at each start.
+    /// The request for the VM, sent at each start.
     pub request: InstanceEnsureRequest,
 }
 
-/// One thing that is made on the host for a VM, with its undo.
+/// One thing that is done on the host for a VM, with its undo.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "step")]
 #[non_exhaustive]
@@ -64,19 +64,18 @@ pub enum HostStep {
     Command {
         /// The program and its arguments.
         run: Vec<String>,
-        /// The program and the arguments that take it away again, where there is anything to take
-        /// away.
+        /// The program and the arguments that undo it, if there is anything to undo.
         undo: Option<Vec<String>>,
-        /// Whether it is gone after a reboot, so that each start does it again where it is missing.
+        /// Whether a reboot undoes it, so that each start does it again if necessary.
         at_every_start: bool,
     },
-    /// Copies a raw image to a file of the VM's own.
+    /// Copies a raw image to the VM's own file.
     Copy {
         /// The image.
         image: PathBuf,
         /// The copy.
         path: PathBuf,
-        /// The size the guest sees, where it is not the image's.
+        /// The size that the guest sees, if it differs from the image's.
         size: Option<Mib>,
     },
     /// Creates a file for an empty disk.
@@ -88,21 +87,20 @@ pub enum HostStep {
     },
 }
 
-/// What a start changes of what was done for a VM: from the steps that were done to those that its
-/// spec asks for now.
+/// The difference between the steps that were done for a VM and those that its spec asks for now.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct StepDiff {
-    /// What is undone first, with what an interrupted start may have left.
+    /// What is undone first, including what an interrupted start may have left.
     pub going: Vec<HostStep>,
     /// What is done then, in order.
     pub coming: Vec<HostStep>,
     /// What is done again if a reboot has undone it.
     pub again: Vec<HostStep>,
-    /// What may be there meanwhile beside what was there before.
+    /// What may exist in the meantime in addition to what existed before.
     #[serde(skip)]
     pub(super) pending: Vec<HostStep>,
-    /// What was done in all, afterwards.
+    /// All steps afterwards.
     #[serde(skip)]
     pub(super) steps: Vec<HostStep>,
 }
@@ -113,7 +111,7 @@ impl StepDiff {
         self.is_none() && self.again.is_empty()
     }
 
-    /// Returns whether everything is as it is planned.
+    /// Returns whether everything is as planned.
     pub(super) fn is_none(&self) -> bool {
         self.going.is_empty() && self.coming.is_empty()
     }
@@ -124,41 +122,42 @@ impl StepDiff {
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum ServerPlan {
-    /// One that is started for this VM alone.
+    /// A server of this VM alone.
     Owned {
         /// The program and its arguments.
         run: Vec<String>,
         /// Its working directory.
         work_dir: PathBuf,
     },
-    /// One that runs already, with at most one VM.
+    /// A running server, with at most one VM.
     Remote {
         /// Where it listens.
         address: SocketAddr,
     },
 }
 
-/// What was found out on the host before planning.
+/// What the plan needs to know of the host.
 #[derive(Debug, Clone, Default)]
 pub(super) struct PropolisFacts {
-    /// What a server is started by: its program, behind the one that gives it its privileges.
+    /// The command line that starts a server, without its arguments: `pfexec` if configured, and
+    /// the program.
     pub(super) server: Vec<String>,
     /// The firmware's file.
     pub(super) bootrom: PathBuf,
     /// The size of the root disk's image.
     pub(super) image_bytes: u64,
-    /// Whether the root disk lies on the host of a server elsewhere, which gets it as it is.
+    /// Whether the root disk is on the host of a server elsewhere, which gets its path as it is.
     pub(super) is_image_there: bool,
     /// The volume that carries the cloud-init seed.
     pub(super) seed: Option<Vec<u8>>,
-    /// Below what the devices of volumes are.
+    /// The directory with the devices of volumes.
     pub(super) zvol_dir: PathBuf,
 }
 
-/// Refuses what no Propolis can run, before anything of the host is looked at.
+/// Refuses what Propolis can't run, before looking at the host.
 ///
 /// # Errors
-/// `InvalidInput` with the field, `Unsupported` for what this backend will never do.
+/// `InvalidInput` with the field, `Unsupported` for what this backend never supports.
 pub(super) fn check(spec: &VmSpec, options: &PropolisOptions) -> Result<()> {
     let never = |what: &str| Error::Unsupported { backend: BackendTag::Propolis, what: what.to_owned() };
     if spec.cpus() > MOST_CPUS {
@@ -166,21 +165,21 @@ pub(super) fn check(spec: &VmSpec, options: &PropolisOptions) -> Result<()> {
         return Err(Error::invalid("cpus", spec.cpus(), bound));
     }
     if spec.machine() != MachineType::Q35 {
-        let bound = "Propolis has one machine, a PC: leave it at q35";
+        let bound = "Propolis has one machine type, a PC (expected q35)";
         return Err(Error::invalid("machine", spec.machine().as_str(), bound));
     }
     if matches!(spec.boot(), Boot::Kernel(_)) {
         return Err(never("booting a kernel directly: its firmware boots from a disk"));
     }
     if spec.accel() != Accel::Auto {
-        let bound = "Propolis runs on bhyve alone: leave it at auto";
+        let bound = "Propolis always uses bhyve (expected auto)";
         return Err(Error::invalid("accel", format!("{:?}", spec.accel()).to_lowercase(), bound));
     }
     if spec.vnc() == Vnc::Loopback {
-        return Err(never("a screen behind a password: its own asks for none"));
+        return Err(never("a VNC password: the server's own VNC has none"));
     }
     if let Some(user) = spec.run_as() {
-        let bound = "a Propolis server runs as whoever runs vmkit, with the privileges of pfexec";
+        let bound = "a Propolis server runs as the user of vmkit, with the privileges of pfexec";
         return Err(Error::invalid("run_as", user, bound));
     }
     if spec.cdrom().is_some() {
@@ -203,12 +202,12 @@ pub(super) fn check(spec: &VmSpec, options: &PropolisOptions) -> Result<()> {
     check_network(spec, options)
 }
 
-/// Refuses what would have to be made on the host of a server elsewhere.
+/// Refuses what would have to be created on the host of a server elsewhere.
 fn check_elsewhere(spec: &VmSpec, address: SocketAddr) -> Result<()> {
     if let Some(disk) = spec.disk()
         && ZfsSnapshot::of(&disk.image)?.is_some()
     {
-        let bound = "no volume is made for a server elsewhere: clone it where the server runs, and name its device there, such as \
+        let bound = "vmkit creates no volumes for a server elsewhere: clone it on that host, and pass its device there, such as \
                      /dev/zvol/rdsk/POOL/NAME";
         return Err(Error::invalid("image", disk.image.display(), bound));
     }
@@ -218,7 +217,7 @@ fn check_elsewhere(spec: &VmSpec, address: SocketAddr) -> Result<()> {
     });
     if let Some(size) = fresh.filter(|_| !address.ip().is_loopback()) {
         let bound =
-            "no disk can be made where a server elsewhere runs: make it there, and name it by its path";
+            "vmkit creates no disks for a server elsewhere: create it on that host, and pass its path there";
         return Err(Error::invalid("data_disks", size, bound));
     }
     Ok(())
@@ -226,29 +225,30 @@ fn check_elsewhere(spec: &VmSpec, address: SocketAddr) -> Result<()> {
 
 fn check_network(spec: &VmSpec, options: &PropolisOptions) -> Result<()> {
     let refused = |value: &str| {
-        let there = "Propolis has no such network; there are vnic:LINK, a VNIC of the VM's own over a link of the host, \
-                     and none";
+        let there = "not supported by Propolis (expected vnic:LINK, a VNIC of the VM's own over a link of the host, \
+                     or none)";
         Err(Error::invalid("network", value, there))
     };
     match (spec.network(), &options.vnic) {
         (NetworkConfig::Tap { .. }, _) => refused("tap"),
         (NetworkConfig::User(_), None) => refused("user"),
         (NetworkConfig::Vnic { link }, None) if options.address.is_some() => {
-            let bound = "no VNIC is made for a server elsewhere: name one that is there by the option vnic";
+            let bound =
+                "vmkit creates no VNICs for a server elsewhere: name an existing one by the option vnic";
             Err(Error::invalid("network", format!("vnic:{link}"), bound))
         }
         (NetworkConfig::None, Some(vnic)) => {
-            let bound = "the VM has no network card for it with the network none: give it vnic:LINK";
+            let bound = "with the network `none` the VM has no network card (expected vnic:LINK)";
             Err(Error::invalid("backend_options.vnic", vnic, bound))
         }
         _ => Ok(()),
     }
 }
 
-/// Returns the dataset below which the volumes of a VM are made; `None` where its disks are files.
+/// Returns the dataset of a VM's volumes; `None` if its disks are files.
 ///
 /// # Errors
-/// `InvalidInput` for one in another pool than the image: a clone lies in the pool of its snapshot.
+/// `InvalidInput` if it is in another pool than the image: a clone is in the pool of its snapshot.
 pub(super) fn dataset(spec: &VmSpec, options: &PropolisOptions) -> Result<Option<String>> {
     if options.address.is_some() {
         return Ok(None);
@@ -256,7 +256,7 @@ pub(super) fn dataset(spec: &VmSpec, options: &PropolisOptions) -> Result<Option
     let snapshot = spec.disk().map(|disk| ZfsSnapshot::of(&disk.image)).transpose()?.flatten();
     match (&snapshot, &options.dataset) {
         (Some(snapshot), Some(dataset)) if snapshot.pool() != pool_of(dataset) => {
-            let bound = format!("a clone lies in the pool of its image, `{}`", snapshot.pool());
+            let bound = format!("a clone is in the pool of its image, `{}`", snapshot.pool());
             Err(Error::invalid("backend_options.dataset", dataset, bound))
         }
         (_, Some(dataset)) => Ok(Some(dataset.clone())),
@@ -273,8 +273,8 @@ pub(super) fn api_version(options: &PropolisOptions) -> &'static str {
 /// Plans a VM.
 ///
 /// # Errors
-/// Those of [`check`]; `InvalidInput` for a disk smaller than its image, and on `cloud_init` where
-/// the request that carries the seed would be longer than the server takes.
+/// Those of [`check`]; `InvalidInput` for a disk smaller than its image, and on `cloud_init` if the
+/// request with the seed would be longer than the server accepts.
 pub(super) fn plan(
     spec: &VmSpec,
     id: Uuid,
@@ -320,7 +320,7 @@ pub(super) fn plan(
     Ok(PropolisPlan { prepare, update, server, api_version: api_version(options), request })
 }
 
-/// Refuses paths that a request, which is text, can't name.
+/// Refuses paths that a request can't contain, since it is text.
 fn check_text(
     spec: &VmSpec,
     options: &PropolisOptions,
@@ -339,11 +339,7 @@ fn check_text(
         DataDisk::Fresh { .. } => None,
     }));
     match paths.into_iter().find(|(_, path)| path.to_str().is_none()) {
-        Some((field, path)) => Err(Error::invalid(
-            field,
-            path.display(),
-            "Propolis is told paths as text: name one that is UTF-8",
-        )),
+        Some((field, path)) => Err(Error::invalid(field, path.display(), "Propolis only takes UTF-8 paths")),
         None => Ok(()),
     }
 }
@@ -354,7 +350,7 @@ fn check_body(request: &InstanceEnsureRequest) -> Result<()> {
         return Ok(());
     }
     let bound = format!(
-        "Propolis takes requests of at most {MOST_BODY_BYTES} bytes, which leaves some 780000 for the documents of \
+        "a request to Propolis has at most {MOST_BODY_BYTES} bytes, so about 780000 for the documents of \
          cloud-init"
     );
     Err(Error::invalid("cloud_init", format!("a request of {bytes} bytes"), bound))
@@ -364,12 +360,13 @@ fn server_command(facts: &PropolisFacts) -> Vec<String> {
     let mut run = facts.server.clone();
     run.push("run".to_owned());
     run.push(facts.bootrom.to_string_lossy().into_owned());
-    // The port is told in the log. IPv6 would have it look for a control plane, and take longer.
+    // The log contains the port. With IPv6 the server would look for a control plane, which takes
+    // longer.
     run.push(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).to_string());
     run
 }
 
-/// What the steps make, so far.
+/// What the steps so far create.
 struct PlannedBackends<'a> {
     prepare: Vec<HostStep>,
     disks: Vec<(String, PathBuf, bool)>,
@@ -383,14 +380,17 @@ impl PlannedBackends<'_> {
         let Some(disk) = spec.disk() else { return Ok(()) };
         if self.facts.is_image_there {
             if let Some(size) = disk.size {
-                let bound = "the disk lies where the server runs, and has its size there: leave it out";
+                let bound = "the disk is on the server's host, and has its size there: omit the size";
                 return Err(Error::invalid("disk", size, bound));
             }
             self.disks.push(("root".to_owned(), disk.image.clone(), false));
             return Ok(());
         }
         if let Some(size) = disk.size.filter(|size| size.bytes() < self.facts.image_bytes) {
-            let bound = format!("the image has {} bytes; a disk is never smaller", self.facts.image_bytes);
+            let bound = format!(
+                "the disk can't be smaller than its image, which has {} bytes",
+                self.facts.image_bytes
+            );
             return Err(Error::invalid("disk", size, bound));
         }
         let path = match (ZfsSnapshot::of(&disk.image)?, &self.dataset) {
@@ -434,7 +434,7 @@ impl PlannedBackends<'_> {
         }
     }
 
-    /// Returns the VNIC that the guest gets, made or found.
+    /// Returns the guest's VNIC, a new or an existing one.
     fn vnic(&mut self, spec: &VmSpec, options: &PropolisOptions) -> Option<String> {
         match (spec.network(), &options.vnic) {
             (NetworkConfig::None, _) => None,
@@ -457,8 +457,8 @@ impl PlannedBackends<'_> {
     }
 }
 
-/// Returns what destroys a volume with its own snapshots; one that somebody has cloned stays, with
-/// an error.
+/// Returns the command that destroys a volume with its snapshots; it fails if one of them has a
+/// clone.
 fn destroy_of(volume: &str) -> Vec<String> {
     words(&["zfs", "destroy", "-r", volume])
 }
@@ -467,7 +467,8 @@ fn words(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
 }
 
-/// The slots are those of Oxide's own machines: a guest remembers where its devices were.
+/// Returns the components, in the slots of Oxide's own machines: a guest remembers where its
+/// devices were.
 fn components(
     disks: &[(String, PathBuf, bool)],
     seed: Option<&[u8]>,
@@ -503,7 +504,7 @@ fn components(
         let order = vec![BootOrderEntry { id: first.clone() }];
         all.insert("boot".to_owned(), Component::BootSettings { order });
     }
-    // Without it the server panics, and its VM stays in the kernel.
+    // Without a serial port the server panics, and its VM stays in the kernel.
     all.insert("com1".to_owned(), Component::SerialPort { num: "com1".to_owned() });
     all.insert("pvpanic".to_owned(), Component::QemuPvpanic { enable_isa: true });
     all
@@ -519,8 +520,7 @@ fn disk_slot(index: usize) -> u8 {
 }
 
 impl fmt::Display for PropolisPlan {
-    /// Prints the plan as a person reads it, the seed only by its length: it may hold a private
-    /// key.
+    /// Prints the plan for people; the seed only by its length, as it may contain a private key.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for step in &self.update.going {
             match step {

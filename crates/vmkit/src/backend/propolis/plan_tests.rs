@@ -141,9 +141,13 @@ fn what_a_propolis_can_not_have_is_refused_by_field_value_and_bound() {
     let user = refusal(raw().network(NetworkConfig::default()));
     assert!(user.starts_with("network: \"user\"") && user.contains("vnic:LINK"), "{user}");
     let small = RootDisk { image: "zfs:tank/img/debian@base".into(), size: Some(size(1024)) };
-    assert!(refusal(raw().disk(small)).starts_with("disk: \"1GiB\": the image has 2147483648 bytes"));
+    assert!(
+        refusal(raw().disk(small)).starts_with(
+            "disk: \"1GiB\": the disk can't be smaller than its image, which has 2147483648 bytes"
+        )
+    );
     let elsewhere = vm("zfs:tank/img/debian@base").backend_options(options(&[("dataset", "other/vm")]));
-    assert!(refusal(elsewhere).contains("a clone lies in the pool of its image, `tank`"));
+    assert!(refusal(elsewhere).contains("a clone is in the pool of its image, `tank`"));
     let there = |pairs: &[(&str, &str)], network| {
         let mut all = vec![("address", "192.0.2.7:12400")];
         all.extend(pairs);

@@ -1,4 +1,4 @@
-//! Looking at the host for a VM, making what its plan says, and undoing it.
+//! Inspecting the host for a VM, applying its plan, and undoing that.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -18,13 +18,13 @@ use crate::image::{ImageFormat, inspect_for};
 use crate::spec::{DataDisk, Mib, VmSpec};
 use crate::steps::step;
 
-/// The size of a disk's sectors in bytes; a disk has whole ones.
+/// The size of a disk's sectors in bytes; the size of a disk is a multiple of it.
 const SECTOR_BYTES: u64 = 512;
 
-/// Returns the size of the root disk's image; 0 where it lies on the host of a server elsewhere.
+/// Returns the size of the root disk's image; 0 if it is on the host of a server elsewhere.
 ///
 /// # Errors
-/// `InvalidInput` on `image` where it is not there, or is no raw disk.
+/// `InvalidInput` on `image` if it does not exist, or is not a raw disk.
 pub(super) async fn image_bytes(
     spec: &VmSpec,
     options: &PropolisOptions,
@@ -40,24 +40,23 @@ pub(super) async fn image_bytes(
         ProgramEnd::Failed(why) => Err(refused(&why)),
         done => {
             let said = done.well(&words.map(str::to_owned))?;
-            said.trim().parse().map_err(|_| refused("this is not the snapshot of a volume"))
+            said.trim().parse().map_err(|_| refused("not the snapshot of a volume"))
         }
     }
 }
 
-/// Returns whether a path is one of the host on which a server elsewhere runs.
+/// Returns whether a path is on the host of a server elsewhere.
 ///
-/// One at a loopback address runs on this host, as a rule; but it may be the end of a tunnel, so
-/// that what is not here counts as there.
+/// A server at a loopback address is usually on this host, but the address may be the end of a
+/// tunnel: a path that does not exist here is regarded as one of the other host.
 pub(super) fn is_there(path: &Path, options: &PropolisOptions) -> bool {
     options.address.is_some_and(|address| !address.ip().is_loopback() || !path.exists())
 }
 
-/// Checks the further disks that exist already; of a server elsewhere only those that are here can
-/// be looked at.
+/// Checks the existing data disks; for a server elsewhere, only those that are on this host.
 ///
 /// # Errors
-/// `InvalidInput` on `image` where one is not there, or is no raw disk.
+/// `InvalidInput` on `image` if one does not exist, or is not a raw disk.
 pub(super) fn check_disks(spec: &VmSpec, options: &PropolisOptions) -> Result<()> {
     for disk in spec.data_disks() {
         let DataDisk::Existing { path, .. } = disk else { continue };
@@ -83,16 +82,16 @@ fn raw_bytes(field: &'static str, path: &Path) -> Result<u64> {
     })
 }
 
-/// What could not be made, and whether all that was made before is gone again.
+/// Why `prepare` failed, and whether everything before was undone.
 pub(super) struct NotMade {
     pub(super) error: Error,
     pub(super) is_undone: bool,
 }
 
-/// Creates what a claim says. On an error all that was made is undone, but for the claim.
+/// Applies the steps of a claim. On an error everything but the claim is undone.
 ///
 /// # Errors
-/// `Host` with what a program said.
+/// `Host` with what a program printed.
 pub(super) async fn make(
     host: &HostPrograms,
     claim: &OwnerClaim,
@@ -101,7 +100,7 @@ pub(super) async fn make(
     for (index, one) in claim.steps.iter().enumerate() {
         let Err(StepFailure { error, touched }) = carry_out(host, one, hold).await else { continue };
         if touched == StepTrace::Unknown {
-            // Whatever it makes yet, the claim is what it is found by.
+            // The claim lists what the program may still create.
             return Err(NotMade { error, is_undone: false });
         }
         let made = &claim.steps[..index + usize::from(touched == StepTrace::Perhaps)];
@@ -114,18 +113,18 @@ pub(super) async fn make(
     Ok(())
 }
 
-/// Why a step was not done.
+/// Why a step failed.
 struct StepFailure {
     error: Error,
     touched: StepTrace,
 }
 
-/// Whether a step that was not done has left something.
+/// Whether a failed step has left something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum StepTrace {
     No,
     Perhaps,
-    /// It is still at work.
+    /// Its program still runs.
     Unknown,
 }
 
@@ -133,7 +132,7 @@ async fn carry_out(host: &HostPrograms, one: &HostStep, hold: &OperationLock) ->
     let touched = |error| StepFailure { error, touched: StepTrace::Perhaps };
     match one {
         HostStep::Command { run, .. } => {
-            // A program that is not there has made nothing, and could not undo it.
+            // A missing program has created nothing, and could not undo it.
             host.line(run).map_err(|error| StepFailure { error, touched: StepTrace::No })?;
             let done = host.change(run, hold).await.map_err(touched)?;
             let touched = match &done {
@@ -151,7 +150,7 @@ async fn carry_out(host: &HostPrograms, one: &HostStep, hold: &OperationLock) ->
 /// Does again what a reboot has undone.
 ///
 /// # Errors
-/// `Host` with what a program said.
+/// `Host` with what a program printed.
 pub(super) async fn make_again(host: &HostPrograms, shape: &StepDiff, hold: &OperationLock) -> Result<()> {
     for one in &shape.again {
         if let HostStep::Command { run, .. } = one {
@@ -168,13 +167,13 @@ async fn run_unless_there(host: &HostPrograms, run: &[String], hold: &OperationL
     }
 }
 
-/// Changes what was made for a VM as its plan says: another network, a larger disk.
+/// Changes what was created for a VM as its plan says: another network, a larger disk.
 ///
-/// What comes stands in the claim before it is made, so that `destroy` finds it; what goes stands
-/// there until it is gone. A reshaping that was cut off is done again from its beginning.
+/// What is added is in the claim before it is created, so that `destroy` finds it; what is removed
+/// stays in the claim until it is gone. An interrupted change is done again from its start.
 ///
 /// # Errors
-/// `Host` with what a program said, `Io`.
+/// `Host` with what a program printed, `Io`.
 pub(super) async fn reshape(
     host: &HostPrograms,
     layout: &PropolisLayout,
@@ -192,7 +191,7 @@ pub(super) async fn reshape(
         match one {
             HostStep::Command { run, .. } => run_unless_there(host, run, hold).await?,
             HostStep::Copy { path, size: Some(size), .. } => grow(path, *size)?,
-            // Reshaping has no other.
+            // A changed plan has no other steps.
             HostStep::Copy { size: None, .. } | HostStep::Blank { .. } => {}
         }
     }
@@ -200,7 +199,7 @@ pub(super) async fn reshape(
     files::write_synced(&layout.claim(), &done)
 }
 
-/// Grows a disk that is a file; one that is larger already stays.
+/// Grows a disk that is a file; one that is already larger stays as it is.
 fn grow(path: &Path, size: Mib) -> Result<()> {
     step("start: grow a disk").map_err(Error::io("grow", path))?;
     let grown = OpenOptions::new().write(true).open(path).and_then(|file| match file.metadata()?.len() {
@@ -210,11 +209,11 @@ fn grow(path: &Path, size: Mib) -> Result<()> {
     grown.map_err(Error::io("grow", path))
 }
 
-/// Undoes steps, from the last to the first; what is gone already is success. One that can't be
-/// undone keeps none of the others from it.
+/// Undoes steps in reverse order. A step that is already undone is success, and one that can't be
+/// undone does not prevent the others.
 ///
 /// # Errors
-/// The first that came up.
+/// The first.
 pub(super) async fn undo(host: &HostPrograms, steps: &[HostStep], hold: &OperationLock) -> Result<()> {
     let mut outcome = Ok(());
     for one in steps.iter().rev() {
@@ -235,10 +234,10 @@ async fn take_away(host: &HostPrograms, undo: &[String], hold: &OperationLock) -
     }
 }
 
-/// Takes away a VM that a killed server left in the kernel.
+/// Removes a VM that a killed server left in the kernel.
 ///
 /// # Errors
-/// `Host` with what the program said.
+/// `Host` with what the program printed.
 pub(super) async fn destroy_kernel_vm(host: &HostPrograms, entry: &Path, hold: &OperationLock) -> Result<()> {
     let Some(name) = entry.file_name().filter(|_| entry.exists()) else { return Ok(()) };
     let run = vec!["bhyvectl".to_owned(), "--destroy".to_owned(), format!("--vm={}", name.to_string_lossy())];
@@ -248,8 +247,8 @@ pub(super) async fn destroy_kernel_vm(host: &HostPrograms, entry: &Path, hold: &
     }
 }
 
-/// Copies a raw image on a thread, which holds the operation's lock until it is done, whoever waits
-/// for it.
+/// Copies a raw image on a thread, which holds the operation's lock until it is done, even if the
+/// caller is gone.
 async fn copy(image: &Path, path: &Path, size: Option<Mib>, hold: &OperationLock) -> Result<()> {
     step("prepare: copy").map_err(Error::io("create", path))?;
     let lock = hold.as_input().map_err(Error::io("create", path))?;
@@ -265,7 +264,7 @@ async fn copy(image: &Path, path: &Path, size: Option<Mib>, hold: &OperationLock
 }
 
 fn blank(path: &Path, size: Mib) -> Result<()> {
-    step("prepare: make a disk").map_err(Error::io("create", path))?;
+    step("prepare: create a disk").map_err(Error::io("create", path))?;
     create(path).and_then(|file| file.set_len(size.bytes())).map_err(Error::io("create", path))
 }
 
@@ -273,7 +272,7 @@ fn create(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
 }
 
-/// Removes everything of a VM but what the host's programs made.
+/// Removes the files of a VM, but nothing that the host's programs created.
 ///
 /// # Errors
 /// `Io`, `Host`.
@@ -281,16 +280,15 @@ pub(super) fn remove_files(spec: &VmSpec, layout: &PropolisLayout) -> Result<()>
     files::remove_all(layout, spec.data_disks().len())
 }
 
-/// Removes the files of a `prepare` that failed, the claim among them unless something could not be
-/// undone.
+/// Removes the files of a failed `prepare`, but for the claim if something could not be undone.
 pub(super) fn give_up(spec: &VmSpec, layout: &PropolisLayout) {
     if let Err(error) = remove_files(spec, layout) {
         tracing::warn!(work = %layout.work.display(), %error, "could not undo a failed prepare; destroy will");
     }
 }
 
-/// Removes the directory of a VM that was never begun, if nothing is in it.
+/// Removes the directory of a VM that was never created, if it is empty.
 pub(super) fn remove_unclaimed(layout: &PropolisLayout) {
-    // What lies there is somebody else's, or the next one's to remove.
+    // The directory belongs to another process, or the next operation removes it.
     let _ = std::fs::remove_dir(&layout.work);
 }

@@ -1,5 +1,5 @@
-//! Bringing a VM to life: a server, its VM, its guest, in this order, each undone where the next
-//! one fails.
+//! Starting a VM: a server, its VM, its guest, in this order; a failure undoes what was started
+//! before.
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -31,19 +31,19 @@ use crate::error::{Error, ErrorKind, Peer, Result};
 use crate::handle::{ConsoleEndpoint, RunInfo};
 use crate::steps::step;
 
-/// The bound of a server's log.
+/// The size limit of a server's log.
 const SERVER_LOG_BYTES: u64 = 4 << 20;
-/// How long the log may take to tell why a request failed.
+/// How long the log may take to contain the reason of a failed request.
 const WHY_LIMIT: Duration = Duration::from_secs(1);
-/// The pause before the log is looked at again. Nobody tells when a line of it is written once the
-/// copy of it is lost.
+/// The pause before the log is read again. Once the copy of the log is lost, there is no event for
+/// a new line.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
-/// Starts a server for the VM and its guest on it.
+/// Starts a server for the VM, and the guest on it.
 ///
 /// # Errors
-/// `Host`, `Io` for what the host refused, `Hypervisor` with the server's words, `TimedOut` at the
-/// deadline. Nothing runs then.
+/// `Host`, `Io` for what the host refused, `Hypervisor` with what the server printed, `TimedOut` at
+/// the deadline. Nothing runs then.
 pub(super) async fn owned(
     site: &VmContext<'_>,
     plan: &PropolisPlan,
@@ -54,7 +54,7 @@ pub(super) async fn owned(
     let ServerPlan::Owned { run, .. } = &plan.server else {
         unreachable!("a VM without a server elsewhere has one of its own");
     };
-    // What an earlier run, or a crash, left.
+    // Removes what an earlier run, or a crash, has left.
     let alive = alive::take_and_silence(&site.place(), deadline).await?;
     clear_kernel(site, site.host(), hold).await?;
     remove_file(&site.layout.server_file())?;
@@ -79,19 +79,19 @@ pub(super) async fn owned(
             if let Err(failure) = end_server(site, site.host(), hold).await {
                 tracing::warn!(%failure, "could not end a server that failed to start its VM");
             }
-            // The guest never ran: what the record of the run says is no failure of the VM's.
+            // The guest never ran: the end of this run is not a failure of the VM.
             if let Err(failure) = files::mark(&site.layout.stop_mark()) {
-                tracing::debug!(%failure, "cannot write down that the run was ended");
+                tracing::debug!(%failure, "cannot record that the run was ended");
             }
             Err(error)
         }
     }
 }
 
-/// Has a server that runs already make the VM and run its guest.
+/// Creates the VM at a running server, and runs its guest.
 ///
 /// # Errors
-/// `Busy` where it has another VM that lives; otherwise those of [`owned`].
+/// `Busy` if the server has another VM that lives; otherwise those of [`owned`].
 pub(super) async fn elsewhere(
     site: &VmContext<'_>,
     client: &PropolisClient,
@@ -105,8 +105,8 @@ pub(super) async fn elsewhere(
     }
     remove_file(&site.layout.console_mark())?;
     let server = ServerFile::of_new_run(client.address);
-    // Before anything is asked for: from here on the server may have a VM of which nobody else here
-    // knows.
+    // Written before the first request: from then on the server may have a VM that is recorded only
+    // here.
     files::write_synced(&site.layout.server_file(), &server)?;
     let begun = async {
         if !is_made {
@@ -116,7 +116,7 @@ pub(super) async fn elsewhere(
     };
     if let Err((error, asked)) = begun.await {
         if asked == StopRequest::MayBeAtWork {
-            // From now on it is waited for, however long ago it was asked.
+            // From now on the VM is waited for, however long ago it was requested.
             files::write_synced(&site.layout.server_file(), &server)?;
         }
         if let Err(failure) = end_elsewhere(site, client, asked).await {
@@ -128,11 +128,10 @@ pub(super) async fn elsewhere(
     Ok(run_info(client))
 }
 
-/// Makes room at a server for the VM, and tells whether it lives there already, as a start that was
-/// cut off has left it.
+/// Prepares a server for the VM, and returns whether it already has it, after an interrupted start.
 ///
 /// # Errors
-/// `Busy` where it has another VM that lives.
+/// `Busy` if the server has another VM that lives.
 async fn is_made_already(site: &VmContext<'_>, client: &PropolisClient, deadline: Instant) -> Result<bool> {
     use InstanceState as State;
     let server = files::server(&site.layout)?;
@@ -140,20 +139,19 @@ async fn is_made_already(site: &VmContext<'_>, client: &PropolisClient, deadline
     let there = match shown(client, watched_until.unwrap_or_else(Instant::now), deadline).await {
         Ok(Some(there)) => there,
         Ok(None) => return Ok(false),
-        Err(failure) => return Err(failure.into_error(client, "tell its state", None)),
+        Err(failure) => return Err(failure.into_error(client, "report its state", None)),
     };
     let is_ours = there.properties.id == site.vm.id;
     match there.state {
         State::Destroyed => Ok(false),
-        // What it was made of may be another thing by now, and one that failed has no second life.
+        // The VM's files may have changed since then, and a VM that failed can't be used again.
         State::Creating | State::Failed | State::Stopping | State::Stopped if is_ours => {
             let ended = end(client, site.vm.id, EndTimeouts::until(deadline)).await;
-            ended
-                .map_err(|failure| failure.into_error(client, "end what was left of an earlier run", None))?;
+            ended.map_err(|failure| failure.into_error(client, "end the VM of an earlier run", None))?;
             Ok(false)
         }
         _ if is_ours => Ok(true),
-        // Whether it was made and holds the server, only the server knows.
+        // Whether the failed VM still occupies the server, only the server knows.
         State::Failed => Ok(false),
         _ => {
             let what =
@@ -163,7 +161,7 @@ async fn is_made_already(site: &VmContext<'_>, client: &PropolisClient, deadline
     }
 }
 
-/// Returns what is known of a run from its server.
+/// Returns the information on a run at this server.
 pub(super) fn run_info(client: &PropolisClient) -> RunInfo {
     RunInfo { console: ConsoleEndpoint::WebSocket(client.console_url()), ..RunInfo::default() }
 }
@@ -189,7 +187,7 @@ fn launch(site: &VmContext<'_>, run: &[String]) -> KeeperRequest {
     }
 }
 
-/// Waits until the server says where it listens.
+/// Waits until the server prints where it listens.
 async fn listening(site: &VmContext<'_>, words: &mut KeeperStream, deadline: Instant) -> Result<SocketAddr> {
     let began = Instant::now();
     let mut line = String::new();
@@ -201,7 +199,7 @@ async fn listening(site: &VmContext<'_>, words: &mut KeeperStream, deadline: Ins
                     return Ok(address);
                 }
             }
-            // It has ended, and its keeper with it, once that was written down.
+            // The server has ended, and its keeper after recording that.
             Ok(_) => return Err(ended(site).await),
             Err(_) => {
                 let awaited =
@@ -217,25 +215,25 @@ async fn ended(site: &VmContext<'_>) -> Error {
     let words = last_words(site);
     let log = site.layout.server_log();
     let problem = format!(
-        "it ended before it listened (its log: {}); it said:\n    {}",
+        "the server ended before it listened (its log: {}); it printed:\n    {}",
         log.display(),
         words.replace('\n', "\n    ")
     );
     Error::protocol(Peer::PropolisProcess, problem)
 }
 
-/// Which server makes a VM.
+/// The server that creates a VM.
 enum ServerChoice<'a> {
-    /// One of its own, which says why it can't.
+    /// The VM's own, whose log has the reason of a failure.
     Own(&'a mut KeeperStream),
     /// One elsewhere.
     Elsewhere(&'a OperationLock),
 }
 
-/// Has the server make the VM.
+/// Creates the VM at the server.
 ///
 /// # Errors
-/// Why it did not, and whether it may come to it yet.
+/// Why it failed, and whether the server may still create the VM.
 async fn ensure(
     site: &VmContext<'_>,
     client: &PropolisClient,
@@ -244,7 +242,7 @@ async fn ensure(
     deadline: Instant,
 ) -> Result<(), (Error, StopRequest)> {
     let answered = |error| (error, StopRequest::Answered);
-    step("server: make the VM").map_err(|source| answered(lost(client, source)))?;
+    step("server: create the VM").map_err(|source| answered(lost(client, source)))?;
     let (made, words) = match by {
         ServerChoice::Elsewhere(hold) => {
             (detached(client, plan, hold, deadline).await.map_err(answered)?, None)
@@ -257,7 +255,7 @@ async fn ensure(
         return Err(answered(Error::Busy { what, holder: None }));
     }
     let why = match (failure.hidden(), words) {
-        // One that panicked and lives says so in no answer.
+        // A server that panicked and still runs mentions the panic in no reply.
         (Some(id), Some(words)) => match (why(site, words, id).await, last_panic(site)) {
             (Some(why), Some(panic)) => Some(format!("{why}; {panic}")),
             (why, panic) => why.or(panic),
@@ -270,22 +268,25 @@ async fn ensure(
     };
     let hung_up = failure.is_of_the_network() || matches!(failure, ClientError::Refused(_));
     let died = hung_up && site.claim.options.address.is_none();
-    let error = failure.into_error(client, "make the VM", why);
+    let error = failure.into_error(client, "create the VM", why);
     if !died {
         return Err((error, asked));
     }
-    // A panic of the server's ends it: what it said of it is worth more than that it hung up.
+    // A panic ends the server: its message says more than that the connection was lost.
     let _ = process::settled(&site.place()).await;
-    let problem =
-        format!("it ended while it made the VM; it said:\n    {}", last_words(site).replace('\n', "\n    "));
+    let problem = format!(
+        "the server ended while it created the VM; it printed:\n    {}",
+        last_words(site).replace('\n', "\n    ")
+    );
     Err(answered(Error::protocol(Peer::PropolisProcess, problem)))
 }
 
-/// Has a server elsewhere make the VM, in a task that holds the operation's lock until it has
-/// answered.
+/// Creates the VM at a server elsewhere, in a task that holds the operation's lock until the server
+/// has replied.
 ///
-/// The server makes the VM whoever waits for it, and nobody could end its process: were this future
-/// dropped and the lock free, a `destroy` would find no VM yet, and leave it behind.
+/// The server creates the VM even if the client is gone, and its process can't be ended from here.
+/// If this future were dropped and the lock released, a `destroy` would find no VM yet, and leave
+/// it behind.
 async fn detached(
     client: &PropolisClient,
     plan: &PropolisPlan,
@@ -301,8 +302,8 @@ async fn detached(
     made.await.map_err(|error| lost(&client, std::io::Error::other(error)))
 }
 
-/// Reads the log for why a request failed: as it comes, and the file, since the copy of a long log
-/// is lost.
+/// Reads the reason of a failed request from the log: both from its stream and from the file, since
+/// the stream of a long log is lost.
 async fn why(site: &VmContext<'_>, words: &mut KeeperStream, request_id: &str) -> Option<String> {
     let copied = async {
         let mut line = String::new();
@@ -312,7 +313,7 @@ async fn why(site: &VmContext<'_>, words: &mut KeeperStream, request_id: &str) -
             }
             line.clear();
         }
-        // What comes no more this way lies in the file.
+        // The rest is in the file.
         std::future::pending().await
     };
     let written = async {
@@ -333,7 +334,7 @@ async fn why(site: &VmContext<'_>, words: &mut KeeperStream, request_id: &str) -
     timeout(WHY_LIMIT, either).await.ok()
 }
 
-/// Runs the guest of a VM that was made, and waits until it does.
+/// Runs the guest of a VM that was created, and waits until it runs.
 async fn run_guest(
     site: &VmContext<'_>,
     client: &PropolisClient,
@@ -342,7 +343,7 @@ async fn run_guest(
 ) -> Result<()> {
     let server = ServerFile { is_begun: true, ..server };
     match site.claim.options.address {
-        // A guest elsewhere outlives a power cut here.
+        // A guest elsewhere survives a power cut here.
         Some(_) => files::write_synced(&site.layout.server_file(), &server)?,
         None => files::write(&site.layout.server_file(), &server)?,
     }
@@ -353,12 +354,12 @@ async fn run_guest(
     let running = |state| matches!(state, InstanceState::Running | InstanceState::Failed);
     match monitor::until(client, running, deadline).await.map_err(explained)? {
         InstanceState::Running => Ok(()),
-        // A guest that ended at once did run.
+        // The guest ran, and has ended already.
         InstanceState::Destroyed => Ok(()),
         state => {
             let words = last_words(site);
             let colon = if words.is_empty() { "" } else { ": " };
-            let message = format!("the guest did not come to run: its server says {state:?}{colon}{words}");
+            let message = format!("the guest did not start: its server reports {state:?}{colon}{words}");
             Err(Error::Backend { message, kind: ErrorKind::Hypervisor, source: None })
         }
     }
@@ -369,11 +370,10 @@ fn lost(client: &PropolisClient, source: std::io::Error) -> Error {
         .with_source(source)
 }
 
-/// Ends the server of a VM and takes away what it left in the kernel.
+/// Ends the server of a VM, and removes what it left in the kernel.
 ///
 /// # Errors
-/// `TimedOut` where the process survives even SIGKILL, `Busy` where the lock of what lives does not
-/// get free.
+/// `TimedOut` if the process survives even SIGKILL, `Busy` if the lock stays held.
 pub(super) async fn end_server(
     site: &VmContext<'_>,
     host: &HostPrograms,
@@ -384,16 +384,16 @@ pub(super) async fn end_server(
     clear_kernel(site, host, hold).await
 }
 
-/// Takes away what the VM's server, which has ended, left in the kernel: its VM, and the one that
-/// it asked for CPUID.
+/// Removes what the VM's server left in the kernel when it ended: its VM, and the one that it used
+/// to query CPUID.
 ///
 /// # Errors
-/// `Host` with what the program said.
+/// `Host` with what the program printed.
 async fn clear_kernel(site: &VmContext<'_>, host: &HostPrograms, hold: &OperationLock) -> Result<()> {
     destroy_kernel_vm(host, &site.kernel_vm(), hold).await?;
     let run = runfile::read(&site.place().run_file).ok().flatten();
     let Some(server) = run.and_then(|run| run.hypervisor) else { return Ok(()) };
-    // Its number may be another's by now.
+    // Its PID may be another process's by now.
     match server.open()? {
         None if !is_pid_taken(server.pid) => {
             let asked = site.settings.dev_vmm.join(format!("cpuid-gen-{}", server.pid));

@@ -1,23 +1,21 @@
-//! Asking reality where a VM is in its life: the process first, then the server's own word, then
-//! what is left of both.
+//! Determining the state of a VM: from its process, then from the server, then from the files.
 //!
 //! ```text
 //!  server's process   its VM                     →  state
-//!  never started      -                             Prepared, or Stopped where that was asked for
-//!  lives              Creating, or not asked yet    a start is at work (Busy), or was cut off (Failed)
-//!  elsewhere, begun not   none, or an earlier run's end   likewise: the VM may come yet
+//!  never started      -                             Prepared, or Stopped if that was requested
+//!  lives              Creating, or not asked yet    a start is at work (Busy), or was interrupted (Failed)
+//!  elsewhere, not run yet   none, or an earlier run's end   likewise: the VM may still appear
 //!  lives              Starting … Stopping           Running
 //!  lives              Stopped, Destroyed            Stopped: the guest ended, or was stopped
 //!  lives              Failed                        Failed
-//!  lives              none (424)                    Failed: the server has forgotten it
-//!  ended              in the kernel or not          Stopped where that was asked for, else Failed, with how it ended
+//!  lives              none (424)                    Failed: the server was restarted
+//!  ended              in the kernel or not          Stopped if that was requested, else Failed, with how it ended
 //!  another boot's     -                             Stopped
 //! ```
 //!
-//! Of a server elsewhere there is no process: that nobody listens there any more is its end. A
-//! network that does not lead there tells nothing. Once a run was seen to end, nobody is asked
-//! about it any more. A copy of a VM's directory is at rest, whatever runs for the VM that it is a
-//! copy of.
+//! A server elsewhere has no process here: a refused connection is its end, while a network failure
+//! says nothing. Once a run was seen to have ended, its server is not asked about it again. A copy
+//! of a VM's directory never runs, even if the original does.
 
 use std::time::Duration;
 
@@ -36,28 +34,28 @@ use crate::boundedlog::tail_of_file;
 use crate::error::{Error, Result};
 use crate::lifecycle::{FailureKind, VmState};
 
-/// How long the server has to answer somebody who only looks.
+/// How long the server has to reply to a caller that only looks.
 pub(super) const LOOK_LIMIT: Duration = Duration::from_secs(1);
-/// How long it has to answer an operation, which would go on with less than it could know.
+/// How long it has to reply to an operation, which would otherwise go on with less information.
 pub(super) const ASK_LIMIT: Duration = Duration::from_secs(10);
-/// How long a server that no longer answers is given to end, before it counts as one that hangs.
+/// How long a server that doesn't reply has to end, before it is regarded as hanging.
 const ENDING_LIMIT: Duration = Duration::from_millis(500);
-/// How much of a server's log is looked at for its last words, in bytes: a panic within a panic
-/// prints long lists of calls.
+/// How much of a server's log is searched for its last lines, in bytes: a panic within a panic
+/// prints long backtraces.
 pub(super) const LOG_BYTES: u64 = 256 << 10;
 
-/// Who asks.
+/// The caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum StateCaller {
-    /// An operation, which holds the VM's lock: what is half done was cut off.
+    /// An operation, which holds the VM's lock: what is incomplete was interrupted.
     Operation,
-    /// Anybody: what is half done may be somebody's work.
+    /// Any other: another process may be at work on what is incomplete.
     Anybody,
 }
 
 impl StateCaller {
-    /// Returns how long a server may tell nothing of its VM before its state alone will do: an
-    /// operation would rather know whose VM it is.
+    /// Returns after which time without a reply the bare state is enough; an operation prefers to
+    /// know the VM's id.
     fn blocked_after(self, limit: Duration) -> Duration {
         match self {
             Self::Operation => limit * 3 / 4,
@@ -66,18 +64,18 @@ impl StateCaller {
     }
 }
 
-/// What was seen of a VM.
+/// The state as it was observed.
 enum ObservedVm {
     State(VmState),
-    /// A start is at work, or was cut off.
+    /// A start is at work, or was interrupted.
     HalfDone,
 }
 
-/// Returns where the VM is in its life; its server is given `limit` to answer.
+/// Returns the VM's state; its server is given `limit` to reply.
 ///
 /// # Errors
-/// `Busy` while a start is at work, `TimedOut` where the server does not answer, `Hypervisor` where
-/// it answers nonsense or can't be reached.
+/// `Busy` while a start is at work, `TimedOut` if the server does not reply, `Hypervisor` if the
+/// reply is invalid or the server can't be reached.
 pub(super) async fn observe(site: &VmContext<'_>, asker: StateCaller, limit: Duration) -> Result<VmState> {
     if site.original.is_some() {
         return Ok(at_rest(site));
@@ -86,8 +84,7 @@ pub(super) async fn observe(site: &VmContext<'_>, asker: StateCaller, limit: Dur
         let begun = "its removal was interrupted: remove it again";
         return Ok(VmState::failed(FailureKind::Interrupted, begun));
     }
-    // A start may have come to its end between a look at the VM and one at the lock: then the VM is
-    // looked at again.
+    // A start may have ended between the look at the VM and the one at the lock: then look again.
     for _ in 0..2 {
         let seen = match site.claim.options.address {
             Some(address) => elsewhere(site, site.client(address), asker, limit).await?,
@@ -102,11 +99,11 @@ pub(super) async fn observe(site: &VmContext<'_>, asker: StateCaller, limit: Dur
             ObservedVm::HalfDone => {}
         }
     }
-    let cut_off = "a start was cut off before the guest ran; start it again";
-    Ok(VmState::failed(FailureKind::Interrupted, cut_off))
+    let interrupted = "a start was interrupted before the guest ran; start the VM again";
+    Ok(VmState::failed(FailureKind::Interrupted, interrupted))
 }
 
-/// Looks at a VM with a server of its own.
+/// Observes a VM with its own server.
 async fn own(site: &VmContext<'_>, asker: StateCaller, limit: Duration) -> Result<ObservedVm> {
     let process = match process::look(&site.place()).await? {
         ProcessState::Nothing => return Ok(ObservedVm::State(at_rest(site))),
@@ -120,9 +117,9 @@ async fn own(site: &VmContext<'_>, asker: StateCaller, limit: Duration) -> Resul
     let state = match client.look(asker.blocked_after(limit), Instant::now() + limit).await {
         Ok(sight) => return Ok(of_instance(site, sight.state, &server)),
         Err(failure) if failure.is_no_instance() => {
-            forgotten(site, &server, "the server has forgotten it: it was started anew")
+            forgotten(site, &server, "the server was restarted and has no such VM")
         }
-        // A server that is ending closes its port first: what counts then is how it ends.
+        // A server that is ending closes its port first: its state depends on how it ends.
         Err(failure) => match process.wait(Instant::now() + ENDING_LIMIT).await? {
             true => {
                 process::settled(&site.place()).await?;
@@ -131,20 +128,20 @@ async fn own(site: &VmContext<'_>, asker: StateCaller, limit: Duration) -> Resul
                     _ => ended_state(site, None)?,
                 }
             }
-            false => return Err(failure.into_error(&client, "tell its state", None)),
+            false => return Err(failure.into_error(&client, "report its state", None)),
         },
     };
     Ok(ObservedVm::State(state))
 }
 
-/// Looks at a VM at a server that is somebody else's.
+/// Observes a VM at a server elsewhere.
 async fn elsewhere(
     site: &VmContext<'_>,
     client: PropolisClient,
     asker: StateCaller,
     limit: Duration,
 ) -> Result<ObservedVm> {
-    // Read before the server is asked: a run that is begun meanwhile is another one.
+    // Read before the server is asked: a run that starts in the meantime is another one.
     let Some(server) = files::server(&site.layout)? else { return Ok(ObservedVm::State(at_rest(site))) };
     if files::has_ended(&site.layout, &server) {
         return Ok(ObservedVm::State(VmState::Stopped));
@@ -153,7 +150,7 @@ async fn elsewhere(
     let sight = client.look(asker.blocked_after(limit), Instant::now() + limit).await;
     let is_ours = |id: Option<Uuid>| id.is_none_or(|id| id == site.vm.id);
     let state = match sight {
-        // Of a run that was not begun, that is what an earlier one has come to.
+        // This is the end of an earlier run, if this one was not asked to run.
         Ok(InstanceView { state: InstanceState::Destroyed | InstanceState::Failed, .. })
             if !server.is_begun =>
         {
@@ -162,8 +159,8 @@ async fn elsewhere(
         Ok(InstanceView { id: None, .. }) | Err(ClientError::Refused(_)) if !server.is_begun => {
             return Ok(ObservedVm::HalfDone);
         }
-        // Where only the state is told, it is believed that no other VM has come; nothing is done
-        // or kept by it.
+        // If only the state is reported, it is assumed to be this VM's; nothing is done or recorded
+        // because of it.
         Ok(InstanceView { id: None, state: InstanceState::Destroyed }) => VmState::Stopped,
         Ok(InstanceView { id, state }) if is_ours(id) => return Ok(of_instance(site, state, &server)),
         Ok(_) if !server.is_begun => return Ok(ObservedVm::HalfDone),
@@ -173,12 +170,12 @@ async fn elsewhere(
             forgotten(site, &server, &format!("the server at {address} has another VM now, {other}"))
         }
         Err(failure) if failure.is_no_instance() => {
-            forgotten(site, &server, "the server has forgotten it: it was started anew")
+            forgotten(site, &server, "the server was restarted and has no such VM")
         }
         Err(ClientError::Refused(error)) => {
-            forgotten(site, &server, &format!("nobody listens at {address} any more: {error}"))
+            forgotten(site, &server, &format!("nothing listens at {address} any more: {error}"))
         }
-        Err(failure) => return Err(failure.into_error(&client, "tell its state", None)),
+        Err(failure) => return Err(failure.into_error(&client, "report its state", None)),
     };
     Ok(ObservedVm::State(state))
 }
@@ -187,7 +184,8 @@ fn at_rest(site: &VmContext<'_>) -> VmState {
     if site.layout.stop_mark().exists() { VmState::Stopped } else { VmState::Prepared }
 }
 
-/// A VM that is gone without a word: as was asked for, or as was seen, or a failure.
+/// Returns the state of a VM that is gone without an explanation: a failure, unless its end was
+/// requested or seen.
 fn forgotten(site: &VmContext<'_>, server: &ServerFile, why: &str) -> VmState {
     if site.layout.stop_mark().exists() || files::has_ended(&site.layout, server) {
         return VmState::Stopped;
@@ -215,7 +213,7 @@ fn of_instance(site: &VmContext<'_>, state: InstanceState, server: &ServerFile) 
             let colon = if words.is_empty() { "" } else { ": " };
             VmState::failed(
                 FailureKind::Other,
-                format!("the server says that the VM has failed{colon}{words}"),
+                format!("the server reports that the VM has failed{colon}{words}"),
             )
         }
     })
@@ -227,11 +225,11 @@ fn ended_state(site: &VmContext<'_>, ended: Option<ProcessEnd>) -> Result<VmStat
         return Ok(VmState::Stopped);
     }
     let kernel = match site.kernel_vm().exists() {
-        true => "; its VM is still in the kernel, and the next start, stop or removal takes it away",
+        true => "; its VM is still in the kernel, and the next start, stop or removal removes it",
         false => "",
     };
     let Some(ended) = ended else {
-        let vanished = "propolis-server is gone, and its keeper was killed before it could write down why";
+        let vanished = "propolis-server is gone, and its keeper was killed before it could record why";
         return Ok(VmState::failed(FailureKind::Vanished, format!("{vanished}{kernel}")));
     };
     let words = log::cause(&own_log(site));
@@ -241,24 +239,23 @@ fn ended_state(site: &VmContext<'_>, ended: Option<ProcessEnd>) -> Result<VmStat
     Ok(VmState::failed(kind, format!("propolis-server ended, {ended}{colon}{words}{kernel}")))
 }
 
-/// Returns what the server of this VM said last, where it is one of vmkit's own.
+/// Returns the last lines of the log of this VM's server, if it is its own.
 pub(super) fn last_words(site: &VmContext<'_>) -> String {
     log::last_words(&own_log(site))
 }
 
-/// Returns the panic of the server of this VM in this run, where there was one and the server is
-/// one of vmkit's own.
+/// Returns the panic of this VM's server in this run, if there was one and the server is its own.
 pub(super) fn last_panic(site: &VmContext<'_>) -> Option<String> {
     log::panic(&own_log(site))
 }
 
-/// Returns what the server of this VM said in this run, as far as it is of use; nothing of one
+/// Returns the log of this VM's server in this run, as far as it is useful; empty for a server
 /// elsewhere.
 fn own_log(site: &VmContext<'_>) -> String {
     if site.claim.options.address.is_some() {
         return String::new();
     }
-    // The newer half alone: each run begins with one.
+    // Only the newer half: each run starts a new one.
     let log = tail_of_file(&site.layout.server_log(), LOG_BYTES).unwrap_or_default();
     String::from_utf8_lossy(&log).into_owned()
 }

@@ -1,5 +1,5 @@
-//! Ending a run: ask the guest, then the server, then the kernel; and keep what the console says to
-//! its end.
+//! Ending a run: ask the guest, then the server, then the kernel. The console's output is logged
+//! until the end.
 
 use std::time::Duration;
 
@@ -18,24 +18,23 @@ use crate::deadline::later;
 use crate::error::{Error, ErrorKind, Result};
 use crate::steps::step;
 
-/// How long a VM may take to halt once its server was told: it lets go of disks and links.
+/// How long a VM may take to halt after the request: it releases disks and links.
 const HALT_LIMIT: Duration = Duration::from_secs(10);
-/// The same at a server elsewhere, which can't be ended by force: disks that are slow to finish
-/// hold it up.
+/// The same at a server elsewhere, which can't be ended by force: slow disks delay it.
 const HALT_ELSEWHERE_LIMIT: Duration = Duration::from_secs(60);
-/// How long a VM is waited for that a server says it still makes, though it has answered that it
-/// can't.
+/// How long to wait for a VM that the server reports as `Creating`, though it has replied that the
+/// creation failed.
 const MAKING_ANSWERED_LIMIT: Duration = Duration::from_secs(2);
-/// How long a server may take to tell of a VM that it never showed in its time.
+/// How long a server may take to report a VM that it did not show in time.
 const LATE_LIMIT: Duration = Duration::from_secs(2);
-/// How often the guest is asked again: one that is still booting hears only a later question, and
-/// there is no event for "the guest can be reached now".
+/// How often the guest is asked again: while it boots it ignores the request, and there is no event
+/// for the end of that.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 
 /// Stops a guest that lives at its server, gracefully until `timeout` has passed.
 ///
 /// # Errors
-/// Whatever keeps a server elsewhere from ending its VM, or from telling; one of vmkit's own is
+/// What keeps a server elsewhere from ending its VM, or from reporting that; a VM's own server is
 /// ended by force then.
 pub(super) async fn stop_guest(
     site: &VmContext<'_>,
@@ -44,7 +43,7 @@ pub(super) async fn stop_guest(
 ) -> Result<()> {
     let mut keeping = LogWriter::begin(*client, &site.layout, site.vm.spec.console_log());
     if !timeout.is_zero() {
-        // Its time begins once the console is attached.
+        // The timeout starts when the console is attached.
         let asking = async { ask_guest(site, client, later(timeout)).await };
         let is_gone = match &mut keeping {
             Some(keeping) => keeping.during(asking, |is_gone| *is_gone).await,
@@ -55,13 +54,13 @@ pub(super) async fn stop_guest(
             return Ok(());
         }
     }
-    // Not before: if this is cut off while the guest is asked, a later end from outside is still
-    // one from outside.
+    // Not earlier: if this is interrupted while the guest is asked, a later end was not requested.
     mark_asked(site);
     step("server: stop the VM").map_err(Error::io("stop the VM of", &site.layout.work))?;
     let ending = end_guest(site, client);
     match &mut keeping {
-        // Up to here what was said is read once more: a VM that is stopped by force says no more.
+        // The output up to here is read once more: a VM that is stopped by force prints nothing
+        // after that.
         Some(keeping) => keeping.during(ending, |_| true).await,
         None => ending.await,
     }
@@ -71,7 +70,7 @@ async fn end_guest(site: &VmContext<'_>, client: &PropolisClient) -> Result<()> 
     if site.claim.options.address.is_some() {
         return end_elsewhere(site, client, StopRequest::MayBeAtWork).await;
     }
-    // Its end by force follows in any case.
+    // The server is ended by force next in any case.
     if let Err(failure) = end(client, site.vm.id, EndTimeouts::until(Instant::now() + HALT_LIMIT)).await {
         tracing::warn!(%failure, "the server did not stop its VM, so it is ended by force");
     }
@@ -81,19 +80,19 @@ async fn end_guest(site: &VmContext<'_>, client: &PropolisClient) -> Result<()> 
 /// What is known of a server that was asked for a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum StopRequest {
-    /// The start that has asked it was cut off, or given up: the server may come to it yet.
+    /// The start that asked it was interrupted, or given up: the server may still create the VM.
     MayBeAtWork,
-    /// It has answered, or was not reached.
+    /// It has replied, or was not reached.
     Answered,
 }
 
-/// Has a server elsewhere end the VM, and remembers that it did: whatever is found there from then
-/// on is not this run.
+/// Ends the VM at a server elsewhere, and records that: a VM that is found there later is not this
+/// run.
 ///
 /// A VM that the server may have been asked for just now is waited for.
 ///
 /// # Errors
-/// Whatever leaves open whether the VM is gone. Where nobody listens, no server has it.
+/// What leaves it unknown whether the VM is gone. If nothing listens, no server has it.
 pub(super) async fn end_elsewhere(
     site: &VmContext<'_>,
     client: &PropolisClient,
@@ -108,8 +107,8 @@ pub(super) async fn end_elsewhere(
             match server.and_then(|server| files::watched_until(&site.layout, &server)) {
                 Some(until) => {
                     let seconds = until.duration_since(begun).as_secs_f64().ceil();
-                    tracing::warn!(address = %client.address, "a start was interrupted just after it had asked the server for the \
-                    VM, which may come yet: it is waited for at most {seconds} s, and ended");
+                    tracing::warn!(address = %client.address, "a start was interrupted just after it had requested the \
+                    VM, which may still appear: waiting for at most {seconds} s, to end it");
                     EndTimeouts::until(until + HALT_ELSEWHERE_LIMIT).watching_until(Some(until))
                 }
                 None => limits,
@@ -119,12 +118,12 @@ pub(super) async fn end_elsewhere(
     match end(client, site.vm.id, limits).await {
         Ok(EndOutcome::Gone) => {}
         Ok(EndOutcome::NeverSeen) => {
-            tracing::info!(address = %client.address, "the server has not made the VM that it may have been asked for");
+            tracing::info!(address = %client.address, "the server has not created the VM that it may have been asked for");
         }
         Err(ClientError::Refused(error)) => {
             let (address, vm) = (client.address, site.vm.id);
-            tracing::warn!(%error, %address, %vm, "nobody listens there, so the VM's server is gone; one that was \
-                killed leaves its VM in the kernel of its host, where bhyvectl --destroy takes it away");
+            tracing::warn!(%error, %address, %vm, "nothing listens there, so the VM's server is gone; a server that was \
+                killed leaves its VM in the kernel of its host, where bhyvectl --destroy removes it");
         }
         Err(failure) => return Err(failure.into_error(client, "stop the VM", None)),
     }
@@ -134,7 +133,7 @@ pub(super) async fn end_elsewhere(
     Ok(())
 }
 
-/// Ends what is left of a run at a server elsewhere, in whatever state.
+/// Ends what is left of a run at a server elsewhere, whatever its state.
 ///
 /// # Errors
 /// Those of [`end_elsewhere`].
@@ -143,12 +142,11 @@ pub(super) async fn clear_elsewhere(site: &VmContext<'_>, client: &PropolisClien
         Some(server) if !files::has_ended(&site.layout, &server) => {
             end_elsewhere(site, client, StopRequest::MayBeAtWork).await
         }
-        // It counts as ended, since the server never showed it for as long as that was watched: a
-        // last look.
+        // The run is regarded as ended, since the server did not show it in time: a last look.
         Some(server) if !server.is_begun => {
             let limits = EndTimeouts::until(Instant::now() + LATE_LIMIT);
             if let Err(failure) = end(client, site.vm.id, limits).await {
-                tracing::debug!(%failure, "the server does not tell whether it made a VM late");
+                tracing::debug!(%failure, "cannot find out whether the server created the VM late");
             }
             Ok(())
         }
@@ -156,8 +154,7 @@ pub(super) async fn clear_elsewhere(site: &VmContext<'_>, client: &PropolisClien
     }
 }
 
-/// Asks the guest to power itself off until it has, or the deadline has passed; answers whether it
-/// has.
+/// Asks the guest to power off until it has, or the deadline has passed; returns whether it has.
 async fn ask_guest(site: &VmContext<'_>, client: &PropolisClient, deadline: Instant) -> bool {
     let Some(power_off) = &site.settings.power_off else { return false };
     let gone = monitor::until(client, |state| state == InstanceState::Failed, deadline);
@@ -170,7 +167,7 @@ async fn ask_guest(site: &VmContext<'_>, client: &PropolisClient, deadline: Inst
             };
             match asked.await {
                 Ok(()) => return true,
-                // Waiting would not give the guest an ear.
+                // Waiting would not help.
                 Err(error) if error.kind() == ErrorKind::Unsupported => return false,
                 Err(error) => tracing::debug!(%error, "the guest could not be asked to power off"),
             }
@@ -185,7 +182,7 @@ async fn ask_guest(site: &VmContext<'_>, client: &PropolisClient, deadline: Inst
         ended = &mut gone => ended,
         asked = timeout_at(deadline, asking) => match asked {
             Ok(false) => return false,
-            // The guest was asked, or did not hear in time: what comes of it the monitor tells.
+            // The guest was asked, or did not reply in time: the monitor reports the result.
             _ => gone.await,
         },
     };
@@ -198,21 +195,20 @@ async fn ask_guest(site: &VmContext<'_>, client: &PropolisClient, deadline: Inst
     }
 }
 
-/// Writes down that the end was asked for, so that even an end by force counts as `Stopped`.
+/// Records that the end was requested, so that even an end by force leads to `Stopped`.
 ///
-/// A full or a read-only disk is no reason to leave a guest running: then an end by force looks
-/// like one from outside.
+/// A full or a read-only disk is no reason to leave a guest running: an end by force is reported as
+/// one from outside then.
 pub(super) fn mark_asked(site: &VmContext<'_>) {
     if let Err(error) = files::mark(&site.layout.stop_mark()) {
-        tracing::warn!(%error, "cannot write down that the VM is being stopped");
+        tracing::warn!(%error, "cannot record that the VM is being stopped");
     }
 }
 
-/// Ends whatever is left of a run, the guest's or only the server's, whatever state its VM is in.
+/// Ends what is left of a run, the guest or only the server, whatever the VM's state.
 ///
 /// # Errors
-/// Those of the programs that are needed for it; where the server is elsewhere, whatever keeps it
-/// from ending the VM.
+/// Those of the programs that it runs; for a server elsewhere, what keeps it from ending the VM.
 pub(super) async fn clear(site: &VmContext<'_>, hold: &OperationLock) -> Result<()> {
     mark_asked(site);
     match site.claim.options.address {
