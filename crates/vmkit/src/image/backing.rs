@@ -14,8 +14,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 
-use super::create::MAX_BACKING_NAME_BYTES;
-use super::qcow2_header::{MAGIC, MAX_CLUSTER_BYTES};
+use super::qcow2_header::{MAGIC, MAX_BACKING_NAME_BYTES, MAX_CLUSTER_BYTES};
 use crate::error::{Error, Result};
 use crate::steps::step;
 use crate::store::stored_image;
@@ -57,7 +56,7 @@ pub(crate) fn settle_backing(overlay: &Path, image: &Path) -> Result<()> {
     let Some((offset, name, image)) = former_name(overlay, image)? else { return Ok(()) };
     let now = name_at_home(overlay, &image).unwrap_or_else(|| image.clone());
     let (bytes, end) = (now.as_os_str().as_bytes(), offset + now.as_os_str().len() as u64);
-    if bytes.len() > MAX_BACKING_NAME_BYTES
+    if bytes.len() > MAX_BACKING_NAME_BYTES as usize
         || end > cluster_bytes(overlay).map_err(Error::io("read", overlay))?
     {
         let why = format!(
@@ -125,7 +124,7 @@ fn recorded(overlay: &Path) -> io::Result<Option<(u64, PathBuf)>> {
     if offset < head.len() as u64
         || offset > MAX_CLUSTER_BYTES
         || length == 0
-        || length > MAX_BACKING_NAME_BYTES
+        || length > MAX_BACKING_NAME_BYTES as usize
     {
         return Ok(None);
     }

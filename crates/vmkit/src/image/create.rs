@@ -10,6 +10,7 @@ use imago::format::PreallocateMode;
 use imago::qcow2::{Qcow2, Qcow2CreateBuilder};
 use imago::{FormatAccess, FormatCreateBuilder};
 
+use super::qcow2_header::MAX_BACKING_NAME_BYTES;
 use super::{ImageFacts, backing};
 use crate::error::{Error, Result, Subject};
 use crate::spec::Mib;
@@ -18,9 +19,6 @@ use crate::steps::step;
 /// The largest disk that can be created, 2 PiB: the range of an L1 table of 32 MiB, QEMU's limit,
 /// with clusters of 64 KiB.
 pub const MAX_DISK_BYTES: u64 = 1 << 51;
-
-/// The longest name of a backing file in a qcow2 header.
-pub(super) const MAX_BACKING_NAME_BYTES: usize = 1023;
 
 /// Creates a qcow2 overlay over `base` at `overlay`, and returns the size of its disk in bytes.
 ///
@@ -56,7 +54,7 @@ fn create_overlay_over(base: &ImageFacts, backing: &Path, overlay: &Path, size: 
     let backing = backing.to_str().ok_or_else(|| {
         refused("the path is not UTF-8, and the overlay has to record it: rename the image".to_owned())
     })?;
-    if backing.len() > MAX_BACKING_NAME_BYTES {
+    if backing.len() > MAX_BACKING_NAME_BYTES as usize {
         return Err(refused(format!(
             "the path has {} bytes, and a qcow2 overlay can record {MAX_BACKING_NAME_BYTES}: move the image",
             backing.len()

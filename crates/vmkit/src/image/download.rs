@@ -17,9 +17,9 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::digest::DigestAlgorithm;
-use super::downloads::DownloadDir;
+use super::downloads::{DOWNLOAD, DownloadDir};
 use super::files::{read_bytes, replace};
-use super::intake::{DOWNLOAD, ImageIntake, ReceivedImage};
+use super::intake::{ImageIntake, ReceivedImage};
 use super::progress::{PullProgress, PullStage};
 use super::remote::{
     AttemptFailure, HttpFetcher, RetryBudget, challenge, fetch_error, is_passing, is_web_page, refusal,

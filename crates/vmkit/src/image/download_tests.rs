@@ -36,7 +36,7 @@ async fn a_part_that_is_shorter_than_what_was_asked_for_is_not_the_end() {
     let page = ServedFile { tells_length: false, ..cut(&disk, RangeFault::ShortPartsOfSome(70_000)) };
     scene.server.put("/never", ServedFile { stalls: true, ..page });
     let mut store = scene.store.clone();
-    store.remote.patience.idle = Duration::from_millis(300);
+    store.fetcher.remote.patience.idle = Duration::from_millis(300);
     let image = scene.server.url("/never").parse().unwrap();
     assert_eq!(store.pull(&image, pull_tests::ARCH, &no_progress()).await.unwrap().id.hex(), sha256(&disk));
     assert_eq!(starts(&scene, "/never"), [0, 200_000, 270_000, 340_000, 400_000]);
@@ -88,7 +88,7 @@ async fn a_wrong_checksum_after_a_cut_is_tried_once_more_from_the_beginning() {
     // Interrupted in the old file; the rest is of the new one, and nothing shows it.
     scene.server.put("/d", ServedFile { stalls: true, ..cut(&old, RangeFault::NoEtag) });
     let mut store = scene.store.clone();
-    store.remote.patience.idle = Duration::from_millis(500);
+    store.fetcher.remote.patience.idle = Duration::from_millis(500);
     let image = format!("{}#sha256={}", scene.server.url("/d"), sha256(&new)).parse().unwrap();
     let progress = no_progress();
     let mut seen = progress.subscribe();
@@ -109,13 +109,13 @@ async fn a_wrong_checksum_after_a_cut_is_tried_once_more_from_the_beginning() {
 async fn after_a_cut_it_goes_on_at_once_if_something_had_come() {
     let mut scene = PullScene::new().await;
     let disk = disk(100_000);
-    scene.store.remote.patience.pause = Duration::from_secs(3);
+    scene.store.fetcher.remote.patience.pause = Duration::from_secs(3);
     scene.server.put("/d", ServedFile { cuts: vec![10_000; 8], ..ServedFile::new(disk.clone()) });
     let begun = Instant::now();
     assert_eq!(scene.pull_url("/d").await.unwrap().id.hex(), sha256(&disk));
     assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
 
-    scene.store.remote.patience.pause = Duration::from_millis(300);
+    scene.store.fetcher.remote.patience.pause = Duration::from_millis(300);
     scene.server.put("/e", ServedFile { cuts: vec![10_000, 0], ..ServedFile::new(disk.clone()) });
     let begun = Instant::now();
     assert_eq!(scene.pull_url("/e").await.unwrap().id.hex(), sha256(&disk));

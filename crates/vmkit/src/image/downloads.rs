@@ -13,19 +13,24 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::files::{entries, remove_file};
-use super::intake::DOWNLOAD;
 use super::progress::{PullProgress, PullStage};
-use super::pull::PullSource;
-use super::store::ImageStore;
 use crate::error::{Error, Result, Subject};
 use crate::steps::step;
 use crate::store::lock::{self, FileLock, LockMode};
 use crate::store::{RecordChanges, create_private};
 
+/// The file with the bytes as received.
+pub(super) const DOWNLOAD: &str = "download";
 /// The lock of a download, in its directory.
 const LOCK: &str = "lock";
 /// How long another process's download may make no progress: longer than it takes to give up.
 const PATIENCE: Duration = Duration::from_secs(600);
+
+/// The downloads of a home.
+#[derive(Debug, Clone)]
+pub(super) struct Downloads {
+    pub(super) dir: PathBuf,
+}
 
 /// The directory of a download, locked as long as anything works in it, including the threads of an
 /// abandoned intake.
@@ -58,17 +63,19 @@ impl DownloadDir {
     }
 }
 
-impl ImageStore {
-    /// Waits for the turn to fetch from a source.
+impl Downloads {
+    /// Waits for the turn to fetch what is at an address; pulls with the same key share one
+    /// download.
     ///
     /// # Errors
     /// `Busy` if another process fetches it, without progress for ten minutes.
     pub(super) async fn turn(
         &self,
-        source: &PullSource,
+        key: &str,
+        url: &str,
         progress: &watch::Sender<PullProgress>,
     ) -> Result<FetchTurn> {
-        let dir = self.downloads().join(source.key());
+        let dir = self.dir.join(key);
         create_private(&dir)?;
         let path = dir.join(LOCK);
         match lock::acquire(&path, LockMode::Alone, Instant::now()).await {
@@ -90,7 +97,7 @@ impl ImageStore {
                 Ok(None) => return Ok(FetchTurn::Over),
                 Err(Error::Busy { .. }) if grown(&dir) != seen_bytes => seen_bytes = grown(&dir),
                 Err(Error::Busy { holder, .. }) => {
-                    return Err(Error::Busy { what: format!("the download of {}", source.url), holder });
+                    return Err(Error::Busy { what: format!("the download of {url}"), holder });
                 }
                 Err(error) => return Err(error),
             }
@@ -98,10 +105,10 @@ impl ImageStore {
     }
 
     /// Removes the downloads that no process works on, and returns how many bytes that freed.
-    pub(super) async fn prune_downloads(&self) -> Result<u64> {
+    pub(super) async fn prune(&self) -> Result<u64> {
         let mut freed_bytes = 0;
-        for entry in entries(&self.downloads())? {
-            let dir = self.downloads().join(entry);
+        for entry in entries(&self.dir)? {
+            let dir = self.dir.join(entry);
             match lock::acquire(&dir.join(LOCK), LockMode::Alone, Instant::now()).await {
                 Ok(Some(_lock)) => freed_bytes += remove_dir(&dir)?,
                 Ok(None) | Err(Error::Busy { .. }) => {}

@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::Mode;
 
@@ -116,4 +117,9 @@ pub(super) fn remove_file(path: &Path) -> Result<u64> {
         // A file's blocks are counted in 512 bytes, whatever the file system's own are.
         removed => removed.map(|()| metadata.blocks() * 512).map_err(Error::io("remove", path)),
     }
+}
+
+/// Returns the time of records.
+pub(super) fn seconds_since_1970() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }

@@ -273,7 +273,7 @@ fn importable(file: &File, head: &[u8]) -> io::Result<Option<(String, ValueProbl
     if !PACKED[..4].iter().any(|(_, mark, _)| head.starts_with(mark)) {
         return Ok(None);
     }
-    let Some(unpacked) = super::intake::unpacked_head(read_range(file, 0, PACKED_HEAD_BYTES)?) else {
+    let Some(unpacked) = super::packing::unpacked_head(read_range(file, 0, PACKED_HEAD_BYTES)?) else {
         return Ok(None);
     };
     let (_, _, what) = PACKED.iter().find(|(_, mark, _)| head.starts_with(mark)).expect("one of them fitted");

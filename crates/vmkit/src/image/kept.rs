@@ -99,7 +99,7 @@ struct ImageRecord {
 }
 
 /// The parts of a new name.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct NewName {
     pub(super) name: String,
     pub(super) arch: Arch,

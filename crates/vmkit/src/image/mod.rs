@@ -10,9 +10,12 @@
 //! verifies and stores it:
 //!
 //! ```text
-//! ImageRef ─▶ Catalogue ─▶ pull: checksums, signature ─▶ remote ─▶ intake: hash, unpack ─▶ store
-//!                                                       (HTTP)     (threads)              (files, locks)
+//! ImageStore (store): a name becomes an address
+//!   ├─▶ pull, import ─▶ keep ─▶ local_images: records, names, locks
+//!   └─▶ fetcher: checksums, signature ─▶ download (HTTP) ─▶ intake: hash, unpack (threads)
 //! ```
+//!
+//! What is lower in the drawing does not know what is above it.
 
 #[cfg(feature = "images")]
 mod arch;
@@ -46,6 +49,8 @@ mod download_tests;
 #[cfg(feature = "images")]
 mod downloads;
 #[cfg(feature = "images")]
+mod fetcher;
+#[cfg(feature = "images")]
 mod files;
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 mod identity;
@@ -55,7 +60,15 @@ mod inspect;
 #[cfg(feature = "images")]
 mod intake;
 #[cfg(feature = "images")]
+mod keep;
+#[cfg(feature = "images")]
 mod kept;
+#[cfg(feature = "images")]
+mod local_images;
+#[cfg(feature = "images")]
+mod logins;
+#[cfg(feature = "images")]
+mod packing;
 #[cfg(feature = "images")]
 mod progress;
 #[cfg(feature = "images")]
@@ -80,6 +93,8 @@ mod removal;
 #[cfg(feature = "images")]
 mod signature;
 #[cfg(feature = "images")]
+mod source;
+#[cfg(feature = "images")]
 mod sparse;
 #[cfg(feature = "images")]
 mod store;
@@ -87,6 +102,8 @@ mod store;
 mod store_tests;
 #[cfg(all(test, feature = "images", feature = "qemu"))]
 mod test_server;
+#[cfg(feature = "images")]
+mod watch;
 
 pub use crate::image_format::ImageFormat;
 #[cfg(all(target_os = "linux", feature = "qemu"))]
@@ -117,7 +134,11 @@ pub use credentials::RegistryCredentials;
 #[cfg(feature = "images")]
 pub use digest::{Digest, DigestAlgorithm};
 #[cfg(feature = "images")]
+pub use import::ImportOptions;
+#[cfg(feature = "images")]
 pub use kept::{LocalImage, LocalName, Verification};
+#[cfg(feature = "images")]
+pub use local_images::ImageInUse;
 #[cfg(feature = "images")]
 pub use progress::{PullProgress, PullStage};
 #[cfg(feature = "images")]
@@ -125,9 +146,11 @@ pub use proxy::Proxies;
 #[cfg(feature = "images")]
 pub use reference::{ImageName, ImageRef, ImageUrl, OciRef};
 #[cfg(feature = "images")]
-pub use store::{
-    ImageInUse, ImageStore, ImportOptions, PullPolicy, RemovedImage, no_progress, watch_progress,
-};
+pub use removal::RemovedImage;
+#[cfg(feature = "images")]
+pub use store::{ImageStore, PullPolicy};
+#[cfg(feature = "images")]
+pub use watch::{no_progress, watch_progress};
 
 #[cfg(test)]
 mod tests {

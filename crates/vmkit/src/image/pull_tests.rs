@@ -27,7 +27,7 @@ impl PullScene {
         let dir = tempfile::tempdir().unwrap();
         let server = TestServer::new().await;
         let mut store = ImageStore::new(&Home::at(dir.path()).unwrap(), Catalogue::built_in());
-        store.remote.patience = RemoteTimeouts {
+        store.fetcher.remote.patience = RemoteTimeouts {
             connect: Duration::from_secs(20),
             idle: Duration::from_secs(20),
             tries: 2,
@@ -338,7 +338,7 @@ async fn redirects_are_followed_but_not_for_ever() {
 #[tokio::test]
 async fn a_server_that_falls_silent_is_given_up_after_its_tries() {
     let mut scene = PullScene::new().await;
-    scene.store.remote.patience.idle = Duration::from_millis(100);
+    scene.store.fetcher.remote.patience.idle = Duration::from_millis(100);
     let page = ServedFile { cuts: vec![1000, 0, 0, 0], stalls: true, ..ServedFile::new(disk(100_000)) };
     scene.server.put("/d", page);
     let error = scene.pull_url("/d").await.unwrap_err();
@@ -350,7 +350,7 @@ async fn a_server_that_falls_silent_is_given_up_after_its_tries() {
 #[tokio::test]
 async fn a_slow_server_is_waited_for() {
     let mut scene = PullScene::new().await;
-    scene.store.remote.patience.idle = Duration::from_secs(5);
+    scene.store.fetcher.remote.patience.idle = Duration::from_secs(5);
     let disk = disk(40_000);
     scene.server.put("/d", ServedFile { pause: Duration::from_millis(20), ..ServedFile::new(disk.clone()) });
     assert_eq!(scene.pull_url("/d").await.unwrap().id.hex(), sha256(&disk));

@@ -13,7 +13,8 @@ pub(super) const MAX_CLUSTER_BYTES: u64 = 1 << 21;
 
 const V2_HEADER_BYTES: u32 = 72;
 const V3_HEADER_BYTES: u32 = 104;
-const MAX_BACKING_NAME_BYTES: u32 = 1023;
+/// The longest name of a backing file.
+pub(super) const MAX_BACKING_NAME_BYTES: u32 = 1023;
 const MAX_L1_BYTES: u64 = 32 << 20;
 const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
 

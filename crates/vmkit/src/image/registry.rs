@@ -17,10 +17,10 @@ use serde::Deserialize;
 use super::credentials::{DOCKER_HUB, RegistryLogin, is_docker_hub};
 use super::digest::{Digest, Hasher};
 use super::kept::Verification;
-use super::pull::PullSource;
+use super::logins::RegistryLogins;
 use super::reference::OciRef;
-use super::remote::HttpReply;
-use super::store::ImageStore;
+use super::remote::{HttpFetcher, HttpReply};
+use super::source::PullSource;
 use crate::error::{Error, Result};
 use crate::spec::Arch;
 
@@ -73,14 +73,20 @@ struct AuthChallenge {
     parameters: BTreeMap<String, String>,
 }
 
-impl ImageStore {
+/// A client of registries.
+pub(super) struct RegistryClient<'a> {
+    pub(super) remote: &'a HttpFetcher,
+    pub(super) logins: &'a RegistryLogins,
+}
+
+impl RegistryClient<'_> {
     /// Finds the disk of an artifact in a registry.
     ///
     /// # Errors
     /// `Remote`, `NotFound`; `InvalidInput` on `image` if the artifact has no disk, or none of this
     /// architecture.
-    pub(super) async fn registry_source(&self, image: &OciRef, arch: Arch) -> Result<PullSource> {
-        let mut session = RegistrySession { store: self, image, authorization: None };
+    pub(super) async fn source(&self, image: &OciRef, arch: Arch) -> Result<PullSource> {
+        let mut session = RegistrySession { client: self, image, authorization: None };
         let refused = |why: String| Err(Error::invalid("image", image, why));
         let mut manifest = session.manifest(&image.reference(), image.digest()).await?;
         if !manifest.manifests.is_empty() {
@@ -115,18 +121,14 @@ impl ImageStore {
     ///
     /// # Errors
     /// `Remote` if the registry gives no token.
-    pub(super) async fn registry_authorization(
-        &self,
-        image: &OciRef,
-        challenge: &str,
-    ) -> Result<Option<String>> {
-        RegistrySession { store: self, image, authorization: None }.answer(challenge).await
+    pub(super) async fn authorization(&self, image: &OciRef, challenge: &str) -> Result<Option<String>> {
+        RegistrySession { client: self, image, authorization: None }.answer(challenge).await
     }
 }
 
 /// A conversation with one registry about one repository.
 struct RegistrySession<'a> {
-    store: &'a ImageStore,
+    client: &'a RegistryClient<'a>,
     image: &'a OciRef,
     authorization: Option<String>,
 }
@@ -170,7 +172,7 @@ impl RegistrySession<'_> {
 
     /// Sends a request, and again with an authorization if the registry asks for one.
     async fn ask(&mut self, url: &str) -> Result<HttpReply> {
-        let remote = &self.store.remote;
+        let remote = self.client.remote;
         let answer =
             remote.ask(url, Some(MANIFESTS), self.authorization.as_deref(), MOST_MANIFEST_BYTES).await?;
         let Some(challenge) = &answer.challenge else { return Ok(answer) };
@@ -186,7 +188,7 @@ impl RegistrySession<'_> {
     async fn answer(&self, header: &str) -> Result<Option<String>> {
         let challenges = challenges(header);
         let of = |scheme: &str| challenges.iter().find(|challenge| challenge.scheme == scheme);
-        let login = self.store.login(self.image).await?;
+        let login = self.client.logins.login(self.image).await?;
         let basic = match (of("basic"), &login) {
             (Some(_), Some(RegistryLogin::Password(password))) => Some(basic(password)),
             _ => None,
@@ -216,7 +218,7 @@ impl RegistrySession<'_> {
         if let Some(service) = parameter("service") {
             query.push_str(&format!("&service={}", escaped(service)));
         }
-        let remote = &self.store.remote;
+        let remote = self.client.remote;
         let url = format!("{realm}{}{query}", if realm.contains('?') { '&' } else { '?' });
         let answer = match login {
             Some(RegistryLogin::IdentityToken(token)) => {
@@ -426,10 +428,9 @@ mod tests {
             ("oci://registry-1.docker.io/me/disk:1", "https://registry-1.docker.io/v2/me/disk"),
         ] {
             let image: OciRef = name.parse().unwrap();
-            let dir = tempfile::tempdir().unwrap();
-            let home = crate::store::Home::at(dir.path()).unwrap();
-            let store = ImageStore::new(&home, crate::image::Catalogue::built_in());
-            let session = RegistrySession { store: &store, image: &image, authorization: None };
+            let (remote, logins) = (HttpFetcher::default(), RegistryLogins::default());
+            let client = RegistryClient { remote: &remote, logins: &logins };
+            let session = RegistrySession { client: &client, image: &image, authorization: None };
             assert_eq!(session.base(), base);
         }
     }

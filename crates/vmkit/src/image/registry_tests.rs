@@ -221,7 +221,7 @@ async fn a_token_that_runs_out_in_the_middle_is_renewed() {
     let mut seen = progress.subscribe();
     let image = format!("{image}:1").parse().unwrap();
     let mut store = scene.store.clone();
-    store.remote.patience.idle = std::time::Duration::from_millis(500);
+    store.fetcher.remote.patience.idle = std::time::Duration::from_millis(500);
     let (pulled, ()) = tokio::join!(store.pull(&image, ARCH, &progress), async {
         seen.wait_for(|progress| progress.done_bytes == 20_000).await.unwrap();
         server.put("/token", ServedFile::new(r#"{"token": "second"}"#));

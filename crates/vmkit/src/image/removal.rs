@@ -4,28 +4,36 @@
 //! under it; the creation of a VM holds the lock shared. So no image is removed while a VM needs
 //! it.
 
-use std::fs;
-use std::io;
 use std::path::Path;
 
 use tokio::time::Instant;
 
 use super::digest::Digest;
 use super::files::{entries, remove_file, sweep};
-use super::kept::{self, LocalName, RECORD};
-use super::store::{ImageStore, LOCK, RemovedImage};
+use super::kept::{self, LocalName};
+use super::local_images::{ImageQuery, LocalImages, QueryTarget};
 use crate::error::{Error, Result};
 use crate::spec::{Arch, DataDisk, VmName};
-use crate::steps::step;
 use crate::store::RecordStore;
-use crate::store::lock::{FileLock, LockMode};
+use crate::store::lock::LockMode;
 
-impl ImageStore {
+/// The result of the removal of names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RemovedImage {
+    /// The removed names.
+    pub names: Vec<String>,
+    /// How many images were removed: none while the image has another name.
+    pub images: usize,
+    /// The space that was freed, in bytes; 0 while the image has another name.
+    pub freed_bytes: u64,
+}
+
+impl LocalImages {
     /// Returns the names of the VMs whose disks have an image as their backing file.
     ///
     /// # Errors
     /// `Record` if a VM's record can't be read, since that VM may be one of them.
-    pub fn users(&self, id: &Digest) -> Result<Vec<VmName>> {
+    pub(super) fn users(&self, id: &Digest) -> Result<Vec<VmName>> {
         let dir = self.dir(id);
         let dir = dir.canonicalize().unwrap_or(dir);
         let within = |path: &Path| {
@@ -57,19 +65,18 @@ impl ImageStore {
     /// `Busy` while the image is the backing file of a VM's disk ([`Error::ImageInUse`], with the
     /// VMs), or while a VM is being created from it; `NotFound`; `Record` if a VM's record can't be
     /// read, since that VM may need the image.
-    pub async fn remove(&self, text: &str, arch: Option<Arch>) -> Result<RemovedImage> {
-        let (found, spoilt_names) = match self.find(text, arch) {
+    pub(super) async fn remove(&self, query: &ImageQuery) -> Result<RemovedImage> {
+        let (found, spoilt_names) = match self.find(query) {
             Ok(found) => (found.into_iter().map(|image| image.id).collect(), Vec::new()),
-            Err(missing @ Error::NotFound { .. }) => match self.find_spoilt(text, arch)? {
+            Err(missing @ Error::NotFound { .. }) => match self.find_spoilt(query)? {
                 (images, names) if images.is_empty() && names.is_empty() => return Err(missing),
                 found => found,
             },
             Err(error) => return Err(error),
         };
-        let of_identity = text.starts_with("sha256:");
-        let name = if of_identity { String::new() } else { self.kept_name(&text.parse()?) };
-        let goes = |kept: &LocalName| {
-            of_identity || (kept.name == name && arch.is_none_or(|arch| arch == kept.arch))
+        let goes = |kept: &LocalName| match &query.target {
+            QueryTarget::Identity(_) => true,
+            QueryTarget::Name(_) => query.names(kept),
         };
         let mut removed = RemovedImage { names: Vec::new(), images: 0, freed_bytes: 0 };
         for file in spoilt_names {
@@ -100,12 +107,11 @@ impl ImageStore {
     }
 
     /// Removes the images that have no name and that no VM needs, with `all` also those with a
-    /// name; and the remains of interrupted downloads. Returns how many images were removed, and
-    /// how many bytes that freed.
+    /// name. Returns how many images were removed, and how many bytes that freed.
     ///
     /// # Errors
     /// As for [`remove`](Self::remove), except that an image in use is kept.
-    pub async fn prune(&self, all: bool) -> Result<(usize, u64)> {
+    pub(super) async fn prune(&self, all: bool) -> Result<(usize, u64)> {
         self.home.refuse_other_user(self.home.images())?;
         let (mut count, mut freed_bytes) = (0, 0);
         let spoilt_names = self.spoilt_names()?;
@@ -140,33 +146,26 @@ impl ImageStore {
                 remove_file(&self.names_dir().join(file))?;
             }
         }
-        freed_bytes += self.prune_downloads().await?;
         Ok((count, freed_bytes))
     }
 
     /// Returns what a text means of the images and names whose records are spoilt.
-    fn find_spoilt(&self, text: &str, arch: Option<Arch>) -> Result<(Vec<Digest>, Vec<String>)> {
+    fn find_spoilt(&self, query: &ImageQuery) -> Result<(Vec<Digest>, Vec<String>)> {
         let mut images = Vec::new();
-        let wanted = text.strip_prefix("sha256:").map(str::to_ascii_lowercase);
-        let name = if wanted.is_some() { String::new() } else { self.kept_name(&text.parse()?) };
         for entry in entries(self.home.images())? {
             let Some(id) = kept::id_of_dir(&entry) else { continue };
-            let is_meant = match &wanted {
-                Some(hex) => id.hex().starts_with(hex),
-                None => self
-                    .names_of(&id)?
-                    .iter()
-                    .any(|kept| kept.name == name && arch.is_none_or(|arch| arch == kept.arch)),
+            let is_meant = match &query.target {
+                QueryTarget::Identity(digits) => id.hex().starts_with(digits.as_str()),
+                QueryTarget::Name(_) => self.names_of(&id)?.iter().any(|kept| query.names(kept)),
             };
             if is_meant && self.read(&id).is_err_and(|error| kept::is_spoilt(&error)) {
                 images.push(id);
             }
         }
+        let QueryTarget::Name(name) = &query.target else { return Ok((images, Vec::new())) };
         let mut names = self.spoilt_names()?;
-        let arches = arch.map_or_else(|| vec![Arch::X86_64, Arch::Aarch64], |arch| vec![arch]);
-        names.retain(|file| {
-            wanted.is_none() && arches.iter().any(|arch| *file == kept::file_name(&name, *arch))
-        });
+        let arches = query.arch.map_or_else(|| vec![Arch::X86_64, Arch::Aarch64], |arch| vec![arch]);
+        names.retain(|file| arches.iter().any(|arch| *file == kept::file_name(name, *arch)));
         Ok((images, names))
     }
 
@@ -176,25 +175,5 @@ impl ImageStore {
             return Ok(());
         }
         Err(Error::ImageInUse { image: self.called(id), vms: users })
-    }
-
-    /// Removes an image that is locked exclusively: the record first, since without it there is no
-    /// image.
-    pub(super) fn remove_content(&self, id: &Digest, lock: FileLock) -> Result<u64> {
-        let dir = self.dir(id);
-        let mut freed_bytes = remove_file(&dir.join(RECORD))?;
-        for entry in entries(&dir)?.into_iter().filter(|entry| entry != LOCK) {
-            freed_bytes += remove_file(&dir.join(entry))?;
-        }
-        remove_file(&dir.join(LOCK))?;
-        drop(lock);
-        step("image: remove the directory").map_err(Error::io("remove", &dir))?;
-        match fs::remove_dir(&dir) {
-            // Another process has begun to store the same image again since the lock file was
-            // removed.
-            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(freed_bytes),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(freed_bytes),
-            removed => removed.map(|()| freed_bytes).map_err(Error::io("remove", &dir)),
-        }
     }
 }

@@ -210,15 +210,16 @@ async fn what_a_killed_writer_left_of_a_record_is_removed_by_the_next() {
 #[tokio::test]
 async fn spoilt_records_are_replaced_by_an_import_and_removed_by_rm_and_prune() {
     type Spoil = fn(&ImageStore, &LocalImage);
-    let record: Spoil = |store, image| fs::write(store.dir(&image.id).join("image.json"), "x").unwrap();
-    let name: Spoil = |store, _| fs::write(store.names_dir().join("mine:1@x86_64.json"), "x").unwrap();
+    let record: Spoil =
+        |store, image| fs::write(store.images.dir(&image.id).join("image.json"), "x").unwrap();
+    let name: Spoil = |store, _| fs::write(store.images.names_dir().join("mine:1@x86_64.json"), "x").unwrap();
     let name_dir: Spoil = |store, _| {
-        let file = store.names_dir().join("mine:1@x86_64.json");
+        let file = store.images.names_dir().join("mine:1@x86_64.json");
         fs::remove_file(&file).unwrap();
         fs::create_dir(&file).unwrap();
     };
     let lock_dir: Spoil = |store, image| {
-        let lock = store.dir(&image.id).join("lock");
+        let lock = store.images.dir(&image.id).join("lock");
         let _ = fs::remove_file(&lock);
         fs::create_dir(&lock).unwrap();
     };
@@ -235,7 +236,10 @@ async fn spoilt_records_are_replaced_by_an_import_and_removed_by_rm_and_prune() 
         assert_eq!(store.list().unwrap().0, [again], "{which}");
         spoilt().await;
         store.remove("mine:1", None).await.unwrap_or_else(|error| panic!("{which}: {error}"));
-        assert_eq!(store.names_of(&spoilt().await.id).unwrap().len(), usize::from([0, 3].contains(&which)));
+        assert_eq!(
+            store.images.names_of(&spoilt().await.id).unwrap().len(),
+            usize::from([0, 3].contains(&which))
+        );
         store.prune(true).await.unwrap_or_else(|error| panic!("{which}: {error}"));
         let (images, unreadable) = store.list().unwrap();
         assert!(images.is_empty() && unreadable.is_empty(), "{which}: {images:?} {unreadable:?}");
