@@ -58,6 +58,9 @@ pub(crate) fn read(path: &Path) -> Result<Vec<String>, Error> {
 
 /// Checks one line: options, where it has some, the kind of key, the key, and a comment.
 fn check(line: &str) -> Result<(), String> {
+    if let Some(control) = line.chars().find(|c| c.is_control() && *c != '\t') {
+        return Err(format!("a public key has no control characters, and this has {control:?}"));
+    }
     let is_kind = |word: &str| KINDS.iter().any(|kind| word.starts_with(kind));
     let (first, rest) = word(line);
     let (kind, rest) = if is_kind(first) { (first, rest) } else { word(rest) };
@@ -206,6 +209,10 @@ mod tests {
             ("ssh-ed25519", "no key follows `ssh-ed25519`"),
             ("ssh-ed25519 AAAA", "the key behind `ssh-ed25519` is cut: was it copied whole?"),
             ("ssh-ed25519 %%%%", "is not base64"),
+            (
+                "ssh-ed25519\u{7} AAAA",
+                "line 1: a public key has no control characters, and this has '\\u{7}'",
+            ),
             (cut, "is cut"),
             (odd, "is not base64"),
             (

@@ -490,8 +490,18 @@ const KEY_TYPES: &[&str] = &[
 fn check_public_key(at: &ConfigPath, field: &str, key: &str) -> Result<()> {
     // Only the start of it: a user may have given the private key by mistake.
     let shown: String = key.chars().take(30).collect();
-    if key.trim_end().contains(char::is_control) {
-        return Err(at.refused(field, &shown, "a public key is one line; is this the private one?"));
+    if key.contains("PRIVATE KEY") {
+        return Err(at.refused(field, &shown, "this is a private key: give the public one"));
+    }
+    let lines = key.trim_end().lines().count();
+    if lines > 1 {
+        return Err(at.refused(field, &shown, &format!("a public key is one line, and this is {lines}")));
+    }
+    if let Some(control) = key.trim_end().chars().find(|c| c.is_control()) {
+        let expected = format!(
+            "a public key has no control characters, and this has {control:?}: write a space between its parts"
+        );
+        return Err(at.refused(field, &shown, &expected));
     }
     let mut words = key.split_ascii_whitespace();
     if !words.next().is_some_and(|word| KEY_TYPES.contains(&word)) {
@@ -585,11 +595,25 @@ mod tests {
         let mut config = sound();
         config.users[0].ssh_keys[0] = config.ssh_host_key.clone().unwrap().private + "SECRET";
         let error = typed(config.clone()).check().unwrap_err().to_string();
-        assert!(error.contains("is this the private one?") && !error.contains("SECRET"), "{error}");
+        assert!(error.contains("this is a private key") && !error.contains("SECRET"), "{error}");
         config.users.clear();
         config.ssh_host_key.as_mut().unwrap().private = "SECRET".into();
         let error = typed(config).check().unwrap_err().to_string();
         assert!(error.starts_with("cloud_init.ssh_host_key.private") && !error.contains("SECRET"), "{error}");
+    }
+
+    #[test]
+    fn a_key_is_taken_for_a_private_one_only_if_it_says_so() {
+        for (key, expected) in [
+            (KEY.replace(' ', "\t"), "no control characters, and this has '\\t': write a space"),
+            (format!("{KEY}\u{7}"), "no control characters, and this has '\\u{7}'"),
+            (format!("{KEY}\n{KEY}\n"), "a public key is one line, and this is 2"),
+        ] {
+            let mut config = sound();
+            config.users[0].ssh_keys[0] = key;
+            let error = typed(config).check().unwrap_err().to_string();
+            assert!(error.contains(expected) && !error.contains("private"), "{error}");
+        }
     }
 
     #[test]
