@@ -9,6 +9,7 @@ use crate::hypervisor::Backend;
 use crate::image::{
     ImageInUse, ImageRef, ImageStore, PullPolicy, PullProgress, firmware_of_disc, watch_progress,
 };
+use crate::input_file::InputFile;
 use crate::manager::VmManager;
 use crate::spec::{Blueprint, GuestAccess, HostInputs, RootDisk, UserName, VmSpec};
 
@@ -43,7 +44,8 @@ impl Blueprint {
     ///
     /// # Errors
     /// Those of [`ImageStore::resolve`] and [`fill`](Blueprint::fill); `InvalidInput` on `cdrom`
-    /// and `user_data`; `Host` if the system has no random numbers.
+    /// and `user_data`, and on `image` for a path such as `/dev/fd/9`; `Host` if the system has no
+    /// random numbers.
     pub async fn resolve<H: Backend + 'static>(
         &self,
         manager: &VmManager<H>,
@@ -58,6 +60,9 @@ impl Blueprint {
             // Its server may be on another host, and the backend examines it there.
             Some(ImageRef::Path(path)) if !is_here && !path.exists() => None,
             Some(image) => {
+                if let ImageRef::Path(path) = &image {
+                    InputFile::check_lasts("image", path)?;
+                }
                 let (sender, receiver) = watch::channel(PullProgress::default());
                 let resolved = store.resolve(&image, draft.machine().arch(), pull, &sender);
                 Some(watch_progress(resolved, receiver, on_progress).await?)
