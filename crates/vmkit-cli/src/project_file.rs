@@ -35,11 +35,12 @@ impl ProjectFile {
 /// known by their file.
 ///
 /// # Errors
-/// `InvalidInput` where none was named and none is found.
+/// `InvalidInput` where none was named and none is found, and for a URL.
 pub(crate) fn find(named: Option<&Path>) -> Result<ProjectFile, Error> {
     let here = || env::current_dir().map_err(Error::io("find", "the current directory"));
     let path = match named {
         Some(named) => {
+            check_is_no_url(named)?;
             let source = input("file", named)?;
             if is_passing(&source) {
                 return Ok(ProjectFile { source, path: path_of_its_own(&here()?.join(FILE)) });
@@ -50,6 +51,18 @@ pub(crate) fn find(named: Option<&Path>) -> Result<ProjectFile, Error> {
     };
     let path = path_of_its_own(&path);
     Ok(ProjectFile { source: path.clone(), path })
+}
+
+/// Refuses the URL of a web server, in place of which a file of this name may be there.
+fn check_is_no_url(named: &Path) -> Result<(), Error> {
+    let is_url = ["http:", "https:"].iter().any(|scheme| named.starts_with(scheme));
+    if !is_url || named.exists() {
+        return Ok(());
+    }
+    let url = named.display();
+    let expected = "a URL is not fetched here: download the file, or give it through a pipe, as in \
+        `curl -fsSL URL | vmkit plan --file -`";
+    Err(Error::invalid("file", url, expected))
 }
 
 /// Returns whether a path leads to a pipe, or to a descriptor of this process.

@@ -2,7 +2,7 @@
 //! behind.
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, File};
 use std::net::TcpListener;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
@@ -261,6 +261,33 @@ fn a_url_is_refused_where_a_file_is_needed_with_what_fetches_it() {
     }
     let import = ["image", "import", "http://example.org/x", "--name", "x"];
     refused(&host, &import, &["image: ", "a URL is not fetched here\n", "`vmkit image pull URL`"]);
+    for verb in ["plan", "up", "down"] {
+        let said =
+            ["file: \"https://example.org/x\": a URL is not fetched here: download", "| vmkit plan --file -"];
+        refused(&host, &[verb, "--file", "https://example.org/x"], &said);
+    }
+}
+
+#[test]
+fn a_file_that_only_this_command_has_open_is_no_image() {
+    let host = host();
+    fs::write(host.file("disk.raw"), [0; 4096]).unwrap();
+    let before = host.snapshot();
+    for image in ["/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"] {
+        for verb in ["create", "launch"] {
+            let mut command = host.command::<&str>([]);
+            match verb {
+                "create" => command.args([verb, "new", "--image", image, "--accel", "tcg"]),
+                _ => command.args([verb, image, "new", "--accel", "tcg"]),
+            };
+            let answer = answer(command.stdin(File::open(host.file("disk.raw")).unwrap()).output().unwrap());
+            assert_eq!(answer.code, Some(2), "{verb} {image}: {answer:?}");
+            let said = format!("image: \"{image}\": this is an open file of one process");
+            assert!(answer.stderr.contains(&said), "{}", answer.stderr);
+            assert!(answer.stderr.contains("name the file itself, /"), "{}", answer.stderr);
+        }
+    }
+    assert!(host.snapshot() == before);
 }
 
 #[test]

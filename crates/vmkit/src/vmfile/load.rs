@@ -8,7 +8,7 @@ use std::path::Path;
 use super::problem::VmfileError;
 use super::project::Project;
 use super::resolve::parse;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, ValueProblem};
 use crate::input_file::InputStream;
 use crate::spec::CloudInitConfig;
 
@@ -40,6 +40,9 @@ pub fn load_from(source: &Path, file: &Path) -> Result<Project> {
 /// Returns the text of a file, or what is wrong with it.
 fn text_of(path: &Path, most: u64) -> Result<String, String> {
     let unusable = |error: Error| match error {
+        Error::Invalid { expected, problem: ValueProblem::UrlNotFetched, .. } => {
+            format!("{expected}: download the file first")
+        }
         Error::Invalid { expected, .. } => expected,
         Error::Io { source, .. } => source.to_string(),
         other => other.to_string(),
