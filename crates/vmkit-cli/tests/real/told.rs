@@ -192,3 +192,21 @@ fn an_up_that_was_killed_while_it_fetched_an_image_is_finished_by_the_next() {
     assert_eq!((life.state("shop-db"), life.state("shop-web")), ("running".into(), "running".into()));
     life.must(["down", "--rm", "--timeout", "0"]);
 }
+
+#[test]
+fn a_record_of_a_run_that_is_lost_is_warned_of_once_by_a_command() {
+    let life = Life::new();
+    life.must(["create", "a", "--image", "base.img", "--memory", "64MiB", "--accel", "tcg"]);
+    life.must(["start", "a"]);
+    let record = life.home().join("vms/a/qemu.json");
+    for line in ["ls", "info a", "suspend a", "resume a", "stop --timeout 0 a", "start a"] {
+        fs::write(&record, "{").unwrap();
+        let answer = life.vmkit(line.split(' '));
+        assert_eq!(answer.code, Some(0), "{line}: {answer:?}");
+        let warned = answer.stderr.matches("the record of a VM's last run is lost").count();
+        assert_eq!(warned, 1, "{line}: {answer:?}");
+        assert_eq!(answer.stderr.matches("qemu.json").count(), 1, "{line}: {answer:?}");
+    }
+    life.must(["rm", "--force", "a"]);
+    life.assert_empty("after rm");
+}

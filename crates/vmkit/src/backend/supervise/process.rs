@@ -14,11 +14,13 @@
 //!  nothing that lives, but the runtime directory is there and the lock is held:  Launching
 //! ```
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -101,7 +103,7 @@ async fn recorded(place: &SupervisionPaths) -> Result<ProcessState> {
         // What can't be read tells nothing, and stops nobody from ending what runs; the next start
         // writes it anew.
         Err(error) if error.kind() == ErrorKind::Record => {
-            tracing::warn!(record = %place.run_file.display(), %error, "the record of a VM's last run is lost");
+            warn_of_lost(&place.run_file, &error);
             return Ok(ProcessState::Ended(None));
         }
         Err(error) => return Err(error),
@@ -138,6 +140,15 @@ async fn recorded(place: &SupervisionPaths) -> Result<ProcessState> {
         return Ok(ProcessState::Live(process));
     }
     Ok(ProcessState::Ended(None))
+}
+
+/// Warns of a record that can't be read, once for each in this process: the state of a VM is
+/// determined several times in one operation.
+fn warn_of_lost(record: &Path, error: &Error) {
+    static WARNED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+    if WARNED.lock().unwrap_or_else(PoisonError::into_inner).insert(record.to_owned()) {
+        tracing::warn!(%error, "the record of a VM's last run is lost");
+    }
 }
 
 fn open(process: Option<ProcessId>) -> Result<Option<ProcessFd>> {
