@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use crate::boundedlog::{LogPosition, older_log};
 use crate::error::{Error, Result};
-use crate::store::RecordChanges;
+use crate::store::{RecordChanges, denied};
 
 /// How much is read at once, in bytes.
 const CHUNK_BYTES: usize = 64 << 10;
@@ -45,7 +45,8 @@ impl LogReader {
     /// A log that is not there yet is empty.
     ///
     /// # Errors
-    /// `Io` and `Host` if the log is there and can't be opened.
+    /// `Io` and `Host` if the log is there and can't be opened; [`Error::OtherUser`] if it belongs
+    /// to another user.
     pub fn open(log: &Path, since: Option<&LogPosition>) -> Result<Self> {
         let (older, newer) = halves(log)?;
         let failed = || Error::io("read", log);
@@ -199,7 +200,7 @@ fn open(path: &Path) -> Result<Option<File>> {
     match File::open(path) {
         Ok(file) => Ok(Some(file)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Error::io("open", path)(error)),
+        Err(error) => Err(denied("open", path)(error)),
     }
 }
 

@@ -117,6 +117,23 @@ fn what_root_has_left_in_a_home_is_named_with_the_command_that_gives_it_back() {
         chown(vm.join(file), Some(NOBODY), Some(NOBODY)).unwrap();
     }
     assert_eq!(as_nobody(&life, "start a").code, Some(0));
+    for (log, line) in [
+        ("console.log", "logs a"),
+        ("console.log", "logs -f a"),
+        ("console.log.1", "logs --tail 1 a"),
+        ("qemu.log", "logs --hypervisor a"),
+    ] {
+        let log = vm.join(log);
+        let written = fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
+        written.set_permissions(Permissions::from_mode(0o600)).unwrap();
+        chown(&log, Some(0), Some(0)).unwrap();
+        let refused = as_nobody(&life, line);
+        assert_eq!(refused.code, Some(2), "{line}: {refused:?}");
+        let repair = format!("sudo chown -R nobody {}", life.home().display());
+        let says = |text: &str| refused.stderr.contains(text);
+        assert!(says("belongs to user root (0)") && says(&repair), "{line}: {refused:?}");
+        chown(&log, Some(NOBODY), Some(NOBODY)).unwrap();
+    }
     // What can't be removed is not ended for that.
     chown(vm.join("alive"), Some(0), Some(0)).unwrap();
     let refused = as_nobody(&life, "rm --force a");
