@@ -152,7 +152,7 @@ fn disks_and_networks_of_a_server_elsewhere_are_its_own() {
         (&["--image", there, "--network", "none", "--backend-option", "vnic=web0"], "vnic:LINK"),
         (&["--image", there, "--network", "none", "--disk", "8GiB"], "has its size there"),
         (&["--image", "zfs:tank/img/debian@base", "--network", "none"], "/dev/zvol/rdsk/POOL/NAME"),
-        (&["--image", there, "--network", "none", "--data-disk", "1GiB"], "make it there"),
+        (&["--image", there, "--network", "none", "--data-disk", "1GiB"], "create it on that host"),
     ] {
         let answer = create(more);
         assert_eq!(answer.code, Some(2), "{more:?}: {answer:?}");
@@ -216,7 +216,7 @@ fn a_vm_that_comes_after_its_start_was_killed_is_removed_with_its_record() {
         start.wait().unwrap();
         let answer = served.host.vmkit([operation, "web"]);
         assert_eq!(answer.code, Some(0), "{operation}: {answer:?}");
-        assert!(answer.stderr.contains("may come yet"), "{operation}: {answer:?}");
+        assert!(answer.stderr.contains("may still appear"), "{operation}: {answer:?}");
         assert!(
             served.server.kernel_vms().is_empty(),
             "{operation}: it left {:?}",

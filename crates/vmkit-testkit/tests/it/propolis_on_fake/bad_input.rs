@@ -124,7 +124,7 @@ async fn an_image_that_is_not_there_or_is_no_raw_disk_is_refused() {
     fs::write(world.path().join("two.raw"), vec![0; 2 << 20]).unwrap();
     let small = disk(world.path().join("two.raw").to_str().unwrap(), Some(Mib::new(1).unwrap()));
     let error = refusal(&world, world.bare(name()).disk(small)).await;
-    assert!(error.to_string().contains("never smaller"), "{error}");
+    assert!(error.to_string().contains("can't be smaller"), "{error}");
 }
 
 #[tokio::test]
