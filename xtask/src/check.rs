@@ -37,8 +37,8 @@ pub(crate) fn run() -> Result<()> {
     for one in [Guest::Tiny, Guest::Debian] {
         guest::ensure_built(one, false)?;
     }
-    // The programs too: tests start the command, the keeper and the fake QEMU from where cargo puts
-    // them.
+    // The programs too: tests start the command, the keeper and the faulty QEMU from where cargo
+    // puts them.
     step("build", cargo(&["build", "--workspace", "--all-targets", "--locked"]))?;
     announce("tests");
     let count = tests(cargo(&["test", "--workspace", "--locked", "--no-fail-fast", "--", "--show-output"]))?;

@@ -13,13 +13,13 @@
 //! # }
 //! ```
 //!
-//! [`walk`] does the same along any sequence of operations, for property tests. [`fake_qemu`] tells
-//! the program `vmkit-fake-qemu` how to behave, and `propolis` (a feature) has a server to talk to.
+//! [`walk`] does the same along any sequence of operations, for property tests. [`faulty_qemu`]
+//! is the real QEMU with faults, and `propolis` (a feature) has a server to talk to.
 //! [`crash`] cuts an operation before each of its steps, by a kill or by an error.
 
 pub mod conformance;
 pub mod crash;
-pub mod fake_qemu;
+pub mod faulty_qemu;
 pub mod guest;
 mod program;
 #[cfg(feature = "propolis")]
@@ -31,16 +31,23 @@ pub use program::write_program;
 
 use vmkit::spec::{Boot, Kernel, VmName, VmSpec};
 
-/// Returns the content of a file that looks like a Linux kernel for x86 to who looks at its header,
-/// and boots nothing.
+/// Returns a kernel for x86, in Linux's format, that halts at once.
 ///
-/// Source: the kernel's arch/x86/boot.rst.
+/// Source: Linux's Documentation/arch/x86/boot.rst.
 pub fn paper_kernel() -> Vec<u8> {
     const SETUP_SECTORS: usize = 0x1f1;
+    const ENTRY: usize = 0x200;
     const MAGIC: usize = 0x202;
-    let mut kernel = vec![0; 1024];
+    const VERSION: usize = 0x206;
+    const CODE: usize = 0x268;
+    let mut kernel = vec![0; 2048];
     kernel[SETUP_SECTORS] = 1;
+    // jmp CODE
+    kernel[ENTRY..ENTRY + 2].copy_from_slice(&[0xeb, (CODE - ENTRY - 2) as u8]);
     kernel[MAGIC..MAGIC + 4].copy_from_slice(b"HdrS");
+    kernel[VERSION..VERSION + 2].copy_from_slice(&0x20f_u16.to_le_bytes());
+    // cli; hlt; jmp to the hlt
+    kernel[CODE..CODE + 4].copy_from_slice(&[0xfa, 0xf4, 0xeb, 0xfd]);
     kernel
 }
 

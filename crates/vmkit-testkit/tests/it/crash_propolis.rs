@@ -18,7 +18,7 @@ use vmkit_testkit::propolis::{FakePropolis, FakeSetup};
 const TOOLS: &str = env!("CARGO_BIN_EXE_vmkit-fake-illumos");
 const SERVER: &str = env!("CARGO_BIN_EXE_vmkit-fake-propolis");
 /// It becomes a keeper where it is called as one.
-const KEEPER: &str = env!("CARGO_BIN_EXE_vmkit-fake-qemu");
+const KEEPER: &str = env!("CARGO_BIN_EXE_vmkit-faulty-qemu");
 
 /// What is done before an operation so that it has its full way to go, and the states that it may
 /// leave when it is cut.

@@ -7,7 +7,6 @@ mod console_backend;
 mod crash_propolis;
 #[cfg(feature = "propolis")]
 mod fake_propolis;
-mod fake_qemu;
 #[cfg(feature = "propolis")]
 mod propolis_on_fake;
-mod qemu_on_fake;
+mod qemu_faults;

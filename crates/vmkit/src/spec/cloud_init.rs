@@ -223,7 +223,7 @@ pub(crate) fn check_joinable(_text: &str) -> Result<(), YamlMistake> {
 /// # Errors
 /// `InvalidInput` on `user_data` for raw text that no login can be merged with.
 #[cfg(feature = "cloud-init")]
-#[cfg_attr(not(feature = "ssh"), expect(dead_code, reason = "without SSH there is no login"))]
+#[cfg_attr(not(any(feature = "ssh", test)), expect(dead_code, reason = "without SSH there is no login"))]
 pub(crate) fn free_login(
     user_data: &UserData,
     own: Option<&str>,

@@ -31,7 +31,7 @@ pub use blueprint::{Blueprint, HostInputs};
 pub use boot::{Accel, Arch, Boot, Firmware, Kernel, MachineType};
 pub use changes::{SpecChange, TakesEffect, changes};
 pub(crate) use cloud_init::check_user_data;
-#[cfg(feature = "ssh")]
+#[cfg(any(feature = "ssh", all(test, feature = "cloud-init")))]
 pub(crate) use cloud_init::free_login;
 pub use cloud_init::{CloudConfig, CloudInitConfig, GuestAccess, GuestFile, GuestUser, SshKeyPair, UserData};
 #[cfg(feature = "vmfile")]

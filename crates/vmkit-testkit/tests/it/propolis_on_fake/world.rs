@@ -25,7 +25,7 @@ use vmkit_testkit::propolis::{FakePropolis, FaultProxy, Gate, HeldGate, Propolis
 const TOOLS: &str = env!("CARGO_BIN_EXE_vmkit-fake-illumos");
 const SERVER: &str = env!("CARGO_BIN_EXE_vmkit-fake-propolis");
 /// Started as a keeper, this program is one.
-const KEEPER: &str = env!("CARGO_BIN_EXE_vmkit-fake-qemu");
+const KEEPER: &str = env!("CARGO_BIN_EXE_vmkit-faulty-qemu");
 
 /// The timeout of steps that take a moment, on the slowest of machines.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
