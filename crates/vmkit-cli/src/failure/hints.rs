@@ -1,4 +1,4 @@
-//! What somebody may do about an error.
+//! Hints: what the user can do about an error.
 
 use std::error::Error as StdError;
 use std::io;
@@ -14,22 +14,21 @@ use vmkit::{Error, ErrorKind, LoginPart, VmState};
 
 use super::ErrorSubject;
 
-/// What helps who does not know which images there are.
-const IMAGES: &str =
-    "`vmkit image ls` lists the images that are here, with --available those that can be had";
+/// For an unknown image.
+const IMAGES: &str = "`vmkit image ls` lists the local images, with --available those of the catalogue";
 
-/// What helps where a URL was given for a file.
-const URL: &str = "download the file first; of a disk's image, `vmkit image pull URL` does, and `vmkit image convert URL FILE` \
+/// For a URL in the place of a file.
+const URL: &str = "download the file first: `vmkit image pull URL` fetches a disk image, `vmkit image convert URL FILE` \
      writes it to a file";
 
-/// What helps where a VM has nothing to boot from.
-const NOTHING_TO_BOOT: &str = "`--image debian:12` makes the root disk of an image, `--kernel FILE` boots a kernel, \
+/// For a VM that has nothing to boot from.
+const NOTHING_TO_BOOT: &str = "`--image debian:12` creates the root disk from an image, `--kernel FILE` boots a kernel, \
      `--data-disk FILE` boots a disk as it is, `--cdrom FILE` a disc; `vmkit image ls --available` lists the images";
 
-/// What helps where a check of `vmkit doctor` fails.
-pub(super) const DOCTOR: &str = "`vmkit doctor` tells what this host lacks";
+/// For a failed check of `vmkit doctor`.
+pub(super) const DOCTOR: &str = "`vmkit doctor` shows what this host lacks";
 
-/// Returns what may be done about an error, of this VM where it is one's that is still there.
+/// Returns a hint about an error, with the VM's name if it is about one that still exists.
 pub(super) fn hint(error: &Error, of: Option<&ErrorSubject>) -> Option<String> {
     let hint = match error {
         Error::WrongFormat { .. } => "`vmkit image convert IMAGE FILE` writes its disk as a raw file",
@@ -46,11 +45,11 @@ pub(super) fn hint(error: &Error, of: Option<&ErrorSubject>) -> Option<String> {
         }
         Error::AlreadyExists { what: Subject::Vm, name } => {
             return Some(format!(
-                "`vmkit info {name}` tells how it is, `vmkit start {name}` boots it, `vmkit rm --force {name}` removes it"
+                "`vmkit info {name}` shows its state, `vmkit start {name}` boots it, `vmkit rm --force {name}` removes it"
             ));
         }
         Error::Fetch { status: None, .. } => {
-            "an image that is here already is kept under a name by `vmkit image import`; VMKIT_MIRROR names a mirror"
+            "`vmkit image import` gives a name to an image that you have as a file; VMKIT_MIRROR sets a mirror"
         }
         Error::ImageInUse { vms, .. } => {
             let names: Vec<&str> = vms.iter().map(|vm| vm.as_str()).collect();
@@ -60,18 +59,18 @@ pub(super) fn hint(error: &Error, of: Option<&ErrorSubject>) -> Option<String> {
         Error::NotFound { what: Subject::Vm, .. } => "`vmkit ls` lists the VMs",
         Error::NotFound { what: Subject::Image, .. } => IMAGES,
         Error::NotFound { what: Subject::HypervisorLog, .. } => {
-            "the log of a server that somebody else has started is where that keeps it"
+            "the log of a server that vmkit did not start is on that server's host"
         }
         Error::Invalid { value, problem, .. } if *problem != ValueProblem::Other => {
             return of_value(value, *problem);
         }
         Error::NoLogin { missing: LoginPart::HostKey, .. } => {
-            "say what the server has: --host-key, or --any-host-key to believe whoever answers"
+            "pass the server's key with --host-key, or accept any key with --any-host-key"
         }
         Error::NoLogin { missing: LoginPart::Port, vm } => {
-            return Some(format!("`vmkit forward {vm} 22` leads one there"));
+            return Some(format!("`vmkit forward {vm} 22` forwards a port to it"));
         }
-        Error::NoLogin { .. } => "this VM was made without; say who logs in: --user NAME --identity FILE",
+        Error::NoLogin { .. } => "this VM was created without a login: pass --user NAME --identity FILE",
         _ => {
             return of_limit(error)
                 .or_else(|| of.and_then(|of| of_vm(error, of)))
@@ -82,68 +81,67 @@ pub(super) fn hint(error: &Error, of: Option<&ErrorSubject>) -> Option<String> {
     Some(hint.to_owned())
 }
 
-/// Returns what may be done with a directory whose record is of the VM `vm`.
+/// Returns a hint about a directory whose record belongs to the VM `vm`.
 fn misplaced(path: &Path, vm: &VmName, how: Misplacement) -> Option<String> {
     let name = path.file_name()?.to_string_lossy();
     Some(match how {
         Misplacement::Link => format!("`vmkit rm {name}` removes the link, and nothing of `{vm}`"),
         Misplacement::Copy => format!("`vmkit rm {name}` removes the copy, and nothing of `{vm}`"),
-        Misplacement::Replaced => format!("`vmkit rm {name}` removes it, and nothing of the `{vm}` of now"),
+        Misplacement::Replaced => format!("`vmkit rm {name}` removes it, and nothing of the current `{vm}`"),
         // Its text says what to do.
         _ => return None,
     })
 }
 
-/// Returns what may be done with the VM.
+/// Returns a hint with a command for the VM.
 fn of_vm(error: &Error, of: &ErrorSubject) -> Option<String> {
     let vm = &of.vm;
     let is_machine = of.called != vm.as_str();
     Some(match error {
-        Error::NotLive { .. } if is_machine => format!("`vmkit up {}` brings it up", of.called),
-        Error::NotLive { state: VmState::Suspended, .. } => format!("`vmkit resume {vm}` lets it go on"),
-        Error::Step { .. } => format!("`vmkit shell {vm}` looks into it; `vmkit up` goes on with this step"),
+        Error::NotLive { .. } if is_machine => format!("`vmkit up {}` starts it", of.called),
+        Error::NotLive { state: VmState::Suspended, .. } => format!("`vmkit resume {vm}` resumes it"),
+        Error::Step { .. } => {
+            format!("`vmkit shell {vm}` opens a shell in it; `vmkit up` continues with this step")
+        }
         Error::NotLive { .. } => format!("`vmkit start {vm}` boots it"),
         Error::Transition(InvalidTransition { operation, state }) => match operation {
-            Operation::Destroy => format!("`vmkit rm --force {vm}` ends it and removes it"),
-            Operation::Start if *state == VmState::Suspended => format!("`vmkit resume {vm}` lets it go on"),
+            Operation::Destroy => format!("`vmkit rm --force {vm}` stops and removes it"),
+            Operation::Start if *state == VmState::Suspended => format!("`vmkit resume {vm}` resumes it"),
             Operation::Suspend | Operation::Resume => format!("`vmkit start {vm}` boots it"),
             _ => return None,
         },
         Error::LoginRefused { user, .. } if user == "root" => {
-            format!("`vmkit exec {vm} -- sudo COMMAND` becomes root from the user that the VM was made with")
+            format!("`vmkit exec {vm} -- sudo COMMAND` runs a command as root")
         }
         Error::Record { path, .. } if path.ends_with("vm.json") => {
-            format!(
-                "the file was left as it is: `vmkit rm --force {vm}` removes the VM, if nothing of it runs"
-            )
+            format!("the file was left as it is: `vmkit rm --force {vm}` removes the VM, if it does not run")
         }
         _ => match error.kind() {
             ErrorKind::TimedOut => {
-                format!("`vmkit logs {vm}` prints the whole console, `vmkit info {vm}` how the VM is now")
+                format!("`vmkit logs {vm}` prints the whole console, `vmkit info {vm}` the VM's state")
             }
             ErrorKind::Hypervisor if !of.has_log => return None,
-            ErrorKind::Hypervisor => format!("`vmkit logs --hypervisor {vm}` prints all that it said"),
+            ErrorKind::Hypervisor => format!("`vmkit logs --hypervisor {vm}` prints its whole log"),
             _ => return None,
         },
     })
 }
 
-/// Returns which limit of this process an error of the system is due to.
+/// Returns the resource limit of this process that a system error is due to.
 fn of_limit(error: &Error) -> Option<String> {
     let limit = |resource| getrlimit(resource).current;
     let memory = || {
         let most = limit(Resource::As)?;
-        Some(format!("RLIMIT_AS allows {most} bytes of memory: `ulimit -v` tells and sets it"))
+        Some(format!("RLIMIT_AS allows {most} bytes of memory: `ulimit -v` shows and sets it"))
     };
     let processes = || {
         let most = limit(Resource::Nproc)?;
         Some(format!(
-            "RLIMIT_NPROC allows this user {most} processes and threads: `ulimit -u` tells and sets it"
+            "RLIMIT_NPROC allows this user {most} processes and threads: `ulimit -u` shows and sets it"
         ))
     };
     if let Error::QemuExited { stderr, .. } = error {
-        // QEMU's own words, which no error code of it goes with.
-        // Source: QEMU, `util/qemu-thread-posix.c`.
+        // QEMU has only this text for it, no error code. Source: QEMU, `util/qemu-thread-posix.c`.
         let is_without_thread = stderr.contains("thread_create: Resource temporarily unavailable");
         return if is_without_thread { processes() } else { memory() };
     }
@@ -159,7 +157,7 @@ fn of_limit(error: &Error) -> Option<String> {
             format!("RLIMIT_NOFILE allows {most} open files: `ulimit -n` raises that, up to its hard limit")
         }),
         Errno::FBIG => limit(Resource::Fsize).map(|most| {
-            format!("RLIMIT_FSIZE allows files of {most} bytes at the most: `ulimit -f` tells and sets it")
+            format!("RLIMIT_FSIZE allows files of at most {most} bytes: `ulimit -f` shows and sets it")
         }),
         Errno::AGAIN => processes(),
         Errno::NOMEM => memory(),
@@ -167,23 +165,23 @@ fn of_limit(error: &Error) -> Option<String> {
     }
 }
 
-/// Returns what may keep out a user who is there and has the key: nobody can look at it from
-/// outside.
+/// Returns what may prevent the login of an existing user with the right key: it is not visible
+/// from outside.
 fn refused(error: &Error) -> Option<String> {
     matches!(error, Error::LoginRefused { .. }).then(|| {
-        "the guest's sshd_config may let in others only (`AllowUsers`, `AllowGroups`): `vmkit console` looks in".to_owned()
+        "the guest's sshd_config may allow other users only (`AllowUsers`, `AllowGroups`): check it in `vmkit console`".to_owned()
     })
 }
 
 fn of_kind(kind: ErrorKind) -> Option<String> {
     let hint = match kind {
-        ErrorKind::Record => "the file was left as it is: mend it, or move it away",
+        ErrorKind::Record => "the file was left as it is: repair it, or move it away",
         _ => return None,
     };
     Some(hint.to_owned())
 }
 
-/// Returns what may be done about a value that was refused.
+/// Returns a hint about a value that was refused.
 fn of_value(value: &str, problem: ValueProblem) -> Option<String> {
     let file = shell_word(value);
     Some(match problem {
@@ -191,19 +189,19 @@ fn of_value(value: &str, problem: ValueProblem) -> Option<String> {
         ValueProblem::NothingToBoot => NOTHING_TO_BOOT.to_owned(),
         ValueProblem::UrlNotFetched => URL.to_owned(),
         ValueProblem::NeedsRecreate => {
-            "`vmkit rm` and then `vmkit create` make it anew: its disks are lost".to_owned()
+            "recreate the VM with `vmkit rm` and `vmkit create`: its disks are lost".to_owned()
         }
         ValueProblem::CompressedImage => {
-            format!("`vmkit image import {file} --name NAME` keeps it unpacked, and NAME is the image then")
+            format!("`vmkit image import {file} --name NAME` stores it decompressed, as the image NAME")
         }
         ValueProblem::DiscImage => {
-            format!("`vmkit create NAME --cdrom {file} --disk 20GiB --start` boots it beside an empty disk")
+            format!("`vmkit create NAME --cdrom {file} --disk 20GiB --start` boots it, with an empty disk")
         }
         _ => return None,
     })
 }
 
-/// Quotes a word for a shell, where it needs that.
+/// Quotes a word for a shell if necessary.
 fn shell_word(word: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_=+:,./@%".contains(c);
     if word.chars().all(is_plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
@@ -219,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_is_helped_by_what_is_wrong_with_it_whatever_the_words() {
+    fn the_hint_about_a_value_depends_on_the_problem_and_not_on_the_words() {
         let refused = |problem| Error::invalid("image", "my disc.iso", "…").with_problem(problem);
         for (problem, expected) in [
             (ValueProblem::UnknownImage, "`vmkit image ls`"),
@@ -236,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn root_is_told_of_sudo_and_others_of_the_servers_rules() {
+    fn a_refused_root_gets_a_hint_about_sudo_and_others_about_the_servers_rules() {
         let refused = |user: &str| Error::LoginRefused {
             target: format!("{user}@web (127.0.0.1:2222)"),
             user: user.to_owned(),

@@ -1,4 +1,4 @@
-//! What a command ends with when it does not succeed, and the exit code of each.
+//! The failures of a command, their texts and exit codes.
 
 mod hints;
 
@@ -12,35 +12,35 @@ use crate::commands::doctor;
 use crate::context::{CliManager, CommandContext};
 use crate::{machine_hint, output};
 
-/// Why a command did not do what it was asked.
+/// Why a command failed.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// The library said so, of this VM where it is one's.
+    /// An error of the library, about this VM if there is one.
     Library { of: Option<Box<ErrorSubject>>, error: vmkit::Error },
     /// The arguments were not understood.
     Usage(clap::Error),
-    /// What there was to say can't be written.
+    /// The output can't be written.
     Output(io::Error),
-    /// A check failed, and that was printed already as the command's answer.
+    /// A check failed, and its result is already printed.
     Unfit,
-    /// What ran in the guest ended with this code, and has told the rest itself.
+    /// The program in the guest ended with this code, and has printed its own output.
     Exit(u8),
-    /// A failure of vmkit's own where the exit code is otherwise that of what runs in the guest.
+    /// A failure of vmkit itself, if the exit code is otherwise that of the program in the guest.
     Own { code: u8, failure: Box<Failure> },
-    /// A failure, and what may be done about it that the error alone does not tell.
+    /// A failure with a hint that does not follow from the error alone.
     Hinted { failure: Box<Failure>, hint: String },
-    /// Some of several VMs failed, each with its failure.
+    /// Several VMs failed, each with its failure.
     Several(Vec<Failure>),
 }
 
-/// Whose failure it is.
+/// The VM that an error is about.
 #[derive(Debug, Clone)]
 pub(crate) struct ErrorSubject {
-    /// What the user calls it: the VM, or a machine of a file.
+    /// The name that the user gave: the VM's, or that of a machine in a file.
     pub(crate) called: String,
     /// The VM.
     pub(crate) vm: VmName,
-    /// Whether its hypervisor has said something here that could be printed.
+    /// Whether its hypervisor has a log here that is not empty.
     pub(crate) has_log: bool,
 }
 
@@ -57,18 +57,17 @@ Exit codes:
   7  the VM's backend does not support it
 `exec`, `shell` and `launch … -- COMMAND` exit with the command's own code, and 255 if it was lost.";
 
-/// The exit code of a program whose end is not known.
+/// The exit code for a program whose end is unknown.
 const UNKNOWN: u8 = 255;
 
 impl Failure {
-    /// Creates the failure for something that was lost while it ran in the guest: how it ended is
-    /// not known.
+    /// Creates the failure for a lost connection to a program in the guest: how it ended is
+    /// unknown.
     pub(crate) fn unknown(error: vmkit::Error) -> Self {
         Failure::Own { code: UNKNOWN, failure: Box::new(error.into()) }
     }
 
-    /// Returns the failure as one of this VM, unless it is one already, or of something that was
-    /// typed.
+    /// Returns the failure as one of this VM, unless it already has one, or is about the arguments.
     pub(crate) fn of_vm(self, vm: &VmName) -> Self {
         match self {
             Failure::Library { of: None, error } if error.kind() != ErrorKind::InvalidInput => {
@@ -82,8 +81,8 @@ impl Failure {
         }
     }
 
-    /// Returns the failure with what can be printed of its VM's hypervisor, if it is the
-    /// hypervisor's.
+    /// Returns the failure, with whether its VM's hypervisor has a log if it is a failure of the
+    /// hypervisor.
     pub(crate) fn looked_up(self, manager: &CliManager) -> Self {
         match self {
             Failure::Library { of: Some(of), error } if error.kind() == ErrorKind::Hypervisor => {
@@ -103,10 +102,10 @@ impl Failure {
         }
     }
 
-    /// Ends a command that may have failed several times.
+    /// Returns the result of a command that may have failed several times.
     ///
     /// # Errors
-    /// `Several` with the failures; a single one as it is; none where there is none.
+    /// `Several` with the failures; a single one as it is.
     pub(crate) fn of(mut failures: Vec<Failure>) -> Result<(), Failure> {
         match failures.len() {
             0 => Ok(()),
@@ -115,12 +114,12 @@ impl Failure {
         }
     }
 
-    /// Returns the exit code; of several failures it is the first one's.
+    /// Returns the exit code; of several failures, the first one's.
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Failure::Library { error, .. } => of_error(error),
             Failure::Usage(error) => u8::try_from(error.exit_code()).unwrap_or(2),
-            // Whoever closed the pipe has read what it wanted.
+            // The reader closed the pipe since it has what it needs.
             Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => 0,
             Failure::Output(_) => 1,
             Failure::Unfit => 2,
@@ -130,7 +129,7 @@ impl Failure {
         }
     }
 
-    /// Prints what went wrong, then what may be done about it.
+    /// Prints what went wrong, then the hints.
     pub(crate) fn report(&self, context: Option<&CommandContext>) {
         let mut hints = Vec::new();
         self.tell(&mut hints);
@@ -144,10 +143,10 @@ impl Failure {
         hints.iter().for_each(|hint| output::hint(hint));
     }
 
-    /// Returns the failure that is put down to the host, if there is one.
+    /// Returns the error that is due to the host, if there is one.
     fn of_host(&self) -> Option<&vmkit::Error> {
         match self {
-            // It says itself what to do.
+            // Its text says what to do.
             Failure::Library { error: vmkit::Error::OtherUser { .. }, .. } => None,
             Failure::Library { error, .. } => (error.kind() == ErrorKind::Host).then_some(error),
             Failure::Own { failure, .. } | Failure::Hinted { failure, .. } => failure.of_host(),
@@ -181,14 +180,14 @@ impl Failure {
 }
 
 impl ErrorSubject {
-    /// A VM's own.
+    /// Returns the subject of a VM's error.
     pub(crate) fn vm(vm: &VmName) -> Box<Self> {
         Box::new(Self { called: vm.to_string(), vm: vm.clone(), has_log: true })
     }
 }
 
-/// Returns whether the hypervisor of a VM has said something here: that of a server elsewhere is
-/// there.
+/// Returns whether the hypervisor of a VM has a log here that is not empty; the log of a server
+/// elsewhere is on its host.
 fn has_log(manager: &CliManager, vm: &VmName) -> bool {
     let says = |path: &Path| path.metadata().is_ok_and(|log| log.len() > 0);
     manager.hypervisor_log(vm).is_ok_and(|log| says(&log) || says(&log.with_added_extension("1")))
@@ -202,7 +201,7 @@ impl From<vmkit::Error> for Failure {
 
 fn of_error(error: &vmkit::Error) -> u8 {
     if matches!(error, vmkit::Error::QemuExited { .. }) {
-        // It refused what it was given.
+        // QEMU refused its arguments.
         return 2;
     }
     match error.kind() {
@@ -212,12 +211,12 @@ fn of_error(error: &vmkit::Error) -> u8 {
         ErrorKind::TimedOut => 5,
         ErrorKind::Busy => 6,
         ErrorKind::Unsupported => 7,
-        // Hypervisor, guest, servers and I/O, and what a later library may add.
+        // Hypervisor, guest, servers and I/O, and kinds that a later library may add.
         _ => 1,
     }
 }
 
-/// Returns whether an error's own text says what it is about.
+/// Returns whether an error's own text contains the VM's name.
 fn names(error: &vmkit::Error, called: &str) -> bool {
     use vmkit::Error as E;
     // `web:/etc/hosts`.
@@ -256,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_is_said_to_be_a_vms_unless_it_says_so_itself_or_is_of_what_was_typed() {
+    fn a_failure_gets_the_name_of_its_vm_unless_its_text_has_it_or_it_is_about_the_arguments() {
         let vm = VmName::new("web").unwrap();
         let whose = |failure: Failure| match failure.of_vm(&vm) {
             Failure::Library { of, .. } => of.map(|of| of.called),
@@ -282,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_who_left_is_no_failure() {
+    fn a_closed_pipe_is_not_a_failure() {
         assert_eq!(Failure::Output(io::ErrorKind::BrokenPipe.into()).exit_code(), 0);
         assert_eq!(Failure::Output(io::ErrorKind::StorageFull.into()).exit_code(), 1);
     }

@@ -548,7 +548,7 @@ fn a_misspelt_name_is_compared_with_those_that_are_kept() {
             let refused = host.vmkit(arguments);
             assert_eq!(refused.code, Some(2), "{refused:?}");
             assert!(refused.stderr.contains(why), "{image}: {refused:?}");
-            let told = refused.stderr.contains("`vmkit image ls` lists the images that are here");
+            let told = refused.stderr.contains("`vmkit image ls` lists the local images");
             assert_eq!(told, image != "arm:1", "{refused:?}");
         }
     }

@@ -69,7 +69,7 @@ fn fails_at_its_step(life: &Life) {
         "db: unchanged; `vmkit console trio-db` attaches to it",
         "web: a step failed; `vmkit shell trio-web` opens a shell",
         "warning: edge was left as it is, since it depends on web",
-        "hint: `vmkit shell trio-web` looks into it; `vmkit up` goes on with this step",
+        "hint: `vmkit shell trio-web` opens a shell in it; `vmkit up` continues with this step",
         &format!(
             "error: the step `breaks` of the machine `web` failed: exit code 7 (its log: {})",
             log.display()

@@ -1,15 +1,15 @@
 //! The client of QEMU's guest agent.
 //!
-//! The agent speaks like QEMU's monitor but has no ids, and whatever an earlier client left in the
-//! channel is still in there. So nothing is taken for an answer until the agent has answered a
-//! `guest-sync-delimited` with a number that was never used before; and after every call that did
-//! not end with its answer, that is done again.
+//! The protocol is that of QEMU's monitor without ids, and replies to an earlier client may still
+//! be in the channel. So no line counts as a reply before the agent has replied to a
+//! `guest-sync-delimited` with a number that was never used before. After every call that ended
+//! without its reply, that is done again.
 //!
 //! ```text
-//!    Lost ──sync──▶ InSync ──request──▶ Lost ──answer──▶ InSync
+//!    Lost ──sync──▶ InSync ──request──▶ Lost ──reply──▶ InSync
 //! ```
 //!
-//! The guest is not trusted: what it sends is bounded in size, and only data.
+//! The guest is not trusted: what it sends is limited in size, and is only data.
 //!
 //! Source: QEMU, `qga/qapi-schema.json`.
 
@@ -29,47 +29,47 @@ use super::qmp::wire::{LineStream, within};
 use crate::error::{Error, Peer, Result};
 use crate::program::{GuestExitStatus, ProgramOutput};
 
-/// The longest line that is read, in bytes. The agent keeps at most 16 MiB of each of a program's
-/// two streams; in base64 and in one line they make 43 MiB.
+/// The maximum length of a line, in bytes. The agent keeps at most 16 MiB of each of a program's
+/// two streams, which are 43 MiB in base64 and in one line.
 const LINE_LIMIT_BYTES: usize = 48 * 1024 * 1024;
-/// Never part of UTF-8, so a line can't hold it by chance: it ends what was half said.
+/// Never part of UTF-8, so no line contains it by chance: it ends an incomplete line.
 const DELIMITER: u8 = 0xFF;
 
-/// Signals a process and then its children, and theirs: a parent that goes first begins nothing
-/// anew when they end. They are looked for before it goes, since then they are another's. `pgrep`
-/// is for guests whose kernel does not list children.
+/// Signals a process before its children, and theirs: a parent that ended later could start new
+/// ones when they end. The children are looked up first, since they are another process's
+/// afterwards. `pgrep` is for guests whose kernel does not list children.
 const SIGNAL_ALL: &str = "end() { set -- \"$1\" $(cat /proc/$1/task/*/children 2>/dev/null || pgrep -P $1); \
     kill -s $name $1 2>/dev/null; shift; for p; do end $p; done; }; name=$1; end $2";
 
-/// A guest agent that is listened to. One client at a time: QEMU keeps others waiting.
+/// A connection to a guest agent. QEMU serves one client at a time; others wait.
 ///
 /// # Cancel safety
-/// Any call may be dropped anywhere, or run into its deadline; the client stays usable. What the
-/// guest was told may or may not be carried out.
+/// Any call may be dropped anywhere, or reach its deadline; the client stays usable. The guest may
+/// or may not carry out the command.
 #[derive(Debug)]
 pub struct GuestAgent {
     wire: LineStream,
     in_sync: bool,
 }
 
-/// A network interface as the guest knows it.
+/// A network interface of the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct GuestInterface {
     /// Its name in the guest.
     pub name: String,
-    /// Its MAC address as the guest writes it, where it has one.
+    /// Its MAC address as the guest writes it, if it has one.
     pub mac: Option<String>,
     /// Its addresses.
     pub addrs: Vec<IpAddr>,
 }
 
-/// What the guest shall do at its shutdown.
+/// What the guest does after its shutdown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ShutdownMode {
     /// Power off.
     PowerDown,
-    /// Stop, the power still on.
+    /// Stop, with the power on.
     Halt,
     /// Boot again.
     Reboot,
@@ -80,20 +80,21 @@ impl GuestAgent {
     /// waits for the agent.
     ///
     /// # Errors
-    /// `Io` where nobody listens at `path`; `TimedOut` while the guest has not come up or has no
-    /// agent, or another client holds the channel.
+    /// `Io` if nothing listens at `path`; `TimedOut` while the guest is not up or has no agent, or
+    /// another client uses the channel.
     pub async fn connect(path: &Path, deadline: Instant) -> Result<Self> {
         let wire = LineStream::connect(path, Peer::GuestAgent, LINE_LIMIT_BYTES, deadline).await?;
         let mut agent = Self { wire, in_sync: false };
-        let awaited = "the guest agent: the guest is not up, has none, or another client holds the channel";
+        let awaited =
+            "the guest agent: the guest is not up, has no agent, or another client uses the channel";
         within(deadline, || awaited.to_owned(), agent.sync()).await?;
         Ok(agent)
     }
 
-    /// Asks whether the agent is there.
+    /// Checks that the agent replies.
     ///
     /// # Errors
-    /// `TimedOut` where it does not answer; `Guest` where it breaks the protocol.
+    /// `TimedOut` if it does not reply; `Guest` if it violates the protocol.
     pub async fn ping(&mut self, deadline: Instant) -> Result<()> {
         self.execute("guest-ping", None, deadline).await.map(drop)
     }
@@ -101,43 +102,43 @@ impl GuestAgent {
     /// Returns the time of the guest's clock, since 1970 in UTC.
     ///
     /// # Errors
-    /// As [`ping`](Self::ping); `Guest` where the agent refuses.
+    /// As [`ping`](Self::ping); `Guest` if the agent refuses.
     pub async fn time(&mut self, deadline: Instant) -> Result<Duration> {
         let answer = self.execute("guest-get-time", None, deadline).await?;
         let nanos = answer.as_u64().or_else(|| answer.as_i64().map(|_| 0));
         nanos
             .map(Duration::from_nanos)
-            .ok_or_else(|| self.wire.problem(format!("its time makes no sense: {answer}")))
+            .ok_or_else(|| self.wire.problem(format!("invalid time in the reply: {answer}")))
     }
 
-    /// Sets the guest's clock, in nanoseconds since 1970 in UTC, and has the guest write it to its
+    /// Sets the guest's clock, in nanoseconds since 1970 in UTC, and lets the guest write it to its
     /// RTC.
     ///
     /// # Errors
-    /// As [`ping`](Self::ping); `Guest` where the agent refuses, or could not write the RTC: the
-    /// clock is set by then.
+    /// As [`ping`](Self::ping); `Guest` if the agent refuses, or could not write the RTC: then the
+    /// clock is set nevertheless.
     pub async fn set_time(&mut self, nanos: i64, deadline: Instant) -> Result<()> {
         self.execute("guest-set-time", Some(json!({ "time": nanos })), deadline).await.map(drop)
     }
 
-    /// Asks for the guest's network interfaces, the loopback one among them.
+    /// Returns the guest's network interfaces, including the loopback one.
     ///
     /// # Errors
-    /// As [`ping`](Self::ping); `Guest` where the agent refuses.
+    /// As [`ping`](Self::ping); `Guest` if the agent refuses.
     pub async fn interfaces(&mut self, deadline: Instant) -> Result<Vec<GuestInterface>> {
         let answer = self.execute("guest-network-get-interfaces", None, deadline).await?;
         interfaces(&answer)
-            .ok_or_else(|| self.wire.problem(format!("its interfaces make no sense: {answer}")))
+            .ok_or_else(|| self.wire.problem(format!("invalid interfaces in the reply: {answer}")))
     }
 
-    /// Runs a program in the guest, and returns its output once it has ended.
+    /// Runs a program in the guest, and returns its output when it has ended.
     ///
     /// `program` is looked up in the agent's `PATH` and gets no shell. `stdin` is all of its
     /// standard input; without one it is empty. A program that is still running at the deadline
     /// keeps running.
     ///
     /// # Errors
-    /// `Guest` where the program can't be run or the agent refuses; `TimedOut`.
+    /// `Guest` if the program can't be run or the agent refuses; `TimedOut`.
     pub async fn exec(
         &mut self,
         program: &str,
@@ -150,8 +151,7 @@ impl GuestAgent {
         within(deadline, awaited, self.outcome(pid)).await
     }
 
-    /// Begins a program as [`exec`](Self::exec) does, and returns the number of its process in the
-    /// guest.
+    /// Starts a program as [`exec`](Self::exec) does, and returns its PID in the guest.
     ///
     /// # Errors
     /// As [`exec`](Self::exec).
@@ -169,22 +169,24 @@ impl GuestAgent {
         }
         let answer = self.execute("guest-exec", Some(request), deadline).await?;
         let pid = answer.get("pid").and_then(Value::as_i64);
-        pid.ok_or_else(|| self.wire.problem(format!("it ran `{program}` but told no pid: {answer}")))
+        pid.ok_or_else(|| {
+            self.wire.problem(format!("missing `pid` in the reply to guest-exec of `{program}`: {answer}"))
+        })
     }
 
-    /// Waits until a program that was [begun](Self::begin) has ended, and returns its output. The
-    /// agent answers that once.
+    /// Waits until a program that was [started](Self::begin) has ended, and returns its output. The
+    /// agent reports that only once.
     ///
     /// # Errors
-    /// `Guest` where the agent knows no such process; `TimedOut`.
+    /// `Guest` if the agent knows no such process; `TimedOut`.
     pub async fn ended(&mut self, pid: i64, deadline: Instant) -> Result<ProgramOutput> {
         let awaited = || format!("the end of the process {pid} in the guest");
         within(deadline, awaited, self.outcome(pid)).await
     }
 
-    /// Sends the signal of this name, such as `TERM`, to a program that was [begun](Self::begin)
-    /// and has not ended, and to all that it has started, by a shell in the guest; the agent itself
-    /// has no command for it.
+    /// Sends the signal of this name, such as `TERM`, to a running program that was
+    /// [started](Self::begin), and to all its descendants, by a shell in the guest: the agent has
+    /// no command for it.
     ///
     /// # Errors
     /// As [`exec`](Self::exec).
@@ -193,14 +195,13 @@ impl GuestAgent {
         self.exec("/bin/sh", &args, None, deadline).await.map(drop)
     }
 
-    /// Tells the guest to shut down. It is not down yet when this returns: wait for the VM's
-    /// process.
+    /// Shuts the guest down. Returns before it is down: wait for the VM's process.
     ///
     /// # Errors
-    /// `Guest` where the agent refuses. `TimedOut` where the guest takes the agent down before it
-    /// can say that all is well: then nothing is known.
+    /// `Guest` if the agent refuses. `TimedOut` if the guest ends the agent before it can report
+    /// success: then the result is unknown.
     pub async fn shutdown(&mut self, mode: ShutdownMode, deadline: Instant) -> Result<()> {
-        let awaited = || "the guest agent's answer to `guest-shutdown`".to_owned();
+        let awaited = || "the guest agent's reply to `guest-shutdown`".to_owned();
         within(deadline, awaited, self.tell_shutdown(mode)).await
     }
 
@@ -208,16 +209,15 @@ impl GuestAgent {
         const COMMAND: &str = "guest-shutdown";
         self.sync().await?;
         self.in_sync = false;
-        // Success has no answer, so a sync goes right behind: only an error can come before its
-        // answer. There is no delimiter in front of it, for the agent would answer that with an
-        // error too.
+        // Success has no reply, so a sync follows at once: only an error can come before its reply.
+        // It has no delimiter in front, since the agent would reply to that with an error, too.
         let mark = fresh_number();
         self.wire.queue(&request(COMMAND, Some(json!({ "mode": mode.as_str() }))));
         self.wire.queue(&request("guest-sync-delimited", Some(json!({ "id": mark }))));
         self.wire.flush().await?;
         loop {
             let line = match self.wire.line().await {
-                // A guest can be down, and its QEMU gone, before the agent says another word.
+                // The guest can be down, and its QEMU gone, before the agent replies.
                 Err(error) if mode == ShutdownMode::PowerDown && has_hung_up(&error) => return Ok(()),
                 line => line?,
             };
@@ -234,9 +234,8 @@ impl GuestAgent {
 
     /// Waits for a program's end.
     ///
-    /// The agent has no event for it and holds no answer back until it happens, so there is nothing
-    /// to wait on: all that is left is to ask again, soon at first, for most programs are short,
-    /// and then every 100 ms.
+    /// The agent has no event for it and does not delay its reply until then. So ask again: soon at
+    /// first, since most programs are short, and then every 100 ms.
     async fn outcome(&mut self, pid: i64) -> Result<ProgramOutput> {
         let mut pause = Duration::from_millis(5);
         loop {
@@ -245,7 +244,7 @@ impl GuestAgent {
                 Some(ExecStatus::Running) => {}
                 Some(ExecStatus::Ended(output)) => return Ok(output),
                 None => {
-                    return Err(self.wire.problem(format!("the status of process {pid} makes no sense")));
+                    return Err(self.wire.problem(format!("invalid status of process {pid} in the reply")));
                 }
             }
             sleep(pause).await;
@@ -254,12 +253,11 @@ impl GuestAgent {
     }
 
     async fn execute(&mut self, command: &str, arguments: Option<Value>, deadline: Instant) -> Result<Value> {
-        let awaited = || format!("the guest agent's answer to `{command}`");
+        let awaited = || format!("the guest agent's reply to `{command}`");
         within(deadline, awaited, self.converse(command, arguments)).await
     }
 
-    /// Sends a command and takes its answer. A future dropped meanwhile leaves the client out of
-    /// sync.
+    /// Sends a command and reads its reply. A dropped future leaves the client out of sync.
     async fn converse(&mut self, command: &str, arguments: Option<Value>) -> Result<Value> {
         self.sync().await?;
         self.in_sync = false;
@@ -270,7 +268,7 @@ impl GuestAgent {
             Ok(AgentReply::Return(value)) => Ok(value),
             Ok(AgentReply::Error { class, desc }) => Err(refused(command, class, desc)),
             Ok(AgentReply::Synced(_) | AgentReply::Other) => {
-                return Err(self.wire.problem(format!("it did not answer `{command}`")));
+                return Err(self.wire.problem(format!("unexpected reply to `{command}`")));
             }
             Err(malformed) => return Err(self.wire.malformed(malformed)),
         };
@@ -278,14 +276,14 @@ impl GuestAgent {
         answer
     }
 
-    /// Drops everything that earlier conversations left in the channel.
+    /// Discards everything that earlier clients left in the channel.
     async fn sync(&mut self) -> Result<()> {
         if self.in_sync {
             return Ok(());
         }
         let mark = fresh_number();
-        // What an earlier call left half written must not be finished now; the delimiter makes the
-        // agent forget it.
+        // An incomplete line of an earlier call must not be completed now; the delimiter makes the
+        // agent discard it.
         self.wire.forget_unsent();
         self.wire.queue(&[DELIMITER]);
         self.wire.queue(&request("guest-sync-delimited", Some(json!({ "id": mark }))));
@@ -306,20 +304,20 @@ impl ShutdownMode {
     }
 }
 
-/// What the agent says, one line each.
+/// A line from the agent.
 #[derive(Debug, Clone, PartialEq)]
 enum AgentReply {
     /// A command succeeded.
     Return(Value),
-    /// `guest-sync-delimited` succeeded: the delimiter came before the answer.
+    /// `guest-sync-delimited` succeeded: the delimiter came before the reply.
     Synced(i64),
-    /// A command failed, or was not understood as one.
+    /// A command failed, or was not understood.
     Error { class: String, desc: String },
-    /// An object that is none of these.
+    /// Any other object.
     Other,
 }
 
-/// Returns what a line says; everything up to the last delimiter in it is dropped.
+/// Parses a line; everything up to its last delimiter is discarded.
 fn decode(line: &[u8]) -> Result<AgentReply, MalformedLine> {
     let delimiter = line.iter().rposition(|byte| *byte == DELIMITER);
     let mut map = object(&line[delimiter.map_or(0, |at| at + 1)..])?;
@@ -333,7 +331,7 @@ fn decode(line: &[u8]) -> Result<AgentReply, MalformedLine> {
     })
 }
 
-/// Returns whether the error is that the channel's other end is gone.
+/// Returns whether the error is that the other end of the channel is closed.
 fn has_hung_up(error: &Error) -> bool {
     let Error::Protocol { source: Some(source), .. } = error else { return false };
     let Some(source) = source.downcast_ref::<io::Error>() else { return false };
@@ -357,8 +355,8 @@ fn refused(command: &str, class: String, description: String) -> Error {
     Error::Refused { peer: Peer::GuestAgent, command: command.to_owned(), class, description }
 }
 
-/// Returns a number that no earlier client of the channel can have used, of 48 bits: JSON keeps
-/// those exactly.
+/// Returns a number that no earlier client of the channel has used, of 48 bits: JSON keeps those
+/// exactly.
 fn fresh_number() -> i64 {
     (Uuid::new_v4().as_u128() & 0xFFFF_FFFF_FFFF) as i64
 }
@@ -426,7 +424,7 @@ mod tests {
         in_ms(20_000)
     }
 
-    /// The agent's side of the channel, played by a test.
+    /// The agent's side of the channel, driven by a test.
     struct FakeAgent(BufStream<UnixStream>);
 
     fn pair() -> (GuestAgent, FakeAgent) {
@@ -465,7 +463,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_an_earlier_client_left_is_no_answer() {
+    async fn what_an_earlier_client_left_is_not_a_reply() {
         let (mut agent, mut peer) = pair();
         let script = tokio::spawn(async move {
             peer.say("{\"return\": {\"pid\": 1}}\nhalf a li").await;
@@ -477,12 +475,12 @@ mod tests {
         agent.ping(in_time()).await.unwrap();
         let error = agent.ping(in_time()).await.unwrap_err();
         assert_eq!(error.to_string(), "the guest agent refused `guest-ping`: no (GenericError)");
-        agent.ping(in_time()).await.expect("a refusal is an answer: no sync in between");
+        agent.ping(in_time()).await.expect("a refusal is a reply: no sync in between");
         script.await.unwrap();
     }
 
     #[tokio::test]
-    async fn an_answer_that_comes_too_late_is_dropped() {
+    async fn a_late_reply_is_discarded() {
         let (mut agent, mut peer) = pair();
         let (late, mut go) = tokio::sync::oneshot::channel::<()>();
         let script = tokio::spawn(async move {
@@ -501,7 +499,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_program_is_asked_for_until_it_has_ended() {
+    async fn a_program_is_polled_until_it_has_ended() {
         let (mut agent, mut peer) = pair();
         let script = tokio::spawn(async move {
             peer.sync().await;
@@ -524,7 +522,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_program_that_was_begun_can_be_signalled_before_its_end() {
+    async fn a_running_program_can_be_signalled() {
         let (mut agent, mut peer) = pair();
         let script = tokio::spawn(async move {
             peer.sync().await;
@@ -546,23 +544,23 @@ mod tests {
     }
 
     #[test]
-    fn a_signal_reaches_what_the_program_has_started() {
+    fn a_signal_reaches_the_programs_descendants() {
         use std::io::{BufRead, BufReader};
         use std::os::unix::process::ExitStatusExt;
         use std::process::{Command, Stdio};
-        let tree = "sh -c 'echo $$; sleep 1000; echo anew' & wait; echo anew";
+        let tree = "sh -c 'echo $$; sleep 1000; echo again' & wait; echo again";
         let mut program = Command::new("sh").args(["-c", tree]).stdout(Stdio::piped()).spawn().unwrap();
         let mut said = BufReader::new(program.stdout.take().unwrap()).lines();
         let child = said.next().unwrap().unwrap();
         let signal = ["-c", SIGNAL_ALL, "sh", "TERM", &program.id().to_string()];
         assert!(Command::new("sh").args(signal).status().unwrap().code().is_some());
         assert_eq!(program.wait().unwrap().signal(), Some(15));
-        // All that could write has ended.
+        // Everything that could write has ended.
         assert!(said.next().is_none(), "{child} went on");
     }
 
     #[tokio::test]
-    async fn a_shutdown_that_is_refused_is_told_from_one_that_is_under_way() {
+    async fn a_refused_shutdown_is_an_error() {
         let (mut agent, mut peer) = pair();
         let script = tokio::spawn(async move {
             peer.sync().await;
@@ -580,7 +578,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_guest_that_is_down_before_its_agent_can_answer_was_shut_down() {
+    async fn a_connection_lost_during_a_shutdown_is_success() {
         let (mut agent, mut peer) = pair();
         let script = tokio::spawn(async move {
             peer.sync().await;
@@ -591,14 +589,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_agent_that_floods_or_leaves_is_a_protocol_error() {
+    async fn an_endless_line_or_a_closed_channel_is_a_protocol_error() {
         let (mut agent, mut peer) = pair();
         let script = tokio::spawn(async move {
             peer.hear().await;
             peer.say(vec![b'x'; 128 * 1024]).await;
         });
         let error = agent.ping(in_time()).await.unwrap_err();
-        assert_eq!(error.to_string(), "the guest agent: it sent a line of more than 65536 bytes");
+        assert_eq!(error.to_string(), "the guest agent: sent a line of more than 65536 bytes");
         script.await.unwrap();
 
         let (mut agent, peer) = pair();
@@ -607,7 +605,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_agent_of_7_2_says_of_its_interfaces_is_understood() {
+    fn interfaces_of_an_agent_of_version_7_2_are_parsed() {
         let answer = json!([
             {"name": "lo", "ip-addresses": [{"ip-address-type": "ipv4", "ip-address": "127.0.0.1", "prefix": 8}]},
             {"name": "eth0", "hardware-address": "52:54:00:12:34:56", "ip-addresses": [
@@ -623,7 +621,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_killed_by_a_signal_says_so() {
+    fn a_signal_that_killed_a_program_is_reported() {
         let status = json!({"exited": true, "signal": 9});
         let Some(ExecStatus::Ended(output)) = exec_status(&status) else { panic!("no output") };
         assert_eq!(output.exit, GuestExitStatus::Signal("KILL".into()));

@@ -1,9 +1,9 @@
-//! The guest's clock set right by its agent, after its CPUs stood still.
+//! Setting the guest's clock by its agent, after its CPUs were stopped.
 //!
-//! `guest-set-time` sets the clock at once, and then has the guest write it to its RTC, which takes
-//! an emulated guest a second and may fail. So what it answers counts for nothing: the clock is
-//! read again. Where the guest has no `hwclock`, as a small Debian has none, the agent refuses
-//! before it sets anything; then it runs `date`.
+//! `guest-set-time` sets the clock at once, and then lets the guest write it to its RTC, which
+//! takes an emulated guest a second and may fail. So its reply is ignored, and the clock is read
+//! again. In a guest without `hwclock`, such as a small Debian, the agent refuses before it sets
+//! anything; then it runs `date`.
 //!
 //! Source: QEMU, `qga/commands-posix.c`.
 
@@ -19,34 +19,34 @@ use crate::clock::{self, CLOSE, ClockReading};
 use crate::error::{Error, Peer, Result};
 use crate::program::GuestExitStatus;
 
-/// How long the agent has in all. Without load an emulated guest needs 1 s, and on a busy host ten
+/// The timeout for all of it. Without load an emulated guest needs 1 s, and on a busy host ten
 /// times as long.
 const LIMIT: Duration = Duration::from_secs(20);
-/// How long the agent has to say its first word.
+/// The timeout of the agent's first reply.
 const GREETING: Duration = Duration::from_secs(5);
-/// How often the clock is set: each time by what is known of the way from the time before.
+/// How often the clock is set: each time corrected by the delay of the time before.
 const TRIES: usize = 5;
-/// A clock that is so far off after it was set was not set.
+/// A clock that is off by this much after it was set was not set.
 const UNSET: Duration = Duration::from_secs(1);
-/// How often it is read for one look, where an answer was slow.
+/// The maximum number of readings, if replies are slow.
 const READINGS: usize = 3;
-/// A round trip that is quick enough to be believed at once.
+/// A round trip that is short enough to rely on.
 const QUICK: Duration = Duration::from_millis(10);
 
-/// Sets the clock of a guest that has just gone on, where an agent runs in it and the clock is off.
+/// Sets the clock of a resumed guest, if an agent runs in it and the clock is off.
 ///
-/// The guest goes on whatever becomes of this; what could not be done is a debug line here, and the
-/// manager's to warn of.
+/// The guest goes on if this fails; that is logged at debug level here, and the manager warns of
+/// it.
 pub(super) async fn keep_right(qmp: &mut QmpClient, agent: &Path, paused: Option<Duration>) {
     if paused.is_some_and(|paused| paused < CLOSE) {
         return clock::settled();
     }
     let deadline = Instant::now() + LIMIT;
-    // A guest without an agent would only be waited for.
+    // In a guest without an agent, a request would only time out.
     match agent_listens(qmp, deadline).await {
         Ok(true) => {}
         Ok(false) => return,
-        Err(error) => return tracing::debug!(%error, "cannot tell whether a guest agent runs"),
+        Err(error) => return tracing::debug!(%error, "cannot find out whether a guest agent runs"),
     }
     match set(agent, deadline).await {
         Ok(()) => clock::settled(),
@@ -54,7 +54,7 @@ pub(super) async fn keep_right(qmp: &mut QmpClient, agent: &Path, paused: Option
     }
 }
 
-/// Checks whether something in the guest has opened the agent's port. Source: QEMU,
+/// Returns whether a process in the guest has opened the agent's port. Source: QEMU,
 /// `qapi/char.json`, `ChardevInfo`.
 async fn agent_listens(qmp: &mut QmpClient, deadline: Instant) -> Result<bool> {
     let answer = qmp.execute("query-chardev", None, deadline).await?;
@@ -69,7 +69,7 @@ async fn set(path: &Path, deadline: Instant) -> Result<()> {
     if !reading.is_off() {
         return Ok(());
     }
-    // How long a time is on its way before it is set.
+    // The delay between sending a time and setting it.
     let mut lag = reading.round_trip / 2;
     let mut by_date = false;
     for _ in 0..TRIES {
@@ -92,11 +92,12 @@ async fn set(path: &Path, deadline: Instant) -> Result<()> {
             _ => {}
         }
     }
-    let problem = format!("it set the clock {TRIES} times, and that is {}", reading.described());
+    let problem = format!("the clock was set {TRIES} times, and is {}", reading.described());
     Err(Error::protocol(Peer::GuestAgent, problem))
 }
 
-/// Has the agent run `date`, so that it begins with a second: busybox's takes whole ones only.
+/// Sets the clock by `date` in the guest, at the start of a second: busybox's takes whole seconds
+/// only.
 async fn set_by_date(agent: &mut GuestAgent, lag: Duration, deadline: Instant) -> Result<()> {
     let second = (clock::now() + lag).as_secs() + 1;
     sleep(Duration::from_secs(second).saturating_sub(lag).saturating_sub(clock::now())).await;
@@ -116,7 +117,7 @@ fn nanos(time: Duration) -> i64 {
     i64::try_from(time.as_nanos()).unwrap_or(i64::MAX)
 }
 
-/// Reads the guest's clock, and again where the answer was too slow to say much.
+/// Reads the guest's clock, and again if the reply was too slow to be accurate.
 async fn read(agent: &mut GuestAgent, deadline: Instant) -> Result<ClockReading> {
     let mut best: Option<ClockReading> = None;
     for _ in 0..READINGS {

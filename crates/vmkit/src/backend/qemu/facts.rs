@@ -1,4 +1,4 @@
-//! What a plan has to know of the host, and the numbers that both sides of it agree on.
+//! What a plan needs to know of the host, and the numbers of the descriptors that QEMU inherits.
 //!
 //! Pure.
 
@@ -10,13 +10,13 @@ use super::switch::Accelerator;
 use crate::image::ImageFormat;
 use crate::spec::Mib;
 
-/// The numbers that handed-down descriptors have in QEMU: high, so that they meet no other.
+/// The descriptors that QEMU inherits: high numbers, which don't collide with its own.
 pub(crate) mod descriptor {
     use crate::backend::supervise::ALIVE_DESCRIPTOR;
 
-    /// The lock that is held while anything runs.
+    /// The lock that is held while anything of the VM runs.
     pub(crate) const ALIVE: i32 = ALIVE_DESCRIPTOR;
-    /// The monitor of vmkit.
+    /// vmkit's monitor.
     pub(crate) const QMP: i32 = 201;
     /// The monitor for people.
     pub(crate) const MONITOR: i32 = 202;
@@ -24,15 +24,15 @@ pub(crate) mod descriptor {
     pub(crate) const AGENT: i32 = 203;
     /// The serial console.
     pub(crate) const CONSOLE: i32 = 204;
-    /// The pipe that the console's output is copied to.
+    /// The pipe for a copy of the console's output.
     pub(crate) const CONSOLE_LOG: i32 = 205;
     /// The tap device.
     pub(crate) const TAP: i32 = 206;
-    /// The monitor of vmkit where the runtime directory is gone.
+    /// vmkit's monitor if the runtime directory is gone.
     pub(crate) const SPARE: i32 = 207;
 }
 
-/// What a plan has to know of the host.
+/// What a plan needs to know of the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct QemuFacts {
     pub(crate) program: PathBuf,
@@ -47,13 +47,13 @@ pub(crate) struct QemuFacts {
 pub struct FirmwareFiles {
     /// The code, shared by all VMs and only read.
     pub code: PathBuf,
-    /// The template of the variable store that each VM has a copy of.
+    /// The template of the variable store, which is copied for each VM.
     pub vars: PathBuf,
 }
 
-/// What was found out about the images when the VM was prepared.
+/// The formats of the images, as inspected when the VM was prepared.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(crate) struct ImageMedia {
-    /// For each further disk that existed: what it is.
+    /// The format of each data disk, if it is an existing one.
     pub(crate) data_formats: Vec<Option<ImageFormat>>,
 }

@@ -1,7 +1,7 @@
-//! Forwards of a VM that runs: added and taken away through the monitor.
+//! Adding and removing forwards of a running VM, through the monitor.
 //!
-//! QEMU has no command of its protocol for them, only those for people: what they print is their
-//! answer, and whether a forward is in force is read from the table that `info usernet` prints.
+//! QMP has no command for them, only the monitor for people (HMP), whose printed text is the reply.
+//! The active forwards are those of the table that `info usernet` prints.
 //!
 //! Source: QEMU, `net/slirp.c`, `hmp_hostfwd_add` and `hmp_hostfwd_remove`.
 
@@ -22,8 +22,8 @@ use crate::hypervisor::Hypervisor;
 use crate::spec::{NetworkConfig, PortForward};
 use crate::steps::step;
 
-/// How long QEMU may take for it. A change that is given up may be made all the same, so it has
-/// longer than a question.
+/// The timeout of a change. QEMU may still apply one after the timeout, so it is longer than that
+/// of a query.
 const CHANGE_LIMIT: Duration = Duration::from_secs(10);
 
 impl PortForwarding for QemuHypervisor {
@@ -41,7 +41,7 @@ impl PortForwarding for QemuHypervisor {
         if in_force(&vm.spec, forward, &active).is_some() {
             return Ok(with_forwards(vm, active));
         }
-        // Somebody may have taken the port since it was looked at.
+        // Another process may have taken the port in the meantime.
         check_port(forward)?;
         Err(refused("hostfwd_add", &said))
     }
@@ -65,7 +65,7 @@ impl PortForwarding for QemuHypervisor {
 }
 
 impl QemuHypervisor {
-    /// Returns where the VM is, if its forwards can be changed now.
+    /// Returns the VM's paths if its forwards can be changed now.
     async fn forwarding(&self, vm: &VmHandle, forward: &PortForward) -> Result<QemuLayout> {
         if !matches!(vm.spec.network(), NetworkConfig::User(_)) {
             return Err(Error::invalid("forward", forward, "only user networking forwards ports"));

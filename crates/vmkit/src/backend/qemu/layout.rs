@@ -1,7 +1,8 @@
-//! Where everything of one VM lies.
+//! The paths of one VM.
 //!
-//! Pure: paths only. Two directories a VM: the work directory is kept from `prepare` to `destroy`,
-//! the runtime directory has the sockets of one run, on a path short enough for them.
+//! Pure: paths only. A VM has two directories: the work directory exists from `prepare` to
+//! `destroy`; the runtime directory has the sockets of one run, on a path that is short enough for
+//! them.
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +14,8 @@ use crate::error::{Error, Result};
 use crate::network::MacAddr;
 use crate::spec::VmName;
 
-/// The most bytes of a Unix socket's path (`sun_path` less its NUL). Source: unix(7).
+/// The maximum length of a Unix socket's path in bytes (`sun_path` without its NUL). Source:
+/// unix(7).
 pub(crate) const MAX_SOCKET_PATH_BYTES: usize = 107;
 
 /// The paths of one VM.
@@ -29,12 +31,12 @@ impl QemuLayout {
     /// Returns the paths of a VM below the backend's two roots.
     ///
     /// # Errors
-    /// `InvalidInput` where a root is relative or not UTF-8, or the runtime root is too long for a
+    /// `InvalidInput` if a root is relative or not UTF-8, or the runtime root is too long for a
     /// socket.
     pub(crate) fn of(work_root: &Path, run_root: &Path, name: &VmName, id: Uuid) -> Result<Self> {
         for root in [work_root, run_root] {
-            // The keeper works in `/`, and paths are kept in handles and told to QEMU's monitor,
-            // which are JSON.
+            // The keeper's current directory is `/`. Handles and QEMU's monitor contain paths as
+            // JSON.
             if !root.is_absolute() {
                 return Err(Error::invalid("home", root.display(), "the path must be absolute"));
             }
@@ -47,20 +49,20 @@ impl QemuLayout {
         let bytes = longest.as_os_str().len();
         if bytes > MAX_SOCKET_PATH_BYTES {
             let bound = format!(
-                "a socket below it would have a path of {bytes} bytes, and a Unix socket's path has at most \
-                 {MAX_SOCKET_PATH_BYTES}: choose a shorter home"
+                "the path of a socket in it would have {bytes} bytes (expected at most \
+                 {MAX_SOCKET_PATH_BYTES}, the limit of a Unix socket): choose a shorter home"
             );
             return Err(Error::invalid("home", run_root.display(), bound));
         }
         Ok(layout)
     }
 
-    /// Returns the VM's name, for a log: the work directory has it.
+    /// Returns the VM's name, for a log: the last part of the work directory.
     pub(crate) fn name(&self) -> std::borrow::Cow<'_, str> {
         self.work.file_name().unwrap_or_default().to_string_lossy()
     }
 
-    /// Returns where the run is supervised.
+    /// Returns the files by which a run is supervised.
     pub(crate) fn place(&self) -> SupervisionPaths {
         SupervisionPaths {
             alive: self.alive_lock(),
@@ -87,7 +89,7 @@ impl QemuLayout {
         self.work.join("efivars.fd")
     }
 
-    /// The console's log; what was before the last cut lies beside it, see [`older_log`].
+    /// The newer half of the console's log; the older is beside it, see [`older_log`].
     pub(crate) fn console_log(&self) -> PathBuf {
         self.work.join("console.log")
     }
@@ -101,18 +103,18 @@ impl QemuLayout {
         self.work.join("qemu.json")
     }
 
-    /// Locked by whoever runs the VM; QEMU itself inherits the lock, so it is free exactly when
-    /// nothing runs.
+    /// Locked by the process that starts or runs the VM. QEMU inherits the lock, so it is free
+    /// exactly when nothing runs.
     pub(crate) fn alive_lock(&self) -> PathBuf {
         self.work.join("alive")
     }
 
-    /// Its presence says that the end of the run was asked for.
+    /// Exists if the end of the run was requested.
     pub(crate) fn stop_mark(&self) -> PathBuf {
         self.work.join("stop-asked")
     }
 
-    /// Its presence says that `prepare` began here, and for which VM.
+    /// The id of the VM that the directory belongs to; created first by `prepare`.
     pub(crate) fn owner_mark(&self) -> PathBuf {
         self.work.join("owner")
     }
@@ -121,9 +123,9 @@ impl QemuLayout {
         self.run.join("qmp.sock")
     }
 
-    /// A second monitor of vmkit's, in the work directory. What cleans up runtime directories, at a
-    /// logout or by age, does not reach it, so a VM can be asked and stopped as long as its disks
-    /// are there.
+    /// A second monitor for vmkit, in the work directory. What cleans up runtime directories, at
+    /// logout or by age, does not remove it, so a VM can be queried and stopped as long as its
+    /// disks exist.
     pub(crate) fn spare_socket(&self) -> PathBuf {
         self.work.join("spare.sock")
     }
@@ -140,7 +142,7 @@ impl QemuLayout {
         self.run.join("console.sock")
     }
 
-    /// Locked by whoever is at the console; it has their PID.
+    /// Locked by the process that is attached to the console; contains its PID.
     pub(crate) fn console_lock(&self) -> PathBuf {
         self.run.join("console.sock.lock")
     }
@@ -153,10 +155,10 @@ impl QemuLayout {
         self.run.join("vnc.password")
     }
 
-    /// Every file that this backend may have made in the work directory, those that a killed
-    /// process left unfinished among them. The owner's mark comes late: until it goes, the
-    /// directory is known to be this VM's. The lock is last: whoever gets a new one finds no owner
-    /// any more.
+    /// Returns every file that this backend may have created in the work directory, including the
+    /// unfinished ones of a killed process, in the order of their removal. The owner's mark is
+    /// late: until it is removed, the directory is known to be this VM's. The lock is last: a
+    /// process that takes a new one finds no owner.
     pub(crate) fn work_files(&self, data_disks: usize) -> Vec<PathBuf> {
         let mut files = self.run_inputs(data_disks);
         files.extend([unfinished(&self.seed()), unfinished(&self.run_file()), self.spare_socket()]);
@@ -164,7 +166,8 @@ impl QemuLayout {
         files
     }
 
-    /// The disks and the logs of the work directory, which QEMU and the keeper open at each start.
+    /// Returns the disks and logs in the work directory that QEMU and the keeper open at each
+    /// start.
     pub(crate) fn run_inputs(&self, data_disks: usize) -> Vec<PathBuf> {
         let mut files = vec![self.root_disk(), self.seed(), self.efi_vars()];
         files.extend((0..data_disks).map(|index| self.data_disk(index)));
@@ -175,7 +178,7 @@ impl QemuLayout {
         files
     }
 
-    /// Every file of a run: those of the runtime directory, and the spare monitor.
+    /// Returns every file of a run: those of the runtime directory, and the spare monitor.
     pub(crate) fn run_files(&self) -> Vec<PathBuf> {
         vec![
             self.spare_socket(),
@@ -191,9 +194,10 @@ impl QemuLayout {
     }
 }
 
-/// Returns ten letters for names that may have few: what tells the VM's MAC address from others.
+/// Returns ten letters for short names, the same that distinguish the VM's MAC address.
 ///
-/// They come from the whole id: ids that were made one after the other begin, or end, alike.
+/// They depend on the whole id: ids that were created one after the other have a common start or
+/// end.
 pub(crate) fn short_id(id: Uuid) -> String {
     let [_, own @ ..] = MacAddr::of_vm(id).bytes();
     own.map(|byte| format!("{byte:02x}")).concat()
@@ -204,7 +208,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_that_begin_alike_have_different_runtime_directories() {
+    fn ids_with_a_common_start_have_different_runtime_directories() {
         let name = VmName::new("web").unwrap();
         let of = |id| QemuLayout::of(Path::new("/w"), Path::new("/r"), &name, Uuid::from_u128(id)).unwrap();
         assert_ne!(of(1).run, of(2).run);
@@ -213,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_root_that_means_another_place_elsewhere_is_refused() {
+    fn a_relative_root_is_refused() {
         use std::ffi::OsStr;
         use std::os::unix::ffi::OsStrExt;
         let name = VmName::new("web").unwrap();

@@ -1,7 +1,7 @@
 //! QEMU on Linux: [`QemuHypervisor`].
 //!
-//! It reads like the contract: facts and spec make a plan, the plan is applied, what came of it is
-//! a handle.
+//! It reads like the contract: facts and spec make a plan, the plan is applied, and the result is a
+//! handle.
 //!
 //! ```text
 //! HostFacts ─┐
@@ -9,9 +9,9 @@
 //!               (pure: plan, argv, switch)     state: run file ─▶ process ─▶ QMP
 //! ```
 //!
-//! Nothing of a VM lives in this process: a handle, the work directory and the kernel know
+//! Nothing of a VM is kept in this process: a handle, the work directory and the kernel have
 //! everything, so any number of programs may hold a `QemuHypervisor` over the same directories, and
-//! any of them may die.
+//! any of them may be killed.
 
 mod abilities;
 mod accel;
@@ -68,28 +68,27 @@ use crate::network::{MacAddr, addresses_of, default_lease_files};
 use crate::spec::{Boot, Firmware, Mib, NetworkConfig, PortForward, VmSpec};
 use crate::store::refuse_other_user;
 
-/// How long a QEMU may take from its start until it answers, unless set otherwise. A quiet host
-/// needs 30 ms.
+/// The default timeout of QEMU from its start to its greeting. A quiet host needs 30 ms.
 const START_LIMIT: Duration = Duration::from_secs(30);
-/// How long a question to a monitor, or to an agent, may take.
+/// The timeout of a query to a monitor or an agent.
 const ASK_LIMIT: Duration = Duration::from_secs(1);
-/// How long QEMU may take to pause a guest or let it go on: it writes out what its disks have in
-/// flight first.
+/// The timeout of pausing or resuming a guest: QEMU completes the pending writes of its disks
+/// first.
 const PAUSE_LIMIT: Duration = Duration::from_secs(30);
-/// How long the guest agent has to name an address where another is known already.
+/// How long to wait for the guest agent's address if another one is known.
 const AGENT_GRACE: Duration = Duration::from_millis(30);
-/// How long a QEMU that no longer answers is given to end, before it counts as one that hangs.
+/// How long a QEMU that doesn't reply has to end, before it is regarded as hanging.
 const ENDING_LIMIT: Duration = Duration::from_millis(500);
-/// Where programs are looked for unless set otherwise.
+/// The default search path for programs.
 const SYSTEM_PATH: [&str; 4] = ["/usr/local/bin", "/usr/bin", "/bin", "/usr/libexec"];
-/// The version of the shape of [`QemuDetails`]. Version 1 named the VM's directories in full, which are
-/// not read any more: where a VM lies is where it was found.
+/// The version of the format of [`QemuDetails`]. Version 1 had the full paths of the VM's
+/// directories, which are not read any more: a VM is where its record was found.
 const DETAILS_VERSION: u32 = 2;
 
 /// Runs VMs in QEMU.
 ///
-/// Every VM has a directory `NAME` below the work root, kept from `prepare` to `destroy`, and while
-/// it runs one below the runtime root for its sockets. Both are private to the user.
+/// Every VM has a directory `NAME` below the work root, which exists from `prepare` to `destroy`,
+/// and while it runs one below the runtime root for its sockets. Both are private to the user.
 ///
 /// # Examples
 /// ```no_run
@@ -127,9 +126,9 @@ struct QemuSettings {
     keeper: Option<PathBuf>,
     start_limit: Duration,
     lease_files: Vec<PathBuf>,
-    /// One start at a time for each VM of this process: the second finds the first one's guest.
+    /// A lock for each VM: the second start in this process finds the first one's guest.
     starting: Mutex<BTreeMap<Uuid, Arc<tokio::sync::Mutex<()>>>>,
-    /// When this process paused which VM: a short pause leaves the clock as right as it was.
+    /// When this process paused which VM: after a short pause the clock is still right.
     paused: Mutex<BTreeMap<Uuid, Instant>>,
 }
 
@@ -139,67 +138,67 @@ struct QemuSettings {
 pub struct QemuHypervisorBuilder(QemuSettings);
 
 impl QemuHypervisorBuilder {
-    /// Sets the directories that programs are looked for in, as `PATH` has them. Without it: the
-    /// usual system ones.
+    /// Sets the directories where programs are looked for, as in `PATH`. The default is the usual
+    /// system directories.
     pub fn search_path(mut self, path: &OsStr) -> Self {
         self.0.search_path = std::env::split_paths(path).collect();
         self
     }
 
-    /// Names the QEMU program, whatever the guest's architecture, instead of looking for one.
+    /// Sets the QEMU program, for every architecture, instead of the search path.
     pub fn program(mut self, path: impl Into<PathBuf>) -> Self {
         self.0.program = Some(path.into());
         self
     }
 
-    /// Sets the directory where what was found out about the host is remembered. Without it, it is
-    /// found out anew.
+    /// Sets the directory that caches facts of the host. Without it, they are probed each time.
     pub fn cache_dir(mut self, dir: impl Into<PathBuf>) -> Self {
         self.0.cache_dir = Some(dir.into());
         self
     }
 
-    /// Names the program that becomes each VM's keeper.
+    /// Sets the program that becomes each VM's keeper.
     ///
-    /// Without it: this program itself if it called [`run_if_keeper`](crate::run_if_keeper), else
-    /// `vmkit-keeper` beside it.
+    /// Default: this program if it called [`run_if_keeper`](crate::run_if_keeper), otherwise
+    /// `vmkit-keeper` in the same directory.
     pub fn keeper(mut self, path: impl Into<PathBuf>) -> Self {
         self.0.keeper = Some(path.into());
         self
     }
 
-    /// Sets how long QEMU may take from its start until it answers; 30 s without it.
+    /// Sets the timeout of QEMU from its start to its greeting; the default is 30 s.
     pub fn start_limit(mut self, limit: Duration) -> Self {
         self.0.start_limit = limit;
         self
     }
 
-    /// Sets the lease files of dnsmasq for a tap guest's address, instead of the usual ones.
+    /// Sets the lease files of dnsmasq that have the address of a guest on a tap, instead of the
+    /// usual ones.
     pub fn lease_files(mut self, files: Vec<PathBuf>) -> Self {
         self.0.lease_files = files;
         self
     }
 
-    /// Returns the hypervisor. Touches nothing.
+    /// Returns the hypervisor; has no effects.
     pub fn build(self) -> QemuHypervisor {
         QemuHypervisor(Arc::new(self.0))
     }
 }
 
-/// What this backend keeps in a handle for itself.
+/// This backend's data in a handle.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct QemuDetails {
-    /// Where the VM lies, from the backend's directories: a home may have been moved, or be a copy.
+    /// The VM's paths, from the backend's directories: a home may have been moved, or be a copy.
     #[serde(skip)]
     layout: QemuLayout,
     media: ImageMedia,
-    /// Which run of cloud-init the seed on disk asks for.
+    /// The run of cloud-init that the seed on disk asks for.
     #[serde(default)]
     seed_run: u32,
-    /// The size that the root disk on disk was made or grown to, where one was wanted.
+    /// The size that the root disk was created with or grown to, if one was requested.
     #[serde(default)]
     disk: Option<Mib>,
-    /// What the image below the root disk was at the last start, else when the VM was made.
+    /// The base image of the root disk at the last start, or at the VM's creation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     base: Option<ImageIdentity>,
 }
@@ -211,18 +210,18 @@ impl QemuDetails {
     }
 }
 
-/// Returns which run of cloud-init a spec asks for.
+/// Returns the run of cloud-init that a spec asks for.
 fn wanted_run(spec: &VmSpec) -> u32 {
     spec.cloud_init().map_or(0, |config| config.run)
 }
 
-/// Returns which size a spec asks for the root disk.
+/// Returns the size that a spec asks for.
 fn wanted_disk(spec: &VmSpec) -> Option<Mib> {
     spec.disk().and_then(|disk| disk.size)
 }
 
 impl QemuHypervisor {
-    /// Begins a hypervisor over these two directories; they are made when they are needed.
+    /// Builds a hypervisor over these two directories, which are created when they are needed.
     ///
     /// The runtime root has to be short: a Unix socket's path has at most 107 bytes.
     pub fn builder(work_root: impl Into<PathBuf>, run_root: impl Into<PathBuf>) -> QemuHypervisorBuilder {
@@ -244,7 +243,7 @@ impl QemuHypervisor {
         QemuLayout::of(&self.0.work_root, &self.0.run_root, spec.name(), id)
     }
 
-    /// Returns what the handle says of its VM's place; of an interrupted `prepare` nothing yet.
+    /// Returns the handle's details; empty after an interrupted `prepare`.
     fn details(&self, vm: &VmHandle) -> Result<QemuDetails> {
         let foreign = |problem: String| Error::record(self.0.work_root.join(vm.name().as_str()), problem);
         if vm.backend != BackendTag::Qemu {
@@ -272,7 +271,8 @@ impl QemuHypervisor {
         }
     }
 
-    /// Picks from the host's facts what this spec needs, and refuses what the host can't do.
+    /// Selects the facts of the host that this spec needs, and refuses what the host does not
+    /// support.
     async fn facts(&self, spec: &VmSpec) -> Result<QemuFacts> {
         let arch = spec.machine().arch();
         let uefi = matches!(spec.boot(), Boot::Firmware(Firmware::Uefi));
@@ -319,7 +319,7 @@ impl QemuHypervisor {
         self.0.paused.lock().expect("nothing panics while it holds the map")
     }
 
-    /// Asks reality, and refuses what the table refuses.
+    /// Determines the state, and refuses an operation that is illegal in it.
     async fn allowed(&self, vm: &VmHandle, operation: Operation) -> Result<VmState> {
         let state = self.state(vm).await?;
         if state == VmState::Destroyed {
@@ -329,7 +329,8 @@ impl QemuHypervisor {
         Ok(state)
     }
 
-    /// Removes the sockets of a start, recorded by its keeper or not, and those of another session.
+    /// Removes the sockets of a start, whether its keeper recorded it or not, and those of another
+    /// session.
     fn remove_sockets(&self, vm: &VmHandle) -> Result<()> {
         match self.layout(&vm.spec, vm.id) {
             Ok(layout) => {
@@ -343,12 +344,12 @@ impl QemuHypervisor {
         }
     }
 
-    /// Returns the state of a VM that does not run; it has failed where a part of it is gone.
+    /// Returns the state of a VM that does not run; `failed` if a part of it is missing.
     fn at_rest(vm: &VmHandle, layout: &QemuLayout, state: VmState) -> VmState {
         match prepare::missing_part(&vm.spec, layout) {
             Some(part) => VmState::failed(
                 FailureKind::Interrupted,
-                format!("{} is gone, a part of the VM", part.display()),
+                format!("a part of the VM is missing: {}", part.display()),
             ),
             None => state,
         }
@@ -375,7 +376,7 @@ impl Hypervisor for QemuHypervisor {
         if prepare::owner(&layout)?.is_some() {
             return Err(Error::already_exists(Subject::Vm, spec.name()));
         }
-        // What could never be started is not prepared.
+        // A VM that could never be started is not prepared.
         spawn::keeper_program(self.0.keeper.as_deref())?;
         let (plan, media) = self.plan_new(&spec, id).await?;
         for warning in &plan.warnings {
@@ -409,17 +410,17 @@ impl Hypervisor for QemuHypervisor {
                 let run = start::adopt(vm, &details.layout, deadline).await?;
                 return adopted(run, &details);
             }
-            // The guest waits for room on its disk, with all that it has not written yet.
+            // The guest waits for space on its disk, and still has unwritten data.
             Ok(VmState::Failed { cause })
                 if cause.kind == FailureKind::DiskError && status::go_on(vm, &details.layout).await =>
             {
                 let run = start::adopt(vm, &details.layout, deadline).await?;
                 return adopted(run, &details);
             }
-            // A panicked guest's QEMU is still there.
+            // The QEMU of a panicked guest still runs.
             Ok(VmState::Failed { .. }) => process::kill(&details.layout.place()).await?,
             Ok(_) => {}
-            // Somebody else's start is under way: the lock will tell what came of it.
+            // Another process is starting the VM: the lock shows with which result.
             Err(error) if error.kind() == ErrorKind::Busy => {}
             Err(error) => return Err(error),
         }
@@ -427,19 +428,20 @@ impl Hypervisor for QemuHypervisor {
         let facts = self.facts(&vm.spec).await?;
         elsewhere::refuse_linked(vm, &details.layout)?;
         let Some(alive) = alive::take_unless_live(&details.layout.place(), deadline).await? else {
-            // By the other start it may be elsewhere.
+            // The other start may have used another directory.
             let details = self.details(vm)?;
             let run = start::adopt(vm, &details.layout, deadline).await?;
             return adopted(run, &details);
         };
-        // Whoever removed the VM meanwhile held the lock for it.
+        // A process that removed the VM in the meantime held the lock for it.
         elsewhere::check_owner(vm, &details.layout, Operation::Start)?;
         elsewhere::refuse_twin(vm, &details.layout)?;
         disks::check_own_files(&details.layout, vm.spec.data_disks().len())?;
         prepare::check_network(&vm.spec).await?;
         details.base = disks::check_files(&vm.spec, &details.media, details.base.as_ref()).await?;
         let plan = self.plan_run(vm, &details, &facts)?;
-        // What an earlier run, or a crash, left: nothing runs now, for the lock is held here.
+        // Remains of an earlier run, or of a crash: nothing runs now, since this process holds the
+        // lock.
         self.remove_sockets(vm)?;
         prepare::update(&plan)?;
         details.layout = plan.layout.clone();
@@ -491,7 +493,7 @@ impl Hypervisor for QemuHypervisor {
         let QemuDetails { layout, .. } = self.details(&vm)?;
         prepare::refuse_other_users(&layout)?;
         match prepare::owner(&layout)? {
-            // The name has been given to another VM since: this one is gone.
+            // The name belongs to another VM by now: this one is gone.
             Some(owner) if owner != vm.id => return Ok(()),
             _ => {}
         }
@@ -499,7 +501,7 @@ impl Hypervisor for QemuHypervisor {
             elsewhere::leave_linked(&layout)?;
             let _still =
                 alive::take_and_silence(&layout.place(), Instant::now() + self.0.start_limit).await?;
-            // Asked again under the lock: by now the directory may be another VM's.
+            // Read again with the lock held: the directory may be another VM's by now.
             if prepare::owner(&layout)?.is_none_or(|owner| owner == vm.id) {
                 self.remove_sockets(&vm)?;
                 prepare::remove(&layout, vm.spec.data_disks().len())?;
@@ -524,8 +526,8 @@ impl Hypervisor for QemuHypervisor {
             return Ok(VmState::Preparing);
         }
         let found = match process::look(&layout.place()).await? {
-            // The sockets were bound before the keeper began: the greeting is the event that it has
-            // started QEMU.
+            // The sockets were bound before the keeper started: the greeting is the event that it
+            // has started QEMU.
             ProcessState::Launching | ProcessState::Starting(_) => match status::ask(vm, &layout).await {
                 Ok(state) => return Ok(state),
                 Err(_) => process::look(&layout.place()).await?,
@@ -540,8 +542,8 @@ impl Hypervisor for QemuHypervisor {
             ProcessState::Launching | ProcessState::Starting(_) => {
                 Err(Error::Busy { what: format!("VM `{}`", vm.name()), holder: None })
             }
-            // A QEMU that is ending removes its sockets first. Else nothing can be asked, and the
-            // guest may be reached all the same: it is as it was last known to be.
+            // A QEMU that is ending removes its sockets first. Otherwise nothing can be queried,
+            // though the guest may still be reachable: report the last known state.
             ProcessState::Live(process) if !status::monitor(&layout).exists() => {
                 match process.wait(Instant::now() + ENDING_LIMIT).await? {
                     true => ended_now(&layout).await,
@@ -550,7 +552,7 @@ impl Hypervisor for QemuHypervisor {
             }
             ProcessState::Live(process) => match status::ask(vm, &layout).await {
                 Ok(state) => Ok(state),
-                // A QEMU that is ending closes its monitor first: what counts then is how it ends.
+                // A QEMU that is ending closes its monitor first: the state depends on how it ends.
                 Err(error) => match process.wait(Instant::now() + ENDING_LIMIT).await? {
                     true => ended_now(&layout).await,
                     false => Err(error),
@@ -575,8 +577,8 @@ impl Hypervisor for QemuHypervisor {
                 let mac = MacAddr::of_vm(vm.id);
                 let leases = self.lease_files();
                 let found = addresses_of(mac, bridge, &leases).await;
-                // The agent knows best, and is silent in most guests: what the host knows waits for
-                // it a moment only.
+                // The agent is the best source, but most guests have none: if the host knows an
+                // address, wait only a moment for it.
                 let is_known = found.as_ref().is_ok_and(|found| !found.is_empty());
                 let patience = if is_known { AGENT_GRACE } else { ASK_LIMIT };
                 if let Ok(Some(addr)) = timeout(patience, agent_address(&layout, mac)).await {
@@ -612,7 +614,7 @@ impl Backend for QemuHypervisor {
     }
 }
 
-/// Returns what came of a run that has just ended.
+/// Returns the state after a run that has just ended.
 async fn ended_now(layout: &QemuLayout) -> Result<VmState> {
     process::settled(&layout.place()).await?;
     match process::look(&layout.place()).await? {
@@ -621,15 +623,15 @@ async fn ended_now(layout: &QemuLayout) -> Result<VmState> {
     }
 }
 
-/// Returns what an ended run means: asked for or clean is `Stopped`, all else is `Failed` with its
-/// cause.
+/// Returns the state after a run: `Stopped` if the end was requested or clean, otherwise `Failed`
+/// with the cause.
 fn ended_state(layout: &QemuLayout, ended: Option<ProcessEnd>) -> VmState {
     let clean = ended.is_some_and(|ended| ended.code == Some(0));
     if clean || layout.stop_mark().exists() {
         return VmState::Stopped;
     }
     let Some(ended) = ended else {
-        let vanished = "QEMU is gone, and its keeper was killed before it could write down why";
+        let vanished = "QEMU is gone, and its keeper was killed before it could record why";
         return VmState::failed(FailureKind::Vanished, vanished);
     };
     let words = words::in_short(&start::last_words(layout));
@@ -639,7 +641,7 @@ fn ended_state(layout: &QemuLayout, ended: Option<ProcessEnd>) -> VmState {
     VmState::failed(kind, format!("QEMU ended, {ended}{colon}{words}"))
 }
 
-/// Asks the guest agent for the address of the device with this MAC; silence is no error here.
+/// Returns the address of the device with this MAC, from the guest agent; `None` without a reply.
 async fn agent_address(layout: &QemuLayout, mac: MacAddr) -> Option<String> {
     let limit = Instant::now() + ASK_LIMIT;
     let mac = mac.to_string();

@@ -1,4 +1,4 @@
-//! Creating, updating and removing what a VM has on disk, by the steps of its plan.
+//! Creating, updating and removing a VM's files, by the steps of its plan.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read, Write};
@@ -29,16 +29,16 @@ use crate::spec::{Boot, DataDisk, Firmware, NetworkConfig, PortForward, RootDisk
 use crate::steps::step;
 use crate::store::denied;
 
-/// More than an owner's mark has: an id, and the end of the line.
+/// A limit above the size of an owner's mark: an id and a newline.
 const MARK_BYTES: usize = 64;
 
-/// The images of a spec, looked at: what only the host can tell.
+/// The images of a spec, as inspected on this host.
 pub(super) struct InspectedMedia {
     pub(super) root: Option<ImageFacts>,
     pub(super) media: ImageMedia,
 }
 
-/// Looks at every file that the spec names, before anything is made.
+/// Inspects every file that the spec names, before anything is created.
 ///
 /// # Errors
 /// `InvalidInput` with the field and the path.
@@ -72,11 +72,10 @@ pub(super) fn look_at_files(spec: &VmSpec) -> Result<InspectedMedia> {
     Ok(InspectedMedia { root, media: ImageMedia { data_formats } })
 }
 
-/// Checks what else the spec asks of this host: the bridge, and the ports that it names.
+/// Checks what else the spec needs of this host: the bridge and the host ports.
 ///
 /// # Errors
-/// `InvalidInput` with the field and the value. A port that is taken after this is QEMU's to
-/// refuse.
+/// `InvalidInput` with the field and the value. If a port is taken later, QEMU refuses it.
 pub(super) async fn check_network(spec: &VmSpec) -> Result<()> {
     match spec.network() {
         NetworkConfig::Tap { bridge } => check_bridge(bridge).await?,
@@ -86,7 +85,7 @@ pub(super) async fn check_network(spec: &VmSpec) -> Result<()> {
             }
         }
         NetworkConfig::Vnic { link } => {
-            let there = "illumos has VNICs, and QEMU on Linux has none; take user, or a tap on a bridge";
+            let there = "VNICs exist on illumos only (expected user, or a tap on a bridge)";
             return Err(Error::invalid("network.link", link, there));
         }
         NetworkConfig::None => {}
@@ -94,7 +93,7 @@ pub(super) async fn check_network(spec: &VmSpec) -> Result<()> {
     Ok(())
 }
 
-/// Refuses a forward whose port of the host somebody else has.
+/// Refuses a forward whose host port is in use.
 pub(super) fn check_port(forward: &PortForward) -> Result<()> {
     let Some(port) = forward.host_port else { return Ok(()) };
     if port_is_free(forward.protocol, forward.host_addr.into(), port)? {
@@ -102,21 +101,25 @@ pub(super) fn check_port(forward: &PortForward) -> Result<()> {
     }
     let holder = port_holder(forward.protocol, forward.host_addr, port);
     let by = holder.map_or_else(String::new, |holder| format!(" by {holder}"));
-    let why = format!("the host's port {port} is in use{by}; name another, or none to have one chosen");
+    let why = format!("the host's port {port} is in use{by}; choose another, or omit it to get a free one");
     Err(Error::invalid("forward", forward, why))
 }
 
 fn check_absolute(field: &'static str, path: &Path) -> Result<()> {
     match path.is_absolute() {
         true => Ok(()),
-        false => Err(Error::invalid(field, path.display(), "the path must be absolute: QEMU works in `/`")),
+        false => Err(Error::invalid(
+            field,
+            path.display(),
+            "the path must be absolute: QEMU's current directory is `/`",
+        )),
     }
 }
 
-/// Creates what a plan of a new VM says. On an error everything that was created is removed again.
+/// Applies the plan of a new VM. On an error everything that was created is removed again.
 ///
 /// # Errors
-/// `AlreadyExists` if another VM lives in the directory, `Busy` while something is at work there;
+/// `AlreadyExists` if the directory is another VM's, `Busy` while an operation is at work there;
 /// `Io` and `InvalidInput` from the steps.
 pub(super) fn apply(plan: &QemuPlan) -> Result<()> {
     let mut undo = UndoPrepare { plan, lock: None, is_armed: true };
@@ -131,8 +134,8 @@ pub(super) fn apply(plan: &QemuPlan) -> Result<()> {
     done
 }
 
-/// Changes what a plan of a VM's start says. The caller holds the lock `alive`. What was changed
-/// before an error stays: the next start goes on from there.
+/// Applies the steps of a start's plan. The caller holds the lock `alive`. Changes before an error
+/// remain: the next start continues from there.
 ///
 /// # Errors
 /// `Io`, `Host` and `InvalidInput` from the steps.
@@ -144,8 +147,8 @@ pub(super) fn update(plan: &QemuPlan) -> Result<()> {
     })
 }
 
-/// Refuses a VM of which a part belongs to another user, before the guest is ended for a removal
-/// that could not go on.
+/// Refuses a VM with a file of another user, before the guest is ended for a removal that would
+/// fail.
 ///
 /// # Errors
 /// [`Error::OtherUser`].
@@ -156,11 +159,10 @@ pub(super) fn refuse_other_users(layout: &QemuLayout) -> Result<()> {
     Ok(())
 }
 
-/// Returns whose directory this is; `None` where nobody has claimed it.
+/// Returns the owner of a directory; `None` if it has no valid mark, for example after a crash.
 ///
 /// # Errors
-/// `Io` where the mark can't be read. What is no mark, such as one cut short by a crash, is no
-/// claim.
+/// `Io` if the mark can't be read.
 pub(super) fn owner(layout: &QemuLayout) -> Result<Option<Uuid>> {
     let mark = layout.owner_mark();
     let mut text = [0; MARK_BYTES];
@@ -171,8 +173,8 @@ pub(super) fn owner(layout: &QemuLayout) -> Result<Option<Uuid>> {
     }
 }
 
-/// Finds a part that `prepare` made and that is gone: without it the VM is fit for nothing but to
-/// be removed. The seed can be written again.
+/// Returns a file of `prepare` that is missing: without it the VM can only be removed. The seed can
+/// be written again.
 pub(super) fn missing_part(spec: &VmSpec, layout: &QemuLayout) -> Option<PathBuf> {
     let root = spec.disk().map(|_| layout.root_disk());
     let vars = matches!(spec.boot(), Boot::Firmware(Firmware::Uefi)).then(|| layout.efi_vars());
@@ -183,8 +185,8 @@ pub(super) fn missing_part(spec: &VmSpec, layout: &QemuLayout) -> Option<PathBuf
     root.into_iter().chain(vars).chain(fresh).find(gone)
 }
 
-/// Removes everything that `prepare` and `start` may have created, and the directories when nothing
-/// else is in them. `data_disks` is how many data disks the VM has.
+/// Removes everything that `prepare` and `start` may have created, and the directories if they are
+/// empty then. `data_disks` is the number of the VM's data disks.
 ///
 /// # Errors
 /// `Io` for what can't be removed.
@@ -196,11 +198,11 @@ pub(super) fn remove(layout: &QemuLayout, data_disks: usize) -> Result<()> {
     remove_dir(&layout.work)
 }
 
-/// Removes the sockets of a run and their directory, unless they are the original's of which this
-/// VM is a copy.
+/// Removes the sockets of a run and their directory, unless this VM is a copy and they belong to
+/// the original.
 pub(super) fn remove_run_dir(layout: &QemuLayout) -> Result<()> {
     if is_served(layout) {
-        tracing::debug!(run = %layout.run.display(), "a VM of another home has its sockets there: they stay");
+        tracing::debug!(run = %layout.run.display(), "the sockets of a VM of another home are there: they are kept");
         return Ok(());
     }
     for file in layout.run_files() {
@@ -221,22 +223,22 @@ fn copy_private(template: &Path, path: &Path) -> Result<()> {
     file.write_all(&bytes).map_err(Error::io("write", path))
 }
 
-/// Removes what was created of a VM, unless all of it was.
+/// Removes a partly created VM when it is dropped, unless it is disarmed.
 struct UndoPrepare<'a> {
     plan: &'a QemuPlan,
-    /// Held until all is created, or removed again.
+    /// Held until everything is created, or removed again.
     lock: Option<OwnedFd>,
     is_armed: bool,
 }
 
 impl UndoPrepare<'_> {
-    /// Creates the VM's directory, locked, and notes whose it is, so that no other VM takes it over
-    /// and no other one's is removed.
+    /// Creates the VM's directory, locks it and writes its owner, so that no other VM takes it over
+    /// and no other VM's directory is removed.
     fn claim(&mut self, path: &Path, id: Uuid) -> Result<()> {
         let layout = &self.plan.layout;
         make_private_dir(path)?;
         self.lock = alive::try_take(&layout.place())?;
-        // From here until the directory is this VM's, what lies in it is another's.
+        // Until the directory has this VM's mark, its content may be another's.
         self.is_armed = false;
         if self.lock.is_none() {
             return Err(Error::Busy {

@@ -1,5 +1,4 @@
-//! Bringing a planned VM to life: lock, sockets, tap, keeper, greeting, in this order, each with
-//! its undo.
+//! Starting a planned VM: lock, sockets, tap, keeper, greeting, in this order, each with its undo.
 
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::Write;
@@ -33,18 +32,18 @@ use crate::network::open_tap;
 use crate::spec::{Accel, MachineType, NetworkConfig, VmSpec, Vnc};
 use crate::steps::step;
 
-/// The bound of QEMU's own log.
+/// The size limit of QEMU's own log.
 const QEMU_LOG_BYTES: u64 = 1 << 20;
-/// How many letters of a password VNC looks at. Source: RFC 6143, 7.2.2.
+/// VNC uses only this many letters of a password. Source: RFC 6143, 7.2.2.
 const VNC_PASSWORD_LETTERS: usize = 8;
-/// How much of QEMU's last words goes into an error.
+/// How much of the end of QEMU's log is in an error.
 const LAST_WORDS_BYTES: u64 = 2048;
 
-/// Starts QEMU by its plan and returns what is known of the run.
+/// Starts QEMU by its plan and returns the information on the run.
 ///
 /// # Errors
-/// `QemuExited` with QEMU's last words; `Host`, `Io` for what the host refused; `TimedOut` when
-/// QEMU does not answer by the deadline, in which case it is killed.
+/// `QemuExited` with the end of QEMU's log; `Host`, `Io` for what the host refused; `TimedOut` if
+/// QEMU does not reply by the deadline, after killing it.
 pub(super) async fn start(
     vm: &VmHandle,
     plan: &QemuPlan,
@@ -55,7 +54,7 @@ pub(super) async fn start(
     let layout = &plan.layout;
     make_private_dir(&layout.run)?;
     let mut descriptors = vec![(alive, descriptor::ALIVE)];
-    // After the lock, so that it goes before it: nobody else's sockets lie there yet.
+    // Created after the lock, so that it is dropped first: nothing else has its sockets there yet.
     let undo = UndoRunDir { layout, armed: true };
     for socket in &plan.sockets {
         let listener = match socket.descriptor {
@@ -71,7 +70,7 @@ pub(super) async fn start(
     }
     let launch = launch(&vm.spec, plan, descriptors.iter().map(|(_, number)| *number).collect());
     let fds: Vec<OwnedFd> = descriptors.into_iter().map(|(fd, _)| fd).collect();
-    // Not before: a start that comes to nothing changes nothing of how the run before it ended.
+    // Not earlier: a start that fails before this point does not change how the previous run ended.
     let was_asked = remove_stop_mark(layout)?;
     let launched = match spawn::launch(keeper, &launch, &fds) {
         Ok(launched) => launched,
@@ -82,19 +81,20 @@ pub(super) async fn start(
             return Err(error);
         }
     };
-    // From here on the sockets are the keeper's, and the lock: ours would keep both alive.
+    // From here on the sockets and the lock are the keeper's: our descriptors would keep both
+    // alive.
     undo.disarm();
     drop(fds);
     let pid = match launched.started(deadline).await {
         Ok((pid, _)) => pid,
-        // The keeper says that nothing was started.
+        // The keeper reports that it started nothing.
         Err(error) if error.kind() == ErrorKind::Host => {
             if was_asked {
                 mark_asked(layout);
             }
             return Err(error);
         }
-        // It says nothing, and may have started QEMU all the same.
+        // The keeper reports nothing, and may have started QEMU.
         Err(error) => return Err(refused(vm, layout, error).await),
     };
     match greet(vm, layout, pid, deadline).await {
@@ -103,13 +103,13 @@ pub(super) async fn start(
     }
 }
 
-/// Returns what is known of a run that somebody else began, or is just beginning.
+/// Returns the information on a run that another process has started, or is starting.
 ///
 /// # Errors
-/// `Busy` where nothing listens for the VM yet, or no more.
+/// `Busy` if nothing listens for the VM yet, or no longer.
 pub(super) async fn adopt(vm: &VmHandle, layout: &QemuLayout, deadline: Instant) -> Result<RunInfo> {
     let busy = || Error::Busy { what: format!("VM `{}`", vm.name()), holder: None };
-    // The sockets are bound before QEMU begins, so its greeting is the event that it is there.
+    // The sockets are bound before QEMU starts, so its greeting is the event that it runs.
     let mut met = meet(vm, layout, deadline).await.map_err(|error| match error.kind() {
         ErrorKind::Io | ErrorKind::Hypervisor => busy(),
         _ => error,
@@ -127,7 +127,7 @@ async fn greet(vm: &VmHandle, layout: &QemuLayout, pid: u32, deadline: Instant) 
     run_info(vm, layout, pid, met, deadline).await
 }
 
-/// A QEMU that has greeted, and what it said of its network.
+/// A QEMU that has greeted, and the forwards that it reported.
 struct ConnectedQemu {
     qmp: QmpClient,
     forwards: Vec<ActiveForward>,
@@ -168,8 +168,8 @@ async fn run_info(
     })
 }
 
-/// Returns what runs the guest's code, as the run file has it. A run that an earlier version started
-/// has it in the VM's record alone.
+/// Returns what runs the guest's code, from the run file. For a run that an earlier version
+/// started, only the VM's record has it.
 fn accel(vm: &VmHandle, layout: &QemuLayout) -> Option<Accel> {
     let recorded = runfile::read(&layout.run_file()).ok().flatten().and_then(|run| run.accel);
     match recorded {
@@ -195,16 +195,17 @@ async fn vnc_address(
         Vnc::Loopback => {
             let answer = qmp.execute("query-vnc", None, deadline).await?;
             let port = answer["service"].as_str().and_then(|port| port.parse().ok());
-            let port =
-                port.ok_or_else(|| Error::protocol(Peer::Qemu, format!("query-vnc told no port: {answer}")))?;
+            let port = port.ok_or_else(|| {
+                Error::protocol(Peer::Qemu, format!("missing port in the reply to query-vnc: {answer}"))
+            })?;
             let addr = SocketAddrV4::new(Ipv4Addr::LOCALHOST, port);
             Ok(Some(VncAddress::Tcp { addr, password_file: layout.vnc_password() }))
         }
     }
 }
 
-/// Sets the password of this run where the screen is to be had by TCP: nobody gets in before one is
-/// set. Whoever began the run may have been killed before that.
+/// Sets the password of this run if the VM has VNC over TCP: before that, QEMU accepts no client.
+/// The process that started the run may have been killed before it did.
 async fn protect_screen(
     vm: &VmHandle,
     layout: &QemuLayout,
@@ -219,12 +220,12 @@ async fn protect_screen(
     qmp.execute("set_password", Some(arguments), deadline).await.map(drop)
 }
 
-/// Returns the password of this run, drawn at the first question.
+/// Returns the password of this run, created at the first call.
 fn vnc_password(layout: &QemuLayout) -> Result<String> {
     let path = layout.vnc_password();
     match fs::read_to_string(&path) {
         Ok(password) if password.len() == VNC_PASSWORD_LETTERS => return Ok(password),
-        // Its writer was killed half way.
+        // The process that wrote it was killed.
         Ok(_) => {}
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         Err(error) => return Err(Error::io("read", &path)(error)),
@@ -237,20 +238,20 @@ fn vnc_password(layout: &QemuLayout) -> Result<String> {
     Ok(password)
 }
 
-/// Draws a password of 48 random bits, the most that VNC's eight letters hold when they are easily
-/// typed.
+/// Returns a new password of 48 random bits, the most that VNC's eight letters hold if they are to
+/// be typed easily.
 fn draw_password() -> String {
     const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
     let random = uuid::Uuid::new_v4().into_bytes();
-    // The bytes 6 and 8 of such an id are not all random.
+    // The bytes 6 and 8 of a UUID are not entirely random.
     let drawn = random[..6].iter().chain(&random[9..]).take(VNC_PASSWORD_LETTERS);
     drawn.map(|byte| char::from(LETTERS[usize::from(byte % 64)])).collect()
 }
 
-/// Makes sense of a start that failed after QEMU was spawned, and leaves nothing running.
+/// Finds out why a start failed after QEMU was spawned, and ends what runs.
 async fn refused(vm: &VmHandle, layout: &QemuLayout, error: Error) -> Error {
-    // A QEMU that refuses its arguments closes everything and goes: wait for its last words to be
-    // written down.
+    // A QEMU that refuses its arguments closes everything and exits: wait until its output is
+    // logged.
     let found = match process::look(&layout.place()).await {
         Ok(ProcessState::Live(_)) if matches!(error, Error::Protocol { .. }) => {
             let _ = process::settled(&layout.place()).await;
@@ -259,7 +260,7 @@ async fn refused(vm: &VmHandle, layout: &QemuLayout, error: Error) -> Error {
         found => found,
     };
     if let Ok(ProcessState::Ended(ended)) = found {
-        let status = ended.map_or_else(|| "nobody knows how".to_owned(), |ended| ended.to_string());
+        let status = ended.map_or_else(|| "unknown exit status".to_owned(), |ended| ended.to_string());
         let stderr = last_words(layout);
         return held_by_another(vm, &stderr).unwrap_or(Error::QemuExited {
             status,
@@ -267,15 +268,16 @@ async fn refused(vm: &VmHandle, layout: &QemuLayout, error: Error) -> Error {
             log: layout.qemu_log(),
         });
     }
-    // Not only what shows now: a keeper that is slow to begin would start QEMU after we have said
-    // that it does not run.
+    // Not only what runs now: a slow keeper would start QEMU after this has reported that it does
+    // not run.
     if let Err(kill) = alive::take_and_silence(&layout.place(), Instant::now() + LAUNCH_LIMIT).await {
         tracing::warn!(vm = %layout.name(), error = %kill, "could not end a QEMU that failed to start");
     }
     error
 }
 
-/// Returns who has the disk or the port for want of which QEMU refused to start, where that is why.
+/// Returns the error for a disk or a port that another process has, if that is why QEMU did not
+/// start.
 fn held_by_another(vm: &VmHandle, words: &str) -> Option<Error> {
     if let Some(path) = words::locked_disk(words) {
         let holder = file_holder(&path);
@@ -288,12 +290,12 @@ fn held_by_another(vm: &VmHandle, words: &str) -> Option<Error> {
         return Some(Error::Busy { what, holder: holder.map(|holder| holder.pid) });
     }
     let NetworkConfig::User(user) = vm.spec.network() else { return None };
-    // Taken since it was looked at.
+    // It was taken after the check before the start.
     let refused = |forward| check_port(forward).err();
     words::is_port_refused(words).then(|| user.forwards.iter().find_map(refused)).flatten()
 }
 
-/// Returns what QEMU said last in its last run.
+/// Returns the end of QEMU's log of the last run.
 pub(super) fn last_words(layout: &QemuLayout) -> String {
     let tail = tail_of_file(&layout.qemu_log(), LAST_WORDS_BYTES).unwrap_or_default();
     String::from_utf8_lossy(&tail).trim().to_owned()
@@ -319,33 +321,34 @@ fn launch(spec: &VmSpec, plan: &QemuPlan, descriptors: Vec<i32>) -> KeeperReques
     }
 }
 
-/// Binds a socket of this user alone, listening before anybody can look for it.
+/// Binds a socket that only this user can connect to, and listens on it before any client looks for
+/// it.
 fn listen(path: &Path) -> Result<OwnedFd> {
     step("start: listen").map_err(Error::io("listen on", path))?;
     let listener = bind(path).map_err(Error::io("listen on", path))?;
-    // QEMU takes a listener as it is, and now and then accepts a client that another of its threads
-    // has taken already: one that blocks would stop its main loop for good (seen with 7.2.22: the
-    // main thread sat in accept4, `quit` unread).
+    // QEMU uses the listener with its flags, and sometimes accepts a client that another of its
+    // threads has accepted already: a blocking listener would stop its main loop for good (seen
+    // with 7.2.22: the main thread was in accept4, and did not read `quit`).
     listener.set_nonblocking(true).map_err(Error::io("listen on", path))?;
     fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(Error::io("protect", path))?;
     Ok(listener.into())
 }
 
-/// Binds the spare monitor, in the runtime directory where the work directory's file system has no
-/// sockets.
+/// Binds the spare monitor; in the runtime directory if the work directory's file system does not
+/// support sockets.
 fn listen_spare(layout: &QemuLayout) -> Result<OwnedFd> {
     listen(&layout.spare_socket()).or_else(|error| {
-        tracing::debug!(%error, "without its runtime directory this run can't be asked");
+        tracing::debug!(%error, "without its runtime directory this run can't be queried");
         listen(&layout.run.join("spare.sock"))
     })
 }
 
-/// Names the tap after the VM's id: an interface's name has 15 bytes.
+/// Returns the tap's name, from the VM's id: an interface's name has 15 bytes.
 fn tap_name(vm: &VmHandle) -> String {
     format!("vmk{}", short_id(vm.id))
 }
 
-/// Forgets that the end of an earlier run was asked for, and returns whether it was.
+/// Removes the mark of an earlier request to stop, and returns whether there was one.
 fn remove_stop_mark(layout: &QemuLayout) -> Result<bool> {
     let mark = layout.stop_mark();
     match fs::remove_file(&mark) {
@@ -355,7 +358,7 @@ fn remove_stop_mark(layout: &QemuLayout) -> Result<bool> {
     }
 }
 
-/// Removes the run's directory when the start failed before a keeper had it.
+/// Removes the run's directory if the start failed before a keeper took it over.
 struct UndoRunDir<'a> {
     layout: &'a QemuLayout,
     armed: bool,

@@ -1,10 +1,10 @@
-//! Where a guest is in its life, as a QEMU that runs knows it, and as the guest's kernel has said
-//! on its console.
+//! The state of a guest, as its running QEMU reports it, and as the guest's kernel printed it on
+//! the console.
 //!
-//! QEMU is asked by its monitor in the runtime directory, or by the spare one where that directory
-//! is gone. It hears of a panic by a device of its own (pvpanic), for which the cloud kernels of
-//! distributions load a module late: until then a panicked guest is one that runs. So the console's
-//! last lines count as well.
+//! QEMU is queried on its monitor in the runtime directory, or on the spare one if that directory
+//! is gone. QEMU learns of a panic from a device (pvpanic), for which the cloud kernels of
+//! distributions load a module late: until then a panicked guest is reported as running. So the
+//! last lines of the console are checked as well.
 
 use std::path::PathBuf;
 
@@ -18,14 +18,14 @@ use crate::error::Result;
 use crate::handle::VmHandle;
 use crate::lifecycle::{FailureKind, VmState};
 
-/// How much of the console's end is looked at for a panic, in bytes: what a kernel says after one,
-/// such as of other CPUs that hang.
+/// How much of the console's end is searched for a panic, in bytes: a kernel may print more after
+/// one, for example about other CPUs that hang.
 const TAIL_BYTES: u64 = 4096;
-/// How a kernel ends what it says of a panic after which it does not boot again. Source: Linux,
+/// The last line of a kernel's panic after which it does not reboot. Source: Linux,
 /// `kernel/panic.c`.
 const END_OF_PANIC: &str = "---[ end Kernel panic - not syncing: ";
 
-/// Returns the socket of the monitor to ask.
+/// Returns the socket of the monitor to connect to.
 pub(super) fn monitor(layout: &QemuLayout) -> PathBuf {
     let usual = layout.qmp_socket();
     match usual.exists() {
@@ -34,7 +34,7 @@ pub(super) fn monitor(layout: &QemuLayout) -> PathBuf {
     }
 }
 
-/// Returns the state of a VM that lives and that nobody can ask.
+/// Returns the recorded state of a VM that runs and can't be queried.
 pub(super) fn recorded(vm: &VmHandle) -> VmState {
     match vm.state {
         VmState::Suspended => VmState::Suspended,
@@ -42,24 +42,24 @@ pub(super) fn recorded(vm: &VmHandle) -> VmState {
     }
 }
 
-/// Lets a guest go on whose disk had failed, and returns whether it does.
+/// Resumes a guest whose disk had failed, and returns whether it runs.
 pub(super) async fn go_on(vm: &VmHandle, layout: &QemuLayout) -> bool {
     let limit = Instant::now() + PAUSE_LIMIT;
     let went_on = async {
         let mut qmp = QmpClient::connect(&monitor(layout), limit).await?;
         qmp.cont(limit).await?;
-        // It may have waited for room for hours.
+        // It may have waited for space for hours.
         clock::keep_right(&mut qmp, &layout.agent_socket(), None).await;
         Ok::<_, crate::Error>(())
     };
     if let Err(error) = went_on.await {
-        tracing::debug!(%error, "a guest with a failed disk does not go on");
+        tracing::debug!(%error, "could not resume a guest with a failed disk");
         return false;
     }
     ask(vm, layout).await.is_ok_and(|state| state == VmState::Running)
 }
 
-/// Asks a living QEMU where its guest is.
+/// Queries the state of the guest of a running QEMU.
 pub(super) async fn ask(vm: &VmHandle, layout: &QemuLayout) -> Result<VmState> {
     let limit = Instant::now() + ASK_LIMIT;
     let (_, state) = QmpClient::with_status(&monitor(layout), limit).await?;
@@ -71,11 +71,11 @@ pub(super) async fn ask(vm: &VmHandle, layout: &QemuLayout) -> Result<VmState> {
         },
         RunState::InternalError => VmState::failed(
             FailureKind::InternalError,
-            format!("KVM could not go on with the guest; {}", start::last_words(layout)),
+            format!("KVM could not run the guest any further; {}", start::last_words(layout)),
         ),
         RunState::IoError => VmState::failed(
             FailureKind::DiskError,
-            "a disk of the guest failed, or its host is full: with room made, a start lets it go on",
+            "a disk of the guest failed, or its host is full: free some space, and a start resumes it",
         ),
         RunState::Shutdown => VmState::Stopped,
         RunState::Running
@@ -94,13 +94,12 @@ fn panicked(message: &str) -> VmState {
     VmState::failed(FailureKind::GuestPanic, format!("the guest's kernel panicked: {message}"))
 }
 
-/// Returns what the guest's kernel said of a panic, where that is the last that came on this run's
-/// console.
+/// Returns the message of the kernel's panic, if that is the last output on this run's console.
 pub(super) fn ended_in_panic(vm: &VmHandle, layout: &QemuLayout) -> Option<String> {
     last_panic(&console(vm, layout)?)
 }
 
-/// Returns what the guest's kernel said of a panic that QEMU has heard of.
+/// Returns the message of a panic that QEMU has reported.
 fn printed_panic(vm: &VmHandle, layout: &QemuLayout) -> Option<String> {
     const PANIC: &str = "Kernel panic - not syncing: ";
     let said = console(vm, layout)?;
@@ -115,10 +114,9 @@ fn console(vm: &VmHandle, layout: &QemuLayout) -> Option<Vec<u8>> {
 
 /// Returns the message of the panic that a console ended with.
 ///
-/// Anything may print such words, and a guest is no worse for it. So they count in the kernel's own
-/// form only, with its time before them, and only while nothing but the kernel has printed since:
-/// after a panic nothing else can. A kernel that boots again after a panic does not print the end
-/// of it.
+/// Any program may print such words while the guest runs on. So they only count in the kernel's
+/// format, with the time in front, and only if no program has printed since: after a panic none
+/// can. A kernel that reboots after a panic does not print this line.
 fn last_panic(said: &[u8]) -> Option<String> {
     let said = String::from_utf8_lossy(said);
     for line in said.lines().rev().filter(|line| !line.trim().is_empty()) {
@@ -129,11 +127,11 @@ fn last_panic(said: &[u8]) -> Option<String> {
     None
 }
 
-/// Returns what stands behind the time of a line of the kernel's, such as `[   12.345678] `.
+/// Returns the text after the time of a line of the kernel, such as `[   12.345678] `.
 fn kernel_line(line: &str) -> Option<&str> {
     let (time, text) = line.trim_end().strip_prefix('[')?.split_once("] ")?;
     let (seconds, micros) = time.trim_start().split_once('.')?;
-    // With CONFIG_PRINTK_CALLER the thread or the CPU stands there, too.
+    // With CONFIG_PRINTK_CALLER the thread or the CPU follows.
     let micros = micros.split_once("][").map_or(micros, |(micros, _)| micros);
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     (digits(seconds) && digits(micros)).then_some(text)
@@ -157,7 +155,7 @@ mod tests {
 ";
 
     #[test]
-    fn a_console_that_ends_with_a_panic_is_a_panicked_guests() {
+    fn a_console_that_ends_with_a_panic_belongs_to_a_panicked_guest() {
         let expected = Some("Requested init /nonexistent failed (error -2).".to_owned());
         assert_eq!(last_panic(PANIC.as_bytes()), expected);
         let hung = "[   27.100000] watchdog: BUG: soft lockup - CPU#1 stuck for 22s!\r\n\r\n";
@@ -166,13 +164,13 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_goes_on_has_not_panicked_whatever_it_prints() {
+    fn a_guest_that_runs_on_has_not_panicked_whatever_it_prints() {
         for said in [
             String::new(),
-            // It boots again.
+            // The kernel reboots.
             PANIC.replace("---[ end Kernel panic - not syncing", "Rebooting in 5 seconds"),
             format!("{PANIC}\r\nDebian GNU/Linux 12 web ttyS0\r\n\r\nweb login: "),
-            // Without the kernel's time, and within a line of somebody else's.
+            // Without the kernel's time, and within a line of another program.
             "---[ end Kernel panic - not syncing: x ]---\n".to_owned(),
             "log: [    1.704000] ---[ end Kernel panic - not syncing: x ]---\n".to_owned(),
             "[x] ---[ end Kernel panic - not syncing: x ]---\n".to_owned(),

@@ -1,4 +1,4 @@
-//! Ending a run: ask the guest, then QEMU, then the kernel; always waiting on the process itself.
+//! Ending a run: ask the guest, then QEMU, then the kernel; always waiting for the process itself.
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
@@ -19,20 +19,20 @@ use crate::handle::VmHandle;
 use crate::host::process::ProcessFd;
 use crate::steps::step;
 
-/// How long QEMU may take to obey `quit`, and then SIGTERM: it flushes its disks.
+/// How long QEMU may take to end after `quit`, and then after SIGTERM: it flushes its disks.
 const FORCE_GRACE: Duration = Duration::from_secs(2);
-/// How long one word with the monitor may take while the guest is asked.
+/// The timeout of one exchange with the monitor while the guest is asked.
 const MONITOR_LIMIT: Duration = Duration::from_secs(2);
-/// How long a start that is under way may hold the lock before it shows a process.
+/// How long a start in progress may hold the lock before its process is known.
 pub(super) const LAUNCH_LIMIT: Duration = Duration::from_secs(10);
-/// How often the power button is pressed: a guest that is still booting hears only a later press,
-/// and there is no event for "the guest listens to its button now".
+/// How often the power button is pressed: a guest ignores it while it boots, and there is no event
+/// for the end of that.
 const PRESS_EVERY: Duration = Duration::from_secs(1);
 
-/// Stops what runs, by force once `timeout` has passed.
+/// Stops what runs, by force when `timeout` has passed.
 ///
 /// # Errors
-/// `TimedOut` where the process survives even SIGKILL.
+/// `TimedOut` if the process survives even SIGKILL.
 pub(super) async fn stop(vm: &VmHandle, layout: &QemuLayout, timeout: Duration) -> Result<()> {
     let deadline = later(timeout);
     let can_ask = status::monitor(layout).exists();
@@ -41,7 +41,7 @@ pub(super) async fn stop(vm: &VmHandle, layout: &QemuLayout, timeout: Duration) 
     {
         let has_ended = match can_ask {
             true => ask_guest(vm, layout, &process, deadline).await?,
-            // It may be about to end, and have removed its sockets already.
+            // It may be ending, and have removed its sockets already.
             false => process.wait(deadline.min(Instant::now() + ENDING_LIMIT)).await?,
         };
         if has_ended {
@@ -50,23 +50,23 @@ pub(super) async fn stop(vm: &VmHandle, layout: &QemuLayout, timeout: Duration) 
             return Ok(());
         }
     }
-    // Not before: if this is cut off while the guest is asked, a later kill from outside is still
-    // one from outside.
+    // Not earlier: if this is interrupted while the guest is asked, a later kill from outside was
+    // not requested.
     let was_asked = layout.stop_mark().exists();
     mark_asked(layout);
     let ended = end_run(layout, timeout, deadline, can_ask).await;
     if ended.is_err() && !was_asked {
-        // It runs on, and was not stopped by what ends it later.
+        // It still runs, and what ends it later is not this stop.
         let _ = fs::remove_file(layout.stop_mark());
     }
     ended
 }
 
-/// Ends what runs by force.
+/// Ends what runs, by force.
 async fn end_run(layout: &QemuLayout, timeout: Duration, deadline: Instant, can_ask: bool) -> Result<()> {
     let process = match process::look(&layout.place()).await? {
         ProcessState::Live(process) => process,
-        // Nothing to ask yet, and nothing to lose: it ends before it has begun.
+        // The guest has not started, so there is nothing to ask and nothing to lose.
         ProcessState::Launching | ProcessState::Starting(_) => {
             return alive::take_and_silence(&layout.place(), Instant::now() + LAUNCH_LIMIT).await.map(drop);
         }
@@ -79,13 +79,13 @@ async fn end_run(layout: &QemuLayout, timeout: Duration, deadline: Instant, can_
             (false, _) => {
                 let (usual, spare) = (layout.qmp_socket(), layout.spare_socket());
                 format!(
-                    "the guest can't be asked, for both sockets of QEMU's monitor are gone ({}, {})",
+                    "the guest can't be asked, since both sockets of QEMU's monitor are gone ({}, {})",
                     usual.display(),
                     spare.display()
                 )
             }
-            (true, true) => "the guest can't hear its power button any more".to_owned(),
-            (true, false) => "the guest did not power itself off in time".to_owned(),
+            (true, true) => "the guest can no longer react to its power button".to_owned(),
+            (true, false) => "the guest did not power off in time".to_owned(),
         };
         tracing::warn!(vm = %layout.name(), "{why}, so it is ended by force");
     }
@@ -93,21 +93,21 @@ async fn end_run(layout: &QemuLayout, timeout: Duration, deadline: Instant, can_
     if ended { process::settled(&layout.place()).await } else { process::kill(&layout.place()).await }
 }
 
-/// Writes down that the end was asked for, so that even an end by force counts as `Stopped`.
+/// Records that the end was requested, so that even an end by force leads to `Stopped`.
 ///
-/// A full or a read-only disk is no reason to leave a guest running: then an end by force looks
-/// like one from outside.
+/// A full or a read-only disk is no reason to leave a guest running: an end by force is reported as
+/// one from outside then.
 pub(super) fn mark_asked(layout: &QemuLayout) {
     let mark = layout.stop_mark();
     let opened = step("stop: mark")
         .and_then(|()| OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&mark));
     if let Err(error) = opened {
-        tracing::warn!(vm = %layout.name(), %error, "cannot create {}, which says that the end was asked for", mark.display());
+        tracing::warn!(vm = %layout.name(), %error, "cannot create {}, which records that the end was requested", mark.display());
     }
 }
 
-/// Presses the power button until the guest has gone or the deadline has passed; answers whether it
-/// has gone.
+/// Presses the power button until the guest has ended or the deadline has passed; returns whether
+/// it has ended.
 async fn ask_guest(
     vm: &VmHandle,
     layout: &QemuLayout,
@@ -118,12 +118,11 @@ async fn ask_guest(
     loop {
         let press = timeout_at(deadline, press_button(vm, layout, &mut has_room)).await;
         let next = match press {
-            // A guest that can't hear any more need not be waited for.
+            // A guest that can't react any more need not be waited for.
             Ok(Ok(ButtonPress::Deaf)) => return Ok(false),
             Ok(Ok(ButtonPress::Yes)) => Instant::now() + PRESS_EVERY,
             Ok(Err(error)) => {
-                // The monitor goes away together with a QEMU that is just ending, and a busy one
-                // may answer later.
+                // A QEMU that is ending closes its monitor, and a busy one may reply later.
                 tracing::debug!(%error, "the power button could not be pressed");
                 Instant::now() + PRESS_EVERY
             }
@@ -143,7 +142,7 @@ enum ButtonPress {
     Deaf,
 }
 
-/// Presses the button; `has_room` says whether the disks of a guest that waits for room are worth
+/// Presses the button. `has_room` is whether the disks of a guest that waits for space are worth
 /// another try.
 async fn press_button(vm: &VmHandle, layout: &QemuLayout, has_room: &mut bool) -> Result<ButtonPress> {
     let limit = Instant::now() + MONITOR_LIMIT;
@@ -152,7 +151,7 @@ async fn press_button(vm: &VmHandle, layout: &QemuLayout, has_room: &mut bool) -
         RunState::Paused | RunState::Prelaunch => {
             qmp.cont(limit).await?;
         }
-        // There may be room by now. If not, it is back here before the next press.
+        // There may be space by now. If not, the state is back before the next press.
         RunState::IoError if *has_room => {
             *has_room = false;
             qmp.cont(limit).await?;
@@ -171,7 +170,8 @@ async fn press_button(vm: &VmHandle, layout: &QemuLayout, has_room: &mut bool) -
     Ok(ButtonPress::Yes)
 }
 
-/// Ends QEMU itself: `quit`, then SIGTERM; answers whether it has ended. What is left is SIGKILL.
+/// Ends QEMU itself, by `quit`, then SIGTERM; returns whether it has ended. The caller's last
+/// resort is SIGKILL.
 async fn force(layout: &QemuLayout, process: &ProcessFd) -> Result<bool> {
     let limit = Instant::now() + FORCE_GRACE;
     let quit = async { QmpClient::connect(&status::monitor(layout), limit).await?.quit(limit).await };
@@ -181,7 +181,7 @@ async fn force(layout: &QemuLayout, process: &ProcessFd) -> Result<bool> {
                 return Ok(true);
             }
         }
-        Err(error) => tracing::debug!(%error, "QEMU did not take `quit`"),
+        Err(error) => tracing::debug!(%error, "QEMU did not accept `quit`"),
     }
     process::end(process, Signal::TERM, FORCE_GRACE).await
 }

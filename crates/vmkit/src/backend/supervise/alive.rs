@@ -1,6 +1,6 @@
-//! The lock that is held while anything of a VM runs, or is about to: by whoever makes, starts or
-//! removes it, then by the keeper and the hypervisor, which inherit it. The kernel frees it when
-//! the last of them is gone, however that came.
+//! The lock that is held while anything of a VM runs, or is about to: by the process that creates,
+//! starts or removes it, then by the keeper and the hypervisor, which inherit it. The kernel
+//! releases it when the last of them is gone, for whatever reason.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -21,25 +21,25 @@ use crate::input_file::open_regular;
 use crate::steps::step;
 use crate::store::denied;
 
-/// How long the lock is waited for before what runs is looked at again: a start that has come as
-/// far as a process shows itself there, and holds the lock from then on.
+/// The pause before the running process is looked for again while another process holds the lock: a
+/// start that has a process holds the lock until that ends.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
-/// The mark of the backends that hold the lock `alive` while a VM runs.
+/// A file of the backends that hold the lock `alive` while a VM runs.
 const OWNER: &str = "owner";
-/// Files of a backend whose VMs may run elsewhere, and so without a lock of this host.
+/// Files of a backend whose VMs may run elsewhere, and so without a lock on this host.
 const REMOTE: [&str; 3] = ["operation", "server.json", "propolis.json"];
 
-/// Takes the lock if it is free; `None` where something runs or is about to.
+/// Takes the lock if it is free; `None` if something runs or is about to.
 ///
 /// # Errors
-/// `Io` where the work directory is not there, or not writable.
+/// `Io` if the work directory does not exist, or is not writable.
 pub(crate) fn try_take(place: &SupervisionPaths) -> Result<Option<OwnedFd>> {
     loop {
         let file = open(place)?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) if is_at(&file, &place.alive)? => return Ok(Some(file.into())),
-            // The VM was removed, and another made, between our opening and our locking.
+            // The VM was removed, and another one created, between opening and locking the file.
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => return Ok(None),
             Err(errno) => return Err(Error::io("lock", &place.alive)(errno.into())),
@@ -47,11 +47,11 @@ pub(crate) fn try_take(place: &SupervisionPaths) -> Result<Option<OwnedFd>> {
     }
 }
 
-/// Takes the lock in the directory of a VM whose record can't be read, whichever backend runs it;
-/// `None` for a VM that may run without the lock of this directory.
+/// Takes the lock in the directory of a VM whose record can't be read, whatever its backend; `None`
+/// for a VM that may run without the lock of this directory.
 ///
 /// # Errors
-/// `Busy` where something runs.
+/// `Busy` if something runs.
 pub(crate) fn try_take_unread(dir: &Path) -> Result<Option<OwnedFd>> {
     let is_here = dir.join(OWNER).exists() && !REMOTE.iter().any(|name| dir.join(name).exists());
     if !is_here {
@@ -73,7 +73,7 @@ pub(crate) fn try_take_unread(dir: &Path) -> Result<Option<OwnedFd>> {
     }
 }
 
-/// Returns whether anybody holds the lock, without taking it for longer than the question lasts.
+/// Returns whether a process holds the lock, without keeping it.
 pub(crate) fn is_held(place: &SupervisionPaths) -> Result<bool> {
     let path = &place.alive;
     let file = match open_regular(path) {
@@ -84,11 +84,10 @@ pub(crate) fn is_held(place: &SupervisionPaths) -> Result<bool> {
     is_locked(file).map_err(Error::io("lock", path))
 }
 
-/// Takes the lock to start the VM; `None` where it turns out to be running already, by somebody
-/// else's start.
+/// Takes the lock to start the VM; `None` if the VM runs already, started by another process.
 ///
 /// # Errors
-/// `Busy` where neither comes true by the deadline.
+/// `Busy` if neither is the case by the deadline.
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 pub(crate) async fn take_unless_live(place: &SupervisionPaths, deadline: Instant) -> Result<Option<OwnedFd>> {
     if let Some(lock) = try_take(place)? {
@@ -106,11 +105,10 @@ pub(crate) async fn take_unless_live(place: &SupervisionPaths, deadline: Instant
     }
 }
 
-/// Ends whatever runs, and returns the lock, so that nothing runs until it is dropped.
+/// Ends what runs, and returns the lock: nothing runs until it is dropped.
 ///
 /// # Errors
-/// `Busy` where the lock does not become free by the deadline, `TimedOut` where a process survives
-/// SIGKILL.
+/// `Busy` if the lock is still held at the deadline, `TimedOut` if a process survives SIGKILL.
 pub(crate) async fn take_and_silence(place: &SupervisionPaths, deadline: Instant) -> Result<OwnedFd> {
     process::kill(place).await?;
     if let Some(lock) = try_take(place)? {
@@ -132,16 +130,16 @@ fn held_at(deadline: Instant, place: &SupervisionPaths) -> Result<()> {
     }
     let what = match process::runs_out_of_sight(place) {
         true => format!(
-            "the VM runs where its process can't be seen from here, in another PID namespace such as a container's: \
+            "the VM's process is in another PID namespace, such as a container's: \
              end it from there; {}",
             place.alive.display()
         ),
-        false => format!("{}, which tells that the VM is being started or ended,", place.alive.display()),
+        false => format!("{}, which is held while the VM is being started or ended,", place.alive.display()),
     };
     Err(Error::Busy { what, holder: None })
 }
 
-/// One who waits for the lock.
+/// A pending request for the lock.
 struct AliveWaiter(LockWait);
 
 impl AliveWaiter {

@@ -1,18 +1,19 @@
-//! The keeper: a small process, the parent of one hypervisor, for as long as that runs.
+//! The keeper: a small process, the parent of one hypervisor while that runs.
 //!
 //! A hypervisor outlives the `vmkit` that started it, and only a parent learns how a process ended.
-//! So a keeper stands between them, as conmon does for containers. It starts the hypervisor, writes
-//! down its identity, keeps the console's log within its bound, and when that has ended writes how,
-//! removes the run's sockets and goes. It decides nothing and listens to nobody. If it is killed,
-//! the hypervisor goes on; only the cause of its end and further console output are lost.
+//! So a keeper stands between them, as conmon does for containers. It starts the hypervisor,
+//! records its identity and keeps the logs within their limits. When the hypervisor has ended, it
+//! records how, removes the run's sockets and exits. It makes no decisions and accepts no requests.
+//! If it is killed, the hypervisor runs on; only the cause of its end and further console output
+//! are lost.
 //!
 //! ```text
-//!   library ──spawn──▶ keeper ──spawn──▶ hypervisor    stdin of the keeper is a socket pair: one message goes in,
-//!      │  launch + descriptors  │  ◀── stderr, console ──┘   with the descriptors that it shall inherit, one comes back.
+//!   library ──spawn──▶ keeper ──spawn──▶ hypervisor    stdin of the keeper is a socket pair: one request goes in,
+//!      │ request + descriptors  │  ◀── stderr, console ──┘   with the descriptors to inherit, and one reply comes back.
 //!      ◀────── process ─────────┘
 //! ```
 //!
-//! It runs no async runtime and one thread, so that it can hand descriptors on without a race and
+//! It has one thread and no async runtime, so that it can pass descriptors on without a race, and
 //! stays small.
 
 use std::ffi::OsString;
@@ -36,33 +37,33 @@ use crate::boundedlog::BoundedLog;
 use crate::host::inherited;
 use crate::host::process::{ProcessFd, ProcessId};
 
-/// The name that a process gives itself (as its first argument) to be a keeper.
+/// The first argument of a process that becomes a keeper.
 pub(crate) const ARG0: &str = "vmkit-keeper";
 
-/// The most descriptors that one launch carries.
+/// The maximum number of descriptors of one request.
 pub(crate) const MAX_DESCRIPTORS: usize = 16;
 
 static HAS_ASKED: AtomicBool = AtomicBool::new(false);
 
-/// What the keeper is told, once.
+/// The only request to a keeper.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct KeeperRequest {
     pub(crate) program: PathBuf,
     pub(crate) args: Vec<OsString>,
-    /// Where the hypervisor works; `/` unless named.
+    /// The hypervisor's current directory; `/` unless set.
     pub(crate) work_dir: Option<PathBuf>,
-    /// Whether what it says goes to the library, too, for as long as that listens.
+    /// Whether the hypervisor's output is also copied to the library, as long as that reads it.
     pub(crate) copy_log: bool,
-    /// For each descriptor that came along, the number it has in the hypervisor.
+    /// For each descriptor of the message, its number in the hypervisor.
     pub(crate) descriptors: Vec<i32>,
-    /// The number that the write end of the console's log has in the hypervisor.
+    /// The number of the write end of the console's log in the hypervisor.
     pub(crate) console_log_descriptor: Option<i32>,
     pub(crate) console_log: PathBuf,
     pub(crate) console_log_bytes: u64,
     pub(crate) log: PathBuf,
     pub(crate) log_bytes: u64,
     pub(crate) run_file: PathBuf,
-    /// What is removed once the hypervisor has ended: files, then the directory they lie in.
+    /// What is removed when the hypervisor has ended: files, and their directory.
     pub(crate) sockets: Vec<PathBuf>,
     pub(crate) run_dir: PathBuf,
     /// What runs the guest's code, for the run file.
@@ -70,7 +71,7 @@ pub(crate) struct KeeperRequest {
     pub(crate) accel: Option<String>,
 }
 
-/// What the keeper answers, once.
+/// The keeper's only reply.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum KeeperReply {
@@ -81,9 +82,9 @@ pub(crate) enum KeeperReply {
 /// Becomes a VM's keeper if this process was started as one, and then never returns.
 ///
 /// A program that embeds vmkit calls this first in `main`, before it starts a thread or a runtime,
-/// so that [`QemuHypervisor`] can start the program itself once more as the keeper of each VM. A
-/// program that does not (a test program has no `main` of its own) needs the program `vmkit-keeper`
-/// beside it or one directory up; or it names one, see [`QemuHypervisorBuilder::keeper`].
+/// so that [`QemuHypervisor`] can start the program itself as the keeper of each VM. A program that
+/// does not (a test program has no `main` of its own) needs the program `vmkit-keeper` in the same
+/// directory or the parent directory, or sets it by [`QemuHypervisorBuilder::keeper`].
 ///
 /// # Examples
 /// ```no_run
@@ -92,15 +93,15 @@ pub(crate) enum KeeperReply {
 ///     run()
 /// }
 ///
-/// // A runtime that was there first would be started with each keeper, too, and its threads would stay for as long as the VM.
+/// // A runtime in `main` itself would be started in each keeper, too, and its threads would run as long as the VM.
 /// #[tokio::main]
 /// async fn run() -> vmkit::Result<()> {
 ///     Ok(())
 /// }
 /// ```
 ///
-/// [`QemuHypervisor`]: crate::QemuHypervisor
-/// [`QemuHypervisorBuilder::keeper`]: crate::QemuHypervisorBuilder::keeper
+/// [`QemuHypervisor`]: crate::QemuHypervisor [`QemuHypervisorBuilder::keeper`]:
+/// crate::QemuHypervisorBuilder::keeper
 pub fn run_if_keeper() {
     let asked = std::env::args_os()
         .next()
@@ -111,22 +112,21 @@ pub fn run_if_keeper() {
     HAS_ASKED.store(true, Ordering::Relaxed);
 }
 
-/// Returns whether this very program, started once more, would become a keeper: it has called
+/// Returns whether this program becomes a keeper if it is started as one: it has called
 /// [`run_if_keeper`].
 pub(crate) fn this_program_can_be_one() -> bool {
     HAS_ASKED.load(Ordering::Relaxed)
 }
 
-/// Does a keeper's whole work and returns its exit code.
+/// Does all of a keeper's work, and returns its exit code.
 fn main() -> i32 {
-    // A session of its own: no terminal's Ctrl-C and no hang-up reaches the keeper or its
-    // hypervisor.
+    // A new session: Ctrl-C or a hang-up of a terminal does not reach the keeper or its hypervisor.
     let _ = rustix::process::setsid();
-    // What the hypervisor makes itself, such as a screen's socket, is the owner's alone, whatever
-    // the caller's mask was.
+    // Files that the hypervisor creates, such as a VNC socket, are only accessible to their owner,
+    // whatever the caller's umask was.
     rustix::process::umask(Mode::from_raw_mode(0o177));
-    // Whatever the library's program left open for its children is neither the keeper's nor the
-    // hypervisor's: a lock or a pipe would stay in use for as long as the guest runs.
+    // Descriptors that the library's program leaks to its children are closed: otherwise a lock or
+    // a pipe would stay in use as long as the guest runs.
     if crate::sys::close_inherited(3).is_err() {
         return 1;
     }
@@ -137,7 +137,7 @@ fn main() -> i32 {
     let mut control = UnixStream::from(control);
     let (launch, descriptors) = match receive(&control) {
         Ok(received) => received,
-        // The library died before it had said anything: nothing was started, nothing is owed.
+        // The library died before it sent a request: nothing was started.
         Err(_) => return 1,
     };
     let mut kept = match SupervisedProcess::start(&launch, descriptors) {
@@ -149,7 +149,7 @@ fn main() -> i32 {
         }
     };
     answer(&mut control, &KeeperReply::Started { pid: kept.child.id() });
-    // Never waited for: a library that does not listen loses the copy.
+    // Never blocks: if the library does not read the copy, it loses it.
     if launch.copy_log && control.set_nonblocking(true).is_ok() {
         kept.own_log().copy = Some(control);
     } else {
@@ -160,13 +160,13 @@ fn main() -> i32 {
 }
 
 fn answer(control: &mut UnixStream, answer: &KeeperReply) {
-    let mut line = serde_json::to_vec(answer).expect("an answer is plain data");
+    let mut line = serde_json::to_vec(answer).expect("a reply is plain data");
     line.push(b'\n');
-    // Nobody may be listening any more; the run file says the same to whoever comes next.
+    // The library may be gone; the run file has the same information.
     let _ = control.write_all(&line);
 }
 
-/// Receives the launch and its descriptors: they come with the first bytes of one line.
+/// Receives the request and its descriptors, which come with the first bytes of its line.
 fn receive(control: &UnixStream) -> io::Result<(KeeperRequest, Vec<OwnedFd>)> {
     let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
@@ -180,8 +180,8 @@ fn receive(control: &UnixStream) -> io::Result<(KeeperRequest, Vec<OwnedFd>)> {
         }
     }
     for descriptor in &descriptors {
-        // Not every system marks them as they come in; this process has one thread, so nothing is
-        // started in between.
+        // Not every system sets the flag on receipt; this process has one thread, so nothing is
+        // started in the meantime.
         rustix::io::fcntl_setfd(descriptor, FdFlags::CLOEXEC)?;
     }
     head.truncate(received.bytes);
@@ -190,7 +190,7 @@ fn receive(control: &UnixStream) -> io::Result<(KeeperRequest, Vec<OwnedFd>)> {
     Ok((serde_json::from_slice(&line)?, descriptors))
 }
 
-/// Checks that the hypervisor can have its descriptors under their numbers.
+/// Checks that the descriptors' numbers in the hypervisor are below the limit.
 fn check_descriptor_limit(launch: &KeeperRequest) -> Result<(), String> {
     let highest = launch.descriptors.iter().chain(&launch.console_log_descriptor).max();
     let needed = highest.map_or(0, |number| u64::try_from(*number).unwrap_or(0) + 1);
@@ -203,29 +203,28 @@ fn check_descriptor_limit(launch: &KeeperRequest) -> Result<(), String> {
     }
 }
 
-/// The hypervisor and all that hangs on it.
+/// A hypervisor with its process and logs.
 struct SupervisedProcess {
     child: Child,
     run_file: RunFile,
-    /// Nothing where it had ended before anybody could take hold of it.
+    /// `None` if it had ended before its process could be opened.
     process: Option<ProcessFd>,
-    /// The console's, then the hypervisor's own; gone once their pipe is closed.
+    /// The console's, then the hypervisor's own; removed when their pipe is closed.
     logs: Vec<LogPipe>,
-    /// Held to the end: the lock tells others that this run is not over until how it ended is
-    /// written down.
+    /// Held until the end: the lock shows that this run is not over until its end is recorded.
     _descriptors: Vec<OwnedFd>,
 }
 
-/// Output on its way from a pipe to a log.
+/// A pipe whose output is copied to a log.
 struct LogPipe {
     pipe: OwnedFd,
     log: BoundedLog,
-    /// Who gets a copy, for as long as they take it.
+    /// The reader of a copy, as long as it keeps up.
     copy: Option<UnixStream>,
 }
 
 impl LogPipe {
-    /// Copies what is there from the pipe; answers whether that is still open.
+    /// Copies the available output of the pipe; returns whether the pipe is still open.
     fn copy_some(&mut self, buffer: &mut [u8]) -> bool {
         match rustix::io::read(&self.pipe, &mut *buffer) {
             Ok(0) => false,
@@ -245,7 +244,11 @@ impl LogPipe {
 impl SupervisedProcess {
     fn start(launch: &KeeperRequest, descriptors: Vec<OwnedFd>) -> Result<Self, String> {
         if descriptors.len() != launch.descriptors.len() {
-            return Err(format!("{} descriptors came, not {}", descriptors.len(), launch.descriptors.len()));
+            return Err(format!(
+                "received {} descriptors (expected {})",
+                descriptors.len(),
+                launch.descriptors.len()
+            ));
         }
         check_descriptor_limit(launch)?;
         let mut logs = Vec::new();
@@ -258,7 +261,7 @@ impl SupervisedProcess {
         let begin = launch.console_log_descriptor.and_then(|_| console.position().ok());
         logs.push(LogPipe { pipe: console_read, log: console, copy: None });
         let mut log = open(&launch.log, launch.log_bytes)?;
-        // The last words of an earlier run are not this one's.
+        // The log of an earlier run is not part of this one's.
         log.rotate();
         logs.push(LogPipe { pipe: log_read, log, copy: None });
         let mut inherited = Vec::new();
@@ -287,22 +290,22 @@ impl SupervisedProcess {
         let (child, process) = held.inspect_err(|_| {
             let _ = run_file.ended(&ProcessEnd { code: None, signal: None });
         })?;
-        // A run file that can't be written does not kill a healthy guest: the file has its size
-        // since it was created, and the lock tells that something runs.
+        // A run file that can't be written is no reason to kill a healthy guest: the file has had
+        // its full size since its creation, and the lock shows that something runs.
         let _ = run_file.started(child.id());
         Ok(Self { child, run_file, process, logs, _descriptors: descriptors })
     }
 
-    /// Returns the log of what the hypervisor itself says.
+    /// Returns the log of the hypervisor's own output.
     fn own_log(&mut self) -> &mut LogPipe {
-        self.logs.last_mut().expect("the pipe is looked at only once the hypervisor is watched")
+        self.logs.last_mut().expect("`watch` is called after the pipe was added")
     }
 
     /// Copies output into the logs until the hypervisor has ended, and returns how.
     fn watch(&mut self) -> ProcessEnd {
         let mut buffer = vec![0; 16 << 10];
         let mut process = self.process.take();
-        // One that nobody could take hold of has ended.
+        // A process that could not be opened has ended.
         let mut watches = process.is_some();
         while watches {
             let mut waited: Vec<PollFd<'_>> =
@@ -319,8 +322,8 @@ impl SupervisedProcess {
                 !log_is_ready.next().is_some_and(|ready| *ready) || log.copy_some(&mut buffer)
             });
             if process_is_ready.contains(&true) {
-                // Whatever made what is held of it worthless, such as privileges that this user has
-                // not, it lives: then its pipes tell of its end.
+                // The process may still live, with a descriptor that is no longer valid, for
+                // example since it has more privileges than this user. Then its pipes show its end.
                 match self.child.try_wait() {
                     Ok(None) => process = None,
                     _ => break,
@@ -329,7 +332,7 @@ impl SupervisedProcess {
             watches = process.is_some() || !self.logs.is_empty();
         }
         let ended = self.child.wait();
-        // What it wrote last lies in the pipes still.
+        // Its last output may still be in the pipes.
         for log in &mut self.logs {
             while rustix::io::ioctl_fionread(&log.pipe).is_ok_and(|bytes| bytes > 0)
                 && log.copy_some(&mut buffer)
@@ -348,14 +351,13 @@ impl SupervisedProcess {
     }
 }
 
-/// Takes hold of a process that was just started; one that can't be held is ended again, for nobody
-/// could watch it.
+/// Opens a process that was just started; ends it if that fails, since it could not be watched.
 fn held(mut child: Child) -> Result<(Child, Option<ProcessFd>), String> {
     let process = ProcessId::of(child.id()).and_then(|id| id.map_or(Ok(None), |id| id.open()));
     match process {
         Ok(process) => Ok((child, process)),
         Err(error) => {
-            // It is our own child and not waited for, so the number is its.
+            // It is our own child and was not waited for, so its PID is still its own.
             let _ = child.kill();
             let _ = child.wait();
             Err(format!("cannot watch the hypervisor's process: {error}"))
@@ -363,8 +365,8 @@ fn held(mut child: Child) -> Result<(Child, Option<ProcessFd>), String> {
     }
 }
 
-/// Removes the sockets of the run. What can't be removed here, the next start or `destroy` removes,
-/// and reports.
+/// Removes the sockets of the run. If that fails, the next start or `destroy` removes them, and
+/// reports errors.
 fn remove_sockets(launch: &KeeperRequest) {
     for socket in &launch.sockets {
         let _ = fs::remove_file(socket);
@@ -373,18 +375,20 @@ fn remove_sockets(launch: &KeeperRequest) {
 }
 
 fn pipe() -> Result<(OwnedFd, OwnedFd), String> {
-    rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| format!("cannot make a pipe: {e}"))
+    rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+        .map_err(|e| format!("cannot create a pipe: {e}"))
 }
 
-/// Copies a descriptor to this very number, for a child to inherit.
+/// Duplicates a descriptor to this number, for a child to inherit.
 fn inheritable(descriptor: &OwnedFd, number: i32) -> Result<OwnedFd, String> {
     let copy = rustix::io::fcntl_dupfd_cloexec(descriptor, number)
         .map_err(|e| format!("cannot copy a descriptor to {number}: {e}"))?;
     if copy.as_raw_fd() != number {
         return Err(format!(
-            "the descriptor {number} is taken: the program that embeds vmkit leaks it to its children"
+            "the descriptor {number} is in use: the program that embeds vmkit leaks it to its children"
         ));
     }
-    rustix::io::fcntl_setfd(&copy, FdFlags::empty()).map_err(|e| format!("cannot hand on {number}: {e}"))?;
+    rustix::io::fcntl_setfd(&copy, FdFlags::empty())
+        .map_err(|e| format!("cannot pass on the descriptor {number}: {e}"))?;
     Ok(copy)
 }

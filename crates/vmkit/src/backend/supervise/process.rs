@@ -1,17 +1,17 @@
-//! What really runs for a VM: from the run file to a process that is certainly ours, and its end.
+//! Finding the process that runs for a VM, from its run file and its lock, and ending it.
 //!
 //! ```text
-//!  run file        keeper   process  →  Found
+//!  run file        keeper   process  →  ProcessState
 //!  none                                 Nothing
 //!  keeper only     alive    -           Starting    (it is about to start the hypervisor, or just has)
 //!  keeper only     dead     ?           Live if some process holds the lock's descriptor, else Ended(None)
 //!  both, no end    any      alive       Live
-//!  both, no end    alive    dead        wait for the keeper to write the end, look again
-//!  both, no end    dead     dead        Ended(None): nobody is left who knows how
+//!  both, no end    alive    dead        wait for the keeper to record the end, look again
+//!  both, no end    dead     dead        Ended(None): how it ended is unknown
 //!  an end                   dead        Ended(Some)
 //!  another boot's                       Rebooted
 //!  both, no end    any      alive, and without the lock of this directory:  Copied
-//!  nothing that lives, but the runtime directory is there and the lock is held:  Launching
+//!  no live process, but the runtime directory exists and the lock is held:  Launching
 //! ```
 
 use std::collections::BTreeSet;
@@ -33,48 +33,48 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::host::inherited::child_problem;
 use crate::host::process::{ProcessFd, ProcessId, boot_id};
 
-/// How long a keeper may take to write down an end: it has nothing else to do.
+/// How long a keeper may take to record an end: it has nothing else to do.
 const KEEPER_GRACE: Duration = Duration::from_secs(2);
-/// How long a program may take that kills another one.
+/// The timeout of a program that kills another one.
 const KILLER_LIMIT: Duration = Duration::from_secs(5);
 
-/// What was found to run.
+/// What runs for a VM.
 #[derive(Debug)]
 pub(crate) enum ProcessState {
-    /// It has never been started.
+    /// The VM was never started.
     Nothing,
-    /// Somebody holds the lock to start it, or has just told a keeper to.
+    /// Another process holds the lock to start the VM, or has just started a keeper.
     Launching,
     /// A keeper is about to start it.
     Starting(ProcessFd),
     /// The hypervisor runs.
     Live(ProcessFd),
-    /// The last run is over; how, where somebody wrote it down.
+    /// The last run is over; `None` if its end was not recorded.
     Ended(Option<ProcessEnd>),
     /// The host has been rebooted since.
     Rebooted,
-    /// The record, or by a hard link the lock, is that of another directory, whose run it is:
+    /// The record, or by a hard link the lock, belongs to another directory, whose run it is:
     /// nothing runs here.
     Copied,
 }
 
-/// Looks what runs for a VM.
+/// Finds out what runs for a VM.
 ///
 /// # Errors
-/// `Io` where the system does not tell.
+/// `Io` if the system can't report it.
 pub(crate) async fn look(place: &SupervisionPaths) -> Result<ProcessState> {
     let recorded = recorded(place).await?;
     let lives = matches!(recorded, ProcessState::Live(_) | ProcessState::Starting(_));
-    // A VM at rest has no runtime directory, so the lock is asked only where a start is under way
-    // or was cut off.
+    // A VM that does not run has no runtime directory, so the lock only needs a check if a start is
+    // in progress or was interrupted.
     if !lives && place.run_dir.exists() && alive::is_held(place)? {
         leave_taken(place).await?;
-        // The run file may have come while we looked elsewhere.
+        // The run file may have been written since it was read.
         let recorded = self::recorded(place).await?;
         if matches!(recorded, ProcessState::Live(_) | ProcessState::Starting(_)) || !alive::is_held(place)? {
             return Ok(recorded);
         }
-        // Or it was lost, and the hypervisor runs on: then it is the one that has the lock.
+        // The run file may be lost while the hypervisor runs: it is the process that has the lock.
         return Ok(match orphan(place)? {
             Some(process) => ProcessState::Live(process),
             None if linked_holder(place)?.is_some() => ProcessState::Copied,
@@ -84,8 +84,8 @@ pub(crate) async fn look(place: &SupervisionPaths) -> Result<ProcessState> {
     Ok(recorded)
 }
 
-/// Waits for a keeper that has written down the end of its run: it has the lock still while it
-/// removes the sockets.
+/// Waits for a keeper that has recorded the end of its run: it still has the lock while it removes
+/// the sockets.
 async fn leave_taken(place: &SupervisionPaths) -> Result<()> {
     if let Ok(Some(run)) = runfile::read(&place.run_file)
         && run.ended.is_some()
@@ -100,8 +100,8 @@ async fn recorded(place: &SupervisionPaths) -> Result<ProcessState> {
     let run = match runfile::read(&place.run_file) {
         Ok(Some(run)) => run,
         Ok(None) => return Ok(ProcessState::Nothing),
-        // What can't be read tells nothing, and stops nobody from ending what runs; the next start
-        // writes it anew.
+        // An unreadable record is ignored, and does not prevent ending what runs; the next start
+        // writes a new one.
         Err(error) if error.kind() == ErrorKind::Record => {
             warn_of_lost(&place.run_file, &error);
             return Ok(ProcessState::Ended(None));
@@ -116,7 +116,7 @@ async fn recorded(place: &SupervisionPaths) -> Result<ProcessState> {
     }
     if let Some(keeper) = open(run.keeper)? {
         if !is_of(place, &keeper)? {
-            // It may just have written the end, and let go of the lock.
+            // The keeper may just have recorded the end, and released the lock.
             let ended = runfile::read(&place.run_file)?.and_then(|run| run.ended);
             return Ok(ended.map_or(ProcessState::Copied, |ended| ProcessState::Ended(Some(ended))));
         }
@@ -126,7 +126,7 @@ async fn recorded(place: &SupervisionPaths) -> Result<ProcessState> {
         keeper.wait(Instant::now() + KEEPER_GRACE).await?;
         return Ok(ProcessState::Ended(runfile::read(&place.run_file)?.and_then(|run| run.ended)));
     }
-    // The keeper may have written the end, and gone, between our reading and our asking.
+    // The keeper may have recorded the end, and exited, after the record was read.
     let again = runfile::read(&place.run_file)?;
     if again.as_ref() != Some(&run) {
         return Ok(ProcessState::Ended(again.and_then(|run| run.ended)));
@@ -158,9 +158,8 @@ fn open(process: Option<ProcessId>) -> Result<Option<ProcessFd>> {
     }
 }
 
-/// Returns whether a process that a record names holds the lock of this very directory: a home that
-/// was copied has the records of the original's runs, and its processes are not to be touched from
-/// the copy.
+/// Returns whether a recorded process holds the lock of this directory. A copied home has the
+/// records of the original's runs, and must not touch the original's processes.
 fn is_of(place: &SupervisionPaths, process: &ProcessFd) -> Result<bool> {
     let lock = match fs::metadata(&place.alive) {
         Ok(lock) => Some((lock.dev(), lock.ino())),
@@ -172,15 +171,15 @@ fn is_of(place: &SupervisionPaths, process: &ProcessFd) -> Result<bool> {
         let is_ours = |file: fs::Metadata| is_lock(&file, lock) && is_opened_here(link, &file, &place.alive);
         fs::metadata(link).is_ok_and(is_ours) || was_replaced(link, &place.alive)
     };
-    // Of the hypervisor it is known under which number it has the lock.
+    // A hypervisor has the lock under a known number.
     if has_lock(&open.join(ALIVE_DESCRIPTOR.to_string())) {
         return Ok(true);
     }
     let mut is_empty = true;
     let entries = match fs::read_dir(&open) {
         Ok(entries) => entries,
-        // It runs as another user, or has just ended. Then the lock itself tells whether anything
-        // runs here.
+        // The process belongs to another user, or has just ended. Then the lock itself shows
+        // whether anything runs here.
         Err(_) => return alive::is_held(place),
     };
     for entry in entries.flatten() {
@@ -189,12 +188,12 @@ fn is_of(place: &SupervisionPaths, process: &ProcessFd) -> Result<bool> {
             return Ok(true);
         }
     }
-    // One that is ending has closed everything already.
+    // A process that is ending has already closed everything.
     if is_empty { alive::is_held(place) } else { Ok(false) }
 }
 
-/// Returns whether an open file was the lock of this directory until another file took its place, as
-/// when a backup is restored over the home of a VM that runs.
+/// Returns whether an open file was the lock of this directory until another file replaced it, for
+/// example when a backup is restored over the home of a VM that runs.
 ///
 /// Source: proc_pid_fd(5): the name of a removed file ends with ` (deleted)`.
 fn was_replaced(link: &Path, alive: &Path) -> bool {
@@ -204,8 +203,8 @@ fn was_replaced(link: &Path, alive: &Path) -> bool {
     removed.is_some_and(|open| open == work.join(name).as_os_str().as_encoded_bytes())
 }
 
-/// Returns whether an open file is the lock; where somebody has removed that, whether the file has
-/// no name any more.
+/// Returns whether an open file is the lock or, if the lock was removed, whether the file has no
+/// name any more.
 fn is_lock(file: &fs::Metadata, lock: Option<(u64, u64)>) -> bool {
     match lock {
         Some(lock) => (file.dev(), file.ino()) == lock,
@@ -213,8 +212,8 @@ fn is_lock(file: &fs::Metadata, lock: Option<(u64, u64)>) -> bool {
     }
 }
 
-/// Returns whether an open file that is the lock was opened in this directory. A directory that was
-/// copied by hard links (`cp -al`) has the very same file, and each is the lock of its own VM.
+/// Returns whether an open file that is the lock was opened in this directory. In a directory that
+/// was copied by hard links (`cp -al`) it is the same file, and yet each is the lock of its own VM.
 fn is_opened_here(link: &Path, file: &fs::Metadata, alive: &Path) -> bool {
     if file.nlink() < 2 {
         return true;
@@ -224,7 +223,7 @@ fn is_opened_here(link: &Path, file: &fs::Metadata, alive: &Path) -> bool {
         Some((found.dev(), found.ino()))
     };
     let theirs = fs::read_link(link).ok().and_then(|open| directory(&open));
-    // From another mount namespace the name of the file says nothing.
+    // A name from another mount namespace says nothing.
     theirs.is_none() || theirs == directory(alive)
 }
 
@@ -233,14 +232,14 @@ fn rebooted_since(run: &ProcessRun) -> Result<bool> {
     Ok(run.keeper.iter().chain(&run.hypervisor).any(|process| process.boot_id != now))
 }
 
-/// Finds a hypervisor whose keeper was killed before it could write down whom it had started: it
-/// has inherited the lock's file under the number that only vmkit gives it. Who has opened the file
-/// itself, and happened upon that number, is another.
+/// Finds a hypervisor whose keeper was killed before it could record the process: it has inherited
+/// the lock under the number that only vmkit uses. A process that has opened the file itself under
+/// this number is not one.
 pub(crate) fn orphan(place: &SupervisionPaths) -> Result<Option<ProcessFd>> {
     let keeper = runfile::read(&place.run_file).ok().flatten().and_then(|run| run.keeper);
     for holder in holders(place)?.into_iter().filter(|holder| holder.is_here) {
         let process = ProcessId::of(holder.pid)?;
-        // The keeper has a copy for as long as it takes to start the hypervisor.
+        // The keeper has a copy while it starts the hypervisor.
         if process != keeper
             && let Some(process) = open(process)?
         {
@@ -250,8 +249,8 @@ pub(crate) fn orphan(place: &SupervisionPaths) -> Result<Option<ProcessFd>> {
     Ok(None)
 }
 
-/// Finds a process that holds the lock for another directory: this one is a copy of that by hard
-/// links, or the other way round. Returns its number and that directory.
+/// Finds a process that holds the lock for another directory, of which this one is a copy by hard
+/// links, or the other way round. Returns its PID and that directory.
 pub(crate) fn linked_holder(place: &SupervisionPaths) -> Result<Option<(u32, PathBuf)>> {
     let linked = holders(place)?.into_iter().find(|holder| !holder.is_here);
     Ok(linked.and_then(|holder| Some((holder.pid, holder.lock.parent()?.to_owned()))))
@@ -260,15 +259,15 @@ pub(crate) fn linked_holder(place: &SupervisionPaths) -> Result<Option<(u32, Pat
 /// A process that has inherited the lock.
 struct Holder {
     pid: u32,
-    /// The lock, as it was named when it was opened.
+    /// The lock's path when it was opened.
     lock: PathBuf,
-    /// Whether it was opened in this directory, and not in one that has the same file.
+    /// Whether it was opened in this directory, not in another one with the same file.
     is_here: bool,
 }
 
 fn holders(place: &SupervisionPaths) -> Result<Vec<Holder>> {
     let path = &place.alive;
-    // By the file, not by its name: a home may be reached through a symbolic link.
+    // Compares the file, not its name: the path of a home may have a symbolic link.
     let lock = match fs::metadata(path) {
         Ok(lock) => lock,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -292,8 +291,8 @@ fn holders(place: &SupervisionPaths) -> Result<Vec<Holder>> {
     Ok(holders)
 }
 
-/// Returns whether a process, by its directory in `/proc`, would hand the lock's descriptor on as
-/// it was handed it: whatever opens a file for itself marks it to be closed at an exec.
+/// Returns whether a process, by its directory in `/proc`, has inherited the lock's descriptor: if
+/// it had opened the file itself, the descriptor would have the flag close-on-exec.
 ///
 /// Source: proc_pid_fdinfo(5): the flags are octal.
 #[cfg(target_os = "linux")]
@@ -306,14 +305,14 @@ fn is_inherited(process: &Path) -> bool {
     flags.is_some_and(|flags| flags & rustix::fs::OFlags::CLOEXEC.bits() == 0)
 }
 
-/// Returns yes: elsewhere the flags of another process's descriptors are not asked for.
+/// Returns true: other systems don't show the flags of another process's descriptors.
 #[cfg(not(target_os = "linux"))]
 fn is_inherited(_process: &Path) -> bool {
     true
 }
 
-/// Tells of a lock that is held whether a process holds it that can't be seen from here: the record
-/// says that it has been started, in this boot, and nothing of an end.
+/// Returns, for a lock that is held, whether the holder is a process that is not visible from here:
+/// the record has a start in this boot, and no end.
 pub(crate) fn runs_out_of_sight(place: &SupervisionPaths) -> bool {
     let Ok(Some(run)) = runfile::read(&place.run_file) else { return false };
     let is_gone = |process| open(process).is_ok_and(|process| process.is_none());
@@ -324,8 +323,7 @@ pub(crate) fn runs_out_of_sight(place: &SupervisionPaths) -> bool {
         && rebooted_since(&run).is_ok_and(|rebooted| !rebooted)
 }
 
-/// Waits until the keeper has written down the end of the run, so that whoever looks next sees it
-/// settled.
+/// Waits until the keeper has recorded the end of the run, so that the next look finds it.
 pub(crate) async fn settled(place: &SupervisionPaths) -> Result<()> {
     if let Ok(Some(run)) = runfile::read(&place.run_file)
         && let Some(keeper) = open(run.keeper)?
@@ -335,14 +333,14 @@ pub(crate) async fn settled(place: &SupervisionPaths) -> Result<()> {
     Ok(())
 }
 
-/// Kills whatever runs for a VM and waits until it is gone.
+/// Kills what runs for a VM and waits until it has ended.
 ///
 /// # Errors
-/// `TimedOut` where a process survives SIGKILL (it hangs in the kernel).
+/// `TimedOut` if a process survives SIGKILL (it hangs in the kernel).
 pub(crate) async fn kill(place: &SupervisionPaths) -> Result<()> {
     let mut found = look(place).await?;
     if let ProcessState::Starting(keeper) = &found {
-        // First the keeper, so that it starts nothing more; then what it may have started.
+        // The keeper first, so that it starts nothing more; then what it may have started.
         end_by_force(place, keeper, KEEPER_GRACE).await?;
         found = match orphan(place)? {
             Some(process) => ProcessState::Live(process),
@@ -362,12 +360,12 @@ pub(crate) async fn kill(place: &SupervisionPaths) -> Result<()> {
     Ok(())
 }
 
-/// Kills a process, with more privileges than this user's where it takes them, and returns whether
-/// it has ended.
+/// Kills a process, with more privileges than this user's if necessary; returns whether it has
+/// ended.
 async fn end_by_force(place: &SupervisionPaths, process: &ProcessFd, grace: Duration) -> Result<bool> {
     match (end(process, Signal::KILL, grace).await, &place.killer) {
-        // Such a program knows numbers only: this is the one place where one is signalled, and
-        // whose it is was just asked.
+        // Such a program only takes a PID: this is the only place that signals one, and its owner
+        // was just checked.
         (Err(error), Some(killer)) if error.kind() == ErrorKind::Host => {
             if process.id().open()?.is_some() {
                 kill_by(killer, process.id().pid).await?;
@@ -378,10 +376,10 @@ async fn end_by_force(place: &SupervisionPaths, process: &ProcessFd, grace: Dura
     }
 }
 
-/// Has a program kill the process of this number.
+/// Runs a program that kills the process with this PID.
 ///
 /// # Errors
-/// `Host` where it can't.
+/// `Host` if it fails.
 pub(crate) async fn kill_by(killer: &[String], pid: u32) -> Result<()> {
     let (program, arguments) = killer.split_first().expect("a killer has a program");
     crate::steps::step("process: kill by a program").map_err(Error::io("run", program))?;
@@ -389,15 +387,16 @@ pub(crate) async fn kill_by(killer: &[String], pid: u32) -> Result<()> {
     command.args(arguments).arg(pid.to_string()).env_clear().stdin(Stdio::null());
     let failed = |problem: String| Error::host(killer.join(" "), problem);
     let output = timeout(KILLER_LIMIT, command.kill_on_drop(true).output()).await;
-    let output = output.map_err(|_| failed("it does not end".to_owned()))?;
-    let output = output.map_err(|error| failed(format!("it can't be run: {}", child_problem(&error))))?;
+    let output = output.map_err(|_| failed("the program does not end".to_owned()))?;
+    let output =
+        output.map_err(|error| failed(format!("cannot run the program: {}", child_problem(&error))))?;
     match output.status.success() {
         true => Ok(()),
         false => Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned())),
     }
 }
 
-/// Signals a process and waits for its end; answers whether it has ended.
+/// Signals a process and waits for its end; returns whether it has ended.
 pub(crate) async fn end(process: &ProcessFd, signal: Signal, grace: Duration) -> Result<bool> {
     crate::steps::step("process: signal").map_err(Error::io("signal", "/proc"))?;
     process.signal(signal)?;
@@ -412,7 +411,7 @@ mod tests {
     use super::*;
     use crate::backend::supervise::runfile::ProcessRun;
 
-    /// A place whose lock is held, and which tells of a start or of an end.
+    /// Returns the files of a VM in a directory, with the lock held and a runtime directory.
     fn place(dir: &Path) -> (SupervisionPaths, OwnedFd) {
         let place = SupervisionPaths {
             alive: dir.join("alive"),
@@ -427,11 +426,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_keeper_that_has_written_the_end_and_still_has_the_lock_is_no_start() {
+    async fn a_keeper_that_recorded_the_end_and_still_has_the_lock_is_not_a_start() {
         let dir = tempfile::tempdir().unwrap();
         let (place, lock) = place(dir.path());
-        // Stands in for a keeper that is slow to remove its sockets: it has the lock as its
-        // standard input.
+        // Instead of a keeper that is slow to remove its sockets: the lock is its standard input.
         let mut keeper = Command::new("sleep").arg("0.3").stdin(Stdio::from(lock)).spawn().unwrap();
         let ended = Some(ProcessEnd { code: Some(0), signal: None });
         let run = ProcessRun { keeper: ProcessId::of(keeper.id()).unwrap(), ended, ..ProcessRun::default() };
@@ -443,19 +441,19 @@ mod tests {
     }
 
     #[test]
-    fn whoever_has_opened_the_lock_under_the_same_number_is_no_hypervisor() {
+    fn a_process_that_opened_the_lock_itself_is_not_a_hypervisor() {
         let dir = tempfile::tempdir().unwrap();
         let (place, lock) = place(dir.path());
         let own = rustix::io::fcntl_dupfd_cloexec(&lock, ALIVE_DESCRIPTOR).unwrap();
         assert!(orphan(&place).unwrap().is_none(), "it would be killed");
-        // As an inherited one is.
+        // As with an inherited one.
         rustix::io::fcntl_setfd(&own, rustix::io::FdFlags::empty()).unwrap();
         let found = orphan(&place).unwrap().map(|process| process.id().pid);
         assert_eq!(found, Some(std::process::id()), "the number is taken: {own:?}");
     }
 
     #[tokio::test]
-    async fn a_lock_that_somebody_holds_for_a_start_is_one() {
+    async fn a_held_lock_with_a_runtime_directory_is_a_start() {
         let dir = tempfile::tempdir().unwrap();
         let (place, lock) = place(dir.path());
         let ended = Some(ProcessEnd { code: Some(0), signal: None });
@@ -470,7 +468,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_program_kills_the_process_of_a_number_or_says_why_not() {
+    async fn a_program_kills_a_process_by_its_pid_or_reports_why_not() {
         let mut child = Command::new("sleep").arg("300").spawn().unwrap();
         let held = ProcessId::of(child.id()).unwrap().unwrap().open().unwrap().unwrap();
         let killer = ["/bin/kill", "-9"].map(str::to_owned);

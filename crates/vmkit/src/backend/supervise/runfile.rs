@@ -1,9 +1,8 @@
-//! The record of the last run: which process it was and how it ended. Written by the keeper alone,
-//! read by everybody.
+//! The record of the last run: its process, and how it ended. Only the keeper writes it.
 //!
-//! It has its full size from the beginning and is overwritten in place, so that the cause of an end
-//! can be written on a full disk. Its truth is bound to a boot: the process identity has the boot's
-//! id in it.
+//! The file has its full size from the start and is overwritten in place, so that an end can be
+//! recorded on a full disk. It is valid for one boot: the identity of a process includes the boot's
+//! id.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -20,13 +19,12 @@ use crate::host::process::ProcessId;
 use crate::input_file::open_regular;
 use crate::store::denied;
 
-/// The file's size, always: more than its JSON needs, and a page, so that one write replaces all of
-/// it.
+/// The file's size: a page, more than its JSON needs, so that one write replaces all of it.
 const SIZE_BYTES: usize = 4096;
-/// The longest path of a directory for sockets, in bytes: as JSON one of them may take six.
+/// The maximum length of the path of a directory for sockets, in bytes: as JSON each may take six.
 pub(crate) const MOST_RUN_DIR_BYTES: usize = 512;
 
-/// What is known of a run.
+/// The record of a run.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(crate) struct ProcessRun {
     /// The hypervisor's process.
@@ -34,13 +32,13 @@ pub(crate) struct ProcessRun {
     pub(crate) hypervisor: Option<ProcessId>,
     /// The keeper's process.
     pub(crate) keeper: Option<ProcessId>,
-    /// How the hypervisor ended, once it has.
+    /// How the hypervisor ended, if it has.
     pub(crate) ended: Option<ProcessEnd>,
-    /// Where the sockets of this run are, which may be elsewhere than those of the run before. A
-    /// relative path is one from the directory of the record, so that it holds wherever that lies.
+    /// The directory of this run's sockets, which may differ from the previous run's. A relative
+    /// path starts at the directory of the record, and so stays valid if that is moved.
     #[serde(default)]
     pub(crate) run_dir: Option<String>,
-    /// Where this run begins in the log of its console, if it has one.
+    /// The start of this run in the log of its console, if it has one.
     #[serde(default)]
     pub(crate) console: Option<LogPosition>,
     /// What runs the guest's code, if the hypervisor has a choice.
@@ -60,7 +58,7 @@ impl std::fmt::Display for ProcessEnd {
         match (self.code, self.signal) {
             (Some(code), _) => write!(f, "exit code {code}"),
             (None, Some(signal)) => write!(f, "killed by signal {signal}{}", signal_name(signal)),
-            (None, None) => f.write_str("nobody knows how"),
+            (None, None) => f.write_str("unknown exit status"),
         }
     }
 }
@@ -73,14 +71,14 @@ fn signal_name(signal: i32) -> &'static str {
         9 => " (SIGKILL)",
         11 => " (SIGSEGV)",
         15 => " (SIGTERM)",
-        24 => " (SIGXCPU: RLIMIT_CPU, the limit of the time it may compute, was reached)",
+        24 => " (SIGXCPU: RLIMIT_CPU, the limit of its CPU time, was reached)",
         25 => " (SIGXFSZ: RLIMIT_FSIZE, the limit of a file's size, was reached)",
         31 => " (SIGSYS: the sandbox forbade a system call)",
         _ => "",
     }
 }
 
-/// The keeper's side: the file, open for the whole run.
+/// The keeper's open file, for the whole run.
 #[derive(Debug)]
 pub(crate) struct RunFile {
     file: File,
@@ -88,8 +86,7 @@ pub(crate) struct RunFile {
 }
 
 impl RunFile {
-    /// Creates the file anew with its full size, under its name at once, and with only the keeper
-    /// in it.
+    /// Creates a new file with its full size, at once under its name, with only the keeper in it.
     pub(crate) fn create(
         path: &Path,
         run_dir: &Path,
@@ -107,13 +104,13 @@ impl RunFile {
         Ok(Self { file, run })
     }
 
-    /// Writes down which process runs.
+    /// Records which process runs.
     pub(crate) fn started(&mut self, pid: u32) -> io::Result<()> {
         self.run.hypervisor = identify(pid);
         self.write()
     }
 
-    /// Writes down how it ended.
+    /// Records how it ended.
     pub(crate) fn ended(&mut self, ended: &ProcessEnd) -> io::Result<()> {
         self.run.ended = Some(*ended);
         self.write()
@@ -124,13 +121,13 @@ impl RunFile {
     }
 }
 
-/// Returns how a directory for sockets is recorded beside a VM's work directory, `HOME/vms/NAME`:
-/// from there, if both lie in one home.
+/// Returns how the record names a directory for sockets: relative to the VM's work directory,
+/// `HOME/vms/NAME`, if both are in one home.
 fn recorded_dir(run_file: &Path, run_dir: &Path) -> PathBuf {
     let work = run_file.parent().unwrap_or(run_file);
     let mut up = PathBuf::new();
     for above in work.ancestors().take(3) {
-        // A home at the root of the file system would own every path.
+        // If the home were the root of the file system, every path would be in it.
         if let Ok(below) = run_dir.strip_prefix(above)
             && above.parent().is_some()
         {
@@ -141,14 +138,14 @@ fn recorded_dir(run_file: &Path, run_dir: &Path) -> PathBuf {
     run_dir.to_owned()
 }
 
-/// Returns the directory for sockets that a record names, in full.
+/// Returns the absolute path of a recorded directory for sockets.
 #[cfg(any(test, all(target_os = "linux", feature = "qemu")))]
 pub(crate) fn run_dir_in_full(run_file: &Path, recorded: &str) -> PathBuf {
     let recorded = Path::new(recorded);
     if recorded.is_absolute() {
         return recorded.to_owned();
     }
-    // By the names: a VM's directory may be a link to another place.
+    // Only by the names: a VM's directory may be a link to another place.
     let mut full = run_file.parent().unwrap_or(run_file).to_owned();
     for part in recorded.components() {
         match part {
@@ -171,12 +168,13 @@ fn padded(run: &ProcessRun) -> Vec<u8> {
     bytes
 }
 
-/// Reads the record of the last run; `None` where there was none.
+/// Reads the record of the last run; `None` if there was none.
 ///
 /// # Errors
-/// `Record` where the file is not one.
+/// `Record` if the file is not a valid one.
 pub(crate) fn read(path: &Path) -> Result<Option<ProcessRun>> {
-    // The keeper may be overwriting it: a torn read is read again, a bad file stays bad.
+    // The keeper may be overwriting it: a torn read is repeated, while an invalid file stays
+    // invalid.
     let mut failure = None;
     for _ in 0..3 {
         let bytes = match read_once(path) {
@@ -199,7 +197,7 @@ pub(crate) fn read(path: &Path) -> Result<Option<ProcessRun>> {
     })
 }
 
-/// Reads as much as the file has, and a byte more where it is none of ours, in one call: two might
+/// Reads the whole file in one call, with one byte more to detect a foreign one: two calls might
 /// see two records.
 fn read_once(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; SIZE_BYTES + 1];
@@ -240,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_for_sockets_in_the_home_is_found_wherever_the_home_lies() {
+    fn a_directory_for_sockets_in_the_home_moves_with_the_home() {
         for (run_dir, recorded, found) in [
             ("/old/run/x", "../../run/x", "/new/run/x"),
             ("/old/vms/web/server", "server", "/new/vms/web/server"),

@@ -1,4 +1,4 @@
-//! Starting a keeper with its hypervisor: the library's side of what `keeper` says.
+//! Starting a keeper with its hypervisor: the library's side of the exchange in `keeper`.
 
 use std::ffi::OsStr;
 use std::io::{self, IoSlice, Write};
@@ -15,22 +15,21 @@ use super::keeper::{self, ARG0, KeeperReply, KeeperRequest, MAX_DESCRIPTORS};
 use super::runfile::MOST_RUN_DIR_BYTES;
 use crate::error::{Error, Peer, Result};
 
-/// Finds the program that becomes a keeper: the one that was named, this program itself, or
-/// `vmkit-keeper` beside it.
+/// Returns the program that becomes a keeper: the configured one, this program, or `vmkit-keeper`
+/// in the same directory.
 ///
 /// # Errors
-/// `Host` where there is none, with what to do; `InvalidInput` on `keeper` for a path that is
-/// relative.
+/// `Host` if there is none, with what to do; `InvalidInput` on `keeper` for a relative path.
 pub(crate) fn keeper_program(named: Option<&Path>) -> Result<PathBuf> {
     if let Some(path) = named {
-        // It is started in `/`.
+        // The keeper's current directory is `/`.
         return match path.is_absolute() {
             true => Ok(path.to_owned()),
             false => Err(Error::invalid("keeper", path.display(), "the path must be absolute")),
         };
     }
-    // The link, not the path: it names this very program even after an upgrade has replaced the
-    // file.
+    // The link, not its target: it leads to this very program even after an upgrade has replaced
+    // the file.
     if keeper::this_program_can_be_one() && cfg!(target_os = "linux") {
         return Ok(PathBuf::from("/proc/self/exe"));
     }
@@ -47,10 +46,11 @@ pub(crate) fn keeper_program(named: Option<&Path>) -> Result<PathBuf> {
     })
 }
 
-/// What a keeper says on: a copy of its hypervisor's output, where that was asked for.
+/// What comes from a keeper after its reply: a copy of the hypervisor's output, if that was
+/// requested.
 pub(crate) type KeeperStream = BufReader<tokio::net::UnixStream>;
 
-/// A keeper that was told what to do and has not answered yet.
+/// A keeper that has its request and has not replied yet.
 #[derive(Debug)]
 pub(crate) struct StartedKeeper {
     answers: UnixStream,
@@ -58,22 +58,22 @@ pub(crate) struct StartedKeeper {
     hypervisor: PathBuf,
 }
 
-/// Starts a keeper and tells it what to start.
+/// Starts a keeper and sends its request.
 ///
-/// From here on the hypervisor runs, whoever waits for it or not; there is no point at which a
-/// dropped future leaves a keeper that was half told. One that was told nothing, since this process
-/// was killed just then, ends by itself.
+/// From here on the hypervisor starts, even if the caller is gone: a dropped future never leaves a
+/// keeper with half of a request. A keeper without a request, since this process was killed, exits
+/// by itself.
 ///
 /// # Errors
-/// `Protocol` where the keeper can't be started; `InvalidInput` on a directory for sockets whose
-/// path is too long to be recorded.
+/// `Protocol` if the keeper can't be started; `InvalidInput` if the path of the directory for
+/// sockets is too long to be recorded.
 pub(crate) fn launch(
     program: &Path,
     launch: &KeeperRequest,
     descriptors: &[OwnedFd],
 ) -> Result<StartedKeeper> {
     if launch.run_dir.as_os_str().len() > MOST_RUN_DIR_BYTES {
-        let why = format!("the path must have {MOST_RUN_DIR_BYTES} bytes at the most");
+        let why = format!("the path may have at most {MOST_RUN_DIR_BYTES} bytes");
         return Err(Error::invalid("run_dir", launch.run_dir.display(), why));
     }
     let failed = failure(program);
@@ -88,7 +88,7 @@ pub(crate) fn launch(
         .stderr(Stdio::null())
         .spawn()
         .map_err(&failed)?;
-    // The runtime reaps the keeper; after this process has ended, init does.
+    // The runtime reaps the keeper; when this process has ended, init does.
     drop(child);
     crate::steps::step("keeper: launch").map_err(&failed)?;
     send(&ours, launch, descriptors).map_err(&failed)?;
@@ -96,12 +96,12 @@ pub(crate) fn launch(
 }
 
 impl StartedKeeper {
-    /// Waits until the hypervisor's process is there, and returns its id, with what the keeper says
-    /// from then on.
+    /// Waits until the hypervisor's process exists; returns its PID, and what the keeper sends
+    /// after that.
     ///
     /// # Errors
-    /// `Host` where the hypervisor can't be started, `TimedOut` at the deadline, `Protocol` from a
-    /// program that is no keeper.
+    /// `Host` if the hypervisor can't be started, `TimedOut` at the deadline, `Protocol` if the
+    /// program is not a keeper.
     pub(crate) async fn started(self, deadline: Instant) -> Result<(u32, KeeperStream)> {
         let failed = failure(&self.program);
         self.answers.set_nonblocking(true).map_err(&failed)?;
@@ -124,7 +124,7 @@ impl StartedKeeper {
             Err(_) => Err(Error::protocol(
                 Peer::Keeper,
                 format!(
-                    "{} ended without a word: it is no vmkit-keeper, or it was killed",
+                    "{} ended without a reply: it was killed, or is not a vmkit-keeper",
                     self.program.display()
                 ),
             )),
@@ -137,7 +137,7 @@ fn failure(program: &Path) -> impl Fn(io::Error) -> Error {
     move |source| Error::protocol(Peer::Keeper, problem.clone()).with_source(source)
 }
 
-/// The keeper's name in the process list: whose keeper it is.
+/// Returns the keeper's name in the process list, with the name of its VM.
 fn name_of(launch: &KeeperRequest) -> std::ffi::OsString {
     let vm = launch.run_file.parent().and_then(Path::file_name).unwrap_or(OsStr::new("?"));
     let mut name = std::ffi::OsString::from(format!("{ARG0}: "));
@@ -145,7 +145,7 @@ fn name_of(launch: &KeeperRequest) -> std::ffi::OsString {
     name
 }
 
-/// Sends one line, the descriptors along with its first bytes.
+/// Sends one line, with the descriptors along with its first bytes.
 fn send(stream: &UnixStream, launch: &KeeperRequest, descriptors: &[OwnedFd]) -> io::Result<()> {
     let mut line = serde_json::to_vec(launch)?;
     line.push(b'\n');

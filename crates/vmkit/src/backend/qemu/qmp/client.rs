@@ -1,6 +1,6 @@
-//! A conversation with QEMU's monitor.
+//! The client of QEMU's monitor.
 //!
-//! Edge. QEMU takes one client at a time on a monitor, so a client is made for one operation and
+//! QEMU serves one client at a time on a monitor, so a client is created for one operation and
 //! dropped after it.
 
 use std::io;
@@ -15,31 +15,29 @@ use super::wire::{LineStream, within};
 use crate::error::{Error, Peer, Result};
 use crate::handle::ActiveForward;
 
-/// The longest line that is read, in bytes. The longest real one, of `query-qmp-schema`, has 200
-/// kB.
+/// The maximum length of a line, in bytes. The longest real one, of `query-qmp-schema`, has 200 kB.
 const LINE_LIMIT_BYTES: usize = 4 * 1024 * 1024;
 
-/// The command that tells where QEMU is.
+/// The command that reports QEMU's run state.
 const STATUS: &str = "query-status";
-/// The command that runs one of the monitor for people.
+/// The command that runs a command of the monitor for people (HMP).
 const HMP: &str = "human-monitor-command";
-/// The command for people that prints the forwards, which no other does.
+/// The HMP command that prints the forwards; QMP has none for it.
 const USERNET: &str = "info usernet";
 
-/// Returns the number before the first id of a client: no other client of the same QEMU has these
-/// ids, so that an answer to one that is gone is nobody else's.
+/// Returns the number before a client's first id: no other client of the same QEMU uses the same
+/// ids, so a late reply to another client is recognized.
 fn first_id() -> u64 {
     let (random, _) = uuid::Uuid::new_v4().as_u64_pair();
-    // Exact in every reader of JSON, and with room for more commands than any client sends.
+    // Exact in every JSON parser, with room for more commands than any client sends.
     (random >> 32) << 20
 }
 
 /// A connected monitor.
 ///
 /// # Cancel safety
-/// Any call may be dropped anywhere. A command whose call was dropped may or may not be carried
-/// out; its late answer is passed over, and the client stays usable. The same holds after a
-/// deadline.
+/// Any call may be dropped anywhere. QEMU may or may not carry out the command of a dropped call;
+/// its late reply is skipped, and the client stays usable. The same holds after a deadline.
 #[derive(Debug)]
 pub(crate) struct QmpClient {
     wire: LineStream,
@@ -57,7 +55,7 @@ impl QmpClient {
         Self::negotiate(wire, None, deadline).await.map(|(client, _)| client)
     }
 
-    /// Connects to the monitor at `path`, and asks in the same breath where QEMU is.
+    /// Connects to the monitor at `path`, and sends the query for the run state along.
     ///
     /// # Errors
     /// As [`connect`](Self::connect) and [`execute`](Self::execute).
@@ -68,8 +66,8 @@ impl QmpClient {
         Ok((client, state))
     }
 
-    /// Connects to the monitor at `path`, and asks in the same breath for the forwards of user
-    /// networks that are in force, with the host ports that the kernel chose.
+    /// Connects to the monitor at `path`, and sends the query for the active forwards of user
+    /// networks along; they include the host ports that the kernel chose.
     ///
     /// # Errors
     /// As [`connect`](Self::connect) and [`execute`](Self::execute).
@@ -91,11 +89,11 @@ impl QmpClient {
         Self::negotiate(wire, None, deadline).await.map(|(client, _)| client)
     }
 
-    /// Negotiates, puts a question behind it, and returns what came back.
+    /// Negotiates with a command behind it, and returns the command's reply.
     ///
-    /// Everything is sent before QEMU greets, since each turn of the conversation waits for a main
-    /// loop that is busy with the guest. QEMU reads it when this client's turn comes, even if the
-    /// client has given up by then: so only what changes nothing may be asked like this.
+    /// Everything is sent before QEMU greets, since each round trip waits for a main loop that is
+    /// busy with the guest. QEMU reads it when it accepts this client, even if the client has given
+    /// up by then: so the command must not change anything.
     async fn negotiate(
         wire: LineStream,
         question: Option<(&str, Option<Value>)>,
@@ -104,9 +102,9 @@ impl QmpClient {
         let mut client = Self { wire, last_id: first_id() };
         let negotiation = client.queue("qmp_capabilities", None);
         let question = question.map(|(command, arguments)| (command, client.queue(command, arguments)));
-        // A peer that has closed the connection may have said why before.
-        let _ = within(deadline, || "QEMU to listen".to_owned(), client.wire.flush()).await;
-        let awaited = "QEMU's greeting: another client holds the monitor, or QEMU does not answer";
+        // A peer that has closed the connection may have sent the reason before.
+        let _ = within(deadline, || "QEMU to accept the connection".to_owned(), client.wire.flush()).await;
+        let awaited = "QEMU's greeting: another client holds the monitor, or QEMU does not reply";
         within(deadline, || awaited.to_owned(), client.greeted()).await?;
         let mut answer = client.answer("qmp_capabilities", negotiation, deadline).await?;
         if let Some((command, id)) = question {
@@ -115,27 +113,27 @@ impl QmpClient {
         Ok((client, answer))
     }
 
-    /// Waits for the greeting. What QEMU had still to say to a client that is gone comes before it.
+    /// Waits for the greeting. The remaining lines for an earlier client come before it.
     async fn greeted(&mut self) -> Result<()> {
         loop {
             match self.message().await? {
                 QmpMessage::Greeting { .. } => return Ok(()),
                 QmpMessage::Return { .. } | QmpMessage::Error { .. } | QmpMessage::Event(_) => {
-                    tracing::debug!("passed over what QEMU said to the client before");
+                    tracing::debug!("skipped a line for an earlier client");
                 }
                 QmpMessage::Other(other) => {
-                    return Err(self.wire.problem(format!("it began without a greeting: {other:?}")));
+                    return Err(self.wire.problem(format!("no greeting, but {other:?}")));
                 }
             }
         }
     }
 
-    /// Runs a command and returns what it returns. Events that come meanwhile pass by: what vmkit
-    /// waits for is a process, and a client is gone before long.
+    /// Runs a command and returns its result. Events are skipped: vmkit waits for a process
+    /// instead, and a client does not exist for long.
     ///
     /// # Errors
-    /// `Refused` where QEMU says no; `TimedOut`; `Protocol` where it closes or breaks the
-    /// connection.
+    /// `Refused` if QEMU refuses; `TimedOut`; `Protocol` if QEMU closes the connection or violates
+    /// the protocol.
     pub(crate) async fn execute(
         &mut self,
         command: &str,
@@ -146,17 +144,16 @@ impl QmpClient {
         self.answer(command, id, deadline).await
     }
 
-    /// Puts a command behind those that are not sent yet, and returns the id that its answer will
-    /// have.
+    /// Queues a command, and returns the id of its reply.
     fn queue(&mut self, command: &str, arguments: Option<Value>) -> u64 {
         self.last_id += 1;
         self.wire.queue(&encode(self.last_id, command, arguments));
         self.last_id
     }
 
-    /// Sends what is queued, and waits for the answer with this id.
+    /// Sends the queue, and waits for the reply with this id.
     async fn answer(&mut self, command: &str, id: u64, deadline: Instant) -> Result<Value> {
-        let awaited = || format!("QEMU's answer to `{command}`");
+        let awaited = || format!("QEMU's reply to `{command}`");
         within(deadline, awaited, self.converse(command, id)).await
     }
 
@@ -165,17 +162,18 @@ impl QmpClient {
         loop {
             match self.message().await? {
                 QmpMessage::Return { id: Some(id), value } if id == ours => return Ok(value),
-                // Without an id QEMU could not read a command, and only one is under way.
+                // An error without an id is about a command that QEMU could not parse; only this
+                // one is pending.
                 QmpMessage::Error { id, class, desc } if id.is_none_or(|id| id == ours) => {
                     let command = command.to_owned();
                     return Err(Error::Refused { peer: Peer::Qemu, command, class, description: desc });
                 }
-                QmpMessage::Event(event) => tracing::trace!(event = event.name, "passed over an event"),
+                QmpMessage::Event(event) => tracing::trace!(event = event.name, "skipped an event"),
                 QmpMessage::Return { .. } | QmpMessage::Error { .. } => {
-                    tracing::debug!(command, "passed over a late answer of QEMU");
+                    tracing::debug!(command, "skipped a late reply");
                 }
                 QmpMessage::Greeting { .. } | QmpMessage::Other(_) => {
-                    tracing::debug!(command, "passed over a line of QEMU that is no answer");
+                    tracing::debug!(command, "skipped a line that is not a reply");
                 }
             }
         }
@@ -190,11 +188,11 @@ impl QmpClient {
     fn run_state(&self, answer: &Value) -> Result<RunState> {
         match answer.get("status").and_then(Value::as_str) {
             Some(status) => Ok(RunState::from(status)),
-            None => Err(self.wire.problem(format!("its status says nothing: {answer}"))),
+            None => Err(self.wire.problem(format!("missing `status` in the reply: {answer}"))),
         }
     }
 
-    /// Pauses the vCPUs; on paused ones it does nothing.
+    /// Pauses the vCPUs; no effect if they are paused.
     ///
     /// # Errors
     /// As [`execute`](Self::execute).
@@ -202,10 +200,10 @@ impl QmpClient {
         self.execute("stop", None, deadline).await.map(drop)
     }
 
-    /// Lets the vCPUs run; on running ones it does nothing.
+    /// Resumes the vCPUs; no effect if they run.
     ///
     /// # Errors
-    /// As [`execute`](Self::execute); `Refused` where the state must not go on, such as after a
+    /// As [`execute`](Self::execute); `Refused` in a state that can't be resumed, such as after a
     /// panic.
     pub(crate) async fn cont(&mut self, deadline: Instant) -> Result<()> {
         self.execute("cont", None, deadline).await.map(drop)
@@ -214,13 +212,13 @@ impl QmpClient {
     /// Wakes a guest that sleeps (ACPI S3).
     ///
     /// # Errors
-    /// As [`execute`](Self::execute); `Refused` where it does not sleep, or can't.
+    /// As [`execute`](Self::execute); `Refused` if it does not sleep, or can't be woken.
     pub(crate) async fn wake(&mut self, deadline: Instant) -> Result<()> {
         self.execute("system_wakeup", None, deadline).await.map(drop)
     }
 
-    /// Presses the guest's power button. Whether the guest listens shows only later, in a
-    /// `SHUTDOWN` event.
+    /// Presses the guest's power button. Only a later `SHUTDOWN` event shows whether the guest
+    /// reacts.
     ///
     /// # Errors
     /// As [`execute`](Self::execute).
@@ -228,7 +226,7 @@ impl QmpClient {
         self.execute("system_powerdown", None, deadline).await.map(drop)
     }
 
-    /// Returns the forwards of user networks that are in force.
+    /// Returns the active forwards of user networks.
     ///
     /// # Errors
     /// As [`execute`](Self::execute).
@@ -239,16 +237,16 @@ impl QmpClient {
     /// Runs a command of the monitor for people, and returns what it printed.
     ///
     /// # Errors
-    /// As [`execute`](Self::execute); what such a command has to complain of is only printed.
+    /// As [`execute`](Self::execute); the failure of such a command is only in its output.
     pub(crate) async fn hmp(&mut self, line: &str, deadline: Instant) -> Result<String> {
         let answer = self.execute(HMP, Some(json!({ "command-line": line })), deadline).await?;
         self.printed(line, &answer).map(str::to_owned)
     }
 
-    /// Sends `quit`. The process is gone a little later.
+    /// Sends `quit`. The process ends a little later.
     ///
     /// # Errors
-    /// As [`execute`](Self::execute), but a connection that QEMU closes before or after its answer
+    /// As [`execute`](Self::execute), but a connection that QEMU closes before or after its reply
     /// is success.
     pub(crate) async fn quit(mut self, deadline: Instant) -> Result<()> {
         match self.execute("quit", None, deadline).await {
@@ -266,7 +264,7 @@ impl QmpClient {
     }
 
     fn printed<'a>(&self, command: &str, answer: &'a Value) -> Result<&'a str> {
-        let problem = || self.wire.problem(format!("`{command}` printed no text: {answer}"));
+        let problem = || self.wire.problem(format!("the reply to `{command}` is not text: {answer}"));
         answer.as_str().ok_or_else(problem)
     }
 
@@ -281,7 +279,7 @@ fn closed(error: &io::Error) -> bool {
     matches!(error.kind(), UnexpectedEof | BrokenPipe | ConnectionReset)
 }
 
-/// Where QEMU is, as `query-status` names it.
+/// QEMU's run state, as `query-status` names it.
 ///
 /// Source: QEMU, `qapi/run-state.json`, `RunState`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -292,25 +290,25 @@ pub(crate) enum RunState {
     Paused,
     /// Not started yet (`-S`).
     Prelaunch,
-    /// It waits for a migration to come in.
+    /// It waits for an incoming migration.
     InMigrate,
-    /// The guest has shut down, and QEMU was told to stay.
+    /// The guest has shut down, and QEMU was started with `-no-shutdown`.
     Shutdown,
     /// The guest sleeps (ACPI S3).
     Suspended,
-    /// The virtualisation failed in a way that it can't go on from.
+    /// The accelerator failed, and the guest can't continue.
     InternalError,
-    /// A disk failed, and its error policy is to pause.
+    /// A disk failed, with the error policy to pause.
     IoError,
-    /// The guest's kernel panicked, told by pvpanic.
+    /// The guest's kernel panicked, as reported by pvpanic.
     GuestPanicked,
     /// The guest's watchdog fired.
     Watchdog,
-    /// A debugger holds it.
+    /// A debugger has stopped it.
     Debug,
     /// One of the short states around migrations and snapshots.
     Migrating,
-    /// A state that this program has never heard of.
+    /// A state that this version does not know.
     Unknown(String),
 }
 
@@ -359,7 +357,7 @@ mod tests {
         in_ms(20_000)
     }
 
-    /// QEMU's side of the monitor, played by a test.
+    /// QEMU's side of the monitor, driven by a test.
     struct FakeMonitor(BufStream<UnixStream>);
 
     impl FakeMonitor {
@@ -404,12 +402,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_peer_that_is_no_qemu_is_told_so() {
+    async fn a_peer_that_is_not_qemu_is_reported() {
         for (said, expected) in [
             ("SSH-2.0-OpenSSH_9.2\n", "QEMU: `SSH-2.0-OpenSSH_9.2` is not JSON"),
-            ("{\"hello\": 1}\n", "QEMU: it began without a greeting"),
-            ("{\"QMP\"", "QEMU: it closed the connection"),
-            ("", "QEMU: it closed the connection"),
+            ("{\"hello\": 1}\n", "QEMU: no greeting"),
+            ("{\"QMP\"", "QEMU: closed the connection"),
+            ("", "QEMU: closed the connection"),
         ] {
             let (ours, mut theirs) = UnixStream::pair().unwrap();
             theirs.write_all(said.as_bytes()).await.unwrap();
@@ -421,11 +419,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_said_to_the_client_before_is_nobody_elses() {
+    async fn lines_for_an_earlier_client_are_skipped() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         tokio::spawn(async move {
             let mut peer = FakeMonitor(BufStream::new(theirs));
-            // As QEMU 7.2 does where a client hung up while its command was carried out.
+            // As QEMU 7.2 does if a client disconnected while its command was carried out.
             for id in 1..=4 {
                 peer.say(json!({"return": {"status": "shutdown"}, "id": id})).await;
             }
@@ -441,7 +439,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_that_comes_too_late_is_dropped() {
+    async fn a_late_reply_is_skipped() {
         let mut client = greeted(|mut peer| async move {
             let late = peer.hear().await["id"].clone();
             let now = peer.hear().await["id"].clone();
@@ -451,12 +449,12 @@ mod tests {
         })
         .await;
         let error = client.status(in_ms(50)).await.unwrap_err();
-        assert!(error.to_string().ends_with("s for QEMU's answer to `query-status`"), "{error}");
+        assert!(error.to_string().ends_with("s for QEMU's reply to `query-status`"), "{error}");
         assert_eq!(client.status(in_time()).await.unwrap(), RunState::Running);
     }
 
     #[tokio::test]
-    async fn unknown_events_and_states_pass() {
+    async fn unknown_events_and_states_are_accepted() {
         let mut client = greeted(|mut peer| async move {
             for number in 0..300 {
                 peer.say(json!({"event": "NEVER_HEARD_OF", "data": number})).await;
@@ -468,7 +466,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_error_without_an_id_is_an_answer_to_the_command_under_way() {
+    async fn an_error_without_an_id_is_the_reply_to_the_pending_command() {
         let mut client = greeted(|mut peer| async move {
             peer.hear().await;
             peer.say(r#"{"error": {"class": "GenericError", "desc": "JSON parse error"}}"#).await;
@@ -489,12 +487,12 @@ mod tests {
         assert!(error.to_string().starts_with(r"QEMU: `\x1b[31mFATAL` is not JSON"), "{error}");
 
         let mut client = greeted(|mut peer| async move {
-            // The client hangs up in the middle of it.
+            // The client closes the connection in the middle of it.
             let _ = peer.0.write_all(&vec![b'['; LINE_LIMIT_BYTES + 1024 * 1024]).await;
         })
         .await;
         let error = client.pause(in_time()).await.unwrap_err();
-        assert_eq!(error.to_string(), "QEMU: it sent a line of more than 4194304 bytes");
+        assert_eq!(error.to_string(), "QEMU: sent a line of more than 4194304 bytes");
     }
 
     #[tokio::test]
@@ -526,7 +524,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_real_qemu_is_understood() {
+    async fn the_client_works_with_the_real_qemu() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let theirs = OwnedFd::from(theirs.into_std().unwrap());
         let net = "user,id=n,hostfwd=tcp:127.0.0.1:0-:22,hostfwd=udp:127.0.0.1:0-:53";
@@ -560,7 +558,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("qmp");
         let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
-        // As `start` hands it down, and for the same reason.
+        // As `start` passes it on, and for the same reason.
         listener.set_nonblocking(true).unwrap();
         let mut qemu = real_qemu(&["-M", "none"], listener.into(), ",server=on,wait=off").await;
 

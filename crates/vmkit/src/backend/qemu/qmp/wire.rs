@@ -91,7 +91,7 @@ impl LineStream {
                 Ok(Some(line)) => return Ok(line),
                 Ok(None) => {}
                 Err(TooLong { limit }) => {
-                    return Err(self.problem(format!("it sent a line of more than {limit} bytes")));
+                    return Err(self.problem(format!("sent a line of more than {limit} bytes")));
                 }
             }
             let tail = self.incoming.tail();
@@ -121,7 +121,7 @@ impl LineStream {
     }
 
     fn broke(&self, source: io::Error) -> Error {
-        Error::protocol(self.peer, "it closed the connection").with_source(source)
+        Error::protocol(self.peer, "closed the connection").with_source(source)
     }
 }
 
