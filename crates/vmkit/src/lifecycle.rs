@@ -129,8 +129,8 @@ fn hint(state: &VmState, operation: &Operation) -> &'static str {
         (Operation::Suspend | Operation::Resume, VmState::Prepared | VmState::Stopped) => ": start it first",
         (Operation::Suspend | Operation::Resume, VmState::Failed { .. }) => ": start it again",
         (Operation::Destroy, VmState::Running | VmState::Suspended) => ": stop it first, or use force",
-        (_, VmState::Destroyed) => ": its removal was begun, remove it",
-        (_, VmState::Preparing) => ": its making was cut off, remove it",
+        (_, VmState::Destroyed) => ": its removal was interrupted; remove it again",
+        (_, VmState::Preparing) => ": its creation was interrupted; remove it",
         _ => "",
     }
 }

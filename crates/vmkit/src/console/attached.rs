@@ -1,7 +1,6 @@
-//! A console that is attached: [`AttachedConsole`].
+//! A console with a client: [`AttachedConsole`].
 //!
-//! Edge: a socket. What a QEMU serves is the socket itself; what a server serves elsewhere is
-//! carried to one by its backend.
+//! The backend provides a socket: QEMU's own, or one to which it copies the console of a server.
 
 use std::fmt;
 use std::io;
@@ -20,17 +19,16 @@ use crate::error::{Error, Result};
 use crate::lifecycle::VmState;
 use crate::spec::VmName;
 
-/// How much is kept of what was said and not read, before the older half goes: a guest that floods
-/// its console fills no memory.
+/// The maximum amount of unread output; beyond that, the older half is dropped, so that a guest
+/// with endless output fills no memory.
 const MOST_UNREAD_BYTES: usize = 8 << 20;
-/// How much is read at once.
+/// The size of one read.
 const CHUNK_BYTES: usize = 16 << 10;
 
-/// A VM's serial console, attached: what the guest says is read from it, and what is written to it
-/// is typed.
+/// A VM's serial console: reads the guest's output, and writes to its input.
 ///
-/// It begins with what this run of the VM has said before, the last MiB of it, as far as the
-/// backend tells runs apart, and each byte comes once. Dropping it leaves the console to others.
+/// The output starts with that of this run so far, the last MiB of it, as far as the backend can
+/// tell runs apart, and has each byte once. Dropping the console makes it available to others.
 ///
 /// # Examples
 /// ```no_run
@@ -40,23 +38,23 @@ const CHUNK_BYTES: usize = 16 << 10;
 /// let timeout = std::time::Duration::from_secs(60);
 /// console.wait_for("login: ", timeout).await?;
 /// console.send("root\n", timeout).await?;
-/// let said = console.wait_for("# ", timeout).await?;
-/// # drop(said); Ok(()) }
+/// let output = console.wait_for("# ", timeout).await?;
+/// # drop(output); Ok(()) }
 /// ```
 pub struct AttachedConsole {
     vm: VmName,
     stream: UnixStream,
-    /// What was said and not read yet.
+    /// Output that was not returned yet.
     unread: Vec<u8>,
-    /// How much of that was there when something was typed last.
+    /// How much of it was there at the last `send`.
     old: usize,
     turn: Option<ConsoleTurn>,
-    /// Asks how the VM is once its console has closed.
+    /// Queries the VM's state after its console was closed.
     end: Box<dyn Fn() -> StateQuery + Send + Sync>,
 }
 
 impl AttachedConsole {
-    /// Creates one of the stream, what was printed before it, and how to learn of the VM's end.
+    /// Creates a console from its stream, the output before that, and a query for the VM's state.
     pub(crate) fn new(
         vm: VmName,
         stream: UnixStream,
@@ -67,24 +65,24 @@ impl AttachedConsole {
         Self { vm, stream, unread, old: 0, turn, end }
     }
 
-    /// Reads until the guest has said this, and returns what was said up to there, with it; of very
-    /// much, at least the last 4 MiB.
+    /// Reads until the guest has printed this text, and returns the output up to its end; if it is
+    /// very long, at least the last 4 MiB.
     ///
-    /// What comes behind it is read next. Only what has come after the last [`send`](Self::send) is
-    /// searched: an answer is waited for, and not the same text that stood there before.
+    /// The next call continues behind it. Only output after the last [`send`](Self::send) is
+    /// searched, so that the same text from before is not taken for a reply.
     ///
     /// # Cancel safety
-    /// What was read stays, and is looked at again.
+    /// The output that was read is kept, and searched again.
     ///
     /// # Errors
-    /// `TimedOut` with the console's last lines; `InvalidState` with them where the VM ends; `Busy`
-    /// where the console is served to somebody who has not taken a [`ConsoleTurn`]; `Io`. What was
-    /// read stays.
+    /// `TimedOut` with the console's last lines; `InvalidState` with them if the VM ends; `Busy` if
+    /// the console serves a client that has not taken a [`ConsoleTurn`]; `Io`. The output that was
+    /// read is kept.
     pub async fn wait_for(&mut self, text: &str, timeout: Duration) -> Result<Vec<u8>> {
         let (begun, deadline) = (Instant::now(), later(timeout));
         let awaited = || format!("{text:?} on the console of the VM `{}`", self.vm);
         let awaited = awaited();
-        // What was looked at is not looked at again, but for the beginning of what may be the text.
+        // What was searched is not searched again, but for a possible start of the text.
         let mut looked_at = self.old;
         loop {
             if let Some(at) = find(&self.unread[looked_at..], text.as_bytes()) {
@@ -98,8 +96,7 @@ impl AttachedConsole {
                 Ok(Ok(0)) => {
                     let console = last_lines(&self.unread);
                     let state = match timeout_at(deadline, (self.end)()).await {
-                        // One that has failed is not what is waited for, and has come to its end as
-                        // well.
+                        // A VM that has failed has ended as well.
                         Ok(Ok(state) | Err(Error::Ended { state, .. })) => state,
                         Ok(Err(error)) => return Err(error),
                         Err(_) => return Err(Error::TimedOut { awaited, after: begun.elapsed(), console }),
@@ -118,25 +115,24 @@ impl AttachedConsole {
         }
     }
 
-    /// Types this.
+    /// Writes to the console's input.
     ///
     /// # Errors
-    /// `TimedOut` where the guest does not take it; `Io` where the console has closed. What was
-    /// typed before stays so.
+    /// `TimedOut` if the guest does not read its input; `Io` if the console is closed. A part may
+    /// have been written by then.
     pub async fn send(&mut self, typed: impl AsRef<[u8]>, timeout: Duration) -> Result<()> {
         let (begun, deadline) = (Instant::now(), later(timeout));
         self.hear_all();
         match timeout_at(deadline, self.stream.write_all(typed.as_ref())).await {
             Ok(sent) => sent.map_err(|error| self.failed("write to", error)),
             Err(_) => {
-                let awaited =
-                    format!("the guest to take what is typed on the console of the VM `{}`", self.vm);
+                let awaited = format!("the guest to read the input of the console of the VM `{}`", self.vm);
                 Err(Error::TimedOut { awaited, after: begun.elapsed(), console: last_lines(&self.unread) })
             }
         }
     }
 
-    /// Drops the first of what is unread where that is too much.
+    /// Drops the start of the unread output if there is too much.
     fn bound(&mut self, kept: usize) {
         if self.unread.len() > MOST_UNREAD_BYTES {
             let gone = self.unread.len().saturating_sub(kept);
@@ -145,12 +141,12 @@ impl AttachedConsole {
         }
     }
 
-    /// Reads what has come so far: whatever is typed next, this is no answer to it.
+    /// Reads the output so far, which can't be a reply to the next input.
     fn hear_all(&mut self) {
         let mut chunk = vec![0; CHUNK_BYTES];
-        // Of a guest that floods, no more than what is kept.
+        // At most the amount that is kept, if the output is endless.
         for _ in 0..MOST_UNREAD_BYTES / CHUNK_BYTES {
-            // An end and an error are found by the next read.
+            // The next read reports an end or an error.
             let Ok(bytes @ 1..) = rustix::io::read(&self.stream, &mut chunk) else { break };
             self.unread.extend_from_slice(&chunk[..bytes]);
         }
@@ -158,10 +154,10 @@ impl AttachedConsole {
         self.old = self.unread.len();
     }
 
-    /// Reads what comes next, and returns how much it is; 0 where the console has closed.
+    /// Reads the next output, and returns its length; 0 if the console is closed.
     async fn hear(&mut self) -> io::Result<usize> {
         match (&mut self.stream).take(CHUNK_BYTES as u64).read_buf(&mut self.unread).await {
-            // A socket whose other end died with input that it had not read.
+            // The other end was closed with unread input.
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(0),
             heard => heard,
         }
@@ -209,10 +205,10 @@ impl fmt::Debug for AttachedConsole {
     }
 }
 
-/// A question for a VM's state.
+/// A query for a VM's state.
 pub(crate) type StateQuery = Pin<Box<dyn Future<Output = Result<VmState>> + Send>>;
 
-/// Returns where the text begins.
+/// Returns the position of the text.
 fn find(said: &[u8], text: &[u8]) -> Option<usize> {
     match text.len() {
         0 => Some(0),
@@ -225,7 +221,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_was_said_before_something_was_typed_is_no_answer_to_it() {
+    async fn output_before_an_input_is_not_taken_for_a_reply() {
         let (stream, mut guest) = UnixStream::pair().unwrap();
         let end = Box::new(|| -> StateQuery { Box::pin(async { Ok(VmState::Stopped) }) });
         let vm = VmName::new("web").unwrap();
@@ -244,7 +240,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_guest_that_floods_its_console_fills_no_memory_and_is_still_heard() {
+    async fn endless_output_fills_no_memory_and_is_still_searched() {
         let (stream, mut guest) = UnixStream::pair().unwrap();
         let end = Box::new(|| -> StateQuery { Box::pin(async { Ok(VmState::Stopped) }) });
         let vm = VmName::new("web").unwrap();

@@ -1,8 +1,7 @@
-//! A console's past and its socket, put together so that no byte comes twice and none is missing.
+//! Joining a console's log and its socket, so that each byte comes exactly once.
 //!
-//! QEMU sends what the guest says to the console's client first, and then to the log. It does not
-//! report when it has accepted a client. So the end of the log may be what the client was sent as
-//! well:
+//! QEMU sends the guest's output to the console's client first, and then to the log. It does not
+//! report when it has accepted a client. So the end of the log may also be in the socket:
 //!
 //! ```text
 //!  log   ───────────────────┐
@@ -10,7 +9,7 @@
 //!                  accepted  overlap
 //! ```
 //!
-//! Both are read until neither grows for a moment: then the log ends with all that was sent. For a
+//! Both are read until neither grows for a moment: then the log contains all that was sent. For a
 //! guest that never pauses, the longest overlap counts.
 
 use std::io::{self, Read};
@@ -27,46 +26,46 @@ use super::turn::ConsoleClient;
 use crate::boundedlog::{LogPosition, tail_of_log, tail_of_log_since};
 use crate::error::{Error, Result};
 
-/// How much of the log is compared with what was sent, in bytes.
+/// How much of the log is compared with the socket, in bytes.
 const COMPARED_BYTES: u64 = 2 << 20;
-/// How much may be sent before it is compared with what the log has by then, in bytes.
+/// How much is read from the socket before it is compared with the log, in bytes.
 const MOST_SENT_BYTES: usize = 1 << 20;
-/// How long a guest is silent that pauses. There is no event for a pause.
+/// The pause in the output after which the guest is regarded as silent; there is no event for that.
 const PAUSE: Duration = Duration::from_millis(10);
-/// How long a pause is waited for, and that the client is accepted.
+/// How long to wait for such a pause, and for the client to be accepted.
 const PAUSE_LIMIT: Duration = Duration::from_secs(1);
 
-/// The log of a console, and where in it the past that is wanted begins.
+/// The log of a console, and which part of it to return.
 #[derive(Debug, Clone, Copy)]
 pub struct ConsoleLog<'a> {
     /// The log.
     pub path: &'a Path,
-    /// What was written before this is not wanted.
+    /// Where to start.
     pub since: Option<LogPosition>,
-    /// No more of its end than this is wanted, in bytes.
+    /// The maximum length, in bytes, up to the log's end.
     pub most_bytes: u64,
 }
 
-/// A console that was connected to.
+/// A console with its output so far.
 #[derive(Debug)]
 pub struct JoinedConsole {
-    /// What was said before.
+    /// The output in the log.
     pub past: Vec<u8>,
-    /// What was said since, as far as it was read from the socket already.
+    /// The output after that, as far as it was read from the socket.
     pub said: Vec<u8>,
-    /// The socket, which does not block.
+    /// The socket, in non-blocking mode.
     pub stream: UnixStream,
 }
 
 impl ConsoleTurn {
-    /// Connects to the console, and reads what was said before from its log: every byte once, in
-    /// order, from there on to what comes from the socket.
+    /// Connects to the console, and reads its output so far from its log: each byte once, in order,
+    /// without a gap to what comes from the socket.
     ///
-    /// Blocks until the guest pauses for a moment, a second at most.
+    /// Blocks until the guest pauses for a moment, at most a second.
     ///
     /// # Errors
-    /// `Busy` where the console serves a client that has not taken its turn, and others wait; `Io`
-    /// where it can't be reached, or the log can't be read.
+    /// `Busy` if the console serves a client that has not taken its turn, and others wait; `Io` if
+    /// it can't be reached, or the log can't be read.
     pub fn join(&self, log: Option<ConsoleLog>) -> Result<JoinedConsole> {
         self.client().join(log)
     }
@@ -85,7 +84,7 @@ impl ConsoleClient {
         let (mut past, mut said) = (Vec::new(), Vec::new());
         loop {
             let known = (past.len(), said.len());
-            // Read without a pause: QEMU logs a byte twice that its client has no room for.
+            // Read without a pause: QEMU logs a byte twice if its client can't take it at once.
             let mut is_open = true;
             while is_open
                 && said.len() < MOST_SENT_BYTES
@@ -95,7 +94,7 @@ impl ConsoleClient {
                 is_open = read_some(&stream, &mut said).map_err(Error::io("read", self.socket()))?;
             }
             past = log.tail().map_err(failed())?;
-            // Read in this order: what the log has by now was sent before.
+            // Read in this order: what is in the log by now was sent before.
             is_open &= read_some(&stream, &mut said).map_err(Error::io("read", self.socket()))?;
             let is_silent = known == (past.len(), said.len()) && !self.is_waiting();
             let added = added_since(log.path, before.as_ref()).map_err(failed())?;
@@ -113,8 +112,8 @@ impl ConsoleClient {
         }
     }
 
-    /// Connects without waiting: where nobody accepts and the queue is full, `connect` would block
-    /// for good.
+    /// Connects without waiting: with a full queue and no process that accepts, `connect` would
+    /// block forever.
     fn connected(&self) -> Result<UnixStream> {
         let failed = |errno: Errno| Error::io("connect to", self.socket())(errno.into());
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -146,7 +145,7 @@ fn added_since(log: &Path, before: Option<&LogPosition>) -> io::Result<usize> {
     added.map(|added| added.len())
 }
 
-/// Reads what there is; returns false if nothing comes any more.
+/// Reads the available output; returns false at the end.
 fn read_some(mut stream: &UnixStream, said: &mut Vec<u8>) -> io::Result<bool> {
     let mut chunk = vec![0; 64 << 10];
     while said.len() < MOST_SENT_BYTES {
@@ -162,19 +161,19 @@ fn read_some(mut stream: &UnixStream, said: &mut Vec<u8>) -> io::Result<bool> {
     Ok(true)
 }
 
-/// How the end of a log and the beginning of what was sent are the same.
+/// The overlap of the end of a log and the start of what was sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Overlap {
-    /// How many bytes at the end of the log were sent as well.
+    /// How many bytes at the end of the log were also sent.
     logged_bytes: usize,
-    /// Whether the log has all that was sent.
+    /// Whether the log contains all that was sent.
     is_whole: bool,
 }
 
 /// Returns the longest overlap of what was sent and the last `added` bytes of the log.
 ///
-/// QEMU logs a byte again for each time that its client has no room for it. So both are compared
-/// as runs of one byte, whatever the length of a run.
+/// QEMU logs a byte again each time that its client can't take it. So both are compared as runs of
+/// one byte, whatever the length of a run.
 fn overlap(past: &[u8], said: &[u8], added: usize) -> Overlap {
     let recent = &past[past.len() - past.len().min(added)..];
     let (logged, sent) = (runs(recent), runs(said));
@@ -182,7 +181,7 @@ fn overlap(past: &[u8], said: &[u8], added: usize) -> Overlap {
     let Some((first, others)) = logged[logged.len() - matched..].split_first() else {
         return Overlap { logged_bytes: 0, is_whole: said.is_empty() };
     };
-    // What is longer than the first run that was sent came before the client.
+    // The part beyond the first run that was sent was before the client.
     let first_bytes = first.bytes.len().min(sent[0].bytes.len());
     let last_logged = others.last().map_or(first_bytes, |run| run.bytes.len());
     Overlap {
@@ -191,7 +190,7 @@ fn overlap(past: &[u8], said: &[u8], added: usize) -> Overlap {
     }
 }
 
-/// One byte, as often as it follows itself.
+/// One byte and its immediate repetitions.
 struct Run<'a> {
     bytes: &'a [u8],
 }
@@ -206,8 +205,8 @@ fn runs(bytes: &[u8]) -> Vec<Run<'_>> {
     bytes.chunk_by(|a, b| a == b).map(|bytes| Run { bytes }).collect()
 }
 
-/// Returns the length of the longest end of `log` that `sent` begins with, by Knuth, Morris and
-/// Pratt: a guest decides what is compared, so the time must not grow with its square.
+/// Returns the length of the longest end of `log` that `sent` starts with, by Knuth, Morris and
+/// Pratt: a guest controls both, so the time must not grow quadratically.
 fn longest_overlap<T: PartialEq>(log: &[T], sent: &[T]) -> usize {
     let advance = |shorter: &[usize], mut matched: usize, next: &T| {
         while matched > 0 && sent.get(matched) != Some(next) {
@@ -222,7 +221,7 @@ fn longest_overlap<T: PartialEq>(log: &[T], sent: &[T]) -> usize {
     log.iter().fold(0, |matched, next| advance(&shorter, matched, next))
 }
 
-/// Waits for what the guest says next; returns false if it pauses.
+/// Waits for further output; returns false if the guest pauses.
 fn comes(stream: &UnixStream) -> io::Result<bool> {
     let pause = Timespec::try_from(PAUSE).map_err(io::Error::other)?;
     match poll(&mut [PollFd::new(stream, PollFlags::IN)], Some(&pause)) {
@@ -243,13 +242,13 @@ mod tests {
     use crate::spec::VmName;
 
     #[test]
-    fn what_the_log_and_the_socket_both_have_is_had_once() {
+    fn bytes_in_both_the_log_and_the_socket_are_returned_once() {
         let of = |past: &str, said: &str, added| {
             let overlap = overlap(past.as_bytes(), said.as_bytes(), added);
             (overlap.logged_bytes, overlap.is_whole)
         };
         assert_eq!(of("boot login: ", "login: ", 12), (7, true));
-        assert_eq!(of("boot login: ", "login: ", 0), (0, false), "nothing was said since");
+        assert_eq!(of("boot login: ", "login: ", 0), (0, false), "no output since");
         assert_eq!(of("boot log", "login: ", 8), (3, false));
         assert_eq!(of("boot ", "login: ", 5), (0, false));
         assert_eq!(of("boot ", "", 5), (0, true));
@@ -275,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_speaks_while_it_is_attached_to_loses_and_doubles_nothing() {
+    fn output_during_the_attachment_is_neither_lost_nor_doubled() {
         let dir = tempfile::tempdir().unwrap();
         let (path, socket) = (dir.path().join("console.log"), dir.path().join("console.sock"));
         let listener = UnixListener::bind(&socket).unwrap();
@@ -286,7 +285,8 @@ mod tests {
                 let mut log = BoundedLog::open(&path, 4 << 20).unwrap();
                 let mut client: Option<UnixStream> = None;
                 for line in 0..400 {
-                    // As QEMU does: accepted between two words, sent first, logged then.
+                    // As QEMU does: a client is accepted between two lines, and gets a line before
+                    // the log.
                     client = client.or_else(|| listener.accept().ok().map(|(client, _)| client));
                     let text = format!("line {line}\r\n");
                     client.iter().for_each(|mut client| client.write_all(text.as_bytes()).unwrap());

@@ -1,8 +1,8 @@
-//! Serial consoles of VMs: [`AttachedConsole`], one that is attached, and what it is made of.
+//! The serial consoles of VMs: [`AttachedConsole`], and its parts.
 //!
 //! [`VmManager::attach_console`](crate::VmManager::attach_console) attaches to the console of any
-//! backend. QEMU's console serves one client at a time, so whoever is there has a [`ConsoleTurn`],
-//! which the next one is told of.
+//! backend. QEMU's console serves one client at a time, so a client takes a [`ConsoleTurn`], which
+//! another one is refused with.
 
 mod attached;
 mod joined;

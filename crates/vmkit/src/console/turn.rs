@@ -1,5 +1,5 @@
-//! Who is at a console: QEMU serves one at a time, and leaves everybody else in its queue without a
-//! word.
+//! Turns at a console: QEMU serves one client at a time, and leaves all others in its queue without
+//! a reply.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -13,15 +13,15 @@ use crate::store::{denied, keep_owner};
 
 /// This process's turn at a console that serves one client at a time.
 ///
-/// It is over when this is dropped, or the process has died. The file behind it lies beside the
-/// socket, has the PID for whoever comes next, and goes with the VM.
+/// It ends when this is dropped, or the process has died. Its lock file is in the socket's
+/// directory, contains the PID for other processes, and is removed with the VM.
 #[derive(Debug)]
 pub struct ConsoleTurn {
     _held: FileLock,
     client: ConsoleClient,
 }
 
-/// The socket of a VM's console, as it is connected to.
+/// A client of a VM's console socket.
 #[derive(Debug, Clone)]
 pub(crate) struct ConsoleClient {
     vm: VmName,
@@ -29,10 +29,10 @@ pub(crate) struct ConsoleClient {
 }
 
 impl ConsoleTurn {
-    /// Takes the console of this VM, which is at this socket.
+    /// Takes a turn at the console of this VM, which is at this socket.
     ///
     /// # Errors
-    /// `Busy` with the PID of the process that has it; `Io` and `Host` where that can't be told.
+    /// `Busy` with the PID of the process that has it; `Io` and `Host` if that can't be determined.
     pub fn take(vm: &VmName, socket: &Path) -> Result<Self> {
         let path = lock_of(socket);
         let file = OpenOptions::new()
@@ -52,13 +52,14 @@ impl ConsoleTurn {
         Ok(Self { _held: held, client: ConsoleClient::new(vm, socket) })
     }
 
-    /// Returns whether the hypervisor serves a client that has not taken its turn, so that a
-    /// connection made now waits to be accepted. Always `false` but on Linux, which alone tells it.
+    /// Returns whether the hypervisor serves a client that has not taken its turn, so that a new
+    /// connection waits to be accepted. Always `false` except on Linux, the only system that
+    /// reports it.
     pub fn is_disregarded(&self) -> bool {
         self.client.is_waiting()
     }
 
-    /// Creates the error for a console that is served to such a client.
+    /// Creates the error for a console that serves such a client.
     pub fn busy(&self) -> Error {
         self.client.busy()
     }
@@ -69,12 +70,12 @@ impl ConsoleTurn {
 }
 
 impl ConsoleClient {
-    /// Creates a client of a console that needs no turn. Touches nothing.
+    /// Creates a client of a console that needs no turn; has no effects.
     pub(crate) fn new(vm: &VmName, socket: &Path) -> Self {
         Self { vm: vm.clone(), socket: socket.to_owned() }
     }
 
-    /// Returns whether a connection waits to be accepted, as far as the system tells it.
+    /// Returns whether a connection waits to be accepted, as far as the system reports it.
     pub(super) fn is_waiting(&self) -> bool {
         fs::read_to_string("/proc/net/unix").is_ok_and(|table| has_waiting(&table, &self.socket))
     }
@@ -92,13 +93,13 @@ fn busy(vm: &VmName, holder: Option<u32>) -> Error {
     Error::Busy { what: format!("the console of the VM `{vm}`"), holder }
 }
 
-/// Looks for a socket at the path that is connected and has nobody's descriptor yet.
+/// Returns whether a socket at the path has a connection that was not accepted yet.
 ///
 /// Source: the kernel's `unix_seq_show`, which shows such a one in the state SS_CONNECTING (2).
 fn has_waiting(table: &str, socket: &Path) -> bool {
     table.lines().skip(1).any(|line| {
         // Num RefCount Protocol Flags Type St Inode Path; the inode is padded, and the path may
-        // have blanks.
+        // contain spaces.
         let mut columns = line.split_ascii_whitespace();
         let waits = columns.nth(5) == Some("02");
         waits && line.split_once(" /").is_some_and(|(_, path)| socket == Path::new(&format!("/{path}")))
@@ -128,7 +129,7 @@ mod tests {
     use std::os::unix::net::{UnixListener, UnixStream};
 
     #[test]
-    fn a_connection_that_nobody_accepted_is_seen() {
+    fn a_pending_connection_is_detected() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("with blank.sock");
         let listener = UnixListener::bind(&path).unwrap();
@@ -142,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_holder_learns_of_the_first() {
+    fn a_second_turn_is_refused_with_the_pid_of_the_first() {
         let dir = tempfile::tempdir().unwrap();
         let (vm, socket) = (VmName::new("web").unwrap(), dir.path().join("console.sock"));
         let held = ConsoleTurn::take(&vm, &socket).unwrap();

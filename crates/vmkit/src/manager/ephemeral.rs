@@ -1,7 +1,7 @@
-//! VMs that live no longer than the process that made them.
+//! Ephemeral VMs, which are removed when the process that created them ends.
 //!
-//! Such a process removes its VM itself. For the one that was killed, whoever comes next does: the
-//! VM is marked by a label from its first record on, and its owner holds a lock that dies with it.
+//! Such a process removes its VM itself. If it was killed, the next process does: the VM has a
+//! label from its first record on, and its owner holds a lock that the kernel releases.
 
 use tokio::time::Instant;
 use tracing::warn;
@@ -14,18 +14,18 @@ use crate::span::{operation, within};
 use crate::spec::{VmName, VmSpec};
 use crate::store::{EphemeralGuard, OwnerState};
 
-/// The label of a VM that is to go with its owner.
+/// The label of an ephemeral VM.
 const EPHEMERAL: &str = "vmkit.ephemeral";
 
-/// Returns whether a VM is to go with the process that made it.
+/// Returns whether a VM is ephemeral.
 pub(super) fn is_ephemeral(spec: &VmSpec) -> bool {
     spec.labels().get(EPHEMERAL).is_some()
 }
 
 impl<H: Backend + 'static> VmManager<H> {
-    /// Creates a VM that goes with its owner: once the answered [`EphemeralGuard`] is dropped, or this
-    /// process has ended however it did, [`remove_orphans`](Self::remove_orphans) removes it,
-    /// running or not.
+    /// Creates an ephemeral VM: when the returned [`EphemeralGuard`] is dropped, or this process
+    /// has ended for whatever reason, [`remove_orphans`](Self::remove_orphans) removes the VM,
+    /// whether it runs or not.
     ///
     /// # Errors
     /// Those of [`create`](Self::create).
@@ -35,13 +35,13 @@ impl<H: Backend + 'static> VmManager<H> {
         Ok((vm, owner.expect("a VM with the label has an owner when it is made")))
     }
 
-    /// Removes the VMs whose owner has ended, and answers their names; one that somebody works on
-    /// is left alone.
+    /// Removes the VMs whose owner has ended, and returns their names; one that an operation works
+    /// on is skipped.
     ///
-    /// What can't be removed is warned of, and stays for the next one to try.
+    /// If a VM can't be removed, this logs a warning, and the next call tries again.
     ///
     /// # Errors
-    /// `Io` or `Host` when the home can't be read; never for a single VM.
+    /// `Io` or `Host` if the home can't be read; never for a single VM.
     pub async fn remove_orphans(&self) -> Result<Vec<VmName>> {
         let mut removed = Vec::new();
         for name in self.store.names()? {
@@ -53,7 +53,7 @@ impl<H: Backend + 'static> VmManager<H> {
                 Ok(true) => removed.push(name),
                 Ok(false) => {}
                 Err(error) if matches!(error.kind(), ErrorKind::Busy | ErrorKind::NotFound) => {}
-                // Its owner will, or who comes next of that user.
+                // Its owner will, or another process of that user.
                 Err(Error::OtherUser { .. }) => {}
                 Err(error) => warn!(vm = %name, %error, "cannot remove a VM whose owner has ended"),
             }
@@ -61,15 +61,15 @@ impl<H: Backend + 'static> VmManager<H> {
         Ok(removed)
     }
 
-    /// Removes the VM of this name if its owner has ended, and waits for whoever works on it;
-    /// answers whether it was there.
+    /// Removes the VM of this name if its owner has ended, after waiting for an operation on it;
+    /// returns whether it existed.
     ///
-    /// For the owner itself, which lets go of the VM first and then sees it removed. A VM of the
-    /// name that is somebody else's by now is left alone.
+    /// For the owner itself, which releases the VM first and then waits for its removal. A VM of
+    /// the name that belongs to another owner by now is not touched.
     ///
     /// # Errors
-    /// `Busy` after 30 s; those of [`Hypervisor::destroy`](crate::Hypervisor::destroy). The VM is then left to
-    /// [`remove_orphans`](Self::remove_orphans).
+    /// `Busy` after 30 s; those of [`Hypervisor::destroy`](crate::Hypervisor::destroy). The VM is
+    /// then left to [`remove_orphans`](Self::remove_orphans).
     pub async fn remove_orphan(&self, name: &VmName) -> Result<bool> {
         match self.remove_orphan_by(name, Instant::now() + PATIENCE).await {
             Err(Error::NotFound { what: Subject::Vm, .. }) => Ok(false),
@@ -79,15 +79,15 @@ impl<H: Backend + 'static> VmManager<H> {
 
     async fn remove_orphan_by(&self, name: &VmName, deadline: Instant) -> Result<bool> {
         let locked = self.store.lock(name, deadline).await?;
-        // Read again under the lock: another VM may have the name by now.
+        // Read again with the lock held: another VM may have the name by now.
         match locked.record()? {
             Some(record) if is_ephemeral(&record.handle.spec) => match locked.owner_state()? {
                 OwnerState::Runs => Ok(false),
-                // The mark comes with the VM's making, and goes with its removal.
+                // The owner's mark exists from the VM's creation to its removal.
                 OwnerState::Unknown if !record.is_unfinished() => {
                     warn!(
                         vm = %name,
-                        "kept: the VM goes with a command, and in a copy of its home nothing shows whether that has ended; remove it by hand"
+                        "kept: the VM belongs to a command, and a copied home does not show whether that has ended; remove it by hand"
                     );
                     Ok(false)
                 }

@@ -1,8 +1,8 @@
-//! Forwards of a VM that is there already.
+//! Forwards of an existing VM.
 //!
-//! The spec says which are wanted, the run which are in force. The spec is written first, so it is
-//! the intent as well: of a change that was cut off, the next start has it, and so has whoever asks
-//! for it again. Where another spec waits for the next start, it is changed as well.
+//! The spec has those that are wanted, the run those that are active. The spec is written first, so
+//! it is the intent as well: after an interrupted change, the next start applies it, and so does a
+//! repeated call. If another spec waits for the next start, it is changed as well.
 
 use tokio::time::Instant;
 use tracing::warn;
@@ -17,27 +17,28 @@ use crate::spec::{NetworkConfig, PortForward, VmName, VmSpec};
 use crate::store::{LockedVm, VmRecord};
 
 impl<H: Backend + 'static> VmManager<H> {
-    /// Leads a port of the host into a VM from now on: at once if it lives, and at each start.
+    /// Forwards a port of the host to a VM: at once if it lives, and at each start.
     ///
     /// # State
-    /// Any, which stays. A forward that is there already is success.
+    /// Any; unchanged. A forward that exists is success.
     ///
     /// # Errors
-    /// `InvalidInput` where the VM's network has no forwards, or the host's port is in use, by whom
-    /// if that can be known; `Unsupported` by a backend without the ability. The VM's forwards are
-    /// then as they were. Where the hypervisor gives no answer (`TimedOut`, `Hypervisor`, `Io`),
-    /// the forward may be in force, and is wanted from now on.
+    /// `InvalidInput` if the VM's network has no forwards, or the host's port is in use, with its
+    /// holder if that is known; `Unsupported` by a backend without the ability. The VM's forwards
+    /// are then unchanged. If the hypervisor does not reply (`TimedOut`, `Hypervisor`, `Io`), the
+    /// forward is recorded, and may be active.
     pub async fn add_forward(&self, name: &VmName, forward: &PortForward) -> Result<VmHandle> {
         within(operation!("add_forward", vm = name), self.lead(name, forward)).await
     }
 
     async fn lead(&self, name: &VmName, forward: &PortForward) -> Result<VmHandle> {
         let (locked, before) = self.take_to_forward(name).await?;
-        // A backend without the ability has nothing recorded that it can't do.
+        // A backend without the ability must not record a forward.
         let forwarding = before.state.is_live().then(|| self.forwarding(&before)).transpose()?;
         let mut vm = before.clone();
         vm.spec = vm.spec.with_forward(forward.clone())?;
-        // A network that has no forwards waits for the next start; this one is in force until then.
+        // A network without forwards waits for the next start; the current one is in force until
+        // then.
         if let Some(next) = vm.next_spec.take_if(|next| has_forwards(next)) {
             vm.next_spec = Some(Box::new(next.with_forward(forward.clone())?));
         }
@@ -46,8 +47,8 @@ impl<H: Backend + 'static> VmManager<H> {
         let added = forwarding.add_forward(&vm, forward).await;
         match &added {
             Ok(added) => write_outcome(&locked, added),
-            // It may be in force, or come into force yet: it stays known, so that it can be asked
-            // for again or taken back.
+            // The forward may be active now or later: it stays recorded, so that the caller can
+            // retry or remove it.
             Err(error) if !is_refusal(error) => {}
             // A forward that the host refuses now would keep the VM from starting later.
             Err(_) => {
@@ -59,15 +60,16 @@ impl<H: Backend + 'static> VmManager<H> {
         added
     }
 
-    /// Leads a port of the host into a VM no more; connections that are open stay so.
+    /// Removes a forward of a port of the host to a VM; open connections are kept.
     ///
-    /// `forward` is one as it was asked for, or with the host's port that was chosen for it.
+    /// `forward` is either the one that was requested, or has the host's port that was chosen for
+    /// it.
     ///
     /// # State
-    /// Any, which stays.
+    /// Any; unchanged.
     ///
     /// # Errors
-    /// `NotFound` for a forward that is neither wanted nor in force.
+    /// `NotFound` for a forward that is neither recorded nor active.
     pub async fn remove_forward(&self, name: &VmName, forward: &PortForward) -> Result<VmHandle> {
         within(operation!("remove_forward", vm = name), self.lead_no_more(name, forward)).await
     }
@@ -99,16 +101,16 @@ impl<H: Backend + 'static> VmManager<H> {
     fn forwarding(&self, vm: &VmHandle) -> Result<DynPortForwarding<'_>> {
         self.abilities_of(vm).port_forwarding().ok_or_else(|| Error::Unsupported {
             backend: vm.backend.clone(),
-            what: "forwards in a VM that is there already".to_owned(),
+            what: "forwards of an existing VM".to_owned(),
         })
     }
 
-    /// Locks a VM and returns it with the state that it has now, and the facts of its run if it
+    /// Locks a VM and returns it with its current state, and with the information on its run if it
     /// lives.
     async fn take_to_forward(&self, name: &VmName) -> Result<(LockedVm, VmHandle)> {
         let (locked, record) = self.take(name, Instant::now() + PATIENCE).await?;
-        // What can only be removed is refused as a start is; else an unrecorded run becomes known,
-        // as for `resume`.
+        // A VM that can only be removed is refused, as for `start`; otherwise an unrecorded run is
+        // recorded, as for `resume`.
         let order = if record.is_unfinished() { VmRequest::Start } else { VmRequest::Resume };
         let vm = self.settle(record, order).await?;
         let state = self.state(&vm).await?;
@@ -116,7 +118,7 @@ impl<H: Backend + 'static> VmManager<H> {
     }
 }
 
-/// Returns whether the hypervisor has said no, and not merely nothing.
+/// Returns whether the hypervisor has refused, and not merely failed to reply.
 fn is_refusal(error: &Error) -> bool {
     let unclear = [ErrorKind::TimedOut, ErrorKind::Io, ErrorKind::Hypervisor];
     matches!(error, Error::Refused { .. }) || !unclear.contains(&error.kind())
@@ -126,7 +128,7 @@ fn has_forwards(spec: &VmSpec) -> bool {
     matches!(spec.network(), NetworkConfig::User(_))
 }
 
-/// Returns which forward of one of the VM's specs is meant.
+/// Returns the forward of one of the VM's specs that is meant.
 fn wanted(vm: &VmHandle, spec: &VmSpec, forward: &PortForward) -> Option<PortForward> {
     let NetworkConfig::User(user) = spec.network() else { return None };
     if user.forwards.contains(forward) {

@@ -1,4 +1,4 @@
-//! All VMs at a glance, none of them waited for.
+//! Listing all VMs without waiting for any.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,13 +15,13 @@ use crate::store::{Intent, VmRecord, stranger};
 use super::ephemeral::is_ephemeral;
 use super::{STATE_PATIENCE, VmManager};
 
-/// How long all VMs together have to answer in a list.
+/// How long all VMs together have to reply.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// How many VMs are asked before the first replies are read.
+/// How many VMs are queried before the first replies are read.
 const BATCH: usize = 16;
 
-/// One VM in a list, or what is there in its place.
+/// One VM in a list, or what has its place.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct VmEntry {
@@ -29,9 +29,9 @@ pub struct VmEntry {
     pub name: VmName,
     /// The VM's directory.
     pub path: PathBuf,
-    /// The VM with the state that it has now, or why that can't be told.
+    /// The VM with its current state, or why that is unknown.
     pub handle: Result<VmHandle>,
-    /// The VM as it was recorded, where its state can't be told.
+    /// The VM as it was recorded, if its state is unknown.
     pub recorded: Option<VmHandle>,
     /// The operation in progress, or the one that was interrupted.
     pub intent: Option<Intent>,
@@ -40,26 +40,25 @@ pub struct VmEntry {
 }
 
 impl VmEntry {
-    /// Returns whether the VM is one that goes with its owner: `remove_orphans` may have work to
-    /// do.
+    /// Returns whether the VM is ephemeral: `remove_orphans` may remove it.
     pub fn is_ephemeral(&self) -> bool {
         self.known().is_some_and(|vm| is_ephemeral(&vm.spec))
     }
 
-    /// Returns what is known of the VM: as it is now, else as it was recorded.
+    /// Returns the VM with its current state if known, otherwise as it was recorded.
     pub(crate) fn known(&self) -> Option<&VmHandle> {
         self.handle.as_ref().ok().or(self.recorded.as_ref())
     }
 }
 
 impl<H: Backend + 'static> VmManager<H> {
-    /// Returns all VMs in the order of their names, each with the state that it has now.
+    /// Returns all VMs sorted by name, each with its current state.
     ///
-    /// Takes no lock and asks all at the same time; a VM that has not answered after a second is
-    /// listed with `TimedOut`, and one whose record can't be used with what is wrong.
+    /// Takes no lock and queries all at the same time. A VM that has not replied after a second is
+    /// listed with `TimedOut`, and one whose record can't be used with the problem.
     ///
     /// # Errors
-    /// `Io` or `Host` when the home can't be read; never for a single VM.
+    /// `Io` or `Host` if the home can't be read; never for a single VM.
     pub async fn list(&self) -> Result<Vec<VmEntry>> {
         let deadline = Instant::now() + PATIENCE;
         let names = self.store.names()?;
@@ -73,7 +72,7 @@ impl<H: Backend + 'static> VmManager<H> {
         for (place, name) in names.into_iter().enumerate() {
             let manager = self.clone();
             asked.spawn(async move { (place, manager.list_one(name, deadline).await) });
-            // Most answer at once, and the memory of their questions is needed again for the next
+            // Most have replied by then, and the memory of their queries is reused for the next
             // ones.
             if place % BATCH == BATCH - 1 {
                 yield_now().await;
@@ -88,10 +87,10 @@ impl<H: Backend + 'static> VmManager<H> {
         Ok(listed.into_iter().flatten().collect())
     }
 
-    /// Returns one VM as [`list`](Self::list) does, or `None` where there is nothing of that name.
+    /// Returns one VM as [`list`](Self::list) does, or `None` if there is nothing of that name.
     ///
-    /// Whoever asks for one VM waits for it: it has as long to answer as for any operation, and is
-    /// asked a second time.
+    /// Waits for the VM: it has as long to reply as for any operation, and is queried a second
+    /// time.
     pub async fn find(&self, name: &VmName) -> Option<VmEntry> {
         let once = || self.list_one(name.clone(), Instant::now() + STATE_PATIENCE);
         match once().await {
@@ -100,11 +99,11 @@ impl<H: Backend + 'static> VmManager<H> {
         }
     }
 
-    /// Returns all VMs as they were recorded, in the order of their names. No backend is asked;
-    /// unreadable records are left out.
+    /// Returns all VMs as they were recorded, sorted by name, without asking a backend; unreadable
+    /// records are skipped.
     ///
     /// # Errors
-    /// `Io` or `Host` when the home can't be read.
+    /// `Io` or `Host` if the home can't be read.
     #[cfg(all(feature = "images", feature = "ssh", feature = "vmfile"))]
     pub(crate) fn recorded(&self) -> Result<Vec<VmHandle>> {
         let records = self.store.names()?.into_iter().filter_map(|name| self.store.read(&name).ok());
@@ -132,14 +131,14 @@ impl<H: Backend + 'static> VmManager<H> {
         VmEntry { path: self.home().vm(&name), name, handle, recorded, intent, interrupted: is_cut_off }
     }
 
-    /// Returns what to list for a directory whose record can't be read; nothing where there is
-    /// nothing of a VM.
+    /// Returns the entry for a directory whose record can't be read; `None` if it has nothing of a
+    /// VM.
     fn unread(&self, name: VmName, error: Error) -> Option<VmEntry> {
         let path = self.home().vm(&name);
         let error = match error {
             Error::NotFound { .. } => {
                 let left = stranger(&path).ok()??;
-                let problem = "this lies in a VM's directory, and there is no record".to_owned();
+                let problem = "the VM's directory has no record".to_owned();
                 Error::record(left, problem)
             }
             error => error,

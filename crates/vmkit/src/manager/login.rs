@@ -1,23 +1,23 @@
 //! Logging in to a guest that may still be booting.
 //!
-//! A guest lets nobody in before cloud-init has made its users and put its host key in place, and
-//! on some systems its SSH server listens before that. So what a young guest refuses is asked
-//! again, and what an old one refuses is refused:
+//! A guest refuses logins before cloud-init has created its users and installed its host key, and
+//! on some systems its SSH server listens before that. So a refusal of a guest that boots is
+//! retried, while that of any other guest is an error:
 //!
 //! ```text
-//! nobody listens ───────────────────────▶ wait for the greeting ─┐
-//! too late, or broken off before a login ▶ ever more rarely ─────┼─▶ try again, until the deadline
-//! refused, still booting ────────────────▶ ever more rarely ─────┘
-//! refused, otherwise ────────────────────▶ told at once
+//! nothing listens ──────────────────────────▶ wait for the greeting ─┐
+//! too late, or closed before a login ───────▶ growing pauses ────────┼─▶ try again, until the deadline
+//! refused, still booting ───────────────────▶ growing pauses ────────┘
+//! refused, otherwise ───────────────────────▶ an error at once
 //! ```
 //!
-//! A server that breaks off, or is late, may have too many others to serve: that passes. So that
-//! vmkit's own logins are not those others, each waits for its turn ([`TurnFor`]).
+//! A server that closes the connection, or is late, may have too many other clients: that passes.
+//! So that vmkit's own logins are not those clients, each waits for its turn ([`TurnFor`]).
 //!
-//! OpenSSH (9.8 and later) lays 5 s of penalty on whoever was refused and 1 s on whoever has left
-//! without a login, as one does who knocks; and it turns away whom it has laid more than 15 s on.
-//! The pauses between two logins keep below that, and nobody knocks in between. Source:
-//! sshd_config(5), `PerSourcePenalties`.
+//! OpenSSH (9.8 and later) imposes a penalty of 5 s for a refused login and of 1 s for a connection
+//! without a login, such as a probe; and it refuses clients whose penalties exceed 15 s. The pauses
+//! between two logins keep below that, without probes in between. Source: sshd_config(5),
+//! `PerSourcePenalties`.
 
 use std::time::Duration;
 
@@ -35,37 +35,37 @@ use crate::spec::VmName;
 use crate::ssh::{Lifeline, LoginOptions, Session, SshTarget, keep, may_pass};
 use crate::store::{TurnFor, VmTurn, create_private};
 
-/// After how long the state of a VM is asked again whose session is open.
+/// How often the state of a VM with an open session is checked.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// How long a VM whose process has ended may take to say why.
+/// How long a VM whose process has ended may take to report why.
 const CAUSE_LIMIT: Duration = Duration::from_secs(3);
-/// How long a guest may be silent before it counts as one whose server is not up yet: one that has
-/// just been started, and another.
+/// How long a guest may be silent before its server is regarded as not being up yet: one that has
+/// just been started, and any other.
 const SILENCE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(8));
-/// How long a guest has just been started.
+/// How long a guest counts as just started.
 const YOUNG: Duration = Duration::from_secs(60);
-/// How long one login may take at first. One that took longer may take twice as long the next time:
-/// a guest without KVM on a busy host needs seconds for its cryptography.
+/// The timeout of the first login. If one took longer, the next one's is twice that: a guest
+/// without KVM on a busy host needs seconds for its cryptography.
 const ATTEMPT: Duration = Duration::from_secs(30);
-/// How often one tries to log in to a guest whose server speaks another protocol than ours.
+/// How often to try a server whose protocol differs from ours.
 const TRIES: u32 = 4;
-/// The first and the longest pause after a failure that passes; each is twice the one before, and
-/// some more by chance.
+/// The first and the longest pause after a failure that may pass; each is twice the one before,
+/// with a random addition.
 const PASSING: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(4));
-/// How long after the start of a VM that nobody has been let into yet cloud-init may still be about
-/// to make its users.
+/// How long after the start of a VM without a login so far cloud-init may still be about to create
+/// its users.
 const BOOTING: Duration = Duration::from_secs(10 * 60);
-/// The pauses after the first refusals, and after all further ones.
+/// The pauses after the first refusals, and after all later ones.
 const PAUSES: [Duration; 3] = [Duration::from_millis(500), Duration::from_secs(3), Duration::from_secs(5)];
-/// Below what is kept of a VM: the run of cloud-init after which somebody was let in.
+/// The file with the run of cloud-init after which a login succeeded.
 const ENTERED: &str = "entered";
 
-/// Whether a refusal may be one of a guest that has not made its users yet.
+/// Whether a guest that refuses a login may not have created its users yet.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum GuestAge {
-    /// As its record and its age tell.
+    /// According to its record and its age.
     Known,
-    /// It has been made, or made to run cloud-init again, just now.
+    /// It has just been created, or is about to run cloud-init again.
     #[cfg(feature = "images")]
     New,
 }
@@ -80,18 +80,18 @@ impl GuestAge {
     }
 }
 
-/// What is to be done after a login that failed.
+/// What to do after a failed login.
 #[derive(Debug, PartialEq, Eq)]
 enum LoginNext {
-    /// It is told.
+    /// Return the error.
     Fail,
-    /// It is tried again after a pause, and as soon as the server greets.
-    Knock(Duration),
-    /// It is tried again after a pause.
+    /// Try again after a pause, and when the server greets.
+    Probe(Duration),
+    /// Try again after a pause.
     Pause(Duration),
 }
 
-/// How often it was tried in vain.
+/// How often a login failed.
 #[derive(Debug, Default)]
 struct LoginFailures {
     all: u32,
@@ -108,9 +108,9 @@ impl LoginFailures {
                 let doubled = |times: u32| PASSING.0.saturating_mul(1 << times.min(10)).min(PASSING.1);
                 match has_greeted {
                     true => LoginNext::Pause(doubled(self.all - 1)),
-                    // The first time it has been waited for already.
-                    false if self.all == 1 => LoginNext::Knock(Duration::ZERO),
-                    false => LoginNext::Knock(doubled(self.all - 2)),
+                    // The first time, the wait for the greeting is over already.
+                    false if self.all == 1 => LoginNext::Probe(Duration::ZERO),
+                    false => LoginNext::Probe(doubled(self.all - 2)),
                 }
             }
             Error::LoginRefused { .. } | Error::HostKey { .. } if is_booting => {
@@ -120,7 +120,7 @@ impl LoginFailures {
         }
     }
 
-    /// Adds to an error that would have passed how often that was hoped for.
+    /// Adds the number of tries to an error that might have passed.
     fn told(&self, error: Error, began: Instant) -> Error {
         match error {
             Error::Ssh { target, problem, source } if self.all > 1 => {
@@ -133,24 +133,23 @@ impl LoginFailures {
     }
 }
 
-/// Adds up to a half by chance, so that those who were turned away together do not come again
-/// together.
+/// Adds up to a half at random, so that clients that were refused together don't return together.
 fn scattered(pause: Duration) -> Duration {
     pause + pause * u32::from(uuid::Uuid::new_v4().as_bytes()[0]) / 512
 }
 
 impl<H: Backend + 'static> VmManager<H> {
-    /// Logs in to a guest that runs; where its SSH server is not up yet, has too many others to
-    /// serve, or its users are not made yet, waits for that.
+    /// Logs in to a running guest, and waits if its SSH server is not up yet or has too many
+    /// clients, or its users are not created yet.
     ///
-    /// `timeout` bounds all of it, but for the time in which other processes log in to the same
-    /// guest and this one waits for its turn: as much again at most. The session ends with the VM's
-    /// process, where that is one of this host.
+    /// `timeout` applies to all of it except the time in which other processes log in to the same
+    /// guest and this one waits for its turn: at most as long again. The session ends with the VM's
+    /// process, if that is one of this host.
     ///
     /// # Errors
-    /// Those of [`ssh_target`](Self::ssh_target), [`Session::connect`] and [`wait`](Self::wait);
-    /// what a guest that has let somebody in before, or runs for ten minutes, refuses is told at
-    /// once.
+    /// Those of [`ssh_target`](Self::ssh_target), [`Session::connect`] and [`wait`](Self::wait). A
+    /// refusal of a guest that has accepted a login before, or has been running for ten minutes, is
+    /// returned at once.
     pub async fn ssh_session(
         &self,
         name: &VmName,
@@ -176,7 +175,7 @@ impl<H: Backend + 'static> VmManager<H> {
             let target = self.target_of(&vm, login).await?;
             let asked = Instant::now();
             let turn = self.turn(name, TurnFor::Login, last).await?;
-            // Whoever waits for others has not been kept waiting by the guest.
+            // Waiting for other processes is not the guest's fault.
             deadline = last.min(deadline + asked.elapsed());
             let until = deadline.min(Instant::now() + limit);
             let reached = self.visit(&vm, &target, until, deadline).await;
@@ -200,11 +199,11 @@ impl<H: Backend + 'static> VmManager<H> {
                 LoginNext::Pause(pause) if Instant::now() + pause < deadline => {
                     self.pause(name, pause).await?
                 }
-                LoginNext::Knock(pause) if Instant::now() + pause < deadline => {
+                LoginNext::Probe(pause) if Instant::now() + pause < deadline => {
                     self.pause(name, pause).await?;
                     self.greeted(name, deadline).await?;
                 }
-                // What was refused before says more than that the time is over.
+                // The refusal says more than that the time is over.
                 _ if matches!(error, Error::TimedOut { .. }) => return Err(refusal.unwrap_or(error)),
                 _ => return Err(failures.told(error, began)),
             }
@@ -218,11 +217,11 @@ impl<H: Backend + 'static> VmManager<H> {
         }
     }
 
-    /// Connects, and waits until the server has begun to speak; where it is silent, it may not be
-    /// up yet, and is knocked at as well.
+    /// Connects, and waits for the server's greeting; a silent server may not be up yet, and is
+    /// probed as well.
     ///
-    /// The first connection is kept meanwhile: a server that is only slow greets on that, and needs
-    /// no more visitors.
+    /// The first connection is kept in the meantime: a server that is only slow greets on it, and
+    /// is spared others.
     async fn visit(
         &self,
         vm: &VmHandle,
@@ -245,8 +244,7 @@ impl<H: Backend + 'static> VmManager<H> {
         }
     }
 
-    /// Waits for a turn, unless the VM ends. At the deadline it goes on without one: there is no
-    /// time left to do harm in.
+    /// Waits for a turn, unless the VM ends. At the deadline, continues without a turn.
     async fn turn(&self, name: &VmName, what: TurnFor, deadline: Instant) -> Result<VmTurn> {
         match self.store.turn_now(name, what).await {
             Some(turn) => Ok(turn),
@@ -254,18 +252,18 @@ impl<H: Backend + 'static> VmManager<H> {
         }
     }
 
-    /// Waits until the server greets, or another process has seen it do so: each visit without a
-    /// login burdens the server.
+    /// Waits until the server greets, or another process has seen it do so: each connection without
+    /// a login burdens the server.
     async fn greeted(&self, name: &VmName, deadline: Instant) -> Result<()> {
         let left = || deadline.saturating_duration_since(Instant::now());
         match self.store.turn_now(name, TurnFor::Greeting).await {
             Some(_turn) => self.wait(name, WaitCondition::Ssh, left()).await.map(drop),
-            // Not to the end, so that there is time to say what was heard.
+            // Not to the end, so that there is time to report the reply.
             None => self.turn(name, TurnFor::Greeting, Instant::now() + left() * 9 / 10).await.map(drop),
         }
     }
 
-    /// Lets time pass, unless the VM ends.
+    /// Sleeps, unless the VM ends.
     async fn pause(&self, name: &VmName, pause: Duration) -> Result<()> {
         match pause.is_zero() {
             true => Ok(()),
@@ -273,7 +271,7 @@ impl<H: Backend + 'static> VmManager<H> {
         }
     }
 
-    /// Waits for something, unless the VM ends.
+    /// Waits for a future, unless the VM ends.
     async fn unless_ended<T>(&self, name: &VmName, awaited: impl Future<Output = T>) -> Result<T> {
         tokio::select! {
             awaited = awaited => Ok(awaited),
@@ -285,15 +283,15 @@ impl<H: Backend + 'static> VmManager<H> {
         }
     }
 
-    /// Returns whether cloud-init may still be about to make the users of this guest.
+    /// Returns whether cloud-init may still be about to create the users of this guest.
     fn is_booting(&self, vm: &VmHandle) -> bool {
         let Some(run) = vm.spec.cloud_init().map(|config| config.run) else { return false };
         let entered = std::fs::read_to_string(self.home().kept(vm.name()).join(ENTERED));
         !entered.is_ok_and(|entered| entered == entry(run)) && age(vm).is_some_and(|age| age < BOOTING)
     }
 
-    /// Remembers that the guest's users are made. What can't be written costs a later login its
-    /// patience only.
+    /// Records that the guest's users exist. If that fails, a later login may wait longer than
+    /// necessary.
     async fn note_entered(&self, vm: &VmHandle) {
         let Some(run) = vm.spec.cloud_init().map(|config| config.run) else { return };
         let kept = self.home().kept(vm.name());
@@ -301,19 +299,19 @@ impl<H: Backend + 'static> VmManager<H> {
         if std::fs::read_to_string(&path).is_ok_and(|entered| entered == entry(run)) {
             return;
         }
-        // Held, so that nobody removes the VM and leaves what is written here; whoever has it may
+        // Locked, so that the VM can't be removed in the meantime; a process that has the lock may
         // be doing just that.
         let Ok(_locked) = self.store.lock(vm.name(), Instant::now()).await else { return };
         if self.store.read(vm.name()).is_ok_and(|record| record.handle.id == vm.id) {
             let written = create_private(&kept).and_then(|()| keep(&path, &entry(run)));
             if let Err(error) = written {
-                tracing::debug!(%error, "cannot write down that the guest has let somebody in");
+                tracing::debug!(%error, "cannot record that a login to the guest succeeded");
             }
         }
     }
 
-    /// Logs in over a connection that was greeted; the session ends with the VM, where that is a
-    /// process of this host: with its process, and with its guest where its kernel panics.
+    /// Logs in over a connection with a greeting. The session ends with the VM if that is a process
+    /// of this host: with its process, and with its guest if the kernel panics.
     pub(super) async fn over(
         &self,
         stream: TcpStream,
@@ -328,10 +326,10 @@ impl<H: Backend + 'static> VmManager<H> {
         Session::over(stream, target, lifeline, until).await
     }
 
-    /// Waits until no guest runs in a VM any more, and returns why.
+    /// Waits until no guest runs in the VM any more, and returns why.
     async fn end_of(&self, vm: &VmHandle, process: &ProcessFd) -> String {
         loop {
-            // No event tells of a panic.
+            // There is no event for a panic.
             match process.wait(Instant::now() + LOOK_AGAIN).await {
                 Ok(true) => {
                     let state = timeout(CAUSE_LIMIT, self.state(vm)).await;
@@ -341,7 +339,7 @@ impl<H: Backend + 'static> VmManager<H> {
                     return format!("the VM has ended: {}", cause.detail);
                 }
                 Ok(false) => {}
-                // What can't be told ends nothing: the keep-alive does.
+                // An unknown state ends nothing: the keep-alive does.
                 Err(_) => std::future::pending::<()>().await,
             }
             if let Ok(VmState::Failed { cause }) = self.state(vm).await {
@@ -351,7 +349,7 @@ impl<H: Backend + 'static> VmManager<H> {
     }
 }
 
-/// Returns for how long a VM has been running, where it is a process of this host.
+/// Returns for how long a VM has been running, if it is a process of this host.
 fn age(vm: &VmHandle) -> Option<Duration> {
     let pid = vm.run.as_ref().and_then(|run| run.pid)?;
     ProcessId::of(pid).ok().flatten().map(|process| process.age())
@@ -371,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_is_up_refuses_once_and_one_that_boots_is_asked_ever_more_rarely() {
+    fn a_refusal_is_final_unless_the_guest_boots_which_is_retried_at_growing_pauses() {
         assert_eq!(LoginFailures::default().next(&refused(), true, false), LoginNext::Fail);
         let mut failures = LoginFailures::default();
         let pauses: Vec<_> = (0..6).map(|_| failures.next(&refused(), true, true)).collect();
@@ -381,21 +379,21 @@ mod tests {
     }
 
     #[test]
-    fn no_series_of_refusals_gathers_more_penalty_than_openssh_bears() {
-        // Somebody has knocked before.
+    fn no_series_of_refusals_exceeds_the_penalty_limit_of_openssh() {
+        // There were probes before.
         let (mut failures, mut penalty) = (LoginFailures::default(), Duration::from_secs(2));
         for _ in 0..1000 {
             penalty += Duration::from_secs(5);
             assert!(penalty < Duration::from_secs(15), "{penalty:?}");
             let LoginNext::Pause(pause) = failures.next(&refused(), true, true) else {
-                panic!("it gives up")
+                panic!("no further try")
             };
             penalty = penalty.saturating_sub(pause);
         }
     }
 
     #[test]
-    fn what_passes_is_tried_for_as_long_as_it_takes_and_another_protocol_a_few_times() {
+    fn a_passing_failure_is_retried_without_end_and_another_protocol_a_few_times() {
         let broken = |source: Option<russh::Error>| Error::Ssh {
             target: String::new(),
             problem: String::new(),
@@ -414,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn the_pauses_after_what_passes_grow_and_are_bounded() {
+    fn the_pauses_after_a_passing_failure_grow_up_to_a_limit() {
         let late = Error::timed_out("", ATTEMPT);
         let mut failures = LoginFailures::default();
         let pauses: Vec<_> = (0..40).map(|_| failures.next(&late, true, false)).collect();

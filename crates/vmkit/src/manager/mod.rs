@@ -1,11 +1,11 @@
-//! The operations that the command and any other program call: [`VmManager`].
+//! The operations on VMs, for the command and for any other program: [`VmManager`].
 //!
-//! It keeps one record for each VM and lets one operation at a time work on a VM. What it is about
-//! to do it writes down first, so that whoever comes next after a crash can finish it or undo it.
-//! The state in a record is only what was known; reality is asked of the hypervisor.
+//! It keeps one record for each VM, and one operation at a time works on a VM. Each writes its
+//! intent first, so that the next operation after a crash can complete or undo it. The state in a
+//! record is only the last known one; the hypervisor reports the real one.
 //!
 //! ```text
-//! lock ─▶ settle what was cut off ─▶ write the intent ─▶ hypervisor ─▶ write what came of it ─▶ unlock
+//! lock ─▶ recover what was interrupted ─▶ write the intent ─▶ hypervisor ─▶ write the outcome ─▶ unlock
 //! ```
 
 mod ahead;
@@ -15,10 +15,10 @@ mod console;
 mod disks;
 mod ephemeral;
 mod forward;
-mod knock;
 mod list;
 #[cfg(feature = "ssh")]
 mod login;
+mod probe;
 #[cfg(all(feature = "ssh", feature = "images"))]
 mod readiness;
 mod reconfigure;
@@ -51,22 +51,22 @@ use crate::span::{about, operation, within};
 use crate::spec::{VmName, VmSpec};
 use crate::store::{EphemeralGuard, Home, Intent, LockedVm, RecordStore, VmRecord};
 
-/// How long an operation waits for another one on the same VM; a stop may itself take its timeout.
+/// How long an operation waits for another one on the same VM; a stop may take its own timeout in
+/// addition.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How long a backend has to answer where a VM is in its life; the contract gives it a second or
-/// two.
+/// How long a backend has to report a VM's state; the contract gives it a second or two.
 const STATE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Creates, runs, finds and removes VMs that outlive the process, over any hypervisor.
 ///
 /// # Concurrency
 /// Any number of managers in any number of processes may work on one home. Operations on one VM
-/// wait for each other, 30 s at most (`stop` and `restart`: their timeout more), and answer `Busy`
-/// with the holder's PID after that. What only reads waits for nobody.
+/// wait for each other, 30 s at most (`stop` and `restart`: plus their timeout), and then return
+/// `Busy` with the holder's PID. Operations that only read take no lock.
 ///
 /// # Cancel safety
-/// A dropped future, like a killed process, leaves a record of what was being done. The next
-/// operation on the VM finishes it or undoes it.
+/// A dropped future, like a killed process, leaves a record of the operation. The next operation on
+/// the VM completes or undoes it.
 ///
 /// # Examples
 /// ```
@@ -101,7 +101,7 @@ impl<H> Clone for VmManager<H> {
     }
 }
 
-/// An operation on a VM that exists, with what it needs.
+/// An operation on an existing VM, with its arguments.
 #[derive(Debug, Clone, Copy)]
 enum VmRequest {
     Start,
@@ -123,8 +123,8 @@ impl VmRequest {
 
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 impl VmManager<crate::QemuHypervisor> {
-    /// Creates a manager of QEMU's VMs in a home, with that home's directories for what they have
-    /// beside their records. Touches nothing.
+    /// Creates a manager of QEMU's VMs in a home, with that home's directories for their files; has
+    /// no effects.
     ///
     /// The program's `main` calls [`run_if_keeper`](crate::run_if_keeper) first.
     pub fn qemu(home: Home) -> Self {
@@ -134,7 +134,7 @@ impl VmManager<crate::QemuHypervisor> {
 }
 
 impl<H: Backend + 'static> VmManager<H> {
-    /// Creates a manager of the VMs in a home. Touches nothing.
+    /// Creates a manager of the VMs in a home; has no effects.
     ///
     /// A VM whose spec names no backend gets the one of the hypervisor's tag: a router's default.
     pub fn new(hypervisor: H, home: Home) -> Self {
@@ -142,7 +142,7 @@ impl<H: Backend + 'static> VmManager<H> {
         Self { hypervisor: Arc::new(hypervisor), backend, store: RecordStore::new(home) }
     }
 
-    /// Returns where the VMs are kept.
+    /// Returns the home of the VMs.
     pub fn home(&self) -> &Home {
         self.store.home()
     }
@@ -152,12 +152,12 @@ impl<H: Backend + 'static> VmManager<H> {
         &self.hypervisor
     }
 
-    /// Returns what can be done with this VM beside the contract.
+    /// Returns the abilities of this VM's backend beyond the contract.
     fn abilities_of(&self, vm: &VmHandle) -> Abilities<'_> {
         self.hypervisor.abilities(&vm.backend)
     }
 
-    /// Returns what can be done with a VM of this spec beside the contract.
+    /// Returns the abilities of the backend of a VM with this spec.
     pub(crate) fn abilities_for(&self, spec: &VmSpec) -> Abilities<'_> {
         self.hypervisor.abilities(self.backend_of(spec))
     }
@@ -172,13 +172,14 @@ impl<H: Backend + 'static> VmManager<H> {
     /// What an interrupted `create` or `remove` left under this name is removed first.
     ///
     /// # Errors
-    /// `AlreadyExists` for a name in use; otherwise those of [`Hypervisor::prepare`](crate::Hypervisor::prepare), and of the
-    /// home. Nothing is left behind.
+    /// `AlreadyExists` for a name in use; otherwise those of
+    /// [`Hypervisor::prepare`](crate::Hypervisor::prepare), and of the home. Nothing is left
+    /// behind.
     pub async fn create(&self, spec: VmSpec) -> Result<VmHandle> {
         self.create_owned(spec).await.map(|(vm, _)| vm)
     }
 
-    /// Creates a VM, and with it its owner if it is one that goes with its owner.
+    /// Creates a VM, and its owner if it is ephemeral.
     async fn create_owned(&self, spec: VmSpec) -> Result<(VmHandle, Option<EphemeralGuard>)> {
         let span = operation!("create", vm = spec.name());
         within(span, self.create_in_span(spec)).await
@@ -195,10 +196,8 @@ impl<H: Backend + 'static> VmManager<H> {
             None => {}
         }
         if let Some(path) = locked.stranger()? {
-            let problem = format!(
-                "this lies where the VM `{}` would be kept, and no record says whose it is",
-                spec.name()
-            );
+            let problem =
+                format!("the directory of the VM `{}` exists, without a record of its owner", spec.name());
             return Err(Error::record(path, problem));
         }
         locked.clear()?;
@@ -212,7 +211,7 @@ impl<H: Backend + 'static> VmManager<H> {
         let backend = self.backend_of(&spec).clone();
         let preparing = VmHandle::preparing(id, backend, spec);
         let intending = VmRecord::intending(preparing.clone(), intent(Operation::Prepare));
-        // Once more, since it is written down now: of two who want one identity at once, the later
+        // Checked again after the intent is written: of two VMs with the same identity, the later
         // one sees the other.
         let checked = locked.write_made(&intending).and_then(|()| {
             self.check_id(&preparing.spec)?;
@@ -224,10 +223,10 @@ impl<H: Backend + 'static> VmManager<H> {
         }
         let made = self.prepare(&locked, &preparing).await;
         match &made {
-            // What was written down first would not have told the next one whom to ask.
+            // The intent names another backend, so a recovery would ask the wrong one.
             Ok((vm, _)) if vm.backend != preparing.backend => {
                 let why =
-                    format!("the hypervisor makes VMs of `{}`, so that has to be its own tag", vm.backend);
+                    format!("the hypervisor creates VMs of `{}`, so its own tag must be that", vm.backend);
                 self.hypervisor.destroy(vm.clone()).await?;
                 give_up(locked);
                 return Err(Error::invalid("backend", &preparing.backend, why));
@@ -235,9 +234,9 @@ impl<H: Backend + 'static> VmManager<H> {
             Ok(_) => {}
             Err(_) => match self.hypervisor.destroy(preparing.clone()).await {
                 Ok(()) => give_up(locked),
-                // The record stays, with its intent: whoever removes the VM tries again.
+                // The record stays, with its intent: a removal of the VM tries again.
                 Err(error) => {
-                    warn!(vm = %preparing.name(), %error, "cannot remove what was made before the failure")
+                    warn!(vm = %preparing.name(), %error, "cannot remove what was created before the failure")
                 }
             },
         }
@@ -255,7 +254,7 @@ impl<H: Backend + 'static> VmManager<H> {
         Ok((vm, owner))
     }
 
-    /// Refuses an identity that another VM has, or is about to have: undoing a failed `create`
+    /// Refuses the identity of another VM, existing or being created: undoing a failed `create`
     /// would destroy that one.
     fn check_id(&self, spec: &VmSpec) -> Result<()> {
         let Some(id) = spec.id() else { return Ok(()) };
@@ -268,18 +267,18 @@ impl<H: Backend + 'static> VmManager<H> {
         Ok(())
     }
 
-    /// Boots a VM; on a running one it succeeds and returns the facts of that run.
+    /// Boots a VM; for a running one it succeeds, with the information on that run.
     ///
     /// # Errors
-    /// `InvalidState` for a suspended VM, and those of [`Hypervisor::start`](crate::Hypervisor::start).
+    /// `InvalidState` for a suspended VM, and those of
+    /// [`Hypervisor::start`](crate::Hypervisor::start).
     pub async fn start(&self, name: &VmName) -> Result<VmHandle> {
         within(operation!("start", vm = name), self.operate(name, &[VmRequest::Start])).await
     }
 
-    /// Shuts a VM down, by force once `timeout` has passed; zero is by force at once.
+    /// Shuts a VM down, by force when `timeout` has passed; zero is by force at once.
     ///
-    /// A VM that runs is stopped even where the record of its making is spoilt: what was written
-    /// since tells how.
+    /// A running VM is stopped even if `vm.json` is damaged: the runtime record is enough.
     ///
     /// # Errors
     /// Those of [`Hypervisor::stop`](crate::Hypervisor::stop).
@@ -287,13 +286,14 @@ impl<H: Backend + 'static> VmManager<H> {
         within(operation!("stop", vm = name), self.operate(name, &[VmRequest::Stop(timeout)])).await
     }
 
-    /// Stops a VM and boots it again, with nobody in between.
+    /// Stops a VM and starts it again, without releasing its lock in between.
     ///
     /// # Errors
-    /// Those of [`Hypervisor::stop`](crate::Hypervisor::stop) and [`Hypervisor::start`](crate::Hypervisor::start).
+    /// Those of [`Hypervisor::stop`](crate::Hypervisor::stop) and
+    /// [`Hypervisor::start`](crate::Hypervisor::start).
     pub async fn restart(&self, name: &VmName, timeout: Duration) -> Result<VmHandle> {
         let restart = async {
-            // What can't be started again is not stopped.
+            // A VM that can't be started again is not stopped.
             if let Ok(record) = self.store.read(name) {
                 self.check_restart(&record.handle).await?;
             }
@@ -302,20 +302,20 @@ impl<H: Backend + 'static> VmManager<H> {
         within(operation!("restart", vm = name), restart).await
     }
 
-    /// Has cloud-init run again at the VM's next start, as on a new machine: with another
+    /// Lets cloud-init run again at the VM's next start, as on a new machine: with another
     /// instance-id.
     ///
-    /// Changes nothing about a VM that runs until it is started anew, and nothing at all about one
-    /// without cloud-init.
+    /// A running VM is not affected until it is started again, and a VM without cloud-init not at
+    /// all.
     ///
     /// # Errors
-    /// `NotFound`; `Busy`; `InvalidState` for a VM that can only be removed; `Io` and `Host` where
-    /// it can't be recorded.
+    /// `NotFound`; `Busy`; `InvalidState` for a VM that can only be removed; `Io` and `Host` if it
+    /// can't be recorded.
     pub async fn rerun_cloud_init(&self, name: &VmName) -> Result<VmHandle> {
         let again = async {
             let (locked, mut record) = self.take(name, Instant::now() + PATIENCE).await?;
-            // Only to refuse what can only be removed: an intent that is there stays for the
-            // operation that comes next.
+            // Only to refuse a VM that can only be removed: an existing intent stays for the next
+            // operation.
             self.settle(record.clone(), VmRequest::Start).await?;
             record.handle.spec = record.handle.spec.with_cloud_init_again();
             locked.write_wanted(&record)?;
@@ -327,17 +327,19 @@ impl<H: Backend + 'static> VmManager<H> {
     /// Pauses a VM's vCPUs.
     ///
     /// # Errors
-    /// `InvalidState` unless it lives, and those of [`Hypervisor::suspend`](crate::Hypervisor::suspend).
+    /// `InvalidState` unless it lives, and those of
+    /// [`Hypervisor::suspend`](crate::Hypervisor::suspend).
     pub async fn suspend(&self, name: &VmName) -> Result<VmHandle> {
         within(operation!("suspend", vm = name), self.operate(name, &[VmRequest::Suspend])).await
     }
 
-    /// Unpauses a VM's vCPUs, and sets the guest's clock, which stood still meanwhile: by the guest
-    /// agent where one runs, else over SSH where the VM's record has a login. Where neither does it
-    /// within seconds, that is warned of, and the guest runs on.
+    /// Resumes a VM's vCPUs, and sets the guest's clock, which was stopped: by the guest agent if
+    /// one runs, otherwise over SSH if the VM's record has a login. If neither succeeds within
+    /// seconds, this logs a warning, and the guest runs on.
     ///
     /// # Errors
-    /// `InvalidState` unless it lives, and those of [`Hypervisor::resume`](crate::Hypervisor::resume).
+    /// `InvalidState` unless it lives, and those of
+    /// [`Hypervisor::resume`](crate::Hypervisor::resume).
     pub async fn resume(&self, name: &VmName) -> Result<VmHandle> {
         let resume = async {
             #[cfg(feature = "ssh")]
@@ -364,20 +366,19 @@ impl<H: Backend + 'static> VmManager<H> {
                     return Err(InvalidTransition { state, operation: Operation::Destroy }.into());
                 }
                 Ok(_) => {}
-                // Force is for a hypervisor that is sick, and can do nothing with one that is
-                // missing here.
+                // Force helps with a hypervisor that fails, but not with one that is missing here.
                 Err(error) if !force || matches!(error, Error::UnknownBackend { .. }) => return Err(error),
                 Err(error) => {
-                    warn!(vm = %record.handle.name(), %error, "cannot tell whether the VM lives; removing it by force");
+                    warn!(vm = %record.handle.name(), %error, "cannot find out whether the VM lives; removing it by force");
                 }
             }
         }
         let vm = record.handle;
         let begun = VmRecord::intending(vm.clone(), intent(Operation::Destroy));
         if let Err(error) = locked.write_since(&begun) {
-            // On a full disk this is what makes room, and a removal that is cut off can be begun
-            // again in any case.
-            warn!(vm = %vm.name(), %error, "cannot write down that the VM is being removed");
+            // On a full disk, a removal makes room; and an interrupted removal can be repeated
+            // anyway.
+            warn!(vm = %vm.name(), %error, "cannot record that the VM is being removed");
         }
         match self.hypervisor.destroy(vm.clone()).await {
             Ok(()) => locked.remove(),
@@ -388,54 +389,54 @@ impl<H: Backend + 'static> VmManager<H> {
         }
     }
 
-    /// Takes the intent of a removal back that has removed nothing. Else it stays: what is left may
-    /// lack a part, and is fit for nothing but to be removed.
+    /// Removes the intent of a removal that has removed nothing. Otherwise the intent stays: parts
+    /// of the VM may be missing, and it can only be removed.
     async fn take_back_removal(&self, locked: &LockedVm, vm: VmHandle, was_begun: bool, error: &Error) {
         let state = self.state(&vm).await;
         match state {
             Ok(state) if self.shows_what_is_missing(&vm) && is_usable(&state) => {
                 write_outcome(locked, &vm.in_state(state))
             }
-            // Where the VM is in use, a backend has touched nothing.
+            // If the VM is in use, the backend has touched nothing.
             Ok(state) if error.kind() == ErrorKind::Busy && !was_begun && is_usable(&state) => {
                 write_outcome(locked, &vm.in_state(state));
             }
             Err(unknown) if error.kind() == ErrorKind::Busy && !was_begun => {
-                warn!(vm = %vm.name(), error = %unknown, "cannot tell the state of the VM that could not be removed");
+                warn!(vm = %vm.name(), error = %unknown, "unknown state of the VM that could not be removed");
                 write_outcome(locked, &vm);
             }
             _ => {}
         }
     }
 
-    /// Tells of a VM whose removal was interrupted whether nothing of it has been removed yet.
+    /// Returns whether an interrupted removal of the VM has removed nothing yet.
     ///
     /// # Errors
     /// Those of the hypervisor's `state`.
     async fn is_whole(&self, record: &VmRecord) -> Result<bool> {
-        // Of a making that was interrupted, nothing is asked.
+        // After an interrupted creation the hypervisor is not asked.
         if !self.is_whole_in(record, &VmState::Stopped) {
             return Ok(false);
         }
         Ok(self.is_whole_in(record, &self.state(&record.handle).await?))
     }
 
-    /// Returns a VM with the state that it has now.
+    /// Returns a VM with its current state.
     ///
     /// # Errors
-    /// `NotFound`; `Record`; `TimedOut` when its hypervisor does not answer.
+    /// `NotFound`; `Record`; `TimedOut` if its hypervisor does not reply.
     pub async fn info(&self, name: &VmName) -> Result<VmHandle> {
         let (record, is_cut_off) = self.store.read_now(name)?;
         let state = match self.look(&record, is_cut_off).await {
-            // A monitor serves one client at a time: where many ask at once, the second question is
-            // answered.
+            // A monitor serves one client at a time: if many ask at once, the second query gets a
+            // reply.
             Err(Error::TimedOut { .. }) => self.look(&record, is_cut_off).await?,
             state => state?,
         };
         Ok(record.handle.in_state(state))
     }
 
-    /// Returns the address at which the host reaches the guest, asked again.
+    /// Returns the guest's address as reachable from the host; never cached.
     ///
     /// # Errors
     /// Those of [`Hypervisor::guest_ip`](crate::Hypervisor::guest_ip).
@@ -443,7 +444,7 @@ impl<H: Backend + 'static> VmManager<H> {
         self.hypervisor.guest_ip(&self.store.read(name)?.handle).await
     }
 
-    /// Returns where the VM's console is.
+    /// Returns the endpoint of the VM's console.
     ///
     /// # Errors
     /// Those of [`Hypervisor::console_endpoint`](crate::Hypervisor::console_endpoint).
@@ -451,25 +452,25 @@ impl<H: Backend + 'static> VmManager<H> {
         self.hypervisor.console_endpoint(&self.store.read(name)?.handle)
     }
 
-    /// Returns the file that keeps what the guest's serial console said.
+    /// Returns the file with the output of the guest's serial console.
     ///
     /// # Errors
-    /// `NotFound` where the backend keeps none.
+    /// `NotFound` if the backend has none.
     pub fn console_log(&self, name: &VmName) -> Result<PathBuf> {
         let log = self.store.read(name)?.handle.console_log;
         log.ok_or_else(|| Error::not_found(Subject::ConsoleLog, name))
     }
 
-    /// Returns the file that keeps what the hypervisor said.
+    /// Returns the file with the output of the hypervisor.
     ///
     /// # Errors
-    /// `NotFound` where the backend keeps none.
+    /// `NotFound` if the backend has none.
     pub fn hypervisor_log(&self, name: &VmName) -> Result<PathBuf> {
         let log = self.store.read(name)?.handle.hypervisor_log;
         log.ok_or_else(|| Error::not_found(Subject::HypervisorLog, name))
     }
 
-    /// Locks a VM and reads its record; what is left of one without a record is removed.
+    /// Locks a VM and reads its record; removes the remains of a VM without a record.
     ///
     /// # Errors
     /// `NotFound` without a VM of that name; `Busy`; `Record`.
@@ -506,7 +507,7 @@ impl<H: Backend + 'static> VmManager<H> {
         Ok(vm)
     }
 
-    /// Does one operation on a VM whose lock is held: intent, effect, outcome.
+    /// Carries out one operation on a VM whose lock is held: intent, effect, outcome.
     async fn carry_out(&self, locked: &LockedVm, vm: VmHandle, order: VmRequest) -> Result<VmHandle> {
         let operation = order.operation();
         let before = vm.clone();
@@ -516,10 +517,10 @@ impl<H: Backend + 'static> VmManager<H> {
         };
         match locked.write_since(&VmRecord::intending(vm.clone(), intent(operation))) {
             Ok(()) => {}
-            // A full disk is no reason to leave a guest running; a stop that is cut off needs no
-            // finishing.
+            // A full disk is no reason to leave a guest running; an interrupted stop needs no
+            // recovery.
             Err(error) if operation == Operation::Stop => {
-                warn!(vm = %vm.name(), %error, "cannot write down that the VM is being stopped")
+                warn!(vm = %vm.name(), %error, "cannot record that the VM is being stopped")
             }
             Err(error) => return Err(error),
         }
@@ -534,7 +535,7 @@ impl<H: Backend + 'static> VmManager<H> {
                 write_outcome(locked, &vm);
                 Ok(vm)
             }
-            // Nothing was done, so nothing was cut off.
+            // Nothing was done, so there is nothing to recover.
             Err(Error::Transition(refused)) => {
                 write_outcome(locked, &before.in_state(refused.state.clone()));
                 Err(refused.into())
@@ -551,11 +552,11 @@ impl<H: Backend + 'static> VmManager<H> {
         }
     }
 
-    /// Finishes what a killed process had begun, as far as `order` builds on it.
+    /// Completes the interrupted operation of a killed process, as far as `order` depends on it.
     ///
-    /// Stop, suspend and resume need nothing: done or not, what the VM is now is true, and a start
-    /// and a stop go on from anywhere. Only an unrecorded start has something that nobody else
-    /// knows: the facts of the run.
+    /// After a stop, suspend or resume there is nothing to do: the VM's current state is valid, and
+    /// a start and a stop continue from any state. Only an unrecorded start has information that is
+    /// recorded nowhere else: that on its run.
     ///
     /// # Errors
     /// `InvalidState` for a VM that can only be removed.
@@ -578,7 +579,8 @@ impl<H: Backend + 'static> VmManager<H> {
         Err(InvalidTransition { state, operation: order.operation() }.into())
     }
 
-    /// Asks reality; a backend that breaks its promise to answer soon is not waited for.
+    /// Returns the current state; does not wait for a backend that breaks its promise to reply
+    /// soon.
     async fn state(&self, vm: &VmHandle) -> Result<VmState> {
         timeout(STATE_PATIENCE, self.hypervisor.state(vm)).await.unwrap_or_else(|_| {
             let awaited = format!("the state of the VM `{}`", vm.name());
@@ -586,38 +588,37 @@ impl<H: Backend + 'static> VmManager<H> {
         })
     }
 
-    /// Records what is true of a VM after an operation on it failed.
+    /// Records the current state of a VM after a failed operation.
     async fn write_truth(&self, locked: &LockedVm, vm: VmHandle, failed: Operation) {
         match self.state(&vm).await {
-            // It runs after all, and what is known of the run is lost: the intent stays, for the
-            // next one to ask.
+            // The VM runs after all, but the information on the run is lost: the intent stays, so
+            // that the next operation recovers it.
             Ok(state) if failed == Operation::Start && state.is_live() => {}
             Ok(state) => write_outcome(locked, &vm.in_state(state)),
-            // Nothing is known, so the intent stays.
-            Err(error) => warn!(vm = %vm.name(), %error, "cannot tell what the failed operation left"),
+            // The state is unknown, so the intent stays.
+            Err(error) => warn!(vm = %vm.name(), %error, "unknown state after the failed operation"),
         }
     }
 
-    /// Returns whether the state of this VM's backend shows that a part of the VM was removed: only
-    /// then is a VM usable whose removal was interrupted, in any state but those that [`is_usable`]
-    /// names.
+    /// Returns whether this VM's backend reports a VM with a missing part as such: only then is a
+    /// VM usable after an interrupted removal, in the states of [`is_usable`].
     fn shows_what_is_missing(&self, vm: &VmHandle) -> bool {
         self.abilities_of(vm).capabilities().notices_missing_parts
     }
 
-    /// Tells of a VM whose removal was interrupted whether it is whole, if it is in this state.
+    /// Returns whether the VM is whole after an interrupted removal, given its state.
     fn is_whole_in(&self, record: &VmRecord, state: &VmState) -> bool {
         let is_removal = record.intent.as_ref().is_some_and(|intent| intent.operation == Operation::Destroy);
         is_removal && self.shows_what_is_missing(&record.handle) && is_usable(state)
     }
 
-    /// Returns the state that the VM of a record has now; `is_cut_off` tells that nobody does what
-    /// the record says.
+    /// Returns the current state of a record's VM. `is_cut_off` is whether the recorded operation
+    /// was interrupted.
     async fn look(&self, record: &VmRecord, is_cut_off: bool) -> Result<VmState> {
         let vm = &record.handle;
         let cut_off = match record.intent.as_ref().map(|intent| intent.operation) {
-            Some(Operation::Prepare) => "its making was interrupted: remove it",
-            Some(Operation::Destroy) => "its removal was interrupted: remove it again",
+            Some(Operation::Prepare) => "its creation was interrupted: remove the VM",
+            Some(Operation::Destroy) => "its removal was interrupted: remove the VM again",
             _ => "",
         };
         let state = self.state(vm).await?;
@@ -625,8 +626,7 @@ impl<H: Backend + 'static> VmManager<H> {
         if is_cut_off && !cut_off.is_empty() && !state.is_live() && is_begun {
             return Ok(VmState::failed(FailureKind::Interrupted, cut_off));
         }
-        // Its record is there still, and says nothing of a removal: whoever removes a VM writes
-        // that down first.
+        // The record exists without a removal: a removal writes its intent first.
         let is_there = || self.store.is_left_alone(record);
         if state == VmState::Destroyed
             && record.intent.is_none()
@@ -634,10 +634,10 @@ impl<H: Backend + 'static> VmManager<H> {
             && is_there()
         {
             let missing =
-                format!("its record is there, and what the backend `{}` keeps of it is not", vm.backend);
+                format!("its record exists, but its files of the backend `{}` are missing", vm.backend);
             return Ok(VmState::failed(FailureKind::Other, missing));
         }
-        // While it is being made, what is there already looks like more than there is.
+        // During its creation a VM looks more complete than it is.
         let is_making = vm.state == VmState::Preparing;
         Ok(if is_making { VmState::Preparing } else { state })
     }
@@ -652,7 +652,7 @@ fn is_usable(state: &VmState) -> bool {
     }
 }
 
-/// Reads a VM's record; for what ends a VM, `in_need`, what was last known of it will do.
+/// Reads a VM's record. With `in_need`, for what ends a VM, the runtime record is enough.
 fn found(locked: &LockedVm, in_need: bool) -> Result<Option<VmRecord>> {
     locked.record().or_else(|error| match error {
         Error::Record { .. } if in_need => locked.last_known().map(Some).ok_or(error),
@@ -660,31 +660,31 @@ fn found(locked: &LockedVm, in_need: bool) -> Result<Option<VmRecord>> {
     })
 }
 
-/// Records what an operation led to.
+/// Records the result of an operation.
 ///
-/// Failing to do so changes nothing about the VM, so it is no failure of the operation: least of
-/// all is a healthy guest ended for it. The intent that stays makes the next operation ask again.
+/// A failure does not affect the VM, so the operation succeeds nevertheless: a healthy guest is not
+/// ended for it. The intent stays, and makes the next operation ask again.
 fn write_outcome(locked: &LockedVm, vm: &VmHandle) {
     if let Err(error) = locked.write_since(&VmRecord::settled(vm.clone())) {
         warn!(vm = %vm.name(), state = %vm.state, %error, "the VM is in this state, but that can't be recorded; the next command will");
     }
 }
 
-/// Removes a directory in which a `create` or a `remove` was cut off while there was no record.
+/// Removes the directory of an interrupted `create` or `remove` without a record.
 fn sweep(locked: LockedVm) -> Result<()> {
     match locked.stranger()? {
         None => locked.remove(),
         Some(path) => {
-            let problem = "this lies in a VM's directory without a record, so nobody knows how to remove it";
+            let problem = "the VM's directory has this file and no record of how to remove it";
             Err(Error::record(path, problem))
         }
     }
 }
 
-/// Removes what a failed `create` wrote itself.
+/// Removes the files of a failed `create`.
 fn give_up(locked: LockedVm) {
     if let Err(error) = locked.remove() {
-        warn!(%error, "cannot remove the directory of a VM that was not made");
+        warn!(%error, "cannot remove the directory of a VM that was not created");
     }
 }
 

@@ -1,7 +1,7 @@
-//! What a VM that is there already shall be from now on.
+//! Changing the spec of an existing VM.
 //!
-//! A VM that lives goes on as it is: its record says what runs, and what it shall be waits beside
-//! that for the next start.
+//! A VM that lives is not affected: its record has the spec of the run, and next to it the one for
+//! the next start.
 
 use tokio::time::Instant;
 
@@ -14,27 +14,26 @@ use crate::span::{operation, within};
 use crate::spec::{Mib, RootDisk, SpecChange, SpecPatch, TakesEffect, VmName, VmSpec, changes};
 
 impl<H: Backend + 'static> VmManager<H> {
-    /// Writes down what a VM shall be: at once if nothing runs, else from its next start on, when
-    /// it becomes [`VmHandle::spec`]. Labels are written at once in either case. What is written
-    /// outlives a power cut.
+    /// Stores a new spec: it applies at once if nothing runs, otherwise from the next start on,
+    /// when it becomes [`VmHandle::spec`]. Labels apply at once in either case. The change survives
+    /// a power cut.
     ///
-    /// The VM's name, its identity and how often cloud-init was run again stay as they are. What
-    /// was to apply at the next start before is forgotten.
+    /// The VM's name, its identity and the number of cloud-init's reruns are kept. It replaces an
+    /// earlier spec for the next start.
     ///
     /// # State
-    /// Any, which stays. Writing down what is there already is success, and writes nothing.
+    /// Any; unchanged. A spec without a change is success, and writes nothing.
     ///
     /// # Errors
-    /// `InvalidInput` on the field where the VM would have to be recreated ([`changes`] tells
+    /// `InvalidInput` on the field if the VM would have to be recreated ([`changes`] shows that
     /// beforehand); `NotFound`; `Busy`; `InvalidState` for a VM that can only be removed; `Io` and
-    /// `Host` where it can't be recorded.
+    /// `Host` if it can't be recorded.
     pub async fn reconfigure(&self, name: &VmName, spec: VmSpec) -> Result<VmHandle> {
         self.reconfigure_with(name, |_| Ok(spec)).await.map(|(vm, _)| vm)
     }
 
-    /// Writes down what a VM shall be, as [`reconfigure`](Self::reconfigure) does, and returns what
-    /// changed as well: `edit` makes it of what the VM was to be so far, while nobody else can
-    /// change that.
+    /// Stores a new spec as [`reconfigure`](Self::reconfigure) does, and returns the changes as
+    /// well: `edit` derives it from the VM's latest spec, with the lock held.
     ///
     /// # Errors
     /// Those of `edit`, and of [`reconfigure`](Self::reconfigure).
@@ -46,8 +45,8 @@ impl<H: Backend + 'static> VmManager<H> {
         within(operation!("reconfigure", vm = name), self.write_edited(name, edit)).await
     }
 
-    /// Changes fields of a VM, as [`reconfigure`](Self::reconfigure) does, once the host was checked
-    /// for what the VM shall be; returns the VM and what changed.
+    /// Changes fields of a VM as [`reconfigure`](Self::reconfigure) does, after checking the host
+    /// for the new spec; returns the VM and the changes.
     ///
     /// # Errors
     /// Those of [`SpecPatch::apply_to`], [`check_host`](Self::check_host) and
@@ -68,8 +67,8 @@ impl<H: Backend + 'static> VmManager<H> {
         edit: impl FnOnce(VmSpec) -> Result<VmSpec>,
     ) -> Result<(VmHandle, Vec<SpecChange>)> {
         let (locked, record) = self.take(name, Instant::now() + PATIENCE).await?;
-        // Only to refuse what can only be removed: an intent that is there stays for the operation
-        // that comes next.
+        // Only to refuse a VM that can only be removed: an existing intent stays for the next
+        // operation.
         self.settle(record.clone(), VmRequest::Start).await?;
         let mut changed = record.clone();
         let vm = &mut changed.handle;
@@ -92,8 +91,7 @@ impl<H: Backend + 'static> VmManager<H> {
         Ok((changed.handle, changed_fields))
     }
 
-    /// Returns a VM as it is now, what it would be, and what would change by it; changes nothing,
-    /// and waits for nobody.
+    /// Returns a VM as it is, its new spec and the changes; changes nothing, and waits for no lock.
     ///
     /// # Errors
     /// Those of `edit`, and of [`reconfigure`](Self::reconfigure) but `Busy`.
@@ -107,7 +105,7 @@ impl<H: Backend + 'static> VmManager<H> {
         Ok((vm, spec, changes))
     }
 
-    /// Returns what a VM shall be, and what changes by it beside what it was to be so far.
+    /// Returns a VM's new spec, and the changes compared with its latest one.
     ///
     /// # Errors
     /// `InvalidInput` on a field for which the VM would have to be recreated.
@@ -121,8 +119,7 @@ impl<H: Backend + 'static> VmManager<H> {
         if let Some(change) =
             changes(&vm.spec, &spec, false).iter().find(|change| change.applies == TakesEffect::Anew)
         {
-            let expected =
-                format!("it is {:?}, and only a VM that is made anew can be otherwise", change.from);
+            let expected = format!("the VM has {:?}, which can't be changed; recreate the VM", change.from);
             let error = Error::invalid(change.field, &change.to, expected);
             return Err(error.with_problem(ValueProblem::NeedsRecreate));
         }
@@ -133,8 +130,7 @@ impl<H: Backend + 'static> VmManager<H> {
         Ok((spec, changed))
     }
 
-    /// Returns the VM as it shall be started: what waited for this becomes what it is, unless it
-    /// lives already.
+    /// Returns the VM as it is to be started: with the spec for the next start, unless it lives.
     pub(super) async fn as_it_shall_start(&self, vm: VmHandle) -> Result<VmHandle> {
         match vm.next_spec.is_some() && !self.state(&vm).await?.is_live() {
             true => Ok(vm.with_next_spec()),
@@ -143,8 +139,8 @@ impl<H: Backend + 'static> VmManager<H> {
     }
 }
 
-/// Refuses a size for a disk that had none so far and is as large as its image, where that is
-/// larger: the next start could not do it.
+/// Refuses a first size for a disk that has its image's size, if it is smaller than that: the next
+/// start could not apply it.
 fn check_disk(vm: &VmHandle, spec: &VmSpec) -> Result<()> {
     let (Some(disk), Some(RootDisk { size: Some(size), .. })) = (vm.spec.disk(), spec.disk()) else {
         return Ok(());
@@ -152,13 +148,13 @@ fn check_disk(vm: &VmHandle, spec: &VmSpec) -> Result<()> {
     if disk.size.is_some() {
         return Ok(());
     }
-    // An image that can't be looked at any more is the next start's to tell of.
+    // If the image can't be inspected any more, the next start reports it.
     match inspect(&disk.image) {
         Ok(image) if size.bytes() < image.virtual_size_bytes => {
             let bytes = image.virtual_size_bytes;
             let least = Mib::holding(bytes);
             let expected = format!(
-                "the disk has {bytes} bytes, as its image has, and only grows: name at least {least}"
+                "the disk has its image's size of {bytes} bytes, and can only grow (expected at least {least})"
             );
             Err(Error::invalid("disk", size, expected))
         }

@@ -1,4 +1,4 @@
-//! Waiting until a VM is as somebody needs it.
+//! Waiting until a condition of a VM holds.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -18,36 +18,35 @@ use crate::spec::{NetworkConfig, Protocol, VmName};
 use crate::store::RecordChanges;
 
 use super::VmManager;
-use super::knock::SshProbe;
+use super::probe::SshProbe;
 
-/// How long one attempt to reach the guest may take. A guest without KVM on a busy host needs
-/// seconds to say a word.
+/// The timeout of one attempt to reach the guest. A guest without KVM on a busy host needs seconds
+/// to reply.
 const ATTEMPT: Duration = Duration::from_secs(10);
-/// After how long the state is asked again though nothing was heard. A guest's panic, or a pause by
-/// somebody else's monitor, ends no process and changes no record: nothing that this process could
-/// wait for tells of it.
+/// How often the state is checked without an event. A guest's panic, or a pause by another client
+/// of the monitor, ends no process and changes no record.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
-/// The shortest and the longest pause between two questions for what has no event.
+/// The shortest and the longest pause between two checks of what has no event.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(250));
-/// The port that an SSH server listens at.
+/// The port of an SSH server.
 const SSH: u16 = 22;
 
-/// What one can wait for.
+/// A condition to wait for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum WaitCondition {
     /// The vCPUs run.
     Running,
-    /// The guest agent answers.
+    /// The guest agent replies.
     Agent,
-    /// The guest's SSH server says its first words.
+    /// The guest's SSH server greets.
     Ssh,
     /// No guest lives, and it did not fail.
     Stopped,
 }
 
 impl WaitCondition {
-    /// All conditions, for whoever lists them.
+    /// All conditions.
     pub const ALL: &'static [WaitCondition] =
         &[WaitCondition::Running, WaitCondition::Agent, WaitCondition::Ssh, WaitCondition::Stopped];
 
@@ -79,19 +78,19 @@ impl FromStr for WaitCondition {
     }
 }
 
-/// What is to be done about a VM in some state by one who waits.
+/// What a wait does next, given the VM's state.
 enum WaitNext {
     /// The condition holds.
     Done,
-    /// The guest has to be asked.
+    /// Ask the guest.
     Ask,
-    /// Something has to happen first.
+    /// Wait for an event.
     Wait,
-    /// It will not hold any more.
+    /// The condition can't hold any more.
     Never,
 }
 
-/// Tells what comes next; `lived` says that the VM was seen alive before.
+/// Returns the next step; `lived` is whether the VM was seen alive before.
 fn next(state: &VmState, condition: WaitCondition, lived: bool) -> WaitNext {
     match (state, condition) {
         (VmState::Running, WaitCondition::Running) => WaitNext::Done,
@@ -106,17 +105,17 @@ fn next(state: &VmState, condition: WaitCondition, lived: bool) -> WaitNext {
 impl<H: Backend + 'static> VmManager<H> {
     /// Waits until the condition holds, and returns the VM as it is then.
     ///
-    /// `timeout` bounds the whole wait. For a VM that does not live yet it waits for somebody to
-    /// start it.
+    /// `timeout` applies to the whole wait. A VM that does not live yet may be started by another
+    /// process in the meantime.
     ///
     /// # Cancel safety
-    /// Nothing is changed by waiting.
+    /// Waiting changes nothing.
     ///
     /// # Errors
     /// `TimedOut` with the console's last lines; `InvalidState` as soon as the VM fails or ends
-    /// while something else was awaited, with the cause; `NotFound` without the VM, and
-    /// ([`Error::NoLogin`]) where no port leads to its SSH server; `Unsupported` for a guest agent
-    /// that the VM has not, or this build can't ask.
+    /// while another condition was awaited, with the cause; `NotFound` without the VM, and
+    /// ([`Error::NoLogin`]) without a port to its SSH server; `Unsupported` if the VM has no guest
+    /// agent, or this build has no client for it.
     pub async fn wait(&self, name: &VmName, condition: WaitCondition, timeout: Duration) -> Result<VmHandle> {
         let (mut last, mut ways) = (None, WaitProbes::default());
         let waited = timeout_at(later(timeout), self.fulfilled(name, condition, &mut last, &mut ways)).await;
@@ -125,15 +124,15 @@ impl<H: Backend + 'static> VmManager<H> {
         }
         let last = last.as_ref();
         let state = last.map_or(String::new(), |vm: &VmHandle| format!(", which is {}", vm.state));
-        let heard = ways.knocker.as_ref().and_then(SshProbe::heard);
-        let heard = heard.map_or(String::new(), |heard| format!("; {heard}"));
+        let failure = ways.probe.as_ref().and_then(SshProbe::failure);
+        let failure = failure.map_or(String::new(), |failure| format!("; {failure}"));
         let console = match last {
             Some(vm) => self.console_tail(vm).await,
             None => None,
         };
         let is_mute = console.is_none() && last.is_some_and(|vm| vm.state == VmState::Running);
-        let mute = if is_mute { "; it has said nothing on its serial console yet" } else { "" };
-        let awaited = format!("{}{state}{heard}{mute}", awaited(name, condition));
+        let mute = if is_mute { "; no output on its serial console yet" } else { "" };
+        let awaited = format!("{}{state}{failure}{mute}", awaited(name, condition));
         Err(Error::TimedOut { awaited, after: timeout, console })
     }
 
@@ -169,8 +168,8 @@ impl<H: Backend + 'static> VmManager<H> {
                         if answer? {
                             return Ok(vm);
                         }
-                        // No event tells that an agent answers, nor of every address that a guest
-                        // may get.
+                        // There is no event for an agent that replies, nor for every address that a
+                        // guest may get.
                         tokio::select! {
                             ended = happened(&changes, process.as_ref(), pause) => ended?,
                             () = ways.arrivals(&vm).next() => {}
@@ -184,18 +183,17 @@ impl<H: Backend + 'static> VmManager<H> {
         }
     }
 
-    /// Waits until a VM is no longer as somebody saw it, in another state or another run, and
-    /// returns it as it is then.
+    /// Waits until a VM differs from `seen`, in its state or its run, and returns it as it is then.
     ///
-    /// Whoever watches a VM asks again with each answer. Ends of processes, and what other programs
-    /// do to the VM, are heard of at once; a guest's panic, and a pause by somebody else's monitor,
-    /// within 2 s. What came and went between two questions is not told.
+    /// To watch a VM, call this again with each result. The end of a process, and what other
+    /// programs do to the VM, are noticed at once; a guest's panic, and a pause by another client
+    /// of the monitor, within 2 s. Changes that were undone between two calls are not reported.
     ///
     /// # Cancel safety
-    /// Nothing is changed by waiting.
+    /// Waiting changes nothing.
     ///
     /// # Errors
-    /// `TimedOut`; `NotFound` once the VM is removed.
+    /// `TimedOut`; `NotFound` when the VM is removed.
     pub async fn changed(&self, seen: &VmHandle, timeout: Duration) -> Result<VmHandle> {
         let name = seen.name();
         let run = |vm: &VmHandle| vm.run.as_ref().and_then(|run| run.pid);
@@ -224,7 +222,7 @@ impl<H: Backend + 'static> VmManager<H> {
         }
     }
 
-    /// Waits until a VM that runs is in another state, of which no process and no record tells.
+    /// Waits until a running VM is in another state without an event of a process or a record.
     async fn runs_no_more(&self, vm: &VmHandle) {
         loop {
             sleep_until(Instant::now() + LOOK_AGAIN).await;
@@ -234,11 +232,11 @@ impl<H: Backend + 'static> VmManager<H> {
         }
     }
 
-    /// Looks at a VM, and takes hold of its process; no VM where it is too busy to say how it is,
-    /// or just being started.
+    /// Looks at a VM, and opens its process; `None` if the VM is too busy to reply, or is just
+    /// being started.
     async fn glance(&self, name: &VmName) -> Result<(Option<VmHandle>, Option<ProcessFd>)> {
-        // In this order, since a PID that belonged to a live VM after the descriptor was opened did
-        // so before.
+        // In this order: a PID that belongs to a live VM after the descriptor was opened did so
+        // before.
         let (record, is_cut_off) = self.store.read_now(name)?;
         let process = hold(&record.handle)?;
         match self.look(&record, is_cut_off).await {
@@ -249,23 +247,24 @@ impl<H: Backend + 'static> VmManager<H> {
         }
     }
 
-    /// Tries to reach what is awaited in the guest, and returns whether it could; for SSH it goes
-    /// on trying.
+    /// Tries to reach what is awaited in the guest, and returns whether it could; for SSH it keeps
+    /// trying.
     async fn reach(&self, vm: &VmHandle, condition: WaitCondition, ways: &mut WaitProbes) -> Result<bool> {
         match condition {
             WaitCondition::Ssh => {
                 let address = tokio::select! {
                     address = self.ssh_address(vm) => address?,
-                    // Asked again: a guest agent that is not there takes its time to say so.
+                    // Checked again: a guest agent that is not there takes long to fail.
                     () = ways.arrivals(vm).next() => self.ssh_address(vm).await?,
                 };
                 let Some(address) = address else { return Ok(false) };
-                // At another address it begins anew; else what it holds may be answered any moment.
-                let knocker = match ways.knocker.take_if(|knocker| knocker.address() == address) {
-                    Some(knocker) => knocker,
+                // At another address, probing starts again; otherwise an open connection may get
+                // its reply at any moment.
+                let probe = match ways.probe.take_if(|probe| probe.address() == address) {
+                    Some(probe) => probe,
                     None => SshProbe::new(address),
                 };
-                ways.knocker.insert(knocker).greeted(ways.console.of(vm)).await;
+                ways.probe.insert(probe).greeted(ways.console.of(vm)).await;
                 Ok(true)
             }
             _ => {
@@ -280,8 +279,7 @@ impl<H: Backend + 'static> VmManager<H> {
 
     /// Waits until the guest's address is known, or the deadline has passed.
     ///
-    /// Whatever goes wrong meanwhile, waiting for SSH says it as well, with the console's last
-    /// lines.
+    /// Errors are ignored: waiting for SSH reports them as well, with the console's last lines.
     #[cfg(all(feature = "ssh", feature = "images"))]
     pub(crate) async fn address_known(&self, vm: &VmHandle, deadline: Instant) {
         let mut ways = WaitProbes::default();
@@ -294,14 +292,14 @@ impl<H: Backend + 'static> VmManager<H> {
                 if !asked.is_err_and(|error| error.kind() == ErrorKind::NotFound) {
                     return;
                 }
-                // Not every address that a guest may get is told of.
+                // There is no event for every address that a guest may get.
                 let _ = timeout_at(Instant::now() + BACK_OFF.1, ways.arrivals(vm).next()).await;
             }
         };
         let _ = timeout_at(deadline, known).await;
     }
 
-    /// Returns where the guest's SSH server can be reached, once that is known.
+    /// Returns the address of the guest's SSH server, if it is known.
     pub(super) async fn ssh_address(&self, vm: &VmHandle) -> Result<Option<SocketAddr>> {
         let mut forwards = vm.run.iter().flat_map(|run| &run.forwards);
         let forward = forwards.find(|f| f.protocol == Protocol::Tcp && f.guest_port.get() == SSH);
@@ -316,7 +314,7 @@ impl<H: Backend + 'static> VmManager<H> {
         }
         match self.hypervisor.guest_ip(vm).await {
             Ok(address) => match address.parse() {
-                // Loopback is where ports are forwarded, and else this host's own.
+                // Loopback is where ports are forwarded, and otherwise this host's own.
                 Ok(ip) if is_user && IpAddr::is_loopback(&ip) => Err(no_port()),
                 Ok(ip) => Ok(Some(SocketAddr::new(ip, SSH))),
                 Err(_) => Ok(None),
@@ -327,16 +325,16 @@ impl<H: Backend + 'static> VmManager<H> {
     }
 }
 
-/// What has been learnt on the ways to the guest, from one look to the next.
+/// What is known of the ways to the guest, between two looks.
 #[derive(Default)]
 struct WaitProbes {
-    knocker: Option<SshProbe>,
+    probe: Option<SshProbe>,
     console: ConsoleGrowth,
     arrivals: Option<FirstPackets>,
 }
 
 impl WaitProbes {
-    /// Returns what tells that the guest has shown itself on its bridge.
+    /// Returns the event of the guest's first packet on its bridge.
     fn arrivals(&mut self, vm: &VmHandle) -> &mut FirstPackets {
         self.arrivals.get_or_insert_with(|| match vm.spec.network() {
             NetworkConfig::Tap { .. } => FirstPackets::of(MacAddr::of_vm(vm.id)),
@@ -345,12 +343,12 @@ impl WaitProbes {
     }
 }
 
-/// The console's log as something that grows while the guest boots.
+/// The console's log as an event: it grows while the guest boots.
 #[derive(Default)]
 struct ConsoleGrowth(Option<RecordChanges>);
 
 impl ConsoleGrowth {
-    /// Returns what tells of it, once there is a log.
+    /// Returns the watch on the log, if it exists.
     fn of(&mut self, vm: &VmHandle) -> Option<&RecordChanges> {
         if self.0.is_none() {
             self.0 = vm.console_log.as_deref().and_then(|log| RecordChanges::of_log(log).ok());
@@ -363,7 +361,7 @@ fn awaited(name: &VmName, condition: WaitCondition) -> String {
     format!("`{condition}` of the VM `{name}`")
 }
 
-/// Takes hold of the process that the VM was last known to run in, where there is one.
+/// Opens the VM's last known process, if it has one.
 pub(super) fn hold(vm: &VmHandle) -> Result<Option<ProcessFd>> {
     let Some(pid) = vm.run.as_ref().and_then(|run| run.pid) else { return Ok(None) };
     match ProcessId::of(pid)? {

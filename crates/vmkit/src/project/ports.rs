@@ -1,10 +1,10 @@
-//! Whether a guest listens on a TCP port, seen from the host: for guests that vmkit does not get
-//! into.
+//! Whether a guest listens on a TCP port, as seen from the host: for guests that vmkit can't log in
+//! to.
 //!
-//! On a network that the host is on, a connection tells. QEMU's user network accepts at once for a
-//! guest that is not there, and closes the connection when the guest refuses. So there one that
-//! stays open tells something only of a guest that is known to answer: its SSH port, which always
-//! has a forward, is knocked at first, and whether it greets or refuses, it has answered.
+//! On a network that the host is on, a connection shows it. QEMU's user network accepts at once
+//! even if the guest is not there, and closes the connection when the guest refuses. So an open
+//! connection only means something if the guest is known to reply: its SSH port, which always has a
+//! forward, is probed first, and either a greeting or a refusal is a reply.
 //!
 //! Source: libslirp 4.7, `tcp_subr.c`, `tcp_connect`.
 

@@ -87,7 +87,7 @@ fn explain(path: &Path, bytes: &[u8], error: serde_json::Error) -> Error {
     let problem = match serde_json::from_slice::<RecordHead>(bytes) {
         _ if bytes.is_empty() => "the record is empty".to_owned(),
         Ok(head) if head.version != u64::from(VmRecord::VERSION) => unsupported(head.version),
-        _ if error.is_eof() => format!("the record is cut off after {} bytes", bytes.len()),
+        _ if error.is_eof() => format!("the record is truncated after {} bytes", bytes.len()),
         _ => return Error::record(path, FOREIGN).with_source(error),
     };
     Error::record(path, problem)
@@ -144,7 +144,7 @@ mod tests {
     fn empty_truncated_and_foreign_bytes_are_told_apart() {
         let bytes = record().encode().unwrap();
         assert!(problem(b"").ends_with("the record is empty"));
-        assert!(problem(&bytes[..60]).ends_with("cut off after 60 bytes"));
+        assert!(problem(&bytes[..60]).ends_with("truncated after 60 bytes"));
         assert!(problem(b"\x7fELF").contains("not a record of a VM"));
         assert!(problem(b"{\"version\": 1}").contains("missing field `handle`"));
     }

@@ -179,7 +179,7 @@ async fn an_unusable_record_hides_only_its_own_vm_and_is_kept() {
         shown,
         [
             format!(
-                "alone {}: this lies in a VM's directory, and there is no record",
+                "alone {}: the VM's directory has no record",
                 at("alone").replace("vm.json", "disk.qcow2")
             ),
             format!(
@@ -187,7 +187,7 @@ async fn an_unusable_record_hides_only_its_own_vm_and_is_kept() {
                  can't be used as another",
                 at("copied").trim_end_matches("/vm.json")
             ),
-            format!("cut {}: the record is cut off after 100 bytes", at("cut")),
+            format!("cut {}: the record is truncated after 100 bytes", at("cut")),
             format!("future {}: the record has version 9, and this vmkit reads version 1", at("future")),
             "well prepared".to_owned(),
         ]
@@ -362,9 +362,9 @@ async fn a_failed_removal_can_only_be_repeated() {
     manager.remove(&web(), false).await.unwrap_err();
     let listed = manager.list().await.unwrap().remove(0);
     let VmState::Failed { cause } = listed.handle.unwrap().state else { panic!("not failed") };
-    assert_eq!(cause.detail, "its removal was interrupted: remove it again");
+    assert_eq!(cause.detail, "its removal was interrupted: remove the VM again");
     let error = manager.start(&web()).await.unwrap_err().to_string();
-    assert_eq!(error, "cannot start a VM that is destroyed: its removal was begun, remove it");
+    assert_eq!(error, "cannot start a VM that is destroyed: its removal was interrupted; remove it again");
     manager.remove(&web(), false).await.unwrap();
     assert!(manager.list().await.unwrap().is_empty());
 }
@@ -497,9 +497,9 @@ async fn an_interrupted_creation_is_shown_refused_and_replaced() {
     let listed = manager.list().await.unwrap().remove(1);
     assert!(listed.interrupted);
     let VmState::Failed { cause } = listed.handle.unwrap().state else { panic!("not failed") };
-    assert_eq!(cause.detail, "its making was interrupted: remove it");
+    assert_eq!(cause.detail, "its creation was interrupted: remove the VM");
     let error = manager.start(&web()).await.unwrap_err().to_string();
-    assert_eq!(error, "cannot start a VM that is preparing: its making was cut off, remove it");
+    assert_eq!(error, "cannot start a VM that is preparing: its creation was interrupted; remove it");
     let vm = manager.create(spec()).await.unwrap();
     assert_ne!(vm.id, Uuid::from_u128(9));
 }

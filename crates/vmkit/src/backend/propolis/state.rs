@@ -81,7 +81,7 @@ pub(super) async fn observe(site: &VmContext<'_>, asker: StateCaller, limit: Dur
         return Ok(at_rest(site));
     }
     if site.claim.is_going {
-        let begun = "its removal was interrupted: remove it again";
+        let begun = "its removal was interrupted: remove the VM again";
         return Ok(VmState::failed(FailureKind::Interrupted, begun));
     }
     // A start may have ended between the look at the VM and the one at the lock: then look again.

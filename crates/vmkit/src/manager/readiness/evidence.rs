@@ -1,10 +1,10 @@
-//! What tells how a guest is that lets nobody in: an answer of its agent, or its console.
+//! Signs of the state of a guest without SSH: a reply of its agent, or its console.
 //!
 //! Pure.
 
 use crate::ssh::cloud_init_status;
 
-/// Prints what of `ended`, `no-cloud-init` and `no-sshd` is so, each on a line, and then
+/// Prints those of `ended`, `no-cloud-init` and `no-sshd` that apply, a line each, and then
 /// cloud-init's status.
 pub(super) const ASK: &str = "\
 [ -e /run/cloud-init/result.json ] && echo ended
@@ -15,22 +15,22 @@ echo status
 cat /run/cloud-init/status.json 2>/dev/null
 exit 0";
 
-/// The most errors that are told.
+/// The maximum number of errors in a message.
 const MOST_ERRORS: usize = 5;
-/// The most characters of each.
+/// The maximum number of characters of each.
 const MOST_CHARS: usize = 300;
 
-/// How a guest is that lets nobody in.
+/// The state of a guest without SSH.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct ReadinessEvidence {
-    /// Whether the guest said so itself.
+    /// Whether the guest itself reported it.
     pub(super) is_certain: bool,
     /// Whether it has booted.
     pub(super) is_up: bool,
     has_ended: bool,
     has_cloud_init: bool,
     has_sshd: bool,
-    /// What went wrong in cloud-init.
+    /// The errors of cloud-init.
     pub(super) errors: Vec<String>,
 }
 
@@ -45,7 +45,8 @@ impl ReadinessEvidence {
         self.errors.join("; ")
     }
 
-    /// Returns what the guest lacks that vmkit needs to get in, once nothing installs it any more.
+    /// Returns what is missing in the guest for vmkit to log in, if nothing is going to install it
+    /// any more.
     pub(super) fn lacks(&self) -> Option<String> {
         let is_settled = self.is_certain && (self.has_ended || !self.has_cloud_init);
         match (is_settled, self.has_cloud_init, self.has_sshd) {
@@ -61,7 +62,7 @@ impl ReadinessEvidence {
     }
 }
 
-/// Reads what the agent answered to [`ASK`].
+/// Parses the agent's reply to [`ASK`].
 pub(super) fn of_answer(answer: &[u8]) -> Option<ReadinessEvidence> {
     let text = String::from_utf8_lossy(answer);
     let (flags, status) = text.split_once("status\n").or_else(|| Some((text.strip_suffix("status")?, "")))?;
@@ -77,9 +78,9 @@ pub(super) fn of_answer(answer: &[u8]) -> Option<ReadinessEvidence> {
     })
 }
 
-/// Reads what a guest has printed in this run.
+/// Parses what a guest has printed in this run.
 ///
-/// The words are those of cloud-init's programs, of systemd's units for them, and of agetty.
+/// The texts are those of cloud-init's programs, of systemd's units for them, and of agetty.
 pub(super) fn of_console(said: &str) -> ReadinessEvidence {
     let mut errors: Vec<String> = Vec::new();
     let (mut has_ended, mut is_up) = (false, false);
@@ -95,7 +96,7 @@ pub(super) fn of_console(said: &str) -> ReadinessEvidence {
             in_traceback = true;
             None
         } else if in_traceback && !message.starts_with(' ') && !message.is_empty() {
-            // The last line of a traceback is the error; what stands before it is indented.
+            // The last line of a traceback is the error; the lines before it are indented.
             in_traceback = false;
             Some(message)
         } else if !in_traceback
@@ -112,13 +113,13 @@ pub(super) fn of_console(said: &str) -> ReadinessEvidence {
             errors.push(found);
         }
     }
-    // A login prompt comes when all that is to be started was: what then failed to start is not to
-    // come.
+    // A login prompt is printed when everything else was started: what has failed by then is not
+    // retried.
     has_ended |= is_up;
     ReadinessEvidence { is_certain: false, is_up, has_ended, has_cloud_init: true, has_sshd: true, errors }
 }
 
-/// Returns the line without who printed it, such as `[   41.2] cloud-init[412]: `.
+/// Returns the line without its origin, such as `[   41.2] cloud-init[412]: `.
 fn without_origin(line: &str) -> &str {
     let rest = match line.strip_prefix('[').and_then(|rest| rest.split_once("] ")) {
         Some((time, rest)) if time.trim().parse::<f64>().is_ok() => rest,
@@ -143,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_an_agent_answers_tells_what_failed_and_what_is_missing() {
+    fn the_agents_reply_shows_what_failed_and_what_is_missing() {
         let status = r#"{"v1": {"stage": null, "init": {"errors": ["no such host"]}}}"#;
         let found = of_answer(format!("ended\nstatus\n{status}").as_bytes()).unwrap();
         assert!(found.has_failed() && found.is_certain && found.lacks().is_none());
@@ -161,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_console_tells_the_last_line_of_a_traceback_and_what_failed_to_start() {
+    fn a_console_shows_the_last_line_of_a_traceback_and_what_failed_to_start() {
         let said = "[   40.1] cloud-init[412]: Traceback (most recent call last):\n\
             [   40.2] cloud-init[412]:   File \"/usr/lib/x.py\", line 7, in f\n\
             [   40.3] cloud-init[412]:     raise Exception(message)\n\

@@ -1,9 +1,9 @@
-//! Waiting until a guest lets vmkit in and its cloud-init is through, across reboots, and no longer
-//! than there is hope.
+//! Waiting until vmkit can log in to a guest and its cloud-init has finished, across reboots,
+//! unless that has become impossible.
 //!
-//! cloud-init can restart its own guest, or end before there is an SSH server. The first is a
-//! connection that is lost and comes again; the second is told by the guest agent, where it
-//! answers, and else by what the guest printed on its console.
+//! cloud-init can reboot its own guest, or end before there is an SSH server. The first is a
+//! connection that is lost and restored; the second is reported by the guest agent, if it replies,
+//! and otherwise by what the guest printed on its console.
 
 mod evidence;
 
@@ -21,27 +21,26 @@ use crate::lifecycle::VmState;
 use crate::spec::VmName;
 use crate::ssh::{CloudInitStatus, LoginOptions, Session};
 
-/// After how long a guest that lets nobody in is asked again how far its cloud-init is.
+/// How often the progress of cloud-init is checked in a guest without SSH.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
-/// How long a guest agent may take to say so.
+/// The timeout of a guest agent's reply.
 const ANSWER: Duration = Duration::from_secs(30);
-/// How long after the failed end of cloud-init an SSH server may still come: what the agent tells
-/// is certain, the console is not.
+/// How long after the failed end of cloud-init an SSH server may still appear: the agent's report
+/// is certain, the console's is not.
 const GRACE: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(60));
-/// How long after a sign that the guest is up its SSH server may come before that is said.
+/// How long a guest that is up may be without an SSH server before that is reported.
 const QUIET: Duration = Duration::from_secs(60);
-/// How often in a row the watch on cloud-init may be lost before it has told anything.
+/// How often in a row the watch on cloud-init may be lost without a result.
 const MOST_FRUITLESS: u32 = 4;
 
 impl<H: Backend + 'static> VmManager<H> {
-    /// Waits until the guest's SSH server lets vmkit in, and logs in; gives up once cloud-init has
-    /// failed in the guest and no server comes. `notice` is told once what is odd about a guest
-    /// that is up.
+    /// Waits until the guest's SSH server accepts vmkit's login, and logs in; gives up if
+    /// cloud-init has failed in the guest and no server appears. Calls `notice` once if something
+    /// is odd about a guest that is up.
     ///
     /// # Errors
     /// Those of [`wait`](Self::wait) and [`ssh_session`](Self::ssh_session), each with cloud-init's
-    /// own errors where they are known; `Guest` with these alone where they are the reason to give
-    /// up.
+    /// own errors if they are known; `Guest` with only these if they are the reason to give up.
     pub(crate) async fn enter(
         &self,
         name: &VmName,
@@ -55,7 +54,7 @@ impl<H: Backend + 'static> VmManager<H> {
         };
         let mut last = None;
         let error = tokio::select! {
-            // What has come in time goes before what speaks against it.
+            // A login takes precedence over a reason to give up.
             biased;
             entered = entering => match entered {
                 Ok(session) => return Ok(session),
@@ -69,8 +68,8 @@ impl<H: Backend + 'static> VmManager<H> {
         })
     }
 
-    /// Returns why no SSH server will let vmkit in, once that is known. No event tells how far
-    /// cloud-init is in a guest that lets nobody in, so it is asked again.
+    /// Returns why vmkit will not be able to log in, when that is known. There is no event for the
+    /// progress of cloud-init in a guest without SSH, so it is polled.
     async fn given_up(
         &self,
         name: &VmName,
@@ -94,20 +93,18 @@ impl<H: Backend + 'static> VmManager<H> {
             if !is_told && (lacks.is_some() || is_over(up_since, QUIET)) {
                 is_told = true;
                 let sign = lacks
-                    .unwrap_or_else(|| "the guest is up, and its SSH server lets nobody in yet".to_owned());
+                    .unwrap_or_else(|| "the guest is up, and its SSH server accepts no login yet".to_owned());
                 notice(sign);
             }
             *last = Some(evidence);
         }
     }
 
-    /// Waits until cloud-init has done all that it does, and no reboot that it asked for is to
-    /// come; returns the session that is in force then. `progressed` is told of each stage
-    /// meanwhile.
+    /// Waits until cloud-init has finished, including the reboots that it requests; returns the
+    /// session that is open then. Reports each stage to `progressed`.
     ///
     /// # Errors
-    /// `TimedOut`; `InvalidState` where the guest powers itself off; `Guest` where it lets nobody
-    /// in any more.
+    /// `TimedOut`; `InvalidState` if the guest powers off; `Guest` if it accepts no login any more.
     pub(crate) async fn cloud_init_through(
         &self,
         name: &VmName,
@@ -116,7 +113,7 @@ impl<H: Backend + 'static> VmManager<H> {
         mut progressed: impl FnMut(&CloudInitStatus),
     ) -> Result<(Session, CloudInitStatus)> {
         let (mut fruitless, began) = (0, Instant::now());
-        // What went wrong before a reboot: the guest forgets it.
+        // Errors and warnings before a reboot: the guest forgets them.
         let (mut errors, mut warnings) = (Vec::new(), Vec::new());
         loop {
             let current = match session.take() {
@@ -134,7 +131,7 @@ impl<H: Backend + 'static> VmManager<H> {
                     done.warnings = together(warnings, done.warnings);
                     return Ok((current, done));
                 }
-                // Lost, as by a reboot.
+                // Lost, for example by a reboot.
                 Err(Error::Ssh { .. })
                     if Instant::now() < deadline && (last.is_some() || fruitless < MOST_FRUITLESS) =>
                 {
@@ -148,7 +145,7 @@ impl<H: Backend + 'static> VmManager<H> {
         }
     }
 
-    /// Finds out how far cloud-init is in a guest that lets nobody in.
+    /// Determines the progress of cloud-init in a guest without SSH.
     async fn look_at_cloud_init(&self, vm: &VmHandle) -> Option<ReadinessEvidence> {
         if let Some(evidence) = self.ask_agent(vm).await {
             return Some(evidence);
@@ -157,10 +154,10 @@ impl<H: Backend + 'static> VmManager<H> {
         Some(evidence::of_console(&super::tail::this_run(log, vm.console_since.as_ref())?))
     }
 
-    /// Asks the guest agent, where it responds and may run programs.
+    /// Asks the guest agent, if it replies and may run programs.
     async fn ask_agent(&self, vm: &VmHandle) -> Option<ReadinessEvidence> {
         let agent = self.abilities_of(vm).guest_agent()?;
-        // One that is not there is not waited for as long as a slow program.
+        // The timeout for an agent that is not there is shorter than that of a slow program.
         if !agent.agent_responds(vm, LOOK_AGAIN).await.ok()? {
             return None;
         }
@@ -168,7 +165,7 @@ impl<H: Backend + 'static> VmManager<H> {
         evidence::of_answer(&output.stdout)
     }
 
-    /// Logs in again to a guest whose connection was lost while its cloud-init was at work.
+    /// Logs in again to a guest whose connection was lost while its cloud-init was running.
     async fn again(&self, name: &VmName, began: Instant, deadline: Instant) -> Result<Session> {
         let error = match self.log_in(name, &LoginOptions::default(), deadline, GuestAge::New).await {
             Ok(session) => return Ok(session),
@@ -178,7 +175,7 @@ impl<H: Backend + 'static> VmManager<H> {
         match error {
             Error::NotLive { state, .. } | Error::Ended { state, .. } => {
                 let awaited = match state {
-                    VmState::Stopped => format!("{awaited}, whose guest powered itself off"),
+                    VmState::Stopped => format!("{awaited}, whose guest powered off"),
                     _ => awaited,
                 };
                 let console = match self.info(name).await {
@@ -196,7 +193,7 @@ impl<H: Backend + 'static> VmManager<H> {
     }
 }
 
-/// Joins what was said before with what is said now, each once.
+/// Joins two lists without duplicates.
 fn together(mut before: Vec<String>, now: Vec<String>) -> Vec<String> {
     before.retain(|said| !now.contains(said));
     before.extend(now);
@@ -204,7 +201,7 @@ fn together(mut before: Vec<String>, now: Vec<String>) -> Vec<String> {
     before
 }
 
-/// Adds to an error what is known of cloud-init.
+/// Adds cloud-init's errors to an error.
 fn with_reason(error: Error, reason: &str) -> Error {
     let said = format!("cloud-init in it failed: {reason}");
     match error {

@@ -1,4 +1,4 @@
-//! How often a guest is knocked at.
+//! The intervals at which a guest is probed.
 
 use std::time::Duration;
 
@@ -6,33 +6,32 @@ use tokio::time::Instant;
 
 use super::ProbeReply;
 
-/// After how long a guest that refuses is asked again.
+/// The pause after a refusal.
 const REFUSED: Duration = Duration::from_millis(20);
-/// The longest pause before the next attempt at a port that replies with something else than SSH.
+/// The longest pause after a reply that is not SSH.
 const ANSWERED: Duration = Duration::from_secs(2);
-/// The shortest and the longest pause after which a silent guest is asked again.
+/// The shortest and the longest pause for a silent guest.
 const SILENT: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(2));
-/// How many connections a silent guest is left with. At the longest pause they cover the 12 s after
-/// which QEMU repeats each.
+/// The maximum number of connections without a reply. At the longest pause they cover the 12 s
+/// after which QEMU repeats each SYN.
 const MOST: usize = 10;
-/// How soon after a knock what the guest prints leads to another.
+/// The minimum pause between a probe and another one because of the guest's output.
 const PRINTED: Duration = Duration::from_millis(40);
-/// How many knocks in a row what the guest prints may lead to, and after how long there is one more
-/// of them. This has no common divisor with QEMU's 12 s, so that what is repeated does not come all
-/// at once.
+/// How many probes in a row the guest's output may cause, and after which time there is one more.
+/// It has no common divisor with QEMU's 12 s, so that the repeated SYNs don't come all at once.
 const SPARE: (u32, Duration) = (2, Duration::from_secs(7));
 
-/// When the next knock is due.
+/// When the next probe is due.
 #[derive(Debug)]
 pub(super) struct ProbeBackoff {
     silent_since: Instant,
     next: Instant,
-    /// When the last knock was.
-    knocked: Instant,
-    /// The next knock is for something that was heard, and does not depend on how many are
-    /// unanswered.
+    /// The time of the last probe.
+    probed: Instant,
+    /// The next probe is because of a reply or output, and does not depend on how many have no
+    /// reply.
     is_asked_for: bool,
-    /// How many knocks what the guest prints may still lead to, and since when.
+    /// How many probes the guest's output may still cause, and since when.
     spare: (u32, Instant),
     /// How often something else than an SSH server has replied.
     answered: u32,
@@ -40,12 +39,12 @@ pub(super) struct ProbeBackoff {
 }
 
 impl ProbeBackoff {
-    /// Starts with an attempt that is due at once.
+    /// Creates a pace whose first probe is due at once.
     pub(super) fn new(now: Instant) -> Self {
         Self {
             silent_since: now,
             next: now,
-            knocked: now,
+            probed: now,
             is_asked_for: false,
             spare: (SPARE.0, now),
             answered: 0,
@@ -53,28 +52,28 @@ impl ProbeBackoff {
         }
     }
 
-    /// Returns whether the guest has answered before.
+    /// Returns whether the guest has replied before.
     pub(super) fn is_up(&self) -> bool {
         self.is_up
     }
 
-    /// Returns when to knock, where so many knocks are unanswered; not before one of them has ended
-    /// where it is none.
+    /// Returns when the next probe is due, with this number of connections without a reply; `None`
+    /// if that is after the end of one of them.
     pub(super) fn due(&self, unanswered: usize) -> Option<Instant> {
         (self.is_asked_for || unanswered < MOST).then_some(self.next)
     }
 
-    /// Notes a knock.
-    pub(super) fn knocked(&mut self, now: Instant) {
+    /// Records a probe.
+    pub(super) fn probed(&mut self, now: Instant) {
         let pause = match self.is_up {
             true => SILENT.1,
             false => now.saturating_duration_since(self.silent_since).clamp(SILENT.0, SILENT.1),
         };
-        (self.knocked, self.next, self.is_asked_for) = (now, now + pause, false);
+        (self.probed, self.next, self.is_asked_for) = (now, now + pause, false);
     }
 
-    /// Notes an answer that was no greeting.
-    pub(super) fn heard(&mut self, answer: &ProbeReply, now: Instant) {
+    /// Records a reply that is not a greeting.
+    pub(super) fn replied(&mut self, answer: &ProbeReply, now: Instant) {
         let pause = match answer {
             ProbeReply::Greeting | ProbeReply::Silence => return,
             ProbeReply::Refusal => REFUSED,
@@ -86,8 +85,8 @@ impl ProbeBackoff {
         (self.is_up, self.silent_since, self.next, self.is_asked_for) = (true, now, now + pause, true);
     }
 
-    /// Notes that the guest has printed something: there is a knock soon. For a guest that prints
-    /// without end there are no more.
+    /// Records output of the guest: the next probe is soon. A guest with endless output causes no
+    /// more probes than any other.
     pub(super) fn printed(&mut self, now: Instant) {
         let (left, since) = self.spare;
         let more = now.saturating_duration_since(since).as_millis() / SPARE.1.as_millis();
@@ -95,7 +94,7 @@ impl ProbeBackoff {
         if more > 0 {
             self.spare = (left.saturating_add(more).min(SPARE.0), now);
         }
-        let soon = now.max(self.knocked + PRINTED);
+        let soon = now.max(self.probed + PRINTED);
         if self.spare.0 > 0 && !self.is_asked_for {
             self.spare.0 -= 1;
             (self.next, self.is_asked_for) = (soon, true);
@@ -107,44 +106,44 @@ impl ProbeBackoff {
 mod tests {
     use super::*;
 
-    /// What a knock leads to in a guest that is silent: QEMU's SYN at once and its repetitions,
-    /// until it gives up after 75 s.
+    /// When QEMU sends SYNs to a silent guest for one connection, in seconds, until it gives up
+    /// after 75 s.
     const SYNS: [u64; 7] = [0, 6, 18, 30, 42, 54, 66];
-    /// For how long a knock is held.
+    /// How long a connection is kept.
     const HELD: Duration = super::super::HELD;
 
-    /// Returns when a guest that does not answer and prints so often was knocked at within four
-    /// minutes, in ms.
-    fn knocks(prints_every: u64) -> Vec<u64> {
+    /// Returns when a guest without a reply is probed within four minutes, in ms, if it prints this
+    /// often.
+    fn probes(prints_every: u64) -> Vec<u64> {
         let began = Instant::now();
-        let (mut pace, mut knocks) = (ProbeBackoff::new(began), Vec::new());
+        let (mut pace, mut probes) = (ProbeBackoff::new(began), Vec::new());
         for ms in (0..240_000).step_by(10) {
             let now = began + Duration::from_millis(ms);
             if ms % prints_every == 0 {
                 pace.printed(now);
             }
-            let unanswered = knocks.iter().filter(|&&knock| Duration::from_millis(ms - knock) < HELD).count();
+            let unanswered = probes.iter().filter(|&&probe| Duration::from_millis(ms - probe) < HELD).count();
             if pace.due(unanswered).is_some_and(|due| due <= now) {
-                pace.knocked(now);
-                knocks.push(ms);
+                pace.probed(now);
+                probes.push(ms);
             }
         }
-        knocks
+        probes
     }
 
-    /// Returns when visitors come to a server that begins to listen at a moment, in ms: all of them
-    /// are of knocks before it.
-    fn visits(knocks: &[u64], listens: u64) -> Vec<u64> {
-        let before = knocks.iter().filter(|&&knock| knock < listens);
+    /// Returns when connections reach a server that starts to listen at this time, in ms: all of
+    /// them are of earlier probes.
+    fn visits(probes: &[u64], listens: u64) -> Vec<u64> {
+        let before = probes.iter().filter(|&&probe| probe < listens);
         let mut visits: Vec<u64> = before
-            .filter_map(|knock| SYNS.iter().map(|syn| knock + syn * 1000).find(|&syn| syn >= listens))
+            .filter_map(|probe| SYNS.iter().map(|syn| probe + syn * 1000).find(|&syn| syn >= listens))
             .collect();
         visits.sort_unstable();
         visits
     }
 
-    /// The penalty that OpenSSH 9.8 has laid on the visitors at most: 1 s each, of which time takes
-    /// off as much as passes.
+    /// Returns the highest penalty of OpenSSH 9.8 for the connections: 1 s each, which decreases
+    /// with time.
     fn penalty(visits: &[u64]) -> u64 {
         let (mut most, mut ends) = (0, 0);
         for visit in visits {
@@ -155,16 +154,16 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_whose_server_comes_late_has_few_visitors_whenever_that_is() {
+    fn a_server_that_listens_late_gets_few_connections_whenever_that_is() {
         for prints_every in [10, 1000, 1_000_000] {
-            let knocks = knocks(prints_every);
+            let probes = probes(prints_every);
             for listens in (1000..230_000).step_by(100) {
-                let visits = visits(&knocks, listens);
+                let visits = visits(&probes, listens);
                 let at_once =
                     |from: &u64| visits.iter().filter(|v| (*from..from + 1600).contains(*v)).count();
                 let crowd = visits.iter().map(at_once).max().unwrap_or(0);
-                // Of the ten that OpenSSH admits without a login, the user has the rest.
-                assert!(crowd <= 8, "{crowd} visitors at once for a server that listens at {listens} ms");
+                // OpenSSH admits ten without a login; the rest are the user's.
+                assert!(crowd <= 8, "{crowd} connections at once to a server that listens at {listens} ms");
                 let penalty = penalty(&visits);
                 assert!(penalty <= 12_000, "{penalty} ms of penalty at {listens} ms; 15 s are too many");
             }
@@ -172,23 +171,23 @@ mod tests {
     }
 
     #[test]
-    fn a_silent_guest_is_heard_within_little_more_than_two_seconds_for_as_long_as_it_is_silent() {
-        let knocks = knocks(1_000_000);
+    fn a_greeting_is_detected_within_little_more_than_two_seconds_however_long_the_silence() {
+        let probes = probes(1_000_000);
         for listens in (1000..230_000).step_by(100) {
-            let late = visits(&knocks, listens).first().copied().unwrap_or(u64::MAX);
-            let knock = knocks.iter().copied().find(|&knock| knock >= listens).unwrap_or(u64::MAX);
-            let late = late.min(knock) - listens;
+            let late = visits(&probes, listens).first().copied().unwrap_or(u64::MAX);
+            let probe = probes.iter().copied().find(|&probe| probe >= listens).unwrap_or(u64::MAX);
+            let late = late.min(probe) - listens;
             assert!(late <= 2500, "{late} ms late for a server that listens at {listens} ms");
         }
     }
 
     #[test]
-    fn one_that_refuses_is_asked_again_at_once_however_many_are_unanswered() {
+    fn a_refusal_is_probed_again_at_once_however_many_have_no_reply() {
         let now = Instant::now();
         let mut pace = ProbeBackoff::new(now);
-        pace.knocked(now);
+        pace.probed(now);
         assert_eq!(pace.due(MOST), None);
-        pace.heard(&ProbeReply::Refusal, now);
+        pace.replied(&ProbeReply::Refusal, now);
         assert_eq!(pace.due(MOST), Some(now + REFUSED));
     }
 }

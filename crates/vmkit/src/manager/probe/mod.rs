@@ -1,23 +1,22 @@
-//! Finds out when a guest's SSH server speaks, soon after it does.
+//! Detecting a guest's SSH server, soon after it starts to listen.
 //!
-//! A guest has no way to tell the host that it listens. QEMU's user network accepts at once for a
-//! guest that is not there, and sends the guest a SYN at once, after 6 s and then every 12 s, for
-//! 75 s, even if nobody holds the connection any more. So how often one knocks depends on what was
-//! heard:
+//! A guest can't notify the host when it listens. QEMU's user network accepts connections even if
+//! the guest does not, and sends the guest a SYN at once, after 6 s and then every 12 s, for 75 s,
+//! even if the client is gone. So the interval of the probes depends on the replies:
 //!
 //! ```text
 //! nothing yet ──a refusal──▶ the guest is up: every 20 ms ──accepted──▶ wait for the greeting
-//!  ever more rarely: after as long as it was silent, 200 ms to 2 s, until ten are unanswered
+//!  at growing intervals: as long as it was silent, 200 ms to 2 s, until ten have no reply
 //!  and when the guest prints on its console, twice in a row
 //! ```
 //!
-//! A guest that boots prints, and is silent on its console when it waits for something, so what it
-//! prints is the best hint that its network may be up by now. A connection that is accepted late
-//! still brings the greeting, so all are held, and ten of them, spread over QEMU's 12 s, knock as
-//! often as new ones would. They have to stay few: each comes to the guest's server when that has
-//! begun to listen. OpenSSH turns visitors away, the user's own among them, where ten have not
-//! logged in (`MaxStartups`), and from 9.8 on whom it has laid 15 s of penalty on, 1 s for each
-//! visit without a login (`PerSourcePenalties`).
+//! A guest prints while it boots, and is silent on its console while it waits for something, so its
+//! output is the best hint that its network may be up by now. A connection that is accepted late
+//! still brings the greeting, so all are kept open, and ten of them, spread over QEMU's 12 s, probe
+//! as often as new ones would. They have to be few, since each reaches the guest's server when that
+//! starts to listen. OpenSSH refuses clients, the user's own among them, while ten have not logged
+//! in (`MaxStartups`), and since 9.8 those with a penalty of more than 15 s, 1 s for each
+//! connection without a login (`PerSourcePenalties`).
 //!
 //! Source: libslirp 4.7, `tcp_timer.h` and `socket.c`; sshd_config(5).
 
@@ -37,29 +36,29 @@ use tokio::time::{Instant, sleep_until, timeout};
 use crate::store::RecordChanges;
 use pace::ProbeBackoff;
 
-/// How long one may take to connect. Beyond QEMU's user network a guest that is not there takes no
-/// connection.
+/// The timeout of a connect. Outside of QEMU's user network, a guest that is not up does not
+/// accept.
 const CONNECT: Duration = Duration::from_secs(3);
-/// How long one connection is held: a little less than QEMU's user network holds one that the guest
-/// does not answer, since what it closes then looks like a refusal.
+/// How long a connection is kept: a little less than QEMU's user network keeps one without a reply
+/// of the guest, since the end of that looks like a refusal.
 const HELD: Duration = Duration::from_secs(70);
-/// How much of another answer than a greeting is kept, in bytes.
+/// The maximum length of a reply other than a greeting, in bytes.
 const MOST_WORDS: usize = 120;
 
-/// What a knock was answered with.
+/// The reply to a probe.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum ProbeReply {
     /// An SSH server's greeting.
     Greeting,
     /// The guest is up, and nothing listens.
     Refusal,
-    /// Something listens that sends this instead.
+    /// The server sends this instead of a greeting.
     Words(String),
-    /// Nothing that tells anything.
+    /// No useful reply.
     Silence,
 }
 
-/// What was heard last at an address where no SSH server greets.
+/// The last reply at an address without an SSH server.
 #[derive(Debug)]
 pub(super) struct ProbeFailure<'a> {
     address: SocketAddr,
@@ -70,14 +69,18 @@ impl fmt::Display for ProbeFailure<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.words {
             Some(words) => {
-                write!(f, "what answers at {} is no SSH server that lets one in: {words:?}", self.address)
+                write!(
+                    f,
+                    "the server at {} is not an SSH server, or does not accept logins: {words:?}",
+                    self.address
+                )
             }
-            None => write!(f, "the guest is up, and nothing in it listens at {}", self.address),
+            None => write!(f, "the guest is up, but nothing in it listens at {}", self.address),
         }
     }
 }
 
-/// Knocks at one address until an SSH server greets.
+/// Probes one address until an SSH server greets.
 #[derive(Debug)]
 pub(super) struct SshProbe {
     address: SocketAddr,
@@ -92,13 +95,13 @@ impl SshProbe {
         Self { address, held: JoinSet::new(), pace: ProbeBackoff::new(Instant::now()), last_answer: None }
     }
 
-    /// Returns where it knocks.
+    /// Returns the address.
     pub(super) fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Returns what was heard last, where it was no greeting and not nothing.
-    pub(super) fn heard(&self) -> Option<ProbeFailure<'_>> {
+    /// Returns the last reply, if it was neither a greeting nor silence.
+    pub(super) fn failure(&self) -> Option<ProbeFailure<'_>> {
         let words = match self.last_answer.as_ref()? {
             ProbeReply::Words(words) => Some(words.as_str()),
             _ => None,
@@ -106,32 +109,32 @@ impl SshProbe {
         Some(ProbeFailure { address: self.address, words })
     }
 
-    /// Waits until the server greets, hinted at by the console's log where there is one. It has no
-    /// end of its own.
+    /// Waits until the server greets; output in the console's log, if there is one, speeds it up.
+    /// Has no timeout.
     ///
     /// # Cancel safety
-    /// A dropped call goes on in the next: what is held stays held.
+    /// The next call continues a dropped one: open connections are kept.
     pub(super) async fn greeted(&mut self, console: Option<&RecordChanges>) {
         loop {
             let next = self.pace.due(self.held.len());
             tokio::select! {
                 Some(answer) = self.held.join_next() => {
-                    if self.hear(answer.unwrap_or(ProbeReply::Silence)) {
+                    if self.take_reply(answer.unwrap_or(ProbeReply::Silence)) {
                         return;
                     }
                 }
                 () = due(next) => {
-                    self.held.spawn(knock(self.address));
-                    self.pace.knocked(Instant::now());
+                    self.held.spawn(probe(self.address));
+                    self.pace.probed(Instant::now());
                 }
                 () = printed(console), if !self.pace.is_up() => self.pace.printed(Instant::now()),
             }
         }
     }
 
-    /// Takes an answer, and tells whether it was the greeting.
-    fn hear(&mut self, answer: ProbeReply) -> bool {
-        self.pace.heard(&answer, Instant::now());
+    /// Processes a reply, and returns whether it was the greeting.
+    fn take_reply(&mut self, answer: ProbeReply) -> bool {
+        self.pace.replied(&answer, Instant::now());
         match answer {
             ProbeReply::Greeting => return true,
             ProbeReply::Silence => {}
@@ -141,7 +144,7 @@ impl SshProbe {
     }
 }
 
-/// Waits until a knock is due, if one is.
+/// Waits until a probe is due, if there is to be one.
 async fn due(at: Option<Instant>) {
     match at {
         Some(at) => sleep_until(at).await,
@@ -158,7 +161,7 @@ async fn printed(console: Option<&RecordChanges>) {
     }
 }
 
-async fn knock(address: SocketAddr) -> ProbeReply {
+async fn probe(address: SocketAddr) -> ProbeReply {
     match timeout(HELD, answer(address)).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(error)) => match error.kind() {
@@ -171,9 +174,9 @@ async fn knock(address: SocketAddr) -> ProbeReply {
     }
 }
 
-/// Connects, and returns what the one who listens says first, if it is as much as a word.
+/// Connects, and returns the start of the server's greeting.
 ///
-/// Source: RFC 4253, section 4.2: lines may come before the one that begins with `SSH-`, but
+/// Source: RFC 4253, section 4.2: lines may come before the one that starts with `SSH-`, but
 /// servers send none.
 async fn answer(address: SocketAddr) -> io::Result<ProbeReply> {
     let mut stream = timeout(CONNECT, TcpStream::connect(address)).await??;
@@ -203,19 +206,19 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
     use std::sync::{Arc, Mutex};
 
-    /// A guest that is silent, refuses, and greets, each when it is told to.
+    /// A guest that is silent, refuses or greets, as a test sets it.
     struct FakeGuest {
         address: SocketAddr,
         mood: Arc<Mutex<ProbeReply>>,
-        knocks: Arc<AtomicU32>,
+        probes: Arc<AtomicU32>,
     }
 
     impl FakeGuest {
         fn new() -> Self {
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
             let address = listener.local_addr().unwrap();
-            let (mood, knocks) = (Arc::new(Mutex::new(ProbeReply::Silence)), Arc::new(AtomicU32::new(0)));
-            let (feels, counts) = (Arc::clone(&mood), Arc::clone(&knocks));
+            let (mood, probes) = (Arc::new(Mutex::new(ProbeReply::Silence)), Arc::new(AtomicU32::new(0)));
+            let (feels, counts) = (Arc::clone(&mood), Arc::clone(&probes));
             std::thread::spawn(move || {
                 let mut held = Vec::new();
                 for mut stream in listener.incoming().flatten() {
@@ -229,7 +232,7 @@ mod tests {
                     }
                 }
             });
-            Self { address, mood, knocks }
+            Self { address, mood, probes }
         }
 
         fn turns(&self, mood: ProbeReply) {
@@ -237,95 +240,95 @@ mod tests {
         }
     }
 
-    async fn knocked(knocker: &mut SshProbe, millis: u64) -> bool {
-        timeout(Duration::from_millis(millis), knocker.greeted(None)).await.is_ok()
+    async fn greeted_within(probe: &mut SshProbe, millis: u64) -> bool {
+        timeout(Duration::from_millis(millis), probe.greeted(None)).await.is_ok()
     }
 
     #[tokio::test]
-    async fn a_greeting_is_heard_at_once_by_one_who_is_refused() {
+    async fn a_greeting_after_refusals_is_detected_at_once() {
         let guest = FakeGuest::new();
         guest.turns(ProbeReply::Refusal);
-        let mut knocker = SshProbe::new(guest.address);
-        assert!(!knocked(&mut knocker, 500).await);
-        assert!(guest.knocks.load(Ordering::SeqCst) >= 5, "it knocks often at a guest that is up");
+        let mut probe = SshProbe::new(guest.address);
+        assert!(!greeted_within(&mut probe, 500).await);
+        assert!(guest.probes.load(Ordering::SeqCst) >= 5, "a guest that is up is probed often");
         guest.turns(ProbeReply::Greeting);
         let began = Instant::now();
-        assert!(knocked(&mut knocker, 30_000).await);
+        assert!(greeted_within(&mut probe, 30_000).await);
         assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
     }
 
     #[tokio::test]
-    async fn a_silent_guest_is_knocked_at_ever_more_rarely() {
+    async fn a_silent_guest_is_probed_at_growing_intervals() {
         let guest = FakeGuest::new();
-        let mut knocker = SshProbe::new(guest.address);
-        assert!(!knocked(&mut knocker, 2000).await);
-        let knocks = guest.knocks.load(Ordering::SeqCst);
-        assert!((4..=14).contains(&knocks), "{knocks} knocks in two seconds");
+        let mut probe = SshProbe::new(guest.address);
+        assert!(!greeted_within(&mut probe, 2000).await);
+        let probes = guest.probes.load(Ordering::SeqCst);
+        assert!((4..=14).contains(&probes), "{probes} probes in two seconds");
         guest.turns(ProbeReply::Greeting);
-        assert!(knocked(&mut knocker, 30_000).await);
+        assert!(greeted_within(&mut probe, 30_000).await);
     }
 
     #[tokio::test]
-    async fn a_guest_that_has_refused_and_is_silent_is_left_to_find_its_words() {
+    async fn a_guest_that_falls_silent_after_refusals_is_not_probed_again() {
         let guest = FakeGuest::new();
         guest.turns(ProbeReply::Refusal);
-        let mut knocker = SshProbe::new(guest.address);
-        assert!(!knocked(&mut knocker, 200).await);
+        let mut probe = SshProbe::new(guest.address);
+        assert!(!greeted_within(&mut probe, 200).await);
         guest.turns(ProbeReply::Silence);
-        assert!(!knocked(&mut knocker, 100).await);
-        let knocks = guest.knocks.load(Ordering::SeqCst);
-        assert!(!knocked(&mut knocker, 1000).await);
-        assert!(guest.knocks.load(Ordering::SeqCst) <= knocks + 1, "it knocks again and again");
+        assert!(!greeted_within(&mut probe, 100).await);
+        let probes = guest.probes.load(Ordering::SeqCst);
+        assert!(!greeted_within(&mut probe, 1000).await);
+        assert!(guest.probes.load(Ordering::SeqCst) <= probes + 1, "probed again and again");
     }
 
     #[tokio::test]
-    async fn somebody_else_s_words_are_kept_and_asked_for_ever_more_rarely() {
+    async fn the_reply_of_another_server_is_kept_and_probed_at_growing_intervals() {
         let guest = FakeGuest::new();
         guest.turns(ProbeReply::Words("Not allowed\u{1b}[31m at this time\r\n".into()));
-        let mut knocker = SshProbe::new(guest.address);
-        assert!(!knocked(&mut knocker, 2000).await);
-        let knocks = guest.knocks.load(Ordering::SeqCst);
-        assert!((3..=10).contains(&knocks), "{knocks} knocks in two seconds");
-        let heard = knocker.heard().unwrap().to_string();
-        assert!(heard.ends_with("\"Not allowed[31m at this time\""), "{heard}");
+        let mut probe = SshProbe::new(guest.address);
+        assert!(!greeted_within(&mut probe, 2000).await);
+        let probes = guest.probes.load(Ordering::SeqCst);
+        assert!((3..=10).contains(&probes), "{probes} probes in two seconds");
+        let failure = probe.failure().unwrap().to_string();
+        assert!(failure.ends_with("\"Not allowed[31m at this time\""), "{failure}");
         guest.turns(ProbeReply::Words("x".repeat(1 << 20)));
-        assert!(!knocked(&mut knocker, 5000).await);
-        assert!(knocker.heard().unwrap().to_string().len() < 250);
+        assert!(!greeted_within(&mut probe, 5000).await);
+        assert!(probe.failure().unwrap().to_string().len() < 250);
         guest.turns(ProbeReply::Greeting);
-        assert!(knocked(&mut knocker, 30_000).await);
+        assert!(greeted_within(&mut probe, 30_000).await);
     }
 
     #[tokio::test]
-    async fn a_refusal_is_told_as_one_and_silence_as_nothing() {
+    async fn a_refusal_is_reported_and_silence_is_not() {
         let guest = FakeGuest::new();
-        let mut knocker = SshProbe::new(guest.address);
-        assert!(!knocked(&mut knocker, 300).await);
-        assert!(knocker.heard().is_none());
+        let mut probe = SshProbe::new(guest.address);
+        assert!(!greeted_within(&mut probe, 300).await);
+        assert!(probe.failure().is_none());
         guest.turns(ProbeReply::Refusal);
-        assert!(!knocked(&mut knocker, 3000).await);
-        let heard = knocker.heard().unwrap().to_string();
-        assert!(heard.contains("nothing in it listens at 127.0.0.1:"), "{heard}");
+        assert!(!greeted_within(&mut probe, 3000).await);
+        let failure = probe.failure().unwrap().to_string();
+        assert!(failure.contains("nothing in it listens at 127.0.0.1:"), "{failure}");
     }
 
-    /// Measures how late the greeting is heard of a guest that changes its mind at a known moment.
+    /// Measures the delay between a guest's first greeting and its detection.
     async fn lateness(before: &ProbeReply, console: Option<&std::path::Path>) -> Duration {
         let guest = FakeGuest::new();
         guest.turns(before.clone());
         let changes = console.map(|path| RecordChanges::of_log(path).unwrap());
-        let mut knocker = SshProbe::new(guest.address);
-        // Long enough that the pauses between two knocks have grown.
-        let waited = timeout(Duration::from_millis(1500), knocker.greeted(changes.as_ref())).await;
+        let mut probe = SshProbe::new(guest.address);
+        // Long enough for the interval of the probes to have grown.
+        let waited = timeout(Duration::from_millis(1500), probe.greeted(changes.as_ref())).await;
         assert!(waited.is_err());
         guest.turns(ProbeReply::Greeting);
         let began = Instant::now();
         if let Some(path) = console {
             std::fs::OpenOptions::new().append(true).open(path).unwrap().write_all(b"up\n").unwrap();
         }
-        timeout(Duration::from_secs(30), knocker.greeted(changes.as_ref())).await.unwrap();
+        timeout(Duration::from_secs(30), probe.greeted(changes.as_ref())).await.unwrap();
         began.elapsed()
     }
 
-    /// Returns the best of several: a busy host delays some.
+    /// Returns the shortest delay of several: a busy host adds some.
     async fn best_lateness(before: ProbeReply, console: Option<&std::path::Path>) -> Duration {
         let mut best = Duration::MAX;
         for _ in 0..7 {
@@ -335,13 +338,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_guest_that_has_refused_is_heard_within_fifty_milliseconds() {
+    async fn a_greeting_after_refusals_is_detected_within_fifty_milliseconds() {
         let late = best_lateness(ProbeReply::Refusal, None).await;
         assert!(late < Duration::from_millis(50), "{late:?}");
     }
 
     #[tokio::test]
-    async fn a_silent_guest_that_prints_is_heard_within_fifty_milliseconds() {
+    async fn a_greeting_after_console_output_is_detected_within_fifty_milliseconds() {
         let log = tempfile::NamedTempFile::new().unwrap();
         let late = best_lateness(ProbeReply::Silence, Some(log.path())).await;
         assert!(late < Duration::from_millis(50), "{late:?}");
