@@ -18,7 +18,7 @@ use crate::error::{Error, Result, ValueProblem};
 const WRITER_LIMIT: Duration = Duration::from_secs(10);
 
 /// Why the URL of a web server is refused where a file is needed.
-const NO_URL: &str = "there is no such file, and a URL is not fetched here";
+const NO_URL: &str = "a URL is not fetched here";
 
 /// A regular file, open for reading.
 #[derive(Debug)]
@@ -177,17 +177,21 @@ fn has_writer(file: &File, limit: Option<Duration>) -> io::Result<bool> {
 fn failure(field: &'static str, path: &Path, source: io::Error) -> Error {
     let refused = |why: &str| Error::invalid(field, path.display(), why);
     match source.kind() {
-        io::ErrorKind::NotFound if is_url(path) => refused(NO_URL).with_problem(ValueProblem::UrlNotFetched),
-        io::ErrorKind::NotFound => refused("there is no such file"),
+        io::ErrorKind::NotFound => match as_url(path) {
+            Some(url) => Error::invalid(field, url, NO_URL).with_problem(ValueProblem::UrlNotFetched),
+            None => refused("there is no such file"),
+        },
         io::ErrorKind::NotADirectory => refused("a part of this path is not a directory"),
         io::ErrorKind::PermissionDenied => refused("this user may not read it"),
         _ => Error::io("open", path)(source),
     }
 }
 
-/// Returns whether a path that leads nowhere is the URL of a web server, made absolute perhaps.
-fn is_url(path: &Path) -> bool {
-    path.components().any(|part| ["http:", "https:"].iter().any(|scheme| part.as_os_str() == *scheme))
+/// Returns the URL of a web server that was taken for a path, and made absolute perhaps.
+fn as_url(path: &Path) -> Option<String> {
+    let mut parts = path.components().map(|part| part.as_os_str().to_string_lossy());
+    let scheme = parts.find(|part| ["http:", "https:"].contains(&&**part))?;
+    Some(format!("{scheme}//{}", parts.collect::<Vec<_>>().join("/")))
 }
 
 /// Returns what this is, unless it is a regular file.
@@ -264,8 +268,8 @@ mod tests {
             ("/", "a directory"),
             ("/dev/null", "a device"),
             ("/no/file", "no such file"),
-            ("https://example.org/a.iso", "a URL is not fetched here"),
-            ("/home/me/http:/example.org/a.iso", "a URL is not fetched here"),
+            ("https://example.org/a.iso", "file: \"https://example.org/a.iso\": a URL is not fetched here"),
+            ("/home/me/http:/example.org/a.iso", "\"http://example.org/a.iso\": a URL is not"),
         ] {
             let error = InputStream::open("file", Path::new(path)).unwrap_err().to_string();
             assert!(error.contains(what), "{error}");
