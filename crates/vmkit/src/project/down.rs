@@ -3,10 +3,10 @@
 use super::event::{
     EventKind, EventListener, MachineAction, MachineOutcome, MachineReport, ProjectEvent, ProjectReport,
 };
+use super::job::{MachineJob, RunContext};
 use super::look::MachineVm;
 use super::order::{JobEnd, in_order};
 use super::plan::{RemovedMachine, leftovers};
-use super::up::{MachineJob, RunContext};
 use super::{GuestConnector, ProjectManager, ProjectOptions, chosen, dependencies, reversed, unknown};
 use crate::error::{ErrorKind, Result, Subject};
 use crate::hypervisor::Backend;

@@ -15,11 +15,14 @@
 //! without them is never touched, even if it has the machine's name.
 
 mod archive;
+mod blocking;
+mod diff;
 mod down;
 mod end_mark;
 mod event;
 mod guests;
 mod inside;
+mod job;
 mod kept;
 mod look;
 mod lost;
@@ -43,12 +46,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+pub use diff::PlannedAction;
 pub use event::{
     EventKind, EventListener, MachineAction, MachineOutcome, MachineReport, OrphanedVm, ProjectEvent,
     ProjectReport,
 };
 pub use guests::{ConnectedGuest, GuestConnector, GuestInput, GuestOutput};
-pub use plan::{PlannedAction, PlannedMachine, PlannedStep, ProjectPlan, RemovedMachine};
+pub use plan::{PlannedMachine, PlannedStep, ProjectPlan, RemovedMachine};
 pub use provisioned::StepReason;
 pub use ssh_guests::{SshGuest, SshGuests};
 pub use status::{MachineStatus, NotReady, ProvisioningStatus};

@@ -8,18 +8,16 @@ use std::sync::Arc;
 
 use rustix::fs::{Access, access};
 
+use super::blocking::blocking;
+use super::diff::{PlannedAction, changes_of, needed};
+use super::job::RunContext;
 use super::kept::MachineFiles;
 use super::look::MachineVm;
-use super::plan::{PlannedAction, action, changes_of};
-use super::provision::elsewhere;
 use super::provisioned::ProvisionRecord;
 use super::task::{DigestCache, UnreadableSource, tasks, to_do};
-use super::up::RunContext;
 use super::{GuestConnector, ProjectManager};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hypervisor::Backend;
-use crate::lifecycle::VmState;
-use crate::spec::{SpecChange, TakesEffect};
 use crate::vmfile::{MachineConfig, Project, VmfileError};
 
 impl<H: Backend + 'static, G: GuestConnector> ProjectManager<H, G> {
@@ -63,7 +61,7 @@ impl<H: Backend + 'static, G: GuestConnector> ProjectManager<H, G> {
         }
         let (project, digests) = (Arc::clone(&work.project), work.digests.clone());
         let engine = self.clone();
-        elsewhere(move || {
+        blocking(move || {
             let errors = needs.into_iter().flat_map(|(machine, action, provisioned, host)| {
                 let wrong = engine.wrong_image(&project, &machine, action);
                 let missing = missing(&machine, action, &provisioned, &digests);
@@ -113,19 +111,6 @@ impl<H: Backend + 'static, G: GuestConnector> ProjectManager<H, G> {
                 checked.map_err(|error| project.blamed(machine, error))
             }
         }
-    }
-}
-
-/// Returns what a VM's files are needed for now. One that runs needs them for its next start, if
-/// that is to be another one.
-pub(super) fn needed(state: &VmState, changes: &[SpecChange]) -> PlannedAction {
-    match action(state, changes) {
-        PlannedAction::Keep | PlannedAction::Resume
-            if changes.iter().any(|change| change.applies == TakesEffect::NextStart) =>
-        {
-            PlannedAction::Start
-        }
-        action => action,
     }
 }
 

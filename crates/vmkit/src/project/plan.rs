@@ -2,21 +2,20 @@
 
 use std::path::PathBuf;
 
+use super::blocking::blocking;
+use super::diff::{PlannedAction, action, changes_of, needed, pending};
 use super::event::OrphanedVm;
 use super::kept::MachineFiles;
 use super::look::{MachineVm, found, machine_of};
 use super::lost::lost;
-use super::paths::{all_of, errors, missing, needed};
-use super::provision::elsewhere;
+use super::paths::{all_of, errors, missing};
 use super::task::{DigestCache, ToDo, tasks, to_do};
 use super::{GuestConnector, ProjectManager, ProjectOptions, StepReason, chosen, with_dependencies};
-
 use crate::error::Result;
-use crate::handle::VmHandle;
 use crate::hypervisor::Backend;
 use crate::lifecycle::VmState;
 use crate::manager::VmEntry;
-use crate::spec::{SpecChange, TakesEffect, VmName, changes};
+use crate::spec::{SpecChange, VmName};
 use crate::vmfile::{MachineConfig, Project};
 
 /// What would be done about the machines of a project.
@@ -56,22 +55,6 @@ pub struct PlannedMachine {
     pub steps: Vec<PlannedStep>,
 }
 
-/// What would be done about a VM.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum PlannedAction {
-    /// It is made and started.
-    Make,
-    /// It has to be removed and recreated, which is done only when asked for.
-    Recreate,
-    /// It is started.
-    Start,
-    /// It is resumed.
-    Resume,
-    /// It runs, and stays as it is but for its changes.
-    Keep,
-}
-
 /// A copy or a step that would be run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -96,19 +79,6 @@ pub struct RemovedMachine {
     pub state: Option<VmState>,
 }
 
-impl PlannedAction {
-    /// Returns it in a word, such as `make`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            PlannedAction::Make => "make",
-            PlannedAction::Recreate => "recreate",
-            PlannedAction::Start => "start",
-            PlannedAction::Resume => "resume",
-            PlannedAction::Keep => "keep",
-        }
-    }
-}
-
 impl PlannedStep {
     pub(super) fn of(step: ToDo) -> Self {
         Self { name: step.task.name, why: step.why, left_out: step.left_out }
@@ -120,32 +90,6 @@ impl PlannedMachine {
     pub fn is_unchanged(&self) -> bool {
         matches!(self.action, Ok(PlannedAction::Keep)) && self.changes.is_empty() && self.steps.is_empty()
     }
-}
-
-/// Returns what is to be done about a VM that is there.
-pub(super) fn action(state: &VmState, changes: &[SpecChange]) -> PlannedAction {
-    match state {
-        _ if changes.iter().any(|change| change.applies == TakesEffect::Anew) => PlannedAction::Recreate,
-        VmState::Running => PlannedAction::Keep,
-        VmState::Suspended => PlannedAction::Resume,
-        _ => PlannedAction::Start,
-    }
-}
-
-/// Returns what the file changed about a machine whose VM is there, since that was written down.
-pub(super) fn changes_of(
-    project: &Project,
-    machine: &MachineConfig,
-    vm: &VmHandle,
-) -> Result<Vec<SpecChange>> {
-    let wanted = machine.spec_over(&vm.spec).map_err(|error| project.blamed(machine, error))?;
-    Ok(changes(vm.next_spec.as_deref().unwrap_or(&vm.spec), &wanted, vm.state.is_live()))
-}
-
-/// Returns which fields were changed already, and count from the VM's next start on.
-pub(super) fn pending(vm: &VmHandle) -> Vec<String> {
-    let next = vm.next_spec.iter().flat_map(|next| changes(&vm.spec, next, false));
-    next.map(|change| change.field.to_owned()).collect()
 }
 
 impl<H: Backend + 'static, G: GuestConnector> ProjectManager<H, G> {
@@ -183,7 +127,7 @@ impl<H: Backend + 'static, G: GuestConnector> ProjectManager<H, G> {
             };
             ProjectPlan { project: project.name, file: project.file, machines: planned, left, lost }
         };
-        Ok(elsewhere(plan).await)
+        Ok(blocking(plan).await)
     }
 
     fn plan_machine(

@@ -7,15 +7,16 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::archive::TarArchive;
+use super::blocking::blocking;
 use super::event::{EventKind, EventListener, MachineAction, ProjectEvent, ProjectReport};
 use super::guests::{GuestConnector, GuestInput};
 use super::inside::GuestShell;
+use super::job::{MachineJob, RunContext};
 use super::look::MachineVm;
 use super::ports;
 use super::provisioned::{ProvisionRecord, StepEnd, StepRecord};
 use super::script::{GuestScript, TaskToken};
 use super::task::{GuestTask, TaskKind, ToDo, UnreadableSource, tasks, to_do};
-use super::up::{MachineJob, RunContext};
 use super::{ProjectManager, ProjectOptions, ProvisionPolicy, chosen, unknown};
 use crate::boundedlog::BoundedLog;
 use crate::error::{Error, ErrorKind, LiveResource, Result, Subject};
@@ -112,7 +113,7 @@ impl<H: Backend + 'static, G: GuestConnector> MachineJob<H, G> {
             tasks.retain(|task| what.steps.contains(&task.name));
         }
         let (provisioned, digests) = (kept.provisioned()?, self.work.digests.clone());
-        let looked = elsewhere(move || to_do(tasks, &provisioned, what.force, &digests)).await;
+        let looked = blocking(move || to_do(tasks, &provisioned, what.force, &digests)).await;
         looked.map_err(UnreadableSource::into_error)
     }
 
@@ -191,7 +192,7 @@ impl<H: Backend + 'static, G: GuestConnector> MachineJob<H, G> {
             return Ok(digest);
         }
         let (task, digests) = (task.clone(), self.work.digests.clone());
-        elsewhere(move || task.digest(&digests)).await.map_err(UnreadableSource::into_error)
+        blocking(move || task.digest(&digests)).await.map_err(UnreadableSource::into_error)
     }
 
     /// Runs one task in the guest; returns how it ended.
@@ -264,12 +265,6 @@ fn bounded(error: Error) -> Error {
         }
         error => error,
     }
-}
-
-/// Looks at files of the host on a thread that may wait for them.
-pub(super) async fn elsewhere<T: Send + 'static>(look: impl FnOnce() -> T + Send + 'static) -> T {
-    let looked = tokio::task::spawn_blocking(look).await;
-    looked.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
 
 fn token() -> TaskToken {

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
+use super::diff::{PlannedAction, action, changes_of};
 use super::event::{EventListener, MachineOutcome, MachineReport, ProjectReport};
+use super::job::{MachineJob, RunContext};
 use super::look::MachineVm;
-use super::plan::{PlannedAction, action, changes_of};
-use super::up::{MachineJob, RunContext};
 use super::{GuestConnector, ProjectManager, ProjectOptions, chosen};
 use crate::error::Result;
 use crate::hypervisor::Backend;

@@ -7,11 +7,12 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
+use super::blocking::blocking;
+use super::diff::pending;
 use super::inside::GuestShell;
 use super::kept::MachineFiles;
 use super::look::{MachineVm, found};
-use super::plan::pending;
-use super::provision::{asks_guest, elsewhere};
+use super::provision::asks_guest;
 use super::provisioned::StepEnd;
 use super::task::{DigestCache, GuestTask, UnreadableSource, tasks, to_do};
 use super::{GuestConnector, PlannedStep, ProjectManager, ProjectOptions, chosen};
@@ -140,7 +141,7 @@ impl<H: Backend + 'static, G: GuestConnector> ProjectManager<H, G> {
         };
         let kept = MachineFiles::of(self.manager().home(), &machine.vm);
         let tasks = tasks(machine);
-        status.provisioning = elsewhere(move || provisioning(tasks, &kept, &digests)).await.ok();
+        status.provisioning = blocking(move || provisioning(tasks, &kept, &digests)).await.ok();
         status.pending = pending(&vm);
         if vm.state == VmState::Running {
             status.address = self.manager().guest_ip(&machine.vm).await.ok();

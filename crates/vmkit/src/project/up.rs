@@ -6,18 +6,14 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::event::{
-    EventKind, EventListener, MachineAction, MachineOutcome, MachineReport, ProjectEvent, ProjectReport,
-};
-use super::kept::MachineFiles;
+use super::blocking::blocking;
+use super::diff::{PlannedAction, action, changes_of, pending};
+use super::event::{EventKind, EventListener, MachineAction, ProjectReport};
+use super::job::{MachineJob, RunContext};
 use super::look::MachineVm;
-use super::order::{JobEnd, in_order};
 use super::paths::{all_of, errors, missing};
-use super::plan::{PlannedAction, action, changes_of, pending};
-use super::provision::elsewhere;
 use super::provisioned::ProvisionRecord;
-use super::task::DigestCache;
-use super::{GuestConnector, ProjectManager, ProjectOptions, chosen, dependencies, with_dependencies};
+use super::{GuestConnector, ProjectManager, ProjectOptions, chosen, with_dependencies};
 use crate::error::{Error, Result};
 use crate::handle::VmHandle;
 use crate::hypervisor::Backend;
@@ -27,41 +23,6 @@ use crate::lifecycle::VmState;
 use crate::span::{about, operation, within};
 use crate::spec::{NetworkConfig, PortForward, SpecChange, TakesEffect};
 use crate::vmfile::{MachineConfig, Project, VmfileProblem};
-
-/// The shared state of the jobs of one operation.
-#[derive(Clone)]
-pub(super) struct RunContext {
-    pub(super) project: Arc<Project>,
-    pub(super) options: Arc<ProjectOptions>,
-    pub(super) listener: EventListener,
-    pub(super) digests: DigestCache,
-    /// The machines whose forwards were removed before the first job.
-    freed: Arc<BTreeSet<String>>,
-}
-
-/// The work on one machine, and its results.
-pub(super) struct MachineJob<H, G> {
-    pub(super) engine: ProjectManager<H, G>,
-    pub(super) work: RunContext,
-    pub(super) machine: MachineConfig,
-    pub(super) done: Vec<MachineAction>,
-    /// The changed fields that take effect at the next start.
-    pending: Vec<String>,
-    /// The changed fields that take effect when the machine is recreated.
-    pub(super) anew: Vec<String>,
-}
-
-impl RunContext {
-    pub(super) fn new(project: &Project, options: &ProjectOptions, listener: EventListener) -> Self {
-        Self {
-            project: Arc::new(project.clone()),
-            options: Arc::new(options.clone()),
-            listener,
-            digests: DigestCache::default(),
-            freed: Arc::default(),
-        }
-    }
-}
 
 impl<H: Backend + 'static, G: GuestConnector> ProjectManager<H, G> {
     /// Brings up the chosen machines and all their dependencies: creates missing ones, starts
@@ -117,58 +78,9 @@ impl<H: Backend + 'static, G: GuestConnector> ProjectManager<H, G> {
         });
         ProjectReport { lost, ..report.await }
     }
-
-    /// Runs a job for each of the machines, after those of its dependencies.
-    pub(super) async fn in_turn<F>(
-        &self,
-        work: &RunContext,
-        machines: Vec<&MachineConfig>,
-        what: impl Fn(MachineJob<H, G>) -> F,
-    ) -> ProjectReport
-    where
-        F: Future<Output = MachineReport> + Send + 'static,
-    {
-        let begin = |place: usize| what(MachineJob::new(self, work, machines[place]));
-        let is_fine = |report: &MachineReport| matches!(report.end, MachineOutcome::Fine);
-        let ended = in_order(&dependencies(&machines), work.options.at_once, is_fine, begin).await;
-        let reports = ended.into_iter().zip(&machines).map(|(ended, machine)| match ended {
-            JobEnd::Done(report) => report,
-            JobEnd::Skipped { because } => {
-                let end = MachineOutcome::Skipped(machines[because].name.clone());
-                MachineReport::new(&machine.name, &machine.vm, end)
-            }
-        });
-        ProjectReport { machines: reports.collect(), ..ProjectReport::default() }
-    }
 }
 
 impl<H: Backend + 'static, G: GuestConnector> MachineJob<H, G> {
-    pub(super) fn new(engine: &ProjectManager<H, G>, work: &RunContext, machine: &MachineConfig) -> Self {
-        let [pending, anew] = [Vec::new(), Vec::new()];
-        let (engine, work, machine) = (engine.clone(), work.clone(), machine.clone());
-        Self { engine, work, machine, done: Vec::new(), pending, anew }
-    }
-
-    pub(super) fn tell(&self, what: EventKind) {
-        (self.work.listener)(ProjectEvent { machine: Some(self.machine.name.clone()), what });
-    }
-
-    /// Ends the job; an error about a value in the file points to it.
-    pub(super) fn report(self, end: Result<()>) -> MachineReport {
-        let end = end.map_err(|error| self.work.project.blamed(&self.machine, error));
-        let end = end.map_or_else(MachineOutcome::Failed, |()| MachineOutcome::Fine);
-        MachineReport {
-            done: self.done,
-            pending: self.pending,
-            anew: self.anew,
-            ..MachineReport::new(&self.machine.name, &self.machine.vm, end)
-        }
-    }
-
-    pub(super) fn kept(&self) -> MachineFiles {
-        MachineFiles::of(self.engine.manager().home(), &self.machine.vm)
-    }
-
     pub(super) async fn up(&mut self) -> Result<()> {
         let span = operation!("up", vm = &self.machine.vm, machine = &self.machine.name);
         within(span, self.up_in_span()).await
@@ -235,7 +147,7 @@ impl<H: Backend + 'static, G: GuestConnector> MachineJob<H, G> {
         let look = move || missing(&machine, action, &ProvisionRecord::default(), &digests);
         let project = &self.work.project;
         let host = self.engine.check_host(project, &self.machine, action).await;
-        all_of(project, errors(project, &self.machine, elsewhere(look).await, host).into_iter())?;
+        all_of(project, errors(project, &self.machine, blocking(look).await, host).into_iter())?;
         self.makings().await
     }
 
@@ -344,7 +256,7 @@ impl<H: Backend + 'static, G: GuestConnector> MachineJob<H, G> {
             return Ok(false);
         }
         let mut gone = not_in(vm.spec.network(), self.machine.spec_over(&vm.spec)?.network());
-        gone.retain(|forward| self.is_wanted_elsewhere(forward));
+        gone.retain(|forward| self.is_wanted_blocking(forward));
         for forward in &gone {
             self.engine.manager().remove_forward(&self.machine.vm, forward).await?;
         }
@@ -352,7 +264,7 @@ impl<H: Backend + 'static, G: GuestConnector> MachineJob<H, G> {
     }
 
     /// Returns whether another machine of the file needs the host port of this forward.
-    fn is_wanted_elsewhere(&self, forward: &PortForward) -> bool {
+    fn is_wanted_blocking(&self, forward: &PortForward) -> bool {
         let others = self.work.project.machines.iter().filter(|other| other.name != self.machine.name);
         let mut wanted = others.filter_map(|other| match other.network() {
             NetworkConfig::User(user) => Some(&user.forwards),
