@@ -2,12 +2,13 @@
 //! runtime, each created on first use.
 
 use std::env;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use vmkit::image::ImageStore;
+use vmkit::spec::VmName;
 use vmkit::store::Home;
 use vmkit::{BackendTag, Error, PropolisHypervisor, RouterHypervisor, VmManager};
 #[cfg(target_os = "linux")]
@@ -120,6 +121,13 @@ impl CommandContext {
         builder.worker_threads(THREADS);
         event_loop(builder)?.block_on(future)
     }
+}
+
+/// Returns whether the hypervisor of a VM has written a log here: that of a server elsewhere is
+/// there.
+pub(crate) fn has_hypervisor_log(manager: &CliManager, vm: &VmName) -> bool {
+    let has_text = |path: &Path| path.metadata().is_ok_and(|log| log.len() > 0);
+    manager.hypervisor_log(vm).is_ok_and(|log| has_text(&log) || has_text(&log.with_added_extension("1")))
 }
 
 /// Creates an event loop with a thread for blocking calls, which stays: Tokio panics if it needs

@@ -41,7 +41,9 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, Parser};
 
 use crate::arguments::CommandLine;
-use crate::failure::Failure;
+use crate::commands::doctor;
+use crate::context::CommandContext;
+use crate::failure::{DOCTOR, Failure};
 
 pub use crate::reference::{reference, schema};
 
@@ -68,10 +70,22 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            failure.report(context.as_ref());
+            tell(&failure, context.as_ref());
             ExitCode::from(failure.exit_code())
         }
     }
+}
+
+/// Prints what went wrong, and what may be done about it.
+fn tell(failure: &Failure, context: Option<&CommandContext>) {
+    let mut report = failure.report();
+    if let (Some(error), Some(context)) = (failure.of_host(), context)
+        && doctor::finds_cause(context, error)
+    {
+        report.hints.push(DOCTOR.to_owned());
+    }
+    report.hints.splice(0..0, machine_hint::of(failure.missing_vms()));
+    output::failure(&report);
 }
 
 /// Returns what other programs' words for a command are called here.

@@ -1,19 +1,13 @@
 //! Hints for a VM's name that is the name of a machine in the file of machines.
 
-use vmkit::Error;
-use vmkit::error::Subject;
-
-use crate::failure::Failure;
 use crate::project_file;
 
 /// Returns a hint for each unknown VM if the file of machines here explains the name.
 ///
 /// The file is read only then; a missing or faulty file is ignored here.
-pub(crate) fn of(failure: &Failure) -> Vec<String> {
-    let mut names = Vec::new();
-    not_found(failure, &mut names);
-    names.dedup();
-    if names.is_empty() {
+pub(crate) fn of(mut unknown: Vec<&str>) -> Vec<String> {
+    unknown.dedup();
+    if unknown.is_empty() {
         return Vec::new();
     }
     let Ok(project) = project_file::find(None).and_then(|file| file.load()) else {
@@ -30,15 +24,5 @@ pub(crate) fn of(failure: &Failure) -> Vec<String> {
             ))
         }
     };
-    names.into_iter().filter_map(hint).collect()
-}
-
-/// Collects the names of the VMs that were not found.
-fn not_found<'a>(failure: &'a Failure, names: &mut Vec<&'a str>) {
-    match failure {
-        Failure::Library { error: Error::NotFound { what: Subject::Vm, name }, .. } => names.push(name),
-        Failure::Own { failure, .. } => not_found(failure, names),
-        Failure::Several(failures) => failures.iter().for_each(|failure| not_found(failure, names)),
-        _ => {}
-    }
+    unknown.into_iter().filter_map(hint).collect()
 }

@@ -9,7 +9,7 @@ use serde::Serialize;
 use vmkit::vmfile::VmfileError;
 
 use crate::diagnostic::{self, ReportStyle};
-use crate::failure::Failure;
+use crate::failure::{Failure, FailureReport, ReportedError};
 
 /// Prints the command's output; a line feed is added unless it ends with one.
 pub(crate) fn text(text: impl Display) -> Result<(), Failure> {
@@ -57,8 +57,21 @@ pub(crate) fn error(of: Option<&str>, error: &(dyn Error + 'static)) {
     }
 }
 
+/// Prints what went wrong, then what may be done about it.
+pub(crate) fn failure(report: &FailureReport<'_>) {
+    for reported in &report.errors {
+        match reported {
+            ReportedError::Library { of, error: cause } => error(*of, *cause),
+            ReportedError::Vmfile { machine, error } => vmfile(*machine, error),
+            ReportedError::Usage(error) => usage(error),
+            ReportedError::Unwritten(error) => unwritten(error),
+        }
+    }
+    report.hints.iter().for_each(|text| hint(text));
+}
+
 /// Prints the errors in a file of machines, or in its values for one of them.
-pub(crate) fn vmfile(machine: Option<&str>, error: &VmfileError) {
+fn vmfile(machine: Option<&str>, error: &VmfileError) {
     let look = match io::stderr().is_terminal() {
         false => ReportStyle::Plain,
         // Source: no-color.org; an empty value counts as none.
@@ -69,7 +82,7 @@ pub(crate) fn vmfile(machine: Option<&str>, error: &VmfileError) {
 }
 
 /// Prints that the command's output can't be written.
-pub(crate) fn unwritten(error: &io::Error) {
+fn unwritten(error: &io::Error) {
     say(format_args!("error: cannot write to standard output\n  caused by: {error}"));
 }
 
@@ -112,7 +125,7 @@ pub(crate) fn help(help: &clap::Error) -> Result<(), Failure> {
 }
 
 /// Prints the usage error of clap.
-pub(crate) fn usage(error: &clap::Error) {
+fn usage(error: &clap::Error) {
     // As with all of standard error, a closed reader is no failure.
     let _ = error.print();
 }

@@ -6,7 +6,7 @@ use tokio::sync::Semaphore;
 use vmkit::VmState;
 use vmkit::spec::VmName;
 
-use crate::context::{CliManager, CommandContext};
+use crate::context::{CliManager, CommandContext, has_hypervisor_log};
 use crate::failure::{ErrorSubject, Failure};
 
 /// How many are worked on at the same time: each needs a handful of descriptors, and a process
@@ -64,5 +64,7 @@ where
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         }
     }
-    Failure::of(failures).map_err(|failure| failure.looked_up(manager)).and(told)
+    Failure::of(failures)
+        .map_err(|failure| failure.looked_up(&|vm| has_hypervisor_log(manager, vm)))
+        .and(told)
 }

@@ -35,7 +35,7 @@ use clap::{Args, Subcommand};
 use vmkit::spec::VmName;
 use vmkit::{VmHandle, VmState};
 
-use crate::context::{CliManager, CommandContext};
+use crate::context::{CliManager, CommandContext, has_hypervisor_log};
 use crate::failure::Failure;
 use crate::values::seconds;
 use crate::{human, json, output, several};
@@ -90,7 +90,7 @@ impl Command {
             Some(vm) => done.map_err(|failure| {
                 let failure = failure.of_vm(&vm);
                 match context.manager() {
-                    Ok(manager) => failure.looked_up(&manager),
+                    Ok(manager) => failure.looked_up(&|vm| has_hypervisor_log(&manager, vm)),
                     Err(_) => failure,
                 }
             }),

@@ -26,7 +26,7 @@ const NOTHING_TO_BOOT: &str = "`--image debian:12` creates the root disk from an
      `--data-disk FILE` boots a disk as it is, `--cdrom FILE` a disc; `vmkit image ls --available` lists the images";
 
 /// For a failed check of `vmkit doctor`.
-pub(super) const DOCTOR: &str = "`vmkit doctor` shows what this host lacks";
+pub(crate) const DOCTOR: &str = "`vmkit doctor` shows what this host lacks";
 
 /// Returns a hint about an error, with the VM's name if it is about one that still exists.
 pub(super) fn hint(error: &Error, of: Option<&ErrorSubject>) -> Option<String> {

@@ -1,16 +1,17 @@
-//! The failures of a command, their texts and exit codes.
+//! The failures of a command: their exit codes, and what there is to say.
+//!
+//! It prints nothing, and looks nothing up.
 
 mod hints;
 
 use std::io;
-use std::path::Path;
 
 use vmkit::ErrorKind;
+use vmkit::error::Subject;
 use vmkit::spec::VmName;
+use vmkit::vmfile::VmfileError;
 
-use crate::commands::doctor;
-use crate::context::{CliManager, CommandContext};
-use crate::{machine_hint, output};
+pub(crate) use hints::DOCTOR;
 
 /// Why a command failed.
 #[derive(Debug)]
@@ -42,6 +43,28 @@ pub(crate) struct ErrorSubject {
     pub(crate) vm: VmName,
     /// Whether its hypervisor has a log here that is not empty.
     pub(crate) has_log: bool,
+}
+
+/// What there is to say about a failure.
+#[derive(Debug, Default)]
+pub(crate) struct FailureReport<'a> {
+    /// What went wrong.
+    pub(crate) errors: Vec<ReportedError<'a>>,
+    /// What may be done about it.
+    pub(crate) hints: Vec<String>,
+}
+
+/// One of the things that went wrong.
+#[derive(Debug)]
+pub(crate) enum ReportedError<'a> {
+    /// An error of the library; `of` is the VM or machine that its text does not name.
+    Library { of: Option<&'a str>, error: &'a vmkit::Error },
+    /// A mistake in a file of machines, or in what it says of this machine.
+    Vmfile { machine: Option<&'a str>, error: &'a VmfileError },
+    /// What clap says of the arguments.
+    Usage(&'a clap::Error),
+    /// Standard output can't be written.
+    Unwritten(&'a io::Error),
 }
 
 /// The exit codes, as `--help` and `docs/exit-codes.md` list them.
@@ -81,22 +104,22 @@ impl Failure {
         }
     }
 
-    /// Returns the failure, with whether its VM's hypervisor has a log if it is a failure of the
-    /// hypervisor.
-    pub(crate) fn looked_up(self, manager: &CliManager) -> Self {
+    /// Returns the failure with whether `has_log` finds a log of its VM's hypervisor that can be
+    /// printed, if it is the hypervisor's.
+    pub(crate) fn looked_up(self, has_log: &dyn Fn(&VmName) -> bool) -> Self {
         match self {
             Failure::Library { of: Some(of), error } if error.kind() == ErrorKind::Hypervisor => {
-                let has_log = has_log(manager, &of.vm);
+                let has_log = has_log(&of.vm);
                 Failure::Library { of: Some(Box::new(ErrorSubject { has_log, ..*of })), error }
             }
             Failure::Own { code, failure } => {
-                Failure::Own { code, failure: Box::new(failure.looked_up(manager)) }
+                Failure::Own { code, failure: Box::new(failure.looked_up(has_log)) }
             }
             Failure::Hinted { failure, hint } => {
-                Failure::Hinted { failure: Box::new(failure.looked_up(manager)), hint }
+                Failure::Hinted { failure: Box::new(failure.looked_up(has_log)), hint }
             }
             Failure::Several(failures) => {
-                Failure::Several(failures.into_iter().map(|failure| failure.looked_up(manager)).collect())
+                Failure::Several(failures.into_iter().map(|failure| failure.looked_up(has_log)).collect())
             }
             other => other,
         }
@@ -129,22 +152,26 @@ impl Failure {
         }
     }
 
-    /// Prints what went wrong, then the hints.
-    pub(crate) fn report(&self, context: Option<&CommandContext>) {
-        let mut hints = Vec::new();
-        self.tell(&mut hints);
-        hints.dedup();
-        if let (Some(error), Some(context)) = (self.of_host(), context)
-            && doctor::finds_cause(context, error)
-        {
-            hints.push(hints::DOCTOR.to_owned());
+    /// Returns what to say: what went wrong, then what may be done about it.
+    pub(crate) fn report(&self) -> FailureReport<'_> {
+        let mut report = FailureReport::default();
+        self.add_to(&mut report);
+        report.hints.dedup();
+        report
+    }
+
+    /// Returns the names of the VMs that were not found.
+    pub(crate) fn missing_vms(&self) -> Vec<&str> {
+        match self {
+            Failure::Library { error: vmkit::Error::NotFound { what: Subject::Vm, name }, .. } => vec![name],
+            Failure::Own { failure, .. } => failure.missing_vms(),
+            Failure::Several(failures) => failures.iter().flat_map(Failure::missing_vms).collect(),
+            _ => Vec::new(),
         }
-        machine_hint::of(self).iter().for_each(|hint| output::hint(hint));
-        hints.iter().for_each(|hint| output::hint(hint));
     }
 
     /// Returns the error that is due to the host, if there is one.
-    fn of_host(&self) -> Option<&vmkit::Error> {
+    pub(crate) fn of_host(&self) -> Option<&vmkit::Error> {
         match self {
             // Its text says what to do.
             Failure::Library { error: vmkit::Error::OtherUser { .. }, .. } => None,
@@ -155,26 +182,28 @@ impl Failure {
         }
     }
 
-    fn tell(&self, hints: &mut Vec<String>) {
+    fn add_to<'a>(&'a self, report: &mut FailureReport<'a>) {
         match self {
             Failure::Library { of, error: vmkit::Error::Vmfile(error) } => {
-                output::vmfile(of.as_ref().map(|of| of.called.as_str()), error);
+                let machine = of.as_ref().map(|of| of.called.as_str());
+                report.errors.push(ReportedError::Vmfile { machine, error });
             }
             Failure::Library { of, error } => {
                 let called = of.as_ref().map(|of| of.called.as_str());
-                output::error(called.filter(|called| !names(error, called)), error);
-                hints.extend(hints::hint(error, of.as_deref()));
+                let of_called = called.filter(|called| !names(error, called));
+                report.errors.push(ReportedError::Library { of: of_called, error });
+                report.hints.extend(hints::hint(error, of.as_deref()));
             }
-            Failure::Usage(error) => output::usage(error),
+            Failure::Usage(error) => report.errors.push(ReportedError::Usage(error)),
             Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
-            Failure::Output(error) => output::unwritten(error),
+            Failure::Output(error) => report.errors.push(ReportedError::Unwritten(error)),
             Failure::Unfit | Failure::Exit(_) => {}
-            Failure::Own { failure, .. } => failure.tell(hints),
+            Failure::Own { failure, .. } => failure.add_to(report),
             Failure::Hinted { failure, hint } => {
-                failure.tell(hints);
-                hints.push(hint.clone());
+                failure.add_to(report);
+                report.hints.push(hint.clone());
             }
-            Failure::Several(failures) => failures.iter().for_each(|failure| failure.tell(hints)),
+            Failure::Several(failures) => failures.iter().for_each(|failure| failure.add_to(report)),
         }
     }
 }
@@ -184,13 +213,6 @@ impl ErrorSubject {
     pub(crate) fn vm(vm: &VmName) -> Box<Self> {
         Box::new(Self { called: vm.to_string(), vm: vm.clone(), has_log: true })
     }
-}
-
-/// Returns whether the hypervisor of a VM has a log here that is not empty; the log of a server
-/// elsewhere is on its host.
-fn has_log(manager: &CliManager, vm: &VmName) -> bool {
-    let says = |path: &Path| path.metadata().is_ok_and(|log| log.len() > 0);
-    manager.hypervisor_log(vm).is_ok_and(|log| says(&log) || says(&log.with_added_extension("1")))
 }
 
 impl From<vmkit::Error> for Failure {
