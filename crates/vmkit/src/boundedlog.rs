@@ -7,7 +7,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
-use serde::{Deserialize, Serialize};
+use crate::log_position::{FileMark, LogPosition, older_log};
 
 /// A log that is written to and stays within its bound: a file, which becomes the older half
 /// (`.1` behind its name) whenever it has reached half of the bound.
@@ -95,23 +95,6 @@ impl BoundedLog {
     }
 }
 
-/// A place in a bounded log: it tells what was written since from what was there before, however
-/// often the log is cut.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LogPosition {
-    #[serde(flatten)]
-    file: FileMark,
-    at_bytes: u64,
-}
-
-/// A file, wherever it is moved to. A number that is free again may be another file's, which was
-/// born later.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-struct FileMark {
-    inode: u64,
-    born_ns: Option<u64>,
-}
-
 impl FileMark {
     fn of(file: &File) -> io::Result<Self> {
         let found = file.metadata()?;
@@ -188,13 +171,6 @@ fn tail_from(mut file: File, at: u64, most_bytes: u64) -> io::Result<Vec<u8>> {
     let mut tail = Vec::new();
     file.take(bytes - begin).read_to_end(&mut tail)?;
     Ok(tail)
-}
-
-/// Returns where the older half of a bounded log lies.
-pub(crate) fn older_log(log: &Path) -> PathBuf {
-    let mut path = log.as_os_str().to_owned();
-    path.push(".1");
-    path.into()
 }
 
 fn append_to(path: &Path) -> io::Result<File> {

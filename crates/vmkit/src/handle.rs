@@ -9,8 +9,8 @@ use std::path::PathBuf;
 use uuid::Uuid;
 
 pub use crate::backend_tag::{BackendTag, CustomTag};
-use crate::boundedlog::LogPosition;
 use crate::lifecycle::VmState;
+use crate::log_position::LogPosition;
 use crate::spec::{Accel, Protocol, VmName, VmSpec};
 
 /// A VM that exists, as of when the handle was returned.

@@ -85,6 +85,7 @@ mod kernel_file;
 #[cfg(all(feature = "images", feature = "ssh"))]
 pub mod launch;
 pub mod lifecycle;
+mod log_position;
 mod logreader;
 mod manager;
 mod misplacement;
@@ -120,13 +121,14 @@ pub use backend::qemu::{
 };
 pub use backend::router::RouterHypervisor;
 pub use backend::supervise::keeper::run_if_keeper;
-pub use boundedlog::{BoundedLog, LogPosition, tail_of_log, tail_of_log_since};
+pub use boundedlog::{BoundedLog, tail_of_log, tail_of_log_since};
 pub use error::{Error, ErrorKind, LiveResource, LoginPart, Peer, Result, Subject};
 pub use handle::{
     ActiveForward, BackendDetails, BackendTag, ConsoleEndpoint, CustomTag, RunInfo, VmHandle, VncAddress,
 };
 pub use hypervisor::{Backend, DynHypervisor, Hypervisor};
 pub use lifecycle::{FailureCause, FailureKind, VmState};
+pub use log_position::LogPosition;
 pub use logreader::LogReader;
 pub use manager::{VmEntry, VmManager, WaitCondition};
 pub use program::{GuestExitStatus, ProgramOutput};

@@ -9,8 +9,8 @@ use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use crate::boundedlog::{LogPosition, older_log};
 use crate::error::{Error, Result};
+use crate::log_position::{LogPosition, older_log};
 use crate::store::{RecordChanges, denied};
 
 /// How much is read at once, in bytes.

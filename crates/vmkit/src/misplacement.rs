@@ -4,8 +4,6 @@
 
 use std::path::Path;
 
-use crate::spec::VmName;
-
 /// What a directory is whose record names another VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -22,7 +20,7 @@ pub enum Misplacement {
 
 impl Misplacement {
     /// Says what the directory is, and how it is mended where it can be.
-    pub(crate) fn problem(self, dir: &Path, vm: &VmName) -> String {
+    pub(crate) fn problem(self, dir: &Path, vm: &str) -> String {
         match self {
             Self::Link => format!("this is a symbolic link to the directory of the VM `{vm}`"),
             Self::Copy => format!(
@@ -31,7 +29,7 @@ impl Misplacement {
             Self::Renamed => format!(
                 "this is the directory of the VM `{vm}` under another name: `mv {} {}` gives it its name back",
                 quoted(dir),
-                quoted(&dir.with_file_name(vm.as_str()))
+                quoted(&dir.with_file_name(vm))
             ),
             Self::Replaced => format!(
                 "this is the directory of a VM `{vm}` under another name, and another VM is called `{vm}` by now"

@@ -1,8 +1,9 @@
-//! What the modules of a crate use of each other: no circles between top-level modules, and a pure
-//! module uses pure modules only.
+//! What the modules of a crate use of each other: no circles between files or between top-level
+//! modules, and a pure module uses pure modules only.
 //!
 //! The graph is built from `use` items and paths, without tests. A name is followed through
-//! re-exports to the file that defines it.
+//! re-exports to the file that defines it; a re-export itself is no use between files. Calls of
+//! methods are not seen.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -11,23 +12,14 @@ use syn::spanned::Spanned as _;
 use syn::visit::{self, Visit};
 
 use super::Violation;
+use super::circles::UseGraph;
 use super::syntax::{self, is_cfg_test};
 
-/// Uses that a circle between top-level modules may rest on, each with its reason.
+/// Uses of one file by another that a circle may rest on, each with its reason.
 const ALLOWED: &[(&str, &str, &str)] = &[
-    ("error", "vmfile", "what is wrong with a vmkit.toml is an error"),
-    ("error", "backend_tag", "an error names a backend by its tag, and making one can fail"),
-    ("error", "spec", "an error names the VM, and making a name can fail"),
-    ("error", "misplacement", "an error says what is wrong with a directory of the home"),
-    ("host", "store", "`doctor` names what in a home belongs to other users"),
-    ("failure", "commands", "a failure of the host may suggest `doctor`, which finds its cause"),
-    ("failure", "context", "the same"),
-    ("failure", "output", "a failure prints itself"),
-    ("failure", "machine_hint", "a failure prints its hints"),
+    ("error/mod.rs", "backend_tag.rs", "an error names a backend by its tag, and making one can fail"),
+    ("error/mod.rs", "spec/name.rs", "an error names the VM, and making a name can fail"),
 ];
-
-/// Modules that pure ones use for a type alone, and that are to be split.
-const USED_FOR_TYPES: &[&str] = &["boundedlog.rs", "image/inspect.rs", "ssh/cloud_init.rs"];
 
 /// How many re-exports a name is followed through.
 const MOST_RE_EXPORTS: usize = 8;
@@ -56,6 +48,8 @@ struct Module {
 struct Use {
     path: Vec<String>,
     line: usize,
+    /// Whether it only passes a name on.
+    is_re_export: bool,
 }
 
 impl ModuleGraph {
@@ -76,7 +70,7 @@ impl ModuleGraph {
         self.crates.entry(sources.to_owned()).or_default().insert(path, module);
     }
 
-    /// Returns the circles between top-level modules, and what pure modules use of others.
+    /// Returns the circles between files or top-level modules, and impure uses of pure modules.
     pub(super) fn violations(&self) -> Vec<Violation> {
         let mut violations = Vec::new();
         for modules in self.crates.values() {
@@ -110,8 +104,7 @@ fn impure_uses(modules: &Modules) -> Vec<Violation> {
         for used in &module.uses {
             let Some(Target::Item(target)) = resolve(modules, &used.path, 0) else { continue };
             let defines = &modules[&target];
-            let is_known = USED_FOR_TYPES.iter().any(|end| defines.file.ends_with(end));
-            if target != *path && !defines.is_pure && !is_known && seen.insert(target.clone()) {
+            if target != *path && !defines.is_pure && seen.insert(target.clone()) {
                 let message = format!(
                     "the module calls itself pure, and uses `{}` of {}, which does not",
                     used.path.join("::"),
@@ -124,64 +117,38 @@ fn impure_uses(modules: &Modules) -> Vec<Violation> {
     violations
 }
 
-/// Returns each use by which a top-level module belongs to a circle, once for each pair.
+/// Returns each use by which a file or a top-level module belongs to a circle, once for each pair.
 fn circles(modules: &Modules) -> Vec<Violation> {
-    let mut edges: BTreeMap<(&str, String), (&Module, usize)> = BTreeMap::new();
-    for (path, module) in
-        modules.iter().filter(|(path, module)| !path.is_empty() && !is_test(modules, path, module))
-    {
+    let mut files = UseGraph::default();
+    let mut top_level = UseGraph::default();
+    for (path, module) in modules.iter().filter(|(path, module)| !is_test(modules, path, module)) {
         for used in &module.uses {
             let Some(target) = resolve(modules, &used.path, 0) else { continue };
-            let Some(top) = target.path().first() else { continue };
-            let pair = (path[0].as_str(), top.clone());
-            let is_allowed = ALLOWED.iter().any(|(one, other, _)| (*one, *other) == (pair.0, &pair.1));
-            if pair.0 != pair.1 && !is_allowed {
-                edges.entry(pair).or_insert((module, used.line));
+            let defines = &modules[target.path()];
+            let is_allowed = |(from, to, _): &(&str, &str, &str)| {
+                module.file.ends_with(from) && defines.file.ends_with(to)
+            };
+            if ALLOWED.iter().any(is_allowed) {
+                continue;
+            }
+            if let (Target::Item(_), false) = (&target, used.is_re_export) {
+                let names = [module, defines].map(|module| module.file.display().to_string());
+                files.add(names, &module.file, used.line);
+            }
+            if let (Some(from), Some(to)) = (path.first(), target.path().first()) {
+                top_level.add([from.clone(), to.clone()], &module.file, used.line);
             }
         }
     }
-    let mut violations = Vec::new();
-    for ((from, to), (module, line)) in &edges {
-        if let Some(back) = way(&edges, to, from) {
-            let message = format!("`{from}` uses `{to}`, and that `{}`: a circle", back.join("`, `"));
-            violations.push(Violation { path: module.file.clone(), line: *line, message });
-        }
-    }
-    violations
+    let violations = top_level.circles();
+    // The circle between two modules is one between their files, most often.
+    if violations.is_empty() { files.circles() } else { violations }
 }
 
 /// Returns whether a module is compiled in tests only.
 fn is_test(modules: &Modules, path: &[String], module: &Module) -> bool {
-    let parent = modules.get(&path[..path.len() - 1]);
-    !module.is_root && parent.is_some_and(|parent| parent.test_modules.contains(&path[path.len() - 1]))
-}
-
-/// Returns the shortest way from one top-level module to another.
-fn way<'a, T>(edges: &'a BTreeMap<(&'a str, String), T>, from: &str, to: &str) -> Option<Vec<&'a str>> {
-    let mut ways: Vec<Vec<&str>> = Vec::new();
-    let mut seen = BTreeSet::from([from.to_owned()]);
-    let mut queue = vec![Vec::new()];
-    let next = |last: &str| {
-        let last = last.to_owned();
-        edges.keys().filter(move |(one, _)| *one == last).map(|(_, other)| other.as_str())
-    };
-    while !queue.is_empty() {
-        for done in std::mem::take(&mut queue) {
-            let last = done.last().copied().unwrap_or(from).to_owned();
-            for other in next(&last) {
-                let mut longer: Vec<&str> = done.clone();
-                longer.push(other);
-                if other == to {
-                    return Some(longer);
-                }
-                if seen.insert(other.to_owned()) {
-                    ways.push(longer);
-                }
-            }
-        }
-        queue = std::mem::take(&mut ways);
-    }
-    None
+    let Some((name, above)) = path.split_last() else { return false };
+    !module.is_root && modules.get(above).is_some_and(|parent| parent.test_modules.contains(name))
 }
 
 /// What a path leads to.
@@ -270,14 +237,16 @@ impl<'ast> Visit<'ast> for Collector<'_> {
             let below = || [self.path, &segments].concat();
             let path = self.absolute_path(&segments).unwrap_or_else(below);
             self.module.imports.insert(used.name, path.clone());
-            self.module.uses.push(Use { path, line: used.line });
+            let is_re_export = !matches!(item.vis, syn::Visibility::Inherited);
+            self.module.uses.push(Use { path, line: used.line, is_re_export });
         }
     }
 
     fn visit_path(&mut self, path: &'ast syn::Path) {
         let segments: Vec<String> = path.segments.iter().map(|segment| segment.ident.to_string()).collect();
         if let Some(path_from_root) = self.absolute_path(&segments) {
-            self.module.uses.push(Use { path: path_from_root, line: path.span().start().line });
+            let line = path.span().start().line;
+            self.module.uses.push(Use { path: path_from_root, line, is_re_export: false });
         }
         visit::visit_path(self, path);
     }
@@ -308,6 +277,24 @@ mod tests {
             ]
         );
         assert!(violations(&[root, spec, ("crates/a/src/clock.rs", "pub enum Clock {}\n")]).is_empty());
+    }
+
+    #[test]
+    fn a_circle_between_files_of_one_directory_is_found_by_what_they_define() {
+        let parent = ("crates/a/src/b/mod.rs", "mod c;\nmod d;\npub use c::C;\nuse d::f;\n");
+        let one = ("crates/a/src/b/c.rs", "pub struct C;\nfn g() { super::d::f() }\n");
+        let other = ("crates/a/src/b/d.rs", "use super::C;\npub fn f() {}\n");
+        assert_eq!(
+            violations(&[parent, one, other]),
+            [
+                "crates/a/src/b/c.rs:2: `crates/a/src/b/c.rs` uses `crates/a/src/b/d.rs`, and that \
+                 `crates/a/src/b/c.rs`: a circle",
+                "crates/a/src/b/d.rs:1: `crates/a/src/b/d.rs` uses `crates/a/src/b/c.rs`, and that \
+                 `crates/a/src/b/d.rs`: a circle",
+            ]
+        );
+        // What a parent re-exports is no use of its own.
+        assert!(violations(&[parent, one, ("crates/a/src/b/d.rs", "pub fn f() {}\n")]).is_empty());
     }
 
     #[test]

@@ -12,10 +12,13 @@ use vmkit::lifecycle::{Operation, VmState, next};
 use vmkit::spec::{VmName, VmSpec};
 use vmkit::{Backend, Capabilities, Error, ErrorKind, VmHandle};
 
-use super::{CaseResult, Conformance};
+use super::options::Conformance;
 
 /// Why the cases about `Suspended` are skipped where they are.
 pub(crate) const CANT_SUSPEND: &str = "the backend can't suspend";
+
+/// The result of a case.
+pub(crate) type CaseResult = Result<(), CaseStop>;
 
 /// Why a case ends early.
 #[derive(Debug)]

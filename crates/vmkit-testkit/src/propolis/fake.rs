@@ -16,9 +16,10 @@ use tempfile::TempDir;
 use tokio::sync::{OwnedMutexGuard, mpsc};
 
 use super::behaviour::{BEHAVIOUR, Gate, PropolisBehaviour};
+use super::gates::MachineGates;
 use super::guest::{GuestEvent, GuestOrder};
 use super::illumos;
-use super::machine::{MachineGates, PropolisMachine};
+use super::machine::PropolisMachine;
 use super::server::{self, ServerOptions};
 
 /// How long a server may take to listen, on the slowest of machines.

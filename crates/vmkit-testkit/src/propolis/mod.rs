@@ -43,6 +43,7 @@ mod api;
 mod behaviour;
 mod description;
 mod fake;
+mod gates;
 mod guest;
 mod history;
 mod host;

@@ -34,8 +34,8 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{self, Message};
 
 use super::behaviour::Gate;
+use super::gates::MachineGates;
 use super::history::{DEFAULT_BYTES, HistoryOffset, SerialHistory};
-use super::machine::MachineGates;
 
 type ClientSocket = WebSocketStream<WebsocketConnectionRaw>;
 type FrameSink = SplitSink<ClientSocket, Message>;

@@ -12,9 +12,10 @@ use slog::{Drain, Level, Logger, info, o};
 
 use super::api;
 use super::behaviour::PropolisBehaviour;
+use super::gates::MachineGates;
 use super::host::FakeHost;
 use super::illumos::Illumos;
-use super::machine::{DieHook, MachineGates, PropolisMachine};
+use super::machine::{DieHook, PropolisMachine};
 
 /// The largest body of a request, in bytes.
 const MOST_BYTES: usize = 1024 * 1024;

@@ -23,8 +23,9 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connec
 
 use super::ConsoleTurn;
 use super::turn::ConsoleClient;
-use crate::boundedlog::{LogPosition, tail_of_log, tail_of_log_since};
+use crate::boundedlog::{tail_of_log, tail_of_log_since};
 use crate::error::{Error, Result};
+use crate::log_position::LogPosition;
 
 /// How much of the log is compared with the socket, in bytes.
 const COMPARED_BYTES: u64 = 2 << 20;

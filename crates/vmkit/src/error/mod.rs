@@ -4,10 +4,13 @@
 //! and what would be right; it never repeats its source, so print the chain
 //! (`std::error::Error::source`) once, at the edge.
 
+mod classify;
 mod kind;
 mod subject;
 mod text;
 mod value;
+#[cfg(feature = "vmfile")]
+mod vmfile;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -26,6 +29,8 @@ use text::{BackingUsers, CauseOf, HolderOf, LastLines, LocationOf, NameList, Sug
 pub use kind::ErrorKind;
 pub use subject::{LiveResource, Peer, Subject};
 pub use value::ValueProblem;
+#[cfg(feature = "vmfile")]
+pub use vmfile::{VmfileError, VmfileProblem, VmfileSpan};
 
 /// The result of every fallible call of this library.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -156,7 +161,7 @@ pub enum Error {
         pid: Option<u32>,
     },
     /// A directory has the record of a VM of another name.
-    #[error("{}: {}", path.display(), how.problem(path, vm))]
+    #[error("{}: {}", path.display(), how.problem(path, vm.as_str()))]
     Misplaced {
         /// The directory.
         path: PathBuf,
@@ -350,7 +355,7 @@ pub enum Error {
     /// A file of machines has something wrong in it.
     #[cfg(feature = "vmfile")]
     #[error(transparent)]
-    Vmfile(#[from] Box<crate::vmfile::VmfileError>),
+    Vmfile(#[from] Box<VmfileError>),
     /// Something could not be fetched from a server.
     #[error("cannot fetch {url}: {problem}")]
     Fetch {
@@ -604,8 +609,8 @@ impl Error {
 }
 
 #[cfg(feature = "vmfile")]
-impl From<crate::vmfile::VmfileError> for Error {
-    fn from(error: crate::vmfile::VmfileError) -> Self {
+impl From<VmfileError> for Error {
+    fn from(error: VmfileError) -> Self {
         Error::Vmfile(Box::new(error))
     }
 }

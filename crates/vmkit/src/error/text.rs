@@ -4,13 +4,11 @@
 
 use std::fmt;
 
-use crate::backend_tag::BackendTag;
 use crate::lifecycle::VmState;
-use crate::spec::VmName;
 
-pub(super) struct NameList<'a>(pub(super) &'a [BackendTag]);
+pub(super) struct NameList<'a, T>(pub(super) &'a [T]);
 
-impl fmt::Display for NameList<'_> {
+impl<T: fmt::Display> fmt::Display for NameList<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.is_empty() {
             return f.write_str("none");
@@ -64,9 +62,9 @@ impl fmt::Display for HolderOf {
     }
 }
 
-pub(super) struct BackingUsers<'a>(pub(super) &'a [VmName]);
+pub(super) struct BackingUsers<'a, T>(pub(super) &'a [T]);
 
-impl fmt::Display for BackingUsers<'_> {
+impl<T: fmt::Display> fmt::Display for BackingUsers<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names: Vec<String> = self.0.iter().map(|name| format!("`{name}`")).collect();
         match &names[..] {

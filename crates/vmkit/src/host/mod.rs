@@ -7,6 +7,7 @@ pub(crate) mod demands;
 pub mod doctor;
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 mod facts;
+mod foreign_files;
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 pub(crate) mod holder;
 pub mod inherited;
@@ -20,3 +21,4 @@ mod users;
 pub(crate) use facts::TUN;
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 pub use facts::{DeviceAccess, HostFacts, KvmVerdict, ProbeOptions, QemuProgram, QemuVersion, UefiFirmware};
+pub use foreign_files::ForeignFiles;

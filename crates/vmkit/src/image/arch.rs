@@ -10,7 +10,7 @@
 use std::io;
 
 use super::disk::GuestDisk;
-use super::inspect::ImageFacts;
+use super::facts::ImageFacts;
 use crate::error::{Error, Result};
 use crate::spec::{Arch, Firmware};
 

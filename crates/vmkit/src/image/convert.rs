@@ -19,7 +19,7 @@ use rustix::io::Errno;
 use tokio::sync::watch;
 
 use super::disk::{DiskExtent, GuestDisk};
-use super::inspect::ImageFacts;
+use super::facts::ImageFacts;
 use super::progress::{PullProgress, PullStage};
 use super::sparse::SparseFile;
 use crate::error::{Error, Result, Subject};

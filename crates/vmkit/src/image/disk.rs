@@ -19,7 +19,7 @@ use std::os::unix::fs::FileExt;
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
-use super::inspect::ImageFacts;
+use super::facts::ImageFacts;
 use super::qcow2_header::{
     self, ALL_ZEROES, COMPRESSED, ClusterCompression, MAX_CLUSTER_BYTES, OFFSET_MASK, Qcow2Header, be_u64,
 };

@@ -6,55 +6,14 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
-
+use super::facts::{ImageFacts, SECTOR_BYTES};
 use super::qcow2_header::{self, BackingName, Qcow2Header};
 use crate::error::{Error, Result, ValueProblem};
 use crate::image_format::ImageFormat;
 use crate::input_file::InputFile;
-#[cfg(any(feature = "images", all(target_os = "linux", feature = "qemu")))]
-use crate::spec::Mib;
 
-/// The properties of an image, from its content.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ImageFacts {
-    /// The image: absolute, without symbolic links, so it stays the same file when a link is moved.
-    pub path: PathBuf,
-    /// The format.
-    pub format: ImageFormat,
-    /// The size of the disk as the guest sees it, a multiple of 512.
-    pub virtual_size_bytes: u64,
-    /// The length of the file.
-    pub file_bytes: u64,
-}
-
-/// The smallest unit of a disk in bytes; QEMU rounds odd lengths up to it.
-pub(super) const SECTOR_BYTES: u64 = 512;
 /// The largest JSON file that is examined: a server's reply is shorter.
 const JSON_BYTES: u64 = 64 << 10;
-
-impl ImageFacts {
-    /// Returns the size of a disk over this image, in bytes: the wanted size, else the image's.
-    ///
-    /// # Errors
-    /// `InvalidInput` on `disk` for a size below the image's.
-    #[cfg(any(feature = "images", all(target_os = "linux", feature = "qemu")))]
-    pub(crate) fn disk_bytes(&self, size: Option<Mib>) -> Result<u64> {
-        let image_bytes = self.virtual_size_bytes.next_multiple_of(SECTOR_BYTES);
-        match size {
-            Some(size) if size.bytes() < image_bytes => {
-                let least = Mib::holding(image_bytes);
-                let (image, bytes) = (self.path.display(), size.bytes());
-                let why = format!(
-                    "the image {image} is a disk of {image_bytes} bytes, this is {bytes}: name at least {least}, or no size"
-                );
-                Err(Error::invalid("disk", size, why))
-            }
-            Some(size) => Ok(size.bytes()),
-            None => Ok(image_bytes),
-        }
-    }
-}
 
 /// Returns the format of the image at `path`, raw or qcow2, and the size of its disk.
 ///

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::digest::{Digest, DigestAlgorithm};
-use super::inspect::ImageFacts;
+use super::facts::ImageFacts;
 use crate::error::{Error, Result};
 use crate::image_format::ImageFormat;
 use crate::spec::{Arch, Firmware, UserName};

@@ -48,6 +48,7 @@ mod download;
 mod download_tests;
 #[cfg(feature = "images")]
 mod downloads;
+mod facts;
 #[cfg(feature = "images")]
 mod fetcher;
 #[cfg(feature = "images")]
@@ -112,16 +113,15 @@ pub(crate) use backing::{is_backing_settled, settle_backing};
 pub(crate) use create::create_overlay_at_home;
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 pub use create::{MAX_DISK_BYTES, create_blank, create_overlay, grow_disk};
-#[cfg(all(target_os = "linux", feature = "qemu"))]
-pub(crate) use disc::check_disc;
 pub use disc::firmware_of_disc;
-#[cfg(any(feature = "images", all(target_os = "linux", feature = "qemu")))]
-pub(crate) use disc::refuse_disc;
+#[cfg(all(target_os = "linux", feature = "qemu"))]
+pub(crate) use disc::{check_disc, refuse_disc};
+pub use facts::ImageFacts;
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 pub(crate) use identity::ImageIdentity;
+pub use inspect::inspect;
 #[cfg(any(feature = "propolis", all(target_os = "linux", feature = "qemu")))]
 pub(crate) use inspect::inspect_for;
-pub use inspect::{ImageFacts, inspect};
 
 #[cfg(feature = "images")]
 pub use catalogue::{

@@ -5,13 +5,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::VmManager;
-use crate::boundedlog::{LogPosition, tail_of_file, tail_of_log_since};
+use crate::boundedlog::{tail_of_file, tail_of_log_since};
 use crate::console::last_lines;
 #[cfg(all(feature = "ssh", feature = "images"))]
 use crate::console::without_sequences;
 use crate::error::ConsoleTail;
 use crate::handle::VmHandle;
 use crate::hypervisor::Backend;
+use crate::log_position::LogPosition;
 
 /// How much of the end is looked at, in bytes.
 const MOST_BYTES: u64 = 4096;

@@ -10,7 +10,7 @@
 //! Source: cloud-init 22.4, `distros/ug_util.py`, `config/cc_users_groups.py`, `config/cc_ssh.py`,
 //! `mergers`.
 
-use super::GuestAccess;
+use super::name::LOGIN_USER;
 use super::raw_parts::{PartKind, RawPart, parts};
 use super::yaml::YamlMistake;
 use super::yaml_tree::{NodeKind, YamlNode, YamlTree};
@@ -319,11 +319,11 @@ impl UserDataClaims {
 }
 
 /// Returns the first of the names that vmkit logs in by that is free: the image's own user,
-/// [`GuestAccess::USER`], and that with an addition.
+/// [`LOGIN_USER`], and that with an addition.
 pub(super) fn first_free(own: Option<&str>, is_free: impl Fn(&str) -> bool) -> String {
-    let addition = format!("{}-access", GuestAccess::USER);
+    let addition = format!("{}-access", LOGIN_USER);
     let mut numbered = (2..).map(|number| format!("{addition}-{number}"));
-    let mut fixed = own.into_iter().chain([GuestAccess::USER, &addition]);
+    let mut fixed = own.into_iter().chain([LOGIN_USER, &addition]);
     match fixed.find(|name| is_free(name)) {
         Some(name) => name.to_owned(),
         None => numbered.find(|name| is_free(name)).expect("no user-data names all"),

@@ -7,9 +7,10 @@ use std::path::PathBuf;
 
 use crate::error::{Error, Result};
 use crate::spec::UserName;
+use crate::spec::beginning::{begins_with, is_mime};
 #[cfg(feature = "cloud-init")]
 use crate::spec::claims::{ClaimedHostKey, UserDataClaims, first_free};
-use crate::spec::name::shortened;
+use crate::spec::name::{LOGIN_USER, shortened};
 use crate::spec::yaml::{self, TopLevel, YamlMistake};
 
 /// The seed that cloud-init reads at its first boot (NoCloud).
@@ -247,20 +248,6 @@ pub(crate) fn free_login(
 const RAW_BEGINNINGS: &[&str] =
     &["#cloud-config", "#!", "#include", "#cloud-boothook", "#part-handler", "## template: jinja"];
 
-/// Returns whether user-data starts with this, in any case and after any space.
-pub(super) fn begins_with(text: &str, beginning: &str) -> bool {
-    let head = text.trim_start().as_bytes().get(..beginning.len());
-    head.is_some_and(|head| head.eq_ignore_ascii_case(beginning.as_bytes()))
-}
-
-/// Returns whether user-data is a MIME document: it has this header somewhere in its first 4096
-/// bytes.
-pub(super) fn is_mime(text: &str) -> bool {
-    let head = &text.as_bytes()[..text.len().min(4096)];
-    let mime = b"mime-version:";
-    head.windows(mime.len()).any(|window| window.eq_ignore_ascii_case(mime))
-}
-
 /// Returns the mistake that keeps cloud-init from parsing raw user-data as YAML. Other formats,
 /// such as templates and MIME parts, are not checked.
 pub(crate) fn check_user_data(text: &str) -> Result<(), YamlMistake> {
@@ -351,7 +338,7 @@ impl CloudConfig {
 
 impl GuestAccess {
     /// The user that vmkit logs in as, unless the image has one of its own.
-    pub const USER: &str = "vmkit";
+    pub const USER: &str = LOGIN_USER;
 
     fn check(&self, beside: &UserData) -> Result<()> {
         let at = ConfigPath("cloud_init.access".to_owned());

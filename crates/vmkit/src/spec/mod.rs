@@ -3,6 +3,7 @@
 //! Pure. A spec is always valid once built; facts of the host (does the image exist?) are checked
 //! when it is planned.
 
+mod beginning;
 mod blueprint;
 mod boot;
 mod changes;

@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 
+/// The user that vmkit logs in as, unless the image has one of its own.
+pub(super) const LOGIN_USER: &str = "vmkit";
+
 /// The name of a VM: `[a-z0-9][a-z0-9-]{0,62}`, so it is a path component and a host name at once.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]

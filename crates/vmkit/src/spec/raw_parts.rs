@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
-use super::cloud_init::{begins_with, is_mime};
+use super::beginning::{begins_with, is_mime};
 use super::yaml::YamlMistake;
 use super::yaml_tree::{NodeKind, YamlTree};
 

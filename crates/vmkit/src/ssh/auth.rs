@@ -11,7 +11,7 @@ use russh::keys::{Algorithm, HashAlg, PrivateKeyWithHashAlg, PublicKey};
 
 use super::SshTarget;
 use super::keys::LoginKeys;
-use super::session::ServerVerifier;
+use super::verifier::ServerVerifier;
 
 /// How many keys of an agent are tried: OpenSSH's server breaks off at the sixth that it does not
 /// take (`MaxAuthTries`).

@@ -18,6 +18,7 @@
 mod auth;
 mod clock;
 mod cloud_init;
+mod cloud_init_status;
 mod command_line;
 mod files;
 mod forward;
@@ -32,10 +33,11 @@ mod process;
 mod session;
 mod target;
 mod terminal;
+mod verifier;
 
 #[cfg(feature = "images")]
-pub(crate) use cloud_init::cloud_init_status;
-pub use cloud_init::{CloudInitProgress, CloudInitStatus};
+pub(crate) use cloud_init_status::cloud_init_status;
+pub use cloud_init_status::{CloudInitProgress, CloudInitStatus};
 pub use command_line::GuestCommand;
 pub use files::{CopyObserver, CopyProgress, CopySummary, GuestFiles, check_download, check_upload};
 pub use keys::{HostKey, SshIdentity};

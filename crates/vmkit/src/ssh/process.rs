@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::command_line::own_line;
 use super::noise::{OutputMark, OutputStream};
-use super::session::DisconnectCause;
+use super::verifier::DisconnectCause;
 use super::{GuestCommand, Session, TerminalSize, TerminalSpec};
 use crate::deadline::later;
 use crate::error::{Error, Result};

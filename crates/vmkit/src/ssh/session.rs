@@ -6,26 +6,19 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use russh::client::{self, AuthResult, DisconnectReason, Handle, Msg};
-use russh::keys::{Algorithm, PublicKeyOrCertificate};
+use russh::client::{self, AuthResult, Handle, Msg};
+use russh::keys::Algorithm;
 use russh::{Channel, Disconnect, Preferred, kex};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
 use super::auth;
-use super::keys::fingerprint;
-use super::line::{self, GuardedStream, Lifeline};
+use super::line::{GuardedStream, Lifeline};
+use super::verifier::{DisconnectCause, KEEPALIVE, MOST_UNANSWERED, ServerVerifier};
 use super::{HostKey, SshTarget};
 use crate::deadline::later;
 use crate::error::{Error, Result};
-
-/// After how long a silent server is asked whether it is still there.
-const KEEPALIVE: Duration = Duration::from_secs(15);
-/// How many such questions in a row may stay without an answer.
-const MOST_UNANSWERED: usize = 3;
-/// How much of what a server says in place of its greeting is kept, in bytes.
-const MOST_FIRST_WORDS: usize = 120;
 
 /// A session of a user in a guest, logged in.
 ///
@@ -271,134 +264,5 @@ fn config(host_key: &HostKey) -> client::Config {
         keepalive_max: MOST_UNANSWERED,
         nodelay: true,
         ..client::Config::default()
-    }
-}
-
-/// What became of a connection, for whoever finds it gone.
-#[derive(Debug, Clone, Default)]
-pub(super) struct DisconnectCause(Arc<Mutex<KnownDisconnect>>);
-
-#[derive(Debug, Default)]
-struct KnownDisconnect {
-    /// What the server said in place of its greeting, such as OpenSSH's `Exceeded MaxStartups`.
-    first_words: Option<String>,
-    /// The fingerprint of a host key that was refused.
-    refused_key: Option<String>,
-    /// Why the connection has ended.
-    ended: Option<String>,
-}
-
-impl DisconnectCause {
-    fn write(&self, write: impl FnOnce(&mut KnownDisconnect)) {
-        write(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
-    }
-
-    fn ended(&self) -> Option<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).ended.clone()
-    }
-
-    /// Creates the error for a connection that is gone.
-    pub(super) fn lost(&self, target: &str, what: &str) -> Error {
-        let why = self.ended().unwrap_or_else(|| "the connection is gone".to_owned());
-        Error::Ssh { target: target.to_owned(), problem: format!("{what}: {why}"), source: None }
-    }
-
-    /// Creates the error for something that failed on the way.
-    pub(super) fn failed(&self, target: &str, what: &str, error: russh::Error) -> Error {
-        match error {
-            russh::Error::SendError | russh::Error::Disconnect | russh::Error::RecvError => {
-                self.lost(target, what)
-            }
-            error => Error::Ssh {
-                target: target.to_owned(),
-                problem: what.to_owned(),
-                source: Some(Box::new(error)),
-            },
-        }
-    }
-
-    /// Notes what the server has said already, where that is no greeting. It may still greet: RFC
-    /// 4253, 4.2, lets it say other lines before.
-    async fn note_first_words(&self, stream: &TcpStream) {
-        let mut words = [0; MOST_FIRST_WORDS];
-        let said = stream.peek(&mut words).await.unwrap_or(0);
-        let said = String::from_utf8_lossy(&words[..said]);
-        let line: String =
-            said.lines().next().unwrap_or_default().chars().filter(|c| !c.is_control()).collect();
-        if !line.is_empty() && !line.starts_with("SSH-") {
-            self.write(|known| known.first_words = Some(line));
-        }
-    }
-
-    fn closed(&self, to: &str, stage: &str) -> Error {
-        let words = self.0.lock().unwrap_or_else(PoisonError::into_inner).first_words.take();
-        let said = words.map_or(String::new(), |words| format!(", having said {words:?}"));
-        let problem = format!("the server closed the connection during {stage}{said}");
-        Error::Ssh { target: to.to_owned(), problem, source: None }
-    }
-
-    /// Creates the error for a connection that never came about.
-    fn explain(&self, target: &SshTarget, to: &str, stage: &str, error: russh::Error) -> Error {
-        let refused = self.0.lock().unwrap_or_else(PoisonError::into_inner).refused_key.take();
-        if let Some(found) = refused {
-            let expected = target.host_key.fingerprint().unwrap_or_default();
-            return Error::HostKey { target: to.to_owned(), expected, found };
-        }
-        match error {
-            russh::Error::HUP | russh::Error::Disconnect => self.closed(to, stage),
-            russh::Error::IO(source)
-                if matches!(
-                    source.kind(),
-                    io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::UnexpectedEof
-                ) =>
-            {
-                self.closed(to, stage)
-            }
-            error => self.failed(to, &format!("it broke during {stage}"), error),
-        }
-    }
-}
-
-/// Has the server prove itself, and remembers how the connection ended.
-pub(super) struct ServerVerifier {
-    host_key: HostKey,
-    fate: DisconnectCause,
-}
-
-impl client::Handler for ServerVerifier {
-    type Error = russh::Error;
-
-    async fn check_server_key(&mut self, shown: &PublicKeyOrCertificate) -> Result<bool, russh::Error> {
-        let key = match shown {
-            PublicKeyOrCertificate::PublicKey { key, .. } => key.clone(),
-            // None was offered to be taken.
-            PublicKeyOrCertificate::Certificate(certificate) => {
-                russh::keys::PublicKey::from(certificate.public_key().clone())
-            }
-        };
-        let accepted = self.host_key.accepts(&key);
-        if !accepted {
-            self.fate.write(|known| known.refused_key = Some(fingerprint(&key)));
-        }
-        Ok(accepted)
-    }
-
-    async fn disconnected(&mut self, reason: DisconnectReason<russh::Error>) -> Result<(), russh::Error> {
-        let why = match reason {
-            DisconnectReason::ReceivedDisconnect(info) => format!("the server said {:?}", info.message),
-            DisconnectReason::Error(russh::Error::KeepaliveTimeout) => {
-                format!(
-                    "the guest did not answer for {} s",
-                    KEEPALIVE.as_secs() * (MOST_UNANSWERED as u64 + 1)
-                )
-            }
-            DisconnectReason::Error(russh::Error::IO(error)) if line::is_cut(&error) => error.to_string(),
-            DisconnectReason::Error(russh::Error::HUP | russh::Error::Disconnect) => {
-                "the server closed the connection".to_owned()
-            }
-            DisconnectReason::Error(error) => error.to_string(),
-        };
-        self.fate.write(|known| known.ended = Some(why));
-        Ok(())
     }
 }

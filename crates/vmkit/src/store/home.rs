@@ -6,9 +6,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use super::ownership::{ForeignFiles, denied, refuse_other_user};
+use super::ownership::{denied, refuse_other_user};
 use super::portable::HomePaths;
 use crate::error::{Error, Result};
+use crate::host::ForeignFiles;
 use crate::spec::VmName;
 use crate::steps::step;
 

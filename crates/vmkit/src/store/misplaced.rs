@@ -6,11 +6,10 @@
 
 use std::fs;
 
-use super::{LockedVm, MADE, decode, is_link, read_bytes};
-use crate::error::{Error, Result};
+use super::files::{MADE, is_link, read_bytes};
+use crate::error::Error;
 use crate::misplacement::Misplacement;
 use crate::spec::VmName;
-use crate::steps::step;
 use crate::store::{Home, VmRecord};
 
 /// Returns the error for a directory whose record is of a VM of another name.
@@ -35,24 +34,5 @@ fn misplacement(home: &Home, name: &VmName, made: &VmRecord) -> Misplacement {
     match theirs.and_then(|bytes| VmRecord::whose(&bytes)) {
         Some((id, _)) if id == made.handle.id => Misplacement::Copy,
         _ => Misplacement::Replaced,
-    }
-}
-
-impl LockedVm {
-    /// Returns the record of the VM of another name that lies here, as one of this directory: what
-    /// is done to it is done here.
-    pub(crate) fn misplaced_record(&self) -> Result<Option<VmRecord>> {
-        let path = self.dir.join(MADE);
-        let Some(bytes) = read_bytes(&path)? else { return Ok(None) };
-        let mut made = decode(&self.home, &path, &bytes)?;
-        made.handle.spec = made.handle.spec.with_name(self.name.clone());
-        Ok(Some(made))
-    }
-
-    /// Removes the symbolic link that this directory is, and nothing behind it.
-    pub(crate) fn remove_link(self) -> Result<()> {
-        step("remove a link")
-            .and_then(|()| fs::remove_file(&self.dir))
-            .map_err(Error::io("remove", &self.dir))
     }
 }

@@ -9,17 +9,14 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use super::LockedVm;
+use super::files::{OWNER, UNFINISHED_OWNER};
+use super::locked::LockedVm;
 use crate::error::{Error, Result};
 use crate::flock::{FileLock, LockMode};
 use crate::host::process::boot_id;
 use crate::input_file::open_regular;
 use crate::steps::step;
 
-/// The name of that file in the VM's directory.
-pub(super) const OWNER: &str = "owner.lock";
-/// Its name until it is whole.
-pub(super) const UNFINISHED_OWNER: &str = "owner.lock.new";
 /// More than a mark has.
 const MARK_BYTES: u64 = 256;
 

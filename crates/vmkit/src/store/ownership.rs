@@ -10,6 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::host::ForeignFiles;
 
 /// More files than any home has, and as many as are checked in acceptable time.
 const MOST_ENTRIES: usize = 200_000;
@@ -109,20 +110,6 @@ fn user(uid: u32) -> String {
         name if name == uid.to_string() => format!("user {uid}"),
         name => format!("user {name} ({uid})"),
     }
-}
-
-/// The files of a home that belong to other users than its owner.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct ForeignFiles {
-    /// The home.
-    pub home: PathBuf,
-    /// Its owner.
-    pub owner: String,
-    /// The files, each with its owner: a directory stands for its contents.
-    pub found: Vec<(PathBuf, String)>,
-    /// The command that gives the whole home back to its owner.
-    pub repair: String,
 }
 
 impl ForeignFiles {

@@ -16,8 +16,9 @@ use std::path::PathBuf;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::RecordStore;
+use super::files::{MADE, SINCE};
 use super::lock::{FileLock, LockMode, locked};
-use super::{MADE, RecordStore, SINCE};
 use crate::spec::VmName;
 
 /// What a turn is for.

@@ -16,10 +16,10 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::record;
-use crate::boundedlog::LogPosition;
 use crate::error::Result;
 use crate::handle::{self, BackendTag};
 use crate::lifecycle;
+use crate::log_position::LogPosition;
 use crate::spec::{self, BackendOptions, BridgeName, Labels, LinkName, Mib, UserName, VmName, VmSpec};
 
 /// The version of this form.

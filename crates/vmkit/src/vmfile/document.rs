@@ -10,9 +10,9 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::forms::FormatVersion;
-use super::problem::VmfileProblem;
 use super::raw;
 use super::read::{FromValue, ValueNode};
+use crate::error::VmfileProblem;
 
 /// Returns the tables of a text that is TOML, and of a version that this vmkit reads.
 pub(super) fn toml_of(text: &str) -> Result<Spanned<DeValue<'_>>, Vec<VmfileProblem>> {

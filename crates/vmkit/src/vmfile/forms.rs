@@ -8,10 +8,10 @@ use std::time::Duration;
 use schemars::{Schema, SchemaGenerator, json_schema};
 use toml::de::DeValue;
 
-use super::problem::VmfileProblem;
 use super::project::RunPolicy;
 use super::read::{BoundedInt, FromValue, ValueNode, number, quantities, texts, unknown_word, words};
 use crate::error::Error;
+use crate::error::VmfileProblem;
 use crate::handle::BackendTag;
 use crate::spec::{Accel, DataDisk, Firmware, MachineType, Mib, NetworkConfig, PortForward, UserName, Vnc};
 

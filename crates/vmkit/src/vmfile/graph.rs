@@ -2,9 +2,9 @@
 //!
 //! Pure.
 
-use super::problem::VmfileProblem;
 use super::project::MachineConfig;
-use super::resolve::which_machine;
+use super::read::{listed, meant};
+use crate::error::VmfileProblem;
 
 /// Returns what is wrong with the machines' `depends_on`.
 pub(super) fn problems(machines: &[MachineConfig]) -> Vec<VmfileProblem> {
@@ -28,6 +28,15 @@ pub(super) fn problems(machines: &[MachineConfig]) -> Vec<VmfileProblem> {
         problems.extend(circle(machines));
     }
     problems
+}
+
+/// Returns a hint for a machine's name that does not exist.
+pub(super) fn which_machine(name: &str, machines: &[MachineConfig]) -> String {
+    let names: Vec<&str> = machines.iter().map(|machine| machine.name.as_str()).collect();
+    match meant(name, &names) {
+        Some(meant) => format!("did you mean `{meant}`?"),
+        None => format!("the machines are {}", listed(&names)),
+    }
 }
 
 /// How far the search has come with a machine.

@@ -5,10 +5,9 @@
 use std::io::Read;
 use std::path::Path;
 
-use super::problem::VmfileError;
 use super::project::Project;
 use super::resolve::parse;
-use crate::error::{Error, Result, ValueProblem};
+use crate::error::{Error, Result, ValueProblem, VmfileError};
 use crate::input_file::InputStream;
 use crate::spec::CloudInitConfig;
 

@@ -28,7 +28,6 @@ mod document;
 mod forms;
 mod graph;
 mod load;
-mod problem;
 mod project;
 mod raw;
 mod read;
@@ -36,8 +35,8 @@ mod resolve;
 mod schema;
 mod shared;
 
+pub use crate::error::{VmfileError, VmfileProblem, VmfileSpan};
 pub use load::{load, load_from};
-pub use problem::{VmfileError, VmfileProblem, VmfileSpan};
 pub use project::{
     CopySpec, MachineConfig, MachineOrigin, Project, ProvisionStep, ReadyProbes, RunPolicy, StepAction,
 };

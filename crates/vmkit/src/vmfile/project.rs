@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::problem::{VmfileError, VmfileProblem};
 use crate::error::{Error, ErrorChain, Result};
+use crate::error::{VmfileError, VmfileProblem};
 use crate::spec::{Blueprint, Boot, HostInputs, Labels, MachineType, NetworkConfig, VmName, VmSpec};
 
 /// The machines that one file describes.

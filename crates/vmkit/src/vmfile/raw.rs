@@ -9,9 +9,9 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use super::forms::{
     CommandForm, FileMode, FormatVersion, GuestPath, HostPath, ImageForm, LineText, ShellText, TimeLimit,
 };
-use super::problem::VmfileProblem;
 use super::project::RunPolicy;
 use super::read::{BoundedInt, FromValue, TableReader, ValueNode, described, table};
+use crate::error::VmfileProblem;
 use crate::handle::BackendTag;
 use crate::spec::{
     Accel, DataDisk, Firmware, MachineType, Mib, NetworkConfig, PortForward, UserName, VmSpec, Vnc,

@@ -12,8 +12,8 @@ use schemars::{Schema, SchemaGenerator, json_schema};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::problem::VmfileProblem;
 use crate::error::Error;
+use crate::error::VmfileProblem;
 
 /// A type that can be read from the file.
 pub(super) trait FromValue: Sized {

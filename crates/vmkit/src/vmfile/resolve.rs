@@ -11,12 +11,11 @@ use std::time::Duration;
 use super::document::{MergedDocument, NamedMachine, read_file, toml_of};
 use super::forms::{FileMode, HostPath, TimeLimit};
 use super::graph;
-use super::problem::{VmfileError, VmfileProblem};
 use super::project::{self, MachineConfig, Project, ReadyProbes, RunPolicy, StepAction, blame, place_of};
 use super::raw;
-use super::read::{listed, meant};
 use super::shared;
 use crate::error::Error;
+use crate::error::{VmfileError, VmfileProblem};
 use crate::spec::{
     BackendOptions, Blueprint, CdromPatch, CloudConfig, CloudInitConfig, DataDisk, FieldConflict, GuestFile,
     GuestUser, Labels, NetworkConfig, Protocol, SpecPatch, UserData, VmName, VmSpec, check_joinable,
@@ -579,14 +578,5 @@ fn fit_name(folder: &Path) -> String {
     match name.trim_matches('-') {
         "" => "project".to_owned(),
         name => name.to_owned(),
-    }
-}
-
-/// Returns a hint for a machine's name that does not exist.
-pub(super) fn which_machine(name: &str, machines: &[MachineConfig]) -> String {
-    let names: Vec<&str> = machines.iter().map(|machine| machine.name.as_str()).collect();
-    match meant(name, &names) {
-        Some(meant) => format!("did you mean `{meant}`?"),
-        None => format!("the machines are {}", listed(&names)),
     }
 }

@@ -5,8 +5,8 @@
 use std::ops::Range;
 use std::path::Path;
 
-use super::problem::VmfileProblem;
 use super::project::MachineConfig;
+use crate::error::VmfileProblem;
 use crate::spec::{DataDisk, NetworkConfig, PortForward};
 
 /// Returns what two machines of one file both want for themselves.

@@ -4,6 +4,7 @@
 
 mod bhyvectl;
 mod call;
+mod dispatch;
 mod dladm;
 mod fake;
 mod state;

@@ -1,4 +1,4 @@
-//! Setting up a [`PropolisHypervisor`], and what it is set up with.
+//! Setting up a hypervisor, and what it is set up with.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -9,7 +9,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::PropolisHypervisor;
 use super::host::{self, HostPrograms};
 use super::options::OptionDefaults;
 use crate::error::Result;
@@ -66,10 +65,10 @@ impl fmt::Debug for PropolisSettings {
     }
 }
 
-/// Sets up a [`PropolisHypervisor`].
+/// Sets up a [`PropolisHypervisor`](super::PropolisHypervisor).
 #[derive(Debug)]
 #[must_use]
-pub struct PropolisHypervisorBuilder(PropolisSettings);
+pub struct PropolisHypervisorBuilder(pub(super) PropolisSettings);
 
 impl PropolisHypervisorBuilder {
     pub(super) fn new(work_root: PathBuf) -> Self {
@@ -175,10 +174,5 @@ impl PropolisHypervisorBuilder {
     pub fn with_power_off(mut self, power_off: impl PowerOff + 'static) -> Self {
         self.0.power_off = Some(Arc::new(power_off));
         self
-    }
-
-    /// Returns the hypervisor. Touches nothing.
-    pub fn build(self) -> PropolisHypervisor {
-        PropolisHypervisor(Arc::new(self.0))
     }
 }

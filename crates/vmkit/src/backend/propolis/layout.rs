@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::backend::supervise::{SupervisionPaths, unfinished};
-use crate::boundedlog::older_log;
+use crate::log_position::older_log;
 use crate::network::MacAddr;
 use crate::spec::VmName;
 

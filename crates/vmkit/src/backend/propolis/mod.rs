@@ -22,7 +22,9 @@
 mod builder;
 pub(crate) mod client;
 pub(crate) mod console;
+mod context;
 mod end;
+mod end_server;
 mod files;
 mod hold;
 mod host;
@@ -42,7 +44,7 @@ mod start;
 mod state;
 mod stop;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,9 +58,9 @@ pub use plan::{HostStep, PropolisPlan, ServerPlan, StepDiff};
 
 use self::builder::PropolisSettings;
 use self::client::PropolisClient;
+use self::context::{VmContext, absolute};
 use self::files::OwnerClaim;
 use self::hold::OperationLock;
-use self::host::HostPrograms;
 use self::layout::PropolisLayout;
 use self::options::PropolisOptions;
 use self::plan::PropolisFacts;
@@ -67,7 +69,7 @@ use self::state::{ASK_LIMIT, LOOK_LIMIT, StateCaller, observe};
 use crate::abilities::Abilities;
 use crate::backend::supervise::files::make_private_dir;
 use crate::backend::supervise::process::{self, ProcessState};
-use crate::backend::supervise::{SupervisionPaths, spawn};
+use crate::backend::supervise::spawn;
 use crate::cloud_init::SeedOf;
 use crate::deadline::later;
 use crate::error::{Error, ErrorKind, LiveResource, Result, Subject};
@@ -132,77 +134,17 @@ struct PropolisDetails {
     layout: PropolisLayout,
 }
 
-/// One VM that exists, with its files and the settings of the backend.
-struct VmContext<'a> {
-    settings: &'a PropolisSettings,
-    vm: &'a VmHandle,
-    layout: PropolisLayout,
-    claim: OwnerClaim,
-    /// The directory of the original if this one is a copy: what is outside of this directory
-    /// belongs to the original.
-    original: Option<PathBuf>,
+impl PropolisHypervisorBuilder {
+    /// Returns the hypervisor. Touches nothing.
+    pub fn build(self) -> PropolisHypervisor {
+        PropolisHypervisor(Arc::new(self.0))
+    }
 }
 
 impl VmContext<'_> {
     /// Returns the VM's handle in a state, with the information on its run.
     fn handle(&self, state: VmState, run: Option<RunInfo>) -> VmHandle {
         PropolisHypervisor::handle(self.vm, state, &self.layout, &self.claim.options, run)
-    }
-
-    fn host(&self) -> &HostPrograms {
-        &self.settings.host
-    }
-
-    /// Returns the files by which the server's process is supervised.
-    fn place(&self) -> SupervisionPaths {
-        SupervisionPaths { killer: self.settings.host.killer(), ..self.layout.place() }
-    }
-
-    /// Returns the path of the VM's device in the kernel.
-    fn kernel_vm(&self) -> PathBuf {
-        self.settings.dev_vmm.join(self.vm.id.to_string())
-    }
-
-    /// Records that the VM is in this directory, so that a copy of the directory is recognized. The
-    /// directory may have been moved here, or its claim may come from a version that did not record
-    /// this.
-    fn settle_down(&mut self) -> Result<()> {
-        let work = absolute(&self.layout)?;
-        if self.original.is_none() && self.claim.work.as_ref() != Some(&work) {
-            self.claim.work = Some(work);
-            files::write_synced(&self.layout.claim(), &self.claim)?;
-        }
-        Ok(())
-    }
-
-    fn client(&self, address: SocketAddr) -> PropolisClient {
-        PropolisClient { address, version: plan::api_version(&self.claim.options) }
-    }
-
-    /// Returns the server of the last run, or the one elsewhere.
-    fn server(&self) -> Result<Option<PropolisClient>> {
-        let address = match self.claim.options.address {
-            Some(address) => Some(address),
-            None => files::server(&self.layout)?.map(|server| server.address),
-        };
-        Ok(address.map(|address| self.client(address)))
-    }
-
-    /// Refuses a root disk that is to become smaller.
-    ///
-    /// # Errors
-    /// `InvalidInput` on `disk`.
-    fn check_size(&self) -> Result<()> {
-        let made = [&self.claim.steps[..], &self.claim.pending].concat();
-        let has = reshape::grown_to(&made).unwrap_or_default();
-        match self.vm.spec.disk().and_then(|disk| disk.size) {
-            Some(size) if size.bytes() < has => {
-                let bound =
-                    format!("the VM's disk has {has} bytes; the data behind the new end would be lost");
-                Err(Error::invalid("disk", size, bound))
-            }
-            _ => Ok(()),
-        }
     }
 
     /// Returns the information on the run, from its process and its server.
@@ -218,15 +160,6 @@ impl VmContext<'_> {
             }
             _ => Err(busy()),
         }
-    }
-}
-
-/// Returns the absolute path of a VM's directory, as it is in the claim.
-fn absolute(layout: &PropolisLayout) -> Result<PathBuf> {
-    let work = std::path::absolute(&layout.work).map_err(Error::io("find", &layout.work))?;
-    match work.to_str() {
-        Some(_) => Ok(work),
-        None => Err(Error::invalid("path", work.display(), "the path of a VM must be UTF-8")),
     }
 }
 
@@ -418,7 +351,7 @@ impl PropolisHypervisor {
             }
             let hold = OperationLock::take(&site.layout.operation_lock(), Instant::now()).await?;
             match hold.filter(|_| is_idle()) {
-                Some(hold) => start::end_server(site, &self.0.host, &hold).await,
+                Some(hold) => end_server::end_server(site, &self.0.host, &hold).await,
                 None => Ok(()),
             }
         };
@@ -432,7 +365,7 @@ impl PropolisHypervisor {
     async fn end_and_undo(&self, site: &VmContext<'_>, hold: &OperationLock) -> Result<()> {
         match site.claim.options.address {
             Some(address) => stop::clear_elsewhere(site, &site.client(address)).await?,
-            None => start::end_server(site, &self.0.host, hold).await?,
+            None => end_server::end_server(site, &self.0.host, hold).await?,
         }
         // From here on parts of the VM may be missing, and only this records it.
         let going = OwnerClaim { is_going: true, ..site.claim.clone() };

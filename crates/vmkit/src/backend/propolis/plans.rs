@@ -4,11 +4,12 @@
 
 use uuid::Uuid;
 
+use super::context::VmContext;
 use super::layout::PropolisLayout;
 use super::options::PropolisOptions;
 use super::plan::PropolisPlan;
 use super::reshape::reshaping;
-use super::{PropolisHypervisor, VmContext, plan};
+use super::{PropolisHypervisor, plan};
 use crate::error::Result;
 use crate::handle::VmHandle;
 use crate::lifecycle::{InvalidTransition, Operation, VmState};

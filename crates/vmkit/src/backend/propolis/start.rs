@@ -9,23 +9,23 @@ use std::time::Duration;
 use tokio::io::AsyncBufReadExt;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::VmContext;
 use super::client::{ClientError, ClientResult, PropolisClient};
+use super::context::VmContext;
 use super::end::{EndTimeouts, end, shown};
+use super::end_server::{clear_kernel, end_server};
 use super::files::{self, ServerFile};
 use super::hold::OperationLock;
-use super::host::HostPrograms;
 use super::instance_spec::{InstanceState, RequestedState};
 use super::log;
 use super::monitor;
 use super::plan::{PropolisPlan, ServerPlan};
-use super::prepare::{destroy_kernel_vm, make_again, reshape};
+use super::prepare::{make_again, reshape};
 use super::state::{LOG_BYTES, last_panic, last_words};
 use super::stop::{StopRequest, end_elsewhere};
 use crate::backend::supervise::files::{make_private_dir, remove_file};
 use crate::backend::supervise::keeper::KeeperRequest;
 use crate::backend::supervise::spawn::KeeperStream;
-use crate::backend::supervise::{ALIVE_DESCRIPTOR, alive, process, runfile, spawn};
+use crate::backend::supervise::{ALIVE_DESCRIPTOR, alive, process, spawn};
 use crate::boundedlog::tail_of_log;
 use crate::error::{Error, ErrorKind, Peer, Result};
 use crate::handle::{ConsoleEndpoint, RunInfo};
@@ -368,41 +368,4 @@ async fn run_guest(
 fn lost(client: &PropolisClient, source: std::io::Error) -> Error {
     Error::protocol(Peer::Propolis, format!("the connection to {} failed", client.address))
         .with_source(source)
-}
-
-/// Ends the server of a VM, and removes what it left in the kernel.
-///
-/// # Errors
-/// `TimedOut` if the process survives even SIGKILL, `Busy` if the lock stays held.
-pub(super) async fn end_server(
-    site: &VmContext<'_>,
-    host: &HostPrograms,
-    hold: &OperationLock,
-) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    drop(alive::take_and_silence(&site.place(), deadline).await?);
-    clear_kernel(site, host, hold).await
-}
-
-/// Removes what the VM's server left in the kernel when it ended: its VM, and the one that it used
-/// to query CPUID.
-///
-/// # Errors
-/// `Host` with what the program printed.
-async fn clear_kernel(site: &VmContext<'_>, host: &HostPrograms, hold: &OperationLock) -> Result<()> {
-    destroy_kernel_vm(host, &site.kernel_vm(), hold).await?;
-    let run = runfile::read(&site.place().run_file).ok().flatten();
-    let Some(server) = run.and_then(|run| run.hypervisor) else { return Ok(()) };
-    // Its PID may be another process's by now.
-    match server.open()? {
-        None if !is_pid_taken(server.pid) => {
-            let asked = site.settings.dev_vmm.join(format!("cpuid-gen-{}", server.pid));
-            destroy_kernel_vm(host, &asked, hold).await
-        }
-        _ => Ok(()),
-    }
-}
-
-fn is_pid_taken(pid: u32) -> bool {
-    Path::new("/proc").join(pid.to_string()).exists()
 }

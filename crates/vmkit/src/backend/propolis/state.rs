@@ -22,8 +22,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::VmContext;
 use super::client::{ClientError, InstanceView, PropolisClient};
+use super::context::VmContext;
 use super::files::{self, ServerFile};
 use super::hold;
 use super::instance_spec::InstanceState;

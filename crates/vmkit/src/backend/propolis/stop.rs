@@ -5,15 +5,15 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::VmContext;
 use super::client::{ClientError, PropolisClient};
 use super::console::LogWriter;
+use super::context::VmContext;
 use super::end::{EndOutcome, EndTimeouts, end};
+use super::end_server::end_server;
 use super::files;
 use super::hold::OperationLock;
 use super::instance_spec::InstanceState;
 use super::monitor;
-use super::start::end_server;
 use crate::deadline::later;
 use crate::error::{Error, ErrorKind, Result};
 use crate::steps::step;

@@ -15,10 +15,10 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, sockopt};
 
 use super::layout::QemuLayout;
-use super::prepare;
-use crate::backend::supervise::files::remove_file;
+use super::parts;
+use crate::backend::supervise::files::{is_held, remove_file};
 use crate::backend::supervise::process::ProcessState;
-use crate::backend::supervise::{ALIVE_DESCRIPTOR, alive, process, runfile};
+use crate::backend::supervise::{ALIVE_DESCRIPTOR, process, runfile};
 use crate::error::{Error, Result};
 use crate::handle::VmHandle;
 use crate::lifecycle::{InvalidTransition, Operation, VmState};
@@ -29,7 +29,7 @@ use crate::lifecycle::{InvalidTransition, Operation, VmState};
 /// then nothing runs here.
 pub(super) fn run_dir(layout: &QemuLayout) -> PathBuf {
     let recorded = recorded_run_dir(layout);
-    let is_ours = |run: &PathBuf| run.is_dir() && alive::is_held(&layout.place()).unwrap_or(false);
+    let is_ours = |run: &PathBuf| run.is_dir() && is_held(&layout.place()).unwrap_or(false);
     recorded.filter(|run| *run != layout.run).filter(is_ours).unwrap_or_else(|| layout.run.clone())
 }
 
@@ -92,7 +92,7 @@ pub(super) fn leave_linked(layout: &QemuLayout) -> Result<()> {
 /// # Errors
 /// `InvalidState` where the VM is gone; `Record` with the file that is missing.
 pub(super) fn check_owner(vm: &VmHandle, layout: &QemuLayout, operation: Operation) -> Result<()> {
-    let (owner, missing) = (prepare::owner(layout)?, prepare::missing_part(&vm.spec, layout));
+    let (owner, missing) = (parts::owner(layout)?, parts::missing_part(&vm.spec, layout));
     let problem = match (owner, missing) {
         (Some(owner), None) if owner == vm.id => return Ok(()),
         (Some(owner), Some(path)) if owner == vm.id && operation == Operation::Start => {

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
 use crate::backend::supervise::{SupervisionPaths, unfinished};
-use crate::boundedlog::older_log;
 use crate::error::{Error, Result};
+use crate::log_position::older_log;
 use crate::network::MacAddr;
 use crate::spec::VmName;
 

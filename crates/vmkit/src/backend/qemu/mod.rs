@@ -25,6 +25,7 @@ mod elsewhere;
 mod facts;
 mod forward;
 mod layout;
+mod parts;
 mod plan;
 mod plans;
 mod prepare;
@@ -346,7 +347,7 @@ impl QemuHypervisor {
 
     /// Returns the state of a VM that does not run; `failed` if a part of it is missing.
     fn at_rest(vm: &VmHandle, layout: &QemuLayout, state: VmState) -> VmState {
-        match prepare::missing_part(&vm.spec, layout) {
+        match parts::missing_part(&vm.spec, layout) {
             Some(part) => VmState::failed(
                 FailureKind::Interrupted,
                 format!("a part of the VM is missing: {}", part.display()),
@@ -373,7 +374,7 @@ impl Hypervisor for QemuHypervisor {
         let id = spec.id().unwrap_or_else(Uuid::new_v4);
         let spec = spec.clone().with_id(id);
         let layout = self.layout(&spec, id)?;
-        if prepare::owner(&layout)?.is_some() {
+        if parts::owner(&layout)?.is_some() {
             return Err(Error::already_exists(Subject::Vm, spec.name()));
         }
         // A VM that could never be started is not prepared.
@@ -492,7 +493,7 @@ impl Hypervisor for QemuHypervisor {
     async fn destroy(&self, vm: VmHandle) -> Result<()> {
         let QemuDetails { layout, .. } = self.details(&vm)?;
         prepare::refuse_other_users(&layout)?;
-        match prepare::owner(&layout)? {
+        match parts::owner(&layout)? {
             // The name belongs to another VM by now: this one is gone.
             Some(owner) if owner != vm.id => return Ok(()),
             _ => {}
@@ -502,7 +503,7 @@ impl Hypervisor for QemuHypervisor {
             let _still =
                 alive::take_and_silence(&layout.place(), Instant::now() + self.0.start_limit).await?;
             // Read again with the lock held: the directory may be another VM's by now.
-            if prepare::owner(&layout)?.is_none_or(|owner| owner == vm.id) {
+            if parts::owner(&layout)?.is_none_or(|owner| owner == vm.id) {
                 self.remove_sockets(&vm)?;
                 prepare::remove(&layout, vm.spec.data_disks().len())?;
             }
@@ -517,7 +518,7 @@ impl Hypervisor for QemuHypervisor {
 
     async fn state(&self, vm: &VmHandle) -> Result<VmState> {
         let QemuDetails { layout, .. } = self.details(vm)?;
-        match prepare::owner(&layout)? {
+        match parts::owner(&layout)? {
             Some(owner) if owner == vm.id => {}
             None if elsewhere::runs_here(vm, &layout).await? => {}
             _ => return Ok(VmState::Destroyed),

@@ -1,10 +1,10 @@
 //! Creating, updating and removing a VM's files, by the steps of its plan.
 
 use std::fs::{self, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use uuid::Uuid;
 
@@ -13,7 +13,7 @@ use super::facts::ImageMedia;
 use super::layout::QemuLayout;
 use super::plan::{PrepareStep, QemuPlan, SeedStep, UpdateStep};
 use crate::backend::supervise::alive;
-use crate::backend::supervise::files::{is_gone, make_private_dir, remove_dir, remove_file};
+use crate::backend::supervise::files::{make_private_dir, remove_dir, remove_file};
 use crate::cloud_init::write_seed;
 use crate::disk_files::{check_apart, check_paths};
 use crate::error::{Error, Result, Subject};
@@ -22,15 +22,11 @@ use crate::image::{
     ImageFacts, check_disc, create_blank, create_overlay_at_home, grow_disk, inspect, inspect_for,
     refuse_disc, settle_backing,
 };
-use crate::input_file::{InputFile, open_regular};
+use crate::input_file::InputFile;
 use crate::kernel_file::{check_initrd, check_kernel};
 use crate::network::check_bridge;
-use crate::spec::{Boot, DataDisk, Firmware, NetworkConfig, PortForward, RootDisk, VmSpec};
+use crate::spec::{Boot, DataDisk, NetworkConfig, PortForward, RootDisk, VmSpec};
 use crate::steps::step;
-use crate::store::denied;
-
-/// A limit above the size of an owner's mark: an id and a newline.
-const MARK_BYTES: usize = 64;
 
 /// The images of a spec, as inspected on this host.
 pub(super) struct InspectedMedia {
@@ -157,32 +153,6 @@ pub(super) fn refuse_other_users(layout: &QemuLayout) -> Result<()> {
         crate::store::refuse_other_user(path)?;
     }
     Ok(())
-}
-
-/// Returns the owner of a directory; `None` if it has no valid mark, for example after a crash.
-///
-/// # Errors
-/// `Io` if the mark can't be read.
-pub(super) fn owner(layout: &QemuLayout) -> Result<Option<Uuid>> {
-    let mark = layout.owner_mark();
-    let mut text = [0; MARK_BYTES];
-    match open_regular(&mark).and_then(|mut file| file.read(&mut text)) {
-        Ok(read) => Ok(std::str::from_utf8(&text[..read]).ok().and_then(|text| text.trim().parse().ok())),
-        Err(error) if is_gone(&error) || error.kind() == io::ErrorKind::InvalidData => Ok(None),
-        Err(error) => Err(denied("read", &mark)(error)),
-    }
-}
-
-/// Returns a file of `prepare` that is missing: without it the VM can only be removed. The seed can
-/// be written again.
-pub(super) fn missing_part(spec: &VmSpec, layout: &QemuLayout) -> Option<PathBuf> {
-    let root = spec.disk().map(|_| layout.root_disk());
-    let vars = matches!(spec.boot(), Boot::Firmware(Firmware::Uefi)).then(|| layout.efi_vars());
-    let fresh =
-        spec.data_disks().iter().enumerate().filter(|(_, disk)| matches!(disk, DataDisk::Fresh { .. }));
-    let fresh = fresh.map(|(index, _)| layout.data_disk(index));
-    let gone = |part: &PathBuf| matches!(fs::symlink_metadata(part), Err(error) if is_gone(&error));
-    root.into_iter().chain(vars).chain(fresh).find(gone)
 }
 
 /// Removes everything that `prepare` and `start` may have created, and the directories if they are

@@ -3,7 +3,6 @@
 //! releases it when the last of them is gone, for whatever reason.
 
 use std::fs::{File, OpenOptions};
-use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -16,8 +15,7 @@ use tokio::time::Instant;
 use super::SupervisionPaths;
 use super::process;
 use crate::error::{Error, Result};
-use crate::flock::{LockMode, LockWait, is_at, is_locked};
-use crate::input_file::open_regular;
+use crate::flock::{LockMode, LockWait, is_at};
 use crate::steps::step;
 use crate::store::denied;
 
@@ -71,17 +69,6 @@ pub(crate) fn try_take_unread(dir: &Path) -> Result<Option<OwnedFd>> {
             Err(Error::Busy { what, holder: None })
         }
     }
-}
-
-/// Returns whether a process holds the lock, without keeping it.
-pub(crate) fn is_held(place: &SupervisionPaths) -> Result<bool> {
-    let path = &place.alive;
-    let file = match open_regular(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        Err(error) => return Err(denied("open", path)(error)),
-    };
-    is_locked(file).map_err(Error::io("lock", path))
 }
 
 /// Takes the lock to start the VM; `None` if the VM runs already, started by another process.

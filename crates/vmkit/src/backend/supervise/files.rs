@@ -5,8 +5,12 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
+use super::SupervisionPaths;
 use crate::error::{Error, Result};
+use crate::flock::is_locked;
+use crate::input_file::open_regular;
 use crate::steps::step;
+use crate::store::denied;
 
 /// Creates a directory of this user alone, with its parents.
 ///
@@ -15,6 +19,17 @@ use crate::steps::step;
 pub(crate) fn make_private_dir(path: &Path) -> Result<()> {
     step("make a directory").map_err(Error::io("create", path))?;
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(Error::io("create", path))
+}
+
+/// Returns whether a process holds the lock `alive`, without keeping it.
+pub(crate) fn is_held(place: &SupervisionPaths) -> Result<bool> {
+    let path = &place.alive;
+    let file = match open_regular(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(denied("open", path)(error)),
+    };
+    is_locked(file).map_err(Error::io("lock", path))
 }
 
 /// Removes a file. A directory that took its place stays, for the removal of the VM's directory.

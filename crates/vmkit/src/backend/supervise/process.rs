@@ -26,7 +26,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use tokio::time::{Instant, timeout};
 
-use super::alive;
+use super::files;
 use super::runfile::{self, ProcessEnd, ProcessRun};
 use super::{ALIVE_DESCRIPTOR, SupervisionPaths};
 use crate::error::{Error, ErrorKind, Result};
@@ -67,11 +67,11 @@ pub(crate) async fn look(place: &SupervisionPaths) -> Result<ProcessState> {
     let lives = matches!(recorded, ProcessState::Live(_) | ProcessState::Starting(_));
     // A VM that does not run has no runtime directory, so the lock only needs a check if a start is
     // in progress or was interrupted.
-    if !lives && place.run_dir.exists() && alive::is_held(place)? {
+    if !lives && place.run_dir.exists() && files::is_held(place)? {
         leave_taken(place).await?;
         // The run file may have been written since it was read.
         let recorded = self::recorded(place).await?;
-        if matches!(recorded, ProcessState::Live(_) | ProcessState::Starting(_)) || !alive::is_held(place)? {
+        if matches!(recorded, ProcessState::Live(_) | ProcessState::Starting(_)) || !files::is_held(place)? {
             return Ok(recorded);
         }
         // The run file may be lost while the hypervisor runs: it is the process that has the lock.
@@ -180,7 +180,7 @@ fn is_of(place: &SupervisionPaths, process: &ProcessFd) -> Result<bool> {
         Ok(entries) => entries,
         // The process belongs to another user, or has just ended. Then the lock itself shows
         // whether anything runs here.
-        Err(_) => return alive::is_held(place),
+        Err(_) => return files::is_held(place),
     };
     for entry in entries.flatten() {
         is_empty = false;
@@ -189,7 +189,7 @@ fn is_of(place: &SupervisionPaths, process: &ProcessFd) -> Result<bool> {
         }
     }
     // A process that is ending has already closed everything.
-    if is_empty { alive::is_held(place) } else { Ok(false) }
+    if is_empty { files::is_held(place) } else { Ok(false) }
 }
 
 /// Returns whether an open file was the lock of this directory until another file replaced it, for
@@ -421,7 +421,7 @@ mod tests {
             killer: None,
         };
         fs::create_dir(&place.run_dir).unwrap();
-        let lock = alive::try_take(&place).unwrap().unwrap();
+        let lock = crate::backend::supervise::alive::try_take(&place).unwrap().unwrap();
         (place, lock)
     }
 
@@ -434,7 +434,7 @@ mod tests {
         let ended = Some(ProcessEnd { code: Some(0), signal: None });
         let run = ProcessRun { keeper: ProcessId::of(keeper.id()).unwrap(), ended, ..ProcessRun::default() };
         fs::write(&place.run_file, serde_json::to_vec(&run).unwrap()).unwrap();
-        assert!(alive::is_held(&place).unwrap());
+        assert!(files::is_held(&place).unwrap());
         let found = look(&place).await.unwrap();
         assert!(matches!(found, ProcessState::Ended(Some(ProcessEnd { code: Some(0), .. }))), "{found:?}");
         keeper.wait().unwrap();

@@ -13,10 +13,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::boundedlog::LogPosition;
 use crate::error::{Error, Result};
 use crate::host::process::ProcessId;
 use crate::input_file::open_regular;
+use crate::log_position::LogPosition;
 use crate::store::denied;
 
 /// The file's size: a page, more than its JSON needs, so that one write replaces all of it.

@@ -18,7 +18,7 @@ pub use self::limits::{ProcessLimits, limits};
 pub use self::propolis::{PropolisHost, diagnose_propolis};
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 pub use self::qemu::diagnose;
-use crate::store::ForeignFiles;
+use crate::host::ForeignFiles;
 
 /// A warning is given below this free space for VMs.
 const LITTLE_ROOM_BYTES: u64 = 2 << 30;

@@ -34,7 +34,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::store::RecordChanges;
-use pace::ProbeBackoff;
+use pace::{ProbeBackoff, ProbeReply};
 
 /// The timeout of a connect. Outside of QEMU's user network, a guest that is not up does not
 /// accept.
@@ -44,19 +44,6 @@ const CONNECT: Duration = Duration::from_secs(3);
 const HELD: Duration = Duration::from_secs(70);
 /// The maximum length of a reply other than a greeting, in bytes.
 const MOST_WORDS: usize = 120;
-
-/// The reply to a probe.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum ProbeReply {
-    /// An SSH server's greeting.
-    Greeting,
-    /// The guest is up, and nothing listens.
-    Refusal,
-    /// The server sends this instead of a greeting.
-    Words(String),
-    /// No useful reply.
-    Silence,
-}
 
 /// The last reply at an address without an SSH server.
 #[derive(Debug)]

@@ -4,8 +4,6 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::ProbeReply;
-
 /// The pause after a refusal.
 const REFUSED: Duration = Duration::from_millis(20);
 /// The longest pause after a reply that is not SSH.
@@ -20,6 +18,19 @@ const PRINTED: Duration = Duration::from_millis(40);
 /// How many probes in a row the guest's output may cause, and after which time there is one more.
 /// It has no common divisor with QEMU's 12 s, so that the repeated SYNs don't come all at once.
 const SPARE: (u32, Duration) = (2, Duration::from_secs(7));
+
+/// The reply to a probe.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum ProbeReply {
+    /// An SSH server's greeting.
+    Greeting,
+    /// The guest is up, and nothing listens.
+    Refusal,
+    /// The server sends this instead of a greeting.
+    Words(String),
+    /// No useful reply.
+    Silence,
+}
 
 /// When the next probe is due.
 #[derive(Debug)]

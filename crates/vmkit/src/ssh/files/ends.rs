@@ -2,13 +2,15 @@
 
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use russh_sftp::client::error::Error as SftpError;
 use russh_sftp::protocol::StatusCode;
 
-use super::{PATIENCE, parent_and_name, shown};
 use crate::error::{Error, ErrorKind, Result};
 
+/// How long one request may stay without an answer.
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 /// How many failures of one copy are kept; of the others only their number is.
 const MOST_FAILURES: usize = 100;
 /// How many names the error of a whole copy has.
@@ -273,4 +275,18 @@ pub(super) fn ends_all(failure: &Error) -> bool {
         Some(source) => source.is::<SftpError>() || source.downcast_ref().is_some_and(is_full),
         None => false,
     }
+}
+
+/// Splits a path of the guest into its directory and its name.
+pub(super) fn parent_and_name(path: &str) -> (&str, &str) {
+    match path.rsplit_once('/') {
+        None => (".", path),
+        Some(("", name)) => ("/", name),
+        Some((parent, name)) => (parent, name),
+    }
+}
+
+/// Returns a place as errors show it: what says that it has to be a directory is not a part of it.
+pub(super) fn shown(place: &str) -> &str {
+    place.strip_suffix("/.").unwrap_or(place)
 }

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use super::GuestFiles;
 use crate::ssh::GuestCommand;
-use crate::ssh::session::ServerVerifier;
+use crate::ssh::verifier::ServerVerifier;
 
 /// The smallest file that is worth a program in the guest.
 const LEAST_BYTES: u64 = 8 << 20;

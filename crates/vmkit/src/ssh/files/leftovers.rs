@@ -6,7 +6,8 @@
 
 use russh_sftp::protocol::FileAttributes;
 
-use super::{FileKind, GuestFiles, PATIENCE, joined, kind};
+use super::ends::PATIENCE;
+use super::{FileKind, GuestFiles, joined, kind};
 
 /// How many names of a directory are looked through. In a larger one what is left stays.
 const MOST_NAMES: usize = 20_000;

@@ -26,11 +26,11 @@ use russh_sftp::protocol::{FileAttributes, Packet, StatusCode};
 use uuid::Uuid;
 
 pub use self::download::check_download;
-use self::ends::{CopyEnds, FileAction};
+use self::ends::{CopyEnds, FileAction, PATIENCE, parent_and_name};
 use self::hello::{AfterPreface, SftpPreface};
 pub use self::upload::check_upload;
 use super::Session;
-use super::session::ServerVerifier;
+use super::verifier::ServerVerifier;
 use crate::deadline::later;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -40,8 +40,6 @@ const CHUNK_BYTES: u32 = 32 * 1024;
 const SMALLEST_BLOCK: u64 = 4096;
 /// How many requests are on their way at the same time: 2 MiB, which is SSH's window.
 const IN_FLIGHT: usize = 64;
-/// How long one request may stay without an answer.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// OpenSSH's rename that replaces what is there.
 const POSIX_RENAME: &str = "posix-rename@openssh.com";
 
@@ -283,14 +281,6 @@ fn joined(dir: &str, name: &str) -> String {
     if dir.ends_with('/') { format!("{dir}{name}") } else { format!("{dir}/{name}") }
 }
 
-fn parent_and_name(path: &str) -> (&str, &str) {
-    match path.rsplit_once('/') {
-        None => (".", path),
-        Some(("", name)) => ("/", name),
-        Some((parent, name)) => (parent, name),
-    }
-}
-
 /// Returns the last part of a path as it was typed; nothing where that is no name in its directory
 /// (`.`, `..`, `/`). What is copied then is what is in it, as `cp -r` and `scp -r` have it.
 fn typed_name(path: &str) -> Option<&str> {
@@ -310,9 +300,4 @@ fn described(found: &FileAttributes) -> &'static str {
         Some(0o020_000 | 0o060_000) => "a device",
         _ => "something else",
     }
-}
-
-/// Returns a place as errors show it: what says that it has to be a directory is not a part of it.
-fn shown(place: &str) -> &str {
-    place.strip_suffix("/.").unwrap_or(place)
 }

@@ -16,10 +16,10 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::unix::pipe::Receiver;
 use tokio::task::JoinHandle;
 
-use super::ends::{CopyEnds, FileAction, LeftOut, ends_all};
+use super::ends::{CopyEnds, FileAction, LeftOut, ends_all, parent_and_name, shown};
 use super::{
     CHUNK_BYTES, CopyObserver, CopyProgress, CopySummary, FileKind, GuestFiles, IN_FLIGHT, described, joined,
-    kind, parent_and_name, shown, unfinished,
+    kind, unfinished,
 };
 use crate::error::{ErrorKind, Result};
 

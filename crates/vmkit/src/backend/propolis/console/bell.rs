@@ -19,7 +19,7 @@ use tokio_tungstenite::{WebSocketStream, client_async};
 
 use super::super::client::PropolisClient;
 use super::address::ControlMessage;
-use super::serial::{ANSWER_LIMIT, API_VERSION};
+use super::history::{ANSWER_LIMIT, API_VERSION};
 use crate::error::{Error, Peer, Result};
 
 type ConsoleSocket = WebSocketStream<TcpStream>;

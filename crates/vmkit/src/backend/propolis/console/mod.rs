@@ -3,6 +3,8 @@
 
 mod address;
 mod bell;
+mod event;
+mod history;
 mod keep;
 mod pump;
 mod serial;
@@ -11,8 +13,9 @@ mod tape;
 use tokio::net::UnixStream;
 
 pub use address::HistoryRange;
+pub use event::{ConsoleEnd, ConsoleEvent};
 pub(super) use keep::LogWriter;
-pub use serial::{ConsoleEnd, ConsoleEvent, SerialConsole, SerialOutput};
+pub use serial::{SerialConsole, SerialOutput};
 
 use super::PropolisHypervisor;
 use crate::abilities::{AttachedStream, ConsoleHistory};

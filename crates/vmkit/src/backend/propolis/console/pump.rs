@@ -13,7 +13,8 @@ use tokio_tungstenite::tungstenite::Message;
 
 use super::super::client::PropolisClient;
 use super::bell::{InputSink, OutputSignal, SignalEnd};
-use super::serial::{ConsoleEnd, ConsoleEvent, no_vm};
+use super::event::{ConsoleEnd, ConsoleEvent};
+use super::history::no_vm;
 use super::tape::{ConsoleTape, MOST_FRAMES, TapeRead};
 use crate::error::{Error, Peer, Result};
 

@@ -10,7 +10,8 @@ use tokio::time::{Instant, sleep_until};
 
 use super::super::client::PropolisClient;
 use super::address::HistoryRange;
-use super::serial::{ANSWER_LIMIT, ConsoleEvent, HistoryPage, page};
+use super::event::ConsoleEvent;
+use super::history::{ANSWER_LIMIT, HistoryPage, page};
 use crate::error::{Error, Result};
 
 /// How many frames are kept that the history has not confirmed; each has at most 1 KiB.

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::error::ErrorKind;
+use super::ErrorKind;
 
 /// Everything that is wrong with one file.
 ///
