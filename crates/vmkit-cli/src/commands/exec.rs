@@ -3,13 +3,12 @@
 use std::env;
 use std::ffi::OsString;
 use std::io;
-use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use vmkit::error::{LiveResource, Subject};
 use vmkit::spec::{NetworkConfig, VmName};
 use vmkit::ssh::{GuestCommand, TerminalSpec};
-use vmkit::{Error, ErrorKind, VmHandle, VmState};
+use vmkit::{Error, ErrorKind, VmState};
 
 use crate::context::{CliManager, CommandContext};
 use crate::failure::Failure;
@@ -120,33 +119,14 @@ impl ExecArgs {
                 if vm.state != VmState::Running {
                     return Err(Error::NotLive { what: LiveResource::GuestAgent, state: vm.state }.into());
                 }
-                let attended = tokio::select! {
-                    attended = agent::attend(&vm, &command, !self.no_stdin, self.way.timeout()) => attended?,
-                    failure = gone(&manager, &vm) => return Err(failure),
-                };
+                let attended =
+                    agent::attend(&manager, &vm, &command, !self.no_stdin, self.way.timeout()).await?;
                 return Ok(attended.or_die().shell_code());
             }
             let session = self.way.session(&manager, &self.name).await?;
             command.terminal = at_terminal.then(terminal);
             Ok(remote::run(&session, &command, !self.no_stdin).await?.shell_code())
         })
-    }
-}
-
-/// Waits until a VM's guest is gone, also by a panic that ends no process, and returns the failure
-/// to report.
-async fn gone(manager: &CliManager, seen: &VmHandle) -> Failure {
-    let mut last = seen.clone();
-    loop {
-        match manager.changed(&last, Duration::MAX).await {
-            // A suspended guest may be resumed.
-            Ok(vm) if vm.state.is_live() => last = vm,
-            Ok(vm) => {
-                let awaited = format!("the end of a program in the VM `{}`", vm.name());
-                return Failure::unknown(Error::Ended { awaited, state: vm.state, console: None });
-            }
-            Err(error) => return Failure::unknown(error),
-        }
     }
 }
 

@@ -128,7 +128,7 @@ impl LaunchArgs {
                 warn(&launched);
                 match command.argv.is_empty() {
                     true => tell(&launched, &show, json),
-                    false => run_in(&launched, &mut command, timeout).await.inspect_err(|_| {
+                    false => run_in(&manager, &launched, &mut command, timeout).await.inspect_err(|_| {
                         if !rm {
                             let name = launched.vm.name();
                             output::warning(format_args!("the VM `{name}` is left; {}", left(name)));
@@ -219,6 +219,7 @@ fn tell(launched: &LaunchedVm, show: &LaunchProgress, json: bool) -> Result<Laun
 /// Runs the command in the VM, on the session that waited for it; without a network with the guest
 /// agent, which has the same timeout as an SSH server.
 async fn run_in(
+    manager: &CliManager,
     launched: &LaunchedVm,
     command: &mut GuestCommand,
     timeout: Duration,
@@ -228,7 +229,7 @@ async fn run_in(
             command.terminal = remote::is_at_terminal().then(terminal);
             remote::attend(session, command, true).await?
         }
-        None => agent::attend(&launched.vm, command, true, timeout).await?,
+        None => agent::attend(manager, &launched.vm, command, true, timeout).await?,
     };
     Ok(match attended {
         Interaction::Exit(exit) => LaunchEnd::Well(exit.shell_code()),

@@ -1,18 +1,22 @@
 //! A program in a guest by its guest agent: no network is needed, and nothing streams.
 
 use std::ffi::OsString;
+use std::future::pending;
 use std::io::{self, IsTerminal, Read, Write};
 use std::path::Path;
+use std::pin::pin;
 use std::thread;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
+use vmkit::error::Peer;
 use vmkit::ssh::GuestCommand;
 use vmkit::{Error, GuestAgent, GuestExitStatus, ProgramOutput, VmHandle};
 
 use super::{GOODBYE, Interaction};
 use crate::console::signals::{CaughtSignals, name_of};
+use crate::context::CliManager;
 use crate::failure::Failure;
 use crate::output;
 
@@ -32,8 +36,22 @@ const NOT_RUN: u32 = 126;
 ///
 /// # Errors
 /// `Unsupported` for a VM without an agent's channel; those of the agent; `InvalidInput` for what
-/// it can't be told.
+/// it can't be told. `Own` where the guest ends, panics or is reset meanwhile.
 pub(crate) async fn attend(
+    manager: &CliManager,
+    vm: &VmHandle,
+    command: &GuestCommand,
+    feed_stdin: bool,
+    timeout: Duration,
+) -> Result<Interaction, Failure> {
+    tokio::select! {
+        attended = converse(manager, vm, command, feed_stdin, timeout) => attended,
+        failure = gone(manager, vm) => Err(failure),
+    }
+}
+
+async fn converse(
+    manager: &CliManager,
     vm: &VmHandle,
     command: &GuestCommand,
     feed_stdin: bool,
@@ -46,17 +64,26 @@ pub(crate) async fn attend(
     let (program, arguments) = words(command)?;
     let mut signals = CaughtSignals::catch().map_err(Error::io("watch for", "signals"))?;
     let bell = signals.bell().map_err(Error::io("watch for", "signals"))?;
-    let begun = tokio::select! {
-        begun = begin(socket, &program, &arguments, feed_stdin, timeout) => begun,
+    let (mut agent, stdin) = tokio::select! {
+        reached = reach(socket, feed_stdin, timeout) => reached?,
         signal = signals.next(&bell) => return Ok(Interaction::Signal(signal)),
     };
-    let (mut agent, pid) = match begun {
-        Ok(begun) => begun,
+    // Not before: a guest that boots again may have been asked for by the command before this one.
+    let mut restarted = pin!(restarted(manager, vm));
+    let deadline = Instant::now() + timeout;
+    let begun = tokio::select! {
+        begun = agent.begin(&program, &arguments, stdin.as_deref(), deadline) => begun,
+        signal = signals.next(&bell) => return Ok(Interaction::Signal(signal)),
+        () = &mut restarted => return Err(lost(&program)),
+    };
+    let pid = match begun {
+        Ok(pid) => pid,
         Err(error) => return not_run(&program, error).map(Interaction::Exit),
     };
     let ended = tokio::select! {
         ended = agent.ended(pid, Instant::now() + AGES) => Ok(ended),
         signal = signals.next(&bell) => Err(signal),
+        () = &mut restarted => return Err(lost(&program)),
     };
     match ended {
         Ok(ended) => told(&ended.map_err(Failure::unknown)?).map(Interaction::Exit),
@@ -72,18 +99,45 @@ pub(crate) async fn attend(
     }
 }
 
-/// Starts the program, once its input was read and the agent replies.
-async fn begin(
+/// Reads the program's input, and waits until the agent replies.
+async fn reach(
     socket: &Path,
-    program: &str,
-    arguments: &[String],
     feed_stdin: bool,
     timeout: Duration,
-) -> Result<(GuestAgent, i64), Error> {
+) -> Result<(GuestAgent, Option<Vec<u8>>), Error> {
     let stdin = if feed_stdin && !io::stdin().is_terminal() { Some(stdin().await?) } else { None };
-    let mut agent = GuestAgent::connect(socket, Instant::now() + timeout).await?;
-    let pid = agent.begin(program, arguments, stdin.as_deref(), Instant::now() + timeout).await?;
-    Ok((agent, pid))
+    Ok((GuestAgent::connect(socket, Instant::now() + timeout).await?, stdin))
+}
+
+/// Waits until a VM's guest is gone, also by a panic that ends no process, and returns the failure
+/// to report.
+async fn gone(manager: &CliManager, seen: &VmHandle) -> Failure {
+    let mut last = seen.clone();
+    loop {
+        match manager.changed(&last, Duration::MAX).await {
+            // A suspended guest may be resumed.
+            Ok(vm) if vm.state.is_live() => last = vm,
+            Ok(vm) => {
+                let awaited = format!("the end of a program in the VM `{}`", vm.name());
+                return Failure::unknown(Error::Ended { awaited, state: vm.state, console: None });
+            }
+            Err(error) => return Failure::unknown(error),
+        }
+    }
+}
+
+/// Waits until a VM's guest is reset, which ends all that runs in it; for ever where that is not
+/// noticed.
+async fn restarted(manager: &CliManager, vm: &VmHandle) {
+    if manager.guest_reset(vm).await.is_err() {
+        pending().await
+    }
+}
+
+/// Creates the failure for a program whose guest was reset.
+fn lost(program: &str) -> Failure {
+    let problem = format!("the end of `{program}` is not known: the guest was restarted");
+    Failure::unknown(Error::protocol(Peer::GuestAgent, problem))
 }
 
 /// Ends the program by this signal, and prints what it has written until then.

@@ -6,6 +6,7 @@ use vmkit::ssh::GuestCommand;
 use vmkit::{Error, VmHandle};
 
 use super::Interaction;
+use crate::context::CliManager;
 use crate::failure::Failure;
 
 /// Returns that there is no way by a guest agent.
@@ -13,6 +14,7 @@ use crate::failure::Failure;
 /// # Errors
 /// `Unsupported`, always.
 pub(crate) async fn attend(
+    _manager: &CliManager,
     vm: &VmHandle,
     _command: &GuestCommand,
     _feed_stdin: bool,

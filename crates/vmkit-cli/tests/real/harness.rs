@@ -3,9 +3,10 @@
 
 use std::fs::{self, File};
 use std::hash::{BuildHasher, RandomState};
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::ops::Deref;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::thread::{self, sleep};
@@ -92,6 +93,18 @@ impl Life {
     pub(crate) fn qemu(&self, name: &str) -> Pid {
         let pid = self.info(name)["run"]["pid"].as_i64().expect("a running VM has a process");
         Pid::from_raw(i32::try_from(pid).unwrap()).unwrap()
+    }
+
+    /// Resets the guest from outside, by the monitor for people.
+    pub(crate) fn reset(&self, name: &str) {
+        let socket = self.info(name)["run"]["monitor"].as_str().unwrap().to_owned();
+        let mut monitor = UnixStream::connect(socket).unwrap();
+        monitor.write_all(b"{\"execute\":\"qmp_capabilities\"}{\"execute\":\"system_reset\"}").unwrap();
+        let (mut said, mut line) = (BufReader::new(monitor), String::new());
+        while !line.contains("RESET") {
+            line.clear();
+            assert!(said.read_line(&mut line).unwrap() > 0, "QEMU has closed the monitor");
+        }
     }
 
     /// Waits until these words stand in the console's log.

@@ -276,19 +276,6 @@ fn a_kernel_that_panics_before_it_has_a_device_for_that_is_told_of_by_what_it_pr
     assert!(stopped.stderr.contains("can no longer react to its power button"), "{stopped:?}");
 }
 
-#[test]
-fn a_program_of_the_agent_ends_with_the_guest_and_says_why() {
-    let life = Life::new();
-    life.boot("web", "");
-    life.must(["wait", "web", "agent", "--timeout", "180"]);
-    let script = "echo up >/dev/console; sleep 1; echo c >/proc/sysrq-trigger; sleep 1000";
-    let begun = life.begin(&["exec", "-n", "--via", "agent", "web", "--", "sh", "-c", script]);
-    life.says("web", "Kernel panic");
-    let answer = begun.ended(LONG);
-    assert_eq!(answer.code, Some(255), "{answer:?}");
-    assert!(answer.stderr.contains("the guest's kernel panicked: sysrq triggered crash"), "{answer:?}");
-}
-
 /// Returns the least difference of a guest's clock to ours: delays on the way are subtracted.
 fn clock_error(life: &Life, name: &str) -> Duration {
     let socket = life.info(name)["run"]["agent"].as_str().unwrap().to_owned();

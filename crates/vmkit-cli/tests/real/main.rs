@@ -5,6 +5,7 @@
     reason = "a test may panic, and prints its figures and what it skips"
 )]
 
+mod agent;
 mod basics;
 mod booting;
 mod console;

@@ -257,6 +257,22 @@ fn a_guest_that_panics_ends_what_is_done_in_it_and_says_why() {
 }
 
 #[test]
+fn a_guest_that_is_reset_ends_what_is_done_in_it_at_once_and_says_so() {
+    let web = Web::new();
+    let mut begun = web.life.begin(&["exec", "web", "--", "sh", "-c", "echo up; exec sleep 1000"]);
+    begun.output().hears("up");
+    web.life.reset("web");
+    let began = Instant::now();
+    let answer = begun.ended(Duration::from_secs(50));
+    assert_eq!(answer.code, Some(255), "{answer:?}");
+    assert!(answer.stderr.contains("the guest was restarted"), "{answer:?}");
+    // The limit is two seconds; a busy host takes some, and the keep-alive 60.
+    assert!(began.elapsed() < Duration::from_secs(10), "{answer:?} after {:?}", began.elapsed());
+    // What is begun after the reset is not of the guest before it.
+    web.life.must(["exec", "-n", "web", "--", "true"]);
+}
+
+#[test]
 fn a_qemu_that_is_killed_ends_what_is_done_in_its_guest_with_the_cause() {
     let web = Web::new();
     let mut begun = web.life.begin(&["exec", "web", "--", "sh", "-c", "echo up; exec sleep 1000"]);

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use tokio::time::timeout;
 use vmkit::abilities::Abilities;
 use vmkit::lifecycle::Operation;
 use vmkit::store::Home;
@@ -13,6 +14,8 @@ use super::{CaseResult, ConformanceCase, cases};
 
 /// How long an agent that may not be there has to respond.
 const AGENT_LIMIT: Duration = Duration::from_millis(200);
+/// How long a guest that is not reset is watched.
+const RESET_LIMIT: Duration = Duration::from_millis(100);
 /// How much of a console's past is read, in bytes.
 const TAIL_BYTES: u64 = 64;
 
@@ -21,6 +24,7 @@ pub(super) fn cases<H: Backend + 'static>() -> Vec<ConformanceCase<H>> {
         preflight_accepts_what_prepare_and_start_accept,
         a_forward_is_in_force_until_it_is_removed,
         an_agent_responds_or_not_in_time,
+        a_guest_that_is_not_reset_is_not_reported_as_reset,
         the_past_of_a_console_is_there_while_the_vm_lives,
         a_line_printed_before_attaching_is_heard_over_the_manager,
     ]
@@ -78,6 +82,15 @@ async fn an_agent_responds_or_not_in_time<H: Backend>(bench: &CaseBench<H>) -> C
     check(matches!(kind, None | Some(ErrorKind::Unsupported)), || {
         format!("agent_responds returned {asked:?}, neither yes nor no nor Unsupported")
     })
+}
+
+async fn a_guest_that_is_not_reset_is_not_reported_as_reset<H: Backend>(bench: &CaseBench<H>) -> CaseResult {
+    let Some(events) = abilities(bench).reset_events() else { return Ok(()) };
+    let vm = bench.bring_to(Situation::Running).await?;
+    match timeout(RESET_LIMIT, events.guest_reset(&vm)).await {
+        Err(_) => Ok(()),
+        Ok(reported) => Err(CaseStop::Failed(format!("guest_reset returned {reported:?}"))),
+    }
 }
 
 async fn the_past_of_a_console_is_there_while_the_vm_lives<H: Backend>(bench: &CaseBench<H>) -> CaseResult {

@@ -11,6 +11,7 @@
 //! | [`Preflight`] | refuses a VM before its image is fetched, and a restart before the stop |
 //! | [`GuestAgentChannel`] | waits for `WaitCondition::Agent`, and asks why no login succeeds |
 //! | [`ConsoleHistory`] | attaches to a console that is no Unix socket, and shows its last lines |
+//! | [`ResetEvents`] | ends a session whose guest was reset |
 //!
 //! The traits know nothing of each other, of the backends and of the manager.
 
@@ -18,6 +19,7 @@ mod console_history;
 mod guest_agent;
 mod port_forwarding;
 mod preflight;
+mod reset_events;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -29,6 +31,7 @@ pub use guest_agent::{DynGuestAgentChannel, GuestAgentChannel};
 pub(crate) use port_forwarding::in_force;
 pub use port_forwarding::{DynPortForwarding, PortForwarding};
 pub use preflight::{DynPreflight, Preflight};
+pub use reset_events::{DynResetEvents, ResetEvents};
 
 use crate::error::Result;
 
@@ -98,6 +101,7 @@ pub struct Abilities<'a> {
     preflight: Option<DynPreflight<'a>>,
     guest_agent: Option<DynGuestAgentChannel<'a>>,
     console_history: Option<DynConsoleHistory<'a>>,
+    reset_events: Option<DynResetEvents<'a>>,
 }
 
 impl<'a> Abilities<'a> {
@@ -192,6 +196,13 @@ impl<'a> Abilities<'a> {
         self
     }
 
+    /// Adds that a reset of a guest is noticed.
+    #[must_use]
+    pub fn with_reset_events(mut self, backend: &'a impl ResetEvents) -> Self {
+        self.reset_events = Some(DynResetEvents::new(backend));
+        self
+    }
+
     /// Returns the same without `suspend` and `resume`.
     #[must_use]
     pub fn without_suspend(mut self) -> Self {
@@ -219,6 +230,11 @@ impl<'a> Abilities<'a> {
         self.console_history
     }
 
+    /// Returns the reports of resets, if the backend has them.
+    pub fn reset_events(&self) -> Option<DynResetEvents<'a>> {
+        self.reset_events
+    }
+
     /// Returns the abilities as data.
     pub fn capabilities(&self) -> Capabilities {
         Capabilities {
@@ -226,6 +242,7 @@ impl<'a> Abilities<'a> {
             preflight: self.preflight.is_some(),
             guest_agent: self.guest_agent.is_some(),
             console_history: self.console_history.is_some(),
+            reset_events: self.reset_events.is_some(),
             ..self.plain
         }
     }
@@ -255,6 +272,8 @@ pub struct Capabilities {
     pub guest_agent: bool,
     /// Whether the backend itself has the console's past ([`ConsoleHistory`]).
     pub console_history: bool,
+    /// Whether a reset of a guest is noticed ([`ResetEvents`]).
+    pub reset_events: bool,
     /// Whether the paths in a spec are files of this host, which the VMs open. `VmManager` then
     /// refuses disks that another VM writes to, and sizes below an image's.
     pub local_files: bool,

@@ -57,6 +57,8 @@ const PASSING: (Duration, Duration) = (Duration::from_millis(250), Duration::fro
 const BOOTING: Duration = Duration::from_secs(10 * 60);
 /// The pauses after the first refusals, and after all later ones.
 const PAUSES: [Duration; 3] = [Duration::from_millis(500), Duration::from_secs(3), Duration::from_secs(5)];
+/// Why the session of a guest that was reset has ended.
+const RESTARTED: &str = "the guest was restarted";
 /// The file with the run of cloud-init after which a login succeeded.
 const ENTERED: &str = "entered";
 
@@ -311,7 +313,8 @@ impl<H: Backend + 'static> VmManager<H> {
     }
 
     /// Logs in over a connection with a greeting. The session ends with the VM if that is a process
-    /// of this host: with its process, and with its guest if the kernel panics.
+    /// of this host: with its process, and with its guest if the kernel panics or the guest is
+    /// reset.
     pub(super) async fn over(
         &self,
         stream: TcpStream,
@@ -321,7 +324,12 @@ impl<H: Backend + 'static> VmManager<H> {
     ) -> Result<Session> {
         let lifeline = hold(vm)?.map(|process| -> Lifeline {
             let (manager, vm) = (self.clone(), vm.clone());
-            Box::pin(async move { manager.end_of(&vm, &process).await })
+            Box::pin(async move {
+                tokio::select! {
+                    end = manager.end_of(&vm, &process) => end,
+                    Ok(()) = manager.guest_reset(&vm) => RESTARTED.to_owned(),
+                }
+            })
         });
         Session::over(stream, target, lifeline, until).await
     }

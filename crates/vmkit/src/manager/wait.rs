@@ -222,6 +222,24 @@ impl<H: Backend + 'static> VmManager<H> {
         }
     }
 
+    /// Waits until the guest of a running VM is reset, by itself or from outside: what ran in it is
+    /// gone, while the VM's state and run stay. Resets before the first poll do not count.
+    ///
+    /// # Cancel safety
+    /// Nothing is changed by waiting.
+    ///
+    /// # Errors
+    /// `Unsupported` for a backend that does not notice it; `Io` and `Host` if that fails.
+    pub async fn guest_reset(&self, vm: &VmHandle) -> Result<()> {
+        match self.abilities_of(vm).reset_events() {
+            Some(events) => events.guest_reset(vm).await,
+            None => Err(Error::Unsupported {
+                backend: vm.backend.clone(),
+                what: "noticing that a guest is reset".to_owned(),
+            }),
+        }
+    }
+
     /// Waits until a running VM is in another state without an event of a process or a record.
     async fn runs_no_more(&self, vm: &VmHandle) {
         loop {

@@ -22,9 +22,9 @@ use crate::error::{Error, Result};
 
 /// A session of a user in a guest, logged in.
 ///
-/// A guest that no longer answers is given up after a minute. A VM that ended is noticed at once by
-/// a session of [`VmManager::ssh_session`](crate::VmManager::ssh_session), where the VM is a
-/// process of this host.
+/// A guest that no longer answers is given up after a minute. A session of
+/// [`VmManager::ssh_session`](crate::VmManager::ssh_session) notices at once that the VM has ended,
+/// or that its guest was reset, where the VM is a process of this host.
 ///
 /// # Cancel safety
 /// Every call may be dropped; what the server was told meanwhile may or may not be carried out.

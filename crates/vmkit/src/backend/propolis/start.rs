@@ -176,6 +176,7 @@ fn launch(site: &VmContext<'_>, run: &[String]) -> KeeperRequest {
         copy_log: true,
         descriptors: vec![ALIVE_DESCRIPTOR],
         console_log_descriptor: None,
+        events: None,
         console_log: site.layout.console_log(),
         console_log_bytes: site.vm.spec.console_log().bytes(),
         log: site.layout.server_log(),

@@ -1,5 +1,5 @@
-//! What QEMU's VMs can beside the contract: checks before anything is created, and the guest agent.
-//! Forwards are in `forward.rs`.
+//! What QEMU's VMs can beside the contract: checks before anything is created, the guest agent, and
+//! the events of resets. Forwards are in `forward.rs`.
 
 use std::path::Path;
 use std::time::Duration;
@@ -7,9 +7,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::agent::GuestAgent;
-use super::{QemuHypervisor, disks};
-use crate::abilities::{GuestAgentChannel, Preflight};
-use crate::error::{Error, Result};
+use super::{QemuHypervisor, disks, events};
+use crate::abilities::{GuestAgentChannel, Preflight, ResetEvents};
+use crate::error::{Error, Peer, Result};
 use crate::handle::VmHandle;
 use crate::host::demands;
 use crate::image::check_disc;
@@ -61,7 +61,20 @@ impl GuestAgentChannel for QemuHypervisor {
         limit: Duration,
     ) -> Result<ProgramOutput> {
         let deadline = Instant::now() + limit;
-        GuestAgent::connect(channel(vm)?, deadline).await?.exec(program, args, None, deadline).await
+        let mut agent = GuestAgent::connect(channel(vm)?, deadline).await?;
+        tokio::select! {
+            ran = agent.exec(program, args, None, deadline) => ran,
+            Ok(()) = self.guest_reset(vm) => {
+                let problem = format!("the end of `{program}` is not known: the guest was restarted");
+                Err(Error::protocol(Peer::GuestAgent, problem))
+            }
+        }
+    }
+}
+
+impl ResetEvents for QemuHypervisor {
+    async fn guest_reset(&self, vm: &VmHandle) -> Result<()> {
+        events::reset(&self.details(vm)?.layout).await
     }
 }
 

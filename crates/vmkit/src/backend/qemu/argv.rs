@@ -10,8 +10,8 @@ use uuid::Uuid;
 use super::facts::{ImageMedia, QemuFacts, descriptor};
 use super::layout::QemuLayout;
 use super::switch::{
-    Blockdev, Chardev, Cpu, DeviceSwitch, DirectKernel, MachineSwitch, Monitor, Netdev, PropertyList,
-    QemuArgs, Rng, Sandbox, VncServer,
+    Blockdev, Chardev, Cpu, DeviceSwitch, DirectKernel, EventChannel, MachineSwitch, Monitor, Netdev,
+    PropertyList, QemuArgs, Rng, Sandbox, VncServer,
 };
 use crate::image::ImageFormat;
 use crate::network::MacAddr;
@@ -93,6 +93,8 @@ fn channels(args: &mut QemuArgs) {
     Monitor { chardev: "monitor" }.add_to(args);
     Chardev { id: "spare", descriptor: descriptor::SPARE, log_set: None }.add_to(args);
     Monitor { chardev: "spare" }.add_to(args);
+    EventChannel { id: "events", descriptor: descriptor::EVENTS }.add_to(args);
+    Monitor { chardev: "events" }.add_to(args);
     let log = PropertyList::first("fd", descriptor::CONSOLE_LOG.to_string())
         .with("set", CONSOLE_LOG_SET.to_string());
     args.props("-add-fd", log);

@@ -30,6 +30,8 @@ pub(crate) mod descriptor {
     pub(crate) const TAP: i32 = 206;
     /// vmkit's monitor if the runtime directory is gone.
     pub(crate) const SPARE: i32 = 207;
+    /// The monitor whose events the keeper logs.
+    pub(crate) const EVENTS: i32 = 208;
 }
 
 /// What a plan needs to know of the host.

@@ -98,6 +98,11 @@ impl QemuLayout {
         self.work.join("qemu.log")
     }
 
+    /// The events that QEMU has reported in this run.
+    pub(crate) fn events_log(&self) -> PathBuf {
+        self.work.join("events.log")
+    }
+
     /// The record of the last run, written by the keeper.
     pub(crate) fn run_file(&self) -> PathBuf {
         self.work.join("qemu.json")
@@ -171,7 +176,7 @@ impl QemuLayout {
     pub(crate) fn run_inputs(&self, data_disks: usize) -> Vec<PathBuf> {
         let mut files = vec![self.root_disk(), self.seed(), self.efi_vars()];
         files.extend((0..data_disks).map(|index| self.data_disk(index)));
-        for log in [self.console_log(), self.qemu_log()] {
+        for log in [self.console_log(), self.qemu_log(), self.events_log()] {
             files.push(older_log(&log));
             files.push(log);
         }

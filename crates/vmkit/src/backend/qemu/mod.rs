@@ -22,6 +22,7 @@ mod argv_tests;
 mod clock;
 mod disks;
 mod elsewhere;
+mod events;
 mod facts;
 mod forward;
 mod layout;
@@ -612,6 +613,7 @@ impl Backend for QemuHypervisor {
             .with_port_forwarding(self)
             .with_preflight(self)
             .with_guest_agent(self)
+            .with_reset_events(self)
     }
 }
 

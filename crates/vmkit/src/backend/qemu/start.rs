@@ -10,6 +10,7 @@ use std::path::Path;
 use serde_json::json;
 use tokio::time::Instant;
 
+use super::events;
 use super::facts::descriptor;
 use super::layout::{QemuLayout, short_id};
 use super::plan::QemuPlan;
@@ -318,6 +319,7 @@ fn launch(spec: &VmSpec, plan: &QemuPlan, descriptors: Vec<i32>) -> KeeperReques
         sockets: layout.run_files(),
         run_dir: layout.run.clone(),
         accel: Some(plan.accel.as_str().to_owned()),
+        events: Some(events::request(layout)),
     }
 }
 

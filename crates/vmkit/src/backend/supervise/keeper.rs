@@ -2,10 +2,10 @@
 //!
 //! A hypervisor outlives the `vmkit` that started it, and only a parent learns how a process ended.
 //! So a keeper stands between them, as conmon does for containers. It starts the hypervisor,
-//! records its identity and keeps the logs within their limits. When the hypervisor has ended, it
-//! records how, removes the run's sockets and exits. It makes no decisions and accepts no requests.
-//! If it is killed, the hypervisor runs on; only the cause of its end and further console output
-//! are lost.
+//! records its identity and keeps the logs, that of its events among them, within their limits.
+//! When the hypervisor has ended, it records how, removes the run's sockets and exits. It makes no
+//! decisions and accepts no requests. If it is killed, the hypervisor runs on; only the cause of
+//! its end, further console output and further events are lost.
 //!
 //! ```text
 //!   library ──spawn──▶ keeper ──spawn──▶ hypervisor    stdin of the keeper is a socket pair: one request goes in,
@@ -69,6 +69,19 @@ pub(crate) struct KeeperRequest {
     /// What runs the guest's code, for the run file.
     #[serde(default)]
     pub(crate) accel: Option<String>,
+    #[serde(default)]
+    pub(crate) events: Option<EventsRequest>,
+}
+
+/// A channel on which the hypervisor reports events, of which the keeper writes a log.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct EventsRequest {
+    /// The number that the hypervisor's end of the channel has in it.
+    pub(crate) descriptor: i32,
+    /// What the hypervisor is sent on it, once, before it runs.
+    pub(crate) request: String,
+    pub(crate) log: PathBuf,
+    pub(crate) log_bytes: u64,
 }
 
 /// The keeper's only reply.
@@ -192,7 +205,8 @@ fn receive(control: &UnixStream) -> io::Result<(KeeperRequest, Vec<OwnedFd>)> {
 
 /// Checks that the descriptors' numbers in the hypervisor are below the limit.
 fn check_descriptor_limit(launch: &KeeperRequest) -> Result<(), String> {
-    let highest = launch.descriptors.iter().chain(&launch.console_log_descriptor).max();
+    let events = launch.events.as_ref().map(|events| events.descriptor);
+    let highest = launch.descriptors.iter().chain(&launch.console_log_descriptor).chain(&events).max();
     let needed = highest.map_or(0, |number| u64::try_from(*number).unwrap_or(0) + 1);
     match inherited::most_descriptors() {
         Some(most) if most < needed => Err(format!(
@@ -209,7 +223,7 @@ struct SupervisedProcess {
     run_file: RunFile,
     /// `None` if it had ended before its process could be opened.
     process: Option<ProcessFd>,
-    /// The console's, then the hypervisor's own; removed when their pipe is closed.
+    /// The console's, the events', then the hypervisor's own; removed when their pipe is closed.
     logs: Vec<LogPipe>,
     /// Held until the end: the lock shows that this run is not over until its end is recorded.
     _descriptors: Vec<OwnedFd>,
@@ -224,6 +238,18 @@ struct LogPipe {
 }
 
 impl LogPipe {
+    /// Opens the log of the hypervisor's events, and returns it with the hypervisor's end of their
+    /// channel, under its number.
+    fn of_events(events: &EventsRequest) -> Result<(Self, OwnedFd), String> {
+        let mut log = open_log(&events.log, events.log_bytes)?;
+        // The events of an earlier run are not part of this one's.
+        log.rotate();
+        let (ours, theirs) = UnixStream::pair().map_err(not_created)?;
+        (&ours).write_all(events.request.as_bytes()).map_err(not_created)?;
+        let channel = inheritable(&theirs.into(), events.descriptor)?;
+        Ok((Self { pipe: ours.into(), log, copy: None }, channel))
+    }
+
     /// Copies the available output of the pipe; returns whether the pipe is still open.
     fn copy_some(&mut self, buffer: &mut [u8]) -> bool {
         match rustix::io::read(&self.pipe, &mut *buffer) {
@@ -254,17 +280,19 @@ impl SupervisedProcess {
         let mut logs = Vec::new();
         let (console_read, console_write) = pipe()?;
         let (log_read, log_write) = pipe()?;
-        let open = |path: &PathBuf, bytes| {
-            BoundedLog::open(path, bytes).map_err(|e| format!("cannot open {}: {e}", path.display()))
-        };
-        let console = open(&launch.console_log, launch.console_log_bytes)?;
+        let console = open_log(&launch.console_log, launch.console_log_bytes)?;
         let begin = launch.console_log_descriptor.and_then(|_| console.position().ok());
         logs.push(LogPipe { pipe: console_read, log: console, copy: None });
-        let mut log = open(&launch.log, launch.log_bytes)?;
+        let mut inherited = Vec::new();
+        if let Some(events) = &launch.events {
+            let (log, channel) = LogPipe::of_events(events)?;
+            logs.push(log);
+            inherited.push(channel);
+        }
+        let mut log = open_log(&launch.log, launch.log_bytes)?;
         // The log of an earlier run is not part of this one's.
         log.rotate();
         logs.push(LogPipe { pipe: log_read, log, copy: None });
-        let mut inherited = Vec::new();
         for (descriptor, number) in descriptors.iter().zip(&launch.descriptors) {
             inherited.push(inheritable(descriptor, *number)?);
         }
@@ -351,6 +379,10 @@ impl SupervisedProcess {
     }
 }
 
+fn open_log(path: &Path, bound_bytes: u64) -> Result<BoundedLog, String> {
+    BoundedLog::open(path, bound_bytes).map_err(|e| format!("cannot open {}: {e}", path.display()))
+}
+
 /// Opens a process that was just started; ends it if that fails, since it could not be watched.
 fn held(mut child: Child) -> Result<(Child, Option<ProcessFd>), String> {
     let process = ProcessId::of(child.id()).and_then(|id| id.map_or(Ok(None), |id| id.open()));
@@ -375,8 +407,11 @@ fn remove_sockets(launch: &KeeperRequest) {
 }
 
 fn pipe() -> Result<(OwnedFd, OwnedFd), String> {
-    rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
-        .map_err(|e| format!("cannot create a pipe: {e}"))
+    rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|errno| not_created(errno.into()))
+}
+
+fn not_created(error: io::Error) -> String {
+    format!("cannot create a pipe: {error}")
 }
 
 /// Duplicates a descriptor to this number, for a child to inherit.

@@ -21,4 +21,5 @@ pub(crate) mod process;
 pub(crate) mod runfile;
 pub(crate) mod spawn;
 
+pub(crate) use keeper::EventsRequest;
 pub(crate) use paths::{ALIVE_DESCRIPTOR, SupervisionPaths, unfinished};

@@ -29,6 +29,19 @@ impl Chardev {
     }
 }
 
+/// `-chardev socket`: one end of a connected pair, handed down by number.
+pub(crate) struct EventChannel {
+    pub(crate) id: &'static str,
+    pub(crate) descriptor: i32,
+}
+
+impl EventChannel {
+    pub(crate) fn add_to(&self, args: &mut QemuArgs) {
+        let props = PropertyList::new("socket").with("id", self.id).with("fd", self.descriptor.to_string());
+        args.props("-chardev", props);
+    }
+}
+
 /// `-mon`: a QMP monitor on a channel.
 pub(crate) struct Monitor {
     pub(crate) chardev: &'static str,

@@ -15,7 +15,7 @@ mod netdev;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
-pub(crate) use chardev::{Chardev, Monitor, VncServer};
+pub(crate) use chardev::{Chardev, EventChannel, Monitor, VncServer};
 pub(crate) use device::{Blockdev, DeviceSwitch, Rng};
 pub use machine::Accelerator;
 pub(crate) use machine::{Cpu, DirectKernel, MachineSwitch, Sandbox};
