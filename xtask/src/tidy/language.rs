@@ -1,9 +1,5 @@
 //! The language of comments and documents: plain English of the field, in lines of at most 100
 //! columns.
-//!
-//! Files that were written before these rules and not rewritten since are listed in
-//! `old_language.txt`; the list only gets shorter. A listed file without a violation has to leave
-//! the list.
 
 use super::Findings;
 

@@ -13,7 +13,7 @@
 //! | ARCHITECTURE.md has at most 200 lines | |
 //! | a message has no other error's text, a hint matches no words | the library and the command, but for what `old_errors.txt` counts |
 //! | a relative link has a target | every Markdown file |
-//! | comments and prose are plain English in 100 columns | files that are not in `old_language.txt` |
+//! | comments and prose are plain English in 100 columns | every Rust and Markdown file |
 //!
 //! Files are those that git tracks or would track.
 
@@ -44,9 +44,6 @@ const LEFT_OVERS: &[&str] = &[
     concat!("FIX", "ME"),
     concat!("X", "XX"),
 ];
-
-/// The files whose language was not brought under the rules yet, a path a line.
-const OLD_LANGUAGE: &str = include_str!("old_language.txt");
 
 /// A place where a rule is broken.
 #[derive(Debug, PartialEq, Eq)]
@@ -99,6 +96,7 @@ fn check(repository: &Path) -> Result<Vec<Violation>> {
         let mut findings = Findings { path: &path, violations: Vec::new() };
         if is("rs") {
             let syntax = check_rust(&text, &mut findings);
+            language::check_rust(&text, &mut findings);
             if let Some(syntax) = syntax.filter(|_| path.starts_with("crates") && is_module(&path)) {
                 names.add(&path, &syntax);
                 if ["crates/vmkit/src", "crates/vmkit-cli/src"].iter().any(|part| path.starts_with(part)) {
@@ -108,9 +106,9 @@ fn check(repository: &Path) -> Result<Vec<Violation>> {
             }
         } else {
             check_markdown(&text, repository, &mut findings);
+            language::check_markdown(&text, &mut findings);
         }
         violations.extend(findings.violations);
-        violations.extend(check_language(&path, &text));
         if test_files::is_test_file(&path) {
             tests.push((path, text));
         }
@@ -119,24 +117,6 @@ fn check(repository: &Path) -> Result<Vec<Violation>> {
     violations.extend(names.violations());
     violations.extend(graph.violations());
     Ok(violations)
-}
-
-/// Returns what the language of a file has against the rules; for a file of the list of old ones,
-/// only that it has nothing and can leave the list.
-fn check_language(path: &Path, text: &str) -> Vec<Violation> {
-    let mut findings = Findings { path, violations: Vec::new() };
-    if path.extension().is_some_and(|found| found == "rs") {
-        language::check_rust(text, &mut findings);
-    } else {
-        language::check_markdown(text, &mut findings);
-    }
-    let is_old = OLD_LANGUAGE.lines().any(|old| Path::new(old) == path);
-    match (is_old, findings.violations.is_empty()) {
-        (true, true) => findings.add(1, "the language is fine: take the file off `old_language.txt`"),
-        (true, false) => findings.violations.clear(),
-        (false, _) => {}
-    }
-    findings.violations
 }
 
 /// Lists the files that are tracked, or would be after `git add`, relative to the repository.

@@ -146,7 +146,7 @@ fn a_young_guest_may_refuse_until_its_users_are_made_and_one_that_has_let_somebo
     fs::write(web.keys(), "").unwrap();
     let (refused, took) = web.life.timed(&["exec", "-n", "web", "--", "true"]);
     assert_eq!(refused.code, Some(1), "{refused:?}");
-    assert!(refused.stderr.contains("does not take the key"), "{refused:?}");
+    assert!(refused.stderr.contains("does not accept the key"), "{refused:?}");
     assert!(took < Duration::from_secs(60), "{took:?}");
 }
 
@@ -220,7 +220,7 @@ fn a_young_guest_that_never_lets_one_in_is_told_of_by_what_it_refused() {
     fs::write(web.keys(), "").unwrap();
     let refused = web.life.vmkit(["exec", "--timeout", "4", "web", "--", "true"]);
     assert_eq!(refused.code, Some(1), "{refused:?}");
-    assert!(refused.stderr.contains("does not take the key"), "{refused:?}");
+    assert!(refused.stderr.contains("does not accept the key"), "{refused:?}");
 }
 
 #[test]
@@ -382,18 +382,18 @@ const REFUSED_COPIES: &[(&str, &[&str], &str, i32, &str)] = &[
     ("", &["none"], "x", 3, "there is no such file"),
     ("", &["f/x"], "x", 3, "there is no such file"),
     ("", &["d"], "x", 2, "this is a directory, which is copied only recursively"),
-    ("", &["/dev/null"], "x", 2, "what is AT_FROM is not a regular file"),
+    ("", &["/dev/null"], "x", 2, "the file AT_FROM is a device (expected a regular file)"),
     ("", &["f"], "no/such/x", 3, "there is no directory DIR/no/such AT_TO"),
     ("-r", &["d"], "no/such/x", 3, "there is no directory DIR/no/such AT_TO"),
     ("", &["f"], "f/x", 3, "there is no directory DIR/f AT_TO"),
     ("", &["f"], "no/", 3, "there is no such directory AT_TO"),
     ("", &["f", "f"], "no", 3, "there is no such directory AT_TO"),
-    ("", &["f", "f"], "f", 2, "what is there AT_TO is not a directory"),
-    ("-r", &["d"], "f", 2, "a file of that name is AT_TO already"),
-    ("", &["f"], "/dev/null", 2, "what is AT_TO is not a regular file"),
+    ("", &["f", "f"], "f", 2, "the destination AT_TO is not a directory"),
+    ("-r", &["d"], "f", 2, "a file of that name exists AT_TO"),
+    ("", &["f"], "/dev/null", 2, "the file AT_TO is a"),
     ("", &["f"], "/sys/x", 2, "permission denied AT_TO"),
-    ("", &["f"], "/proc/x", 2, "nothing can be made in the directory /proc AT_TO"),
-    ("-r", &["d"], "/proc/x", 2, "nothing can be made in the directory /proc AT_TO"),
+    ("", &["f"], "/proc/x", 2, "nothing can be created in the directory /proc AT_TO"),
+    ("-r", &["d"], "/proc/x", 2, "nothing can be created in the directory /proc AT_TO"),
 ];
 
 #[test]
@@ -470,7 +470,7 @@ fn who_is_not_let_in_is_told_as_whom_vmkit_is() {
     }
     // If its own user is refused there is no other to name.
     let refused = web.life.vmkit(["exec", "web", "--", "true"]);
-    assert!(refused.stderr.contains("does not take the key") && !refused.stderr.contains("by its own key"));
+    assert!(refused.stderr.contains("does not accept the key") && !refused.stderr.contains("by its own key"));
 }
 
 #[test]

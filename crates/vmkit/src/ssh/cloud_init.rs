@@ -130,7 +130,7 @@ impl Session {
             loop {
                 let event = timeout(SILENCE, output.next()).await;
                 let silent =
-                    || self.problem(format!("the guest has said nothing for {} s", SILENCE.as_secs()));
+                    || self.problem(format!("the guest has printed nothing for {} s", SILENCE.as_secs()));
                 match event.map_err(|_| silent())?? {
                     ProcessEvent::Stdout(data) => pending.extend(data),
                     ProcessEvent::Stderr(_) => {}

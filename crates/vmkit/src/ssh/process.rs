@@ -1,4 +1,4 @@
-//! A program in a guest: what goes into it, what comes out of it, how it ends.
+//! A program in a guest: its input, its output, its end.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -21,14 +21,15 @@ use crate::program::{GuestExitStatus, ProgramOutput};
 /// The kind of extended data that is standard error. Source: RFC 4254, section 5.2.
 const STDERR: u32 = 1;
 
-/// A program that runs in a guest. Dropped, it is left to itself: the server closes its streams.
+/// A program that runs in a guest. When this is dropped, it runs on, and the server closes its
+/// streams.
 #[derive(Debug)]
 pub struct GuestProcess {
     input: ProcessInput,
     output: ProcessOutput,
 }
 
-/// What goes into a program.
+/// The input of a program.
 pub struct ProcessInput {
     half: ChannelWriteHalf<Msg>,
     stdin: Pin<Box<dyn AsyncWrite + Send + Sync>>,
@@ -36,48 +37,49 @@ pub struct ProcessInput {
     fate: DisconnectCause,
 }
 
-/// What comes out of a program, in the order in which it came.
+/// The output of a program, in the order in which it arrives.
 pub struct ProcessOutput {
     half: ChannelReadHalf,
-    /// What the program's own output begins behind, where that is not all that comes.
+    /// The mark behind which the program's own output starts, if there may be other output before
+    /// it.
     mark: Option<OutputMark>,
     exit: Option<GuestExitStatus>,
     target: String,
     fate: DisconnectCause,
 }
 
-/// Something that came out of a program.
+/// An event of a program.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProcessEvent {
     /// It wrote this to its standard output.
     Stdout(Vec<u8>),
     /// It wrote this to its standard error.
     Stderr(Vec<u8>),
-    /// It has ended, and all that it wrote has been told.
+    /// It has ended, and all of its output was returned.
     Ended(GuestExitStatus),
 }
 
 impl Session {
-    /// How much [`output`](Self::output) keeps of each stream: 16 MiB.
+    /// The maximum size of each stream in the result of [`output`](Self::output): 16 MiB.
     pub const MOST_CAPTURED_BYTES: usize = 16 << 20;
 
-    /// Starts a program, and returns once the server has started it.
+    /// Starts a program, and returns when the server has started it.
     ///
     /// # Errors
-    /// `InvalidInput` for a command that no shell could be told; `Guest` where the server refuses
-    /// it; `TimedOut`.
+    /// `InvalidInput` for a command that no shell can be given; `Guest` if the server refuses it;
+    /// `TimedOut`.
     pub async fn spawn(&self, command: &GuestCommand, timeout: Duration) -> Result<GuestProcess> {
         let line = command.line()?;
         let terminal = command.terminal.as_ref();
-        self.within(later(timeout), "the beginning of a program", self.begin(terminal, line)).await
+        self.within(later(timeout), "the start of a program", self.begin(terminal, line)).await
     }
 
-    /// Begins a program of vmkit's own, whose output is the program's alone: what the user's login
-    /// shell prints before is passed over, and the shell need not be a POSIX one.
+    /// Starts a program of vmkit's own, and returns only the program's output: the earlier output
+    /// of the user's login shell is skipped. The shell need not be a POSIX one.
     ///
     /// # Errors
-    /// As [`spawn`](Self::spawn). [`ProcessOutput::next`] fails with `Guest` where the shell ran nothing,
-    /// with what it said.
+    /// As [`spawn`](Self::spawn). [`ProcessOutput::next`] fails with `Guest` if the shell ran
+    /// nothing, with what it printed.
     pub(crate) async fn spawn_own(
         &self,
         argv: &[impl AsRef<OsStr>],
@@ -86,7 +88,7 @@ impl Session {
         let mark = OutputMark::new();
         let line = own_line(argv, mark.text())?;
         let begun = self.begin(None, Some(line));
-        let mut process = self.within(deadline, "the beginning of a program", begun).await?;
+        let mut process = self.within(deadline, "the start of a program", begun).await?;
         process.output.mark = Some(mark);
         Ok(process)
     }
@@ -94,15 +96,14 @@ impl Session {
     async fn begin(&self, terminal: Option<&TerminalSpec>, line: Option<Vec<u8>>) -> Result<GuestProcess> {
         let channel = self.channel().await?;
         let (mut reading, writing) = channel.split();
-        let failed = |error| self.failed("cannot begin a program", error);
-        // All is asked for at once, and then the answers are waited for: one way to the guest and
-        // back.
-        let mut asked = vec!["the server runs no program"];
+        let failed = |error| self.failed("cannot start a program", error);
+        // All requests are sent at once before waiting for the replies: one round trip.
+        let mut asked = vec!["the server refuses to run a program"];
         if let Some(terminal) = terminal {
             let (columns, rows) = (u32::from(terminal.size.columns), u32::from(terminal.size.rows));
             let modes = terminal.modes();
             writing.request_pty(true, &terminal.term, columns, rows, 0, 0, modes).await.map_err(failed)?;
-            asked.insert(0, "the server gives no terminal");
+            asked.insert(0, "the server refuses a terminal");
         }
         match line {
             Some(line) => writing.exec(true, line).await,
@@ -115,9 +116,9 @@ impl Session {
                     Some(ChannelMsg::Success) => break,
                     Some(ChannelMsg::Failure) => return Err(self.problem(refusal)),
                     Some(ChannelMsg::Close) | None => {
-                        return Err(self.fate().lost(self.target(), "cannot begin a program"));
+                        return Err(self.fate().lost(self.target(), "cannot start a program"));
                     }
-                    // Windows that grow; no output comes before the answer.
+                    // Window adjustments; no output comes before the reply.
                     Some(_) => {}
                 }
             }
@@ -130,12 +131,12 @@ impl Session {
         Ok(GuestProcess { input, output })
     }
 
-    /// Runs a program to its end with this as its whole standard input, and returns what it left.
+    /// Runs a program to its end with this as its whole standard input, and returns its output.
     ///
-    /// A program that still runs after `timeout` keeps running, its streams closed.
+    /// A program that still runs after `timeout` runs on, with its streams closed.
     ///
     /// # Errors
-    /// Those of [`spawn`](Self::spawn); `Guest` where the connection is lost before its end.
+    /// Those of [`spawn`](Self::spawn); `Guest` if the connection is lost before its end.
     pub async fn output(
         &self,
         command: &GuestCommand,
@@ -145,7 +146,7 @@ impl Session {
         let deadline = later(timeout);
         let (mut input, mut output) = self.spawn(command, timeout).await?.split();
         let feed = async {
-            // Whoever ends without having read everything is no error.
+            // A program that ends without reading everything is not an error.
             let _ = input.write(stdin).await;
             let _ = input.end().await;
             std::future::pending().await
@@ -182,19 +183,19 @@ impl Session {
 }
 
 /// Signals the process group of each program that the server's process for this connection has
-/// begun, but for the one that runs this.
+/// started, except the one that runs this.
 ///
-/// A server begins each program in a session of its own, so its group is all that it has started.
+/// A server starts each program in a session of its own, so the group includes its children.
 /// `pgrep` is for guests whose kernel does not list children.
 const SIGNAL_ALL: &str = "for p in $(cat /proc/$PPID/task/$PPID/children 2>/dev/null || pgrep -P $PPID); do \
     [ \"$p\" = $$ ] || kill -s \"$1\" -- \"-$p\" 2>/dev/null || kill -s \"$1\" \"$p\" 2>/dev/null; done; :";
 
 impl Session {
-    /// Sends the signal of this name, such as `TERM`, to all programs that run on this session, by
-    /// a program in the guest.
+    /// Sends the signal of this name, such as `TERM`, to all programs of this session, by a program
+    /// in the guest.
     ///
-    /// For a server that passes no signals on, as OpenSSH's does not to the programs of root; else
-    /// see [`ProcessInput::signal`].
+    /// For a server that does not pass signals on, as OpenSSH's to programs of root; otherwise see
+    /// [`ProcessInput::signal`].
     ///
     /// # Errors
     /// Those of [`output`](Self::output).
@@ -211,20 +212,21 @@ impl Session {
 }
 
 impl GuestProcess {
-    /// Returns both sides, to be used at the same time: a program that nobody listens to may stop
-    /// reading.
+    /// Splits this into both sides, to be used at the same time: a program whose output is not read
+    /// may stop reading its input.
     pub fn split(self) -> (ProcessInput, ProcessOutput) {
         (self.input, self.output)
     }
 }
 
 impl ProcessInput {
-    /// Hands the program all of this, as fast as it reads.
+    /// Writes all of this to the program, as fast as it reads.
     ///
-    /// A program that has ended reads nothing more: wait for [`ProcessOutput::next`] at the same time.
+    /// A program that has ended reads nothing more: wait for [`ProcessOutput::next`] at the same
+    /// time.
     ///
     /// # Errors
-    /// `Guest` where the connection is gone.
+    /// `Guest` if the connection is lost.
     pub async fn write(&mut self, data: &[u8]) -> Result<()> {
         if data.is_empty() {
             return Ok(());
@@ -233,7 +235,7 @@ impl ProcessInput {
         written.map_err(|_| self.fate.lost(&self.target, "cannot write to the program"))
     }
 
-    /// Tells the program that nothing more comes.
+    /// Closes the program's input.
     ///
     /// # Errors
     /// As [`write`](Self::write).
@@ -242,7 +244,7 @@ impl ProcessInput {
         told.map_err(|error| self.fate.failed(&self.target, "cannot end the program's input", error))
     }
 
-    /// Tells the program's terminal that it has another size now.
+    /// Sets the size of the program's terminal.
     ///
     /// # Errors
     /// As [`write`](Self::write).
@@ -251,7 +253,8 @@ impl ProcessInput {
         told.map_err(|error| self.fate.failed(&self.target, "cannot resize the terminal", error))
     }
 
-    /// Sends the program the signal of this name, such as `TERM`. Some servers pass none on.
+    /// Sends the program the signal of this name, such as `TERM`. Some servers don't pass signals
+    /// on.
     ///
     /// # Errors
     /// As [`write`](Self::write).
@@ -262,15 +265,15 @@ impl ProcessInput {
 }
 
 impl ProcessOutput {
-    /// Waits for what comes next. Nothing comes after [`ProcessEvent::Ended`].
+    /// Waits for the next event; [`ProcessEvent::Ended`] is the last.
     ///
-    /// While it is not called, the program is held back once a few hundred KiB wait.
+    /// Unless this is called, the program is blocked after a few hundred KiB of output.
     ///
     /// # Cancel safety
     /// A dropped call loses nothing.
     ///
     /// # Errors
-    /// `Guest` where the connection is lost before the program's end was told.
+    /// `Guest` if the connection is lost before the program's end was reported.
     pub async fn next(&mut self) -> Result<ProcessEvent> {
         loop {
             match self.half.wait().await {
@@ -290,9 +293,9 @@ impl ProcessOutput {
                 Some(ChannelMsg::ExitSignal { signal_name, .. }) => {
                     self.exit = Some(GuestExitStatus::Signal(name(signal_name)));
                 }
-                // The server may have more to tell between the exit and the close.
+                // The server may send more between the exit and the close.
                 Some(ChannelMsg::Close) | None => {
-                    let lost = || self.fate.lost(&self.target, "the program's end is not known");
+                    let lost = || self.fate.lost(&self.target, "the program's end is unknown");
                     let exit = self.exit.take().ok_or_else(lost)?;
                     return match self.mark.take_if(|mark| !mark.has_begun()) {
                         None => Ok(ProcessEvent::Ended(exit)),
@@ -304,7 +307,7 @@ impl ProcessOutput {
         }
     }
 
-    /// Returns what of this the program has written, if anything.
+    /// Returns the program's own part of the output, if there is one.
     fn own(&mut self, stream: OutputStream, data: Vec<u8>) -> Option<Vec<u8>> {
         match &mut self.mark {
             None => Some(data),
@@ -312,15 +315,15 @@ impl ProcessOutput {
         }
     }
 
-    /// Creates the error for a login shell that has ended and has not run what it was told.
+    /// Creates the error for a login shell that has ended without running its command.
     fn not_begun(&self, mark: OutputMark, exit: &GuestExitStatus) -> Error {
         let said = match mark.said() {
-            said if said.is_empty() => "said nothing".to_owned(),
+            said if said.is_empty() => "printed nothing".to_owned(),
             said => format!("printed {said:?}"),
         };
         let problem = format!(
-            "the user's login shell in the guest ran no command: it {said} and ended with {exit} (expected a shell that runs what it \
-             is given, such as /bin/sh: `chsh` or `usermod -s` in the guest sets another)"
+            "the user's login shell in the guest ran no command: it {said} and ended with {exit} (expected a shell that runs \
+             its command, such as /bin/sh: `chsh` or `usermod -s` in the guest sets another)"
         );
         Error::Ssh { target: self.target.clone(), problem, source: None }
     }
@@ -328,7 +331,7 @@ impl ProcessOutput {
 
 fn name(signal: Sig) -> String {
     match signal {
-        // OpenSSH's way to say that SSH has no name for it is `SIG@openssh.com`.
+        // OpenSSH's name for a signal that SSH has no name for is `SIG@openssh.com`.
         Sig::Custom(name) => name,
         signal => format!("{signal:?}"),
     }
@@ -364,7 +367,7 @@ impl fmt::Debug for ProcessOutput {
     }
 }
 
-/// Makes sure at compile time that a program can be handled on any thread.
+/// Checks at compile time that a program can be used on any thread.
 const _: fn() = || {
     fn send<T: Send>() {}
     send::<GuestProcess>();

@@ -22,12 +22,12 @@ use crate::error::{Error, Result};
 
 /// A session of a user in a guest, logged in.
 ///
-/// A guest that no longer answers is given up after a minute. A session of
+/// A guest that no longer replies is given up after a minute. A session of
 /// [`VmManager::ssh_session`](crate::VmManager::ssh_session) notices at once that the VM has ended,
-/// or that its guest was reset, where the VM is a process of this host.
+/// or that its guest was reset, if the VM is a process of this host.
 ///
 /// # Cancel safety
-/// Every call may be dropped; what the server was told meanwhile may or may not be carried out.
+/// Every call may be dropped; the server may or may not carry out what it was sent by then.
 pub struct Session {
     handle: Arc<Handle<ServerVerifier>>,
     target: String,
@@ -42,17 +42,17 @@ impl fmt::Debug for Session {
 }
 
 impl Session {
-    /// Connects, has the server prove itself, and logs in.
+    /// Connects, verifies the host key, and logs in.
     ///
     /// # Errors
-    /// `TimedOut` with what was awaited; `Guest` where nobody listens, the server has another host
-    /// key (with both fingerprints), does not take the key, or goes away.
+    /// `TimedOut` with what was awaited; `Guest` if nothing listens, the server has another host
+    /// key (with both fingerprints), does not accept the key, or closes the connection.
     pub async fn connect(target: &SshTarget, timeout: Duration) -> Result<Self> {
         let deadline = later(timeout);
         Self::over(Self::reach(target, deadline).await?, target, None, deadline).await
     }
 
-    /// Connects, and waits until the server has begun to speak.
+    /// Connects, and waits until the server has started to send.
     pub(crate) async fn reach(target: &SshTarget, deadline: Instant) -> Result<TcpStream> {
         let broken = |problem: &str, source: Option<io::Error>| Error::Ssh {
             target: target.to_string(),
@@ -62,11 +62,12 @@ impl Session {
         let reached = async {
             let connected = TcpStream::connect(target.address).await;
             let stream = connected.map_err(|error| broken("cannot connect", Some(error)))?;
-            // The host accepts for a guest that does not listen yet: only words tell.
+            // The host accepts connections even if the guest does not listen yet: only data shows
+            // that it does.
             match stream.peek(&mut [0]).await {
                 Ok(bytes) if bytes > 0 => Ok(stream),
-                Ok(_) => Err(broken("the server closed the connection without a word", None)),
-                Err(error) => Err(broken("the server closed the connection without a word", Some(error))),
+                Ok(_) => Err(broken("the server closed the connection without a greeting", None)),
+                Err(error) => Err(broken("the server closed the connection without a greeting", Some(error))),
             }
         };
         let began = Instant::now();
@@ -76,8 +77,7 @@ impl Session {
         })
     }
 
-    /// Has the server prove itself, and logs in; the session ends with the lifeline, where it has
-    /// one.
+    /// Verifies the host key, and logs in; the session ends with the lifeline, if it has one.
     pub(crate) async fn over(
         stream: TcpStream,
         target: &SshTarget,
@@ -88,7 +88,7 @@ impl Session {
         let fate = DisconnectCause::default();
         let guard = ServerVerifier { host_key: target.host_key.clone(), fate: fate.clone() };
         let began = Instant::now();
-        // A lock rather than a cell, so that the future can go from thread to thread.
+        // A lock rather than a cell, so that the future is `Send`.
         let stage = Mutex::new("the key exchange");
         let stage = |next: Option<&'static str>| {
             let mut stage = stage.lock().unwrap_or_else(PoisonError::into_inner);
@@ -96,7 +96,7 @@ impl Session {
             *stage
         };
         let opened = timeout_at(deadline, async {
-            // Keys that somebody types have to leave at once.
+            // Typed keys have to be sent at once.
             stream.set_nodelay(true).map_err(russh::Error::IO)?;
             fate.note_first_words(&stream).await;
             let line = GuardedStream::new(stream, lifeline);
@@ -125,9 +125,9 @@ impl Session {
         let session = Self { handle: Arc::new(handle), target: to, user: target.user.clone(), fate };
         match answer {
             AuthResult::Success => Ok(session),
-            // The answer that is given for one that never came.
+            // The result if the reply never came.
             AuthResult::Failure { remaining_methods, .. } if remaining_methods.is_empty() => {
-                Err(session.fate.lost(&session.target, "the server broke off the login"))
+                Err(session.fate.lost(&session.target, "the server ended the login"))
             }
             AuthResult::Failure { remaining_methods, .. } => {
                 let offered: Vec<_> = remaining_methods.iter().map(Into::<&'static str>::into).collect();
@@ -136,7 +136,7 @@ impl Session {
                     target: session.target,
                     user: target.user.clone(),
                     description: format!(
-                        "it does not take {} for the user `{}`, and would take: {offered}",
+                        "the server does not accept {} for the user `{}` (it accepts: {offered})",
                         target.identity.described(),
                         target.user
                     ),
@@ -145,22 +145,22 @@ impl Session {
         }
     }
 
-    /// Returns who is logged in.
+    /// Returns the user who is logged in.
     pub fn user(&self) -> &str {
         &self.user
     }
 
-    /// Ends the session in order. Dropping it ends it as well, and the server learns so from the
+    /// Ends the session in order. Dropping it ends it as well, and the server only sees a closed
     /// connection.
     pub async fn close(self) {
-        // A server that is gone needs no goodbye.
+        // A server that is gone needs no message.
         let _ = self.handle.disconnect(Disconnect::ByApplication, "", "").await;
     }
 
-    /// Has the guest connect to a port that it reaches, and returns the connection.
+    /// Connects to a port from within the guest, and returns the connection.
     ///
     /// # Errors
-    /// `Guest` where the guest can't connect, or its server forwards nothing; `TimedOut`.
+    /// `Guest` if the guest can't connect, or its server refuses forwards; `TimedOut`.
     pub async fn dial(
         &self,
         host: &str,
@@ -175,12 +175,12 @@ impl Session {
         self.within(later(timeout), "the guest's own connection", dialled).await
     }
 
-    /// Returns whether the connection is gone.
+    /// Returns whether the connection is closed.
     pub(super) fn has_ended(&self) -> bool {
         self.handle.is_closed()
     }
 
-    /// Returns the connection for as long as the session lives.
+    /// Returns the connection, which ends with the session.
     pub(super) fn connection(&self) -> Weak<Handle<ServerVerifier>> {
         Arc::downgrade(&self.handle)
     }
@@ -188,10 +188,10 @@ impl Session {
     /// Opens a channel for one program.
     pub(super) async fn channel(&self) -> Result<Channel<Msg>> {
         let opened = self.handle.channel_open_session().await;
-        opened.map_err(|error| self.failed("the server opens no channel", error))
+        opened.map_err(|error| self.failed("the server refuses a channel", error))
     }
 
-    /// Returns why the session has ended, where that is known.
+    /// Returns why the session has ended, if that is known.
     pub(super) fn fate(&self) -> DisconnectCause {
         self.fate.clone()
     }
@@ -208,7 +208,7 @@ impl Session {
         self.fate.failed(&self.target, what, error)
     }
 
-    /// Waits for something of this session until the deadline.
+    /// Waits for a result of this session until the deadline.
     pub(super) async fn within<T>(
         &self,
         deadline: Instant,
@@ -223,9 +223,9 @@ impl Session {
     }
 }
 
-/// Checks whether a login that failed so may succeed a moment later, with nothing changed: the
-/// server was too slow, had too many others to serve, or broke off. What both ends can't agree on,
-/// and what one of them does not believe, stays so.
+/// Returns whether a failed login may succeed a moment later, with nothing changed: the server was
+/// too slow, had too many other clients, or ended the connection. What both ends can't agree on, or
+/// a wrong key, stays so.
 pub(crate) fn may_pass(error: &Error) -> bool {
     let source = match error {
         Error::TimedOut { .. } => return true,
@@ -241,16 +241,16 @@ pub(crate) fn may_pass(error: &Error) -> bool {
 
 fn config(host_key: &HostKey) -> client::Config {
     let mut preferred = Preferred::default();
-    // The cheapest first: the guest may be emulated, and whoever could break it later is on this
-    // host already.
+    // The cheapest first: the guest may be emulated, and an attacker who could break it later is on
+    // this host already.
     let mut exchanges = vec![kex::CURVE25519];
     exchanges.extend(preferred.kex.iter().filter(|&&other| other != kex::CURVE25519));
     preferred.kex = Cow::Owned(exchanges);
-    // With SHA-1 nothing is proved any more.
+    // A signature with SHA-1 proves nothing any more.
     preferred.key.to_mut().retain(|kind| *kind != Algorithm::Rsa { hash: None });
     if let Some(known) = host_key.algorithm() {
-        // Others are offered as well, or a server without such a key could not be told from one
-        // with a wrong one.
+        // Others are offered as well: otherwise a server without such a key could not be
+        // distinguished from one with a wrong key.
         let is_known = |kind: &Algorithm| match (kind, &known) {
             (Algorithm::Rsa { .. }, Algorithm::Rsa { .. }) => true,
             (kind, known) => kind == known,

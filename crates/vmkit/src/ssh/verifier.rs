@@ -13,11 +13,11 @@ use super::line;
 use super::{HostKey, SshTarget};
 use crate::error::Error;
 
-/// After how long a silent server is asked whether it is still there.
+/// After how long without data the server is sent a keep-alive request.
 pub(super) const KEEPALIVE: Duration = Duration::from_secs(15);
-/// How many such questions in a row may stay without an answer.
+/// The maximum number of such requests in a row without a reply.
 pub(super) const MOST_UNANSWERED: usize = 3;
-/// How much of what a server says in place of its greeting is kept, in bytes.
+/// The maximum length of what a server sends instead of its greeting, in bytes.
 const MOST_FIRST_WORDS: usize = 120;
 
 /// The cause of the end of a connection.
@@ -26,7 +26,7 @@ pub(super) struct DisconnectCause(Arc<Mutex<KnownDisconnect>>);
 
 #[derive(Debug, Default)]
 struct KnownDisconnect {
-    /// What the server said in place of its greeting, such as OpenSSH's `Exceeded MaxStartups`.
+    /// What the server sent instead of its greeting, such as OpenSSH's `Exceeded MaxStartups`.
     first_words: Option<String>,
     /// The fingerprint of a host key that was refused.
     refused_key: Option<String>,
@@ -43,13 +43,13 @@ impl DisconnectCause {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).ended.clone()
     }
 
-    /// Creates the error for a connection that is gone.
+    /// Creates the error for a connection that has ended.
     pub(super) fn lost(&self, target: &str, what: &str) -> Error {
-        let why = self.ended().unwrap_or_else(|| "the connection is gone".to_owned());
+        let why = self.ended().unwrap_or_else(|| "the connection is closed".to_owned());
         Error::Ssh { target: target.to_owned(), problem: format!("{what}: {why}"), source: None }
     }
 
-    /// Creates the error for something that failed on the way.
+    /// Creates the error for a request that failed.
     pub(super) fn failed(&self, target: &str, what: &str, error: russh::Error) -> Error {
         match error {
             russh::Error::SendError | russh::Error::Disconnect | russh::Error::RecvError => {
@@ -63,8 +63,8 @@ impl DisconnectCause {
         }
     }
 
-    /// Notes what the server has said already, where that is no greeting. It may still greet: RFC
-    /// 4253, 4.2, lets it say other lines before.
+    /// Records what the server has sent instead of a greeting. A greeting may still follow: RFC
+    /// 4253, 4.2, permits other lines before it.
     pub(super) async fn note_first_words(&self, stream: &TcpStream) {
         let mut words = [0; MOST_FIRST_WORDS];
         let said = stream.peek(&mut words).await.unwrap_or(0);
@@ -78,12 +78,12 @@ impl DisconnectCause {
 
     fn closed(&self, to: &str, stage: &str) -> Error {
         let words = self.0.lock().unwrap_or_else(PoisonError::into_inner).first_words.take();
-        let said = words.map_or(String::new(), |words| format!(", having said {words:?}"));
+        let said = words.map_or(String::new(), |words| format!(", after sending {words:?}"));
         let problem = format!("the server closed the connection during {stage}{said}");
         Error::Ssh { target: to.to_owned(), problem, source: None }
     }
 
-    /// Creates the error for a connection that never came about.
+    /// Creates the error for a connection that was not established.
     pub(super) fn explain(&self, target: &SshTarget, to: &str, stage: &str, error: russh::Error) -> Error {
         let refused = self.0.lock().unwrap_or_else(PoisonError::into_inner).refused_key.take();
         if let Some(found) = refused {
@@ -100,7 +100,7 @@ impl DisconnectCause {
             {
                 self.closed(to, stage)
             }
-            error => self.failed(to, &format!("it broke during {stage}"), error),
+            error => self.failed(to, &format!("the connection failed during {stage}"), error),
         }
     }
 }
@@ -117,7 +117,7 @@ impl client::Handler for ServerVerifier {
     async fn check_server_key(&mut self, shown: &PublicKeyOrCertificate) -> Result<bool, russh::Error> {
         let key = match shown {
             PublicKeyOrCertificate::PublicKey { key, .. } => key.clone(),
-            // None was offered to be taken.
+            // No certificate was offered, so none is accepted.
             PublicKeyOrCertificate::Certificate(certificate) => {
                 russh::keys::PublicKey::from(certificate.public_key().clone())
             }
@@ -131,10 +131,10 @@ impl client::Handler for ServerVerifier {
 
     async fn disconnected(&mut self, reason: DisconnectReason<russh::Error>) -> Result<(), russh::Error> {
         let why = match reason {
-            DisconnectReason::ReceivedDisconnect(info) => format!("the server said {:?}", info.message),
+            DisconnectReason::ReceivedDisconnect(info) => format!("the server sent {:?}", info.message),
             DisconnectReason::Error(russh::Error::KeepaliveTimeout) => {
                 format!(
-                    "the guest did not answer for {} s",
+                    "the guest did not reply for {} s",
                     KEEPALIVE.as_secs() * (MOST_UNANSWERED as u64 + 1)
                 )
             }

@@ -310,14 +310,14 @@ async fn a_server_whose_key_is_of_another_kind_is_refused_with_both_fingerprints
 }
 
 #[tokio::test]
-async fn a_key_that_the_server_does_not_take_is_named_with_what_it_would_take() {
+async fn a_refused_key_is_named_with_what_the_server_accepts() {
     let sshd = Sshd::new();
     let mut target = sshd.target();
     target.identity = SshIdentity::of(&GuestAccess::generate("other").unwrap().login_key).unwrap();
     let error = Session::connect(&target, soon()).await.unwrap_err();
     let text = error.to_string();
     assert!(
-        text.contains(&target.identity.fingerprint().unwrap()) && text.contains("would take: publickey"),
+        text.contains(&target.identity.fingerprint().unwrap()) && text.contains("it accepts: publickey"),
         "{text}"
     );
     assert_eq!(error.kind(), ErrorKind::Guest);
@@ -402,7 +402,7 @@ async fn the_keys_of_an_ssh_agent_log_in_though_nobody_sees_them() {
     let elsewhere = Sshd::new();
     agent.add(&another_key(&elsewhere, &["-t", "ed25519"]));
     let error = Session::connect(&target, soon()).await.unwrap_err();
-    assert!(error.to_string().contains("does not take any key of the SSH agent"), "{error}");
+    assert!(error.to_string().contains("does not accept any key of the SSH agent"), "{error}");
     agent.add(&another_key(&sshd, &["-t", "rsa"]));
     let session = Session::connect(&target, soon()).await.unwrap();
     assert_eq!(run(&session, &["true"]).await.exit, GuestExitStatus::Code(0));
@@ -419,7 +419,7 @@ async fn a_server_that_dies_midway_is_noticed_at_once() {
         session.spawn(&GuestCommand::new(["sleep", "600"]), soon()).await.unwrap().split();
     sshd.signal(Signal::KILL);
     let error = timeout(Duration::from_secs(30), output.next()).await.unwrap().unwrap_err();
-    assert!(error.to_string().contains("the program's end is not known"), "{error}");
+    assert!(error.to_string().contains("the program's end is unknown"), "{error}");
     let error = session.output(&GuestCommand::new(["true"]), b"", soon()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Guest, "{error}");
 }

@@ -190,16 +190,16 @@ async fn every_refusal_names_both_ends_and_what_was_wrong() {
     let flat = both.files.upload(&both.here("dir"), to.to_str().unwrap(), false, &mut |_| {}).await;
     assert!(refusal(flat).1.contains("copied only recursively"));
     let (_, text) = refusal(both.upload(&both.here("file"), Path::new("/dev/null")).await);
-    assert!(text.contains("not a regular file"), "{text}");
+    assert!(text.contains("expected a regular file"), "{text}");
     let (_, text) = refusal(both.download(Path::new("/dev/null"), &both.here("to")).await);
-    assert!(text.contains("not a regular file"), "{text}");
+    assert!(text.contains("expected a regular file"), "{text}");
     for no_dir in [both.here("new/"), both.here("new/.")] {
         let (kind, text) = refusal(both.download(Path::new("/etc/passwd"), &no_dir).await);
         assert_eq!(kind, ErrorKind::NotFound, "{text}");
         assert!(text.contains("no such directory on this host"), "{text}");
     }
     let (_, text) = refusal(both.upload(Path::new("/dev/null"), &both.there("to")).await);
-    assert!(text.contains("not a regular file"), "{text}");
+    assert!(text.contains("expected a regular file"), "{text}");
     let (kind, text) = refusal(both.download(Path::new("/etc/passwd"), Path::new("/no/such/dir/file")).await);
     assert_eq!(kind, ErrorKind::NotFound);
     assert!(text.contains("/no/such/dir") && text.contains("on this host"), "{text}");
@@ -283,10 +283,7 @@ async fn a_name_that_is_not_utf_8_is_told_once_all_else_was_copied() {
                 .any(|it| said.contains(it)),
             "{said}"
         );
-        assert!(
-            said.ends_with("is not UTF-8, which a name needs to be copied over SFTP; all else was copied"),
-            "{said}"
-        );
+        assert!(said.ends_with("is not UTF-8, which SFTP requires; all else was copied"), "{said}");
         assert_eq!(names(&to), ["café", "sub", "z\u{fffd}"]);
         assert_eq!(names(&to.join("sub")), ["last"]);
     }
@@ -594,7 +591,7 @@ async fn what_could_not_be_copied_is_told_together_with_what_was_left_out() {
         let error = copied.unwrap_err();
         let Error::CopyPart { skipped, failures, problem, .. } = &error else { panic!("{error:?}") };
         assert!(failures.is_empty() && skipped.len() == 1 && skipped[0].ends_with("d/socket"), "{skipped:?}");
-        assert!(problem.contains("is not UTF-8") && problem.contains("d/socket was left out"), "{problem}");
+        assert!(problem.contains("is not UTF-8") && problem.contains("d/socket was skipped"), "{problem}");
     }
 }
 
@@ -640,7 +637,7 @@ async fn what_comes_from_a_pipe_is_a_file_of_the_name_that_was_given() {
 }
 
 #[tokio::test]
-async fn what_is_named_alone_and_is_no_file_is_refused_with_what_it_is() {
+async fn a_special_file_is_refused_with_its_kind() {
     let both = Both::new().await;
     for end in [both.here(""), both.there("")] {
         assert!(std::process::Command::new("mkfifo").arg(end.join("fifo")).status().unwrap().success());
@@ -651,18 +648,24 @@ async fn what_is_named_alone_and_is_no_file_is_refused_with_what_it_is() {
     fs::write(both.there("file"), "x").unwrap();
     for (from, what) in [("fifo", "a named pipe"), ("socket", "a socket"), ("/dev/null", "a device")] {
         let up = both.upload(&both.here(from), &both.there("to")).await.unwrap_err().to_string();
-        assert!(up.ends_with(&format!("on this host is not a regular file but {what}")), "{up}");
+        assert!(up.ends_with(&format!("the file on this host is {what} (expected a regular file)")), "{up}");
         let down = both.download(&both.there(from), &both.here("to")).await.unwrap_err().to_string();
-        assert!(down.ends_with(&format!("in the guest is not a regular file but {what}")), "{down}");
+        assert!(
+            down.ends_with(&format!("the file in the guest is {what} (expected a regular file)")),
+            "{down}"
+        );
         let up = both.upload(&both.here("file"), &both.there(from)).await.unwrap_err().to_string();
-        assert!(up.ends_with(&format!("in the guest is not a regular file but {what}")), "{up}");
+        assert!(up.ends_with(&format!("the file in the guest is {what} (expected a regular file)")), "{up}");
         let down = both.download(&both.there("file"), &both.here(from)).await.unwrap_err().to_string();
-        assert!(down.ends_with(&format!("on this host is not a regular file but {what}")), "{down}");
+        assert!(
+            down.ends_with(&format!("the file on this host is {what} (expected a regular file)")),
+            "{down}"
+        );
     }
     let up = both.upload(&both.here("file"), &both.there("dangling")).await.unwrap_err().to_string();
-    assert!(up.contains("in the guest is a symbolic link that leads to nothing"), "{up}");
+    assert!(up.contains("in the guest is a symbolic link without a target"), "{up}");
     let down = both.download(&both.there("file"), &both.here("dangling")).await.unwrap_err().to_string();
-    assert!(down.contains("on this host is a symbolic link that leads to nothing"), "{down}");
+    assert!(down.contains("on this host is a symbolic link without a target"), "{down}");
     assert!(both.here("dangling").is_symlink() && both.there("dangling").is_symlink());
     let left = names(&both.there(""));
     assert_eq!(left, ["dangling", "fifo", "file", "socket"]);

@@ -126,7 +126,7 @@ fn programs(life: &Life) {
     assert_eq!(set.1, "/usr/bin,1 2\n");
     let own = code(&["--user", "nobody-there", "--error-code", "99", "--", "true"]);
     assert_eq!(own.0, Some(99), "{own:?}");
-    assert!(own.2.contains("does not take the key"), "{own:?}");
+    assert!(own.2.contains("does not accept the key"), "{own:?}");
 
     let mut command = life.command(["exec", "deb", "--", "wc", "-c"]);
     let mut child =

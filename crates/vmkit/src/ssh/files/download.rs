@@ -1,5 +1,5 @@
-//! From the guest to this host. Nothing that the guest says leads out of the directory that
-//! somebody named.
+//! Copying from the guest to this host. Nothing that the guest sends leads out of the directory
+//! that the caller named.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -28,21 +28,21 @@ use super::{
 use crate::error::{Error, ErrorKind, Result};
 use crate::steps::step;
 
-/// The smallest stretch of zeros that becomes a hole: a block of every usual file system.
+/// The smallest run of zeros that becomes a hole: a block of every usual file system.
 const HOLE_BYTES: usize = 4096;
-/// How many names one directory of the guest may have, and how many bytes they may have together: a
-/// guest that never stops naming files would fill this process's memory.
+/// The limits of one directory of the guest: the number of names, and their total length. An
+/// endless directory would fill this process's memory.
 const MOST_NAMES: usize = 1_000_000;
 const MOST_NAME_BYTES: usize = 64 << 20;
 
-/// A directory of this host, held open, and how it is called.
+/// An open directory of this host, with its path.
 #[derive(Debug)]
 struct HostDir {
     fd: OwnedFd,
     path: PathBuf,
 }
 
-/// A name in a directory that is taken away again unless it was kept.
+/// A file that is removed when this is dropped, unless it was kept.
 struct PartialFile<'a> {
     dir: &'a HostDir,
     name: String,
@@ -57,29 +57,29 @@ impl Drop for PartialFile<'_> {
     }
 }
 
-/// Where what is read from a file of the guest goes.
+/// Where the content of a file of the guest is written.
 enum DownloadTarget<'a> {
-    /// A new file of this host, which gets holes where zeros come.
+    /// A new file of this host, with holes in the place of zeros.
     File(&'a File),
-    /// Something that takes bytes one after the other.
+    /// A stream of bytes.
     Stream(&'a mut (dyn AsyncWrite + Send + Unpin)),
 }
 
-/// An open file of the guest, and how long it was found to be.
+/// An open file of the guest, with its length when it was inspected.
 struct GuestSource<'a> {
     handle: &'a str,
     path: &'a str,
     size: u64,
 }
 
-/// A directory of the guest that is to be copied, and where to.
+/// A directory of the guest that is still to be copied, with its destination.
 struct PendingDir {
     from: String,
     to: Arc<HostDir>,
 }
 
-/// Checks where a copy out of a guest is to go before the guest is waited for: the directory has to
-/// be there. `guest` is what errors call the guest.
+/// Checks the destination of a copy out of a guest before waiting for the guest: its directory has
+/// to exist. `guest` is the guest's name in errors.
 ///
 /// # Errors
 /// `Copy`, as for [`GuestFiles::download`].
@@ -94,21 +94,21 @@ pub fn check_download(guest: &str, from: &str, to: &Path) -> Result<()> {
 }
 
 impl GuestFiles {
-    /// Copies a file, or with `recursive` a directory and all below it, out of the guest.
+    /// Copies a file, or with `recursive` a directory and everything below it, out of the guest.
     ///
-    /// Where `to` is a directory, it is copied into that, under its own name; else `to` is its name
-    /// here. Of a directory named by `.` or `..`, such as `/srv/.`, the content is copied, as `cp
-    /// -r` does it. Permission bits go along, without set-user-ID and its like; holes and stretches
-    /// of zeros become holes; a symbolic link below a directory is copied as one and never followed
-    /// on this host. A file that is there is replaced as a whole. A pipe without a name, such as
+    /// If `to` is a directory, the copy is in it, with the name of its source; otherwise `to` is
+    /// its path. For a directory named by `.` or `..`, such as `/srv/.`, the content is copied, as
+    /// by `cp -r`. Permission bits are copied, without set-UID and the like; holes and runs of
+    /// zeros become holes; a symbolic link below a directory is copied as one, and never followed
+    /// on this host. An existing file is replaced as a whole. A pipe without a name, such as
     /// `/dev/fd/63`, is written to.
     ///
     /// # Cancel safety
-    /// A dropped copy leaves whole files only.
+    /// A dropped copy leaves only complete files.
     ///
     /// # Errors
-    /// `Copy` with both ends, what was tried and at which of them; `CopyPart` where some of what is
-    /// below a directory could not be copied, and all else was.
+    /// `Copy` with both ends, the failed action and its end; `CopyPart` if something below a
+    /// directory could not be copied, and all else was.
     pub async fn download(
         &self,
         from: &str,
@@ -144,9 +144,7 @@ impl GuestFiles {
         let place = place_of(to, name, is_dir, &ends)?;
         let (Some(name), Some(parent)) = (place.file_name().and_then(|name| name.to_str()), place.parent())
         else {
-            return Err(
-                ends.problem(ErrorKind::InvalidInput, "what is written needs a name, and one in UTF-8")
-            );
+            return Err(ends.problem(ErrorKind::InvalidInput, "the copy needs a name in UTF-8"));
         };
         let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
         let fd = open_dir(parent).map_err(|source| ends.local(FileAction::Write, &place, source))?;
@@ -162,11 +160,11 @@ impl GuestFiles {
         Ok(progress.total)
     }
 
-    /// Copies a file of the guest to a stream; `name` is what errors call the stream.
+    /// Copies a file of the guest to a stream; `name` is the stream's name in errors.
     ///
     /// # Errors
-    /// `Copy` with both ends, what was tried and at which of them; also for a directory. What came
-    /// before a failure was written.
+    /// `Copy` with both ends, the failed action and its end; also for a directory. What was
+    /// received before a failure is written.
     pub async fn download_stream(
         &self,
         from: &str,
@@ -216,7 +214,7 @@ impl GuestFiles {
             from: format!("{}:{from}", self.name),
             to: to.path.display().to_string(),
         };
-        // What fails at the top is a failure of the whole copy.
+        // A failure at the top is a failure of the whole copy.
         let listed = self.list(&top.from, &ends(&top.from, &top.to)).await?;
         let mut ahead = self.download_dir(&top, listed, &mut left_out, progress, report).await?;
         while let Some(next) = ahead.pop() {
@@ -228,7 +226,7 @@ impl GuestFiles {
                 }
             };
             if ahead.len() + below.len() > MOST_NAMES {
-                let problem = format!("the guest has more than {MOST_NAMES} directories side by side");
+                let problem = format!("the guest has more than {MOST_NAMES} directories in one directory");
                 return Err(ends(&next.from, &next.to).problem(ErrorKind::Guest, problem));
             }
             ahead.extend(below);
@@ -236,8 +234,8 @@ impl GuestFiles {
         Ok(left_out)
     }
 
-    /// Copies all that a directory of the guest has but what is in the directories in it, which are
-    /// answered.
+    /// Copies everything in a directory of the guest except the content of its subdirectories,
+    /// which are returned.
     async fn download_dir(
         &self,
         at: &PendingDir,
@@ -251,7 +249,7 @@ impl GuestFiles {
             let place = joined(&at.from, &name);
             let path = at.to.path.join(&name);
             let ends = CopyEnds { from: format!("{}:{place}", self.name), to: path.display().to_string() };
-            // What is not UTF-8 comes with this in it, and then there is nothing of such a name.
+            // A name that is not UTF-8 has this character in it, and no file has that name.
             if name.contains(char::REPLACEMENT_CHARACTER)
                 && self.raw.lstat(&place).await.is_err_and(|error| is_missing(&error))
             {
@@ -269,7 +267,7 @@ impl GuestFiles {
                         Ok(())
                     }
                     Ok(false) => {
-                        left_out.add_unnamed(format!("what the link {}:{place} leads to", self.name));
+                        left_out.add_unnamed(format!("the target of the link {}:{place}", self.name));
                         Ok(())
                     }
                     Err(error) => Err(error),
@@ -285,7 +283,7 @@ impl GuestFiles {
         Ok(dirs)
     }
 
-    /// Creates a directory of this host for one of the guest's, or opens the one that is there.
+    /// Creates a directory of this host for one of the guest's, or opens an existing one.
     fn make_dir_here(&self, from: &str, parent: &HostDir, name: &str, mode: Option<u32>) -> Result<HostDir> {
         let path = parent.path.join(name);
         let ends = CopyEnds { from: format!("{}:{from}", self.name), to: path.display().to_string() };
@@ -295,8 +293,8 @@ impl GuestFiles {
         })
     }
 
-    /// Returns what a directory of the guest has, in the order of the names, no name in it leading
-    /// anywhere else.
+    /// Returns the content of a directory of the guest, sorted by name, after checking that no name
+    /// leads elsewhere.
     async fn list(&self, path: &str, ends: &CopyEnds) -> Result<Vec<(String, FileAttributes)>> {
         let failed = |error| ends.remote(FileAction::Read, path, error);
         let handle = self.raw.opendir(path).await.map_err(failed)?.handle;
@@ -310,7 +308,7 @@ impl GuestFiles {
         Ok(found)
     }
 
-    /// Returns what the guest says that an open directory has.
+    /// Returns the names in an open directory, as the guest sends them.
     async fn names(
         &self,
         handle: &str,
@@ -325,7 +323,7 @@ impl GuestFiles {
                     found.extend(names.files.into_iter().map(|file| (file.filename, file.attrs)));
                     if found.len() > MOST_NAMES || bytes > MOST_NAME_BYTES {
                         let problem = format!(
-                            "the guest names more than {MOST_NAMES} files, or {} MiB of names, in the directory {path}",
+                            "the guest has more than {MOST_NAMES} files, or {} MiB of names, in the directory {path}",
                             MOST_NAME_BYTES >> 20
                         );
                         return Err(ends.problem(ErrorKind::Guest, problem));
@@ -337,8 +335,8 @@ impl GuestFiles {
         }
     }
 
-    /// Creates a link that leads to the same, and tells whether that was UTF-8: what comes with a
-    /// replacement character mostly was not.
+    /// Creates a link with the same target; returns false if the target is probably not UTF-8,
+    /// since it has a replacement character.
     async fn download_link(&self, from: &str, dir: &HostDir, name: &str, ends: &CopyEnds) -> Result<bool> {
         let answer =
             self.raw.readlink(from).await.map_err(|error| ends.remote(FileAction::Read, from, error))?;
@@ -392,7 +390,7 @@ impl GuestFiles {
         Ok(())
     }
 
-    /// Reads a file of the guest to its end, which may be elsewhere than where it was found to be.
+    /// Reads a file of the guest to its end, which may have changed since the file was inspected.
     async fn read_into(
         &self,
         target: DownloadTarget<'_>,
@@ -407,7 +405,7 @@ impl GuestFiles {
         let handle = opened.map_err(failed)?.handle;
         let data = match &target {
             DownloadTarget::File(_) => self.data_of(from, size).await,
-            // Whoever takes one byte after the other takes the zeros, too.
+            // A stream needs the zeros, too.
             DownloadTarget::Stream(_) => None,
         };
         let wanted = data.unwrap_or_else(|| std::iter::once(0..size).collect());
@@ -416,7 +414,7 @@ impl GuestFiles {
         self.close(handle, read, failed).await
     }
 
-    /// Closes what was opened in the guest, also after a failure that other files are copied after.
+    /// Closes a file of the guest, also after a failure that does not end the copy.
     async fn close<T>(
         &self,
         handle: String,
@@ -431,8 +429,8 @@ impl GuestFiles {
         closed.map(|_| done).map_err(failed)
     }
 
-    /// Reads an open file of the guest: what is wanted of it, and what there is beyond the length
-    /// that it was found to have.
+    /// Reads an open file of the guest: the wanted parts, and what is beyond the length that it had
+    /// when it was inspected.
     async fn read_open(
         &self,
         source: GuestSource<'_>,
@@ -447,7 +445,7 @@ impl GuestFiles {
         let local = |source: io::Error| ends.local(FileAction::Write, Path::new(&ends.to), source);
         let mut wanted = VecDeque::from(wanted);
         let mut flying: VecDeque<ReadRequest> = VecDeque::new();
-        // Where the file is thought to end, and where what came from it does.
+        // The expected end of the file, and the end of what was received.
         let (mut tail, mut end) = (size, 0);
         loop {
             while flying.len() < IN_FLIGHT
@@ -456,7 +454,7 @@ impl GuestFiles {
                 flying.push_back(self.ask(handle, bytes));
             }
             if flying.is_empty() {
-                // Beyond, one at a time: there may be more, and mostly is not.
+                // Beyond the expected end, one request at a time: usually there is nothing.
                 flying.push_back(self.ask(handle, tail..tail + u64::from(CHUNK_BYTES)));
             }
             let Some((bytes, piece)) = flying.pop_front() else { break };
@@ -465,7 +463,7 @@ impl GuestFiles {
                 Ok(data) if !data.is_empty() => data,
                 Err(error) if !is_end(&error) => return Err(failed(error)),
                 _ => {
-                    // What ends with a hole has no data there.
+                    // A file that ends with a hole has no data there.
                     end = if bytes.start == tail { tail } else { end };
                     break;
                 }
@@ -493,7 +491,7 @@ impl GuestFiles {
         }
     }
 
-    /// Asks for these bytes of a file of the guest.
+    /// Requests these bytes of a file of the guest.
     fn ask(&self, handle: &str, bytes: Range<u64>) -> ReadRequest {
         let (raw, handle, offset) = (self.raw.clone(), handle.to_owned(), bytes.start);
         let length = u32::try_from(bytes.end - bytes.start).unwrap_or(CHUNK_BYTES);
@@ -502,10 +500,10 @@ impl GuestFiles {
     }
 }
 
-/// A request on its way, and what it asks for.
+/// A pending request, with the bytes that it is for.
 type ReadRequest = (Range<u64>, JoinHandle<Result<Vec<u8>, SftpError>>);
 
-/// Takes the next request's share of what is wanted of a file.
+/// Takes the bytes of the next request from the wanted parts of a file.
 fn next_piece(wanted: &mut VecDeque<Range<u64>>) -> Option<Range<u64>> {
     loop {
         let first = wanted.front_mut()?;
@@ -520,7 +518,7 @@ fn next_piece(wanted: &mut VecDeque<Range<u64>>) -> Option<Range<u64>> {
     }
 }
 
-/// Returns where on this host something of this name goes.
+/// Returns the path on this host for a copy with this name.
 fn place_of(to: &Path, name: Option<&str>, is_dir: bool, ends: &CopyEnds) -> Result<PathBuf> {
     let ends_with = |end: &[u8]| to.as_os_str().as_bytes().ends_with(end);
     if to.is_dir() {
@@ -545,7 +543,7 @@ fn open_dir(path: &Path) -> io::Result<OwnedFd> {
     Ok(open(path, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
-/// Writes all but the blocks of zeros: a new file has those by itself.
+/// Writes everything but the blocks of zeros, which a new file has by itself.
 fn write_sparse(file: &File, data: &[u8], offset: u64) -> io::Result<()> {
     for (index, block) in data.chunks(HOLE_BYTES).enumerate() {
         if block.iter().any(|&byte| byte != 0) {
@@ -555,11 +553,11 @@ fn write_sparse(file: &File, data: &[u8], offset: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Creates a directory that its owner can use, or opens the one that is there; never one behind a
+/// Creates a directory that its owner can use, or opens an existing one; never one behind a
 /// symbolic link.
 fn make_dir(parent: &HostDir, name: &str, mode: Option<u32>) -> io::Result<HostDir> {
     let mode = Mode::from_raw_mode(mode.unwrap_or(0) & 0o777 | 0o700);
-    step("make a directory for a copy")?;
+    step("create a directory for a copy")?;
     match mkdirat(&parent.fd, name, mode) {
         Ok(()) | Err(Errno::EXIST) => {}
         Err(errno) => return Err(errno.into()),
@@ -569,9 +567,9 @@ fn make_dir(parent: &HostDir, name: &str, mode: Option<u32>) -> io::Result<HostD
     Ok(HostDir { fd, path: parent.path.join(name) })
 }
 
-/// Gives what is whole its name.
+/// Renames a complete file to its name.
 fn place(mut part: PartialFile<'_>, name: &str) -> io::Result<()> {
-    step("give a copied file its name")?;
+    step("rename a copied file")?;
     renameat(&part.dir.fd, &part.name, &part.dir.fd, name)?;
     part.kept = true;
     Ok(())
@@ -581,7 +579,7 @@ fn check_name(name: &str, ends: &CopyEnds) -> Result<()> {
     if !matches!(name, "" | "." | "..") && !name.contains(['/', '\0']) {
         return Ok(());
     }
-    let problem = format!("the guest names a file {name:?}, which would lead elsewhere");
+    let problem = format!("the guest sent the file name {name:?}, which would lead to another directory");
     Err(ends.problem(ErrorKind::Guest, problem))
 }
 
@@ -600,7 +598,7 @@ mod tests {
         check_name("...", &ends).unwrap();
     }
 
-    /// A guest whose directory has no end.
+    /// A guest with an endless directory.
     struct EndlessGuest;
 
     impl russh_sftp::server::Handler for EndlessGuest {
@@ -621,7 +619,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_directory_without_an_end_is_given_up_with_the_bound() {
+    async fn an_endless_directory_is_refused_with_the_limit() {
         let (ours, theirs) = tokio::io::duplex(1 << 20);
         russh_sftp::server::run(theirs, EndlessGuest).await;
         let raw = RawSftpSession::new(ours);
@@ -641,7 +639,7 @@ mod tests {
     }
 
     #[test]
-    fn zeros_are_left_out_and_everything_else_is_where_it_was() {
+    fn zeros_become_holes_and_everything_else_keeps_its_place() {
         use std::os::unix::fs::MetadataExt;
         let file = tempfile::tempfile().unwrap();
         let mut data = vec![0; 1 << 20];

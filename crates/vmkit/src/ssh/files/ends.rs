@@ -1,4 +1,4 @@
-//! Both ends of a copy as its errors name them, and what the copy of a tree goes on without.
+//! The two ends of a copy in its errors, and the failures that the copy of a tree continues after.
 
 use std::io;
 use std::path::Path;
@@ -9,14 +9,14 @@ use russh_sftp::protocol::StatusCode;
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// How long one request may stay without an answer.
+/// The timeout of one request.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
-/// How many failures of one copy are kept; of the others only their number is.
+/// The maximum number of failures of one copy that are kept; the others are only counted.
 const MOST_FAILURES: usize = 100;
-/// How many names the error of a whole copy has.
+/// The maximum number of names in the error of a whole copy.
 const MOST_NAMED: usize = 3;
 
-/// Both ends of a copy, for errors.
+/// The two ends of a copy, for errors.
 #[derive(Debug, Clone)]
 pub(super) struct CopyEnds {
     pub(super) from: String,
@@ -44,7 +44,7 @@ impl CopyEnds {
         }
     }
 
-    /// Creates the error for something that this host refused.
+    /// Creates the error for an action that this host refused.
     pub(super) fn local(&self, act: FileAction, path: &Path, source: io::Error) -> Error {
         let parent = || path.parent().unwrap_or(path).display().to_string();
         match (source.kind(), act) {
@@ -69,7 +69,7 @@ impl CopyEnds {
         }
     }
 
-    /// Creates the error for something that the guest refused.
+    /// Creates the error for an action that the guest refused.
     pub(super) fn remote(&self, act: FileAction, path: &str, error: SftpError) -> Error {
         match error {
             SftpError::Status(status) => match status.status_code {
@@ -79,26 +79,25 @@ impl CopyEnds {
                 }
                 _ => {
                     let (verb, said) = (act.verb(), status.error_message);
-                    let problem = format!("the guest's SFTP server can't {verb} {path}, and says {said:?}");
+                    let problem = format!("the guest's SFTP server can't {verb} {path}: {said:?}");
                     self.problem(ErrorKind::Guest, problem)
                 }
             },
             SftpError::Timeout => {
-                let problem = format!("the guest has not answered for {} s", PATIENCE.as_secs());
+                let problem = format!("no reply from the guest for {} s", PATIENCE.as_secs());
                 self.problem(ErrorKind::TimedOut, problem)
             }
             error => Error::Copy {
                 from: self.from.clone(),
                 to: self.to.clone(),
-                problem: "the connection to the guest broke".to_owned(),
+                problem: "the connection to the guest was lost".to_owned(),
                 kind: ErrorKind::Guest,
                 source: Some(Box::new(error)),
             },
         }
     }
 
-    /// Returns the error for what is not there: what is copied, or the directory that it would go
-    /// to.
+    /// Returns the error for a missing source, or for a missing directory of the destination.
     fn missing(&self, act: FileAction, parent: &str, end: &str) -> Error {
         let problem = match act {
             FileAction::Find | FileAction::Read => format!("there is no such file {end}"),
@@ -107,12 +106,12 @@ impl CopyEnds {
         self.problem(ErrorKind::NotFound, problem)
     }
 
-    /// Returns the error for a directory that is there, and takes nothing.
+    /// Returns the error for a directory in which nothing can be created.
     pub(super) fn nothing_made(&self, dir: &str, end: &str) -> Error {
-        self.problem(ErrorKind::InvalidInput, format!("nothing can be made in the directory {dir} {end}"))
+        self.problem(ErrorKind::InvalidInput, format!("nothing can be created in the directory {dir} {end}"))
     }
 
-    /// Returns the error for a file system of the guest's without space.
+    /// Returns the error for a full file system of the guest.
     pub(super) fn full(&self, dir: &str, lacks: &str) -> Error {
         Error::Copy {
             from: self.from.clone(),
@@ -123,50 +122,51 @@ impl CopyEnds {
         }
     }
 
-    /// Returns the error for what is no regular file; `found` says what it is.
+    /// Returns the error for a special file; `found` is its kind.
     pub(super) fn special(&self, found: &str, end: &str) -> Error {
-        let problem = format!("what is {end} is not a regular file but {found}");
+        let problem = format!("the file {end} is {found} (expected a regular file)");
         self.problem(ErrorKind::InvalidInput, problem)
     }
 
-    /// Returns the error for a directory that nobody asked to have copied.
+    /// Returns the error for a directory without `recursive`.
     pub(super) fn flat(&self) -> Error {
         Error::NotRecursive { from: self.from.clone(), to: self.to.clone() }
     }
 
-    /// Returns the error for a directory that would take the place of a file.
+    /// Returns the error for a directory whose destination is a file.
     pub(super) fn file_there(&self, end: &str) -> Error {
-        self.problem(ErrorKind::InvalidInput, format!("a file of that name is {end} already"))
+        self.problem(ErrorKind::InvalidInput, format!("a file of that name exists {end}"))
     }
 
-    /// Returns the error for a symbolic link that leads to nothing, where a copy was to go.
+    /// Returns the error for a destination that is a dangling symbolic link.
     pub(super) fn dangling(&self, end: &str) -> Error {
-        let problem = format!(
-            "what is there {end} is a symbolic link that leads to nothing (expected a file or no file)"
-        );
+        let problem =
+            format!("the destination {end} is a symbolic link without a target (expected a file or no file)");
         self.problem(ErrorKind::InvalidInput, problem)
     }
 
-    /// Returns the error for a place that is named as a directory and is none; `there` tells
-    /// whether anything is there.
+    /// Returns the error for a destination that is named as a directory and is not one; `there` is
+    /// whether it exists.
     pub(super) fn no_dir(&self, there: bool, end: &str) -> Error {
         match there {
-            true => self.problem(ErrorKind::InvalidInput, format!("what is there {end} is not a directory")),
+            true => {
+                self.problem(ErrorKind::InvalidInput, format!("the destination {end} is not a directory"))
+            }
             false => self.problem(ErrorKind::NotFound, format!("there is no such directory {end}")),
         }
     }
 
-    /// Returns the error for what comes without a name and goes to a directory.
+    /// Returns the error for a source without a name and a directory as the destination.
     pub(super) fn nameless(&self, end: &str) -> Error {
         let problem = format!(
-            "a pipe has no name that its copy could have, and what is there {end} is a directory (expected {}/NAME)",
+            "a pipe has no name for its copy, and the destination {end} is a directory (expected {}/NAME)",
             self.to.trim_end_matches('/')
         );
         self.problem(ErrorKind::InvalidInput, problem)
     }
 }
 
-/// What was being done when it was refused.
+/// The action that was refused.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum FileAction {
     Find,
@@ -186,17 +186,17 @@ impl FileAction {
     }
 }
 
-/// What the copy of a tree goes on without.
+/// The failures that the copy of a tree continues after.
 #[derive(Debug, Default)]
 pub(super) struct LeftOut {
-    /// What can't be named to the other end.
+    /// What has no name in UTF-8.
     unnamed: Vec<String>,
     failures: Vec<Error>,
     failed: usize,
 }
 
 impl LeftOut {
-    /// Adds something that can't be named to the other end.
+    /// Adds something that has no name in UTF-8.
     pub(super) fn add_unnamed(&mut self, what: String) {
         self.unnamed.push(what);
     }
@@ -204,7 +204,7 @@ impl LeftOut {
     /// Adds the failure of one file or directory.
     ///
     /// # Errors
-    /// The failure itself where nothing else could be copied either.
+    /// The failure itself if nothing else could be copied either.
     pub(super) fn add(&mut self, failure: Error) -> Result<()> {
         if ends_all(&failure) {
             return Err(failure);
@@ -216,8 +216,8 @@ impl LeftOut {
         Ok(())
     }
 
-    /// Returns the error for a copy that left something out which it should have copied; `skipped`
-    /// is what can't be copied at all.
+    /// Returns the error for a copy that left something out; `skipped` is what can't be copied at
+    /// all.
     pub(super) fn check(self, ends: &CopyEnds, skipped: &[String]) -> Result<()> {
         if self.unnamed.is_empty() && self.failures.is_empty() {
             return Ok(());
@@ -235,13 +235,13 @@ impl LeftOut {
         }
         if let Some(first) = self.unnamed.first() {
             parts.push(format!(
-                "{} is not UTF-8, which a name needs to be copied over SFTP",
+                "{} is not UTF-8, which SFTP requires",
                 listed(vec![first], self.unnamed.len())
             ));
         }
         if let Some(first) = skipped.first() {
             let first = listed(vec![first], skipped.len());
-            parts.push(format!("{first} was left out, being neither file, directory nor link"));
+            parts.push(format!("{first} was skipped: neither a file nor a directory nor a link"));
         }
         parts.push("all else was copied".to_owned());
         Err(Error::CopyPart {
@@ -256,7 +256,7 @@ impl LeftOut {
     }
 }
 
-/// Returns the names, and how many more there are.
+/// Returns the first names, and how many more there are.
 fn listed(names: Vec<&str>, all: usize) -> String {
     match all - names.len() {
         0 => names.join(", "),
@@ -264,8 +264,7 @@ fn listed(names: Vec<&str>, all: usize) -> String {
     }
 }
 
-/// Returns whether a failure is one of the whole copy: a connection that is gone, an end that is
-/// full.
+/// Returns whether a failure ends the whole copy: a lost connection, a full disk.
 pub(super) fn ends_all(failure: &Error) -> bool {
     let Error::Copy { kind, source, .. } = failure else { return true };
     let is_full =
@@ -286,7 +285,7 @@ pub(super) fn parent_and_name(path: &str) -> (&str, &str) {
     }
 }
 
-/// Returns a place as errors show it: what says that it has to be a directory is not a part of it.
+/// Returns a path as errors show it: without the ending that requires a directory.
 pub(super) fn shown(place: &str) -> &str {
     place.strip_suffix("/.").unwrap_or(place)
 }

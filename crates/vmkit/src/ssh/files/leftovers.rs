@@ -1,22 +1,23 @@
-//! What copies that were killed have left half-written in the guest.
+//! Removing the unfinished files of killed copies in the guest.
 //!
-//! Nobody is there to remove it, so the next copy into the same directory does. A copy that is
-//! under way has a file of the same kind: it writes all the time, or gives up within [`PATIENCE`],
-//! so what nobody has written to for twice as long is nobody's.
+//! The next copy into the same directory removes them. A running copy has a file of the same kind,
+//! but writes to it all the time, or gives up within [`PATIENCE`]: so a file that was not written
+//! to for twice as long is a leftover.
 
 use russh_sftp::protocol::FileAttributes;
 
 use super::ends::PATIENCE;
 use super::{FileKind, GuestFiles, joined, kind};
 
-/// How many names of a directory are looked through. In a larger one what is left stays.
+/// How many names of a directory are searched. In a larger one, leftovers may stay.
 const MOST_NAMES: usize = 20_000;
-/// How long a leftover was not written to, in seconds.
+/// The age of a leftover since its last write, in seconds.
 const AGE_SECONDS: u32 = 2 * PATIENCE.as_secs() as u32;
 
 impl GuestFiles {
-    /// Removes what is left in a directory of the guest, once in a session; `now` is something that
-    /// was written just now there, by the guest's clock. What can't be removed stays.
+    /// Removes the leftovers in a directory of the guest, once in a session; `now` are the
+    /// attributes of a file that was written just now, for the guest's clock. What can't be removed
+    /// stays.
     pub(super) async fn sweep(&self, dir: &str, now: &FileAttributes) {
         let Some(now) = now.mtime else { return };
         if !self.swept.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(dir.to_owned()) {
@@ -24,7 +25,7 @@ impl GuestFiles {
         }
         let Ok(opened) = self.raw.opendir(dir).await else { return };
         let (mut left, mut names) = (Vec::new(), 0);
-        // It ends with an error, which is the end or is another day's.
+        // The loop ends with an error: the end of the directory, or one that does not matter here.
         while let Ok(found) = self.raw.readdir(&opened.handle).await {
             names += found.files.len();
             let files = found.files.into_iter().filter(|file| is_left(&file.filename, &file.attrs, now));
@@ -40,7 +41,7 @@ impl GuestFiles {
     }
 }
 
-/// Returns whether this is a file or a link that a copy has begun, and given up long ago.
+/// Returns whether this is an unfinished file or link of a copy that ended long ago.
 fn is_left(name: &str, found: &FileAttributes, now: u32) -> bool {
     let is_hex = |mark: &str| mark.len() == 8 && mark.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
     let is_ours = name.starts_with('.') && name.rsplit_once(".vmkit-").is_some_and(|(_, mark)| is_hex(mark));
@@ -54,7 +55,7 @@ mod tests {
     use crate::ssh::files::unfinished;
 
     #[test]
-    fn only_what_a_copy_has_begun_and_left_long_ago_is_left_over() {
+    fn only_an_old_unfinished_file_is_a_leftover() {
         let found = |mode, mtime| FileAttributes {
             permissions: Some(mode),
             mtime: Some(mtime),
@@ -63,7 +64,10 @@ mod tests {
         let (now, old, file) = (10_000, 10_000 - AGE_SECONDS - 1, 0o100_600);
         assert!(is_left(&unfinished("big"), &found(file, old), now));
         assert!(is_left(&unfinished("link"), &found(0o120_777, old), now));
-        assert!(!is_left(&unfinished("big"), &found(file, now - AGE_SECONDS), now), "it may be under way");
+        assert!(
+            !is_left(&unfinished("big"), &found(file, now - AGE_SECONDS), now),
+            "its copy may be running"
+        );
         assert!(!is_left(&unfinished("dir"), &found(0o040_700, old), now));
         for name in [
             "big",

@@ -1,9 +1,8 @@
-//! Files copied into a guest and out of it, over the server's SFTP.
+//! Copying files into a guest and out of it, by the server's SFTP.
 //!
-//! What is being written has a name of its own, in the directory where it is going to be, and gets
-//! its real one when it is whole. The guest is not trusted with this host: below the directory that
-//! somebody named, everything is opened relative to its parent and no symbolic link is ever walked
-//! through.
+//! A file is written under a temporary name in its directory, and renamed when it is complete. The
+//! guest is not trusted with this host: below the directory that the caller named, everything is
+//! opened relative to its parent, and no symbolic link is followed.
 //!
 //! Source: draft-ietf-secsh-filexfer-02, which is SFTP version 3; OpenSSH's `PROTOCOL` for the
 //! extensions.
@@ -34,77 +33,77 @@ use super::verifier::ServerVerifier;
 use crate::deadline::later;
 use crate::error::{Error, ErrorKind, Result};
 
-/// How much one request carries. Every server takes this much.
+/// The size of one request; every server accepts this.
 const CHUNK_BYTES: u32 = 32 * 1024;
-/// What a file system needs for a new name at the least.
+/// The minimum free space that a file system needs for a new name.
 const SMALLEST_BLOCK: u64 = 4096;
-/// How many requests are on their way at the same time: 2 MiB, which is SSH's window.
+/// The number of pending requests: 2 MiB, which is SSH's window.
 const IN_FLIGHT: usize = 64;
-/// OpenSSH's rename that replaces what is there.
+/// OpenSSH's rename, which replaces an existing file.
 const POSIX_RENAME: &str = "posix-rename@openssh.com";
 
-/// The files of a guest, as the user of the session may use them.
+/// The files of a guest, with the rights of the session's user.
 pub struct GuestFiles {
     raw: Arc<RawSftpSession>,
     /// The connection, for a program that finds the holes of a file; it ends with its session.
     connection: Weak<Handle<ServerVerifier>>,
-    /// What errors call the guest.
+    /// The guest's name in errors.
     name: String,
     replaces: bool,
-    /// The file in the guest that is being written.
+    /// The temporary file in the guest that is being written.
     unfinished: Mutex<Option<String>>,
-    /// The directories of the guest in which nothing of killed copies is left.
+    /// The directories of the guest without leftovers.
     swept: Mutex<HashSet<String>>,
 }
 
-/// How far a copy is.
+/// The progress of a copy.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct CopyProgress {
-    /// The file that is being copied, at the end that it comes from.
+    /// The file that is being copied: its source.
     pub file: String,
-    /// How much of it has been copied, in bytes; holes count.
+    /// How many bytes of it are copied; holes count.
     pub file_bytes: u64,
-    /// How long it is, in bytes.
+    /// Its length in bytes.
     pub file_size: u64,
-    /// What was copied all in all.
+    /// What was copied in all.
     pub total: CopySummary,
 }
 
-/// What was copied.
+/// A summary of a copy.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct CopySummary {
-    /// How many files, symbolic links among them.
+    /// The number of files, including symbolic links.
     pub files: u64,
-    /// How many bytes of them; holes count.
+    /// Their size in bytes; holes count.
     pub bytes: u64,
-    /// What was left out: neither file nor directory nor symbolic link.
+    /// What was skipped: neither a file nor a directory nor a symbolic link.
     pub skipped: Vec<String>,
 }
 
-/// Tells of the progress of a copy.
+/// Called with the progress of a copy.
 pub type CopyObserver<'a> = &'a mut (dyn FnMut(&CopyProgress) + Send);
 
 impl Session {
-    /// Begins to use the guest's files.
+    /// Opens SFTP to the guest's files.
     ///
     /// # Errors
-    /// `Guest` where its server has no SFTP; `TimedOut`.
+    /// `Guest` if its server has no SFTP; `TimedOut`.
     pub async fn files(&self, name: &str, timeout: Duration) -> Result<GuestFiles> {
         self.within(later(timeout), "the guest's SFTP server", self.begin_files(name)).await
     }
 
     async fn begin_files(&self, name: &str) -> Result<GuestFiles> {
         let mut channel = self.channel().await?;
-        let failed = |error| self.failed("cannot begin SFTP", error);
+        let failed = |error| self.failed("cannot start SFTP", error);
         channel.request_subsystem(true, "sftp").await.map_err(failed)?;
         loop {
             match channel.wait().await {
                 Some(russh::ChannelMsg::Success) => break,
                 Some(russh::ChannelMsg::Failure | russh::ChannelMsg::Close) | None => {
                     return Err(self.problem(
-                        "the guest's SSH server has no SFTP, which copies need: install `openssh-sftp-server` in the guest",
+                        "the guest's SSH server has no SFTP, which copying needs: install `openssh-sftp-server` in the guest",
                     ));
                 }
                 Some(_) => {}
@@ -127,14 +126,13 @@ impl Session {
     }
 }
 
-/// Returns why SFTP did not begin, by what came in its place.
+/// Returns why SFTP did not start, from the output in its place.
 fn not_begun(preface: &SftpPreface) -> String {
     let said = preface.first_line();
-    let expected =
-        "expected a login shell that runs what it is given, and OpenSSH's SFTP server in the guest";
+    let expected = "expected a login shell that runs its command, and OpenSSH's SFTP server in the guest";
     match said.is_empty() {
-        true => format!("SFTP does not begin, and the guest says nothing else ({expected})"),
-        false => format!("SFTP does not begin: the guest's shell printed {said:?} in its place ({expected})"),
+        true => format!("SFTP did not start, and the guest printed nothing else ({expected})"),
+        false => format!("SFTP did not start: the guest's shell printed {said:?} instead ({expected})"),
     }
 }
 
@@ -145,11 +143,11 @@ impl fmt::Debug for GuestFiles {
 }
 
 impl GuestFiles {
-    /// Removes what a dropped copy has left half-written in the guest, if anything.
+    /// Removes the unfinished file of a dropped copy in the guest, if there is one.
     pub async fn tidy_up(&self) {
         let unfinished = self.unfinished.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(unfinished) = unfinished {
-            // Whoever removes it later finds by its name what it is.
+            // If this fails, a later copy removes the file because of its name.
             let _ = self.raw.remove(unfinished).await;
         }
     }
@@ -158,7 +156,7 @@ impl GuestFiles {
         *self.unfinished.lock().unwrap_or_else(PoisonError::into_inner) = path;
     }
 
-    /// Returns the path as the server knows it: below the user's home where it is relative.
+    /// Returns the path for the server: a relative one starts at the user's home.
     fn path(path: &str) -> &str {
         match path.strip_prefix("~/").unwrap_or(path) {
             "" | "~" => ".",
@@ -166,7 +164,7 @@ impl GuestFiles {
         }
     }
 
-    /// Returns what lies at a path, its last link followed; nothing where there is nothing.
+    /// Returns the attributes of a path, following a link; `None` if it does not exist.
     async fn look(&self, path: &str, ends: &CopyEnds) -> Result<Option<FileAttributes>> {
         match self.raw.stat(path).await {
             Ok(found) => Ok(Some(found.attrs)),
@@ -175,8 +173,8 @@ impl GuestFiles {
         }
     }
 
-    /// Creates the error for something that could not be made or written in the guest. Its server
-    /// says that something is not there also of a directory in which nothing can be made, such as
+    /// Creates the error for something that could not be created or written in the guest. Its
+    /// server also reports "not found" for a directory in which nothing can be created, such as
     /// those of `/proc`.
     async fn unmade(&self, act: FileAction, path: &str, error: SftpError, ends: &CopyEnds) -> Error {
         let dir = parent_and_name(path).0;
@@ -192,9 +190,9 @@ impl GuestFiles {
         ends.remote(act, path, error)
     }
 
-    /// Returns the error for a file system that is full, where that is why the guest refused
-    /// something in this directory, for which it has fewer bytes than needed: its server has one
-    /// word for that and for all else.
+    /// Returns the error for a full file system, if that is why the guest refused an action in this
+    /// directory, which has fewer free bytes than needed: the server has the same status for that
+    /// and for all else.
     async fn full(&self, dir: &str, error: &SftpError, needed: u64, ends: &CopyEnds) -> Option<Error> {
         let SftpError::Status(status) = error else { return None };
         if status.status_code != StatusCode::Failure {
@@ -205,20 +203,20 @@ impl GuestFiles {
         if found.blocks > 0 && room < needed {
             return Some(ends.full(dir, &format!("no space left on device ({room} bytes are free)")));
         }
-        // A file system without a table of inodes has none at all.
+        // A file system without a table of inodes reports none at all.
         (found.inodes > 0 && found.inodes_avail == 0)
             .then(|| ends.full(dir, "no space left on device (no inode is free)"))
     }
 
-    /// Returns the path without any symbolic link in it.
+    /// Returns the path without symbolic links.
     async fn resolved(&self, path: &str, ends: &CopyEnds) -> Result<String> {
         let answer =
             self.raw.realpath(path).await.map_err(|error| ends.remote(FileAction::Find, path, error))?;
         let found = answer.files.into_iter().next().map(|file| file.filename);
-        found.ok_or_else(|| ends.problem(ErrorKind::Guest, format!("the guest has no path for {path:?}")))
+        found.ok_or_else(|| ends.problem(ErrorKind::Guest, format!("the guest did not resolve {path:?}")))
     }
 
-    /// Gives a file its name, in the place of what has it.
+    /// Renames a file, replacing an existing one.
     async fn rename(&self, from: &str, to: &str) -> Result<(), SftpError> {
         if self.replaces {
             let mut data = Vec::new();
@@ -241,12 +239,12 @@ impl GuestFiles {
     }
 }
 
-/// Returns whether the server says that something is not there.
+/// Returns whether the server reports that something does not exist.
 fn is_missing(error: &SftpError) -> bool {
     matches!(error, SftpError::Status(status) if status.status_code == StatusCode::NoSuchFile)
 }
 
-/// What a file of the guest is.
+/// The kind of a file of the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum FileKind {
     File,
@@ -255,8 +253,8 @@ enum FileKind {
     Other,
 }
 
-/// Tells what this is, by the type in the mode, which is a number and not a set of flags: a socket
-/// has the bits of both a file and a directory.
+/// Returns the kind, by the type in the mode. That is a number and not a set of flags: a socket has
+/// the bits of both a file and a directory.
 fn kind(found: &FileAttributes) -> FileKind {
     match found.permissions.map(|mode| mode & 0o170_000) {
         Some(0o100_000) => FileKind::File,
@@ -266,10 +264,10 @@ fn kind(found: &FileAttributes) -> FileKind {
     }
 }
 
-/// A name for what is not whole yet, beside what it will be.
+/// Returns a temporary name for a file, in the same directory.
 fn unfinished(name: &str) -> String {
     let mark = Uuid::new_v4().simple().to_string();
-    // A file's name has 255 bytes at the most.
+    // A file's name has at most 255 bytes.
     let mut cut = name.len().min(200);
     while !name.is_char_boundary(cut) {
         cut -= 1;
@@ -281,8 +279,8 @@ fn joined(dir: &str, name: &str) -> String {
     if dir.ends_with('/') { format!("{dir}{name}") } else { format!("{dir}/{name}") }
 }
 
-/// Returns the last part of a path as it was typed; nothing where that is no name in its directory
-/// (`.`, `..`, `/`). What is copied then is what is in it, as `cp -r` and `scp -r` have it.
+/// Returns the last part of a path as it was typed; `None` if that is not a name in its directory
+/// (`.`, `..`, `/`). Then its content is copied, as by `cp -r` and `scp -r`.
 fn typed_name(path: &str) -> Option<&str> {
     match parent_and_name(path.trim_end_matches('/')).1 {
         "" | "." | ".." => None,
@@ -290,7 +288,7 @@ fn typed_name(path: &str) -> Option<&str> {
     }
 }
 
-/// Returns what this is, for errors.
+/// Returns the kind of a file, for errors.
 fn described(found: &FileAttributes) -> &'static str {
     match found.permissions.map(|mode| mode & 0o170_000) {
         Some(0o040_000) => "a directory",

@@ -1,4 +1,4 @@
-//! From this host into the guest.
+//! Copying from this host into the guest.
 
 use std::collections::VecDeque;
 use std::ffi::OsStr;
@@ -23,16 +23,16 @@ use super::{
 };
 use crate::error::{ErrorKind, Result};
 
-/// What becomes a file of the guest.
+/// The source of a file of the guest.
 enum UploadContent<'a> {
     /// A file of this host, with its mode and its holes.
     File { file: File, mode: u32, bytes: u64 },
-    /// What comes until its end.
+    /// A stream that is read to its end.
     Stream(&'a mut (dyn AsyncRead + Send + Unpin)),
 }
 
-/// Checks what is to be copied into a guest before the guest is waited for: that it is there, may
-/// be read, and is what [`GuestFiles::upload`] copies. `guest` is what errors call the guest.
+/// Checks the source of a copy into a guest before waiting for the guest: that it exists, is
+/// readable, and can be copied by [`GuestFiles::upload`]. `guest` is the guest's name in errors.
 ///
 /// # Errors
 /// `Copy`, as for [`GuestFiles::upload`].
@@ -40,7 +40,7 @@ pub fn check_upload(from: &Path, guest: &str, to: &str, recursive: bool) -> Resu
     look_here(from, recursive, &CopyEnds::of_upload(from, guest, to)).map(drop)
 }
 
-/// Returns what is to be copied, if it can be.
+/// Returns the metadata of the source, if it can be copied.
 fn look_here(from: &Path, recursive: bool, ends: &CopyEnds) -> Result<Metadata> {
     let metadata = fs::metadata(from).map_err(|source| ends.local(FileAction::Find, from, source))?;
     let is_pipe = metadata.file_type().is_fifo() && is_unnamed(from);
@@ -55,23 +55,23 @@ fn look_here(from: &Path, recursive: bool, ends: &CopyEnds) -> Result<Metadata> 
 }
 
 impl GuestFiles {
-    /// Copies a file, or with `recursive` a directory and all below it, into the guest.
+    /// Copies a file, or with `recursive` a directory and everything below it, into the guest.
     ///
-    /// Where `to` is a directory, it is copied into that, under its own name, which is that of the
-    /// link where a symbolic link is named; else `to` is its name there. Of a directory named by
-    /// `.` or `..`, such as `site/.`, the content is copied, as `cp -r` does it. Mode bits go
-    /// along; holes stay holes; a symbolic link below a directory is copied as one, whatever it
-    /// leads to. A file that is there is replaced as a whole. What is written is what was read up
-    /// to the end of the file, wherever that is by then. A pipe without a name, such as
-    /// `/dev/fd/63`, is read to its end.
+    /// If `to` is a directory, the copy is in it, with the name of its source, which for a symbolic
+    /// link is the link's; otherwise `to` is its path. For a directory named by `.` or `..`, such
+    /// as `site/.`, the content is copied, as by `cp -r`. Mode bits are copied; holes stay holes; a
+    /// symbolic link below a directory is copied as one, whatever its target. An existing file is
+    /// replaced as a whole. The copy ends where the source ends when it is read. A pipe without a
+    /// name, such as `/dev/fd/63`, is read to its end.
     ///
     /// # Cancel safety
-    /// A dropped copy leaves whole files, and may leave one that [`tidy_up`](Self::tidy_up)
-    /// removes; else the first copy into the same directory after two minutes does.
+    /// A dropped copy leaves complete files, and possibly a temporary one, which
+    /// [`tidy_up`](Self::tidy_up) removes; otherwise the first copy into the same directory after
+    /// two minutes does.
     ///
     /// # Errors
-    /// `Copy` with both ends, what was tried and at which of them; `CopyPart` where some of what is
-    /// below a directory could not be copied, and all else was.
+    /// `Copy` with both ends, the failed action and its end; `CopyPart` if something below a
+    /// directory could not be copied, and all else was.
     pub async fn upload(
         &self,
         from: &Path,
@@ -92,9 +92,9 @@ impl GuestFiles {
                 return Err(ends.file_there("in the guest"));
             }
             (Some(found), Some(name)) if kind(&found) == FileKind::Dir => {
-                let name = name.to_str().ok_or_else(|| {
-                    ends.problem(ErrorKind::InvalidInput, "what is copied needs a name in UTF-8")
-                })?;
+                let name = name
+                    .to_str()
+                    .ok_or_else(|| ends.problem(ErrorKind::InvalidInput, "the copy needs a name in UTF-8"))?;
                 joined(to, name)
             }
             _ if shown(to).trim_end_matches('/').is_empty() => "/".to_owned(),
@@ -110,17 +110,16 @@ impl GuestFiles {
         Ok(progress.total)
     }
 
-    /// Copies what comes from a stream until its end into a file of the guest; `name` is what
-    /// errors call the stream.
+    /// Copies a stream to its end into a file of the guest; `name` is the stream's name in errors.
     ///
-    /// A file that is there is replaced as a whole and keeps its mode; a new one has the mode that
-    /// the guest gives new files.
+    /// An existing file is replaced as a whole and keeps its mode; a new one has the guest's
+    /// default mode.
     ///
     /// # Cancel safety
     /// As [`upload`](Self::upload).
     ///
     /// # Errors
-    /// `Copy`, also where `to` is a directory: the copy would have no name there.
+    /// `Copy`, also if `to` is a directory: the copy would have no name there.
     pub async fn upload_stream(
         &self,
         from: &mut (dyn AsyncRead + Send + Unpin),
@@ -149,11 +148,10 @@ impl GuestFiles {
         Ok(progress.total)
     }
 
-    /// Returns what lies at the place that a copy goes to.
+    /// Returns what exists at the destination.
     ///
     /// # Errors
-    /// `Copy` for a directory that has to be there and is not, and for a link that leads to
-    /// nothing.
+    /// `Copy` for a directory that has to exist and does not, and for a link without a target.
     async fn look_for_place(
         &self,
         to: &str,
@@ -177,7 +175,7 @@ impl GuestFiles {
     /// Returns whether this is a directory of the guest.
     ///
     /// # Errors
-    /// `Copy` where the guest does not tell.
+    /// `Copy` if the guest does not reply.
     pub async fn is_dir(&self, path: &str) -> Result<bool> {
         let place = format!("{}:{path}", self.name);
         let ends = CopyEnds { from: place.clone(), to: place };
@@ -193,7 +191,7 @@ impl GuestFiles {
         report: CopyObserver<'_>,
     ) -> Result<LeftOut> {
         let (mut ahead, mut left_out) = (Vec::new(), LeftOut::default());
-        // What fails at the top is a failure of the whole copy.
+        // A failure at the top is a failure of the whole copy.
         let entries = self.upload_dir(from, &to, metadata.mode()).await?;
         ahead.push((entries, to));
         while let Some((mut entries, to)) = ahead.pop() {
@@ -217,7 +215,7 @@ impl GuestFiles {
                         Ok(())
                     }
                     Ok(false) => {
-                        left_out.add_unnamed(format!("what the link {} leads to", path.display()));
+                        left_out.add_unnamed(format!("the target of the link {}", path.display()));
                         Ok(())
                     }
                     Err(error) => Err(error),
@@ -233,7 +231,7 @@ impl GuestFiles {
         Ok(left_out)
     }
 
-    /// Creates a directory, and returns what that of this host has in it, last name first.
+    /// Creates a directory, and returns the content of its source, the last name first.
     async fn upload_dir(
         &self,
         from: &Path,
@@ -250,12 +248,12 @@ impl GuestFiles {
         Ok(entries)
     }
 
-    /// Creates a directory that its owner can use, unless it is there.
+    /// Creates a directory that its owner can use, unless it exists.
     async fn make_dir(&self, path: &str, mode: u32, ends: &CopyEnds) -> Result<()> {
         let mode = mode & 0o7777 | 0o700;
         let attrs = FileAttributes { permissions: Some(mode), ..FileAttributes::default() };
         let Err(error) = self.raw.mkdir(path, attrs.clone()).await else {
-            // The guest's mask takes these away, and mkdir(2) those beyond the permissions.
+            // The guest's umask takes these bits away, and mkdir(2) those beyond the permissions.
             if mode & 0o7022 != 0 {
                 let set = self.raw.setstat(path, attrs).await;
                 set.map_err(|error| ends.remote(FileAction::Make, path, error))?;
@@ -269,14 +267,14 @@ impl GuestFiles {
         }
     }
 
-    /// Creates a link that leads to the same, and tells whether that can be said in UTF-8.
+    /// Creates a link with the same target; returns false if the target is not UTF-8.
     async fn upload_link(&self, from: &Path, to: &str, ends: &CopyEnds) -> Result<bool> {
         let target = fs::read_link(from).map_err(|source| ends.local(FileAction::Read, from, source))?;
         let Some(target) = target.to_str() else { return Ok(false) };
         let (dir, name) = parent_and_name(to);
         let part = joined(dir, &unfinished(name));
-        // OpenSSH takes the two the other way round than the draft has them. Source: OpenSSH,
-        // `PROTOCOL`, section 4.1.
+        // OpenSSH has the two in another order than the draft. Source: OpenSSH, `PROTOCOL`, section
+        // 4.1.
         if let Err(error) = self.raw.symlink(target, &part).await {
             return Err(self.unmade(FileAction::Make, to, error, ends).await);
         }
@@ -301,7 +299,7 @@ impl GuestFiles {
     ) -> Result<()> {
         let ends = CopyEnds { from: from.display().to_string(), to: format!("{}:{to}", self.name) };
         let local = |source| ends.local(FileAction::Read, from, source);
-        // What it was is known, and may be something else by now: that is never waited for.
+        // It was a file when it was inspected, and may be a pipe by now: never wait for one.
         let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits().cast_signed();
         let file = File::options().read(true).custom_flags(flags).open(from).map_err(local)?;
         let found = file.metadata().map_err(local)?;
@@ -312,7 +310,7 @@ impl GuestFiles {
         self.upload_to(content, to, &ends, progress, report).await
     }
 
-    /// Writes a file of the guest, which has its name once it is whole.
+    /// Writes a file of the guest, which gets its name when it is complete.
     async fn upload_to(
         &self,
         content: UploadContent<'_>,
@@ -323,7 +321,7 @@ impl GuestFiles {
     ) -> Result<()> {
         let found = self.look(to, ends).await?;
         let place = match &found {
-            // A link to a file is kept, and what it leads to is replaced.
+            // A link to a file is kept, and its target is replaced.
             Some(found) if kind(found) == FileKind::File => self.resolved(to, ends).await?,
             Some(found) => return Err(ends.special(described(found), "in the guest")),
             None => to.to_owned(),
@@ -363,14 +361,14 @@ impl GuestFiles {
         report: CopyObserver<'_>,
     ) -> Result<()> {
         let flags = OpenFlags::WRITE | OpenFlags::CREATE | OpenFlags::EXCLUDE;
-        // Until it is whole it is for its owner; without a mode it has what the guest gives new
-        // files.
+        // Until it is complete, only its owner has access; without a mode it has the guest's
+        // default one.
         let attrs = FileAttributes { permissions: mode.map(|_| 0o600), ..FileAttributes::default() };
         let handle = match self.raw.open(part, flags, attrs).await {
             Ok(opened) => opened.handle,
             Err(error) => return Err(self.unmade(FileAction::Write, part, error, ends).await),
         };
-        // Before anything is written: it may be what fills the disk.
+        // Before anything is written: a leftover may fill the disk.
         if let Ok(begun) = self.raw.fstat(&handle).await {
             self.sweep(parent_and_name(part).0, &begun.attrs).await;
         }
@@ -404,7 +402,7 @@ impl GuestFiles {
         }
     }
 
-    /// Returns the error for something that could not be written in the guest.
+    /// Returns the error for a file that could not be written in the guest.
     async fn unwritten(&self, path: &str, error: SftpError, ends: &CopyEnds) -> crate::Error {
         let needed = 2 * u64::from(CHUNK_BYTES);
         match self.full(parent_and_name(path).0, &error, needed, ends).await {
@@ -420,20 +418,20 @@ impl GuestFiles {
     }
 }
 
-/// A file of the guest that is being written.
+/// A temporary file of the guest that is being written.
 struct UploadDraft<'a> {
     files: &'a GuestFiles,
     handle: String,
     part: &'a str,
     ends: &'a CopyEnds,
-    /// The requests on their way, the oldest first.
+    /// The pending requests, the oldest first.
     flying: VecDeque<JoinHandle<Result<u64, SftpError>>>,
     progress: &'a mut CopyProgress,
     report: CopyObserver<'a>,
 }
 
 impl UploadDraft<'_> {
-    /// Writes all of this, and returns how long that was.
+    /// Writes the whole content, and returns its length.
     async fn write_content(&mut self, content: UploadContent<'_>) -> Result<u64> {
         let size = match content {
             UploadContent::File { file, bytes, .. } => self.write_file(&file, bytes).await?,
@@ -443,13 +441,13 @@ impl UploadDraft<'_> {
         Ok(size)
     }
 
-    /// Writes a file of this host to its end, and returns where that was: the length that it has by
-    /// then may be another one, and of the system's own files it never was true.
+    /// Writes a file of this host to its end, and returns where that was: its length may have
+    /// changed, and the length of system files is never true.
     async fn write_file(&mut self, file: &File, bytes: u64) -> Result<u64> {
         let path = PathBuf::from(&self.ends.from);
         (self.progress.file_bytes, self.progress.file_size) = (0, bytes);
         let mut offset = 0;
-        // What says that it is empty has no holes, and may have content.
+        // A file with the length 0 has no holes, and may have content.
         let mut knows_holes = bytes > 0;
         loop {
             let next = if knows_holes { next_stretch(file, offset) } else { FileStretch::Unknown };
@@ -479,7 +477,7 @@ impl UploadDraft<'_> {
         }
     }
 
-    /// Writes what comes until its end, and returns how long that was.
+    /// Writes a stream to its end, and returns its length.
     async fn write_stream(&mut self, stream: &mut (dyn AsyncRead + Send + Unpin)) -> Result<u64> {
         let path = PathBuf::from(&self.ends.from);
         (self.progress.file_bytes, self.progress.file_size) = (0, 0);
@@ -506,7 +504,7 @@ impl UploadDraft<'_> {
         Ok(offset + bytes)
     }
 
-    /// Waits for the oldest of the requests on their way.
+    /// Waits for the oldest pending request.
     async fn land(&mut self) -> Result<()> {
         let Some(oldest) = self.flying.pop_front() else { return Ok(()) };
         let written = oldest.await.map_err(|error| SftpError::UnexpectedBehavior(error.to_string()));
@@ -531,27 +529,27 @@ impl UploadDraft<'_> {
     }
 }
 
-/// What comes next in a file.
+/// The next part of a file.
 #[derive(Debug, PartialEq, Eq)]
 enum FileStretch {
     Data {
         begin: u64,
         end: u64,
     },
-    /// Nothing but a hole up to the end of the file.
+    /// A hole up to the end of the file.
     Hole {
         end: u64,
     },
-    /// The file system does not tell.
+    /// The file system can't report it.
     Unknown,
 }
 
-/// Returns where the next data of a file begins and ends.
+/// Returns the start and the end of a file's next data.
 ///
-/// Source: lseek(2), `SEEK_DATA` and `SEEK_HOLE`; a file system without holes answers one stretch.
+/// Source: lseek(2), `SEEK_DATA` and `SEEK_HOLE`; a file system without holes reports one part.
 fn next_stretch(file: &File, offset: u64) -> FileStretch {
-    // The length is that of a file without data beyond the offset only if there is none afterwards
-    // either: it may grow.
+    // The file may grow: its length only shows that there is no data beyond the offset if there is
+    // none afterwards either.
     let mut end = None;
     loop {
         match (rustix::fs::seek(file, SeekFrom::Data(offset)), end) {
@@ -571,7 +569,7 @@ fn next_stretch(file: &File, offset: u64) -> FileStretch {
     }
 }
 
-/// Returns the last part of a path as it was typed; nothing where that is no name in its directory.
+/// Returns the last part of a path as it was typed; `None` if that is not a name in its directory.
 fn typed_name(path: &Path) -> Option<&OsStr> {
     let bytes = path.as_os_str().as_bytes();
     let end = bytes.iter().rposition(|&byte| byte != b'/')? + 1;
@@ -579,19 +577,19 @@ fn typed_name(path: &Path) -> Option<&OsStr> {
     (!matches!(name, b"." | b"..")).then(|| OsStr::from_bytes(name))
 }
 
-/// Returns whether a pipe has no name in any directory: a shell's `<(…)`, or standard input. One
-/// with a name is read by nobody who does not know who writes to it, or whether anything does.
+/// Returns whether a pipe has no name in any directory: a shell's `<(…)`, or standard input. A
+/// named pipe is not read, since it is unknown whether a process ever writes to it.
 pub(super) fn is_unnamed(pipe: &Path) -> bool {
     pipe.canonicalize().is_err()
 }
 
-/// Opens a pipe that is waited for without blocking a thread.
+/// Opens a pipe for waiting without blocking a thread.
 fn open_pipe(path: &Path) -> io::Result<Receiver> {
     let flags = OFlags::NONBLOCK.bits().cast_signed();
     Receiver::from_file(File::options().read(true).custom_flags(flags).open(path)?)
 }
 
-/// Returns what this is, for errors.
+/// Returns the kind of a file, for errors.
 pub(super) fn special(kind: FileType) -> &'static str {
     match () {
         () if kind.is_dir() => "a directory",
@@ -601,7 +599,7 @@ pub(super) fn special(kind: FileType) -> &'static str {
     }
 }
 
-/// Returns whether the server has nothing more.
+/// Returns whether the error is the end of the data.
 pub(super) fn is_end(error: &SftpError) -> bool {
     matches!(error, SftpError::Status(status) if status.status_code == StatusCode::Eof)
 }
@@ -611,7 +609,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_name_of_what_is_copied_is_the_one_that_was_typed() {
+    fn the_name_of_the_copy_is_the_one_that_was_typed() {
         let name = |path: &str| typed_name(Path::new(path)).map(|name| name.to_str().unwrap().to_owned());
         for (path, expected) in
             [("a", "a"), ("a/b", "b"), ("/a/b//", "b"), ("./...", "..."), ("../.a/", ".a")]
